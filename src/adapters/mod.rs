@@ -1,0 +1,119 @@
+//! LoRA adapters: the weights, their PEFT files, and the registry from names to immutable generations.
+//!
+//! The trainer makes adapters, the engine applies them, the API resolves names to them. An [`Adapter`] never changes once
+//! made; publishing a new one under a name re-points the name, and whoever holds the old `Arc` (the *lease*) keeps it.
+
+pub mod peft;
+pub mod registry;
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+
+use crate::Result;
+
+/// The seven linear layers of a decoder block that an adapter can change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Site {
+    /// `self_attn.q_proj`
+    Query,
+    /// `self_attn.k_proj`
+    Key,
+    /// `self_attn.v_proj`
+    Value,
+    /// `self_attn.o_proj`
+    Output,
+    /// `mlp.gate_proj`
+    Gate,
+    /// `mlp.up_proj`
+    Up,
+    /// `mlp.down_proj`
+    Down,
+}
+
+impl Site {
+    /// All sites in the order of the forward pass.
+    pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+
+    /// The checkpoint's name of the layer inside its block, such as `self_attn.q_proj`.
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Query => "self_attn.q_proj",
+            Self::Key => "self_attn.k_proj",
+            Self::Value => "self_attn.v_proj",
+            Self::Output => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    /// The name in PEFT's `target_modules`, such as `q_proj`.
+    pub fn module(self) -> &'static str {
+        self.path().rsplit('.').next().unwrap_or_default()
+    }
+}
+
+/// The low-rank update of one linear layer: `y += scale · B(A x)`.
+#[derive(Debug, Clone)]
+pub struct LoraPair {
+    /// A, `[rank, in]`, f32.
+    pub a: Tensor,
+    /// B, `[out, rank]`, f32.
+    pub b: Tensor,
+    /// alpha / rank (alpha / √rank under rsLoRA).
+    pub scale: f32,
+}
+
+/// The updates of one decoder block, indexed by [`Site`].
+#[derive(Debug, Clone, Default)]
+pub struct LoraLayer([Option<LoraPair>; 7]);
+
+impl LoraLayer {
+    /// The update at `site`, if the adapter has one there.
+    pub fn get(&self, site: Site) -> Option<&LoraPair> {
+        self.0[site as usize].as_ref()
+    }
+
+    /// Sets the update at `site`.
+    pub fn set(&mut self, site: Site, pair: LoraPair) {
+        self.0[site as usize] = Some(pair);
+    }
+}
+
+/// One immutable generation of an adapter, on the device of its base model.
+#[derive(Debug)]
+pub struct Adapter {
+    /// SHA-256 over the PEFT weights and configuration, in hex: the generation's name, the key of every cache.
+    pub id: String,
+    /// One entry per decoder block.
+    pub layers: Vec<LoraLayer>,
+}
+
+/// A held adapter: the generation stays in memory until the last lease drops.
+pub type AdapterLease = Arc<Adapter>;
+
+impl Adapter {
+    /// The same adapter on `device`.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            let mut moved = LoraLayer::default();
+            for site in Site::ALL {
+                if let Some(pair) = layer.get(site) {
+                    let (a, b) = (pair.a.to_device(device)?, pair.b.to_device(device)?);
+                    moved.set(site, LoraPair { a, b, scale: pair.scale });
+                }
+            }
+            layers.push(moved);
+        }
+        Ok(Self { id: self.id.clone(), layers })
+    }
+
+    /// Bytes of A and B together.
+    pub fn bytes(&self) -> usize {
+        let pairs = self.layers.iter().flat_map(|layer| layer.0.iter().flatten());
+        pairs.map(|pair| 4 * (pair.a.elem_count() + pair.b.elem_count())).sum()
+    }
+}

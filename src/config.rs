@@ -1,0 +1,229 @@
+//! The one typed configuration, from defaults, a file, the environment and flags, checked once at start.
+//!
+//! Called by `main`; everything else receives the values it needs. Nothing else in the crate reads the environment.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::{Env, Format as _, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// Everything that an operator can set. Field names are the keys of `attune.toml`; `ATTUNE_` and the upper-case name set
+/// the same from the environment (`ATTUNE_LISTEN`, `ATTUNE_DATA_DIR`, …); flags win over both.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Address of the HTTP server; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Folder for files, adapters, checkpoints and the private database.
+    pub data_dir: PathBuf,
+    /// Postgres to use; without it a private one runs inside `data_dir`.
+    pub database_url: Option<String>,
+    /// Base models to serve.
+    pub models: Vec<ModelEntry>,
+    /// Where models run.
+    pub device: DeviceChoice,
+    /// Run fine-tune jobs inside `serve`.
+    pub worker: bool,
+    /// Keys that clients must send as `Authorization: Bearer …`; empty means open, which only a loopback address allows.
+    pub api_keys: Vec<String>,
+    /// Organisation that owns files, jobs and adapters; it appears in the names of fine-tuned models.
+    pub organization: String,
+    /// Limits that keep one client from exhausting the server.
+    pub limits: Limits,
+    /// Log lines as JSON instead of text.
+    pub log_json: bool,
+}
+
+/// One base model: the id that clients use and the folder in Hugging Face form.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct ModelEntry {
+    /// The id that clients use.
+    pub id: String,
+    /// The folder with `config.json`, `*.safetensors` and `tokenizer.json`.
+    pub path: PathBuf,
+    /// Quantize the linear layers at load, for example `q8_0`; absent keeps the checkpoint's precision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<String>,
+}
+
+/// The device that models run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The first GPU where the binary and the machine have one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU with this index.
+    Cuda(usize),
+}
+
+/// Limits on requests; every one is bounded by default.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Sequences that run in one step.
+    pub max_sequences: usize,
+    /// Tokens (prompt and new ones) in one step.
+    pub max_step_tokens: usize,
+    /// Requests that wait for a place before new ones are answered with 429.
+    pub max_waiting: usize,
+    /// Memory for keys and values per base model, in MiB.
+    pub kv_cache_mib: usize,
+    /// Bytes of a JSON request body.
+    pub max_body_bytes: usize,
+    /// Bytes of an uploaded file.
+    pub max_file_bytes: usize,
+    /// Texts in one embeddings request.
+    pub max_inputs: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            data_dir: "data".into(),
+            database_url: None,
+            models: Vec::new(),
+            device: DeviceChoice::Auto,
+            worker: true,
+            api_keys: Vec::new(),
+            organization: "local".into(),
+            limits: Limits::default(),
+            log_json: false,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_sequences: 64,
+            max_step_tokens: 512,
+            max_waiting: 1024,
+            kv_cache_mib: 1024,
+            max_body_bytes: 8 << 20,
+            max_file_bytes: 512 << 20,
+            max_inputs: 2048,
+        }
+    }
+}
+
+impl Config {
+    /// Merges defaults, `file` and the environment; flags are laid over the result by `main`, then [`Config::check`] runs.
+    pub fn load(file: Option<&Path>) -> Result<Self> {
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        if let Some(file) = file {
+            if !file.is_file() {
+                return Err(Error::Setup(format!("configuration file {} does not exist", file.display())));
+            }
+            figment = figment.merge(Toml::file(file));
+        }
+        figment
+            .merge(Env::prefixed("ATTUNE_").ignore(&["config", "log"]).split("__"))
+            .extract()
+            .map_err(|error| Error::Setup(format!("configuration: {error}")))
+    }
+
+    /// Refuses what cannot work or is not safe, and fills in the demo model where none is named.
+    pub fn check(mut self) -> Result<Self> {
+        if self.models.is_empty() {
+            self.models.push(ModelEntry { id: "demo".into(), path: demo_model_path()?, quantize: None });
+        }
+        for (index, model) in self.models.iter().enumerate() {
+            if model.id.is_empty() || model.id.starts_with("ft:") {
+                return Err(Error::Setup(format!("model id `{}`: must not be empty or begin with `ft:`", model.id)));
+            }
+            if self.models[..index].iter().any(|other| other.id == model.id) {
+                return Err(Error::Setup(format!("model id `{}` is given twice", model.id)));
+            }
+        }
+        if self.api_keys.iter().any(|key| key.trim().is_empty()) {
+            return Err(Error::Setup("api_keys: a key is empty".into()));
+        }
+        if self.api_keys.is_empty() && !self.listen.ip().is_loopback() {
+            return Err(Error::Setup(format!(
+                "refusing to listen on {} without an API key: set api_keys (ATTUNE_API_KEYS='[\"…\"]') or listen on 127.0.0.1",
+                self.listen
+            )));
+        }
+        let limits = &self.limits;
+        if limits.max_sequences == 0 || limits.max_step_tokens == 0 || limits.kv_cache_mib == 0 {
+            return Err(Error::Setup(
+                "limits: max_sequences, max_step_tokens and kv_cache_mib must be at least 1".into(),
+            ));
+        }
+        Ok(self)
+    }
+}
+
+/// The model that ships with Attune: beside the working directory, beside the binary, or in the source tree.
+fn demo_model_path() -> Result<PathBuf> {
+    let beside_binary = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join("models/demo")));
+    let candidates = [
+        Some(PathBuf::from("models/demo")),
+        beside_binary,
+        Some(PathBuf::from("/usr/share/attune/models/demo")),
+        Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo")),
+    ];
+    candidates.into_iter().flatten().find(|path| path.join("config.json").is_file()).ok_or_else(|| {
+        Error::Setup("no model is configured and models/demo was not found: give --model ID=PATH".into())
+    })
+}
+
+impl std::str::FromStr for ModelEntry {
+    type Err = String;
+
+    /// Reads `ID=PATH`, the form of `--model`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((id, path)) if !id.is_empty() && !path.is_empty() => {
+                Ok(Self { id: id.into(), path: path.into(), quantize: None })
+            }
+            _ => Err(format!("`{text}` is not ID=PATH, for example demo=models/demo")),
+        }
+    }
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("device `{text}`: use auto, cpu or cuda:N")),
+        }
+    }
+}
+
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => write!(formatter, "auto"),
+            Self::Cpu => write!(formatter, "cpu"),
+            Self::Cuda(index) => write!(formatter, "cuda:{index}"),
+        }
+    }
+}
+
+impl Serialize for DeviceChoice {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for DeviceChoice {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,116 @@
+//! Turns token ids into tokens and vectors. The API hands in requests, already tokenized, with the adapter lease that
+//! they run under; the engine batches rows of many requests and adapters into one step and sends events back.
+
+pub mod kv;
+pub mod native;
+pub mod sampler;
+pub mod scheduler;
+pub mod text;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::adapters::AdapterLease;
+use crate::{Error, Result};
+
+/// Serves one base model. The native engine implements it; a backend over another library can stand beside it.
+pub trait Backend: Send + Sync {
+    /// Queues a request; its events arrive on the channel. Dropping the receiver cancels it within one step.
+    ///
+    /// Fails with [`Error::Overloaded`] when the queue is full and with [`Error::ContextLength`] when it cannot fit.
+    fn generate(&self, request: GenerateRequest) -> Result<UnboundedReceiver<Event>>;
+
+    /// Pools the last hidden states of each input into one unit vector of [`crate::model::ModelConfig::hidden_size`].
+    fn embed(&self, request: EmbedRequest) -> Pin<Box<dyn Future<Output = Result<Vec<Vec<f32>>>> + Send + '_>>;
+}
+
+/// One sequence to continue.
+#[derive(Debug, Clone)]
+pub struct GenerateRequest {
+    /// The prompt's token ids; at least one.
+    pub prompt: Vec<u32>,
+    /// The adapter's generation, leased before queueing; none runs the base.
+    pub adapter: Option<AdapterLease>,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// New tokens at the most.
+    pub max_tokens: usize,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Token ids that end the answer (the model's end-of-sequence tokens).
+    pub stop_tokens: Vec<u32>,
+}
+
+/// How the next token is drawn from the logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// 0 takes the most probable token; logits are divided by it otherwise.
+    pub temperature: f32,
+    /// Keep the most probable tokens whose probabilities sum to this.
+    pub top_p: f32,
+    /// The same seed gives the same text, whatever else is in the batch; absent means a random one.
+    pub seed: Option<u64>,
+    /// Subtracted once from the logit of every token already generated.
+    pub presence_penalty: f32,
+    /// Subtracted from a generated token's logit for each time it occurred.
+    pub frequency_penalty: f32,
+    /// Added to logits, by token id.
+    pub logit_bias: Vec<(u32, f32)>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            seed: None,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+        }
+    }
+}
+
+/// What a request's channel carries, in order: any number of `Token`, then one `Finished` or `Failed`.
+#[derive(Debug)]
+pub enum Event {
+    /// A token was drawn. `text` is what may be shown now: whole characters only, and nothing that could still become
+    /// part of a stop text; it may be empty.
+    Token {
+        /// The token's id.
+        id: u32,
+        /// Text that became safe to show.
+        text: String,
+    },
+    /// The answer is complete.
+    Finished {
+        /// Text held back until now.
+        text: String,
+        /// Why it ended.
+        reason: FinishReason,
+        /// Tokens drawn, the ending one included where one was drawn.
+        completion_tokens: usize,
+    },
+    /// The request failed; nothing follows.
+    Failed(Error),
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop text or an end-of-sequence token.
+    Stop,
+    /// The number of tokens asked for, or the end of the context.
+    Length,
+}
+
+/// Inputs to embed, each one vector.
+#[derive(Debug, Clone)]
+pub struct EmbedRequest {
+    /// Token ids of each input; none is empty.
+    pub inputs: Vec<Vec<u32>>,
+    /// The adapter's generation; none runs the base.
+    pub adapter: Option<AdapterLease>,
+}

@@ -1,0 +1,129 @@
+//! What can go wrong, in the words of the domain. Every module returns [`Error`]; `api/error.rs` alone turns it into a
+//! status and a body, `jobs/worker.rs` into a failed job.
+
+use std::time::Duration;
+
+/// The result of everything that can fail in Attune.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failure, with a message that its reader can act on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The caller sent something that must change; `param` names the field, `code` is a stable word for programs.
+    #[error("{message}")]
+    Invalid {
+        /// What is wrong and what to send instead.
+        message: String,
+        /// The field at fault, in the spelling of the request body.
+        param: Option<String>,
+        /// A stable word for programs, such as `invalid_training_file`.
+        code: Option<&'static str>,
+    },
+
+    /// Prompt and answer together do not fit the model's context.
+    #[error(
+        "This model's maximum context length is {limit} tokens. However, you requested {} tokens ({prompt} in the prompt, \
+         {completion} in the completion). Please shorten the prompt or ask for fewer tokens.", prompt + completion
+    )]
+    ContextLength {
+        /// Tokens that the model can attend to.
+        limit: usize,
+        /// Tokens in the prompt.
+        prompt: usize,
+        /// Tokens asked for.
+        completion: usize,
+    },
+
+    /// No base model and no adapter of this caller has the name.
+    #[error("The model `{0}` does not exist or you do not have access to it.")]
+    ModelNotFound(String),
+
+    /// No object of this kind has the id.
+    #[error("No such {kind} object: {id}")]
+    NotFound {
+        /// `File`, `FineTune`, `FineTuningJob`, …
+        kind: &'static str,
+        /// The id as the caller wrote it.
+        id: String,
+    },
+
+    /// The caller may not do this.
+    #[error("{0}")]
+    Forbidden(String),
+
+    /// The object is not in a state that allows this.
+    #[error("{0}")]
+    Conflict(String),
+
+    /// Every queue is full; try again after the given time.
+    #[error("The server is busy: {what}. Please try again in {} s.", retry_after.as_secs())]
+    Overloaded {
+        /// The limit that was met.
+        what: &'static str,
+        /// A sound time to wait.
+        retry_after: Duration,
+    },
+
+    /// A part that the server needs does not answer, for example the database.
+    #[error("{0}")]
+    Unavailable(String),
+
+    /// A model folder, adapter or configuration on this machine cannot be used; the message says which file and why.
+    #[error("{0}")]
+    Setup(String),
+
+    /// The work was cancelled before it ended.
+    #[error("cancelled")]
+    Cancelled,
+
+    /// A tensor operation failed.
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+
+    /// A query failed.
+    #[error("database: {0}")]
+    Database(#[from] sqlx::Error),
+
+    /// Reading or writing a stored blob failed.
+    #[error("storage: {0}")]
+    Blob(#[from] object_store::Error),
+
+    /// Reading or writing a file failed.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being done, with the path.
+        context: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+
+    /// A defect in Attune itself; the message goes to the log, not to the client.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// A fault in the request's field `param`.
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid { message: message.into(), param: Some(param.into()), code: None }
+    }
+
+    /// A fault in the request's field `param`, with a stable code.
+    pub fn invalid_code(param: impl Into<String>, code: &'static str, message: impl Into<String>) -> Self {
+        Self::Invalid { message: message.into(), param: Some(param.into()), code: Some(code) }
+    }
+
+    /// An input or output failure while doing `context`; use as `.map_err(Error::io("read config.json"))`.
+    pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let context = context.into();
+        move |source| Self::Io { context, source }
+    }
+
+    /// True where trying the same again later can help: what a job retries and a client is told to retry.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::Overloaded { .. } | Self::Unavailable(_) | Self::Database(_) | Self::Blob(_) | Self::Io { .. }
+        )
+    }
+}
