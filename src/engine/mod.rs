@@ -1,8 +1,10 @@
 //! Turns token ids into tokens and vectors. The API hands in requests, already tokenized, with the adapter lease that
 //! they run under; the engine batches rows of many requests and adapters into one step and sends events back.
 
+pub mod catalog;
 pub mod kv;
 pub mod native;
+pub mod priority;
 pub mod sampler;
 pub mod scheduler;
 pub mod text;
