@@ -158,3 +158,74 @@ fn flatten(gradients: &backward::Gradients) -> Vec<f32> {
         gradients.iter().flat_map(|layer| attune::adapters::Site::ALL.into_iter().filter_map(|site| layer.get(site)));
     pairs.flat_map(|pair| [floats(&pair.a), floats(&pair.b)].concat()).collect()
 }
+
+/// Greedy continuations of several prompts, each with its own adapter or none, all rows in the same steps.
+fn greedy_together(
+    family: &str,
+    decoder: &Decoder,
+    requests: &[(&[u32], Option<&Adapter>)],
+    count: usize,
+) -> Vec<Vec<u32>> {
+    let config = load(family, &CPU).0;
+    let blocks_each = 5;
+    let cache = KvCache::new(&config, blocks_each * requests.len(), decoder.device()).unwrap();
+    let blocks: Vec<Vec<u32>> = (0..requests.len())
+        .map(|index| (0..blocks_each).map(|block| (block * requests.len() + index) as u32).collect())
+        .collect();
+    let mut texts: Vec<Vec<u32>> = requests.iter().map(|(prompt, _)| prompt.to_vec()).collect();
+    let mut cached = vec![0; requests.len()];
+    for _ in 0..count {
+        let mut tokens = Vec::new();
+        let mut sequences = Vec::new();
+        for (index, text) in texts.iter().enumerate() {
+            let start = tokens.len();
+            tokens.extend(&text[cached[index]..]);
+            let (blocks, adapter) = (&blocks[index], requests[index].1);
+            sequences.push(SequenceRows { rows: start..tokens.len(), start: cached[index], blocks, adapter });
+        }
+        let last_rows: Vec<u32> = sequences.iter().map(|sequence| sequence.rows.end as u32 - 1).collect();
+        let hidden = decoder.step(&tokens, &sequences, &cache).unwrap();
+        let last = hidden.index_select(&Tensor::new(last_rows, decoder.device()).unwrap(), 0).unwrap();
+        let next: Vec<u32> = decoder.logits(&last).unwrap().argmax(1).unwrap().to_vec1().unwrap();
+        for (index, token) in next.into_iter().enumerate() {
+            cached[index] = texts[index].len();
+            texts[index].push(token);
+        }
+    }
+    texts.iter().zip(requests).map(|(text, (prompt, _))| text[prompt.len()..].to_vec()).collect()
+}
+
+#[test]
+fn greedy_tokens_equal_transformers() {
+    for family in FAMILIES {
+        let (_, decoder) = load(family, &CPU);
+        let reference = Reference::read(family, "reference.safetensors");
+        let prompt = &reference.ids("input_ids")[..12];
+        let tokens = greedy_together(family, &decoder, &[(prompt, None)], 24);
+        assert_eq!(tokens[0], reference.ids("greedy"), "{family}");
+    }
+}
+
+#[test]
+fn a_batch_of_mixed_adapters_gives_the_greedy_tokens_of_each_request_alone() {
+    for family in TRAINED_FAMILIES {
+        let (config, decoder) = load(family, &CPU);
+        let first = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &CPU);
+        let second = Reference::read(family, "peft/curve.safetensors").adapter("final.", &config, 2.0, &CPU);
+        let ids = Reference::read(family, "reference.safetensors").ids("input_ids");
+        let requests: [(&[u32], Option<&Adapter>); 6] = [
+            (&ids[..12], None),
+            (&ids[3..20], Some(&first)),
+            (&ids[..5], Some(&first)),
+            (&ids[7..8], Some(&second)),
+            (&ids[..12], Some(&second)),
+            (&ids[..30], None),
+        ];
+        let together = greedy_together(family, &decoder, &requests, 24);
+        for (index, request) in requests.iter().enumerate() {
+            let alone = greedy_together(family, &decoder, std::slice::from_ref(request), 24);
+            assert_eq!(together[index], alone[0], "{family}, request {index}");
+        }
+        assert_ne!(together[0], together[4], "{family}: the adapter has no effect");
+    }
+}

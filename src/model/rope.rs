@@ -32,7 +32,7 @@ pub enum RopeScaling {
         /// The context first trained on, in tokens.
         original_context: f64,
     },
-    /// `YaRN`: a ramp between stretched and kept frequencies, and cosines and sines scaled by `attention_factor`.
+    /// YaRN: a ramp between stretched and kept frequencies, and cosines and sines scaled by `attention_factor`.
     Yarn {
         /// The stretch.
         factor: f64,
