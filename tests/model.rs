@@ -1,4 +1,5 @@
-//! The decoder equals transformers, with and without an adapter, in training and in serving.
+//! The decoder equals transformers, with and without an adapter, in training and in serving: on the CPU, and on the first
+//! GPU in a build with the feature `cuda`.
 
 #[path = "common/fixtures.rs"]
 mod fixtures;
@@ -7,7 +8,7 @@ use attune::adapters::Adapter;
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::train::backward::{self, hidden_states};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use fixtures::{
     FAMILIES, Reference, TRAINED_FAMILIES, floats, load, max_difference, one_sequence, relative_difference,
 };
@@ -15,12 +16,10 @@ use fixtures::{
 /// Largest absolute difference of a logit, in f32.
 const LOGIT_TOLERANCE: f32 = 1e-4;
 
-const CPU: Device = Device::Cpu;
-
 #[test]
 fn logits_and_hidden_states_equal_transformers_for_every_family() {
     for family in FAMILIES {
-        let (_, decoder) = load(family, &CPU);
+        let (_, decoder) = load(family, &device());
         let reference = Reference::read(family, "reference.safetensors");
         let hidden = hidden_states(&decoder, None, &one_sequence(&reference.ids("input_ids"))).unwrap();
         let logits = decoder.logits(&hidden).unwrap();
@@ -39,7 +38,7 @@ fn stepwise_logits(
     steps: &[usize],
     adapter: Option<&Adapter>,
 ) -> Tensor {
-    let config = load(family, &CPU).0;
+    let config = load(family, &device()).0;
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).rev().map(|block| block * 2 + 1).collect();
     let cache = KvCache::new(&config, blocks.len() * 2 + 2, decoder.device()).unwrap();
     let mut start = 0;
@@ -56,7 +55,7 @@ fn stepwise_logits(
 #[test]
 fn serving_in_chunks_over_the_paged_cache_gives_the_logits_of_transformers() {
     for family in FAMILIES {
-        let (_, decoder) = load(family, &CPU);
+        let (_, decoder) = load(family, &device());
         let reference = Reference::read(family, "reference.safetensors");
         let tokens = reference.ids("input_ids");
         let rest = tokens.len() - 7 - 1 - 1 - 20 - 1;
@@ -69,8 +68,8 @@ fn serving_in_chunks_over_the_paged_cache_gives_the_logits_of_transformers() {
 #[test]
 fn an_adapter_gives_the_logits_of_peft_in_training_and_in_serving() {
     for family in TRAINED_FAMILIES {
-        let (config, decoder) = load(family, &CPU);
-        let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &CPU);
+        let (config, decoder) = load(family, &device());
+        let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let reference = Reference::read(family, "peft/reference.safetensors");
         let tokens = reference.ids("input_ids");
         let hidden = hidden_states(&decoder, Some(&adapter), &one_sequence(&tokens)).unwrap();
@@ -85,8 +84,8 @@ fn an_adapter_gives_the_logits_of_peft_in_training_and_in_serving() {
 #[test]
 fn an_adapter_whose_b_is_zero_changes_no_bit() {
     for family in TRAINED_FAMILIES {
-        let (config, decoder) = load(family, &CPU);
-        let zero = Reference::read(family, "peft/curve.safetensors").adapter("init.", &config, 2.0, &CPU);
+        let (config, decoder) = load(family, &device());
+        let zero = Reference::read(family, "peft/curve.safetensors").adapter("init.", &config, 2.0, &device());
         let tokens = Reference::read(family, "reference.safetensors").ids("input_ids");
         let bits = |logits: Tensor| floats(&logits).into_iter().map(f32::to_bits).collect::<Vec<_>>();
         for steps in [vec![tokens.len()], vec![5, 1, tokens.len() - 6]] {
@@ -100,8 +99,8 @@ fn an_adapter_whose_b_is_zero_changes_no_bit() {
 #[test]
 fn loss_and_gradients_equal_peft() {
     for family in TRAINED_FAMILIES {
-        let (config, decoder) = load(family, &CPU);
-        let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &CPU);
+        let (config, decoder) = load(family, &device());
+        let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let reference = Reference::read(family, "peft/reference.safetensors");
         let batch = reference.batch();
         let (report, gradients) =
@@ -125,8 +124,8 @@ fn loss_and_gradients_equal_peft() {
 
 #[test]
 fn packed_sequences_have_the_loss_and_gradients_of_separate_ones() {
-    let (config, decoder) = load("qwen2", &CPU);
-    let adapter = Reference::read("qwen2", "peft/adapter_model.safetensors").adapter("", &config, 2.0, &CPU);
+    let (config, decoder) = load("qwen2", &device());
+    let adapter = Reference::read("qwen2", "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
     let batch = Reference::read("qwen2", "peft/reference.safetensors").batch();
     let normalizer = batch.targets.len() as f64;
     let (packed, packed_gradients) = backward::loss_and_gradients(&decoder, &adapter, &batch, normalizer).unwrap();
@@ -166,7 +165,7 @@ fn greedy_together(
     requests: &[(&[u32], Option<&Adapter>)],
     count: usize,
 ) -> Vec<Vec<u32>> {
-    let config = load(family, &CPU).0;
+    let config = load(family, &device()).0;
     let blocks_each = 5;
     let cache = KvCache::new(&config, blocks_each * requests.len(), decoder.device()).unwrap();
     let blocks: Vec<Vec<u32>> = (0..requests.len())
@@ -198,7 +197,7 @@ fn greedy_together(
 #[test]
 fn greedy_tokens_equal_transformers() {
     for family in FAMILIES {
-        let (_, decoder) = load(family, &CPU);
+        let (_, decoder) = load(family, &device());
         let reference = Reference::read(family, "reference.safetensors");
         let prompt = &reference.ids("input_ids")[..12];
         let tokens = greedy_together(family, &decoder, &[(prompt, None)], 24);
@@ -209,9 +208,9 @@ fn greedy_tokens_equal_transformers() {
 #[test]
 fn a_batch_of_mixed_adapters_gives_the_greedy_tokens_of_each_request_alone() {
     for family in TRAINED_FAMILIES {
-        let (config, decoder) = load(family, &CPU);
-        let first = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &CPU);
-        let second = Reference::read(family, "peft/curve.safetensors").adapter("final.", &config, 2.0, &CPU);
+        let (config, decoder) = load(family, &device());
+        let first = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
+        let second = Reference::read(family, "peft/curve.safetensors").adapter("final.", &config, 2.0, &device());
         let ids = Reference::read(family, "reference.safetensors").ids("input_ids");
         let requests: [(&[u32], Option<&Adapter>); 6] = [
             (&ids[..12], None),

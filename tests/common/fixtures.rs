@@ -29,6 +29,11 @@ pub const FAMILIES: [&str; 9] = [
 /// Families that come with a PEFT adapter and a training run.
 pub const TRAINED_FAMILIES: [&str; 4] = ["llama", "qwen2", "qwen3", "smollm3"];
 
+/// The device under test: the first GPU in a build with the feature `cuda`, else the CPU.
+pub fn device() -> Device {
+    if cfg!(feature = "cuda") { Device::new_cuda(0).expect("this build tests a GPU") } else { Device::Cpu }
+}
+
 pub fn folder(family: &str) -> PathBuf {
     // The binary may run on another machine than the one that built it; there it runs in the repository's root.
     let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
