@@ -10,7 +10,7 @@ use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::train::backward::{self, hidden_states};
 use candle_core::Tensor;
 use fixtures::{
-    FAMILIES, Reference, TRAINED_FAMILIES, floats, load, max_difference, one_sequence, relative_difference,
+    FAMILIES, Reference, TRAINED_FAMILIES, device, floats, load, max_difference, one_sequence, relative_difference,
 };
 
 /// Largest absolute difference of a logit, in f32.
