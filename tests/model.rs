@@ -1,0 +1,160 @@
+//! The decoder equals transformers, with and without an adapter, in training and in serving.
+
+#[path = "common/fixtures.rs"]
+mod fixtures;
+
+use attune::adapters::Adapter;
+use attune::model::decoder::{Decoder, SequenceRows};
+use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use attune::train::backward::{self, hidden_states};
+use candle_core::{Device, Tensor};
+use fixtures::{
+    FAMILIES, Reference, TRAINED_FAMILIES, floats, load, max_difference, one_sequence, relative_difference,
+};
+
+/// Largest absolute difference of a logit, in f32.
+const LOGIT_TOLERANCE: f32 = 1e-4;
+
+const CPU: Device = Device::Cpu;
+
+#[test]
+fn logits_and_hidden_states_equal_transformers_for_every_family() {
+    for family in FAMILIES {
+        let (_, decoder) = load(family, &CPU);
+        let reference = Reference::read(family, "reference.safetensors");
+        let hidden = hidden_states(&decoder, None, &one_sequence(&reference.ids("input_ids"))).unwrap();
+        let logits = decoder.logits(&hidden).unwrap();
+        let difference = max_difference(&floats(&logits), &reference.floats("logits"));
+        assert!(difference <= LOGIT_TOLERANCE, "{family}: logits differ by {difference:e}");
+        let difference = max_difference(&floats(&hidden), &reference.floats("hidden"));
+        assert!(difference <= LOGIT_TOLERANCE, "{family}: hidden states differ by {difference:e}");
+    }
+}
+
+/// Logits of every row of `tokens`, computed in steps of the given sizes over a paged cache whose blocks are out of order.
+fn stepwise_logits(
+    family: &str,
+    decoder: &Decoder,
+    tokens: &[u32],
+    steps: &[usize],
+    adapter: Option<&Adapter>,
+) -> Tensor {
+    let config = load(family, &CPU).0;
+    let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).rev().map(|block| block * 2 + 1).collect();
+    let cache = KvCache::new(&config, blocks.len() * 2 + 2, decoder.device()).unwrap();
+    let mut start = 0;
+    let mut hidden = Vec::new();
+    for &count in steps {
+        let rows = SequenceRows { rows: 0..count, start, blocks: &blocks, adapter };
+        hidden.push(decoder.step(&tokens[start..start + count], &[rows], &cache).unwrap());
+        start += count;
+    }
+    assert_eq!(start, tokens.len());
+    decoder.logits(&Tensor::cat(&hidden, 0).unwrap()).unwrap()
+}
+
+#[test]
+fn serving_in_chunks_over_the_paged_cache_gives_the_logits_of_transformers() {
+    for family in FAMILIES {
+        let (_, decoder) = load(family, &CPU);
+        let reference = Reference::read(family, "reference.safetensors");
+        let tokens = reference.ids("input_ids");
+        let rest = tokens.len() - 7 - 1 - 1 - 20 - 1;
+        let logits = stepwise_logits(family, &decoder, &tokens, &[7, 1, 1, 20, 1, rest], None);
+        let difference = max_difference(&floats(&logits), &reference.floats("logits"));
+        assert!(difference <= LOGIT_TOLERANCE, "{family}: logits differ by {difference:e}");
+    }
+}
+
+#[test]
+fn an_adapter_gives_the_logits_of_peft_in_training_and_in_serving() {
+    for family in TRAINED_FAMILIES {
+        let (config, decoder) = load(family, &CPU);
+        let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &CPU);
+        let reference = Reference::read(family, "peft/reference.safetensors");
+        let tokens = reference.ids("input_ids");
+        let hidden = hidden_states(&decoder, Some(&adapter), &one_sequence(&tokens)).unwrap();
+        let difference = max_difference(&floats(&decoder.logits(&hidden).unwrap()), &reference.floats("logits"));
+        assert!(difference <= LOGIT_TOLERANCE, "{family}, training: logits differ by {difference:e}");
+        let logits = stepwise_logits(family, &decoder, &tokens, &[11, 1, tokens.len() - 12], Some(&adapter));
+        let difference = max_difference(&floats(&logits), &reference.floats("logits"));
+        assert!(difference <= LOGIT_TOLERANCE, "{family}, serving: logits differ by {difference:e}");
+    }
+}
+
+#[test]
+fn an_adapter_whose_b_is_zero_changes_no_bit() {
+    for family in TRAINED_FAMILIES {
+        let (config, decoder) = load(family, &CPU);
+        let zero = Reference::read(family, "peft/curve.safetensors").adapter("init.", &config, 2.0, &CPU);
+        let tokens = Reference::read(family, "reference.safetensors").ids("input_ids");
+        let bits = |logits: Tensor| floats(&logits).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        for steps in [vec![tokens.len()], vec![5, 1, tokens.len() - 6]] {
+            let base = bits(stepwise_logits(family, &decoder, &tokens, &steps, None));
+            let adapted = bits(stepwise_logits(family, &decoder, &tokens, &steps, Some(&zero)));
+            assert_eq!(base, adapted, "{family}");
+        }
+    }
+}
+
+#[test]
+fn loss_and_gradients_equal_peft() {
+    for family in TRAINED_FAMILIES {
+        let (config, decoder) = load(family, &CPU);
+        let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &CPU);
+        let reference = Reference::read(family, "peft/reference.safetensors");
+        let batch = reference.batch();
+        let (report, gradients) =
+            backward::loss_and_gradients(&decoder, &adapter, &batch, batch.targets.len() as f64).unwrap();
+        let loss = report.loss_sum / report.weight_sum;
+        let expected = f64::from(reference.scalar("loss"));
+        assert!((loss - expected).abs() / expected <= 1e-5, "{family}: loss {loss} instead of {expected}");
+        for (index, layer) in gradients.iter().enumerate() {
+            for site in attune::adapters::Site::ALL {
+                let pair = layer.get(site).unwrap();
+                let name = fixtures::tensor_name(index, site);
+                for (tensor, part) in [(&pair.a, "lora_A"), (&pair.b, "lora_B")] {
+                    let expected = reference.floats(&format!("grad.{name}.{part}.weight"));
+                    let difference = relative_difference(&floats(tensor), &expected);
+                    assert!(difference <= 1e-4, "{family}: gradient of {name}.{part} differs by {difference:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_sequences_have_the_loss_and_gradients_of_separate_ones() {
+    let (config, decoder) = load("qwen2", &CPU);
+    let adapter = Reference::read("qwen2", "peft/adapter_model.safetensors").adapter("", &config, 2.0, &CPU);
+    let batch = Reference::read("qwen2", "peft/reference.safetensors").batch();
+    let normalizer = batch.targets.len() as f64;
+    let (packed, packed_gradients) = backward::loss_and_gradients(&decoder, &adapter, &batch, normalizer).unwrap();
+    let mut loss_sum = 0.0;
+    let mut sum: Option<Vec<f32>> = None;
+    for rows in &batch.sequences {
+        let mut single = one_sequence(&batch.tokens[rows.clone()]);
+        single.targets = batch
+            .targets
+            .iter()
+            .filter(|target| rows.contains(&target.row))
+            .map(|target| backward::Target { row: target.row - rows.start, ..*target })
+            .collect();
+        let (report, gradients) = backward::loss_and_gradients(&decoder, &adapter, &single, normalizer).unwrap();
+        loss_sum += report.loss_sum;
+        let flat = flatten(&gradients);
+        sum = Some(match sum {
+            Some(sum) => sum.iter().zip(&flat).map(|(a, b)| a + b).collect(),
+            None => flat,
+        });
+    }
+    assert!((packed.loss_sum - loss_sum).abs() / loss_sum < 1e-6);
+    let difference = relative_difference(&flatten(&packed_gradients), &sum.unwrap());
+    assert!(difference < 1e-5, "gradients differ by {difference:e}");
+}
+
+fn flatten(gradients: &backward::Gradients) -> Vec<f32> {
+    let pairs =
+        gradients.iter().flat_map(|layer| attune::adapters::Site::ALL.into_iter().filter_map(|site| layer.get(site)));
+    pairs.flat_map(|pair| [floats(&pair.a), floats(&pair.b)].concat()).collect()
+}
