@@ -191,7 +191,3 @@ impl StopText {
         })
     }
 }
-
-#[cfg(test)]
-#[path = "text_tests.rs"]
-mod tests;
