@@ -143,7 +143,7 @@ async fn finish(worker: Option<JoinHandle<()>>) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::error!("the worker failed: {error}"),
         Err(_) => {
-            tracing::warn!("the running job was not released within {} s; its lease will run out", GRACE.as_secs())
+            tracing::warn!("the running job was not released within {} s; its lease will run out", GRACE.as_secs());
         }
     }
 }

@@ -144,9 +144,9 @@ fn start_logging(filter: &str, json: bool) -> Result<()> {
     let filter = EnvFilter::try_new(filter).map_err(|error| Error::Setup(format!("--log {filter}: {error}")))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if json {
-        log.json().init()
+        log.json().init();
     } else {
-        log.init()
+        log.init();
     }
     Ok(())
 }

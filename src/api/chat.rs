@@ -13,8 +13,8 @@ use crate::api::auth::Caller;
 use crate::api::error::{ErrorBody, Problem};
 use crate::api::extract::Body;
 use crate::api::generate::{
-    Chunks, Plan, SYSTEM_FINGERPRINT, SamplingFields, StopTexts, StreamOptions, Usage, check_n, new_id, not_supported,
-    now, reason_name, stream_chunks,
+    Chunks, Plan, SYSTEM_FINGERPRINT, SamplingFields, StopTexts, StreamOptions, Usage, UsageKey, check_n, new_id,
+    not_supported, now, reason_name, stream_chunks,
 };
 use crate::api::target::Target;
 use crate::api::{ApiState, sse};
@@ -169,9 +169,9 @@ pub struct ChatCompletionChunk {
     /// What is new.
     pub choices: Vec<ChatChunkChoice>,
     /// Tokens used, in the last event, where asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "UsageKey::is_absent")]
     #[schema(value_type = Option<Usage>)]
-    pub usage: Option<Option<Usage>>,
+    pub usage: UsageKey,
 }
 
 /// What is new in one answer.
@@ -358,7 +358,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: Option<Option<Usage>>) -> ChatCompletionChunk {
+    fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: UsageKey) -> ChatCompletionChunk {
         ChatCompletionChunk {
             id: self.id.clone(),
             object: "chat.completion.chunk",
@@ -372,7 +372,7 @@ impl Writer {
 
     fn delta(&self, index: usize, delta: Delta, finish_reason: Option<&'static str>) -> ChatCompletionChunk {
         let choice = ChatChunkChoice { index, delta, logprobs: None, finish_reason };
-        self.chunk(vec![choice], self.stream_usage.then_some(None))
+        self.chunk(vec![choice], UsageKey::before_the_last(self.stream_usage))
     }
 }
 
@@ -393,7 +393,7 @@ impl Chunks for Writer {
     }
 
     fn usage(&self, usage: Usage) -> Option<ChatCompletionChunk> {
-        self.stream_usage.then(|| self.chunk(Vec::new(), Some(Some(usage))))
+        self.stream_usage.then(|| self.chunk(Vec::new(), UsageKey::Now(usage)))
     }
 }
 

@@ -12,8 +12,8 @@ use crate::api::auth::Caller;
 use crate::api::error::{ErrorBody, Problem};
 use crate::api::extract::Body;
 use crate::api::generate::{
-    Chunks, Plan, SYSTEM_FINGERPRINT, SamplingFields, StopTexts, StreamOptions, Usage, check_n, new_id, not_supported,
-    now, reason_name, stream_chunks,
+    Chunks, Plan, SYSTEM_FINGERPRINT, SamplingFields, StopTexts, StreamOptions, Usage, UsageKey, check_n, new_id,
+    not_supported, now, reason_name, stream_chunks,
 };
 use crate::api::target::{Input, Item, Target};
 use crate::api::{ApiState, sse};
@@ -84,9 +84,9 @@ pub struct Completion {
     /// One entry for each prompt and each of its choices.
     pub choices: Vec<CompletionChoice>,
     /// Tokens used; in a stream only where asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "UsageKey::is_absent")]
     #[schema(value_type = Option<Usage>)]
-    pub usage: Option<Option<Usage>>,
+    pub usage: UsageKey,
 }
 
 /// One choice, or the next piece of it.
@@ -129,7 +129,7 @@ pub async fn create(
         let text = writer.echo_of(index).unwrap_or_default().to_owned() + &answer.text;
         CompletionChoice { text, index, logprobs: None, finish_reason: Some(reason_name(answer.reason)) }
     });
-    Ok(Json(writer.completion(choices.collect(), Some(Some(usage)))).into_response())
+    Ok(Json(writer.completion(choices.collect(), UsageKey::Now(usage))).into_response())
 }
 
 impl CompletionRequest {
@@ -222,7 +222,7 @@ impl Writer {
         self.echo.texts.get(index / self.echo.n).map(String::as_str)
     }
 
-    fn completion(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> Completion {
+    fn completion(&self, choices: Vec<CompletionChoice>, usage: UsageKey) -> Completion {
         Completion {
             id: self.id.clone(),
             object: "text_completion",
@@ -236,7 +236,7 @@ impl Writer {
 
     fn chunk(&self, index: usize, text: String, finish_reason: Option<&'static str>) -> Completion {
         let choice = CompletionChoice { text, index, logprobs: None, finish_reason };
-        self.completion(vec![choice], self.stream_usage.then_some(None))
+        self.completion(vec![choice], UsageKey::before_the_last(self.stream_usage))
     }
 }
 
@@ -257,7 +257,7 @@ impl Chunks for Writer {
     }
 
     fn usage(&self, usage: Usage) -> Option<Completion> {
-        self.stream_usage.then(|| self.completion(Vec::new(), Some(Some(usage))))
+        self.stream_usage.then(|| self.completion(Vec::new(), UsageKey::Now(usage)))
     }
 }
 

@@ -57,6 +57,7 @@ pub struct EmbeddingList {
 }
 
 /// The vector of one input.
+#[expect(clippy::struct_field_names, reason = "the contract's names")]
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Embedding {
     /// Always `embedding`.

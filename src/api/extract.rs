@@ -14,7 +14,7 @@ use crate::api::ApiState;
 use crate::api::error::Problem;
 
 /// A client that sends nothing for this long is given up.
-pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+pub const BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A JSON body. The content type is not asked for, unknown fields are ignored, and `null` for an optional field is as if it
 /// were absent.

@@ -126,6 +126,7 @@ impl StreamOptions {
 }
 
 /// Tokens of a request, prompts counted once.
+#[expect(clippy::struct_field_names, reason = "the contract's names")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Usage {
     /// Tokens of the prompts.
@@ -134,6 +135,30 @@ pub struct Usage {
     pub completion_tokens: usize,
     /// Both together.
     pub total_tokens: usize,
+}
+
+/// The key `usage` of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum UsageKey {
+    /// A stream without usage does not have the key.
+    Absent,
+    /// A stream with usage has it in every event, null until the last.
+    Later,
+    /// The numbers.
+    Now(Usage),
+}
+
+impl UsageKey {
+    /// True where the key is left out.
+    pub fn is_absent(&self) -> bool {
+        *self == Self::Absent
+    }
+
+    /// The key in an event before the last.
+    pub fn before_the_last(wanted: bool) -> Self {
+        if wanted { Self::Later } else { Self::Absent }
+    }
 }
 
 /// The reason as clients read it.

@@ -98,7 +98,12 @@ pub fn seed(asked: Option<i64>) -> Result<u64> {
 }
 
 /// `value`, if it is within the range.
-pub fn within<T: PartialOrd + std::fmt::Display>(param: &str, value: Option<T>, low: T, high: T) -> Result<Option<T>> {
+pub fn within<T: Copy + PartialOrd + std::fmt::Display>(
+    param: &str,
+    value: Option<T>,
+    low: T,
+    high: T,
+) -> Result<Option<T>> {
     match value {
         Some(value) if value < low || value > high => {
             let message = format!("Invalid '{param}': {value} is not between {low} and {high}.");

@@ -53,7 +53,7 @@ fn cors(open: bool) -> CorsLayer {
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([REQUEST_ID, PROCESSING, VERSION])
-        .max_age(Duration::from_secs(3600))
+        .max_age(Duration::from_hours(1))
 }
 
 /// Names the request, times it, counts it and writes its line in the log.
