@@ -3,7 +3,7 @@
 //!
 //! The map, from the outside in:
 //! - [`config`] is the one typed configuration; [`app`] builds everything once and runs it.
-//! - [`api`] speaks HTTP and nothing else: routes, bodies, errors, server-sent events, the `OpenAPI` document.
+//! - [`api`] speaks HTTP and nothing else: routes, bodies, errors, server-sent events, the OpenAPI document.
 //! - [`engine`] turns token ids into tokens and vectors: it batches rows of many requests and adapters into one step.
 //! - [`model`] is what a model is: configuration, weights, tokenizer, chat template, and the decoder's forward pass over
 //!   the kernels for CPU and GPU.

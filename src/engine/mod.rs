@@ -9,9 +9,7 @@ pub mod sampler;
 pub mod scheduler;
 pub mod text;
 
-use std::future::Future;
-use std::pin::Pin;
-
+use futures::future::BoxFuture;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::adapters::AdapterLease;
@@ -25,7 +23,7 @@ pub trait Backend: Send + Sync {
     fn generate(&self, request: GenerateRequest) -> Result<UnboundedReceiver<Event>>;
 
     /// Pools the last hidden states of each input into one unit vector of [`crate::model::ModelConfig::hidden_size`].
-    fn embed(&self, request: EmbedRequest) -> Pin<Box<dyn Future<Output = Result<Vec<Vec<f32>>>> + Send + '_>>;
+    fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<Vec<Vec<f32>>>>;
 }
 
 /// One sequence to continue.

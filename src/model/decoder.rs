@@ -1,18 +1,214 @@
-//! The decoder (stub, replaced on this branch).
+//! The decoder of all families: one set of weights, one forward pass, two contexts.
+//!
+//! Serving ([`Decoder::step`], called by `engine`) attends over a paged cache and applies each row's own adapter. Training
+//! (`train/backward.rs`) attends over packed sequences and keeps the activations that [`Block::forward`] returns.
 
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use crate::Result;
-use crate::adapters::Adapter;
+use crate::adapters::{Adapter, Site};
 use crate::model::ModelConfig;
-use crate::model::kv_cache::KvCache;
+use crate::model::kernels::{self, CachedRows};
+use crate::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use crate::model::linear::Linear;
+use crate::model::rope::{Angles, Rope};
 use crate::model::weights::Weights;
 
 /// The weights and the forward pass.
 #[derive(Debug)]
-pub struct Decoder {}
+pub struct Decoder {
+    /// `[vocabulary, hidden]`
+    embedding: Tensor,
+    /// The decoder blocks, bottom first.
+    pub(crate) blocks: Vec<Block>,
+    /// `[hidden]`
+    pub(crate) final_norm: Tensor,
+    /// `[vocabulary, hidden]`: the embedding again where the two are tied.
+    pub(crate) head: Tensor,
+    /// The rotary frequencies.
+    pub(crate) rope: Rope,
+    /// Added inside the norms.
+    pub(crate) norm_eps: f32,
+    device: Device,
+}
+
+/// One decoder block. Fields are called as in the checkpoint, without the suffix.
+#[derive(Debug)]
+pub struct Block {
+    pub(crate) index: usize,
+    pub(crate) input_norm: Tensor,
+    pub(crate) q: Linear,
+    pub(crate) k: Linear,
+    pub(crate) v: Linear,
+    pub(crate) o: Linear,
+    /// `[head_dim]` each, for query and key (Qwen 3).
+    pub(crate) query_key_norm: Option<(Tensor, Tensor)>,
+    pub(crate) post_attention_norm: Tensor,
+    pub(crate) gate: Linear,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+    /// Tokens that attention looks back, itself included.
+    pub(crate) window: Option<usize>,
+    /// False where positions are not rotated.
+    pub(crate) rotary: bool,
+    pub(crate) norm_eps: f32,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+/// What differs between serving and training inside a block.
+pub(crate) trait Context {
+    /// The low-rank part of a linear layer, added to `y` `[rows, out]`, the base's product of `x` `[rows, in]`.
+    fn add_lora(&self, layer: usize, site: Site, x: &Tensor, y: Tensor) -> Result<Tensor>;
+
+    /// Causal attention of `q` `[rows, heads, head_dim]` over `k`, `v` `[rows, kv_heads, head_dim]` and what came before:
+    /// the output `[rows, heads, head_dim]`, and the logarithm of each softmax's sum `[rows, heads]` where it is kept.
+    fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Option<Tensor>)>;
+
+    /// Cosines and sines of the rows' positions.
+    fn angles(&self) -> &Angles;
+}
+
+/// What a block computed on the way, as the backward pass needs it. Rows are tokens.
+#[derive(Debug)]
+pub(crate) struct Activations {
+    /// The block's input, `[rows, hidden]`.
+    pub(crate) input: Tensor,
+    /// Normed input of attention, `[rows, hidden]`.
+    pub(crate) attention_input: Tensor,
+    /// Query and key before their norms (Qwen 3), `[rows, heads, head_dim]`.
+    pub(crate) unnormed: Option<(Tensor, Tensor)>,
+    /// Rotated queries, `[rows, heads, head_dim]`.
+    pub(crate) q: Tensor,
+    /// Rotated keys, `[rows, kv_heads, head_dim]`.
+    pub(crate) k: Tensor,
+    /// Values, `[rows, kv_heads, head_dim]`.
+    pub(crate) v: Tensor,
+    /// Attention's output, `[rows, heads · head_dim]`.
+    pub(crate) attended: Tensor,
+    /// Logarithm of each softmax's sum, `[rows, heads]`.
+    pub(crate) log_sum_exp: Option<Tensor>,
+    /// The residual stream between attention and MLP, `[rows, hidden]`.
+    pub(crate) middle: Tensor,
+    /// Normed input of the MLP, `[rows, hidden]`.
+    pub(crate) mlp_input: Tensor,
+    /// `[rows, intermediate]`
+    pub(crate) gate: Tensor,
+    /// `[rows, intermediate]`
+    pub(crate) up: Tensor,
+    /// silu(gate) · up, `[rows, intermediate]`.
+    pub(crate) gated: Tensor,
+}
+
+impl Block {
+    fn load(index: usize, config: &ModelConfig, weights: &Weights, quantize: Option<&str>) -> Result<Self> {
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let query_width = config.num_attention_heads * config.head_dim;
+        let key_width = config.num_key_value_heads * config.head_dim;
+        let prefix = format!("model.layers.{index}");
+        let norm = |name: &str, width: usize| weights.get(&format!("{prefix}.{name}.weight"), &[width]);
+        let linear = |site: Site, input: usize, output: usize| -> Result<Linear> {
+            let name = format!("{prefix}.{}", site.path());
+            let weight = weights.get(&format!("{name}.weight"), &[output, input])?;
+            let bias = weights.get_optional(&format!("{name}.bias"), &[output])?;
+            match quantize {
+                Some(format) => Linear::quantized(&weight, bias, format),
+                None => Linear::new(weight, bias),
+            }
+        };
+        let query_key_norm = if config.query_key_norm {
+            Some((norm("self_attn.q_norm", config.head_dim)?, norm("self_attn.k_norm", config.head_dim)?))
+        } else {
+            None
+        };
+        Ok(Self {
+            index,
+            input_norm: norm("input_layernorm", hidden)?,
+            q: linear(Site::Query, hidden, query_width)?,
+            k: linear(Site::Key, hidden, key_width)?,
+            v: linear(Site::Value, hidden, key_width)?,
+            o: linear(Site::Output, query_width, hidden)?,
+            query_key_norm,
+            post_attention_norm: norm("post_attention_layernorm", hidden)?,
+            gate: linear(Site::Gate, hidden, intermediate)?,
+            up: linear(Site::Up, hidden, intermediate)?,
+            down: linear(Site::Down, intermediate, hidden)?,
+            window: config.sliding_windows[index],
+            rotary: config.rotary[index],
+            norm_eps: config.rms_norm_eps,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        })
+    }
+
+    /// The frozen layer at `site`.
+    pub(crate) fn linear(&self, site: Site) -> &Linear {
+        match site {
+            Site::Query => &self.q,
+            Site::Key => &self.k,
+            Site::Value => &self.v,
+            Site::Output => &self.o,
+            Site::Gate => &self.gate,
+            Site::Up => &self.up,
+            Site::Down => &self.down,
+        }
+    }
+
+    /// `x` `[rows, hidden]` to the block's output `[rows, hidden]`, and everything on the way (which serving drops).
+    pub(crate) fn forward(&self, x: Tensor, context: &impl Context) -> Result<(Tensor, Activations)> {
+        let rows = x.dim(0)?;
+        let project = |site: Site, x: &Tensor| -> Result<Tensor> {
+            context.add_lora(self.index, site, x, self.linear(site).forward(x)?)
+        };
+
+        // Attention: middle = x + W_o · attend(q, k, v)
+        let attention_input = kernels::rms_norm(&x, &self.input_norm, self.norm_eps)?; // [rows, hidden]
+        let mut q = project(Site::Query, &attention_input)?.reshape((rows, self.heads, self.head_dim))?;
+        let mut k = project(Site::Key, &attention_input)?.reshape((rows, self.kv_heads, self.head_dim))?;
+        let v = project(Site::Value, &attention_input)?.reshape((rows, self.kv_heads, self.head_dim))?;
+        let mut unnormed = None;
+        if let Some((q_norm, k_norm)) = &self.query_key_norm {
+            let normed_q = kernels::rms_norm(&q, q_norm, self.norm_eps)?;
+            let normed_k = kernels::rms_norm(&k, k_norm, self.norm_eps)?;
+            unnormed = Some((std::mem::replace(&mut q, normed_q), std::mem::replace(&mut k, normed_k)));
+        }
+        if self.rotary {
+            q = kernels::rope(&q, context.angles())?;
+            k = kernels::rope(&k, context.angles())?;
+        }
+        let (attended, log_sum_exp) = context.attend(self, &q, &k, &v)?; // [rows, heads, head_dim]
+        let attended = attended.reshape((rows, self.heads * self.head_dim))?;
+        let middle = (&x + project(Site::Output, &attended)?)?; // [rows, hidden]
+
+        // MLP: y = middle + W_down · (silu(W_gate · m) · (W_up · m))
+        let mlp_input = kernels::rms_norm(&middle, &self.post_attention_norm, self.norm_eps)?; // [rows, hidden]
+        let gate = project(Site::Gate, &mlp_input)?; // [rows, intermediate]
+        let up = project(Site::Up, &mlp_input)?; // [rows, intermediate]
+        let gated = kernels::swiglu(&gate, &up)?; // [rows, intermediate]
+        let y = (&middle + project(Site::Down, &gated)?)?; // [rows, hidden]
+
+        let activations = Activations {
+            input: x,
+            attention_input,
+            unnormed,
+            q,
+            k,
+            v,
+            attended,
+            log_sum_exp,
+            middle,
+            mlp_input,
+            gate,
+            up,
+            gated,
+        };
+        Ok((y, activations))
+    }
+}
 
 /// The rows of one sequence in a step.
 #[derive(Debug)]
@@ -28,22 +224,125 @@ pub struct SequenceRows<'a> {
 }
 
 impl Decoder {
-    /// Builds the decoder from a checkpoint's tensors.
+    /// Builds the decoder from a checkpoint's tensors; `quantize` names a block format for the linear layers.
     pub fn load(config: &ModelConfig, weights: &Weights, quantize: Option<&str>) -> Result<Self> {
-        let _ = (config, weights, quantize);
-        todo!()
+        let shape = [config.vocab_size, config.hidden_size];
+        let embedding = weights.get("model.embed_tokens.weight", &shape)?;
+        let head =
+            if config.tie_word_embeddings { embedding.clone() } else { weights.get("lm_head.weight", &shape)? };
+        let blocks = (0..config.num_hidden_layers).map(|index| Block::load(index, config, weights, quantize));
+        Ok(Self {
+            embedding,
+            blocks: blocks.collect::<Result<_>>()?,
+            final_norm: weights.get("model.norm.weight", &[config.hidden_size])?,
+            head,
+            rope: Rope::new(config),
+            norm_eps: config.rms_norm_eps,
+            device: weights.device().clone(),
+        })
     }
 
-    /// One step: `tokens` are the new rows of all `sequences`, in order (sequences of one adapter next to each other).
+    /// The device that the weights are on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Embeddings of `tokens`, `[rows, hidden]`.
+    pub(crate) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        let ids = Tensor::new(tokens, &self.device)?;
+        Ok(self.embedding.index_select(&ids, 0)?)
+    }
+
+    /// One step: `tokens` are the new rows of all `sequences`, in order; sequences of one adapter stand next to each other.
     /// Writes their keys and values into `cache`; returns the hidden states after the final norm, `[rows, hidden]`.
     pub fn step(&self, tokens: &[u32], sequences: &[SequenceRows<'_>], cache: &KvCache) -> Result<Tensor> {
-        let _ = (tokens, sequences, cache);
-        todo!()
+        let positions: Vec<usize> =
+            sequences.iter().flat_map(|sequence| sequence.start..sequence.start + sequence.rows.len()).collect();
+        let context = ServeContext {
+            sequences,
+            cached_rows: sequences.iter().map(SequenceRows::cached_rows).collect(),
+            adapter_runs: adapter_runs(sequences),
+            cache,
+            angles: self.rope.angles(positions.iter().copied(), &self.device)?,
+        };
+        let mut x = self.embed(tokens)?; // [rows, hidden]
+        for block in &self.blocks {
+            (x, _) = block.forward(x, &context)?;
+        }
+        kernels::rms_norm(&x, &self.final_norm, self.norm_eps)
     }
 
     /// Logits of hidden states, `[rows, hidden]` to `[rows, vocabulary]`, f32.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let _ = hidden;
-        todo!()
+        kernels::linear(hidden, &self.head)
     }
+}
+
+/// Serving: keys and values go to the paged cache, each run of rows has its own adapter.
+struct ServeContext<'a> {
+    sequences: &'a [SequenceRows<'a>],
+    cached_rows: Vec<CachedRows<'a>>,
+    adapter_runs: Vec<(Range<usize>, &'a Adapter)>,
+    cache: &'a KvCache,
+    angles: Angles,
+}
+
+impl Context for ServeContext<'_> {
+    fn add_lora(&self, layer: usize, site: Site, x: &Tensor, mut y: Tensor) -> Result<Tensor> {
+        for (rows, adapter) in &self.adapter_runs {
+            if let Some(pair) = adapter.layers[layer].get(site) {
+                y = kernels::add_lora(y, x, rows.clone(), pair)?;
+            }
+        }
+        Ok(y)
+    }
+
+    fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let (keys, values) = (&self.cache.keys[block.index], &self.cache.values[block.index]);
+        for sequence in self.sequences {
+            sequence.write(k, keys)?;
+            sequence.write(v, values)?;
+        }
+        Ok((kernels::cached_attention(q, keys, values, &self.cached_rows, block.window)?, None))
+    }
+
+    fn angles(&self) -> &Angles {
+        &self.angles
+    }
+}
+
+impl SequenceRows<'_> {
+    fn cached_rows(&self) -> CachedRows<'_> {
+        CachedRows { rows: self.rows.clone(), start: self.start, blocks: self.blocks }
+    }
+
+    /// Copies the sequence's rows of `source` `[rows, kv_heads, head_dim]` into its blocks of `cache`.
+    fn write(&self, source: &Tensor, cache: &Tensor) -> Result<()> {
+        let mut position = self.start;
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            let offset = position % BLOCK_TOKENS;
+            let count = (BLOCK_TOKENS - offset).min(self.rows.end - row);
+            let slot = self.blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + offset;
+            cache.slice_set(&source.narrow(0, row, count)?, 0, slot)?;
+            position += count;
+            row += count;
+        }
+        Ok(())
+    }
+}
+
+/// Neighbouring sequences with the same adapter share one product.
+fn adapter_runs<'a>(sequences: &[SequenceRows<'a>]) -> Vec<(Range<usize>, &'a Adapter)> {
+    let mut runs: Vec<(Range<usize>, &Adapter)> = Vec::new();
+    for sequence in sequences {
+        let Some(adapter) = sequence.adapter else { continue };
+        match runs.last_mut() {
+            Some((rows, last)) if rows.end == sequence.rows.start && last.id == adapter.id => {
+                rows.end = sequence.rows.end;
+            }
+            _ => runs.push((sequence.rows.clone(), adapter)),
+        }
+    }
+    runs
 }

@@ -1,10 +1,20 @@
 //! Loss and gradients of a packed batch: the explicit forward and backward pass of the decoder with an adapter.
 
+//!
+//! The backward pass mirrors [`Block::forward`] line by line, last line first. Frozen weights get no gradient: a linear
+//! layer needs only W for dx, and the low-rank parts need dA and dB (Hu et al., "LoRA", 2021):
+//! dB = s · dyᵀ (x Aᵀ), dA = s · (dy B)ᵀ x, dx += s · (dy B) A.
+
 use std::ops::Range;
 
-use crate::Result;
-use crate::adapters::{Adapter, LoraLayer};
-use crate::model::decoder::Decoder;
+use candle_core::Tensor;
+
+use crate::adapters::{Adapter, LoraLayer, LoraPair, Site};
+use crate::model::decoder::{Activations, Block, Context, Decoder};
+use crate::model::kernels::{self, AttentionState};
+use crate::model::rope::Angles;
+use crate::train::loss::vocabulary_loss;
+use crate::{Error, Result};
 
 /// Whole sequences, one after the other; no attention and no target crosses from one to the next.
 #[derive(Debug, Clone, Default)]
@@ -53,12 +63,160 @@ pub fn loss_and_gradients(
     batch: &PackedBatch,
     normalizer: f64,
 ) -> Result<(LossReport, Gradients)> {
-    let _ = (decoder, adapter, batch, normalizer);
-    todo!()
+    let context = TrainContext::new(decoder, Some(adapter), batch)?;
+    let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
+    let mut tape = Vec::with_capacity(decoder.blocks.len());
+    for block in &decoder.blocks {
+        let (y, activations) = block.forward(x, &context)?;
+        tape.push(activations);
+        x = y;
+    }
+    let hidden = kernels::rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?;
+    let (report, dhidden) = vocabulary_loss(decoder, &hidden, batch, Some(normalizer))?;
+    let dhidden = dhidden.ok_or_else(|| Error::Internal("the loss gave no gradient".into()))?;
+
+    let mut dx = kernels::rms_norm_backward(&x, &decoder.final_norm, decoder.norm_eps, &dhidden)?;
+    let mut gradients: Gradients = vec![LoraLayer::default(); decoder.blocks.len()];
+    for (block, activations) in decoder.blocks.iter().zip(tape).rev() {
+        let mut backward = BlockBackward { block, context: &context, gradients: &mut gradients[block.index] };
+        dx = match backward.run(activations, dx)? {
+            Some(dx) => dx,
+            None => break, // The first block's input is the frozen embedding.
+        };
+    }
+    Ok((report, gradients))
 }
 
 /// Loss of `batch` alone, for evaluation.
 pub fn loss(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<LossReport> {
-    let _ = (decoder, adapter, batch);
-    todo!()
+    let hidden = hidden_states(decoder, adapter, batch)?;
+    Ok(vocabulary_loss(decoder, &hidden, batch, None)?.0)
+}
+
+/// The hidden states after the final norm as training sees them, `[rows, hidden]`.
+pub fn hidden_states(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Tensor> {
+    let context = TrainContext::new(decoder, adapter, batch)?;
+    let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
+    for block in &decoder.blocks {
+        (x, _) = block.forward(x, &context)?;
+    }
+    kernels::rms_norm(&x, &decoder.final_norm, decoder.norm_eps)
+}
+
+/// Training: attention inside each packed sequence, one adapter for all rows.
+struct TrainContext<'a> {
+    adapter: Option<&'a Adapter>,
+    sequences: &'a [Range<usize>],
+    rows: usize,
+    angles: Angles,
+}
+
+impl<'a> TrainContext<'a> {
+    fn new(decoder: &Decoder, adapter: Option<&'a Adapter>, batch: &'a PackedBatch) -> Result<Self> {
+        let rows = batch.tokens.len();
+        let covered = batch.sequences.iter().try_fold(0, |end, rows| (rows.start == end).then_some(rows.end));
+        if rows == 0 || covered != Some(rows) || batch.targets.iter().any(|target| target.row >= rows) {
+            return Err(Error::Internal("a packed batch must be covered by its sequences in order".into()));
+        }
+        let positions: Vec<usize> = batch.sequences.iter().flat_map(|rows| 0..rows.len()).collect();
+        let angles = decoder.rope.angles(positions.iter().copied(), decoder.device())?;
+        Ok(Self { adapter, sequences: &batch.sequences, rows, angles })
+    }
+
+    fn pair(&self, layer: usize, site: Site) -> Option<&'a LoraPair> {
+        self.adapter.and_then(|adapter| adapter.layers[layer].get(site))
+    }
+}
+
+impl Context for TrainContext<'_> {
+    fn add_lora(&self, layer: usize, site: Site, x: &Tensor, y: Tensor) -> Result<Tensor> {
+        match self.pair(layer, site) {
+            Some(pair) => kernels::add_lora(y, x, 0..self.rows, pair),
+            None => Ok(y),
+        }
+    }
+
+    fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let (out, log_sum_exp) = kernels::packed_attention(q, k, v, self.sequences, block.window)?;
+        Ok((out, Some(log_sum_exp)))
+    }
+
+    fn angles(&self) -> &Angles {
+        &self.angles
+    }
+}
+
+/// The backward pass of one block.
+struct BlockBackward<'a, 'c> {
+    block: &'a Block,
+    context: &'a TrainContext<'c>,
+    gradients: &'a mut LoraLayer,
+}
+
+impl BlockBackward<'_, '_> {
+    /// From `dy`, the gradient of the block's output, to that of its input, `[rows, hidden]` both; `None` for the first
+    /// block, whose input needs none. Fills in the gradients of the block's A and B.
+    fn run(&mut self, saved: Activations, dy: Tensor) -> Result<Option<Tensor>> {
+        let block = self.block;
+        let eps = block.norm_eps;
+        let rows = self.context.rows;
+
+        // MLP: y = middle + W_down · (silu(W_gate · m) · (W_up · m))
+        let dgated = self.linear(Site::Down, &saved.gated, &dy)?; // [rows, intermediate]
+        let (dgate, dup) = kernels::swiglu_backward(&saved.gate, &saved.up, &dgated)?;
+        let dmlp_input =
+            (self.linear(Site::Gate, &saved.mlp_input, &dgate)? + self.linear(Site::Up, &saved.mlp_input, &dup)?)?;
+        let dmiddle = (dy + kernels::rms_norm_backward(&saved.middle, &block.post_attention_norm, eps, &dmlp_input)?)?;
+
+        // Attention: middle = x + W_o · attend(q, k, v)
+        let shape = saved.q.shape().clone();
+        let dattended = self.linear(Site::Output, &saved.attended, &dmiddle)?.reshape(&shape)?; // [rows, heads, d]
+        let log_sum_exp = saved.log_sum_exp.as_ref().ok_or_else(|| Error::Internal("attention kept no sums".into()))?;
+        let attended = saved.attended.reshape(&shape)?;
+        let state = AttentionState { q: &saved.q, k: &saved.k, v: &saved.v, out: &attended, log_sum_exp };
+        let (mut dq, mut dk, dv) =
+            kernels::packed_attention_backward(state, &dattended, self.context.sequences, block.window)?;
+        if block.rotary {
+            dq = kernels::rope_backward(&dq, &self.context.angles)?;
+            dk = kernels::rope_backward(&dk, &self.context.angles)?;
+        }
+        if let (Some((q_norm, k_norm)), Some((q, k))) = (&block.query_key_norm, &saved.unnormed) {
+            dq = kernels::rms_norm_backward(q, q_norm, eps, &dq)?;
+            dk = kernels::rms_norm_backward(k, k_norm, eps, &dk)?;
+        }
+        let (dq, dk, dv) = (dq.reshape((rows, ()))?, dk.reshape((rows, ()))?, dv.reshape((rows, ()))?);
+        let x = &saved.attention_input;
+        if block.index == 0 {
+            for (site, dy) in [(Site::Query, &dq), (Site::Key, &dk), (Site::Value, &dv)] {
+                self.low_rank(site, x, dy)?;
+            }
+            return Ok(None);
+        }
+        let dattention_input = ((self.linear(Site::Query, x, &dq)? + self.linear(Site::Key, x, &dk)?)?
+            + self.linear(Site::Value, x, &dv)?)?;
+        let dx = (dmiddle + kernels::rms_norm_backward(&saved.input, &block.input_norm, eps, &dattention_input)?)?;
+        Ok(Some(dx))
+    }
+
+    /// The gradient of a linear layer's input, `[rows, in]`, from that of its output, `[rows, out]`.
+    fn linear(&mut self, site: Site, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let dx = self.block.linear(site).input_gradient(dy)?;
+        match self.low_rank(site, x, dy)? {
+            // dx += (s · dy B) A
+            Some((dshrunk, pair)) => Ok((dx + kernels::matmul(&dshrunk, &pair.a)?)?),
+            None => Ok(dx),
+        }
+    }
+
+    /// Stores dA and dB of the layer at `site`; returns `s · dy B`, `[rows, rank]`.
+    fn low_rank(&mut self, site: Site, x: &Tensor, dy: &Tensor) -> Result<Option<(Tensor, LoraPair)>> {
+        let Some(pair) = self.context.pair(self.block.index, site) else { return Ok(None) };
+        let scale = f64::from(pair.scale);
+        let shrunk = kernels::linear(x, &pair.a)?; // x Aᵀ, [rows, rank]
+        let b = kernels::matmul_transposed(dy, &(shrunk * scale)?)?; // [out, rank]
+        let dshrunk = (kernels::matmul(dy, &pair.b)? * scale)?; // [rows, rank]
+        let a = kernels::matmul_transposed(&dshrunk, x)?; // [rank, in]
+        self.gradients.set(site, LoraPair { a, b, scale: pair.scale });
+        Ok(Some((dshrunk, pair.clone())))
+    }
 }

@@ -1,0 +1,58 @@
+# Every command of the project; `make help` lists them. CARGO_TARGET_DIR is respected everywhere.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test test-rust test-sdk bench check openapi parity
+
+PYTHON := .venv/bin/python
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Install or name what is missing beside Rust (PostgreSQL, Python, a C compiler)
+	@tools/setup
+
+demo: setup ## Fine-tune the demo model, watch it learn, and measure it before and after
+	@tools/demo
+
+serve: setup ## Build and run the server on http://127.0.0.1:8080 with its data in ./data
+	@cargo build --locked --release
+	@"$$(tools/target-dir)/release/attune" serve --listen 127.0.0.1:8080 --data-dir data
+
+test: test-rust test-sdk ## Run every test: the Rust ones, then OpenAI's client against a real server
+
+test-rust: setup
+	@cargo test --locked
+
+test-sdk: setup .venv/.installed
+	@cargo build --locked
+	@$(PYTHON) -m pytest tests/sdk --binary "$$(tools/target-dir)/debug/attune"
+
+bench: setup ## Measure serving, embedding and training on this machine
+	@tools/bench
+
+check: setup ## Formatting, lints as errors, and that openapi/openapi.json is up to date
+	@cargo fmt --check
+	@cargo clippy --locked --all-targets -- -D warnings
+	@cargo run --locked --quiet -- openapi | diff -u openapi/openapi.json - >&2 \
+		|| { echo "openapi/openapi.json is out of date: run 'make openapi' and commit the result." >&2; exit 1; }
+
+openapi: setup ## Write openapi/openapi.json from the code
+	@mkdir -p openapi
+	@cargo run --locked --quiet -- openapi > openapi/.openapi.json.new
+	@mv openapi/.openapi.json.new openapi/openapi.json
+
+parity: setup .venv-parity/.installed ## Check a freshly trained adapter in PEFT and transformers (downloads torch)
+	@cargo build --locked --release
+	@.venv-parity/bin/python tests/parity/check_loop.py --binary "$$(tools/target-dir)/release/attune"
+
+.venv/.installed: tests/sdk/requirements.txt | setup
+	@python3 -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.venv-parity/.installed: tests/parity/requirements.txt | setup
+	@python3 -m venv .venv-parity
+	@.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@

@@ -1,0 +1,81 @@
+//! Our own f32 kernels for the CPU, spread over the one rayon pool, compiled for several instruction sets and chosen at
+//! run time.
+
+pub mod cached_attention;
+pub mod cross_entropy;
+pub mod elementwise;
+pub mod packed_attention;
+pub mod product;
+mod vector;
+
+use std::ops::{Deref, Range};
+use std::sync::RwLockReadGuard;
+
+use candle_core::{CpuStorage, Device, Storage, Tensor};
+
+use crate::{Error, Result};
+
+/// The values of a contiguous f32 tensor on the CPU, read in place.
+struct Values<'a> {
+    storage: RwLockReadGuard<'a, Storage>,
+    range: Range<usize>,
+}
+
+impl<'a> Values<'a> {
+    fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            return Err(Error::Internal("a kernel was given a tensor that is not contiguous".into()));
+        };
+        match &*storage {
+            Storage::Cpu(CpuStorage::F32(_)) => Ok(Self { storage, range: start..end }),
+            _ => Err(Error::Internal("a CPU kernel was given a tensor that is not f32 on the CPU".into())),
+        }
+    }
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
+            // `of` lets nothing else in.
+            _ => &[],
+        }
+    }
+}
+
+fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
+    Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
+}
+
+/// A slice that several threads write at the same time, each its own places. It carries no lock: whoever splits the work
+/// must hand out places that do not overlap.
+#[derive(Clone, Copy)]
+struct SharedSlice<'a> {
+    start: *mut f32,
+    len: usize,
+    _owner: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: access goes through `slice`, whose callers promise that concurrent places do not overlap.
+unsafe impl Send for SharedSlice<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for SharedSlice<'_> {}
+
+impl<'a> SharedSlice<'a> {
+    fn new(values: &'a mut [f32]) -> Self {
+        Self { start: values.as_mut_ptr(), len: values.len(), _owner: std::marker::PhantomData }
+    }
+
+    /// The places `range`.
+    ///
+    /// # Safety
+    /// No other thread may hold an overlapping range at the same time.
+    unsafe fn slice(&self, range: Range<usize>) -> &'a mut [f32] {
+        assert!(range.start <= range.end && range.end <= self.len, "kernel writes inside its output");
+        // SAFETY: in bounds by the assertion, exclusive by the caller's promise, alive as long as `'a`.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}

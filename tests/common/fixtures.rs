@@ -1,0 +1,137 @@
+//! Tiny random checkpoints and what transformers and PEFT compute with them; see `tests/parity/README.md`.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
+use attune::model::ModelConfig;
+use attune::model::decoder::Decoder;
+use attune::model::weights::Weights;
+use attune::train::backward::{PackedBatch, Target};
+use candle_core::{Device, Tensor};
+
+/// Every family with its particulars.
+pub const FAMILIES: [&str; 9] = [
+    "llama",
+    "llama3_rope",
+    "llama_bias_heads",
+    "llama_linear_rope",
+    "llama_yarn",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+];
+
+/// Families that come with a PEFT adapter and a training run.
+pub const TRAINED_FAMILIES: [&str; 4] = ["llama", "qwen2", "qwen3", "smollm3"];
+
+/// The device under test: the first GPU in a build with the feature `cuda`, else the CPU.
+pub fn device() -> Device {
+    if cfg!(feature = "cuda") { Device::new_cuda(0).expect("this build tests a GPU") } else { Device::Cpu }
+}
+
+pub fn folder(family: &str) -> PathBuf {
+    // The binary may run on another machine than the one that built it; there it runs in the repository's root.
+    let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let here = PathBuf::from("tests/fixtures");
+    if here.is_dir() { here.join(family) } else { built.join(family) }
+}
+
+pub fn load(family: &str, device: &Device) -> (ModelConfig, Decoder) {
+    let folder = folder(family);
+    let config = ModelConfig::read(&folder).unwrap();
+    let weights = Weights::open(&folder, device).unwrap();
+    let decoder = Decoder::load(&config, &weights, None).unwrap();
+    (config, decoder)
+}
+
+/// The tensors of a reference file, on the CPU.
+pub struct Reference(pub HashMap<String, Tensor>);
+
+impl Reference {
+    pub fn read(family: &str, file: &str) -> Self {
+        Self(candle_core::safetensors::load(folder(family).join(file), &Device::Cpu).unwrap())
+    }
+
+    pub fn tensor(&self, name: &str) -> &Tensor {
+        self.0.get(name).unwrap_or_else(|| panic!("the reference has no `{name}`"))
+    }
+
+    pub fn ids(&self, name: &str) -> Vec<u32> {
+        self.tensor(name).to_vec1::<i64>().unwrap().into_iter().map(|id| id as u32).collect()
+    }
+
+    pub fn floats(&self, name: &str) -> Vec<f32> {
+        self.tensor(name).flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    pub fn scalar(&self, name: &str) -> f32 {
+        self.floats(name)[0]
+    }
+
+    /// The adapter whose tensors are called `{prefix}base_model.model.model.layers.…`.
+    pub fn adapter(&self, prefix: &str, config: &ModelConfig, scale: f32, device: &Device) -> Adapter {
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| {
+                let mut layer = LoraLayer::default();
+                for site in Site::ALL {
+                    let name = tensor_name(index, site);
+                    let a = self.tensor(&format!("{prefix}{name}.lora_A.weight")).to_device(device).unwrap();
+                    let b = self.tensor(&format!("{prefix}{name}.lora_B.weight")).to_device(device).unwrap();
+                    layer.set(site, LoraPair { a, b, scale });
+                }
+                layer
+            })
+            .collect();
+        Adapter { id: prefix.to_owned(), layers }
+    }
+
+    /// The training batch: four sequences of unequal lengths.
+    pub fn batch(&self) -> PackedBatch {
+        let tokens = self.ids("batch_tokens");
+        let mask = self.ids("batch_targets_mask");
+        let mut sequences: Vec<Range<usize>> = Vec::new();
+        for length in self.ids("batch_lengths") {
+            let start = sequences.last().map_or(0, |last| last.end);
+            sequences.push(start..start + length as usize);
+        }
+        let targets = sequences
+            .iter()
+            .flat_map(|rows| rows.clone().skip(1))
+            .filter(|&row| mask[row] == 1)
+            .map(|row| Target { row: row - 1, token: tokens[row], weight: 1.0 })
+            .collect();
+        PackedBatch { tokens, sequences, targets }
+    }
+}
+
+pub fn tensor_name(layer: usize, site: Site) -> String {
+    format!("base_model.model.model.layers.{layer}.{}", site.path())
+}
+
+/// One sequence without targets.
+pub fn one_sequence(tokens: &[u32]) -> PackedBatch {
+    PackedBatch { tokens: tokens.to_vec(), sequences: vec![0..tokens.len()], targets: Vec::new() }
+}
+
+pub fn floats(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_device(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The largest absolute difference.
+pub fn max_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// ‖a − b‖ / ‖b‖
+pub fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let difference: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let norm: f64 = b.iter().map(|b| f64::from(*b).powi(2)).sum();
+    (difference / norm.max(f64::MIN_POSITIVE)).sqrt()
+}

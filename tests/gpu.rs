@@ -1,0 +1,5 @@
+//! Everything that must hold on a GPU, in one program that `tools/gpu-check` carries to a machine that has one.
+#![cfg(feature = "cuda")]
+
+#[path = "model.rs"]
+mod model;

@@ -1,0 +1,166 @@
+"""One real server for the whole session, with its own data folder and private Postgres, and OpenAI's client to it.
+
+    python -m pytest tests/sdk --binary target/debug/attune
+"""
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+import attunelib  # noqa: E402
+
+# Small enough for a test, large enough to change the model's answers.
+QUICK = {"n_epochs": 2, "batch_size": 4, "learning_rate": 2e-3, "rank": 8, "alpha": 16}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--binary", required=True, help="the attune program to test")
+
+
+@pytest.fixture(scope="session")
+def binary(request):
+    path = Path(request.config.getoption("--binary")).resolve()
+    assert path.is_file(), f"{path} does not exist"
+    return path
+
+
+@pytest.fixture(scope="session")
+def start_server(binary):
+    """A function that starts further servers; all are stopped and their data removed at the end."""
+    servers, folders = [], []
+
+    def start(*arguments, data_dir=None, settings=None):
+        if data_dir is None:
+            data_dir = attunelib.data_folder()
+            folders.append(data_dir)
+        server = attunelib.Server(binary, data_dir, *arguments, settings=settings)
+        server.data_dir = data_dir
+        servers.append(server)
+        return server.start()
+
+    yield start
+    for server in reversed(servers):
+        server.stop()
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server(start_server):
+    return start_server()
+
+
+def sdk(server, key="any string"):
+    """OpenAI's client to `server`, without its retries: an error must show."""
+    return openai.OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def client(server):
+    with sdk(server) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def http(server):
+    """Plain HTTP to the server's root, for what the client does not show."""
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        yield http
+
+
+@pytest.fixture(scope="session")
+def tickets():
+    """Training lines in chat form."""
+    return attunelib.read_jsonl(attunelib.DEMO / "tickets" / "train.jsonl")
+
+
+@pytest.fixture(scope="session")
+def heldout():
+    return attunelib.read_jsonl(attunelib.DEMO / "tickets" / "heldout.jsonl")
+
+
+@pytest.fixture(scope="session")
+def questions():
+    """Questions about the demo model's world, with the word that a right answer holds."""
+    return attunelib.read_jsonl(attunelib.DEMO / "questions.jsonl")
+
+
+@pytest.fixture(scope="session")
+def vocabulary():
+    """Token text to id, of the demo model."""
+    tokenizer = json.loads((attunelib.DEMO / "tokenizer.json").read_text(encoding="utf-8"))
+    return tokenizer["model"]["vocab"] | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+
+
+@pytest.fixture(scope="session")
+def endless(vocabulary):
+    """A `logit_bias` that keeps the model from ending its answer, so that it runs to `max_tokens`."""
+    return {str(token): -100 for text, token in vocabulary.items() if text.startswith("<|")}
+
+
+def jsonl(lines):
+    """The bytes of a JSONL file."""
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+
+
+def as_prompts(tickets):
+    """Chat lines in the older form of prompt and completion."""
+    return [
+        {"prompt": line["messages"][0]["content"] + "\n\n###\n\n", "completion": " " + line["messages"][1]["content"]}
+        for line in tickets
+    ]
+
+
+def upload(client, lines, name="train.jsonl"):
+    """Uploads training lines; returns the file's id."""
+    return client.files.create(file=(name, jsonl(lines)), purpose="fine-tune").id
+
+
+def create_job(client, training_file, hyperparameters=None, **settings):
+    """Starts a job on the demo model."""
+    method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters or QUICK}}
+    return client.fine_tuning.jobs.create(
+        model="demo", training_file=training_file, method=method, seed=settings.pop("seed", 7), **settings
+    )
+
+
+def events(client, job_id):
+    """All events of a job, oldest first."""
+    return list(client.fine_tuning.jobs.list_events(job_id, limit=100))[::-1]
+
+
+def steps(client, job_id):
+    """The steps of a job's metrics events, oldest first."""
+    return [event.data["step"] for event in events(client, job_id) if event.type == "metrics"]
+
+
+def wait_for(condition, what, within=60, every=0.1):
+    """Asks `condition` again and again until it holds; returns its answer. Fails after `within` seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"{what}: not within {within} s"
+        time.sleep(every)
+
+
+def wait_for_end(client, job_id, within=90):
+    """The job in its final state."""
+
+    def ended():
+        job = client.fine_tuning.jobs.retrieve(job_id)
+        return job if job.status in ("succeeded", "failed", "cancelled") else None
+
+    return wait_for(ended, f"the end of {job_id}", within)
+
+
+def model_ids(client):
+    return [model.id for model in client.models.list()]

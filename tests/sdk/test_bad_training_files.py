@@ -1,0 +1,57 @@
+"""Training files that parse but cannot be trained on: the job fails, says where, and leaves nothing behind."""
+
+import pytest
+from conftest import as_prompts, create_job, model_ids, upload, wait_for_end
+
+
+def missing_keys(tickets):
+    return [*tickets[:6], {"letter": "Hello"}, *tickets[7:12]]
+
+
+def no_answer(tickets):
+    return [*tickets[:3], {"messages": tickets[3]["messages"][:1]}, *tickets[4:12]]
+
+
+def unknown_role(tickets):
+    return [*tickets[:8], {"messages": [{"role": "wizard", "content": "Hello"}, *tickets[8]["messages"]]}, *tickets[9:12]]
+
+
+def empty_completion(tickets):
+    lines = as_prompts(tickets[:12])
+    lines[4]["completion"] = ""
+    return lines
+
+
+def both_forms(tickets):
+    return [*tickets[:11], *as_prompts(tickets[11:12])]
+
+
+@pytest.mark.parametrize(
+    ("make", "place"),
+    [
+        (missing_keys, "line 7"),
+        (no_answer, "line 4"),
+        (unknown_role, "line 9"),
+        (empty_completion, "line 5"),
+        (both_forms, "line 12"),
+    ],
+)
+def test_the_job_fails_and_names_the_line(client, tickets, make, place):
+    before = model_ids(client)
+    job = wait_for_end(client, create_job(client, upload(client, make(tickets))).id)
+    assert job.status == "failed"
+    assert job.error.code
+    assert job.error.param == "training_file"
+    assert place in job.error.message.lower()
+    assert job.fine_tuned_model is None
+    assert model_ids(client) == before
+
+
+def test_too_few_examples_are_counted(client, tickets):
+    before = model_ids(client)
+    job = wait_for_end(client, create_job(client, upload(client, tickets[:3])).id)
+    assert job.status == "failed"
+    assert job.error.code == "invalid_n_examples"
+    assert "3" in job.error.message
+    assert "10" in job.error.message
+    assert model_ids(client) == before

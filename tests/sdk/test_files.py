@@ -1,0 +1,101 @@
+"""Files: upload in every order, read back, refuse what is broken."""
+
+import openai
+import pytest
+from conftest import jsonl, upload
+
+PART = 'Content-Disposition: form-data; name="{}"'
+
+
+def multipart(parts):
+    """A multipart body with its parts in the order given."""
+    body = b""
+    for name, value in parts:
+        head = PART.format(name)
+        if name == "file":
+            head += '; filename="letters.jsonl"\r\nContent-Type: application/octet-stream'
+        body += b"--edge\r\n" + head.encode() + b"\r\n\r\n" + value + b"\r\n"
+    return body + b"--edge--\r\n"
+
+
+@pytest.fixture
+def content(tickets):
+    return jsonl(tickets[:12])
+
+
+@pytest.mark.parametrize("order", [("purpose", "file"), ("file", "purpose")])
+def test_a_file_may_come_before_or_after_its_purpose(client, http, content, order):
+    values = {"purpose": b"fine-tune", "file": content}
+    answer = http.post(
+        "/v1/files",
+        content=multipart([(name, values[name]) for name in order]),
+        headers={"Content-Type": "multipart/form-data; boundary=edge"},
+    )
+    assert answer.status_code == 200, answer.text
+    file = answer.json()
+    assert file["id"].startswith("file-")
+    assert file["object"] == "file"
+    assert (file["filename"], file["purpose"], file["bytes"]) == ("letters.jsonl", "fine-tune", len(content))
+    assert file["status"] in ("uploaded", "processed")
+    assert client.files.content(file["id"]).content == content
+
+
+def test_a_file_is_listed_read_and_deleted(client, content):
+    file = client.files.create(file=("letters.jsonl", content), purpose="fine-tune")
+    assert file.id in [other.id for other in client.files.list()]
+    assert file.id in [other.id for other in client.files.list(purpose="fine-tune")]
+    assert client.files.retrieve(file.id).bytes == len(content)
+    assert client.files.content(file.id).content == content
+    assert client.files.delete(file.id).deleted
+    assert file.id not in [other.id for other in client.files.list()]
+    for call in (client.files.retrieve, client.files.content, client.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(file.id)
+
+
+def test_a_list_comes_in_pages(client, tickets):
+    made = [upload(client, tickets[:10], f"page{number}.jsonl") for number in range(3)]
+    page = client.files.list(limit=2)
+    assert [file.id for file in page.data] == made[:0:-1]
+    assert page.has_more
+    assert made[0] in [file.id for file in page]
+
+
+def test_bytes_survive_unchanged(client):
+    content = '\ufeff{"prompt": "ü → 魚", "completion": " ok"}\r\n{"prompt": "", "completion": " \\u0000"}\n\n'.encode()
+    file = client.files.create(file=("odd.jsonl", content), purpose="fine-tune")
+    assert client.files.content(file.id).content == content
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"this is no JSON\n", "line 1"),
+        (2 * b'{"prompt": "a", "completion": " b"}\n' + b'{"prompt": \n', "line 3"),
+        (b'{"prompt": "a", "completion": " b"}\n[1, 2]\n', "line 2"),
+        (b'{"prompt": "\xff"}\n', "line 1"),
+        (b"", ""),
+    ],
+)
+def test_a_broken_training_file_is_refused_with_its_line(client, content, complaint):
+    before = [file.id for file in client.files.list()]
+    with pytest.raises(openai.BadRequestError) as fault:
+        client.files.create(file=("broken.jsonl", content), purpose="fine-tune")
+    assert complaint in fault.value.message.lower()
+    assert [file.id for file in client.files.list()] == before
+
+
+def test_an_unknown_purpose_is_refused(client, content):
+    with pytest.raises(openai.BadRequestError) as fault:
+        client.files.create(file=("letters.jsonl", content), purpose="mischief")
+    assert fault.value.param == "purpose"
+
+
+@pytest.mark.parametrize("missing", ["purpose", "file"])
+def test_a_missing_part_is_named(http, content, missing):
+    parts = [(name, value) for name, value in (("purpose", b"fine-tune"), ("file", content)) if name != missing]
+    answer = http.post(
+        "/v1/files", content=multipart(parts), headers={"Content-Type": "multipart/form-data; boundary=edge"}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == missing

@@ -1,0 +1,79 @@
+"""The first fine-tuning API, `/v1/fine_tunes`, as plain HTTP: today's clients no longer know it."""
+
+import json
+
+import pytest
+from conftest import as_prompts, model_ids, upload, wait_for
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def training_file(client, tickets):
+    return upload(client, as_prompts(tickets[:24]))
+
+
+def create(http, training_file, path="/v1/fine_tunes", **settings):
+    answer = http.post(path, json={"model": "demo", "training_file": training_file, "batch_size": 4, **settings})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def stream(http, job):
+    """The data of a job's stream of events, until the server closes it."""
+    with http.stream("GET", f"/v1/fine_tunes/{job['id']}/events", params={"stream": "true"}, timeout=120) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        for line in answer.iter_lines():
+            if line.startswith("data: "):
+                yield line.removeprefix("data: ")
+
+
+def test_a_fine_tune_streams_its_events_to_the_end(client, http, training_file):
+    job = create(http, training_file, n_epochs=1, suffix="old style")
+    assert job["object"] == "fine-tune"
+    assert job["id"].startswith("ft-")
+    assert job["status"] in ("pending", "created", "running")
+    assert job["hyperparams"]["n_epochs"] == 1
+    assert [file["id"] for file in job["training_files"]] == [training_file]
+
+    *history, last = stream(http, job)
+    assert last == "[DONE]"
+    history = [json.loads(event) for event in history]
+    assert {event["object"] for event in history} == {"fine-tune-event"}
+    assert job["id"] in history[0]["message"]
+
+    done = http.get(f"/v1/fine_tunes/{job['id']}").json()
+    assert done["status"] == "succeeded"
+    assert "old-style" in done["fine_tuned_model"]
+    assert [event["message"] for event in done["events"]] == [event["message"] for event in history]
+    assert done["result_files"][0]["purpose"] == "fine-tune-results"
+    assert client.completions.create(model=done["fine_tuned_model"], prompt="Hello", max_tokens=4).choices[0].text
+
+    # A finished job replays its history and ends.
+    assert [json.loads(event) for event in stream(http, job) if event != "[DONE]"] == history
+    assert job["id"] in [other["id"] for other in http.get("/v1/fine_tunes").json()["data"]]
+    client.models.delete(done["fine_tuned_model"])
+
+
+def test_the_old_spelling_is_the_same_resource(http, training_file):
+    job = create(http, training_file, path="/v1/fine-tunes", n_epochs=50)
+    assert http.get(f"/fine_tunes/{job['id']}").json()["id"] == job["id"]
+    assert http.post(f"/v1/fine-tunes/{job['id']}/cancel").status_code == 200
+    assert list(stream(http, job))[-1] == "[DONE]"
+
+
+def test_a_running_fine_tune_is_cancelled_and_its_stream_ends(client, http, training_file):
+    before = model_ids(client)
+    job = create(http, training_file, n_epochs=50)
+    wait_for(lambda: http.get(f"/v1/fine_tunes/{job['id']}").json()["status"] == "running", "the start", within=90)
+    assert http.post(f"/v1/fine_tunes/{job['id']}/cancel").status_code == 200
+    assert list(stream(http, job))[-1] == "[DONE]"
+    assert http.get(f"/v1/fine_tunes/{job['id']}").json()["status"] == "cancelled"
+    assert model_ids(client) == before
+
+
+def test_an_unknown_fine_tune_is_not_found(http):
+    answer = http.get("/v1/fine_tunes/ft-nobody")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"]
