@@ -82,7 +82,7 @@ pub enum Error {
 
     /// A query failed.
     #[error("database: {0}")]
-    Database(#[from] sqlx::Error),
+    Database(sqlx::Error),
 
     /// Reading or writing a stored blob failed.
     #[error("storage: {0}")]
@@ -100,6 +100,27 @@ pub enum Error {
     /// A defect in Attune itself; the message goes to the log, not to the client.
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::PoolTimedOut => Self::Unavailable("The database is busy or does not answer.".into()),
+            sqlx::Error::PoolClosed => Self::Unavailable("The server is shutting down.".into()),
+            sqlx::Error::Io(error) => Self::Unavailable(format!("The database does not answer: {error}.")),
+            // It shuts down (57P01, 57P02), starts up (57P03) or has no connection left (53300).
+            sqlx::Error::Database(error)
+                if matches!(error.code().as_deref(), Some("57P01" | "57P02" | "57P03" | "53300")) =>
+            {
+                Self::Unavailable(format!("The database does not answer: {error}."))
+            }
+            // Postgres stores no NUL in text (22021) or JSON (22P05), and only a client can have sent one.
+            sqlx::Error::Database(error) if matches!(error.code().as_deref(), Some("22021" | "22P05")) => {
+                Self::Invalid { message: "Text must not contain the NUL character.".into(), param: None, code: None }
+            }
+            error => Self::Database(error),
+        }
+    }
 }
 
 impl Error {

@@ -1,10 +1,13 @@
-//! Fine-tune jobs: the queue in Postgres (the only writer of a job's status), its events, and the worker.
+//! Fine-tune jobs: the queue in Postgres (the only writer of a job's status), its events, and the worker. `api` enqueues,
+//! stops and reads; the worker claims, reports and finishes.
 //!
 //! The row *is* the queue entry and the API's resource. A worker claims it with a lease and an attempt number; every write
 //! of the worker carries that number (the fence), so a worker that lost its lease changes nothing.
 
+mod changes;
 pub mod events;
 pub mod queue;
+mod rows;
 pub mod worker;
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +48,24 @@ pub enum JobApi {
     FineTunes,
     /// `/v1/fine_tuning/jobs`, ids `ftjob-…`
     FineTuningJobs,
+}
+
+impl JobApi {
+    /// Where public ids begin.
+    pub const fn id_prefix(self) -> &'static str {
+        match self {
+            Self::FineTunes => "ft-",
+            Self::FineTuningJobs => "ftjob-",
+        }
+    }
+
+    /// The object's kind in errors.
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::FineTunes => "FineTune",
+            Self::FineTuningJobs => "FineTuningJob",
+        }
+    }
 }
 
 /// What the client asked for, with every `auto` already turned into a number where that needs no file.

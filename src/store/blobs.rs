@@ -1,50 +1,155 @@
 //! Contents too large for rows, by key, through `object_store` on the local disk: `files/{id}`,
-//! `adapters/{sha256}/adapter_model.safetensors`, `checkpoints/{job}/…`. A written blob is complete or absent.
+//! `adapters/{sha256}/adapter_model.safetensors`, `checkpoints/{job}/…`. A written blob is complete or absent. Called by
+//! the rest of `store`, by the worker and by the adapter registry.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::buffered::BufWriter;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
+use tokio::io::AsyncWriteExt as _;
 
-use crate::Result;
+use crate::{Error, Result};
+
+/// Pieces in which files travel to the store: few enough calls, little memory.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// The blob store. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Blobs {}
+pub struct Blobs {
+    store: Arc<dyn ObjectStore>,
+}
+
+/// A stored blob, as a listing shows it.
+#[derive(Debug, Clone)]
+pub struct BlobEntry {
+    /// The key.
+    pub key: String,
+    /// Size of the content.
+    pub bytes: u64,
+    /// When it was written.
+    pub modified: SystemTime,
+}
 
 impl Blobs {
     /// Opens (and makes) the folder.
     pub fn open(folder: &std::path::Path) -> Result<Self> {
-        let _ = folder;
-        todo!()
+        std::fs::create_dir_all(folder).map_err(Error::io(format!("create {}", folder.display())))?;
+        // A row that names a blob is durable once committed, so the blob must be as well.
+        let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true).with_automatic_cleanup(true);
+        Ok(Self { store: Arc::new(store) })
     }
 
     /// Stores `content` under `key`, whole or not at all.
     pub async fn put(&self, key: &str, content: Bytes) -> Result<()> {
-        let _ = (key, content);
-        todo!()
+        self.store.put(&checked(key)?, PutPayload::from_bytes(content)).await?;
+        Ok(())
     }
 
     /// Moves a complete local file into the store under `key`, without reading it into memory.
     pub async fn put_file(&self, key: &str, path: PathBuf) -> Result<()> {
-        let _ = (key, path);
-        todo!()
+        let key = checked(key)?;
+        let context = || format!("store {} as {key}", path.display());
+        let mut source = tokio::fs::File::open(&path).await.map_err(Error::io(context()))?;
+        let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), key.clone(), CHUNK_BYTES);
+        let copied = async {
+            tokio::io::copy(&mut source, &mut writer).await?;
+            writer.shutdown().await
+        };
+        if let Err(error) = copied.await {
+            // Nothing was published; what was staged goes, and the failure that matters is the first one.
+            let _ = writer.abort().await;
+            return Err(Error::io(context())(error));
+        }
+        tokio::fs::remove_file(&path).await.map_err(Error::io(format!("remove {}", path.display())))
     }
 
     /// The content under `key`; an [`crate::Error::Blob`] of kind `NotFound` where there is none.
     pub async fn get(&self, key: &str) -> Result<Bytes> {
-        let _ = key;
-        todo!()
+        Ok(self.store.get(&checked(key)?).await?.bytes().await?)
     }
 
     /// The content as a stream of chunks, for downloads.
-    pub async fn stream(&self, key: &str) -> Result<futures::stream::BoxStream<'static, Result<Bytes>>> {
-        let _ = key;
-        todo!()
+    pub async fn stream(&self, key: &str) -> Result<BoxStream<'static, Result<Bytes>>> {
+        Ok(self.store.get(&checked(key)?).await?.into_stream().map_err(Error::from).boxed())
     }
 
-    /// Removes everything whose key begins with `prefix`; nothing there is no error.
+    /// The blobs whose key begins with the segments of `prefix`, in no particular order.
+    pub fn list(&self, prefix: &str) -> Result<BoxStream<'static, Result<BlobEntry>>> {
+        let entries = self.store.list(Some(&checked(prefix)?));
+        Ok(entries
+            .map_ok(|meta| BlobEntry {
+                key: meta.location.to_string(),
+                bytes: meta.size,
+                modified: meta.last_modified.into(),
+            })
+            .map_err(Error::from)
+            .boxed())
+    }
+
+    /// Removes everything whose key begins with `prefix` (whole segments); nothing there is no error. A prefix of one
+    /// segment is refused: it would empty a whole kind.
     pub async fn delete_prefix(&self, prefix: &str) -> Result<()> {
-        let _ = prefix;
-        todo!()
+        let prefix = checked(prefix.trim_end_matches('/'))?;
+        if prefix.parts_count() < 2 {
+            return Err(Error::Internal(format!("refusing to delete every blob under `{prefix}`")));
+        }
+        let mut keys: Vec<Key> =
+            self.store.list(Some(&prefix)).map_ok(|meta| meta.location).try_collect().await.or_else(absent_is_empty)?;
+        if self.store.head(&prefix).await.is_ok() {
+            keys.push(prefix);
+        }
+        for key in keys {
+            match self.store.delete(&key).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A folder that vanishes while it is listed holds nothing any more.
+fn absent_is_empty(error: object_store::Error) -> Result<Vec<Key>> {
+    match error {
+        object_store::Error::NotFound { .. } => Ok(Vec::new()),
+        error => Err(error.into()),
+    }
+}
+
+/// Keys are plain words between slashes, so that none can leave the folder or hide from a listing.
+fn checked(key: &str) -> Result<Key> {
+    let plain = |part: &str| {
+        (1..=255).contains(&part.len())
+            && !part.starts_with('.')
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    };
+    if key.split('/').all(plain) {
+        Ok(Key::from(key))
+    } else {
+        Err(Error::Internal(format!("`{key}` is not a blob key")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::checked;
+
+    #[test]
+    fn keys_cannot_leave_the_folder() {
+        for bad in
+            ["", "/", "files/", "/files/a", "files/../a", "..", "files/./a", "files/.a", "files/a b", "a\\b", "a\0"]
+        {
+            assert!(checked(bad).is_err(), "{bad:?} was accepted");
+        }
+        for good in ["files/file-abc", "adapters/0a/adapter_model.safetensors"] {
+            assert_eq!(checked(good).expect("a plain key").as_ref(), good);
+        }
     }
 }

@@ -1,10 +1,13 @@
-//! Uploaded and produced files: one row each, the content in the blob `files/{id}`.
+//! Uploaded and produced files: one row each, the content in the blob `files/{id}`. Called by `api` and by the worker,
+//! which adds result files.
 
-use crate::Result;
-use crate::store::Store;
+use std::path::PathBuf;
+
+use crate::store::{MAX_PAGE, Store, new_id};
+use crate::{Error, Result};
 
 /// A file as clients see it.
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct File {
     /// `file-…`
     pub id: String,
@@ -42,28 +45,148 @@ pub struct Page {
     pub ascending: bool,
 }
 
+impl Page {
+    /// The limit within what one answer may hold.
+    pub(crate) fn bounded_limit(&self) -> i64 {
+        self.limit.clamp(0, MAX_PAGE)
+    }
+
+    /// The fault of a cursor that names nothing in the list.
+    pub(crate) fn unknown_cursor(&self) -> Error {
+        let after = self.after.as_deref().unwrap_or_default();
+        Error::invalid("after", format!("No object in this list has the id `{after}`."))
+    }
+}
+
+/// Drops the item that was read beyond `limit` only to learn whether there are more.
+pub(crate) fn cut_page<T>(mut items: Vec<T>, limit: i64) -> (Vec<T>, bool) {
+    let limit = usize::try_from(limit).unwrap_or(0);
+    let more = items.len() > limit;
+    items.truncate(limit);
+    (items, more)
+}
+
+/// A query's text around the columns of [`File`].
+macro_rules! file_query {
+    ($before:literal, $after:literal) => {
+        concat!(
+            $before,
+            " id, organization, filename, purpose, bytes, extract(epoch from created_at)::bigint as created_at ",
+            $after
+        )
+    };
+}
+
 impl Store {
     /// Stores the content of `path` (moved into the blobs) and its row.
-    pub async fn add_file(&self, new: NewFile, path: std::path::PathBuf) -> Result<File> {
-        let _ = (new, path);
-        todo!()
+    pub async fn add_file(&self, new: NewFile, path: PathBuf) -> Result<File> {
+        let store = self.clone();
+        // Content first: a row without content would be a file that cannot be read. The other way round is swept up.
+        Self::to_the_end(async move {
+            let id = new_id("file-");
+            let context = format!("read {}", path.display());
+            let bytes = tokio::fs::metadata(&path).await.map_err(Error::io(context))?.len() as i64;
+            store.blobs.put_file(&blob_key(&id), path).await?;
+            let added = sqlx::query_as(file_query!(
+                "insert into files (id, organization, filename, purpose, bytes) values ($1, $2, $3, $4, $5) returning",
+                ""
+            ))
+            .bind(&id)
+            .bind(new.organization)
+            .bind(new.filename)
+            .bind(new.purpose)
+            .bind(bytes)
+            .fetch_one(&store.pool)
+            .await;
+            if added.is_err() {
+                // Best effort: the sweep removes what stays.
+                let _ = store.blobs.delete_prefix(&blob_key(&id)).await;
+            }
+            Ok(added?)
+        })
+        .await
     }
 
     /// The organisation's file, or [`crate::Error::NotFound`].
     pub async fn file(&self, organization: &str, id: &str) -> Result<File> {
-        let _ = (organization, id);
-        todo!()
+        sqlx::query_as(file_query!("select", "from files where organization = $1 and id = $2"))
+            .bind(organization)
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await?
+            .ok_or_else(|| no_such_file(id))
     }
 
     /// A page of the organisation's files, and whether there are more.
     pub async fn files(&self, organization: &str, purpose: Option<&str>, page: Page) -> Result<(Vec<File>, bool)> {
-        let _ = (organization, purpose, page);
-        todo!()
+        if let Some(after) = &page.after {
+            let known = sqlx::query_scalar("select exists (select from files where organization = $1 and id = $2)");
+            if !known.bind(organization).bind(after).fetch_one(&self.pool).await? {
+                return Err(page.unknown_cursor());
+            }
+        }
+        let query = if page.ascending {
+            file_query!(
+                "select",
+                "from files where organization = $1 and ($2::text is null or purpose = $2) and ($3::text is null
+                 or (created_at, id) > (select created_at, id from files where organization = $1 and id = $3))
+                 order by files.created_at, id limit $4"
+            )
+        } else {
+            file_query!(
+                "select",
+                "from files where organization = $1 and ($2::text is null or purpose = $2) and ($3::text is null
+                 or (created_at, id) < (select created_at, id from files where organization = $1 and id = $3))
+                 order by files.created_at desc, id desc limit $4"
+            )
+        };
+        let limit = page.bounded_limit();
+        let files = sqlx::query_as(query)
+            .bind(organization)
+            .bind(purpose)
+            .bind(page.after)
+            .bind(limit + 1)
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(cut_page(files, limit))
     }
 
-    /// Deletes row and content, or [`crate::Error::NotFound`].
+    /// Deletes row and content, or [`crate::Error::NotFound`]; [`crate::Error::Invalid`] while a job needs the file.
     pub async fn delete_file(&self, organization: &str, id: &str) -> Result<()> {
-        let _ = (organization, id);
-        todo!()
+        let (store, organization, id) = (self.clone(), organization.to_owned(), id.to_owned());
+        Self::to_the_end(async move {
+            let job: Option<Option<String>> = sqlx::query_scalar(
+                "with user_of as (
+                     select id from jobs
+                      where organization = $1 and status in ('queued', 'running', 'paused')
+                        and $2 in (spec->>'training_file', spec->>'validation_file')
+                      order by created_at limit 1
+                 ), gone as (
+                     delete from files where organization = $1 and id = $2 and not exists (select from user_of)
+                 )
+                 select (select id from user_of) from files where organization = $1 and id = $2",
+            )
+            .bind(&organization)
+            .bind(&id)
+            .fetch_optional(&store.pool)
+            .await?;
+            match job {
+                None => Err(no_such_file(&id)),
+                Some(Some(job)) => {
+                    Err(Error::invalid("file_id", format!("File {id} is in use by job {job}: cancel the job first.")))
+                }
+                Some(None) => store.blobs.delete_prefix(&blob_key(&id)).await,
+            }
+        })
+        .await
     }
+}
+
+/// Where a file's content lies in the blobs.
+fn blob_key(id: &str) -> String {
+    format!("files/{id}")
+}
+
+fn no_such_file(id: &str) -> Error {
+    Error::NotFound { kind: "File", id: id.into() }
 }

@@ -5,10 +5,26 @@ pub mod blobs;
 pub mod files;
 pub mod models;
 pub mod postgres;
+mod sweep;
 
-use sqlx::PgPool;
+use std::str::FromStr as _;
+use std::time::Duration;
 
-use crate::Result;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _, PgPool};
+use uuid::Uuid;
+
+use crate::{Error, Result};
+pub use sweep::Swept;
+
+/// Connections of one process. A private Postgres allows 50, so that a server and a few workers share it.
+const POOL_CONNECTIONS: u32 = 16;
+/// A request waits this long for a connection, then is told to come back.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long readiness may take to answer.
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Items in one answer of a list, whatever the caller asks for.
+pub(crate) const MAX_PAGE: i64 = 10_000;
 
 /// The database pool and the blobs: the handle that everything else asks for stored things. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -21,12 +37,87 @@ pub struct Store {
 impl Store {
     /// Connects, applies pending migrations, and opens the blob folder below `data_dir`.
     pub async fn connect(database_url: &str, data_dir: &std::path::Path) -> Result<Self> {
-        let _ = (database_url, data_dir);
-        todo!()
+        let options = PgConnectOptions::from_str(database_url)
+            .map_err(|error| Error::Setup(format!("database_url: {error}")))?
+            .application_name("attune");
+        migrate(&options).await?;
+        let options = options.options([("idle_in_transaction_session_timeout", "30s"), ("statement_timeout", "60s")]);
+        let blobs = blobs::Blobs::open(&data_dir.join("blobs"))?;
+        Ok(Self { pool: pool(options, POOL_CONNECTIONS), blobs })
     }
 
     /// True while the database answers.
     pub async fn is_ready(&self) -> bool {
-        todo!()
+        let answer = sqlx::query_scalar::<_, i32>("select 1").fetch_one(&self.pool);
+        matches!(tokio::time::timeout(READY_TIMEOUT, answer).await, Ok(Ok(1)))
+    }
+
+    /// Runs `work` to its end even where the caller goes away: for steps that belong together but that one statement
+    /// cannot join, such as a row and its blob. axum drops a handler when its client hangs up.
+    async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+        tokio::spawn(work).await.map_err(|error| Error::Internal(format!("storage task: {error}")))?
+    }
+}
+
+/// Brings the schema up to date, on a connection of its own: a migration may take longer than a request's statement.
+async fn migrate(options: &PgConnectOptions) -> Result<()> {
+    let unreachable = |error: sqlx::Error| {
+        let place =
+            options.get_socket().map_or_else(|| options.get_host().into(), |socket| socket.display().to_string());
+        Error::Setup(format!("cannot connect to the database at {place}: {error}"))
+    };
+    let mut connection = options.connect().await.map_err(unreachable)?;
+    sqlx::migrate!()
+        .run(&mut connection)
+        .await
+        .map_err(|error| Error::Setup(format!("cannot bring the database's schema up to date: {error}")))?;
+    Ok(connection.close().await?)
+}
+
+/// A pool that hands out clean connections only.
+fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        // sqlx 0.9 can return a connection with a transaction open, when the future that was beginning it is dropped.
+        // Outside a transaction the two times below are one; asking is silent where a needless ROLLBACK would warn.
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                let clean = "select transaction_timestamp() = statement_timestamp()";
+                if !sqlx::query_scalar::<_, bool>(clean).fetch_one(&mut *connection).await? {
+                    sqlx::query("rollback").execute(&mut *connection).await?;
+                }
+                Ok(true)
+            })
+        })
+        .connect_lazy_with(options)
+}
+
+/// An id as OpenAI's: `prefix` and 24 random letters and digits.
+pub(crate) fn new_id(prefix: &str) -> String {
+    const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    const RANDOM: usize = 24;
+    let mut id = String::with_capacity(prefix.len() + RANDOM);
+    id.push_str(prefix);
+    while id.len() < prefix.len() + RANDOM {
+        // Bytes 6 and 8 hold the UUID's version; bytes of 248 and more would favour some letters.
+        let bytes = Uuid::new_v4().into_bytes().into_iter().enumerate();
+        let even = bytes.filter(|(index, byte)| !matches!(index, 6 | 8) && *byte < 248);
+        let letters = even.map(|(_, byte)| char::from(ALPHABET[usize::from(byte) % ALPHABET.len()]));
+        id.extend(letters.take(prefix.len() + RANDOM - id.len()));
+    }
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::new_id;
+
+    #[test]
+    fn ids_are_a_prefix_and_24_letters_or_digits() {
+        let id = new_id("file-");
+        assert_eq!(id.len(), "file-".len() + 24);
+        assert!(id["file-".len()..].bytes().all(|byte| byte.is_ascii_alphanumeric()), "{id}");
+        assert_ne!(id, new_id("file-"));
     }
 }

@@ -1,10 +1,11 @@
-//! Fine-tuned models: a name, its base and the adapter generation it points to.
+//! Fine-tuned models: a name, its base and the adapter generation it points to. The job queue publishes them; `api` and
+//! the adapter registry read and delete them.
 
-use crate::Result;
-use crate::store::Store;
+use crate::store::{MAX_PAGE, Store};
+use crate::{Error, Result};
 
 /// A fine-tuned model. Its adapter lies in the blobs `adapters/{adapter}/…`.
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct FineTunedModel {
     /// `ft:{base}:{org}:{suffix}:{id}`
     pub name: String,
@@ -20,22 +21,72 @@ pub struct FineTunedModel {
     pub created_at: i64,
 }
 
+/// A model that was just deleted, and whether its adapter's blobs go with it.
+#[derive(sqlx::FromRow)]
+struct Deleted {
+    #[sqlx(flatten)]
+    model: FineTunedModel,
+    adapter_unused: bool,
+}
+
+/// A query's text around the columns of [`FineTunedModel`].
+macro_rules! model_query {
+    ($before:literal, $after:literal) => {
+        concat!(
+            $before,
+            " name, organization, base, adapter, job, extract(epoch from created_at)::bigint as created_at ",
+            $after
+        )
+    };
+}
+
 impl Store {
     /// The organisation's model, or [`crate::Error::ModelNotFound`].
     pub async fn fine_tuned_model(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
-        let _ = (organization, name);
-        todo!()
+        sqlx::query_as(model_query!("select", "from fine_tuned_models where organization = $1 and name = $2"))
+            .bind(organization)
+            .bind(name)
+            .fetch_optional(&self.pool)
+            .await?
+            .ok_or_else(|| Error::ModelNotFound(name.into()))
     }
 
     /// All models of the organisation, oldest first.
     pub async fn fine_tuned_models(&self, organization: &str) -> Result<Vec<FineTunedModel>> {
-        let _ = organization;
-        todo!()
+        let models = sqlx::query_as(model_query!(
+            "select",
+            "from fine_tuned_models where organization = $1 order by fine_tuned_models.created_at, name limit $2"
+        ));
+        Ok(models.bind(organization).bind(MAX_PAGE).fetch_all(&self.pool).await?)
     }
 
     /// Removes the name, and the adapter's blobs where no other name points to it.
+    ///
+    /// Blobs are named by content, and a running job may be about to publish the same content; then they stay for the
+    /// sweep to judge.
     pub async fn delete_fine_tuned_model(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
-        let _ = (organization, name);
-        todo!()
+        let (store, organization, name) = (self.clone(), organization.to_owned(), name.to_owned());
+        Self::to_the_end(async move {
+            let deleted: Deleted = sqlx::query_as(model_query!(
+                "with gone as (
+                     delete from fine_tuned_models where organization = $1 and name = $2 returning *
+                 ) select",
+                ", not exists (
+                      select from fine_tuned_models other where other.adapter = gone.adapter
+                         and (other.organization, other.name) <> (gone.organization, gone.name)
+                  ) and not exists (select from jobs where status = 'running') as adapter_unused
+                  from gone"
+            ))
+            .bind(organization)
+            .bind(&name)
+            .fetch_optional(&store.pool)
+            .await?
+            .ok_or(Error::ModelNotFound(name))?;
+            if deleted.adapter_unused {
+                store.blobs.delete_prefix(&format!("adapters/{}", deleted.model.adapter)).await?;
+            }
+            Ok(deleted.model)
+        })
+        .await
     }
 }

@@ -1,0 +1,77 @@
+//! Removes blobs that no row names: what a killed process left between writing a blob and its row, or between deleting
+//! the row and the blob. Called by `app` at start.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use futures::TryStreamExt as _;
+
+use crate::Result;
+use crate::store::Store;
+
+/// Younger blobs may belong to a row that another process is about to write.
+const GRACE: Duration = Duration::from_secs(60 * 60);
+/// Objects removed in one call, so that it ends soon; the next call goes on.
+const MAX_REMOVED: usize = 1_000;
+
+/// What a sweep did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Blobs seen.
+    pub listed: usize,
+    /// Files, adapters and checkpoints removed.
+    pub removed: usize,
+}
+
+impl Store {
+    /// Removes files, adapters and checkpoints that no row names and that are older than an hour. Bounded in work; safe
+    /// beside other processes and beside requests.
+    pub async fn sweep(&self) -> Result<Swept> {
+        self.sweep_older_than(GRACE).await
+    }
+
+    /// [`Store::sweep`] with another grace period, for tests and for an operator in need of space.
+    pub async fn sweep_older_than(&self, grace: Duration) -> Result<Swept> {
+        let named = [
+            ("files", "select name from unnest($1::text[]) name where not exists (select from files where id = name)"),
+            (
+                "adapters",
+                "select name from unnest($1::text[]) name
+                  where not exists (select from fine_tuned_models where adapter = name)",
+            ),
+            // A finished job never resumes; the worker may name its folder by the job's key or by its public id.
+            (
+                "checkpoints",
+                "select name from unnest($1::text[]) name where not exists (
+                     select from jobs where name in (id, key::text) and status in ('queued', 'running', 'paused'))",
+            ),
+        ];
+        let mut swept = Swept::default();
+        for (kind, unnamed) in named {
+            let candidates = self.old_blobs(kind, grace, &mut swept).await?;
+            let names: Vec<&String> = candidates.iter().collect();
+            let unnamed: Vec<String> = sqlx::query_scalar(unnamed).bind(names).fetch_all(&self.pool).await?;
+            for name in unnamed {
+                if swept.removed == MAX_REMOVED {
+                    return Ok(swept);
+                }
+                self.blobs.delete_prefix(&format!("{kind}/{name}")).await?;
+                swept.removed += 1;
+            }
+        }
+        Ok(swept)
+    }
+
+    /// The second segments of the keys under `kind` of which no blob is younger than `grace`.
+    async fn old_blobs(&self, kind: &str, grace: Duration, swept: &mut Swept) -> Result<BTreeSet<String>> {
+        let (mut old, mut young) = (BTreeSet::new(), BTreeSet::new());
+        let mut entries = self.blobs.list(kind)?;
+        while let Some(entry) = entries.try_next().await? {
+            swept.listed += 1;
+            let Some(name) = entry.key.split('/').nth(1) else { continue };
+            let age = SystemTime::now().duration_since(entry.modified).unwrap_or_default();
+            if age >= grace { &mut old } else { &mut young }.insert(name.to_owned());
+        }
+        Ok(&old - &young)
+    }
+}
