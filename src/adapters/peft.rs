@@ -204,7 +204,7 @@ pub fn read(config: &[u8], weights: &[u8], model: &ModelConfig, device: &Device)
                 return Err(refuse(format_args!("there are tensors for `{path}`, which target_modules does not name")));
             }
             if let Some(unused) = &mut unused_targets {
-                matching.into_iter().for_each(|target| drop(unused.remove(target)));
+                unused.retain(|target| !matching.contains(&target));
             }
         }
         let (rank, scale) = config.scaling(&path)?;

@@ -8,13 +8,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use candle_core::Device;
 use tokio::sync::OnceCell;
 
 use crate::adapters::peft::{self, PeftFiles};
 use crate::adapters::{Adapter, AdapterLease};
 use crate::engine::catalog::Catalog;
-use crate::model::BaseModel;
 use crate::store::Store;
 use crate::store::models::FineTunedModel;
 use crate::{Error, Result};
@@ -120,7 +118,7 @@ impl AdapterRegistry {
             if files.id() != generation {
                 return Err(Error::Internal(format!("the files of adapter {generation} do not match its hash")));
             }
-            peft::read(&files.config, &files.weights, &model.config, &device_of(&model))
+            peft::read(&files.config, &files.weights, &model.config, model.decoder.device())
         })
         .await
         .map_err(|error| Error::Internal(format!("loading an adapter: {error}")))??;
@@ -130,12 +128,6 @@ impl AdapterRegistry {
         resident.insert(Arc::clone(&adapter));
         Ok(adapter)
     }
-}
-
-/// Where the model's weights lie, and its adapters belong.
-pub(crate) fn device_of(model: &BaseModel) -> Device {
-    let _ = model;
-    Device::Cpu
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -206,7 +198,7 @@ impl Resident {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Tensor};
+    use candle_core::{DType, Device, Tensor};
 
     use super::*;
     use crate::adapters::{LoraLayer, LoraPair, Site};

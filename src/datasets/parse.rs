@@ -255,6 +255,13 @@ fn check_message(message: &mut Value) -> Result<bool, String> {
         None | Some(Value::Null) => return Err("has no `content`".into()),
         Some(other) => return Err(format!("has {} as `content`: give a string", kind(other))),
     }
+    // As the server does for requests, so that training and inference render alike.
+    if role == "developer" {
+        message.insert("role".into(), "system".into());
+    }
+    for key in ["name", "refusal"] {
+        message.remove(key);
+    }
     match message.remove("weight") {
         None | Some(Value::Null) => Ok(assistant),
         Some(_) if !assistant => Err("has a `weight`, which only assistant messages may have: remove it".into()),

@@ -54,8 +54,7 @@ pub struct AdamW {
 impl AdamW {
     /// A fresh state for `parameters`.
     pub fn new(settings: AdamSettings, parameters: &[Vec<f32>]) -> Self {
-        let zeros =
-            |values: &Vec<f32>| Moments { first: vec![0.0; values.len()], second: vec![0.0; values.len()] };
+        let zeros = |values: &Vec<f32>| Moments { first: vec![0.0; values.len()], second: vec![0.0; values.len()] };
         Self { settings, updates: 0, moments: parameters.iter().map(zeros).collect() }
     }
 

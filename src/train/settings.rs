@@ -7,6 +7,7 @@ use crate::adapters::peft::MAX_RANK;
 use crate::datasets::DatasetReport;
 use crate::jobs::{Hyperparameters, JobApi};
 use crate::model::ModelConfig;
+use crate::model::config::Family;
 use crate::train::optimizer::AdamSettings;
 use crate::train::schedule::Schedule;
 use crate::{Error, Result};
@@ -78,8 +79,9 @@ const DEFAULT_RANK: u32 = 16;
 /// - **Batch size**: `OpenAI`'s 0.2 % of the examples, from 1 to 256, but at least 8, since smaller batches only add noise;
 ///   and halved while the run would have fewer than 50 steps, since an adapter that starts from zero needs that many.
 /// - **Learning rate**: tinker's formula for LoRA, `5e-5 · 10 · (2000 / hidden)^p` with p = 0.781 for Llama-like models and
-///   0.0775 for Qwen, at most 3e-3; times the multiplier, whose `auto` is 1. (`OpenAI`'s multiplier is relative to a rate
-///   that it does not publish either.)
+///   0.0775 for Qwen, at most 3e-3; times the multiplier, whose `auto` is 1. The legacy resource's multipliers are for full
+///   fine-tuning and recommended from 0.02 to 0.2: there the rate is ten times the formula's and `auto` is 0.1, so that
+///   the recommended range surrounds the same rate.
 /// - **Prompt loss weight**: 0.01 for the legacy resource, its documented default; otherwise 0.
 /// - **Rank** 16, **alpha** twice the rank.
 pub fn resolve(
@@ -87,7 +89,6 @@ pub fn resolve(
     api: JobApi,
     data: &DatasetReport,
     config: &ModelConfig,
-    qwen: bool,
 ) -> Result<Hyperparameters> {
     let examples = data.examples.max(1);
     let legacy = api == JobApi::FineTunes;
@@ -101,10 +102,15 @@ pub fn resolve(
         Some(0) | None => auto_batch_size(examples, n_epochs),
         Some(size) => bounded("batch_size", size, MAX_BATCH_SIZE)?,
     };
-    let exponent = if qwen { 0.0775 } else { 0.781 };
+    let exponent = if matches!(config.family, Family::Qwen2 | Family::Qwen3) { 0.0775 } else { 0.781 };
     let formula = 5e-4 * (2000.0 / config.hidden_size as f64).powf(exponent);
-    let learning_rate = positive("learning_rate", asked.learning_rate)?.unwrap_or(formula.min(MAX_AUTO_LEARNING_RATE));
-    let multiplier = positive("learning_rate_multiplier", asked.learning_rate_multiplier)?.unwrap_or(1.0);
+    let formula = formula.min(MAX_AUTO_LEARNING_RATE);
+    let (base, auto_multiplier) = match positive("learning_rate", asked.learning_rate)? {
+        Some(rate) => (rate, 1.0),
+        None if legacy => (10.0 * formula, 0.1),
+        None => (formula, 1.0),
+    };
+    let multiplier = positive("learning_rate_multiplier", asked.learning_rate_multiplier)?.unwrap_or(auto_multiplier);
     let rank = bounded("rank", asked.rank.unwrap_or(DEFAULT_RANK), MAX_RANK as u32)?;
     let alpha = positive("alpha", asked.alpha)?.unwrap_or(2.0 * f64::from(rank));
     let prompt_loss_weight = asked.prompt_loss_weight.unwrap_or(if legacy { 0.01 } else { 0.0 });
@@ -118,7 +124,7 @@ pub fn resolve(
         prompt_loss_weight: Some(prompt_loss_weight),
         rank: Some(rank),
         alpha: Some(alpha),
-        learning_rate: Some(learning_rate),
+        learning_rate: Some(base),
     })
 }
 
@@ -164,7 +170,8 @@ mod tests {
 
     #[test]
     fn automatic_epochs_follow_the_published_formula() {
-        for (examples, epochs) in [(10, 10), (4, 25), (33, 3), (34, 3), (500, 3), (8_333, 3), (10_000, 2), (60_000, 1)] {
+        for (examples, epochs) in [(10, 10), (4, 25), (33, 3), (34, 3), (500, 3), (8_333, 3), (10_000, 2), (60_000, 1)]
+        {
             assert_eq!(auto_epochs(examples), epochs, "{examples} examples");
         }
     }
