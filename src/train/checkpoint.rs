@@ -1,1 +1,136 @@
-//! Resumable state.
+//! The state of a run as one safetensors blob: A and B, both moments, and the record of every step. Its position needs
+//! nothing more: data order and warmup are functions of the settings and the number of steps. Called by the trainer.
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sha2::{Digest as _, Sha256};
+
+use crate::datasets::TokenizedExample;
+use crate::train::optimizer::{AdamW, Moments};
+use crate::train::settings::TrainSettings;
+use crate::train::trainer::{Evaluation, StepRecord};
+use crate::{Error, Result};
+
+/// The key of the blob's only metadata entry.
+const FINGERPRINT: &str = "attune_run";
+/// Numbers of a [`StepRecord`] in the tensor `history`.
+const RECORD: usize = 6;
+
+/// What a checkpoint holds.
+pub(super) struct State {
+    pub values: Vec<Vec<f32>>,
+    pub moments: Vec<Moments>,
+    pub history: Vec<StepRecord>,
+}
+
+/// A hash of all that determines a run: settings, examples, and the adapter it begins from.
+pub(super) fn fingerprint(
+    settings: &TrainSettings,
+    examples: &[TokenizedExample],
+    beginning: Option<&str>,
+) -> Result<String> {
+    let settings = serde_json::to_vec(settings).map_err(|error| Error::Internal(format!("settings: {error}")))?;
+    let mut hash = Sha256::new();
+    // Lengths before contents, so that no two inputs give the same bytes.
+    for part in [settings.as_slice(), beginning.unwrap_or_default().as_bytes()] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    for example in examples {
+        hash.update((example.tokens.len() as u64).to_le_bytes());
+        for (token, weight) in example.tokens.iter().zip(&example.weights) {
+            hash.update(token.to_le_bytes());
+            hash.update(weight.to_le_bytes());
+        }
+    }
+    Ok(format!("{:x}", hash.finalize()))
+}
+
+pub(super) fn write(
+    fingerprint: &str,
+    values: &[Vec<f32>],
+    optimizer: &AdamW,
+    history: &[StepRecord],
+) -> Result<Vec<u8>> {
+    let mut tensors = Vec::with_capacity(3 * values.len() + 1);
+    for (index, (values, moments)) in values.iter().zip(&optimizer.moments).enumerate() {
+        for (kind, numbers) in [("value", values), ("first", &moments.first), ("second", &moments.second)] {
+            let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+            tensors.push((name(kind, index), Dtype::F32, numbers.len(), bytes));
+        }
+    }
+    let records: Vec<u8> = history.iter().flat_map(numbers).flat_map(f64::to_le_bytes).collect();
+    tensors.push(("history".to_string(), Dtype::F64, history.len() * RECORD, records));
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, dtype, length, bytes) in &tensors {
+        views.push((name, TensorView::new(*dtype, vec![*length], bytes).map_err(unwritable)?));
+    }
+    let metadata = [(FINGERPRINT.to_string(), fingerprint.to_string())].into();
+    safetensors::serialize(views, Some(metadata)).map_err(unwritable)
+}
+
+/// Reads a checkpoint of the run `expected` whose parameters have the sizes of `shapes`.
+pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>]) -> Result<State> {
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
+    let found = header.metadata().as_ref().and_then(|metadata| metadata.get(FINGERPRINT));
+    if found.is_none_or(|found| found != expected) {
+        return Err(unreadable("it belongs to a run with other settings or examples"));
+    }
+    let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
+    let floats = |kind: &str, index: usize, length: usize| -> Result<Vec<f32>> {
+        let view = file.tensor(&name(kind, index)).map_err(unreadable)?;
+        if view.dtype() != Dtype::F32 || view.shape() != [length] {
+            return Err(unreadable(format_args!("{} has another shape", name(kind, index))));
+        }
+        Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    };
+    let (mut values, mut moments) = (Vec::new(), Vec::new());
+    for (index, shape) in shapes.iter().enumerate() {
+        values.push(floats("value", index, shape.len())?);
+        let (first, second) = (floats("first", index, shape.len())?, floats("second", index, shape.len())?);
+        moments.push(Moments { first, second });
+    }
+    let view = file.tensor("history").map_err(unreadable)?;
+    if view.dtype() != Dtype::F64 {
+        return Err(unreadable("its history has another type"));
+    }
+    let numbers: Vec<f64> =
+        view.data().chunks_exact(8).filter_map(|bytes| Some(f64::from_le_bytes(bytes.try_into().ok()?))).collect();
+    let history = numbers.chunks_exact(RECORD).map(record).collect();
+    Ok(State { values, moments, history })
+}
+
+fn name(kind: &str, index: usize) -> String {
+    format!("{kind}.{index:05}")
+}
+
+/// Counts stay exact up to 2⁵³; NaN stands for "not measured".
+fn numbers(record: &StepRecord) -> [f64; RECORD] {
+    let validation = record.validation.map_or([f64::NAN; 2], |validation| [validation.loss, validation.token_accuracy]);
+    [
+        record.elapsed_tokens as f64,
+        record.elapsed_examples as f64,
+        record.loss,
+        record.token_accuracy,
+        validation[0],
+        validation[1],
+    ]
+}
+
+fn record(numbers: &[f64]) -> StepRecord {
+    let validation = Evaluation { loss: numbers[4], token_accuracy: numbers[5] };
+    StepRecord {
+        elapsed_tokens: numbers[0] as u64,
+        elapsed_examples: numbers[1] as u64,
+        loss: numbers[2],
+        token_accuracy: numbers[3],
+        validation: (!validation.token_accuracy.is_nan()).then_some(validation),
+    }
+}
+
+fn unreadable(why: impl std::fmt::Display) -> Error {
+    Error::Setup(format!("the checkpoint cannot be used: {why}"))
+}
+
+fn unwritable(why: impl std::fmt::Display) -> Error {
+    Error::Internal(format!("write a checkpoint: {why}"))
+}

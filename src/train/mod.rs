@@ -1,12 +1,20 @@
-//! Fits a LoRA adapter to a dataset. `jobs/worker.rs` drives a [`Trainer`] step by step; the base model is the one that is
+//! Fits a LoRA adapter to a dataset. `jobs/job_run.rs` drives a [`Trainer`] step by step; the base model is the one that is
 //! serving, shared and frozen.
+//!
+//! [`settings`] turns what was asked for into numbers; [`trainer`] is the loop; [`packing`] makes its batches, [`backward`]
+//! and [`loss`] its gradients, [`optimizer`] and [`schedule`] its updates on the [`parameters`]; [`checkpoint`] makes it
+//! resumable to the bit; [`results`] writes the result file.
 
 pub mod backward;
 pub mod checkpoint;
 pub mod loss;
 pub mod optimizer;
+pub mod packing;
+pub mod parameters;
 pub mod results;
 pub mod schedule;
+pub mod settings;
 pub mod trainer;
 
-pub use trainer::{Evaluation, StepReport, TrainSettings, Trainer};
+pub use settings::TrainSettings;
+pub use trainer::{Evaluation, StepReport, Trainer};
