@@ -14,7 +14,9 @@ pub mod scheduler;
 pub mod step_model;
 pub mod text;
 
-use futures::future::BoxFuture;
+use std::future::Future;
+use std::pin::Pin;
+
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::adapters::AdapterLease;
@@ -28,8 +30,11 @@ pub trait Backend: Send + Sync {
     fn generate(&self, request: GenerateRequest) -> Result<UnboundedReceiver<Event>>;
 
     /// Pools the last hidden states of each input into one unit vector of [`crate::model::ModelConfig::hidden_size`].
-    fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<Vec<Vec<f32>>>>;
+    fn embed(&self, request: EmbedRequest) -> Vectors<'_>;
 }
+
+/// The vectors of an [`EmbedRequest`], in the order of its inputs. Dropping it cancels what is left within one step.
+pub type Vectors<'a> = Pin<Box<dyn Future<Output = Result<Vec<Vec<f32>>>> + Send + 'a>>;
 
 /// One sequence to continue.
 #[derive(Debug, Clone)]

@@ -1,8 +1,6 @@
 //! The native engine: the [`Backend`] over our own decoder. `app` starts one per base model, `api` hands it requests; one
 //! thread per engine ([`runner`](super::runner)) owns the schedule and the cache and computes all steps.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -17,7 +15,7 @@ use super::priority::Priority;
 use super::runner::Runner;
 use super::scheduler::Scheduler;
 use super::step_model::{BaseStepModel, StepModel};
-use super::{Backend, EmbedRequest, Event, FinishReason, GenerateRequest};
+use super::{Backend, EmbedRequest, Event, FinishReason, GenerateRequest, Vectors};
 use crate::config::Limits;
 use crate::model::BaseModel;
 use crate::{Error, Result};
@@ -108,7 +106,7 @@ impl Backend for NativeEngine {
         Ok(receiver)
     }
 
-    fn embed(&self, request: EmbedRequest) -> Pin<Box<dyn Future<Output = Result<Vec<Vec<f32>>>> + Send + '_>> {
+    fn embed(&self, request: EmbedRequest) -> Vectors<'_> {
         let submitted = self.submit_inputs(request);
         Box::pin(async move {
             // Dropping the future drops the receivers, which takes the inputs out of the engine.

@@ -144,11 +144,6 @@ impl Embedding {
         }
     }
 
-    /// Forgets the rows so far: they are computed again.
-    pub(super) fn restart(&mut self) {
-        self.sum.clear();
-    }
-
     /// Sends the vector: the mean of all rows at length 1. The length makes the division by their number needless.
     pub(super) fn finish(&mut self) {
         let norm = self.sum.iter().map(|value| value * value).sum::<f64>().sqrt();

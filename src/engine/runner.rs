@@ -141,8 +141,8 @@ impl<M: StepModel> Runner<M> {
         self.scheduler.remove(ended);
     }
 
-    /// Fails the requests of the step alone. What else runs is computed again, since the cache may be unusable: a panic
-    /// can leave a tensor's lock poisoned.
+    /// Fails the requests of the step alone. The cache may be unusable (a panic can leave a tensor's lock poisoned); nobody
+    /// else has anything in it, since a sequence that has begun is part of every step.
     fn fail_step(&mut self, step: &Step, error: &Error) {
         tracing::error!(model = %self.id, %error, requests = step.parts.len(), "an engine step failed");
         let failed = self.scheduler.remove(step.parts.iter().map(|part| part.sequence).collect());
@@ -151,12 +151,6 @@ impl<M: StepModel> Runner<M> {
         }
         if let Err(error) = caught(|| self.model.reset()) {
             tracing::error!(model = %self.id, %error, "the cache cannot be replaced; going on with the old one");
-        }
-        self.scheduler.forget_cache();
-        for sequence in self.scheduler.running() {
-            if let Work::Embedding(embedding) = &mut sequence.owner {
-                embedding.restart();
-            }
         }
     }
 

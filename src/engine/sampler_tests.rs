@@ -1,5 +1,7 @@
 //! Draws against the probabilities that the definition gives.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use super::*;
 
 fn sampler(change: impl FnOnce(&mut Sampling)) -> Sampler {

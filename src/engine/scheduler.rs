@@ -63,8 +63,6 @@ pub struct Sequence<T> {
     cached: usize,
     table: BlockTable,
     adapter: Option<AdapterLease>,
-    /// The step that last had rows of it, to serve the longest waiting first where the budget is short.
-    served: u64,
 }
 
 /// One step's rows.
@@ -101,14 +99,13 @@ pub struct Scheduler<T> {
     turn: usize,
     /// In the order of admission.
     running: Vec<Sequence<T>>,
-    steps: u64,
 }
 
 impl<T: Owner> Scheduler<T> {
     /// An empty scheduler over the blocks of `allocator`.
     pub fn new(max_sequences: usize, max_step_tokens: usize, allocator: BlockAllocator) -> Self {
         let waiting = [VecDeque::new(), VecDeque::new()];
-        Self { max_sequences, max_step_tokens, allocator, waiting, turn: 0, running: Vec::new(), steps: 0 }
+        Self { max_sequences, max_step_tokens, allocator, waiting, turn: 0, running: Vec::new() }
     }
 
     /// Puts a sequence at the end of its queue. The [door](super::door) has made sure that it can run.
@@ -126,11 +123,9 @@ impl<T: Owner> Scheduler<T> {
         let mut shares = self.shares();
         // `None` (the base) is less than every adapter; the sort is stable, so each group stays in the order of admission.
         shares.sort_by(|(a, _), (b, _)| self.running[*a].adapter_id().cmp(&self.running[*b].adapter_id()));
-        self.steps += 1;
         let mut step = Step::default();
         for (index, rows) in shares {
-            let sequence = &mut self.running[index];
-            sequence.served = self.steps;
+            let sequence = &self.running[index];
             let from = step.tokens.len();
             step.tokens.extend_from_slice(&sequence.tokens[sequence.cached..][..rows]);
             step.parts.push(Part {
@@ -162,19 +157,17 @@ impl<T: Owner> Scheduler<T> {
                 cached: 0,
                 table,
                 adapter: next.adapter,
-                served: 0,
             });
         }
     }
 
-    /// Indices of running sequences with their number of rows, in the order of admission.
+    /// Indices of running sequences with their number of rows, in the order of admission: first answers, then prompts.
+    ///
+    /// A sequence that has begun has rows in every step until it ends. Whoever answers had a row in the step before, and so
+    /// had the one prompt that is computed in part, so together they fit the budget again.
     fn shares(&self) -> Vec<(usize, usize)> {
         let mut order: Vec<usize> = (0..self.running.len()).collect();
-        order.sort_by_key(|index| {
-            let sequence = &self.running[*index];
-            // Answers that flow come first, the one that waited longest ahead; prompts strictly by age.
-            if sequence.is_answering() { (0, sequence.served) } else { (1, 0) }
-        });
+        order.sort_by_key(|index| !self.running[*index].is_answering());
         let mut budget = self.max_step_tokens;
         let mut shares = Vec::with_capacity(order.len());
         for index in order {
@@ -229,13 +222,6 @@ impl<T: Owner> Scheduler<T> {
         running.chain(waiting).collect()
     }
 
-    /// The cache was lost: what still runs is computed again from its first token, and draws no token twice.
-    pub fn forget_cache(&mut self) {
-        for sequence in &mut self.running {
-            sequence.cached = 0;
-        }
-    }
-
     /// True where there is nothing to do.
     pub fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.iter().all(VecDeque::is_empty)
@@ -263,13 +249,8 @@ impl<T> Sequence<T> {
         self.tokens.push(token);
     }
 
-    /// Tokens given by the client.
-    pub fn prompt_tokens(&self) -> usize {
-        self.prompt_tokens
-    }
-
     fn is_answering(&self) -> bool {
-        self.tokens.len() > self.prompt_tokens && self.tokens.len() - self.cached == 1
+        self.tokens.len() > self.prompt_tokens
     }
 
     fn adapter_id(&self) -> Option<&str> {

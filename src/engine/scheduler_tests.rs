@@ -1,5 +1,7 @@
 //! The scheduler's rules, one by one and all together under random load.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -86,14 +88,15 @@ fn prompts_are_cut_to_the_budget_and_answers_come_first() {
 }
 
 #[test]
-fn answers_take_turns_where_the_budget_is_smaller_than_their_number() {
+fn answers_flow_without_a_gap_and_the_next_prompt_waits_for_one_to_end() {
     let mut scheduler = Scheduler::new(8, 2, BlockAllocator::new(100));
     for number in 1..=3 {
         scheduler.submit(request(&Client::new(number), Lane::Answer, 1, 50, None));
     }
     let served: Vec<_> = (0..10).flat_map(|_| run_step(&mut scheduler)).collect();
-    // The third prompt is admitted to a step only when an answer leaves; the first two are served without a gap.
-    assert_eq!(served.iter().filter(|(number, _)| *number == 1).count(), 10);
+    for number in 1..=2 {
+        assert_eq!(served.iter().filter(|(other, _)| *other == number).count(), 10, "{served:?}");
+    }
     scheduler.remove(vec![0]);
     let served: Vec<_> = (0..10).flat_map(|_| run_step(&mut scheduler)).collect();
     for number in 2..=3 {
@@ -153,25 +156,13 @@ fn who_has_gone_leaves_at_the_next_step_with_its_blocks() {
     assert_eq!(scheduler.allocator().used(), 0);
 }
 
-#[test]
-fn a_lost_cache_is_computed_again_and_no_token_is_lost() {
-    let mut scheduler = Scheduler::new(4, 100, BlockAllocator::new(100));
-    scheduler.submit(request(&Client::new(1), Lane::Answer, 5, 9, None));
-    run_step(&mut scheduler);
-    run_step(&mut scheduler);
-    scheduler.forget_cache();
-    let step = scheduler.compose();
-    assert_eq!(step.tokens, [1, 1, 1, 1, 1, 9, 9]);
-    assert!(step.parts[0].complete);
-}
-
 /// What the test knows of a request under random load.
 struct Known {
     client: Client,
     lane: Lane,
     tokens_left: usize,
     ended: bool,
-    waits: usize,
+    begun: bool,
 }
 
 #[test]
@@ -191,7 +182,7 @@ fn under_random_load_blocks_balance_all_requests_end_and_none_starves() {
             let max_tokens = if lane == Lane::Embed { 0 } else { random.random_range(1..=40) };
             let adapter = [None, Some("a"), Some("b")][random.random_range(0..3)];
             scheduler.submit(request(&client, lane, prompt, max_tokens, adapter));
-            known.insert(client.number, Known { client, lane, tokens_left: max_tokens, ended: false, waits: 0 });
+            known.insert(client.number, Known { client, lane, tokens_left: max_tokens, ended: false, begun: false });
         }
         if random.random_bool(0.05) && !known.is_empty() {
             let one = &known[&random.random_range(0..known.len())];
@@ -208,8 +199,9 @@ fn under_random_load_blocks_balance_all_requests_end_and_none_starves() {
         let has_rows: HashSet<usize> = step.parts.iter().map(|part| running[part.sequence]).collect();
         for number in &running {
             let one = known.get_mut(number).unwrap();
-            one.waits = if has_rows.contains(number) { 0 } else { one.waits + 1 };
-            assert!(one.waits < 400, "request {number} runs but got no rows for 400 steps");
+            let has_rows = has_rows.contains(number);
+            assert!(has_rows || !one.begun, "request {number} has begun and is left out of a step");
+            one.begun |= has_rows;
         }
         scheduler.advance(&step);
         let mut ended = Vec::new();

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use crate::config::Limits;
 use crate::model::BaseModel;
@@ -105,7 +105,7 @@ impl BaseStepModel {
                 "the cache is smaller than the model's context: longer requests end early; raise kv_cache_mib"
             );
         }
-        let cache = KvCache::new(&model.config, blocks, &device_of(&model))?;
+        let cache = KvCache::new(&model.config, blocks, model.decoder.device())?;
         Ok(Self { model, cache })
     }
 }
@@ -145,7 +145,7 @@ impl StepModel for BaseStepModel {
     }
 
     fn reset(&mut self) -> Result<()> {
-        self.cache = KvCache::new(&self.model.config, self.cache.blocks(), &device_of(&self.model))?;
+        self.cache = KvCache::new(&self.model.config, self.cache.blocks(), self.model.decoder.device())?;
         Ok(())
     }
 }
@@ -156,10 +156,4 @@ fn select(hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
         return Ok(hidden.clone());
     }
     Ok(hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?)
-}
-
-/// Where the model's weights lie, and its cache belongs.
-fn device_of(model: &BaseModel) -> Device {
-    let _ = model;
-    Device::Cpu
 }

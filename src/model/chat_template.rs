@@ -136,6 +136,7 @@ fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=indent)`: minijinja's own `tojson` escapes for HTML and writes no blanks.
+#[allow(clippy::needless_pass_by_value, reason = "the engine hands a filter its options by value")]
 fn to_json(value: &JinjaValue, indent: Option<usize>, options: Kwargs) -> Result<JinjaValue, minijinja::Error> {
     let failed = |error: &dyn std::fmt::Display| {
         minijinja::Error::new(ErrorKind::InvalidOperation, format!("cannot serialize to JSON: {error}"))

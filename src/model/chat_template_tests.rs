@@ -1,5 +1,7 @@
 //! Templates in the styles of ChatML, Llama 3 and Mistral, against what transformers renders for them.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use serde_json::json;
 
 use super::*;

@@ -39,6 +39,7 @@ pub fn byte_level(pieces: &[&[u8]]) -> Tokenizer {
 
 /// A tokenizer as Llama 2's: words with `▁`, bytes as `<0x…>` where a character is missing, a leading blank removed.
 /// Ids 0 to 255 are the bytes, then the words.
+#[allow(dead_code, reason = "not every test program uses it")]
 pub fn byte_fallback(words: &[&str]) -> Tokenizer {
     let mut vocabulary = Map::new();
     for byte in 0..=255_u32 {
