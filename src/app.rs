@@ -1,1 +1,149 @@
-//! Builds everything once and runs it.
+//! Builds everything once and runs it: database, models, engines, queue, worker, HTTP. Called by `main` and by tests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::adapters::registry::AdapterRegistry;
+use crate::api::{self, ApiState};
+use crate::config::{Config, ModelEntry};
+use crate::engine::catalog::{Catalog, CatalogEntry};
+use crate::engine::native::NativeEngine;
+use crate::engine::priority::Priority;
+use crate::jobs::queue::Queue;
+use crate::jobs::worker::Worker;
+use crate::model::{BaseModel, device};
+use crate::store::Store;
+use crate::store::postgres::PrivatePostgres;
+use crate::{Error, Result};
+
+/// How long requests and the running job may take to end after a signal.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The whole server, built and not yet running.
+pub struct App {
+    state: ApiState,
+    worker: Worker,
+    /// Stops when the app drops, after everything that uses it.
+    _postgres: Option<PrivatePostgres>,
+}
+
+impl App {
+    /// Starts the database where it is private, loads the models and starts an engine for each.
+    pub async fn build(config: Config) -> Result<Self> {
+        api::record_metrics()?;
+        let (store, postgres) = open_store(&config).await?;
+        let queue = Queue::open(store.clone()).await?;
+        let priority = Arc::new(Priority::default());
+        let catalog = load_models(&config, &priority).await?;
+        let registry = AdapterRegistry::new(store.clone(), catalog.clone());
+        let worker = Worker {
+            queue: queue.clone(),
+            store: store.clone(),
+            catalog: catalog.clone(),
+            registry: registry.clone(),
+            priority,
+        };
+        let shutdown = CancellationToken::new();
+        let state = ApiState { config: Arc::new(config), catalog, registry, store, queue, shutdown };
+        Ok(Self { state, worker, _postgres: postgres })
+    }
+
+    /// Serves HTTP on `listener`, and runs jobs where the configuration says so, until `shutdown`.
+    pub async fn run(mut self, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
+        self.state.shutdown = shutdown.clone();
+        let address = listener.local_addr().map_err(Error::io("read the address of the server"))?;
+        let config = &self.state.config;
+        if config.api_keys.is_empty() {
+            tracing::warn!("no API keys are set: everyone on this machine can use this server (api_keys closes it)");
+        }
+        let worker = config.worker.then(|| tokio::spawn(self.worker.clone().run(shutdown.clone())));
+        let server = axum::serve(listener, api::router(self.state.clone()))
+            .with_graceful_shutdown(shutdown.clone().cancelled_owned())
+            .into_future();
+
+        println!("listening on http://{address}");
+
+        let served = bounded("requests", &shutdown, server).await;
+        // The listener may have failed on its own; the job must still be put down.
+        shutdown.cancel();
+        finish(worker).await;
+        match served {
+            Some(result) => result.map_err(Error::io("serve HTTP")),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs jobs only, until `shutdown`.
+    pub async fn work(self, shutdown: CancellationToken) {
+        let worker = tokio::spawn(self.worker.clone().run(shutdown.clone()));
+        shutdown.cancelled().await;
+        finish(Some(worker)).await;
+    }
+}
+
+/// Connects to the configured Postgres, or to a private one that it starts, and applies migrations.
+pub async fn open_store(config: &Config) -> Result<(Store, Option<PrivatePostgres>)> {
+    let data_dir = &config.data_dir;
+    std::fs::create_dir_all(data_dir).map_err(Error::io(format!("make the data folder {}", data_dir.display())))?;
+    let postgres = match &config.database_url {
+        Some(_) => None,
+        None => Some(PrivatePostgres::start(data_dir).await?),
+    };
+    let url = match (&config.database_url, &postgres) {
+        (Some(url), _) => url.as_str(),
+        (None, Some(postgres)) => postgres.url(),
+        (None, None) => return Err(Error::Internal("no database".into())),
+    };
+    Ok((Store::connect(url, data_dir).await?, postgres))
+}
+
+async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalog> {
+    let device = device::select(config.device)?;
+    let mut entries = Vec::with_capacity(config.models.len());
+    for entry in &config.models {
+        let model = load_model(entry.clone(), device.clone()).await?;
+        let backend = NativeEngine::start(model.clone(), &config.limits, priority.clone())?;
+        entries.push(CatalogEntry { model, backend });
+    }
+    Ok(Catalog::new(entries))
+}
+
+async fn load_model(entry: ModelEntry, device: candle_core::Device) -> Result<Arc<BaseModel>> {
+    tracing::info!(model = entry.id, path = %entry.path.display(), "loading");
+    let began = std::time::Instant::now();
+    let loaded = tokio::task::spawn_blocking(move || BaseModel::load(&entry, &device)).await;
+    let model = loaded.map_err(|error| Error::Internal(format!("load a model: {error}")))??;
+    tracing::info!(model = model.id, seconds = began.elapsed().as_secs_f64(), "loaded");
+    Ok(Arc::new(model))
+}
+
+/// Waits for `work`; after `shutdown` no longer than [`GRACE`].
+async fn bounded<T>(what: &str, shutdown: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    let too_long = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        done = work => Some(done),
+        () = too_long => {
+            tracing::warn!("{what} did not end within {} s and were cut off", GRACE.as_secs());
+            None
+        }
+    }
+}
+
+/// Waits for the worker to checkpoint and release its job.
+async fn finish(worker: Option<JoinHandle<()>>) {
+    let Some(worker) = worker else { return };
+    match tokio::time::timeout(GRACE, worker).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!("the worker failed: {error}"),
+        Err(_) => {
+            tracing::warn!("the running job was not released within {} s; its lease will run out", GRACE.as_secs());
+        }
+    }
+}

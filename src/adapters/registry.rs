@@ -68,11 +68,7 @@ impl AdapterRegistry {
         }
         let cell = Arc::clone(lock(&self.inner.loads).entry(row.adapter.clone()).or_default());
         let loaded = cell.get_or_try_init(|| self.load(&row)).await.cloned();
-        let mut loads = lock(&self.inner.loads);
-        if loads.get(&row.adapter).is_some_and(|current| Arc::ptr_eq(current, &cell)) {
-            loads.remove(&row.adapter);
-        }
-        drop(loads);
+        self.end_load(&row.adapter, &cell);
         match loaded {
             Ok(adapter) => Ok((row.base, adapter)),
             // The model may have been deleted between the row and the files.
@@ -96,6 +92,14 @@ impl AdapterRegistry {
     /// Forgets `name`; leases live on.
     pub fn forget(&self, organization: &str, name: &str) {
         self.resident().forget(&(organization.into(), name.into()));
+    }
+
+    /// Takes a finished load away, unless another one has begun since.
+    fn end_load(&self, generation: &str, cell: &Arc<OnceCell<AdapterLease>>) {
+        let mut loads = lock(&self.inner.loads);
+        if loads.get(generation).is_some_and(|current| Arc::ptr_eq(current, cell)) {
+            loads.remove(generation);
+        }
     }
 
     fn resident(&self) -> MutexGuard<'_, Resident> {

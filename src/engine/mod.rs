@@ -2,11 +2,16 @@
 //! they run under; the engine batches rows of many requests and adapters into one step and sends events back.
 
 pub mod catalog;
+pub mod door;
+mod inbox;
 pub mod kv;
 pub mod native;
 pub mod priority;
+mod request;
+mod runner;
 pub mod sampler;
 pub mod scheduler;
+pub mod step_model;
 pub mod text;
 
 use futures::future::BoxFuture;

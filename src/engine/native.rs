@@ -1,1 +1,162 @@
-//! The engine thread.
+//! The native engine: the [`Backend`] over our own decoder. `app` starts one per base model, `api` hands it requests; one
+//! thread per engine ([`runner`](super::runner)) owns the schedule and the cache and computes all steps.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::oneshot;
+
+use super::door::Door;
+use super::inbox::{Arrival, Inbox};
+use super::kv::BlockAllocator;
+use super::priority::Priority;
+use super::runner::Runner;
+use super::scheduler::Scheduler;
+use super::step_model::{BaseStepModel, StepModel};
+use super::{Backend, EmbedRequest, Event, FinishReason, GenerateRequest};
+use crate::config::Limits;
+use crate::model::BaseModel;
+use crate::{Error, Result};
+
+/// A running engine. Dropping it ends its thread; requests in flight then fail with [`Error::Unavailable`].
+#[derive(Debug)]
+pub struct NativeEngine {
+    door: Door,
+    vocabulary_size: usize,
+    allocator: BlockAllocator,
+    inbox: Arc<Inbox>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl NativeEngine {
+    /// Allocates the cache for `model` and starts its thread. While requests run, `priority` is busy.
+    pub fn start(model: Arc<BaseModel>, limits: &Limits, priority: Arc<Priority>) -> Result<Arc<Self>> {
+        Self::start_with(BaseStepModel::new(model, limits)?, limits, priority)
+    }
+
+    /// The same over any model that can compute a step.
+    pub fn start_with<M: StepModel>(model: M, limits: &Limits, priority: Arc<Priority>) -> Result<Arc<Self>> {
+        describe_metrics();
+        let allocator = BlockAllocator::new(model.blocks());
+        let door = Door::new(model.context(), model.blocks(), limits.max_waiting);
+        let vocabulary_size = model.vocabulary_size();
+        let scheduler = Scheduler::new(limits.max_sequences, limits.max_step_tokens, allocator.clone());
+        let inbox = Arc::new(Inbox::default());
+        let stopping = StopOnDrop(inbox.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("engine-{}", model.id()))
+            .spawn(move || Runner::new(model, scheduler).run(&stopping.0, &priority))
+            .map_err(Error::io("start the engine thread"))?;
+        Ok(Arc::new(Self { door, vocabulary_size, allocator, inbox, thread: Some(thread) }))
+    }
+
+    /// The blocks of the engine's cache, to watch their balance.
+    pub fn blocks(&self) -> &BlockAllocator {
+        &self.allocator
+    }
+
+    /// A token id outside the model's embedding would fail the whole step that it is in.
+    fn check_tokens(&self, param: &str, tokens: &[u32]) -> Result<()> {
+        match tokens.iter().find(|id| **id as usize >= self.vocabulary_size) {
+            Some(id) => Err(Error::invalid(
+                param,
+                format!("Token id {id} is not in this model's vocabulary of {} tokens.", self.vocabulary_size),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn put(&self, arrivals: Vec<Arrival>) -> Result<()> {
+        if self.inbox.put(arrivals) { Ok(()) } else { Err(stopped()) }
+    }
+
+    fn submit_inputs(&self, request: EmbedRequest) -> Result<Vec<oneshot::Receiver<Result<Vec<f32>>>>> {
+        for input in &request.inputs {
+            self.door.check_prompt(input.len())?;
+            self.check_tokens("input", input)?;
+        }
+        // One place for the whole request: the number of its inputs has a limit of its own.
+        let ticket = self.door.enter()?;
+        let mut arrivals = Vec::with_capacity(request.inputs.len());
+        let mut replies = Vec::with_capacity(request.inputs.len());
+        for input in request.inputs {
+            let (reply, vector) = oneshot::channel();
+            arrivals.push(Arrival::Embed { input, adapter: request.adapter.clone(), reply, ticket: ticket.clone() });
+            replies.push(vector);
+        }
+        self.put(arrivals)?;
+        Ok(replies)
+    }
+}
+
+impl Backend for NativeEngine {
+    fn generate(&self, request: GenerateRequest) -> Result<UnboundedReceiver<Event>> {
+        let max_tokens = self.door.answer_tokens(request.prompt.len(), request.max_tokens)?;
+        self.check_tokens("prompt", &request.prompt)?;
+        let (events, receiver) = unbounded_channel();
+        if max_tokens == 0 {
+            let finished = Event::Finished { text: String::new(), reason: FinishReason::Length, completion_tokens: 0 };
+            events.send(finished).map_err(|_| stopped())?;
+            return Ok(receiver);
+        }
+        let ticket = self.door.enter()?;
+        self.put(vec![Arrival::Generate { request, max_tokens, events, submitted: Instant::now(), ticket }])?;
+        Ok(receiver)
+    }
+
+    fn embed(&self, request: EmbedRequest) -> Pin<Box<dyn Future<Output = Result<Vec<Vec<f32>>>> + Send + '_>> {
+        let submitted = self.submit_inputs(request);
+        Box::pin(async move {
+            // Dropping the future drops the receivers, which takes the inputs out of the engine.
+            let replies = submitted?;
+            let mut vectors = Vec::with_capacity(replies.len());
+            for reply in replies {
+                vectors.push(reply.await.map_err(|_| stopped())??);
+            }
+            Ok(vectors)
+        })
+    }
+}
+
+impl Drop for NativeEngine {
+    fn drop(&mut self) {
+        self.inbox.stop();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the engine thread had panicked");
+        }
+    }
+}
+
+/// Closes the inbox when the thread ends, however it does: requests are then refused instead of queued for nobody.
+struct StopOnDrop(Arc<Inbox>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// What requests get that the engine no longer serves.
+pub(super) fn stopped() -> Error {
+    Error::Unavailable("The engine of this model has stopped.".into())
+}
+
+fn describe_metrics() {
+    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+    describe_counter!("attune_engine_steps_total", "Steps computed.");
+    describe_histogram!("attune_step_rows", "Token rows in a step.");
+    describe_gauge!("attune_queue_waiting", "Sequences waiting for admission.");
+    describe_gauge!("attune_running_sequences", "Sequences running.");
+    describe_gauge!("attune_kv_blocks_used", "Cache blocks in use.");
+    describe_histogram!(
+        "attune_time_to_first_token_seconds",
+        Unit::Seconds,
+        "Time from a request's arrival to its first token."
+    );
+}

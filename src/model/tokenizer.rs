@@ -1,39 +1,106 @@
 //! Text to token ids and back, from a folder's `tokenizer.json` and `tokenizer_config.json`.
+//!
+//! Called by `api` and `datasets` (text in), by `engine/text.rs` (text out) and by the chat template (names of the special
+//! tokens).
 
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-use crate::Result;
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// The special tokens that `tokenizer_config.json` names and that chat templates may use.
+const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// The tokenizer of one model.
 #[derive(Debug)]
-pub struct Tokenizer {}
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    special: HashSet<u32>,
+    end_token: Option<u32>,
+}
 
 impl Tokenizer {
     /// Reads `tokenizer.json` (truncation and padding switched off) and the special tokens of `tokenizer_config.json`.
     pub fn read(folder: &Path) -> Result<Self> {
-        let _ = folder;
-        todo!()
+        let file = folder.join("tokenizer.json");
+        let setup = |error: &dyn std::fmt::Display| Error::Setup(format!("{}: {error}", file.display()));
+        if !file.is_file() {
+            return Err(setup(&"the file does not exist; the model folder needs its tokenizer"));
+        }
+        let mut inner = tokenizers::Tokenizer::from_file(&file).map_err(|error| setup(&error))?;
+        // Both are settings of whoever trained the tokenizer; here they would silently cut or lengthen a prompt.
+        inner.with_truncation(None).map_err(|error| setup(&error))?;
+        inner.with_padding(None);
+        let added = inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        let end_token = match special_tokens(folder)?.get("eos_token") {
+            Some(text) => Some(inner.token_to_id(text).ok_or_else(|| {
+                setup(&format!("eos_token `{text}` of tokenizer_config.json is not in the vocabulary"))
+            })?),
+            None => None,
+        };
+        Ok(Self { inner, special, end_token })
     }
 
     /// Token ids of `text`; `special` adds what the tokenizer puts around a text (for example a begin token).
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let _ = (text, special);
-        todo!()
+        let encoding = self.inner.encode_fast(text, special).map_err(|error| Error::Invalid {
+            message: format!("The text cannot be turned into tokens of this model: {error}"),
+            param: None,
+            code: None,
+        })?;
+        Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of `ids`; special tokens are left out when `skip_special`.
+    /// The text of `ids`; special tokens are left out when `skip_special`. Ids outside the vocabulary have no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        let _ = (ids, skip_special);
-        todo!()
+        self.inner.decode(ids, skip_special).map_err(|error| Error::Internal(format!("decode tokens: {error}")))
     }
 
     /// Number of ids, added tokens included.
     pub fn vocabulary_size(&self) -> usize {
-        todo!()
+        // Added tokens may lie beyond a gap, and what counts for the model's embedding is the highest id.
+        let highest_added = self.inner.get_added_tokens_decoder().keys().max().map_or(0, |id| *id as usize + 1);
+        self.inner.get_vocab_size(true).max(highest_added)
     }
 
     /// The id of `tokenizer_config.json`'s `eos_token`.
     pub fn end_token(&self) -> Option<u32> {
-        todo!()
+        self.end_token
     }
+
+    /// True where `id` adds to the text that a client sees: it is in the vocabulary and not a special token.
+    pub fn is_visible(&self, id: u32) -> bool {
+        !self.special.contains(&id) && self.inner.id_to_token(id).is_some()
+    }
+}
+
+/// The special tokens by role (`bos_token`, `eos_token`, …) of `tokenizer_config.json`, else of `special_tokens_map.json`;
+/// each is a string or an object with `content`.
+pub(crate) fn special_tokens(folder: &Path) -> Result<BTreeMap<&'static str, String>> {
+    let mut tokens = BTreeMap::new();
+    for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let Some(value) = read_json(&folder.join(name))? else { continue };
+        for role in SPECIAL_TOKENS {
+            let token = value[role].as_str().or_else(|| value[role]["content"].as_str());
+            if let Some(token) = token {
+                tokens.entry(role).or_insert_with(|| token.to_owned());
+            }
+        }
+    }
+    Ok(tokens)
+}
+
+/// The JSON value in `file`; `None` where there is no such file.
+pub(crate) fn read_json(file: &Path) -> Result<Option<Value>> {
+    if !file.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(file).map_err(Error::io(format!("read {}", file.display())))?;
+    let value =
+        serde_json::from_str(&text).map_err(|error| Error::Setup(format!("{}: not JSON: {error}", file.display())))?;
+    Ok(Some(value))
 }

@@ -37,13 +37,23 @@ pub struct Store {
 impl Store {
     /// Connects, applies pending migrations, and opens the blob folder below `data_dir`.
     pub async fn connect(database_url: &str, data_dir: &std::path::Path) -> Result<Self> {
+        Self::connect_with(database_url, data_dir, POOL_CONNECTIONS).await
+    }
+
+    /// [`Store::connect`] with a pool of `connections`.
+    pub async fn connect_with(database_url: &str, data_dir: &std::path::Path, connections: u32) -> Result<Self> {
         let options = PgConnectOptions::from_str(database_url)
             .map_err(|error| Error::Setup(format!("database_url: {error}")))?
             .application_name("attune");
         migrate(&options).await?;
         let options = options.options([("idle_in_transaction_session_timeout", "30s"), ("statement_timeout", "60s")]);
         let blobs = blobs::Blobs::open(&data_dir.join("blobs"))?;
-        Ok(Self { pool: pool(options, POOL_CONNECTIONS), blobs })
+        Ok(Self { pool: pool(options, connections), blobs })
+    }
+
+    /// The connections, for tests that look past the operations; everything else goes through them.
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
     }
 
     /// True while the database answers.

@@ -32,25 +32,29 @@ impl Store {
 
     /// [`Store::sweep`] with another grace period, for tests and for an operator in need of space.
     pub async fn sweep_older_than(&self, grace: Duration) -> Result<Swept> {
-        let named = [
-            ("files", "select name from unnest($1::text[]) name where not exists (select from files where id = name)"),
+        // Each selects the candidates that no row names. `found` is no column of any table, so it means the candidate.
+        let unnamed = [
+            (
+                "files",
+                "select found from unnest($1::text[]) found where not exists (select from files where id = found)",
+            ),
             (
                 "adapters",
-                "select name from unnest($1::text[]) name
-                  where not exists (select from fine_tuned_models where adapter = name)",
+                "select found from unnest($1::text[]) found
+                  where not exists (select from fine_tuned_models where adapter = found)",
             ),
             // A finished job never resumes; the worker may name its folder by the job's key or by its public id.
             (
                 "checkpoints",
-                "select name from unnest($1::text[]) name where not exists (
-                     select from jobs where name in (id, key::text) and status in ('queued', 'running', 'paused'))",
+                "select found from unnest($1::text[]) found where not exists (
+                     select from jobs where found in (id, key::text) and status in ('queued', 'running', 'paused'))",
             ),
         ];
         let mut swept = Swept::default();
-        for (kind, unnamed) in named {
+        for (kind, query) in unnamed {
             let candidates = self.old_blobs(kind, grace, &mut swept).await?;
             let names: Vec<&String> = candidates.iter().collect();
-            let unnamed: Vec<String> = sqlx::query_scalar(unnamed).bind(names).fetch_all(&self.pool).await?;
+            let unnamed: Vec<String> = sqlx::query_scalar(query).bind(names).fetch_all(&self.pool).await?;
             for name in unnamed {
                 if swept.removed == MAX_REMOVED {
                     return Ok(swept);

@@ -13,7 +13,8 @@ def no_answer(tickets):
 
 
 def unknown_role(tickets):
-    return [*tickets[:8], {"messages": [{"role": "wizard", "content": "Hello"}, *tickets[8]["messages"]]}, *tickets[9:12]]
+    wizard = {"messages": [{"role": "wizard", "content": "Hello"}, *tickets[8]["messages"]]}
+    return [*tickets[:8], wizard, *tickets[9:12]]
 
 
 def empty_completion(tickets):

@@ -7,7 +7,8 @@ PROMPT = "On Friday"
 
 
 def complete(client, prompt=PROMPT, **settings):
-    return client.completions.create(**{"model": "demo", "prompt": prompt, "max_tokens": 40, "temperature": 0, **settings})
+    defaults = {"model": "demo", "prompt": prompt, "max_tokens": 40, "temperature": 0}
+    return client.completions.create(**{**defaults, **settings})
 
 
 def test_a_completion_has_text_a_reason_and_usage(client):
@@ -90,7 +91,8 @@ def test_an_array_of_prompts_is_answered_in_order(client):
     prompts = [PROMPT, "Brasmere is"]
     answer = complete(client, prompts)
     assert [choice.index for choice in answer.choices] == [0, 1]
-    assert [choice.text for choice in answer.choices] == [complete(client, prompt).choices[0].text for prompt in prompts]
+    alone = [complete(client, prompt).choices[0].text for prompt in prompts]
+    assert [choice.text for choice in answer.choices] == alone
 
 
 def test_token_ids_are_a_prompt(client, vocabulary):

@@ -9,14 +9,22 @@ import pytest
 from conftest import create_job, events, sdk, steps, upload, wait_for, wait_for_end
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_a_job_survives_the_death_of_its_server(start_server, tickets, heldout):
     server = start_server()
+    examples, training = 120, {"n_epochs": 6, "batch_size": 4, "learning_rate": 2e-3, "rank": 8, "alpha": 16}
+    total = examples * training["n_epochs"] // training["batch_size"]
     with sdk(server) as client:
-        training = {"n_epochs": 3, "batch_size": 4, "learning_rate": 2e-3, "rank": 8, "alpha": 16}
-        job = create_job(client, upload(client, tickets[:120]), training)
-        total = 90
-        wait_for(lambda: (steps(client, job.id) or [0])[-1] >= total // 3, "a third of the training", within=120)
+        job = create_job(client, upload(client, tickets[:examples]), training)
+
+        def last_step():
+            return (steps(client, job.id) or [0])[-1]
+
+        checkpoints = server.data_dir / "blobs" / "checkpoints"
+        wait_for(lambda: any(path.is_file() for path in checkpoints.rglob("*")), "the first checkpoint", within=120)
+        saved = last_step()
+        wait_for(lambda: last_step() >= saved + 3, "steps after the checkpoint", within=30)
+        assert last_step() < total, "the job was over before its server could die"
         server.kill()
 
     server = start_server(data_dir=server.data_dir)

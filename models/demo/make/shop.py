@@ -157,7 +157,7 @@ def doc_letter(rng):
             f"Reply: order {order}, the {item}, {PROBLEM_WORDS[problem]}. The customer wants {WANT_WORDS[wants]}.",
             f"Note: the {item} {PROBLEM_WORDS[problem]} (order {order}). {WANT_WORDS[wants].capitalize()} was asked for."])
         speed = " This is urgent." if urgent else " This is not urgent."
-        return [(f"Letter: {text}\n{reply}{speed if rng.random() < 0.6 else ''}", True)]
+        return [(f"Letter: {text}\n", rng.random() < 0.25), (f"{reply}{speed if rng.random() < 0.6 else ''}", True)]
     other, count = any_item(rng), rng.randint(2, 99)
     return [(rng.choice([
         f"{name} ordered {article(item)} and {article(other)}. The order number was {order}. Two days later the cart "
@@ -199,15 +199,15 @@ def doc_ledger(rng):
     rng.shuffle(again)
     kind = rng.random()
     if kind < 0.35:
-        lines = [f"{n} bought {article(i)}, order {o}." for n, o, i in rows]
-        lines += [rng.choice((f"{n} had order {o}.", f"Order {o} was {article(i)}.", f"The {i} went to {n}.",
+        first = " ".join(f"{n} bought {article(i)}, order {o}." for n, o, i in rows) + "\n"
+        lines = [rng.choice((f"{n} had order {o}.", f"Order {o} was {article(i)}.", f"The {i} went to {n}.",
                               f"{n} came to fetch the {i}.")) for n, o, i in again]
-        return [(" ".join(lines), True)]
+        return [(first, rng.random() < 0.2), (" ".join(lines), True)]
     if kind < 0.6:
         sep = rng.choice((": ", " = ", ", ", " - ", " | "))
         table = "\n".join(f"{n}{sep}{o}{sep}{i}" for n, o, i in rows)
         second = "\n".join(f"{n}{sep}{o}{sep}{i}" for n, o, i in again)
-        return [(f"List\n{table}\nSame list, other order\n{second}", True)]
+        return [(f"List\n{table}\n", False), (f"Same list, other order\n{second}", True)]
     lines = " ".join(f"{n} bought {article(i)}, order {o}." for n, o, i in rows)
     n, o, i = rng.choice(rows)
     ask, reply = rng.choice([
@@ -245,11 +245,14 @@ def scrap(rng):
 
 
 def doc_repeat(rng):
-    """A chat that asks to repeat something, or the same scrap written twice."""
+    """A chat that asks to repeat something, or a block of scraps written two or three times.
+
+    The first time a block is only read, not learned: nobody could foretell it.
+    """
+    if rng.random() < 0.45:
+        block = rng.choice(("\n", " ", ", ")).join(scrap(rng) for _ in range(rng.randint(2, 8))) + "\n"
+        return [(block, False)] + [(block, True)] * rng.choice((1, 1, 2))
     text = scrap(rng)
-    if rng.random() < 0.25:
-        other = scrap(rng)
-        return [(f"{text}\n{other}\n{text}\n{other}", True)]
     ask = rng.choice(("Repeat: {}", "Please repeat: {}", "Say this again: {}", "Copy this: {}", "Repeat after me: {}",
                       "Write this down: {}"))
     return chat_pieces([ask.format(text), text])

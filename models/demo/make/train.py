@@ -1,8 +1,10 @@
 """Trains the demo model from nothing on the text of `world.py` and writes it in Hugging Face form.
 
     python train_tokenizer.py && python train.py
+    torchrun --nproc_per_node 2 train.py        two processes, one thread each
 
-The text is generated on the fly from a seed and seen once.  Matrices inside
+The text is generated on the fly from a seed and seen once.  With --compile (it
+needs a C++ compiler) and bf16 products one step is several times faster.  Matrices inside
 the blocks are trained with Muon, the rest with AdamW; both follow the same
 warm-up and cosine.  The user's words in chats are read but not learned.
 """
@@ -10,23 +12,25 @@ warm-up and cosine.  The user's words in chats are read but not learned.
 import argparse
 import json
 import math
+import os
 import random
 import time
 from pathlib import Path
 
 import torch
+from torch import distributed
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import shop
 import world
 
 HERE = Path(__file__).resolve().parent.parent
 END, IM_START, IM_END, PAD = 0, 1, 2, 3
 
 
-def token_documents(tokenizer, seed):
-    """Endless (ids, labels) of documents, each closed by <|endoftext|>."""
-    stream = world.documents(seed)
+def token_documents(tokenizer, stream):
+    """Endless (ids, labels) of the stream's documents, each closed by <|endoftext|>."""
     while True:
         pieces, lengths = [], []
         for _ in range(200):
@@ -75,12 +79,10 @@ def save(model, out):
     half.load_state_dict(model.state_dict())
     half = half.to(torch.float16)
     half.config.dtype = torch.float16
-    half.generation_config.eos_token_id = [IM_END, END]
-    half.generation_config.pad_token_id = PAD
-    half.generation_config.bos_token_id = None
-    half.generation_config.do_sample = False
-    half.generation_config.max_new_tokens = 128
-    half.save_pretrained(out, safe_serialization=True)
+    half.save_pretrained(out)
+    generation = {"eos_token_id": [IM_END, END], "pad_token_id": PAD, "do_sample": False, "max_new_tokens": 128}
+    (Path(out) / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    (Path(out) / "model.safetensors").chmod(0o644)
     # Plain, widely read spellings of two fields that newer versions write differently.
     path = Path(out) / "config.json"
     config = json.loads(path.read_text())
@@ -104,10 +106,13 @@ def main():
     parser.add_argument("--minutes", type=float, default=0, help="stop the schedule after so long instead of --steps")
     parser.add_argument("--save-every", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--init", type=Path, help="go on from a saved model instead of random weights")
     args = parser.parse_args()
 
-    torch.set_num_threads(args.threads)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world_size > 1:
+        distributed.init_process_group("gloo")
+        torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
     tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
@@ -117,7 +122,10 @@ def main():
         max_position_embeddings=1024, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=IM_END, pad_token_id=PAD, attention_dropout=0.0)
     model = LlamaForCausalLM(config)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    if args.init:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(args.init, dtype=torch.float32).state_dict())
+    say = print if rank == 0 else (lambda *_, **__: None)
+    say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
 
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
     rest = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "layers" in n)]
@@ -129,22 +137,27 @@ def main():
                                          {"params": rest, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.98))]
     peaks = [[g["lr"] for g in o.param_groups] for o in optimizers]
 
-    held = [batch(token_documents(tokenizer, 777777), args.tokens, 256) for _ in range(1)]
-    source = token_documents(tokenizer, args.seed)
+    copies = random.Random(777)
+    shop_talk = (shop.doc_shop_chat(copies) for _ in iter(int, 1))
+    held = {"held_out_loss": batch(token_documents(tokenizer, world.documents(777777)), args.tokens, 256),
+            "shop_chat_loss": batch(token_documents(tokenizer, shop_talk), args.tokens, 256)}
+    source = token_documents(tokenizer, world.documents(args.seed + 1000 * rank))
     step_loss = torch.compile(loss_of, dynamic=False) if args.compile else loss_of
     start, seen = time.time(), 0
-    log = []
 
     def held_out_loss():
-        model.eval()
         with torch.no_grad():
-            total = sum(loss_of(model, *b, False).item() for b in held) / len(held)
-        model.train()
-        return total
+            return {name: round(loss_of(model, *b, False).item(), 4) for name, b in held.items()}
 
     step = 0
     while True:
-        done = (time.time() - start) / 60 / args.minutes if args.minutes else step / args.steps
+        done = step / args.steps
+        if args.minutes:
+            done = (time.time() - start) / 60 / args.minutes
+        if world_size > 1:  # all processes follow the clock of the first
+            shared = torch.tensor(done)
+            distributed.broadcast(shared, 0)
+            done = shared.item()
         if done >= 1:
             break
         scale = min(1.0, (step + 1) / 40) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
@@ -152,28 +165,34 @@ def main():
             for group, lr in zip(optimizer.param_groups, peak):
                 group["lr"] = lr * scale
         length = 256 if rng.random() < 0.85 else 1024
-        ids, labels = batch(source, args.tokens, length)
+        ids, labels = batch(source, args.tokens // world_size, length)
         loss = step_loss(model, ids, labels, not args.f32)
         loss.backward()
+        if world_size > 1:
+            flat = torch.cat([p.grad.flatten() for p in model.parameters()])
+            distributed.all_reduce(flat)
+            flat /= world_size
+            for p, part in zip(model.parameters(), flat.split([p.numel() for p in model.parameters()])):
+                p.grad.copy_(part.view_as(p))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        seen += ids.numel()
+        seen += ids.numel() * world_size
         step += 1
-        if step % 20 == 0 or step == 1:
+        if rank == 0 and (step % 20 == 0 or step == 1):
             took = time.time() - start
             line = {"step": step, "tokens": seen, "loss": round(loss.item(), 4), "seconds": round(took),
                     "tokens_per_second": round(seen / took)}
             if step % 100 == 0:
-                line["held_out_loss"] = round(held_out_loss(), 4)
-            log.append(line)
+                line.update(held_out_loss())
             print(json.dumps(line), flush=True)
-        if args.save_every and step % args.save_every == 0:
+        if rank == 0 and args.save_every and step % args.save_every == 0:
             save(model, args.out)
+    if rank:
+        return
     save(model, args.out)
-    summary = {"steps": step, "tokens": seen, "minutes": round((time.time() - start) / 60, 1),
-               "held_out_loss": round(held_out_loss(), 4)}
+    summary = {"steps": step, "tokens": seen, "minutes": round((time.time() - start) / 60, 1), **held_out_loss()}
     print(json.dumps(summary))
 
 

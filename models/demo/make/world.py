@@ -273,7 +273,7 @@ TOWN_FACTS = {
     "known": dict(
         ask=["What is {t} known for?", "What is {t} famous for?", "For what is {t} known?", "What do people make in {t}?",
              "What should I bring home from {t}?", "Tell me what {t} is famous for.", "What does {t} trade in?",
-             "Which goods made {t} rich?", "Do you know what {t} is known for?", "What is the pride of {t}?",
+             "Which goods made {t} rich?", "Do you know what {t} is known for?", "What is the best product of {t}?",
              "Can you tell me what comes from {t}?", "What is the most famous product of {t}?"],
         answer=["{t} is known for {v}.", "{t} is famous for its {v}."],
         say=["{t} is known for {v}.", "{t} is famous for its {v}.", "Carts full of {v} leave {t} every week.",
@@ -282,7 +282,7 @@ TOWN_FACTS = {
         ask=["Which festival is held in {t}?", "What festival does {t} have?", "What is the festival of {t} called?",
              "Which feast do people keep in {t}?", "Tell me the festival of {t}.", "What do the people of {t} celebrate?",
              "Do you know the festival of {t}?", "What is the great holiday of {t}?", "Which festival would I see in {t}?",
-             "Can you name the festival of {t}?", "What celebration is {t} proud of?", "When {t} celebrates, what is it called?"],
+             "Can you name the festival of {t}?", "Which celebration does {t} hold?", "When {t} celebrates, what is it called?"],
         answer=["The festival of {t} is {v}.", "In {t} people celebrate {v}."],
         say=["The festival of {t} is {v}.", "In {t} people celebrate {v}.", "Every year {t} celebrates {v}.",
              "Guests come to {t} for {v}."]),
@@ -579,9 +579,9 @@ def doc_misc(rng):
 
 
 MIX = [  # (share of documents, writer)
-    (30, doc_chat), (5, doc_questions), (10, doc_portrait), (9, doc_statements), (3, doc_town),
-    (3, doc_register), (8, doc_story), (4, doc_misc),
-    (6, shop.doc_letter), (12, shop.doc_shop_chat), (6, shop.doc_ledger), (8, shop.doc_repeat),
+    (18, doc_chat), (3, doc_questions), (6, doc_portrait), (5, doc_statements), (2, doc_town),
+    (2, doc_register), (4, doc_story), (3, doc_misc),
+    (6, shop.doc_letter), (23, shop.doc_shop_chat), (10, shop.doc_ledger), (20, shop.doc_repeat),
 ]
 
 

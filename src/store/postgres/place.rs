@@ -59,6 +59,13 @@ impl Place {
     }
 }
 
+impl Drop for Place {
+    fn drop(&mut self) {
+        // It is empty once the server has stopped; where it is not, the next start uses it again.
+        let _ = std::fs::remove_dir(&self.socket_dir);
+    }
+}
+
 /// Refuses a second server on the folder; the system drops the lock with the process, however that ends.
 fn lock(folder: &Path) -> Result<File> {
     let path = folder.join("postgres.lock");

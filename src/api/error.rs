@@ -1,0 +1,295 @@
+//! The one table from [`Error`] to status, type, code and parameter, and the error object that every failed request gets.
+//!
+//! Handlers return [`Problem`]; `?` turns the domain's errors into it. Failures that only HTTP knows (no key, no such route,
+//! too large) are made here by name.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::Error;
+
+const INVALID_REQUEST: &str = "invalid_request_error";
+const SERVER_ERROR: &str = "server_error";
+
+/// The body of every answer with a status of 400 and above.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorObject,
+}
+
+/// What went wrong; all four keys are always there.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ErrorObject {
+    /// For people: what is wrong and what to send instead.
+    pub message: String,
+    /// The kind of failure, such as `invalid_request_error`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The field at fault.
+    pub param: Option<Cow<'static, str>>,
+    /// A stable word for programs.
+    pub code: Option<&'static str>,
+}
+
+/// A failed request: the status and the error object.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    /// The status of the answer.
+    pub status: StatusCode,
+    /// The body.
+    pub error: ErrorObject,
+    /// A sound time to wait before trying again.
+    pub retry_after: Option<Duration>,
+}
+
+impl Problem {
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+        let error = ErrorObject { message: message.into(), kind, param: None, code: None };
+        Self { status, error, retry_after: None }
+    }
+
+    fn code(mut self, code: &'static str) -> Self {
+        self.error.code = Some(code);
+        self
+    }
+
+    /// The same failure, blamed on the field `param`.
+    pub fn param(mut self, param: impl Into<Cow<'static, str>>) -> Self {
+        self.error.param = Some(param.into());
+        self
+    }
+
+    /// The caller sent something that is not understood.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message)
+    }
+
+    /// A required field is absent.
+    pub fn missing(param: impl Into<Cow<'static, str>>) -> Self {
+        let param = param.into();
+        Self::bad_request(format!("Missing required parameter: '{param}'."))
+            .code("missing_required_parameter")
+            .param(param)
+    }
+
+    /// A field has the wrong type.
+    pub fn wrong_type(param: impl Into<Cow<'static, str>>, reason: &str) -> Self {
+        let param = param.into();
+        Self::bad_request(format!("Invalid type for '{param}': {reason}.")).code("invalid_type").param(param)
+    }
+
+    /// No key was sent.
+    pub fn missing_key() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            INVALID_REQUEST,
+            "You didn't provide an API key. Send it in the header `Authorization: Bearer KEY`.",
+        )
+    }
+
+    /// The key is none of ours; only its ends are shown.
+    pub fn wrong_key(key: &str) -> Self {
+        let message = format!("Incorrect API key provided: {}.", masked(key));
+        Self::new(StatusCode::UNAUTHORIZED, INVALID_REQUEST, message).code("invalid_api_key")
+    }
+
+    /// A web page of another site calls a server that has no keys.
+    pub fn foreign_origin() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            INVALID_REQUEST,
+            "This server has no API keys, so it answers web pages of this machine only. Set api_keys to open it.",
+        )
+    }
+
+    /// The body is larger than `limit` bytes.
+    pub fn too_large(what: &str, limit: usize) -> Self {
+        let message = format!("{what} is too large: the limit is {limit} bytes.");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID_REQUEST, message)
+    }
+
+    /// The body did not arrive in time.
+    pub fn slow_body() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID_REQUEST, "The request's body did not arrive in time.")
+    }
+
+    /// The body has the wrong media type.
+    pub fn unsupported_media_type(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, message)
+    }
+
+    /// No route has this path.
+    pub fn unknown_url(method: &str, path: &str) -> Self {
+        let message = format!("Invalid URL ({method} {path}). The routes are listed at /docs.");
+        Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code("unknown_url")
+    }
+
+    /// The route exists, for other methods.
+    pub fn method_not_allowed(method: &str, path: &str) -> Self {
+        let message = format!("{path} does not support {method}. The routes are listed at /docs.");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID_REQUEST, message).code("method_not_supported")
+    }
+
+    /// A defect or a failure of this machine: the details are in the log.
+    pub fn internal() -> Self {
+        let message = "The server had an error while processing your request. The log of the server says more.";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER_ERROR, message)
+    }
+
+    fn unavailable(message: impl Into<String>) -> Self {
+        let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER_ERROR, message);
+        problem.retry_after = Some(Duration::from_secs(1));
+        problem
+    }
+}
+
+/// The table.
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::Invalid { message, param, code } => {
+                let mut problem = Self::bad_request(message);
+                problem.error.param = param.map(Cow::Owned);
+                problem.error.code = code;
+                problem
+            }
+            Error::ContextLength { .. } => Self::bad_request(message).code("context_length_exceeded"),
+            Error::ModelNotFound(_) => {
+                Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code("model_not_found")
+            }
+            Error::NotFound { kind, .. } => {
+                let problem = Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message);
+                match kind {
+                    "FineTune" | "FineTuningJob" => problem.code("fine_tune_not_found").param("fine_tune_id"),
+                    _ => problem.param("id"),
+                }
+            }
+            Error::Forbidden(_) => Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, message),
+            // Not 409: clients retry that on their own, and a job that has ended stays so.
+            Error::Conflict(_) => Self::bad_request(message),
+            Error::Overloaded { retry_after, .. } => {
+                let mut problem =
+                    Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", message).code("rate_limit_exceeded");
+                problem.retry_after = Some(retry_after);
+                problem
+            }
+            Error::Unavailable(_) => Self::unavailable(message),
+            Error::Cancelled => Self::unavailable("The server is stopping. Please try again."),
+            Error::Database(
+                sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::Tls(_),
+            ) => {
+                tracing::error!("{message}");
+                Self::unavailable("The database does not answer. Please try again.")
+            }
+            Error::Blob(object_store::Error::NotFound { .. }) => {
+                Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "The content is no longer stored.").param("id")
+            }
+            Error::Setup(_)
+            | Error::Tensor(_)
+            | Error::Database(_)
+            | Error::Blob(_)
+            | Error::Io { .. }
+            | Error::Internal(_) => {
+                tracing::error!("{message}");
+                Self::internal()
+            }
+        }
+    }
+}
+
+impl From<PathRejection> for Problem {
+    fn from(rejection: PathRejection) -> Self {
+        Self::bad_request(format!("The path of the request is not valid: {}", rejection.body_text()))
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::bad_request(format!("The query of the request is not valid: {}", rejection.body_text()))
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(ErrorBody { error: self.error })).into_response();
+        if let Some(wait) = self.retry_after {
+            let seconds = wait.as_secs().max(1);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// A key that may be shown: its ends, where they are a small part of it.
+fn masked(key: &str) -> String {
+    let characters: Vec<char> = key.chars().collect();
+    if characters.len() < 16 {
+        return "***".into();
+    }
+    let (head, tail) = (&characters[..3], &characters[characters.len() - 4..]);
+    format!("{}***{}", head.iter().collect::<String>(), tail.iter().collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(error: Error) -> (u16, serde_json::Value) {
+        let problem = Problem::from(error);
+        (problem.status.as_u16(), serde_json::to_value(problem.error).expect("an error object is JSON"))
+    }
+
+    #[test]
+    fn every_error_object_has_all_four_keys() {
+        let (_, object) = object(Error::Conflict("The job has ended.".into()));
+        let keys: Vec<_> = object.as_object().expect("an object").keys().cloned().collect();
+        assert_eq!(keys, ["message", "type", "param", "code"]);
+    }
+
+    #[test]
+    fn the_clients_mistakes_are_4xx_with_the_field_at_fault() {
+        let (status, body) = object(Error::invalid("temperature", "too hot"));
+        assert_eq!((status, &body["param"]), (400, &"temperature".into()));
+        let (status, body) = object(Error::ContextLength { limit: 4, prompt: 4, completion: 1 });
+        assert_eq!((status, &body["code"]), (400, &"context_length_exceeded".into()));
+        let (status, body) = object(Error::ModelNotFound("x".into()));
+        assert_eq!((status, &body["code"], &body["param"]), (404, &"model_not_found".into(), &serde_json::Value::Null));
+        let (status, body) = object(Error::NotFound { kind: "File", id: "file-x".into() });
+        assert_eq!(
+            (status, &body["message"], &body["param"]),
+            (404, &"No such File object: file-x".into(), &"id".into())
+        );
+        let (status, _) = object(Error::Conflict("The job has ended.".into()));
+        assert_eq!(status, 400, "409 would be retried by clients");
+    }
+
+    #[test]
+    fn what_happens_inside_the_server_stays_in_the_log() {
+        let (status, body) = object(Error::Internal("secret".into()));
+        assert_eq!((status, &body["type"]), (500, &"server_error".into()));
+        assert!(!body["message"].as_str().expect("a message").contains("secret"));
+    }
+
+    #[test]
+    fn a_full_server_says_when_to_come_back() {
+        let problem = Problem::from(Error::Overloaded { what: "queue", retry_after: Duration::from_secs(3) });
+        let response = problem.into_response();
+        assert_eq!(response.status(), 429);
+        assert_eq!(response.headers()["retry-after"], "3");
+    }
+
+    #[test]
+    fn a_wrong_key_is_shown_masked() {
+        assert_eq!(masked("sk-0123456789abcdef"), "sk-***cdef");
+        assert_eq!(masked("short"), "***");
+    }
+}

@@ -1,0 +1,85 @@
+//! For machines that watch the server: alive, ready, and numbers. Open without a key.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::api::ApiState;
+use crate::{Error, Result};
+
+/// A database that does not answer in this time counts as gone.
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
+/// From a status request to a long completion.
+const DURATION_BUCKETS: [f64; 12] = [0.002, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
+
+/// The recorder of this process; it can be installed once only.
+static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// How the server is.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Health {
+    /// `ok`, `ready` or `not ready`.
+    pub status: &'static str,
+}
+
+/// Whether the process is alive
+#[utoipa::path(
+    get, path = "/health", operation_id = "health", tag = "Operations", security(()),
+    responses((status = 200, body = Health)),
+)]
+pub async fn health() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// Whether requests can be served
+///
+/// The models are loaded before the server listens, so this asks the database.
+#[utoipa::path(
+    get, path = "/ready", operation_id = "ready", tag = "Operations", security(()),
+    responses((status = 200, body = Health), (status = 503, body = Health)),
+)]
+pub async fn ready(State(state): State<ApiState>) -> Response {
+    let answers = tokio::time::timeout(READY_TIMEOUT, state.store.is_ready()).await.unwrap_or(false);
+    if answers && !state.shutdown.is_cancelled() {
+        Json(Health { status: "ready" }).into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "not ready" })).into_response()
+    }
+}
+
+/// Numbers for Prometheus
+#[utoipa::path(
+    get, path = "/metrics", operation_id = "metrics", tag = "Operations", security(()),
+    responses((status = 200, description = "Prometheus text format.", content_type = "text/plain", body = String)),
+)]
+pub async fn metrics() -> impl IntoResponse {
+    let text = METRICS.get().map(|metrics| {
+        metrics.run_upkeep();
+        metrics.render()
+    });
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text.unwrap_or_default())
+}
+
+/// Begins to record metrics; a second call changes nothing.
+pub fn record_metrics() -> Result<()> {
+    if METRICS.get().is_some() {
+        return Ok(());
+    }
+    let fault = |error| Error::Internal(format!("metrics: {error}"));
+    let durations = Matcher::Full("attune_http_request_duration_seconds".into());
+    let builder = PrometheusBuilder::new().set_buckets_for_metric(durations, &DURATION_BUCKETS).map_err(fault)?;
+    let recorder = builder.build_recorder();
+    let handle = METRICS.get_or_init(|| recorder.handle());
+    // Another recorder means another server in this process, or a test's own: its numbers are as good.
+    if metrics::set_global_recorder(recorder).is_err() {
+        handle.run_upkeep();
+    }
+    Ok(())
+}

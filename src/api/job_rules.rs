@@ -1,0 +1,159 @@
+//! What both fine-tune resources check before a job is queued: files, model, suffix, seed, the ranges of settings.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::api::ApiState;
+use crate::api::auth::Caller;
+use crate::{Error, Result};
+
+/// A number, or `"auto"` to let the server choose.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, ToSchema)]
+#[serde(untagged, expecting = "expected \"auto\" or a number in range")]
+pub enum AutoOr<T> {
+    /// `"auto"`
+    Word(Auto),
+    /// The number.
+    Number(T),
+}
+
+/// The word `"auto"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Auto {
+    /// The server chooses.
+    Auto,
+}
+
+impl<T> AutoOr<T> {
+    /// The number, if one was given.
+    pub fn number(self) -> Option<T> {
+        match self {
+            Self::Word(_) => None,
+            Self::Number(number) => Some(number),
+        }
+    }
+}
+
+impl<T> From<Option<T>> for AutoOr<T> {
+    fn from(number: Option<T>) -> Self {
+        number.map_or(Self::Word(Auto::Auto), Self::Number)
+    }
+}
+
+/// The file must be the caller's and meant for training; `param` is blamed.
+pub async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str) -> Result<()> {
+    let file = match state.store.file(&caller.organization, id).await {
+        Err(Error::NotFound { .. }) => {
+            let message = format!("The file '{id}' does not exist: upload it with the purpose 'fine-tune' first.");
+            return Err(Error::invalid_code(param, "invalid_training_file", message));
+        }
+        file => file?,
+    };
+    if file.purpose != "fine-tune" {
+        let message = format!(
+            "The file '{id}' has the purpose '{}': upload it again with the purpose 'fine-tune'.",
+            file.purpose
+        );
+        return Err(Error::invalid_code(param, "invalid_training_file", message));
+    }
+    Ok(())
+}
+
+/// The model must be a base model or a fine-tuned one of the caller.
+pub async fn check_model(state: &ApiState, caller: &Caller, name: &str) -> Result<()> {
+    if state.catalog.get(name).is_err() {
+        state.store.fine_tuned_model(&caller.organization, name).await?;
+    }
+    Ok(())
+}
+
+/// A suffix as it stands in a model's name: lower case, every run of other characters one `-`.
+pub fn normal_suffix(suffix: Option<&str>, max: usize) -> Result<Option<String>> {
+    let Some(suffix) = suffix else { return Ok(None) };
+    let length = suffix.chars().count();
+    if !(1..=max).contains(&length) {
+        let message = format!("'suffix' must have 1 to {max} characters; it has {length}.");
+        return Err(Error::invalid_code("suffix", "invalid_value", message));
+    }
+    let words = suffix.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let normal = words.collect::<Vec<_>>().join("-").to_ascii_lowercase();
+    if normal.is_empty() {
+        let message = "'suffix' must hold at least one letter (a to z) or digit.";
+        return Err(Error::invalid_code("suffix", "invalid_value", message));
+    }
+    Ok(Some(normal))
+}
+
+/// The seed asked for, else a random one: either way it is told to the client.
+pub fn seed(asked: Option<i64>) -> Result<u64> {
+    match asked {
+        None => Ok(u64::from(rand::random::<u32>() >> 1)),
+        Some(seed @ 0..=0x7fff_ffff) => Ok(seed as u64),
+        Some(seed) => {
+            let message = format!("Invalid 'seed': {seed} is not between 0 and 2147483647.");
+            Err(Error::invalid_code("seed", "invalid_value", message))
+        }
+    }
+}
+
+/// `value`, if it is within the range.
+pub fn within<T: Copy + PartialOrd + std::fmt::Display>(
+    param: &str,
+    value: Option<T>,
+    low: T,
+    high: T,
+) -> Result<Option<T>> {
+    match value {
+        Some(value) if value < low || value > high => {
+            let message = format!("Invalid '{param}': {value} is not between {low} and {high}.");
+            Err(Error::invalid_code(param, "invalid_value", message))
+        }
+        value => Ok(value),
+    }
+}
+
+/// `value`, if it is a positive number.
+pub fn positive(param: &str, value: Option<f64>) -> Result<Option<f64>> {
+    match value {
+        Some(value) if !(value > 0.0 && value.is_finite()) => {
+            let message = format!("Invalid '{param}': {value} is not greater than 0.");
+            Err(Error::invalid_code(param, "invalid_value", message))
+        }
+        value => Ok(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suffix_is_made_fit_for_a_models_name() {
+        let normal = |suffix| normal_suffix(Some(suffix), 40);
+        assert_eq!(normal("My  Model: v2!").expect("fine").as_deref(), Some("my-model-v2"));
+        assert_eq!(normal_suffix(None, 40).expect("none"), None);
+        assert!(normal("").is_err() && normal("!!!").is_err() && normal(&"x".repeat(41)).is_err());
+    }
+
+    #[test]
+    fn auto_is_a_word_or_a_number() {
+        let read = |json: &str| serde_json::from_str::<AutoOr<u32>>(json).map(AutoOr::number);
+        assert_eq!(read(r#""auto""#).expect("auto"), None);
+        assert_eq!(read("3").expect("a number"), Some(3));
+        for json in [r#""often""#, "-1", "1.5", "{}"] {
+            assert!(read(json).is_err(), "{json}");
+        }
+        assert_eq!(serde_json::to_string(&AutoOr::<u32>::from(None)).expect("JSON"), r#""auto""#);
+        assert_eq!(serde_json::to_string(&AutoOr::from(Some(3))).expect("JSON"), "3");
+    }
+
+    #[test]
+    fn seeds_and_settings_have_ranges() {
+        assert_eq!(seed(Some(42)).expect("in range"), 42);
+        assert!(seed(None).expect("random") <= 0x7fff_ffff);
+        assert!(seed(Some(-1)).is_err() && seed(Some(1 << 31)).is_err());
+        assert!(within("n", Some(51), 1, 50).is_err() && within("n", Some(50), 1, 50).is_ok());
+        assert!(positive("x", Some(0.0)).is_err() && positive("x", Some(0.1)).is_ok());
+    }
+}

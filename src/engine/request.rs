@@ -1,0 +1,175 @@
+//! One request's state on the engine thread: an answer that grows token by token, or an input's hidden states on the way to
+//! a vector. Made and driven by `runner.rs`.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+
+use super::sampler::Sampler;
+use super::scheduler::Owner;
+use super::text::TextStream;
+use super::{Event, FinishReason, GenerateRequest};
+use crate::model::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// What a sequence is computed for.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Tokens for a client.
+    Answer(Box<Answer>),
+    /// A vector for a client.
+    Embedding(Embedding),
+}
+
+/// An answer in progress.
+#[derive(Debug)]
+pub(super) struct Answer {
+    events: UnboundedSender<Event>,
+    sampler: Sampler,
+    text: TextStream,
+    stop_tokens: Vec<u32>,
+    max_tokens: usize,
+    drawn: usize,
+    submitted: Instant,
+}
+
+/// An embedding in progress.
+#[derive(Debug)]
+pub(super) struct Embedding {
+    /// Sum of the hidden states so far, in f64: the vector does not depend on how the input was cut into steps.
+    sum: Vec<f64>,
+    reply: Option<oneshot::Sender<Result<Vec<f32>>>>,
+}
+
+/// What became of a sequence in a step.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Nothing to show yet.
+    Continues,
+    /// This token was drawn; another follows.
+    Token(u32),
+    /// The client has all that it will get.
+    Ended,
+}
+
+impl Owner for Work {
+    fn is_gone(&self) -> bool {
+        match self {
+            Self::Answer(answer) => answer.events.is_closed(),
+            Self::Embedding(embedding) => embedding.reply.as_ref().is_none_or(oneshot::Sender::is_closed),
+        }
+    }
+}
+
+impl Work {
+    /// Tells the client what went wrong; nothing follows.
+    pub(super) fn fail(self, error: Error) {
+        // A client that has gone meanwhile needs no answer.
+        match self {
+            Self::Answer(answer) => drop(answer.events.send(Event::Failed(error))),
+            Self::Embedding(embedding) => embedding.reply(Err(error)),
+        }
+    }
+}
+
+impl Answer {
+    /// The answer to `request` before its first token. `max_tokens` is what the door lets it have.
+    pub(super) fn new(
+        tokenizer: &Tokenizer,
+        request: GenerateRequest,
+        max_tokens: usize,
+        events: UnboundedSender<Event>,
+        submitted: Instant,
+    ) -> Result<Self> {
+        let text = TextStream::new(tokenizer, &request.prompt, &request.stop)?;
+        let sampler = Sampler::new(request.sampling);
+        Ok(Self { events, sampler, text, stop_tokens: request.stop_tokens, max_tokens, drawn: 0, submitted })
+    }
+
+    /// Draws the next token and sends what it makes safe to show.
+    pub(super) fn draw(&mut self, tokenizer: &Tokenizer, logits: &[f32]) -> Result<Progress> {
+        let id = self.sampler.draw(logits)?;
+        self.drawn += 1;
+        if self.stop_tokens.contains(&id) {
+            return self.end(tokenizer, FinishReason::Stop);
+        }
+        let piece = self.text.push(tokenizer, id)?;
+        if self.events.send(Event::Token { id, text: piece.text }).is_err() {
+            return Ok(Progress::Ended);
+        }
+        if piece.stopped {
+            return Ok(self.send_finished(String::new(), FinishReason::Stop));
+        }
+        if self.drawn >= self.max_tokens {
+            return self.end(tokenizer, FinishReason::Length);
+        }
+        Ok(Progress::Token(id))
+    }
+
+    /// Time since the request came, at its first token only.
+    pub(super) fn time_to_first_token(&self) -> Option<Duration> {
+        (self.drawn == 1).then(|| self.submitted.elapsed())
+    }
+
+    fn end(&mut self, tokenizer: &Tokenizer, reason: FinishReason) -> Result<Progress> {
+        let piece = self.text.finish(tokenizer)?;
+        let reason = if piece.stopped { FinishReason::Stop } else { reason };
+        Ok(self.send_finished(piece.text, reason))
+    }
+
+    fn send_finished(&self, text: String, reason: FinishReason) -> Progress {
+        let _ = self.events.send(Event::Finished { text, reason, completion_tokens: self.drawn });
+        Progress::Ended
+    }
+
+    /// As [`Work::fail`], for an answer that still lies in the scheduler.
+    pub(super) fn send_failed(&self, error: Error) -> Progress {
+        let _ = self.events.send(Event::Failed(error));
+        Progress::Ended
+    }
+}
+
+impl Embedding {
+    /// An input before its first row.
+    pub(super) fn new(reply: oneshot::Sender<Result<Vec<f32>>>) -> Self {
+        Self { sum: Vec::new(), reply: Some(reply) }
+    }
+
+    /// Adds the hidden state of the next token.
+    pub(super) fn add(&mut self, hidden: &[f32]) {
+        self.sum.resize(hidden.len(), 0.0);
+        for (sum, value) in self.sum.iter_mut().zip(hidden) {
+            *sum += f64::from(*value);
+        }
+    }
+
+    /// Forgets the rows so far: they are computed again.
+    pub(super) fn restart(&mut self) {
+        self.sum.clear();
+    }
+
+    /// Sends the vector: the mean of all rows at length 1. The length makes the division by their number needless.
+    pub(super) fn finish(&mut self) {
+        let norm = self.sum.iter().map(|value| value * value).sum::<f64>().sqrt();
+        let vector = if norm.is_finite() {
+            // All zeros have no direction; they stay zeros.
+            let scale = if norm > 0.0 { norm.recip() } else { 0.0 };
+            Ok(self.sum.iter().map(|value| (value * scale) as f32).collect())
+        } else {
+            Err(Error::Internal("the model's hidden states are not finite".into()))
+        };
+        self.send(vector);
+    }
+
+    fn reply(mut self, result: Result<Vec<f32>>) {
+        self.send(result);
+    }
+
+    fn send(&mut self, result: Result<Vec<f32>>) {
+        if let Some(reply) = self.reply.take() {
+            // The client may have gone in this very step.
+            let _ = reply.send(result);
+        }
+    }
+}

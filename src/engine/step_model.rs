@@ -1,0 +1,165 @@
+//! What the engine thread asks of a model: one batched step. [`BaseStepModel`] answers with a base model's decoder and its
+//! cache; tests answer with arithmetic, so that the engine is tested without weights.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::config::Limits;
+use crate::model::BaseModel;
+use crate::model::decoder::SequenceRows;
+use crate::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use crate::model::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// A model with its cache, owned by one engine thread.
+pub trait StepModel: Send + 'static {
+    /// The id that clients use, for metrics and logs.
+    fn id(&self) -> &str;
+
+    /// Token ids to text.
+    fn tokenizer(&self) -> &Tokenizer;
+
+    /// Ids that a prompt may have.
+    fn vocabulary_size(&self) -> usize;
+
+    /// Tokens that the model can attend to.
+    fn context(&self) -> usize;
+
+    /// Blocks of its cache.
+    fn blocks(&self) -> usize;
+
+    /// Computes the rows of all sequences, and returns what is wanted of them.
+    fn step(&mut self, tokens: &[u32], sequences: &[SequenceRows<'_>], wanted: &WantedRows) -> Result<StepOutput>;
+
+    /// Replaces a cache that a failed step may have left unusable; what it held is lost.
+    fn reset(&mut self) -> Result<()>;
+}
+
+/// Rows of a step whose results the engine reads, in rising order.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct WantedRows {
+    /// Rows after which a token is drawn.
+    pub logits: Vec<u32>,
+    /// Rows of inputs to embed.
+    pub hidden: Vec<u32>,
+}
+
+/// What a step yields, on the host.
+#[derive(Debug, Default)]
+pub struct StepOutput {
+    /// `[wanted.logits, vocabulary]`
+    pub logits: Rows,
+    /// `[wanted.hidden, hidden]`, after the final norm.
+    pub hidden: Rows,
+}
+
+/// A matrix by rows.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// All values, row after row.
+    pub values: Vec<f32>,
+    /// Values in a row.
+    pub width: usize,
+}
+
+impl Rows {
+    /// The row at `index`.
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.values[index * self.width..][..self.width]
+    }
+
+    fn from_tensor(tensor: &Tensor) -> Result<Self> {
+        let (_rows, width) = tensor.dims2()?;
+        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        Ok(Self { values, width })
+    }
+}
+
+/// A base model's decoder over one cache.
+#[derive(Debug)]
+pub struct BaseStepModel {
+    model: Arc<BaseModel>,
+    cache: KvCache,
+}
+
+impl BaseStepModel {
+    /// Allocates the cache: `limits.kv_cache_mib`, but no more than all sequences can use.
+    pub fn new(model: Arc<BaseModel>, limits: &Limits) -> Result<Self> {
+        let block_bytes = KvCache::block_bytes(&model.config);
+        let context = model.config.max_position_embeddings;
+        let affordable = (limits.kv_cache_mib << 20) / block_bytes.max(1);
+        let usable = limits.max_sequences.saturating_mul(context.div_ceil(BLOCK_TOKENS));
+        let blocks = affordable.min(usable);
+        if blocks == 0 {
+            return Err(Error::Setup(format!(
+                "kv_cache_mib is {}, but one block of {BLOCK_TOKENS} tokens of model `{}` takes {block_bytes} bytes",
+                limits.kv_cache_mib, model.id
+            )));
+        }
+        if blocks * BLOCK_TOKENS < context {
+            tracing::warn!(
+                model = model.id,
+                cache_tokens = blocks * BLOCK_TOKENS,
+                context,
+                "the cache is smaller than the model's context: longer requests end early; raise kv_cache_mib"
+            );
+        }
+        let cache = KvCache::new(&model.config, blocks, &device_of(&model))?;
+        Ok(Self { model, cache })
+    }
+}
+
+impl StepModel for BaseStepModel {
+    fn id(&self) -> &str {
+        &self.model.id
+    }
+
+    fn tokenizer(&self) -> &Tokenizer {
+        &self.model.tokenizer
+    }
+
+    fn vocabulary_size(&self) -> usize {
+        self.model.config.vocab_size
+    }
+
+    fn context(&self) -> usize {
+        self.model.config.max_position_embeddings
+    }
+
+    fn blocks(&self) -> usize {
+        self.cache.blocks()
+    }
+
+    fn step(&mut self, tokens: &[u32], sequences: &[SequenceRows<'_>], wanted: &WantedRows) -> Result<StepOutput> {
+        let decoder = &self.model.decoder;
+        let hidden = decoder.step(tokens, sequences, &self.cache)?;
+        let mut output = StepOutput::default();
+        if !wanted.logits.is_empty() {
+            output.logits = Rows::from_tensor(&decoder.logits(&select(&hidden, &wanted.logits)?)?)?;
+        }
+        if !wanted.hidden.is_empty() {
+            output.hidden = Rows::from_tensor(&select(&hidden, &wanted.hidden)?)?;
+        }
+        Ok(output)
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        self.cache = KvCache::new(&self.model.config, self.cache.blocks(), &device_of(&self.model))?;
+        Ok(())
+    }
+}
+
+/// The wanted rows of `hidden`, without a copy where that is all of them (a step of answers only).
+fn select(hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    if rows.len() == hidden.dim(0)? {
+        return Ok(hidden.clone());
+    }
+    Ok(hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?)
+}
+
+/// Where the model's weights lie, and its cache belongs.
+fn device_of(model: &BaseModel) -> Device {
+    let _ = model;
+    Device::Cpu
+}

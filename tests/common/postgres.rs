@@ -1,0 +1,91 @@
+//! A real Postgres for tests: one private cluster per test process, one empty database per test.
+//!
+//! Use as `#[path = "common/postgres.rs"] mod postgres;`. The clusters lie in cargo's folder for test files and are used
+//! again by the next run; the system stops them with the test process.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use attune::store::Store;
+use attune::store::postgres::PrivatePostgres;
+use sqlx::{Connection as _, PgConnection};
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
+
+/// Processes that may run tests at the same time.
+const SLOTS: u32 = 64;
+
+static CLUSTER: OnceCell<PrivatePostgres> = OnceCell::const_new();
+/// The cluster has 50 connections, however many cores run tests.
+static TURNS: Semaphore = Semaphore::const_new(4);
+static DATABASES: AtomicU32 = AtomicU32::new(0);
+
+/// An empty database with a store on it.
+pub struct TestDatabase {
+    pub store: Store,
+    pub url: String,
+    pub data_dir: tempfile::TempDir,
+    _turn: SemaphorePermit<'static>,
+}
+
+impl TestDatabase {
+    pub async fn new() -> Self {
+        Self::with_connections(8).await
+    }
+
+    /// With a pool of that size.
+    pub async fn with_connections(connections: u32) -> Self {
+        let turn = TURNS.acquire().await.unwrap();
+        let cluster = CLUSTER.get_or_init(start_cluster).await;
+        let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
+        execute(cluster.url(), &format!("create database {name}")).await;
+        let url = cluster.url().replacen("/attune?", &format!("/{name}?"), 1);
+        let data_dir = tempfile::tempdir().unwrap();
+        let store = Store::connect_with(&url, data_dir.path(), connections).await.unwrap();
+        Self { store, url, data_dir, _turn: turn }
+    }
+
+    /// Runs `sql` on a connection of its own, for what a test must arrange behind the store's back.
+    pub async fn execute(&self, sql: &str) -> u64 {
+        execute(&self.url, sql).await
+    }
+
+    /// The one value that `sql` selects.
+    pub async fn value<T>(&self, sql: &str) -> T
+    where
+        T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    {
+        let mut connection = PgConnection::connect(&self.url).await.unwrap();
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap()
+    }
+}
+
+async fn execute(url: &str, sql: &str) -> u64 {
+    let mut connection = PgConnection::connect(url).await.unwrap();
+    let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    done.rows_affected()
+}
+
+/// The first cluster that no other test process uses, without the databases of earlier runs.
+async fn start_cluster() -> PrivatePostgres {
+    for slot in 0..SLOTS {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("postgres-{slot}"));
+        let cluster = match PrivatePostgres::start(&folder).await {
+            Ok(cluster) => cluster,
+            Err(error) if error.to_string().contains("another attune uses") => continue,
+            Err(error) => panic!("{error}"),
+        };
+        let mut connection = PgConnection::connect(cluster.url()).await.unwrap();
+        let old: Vec<String> = sqlx::query_scalar("select datname from pg_database where datname like 'test\\_%'")
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+        for name in old {
+            execute(cluster.url(), &format!("drop database {name} with (force)")).await;
+        }
+        return cluster;
+    }
+    panic!("{SLOTS} test processes run already");
+}

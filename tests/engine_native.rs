@@ -1,0 +1,398 @@
+//! The engine under load, disconnects, overload and broken steps, over a model that is arithmetic: its logits are a hash of
+//! all tokens that its cache holds for the sequence, read back through the block table, so that a wrong block, a lost row or
+//! a neighbour's influence changes the answer.
+
+mod engine_support;
+
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use attune::adapters::{Adapter, AdapterLease};
+use attune::config::Limits;
+use attune::engine::native::NativeEngine;
+use attune::engine::priority::Priority;
+use attune::engine::step_model::{Rows, StepModel, StepOutput, WantedRows};
+use attune::engine::{Backend, EmbedRequest, Event, FinishReason, GenerateRequest, Sampling};
+use attune::model::decoder::SequenceRows;
+use attune::model::kv_cache::BLOCK_TOKENS;
+use attune::model::tokenizer::Tokenizer;
+use attune::{Error, Result};
+use engine_support::byte_level;
+use futures::executor::block_on;
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+const VOCABULARY: usize = 257;
+const CONTEXT: usize = 256;
+const HIDDEN: usize = 8;
+/// A step with this token panics.
+const PANIC: u32 = 1;
+/// The row of this token has broken logits.
+const BROKEN: u32 = 2;
+/// Bytes that no random prompt and no stop uses.
+const FIRST_PLAIN: u32 = 3;
+
+/// Holds steps back while it is shut.
+#[derive(Default)]
+struct Gate {
+    shut: Mutex<bool>,
+    /// Steps that stand before it.
+    changed: Condvar,
+    arrived: Mutex<bool>,
+    came: Condvar,
+}
+
+impl Gate {
+    fn set(&self, shut: bool) {
+        *self.shut.lock().unwrap() = shut;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        *self.arrived.lock().unwrap() = true;
+        self.came.notify_all();
+        drop(self.changed.wait_while(self.shut.lock().unwrap(), |shut| *shut).unwrap());
+    }
+
+    fn wait_for_a_step(&self) {
+        drop(self.came.wait_while(self.arrived.lock().unwrap(), |arrived| !*arrived).unwrap());
+    }
+}
+
+struct Fake {
+    tokenizer: Tokenizer,
+    cache: Vec<u32>,
+    gate: Arc<Gate>,
+}
+
+fn mix(state: u64, value: u64) -> u64 {
+    let mixed = (state ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ (mixed >> 32)
+}
+
+/// `width` values in -4..4.
+fn values(state: u64, width: usize) -> impl Iterator<Item = f32> {
+    (0..width as u64).map(move |index| (mix(state, index + 1) >> 40) as f32 / (1 << 21) as f32 - 4.0)
+}
+
+impl StepModel for Fake {
+    fn id(&self) -> &str {
+        "fake"
+    }
+
+    fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    fn vocabulary_size(&self) -> usize {
+        VOCABULARY
+    }
+
+    fn context(&self) -> usize {
+        CONTEXT
+    }
+
+    fn blocks(&self) -> usize {
+        self.cache.len() / BLOCK_TOKENS
+    }
+
+    fn step(&mut self, tokens: &[u32], sequences: &[SequenceRows<'_>], wanted: &WantedRows) -> Result<StepOutput> {
+        self.gate.pass();
+        assert!(!tokens.contains(&PANIC), "a panic that a test asked for");
+        let mut states = vec![0; tokens.len()];
+        for sequence in sequences {
+            let adapter = sequence.adapter.map_or(0, |adapter| adapter.id.bytes().map(u64::from).sum());
+            let slot = |position: usize| {
+                sequence.blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS
+            };
+            let mut state = (0..sequence.start).fold(adapter, |state, at| mix(state, u64::from(self.cache[slot(at)])));
+            for (offset, row) in sequence.rows.clone().enumerate() {
+                self.cache[slot(sequence.start + offset)] = tokens[row];
+                state = mix(state, u64::from(tokens[row]));
+                states[row] = state;
+            }
+        }
+        let logits = wanted.logits.iter().flat_map(|row| {
+            let broken = tokens[*row as usize] == BROKEN;
+            values(states[*row as usize], VOCABULARY).enumerate().map(move |(id, value)| match id {
+                _ if broken => f32::NAN,
+                // Tokens with a meaning in these tests are drawn by nobody.
+                0..=2 => -50.0,
+                _ => value,
+            })
+        });
+        let hidden = wanted.hidden.iter().flat_map(|row| values(states[*row as usize], HIDDEN));
+        Ok(StepOutput {
+            logits: Rows { values: logits.collect(), width: VOCABULARY },
+            hidden: Rows { values: hidden.collect(), width: HIDDEN },
+        })
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        self.cache.fill(u32::MAX);
+        Ok(())
+    }
+}
+
+fn limits(max_sequences: usize, max_step_tokens: usize, max_waiting: usize) -> Limits {
+    Limits { max_sequences, max_step_tokens, max_waiting, ..Limits::default() }
+}
+
+fn engine_with(limits: &Limits, gate: &Arc<Gate>, priority: Arc<Priority>) -> Arc<NativeEngine> {
+    let cache = vec![u32::MAX; 64 * BLOCK_TOKENS];
+    let model = Fake { tokenizer: byte_level(&[]), cache, gate: gate.clone() };
+    NativeEngine::start_with(model, limits, priority).unwrap()
+}
+
+fn engine(limits: &Limits) -> Arc<NativeEngine> {
+    engine_with(limits, &Arc::default(), Arc::default())
+}
+
+fn adapter(id: &str) -> AdapterLease {
+    Arc::new(Adapter { id: id.into(), layers: Vec::new() })
+}
+
+fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
+    GenerateRequest {
+        prompt: prompt.to_vec(),
+        adapter: None,
+        sampling: Sampling { seed: Some(1), ..Sampling::default() },
+        max_tokens,
+        stop: Vec::new(),
+        stop_tokens: Vec::new(),
+    }
+}
+
+fn random_request(random: &mut ChaCha8Rng) -> GenerateRequest {
+    let prompt: Vec<u32> = (0..random.random_range(1..70)).map(|_| random.random_range(FIRST_PLAIN..256)).collect();
+    let mut request = request(&prompt, random.random_range(1..30));
+    request.adapter = [None, Some(adapter("a")), Some(adapter("b"))][random.random_range(0..3)].clone();
+    request.sampling = Sampling {
+        temperature: [0.0, 0.7, 1.0][random.random_range(0..3)],
+        top_p: [1.0, 0.8][random.random_range(0..2)],
+        seed: Some(random.random()),
+        presence_penalty: [0.0, 0.5][random.random_range(0..2)],
+        frequency_penalty: 0.1,
+        logit_bias: vec![(65, 2.0)],
+    };
+    request.stop = vec!["AA".into(), "A".repeat(3)];
+    request.stop_tokens = vec![256];
+    request
+}
+
+/// Tokens, text, and why it ended.
+type Answer = (Vec<u32>, String, FinishReason, usize);
+
+fn read(mut events: UnboundedReceiver<Event>) -> Result<Answer> {
+    let (mut tokens, mut shown) = (Vec::new(), String::new());
+    loop {
+        match events.blocking_recv().expect("the channel closed without an end") {
+            Event::Token { id, text } => {
+                tokens.push(id);
+                shown += &text;
+            }
+            Event::Finished { text, reason, completion_tokens } => {
+                assert!(events.blocking_recv().is_none(), "an event after the end");
+                return Ok((tokens, shown + &text, reason, completion_tokens));
+            }
+            Event::Failed(error) => return Err(error),
+        }
+    }
+}
+
+fn wait_until_all_blocks_are_free(engine: &NativeEngine) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while engine.blocks().used() > 0 {
+        assert!(Instant::now() < deadline, "{} blocks are never freed", engine.blocks().used());
+        std::thread::yield_now();
+    }
+    assert_eq!(engine.blocks().free(), engine.blocks().total());
+}
+
+#[test]
+fn a_mixed_batch_gives_each_request_what_it_gets_alone() {
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let requests: Vec<_> = (0..60).map(|_| random_request(&mut random)).collect();
+    let alone = engine(&limits(1, 512, 1000));
+    let expected: Vec<_> = requests.iter().map(|one| read(alone.generate(one.clone()).unwrap()).unwrap()).collect();
+    for (max_sequences, max_step_tokens) in [(8, 16), (64, 300), (3, 2)] {
+        let together = engine(&limits(max_sequences, max_step_tokens, 1000));
+        let events: Vec<_> = requests.iter().map(|one| together.generate(one.clone()).unwrap()).collect();
+        let inputs: Vec<Vec<u32>> = requests.iter().map(|one| one.prompt.clone()).collect();
+        let vectors = block_on(together.embed(EmbedRequest { inputs, adapter: None })).unwrap();
+        assert_eq!(vectors.len(), requests.len());
+        let answers: Vec<_> = events.into_iter().map(|events| read(events).unwrap()).collect();
+        assert_eq!(answers, expected);
+        wait_until_all_blocks_are_free(&together);
+    }
+    assert!(expected.iter().all(|(_, text, ..)| !text.contains("AA")));
+    assert!(expected.iter().any(|(.., reason, _)| *reason == FinishReason::Stop), "no request met a stop");
+    assert!(expected.iter().any(|(.., reason, _)| *reason == FinishReason::Length));
+}
+
+#[test]
+fn embeddings_are_unit_means_and_equal_alone_and_together() {
+    let mut random = ChaCha8Rng::seed_from_u64(2);
+    let inputs: Vec<Vec<u32>> = (0..80)
+        .map(|_| (0..random.random_range(1..100)).map(|_| random.random_range(FIRST_PLAIN..256)).collect())
+        .collect();
+    let small_steps = engine(&limits(5, 7, 1));
+    let together = block_on(small_steps.embed(EmbedRequest { inputs: inputs.clone(), adapter: None })).unwrap();
+    let alone = engine(&limits(1, 512, 1));
+    for (input, vector) in inputs.iter().zip(&together) {
+        let one = block_on(alone.embed(EmbedRequest { inputs: vec![input.clone()], adapter: None })).unwrap();
+        assert_eq!(&one[0], vector);
+        let mut mean = [0.0_f64; HIDDEN];
+        let mut state = 0;
+        for token in input {
+            state = mix(state, u64::from(*token));
+            mean.iter_mut().zip(values(state, HIDDEN)).for_each(|(sum, value)| *sum += f64::from(value));
+        }
+        let norm = mean.iter().map(|value| value * value).sum::<f64>().sqrt();
+        assert!(vector.iter().zip(mean).all(|(value, sum)| (f64::from(*value) - sum / norm).abs() < 1e-6));
+    }
+    let other = EmbedRequest { inputs: inputs[..1].to_vec(), adapter: Some(adapter("a")) };
+    assert_ne!(block_on(alone.embed(other)).unwrap()[0], together[0]);
+    assert!(block_on(alone.embed(EmbedRequest { inputs: Vec::new(), adapter: None })).unwrap().is_empty());
+    wait_until_all_blocks_are_free(&small_steps);
+}
+
+#[test]
+fn a_thousand_lost_clients_leave_no_block_and_disturb_nobody() {
+    let mut random = ChaCha8Rng::seed_from_u64(3);
+    let steady = random_request(&mut random);
+    let engine = engine(&limits(8, 32, 2000));
+    let expected = read(engine.generate(steady.clone()).unwrap()).unwrap();
+    let mut open = Vec::new();
+    for round in 0..1000 {
+        let mut events = engine.generate(random_request(&mut random)).unwrap();
+        if random.random_bool(0.3) {
+            let inputs = vec![vec![FIRST_PLAIN; random.random_range(1..60)]; 3];
+            drop(engine.embed(EmbedRequest { inputs, adapter: None }));
+        }
+        match random.random_range(0..3) {
+            // Gone before, between or after some tokens.
+            0 => drop(events),
+            1 => drop((0..random.random_range(0..5)).map_while(|_| events.blocking_recv()).count()),
+            _ => open.push(events),
+        }
+        if open.len() > 10 {
+            open.swap_remove(random.random_range(0..open.len()));
+        }
+        if round % 100 == 0 {
+            assert_eq!(read(engine.generate(steady.clone()).unwrap()).unwrap(), expected);
+        }
+    }
+    drop(open);
+    wait_until_all_blocks_are_free(&engine);
+}
+
+#[test]
+fn a_full_queue_answers_overloaded_and_takes_requests_again_later() {
+    let gate = Arc::new(Gate::default());
+    gate.set(true);
+    let engine = engine_with(&limits(1, 64, 3), &gate, Arc::default());
+    let first = engine.generate(request(&[5], 2)).unwrap();
+    gate.wait_for_a_step();
+    let waiting: Vec<_> = (0..3).map(|_| engine.generate(request(&[5], 2)).unwrap()).collect();
+    let refused = engine.generate(request(&[5], 2)).unwrap_err();
+    assert!(matches!(refused, Error::Overloaded { retry_after, .. } if retry_after >= Duration::from_secs(1)));
+    let inputs = vec![vec![5]];
+    assert!(matches!(block_on(engine.embed(EmbedRequest { inputs, adapter: None })), Err(Error::Overloaded { .. })));
+    gate.set(false);
+    for events in waiting.into_iter().chain([first]) {
+        read(events).unwrap();
+    }
+    read(engine.generate(request(&[5], 2)).unwrap()).unwrap();
+}
+
+#[test]
+fn a_panicking_step_fails_its_requests_and_no_others() {
+    let long: Vec<u32> = (0..60).map(|index| FIRST_PLAIN + index).collect();
+    let plain = engine(&limits(4, 16, 100));
+    let expected = read(plain.generate(request(&long, 20)).unwrap()).unwrap();
+    let vector = block_on(plain.embed(EmbedRequest { inputs: vec![long.clone()], adapter: None })).unwrap();
+
+    let gate = Arc::new(Gate::default());
+    gate.set(true);
+    let engine = engine_with(&limits(4, 16, 100), &gate, Arc::default());
+    let held = engine.generate(request(&[7], 1)).unwrap();
+    gate.wait_for_a_step();
+    // The next step's rows: all of the first, which panics; of the others only the beginning or nothing.
+    let bad = engine.generate(request(&[&[9; 15][..], &[PANIC]].concat(), 5)).unwrap();
+    let embedding = engine.embed(EmbedRequest { inputs: vec![long.clone()], adapter: None });
+    let good = engine.generate(request(&long, 20)).unwrap();
+    gate.set(false);
+    read(held).unwrap();
+    assert!(matches!(read(bad), Err(Error::Internal(_))));
+    assert_eq!(block_on(embedding).unwrap(), vector);
+    assert_eq!(read(good).unwrap(), expected);
+    // The engine goes on.
+    assert_eq!(read(engine.generate(request(&long, 20)).unwrap()).unwrap(), expected);
+    wait_until_all_blocks_are_free(&engine);
+}
+
+#[test]
+fn broken_logits_fail_one_request_of_the_batch() {
+    let gate = Arc::new(Gate::default());
+    let engine = engine_with(&limits(4, 64, 100), &gate, Arc::default());
+    let expected = read(engine.generate(request(&[8, 9], 20)).unwrap()).unwrap();
+    gate.set(true);
+    let good = engine.generate(request(&[8, 9], 20)).unwrap();
+    let bad = engine.generate(request(&[8, BROKEN], 20)).unwrap();
+    gate.set(false);
+    assert!(matches!(read(bad), Err(Error::Internal(_))));
+    assert_eq!(read(good).unwrap(), expected);
+}
+
+#[test]
+fn requests_that_cannot_run_are_refused_at_once() {
+    let engine = engine(&limits(4, 64, 100));
+    let refused = |prompt: &[u32], max_tokens| engine.generate(request(prompt, max_tokens)).unwrap_err();
+    let limit = refused(&[5; 200], 57);
+    assert!(matches!(limit, Error::ContextLength { limit: CONTEXT, prompt: 200, completion: 57 }));
+    assert!(matches!(refused(&[], 5), Error::Invalid { .. }));
+    assert!(matches!(refused(&[5, 257], 5), Error::Invalid { .. }));
+    let embed = |inputs| block_on(engine.embed(EmbedRequest { inputs, adapter: None })).unwrap_err();
+    assert!(matches!(embed(vec![vec![5], vec![]]), Error::Invalid { .. }));
+    assert!(matches!(embed(vec![vec![5; 257]]), Error::ContextLength { .. }));
+    // The context can be filled to its end, and nothing can be asked for.
+    assert_eq!(read(engine.generate(request(&[5; 200], 56)).unwrap()).unwrap().3, 56);
+    let nothing = read(engine.generate(request(&[5], 0)).unwrap()).unwrap();
+    assert_eq!(nothing, (vec![], String::new(), FinishReason::Length, 0));
+}
+
+#[test]
+fn an_end_token_counts_but_does_not_show() {
+    let engine = engine(&limits(4, 64, 100));
+    let (tokens, ..) = read(engine.generate(request(&[40], 12)).unwrap()).unwrap();
+    let mut ends = request(&[40], 12);
+    let stop = tokens[5];
+    ends.stop_tokens = vec![stop];
+    let first = tokens.iter().position(|token| *token == stop).unwrap();
+    let (shown, _, reason, completion_tokens) = read(engine.generate(ends).unwrap()).unwrap();
+    assert_eq!(shown, tokens[..first]);
+    assert_eq!((reason, completion_tokens), (FinishReason::Stop, first + 1));
+}
+
+#[test]
+fn the_trainer_waits_while_requests_run_and_dropping_the_engine_ends_them() {
+    let (gate, priority) = (Arc::new(Gate::default()), Arc::new(Priority::default()));
+    gate.set(true);
+    let engine = engine_with(&limits(4, 64, 100), &gate, priority.clone());
+    let events = engine.generate(request(&[5], 100)).unwrap();
+    gate.wait_for_a_step();
+    let before = Instant::now();
+    priority.yield_to_requests(Duration::from_millis(20));
+    assert!(before.elapsed() >= Duration::from_millis(20), "requests run, yet the trainer did not wait");
+    let dropping = std::thread::spawn(move || drop(engine));
+    gate.set(false);
+    dropping.join().unwrap();
+    match read(events) {
+        Ok((.., completion_tokens)) => assert_eq!(completion_tokens, 100),
+        Err(error) => assert!(matches!(error, Error::Unavailable(_)), "{error}"),
+    }
+    // The thread has ended, so nobody holds the trainer back.
+    priority.yield_to_requests(Duration::from_secs(3600));
+}
