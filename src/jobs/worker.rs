@@ -1,14 +1,31 @@
 //! Claims jobs and runs them: file to tokens, tokens to adapter, adapter to model. Runs inside `serve`, or alone.
+//!
+//! This file is the claim loop; [`job_run`] is one job from claim to end, [`training`] its part on a thread of its own, and
+//! [`lease`] keeps the claim alive and brings requests to stop.
+
+mod job_run;
+mod lease;
+mod training;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::adapters::registry::AdapterRegistry;
 use crate::engine::catalog::Catalog;
 use crate::engine::priority::Priority;
 use crate::jobs::queue::Queue;
 use crate::store::Store;
+
+/// How long a claim lasts without a heartbeat.
+const LEASE: Duration = Duration::from_secs(60);
+/// How often a worker looks for jobs where no notification woke it.
+const POLL: Duration = Duration::from_secs(5);
+/// How often jobs of lost workers are taken back.
+const REAP: Duration = Duration::from_secs(10);
 
 /// One worker; it trains one job at a time.
 #[derive(Clone)]
@@ -28,7 +45,46 @@ pub struct Worker {
 impl Worker {
     /// Runs until `shutdown`; then the running job is checkpointed and released.
     pub async fn run(self, shutdown: CancellationToken) {
-        let _ = shutdown;
-        todo!()
+        tokio::join!(self.claim_jobs(&shutdown), self.reap_jobs(&shutdown));
+    }
+
+    async fn claim_jobs(&self, shutdown: &CancellationToken) {
+        let name = format!("{}-{}", std::process::id(), Uuid::new_v4().simple());
+        let mut changes = self.queue.changes();
+        while !shutdown.is_cancelled() {
+            match self.queue.claim(&name, LEASE).await {
+                Ok(Some(job)) => {
+                    self.run_job(job, shutdown).await;
+                    continue;
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!("cannot look for jobs: {error}"),
+            }
+            let woken = async {
+                // Hints that came meanwhile are about jobs that the claim above has seen or will see.
+                if changes.recv().await == Err(RecvError::Closed) {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = tokio::time::sleep(POLL) => {}
+                () = woken => {}
+            }
+        }
+    }
+
+    async fn reap_jobs(&self, shutdown: &CancellationToken) {
+        loop {
+            match self.queue.reap().await {
+                Ok(0) => {}
+                Ok(lost) => tracing::warn!(lost, "took back jobs whose worker stopped answering"),
+                Err(error) => tracing::warn!("cannot take back jobs: {error}"),
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(REAP) => {}
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Fits a LoRA adapter to a dataset. `jobs/job_run.rs` drives a [`Trainer`] step by step; the base model is the one that is
+//! Fits a LoRA adapter to a dataset. `jobs/worker/training.rs` drives a [`Trainer`] step by step; the base model is the one that is
 //! serving, shared and frozen.
 //!
 //! [`settings`] turns what was asked for into numbers; [`trainer`] is the loop; [`packing`] makes its batches, [`backward`]

@@ -1,6 +1,6 @@
 //! The training loop, one optimizer step at a time: order, pack, micro-steps, clip, update, record.
 //!
-//! `jobs/training.rs` calls [`Trainer::step`] until it has no more, and saves, evaluates and stops in between. Every step is a
+//! `jobs/worker/training.rs` calls [`Trainer::step`] until it has no more, and saves, evaluates and stops in between. Every step is a
 //! function of the state that [`Trainer::save`] writes, so a resumed run is bit-identical to an uninterrupted one on the
 //! same machine.
 
@@ -207,7 +207,7 @@ impl Trainer {
         let token_accuracy = report.correct as f64 / report.targets.max(1) as f64;
         self.history.push(StepRecord {
             elapsed_tokens: before.map_or(0, |record| record.elapsed_tokens) + tokens as u64,
-            elapsed_examples: before.map_or(0, |record| record.elapsed_examples) + examples_len(start, end),
+            elapsed_examples: before.map_or(0, |record| record.elapsed_examples) + examples.len() as u64,
             loss,
             token_accuracy,
             validation: None,
@@ -303,10 +303,6 @@ impl Trainer {
         self.history = state.history;
         Ok(())
     }
-}
-
-fn examples_len(start: usize, end: usize) -> u64 {
-    (end - start) as u64
 }
 
 fn add_report(total: &mut LossReport, part: LossReport) {

@@ -1,0 +1,432 @@
+//! One job from claim to end: fetches what it needs, lets a thread train, writes events and checkpoints meanwhile, then
+//! publishes the model, or says why there is none. What a job without a model made is deleted.
+
+use std::io::Seek as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::TryStreamExt as _;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::lease::{Control, Interrupt, keep};
+use super::training::{Inputs, Plan, Progress, Trained, train};
+use super::{LEASE, Worker};
+use crate::adapters::registry::{config_key, weights_key};
+use crate::jobs::queue::Outcome;
+use crate::jobs::{Hyperparameters, Job, JobApi, JobFault, JobStatus};
+use crate::store::files::NewFile;
+use crate::train::{Evaluation, StepReport, results};
+use crate::{Error, Result};
+
+/// Reports that may wait for the database before training waits, too.
+const PROGRESS_REPORTS: usize = 16;
+/// Attempts to write a job's end while the database does not answer, a second apart: less than a lease in all.
+const FINISH_ATTEMPTS: u32 = 20;
+
+/// A trained model that is stored and waits for its row.
+struct Stored {
+    model: String,
+    base: String,
+    adapter: String,
+    trained_tokens: i64,
+    result_file: String,
+}
+
+impl Worker {
+    /// Runs a claimed job to its end or to the loss of its lease.
+    pub(super) async fn run_job(&self, job: Job, shutdown: &CancellationToken) {
+        tracing::info!(job = job.id, attempt = job.attempt, "job claimed");
+        let control = Arc::new(Control::default());
+        let keeper = keep(self.queue.clone(), job.clone(), Arc::clone(&control), shutdown.clone());
+        let keeper = AbortOnDropHandle::new(tokio::spawn(keeper));
+        let trained = self.train(&job, &control).await;
+        let stored = match trained {
+            Ok((base, trained)) => self.store_model(&job, base, trained, &control).await,
+            Err(error) => Err(error),
+        };
+        let (outcome, stored) = match (control.raised(), stored) {
+            (Some(Interrupt::Lost), stored) => {
+                tracing::warn!(job = job.id, "the lease is lost; another worker goes on");
+                if let Ok(stored) = stored {
+                    self.discard(&job, &stored).await;
+                }
+                return;
+            }
+            (_, Ok(stored)) => (stored.outcome(), Some(stored)),
+            (Some(Interrupt::Shutdown), Err(Error::Cancelled)) => (Outcome::Released, None),
+            (Some(_), Err(Error::Cancelled)) => (Outcome::Stopped, None),
+            (_, Err(error)) => (failure(&job, &error), None),
+        };
+        self.end(&job, outcome, stored).await;
+        drop(keeper);
+    }
+
+    /// Writes how the job ended, and deletes what nobody needs any more.
+    async fn end(&self, job: &Job, outcome: Outcome, stored: Option<Stored>) {
+        match self.finish(job, &outcome).await {
+            Ok(Some(ended)) => {
+                tracing::info!(job = job.id, status = ?ended.status, "job ended");
+                if ended.status.is_final() {
+                    self.delete_blobs(&checkpoints(job)).await;
+                }
+                if let Some(stored) = stored.filter(|_| ended.status != JobStatus::Succeeded) {
+                    self.discard(job, &stored).await;
+                }
+            }
+            Ok(None) => {
+                tracing::warn!(job = job.id, "the lease was lost before the end was written");
+                if let Some(stored) = stored {
+                    self.discard(job, &stored).await;
+                }
+            }
+            Err(error) => tracing::error!(job = job.id, "cannot write the job's end, it will run again: {error}"),
+        }
+    }
+
+    /// [`crate::jobs::queue::Queue::finish`], tried again while the database does not answer. An answer that was lost on
+    /// its way looks like a lost lease the next time: the row tells.
+    async fn finish(&self, job: &Job, outcome: &Outcome) -> Result<Option<Job>> {
+        let mut attempt = 1;
+        loop {
+            match self.queue.finish(job, outcome.clone()).await {
+                Ok(None) if attempt > 1 => {
+                    let row = self.queue.job(&job.organization, job.api, &job.id).await?;
+                    return Ok(Some(row).filter(|row| row.attempt == job.attempt && row.status != JobStatus::Running));
+                }
+                Err(error) if error.is_transient() && attempt < FINISH_ATTEMPTS => {
+                    tracing::warn!(job = job.id, "cannot write the job's end yet: {error}");
+                    attempt += 1;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Fetches the job's inputs and trains; the base model's id and the result.
+    async fn train(&self, job: &Job, control: &Arc<Control>) -> Result<(String, Trained)> {
+        let started = match job.api {
+            JobApi::FineTunes => "Fine-tune started",
+            JobApi::FineTuningJobs => "Fine-tuning job started",
+        };
+        if job.checkpoint.is_none() {
+            self.say(job, "info", started, None).await;
+        }
+        let (base, initial) = match self.catalog.get(&job.spec.model) {
+            Ok(_) => (job.spec.model.clone(), None),
+            Err(_) => {
+                let (base, adapter) = self.registry.lease(&job.organization, &job.spec.model).await?;
+                (base, Some(adapter))
+            }
+        };
+        let model = Arc::clone(&self.catalog.get(&base)?.model);
+        let training_file = self.fetch(job, &job.spec.training_file, control).await?;
+        let validation_file = match &job.spec.validation_file {
+            Some(id) => Some(self.fetch(job, id, control).await?),
+            None => None,
+        };
+        let checkpoint = self.last_checkpoint(job).await?;
+        let (progress, reports) = mpsc::channel(PROGRESS_REPORTS);
+        let inputs = Inputs {
+            model,
+            api: job.api,
+            asked: job.spec.hyperparameters.clone(),
+            resolved: job.resolved.clone(),
+            seed: job.spec.seed,
+            training_file,
+            validation_file,
+            initial,
+            checkpoint,
+            priority: Arc::clone(&self.priority),
+            control: Arc::clone(control),
+            progress,
+        };
+        let training = tokio::task::spawn_blocking(move || train(inputs));
+        self.follow(job, reports, control).await;
+        let trained = training.await.map_err(|error| Error::Internal(format!("the training thread: {error}")))??;
+        Ok((base, trained))
+    }
+
+    /// The content of an uploaded file, on the local disk.
+    async fn fetch(&self, job: &Job, id: &str, control: &Control) -> Result<std::fs::File> {
+        let file = self.store.file(&job.organization, id).await?;
+        let mut content = self.store.blobs.stream(&format!("files/{}", file.id)).await?;
+        let local = tempfile::tempfile().map_err(Error::io("make a temporary file"))?;
+        let mut writer = tokio::fs::File::from_std(local);
+        while let Some(chunk) = content.try_next().await? {
+            control.check()?;
+            writer.write_all(&chunk).await.map_err(Error::io("write a temporary file"))?;
+        }
+        writer.flush().await.map_err(Error::io("write a temporary file"))?;
+        let mut local = writer.into_std().await;
+        local.rewind().map_err(Error::io("read a temporary file"))?;
+        Ok(local)
+    }
+
+    /// The state that an earlier attempt left, if it is still there.
+    async fn last_checkpoint(&self, job: &Job) -> Result<Option<Bytes>> {
+        let Some(key) = job.checkpoint.as_ref().and_then(|checkpoint| checkpoint["key"].as_str()) else {
+            return Ok(None);
+        };
+        match self.store.blobs.get(key).await {
+            Ok(state) => Ok(Some(state)),
+            Err(Error::Blob(object_store::Error::NotFound { .. })) => {
+                self.say(job, "warn", "The checkpoint is gone; training starts over", None).await;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes down what the training thread reports, until it ends.
+    async fn follow(&self, job: &Job, mut reports: mpsc::Receiver<Progress>, control: &Control) {
+        let begin = tokio::time::Instant::now();
+        let mut resolved = Hyperparameters::default();
+        let mut newest = job.checkpoint.as_ref().and_then(|checkpoint| Some(checkpoint["key"].as_str()?.to_owned()));
+        while let Some(progress) = reports.recv().await {
+            // The thread notices as well; what it sends until then is not written.
+            if control.raised() == Some(Interrupt::Lost) {
+                continue;
+            }
+            match progress {
+                Progress::Planned(plan) => {
+                    resolved = plan.resolved.clone();
+                    self.tell_plan(job, &plan).await;
+                }
+                Progress::Step { report, validation, tokens_per_second, remaining } => {
+                    let data = metrics(&report, validation, tokens_per_second, begin.elapsed());
+                    self.add_event(job, "info", "metrics", &step_message(&report, validation), Some(data)).await;
+                    let finish = jiff::Timestamp::now().as_second() + remaining.as_secs() as i64;
+                    if let Err(error) = self.queue.record_plan(job, &resolved, Some(finish)).await {
+                        tracing::warn!(job = job.id, "cannot write the expected end: {error}");
+                    }
+                }
+                Progress::Epoch { done, of } => {
+                    self.say(job, "info", &format!("Completed epoch {done}/{of}"), None).await;
+                }
+                Progress::Checkpoint { step, state } => match self.keep_state(job, step, state, control).await {
+                    Ok(key) => {
+                        if let Some(old) = newest.replace(key.clone()).filter(|old| *old != key) {
+                            self.delete_blobs(&old).await;
+                        }
+                    }
+                    // The one before is still named, so nothing is lost but some steps.
+                    Err(error) => tracing::warn!(job = job.id, step, "cannot keep a checkpoint: {error}"),
+                },
+            }
+        }
+    }
+
+    async fn tell_plan(&self, job: &Job, plan: &Plan) {
+        if let Some(fault) = &plan.checkpoint_fault {
+            tracing::warn!(job = job.id, "{fault}");
+            self.say(job, "warn", "The checkpoint cannot be used; training starts over", None).await;
+        }
+        if let Err(error) = self.queue.record_plan(job, &plan.resolved, None).await {
+            tracing::warn!(job = job.id, "cannot write the settings: {error}");
+        }
+        let training = plan.training;
+        for (count, what) in [
+            (training.truncated, "were cut at the end to fit the model's context"),
+            (training.dropped, "were left out, since their prompts fill the model's context"),
+            (training.duplicates, "repeat an earlier one"),
+        ] {
+            if count > 0 {
+                self.say(job, "warn", &format!("{count} of the training examples {what}"), None).await;
+            }
+        }
+        let (message, data) = plan_event(plan);
+        self.say(job, "info", &message, Some(data)).await;
+        if plan.resumed_at > 0 {
+            self.say(job, "info", &format!("Resumed after step {}/{}", plan.resumed_at, plan.total_steps), None).await;
+        }
+    }
+
+    /// Stores a state and makes it the one to go on from; its key.
+    async fn keep_state(&self, job: &Job, step: usize, state: Vec<u8>, control: &Control) -> Result<String> {
+        let key = format!("{}/attempt-{}/step-{step}.safetensors", checkpoints(job), job.attempt);
+        self.store.blobs.put(&key, state.into()).await?;
+        let checkpoint = json!({"step": step, "key": key});
+        control.hear(self.queue.heartbeat(job, LEASE, Some(checkpoint)).await?);
+        Ok(key)
+    }
+
+    /// Stores adapter and result file, and puts the adapter into memory: once the row is written, the model serves.
+    async fn store_model(&self, job: &Job, base: String, trained: Trained, control: &Control) -> Result<Stored> {
+        // A fresh lease covers the rest, which is short: shorter than to pause here or to go on later.
+        control.hear(self.queue.heartbeat(job, LEASE, None).await?);
+        if matches!(control.raised(), Some(Interrupt::Cancel | Interrupt::Lost)) {
+            return Err(Error::Cancelled);
+        }
+        let Trained { files, adapter, trained_tokens, result_file } = trained;
+        let model = model_name(job, &base);
+        self.store.blobs.put(&weights_key(&adapter.id), files.weights.into()).await?;
+        self.store.blobs.put(&config_key(&adapter.id), files.config.into()).await?;
+        let result_file = self.store_result_file(job, result_file).await?;
+        self.say(job, "info", &format!("Uploaded result file: {result_file}"), None).await;
+        let stored =
+            Stored { model, base, adapter: adapter.id.clone(), trained_tokens: trained_tokens as i64, result_file };
+        self.registry.publish(&job.organization, &stored.model, &stored.base, Arc::new(adapter));
+        Ok(stored)
+    }
+
+    async fn store_result_file(&self, job: &Job, content: Vec<u8>) -> Result<String> {
+        let file = tempfile::NamedTempFile::new().map_err(Error::io("make a temporary file"))?;
+        tokio::fs::write(file.path(), content).await.map_err(Error::io("write the result file"))?;
+        let new = NewFile {
+            organization: job.organization.clone(),
+            filename: results::file_name(job.api).into(),
+            purpose: "fine-tune-results".into(),
+        };
+        Ok(self.store.add_file(new, file.path().to_path_buf()).await?.id)
+    }
+
+    /// Takes back what was stored for a model that did not come to be. The adapter's files stay: another attempt makes the
+    /// very same ones, and files without a row are swept up.
+    async fn discard(&self, job: &Job, stored: &Stored) {
+        self.registry.forget(&job.organization, &stored.model);
+        if let Err(error) = self.store.delete_file(&job.organization, &stored.result_file).await {
+            tracing::warn!(job = job.id, "cannot delete a result file: {error}");
+        }
+    }
+
+    async fn delete_blobs(&self, prefix: &str) {
+        if let Err(error) = self.store.blobs.delete_prefix(prefix).await {
+            tracing::warn!(prefix, "cannot delete blobs: {error}");
+        }
+    }
+
+    async fn say(&self, job: &Job, level: &str, message: &str, data: Option<Value>) {
+        self.add_event(job, level, "message", message, data).await;
+    }
+
+    /// Events inform; a job does not fail for one that could not be written.
+    async fn add_event(&self, job: &Job, level: &str, kind: &str, message: &str, data: Option<Value>) {
+        if let Err(error) = self.queue.add_event(job, level, kind, message, data).await {
+            tracing::warn!(job = job.id, message, "cannot write an event: {error}");
+        }
+    }
+}
+
+impl Stored {
+    fn outcome(&self) -> Outcome {
+        Outcome::Succeeded {
+            model: self.model.clone(),
+            base: self.base.clone(),
+            adapter: self.adapter.clone(),
+            trained_tokens: self.trained_tokens,
+            result_files: vec![self.result_file.clone()],
+        }
+    }
+}
+
+/// Where the states of a job lie.
+fn checkpoints(job: &Job) -> String {
+    format!("checkpoints/{}", job.id)
+}
+
+/// `ft:{base}:{organization}:{suffix}:{8 characters}`; the last part follows from the job, so that every attempt makes the
+/// same name.
+fn model_name(job: &Job, base: &str) -> String {
+    let tail = format!("{:x}", Sha256::digest(job.id.as_bytes()));
+    format!("ft:{base}:{}:{}:{}", job.organization, job.spec.suffix.as_deref().unwrap_or_default(), &tail[..8])
+}
+
+/// What the client is told about an error, and whether the job is tried again.
+fn failure(job: &Job, error: &Error) -> Outcome {
+    let fault = |code: &str, param: Option<&str>, message: String| JobFault {
+        code: code.into(),
+        message,
+        param: param.map(str::to_owned),
+    };
+    match error {
+        Error::Invalid { message, param, code } => {
+            Outcome::Failed(fault(code.unwrap_or("invalid_request"), param.as_deref(), message.clone()))
+        }
+        Error::ModelNotFound(_) => Outcome::Failed(fault("model_not_found", Some("model"), error.to_string())),
+        Error::NotFound { id, .. } => {
+            let training = *id == job.spec.training_file;
+            let param = if training { "training_file" } else { "validation_file" };
+            Outcome::Failed(fault("file_not_found", Some(param), error.to_string()))
+        }
+        Error::ContextLength { .. } | Error::Forbidden(_) | Error::Conflict(_) => {
+            Outcome::Failed(fault("invalid_request", None, error.to_string()))
+        }
+        error if error.is_transient() => {
+            tracing::warn!(job = job.id, "the attempt failed: {error}");
+            let message = "A part of the server did not answer; the job is tried again.".into();
+            Outcome::Retry(fault("server_error", None, message))
+        }
+        error => {
+            tracing::error!(job = job.id, "the job failed: {error}");
+            let message = "The job failed because of an error in the server; its log has the details.".into();
+            Outcome::Failed(fault("server_error", None, message))
+        }
+    }
+}
+
+fn plan_event(plan: &Plan) -> (String, Value) {
+    let settings = &plan.resolved;
+    let epochs = settings.n_epochs.unwrap_or_default();
+    let learning_rate = settings.learning_rate.unwrap_or_default() * settings.learning_rate_multiplier.unwrap_or(1.0);
+    let message = format!(
+        "Training on {} examples with {} tokens ({} of them targets): {epochs} epochs, {} steps of {} examples, \
+         learning rate {learning_rate:.2e}, rank {}",
+        plan.training.examples,
+        plan.training.tokens,
+        plan.training.target_tokens,
+        plan.total_steps,
+        settings.batch_size.unwrap_or_default(),
+        settings.rank.unwrap_or_default(),
+    );
+    let counts = |report: crate::datasets::DatasetReport| {
+        json!({
+            "examples": report.examples,
+            "tokens": report.tokens,
+            "target_tokens": report.target_tokens,
+            "truncated": report.truncated,
+            "dropped": report.dropped,
+            "duplicates": report.duplicates,
+        })
+    };
+    let data = json!({
+        "training": counts(plan.training),
+        "validation": plan.validation.map(counts),
+        "total_steps": plan.total_steps,
+        "hyperparameters": settings,
+    });
+    (message, data)
+}
+
+fn step_message(report: &StepReport, validation: Option<Evaluation>) -> String {
+    let mut message = format!("Step {}/{}: training loss={:.2}", report.step, report.total_steps, report.loss);
+    if let Some(Evaluation { loss, .. }) = validation {
+        message += &format!(", validation loss={loss:.2}, full validation loss={loss:.2}");
+    }
+    message
+}
+
+/// The data of a metrics event. Validation always runs over the whole file, so both pairs of figures are the same.
+fn metrics(report: &StepReport, validation: Option<Evaluation>, tokens_per_second: f64, elapsed: Duration) -> Value {
+    let (loss, accuracy) = (validation.map(|figures| figures.loss), validation.map(|figures| figures.token_accuracy));
+    json!({
+        "step": report.step,
+        "total_steps": report.total_steps,
+        "train_loss": report.loss,
+        "train_mean_token_accuracy": report.token_accuracy,
+        "valid_loss": loss,
+        "valid_mean_token_accuracy": accuracy,
+        "full_valid_loss": loss,
+        "full_valid_mean_token_accuracy": accuracy,
+        "learning_rate": report.learning_rate,
+        "gradient_norm": report.gradient_norm,
+        "tokens_per_second": tokens_per_second,
+        "elapsed_seconds": elapsed.as_secs_f64(),
+    })
+}

@@ -1,0 +1,126 @@
+//! Keeps a claimed job's lease alive and tells the training thread to stop: on the client's request, at shutdown, or
+//! because the lease is lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::LEASE;
+use crate::jobs::Job;
+use crate::jobs::queue::{HeartbeatAnswer, Queue, StopRequest};
+use crate::{Error, Result};
+
+/// Time between heartbeats where nothing happens.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Time between heartbeats at least: a job's own events are changes, too.
+const SHORTEST: Duration = Duration::from_millis(250);
+/// A lease that could not be renewed counts as lost this long before others may claim it.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// Why a job must stop; a later one replaces an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(super) enum Interrupt {
+    /// The process ends; another attempt goes on from the checkpoint.
+    Shutdown = 1,
+    /// The client wants to go on later.
+    Pause = 2,
+    /// The client does not want the result any more.
+    Cancel = 3,
+    /// Another worker may have the job: nothing may be written.
+    Lost = 4,
+}
+
+/// The flag between the lease's keeper and the training thread.
+#[derive(Debug, Default)]
+pub(super) struct Control(AtomicU8);
+
+impl Control {
+    pub fn raise(&self, interrupt: Interrupt) {
+        self.0.fetch_max(interrupt as u8, Ordering::Relaxed);
+    }
+
+    pub fn raised(&self) -> Option<Interrupt> {
+        use Interrupt::{Cancel, Lost, Pause, Shutdown};
+        [Shutdown, Pause, Cancel, Lost].into_iter().find(|interrupt| *interrupt as u8 == self.0.load(Ordering::Relaxed))
+    }
+
+    /// [`Error::Cancelled`] once anything was raised.
+    pub fn check(&self) -> Result<()> {
+        self.raised().map_or(Ok(()), |_| Err(Error::Cancelled))
+    }
+
+    /// Takes over what a heartbeat brought back; `None` is a lost lease.
+    pub fn hear(&self, answer: Option<HeartbeatAnswer>) {
+        match answer {
+            None => self.raise(Interrupt::Lost),
+            Some(HeartbeatAnswer { stop: Some(StopRequest::Cancel) }) => self.raise(Interrupt::Cancel),
+            Some(HeartbeatAnswer { stop: Some(StopRequest::Pause) }) => self.raise(Interrupt::Pause),
+            Some(HeartbeatAnswer { stop: None }) => {}
+        }
+    }
+}
+
+/// Renews the lease until it is lost or the task is dropped: at intervals, and at once when the job changes, since that
+/// may be a request to stop.
+pub(super) async fn keep(queue: Queue, job: Job, control: Arc<Control>, shutdown: CancellationToken) {
+    let mut changes = queue.changes();
+    let mut renewed = Instant::now();
+    let mut ticks = tokio::time::interval_at(renewed + HEARTBEAT, HEARTBEAT);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut shutting_down = false;
+    while control.raised() != Some(Interrupt::Lost) {
+        tokio::select! {
+            () = shutdown.cancelled(), if !shutting_down => {
+                shutting_down = true;
+                control.raise(Interrupt::Shutdown);
+                continue;
+            }
+            _ = ticks.tick() => {}
+            change = changes.recv() => match change {
+                Ok(key) if key == job.key || key.is_nil() => {
+                    tokio::time::sleep(SHORTEST).await;
+                    // The heartbeat that follows answers for all changes so far.
+                    changes = changes.resubscribe();
+                }
+                Ok(_) => continue,
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => tokio::time::sleep(HEARTBEAT).await,
+            },
+        }
+        let asked = Instant::now();
+        match queue.heartbeat(&job, LEASE, None).await {
+            Ok(answer) => {
+                renewed = asked;
+                control.hear(answer);
+            }
+            Err(error) => {
+                tracing::warn!(job = job.id, "cannot renew the lease: {error}");
+                if renewed.elapsed() + HEARTBEAT + MARGIN > LEASE {
+                    control.raise(Interrupt::Lost);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gravest_interrupt_wins() {
+        let control = Control::default();
+        assert!(control.check().is_ok());
+        control.raise(Interrupt::Cancel);
+        control.raise(Interrupt::Shutdown);
+        assert_eq!(control.raised(), Some(Interrupt::Cancel));
+        control.hear(None);
+        assert_eq!(control.raised(), Some(Interrupt::Lost));
+        assert!(matches!(control.check(), Err(Error::Cancelled)));
+    }
+}

@@ -1,0 +1,268 @@
+//! The part of a job that computes: runs on a thread of its own, reads the files, trains, and reports over a channel.
+//!
+//! It neither writes nor asks anything of the database: [`super::job_run`] does that, so that a slow database never holds up
+//! a step and a lost lease is noticed while a step runs.
+
+use std::io::{BufReader, Read};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::mpsc::Sender;
+
+use super::lease::{Control, Interrupt};
+use crate::adapters::peft::{self, PeftFiles};
+use crate::adapters::{Adapter, AdapterLease};
+use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
+use crate::engine::priority::Priority;
+use crate::jobs::{Hyperparameters, JobApi};
+use crate::model::BaseModel;
+use crate::train::{Evaluation, StepReport, TrainSettings, Trainer, results, settings};
+use crate::{Error, Result};
+
+/// Time between checkpoints; the end of an epoch has one besides.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
+/// Metrics events of a job, besides those at the ends of epochs.
+const METRICS_EVENTS: usize = 150;
+/// How long a micro-step waits for requests at most, so that training never stands still.
+const YIELD: Duration = Duration::from_millis(250);
+/// Tokens of a training sequence at the most, where the model's context is longer: attention keeps rows × rows numbers per
+/// head for the backward pass.
+const MAX_SEQUENCE_TOKENS: usize = 4096;
+
+/// All that the thread needs.
+pub(super) struct Inputs {
+    pub model: Arc<BaseModel>,
+    pub api: JobApi,
+    pub asked: Hyperparameters,
+    /// The settings of an earlier attempt, which this one goes on with.
+    pub resolved: Option<Hyperparameters>,
+    pub seed: u64,
+    pub training_file: std::fs::File,
+    pub validation_file: Option<std::fs::File>,
+    /// The adapter to continue.
+    pub initial: Option<AdapterLease>,
+    /// The state of an earlier attempt.
+    pub checkpoint: Option<Bytes>,
+    pub priority: Arc<Priority>,
+    pub control: Arc<Control>,
+    pub progress: Sender<Progress>,
+}
+
+/// What the thread reports while it works.
+pub(super) enum Progress {
+    /// The files are read, training begins.
+    Planned(Plan),
+    /// A step that is worth an event.
+    Step { report: StepReport, validation: Option<Evaluation>, tokens_per_second: f64, remaining: Duration },
+    /// An epoch is complete.
+    Epoch { done: usize, of: usize },
+    /// A state to go on from.
+    Checkpoint { step: usize, state: Vec<u8> },
+}
+
+/// What will be done.
+pub(super) struct Plan {
+    pub resolved: Hyperparameters,
+    pub training: DatasetReport,
+    pub validation: Option<DatasetReport>,
+    pub total_steps: usize,
+    /// Steps that an earlier attempt has done.
+    pub resumed_at: usize,
+    /// Why the checkpoint of an earlier attempt is not used.
+    pub checkpoint_fault: Option<String>,
+}
+
+/// The result.
+pub(super) struct Trained {
+    pub files: PeftFiles,
+    pub adapter: Adapter,
+    pub trained_tokens: u64,
+    pub result_file: Vec<u8>,
+}
+
+/// Trains to the end; [`Error::Cancelled`] after an interrupt, with the last state reported where the job may go on later.
+pub(super) fn train(inputs: Inputs) -> Result<Trained> {
+    let outcome = Run::prepare(inputs).and_then(Run::to_the_end);
+    match outcome {
+        // Reading a file ends with an error of its own when interrupted.
+        Err(Failure { error, control }) if control.raised().is_some() => {
+            tracing::debug!("training stopped: {error}");
+            Err(Error::Cancelled)
+        }
+        outcome => outcome.map_err(|failure| failure.error),
+    }
+}
+
+/// An error with the flag that may explain it.
+struct Failure {
+    error: Error,
+    control: Arc<Control>,
+}
+
+struct Run {
+    trainer: Trainer,
+    validation: Option<Dataset>,
+    base: String,
+    api: JobApi,
+    priority: Arc<Priority>,
+    control: Arc<Control>,
+    progress: Sender<Progress>,
+}
+
+impl Run {
+    fn prepare(inputs: Inputs) -> Result<Self, Failure> {
+        let control = Arc::clone(&inputs.control);
+        Self::try_prepare(inputs).map_err(|error| Failure { error, control })
+    }
+
+    fn to_the_end(self) -> Result<Trained, Failure> {
+        let control = Arc::clone(&self.control);
+        self.try_to_the_end().map_err(|error| Failure { error, control })
+    }
+
+    fn try_prepare(inputs: Inputs) -> Result<Self> {
+        let Inputs { model, api, asked, control, .. } = inputs;
+        let render = RenderSettings {
+            prompt_loss_weight: settings::prompt_loss_weight(&asked, api),
+            max_tokens: model.config.max_position_embeddings.min(MAX_SEQUENCE_TOKENS),
+        };
+        let read = |file, purpose| {
+            let file = Watched { inner: file, control: &control };
+            datasets::read(BufReader::with_capacity(1 << 16, file), purpose, &*model, &render)
+        };
+        let training = read(inputs.training_file, Purpose::Training)?;
+        let validation = inputs.validation_file.map(|file| read(file, Purpose::Validation)).transpose()?;
+
+        let mut resolved = match inputs.resolved {
+            Some(resolved) => resolved,
+            None => settings::resolve(&asked, api, &training.report, &model.config)?,
+        };
+        if let Some(initial) = &inputs.initial {
+            take_shape(&mut resolved, &asked, initial)?;
+        }
+        let settings = TrainSettings::new(&resolved, inputs.seed);
+        let report = training.report;
+        let mut trainer = Trainer::new(Arc::clone(&model), settings, training.examples, inputs.initial.as_deref())?;
+        let checkpoint_fault =
+            inputs.checkpoint.and_then(|checkpoint| trainer.restore(&checkpoint).err()).map(|error| error.to_string());
+        let plan = Plan {
+            resolved,
+            training: report,
+            validation: validation.as_ref().map(|validation| validation.report),
+            total_steps: trainer.total_steps(),
+            resumed_at: trainer.step_number(),
+            checkpoint_fault,
+        };
+        let run = Self {
+            trainer,
+            validation,
+            base: model.id.clone(),
+            api,
+            priority: inputs.priority,
+            control,
+            progress: inputs.progress,
+        };
+        run.report(Progress::Planned(plan))?;
+        Ok(run)
+    }
+
+    fn try_to_the_end(mut self) -> Result<Trained> {
+        let total = self.trainer.total_steps();
+        let epochs = total / self.trainer.steps_per_epoch();
+        let every = total.div_ceil(METRICS_EVENTS).max(1);
+        let (begin, resumed_at) = (Instant::now(), self.trainer.step_number());
+        let (mut since, mut tokens) = (begin, 0);
+        let mut saved = begin;
+        loop {
+            let (control, priority) = (Arc::clone(&self.control), Arc::clone(&self.priority));
+            let mut before_micro_step = move || {
+                control.check()?;
+                priority.yield_to_requests(YIELD);
+                Ok(())
+            };
+            let report = match self.trainer.step(&mut before_micro_step) {
+                Ok(Some(report)) => report,
+                Ok(None) => break,
+                Err(error) => return self.stopped(error),
+            };
+            tokens += report.tokens;
+            let mut validation = None;
+            if let (Some(_), Some(held_out)) = (report.completed_epoch, &self.validation) {
+                // Interrupted here, the job goes on from the checkpoint before, so that no epoch lacks its figures.
+                validation = self.trainer.evaluate(&held_out.examples, &mut before_micro_step)?;
+                if let Some(evaluation) = validation {
+                    self.trainer.record_validation(evaluation);
+                }
+            }
+            if report.step % every == 0 || report.step == total || validation.is_some() {
+                let tokens_per_second = tokens as f64 / since.elapsed().as_secs_f64().max(1e-9);
+                (since, tokens) = (Instant::now(), 0);
+                let per_step = begin.elapsed() / (report.step - resumed_at).max(1) as u32;
+                let remaining = per_step.saturating_mul((total - report.step) as u32);
+                self.report(Progress::Step { report, validation, tokens_per_second, remaining })?;
+            }
+            if let Some(done) = report.completed_epoch {
+                self.report(Progress::Epoch { done, of: epochs })?;
+            }
+            // The last state needs no checkpoint: publishing takes less time than restoring.
+            if report.step < total && (report.completed_epoch.is_some() || saved.elapsed() >= CHECKPOINT_EVERY) {
+                self.checkpoint()?;
+                saved = Instant::now();
+            }
+        }
+        self.finish()
+    }
+
+    /// After an error in a step: an interrupt that the job may go on from saves the last whole step.
+    fn stopped(&self, error: Error) -> Result<Trained> {
+        if matches!(self.control.raised(), Some(Interrupt::Shutdown | Interrupt::Pause)) {
+            self.checkpoint()?;
+        }
+        Err(error)
+    }
+
+    fn finish(self) -> Result<Trained> {
+        let mut adapter = self.trainer.adapter()?;
+        let files = peft::write(&adapter, &self.base)?;
+        adapter.id = files.id();
+        let result_file = results::csv(self.api, self.trainer.history(), self.validation.is_some())?;
+        Ok(Trained { files, adapter, trained_tokens: self.trainer.trained_tokens(), result_file })
+    }
+
+    fn checkpoint(&self) -> Result<()> {
+        self.report(Progress::Checkpoint { step: self.trainer.step_number(), state: self.trainer.save()? })
+    }
+
+    fn report(&self, progress: Progress) -> Result<()> {
+        self.progress.blocking_send(progress).map_err(|_| Error::Cancelled)
+    }
+}
+
+/// A continued adapter keeps its rank and alpha; a request for others is refused.
+fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: &Adapter) -> Result<()> {
+    let pair =
+        initial.layers.iter().flat_map(|layer| crate::adapters::Site::ALL.map(|site| layer.get(site))).flatten().next();
+    let pair = pair.ok_or_else(|| Error::Internal("the adapter to continue has no layers".into()))?;
+    let rank = pair.a.dim(0)? as u32;
+    if let Some(other) = asked.rank.filter(|other| *other != rank) {
+        let message = format!("rank is {other}, but the model to continue has rank {rank}: leave rank out");
+        return Err(Error::invalid("rank", message));
+    }
+    resolved.rank = Some(rank);
+    resolved.alpha = Some(f64::from(pair.scale) * f64::from(rank));
+    Ok(())
+}
+
+/// A file whose reading ends when the job must stop: a large one takes minutes to tokenize.
+struct Watched<'a> {
+    inner: std::fs::File,
+    control: &'a Control,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.control.check().map_err(std::io::Error::other)?;
+        self.inner.read(buffer)
+    }
+}
