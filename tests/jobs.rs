@@ -1,5 +1,7 @@
 //! The job queue against a real Postgres: the life of a job, leases and fences, what clients may ask, and what they see.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails should panic")]
+
 #[path = "common/postgres.rs"]
 mod postgres;
 
@@ -17,7 +19,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use uuid::Uuid;
 
-const LEASE: Duration = Duration::from_secs(60);
+const LEASE: Duration = Duration::from_mins(1);
 const SOON: Duration = Duration::from_secs(20);
 const ORG: &str = "acme";
 
@@ -108,7 +110,7 @@ fn other_organization(job: &Job) -> Job {
     Job { organization: "rival".into(), ..job.clone() }
 }
 
-fn assert_conflict<T: std::fmt::Debug>(result: Result<T, Error>) {
+fn assert_conflict<T: std::fmt::Debug>(result: &Result<T, Error>) {
     assert!(matches!(result, Err(Error::Conflict(_))), "expected a conflict, got {result:?}");
 }
 
@@ -371,9 +373,9 @@ async fn a_waiting_job_is_cancelled_or_paused_at_once() {
     let job = queue.enqueued().await;
     assert_eq!(queue.stop(&job, StopRequest::Pause).await.unwrap().status, JobStatus::Paused);
     assert!(queue.claim("w", LEASE).await.unwrap().is_none(), "a paused job is not claimed");
-    assert_conflict(queue.stop(&job, StopRequest::Pause).await);
+    assert_conflict(&queue.stop(&job, StopRequest::Pause).await);
     assert_eq!(queue.resume(&job).await.unwrap().status, JobStatus::Queued);
-    assert_conflict(queue.resume(&job).await);
+    assert_conflict(&queue.resume(&job).await);
     queue.stop(&job, StopRequest::Pause).await.unwrap();
     let cancelled = queue.stop(&job, StopRequest::Cancel).await.unwrap();
     assert_eq!(cancelled.status, JobStatus::Cancelled);
@@ -417,8 +419,8 @@ async fn cancel_overrides_pause_and_is_never_turned_back_into_it() {
     queue.stop(&job, StopRequest::Pause).await.unwrap();
     let asked = queue.stop(&job, StopRequest::Cancel).await.unwrap();
     assert_eq!(asked.stop_request.as_deref(), Some("cancel"));
-    assert_conflict(queue.stop(&job, StopRequest::Pause).await);
-    assert_conflict(queue.resume(&job).await);
+    assert_conflict(&queue.stop(&job, StopRequest::Pause).await);
+    assert_conflict(&queue.resume(&job).await);
     let stop = queue.heartbeat(&job, LEASE, None).await.unwrap().unwrap().stop;
     assert_eq!(stop, Some(StopRequest::Cancel));
     assert_eq!(queue.finish(&job, Outcome::Stopped).await.unwrap().unwrap().status, JobStatus::Cancelled);
@@ -454,13 +456,12 @@ async fn a_requested_stop_wins_over_another_attempt() {
         for outcome in [Some(Outcome::Released), Some(Outcome::Retry(fault("x"))), None] {
             let job = queue.running().await;
             queue.stop(&job, what).await.unwrap();
-            match outcome {
-                Some(outcome) => drop(queue.finish(&job, outcome).await.unwrap().unwrap()),
+            if let Some(outcome) = outcome {
+                queue.finish(&job, outcome).await.unwrap().unwrap();
+            } else {
                 // The worker died instead.
-                None => {
-                    queue.expire_leases().await;
-                    assert_eq!(queue.reap().await.unwrap(), 1);
-                }
+                queue.expire_leases().await;
+                assert_eq!(queue.reap().await.unwrap(), 1);
             }
             assert_eq!(queue.again(&job).await.status, status);
         }
@@ -477,9 +478,9 @@ async fn a_finished_job_cannot_be_stopped_or_resumed() {
         }
         let finished = queue.finish(&job, outcome).await.unwrap().unwrap();
         assert!(finished.status.is_final());
-        assert_conflict(queue.stop(&job, StopRequest::Cancel).await);
-        assert_conflict(queue.stop(&job, StopRequest::Pause).await);
-        assert_conflict(queue.resume(&job).await);
+        assert_conflict(&queue.stop(&job, StopRequest::Cancel).await);
+        assert_conflict(&queue.stop(&job, StopRequest::Pause).await);
+        assert_conflict(&queue.resume(&job).await);
     }
 }
 

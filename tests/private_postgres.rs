@@ -1,6 +1,8 @@
 //! The private Postgres: it starts on any folder and for any user, keeps its data, is alone on its folder, and never
 //! outlives its server for long.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails should panic")]
+
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
@@ -213,7 +215,7 @@ async fn leave_a_server_behind(folder: &Path) -> (Child, i32) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), ready).await.unwrap();
+    tokio::time::timeout(Duration::from_mins(1), ready).await.unwrap();
     let pid = child.id() as i32;
     (child, pid)
 }
@@ -250,7 +252,7 @@ async fn a_server_process_that_dies_is_started_again() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let number: i32 = tokio::time::timeout(Duration::from_secs(60), answers).await.unwrap();
+    let number: i32 = tokio::time::timeout(Duration::from_mins(1), answers).await.unwrap();
     assert_eq!(number, 7);
 }
 

@@ -1,8 +1,11 @@
 //! Files, fine-tuned models, blobs and the pool, against a real Postgres and a real folder.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails should panic")]
+
 #[path = "common/postgres.rs"]
 mod postgres;
 
+use std::task::Poll;
 use std::time::Duration;
 
 use attune::Error;
@@ -12,6 +15,7 @@ use attune::store::Store;
 use attune::store::files::{File, NewFile, Page};
 use futures::TryStreamExt as _;
 use postgres::TestDatabase;
+use sqlx::Row as _;
 
 const ORG: &str = "acme";
 
@@ -40,7 +44,7 @@ fn spec(training_file: &str, validation_file: Option<&str>) -> JobSpec {
     }
 }
 
-fn is_absent<T>(result: Result<T, Error>) -> bool {
+fn is_absent<T>(result: &Result<T, Error>) -> bool {
     matches!(result, Err(Error::Blob(object_store::Error::NotFound { .. })))
 }
 
@@ -64,7 +68,7 @@ async fn a_file_is_stored_with_its_content_and_both_go_when_it_is_deleted() {
 
     store.delete_file(ORG, &file.id).await.unwrap();
     assert!(matches!(store.file(ORG, &file.id).await, Err(Error::NotFound { kind: "File", .. })));
-    assert!(is_absent(store.blobs.get(&key).await));
+    assert!(is_absent(&store.blobs.get(&key).await));
     assert!(matches!(store.delete_file(ORG, &file.id).await, Err(Error::NotFound { kind: "File", .. })));
 }
 
@@ -154,7 +158,7 @@ async fn text_that_postgres_cannot_hold_is_the_callers_fault() {
 /// Runs a job to a published model and stores its adapter.
 async fn publish(database: &TestDatabase, queue: &Queue, organization: &str, name: &str, adapter: &str) -> Job {
     queue.enqueue(organization, JobApi::FineTunes, spec("file-x", None)).await.unwrap();
-    let job = queue.claim("w", Duration::from_secs(60)).await.unwrap().unwrap();
+    let job = queue.claim("w", Duration::from_mins(1)).await.unwrap().unwrap();
     for part in ["adapter_model.safetensors", "adapter_config.json"] {
         database.store.blobs.put(&format!("adapters/{adapter}/{part}"), "weights".into()).await.unwrap();
     }
@@ -200,8 +204,8 @@ async fn an_adapter_is_removed_with_the_last_model_that_uses_it() {
     assert!(matches!(store.delete_fine_tuned_model(ORG, "ft:a").await, Err(Error::ModelNotFound(_))));
     assert!(store.blobs.get("adapters/aa/adapter_config.json").await.is_ok(), "the other model needs it");
     store.delete_fine_tuned_model("rival", "ft:a").await.unwrap();
-    assert!(is_absent(store.blobs.get("adapters/aa/adapter_config.json").await));
-    assert!(is_absent(store.blobs.get("adapters/aa/adapter_model.safetensors").await));
+    assert!(is_absent(&store.blobs.get("adapters/aa/adapter_config.json").await));
+    assert!(is_absent(&store.blobs.get("adapters/aa/adapter_model.safetensors").await));
     assert!(store.blobs.get("adapters/ab/adapter_config.json").await.is_ok());
 }
 
@@ -211,11 +215,11 @@ async fn an_adapter_that_a_running_job_may_be_publishing_is_left_to_the_sweep() 
     let queue = Queue::open(database.store.clone()).await.unwrap();
     publish(&database, &queue, ORG, "ft:a", "aa").await;
     queue.enqueue(ORG, JobApi::FineTunes, spec("file-x", None)).await.unwrap();
-    queue.claim("w", Duration::from_secs(60)).await.unwrap().unwrap();
+    queue.claim("w", Duration::from_mins(1)).await.unwrap().unwrap();
     database.store.delete_fine_tuned_model(ORG, "ft:a").await.unwrap();
     assert!(database.store.blobs.get("adapters/aa/adapter_config.json").await.is_ok());
     database.store.sweep_older_than(Duration::ZERO).await.unwrap();
-    assert!(is_absent(database.store.blobs.get("adapters/aa/adapter_config.json").await));
+    assert!(is_absent(&database.store.blobs.get("adapters/aa/adapter_config.json").await));
 }
 
 // --- Blobs -------------------------------------------------------------------------------------------------------------
@@ -228,9 +232,9 @@ async fn a_prefix_removes_whole_segments_only() {
         blobs.put(key, "x".into()).await.unwrap();
     }
     blobs.delete_prefix("checkpoints/a/1").await.unwrap();
-    assert!(is_absent(blobs.get("checkpoints/a/1/state").await));
+    assert!(is_absent(&blobs.get("checkpoints/a/1/state").await));
     blobs.delete_prefix("checkpoints/a/").await.unwrap();
-    assert!(is_absent(blobs.get("checkpoints/a/2/state").await));
+    assert!(is_absent(&blobs.get("checkpoints/a/2/state").await));
     assert!(blobs.get("checkpoints/ab/state").await.is_ok());
     blobs.delete_prefix("checkpoints/none").await.unwrap();
     assert!(blobs.delete_prefix("checkpoints").await.is_err(), "a whole kind is never removed at once");
@@ -275,7 +279,7 @@ async fn the_sweep_removes_what_no_row_names_and_nothing_else() {
         assert!(store.blobs.get(key).await.is_ok(), "{key} was removed");
     }
     for key in &orphans {
-        assert!(is_absent(store.blobs.get(key).await), "{key} stays");
+        assert!(is_absent(&store.blobs.get(key).await), "{key} stays");
     }
 }
 
@@ -286,15 +290,17 @@ async fn a_transaction_whose_beginning_was_dropped_leaves_no_connection_inside_i
     let database = TestDatabase::with_connections(1).await;
     let pool = database.store.pool();
     for round in 0..200 {
-        // Drops the future at another point in each round, often while BEGIN is under way.
-        let mut begin = Box::pin(pool.begin());
-        for _ in 0..round % 5 {
-            let _ = futures::poll!(&mut begin);
-            tokio::task::yield_now().await;
-        }
+        // Drops the future after another number of wake-ups in each round, so also while BEGIN is under way.
+        let (mut begin, mut polls) = (Box::pin(pool.begin()), 0);
+        std::future::poll_fn(|context| {
+            polls += 1;
+            if polls <= round % 6 { begin.as_mut().poll(context).map(drop) } else { Poll::Ready(()) }
+        })
+        .await;
         drop(begin);
-        let open = sqlx::query_scalar("select transaction_timestamp() <> statement_timestamp()");
-        assert!(!open.fetch_one(pool).await.unwrap(), "round {round}: the connection is inside a transaction");
+        let open =
+            sqlx::raw_sql("select transaction_timestamp() <> statement_timestamp()").fetch_one(pool).await.unwrap();
+        assert!(!open.get::<bool, _>(0), "round {round}: the connection is inside a transaction");
     }
     let file = add(&database, "written", "fine-tune", b"x").await;
     let seen = Store::connect(&database.url, database.data_dir.path()).await.unwrap();

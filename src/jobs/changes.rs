@@ -57,10 +57,13 @@ async fn pass_on(listener: &mut PgListener, changes: &broadcast::Sender<Uuid>) -
     loop {
         match listener.try_recv().await {
             // No receiver is no fault.
-            Ok(Some(notification)) => match notification.payload().parse() {
-                Ok(key) => drop(changes.send(key)),
-                Err(_) => tracing::warn!("not a job's key: {:?}", notification.payload()),
-            },
+            Ok(Some(notification)) => {
+                if let Ok(key) = notification.payload().parse() {
+                    let _ = changes.send(key);
+                } else {
+                    tracing::warn!("not a job's key: {:?}", notification.payload());
+                }
+            }
             // The connection was lost and is back already.
             Ok(None) => announce_gap(changes),
             Err(error) => return error,

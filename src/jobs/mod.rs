@@ -39,7 +39,7 @@ impl JobStatus {
     }
 }
 
-/// Which of OpenAI's two resources a job was created through; it decides the id's form and the model's name.
+/// Which of `OpenAI`'s two resources a job was created through; it decides the id's form and the model's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::Type, Serialize, Deserialize)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]

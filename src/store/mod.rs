@@ -11,7 +11,7 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, PgPool};
+use sqlx::{ConnectOptions as _, Connection as _, PgPool, Row as _};
 use uuid::Uuid;
 
 use crate::{Error, Result};
@@ -90,11 +90,12 @@ fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         // sqlx 0.9 can return a connection with a transaction open, when the future that was beginning it is dropped.
-        // Outside a transaction the two times below are one; asking is silent where a needless ROLLBACK would warn.
+        // Outside a transaction the two times below are one (in the simple protocol; the other begins the transaction
+        // before the statement); asking is silent where a needless ROLLBACK would warn.
         .after_release(|connection, _| {
             Box::pin(async move {
-                let clean = "select transaction_timestamp() = statement_timestamp()";
-                if !sqlx::query_scalar::<_, bool>(clean).fetch_one(&mut *connection).await? {
+                let clean = sqlx::raw_sql("select transaction_timestamp() = statement_timestamp()");
+                if !clean.fetch_one(&mut *connection).await?.try_get::<bool, _>(0)? {
                     sqlx::query("rollback").execute(&mut *connection).await?;
                 }
                 Ok(true)
@@ -103,7 +104,7 @@ fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
         .connect_lazy_with(options)
 }
 
-/// An id as OpenAI's: `prefix` and 24 random letters and digits.
+/// A public id: `prefix` and 24 random letters and digits.
 pub(crate) fn new_id(prefix: &str) -> String {
     const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     const RANDOM: usize = 24;

@@ -10,7 +10,7 @@ use crate::Result;
 use crate::store::Store;
 
 /// Younger blobs may belong to a row that another process is about to write.
-const GRACE: Duration = Duration::from_secs(60 * 60);
+const GRACE: Duration = Duration::from_hours(1);
 /// Objects removed in one call, so that it ends soon; the next call goes on.
 const MAX_REMOVED: usize = 1_000;
 

@@ -1,4 +1,4 @@
-//! Which PostgreSQL is installed, and which system user runs it.
+//! Which Postgres is installed, and which system user runs it.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};

@@ -160,8 +160,8 @@ fn passable(folder: &Path) -> bool {
 /// authorises a connection. The name follows from the cluster, so that no start leaves another folder behind.
 fn socket_dir(cluster: &Path, user: &ServiceUser) -> Result<PathBuf> {
     let digest = Sha256::digest(cluster.as_os_str().as_encoded_bytes());
-    let hash: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    let folder = PathBuf::from(format!("/tmp/attune-{hash}"));
+    let hash = digest[..8].iter().fold(0_u64, |hash, byte| hash << 8 | u64::from(*byte));
+    let folder = PathBuf::from(format!("/tmp/attune-{hash:016x}"));
     match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
         Ok(()) => user.give(&folder).map_err(|error| setup_error("give away", &folder, &error))?,
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}

@@ -26,7 +26,7 @@ use crate::{Error, Result};
 /// Names the socket; no TCP port is opened.
 pub(super) const PORT: u16 = 5432;
 /// A start after a crash replays what was not yet in the tables' files.
-const READY_TIMEOUT: Duration = Duration::from_secs(300);
+const READY_TIMEOUT: Duration = Duration::from_mins(5);
 /// A fast stop writes a checkpoint; then the harder ways.
 const STOP_STEPS: [(Signal, Duration); 3] = [
     (Signal::SIGINT, Duration::from_secs(30)),
