@@ -30,7 +30,10 @@ fn main() -> Result<(), Failure> {
 
     for (rows, context) in [(1, 128), (4, 128), (16, 128)] {
         let time = decode_step(&config, &decoder, rows, context)?;
-        println!("decode, {rows:>2} sequences at {context} tokens   {:>7.1} tokens/s", rows as f64 / time.as_secs_f64());
+        println!(
+            "decode, {rows:>2} sequences at {context} tokens   {:>7.1} tokens/s",
+            rows as f64 / time.as_secs_f64()
+        );
     }
     let time = prefill(&config, &decoder, 512)?;
     println!("prefill, 512 tokens                 {:>7.1} tokens/s", 512.0 / time.as_secs_f64());
@@ -38,11 +41,9 @@ fn main() -> Result<(), Failure> {
     let adapter = adapter(&config, 16)?;
     for tokens in [512, 1024] {
         let batch = batch(&config, tokens);
-        let time = median(3, || Ok(backward::loss_and_gradients(&decoder, &adapter, &batch, tokens as f64).map(drop)?))?;
-        println!(
-            "training, rank 16, {tokens:>4} packed tokens {:>7.1} tokens/s",
-            tokens as f64 / time.as_secs_f64()
-        );
+        let time =
+            median(3, || Ok(backward::loss_and_gradients(&decoder, &adapter, &batch, tokens as f64).map(drop)?))?;
+        println!("training, rank 16, {tokens:>4} packed tokens {:>7.1} tokens/s", tokens as f64 / time.as_secs_f64());
     }
     Ok(())
 }
