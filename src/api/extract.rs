@@ -52,6 +52,10 @@ fn unreadable(rejection: &BytesRejection, limit: usize) -> Problem {
 
 /// Reads `T` from JSON, naming the field where it cannot.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // serde would read an array as the fields of a struct in their order.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Problem::wrong_type("body", "expected an object"));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();

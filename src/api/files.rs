@@ -80,6 +80,7 @@ pub struct FileQuery {
     /// Files at the most, 1 to 10000.
     pub limit: Option<i64>,
     /// `asc` or `desc` (newest first, the default).
+    #[param(inline)]
     pub order: Option<Order>,
 }
 

@@ -124,15 +124,50 @@ pub fn document_text() -> Result<String> {
 
 /// The server's routes with everything around them.
 pub fn router(state: ApiState) -> Router {
-    let keys = Keys::new(&state.config);
-    let open = keys.is_open();
-    let (at_root, _) = routes().split_for_parts();
-    let guarded = Router::new()
-        .nest("/v1", at_root.clone())
-        .merge(at_root)
-        .layer(DefaultBodyLimit::max(state.config.limits.max_body_bytes))
-        .layer(from_fn_with_state(keys, auth::authenticate));
-    let (unguarded, _) = open_routes().split_for_parts();
-    let routes = guarded.merge(unguarded).with_state(state).merge(docs::routes(document()));
+    let open = Keys::new(&state.config).is_open();
+    let routes = assemble(&state.config).with_state(state).merge(docs::routes(document()));
     transport::dress(routes, open)
+}
+
+fn assemble(config: &Config) -> Router<ApiState> {
+    let (routes, _) = routes().split_for_parts();
+    let guarded = Router::new()
+        .nest("/v1", routes.clone())
+        .merge(routes)
+        .layer(DefaultBodyLimit::max(config.limits.max_body_bytes))
+        .layer(from_fn_with_state(Keys::new(config), auth::authenticate));
+    let (unguarded, _) = open_routes().split_for_parts();
+    guarded.merge(unguarded)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    async fn docs(path: &str) -> (u16, String) {
+        let routes = transport::dress(docs::routes(document()), true);
+        let response =
+            routes.oneshot(Request::get(path).body(Body::empty()).expect("a request")).await.expect("an answer");
+        let status = response.status().as_u16();
+        let body = to_bytes(response.into_body(), usize::MAX).await.expect("a body");
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    #[test]
+    fn no_two_routes_have_the_same_path() {
+        // The router panics on a conflict.
+        drop(assemble(&Config::default()).merge(docs::routes(document()).with_state(())));
+    }
+
+    #[tokio::test]
+    async fn the_document_and_the_page_that_shows_it_are_served() {
+        let (status, document) = docs("/openapi.json").await;
+        assert!(status == 200 && document.contains("createFineTuningJob"), "{status}");
+        let (status, page) = docs("/docs/").await;
+        assert!(status == 200 && page.contains("swagger-ui"), "{status}");
+    }
 }
