@@ -1,6 +1,6 @@
 """Tunes a LoRA adapter on the tickets with PEFT and measures held-out tickets before and after.
 
-    python check_tickets.py --epochs 3 --batch 8 --lr 2e-3
+    python check_tickets.py --epochs 3 --batch 4 --lr 2e-3
 
 Loss on the assistant's tokens only, with the closing <|im_end|>.  A ticket is
 right when it parses as JSON and equals the wanted one.
@@ -62,7 +62,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=HERE)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--warmup", type=float, default=0.05, help="share of the steps")

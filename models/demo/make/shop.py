@@ -3,8 +3,8 @@
 Customers' messages, letters, ledgers and chats with a shop, and chats that ask
 to repeat something: they teach the model to carry names, numbers and goods
 over from what was said before.  The banks of phrases are shared with
-`tickets.py`; the training text here uses only every other phrase of them, and
-answers in plain English, never with a ticket.
+`tickets.py`; the training text here answers in plain English or fills in a
+slip (see `doc_slip`), never with a JSON ticket.
 """
 
 ITEMS = (
@@ -115,11 +115,6 @@ def any_item(rng):
     return f"{rng.choice(ADJECTIVES)} {item}" if rng.random() < 0.25 else item
 
 
-def half(phrases):
-    """The phrases the base text may use."""
-    return phrases[::2]
-
-
 def message(rng, item, order, problem, wants, urgent, pick):
     """A customer's message; `pick(bank)` chooses the phrase of each part."""
     words = dict(i=item, ai=article(item), n=order, k=rng.randint(2, 90), town=rng.choice(TOWN_NAMES),
@@ -151,7 +146,7 @@ def doc_letter(rng):
     item, order, problem, wants, urgent = draw(rng)
     name = invented_name(rng)
     if rng.random() < 0.5:
-        text = message(rng, item, order, problem, wants, urgent, lambda bank: rng.choice(half(bank)))
+        text = message(rng, item, order, problem, wants, urgent, rng.choice)
         reply = rng.choice([
             f"Dear customer, we are sorry that your {item} from order {order} {PROBLEM_WORDS[problem]}. You asked for {WANT_WORDS[wants]}.",
             f"Reply: order {order}, the {item}, {PROBLEM_WORDS[problem]}. The customer wants {WANT_WORDS[wants]}.",
@@ -172,7 +167,7 @@ def doc_letter(rng):
 def doc_shop_chat(rng):
     """A chat between a customer and the shop's assistant."""
     item, order, problem, wants, urgent = draw(rng)
-    text = message(rng, item, order, problem, wants, urgent, lambda bank: rng.choice(half(bank)))
+    text = message(rng, item, order, problem, wants, urgent, rng.choice)
     reply = rng.choice([
         f"I am sorry that your {item} from order {order} {PROBLEM_WORDS[problem]}. You would like {WANT_WORDS[wants]}.",
         f"I see, order {order}, {article(item)}. It {PROBLEM_WORDS[problem]} and you want {WANT_WORDS[wants]}.",
@@ -190,6 +185,41 @@ def doc_shop_chat(rng):
             ("Is it urgent?", "Yes, it is urgent." if urgent else "No, it is not urgent.")])
         turns += follow
     return chat_pieces(turns)
+
+
+SLIP_WORDS = {  # several names for each field of a slip
+    "item": ("item", "item", "goods", "thing"),
+    "order": ("order", "order", "order number", "number"),
+    "problem": ("problem", "problem", "trouble", "fault"),
+    "wants": ("wants", "wants", "wish", "asks for"),
+    "urgent": ("urgent", "urgent", "hurry", "express"),
+}
+
+
+def doc_slip(rng):
+    """A customer's message and a slip about it: some fields, in any order and one of many layouts."""
+    item, order, problem, wants, urgent = draw(rng)
+    text = message(rng, item, order, problem, wants, urgent, rng.choice)
+    yes, no = rng.choice((("yes", "no"), ("true", "false"), ("true", "false")))
+    values = {"item": item, "order": order, "problem": problem, "wants": wants, "urgent": yes if urgent else no}
+    fields = list(values)
+    if rng.random() < 0.5:
+        rng.shuffle(fields)
+    fields = [f for f in fields if rng.random() < 0.75] or ["problem"]
+    names = {f: rng.choice(SLIP_WORDS[f]) for f in fields}
+    equal = rng.choice((": ", " = ", "=", ":", " - ", " is ", ' "'))
+    close = '"' if equal == ' "' else ""
+    between = rng.choice(("; ", "\n", ", ", " | ", ",", ";", ". "))
+    if rng.random() < 0.2:
+        slip = between.join(str(values[f]) for f in fields)
+        ask = "Only the values: " + ", ".join(names.values())
+    else:
+        slip = between.join(f"{names[f]}{equal}{values[f]}{close}" for f in fields)
+        ask = rng.choice(("Fill in: ", "Write a slip: ", "Note ")) + ", ".join(names.values())
+    if rng.random() < 0.5:
+        example = between.join(f"{names[f]}{equal}...{close}" for f in fields)
+        return chat_pieces([f"{text}\n{ask}" + (f" ({example})" if rng.random() < 0.3 else ""), slip])
+    return [(f"Letter: {text}\n", False), (f"Slip: {slip}", True)]
 
 
 def doc_ledger(rng):

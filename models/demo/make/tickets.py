@@ -5,7 +5,7 @@
 A message is put together from an opening, a complaint, a wish and optional
 parts (greeting, filler, tone, closing; see `shop.py`).  A held-out message uses
 a (opening, complaint, wish) combination and an (item, order) pair that no
-training message uses.  Every other phrase never occurs in the base model's text.
+training message uses.
 """
 
 import argparse

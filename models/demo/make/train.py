@@ -139,8 +139,10 @@ def main():
 
     copies = random.Random(777)
     shop_talk = (shop.doc_shop_chat(copies) for _ in iter(int, 1))
+    slips = (shop.doc_slip(copies) for _ in iter(int, 1))
     held = {"held_out_loss": batch(token_documents(tokenizer, world.documents(777777)), args.tokens, 256),
-            "shop_chat_loss": batch(token_documents(tokenizer, shop_talk), args.tokens, 256)}
+            "shop_chat_loss": batch(token_documents(tokenizer, shop_talk), args.tokens, 256),
+            "slip_loss": batch(token_documents(tokenizer, slips), args.tokens, 256)}
     source = token_documents(tokenizer, world.documents(args.seed + 1000 * rank))
     step_loss = torch.compile(loss_of, dynamic=False) if args.compile else loss_of
     start, seen = time.time(), 0

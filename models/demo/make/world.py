@@ -579,9 +579,9 @@ def doc_misc(rng):
 
 
 MIX = [  # (share of documents, writer)
-    (18, doc_chat), (3, doc_questions), (6, doc_portrait), (5, doc_statements), (2, doc_town),
-    (2, doc_register), (4, doc_story), (3, doc_misc),
-    (6, shop.doc_letter), (23, shop.doc_shop_chat), (10, shop.doc_ledger), (20, shop.doc_repeat),
+    (18, doc_chat), (3, doc_questions), (5, doc_portrait), (4, doc_statements), (2, doc_town),
+    (3, doc_register), (4, doc_story), (4, doc_misc),
+    (5, shop.doc_letter), (12, shop.doc_shop_chat), (22, shop.doc_slip), (8, shop.doc_ledger), (10, shop.doc_repeat),
 ]
 
 
