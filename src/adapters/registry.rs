@@ -86,7 +86,7 @@ impl AdapterRegistry {
         tracing::info!(organization, name, base, adapter = adapter.id, "adapter in memory");
         let mut resident = self.resident();
         resident.names.insert((organization.into(), name.into()), adapter.id.clone());
-        resident.insert(&adapter);
+        resident.insert(adapter);
     }
 
     /// Forgets `name`; leases live on.
@@ -129,7 +129,7 @@ impl AdapterRegistry {
         let adapter = Arc::new(adapter);
         let mut resident = self.resident();
         resident.names.insert((row.organization.clone(), row.name.clone()), row.adapter.clone());
-        resident.insert(&adapter);
+        resident.insert(Arc::clone(&adapter));
         Ok(adapter)
     }
 }
@@ -163,21 +163,21 @@ impl Resident {
     /// The generation, if it is in memory, now the most recently used one.
     fn get(&mut self, id: &str) -> Option<AdapterLease> {
         let adapter = self.generations.get(id)?.leased.upgrade()?;
-        self.insert(&adapter);
+        self.insert(Arc::clone(&adapter));
         Some(adapter)
     }
 
     /// Keeps `adapter`, letting go of others where the limit is passed; the newest always stays.
-    fn insert(&mut self, adapter: &Arc<Adapter>) {
+    fn insert(&mut self, adapter: Arc<Adapter>) {
         self.clock += 1;
-        let generation =
-            Generation { leased: Arc::downgrade(adapter), used: self.clock, kept: Some(Arc::clone(adapter)) };
+        let newest = adapter.id.clone();
         self.bytes += adapter.bytes();
-        if let Some(Generation { kept: Some(before), .. }) = self.generations.insert(adapter.id.clone(), generation) {
+        let generation = Generation { leased: Arc::downgrade(&adapter), used: self.clock, kept: Some(adapter) };
+        if let Some(Generation { kept: Some(before), .. }) = self.generations.insert(newest.clone(), generation) {
             self.bytes -= before.bytes();
         }
         while self.bytes > self.limit {
-            let others = self.generations.iter().filter(|(id, other)| other.kept.is_some() && **id != adapter.id);
+            let others = self.generations.iter().filter(|(id, other)| other.kept.is_some() && **id != newest);
             let Some(oldest) = others.min_by_key(|(_, other)| other.used).map(|(id, _)| id.clone()) else { break };
             self.release(&oldest);
         }
@@ -218,10 +218,10 @@ mod tests {
     #[test]
     fn the_least_recently_used_generation_is_let_go_first() {
         let mut resident = Resident::new(128);
-        resident.insert(&adapter("a"));
-        resident.insert(&adapter("b"));
+        resident.insert(adapter("a"));
+        resident.insert(adapter("b"));
         assert!(resident.get("a").is_some());
-        resident.insert(&adapter("c"));
+        resident.insert(adapter("c"));
         assert!(resident.get("a").is_some() && resident.get("b").is_none() && resident.get("c").is_some());
         assert_eq!(resident.bytes, 128);
     }
@@ -230,8 +230,8 @@ mod tests {
     fn a_leased_generation_is_found_again_instead_of_loaded_twice() {
         let mut resident = Resident::new(64);
         let leased = adapter("a");
-        resident.insert(&leased);
-        resident.insert(&adapter("b"));
+        resident.insert(Arc::clone(&leased));
+        resident.insert(adapter("b"));
         assert!(Arc::ptr_eq(&resident.get("a").unwrap(), &leased));
         assert_eq!(resident.bytes, 64);
     }
@@ -241,7 +241,7 @@ mod tests {
         let mut resident = Resident::new(1024);
         let name = |name: &str| ("org".to_string(), name.to_string());
         let leased = adapter("a");
-        resident.insert(&leased);
+        resident.insert(Arc::clone(&leased));
         resident.names.insert(name("one"), "a".into());
         resident.names.insert(name("two"), "a".into());
         resident.forget(&name("one"));

@@ -264,14 +264,13 @@ impl Worker {
         if matches!(control.raised(), Some(Interrupt::Cancel | Interrupt::Lost)) {
             return Err(Error::Cancelled);
         }
-        let Trained { files, adapter, trained_tokens, result_file } = trained;
+        let Trained { files, adapter, tokens, result_file } = trained;
         let model = model_name(job, &base);
         self.store.blobs.put(&weights_key(&adapter.id), files.weights.into()).await?;
         self.store.blobs.put(&config_key(&adapter.id), files.config.into()).await?;
         let result_file = self.store_result_file(job, result_file).await?;
         self.say(job, "info", &format!("Uploaded result file: {result_file}"), None).await;
-        let stored =
-            Stored { model, base, adapter: adapter.id.clone(), trained_tokens: trained_tokens as i64, result_file };
+        let stored = Stored { model, base, adapter: adapter.id.clone(), trained_tokens: tokens as i64, result_file };
         self.registry.publish(&job.organization, &stored.model, &stored.base, Arc::new(adapter));
         Ok(stored)
     }

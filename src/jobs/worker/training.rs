@@ -77,7 +77,8 @@ pub(super) struct Plan {
 pub(super) struct Trained {
     pub files: PeftFiles,
     pub adapter: Adapter,
-    pub trained_tokens: u64,
+    /// Tokens read, repeats counted.
+    pub tokens: u64,
     pub result_file: Vec<u8>,
 }
 
@@ -211,7 +212,7 @@ impl Run {
         let files = peft::write(&adapter, &self.base)?;
         adapter.id = files.id();
         let result_file = results::csv(self.api, self.trainer.history(), self.validation.is_some())?;
-        Ok(Trained { files, adapter, trained_tokens: self.trainer.trained_tokens(), result_file })
+        Ok(Trained { files, adapter, tokens: self.trainer.trained_tokens(), result_file })
     }
 
     fn checkpoint(&self) -> Result<()> {
