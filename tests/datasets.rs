@@ -50,7 +50,7 @@ impl TextCodec for Characters {
             if matches!(self.template, Template::Forgetful) && index + 1 < messages.len() {
                 content = content.split('|').next_back().unwrap();
             }
-            write!(text, "[{role}]{content}<end>\n").unwrap();
+            writeln!(text, "[{role}]{content}<end>").unwrap();
         }
         if generate {
             text.push_str(if matches!(self.template, Template::OpensTag) {

@@ -144,7 +144,7 @@ fn write_config(adapter: &Adapter, base: &str) -> Result<Vec<u8>> {
 fn alpha(scale: f32, rank: usize) -> f64 {
     let exact = f64::from(scale) * rank as f64;
     let whole = exact.round();
-    if (whole / rank as f64) as f32 == scale { whole } else { exact }
+    if ((whole / rank as f64) as f32).to_bits() == scale.to_bits() { whole } else { exact }
 }
 
 fn number(value: f64) -> Value {

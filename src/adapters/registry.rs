@@ -170,14 +170,14 @@ impl Resident {
     /// Keeps `adapter`, letting go of others where the limit is passed; the newest always stays.
     fn insert(&mut self, adapter: Arc<Adapter>) {
         self.clock += 1;
-        let generation =
-            Generation { leased: Arc::downgrade(&adapter), used: self.clock, kept: Some(Arc::clone(&adapter)) };
+        let newest = adapter.id.clone();
         self.bytes += adapter.bytes();
-        if let Some(Generation { kept: Some(before), .. }) = self.generations.insert(adapter.id.clone(), generation) {
+        let generation = Generation { leased: Arc::downgrade(&adapter), used: self.clock, kept: Some(adapter) };
+        if let Some(Generation { kept: Some(before), .. }) = self.generations.insert(newest.clone(), generation) {
             self.bytes -= before.bytes();
         }
         while self.bytes > self.limit {
-            let others = self.generations.iter().filter(|(id, other)| other.kept.is_some() && **id != adapter.id);
+            let others = self.generations.iter().filter(|(id, other)| other.kept.is_some() && **id != newest);
             let Some(oldest) = others.min_by_key(|(_, other)| other.used).map(|(id, _)| id.clone()) else { break };
             self.release(&oldest);
         }

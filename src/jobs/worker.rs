@@ -21,7 +21,7 @@ use crate::jobs::queue::Queue;
 use crate::store::Store;
 
 /// How long a claim lasts without a heartbeat.
-const LEASE: Duration = Duration::from_secs(60);
+const LEASE: Duration = Duration::from_mins(1);
 /// How often a worker looks for jobs where no notification woke it.
 const POLL: Duration = Duration::from_secs(5);
 /// How often jobs of lost workers are taken back.

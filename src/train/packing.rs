@@ -23,13 +23,12 @@ pub fn pack(examples: &[&TokenizedExample], budget: usize) -> Vec<PackedBatch> {
     for index in order {
         let needed = rows(examples[index]);
         let fitting = batches.iter_mut().filter(|batch| batch.tokens.len() + needed <= budget);
-        match fitting.max_by_key(|batch| batch.tokens.len()) {
-            Some(batch) => append(batch, examples[index]),
-            None => {
-                let mut batch = PackedBatch::default();
-                append(&mut batch, examples[index]);
-                batches.push(batch);
-            }
+        if let Some(batch) = fitting.max_by_key(|batch| batch.tokens.len()) {
+            append(batch, examples[index]);
+        } else {
+            let mut batch = PackedBatch::default();
+            append(&mut batch, examples[index]);
+            batches.push(batch);
         }
     }
     batches

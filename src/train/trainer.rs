@@ -511,4 +511,81 @@ mod tests {
         assert!((evaluation.loss - 2.0).abs() < 1e-12);
         assert!((evaluation.token_accuracy - 0.5).abs() < 1e-12);
     }
+
+    impl LossSource for crate::model::decoder::Decoder {
+        fn device(&self) -> &Device {
+            self.device()
+        }
+
+        fn loss_and_gradients(
+            &self,
+            adapter: &Adapter,
+            batch: &PackedBatch,
+            normalizer: f64,
+        ) -> Result<(LossReport, Gradients)> {
+            backward::loss_and_gradients(self, adapter, batch, normalizer)
+        }
+
+        fn loss(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<LossReport> {
+            backward::loss(self, Some(adapter), batch)
+        }
+    }
+
+    /// `tests/parity/README.md` describes the run; tolerances are its own, 1e-5 in float32 against float64, times ten.
+    #[test]
+    fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
+        use crate::model::{ModelConfig, decoder::Decoder, weights::Weights};
+        let device = Device::Cpu;
+        for family in ["llama", "qwen2", "qwen3", "smollm3"] {
+            let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
+            let config = ModelConfig::read(&folder).unwrap();
+            let decoder = Decoder::load(&config, &Weights::open(&folder, &device).unwrap(), None).unwrap();
+            let load = |file: &str| candle_core::safetensors::load(folder.join("peft").join(file), &device).unwrap();
+            let (batch, curve) = (load("reference.safetensors"), load("curve.safetensors"));
+            let ids = |name: &str| batch[name].to_vec1::<i64>().unwrap();
+            let (tokens, mask) = (ids("batch_tokens"), ids("batch_targets_mask"));
+            let mut start = 0;
+            let sequence = |length: i64| {
+                let rows = start..start + length as usize;
+                start = rows.end;
+                let tokens = tokens[rows.clone()].iter().map(|token| *token as u32).collect();
+                let weights =
+                    mask[rows].iter().enumerate().map(|(i, m)| if i == 0 { 0.0 } else { *m as f32 }).collect();
+                TokenizedExample { tokens, weights }
+            };
+            let examples: Vec<_> = ids("batch_lengths").into_iter().map(sequence).collect();
+            let adapter = |prefix: &str| {
+                let mut layers = vec![LoraLayer::default(); config.num_hidden_layers];
+                for (index, layer) in layers.iter_mut().enumerate() {
+                    for site in Site::ALL {
+                        let name = format!("{prefix}.base_model.model.model.layers.{index}.{}", site.path());
+                        let tensor = |half: &str| curve[&format!("{name}.lora_{half}.weight")].clone();
+                        layer.set(site, LoraPair { a: tensor("A"), b: tensor("B"), scale: 2.0 });
+                    }
+                }
+                Parameters::of(&Adapter { id: String::new(), layers }).unwrap()
+            };
+            let adam = crate::train::optimizer::AdamSettings { weight_decay: 0.01, ..Default::default() };
+            let settings =
+                TrainSettings { epochs: 20, batch_size: 4, learning_rate: 5e-3, warmup: Some(4), adam, ..settings() };
+            let mut trainer =
+                Trainer::with_source(Box::new(decoder), settings, examples, adapter("init"), None).unwrap();
+            let reports = run(&mut trainer);
+            let expected = |name: &str| curve[name].to_vec1::<f32>().unwrap();
+            for (report, (loss, norm)) in reports.iter().zip(expected("losses").iter().zip(expected("grad_norms"))) {
+                assert!((report.loss - f64::from(*loss)).abs() < 1e-4, "{family} {report:?}: loss {loss}");
+                let norm = f64::from(norm);
+                assert!((report.gradient_norm - norm).abs() < 1e-4 * norm.max(1.0), "{family} {report:?}: norm {norm}");
+            }
+            assert_eq!(reports.len(), 20);
+            let (mut difference, mut size) = (0.0, 0.0);
+            for (value, wanted) in
+                trainer.parameters.values.iter().flatten().zip(adapter("final").values.iter().flatten())
+            {
+                difference += f64::from(value - wanted).powi(2);
+                size += f64::from(*wanted).powi(2);
+            }
+            assert!(difference.sqrt() < 1e-4 * size.sqrt(), "{family}: the final adapter differs");
+        }
+    }
 }

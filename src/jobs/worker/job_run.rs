@@ -1,6 +1,7 @@
 //! One job from claim to end: fetches what it needs, lets a thread train, writes events and checkpoints meanwhile, then
 //! publishes the model, or says why there is none. What a job without a model made is deleted.
 
+use std::fmt::Write as _;
 use std::io::Seek as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,12 +119,11 @@ impl Worker {
         if job.checkpoint.is_none() {
             self.say(job, "info", started, None).await;
         }
-        let (base, initial) = match self.catalog.get(&job.spec.model) {
-            Ok(_) => (job.spec.model.clone(), None),
-            Err(_) => {
-                let (base, adapter) = self.registry.lease(&job.organization, &job.spec.model).await?;
-                (base, Some(adapter))
-            }
+        let (base, initial) = if self.catalog.get(&job.spec.model).is_ok() {
+            (job.spec.model.clone(), None)
+        } else {
+            let (base, adapter) = self.registry.lease(&job.organization, &job.spec.model).await?;
+            (base, Some(adapter))
         };
         let model = Arc::clone(&self.catalog.get(&base)?.model);
         let training_file = self.fetch(job, &job.spec.training_file, control).await?;
@@ -199,7 +199,7 @@ impl Worker {
                     resolved = plan.resolved.clone();
                     self.tell_plan(job, &plan).await;
                 }
-                Progress::Step { report, validation, tokens_per_second, remaining } => {
+                Progress::Step { step: report, validation, tokens_per_second, remaining } => {
                     let data = metrics(&report, validation, tokens_per_second, begin.elapsed());
                     self.add_event(job, "info", "metrics", &step_message(&report, validation), Some(data)).await;
                     let finish = jiff::Timestamp::now().as_second() + remaining.as_secs() as i64;
@@ -264,14 +264,13 @@ impl Worker {
         if matches!(control.raised(), Some(Interrupt::Cancel | Interrupt::Lost)) {
             return Err(Error::Cancelled);
         }
-        let Trained { files, adapter, trained_tokens, result_file } = trained;
+        let Trained { files, adapter, tokens, result_file } = trained;
         let model = model_name(job, &base);
         self.store.blobs.put(&weights_key(&adapter.id), files.weights.into()).await?;
         self.store.blobs.put(&config_key(&adapter.id), files.config.into()).await?;
         let result_file = self.store_result_file(job, result_file).await?;
         self.say(job, "info", &format!("Uploaded result file: {result_file}"), None).await;
-        let stored =
-            Stored { model, base, adapter: adapter.id.clone(), trained_tokens: trained_tokens as i64, result_file };
+        let stored = Stored { model, base, adapter: adapter.id.clone(), trained_tokens: tokens as i64, result_file };
         self.registry.publish(&job.organization, &stored.model, &stored.base, Arc::new(adapter));
         Ok(stored)
     }
@@ -407,7 +406,7 @@ fn plan_event(plan: &Plan) -> (String, Value) {
 fn step_message(report: &StepReport, validation: Option<Evaluation>) -> String {
     let mut message = format!("Step {}/{}: training loss={:.2}", report.step, report.total_steps, report.loss);
     if let Some(Evaluation { loss, .. }) = validation {
-        message += &format!(", validation loss={loss:.2}, full validation loss={loss:.2}");
+        let _ = write!(message, ", validation loss={loss:.2}, full validation loss={loss:.2}");
     }
     message
 }

@@ -54,7 +54,7 @@ pub(super) enum Progress {
     /// The files are read, training begins.
     Planned(Plan),
     /// A step that is worth an event.
-    Step { report: StepReport, validation: Option<Evaluation>, tokens_per_second: f64, remaining: Duration },
+    Step { step: StepReport, validation: Option<Evaluation>, tokens_per_second: f64, remaining: Duration },
     /// An epoch is complete.
     Epoch { done: usize, of: usize },
     /// A state to go on from.
@@ -77,27 +77,22 @@ pub(super) struct Plan {
 pub(super) struct Trained {
     pub files: PeftFiles,
     pub adapter: Adapter,
-    pub trained_tokens: u64,
+    /// Tokens read, repeats counted.
+    pub tokens: u64,
     pub result_file: Vec<u8>,
 }
 
 /// Trains to the end; [`Error::Cancelled`] after an interrupt, with the last state reported where the job may go on later.
 pub(super) fn train(inputs: Inputs) -> Result<Trained> {
-    let outcome = Run::prepare(inputs).and_then(Run::to_the_end);
-    match outcome {
+    let control = Arc::clone(&inputs.control);
+    match Run::prepare(inputs).and_then(Run::complete) {
         // Reading a file ends with an error of its own when interrupted.
-        Err(Failure { error, control }) if control.raised().is_some() => {
+        Err(error) if control.raised().is_some() => {
             tracing::debug!("training stopped: {error}");
             Err(Error::Cancelled)
         }
-        outcome => outcome.map_err(|failure| failure.error),
+        outcome => outcome,
     }
-}
-
-/// An error with the flag that may explain it.
-struct Failure {
-    error: Error,
-    control: Arc<Control>,
 }
 
 struct Run {
@@ -111,17 +106,7 @@ struct Run {
 }
 
 impl Run {
-    fn prepare(inputs: Inputs) -> Result<Self, Failure> {
-        let control = Arc::clone(&inputs.control);
-        Self::try_prepare(inputs).map_err(|error| Failure { error, control })
-    }
-
-    fn to_the_end(self) -> Result<Trained, Failure> {
-        let control = Arc::clone(&self.control);
-        self.try_to_the_end().map_err(|error| Failure { error, control })
-    }
-
-    fn try_prepare(inputs: Inputs) -> Result<Self> {
+    fn prepare(inputs: Inputs) -> Result<Self> {
         let Inputs { model, api, asked, control, .. } = inputs;
         let render = RenderSettings {
             prompt_loss_weight: settings::prompt_loss_weight(&asked, api),
@@ -167,7 +152,7 @@ impl Run {
         Ok(run)
     }
 
-    fn try_to_the_end(mut self) -> Result<Trained> {
+    fn complete(mut self) -> Result<Trained> {
         let total = self.trainer.total_steps();
         let epochs = total / self.trainer.steps_per_epoch();
         let every = total.div_ceil(METRICS_EVENTS).max(1);
@@ -200,7 +185,7 @@ impl Run {
                 (since, tokens) = (Instant::now(), 0);
                 let per_step = begin.elapsed() / (report.step - resumed_at).max(1) as u32;
                 let remaining = per_step.saturating_mul((total - report.step) as u32);
-                self.report(Progress::Step { report, validation, tokens_per_second, remaining })?;
+                self.report(Progress::Step { step: report, validation, tokens_per_second, remaining })?;
             }
             if let Some(done) = report.completed_epoch {
                 self.report(Progress::Epoch { done, of: epochs })?;
@@ -211,7 +196,7 @@ impl Run {
                 saved = Instant::now();
             }
         }
-        self.finish()
+        self.result()
     }
 
     /// After an error in a step: an interrupt that the job may go on from saves the last whole step.
@@ -222,12 +207,12 @@ impl Run {
         Err(error)
     }
 
-    fn finish(self) -> Result<Trained> {
+    fn result(self) -> Result<Trained> {
         let mut adapter = self.trainer.adapter()?;
         let files = peft::write(&adapter, &self.base)?;
         adapter.id = files.id();
         let result_file = results::csv(self.api, self.trainer.history(), self.validation.is_some())?;
-        Ok(Trained { files, adapter, trained_tokens: self.trainer.trained_tokens(), result_file })
+        Ok(Trained { files, adapter, tokens: self.trainer.trained_tokens(), result_file })
     }
 
     fn checkpoint(&self) -> Result<()> {
