@@ -104,6 +104,7 @@ fn adapter(config: &ModelConfig, rank: usize) -> Result<Adapter, Failure> {
     Ok(Adapter { id: "benchmark".into(), layers })
 }
 
+#[allow(clippy::single_range_in_vec_init, reason = "one sequence is meant")]
 fn batch(config: &ModelConfig, count: usize) -> PackedBatch {
     let tokens: Vec<u32> = (0..count).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
     let targets = (0..count - 1).map(|row| Target { row, token: tokens[row + 1], weight: 1.0 }).collect();

@@ -1,5 +1,7 @@
 //! Training files: what is refused and how it is explained, and what becomes a target.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fmt::Write as _;
 use std::io::Cursor;
 

@@ -1,6 +1,8 @@
 //! The decoder equals transformers, with and without an adapter, in training and in serving: on the CPU, and on the first
 //! GPU in a build with the feature `cuda`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "common/fixtures.rs"]
 mod fixtures;
 

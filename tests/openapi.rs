@@ -1,5 +1,7 @@
 //! The committed document of the API is the one that the routes yield.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::HashSet;
 
 use serde_json::Value;

@@ -1,5 +1,7 @@
 //! PEFT folders: what PEFT wrote is read, what Attune writes is read back to the bit, and what it cannot apply is refused.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 
 use attune::Error;

@@ -1,6 +1,8 @@
 //! Fine-tune jobs from file to model, with the demo model and a real Postgres: what a job leaves behind, how it stops and
 //! goes on, and what it says when it fails.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "common/postgres.rs"]
 mod postgres;
 

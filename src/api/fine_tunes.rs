@@ -340,7 +340,7 @@ impl FineTuneSettings {
         Self {
             n_epochs: settings.n_epochs.unwrap_or(DEFAULT_EPOCHS),
             batch_size: settings.batch_size.unwrap_or(1),
-            learning_rate_multiplier: settings.learning_rate_multiplier.unwrap_or(1.0),
+            learning_rate_multiplier: settings.learning_rate_multiplier.unwrap_or(0.1),
             prompt_loss_weight: settings.prompt_loss_weight.unwrap_or(DEFAULT_PROMPT_LOSS_WEIGHT),
         }
     }

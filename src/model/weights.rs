@@ -29,9 +29,9 @@ impl Weights {
 
     /// The tensor `name` as f32; its shape must be `shape`.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let view = self.files.get(name).map_err(|_| self.fault(format!("the tensor `{name}` is missing")))?;
+        let view = self.files.get(name).map_err(|_| self.fault(&format!("the tensor `{name}` is missing")))?;
         if view.shape() != shape {
-            return Err(self.fault(format!("the tensor `{name}` has shape {:?}, expected {shape:?}", view.shape())));
+            return Err(self.fault(&format!("the tensor `{name}` has shape {:?}, expected {shape:?}", view.shape())));
         }
         let tensor = self.files.load(name, &self.device)?;
         Ok(tensor.to_dtype(DType::F32)?.contiguous()?)
@@ -47,7 +47,7 @@ impl Weights {
         &self.device
     }
 
-    fn fault(&self, message: String) -> Error {
+    fn fault(&self, message: &str) -> Error {
         Error::Setup(format!("{}: {message}", self.folder.display()))
     }
 }

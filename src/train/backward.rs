@@ -45,9 +45,9 @@ pub struct LossReport {
     pub loss_sum: f64,
     /// Σ weight.
     pub weight_sum: f64,
-    /// Targets.
+    /// Targets of full weight: what accuracy is measured on.
     pub targets: usize,
-    /// Targets whose token has the highest logit.
+    /// Those of them whose token has the highest logit.
     pub correct: usize,
 }
 
@@ -79,7 +79,7 @@ pub fn loss_and_gradients(
     let mut gradients: Gradients = vec![LoraLayer::default(); decoder.blocks.len()];
     for (block, activations) in decoder.blocks.iter().zip(tape).rev() {
         let mut backward = BlockBackward { block, context: &context, gradients: &mut gradients[block.index] };
-        dx = match backward.run(activations, dx)? {
+        dx = match backward.run(&activations, dx)? {
             Some(dx) => dx,
             None => break, // The first block's input is the frozen embedding.
         };
@@ -156,7 +156,7 @@ struct BlockBackward<'a, 'c> {
 impl BlockBackward<'_, '_> {
     /// From `dy`, the gradient of the block's output, to that of its input, `[rows, hidden]` both; `None` for the first
     /// block, whose input needs none. Fills in the gradients of the block's A and B.
-    fn run(&mut self, saved: Activations, dy: Tensor) -> Result<Option<Tensor>> {
+    fn run(&mut self, saved: &Activations, dy: Tensor) -> Result<Option<Tensor>> {
         let block = self.block;
         let eps = block.norm_eps;
         let rows = self.context.rows;

@@ -48,7 +48,10 @@ fn add_to(report: &mut LossReport, targets: &[Target], chunk: &kernels::CrossEnt
     for ((target, loss), correct) in targets.iter().zip(&chunk.losses).zip(&chunk.correct) {
         report.loss_sum += f64::from(target.weight) * f64::from(*loss);
         report.weight_sum += f64::from(target.weight);
-        report.targets += 1;
-        report.correct += usize::from(*correct);
+        // Prompt tokens with a small weight shape the loss; how well prompts are guessed is nobody's measure.
+        if target.weight >= 1.0 {
+            report.targets += 1;
+            report.correct += usize::from(*correct);
+        }
     }
 }

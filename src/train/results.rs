@@ -1,8 +1,9 @@
 //! The result file of a job as CSV, in the form of the resource that the job was created through. Called by the worker when
 //! training is complete.
 //!
-//! Cells are numbers, or empty where nothing was measured. Losses and accuracies count every target token: the completion
-//! or answer with its end token, and the prompt's tokens where `prompt_loss_weight` is above 0.
+//! Cells are numbers, or empty where nothing was measured. Losses count every target token by its weight: the completion or
+//! answer with its end token, and the prompt's tokens where `prompt_loss_weight` is above 0. Accuracies count the tokens of
+//! full weight only.
 
 use crate::jobs::JobApi;
 use crate::train::trainer::StepRecord;

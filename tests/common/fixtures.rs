@@ -1,6 +1,6 @@
 //! Tiny random checkpoints and what transformers and PEFT compute with them; see `tests/parity/README.md`.
 
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test binary uses a part, and fails by panicking")]
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -114,6 +114,7 @@ pub fn tensor_name(layer: usize, site: Site) -> String {
 }
 
 /// One sequence without targets.
+#[allow(clippy::single_range_in_vec_init, reason = "one sequence is meant")]
 pub fn one_sequence(tokens: &[u32]) -> PackedBatch {
     PackedBatch { tokens: tokens.to_vec(), sequences: vec![0..tokens.len()], targets: Vec::new() }
 }

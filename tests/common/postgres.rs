@@ -3,6 +3,7 @@
 //! Use as `#[path = "common/postgres.rs"] mod postgres;`. The clusters lie in cargo's folder for test files and are used
 //! again by the next run; the system stops them with the test process.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::path::Path;

@@ -33,8 +33,8 @@ def test_a_job_survives_the_death_of_its_server(start_server, tickets, heldout):
         assert job.status == "succeeded", job.error
         reached = steps(client, job.id)
         assert reached[-1] == total
-        assert reached.count(1) == 1, "training began again from the start"
-        assert any("resum" in event.message.lower() for event in events(client, job.id))
+        assert reached.count(reached[0]) == 1, "training began again from the start"
+        assert any("resumed after step" in event.message.lower() for event in events(client, job.id))
         answer = client.chat.completions.create(
             model=job.fine_tuned_model, messages=heldout[0]["messages"][:1], temperature=0, max_tokens=80
         )

@@ -20,7 +20,7 @@ use super::training::{Inputs, Plan, Progress, Trained, train};
 use super::{LEASE, Worker};
 use crate::adapters::registry::{config_key, weights_key};
 use crate::jobs::queue::Outcome;
-use crate::jobs::{Hyperparameters, Job, JobApi, JobFault, JobStatus};
+use crate::jobs::{Hyperparameters, Job, JobFault, JobStatus};
 use crate::store::files::NewFile;
 use crate::train::{Evaluation, StepReport, results};
 use crate::{Error, Result};
@@ -112,13 +112,6 @@ impl Worker {
 
     /// Fetches the job's inputs and trains; the base model's id and the result.
     async fn train(&self, job: &Job, control: &Arc<Control>) -> Result<(String, Trained)> {
-        let started = match job.api {
-            JobApi::FineTunes => "Fine-tune started",
-            JobApi::FineTuningJobs => "Fine-tuning job started",
-        };
-        if job.checkpoint.is_none() {
-            self.say(job, "info", started, None).await;
-        }
         let (base, initial) = if self.catalog.get(&job.spec.model).is_ok() {
             (job.spec.model.clone(), None)
         } else {

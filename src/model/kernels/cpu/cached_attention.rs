@@ -59,7 +59,9 @@ pub fn forward(
         sequences.iter().map(|sequence| sequence.rows.len() * (sequence.start + sequence.rows.len())).sum();
     if work * heads * head_dim < 1 << 16 {
         let mut scores = Vec::new();
-        tasks.into_iter().for_each(|task| attend(&mut scores, task));
+        for task in tasks {
+            attend(&mut scores, task);
+        }
     } else {
         tasks.into_par_iter().for_each_init(Vec::new, attend);
     }

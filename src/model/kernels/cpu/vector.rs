@@ -4,11 +4,12 @@
 use multiversion::multiversion;
 
 /// e^x, within 2 units in the last place; 0 below −87, which softmax and silu want.
+#[allow(clippy::inline_always, reason = "must be compiled into each version of the loops below")]
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     // x = n·ln 2 + r with |r| ≤ ln 2 / 2, then a polynomial for e^r (Cephes' expf).
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.0, 88.0);
     // Adding and subtracting 1.5·2^23 rounds to the nearest whole number in every instruction set.
@@ -26,6 +27,7 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { e_r * power }
 }
 
+#[allow(clippy::inline_always, reason = "as above")]
 #[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
@@ -121,7 +123,7 @@ mod tests {
             let error = (f64::from(exp(x)) - exact).abs() / exact;
             assert!(error < 2.4e-7, "exp({x}): relative error {error:e}");
         }
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(f32::NEG_INFINITY).to_bits(), 0);
     }
 
     #[test]
@@ -133,6 +135,6 @@ mod tests {
     fn dot_adds_whole_chunks_and_the_tail() {
         let a: Vec<f32> = (0..37).map(|i| i as f32).collect();
         let exact: f32 = a.iter().map(|a| a * a).sum();
-        assert_eq!(dot(&a, &a), exact);
+        assert!((dot(&a, &a) - exact).abs() < 1e-3);
     }
 }
