@@ -3,3 +3,5 @@
 
 #[path = "model.rs"]
 mod model;
+#[path = "round_trip.rs"]
+mod round_trip;
