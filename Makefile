@@ -43,7 +43,13 @@ openapi: setup ## Write openapi/openapi.json from the code
 	@cargo run --locked --quiet -- openapi > openapi/.openapi.json.new
 	@mv openapi/.openapi.json.new openapi/openapi.json
 
-parity: setup .venv-parity/.installed ## Check a freshly trained adapter in PEFT and transformers (downloads torch)
+parity: setup .venv-parity/.installed ## Compare with transformers and PEFT anew: references, adapters, a whole loop (downloads torch)
+	@.venv-parity/bin/python tests/parity/make_fixtures.py
+	@cargo test --locked --test model
+	@PARITY_OUT="$$(tools/target-dir)/parity" cargo test --locked --test model -- --ignored
+	@for family in llama qwen2 qwen3 smollm3; do \
+		.venv-parity/bin/python tests/parity/check_adapter.py "tests/fixtures/$$family" \
+			"$$(tools/target-dir)/parity/$$family" "$$(tools/target-dir)/parity/$$family.safetensors"; done
 	@cargo build --locked --release
 	@.venv-parity/bin/python tests/parity/check_loop.py --binary "$$(tools/target-dir)/release/attune"
 

@@ -257,3 +257,27 @@ fn eight_bit_weights_stay_close_in_logits_and_gradients() {
     let backward = difference(quantized.input_gradient(&dy).unwrap(), dense.input_gradient(&dy).unwrap());
     assert!(backward < 2e-2, "gradients differ by {backward:e}");
 }
+
+/// Writes adapters with our own writer, and the logits that we compute with them, for `make parity` to load with PEFT.
+#[test]
+#[ignore = "writes files for the Python side of `make parity`"]
+fn write_adapters_for_peft() {
+    let out = std::path::PathBuf::from(std::env::var("PARITY_OUT").expect("PARITY_OUT names the folder to write to"));
+    for family in TRAINED_FAMILIES {
+        let (config, decoder) = load(family, &device());
+        let adapter = Reference::read(family, "peft/curve.safetensors").adapter("final.", &config, 2.0, &device());
+        let files = attune::adapters::peft::write(&adapter, family).unwrap();
+        let reread = attune::adapters::peft::read(&files.config, &files.weights, &config, &device()).unwrap();
+        let tokens = Reference::read(family, "reference.safetensors").ids("input_ids");
+        let logits = stepwise_logits(family, &decoder, &tokens, &[9, 1, tokens.len() - 10], Some(&reread));
+        let folder = out.join(family);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("adapter_config.json"), &files.config).unwrap();
+        std::fs::write(folder.join("adapter_model.safetensors"), &files.weights).unwrap();
+        let ids: Vec<i64> = tokens.iter().map(|id| i64::from(*id)).collect();
+        let ids = Tensor::new(ids, &candle_core::Device::Cpu).unwrap();
+        let logits = logits.to_device(&candle_core::Device::Cpu).unwrap();
+        let tensors = std::collections::HashMap::from([("input_ids".to_owned(), ids), ("logits".to_owned(), logits)]);
+        candle_core::safetensors::save(&tensors, out.join(format!("{family}.safetensors"))).unwrap();
+    }
+}
