@@ -95,7 +95,7 @@ def save(model, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--steps", type=int, default=1100)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--lr", type=float, default=3e-3, help="AdamW's rate; Muon takes --muon-lr")
