@@ -5,6 +5,7 @@
 
 mod auth;
 mod chat;
+mod checks;
 mod completions;
 mod docs;
 mod embeddings;
