@@ -9,7 +9,7 @@ use crate::jobs::{Job, JobApi};
 use crate::store::files::Page;
 use crate::{Error, Result};
 
-/// Jobs that a list with a filter looks at; the rest follow on the next page.
+/// Jobs that a list with a filter looks at, at the most.
 const MAX_SCANNED: usize = 2000;
 
 /// At most 16 notes: names of up to 64 characters, values that are texts of up to 512.
