@@ -1,4 +1,4 @@
-//! The loop with a formula in place of the model, then twenty steps of a real model beside those of PyTorch and PEFT.
+//! The loop with a formula in place of the model, then twenty steps of a real model beside those of `PyTorch` and PEFT.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

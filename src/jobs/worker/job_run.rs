@@ -149,7 +149,7 @@ impl Worker {
     /// The content of an uploaded file, on the local disk.
     async fn fetch(&self, job: &Job, id: &str, control: &Control) -> Result<std::fs::File> {
         let file = self.store.file(&job.organization, id).await?;
-        let mut content = self.store.blobs.stream(&format!("files/{}", file.id)).await?;
+        let mut content = self.store.file_content(&file).await?;
         let local = tempfile::tempfile().map_err(Error::io("make a temporary file"))?;
         let mut writer = tokio::fs::File::from_std(local);
         while let Some(chunk) = content.try_next().await? {
