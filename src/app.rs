@@ -37,6 +37,7 @@ impl App {
         api::record_metrics()?;
         let (store, postgres) = open_store(&config).await?;
         let queue = Queue::open(store.clone()).await?;
+        tokio::spawn(sweep(store.clone()));
         let priority = Arc::new(Priority::default());
         let catalog = load_models(&config, &priority).await?;
         let registry = AdapterRegistry::new(store.clone(), catalog.clone());
@@ -82,6 +83,14 @@ impl App {
         let worker = tokio::spawn(self.worker.clone().run(shutdown.clone()));
         shutdown.cancelled().await;
         finish(Some(worker)).await;
+    }
+}
+
+/// Removes blobs that no row names: what a process left behind that was killed between writing the two.
+async fn sweep(store: Store) {
+    match store.sweep().await {
+        Ok(swept) => tracing::debug!(?swept, "swept the blobs"),
+        Err(error) => tracing::warn!(%error, "cannot sweep the blobs"),
     }
 }
 

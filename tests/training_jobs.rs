@@ -115,6 +115,15 @@ impl Fixture {
         self.queue.enqueue(ORG, api, spec).await.unwrap()
     }
 
+    /// A worker in the middle of a job: its first checkpoint is written.
+    async fn begin_training(&self, examples: usize, epochs: u32) -> (Running, Job) {
+        let file = self.upload(&tickets(examples)).await;
+        let settings = Hyperparameters { n_epochs: Some(epochs), ..spec(file.clone()).hyperparameters };
+        let job = self.enqueue(JobApi::FineTunes, JobSpec { hyperparameters: settings, ..spec(file) }).await;
+        let worker = self.worker();
+        (worker, self.wait(&job, |job| job.checkpoint.is_some()).await)
+    }
+
     /// Waits until the job is as wanted.
     async fn wait(&self, job: &Job, wanted: impl Fn(&Job) -> bool) -> Job {
         let mut changes = self.queue.changes();
@@ -265,12 +274,8 @@ async fn paused_and_released_jobs_go_on_to_the_bit_identical_adapter() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_job_ends_soon_and_leaves_nothing() {
     let fixture = Fixture::new().await;
-    let file = fixture.upload(&tickets(100)).await;
-    let settings = Hyperparameters { n_epochs: Some(50), ..spec(file.clone()).hyperparameters };
-    let job = fixture.enqueue(JobApi::FineTunes, JobSpec { hyperparameters: settings, ..spec(file) }).await;
-    let worker = fixture.worker();
-    let running = fixture.wait(&job, |job| job.checkpoint.is_some()).await;
-    fixture.queue.stop(&running, StopRequest::Cancel).await.unwrap();
+    let (worker, job) = fixture.begin_training(100, 50).await;
+    fixture.queue.stop(&job, StopRequest::Cancel).await.unwrap();
     let cancelled = fixture.wait_for(&job, JobStatus::Cancelled).await;
     worker.stop().await;
     assert_eq!(cancelled.fine_tuned_model, None);
@@ -280,17 +285,13 @@ async fn a_cancelled_job_ends_soon_and_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_lost_its_lease_writes_nothing() {
     let fixture = Fixture::new().await;
-    let file = fixture.upload(&tickets(40)).await;
-    let settings = Hyperparameters { n_epochs: Some(20), ..spec(file.clone()).hyperparameters };
-    let job = fixture.enqueue(JobApi::FineTunes, JobSpec { hyperparameters: settings, ..spec(file) }).await;
-    let worker = fixture.worker();
-    let running = fixture.wait(&job, |job| job.checkpoint.is_some()).await;
+    let (worker, job) = fixture.begin_training(40, 20).await;
     // As if another worker had claimed the job.
     fixture.database.execute("update jobs set attempt = attempt + 1, lease_owner = 'another'").await;
     let events = fixture.messages(&job).await.len();
     worker.stop().await;
     let row = fixture.queue.job(ORG, JobApi::FineTunes, &job.id).await.unwrap();
-    assert_eq!((row.status, row.attempt), (JobStatus::Running, running.attempt + 1));
+    assert_eq!((row.status, row.attempt), (JobStatus::Running, job.attempt + 1));
     assert!(fixture.messages(&job).await.len() <= events + 1);
     assert_eq!((fixture.blobs("adapters"), fixture.blobs("files")), (0, 1));
 }

@@ -45,11 +45,11 @@ impl Keys {
     fn check(&self, headers: &HeaderMap) -> Result<Caller, Problem> {
         let caller = Caller { organization: self.organization.clone() };
         if self.is_open() {
-            // Any page that the user of this machine visits could call a server without keys.
-            return match headers.get(header::ORIGIN) {
-                Some(origin) if !is_local(origin) => Err(Problem::foreign_origin()),
-                _ => Ok(caller),
-            };
+            // Any page that the user of this machine visits could call a server without keys: directly, which its origin
+            // tells, or under a name of its own that it points to this machine, which the host tells.
+            let foreign_origin = headers.get(header::ORIGIN).is_some_and(|origin| !is_local(origin));
+            let foreign_host = headers.get(header::HOST).is_some_and(|host| !is_local(host));
+            return if foreign_origin || foreign_host { Err(Problem::foreign_origin()) } else { Ok(caller) };
         }
         let key = bearer(headers).ok_or_else(Problem::missing_key)?;
         let hash: [u8; 32] = Sha256::digest(key).into();
@@ -65,7 +65,7 @@ pub async fn authenticate(State(keys): State<Keys>, mut request: Request, next: 
     Ok(next.run(request).await)
 }
 
-/// True for the origin of a page that this machine itself serves.
+/// True for an origin or a host that is this machine itself.
 pub fn is_local(origin: &HeaderValue) -> bool {
     let host =
         origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok()).and_then(|uri| Some(uri.host()?.to_owned()));
@@ -114,6 +114,14 @@ mod tests {
         assert_eq!(status(&[], Some((header::ORIGIN, "https://example.com"))), 403);
         assert_eq!(status(&[], Some((header::ORIGIN, "https://localhost.example.com"))), 403);
         assert_eq!(status(&[], Some((header::ORIGIN, "null"))), 403);
+    }
+
+    #[test]
+    fn without_keys_a_name_that_points_to_this_machine_is_refused() {
+        assert_eq!(status(&[], Some((header::HOST, "127.0.0.1:8080"))), 200);
+        assert_eq!(status(&[], Some((header::HOST, "localhost:8080"))), 200);
+        assert_eq!(status(&[], Some((header::HOST, "[::1]:8080"))), 200);
+        assert_eq!(status(&[], Some((header::HOST, "rebound.example.com:8080"))), 403);
     }
 
     #[test]

@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::auth::Caller;
+use crate::api::checks::not_supported;
 use crate::api::error::{ErrorBody, Problem};
 use crate::api::extract::Body;
-use crate::api::generate::{
-    Chunks, Plan, SYSTEM_FINGERPRINT, SamplingFields, StopTexts, StreamOptions, Usage, UsageKey, check_n, new_id,
-    not_supported, now, reason_name, stream_chunks,
+use crate::api::generate::Plan;
+use crate::api::generate::body::{
+    Chunks, SYSTEM_FINGERPRINT, Usage, UsageKey, new_id, now, reason_name, stream_chunks,
 };
+use crate::api::generate::fields::{SamplingFields, StopTexts, StreamOptions, check_n};
 use crate::api::target::{Input, Item, Target};
 use crate::api::{ApiState, sse};
 use crate::{Error, Result};

@@ -13,7 +13,7 @@ use crate::Result;
 use crate::api::ApiState;
 use crate::api::error::Problem;
 use crate::api::fine_tunes::FineTuneEvent;
-use crate::api::generate::json;
+use crate::api::sse::json;
 use crate::jobs::Job;
 use crate::jobs::events::JobEvent;
 

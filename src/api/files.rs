@@ -165,7 +165,7 @@ pub async fn content(
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
     let file = state.store.file(&caller.organization, &id).await?;
-    let content = state.store.blobs.stream(&format!("files/{}", file.id)).await?;
+    let content = state.store.file_content(&file).await?;
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
         (header::CONTENT_LENGTH, file.bytes.to_string()),

@@ -5,6 +5,9 @@ use utoipa::ToSchema;
 
 use crate::api::ApiState;
 use crate::api::auth::Caller;
+use crate::api::checks::within;
+use crate::api::error::Problem;
+use crate::jobs::JobSpec;
 use crate::{Error, Result};
 
 /// A number, or `"auto"` to let the server choose.
@@ -41,8 +44,18 @@ impl<T> From<Option<T>> for AutoOr<T> {
     }
 }
 
+/// What the job works with must be the caller's own, or a base model.
+pub async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<(), Problem> {
+    check_model(state, caller, &spec.model).await.map_err(|error| Problem::from(error).param("model"))?;
+    check_file(state, caller, "training_file", &spec.training_file).await?;
+    if let Some(file) = &spec.validation_file {
+        check_file(state, caller, "validation_file", file).await?;
+    }
+    Ok(())
+}
+
 /// The file must be the caller's and meant for training; `param` is blamed.
-pub async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str) -> Result<()> {
+async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str) -> Result<()> {
     let file = match state.store.file(&caller.organization, id).await {
         Err(Error::NotFound { .. }) => {
             let message = format!("The file '{id}' does not exist: upload it with the purpose 'fine-tune' first.");
@@ -61,7 +74,7 @@ pub async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str
 }
 
 /// The model must be a base model or a fine-tuned one of the caller.
-pub async fn check_model(state: &ApiState, caller: &Caller, name: &str) -> Result<()> {
+async fn check_model(state: &ApiState, caller: &Caller, name: &str) -> Result<()> {
     if state.catalog.get(name).is_err() {
         state.store.fine_tuned_model(&caller.organization, name).await?;
     }
@@ -87,30 +100,8 @@ pub fn normal_suffix(suffix: Option<&str>, max: usize) -> Result<Option<String>>
 
 /// The seed asked for, else a random one: either way it is told to the client.
 pub fn seed(asked: Option<i64>) -> Result<u64> {
-    match asked {
-        None => Ok(u64::from(rand::random::<u32>() >> 1)),
-        Some(seed @ 0..=0x7fff_ffff) => Ok(seed as u64),
-        Some(seed) => {
-            let message = format!("Invalid 'seed': {seed} is not between 0 and 2147483647.");
-            Err(Error::invalid_code("seed", "invalid_value", message))
-        }
-    }
-}
-
-/// `value`, if it is within the range.
-pub fn within<T: Copy + PartialOrd + std::fmt::Display>(
-    param: &str,
-    value: Option<T>,
-    low: T,
-    high: T,
-) -> Result<Option<T>> {
-    match value {
-        Some(value) if value < low || value > high => {
-            let message = format!("Invalid '{param}': {value} is not between {low} and {high}.");
-            Err(Error::invalid_code(param, "invalid_value", message))
-        }
-        value => Ok(value),
-    }
+    let asked = within("seed", asked, 0, i64::from(i32::MAX))?;
+    Ok(asked.map_or_else(|| u64::from(rand::random::<u32>() >> 1), |seed| seed as u64))
 }
 
 /// `value`, if it is a positive number.

@@ -1,10 +1,12 @@
 //! HTTP and nothing else. [`routes`] is the one list of routes; it yields the `OpenAPI` document too. A file per resource
-//! holds its bodies and handlers; `error` is the one table from failure to status.
+//! holds its handlers, and its bodies, which larger resources have in a folder of the same name; `error` is the one table
+//! from failure to status.
 //!
 //! `app` builds the [`ApiState`] and runs the [`router`]; handlers call `engine`, `jobs` and `store`.
 
 mod auth;
 mod chat;
+mod checks;
 mod completions;
 mod docs;
 mod embeddings;

@@ -9,6 +9,7 @@ use futures::stream;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::adapters::registry::{config_key, weights_key};
 use crate::api::ApiState;
 use crate::api::auth::Caller;
 use crate::api::error::{ErrorBody, Problem};
@@ -17,9 +18,6 @@ use crate::api::list::List;
 use crate::model::BaseModel;
 use crate::store::models::FineTunedModel;
 use crate::{Error, Result};
-
-/// The files of an adapter, as PEFT reads them.
-const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// A model that requests can name.
 #[derive(Debug, Serialize, ToSchema)]
@@ -132,10 +130,10 @@ pub async fn download(
         return Err(Error::invalid("model", message).into());
     }
     let model = state.store.fine_tuned_model(&caller.organization, &name).await.map_err(blame_model)?;
-    let mut files = Vec::with_capacity(ADAPTER_FILES.len());
-    for file in ADAPTER_FILES {
-        files.push((file, state.store.blobs.get(&format!("adapters/{}/{file}", model.adapter)).await?));
-    }
+    let files = vec![
+        ("adapter_config.json", state.store.blobs.get(&config_key(&model.adapter)).await?),
+        ("adapter_model.safetensors", state.store.blobs.get(&weights_key(&model.adapter)).await?),
+    ];
     let parts = archive(files, model.created_at)?;
     let length: usize = parts.iter().map(Bytes::len).sum();
     let headers = [

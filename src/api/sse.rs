@@ -8,7 +8,9 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream, StreamExt as _};
+use serde::Serialize;
 
+use crate::Error;
 use crate::api::error::{ErrorBody, Problem};
 
 /// Well below the 60 s after which common proxies close a quiet connection.
@@ -23,6 +25,11 @@ pub fn respond(documents: impl Stream<Item = Result<String, Problem>> + Send + '
     let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     response.headers_mut().extend([unbuffered]);
     response
+}
+
+/// A document of the API as the text of an event.
+pub fn json(document: &impl Serialize) -> Result<String, Problem> {
+    serde_json::to_string(document).map_err(|error| Error::Internal(format!("write JSON: {error}")).into())
 }
 
 /// Where a stream of events stands.

@@ -11,14 +11,13 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::api::error::Problem;
 use crate::api::extract::BODY_TIMEOUT;
+use crate::datasets::parse::MAX_LINE_BYTES;
 use crate::{Error, Result};
 
 /// Bytes of a form field that is not the file.
 const MAX_FIELD_BYTES: usize = 4096;
 /// Parts of a form; more are not read.
 const MAX_PARTS: usize = 32;
-/// Bytes of one line of a training file: no example of this size fits a model's context.
-const MAX_LINE_BYTES: u64 = 16 << 20;
 
 /// An upload on disk; the file is removed when this drops, unless it was moved away.
 #[derive(Debug)]
@@ -98,12 +97,12 @@ pub fn check_lines(path: &Path) -> Result<()> {
     let (mut line, mut number, mut objects, mut blank) = (Vec::new(), 0_usize, 0_usize, None);
     loop {
         line.clear();
-        let read = std::io::Read::take(&mut reader, MAX_LINE_BYTES).read_until(b'\n', &mut line);
+        let read = std::io::Read::take(&mut reader, MAX_LINE_BYTES + 1).read_until(b'\n', &mut line);
         if read.map_err(Error::io(context()))? == 0 {
             break;
         }
         number += 1;
-        if line.len() as u64 == MAX_LINE_BYTES && line.last() != Some(&b'\n') {
+        if line.len() as u64 > MAX_LINE_BYTES && line.last() != Some(&b'\n') {
             return Err(fault(
                 number,
                 &format!("is longer than {MAX_LINE_BYTES} bytes"),

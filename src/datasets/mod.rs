@@ -1,7 +1,7 @@
 //! Training files: JSONL read line by line and checked ([`parse`]), then rendered to tokens with a weight for each one as a
 //! target ([`render`]).
 //!
-//! `jobs/worker/training.rs` calls [`read`] for the training and the validation file; `attune estimate` calls it for its counts. A
+//! `jobs/worker/training.rs` calls [`read`] for the training and the validation file. A
 //! file with faults gives one error that names the lines and says what to change.
 
 pub mod parse;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::{Error, Result};
 
 /// Bytes that one line may have. A line is held in memory as a whole; no model's context holds more text.
-const MAX_LINE_BYTES: u64 = 8 << 20;
+pub const MAX_LINE_BYTES: u64 = 8 << 20;
 
 /// Faults that an error lists before it only counts.
 const MAX_LISTED_FAULTS: usize = 20;

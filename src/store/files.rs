@@ -3,6 +3,9 @@
 
 use std::path::PathBuf;
 
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
 use crate::store::{MAX_PAGE, Store, new_id};
 use crate::{Error, Result};
 
@@ -115,6 +118,11 @@ impl Store {
             .fetch_optional(&self.pool)
             .await?
             .ok_or_else(|| no_such_file(id))
+    }
+
+    /// A file's content as a stream of chunks.
+    pub async fn file_content(&self, file: &File) -> Result<BoxStream<'static, Result<Bytes>>> {
+        self.blobs.stream(&blob_key(&file.id)).await
     }
 
     /// A page of the organisation's files, and whether there are more.

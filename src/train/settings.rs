@@ -1,5 +1,4 @@
-//! From what a client asked for to numbers: the one place where `auto` is decided. Called by the worker before training and
-//! by estimates before a job.
+//! From what a client asked for to numbers: the one place where `auto` is decided. Called by the worker before training.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +15,7 @@ use crate::{Error, Result};
 const MAX_EPOCHS: u32 = 50;
 /// Examples per step that the current API allows at most.
 const MAX_BATCH_SIZE: u32 = 256;
-/// A peak learning rate above this diverged in most of the published sweeps (`fine-tuning.md`, section 2).
+/// A peak learning rate above this diverged in most of the published sweeps.
 const MAX_AUTO_LEARNING_RATE: f64 = 3e-3;
 
 /// All that determines a training run besides model, data and the adapter it begins from.

@@ -1,14 +1,13 @@
 //! One job from claim to end: fetches what it needs, lets a thread train, writes events and checkpoints meanwhile, then
 //! publishes the model, or says why there is none. What a job without a model made is deleted.
 
-use std::fmt::Write as _;
 use std::io::Seek as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
@@ -16,13 +15,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::lease::{Control, Interrupt, keep};
-use super::training::{Inputs, Plan, Progress, Trained, train};
+use super::report::failure;
+use super::training::{Inputs, Progress, Trained, train};
 use super::{LEASE, Worker};
 use crate::adapters::registry::{config_key, weights_key};
 use crate::jobs::queue::Outcome;
-use crate::jobs::{Hyperparameters, Job, JobFault, JobStatus};
+use crate::jobs::{Hyperparameters, Job, JobStatus};
 use crate::store::files::NewFile;
-use crate::train::{Evaluation, StepReport, results};
+use crate::train::results;
 use crate::{Error, Result};
 
 /// Reports that may wait for the database before training waits, too.
@@ -149,7 +149,7 @@ impl Worker {
     /// The content of an uploaded file, on the local disk.
     async fn fetch(&self, job: &Job, id: &str, control: &Control) -> Result<std::fs::File> {
         let file = self.store.file(&job.organization, id).await?;
-        let mut content = self.store.blobs.stream(&format!("files/{}", file.id)).await?;
+        let mut content = self.store.file_content(&file).await?;
         let local = tempfile::tempfile().map_err(Error::io("make a temporary file"))?;
         let mut writer = tokio::fs::File::from_std(local);
         while let Some(chunk) = content.try_next().await? {
@@ -193,8 +193,7 @@ impl Worker {
                     self.tell_plan(job, &plan).await;
                 }
                 Progress::Step { step: report, validation, tokens_per_second, remaining } => {
-                    let data = metrics(&report, validation, tokens_per_second, begin.elapsed());
-                    self.add_event(job, "info", "metrics", &step_message(&report, validation), Some(data)).await;
+                    self.tell_step(job, &report, validation, tokens_per_second, begin.elapsed()).await;
                     let finish = jiff::Timestamp::now().as_second() + remaining.as_secs() as i64;
                     if let Err(error) = self.queue.record_plan(job, &resolved, Some(finish)).await {
                         tracing::warn!(job = job.id, "cannot write the expected end: {error}");
@@ -213,31 +212,6 @@ impl Worker {
                     Err(error) => tracing::warn!(job = job.id, step, "cannot keep a checkpoint: {error}"),
                 },
             }
-        }
-    }
-
-    async fn tell_plan(&self, job: &Job, plan: &Plan) {
-        if let Some(fault) = &plan.checkpoint_fault {
-            tracing::warn!(job = job.id, "{fault}");
-            self.say(job, "warn", "The checkpoint cannot be used; training starts over", None).await;
-        }
-        if let Err(error) = self.queue.record_plan(job, &plan.resolved, None).await {
-            tracing::warn!(job = job.id, "cannot write the settings: {error}");
-        }
-        let training = plan.training;
-        for (count, what) in [
-            (training.truncated, "were cut at the end to fit the model's context"),
-            (training.dropped, "were left out, since their prompts fill the model's context"),
-            (training.duplicates, "repeat an earlier one"),
-        ] {
-            if count > 0 {
-                self.say(job, "warn", &format!("{count} of the training examples {what}"), None).await;
-            }
-        }
-        let (message, data) = plan_event(plan);
-        self.say(job, "info", &message, Some(data)).await;
-        if plan.resumed_at > 0 {
-            self.say(job, "info", &format!("Resumed after step {}/{}", plan.resumed_at, plan.total_steps), None).await;
         }
     }
 
@@ -293,17 +267,6 @@ impl Worker {
             tracing::warn!(prefix, "cannot delete blobs: {error}");
         }
     }
-
-    async fn say(&self, job: &Job, level: &str, message: &str, data: Option<Value>) {
-        self.add_event(job, level, "message", message, data).await;
-    }
-
-    /// Events inform; a job does not fail for one that could not be written.
-    async fn add_event(&self, job: &Job, level: &str, kind: &str, message: &str, data: Option<Value>) {
-        if let Err(error) = self.queue.add_event(job, level, kind, message, data).await {
-            tracing::warn!(job = job.id, message, "cannot write an event: {error}");
-        }
-    }
 }
 
 impl Stored {
@@ -328,97 +291,4 @@ fn checkpoints(job: &Job) -> String {
 fn model_name(job: &Job, base: &str) -> String {
     let tail = format!("{:x}", Sha256::digest(job.id.as_bytes()));
     format!("ft:{base}:{}:{}:{}", job.organization, job.spec.suffix.as_deref().unwrap_or_default(), &tail[..8])
-}
-
-/// What the client is told about an error, and whether the job is tried again.
-fn failure(job: &Job, error: &Error) -> Outcome {
-    let fault = |code: &str, param: Option<&str>, message: String| JobFault {
-        code: code.into(),
-        message,
-        param: param.map(str::to_owned),
-    };
-    match error {
-        Error::Invalid { message, param, code } => {
-            Outcome::Failed(fault(code.unwrap_or("invalid_request"), param.as_deref(), message.clone()))
-        }
-        Error::ModelNotFound(_) => Outcome::Failed(fault("model_not_found", Some("model"), error.to_string())),
-        Error::NotFound { id, .. } => {
-            let training = *id == job.spec.training_file;
-            let param = if training { "training_file" } else { "validation_file" };
-            Outcome::Failed(fault("file_not_found", Some(param), error.to_string()))
-        }
-        Error::ContextLength { .. } | Error::Forbidden(_) | Error::Conflict(_) => {
-            Outcome::Failed(fault("invalid_request", None, error.to_string()))
-        }
-        error if error.is_transient() => {
-            tracing::warn!(job = job.id, "the attempt failed: {error}");
-            let message = "A part of the server did not answer; the job is tried again.".into();
-            Outcome::Retry(fault("server_error", None, message))
-        }
-        error => {
-            tracing::error!(job = job.id, "the job failed: {error}");
-            let message = "The job failed because of an error in the server; its log has the details.".into();
-            Outcome::Failed(fault("server_error", None, message))
-        }
-    }
-}
-
-fn plan_event(plan: &Plan) -> (String, Value) {
-    let settings = &plan.resolved;
-    let epochs = settings.n_epochs.unwrap_or_default();
-    let learning_rate = settings.learning_rate.unwrap_or_default() * settings.learning_rate_multiplier.unwrap_or(1.0);
-    let message = format!(
-        "Training on {} examples with {} tokens ({} of them targets): {epochs} epochs, {} steps of {} examples, \
-         learning rate {learning_rate:.2e}, rank {}",
-        plan.training.examples,
-        plan.training.tokens,
-        plan.training.target_tokens,
-        plan.total_steps,
-        settings.batch_size.unwrap_or_default(),
-        settings.rank.unwrap_or_default(),
-    );
-    let counts = |report: crate::datasets::DatasetReport| {
-        json!({
-            "examples": report.examples,
-            "tokens": report.tokens,
-            "target_tokens": report.target_tokens,
-            "truncated": report.truncated,
-            "dropped": report.dropped,
-            "duplicates": report.duplicates,
-        })
-    };
-    let data = json!({
-        "training": counts(plan.training),
-        "validation": plan.validation.map(counts),
-        "total_steps": plan.total_steps,
-        "hyperparameters": settings,
-    });
-    (message, data)
-}
-
-fn step_message(report: &StepReport, validation: Option<Evaluation>) -> String {
-    let mut message = format!("Step {}/{}: training loss={:.2}", report.step, report.total_steps, report.loss);
-    if let Some(Evaluation { loss, .. }) = validation {
-        let _ = write!(message, ", validation loss={loss:.2}, full validation loss={loss:.2}");
-    }
-    message
-}
-
-/// The data of a metrics event. Validation always runs over the whole file, so both pairs of figures are the same.
-fn metrics(report: &StepReport, validation: Option<Evaluation>, tokens_per_second: f64, elapsed: Duration) -> Value {
-    let (loss, accuracy) = (validation.map(|figures| figures.loss), validation.map(|figures| figures.token_accuracy));
-    json!({
-        "step": report.step,
-        "total_steps": report.total_steps,
-        "train_loss": report.loss,
-        "train_mean_token_accuracy": report.token_accuracy,
-        "valid_loss": loss,
-        "valid_mean_token_accuracy": accuracy,
-        "full_valid_loss": loss,
-        "full_valid_mean_token_accuracy": accuracy,
-        "learning_rate": report.learning_rate,
-        "gradient_norm": report.gradient_norm,
-        "tokens_per_second": tokens_per_second,
-        "elapsed_seconds": elapsed.as_secs_f64(),
-    })
 }

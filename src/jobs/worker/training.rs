@@ -234,8 +234,13 @@ fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: 
         let message = format!("rank is {other}, but the model to continue has rank {rank}: leave rank out");
         return Err(Error::invalid("rank", message));
     }
+    let alpha = f64::from(pair.scale) * f64::from(rank);
+    if let Some(other) = asked.alpha.filter(|other| (other - alpha).abs() > 1e-3) {
+        let message = format!("alpha is {other}, but the model to continue has alpha {alpha}: leave alpha out");
+        return Err(Error::invalid("alpha", message));
+    }
     resolved.rank = Some(rank);
-    resolved.alpha = Some(f64::from(pair.scale) * f64::from(rank));
+    resolved.alpha = Some(alpha);
     Ok(())
 }
 

@@ -1,0 +1,128 @@
+//! The body that creates a fine-tune, and its rules: what `fine_tunes::create` makes a [`JobSpec`] of.
+
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use crate::api::ApiState;
+use crate::api::checks::{not_supported, within};
+use crate::api::job_rules::{AutoOr, normal_suffix, positive, seed};
+use crate::jobs::{Hyperparameters, JobSpec};
+use crate::{Error, Result};
+
+/// The resource's settings where the client gives none.
+pub const DEFAULT_EPOCHS: u32 = 4;
+pub const DEFAULT_PROMPT_LOSS_WEIGHT: f64 = 0.01;
+
+/// A request for a fine-tune.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct CreateFineTune {
+    /// Id of a file with the purpose `fine-tune`.
+    pub training_file: String,
+    /// Id of a file to measure on.
+    pub validation_file: Option<String>,
+    /// A base model or an earlier fine-tuned one; by default the first base model.
+    pub model: Option<String>,
+    /// Passes over the training file.
+    #[schema(minimum = 1, maximum = 50, default = 4)]
+    pub n_epochs: Option<u32>,
+    /// Examples per step; by default chosen from the size of the file.
+    #[schema(maximum = 256)]
+    pub batch_size: Option<u32>,
+    /// Factor on the learning rate.
+    pub learning_rate_multiplier: Option<f64>,
+    /// Weight of the prompt's tokens in the loss.
+    #[schema(minimum = 0, maximum = 1, default = 0.01)]
+    pub prompt_loss_weight: Option<f64>,
+    /// Part of the new model's name.
+    #[schema(min_length = 1, max_length = 40)]
+    pub suffix: Option<String>,
+    /// Not supported yet.
+    pub compute_classification_metrics: Option<bool>,
+    /// Another place for `n_epochs`.
+    pub hyperparameters: Option<NestedSettings>,
+}
+
+/// Settings that some clients send in an object of their own.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub struct NestedSettings {
+    /// Passes over the training file.
+    pub n_epochs: Option<AutoOr<u32>>,
+}
+
+impl CreateFineTune {
+    /// The job to queue, if every field is within its range.
+    pub fn spec(self, state: &ApiState) -> Result<JobSpec> {
+        if self.compute_classification_metrics == Some(true) {
+            return Err(not_supported("compute_classification_metrics"));
+        }
+        let hyperparameters = self.settings()?;
+        let suffix = normal_suffix(self.suffix.as_deref(), 40)?;
+        let first = || state.catalog.entries().first().map(|entry| entry.model.id.clone());
+        let model =
+            self.model.or_else(first).ok_or_else(|| Error::invalid("model", "'model' must name a base model."))?;
+        Ok(JobSpec {
+            model,
+            training_file: self.training_file,
+            validation_file: self.validation_file,
+            suffix,
+            seed: seed(None)?,
+            hyperparameters,
+            metadata: None,
+        })
+    }
+
+    /// Old clients send 0 for what the server shall choose.
+    fn settings(&self) -> Result<Hyperparameters> {
+        let chosen = |number: Option<u32>| number.filter(|number| *number > 0);
+        let nested = self.hyperparameters.as_ref().and_then(|nested| nested.n_epochs?.number());
+        let n_epochs = within("n_epochs", chosen(self.n_epochs).or(nested), 1, 50)?;
+        let multiplier = self.learning_rate_multiplier.filter(|multiplier| *multiplier != 0.0);
+        let weight = within("prompt_loss_weight", self.prompt_loss_weight, 0.0, 1.0)?;
+        Ok(Hyperparameters {
+            n_epochs: n_epochs.or(Some(DEFAULT_EPOCHS)),
+            batch_size: within("batch_size", chosen(self.batch_size), 1, 256)?,
+            learning_rate_multiplier: positive("learning_rate_multiplier", multiplier)?,
+            prompt_loss_weight: weight.or(Some(DEFAULT_PROMPT_LOSS_WEIGHT)),
+            ..Hyperparameters::default()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::extract::parse;
+
+    fn settings(extra: &str) -> Result<Hyperparameters> {
+        let request: CreateFineTune =
+            parse(format!(r#"{{"training_file":"file-1"{extra}}}"#).as_bytes()).expect("a request");
+        request.settings()
+    }
+
+    #[test]
+    fn settings_have_the_resources_own_defaults() {
+        let defaults = settings("").expect("defaults");
+        assert_eq!((defaults.n_epochs, defaults.prompt_loss_weight), (Some(4), Some(0.01)));
+        assert_eq!((defaults.batch_size, defaults.learning_rate_multiplier), (None, None));
+        let zeros = settings(r#","n_epochs":0,"batch_size":0,"learning_rate_multiplier":0,"suffix":null"#);
+        assert_eq!(zeros.expect("zero lets the server choose"), defaults);
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused() {
+        for extra in [
+            r#","n_epochs":51"#,
+            r#","batch_size":257"#,
+            r#","learning_rate_multiplier":-1"#,
+            r#","prompt_loss_weight":2"#,
+        ] {
+            assert!(settings(extra).is_err(), "{extra}");
+        }
+    }
+
+    #[test]
+    fn epochs_may_stand_in_an_object_of_their_own() {
+        assert_eq!(settings(r#","hyperparameters":{"n_epochs":7}"#).expect("fine").n_epochs, Some(7));
+        assert_eq!(settings(r#","hyperparameters":{"n_epochs":"auto"}"#).expect("fine").n_epochs, Some(4));
+    }
+}

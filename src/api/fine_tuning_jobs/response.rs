@@ -1,0 +1,181 @@
+//! The bodies that `fine_tuning_jobs` answers with, made from jobs and their events.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::request::{Settings, Supervised};
+use crate::api::job_rules::AutoOr;
+use crate::jobs::events::JobEvent;
+use crate::jobs::{Hyperparameters, Job, JobFault, JobStatus};
+
+/// A fine-tuning job.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FineTuningJob {
+    /// Always `fine_tuning.job`.
+    pub object: &'static str,
+    /// `ftjob-…`
+    pub id: String,
+    /// The model that is trained.
+    pub model: String,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// Unix seconds.
+    pub finished_at: Option<i64>,
+    /// The new model, once there is one.
+    pub fine_tuned_model: Option<String>,
+    /// The owner.
+    pub organization_id: String,
+    /// Ids of the files that training wrote.
+    pub result_files: Vec<String>,
+    /// Where the job stands.
+    #[schema(value_type = String)]
+    pub status: JobStatus,
+    /// Id of the file to train on.
+    pub training_file: String,
+    /// Id of the file to measure on.
+    pub validation_file: Option<String>,
+    /// The settings; numbers once training has chosen them.
+    pub hyperparameters: Settings,
+    /// Tokens trained on, repeats counted.
+    pub trained_tokens: Option<i64>,
+    /// Why it failed.
+    pub error: Option<JobError>,
+    /// Part of the new model's name.
+    pub user_provided_suffix: Option<String>,
+    /// The seed, chosen or asked for.
+    pub seed: u64,
+    /// Unix seconds when it should end.
+    pub estimated_finish: Option<i64>,
+    /// Always empty.
+    #[schema(value_type = Vec<Object>)]
+    pub integrations: [(); 0],
+    /// How it trains.
+    pub method: JobMethod,
+    /// The client's own notes.
+    #[schema(value_type = Option<std::collections::HashMap<String, String>>)]
+    pub metadata: Option<Map<String, Value>>,
+}
+
+/// How a job trains.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobMethod {
+    /// Always `supervised`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Its settings.
+    pub supervised: Supervised,
+}
+
+/// Why a job failed.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobError {
+    /// A stable word for programs.
+    pub code: String,
+    /// What to change.
+    pub message: String,
+    /// The field at fault.
+    pub param: Option<String>,
+}
+
+/// Something that happened to a job.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FineTuningEvent {
+    /// Always `fine_tuning.job.event`.
+    pub object: &'static str,
+    /// `ftevent-…`
+    pub id: String,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// `info`, `warn` or `error`.
+    pub level: String,
+    /// What happened.
+    pub message: String,
+    /// `message` or `metrics`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The numbers of a `metrics` event.
+    #[schema(value_type = Option<Object>)]
+    pub data: Option<Value>,
+}
+
+/// A saved state of a job that can be used as a model.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Checkpoint {
+    /// `ftckpt_…`
+    pub id: String,
+}
+
+impl Settings {
+    /// What a job uses, or what was asked for until that is known.
+    fn of(job: &Job) -> Self {
+        let Hyperparameters {
+            n_epochs,
+            batch_size,
+            learning_rate_multiplier,
+            prompt_loss_weight,
+            rank,
+            alpha,
+            learning_rate,
+        } = job.resolved.as_ref().unwrap_or(&job.spec.hyperparameters).clone();
+        Self {
+            n_epochs: Some(n_epochs.into()),
+            batch_size: Some(batch_size.into()),
+            learning_rate_multiplier: Some(learning_rate_multiplier.into()),
+            prompt_loss_weight: prompt_loss_weight.map(AutoOr::Number),
+            rank: rank.map(AutoOr::Number),
+            alpha: alpha.map(AutoOr::Number),
+            learning_rate: learning_rate.map(AutoOr::Number),
+        }
+    }
+}
+
+impl From<Job> for FineTuningJob {
+    fn from(job: Job) -> Self {
+        let settings = Settings::of(&job);
+        let supervised = Supervised { hyperparameters: Some(settings.clone()) };
+        Self {
+            object: "fine_tuning.job",
+            id: job.id,
+            model: job.spec.model,
+            created_at: job.created_at,
+            finished_at: job.finished_at,
+            fine_tuned_model: job.fine_tuned_model,
+            organization_id: job.organization,
+            result_files: job.result_files,
+            status: job.status,
+            training_file: job.spec.training_file,
+            validation_file: job.spec.validation_file,
+            hyperparameters: settings,
+            trained_tokens: job.trained_tokens,
+            error: job.error.map(JobError::from),
+            user_provided_suffix: job.spec.suffix,
+            seed: job.spec.seed,
+            estimated_finish: job.estimated_finish,
+            integrations: [],
+            method: JobMethod { kind: "supervised", supervised },
+            metadata: job.spec.metadata,
+        }
+    }
+}
+
+impl From<JobFault> for JobError {
+    fn from(fault: JobFault) -> Self {
+        let JobFault { code, message, param } = fault;
+        Self { code, message, param }
+    }
+}
+
+impl From<JobEvent> for FineTuningEvent {
+    fn from(event: JobEvent) -> Self {
+        Self {
+            object: "fine_tuning.job.event",
+            id: format!("ftevent-{}", event.seq),
+            created_at: event.created_at,
+            level: event.level,
+            message: event.message,
+            kind: event.kind,
+            data: event.data,
+        }
+    }
+}

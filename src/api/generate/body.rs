@@ -1,0 +1,104 @@
+//! What the bodies of completions and chat share: ids, usage, and the chunks of a streamed answer, which each of the two
+//! writes in its own form.
+
+use std::collections::VecDeque;
+
+use futures::stream::{self, Stream};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{Piece, Running};
+use crate::Result;
+use crate::api::error::Problem;
+use crate::api::sse::json;
+use crate::engine::FinishReason;
+
+/// Changes when the same seed may give another text.
+pub const SYSTEM_FINGERPRINT: &str = concat!("fp_attune_", env!("CARGO_PKG_VERSION"));
+
+/// Tokens of a request, prompts counted once.
+#[expect(clippy::struct_field_names, reason = "the contract's names")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Usage {
+    /// Tokens of the prompts.
+    pub prompt_tokens: usize,
+    /// Tokens drawn.
+    pub completion_tokens: usize,
+    /// Both together.
+    pub total_tokens: usize,
+}
+
+/// The key `usage` of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum UsageKey {
+    /// A stream without usage does not have the key.
+    Absent,
+    /// A stream with usage has it in every event, null until the last.
+    Later,
+    /// The numbers.
+    Now(Usage),
+}
+
+impl UsageKey {
+    /// True where the key is left out.
+    pub fn is_absent(&self) -> bool {
+        *self == Self::Absent
+    }
+
+    /// The key in an event before the last.
+    pub fn before_the_last(wanted: bool) -> Self {
+        if wanted { Self::Later } else { Self::Absent }
+    }
+}
+
+/// The reason as clients read it.
+pub const fn reason_name(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+    }
+}
+
+/// Unix seconds.
+pub fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+/// A new id such as `cmpl-…`.
+pub fn new_id(prefix: &str) -> String {
+    format!("{prefix}-{}", uuid::Uuid::new_v4().simple())
+}
+
+/// How one resource writes the chunks of a streamed answer.
+pub trait Chunks: Send + 'static {
+    /// The chunk's form.
+    type Chunk: Serialize;
+
+    /// What comes before any text of choice `index`.
+    fn begin(&self, index: usize) -> Option<Self::Chunk>;
+    /// More text of choice `index`.
+    fn text(&self, index: usize, text: String) -> Self::Chunk;
+    /// The end of choice `index`.
+    fn end(&self, index: usize, reason: &'static str) -> Self::Chunk;
+    /// The last chunk, where the client asked for it.
+    fn usage(&self, usage: Usage) -> Option<Self::Chunk>;
+}
+
+/// The answers as JSON documents, choices interleaved as their tokens arrive.
+pub fn stream_chunks<C: Chunks>(running: Running, chunks: C) -> impl Stream<Item = Result<String, Problem>> + Send {
+    let begin: VecDeque<_> = (0..running.choices()).filter_map(|index| chunks.begin(index)).map(|c| json(&c)).collect();
+    stream::unfold(Some((running, chunks, begin)), |state| async move {
+        let (mut running, chunks, mut begin) = state?;
+        if let Some(document) = begin.pop_front() {
+            return Some((document, Some((running, chunks, begin))));
+        }
+        let document = match running.next().await {
+            Some(Ok((index, Piece::Text(text)))) => json(&chunks.text(index, text)),
+            Some(Ok((index, Piece::End(reason)))) => json(&chunks.end(index, reason_name(reason))),
+            Some(Err(error)) => return Some((Err(error.into()), None)),
+            None => return chunks.usage(running.usage()).map(|chunk| (json(&chunk), None)),
+        };
+        Some((document, Some((running, chunks, begin))))
+    })
+}

@@ -1,0 +1,161 @@
+//! What a running job tells its client: the texts and figures of its events, and the message of its failure. Called by
+//! `job_run`.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::Worker;
+use super::training::Plan;
+use crate::Error;
+use crate::datasets::DatasetReport;
+use crate::jobs::queue::Outcome;
+use crate::jobs::{Job, JobFault};
+use crate::train::{Evaluation, StepReport};
+
+impl Worker {
+    /// What the training thread found and settled before its first step.
+    pub(super) async fn tell_plan(&self, job: &Job, plan: &Plan) {
+        if let Some(fault) = &plan.checkpoint_fault {
+            tracing::warn!(job = job.id, "{fault}");
+            self.say(job, "warn", "The checkpoint cannot be used; training starts over", None).await;
+        }
+        if let Err(error) = self.queue.record_plan(job, &plan.resolved, None).await {
+            tracing::warn!(job = job.id, "cannot write the settings: {error}");
+        }
+        let training = plan.training;
+        for (count, what) in [
+            (training.truncated, "were cut at the end to fit the model's context"),
+            (training.dropped, "were left out, since their prompts fill the model's context"),
+            (training.duplicates, "repeat an earlier one"),
+        ] {
+            if count > 0 {
+                self.say(job, "warn", &format!("{count} of the training examples {what}"), None).await;
+            }
+        }
+        let (message, data) = plan_event(plan);
+        self.say(job, "info", &message, Some(data)).await;
+        if plan.resumed_at > 0 {
+            self.say(job, "info", &format!("Resumed after step {}/{}", plan.resumed_at, plan.total_steps), None).await;
+        }
+    }
+
+    /// A step's figures, as a metrics event.
+    pub(super) async fn tell_step(
+        &self,
+        job: &Job,
+        report: &StepReport,
+        validation: Option<Evaluation>,
+        tokens_per_second: f64,
+        elapsed: Duration,
+    ) {
+        let data = metrics(report, validation, tokens_per_second, elapsed);
+        self.add_event(job, "info", "metrics", &step_message(report, validation), Some(data)).await;
+    }
+
+    /// An event for people.
+    pub(super) async fn say(&self, job: &Job, level: &str, message: &str, data: Option<Value>) {
+        self.add_event(job, level, "message", message, data).await;
+    }
+
+    /// Events inform; a job does not fail for one that could not be written.
+    async fn add_event(&self, job: &Job, level: &str, kind: &str, message: &str, data: Option<Value>) {
+        if let Err(error) = self.queue.add_event(job, level, kind, message, data).await {
+            tracing::warn!(job = job.id, message, "cannot write an event: {error}");
+        }
+    }
+}
+
+/// What the client is told about an error, and whether the job is tried again.
+pub(super) fn failure(job: &Job, error: &Error) -> Outcome {
+    let fault = |code: &str, param: Option<&str>, message: String| JobFault {
+        code: code.into(),
+        message,
+        param: param.map(str::to_owned),
+    };
+    match error {
+        Error::Invalid { message, param, code } => {
+            Outcome::Failed(fault(code.unwrap_or("invalid_request"), param.as_deref(), message.clone()))
+        }
+        Error::ModelNotFound(_) => Outcome::Failed(fault("model_not_found", Some("model"), error.to_string())),
+        Error::NotFound { id, .. } => {
+            let training = *id == job.spec.training_file;
+            let param = if training { "training_file" } else { "validation_file" };
+            Outcome::Failed(fault("file_not_found", Some(param), error.to_string()))
+        }
+        Error::ContextLength { .. } | Error::Forbidden(_) | Error::Conflict(_) => {
+            Outcome::Failed(fault("invalid_request", None, error.to_string()))
+        }
+        error if error.is_transient() => {
+            tracing::warn!(job = job.id, "the attempt failed: {error}");
+            let message = "A part of the server did not answer; the job is tried again.".into();
+            Outcome::Retry(fault("server_error", None, message))
+        }
+        error => {
+            tracing::error!(job = job.id, "the job failed: {error}");
+            let message = "The job failed because of an error in the server; its log has the details.".into();
+            Outcome::Failed(fault("server_error", None, message))
+        }
+    }
+}
+
+fn plan_event(plan: &Plan) -> (String, Value) {
+    let settings = &plan.resolved;
+    let epochs = settings.n_epochs.unwrap_or_default();
+    let learning_rate = settings.learning_rate.unwrap_or_default() * settings.learning_rate_multiplier.unwrap_or(1.0);
+    let message = format!(
+        "Training on {} examples with {} tokens ({} of them targets): {epochs} epochs, {} steps of {} examples, \
+         learning rate {learning_rate:.2e}, rank {}",
+        plan.training.examples,
+        plan.training.tokens,
+        plan.training.target_tokens,
+        plan.total_steps,
+        settings.batch_size.unwrap_or_default(),
+        settings.rank.unwrap_or_default(),
+    );
+    let counts = |report: DatasetReport| {
+        json!({
+            "examples": report.examples,
+            "tokens": report.tokens,
+            "target_tokens": report.target_tokens,
+            "truncated": report.truncated,
+            "dropped": report.dropped,
+            "duplicates": report.duplicates,
+        })
+    };
+    let data = json!({
+        "training": counts(plan.training),
+        "validation": plan.validation.map(counts),
+        "total_steps": plan.total_steps,
+        "hyperparameters": settings,
+    });
+    (message, data)
+}
+
+fn step_message(report: &StepReport, validation: Option<Evaluation>) -> String {
+    let mut message = format!("Step {}/{}: training loss={:.2}", report.step, report.total_steps, report.loss);
+    if let Some(Evaluation { loss, .. }) = validation {
+        let _ = write!(message, ", validation loss={loss:.2}, full validation loss={loss:.2}");
+    }
+    message
+}
+
+/// The data of a metrics event. Validation always runs over the whole file, so both pairs of figures are the same.
+fn metrics(report: &StepReport, validation: Option<Evaluation>, tokens_per_second: f64, elapsed: Duration) -> Value {
+    let (loss, accuracy) = (validation.map(|figures| figures.loss), validation.map(|figures| figures.token_accuracy));
+    json!({
+        "step": report.step,
+        "total_steps": report.total_steps,
+        "train_loss": report.loss,
+        "train_mean_token_accuracy": report.token_accuracy,
+        "valid_loss": loss,
+        "valid_mean_token_accuracy": accuracy,
+        "full_valid_loss": loss,
+        "full_valid_mean_token_accuracy": accuracy,
+        "learning_rate": report.learning_rate,
+        "gradient_norm": report.gradient_norm,
+        "tokens_per_second": tokens_per_second,
+        "elapsed_seconds": elapsed.as_secs_f64(),
+    })
+}

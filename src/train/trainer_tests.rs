@@ -1,0 +1,269 @@
+//! The loop with a formula in place of the model, then twenty steps of a real model beside those of `PyTorch` and PEFT.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use super::*;
+use crate::adapters::{LoraLayer, LoraPair, Site};
+use crate::train::parameters::Place;
+use crate::train::schedule::Schedule;
+
+/// Pulls every parameter towards a value that depends on the batch's tokens: cheap, deterministic, and different for
+/// every batch and every state.
+struct Pull {
+    broken_from: Option<usize>,
+    calls: std::sync::atomic::AtomicUsize,
+}
+
+impl LossSource for Pull {
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn loss_and_gradients(
+        &self,
+        adapter: &Adapter,
+        batch: &PackedBatch,
+        normalizer: f64,
+    ) -> Result<(LossReport, Gradients)> {
+        let calls = self.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let mut report = self.loss(adapter, batch)?;
+        if self.broken_from.is_some_and(|from| calls >= from) {
+            report.loss_sum = f64::NAN;
+        }
+        let goal = batch.targets.iter().map(|target| f64::from(target.token)).sum::<f64>() / normalizer;
+        let mut gradients = vec![LoraLayer::default(); adapter.layers.len()];
+        for (layer, gradient) in adapter.layers.iter().zip(&mut gradients) {
+            for site in Site::ALL {
+                let Some(pair) = layer.get(site) else { continue };
+                let a = pair.a.affine(1.0, -goal)?;
+                let b = pair.b.affine(1.0, goal / 3.0)?;
+                gradient.set(site, LoraPair { a, b, scale: pair.scale });
+            }
+        }
+        Ok((report, gradients))
+    }
+
+    fn loss(&self, _: &Adapter, batch: &PackedBatch) -> Result<LossReport> {
+        let weight_sum = batch.targets.iter().map(|target| f64::from(target.weight)).sum();
+        let targets = batch.targets.len();
+        Ok(LossReport { loss_sum: batch.tokens.len() as f64, weight_sum, targets, correct: targets / 2 })
+    }
+}
+
+fn settings() -> TrainSettings {
+    TrainSettings {
+        rank: 2,
+        alpha: 4.0,
+        epochs: 3,
+        batch_size: 4,
+        learning_rate: 1e-2,
+        seed: 7,
+        warmup: None,
+        schedule: Schedule::Linear,
+        adam: crate::train::optimizer::AdamSettings::default(),
+        clip: 1.0,
+    }
+}
+
+fn examples(count: u32) -> Vec<TokenizedExample> {
+    let example = |i: u32| TokenizedExample { tokens: vec![i, i + 1, i + 2], weights: vec![0.0, 0.0, 1.0] };
+    (0..count).map(example).collect()
+}
+
+fn trainer_with(settings: TrainSettings, examples: Vec<TokenizedExample>, broken_from: Option<usize>) -> Trainer {
+    let place = Place { layer: 0, site: Site::Query, rank: 2, output: 5, input: 3, scale: 2.0 };
+    let mut layer = LoraLayer::default();
+    let a = candle_core::Tensor::new(&[[0.1f32, -0.2, 0.3], [0.4, 0.5, -0.6]], &Device::Cpu).unwrap();
+    let b = candle_core::Tensor::zeros((place.output, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+    layer.set(Site::Query, LoraPair { a, b, scale: 2.0 });
+    let parameters = Parameters::of(&Adapter { id: String::new(), layers: vec![layer] }).unwrap();
+    assert_eq!(parameters.places, [place]);
+    let source = Pull { broken_from, calls: 0.into() };
+    Trainer::with_source(Box::new(source), settings, examples, parameters, None).unwrap()
+}
+
+fn trainer() -> Trainer {
+    trainer_with(settings(), examples(10), None)
+}
+
+fn run(trainer: &mut Trainer) -> Vec<StepReport> {
+    std::iter::from_fn(|| trainer.step(&mut || Ok(())).unwrap()).collect()
+}
+
+#[test]
+fn a_run_has_every_epoch_and_every_example() {
+    let mut trainer = trainer();
+    let reports = run(&mut trainer);
+    assert_eq!(reports.len(), 9);
+    let epochs: Vec<_> = reports.iter().filter_map(|report| report.completed_epoch).collect();
+    assert_eq!(epochs, [1, 2, 3]);
+    assert_eq!(trainer.trained_tokens(), 3 * 10 * 3);
+    assert_eq!(trainer.history().last().unwrap().elapsed_examples, 30);
+    assert!(trainer.step(&mut || Ok(())).unwrap().is_none());
+}
+
+#[test]
+fn every_epoch_has_its_own_order_of_all_examples() {
+    let (first, second) = (epoch_order(7, 0, 100), epoch_order(7, 1, 100));
+    assert_ne!(first, second);
+    assert_eq!(first, epoch_order(7, 0, 100));
+    for mut order in [first, second] {
+        order.sort_unstable();
+        assert_eq!(order, (0..100).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_resumed_run_is_bit_identical_to_an_uninterrupted_one() {
+    let mut whole = trainer();
+    let mut reports = run(&mut whole);
+    for stop in 0..9 {
+        let mut before = trainer();
+        for _ in 0..stop {
+            before.step(&mut || Ok(())).unwrap();
+        }
+        if stop == 3 {
+            before.record_validation(Evaluation { loss: 1.0, token_accuracy: 0.5 });
+        }
+        let mut after = trainer();
+        after.restore(&before.save().unwrap()).unwrap();
+        assert_eq!(after.history(), before.history());
+        let rest = run(&mut after);
+        assert_eq!(rest, reports.split_off(stop));
+        assert_eq!(after.parameters, whole.parameters);
+        assert_eq!(after.optimizer, whole.optimizer);
+        reports = run(&mut trainer());
+    }
+}
+
+#[test]
+fn the_same_run_saves_the_same_bytes() {
+    let (mut one, mut two) = (trainer(), trainer());
+    run(&mut one);
+    run(&mut two);
+    assert_eq!(one.save().unwrap(), two.save().unwrap());
+}
+
+#[test]
+fn a_checkpoint_of_another_run_is_refused_and_changes_nothing() {
+    let mut other = trainer_with(TrainSettings { seed: 8, ..settings() }, examples(10), None);
+    other.step(&mut || Ok(())).unwrap();
+    let mut one = trainer();
+    assert!(one.restore(&other.save().unwrap()).is_err());
+    let mut other_data = trainer_with(settings(), examples(11), None);
+    other_data.step(&mut || Ok(())).unwrap();
+    assert!(one.restore(&other_data.save().unwrap()).is_err());
+    assert_eq!(one.step_number(), 0);
+    assert_eq!(one.parameters, trainer().parameters);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_an_error() {
+    let mut other = trainer();
+    run(&mut other);
+    let bytes = other.save().unwrap();
+    for end in [0, 7, 8, 100, bytes.len() - 1] {
+        assert!(trainer().restore(&bytes[..end]).is_err(), "cut at {end}");
+    }
+}
+
+#[test]
+fn a_cancelled_step_changes_nothing() {
+    let mut trainer = trainer();
+    let error = trainer.step(&mut || Err(Error::Cancelled)).unwrap_err();
+    assert!(matches!(error, Error::Cancelled));
+    assert_eq!(trainer.step_number(), 0);
+    assert_eq!(trainer.optimizer.updates, 0);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_fails_with_its_own_code_and_keeps_the_last_good_state() {
+    let mut trainer = trainer_with(settings(), examples(10), Some(1));
+    trainer.step(&mut || Ok(())).unwrap();
+    let good = trainer.save().unwrap();
+    let error = trainer.step(&mut || Ok(())).unwrap_err();
+    assert!(matches!(error, Error::Invalid { code: Some("non_finite_loss"), .. }));
+    assert_eq!(trainer.save().unwrap(), good);
+}
+
+#[test]
+fn evaluation_averages_over_all_targets() {
+    let evaluation = trainer().evaluate(&examples(10), &mut || Ok(())).unwrap().unwrap();
+    // Each example has two rows and one target of weight 1.
+    assert!((evaluation.loss - 2.0).abs() < 1e-12);
+    assert!((evaluation.token_accuracy - 0.5).abs() < 1e-12);
+}
+
+impl LossSource for crate::model::decoder::Decoder {
+    fn device(&self) -> &Device {
+        self.device()
+    }
+
+    fn loss_and_gradients(
+        &self,
+        adapter: &Adapter,
+        batch: &PackedBatch,
+        normalizer: f64,
+    ) -> Result<(LossReport, Gradients)> {
+        backward::loss_and_gradients(self, adapter, batch, normalizer)
+    }
+
+    fn loss(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<LossReport> {
+        backward::loss(self, Some(adapter), batch)
+    }
+}
+
+/// `tests/parity/README.md` describes the run; tolerances are its own, 1e-5 in float32 against float64, times ten.
+#[test]
+fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
+    use crate::model::{ModelConfig, decoder::Decoder, weights::Weights};
+    let device = Device::Cpu;
+    for family in ["llama", "qwen2", "qwen3", "smollm3"] {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
+        let config = ModelConfig::read(&folder).unwrap();
+        let decoder = Decoder::load(&config, &Weights::open(&folder, &device).unwrap(), None).unwrap();
+        let load = |file: &str| candle_core::safetensors::load(folder.join("peft").join(file), &device).unwrap();
+        let (batch, curve) = (load("reference.safetensors"), load("curve.safetensors"));
+        let ids = |name: &str| batch[name].to_vec1::<i64>().unwrap();
+        let (tokens, mask) = (ids("batch_tokens"), ids("batch_targets_mask"));
+        let mut start = 0;
+        let sequence = |length: i64| {
+            let rows = start..start + length as usize;
+            start = rows.end;
+            let tokens = tokens[rows.clone()].iter().map(|token| *token as u32).collect();
+            let weights = mask[rows].iter().enumerate().map(|(i, m)| if i == 0 { 0.0 } else { *m as f32 }).collect();
+            TokenizedExample { tokens, weights }
+        };
+        let examples: Vec<_> = ids("batch_lengths").into_iter().map(sequence).collect();
+        let adapter = |prefix: &str| {
+            let mut layers = vec![LoraLayer::default(); config.num_hidden_layers];
+            for (index, layer) in layers.iter_mut().enumerate() {
+                for site in Site::ALL {
+                    let name = format!("{prefix}.base_model.model.model.layers.{index}.{}", site.path());
+                    let tensor = |half: &str| curve[&format!("{name}.lora_{half}.weight")].clone();
+                    layer.set(site, LoraPair { a: tensor("A"), b: tensor("B"), scale: 2.0 });
+                }
+            }
+            Parameters::of(&Adapter { id: String::new(), layers }).unwrap()
+        };
+        let adam = crate::train::optimizer::AdamSettings { weight_decay: 0.01, ..Default::default() };
+        let settings =
+            TrainSettings { epochs: 20, batch_size: 4, learning_rate: 5e-3, warmup: Some(4), adam, ..settings() };
+        let mut trainer = Trainer::with_source(Box::new(decoder), settings, examples, adapter("init"), None).unwrap();
+        let reports = run(&mut trainer);
+        let expected = |name: &str| curve[name].to_vec1::<f32>().unwrap();
+        for (report, (loss, norm)) in reports.iter().zip(expected("losses").iter().zip(expected("grad_norms"))) {
+            assert!((report.loss - f64::from(*loss)).abs() < 1e-4, "{family} {report:?}: loss {loss}");
+            let norm = f64::from(norm);
+            assert!((report.gradient_norm - norm).abs() < 1e-4 * norm.max(1.0), "{family} {report:?}: norm {norm}");
+        }
+        assert_eq!(reports.len(), 20);
+        let (mut difference, mut size) = (0.0, 0.0);
+        for (value, wanted) in trainer.parameters.values.iter().flatten().zip(adapter("final").values.iter().flatten())
+        {
+            difference += f64::from(value - wanted).powi(2);
+            size += f64::from(*wanted).powi(2);
+        }
+        assert!(difference.sqrt() < 1e-4 * size.sqrt(), "{family}: the final adapter differs");
+    }
+}
