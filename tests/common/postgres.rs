@@ -76,7 +76,7 @@ async fn start_cluster() -> PrivatePostgres {
         let cluster = match PrivatePostgres::start(&folder).await {
             Ok(cluster) => cluster,
             Err(error) if error.to_string().contains("another attune uses") => continue,
-            Err(error) => panic!("{error}"),
+            Err(error) => panic!("{error}\n(a damaged test cluster can be removed: {})", folder.display()),
         };
         let mut connection = PgConnection::connect(cluster.url()).await.unwrap();
         let old: Vec<String> = sqlx::query_scalar("select datname from pg_database where datname like 'test\\_%'")
