@@ -1,12 +1,11 @@
 //! A real Postgres for tests: one private cluster per test process, one empty database per test.
 //!
-//! Use as `#[path = "common/postgres.rs"] mod postgres;`. The clusters lie in cargo's folder for test files and are used
-//! again by the next run; the system stops them with the test process.
+//! Use as `#[path = "common/postgres.rs"] mod postgres;`. The clusters lie in the system's folder for temporary files and are
+//! used again by the next run; the system stops them with the test process.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use attune::store::Store;
@@ -71,8 +70,10 @@ async fn execute(url: &str, sql: &str) -> u64 {
 
 /// The first cluster that no other test process uses, without the databases of earlier runs.
 async fn start_cluster() -> PrivatePostgres {
+    // The system's folder for temporary files, since the unprivileged user of a root's cluster reaches that.
+    let folder = std::env::temp_dir().join(format!("attune-tests-{}", nix::unistd::getuid()));
     for slot in 0..SLOTS {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("postgres-{slot}"));
+        let folder = folder.join(format!("postgres-{slot}"));
         let cluster = match PrivatePostgres::start(&folder).await {
             Ok(cluster) => cluster,
             Err(error) if error.to_string().contains("another attune uses") => continue,
