@@ -31,15 +31,17 @@ pub fn vocabulary_loss(
         let chunk = kernels::cross_entropy(logits, &tokens, &weights)?;
         add_to(&mut report, targets, &chunk);
         if normalizer.is_some() {
-            gradients.push((rows, kernels::matmul(&chunk.gradient, &decoder.head)?)); // [chunk, hidden]
+            gradients.push(kernels::matmul(&chunk.gradient, &decoder.head)?); // [chunk, hidden]
         }
     }
     if normalizer.is_none() {
         return Ok((report, None));
     }
     let mut gradient = hidden.zeros_like()?;
-    for (rows, chunk) in gradients {
-        gradient = gradient.index_add(&rows, &chunk, 0)?;
+    if !gradients.is_empty() {
+        // Once for all chunks: each addition copies the whole gradient.
+        let rows: Vec<u32> = batch.targets.iter().map(|target| target.row as u32).collect();
+        gradient = gradient.index_add(&Tensor::new(rows, hidden.device())?, &Tensor::cat(&gradients, 0)?, 0)?;
     }
     Ok((report, Some(gradient)))
 }
