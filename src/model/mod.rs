@@ -10,6 +10,7 @@ pub mod kv_cache;
 pub mod linear;
 pub mod rope;
 pub mod tokenizer;
+pub mod vocabulary;
 pub mod weights;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use crate::config::ModelEntry;
 use crate::model::chat_template::ChatTemplate;
 use crate::model::decoder::Decoder;
 use crate::model::tokenizer::Tokenizer;
+use crate::model::vocabulary::Vocabulary;
 use crate::{Error, Result};
 
 /// A loaded base model: immutable, shared by the engine and the trainer.
@@ -37,6 +39,8 @@ pub struct BaseModel {
     pub decoder: Decoder,
     /// Text to token ids and back.
     pub tokenizer: Tokenizer,
+    /// The bytes of each token; absent where the tokenizer's tokens have none.
+    pub vocabulary: Option<Vocabulary>,
     /// Renders chats; absent where the folder has no template.
     pub chat_template: Option<ChatTemplate>,
     /// Tokens that end an answer.
@@ -63,6 +67,7 @@ impl BaseModel {
         }
         let chat_template = ChatTemplate::read(path)?;
         let end_tokens = end_tokens(path, &tokenizer)?;
+        let vocabulary = Vocabulary::read(path, &tokenizer, config.vocab_size, &end_tokens)?;
         let created = std::fs::metadata(path.join("config.json"))
             .and_then(|metadata| metadata.modified())
             .ok()
@@ -74,6 +79,7 @@ impl BaseModel {
             config,
             decoder,
             tokenizer,
+            vocabulary,
             chat_template,
             end_tokens,
             created,
