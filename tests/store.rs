@@ -35,6 +35,7 @@ fn page(after: Option<&str>, limit: i64, ascending: bool) -> Page {
 fn spec(training_file: &str, validation_file: Option<&str>) -> JobSpec {
     JobSpec {
         model: "demo".into(),
+        alias: None,
         training_file: training_file.into(),
         validation_file: validation_file.map(Into::into),
         suffix: None,

@@ -287,8 +287,9 @@ fn checkpoints(job: &Job) -> String {
 }
 
 /// `ft:{base}:{organization}:{suffix}:{8 characters}`; the last part follows from the job, so that every attempt makes the
-/// same name.
+/// same name. An alias that was asked for stands in the base's place.
 fn model_name(job: &Job, base: &str) -> String {
+    let base = job.spec.alias.as_deref().unwrap_or(base);
     let tail = format!("{:x}", Sha256::digest(job.id.as_bytes()));
     format!("ft:{base}:{}:{}:{}", job.organization, job.spec.suffix.as_deref().unwrap_or_default(), &tail[..8])
 }
