@@ -76,7 +76,10 @@ fn inside(root: &Path, data_dir: &Path, path: &Path) -> Result<PathBuf> {
     match path.canonicalize() {
         Ok(place) if place.starts_with(root) => Ok(place),
         Ok(_) => Err(outside()),
-        Err(_) => Err(Error::NotFound { kind: "adapter folder", id: path.display().to_string() }),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(Error::NotFound { kind: "adapter folder", id: path.display().to_string() })
+        }
+        Err(error) => Err(refuse(format_args!("it cannot be read ({error})"))),
     }
 }
 

@@ -55,6 +55,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_table_is_the_one_that_clients_use() {
+        // `tests/sdk/test_aliases.py` sends these.
+        let ids = vec![791, 15140, 8640, 1555, 279, 2362, 6424, 13];
+        let text = "The river runs through the old town.";
+        assert_eq!(cl100k_base_singleton().encode_ordinary(text), ids);
+        let read = read("text-embedding-3-small", vec![Item::Tokens(ids)]).await.expect("a text");
+        assert_eq!(read, [Item::Text(text.into())]);
+    }
+
+    #[tokio::test]
     async fn ids_under_the_name_of_an_openai_model_become_the_text_that_they_were() {
         let ids = cl100k_base_singleton().encode_ordinary(TEXT);
         let items = vec![Item::Tokens(ids), Item::Text("as it is".into())];

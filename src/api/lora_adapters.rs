@@ -63,7 +63,7 @@ pub async fn load(
     let name = request.lora_name.clone();
     // A client that hangs up must not leave half of it.
     let loading = tokio::spawn(async move { bring_in(&state, &admin, request).await });
-    loading.await.map_err(|error| Error::Internal(format!("load an adapter: {error}")))??;
+    loading.await.map_err(|error| Error::Internal(format!("load an adapter: {error}")))?.map_err(blame_path)?;
     Ok(format!("Success: LoRA adapter '{name}' added successfully."))
 }
 
@@ -121,13 +121,14 @@ async fn bring_in(state: &ApiState, admin: &Admin, request: LoadAdapter) -> Resu
     let files = read_files(state, admin, &request.lora_path).await?;
     let base = choose_base(state, request.base_model_name.as_deref(), &files.config)?;
     let replace = request.load_inplace == Some(true);
-    let installed = state.registry.install(&admin.organization, &request.lora_name, &base, files, replace).await;
-    installed.map_err(|error| match error {
-        Error::Invalid { message, code: code @ Some("invalid_adapter"), .. } => {
-            Error::Invalid { message, param: Some("lora_path".into()), code }
-        }
-        error => error,
-    })
+    state.registry.install(&admin.organization, &request.lora_name, &base, files, replace).await
+}
+
+/// What is not there, or is no adapter that fits, is the path's fault.
+fn blame_path(error: Error) -> Problem {
+    let at_fault = matches!(error, Error::NotFound { .. } | Error::Invalid { code: Some("invalid_adapter"), .. });
+    let problem = Problem::from(error);
+    if at_fault { problem.param("lora_path") } else { problem }
 }
 
 /// The PEFT files of a folder or of an uploaded archive.
