@@ -144,8 +144,9 @@ impl Config {
             self.models.push(ModelEntry { id: "demo".into(), path: demo_model_path()?, quantize: None });
         }
         for (index, model) in self.models.iter().enumerate() {
-            if model.id.is_empty() || model.id.starts_with("ft:") {
-                return Err(Error::Setup(format!("model id `{}`: must not be empty or begin with `ft:`", model.id)));
+            if model.id.is_empty() || is_job_name(&model.id) {
+                let message = "must not be empty, begin with `ft:` or hold `:ft-`";
+                return Err(Error::Setup(format!("model id `{}`: {message}", model.id)));
             }
             if self.models[..index].iter().any(|other| other.id == model.id) {
                 return Err(Error::Setup(format!("model id `{}` is given twice", model.id)));

@@ -67,6 +67,7 @@ fn inside(root: &Path, data_dir: &Path, path: &Path) -> Result<PathBuf> {
     if path.components().any(|part| matches!(part, Component::ParentDir)) {
         return Err(refuse("it must not hold `..`"));
     }
+    let asked = path;
     let path = match (path.is_absolute(), path.strip_prefix(data_dir)) {
         (false, _) => root.join(path),
         (true, Ok(below)) => root.join(below),
@@ -77,7 +78,7 @@ fn inside(root: &Path, data_dir: &Path, path: &Path) -> Result<PathBuf> {
         Ok(place) if place.starts_with(root) => Ok(place),
         Ok(_) => Err(outside()),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Err(Error::NotFound { kind: "adapter folder", id: path.display().to_string() })
+            Err(Error::NotFound { kind: "adapter folder", id: asked.display().to_string() })
         }
         Err(error) => Err(refuse(format_args!("it cannot be read ({error})"))),
     }

@@ -86,10 +86,7 @@ fn an_archive_of_anything_else_is_refused() {
         (vec![long_note], "not a plain file"),
         (vec![file(WEIGHTS, &[7; 1001])], "larger than 1000 bytes"),
         (vec![file(CONFIG, &vec![b' '; (1 << 20) + 1])], "larger than 1048576 bytes"),
-        (
-            (0..40).map(|_| Entry { name: "./", kind: EntryType::Directory, content: b"" }).collect(),
-            "16",
-        ),
+        ((0..40).map(|_| Entry { name: "./", kind: EntryType::Directory, content: b"" }).collect(), "16"),
     ] {
         let message = refusal(read_archive(archive(&entries), 1000));
         assert!(message.contains(expected), "{expected}: {message}");

@@ -10,14 +10,15 @@ use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 use utoipa::ToSchema;
 
-// The one place that says who may load and unload.
 use crate::adapters::peft::{self, PeftFiles};
 use crate::adapters::{import, is_job_name};
 use crate::api::ApiState;
-use crate::api::auth::Caller as Admin;
+use crate::api::auth::Caller;
 use crate::api::error::{ErrorBody, Problem};
 use crate::api::extract::Body;
 use crate::{Error, Result};
+
+// ADMIN ONLY: `load` and `unload` take any `Caller`; with `auth::Admin` their parameter becomes `Admin(caller): Admin`.
 
 /// Characters of an adapter's name at the most.
 const MAX_NAME: usize = 256;
@@ -56,13 +57,13 @@ pub struct UnloadAdapter {
 )]
 pub async fn load(
     State(state): State<ApiState>,
-    admin: Admin,
+    caller: Caller,
     Body(request): Body<LoadAdapter>,
 ) -> Result<String, Problem> {
     check_name(&state, &request.lora_name)?;
     let name = request.lora_name.clone();
     // A client that hangs up must not leave half of it.
-    let loading = tokio::spawn(async move { bring_in(&state, &admin, request).await });
+    let loading = tokio::spawn(async move { bring_in(&state, &caller, request).await });
     loading.await.map_err(|error| Error::Internal(format!("load an adapter: {error}")))?.map_err(blame_path)?;
     Ok(format!("Success: LoRA adapter '{name}' added successfully."))
 }
@@ -76,18 +77,18 @@ pub async fn load(
 )]
 pub async fn unload(
     State(state): State<ApiState>,
-    admin: Admin,
+    caller: Caller,
     Body(request): Body<UnloadAdapter>,
 ) -> Result<String, Problem> {
     let name = request.lora_name;
-    let found = state.store.fine_tuned_model(&admin.organization, &name).await;
+    let found = state.store.fine_tuned_model(&caller.organization, &name).await;
     let model = found.map_err(|error| Problem::from(error).param("lora_name"))?;
     if model.job.is_some() {
         let message = format!("A fine-tune job made the model '{name}': delete it with DELETE /v1/models instead.");
         return Err(Error::invalid_code("lora_name", "invalid_value", message).into());
     }
-    state.store.delete_fine_tuned_model(&admin.organization, &name).await?;
-    state.registry.forget(&admin.organization, &name);
+    state.store.delete_fine_tuned_model(&caller.organization, &name).await?;
+    state.registry.forget(&caller.organization, &name);
     Ok(format!("Success: LoRA adapter '{name}' removed successfully."))
 }
 
@@ -116,12 +117,12 @@ fn check_form(name: &str) -> Result<()> {
     Ok(())
 }
 
-async fn bring_in(state: &ApiState, admin: &Admin, request: LoadAdapter) -> Result<()> {
+async fn bring_in(state: &ApiState, caller: &Caller, request: LoadAdapter) -> Result<()> {
     let _turn = state.registry.turn().await?;
-    let files = read_files(state, admin, &request.lora_path).await?;
+    let files = read_files(state, caller, &request.lora_path).await?;
     let base = choose_base(state, request.base_model_name.as_deref(), &files.config)?;
     let replace = request.load_inplace == Some(true);
-    state.registry.install(&admin.organization, &request.lora_name, &base, files, replace).await
+    state.registry.install(&caller.organization, &request.lora_name, &base, files, replace).await
 }
 
 /// What is not there, or is no adapter that fits, is the path's fault.
@@ -132,10 +133,10 @@ fn blame_path(error: Error) -> Problem {
 }
 
 /// The PEFT files of a folder or of an uploaded archive.
-async fn read_files(state: &ApiState, admin: &Admin, path: &str) -> Result<PeftFiles> {
+async fn read_files(state: &ApiState, caller: &Caller, path: &str) -> Result<PeftFiles> {
     let limit = state.config.limits.max_adapter_bytes;
     let reading = if path.starts_with("file-") {
-        let archive = fetch(state, admin, path).await?;
+        let archive = fetch(state, caller, path).await?;
         tokio::task::spawn_blocking(move || import::read_archive(archive, limit))
     } else {
         let (data_dir, path) = (state.config.data_dir.clone(), path.to_owned());
@@ -145,8 +146,8 @@ async fn read_files(state: &ApiState, admin: &Admin, path: &str) -> Result<PeftF
 }
 
 /// The content of an uploaded file, on the local disk.
-async fn fetch(state: &ApiState, admin: &Admin, id: &str) -> Result<std::fs::File> {
-    let file = state.store.file(&admin.organization, id).await?;
+async fn fetch(state: &ApiState, caller: &Caller, id: &str) -> Result<std::fs::File> {
+    let file = state.store.file(&caller.organization, id).await?;
     if !PURPOSES.contains(&file.purpose.as_str()) {
         let message = format!("The file '{id}' has the purpose '{}': upload it again as 'user_data'.", file.purpose);
         return Err(Error::invalid_code("lora_path", "invalid_value", message));

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// A fine-tuned model. Its adapter lies in the blobs `adapters/{adapter}/…`.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct FineTunedModel {
-    /// `ft:{base}:{org}:{suffix}:{id}`, or what the caller chose for an adapter from elsewhere.
+    /// `ft:{base}:{org}:{suffix}:{id}` or `{base}:ft-{org}:{suffix}-{time}-{id}`, or what the caller chose for an adapter from elsewhere.
     pub name: String,
     /// The owner.
     pub organization: String,
