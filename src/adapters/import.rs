@@ -42,13 +42,12 @@ fn refuse(why: impl std::fmt::Display) -> Error {
 pub fn read_folder(data_dir: &Path, path: &Path, max_weights: u64) -> Result<PeftFiles> {
     let root = data_dir.canonicalize().map_err(Error::io(format!("find {}", data_dir.display())))?;
     let folder = inside(&root, data_dir, path)?;
-    let first = folder.strip_prefix(&root).ok().and_then(|below| below.components().next());
-    if first.is_none_or(|first| OWN_FOLDERS.iter().any(|own| first.as_os_str() == *own)) {
+    if folder == root || is_own(&root, &folder) {
         return Err(refuse("the server keeps its own files there; name another folder below data_dir"));
     }
     let read = |name: &str, limit| {
         let file = folder.join(name).canonicalize().map_err(|_| refuse(format_args!("the folder has no {name}")))?;
-        if !file.starts_with(&folder) && (inside(&root, &root, &file).is_err() || is_own(&root, &file)) {
+        if !file.starts_with(&root) || is_own(&root, &file) {
             return Err(refuse(format_args!("{name} is a link that leads out of it")));
         }
         read_file(&file, name, limit)
@@ -56,9 +55,9 @@ pub fn read_folder(data_dir: &Path, path: &Path, max_weights: u64) -> Result<Pef
     Ok(PeftFiles { config: read(CONFIG, MAX_CONFIG_BYTES)?, weights: read(WEIGHTS, max_weights)? })
 }
 
-/// True where `file`, a path without links, lies in one of the server's own folders.
-fn is_own(root: &Path, file: &Path) -> bool {
-    OWN_FOLDERS.iter().any(|own| file.starts_with(root.join(own)))
+/// True where `path`, which has no links, is or lies in one of the server's own folders.
+fn is_own(root: &Path, path: &Path) -> bool {
+    OWN_FOLDERS.iter().any(|own| path.starts_with(root.join(own)))
 }
 
 /// The real place of `path`; nothing outside `root` is looked at, so that nobody learns what is there.
