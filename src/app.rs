@@ -120,7 +120,7 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
         let backend = NativeEngine::start(model.clone(), &config.limits, priority.clone())?;
         entries.push(CatalogEntry { model, backend });
     }
-    Ok(Catalog::new(entries))
+    Ok(Catalog::new(entries).with_aliases(config.aliases.clone()))
 }
 
 async fn load_model(entry: ModelEntry, device: candle_core::Device) -> Result<Arc<BaseModel>> {

@@ -9,7 +9,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 
-use self::request::{ChatRequest, template_messages};
+use self::request::ChatRequest;
+pub use self::request::{ChatMessage, template_messages};
 use self::response::{AssistantMessage, ChatChoice, ChatCompletion, ChatCompletionChunk, Writer};
 use crate::api::auth::Caller;
 use crate::api::error::{ErrorBody, Problem};

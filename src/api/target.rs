@@ -26,12 +26,14 @@ pub struct Target {
 }
 
 impl Target {
-    /// The base model with this id, else the caller's fine-tuned model.
+    /// The base model with this id, else the caller's fine-tuned model; an alias is what it stands for.
     pub async fn resolve(state: &ApiState, caller: &Caller, name: &str) -> Result<Self> {
-        if let Ok(base) = state.catalog.get(name) {
+        let real = state.catalog.real_name(name);
+        if let Ok(base) = state.catalog.get(real) {
             return Ok(Self { base: base.clone(), adapter: None });
         }
-        let (base, adapter) = state.registry.lease(&caller.organization, name).await?;
+        let leased = state.registry.lease(&caller.organization, real).await;
+        let (base, adapter) = leased.map_err(|error| error.about_model(name))?;
         Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter) })
     }
 

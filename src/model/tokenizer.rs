@@ -60,6 +60,11 @@ impl Tokenizer {
         self.inner.decode(ids, skip_special).map_err(|error| Error::Internal(format!("decode tokens: {error}")))
     }
 
+    /// The vocabulary's own spelling of `id`, where a blank may be `Ġ`; none outside the vocabulary.
+    pub fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// Number of ids, added tokens included.
     pub fn vocabulary_size(&self) -> usize {
         // Added tokens may lie beyond a gap, and what counts for the model's embedding is the highest id.
