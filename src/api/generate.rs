@@ -14,6 +14,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use self::body::Usage;
+use self::logprobs::mean;
 use crate::api::target::{Target, count_tokens};
 use crate::engine::logprobs::TokenLogprobs;
 use crate::engine::{Event, FinishReason, GenerateRequest, Sampling};
@@ -207,6 +208,23 @@ impl Running {
         }
         Ok((answers, self.usage()))
     }
+}
+
+/// The `n` answers to each prompt whose tokens have the highest mean log probability, the best first, of `candidates`
+/// answers to each. Where there is nothing to choose, all in their order.
+pub fn best(answers: Vec<Answer>, candidates: usize, n: usize) -> Vec<Answer> {
+    if candidates == n {
+        return answers;
+    }
+    let mut kept = Vec::with_capacity(answers.len() / candidates * n);
+    let mut answers = answers.into_iter();
+    while answers.len() > 0 {
+        let mut group: Vec<Answer> = answers.by_ref().take(candidates).collect();
+        // Stable: of equals the one that was drawn first.
+        group.sort_by(|a, b| mean(&b.tokens).total_cmp(&mean(&a.tokens)));
+        kept.extend(group.into_iter().take(n));
+    }
+    kept
 }
 
 impl Drop for Running {

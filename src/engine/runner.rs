@@ -169,8 +169,7 @@ fn wanted_rows(step: &Step, running: &[Sequence<Work>]) -> (WantedRows, Vec<Resu
     let results = step.parts.iter().map(|part| match part.lane {
         Lane::Answer => {
             let last = part.rows.end - usize::from(part.complete);
-            let reads_prompt =
-                matches!(&running[part.sequence].owner, Work::Answer(answer) if answer.reads_prompt());
+            let reads_prompt = matches!(&running[part.sequence].owner, Work::Answer(answer) if answer.reads_prompt());
             let from = wanted.logits.len();
             let prompt = if reads_prompt { part.rows.start..last } else { last..last };
             wanted.logits.extend(prompt.map(|row| row as u32));

@@ -110,7 +110,9 @@ pub trait Chunks: Send + 'static {
     /// What comes before any text of choice `index`.
     fn begin(&self, index: usize) -> Option<Self::Chunk>;
     /// The log probabilities of choice `index`'s prompt, from its second token on, where the request asked for them.
-    fn prompt(&mut self, index: usize, tokens: &[TokenLogprobs]) -> Option<Self::Chunk>;
+    fn prompt(&mut self, _index: usize, _tokens: &[TokenLogprobs]) -> Option<Self::Chunk> {
+        None
+    }
     /// More text of choice `index`, and the token that brought it where log probabilities are wanted.
     fn text(&mut self, index: usize, text: String, token: Option<&TokenLogprobs>) -> Self::Chunk;
     /// The end of choice `index`.
