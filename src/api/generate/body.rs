@@ -18,7 +18,6 @@ use crate::engine::logprobs::TokenLogprobs;
 pub const SYSTEM_FINGERPRINT: &str = concat!("fp_attune_", env!("CARGO_PKG_VERSION"));
 
 /// Tokens of a request, prompts counted once.
-#[expect(clippy::struct_field_names, reason = "the contract's names")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Usage {
     /// Tokens of the prompts.
