@@ -163,6 +163,7 @@ fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
         max_tokens,
         stop: Vec::new(),
         stop_tokens: Vec::new(),
+        grammar: None,
     }
 }
 

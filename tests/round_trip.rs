@@ -98,6 +98,7 @@ fn answer_events(
         max_tokens: 80,
         stop: Vec::new(),
         stop_tokens: model.end_tokens.clone(),
+        grammar: None,
     };
     engine.generate(request).unwrap()
 }

@@ -19,6 +19,7 @@ use crate::api::generate::body::{
 use crate::api::generate::fields::{SamplingFields, StopTexts, StreamOptions, check_n};
 use crate::api::target::{Input, Item, Target};
 use crate::api::{ApiState, sse};
+use crate::engine::FinishReason;
 use crate::{Error, Result};
 
 /// What `max_tokens` is when it is not given.
@@ -168,7 +169,7 @@ impl CompletionRequest {
             }
         }
         let max_tokens = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
-        Ok((Plan { target, prompts, n, max_tokens, sampling, stop }, Echo { texts, n }))
+        Ok((Plan { target, prompts, n, max_tokens, sampling, stop, grammar: None }, Echo { texts, n }))
     }
 
     fn sampling_fields(&self) -> SamplingFields<'_> {
@@ -250,12 +251,12 @@ impl Chunks for Writer {
         Some(self.chunk(index, echo.to_owned(), None))
     }
 
-    fn text(&self, index: usize, text: String) -> Completion {
-        self.chunk(index, text, None)
+    fn text(&mut self, index: usize, text: String) -> Vec<Completion> {
+        vec![self.chunk(index, text, None)]
     }
 
-    fn end(&self, index: usize, reason: &'static str) -> Completion {
-        self.chunk(index, String::new(), Some(reason))
+    fn end(&mut self, index: usize, reason: FinishReason) -> Vec<Completion> {
+        vec![self.chunk(index, String::new(), Some(reason_name(reason)))]
     }
 
     fn usage(&self, usage: Usage) -> Option<Completion> {

@@ -13,6 +13,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use self::body::Usage;
 use crate::api::target::{Target, count_tokens};
+use crate::engine::grammar::Grammar;
 use crate::engine::{Event, FinishReason, GenerateRequest, Sampling};
 use crate::{Error, Result};
 
@@ -30,6 +31,8 @@ pub struct Plan {
     pub sampling: Sampling,
     /// Texts that end an answer.
     pub stop: Vec<String>,
+    /// What every answer must follow.
+    pub grammar: Option<Grammar>,
 }
 
 /// The finished answer to one prompt.
@@ -92,6 +95,7 @@ impl Plan {
                     max_tokens: self.max_tokens,
                     stop: self.stop.clone(),
                     stop_tokens: base.model.end_tokens.clone(),
+                    grammar: self.grammar.clone(),
                 })?;
                 running.watch(index, receiver);
             }

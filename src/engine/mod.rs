@@ -3,6 +3,7 @@
 
 pub mod catalog;
 pub mod door;
+pub mod grammar;
 mod inbox;
 pub mod kv;
 pub mod native;
@@ -19,6 +20,7 @@ use std::pin::Pin;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use self::grammar::Grammar;
 use crate::adapters::AdapterLease;
 use crate::{Error, Result};
 
@@ -51,6 +53,8 @@ pub struct GenerateRequest {
     pub stop: Vec<String>,
     /// Token ids that end the answer (the model's end-of-sequence tokens).
     pub stop_tokens: Vec<u32>,
+    /// What the answer must follow; it ends with [`FinishReason::Stop`] where the grammar is complete.
+    pub grammar: Option<Grammar>,
 }
 
 /// How the next token is drawn from the logits.

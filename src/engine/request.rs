@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+use super::grammar::Grammar;
 use super::sampler::Sampler;
 use super::scheduler::Owner;
 use super::text::TextStream;
@@ -29,6 +30,8 @@ pub(super) struct Answer {
     sampler: Sampler,
     text: TextStream,
     stop_tokens: Vec<u32>,
+    /// The one special token that is part of the text.
+    shown_token: Option<u32>,
     max_tokens: usize,
     drawn: usize,
     submitted: Instant,
@@ -83,8 +86,11 @@ impl Answer {
         submitted: Instant,
     ) -> Result<Self> {
         let text = TextStream::new(tokenizer, &request.prompt, &request.stop)?;
-        let sampler = Sampler::new(request.sampling);
-        Ok(Self { events, sampler, text, stop_tokens: request.stop_tokens, max_tokens, drawn: 0, submitted })
+        let grammar = request.grammar.as_ref();
+        let shown_token = grammar.and_then(Grammar::shown_token);
+        let sampler = Sampler::new(request.sampling).with_grammar(grammar.map(Grammar::begin));
+        let stop_tokens = request.stop_tokens;
+        Ok(Self { events, sampler, text, stop_tokens, shown_token, max_tokens, drawn: 0, submitted })
     }
 
     /// Draws the next token and sends what it makes safe to show.
@@ -94,12 +100,19 @@ impl Answer {
         if self.stop_tokens.contains(&id) {
             return self.end(tokenizer, FinishReason::Stop);
         }
-        let piece = self.text.push(tokenizer, id)?;
+        let piece = if self.shown_token == Some(id) {
+            self.text.push_special(tokenizer, id)?
+        } else {
+            self.text.push(tokenizer, id)?
+        };
         if self.events.send(Event::Token { id, text: piece.text }).is_err() {
             return Ok(Progress::Ended);
         }
         if piece.stopped {
             return Ok(self.send_finished(String::new(), FinishReason::Stop));
+        }
+        if self.sampler.is_complete() {
+            return self.end(tokenizer, FinishReason::Stop);
         }
         if self.drawn >= self.max_tokens {
             return self.end(tokenizer, FinishReason::Length);
