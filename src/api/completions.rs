@@ -300,13 +300,13 @@ mod tests {
     #[test]
     fn chunks_carry_a_usage_key_only_where_asked_for() {
         let usage = Usage { prompt_tokens: 1, completion_tokens: 2, total_tokens: 3 };
-        let plain = writer(false, Vec::new());
-        let chunk = serde_json::to_value(plain.end(0, "stop")).expect("JSON");
+        let mut plain = writer(false, Vec::new());
+        let chunk = serde_json::to_value(&plain.end(0, FinishReason::Stop)[0]).expect("JSON");
         assert!(chunk.get("usage").is_none() && chunk["choices"][0]["logprobs"].is_null(), "{chunk}");
         assert!(plain.usage(usage).is_none(), "never an event without choices");
 
-        let asked = writer(true, Vec::new());
-        let chunk = serde_json::to_value(asked.text(1, "a".into())).expect("JSON");
+        let mut asked = writer(true, Vec::new());
+        let chunk = serde_json::to_value(&asked.text(1, "a".into())[0]).expect("JSON");
         assert!(chunk["usage"].is_null() && chunk.get("usage").is_some() && chunk.get("error").is_none(), "{chunk}");
         let last = serde_json::to_value(asked.usage(usage)).expect("JSON");
         assert_eq!((last["choices"].as_array().map(Vec::len), &last["usage"]["total_tokens"]), (Some(0), &3.into()));

@@ -35,6 +35,7 @@ impl Sampler {
     }
 
     /// Draws only what `grammar` allows.
+    #[must_use]
     pub fn with_grammar(mut self, grammar: Option<GrammarState>) -> Self {
         self.grammar = grammar;
         self

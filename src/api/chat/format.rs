@@ -23,11 +23,13 @@ pub struct JsonSchemaFormat {
     /// Up to 64 letters, digits, `_` and `-`.
     pub name: String,
     /// What the answer is for. Not shown to the model.
+    #[expect(dead_code, reason = "checked for its type and shown in the API's description")]
     pub description: Option<String>,
     /// The schema; any JSON object without one. Objects with `properties` get no others unless the schema says so.
     #[schema(value_type = Option<Object>)]
     pub schema: Option<Value>,
     /// Ignored: the answer always follows the schema.
+    #[expect(dead_code, reason = "checked for its type and shown in the API's description")]
     pub strict: Option<bool>,
 }
 

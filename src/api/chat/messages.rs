@@ -119,7 +119,7 @@ impl ChatMessage {
             None => return Err(missing("content", "The message has no content.")),
         };
         if !syntax.in_template {
-            return Ok(plain(role, content, &calls, syntax));
+            return Ok(plain(role, &content, &calls, syntax));
         }
         let mut message = json!({"role": role, "content": content});
         if !calls.is_empty() {
@@ -127,7 +127,7 @@ impl ChatMessage {
                 .iter()
                 .map(|call| {
                     let function = json!({"name": call.function.name, "arguments": call.function.parsed_arguments()});
-                    json!({"id": call_id(&call.id, syntax), "type": "function", "function": function})
+                    json!({"id": call_id(call.id, syntax), "type": "function", "function": function})
                 })
                 .collect();
         }
@@ -197,7 +197,7 @@ fn call_id(id: &str, syntax: ToolSyntax) -> String {
 }
 
 /// The message as text alone, for templates that know neither calls nor the role `tool`.
-fn plain(role: &str, content: String, calls: &[Call<'_>], syntax: ToolSyntax) -> Value {
+fn plain(role: &str, content: &str, calls: &[Call<'_>], syntax: ToolSyntax) -> Value {
     if role == "tool" {
         return json!({"role": role, "content": format!("<tool_response>\n{content}\n</tool_response>")});
     }

@@ -349,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_call_that_was_cut_keeps_what_arrived_and_its_reason() {
-        let text = CALL[..CALL.len() - 16].to_owned();
+        let text = CALL[..CALL.len() - 15].to_owned();
         let answer = Answer { text, reason: FinishReason::Length };
         let choice = ChatChoice::new(0, answer, Some(&calls(false)));
         assert_eq!(choice.message.tool_calls[0].function.arguments, "{\"a\": 1");

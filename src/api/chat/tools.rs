@@ -40,6 +40,7 @@ pub struct FunctionDefinition {
     #[schema(value_type = Option<Object>)]
     pub parameters: Option<Value>,
     /// Ignored: arguments always follow the schema.
+    #[expect(dead_code, reason = "checked for its type and shown in the API's description")]
     pub strict: Option<bool>,
 }
 
@@ -162,11 +163,15 @@ impl Tools {
 
     /// The same in words, for models whose template does not show tools.
     pub fn in_words(&self, syntax: ToolSyntax) -> String {
-        let listed: String = self.for_template().iter().map(|tool| format!("{}\n", tool["function"])).collect();
+        let listed: Vec<String> = self.for_template().iter().map(|tool| tool["function"].to_string()).collect();
         format!(
-            "You can call functions. Each line describes one, with the JSON schema of its arguments:\n{listed}\
+            "You can call functions. Each line describes one, with the JSON schema of its arguments:\n{}\n\
              To call a function, answer with\n{}{}{{\"name\": \"its name\", \"{}\": {{its arguments}}}}{}",
-            syntax.trigger, syntax.open, syntax.arguments_key, syntax.close
+            listed.join("\n"),
+            syntax.trigger,
+            syntax.open,
+            syntax.arguments_key,
+            syntax.close
         )
     }
 
@@ -175,9 +180,16 @@ impl Tools {
         let mut schemas: Vec<(String, Value)> =
             self.callable.iter().map(|(index, schema)| (format!("arguments_{index}"), schema.clone())).collect();
         let call = |(index, _): &(usize, Value)| {
-            let name = &self.offered[*index].name;
-            let head = format!("{{\"name\": \"{name}\", \"{}\": ", syntax.arguments_key);
-            format!("{} @arguments_{index} \"}}\"", quoted(&head))
+            let (name, key) = (&self.offered[*index].name, syntax.arguments_key);
+            // The lexer takes the longest piece that it can and never turns back. Where a call looks like another JSON
+            // answer until its name is known, its pieces must be no longer than those of JSON.
+            let head = if syntax.trigger.is_empty() {
+                let pieces = ["{", "\"name\"", ": ", &format!("\"{name}\""), ", ", &format!("\"{key}\""), ": "];
+                pieces.map(quoted).join(" ")
+            } else {
+                quoted(&format!("{{\"name\": \"{name}\", \"{key}\": "))
+            };
+            format!("{head} @arguments_{index} \"}}\"")
         };
         let calls: Vec<String> = self.callable.iter().map(call).collect();
         let more = if self.parallel {
