@@ -90,6 +90,11 @@ impl Tokenizer {
         self.end_token
     }
 
+    /// The id of the special token with this name.
+    pub fn special_token(&self, name: &str) -> Option<u32> {
+        self.inner.token_to_id(name).filter(|id| self.special.contains(id))
+    }
+
     /// True where `id` adds to the text that a client sees: it is in the vocabulary and not a special token.
     pub fn is_visible(&self, id: u32) -> bool {
         !self.special.contains(&id) && self.inner.id_to_token(id).is_some()
