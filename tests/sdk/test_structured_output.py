@@ -195,6 +195,10 @@ def hostile_schemas():
         "and": {"allOf": [{"type": "string", "pattern": f"^.*{letter}.*$"} for letter in "abcdefghijklmnopqrst"]},
         "large array": {"type": "array", "minItems": 10**9, "items": {"type": "null"}},
         "large numbers": {"type": "number", "multipleOf": 1e-300, "maximum": 1e308},
+        "large divisor": {"type": "integer", "multipleOf": 1234567},
+        "divisors": {"allOf": [{"type": "integer", "multipleOf": divisor} for divisor in (9973, 9967, 9949)]},
+        "unions": {"allOf": [{"anyOf": [{"const": a * b} for a in range(10)]} for b in range(8)]},
+        "deep pattern": {"type": "string", "pattern": "(" * 200 + "a" + ")" * 200},
         "many properties": {"type": "object", "properties": {f"p{index}": {} for index in range(2500)}},
     }
 
