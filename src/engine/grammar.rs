@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use llguidance::api::{GrammarInit, GrammarWithLexer, ParserLimits, StopReason, TopLevelGrammar};
+use llguidance::api::{GrammarInit, GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{InferenceCapabilities, SimpleVob};
 use llguidance::{JsonCompileOptions, Logger, Matcher};
 use serde_json::Value;
@@ -139,10 +139,14 @@ fn reason(error: &anyhow::Error) -> String {
         tracing::warn!(reason = text, "the grammar compiler failed");
         return "the compiler cannot handle it".into();
     }
+    if text.starts_with("NoExtension") {
+        return "no document satisfies it".into();
+    }
     let line = text.replace("<non-verbose/>", "").split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = line.trim_end_matches('.');
     match line.char_indices().nth(REASON_CHARACTERS) {
         Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
+        None => line.to_owned(),
     }
 }
 
@@ -179,14 +183,17 @@ impl GrammarState {
         self.matcher.is_stopped()
     }
 
+    /// The matcher takes no token that it has not allowed, so what stops it is one of its limits, or a defect.
     fn failed(&self, error: &anyhow::Error) -> Error {
-        match self.matcher.stop_reason() {
-            StopReason::NoExtensionBias => self.dead_end(),
-            StopReason::LexerTooComplex | StopReason::ParserTooComplex => {
-                Error::invalid(&self.grammar.compiled.param, TOO_COMPLEX)
-            }
-            _ => Error::Internal(format!("grammar: {}", reason(error))),
+        let text = error.to_string();
+        if text.starts_with("panic:") {
+            return Error::Internal(format!("grammar: {}", reason(error)));
         }
+        if text.contains("NoExtension") {
+            return self.dead_end();
+        }
+        tracing::info!(reason = reason(error), "a grammar is too complex to follow");
+        Error::invalid(&self.grammar.compiled.param, TOO_COMPLEX)
     }
 
     fn dead_end(&self) -> Error {

@@ -128,6 +128,10 @@ fn schemas_that_cannot_be_met_are_refused_with_a_reason() {
         (json!({"$ref": "https://example.com/schema.json"}), ""),
         (json!({"$ref": "file:///etc/passwd"}), ""),
         (json!({"$ref": "#/$defs/absent"}), ""),
+        (
+            json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
+            "no document",
+        ),
         (json!({"type": "object", "properties": {"a": false}, "required": ["a"]}), "nsatisfiable"),
         (json!({"not": {"type": "string"}}), "not"),
         (json!({"$defs": chain, "$ref": "#/$defs/d0"}), ""),
@@ -150,4 +154,15 @@ fn recursion_and_large_choices_are_fine() {
     let words: Vec<String> = (0..4000).map(|index| format!("word{index}")).collect();
     let text = draw(&compile(json!({"enum": words})).unwrap(), 3, seeded(3));
     assert!(words.contains(&serde_json::from_str(&text).unwrap()), "{text}");
+}
+
+#[test]
+fn what_is_too_complex_to_follow_is_the_schemas_fault() {
+    // So many keys may come next that the parser gives up at the first of them.
+    let properties: serde_json::Map<String, Value> = (0..2500).map(|index| (format!("p{index}"), json!({}))).collect();
+    let grammar = compile(json!({"type": "object", "properties": properties})).unwrap();
+    let mut sampler = Sampler::new(seeded(1)).with_grammar(Some(grammar.begin()));
+    let failed = (0..50).find_map(|_| sampler.draw(&vec![0.0; DEMO.size]).err());
+    let Some(Error::Invalid { message, param, .. }) = failed else { panic!("not the schema's fault: {failed:?}") };
+    assert_eq!((message.as_str(), param.as_deref()), (TOO_COMPLEX, Some("response_format")));
 }

@@ -7,6 +7,8 @@ use crate::{Error, Result};
 
 /// Schemas of one request together, as text.
 pub const SCHEMA_BYTES: usize = 64 << 10;
+/// Remainders of all divisors of a schema.
+const MAX_REMAINDERS: f64 = 50_000.0;
 
 /// `schema`, ready to be compiled; `param` is blamed where it cannot be.
 pub fn prepare(mut schema: Value, param: &str) -> Result<Value> {
@@ -14,10 +16,45 @@ pub fn prepare(mut schema: Value, param: &str) -> Result<Value> {
         return Err(Error::invalid_code(param, "invalid_type", format!("'{param}' must be a JSON schema: an object.")));
     }
     check_size(&schema, param)?;
+    check_multiples(&schema, param)?;
     if !combines(&schema) {
         close(&mut schema);
     }
     Ok(schema)
+}
+
+/// Refuses divisors whose automata would take seconds and gigabytes to build: they have a state per remainder, and those of
+/// schemas that are put together multiply.
+fn check_multiples(schema: &Value, param: &str) -> Result<()> {
+    let mut divisors = Vec::new();
+    collect_divisors(schema, &mut divisors);
+    let states = if combines(schema) { divisors.iter().product::<f64>() } else { divisors.iter().sum() };
+    if states > MAX_REMAINDERS {
+        let message = format!(
+            "'{param}' has a 'multipleOf' that is too fine: all of them together may have {MAX_REMAINDERS} remainders."
+        );
+        return Err(Error::invalid_code(param, "invalid_schema", message));
+    }
+    Ok(())
+}
+
+/// The digits of every `multipleOf` as a whole number: 0.25 is 25 hundredths.
+fn collect_divisors(schema: &Value, divisors: &mut Vec<f64>) {
+    match schema {
+        Value::Object(object) => {
+            if let Some(divisor) = object.get("multipleOf").and_then(Value::as_f64) {
+                let scientific = format!("{:e}", divisor.abs());
+                let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+                let decimals = digits.split_once('.').map_or(0, |(_, decimals)| decimals.len() as i32);
+                let zeros = exponent.parse::<i32>().map_or(0, |exponent| (exponent - decimals).max(0));
+                let digits: f64 = digits.replace('.', "").parse().unwrap_or(f64::INFINITY);
+                divisors.push((digits * 10_f64.powi(zeros)).max(1.0));
+            }
+            object.values().for_each(|schema| collect_divisors(schema, divisors));
+        }
+        Value::Array(schemas) => schemas.iter().for_each(|schema| collect_divisors(schema, divisors)),
+        _ => {}
+    }
 }
 
 /// Refuses a schema that is too large to be compiled.
@@ -102,6 +139,22 @@ mod tests {
             json!({"enum": [{"properties": {}}]}),
         ] {
             assert_eq!(closed(&open), open);
+        }
+    }
+
+    #[test]
+    fn divisors_have_a_bounded_number_of_remainders() {
+        let multiple = |divisor: Value| json!({"type": "number", "multipleOf": divisor});
+        for (schema, fine) in [
+            (multiple(json!(0.01)), true),
+            (multiple(json!(50_000)), true),
+            (multiple(json!(1_234_567)), false),
+            (multiple(json!(0.001_234_567)), false),
+            (multiple(json!(1e300)), false),
+            (json!({"items": multiple(json!(9973)), "properties": {"a": multiple(json!(9967))}}), true),
+            (json!({"allOf": [multiple(json!(9973)), multiple(json!(9967))]}), false),
+        ] {
+            assert_eq!(prepare(schema.clone(), "p").is_ok(), fine, "{schema}");
         }
     }
 
