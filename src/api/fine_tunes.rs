@@ -49,7 +49,7 @@ pub async fn create(
 ) -> Result<Json<FineTune>, Problem> {
     let spec = request.spec(&state)?;
     check_inputs(&state, &caller, &spec).await?;
-    let job = state.queue.enqueue(&caller.organization, JobApi::FineTunes, spec).await?;
+    let job = state.queue.enqueue_for(&caller.organization, Some(&caller.key), JobApi::FineTunes, spec).await?;
     Ok(Json(with_events(&state, job).await?))
 }
 

@@ -40,7 +40,7 @@ pub async fn create(
 ) -> Result<Json<FineTuningJob>, Problem> {
     let spec = request.spec()?;
     check_inputs(&state, &caller, &spec).await?;
-    let job = state.queue.enqueue(&caller.organization, JobApi::FineTuningJobs, spec).await?;
+    let job = state.queue.enqueue_for(&caller.organization, Some(&caller.key), JobApi::FineTuningJobs, spec).await?;
     Ok(Json(job.into()))
 }
 

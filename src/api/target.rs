@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::adapters::AdapterLease;
 use crate::api::ApiState;
 use crate::api::auth::Caller;
+use crate::api::meter::Account;
 use crate::engine::catalog::CatalogEntry;
 use crate::model::BaseModel;
 use crate::{Error, Result};
@@ -23,16 +24,20 @@ pub struct Target {
     pub base: CatalogEntry,
     /// The adapter's generation, held until the request ends.
     pub adapter: Option<AdapterLease>,
+    /// Who pays.
+    pub account: Account,
 }
 
 impl Target {
     /// The base model with this id, else the caller's fine-tuned model.
     pub async fn resolve(state: &ApiState, caller: &Caller, name: &str) -> Result<Self> {
         if let Ok(base) = state.catalog.get(name) {
-            return Ok(Self { base: base.clone(), adapter: None });
+            let account = Account::new(state, caller, name, &base.model.id);
+            return Ok(Self { base: base.clone(), adapter: None, account });
         }
         let (base, adapter) = state.registry.lease(&caller.organization, name).await?;
-        Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter) })
+        let account = Account::new(state, caller, name, &base);
+        Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter), account })
     }
 
     /// The model's weights, tokenizer and template.
