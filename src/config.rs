@@ -29,9 +29,11 @@ pub struct Config {
     pub device: DeviceChoice,
     /// Run fine-tune jobs inside `serve`.
     pub worker: bool,
-    /// Keys that clients must send as `Authorization: Bearer …`; empty means open, which only a loopback address allows.
+    /// Keys that clients must send as `Authorization: Bearer …`, beside those of the database: admin keys of `organization`.
+    /// With none at all the server is open, which only a loopback address allows.
     pub api_keys: Vec<String>,
-    /// Organisation that owns files, jobs and adapters; it appears in the names of fine-tuned models.
+    /// Organisation of who has one of `api_keys` or needs no key: it owns files, jobs and adapters, and appears in the names
+    /// of fine-tuned models.
     pub organization: String,
     /// Limits that keep one client from exhausting the server.
     pub limits: Limits,
