@@ -257,6 +257,7 @@ async fn a_jobs_tokens_are_charged_once_to_the_key_that_made_it_and_only_if_it_s
     let queue = Queue::open(store.clone()).await.unwrap();
     let spec = JobSpec {
         model: "ft:earlier".into(),
+        alias: None,
         training_file: "file-x".into(),
         validation_file: None,
         suffix: None,

@@ -34,9 +34,9 @@ pub struct Caller {
     pub limiter: Arc<Limiter>,
 }
 
-/// Proof that the caller has an admin key; others are answered with 403.
+/// A caller with an admin key; others are answered with 403.
 #[derive(Debug, Clone)]
-pub struct Admin;
+pub struct Admin(pub Caller);
 
 /// Decides who is let in. Cheap to clone.
 #[derive(Clone)]
@@ -176,7 +176,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let caller = Caller::from_request_parts(parts, state).await?;
-        if caller.admin { Ok(Self) } else { Err(Problem::not_admin()) }
+        if caller.admin { Ok(Self(caller)) } else { Err(Problem::not_admin()) }
     }
 }
 
