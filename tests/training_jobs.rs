@@ -185,6 +185,7 @@ fn spec(training_file: String) -> JobSpec {
             ..Hyperparameters::default()
         },
         metadata: None,
+        classification: None,
     }
 }
 

@@ -51,10 +51,10 @@ impl AdapterRegistry {
         Self { inner: Arc::new(Inner { store, catalog, resident, loads: Mutex::default() }) }
     }
 
-    /// The base model's id and the current generation of the organisation's model `name`, loaded from the store where it
-    /// is not in memory; [`crate::Error::ModelNotFound`] otherwise.
+    /// The base model's id and the current generation of `name`, a model of the organisation or one that it has permission
+    /// for, loaded from the store where it is not in memory; [`crate::Error::ModelNotFound`] otherwise.
     pub async fn lease(&self, organization: &str, name: &str) -> Result<(String, AdapterLease)> {
-        let row = match self.inner.store.fine_tuned_model(organization, name).await {
+        let row = match self.inner.store.usable_model(organization, name).await {
             Ok(row) => row,
             Err(error) => {
                 if matches!(error, Error::ModelNotFound(_)) {
@@ -73,7 +73,7 @@ impl AdapterRegistry {
             Ok(adapter) => Ok((row.base, adapter)),
             // The model may have been deleted between the row and the files.
             Err(Error::Blob(object_store::Error::NotFound { .. })) => {
-                self.inner.store.fine_tuned_model(organization, name).await?;
+                self.inner.store.usable_model(organization, name).await?;
                 Err(Error::Internal(format!("the files of adapter {} are missing", row.adapter)))
             }
             Err(error) => Err(error),

@@ -55,7 +55,7 @@ pub struct DeletedModel {
     responses((status = 200, body = List<Model>), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Model>>, Problem> {
-    let fine_tuned = state.store.fine_tuned_models(&caller.organization).await?;
+    let fine_tuned = state.store.usable_models(&caller.organization).await?;
     let base = state.catalog.entries().iter().map(|entry| Model::from(&*entry.model));
     Ok(Json(List::new(base.chain(fine_tuned.into_iter().map(Model::from)).collect())))
 }
@@ -82,7 +82,7 @@ pub async fn retrieve(
     if let Ok(entry) = state.catalog.get(&name) {
         return Ok(Json(Model::from(&*entry.model)));
     }
-    let model = state.store.fine_tuned_model(&caller.organization, &name).await.map_err(blame_model)?;
+    let model = state.store.usable_model(&caller.organization, &name).await.map_err(blame_model)?;
     Ok(Json(model.into()))
 }
 

@@ -4,6 +4,7 @@
 pub mod blobs;
 pub mod files;
 pub mod models;
+pub mod permissions;
 pub mod postgres;
 mod sweep;
 
