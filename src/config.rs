@@ -2,6 +2,7 @@
 //!
 //! Called by `main`; everything else receives the values it needs. Nothing else in the crate reads the environment.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,7 @@ use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
+use crate::adapters::is_job_name;
 use crate::{Error, Result};
 
 /// Everything that an operator can set. Field names are the keys of `attune.toml`; `ATTUNE_` and the upper-case name set
@@ -24,16 +26,24 @@ pub struct Config {
     pub database_url: Option<String>,
     /// Base models to serve.
     pub models: Vec<ModelEntry>,
+    /// Other names for models, each with the base model or the fine-tuned one that it stands for.
+    pub aliases: BTreeMap<String, String>,
     /// Where models run.
     pub device: DeviceChoice,
     /// Run fine-tune jobs inside `serve`.
     pub worker: bool,
-    /// Keys that clients must send as `Authorization: Bearer …`; empty means open, which only a loopback address allows.
+    /// Keys that clients must send as `Authorization: Bearer …`, beside those of the database: admin keys of `organization`.
+    /// With none at all the server is open, which only a loopback address allows.
     pub api_keys: Vec<String>,
-    /// Organisation that owns files, jobs and adapters; it appears in the names of fine-tuned models.
+    /// Organisation of who has one of `api_keys` or needs no key: it owns files, jobs and adapters, and appears in the names
+    /// of fine-tuned models.
     pub organization: String,
     /// Limits that keep one client from exhausting the server.
     pub limits: Limits,
+    /// What a base model's tokens cost, and those of the models that are fine-tuned from it, by the base's id.
+    pub prices: BTreeMap<String, Price>,
+    /// The money of `prices`.
+    pub currency: String,
     /// Log lines as JSON instead of text.
     pub log_json: bool,
 }
@@ -81,6 +91,29 @@ pub struct Limits {
     pub max_file_bytes: usize,
     /// Texts in one embeddings request.
     pub max_inputs: usize,
+    /// Requests per minute of a key without a limit of its own.
+    pub requests_per_minute: u64,
+    /// Tokens per minute, prompts and answers together, of a key without a limit of its own.
+    pub tokens_per_minute: u64,
+    /// Requests of one key that run at a time.
+    pub concurrent_requests: usize,
+    /// Bytes of the weights of an adapter that is loaded from a folder or an archive.
+    pub max_adapter_bytes: u64,
+}
+
+/// What tokens cost: money per million of them.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Price {
+    /// Tokens of prompts, and of inputs to embed.
+    pub prompt: f64,
+    /// Those of them that need not be computed; absent: the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached_prompt: Option<f64>,
+    /// Tokens drawn.
+    pub completion: f64,
+    /// Tokens trained on.
+    pub training: f64,
 }
 
 impl Default for Config {
@@ -90,11 +123,14 @@ impl Default for Config {
             data_dir: "data".into(),
             database_url: None,
             models: Vec::new(),
+            aliases: BTreeMap::new(),
             device: DeviceChoice::Auto,
             worker: true,
             api_keys: Vec::new(),
             organization: "local".into(),
             limits: Limits::default(),
+            prices: BTreeMap::new(),
+            currency: "USD".into(),
             log_json: false,
         }
     }
@@ -110,6 +146,10 @@ impl Default for Limits {
             max_body_bytes: 8 << 20,
             max_file_bytes: 512 << 20,
             max_inputs: 2048,
+            requests_per_minute: 60_000,
+            tokens_per_minute: 100_000_000,
+            concurrent_requests: 256,
+            max_adapter_bytes: 1 << 30,
         }
     }
 }
@@ -136,21 +176,17 @@ impl Config {
             self.models.push(ModelEntry { id: "demo".into(), path: demo_model_path()?, quantize: None });
         }
         for (index, model) in self.models.iter().enumerate() {
-            if model.id.is_empty() || model.id.starts_with("ft:") {
-                return Err(Error::Setup(format!("model id `{}`: must not be empty or begin with `ft:`", model.id)));
+            if model.id.is_empty() || is_job_name(&model.id) {
+                let message = "must not be empty, begin with `ft:` or hold `:ft-`";
+                return Err(Error::Setup(format!("model id `{}`: {message}", model.id)));
             }
             if self.models[..index].iter().any(|other| other.id == model.id) {
                 return Err(Error::Setup(format!("model id `{}` is given twice", model.id)));
             }
         }
+        self.check_aliases()?;
         if self.api_keys.iter().any(|key| key.trim().is_empty()) {
             return Err(Error::Setup("api_keys: a key is empty".into()));
-        }
-        if self.api_keys.is_empty() && !self.listen.ip().is_loopback() {
-            return Err(Error::Setup(format!(
-                "refusing to listen on {} without an API key: set api_keys (ATTUNE_API_KEYS='[\"…\"]') or listen on 127.0.0.1",
-                self.listen
-            )));
         }
         let limits = &self.limits;
         if limits.max_sequences == 0 || limits.max_step_tokens == 0 || limits.kv_cache_mib == 0 {
@@ -158,7 +194,52 @@ impl Config {
                 "limits: max_sequences, max_step_tokens and kv_cache_mib must be at least 1".into(),
             ));
         }
+        if limits.requests_per_minute == 0 || limits.tokens_per_minute == 0 || limits.concurrent_requests == 0 {
+            return Err(Error::Setup(
+                "limits: requests_per_minute, tokens_per_minute and concurrent_requests must be at least 1".into(),
+            ));
+        }
+        for (model, price) in &self.prices {
+            let prices = [price.prompt, price.cached_prompt.unwrap_or_default(), price.completion, price.training];
+            if !prices.iter().all(|price| price.is_finite() && *price >= 0.0) {
+                return Err(Error::Setup(format!("prices of `{model}`: every price must be a number of at least 0")));
+            }
+        }
         Ok(self)
+    }
+
+    /// Refuses an address that others reach where nobody has a key; `database_has_keys` says whether one was ever made.
+    pub fn check_closed(&self, database_has_keys: bool) -> Result<()> {
+        if !self.listen.ip().is_loopback() && self.api_keys.is_empty() && !database_has_keys {
+            return Err(Error::Setup(format!(
+                "refusing to listen on {} without an API key: make one (attune keys create --org ORG), set api_keys \
+                 (ATTUNE_API_KEYS='[\"…\"]') or listen on 127.0.0.1",
+                self.listen
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_aliases(&self) -> Result<()> {
+        let is_base = |name: &str| self.models.iter().any(|model| model.id == name);
+        for (alias, name) in &self.aliases {
+            let fault = |what: &str| Error::Setup(format!("aliases: `{alias}` = `{name}`: {what}"));
+            if alias.trim() != alias || alias.is_empty() || alias.chars().any(char::is_control) {
+                return Err(fault("an alias needs a name of visible characters"));
+            }
+            if is_base(alias) {
+                return Err(fault("this is the id of a base model already"));
+            }
+            if is_job_name(alias) {
+                return Err(fault("names of this form belong to fine-tuned models"));
+            }
+            if !is_base(name) && !is_job_name(name) {
+                return Err(fault(
+                    "an alias must lead to the id of a base model or the name of a fine-tuned one (ft:…)",
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -225,5 +306,36 @@ impl Serialize for DeviceChoice {
 impl<'de> Deserialize<'de> for DeviceChoice {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(alias: &str, name: &str) -> Result<Config> {
+        let models = vec!["demo=somewhere".parse().map_err(Error::Setup)?];
+        Config { models, aliases: [(alias.into(), name.into())].into(), ..Config::default() }.check()
+    }
+
+    #[test]
+    fn an_alias_leads_to_a_base_or_a_fine_tuned_model_and_hides_neither() {
+        for (alias, name) in [("ada", "demo"), ("gpt-3.5-turbo", "ft:demo:local::1234abcd"), ("a/b c", "demo:ft-org-x")]
+        {
+            assert!(check(alias, name).is_ok(), "{alias} = {name}");
+        }
+        for (alias, name) in [
+            ("demo", "demo"),
+            ("ada", "none"),
+            ("ada", "ada"),
+            ("", "demo"),
+            (" ada", "demo"),
+            ("a\nb", "demo"),
+            ("ft:demo:x::y", "demo"),
+            ("ada:ft-x", "demo"),
+        ] {
+            let said = check(alias, name).expect_err("refused").to_string();
+            assert!(said.starts_with("aliases: "), "{alias} = {name}: {said}");
+        }
     }
 }

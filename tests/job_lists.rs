@@ -20,6 +20,7 @@ fn object(value: &Value) -> serde_json::Map<String, Value> {
 async fn enqueue(queue: &Queue, organization: &str, metadata: &Value) -> String {
     let spec = JobSpec {
         model: "demo".into(),
+        alias: None,
         training_file: "file-x".into(),
         validation_file: None,
         suffix: None,

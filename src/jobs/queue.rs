@@ -58,8 +58,13 @@ impl Queue {
         Ok(Self { store, changes, _listener: Arc::new(listener) })
     }
 
-    /// Writes a new job and its first events.
+    /// Writes a new job and its first events; no key is charged with its tokens.
     pub async fn enqueue(&self, organization: &str, api: JobApi, spec: JobSpec) -> Result<Job> {
+        self.enqueue_for(organization, None, api, spec).await
+    }
+
+    /// Writes a new job, whose trained tokens the API key `key` is charged with, and its first event.
+    pub async fn enqueue_for(&self, organization: &str, key: Option<&str>, api: JobApi, spec: JobSpec) -> Result<Job> {
         let id = new_id(api.id_prefix());
         // The older resource's clients show people where they stand in the queue.
         let (created, enqueued) = match api {
@@ -67,7 +72,9 @@ impl Queue {
             JobApi::FineTuningJobs => (format!("Created fine-tuning job: {id}"), None),
         };
         let row: JobRow = sqlx::query_as(concat!(
-            "with created as (insert into jobs (id, api, organization, spec) values ($1, $2, $3, $4) returning *),
+            "with created as (
+                 insert into jobs (id, api, organization, spec, api_key) values ($1, $2, $3, $4, $7) returning *
+             ),
              said as (
                  insert into job_events (job, attempt, message)
                  select key, attempt, message from created, (
@@ -86,6 +93,7 @@ impl Queue {
         .bind(Json(spec))
         .bind(created)
         .bind(enqueued)
+        .bind(key)
         .fetch_one(&self.store.pool)
         .await?;
         Ok(row.into())

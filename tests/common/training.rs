@@ -172,6 +172,7 @@ pub fn tickets(count: usize) -> String {
 pub fn spec(training_file: String) -> JobSpec {
     JobSpec {
         model: "demo".into(),
+        alias: None,
         training_file,
         validation_file: None,
         suffix: None,
