@@ -30,8 +30,8 @@ pub(super) struct Answer {
     sampler: Sampler,
     text: TextStream,
     stop_tokens: Vec<u32>,
-    /// The one special token that is part of the text.
-    shown_token: Option<u32>,
+    /// Knows the special tokens that are part of the text.
+    grammar: Option<Grammar>,
     max_tokens: usize,
     drawn: usize,
     submitted: Instant,
@@ -86,11 +86,9 @@ impl Answer {
         submitted: Instant,
     ) -> Result<Self> {
         let text = TextStream::new(tokenizer, &request.prompt, &request.stop)?;
-        let grammar = request.grammar.as_ref();
-        let shown_token = grammar.and_then(Grammar::shown_token);
-        let sampler = Sampler::new(request.sampling).with_grammar(grammar.map(Grammar::begin));
-        let stop_tokens = request.stop_tokens;
-        Ok(Self { events, sampler, text, stop_tokens, shown_token, max_tokens, drawn: 0, submitted })
+        let (grammar, stop_tokens) = (request.grammar, request.stop_tokens);
+        let sampler = Sampler::new(request.sampling).with_grammar(grammar.as_ref().map(Grammar::begin));
+        Ok(Self { events, sampler, text, stop_tokens, grammar, max_tokens, drawn: 0, submitted })
     }
 
     /// Draws the next token and sends what it makes safe to show.
@@ -100,7 +98,7 @@ impl Answer {
         if self.stop_tokens.contains(&id) {
             return self.end(tokenizer, FinishReason::Stop);
         }
-        let piece = if self.shown_token == Some(id) {
+        let piece = if self.grammar.as_ref().is_some_and(|grammar| grammar.shows(id)) {
             self.text.push_special(tokenizer, id)?
         } else {
             self.text.push(tokenizer, id)?
