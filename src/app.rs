@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum_server::accept::NoDelayAcceptor;
+use hyper_util::rt::TokioTimer;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +24,11 @@ use crate::{Error, Result};
 
 /// How long requests and the running job may take to end after a signal.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long a new connection may take to send its first request. Nothing but a scan or an attack needs longer.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the head of a later request may take, the quiet time between two requests included: longer than the pools of
+/// common clients and proxies keep a connection, so that it is the client who closes it.
+const HEAD_TIMEOUT: Duration = Duration::from_mins(3);
 
 /// The whole server, built and not yet running.
 pub struct App {
@@ -62,20 +69,15 @@ impl App {
             tracing::warn!("no API keys are set: everyone on this machine can use this server (api_keys closes it)");
         }
         let worker = config.worker.then(|| tokio::spawn(self.worker.clone().run(shutdown.clone())));
-        let server = axum::serve(listener, api::router(self.state.clone()))
-            .with_graceful_shutdown(shutdown.clone().cancelled_owned())
-            .into_future();
+        let server = serve_http(listener, api::router(self.state.clone()), shutdown.clone())?;
 
         println!("listening on http://{address}");
 
-        let served = bounded("requests", &shutdown, server).await;
+        let served = server.await;
         // The listener may have failed on its own; the job must still be put down.
         shutdown.cancel();
         finish(worker).await;
-        match served {
-            Some(result) => result.map_err(Error::io("serve HTTP")),
-            None => Ok(()),
-        }
+        served
     }
 
     /// Runs jobs only, until `shutdown`.
@@ -118,7 +120,7 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
         let backend = NativeEngine::start(model.clone(), &config.limits, priority.clone())?;
         entries.push(CatalogEntry { model, backend });
     }
-    Ok(Catalog::new(entries))
+    Ok(Catalog::new(entries).with_aliases(config.aliases.clone()))
 }
 
 async fn load_model(entry: ModelEntry, device: candle_core::Device) -> Result<Arc<BaseModel>> {
@@ -130,19 +132,27 @@ async fn load_model(entry: ModelEntry, device: candle_core::Device) -> Result<Ar
     Ok(Arc::new(model))
 }
 
-/// Waits for `work`; after `shutdown` no longer than [`GRACE`].
-async fn bounded<T>(what: &str, shutdown: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
-    let too_long = async {
+/// Answers requests until `shutdown`, then [`GRACE`] longer for those in flight. Slow and silent connections are closed.
+fn serve_http(
+    listener: TcpListener,
+    routes: axum::Router,
+    shutdown: CancellationToken,
+) -> Result<impl Future<Output = Result<()>>> {
+    let setup = |error| Error::io("set up the listener")(error);
+    let listener = listener.into_std().map_err(setup)?;
+    let handle = axum_server::Handle::new();
+    let mut server = axum_server::from_tcp(listener)
+        .map_err(setup)?
+        .handle(handle.clone())
+        // The events of a stream are small: none may wait for the acknowledgement of the one before.
+        .acceptor(NoDelayAcceptor::new())
+        .first_request_timeout(FIRST_REQUEST_TIMEOUT);
+    server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    tokio::spawn(async move {
         shutdown.cancelled().await;
-        tokio::time::sleep(GRACE).await;
-    };
-    tokio::select! {
-        done = work => Some(done),
-        () = too_long => {
-            tracing::warn!("{what} did not end within {} s and were cut off", GRACE.as_secs());
-            None
-        }
-    }
+        handle.graceful_shutdown(Some(GRACE));
+    });
+    Ok(async move { server.serve(routes.into_make_service()).await.map_err(Error::io("serve HTTP")) })
 }
 
 /// Waits for the worker to checkpoint and release its job.

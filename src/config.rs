@@ -2,6 +2,7 @@
 //!
 //! Called by `main`; everything else receives the values it needs. Nothing else in the crate reads the environment.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,7 @@ use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
+use crate::adapters::is_job_name;
 use crate::{Error, Result};
 
 /// Everything that an operator can set. Field names are the keys of `attune.toml`; `ATTUNE_` and the upper-case name set
@@ -24,6 +26,8 @@ pub struct Config {
     pub database_url: Option<String>,
     /// Base models to serve.
     pub models: Vec<ModelEntry>,
+    /// Other names for models, each with the base model or the fine-tuned one that it stands for.
+    pub aliases: BTreeMap<String, String>,
     /// Where models run.
     pub device: DeviceChoice,
     /// Run fine-tune jobs inside `serve`.
@@ -81,6 +85,8 @@ pub struct Limits {
     pub max_file_bytes: usize,
     /// Texts in one embeddings request.
     pub max_inputs: usize,
+    /// Bytes of the weights of an adapter that is loaded from a folder or an archive.
+    pub max_adapter_bytes: u64,
 }
 
 impl Default for Config {
@@ -90,6 +96,7 @@ impl Default for Config {
             data_dir: "data".into(),
             database_url: None,
             models: Vec::new(),
+            aliases: BTreeMap::new(),
             device: DeviceChoice::Auto,
             worker: true,
             api_keys: Vec::new(),
@@ -110,6 +117,7 @@ impl Default for Limits {
             max_body_bytes: 8 << 20,
             max_file_bytes: 512 << 20,
             max_inputs: 2048,
+            max_adapter_bytes: 1 << 30,
         }
     }
 }
@@ -136,13 +144,15 @@ impl Config {
             self.models.push(ModelEntry { id: "demo".into(), path: demo_model_path()?, quantize: None });
         }
         for (index, model) in self.models.iter().enumerate() {
-            if model.id.is_empty() || model.id.starts_with("ft:") {
-                return Err(Error::Setup(format!("model id `{}`: must not be empty or begin with `ft:`", model.id)));
+            if model.id.is_empty() || is_job_name(&model.id) {
+                let message = "must not be empty, begin with `ft:` or hold `:ft-`";
+                return Err(Error::Setup(format!("model id `{}`: {message}", model.id)));
             }
             if self.models[..index].iter().any(|other| other.id == model.id) {
                 return Err(Error::Setup(format!("model id `{}` is given twice", model.id)));
             }
         }
+        self.check_aliases()?;
         if self.api_keys.iter().any(|key| key.trim().is_empty()) {
             return Err(Error::Setup("api_keys: a key is empty".into()));
         }
@@ -159,6 +169,28 @@ impl Config {
             ));
         }
         Ok(self)
+    }
+
+    fn check_aliases(&self) -> Result<()> {
+        let is_base = |name: &str| self.models.iter().any(|model| model.id == name);
+        for (alias, name) in &self.aliases {
+            let fault = |what: &str| Error::Setup(format!("aliases: `{alias}` = `{name}`: {what}"));
+            if alias.trim() != alias || alias.is_empty() || alias.chars().any(char::is_control) {
+                return Err(fault("an alias needs a name of visible characters"));
+            }
+            if is_base(alias) {
+                return Err(fault("this is the id of a base model already"));
+            }
+            if is_job_name(alias) {
+                return Err(fault("names of this form belong to fine-tuned models"));
+            }
+            if !is_base(name) && !is_job_name(name) {
+                return Err(fault(
+                    "an alias must lead to the id of a base model or the name of a fine-tuned one (ft:…)",
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -225,5 +257,36 @@ impl Serialize for DeviceChoice {
 impl<'de> Deserialize<'de> for DeviceChoice {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(alias: &str, name: &str) -> Result<Config> {
+        let models = vec!["demo=somewhere".parse().map_err(Error::Setup)?];
+        Config { models, aliases: [(alias.into(), name.into())].into(), ..Config::default() }.check()
+    }
+
+    #[test]
+    fn an_alias_leads_to_a_base_or_a_fine_tuned_model_and_hides_neither() {
+        for (alias, name) in [("ada", "demo"), ("gpt-3.5-turbo", "ft:demo:local::1234abcd"), ("a/b c", "demo:ft-org-x")]
+        {
+            assert!(check(alias, name).is_ok(), "{alias} = {name}");
+        }
+        for (alias, name) in [
+            ("demo", "demo"),
+            ("ada", "none"),
+            ("ada", "ada"),
+            ("", "demo"),
+            (" ada", "demo"),
+            ("a\nb", "demo"),
+            ("ft:demo:x::y", "demo"),
+            ("ada:ft-x", "demo"),
+        ] {
+            let said = check(alias, name).expect_err("refused").to_string();
+            assert!(said.starts_with("aliases: "), "{alias} = {name}: {said}");
+        }
     }
 }

@@ -134,6 +134,15 @@ impl Error {
         Self::Invalid { message: message.into(), param: Some(param.into()), code: Some(code) }
     }
 
+    /// The same error; a model that was not found is called by the `name` that was asked for.
+    #[must_use]
+    pub fn about_model(self, name: &str) -> Self {
+        match self {
+            Self::ModelNotFound(_) => Self::ModelNotFound(name.into()),
+            error => error,
+        }
+    }
+
     /// An input or output failure while doing `context`; use as `.map_err(Error::io("read config.json"))`.
     pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let context = context.into();

@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod engine_support;
+#[path = "engine_native/logprobs.rs"]
+mod logprobs;
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -163,6 +165,8 @@ fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
         max_tokens,
         stop: Vec::new(),
         stop_tokens: Vec::new(),
+        logprobs: None,
+        prompt_logprobs: None,
     }
 }
 
@@ -190,14 +194,16 @@ fn read(mut events: UnboundedReceiver<Event>) -> Result<Answer> {
     let (mut tokens, mut shown) = (Vec::new(), String::new());
     loop {
         match events.blocking_recv().expect("the channel closed without an end") {
-            Event::Token { id, text } => {
+            Event::Prompt { .. } => {}
+            Event::Token { id, text, .. } => {
                 tokens.push(id);
                 shown += &text;
             }
-            Event::Finished { text, reason, completion_tokens } => {
+            Event::Finished { text, reason, completion_tokens, cached_tokens: 0 } => {
                 assert!(events.blocking_recv().is_none(), "an event after the end");
                 return Ok((tokens, shown + &text, reason, completion_tokens));
             }
+            Event::Finished { .. } => panic!("this engine has no prefix cache"),
             Event::Failed(error) => return Err(error),
         }
     }

@@ -83,6 +83,7 @@ impl Fixture {
 fn spec() -> JobSpec {
     JobSpec {
         model: "demo".into(),
+        alias: None,
         training_file: "file-train".into(),
         validation_file: None,
         suffix: Some("mine".into()),

@@ -98,6 +98,8 @@ fn answer_events(
         max_tokens: 80,
         stop: Vec::new(),
         stop_tokens: model.end_tokens.clone(),
+        logprobs: None,
+        prompt_logprobs: None,
     };
     engine.generate(request).unwrap()
 }
@@ -110,6 +112,7 @@ fn collect(mut events: tokio::sync::mpsc::UnboundedReceiver<Event>) -> String {
     let mut answer = String::new();
     loop {
         match events.blocking_recv().unwrap() {
+            Event::Prompt { .. } => panic!("nobody asked for the prompt"),
             Event::Token { text, .. } => answer += &text,
             Event::Finished { text, .. } => return answer + &text,
             Event::Failed(error) => panic!("{error}"),

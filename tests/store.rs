@@ -13,6 +13,7 @@ use attune::jobs::queue::{Outcome, Queue, StopRequest};
 use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec};
 use attune::store::Store;
 use attune::store::files::{File, NewFile, Page};
+use attune::store::models::NewModel;
 use futures::TryStreamExt as _;
 use postgres::TestDatabase;
 use sqlx::Row as _;
@@ -35,6 +36,7 @@ fn page(after: Option<&str>, limit: i64, ascending: bool) -> Page {
 fn spec(training_file: &str, validation_file: Option<&str>) -> JobSpec {
     JobSpec {
         model: "demo".into(),
+        alias: None,
         training_file: training_file.into(),
         validation_file: validation_file.map(Into::into),
         suffix: None,
@@ -220,6 +222,49 @@ async fn an_adapter_that_a_running_job_may_be_publishing_is_left_to_the_sweep() 
     assert!(database.store.blobs.get("adapters/aa/adapter_config.json").await.is_ok());
     database.store.sweep_older_than(Duration::ZERO).await.unwrap();
     assert!(is_absent(&database.store.blobs.get("adapters/aa/adapter_config.json").await));
+}
+
+/// Names an adapter from elsewhere; its one blob stands for both.
+async fn load(store: &Store, name: &str, adapter: &str, replace: bool) -> Result<String, Error> {
+    let new = NewModel { organization: ORG.into(), name: name.into(), base: "demo".into(), adapter: adapter.into() };
+    let blobs = vec![(format!("adapters/{adapter}/adapter_config.json"), "{}".into())];
+    Ok(store.add_model(new, blobs, replace).await?.adapter)
+}
+
+#[tokio::test]
+async fn an_adapter_from_elsewhere_keeps_its_name_until_it_is_replaced_and_takes_its_files_along() {
+    let database = TestDatabase::new().await;
+    let queue = Queue::open(database.store.clone()).await.unwrap();
+    publish(&database, &queue, ORG, "ft:a", "aa").await;
+    let store = &database.store;
+    assert_eq!(load(store, "mine", "ab", false).await.unwrap(), "ab");
+    assert!(matches!(load(store, "mine", "ac", false).await, Err(Error::Invalid { .. })), "the name is taken");
+    assert_eq!(store.fine_tuned_model(ORG, "mine").await.unwrap().adapter, "ab");
+    assert_eq!(load(store, "mine", "ac", true).await.unwrap(), "ac");
+    assert!(is_absent(&store.blobs.get("adapters/ab/adapter_config.json").await));
+    assert!(store.blobs.get("adapters/ac/adapter_config.json").await.is_ok());
+    for replace in [false, true] {
+        assert!(matches!(load(store, "ft:a", "ac", replace).await, Err(Error::Invalid { .. })), "a job made it");
+    }
+    assert_eq!(store.fine_tuned_model(ORG, "ft:a").await.unwrap().adapter, "aa");
+}
+
+#[tokio::test]
+async fn a_name_never_points_to_files_that_a_deletion_took_at_the_same_time() {
+    let database = TestDatabase::new().await;
+    let store = &database.store;
+    let work = (0..4).map(|worker| async move {
+        for _ in 0..15 {
+            let name = format!("mine-{worker}");
+            match load(store, &name, "ab", false).await {
+                Ok(_) => assert!(store.blobs.get("adapters/ab/adapter_config.json").await.is_ok(), "no files"),
+                Err(error) => assert!(matches!(error, Error::Unavailable(_)), "{error:?}"),
+            }
+            let _ = store.delete_fine_tuned_model(ORG, &name).await;
+        }
+    });
+    futures::future::join_all(work).await;
+    assert!(is_absent(&store.blobs.get("adapters/ab/adapter_config.json").await));
 }
 
 // --- Blobs -------------------------------------------------------------------------------------------------------------

@@ -174,6 +174,7 @@ fn tickets(count: usize) -> String {
 fn spec(training_file: String) -> JobSpec {
     JobSpec {
         model: "demo".into(),
+        alias: None,
         training_file,
         validation_file: None,
         suffix: None,

@@ -3,6 +3,7 @@
 //! The trainer makes adapters, the engine applies them, the API resolves names to them. An [`Adapter`] never changes once
 //! made; publishing a new one under a name re-points the name, and whoever holds the old `Arc` (the *lease*) keeps it.
 
+pub mod import;
 pub mod peft;
 pub mod registry;
 
@@ -89,6 +90,11 @@ pub struct Adapter {
     pub id: String,
     /// One entry per decoder block.
     pub layers: Vec<LoraLayer>,
+}
+
+/// True for names of the forms that jobs give their models: `ft:{base}:…` and `{base}:ft-…`.
+pub fn is_job_name(name: &str) -> bool {
+    name.starts_with("ft:") || name.contains(":ft-")
 }
 
 /// A held adapter: the generation stays in memory until the last lease drops.

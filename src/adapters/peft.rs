@@ -33,9 +33,13 @@ pub struct PeftFiles {
 impl PeftFiles {
     /// The generation's name: SHA-256 over the weights and the configuration, in hex.
     pub fn id(&self) -> String {
-        let digest = Sha256::new().chain_update(&self.weights).chain_update(&self.config).finalize();
-        format!("{digest:x}")
+        generation(&self.config, &self.weights)
     }
+}
+
+fn generation(config: &[u8], weights: &[u8]) -> String {
+    let digest = Sha256::new().chain_update(weights).chain_update(config).finalize();
+    format!("{digest:x}")
 }
 
 impl Site {
@@ -176,7 +180,7 @@ fn refuse(why: impl std::fmt::Display) -> Error {
 
 /// Reads the two files of a PEFT folder for a model of shape `model`, onto `device`.
 pub fn read(config: &[u8], weights: &[u8], model: &ModelConfig, device: &Device) -> Result<Adapter> {
-    let id = PeftFiles { config: config.to_vec(), weights: weights.to_vec() }.id();
+    let id = generation(config, weights);
     let config = read_config(config)?;
     let file = SafeTensors::deserialize(weights)
         .map_err(|error| refuse(format_args!("adapter_model.safetensors is damaged: {error}")))?;
@@ -217,6 +221,12 @@ pub fn read(config: &[u8], weights: &[u8], model: &ModelConfig, device: &Device)
         return Err(refuse(format_args!("target_modules names `{unused}`, for which there are no tensors")));
     }
     Ok(Adapter { id, layers })
+}
+
+/// The base model that `adapter_config.json` says the adapter was trained on, if it says so.
+pub fn base_name(config: &[u8]) -> Option<String> {
+    let config: Value = serde_json::from_slice(config).ok()?;
+    Some(config["base_model_name_or_path"].as_str()?.to_owned())
 }
 
 fn read_config(config: &[u8]) -> Result<Config> {

@@ -7,18 +7,24 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
-use tokio::sync::OnceCell;
+use bytes::Bytes;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use crate::adapters::peft::{self, PeftFiles};
 use crate::adapters::{Adapter, AdapterLease};
 use crate::engine::catalog::Catalog;
 use crate::store::Store;
-use crate::store::models::FineTunedModel;
+use crate::store::models::{FineTunedModel, NewModel};
 use crate::{Error, Result};
 
 /// Bytes of adapters that are kept without a lease on them.
 const MAX_RESIDENT_BYTES: usize = 1 << 30;
+/// How long bringing an adapter in waits for others that are under way.
+const TURN_WAIT: Duration = Duration::from_secs(30);
+/// Times that a name may be re-pointed while it is being leased.
+const LEASE_ATTEMPTS: usize = 3;
 
 /// Key of the blob with a generation's configuration.
 pub fn config_key(generation: &str) -> String {
@@ -42,42 +48,100 @@ struct Inner {
     resident: Mutex<Resident>,
     /// Loads under way, by generation: whoever asks for the same one waits for it.
     loads: Mutex<HashMap<String, Arc<OnceCell<AdapterLease>>>>,
+    /// One adapter is brought in at a time: its files lie in memory meanwhile.
+    turn: Arc<Semaphore>,
 }
 
 impl AdapterRegistry {
     /// An empty registry over the stored models; adapters go to the device of their base in `catalog`.
     pub fn new(store: Store, catalog: Catalog) -> Self {
         let resident = Mutex::new(Resident::new(MAX_RESIDENT_BYTES));
-        Self { inner: Arc::new(Inner { store, catalog, resident, loads: Mutex::default() }) }
+        let turn = Arc::new(Semaphore::new(1));
+        Self { inner: Arc::new(Inner { store, catalog, resident, loads: Mutex::default(), turn }) }
     }
 
     /// The base model's id and the current generation of the organisation's model `name`, loaded from the store where it
     /// is not in memory; [`crate::Error::ModelNotFound`] otherwise.
     pub async fn lease(&self, organization: &str, name: &str) -> Result<(String, AdapterLease)> {
-        let row = match self.inner.store.fine_tuned_model(organization, name).await {
-            Ok(row) => row,
-            Err(error) => {
-                if matches!(error, Error::ModelNotFound(_)) {
-                    self.forget(organization, name);
+        let mut row = self.row(organization, name).await?;
+        for _ in 0..LEASE_ATTEMPTS {
+            match self.generation(&row).await {
+                Ok(adapter) => return Ok((row.base, adapter)),
+                // The name may have been deleted or re-pointed between the row and the files.
+                Err(Error::Blob(object_store::Error::NotFound { .. })) => {
+                    let now = self.row(organization, name).await?;
+                    if now.adapter == row.adapter {
+                        break;
+                    }
+                    row = now;
                 }
-                return Err(error);
+                Err(error) => return Err(error),
             }
-        };
+        }
+        Err(Error::Internal(format!("the files of adapter {} are missing", row.adapter)))
+    }
+
+    /// What the name points to now.
+    async fn row(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
+        let row = self.inner.store.fine_tuned_model(organization, name).await;
+        if matches!(row, Err(Error::ModelNotFound(_))) {
+            self.forget(organization, name);
+        }
+        row
+    }
+
+    /// The generation, from memory or from the store.
+    async fn generation(&self, row: &FineTunedModel) -> Result<AdapterLease> {
         if let Some(adapter) = self.resident().get(&row.adapter) {
-            return Ok((row.base, adapter));
+            return Ok(adapter);
         }
         let cell = Arc::clone(lock(&self.inner.loads).entry(row.adapter.clone()).or_default());
-        let loaded = cell.get_or_try_init(|| self.load(&row)).await.cloned();
+        let loaded = cell.get_or_try_init(|| self.load(row)).await.cloned();
         self.end_load(&row.adapter, &cell);
-        match loaded {
-            Ok(adapter) => Ok((row.base, adapter)),
-            // The model may have been deleted between the row and the files.
-            Err(Error::Blob(object_store::Error::NotFound { .. })) => {
-                self.inner.store.fine_tuned_model(organization, name).await?;
-                Err(Error::Internal(format!("the files of adapter {} are missing", row.adapter)))
+        loaded
+    }
+
+    /// Waits for the right to [`AdapterRegistry::install`]; [`Error::Overloaded`] where others take too long.
+    pub async fn turn(&self) -> Result<OwnedSemaphorePermit> {
+        match tokio::time::timeout(TURN_WAIT, Arc::clone(&self.inner.turn).acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(_)) => Err(Error::Internal("no adapters are brought in any more".into())),
+            Err(_) => {
+                Err(Error::Overloaded { what: "other adapters are being loaded", retry_after: Duration::from_secs(5) })
             }
-            Err(error) => Err(error),
         }
+    }
+
+    /// Brings an adapter from elsewhere in under `name`: checks that it fits `base`, stores it and keeps it in memory. What
+    /// was under the name before is replaced if `replace`, else the name is refused; leases on it live on.
+    pub async fn install(
+        &self,
+        organization: &str,
+        name: &str,
+        base: &str,
+        files: PeftFiles,
+        replace: bool,
+    ) -> Result<()> {
+        let model = Arc::clone(&self.inner.catalog.get(base)?.model);
+        let read = move || {
+            let adapter = peft::read(&files.config, &files.weights, &model.config, model.decoder.device())?;
+            Ok::<_, Error>((files, adapter))
+        };
+        let read = tokio::task::spawn_blocking(read).await;
+        let (files, adapter) = read.map_err(|error| Error::Internal(format!("reading an adapter: {error}")))??;
+        let blobs = vec![
+            (config_key(&adapter.id), Bytes::from(files.config)),
+            (weights_key(&adapter.id), Bytes::from(files.weights)),
+        ];
+        let new = NewModel {
+            organization: organization.into(),
+            name: name.into(),
+            base: base.into(),
+            adapter: adapter.id.clone(),
+        };
+        self.inner.store.add_model(new, blobs, replace).await?;
+        self.publish(organization, name, base, Arc::new(adapter));
+        Ok(())
     }
 
     /// Keeps a generation that is in memory already, so that the first lease of `name` needs no file: what a finishing job
@@ -85,7 +149,7 @@ impl AdapterRegistry {
     pub fn publish(&self, organization: &str, name: &str, base: &str, adapter: Arc<Adapter>) {
         tracing::info!(organization, name, base, adapter = adapter.id, "adapter in memory");
         let mut resident = self.resident();
-        resident.names.insert((organization.into(), name.into()), adapter.id.clone());
+        resident.point((organization.into(), name.into()), &adapter.id);
         resident.insert(adapter);
     }
 
@@ -128,7 +192,7 @@ impl AdapterRegistry {
         .map_err(|error| Error::Internal(format!("loading an adapter: {error}")))??;
         let adapter = Arc::new(adapter);
         let mut resident = self.resident();
-        resident.names.insert((row.organization.clone(), row.name.clone()), row.adapter.clone());
+        resident.point((row.organization.clone(), row.name.clone()), &row.adapter);
         resident.insert(Arc::clone(&adapter));
         Ok(adapter)
     }
@@ -191,6 +255,14 @@ impl Resident {
         }
     }
 
+    /// Notes that `name` means the generation `id` now; what it meant before goes where nothing else means it.
+    fn point(&mut self, name: (String, String), id: &str) {
+        if self.names.get(&name).is_none_or(|before| before != id) {
+            self.forget(&name);
+            self.names.insert(name, id.into());
+        }
+    }
+
     fn forget(&mut self, name: &(String, String)) {
         if let Some(id) = self.names.remove(name)
             && !self.names.values().any(|other| *other == id)
@@ -234,6 +306,18 @@ mod tests {
         resident.insert(adapter("b"));
         assert!(Arc::ptr_eq(&resident.get("a").unwrap(), &leased));
         assert_eq!(resident.bytes, 64);
+    }
+
+    #[test]
+    fn a_name_that_is_re_pointed_lets_its_old_generation_go() {
+        let mut resident = Resident::new(1024);
+        let name = || ("org".to_string(), "one".to_string());
+        for id in ["a", "b", "b"] {
+            resident.point(name(), id);
+            resident.insert(adapter(id));
+        }
+        assert_eq!(resident.bytes, 64);
+        assert!(resident.get("a").is_none() && resident.get("b").is_some());
     }
 
     #[test]

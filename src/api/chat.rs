@@ -9,7 +9,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 
-use self::request::{ChatRequest, template_messages};
+use self::request::ChatRequest;
+pub use self::request::{ChatMessage, template_messages};
 use self::response::{AssistantMessage, ChatChoice, ChatCompletion, ChatCompletionChunk, Writer};
 use crate::api::auth::Caller;
 use crate::api::error::{ErrorBody, Problem};
@@ -17,6 +18,7 @@ use crate::api::extract::Body;
 use crate::api::generate::Plan;
 use crate::api::generate::body::{SYSTEM_FINGERPRINT, new_id, now, reason_name, stream_chunks};
 use crate::api::generate::fields::{StopTexts, StreamOptions, check_n};
+use crate::api::generate::logprobs::TokenTexts;
 use crate::api::target::Target;
 use crate::api::{ApiState, sse};
 use crate::{Error, Result};
@@ -39,9 +41,10 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     request.refuse_unsupported()?;
     let target = Target::resolve(&state, &caller, &request.model).await?;
+    let tokens = request.logprobs()?.map(|_| TokenTexts::new(target.model().clone()));
     let running = request.plan(&state, target).await.and_then(Plan::start).map_err(blame_messages)?;
     let stream_usage = StreamOptions::wants_usage(request.stream_options.as_ref());
-    let writer = Writer { id: new_id("chatcmpl"), created: now(), model: request.model, stream_usage };
+    let writer = Writer { id: new_id("chatcmpl"), created: now(), model: request.model, stream_usage, tokens };
     if request.stream == Some(true) {
         return Ok(sse::respond(stream_chunks(running, writer)));
     }
@@ -49,15 +52,16 @@ pub async fn create(
     let choices = answers.into_iter().enumerate().map(|(index, answer)| ChatChoice {
         index,
         message: AssistantMessage { role: "assistant", content: answer.text, refusal: None },
-        logprobs: None,
+        logprobs: writer.logprobs(&answer.tokens),
         finish_reason: reason_name(answer.reason),
     });
+    let choices = choices.collect();
     let completion = ChatCompletion {
         id: writer.id,
         object: "chat.completion",
         created: writer.created,
         model: writer.model,
-        choices: choices.collect(),
+        choices,
         usage,
         system_fingerprint: SYSTEM_FINGERPRINT,
     };
@@ -91,6 +95,7 @@ impl ChatRequest {
         }
         let rest = target.context().saturating_sub(used).max(1);
         let max_tokens = self.max_completion_tokens.or(self.max_tokens).unwrap_or(rest);
-        Ok(Plan { target, prompts, n, max_tokens, sampling, stop })
+        let logprobs = self.logprobs()?;
+        Ok(Plan { target, prompts, n, max_tokens, sampling, stop, logprobs, prompt_logprobs: None })
     }
 }

@@ -1,22 +1,26 @@
 //! `POST /completions`: text after each prompt, as one body or as events.
+//!
+//! This file holds the handler and the body that it reads, [`response`] what is answered.
+
+mod response;
 
 use std::collections::HashMap;
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use utoipa::ToSchema;
 
+use self::response::{Completion, Prompts, ShownPrompt, Writer};
 use crate::api::auth::Caller;
-use crate::api::checks::not_supported;
+use crate::api::checks::within;
 use crate::api::error::{ErrorBody, Problem};
 use crate::api::extract::Body;
-use crate::api::generate::Plan;
-use crate::api::generate::body::{
-    Chunks, SYSTEM_FINGERPRINT, Usage, UsageKey, new_id, now, reason_name, stream_chunks,
-};
+use crate::api::generate::body::stream_chunks;
 use crate::api::generate::fields::{SamplingFields, StopTexts, StreamOptions, check_n};
+use crate::api::generate::logprobs::TokenTexts;
+use crate::api::generate::{Plan, best};
 use crate::api::target::{Input, Item, Target};
 use crate::api::{ApiState, sse};
 use crate::{Error, Result};
@@ -64,44 +68,14 @@ pub struct CompletionRequest {
     pub echo: Option<bool>,
     /// Not supported: the models have no fill-in-the-middle.
     pub suffix: Option<String>,
-    /// Not supported above 1.
+    /// Draw this many choices for each prompt and answer with the `n` whose tokens are the most probable on average; 0
+    /// draws `n`. Not with `stream`.
+    #[schema(minimum = 0, maximum = 20, default = 0)]
     pub best_of: Option<usize>,
-    /// Not supported yet.
+    /// Answer with each token's log probability and those of this many most probable ones at its place. With `echo` the
+    /// prompt's tokens have theirs, too.
+    #[schema(minimum = 0, maximum = 5)]
     pub logprobs: Option<usize>,
-}
-
-/// Completions, or one event of a stream of them.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Completion {
-    /// `cmpl-…`
-    pub id: String,
-    /// Always `text_completion`.
-    pub object: &'static str,
-    /// Unix seconds.
-    pub created: i64,
-    /// The model as asked for.
-    pub model: String,
-    /// Changes when the same seed may give another text.
-    pub system_fingerprint: &'static str,
-    /// One entry for each prompt and each of its choices.
-    pub choices: Vec<CompletionChoice>,
-    /// Tokens used; in a stream only where asked for.
-    #[serde(skip_serializing_if = "UsageKey::is_absent")]
-    #[schema(value_type = Option<Usage>)]
-    pub usage: UsageKey,
-}
-
-/// One choice, or the next piece of it.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct CompletionChoice {
-    /// The text.
-    pub text: String,
-    /// Prompt number times `n`, plus the number of the choice.
-    pub index: usize,
-    /// Always null.
-    pub logprobs: Option<()>,
-    /// `stop` or `length`; null while the choice goes on.
-    pub finish_reason: Option<&'static str>,
 }
 
 /// Continue prompts
@@ -119,19 +93,17 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     request.refuse_unsupported()?;
     let target = Target::resolve(&state, &caller, &request.model).await?;
-    let (plan, echo) = request.plan(&state, target).await?;
+    let tokens = request.logprobs.map(|_| TokenTexts::new(target.model().clone()));
+    let (plan, prompts) = request.plan(&state, target).await?;
+    let (candidates, n) = (plan.n, prompts.n);
     let running = plan.start()?;
     let stream_usage = StreamOptions::wants_usage(request.stream_options.as_ref());
-    let writer = Writer { id: new_id("cmpl"), created: now(), model: request.model, echo, stream_usage };
+    let writer = Writer::new(request.model, prompts, tokens, stream_usage);
     if request.stream == Some(true) {
         return Ok(sse::respond(stream_chunks(running, writer)));
     }
     let (answers, usage) = running.collect().await?;
-    let choices = answers.into_iter().enumerate().map(|(index, answer)| {
-        let text = writer.echo_of(index).unwrap_or_default().to_owned() + &answer.text;
-        CompletionChoice { text, index, logprobs: None, finish_reason: Some(reason_name(answer.reason)) }
-    });
-    Ok(Json(writer.completion(choices.collect(), UsageKey::Now(usage))).into_response())
+    Ok(Json(writer.whole(best(answers, candidates, n), usage)).into_response())
 }
 
 impl CompletionRequest {
@@ -140,35 +112,63 @@ impl CompletionRequest {
             let message = "'suffix' is not supported: this model has no fill-in-the-middle. Leave it out.";
             return Err(Error::invalid_code("suffix", "unsupported_parameter", message));
         }
-        if self.logprobs.is_some() {
-            return Err(not_supported("logprobs"));
-        }
-        match self.best_of {
-            Some(2..) => Err(not_supported("best_of")),
-            Some(1) if self.n.is_some_and(|n| n > 1) => {
-                Err(Error::invalid("best_of", "'best_of' must be at least 'n'."))
-            }
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
-    /// What to run, and the text that each choice begins with.
-    async fn plan(&self, state: &ApiState, target: Target) -> Result<(Plan, Echo)> {
+    /// What to run, and the prompts as the choices show them.
+    async fn plan(&self, state: &ApiState, target: Target) -> Result<(Plan, Prompts)> {
         let limits = &state.config.limits;
         let stop = StopTexts::check(self.stop.clone())?;
         let sampling = self.sampling_fields().check(target.model().config.vocab_size)?;
+        let logprobs = within("logprobs", self.logprobs, 0, 5)?;
         let prompt = self.prompt.clone().unwrap_or_else(|| Input::Text(String::new()));
         let items = prompt.into_items("prompt", limits.max_inputs)?;
         let n = check_n(self.n, items.len(), limits.max_waiting)?;
-        let texts = if self.echo == Some(true) { echo_texts(&target, &items)? } else { Vec::new() };
+        let candidates = self.candidates(n, items.len(), limits.max_waiting)?;
+        let echo = self.echo == Some(true);
+        let prompt_logprobs = logprobs.filter(|_| echo);
+        let mut shown = Vec::new();
+        if echo || logprobs.is_some() {
+            shown = show_prompts(&target, &items, prompt_logprobs.is_some()).await?;
+        }
         let mut prompts = target.encode_items("prompt", items).await?;
         for prompt in &mut prompts {
             if prompt.is_empty() {
                 prompt.push(start_token(&target)?);
             }
         }
+        for (shown, prompt) in shown.iter_mut().zip(&prompts) {
+            shown.first_token = prompt[0];
+        }
         let max_tokens = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
-        Ok((Plan { target, prompts, n, max_tokens, sampling, stop }, Echo { texts, n }))
+        // The best are chosen by their log probabilities, also where the client does not ask for them.
+        let logprobs = logprobs.or((candidates > n).then_some(0));
+        let plan = Plan { target, prompts, n: candidates, max_tokens, sampling, stop, logprobs, prompt_logprobs };
+        Ok((plan, Prompts { shown, n, echo }))
+    }
+
+    /// Choices to draw for each of `prompts`, of which `n` are answered.
+    fn candidates(&self, n: usize, prompts: usize, waiting: usize) -> Result<usize> {
+        let candidates = match within("best_of", self.best_of, 0, 20)? {
+            None | Some(0) => n,
+            Some(best_of) => best_of,
+        };
+        if candidates < n {
+            let message = format!("'best_of' is {candidates}, but must be at least 'n', which is {n}.");
+            return Err(Error::invalid("best_of", message));
+        }
+        if candidates > n && self.stream == Some(true) {
+            let message = "'best_of' above 'n' cannot be streamed, since the best are known at the end only: \
+                           leave out 'stream' or 'best_of'.";
+            return Err(Error::invalid("best_of", message));
+        }
+        if candidates * prompts > waiting {
+            let message = format!(
+                "{prompts} prompts with 'best_of' {candidates} are more than the {waiting} sequences of one request."
+            );
+            return Err(Error::invalid("best_of", message));
+        }
+        Ok(candidates)
     }
 
     fn sampling_fields(&self) -> SamplingFields<'_> {
@@ -191,76 +191,43 @@ fn start_token(target: &Target) -> Result<u32> {
     })
 }
 
-fn echo_texts(target: &Target, items: &[Item]) -> Result<Vec<String>> {
-    let text = |item: &Item| match item {
-        Item::Text(text) => Ok(text.clone()),
-        Item::Tokens(tokens) => {
-            // An id past the tokenizer would fail as a fault of the server; `encode_items` refuses it as the client's.
-            let vocabulary = target.model().tokenizer.vocabulary_size();
-            let known: Vec<u32> = tokens.iter().copied().filter(|id| (*id as usize) < vocabulary).collect();
-            target.model().tokenizer.decode(&known, false)
-        }
-    };
-    items.iter().map(text).collect()
-}
-
-/// The prompts as text, where the client wants them back.
-struct Echo {
-    texts: Vec<String>,
-    n: usize,
-}
-
-/// Writes completions of one request.
-struct Writer {
-    id: String,
-    created: i64,
-    model: String,
-    echo: Echo,
-    stream_usage: bool,
-}
-
-impl Writer {
-    fn echo_of(&self, index: usize) -> Option<&str> {
-        self.echo.texts.get(index / self.echo.n).map(String::as_str)
+/// The prompts' texts, and where their tokens stand in them where `places` are wanted.
+async fn show_prompts(target: &Target, items: &[Item], places: bool) -> Result<Vec<ShownPrompt>> {
+    let mut shown = Vec::with_capacity(items.len());
+    for item in items {
+        shown.push(match item {
+            Item::Text(text) => {
+                let mut offsets = Vec::new();
+                if places {
+                    offsets = target.character_offsets(text.clone()).await?;
+                }
+                ShownPrompt { text: text.clone(), offsets, first_token: 0 }
+            }
+            Item::Tokens(tokens) => show_tokens(target, tokens, places)?,
+        });
     }
+    Ok(shown)
+}
 
-    fn completion(&self, choices: Vec<CompletionChoice>, usage: UsageKey) -> Completion {
-        Completion {
-            id: self.id.clone(),
-            object: "text_completion",
-            created: self.created,
-            model: self.model.clone(),
-            system_fingerprint: SYSTEM_FINGERPRINT,
-            choices,
-            usage,
+fn show_tokens(target: &Target, tokens: &[u32], places: bool) -> Result<ShownPrompt> {
+    // An id past the tokenizer would fail as a fault of the server; `encode_items` refuses it as the client's.
+    let vocabulary = target.model().tokenizer.vocabulary_size();
+    let known = |id: &u32| (*id as usize) < vocabulary;
+    let ids: Vec<u32> = tokens.iter().copied().filter(known).collect();
+    let text = target.model().tokenizer.decode(&ids, false)?;
+    let mut offsets = Vec::new();
+    if places {
+        // A decoder may leave out a blank at the beginning; no token stands past the end for that.
+        let length = text.chars().count();
+        let texts = TokenTexts::new(target.model().clone());
+        let mut characters = 0;
+        for id in tokens {
+            let (offset, after) = if known(id) { texts.place(*id, characters, true) } else { (characters, characters) };
+            offsets.push(offset.min(length));
+            characters = after;
         }
     }
-
-    fn chunk(&self, index: usize, text: String, finish_reason: Option<&'static str>) -> Completion {
-        let choice = CompletionChoice { text, index, logprobs: None, finish_reason };
-        self.completion(vec![choice], UsageKey::before_the_last(self.stream_usage))
-    }
-}
-
-impl Chunks for Writer {
-    type Chunk = Completion;
-
-    fn begin(&self, index: usize) -> Option<Completion> {
-        let echo = self.echo_of(index).filter(|text| !text.is_empty())?;
-        Some(self.chunk(index, echo.to_owned(), None))
-    }
-
-    fn text(&self, index: usize, text: String) -> Completion {
-        self.chunk(index, text, None)
-    }
-
-    fn end(&self, index: usize, reason: &'static str) -> Completion {
-        self.chunk(index, String::new(), Some(reason))
-    }
-
-    fn usage(&self, usage: Usage) -> Option<Completion> {
-        self.stream_usage.then(|| self.completion(Vec::new(), UsageKey::Now(usage)))
-    }
+    Ok(ShownPrompt { text, offsets, first_token: 0 })
 }
 
 #[cfg(test)]
@@ -274,47 +241,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_refused_by_name() {
-        for (field, json) in [
-            ("suffix", r#"{"model":"m","suffix":"x"}"#),
-            ("logprobs", r#"{"model":"m","logprobs":0,"echo":true}"#),
-            ("best_of", r#"{"model":"m","best_of":2,"n":2}"#),
-            ("best_of", r#"{"model":"m","best_of":1,"n":2}"#),
-        ] {
-            assert!(refused(json).is_some_and(|message| message.contains(field)), "{json}");
-        }
-    }
-
-    #[test]
-    fn harmless_values_of_unsupported_fields_pass() {
+    fn a_suffix_is_refused_by_name_and_harmless_values_pass() {
+        assert!(refused(r#"{"model":"m","suffix":"x"}"#).is_some_and(|message| message.contains("suffix")));
         assert_eq!(refused(r#"{"model":"m","suffix":null,"best_of":1,"n":1,"logprobs":null}"#), None);
         assert_eq!(refused(r#"{"model":"m","suffix":"","best_of":null,"n":3,"user":"u","made_up":{}}"#), None);
     }
 
-    fn writer(stream_usage: bool, echo: Vec<String>) -> Writer {
-        let echo = Echo { texts: echo, n: 2 };
-        Writer { id: "cmpl-1".into(), created: 1, model: "m".into(), echo, stream_usage }
-    }
-
     #[test]
-    fn chunks_carry_a_usage_key_only_where_asked_for() {
-        let usage = Usage { prompt_tokens: 1, completion_tokens: 2, total_tokens: 3 };
-        let plain = writer(false, Vec::new());
-        let chunk = serde_json::to_value(plain.end(0, "stop")).expect("JSON");
-        assert!(chunk.get("usage").is_none() && chunk["choices"][0]["logprobs"].is_null(), "{chunk}");
-        assert!(plain.usage(usage).is_none(), "never an event without choices");
-
-        let asked = writer(true, Vec::new());
-        let chunk = serde_json::to_value(asked.text(1, "a".into())).expect("JSON");
-        assert!(chunk["usage"].is_null() && chunk.get("usage").is_some() && chunk.get("error").is_none(), "{chunk}");
-        let last = serde_json::to_value(asked.usage(usage)).expect("JSON");
-        assert_eq!((last["choices"].as_array().map(Vec::len), &last["usage"]["total_tokens"]), (Some(0), &3.into()));
-    }
-
-    #[test]
-    fn an_echo_comes_first_and_belongs_to_its_prompt() {
-        let writer = writer(false, vec!["one".into(), "two".into()]);
-        let first: Vec<_> = (0..4).filter_map(|index| writer.begin(index)).map(|c| c.choices[0].text.clone()).collect();
-        assert_eq!(first, ["one", "one", "two", "two"]);
+    fn best_of_is_at_least_n_and_not_streamed_and_bounded() {
+        for (json, expected) in [
+            (r#"{"model":"m"}"#, Some(3)),
+            (r#"{"model":"m","best_of":0,"stream":true}"#, Some(3)),
+            (r#"{"model":"m","best_of":3,"stream":true}"#, Some(3)),
+            (r#"{"model":"m","best_of":20}"#, Some(20)),
+            (r#"{"model":"m","best_of":21}"#, None),
+            (r#"{"model":"m","best_of":2}"#, None),
+            (r#"{"model":"m","best_of":4,"stream":true}"#, None),
+        ] {
+            let request: CompletionRequest = parse(json.as_bytes()).expect("a request");
+            assert_eq!(request.candidates(3, 1, 100).ok(), expected, "{json}");
+        }
+        let request: CompletionRequest = parse(br#"{"model":"m","best_of":20}"#).expect("a request");
+        assert!(request.candidates(1, 6, 100).is_err(), "120 sequences of 100");
     }
 }

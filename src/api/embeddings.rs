@@ -11,6 +11,7 @@ use crate::api::ApiState;
 use crate::api::auth::Caller;
 use crate::api::error::{ErrorBody, Problem};
 use crate::api::extract::Body;
+use crate::api::foreign_tokens;
 use crate::api::target::{Input, Item, Target, count_tokens};
 use crate::engine::EmbedRequest;
 use crate::{Error, Result};
@@ -23,7 +24,7 @@ const MAX_TOKENS: usize = 300_000;
 pub struct EmbeddingRequest {
     /// A base model or a fine-tuned one.
     pub model: String,
-    /// One or many inputs, as text or as token ids.
+    /// One or many inputs, as text or as token ids; under an alias `text-embedding-…` the ids are those of `cl100k_base`.
     pub input: Input,
     /// The form of the vectors.
     pub encoding_format: Option<EncodingFormat>,
@@ -103,6 +104,7 @@ pub async fn create(
     let target = Target::resolve(&state, &caller, &request.model).await?;
     check_dimensions(request.dimensions, target.model().config.hidden_size)?;
     let items = request.input.into_items("input", state.config.limits.max_inputs)?;
+    let items = foreign_tokens::own_items(&state.catalog, &request.model, "input", items).await?;
     check_not_empty(&items)?;
     let inputs = target.encode_items("input", items).await?;
     let tokens = check_lengths(&inputs, target.context())?;

@@ -35,12 +35,16 @@ impl<T: DeserializeOwned> FromRequest<ApiState> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &ApiState) -> Result<Self, Problem> {
-        let bytes = tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, state))
-            .await
-            .map_err(|_| Problem::slow_body())?
-            .map_err(|rejection| unreadable(&rejection, state.config.limits.max_body_bytes))?;
-        parse(&bytes).map(Self)
+        parse(&read(request, state).await?).map(Self)
     }
+}
+
+/// The whole body, within the limits of size and time.
+pub async fn read(request: Request, state: &ApiState) -> Result<Bytes, Problem> {
+    tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, state))
+        .await
+        .map_err(|_| Problem::slow_body())?
+        .map_err(|rejection| unreadable(&rejection, state.config.limits.max_body_bytes))
 }
 
 fn unreadable(rejection: &BytesRejection, limit: usize) -> Problem {

@@ -17,7 +17,7 @@ use crate::api::ApiState;
 use crate::api::auth::Caller;
 use crate::api::error::{ErrorBody, Problem};
 use crate::api::extract::{Body, Path, Query};
-use crate::api::job_rules::check_inputs;
+use crate::api::job_rules::{check_inputs, follow_alias};
 use crate::api::list::{BoundedPageOf, Cursor, PageOf};
 use crate::jobs::queue::StopRequest;
 use crate::jobs::{Job, JobApi};
@@ -38,7 +38,8 @@ pub async fn create(
     caller: Caller,
     Body(request): Body<CreateJob>,
 ) -> Result<Json<FineTuningJob>, Problem> {
-    let spec = request.spec()?;
+    let mut spec = request.spec()?;
+    follow_alias(&state, &mut spec);
     check_inputs(&state, &caller, &spec).await?;
     let job = state.queue.enqueue(&caller.organization, JobApi::FineTuningJobs, spec).await?;
     Ok(Json(job.into()))

@@ -1,9 +1,11 @@
 //! What completions and chat share: running many sequences at once, and gathering their events into answers.
 //!
-//! [`fields`] holds the fields of a request that both have, [`body`] what both write of the answers.
+//! [`fields`] holds the fields of a request that both have, [`body`] what both write of the answers, [`logprobs`] how each
+//! shows log probabilities.
 
 pub mod body;
 pub mod fields;
+pub mod logprobs;
 
 use std::collections::VecDeque;
 
@@ -12,7 +14,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use self::body::Usage;
+use self::logprobs::mean;
 use crate::api::target::{Target, count_tokens};
+use crate::engine::logprobs::TokenLogprobs;
 use crate::engine::{Event, FinishReason, GenerateRequest, Sampling};
 use crate::{Error, Result};
 
@@ -30,22 +34,32 @@ pub struct Plan {
     pub sampling: Sampling,
     /// Texts that end an answer.
     pub stop: Vec<String>,
+    /// As [`GenerateRequest::logprobs`].
+    pub logprobs: Option<usize>,
+    /// As [`GenerateRequest::prompt_logprobs`].
+    pub prompt_logprobs: Option<usize>,
 }
 
 /// The finished answer to one prompt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
     /// Its text.
     pub text: String,
     /// Why it ended.
     pub reason: FinishReason,
+    /// Its tokens, where log probabilities were asked for.
+    pub tokens: Vec<TokenLogprobs>,
+    /// Its prompt's tokens after the first, where theirs were asked for.
+    pub prompt: Vec<TokenLogprobs>,
 }
 
 /// A piece of one answer.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub enum Piece {
-    /// More text, never empty.
-    Text(String),
+    /// What the prompt's tokens after the first are worth; comes first, where it was asked for.
+    Prompt(Vec<TokenLogprobs>),
+    /// More text, never empty without a token; each token comes alone where log probabilities were asked for.
+    Text { text: String, token: Option<TokenLogprobs> },
     /// The end.
     End(FinishReason),
 }
@@ -61,8 +75,11 @@ pub struct Running {
     pieces: VecDeque<(usize, Piece)>,
     ended: Vec<bool>,
     prompt_tokens: usize,
+    cached_tokens: usize,
     drawn_tokens: usize,
     completion_tokens: usize,
+    /// Answers to each prompt.
+    n: usize,
 }
 
 impl Plan {
@@ -70,7 +87,7 @@ impl Plan {
     pub fn start(self) -> Result<Running> {
         let Target { base, adapter } = &self.target;
         let prompt_tokens = self.prompts.iter().map(Vec::len).sum();
-        let mut running = Running::new(base.model.id.clone(), self.prompts.len() * self.n, prompt_tokens);
+        let mut running = Running::new(base.model.id.clone(), self.prompts.len(), self.n, prompt_tokens);
         let limit = self.target.context();
         for (place, prompt) in self.prompts.into_iter().enumerate() {
             if prompt.len() + self.max_tokens > limit {
@@ -78,7 +95,7 @@ impl Plan {
             }
             for j in 0..self.n {
                 let index = place * self.n + j;
-                if self.max_tokens == 0 {
+                if self.max_tokens == 0 && self.prompt_logprobs.is_none() {
                     running.end(index, FinishReason::Length);
                     continue;
                 }
@@ -92,6 +109,8 @@ impl Plan {
                     max_tokens: self.max_tokens,
                     stop: self.stop.clone(),
                     stop_tokens: base.model.end_tokens.clone(),
+                    logprobs: self.logprobs,
+                    prompt_logprobs: self.prompt_logprobs,
                 })?;
                 running.watch(index, receiver);
             }
@@ -101,15 +120,17 @@ impl Plan {
 }
 
 impl Running {
-    fn new(model: String, choices: usize, prompt_tokens: usize) -> Self {
+    fn new(model: String, prompts: usize, n: usize, prompt_tokens: usize) -> Self {
         Self {
             model,
             events: SelectAll::new(),
             pieces: VecDeque::new(),
-            ended: vec![false; choices],
+            ended: vec![false; prompts * n],
             prompt_tokens,
+            cached_tokens: 0,
             drawn_tokens: 0,
             completion_tokens: 0,
+            n,
         }
     }
 
@@ -136,13 +157,18 @@ impl Running {
                 return Some(Ok(piece));
             }
             match self.events.next().await? {
-                (index, Some(Event::Token { text, .. })) => {
+                (index, Some(Event::Prompt { tokens })) => self.pieces.push_back((index, Piece::Prompt(tokens))),
+                (index, Some(Event::Token { text, logprobs, .. })) => {
                     self.drawn_tokens += 1;
-                    self.push_text(index, text);
+                    self.push_text(index, text, logprobs);
                 }
-                (index, Some(Event::Finished { text, reason, completion_tokens })) => {
+                (index, Some(Event::Finished { text, reason, completion_tokens, cached_tokens })) => {
                     self.completion_tokens += completion_tokens;
-                    self.push_text(index, text);
+                    // A prompt counts once, however many answers it gets.
+                    if index % self.n == 0 {
+                        self.cached_tokens += cached_tokens;
+                    }
+                    self.push_text(index, text, None);
                     self.end(index, reason);
                 }
                 (_, Some(Event::Failed(error))) => return Some(Err(error)),
@@ -154,33 +180,51 @@ impl Running {
         }
     }
 
-    fn push_text(&mut self, index: usize, text: String) {
-        if !text.is_empty() {
-            self.pieces.push_back((index, Piece::Text(text)));
+    fn push_text(&mut self, index: usize, text: String, token: Option<TokenLogprobs>) {
+        if !text.is_empty() || token.is_some() {
+            self.pieces.push_back((index, Piece::Text { text, token }));
         }
     }
 
     /// Tokens so far.
     pub fn usage(&self) -> Usage {
-        Usage {
-            prompt_tokens: self.prompt_tokens,
-            completion_tokens: self.completion_tokens,
-            total_tokens: self.prompt_tokens + self.completion_tokens,
-        }
+        Usage::new(self.prompt_tokens, self.cached_tokens, self.completion_tokens)
     }
 
     /// Waits for all answers, in the order of their index.
     pub async fn collect(mut self) -> Result<(Vec<Answer>, Usage)> {
-        let empty = Answer { text: String::new(), reason: FinishReason::Length };
+        let empty =
+            Answer { text: String::new(), reason: FinishReason::Length, tokens: Vec::new(), prompt: Vec::new() };
         let mut answers = vec![empty; self.ended.len()];
         while let Some(piece) = self.next().await {
             match piece? {
-                (index, Piece::Text(text)) => answers[index].text.push_str(&text),
+                (index, Piece::Prompt(tokens)) => answers[index].prompt = tokens,
+                (index, Piece::Text { text, token }) => {
+                    answers[index].text.push_str(&text);
+                    answers[index].tokens.extend(token);
+                }
                 (index, Piece::End(reason)) => answers[index].reason = reason,
             }
         }
         Ok((answers, self.usage()))
     }
+}
+
+/// The `n` answers to each prompt whose tokens have the highest mean log probability, the best first, of `candidates`
+/// answers to each. Where there is nothing to choose, all in their order.
+pub fn best(answers: Vec<Answer>, candidates: usize, n: usize) -> Vec<Answer> {
+    if candidates == n {
+        return answers;
+    }
+    let mut kept = Vec::with_capacity(answers.len() / candidates * n);
+    let mut answers = answers.into_iter();
+    while answers.len() > 0 {
+        let mut group: Vec<Answer> = answers.by_ref().take(candidates).collect();
+        // Stable: of equals the one that was drawn first.
+        group.sort_by(|a, b| mean(&b.tokens).total_cmp(&mean(&a.tokens)));
+        kept.extend(group.into_iter().take(n));
+    }
+    kept
 }
 
 impl Drop for Running {
@@ -195,16 +239,16 @@ mod tests {
     use super::*;
 
     fn token(text: &str) -> Event {
-        Event::Token { id: 1, text: text.into() }
+        Event::Token { id: 1, text: text.into(), logprobs: None }
     }
 
     fn finished(text: &str, completion_tokens: usize) -> Event {
-        Event::Finished { text: text.into(), reason: FinishReason::Stop, completion_tokens }
+        Event::Finished { text: text.into(), reason: FinishReason::Stop, completion_tokens, cached_tokens: 3 }
     }
 
     /// Choices whose channels already hold all their events.
     fn running(choices: Vec<Vec<Event>>) -> Running {
-        let mut running = Running::new("m".into(), choices.len(), 5);
+        let mut running = Running::new("m".into(), 1, choices.len(), 5);
         for (index, events) in choices.into_iter().enumerate() {
             let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
             for event in events {
@@ -221,7 +265,7 @@ mod tests {
         let (answers, usage) = running(choices).collect().await.expect("answers");
         let texts: Vec<_> = answers.iter().map(|answer| answer.text.as_str()).collect();
         assert_eq!(texts, ["ab", "c"]);
-        assert_eq!(usage, Usage { prompt_tokens: 5, completion_tokens: 3, total_tokens: 8 });
+        assert_eq!(usage, Usage::new(5, 3, 3));
     }
 
     #[tokio::test]
@@ -235,7 +279,7 @@ mod tests {
     #[tokio::test]
     async fn dropping_the_answers_closes_every_channel() {
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-        let mut running = Running::new("m".into(), 1, 1);
+        let mut running = Running::new("m".into(), 1, 1, 1);
         running.watch(0, receiver);
         drop(running);
         assert!(sender.is_closed());

@@ -44,9 +44,17 @@ impl<T> From<Option<T>> for AutoOr<T> {
     }
 }
 
+/// Turns an alias into the model that it stands for, so that a worker needs to know no aliases.
+pub fn follow_alias(state: &ApiState, spec: &mut JobSpec) {
+    if state.catalog.is_alias(&spec.model) {
+        let real = state.catalog.real_name(&spec.model).to_owned();
+        spec.alias = Some(std::mem::replace(&mut spec.model, real));
+    }
+}
+
 /// What the job works with must be the caller's own, or a base model.
 pub async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<(), Problem> {
-    check_model(state, caller, &spec.model).await.map_err(|error| Problem::from(error).param("model"))?;
+    check_model(state, caller, spec).await.map_err(|error| Problem::from(error).param("model"))?;
     check_file(state, caller, "training_file", &spec.training_file).await?;
     if let Some(file) = &spec.validation_file {
         check_file(state, caller, "validation_file", file).await?;
@@ -74,9 +82,10 @@ async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str) ->
 }
 
 /// The model must be a base model or a fine-tuned one of the caller.
-async fn check_model(state: &ApiState, caller: &Caller, name: &str) -> Result<()> {
-    if state.catalog.get(name).is_err() {
-        state.store.fine_tuned_model(&caller.organization, name).await?;
+async fn check_model(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<()> {
+    if state.catalog.get(&spec.model).is_err() {
+        let found = state.store.fine_tuned_model(&caller.organization, &spec.model).await;
+        found.map_err(|error| error.about_model(spec.asked_model()))?;
     }
     Ok(())
 }

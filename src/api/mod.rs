@@ -10,19 +10,23 @@ mod checks;
 mod completions;
 mod docs;
 mod embeddings;
+mod engines;
 mod error;
 mod event_stream;
 mod extract;
 mod files;
 mod fine_tunes;
 mod fine_tuning_jobs;
+mod foreign_tokens;
 mod generate;
 mod health;
 mod job_rules;
 mod list;
+mod lora_adapters;
 mod models;
 mod sse;
 mod target;
+mod tokenize;
 mod transport;
 mod upload;
 
@@ -75,6 +79,15 @@ fn routes() -> OpenApiRouter<ApiState> {
         .merge(documented(routes!(models::retrieve, models::delete)))
         .merge(documented(routes!(models::download)))
         .route("/models/{*model}", get(models::get).delete(models::delete))
+        .routes(routes!(lora_adapters::load))
+        .routes(routes!(lora_adapters::unload))
+        .routes(routes!(engines::list))
+        .merge(documented(routes!(engines::retrieve)))
+        .merge(documented(routes!(engines::request)))
+        .route("/engines/{*engine}", get(engines::retrieve).post(engines::request))
+        // Tokens.
+        .routes(routes!(tokenize::tokenize))
+        .routes(routes!(tokenize::detokenize))
         // Files; an upload has a limit of its own.
         .routes(routes!(files::create, files::list).layer(DefaultBodyLimit::disable()))
         .routes(routes!(files::retrieve, files::delete))

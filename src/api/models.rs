@@ -1,5 +1,7 @@
 //! `/models`: what can be asked for, the download of an adapter, and the end of a fine-tuned model.
 
+use std::collections::HashMap;
+
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -30,10 +32,10 @@ pub struct Model {
     pub created: i64,
     /// `attune` for base models, else the organisation that trained it.
     pub owned_by: String,
-    /// The base model of a fine-tuned one.
+    /// The base model of a fine-tuned one; what an alias stands for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
-    /// The same.
+    /// The base model of a fine-tuned one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
 }
@@ -55,9 +57,21 @@ pub struct DeletedModel {
     responses((status = 200, body = List<Model>), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Model>>, Problem> {
+    Ok(Json(List::new(all(&state, &caller).await?)))
+}
+
+/// Every model that the caller may use: base models, fine-tuned ones, then aliases of both.
+pub async fn all(state: &ApiState, caller: &Caller) -> Result<Vec<Model>> {
     let fine_tuned = state.store.fine_tuned_models(&caller.organization).await?;
     let base = state.catalog.entries().iter().map(|entry| Model::from(&*entry.model));
-    Ok(Json(List::new(base.chain(fine_tuned.into_iter().map(Model::from)).collect())))
+    // A name that has become an alias since hides the fine-tuned model that it belonged to.
+    let fine_tuned = fine_tuned.into_iter().map(Model::from).filter(|model| !state.catalog.is_alias(&model.id));
+    let models: Vec<Model> = base.chain(fine_tuned).collect();
+    // An alias of a fine-tuned model exists for the model's owner alone.
+    let known: HashMap<&str, &Model> = models.iter().map(|model| (model.id.as_str(), model)).collect();
+    let aliases: Vec<Model> =
+        state.catalog.aliases().filter_map(|(alias, name)| Some(known.get(name)?.called(alias))).collect();
+    Ok(models.into_iter().chain(aliases).collect())
 }
 
 /// Read a model, or download its adapter: a name may hold slashes, so one route takes all that follows.
@@ -79,16 +93,24 @@ pub async fn retrieve(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<Model>, Problem> {
-    if let Ok(entry) = state.catalog.get(&name) {
-        return Ok(Json(Model::from(&*entry.model)));
-    }
-    let model = state.store.fine_tuned_model(&caller.organization, &name).await.map_err(blame_model)?;
-    Ok(Json(model.into()))
+    Ok(Json(find(&state, &caller, &name).await.map_err(blame_model)?))
+}
+
+/// The model of this name that the caller may use: a base model, a fine-tuned one, or an alias of either.
+pub async fn find(state: &ApiState, caller: &Caller, name: &str) -> Result<Model> {
+    let real = state.catalog.real_name(name);
+    let model = if let Ok(entry) = state.catalog.get(real) {
+        Model::from(&*entry.model)
+    } else {
+        let row = state.store.fine_tuned_model(&caller.organization, real).await;
+        row.map_err(|error| error.about_model(name))?.into()
+    };
+    Ok(if state.catalog.is_alias(name) { model.called(name) } else { model })
 }
 
 /// Delete a fine-tuned model
 ///
-/// Requests in flight end undisturbed. Base models cannot be deleted.
+/// Requests in flight end undisturbed. Base models and aliases cannot be deleted.
 #[utoipa::path(
     delete, path = "/models/{model}", operation_id = "deleteModel", tag = "Models",
     params(("model" = String, Path, description = "The name; slashes may be raw or encoded.")),
@@ -101,6 +123,11 @@ pub async fn delete(
 ) -> Result<Json<DeletedModel>, Problem> {
     if state.catalog.get(&name).is_ok() {
         let message = format!("The model `{name}` is a base model; only fine-tuned models can be deleted.");
+        return Err(Error::Forbidden(message).into());
+    }
+    if state.catalog.is_alias(&name) {
+        let real = state.catalog.real_name(&name);
+        let message = format!("`{name}` is an alias of the model `{real}`; the server's configuration holds it.");
         return Err(Error::Forbidden(message).into());
     }
     let model = state.store.delete_fine_tuned_model(&caller.organization, &name).await.map_err(blame_model)?;
@@ -125,11 +152,13 @@ pub async fn download(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Response, Problem> {
-    if state.catalog.get(&name).is_ok() {
+    let real = state.catalog.real_name(&name);
+    if state.catalog.get(real).is_ok() {
         let message = format!("The model `{name}` is a base model and has no adapter.");
         return Err(Error::invalid("model", message).into());
     }
-    let model = state.store.fine_tuned_model(&caller.organization, &name).await.map_err(blame_model)?;
+    let row = state.store.fine_tuned_model(&caller.organization, real).await;
+    let model = row.map_err(|error| blame_model(error.about_model(&name)))?;
     let files = vec![
         ("adapter_config.json", state.store.blobs.get(&config_key(&model.adapter)).await?),
         ("adapter_model.safetensors", state.store.blobs.get(&weights_key(&model.adapter)).await?),
@@ -163,10 +192,24 @@ fn archive(files: Vec<(&str, Bytes)>, modified: i64) -> Result<Vec<Bytes>> {
 }
 
 /// Where the model is the resource itself, it is the field at fault.
-fn blame_model(error: Error) -> Problem {
+pub fn blame_model(error: Error) -> Problem {
     let missing = matches!(error, Error::ModelNotFound(_));
     let problem = Problem::from(error);
     if missing { problem.param("model") } else { problem }
+}
+
+impl Model {
+    /// The entry of an alias of this model.
+    fn called(&self, alias: &str) -> Self {
+        Self {
+            id: alias.into(),
+            object: self.object,
+            created: self.created,
+            owned_by: self.owned_by.clone(),
+            root: Some(self.id.clone()),
+            parent: self.parent.clone(),
+        }
+    }
 }
 
 impl From<&BaseModel> for Model {

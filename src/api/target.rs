@@ -26,12 +26,14 @@ pub struct Target {
 }
 
 impl Target {
-    /// The base model with this id, else the caller's fine-tuned model.
+    /// The base model with this id, else the caller's fine-tuned model; an alias is what it stands for.
     pub async fn resolve(state: &ApiState, caller: &Caller, name: &str) -> Result<Self> {
-        if let Ok(base) = state.catalog.get(name) {
+        let real = state.catalog.real_name(name);
+        if let Ok(base) = state.catalog.get(real) {
             return Ok(Self { base: base.clone(), adapter: None });
         }
-        let (base, adapter) = state.registry.lease(&caller.organization, name).await?;
+        let leased = state.registry.lease(&caller.organization, real).await;
+        let (base, adapter) = leased.map_err(|error| error.about_model(name))?;
         Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter) })
     }
 
@@ -48,14 +50,25 @@ impl Target {
     /// Token ids of each text; `special` adds what the tokenizer puts around a text.
     pub async fn encode(&self, texts: Vec<String>, special: bool) -> Result<Vec<Vec<u32>>> {
         let model = self.base.model.clone();
-        let bytes: usize = texts.iter().map(String::len).sum();
+        let bytes = texts.iter().map(String::len).sum();
         let encode = move || texts.iter().map(|text| model.tokenizer.encode(text, special)).collect();
-        if bytes <= INLINE_BYTES {
-            return encode();
-        }
-        let joined = tokio::task::spawn_blocking(encode).await;
-        joined.map_err(|error| Error::Internal(format!("tokenize: {error}")))?
+        tokenize(bytes, encode).await
     }
+
+    /// Characters of `text` before each of its tokens, which are those of [`Self::encode`] with `special`.
+    pub async fn character_offsets(&self, text: String) -> Result<Vec<usize>> {
+        let model = self.base.model.clone();
+        tokenize(text.len(), move || model.tokenizer.character_offsets(&text)).await
+    }
+}
+
+/// Runs `work` over `bytes` of text, where they are many on a thread that may take its time.
+async fn tokenize<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    if bytes <= INLINE_BYTES {
+        return work();
+    }
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.map_err(|error| Error::Internal(format!("tokenize: {error}")))?
 }
 
 /// Counts tokens for `/metrics`; labelled by base model, since the names of fine-tuned ones have no bound.

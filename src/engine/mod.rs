@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod door;
 mod inbox;
 pub mod kv;
+pub mod logprobs;
 pub mod native;
 pub mod priority;
 mod request;
@@ -19,6 +20,7 @@ use std::pin::Pin;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use self::logprobs::TokenLogprobs;
 use crate::adapters::AdapterLease;
 use crate::{Error, Result};
 
@@ -51,6 +53,10 @@ pub struct GenerateRequest {
     pub stop: Vec<String>,
     /// Token ids that end the answer (the model's end-of-sequence tokens).
     pub stop_tokens: Vec<u32>,
+    /// Send the log probability of every token drawn, and those of this many most probable ones; 0 sends its own alone.
+    pub logprobs: Option<usize>,
+    /// The same for every token of the prompt after the first. The prompt is then computed even where `max_tokens` is 0.
+    pub prompt_logprobs: Option<usize>,
 }
 
 /// How the next token is drawn from the logits.
@@ -83,16 +89,25 @@ impl Default for Sampling {
     }
 }
 
-/// What a request's channel carries, in order: any number of `Token`, then one `Finished` or `Failed`.
+/// What a request's channel carries, in order: `Prompt` where it was asked for, any number of `Token`, then one `Finished`
+/// or `Failed`.
 #[derive(Debug)]
 pub enum Event {
+    /// The prompt was computed, of a request with [`GenerateRequest::prompt_logprobs`].
+    Prompt {
+        /// One entry for each token after the first.
+        tokens: Vec<TokenLogprobs>,
+    },
     /// A token was drawn. `text` is what may be shown now: whole characters only, and nothing that could still become
-    /// part of a stop text; it may be empty.
+    /// part of a stop text; it may be empty. A token that ends the answer is sent only where its log probability was
+    /// asked for; it has no text.
     Token {
         /// The token's id.
         id: u32,
         /// Text that became safe to show.
         text: String,
+        /// What the model thought of it, where the request asked.
+        logprobs: Option<TokenLogprobs>,
     },
     /// The answer is complete.
     Finished {
@@ -102,6 +117,8 @@ pub enum Event {
         reason: FinishReason,
         /// Tokens drawn, the ending one included where one was drawn.
         completion_tokens: usize,
+        /// Tokens of the prompt that were not computed, because the cache held them from an earlier request.
+        cached_tokens: usize,
     },
     /// The request failed; nothing follows.
     Failed(Error),

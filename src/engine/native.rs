@@ -96,8 +96,9 @@ impl Backend for NativeEngine {
         let max_tokens = self.door.answer_tokens(request.prompt.len(), request.max_tokens)?;
         self.check_tokens("prompt", &request.prompt)?;
         let (events, receiver) = unbounded_channel();
-        if max_tokens == 0 {
-            let finished = Event::Finished { text: String::new(), reason: FinishReason::Length, completion_tokens: 0 };
+        if max_tokens == 0 && request.prompt_logprobs.is_none() {
+            let (text, reason) = (String::new(), FinishReason::Length);
+            let finished = Event::Finished { text, reason, completion_tokens: 0, cached_tokens: 0 };
             events.send(finished).map_err(|_| stopped())?;
             return Ok(receiver);
         }

@@ -3,9 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+use super::logprobs::TokenLogprobs;
 use super::sampler::Sampler;
 use super::scheduler::Owner;
 use super::text::TextStream;
@@ -32,6 +34,20 @@ pub(super) struct Answer {
     max_tokens: usize,
     drawn: usize,
     submitted: Instant,
+    /// As [`GenerateRequest::logprobs`].
+    logprobs: Option<usize>,
+    /// The prompt's log probabilities while it is being computed, where they were asked for.
+    prompt: Option<PromptLogprobs>,
+}
+
+/// A prompt's log probabilities, gathered piece by piece as the prompt is computed.
+#[derive(Debug)]
+struct PromptLogprobs {
+    prompt: Vec<u32>,
+    /// As [`GenerateRequest::prompt_logprobs`].
+    count: usize,
+    /// Of the prompt's tokens from the second on, so far.
+    tokens: Vec<TokenLogprobs>,
 }
 
 /// An embedding in progress.
@@ -84,18 +100,57 @@ impl Answer {
     ) -> Result<Self> {
         let text = TextStream::new(tokenizer, &request.prompt, &request.stop)?;
         let sampler = Sampler::new(request.sampling);
-        Ok(Self { events, sampler, text, stop_tokens: request.stop_tokens, max_tokens, drawn: 0, submitted })
+        let prompt = request.prompt;
+        Ok(Self {
+            events,
+            sampler,
+            text,
+            stop_tokens: request.stop_tokens,
+            max_tokens,
+            drawn: 0,
+            submitted,
+            logprobs: request.logprobs,
+            prompt: request.prompt_logprobs.map(|count| PromptLogprobs { prompt, count, tokens: Vec::new() }),
+        })
+    }
+
+    /// True while every row of the prompt is wanted, not the last one alone.
+    pub(super) fn reads_prompt(&self) -> bool {
+        self.prompt.is_some()
+    }
+
+    /// Takes the next rows of the prompt's logits, without the last one, which [`Self::draw`] gets.
+    pub(super) fn read_prompt(&mut self, rows: &[&[f32]]) -> Result<()> {
+        let Some(PromptLogprobs { prompt, count, tokens }) = &mut self.prompt else { return Ok(()) };
+        // Row i is what the model expects at place i + 1.
+        let expected = &prompt[tokens.len() + 1..];
+        let piece: Result<Vec<_>> =
+            rows.par_iter().zip(expected).map(|(logits, id)| TokenLogprobs::of(logits, *id, *count)).collect();
+        tokens.extend(piece?);
+        Ok(())
     }
 
     /// Draws the next token and sends what it makes safe to show.
     pub(super) fn draw(&mut self, tokenizer: &Tokenizer, logits: &[f32]) -> Result<Progress> {
+        if let Some(prompt) = self.prompt.take()
+            && self.events.send(Event::Prompt { tokens: prompt.tokens }).is_err()
+        {
+            return Ok(Progress::Ended);
+        }
+        if self.max_tokens == 0 {
+            return self.end(tokenizer, FinishReason::Length);
+        }
         let id = self.sampler.draw(logits)?;
         self.drawn += 1;
+        let logprobs = self.logprobs.map(|count| TokenLogprobs::of(logits, id, count)).transpose()?;
         if self.stop_tokens.contains(&id) {
+            if logprobs.is_some() {
+                let _ = self.events.send(Event::Token { id, text: String::new(), logprobs });
+            }
             return self.end(tokenizer, FinishReason::Stop);
         }
         let piece = self.text.push(tokenizer, id)?;
-        if self.events.send(Event::Token { id, text: piece.text }).is_err() {
+        if self.events.send(Event::Token { id, text: piece.text, logprobs }).is_err() {
             return Ok(Progress::Ended);
         }
         if piece.stopped {
@@ -119,7 +174,9 @@ impl Answer {
     }
 
     fn send_finished(&self, text: String, reason: FinishReason) -> Progress {
-        let _ = self.events.send(Event::Finished { text, reason, completion_tokens: self.drawn });
+        // The engine keeps no prompt's keys and values past its request.
+        let cached_tokens = 0;
+        let _ = self.events.send(Event::Finished { text, reason, completion_tokens: self.drawn, cached_tokens });
         Progress::Ended
     }
 

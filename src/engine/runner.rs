@@ -31,10 +31,11 @@ pub(super) struct Runner<M> {
 /// Where a part's results stand in the step's output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Results {
-    /// A piece of a prompt yields nothing yet.
+    /// The sequence has no rows in this step.
     None,
-    /// A row of logits.
-    Logits(usize),
+    /// Rows of logits: those of a prompt's piece where the client wants its log probabilities, then the one to draw from
+    /// where the piece is the last.
+    Logits { prompt: Range<usize>, draw: Option<usize> },
     /// Rows of hidden states; the input is complete with them where `last`.
     Hidden { rows: Range<usize>, last: bool },
 }
@@ -109,7 +110,7 @@ impl<M: StepModel> Runner<M> {
         self.record_load();
         metrics::counter!("attune_engine_steps_total", "model" => self.id.clone()).increment(1);
         metrics::histogram!("attune_step_rows", "model" => self.id.clone()).record(step.tokens.len() as f64);
-        let (wanted, results) = wanted_rows(&step);
+        let (wanted, results) = wanted_rows(&step, self.scheduler.running());
         let output = caught(|| {
             let rows = self.scheduler.rows(&step);
             self.model.step(&step.tokens, &rows, &wanted)
@@ -163,14 +164,20 @@ impl<M: StepModel> Runner<M> {
 }
 
 /// Which rows of `step` are read back, and where each part finds its own.
-fn wanted_rows(step: &Step) -> (WantedRows, Vec<Results>) {
+fn wanted_rows(step: &Step, running: &[Sequence<Work>]) -> (WantedRows, Vec<Results>) {
     let mut wanted = WantedRows::default();
     let results = step.parts.iter().map(|part| match part.lane {
-        Lane::Answer if part.complete => {
-            wanted.logits.push(part.rows.end as u32 - 1);
-            Results::Logits(wanted.logits.len() - 1)
+        Lane::Answer => {
+            let last = part.rows.end - usize::from(part.complete);
+            let reads_prompt = matches!(&running[part.sequence].owner, Work::Answer(answer) if answer.reads_prompt());
+            let from = wanted.logits.len();
+            let prompt = if reads_prompt { part.rows.start..last } else { last..last };
+            wanted.logits.extend(prompt.map(|row| row as u32));
+            let prompt = from..wanted.logits.len();
+            let draw = part.complete.then_some(prompt.end);
+            wanted.logits.extend(draw.map(|_| last as u32));
+            Results::Logits { prompt, draw }
         }
-        Lane::Answer => Results::None,
         Lane::Embed => {
             let from = wanted.hidden.len();
             wanted.hidden.extend(part.rows.clone().map(|row| row as u32));
@@ -189,9 +196,13 @@ fn deliver(
     id: &Arc<str>,
 ) -> Progress {
     let progress = match (&mut sequence.owner, result) {
-        (Work::Answer(answer), Results::Logits(row)) => {
-            let progress = caught(|| answer.draw(tokenizer, output.logits.row(row)))
-                .unwrap_or_else(|error| answer.send_failed(error));
+        (Work::Answer(answer), Results::Logits { prompt, draw }) => {
+            let progress = caught(|| {
+                let rows: Vec<&[f32]> = prompt.map(|row| output.logits.row(row)).collect();
+                answer.read_prompt(&rows)?;
+                draw.map_or(Ok(Progress::Continues), |row| answer.draw(tokenizer, output.logits.row(row)))
+            });
+            let progress = progress.unwrap_or_else(|error| answer.send_failed(error));
             if let Some(time) = answer.time_to_first_token() {
                 metrics::histogram!("attune_time_to_first_token_seconds", "model" => id.clone()).record(time);
             }

@@ -39,7 +39,7 @@ pub trait StepModel: Send + 'static {
 /// Rows of a step whose results the engine reads, in rising order.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct WantedRows {
-    /// Rows after which a token is drawn.
+    /// Rows after which a token is drawn, and all rows of prompts whose log probabilities are wanted.
     pub logits: Vec<u32>,
     /// Rows of inputs to embed.
     pub hidden: Vec<u32>,

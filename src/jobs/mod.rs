@@ -73,6 +73,9 @@ impl JobApi {
 pub struct JobSpec {
     /// The base model, or an earlier fine-tuned one to continue.
     pub model: String,
+    /// The alias of that model that the client asked for; what the client is told, and where the new model's name begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
     /// File id.
     pub training_file: String,
     /// File id.
@@ -85,6 +88,13 @@ pub struct JobSpec {
     pub hyperparameters: Hyperparameters,
     /// The client's own notes.
     pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+impl JobSpec {
+    /// The model as the client named it.
+    pub fn asked_model(&self) -> &str {
+        self.alias.as_deref().unwrap_or(&self.model)
+    }
 }
 
 /// Settings of a fine-tune; `None` is `auto`.

@@ -47,17 +47,35 @@ impl Tokenizer {
 
     /// Token ids of `text`; `special` adds what the tokenizer puts around a text (for example a begin token).
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, special).map_err(|error| Error::Invalid {
-            message: format!("The text cannot be turned into tokens of this model: {error}"),
-            param: None,
-            code: None,
-        })?;
+        let encoding = self.inner.encode_fast(text, special).map_err(|error| not_encodable(&error))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Characters of `text` before each of its tokens, special ones around it included.
+    pub fn character_offsets(&self, text: &str) -> Result<Vec<usize>> {
+        let encoding = self.inner.encode_char_offsets(text, true).map_err(|error| not_encodable(&error))?;
+        // Tokens that the tokenizer puts around the text stand nowhere in it: they have an empty range at 0.
+        let length = text.chars().count();
+        let mut end = 0;
+        let special = encoding.get_special_tokens_mask();
+        let offsets = encoding.get_offsets().iter().zip(special).map(|(&(from, to), &added)| {
+            if added == 1 {
+                return end;
+            }
+            end = to.min(length);
+            from.min(length)
+        });
+        Ok(offsets.collect())
     }
 
     /// The text of `ids`; special tokens are left out when `skip_special`. Ids outside the vocabulary have no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.inner.decode(ids, skip_special).map_err(|error| Error::Internal(format!("decode tokens: {error}")))
+    }
+
+    /// The vocabulary's own spelling of `id`, where a blank may be `Ġ`; none outside the vocabulary.
+    pub fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
     }
 
     /// Number of ids, added tokens included.
@@ -76,6 +94,11 @@ impl Tokenizer {
     pub fn is_visible(&self, id: u32) -> bool {
         !self.special.contains(&id) && self.inner.id_to_token(id).is_some()
     }
+}
+
+fn not_encodable(error: &tokenizers::Error) -> Error {
+    let message = format!("The text cannot be turned into tokens of this model: {error}");
+    Error::Invalid { message, param: None, code: None }
 }
 
 /// The special tokens by role (`bos_token`, `eos_token`, …) of `tokenizer_config.json`, else of `special_tokens_map.json`;

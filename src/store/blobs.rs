@@ -70,6 +70,15 @@ impl Blobs {
         tokio::fs::remove_file(&path).await.map_err(Error::io(format!("remove {}", path.display())))
     }
 
+    /// True where there is a blob under `key`.
+    pub async fn exists(&self, key: &str) -> Result<bool> {
+        match self.store.head(&checked(key)?).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// The content under `key`; an [`crate::Error::Blob`] of kind `NotFound` where there is none.
     pub async fn get(&self, key: &str) -> Result<Bytes> {
         Ok(self.store.get(&checked(key)?).await?.bytes().await?)

@@ -1,5 +1,8 @@
-//! Fine-tuned models: a name, its base and the adapter generation it points to. The job queue publishes them; `api` and
-//! the adapter registry read and delete them.
+//! Fine-tuned models: a name, its base and the adapter generation it points to. The job queue publishes them, or `api`
+//! brings them from elsewhere; `api` and the adapter registry read and delete them.
+
+use bytes::Bytes;
+use sqlx::{Postgres, Transaction};
 
 use crate::store::{MAX_PAGE, Store};
 use crate::{Error, Result};
@@ -7,7 +10,7 @@ use crate::{Error, Result};
 /// A fine-tuned model. Its adapter lies in the blobs `adapters/{adapter}/…`.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct FineTunedModel {
-    /// `ft:{base}:{org}:{suffix}:{id}`
+    /// `ft:{base}:{org}:{suffix}:{id}` or `{base}:ft-{org}:{suffix}-{time}-{id}`, or what the caller chose for an adapter from elsewhere.
     pub name: String,
     /// The owner.
     pub organization: String,
@@ -15,19 +18,27 @@ pub struct FineTunedModel {
     pub base: String,
     /// SHA-256 of the adapter generation.
     pub adapter: String,
-    /// Public id of the job that made it.
+    /// Public id of the job that made it; none for an adapter from elsewhere.
     pub job: Option<String>,
     /// Unix seconds.
     pub created_at: i64,
 }
 
-/// A model that was just deleted, and whether its adapter's blobs go with it.
-#[derive(sqlx::FromRow)]
-struct Deleted {
-    #[sqlx(flatten)]
-    model: FineTunedModel,
-    adapter_unused: bool,
+/// A model whose adapter comes from elsewhere.
+#[derive(Debug, Clone)]
+pub struct NewModel {
+    /// The owner.
+    pub organization: String,
+    /// The name; unlike those that jobs give.
+    pub name: String,
+    /// Id of the base model.
+    pub base: String,
+    /// SHA-256 of the adapter generation.
+    pub adapter: String,
 }
+
+/// Attempts to name blobs that a deletion keeps taking away at the same time.
+const ATTEMPTS: usize = 3;
 
 /// A query's text around the columns of [`FineTunedModel`].
 macro_rules! model_query {
@@ -60,33 +71,124 @@ impl Store {
         Ok(models.bind(organization).bind(MAX_PAGE).fetch_all(&self.pool).await?)
     }
 
-    /// Removes the name, and the adapter's blobs where no other name points to it.
+    /// Stores the adapter's blobs (key and content) and its name. Where the organisation has the name already it is
+    /// re-pointed if `replace`, else refused with [`crate::Error::Invalid`]; a job's model is never replaced.
+    pub async fn add_model(&self, new: NewModel, blobs: Vec<(String, Bytes)>, replace: bool) -> Result<FineTunedModel> {
+        let store = self.clone();
+        Self::to_the_end(async move {
+            for _ in 0..ATTEMPTS {
+                for (key, content) in &blobs {
+                    store.blobs.put(key, content.clone()).await?;
+                }
+                if let Some((model, before)) = store.name_model(&new, &blobs, replace).await? {
+                    if let Some(before) = before.filter(|before| *before != model.adapter) {
+                        store.remove_unused_adapter(&before).await?;
+                    }
+                    return Ok(model);
+                }
+            }
+            Err(Error::Unavailable("The same adapter is being deleted at the same time.".into()))
+        })
+        .await
+    }
+
+    /// Writes the row, and tells which adapter the name had before. `None`: a deletion took the blobs in the meantime.
+    async fn name_model(
+        &self,
+        new: &NewModel,
+        blobs: &[(String, Bytes)],
+        replace: bool,
+    ) -> Result<Option<(FineTunedModel, Option<String>)>> {
+        let mut transaction = self.lock_adapters().await?;
+        for (key, _) in blobs {
+            if !self.blobs.exists(key).await? {
+                return Ok(None);
+            }
+        }
+        let before: Option<FineTunedModel> =
+            sqlx::query_as(model_query!("select", "from fine_tuned_models where organization = $1 and name = $2"))
+                .bind(&new.organization)
+                .bind(&new.name)
+                .fetch_optional(&mut *transaction)
+                .await?;
+        if let Some(before) = &before {
+            check_replaceable(before, replace)?;
+        }
+        let model = sqlx::query_as(model_query!(
+            "insert into fine_tuned_models (organization, name, base, adapter) values ($1, $2, $3, $4)
+             on conflict (organization, name)
+             do update set base = excluded.base, adapter = excluded.adapter, created_at = now()
+             returning",
+            ""
+        ))
+        .bind(&new.organization)
+        .bind(&new.name)
+        .bind(&new.base)
+        .bind(&new.adapter)
+        .fetch_one(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(Some((model, before.map(|before| before.adapter))))
+    }
+
+    /// A transaction during which no other one names or removes an adapter's blobs.
+    async fn lock_adapters(&self) -> Result<Transaction<'static, Postgres>> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query("select pg_advisory_xact_lock(hashtext('adapters'))").execute(&mut *transaction).await?;
+        Ok(transaction)
+    }
+
+    /// Removes a generation's blobs where no name points to it.
     ///
     /// Blobs are named by content, and a running job may be about to publish the same content; then they stay for the
     /// sweep to judge.
+    async fn remove_unused_adapter(&self, adapter: &str) -> Result<()> {
+        let mut transaction = self.lock_adapters().await?;
+        let unused: bool = sqlx::query_scalar(
+            "select not exists (select from fine_tuned_models where adapter = $1)
+                and not exists (select from jobs where status = 'running')",
+        )
+        .bind(adapter)
+        .fetch_one(&mut *transaction)
+        .await?;
+        if unused {
+            self.blobs.delete_prefix(&format!("adapters/{adapter}")).await?;
+        }
+        Ok(transaction.commit().await?)
+    }
+
+    /// Removes the name, and the adapter's blobs where no other name points to it.
     pub async fn delete_fine_tuned_model(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
         let (store, organization, name) = (self.clone(), organization.to_owned(), name.to_owned());
         Self::to_the_end(async move {
-            let deleted: Deleted = sqlx::query_as(model_query!(
-                "with gone as (
-                     delete from fine_tuned_models where organization = $1 and name = $2 returning *
-                 ) select",
-                ", not exists (
-                      select from fine_tuned_models other where other.adapter = gone.adapter
-                         and (other.organization, other.name) <> (gone.organization, gone.name)
-                  ) and not exists (select from jobs where status = 'running') as adapter_unused
-                  from gone"
+            let deleted: FineTunedModel = sqlx::query_as(model_query!(
+                "delete from fine_tuned_models where organization = $1 and name = $2 returning",
+                ""
             ))
             .bind(organization)
             .bind(&name)
             .fetch_optional(&store.pool)
             .await?
             .ok_or(Error::ModelNotFound(name))?;
-            if deleted.adapter_unused {
-                store.blobs.delete_prefix(&format!("adapters/{}", deleted.model.adapter)).await?;
-            }
-            Ok(deleted.model)
+            store.remove_unused_adapter(&deleted.adapter).await?;
+            Ok(deleted)
         })
         .await
     }
+}
+
+fn check_replaceable(before: &FineTunedModel, replace: bool) -> Result<()> {
+    let name = &before.name;
+    if before.job.is_some() {
+        let message = format!("A fine-tune job made the model '{name}': choose another name.");
+        return Err(Error::invalid_code("lora_name", "invalid_value", message));
+    }
+    if !replace {
+        let message = format!(
+            "The lora adapter '{name}' has already been loaded. Set 'load_inplace' to true to replace it, or choose \
+             another name."
+        );
+        return Err(Error::invalid_code("lora_name", "invalid_value", message));
+    }
+    Ok(())
 }

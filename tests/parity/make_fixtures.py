@@ -37,6 +37,7 @@ HIDDEN = 64
 FIRST_ORDINARY_TOKEN = 3  # 0 pads, 1 begins, 2 ends: none of them occurs in the data
 GREEDY_PROMPT = 12
 GREEDY_TOKENS = 24
+TOP = 5
 WEIGHT_STD = 0.2
 LIMIT = 1e-5  # float32 against float64, relative to the largest entry of the tensor
 # AdamW divides a gradient by its own size, so an entry whose gradient is nearly zero
@@ -278,6 +279,20 @@ def forward(model, ids):
     return {"hidden": out.hidden_states[-1][0], "logits": out.logits[0]}
 
 
+def log_probabilities(logits, ids):
+    """Of each token after the first: its own, and the TOP most probable ones.
+
+    Token t is predicted by the logits at t-1. The softmax is float64 in any case, so
+    that the float64 rerun shows the error of the logits alone.
+    """
+    every = logits[:-1].double().log_softmax(-1)
+    top = every.topk(TOP)
+    # Two tokens that are nearly equal could change places.
+    assert (top.values[:, :-1] - top.values[:, 1:]).min() > 1e-5
+    own = every.gather(1, ids[1:, None])[:, 0]
+    return {"logprobs": own, "top_logprobs": top.values}, {"top_ids": top.indices}
+
+
 @torch.no_grad()
 def greedy(model, prompt, count):
     """Greedy continuation without a cache: tokens and the smallest lead of a winner."""
@@ -342,7 +357,11 @@ def make_base(folder, family, seed):
     ids, tokens, lead = choose_sequence(model, family.get("length", 48), seed + 1)
     reference = forward(model, ids)
     with float64_rerun(family["model_type"]):
-        assert_close("forward pass", reference, forward(copy.deepcopy(model).double(), ids))
+        exact = forward(copy.deepcopy(model).double(), ids)
+        assert_close("forward pass", reference, exact)
+    logprobs, top_ids = log_probabilities(reference["logits"], ids)
+    assert_close("log probabilities", logprobs, log_probabilities(exact["logits"], ids)[0])
+    logprobs = {name: value.float() for name, value in logprobs.items()}
     spread = reference["logits"].std(-1)
     print(f"  logits: spread {spread.min():.2f} to {spread.max():.2f}; greedy leads by {lead:.3f}")
     assert spread.min() > 1.0 and spread.max() < 5.0
@@ -372,7 +391,9 @@ def make_base(folder, family, seed):
         print(f"  logits move by {effect:.3f} with {change}")
         assert effect > 0.02, f"the fixture does not notice {change}"
 
-    save_file({"input_ids": ids, "greedy": tokens, **reference}, folder / "reference.safetensors")
+    save_file(
+        {"input_ids": ids, "greedy": tokens, **reference, **logprobs, **top_ids}, folder / "reference.safetensors"
+    )
     return model, ids
 
 

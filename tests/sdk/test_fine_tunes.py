@@ -45,7 +45,8 @@ def test_a_fine_tune_streams_its_events_to_the_end(client, http, training_file):
 
     done = http.get(f"/v1/fine_tunes/{job['id']}").json()
     assert done["status"] == "succeeded"
-    assert "old-style" in done["fine_tuned_model"]
+    assert done["fine_tuned_model"].startswith("demo:ft-")
+    assert ":old-style-20" in done["fine_tuned_model"], "the suffix, then the time"
     assert [event["message"] for event in done["events"]] == [event["message"] for event in history]
     assert done["result_files"][0]["purpose"] == "fine-tune-results"
     assert client.completions.create(model=done["fine_tuned_model"], prompt="Hello", max_tokens=4).choices[0].text

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::api::checks::not_supported;
+use crate::api::checks::{not_supported, within};
 use crate::api::generate::fields::{SamplingFields, StopTexts, StreamOptions};
 use crate::{Error, Result};
 
@@ -54,9 +54,10 @@ pub struct ChatRequest {
     /// Not supported yet.
     #[schema(value_type = Option<Vec<Object>>)]
     pub functions: Option<Vec<Value>>,
-    /// Not supported yet.
+    /// Answer with the log probability of each token.
     pub logprobs: Option<bool>,
-    /// Not supported yet.
+    /// And with those of this many most probable tokens at its place; needs `logprobs`.
+    #[schema(minimum = 0, maximum = 20)]
     pub top_logprobs: Option<usize>,
 }
 
@@ -110,15 +111,24 @@ impl ChatRequest {
         if given(&self.functions) {
             return Err(not_supported("functions"));
         }
-        if self.logprobs == Some(true) || self.top_logprobs.is_some_and(|top| top > 0) {
-            return Err(not_supported("logprobs"));
-        }
         match &self.response_format {
             Some(format) if format.kind != "text" => {
                 let message = format!("'response_format' of type '{}' is not supported yet: use 'text'.", format.kind);
                 Err(Error::invalid_code("response_format", "unsupported_value", message))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Most probable tokens to tell with each token; none where no log probabilities are wanted.
+    pub fn logprobs(&self) -> Result<Option<usize>> {
+        let top = within("top_logprobs", self.top_logprobs, 0, 20)?.unwrap_or(0);
+        match self.logprobs {
+            Some(true) => Ok(Some(top)),
+            _ if top > 0 => {
+                Err(Error::invalid("top_logprobs", "'top_logprobs' needs 'logprobs': set 'logprobs' to true."))
+            }
+            _ => Ok(None),
         }
     }
 
@@ -218,11 +228,25 @@ mod tests {
     }
 
     #[test]
+    fn log_probabilities_are_asked_for_by_two_fields() {
+        for (extra, expected) in [
+            (r#""n":1"#, Some(None)),
+            (r#""logprobs":false,"top_logprobs":0"#, Some(None)),
+            (r#""logprobs":true"#, Some(Some(0))),
+            (r#""logprobs":true,"top_logprobs":20"#, Some(Some(20))),
+            (r#""logprobs":true,"top_logprobs":21"#, None),
+            (r#""top_logprobs":2"#, None),
+        ] {
+            let request = request(&format!(r#"{{"model":"m","messages":[],{extra}}}"#));
+            assert_eq!(request.logprobs().ok(), expected, "{extra}");
+        }
+    }
+
+    #[test]
     fn what_is_not_supported_is_refused_by_name() {
         for (extra, refused) in [
             (r#""tools":[{}]"#, true),
             (r#""functions":[{}]"#, true),
-            (r#""logprobs":true"#, true),
             (r#""response_format":{"type":"json_object"}"#, true),
             (r#""response_format":{"type":"text"},"tools":[],"logprobs":false,"store":true"#, false),
         ] {

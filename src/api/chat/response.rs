@@ -4,6 +4,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::generate::body::{Chunks, SYSTEM_FINGERPRINT, Usage, UsageKey};
+use crate::api::generate::logprobs::{ChatLogprobs, TokenTexts};
+use crate::engine::logprobs::TokenLogprobs;
 
 /// The answers to a conversation.
 #[derive(Debug, Serialize, ToSchema)]
@@ -31,8 +33,8 @@ pub struct ChatChoice {
     pub index: usize,
     /// The assistant's message.
     pub message: AssistantMessage,
-    /// Always null.
-    pub logprobs: Option<()>,
+    /// Of its tokens, where asked for.
+    pub logprobs: Option<ChatLogprobs>,
     /// `stop` or `length`.
     pub finish_reason: &'static str,
 }
@@ -76,8 +78,8 @@ pub struct ChatChunkChoice {
     pub index: usize,
     /// What is new in its message.
     pub delta: Delta,
-    /// Always null.
-    pub logprobs: Option<()>,
+    /// Of the tokens that are new, where asked for.
+    pub logprobs: Option<ChatLogprobs>,
     /// `stop` or `length`; null while the answer goes on.
     pub finish_reason: Option<&'static str>,
 }
@@ -99,9 +101,16 @@ pub struct Writer {
     pub created: i64,
     pub model: String,
     pub stream_usage: bool,
+    /// Shows tokens, where log probabilities are wanted.
+    pub tokens: Option<TokenTexts>,
 }
 
 impl Writer {
+    /// The log probabilities of these tokens, where they are wanted.
+    pub fn logprobs(&self, tokens: &[TokenLogprobs]) -> Option<ChatLogprobs> {
+        self.tokens.as_ref().map(|texts| texts.chat(tokens))
+    }
+
     fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: UsageKey) -> ChatCompletionChunk {
         ChatCompletionChunk {
             id: self.id.clone(),
@@ -128,8 +137,12 @@ impl Chunks for Writer {
         Some(self.delta(index, delta, None))
     }
 
-    fn text(&self, index: usize, text: String) -> ChatCompletionChunk {
-        self.delta(index, Delta { role: None, content: Some(text) }, None)
+    fn text(&mut self, index: usize, text: String, token: Option<&TokenLogprobs>) -> ChatCompletionChunk {
+        let mut chunk = self.delta(index, Delta { role: None, content: Some(text) }, None);
+        if let Some(token) = token {
+            chunk.choices[0].logprobs = self.logprobs(std::slice::from_ref(token));
+        }
+        chunk
     }
 
     fn end(&self, index: usize, reason: &'static str) -> ChatCompletionChunk {
@@ -149,7 +162,8 @@ mod tests {
 
     #[test]
     fn a_stream_begins_with_the_role_and_ends_with_an_empty_delta() {
-        let writer = Writer { id: "chatcmpl-1".into(), created: 1, model: "m".into(), stream_usage: false };
+        let writer =
+            Writer { id: "chatcmpl-1".into(), created: 1, model: "m".into(), stream_usage: false, tokens: None };
         let first = serde_json::to_value(writer.begin(0)).expect("JSON");
         assert_eq!(first["choices"][0]["delta"], json!({"role":"assistant","content":""}));
         let last = serde_json::to_value(writer.end(0, "stop")).expect("JSON");

@@ -62,6 +62,7 @@ impl CreateFineTune {
             self.model.or_else(first).ok_or_else(|| Error::invalid("model", "'model' must name a base model."))?;
         Ok(JobSpec {
             model,
+            alias: None,
             training_file: self.training_file,
             validation_file: self.validation_file,
             suffix,

@@ -110,7 +110,7 @@ impl Files {
             hyperparams: FineTuneSettings::of(&job),
             id: job.id,
             object: "fine-tune",
-            model: job.spec.model,
+            model: job.spec.asked_model().to_owned(),
             created_at: job.created_at,
             updated_at: job.updated_at,
             fine_tuned_model: job.fine_tuned_model,

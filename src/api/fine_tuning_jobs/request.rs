@@ -87,6 +87,7 @@ impl CreateJob {
         check_metadata(self.metadata.as_ref())?;
         Ok(JobSpec {
             model: self.model,
+            alias: None,
             training_file: self.training_file,
             validation_file: self.validation_file,
             suffix: normal_suffix(self.suffix.as_deref(), 64)?,

@@ -137,7 +137,7 @@ impl From<Job> for FineTuningJob {
         Self {
             object: "fine_tuning.job",
             id: job.id,
-            model: job.spec.model,
+            model: job.spec.asked_model().to_owned(),
             created_at: job.created_at,
             finished_at: job.finished_at,
             fine_tuned_model: job.fine_tuned_model,

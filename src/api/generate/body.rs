@@ -12,12 +12,12 @@ use crate::Result;
 use crate::api::error::Problem;
 use crate::api::sse::json;
 use crate::engine::FinishReason;
+use crate::engine::logprobs::TokenLogprobs;
 
 /// Changes when the same seed may give another text.
 pub const SYSTEM_FINGERPRINT: &str = concat!("fp_attune_", env!("CARGO_PKG_VERSION"));
 
 /// Tokens of a request, prompts counted once.
-#[expect(clippy::struct_field_names, reason = "the contract's names")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Usage {
     /// Tokens of the prompts.
@@ -26,6 +26,37 @@ pub struct Usage {
     pub completion_tokens: usize,
     /// Both together.
     pub total_tokens: usize,
+    /// Where the prompts' tokens came from.
+    pub prompt_tokens_details: PromptTokensDetails,
+    /// What the tokens drawn were for.
+    pub completion_tokens_details: CompletionTokensDetails,
+}
+
+/// A part of [`Usage`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct PromptTokensDetails {
+    /// Tokens that needed no computing.
+    pub cached_tokens: usize,
+}
+
+/// A part of [`Usage`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct CompletionTokensDetails {
+    /// Always 0: what a model writes while it thinks is part of its answer here.
+    pub reasoning_tokens: usize,
+}
+
+impl Usage {
+    /// Tokens of a request, of whose prompts `cached` needed no computing.
+    pub fn new(prompt_tokens: usize, cached_tokens: usize, completion_tokens: usize) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            completion_tokens_details: CompletionTokensDetails::default(),
+        }
+    }
 }
 
 /// The key `usage` of a body.
@@ -77,8 +108,12 @@ pub trait Chunks: Send + 'static {
 
     /// What comes before any text of choice `index`.
     fn begin(&self, index: usize) -> Option<Self::Chunk>;
-    /// More text of choice `index`.
-    fn text(&self, index: usize, text: String) -> Self::Chunk;
+    /// The log probabilities of choice `index`'s prompt, from its second token on, where the request asked for them.
+    fn prompt(&mut self, _index: usize, _tokens: &[TokenLogprobs]) -> Option<Self::Chunk> {
+        None
+    }
+    /// More text of choice `index`, and the token that brought it where log probabilities are wanted.
+    fn text(&mut self, index: usize, text: String, token: Option<&TokenLogprobs>) -> Self::Chunk;
     /// The end of choice `index`.
     fn end(&self, index: usize, reason: &'static str) -> Self::Chunk;
     /// The last chunk, where the client asked for it.
@@ -89,16 +124,21 @@ pub trait Chunks: Send + 'static {
 pub fn stream_chunks<C: Chunks>(running: Running, chunks: C) -> impl Stream<Item = Result<String, Problem>> + Send {
     let begin: VecDeque<_> = (0..running.choices()).filter_map(|index| chunks.begin(index)).map(|c| json(&c)).collect();
     stream::unfold(Some((running, chunks, begin)), |state| async move {
-        let (mut running, chunks, mut begin) = state?;
+        let (mut running, mut chunks, mut begin) = state?;
         if let Some(document) = begin.pop_front() {
             return Some((document, Some((running, chunks, begin))));
         }
-        let document = match running.next().await {
-            Some(Ok((index, Piece::Text(text)))) => json(&chunks.text(index, text)),
-            Some(Ok((index, Piece::End(reason)))) => json(&chunks.end(index, reason_name(reason))),
-            Some(Err(error)) => return Some((Err(error.into()), None)),
-            None => return chunks.usage(running.usage()).map(|chunk| (json(&chunk), None)),
-        };
-        Some((document, Some((running, chunks, begin))))
+        loop {
+            let chunk = match running.next().await {
+                Some(Ok((index, Piece::Prompt(tokens)))) => chunks.prompt(index, &tokens),
+                Some(Ok((index, Piece::Text { text, token }))) => Some(chunks.text(index, text, token.as_ref())),
+                Some(Ok((index, Piece::End(reason)))) => Some(chunks.end(index, reason_name(reason))),
+                Some(Err(error)) => return Some((Err(error.into()), None)),
+                None => return chunks.usage(running.usage()).map(|chunk| (json(&chunk), None)),
+            };
+            if let Some(chunk) = chunk {
+                return Some((json(&chunk), Some((running, chunks, begin))));
+            }
+        }
     })
 }

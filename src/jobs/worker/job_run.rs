@@ -20,7 +20,7 @@ use super::training::{Inputs, Progress, Trained, train};
 use super::{LEASE, Worker};
 use crate::adapters::registry::{config_key, weights_key};
 use crate::jobs::queue::Outcome;
-use crate::jobs::{Hyperparameters, Job, JobStatus};
+use crate::jobs::{Hyperparameters, Job, JobApi, JobStatus};
 use crate::store::files::NewFile;
 use crate::train::results;
 use crate::{Error, Result};
@@ -286,9 +286,22 @@ fn checkpoints(job: &Job) -> String {
     format!("checkpoints/{}", job.id)
 }
 
-/// `ft:{base}:{organization}:{suffix}:{8 characters}`; the last part follows from the job, so that every attempt makes the
-/// same name.
+/// `ft:{base}:{organization}:{suffix}:{8 characters}`, or of the older resource
+/// `{base}:ft-{organization}:{suffix}-{time of creation}-{8 characters}`. All of it follows from the job, so that every
+/// attempt makes the same name. An alias that was asked for stands in the base's place.
 fn model_name(job: &Job, base: &str) -> String {
-    let tail = format!("{:x}", Sha256::digest(job.id.as_bytes()));
-    format!("ft:{base}:{}:{}:{}", job.organization, job.spec.suffix.as_deref().unwrap_or_default(), &tail[..8])
+    let base = job.spec.alias.as_deref().unwrap_or(base);
+    let organization = &job.organization;
+    let suffix = job.spec.suffix.as_deref();
+    let digest = format!("{:x}", Sha256::digest(job.id.as_bytes()));
+    // Two jobs may be created in one second, and names are taken once.
+    let tail = &digest[..8];
+    match job.api {
+        JobApi::FineTuningJobs => format!("ft:{base}:{organization}:{}:{tail}", suffix.unwrap_or_default()),
+        JobApi::FineTunes => {
+            let suffix = suffix.map(|suffix| format!(":{suffix}")).unwrap_or_default();
+            let created = jiff::Timestamp::from_second(job.created_at).unwrap_or_default();
+            format!("{base}:ft-{organization}{suffix}-{}-{tail}", created.strftime("%Y-%m-%d-%H-%M-%S"))
+        }
+    }
 }

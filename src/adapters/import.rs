@@ -1,0 +1,164 @@
+//! Adapters that come from elsewhere: the two PEFT files out of a folder or a tar archive, with strict limits.
+//!
+//! Called by `api/lora_adapters.rs` off the async threads. Only names and sizes are judged here; [`super::peft`] judges what
+//! the files hold.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use tar::EntryType;
+
+use crate::adapters::peft::PeftFiles;
+use crate::{Error, Result};
+
+/// The files of a PEFT folder.
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// Bytes of `adapter_config.json` at the most.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Entries of an archive at the most, its invisible ones included.
+const MAX_ENTRIES: usize = 16;
+/// Bytes of an invisible entry (an archiver's note about the next one) at the most.
+const MAX_NOTE_BYTES: u64 = 64 << 10;
+/// Bytes that an archive has beside its two files at the most.
+const ARCHIVE_BYTES: u64 = MAX_CONFIG_BYTES + MAX_ENTRIES as u64 * (MAX_NOTE_BYTES + 1024) + (64 << 10);
+/// Where the server keeps its own things inside the data folder.
+const OWN_FOLDERS: [&str; 3] = ["blobs", "postgres", "tmp"];
+
+/// Bytes of an archive at the most, where weights may have `max_weights` bytes.
+pub const fn max_archive_bytes(max_weights: u64) -> u64 {
+    max_weights.saturating_add(ARCHIVE_BYTES)
+}
+
+/// A path or an archive that cannot be taken, and why.
+fn refuse(why: impl std::fmt::Display) -> Error {
+    Error::invalid_code("lora_path", "invalid_value", format!("'lora_path' cannot be used: {why}."))
+}
+
+/// Reads the PEFT folder at `path`, which must lie below `data_dir`; a path that is not absolute begins there. Links are
+/// followed where they stay below it.
+pub fn read_folder(data_dir: &Path, path: &Path, max_weights: u64) -> Result<PeftFiles> {
+    let root = data_dir.canonicalize().map_err(Error::io(format!("find {}", data_dir.display())))?;
+    let folder = inside(&root, data_dir, path)?;
+    if folder == root || is_own(&root, &folder) {
+        return Err(refuse("the server keeps its own files there; name another folder below data_dir"));
+    }
+    let read = |name: &str, limit| {
+        let file = folder.join(name).canonicalize().map_err(|_| refuse(format_args!("the folder has no {name}")))?;
+        if !file.starts_with(&root) || is_own(&root, &file) {
+            return Err(refuse(format_args!("{name} is a link that leads out of it")));
+        }
+        read_file(&file, name, limit)
+    };
+    Ok(PeftFiles { config: read(CONFIG, MAX_CONFIG_BYTES)?, weights: read(WEIGHTS, max_weights)? })
+}
+
+/// True where `path`, which has no links, is or lies in one of the server's own folders.
+fn is_own(root: &Path, path: &Path) -> bool {
+    OWN_FOLDERS.iter().any(|own| path.starts_with(root.join(own)))
+}
+
+/// The real place of `path`; nothing outside `root` is looked at, so that nobody learns what is there.
+fn inside(root: &Path, data_dir: &Path, path: &Path) -> Result<PathBuf> {
+    let outside = || refuse("it must be a folder below the server's data_dir, or the id of an uploaded file");
+    if path.components().any(|part| matches!(part, Component::ParentDir)) {
+        return Err(refuse("it must not hold `..`"));
+    }
+    let asked = path;
+    let path = match (path.is_absolute(), path.strip_prefix(data_dir)) {
+        (false, _) => root.join(path),
+        (true, Ok(below)) => root.join(below),
+        (true, Err(_)) if path.starts_with(root) => path.to_path_buf(),
+        (true, Err(_)) => return Err(outside()),
+    };
+    match path.canonicalize() {
+        Ok(place) if place.starts_with(root) => Ok(place),
+        Ok(_) => Err(outside()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(Error::NotFound { kind: "adapter folder", id: asked.display().to_string() })
+        }
+        Err(error) => Err(refuse(format_args!("it cannot be read ({error})"))),
+    }
+}
+
+/// The content of a regular file of at most `limit` bytes. Neither a link put there meanwhile nor a pipe holds it up.
+fn read_file(path: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {
+    let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
+    let file = file.map_err(|error| refuse(format_args!("{name} cannot be read: {error}")))?;
+    let is_file = file.metadata().map_err(Error::io(format!("read {}", path.display())))?.is_file();
+    if !is_file {
+        return Err(refuse(format_args!("{name} is not a file")));
+    }
+    read_all(file, name, limit)
+}
+
+fn read_all(mut content: impl Read, name: &str, limit: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = Read::take(&mut content, limit.saturating_add(1)).read_to_end(&mut bytes);
+    read.map_err(|error| refuse(format_args!("{name} cannot be read: {error}")))?;
+    if bytes.len() as u64 > limit {
+        return Err(refuse(format_args!("{name} is larger than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Reads a tar archive that holds the two files and nothing else, as the download of an adapter gives it.
+pub fn read_archive(archive: File, max_weights: u64) -> Result<PeftFiles> {
+    let mut archive = tar::Archive::new(std::io::BufReader::with_capacity(1 << 20, archive));
+    let (mut config, mut weights) = (None, None);
+    // Raw: names from notes, whose length nobody checks, and sparse files are not unfolded.
+    let entries = archive.entries().map_err(|error| not_a_tar(&error))?.raw(true);
+    for (index, entry) in entries.enumerate() {
+        let mut entry = entry.map_err(|error| not_a_tar(&error))?;
+        if index == MAX_ENTRIES {
+            return Err(refuse(format_args!("the archive has more than {MAX_ENTRIES} entries")));
+        }
+        let name = String::from_utf8_lossy(&entry.header().path_bytes()).into_owned();
+        let file = name.strip_prefix("./").unwrap_or(&name).to_owned();
+        match entry.header().entry_type() {
+            EntryType::Regular => {}
+            EntryType::Directory if matches!(&*file, "" | ".") => continue,
+            // Times and the like; a name in it is ignored, and so is not one of the two.
+            EntryType::XHeader | EntryType::XGlobalHeader if entry.size() <= MAX_NOTE_BYTES => continue,
+            _ => return Err(refuse(format_args!("the archive's entry `{name}` is not a plain file"))),
+        }
+        let (place, limit) = match &*file {
+            CONFIG => (&mut config, MAX_CONFIG_BYTES),
+            WEIGHTS => (&mut weights, max_weights),
+            _ => {
+                return Err(refuse(format_args!(
+                    "the archive holds `{name}`; it must hold {CONFIG} and {WEIGHTS} alone, without a folder"
+                )));
+            }
+        };
+        let declared = entry.size();
+        if declared > limit {
+            return Err(refuse(format_args!("{file} is larger than {limit} bytes")));
+        }
+        let content = read_all(&mut entry, &file, limit)?;
+        if content.len() as u64 != declared {
+            return Err(refuse(format_args!("the archive ends in the middle of {file}")));
+        }
+        if place.replace(content).is_some() {
+            return Err(refuse(format_args!("the archive holds {file} twice")));
+        }
+    }
+    match (config, weights) {
+        (Some(config), Some(weights)) => Ok(PeftFiles { config, weights }),
+        (None, _) => Err(refuse(format_args!("the archive has no {CONFIG}"))),
+        (_, None) => Err(refuse(format_args!("the archive has no {WEIGHTS}"))),
+    }
+}
+
+fn not_a_tar(error: &std::io::Error) -> Error {
+    let what =
+        if error.kind() == ErrorKind::UnexpectedEof { "ends too early" } else { "is not an uncompressed tar archive" };
+    refuse(format_args!("the file {what} ({error})"))
+}
+
+#[cfg(test)]
+#[path = "import_tests.rs"]
+mod tests;
