@@ -19,7 +19,9 @@ use crate::jobs::queue::Queue;
 use crate::jobs::worker::Worker;
 use crate::model::{BaseModel, device};
 use crate::store::Store;
+use crate::store::key_directory::KeyDirectory;
 use crate::store::postgres::PrivatePostgres;
+use crate::store::usage_recorder::UsageRecorder;
 use crate::{Error, Result};
 
 /// How long requests and the running job may take to end after a signal.
@@ -43,6 +45,9 @@ impl App {
     pub async fn build(config: Config) -> Result<Self> {
         api::record_metrics()?;
         let (store, postgres) = open_store(&config).await?;
+        config.check_closed(store.has_keys().await?)?;
+        let keys = KeyDirectory::open(store.clone()).await?;
+        let usage = UsageRecorder::new(store.clone());
         let queue = Queue::open(store.clone()).await?;
         tokio::spawn(sweep(store.clone()));
         let priority = Arc::new(Priority::default());
@@ -56,7 +61,7 @@ impl App {
             priority,
         };
         let shutdown = CancellationToken::new();
-        let state = ApiState { config: Arc::new(config), catalog, registry, store, queue, shutdown };
+        let state = ApiState { config: Arc::new(config), catalog, registry, store, queue, keys, usage, shutdown };
         Ok(Self { state, worker, _postgres: postgres })
     }
 
@@ -65,9 +70,14 @@ impl App {
         self.state.shutdown = shutdown.clone();
         let address = listener.local_addr().map_err(Error::io("read the address of the server"))?;
         let config = &self.state.config;
-        if config.api_keys.is_empty() {
-            tracing::warn!("no API keys are set: everyone on this machine can use this server (api_keys closes it)");
+        if config.api_keys.is_empty() && !self.state.keys.was_closed() {
+            tracing::warn!(
+                "there are no API keys: everyone on this machine can use this server (`attune keys create` or api_keys \
+                 closes it)"
+            );
         }
+        let recorded = CancellationToken::new();
+        let recorder = tokio::spawn(self.state.usage.clone().run(recorded.clone()));
         let worker = config.worker.then(|| tokio::spawn(self.worker.clone().run(shutdown.clone())));
         let server = serve_http(listener, api::router(self.state.clone()), shutdown.clone())?;
 
@@ -77,6 +87,11 @@ impl App {
         // The listener may have failed on its own; the job must still be put down.
         shutdown.cancel();
         finish(worker).await;
+        // After the requests, so that the last batch holds all that they used.
+        recorded.cancel();
+        if tokio::time::timeout(GRACE, recorder).await.is_err() {
+            tracing::error!("the usage of the last second could not be written within {} s", GRACE.as_secs());
+        }
         served
     }
 
@@ -110,6 +125,17 @@ pub async fn open_store(config: &Config) -> Result<(Store, Option<PrivatePostgre
         (None, None) => return Err(Error::Internal("no database".into())),
     };
     Ok((Store::connect(url, data_dir).await?, postgres))
+}
+
+/// The store for a command that may run beside a server on the same data folder: it talks to that server's private Postgres
+/// where one runs.
+pub async fn open_store_beside(config: &Config) -> Result<(Store, Option<PrivatePostgres>)> {
+    let data_dir = &config.data_dir;
+    let (url, postgres) = match &config.database_url {
+        Some(url) => (url.clone(), None),
+        None => PrivatePostgres::attach_or_start(data_dir).await?,
+    };
+    Ok((Store::connect(&url, data_dir).await?, postgres))
 }
 
 async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalog> {

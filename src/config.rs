@@ -32,12 +32,18 @@ pub struct Config {
     pub device: DeviceChoice,
     /// Run fine-tune jobs inside `serve`.
     pub worker: bool,
-    /// Keys that clients must send as `Authorization: Bearer …`; empty means open, which only a loopback address allows.
+    /// Keys that clients must send as `Authorization: Bearer …`, beside those of the database: admin keys of `organization`.
+    /// With none at all the server is open, which only a loopback address allows.
     pub api_keys: Vec<String>,
-    /// Organisation that owns files, jobs and adapters; it appears in the names of fine-tuned models.
+    /// Organisation of who has one of `api_keys` or needs no key: it owns files, jobs and adapters, and appears in the names
+    /// of fine-tuned models.
     pub organization: String,
     /// Limits that keep one client from exhausting the server.
     pub limits: Limits,
+    /// What a base model's tokens cost, and those of the models that are fine-tuned from it, by the base's id.
+    pub prices: BTreeMap<String, Price>,
+    /// The money of `prices`.
+    pub currency: String,
     /// Log lines as JSON instead of text.
     pub log_json: bool,
 }
@@ -85,8 +91,29 @@ pub struct Limits {
     pub max_file_bytes: usize,
     /// Texts in one embeddings request.
     pub max_inputs: usize,
+    /// Requests per minute of a key without a limit of its own.
+    pub requests_per_minute: u64,
+    /// Tokens per minute, prompts and answers together, of a key without a limit of its own.
+    pub tokens_per_minute: u64,
+    /// Requests of one key that run at a time.
+    pub concurrent_requests: usize,
     /// Bytes of the weights of an adapter that is loaded from a folder or an archive.
     pub max_adapter_bytes: u64,
+}
+
+/// What tokens cost: money per million of them.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Price {
+    /// Tokens of prompts, and of inputs to embed.
+    pub prompt: f64,
+    /// Those of them that need not be computed; absent: the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached_prompt: Option<f64>,
+    /// Tokens drawn.
+    pub completion: f64,
+    /// Tokens trained on.
+    pub training: f64,
 }
 
 impl Default for Config {
@@ -102,6 +129,8 @@ impl Default for Config {
             api_keys: Vec::new(),
             organization: "local".into(),
             limits: Limits::default(),
+            prices: BTreeMap::new(),
+            currency: "USD".into(),
             log_json: false,
         }
     }
@@ -117,6 +146,9 @@ impl Default for Limits {
             max_body_bytes: 8 << 20,
             max_file_bytes: 512 << 20,
             max_inputs: 2048,
+            requests_per_minute: 60_000,
+            tokens_per_minute: 100_000_000,
+            concurrent_requests: 256,
             max_adapter_bytes: 1 << 30,
         }
     }
@@ -156,19 +188,36 @@ impl Config {
         if self.api_keys.iter().any(|key| key.trim().is_empty()) {
             return Err(Error::Setup("api_keys: a key is empty".into()));
         }
-        if self.api_keys.is_empty() && !self.listen.ip().is_loopback() {
-            return Err(Error::Setup(format!(
-                "refusing to listen on {} without an API key: set api_keys (ATTUNE_API_KEYS='[\"…\"]') or listen on 127.0.0.1",
-                self.listen
-            )));
-        }
         let limits = &self.limits;
         if limits.max_sequences == 0 || limits.max_step_tokens == 0 || limits.kv_cache_mib == 0 {
             return Err(Error::Setup(
                 "limits: max_sequences, max_step_tokens and kv_cache_mib must be at least 1".into(),
             ));
         }
+        if limits.requests_per_minute == 0 || limits.tokens_per_minute == 0 || limits.concurrent_requests == 0 {
+            return Err(Error::Setup(
+                "limits: requests_per_minute, tokens_per_minute and concurrent_requests must be at least 1".into(),
+            ));
+        }
+        for (model, price) in &self.prices {
+            let prices = [price.prompt, price.cached_prompt.unwrap_or_default(), price.completion, price.training];
+            if !prices.iter().all(|price| price.is_finite() && *price >= 0.0) {
+                return Err(Error::Setup(format!("prices of `{model}`: every price must be a number of at least 0")));
+            }
+        }
         Ok(self)
+    }
+
+    /// Refuses an address that others reach where nobody has a key; `database_has_keys` says whether one was ever made.
+    pub fn check_closed(&self, database_has_keys: bool) -> Result<()> {
+        if !self.listen.ip().is_loopback() && self.api_keys.is_empty() && !database_has_keys {
+            return Err(Error::Setup(format!(
+                "refusing to listen on {} without an API key: make one (attune keys create --org ORG), set api_keys \
+                 (ATTUNE_API_KEYS='[\"…\"]') or listen on 127.0.0.1",
+                self.listen
+            )));
+        }
+        Ok(())
     }
 
     fn check_aliases(&self) -> Result<()> {

@@ -6,6 +6,15 @@ use std::time::Duration;
 /// The result of everything that can fail in Attune.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What a key may use a bounded amount of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RateLimit {
+    /// Requests, per minute or at a time.
+    Requests,
+    /// Tokens per minute.
+    Tokens,
+}
+
 /// A failure, with a message that its reader can act on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -62,6 +71,17 @@ pub enum Error {
         what: &'static str,
         /// A sound time to wait.
         retry_after: Duration,
+    },
+
+    /// The key has used up what it may use.
+    #[error("{message}")]
+    RateLimited {
+        /// The kind of limit.
+        what: RateLimit,
+        /// The limit, what is used of it, and when to come back.
+        message: String,
+        /// When the same request is let in; absent where it never is.
+        retry_after: Option<Duration>,
     },
 
     /// A part that the server needs does not answer, for example the database.

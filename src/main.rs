@@ -1,4 +1,8 @@
-//! The command line: parses arguments, sets up logging, and calls the library.
+//! The command line: parses arguments, sets up logging, and calls the library. `keys` is in `commands/`.
+
+mod commands {
+    pub mod keys;
+}
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,6 +12,7 @@ use attune::app::{App, open_store};
 use attune::config::{Config, DeviceChoice, ModelEntry};
 use attune::{Error, Result, api};
 use clap::{Args, Parser, Subcommand};
+use commands::keys::KeysCommand;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +21,8 @@ use tracing_subscriber::EnvFilter;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+const DEFAULT_LOG: &str = "info";
+
 /// Serves language models and embeddings behind OpenAI's API, and fine-tunes them.
 #[derive(Debug, Parser)]
 #[command(name = "attune", version)]
@@ -23,7 +30,7 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// What to log, for example `info`, `attune=debug` or `warn,attune::api=info`.
-    #[arg(long, env = "ATTUNE_LOG", default_value = "info", global = true)]
+    #[arg(long, env = "ATTUNE_LOG", default_value = DEFAULT_LOG, global = true)]
     log: String,
 }
 
@@ -35,6 +42,11 @@ enum Command {
     Worker(Options),
     /// Bring the database up to date.
     Migrate(Options),
+    /// Make, list and revoke API keys; works beside a running server on the same data or database.
+    Keys {
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
     /// Print the OpenAPI document.
     Openapi {
         /// Compare with this file instead; fails where it differs.
@@ -43,9 +55,9 @@ enum Command {
     },
 }
 
-/// Settings; each one can stand in the configuration file too, or in the environment (`ATTUNE_DATA_DIR`, …).
-#[derive(Debug, Args)]
-struct Options {
+/// Where the configuration and the database are.
+#[derive(Debug, Clone, Args)]
+struct Place {
     /// Configuration file.
     #[arg(long, env = "ATTUNE_CONFIG")]
     config: Option<PathBuf>,
@@ -55,6 +67,13 @@ struct Options {
     /// Postgres to use; without it a private one runs inside the data folder.
     #[arg(long)]
     database_url: Option<String>,
+}
+
+/// Settings; each one can stand in the configuration file too, or in the environment (`ATTUNE_DATA_DIR`, …).
+#[derive(Debug, Args)]
+struct Options {
+    #[command(flatten)]
+    place: Place,
     /// A base model to serve; may be given more than once [default: demo=models/demo].
     #[arg(long = "model", value_name = "ID=PATH")]
     models: Vec<ModelEntry>,
@@ -75,16 +94,24 @@ struct ServeOptions {
     no_worker: bool,
 }
 
+impl Place {
+    /// Defaults, file, environment, then these flags.
+    fn load(&self) -> Result<Config> {
+        let mut config = Config::load(self.config.as_deref())?;
+        if let Some(data_dir) = &self.data_dir {
+            config.data_dir.clone_from(data_dir);
+        }
+        if self.database_url.is_some() {
+            config.database_url.clone_from(&self.database_url);
+        }
+        Ok(config)
+    }
+}
+
 impl Options {
     /// Defaults, file, environment, then these flags.
     fn load(self) -> Result<Config> {
-        let mut config = Config::load(self.config.as_deref())?;
-        if let Some(data_dir) = self.data_dir {
-            config.data_dir = data_dir;
-        }
-        if self.database_url.is_some() {
-            config.database_url = self.database_url;
-        }
+        let mut config = self.place.load()?;
         if !self.models.is_empty() {
             config.models = self.models;
         }
@@ -125,6 +152,12 @@ fn start(cli: Cli) -> Result<()> {
         Command::Migrate(options) => {
             let config = options.load()?;
             block_on(&cli.log, config.log_json, migrate(config))
+        }
+        Command::Keys { command } => {
+            let config = command.place().load()?;
+            // What the database's start says would hide the answer.
+            let log = if cli.log == DEFAULT_LOG { "warn" } else { &cli.log };
+            block_on(log, config.log_json, command.run(config))
         }
     }
 }

@@ -108,7 +108,15 @@ pub async fn create(
     check_not_empty(&items)?;
     let inputs = target.encode_items("input", items).await?;
     let tokens = check_lengths(&inputs, target.context())?;
-    let vectors = target.base.backend.embed(EmbedRequest { inputs, adapter: target.adapter.clone() }).await?;
+    let mut charge = target.account.charge(tokens)?;
+    charge.owe();
+    let vectors = match target.base.backend.embed(EmbedRequest { inputs, adapter: target.adapter.clone() }).await {
+        Ok(vectors) => vectors,
+        Err(error) => {
+            charge.waive();
+            return Err(error.into());
+        }
+    };
     count_tokens(&target.model().id, "embedding", tokens);
     let format = request.encoding_format.unwrap_or_default();
     let data = vectors.into_iter().enumerate().map(|(index, vector)| Embedding {

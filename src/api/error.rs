@@ -8,13 +8,16 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::Error;
+use crate::error::RateLimit;
 
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const INVALID_REQUEST: &str = "invalid_request_error";
 const SERVER_ERROR: &str = "server_error";
 
@@ -101,6 +104,12 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, INVALID_REQUEST, message).code("invalid_api_key")
     }
 
+    /// The key is good, but not for this.
+    pub fn not_admin() -> Self {
+        let message = "You have insufficient permissions for this operation: it needs an admin key.";
+        Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, message).code("insufficient_permissions")
+    }
+
     /// A web page of another site calls a server that has no keys.
     pub fn foreign_origin() -> Self {
         Self::new(
@@ -182,6 +191,15 @@ impl From<Error> for Problem {
                 problem.retry_after = Some(retry_after);
                 problem
             }
+            Error::RateLimited { what, message, retry_after } => {
+                let kind = match what {
+                    RateLimit::Requests => "requests",
+                    RateLimit::Tokens => "tokens",
+                };
+                let mut problem = Self::new(StatusCode::TOO_MANY_REQUESTS, kind, message).code("rate_limit_exceeded");
+                problem.retry_after = retry_after;
+                problem
+            }
             Error::Unavailable(_) => Self::unavailable(message),
             Error::Cancelled => Self::unavailable("The server is stopping. Please try again."),
             Error::Database(
@@ -221,9 +239,15 @@ impl From<QueryRejection> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(ErrorBody { error: self.error })).into_response();
+        let headers = response.headers_mut();
         if let Some(wait) = self.retry_after {
-            let seconds = wait.as_secs().max(1);
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            // Rounded up: who comes back too early is refused again.
+            let milliseconds = wait.as_nanos().div_ceil(1_000_000).clamp(1, u64::MAX.into()) as u64;
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(milliseconds.div_ceil(1_000)));
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(milliseconds));
+        } else if self.status == StatusCode::TOO_MANY_REQUESTS {
+            // Clients try a 429 again on their own; here that is no use.
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         response
     }
@@ -285,6 +309,7 @@ mod tests {
         let response = problem.into_response();
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()["retry-after"], "3");
+        assert_eq!(response.headers()["retry-after-ms"], "3000");
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub async fn create(
     let mut spec = request.spec(&state)?;
     follow_alias(&state, &mut spec);
     check_inputs(&state, &caller, &spec).await?;
-    let job = state.queue.enqueue(&caller.organization, JobApi::FineTunes, spec).await?;
+    let job = state.queue.enqueue_for(&caller.organization, Some(&caller.key), JobApi::FineTunes, spec).await?;
     Ok(Json(with_events(&state, job).await?))
 }
 

@@ -41,7 +41,7 @@ pub async fn create(
     let mut spec = request.spec()?;
     follow_alias(&state, &mut spec);
     check_inputs(&state, &caller, &spec).await?;
-    let job = state.queue.enqueue(&caller.organization, JobApi::FineTuningJobs, spec).await?;
+    let job = state.queue.enqueue_for(&caller.organization, Some(&caller.key), JobApi::FineTuningJobs, spec).await?;
     Ok(Json(job.into()))
 }
 

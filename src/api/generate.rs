@@ -9,12 +9,14 @@ pub mod logprobs;
 
 use std::collections::VecDeque;
 
+use futures::FutureExt as _;
 use futures::stream::{self, BoxStream, SelectAll, StreamExt as _};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use self::body::Usage;
 use self::logprobs::mean;
+use crate::api::meter::Charge;
 use crate::api::target::{Target, count_tokens};
 use crate::engine::logprobs::TokenLogprobs;
 use crate::engine::{Event, FinishReason, GenerateRequest, Sampling};
@@ -76,23 +78,26 @@ pub struct Running {
     ended: Vec<bool>,
     prompt_tokens: usize,
     cached_tokens: usize,
-    drawn_tokens: usize,
-    completion_tokens: usize,
+    /// Tokens of each answer so far.
+    drawn_tokens: Vec<usize>,
     /// Answers to each prompt.
     n: usize,
+    /// Settled when this drops; none until every sequence is queued.
+    charge: Option<Charge>,
 }
 
 impl Plan {
     /// Queues every sequence; choice `prompt · n + j` is answer `j` to its prompt.
     pub fn start(self) -> Result<Running> {
-        let Target { base, adapter } = &self.target;
-        let prompt_tokens = self.prompts.iter().map(Vec::len).sum();
-        let mut running = Running::new(base.model.id.clone(), self.prompts.len(), self.n, prompt_tokens);
+        let Target { base, adapter, account } = &self.target;
         let limit = self.target.context();
+        if let Some(prompt) = self.prompts.iter().map(Vec::len).find(|prompt| prompt + self.max_tokens > limit) {
+            return Err(Error::ContextLength { limit, prompt, completion: self.max_tokens });
+        }
+        let prompt_tokens = self.prompts.iter().map(Vec::len).sum();
+        let mut charge = account.charge(prompt_tokens)?;
+        let mut running = Running::new(base.model.id.clone(), self.prompts.len(), self.n, prompt_tokens);
         for (place, prompt) in self.prompts.into_iter().enumerate() {
-            if prompt.len() + self.max_tokens > limit {
-                return Err(Error::ContextLength { limit, prompt: prompt.len(), completion: self.max_tokens });
-            }
             for j in 0..self.n {
                 let index = place * self.n + j;
                 if self.max_tokens == 0 && self.prompt_logprobs.is_none() {
@@ -115,6 +120,8 @@ impl Plan {
                 running.watch(index, receiver);
             }
         }
+        charge.owe();
+        running.charge = Some(charge);
         Ok(running)
     }
 }
@@ -128,9 +135,9 @@ impl Running {
             ended: vec![false; prompts * n],
             prompt_tokens,
             cached_tokens: 0,
-            drawn_tokens: 0,
-            completion_tokens: 0,
+            drawn_tokens: vec![0; prompts * n],
             n,
+            charge: None,
         }
     }
 
@@ -159,15 +166,11 @@ impl Running {
             match self.events.next().await? {
                 (index, Some(Event::Prompt { tokens })) => self.pieces.push_back((index, Piece::Prompt(tokens))),
                 (index, Some(Event::Token { text, logprobs, .. })) => {
-                    self.drawn_tokens += 1;
+                    self.drawn_tokens[index] += 1;
                     self.push_text(index, text, logprobs);
                 }
                 (index, Some(Event::Finished { text, reason, completion_tokens, cached_tokens })) => {
-                    self.completion_tokens += completion_tokens;
-                    // A prompt counts once, however many answers it gets.
-                    if index % self.n == 0 {
-                        self.cached_tokens += cached_tokens;
-                    }
+                    self.count_finished(index, completion_tokens, cached_tokens);
                     self.push_text(index, text, None);
                     self.end(index, reason);
                 }
@@ -188,7 +191,28 @@ impl Running {
 
     /// Tokens so far.
     pub fn usage(&self) -> Usage {
-        Usage::new(self.prompt_tokens, self.cached_tokens, self.completion_tokens)
+        Usage::new(self.prompt_tokens, self.cached_tokens, self.drawn_tokens.iter().sum())
+    }
+
+    fn count_finished(&mut self, index: usize, completion_tokens: usize, cached_tokens: usize) {
+        self.drawn_tokens[index] = completion_tokens;
+        // A prompt counts once, however many answers it gets.
+        if index.is_multiple_of(self.n) {
+            self.cached_tokens += cached_tokens;
+        }
+    }
+
+    /// Counts what was drawn and never read: the engine is ahead of a client that hung up.
+    fn drain(&mut self) {
+        while let Some(Some((index, event))) = tokio::task::unconstrained(self.events.next()).now_or_never() {
+            match event {
+                Some(Event::Token { .. }) => self.drawn_tokens[index] += 1,
+                Some(Event::Finished { completion_tokens, cached_tokens, .. }) => {
+                    self.count_finished(index, completion_tokens, cached_tokens);
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Waits for all answers, in the order of their index.
@@ -229,8 +253,13 @@ pub fn best(answers: Vec<Answer>, candidates: usize, n: usize) -> Vec<Answer> {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        self.drain();
+        let Usage { completion_tokens, .. } = self.usage();
         count_tokens(&self.model, "prompt", self.prompt_tokens);
-        count_tokens(&self.model, "completion", self.drawn_tokens.max(self.completion_tokens));
+        count_tokens(&self.model, "completion", completion_tokens);
+        if let Some(charge) = &mut self.charge {
+            charge.used(self.cached_tokens, completion_tokens);
+        }
     }
 }
 
@@ -274,6 +303,15 @@ mod tests {
         assert!(matches!(failed, Err(Error::Cancelled)));
         let lost = running(vec![vec![token("a")]]).collect().await;
         assert!(matches!(lost, Err(Error::Unavailable(_))));
+    }
+
+    #[tokio::test]
+    async fn what_was_drawn_and_never_read_is_counted() {
+        let finished_and_ongoing = vec![vec![token("a"), finished("", 2)], vec![token("b"), token("c"), token("d")]];
+        let mut running = running(finished_and_ongoing);
+        assert!(running.next().await.is_some());
+        running.drain();
+        assert_eq!(running.usage().completion_tokens, 2 + 3);
     }
 
     #[tokio::test]

@@ -13,12 +13,10 @@ use utoipa::ToSchema;
 use crate::adapters::peft::{self, PeftFiles};
 use crate::adapters::{import, is_job_name};
 use crate::api::ApiState;
-use crate::api::auth::Caller;
+use crate::api::auth::{Admin, Caller};
 use crate::api::error::{ErrorBody, Problem};
 use crate::api::extract::Body;
 use crate::{Error, Result};
-
-// ADMIN ONLY: `load` and `unload` take any `Caller`; with `auth::Admin` their parameter becomes `Admin(caller): Admin`.
 
 /// Characters of an adapter's name at the most.
 const MAX_NAME: usize = 256;
@@ -57,7 +55,7 @@ pub struct UnloadAdapter {
 )]
 pub async fn load(
     State(state): State<ApiState>,
-    caller: Caller,
+    Admin(caller): Admin,
     Body(request): Body<LoadAdapter>,
 ) -> Result<String, Problem> {
     check_name(&state, &request.lora_name)?;
@@ -77,7 +75,7 @@ pub async fn load(
 )]
 pub async fn unload(
     State(state): State<ApiState>,
-    caller: Caller,
+    Admin(caller): Admin,
     Body(request): Body<UnloadAdapter>,
 ) -> Result<String, Problem> {
     let name = request.lora_name;

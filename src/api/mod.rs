@@ -21,14 +21,17 @@ mod foreign_tokens;
 mod generate;
 mod health;
 mod job_rules;
+mod limits;
 mod list;
 mod lora_adapters;
+mod meter;
 mod models;
 mod sse;
 mod target;
 mod tokenize;
 mod transport;
 mod upload;
+mod usage;
 
 use std::sync::Arc;
 
@@ -42,11 +45,13 @@ use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterE
 use utoipa_axum::routes;
 
 use crate::adapters::registry::AdapterRegistry;
-use crate::api::auth::Keys;
+use crate::api::auth::Door;
 use crate::config::Config;
 use crate::engine::catalog::Catalog;
 use crate::jobs::queue::Queue;
 use crate::store::Store;
+use crate::store::key_directory::KeyDirectory;
+use crate::store::usage_recorder::UsageRecorder;
 use crate::{Error, Result};
 
 pub use health::record_metrics;
@@ -64,6 +69,10 @@ pub struct ApiState {
     pub store: Store,
     /// Fine-tune jobs.
     pub queue: Queue,
+    /// The keys of the database.
+    pub keys: KeyDirectory,
+    /// Takes down what requests use.
+    pub usage: UsageRecorder,
     /// Cancelled when the server stops: long streams end.
     pub shutdown: CancellationToken,
 }
@@ -110,6 +119,8 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(fine_tuning_jobs::resume))
         .routes(routes!(fine_tuning_jobs::events))
         .routes(routes!(fine_tuning_jobs::checkpoints))
+        // What was used.
+        .routes(routes!(usage::read))
 }
 
 /// Routes at the root only, open without a key.
@@ -139,18 +150,17 @@ pub fn document_text() -> Result<String> {
 
 /// The server's routes with everything around them.
 pub fn router(state: ApiState) -> Router {
-    let open = Keys::new(&state.config).is_open();
-    let routes = assemble(&state.config).with_state(state).merge(docs::routes(document()));
-    transport::dress(routes, open)
+    let door = Door::new(&state.config, state.keys.clone(), state.usage.clone());
+    let max_body = DefaultBodyLimit::max(state.config.limits.max_body_bytes);
+    let layer = from_fn_with_state(door.clone(), auth::authenticate);
+    let routes = assemble(|guarded| guarded.layer(max_body).layer(layer)).with_state(state);
+    transport::dress(routes.merge(docs::routes(document())), move || door.was_open())
 }
 
-fn assemble(config: &Config) -> Router<ApiState> {
+/// All routes; `guard` puts the layers around those that need a key.
+fn assemble(guard: impl FnOnce(Router<ApiState>) -> Router<ApiState>) -> Router<ApiState> {
     let (routes, _) = routes().split_for_parts();
-    let guarded = Router::new()
-        .nest("/v1", routes.clone())
-        .merge(routes)
-        .layer(DefaultBodyLimit::max(config.limits.max_body_bytes))
-        .layer(from_fn_with_state(Keys::new(config), auth::authenticate));
+    let guarded = guard(Router::new().nest("/v1", routes.clone()).merge(routes));
     let (unguarded, _) = open_routes().split_for_parts();
     guarded.merge(unguarded)
 }
@@ -164,7 +174,7 @@ mod tests {
     use super::*;
 
     async fn docs(path: &str) -> (u16, String) {
-        let routes = transport::dress(docs::routes(document()), true);
+        let routes = transport::dress(docs::routes(document()), || true);
         let response =
             routes.oneshot(Request::get(path).body(Body::empty()).expect("a request")).await.expect("an answer");
         let status = response.status().as_u16();
@@ -175,7 +185,7 @@ mod tests {
     #[test]
     fn no_two_routes_have_the_same_path() {
         // The router panics on a conflict.
-        drop(assemble(&Config::default()).merge(docs::routes(document()).with_state(())));
+        drop(assemble(|routes| routes).merge(docs::routes(document()).with_state(())));
     }
 
     #[tokio::test]

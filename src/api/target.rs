@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::adapters::AdapterLease;
 use crate::api::ApiState;
 use crate::api::auth::Caller;
+use crate::api::meter::Account;
 use crate::engine::catalog::CatalogEntry;
 use crate::model::BaseModel;
 use crate::{Error, Result};
@@ -23,6 +24,8 @@ pub struct Target {
     pub base: CatalogEntry,
     /// The adapter's generation, held until the request ends.
     pub adapter: Option<AdapterLease>,
+    /// Who pays.
+    pub account: Account,
 }
 
 impl Target {
@@ -30,11 +33,13 @@ impl Target {
     pub async fn resolve(state: &ApiState, caller: &Caller, name: &str) -> Result<Self> {
         let real = state.catalog.real_name(name);
         if let Ok(base) = state.catalog.get(real) {
-            return Ok(Self { base: base.clone(), adapter: None });
+            let account = Account::new(state, caller, name, &base.model.id);
+            return Ok(Self { base: base.clone(), adapter: None, account });
         }
         let leased = state.registry.lease(&caller.organization, real).await;
         let (base, adapter) = leased.map_err(|error| error.about_model(name))?;
-        Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter) })
+        let account = Account::new(state, caller, name, &base);
+        Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter), account })
     }
 
     /// The model's weights, tokenizer and template.

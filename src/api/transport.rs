@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
+use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderName, HeaderValue, Method, Uri};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
@@ -15,13 +16,15 @@ use tracing::Instrument as _;
 
 use crate::api::auth::is_local;
 use crate::api::error::Problem;
+use crate::api::limits;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING: HeaderName = HeaderName::from_static("openai-processing-ms");
 const VERSION: HeaderName = HeaderName::from_static("openai-version");
+const RETRY: [HeaderName; 2] = [RETRY_AFTER, HeaderName::from_static("retry-after-ms")];
 
-/// Puts the layers around all routes; `open` says that no key is needed, and pages of other sites are kept out.
-pub fn dress(routes: Router, open: bool) -> Router {
+/// Puts the layers around all routes; while `open` says that no key is needed, pages of other sites are kept out.
+pub fn dress(routes: Router, open: impl Fn() -> bool + Clone + Send + Sync + 'static) -> Router {
     routes
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
@@ -46,13 +49,13 @@ fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response {
     Problem::internal().into_response()
 }
 
-fn cors(open: bool) -> CorsLayer {
-    let origins = if open { AllowOrigin::predicate(|origin, _| is_local(origin)) } else { AllowOrigin::any() };
+fn cors(open: impl Fn() -> bool + Clone + Send + Sync + 'static) -> CorsLayer {
+    let limits = limits::HEADERS.into_iter().chain([limits::ORGANIZATION]);
     CorsLayer::new()
-        .allow_origin(origins)
+        .allow_origin(AllowOrigin::predicate(move |origin, _| !open() || is_local(origin)))
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([REQUEST_ID, PROCESSING, VERSION])
+        .expose_headers([REQUEST_ID, PROCESSING, VERSION].into_iter().chain(RETRY).chain(limits).collect::<Vec<_>>())
         .max_age(Duration::from_hours(1))
 }
 
@@ -108,7 +111,7 @@ mod tests {
 
     async fn answer(open: bool, request: Request) -> (Response<()>, serde_json::Value) {
         let routes = Router::new().route("/fine", get(async || "fine")).route("/panics", get(panics));
-        let response = dress(routes, open).oneshot(request).await.expect("an answer");
+        let response = dress(routes, move || open).oneshot(request).await.expect("an answer");
         let (parts, body) = response.into_parts();
         let bytes = axum::body::to_bytes(body, usize::MAX).await.expect("a body");
         (Response::from_parts(parts, ()), serde_json::from_slice(&bytes).unwrap_or_default())

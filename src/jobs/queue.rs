@@ -58,15 +58,22 @@ impl Queue {
         Ok(Self { store, changes, _listener: Arc::new(listener) })
     }
 
-    /// Writes a new job and its first event.
+    /// Writes a new job and its first event; no key is charged with its tokens.
     pub async fn enqueue(&self, organization: &str, api: JobApi, spec: JobSpec) -> Result<Job> {
+        self.enqueue_for(organization, None, api, spec).await
+    }
+
+    /// Writes a new job, whose trained tokens the API key `key` is charged with, and its first event.
+    pub async fn enqueue_for(&self, organization: &str, key: Option<&str>, api: JobApi, spec: JobSpec) -> Result<Job> {
         let id = new_id(api.id_prefix());
         let created = match api {
             JobApi::FineTunes => format!("Created fine-tune: {id}"),
             JobApi::FineTuningJobs => format!("Created fine-tuning job: {id}"),
         };
         let row: JobRow = sqlx::query_as(concat!(
-            "with created as (insert into jobs (id, api, organization, spec) values ($1, $2, $3, $4) returning *),
+            "with created as (
+                 insert into jobs (id, api, organization, spec, api_key) values ($1, $2, $3, $4, $6) returning *
+             ),
              said as (insert into job_events (job, attempt, message) select key, attempt, $5 from created)
              select",
             job_columns!(),
@@ -77,6 +84,7 @@ impl Queue {
         .bind(organization)
         .bind(Json(spec))
         .bind(created)
+        .bind(key)
         .fetch_one(&self.store.pool)
         .await?;
         Ok(row.into())

@@ -1,11 +1,16 @@
-//! All SQL but the job queue's: uploaded files, fine-tuned models; the private Postgres; blobs on disk. Called by `api`
-//! and `jobs`.
+//! All SQL but the job queue's: uploaded files, fine-tuned models, API keys, usage; the private Postgres; blobs on disk.
+//! Called by `api` and `jobs`.
 
 pub mod blobs;
 pub mod files;
+pub mod key_directory;
+pub mod keys;
 pub mod models;
+pub(crate) mod notifications;
 pub mod postgres;
 mod sweep;
+pub mod usage;
+pub mod usage_recorder;
 
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -106,18 +111,22 @@ fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
 
 /// A public id: `prefix` and 24 random letters and digits.
 pub(crate) fn new_id(prefix: &str) -> String {
+    with_random_letters(prefix, 24)
+}
+
+/// `prefix` and `count` letters and digits that nobody can guess: UUIDs of version 4 come from the system's generator.
+fn with_random_letters(prefix: &str, count: usize) -> String {
     const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-    const RANDOM: usize = 24;
-    let mut id = String::with_capacity(prefix.len() + RANDOM);
-    id.push_str(prefix);
-    while id.len() < prefix.len() + RANDOM {
+    let mut text = String::with_capacity(prefix.len() + count);
+    text.push_str(prefix);
+    while text.len() < prefix.len() + count {
         // Bytes 6 and 8 hold the UUID's version; bytes of 248 and more would favour some letters.
         let bytes = Uuid::new_v4().into_bytes().into_iter().enumerate();
         let even = bytes.filter(|(index, byte)| !matches!(index, 6 | 8) && *byte < 248);
         let letters = even.map(|(_, byte)| char::from(ALPHABET[usize::from(byte) % ALPHABET.len()]));
-        id.extend(letters.take(prefix.len() + RANDOM - id.len()));
+        text.extend(letters.take(prefix.len() + count - text.len()));
     }
-    id
+    text
 }
 
 #[cfg(test)]

@@ -5,9 +5,11 @@
 
 import json
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -95,6 +97,53 @@ gpt-4o-mini = "demo"
 def sdk(server, key="any string"):
     """OpenAI's client to `server`, without its retries: an error must show."""
     return openai.OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0, timeout=60)
+
+
+def keys_command(binary, data_dir, *arguments):
+    """Runs `attune keys …` beside the server that uses `data_dir`; returns the finished process."""
+    command = [str(binary), "keys", *map(str, arguments), "--data-dir", str(data_dir)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, env=attunelib.environment())
+
+
+def create_key(binary, data_dir, organization, *options):
+    """Makes a key; returns its text and its id."""
+    done = keys_command(binary, data_dir, "create", "--org", organization, *options)
+    assert done.returncode == 0, done.stderr
+    (text,) = done.stdout.splitlines()
+    return text, next(word for word in done.stderr.split() if word.startswith("key_"))
+
+
+@pytest.fixture(scope="session")
+def tenants(binary, start_server):
+    """A server with two organisations that do not know of each other, and an admin of a third one.
+
+    `keys` and `ids` are the texts and the ids of the keys `acme`, `rival`, `admin`, and `revoked`, which is one of acme's
+    that no longer works. `client(name)` is OpenAI's client with a key, `http(name)` plain HTTP to the server's root.
+    """
+    server = start_server(settings={"ATTUNE_PRICES": '{demo={prompt=2.0,completion=10.0,training=5.0}}'})
+    made = {
+        "admin": create_key(binary, server.data_dir, "operators", "--admin"),
+        "acme": create_key(binary, server.data_dir, "acme", "--name", "first"),
+        "rival": create_key(binary, server.data_dir, "rival"),
+        "revoked": create_key(binary, server.data_dir, "acme"),
+    }
+    keys = {name: text for name, (text, _) in made.items()}
+    ids = {name: key for name, (_, key) in made.items()}
+    done = keys_command(binary, server.data_dir, "revoke", ids["revoked"])
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: listed(server, keys["revoked"]).status_code == 401, "the end of the revoked key")
+
+    def http(name):
+        return httpx.Client(base_url=server.url, timeout=60, headers={"Authorization": f"Bearer {keys[name]}"})
+
+    return SimpleNamespace(
+        server=server, url=server.url, keys=keys, ids=ids, client=lambda name: sdk(server, keys[name]), http=http
+    )
+
+
+def listed(server, key):
+    """The answer to a listing of the models with `key`."""
+    return httpx.get(server.url + "/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
 
 @pytest.fixture(scope="session")

@@ -158,7 +158,7 @@ impl Queue {
     }
 }
 
-/// Success: the row, the model and both events, or nothing.
+/// Success: the row, the model, the tokens that its key is charged with and both events, or nothing.
 const SUCCEED: &str = concat!(
     "with changed as (
          update jobs set status = 'succeeded', lease_owner = null, lease_expires_at = null, stop_request = null,
@@ -168,6 +168,11 @@ const SUCCEED: &str = concat!(
      ), published as (
          insert into fine_tuned_models (organization, name, base, adapter, job)
          select organization, $3, $4, $5, id from changed
+     ), charged as (
+         insert into usage_daily as used (organization, day, key, model, base, trained_tokens)
+         select organization, (now() at time zone 'utc')::date, coalesce(api_key, ''), spec->>'model', $4, $6 from changed
+         on conflict (organization, day, key, model, base)
+         do update set trained_tokens = used.trained_tokens + excluded.trained_tokens
      ), said as (
          insert into job_events (job, attempt, message)
          select key, attempt, message from changed, unnest($8::text[]) with ordinality as told (message, position)

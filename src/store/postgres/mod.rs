@@ -10,6 +10,7 @@ mod place;
 mod server;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _};
@@ -21,6 +22,10 @@ use server::Server;
 
 /// The role and the database; the socket's folder is what protects them.
 const NAME: &str = "attune";
+/// How long a command waits for a server that is just starting or stopping on the same folder.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause between its attempts.
+const ATTACH_PAUSE: Duration = Duration::from_millis(100);
 
 /// A running private cluster; dropping it stops the server process.
 #[derive(Debug)]
@@ -38,8 +43,7 @@ impl PrivatePostgres {
         let (place, server) = tokio::task::spawn_blocking(move || start(&data_dir))
             .await
             .map_err(|error| Error::Internal(format!("starting the private Postgres: {error}")))??;
-        // No URL crate is needed: both folders' names are chosen here and hold no character that a URL escapes.
-        let url = format!("postgres://{NAME}@localhost/{NAME}?host={}", place.socket_dir.display());
+        let url = url(&place.socket_dir);
         server.wait_until_ready(&place).await?;
         make_database(&place).await?;
         tracing::info!(
@@ -49,6 +53,29 @@ impl PrivatePostgres {
             place.socket_dir.display()
         );
         Ok(Self { url, _server: server, place })
+    }
+
+    /// For commands beside a server: the URL of the cluster that runs on the folder, else the cluster, started for as long
+    /// as the value lives.
+    pub async fn attach_or_start(data_dir: &Path) -> Result<(String, Option<Self>)> {
+        let deadline = tokio::time::Instant::now() + ATTACH_TIMEOUT;
+        loop {
+            if let Some(socket_dir) = place::socket_of_running(data_dir)
+                && let Ok(connection) = connect_options(&socket_dir, NAME).connect().await
+            {
+                // The answer is no more than a hint: the server may stop at any time.
+                let _ = connection.close().await;
+                return Ok((url(&socket_dir), None));
+            }
+            match Self::start(data_dir).await {
+                Ok(started) => return Ok((started.url.clone(), Some(started))),
+                // A server that holds the folder is about to answer, or to let it go.
+                Err(Error::Conflict(_)) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(ATTACH_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// The URL to connect to.
@@ -75,6 +102,11 @@ fn start(data_dir: &Path) -> Result<(Place, Server)> {
     server::initialise(&place, &installation)?;
     let server = Server::spawn(&place, installation)?;
     Ok((place, server))
+}
+
+/// No URL crate is needed: the folder's name is chosen here and holds no character that a URL escapes.
+fn url(socket_dir: &Path) -> String {
+    format!("postgres://{NAME}@localhost/{NAME}?host={}", socket_dir.display())
 }
 
 /// Connects as the cluster's owner to `database`.

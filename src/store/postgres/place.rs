@@ -73,12 +73,20 @@ fn lock(folder: &Path) -> Result<File> {
         File::options().create(true).append(true).open(&path).map_err(|error| setup_error("open", &path, &error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Setup(format!(
+        Err(TryLockError::WouldBlock) => Err(Error::Conflict(format!(
             "another attune uses {}: stop it, choose another data_dir, or give both the same database_url",
             folder.display()
         ))),
         Err(TryLockError::Error(error)) => Err(setup_error("lock", &path, &error)),
     }
+}
+
+/// The folder of the running cluster's socket, for who wants to talk to it beside its server. Nothing is made or locked.
+pub(super) fn socket_of_running(data_dir: &Path) -> Option<PathBuf> {
+    let data_dir = data_dir.canonicalize().ok()?;
+    let state = std::fs::read_to_string(data_dir.join(LOCATION_FILE)).map(|path| PathBuf::from(path.trim()));
+    let folder = socket_name(&state.unwrap_or(data_dir).join("postgres"));
+    folder.is_dir().then_some(folder)
 }
 
 /// The data folder where the user can reach it, else a folder that it can reach. The decision is kept: a cluster must be
@@ -159,9 +167,7 @@ fn passable(folder: &Path) -> bool {
 /// A short folder (a socket's path holds 107 bytes) that only the cluster's user can enter: being inside is what
 /// authorises a connection. The name follows from the cluster, so that no start leaves another folder behind.
 fn socket_dir(cluster: &Path, user: &ServiceUser) -> Result<PathBuf> {
-    let digest = Sha256::digest(cluster.as_os_str().as_encoded_bytes());
-    let hash = digest[..8].iter().fold(0_u64, |hash, byte| hash << 8 | u64::from(*byte));
-    let folder = PathBuf::from(format!("/tmp/attune-{hash:016x}"));
+    let folder = socket_name(cluster);
     match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
         Ok(()) => user.give(&folder).map_err(|error| setup_error("give away", &folder, &error))?,
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -180,4 +186,10 @@ fn socket_dir(cluster: &Path, user: &ServiceUser) -> Result<PathBuf> {
         )));
     }
     Ok(folder)
+}
+
+fn socket_name(cluster: &Path) -> PathBuf {
+    let digest = Sha256::digest(cluster.as_os_str().as_encoded_bytes());
+    let hash = digest[..8].iter().fold(0_u64, |hash, byte| hash << 8 | u64::from(*byte));
+    PathBuf::from(format!("/tmp/attune-{hash:016x}"))
 }

@@ -1,0 +1,204 @@
+//! API keys: who may call, for which organisation, within which limits. The command line makes, lists and revokes them;
+//! the [directory](super::key_directory) looks them up for the server.
+//!
+//! A key's text is shown once, when it is made. Stored are its SHA-256, which finds it again, and a masked form for
+//! people. A plain hash is enough: the text has 238 random bits, so there is nothing to guess.
+
+use sha2::{Digest as _, Sha256};
+
+use crate::store::{MAX_PAGE, Store, new_id, with_random_letters};
+use crate::{Error, Result};
+
+/// Where the text of every key begins.
+pub const PREFIX: &str = "sk-attune-";
+/// Random letters and digits after it.
+const RANDOM: usize = 40;
+/// Characters of an organisation's name at the most: it is a part of the names of fine-tuned models.
+const MAX_ORGANIZATION: usize = 64;
+/// Characters of a key's name at the most.
+const MAX_NAME: usize = 200;
+
+/// SHA-256 of a key's text.
+pub type KeyHash = [u8; 32];
+
+/// What a new key may do.
+#[derive(Debug, Clone, Default)]
+pub struct NewKey {
+    /// Owner of what is made with the key; see [`normal_organization`].
+    pub organization: String,
+    /// A note for people.
+    pub name: Option<String>,
+    /// May do what concerns the whole server, or other organisations.
+    pub admin: bool,
+    /// Requests per minute; absent: the configuration's.
+    pub requests_per_minute: Option<u64>,
+    /// Tokens per minute; absent: the configuration's.
+    pub tokens_per_minute: Option<u64>,
+    /// Unix seconds; absent: never.
+    pub expires_at: Option<i64>,
+}
+
+/// A key as people see it. Times are unix seconds.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct ApiKey {
+    /// `key_…`
+    pub id: String,
+    /// Owner of what is made with it.
+    pub organization: String,
+    /// A note for people.
+    pub name: Option<String>,
+    /// The ends of its text.
+    pub masked: String,
+    /// May do what concerns the whole server, or other organisations.
+    pub admin: bool,
+    /// Requests per minute; absent: the configuration's.
+    pub requests_per_minute: Option<i64>,
+    /// Tokens per minute; absent: the configuration's.
+    pub tokens_per_minute: Option<i64>,
+    /// When it was made.
+    pub created_at: i64,
+    /// From when on it is refused.
+    pub expires_at: Option<i64>,
+    /// When it was revoked.
+    pub revoked_at: Option<i64>,
+    /// The last UTC day on which a request came with it, `2026-01-31`.
+    pub last_used_on: Option<String>,
+}
+
+impl ApiKey {
+    /// True where `now`, in unix seconds, is past its end.
+    pub fn has_expired(&self, now: i64) -> bool {
+        self.expires_at.is_some_and(|end| end <= now)
+    }
+}
+
+/// A query's text around the columns of [`ApiKey`].
+macro_rules! key_query {
+    ($before:literal, $after:literal) => {
+        concat!(
+            $before,
+            " id, organization, name, masked, admin, requests_per_minute, tokens_per_minute,
+              extract(epoch from created_at)::bigint as created_at, extract(epoch from expires_at)::bigint as expires_at,
+              extract(epoch from revoked_at)::bigint as revoked_at, to_char(last_used_on, 'YYYY-MM-DD') as last_used_on ",
+            $after
+        )
+    };
+}
+
+/// The hash that finds a key.
+pub fn hash(text: &str) -> KeyHash {
+    Sha256::digest(text).into()
+}
+
+/// The name as it is stored, lower case: letters, digits, `-` and `_`, since it stands between colons in the names of
+/// fine-tuned models.
+pub fn normal_organization(name: &str) -> Result<String> {
+    let normal = name.trim().to_ascii_lowercase();
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+    if normal.is_empty() || normal.chars().count() > MAX_ORGANIZATION || !normal.chars().all(fits) {
+        let message = format!(
+            "organisation `{name}`: use 1 to {MAX_ORGANIZATION} letters (a to z), digits, `-` and `_`; it becomes a part \
+             of the names of fine-tuned models"
+        );
+        return Err(Error::invalid("organization", message));
+    }
+    Ok(normal)
+}
+
+impl Store {
+    /// Makes a key; also returns its text, which nobody can read again.
+    pub async fn create_key(&self, new: NewKey) -> Result<(ApiKey, String)> {
+        let organization = normal_organization(&new.organization)?;
+        if new.name.as_ref().is_some_and(|name| name.chars().count() > MAX_NAME) {
+            return Err(Error::invalid("name", format!("the name of a key has at most {MAX_NAME} characters")));
+        }
+        let limit = |param: &str, limit: Option<u64>| match limit.map(i64::try_from) {
+            None => Ok(None),
+            Some(Ok(limit @ 1..)) => Ok(Some(limit)),
+            Some(_) => Err(Error::invalid(param, format!("{param} must be at least 1, and no more than {}", i64::MAX))),
+        };
+        let text = with_random_letters(PREFIX, RANDOM);
+        let key = sqlx::query_as(key_query!(
+            "insert into api_keys (id, organization, name, hash, masked, admin, requests_per_minute, tokens_per_minute,
+                                   expires_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, to_timestamp($9::double precision)) returning",
+            ""
+        ))
+        .bind(new_id("key_"))
+        .bind(organization)
+        .bind(new.name)
+        .bind(hash(&text))
+        .bind(format!("{PREFIX}…{}", &text[text.len() - 4..]))
+        .bind(new.admin)
+        .bind(limit("requests_per_minute", new.requests_per_minute)?)
+        .bind(limit("tokens_per_minute", new.tokens_per_minute)?)
+        .bind(new.expires_at.map(|end| end as f64))
+        .fetch_one(&self.pool)
+        .await?;
+        Ok((key, text))
+    }
+
+    /// All keys, of one organisation where it is given, oldest first.
+    pub async fn keys(&self, organization: Option<&str>) -> Result<Vec<ApiKey>> {
+        let keys = sqlx::query_as(key_query!(
+            "select",
+            "from api_keys where $1::text is null or organization = $1 order by api_keys.created_at, id limit $2"
+        ));
+        Ok(keys.bind(organization).bind(MAX_PAGE).fetch_all(&self.pool).await?)
+    }
+
+    /// Ends a key for good, or [`crate::Error::NotFound`]. Revoking it again changes nothing.
+    pub async fn revoke_key(&self, id: &str) -> Result<ApiKey> {
+        sqlx::query_as(key_query!(
+            "update api_keys set revoked_at = coalesce(revoked_at, now()) where id = $1 returning",
+            ""
+        ))
+        .bind(id)
+        .fetch_optional(&self.pool)
+        .await?
+        .ok_or_else(|| Error::NotFound { kind: "key", id: id.into() })
+    }
+
+    /// The key with this hash, unless it is revoked or has expired.
+    pub async fn live_key(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
+        Ok(sqlx::query_as(key_query!(
+            "select",
+            "from api_keys where hash = $1 and revoked_at is null and (expires_at is null or expires_at > now())"
+        ))
+        .bind(hash.as_slice())
+        .fetch_optional(&self.pool)
+        .await?)
+    }
+
+    /// True where a key was ever made, live or not: a server is not opened again by revoking its last key.
+    pub async fn has_keys(&self) -> Result<bool> {
+        Ok(sqlx::query_scalar("select exists (select from api_keys)").fetch_one(&self.pool).await?)
+    }
+
+    /// Writes down that the keys were used on the UTC day, `2026-01-31`.
+    pub async fn touch_keys(&self, ids: &[&str], day: &str) -> Result<()> {
+        sqlx::query(
+            "update api_keys set last_used_on = $2::text::date
+              where id = any($1) and (last_used_on is null or last_used_on < $2::text::date)",
+        )
+        .bind(ids)
+        .bind(day)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_organisation_is_made_fit_for_a_models_name() {
+        assert_eq!(normal_organization(" Acme-2_x ").expect("fine"), "acme-2_x");
+        for name in ["", "  ", "a b", "a:b", "ä", "a/b", &"x".repeat(65)] {
+            assert!(normal_organization(name).is_err(), "{name:?}");
+        }
+        assert!(normal_organization(&"x".repeat(64)).is_ok());
+    }
+}

@@ -1,0 +1,71 @@
+//! Hears what the database's triggers notify of. The job queue and the keys listen, each on a connection of its own that
+//! serves the whole process.
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgListener, PgPoolOptions};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::Result;
+use crate::store::Store;
+
+/// Pauses between attempts to connect again.
+const RETRY: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5);
+
+/// What a listener is told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Heard<'a> {
+    /// A notification, with its payload.
+    Payload(&'a str),
+    /// The connection was lost and is back: notifications of the time between are lost too, so anything may have changed.
+    Gap,
+}
+
+/// Calls `hear` for every notification on `channel` until the handle is dropped.
+pub(crate) async fn listen(
+    store: &Store,
+    channel: &'static str,
+    hear: impl Fn(Heard<'_>) + Send + Sync + 'static,
+) -> Result<AbortOnDropHandle<()>> {
+    let mut listener = connect(store, channel).await?;
+    let store = store.clone();
+    let task = tokio::spawn(async move {
+        let mut pause = *RETRY.start();
+        loop {
+            let error = pass_on(&mut listener, &hear).await;
+            tracing::warn!(channel, "lost the connection that hears of changes: {error}");
+            listener = loop {
+                tokio::time::sleep(pause).await;
+                match connect(&store, channel).await {
+                    Ok(listener) => break listener,
+                    Err(error) => tracing::warn!(channel, "cannot hear of changes yet: {error}"),
+                }
+                pause = (pause * 2).min(*RETRY.end());
+            };
+            pause = *RETRY.start();
+            hear(Heard::Gap);
+        }
+    });
+    Ok(AbortOnDropHandle::new(task))
+}
+
+/// A connection of its own, so that it does not take one from the requests and is not closed for its age.
+async fn connect(store: &Store, channel: &str) -> Result<PgListener> {
+    let options = (*store.pool.connect_options()).clone();
+    let pool = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None).connect_lazy_with(options);
+    let mut listener = PgListener::connect_with(&pool).await?;
+    listener.listen(channel).await?;
+    Ok(listener)
+}
+
+/// Passes notifications on until the connection is lost.
+async fn pass_on(listener: &mut PgListener, hear: &(impl Fn(Heard<'_>) + Sync)) -> sqlx::Error {
+    loop {
+        match listener.try_recv().await {
+            Ok(Some(notification)) => hear(Heard::Payload(notification.payload())),
+            // The connection was lost and is back already.
+            Ok(None) => hear(Heard::Gap),
+            Err(error) => return error,
+        }
+    }
+}
