@@ -52,6 +52,8 @@ def map_path_parameters(ctx, parameters):
     """So do three of four paths."""
     known = {
         "model": "demo",
+        "engine": "demo",
+        "request": "completions",
         "file_id": os.environ["ATTUNE_FILE"],
         "fine_tuning_job_id": os.environ["ATTUNE_JOB"],
         "fine_tune_id": os.environ["ATTUNE_FINE_TUNE"],
