@@ -46,6 +46,7 @@ openapi: setup ## Write openapi/openapi.json from the code
 
 parity: setup .venv-parity/.installed ## Compare with transformers and PEFT anew: references, adapters, a whole loop (downloads torch)
 	@.venv-parity/bin/python tests/parity/make_fixtures.py
+	@.venv-parity/bin/python tests/parity/make_loglikelihoods.py
 	@cargo test --locked --test model
 	@PARITY_OUT="$$(tools/target-dir)/parity" cargo test --locked --test model -- --ignored
 	@for family in llama qwen2 qwen3 smollm3; do \

@@ -77,6 +77,11 @@ def test_langchain_and_its_standard_suites_pass(surroundings):
     run_pytest(environments.prepare("langchain"), surroundings, "langchain", TIKTOKEN_CACHE_DIR=str(tables))
 
 
+def test_the_evaluation_harness_finds_what_transformers_finds(surroundings, tmp_path):
+    # The harness keeps its copies of the questions beneath HF_HOME.
+    run_pytest(environments.prepare("lm_eval"), surroundings, "lm_eval", HF_HOME=str(tmp_path))
+
+
 def test_the_package_for_node_works(surroundings):
     folder = environments.prepare("node")
     # A module finds its packages beside itself.
