@@ -53,6 +53,7 @@ fn score(engine: &NativeEngine, prompt: &[u32], max_tokens: usize) -> (Vec<Token
         stop_tokens: Vec::new(),
         logprobs: Some(TOP),
         prompt_logprobs: Some(TOP),
+        grammar: None,
     };
     let mut events = engine.generate(request).unwrap();
     let (mut scored, mut drawn) = (Vec::new(), Vec::new());

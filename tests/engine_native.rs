@@ -167,6 +167,7 @@ fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
         stop_tokens: Vec::new(),
         logprobs: None,
         prompt_logprobs: None,
+        grammar: None,
     }
 }
 

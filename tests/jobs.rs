@@ -12,7 +12,7 @@ use std::time::Duration;
 use attune::Error;
 use attune::jobs::events::JobEvent;
 use attune::jobs::queue::{HeartbeatAnswer, Outcome, Queue, StopRequest};
-use attune::jobs::{Hyperparameters, Job, JobApi, JobFault, JobSpec, JobStatus};
+use attune::jobs::{Hyperparameters, Job, JobApi, JobFault, JobSpec, JobStatus, MetadataFilter};
 use attune::store::files::Page;
 use postgres::TestDatabase;
 use proptest::prelude::*;
@@ -90,6 +90,7 @@ fn spec() -> JobSpec {
         seed: u64::MAX,
         hyperparameters: Hyperparameters { n_epochs: Some(3), learning_rate: Some(1.234e-5), ..Default::default() },
         metadata: Some(json!({"note": "héllo"}).as_object().unwrap().clone()),
+        classification: None,
     }
 }
 
@@ -129,7 +130,10 @@ async fn a_job_is_stored_as_it_was_asked_for() {
 
     let legacy = queue.enqueue(ORG, JobApi::FineTunes, spec()).await.unwrap();
     assert!(legacy.id.starts_with("ft-") && legacy.id.len() == "ft-".len() + 24, "{}", legacy.id);
-    assert_eq!(queue.messages(&legacy).await, [format!("Created fine-tune: {}", legacy.id)]);
+    assert_eq!(
+        queue.messages(&legacy).await,
+        [format!("Created fine-tune: {}", legacy.id), "Fine-tune enqueued. Queue number: 1".into()]
+    );
 }
 
 #[tokio::test]
@@ -139,7 +143,7 @@ async fn a_job_is_seen_only_by_its_organisation_and_through_its_own_resource() {
     for (organization, api) in [("rival", JobApi::FineTuningJobs), (ORG, JobApi::FineTunes)] {
         let error = queue.job(organization, api, &job.id).await.unwrap_err();
         assert!(matches!(error, Error::NotFound { kind, .. } if kind == api.kind()), "{error:?}");
-        assert!(queue.jobs(organization, api, page(None, 10)).await.unwrap().0.is_empty());
+        assert!(queue.jobs(organization, api, MetadataFilter::Any, page(None, 10)).await.unwrap().0.is_empty());
     }
 }
 
@@ -196,16 +200,15 @@ async fn a_stale_attempt_cannot_write() {
         }
         let after = (queue.again(&stale).await, queue.messages(&stale).await);
         assert_eq!(format!("{before:?}"), format!("{after:?}"));
-        assert!(queue.database.store.fine_tuned_models(ORG).await.unwrap().is_empty(), "nothing may be published");
+        assert!(queue.database.store.usable_models(ORG).await.unwrap().is_empty(), "nothing may be published");
     }
 }
 
 #[tokio::test]
 async fn success_publishes_the_model_with_the_job_and_tells_so() {
-    for (api, uploaded, done) in [
-        (JobApi::FineTunes, "Uploaded model: ft:demo", "Fine-tune succeeded"),
-        (JobApi::FineTuningJobs, "New fine-tuned model created: ft:demo", "The job has successfully completed"),
-    ] {
+    let legacy = ["Uploaded model: ft:demo", "Uploaded result file: file-result", "Fine-tune succeeded"];
+    let current = ["New fine-tuned model created: ft:demo", "The job has successfully completed"];
+    for (api, told) in [(JobApi::FineTunes, legacy.as_slice()), (JobApi::FineTuningJobs, &current)] {
         let queue = Fixture::new().await;
         queue.enqueue(ORG, api, spec()).await.unwrap();
         let job = queue.claimed().await;
@@ -222,7 +225,7 @@ async fn success_publishes_the_model_with_the_job_and_tells_so() {
         let model = queue.database.store.fine_tuned_model(ORG, "ft:demo").await.unwrap();
         assert_eq!((model.base.as_str(), model.adapter, model.job), ("demo", "a".repeat(64), Some(job.id.clone())));
         let messages = queue.messages(&job).await;
-        assert!(messages.ends_with(&[uploaded.into(), done.into()]), "{messages:?}");
+        assert_eq!(messages[messages.len() - told.len()..], *told);
         assert!(queue.finish(&job, success("ft:demo")).await.unwrap().is_none(), "a job ends once");
     }
 }
@@ -583,16 +586,18 @@ async fn jobs_are_listed_newest_first_in_pages_that_meet() {
     for _ in 0..5 {
         ids.insert(0, queue.enqueued().await.id);
     }
-    let (first, more) = queue.jobs(ORG, JobApi::FineTuningJobs, page(None, 3)).await.unwrap();
+    let (first, more) = queue.jobs(ORG, JobApi::FineTuningJobs, MetadataFilter::Any, page(None, 3)).await.unwrap();
     assert!(more);
-    let (second, more) = queue.jobs(ORG, JobApi::FineTuningJobs, page(Some(&first[2].id), 3)).await.unwrap();
+    let (second, more) =
+        queue.jobs(ORG, JobApi::FineTuningJobs, MetadataFilter::Any, page(Some(&first[2].id), 3)).await.unwrap();
     assert!(!more);
     assert_eq!(first.into_iter().chain(second).map(|job| job.id).collect::<Vec<_>>(), ids);
     let ascending = Page { ascending: true, ..page(Some(&ids[4]), 1) };
-    let (next, more) = queue.jobs(ORG, JobApi::FineTuningJobs, ascending).await.unwrap();
+    let (next, more) = queue.jobs(ORG, JobApi::FineTuningJobs, MetadataFilter::Any, ascending).await.unwrap();
     assert_eq!((next[0].id.as_str(), more), (ids[3].as_str(), true));
-    let error = queue.jobs(ORG, JobApi::FineTuningJobs, page(Some("ftjob-none"), 3)).await.unwrap_err();
-    assert!(matches!(&error, Error::Invalid { param: Some(param), .. } if param == "after"), "{error:?}");
+    let unknown =
+        queue.jobs(ORG, JobApi::FineTuningJobs, MetadataFilter::Any, page(Some("ftjob-none"), 3)).await.unwrap();
+    assert!(unknown.0.is_empty() && !unknown.1, "a reader of pages comes to an end");
 }
 
 // --- Notifications -----------------------------------------------------------------------------------------------------

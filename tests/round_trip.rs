@@ -100,6 +100,7 @@ fn answer_events(
         stop_tokens: model.end_tokens.clone(),
         logprobs: None,
         prompt_logprobs: None,
+        grammar: None,
     };
     engine.generate(request).unwrap()
 }

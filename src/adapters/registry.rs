@@ -60,8 +60,8 @@ impl AdapterRegistry {
         Self { inner: Arc::new(Inner { store, catalog, resident, loads: Mutex::default(), turn }) }
     }
 
-    /// The base model's id and the current generation of the organisation's model `name`, loaded from the store where it
-    /// is not in memory; [`crate::Error::ModelNotFound`] otherwise.
+    /// The base model's id and the current generation of `name`, a model of the organisation or one that it has permission
+    /// for, loaded from the store where it is not in memory; [`crate::Error::ModelNotFound`] otherwise.
     pub async fn lease(&self, organization: &str, name: &str) -> Result<(String, AdapterLease)> {
         let mut row = self.row(organization, name).await?;
         for _ in 0..LEASE_ATTEMPTS {
@@ -83,7 +83,7 @@ impl AdapterRegistry {
 
     /// What the name points to now.
     async fn row(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
-        let row = self.inner.store.fine_tuned_model(organization, name).await;
+        let row = self.inner.store.usable_model(organization, name).await;
         if matches!(row, Err(Error::ModelNotFound(_))) {
             self.forget(organization, name);
         }

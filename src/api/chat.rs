@@ -1,26 +1,39 @@
 //! `POST /chat/completions`: the assistant's answer to a conversation, rendered with the model's own template.
 //!
-//! This file holds the handler; [`request`] is the body that it reads, [`response`] what is answered.
+//! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`], [`format`] and
+//! [`tools`]; [`response`] is what is answered, with the calls that [`tool_calls`] finds.
 
+mod format;
+mod messages;
 mod request;
 mod response;
+mod schema;
+mod tool_calls;
+mod tools;
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
+use tokio::sync::Semaphore;
 
+use self::format::ResponseFormat;
+use self::messages::add_to_system;
+pub use self::messages::{ChatMessage, template_messages};
 use self::request::ChatRequest;
-pub use self::request::{ChatMessage, template_messages};
-use self::response::{AssistantMessage, ChatChoice, ChatCompletion, ChatCompletionChunk, Writer};
+use self::response::{ChatChoice, ChatCompletion, ChatCompletionChunk, Writer};
+use self::tool_calls::CallFormat;
+use self::tools::Tools;
 use crate::api::auth::Caller;
 use crate::api::error::{ErrorBody, Problem};
 use crate::api::extract::Body;
-use crate::api::generate::Plan;
-use crate::api::generate::body::{SYSTEM_FINGERPRINT, new_id, now, reason_name, stream_chunks};
+use crate::api::generate::body::{SYSTEM_FINGERPRINT, new_id, now, stream_chunks};
 use crate::api::generate::fields::{StopTexts, StreamOptions, check_n};
 use crate::api::generate::logprobs::TokenTexts;
+use crate::api::generate::{Answer, Plan};
 use crate::api::target::Target;
 use crate::api::{ApiState, sse};
+use crate::engine::grammar::{Grammar, GrammarSource};
+use crate::model::tool_syntax::ToolSyntax;
 use crate::{Error, Result};
 
 /// Answer a conversation
@@ -39,23 +52,22 @@ pub async fn create(
     caller: Caller,
     Body(request): Body<ChatRequest>,
 ) -> Result<Response, Problem> {
-    request.refuse_unsupported()?;
     let target = Target::resolve(&state, &caller, &request.model).await?;
     let tokens = request.logprobs()?.map(|_| TokenTexts::new(target.model().clone()));
-    let running = request.plan(&state, target).await.and_then(Plan::start).map_err(blame_messages)?;
+    let (plan, calls) = request.plan(&state, target).await.map_err(blame_messages)?;
+    let running = plan.start().map_err(blame_messages)?;
     let stream_usage = StreamOptions::wants_usage(request.stream_options.as_ref());
-    let writer = Writer { id: new_id("chatcmpl"), created: now(), model: request.model, stream_usage, tokens };
+    let (id, created, parsers) = (new_id("chatcmpl"), now(), Vec::new());
+    let writer = Writer { id, created, model: request.model, stream_usage, tokens, calls, parsers };
     if request.stream == Some(true) {
         return Ok(sse::respond(stream_chunks(running, writer)));
     }
     let (answers, usage) = running.collect().await?;
-    let choices = answers.into_iter().enumerate().map(|(index, answer)| ChatChoice {
-        index,
-        message: AssistantMessage { role: "assistant", content: answer.text, refusal: None },
-        logprobs: writer.logprobs(&answer.tokens),
-        finish_reason: reason_name(answer.reason),
-    });
-    let choices = choices.collect();
+    let choice = |(index, answer): (usize, Answer)| {
+        let logprobs = writer.logprobs(&answer.tokens);
+        ChatChoice::new(index, answer, logprobs, writer.calls.as_ref())
+    };
+    let choices = answers.into_iter().enumerate().map(choice).collect();
     let completion = ChatCompletion {
         id: writer.id,
         object: "chat.completion",
@@ -76,17 +88,25 @@ fn blame_messages(error: Error) -> Problem {
 }
 
 impl ChatRequest {
-    /// What to run.
-    async fn plan(&self, state: &ApiState, target: Target) -> Result<Plan> {
+    /// What to run, and the form of the calls that answers may have.
+    async fn plan(&self, state: &ApiState, target: Target) -> Result<(Plan, Option<CallFormat>)> {
         let stop = StopTexts::check(self.stop.clone())?;
         let sampling = self.sampling_fields().check(target.model().config.vocab_size)?;
         let n = check_n(self.n, 1, state.config.limits.max_waiting)?;
-        let messages = template_messages(&self.messages)?;
         let template = target.model().chat_template.as_ref().ok_or_else(|| {
             let message = format!("The model `{}` has no chat template: use /v1/completions with it.", self.model);
             Error::invalid("model", message)
         })?;
-        let text = template.render(&messages, None, true)?;
+        let syntax = template.tool_syntax();
+        let tools = Tools::of(self)?;
+        let mut messages = template_messages(&self.messages, syntax)?;
+        let mut shown = None;
+        match &tools {
+            Some(tools) if syntax.in_template => shown = Some(tools.for_template()),
+            Some(tools) => add_to_system(&mut messages, &tools.in_words(syntax)),
+            None => {}
+        }
+        let text = template.render(&messages, shown.as_deref(), true)?;
         // The template has written the special tokens itself.
         let prompts = target.encode(vec![text], false).await?;
         let used = prompts.iter().map(Vec::len).max().unwrap_or_default();
@@ -95,7 +115,67 @@ impl ChatRequest {
         }
         let rest = target.context().saturating_sub(used).max(1);
         let max_tokens = self.max_completion_tokens.or(self.max_tokens).unwrap_or(rest);
+        let (grammar, calls) = self.constraint(&target, syntax, tools).await?;
         let logprobs = self.logprobs()?;
-        Ok(Plan { target, prompts, n, max_tokens, sampling, stop, logprobs, prompt_logprobs: None })
+        let plan = Plan { target, prompts, n, max_tokens, sampling, stop, logprobs, prompt_logprobs: None, grammar };
+        Ok((plan, calls))
     }
+
+    /// What answers must follow, and the form of the calls that they may have.
+    async fn constraint(
+        &self,
+        target: &Target,
+        syntax: ToolSyntax,
+        tools: Option<Tools>,
+    ) -> Result<(Option<Grammar>, Option<CallFormat>)> {
+        let response = self.response_format.as_ref().map(ResponseFormat::schema).transpose()?.flatten();
+        let Some(tools) = tools else {
+            let Some(schema) = response else { return Ok((None, None)) };
+            let grammar = compile(target, "response_format", GrammarSource::json(schema), None).await?;
+            return Ok((Some(grammar), None));
+        };
+        let calls = CallFormat {
+            syntax,
+            names: tools.names(),
+            required: tools.required,
+            json_answers: response.is_some() && !tools.required,
+            legacy: tools.legacy,
+        };
+        let param = tools.param();
+        let source = tools.grammar(syntax, &target.model().tokenizer, response);
+        let grammar = compile(target, param, source, Some(tools)).await?;
+        Ok((Some(grammar), Some(calls)))
+    }
+}
+
+/// Compilers that run at once; each takes a core for up to seconds.
+static COMPILERS: Semaphore = Semaphore::const_new(2);
+
+/// Compiles `source`; where that fails, the first of the `tools` that cannot be compiled alone is blamed, else `param`.
+async fn compile(target: &Target, param: &'static str, source: GrammarSource, tools: Option<Tools>) -> Result<Grammar> {
+    let turn = COMPILERS.acquire().await.map_err(|_| Error::Internal("the compilers are closed".into()))?;
+    let model = target.model().clone();
+    let work = move || {
+        // Held to the end of the work: a client that hangs up does not end it.
+        let _turn = turn;
+        let vocabulary = model.vocabulary.as_ref().ok_or_else(|| {
+            let message =
+                format!("'{param}' needs a tokenizer with the bytes of its tokens, which this model has not.");
+            Error::invalid_code(param, "unsupported_parameter", message)
+        })?;
+        let refused = |param: String, reason: String| {
+            let message = format!("'{param}' has a JSON schema that is not supported: {reason}.");
+            Error::invalid_code(param, "invalid_schema", message)
+        };
+        Grammar::compile(vocabulary, param, source).map_err(|reason| {
+            let blamed = tools.iter().flat_map(Tools::single_grammars).find_map(|(param, source)| {
+                let reason = Grammar::compile(vocabulary, &param, source).err()?;
+                Some((param, reason))
+            });
+            let (param, reason) = blamed.unwrap_or_else(|| (param.to_owned(), reason));
+            refused(param, reason)
+        })
+    };
+    let compiled = tokio::task::spawn_blocking(work).await;
+    compiled.map_err(|error| Error::Internal(format!("compile a grammar: {error}")))?
 }

@@ -147,7 +147,17 @@ impl CompletionRequest {
         let max_tokens = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
         // The best are chosen by their log probabilities, also where the client does not ask for them.
         let logprobs = logprobs.or((candidates > n).then_some(0));
-        let plan = Plan { target, prompts, n: candidates, max_tokens, sampling, stop, logprobs, prompt_logprobs };
+        let plan = Plan {
+            target,
+            prompts,
+            n: candidates,
+            max_tokens,
+            sampling,
+            stop,
+            logprobs,
+            prompt_logprobs,
+            grammar: None,
+        };
         Ok((plan, Prompts { shown, n, echo }))
     }
 

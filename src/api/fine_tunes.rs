@@ -21,8 +21,8 @@ use crate::api::job_rules::{check_inputs, follow_alias};
 use crate::api::list::{Cursor, List, PageOf};
 use crate::api::models::{self, DeletedModel};
 use crate::api::{ApiState, event_stream, sse};
-use crate::jobs::JobApi;
 use crate::jobs::queue::StopRequest;
+use crate::jobs::{JobApi, MetadataFilter};
 use crate::{Error, Result};
 
 /// Jobs of a list at the most: the resource's first form has no pages.
@@ -65,7 +65,7 @@ pub async fn list(
     Query(cursor): Query<Cursor>,
 ) -> Result<Json<PageOf<FineTune>>, Problem> {
     let page = cursor.page(MAX_JOBS, MAX_JOBS);
-    let (jobs, has_more) = state.queue.jobs(&caller.organization, JobApi::FineTunes, page).await?;
+    let (jobs, has_more) = state.queue.jobs(&caller.organization, JobApi::FineTunes, MetadataFilter::Any, page).await?;
     let mut files = Files::default();
     let mut data = Vec::with_capacity(jobs.len());
     for job in jobs {

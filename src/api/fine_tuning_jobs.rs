@@ -10,9 +10,10 @@ mod response;
 use axum::Json;
 use axum::extract::State;
 
-use self::metadata::MetadataFilter;
+use self::metadata::read_filter;
 use self::request::CreateJob;
 use self::response::{Checkpoint, FineTuningEvent, FineTuningJob};
+use crate::Result;
 use crate::api::ApiState;
 use crate::api::auth::Caller;
 use crate::api::error::{ErrorBody, Problem};
@@ -21,10 +22,10 @@ use crate::api::job_rules::{check_inputs, follow_alias};
 use crate::api::list::{BoundedPageOf, Cursor, PageOf};
 use crate::jobs::queue::StopRequest;
 use crate::jobs::{Job, JobApi};
-use crate::{Error, Result};
 
 /// Items of a page by default, and at the most.
 const DEFAULT_PAGE: i64 = 20;
+const DEFAULT_CHECKPOINTS: i64 = 10;
 const MAX_PAGE: i64 = 100;
 
 /// Create a job
@@ -59,9 +60,8 @@ pub async fn list(
     Query(cursor): Query<Cursor>,
     Query(pairs): Query<Vec<(String, String)>>,
 ) -> Result<Json<PageOf<FineTuningJob>>, Problem> {
-    let filter = MetadataFilter::read(&pairs);
-    let page = cursor.page(DEFAULT_PAGE, MAX_PAGE);
-    let (jobs, has_more) = filter.jobs(&state, &caller, page).await?;
+    let (filter, page) = (read_filter(&pairs), cursor.page(DEFAULT_PAGE, MAX_PAGE));
+    let (jobs, has_more) = state.queue.jobs(&caller.organization, JobApi::FineTuningJobs, filter, page).await?;
     Ok(Json(PageOf::new(jobs.into_iter().map(FineTuningJob::from).collect(), has_more)))
 }
 
@@ -140,14 +140,14 @@ pub async fn events(
 ) -> Result<Json<PageOf<FineTuningEvent>>, Problem> {
     let job = find(&state, &caller, &id).await?;
     let page = cursor.page(DEFAULT_PAGE, MAX_PAGE);
-    let before = page.after.as_deref().map(event_seq).transpose()?;
+    let before = page.after.as_deref().map(event_seq);
     let (events, has_more) = state.queue.events_page(&job, before, page.limit).await?;
     Ok(Json(PageOf::new(events.into_iter().map(FineTuningEvent::from).collect(), has_more)))
 }
 
 /// List a job's checkpoints
 ///
-/// Always empty: checkpoints serve to resume a job and are not models yet.
+/// One is made at the end of each epoch and can be used as a model at once; the last three are kept.
 #[utoipa::path(
     get, path = "/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints", operation_id = "listFineTuningJobCheckpoints",
     tag = "Fine-tuning", params(("fine_tuning_job_id" = String, Path), Cursor),
@@ -157,20 +157,21 @@ pub async fn checkpoints(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
+    Query(cursor): Query<Cursor>,
 ) -> Result<Json<BoundedPageOf<Checkpoint>>, Problem> {
-    find(&state, &caller, &id).await?;
-    Ok(Json(BoundedPageOf::new(Vec::new(), false, |checkpoint: &Checkpoint| checkpoint.id.clone())))
+    let job = find(&state, &caller, &id).await?;
+    let (checkpoints, has_more) = state.queue.checkpoints(&job, cursor.page(DEFAULT_CHECKPOINTS, MAX_PAGE)).await?;
+    let checkpoints: Vec<_> = checkpoints.into_iter().map(|checkpoint| Checkpoint::new(&job.id, checkpoint)).collect();
+    Ok(Json(BoundedPageOf::new(checkpoints, has_more, |checkpoint| checkpoint.id.clone())))
 }
 
 async fn find(state: &ApiState, caller: &Caller, id: &str) -> Result<Job> {
     state.queue.job(&caller.organization, JobApi::FineTuningJobs, id).await
 }
 
-fn event_seq(id: &str) -> Result<i64> {
-    let seq = id.strip_prefix("ftevent-").and_then(|seq| seq.parse().ok());
-    seq.ok_or_else(|| {
-        Error::invalid("after", format!("'{id}' is not the id of an event: send the last one of the page."))
-    })
+/// The number in an event's id. What is no such id is before all events, so that nothing follows it.
+fn event_seq(id: &str) -> i64 {
+    id.strip_prefix("ftevent-").and_then(|seq| seq.parse().ok()).unwrap_or(i64::MIN)
 }
 
 #[cfg(test)]
@@ -179,7 +180,7 @@ mod tests {
 
     #[test]
     fn the_cursor_of_events_is_an_events_id() {
-        assert_eq!(event_seq("ftevent-12").expect("an id"), 12);
-        assert!(event_seq("string").is_err());
+        assert_eq!(event_seq("ftevent-12"), 12);
+        assert_eq!(event_seq("string"), i64::MIN);
     }
 }

@@ -18,6 +18,7 @@ use self::body::Usage;
 use self::logprobs::mean;
 use crate::api::meter::Charge;
 use crate::api::target::{Target, count_tokens};
+use crate::engine::grammar::Grammar;
 use crate::engine::logprobs::TokenLogprobs;
 use crate::engine::{Event, FinishReason, GenerateRequest, Sampling};
 use crate::{Error, Result};
@@ -40,6 +41,8 @@ pub struct Plan {
     pub logprobs: Option<usize>,
     /// As [`GenerateRequest::prompt_logprobs`].
     pub prompt_logprobs: Option<usize>,
+    /// What every answer must follow.
+    pub grammar: Option<Grammar>,
 }
 
 /// The finished answer to one prompt.
@@ -116,6 +119,7 @@ impl Plan {
                     stop_tokens: base.model.end_tokens.clone(),
                     logprobs: self.logprobs,
                     prompt_logprobs: self.prompt_logprobs,
+                    grammar: self.grammar.clone(),
                 })?;
                 running.watch(index, receiver);
             }

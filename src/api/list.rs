@@ -67,6 +67,7 @@ impl<T> BoundedPageOf<T> {
 #[into_params(parameter_in = Query)]
 pub struct Cursor {
     /// Id of the last item of the page before.
+    #[serde(alias = "starting_after")]
     pub after: Option<String>,
     /// Items at the most; a number out of range is moved into it, and `has_more` says that there are more.
     pub limit: Option<i64>,
@@ -75,7 +76,9 @@ pub struct Cursor {
 impl Cursor {
     /// The page in the store's words.
     pub fn page(self, default: i64, max: i64) -> Page {
-        Page { after: self.after, limit: self.limit.unwrap_or(default).clamp(1, max), ascending: false }
+        // An empty cursor is what clients send that have none.
+        let after = self.after.filter(|after| !after.is_empty());
+        Page { after, limit: self.limit.unwrap_or(default).clamp(1, max), ascending: false }
     }
 }
 
@@ -88,5 +91,13 @@ mod tests {
         for (limit, expected) in [(None, 20), (Some(0), 1), (Some(7), 7), (Some(1_000_000), 100)] {
             assert_eq!(Cursor { after: None, limit }.page(20, 100).limit, expected);
         }
+    }
+
+    #[test]
+    fn a_cursor_has_two_names_and_may_be_empty() {
+        let after = |json: &str| serde_json::from_str::<Cursor>(json).expect("a cursor").page(20, 100).after;
+        assert_eq!(after(r#"{"after":"a"}"#).as_deref(), Some("a"));
+        assert_eq!(after(r#"{"starting_after":"a"}"#).as_deref(), Some("a"));
+        assert_eq!(after(r#"{"after":""}"#), None);
     }
 }

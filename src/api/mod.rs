@@ -6,6 +6,7 @@
 
 mod auth;
 mod chat;
+mod checkpoint_permissions;
 mod checks;
 mod completions;
 mod docs;
@@ -121,6 +122,13 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(fine_tuning_jobs::checkpoints))
         // What was used.
         .routes(routes!(usage::read))
+        // Permissions; the one route takes names with slashes.
+        .merge(documented(routes!(checkpoint_permissions::list, checkpoint_permissions::create)))
+        .merge(documented(routes!(checkpoint_permissions::delete)))
+        .route(
+            "/fine_tuning/checkpoints/{*path}",
+            get(checkpoint_permissions::get).post(checkpoint_permissions::post).delete(checkpoint_permissions::remove),
+        )
 }
 
 /// Routes at the root only, open without a key.

@@ -62,7 +62,7 @@ pub async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<
 
 /// Every model that the caller may use: base models, fine-tuned ones, then aliases of both.
 pub async fn all(state: &ApiState, caller: &Caller) -> Result<Vec<Model>> {
-    let fine_tuned = state.store.fine_tuned_models(&caller.organization).await?;
+    let fine_tuned = state.store.usable_models(&caller.organization).await?;
     let base = state.catalog.entries().iter().map(|entry| Model::from(&*entry.model));
     // A name that has become an alias since hides the fine-tuned model that it belonged to.
     let fine_tuned = fine_tuned.into_iter().map(Model::from).filter(|model| !state.catalog.is_alias(&model.id));
@@ -102,7 +102,7 @@ pub async fn find(state: &ApiState, caller: &Caller, name: &str) -> Result<Model
     let model = if let Ok(entry) = state.catalog.get(real) {
         Model::from(&*entry.model)
     } else {
-        let row = state.store.fine_tuned_model(&caller.organization, real).await;
+        let row = state.store.usable_model(&caller.organization, real).await;
         row.map_err(|error| error.about_model(name))?.into()
     };
     Ok(if state.catalog.is_alias(name) { model.called(name) } else { model })
@@ -157,7 +157,7 @@ pub async fn download(
         let message = format!("The model `{name}` is a base model and has no adapter.");
         return Err(Error::invalid("model", message).into());
     }
-    let row = state.store.fine_tuned_model(&caller.organization, real).await;
+    let row = state.store.usable_model(&caller.organization, real).await;
     let model = row.map_err(|error| blame_model(error.about_model(&name)))?;
     let files = vec![
         ("adapter_config.json", state.store.blobs.get(&config_key(&model.adapter)).await?),

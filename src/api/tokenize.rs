@@ -157,7 +157,7 @@ impl TokenizeRequest {
                     let message = format!("The model `{}` has no chat template: send a 'prompt'.", model.id);
                     Error::invalid("model", message)
                 })?;
-                let messages = template_messages(messages)?;
+                let messages = template_messages(messages, template.tool_syntax())?;
                 let begin_answer = self.add_generation_prompt.unwrap_or(true);
                 let text = template.render(&messages, self.tools.as_deref(), begin_answer)?;
                 Ok((text, self.add_special_tokens.unwrap_or(false)))

@@ -1,9 +1,10 @@
 //! Training files: JSONL read line by line and checked ([`parse`]), then rendered to tokens with a weight for each one as a
-//! target ([`render`]).
+//! target ([`render`]); [`classes`] reads them as a task of sorting.
 //!
 //! `jobs/worker/training.rs` calls [`read`] for the training and the validation file. A
 //! file with faults gives one error that names the lines and says what to change.
 
+pub mod classes;
 pub mod parse;
 pub mod render;
 

@@ -75,22 +75,33 @@ fn render_completion(
     codec: &impl TextCodec,
     prompt_loss_weight: f32,
 ) -> Result<TokenizedExample> {
-    let mut tokens = codec.encode(prompt, true)?;
-    let end = codec.end_tokens().first().copied();
-    if tokens.is_empty() {
-        tokens.extend(end);
-    }
+    let mut tokens = prompt_tokens(prompt, codec)?;
     let mut weights = vec![prompt_loss_weight; tokens.len()];
-    let mut target = codec.encode(completion, false)?;
-    if !target.last().is_some_and(|last| codec.end_tokens().contains(last)) {
-        target.extend(end);
-    }
+    let target = completion_tokens(completion, codec)?;
     weights.resize(tokens.len() + target.len(), 1.0);
     tokens.extend(target);
     if let Some(first) = weights.first_mut() {
         *first = 0.0;
     }
     Ok(TokenizedExample { tokens, weights })
+}
+
+/// Tokens of a prompt; never none where the model has an end token.
+pub(super) fn prompt_tokens(prompt: &str, codec: &impl TextCodec) -> Result<Vec<u32>> {
+    let mut tokens = codec.encode(prompt, true)?;
+    if tokens.is_empty() {
+        tokens.extend(codec.end_tokens().first());
+    }
+    Ok(tokens)
+}
+
+/// Tokens of a completion with its end token.
+pub(super) fn completion_tokens(completion: &str, codec: &impl TextCodec) -> Result<Vec<u32>> {
+    let mut tokens = codec.encode(completion, false)?;
+    if !tokens.last().is_some_and(|last| codec.end_tokens().contains(last)) {
+        tokens.extend(codec.end_tokens().first());
+    }
+    Ok(tokens)
 }
 
 fn render_chat(

@@ -3,6 +3,7 @@
 
 pub mod catalog;
 pub mod door;
+pub mod grammar;
 mod inbox;
 pub mod kv;
 pub mod logprobs;
@@ -20,6 +21,7 @@ use std::pin::Pin;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use self::grammar::Grammar;
 use self::logprobs::TokenLogprobs;
 use crate::adapters::AdapterLease;
 use crate::{Error, Result};
@@ -57,6 +59,8 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// The same for every token of the prompt after the first. The prompt is then computed even where `max_tokens` is 0.
     pub prompt_logprobs: Option<usize>,
+    /// What the answer must follow; it ends with [`FinishReason::Stop`] where the grammar is complete.
+    pub grammar: Option<Grammar>,
 }
 
 /// How the next token is drawn from the logits.

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+use super::grammar::Grammar;
 use super::logprobs::TokenLogprobs;
 use super::sampler::Sampler;
 use super::scheduler::Owner;
@@ -31,6 +32,8 @@ pub(super) struct Answer {
     sampler: Sampler,
     text: TextStream,
     stop_tokens: Vec<u32>,
+    /// The one special token that is part of the text.
+    shown_token: Option<u32>,
     max_tokens: usize,
     drawn: usize,
     submitted: Instant,
@@ -99,13 +102,16 @@ impl Answer {
         submitted: Instant,
     ) -> Result<Self> {
         let text = TextStream::new(tokenizer, &request.prompt, &request.stop)?;
-        let sampler = Sampler::new(request.sampling);
+        let grammar = request.grammar.as_ref();
+        let shown_token = grammar.and_then(Grammar::shown_token);
+        let sampler = Sampler::new(request.sampling).with_grammar(grammar.map(Grammar::begin));
         let prompt = request.prompt;
         Ok(Self {
             events,
             sampler,
             text,
             stop_tokens: request.stop_tokens,
+            shown_token,
             max_tokens,
             drawn: 0,
             submitted,
@@ -149,12 +155,19 @@ impl Answer {
             }
             return self.end(tokenizer, FinishReason::Stop);
         }
-        let piece = self.text.push(tokenizer, id)?;
+        let piece = if self.shown_token == Some(id) {
+            self.text.push_special(tokenizer, id)?
+        } else {
+            self.text.push(tokenizer, id)?
+        };
         if self.events.send(Event::Token { id, text: piece.text, logprobs }).is_err() {
             return Ok(Progress::Ended);
         }
         if piece.stopped {
             return Ok(self.send_finished(String::new(), FinishReason::Stop));
+        }
+        if self.sampler.is_complete() {
+            return self.end(tokenizer, FinishReason::Stop);
         }
         if self.drawn >= self.max_tokens {
             return self.end(tokenizer, FinishReason::Length);

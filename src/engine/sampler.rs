@@ -8,6 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 
 use super::Sampling;
+use super::grammar::GrammarState;
 use crate::{Error, Result};
 
 /// Tokens that are looked at first when `top_p` is below 1; a peaked distribution needs no more.
@@ -22,16 +23,31 @@ pub struct Sampler {
     drawn: HashMap<u32, u32>,
     /// Logits as this request sees them, then probabilities; kept to allocate once.
     scratch: Vec<f32>,
+    /// Where the answer stands in its grammar.
+    grammar: Option<GrammarState>,
 }
 
 impl Sampler {
     /// A sampler at its first token.
     pub fn new(sampling: Sampling) -> Self {
         let random = sampling.seed.map_or_else(ChaCha8Rng::from_os_rng, ChaCha8Rng::seed_from_u64);
-        Self { sampling, random, drawn: HashMap::new(), scratch: Vec::new() }
+        Self { sampling, random, drawn: HashMap::new(), scratch: Vec::new(), grammar: None }
     }
 
-    /// The next token. Fails where a logit is not a finite number: the model or the adapter is broken.
+    /// Draws only what `grammar` allows.
+    #[must_use]
+    pub fn with_grammar(mut self, grammar: Option<GrammarState>) -> Self {
+        self.grammar = grammar;
+        self
+    }
+
+    /// True where the grammar has come to its end: nothing may follow.
+    pub fn is_complete(&self) -> bool {
+        self.grammar.as_ref().is_some_and(GrammarState::is_complete)
+    }
+
+    /// The next token. Fails where a logit is not a finite number: the model or the adapter is broken. Fails also where
+    /// the grammar cannot be followed any further.
     pub fn draw(&mut self, logits: &[f32]) -> Result<u32> {
         if logits.is_empty() || !logits.iter().all(|logit| logit.is_finite()) {
             return Err(Error::Internal("the model's logits are not finite".into()));
@@ -39,6 +55,9 @@ impl Sampler {
         self.scratch.clear();
         self.scratch.extend_from_slice(logits);
         self.apply_bias_and_penalties();
+        if let Some(grammar) = &mut self.grammar {
+            grammar.mask(&mut self.scratch)?;
+        }
         let token = if self.sampling.temperature <= 0.0 {
             most_probable(&self.scratch)
         } else {
@@ -53,6 +72,9 @@ impl Sampler {
         };
         if self.sampling.presence_penalty != 0.0 || self.sampling.frequency_penalty != 0.0 {
             *self.drawn.entry(token).or_default() += 1;
+        }
+        if let Some(grammar) = &mut self.grammar {
+            grammar.accept(token)?;
         }
         Ok(token)
     }

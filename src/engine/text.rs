@@ -43,6 +43,15 @@ impl TextStream {
         Ok(self.stops.push(&text))
     }
 
+    /// Adds a special token whose name is part of the text. No text runs across it, so what was held back comes first.
+    pub fn push_special(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<Piece> {
+        let mut piece = self.finish(tokenizer)?;
+        if !piece.stopped {
+            piece.text.push_str(&tokenizer.decode(&[id], false)?);
+        }
+        Ok(piece)
+    }
+
     /// Ends the answer: what was held back, an unfinished character included.
     pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<Piece> {
         let text = self.detokenizer.finish(tokenizer)?;
@@ -159,7 +168,11 @@ impl StopFilter {
         Piece { text: std::mem::replace(&mut self.held, rest), stopped: false }
     }
 
+    /// What was held back; a stop text begins anew after it.
     fn take(&mut self) -> String {
+        for stop in &mut self.stops {
+            stop.matched = 0;
+        }
         std::mem::take(&mut self.held)
     }
 }

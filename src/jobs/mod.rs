@@ -5,6 +5,7 @@
 //! of the worker carries that number (the fence), so a worker that lost its lease changes nothing.
 
 mod changes;
+pub mod checkpoints;
 pub mod events;
 pub mod queue;
 mod rows;
@@ -88,6 +89,35 @@ pub struct JobSpec {
     pub hyperparameters: Hyperparameters,
     /// The client's own notes.
     pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
+    /// How well the model sorts texts into classes is measured, where the client asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classification: Option<Classification>,
+}
+
+/// What the older resource's `classification_…` fields asked for; a field is `None` where the client gave none.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Classification {
+    /// Measure at the end of each epoch.
+    pub compute: Option<bool>,
+    /// How many classes the training file has.
+    pub n_classes: Option<u32>,
+    /// The completion that is the positive class, of two.
+    pub positive_class: Option<String>,
+    /// The betas of the F-beta scores, of two classes.
+    pub betas: Option<Vec<f64>>,
+}
+
+/// The metadata that listed jobs must have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum MetadataFilter {
+    /// Whatever they have.
+    #[default]
+    Any,
+    /// None at all.
+    None,
+    /// These pairs, among others.
+    All(serde_json::Map<String, serde_json::Value>),
 }
 
 impl JobSpec {

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 pub use self::attempts::{HeartbeatAnswer, Outcome};
 use crate::jobs::rows::{JobRow, job_change, job_columns};
-use crate::jobs::{Job, JobApi, JobSpec, JobStatus, changes};
+use crate::jobs::{Job, JobApi, JobSpec, JobStatus, MetadataFilter, changes};
 use crate::store::files::{Page, cut_page};
 use crate::store::{Store, new_id};
 use crate::{Error, Result};
@@ -58,7 +58,7 @@ impl Queue {
         Ok(Self { store, changes, _listener: Arc::new(listener) })
     }
 
-    /// Writes a new job and its first event; no key is charged with its tokens.
+    /// Writes a new job and its first events; no key is charged with its tokens.
     pub async fn enqueue(&self, organization: &str, api: JobApi, spec: JobSpec) -> Result<Job> {
         self.enqueue_for(organization, None, api, spec).await
     }
@@ -66,15 +66,23 @@ impl Queue {
     /// Writes a new job, whose trained tokens the API key `key` is charged with, and its first event.
     pub async fn enqueue_for(&self, organization: &str, key: Option<&str>, api: JobApi, spec: JobSpec) -> Result<Job> {
         let id = new_id(api.id_prefix());
-        let created = match api {
-            JobApi::FineTunes => format!("Created fine-tune: {id}"),
-            JobApi::FineTuningJobs => format!("Created fine-tuning job: {id}"),
+        // The older resource's clients show people where they stand in the queue.
+        let (created, enqueued) = match api {
+            JobApi::FineTunes => (format!("Created fine-tune: {id}"), Some("Fine-tune enqueued. Queue number: ")),
+            JobApi::FineTuningJobs => (format!("Created fine-tuning job: {id}"), None),
         };
         let row: JobRow = sqlx::query_as(concat!(
             "with created as (
-                 insert into jobs (id, api, organization, spec, api_key) values ($1, $2, $3, $4, $6) returning *
+                 insert into jobs (id, api, organization, spec, api_key) values ($1, $2, $3, $4, $7) returning *
              ),
-             said as (insert into job_events (job, attempt, message) select key, attempt, $5 from created)
+             said as (
+                 insert into job_events (job, attempt, message)
+                 select key, attempt, message from created, (
+                     select 1 as position, $5 as message
+                     union all
+                     select 2, $6 || (select count(*) from jobs where status = 'queued') where $6 is not null
+                 ) told order by position
+             )
              select",
             job_columns!(),
             "from created"
@@ -84,6 +92,7 @@ impl Queue {
         .bind(organization)
         .bind(Json(spec))
         .bind(created)
+        .bind(enqueued)
         .bind(key)
         .fetch_one(&self.store.pool)
         .await?;
@@ -106,29 +115,39 @@ impl Queue {
     }
 
     /// A page of the organisation's jobs of one resource, newest first unless asked otherwise, and whether there are more.
-    pub async fn jobs(&self, organization: &str, api: JobApi, page: Page) -> Result<(Vec<Job>, bool)> {
-        if let Some(after) = &page.after {
-            self.job(organization, api, after).await.map_err(|error| match error {
-                Error::NotFound { .. } => page.unknown_cursor(),
-                error => error,
-            })?;
+    pub async fn jobs(
+        &self,
+        organization: &str,
+        api: JobApi,
+        filter: MetadataFilter,
+        page: Page,
+    ) -> Result<(Vec<Job>, bool)> {
+        /// The query with `$cursor` comparing a job with the one that the page begins after.
+        macro_rules! jobs_query {
+            ($cursor:literal, $order:literal) => {
+                concat!(
+                    "select",
+                    job_columns!(),
+                    "from jobs where organization = $1 and api = $2
+                        and ($5::jsonb is null or spec->'metadata' @> $5)
+                        and (not $6 or coalesce(spec->'metadata', 'null') in ('null', '{}'))
+                        and ($3::text is null or (created_at, id) ",
+                    $cursor,
+                    " (select created_at, id from jobs where organization = $1 and api = $2 and id = $3)) order by ",
+                    $order,
+                    " limit $4"
+                )
+            };
         }
         let query = if page.ascending {
-            concat!(
-                "select",
-                job_columns!(),
-                "from jobs where organization = $1 and api = $2 and ($3::text is null
-                 or (created_at, id) > (select created_at, id from jobs where organization = $1 and id = $3))
-                 order by jobs.created_at, id limit $4"
-            )
+            jobs_query!(">", "jobs.created_at, id")
         } else {
-            concat!(
-                "select",
-                job_columns!(),
-                "from jobs where organization = $1 and api = $2 and ($3::text is null
-                 or (created_at, id) < (select created_at, id from jobs where organization = $1 and id = $3))
-                 order by jobs.created_at desc, id desc limit $4"
-            )
+            jobs_query!("<", "jobs.created_at desc, id desc")
+        };
+        let (wanted, without) = match filter {
+            MetadataFilter::Any => (None, false),
+            MetadataFilter::None => (None, true),
+            MetadataFilter::All(pairs) => (Some(Json(pairs)), false),
         };
         let limit = page.bounded_limit();
         let rows: Vec<JobRow> = sqlx::query_as(query)
@@ -136,6 +155,8 @@ impl Queue {
             .bind(api)
             .bind(page.after)
             .bind(limit + 1)
+            .bind(wanted)
+            .bind(without)
             .fetch_all(&self.store.pool)
             .await?;
         let (rows, more) = cut_page(rows, limit);

@@ -12,6 +12,7 @@ use serde::Serialize as _;
 use serde_json::Value;
 
 use super::tokenizer::{read_json, special_tokens};
+use super::tool_syntax::ToolSyntax;
 use crate::{Error, Result};
 
 /// The name of the one template in the environment.
@@ -21,6 +22,7 @@ const TEMPLATE: &str = "chat";
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    tool_syntax: ToolSyntax,
 }
 
 impl ChatTemplate {
@@ -41,7 +43,15 @@ impl ChatTemplate {
         environment
             .add_template_owned(TEMPLATE, without_generation_tags(&source))
             .map_err(|error| Error::Setup(format!("{origin}: chat template: {error}")))?;
-        Ok(Some(Self { environment }))
+        let variables = environment.get_template(TEMPLATE).map(|template| template.undeclared_variables(false));
+        let reads_tools = variables.is_ok_and(|variables| variables.contains("tools"));
+        let tool_syntax = ToolSyntax::of_template(&source, reads_tools);
+        Ok(Some(Self { environment, tool_syntax }))
+    }
+
+    /// How the model writes the calls of tools.
+    pub fn tool_syntax(&self) -> ToolSyntax {
+        self.tool_syntax
     }
 
     /// The prompt text of `messages` (objects with `role` and `content`), ending where the assistant's answer begins when

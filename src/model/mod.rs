@@ -10,6 +10,7 @@ pub mod kv_cache;
 pub mod linear;
 pub mod rope;
 pub mod tokenizer;
+pub mod tool_syntax;
 pub mod vocabulary;
 pub mod weights;
 

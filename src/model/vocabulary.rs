@@ -5,9 +5,11 @@
 
 use std::panic::catch_unwind;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
+use llguidance::ParserFactory;
 use llguidance::toktrie::{TokEnv, TokTrie};
-use toktrie_hf_tokenizers::ByteTokenizer;
+use toktrie_hf_tokenizers::{ByteTokenizer, ByteTokenizerEnv};
 
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -15,6 +17,8 @@ use crate::{Error, Result};
 /// Every token as bytes.
 pub struct Vocabulary {
     environment: TokEnv,
+    /// Built for the first grammar: it sorts the whole vocabulary, and many models never need it.
+    parsers: OnceLock<Option<ParserFactory>>,
 }
 
 impl std::fmt::Debug for Vocabulary {
@@ -31,16 +35,19 @@ impl Vocabulary {
         let json = std::fs::read(&file).map_err(Error::io(format!("read {}", file.display())))?;
         let highest = tokenizer.vocabulary_size();
         let ends: Vec<u32> = end_tokens.iter().copied().filter(|id| (*id as usize) < highest).collect();
+        let visible: Vec<bool> = (0..highest).map(|id| tokenizer.is_visible(id as u32)).collect();
         // The bridge asserts what it expects of a tokenizer; one that differs must not keep the model from being served.
         let built = catch_unwind(move || {
             let mut bytes = ByteTokenizer::from_json_bytes(&json)?;
             if !ends.is_empty() {
                 bytes.set_eos_tokens(&ends);
             }
-            bytes.into_tok_env(Some(size))
+            let mut environment = ByteTokenizerEnv::new(bytes, Some(size))?;
+            environment.tok_trie = with_visible_tokens_as_text(&environment.tok_trie, &visible);
+            Ok::<TokEnv, anyhow::Error>(Arc::new(environment))
         });
         let reason = match built {
-            Ok(Ok(environment)) => return Ok(Some(Self { environment })),
+            Ok(Ok(environment)) => return Ok(Some(Self { environment, parsers: OnceLock::new() })),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "its tokens are numbered in an unexpected way".into(),
         };
@@ -66,6 +73,28 @@ impl Vocabulary {
     pub fn token_environment(&self) -> &TokEnv {
         &self.environment
     }
+
+    /// What makes parsers for this vocabulary. The first call is slow with a large one: call it off the async threads.
+    pub fn parsers(&self) -> Option<&ParserFactory> {
+        let build = || {
+            let mut factory = ParserFactory::new_simple(&self.environment).ok()?;
+            factory.quiet();
+            Some(factory)
+        };
+        self.parsers.get_or_init(build).as_ref()
+    }
+}
+
+/// The bridge takes every added token of the form `<…>` for a control token, which no text may hold. Those that the
+/// tokenizer shows, such as `<tool_call>` or `<think>` of many models, are text like any other.
+fn with_visible_tokens_as_text(trie: &TokTrie, visible: &[bool]) -> TokTrie {
+    let mut words = trie.all_tokens();
+    for (word, _) in words.iter_mut().zip(visible).filter(|(_, visible)| **visible) {
+        if word.len() > 1 && word[0] == TokTrie::SPECIAL_TOKEN_MARKER {
+            word.remove(0);
+        }
+    }
+    TokTrie::from(trie.info(), &words).with_eos_tokens(trie.eos_tokens())
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub mod key_directory;
 pub mod keys;
 pub mod models;
 pub(crate) mod notifications;
+pub mod permissions;
 pub mod postgres;
 mod sweep;
 pub mod usage;

@@ -1,5 +1,5 @@
-//! Fine-tuned models: a name, its base and the adapter generation it points to. The job queue publishes them, or `api`
-//! brings them from elsewhere; `api` and the adapter registry read and delete them.
+//! Fine-tuned models: a name, its base and the adapter generation it points to; a job's checkpoints are some, too. The job
+//! queue publishes them, or `api` brings them from elsewhere; `api` and the adapter registry read and delete them.
 
 use bytes::Bytes;
 use sqlx::{Postgres, Transaction};
@@ -10,7 +10,8 @@ use crate::{Error, Result};
 /// A fine-tuned model. Its adapter lies in the blobs `adapters/{adapter}/…`.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct FineTunedModel {
-    /// `ft:{base}:{org}:{suffix}:{id}` or `{base}:ft-{org}:{suffix}-{time}-{id}`, or what the caller chose for an adapter from elsewhere.
+    /// `ft:{base}:{org}:{suffix}:{id}` or `{base}:ft-{org}:{suffix}-{time}-{id}`, of a checkpoint with `:ckpt-step-{step}`
+    /// behind it, or what the caller chose for an adapter from elsewhere.
     pub name: String,
     /// The owner.
     pub organization: String,
@@ -50,6 +51,7 @@ macro_rules! model_query {
         )
     };
 }
+pub(super) use model_query;
 
 impl Store {
     /// The organisation's model, or [`crate::Error::ModelNotFound`].
@@ -62,11 +64,15 @@ impl Store {
             .ok_or_else(|| Error::ModelNotFound(name.into()))
     }
 
-    /// All models of the organisation, oldest first.
-    pub async fn fine_tuned_models(&self, organization: &str) -> Result<Vec<FineTunedModel>> {
+    /// All models that the organisation may use, oldest first: its own, their checkpoints among them, and those of others
+    /// that it has permission for.
+    pub async fn usable_models(&self, organization: &str) -> Result<Vec<FineTunedModel>> {
         let models = sqlx::query_as(model_query!(
             "select",
-            "from fine_tuned_models where organization = $1 order by fine_tuned_models.created_at, name limit $2"
+            "from fine_tuned_models m
+              where organization = $1 or (organization, name) in (
+                  select p.organization, p.model from model_permissions p where p.project_id = $1)
+              order by m.created_at, name limit $2"
         ));
         Ok(models.bind(organization).bind(MAX_PAGE).fetch_all(&self.pool).await?)
     }

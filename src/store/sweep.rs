@@ -38,6 +38,7 @@ impl Store {
                 "files",
                 "select found from unnest($1::text[]) found where not exists (select from files where id = found)",
             ),
+            // Checkpoints that serve as models are rows of the same table.
             (
                 "adapters",
                 "select found from unnest($1::text[]) found

@@ -13,7 +13,7 @@ use crate::adapters::{Adapter, LoraLayer, LoraPair, Site};
 use crate::model::decoder::{Activations, Block, Context, Decoder};
 use crate::model::kernels::{self, AttentionState};
 use crate::model::rope::Angles;
-use crate::train::loss::vocabulary_loss;
+use crate::train::loss::{self, vocabulary_loss};
 use crate::{Error, Result};
 
 /// Whole sequences, one after the other; no attention and no target crosses from one to the next.
@@ -49,6 +49,10 @@ pub struct LossReport {
     pub targets: usize,
     /// Those of them whose token has the highest logit.
     pub correct: usize,
+    /// Sequences with targets of full weight.
+    pub sequences: usize,
+    /// Those of them where each such target has the highest logit.
+    pub exact: usize,
 }
 
 /// Gradients of A and B, shaped like the adapter's layers (`scale` copies the adapter's).
@@ -72,7 +76,7 @@ pub fn loss_and_gradients(
         x = y;
     }
     let hidden = kernels::rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?;
-    let (report, dhidden) = vocabulary_loss(decoder, &hidden, batch, Some(normalizer))?;
+    let (scores, dhidden) = vocabulary_loss(decoder, &hidden, batch, Some(normalizer))?;
     let dhidden = dhidden.ok_or_else(|| Error::Internal("the loss gave no gradient".into()))?;
 
     let mut dx = kernels::rms_norm_backward(&x, &decoder.final_norm, decoder.norm_eps, &dhidden)?;
@@ -84,13 +88,19 @@ pub fn loss_and_gradients(
             None => break, // The first block's input is the frozen embedding.
         };
     }
-    Ok((report, gradients))
+    Ok((loss::report(batch, &scores), gradients))
 }
 
 /// Loss of `batch` alone, for evaluation.
 pub fn loss(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<LossReport> {
     let hidden = hidden_states(decoder, adapter, batch)?;
-    Ok(vocabulary_loss(decoder, &hidden, batch, None)?.0)
+    Ok(loss::report(batch, &vocabulary_loss(decoder, &hidden, batch, None)?.0))
+}
+
+/// The log probability of each sequence's targets together, in nats.
+pub fn log_likelihoods(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>> {
+    let hidden = hidden_states(decoder, adapter, batch)?;
+    Ok(loss::log_likelihoods(batch, &vocabulary_loss(decoder, &hidden, batch, None)?.0))
 }
 
 /// The hidden states after the final norm as training sees them, `[rows, hidden]`.

@@ -12,8 +12,12 @@ use crate::{Error, Result};
 
 /// The key of the blob's only metadata entry.
 const FINGERPRINT: &str = "attune_run";
-/// Numbers of a [`StepRecord`] in the tensor `history`.
-const RECORD: usize = 6;
+/// Numbers of a [`StepRecord`] in the tensor `history`; the figures of classes are in a tensor of their own.
+const RECORD: usize = 8;
+/// The tensor with the figures of classes.
+const CLASSES: &str = "classification";
+/// Changes with the form of the blob, so that one of another form is refused as one of another run is.
+const FORM: &[u8] = b"attune checkpoint 2";
 
 /// What a checkpoint holds.
 pub(super) struct State {
@@ -31,7 +35,7 @@ pub(super) fn fingerprint(
     let settings = serde_json::to_vec(settings).map_err(|error| Error::Internal(format!("settings: {error}")))?;
     let mut hash = Sha256::new();
     // Lengths before contents, so that no two inputs give the same bytes.
-    for part in [settings.as_slice(), beginning.unwrap_or_default().as_bytes()] {
+    for part in [FORM, settings.as_slice(), beginning.unwrap_or_default().as_bytes()] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
@@ -60,6 +64,10 @@ pub(super) fn write(
     }
     let records: Vec<u8> = history.iter().flat_map(numbers).flat_map(f64::to_le_bytes).collect();
     tensors.push(("history".to_string(), Dtype::F64, history.len() * RECORD, records));
+    let classes: Vec<f64> =
+        history.iter().enumerate().flat_map(|(index, record)| class_numbers(index, record)).collect();
+    let bytes = classes.iter().flat_map(|number| number.to_le_bytes()).collect();
+    tensors.push((CLASSES.to_string(), Dtype::F64, classes.len(), bytes));
     let mut views = Vec::with_capacity(tensors.len());
     for (name, dtype, length, bytes) in &tensors {
         views.push((name, TensorView::new(*dtype, vec![*length], bytes).map_err(unwritable)?));
@@ -89,13 +97,26 @@ pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>]) -> Result<
         let (first, second) = (floats("first", index, shape.len())?, floats("second", index, shape.len())?);
         moments.push(Moments { first, second });
     }
-    let view = file.tensor("history").map_err(unreadable)?;
-    if view.dtype() != Dtype::F64 {
-        return Err(unreadable("its history has another type"));
+    let doubles = |name: &str| -> Result<Vec<f64>> {
+        let view = file.tensor(name).map_err(unreadable)?;
+        if view.dtype() != Dtype::F64 {
+            return Err(unreadable(format_args!("its {name} has another type")));
+        }
+        Ok(view.data().chunks_exact(8).filter_map(|bytes| Some(f64::from_le_bytes(bytes.try_into().ok()?))).collect())
+    };
+    let mut history: Vec<StepRecord> = doubles("history")?.chunks_exact(RECORD).map(record).collect();
+    let classes = doubles(CLASSES)?;
+    let mut rest = classes.as_slice();
+    while let [index, width, figures @ ..] = rest {
+        let (index, width) = (*index as usize, *width as usize);
+        match (history.get_mut(index), figures.split_at_checked(width)) {
+            (Some(record), Some((figures, others))) => {
+                record.classification = figures.to_vec();
+                rest = others;
+            }
+            _ => return Err(unreadable("its figures of classes are damaged")),
+        }
     }
-    let numbers: Vec<f64> =
-        view.data().chunks_exact(8).filter_map(|bytes| Some(f64::from_le_bytes(bytes.try_into().ok()?))).collect();
-    let history = numbers.chunks_exact(RECORD).map(record).collect();
     Ok(State { values, moments, history })
 }
 
@@ -105,26 +126,43 @@ fn name(kind: &str, index: usize) -> String {
 
 /// Counts stay exact up to 2⁵³; NaN stands for "not measured".
 fn numbers(record: &StepRecord) -> [f64; RECORD] {
-    let validation = record.validation.map_or([f64::NAN; 2], |validation| [validation.loss, validation.token_accuracy]);
+    let Evaluation { loss, token_accuracy, sequence_accuracy } = record.validation.unwrap_or(Evaluation {
+        loss: f64::NAN,
+        token_accuracy: f64::NAN,
+        sequence_accuracy: f64::NAN,
+    });
     [
         record.elapsed_tokens as f64,
         record.elapsed_examples as f64,
         record.loss,
         record.token_accuracy,
-        validation[0],
-        validation[1],
+        record.sequence_accuracy,
+        loss,
+        token_accuracy,
+        sequence_accuracy,
     ]
 }
 
 fn record(numbers: &[f64]) -> StepRecord {
-    let validation = Evaluation { loss: numbers[4], token_accuracy: numbers[5] };
+    let validation = Evaluation { loss: numbers[5], token_accuracy: numbers[6], sequence_accuracy: numbers[7] };
     StepRecord {
         elapsed_tokens: numbers[0] as u64,
         elapsed_examples: numbers[1] as u64,
         loss: numbers[2],
         token_accuracy: numbers[3],
+        sequence_accuracy: numbers[4],
         validation: (!validation.token_accuracy.is_nan()).then_some(validation),
+        classification: Vec::new(),
     }
+}
+
+/// Index of the record, number of its figures, the figures; nothing where none were measured.
+fn class_numbers(index: usize, record: &StepRecord) -> Vec<f64> {
+    let figures = &record.classification;
+    if figures.is_empty() {
+        return Vec::new();
+    }
+    [index as f64, figures.len() as f64].into_iter().chain(figures.iter().copied()).collect()
 }
 
 fn unreadable(why: impl std::fmt::Display) -> Error {

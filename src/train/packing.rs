@@ -34,6 +34,23 @@ pub fn pack(examples: &[&TokenizedExample], budget: usize) -> Vec<PackedBatch> {
     batches
 }
 
+/// Distributes `examples` over batches of at most `budget` rows in their order, so that the sequences of all batches, one
+/// after the other, are the examples. Each must have a target.
+pub fn pack_in_order(examples: &[TokenizedExample], budget: usize) -> Vec<PackedBatch> {
+    let mut batches: Vec<PackedBatch> = Vec::new();
+    for example in examples {
+        match batches.last_mut() {
+            Some(batch) if batch.tokens.len() + rows(example) <= budget => append(batch, example),
+            _ => {
+                let mut batch = PackedBatch::default();
+                append(&mut batch, example);
+                batches.push(batch);
+            }
+        }
+    }
+    batches
+}
+
 fn append(batch: &mut PackedBatch, example: &TokenizedExample) {
     let start = batch.tokens.len();
     let rows = rows(example);
@@ -78,6 +95,15 @@ mod tests {
         assert_eq!(found, expected);
         let targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
         assert_eq!(targets, examples.iter().map(TokenizedExample::targets).sum::<usize>());
+    }
+
+    #[test]
+    fn packing_in_order_keeps_the_order() {
+        let examples: Vec<_> = (0..20).map(|i| example(2 + (i * 37) % 30, 1000 * i as u32)).collect();
+        let batches = pack_in_order(&examples, 64);
+        assert!(batches.len() > 1 && batches.iter().all(|batch| batch.tokens.len() <= 64));
+        let found = batches.iter().flat_map(|batch| batch.sequences.iter().map(|rows| batch.tokens[rows.start]));
+        assert_eq!(found.collect::<Vec<_>>(), (0..20).map(|i| 1000 * i).collect::<Vec<u32>>());
     }
 
     #[test]

@@ -3,10 +3,10 @@
 //!
 //! Cells are numbers, or empty where nothing was measured. Losses count every target token by its weight: the completion or
 //! answer with its end token, and the prompt's tokens where `prompt_loss_weight` is above 0. Accuracies count the tokens of
-//! full weight only.
+//! full weight only; a sequence is right where all of its tokens of full weight are.
 
 use crate::jobs::JobApi;
-use crate::train::trainer::StepRecord;
+use crate::train::trainer::{Evaluation, StepRecord};
 use crate::{Error, Result};
 
 /// The file's name.
@@ -17,13 +17,18 @@ pub const fn file_name(api: JobApi) -> &'static str {
     }
 }
 
-/// The file's content.
-pub fn csv(api: JobApi, history: &[StepRecord], validated: bool) -> Result<Vec<u8>> {
+/// The file's content; `classification` names the figures of classes, where the job has them.
+pub fn csv(api: JobApi, history: &[StepRecord], validated: bool, classification: &[String]) -> Result<Vec<u8>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let failed = |error: csv::Error| Error::Internal(format!("write the result file: {error}"));
-    writer.write_record(header(api, validated)).map_err(failed)?;
+    let fixed = header(api, validated);
+    writer.write_record(fixed.iter().copied().chain(classification.iter().map(String::as_str))).map_err(failed)?;
     for (index, record) in history.iter().enumerate() {
-        writer.write_record(row(api, index + 1, record, validated)).map_err(failed)?;
+        let mut cells = row(api, index + 1, record, validated);
+        // Measured at the end of an epoch alone.
+        let mut figures = record.classification.iter();
+        cells.extend(classification.iter().map(|_| figures.next().copied().map_or_else(String::new, number)));
+        writer.write_record(cells).map_err(failed)?;
     }
     writer.into_inner().map_err(|error| Error::Internal(format!("write the result file: {error}")))
 }
@@ -52,14 +57,16 @@ fn header(api: JobApi, validated: bool) -> Vec<&'static str> {
 
 fn row(api: JobApi, step: usize, record: &StepRecord, validated: bool) -> Vec<String> {
     let (loss, accuracy) = (number(record.loss), number(record.token_accuracy));
-    let validation = record.validation.map(|validation| (number(validation.loss), number(validation.token_accuracy)));
-    let (valid_loss, valid_accuracy) = validation.unwrap_or_default();
+    let measured =
+        |figure: fn(&Evaluation) -> f64| record.validation.as_ref().map(figure).map_or_else(String::new, number);
+    let (valid_loss, valid_accuracy) = (measured(|figures| figures.loss), measured(|figures| figures.token_accuracy));
     match api {
         JobApi::FineTunes => {
             let (tokens, examples) = (record.elapsed_tokens.to_string(), record.elapsed_examples.to_string());
-            let mut cells = vec![step.to_string(), tokens, examples, loss, String::new(), accuracy];
+            let sequences = number(record.sequence_accuracy);
+            let mut cells = vec![step.to_string(), tokens, examples, loss, sequences, accuracy];
             if validated {
-                cells.extend([valid_loss, String::new(), valid_accuracy]);
+                cells.extend([valid_loss, measured(|figures| figures.sequence_accuracy), valid_accuracy]);
             }
             cells
         }
@@ -67,8 +74,9 @@ fn row(api: JobApi, step: usize, record: &StepRecord, validated: bool) -> Vec<St
     }
 }
 
+/// Empty where the figure is not defined.
 fn number(value: f64) -> String {
-    format!("{value:.5}")
+    if value.is_nan() { String::new() } else { format!("{value:.5}") }
 }
 
 #[cfg(test)]
@@ -82,20 +90,27 @@ mod tests {
             elapsed_examples: 4,
             loss: 1.523_47,
             token_accuracy: 0.0,
+            sequence_accuracy: 0.25,
             validation: None,
+            classification: Vec::new(),
         };
-        let validation = Some(Evaluation { loss: 0.5, token_accuracy: 0.75 });
-        vec![record, StepRecord { elapsed_tokens: 80, elapsed_examples: 8, validation, ..record }]
+        let validation = Some(Evaluation { loss: 0.5, token_accuracy: 0.75, sequence_accuracy: 0.625 });
+        let classification = vec![0.875, f64::NAN];
+        vec![
+            record.clone(),
+            StepRecord { elapsed_tokens: 80, elapsed_examples: 8, validation, classification, ..record },
+        ]
     }
 
-    fn text(api: JobApi, validated: bool) -> String {
-        String::from_utf8(csv(api, &history(), validated).unwrap()).unwrap()
+    fn text(api: JobApi, validated: bool, classification: &[&str]) -> String {
+        let classification: Vec<_> = classification.iter().map(|name| (*name).to_owned()).collect();
+        String::from_utf8(csv(api, &history(), validated, &classification).unwrap()).unwrap()
     }
 
     #[test]
     fn the_current_format_leaves_cells_blank_where_nothing_was_measured() {
         assert_eq!(
-            text(JobApi::FineTuningJobs, true),
+            text(JobApi::FineTuningJobs, true, &[]),
             "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n\
              1,1.52347,0.00000,,\n\
              2,1.52347,0.00000,0.50000,0.75000\n"
@@ -105,11 +120,22 @@ mod tests {
     #[test]
     fn the_legacy_format_has_validation_columns_only_with_a_validation_file() {
         assert_eq!(
-            text(JobApi::FineTunes, false),
+            text(JobApi::FineTunes, false, &[]),
             "step,elapsed_tokens,elapsed_examples,training_loss,training_sequence_accuracy,training_token_accuracy\n\
-             1,40,4,1.52347,,0.00000\n\
-             2,80,8,1.52347,,0.00000\n"
+             1,40,4,1.52347,0.25000,0.00000\n\
+             2,80,8,1.52347,0.25000,0.00000\n"
         );
-        assert!(text(JobApi::FineTunes, true).ends_with("2,80,8,1.52347,,0.00000,0.50000,,0.75000\n"));
+        assert!(
+            text(JobApi::FineTunes, true, &[]).ends_with("2,80,8,1.52347,0.25000,0.00000,0.50000,0.62500,0.75000\n")
+        );
+    }
+
+    #[test]
+    fn figures_of_classes_come_last_and_once_an_epoch() {
+        let text = text(JobApi::FineTunes, true, &["classification/accuracy", "classification/auroc"]);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].ends_with(",validation_token_accuracy,classification/accuracy,classification/auroc"));
+        assert!(lines[1].ends_with(",0.00000,,,,,"), "{}", lines[1]);
+        assert!(lines[2].ends_with(",0.75000,0.87500,"), "an area that is not defined is blank: {}", lines[2]);
     }
 }

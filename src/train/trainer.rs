@@ -13,8 +13,9 @@ use crate::datasets::TokenizedExample;
 use crate::model::BaseModel;
 use crate::train::backward::{self, Gradients, LossReport, PackedBatch};
 use crate::train::checkpoint;
+use crate::train::classification::ClassificationTask;
 use crate::train::optimizer::{AdamW, clip, global_norm};
-use crate::train::packing::{BATCH_ROWS, pack};
+use crate::train::packing::{BATCH_ROWS, pack, pack_in_order};
 use crate::train::parameters::{Parameters, add_gradients, epoch_order};
 use crate::train::settings::TrainSettings;
 use crate::{Error, Result};
@@ -36,6 +37,8 @@ pub struct StepReport {
     pub loss: f64,
     /// Share of the step's targets that had the highest logit.
     pub token_accuracy: f64,
+    /// Share of the step's examples whose targets all had the highest logit.
+    pub sequence_accuracy: f64,
     /// Learning rate of the update.
     pub learning_rate: f64,
     /// Norm of the gradient before clipping.
@@ -53,10 +56,12 @@ pub struct Evaluation {
     pub loss: f64,
     /// Share of the targets that had the highest logit.
     pub token_accuracy: f64,
+    /// Share of the examples whose targets all had the highest logit.
+    pub sequence_accuracy: f64,
 }
 
 /// One line of the result file, kept for the whole run and in its checkpoints.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StepRecord {
     /// Tokens read so far, repeats counted.
     pub elapsed_tokens: u64,
@@ -66,8 +71,13 @@ pub struct StepRecord {
     pub loss: f64,
     /// As in [`StepReport`].
     pub token_accuracy: f64,
+    /// As in [`StepReport`].
+    pub sequence_accuracy: f64,
     /// Of the validation file, where it was measured after this step.
     pub validation: Option<Evaluation>,
+    /// Of its classes, where they were measured after this step: one figure for each of the task's columns, NaN where it is
+    /// not defined.
+    pub classification: Vec<f64>,
 }
 
 /// Where losses and gradients come from: the model, or a formula in tests of the loop.
@@ -80,6 +90,7 @@ pub(crate) trait LossSource: Send + Sync {
         normalizer: f64,
     ) -> Result<(LossReport, Gradients)>;
     fn loss(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<LossReport>;
+    fn log_likelihoods(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<Vec<f64>>;
 }
 
 impl LossSource for Arc<BaseModel> {
@@ -98,6 +109,10 @@ impl LossSource for Arc<BaseModel> {
 
     fn loss(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<LossReport> {
         backward::loss(&self.decoder, Some(adapter), batch)
+    }
+
+    fn log_likelihoods(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<Vec<f64>> {
+        backward::log_likelihoods(&self.decoder, Some(adapter), batch)
     }
 }
 
@@ -205,12 +220,15 @@ impl Trainer {
 
         let before = self.history.last();
         let token_accuracy = report.correct as f64 / report.targets.max(1) as f64;
+        let sequence_accuracy = report.exact as f64 / report.sequences.max(1) as f64;
         self.history.push(StepRecord {
             elapsed_tokens: before.map_or(0, |record| record.elapsed_tokens) + tokens as u64,
             elapsed_examples: before.map_or(0, |record| record.elapsed_examples) + examples.len() as u64,
             loss,
             token_accuracy,
+            sequence_accuracy,
             validation: None,
+            classification: Vec::new(),
         });
         let completed_epoch = (position + 1 == per_epoch).then_some(epoch + 1);
         let step = step + 1;
@@ -219,6 +237,7 @@ impl Trainer {
             total_steps,
             loss,
             token_accuracy,
+            sequence_accuracy,
             learning_rate,
             gradient_norm,
             tokens,
@@ -270,13 +289,34 @@ impl Trainer {
         Ok((total.targets > 0 && total.weight_sum > 0.0).then(|| Evaluation {
             loss: total.loss_sum / total.weight_sum,
             token_accuracy: total.correct as f64 / total.targets as f64,
+            sequence_accuracy: total.exact as f64 / total.sequences.max(1) as f64,
         }))
+    }
+
+    /// Measures how the current adapter sorts the task's prompts into classes: a figure for each of its columns.
+    pub fn classify(&self, task: &ClassificationTask, before_micro_step: BeforeMicroStep<'_>) -> Result<Vec<f64>> {
+        let adapter = self.parameters.adapter(self.source.device())?;
+        let mut log_likelihoods = Vec::new();
+        for candidates in task.candidates() {
+            for batch in pack_in_order(&candidates, BATCH_ROWS) {
+                before_micro_step()?;
+                log_likelihoods.extend(self.source.log_likelihoods(&adapter, &batch)?);
+            }
+        }
+        Ok(task.figures(&log_likelihoods))
     }
 
     /// Notes figures of the validation file with the last step.
     pub fn record_validation(&mut self, evaluation: Evaluation) {
         if let Some(record) = self.history.last_mut() {
             record.validation = Some(evaluation);
+        }
+    }
+
+    /// Notes figures of the classes with the last step.
+    pub fn record_classification(&mut self, figures: Vec<f64>) {
+        if let Some(record) = self.history.last_mut() {
+            record.classification = figures;
         }
     }
 
@@ -310,6 +350,8 @@ fn add_report(total: &mut LossReport, part: LossReport) {
     total.weight_sum += part.weight_sum;
     total.targets += part.targets;
     total.correct += part.correct;
+    total.sequences += part.sequences;
+    total.exact += part.exact;
 }
 
 fn non_finite(step: usize, loss: f64, norm: f64) -> Error {

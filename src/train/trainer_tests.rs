@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::adapters::{LoraLayer, LoraPair, Site};
+use crate::datasets::classes::{Class, ClassificationData, ClassifiedExample};
 use crate::train::parameters::Place;
 use crate::train::schedule::Schedule;
 
@@ -46,7 +47,21 @@ impl LossSource for Pull {
     fn loss(&self, _: &Adapter, batch: &PackedBatch) -> Result<LossReport> {
         let weight_sum = batch.targets.iter().map(|target| f64::from(target.weight)).sum();
         let targets = batch.targets.len();
-        Ok(LossReport { loss_sum: batch.tokens.len() as f64, weight_sum, targets, correct: targets / 2 })
+        let (sequences, exact) = (batch.sequences.len(), batch.sequences.len() / 2);
+        Ok(LossReport {
+            loss_sum: batch.tokens.len() as f64,
+            weight_sum,
+            targets,
+            correct: targets / 2,
+            sequences,
+            exact,
+        })
+    }
+
+    /// The larger a sequence's last target, the likelier.
+    fn log_likelihoods(&self, _: &Adapter, batch: &PackedBatch) -> Result<Vec<f64>> {
+        let last = |rows: &std::ops::Range<usize>| batch.targets.iter().rfind(|target| rows.contains(&target.row));
+        Ok(batch.sequences.iter().map(|rows| last(rows).map_or(0.0, |target| f64::from(target.token))).collect())
     }
 }
 
@@ -123,7 +138,8 @@ fn a_resumed_run_is_bit_identical_to_an_uninterrupted_one() {
             before.step(&mut || Ok(())).unwrap();
         }
         if stop == 3 {
-            before.record_validation(Evaluation { loss: 1.0, token_accuracy: 0.5 });
+            before.record_validation(Evaluation { loss: 1.0, token_accuracy: 0.5, sequence_accuracy: 0.25 });
+            before.record_classification(vec![0.5, 0.75]);
         }
         let mut after = trainer();
         after.restore(&before.save().unwrap()).unwrap();
@@ -192,6 +208,26 @@ fn evaluation_averages_over_all_targets() {
     // Each example has two rows and one target of weight 1.
     assert!((evaluation.loss - 2.0).abs() < 1e-12);
     assert!((evaluation.token_accuracy - 0.5).abs() < 1e-12);
+    assert!((evaluation.sequence_accuracy - 0.5).abs() < 1e-12);
+}
+
+#[test]
+fn every_prompt_is_measured_with_every_class() {
+    let class = |text: &str, token| Class { text: text.into(), tokens: vec![token] };
+    let examples = (0..300).map(|i| ClassifiedExample { prompt: vec![7; 1 + i % 5], class: i % 3 % 2 }).collect();
+    let data = ClassificationData { classes: vec![class("a", 4), class("b", 5)], examples, ..Default::default() };
+    let task = ClassificationTask::new(data, &[]);
+    let mut batches = 0;
+    let figures = trainer().classify(&task, &mut || {
+        batches += 1;
+        Ok(())
+    });
+    // The larger token always wins, which is right for each third example; F1 of that class is 1/2.
+    for (figure, expected) in figures.unwrap().into_iter().zip([1.0 / 3.0, 0.5 / 3.0]) {
+        assert!((figure - expected).abs() < 1e-12, "{figure} is not {expected}");
+    }
+    assert!(batches > 1);
+    assert!(trainer().classify(&task, &mut || Err(Error::Cancelled)).is_err());
 }
 
 impl LossSource for crate::model::decoder::Decoder {
@@ -210,6 +246,10 @@ impl LossSource for crate::model::decoder::Decoder {
 
     fn loss(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<LossReport> {
         backward::loss(self, Some(adapter), batch)
+    }
+
+    fn log_likelihoods(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<Vec<f64>> {
+        backward::log_likelihoods(self, Some(adapter), batch)
     }
 }
 

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 use crate::api::generate::Answer;
 use crate::api::generate::body::{Chunks, SYSTEM_FINGERPRINT, Usage, UsageKey, new_id, now, reason_name};
 use crate::api::generate::logprobs::{CompletionLogprobs, TokenTexts};
+use crate::engine::FinishReason;
 use crate::engine::logprobs::TokenLogprobs;
 
 /// Completions, or one event of a stream of them.
@@ -171,16 +172,16 @@ impl Chunks for Writer {
         Some(self.chunk(index, echo, logprobs, None))
     }
 
-    fn text(&mut self, index: usize, text: String, token: Option<&TokenLogprobs>) -> Completion {
+    fn text(&mut self, index: usize, text: String, token: Option<&TokenLogprobs>) -> Vec<Completion> {
         let mut logprobs = self.no_logprobs();
         if let Some(token) = token {
             self.push_drawn(&mut logprobs, index, token);
         }
-        self.chunk(index, text, logprobs, None)
+        vec![self.chunk(index, text, logprobs, None)]
     }
 
-    fn end(&self, index: usize, reason: &'static str) -> Completion {
-        self.chunk(index, String::new(), self.no_logprobs(), Some(reason))
+    fn end(&mut self, index: usize, reason: FinishReason) -> Vec<Completion> {
+        vec![self.chunk(index, String::new(), self.no_logprobs(), Some(reason_name(reason)))]
     }
 
     fn usage(&self, usage: Usage) -> Option<Completion> {
@@ -200,13 +201,13 @@ mod tests {
     #[test]
     fn chunks_carry_a_usage_key_only_where_asked_for() {
         let usage = Usage::new(1, 0, 2);
-        let plain = writer(false, &[]);
-        let chunk = serde_json::to_value(plain.end(0, "stop")).expect("JSON");
+        let mut plain = writer(false, &[]);
+        let chunk = serde_json::to_value(&plain.end(0, FinishReason::Stop)[0]).expect("JSON");
         assert!(chunk.get("usage").is_none() && chunk["choices"][0]["logprobs"].is_null(), "{chunk}");
         assert!(plain.usage(usage).is_none(), "never an event without choices");
 
         let mut asked = writer(true, &[]);
-        let chunk = serde_json::to_value(asked.text(1, "a".into(), None)).expect("JSON");
+        let chunk = serde_json::to_value(&asked.text(1, "a".into(), None)[0]).expect("JSON");
         assert!(chunk["usage"].is_null() && chunk.get("usage").is_some() && chunk.get("error").is_none(), "{chunk}");
         let last = serde_json::to_value(asked.usage(usage)).expect("JSON");
         assert_eq!((last["choices"].as_array().map(Vec::len), &last["usage"]["total_tokens"]), (Some(0), &3.into()));

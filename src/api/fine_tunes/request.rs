@@ -4,14 +4,18 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::api::ApiState;
-use crate::api::checks::{not_supported, within};
+use crate::api::checks::within;
 use crate::api::job_rules::{AutoOr, normal_suffix, positive, seed};
-use crate::jobs::{Hyperparameters, JobSpec};
+use crate::datasets::classes::MAX_CLASSES;
+use crate::jobs::{Classification, Hyperparameters, JobSpec};
 use crate::{Error, Result};
 
 /// The resource's settings where the client gives none.
 pub const DEFAULT_EPOCHS: u32 = 4;
 pub const DEFAULT_PROMPT_LOSS_WEIGHT: f64 = 0.01;
+
+/// F-beta scores that a fine-tune may ask for.
+const MAX_BETAS: usize = 10;
 
 /// A request for a fine-tune.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -36,8 +40,17 @@ pub struct CreateFineTune {
     /// Part of the new model's name.
     #[schema(min_length = 1, max_length = 40)]
     pub suffix: Option<String>,
-    /// Not supported yet.
+    /// Measure at the end of each epoch how well the model sorts the validation file's prompts into classes. Needs
+    /// `validation_file`, and `classification_n_classes` or `classification_positive_class`.
     pub compute_classification_metrics: Option<bool>,
+    /// How many different completions the training file has.
+    #[schema(minimum = 2, maximum = 100)]
+    pub classification_n_classes: Option<u32>,
+    /// The completion that is the positive one of two, with the space that it begins with.
+    pub classification_positive_class: Option<String>,
+    /// The betas of the F-beta scores, with a positive class; 1 by default.
+    #[schema(max_items = 10)]
+    pub classification_betas: Option<Vec<f64>>,
     /// Another place for `n_epochs`.
     pub hyperparameters: Option<NestedSettings>,
 }
@@ -52,10 +65,8 @@ pub struct NestedSettings {
 impl CreateFineTune {
     /// The job to queue, if every field is within its range.
     pub fn spec(self, state: &ApiState) -> Result<JobSpec> {
-        if self.compute_classification_metrics == Some(true) {
-            return Err(not_supported("compute_classification_metrics"));
-        }
         let hyperparameters = self.settings()?;
+        let classification = self.classification()?;
         let suffix = normal_suffix(self.suffix.as_deref(), 40)?;
         let first = || state.catalog.entries().first().map(|entry| entry.model.id.clone());
         let model =
@@ -69,7 +80,48 @@ impl CreateFineTune {
             seed: seed(None)?,
             hyperparameters,
             metadata: None,
+            classification,
         })
+    }
+
+    /// What to measure of classes; `None` where the request does not mention them.
+    fn classification(&self) -> Result<Option<Classification>> {
+        let asked = Classification {
+            compute: self.compute_classification_metrics,
+            n_classes: within("classification_n_classes", self.classification_n_classes, 2, MAX_CLASSES as u32)?,
+            positive_class: self.classification_positive_class.clone(),
+            betas: self.classification_betas.clone(),
+        };
+        let invalid = |param: &str, message: &str| Err(Error::invalid_code(param, "invalid_value", message));
+        if asked.positive_class.as_deref() == Some("") {
+            return invalid("classification_positive_class", "'classification_positive_class' must not be empty.");
+        }
+        if asked.positive_class.is_some() && asked.n_classes.is_some_and(|classes| classes != 2) {
+            let message = "'classification_positive_class' is for two classes: leave it out, or set \
+                           'classification_n_classes' to 2.";
+            return invalid("classification_n_classes", message);
+        }
+        if let Some(betas) = &asked.betas {
+            if betas.len() > MAX_BETAS {
+                let message = format!("'classification_betas' has more than {MAX_BETAS} items.");
+                return Err(Error::invalid_code("classification_betas", "array_above_max_length", message));
+            }
+            for beta in betas {
+                positive("classification_betas", Some(*beta))?;
+            }
+        }
+        if asked.compute == Some(true) {
+            let param = "compute_classification_metrics";
+            if self.validation_file.is_none() {
+                return invalid(param, "'compute_classification_metrics' needs a 'validation_file' to measure on.");
+            }
+            if asked.n_classes.is_none() && asked.positive_class.is_none() {
+                let message = "'compute_classification_metrics' needs 'classification_n_classes', or \
+                               'classification_positive_class' for two classes.";
+                return invalid(param, message);
+            }
+        }
+        Ok((asked != Classification::default()).then_some(asked))
     }
 
     /// Old clients send 0 for what the server shall choose.
@@ -125,5 +177,33 @@ mod tests {
     fn epochs_may_stand_in_an_object_of_their_own() {
         assert_eq!(settings(r#","hyperparameters":{"n_epochs":7}"#).expect("fine").n_epochs, Some(7));
         assert_eq!(settings(r#","hyperparameters":{"n_epochs":"auto"}"#).expect("fine").n_epochs, Some(4));
+    }
+    fn classification(extra: &str) -> Result<Option<Classification>> {
+        let json = format!(r#"{{"training_file":"file-1"{extra}}}"#);
+        parse::<CreateFineTune>(json.as_bytes()).expect("a request").classification()
+    }
+
+    #[test]
+    fn classes_are_measured_only_where_there_is_something_to_measure_on() {
+        let compute = r#","compute_classification_metrics":true"#;
+        for extra in ["", r#","validation_file":"file-2""#, r#","classification_n_classes":3"#] {
+            assert!(classification(&format!("{compute}{extra}")).is_err(), "{extra}");
+        }
+        for extra in [
+            r#","classification_n_classes":1"#,
+            r#","classification_n_classes":101"#,
+            r#","classification_positive_class":"""#,
+            r#","classification_positive_class":" yes","classification_n_classes":3"#,
+            r#","classification_betas":[0]"#,
+            r#","classification_betas":[1,1,1,1,1,1,1,1,1,1,1]"#,
+        ] {
+            assert!(classification(extra).is_err(), "{extra}");
+        }
+        let asked =
+            r#","validation_file":"file-2","classification_positive_class":" yes","classification_betas":[0.5]"#;
+        let asked = classification(&format!("{compute}{asked}")).expect("fine").expect("given");
+        assert_eq!((asked.compute, asked.n_classes, asked.betas), (Some(true), None, Some(vec![0.5])));
+        assert_eq!(asked.positive_class.as_deref(), Some(" yes"));
+        assert_eq!(classification(r#","classification_n_classes":null"#).expect("fine"), None);
     }
 }

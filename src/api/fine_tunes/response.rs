@@ -9,7 +9,7 @@ use super::request::{DEFAULT_EPOCHS, DEFAULT_PROMPT_LOSS_WEIGHT};
 use crate::api::ApiState;
 use crate::api::files::FileObject;
 use crate::jobs::events::JobEvent;
-use crate::jobs::{Job, JobStatus};
+use crate::jobs::{Classification, Job, JobStatus};
 use crate::{Error, Result};
 
 /// Events of a job in one body at the most.
@@ -58,6 +58,18 @@ pub struct FineTuneSettings {
     pub learning_rate_multiplier: f64,
     /// Weight of the prompt's tokens in the loss.
     pub prompt_loss_weight: f64,
+    /// As it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compute_classification_metrics: Option<bool>,
+    /// As it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classification_n_classes: Option<u32>,
+    /// As it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classification_positive_class: Option<String>,
+    /// As they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classification_betas: Option<Vec<f64>>,
 }
 
 /// Something that happened to a fine-tune.
@@ -127,11 +139,17 @@ impl Files {
 impl FineTuneSettings {
     fn of(job: &Job) -> Self {
         let settings = job.resolved.as_ref().unwrap_or(&job.spec.hyperparameters);
+        let Classification { compute, n_classes, positive_class, betas } =
+            job.spec.classification.clone().unwrap_or_default();
         Self {
             n_epochs: settings.n_epochs.unwrap_or(DEFAULT_EPOCHS),
             batch_size: settings.batch_size.unwrap_or(1),
             learning_rate_multiplier: settings.learning_rate_multiplier.unwrap_or(0.1),
             prompt_loss_weight: settings.prompt_loss_weight.unwrap_or(DEFAULT_PROMPT_LOSS_WEIGHT),
+            compute_classification_metrics: compute,
+            classification_n_classes: n_classes,
+            classification_positive_class: positive_class,
+            classification_betas: betas,
         }
     }
 }

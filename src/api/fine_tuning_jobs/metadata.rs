@@ -2,15 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::MAX_PAGE;
-use crate::api::ApiState;
-use crate::api::auth::Caller;
-use crate::jobs::{Job, JobApi};
-use crate::store::files::Page;
+use crate::jobs::MetadataFilter;
 use crate::{Error, Result};
-
-/// Jobs that a list with a filter looks at, at the most.
-const MAX_SCANNED: usize = 2000;
 
 /// At most 16 notes: names of up to 64 characters, values that are texts of up to 512.
 pub fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<()> {
@@ -31,75 +24,46 @@ pub fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<()> {
     Ok(())
 }
 
-/// The notes that listed jobs must have.
-#[derive(Debug, PartialEq, Eq)]
-pub enum MetadataFilter<'a> {
-    /// Whatever they have.
-    Any,
-    /// No notes at all.
-    None,
-    /// These, among others.
-    All(Vec<(&'a str, &'a str)>),
-}
-
-impl<'a> MetadataFilter<'a> {
-    /// From the pairs of a query: `metadata[name]=value`, or `metadata=null`.
-    pub fn read(pairs: &'a [(String, String)]) -> Self {
-        if pairs.iter().any(|(name, value)| name == "metadata" && value == "null") {
-            return Self::None;
-        }
-        let note = |(name, value): &'a (String, String)| {
-            Some((name.strip_prefix("metadata[")?.strip_suffix(']')?, value.as_str()))
-        };
-        let notes: Vec<_> = pairs.iter().filter_map(note).collect();
-        if notes.is_empty() { Self::Any } else { Self::All(notes) }
+/// The filter of a query's pairs: `metadata[name]=value`, or `metadata=null`.
+pub fn read_filter(pairs: &[(String, String)]) -> MetadataFilter {
+    if pairs.iter().any(|(name, value)| name == "metadata" && value == "null") {
+        return MetadataFilter::None;
     }
-
-    fn keeps(&self, metadata: Option<&Map<String, Value>>) -> bool {
-        match self {
-            Self::Any => true,
-            Self::None => metadata.is_none_or(Map::is_empty),
-            Self::All(notes) => notes.iter().all(|(name, value)| {
-                metadata.and_then(|metadata| metadata.get(*name)).and_then(Value::as_str) == Some(*value)
-            }),
-        }
-    }
-
-    /// A page of the jobs that it keeps, and whether there may be more.
-    pub async fn jobs(&self, state: &ApiState, caller: &Caller, page: Page) -> Result<(Vec<Job>, bool)> {
-        let read = |page| state.queue.jobs(&caller.organization, JobApi::FineTuningJobs, page);
-        if *self == Self::Any {
-            return read(page).await;
-        }
-        let (mut kept, mut scanned, mut after) = (Vec::new(), 0, page.after.clone());
-        loop {
-            let (jobs, has_more) = read(Page { after, limit: MAX_PAGE, ascending: false }).await?;
-            scanned += jobs.len();
-            after = jobs.last().map(|job| job.id.clone());
-            kept.extend(jobs.into_iter().filter(|job| self.keeps(job.spec.metadata.as_ref())));
-            let full = kept.len() > page.limit as usize;
-            kept.truncate(page.limit as usize);
-            if full || !has_more || scanned >= MAX_SCANNED {
-                return Ok((kept, full));
-            }
-        }
-    }
+    let note = |(name, value): &(String, String)| {
+        Some((name.strip_prefix("metadata[")?.strip_suffix(']')?.to_owned(), Value::from(value.as_str())))
+    };
+    let notes: Map<String, Value> = pairs.iter().filter_map(note).collect();
+    if notes.is_empty() { MetadataFilter::Any } else { MetadataFilter::All(notes) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn filter(pairs: &[(&str, &str)]) -> MetadataFilter {
+        let pairs: Vec<_> = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        read_filter(&pairs)
+    }
+
     #[test]
-    fn jobs_are_filtered_by_their_notes() {
-        let notes = |json: &str| serde_json::from_str::<Map<String, Value>>(json).expect("notes");
-        let pairs = [("metadata[team]".to_owned(), "a b".to_owned()), ("limit".to_owned(), "3".to_owned())];
-        let filter = MetadataFilter::read(&pairs);
-        assert!(filter.keeps(Some(&notes(r#"{"team":"a b","x":"y"}"#))));
-        assert!(!filter.keeps(Some(&notes(r#"{"team":"c"}"#))) && !filter.keeps(None));
-        let pairs = [("metadata".to_owned(), "null".to_owned())];
-        let filter = MetadataFilter::read(&pairs);
-        assert!(filter.keeps(None) && !filter.keeps(Some(&notes(r#"{"team":"c"}"#))));
-        assert_eq!(MetadataFilter::read(&[]), MetadataFilter::Any);
+    fn a_filter_is_read_from_the_query() {
+        let MetadataFilter::All(notes) = filter(&[("metadata[team]", "a b"), ("limit", "3"), ("metadata[x]", "")])
+        else {
+            panic!("two notes");
+        };
+        assert_eq!(Value::from(notes), serde_json::json!({"team": "a b", "x": ""}));
+        assert_eq!(filter(&[("metadata", "null")]), MetadataFilter::None);
+        assert_eq!(filter(&[("limit", "3"), ("metadata", "x")]), MetadataFilter::Any);
+    }
+
+    #[test]
+    fn notes_have_limits_that_a_client_may_just_reach() {
+        let notes = |count: usize, name: usize, value: usize| {
+            (0..count).map(|i| (format!("{i:0>name$}"), Value::from("ä".repeat(value)))).collect::<Map<_, _>>()
+        };
+        assert!(check_metadata(Some(&notes(16, 64, 512))).is_ok());
+        for (count, name, value) in [(17, 64, 512), (16, 65, 512), (16, 64, 513)] {
+            assert!(check_metadata(Some(&notes(count, name, value))).is_err(), "{count} {name} {value}");
+        }
     }
 }

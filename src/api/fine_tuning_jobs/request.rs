@@ -10,6 +10,9 @@ use crate::api::job_rules::{AutoOr, normal_suffix, positive, seed};
 use crate::jobs::{Hyperparameters, JobSpec};
 use crate::{Error, Result};
 
+/// Integrations that a request may name.
+const MAX_INTEGRATIONS: usize = 5;
+
 /// A request for a fine-tuning job.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct CreateJob {
@@ -32,6 +35,9 @@ pub struct CreateJob {
     /// At most 16 of the client's own notes, texts by name.
     #[schema(value_type = Option<std::collections::HashMap<String, String>>)]
     pub metadata: Option<Map<String, Value>>,
+    /// Services to report to, 5 at the most. None is supported: they are taken and not used.
+    #[schema(value_type = Option<Vec<Object>>, max_items = 5)]
+    pub integrations: Option<Vec<Map<String, Value>>>,
 }
 
 /// How to train.
@@ -85,6 +91,10 @@ impl CreateJob {
         let supervised = method.and_then(|method| method.supervised?.hyperparameters);
         let settings = supervised.or(self.hyperparameters).unwrap_or_default();
         check_metadata(self.metadata.as_ref())?;
+        if self.integrations.is_some_and(|integrations| integrations.len() > MAX_INTEGRATIONS) {
+            let message = format!("'integrations' has more than {MAX_INTEGRATIONS} items.");
+            return Err(Error::invalid_code("integrations", "array_above_max_length", message));
+        }
         Ok(JobSpec {
             model: self.model,
             alias: None,
@@ -94,6 +104,7 @@ impl CreateJob {
             seed: seed(self.seed)?,
             hyperparameters: settings.check()?,
             metadata: self.metadata,
+            classification: None,
         })
     }
 }
@@ -147,6 +158,7 @@ mod tests {
             r#","seed":-1"#,
             r#","suffix":"""#,
             r#","metadata":{"a":1}"#,
+            r#","integrations":[{},{},{},{},{},{}]"#,
         ] {
             assert!(spec(extra).is_err(), "{extra}");
         }

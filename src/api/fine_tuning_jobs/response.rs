@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::request::{Settings, Supervised};
 use crate::api::job_rules::AutoOr;
+use crate::jobs::checkpoints::ModelCheckpoint;
 use crate::jobs::events::JobEvent;
 use crate::jobs::{Hyperparameters, Job, JobFault, JobStatus};
 
@@ -55,6 +56,11 @@ pub struct FineTuningJob {
     /// The client's own notes.
     #[schema(value_type = Option<std::collections::HashMap<String, String>>)]
     pub metadata: Option<Map<String, Value>>,
+    /// Always null.
+    #[schema(value_type = Option<Object>)]
+    pub usage_metrics: Option<()>,
+    /// Always false: nothing leaves this server.
+    pub shared_with_openai: bool,
 }
 
 /// How a job trains.
@@ -99,11 +105,41 @@ pub struct FineTuningEvent {
     pub data: Option<Value>,
 }
 
-/// A saved state of a job that can be used as a model.
+/// A state of a job at the end of an epoch, which can be used as a model.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Checkpoint {
+    /// Always `fine_tuning.job.checkpoint`.
+    pub object: &'static str,
     /// `ftckpt_…`
     pub id: String,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// The job that made it.
+    pub fine_tuning_job_id: String,
+    /// Steps that it was trained for.
+    pub step_number: i64,
+    /// The name to use as a model.
+    #[serde(rename = "fine_tuned_model_checkpoint")]
+    pub model: String,
+    /// Figures of its last step, and of the validation file where there is one.
+    #[schema(value_type = Object)]
+    pub metrics: Value,
+}
+
+impl Checkpoint {
+    /// The body for a checkpoint of `job`.
+    pub fn new(job: &str, checkpoint: ModelCheckpoint) -> Self {
+        let ModelCheckpoint { id, model, step, metrics, created_at } = checkpoint;
+        Self {
+            object: "fine_tuning.job.checkpoint",
+            id,
+            created_at,
+            fine_tuning_job_id: job.into(),
+            step_number: step,
+            model,
+            metrics,
+        }
+    }
 }
 
 impl Settings {
@@ -155,6 +191,8 @@ impl From<Job> for FineTuningJob {
             integrations: [],
             method: JobMethod { kind: "supervised", supervised },
             metadata: job.spec.metadata,
+            usage_metrics: None,
+            shared_with_openai: false,
         }
     }
 }

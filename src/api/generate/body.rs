@@ -104,7 +104,7 @@ pub fn new_id(prefix: &str) -> String {
 /// How one resource writes the chunks of a streamed answer.
 pub trait Chunks: Send + 'static {
     /// The chunk's form.
-    type Chunk: Serialize;
+    type Chunk: Serialize + Send;
 
     /// What comes before any text of choice `index`.
     fn begin(&self, index: usize) -> Option<Self::Chunk>;
@@ -112,32 +112,32 @@ pub trait Chunks: Send + 'static {
     fn prompt(&mut self, _index: usize, _tokens: &[TokenLogprobs]) -> Option<Self::Chunk> {
         None
     }
-    /// More text of choice `index`, and the token that brought it where log probabilities are wanted.
-    fn text(&mut self, index: usize, text: String, token: Option<&TokenLogprobs>) -> Self::Chunk;
+    /// More text of choice `index`, which may have to be held back or come to several chunks, and the token that brought it
+    /// where log probabilities are wanted.
+    fn text(&mut self, index: usize, text: String, token: Option<&TokenLogprobs>) -> Vec<Self::Chunk>;
     /// The end of choice `index`.
-    fn end(&self, index: usize, reason: &'static str) -> Self::Chunk;
+    fn end(&mut self, index: usize, reason: FinishReason) -> Vec<Self::Chunk>;
     /// The last chunk, where the client asked for it.
     fn usage(&self, usage: Usage) -> Option<Self::Chunk>;
 }
 
 /// The answers as JSON documents, choices interleaved as their tokens arrive.
 pub fn stream_chunks<C: Chunks>(running: Running, chunks: C) -> impl Stream<Item = Result<String, Problem>> + Send {
-    let begin: VecDeque<_> = (0..running.choices()).filter_map(|index| chunks.begin(index)).map(|c| json(&c)).collect();
+    let begin: VecDeque<_> = (0..running.choices()).filter_map(|index| chunks.begin(index)).collect();
     stream::unfold(Some((running, chunks, begin)), |state| async move {
-        let (mut running, mut chunks, mut begin) = state?;
-        if let Some(document) = begin.pop_front() {
-            return Some((document, Some((running, chunks, begin))));
-        }
+        let (mut running, mut chunks, mut pending) = state?;
         loop {
-            let chunk = match running.next().await {
-                Some(Ok((index, Piece::Prompt(tokens)))) => chunks.prompt(index, &tokens),
-                Some(Ok((index, Piece::Text { text, token }))) => Some(chunks.text(index, text, token.as_ref())),
-                Some(Ok((index, Piece::End(reason)))) => Some(chunks.end(index, reason_name(reason))),
+            if let Some(chunk) = pending.pop_front() {
+                return Some((json(&chunk), Some((running, chunks, pending))));
+            }
+            match running.next().await {
+                Some(Ok((index, Piece::Prompt(tokens)))) => pending.extend(chunks.prompt(index, &tokens)),
+                Some(Ok((index, Piece::Text { text, token }))) => {
+                    pending.extend(chunks.text(index, text, token.as_ref()));
+                }
+                Some(Ok((index, Piece::End(reason)))) => pending.extend(chunks.end(index, reason)),
                 Some(Err(error)) => return Some((Err(error.into()), None)),
                 None => return chunks.usage(running.usage()).map(|chunk| (json(&chunk), None)),
-            };
-            if let Some(chunk) = chunk {
-                return Some((json(&chunk), Some((running, chunks, begin))));
             }
         }
     })

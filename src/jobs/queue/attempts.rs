@@ -106,11 +106,16 @@ impl Queue {
     pub async fn finish(&self, job: &Job, outcome: Outcome) -> Result<Option<Job>> {
         let row = match outcome {
             Outcome::Succeeded { model, base, adapter, trained_tokens, result_files } => {
-                let (uploaded, succeeded) = match job.api {
-                    JobApi::FineTunes => (format!("Uploaded model: {model}"), "Fine-tune succeeded"),
-                    JobApi::FineTuningJobs => {
-                        (format!("New fine-tuned model created: {model}"), "The job has successfully completed")
+                let told = match job.api {
+                    JobApi::FineTunes => {
+                        let files = result_files.iter().map(|file| format!("Uploaded result file: {file}"));
+                        let uploaded = std::iter::once(format!("Uploaded model: {model}")).chain(files);
+                        uploaded.chain(["Fine-tune succeeded".into()]).collect::<Vec<_>>()
                     }
+                    JobApi::FineTuningJobs => vec![
+                        format!("New fine-tuned model created: {model}"),
+                        "The job has successfully completed".into(),
+                    ],
                 };
                 sqlx::query_as(SUCCEED)
                     .bind(job.key)
@@ -120,7 +125,7 @@ impl Queue {
                     .bind(adapter)
                     .bind(trained_tokens)
                     .bind(result_files)
-                    .bind([uploaded, succeeded.into()])
+                    .bind(told)
                     .fetch_optional(&self.store.pool)
                     .await?
             }
@@ -158,7 +163,7 @@ impl Queue {
     }
 }
 
-/// Success: the row, the model, the tokens that its key is charged with and both events, or nothing.
+/// Success: the row, the model, the tokens that its key is charged with and its events, or nothing.
 const SUCCEED: &str = concat!(
     "with changed as (
          update jobs set status = 'succeeded', lease_owner = null, lease_expires_at = null, stop_request = null,

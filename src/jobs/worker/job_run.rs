@@ -1,19 +1,19 @@
 //! One job from claim to end: fetches what it needs, lets a thread train, writes events and checkpoints meanwhile, then
-//! publishes the model, or says why there is none. What a job without a model made is deleted.
+//! publishes the model, or says why there is none. What a job without a model made is deleted, but for its checkpoints that
+//! are models.
 
 use std::io::Seek as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::TryStreamExt as _;
-use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::checkpoints::states;
 use super::lease::{Control, Interrupt, keep};
 use super::report::failure;
 use super::training::{Inputs, Progress, Trained, train};
@@ -74,7 +74,7 @@ impl Worker {
             Ok(Some(ended)) => {
                 tracing::info!(job = job.id, status = ?ended.status, "job ended");
                 if ended.status.is_final() {
-                    self.delete_blobs(&checkpoints(job)).await;
+                    self.delete_blobs(&states(job)).await;
                 }
                 if let Some(stored) = stored.filter(|_| ended.status != JobStatus::Succeeded) {
                     self.discard(job, &stored).await;
@@ -135,13 +135,14 @@ impl Worker {
             training_file,
             validation_file,
             initial,
+            classification: job.spec.classification.clone(),
             checkpoint,
             priority: Arc::clone(&self.priority),
             control: Arc::clone(control),
             progress,
         };
         let training = tokio::task::spawn_blocking(move || train(inputs));
-        self.follow(job, reports, control).await;
+        self.follow(job, &base, reports, control).await;
         let trained = training.await.map_err(|error| Error::Internal(format!("the training thread: {error}")))??;
         Ok((base, trained))
     }
@@ -162,23 +163,8 @@ impl Worker {
         Ok(local)
     }
 
-    /// The state that an earlier attempt left, if it is still there.
-    async fn last_checkpoint(&self, job: &Job) -> Result<Option<Bytes>> {
-        let Some(key) = job.checkpoint.as_ref().and_then(|checkpoint| checkpoint["key"].as_str()) else {
-            return Ok(None);
-        };
-        match self.store.blobs.get(key).await {
-            Ok(state) => Ok(Some(state)),
-            Err(Error::Blob(object_store::Error::NotFound { .. })) => {
-                self.say(job, "warn", "The checkpoint is gone; training starts over", None).await;
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
     /// Writes down what the training thread reports, until it ends.
-    async fn follow(&self, job: &Job, mut reports: mpsc::Receiver<Progress>, control: &Control) {
+    async fn follow(&self, job: &Job, base: &str, mut reports: mpsc::Receiver<Progress>, control: &Control) {
         let begin = tokio::time::Instant::now();
         let mut resolved = Hyperparameters::default();
         let mut newest = job.checkpoint.as_ref().and_then(|checkpoint| Some(checkpoint["key"].as_str()?.to_owned()));
@@ -199,8 +185,12 @@ impl Worker {
                         tracing::warn!(job = job.id, "cannot write the expected end: {error}");
                     }
                 }
+                Progress::Classified(figures) => self.tell_classes(job, &figures).await,
                 Progress::Epoch { done, of } => {
                     self.say(job, "info", &format!("Completed epoch {done}/{of}"), None).await;
+                }
+                Progress::Model { step, validation, files } => {
+                    self.publish_checkpoint(job, base, &step, validation, files, control).await;
                 }
                 Progress::Checkpoint { step, state } => match self.keep_state(job, step, state, control).await {
                     Ok(key) => {
@@ -215,15 +205,6 @@ impl Worker {
         }
     }
 
-    /// Stores a state and makes it the one to go on from; its key.
-    async fn keep_state(&self, job: &Job, step: usize, state: Vec<u8>, control: &Control) -> Result<String> {
-        let key = format!("{}/attempt-{}/step-{step}.safetensors", checkpoints(job), job.attempt);
-        self.store.blobs.put(&key, state.into()).await?;
-        let checkpoint = json!({"step": step, "key": key});
-        control.hear(self.queue.heartbeat(job, LEASE, Some(checkpoint)).await?);
-        Ok(key)
-    }
-
     /// Stores adapter and result file, and puts the adapter into memory: once the row is written, the model serves.
     async fn store_model(&self, job: &Job, base: String, trained: Trained, control: &Control) -> Result<Stored> {
         // A fresh lease covers the rest, which is short: shorter than to pause here or to go on later.
@@ -236,7 +217,6 @@ impl Worker {
         self.store.blobs.put(&weights_key(&adapter.id), files.weights.into()).await?;
         self.store.blobs.put(&config_key(&adapter.id), files.config.into()).await?;
         let result_file = self.store_result_file(job, result_file).await?;
-        self.say(job, "info", &format!("Uploaded result file: {result_file}"), None).await;
         let stored = Stored { model, base, adapter: adapter.id.clone(), trained_tokens: tokens as i64, result_file };
         self.registry.publish(&job.organization, &stored.model, &stored.base, Arc::new(adapter));
         Ok(stored)
@@ -253,7 +233,7 @@ impl Worker {
         Ok(self.store.add_file(new, file.path().to_path_buf()).await?.id)
     }
 
-    /// Takes back what was stored for a model that did not come to be. The adapter's files stay: another attempt makes the
+    /// Takes back what was stored for a model that did not come to be; checkpoints are models already and stay. The adapter's files stay: another attempt makes the
     /// very same ones, and files without a row are swept up.
     async fn discard(&self, job: &Job, stored: &Stored) {
         self.registry.forget(&job.organization, &stored.model);
@@ -262,7 +242,7 @@ impl Worker {
         }
     }
 
-    async fn delete_blobs(&self, prefix: &str) {
+    pub(super) async fn delete_blobs(&self, prefix: &str) {
         if let Err(error) = self.store.blobs.delete_prefix(prefix).await {
             tracing::warn!(prefix, "cannot delete blobs: {error}");
         }
@@ -281,15 +261,10 @@ impl Stored {
     }
 }
 
-/// Where the states of a job lie.
-fn checkpoints(job: &Job) -> String {
-    format!("checkpoints/{}", job.id)
-}
-
 /// `ft:{base}:{organization}:{suffix}:{8 characters}`, or of the older resource
 /// `{base}:ft-{organization}:{suffix}-{time of creation}-{8 characters}`. All of it follows from the job, so that every
 /// attempt makes the same name. An alias that was asked for stands in the base's place.
-fn model_name(job: &Job, base: &str) -> String {
+pub(super) fn model_name(job: &Job, base: &str) -> String {
     let base = job.spec.alias.as_deref().unwrap_or(base);
     let organization = &job.organization;
     let suffix = job.spec.suffix.as_deref();

@@ -34,6 +34,13 @@ impl Worker {
                 self.say(job, "warn", &format!("{count} of the training examples {what}"), None).await;
             }
         }
+        if let Some((measured, left_out)) = plan.classified.filter(|(_, left_out)| *left_out > 0) {
+            let message = format!(
+                "Classification metrics are measured on {measured} of the validation examples; {left_out} are beyond the \
+                 limit or too long"
+            );
+            self.say(job, "warn", &message, None).await;
+        }
         let (message, data) = plan_event(plan);
         self.say(job, "info", &message, Some(data)).await;
         if plan.resumed_at > 0 {
@@ -52,6 +59,16 @@ impl Worker {
     ) {
         let data = metrics(report, validation, tokens_per_second, elapsed);
         self.add_event(job, "info", "metrics", &step_message(report, validation), Some(data)).await;
+    }
+
+    /// Figures of classes, as an event for people; the result file has them for programs.
+    pub(super) async fn tell_classes(&self, job: &Job, figures: &[(String, f64)]) {
+        let defined = figures.iter().filter(|(_, figure)| !figure.is_nan());
+        let text = |(name, figure): &(String, f64)| {
+            format!("{}={figure:.3}", name.strip_prefix("classification/").unwrap_or(name))
+        };
+        let message = format!("Classification: {}", defined.map(text).collect::<Vec<_>>().join(", "));
+        self.say(job, "info", &message, None).await;
     }
 
     /// An event for people.
@@ -158,4 +175,20 @@ fn metrics(report: &StepReport, validation: Option<Evaluation>, tokens_per_secon
         "tokens_per_second": tokens_per_second,
         "elapsed_seconds": elapsed.as_secs_f64(),
     })
+}
+
+/// The figures of a checkpoint; those of the validation file only where there is one.
+pub(super) fn checkpoint_metrics(report: &StepReport, validation: Option<Evaluation>) -> Value {
+    let mut metrics = json!({
+        "step": report.step,
+        "train_loss": report.loss,
+        "train_mean_token_accuracy": report.token_accuracy,
+    });
+    if let Some(Evaluation { loss, token_accuracy, .. }) = validation {
+        for name in ["valid", "full_valid"] {
+            metrics[format!("{name}_loss")] = loss.into();
+            metrics[format!("{name}_mean_token_accuracy")] = token_accuracy.into();
+        }
+    }
+    metrics
 }

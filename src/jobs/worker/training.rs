@@ -3,7 +3,7 @@
 //! It neither writes nor asks anything of the database: [`super::job_run`] does that, so that a slow database never holds up
 //! a step and a lost lease is noticed while a step runs.
 
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,12 @@ use tokio::sync::mpsc::Sender;
 use super::lease::{Control, Interrupt};
 use crate::adapters::peft::{self, PeftFiles};
 use crate::adapters::{Adapter, AdapterLease};
+use crate::datasets::classes::{self, Wanted};
 use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
 use crate::engine::priority::Priority;
-use crate::jobs::{Hyperparameters, JobApi};
+use crate::jobs::{Classification, Hyperparameters, JobApi};
 use crate::model::BaseModel;
+use crate::train::classification::ClassificationTask;
 use crate::train::{Evaluation, StepReport, TrainSettings, Trainer, results, settings};
 use crate::{Error, Result};
 
@@ -42,6 +44,8 @@ pub(super) struct Inputs {
     pub validation_file: Option<std::fs::File>,
     /// The adapter to continue.
     pub initial: Option<AdapterLease>,
+    /// What to measure of classes, where the client asked for it.
+    pub classification: Option<Classification>,
     /// The state of an earlier attempt.
     pub checkpoint: Option<Bytes>,
     pub priority: Arc<Priority>,
@@ -55,8 +59,12 @@ pub(super) enum Progress {
     Planned(Plan),
     /// A step that is worth an event.
     Step { step: StepReport, validation: Option<Evaluation>, tokens_per_second: f64, remaining: Duration },
+    /// How well the validation file is sorted into classes: figures by name.
+    Classified(Vec<(String, f64)>),
     /// An epoch is complete.
     Epoch { done: usize, of: usize },
+    /// The adapter at the end of an epoch, to be used as a model.
+    Model { step: StepReport, validation: Option<Evaluation>, files: PeftFiles },
     /// A state to go on from.
     Checkpoint { step: usize, state: Vec<u8> },
 }
@@ -71,6 +79,8 @@ pub(super) struct Plan {
     pub resumed_at: usize,
     /// Why the checkpoint of an earlier attempt is not used.
     pub checkpoint_fault: Option<String>,
+    /// Validation examples that are sorted into classes, and those that are not.
+    pub classified: Option<(usize, usize)>,
 }
 
 /// The result.
@@ -98,6 +108,7 @@ pub(super) fn train(inputs: Inputs) -> Result<Trained> {
 struct Run {
     trainer: Trainer,
     validation: Option<Dataset>,
+    classification: Option<ClassificationTask>,
     base: String,
     api: JobApi,
     priority: Arc<Priority>,
@@ -112,12 +123,22 @@ impl Run {
             prompt_loss_weight: settings::prompt_loss_weight(&asked, api),
             max_tokens: model.config.max_position_embeddings.min(MAX_SEQUENCE_TOKENS),
         };
-        let read = |file, purpose| {
-            let file = Watched { inner: file, control: &control };
-            datasets::read(BufReader::with_capacity(1 << 16, file), purpose, &*model, &render)
+        let (training_file, validation_file) = (inputs.training_file, inputs.validation_file);
+        let read = |file, purpose| datasets::read(watched(file, &control)?, purpose, &*model, &render);
+        let training = read(&training_file, Purpose::Training)?;
+        let validation = validation_file.as_ref().map(|file| read(file, Purpose::Validation)).transpose()?;
+        let classification = match (&inputs.classification, &validation_file) {
+            (Some(asked), Some(file)) if asked.compute == Some(true) => {
+                let wanted = Wanted {
+                    n_classes: asked.n_classes.map(|number| number as usize),
+                    positive_class: asked.positive_class.as_deref(),
+                };
+                let files = (watched(&training_file, &control)?, watched(file, &control)?);
+                let data = classes::read(files.0, files.1, &*model, wanted, render.max_tokens)?;
+                Some(ClassificationTask::new(data, asked.betas.as_deref().unwrap_or_default()))
+            }
+            _ => None,
         };
-        let training = read(inputs.training_file, Purpose::Training)?;
-        let validation = inputs.validation_file.map(|file| read(file, Purpose::Validation)).transpose()?;
 
         let mut resolved = match inputs.resolved {
             Some(resolved) => resolved,
@@ -138,10 +159,12 @@ impl Run {
             total_steps: trainer.total_steps(),
             resumed_at: trainer.step_number(),
             checkpoint_fault,
+            classified: classification.as_ref().map(ClassificationTask::counts),
         };
         let run = Self {
             trainer,
             validation,
+            classification,
             base: model.id.clone(),
             api,
             priority: inputs.priority,
@@ -180,6 +203,14 @@ impl Run {
                     self.trainer.record_validation(evaluation);
                 }
             }
+            let figures = match (report.completed_epoch, &self.classification) {
+                (Some(_), Some(task)) => {
+                    let figures = self.trainer.classify(task, &mut before_micro_step)?;
+                    self.trainer.record_classification(figures.clone());
+                    Some(task.columns().into_iter().zip(figures).collect())
+                }
+                _ => None,
+            };
             if report.step % every == 0 || report.step == total || validation.is_some() {
                 let tokens_per_second = tokens as f64 / since.elapsed().as_secs_f64().max(1e-9);
                 (since, tokens) = (Instant::now(), 0);
@@ -188,7 +219,15 @@ impl Run {
                 self.report(Progress::Step { step: report, validation, tokens_per_second, remaining })?;
             }
             if let Some(done) = report.completed_epoch {
+                if let Some(figures) = figures {
+                    self.report(Progress::Classified(figures))?;
+                }
                 self.report(Progress::Epoch { done, of: epochs })?;
+                // Before the state to go on from: an attempt that is lost between the two makes this model again.
+                if self.api == JobApi::FineTuningJobs {
+                    let files = peft::write(&self.trainer.adapter()?, &self.base)?;
+                    self.report(Progress::Model { step: report, validation, files })?;
+                }
             }
             // The last state needs no checkpoint: publishing takes less time than restoring.
             if report.step < total && (report.completed_epoch.is_some() || saved.elapsed() >= CHECKPOINT_EVERY) {
@@ -211,7 +250,8 @@ impl Run {
         let mut adapter = self.trainer.adapter()?;
         let files = peft::write(&adapter, &self.base)?;
         adapter.id = files.id();
-        let result_file = results::csv(self.api, self.trainer.history(), self.validation.is_some())?;
+        let columns = self.classification.as_ref().map(ClassificationTask::columns).unwrap_or_default();
+        let result_file = results::csv(self.api, self.trainer.history(), self.validation.is_some(), &columns)?;
         Ok(Trained { files, adapter, tokens: self.trainer.trained_tokens(), result_file })
     }
 
@@ -244,15 +284,20 @@ fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: 
     Ok(())
 }
 
-/// A file whose reading ends when the job must stop: a large one takes minutes to tokenize.
+/// A file from its beginning, whose reading ends when the job must stop: a large one takes minutes to tokenize.
+fn watched<'a>(mut file: &'a std::fs::File, control: &'a Control) -> Result<BufReader<Watched<'a>>> {
+    file.rewind().map_err(Error::io("read a temporary file"))?;
+    Ok(BufReader::with_capacity(1 << 16, Watched { file, control }))
+}
+
 struct Watched<'a> {
-    inner: std::fs::File,
+    file: &'a std::fs::File,
     control: &'a Control,
 }
 
 impl Read for Watched<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.control.check().map_err(std::io::Error::other)?;
-        self.inner.read(buffer)
+        self.file.read(buffer)
     }
 }

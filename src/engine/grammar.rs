@@ -1,0 +1,226 @@
+//! Constrained decoding: which tokens may come next. The API compiles a [`Grammar`] from a JSON schema or from rules around
+//! several, off the engine thread; the sampler keeps one [`GrammarState`] per answer, which bans all other tokens.
+//!
+//! llguidance does the work: an Earley parser over a lexer of regular expressions, walked along the trie of the vocabulary.
+//! Everything is bounded: the size of what is compiled, the work for one token, and the states that a parser keeps.
+
+use std::sync::Arc;
+
+use llguidance::api::{GrammarInit, GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::toktrie::{InferenceCapabilities, SimpleVob};
+use llguidance::{JsonCompileOptions, Logger, Matcher};
+use serde_json::Value;
+
+use crate::model::vocabulary::Vocabulary;
+use crate::{Error, Result};
+
+/// Schemas may nest and refer to each other; the compiler recurses into them.
+const COMPILER_STACK: usize = 64 << 20;
+/// Longest reason of the compiler that a client is shown.
+const REASON_CHARACTERS: usize = 500;
+const TOO_COMPLEX: &str = "The schema is too complex to follow: make its patterns and alternatives smaller.";
+
+/// What is compiled: rules in llguidance's Lark syntax, which start at `start`, and the schemas that they refer to.
+#[derive(Debug, Clone)]
+pub struct GrammarSource {
+    /// The rules; `@name` stands for a JSON document that follows the schema `name`.
+    pub rules: String,
+    /// JSON schemas by name; each is an object.
+    pub schemas: Vec<(String, Value)>,
+    /// A special token whose name shall be part of the answer's text, which leaves special tokens out otherwise.
+    pub shown_token: Option<u32>,
+}
+
+impl GrammarSource {
+    /// One JSON document that follows `schema`.
+    pub fn json(schema: Value) -> Self {
+        Self { rules: "start: @document".into(), schemas: vec![("document".into(), schema)], shown_token: None }
+    }
+}
+
+/// A compiled grammar, cheap to clone.
+#[derive(Clone)]
+pub struct Grammar {
+    compiled: Arc<Compiled>,
+}
+
+struct Compiled {
+    matcher: Matcher,
+    shown_token: Option<u32>,
+    param: String,
+}
+
+impl std::fmt::Debug for Grammar {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Grammar").field("param", &self.compiled.param).finish_non_exhaustive()
+    }
+}
+
+impl Grammar {
+    /// Compiles `source` for the tokens of `vocabulary`; `param` is the request's field that is blamed where the grammar
+    /// turns out to be too complex. Fails with the compiler's reason. Takes milliseconds to seconds: call it off the async
+    /// threads.
+    pub fn compile(vocabulary: &Vocabulary, param: &str, source: GrammarSource) -> Result<Self, String> {
+        let shown_token = source.shown_token;
+        // A schema of many references recurses deeper than the stacks of the runtime's threads allow.
+        let matcher = std::thread::scope(|scope| {
+            let compile = || first_matcher(vocabulary, source);
+            let thread = std::thread::Builder::new().name("grammar".into()).stack_size(COMPILER_STACK);
+            let thread = thread.spawn_scoped(scope, compile).map_err(|error| error.to_string())?;
+            thread.join().unwrap_or_else(|_| Err("the compiler failed".into()))
+        })?;
+        Ok(Self { compiled: Arc::new(Compiled { matcher, shown_token, param: param.to_owned() }) })
+    }
+
+    /// A special token whose name is part of the answer's text.
+    pub fn shown_token(&self) -> Option<u32> {
+        self.compiled.shown_token
+    }
+
+    /// The state of one answer before its first token.
+    pub fn begin(&self) -> GrammarState {
+        // Nothing shared: what one answer's parser caches and spends must not reach another's.
+        GrammarState { matcher: self.compiled.matcher.deep_clone(), grammar: self.clone() }
+    }
+}
+
+fn first_matcher(vocabulary: &Vocabulary, source: GrammarSource) -> Result<Matcher, String> {
+    let factory = vocabulary.parsers().ok_or("the vocabulary cannot be used with grammars")?;
+    let mut grammars = vec![GrammarWithLexer::from_lark(source.rules)];
+    for (name, mut schema) in source.schemas {
+        if !schema.is_object() {
+            return Err("a schema must be an object".into());
+        }
+        json_options().apply_to(&mut schema);
+        grammars.push(GrammarWithLexer { name: Some(name), json_schema: Some(schema), lark_grammar: None });
+    }
+    let grammar = TopLevelGrammar { grammars, max_tokens: None };
+    let parser = factory
+        .create_parser_from_init_ext(
+            GrammarInit::Serialized(grammar),
+            Logger::new(0, 0),
+            InferenceCapabilities::default(),
+            limits(),
+        )
+        .map_err(|error| reason(&error))?;
+    let mut matcher = Matcher::new(Ok(parser));
+    // The first mask shows what no document can satisfy, and fills the lexer's cache that all answers begin with.
+    matcher.compute_mask().map_err(|error| reason(&error))?;
+    Ok(matcher)
+}
+
+/// At most one blank after a comma or colon and none elsewhere: a model must not run on in blanks.
+fn json_options() -> JsonCompileOptions {
+    JsonCompileOptions {
+        item_separator: ", ?".into(),
+        key_separator: ": ?".into(),
+        whitespace_flexible: false,
+        ..JsonCompileOptions::default()
+    }
+}
+
+/// Work for one token stays in the tens of milliseconds, memory of one answer in the tens of megabytes.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        initial_lexer_fuel: 500_000,
+        step_lexer_fuel: 200_000,
+        step_max_items: 50_000,
+        max_lexer_states: 20_000,
+        max_grammar_size: 100_000,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
+
+/// The compiler's reason in one short line, without what only its developers read.
+fn reason(error: &anyhow::Error) -> String {
+    let text = error.to_string();
+    if text.starts_with("panic:") {
+        tracing::warn!(reason = text, "the grammar compiler failed");
+        return "the compiler cannot handle it".into();
+    }
+    if text.starts_with("NoExtension") {
+        return "no document satisfies it".into();
+    }
+    let line = text.replace("<non-verbose/>", "").split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = line.trim_end_matches('.');
+    match line.char_indices().nth(REASON_CHARACTERS) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    }
+}
+
+/// Where one answer stands in its grammar.
+pub struct GrammarState {
+    matcher: Matcher,
+    grammar: Grammar,
+}
+
+impl std::fmt::Debug for GrammarState {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("GrammarState").field("grammar", &self.grammar).finish_non_exhaustive()
+    }
+}
+
+impl GrammarState {
+    /// Sets the logits of all tokens that may not come next to negative infinity. At least one token is left; end tokens
+    /// are among them only where the grammar may end.
+    pub fn mask(&mut self, logits: &mut [f32]) -> Result<()> {
+        let allowed = self.matcher.compute_mask().map_err(|error| self.failed(&error))?;
+        if !ban(&allowed, logits) {
+            return Err(self.dead_end());
+        }
+        Ok(())
+    }
+
+    /// Takes in the token that was drawn.
+    pub fn accept(&mut self, token: u32) -> Result<()> {
+        self.matcher.consume_token(token).map_err(|error| self.failed(&error))
+    }
+
+    /// True where nothing may follow.
+    pub fn is_complete(&self) -> bool {
+        self.matcher.is_stopped()
+    }
+
+    /// The matcher takes no token that it has not allowed, so what stops it is one of its limits, or a defect.
+    fn failed(&self, error: &anyhow::Error) -> Error {
+        let text = error.to_string();
+        if text.starts_with("panic:") {
+            return Error::Internal(format!("grammar: {}", reason(error)));
+        }
+        if text.contains("NoExtension") {
+            return self.dead_end();
+        }
+        tracing::info!(reason = reason(error), "a grammar is too complex to follow");
+        Error::invalid(&self.grammar.compiled.param, TOO_COMPLEX)
+    }
+
+    fn dead_end(&self) -> Error {
+        Error::invalid(
+            &self.grammar.compiled.param,
+            "No token of this model can continue an answer that follows the schema.",
+        )
+    }
+}
+
+/// False where nothing is left.
+fn ban(allowed: &SimpleVob, logits: &mut [f32]) -> bool {
+    let mut any = false;
+    let words = allowed.as_slice();
+    for (word, logits) in logits.chunks_mut(32).enumerate() {
+        let bits = words.get(word).copied().unwrap_or(0);
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            if bits >> bit & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            } else {
+                any = true;
+            }
+        }
+    }
+    any
+}
+
+#[cfg(test)]
+#[path = "grammar_tests.rs"]
+mod tests;

@@ -1,0 +1,126 @@
+//! Checkpoints of a job that serve as models: one at the end of each epoch, of which the last few are kept. The worker adds
+//! them, `api` lists them. What a job resumes from is something else: its `checkpoint` in the row.
+
+use serde_json::Value;
+
+use crate::Result;
+use crate::jobs::Job;
+use crate::jobs::queue::Queue;
+use crate::store::files::{Page, cut_page};
+use crate::store::new_id;
+
+/// Checkpoints of a job that are kept.
+const KEPT: i64 = 3;
+
+/// A checkpoint as clients see it.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct ModelCheckpoint {
+    /// `ftckpt_…`
+    pub id: String,
+    /// The model's name.
+    pub model: String,
+    /// Steps that it was trained for.
+    pub step: i64,
+    /// Figures of that step, by `OpenAI`'s names.
+    pub metrics: Value,
+    /// Unix seconds.
+    pub created_at: i64,
+}
+
+/// A checkpoint that the worker has stored and that waits for its row.
+#[derive(Debug, Clone)]
+pub struct NewCheckpoint {
+    /// The model's name.
+    pub model: String,
+    /// Id of the base model.
+    pub base: String,
+    /// SHA-256 of the adapter.
+    pub adapter: String,
+    /// Steps that it was trained for.
+    pub step: i64,
+    /// Figures of that step.
+    pub metrics: Value,
+}
+
+/// A checkpoint that made room for a newer one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DroppedCheckpoint {
+    /// The name that is gone.
+    pub model: String,
+    /// SHA-256 of its adapter.
+    pub adapter: String,
+    /// True where nobody else needs the adapter's blobs: no other row names it, and no other job runs that may be about to.
+    pub unused: bool,
+}
+
+impl Queue {
+    /// Makes a stored adapter a model of the job's organisation, and drops the checkpoints that are too many now. A step
+    /// that an earlier attempt has made a checkpoint of keeps that one. `None`: the lease is lost, nothing was written.
+    pub async fn add_checkpoint(&self, job: &Job, new: &NewCheckpoint) -> Result<Option<Vec<DroppedCheckpoint>>> {
+        // `fine_tuned_models` shows in every part of the statement what was there before it, so the new row is counted by
+        // hand: of the others one less may stay.
+        let rows: Vec<(Option<String>, Option<String>, bool)> = sqlx::query_as(
+            "with held as materialized (
+                 select id, organization from jobs where key = $1 and attempt = $2 and status = 'running' for no key update
+             ), added as (
+                 insert into fine_tuned_models (organization, name, base, adapter, job, checkpoint, step, metrics)
+                 select organization, $3, $4, $5, id, $6, $7, $8 from held
+                 on conflict (organization, name) do nothing
+             ), dropped as (
+                 delete from fine_tuned_models old using held
+                  where old.organization = held.organization and old.job = held.id and old.step is not null
+                    and old.step not in (
+                        select step from (
+                            select step from fine_tuned_models kept
+                             where kept.organization = held.organization and kept.job = held.id and kept.step is not null
+                            union select $7
+                        ) steps order by step desc limit $9)
+                 returning old.organization, old.name, old.adapter
+             )
+             select name, adapter,
+                    coalesce(adapter <> $5 and not exists (
+                        select from fine_tuned_models other where other.adapter = dropped.adapter
+                           and (other.organization, other.name) not in (select organization, name from dropped)
+                    ) and not exists (select from jobs where status = 'running' and key <> $1), false)
+               from held left join dropped on true",
+        )
+        .bind(job.key)
+        .bind(job.attempt)
+        .bind(&new.model)
+        .bind(&new.base)
+        .bind(&new.adapter)
+        .bind(new_id("ftckpt_"))
+        .bind(new.step)
+        .bind(&new.metrics)
+        .bind(KEPT)
+        .fetch_all(&self.store.pool)
+        .await?;
+        // A job that is still this attempt's has one row at the least, without a name where nothing was dropped.
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let dropped = rows.into_iter().filter_map(|(model, adapter, unused)| {
+            Some(DroppedCheckpoint { model: model?, adapter: adapter?, unused })
+        });
+        Ok(Some(dropped.collect()))
+    }
+
+    /// A page of the job's checkpoints, newest first, and whether there are more.
+    pub async fn checkpoints(&self, job: &Job, page: Page) -> Result<(Vec<ModelCheckpoint>, bool)> {
+        let limit = page.bounded_limit();
+        let checkpoints = sqlx::query_as(
+            "select checkpoint as id, name as model, step, metrics, extract(epoch from created_at)::bigint as created_at
+               from fine_tuned_models
+              where organization = $1 and job = $2 and step is not null and ($3::text is null or step < (
+                  select step from fine_tuned_models where organization = $1 and job = $2 and checkpoint = $3))
+              order by step desc limit $4",
+        )
+        .bind(&job.organization)
+        .bind(&job.id)
+        .bind(page.after)
+        .bind(limit + 1)
+        .fetch_all(&self.store.pool)
+        .await?;
+        Ok(cut_page(checkpoints, limit))
+    }
+}

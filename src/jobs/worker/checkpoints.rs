@@ -1,0 +1,114 @@
+//! What a running job keeps of its way: the state that another attempt goes on from, and at the end of each epoch a model.
+//! Called by [`super::job_run`].
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
+
+use super::job_run::model_name;
+use super::lease::{Control, Interrupt};
+use super::report::checkpoint_metrics;
+use super::{LEASE, Worker};
+use crate::adapters::peft::PeftFiles;
+use crate::adapters::registry::{config_key, weights_key};
+use crate::jobs::Job;
+use crate::jobs::checkpoints::{DroppedCheckpoint, NewCheckpoint};
+use crate::train::{Evaluation, StepReport};
+use crate::{Error, Result};
+
+/// Attempts to publish a checkpoint while database or storage do not answer, a second apart. The next state to go on from
+/// waits for it, so that the checkpoint is not lost with this attempt.
+const PUBLISH_ATTEMPTS: u32 = 10;
+
+impl Worker {
+    /// The state that an earlier attempt left, if it is still there.
+    pub(super) async fn last_checkpoint(&self, job: &Job) -> Result<Option<Bytes>> {
+        let Some(key) = job.checkpoint.as_ref().and_then(|checkpoint| checkpoint["key"].as_str()) else {
+            return Ok(None);
+        };
+        match self.store.blobs.get(key).await {
+            Ok(state) => Ok(Some(state)),
+            Err(Error::Blob(object_store::Error::NotFound { .. })) => {
+                self.say(job, "warn", "The checkpoint is gone; training starts over", None).await;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores a state and makes it the one to go on from; its key.
+    pub(super) async fn keep_state(&self, job: &Job, step: usize, state: Vec<u8>, control: &Control) -> Result<String> {
+        let key = format!("{}/attempt-{}/step-{step}.safetensors", states(job), job.attempt);
+        self.store.blobs.put(&key, state.into()).await?;
+        let checkpoint = json!({"step": step, "key": key});
+        control.hear(self.queue.heartbeat(job, LEASE, Some(checkpoint)).await?);
+        Ok(key)
+    }
+
+    /// Makes the adapter at the end of an epoch a model, `{fine_tuned_model}:ckpt-step-{step}`, and tells so; where that
+    /// fails for long, training goes on without it.
+    pub(super) async fn publish_checkpoint(
+        &self,
+        job: &Job,
+        base: &str,
+        step: &StepReport,
+        validation: Option<Evaluation>,
+        files: PeftFiles,
+        control: &Control,
+    ) {
+        let new = NewCheckpoint {
+            model: format!("{}:ckpt-step-{}", model_name(job, base), step.step),
+            base: base.into(),
+            adapter: files.id(),
+            step: step.step as i64,
+            metrics: checkpoint_metrics(step, validation),
+        };
+        let (weights, config) = (Bytes::from(files.weights), Bytes::from(files.config));
+        let mut attempt = 1;
+        loop {
+            match self.add_checkpoint(job, &new, &weights, &config, control).await {
+                Ok(()) => return,
+                Err(error) if attempt < PUBLISH_ATTEMPTS && control.raised() != Some(Interrupt::Lost) => {
+                    tracing::warn!(job = job.id, step = step.step, "cannot publish a checkpoint yet: {error}");
+                    attempt += 1;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                Err(error) => {
+                    tracing::error!(job = job.id, step = step.step, "cannot publish a checkpoint: {error}");
+                    let message = format!("The checkpoint of step {} could not be stored", step.step);
+                    return self.say(job, "warn", &message, None).await;
+                }
+            }
+        }
+    }
+
+    /// Blobs first: a row whose blobs are missing would be a model that cannot be used, and blobs without a row are swept up.
+    async fn add_checkpoint(
+        &self,
+        job: &Job,
+        new: &NewCheckpoint,
+        weights: &Bytes,
+        config: &Bytes,
+        control: &Control,
+    ) -> Result<()> {
+        self.store.blobs.put(&weights_key(&new.adapter), weights.clone()).await?;
+        self.store.blobs.put(&config_key(&new.adapter), config.clone()).await?;
+        let Some(dropped) = self.queue.add_checkpoint(job, new).await? else {
+            control.raise(Interrupt::Lost);
+            return Ok(());
+        };
+        for DroppedCheckpoint { model, adapter, unused } in dropped {
+            self.registry.forget(&job.organization, &model);
+            if unused {
+                self.delete_blobs(&format!("adapters/{adapter}")).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the states of a job lie.
+pub(super) fn states(job: &Job) -> String {
+    format!("checkpoints/{}", job.id)
+}

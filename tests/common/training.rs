@@ -1,0 +1,189 @@
+//! A queue and workers for tests, with the demo model and a real Postgres. Use beside `common/postgres.rs`, as
+//! `#[path = "common/training.rs"] mod training;`.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::future::Future;
+use std::io::Write as _;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use attune::adapters::registry::AdapterRegistry;
+use attune::config::ModelEntry;
+use attune::engine::catalog::{Catalog, CatalogEntry};
+use attune::engine::priority::Priority;
+use attune::engine::{Backend, EmbedRequest, Event, GenerateRequest};
+use attune::jobs::queue::Queue;
+use attune::jobs::worker::Worker;
+use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus};
+use attune::model::BaseModel;
+use attune::store::Store;
+use attune::store::files::NewFile;
+use attune::{Error, Result};
+use candle_core::Device;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::postgres::TestDatabase;
+
+pub const ORG: &str = "acme";
+/// Far above what any wait here takes.
+const LIMIT: Duration = Duration::from_mins(4);
+
+/// Jobs need no engine.
+pub struct NoEngine;
+
+impl Backend for NoEngine {
+    fn generate(&self, _: GenerateRequest) -> Result<UnboundedReceiver<Event>> {
+        Err(Error::Internal("no engine".into()))
+    }
+
+    fn embed(&self, _: EmbedRequest) -> Pin<Box<dyn Future<Output = Result<Vec<Vec<f32>>>> + Send + '_>> {
+        Box::pin(async { Err(Error::Internal("no engine".into())) })
+    }
+}
+
+pub fn catalog() -> Catalog {
+    static MODEL: OnceLock<Arc<BaseModel>> = OnceLock::new();
+    let model = MODEL.get_or_init(|| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+        Arc::new(BaseModel::load(&ModelEntry { id: "demo".into(), path, quantize: None }, &Device::Cpu).unwrap())
+    });
+    Catalog::new(vec![CatalogEntry { model: Arc::clone(model), backend: Arc::new(NoEngine) }])
+}
+
+/// A database with a queue; workers are started by the tests.
+pub struct Fixture {
+    pub database: TestDatabase,
+    pub queue: Queue,
+    pub registry: AdapterRegistry,
+}
+
+/// A worker that runs until stopped.
+pub struct Running {
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(LIMIT, self.task).await.unwrap().unwrap();
+    }
+}
+
+impl Fixture {
+    pub async fn new() -> Self {
+        let database = TestDatabase::new().await;
+        let queue = Queue::open(database.store.clone()).await.unwrap();
+        let registry = AdapterRegistry::new(database.store.clone(), catalog());
+        Self { database, queue, registry }
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.database.store
+    }
+
+    pub fn worker(&self) -> Running {
+        let shutdown = CancellationToken::new();
+        let worker = Worker {
+            queue: self.queue.clone(),
+            store: self.store().clone(),
+            catalog: catalog(),
+            registry: self.registry.clone(),
+            priority: Arc::new(Priority::default()),
+        };
+        Running { shutdown: shutdown.clone(), task: tokio::spawn(worker.run(shutdown)) }
+    }
+
+    pub async fn upload(&self, content: &str) -> String {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(content.as_bytes()).unwrap();
+        let (_, path) = file.keep().unwrap();
+        let new = NewFile { organization: ORG.into(), filename: "train.jsonl".into(), purpose: "fine-tune".into() };
+        self.store().add_file(new, path).await.unwrap().id
+    }
+
+    pub async fn enqueue(&self, api: JobApi, spec: JobSpec) -> Job {
+        self.queue.enqueue(ORG, api, spec).await.unwrap()
+    }
+
+    /// A worker in the middle of a job: its first checkpoint is written.
+    pub async fn begin_training(&self, examples: usize, epochs: u32) -> (Running, Job) {
+        let file = self.upload(&tickets(examples)).await;
+        let settings = Hyperparameters { n_epochs: Some(epochs), ..spec(file.clone()).hyperparameters };
+        let job = self.enqueue(JobApi::FineTunes, JobSpec { hyperparameters: settings, ..spec(file) }).await;
+        let worker = self.worker();
+        (worker, self.wait(&job, |job| job.checkpoint.is_some()).await)
+    }
+
+    /// Waits until the job is as wanted.
+    pub async fn wait(&self, job: &Job, wanted: impl Fn(&Job) -> bool) -> Job {
+        let mut changes = self.queue.changes();
+        let waiting = async {
+            loop {
+                let row = self.queue.job(&job.organization, job.api, &job.id).await.unwrap();
+                if wanted(&row) {
+                    return row;
+                }
+                // Heartbeats name checkpoints without a notification.
+                let _ = tokio::time::timeout(Duration::from_millis(200), changes.recv()).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, waiting).await.expect("the job did not come to the wanted state")
+    }
+
+    pub async fn wait_for(&self, job: &Job, status: JobStatus) -> Job {
+        let row = self.wait(job, |row| row.status == status || row.status.is_final()).await;
+        assert_eq!(row.status, status, "{:?}", row.error);
+        row
+    }
+
+    pub async fn messages(&self, job: &Job) -> Vec<String> {
+        self.queue.events_after(job, 0, 1000).await.unwrap().into_iter().map(|event| event.message).collect()
+    }
+
+    /// The generation that a finished job published.
+    pub async fn generation(&self, job: &Job) -> String {
+        let name = job.fine_tuned_model.as_deref().expect("a model");
+        self.store().fine_tuned_model(ORG, name).await.unwrap().adapter
+    }
+
+    /// Files in a folder of the blobs.
+    pub fn blobs(&self, folder: &str) -> usize {
+        fn count(path: &Path) -> usize {
+            let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+            entries.map(|entry| if entry.path().is_dir() { count(&entry.path()) } else { 1 }).sum()
+        }
+        count(&self.database.data_dir.path().join("blobs").join(folder))
+    }
+}
+
+/// Tickets from the demo's training file.
+pub fn tickets(count: usize) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/tickets/train.jsonl");
+    std::fs::read_to_string(path).unwrap().split_inclusive('\n').take(count).collect()
+}
+
+pub fn spec(training_file: String) -> JobSpec {
+    JobSpec {
+        model: "demo".into(),
+        alias: None,
+        training_file,
+        validation_file: None,
+        suffix: None,
+        seed: 11,
+        hyperparameters: Hyperparameters {
+            n_epochs: Some(3),
+            batch_size: Some(4),
+            rank: Some(4),
+            ..Hyperparameters::default()
+        },
+        metadata: None,
+        classification: None,
+    }
+}
