@@ -275,7 +275,7 @@ async fn another_organisation_uses_a_checkpoint_as_long_as_it_has_permission() {
     let names = |models: Vec<attune::store::models::FineTunedModel>| {
         models.into_iter().map(|model| model.name).collect::<Vec<_>>()
     };
-    assert_eq!(names(store.usable_models(RIVAL).await.unwrap()), [checkpoint.clone()]);
+    assert_eq!(names(store.usable_models(RIVAL).await.unwrap()), std::slice::from_ref(&checkpoint));
     assert_eq!(names(store.usable_models(ORG).await.unwrap()).len(), 2);
     // Nothing but its use: the final model is another one, and the checkpoint stays its owner's.
     assert!(is_unknown(&registry.lease(RIVAL, done.fine_tuned_model.as_ref().unwrap()).await));
