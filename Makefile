@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-setup: ## Install or name what is missing beside Rust (PostgreSQL, Python, a C compiler)
+setup: ## Install or name what is missing beside Rust (PostgreSQL, Python, Node.js, a C compiler)
 	@tools/setup
 
 demo: setup ## Fine-tune the demo model, watch it learn, and measure it before and after
@@ -20,13 +20,14 @@ serve: setup ## Build and run the server on http://127.0.0.1:8080 with its data 
 	@cargo build --locked --release
 	@"$$(tools/target-dir)/release/attune" serve --listen 127.0.0.1:8080 --data-dir data
 
-test: test-rust test-sdk ## Run every test: the Rust ones, then OpenAI's client against a real server
+test: test-rust test-sdk ## Run every test: the Rust ones, then many clients against a real server
 
 test-rust: setup
 	@cargo test --locked
 
 test-sdk: setup .venv/.installed
 	@cargo build --locked
+	@$(PYTHON) tests/sdk/environments.py
 	@$(PYTHON) -m pytest tests/sdk --binary "$$(tools/target-dir)/debug/attune"
 
 bench: setup ## Measure serving, embedding and training on this machine
@@ -45,6 +46,7 @@ openapi: setup ## Write openapi/openapi.json from the code
 
 parity: setup .venv-parity/.installed ## Compare with transformers and PEFT anew: references, adapters, a whole loop (downloads torch)
 	@.venv-parity/bin/python tests/parity/make_fixtures.py
+	@.venv-parity/bin/python tests/parity/make_loglikelihoods.py
 	@cargo test --locked --test model
 	@PARITY_OUT="$$(tools/target-dir)/parity" cargo test --locked --test model -- --ignored
 	@for family in llama qwen2 qwen3 smollm3; do \

@@ -84,7 +84,11 @@ pub struct CompletionRequest {
 #[utoipa::path(
     post, path = "/completions", operation_id = "createCompletion", tag = "Completions",
     request_body = CompletionRequest,
-    responses((status = 200, body = Completion), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)),
+    responses(
+        (status = 200, content((Completion = "application/json"), (Completion = "text/event-stream"))),
+        (status = "4XX", body = ErrorBody),
+        (status = "5XX", body = ErrorBody),
+    ),
 )]
 pub async fn create(
     State(state): State<ApiState>,

@@ -41,10 +41,14 @@ impl<T: DeserializeOwned> FromRequest<ApiState> for Body<T> {
 
 /// The whole body, within the limits of size and time.
 pub async fn read(request: Request, state: &ApiState) -> Result<Bytes, Problem> {
-    tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, state))
-        .await
-        .map_err(|_| Problem::slow_body())?
+    in_time(BODY_TIMEOUT, Bytes::from_request(request, state))
+        .await?
         .map_err(|rejection| unreadable(&rejection, state.config.limits.max_body_bytes))
+}
+
+/// What the client sends, if it comes within `limit`.
+pub async fn in_time<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Problem> {
+    tokio::time::timeout(limit, work).await.map_err(|_| Problem::slow_body())
 }
 
 fn unreadable(rejection: &BytesRejection, limit: usize) -> Problem {
@@ -131,6 +135,13 @@ mod tests {
         let (param, code) = fault(r#"{"model":"m","nested":[{}]}"#);
         assert_eq!((param.as_deref(), code), (Some("nested[0].role"), Some("missing_required_parameter")));
         assert_eq!(parse::<Wanted>(br#"{"model":"m","nested":[{"role":"x"}]}"#).expect("fine").nested[0].role, "x");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_never_comes_is_given_up() {
+        let problem = in_time(Duration::ZERO, std::future::pending::<()>()).await.expect_err("nothing comes");
+        assert_eq!((problem.status.as_u16(), problem.error.code), (408, None));
+        assert_eq!(in_time(BODY_TIMEOUT, std::future::ready(1)).await.expect("it is there"), 1);
     }
 
     #[test]

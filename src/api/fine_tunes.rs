@@ -111,7 +111,10 @@ pub async fn cancel(
 #[utoipa::path(
     get, path = "/fine_tunes/{fine_tune_id}/events", operation_id = "listFineTuneEvents", tag = "Fine-tunes",
     params(("fine_tune_id" = String, Path), EventQuery),
-    responses((status = 200, body = List<FineTuneEvent>), (status = "4XX", body = ErrorBody)),
+    responses(
+        (status = 200, content((List<FineTuneEvent> = "application/json"), (FineTuneEvent = "text/event-stream"))),
+        (status = "4XX", body = ErrorBody),
+    ),
 )]
 pub async fn events(
     State(state): State<ApiState>,

@@ -10,7 +10,7 @@ use tempfile::{NamedTempFile, TempPath};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::api::error::Problem;
-use crate::api::extract::BODY_TIMEOUT;
+use crate::api::extract::{BODY_TIMEOUT, in_time};
 use crate::datasets::parse::MAX_LINE_BYTES;
 use crate::{Error, Result};
 
@@ -54,8 +54,9 @@ pub async fn receive(mut form: Multipart, folder: &Path, limit: usize) -> Result
 
 /// Waits for the client, within limits.
 async fn timed<T>(work: impl Future<Output = Result<T, MultipartError>>) -> Result<T, Problem> {
-    let answer = tokio::time::timeout(BODY_TIMEOUT, work).await.map_err(|_| Problem::slow_body())?;
-    answer.map_err(|error| Problem::bad_request(format!("The form could not be read: {}", error.body_text())))
+    in_time(BODY_TIMEOUT, work)
+        .await?
+        .map_err(|error| Problem::bad_request(format!("The form could not be read: {}", error.body_text())))
 }
 
 async fn spool(field: &mut Field<'_>, folder: &Path, limit: usize) -> Result<TempPath, Problem> {

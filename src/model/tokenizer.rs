@@ -132,3 +132,43 @@ pub(crate) fn read_json(file: &Path) -> Result<Option<Value>> {
         serde_json::from_str(&text).map_err(|error| Error::Setup(format!("{}: not JSON: {error}", file.display())))?;
     Ok(Some(value))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Words; `<begin>` stands before every text, and blanks belong to no word.
+    fn tokenizer() -> Tokenizer {
+        let folder = tempfile::tempdir().expect("a folder");
+        let tokenizer = json!({
+            "version": "1.0",
+            "added_tokens": [{"id": 0, "content": "<begin>", "special": true, "single_word": false, "lstrip": false,
+                              "rstrip": false, "normalized": false}],
+            "pre_tokenizer": {"type": "Whitespace"},
+            "post_processor": {"type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<begin>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"<begin>": {"id": "<begin>", "ids": [0], "tokens": ["<begin>"]}}},
+            "model": {"type": "WordLevel", "vocab": {"<begin>": 0, "un": 1, "café": 2, "noir": 3}, "unk_token": "un"},
+        });
+        std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).expect("written");
+        Tokenizer::read(folder.path()).expect("a tokenizer")
+    }
+
+    #[test]
+    fn offsets_count_characters_and_belong_to_the_tokens_of_the_text() {
+        let tokenizer = tokenizer();
+        for (text, ids, offsets) in [
+            ("un café noir", vec![0, 1, 2, 3], vec![0, 0, 3, 8]),
+            ("  café", vec![0, 2], vec![0, 2]),
+            // Written out, a special token is part of the text.
+            ("un<begin>noir", vec![0, 1, 0, 3], vec![0, 0, 2, 9]),
+            ("", vec![0], vec![0]),
+        ] {
+            assert_eq!(tokenizer.encode(text, true).expect("tokens"), ids, "{text}");
+            assert_eq!(tokenizer.character_offsets(text).expect("offsets"), offsets, "{text}");
+        }
+    }
+}

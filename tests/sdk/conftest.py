@@ -18,6 +18,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import attunelib  # noqa: E402
 
+# They run in environments of their own, see `test_clients.py`.
+collect_ignore = ["clients"]
+
 # Small enough for a test, large enough to change the model's answers.
 QUICK = {"n_epochs": 2, "batch_size": 4, "learning_rate": 2e-3, "rank": 8, "alpha": 16}
 
@@ -57,6 +60,38 @@ def start_server(binary):
 @pytest.fixture(scope="session")
 def server(start_server):
     return start_server()
+
+
+@pytest.fixture(scope="session")
+def aliased(start_server, tmp_path_factory):
+    """A server that knows the demo model under the names that clients and their tests expect of OpenAI. `ada` has a
+    longer context, because openai 0.28's own tests send prompts of 2,000 tokens."""
+    folder = tmp_path_factory.mktemp("aliased")
+    long = folder / "long"
+    long.mkdir()
+    for file in attunelib.DEMO.iterdir():
+        if file.is_file():
+            (long / file.name).symlink_to(file)
+    config = json.loads((attunelib.DEMO / "config.json").read_text())
+    (long / "config.json").unlink()
+    (long / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    settings = folder / "attune.toml"
+    settings.write_text(
+        f"""
+[[models]]
+id = "demo"
+path = "{attunelib.DEMO}"
+[[models]]
+id = "long"
+path = "{long}"
+[aliases]
+ada = "long"
+text-embedding-3-small = "demo"
+"gpt-3.5-turbo" = "demo"
+gpt-4o-mini = "demo"
+"""
+    )
+    return start_server("--config", str(settings))
 
 
 def sdk(server, key="any string"):

@@ -1,0 +1,146 @@
+// OpenAI's package for Node.js. Run by `test_clients.py` with the server's address in ATTUNE_URL.
+
+import assert from "node:assert/strict";
+import { createReadStream, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+
+import OpenAI from "openai";
+
+const WIDTH = 256; // of the demo model's vectors
+const client = new OpenAI({ baseURL: process.env.ATTUNE_URL + "/v1", maxRetries: 0, timeout: 60_000 });
+const folder = mkdtempSync(join(tmpdir(), "attune-node-"));
+after(() => rmSync(folder, { recursive: true }));
+
+const training = join(folder, "train.jsonl");
+const lines = readFileSync(join(process.env.ATTUNE_DEMO, "tickets", "train.jsonl"), "utf8").split("\n");
+writeFileSync(training, lines.slice(0, 20).join("\n") + "\n");
+
+const near = (one, other) => one.every((value, at) => Math.abs(value - other[at]) < 1e-6);
+
+test("a completion is the same whole and streamed", async () => {
+  const question = { model: "demo", prompt: "On Friday", max_tokens: 16, temperature: 0 };
+  const { data: whole, request_id } = await client.completions.create(question).withResponse();
+  assert.match(request_id, /^req_/);
+  let text = "";
+  for await (const chunk of await client.completions.create({ ...question, stream: true })) {
+    text += chunk.choices[0].text;
+  }
+  assert.equal(text, whole.choices[0].text);
+  assert.ok(["stop", "length"].includes(whole.choices[0].finish_reason));
+});
+
+test("a chat streams through the helper, with its usage", async () => {
+  const stream = client.chat.completions.stream({
+    model: "gpt-4o-mini",
+    messages: [{ role: "user", content: "Hello" }],
+    max_tokens: 12,
+    stream_options: { include_usage: true },
+  });
+  let text = "";
+  stream.on("content", (delta) => (text += delta));
+  const answer = await stream.finalChatCompletion();
+  assert.equal(answer.choices[0].message.content, text);
+  assert.equal(answer.model, "gpt-4o-mini");
+  assert.equal(answer.usage.total_tokens, answer.usage.prompt_tokens + answer.usage.completion_tokens);
+});
+
+test("an embedding comes packed by default and has the model's width", async () => {
+  const packed = await client.embeddings.create({ model: "text-embedding-3-small", input: ["a", "b"] });
+  const plain = await client.embeddings.create({
+    model: "text-embedding-3-small",
+    input: ["a", "b"],
+    encoding_format: "float",
+  });
+  for (const [at, item] of packed.data.entries()) {
+    assert.equal(item.index, at);
+    assert.equal(item.embedding.length, WIDTH);
+    assert.ok(near(item.embedding, plain.data[at].embedding));
+  }
+});
+
+test("a file from a stream on disk becomes a model", async () => {
+  // Sent in chunks without a length, and the file before its purpose.
+  const file = await client.files.create({ file: createReadStream(training), purpose: "fine-tune" });
+  assert.equal(file.filename, "train.jsonl");
+  assert.equal(await (await client.files.content(file.id)).text(), readFileSync(training, "utf8"));
+
+  let job = await client.fineTuning.jobs.create({
+    model: "gpt-4o-mini",
+    training_file: file.id,
+    suffix: "node",
+    method: { type: "supervised", supervised: { hyperparameters: { n_epochs: 1, batch_size: 4 } } },
+    metadata: { team: "a b" },
+  });
+  assert.equal(job.model, "gpt-4o-mini");
+  const mine = await client.fineTuning.jobs.list({ metadata: { team: "a b" }, limit: 5 });
+  assert.ok(mine.data.some((other) => other.id === job.id));
+  for (let tries = 0; job.status !== "succeeded" && tries < 600; tries++) {
+    assert.ok(!["failed", "cancelled"].includes(job.status), JSON.stringify(job.error));
+    await sleep(200);
+    job = await client.fineTuning.jobs.retrieve(job.id);
+  }
+  assert.equal(job.status, "succeeded");
+  const messages = [];
+  for await (const event of client.fineTuning.jobs.listEvents(job.id, { limit: 3 })) messages.push(event.message);
+  assert.ok(messages.some((message) => message.includes(job.fine_tuned_model)));
+  assert.ok(messages.length > 3, "the list was followed over its pages");
+
+  const listed = [];
+  for await (const model of client.models.list()) listed.push(model.id);
+  assert.ok(listed.includes(job.fine_tuned_model));
+  const answer = await client.chat.completions.create({
+    model: job.fine_tuned_model,
+    messages: [{ role: "user", content: "Hello" }],
+    max_tokens: 4,
+  });
+  assert.equal(answer.model, job.fine_tuned_model);
+  assert.equal((await client.models.delete(job.fine_tuned_model)).deleted, true);
+  await assert.rejects(client.models.retrieve(job.fine_tuned_model), OpenAI.NotFoundError);
+  assert.equal((await client.files.delete(file.id)).deleted, true);
+});
+
+test("a running job is cancelled", async () => {
+  const file = await client.files.create({ file: createReadStream(training), purpose: "fine-tune" });
+  const job = await client.fineTuning.jobs.create({
+    model: "demo",
+    training_file: file.id,
+    method: { type: "supervised", supervised: { hyperparameters: { n_epochs: 50 } } },
+  });
+  assert.equal((await client.fineTuning.jobs.cancel(job.id)).id, job.id);
+});
+
+test("faults arrive as their classes with message, code and parameter", async () => {
+  const messages = [{ role: "user", content: "Hello" }];
+  await assert.rejects(client.chat.completions.create({ model: "nobody", messages }), (fault) => {
+    assert.ok(fault instanceof OpenAI.NotFoundError);
+    assert.equal(fault.code, "model_not_found");
+    assert.match(fault.message, /nobody/);
+    assert.match(fault.requestID, /^req_/);
+    return true;
+  });
+  await assert.rejects(client.chat.completions.create({ model: "demo", messages, temperature: 9 }), (fault) => {
+    assert.ok(fault instanceof OpenAI.BadRequestError);
+    assert.equal(fault.param, "temperature");
+    return true;
+  });
+  await assert.rejects(client.models.delete("demo"), OpenAI.PermissionDeniedError);
+  const long = "a ".repeat(5000);
+  await assert.rejects(client.completions.create({ model: "demo", prompt: long, stream: true }), (fault) => {
+    assert.ok(fault instanceof OpenAI.BadRequestError);
+    assert.equal(fault.code, "context_length_exceeded");
+    return true;
+  });
+});
+
+test("a stream that is given up does not disturb the next request", async () => {
+  const stream = await client.completions.create({ model: "demo", prompt: "On", max_tokens: 500, stream: true });
+  for await (const chunk of stream) {
+    assert.ok(chunk.choices);
+    break;
+  }
+  assert.ok(stream.controller.signal.aborted);
+  assert.ok((await client.completions.create({ model: "demo", prompt: "On", max_tokens: 2 })).choices[0]);
+});
