@@ -167,3 +167,26 @@ fn a_tokenizer_neither_cuts_nor_pads_and_knows_its_end() {
     let error = Tokenizer::read(std::path::Path::new("/nowhere")).unwrap_err().to_string();
     assert!(error.contains("/nowhere/tokenizer.json"), "{error}");
 }
+
+#[test]
+fn a_special_token_that_is_shown_ends_the_text_before_it() {
+    let tokenizer = byte_level(&[]);
+    let end = 256;
+    let mut text = TextStream::new(&tokenizer, b"x".map(u32::from).as_slice(), &["stop<".into()]).unwrap();
+    let mut shown = String::new();
+    for id in b"st".map(u32::from) {
+        shown += &text.push(&tokenizer, id).unwrap().text;
+    }
+    assert_eq!(shown, "", "held back: it may become the stop text");
+    assert_eq!(text.push_special(&tokenizer, end).unwrap().text, "st<end>");
+    // The stop text begins anew: `op<` alone is none.
+    let mut after = String::new();
+    for id in b"op<stop<".map(u32::from) {
+        let piece = text.push(&tokenizer, id).unwrap();
+        after += &piece.text;
+        if piece.stopped {
+            break;
+        }
+    }
+    assert_eq!(after, "op<");
+}

@@ -27,14 +27,14 @@ pub struct GrammarSource {
     pub rules: String,
     /// JSON schemas by name; each is an object.
     pub schemas: Vec<(String, Value)>,
-    /// A special token whose name shall be part of the answer's text, which leaves special tokens out otherwise.
-    pub shown_token: Option<u32>,
+    /// Special tokens whose names shall be part of the answer's text, which leaves special tokens out otherwise.
+    pub shown_tokens: Vec<u32>,
 }
 
 impl GrammarSource {
     /// One JSON document that follows `schema`.
     pub fn json(schema: Value) -> Self {
-        Self { rules: "start: @document".into(), schemas: vec![("document".into(), schema)], shown_token: None }
+        Self { rules: "start: @document".into(), schemas: vec![("document".into(), schema)], shown_tokens: Vec::new() }
     }
 }
 
@@ -46,7 +46,7 @@ pub struct Grammar {
 
 struct Compiled {
     matcher: Matcher,
-    shown_token: Option<u32>,
+    shown_tokens: Vec<u32>,
     param: String,
 }
 
@@ -60,8 +60,8 @@ impl Grammar {
     /// Compiles `source` for the tokens of `vocabulary`; `param` is the request's field that is blamed where the grammar
     /// turns out to be too complex. Fails with the compiler's reason. Takes milliseconds to seconds: call it off the async
     /// threads.
-    pub fn compile(vocabulary: &Vocabulary, param: &str, source: GrammarSource) -> Result<Self, String> {
-        let shown_token = source.shown_token;
+    pub fn compile(vocabulary: &Vocabulary, param: &str, mut source: GrammarSource) -> Result<Self, String> {
+        let shown_tokens = std::mem::take(&mut source.shown_tokens);
         // A schema of many references recurses deeper than the stacks of the runtime's threads allow.
         let matcher = std::thread::scope(|scope| {
             let compile = || first_matcher(vocabulary, source);
@@ -69,12 +69,12 @@ impl Grammar {
             let thread = thread.spawn_scoped(scope, compile).map_err(|error| error.to_string())?;
             thread.join().unwrap_or_else(|_| Err("the compiler failed".into()))
         })?;
-        Ok(Self { compiled: Arc::new(Compiled { matcher, shown_token, param: param.to_owned() }) })
+        Ok(Self { compiled: Arc::new(Compiled { matcher, shown_tokens, param: param.to_owned() }) })
     }
 
-    /// A special token whose name is part of the answer's text.
-    pub fn shown_token(&self) -> Option<u32> {
-        self.compiled.shown_token
+    /// True where `token` is a special one whose name is part of the answer's text.
+    pub fn shows(&self, token: u32) -> bool {
+        self.compiled.shown_tokens.contains(&token)
     }
 
     /// The state of one answer before its first token.

@@ -97,6 +97,13 @@ fn the_answer_ends_where_the_grammar_does_and_not_before() {
 }
 
 #[test]
+fn the_name_of_a_special_token_is_text_in_a_document() {
+    let name = DEMO.tokenizer.decode(&[DEMO.end], false).unwrap();
+    let text = draw(&compile(json!({"const": format!("a{name}b")})).unwrap(), 1, seeded(1));
+    assert_eq!(text, format!("\"a{name}b\""));
+}
+
+#[test]
 fn broken_logits_are_found_before_the_mask_hides_them() {
     let grammar = compile(json!({"const": "yes"})).unwrap();
     let mut sampler = Sampler::new(seeded(1)).with_grammar(Some(grammar.begin()));

@@ -32,8 +32,8 @@ pub(super) struct Answer {
     sampler: Sampler,
     text: TextStream,
     stop_tokens: Vec<u32>,
-    /// The one special token that is part of the text.
-    shown_token: Option<u32>,
+    /// Knows the special tokens that are part of the text.
+    grammar: Option<Grammar>,
     max_tokens: usize,
     drawn: usize,
     submitted: Instant,
@@ -102,16 +102,15 @@ impl Answer {
         submitted: Instant,
     ) -> Result<Self> {
         let text = TextStream::new(tokenizer, &request.prompt, &request.stop)?;
-        let grammar = request.grammar.as_ref();
-        let shown_token = grammar.and_then(Grammar::shown_token);
-        let sampler = Sampler::new(request.sampling).with_grammar(grammar.map(Grammar::begin));
+        let grammar = request.grammar;
+        let sampler = Sampler::new(request.sampling).with_grammar(grammar.as_ref().map(Grammar::begin));
         let prompt = request.prompt;
         Ok(Self {
             events,
             sampler,
             text,
             stop_tokens: request.stop_tokens,
-            shown_token,
+            grammar,
             max_tokens,
             drawn: 0,
             submitted,
@@ -155,7 +154,7 @@ impl Answer {
             }
             return self.end(tokenizer, FinishReason::Stop);
         }
-        let piece = if self.shown_token == Some(id) {
+        let piece = if self.grammar.as_ref().is_some_and(|grammar| grammar.shows(id)) {
             self.text.push_special(tokenizer, id)?
         } else {
             self.text.push(tokenizer, id)?

@@ -25,6 +25,9 @@ pub struct ToolSyntax {
 }
 
 impl ToolSyntax {
+    /// Marks that are tokens of their own in many vocabularies.
+    pub const MARKS: [&'static str; 3] = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]"];
+
     /// One JSON object per call between `<tool_call>` tags: Hermes, Qwen and many fine-tunes.
     pub const HERMES: Self = Self {
         trigger: "<tool_call>",

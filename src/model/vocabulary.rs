@@ -42,6 +42,8 @@ impl Vocabulary {
             if !ends.is_empty() {
                 bytes.set_eos_tokens(&ends);
             }
+            // A schema may hold the name of a special token as text, which must not become the token.
+            bytes.hf_tokenizer.set_encode_special_tokens(true);
             let mut environment = ByteTokenizerEnv::new(bytes, Some(size))?;
             environment.tok_trie = with_visible_tokens_as_text(&environment.tok_trie, &visible);
             Ok::<TokEnv, anyhow::Error>(Arc::new(environment))

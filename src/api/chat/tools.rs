@@ -192,17 +192,18 @@ impl Tools {
             format!("{head} @arguments_{index} \"}}\"")
         };
         let calls: Vec<String> = self.callable.iter().map(call).collect();
+        // Marks that are special tokens are drawn as such and shown in the text.
+        let specials: Vec<(&str, u32)> =
+            ToolSyntax::MARKS.iter().filter_map(|mark| Some((*mark, tokenizer.special_token(mark)?))).collect();
+        let literal = |text: &str| marked(text, &specials);
         let more = if self.parallel {
-            format!("({} call){{0,{}}}", quoted(syntax.separator), MAX_CALLS - 1)
+            format!("({} call){{0,{}}}", literal(syntax.separator), MAX_CALLS - 1)
         } else {
             String::new()
         };
-        // An empty text is no terminal.
-        let literal = |text: &str| if text.is_empty() { String::new() } else { quoted(text) };
         let list = format!("{} call {more} {}", literal(syntax.open), literal(syntax.close));
-        // A trigger that is a special token is one token; written out in letters it means the same.
+        let trigger = literal(syntax.trigger);
         let token = tokenizer.special_token(syntax.trigger);
-        let trigger = token.map_or_else(|| literal(syntax.trigger), |id| format!("<[{id}]>"));
         let start = match (self.required, response) {
             (true, _) => format!("start: {trigger} calls\n"),
             (false, Some(schema)) => {
@@ -213,12 +214,13 @@ impl Tools {
             (false, None) if syntax.trigger.is_empty() => "start: TEXT | calls\nTEXT: /([^{](.|\\n)*)?/\n".into(),
             (false, None) => {
                 let spelled = regex(syntax.trigger);
+                // Written out in letters, a trigger that is a special token means the same.
                 let single = token.map(|id| format!(" | TEXT <[{id}]> calls")).unwrap_or_default();
                 format!("start: TEXT | spelled calls{single}\nspelled[lazy]: /(.|\\n)*{spelled}/\nTEXT: /(.|\\n)*/\n")
             }
         };
         let rules = format!("{start}calls: {list}\ncall: {}\n", calls.join(" | "));
-        GrammarSource { rules, schemas, shown_token: token }
+        GrammarSource { rules, schemas, shown_tokens: specials.into_iter().map(|(_, id)| id).collect() }
     }
 
     /// Each tool's grammar alone, with the field that it comes from: to find out which one cannot be compiled.
@@ -322,6 +324,19 @@ impl Choice {
                 Err(Error::invalid_code("tool_choice.type", "invalid_value", message))
             }
         }
+    }
+}
+
+/// `text` as literals, with special tokens in their places; nothing where it is empty.
+fn marked(text: &str, specials: &[(&str, u32)]) -> String {
+    let first = specials.iter().filter_map(|(mark, id)| Some((text.find(mark)?, mark, id))).min();
+    match first {
+        Some((at, mark, id)) => {
+            let (before, after) = (marked(&text[..at], &[]), marked(&text[at + mark.len()..], specials));
+            format!("{before} <[{id}]> {after}")
+        }
+        None if text.is_empty() => String::new(),
+        None => quoted(text),
     }
 }
 

@@ -9,9 +9,6 @@ use super::*;
 use crate::engine::grammar::Grammar;
 use crate::model::vocabulary::Vocabulary;
 
-/// As Mistral's, over the one kind of special token that the demo model has.
-const SPECIAL: ToolSyntax = ToolSyntax { trigger: "<|im_start|>", ..ToolSyntax::MISTRAL };
-
 static DEMO: LazyLock<(Tokenizer, Vocabulary)> = LazyLock::new(|| {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo"));
     let tokenizer = Tokenizer::read(folder).unwrap();
@@ -38,9 +35,18 @@ fn two_tools() -> Value {
     ])
 }
 
-/// True where `text` is a whole answer of the grammar.
+/// True where `text` is a whole answer of the grammar for the demo model.
 fn takes(tools: &Tools, syntax: ToolSyntax, response: Option<Value>, text: &str) -> bool {
-    let (tokenizer, vocabulary) = &*DEMO;
+    takes_with(&DEMO, tools, syntax, response, text)
+}
+
+fn takes_with(
+    (tokenizer, vocabulary): &(Tokenizer, Vocabulary),
+    tools: &Tools,
+    syntax: ToolSyntax,
+    response: Option<Value>,
+    text: &str,
+) -> bool {
     let source = tools.grammar(syntax, tokenizer, response);
     let mut state = Grammar::compile(vocabulary, "tools", source).unwrap().begin();
     for id in tokenizer.encode(text, false).unwrap() {
@@ -98,6 +104,45 @@ fn required_takes_calls_alone_and_one_where_they_are_not_parallel() {
 }
 
 #[test]
+fn marks_that_are_one_token_are_found_special_or_not() {
+    for special in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let demo = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo"));
+        let mut json: Value =
+            serde_json::from_str(&std::fs::read_to_string(demo.join("tokenizer.json")).unwrap()).unwrap();
+        for (mark, id) in ToolSyntax::MARKS.iter().zip(2048..) {
+            let mut token = json["added_tokens"][0].clone();
+            (token["id"], token["content"], token["special"]) = (id.into(), (*mark).into(), special.into());
+            json["added_tokens"].as_array_mut().unwrap().push(token);
+        }
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+        std::fs::copy(demo.join("tokenizer_config.json"), folder.path().join("tokenizer_config.json")).unwrap();
+        let tokenizer = Tokenizer::read(folder.path()).unwrap();
+        assert_eq!(tokenizer.encode("<tool_call></tool_call>[TOOL_CALLS]", false).unwrap(), [2048, 2049, 2050]);
+        let ends = [tokenizer.end_token().unwrap()];
+        let vocabulary = Vocabulary::read(folder.path(), &tokenizer, 2060, &ends).unwrap().unwrap();
+        let model = (tokenizer, vocabulary);
+        let auto = tools(json!({"tools": two_tools()})).unwrap();
+        let required = tools(json!({"tools": two_tools(), "tool_choice": "required"})).unwrap();
+        for (tools, syntax, text, fine) in [
+            (&auto, ToolSyntax::HERMES, hermes(&[ROME, TIME]), true),
+            (&auto, ToolSyntax::HERMES, format!("So {}", hermes(&[ROME])), true),
+            (&auto, ToolSyntax::HERMES, "<tool_call>So".into(), false),
+            (&auto, ToolSyntax::HERMES, "So".into(), true),
+            (&required, ToolSyntax::HERMES, hermes(&[TIME]), true),
+            (&required, ToolSyntax::HERMES, "So".into(), false),
+            (&auto, ToolSyntax::MISTRAL, format!("[TOOL_CALLS][{ROME}, {TIME}]"), true),
+            (&auto, ToolSyntax::MISTRAL, format!("So: [TOOL_CALLS][{ROME}]"), true),
+            (&auto, ToolSyntax::MISTRAL, "[TOOL_CALLS]So".into(), false),
+        ] {
+            assert_eq!(takes_with(&model, tools, syntax, None, &text), fine, "{special}: {text}");
+            let source = tools.grammar(syntax, &model.0, None);
+            assert_eq!(!source.shown_tokens.is_empty(), special, "what is special must be shown");
+        }
+    }
+}
+
+#[test]
 fn every_syntax_has_its_markup() {
     let auto = tools(json!({"tools": two_tools()})).unwrap();
     let rome = ROME.replace("arguments", "parameters");
@@ -110,10 +155,6 @@ fn every_syntax_has_its_markup() {
         (ToolSyntax::MISTRAL, format!("[TOOL_CALLS][{ROME}, {TIME}]"), true),
         (ToolSyntax::MISTRAL, format!("So: [TOOL_CALLS][{ROME}]"), true),
         (ToolSyntax::MISTRAL, "[TOOL_CALLS][]".into(), false),
-        (SPECIAL, format!("<|im_start|>[{ROME}]"), true),
-        (SPECIAL, format!("So: <|im_start|>[{ROME}]"), true),
-        (SPECIAL, "So".into(), true),
-        (SPECIAL, "<|im_start|>So".into(), false),
     ] {
         assert_eq!(takes(&auto, syntax, None, &text), fine, "{text}");
     }
