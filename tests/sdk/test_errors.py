@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import QUICK, create_job, sdk, upload, wait_for, wait_for_end
+from conftest import QUICK, as_prompts, create_job, sdk, upload, wait_for, wait_for_end
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -86,6 +86,28 @@ REQUESTS = {
         "/v1/fine_tuning/jobs",
         {"json": {"model": "demo", "training_file": "file-nobody"}},
     ),
+    (400, "invalid_schema"): (
+        "POST",
+        "/v1/chat/completions",
+        {
+            "json": {
+                "model": "demo",
+                "messages": HELLO,
+                "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "wish"}}},
+            }
+        },
+    ),
+    (400, "string_above_max_length"): (
+        "POST",
+        "/v1/chat/completions",
+        {
+            "json": {
+                "model": "demo",
+                "messages": HELLO,
+                "tools": [{"type": "function", "function": {"name": "x", "parameters": {"title": "x" * 100_000}}}],
+            }
+        },
+    ),
     (401, None): ("GET", "/v1/models", {"strict": True}),
     (401, "invalid_api_key"): ("GET", "/v1/models", {"strict": True, "headers": {"Authorization": "Bearer sk-wrong"}}),
     (403, None): ("DELETE", "/v1/models/demo", {}),
@@ -103,7 +125,11 @@ REQUESTS = {
 }
 
 # What takes more than one request: the test of the same file that provokes it.
-HERE = {(429, "rate_limit_exceeded"): "test_a_full_queue_says_when_to_come_back"}
+HERE = {
+    (400, "invalid_adapter"): "test_what_is_no_adapter_is_not_loaded",
+    (403, "insufficient_permissions"): "test_who_is_no_admin_may_not_load_adapters",
+    (429, "rate_limit_exceeded"): "test_a_full_queue_says_when_to_come_back",
+}
 
 # What HTTP alone cannot bring about: file and test.
 IN_RUST = {
@@ -155,6 +181,18 @@ def test_an_upload_beyond_the_limit_is_refused(strict):
         )
     check_error(answer, 413, None)
     assert "1000" in answer.json()["error"]["message"]
+
+
+def test_what_is_no_adapter_is_not_loaded(client, http):
+    file = client.files.create(file=("adapter.tar", b"no archive"), purpose="user_data")
+    answer = http.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": file.id})
+    check_error(answer, 400, "invalid_adapter")
+
+
+def test_who_is_no_admin_may_not_load_adapters(tenants):
+    with tenants.http("acme") as http:
+        answer = http.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "x"})
+    check_error(answer, 403, "insufficient_permissions")
 
 
 def test_a_full_queue_says_when_to_come_back(strict, endless):
@@ -237,6 +275,9 @@ JOBS = {
     "model_not_found": (deleted_model, "model"),
 }
 
+# The older resource shows no code, but tells the message.
+JOBS_HERE = {"invalid_classes": "test_classes_that_do_not_fit_fail_a_fine_tune"}
+
 JOBS_IN_RUST = {
     # A file that a job needs cannot be deleted over HTTP.
     "file_not_found": ("tests/training_jobs.rs", "a_fault_of_the_request_fails_the_job_with_a_message_that_helps"),
@@ -256,13 +297,40 @@ def test_a_job_fails_with_its_documented_code(client, tickets, learned, code):
     assert job.fine_tuned_model is None
 
 
+def test_classes_that_do_not_fit_fail_a_fine_tune(client, http, tickets):
+    file = upload(client, as_prompts(tickets[:12]))
+    body = {"model": "demo", "training_file": file, "validation_file": file, "compute_classification_metrics": True}
+    job = http.post("/v1/fine_tunes", json={**body, "classification_n_classes": 3}).json()
+
+    def ended():
+        now = http.get(f"/v1/fine_tunes/{job['id']}").json()
+        return now if now["status"] in ("succeeded", "failed", "cancelled") else None
+
+    done = wait_for(ended, "the end of the fine-tune")
+    assert done["status"] == "failed"
+    assert "12 different completion" in done["events"][-1]["message"], done["events"]
+    assert done["fine_tuned_model"] is None
+
+
 # --- Nothing is promised without its test ---------------------------------------------------------------------------
 
 
 def test_every_documented_error_is_provoked_and_every_provoked_one_documented():
     assert set(documented_codes()) == {*REQUESTS, *HERE, *IN_RUST}
-    assert documented_job_codes() == {*JOBS, *JOBS_IN_RUST}
-    assert set(HERE.values()) <= set(globals())
+    assert documented_job_codes() == {*JOBS, *JOBS_HERE, *JOBS_IN_RUST}
+    assert {*HERE.values(), *JOBS_HERE.values()} <= set(globals())
+
+
+def test_every_code_in_the_source_is_documented():
+    """The code is what follows the field at fault, or stands alone."""
+    spellings = r'invalid_code\(\s*[^,()]+,\s*"([a-z_]+)"|\.code\("([a-z_]+)"\)|\bfault\(\s*"([a-z_]+)"'
+    written = set()
+    for file in (ROOT / "src").rglob("*.rs"):
+        if "test" not in file.stem:
+            code = file.read_text(encoding="utf-8").split("#[cfg(test)]")[0]
+            written |= {word for found in re.findall(spellings, code) for word in found if word}
+    assert len(written) > 15
+    assert written <= {code for _, code in documented_codes()} | documented_job_codes()
 
 
 @pytest.mark.parametrize(("file", "test"), [*IN_RUST.values(), *JOBS_IN_RUST.values()])

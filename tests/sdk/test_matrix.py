@@ -56,6 +56,8 @@ def fill(part, names):
 
 
 HELLO = [{"role": "user", "content": "Hello"}]
+ELSEWHERE = {"project_ids": ["elsewhere"]}
+PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 JOBS, JOB, FINE_TUNES = "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/{job}", "/v1/fine_tunes"
 
 # By the method and path of the document.
@@ -104,7 +106,14 @@ ROWS = {
     "POST /v1/fine_tuning/jobs/{fine_tuning_job_id}/pause": Row(JOBS + "/{job_to_pause}/pause"),
     "POST /v1/fine_tuning/jobs/{fine_tuning_job_id}/resume": Row(JOBS + "/{job_to_resume}/resume"),
     "GET /v1/fine_tuning/jobs/{fine_tuning_job_id}/events": Row(JOB + "/events", shows="model"),
-    "GET /v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints": Row(JOB + "/checkpoints"),
+    "GET /v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints": Row(JOB + "/checkpoints", shows="checkpoint"),
+    "GET /v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions": Row(PERMISSIONS, shows="permission"),
+    "POST /v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions": Row(
+        PERMISSIONS, ELSEWHERE, shows="permission"
+    ),
+    "DELETE /v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions/{permission_id}": Row(
+        PERMISSIONS + "/{permission}", shows="permission"
+    ),
     "GET /v1/usage": Row("/v1/usage", other=OTHER_LISTS),
 }
 
@@ -117,6 +126,12 @@ SIDE_DOORS = {
     "POST, a file of the older resource": Row(
         FINE_TUNES, {"model": "demo", "training_file": "{own_file}", "validation_file": "{file}"}, other=400
     ),
+    "POST, a checkpoint": Row("/v1/embeddings", {"model": "{checkpoint}", "input": "x"}, shows="checkpoint"),
+    "GET, a checkpoint": Row("/v1/models/{checkpoint}", shows="checkpoint"),
+    "GET, a checkpoint's adapter": Row("/v1/models/{checkpoint}/adapter"),
+    "DELETE, a permission of a checkpoint of one's own": Row(
+        "/v1/fine_tuning/checkpoints/{model}/permissions/{permission}", right=404
+    ),
     "GET, a page after a file": Row("/v1/files?after={file}", other=200),
     "GET, a page after a job": Row(JOBS + "?after={job}", other=200),
     "GET, jobs with a note": Row(JOBS + "?metadata[" + SECRET + "]=" + SECRET, other=200, shows="job"),
@@ -125,7 +140,7 @@ SIDE_DOORS = {
     "POST, a stream": Row(
         "/v1/completions", {"model": "{model}", "prompt": "x", "max_tokens": 2, "stream": True}, shows="model"
     ),
-    "GET, another's usage": Row("/v1/usage?organization=acme", right=403, other=403, admin=200),
+    "GET, another's usage": Row("/v1/usage?organization=acme", right=200, other=403, admin=200),
     "GET, without the prefix": Row("/files/{file}", shows="file"),
 }
 
@@ -164,7 +179,11 @@ def acme(tenants, tickets):
         for name in ("model", "spare_model"):
             done = wait_for_end(client, job().id, within=120)
             assert done.status == "succeeded", done.error
-            things[name], things["job"] = done.fine_tuned_model, done.id
+            things[name], things["job_of_" + name] = done.fine_tuned_model, done.id
+        things["job"] = things.pop("job_of_model")
+        things["checkpoint"] = client.fine_tuning.jobs.checkpoints.list(things["job"]).data[0].fine_tuned_model_checkpoint
+        granted = http.post(f"/v1/fine_tuning/checkpoints/{things['checkpoint']}/permissions", json=ELSEWHERE).json()
+        things["permission"] = granted["data"][0]["id"]
         things["fine_tune"] = fine_tune(n_epochs=1)
 
         def has_ended():
