@@ -58,6 +58,8 @@ def fill(part, names):
 HELLO = [{"role": "user", "content": "Hello"}]
 JOBS, JOB, FINE_TUNES = "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/{job}", "/v1/fine_tunes"
 
+PERMISSIONS = "/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions"
+
 # By the method and path of the document.
 ROWS = {
     "GET /health": Row("/health", is_open=True),
@@ -104,7 +106,14 @@ ROWS = {
     "POST /v1/fine_tuning/jobs/{fine_tuning_job_id}/pause": Row(JOBS + "/{job_to_pause}/pause"),
     "POST /v1/fine_tuning/jobs/{fine_tuning_job_id}/resume": Row(JOBS + "/{job_to_resume}/resume"),
     "GET /v1/fine_tuning/jobs/{fine_tuning_job_id}/events": Row(JOB + "/events", shows="model"),
-    "GET /v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints": Row(JOB + "/checkpoints"),
+    "GET /v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints": Row(JOB + "/checkpoints", shows="spare_model"),
+    "GET " + PERMISSIONS: Row("/v1/fine_tuning/checkpoints/{model}/permissions", shows="permission"),
+    "POST " + PERMISSIONS: Row(
+        "/v1/fine_tuning/checkpoints/{model}/permissions", {"project_ids": ["nobody"]}, shows="permission"
+    ),
+    "DELETE " + PERMISSIONS + "/{permission_id}": Row(
+        "/v1/fine_tuning/checkpoints/{model}/permissions/{permission}", shows="permission"
+    ),
     "GET /v1/usage": Row("/v1/usage", other=OTHER_LISTS),
 }
 
@@ -165,6 +174,9 @@ def acme(tenants, tickets):
             done = wait_for_end(client, job().id, within=120)
             assert done.status == "succeeded", done.error
             things[name], things["job"] = done.fine_tuned_model, done.id
+        # For an organisation without keys, so that nobody here may use it.
+        shared = client.fine_tuning.checkpoints.permissions.create(things["model"], project_ids=["nobody"])
+        things["permission"] = shared.data[0].id
         things["fine_tune"] = fine_tune(n_epochs=1)
 
         def has_ended():
