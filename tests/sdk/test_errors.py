@@ -281,6 +281,8 @@ JOBS_HERE = {"invalid_classes": "test_classes_that_do_not_fit_fail_a_fine_tune"}
 JOBS_IN_RUST = {
     # A file that a job needs cannot be deleted over HTTP.
     "file_not_found": ("tests/training_jobs.rs", "a_fault_of_the_request_fails_the_job_with_a_message_that_helps"),
+    # The older resource tells it in an event alone.
+    "invalid_classes": ("tests/classification.rs", "other_classes_than_were_asked_for_fail_the_job_before_it_trains"),
     "server_error": ("tests/jobs.rs", "another_fault_is_tried_again_three_times_in_all"),
     "worker_lost": ("tests/jobs.rs", "a_job_that_kills_every_worker_fails_after_three"),
 }
