@@ -204,24 +204,31 @@ async fn a_step_has_one_checkpoint_and_a_lost_lease_none() {
 }
 
 #[tokio::test]
-async fn older_checkpoints_make_room_and_say_whether_their_files_may_go() {
+async fn older_checkpoints_make_room_with_the_files_that_nobody_else_needs() {
     let fixture = Fixture::new().await;
     let job = claimed(&fixture).await;
+    let blobs = &fixture.store().blobs;
+    let config = |adapter: &str| format!("adapters/{adapter}/adapter_config.json");
     let add = async |job: &Job, step: i64, adapter: &str| {
-        let dropped = fixture.queue.add_checkpoint(job, &new_checkpoint(job, step, adapter)).await.unwrap().unwrap();
-        dropped.into_iter().map(|dropped| (dropped.adapter, dropped.unused)).collect::<Vec<_>>()
+        blobs.put(&config(adapter), "x".into()).await.unwrap();
+        fixture.queue.add_checkpoint(job, &new_checkpoint(job, step, adapter)).await.unwrap().unwrap()
     };
+    let name = |step: i64| new_checkpoint(&job, step, "").model;
     for (step, adapter) in [(1, "aa"), (2, "bb"), (3, "bb")] {
-        assert_eq!(add(&job, step, adapter).await, []);
+        assert!(add(&job, step, adapter).await.is_empty());
     }
-    assert_eq!(add(&job, 4, "dd").await, [("aa".into(), true)]);
-    assert_eq!(add(&job, 5, "ee").await, [("bb".into(), false)], "step 3 has the same adapter");
-    assert_eq!(add(&job, 6, "bb").await, [("bb".into(), false)], "so has the new one");
+    assert_eq!(add(&job, 4, "dd").await, [name(1)]);
+    assert!(blobs.get(&config("aa")).await.is_err());
+    assert_eq!(add(&job, 5, "ee").await, [name(2)]);
+    assert!(blobs.get(&config("bb")).await.is_ok(), "step 3 has the same adapter");
+    assert_eq!(add(&job, 6, "bb").await, [name(3)]);
+    assert!(blobs.get(&config("bb")).await.is_ok(), "so has the newest one");
     assert_eq!(steps(&all(&fixture, &job).await), [6, 5, 4]);
     // Another job may be about to name the same content.
     let other = claimed(&fixture).await;
-    assert_eq!(add(&other, 1, "ff").await, []);
-    assert_eq!(add(&job, 7, "gg").await, [("dd".into(), false)]);
+    assert!(add(&other, 1, "ff").await.is_empty());
+    assert_eq!(add(&job, 7, "gg").await, [name(4)]);
+    assert!(blobs.get(&config("dd")).await.is_ok(), "another job runs");
     assert_eq!(steps(&all(&fixture, &other).await), [1], "each job has its own");
 }
 
@@ -275,7 +282,7 @@ async fn another_organisation_uses_a_checkpoint_as_long_as_it_has_permission() {
     let names = |models: Vec<attune::store::models::FineTunedModel>| {
         models.into_iter().map(|model| model.name).collect::<Vec<_>>()
     };
-    assert_eq!(names(store.usable_models(RIVAL).await.unwrap()), [checkpoint.clone()]);
+    assert_eq!(names(store.usable_models(RIVAL).await.unwrap()), std::slice::from_ref(&checkpoint));
     assert_eq!(names(store.usable_models(ORG).await.unwrap()).len(), 2);
     // Nothing but its use: the final model is another one, and the checkpoint stays its owner's.
     assert!(is_unknown(&registry.lease(RIVAL, done.fine_tuned_model.as_ref().unwrap()).await));

@@ -157,7 +157,8 @@ pub async fn download(
         let message = format!("The model `{name}` is a base model and has no adapter.");
         return Err(Error::invalid("model", message).into());
     }
-    let row = state.store.usable_model(&caller.organization, real).await;
+    // Only the owner's: permission to use a model is none to take its weights.
+    let row = state.store.fine_tuned_model(&caller.organization, real).await;
     let model = row.map_err(|error| blame_model(error.about_model(&name)))?;
     let files = vec![
         ("adapter_config.json", state.store.blobs.get(&config_key(&model.adapter)).await?),

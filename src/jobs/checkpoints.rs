@@ -42,24 +42,13 @@ pub struct NewCheckpoint {
     pub metrics: Value,
 }
 
-/// A checkpoint that made room for a newer one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DroppedCheckpoint {
-    /// The name that is gone.
-    pub model: String,
-    /// SHA-256 of its adapter.
-    pub adapter: String,
-    /// True where nobody else needs the adapter's blobs: no other row names it, and no other job runs that may be about to.
-    pub unused: bool,
-}
-
 impl Queue {
-    /// Makes a stored adapter a model of the job's organisation, and drops the checkpoints that are too many now. A step
-    /// that an earlier attempt has made a checkpoint of keeps that one. `None`: the lease is lost, nothing was written.
-    pub async fn add_checkpoint(&self, job: &Job, new: &NewCheckpoint) -> Result<Option<Vec<DroppedCheckpoint>>> {
-        // `fine_tuned_models` shows in every part of the statement what was there before it, so the new row is counted by
-        // hand: of the others one less may stay.
-        let rows: Vec<(Option<String>, Option<String>, bool)> = sqlx::query_as(
+    /// Makes a stored adapter a model of the job's organisation, and drops the checkpoints that are too many now, with
+    /// their blobs where nobody else needs them; the names that are gone. A step that an earlier attempt has made a
+    /// checkpoint of keeps that one. `None`: the lease is lost, nothing was written.
+    pub async fn add_checkpoint(&self, job: &Job, new: &NewCheckpoint) -> Result<Option<Vec<String>>> {
+        // Every part of the statement sees the table as it was before, so the new step is added by hand.
+        let rows: Vec<(Option<String>, Option<String>)> = sqlx::query_as(
             "with held as materialized (
                  select id, organization from jobs where key = $1 and attempt = $2 and status = 'running' for no key update
              ), added as (
@@ -75,14 +64,9 @@ impl Queue {
                              where kept.organization = held.organization and kept.job = held.id and kept.step is not null
                             union select $7
                         ) steps order by step desc limit $9)
-                 returning old.organization, old.name, old.adapter
+                 returning old.name, old.adapter
              )
-             select name, adapter,
-                    coalesce(adapter <> $5 and not exists (
-                        select from fine_tuned_models other where other.adapter = dropped.adapter
-                           and (other.organization, other.name) not in (select organization, name from dropped)
-                    ) and not exists (select from jobs where status = 'running' and key <> $1), false)
-               from held left join dropped on true",
+             select name, adapter from held left join dropped on true",
         )
         .bind(job.key)
         .bind(job.attempt)
@@ -99,10 +83,15 @@ impl Queue {
         if rows.is_empty() {
             return Ok(None);
         }
-        let dropped = rows.into_iter().filter_map(|(model, adapter, unused)| {
-            Some(DroppedCheckpoint { model: model?, adapter: adapter?, unused })
-        });
-        Ok(Some(dropped.collect()))
+        let mut dropped = Vec::new();
+        for (model, adapter) in rows.into_iter().filter_map(|(model, adapter)| model.zip(adapter)) {
+            // Files that stay are swept up; the checkpoint is made in any case.
+            if let Err(error) = self.store.remove_unused_adapter(&adapter, Some(job.key)).await {
+                tracing::warn!(job = job.id, model, "cannot delete the files of a checkpoint: {error}");
+            }
+            dropped.push(model);
+        }
+        Ok(Some(dropped))
     }
 
     /// A page of the job's checkpoints, newest first, and whether there are more.

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use sqlx::{Postgres, Transaction};
+use uuid::Uuid;
 
 use crate::store::{MAX_PAGE, Store};
 use crate::{Error, Result};
@@ -88,7 +89,7 @@ impl Store {
                 }
                 if let Some((model, before)) = store.name_model(&new, &blobs, replace).await? {
                     if let Some(before) = before.filter(|before| *before != model.adapter) {
-                        store.remove_unused_adapter(&before).await?;
+                        store.remove_unused_adapter(&before, None).await?;
                     }
                     return Ok(model);
                 }
@@ -146,15 +147,16 @@ impl Store {
 
     /// Removes a generation's blobs where no name points to it.
     ///
-    /// Blobs are named by content, and a running job may be about to publish the same content; then they stay for the
-    /// sweep to judge.
-    async fn remove_unused_adapter(&self, adapter: &str) -> Result<()> {
+    /// Blobs are named by content, and a running job (other than `job`, which knows what it does) may be about to publish
+    /// the same content; then they stay for the sweep to judge.
+    pub(crate) async fn remove_unused_adapter(&self, adapter: &str, job: Option<Uuid>) -> Result<()> {
         let mut transaction = self.lock_adapters().await?;
         let unused: bool = sqlx::query_scalar(
             "select not exists (select from fine_tuned_models where adapter = $1)
-                and not exists (select from jobs where status = 'running')",
+                and not exists (select from jobs where status = 'running' and key is distinct from $2)",
         )
         .bind(adapter)
+        .bind(job)
         .fetch_one(&mut *transaction)
         .await?;
         if unused {
@@ -176,7 +178,7 @@ impl Store {
             .fetch_optional(&store.pool)
             .await?
             .ok_or(Error::ModelNotFound(name))?;
-            store.remove_unused_adapter(&deleted.adapter).await?;
+            store.remove_unused_adapter(&deleted.adapter, None).await?;
             Ok(deleted)
         })
         .await

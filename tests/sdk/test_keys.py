@@ -141,6 +141,18 @@ def test_keys_of_the_configuration_stay_beside_those_of_the_database(binary, sta
     server.stop()
 
 
+@pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
+def test_what_concerns_the_whole_server_needs_an_admin_key(tenants, path):
+    body = {"lora_name": "none", "lora_path": "none"}
+    with tenants.http("acme") as http:
+        answer = http.post(path, json=body)
+    assert answer.status_code == 403
+    error = error_of(answer)
+    assert (error["type"], error["code"]) == ("invalid_request_error", "insufficient_permissions")
+    with tenants.http("admin") as http:
+        assert http.post(path, json=body).status_code in (400, 404)
+
+
 # --- Tenants -------------------------------------------------------------------------------------------------------------
 
 

@@ -175,7 +175,9 @@ const SUCCEED: &str = concat!(
          select organization, $3, $4, $5, id from changed
      ), charged as (
          insert into usage_daily as used (organization, day, key, model, base, trained_tokens)
-         select organization, (now() at time zone 'utc')::date, coalesce(api_key, ''), spec->>'model', $4, $6 from changed
+         select organization, (now() at time zone 'utc')::date, coalesce(api_key, ''),
+                coalesce(spec->>'alias', spec->>'model'), $4, $6
+           from changed
          on conflict (organization, day, key, model, base)
          do update set trained_tokens = used.trained_tokens + excluded.trained_tokens
      ), said as (

@@ -13,7 +13,7 @@ use super::{LEASE, Worker};
 use crate::adapters::peft::PeftFiles;
 use crate::adapters::registry::{config_key, weights_key};
 use crate::jobs::Job;
-use crate::jobs::checkpoints::{DroppedCheckpoint, NewCheckpoint};
+use crate::jobs::checkpoints::NewCheckpoint;
 use crate::train::{Evaluation, StepReport};
 use crate::{Error, Result};
 
@@ -98,11 +98,8 @@ impl Worker {
             control.raise(Interrupt::Lost);
             return Ok(());
         };
-        for DroppedCheckpoint { model, adapter, unused } in dropped {
+        for model in dropped {
             self.registry.forget(&job.organization, &model);
-            if unused {
-                self.delete_blobs(&format!("adapters/{adapter}")).await;
-            }
         }
         Ok(())
     }

@@ -242,7 +242,7 @@ impl Worker {
         }
     }
 
-    pub(super) async fn delete_blobs(&self, prefix: &str) {
+    async fn delete_blobs(&self, prefix: &str) {
         if let Err(error) = self.store.blobs.delete_prefix(prefix).await {
             tracing::warn!(prefix, "cannot delete blobs: {error}");
         }
