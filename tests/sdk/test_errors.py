@@ -62,7 +62,11 @@ REQUESTS = {
     (400, "missing_required_parameter"): ("POST", "/v1/completions", {"json": {"prompt": "x"}}),
     (400, "invalid_type"): ("POST", "/v1/completions", {"json": {"model": "demo", "prompt": "x", "n": "many"}}),
     (400, "invalid_value"): ("POST", "/v1/completions", {"json": {"model": "demo", "prompt": "x", "temperature": 9}}),
-    (400, "unsupported_parameter"): ("POST", "/v1/completions", {"json": {"model": "demo", "prompt": "x", "suffix": "y"}}),
+    (400, "unsupported_parameter"): (
+        "POST",
+        "/v1/completions",
+        {"json": {"model": "demo", "prompt": "x", "suffix": "y"}},
+    ),
     (400, "unsupported_value"): (
         "POST",
         "/v1/fine_tuning/jobs",

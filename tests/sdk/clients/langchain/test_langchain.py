@@ -62,7 +62,11 @@ def test_structured_output_is_of_the_type_asked_for(method):
 
 
 def test_json_mode_gives_an_object():
-    answer = chat(max_tokens=None).with_structured_output(None, method="json_mode").invoke("A parcel as JSON.")
+    answer = (
+        chat(max_tokens=None, frequency_penalty=1)
+        .with_structured_output(None, method="json_mode")
+        .invoke("A parcel as JSON.")
+    )
     assert isinstance(answer, dict)
 
 

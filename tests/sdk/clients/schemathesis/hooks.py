@@ -42,7 +42,12 @@ def map_body(ctx, body):
             body[field] = name
     if isinstance(body.get("validation_file"), str):
         body["validation_file"] = None
-    limits = {"max_tokens": MOST_TOKENS, "max_completion_tokens": MOST_TOKENS, "n": MOST_ANSWERS, "best_of": MOST_ANSWERS}
+    limits = {
+        "max_tokens": MOST_TOKENS,
+        "max_completion_tokens": MOST_TOKENS,
+        "n": MOST_ANSWERS,
+        "best_of": MOST_ANSWERS,
+    }
     for field, most in limits.items():
         if isinstance(body.get(field), int) and body[field] > most and body[field] % 5:
             body[field] = most
