@@ -76,9 +76,9 @@ class Scorer:
     def of_answer(self, context, answer):
         # The harness counts white space at the end of a context to the answer.
         bare = context.rstrip()
-        answer = context[len(bare):] + answer
+        answer = context[len(bare) :] + answer
         before = self.encode(bare)
-        return self.of_tokens(before, self.encode(bare + answer)[len(before):])
+        return self.of_tokens(before, self.encode(bare + answer)[len(before) :])
 
     def of_text(self, text):
         return self.of_tokens([self.tokenizer.eos_token_id], self.encode(text))

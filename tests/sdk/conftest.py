@@ -64,8 +64,8 @@ def server(start_server):
 
 @pytest.fixture(scope="session")
 def aliased(start_server, tmp_path_factory):
-    """A server that knows the demo model under the names that clients and their tests expect of OpenAI. `ada` has a
-    longer context, because openai 0.28's own tests send prompts of 2,000 tokens."""
+    """A server that knows the demo model under the names that clients and their tests expect of OpenAI. `ada` and
+    `gpt-4o-mini` have a longer context, for prompts of 2,000 tokens in tests that come with clients."""
     folder = tmp_path_factory.mktemp("aliased")
     long = folder / "long"
     long.mkdir()
@@ -88,7 +88,7 @@ path = "{long}"
 ada = "long"
 text-embedding-3-small = "demo"
 "gpt-3.5-turbo" = "demo"
-gpt-4o-mini = "demo"
+gpt-4o-mini = "long"
 """
     )
     return start_server("--config", str(settings))

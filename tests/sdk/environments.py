@@ -71,7 +71,17 @@ def make_python(name, folder):
     if sys.version_info < (3, 11):
         raise RuntimeError(f"The clients' environments need Python 3.11 or newer; this is {sys.version.split()[0]}.")
     run(sys.executable, "-m", "venv", folder)
-    run(python(folder), "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", "-r", requirements(name))
+    run(
+        python(folder),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--disable-pip-version-check",
+        "-r",
+        requirements(name),
+    )
 
 
 def make_node(name, folder):

@@ -3,8 +3,10 @@
 What takes a killed worker, a dead database or a minute's silence is provoked in Rust: here stands where.
 """
 
+import io
 import json
 import re
+import tarfile
 import threading
 from pathlib import Path
 
@@ -60,7 +62,11 @@ REQUESTS = {
     (400, "missing_required_parameter"): ("POST", "/v1/completions", {"json": {"prompt": "x"}}),
     (400, "invalid_type"): ("POST", "/v1/completions", {"json": {"model": "demo", "prompt": "x", "n": "many"}}),
     (400, "invalid_value"): ("POST", "/v1/completions", {"json": {"model": "demo", "prompt": "x", "temperature": 9}}),
-    (400, "unsupported_parameter"): ("POST", "/v1/completions", {"json": {"model": "demo", "prompt": "x", "suffix": "y"}}),
+    (400, "unsupported_parameter"): (
+        "POST",
+        "/v1/completions",
+        {"json": {"model": "demo", "prompt": "x", "suffix": "y"}},
+    ),
     (400, "unsupported_value"): (
         "POST",
         "/v1/fine_tuning/jobs",
@@ -184,7 +190,13 @@ def test_an_upload_beyond_the_limit_is_refused(strict):
 
 
 def test_what_is_no_adapter_is_not_loaded(client, http):
-    file = client.files.create(file=("adapter.tar", b"no archive"), purpose="user_data")
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 2
+            tar.addfile(entry, io.BytesIO(b"{}"))
+    file = client.files.create(file=("adapter.tar", archive.getvalue()), purpose="user_data")
     answer = http.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": file.id})
     check_error(answer, 400, "invalid_adapter")
 

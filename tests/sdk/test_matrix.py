@@ -65,7 +65,9 @@ ROWS = {
     "GET /health": Row("/health", is_open=True),
     "GET /ready": Row("/ready", is_open=True),
     "GET /metrics": Row("/metrics", is_open=True),
-    "POST /v1/completions": Row("/v1/completions", {"model": "{model}", "prompt": "On", "max_tokens": 2}, shows="model"),
+    "POST /v1/completions": Row(
+        "/v1/completions", {"model": "{model}", "prompt": "On", "max_tokens": 2}, shows="model"
+    ),
     "POST /v1/chat/completions": Row(
         "/v1/chat/completions", {"model": "{model}", "messages": HELLO, "max_tokens": 2}, shows="model"
     ),
@@ -181,7 +183,9 @@ def acme(tenants, tickets):
             assert done.status == "succeeded", done.error
             things[name], things["job_of_" + name] = done.fine_tuned_model, done.id
         things["job"] = things.pop("job_of_model")
-        things["checkpoint"] = client.fine_tuning.jobs.checkpoints.list(things["job"]).data[0].fine_tuned_model_checkpoint
+        things["checkpoint"] = (
+            client.fine_tuning.jobs.checkpoints.list(things["job"]).data[0].fine_tuned_model_checkpoint
+        )
         granted = http.post(f"/v1/fine_tuning/checkpoints/{things['checkpoint']}/permissions", json=ELSEWHERE).json()
         things["permission"] = granted["data"][0]["id"]
         things["fine_tune"] = fine_tune(n_epochs=1)

@@ -61,6 +61,15 @@ def test_structured_output_is_of_the_type_asked_for(method):
     assert isinstance(parcel, Parcel)
 
 
+def test_json_mode_gives_an_object():
+    answer = (
+        chat(max_tokens=None, frequency_penalty=1)
+        .with_structured_output(None, method="json_mode")
+        .invoke("A parcel as JSON.")
+    )
+    assert isinstance(answer, dict)
+
+
 @tool
 def weigh(town: str, heavy: bool) -> str:
     """Weighs a parcel."""

@@ -99,7 +99,9 @@ def test_models_completions_chat_and_files(train):
     assert json.loads(openai("api", "models.get", "-i", "ada"))["id"] == "ada"
     assert openai("api", "completions.create", "-m", "ada", "-p", "On Friday", "-M", "8").startswith("On Friday")
     streamed = openai("api", "completions.create", "-m", "ada", "-p", "On", "-M", "8", "-t", "0", "--stream")
-    assert streamed.strip() == openai("api", "completions.create", "-m", "ada", "-p", "On", "-M", "8", "-t", "0").strip()
+    assert (
+        streamed.strip() == openai("api", "completions.create", "-m", "ada", "-p", "On", "-M", "8", "-t", "0").strip()
+    )
     assert openai("api", "chat_completions.create", "-m", "gpt-3.5-turbo", "-g", "user", "Hello", "-M", "8")
     file = json.loads(openai("api", "files.create", "-f", train, "-p", "fine-tune"))
     assert json.loads(openai("api", "files.get", "-i", file["id"]))["id"] == file["id"]

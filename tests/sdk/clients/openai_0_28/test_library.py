@@ -34,7 +34,9 @@ def test_a_stream_joins_to_the_whole_answer():
 
 
 def test_a_fine_tuned_model_goes_on_learning_and_its_results_can_be_read():
-    file = openai.File.create(file=io.BytesIO(jsonl(prompts(20))), purpose="fine-tune", user_provided_filename="a.jsonl")
+    file = openai.File.create(
+        file=io.BytesIO(jsonl(prompts(20))), purpose="fine-tune", user_provided_filename="a.jsonl"
+    )
     first = openai.FineTune.create(training_file=file.id, model="ada", n_epochs=1, batch_size=4)
     model = followed(first.id).fine_tuned_model
     second = openai.FineTune.create(training_file=file.id, model=model, n_epochs=1, batch_size=4)
