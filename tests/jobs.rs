@@ -772,7 +772,7 @@ fn any_order_of_operations_agrees_with_the_state_machine() {
     let config = ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() };
     proptest!(config, |(steps in steps())| {
         runtime.block_on(async {
-            queue.database.execute("truncate jobs, job_events, fine_tuned_models").await;
+            queue.database.execute("truncate jobs, job_events, fine_tuned_models cascade").await;
             let job = queue.enqueued().await;
             let mut model = Model { status: JobStatus::Queued, stop: None, attempt: 0, failures: 0 };
             let mut claims = Vec::new();
