@@ -19,6 +19,8 @@ use crate::{Error, Result};
 
 /// Pieces in which files travel to the store: few enough calls, little memory.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Times that a deletion may take the folder away under a blob that is being written into it.
+const PUT_ATTEMPTS: usize = 5;
 
 /// The blob store. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -48,8 +50,15 @@ impl Blobs {
 
     /// Stores `content` under `key`, whole or not at all.
     pub async fn put(&self, key: &str, content: Bytes) -> Result<()> {
-        self.store.put(&checked(key)?, PutPayload::from_bytes(content)).await?;
-        Ok(())
+        let key = checked(key)?;
+        let mut attempt = 1;
+        loop {
+            match self.store.put(&key, PutPayload::from_bytes(content.clone())).await {
+                // Deleting the last blob of a folder removes the folder, which may be the one that is written to.
+                Err(error) if attempt < PUT_ATTEMPTS && is_missing_folder(&error) => attempt += 1,
+                outcome => return Ok(outcome.map(drop)?),
+            }
+        }
     }
 
     /// Moves a complete local file into the store under `key`, without reading it into memory.
@@ -122,6 +131,13 @@ impl Blobs {
         }
         Ok(())
     }
+}
+
+/// True where the local disk says that something on the way to the blob is not there.
+fn is_missing_folder(error: &object_store::Error) -> bool {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    let mut causes = causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    causes.any(|cause| cause.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// A folder that vanishes while it is listed holds nothing any more.
