@@ -3,12 +3,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-rust test-sdk bench check openapi parity
+.PHONY: help setup demo serve test test-rust test-sdk bench bench-serving check openapi parity
 
 PYTHON := .venv/bin/python
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Install or name what is missing beside Rust (PostgreSQL, Python, Node.js, a C compiler)
 	@tools/setup
@@ -32,6 +32,9 @@ test-sdk: setup .venv/.installed
 
 bench: setup ## Measure serving, embedding and training on this machine
 	@tools/bench
+
+bench-serving: setup .venv-bench/.installed ## Measure serving beside llama.cpp and mistralrs (compiles llama.cpp, 15 minutes)
+	@.venv-bench/bin/python benches/serving
 
 check: setup ## Formatting, lints as errors, and that openapi/openapi.json is up to date
 	@cargo fmt --check
@@ -58,6 +61,11 @@ parity: setup .venv-parity/.installed ## Compare with transformers and PEFT anew
 .venv/.installed: tests/sdk/requirements.txt | setup
 	@python3 -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.venv-bench/.installed: benches/serving/requirements.txt | setup
+	@python3 -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 .venv-parity/.installed: tests/parity/requirements.txt | setup

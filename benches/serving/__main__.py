@@ -1,0 +1,192 @@
+"""Measures serving side by side with llama.cpp and mistralrs, on random weights of SmolLM2-135M's shape, and prints one
+table. All servers stand at the same time and are asked in turn, so that what disturbs the machine disturbs all of them;
+each figure is a median. `make bench-serving` runs it; docs/performance.md keeps a table."""
+
+import argparse
+import concurrent.futures
+import itertools
+import os
+import platform
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import checkpoint
+from peers import SLOTS, Attune, LlamaCpp, MistralRs, attunelib
+
+NEW_TOKENS = 64
+# 16 prompts, 1,704 tokens in all.
+PROMPT_LENGTHS = (16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 112, 128, 144, 192, 512)
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def prompts(seed, lengths=PROMPT_LENGTHS):
+    """Prompts that no cache has met, in mixed order."""
+    letters = random.Random(seed)
+    texts = ["".join(letters.choices(LETTERS, k=length)) for length in lengths]
+    letters.shuffle(texts)
+    return texts
+
+
+def at_once(server, seed, models=None):
+    """Tokens per second of all answers together, with their prompts."""
+    texts = prompts(seed)
+    with concurrent.futures.ThreadPoolExecutor(SLOTS) as pool:
+        start = time.perf_counter()
+        if models is None:
+            counts = list(pool.map(lambda text: server.complete(text, NEW_TOKENS), texts))
+        else:
+            counts = list(pool.map(lambda text, model: server.complete(text, NEW_TOKENS, model), texts, models))
+        return sum(counts) / (time.perf_counter() - start)
+
+
+def one_by_one(server, seed):
+    """Tokens per second of short prompts, one request at a time."""
+    start = time.perf_counter()
+    counts = [server.complete(text, NEW_TOKENS) for text in prompts(seed, (16, 16, 16))]
+    return sum(counts) / (time.perf_counter() - start)
+
+
+def compared(cases, rounds):
+    """Runs each case (name to a function of the round) once a round, in turn; the medians by name."""
+    figures = {name: [] for name in cases}
+    for case in cases.values():
+        case(0)  # the first request pays for what is made on demand
+    for number in range(1, rounds + 1):
+        for name, case in cases.items():
+            figures[name].append(case(number))
+    return {name: statistics.median(values) for name, values in figures.items()}
+
+
+def against_peers(attunes, peers, rounds, table):
+    """Many at once, and one at a time."""
+    for title, measure in (("16 at once", at_once), ("one at a time", one_by_one)):
+        servers = [*attunes, *peers]
+        cases = {server.name: (lambda number, server=server: measure(server, number)) for server in servers}
+        for name, speed in compared(cases, rounds).items():
+            table.append((title, name, speed))
+
+
+def zipf(count, draws, seed):
+    """`draws` numbers below `count`, the n-th in popularity with a share of 1/n."""
+    shares = [1 / (number + 1) for number in range(count)]
+    return random.Random(seed).choices(range(count), shares, k=draws)
+
+
+def with_adapters(server, work, count, rounds, table):
+    """The same load on the base, on 16 adapters, on one, and on `count` with skewed popularity."""
+    folder = server.data / "adapters-of-the-benchmark"
+    for number in range(SLOTS):
+        checkpoint.write_adapter(folder / f"wide-{number}", number)
+        server.load_adapter(f"wide-{number}", folder / f"wide-{number}")
+    # Many adapters: rank 8 on queries and values, PEFT's default targets, to bound the disk.
+    narrow = {"rank": 8, "targets": ("self_attn.q_proj", "self_attn.v_proj")}
+    for number in range(count):
+        checkpoint.write_adapter(folder / f"many-{number}", 1000 + number, **narrow)
+        server.load_adapter(f"many-{number}", folder / f"many-{number}")
+    cases = {
+        "base only": lambda number: at_once(server, number),
+        "16 adapters of rank 16": lambda number: at_once(server, number, [f"wide-{n}" for n in range(SLOTS)]),
+        "1 adapter of rank 8": lambda number: at_once(server, number, ["many-0"] * SLOTS),
+        f"{count} adapters of rank 8, Zipf": lambda number: at_once(
+            server, number, [f"many-{n}" for n in zipf(count, SLOTS, number)]
+        ),
+    }
+    for name, speed in compared(cases, rounds).items():
+        table.append(("adapters", f"{server.name}, {name}", speed))
+
+
+def gaps(server, seed):
+    """Seconds between the tokens of 16 streams."""
+    texts = prompts(seed, (64,) * SLOTS)
+    with concurrent.futures.ThreadPoolExecutor(SLOTS) as pool:
+        times = pool.map(lambda text: server.stream(text, 128), texts)
+        return [later - earlier for stream in times for earlier, later in itertools.pairwise(stream)]
+
+
+def percentile(values, share):
+    """The value below which `share` of the sorted values lie."""
+    values = sorted(values)
+    return values[min(len(values) - 1, int(share * len(values)))]
+
+
+def loads_during_traffic(server, rounds, table):
+    """The 99th percentile of the time between tokens, alone and with ten adapter loads a second."""
+    folder = server.data / "adapters-of-the-benchmark"
+    alone, loaded = [], []
+    for number in range(1, rounds + 1):
+        alone += gaps(server, number)
+        stop = threading.Event()
+        loads = []
+
+        def load(number=number, stop=stop, loads=loads):
+            for turn in itertools.count():
+                due = time.perf_counter() + 0.1
+                server.load_adapter(f"loaded-{number}-{turn}", folder / f"many-{turn % 16}")
+                loads.append(turn)
+                if stop.wait(max(0.0, due - time.perf_counter())):
+                    return
+
+        loader = threading.Thread(target=load)
+        start = time.perf_counter()
+        loader.start()
+        loaded += gaps(server, 100 + number)
+        seconds = time.perf_counter() - start
+        stop.set()
+        loader.join()
+    table.append(("time between tokens, 99th percentile, ms", "alone", 1000 * percentile(alone, 0.99)))
+    name = f"with {len(loads) / seconds:.1f} adapter loads a second"
+    table.append(("time between tokens, 99th percentile, ms", name, 1000 * percentile(loaded, 0.99)))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--binary", help="measure this attune instead of building one")
+    parser.add_argument("--rounds", type=int, default=5, help="times that each figure is taken (default 5)")
+    parser.add_argument("--adapters", type=int, default=1000, help="registered adapters (default 1000)")
+    parser.add_argument("--only", choices=("peers", "adapters"), help="one half of the table")
+    parser.add_argument("--work", type=Path, help="keep the made checkpoints here")
+    arguments = parser.parse_args()
+    work = arguments.work or attunelib.data_folder()
+    paths = checkpoint.write_all(work)
+    binary = arguments.binary or attunelib.build()
+    table, started = [], []
+
+    def start(server):
+        started.append(server)
+        return server.start()
+
+    try:
+        f32 = start(Attune(binary, paths["folder"], "attune f32", work))
+        if arguments.only != "adapters":
+            program = Path(sys.executable).parent / "llama-server"
+            attunes = [f32, start(Attune(binary, paths["folder"], "attune bf16", work, dtype="bf16")),
+                       start(Attune(binary, paths["folder"], "attune q8_0", work, quantize="q8_0"))]  # fmt: skip
+            peers = [start(LlamaCpp(paths[kind], f"llama.cpp {kind}", program)) for kind in ("f32", "f16", "q8_0")]
+            peers.append(start(MistralRs(paths["folder"], "mistralrs 0.9.5")))
+            against_peers(attunes, peers, arguments.rounds, table)
+            for server in started[1:]:
+                server.stop()
+            del started[1:]
+        if arguments.only != "peers":
+            with_adapters(f32, work, arguments.adapters, arguments.rounds, table)
+            loads_during_traffic(f32, arguments.rounds, table)
+    finally:
+        for server in started:
+            server.stop()
+        if arguments.work is None:
+            shutil.rmtree(work, ignore_errors=True)
+    print(f"\nSmolLM2-135M's shape, {os.cpu_count()} cores, {platform.machine()}, medians of {arguments.rounds}\n")
+    print("| what | of | tokens/s |\n|---|---|---|")
+    for title, name, value in table:
+        print(f"| {title} | {name} | {value:,.1f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Random weights of SmolLM2-135M's shape, in the form of each server, and random adapters for them.
+
+Speed does not depend on the weights' values, so nothing is downloaded. The tokenizer has SmolLM2's number of tokens, one
+for each byte and no merges: a text of n ASCII characters is a prompt of exactly n tokens for every server.
+"""
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32", "hidden_act": "silu",
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152, "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "tie_word_embeddings": True, "attention_bias": False,
+    "mlp_bias": False, "bos_token_id": 49151, "eos_token_id": 49151,
+}  # fmt: skip
+END = "<|end|>"
+KEY_WIDTH = CONFIG["num_key_value_heads"] * CONFIG["head_dim"]
+# Linear layers of a block: name in the checkpoint, name in GGUF, (out, in).
+LAYERS = {
+    "self_attn.q_proj": ("attn_q", (576, 576)),
+    "self_attn.k_proj": ("attn_k", (KEY_WIDTH, 576)),
+    "self_attn.v_proj": ("attn_v", (KEY_WIDTH, 576)),
+    "self_attn.o_proj": ("attn_output", (576, 576)),
+    "mlp.gate_proj": ("ffn_gate", (1536, 576)),
+    "mlp.up_proj": ("ffn_up", (1536, 576)),
+    "mlp.down_proj": ("ffn_down", (576, 1536)),
+}
+
+
+def tensors(seed=1):
+    """The checkpoint's tensors, f32."""
+    random = np.random.default_rng(seed)
+    named = {"model.embed_tokens.weight": random.normal(0, 0.02, (CONFIG["vocab_size"], 576)),
+             "model.norm.weight": np.ones(576)}  # fmt: skip
+    for layer in range(CONFIG["num_hidden_layers"]):
+        for name, (_, shape) in LAYERS.items():
+            named[f"model.layers.{layer}.{name}.weight"] = random.normal(0, 0.02, shape)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            named[f"model.layers.{layer}.{norm}.weight"] = np.ones(576)
+    return {name: value.astype(np.float32) for name, value in named.items()}
+
+
+def vocabulary():
+    """One token for each byte, then words that no text has, then the end."""
+    bytes_of_text = sorted(pre_tokenizers.ByteLevel.alphabet())
+    others = [f"w{number}" for number in range(CONFIG["vocab_size"] - len(bytes_of_text) - 1)]
+    return [*bytes_of_text, *others, END]
+
+
+def write_folder(folder, named):
+    """A folder in Hugging Face form."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(CONFIG, indent=1))
+    words = {word: number for number, word in enumerate(vocabulary())}
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(END, special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "model_max_length": 8192,
+                "chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}"}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def write_gguf(path, named, precision):
+    """The same for llama.cpp: `f32`, `f16` or `q8_0`."""
+    kinds = gguf.GGMLQuantizationType
+    kind = {"f32": kinds.F32, "f16": kinds.F16, "q8_0": kinds.Q8_0}[precision]
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(CONFIG["max_position_embeddings"])
+    writer.add_embedding_length(CONFIG["hidden_size"])
+    writer.add_block_count(CONFIG["num_hidden_layers"])
+    writer.add_feed_forward_length(CONFIG["intermediate_size"])
+    writer.add_head_count(CONFIG["num_attention_heads"])
+    writer.add_head_count_kv(CONFIG["num_key_value_heads"])
+    writer.add_rope_dimension_count(CONFIG["head_dim"])
+    writer.add_rope_freq_base(CONFIG["rope_theta"])
+    writer.add_layer_norm_rms_eps(CONFIG["rms_norm_eps"])
+    writer.add_vocab_size(CONFIG["vocab_size"])
+    words = vocabulary()
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(words)
+    writer.add_token_types([gguf.TokenType.NORMAL] * (len(words) - 1) + [gguf.TokenType.CONTROL])
+    writer.add_token_merges([])
+    writer.add_eos_token_id(CONFIG["eos_token_id"])
+    writer.add_add_bos_token(False)
+
+    def add(name, value):
+        if value.ndim == 1:
+            writer.add_tensor(name, value)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
+
+    add("token_embd.weight", named["model.embed_tokens.weight"])
+    add("output_norm.weight", named["model.norm.weight"])
+    for layer in range(CONFIG["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        add(f"blk.{layer}.attn_norm.weight", named[f"{prefix}.input_layernorm.weight"])
+        add(f"blk.{layer}.ffn_norm.weight", named[f"{prefix}.post_attention_layernorm.weight"])
+        for name, (other, _) in LAYERS.items():
+            value = named[f"{prefix}.{name}.weight"]
+            heads = {"attn_q": CONFIG["num_attention_heads"], "attn_k": CONFIG["num_key_value_heads"]}.get(other)
+            if heads:  # GGUF's Llama rotates neighbouring values, the checkpoint halves of a head.
+                value = value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+            add(f"blk.{layer}.{other}.weight", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_adapter(folder, seed, rank=16, targets=tuple(LAYERS), dtype=np.float32):
+    """A PEFT folder with random A and B."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    named = {}
+    for layer in range(CONFIG["num_hidden_layers"]):
+        for name in targets:
+            _, (out, into) = LAYERS[name]
+            prefix = f"base_model.model.model.layers.{layer}.{name}"
+            named[f"{prefix}.lora_A.weight"] = random.normal(0, 0.02, (rank, into)).astype(dtype)
+            named[f"{prefix}.lora_B.weight"] = random.normal(0, 0.02, (out, rank)).astype(dtype)
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0,
+              "bias": "none", "target_modules": sorted({name.split(".")[1] for name in targets})}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def write_all(folder: Path):
+    """The checkpoint and its GGUF files, made once; their paths by name."""
+    paths = {"folder": folder / "model", **{kind: folder / f"model-{kind}.gguf" for kind in ("f32", "f16", "q8_0")}}
+    if (folder / "complete").exists():
+        return paths
+    named = tensors()
+    write_folder(paths["folder"], named)
+    for kind in ("f32", "f16", "q8_0"):
+        write_gguf(paths[kind], named, kind)
+    (folder / "complete").touch()
+    return paths

@@ -1,0 +1,157 @@
+"""The servers that are measured, each behind the same few calls: `start`, `complete` (a prompt of ASCII text, one token for
+each character, to a number of new tokens), `stop`."""
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+import attunelib  # noqa: E402
+
+THREADS = os.cpu_count()
+SLOTS = 16
+
+
+class Http:
+    """One kept connection for each thread, so that connecting is not what is measured."""
+
+    def __init__(self, url):
+        self.address = urllib.parse.urlsplit(url).netloc
+        self.of_thread = threading.local()
+
+    def connection(self):
+        if not hasattr(self.of_thread, "connection"):
+            self.of_thread.connection = http.client.HTTPConnection(self.address, timeout=600)
+        return self.of_thread.connection
+
+    def post(self, path, body):
+        connection = self.connection()
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        answer = response.read()
+        if response.status != 200:
+            raise RuntimeError(f"{path}: {response.status} {answer[:500]!r}")
+        return answer
+
+    def stream(self, path, body):
+        """The times at which pieces of the answer arrive."""
+        connection = self.connection()
+        connection.request("POST", path, json.dumps({**body, "stream": True}), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(f"{path}: {response.status} {response.read()[:500]!r}")
+        times = []
+        for line in response:
+            if line.startswith(b"data: {"):
+                times.append(time.perf_counter())
+        return times
+
+
+class Attune:
+    """`attune serve`, with `dtype` or `quantize` of the model's entry."""
+
+    def __init__(self, binary, folder, name, work, settings=None, **entry):
+        self.name = name
+        model = {"id": "bench", "path": str(folder), **entry}
+        self.data = work / f"data-{name.replace(' ', '-')}"
+        self.data.mkdir(parents=True, exist_ok=True)
+        for folder in (self.data, *self.data.parents):
+            if str(folder).startswith(str(work)):
+                folder.chmod(0o711)
+        # TOML is the form of lists in the environment.
+        fields = ",".join(f"{key}={json.dumps(value)}" for key, value in model.items())
+        settings = {"ATTUNE_MODELS": f"[{{{fields}}}]", **(settings or {})}
+        self.server = attunelib.Server(binary, self.data, "--no-worker", settings=settings)
+
+    def start(self):
+        self.server.start(within=300)
+        self.http = Http(self.server.url)
+        return self
+
+    def body(self, prompt, tokens, model="bench"):
+        return {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+
+    def complete(self, prompt, tokens, model="bench"):
+        usage = json.loads(self.http.post("/v1/completions", self.body(prompt, tokens, model)))["usage"]
+        assert usage["prompt_tokens"] == len(prompt), usage
+        return usage["completion_tokens"]
+
+    def stream(self, prompt, tokens, model="bench"):
+        return self.http.stream("/v1/completions", self.body(prompt, tokens, model))
+
+    def load_adapter(self, name, folder, replace=False):
+        self.http.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder), "load_inplace": replace})
+
+    def stop(self):
+        self.server.stop()
+
+
+class LlamaCpp:
+    """llama.cpp's server with a slot for each request, all of the machine's threads, and no cache across requests."""
+
+    def __init__(self, gguf, name, program):
+        self.name, self.gguf, self.program = name, gguf, program
+
+    def start(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.process = subprocess.Popen(
+            [self.program, "-m", self.gguf, "--port", str(port), "-np", str(SLOTS), "-c", str(SLOTS * 1024),
+             "-t", str(THREADS), "-tb", str(THREADS), "-b", "2048", "-ub", "512", "--no-webui", "--cache-ram", "0"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.http = Http(f"http://127.0.0.1:{port}")
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+                connection.request("GET", "/health")
+                if connection.getresponse().status == 200:
+                    return self
+            except OSError:
+                pass
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{self.program} ended with {self.process.returncode}")
+            time.sleep(0.2)
+        raise RuntimeError(f"{self.program} did not start")
+
+    def complete(self, prompt, tokens):
+        body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+        answer = json.loads(self.http.post("/completion", body))
+        assert answer["tokens_evaluated"] == len(prompt), answer["tokens_evaluated"]
+        return answer["tokens_predicted"]
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(30)
+
+
+class MistralRs:
+    """The `mistralrs` package in this process: its engine runs on threads of its own."""
+
+    def __init__(self, folder, name):
+        self.name, self.folder = name, folder
+
+    def start(self):
+        import mistralrs
+
+        self.mistralrs = mistralrs
+        which = mistralrs.Which.Plain(model_id=str(self.folder), arch=mistralrs.Architecture.Llama)
+        self.runner = mistralrs.Runner(which=which, max_seqs=SLOTS, no_paged_attn=True, prefix_cache_n=0)
+        return self
+
+    def complete(self, prompt, tokens):
+        request = self.mistralrs.CompletionRequest(model="bench", prompt=prompt, max_tokens=tokens, temperature=0.0)
+        return self.runner.send_completion_request(request).usage.completion_tokens
+
+    def stop(self):
+        del self.runner
