@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 use crate::Result;
 use crate::adapters::{Adapter, Site};
 use crate::model::ModelConfig;
+use crate::model::kernels::cpu::panels::Precision;
 use crate::model::kernels::{self, CachedRows};
 use crate::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use crate::model::linear::Linear;
@@ -20,13 +21,13 @@ use crate::model::weights::Weights;
 #[derive(Debug)]
 pub struct Decoder {
     /// `[vocabulary, hidden]`
-    embedding: Tensor,
+    embedding: Linear,
     /// The decoder blocks, bottom first.
     pub(crate) blocks: Vec<Block>,
     /// `[hidden]`
     pub(crate) final_norm: Tensor,
-    /// `[vocabulary, hidden]`: the embedding again where the two are tied.
-    pub(crate) head: Tensor,
+    /// `[vocabulary, hidden]`; absent where the embedding is the head too.
+    untied_head: Option<Linear>,
     /// The rotary frequencies.
     pub(crate) rope: Rope,
     /// Added inside the norms.
@@ -116,7 +117,7 @@ impl Block {
             let bias = weights.get_optional(&format!("{name}.bias"), &[output])?;
             match quantize {
                 Some(format) => Linear::quantized(&weight, bias, format),
-                None => Linear::new(weight, bias),
+                None => Linear::new(weight, bias, Precision::F32),
             }
         };
         let query_key_norm = if config.query_key_norm {
@@ -161,15 +162,14 @@ impl Block {
     /// `x` `[rows, hidden]` to the block's output `[rows, hidden]`, and everything on the way (which serving drops).
     pub(crate) fn forward(&self, x: Tensor, context: &impl Context) -> Result<(Tensor, Activations)> {
         let rows = x.dim(0)?;
-        let project = |site: Site, x: &Tensor| -> Result<Tensor> {
-            context.add_lora(self.index, site, x, self.linear(site).forward(x)?)
-        };
+        let adapt = |site: Site, x: &Tensor, y: Tensor| context.add_lora(self.index, site, x, y);
 
         // Attention: middle = x + W_o · attend(q, k, v)
         let attention_input = kernels::rms_norm(&x, &self.input_norm, self.norm_eps)?; // [rows, hidden]
-        let mut q = project(Site::Query, &attention_input)?.reshape((rows, self.heads, self.head_dim))?;
-        let mut k = project(Site::Key, &attention_input)?.reshape((rows, self.kv_heads, self.head_dim))?;
-        let v = project(Site::Value, &attention_input)?.reshape((rows, self.kv_heads, self.head_dim))?;
+        let [q, k, v] = Linear::forward_each([&self.q, &self.k, &self.v], &attention_input)?;
+        let mut q = adapt(Site::Query, &attention_input, q)?.reshape((rows, self.heads, self.head_dim))?;
+        let mut k = adapt(Site::Key, &attention_input, k)?.reshape((rows, self.kv_heads, self.head_dim))?;
+        let v = adapt(Site::Value, &attention_input, v)?.reshape((rows, self.kv_heads, self.head_dim))?;
         let mut unnormed = None;
         if let Some((q_norm, k_norm)) = &self.query_key_norm {
             let normed_q = kernels::rms_norm(&q, q_norm, self.norm_eps)?;
@@ -182,14 +182,15 @@ impl Block {
         }
         let (attended, log_sum_exp) = context.attend(self, &q, &k, &v)?; // [rows, heads, head_dim]
         let attended = attended.reshape((rows, self.heads * self.head_dim))?;
-        let middle = (&x + project(Site::Output, &attended)?)?; // [rows, hidden]
+        let middle = adapt(Site::Output, &attended, self.o.forward_onto(&x, &attended)?)?; // [rows, hidden]
 
         // MLP: y = middle + W_down · (silu(W_gate · m) · (W_up · m))
         let mlp_input = kernels::rms_norm(&middle, &self.post_attention_norm, self.norm_eps)?; // [rows, hidden]
-        let gate = project(Site::Gate, &mlp_input)?; // [rows, intermediate]
-        let up = project(Site::Up, &mlp_input)?; // [rows, intermediate]
+        let [gate, up] = Linear::forward_each([&self.gate, &self.up], &mlp_input)?;
+        let gate = adapt(Site::Gate, &mlp_input, gate)?; // [rows, intermediate]
+        let up = adapt(Site::Up, &mlp_input, up)?; // [rows, intermediate]
         let gated = kernels::swiglu(&gate, &up)?; // [rows, intermediate]
-        let y = (&middle + project(Site::Down, &gated)?)?; // [rows, hidden]
+        let y = adapt(Site::Down, &gated, self.down.forward_onto(&middle, &gated)?)?; // [rows, hidden]
 
         let activations = Activations {
             input: x,
@@ -226,16 +227,18 @@ pub struct SequenceRows<'a> {
 impl Decoder {
     /// Builds the decoder from a checkpoint's tensors; `quantize` names a block format for the linear layers.
     pub fn load(config: &ModelConfig, weights: &Weights, quantize: Option<&str>) -> Result<Self> {
-        let shape = [config.vocab_size, config.hidden_size];
-        let embedding = weights.get("model.embed_tokens.weight", &shape)?;
-        let head =
-            if config.tie_word_embeddings { embedding.clone() } else { weights.get("lm_head.weight", &shape)? };
+        let table = |name: &str| -> Result<Linear> {
+            let weight = weights.get(name, &[config.vocab_size, config.hidden_size])?;
+            Linear::new(weight, None, Precision::F32)
+        };
+        let embedding = table("model.embed_tokens.weight")?;
+        let untied_head = if config.tie_word_embeddings { None } else { Some(table("lm_head.weight")?) };
         let blocks = (0..config.num_hidden_layers).map(|index| Block::load(index, config, weights, quantize));
         Ok(Self {
             embedding,
             blocks: blocks.collect::<Result<_>>()?,
             final_norm: weights.get("model.norm.weight", &[config.hidden_size])?,
-            head,
+            untied_head,
             rope: Rope::new(config),
             norm_eps: config.rms_norm_eps,
             device: weights.device().clone(),
@@ -249,8 +252,7 @@ impl Decoder {
 
     /// Embeddings of `tokens`, `[rows, hidden]`.
     pub(crate) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
-        let ids = Tensor::new(tokens, &self.device)?;
-        Ok(self.embedding.index_select(&ids, 0)?)
+        self.embedding.rows(tokens)
     }
 
     /// One step: `tokens` are the new rows of all `sequences`, in order; sequences of one adapter stand next to each other.
@@ -274,7 +276,12 @@ impl Decoder {
 
     /// Logits of hidden states, `[rows, hidden]` to `[rows, vocabulary]`, f32.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        kernels::linear(hidden, &self.head)
+        self.head().forward(hidden)
+    }
+
+    /// The layer from hidden states to logits.
+    pub(crate) fn head(&self) -> &Linear {
+        self.untied_head.as_ref().unwrap_or(&self.embedding)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Frozen linear layers: `y = W x + b` and the gradient with respect to `x`. No gradient of W is ever formed.
 //!
-//! Dense layers on the CPU take our own product. On a GPU, and for quantized weights anywhere, the product is
-//! `mistralrs_quant`'s [`QuantMethod`].
+//! On the CPU, f32, bf16 and `q8_0` weights are packed for our own products (`kernels::cpu::panels`). On a GPU, and for the
+//! other quantized formats anywhere, the product is `mistralrs_quant`'s [`QuantMethod`].
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 use mistralrs_quant::{GgufMatMul, QuantMethod, QuantMethodConfig, UnquantLinear};
 
 use crate::model::kernels;
+use crate::model::kernels::cpu::panels::{self, Panels, Precision};
 use crate::{Error, Result};
 
 /// A frozen linear layer.
@@ -22,8 +23,8 @@ pub struct Linear {
 
 #[derive(Debug)]
 enum Weight {
-    /// `[out, in]`, for our own product.
-    Dense(Tensor),
+    /// Packed for our own product.
+    Packed(Panels),
     /// `[out, in]`, with mistral.rs's product for the device.
     Method { method: Arc<dyn QuantMethod>, weight: Tensor },
     /// Quantized blocks, with mistral.rs's product.
@@ -31,10 +32,10 @@ enum Weight {
 }
 
 impl Linear {
-    /// A layer of `weight` `[out, in]` and `bias` `[out]`.
-    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+    /// A layer of `weight` `[out, in]` and `bias` `[out]`, held as `precision`, which only the CPU has a choice of.
+    pub fn new(weight: Tensor, bias: Option<Tensor>, precision: Precision) -> Result<Self> {
         let weight = if matches!(weight.device(), Device::Cpu) {
-            Weight::Dense(weight)
+            Weight::Packed(Panels::of(&weight, precision)?)
         } else {
             let linear = candle_nn::Linear::new(weight.clone(), None);
             let method = UnquantLinear::new(QuantMethodConfig::Unquantized(linear))?;
@@ -43,7 +44,7 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    /// The same with the weight quantized to `format`, such as `q8_0`.
+    /// The same with the weight quantized to `format`, such as `q4_0`.
     pub fn quantized(weight: &Tensor, bias: Option<Tensor>, format: &str) -> Result<Self> {
         let dtype = block_format(format)?;
         let (_, columns) = weight.dims2()?;
@@ -61,7 +62,7 @@ impl Linear {
     /// `x` `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
-            Weight::Dense(weight) => kernels::linear(x, weight)?,
+            Weight::Packed(weight) => return Ok(panels::project(x, &[(weight, self.bias.as_ref())])?.remove(0)),
             Weight::Method { method, .. } | Weight::Quantized { method, .. } => method.forward(x)?,
         };
         match &self.bias {
@@ -70,11 +71,46 @@ impl Linear {
         }
     }
 
+    /// [`Linear::forward`] of each of `layers` for the same `x`; on the CPU all at once.
+    pub fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
+        let packed: Vec<_> = layers
+            .iter()
+            .filter_map(|layer| match &layer.weight {
+                Weight::Packed(weight) => Some((weight, layer.bias.as_ref())),
+                _ => None,
+            })
+            .collect();
+        let outputs = if packed.len() == N {
+            panels::project(x, &packed)?
+        } else {
+            layers.iter().map(|layer| layer.forward(x)).collect::<Result<_>>()?
+        };
+        outputs.try_into().map_err(|_| Error::Internal("one output for each layer".into()))
+    }
+
+    /// `residual + forward(x)`, in one pass where that can be.
+    pub fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        match (&self.weight, &self.bias) {
+            (Weight::Packed(weight), None) => panels::project_onto(residual, x, weight),
+            _ => Ok((residual + self.forward(x)?)?),
+        }
+    }
+
     /// The gradient with respect to `x`: `dy` `[rows, out]` to `dy · W`, `[rows, in]`.
     pub fn input_gradient(&self, dy: &Tensor) -> Result<Tensor> {
         match &self.weight {
-            Weight::Dense(weight) | Weight::Method { weight, .. } => kernels::matmul(dy, weight),
+            Weight::Packed(weight) => weight.input_gradient(dy),
+            Weight::Method { weight, .. } => kernels::matmul(dy, weight),
             Weight::Quantized { blocks, .. } => kernels::matmul(dy, &blocks.dequantize(dy.device())?),
+        }
+    }
+
+    /// The weight's rows `indices`, `[rows, in]`: what an embedding is asked for.
+    pub fn rows(&self, indices: &[u32]) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed(weight) => weight.rows(indices),
+            Weight::Method { weight, .. } => Ok(weight.index_select(&Tensor::new(indices, weight.device())?, 0)?),
+            Weight::Quantized { .. } => Err(Error::Internal("an embedding is never held in quantized blocks".into())),
         }
     }
 }

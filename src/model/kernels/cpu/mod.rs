@@ -5,6 +5,7 @@ pub mod cached_attention;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod packed_attention;
+pub mod panels;
 pub mod product;
 mod vector;
 
