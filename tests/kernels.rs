@@ -85,8 +85,8 @@ fn adapters_of_mixed_ranks_change_their_own_rows_only() {
             ranks().iter().map(|(_, rank)| outputs.map(|output| pair(input, output, *rank))).collect();
         let mut tasks = Vec::new();
         for ((rows, rank), pairs) in ranks().into_iter().zip(&pairs) {
-            for output in 0..if rank == 4 { 1 } else { 2 } {
-                tasks.push(LoraRows { rows: rows.clone(), output, pair: &pairs[output] });
+            for (output, pair) in pairs.iter().enumerate().take(if rank == 4 { 1 } else { 2 }) {
+                tasks.push(LoraRows { rows: rows.clone(), output, pair });
             }
         }
         let mut ours = before.each_ref().map(|y| y.copy().unwrap());

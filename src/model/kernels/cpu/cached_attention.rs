@@ -82,7 +82,9 @@ pub fn forward(
     let (shared_out, shared_split) = (SharedSlice::new(&mut out), SharedSlice::new(&mut split));
     let work: usize = tasks.iter().map(|task| attention.work(task)).sum();
     if work < SERIAL_WORK {
-        tasks.iter().for_each(|task| attention.run(task, shared_out, shared_split));
+        for task in &tasks {
+            attention.run(task, shared_out, shared_split);
+        }
     } else {
         tasks.par_iter().for_each(|task| attention.run(task, shared_out, shared_split));
     }
@@ -177,7 +179,7 @@ impl Attention<'_> {
         let places = |query: usize| query * self.part_len()..(query + 1) * self.part_len();
         for (index, span) in task.spans.clone().enumerate() {
             let positions = span * SPAN..(span + 1) * SPAN;
-            dispatch(Scores { attention: self, task, positions: &positions, scores: &mut scores });
+            dispatch(Scores { attention: self, task, positions: &positions, to: &mut scores });
             for query in 0..queries {
                 let seen = overlap(&task.seen_by(query / self.group(), self.window), &positions);
                 let part = &mut part[places(query)];
@@ -274,7 +276,7 @@ struct Scores<'a> {
     attention: &'a Attention<'a>,
     task: &'a Task<'a>,
     positions: &'a Range<usize>,
-    scores: &'a mut [f32],
+    to: &'a mut [f32],
 }
 
 #[allow(clippy::inline_always, reason = "must be compiled with the instructions of the caller")]
@@ -282,11 +284,11 @@ struct Scores<'a> {
 impl Kernel for Scores<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let Self { attention, task, positions, scores } = self;
+        let Self { attention, task, positions, to } = self;
         let Attention { queries, keys, kv_heads, head_dim, window, .. } = *attention;
         let group = attention.group();
         let scale = 1.0 / (head_dim as f32).sqrt();
-        assert!(scores.len() >= task.rows.len() * group * SPAN, "every query has its scores");
+        assert!(to.len() >= task.rows.len() * group * SPAN, "every query has its scores");
         let all = task.seen_by(0, window).start..task.seen_by(task.rows.len() - 1, window).end;
         let all = overlap(&all, positions);
         // Eight keys at a time, which lie in one block, are read once for all queries.
@@ -309,7 +311,7 @@ impl Kernel for Scores<'_> {
                     // SAFETY: all lines hold `head_dim` values; the scores have places for the whole span.
                     unsafe {
                         let products: L = dot_8(query_values.as_ptr(), lines, head_dim);
-                        let place = scores.as_mut_ptr().add(query * SPAN + first - positions.start);
+                        let place = to.as_mut_ptr().add(query * SPAN + first - positions.start);
                         products.times(L::splat(scale)).store(place);
                     }
                 }

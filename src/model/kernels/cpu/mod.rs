@@ -6,6 +6,7 @@ pub mod cross_entropy;
 mod dots;
 pub mod elementwise;
 mod lanes;
+pub mod logits;
 pub mod lora;
 pub mod packed_attention;
 pub mod product;
@@ -86,13 +87,13 @@ impl<'a> SharedSlice<'a> {
 /// Runs `work` on the values of `tensors`, to be changed in place: contiguous f32 tensors on the CPU, each with a storage of
 /// its own.
 fn with_values_mut(tensors: &[Tensor], work: &dyn Fn(&[SharedSlice<'_>]) -> Result<()>) -> Result<()> {
-    Open { rest: tensors, open: Vec::new(), work }.go_on()
+    Open { rest: tensors, slices: Vec::new(), work }.go_on()
 }
 
 /// Opens one tensor after the other: candle lends a storage's values for the time of one call.
 struct Open<'a> {
     rest: &'a [Tensor],
-    open: Vec<SharedSlice<'a>>,
+    slices: Vec<SharedSlice<'a>>,
     work: &'a dyn Fn(&[SharedSlice<'_>]) -> Result<()>,
 }
 
@@ -100,7 +101,7 @@ impl Open<'_> {
     fn go_on(&self) -> Result<()> {
         match self.rest.first() {
             Some(next) => Ok(next.inplace_op1(self)?),
-            None => (self.work)(&self.open),
+            None => (self.work)(&self.slices),
         }
     }
 }
@@ -117,9 +118,9 @@ impl InplaceOp1 for Open<'_> {
         let CpuStorage::F32(values) = storage else {
             candle_core::bail!("a kernel was given an output that is not f32")
         };
-        let mut open = self.open.clone();
-        open.push(SharedSlice::new(&mut values[start..end]));
-        let opened = Open { rest: &self.rest[1..], open, work: self.work };
+        let mut slices = self.slices.clone();
+        slices.push(SharedSlice::new(&mut values[start..end]));
+        let opened = Open { rest: &self.rest[1..], slices, work: self.work };
         opened.go_on().map_err(|error| match error {
             Error::Tensor(error) => error,
             other => candle_core::Error::Msg(other.to_string()),
