@@ -77,7 +77,8 @@ fn kept_by_definition(weights: &[f32], sampling: &Sampling) -> Vec<u32> {
     let mut share = 0.0;
     let mut left = Vec::new();
     for id in order {
-        if !left.is_empty() && (share >= f64::from(sampling.top_p) * total || weights[id] < sampling.min_p) {
+        let enough = sampling.top_p < 1.0 && share >= f64::from(sampling.top_p) * total;
+        if !left.is_empty() && (enough || weights[id] < sampling.min_p) {
             break;
         }
         share += f64::from(weights[id]);
