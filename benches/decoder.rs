@@ -38,6 +38,8 @@ fn main() -> Result<(), Failure> {
     let time = prefill(&config, &decoder, 512)?;
     println!("prefill, 512 tokens                 {:>7.1} tokens/s", 512.0 / time.as_secs_f64());
 
+    adapters_and_contexts(&config, &decoder)?;
+
     let adapter = adapter(&config, 16)?;
     for tokens in [512, 1024] {
         let batch = batch(&config, tokens);
@@ -137,6 +139,101 @@ fn prefill(config: &ModelConfig, decoder: &Decoder, count: usize) -> Result<Dura
         decoder.logits(&hidden.narrow(0, count - 1, 1)?)?;
         Ok(())
     })
+}
+
+/// What adapters cost beside the base alone, each pair measured in turns, and a long context.
+fn adapters_and_contexts(config: &ModelConfig, decoder: &Decoder) -> Result<(), Failure> {
+    let adapters = (0..16).map(|_| adapter(config, 16)).collect::<Result<Vec<_>, _>>()?;
+    let short = adapters.iter().map(|adapter| adapter.in_precision(candle_core::DType::BF16));
+    let short = short.collect::<Result<Vec<_>, _>>()?;
+    let one: Vec<&Adapter> = vec![&adapters[0]; 16];
+    let kinds = [
+        ("base only", vec![None; 16]),
+        ("16 adapters", adapters.iter().map(Some).collect()),
+        ("16 adapters in bf16", short.iter().map(Some).collect()),
+        ("one adapter", one.into_iter().map(Some).collect()),
+    ];
+    let decode = kinds.iter().map(|(name, adapters)| Ok((*name, Step::decode(config, 16, 128, adapters)?)));
+    let decode = decode.collect::<Result<Vec<_>, Failure>>()?;
+    in_turns("decode, 16 sequences at 128 tokens", decoder, &decode, 25)?;
+    let prefill = [("base only", None), ("one adapter", Some(&adapters[0]))];
+    let prefill = prefill.iter().map(|(name, adapter)| Ok((*name, Step::prefill(config, 512, *adapter)?)));
+    in_turns("prefill, 512 tokens", decoder, &prefill.collect::<Result<Vec<_>, Failure>>()?, 7)?;
+    let contexts = [("128 tokens", 128), ("4000 tokens", 4000)];
+    let contexts = contexts.iter().map(|(name, context)| Ok((*name, Step::decode(config, 1, *context, &[None])?)));
+    in_turns("decode, 1 sequence", decoder, &contexts.collect::<Result<Vec<_>, Failure>>()?, 9)
+}
+
+/// One step's input over a cache of its own.
+struct Step<'a> {
+    tokens: Vec<u32>,
+    starts: Vec<usize>,
+    blocks: Vec<Vec<u32>>,
+    adapters: Vec<Option<&'a Adapter>>,
+    cache: KvCache,
+}
+
+impl<'a> Step<'a> {
+    fn decode(
+        config: &ModelConfig,
+        rows: usize,
+        context: usize,
+        adapters: &[Option<&'a Adapter>],
+    ) -> Result<Self, Failure> {
+        let each = (context / BLOCK_TOKENS + 1) as u32;
+        let blocks = (0..rows as u32).map(|row| (row * each..(row + 1) * each).collect()).collect();
+        let cache = KvCache::new(config, rows * each as usize, &Device::Cpu)?;
+        Ok(Self { tokens: vec![17; rows], starts: vec![context; rows], blocks, adapters: adapters.to_vec(), cache })
+    }
+
+    fn prefill(config: &ModelConfig, count: usize, adapter: Option<&'a Adapter>) -> Result<Self, Failure> {
+        let blocks = vec![(0..count.div_ceil(BLOCK_TOKENS) as u32).collect()];
+        let cache = KvCache::new(config, count.div_ceil(BLOCK_TOKENS), &Device::Cpu)?;
+        Ok(Self { tokens: (0..count as u32).collect(), starts: vec![0], blocks, adapters: vec![adapter], cache })
+    }
+
+    fn run(&self, decoder: &Decoder) -> Result<(), Failure> {
+        let each = self.tokens.len() / self.starts.len();
+        let sequences: Vec<_> = (0..self.starts.len())
+            .map(|index| SequenceRows {
+                rows: index * each..(index + 1) * each,
+                start: self.starts[index],
+                blocks: &self.blocks[index],
+                adapter: self.adapters[index],
+            })
+            .collect();
+        let hidden = decoder.step(&self.tokens, &sequences, &self.cache)?;
+        let last = (hidden.dim(0)? - self.starts.len(), self.starts.len());
+        decoder.logits(&hidden.narrow(0, last.0, last.1)?)?;
+        Ok(())
+    }
+}
+
+/// Medians of steps that take turns, so that what else the machine does meets all of them, and their ratios to the first.
+fn in_turns(title: &str, decoder: &Decoder, steps: &[(&str, Step<'_>)], times: usize) -> Result<(), Failure> {
+    let mut measured = vec![Vec::new(); steps.len()];
+    for round in 0..=times {
+        for ((_, step), measured) in steps.iter().zip(&mut measured) {
+            let start = Instant::now();
+            // As the engine does: the whole step inside the pool.
+            rayon::scope(|_| step.run(decoder).map_err(|error| error.to_string()))?;
+            if round > 0 {
+                measured.push(start.elapsed());
+            }
+        }
+    }
+    let medians: Vec<f64> = measured
+        .iter_mut()
+        .map(|times| {
+            times.sort();
+            times[times.len() / 2].as_secs_f64() * 1e3
+        })
+        .collect();
+    println!("{title}");
+    for ((name, _), time) in steps.iter().zip(&medians) {
+        println!("  {name:<20} {time:>8.1} ms, {:.2} of {}", time / medians[0], steps[0].0);
+    }
+    Ok(())
 }
 
 fn median(times: usize, mut work: impl FnMut() -> Result<(), Failure>) -> Result<Duration, Failure> {

@@ -8,6 +8,7 @@ mod inbox;
 pub mod kv;
 pub mod logprobs;
 pub mod native;
+mod pool;
 pub mod priority;
 mod request;
 mod runner;
@@ -70,12 +71,18 @@ pub struct Sampling {
     pub temperature: f32,
     /// Keep the most probable tokens whose probabilities sum to this.
     pub top_p: f32,
+    /// Keep this many of the most probable tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keep tokens at least this probable, relative to the most probable one.
+    pub min_p: f32,
     /// The same seed gives the same text, whatever else is in the batch; absent means a random one.
     pub seed: Option<u64>,
     /// Subtracted once from the logit of every token already generated.
     pub presence_penalty: f32,
     /// Subtracted from a generated token's logit for each time it occurred.
     pub frequency_penalty: f32,
+    /// Divides the logit, or multiplies it where it is below 0, of every token of prompt and answer; 1 changes nothing.
+    pub repetition_penalty: f32,
     /// Added to logits, by token id.
     pub logit_bias: Vec<(u32, f32)>,
 }
@@ -85,9 +92,12 @@ impl Default for Sampling {
         Self {
             temperature: 1.0,
             top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
             seed: None,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
             logit_bias: Vec::new(),
         }
     }

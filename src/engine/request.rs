@@ -103,7 +103,9 @@ impl Answer {
     ) -> Result<Self> {
         let text = TextStream::new(tokenizer, &request.prompt, &request.stop)?;
         let grammar = request.grammar;
-        let sampler = Sampler::new(request.sampling).with_grammar(grammar.as_ref().map(Grammar::begin));
+        let sampler = Sampler::new(request.sampling).with_prompt(&request.prompt);
+        let sampler = sampler.with_grammar(grammar.as_ref().map(Grammar::begin));
+        sampler.prepare();
         let prompt = request.prompt;
         Ok(Self {
             events,
@@ -171,6 +173,7 @@ impl Answer {
         if self.drawn >= self.max_tokens {
             return self.end(tokenizer, FinishReason::Length);
         }
+        self.sampler.prepare();
         Ok(Progress::Token(id))
     }
 

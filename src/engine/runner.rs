@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::Event;
 use super::inbox::{Arrival, Inbox};
 use super::native::stopped;
+use super::pool;
 use super::priority::Priority;
 use super::request::{Answer, Embedding, Progress, Work};
 use super::scheduler::{Lane, NewSequence, Scheduler, Sequence, Step};
@@ -61,7 +62,7 @@ impl<M: StepModel> Runner<M> {
             if busy.is_none() {
                 busy = Some(priority.busy());
             }
-            self.step();
+            pool::compute(|| self.step());
         }
         for work in self.scheduler.drain() {
             work.fail(stopped());
