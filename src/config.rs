@@ -204,9 +204,7 @@ impl Config {
             ));
         }
         if limits.max_queue_seconds == 0 || limits.max_request_seconds == 0 {
-            return Err(Error::Setup(
-                "limits: max_queue_seconds and max_request_seconds must be at least 1".into(),
-            ));
+            return Err(Error::Setup("limits: max_queue_seconds and max_request_seconds must be at least 1".into()));
         }
         if limits.requests_per_minute == 0 || limits.tokens_per_minute == 0 || limits.concurrent_requests == 0 {
             return Err(Error::Setup(

@@ -61,7 +61,7 @@ impl<S> FairQueue<S> {
         self.waiting += 1;
     }
 
-    /// Whose line is next; nothing where nobody waits. Of equal counters, who came first.
+    /// Whose line is next; nothing where nobody waits. Of equal counters, that of the fewest sequences, then who came first.
     pub fn next(&self) -> Option<Place> {
         let head = |line: &Line<S>| line.front().map(|(arrival, _)| *arrival);
         let (organization, _) = self.organizations.lowest(|adapters| Some(adapters.lowest(head)?.1))?;
@@ -177,10 +177,11 @@ impl<V: Default> Shares<V> {
         self.entries.get_mut(name).map(|share| &mut share.under)
     }
 
-    /// The name with the lowest counter of those with a `head`, the number of who came first; of equals the lowest head.
+    /// The name with the lowest counter of those with a `head`, the arrival of their first sequence, and that arrival.
     fn lowest(&self, head: impl Fn(&V) -> Option<u64>) -> Option<(&Arc<str>, u64)> {
-        let heads = self.entries.iter().filter_map(|(name, share)| Some((name, share.served, head(&share.under)?)));
-        heads.min_by_key(|(_, served, arrival)| (*served, *arrival)).map(|(name, _, arrival)| (name, arrival))
+        let heads = self.entries.iter().filter_map(|(name, share)| Some((name, share, head(&share.under)?)));
+        let lowest = heads.min_by_key(|(_, share, arrival)| (share.served, share.active, *arrival));
+        lowest.map(|(name, _, arrival)| (name, arrival))
     }
 }
 
@@ -221,7 +222,7 @@ mod tests {
         let mut places = vec![("flood", ""); 1000];
         places.push(("single", ""));
         let mut queue = queue(&places);
-        assert_eq!((serve(&mut queue, 10), serve(&mut queue, 10)), (0, 1000));
+        assert_eq!((serve(&mut queue, 10), serve(&mut queue, 10)), (1000, 0));
     }
 
     #[test]
@@ -243,21 +244,20 @@ mod tests {
         let mut queue = queue(&places);
         queue.push(&place("a", "cold"), 40, 40);
         let order: Vec<_> = (0..4).map(|_| serve(&mut queue, 10)).collect();
-        assert_eq!(order, [0, 20, 40, 21], "hot, b, cold, b: a second adapter brings no second share");
+        assert_eq!(order, [20, 40, 21, 0], "b, cold, b, hot: a second adapter brings no second share");
     }
 
     #[test]
     fn who_was_away_has_saved_up_nothing_and_owes_what_it_owed() {
-        let mut queue = queue(&[("busy", ""), ("busy", ""), ("busy", ""), ("other", "")]);
-        serve(&mut queue, 1000);
-        serve(&mut queue, 3000);
-        // `other` has been served 3000, `busy` 1000, and a newcomer begins at the lowest of them.
-        queue.push(&place("new", ""), 4, 4);
-        assert_eq!((serve(&mut queue, 100), serve(&mut queue, 100), serve(&mut queue, 100)), (1, 4, 2));
+        let mut queue = queue(&[("busy", ""), ("busy", ""), ("other", "")]);
+        assert_eq!((serve(&mut queue, 3000), serve(&mut queue, 1000)), (2, 0));
+        // `other` was served 3000 and `busy` 1000: there a newcomer begins.
+        queue.push(&place("new", ""), 3, 3);
+        assert_eq!((serve(&mut queue, 100), serve(&mut queue, 100)), (3, 1));
         queue.leave(&place("other", ""));
-        queue.push(&place("other", ""), 5, 5);
-        queue.push(&place("new", ""), 6, 6);
-        assert_eq!(serve(&mut queue, 100), 6, "a pause does not clear the account");
+        queue.push(&place("other", ""), 4, 4);
+        queue.push(&place("new", ""), 5, 5);
+        assert_eq!(serve(&mut queue, 100), 5, "a pause does not clear the account");
     }
 
     #[test]

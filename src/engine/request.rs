@@ -212,12 +212,15 @@ impl Answer {
         Ok(Progress::Token(id))
     }
 
-    /// Seconds since the request came at its first token, since the token before at every other.
-    pub(super) fn token_time(&mut self, now: Instant) -> TokenTime {
-        match self.last_token.replace(now) {
+    /// How long the client waited for the token that was just drawn, where one was.
+    pub(super) fn token_time(&mut self, now: Instant) -> Option<TokenTime> {
+        if self.drawn == 0 {
+            return None;
+        }
+        Some(match self.last_token.replace(now) {
             None => TokenTime::First(now.saturating_duration_since(self.submitted)),
             Some(last) => TokenTime::Next(now.saturating_duration_since(last)),
-        }
+        })
     }
 
     fn end(&mut self, tokenizer: &Tokenizer, reason: FinishReason) -> Result<Progress> {

@@ -271,8 +271,11 @@ fn deliver(
                 answer.read_prompt(&rows)?;
                 draw.map_or(Ok(Progress::Continues), |row| answer.draw(tokenizer, output.logits.row(row)))
             });
-            if draw.is_some() && progress.is_ok() {
-                metrics.token(answer.token_time(Instant::now()));
+            if draw.is_some()
+                && progress.is_ok()
+                && let Some(time) = answer.token_time(Instant::now())
+            {
+                metrics.token(time);
             }
             progress.unwrap_or_else(|error| answer.send_failed(error))
         }

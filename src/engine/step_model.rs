@@ -152,7 +152,8 @@ impl StepModel for BaseStepModel {
     fn is_intact(&self) -> bool {
         // A panic while a tensor was written poisons its lock; whoever takes it then panics. A step writes its own rows
         // alone, which are written again when it is repeated.
-        let take_locks = || (self.cache.keys.iter().chain(&self.cache.values)).for_each(|t| drop(t.storage_and_layout()));
+        let take_locks =
+            || (self.cache.keys.iter().chain(&self.cache.values)).for_each(|t| drop(t.storage_and_layout()));
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(take_locks)).is_ok()
     }
 
