@@ -83,6 +83,12 @@ pub struct Limits {
     pub max_step_tokens: usize,
     /// Requests that wait for a place before new ones are answered with 429.
     pub max_waiting: usize,
+    /// Seconds that a request waits to begin before it is answered with 429.
+    pub max_queue_seconds: u64,
+    /// Seconds that a request may take in all, from its arrival to its last token, before it is ended with 504.
+    pub max_request_seconds: u64,
+    /// Keep the keys and values of past prompts and answers in free cache blocks, for requests that begin alike.
+    pub prefix_cache: bool,
     /// Memory for keys and values per base model, in MiB.
     pub kv_cache_mib: usize,
     /// Bytes of a JSON request body.
@@ -142,6 +148,9 @@ impl Default for Limits {
             max_sequences: 64,
             max_step_tokens: 512,
             max_waiting: 1024,
+            max_queue_seconds: 600,
+            max_request_seconds: 3600,
+            prefix_cache: true,
             kv_cache_mib: 1024,
             max_body_bytes: 8 << 20,
             max_file_bytes: 512 << 20,
@@ -193,6 +202,9 @@ impl Config {
             return Err(Error::Setup(
                 "limits: max_sequences, max_step_tokens and kv_cache_mib must be at least 1".into(),
             ));
+        }
+        if limits.max_queue_seconds == 0 || limits.max_request_seconds == 0 {
+            return Err(Error::Setup("limits: max_queue_seconds and max_request_seconds must be at least 1".into()));
         }
         if limits.requests_per_minute == 0 || limits.tokens_per_minute == 0 || limits.concurrent_requests == 0 {
             return Err(Error::Setup(

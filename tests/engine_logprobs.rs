@@ -45,6 +45,7 @@ fn write(folder: &Path, name: &str, value: &serde_json::Value) {
 /// The prompt's log probabilities, and those of `max_tokens` greedy tokens.
 fn score(engine: &NativeEngine, prompt: &[u32], max_tokens: usize) -> (Vec<TokenLogprobs>, Vec<TokenLogprobs>) {
     let request = GenerateRequest {
+        organization: "org".into(),
         prompt: prompt.to_vec(),
         adapter: None,
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },

@@ -111,6 +111,7 @@ impl Plan {
                 // Answers to one prompt differ, and the same seed gives the same set of them.
                 sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(j as u64));
                 let receiver = base.backend.generate(GenerateRequest {
+                    organization: account.organization().clone(),
                     prompt: prompt.clone(),
                     adapter: adapter.clone(),
                     sampling,

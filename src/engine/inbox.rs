@@ -25,7 +25,9 @@ pub(super) enum Arrival {
     /// A vector is wanted; one arrival per input.
     Embed {
         input: Vec<u32>,
+        organization: Arc<str>,
         adapter: Option<AdapterLease>,
+        submitted: Instant,
         reply: oneshot::Sender<Result<Vec<f32>>>,
         ticket: Arc<Ticket>,
     },

@@ -7,18 +7,23 @@ pub mod grammar;
 mod inbox;
 pub mod kv;
 pub mod logprobs;
+mod metrics;
 pub mod native;
 mod pool;
+pub mod prefix_cache;
 pub mod priority;
+pub mod queue;
 mod request;
 mod runner;
 pub mod sampler;
 pub mod scheduler;
+pub mod sequence;
 pub mod step_model;
 pub mod text;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -44,6 +49,8 @@ pub type Vectors<'a> = Pin<Box<dyn Future<Output = Result<Vec<Vec<f32>>>> + Send
 /// One sequence to continue.
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {
+    /// Who asks: requests share the engine by organisation, and find nothing of another one's in the cache.
+    pub organization: Arc<str>,
     /// The prompt's token ids; at least one.
     pub prompt: Vec<u32>,
     /// The adapter's generation, leased before queueing; none runs the base.
@@ -150,6 +157,8 @@ pub enum FinishReason {
 /// Inputs to embed, each one vector.
 #[derive(Debug, Clone)]
 pub struct EmbedRequest {
+    /// Who asks: requests share the engine by organisation.
+    pub organization: Arc<str>,
     /// Token ids of each input; none is empty.
     pub inputs: Vec<Vec<u32>>,
     /// The adapter's generation; none runs the base.

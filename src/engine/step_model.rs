@@ -32,7 +32,12 @@ pub trait StepModel: Send + 'static {
     /// Computes the rows of all sequences, and returns what is wanted of them.
     fn step(&mut self, tokens: &[u32], sequences: &[SequenceRows<'_>], wanted: &WantedRows) -> Result<StepOutput>;
 
-    /// Replaces a cache that a failed step may have left unusable; what it held is lost.
+    /// True where the cache can still be used after a step that failed: what it held before the step is all there.
+    fn is_intact(&self) -> bool {
+        true
+    }
+
+    /// Replaces a cache that a failed step left unusable; what it held is lost.
     fn reset(&mut self) -> Result<()>;
 }
 
@@ -142,6 +147,14 @@ impl StepModel for BaseStepModel {
             output.hidden = Rows::from_tensor(&select(&hidden, &wanted.hidden)?)?;
         }
         Ok(output)
+    }
+
+    fn is_intact(&self) -> bool {
+        // A panic while a tensor was written poisons its lock; whoever takes it then panics. A step writes its own rows
+        // alone, which are written again when it is repeated.
+        let take_locks =
+            || (self.cache.keys.iter().chain(&self.cache.values)).for_each(|t| drop(t.storage_and_layout()));
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(take_locks)).is_ok()
     }
 
     fn reset(&mut self) -> Result<()> {

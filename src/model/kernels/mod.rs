@@ -94,11 +94,6 @@ pub fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor) -> 
     }
 }
 
-/// `y + x`, in place of `y`, a fresh tensor that nothing else holds.
-pub fn add(y: Tensor, x: &Tensor) -> Result<Tensor> {
-    if on_cpu(x) { cpu::elementwise::add(y, x) } else { Ok((x + y)?) }
-}
-
 /// Rotates the halves of each head: `x` `[rows, heads, head_dim]`.
 pub fn rope(x: &Tensor, angles: &Angles) -> Result<Tensor> {
     if on_cpu(x) { cpu::elementwise::rope(x, angles, 1.0) } else { reference::rope(x, angles, 1.0) }

@@ -42,23 +42,6 @@ pub fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor) -> 
     tensor(dx, x.shape())
 }
 
-/// See [`crate::model::kernels::add`].
-pub fn add(y: Tensor, x: &Tensor) -> Result<Tensor> {
-    let (_, width) = y.dims2()?;
-    let values = Values::of(x)?;
-    with_values_mut(std::slice::from_ref(&y), &|outputs| {
-        // SAFETY: the only slice of the only output.
-        let y = unsafe { outputs[0].slice(0..values.len()) };
-        for_rows(y, width, |row, y| {
-            for (y, x) in y.iter_mut().zip(&values[row * width..]) {
-                *y += x;
-            }
-        });
-        Ok(())
-    })?;
-    Ok(y)
-}
-
 /// Rotates forwards (`direction` 1) or backwards (−1).
 pub fn rope(x: &Tensor, angles: &Angles, direction: f32) -> Result<Tensor> {
     let (_, heads, head_dim) = x.dims3()?;
