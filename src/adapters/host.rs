@@ -52,7 +52,11 @@ struct Matrix {
 impl fmt::Debug for HostAdapter {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = formatter.debug_struct("HostAdapter");
-        shown.field("id", &self.id).field("rank", &self.rank).field("bytes", &self.weights.len()).finish_non_exhaustive()
+        shown
+            .field("id", &self.id)
+            .field("rank", &self.rank)
+            .field("bytes", &self.weights.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -136,7 +140,9 @@ impl HostAdapter {
         match matrix.dtype {
             Dtype::F16 => data.chunks_exact(2).map(|bytes| half::f16::from_bits(bits(bytes)).to_f32()).collect(),
             Dtype::BF16 => data.chunks_exact(2).map(|bytes| half::bf16::from_bits(bits(bytes)).to_f32()).collect(),
-            _ => data.chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])).collect(),
+            _ => {
+                data.chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])).collect()
+            }
         }
     }
 

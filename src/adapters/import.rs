@@ -54,7 +54,8 @@ impl Folder {
             return Err(refuse("the server keeps its own files there; name another folder below data_dir"));
         }
         let open = |name: &str| {
-            let file = folder.join(name).canonicalize().map_err(|_| refuse(format_args!("the folder has no {name}")))?;
+            let file =
+                folder.join(name).canonicalize().map_err(|_| refuse(format_args!("the folder has no {name}")))?;
             if !file.starts_with(&root) || is_own(&root, &file) {
                 return Err(refuse(format_args!("{name} is a link that leads out of it")));
             }

@@ -369,5 +369,6 @@ impl Generation {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #[path = "tiers_tests.rs"]
 mod tests;

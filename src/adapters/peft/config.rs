@@ -245,9 +245,7 @@ fn modules(field: &str, value: Option<Value>) -> Result<Option<Modules>> {
         Some(Value::String(all)) if field == "target_modules" && all.eq_ignore_ascii_case("all-linear") => {
             Ok(Some(Modules::AllLinear))
         }
-        Some(Value::String(text)) => {
-            Ok(Some(Modules::Expression(expression(field, &text, &format!("^(?:{text})$"))?)))
-        }
+        Some(Value::String(text)) => Ok(Some(Modules::Expression(expression(field, &text, &format!("^(?:{text})$"))?))),
         Some(Value::Array(names)) => {
             let name = |name: Value| match name {
                 Value::String(name) => Ok(name),
@@ -261,7 +259,8 @@ fn modules(field: &str, value: Option<Value>) -> Result<Option<Modules>> {
 
 /// `layers_to_transform`: a number or a list of them; an empty list means all.
 fn block_numbers(value: Option<Value>) -> Result<Option<Vec<u64>>> {
-    let number = |value: &Value| value.as_u64().ok_or_else(|| refuse("layers_to_transform must hold numbers of blocks"));
+    let number =
+        |value: &Value| value.as_u64().ok_or_else(|| refuse("layers_to_transform must hold numbers of blocks"));
     match value {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(numbers)) if numbers.is_empty() => Ok(None),
