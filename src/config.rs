@@ -161,8 +161,8 @@ impl Default for Limits {
             concurrent_requests: 256,
             max_adapter_bytes: 1 << 30,
             max_adapter_rank: 256,
-            adapter_device_mib: 2048,
-            adapter_host_mib: 1024,
+            adapter_device_mib: 1024,
+            adapter_host_mib: 2048,
         }
     }
 }
