@@ -11,7 +11,11 @@ use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
 use crate::adapters::is_job_name;
+use crate::adapters::peft::MAX_RANK;
 use crate::{Error, Result};
+
+/// More memory than any machine has; what is above is a mistake.
+const MAX_MIB: u64 = 1 << 30;
 
 /// Everything that an operator can set. Field names are the keys of `attune.toml`; `ATTUNE_` and the upper-case name set
 /// the same from the environment (`ATTUNE_LISTEN`, `ATTUNE_DATA_DIR`, …); flags win over both.
@@ -105,6 +109,12 @@ pub struct Limits {
     pub concurrent_requests: usize,
     /// Bytes of the weights of an adapter that is loaded from a folder or an archive.
     pub max_adapter_bytes: u64,
+    /// Rank of such an adapter, 1 to 512.
+    pub max_adapter_rank: usize,
+    /// Memory for adapters that are ready to compute, on the device of the models, in MiB.
+    pub adapter_device_mib: u64,
+    /// Main memory for adapters' files that have been checked, in MiB; 0 reads them from the disk again.
+    pub adapter_host_mib: u64,
 }
 
 /// What tokens cost: money per million of them.
@@ -159,6 +169,9 @@ impl Default for Limits {
             tokens_per_minute: 100_000_000,
             concurrent_requests: 256,
             max_adapter_bytes: 1 << 30,
+            max_adapter_rank: 256,
+            adapter_device_mib: 1024,
+            adapter_host_mib: 2048,
         }
     }
 }
@@ -205,6 +218,14 @@ impl Config {
         }
         if limits.max_queue_seconds == 0 || limits.max_request_seconds == 0 {
             return Err(Error::Setup("limits: max_queue_seconds and max_request_seconds must be at least 1".into()));
+        }
+        if !(1..=MAX_RANK).contains(&limits.max_adapter_rank) {
+            return Err(Error::Setup(format!("limits: max_adapter_rank must be 1 to {MAX_RANK}")));
+        }
+        if !(1..=MAX_MIB).contains(&limits.adapter_device_mib) || limits.adapter_host_mib > MAX_MIB {
+            return Err(Error::Setup(format!(
+                "limits: adapter_device_mib must be 1 to {MAX_MIB}, adapter_host_mib 0 to {MAX_MIB}"
+            )));
         }
         if limits.requests_per_minute == 0 || limits.tokens_per_minute == 0 || limits.concurrent_requests == 0 {
             return Err(Error::Setup(

@@ -2,11 +2,15 @@
 //!
 //! The trainer makes adapters, the engine applies them, the API resolves names to them. An [`Adapter`] never changes once
 //! made; publishing a new one under a name re-points the name, and whoever holds the old `Arc` (the *lease*) keeps it.
+//! [`registry`] hands the leases out; [`tiers`] says what is in memory; [`host`] and [`peft`] read the files.
 
+pub mod host;
 pub mod import;
 pub mod peft;
 pub mod registry;
 pub mod routes;
+pub mod status;
+pub mod tiers;
 
 use std::sync::Arc;
 
@@ -125,6 +129,12 @@ impl Adapter {
             layers.push(changed);
         }
         Ok(Self { id: self.id.clone(), layers })
+    }
+
+    /// The largest rank of its updates; 0 where it has none.
+    pub fn rank(&self) -> usize {
+        let pairs = self.layers.iter().flat_map(|layer| layer.0.iter().flatten());
+        pairs.map(|pair| pair.a.dims()[0]).max().unwrap_or(0)
     }
 
     /// Bytes of A and B together.

@@ -59,7 +59,8 @@ pub async fn ready(State(state): State<ApiState>) -> Response {
     get, path = "/metrics", operation_id = "metrics", tag = "Operations", security(()),
     responses((status = 200, description = "Prometheus text format.", content_type = "text/plain", body = String)),
 )]
-pub async fn metrics() -> impl IntoResponse {
+pub async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
+    state.registry.status().record();
     let text = METRICS.get().map(|metrics| {
         metrics.run_upkeep();
         metrics.render()
