@@ -16,7 +16,7 @@ use crate::model::kv_cache::KvCache;
 use crate::model::linear::Linear;
 use crate::model::rope::{Angles, Rope};
 use crate::model::weights::Weights;
-use crate::{Error, Result};
+use crate::Result;
 
 /// The weights and the forward pass.
 #[derive(Debug)]

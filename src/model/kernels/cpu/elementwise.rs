@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::product::for_rows;
-use super::{Values, tensor, vector, with_values_mut};
+use super::{Values, tensor, vector};
 use crate::Result;
 use crate::model::rope::Angles;
 
