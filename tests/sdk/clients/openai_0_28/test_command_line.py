@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from shared import jsonl, prompts, wait_for
 
+# More steps than a training makes before the next command begins.
+LONG = ("--n_epochs", "50", "--batch_size", "1")
+
 
 def run(*arguments, answer=""):
     """Runs `openai …`; returns what it did."""
@@ -73,7 +76,7 @@ def test_a_file_that_was_uploaded_before_is_offered_again(train, job):
     listed = json.loads(openai("api", "files.list"))["data"]
     same = [file["id"] for file in listed if file["bytes"] == name.stat().st_size]
     assert same
-    said = openai("api", "fine_tunes.create", "-t", train, "-m", "ada", "--no_follow", answer=same[0] + "\n")
+    said = openai("api", "fine_tunes.create", "-t", train, "-m", "ada", *LONG, "--no_follow", answer=same[0] + "\n")
     assert "potentially duplicated" in said
     assert f"Reusing already uploaded file: {same[0]}" in said
     again = re.search(r'"id": "(ft-[^"]+)"', said)[1]
@@ -82,8 +85,7 @@ def test_a_file_that_was_uploaded_before_is_offered_again(train, job):
 
 def test_a_running_fine_tune_is_cancelled(train, job):
     said = openai(
-        "api", "fine_tunes.create", "-t", train, "-m", "ada", "--n_epochs", "50", "--no_check_if_files_exist",
-        "--no_follow",
+        "api", "fine_tunes.create", "-t", train, "-m", "ada", *LONG, "--no_check_if_files_exist", "--no_follow",
     )  # fmt: skip
     long = re.search(r'"id": "(ft-[^"]+)"', said)[1]
     openai("api", "fine_tunes.cancel", "-i", long)

@@ -61,7 +61,7 @@ def followed(job):
 
 def test_the_newer_jobs_are_known_too():
     file = openai.File.create(file=io.BytesIO(jsonl(prompts(20))), purpose="fine-tune")
-    job = openai.FineTuningJob.create(training_file=file.id, model="ada", hyperparameters={"n_epochs": 50})
+    job = openai.FineTuningJob.create(training_file=file.id, model="ada", hyperparameters={"n_epochs": 50, "batch_size": 1})
     assert job.id in [other.id for other in openai.FineTuningJob.list(limit=5).data]
     assert openai.FineTuningJob.list_events(job.id, limit=2).object == "list"
     assert openai.FineTuningJob.cancel(job.id).id == job.id
