@@ -249,7 +249,9 @@ fn eight_bit_weights_stay_close_in_logits_and_gradients() {
     let tensor =
         |shape: (usize, usize), seed| Tensor::from_vec(values(shape.0 * shape.1, seed), shape, &device()).unwrap();
     let (x, weight, dy) = (tensor((rows, input), 1), tensor((output, input), 2), tensor((rows, output), 3));
-    let dense = attune::model::linear::Linear::new(weight.clone(), None, attune::model::kernels::cpu::panels::Precision::F32).unwrap();
+    let dense =
+        attune::model::linear::Linear::new(weight.clone(), None, attune::model::kernels::cpu::panels::Precision::F32)
+            .unwrap();
     let quantized = attune::model::linear::Linear::quantized(&weight, None, "q8_0").unwrap();
     let difference = |a: Tensor, b: Tensor| relative_difference(&floats(&a), &floats(&b));
     let forward = difference(quantized.forward(&x).unwrap(), dense.forward(&x).unwrap());

@@ -4,11 +4,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::super::SharedSlice;
 use super::float::{F32, FloatRows};
 use super::pack::floats_mut;
 use super::product::{Job, UNIT_PANELS, pieces};
 use super::share::share;
-use super::super::SharedSlice;
 use super::{LANES, Line, Panels, Precision, dispatch};
 
 /// Outputs of the weight that are transposed at a time.

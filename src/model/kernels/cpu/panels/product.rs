@@ -6,7 +6,7 @@ use super::lanes::Lanes;
 use super::{LANES, Panels};
 
 /// Rows of activations in a product, as a format reads them.
-pub(super) trait Input: Copy {
+pub(super) trait Input: Copy + Send + Sync {
     /// The same from `row` and `depth` on.
     unsafe fn at(self, row: usize, depth: usize) -> Self;
 }
@@ -107,12 +107,7 @@ pub(super) fn chunks(rows: usize) -> Vec<Range<usize>> {
 /// `x` must hold the rows, `job.y` and `job.start` must have room for them, and no other thread may be at the same unit.
 #[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
 #[inline(always)]
-pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(
-    job: &Job<'_>,
-    x: F::Input,
-    rows: Range<usize>,
-    first_panel: usize,
-) {
+pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(job: &Job<'_>, x: F::Input, rows: Range<usize>, first_panel: usize) {
     let panels = job.panels;
     let (at_once, most_rows) = F::shape(rows.len());
     let last = (first_panel + UNIT_PANELS).min(panels.count());

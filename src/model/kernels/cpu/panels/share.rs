@@ -21,10 +21,7 @@ pub(super) fn share(units: usize, cost: usize, work: impl Fn(usize) + Sync) {
         return (0..units).for_each(work);
     }
     let shares: Vec<Share> = (0..threads)
-        .map(|thread| Share {
-            next: AtomicUsize::new(thread * units / threads),
-            end: (thread + 1) * units / threads,
-        })
+        .map(|thread| Share { next: AtomicUsize::new(thread * units / threads), end: (thread + 1) * units / threads })
         .collect();
     fork(0, threads, &|first| {
         for share in shares[first..].iter().chain(&shares[..first]) {

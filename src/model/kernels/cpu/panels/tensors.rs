@@ -47,7 +47,10 @@ pub fn project(x: &Tensor, layers: &[(&Panels, Option<&Tensor>)]) -> Result<Vec<
     let jobs: Vec<Product<'_>> = layers
         .iter()
         .zip(&biases)
-        .map(|((panels, _), bias)| Product { panels, start: bias.as_ref().map_or(Start::Zero, |bias| Start::Bias(bias)) })
+        .map(|((panels, _), bias)| Product {
+            panels,
+            start: bias.as_ref().map_or(Start::Zero, |bias| Start::Bias(bias)),
+        })
         .collect();
     let outputs = products(&Values::of(x)?, rows, &jobs);
     outputs.into_iter().zip(layers).map(|(y, (panels, _))| tensor(y, (rows, panels.outputs()))).collect()
