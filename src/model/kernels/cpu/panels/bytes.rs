@@ -127,9 +127,8 @@ pub(super) unsafe fn byte_kernel<S: Bytes, const ROWS: usize, const PANELS: usiz
                     }
                 }
             }
-            let scales: [S; PANELS] = array::from_fn(|panel| {
-                S::load(weights.add(panel * tile.panel_bytes + (BLOCK_LINES - 1) * 64).cast())
-            });
+            let scales: [S; PANELS] =
+                array::from_fn(|panel| S::load(weights.add(panel * tile.panel_bytes + (BLOCK_LINES - 1) * 64).cast()));
             for (row, (sums, dots)) in sums.iter_mut().zip(dots).enumerate() {
                 let x_scale = *tile.x.scales.add(row * tile.x.blocks + block);
                 for ((sum, dot), scales) in sums.iter_mut().zip(dots).zip(scales) {
@@ -166,8 +165,9 @@ impl Activations {
         // Weights that are stored with 128 added give 128 times the sum of the activations too much.
         let factor = if level.offsets_bytes() { -128 } else { 0 };
         let quantize = |((x, values), (scales, starts)): ((&[f32], &mut [i8]), (&mut [f32], &mut [i32]))| {
-            for (start, sum) in starts.iter_mut().zip(quantize_row(x, values, scales)) {
-                *start = factor * sum;
+            quantize_row(x, values, scales);
+            for (start, values) in starts.iter_mut().zip(values.chunks_exact(BLOCK)) {
+                *start = factor * values.iter().map(|value| i32::from(*value)).sum::<i32>();
             }
         };
         if x.len() < 1 << 14 {
@@ -176,7 +176,12 @@ impl Activations {
                 .for_each(quantize);
         } else {
             (x.par_chunks_exact(inputs).zip(activations.values.par_chunks_exact_mut(width)))
-                .zip(activations.scales.par_chunks_exact_mut(blocks).zip(activations.starts.par_chunks_exact_mut(blocks)))
+                .zip(
+                    activations
+                        .scales
+                        .par_chunks_exact_mut(blocks)
+                        .zip(activations.starts.par_chunks_exact_mut(blocks)),
+                )
                 .with_min_len((1 << 13) / inputs)
                 .for_each(quantize);
         }

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::lanes::Portable;
-#[cfg(target_arch = "x86_64")]
-use super::lanes::x86::{Avx2, Avx512};
 use super::level::Level;
 use super::product::{Format, Input, Job, unit};
+#[cfg(target_arch = "x86_64")]
+use super::x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 pub(super) trait Everywhere<X>:

@@ -3,7 +3,8 @@
 //! Every method is `unsafe` for two reasons alone: pointers must be good for what is read or written, and the CPU must have
 //! the instruction set. All are inlined into a function that is compiled for it ([`super::dispatch`]).
 
-use super::float::{FloatTile, Stored};
+use super::bytes::{ByteTile, Bytes, byte_kernel};
+use super::float::{FloatTile, Stored, kernel};
 
 /// Sixteen f32 values: one row of a panel.
 pub(super) trait Lanes: Copy {
@@ -22,13 +23,18 @@ pub(super) trait Lanes: Copy {
 
 /// Calls `kernel` with the number of rows as a constant, so that its sums stay in registers.
 macro_rules! by_rows {
-    ($rows:expr, $kernel:ident, $lanes:ty, $weights:ty, $panels:literal, $tile:expr; $($count:literal)*) => {
+    (@one $kernel:ident [$($of:ty),*] $count:literal $panels:literal $tile:expr) => {
+        $kernel::<$($of,)* $count, $panels>($tile)
+    };
+    ($rows:expr, $kernel:ident, $of:tt, $panels:literal, $tile:expr; $($count:literal)*) => {
         match $rows {
-            $($count => $kernel::<$lanes, $weights, $count, $panels>($tile),)*
+            $($count => by_rows!(@one $kernel $of $count $panels $tile),)*
             _ => unreachable!("no kernel for {} rows", $rows),
         }
     };
 }
+#[cfg(target_arch = "x86_64")]
+pub(super) use by_rows;
 
 /// Plain loops.
 #[derive(Clone, Copy)]
@@ -43,9 +49,8 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn float_tile<W: Stored>(rows: usize, _panels: usize, tile: &FloatTile) {
-        use super::float::kernel;
         // SAFETY: the caller's promises.
-        unsafe { by_rows!(rows, kernel, Self, W, 1, tile; 1 2 3 4) }
+        unsafe { by_rows!(rows, kernel, [Self, W], 1, tile; 1 2 3 4) }
     }
 
     #[inline(always)]
@@ -86,127 +91,49 @@ impl Lanes for Portable {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-pub(super) mod x86 {
-    //! The same in intrinsics.
+#[allow(clippy::inline_always, reason = "as above")]
+impl Bytes for Portable {
+    type Quad = [[i8; 4]; 16];
+    type Sums = [i32; 16];
 
-    use std::arch::x86_64::{
-        __m256, __m512, _mm256_and_si256, _mm256_castsi256_ps, _mm256_fmadd_ps, _mm256_load_si256, _mm256_loadu_ps,
-        _mm256_loadu_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
-        _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-        _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
-    };
-
-    use super::super::float::{FloatTile, Stored, kernel};
-    use super::Lanes;
-
-    /// Two registers of 8.
-    #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx2(pub(in super::super) __m256, pub(in super::super) __m256);
-
-    /// One register of 16.
-    #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx512(pub(in super::super) __m512);
-
-    // SAFETY of all blocks below: the caller promises good pointers and the instruction set.
-    #[allow(clippy::inline_always, reason = "kernels must be compiled as one function, see above")]
-    impl Lanes for Avx2 {
-        #[inline(always)]
-        fn float_shape(rows: usize) -> (usize, usize) {
-            // 12 of the 16 registers hold sums.
-            if rows <= 3 { (2, 3) } else { (1, 6) }
-        }
-
-        #[inline(always)]
-        unsafe fn float_tile<W: Stored>(rows: usize, panels: usize, tile: &FloatTile) {
-            unsafe {
-                match panels {
-                    1 => by_rows!(rows, kernel, Self, W, 1, tile; 1 2 3 4 5 6),
-                    _ => by_rows!(rows, kernel, Self, W, 2, tile; 1 2 3),
-                }
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn zero() -> Self {
-            unsafe { Self(_mm256_setzero_ps(), _mm256_setzero_ps()) }
-        }
-
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_bf16(from: *const u16) -> Self {
-            unsafe {
-                let words = _mm256_load_si256(from.cast());
-                let high = _mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32));
-                Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)), _mm256_castsi256_ps(high))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe {
-                _mm256_storeu_ps(to, self.0);
-                _mm256_storeu_ps(to.add(8), self.1);
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn add_product(self, weights: Self, x: f32) -> Self {
-            unsafe {
-                let x = _mm256_set1_ps(x);
-                Self(_mm256_fmadd_ps(weights.0, x, self.0), _mm256_fmadd_ps(weights.1, x, self.1))
-            }
-        }
+    #[inline(always)]
+    fn byte_shape(_rows: usize) -> (usize, usize) {
+        (1, 2)
     }
 
-    #[allow(clippy::inline_always, reason = "as above")]
-    impl Lanes for Avx512 {
-        #[inline(always)]
-        fn float_shape(rows: usize) -> (usize, usize) {
-            // 24 of the 32 registers hold sums; up to 16 rows, one pass over the weights is worth more.
-            if (13..=16).contains(&rows) { (1, 16) } else { (2, 12) }
-        }
+    #[inline(always)]
+    unsafe fn byte_tile(rows: usize, _panels: usize, tile: &ByteTile) {
+        // SAFETY: the caller's promises.
+        unsafe { by_rows!(rows, byte_kernel, [Self], 1, tile; 1 2) }
+    }
 
-        #[inline(always)]
-        unsafe fn float_tile<W: Stored>(rows: usize, panels: usize, tile: &FloatTile) {
-            unsafe {
-                match panels {
-                    1 => by_rows!(rows, kernel, Self, W, 1, tile; 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16),
-                    _ => by_rows!(rows, kernel, Self, W, 2, tile; 1 2 3 4 5 6 7 8 9 10 11 12),
-                }
+    #[inline(always)]
+    unsafe fn load_quad(from: *const u8) -> Self::Quad {
+        // SAFETY: 64 bytes are there, as the caller promises.
+        unsafe { from.cast::<Self::Quad>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(start: i32) -> Self::Sums {
+        [start; 16]
+    }
+
+    #[inline(always)]
+    unsafe fn dot(mut sums: Self::Sums, weights: Self::Quad, x: i32) -> Self::Sums {
+        let x = x.to_ne_bytes().map(|byte| i32::from(byte as i8));
+        for (sum, weights) in sums.iter_mut().zip(weights) {
+            for (weight, x) in weights.into_iter().zip(x) {
+                *sum += i32::from(weight) * x;
             }
         }
+        sums
+    }
 
-        #[inline(always)]
-        unsafe fn zero() -> Self {
-            unsafe { Self(_mm512_setzero_ps()) }
+    #[inline(always)]
+    unsafe fn add_scaled(mut self, sums: Self::Sums, scales: Self, x_scale: f32) -> Self {
+        for ((y, sum), scale) in self.0.iter_mut().zip(sums).zip(scales.0) {
+            *y += sum as f32 * (scale * x_scale);
         }
-
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            unsafe { Self(_mm512_loadu_ps(from)) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_bf16(from: *const u16) -> Self {
-            unsafe {
-                let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe { _mm512_storeu_ps(to, self.0) }
-        }
-
-        #[inline(always)]
-        unsafe fn add_product(self, weights: Self, x: f32) -> Self {
-            unsafe { Self(_mm512_fmadd_ps(weights.0, _mm512_set1_ps(x), self.0)) }
-        }
+        self
     }
 }

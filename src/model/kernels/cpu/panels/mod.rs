@@ -10,7 +10,8 @@
 //! | `level` | which instruction set the CPU has |
 //! | `pack` | weights into panels, and rows and tiles of them back |
 //! | `product`, `dispatch` | the loops around the micro-kernels, compiled for each instruction set |
-//! | `lanes`, `float` | 16 values at a time; the kernel for f32 and bf16 |
+//! | `lanes`, `x86` | 16 values at a time, in each instruction set |
+//! | `float`, `bytes` | the kernels for f32 and bf16, and for 8 bit |
 //! | `gradient` | `dy · W`, by panels of the transposed weight that are made on the way |
 //! | `share` | units of work over the threads |
 //! | `tensors` | the same with tensors |
@@ -18,6 +19,7 @@
 //! A row's result does not depend on the rows beside it: every sum runs in the same order for every number of rows. That the
 //! same seed gives the same text whatever else is in the batch rests on this.
 
+mod bytes;
 mod dispatch;
 mod float;
 mod gradient;
@@ -29,12 +31,15 @@ mod share;
 mod tensors;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 pub use level::Level;
 pub use tensors::{project, project_onto};
 
+use bytes::{Activations, Q8};
 use float::{Bf16, F32, FloatRows};
-use product::{Job, UNIT_PANELS, chunks};
+use product::{Input, Job, UNIT_PANELS, chunks};
 use share::share;
 
 /// Output rows of a panel.
@@ -47,6 +52,8 @@ pub enum Precision {
     F32,
     /// 2 bytes a weight.
     Bf16,
+    /// 9 bits a weight: 8 and a scale for each 32 inputs; activations are rounded likewise.
+    Q8,
 }
 
 /// A cache line of packed weights.
@@ -139,9 +146,14 @@ pub fn products(x: &[f32], rows: usize, products: &[Product<'_>]) -> Vec<Vec<f32
         jobs.push(Job { panels, start, start_stride, y: y.as_mut_ptr(), y_stride: panels.outputs });
         outputs.push(y);
     }
+    let floats = FloatRows { values: x.as_ptr(), stride: first.inputs };
     match first.precision {
-        Precision::F32 => run::<F32>(x, rows, &jobs),
-        Precision::Bf16 => run::<Bf16>(x, rows, &jobs),
+        Precision::F32 => run::<_, F32>(floats, rows, &jobs),
+        Precision::Bf16 => run::<_, Bf16>(floats, rows, &jobs),
+        Precision::Q8 => {
+            let x = Activations::quantize(x, rows, first.inputs, first.padded_inputs, first.level);
+            run::<_, Q8>(x.rows(), rows, &jobs);
+        }
     }
     for (y, product) in outputs.iter_mut().zip(products) {
         // SAFETY: the units covered every row and column.
@@ -150,18 +162,16 @@ pub fn products(x: &[f32], rows: usize, products: &[Product<'_>]) -> Vec<Vec<f32
     outputs
 }
 
-fn run<F: dispatch::Everywhere<FloatRows>>(x: &[f32], rows: usize, jobs: &[Job<'_>]) {
-    let inputs = jobs[0].panels.inputs;
-    let x = FloatRows { values: x.as_ptr(), stride: inputs };
+fn run<X: Input, F: dispatch::Everywhere<X>>(x: X, rows: usize, jobs: &[Job<'_>]) {
     let chunks = chunks(rows);
     let units: Vec<(&Job<'_>, usize)> = jobs
         .iter()
         .flat_map(|job| (0..job.panels.count()).step_by(UNIT_PANELS).map(move |panel| (job, panel)))
         .collect();
-    let outputs: usize = jobs.iter().map(|job| job.panels.outputs).sum();
-    share(chunks.len() * units.len(), rows * inputs * outputs, |index| {
+    let weights: usize = jobs.iter().map(|job| job.panels.outputs * job.panels.inputs).sum();
+    share(chunks.len() * units.len(), rows * weights, |index| {
         let (job, panel) = units[index % units.len()];
         // SAFETY: sizes were checked, each unit is done once, and panels are packed for a level that the CPU has.
-        unsafe { dispatch::run::<FloatRows, F>(job, x, chunks[index / units.len()].clone(), panel) };
+        unsafe { dispatch::run::<X, F>(job, x, chunks[index / units.len()].clone(), panel) };
     });
 }

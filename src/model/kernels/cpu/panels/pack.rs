@@ -3,6 +3,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::bytes::{BLOCK, BLOCK_LINES, QUAD, quantize_row};
 use super::level::Level;
 use super::{LANES, Line, Panels, Precision};
 
@@ -16,11 +17,12 @@ impl Panels {
     pub fn pack_for(level: Level, values: &[f32], outputs: usize, inputs: usize, precision: Precision) -> Self {
         assert_eq!(values.len(), outputs * inputs, "the weight has its shape");
         assert!(Level::available().contains(&level), "the CPU has the instruction set");
-        let bytes_per_input = match precision {
-            Precision::F32 => 4 * LANES,
-            Precision::Bf16 => 2 * LANES,
+        let padded_inputs = if precision == Precision::Q8 { inputs.next_multiple_of(BLOCK) } else { inputs };
+        let lines_per_panel = match precision {
+            Precision::F32 => inputs,
+            Precision::Bf16 => inputs.div_ceil(2),
+            Precision::Q8 => padded_inputs / BLOCK * BLOCK_LINES,
         };
-        let lines_per_panel = (inputs * bytes_per_input).div_ceil(size_of::<Line>());
         let mut lines = vec![Line([0; 64]); outputs.div_ceil(LANES) * lines_per_panel];
         if inputs > 0 {
             lines.par_chunks_exact_mut(lines_per_panel).enumerate().for_each(|(panel, lines)| {
@@ -30,10 +32,11 @@ impl Panels {
                 match precision {
                     Precision::F32 => pack_f32(rows, inputs, lines),
                     Precision::Bf16 => pack_bf16(rows, inputs, level, lines),
+                    Precision::Q8 => pack_bytes(rows, inputs, level, lines),
                 }
             });
         }
-        Self { lines, lines_per_panel, outputs, inputs, padded_inputs: inputs, precision, level }
+        Self { lines, lines_per_panel, outputs, inputs, padded_inputs, precision, level }
     }
 
     /// The weight's row `index` into `row`, `[inputs]`.
@@ -53,6 +56,11 @@ impl Panels {
                     *value = widened(panel[place]);
                 }
             }
+            Precision::Q8 => {
+                for (depth, value) in row.iter_mut().enumerate() {
+                    *value = byte_weight(lines, depth, lane, self.level);
+                }
+            }
         }
     }
 
@@ -68,6 +76,12 @@ impl Panels {
                     } else {
                         words.map(widened)
                     };
+                }
+            }
+            Precision::Q8 => {
+                for (offset, values) in tile.iter_mut().enumerate() {
+                    let depth = first_depth + offset;
+                    *values = std::array::from_fn(|lane| byte_weight(lines, depth, lane, self.level));
                 }
             }
         }
@@ -125,6 +139,35 @@ fn pack_bf16(rows: &[f32], inputs: usize, level: Level, lines: &mut [Line]) {
         let place = bf16_place(level, lane);
         for (value, panel) in row.iter().zip(words_mut(lines)) {
             panel[place] = bf16::from_f32(*value).to_bits();
+        }
+    }
+}
+
+/// What turns a signed byte into the stored one, and back: adding 128 flips the highest bit.
+const fn byte_flip(level: Level) -> u8 {
+    if level.offsets_bytes() { 0x80 } else { 0 }
+}
+
+fn byte_weight(lines: &[Line], depth: usize, lane: usize, level: Level) -> f32 {
+    let block = &lines[depth / BLOCK * BLOCK_LINES..][..BLOCK_LINES];
+    let scale = floats(&block[BLOCK_LINES - 1..])[0][lane];
+    let byte = block[depth % BLOCK / QUAD].0[lane * QUAD + depth % QUAD];
+    f32::from((byte ^ byte_flip(level)) as i8) * scale
+}
+
+fn pack_bytes(rows: &[f32], inputs: usize, level: Level, lines: &mut [Line]) {
+    let blocks = lines.len() / BLOCK_LINES;
+    let (mut values, mut scales) = (vec![0_i8; blocks * BLOCK], vec![0.0; blocks]);
+    for (lane, row) in rows.chunks_exact(inputs).enumerate() {
+        quantize_row(row, &mut values, &mut scales);
+        for ((block, values), scale) in lines.chunks_exact_mut(BLOCK_LINES).zip(values.chunks_exact(BLOCK)).zip(&scales)
+        {
+            for (line, quad) in block.iter_mut().zip(values.chunks_exact(QUAD)) {
+                for (byte, value) in line.0[lane * QUAD..].iter_mut().zip(quad) {
+                    *byte = *value as u8 ^ byte_flip(level);
+                }
+            }
+            floats_mut(&mut block[BLOCK_LINES - 1..])[0][lane] = *scale;
         }
     }
 }

@@ -6,7 +6,7 @@ use super::lanes::Lanes;
 use super::{LANES, Panels};
 
 /// Rows of activations in a product, as a format reads them.
-pub(super) trait Input: Copy {
+pub(super) trait Input: Copy + Send + Sync {
     /// The same from `row` and `depth` on.
     unsafe fn at(self, row: usize, depth: usize) -> Self;
 }

@@ -46,7 +46,22 @@ fn assert_close(ours: &[f32], exact: &[f64], tolerance: f64, what: &str) {
     }
 }
 
-const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Q8];
+
+/// The activations as a product sees them.
+fn seen(x: &[f32], inputs: usize, precision: Precision) -> Vec<f32> {
+    if precision != Precision::Q8 {
+        return x.to_vec();
+    }
+    let blocks = inputs.div_ceil(32);
+    let (mut bytes, mut scales) = (vec![0; blocks * 32], vec![0.0; blocks]);
+    x.chunks_exact(inputs)
+        .flat_map(|row| {
+            bytes::quantize_row(row, &mut bytes, &mut scales);
+            (0..inputs).map(|input| f32::from(bytes[input]) * scales[input / 32]).collect::<Vec<_>>()
+        })
+        .collect()
+}
 
 /// Outputs and inputs that are no multiples of anything, and some that are.
 const SHAPES: [(usize, usize); 12] = [
@@ -74,7 +89,7 @@ fn products_equal_naive_ones_over_odd_shapes_and_any_number_of_rows() {
                 let held = unpacked(&panels);
                 for rows in [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 15, 16, 17, 25, 96, 97, 100] {
                     let x = values(rows * inputs, 7 * rows + inputs);
-                    let exact = naive(&x, &held, outputs, inputs);
+                    let exact = naive(&seen(&x, inputs, precision), &held, outputs, inputs);
                     let what = format!("{level:?} {precision:?} {outputs}x{inputs}, {rows} rows");
                     let tolerance = 4e-6 * (inputs as f64).sqrt().max(4.0);
                     assert_close(&one(&panels, &x, rows, Start::Zero), &exact, tolerance, &what);
@@ -175,5 +190,32 @@ fn packing_keeps_what_the_precision_can_hold() {
         let rounded: Vec<f32> = weight.iter().map(|value| half::bf16::from_f32(*value).to_f32()).collect();
         assert_eq!(unpacked(&panels), rounded);
         assert_eq!(panels.bytes(), 48 * (inputs + 1) * 2);
+        let panels = Panels::pack_for(level, &weight, outputs, inputs, Precision::Q8);
+        for (held, exact) in unpacked(&panels).chunks(inputs).zip(weight.chunks(inputs)) {
+            for (held, exact) in held.chunks(32).zip(exact.chunks(32)) {
+                let half_a_step = exact.iter().fold(0.0_f32, |most, value| most.max(value.abs())) / 254.0;
+                assert!(held.iter().zip(exact).all(|(held, exact)| (held - exact).abs() <= half_a_step * 1.0001));
+            }
+        }
+        assert_eq!(panels.bytes(), 48 * 96 * 9 / 8);
+    }
+}
+
+#[test]
+fn what_is_not_a_number_stays_so_in_every_precision() {
+    let (outputs, inputs) = (20, 70);
+    for level in Level::available() {
+        for precision in PRECISIONS {
+            let panels = Panels::pack_for(level, &values(outputs * inputs, 1), outputs, inputs, precision);
+            for fault in [f32::NAN, f32::INFINITY] {
+                let mut x = values(2 * inputs, 2);
+                x[40] = fault;
+                let y = one(&panels, &x, 2, Start::Zero);
+                assert!(y[..outputs].iter().all(|y| !y.is_finite()), "{level:?} {precision:?} {fault}");
+                assert!(y[outputs..].iter().all(|y| y.is_finite()), "{level:?} {precision:?} {fault}");
+            }
+            let nothing = one(&panels, &vec![0.0; inputs], 1, Start::Zero);
+            assert!(nothing.iter().all(|y| *y == 0.0), "{level:?} {precision:?}");
+        }
     }
 }
