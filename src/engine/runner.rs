@@ -78,7 +78,11 @@ impl<M: StepModel> Runner<M> {
             if busy.is_none() {
                 busy = Some(priority.busy());
             }
-            pool::compute(|| self.step());
+            if self.model.uses_pool() {
+                pool::compute(|| self.step());
+            } else {
+                self.step();
+            }
         }
     }
 

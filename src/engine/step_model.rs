@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::config::Limits;
 use crate::model::BaseModel;
@@ -28,6 +28,11 @@ pub trait StepModel: Send + 'static {
 
     /// Blocks of its cache.
     fn blocks(&self) -> usize;
+
+    /// True where steps are computed by the threads of the pool, false where by a GPU.
+    fn uses_pool(&self) -> bool {
+        true
+    }
 
     /// Computes the rows of all sequences, and returns what is wanted of them.
     fn step(&mut self, tokens: &[u32], sequences: &[SequenceRows<'_>], wanted: &WantedRows) -> Result<StepOutput>;
@@ -134,6 +139,10 @@ impl StepModel for BaseStepModel {
 
     fn blocks(&self) -> usize {
         self.cache.blocks()
+    }
+
+    fn uses_pool(&self) -> bool {
+        matches!(self.model.decoder.device(), Device::Cpu)
     }
 
     fn step(&mut self, tokens: &[u32], sequences: &[SequenceRows<'_>], wanted: &WantedRows) -> Result<StepOutput> {

@@ -92,7 +92,7 @@ pub fn forward(
     tensor(out, (rows, heads, head_dim))
 }
 
-/// See [`crate::model::kernels::write_cache`]. Copies the rows of all `sequences` from `k` and `v` `[rows, kv_heads, head_dim]` into their places of the cache.
+/// See [`crate::model::kernels::write_cache`]: both tensors of the `cache` in one pass.
 pub fn write(cache: &[Tensor; 2], k: &Tensor, v: &Tensor, sequences: &[CachedRows<'_>]) -> Result<()> {
     let (_, kv_heads, head_dim) = k.dims3()?;
     let width = kv_heads * head_dim;

@@ -8,7 +8,7 @@ use super::lanes::{Element, Kernel, LANES, Lanes};
 
 /// Where the dot products go.
 #[derive(Clone, Copy)]
-pub(super) enum Into {
+pub(super) enum Write {
     /// They replace what was there.
     Set,
     /// They are added, multiplied by this; a product of zero leaves every bit as it was.
@@ -26,7 +26,7 @@ pub(super) struct Dots<'a, E> {
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) depth: usize,
-    pub(super) into: Into,
+    pub(super) write: Write,
 }
 
 #[allow(clippy::inline_always, reason = "must be compiled with the instructions of the caller")]
@@ -34,7 +34,7 @@ pub(super) struct Dots<'a, E> {
 impl<E: Element> Kernel for Dots<'_, E> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let Self { x, matrix, y, rows, columns, depth, into } = self;
+        let Self { x, matrix, y, rows, columns, depth, write } = self;
         assert!(x.len() == rows * depth && matrix.len() == columns * depth && y.len() == rows * columns);
         for first in (0..columns).step_by(LANES) {
             let count = (columns - first).min(LANES);
@@ -49,9 +49,9 @@ impl<E: Element> Kernel for Dots<'_, E> {
                 for row in 0..rows {
                     let products: L = dot_8(x.add(row * depth), lines, depth);
                     let place = y.add(row * columns + first);
-                    let new = match into {
-                        Into::Set => products,
-                        Into::Add(scale) => {
+                    let new = match write {
+                        Write::Set => products,
+                        Write::Add(scale) => {
                             let old = if count == LANES { L::load(place) } else { L::load_first(place, count) };
                             old.plus_unless_zero(products.times(L::splat(scale)))
                         }

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, Storage, Tensor};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::dots::{Dots, Into};
+use super::dots::{Dots, Write};
 use super::lanes::{Element, dispatch};
 use super::{Values, with_values_mut};
 use crate::model::kernels::LoraRows;
@@ -66,9 +66,9 @@ fn product<E: Element>(y: &mut [f32], x: &[f32], a: &[E], b: &[E], scale: f32, s
     let mut shrunk = SHRUNK.take();
     shrunk.clear();
     shrunk.resize(rows * rank, 0.0); // x · Aᵀ, [rows, rank]
-    let shrink = Dots { x, matrix: a, y: &mut shrunk, rows, columns: rank, depth: input, into: Into::Set };
+    let shrink = Dots { x, matrix: a, y: &mut shrunk, rows, columns: rank, depth: input, write: Write::Set };
     dispatch(shrink);
-    let expand = Dots { x: &shrunk, matrix: b, y, rows, columns: output, depth: rank, into: Into::Add(scale) };
+    let expand = Dots { x: &shrunk, matrix: b, y, rows, columns: output, depth: rank, write: Write::Add(scale) };
     dispatch(expand);
     SHRUNK.set(shrunk);
 }
