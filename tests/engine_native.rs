@@ -60,6 +60,7 @@ struct Gate {
 
 impl Gate {
     fn set(&self, shut: bool) {
+        *self.arrived.lock().unwrap() = false;
         *self.shut.lock().unwrap() = shut;
         self.changed.notify_all();
     }

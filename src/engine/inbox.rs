@@ -34,7 +34,8 @@ pub(super) enum Arrival {
 }
 
 impl Arrival {
-    fn fail(self, error: Error) {
+    /// Tells the client what went wrong.
+    pub(super) fn fail(self, error: Error) {
         // Whoever has gone meanwhile needs no answer.
         match self {
             Self::Generate { events, .. } => drop(events.send(Event::Failed(error))),

@@ -48,12 +48,14 @@ struct Share<V> {
     under: V,
 }
 
-impl<S> FairQueue<S> {
+impl<S> Default for FairQueue<S> {
     /// Nothing waits and nobody was served.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { organizations: Shares::default(), waiting: 0 }
     }
+}
 
+impl<S> FairQueue<S> {
     /// Puts a sequence at the end of its line; arrivals are numbered upwards. It is active until [`Self::leave`].
     pub fn push(&mut self, place: &Place, arrival: u64, sequence: S) {
         let adapters = self.organizations.enter(&place.organization);
@@ -119,7 +121,9 @@ impl<S> FairQueue<S> {
             }
         }
         self.waiting -= taken.len();
-        places.iter().for_each(|place| self.leave(place));
+        for place in &places {
+            self.leave(place);
+        }
         taken
     }
 
@@ -202,7 +206,7 @@ mod tests {
     }
 
     fn queue(places: &[(&str, &str)]) -> FairQueue<u64> {
-        let mut queue = FairQueue::new();
+        let mut queue = FairQueue::default();
         for (number, (organization, adapter)) in places.iter().enumerate() {
             queue.push(&place(organization, adapter), number as u64, number as u64);
         }

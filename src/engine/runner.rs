@@ -5,6 +5,7 @@
 //! that cannot be computed, and that one fails. Should the loop itself panic, what is in flight fails and it starts anew.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ pub(super) struct Runner<M> {
     scheduler: Scheduler<Work>,
     limits: Limits,
     metrics: EngineMetrics,
+    /// Taken from the inbox and not yet in the schedule.
+    arrived: VecDeque<Arrival>,
 }
 
 /// Where a part's results stand in the step's output.
@@ -51,13 +54,16 @@ enum Results {
 impl<M: StepModel> Runner<M> {
     pub(super) fn new(model: M, scheduler: Scheduler<Work>, limits: Limits) -> Self {
         let metrics = EngineMetrics::new(model.id());
-        Self { model, scheduler, limits, metrics }
+        Self { model, scheduler, limits, metrics, arrived: VecDeque::new() }
     }
 
     /// Runs until the inbox is stopped.
     pub(super) fn run(mut self, inbox: &Inbox, priority: &Priority) {
         while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve(inbox, priority))) {
             self.start_anew(text(&*panic));
+        }
+        for arrival in self.arrived {
+            arrival.fail(stopped());
         }
         for mut work in self.scheduler.drain() {
             work.fail(stopped());
@@ -67,12 +73,13 @@ impl<M: StepModel> Runner<M> {
     fn serve(&mut self, inbox: &Inbox, priority: &Priority) {
         let mut busy = None;
         loop {
-            let idle = self.scheduler.is_idle();
+            let idle = self.scheduler.is_idle() && self.arrived.is_empty();
             if idle {
                 busy = None;
             }
             let Some(arrivals) = inbox.take(idle) else { break };
-            for arrival in arrivals {
+            self.arrived.extend(arrivals);
+            while let Some(arrival) = self.arrived.pop_front() {
                 self.accept(arrival);
             }
             if busy.is_none() {
@@ -111,8 +118,9 @@ impl<M: StepModel> Runner<M> {
                 let organization = request.organization.clone();
                 let adapter = request.adapter.take();
                 let prompt = request.prompt.clone();
-                let tokenizer = self.model.tokenizer();
-                match caught(|| Answer::new(tokenizer, request, max_tokens, events.clone(), submitted)) {
+                let model = &self.model;
+                let begin = || Answer::new(model.tokenizer(), request, max_tokens, events.clone(), submitted);
+                match caught(begin) {
                     Ok(answer) => NewSequence {
                         lane: Lane::Answer,
                         organization,

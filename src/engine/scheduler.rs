@@ -115,7 +115,7 @@ impl<T: Owner> Scheduler<T> {
         Self {
             limits: limits.clone(),
             allocator,
-            waiting: [FairQueue::new(), FairQueue::new()],
+            waiting: [FairQueue::default(), FairQueue::default()],
             turn: 0,
             running: Vec::new(),
             preempted: VecDeque::new(),
@@ -339,7 +339,7 @@ impl<T: Owner> Scheduler<T> {
         let mut drained: Vec<T> = running.collect();
         for lane in &mut self.waiting {
             drained.extend(lane.extract(|_| false).into_iter().map(|sequence| sequence.owner));
-            *lane = FairQueue::new();
+            *lane = FairQueue::default();
         }
         drained
     }

@@ -79,7 +79,9 @@ fn a_thousand_random_operations_leave_nothing_behind_and_disturb_nobody() {
         }
     }
     let embedded: Vec<_> = embeddings.into_iter().map(block_on).collect();
-    open.into_iter().for_each(&mut check);
+    for one in open {
+        check(one);
+    }
     for outcome in embedded {
         match outcome {
             Ok(embedded) => assert_eq!(embedded, vectors),
@@ -95,7 +97,9 @@ fn a_thousand_random_operations_leave_nothing_behind_and_disturb_nobody() {
     // Every place in the queue was given back: as many fit at once as ever.
     rig.faults.failing_steps.store(0, Ordering::SeqCst);
     let full: Vec<_> = (0..MAX_WAITING).map(|_| engine.generate(request(&[5], 2)).unwrap()).collect();
-    full.into_iter().for_each(|events| drop(read(events).unwrap()));
+    for events in full {
+        read(events).unwrap();
+    }
     // What the cache keeps can all be taken.
     let whole = vec![77; FEW_BLOCKS * BLOCK_TOKENS];
     assert_eq!(read(engine.generate(request(&whole, 1)).unwrap()).unwrap().3, 1);

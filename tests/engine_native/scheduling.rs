@@ -3,8 +3,8 @@
 
 use super::*;
 
-fn without_prefix_cache(limits: Limits) -> Limits {
-    Limits { prefix_cache: false, ..limits }
+fn without_prefix_cache(max_sequences: usize, max_step_tokens: usize, max_waiting: usize) -> Limits {
+    Limits { prefix_cache: false, ..limits(max_sequences, max_step_tokens, max_waiting) }
 }
 
 /// Requests of a few organisations and generations whose prompts begin in a few ways.
@@ -27,7 +27,7 @@ pub fn alike_requests(random: &mut ChaCha8Rng, count: usize) -> Vec<GenerateRequ
 fn a_cache_of_a_few_blocks_gives_every_request_what_it_gets_alone() {
     let mut random = ChaCha8Rng::seed_from_u64(7);
     let requests = alike_requests(&mut random, 80);
-    let alone = engine(&without_prefix_cache(limits(1, 512, 1000)));
+    let alone = engine(&without_prefix_cache(1, 512, 1000));
     let expected: Vec<_> = requests.iter().map(|one| read(alone.generate(one.clone()).unwrap()).unwrap()).collect();
     let inputs: Vec<Vec<u32>> = requests.iter().map(|one| one.prompt.clone()).collect();
     let vectors = block_on(alone.embed(embed_request(inputs.clone()))).unwrap();
@@ -94,7 +94,7 @@ fn what_was_computed_before_is_found_and_changes_nothing() {
     assert_eq!((ask(&scored).1, ask(&scored).1), (0, 0));
     assert_eq!(ask(&request(&fresh, 3)).1, 96);
 
-    let switched_off = engine(&without_prefix_cache(limits(4, 512, 100)));
+    let switched_off = engine(&without_prefix_cache(4, 512, 100));
     for _ in 0..2 {
         let (answer, cached) = read_cached(switched_off.generate(base.clone()).unwrap()).unwrap();
         assert_eq!((answer, cached), (first.clone(), 0));
@@ -109,7 +109,9 @@ fn answers_to_one_prompt_compute_it_once() {
     let prompt: Vec<u32> = (0..200).map(|index| FIRST_PLAIN + index).collect();
     let events: Vec<_> = (0..8).map(|_| rig.engine.generate(request(&prompt, 1)).unwrap()).collect();
     rig.gate.set(false);
-    events.into_iter().for_each(|events| drop(read(events).unwrap()));
+    for events in events {
+        read(events).unwrap();
+    }
     // The last block of the prompt is not full, so each computes its own.
     assert!(rig.rows.load(Ordering::SeqCst) <= 200 + 7 * 8 + 64, "{} rows", rig.rows.load(Ordering::SeqCst));
 }
