@@ -179,12 +179,11 @@ impl AdapterRegistry {
             return Ok(lease);
         }
         let begin = Instant::now();
-        let (host, source, _share) = match self.inner.tiers.in_host(key) {
-            Some(host) => (host, Source::Host, None),
-            None => {
-                let (host, share) = self.fetch(key).await?;
-                (host, Source::Disk, share)
-            }
+        let (host, source, _share) = if let Some(host) = self.inner.tiers.in_host(key) {
+            (host, Source::Host, None)
+        } else {
+            let (host, share) = self.fetch(key).await?;
+            (host, Source::Disk, share)
         };
         let room = self.room(host.device_bytes()).await?;
         let lease = self.to_device(key, host, room).await?;

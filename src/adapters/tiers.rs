@@ -195,10 +195,7 @@ impl Tiers {
     /// they are kept.
     pub fn keep_in_host(&self, key: &Key, host: &Arc<HostAdapter>) -> bool {
         let mut state = self.state();
-        let evicted = match state.make_host_room(key, host.host_bytes()) {
-            Some(evicted) => evicted,
-            None => return false,
-        };
+        let Some(evicted) = state.make_host_room(key, host.host_bytes()) else { return false };
         let used = state.tick();
         let generation = state.generations.entry(key.clone()).or_default();
         generation.used = used;

@@ -107,9 +107,8 @@ impl PeftConfig {
             return Err(refuse(format_args!("its peft_type is `{}`, only LORA is supported", fields.peft_type)));
         }
         refuse_unsupported(&fields.rest)?;
-        let targets = match modules("target_modules", fields.target_modules)? {
-            None => return Err(refuse("adapter_config.json has no target_modules")),
-            Some(targets) => targets,
+        let Some(targets) = modules("target_modules", fields.target_modules)? else {
+            return Err(refuse("adapter_config.json has no target_modules"));
         };
         let blocks = block_numbers(fields.layers_to_transform)?;
         let block_number = block_patterns(fields.layers_pattern)?;
