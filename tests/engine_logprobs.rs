@@ -34,7 +34,7 @@ fn model(family: &str) -> Arc<BaseModel> {
     });
     write(folder.path(), "tokenizer.json", &tokenizer);
     write(folder.path(), "tokenizer_config.json", &json!({}));
-    let entry = ModelEntry { id: family.into(), path: folder.path().into(), quantize: None };
+    let entry = ModelEntry::new(family, folder.path());
     Arc::new(BaseModel::load(&entry, &device()).unwrap())
 }
 

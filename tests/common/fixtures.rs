@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
 use attune::model::ModelConfig;
 use attune::model::decoder::Decoder;
+use attune::model::linear::Storage;
 use attune::model::weights::Weights;
 use attune::train::backward::{PackedBatch, Target};
 use candle_core::{Device, Tensor};
@@ -42,10 +43,15 @@ pub fn folder(family: &str) -> PathBuf {
 }
 
 pub fn load(family: &str, device: &Device) -> (ModelConfig, Decoder) {
+    load_as(family, device, &Storage::default())
+}
+
+/// The same with its weights held as `storage` says.
+pub fn load_as(family: &str, device: &Device, storage: &Storage) -> (ModelConfig, Decoder) {
     let folder = folder(family);
     let config = ModelConfig::read(&folder).unwrap();
     let weights = Weights::open(&folder, device).unwrap();
-    let decoder = Decoder::load(&config, &weights, None).unwrap();
+    let decoder = Decoder::load(&config, &weights, storage).unwrap();
     (config, decoder)
 }
 

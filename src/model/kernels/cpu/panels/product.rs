@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, each_row};
 use super::{LANES, Panels};
 
 /// Rows of activations in a product, as a format reads them.
@@ -49,22 +49,30 @@ impl<X> Tile<X> {
         if self.start.is_null() {
             return;
         }
-        for (row, sums) in sums.iter_mut().enumerate() {
-            for (panel, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: the tile lies inside its matrices, as the kernel's caller promises.
-                *sum = unsafe { S::load(self.start.add(row * self.start_stride + panel * LANES)) };
+        each_row!(ROWS, row, {
+            // SAFETY: the tile lies inside its matrices, as the kernel's caller promises.
+            unsafe {
+                let start = self.start.add(row * self.start_stride);
+                sums[row][0] = S::load(start);
+                if PANELS > 1 {
+                    sums[row][PANELS - 1] = S::load(start.add(LANES));
+                }
             }
-        }
+        });
     }
 
     #[inline(always)]
     pub(super) unsafe fn store<S: Lanes, const ROWS: usize, const PANELS: usize>(&self, sums: &[[S; PANELS]; ROWS]) {
-        for (row, sums) in sums.iter().enumerate() {
-            for (panel, sum) in sums.iter().enumerate() {
-                // SAFETY: as above.
-                unsafe { sum.store(self.y.add(row * self.y_stride + panel * LANES)) };
+        each_row!(ROWS, row, {
+            // SAFETY: as above.
+            unsafe {
+                let y = self.y.add(row * self.y_stride);
+                sums[row][0].store(y);
+                if PANELS > 1 {
+                    sums[row][PANELS - 1].store(y.add(LANES));
+                }
             }
-        }
+        });
     }
 }
 
