@@ -96,7 +96,7 @@ unsafe impl Sync for Job<'_> {}
 pub(super) const UNIT_PANELS: usize = 2;
 
 /// Rows of a product that are computed at a time: about what the second-level cache holds of them.
-const CHUNK: usize = 96;
+pub(super) const CHUNK: usize = 96;
 
 /// `rows` in even pieces of at most `most`.
 pub(super) fn pieces(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
