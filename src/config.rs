@@ -348,18 +348,18 @@ mod tests {
     fn a_models_precision_is_checked_at_the_start() {
         let check = |text: &str| {
             let models: Vec<ModelEntry> =
-                Figment::from(Toml::string(&format!("models = [{{ id = \"a\", path = \"b\", {text} }}]")))
+                Figment::from(Toml::string(&format!("[[models]]\nid = \"a\"\npath = \"b\"\n{text}")))
                     .extract_inner("models")
                     .map_err(|error| Error::Setup(error.to_string()))?;
             Config { models, ..Config::default() }.check()
         };
-        for text in ["", "dtype = \"bf16\"", "quantize = \"q8_0\"", "quantize = \"q4_k\", dtype = \"bf16\""] {
+        for text in ["", "dtype = \"bf16\"", "quantize = \"q8_0\"", "quantize = \"q4_k\"\ndtype = \"bf16\""] {
             assert!(check(text).is_ok(), "{text}");
         }
         for (text, says) in [
             ("dtype = \"f16\"", "bf16"),
             ("quantize = \"int3\"", "q8_0, q6_k"),
-            ("quantize = \"q8_0\", dtype = \"bf16\"", "remove one"),
+            ("quantize = \"q8_0\"\ndtype = \"bf16\"", "remove one"),
         ] {
             let said = check(text).expect_err("refused").to_string();
             assert!(said.contains(says), "{text}: {said}");

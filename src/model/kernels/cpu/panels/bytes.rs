@@ -147,6 +147,9 @@ pub(super) unsafe fn byte_kernel<S: Bytes, const ROWS: usize, const PANELS: usiz
     }
 }
 
+/// A row of activations and where it goes: values, and each block's scale and start.
+type Row<'a> = ((&'a [f32], &'a mut [i8]), (&'a mut [f32], &'a mut [i32]));
+
 /// Rows of activations, quantized for one instruction set.
 pub(super) struct Activations {
     values: Vec<i8>,
@@ -170,7 +173,7 @@ impl Activations {
         }
         // Weights that are stored with 128 added give 128 times the sum of the activations too much.
         let factor = if level.offsets_bytes() { -128 } else { 0 };
-        let quantize = |((x, values), (scales, starts)): ((&[f32], &mut [i8]), (&mut [f32], &mut [i32]))| {
+        let quantize = |((x, values), (scales, starts)): Row<'_>| {
             quantize_row(x, values, scales);
             for (start, values) in starts.iter_mut().zip(values.chunks_exact(BLOCK)) {
                 *start = factor * values.iter().map(|value| i32::from(*value)).sum::<i32>();

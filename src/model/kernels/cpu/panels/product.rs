@@ -155,7 +155,7 @@ pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(job: &Job<'_>, x: F::Input, ro
                     if (panel + count) * LANES <= panels.outputs {
                         F::tile(tile_rows.len(), count, &tile);
                     } else {
-                        edge::<S, F>(tile_rows.len(), count, tile, panels.outputs - column);
+                        edge::<S, F>(tile_rows.len(), count, &tile, panels.outputs - column);
                     }
                 }
             }
@@ -174,7 +174,7 @@ const MOST_ROWS: usize = 16;
 /// As for [`Format::tile`], for the columns that exist.
 #[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
 #[inline(always)]
-unsafe fn edge<S: Lanes, F: Format<S>>(rows: usize, panels: usize, tile: Tile<F::Input>, columns: usize) {
+unsafe fn edge<S: Lanes, F: Format<S>>(rows: usize, panels: usize, tile: &Tile<F::Input>, columns: usize) {
     const STRIDE: usize = UNIT_PANELS * LANES;
     let mut values = [0.0_f32; MOST_ROWS * STRIDE];
     let start = if tile.start.is_null() {
@@ -187,7 +187,7 @@ unsafe fn edge<S: Lanes, F: Format<S>>(rows: usize, panels: usize, tile: Tile<F:
         }
         values.as_ptr()
     };
-    let beside = Tile { start, start_stride: STRIDE, y: values.as_mut_ptr(), y_stride: STRIDE, ..tile };
+    let beside = Tile { start, start_stride: STRIDE, y: values.as_mut_ptr(), y_stride: STRIDE, ..*tile };
     // SAFETY: `values` has room for whole panels.
     unsafe { F::tile(rows, panels, &beside) };
     for (row, values) in values.chunks_exact(STRIDE).take(rows).enumerate() {
