@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapters::is_job_name;
 use crate::adapters::peft::MAX_RANK;
+use crate::model::linear::Storage;
 use crate::{Error, Result};
 
 /// More memory than any machine has; what is above is a mistake.
@@ -60,9 +61,35 @@ pub struct ModelEntry {
     pub id: String,
     /// The folder with `config.json`, `*.safetensors` and `tokenizer.json`.
     pub path: PathBuf,
-    /// Quantize the linear layers at load, for example `q8_0`; absent keeps the checkpoint's precision.
+    /// How weight matrices that are not quantized are held in memory, whatever the checkpoint's precision.
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// Quantize the linear layers at load, for example `q8_0`, which on the CPU takes embedding and head in too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
+}
+
+impl ModelEntry {
+    /// The model in `path`, held as f32.
+    pub fn new(id: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        Self { id: id.into(), path: path.into(), dtype: Dtype::F32, quantize: None }
+    }
+
+    /// How the model's weight matrices are held.
+    pub fn storage(&self) -> Storage {
+        Storage { dtype: self.dtype, quantize: self.quantize.clone() }
+    }
+}
+
+/// How a weight is held; arithmetic is f32 with both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 4 bytes: exact.
+    #[default]
+    F32,
+    /// 2 bytes, the CPU only: half the memory, and faster answers. Exact where the checkpoint is bf16 itself.
+    Bf16,
 }
 
 /// The device that models run on.
@@ -195,7 +222,7 @@ impl Config {
     /// Refuses what cannot work or is not safe, and fills in the demo model where none is named.
     pub fn check(mut self) -> Result<Self> {
         if self.models.is_empty() {
-            self.models.push(ModelEntry { id: "demo".into(), path: demo_model_path()?, quantize: None });
+            self.models.push(ModelEntry::new("demo", demo_model_path()?));
         }
         for (index, model) in self.models.iter().enumerate() {
             if model.id.is_empty() || is_job_name(&model.id) {
@@ -205,6 +232,7 @@ impl Config {
             if self.models[..index].iter().any(|other| other.id == model.id) {
                 return Err(Error::Setup(format!("model id `{}` is given twice", model.id)));
             }
+            model.storage().check().map_err(|error| Error::Setup(format!("model `{}`: {error}", model.id)))?;
         }
         self.check_aliases()?;
         if self.api_keys.iter().any(|key| key.trim().is_empty()) {
@@ -296,9 +324,7 @@ impl std::str::FromStr for ModelEntry {
     /// Reads `ID=PATH`, the form of `--model`.
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
-            Some((id, path)) if !id.is_empty() && !path.is_empty() => {
-                Ok(Self { id: id.into(), path: path.into(), quantize: None })
-            }
+            Some((id, path)) if !id.is_empty() && !path.is_empty() => Ok(Self::new(id, path)),
             _ => Err(format!("`{text}` is not ID=PATH, for example demo=models/demo")),
         }
     }
@@ -349,6 +375,28 @@ mod tests {
     fn check(alias: &str, name: &str) -> Result<Config> {
         let models = vec!["demo=somewhere".parse().map_err(Error::Setup)?];
         Config { models, aliases: [(alias.into(), name.into())].into(), ..Config::default() }.check()
+    }
+
+    #[test]
+    fn a_models_precision_is_checked_at_the_start() {
+        let check = |text: &str| {
+            let models: Vec<ModelEntry> =
+                Figment::from(Toml::string(&format!("[[models]]\nid = \"a\"\npath = \"b\"\n{text}")))
+                    .extract_inner("models")
+                    .map_err(|error| Error::Setup(error.to_string()))?;
+            Config { models, ..Config::default() }.check()
+        };
+        for text in ["", "dtype = \"bf16\"", "quantize = \"q8_0\"", "quantize = \"q4_k\"\ndtype = \"bf16\""] {
+            assert!(check(text).is_ok(), "{text}");
+        }
+        for (text, says) in [
+            ("dtype = \"f16\"", "bf16"),
+            ("quantize = \"int3\"", "q8_0, q6_k"),
+            ("quantize = \"q8_0\"\ndtype = \"bf16\"", "remove one"),
+        ] {
+            let said = check(text).expect_err("refused").to_string();
+            assert!(said.contains(says), "{text}: {said}");
+        }
     }
 
     #[test]

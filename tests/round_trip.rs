@@ -39,7 +39,7 @@ fn read(model: &BaseModel, lines: &[String]) -> datasets::Dataset {
 
 #[test]
 fn train_then_serve_round_trip() {
-    let entry = ModelEntry { id: "demo".into(), path: demo_folder(), quantize: None };
+    let entry = ModelEntry::new("demo", demo_folder());
     let model = Arc::new(BaseModel::load(&entry, &fixtures::device()).unwrap());
     let dataset = read(&model, &lines("train.jsonl")[..160]);
     let asked = Hyperparameters {

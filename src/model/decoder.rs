@@ -7,16 +7,15 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
+use crate::Result;
 use crate::adapters::routes::Routes;
 use crate::adapters::{Adapter, Site};
 use crate::model::ModelConfig;
-use crate::model::kernels::cpu::panels::Precision;
 use crate::model::kernels::{self, CachedRows};
 use crate::model::kv_cache::KvCache;
-use crate::model::linear::Linear;
+use crate::model::linear::{Linear, Storage};
 use crate::model::rope::{Angles, Rope};
 use crate::model::weights::Weights;
-use crate::Result;
 
 /// The weights and the forward pass.
 #[derive(Debug)]
@@ -107,7 +106,7 @@ pub(crate) struct Activations {
 }
 
 impl Block {
-    fn load(index: usize, config: &ModelConfig, weights: &Weights, quantize: Option<&str>) -> Result<Self> {
+    fn load(index: usize, config: &ModelConfig, weights: &Weights, storage: &Storage) -> Result<Self> {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let query_width = config.num_attention_heads * config.head_dim;
         let key_width = config.num_key_value_heads * config.head_dim;
@@ -117,10 +116,7 @@ impl Block {
             let name = format!("{prefix}.{}", site.path());
             let weight = weights.get(&format!("{name}.weight"), &[output, input])?;
             let bias = weights.get_optional(&format!("{name}.bias"), &[output])?;
-            match quantize {
-                Some(format) => Linear::quantized(&weight, bias, format),
-                None => Linear::new(weight, bias, Precision::F32),
-            }
+            Linear::new(&weight, bias, storage)
         };
         let query_key_norm = if config.query_key_norm {
             Some((norm("self_attn.q_norm", config.head_dim)?, norm("self_attn.k_norm", config.head_dim)?))
@@ -239,15 +235,15 @@ pub struct SequenceRows<'a> {
 }
 
 impl Decoder {
-    /// Builds the decoder from a checkpoint's tensors; `quantize` names a block format for the linear layers.
-    pub fn load(config: &ModelConfig, weights: &Weights, quantize: Option<&str>) -> Result<Self> {
+    /// Builds the decoder from a checkpoint's tensors, its weight matrices held as `storage` says.
+    pub fn load(config: &ModelConfig, weights: &Weights, storage: &Storage) -> Result<Self> {
+        storage.check()?;
         let table = |name: &str| -> Result<Linear> {
-            let weight = weights.get(name, &[config.vocab_size, config.hidden_size])?;
-            Linear::new(weight, None, Precision::F32)
+            Linear::table(&weights.get(name, &[config.vocab_size, config.hidden_size])?, storage)
         };
         let embedding = table("model.embed_tokens.weight")?;
         let untied_head = if config.tie_word_embeddings { None } else { Some(table("lm_head.weight")?) };
-        let blocks = (0..config.num_hidden_layers).map(|index| Block::load(index, config, weights, quantize));
+        let blocks = (0..config.num_hidden_layers).map(|index| Block::load(index, config, weights, storage));
         Ok(Self {
             embedding,
             blocks: blocks.collect::<Result<_>>()?,
@@ -293,6 +289,12 @@ impl Decoder {
     /// Logits of hidden states, `[rows, hidden]` to `[rows, vocabulary]`, f32.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.head().forward(hidden)
+    }
+
+    /// Bytes of the weight matrices in memory.
+    pub fn weight_bytes(&self) -> usize {
+        let layers = self.blocks.iter().flat_map(|block| Site::ALL.map(|site| block.linear(site).bytes()));
+        layers.sum::<usize>() + self.embedding.bytes() + self.untied_head.as_ref().map_or(0, Linear::bytes)
     }
 
     /// The layer from hidden states to logits.

@@ -9,9 +9,44 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use mistralrs_quant::{GgufMatMul, QuantMethod, QuantMethodConfig, UnquantLinear};
 
+use crate::config::Dtype;
 use crate::model::kernels;
 use crate::model::kernels::cpu::panels::{self, Panels, Precision};
 use crate::{Error, Result};
+
+/// How a model's weight matrices are held.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Storage {
+    /// What is not quantized.
+    pub dtype: Dtype,
+    /// A block format for the linear layers, such as `q4_0`. `q8_0` takes embedding and head in too, on the CPU.
+    pub quantize: Option<String>,
+}
+
+impl Storage {
+    /// Refuses what does not exist or does not go together.
+    pub fn check(&self) -> Result<()> {
+        let Some(format) = &self.quantize else { return Ok(()) };
+        block_format(format)?;
+        if format == "q8_0" && self.dtype != Dtype::F32 {
+            return Err(Error::Setup(
+                "quantize = \"q8_0\" holds every weight matrix in 8 bits, so `dtype` has nothing to apply to: remove one of \
+                 the two"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The precision of all weight matrices where our own products take them, else that of embedding and head.
+    fn precision(&self) -> Precision {
+        match (self.quantize.as_deref(), self.dtype) {
+            (Some("q8_0"), _) => Precision::Q8,
+            (_, Dtype::F32) => Precision::F32,
+            (_, Dtype::Bf16) => Precision::Bf16,
+        }
+    }
+}
 
 /// A frozen linear layer.
 #[derive(Debug)]
@@ -32,20 +67,35 @@ enum Weight {
 }
 
 impl Linear {
-    /// A layer of `weight` `[out, in]` and `bias` `[out]`, held as `precision`, which only the CPU has a choice of.
-    pub fn new(weight: Tensor, bias: Option<Tensor>, precision: Precision) -> Result<Self> {
+    /// A layer of `weight` `[out, in]` and `bias` `[out]`, held as `storage` says.
+    pub fn new(weight: &Tensor, bias: Option<Tensor>, storage: &Storage) -> Result<Self> {
+        let on_cpu = matches!(weight.device(), Device::Cpu);
+        match storage.quantize.as_deref() {
+            None => Self::unquantized(weight, bias, storage),
+            Some("q8_0") if on_cpu => Self::unquantized(weight, bias, storage),
+            Some(format) => Self::blocks(weight, bias, format),
+        }
+    }
+
+    /// An embedding or output head, `[vocabulary, hidden]`: never in the blocks of mistral.rs, which have no rows to look up.
+    pub fn table(weight: &Tensor, storage: &Storage) -> Result<Self> {
+        Self::unquantized(weight, None, storage)
+    }
+
+    fn unquantized(weight: &Tensor, bias: Option<Tensor>, storage: &Storage) -> Result<Self> {
         let weight = if matches!(weight.device(), Device::Cpu) {
-            Weight::Packed(Panels::of(&weight, precision)?)
-        } else {
+            Weight::Packed(Panels::of(weight, storage.precision())?)
+        } else if storage.dtype == Dtype::F32 {
             let linear = candle_nn::Linear::new(weight.clone(), None);
             let method = UnquantLinear::new(QuantMethodConfig::Unquantized(linear))?;
-            Weight::Method { method: Arc::new(method), weight }
+            Weight::Method { method: Arc::new(method), weight: weight.clone() }
+        } else {
+            return Err(Error::Setup("dtype = \"bf16\" is for the CPU: remove it, or set device to cpu".into()));
         };
         Ok(Self { weight, bias })
     }
 
-    /// The same with the weight quantized to `format`, such as `q4_0`.
-    pub fn quantized(weight: &Tensor, bias: Option<Tensor>, format: &str) -> Result<Self> {
+    fn blocks(weight: &Tensor, bias: Option<Tensor>, format: &str) -> Result<Self> {
         let dtype = block_format(format)?;
         let (_, columns) = weight.dims2()?;
         if !columns.is_multiple_of(dtype.block_size()) {
@@ -57,6 +107,15 @@ impl Linear {
         let blocks = Arc::new(QTensor::quantize(weight, dtype)?);
         let method = GgufMatMul::new(QuantMethodConfig::Gguf { q_weight: blocks.clone(), b: None })?;
         Ok(Self { weight: Weight::Quantized { method: Arc::new(method), blocks }, bias })
+    }
+
+    /// Bytes of the weight in memory.
+    pub fn bytes(&self) -> usize {
+        match &self.weight {
+            Weight::Packed(weight) => weight.bytes(),
+            Weight::Method { weight, .. } => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Weight::Quantized { blocks, .. } => blocks.storage_size_in_bytes(),
+        }
     }
 
     /// `x` `[rows, in]` to `[rows, out]`.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
 use attune::config::ModelEntry;
 use attune::model::decoder::Decoder;
+use attune::model::linear::Storage;
 use attune::model::weights::Weights;
 use attune::model::{BaseModel, ModelConfig};
 use attune::train::backward::{PackedBatch, Target};
@@ -45,10 +46,15 @@ pub fn folder(family: &str) -> PathBuf {
 }
 
 pub fn load(family: &str, device: &Device) -> (ModelConfig, Decoder) {
+    load_as(family, device, &Storage::default())
+}
+
+/// The same with its weights held as `storage` says.
+pub fn load_as(family: &str, device: &Device, storage: &Storage) -> (ModelConfig, Decoder) {
     let folder = folder(family);
     let config = ModelConfig::read(&folder).unwrap();
     let weights = Weights::open(&folder, device).unwrap();
-    let decoder = Decoder::load(&config, &weights, None).unwrap();
+    let decoder = Decoder::load(&config, &weights, storage).unwrap();
     (config, decoder)
 }
 
@@ -66,7 +72,7 @@ pub fn whole_model(family: &str) -> Arc<BaseModel> {
     for (name, value) in [("tokenizer.json", tokenizer), ("tokenizer_config.json", json!({}))] {
         std::fs::write(target.path().join(name), value.to_string()).unwrap();
     }
-    let entry = ModelEntry { id: family.into(), path: target.path().into(), quantize: None };
+    let entry = ModelEntry::new(family, target.path());
     Arc::new(BaseModel::load(&entry, &device()).unwrap())
 }
 

@@ -9,7 +9,7 @@ use std::array;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, each_row};
 use super::level::Level;
 use super::product::{Format, Input, Tile};
 
@@ -114,32 +114,41 @@ pub(super) unsafe fn byte_kernel<S: Bytes, const ROWS: usize, const PANELS: usiz
         tile.load_start(&mut sums);
         let mut weights = tile.weights;
         for block in 0..tile.depth / BLOCK {
-            let x = tile.x.values.add(block * BLOCK);
-            let mut dots: [[S::Sums; PANELS]; ROWS] =
-                array::from_fn(|row| [S::sums(*tile.x.starts.add(row * tile.x.blocks + block)); PANELS]);
+            let x: [*const i8; 6] =
+                array::from_fn(|group| tile.x.values.wrapping_add(block * BLOCK + 3 * group * tile.x.stride));
+            let next = weights.wrapping_add(tile.panel_bytes);
+            let mut dots = [[S::sums(0); PANELS]; ROWS];
+            each_row!(ROWS, row, {
+                dots[row] = [S::sums(*tile.x.starts.add(row * tile.x.blocks + block)); PANELS];
+            });
             for quad in 0..BLOCK / QUAD {
-                let panels: [S::Quad; PANELS] =
-                    array::from_fn(|panel| S::load_quad(weights.add(panel * tile.panel_bytes + quad * 64)));
-                for (row, dots) in dots.iter_mut().enumerate() {
-                    let x = x.add(row * tile.x.stride + quad * QUAD).cast::<i32>().read_unaligned();
-                    for (dot, panel) in dots.iter_mut().zip(panels) {
-                        *dot = S::dot(*dot, panel, x);
+                let first = S::load_quad(weights.add(quad * 64));
+                let second = if PANELS > 1 { S::load_quad(next.add(quad * 64)) } else { first };
+                each_row!(ROWS, row, {
+                    let x = x[row / 3].add(row % 3 * tile.x.stride + quad * QUAD).cast::<i32>().read_unaligned();
+                    dots[row][0] = S::dot(dots[row][0], first, x);
+                    if PANELS > 1 {
+                        dots[row][PANELS - 1] = S::dot(dots[row][PANELS - 1], second, x);
                     }
-                }
+                });
             }
-            let scales: [S; PANELS] =
-                array::from_fn(|panel| S::load(weights.add(panel * tile.panel_bytes + (BLOCK_LINES - 1) * 64).cast()));
-            for (row, (sums, dots)) in sums.iter_mut().zip(dots).enumerate() {
+            let first = S::load(weights.add((BLOCK_LINES - 1) * 64).cast());
+            let second = if PANELS > 1 { S::load(next.add((BLOCK_LINES - 1) * 64).cast()) } else { first };
+            each_row!(ROWS, row, {
                 let x_scale = *tile.x.scales.add(row * tile.x.blocks + block);
-                for ((sum, dot), scales) in sums.iter_mut().zip(dots).zip(scales) {
-                    *sum = sum.add_scaled(dot, scales, x_scale);
+                sums[row][0] = sums[row][0].add_scaled(dots[row][0], first, x_scale);
+                if PANELS > 1 {
+                    sums[row][PANELS - 1] = sums[row][PANELS - 1].add_scaled(dots[row][PANELS - 1], second, x_scale);
                 }
-            }
+            });
             weights = weights.add(BLOCK_LINES * 64);
         }
         tile.store(&sums);
     }
 }
+
+/// A row of activations and where it goes: values, and each block's scale and start.
+type Row<'a> = ((&'a [f32], &'a mut [i8]), (&'a mut [f32], &'a mut [i32]));
 
 /// Rows of activations, quantized for one instruction set.
 pub(super) struct Activations {
@@ -164,7 +173,7 @@ impl Activations {
         }
         // Weights that are stored with 128 added give 128 times the sum of the activations too much.
         let factor = if level.offsets_bytes() { -128 } else { 0 };
-        let quantize = |((x, values), (scales, starts)): ((&[f32], &mut [i8]), (&mut [f32], &mut [i32]))| {
+        let quantize = |((x, values), (scales, starts)): Row<'_>| {
             quantize_row(x, values, scales);
             for (start, values) in starts.iter_mut().zip(values.chunks_exact(BLOCK)) {
                 *start = factor * values.iter().map(|value| i32::from(*value)).sum::<i32>();

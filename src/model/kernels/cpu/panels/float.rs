@@ -2,7 +2,7 @@
 
 use std::array;
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, each_row};
 use super::product::{Format, Input, Tile};
 
 /// Rows of f32 activations.
@@ -99,17 +99,23 @@ pub(super) unsafe fn kernel<S: Lanes, W: Stored, const ROWS: usize, const PANELS
         let mut sums = [[S::zero(); PANELS]; ROWS];
         tile.load_start(&mut sums);
         let mut weights = tile.weights;
-        let mut x = tile.x.values;
+        // One pointer for three rows: x86 addresses 0, 1 and 2 strides from it.
+        let stride = tile.x.stride;
+        let mut x: [*const f32; 6] = array::from_fn(|group| tile.x.values.wrapping_add(3 * group * stride));
         for _ in 0..tile.depth {
-            let panels: [S; PANELS] = array::from_fn(|panel| W::load(weights.add(panel * tile.panel_bytes)));
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let x = *x.add(row * tile.x.stride);
-                for (sum, panel) in sums.iter_mut().zip(panels) {
-                    *sum = sum.add_product(panel, x);
+            let first: S = W::load(weights);
+            let second: S = if PANELS > 1 { W::load(weights.add(tile.panel_bytes)) } else { first };
+            each_row!(ROWS, row, {
+                let x = *x[row / 3].add(row % 3 * stride);
+                sums[row][0] = sums[row][0].add_product(first, x);
+                if PANELS > 1 {
+                    sums[row][PANELS - 1] = sums[row][PANELS - 1].add_product(second, x);
                 }
-            }
+            });
             weights = weights.add(16 * W::BYTES);
-            x = x.add(1);
+            for x in &mut x {
+                *x = x.wrapping_add(1);
+            }
         }
         tile.store(&sums);
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::super::SharedSlice;
 use super::float::{F32, FloatRows};
 use super::pack::floats_mut;
-use super::product::{Job, UNIT_PANELS, pieces};
+use super::product::{CHUNK as PIECE, Job, UNIT_PANELS, pieces};
 use super::share::share;
 use super::{LANES, Line, Panels, Precision, dispatch};
 
@@ -16,6 +16,9 @@ const DEPTH: usize = 512;
 
 /// Rows of `dy` that one transposed panel serves: enough for the transposing to vanish beside the product.
 const CHUNK: usize = 512;
+
+/// Most transposed panels at a time, which the second-level cache holds beside their rows of `dy`: each reads all of `dy`.
+const MOST_PANELS: usize = 6;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
@@ -28,7 +31,9 @@ impl Panels {
         let mut dx = vec![0.0; rows * self.inputs];
         let shared_dx = SharedSlice::new(&mut dx);
         let chunks: Vec<Range<usize>> = pieces(rows, CHUNK).collect();
-        let columns_per_unit = UNIT_PANELS * LANES;
+        let shares = (3 * rayon::current_num_threads()).div_ceil(chunks.len().max(1));
+        let panels = self.inputs.div_ceil(LANES).div_ceil(shares).next_multiple_of(UNIT_PANELS).min(MOST_PANELS);
+        let columns_per_unit = panels * LANES;
         let units = self.inputs.div_ceil(columns_per_unit);
         share(chunks.len() * units, dy.len() * self.inputs, |index| {
             let column = index % units * columns_per_unit;
@@ -58,8 +63,13 @@ impl Panels {
             let start = if first == 0 { std::ptr::null() } else { y.cast_const() };
             let job = Job { panels: &panels, start, start_stride: self.inputs, y, y_stride: self.inputs };
             let x = FloatRows { values: dy[first..].as_ptr(), stride: self.outputs };
-            // SAFETY: the caller's promises; `dy` and `dx` have the weight's shape.
-            unsafe { dispatch::run::<FloatRows, F32>(&job, x, rows.clone(), 0) };
+            for piece in pieces(rows.len(), PIECE) {
+                for panel in (0..panels.count()).step_by(UNIT_PANELS) {
+                    let rows = rows.start + piece.start..rows.start + piece.end;
+                    // SAFETY: the caller's promises; `dy` and `dx` have the weight's shape.
+                    unsafe { dispatch::run::<FloatRows, F32>(&job, x, rows, panel) };
+                }
+            }
             *scratch = panels.lines;
         }
     }

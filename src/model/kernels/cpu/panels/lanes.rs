@@ -36,6 +36,21 @@ macro_rules! by_rows {
 #[cfg(target_arch = "x86_64")]
 pub(super) use by_rows;
 
+/// Repeats `body` for each row below `rows`, a constant: loops that the compiler may leave as loops would put the sums into
+/// memory.
+macro_rules! each_row {
+    ($rows:ident, $row:ident, $body:block) => {
+        each_row!(@all $rows $row $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@all $rows:ident $row:ident $body:block $($number:literal)*) => {
+        $(if $number < $rows {
+            let $row: usize = $number;
+            $body
+        })*
+    };
+}
+pub(super) use each_row;
+
 /// Plain loops.
 #[derive(Clone, Copy)]
 pub(super) struct Portable(pub(super) [f32; 16]);

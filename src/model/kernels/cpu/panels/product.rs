@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, each_row};
 use super::{LANES, Panels};
 
 /// Rows of activations in a product, as a format reads them.
@@ -49,22 +49,30 @@ impl<X> Tile<X> {
         if self.start.is_null() {
             return;
         }
-        for (row, sums) in sums.iter_mut().enumerate() {
-            for (panel, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: the tile lies inside its matrices, as the kernel's caller promises.
-                *sum = unsafe { S::load(self.start.add(row * self.start_stride + panel * LANES)) };
+        each_row!(ROWS, row, {
+            // SAFETY: the tile lies inside its matrices, as the kernel's caller promises.
+            unsafe {
+                let start = self.start.add(row * self.start_stride);
+                sums[row][0] = S::load(start);
+                if PANELS > 1 {
+                    sums[row][PANELS - 1] = S::load(start.add(LANES));
+                }
             }
-        }
+        });
     }
 
     #[inline(always)]
     pub(super) unsafe fn store<S: Lanes, const ROWS: usize, const PANELS: usize>(&self, sums: &[[S; PANELS]; ROWS]) {
-        for (row, sums) in sums.iter().enumerate() {
-            for (panel, sum) in sums.iter().enumerate() {
-                // SAFETY: as above.
-                unsafe { sum.store(self.y.add(row * self.y_stride + panel * LANES)) };
+        each_row!(ROWS, row, {
+            // SAFETY: as above.
+            unsafe {
+                let y = self.y.add(row * self.y_stride);
+                sums[row][0].store(y);
+                if PANELS > 1 {
+                    sums[row][PANELS - 1].store(y.add(LANES));
+                }
             }
-        }
+        });
     }
 }
 
@@ -88,7 +96,7 @@ unsafe impl Sync for Job<'_> {}
 pub(super) const UNIT_PANELS: usize = 2;
 
 /// Rows of a product that are computed at a time: about what the second-level cache holds of them.
-const CHUNK: usize = 96;
+pub(super) const CHUNK: usize = 96;
 
 /// `rows` in even pieces of at most `most`.
 pub(super) fn pieces(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
@@ -147,7 +155,7 @@ pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(job: &Job<'_>, x: F::Input, ro
                     if (panel + count) * LANES <= panels.outputs {
                         F::tile(tile_rows.len(), count, &tile);
                     } else {
-                        edge::<S, F>(tile_rows.len(), count, tile, panels.outputs - column);
+                        edge::<S, F>(tile_rows.len(), count, &tile, panels.outputs - column);
                     }
                 }
             }
@@ -166,7 +174,7 @@ const MOST_ROWS: usize = 16;
 /// As for [`Format::tile`], for the columns that exist.
 #[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
 #[inline(always)]
-unsafe fn edge<S: Lanes, F: Format<S>>(rows: usize, panels: usize, tile: Tile<F::Input>, columns: usize) {
+unsafe fn edge<S: Lanes, F: Format<S>>(rows: usize, panels: usize, tile: &Tile<F::Input>, columns: usize) {
     const STRIDE: usize = UNIT_PANELS * LANES;
     let mut values = [0.0_f32; MOST_ROWS * STRIDE];
     let start = if tile.start.is_null() {
@@ -179,7 +187,7 @@ unsafe fn edge<S: Lanes, F: Format<S>>(rows: usize, panels: usize, tile: Tile<F:
         }
         values.as_ptr()
     };
-    let beside = Tile { start, start_stride: STRIDE, y: values.as_mut_ptr(), y_stride: STRIDE, ..tile };
+    let beside = Tile { start, start_stride: STRIDE, y: values.as_mut_ptr(), y_stride: STRIDE, ..*tile };
     // SAFETY: `values` has room for whole panels.
     unsafe { F::tile(rows, panels, &beside) };
     for (row, values) in values.chunks_exact(STRIDE).take(rows).enumerate() {
