@@ -178,9 +178,12 @@ fn random_request(random: &mut ChaCha8Rng) -> GenerateRequest {
     request.sampling = Sampling {
         temperature: [0.0, 0.7, 1.0][random.random_range(0..3)],
         top_p: [1.0, 0.8][random.random_range(0..2)],
+        top_k: [0, 20][random.random_range(0..2)],
+        min_p: [0.0, 0.1][random.random_range(0..2)],
         seed: Some(random.random()),
         presence_penalty: [0.0, 0.5][random.random_range(0..2)],
         frequency_penalty: 0.1,
+        repetition_penalty: [1.0, 1.2][random.random_range(0..2)],
         logit_bias: vec![(65, 2.0)],
     };
     request.stop = vec!["AA".into(), "A".repeat(3)];
