@@ -206,19 +206,19 @@ fn adapters_and_contexts(config: &ModelConfig, decoder: &Decoder) -> Result<(), 
         ("16 adapters in bf16", short.iter().map(Some).collect()),
         ("one adapter", one.into_iter().map(Some).collect()),
     ];
-    let decode = kinds.iter().map(|(name, adapters)| Ok((*name, Step::decode(config, 16, 128, adapters)?)));
+    let decode = kinds.iter().map(|(name, adapters)| Ok((*name, Input::decode(config, 16, 128, adapters)?)));
     let decode = decode.collect::<Result<Vec<_>, Failure>>()?;
     in_turns("decode, 16 sequences at 128 tokens", decoder, &decode, 25)?;
     let prefill = [("base only", None), ("one adapter", Some(&adapters[0]))];
-    let prefill = prefill.iter().map(|(name, adapter)| Ok((*name, Step::prefill(config, 512, *adapter)?)));
+    let prefill = prefill.iter().map(|(name, adapter)| Ok((*name, Input::prefill(config, 512, *adapter)?)));
     in_turns("prefill, 512 tokens", decoder, &prefill.collect::<Result<Vec<_>, Failure>>()?, 7)?;
     let contexts = [("128 tokens", 128), ("4000 tokens", 4000)];
-    let contexts = contexts.iter().map(|(name, context)| Ok((*name, Step::decode(config, 1, *context, &[None])?)));
+    let contexts = contexts.iter().map(|(name, context)| Ok((*name, Input::decode(config, 1, *context, &[None])?)));
     in_turns("decode, 1 sequence", decoder, &contexts.collect::<Result<Vec<_>, Failure>>()?, 9)
 }
 
 /// One step's input over a cache of its own.
-struct Step<'a> {
+struct Input<'a> {
     tokens: Vec<u32>,
     starts: Vec<usize>,
     blocks: Vec<Vec<u32>>,
@@ -226,7 +226,7 @@ struct Step<'a> {
     cache: KvCache,
 }
 
-impl<'a> Step<'a> {
+impl<'a> Input<'a> {
     fn decode(
         config: &ModelConfig,
         rows: usize,
@@ -263,7 +263,7 @@ impl<'a> Step<'a> {
 }
 
 /// Medians of steps that take turns, so that what else the machine does meets all of them, and their ratios to the first.
-fn in_turns(title: &str, decoder: &Decoder, steps: &[(&str, Step<'_>)], times: usize) -> Result<(), Failure> {
+fn in_turns(title: &str, decoder: &Decoder, steps: &[(&str, Input<'_>)], times: usize) -> Result<(), Failure> {
     let mut measured = vec![Vec::new(); steps.len()];
     for round in 0..=times {
         for ((_, step), measured) in steps.iter().zip(&mut measured) {
