@@ -44,7 +44,7 @@ fn main() -> Result<(), Failure> {
     let rates = |count: usize, times: usize, work: &dyn Fn(&Decoder) -> Result<(), Failure>| {
         let times = medians(&decoders, times, work)?;
         Ok::<_, Failure>(
-            times.iter().map(|time| format!("{:>9.1}", count as f64 / time.as_secs_f64())).collect::<String>(),
+            times.iter().map(|time| format!("{:>9.1}", count as f64 / time.as_secs_f64())).collect::<Vec<_>>().concat(),
         )
     };
     let threads = rayon::current_num_threads();

@@ -23,9 +23,9 @@ fn quantized(format: &str) -> Storage {
     Storage { dtype: Dtype::F32, quantize: Some(format.into()) }
 }
 
-/// A way to hold weights, and how far it may move ‖logits‖, ‖gradients‖ and choices; about twice what was measured on
-/// the worst family: bf16 2.3e-2 and 4.5e-2, q8_0 8.9e-2 and 0.19, and more than 98 % of the choices with both. The families' random
-/// weights amplify rounding far more than trained ones do.
+/// A way to hold weights, and how far it may move the norms of logits and gradients, and choices: about twice what was
+/// measured on the worst family, 2.3e-2 and 4.5e-2 for bf16, 8.9e-2 and 0.19 for 8 bit, with more than 98 % of the choices
+/// for both. The families' random weights amplify rounding far more than trained ones do.
 struct Bounds {
     name: &'static str,
     storage: Storage,
