@@ -65,7 +65,7 @@ parity: setup .venv-parity/.installed ## Compare with transformers and PEFT anew
 
 .venv-bench/.installed: benches/serving/requirements.txt | setup
 	@python3 -m venv .venv-bench
-	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@LLAMA_CPP_BUILD_JOBS="$$(nproc)" .venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 .venv-parity/.installed: tests/parity/requirements.txt | setup

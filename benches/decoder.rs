@@ -1,4 +1,5 @@
-//! Speed of the decoder alone, on random weights of SmolLM2-135M's shape: prefill, decode, and one training step.
+//! Speed of the decoder alone, on random weights of SmolLM2-135M's shape: prefill, decode, and one training step, with
+//! the weights in f32, bf16 and 8 bit.
 //!
 //! `cargo bench --bench decoder`; figures are medians, and vary by a fifth on a shared machine.
 
@@ -7,9 +8,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
+use attune::config::Dtype;
 use attune::model::ModelConfig;
 use attune::model::decoder::{Decoder, SequenceRows};
+use attune::model::kernels::cpu::panels::Level;
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use attune::model::linear::Storage;
 use attune::model::weights::Weights;
 use attune::train::backward::{self, PackedBatch, Target};
 use candle_core::{Device, Tensor};
@@ -25,30 +29,48 @@ const CONFIG: &str = r#"{"model_type":"llama","hidden_size":576,"intermediate_si
 
 fn main() -> Result<(), Failure> {
     let folder = tempfile::tempdir()?;
-    let (config, decoder) = random_model(folder.path())?;
-    println!("SmolLM2-135M's shape, f32, {} threads", rayon::current_num_threads());
-
-    for (rows, context) in [(1, 128), (4, 128), (16, 128)] {
-        let time = decode_step(&config, &decoder, rows, context)?;
-        println!(
-            "decode, {rows:>2} sequences at {context} tokens   {:>7.1} tokens/s",
-            rows as f64 / time.as_secs_f64()
-        );
+    let config = random_model(folder.path())?;
+    let storages = [
+        ("f32", Storage::default()),
+        ("bf16", Storage { dtype: Dtype::Bf16, quantize: None }),
+        ("q8_0", Storage { dtype: Dtype::F32, quantize: Some("q8_0".into()) }),
+    ];
+    let weights = Weights::open(folder.path(), &Device::Cpu)?;
+    let mut decoders = Vec::new();
+    for (_, storage) in &storages {
+        decoders.push(Decoder::load(&config, &weights, storage)?);
     }
-    let time = prefill(&config, &decoder, 512)?;
-    println!("prefill, 512 tokens                 {:>7.1} tokens/s", 512.0 / time.as_secs_f64());
+    // In turn, so that what else the machine does meets all alike.
+    let rates = |count: usize, times: usize, work: &dyn Fn(&Decoder) -> Result<(), Failure>| {
+        let times = medians(&decoders, times, work)?;
+        Ok::<_, Failure>(
+            times.iter().map(|time| format!("{:>9.1}", count as f64 / time.as_secs_f64())).collect::<Vec<_>>().concat(),
+        )
+    };
+    let threads = rayon::current_num_threads();
+    println!("SmolLM2-135M's shape, {threads} threads, {:?}, tokens/s", Level::best());
+    println!("{:36}{:>9}{:>9}{:>9}", "", storages[0].0, storages[1].0, storages[2].0);
+
+    for rows in [1, 4, 16] {
+        let step = decode_step(&config, rows, 128)?;
+        println!("{:36}{}", format!("decode, {rows} sequences at 128 tokens"), rates(rows, 25, &step)?);
+    }
+    println!("{:36}{}", "prefill, 512 tokens", rates(512, 5, &prefill(&config, 512)?)?);
+
+    adapters_and_contexts(&config, &decoders[0])?;
 
     let adapter = adapter(&config, 16)?;
     for tokens in [512, 1024] {
         let batch = batch(&config, tokens);
-        let time =
-            median(3, || Ok(backward::loss_and_gradients(&decoder, &adapter, &batch, tokens as f64).map(drop)?))?;
-        println!("training, rank 16, {tokens:>4} packed tokens {:>7.1} tokens/s", tokens as f64 / time.as_secs_f64());
+        let step = |decoder: &Decoder| {
+            backward::loss_and_gradients(decoder, &adapter, &batch, tokens as f64).map(drop).map_err(Failure::from)
+        };
+        println!("{:36}{}", format!("training, rank 16, {tokens} packed tokens"), rates(tokens, 3, &step)?);
     }
     Ok(())
 }
 
-fn random_model(folder: &Path) -> Result<(ModelConfig, Decoder), Failure> {
+fn random_model(folder: &Path) -> Result<ModelConfig, Failure> {
     std::fs::write(folder.join("config.json"), CONFIG)?;
     let config = ModelConfig::read(folder)?;
     let query_width = config.num_attention_heads * config.head_dim;
@@ -75,9 +97,7 @@ fn random_model(folder: &Path) -> Result<(ModelConfig, Decoder), Failure> {
         }
     }
     candle_core::safetensors::save(&tensors, folder.join("model.safetensors"))?;
-    drop(tensors);
-    let decoder = Decoder::load(&config, &Weights::open(folder, &Device::Cpu)?, None)?;
-    Ok((config, decoder))
+    Ok(config)
 }
 
 fn adapter(config: &ModelConfig, rank: usize) -> Result<Adapter, Failure> {
@@ -111,42 +131,160 @@ fn batch(config: &ModelConfig, count: usize) -> PackedBatch {
     PackedBatch { tokens, sequences: vec![0..count], targets }
 }
 
-fn decode_step(config: &ModelConfig, decoder: &Decoder, rows: usize, context: usize) -> Result<Duration, Failure> {
+type Step = Box<dyn Fn(&Decoder) -> Result<(), Failure>>;
+
+fn decode_step(config: &ModelConfig, rows: usize, context: usize) -> Result<Step, Failure> {
     let blocks_each = context / BLOCK_TOKENS + 1;
     let cache = KvCache::new(config, rows * blocks_each, &Device::Cpu)?;
     let blocks: Vec<Vec<u32>> =
         (0..rows).map(|row| (0..blocks_each).map(|block| (row * blocks_each + block) as u32).collect()).collect();
     let tokens = vec![17; rows];
-    let sequences: Vec<_> = (0..rows)
-        .map(|row| SequenceRows { rows: row..row + 1, start: context, blocks: &blocks[row], adapter: None })
-        .collect();
-    median(9, || {
-        let hidden = decoder.step(&tokens, &sequences, &cache)?;
-        decoder.logits(&hidden)?;
-        Ok(())
-    })
+    Ok(Box::new(move |decoder| {
+        let sequences: Vec<_> = (0..rows)
+            .map(|row| SequenceRows { rows: row..row + 1, start: context, blocks: &blocks[row], adapter: None })
+            .collect();
+        inside_the_pool(|| {
+            let hidden = decoder.step(&tokens, &sequences, &cache)?;
+            decoder.logits(&hidden)
+        })
+    }))
 }
 
-fn prefill(config: &ModelConfig, decoder: &Decoder, count: usize) -> Result<Duration, Failure> {
+fn prefill(config: &ModelConfig, count: usize) -> Result<Step, Failure> {
     let blocks: Vec<u32> = (0..count.div_ceil(BLOCK_TOKENS) as u32).collect();
     let cache = KvCache::new(config, blocks.len(), &Device::Cpu)?;
     let tokens: Vec<u32> = (0..count as u32).collect();
-    median(3, || {
+    Ok(Box::new(move |decoder| {
         let rows = SequenceRows { rows: 0..count, start: 0, blocks: &blocks, adapter: None };
-        let hidden = decoder.step(&tokens, &[rows], &cache)?;
-        decoder.logits(&hidden.narrow(0, count - 1, 1)?)?;
-        Ok(())
-    })
+        inside_the_pool(|| {
+            let hidden = decoder.step(&tokens, &[rows], &cache)?;
+            decoder.logits(&hidden.narrow(0, count - 1, 1)?)
+        })
+    }))
 }
 
-fn median(times: usize, mut work: impl FnMut() -> Result<(), Failure>) -> Result<Duration, Failure> {
-    work()?; // warm up
-    let mut measured = Vec::new();
-    for _ in 0..times {
-        let start = Instant::now();
-        work()?;
-        measured.push(start.elapsed());
+/// Runs `work` on a thread of the pool, where a fork costs least.
+fn inside_the_pool(work: impl FnOnce() -> attune::Result<Tensor> + Send) -> Result<(), Failure> {
+    rayon::scope(|_| work()).map(drop).map_err(Failure::from)
+}
+
+/// The median time of `work` with each decoder, taken in turn.
+fn medians(
+    decoders: &[Decoder],
+    times: usize,
+    work: &dyn Fn(&Decoder) -> Result<(), Failure>,
+) -> Result<Vec<Duration>, Failure> {
+    let mut measured = vec![Vec::new(); decoders.len()];
+    for round in 0..=times {
+        for (decoder, measured) in decoders.iter().zip(&mut measured) {
+            let start = Instant::now();
+            work(decoder)?;
+            // The first round warms up.
+            if round > 0 {
+                measured.push(start.elapsed());
+            }
+        }
     }
-    measured.sort();
-    Ok(measured[times / 2])
+    Ok(measured
+        .into_iter()
+        .map(|mut measured| {
+            measured.sort();
+            measured[times / 2]
+        })
+        .collect())
+}
+
+/// What adapters cost beside the base alone, each pair measured in turns, and a long context.
+fn adapters_and_contexts(config: &ModelConfig, decoder: &Decoder) -> Result<(), Failure> {
+    let adapters = (0..16).map(|_| adapter(config, 16)).collect::<Result<Vec<_>, _>>()?;
+    let short = adapters.iter().map(|adapter| adapter.in_precision(candle_core::DType::BF16));
+    let short = short.collect::<Result<Vec<_>, _>>()?;
+    let one: Vec<&Adapter> = vec![&adapters[0]; 16];
+    let kinds = [
+        ("base only", vec![None; 16]),
+        ("16 adapters", adapters.iter().map(Some).collect()),
+        ("16 adapters in bf16", short.iter().map(Some).collect()),
+        ("one adapter", one.into_iter().map(Some).collect()),
+    ];
+    let decode = kinds.iter().map(|(name, adapters)| Ok((*name, Input::decode(config, 16, 128, adapters)?)));
+    let decode = decode.collect::<Result<Vec<_>, Failure>>()?;
+    in_turns("decode, 16 sequences at 128 tokens", decoder, &decode, 25)?;
+    let prefill = [("base only", None), ("one adapter", Some(&adapters[0]))];
+    let prefill = prefill.iter().map(|(name, adapter)| Ok((*name, Input::prefill(config, 512, *adapter)?)));
+    in_turns("prefill, 512 tokens", decoder, &prefill.collect::<Result<Vec<_>, Failure>>()?, 7)?;
+    let contexts = [("128 tokens", 128), ("4000 tokens", 4000)];
+    let contexts = contexts.iter().map(|(name, context)| Ok((*name, Input::decode(config, 1, *context, &[None])?)));
+    in_turns("decode, 1 sequence", decoder, &contexts.collect::<Result<Vec<_>, Failure>>()?, 9)
+}
+
+/// One step's input over a cache of its own.
+struct Input<'a> {
+    tokens: Vec<u32>,
+    starts: Vec<usize>,
+    blocks: Vec<Vec<u32>>,
+    adapters: Vec<Option<&'a Adapter>>,
+    cache: KvCache,
+}
+
+impl<'a> Input<'a> {
+    fn decode(
+        config: &ModelConfig,
+        rows: usize,
+        context: usize,
+        adapters: &[Option<&'a Adapter>],
+    ) -> Result<Self, Failure> {
+        let each = (context / BLOCK_TOKENS + 1) as u32;
+        let blocks = (0..rows as u32).map(|row| (row * each..(row + 1) * each).collect()).collect();
+        let cache = KvCache::new(config, rows * each as usize, &Device::Cpu)?;
+        Ok(Self { tokens: vec![17; rows], starts: vec![context; rows], blocks, adapters: adapters.to_vec(), cache })
+    }
+
+    fn prefill(config: &ModelConfig, count: usize, adapter: Option<&'a Adapter>) -> Result<Self, Failure> {
+        let blocks = vec![(0..count.div_ceil(BLOCK_TOKENS) as u32).collect()];
+        let cache = KvCache::new(config, count.div_ceil(BLOCK_TOKENS), &Device::Cpu)?;
+        Ok(Self { tokens: (0..count as u32).collect(), starts: vec![0], blocks, adapters: vec![adapter], cache })
+    }
+
+    fn run(&self, decoder: &Decoder) -> Result<(), Failure> {
+        let each = self.tokens.len() / self.starts.len();
+        let sequences: Vec<_> = (0..self.starts.len())
+            .map(|index| SequenceRows {
+                rows: index * each..(index + 1) * each,
+                start: self.starts[index],
+                blocks: &self.blocks[index],
+                adapter: self.adapters[index],
+            })
+            .collect();
+        let hidden = decoder.step(&self.tokens, &sequences, &self.cache)?;
+        let last = (hidden.dim(0)? - self.starts.len(), self.starts.len());
+        decoder.logits(&hidden.narrow(0, last.0, last.1)?)?;
+        Ok(())
+    }
+}
+
+/// Medians of steps that take turns, so that what else the machine does meets all of them, and their ratios to the first.
+fn in_turns(title: &str, decoder: &Decoder, steps: &[(&str, Input<'_>)], times: usize) -> Result<(), Failure> {
+    let mut measured = vec![Vec::new(); steps.len()];
+    for round in 0..=times {
+        for ((_, step), measured) in steps.iter().zip(&mut measured) {
+            let start = Instant::now();
+            // As the engine does: the whole step inside the pool.
+            rayon::scope(|_| step.run(decoder).map_err(|error| error.to_string()))?;
+            if round > 0 {
+                measured.push(start.elapsed());
+            }
+        }
+    }
+    let medians: Vec<f64> = measured
+        .iter_mut()
+        .map(|times| {
+            times.sort();
+            times[times.len() / 2].as_secs_f64() * 1e3
+        })
+        .collect();
+    println!("{title}");
+    for ((name, _), time) in steps.iter().zip(&medians) {
+        println!("  {name:<20} {time:>8.1} ms, {:.2} of {}", time / medians[0], steps[0].0);
+    }
+    Ok(())
 }

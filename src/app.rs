@@ -52,7 +52,7 @@ impl App {
         tokio::spawn(sweep(store.clone()));
         let priority = Arc::new(Priority::default());
         let catalog = load_models(&config, &priority).await?;
-        let registry = AdapterRegistry::new(store.clone(), catalog.clone());
+        let registry = AdapterRegistry::with_limits(store.clone(), catalog.clone(), (&config.limits).into());
         let worker = Worker {
             queue: queue.clone(),
             store: store.clone(),

@@ -11,7 +11,12 @@ use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
 use crate::adapters::is_job_name;
+use crate::adapters::peft::MAX_RANK;
+use crate::model::linear::Storage;
 use crate::{Error, Result};
+
+/// More memory than any machine has; what is above is a mistake.
+const MAX_MIB: u64 = 1 << 30;
 
 /// Everything that an operator can set. Field names are the keys of `attune.toml`; `ATTUNE_` and the upper-case name set
 /// the same from the environment (`ATTUNE_LISTEN`, `ATTUNE_DATA_DIR`, …); flags win over both.
@@ -56,9 +61,35 @@ pub struct ModelEntry {
     pub id: String,
     /// The folder with `config.json`, `*.safetensors` and `tokenizer.json`.
     pub path: PathBuf,
-    /// Quantize the linear layers at load, for example `q8_0`; absent keeps the checkpoint's precision.
+    /// How weight matrices that are not quantized are held in memory, whatever the checkpoint's precision.
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// Quantize the linear layers at load, for example `q8_0`, which on the CPU takes embedding and head in too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
+}
+
+impl ModelEntry {
+    /// The model in `path`, held as f32.
+    pub fn new(id: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        Self { id: id.into(), path: path.into(), dtype: Dtype::F32, quantize: None }
+    }
+
+    /// How the model's weight matrices are held.
+    pub fn storage(&self) -> Storage {
+        Storage { dtype: self.dtype, quantize: self.quantize.clone() }
+    }
+}
+
+/// How a weight is held; arithmetic is f32 with both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 4 bytes: exact.
+    #[default]
+    F32,
+    /// 2 bytes, the CPU only: half the memory, and faster answers. Exact where the checkpoint is bf16 itself.
+    Bf16,
 }
 
 /// The device that models run on.
@@ -83,6 +114,12 @@ pub struct Limits {
     pub max_step_tokens: usize,
     /// Requests that wait for a place before new ones are answered with 429.
     pub max_waiting: usize,
+    /// Seconds that a request waits to begin before it is answered with 429.
+    pub max_queue_seconds: u64,
+    /// Seconds that a request may take in all, from its arrival to its last token, before it is ended with 504.
+    pub max_request_seconds: u64,
+    /// Keep the keys and values of past prompts and answers in free cache blocks, for requests that begin alike.
+    pub prefix_cache: bool,
     /// Memory for keys and values per base model, in MiB.
     pub kv_cache_mib: usize,
     /// Bytes of a JSON request body.
@@ -99,6 +136,12 @@ pub struct Limits {
     pub concurrent_requests: usize,
     /// Bytes of the weights of an adapter that is loaded from a folder or an archive.
     pub max_adapter_bytes: u64,
+    /// Rank of such an adapter, 1 to 512.
+    pub max_adapter_rank: usize,
+    /// Memory for adapters that are ready to compute, on the device of the models, in MiB.
+    pub adapter_device_mib: u64,
+    /// Main memory for adapters' files that have been checked, in MiB; 0 reads them from the disk again.
+    pub adapter_host_mib: u64,
 }
 
 /// What tokens cost: money per million of them.
@@ -142,6 +185,9 @@ impl Default for Limits {
             max_sequences: 64,
             max_step_tokens: 512,
             max_waiting: 1024,
+            max_queue_seconds: 600,
+            max_request_seconds: 3600,
+            prefix_cache: true,
             kv_cache_mib: 1024,
             max_body_bytes: 8 << 20,
             max_file_bytes: 512 << 20,
@@ -150,6 +196,9 @@ impl Default for Limits {
             tokens_per_minute: 100_000_000,
             concurrent_requests: 256,
             max_adapter_bytes: 1 << 30,
+            max_adapter_rank: 256,
+            adapter_device_mib: 1024,
+            adapter_host_mib: 2048,
         }
     }
 }
@@ -173,7 +222,7 @@ impl Config {
     /// Refuses what cannot work or is not safe, and fills in the demo model where none is named.
     pub fn check(mut self) -> Result<Self> {
         if self.models.is_empty() {
-            self.models.push(ModelEntry { id: "demo".into(), path: demo_model_path()?, quantize: None });
+            self.models.push(ModelEntry::new("demo", demo_model_path()?));
         }
         for (index, model) in self.models.iter().enumerate() {
             if model.id.is_empty() || is_job_name(&model.id) {
@@ -183,6 +232,7 @@ impl Config {
             if self.models[..index].iter().any(|other| other.id == model.id) {
                 return Err(Error::Setup(format!("model id `{}` is given twice", model.id)));
             }
+            model.storage().check().map_err(|error| Error::Setup(format!("model `{}`: {error}", model.id)))?;
         }
         self.check_aliases()?;
         if self.api_keys.iter().any(|key| key.trim().is_empty()) {
@@ -193,6 +243,17 @@ impl Config {
             return Err(Error::Setup(
                 "limits: max_sequences, max_step_tokens and kv_cache_mib must be at least 1".into(),
             ));
+        }
+        if limits.max_queue_seconds == 0 || limits.max_request_seconds == 0 {
+            return Err(Error::Setup("limits: max_queue_seconds and max_request_seconds must be at least 1".into()));
+        }
+        if !(1..=MAX_RANK).contains(&limits.max_adapter_rank) {
+            return Err(Error::Setup(format!("limits: max_adapter_rank must be 1 to {MAX_RANK}")));
+        }
+        if !(1..=MAX_MIB).contains(&limits.adapter_device_mib) || limits.adapter_host_mib > MAX_MIB {
+            return Err(Error::Setup(format!(
+                "limits: adapter_device_mib must be 1 to {MAX_MIB}, adapter_host_mib 0 to {MAX_MIB}"
+            )));
         }
         if limits.requests_per_minute == 0 || limits.tokens_per_minute == 0 || limits.concurrent_requests == 0 {
             return Err(Error::Setup(
@@ -263,9 +324,7 @@ impl std::str::FromStr for ModelEntry {
     /// Reads `ID=PATH`, the form of `--model`.
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
-            Some((id, path)) if !id.is_empty() && !path.is_empty() => {
-                Ok(Self { id: id.into(), path: path.into(), quantize: None })
-            }
+            Some((id, path)) if !id.is_empty() && !path.is_empty() => Ok(Self::new(id, path)),
             _ => Err(format!("`{text}` is not ID=PATH, for example demo=models/demo")),
         }
     }
@@ -316,6 +375,28 @@ mod tests {
     fn check(alias: &str, name: &str) -> Result<Config> {
         let models = vec!["demo=somewhere".parse().map_err(Error::Setup)?];
         Config { models, aliases: [(alias.into(), name.into())].into(), ..Config::default() }.check()
+    }
+
+    #[test]
+    fn a_models_precision_is_checked_at_the_start() {
+        let check = |text: &str| {
+            let models: Vec<ModelEntry> =
+                Figment::from(Toml::string(&format!("[[models]]\nid = \"a\"\npath = \"b\"\n{text}")))
+                    .extract_inner("models")
+                    .map_err(|error| Error::Setup(error.to_string()))?;
+            Config { models, ..Config::default() }.check()
+        };
+        for text in ["", "dtype = \"bf16\"", "quantize = \"q8_0\"", "quantize = \"q4_k\"\ndtype = \"bf16\""] {
+            assert!(check(text).is_ok(), "{text}");
+        }
+        for (text, says) in [
+            ("dtype = \"f16\"", "bf16"),
+            ("quantize = \"int3\"", "q8_0, q6_k"),
+            ("quantize = \"q8_0\"\ndtype = \"bf16\"", "remove one"),
+        ] {
+            let said = check(text).expect_err("refused").to_string();
+            assert!(said.contains(says), "{text}: {said}");
+        }
     }
 
     #[test]

@@ -73,6 +73,16 @@ pub enum Error {
         retry_after: Duration,
     },
 
+    /// The answer took longer than the server allows; trying the same again would take as long.
+    #[error(
+        "The answer was not complete after {} s, the limit of this server. Please ask for fewer tokens, or stream the \
+         answer and go on from what has come.", limit.as_secs()
+    )]
+    TimedOut {
+        /// The time that a request may take.
+        limit: Duration,
+    },
+
     /// The key has used up what it may use.
     #[error("{message}")]
     RateLimited {

@@ -6,45 +6,22 @@
 #[path = "common/fixtures.rs"]
 mod fixtures;
 
-use std::path::Path;
 use std::sync::Arc;
 
-use attune::config::{Limits, ModelEntry};
+use attune::config::Limits;
 use attune::engine::logprobs::TokenLogprobs;
 use attune::engine::native::NativeEngine;
 use attune::engine::{Backend as _, Event, GenerateRequest, Sampling};
-use attune::model::BaseModel;
-use fixtures::{FAMILIES, Reference, device, max_difference};
-use serde_json::json;
+use fixtures::{FAMILIES, Reference, max_difference, whole_model};
 
 /// Largest absolute difference of a log probability.
 const TOLERANCE: f32 = 1e-4;
 const TOP: usize = 5;
 
-/// A fixture as a whole model. It has no tokenizer of its own: each of its ids becomes a word.
-fn model(family: &str) -> Arc<BaseModel> {
-    let folder = tempfile::tempdir().unwrap();
-    for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(fixtures::folder(family).join(file), folder.path().join(file)).unwrap();
-    }
-    let words: serde_json::Map<_, _> = (0..160).map(|id| (format!("w{id}"), json!(id))).collect();
-    let tokenizer = json!({
-        "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
-        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
-    });
-    write(folder.path(), "tokenizer.json", &tokenizer);
-    write(folder.path(), "tokenizer_config.json", &json!({}));
-    let entry = ModelEntry { id: family.into(), path: folder.path().into(), quantize: None };
-    Arc::new(BaseModel::load(&entry, &device()).unwrap())
-}
-
-fn write(folder: &Path, name: &str, value: &serde_json::Value) {
-    std::fs::write(folder.join(name), value.to_string()).unwrap();
-}
-
 /// The prompt's log probabilities, and those of `max_tokens` greedy tokens.
 fn score(engine: &NativeEngine, prompt: &[u32], max_tokens: usize) -> (Vec<TokenLogprobs>, Vec<TokenLogprobs>) {
     let request = GenerateRequest {
+        organization: "org".into(),
         prompt: prompt.to_vec(),
         adapter: None,
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
@@ -70,7 +47,7 @@ fn score(engine: &NativeEngine, prompt: &[u32], max_tokens: usize) -> (Vec<Token
 #[test]
 fn a_prompts_log_probabilities_equal_transformers_for_every_family() {
     for family in FAMILIES {
-        let model = model(family);
+        let model = whole_model(family);
         let reference = Reference::read(family, "reference.safetensors");
         let (tokens, logprobs) = (reference.ids("input_ids"), reference.floats("logprobs"));
         let top_logprobs = reference.floats("top_logprobs");
@@ -108,7 +85,7 @@ fn a_prompts_log_probabilities_equal_transformers_for_every_family() {
 
 #[test]
 fn a_drawn_tokens_log_probability_is_that_of_the_same_token_in_a_prompt() {
-    let model = model("llama");
+    let model = whole_model("llama");
     let engine = NativeEngine::start(model, &Limits::default(), Arc::default()).unwrap();
     let reference = Reference::read("llama", "reference.safetensors");
     let prompt = &reference.ids("input_ids")[..12];

@@ -7,7 +7,14 @@
 mod engine_support;
 #[path = "engine_native/logprobs.rs"]
 mod logprobs;
+#[path = "engine_native/random_load.rs"]
+mod random_load;
+#[path = "engine_native/robustness.rs"]
+mod robustness;
+#[path = "engine_native/scheduling.rs"]
+mod scheduling;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -30,6 +37,10 @@ use tokio::sync::mpsc::UnboundedReceiver;
 const VOCABULARY: usize = 257;
 const CONTEXT: usize = 256;
 const HIDDEN: usize = 8;
+/// Blocks of the cache where a test wants no other number: enough for all.
+const BLOCKS: usize = 64;
+/// A step with this token panics and leaves the cache unusable.
+const POISON: u32 = 0;
 /// A step with this token panics.
 const PANIC: u32 = 1;
 /// The row of this token has broken logits.
@@ -49,6 +60,7 @@ struct Gate {
 
 impl Gate {
     fn set(&self, shut: bool) {
+        *self.arrived.lock().unwrap() = false;
         *self.shut.lock().unwrap() = shut;
         self.changed.notify_all();
     }
@@ -64,10 +76,28 @@ impl Gate {
     }
 }
 
+/// What goes wrong on demand.
+#[derive(Default)]
+struct Faults {
+    /// Steps that fail without a panic, whatever is in them.
+    failing_steps: AtomicUsize,
+    /// Calls outside of a step that panic.
+    panics: AtomicUsize,
+}
+
+/// True where one was left to take.
+fn take_one(left: &AtomicUsize) -> bool {
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+}
+
 struct Fake {
     tokenizer: Tokenizer,
     cache: Vec<u32>,
+    poisoned: bool,
     gate: Arc<Gate>,
+    faults: Arc<Faults>,
+    /// Rows computed so far.
+    rows: Arc<AtomicUsize>,
 }
 
 fn mix(state: u64, value: u64) -> u64 {
@@ -86,6 +116,7 @@ impl StepModel for Fake {
     }
 
     fn tokenizer(&self) -> &Tokenizer {
+        assert!(!take_one(&self.faults.panics), "a panic in the engine's loop that a test asked for");
         &self.tokenizer
     }
 
@@ -103,7 +134,16 @@ impl StepModel for Fake {
 
     fn step(&mut self, tokens: &[u32], sequences: &[SequenceRows<'_>], wanted: &WantedRows) -> Result<StepOutput> {
         self.gate.pass();
-        assert!(!tokens.contains(&PANIC), "a panic that a test asked for");
+        assert!(!self.poisoned, "a step on a broken cache");
+        if tokens.contains(&POISON) {
+            self.poisoned = true;
+            self.cache.fill(u32::MAX);
+        }
+        assert!(!tokens.contains(&PANIC) && !tokens.contains(&POISON), "a panic that a test asked for");
+        if take_one(&self.faults.failing_steps) {
+            return Err(Error::Internal("a failure that a test asked for".into()));
+        }
+        self.rows.fetch_add(tokens.len(), Ordering::SeqCst);
         let mut states = vec![0; tokens.len()];
         for sequence in sequences {
             let adapter = sequence.adapter.map_or(0, |adapter| adapter.id.bytes().map(u64::from).sum());
@@ -133,8 +173,13 @@ impl StepModel for Fake {
         })
     }
 
+    fn is_intact(&self) -> bool {
+        !self.poisoned
+    }
+
     fn reset(&mut self) -> Result<()> {
         self.cache.fill(u32::MAX);
+        self.poisoned = false;
         Ok(())
     }
 }
@@ -143,10 +188,33 @@ fn limits(max_sequences: usize, max_step_tokens: usize, max_waiting: usize) -> L
     Limits { max_sequences, max_step_tokens, max_waiting, ..Limits::default() }
 }
 
+/// An engine with what a test needs to see and to disturb of it.
+struct Rig {
+    engine: Arc<NativeEngine>,
+    gate: Arc<Gate>,
+    faults: Arc<Faults>,
+    rows: Arc<AtomicUsize>,
+}
+
+fn rig_with(limits: &Limits, blocks: usize, gate: &Arc<Gate>, priority: Arc<Priority>) -> Rig {
+    let (faults, rows) = (Arc::<Faults>::default(), Arc::<AtomicUsize>::default());
+    let model = Fake {
+        tokenizer: byte_level(&[]),
+        cache: vec![u32::MAX; blocks * BLOCK_TOKENS],
+        poisoned: false,
+        gate: gate.clone(),
+        faults: faults.clone(),
+        rows: rows.clone(),
+    };
+    Rig { engine: NativeEngine::start_with(model, limits, priority).unwrap(), gate: gate.clone(), faults, rows }
+}
+
+fn rig(limits: &Limits, blocks: usize) -> Rig {
+    rig_with(limits, blocks, &Arc::default(), Arc::default())
+}
+
 fn engine_with(limits: &Limits, gate: &Arc<Gate>, priority: Arc<Priority>) -> Arc<NativeEngine> {
-    let cache = vec![u32::MAX; 64 * BLOCK_TOKENS];
-    let model = Fake { tokenizer: byte_level(&[]), cache, gate: gate.clone() };
-    NativeEngine::start_with(model, limits, priority).unwrap()
+    rig_with(limits, BLOCKS, gate, priority).engine
 }
 
 fn engine(limits: &Limits) -> Arc<NativeEngine> {
@@ -159,6 +227,7 @@ fn adapter(id: &str) -> AdapterLease {
 
 fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
+        organization: "org".into(),
         prompt: prompt.to_vec(),
         adapter: None,
         sampling: Sampling { seed: Some(1), ..Sampling::default() },
@@ -171,13 +240,20 @@ fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     }
 }
 
+fn embed_request(inputs: Vec<Vec<u32>>) -> EmbedRequest {
+    EmbedRequest { organization: "org".into(), inputs, adapter: None }
+}
+
 fn random_request(random: &mut ChaCha8Rng) -> GenerateRequest {
     let prompt: Vec<u32> = (0..random.random_range(1..70)).map(|_| random.random_range(FIRST_PLAIN..256)).collect();
     let mut request = request(&prompt, random.random_range(1..30));
     request.adapter = [None, Some("a"), Some("b")][random.random_range(0..3)].map(adapter);
     request.sampling = Sampling {
         temperature: [0.0, 0.7, 1.0][random.random_range(0..3)],
+        top_k: [0, 20][random.random_range(0..2)],
         top_p: [1.0, 0.8][random.random_range(0..2)],
+        min_p: [0.0, 0.05][random.random_range(0..2)],
+        repetition_penalty: [1.0, 1.2][random.random_range(0..2)],
         seed: Some(random.random()),
         presence_penalty: [0.0, 0.5][random.random_range(0..2)],
         frequency_penalty: 0.1,
@@ -191,7 +267,12 @@ fn random_request(random: &mut ChaCha8Rng) -> GenerateRequest {
 /// Tokens, text, and why it ended.
 type Answer = (Vec<u32>, String, FinishReason, usize);
 
-fn read(mut events: UnboundedReceiver<Event>) -> Result<Answer> {
+fn read(events: UnboundedReceiver<Event>) -> Result<Answer> {
+    read_cached(events).map(|(answer, _)| answer)
+}
+
+/// The same, with the tokens of the prompt that were found in the cache.
+fn read_cached(mut events: UnboundedReceiver<Event>) -> Result<(Answer, usize)> {
     let (mut tokens, mut shown) = (Vec::new(), String::new());
     loop {
         match events.blocking_recv().expect("the channel closed without an end") {
@@ -200,11 +281,10 @@ fn read(mut events: UnboundedReceiver<Event>) -> Result<Answer> {
                 tokens.push(id);
                 shown += &text;
             }
-            Event::Finished { text, reason, completion_tokens, cached_tokens: 0 } => {
+            Event::Finished { text, reason, completion_tokens, cached_tokens } => {
                 assert!(events.blocking_recv().is_none(), "an event after the end");
-                return Ok((tokens, shown + &text, reason, completion_tokens));
+                return Ok(((tokens, shown + &text, reason, completion_tokens), cached_tokens));
             }
-            Event::Finished { .. } => panic!("this engine has no prefix cache"),
             Event::Failed(error) => return Err(error),
         }
     }
@@ -216,7 +296,7 @@ fn wait_until_all_blocks_are_free(engine: &NativeEngine) {
         assert!(Instant::now() < deadline, "{} blocks are never freed", engine.blocks().used());
         std::thread::yield_now();
     }
-    assert_eq!(engine.blocks().free(), engine.blocks().total());
+    assert_eq!(engine.blocks().free() + engine.blocks().kept(), engine.blocks().total());
 }
 
 #[test]
@@ -229,7 +309,7 @@ fn a_mixed_batch_gives_each_request_what_it_gets_alone() {
         let together = engine(&limits(max_sequences, max_step_tokens, 1000));
         let events: Vec<_> = requests.iter().map(|one| together.generate(one.clone()).unwrap()).collect();
         let inputs: Vec<Vec<u32>> = requests.iter().map(|one| one.prompt.clone()).collect();
-        let vectors = block_on(together.embed(EmbedRequest { inputs, adapter: None })).unwrap();
+        let vectors = block_on(together.embed(embed_request(inputs))).unwrap();
         assert_eq!(vectors.len(), requests.len());
         let answers: Vec<_> = events.into_iter().map(|events| read(events).unwrap()).collect();
         assert_eq!(answers, expected);
@@ -247,10 +327,10 @@ fn embeddings_are_unit_means_and_equal_alone_and_together() {
         .map(|_| (0..random.random_range(1..100)).map(|_| random.random_range(FIRST_PLAIN..256)).collect())
         .collect();
     let small_steps = engine(&limits(5, 7, 1));
-    let together = block_on(small_steps.embed(EmbedRequest { inputs: inputs.clone(), adapter: None })).unwrap();
+    let together = block_on(small_steps.embed(embed_request(inputs.clone()))).unwrap();
     let alone = engine(&limits(1, 512, 1));
     for (input, vector) in inputs.iter().zip(&together) {
-        let one = block_on(alone.embed(EmbedRequest { inputs: vec![input.clone()], adapter: None })).unwrap();
+        let one = block_on(alone.embed(embed_request(vec![input.clone()]))).unwrap();
         assert_eq!(&one[0], vector);
         let mut mean = [0.0_f64; HIDDEN];
         let mut state = 0;
@@ -261,9 +341,9 @@ fn embeddings_are_unit_means_and_equal_alone_and_together() {
         let norm = mean.iter().map(|value| value * value).sum::<f64>().sqrt();
         assert!(vector.iter().zip(mean).all(|(value, sum)| (f64::from(*value) - sum / norm).abs() < 1e-6));
     }
-    let other = EmbedRequest { inputs: inputs[..1].to_vec(), adapter: Some(adapter("a")) };
+    let other = EmbedRequest { adapter: Some(adapter("a")), ..embed_request(inputs[..1].to_vec()) };
     assert_ne!(block_on(alone.embed(other)).unwrap()[0], together[0]);
-    assert!(block_on(alone.embed(EmbedRequest { inputs: Vec::new(), adapter: None })).unwrap().is_empty());
+    assert!(block_on(alone.embed(embed_request(Vec::new()))).unwrap().is_empty());
     wait_until_all_blocks_are_free(&small_steps);
 }
 
@@ -278,7 +358,7 @@ fn a_thousand_lost_clients_leave_no_block_and_disturb_nobody() {
         let mut events = engine.generate(random_request(&mut random)).unwrap();
         if random.random_bool(0.3) {
             let inputs = vec![vec![FIRST_PLAIN; random.random_range(1..60)]; 3];
-            drop(engine.embed(EmbedRequest { inputs, adapter: None }));
+            drop(engine.embed(embed_request(inputs)));
         }
         match random.random_range(0..3) {
             // Gone before, between or after some tokens.
@@ -308,7 +388,7 @@ fn a_full_queue_answers_overloaded_and_takes_requests_again_later() {
     let refused = engine.generate(request(&[5], 2)).unwrap_err();
     assert!(matches!(refused, Error::Overloaded { retry_after, .. } if retry_after >= Duration::from_secs(1)));
     let inputs = vec![vec![5]];
-    assert!(matches!(block_on(engine.embed(EmbedRequest { inputs, adapter: None })), Err(Error::Overloaded { .. })));
+    assert!(matches!(block_on(engine.embed(embed_request(inputs))), Err(Error::Overloaded { .. })));
     gate.set(false);
     for events in waiting.into_iter().chain([first]) {
         read(events).unwrap();
@@ -321,7 +401,7 @@ fn a_panicking_step_fails_its_requests_and_no_others() {
     let long: Vec<u32> = (0..60).map(|index| FIRST_PLAIN + index).collect();
     let plain = engine(&limits(4, 16, 100));
     let expected = read(plain.generate(request(&long, 20)).unwrap()).unwrap();
-    let vector = block_on(plain.embed(EmbedRequest { inputs: vec![long.clone()], adapter: None })).unwrap();
+    let vector = block_on(plain.embed(embed_request(vec![long.clone()]))).unwrap();
 
     let gate = Arc::new(Gate::default());
     gate.set(true);
@@ -330,7 +410,7 @@ fn a_panicking_step_fails_its_requests_and_no_others() {
     gate.wait_for_a_step();
     // The next step's rows are all of the first, which panics; the others have only been admitted.
     let bad = engine.generate(request(&[&[9; 15][..], &[PANIC]].concat(), 5)).unwrap();
-    let embedding = engine.embed(EmbedRequest { inputs: vec![long.clone()], adapter: None });
+    let embedding = engine.embed(embed_request(vec![long.clone()]));
     let good = engine.generate(request(&long, 20)).unwrap();
     gate.set(false);
     read(held).unwrap();
@@ -363,7 +443,7 @@ fn requests_that_cannot_run_are_refused_at_once() {
     assert!(matches!(limit, Error::ContextLength { limit: CONTEXT, prompt: 200, completion: 57 }));
     assert!(matches!(refused(&[], 5), Error::Invalid { .. }));
     assert!(matches!(refused(&[5, 257], 5), Error::Invalid { .. }));
-    let embed = |inputs| block_on(engine.embed(EmbedRequest { inputs, adapter: None })).unwrap_err();
+    let embed = |inputs| block_on(engine.embed(embed_request(inputs))).unwrap_err();
     assert!(matches!(embed(vec![vec![5], vec![]]), Error::Invalid { .. }));
     assert!(matches!(embed(vec![vec![5; 257]]), Error::ContextLength { .. }));
     // The context can be filled to its end, and nothing can be asked for.

@@ -6,10 +6,10 @@
 use std::ops::Range;
 
 use attune::adapters::LoraPair;
-use attune::model::kernels::{self, AttentionState, CachedRows, reference};
+use attune::model::kernels::{self, AttentionState, CachedRows, LoraRows, reference};
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::rope::Angles;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 const CPU: Device = Device::Cpu;
 
@@ -61,19 +61,98 @@ fn products_of_every_number_of_rows_agree() {
     assert_close(&kernels::matmul_transposed(&a, &b).unwrap(), &a.t().unwrap().matmul(&b).unwrap(), 1e-4);
 }
 
+fn bits(tensor: &Tensor) -> Vec<u32> {
+    floats(tensor).into_iter().map(f32::to_bits).collect()
+}
+
+fn pair(input: usize, output: usize, rank: usize) -> LoraPair {
+    let seed = (input * output + rank) as u64;
+    LoraPair { a: random((rank, input), seed), b: random((output, rank), seed + 1), scale: 0.5 }
+}
+
+/// Ranks that fill eight lanes, leave some empty, or take many; the last adapter lacks the second layer.
+fn ranks() -> Vec<(Range<usize>, usize)> {
+    vec![(1..2, 1), (2..5, 3), (5..6, 8), (7..18, 16), (18..30, 20), (31..32, 256), (32..34, 4)]
+}
+
 #[test]
-fn an_adapter_changes_only_its_own_rows() {
-    let pair = LoraPair { a: random((4, 80), 1), b: random((96, 4), 2), scale: 0.5 };
-    let (x, y) = (random((20, 80), 3), random((20, 96), 4));
-    for rows in [0..20, 3..9, 19..20] {
-        let ours = kernels::add_lora(y.copy().unwrap(), &x, rows.clone(), &pair).unwrap();
-        let plain = reference::add_lora(y.copy().unwrap(), &x, rows.clone(), &pair).unwrap();
-        assert_close(&ours, &plain, 1e-4);
-        let (before, after) = (floats(&y), floats(&ours));
-        for row in (0..20).filter(|row| !rows.contains(row)) {
-            assert_eq!(before[row * 96..(row + 1) * 96], after[row * 96..(row + 1) * 96], "row {row}");
+fn adapters_of_mixed_ranks_change_their_own_rows_only() {
+    // Widths that are no multiples of eight, too.
+    for (input, outputs) in [(80, [96, 40]), (77, [93, 5])] {
+        let x = random((35, input), 3);
+        let before = outputs.map(|output| random((35, output), 4));
+        let pairs: Vec<[LoraPair; 2]> =
+            ranks().iter().map(|(_, rank)| outputs.map(|output| pair(input, output, *rank))).collect();
+        let mut tasks = Vec::new();
+        for ((rows, rank), pairs) in ranks().into_iter().zip(&pairs) {
+            for (output, pair) in pairs.iter().enumerate().take(if rank == 4 { 1 } else { 2 }) {
+                tasks.push(LoraRows { rows: rows.clone(), output, pair });
+            }
+        }
+        let mut ours = before.each_ref().map(|y| y.copy().unwrap());
+        kernels::add_lora_rows(&mut ours, &x, &tasks).unwrap();
+        for (index, before) in before.iter().enumerate() {
+            let mut plain = before.copy().unwrap();
+            let mut touched = [false; 35];
+            for task in tasks.iter().filter(|task| task.output == index) {
+                plain = reference::add_lora(plain, &x, task.rows.clone(), task.pair).unwrap();
+                touched[task.rows.clone()].fill(true);
+            }
+            // Sums of 256 products of sums of 80 products, each of size 1.
+            assert_close(&ours[index], &plain, 2e-3);
+            let (before, after) = (bits(before), bits(&ours[index]));
+            for row in (0..35).filter(|row| !touched[*row]) {
+                let place = row * outputs[index]..(row + 1) * outputs[index];
+                assert_eq!(before[place.clone()], after[place], "row {row} has no adapter");
+            }
+            // Each row alone has the same bits.
+            for task in tasks.iter().filter(|task| task.output == index) {
+                for row in task.rows.clone() {
+                    let place = row * outputs[index]..(row + 1) * outputs[index];
+                    let mut alone = [Tensor::from_vec(
+                        before[place.clone()].iter().copied().map(f32::from_bits).collect(),
+                        (1, outputs[index]),
+                        &CPU,
+                    )
+                    .unwrap()];
+                    let task = LoraRows { rows: 0..1, output: 0, pair: task.pair };
+                    kernels::add_lora_rows(&mut alone, &x.narrow(0, row, 1).unwrap(), &[task]).unwrap();
+                    assert_eq!(bits(&alone[0]), after[place], "row {row} alone");
+                }
+            }
         }
     }
+}
+
+#[test]
+fn an_adapter_whose_b_is_zero_changes_no_bit() {
+    let pair = LoraPair { b: Tensor::zeros((40, 4), DType::F32, &CPU).unwrap(), ..pair(32, 40, 4) };
+    let before = random((3, 40), 1).clamp(0.0, 1.0).unwrap().neg().unwrap(); // with zeros below zero
+    assert!(bits(&before).contains(&(-0.0_f32).to_bits()));
+    let mut after = [before.copy().unwrap()];
+    let task = LoraRows { rows: 0..3, output: 0, pair: &pair };
+    kernels::add_lora_rows(&mut after, &random((3, 32), 2), &[task]).unwrap();
+    assert_eq!(bits(&before), bits(&after[0]));
+}
+
+#[test]
+fn an_adapter_in_bf16_is_the_rounded_one() {
+    let exact = pair(72, 33, 12);
+    let rounded = |matrix: &Tensor| matrix.to_dtype(DType::BF16).unwrap();
+    let short = LoraPair { a: rounded(&exact.a), b: rounded(&exact.b), scale: 2.0 };
+    let wide = |matrix: &Tensor| rounded(matrix).to_dtype(DType::F32).unwrap();
+    let long = LoraPair { a: wide(&exact.a), b: wide(&exact.b), scale: 2.0 };
+    let (x, y) = (random((5, 72), 1), random((5, 33), 2));
+    let add = |pair: &LoraPair| {
+        let mut y = [y.copy().unwrap()];
+        kernels::add_lora_rows(&mut y, &x, &[LoraRows { rows: 1..4, output: 0, pair }]).unwrap();
+        bits(&y[0])
+    };
+    assert_eq!(add(&short), add(&long));
+    let mixed = LoraPair { a: short.a.clone(), b: long.b.clone(), scale: 2.0 };
+    let failed =
+        kernels::add_lora_rows(&mut [y.copy().unwrap()], &x, &[LoraRows { rows: 1..4, output: 0, pair: &mixed }]);
+    assert!(failed.is_err());
 }
 
 #[test]
@@ -152,6 +231,62 @@ fn attention_over_the_cache_agrees_for_decode_and_prefill_rows_together() {
         let plain = reference::cached_attention(&q, &keys, &values, &sequences, window).unwrap();
         assert_close(&ours, &plain, 1e-5);
     }
+}
+
+/// A long prompt, with a head size that is no multiple of eight, too.
+#[test]
+fn attention_has_the_same_bits_however_a_prompt_is_cut_and_whatever_is_beside_it() {
+    const LENGTH: usize = 1700;
+    let blocks: Vec<u32> = (0..LENGTH.div_ceil(BLOCK_TOKENS) as u32).rev().collect();
+    let other = [blocks.len() as u32, blocks.len() as u32 + 1];
+    let slots = (blocks.len() + 2) * BLOCK_TOKENS;
+    for (head_dim, window) in [(64, None), (64, Some(40)), (64, Some(300)), (12, None)] {
+        let (keys, values) = (random((slots, 2, head_dim), 1), random((slots, 2, head_dim), 2));
+        let q = random((LENGTH, 6, head_dim), 3);
+        let part = |rows: Range<usize>, beside: bool| {
+            let extra = random((2, 6, head_dim), 4);
+            let rows_q = q.narrow(0, rows.start, rows.len()).unwrap();
+            let q = if beside { Tensor::cat(&[&extra, &rows_q], 0).unwrap() } else { rows_q };
+            let first = if beside { 2 } else { 0 };
+            let mut sequences =
+                vec![CachedRows { rows: first..first + rows.len(), start: rows.start, blocks: &blocks }];
+            if beside {
+                sequences.insert(0, CachedRows { rows: 0..2, start: 20, blocks: &other });
+            }
+            let out = kernels::cached_attention(&q, &keys, &values, &sequences, window).unwrap();
+            out.narrow(0, first, rows.len()).unwrap()
+        };
+        let whole = part(0..LENGTH, false);
+        let plain = CachedRows { rows: 0..LENGTH, start: 0, blocks: &blocks };
+        assert_close(&whole, &reference::cached_attention(&q, &keys, &values, &[plain], window).unwrap(), 1e-5);
+        let whole = bits(&whole);
+        for size in [1, 7, 16, 100] {
+            for start in (0..LENGTH).step_by(size).filter(|start| size > 1 || start % 53 == 0 || LENGTH - start < 3) {
+                let rows = start..(start + size).min(LENGTH);
+                let place = rows.start * 6 * head_dim..rows.end * 6 * head_dim;
+                let beside = start % 2 == 0;
+                assert!(bits(&part(rows.clone(), beside)) == whole[place], "rows {rows:?}, head size {head_dim}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_are_written_to_their_places_of_the_cache() {
+    let (k, v) = (random((30, 2, 8), 1), random((30, 2, 8), 2));
+    let sequences = [
+        CachedRows { rows: 0..20, start: 14, blocks: &[3, 1, 5] },
+        CachedRows { rows: 20..21, start: 0, blocks: &[0] },
+        CachedRows { rows: 21..30, start: 16, blocks: &[2, 4] },
+    ];
+    let empty = || random((6 * BLOCK_TOKENS, 2, 8), 3);
+    let (keys, values, plain) = (empty(), empty(), empty());
+    kernels::write_cache(&keys, &values, &k, &v, &sequences).unwrap();
+    reference::write_cache(&plain, &k, &sequences).unwrap();
+    assert_eq!(bits(&keys), bits(&plain));
+    reference::write_cache(&plain, &v, &sequences).unwrap();
+    assert_eq!(bits(&values), bits(&plain));
+    assert_ne!(bits(&keys), bits(&empty()));
 }
 
 #[test]

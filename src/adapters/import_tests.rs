@@ -117,7 +117,7 @@ impl Fixture {
     }
 
     fn read(&self, path: impl AsRef<Path>) -> Result<PeftFiles> {
-        read_folder(self.data.path(), path.as_ref(), 1000)
+        Folder::open(self.data.path(), path.as_ref(), 1000)?.read()
     }
 }
 

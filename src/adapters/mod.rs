@@ -2,14 +2,19 @@
 //!
 //! The trainer makes adapters, the engine applies them, the API resolves names to them. An [`Adapter`] never changes once
 //! made; publishing a new one under a name re-points the name, and whoever holds the old `Arc` (the *lease*) keeps it.
+//! [`registry`] hands the leases out; [`tiers`] says what is in memory; [`host`] and [`peft`] read the files.
 
+pub mod host;
 pub mod import;
 pub mod peft;
 pub mod registry;
+pub mod routes;
+pub mod status;
+pub mod tiers;
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
 
@@ -59,9 +64,9 @@ impl Site {
 /// The low-rank update of one linear layer: `y += scale · B(A x)`.
 #[derive(Debug, Clone)]
 pub struct LoraPair {
-    /// A, `[rank, in]`, f32.
+    /// A, `[rank, in]`, f32; bf16 where [`Adapter::in_precision`] made it so.
     pub a: Tensor,
-    /// B, `[out, rank]`, f32.
+    /// B, `[out, rank]`, as A.
     pub b: Tensor,
     /// alpha / rank (alpha / √rank under rsLoRA).
     pub scale: f32,
@@ -103,23 +108,39 @@ pub type AdapterLease = Arc<Adapter>;
 impl Adapter {
     /// The same adapter on `device`.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
+        self.map(|matrix| matrix.to_device(device))
+    }
+
+    /// The same adapter with its matrices in `precision`, f32 or bf16. In bf16 a step reads half as much of it; it can be
+    /// served then, but neither trained further nor written to files without loss.
+    pub fn in_precision(&self, precision: DType) -> Result<Self> {
+        self.map(|matrix| matrix.to_dtype(precision))
+    }
+
+    fn map(&self, change: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Self> {
         let mut layers = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
-            let mut moved = LoraLayer::default();
+            let mut changed = LoraLayer::default();
             for site in Site::ALL {
                 if let Some(pair) = layer.get(site) {
-                    let (a, b) = (pair.a.to_device(device)?, pair.b.to_device(device)?);
-                    moved.set(site, LoraPair { a, b, scale: pair.scale });
+                    changed.set(site, LoraPair { a: change(&pair.a)?, b: change(&pair.b)?, scale: pair.scale });
                 }
             }
-            layers.push(moved);
+            layers.push(changed);
         }
         Ok(Self { id: self.id.clone(), layers })
+    }
+
+    /// The largest rank of its updates; 0 where it has none.
+    pub fn rank(&self) -> usize {
+        let pairs = self.layers.iter().flat_map(|layer| layer.0.iter().flatten());
+        pairs.map(|pair| pair.a.dims()[0]).max().unwrap_or(0)
     }
 
     /// Bytes of A and B together.
     pub fn bytes(&self) -> usize {
         let pairs = self.layers.iter().flat_map(|layer| layer.0.iter().flatten());
-        pairs.map(|pair| 4 * (pair.a.elem_count() + pair.b.elem_count())).sum()
+        let matrices = pairs.flat_map(|pair| [&pair.a, &pair.b]);
+        matrices.map(|matrix| matrix.elem_count() * matrix.dtype().size_in_bytes()).sum()
     }
 }

@@ -1,28 +1,46 @@
-//! From a model's name to its adapter: what is in memory, loaded from the store on first use. Names point to immutable
+//! From a model's name to its adapter: what is in memory, brought there from the store on first use. Names point to immutable
 //! generations and are re-pointed atomically; a lease is an `Arc` that outlives the name.
 //!
 //! The API leases before it queues a request; a finished job publishes. The row in the store is the one truth about names
-//! and is read for every lease, so that models made, re-pointed or deleted by another process are noticed at once; only the
-//! weights are kept here, by generation, so that names of one generation share them.
+//! and is read for every lease, so that models made, re-pointed or deleted by another process are noticed at once, and so
+//! that nobody reaches another organisation's adapter because it happens to be in memory. Memory itself is the business of
+//! [`Tiers`], by generation, so that names of one generation share it.
+//!
+//! Loads run in tasks of their own, several at a time: a client that leaves ends none, and a slow one holds up nobody who
+//! wants another generation.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::adapters::peft::{self, PeftFiles};
+use crate::adapters::host::HostAdapter;
+use crate::adapters::peft::{MAX_RANK, PeftFiles};
+use crate::adapters::status::{LoadCounts, Source, Status};
+use crate::adapters::tiers::{Budgets, Key, NoRoom, Reservation, Tiers};
 use crate::adapters::{Adapter, AdapterLease};
+use crate::config::Limits;
 use crate::engine::catalog::Catalog;
 use crate::store::Store;
 use crate::store::models::{FineTunedModel, NewModel};
 use crate::{Error, Result};
 
-/// Bytes of adapters that are kept without a lease on them.
-const MAX_RESIDENT_BYTES: usize = 1 << 30;
-/// How long bringing an adapter in waits for others that are under way.
+/// Files that are being read and checked may take this much host memory together, beside the host tier.
+const LOADING_MIB: u32 = 256;
+/// The share that a load of a small file takes, so that few run at a time.
+const LOAD_MIB: u32 = 16;
+/// How long a load waits for its share.
 const TURN_WAIT: Duration = Duration::from_secs(30);
+/// How long the store may take to give a generation's files.
+const READ_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long a request waits for room on the device where everything there is leased.
+const ROOM_WAIT: Duration = Duration::from_secs(5);
+/// An `Arc` tells nobody that it drops, so whoever waits for room looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Times that a name may be re-pointed while it is being leased.
 const LEASE_ATTEMPTS: usize = 3;
 
@@ -36,6 +54,24 @@ pub fn weights_key(generation: &str) -> String {
     format!("adapters/{generation}/adapter_model.safetensors")
 }
 
+/// What the registry may use.
+#[derive(Debug, Clone, Copy)]
+pub struct RegistryLimits {
+    /// Bytes of the tiers.
+    pub budgets: Budgets,
+    /// The largest rank of an adapter from elsewhere.
+    pub max_rank: usize,
+    /// How long a request waits for room on the device.
+    pub room_wait: Duration,
+}
+
+impl From<&Limits> for RegistryLimits {
+    fn from(limits: &Limits) -> Self {
+        let budgets = Budgets { device: limits.adapter_device_mib << 20, host: limits.adapter_host_mib << 20 };
+        Self { budgets, max_rank: limits.max_adapter_rank, room_wait: ROOM_WAIT }
+    }
+}
+
 /// The registry. Cheap to clone.
 #[derive(Clone)]
 pub struct AdapterRegistry {
@@ -45,37 +81,59 @@ pub struct AdapterRegistry {
 struct Inner {
     store: Store,
     catalog: Catalog,
-    resident: Mutex<Resident>,
-    /// Loads under way, by generation: whoever asks for the same one waits for it.
-    loads: Mutex<HashMap<String, Arc<OnceCell<AdapterLease>>>>,
-    /// One adapter is brought in at a time: its files lie in memory meanwhile.
-    turn: Arc<Semaphore>,
+    limits: RegistryLimits,
+    tiers: Tiers,
+    /// Loads under way: whoever asks for the same generation waits for the same load.
+    loads: Mutex<HashMap<Key, Load>>,
+    /// MiB of files that may be in memory for being read and checked.
+    loading: Arc<Semaphore>,
+    counts: LoadCounts,
 }
 
+/// A load under way; the error is shared by all who wait.
+type Load = Shared<BoxFuture<'static, Result<AdapterLease, Arc<Error>>>>;
+
 impl AdapterRegistry {
-    /// An empty registry over the stored models; adapters go to the device of their base in `catalog`.
+    /// An empty registry over the stored models with the default limits; adapters go to the device of their base in
+    /// `catalog`.
     pub fn new(store: Store, catalog: Catalog) -> Self {
-        let resident = Mutex::new(Resident::new(MAX_RESIDENT_BYTES));
-        let turn = Arc::new(Semaphore::new(1));
-        Self { inner: Arc::new(Inner { store, catalog, resident, loads: Mutex::default(), turn }) }
+        Self::with_limits(store, catalog, RegistryLimits::from(&Limits::default()))
+    }
+
+    /// [`AdapterRegistry::new`] with other limits.
+    pub fn with_limits(store: Store, catalog: Catalog, limits: RegistryLimits) -> Self {
+        let tiers = Tiers::new(limits.budgets);
+        let loading = Arc::new(Semaphore::new(LOADING_MIB as usize));
+        let counts = LoadCounts::default();
+        Self { inner: Arc::new(Inner { store, catalog, limits, tiers, loads: Mutex::default(), loading, counts }) }
     }
 
     /// The base model's id and the current generation of `name`, a model of the organisation or one that it has permission
-    /// for, loaded from the store where it is not in memory; [`crate::Error::ModelNotFound`] otherwise.
+    /// for, brought to the device where it is not there; [`crate::Error::ModelNotFound`] where there is no such name,
+    /// [`crate::Error::Overloaded`] where requests lease all that fits the device.
     pub async fn lease(&self, organization: &str, name: &str) -> Result<(String, AdapterLease)> {
         let mut row = self.row(organization, name).await?;
         for _ in 0..LEASE_ATTEMPTS {
-            match self.generation(&row).await {
-                Ok(adapter) => return Ok((row.base, adapter)),
-                // The name may have been deleted or re-pointed between the row and the files.
-                Err(Error::Blob(object_store::Error::NotFound { .. })) => {
-                    let now = self.row(organization, name).await?;
-                    if now.adapter == row.adapter {
-                        break;
-                    }
-                    row = now;
+            let key = key(&row.base, &row.adapter);
+            if let Some(lease) = self.inner.tiers.on_device(&key) {
+                self.inner.tiers.point((row.organization, row.name), &key);
+                return Ok((row.base, lease));
+            }
+            let loaded = self.bring(&key).await;
+            if let Err(error) = loaded.as_ref()
+                && !is_missing(error)
+            {
+                return Err(again(error));
+            }
+            // That took its time: the name may have been deleted or re-pointed meanwhile.
+            let now = self.row(organization, name).await?;
+            match loaded {
+                Ok(lease) if now.adapter == row.adapter => {
+                    self.inner.tiers.point((row.organization, row.name), &key);
+                    return Ok((row.base, lease));
                 }
-                Err(error) => return Err(error),
+                Err(_) if now.adapter == row.adapter => break,
+                _ => row = now,
             }
         }
         Err(Error::Internal(format!("the files of adapter {} are missing", row.adapter)))
@@ -90,21 +148,101 @@ impl AdapterRegistry {
         row
     }
 
-    /// The generation, from memory or from the store.
-    async fn generation(&self, row: &FineTunedModel) -> Result<AdapterLease> {
-        if let Some(adapter) = self.resident().get(&row.adapter) {
-            return Ok(adapter);
-        }
-        let cell = Arc::clone(lock(&self.inner.loads).entry(row.adapter.clone()).or_default());
-        let loaded = cell.get_or_try_init(|| self.load(row)).await.cloned();
-        self.end_load(&row.adapter, &cell);
-        loaded
+    /// The generation, once the load that is under way or begins now has ended.
+    async fn bring(&self, key: &Key) -> Result<AdapterLease, Arc<Error>> {
+        let load = {
+            let mut loads = lock(&self.inner.loads);
+            let begin = || {
+                let ending = EndOfLoad { registry: self.clone(), key: key.clone() };
+                let task = tokio::spawn(async move {
+                    let loaded = ending.registry.load(&ending.key).await;
+                    loaded.inspect_err(|error| {
+                        ending.registry.inner.counts.failed();
+                        tracing::warn!(adapter = ending.key.generation, "cannot load an adapter: {error}");
+                    })
+                });
+                let joined = task.map(|ended| match ended {
+                    Ok(loaded) => loaded.map_err(Arc::new),
+                    Err(error) => Err(Arc::new(Error::Internal(format!("loading an adapter: {error}")))),
+                });
+                joined.boxed().shared()
+            };
+            loads.entry(key.clone()).or_insert_with(begin).clone()
+        };
+        load.await
     }
 
-    /// Waits for the right to [`AdapterRegistry::install`]; [`Error::Overloaded`] where others take too long.
-    pub async fn turn(&self) -> Result<OwnedSemaphorePermit> {
-        match tokio::time::timeout(TURN_WAIT, Arc::clone(&self.inner.turn).acquire_owned()).await {
-            Ok(Ok(turn)) => Ok(turn),
+    /// From host memory or from the store to the device.
+    async fn load(&self, key: &Key) -> Result<AdapterLease> {
+        // Another load may have ended between the look into memory and this one.
+        if let Some(lease) = self.inner.tiers.on_device(key) {
+            return Ok(lease);
+        }
+        let begin = Instant::now();
+        let (host, source, _share) = if let Some(host) = self.inner.tiers.in_host(key) {
+            (host, Source::Host, None)
+        } else {
+            let (host, share) = self.fetch(key).await?;
+            (host, Source::Disk, share)
+        };
+        let room = self.room(host.device_bytes()).await?;
+        let lease = self.to_device(key, host, room).await?;
+        self.inner.counts.loaded(source, begin.elapsed());
+        Ok(lease)
+    }
+
+    /// Reads a generation's files and checks them. They are kept in the host tier; where that has no room for them, the
+    /// share of the memory for loads goes along with them.
+    async fn fetch(&self, key: &Key) -> Result<(Arc<HostAdapter>, Option<OwnedSemaphorePermit>)> {
+        let model = Arc::clone(&self.inner.catalog.get(&key.base)?.model);
+        let blobs = &self.inner.store.blobs;
+        let (config_key, weights_key) = (config_key(&key.generation), weights_key(&key.generation));
+        let share = self.share(blobs.size(&weights_key).await?).await?;
+        let reading = async { tokio::try_join!(blobs.get(&config_key), blobs.get(&weights_key)) };
+        let (config, weights) = tokio::time::timeout(READ_TIMEOUT, reading).await.map_err(|_| {
+            Error::Unavailable("The storage of adapters does not answer in time. Please try again.".into())
+        })??;
+        let generation = key.generation.clone();
+        let check = move || {
+            let host = HostAdapter::check(&config, weights, &model.config, MAX_RANK)?;
+            if host.id() == generation {
+                return Ok(Arc::new(host));
+            }
+            Err(Error::Internal(format!("the files of adapter {generation} do not match its hash")))
+        };
+        let host = off_thread(check).await?;
+        let kept = self.inner.tiers.keep_in_host(key, &host);
+        Ok((host, (!kept).then_some(share)))
+    }
+
+    async fn to_device(&self, key: &Key, host: Arc<HostAdapter>, room: Reservation) -> Result<AdapterLease> {
+        let device = self.inner.catalog.get(&key.base)?.model.decoder.device().clone();
+        let adapter = off_thread(move || host.to_adapter(&device)).await?;
+        Ok(self.inner.tiers.keep(room, key.clone(), Arc::new(adapter)))
+    }
+
+    /// Room on the device, waited for while everything there is leased.
+    async fn room(&self, bytes: u64) -> Result<Reservation> {
+        let deadline = Instant::now() + self.inner.limits.room_wait;
+        loop {
+            match self.inner.tiers.reserve(bytes) {
+                Ok(room) => return Ok(room),
+                Err(NoRoom::TooLarge(limit)) => return Err(too_large(bytes, limit)),
+                Err(NoRoom::Busy) if Instant::now() < deadline => tokio::time::sleep(LOOK_AGAIN).await,
+                Err(NoRoom::Busy) => {
+                    let what = "the adapters of running requests fill the memory for adapters";
+                    return Err(Error::Overloaded { what, retry_after: Duration::from_secs(2) });
+                }
+            }
+        }
+    }
+
+    /// The right to have files of `bytes` in memory while they are read and checked; [`Error::Overloaded`] where others
+    /// take too long.
+    pub async fn share(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
+        let mib = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(LOADING_MIB).clamp(LOAD_MIB, LOADING_MIB);
+        match tokio::time::timeout(TURN_WAIT, Arc::clone(&self.inner.loading).acquire_many_owned(mib)).await {
+            Ok(Ok(share)) => Ok(share),
             Ok(Err(_)) => Err(Error::Internal("no adapters are brought in any more".into())),
             Err(_) => {
                 Err(Error::Overloaded { what: "other adapters are being loaded", retry_after: Duration::from_secs(5) })
@@ -112,8 +250,9 @@ impl AdapterRegistry {
         }
     }
 
-    /// Brings an adapter from elsewhere in under `name`: checks that it fits `base`, stores it and keeps it in memory. What
-    /// was under the name before is replaced if `replace`, else the name is refused; leases on it live on.
+    /// Brings an adapter from elsewhere in under `name`: checks that it fits `base` and the limits, stores it and keeps it in
+    /// memory where there is room. What was under the name before is replaced if `replace`, else the name is refused; leases
+    /// on it live on. The caller holds a [`AdapterRegistry::share`] for the files.
     pub async fn install(
         &self,
         organization: &str,
@@ -123,78 +262,74 @@ impl AdapterRegistry {
         replace: bool,
     ) -> Result<()> {
         let model = Arc::clone(&self.inner.catalog.get(base)?.model);
-        let read = move || {
-            let adapter = peft::read(&files.config, &files.weights, &model.config, model.decoder.device())?;
-            Ok::<_, Error>((files, adapter))
-        };
-        let read = tokio::task::spawn_blocking(read).await;
-        let (files, adapter) = read.map_err(|error| Error::Internal(format!("reading an adapter: {error}")))??;
-        let blobs = vec![
-            (config_key(&adapter.id), Bytes::from(files.config)),
-            (weights_key(&adapter.id), Bytes::from(files.weights)),
-        ];
+        let RegistryLimits { budgets, max_rank, .. } = self.inner.limits;
+        let (config, weights) = (Bytes::from(files.config), Bytes::from(files.weights));
+        let blobs = (config.clone(), weights.clone());
+        let check = move || HostAdapter::check(&config, weights, &model.config, max_rank);
+        let host = Arc::new(off_thread(check).await?);
+        if host.device_bytes() > budgets.device {
+            return Err(too_large(host.device_bytes(), budgets.device));
+        }
+        let key = key(base, host.id());
+        let blobs = vec![(config_key(host.id()), blobs.0), (weights_key(host.id()), blobs.1)];
         let new = NewModel {
             organization: organization.into(),
             name: name.into(),
             base: base.into(),
-            adapter: adapter.id.clone(),
+            adapter: host.id().into(),
         };
         self.inner.store.add_model(new, blobs, replace).await?;
-        self.publish(organization, name, base, Arc::new(adapter));
+        self.inner.tiers.keep_in_host(&key, &host);
+        // So that the first request waits for nothing; it loads the adapter itself where all room is taken.
+        if self.inner.tiers.on_device(&key).is_none()
+            && let Ok(room) = self.inner.tiers.reserve(host.device_bytes())
+            && let Err(error) = self.to_device(&key, host, room).await
+        {
+            tracing::warn!(adapter = key.generation, "cannot bring an adapter to the device: {error}");
+        }
+        self.inner.tiers.point((organization.into(), name.into()), &key);
+        tracing::info!(organization, name, base, adapter = key.generation, "adapter stored");
         Ok(())
     }
 
     /// Keeps a generation that is in memory already, so that the first lease of `name` needs no file: what a finishing job
-    /// in this process calls before it commits. The name itself becomes visible with its row.
+    /// in this process calls before it commits. The name itself becomes visible with its row. Where there is no room, the
+    /// first lease loads it.
     pub fn publish(&self, organization: &str, name: &str, base: &str, adapter: Arc<Adapter>) {
-        tracing::info!(organization, name, base, adapter = adapter.id, "adapter in memory");
-        let mut resident = self.resident();
-        resident.point((organization.into(), name.into()), &adapter.id);
-        resident.insert(adapter);
+        let key = key(base, &adapter.id);
+        match self.inner.tiers.reserve(adapter.bytes() as u64) {
+            Ok(room) => {
+                tracing::info!(organization, name, base, adapter = key.generation, "adapter in memory");
+                drop(self.inner.tiers.keep(room, key.clone(), adapter));
+            }
+            Err(no_room) => {
+                tracing::info!(organization, name, base, adapter = key.generation, ?no_room, "adapter stored only");
+            }
+        }
+        self.inner.tiers.point((organization.into(), name.into()), &key);
     }
 
     /// Forgets `name`; leases live on.
     pub fn forget(&self, organization: &str, name: &str) {
-        self.resident().forget(&(organization.into(), name.into()));
+        self.inner.tiers.forget(&(organization.into(), name.into()));
     }
 
-    /// Takes a finished load away, unless another one has begun since.
-    fn end_load(&self, generation: &str, cell: &Arc<OnceCell<AdapterLease>>) {
-        let mut loads = lock(&self.inner.loads);
-        if loads.get(generation).is_some_and(|current| Arc::ptr_eq(current, cell)) {
-            loads.remove(generation);
-        }
+    /// What is in memory and under way now.
+    pub fn status(&self) -> Status {
+        let loading = lock(&self.inner.loads).len();
+        Status::new(self.inner.tiers.snapshot(), loading, &self.inner.counts)
     }
+}
 
-    fn resident(&self) -> MutexGuard<'_, Resident> {
-        lock(&self.inner.resident)
-    }
+/// Takes a load away at its end, also where it panics.
+struct EndOfLoad {
+    registry: AdapterRegistry,
+    key: Key,
+}
 
-    /// Reads a generation from the store, off the async threads.
-    async fn load(&self, row: &FineTunedModel) -> Result<AdapterLease> {
-        // Another load may have ended between the look into memory and this one.
-        if let Some(adapter) = self.resident().get(&row.adapter) {
-            return Ok(adapter);
-        }
-        let model = Arc::clone(&self.inner.catalog.get(&row.base)?.model);
-        let blobs = &self.inner.store.blobs;
-        let (config_key, weights_key) = (config_key(&row.adapter), weights_key(&row.adapter));
-        let (config, weights) = tokio::try_join!(blobs.get(&config_key), blobs.get(&weights_key))?;
-        let generation = row.adapter.clone();
-        let adapter = tokio::task::spawn_blocking(move || {
-            let files = PeftFiles { config: config.into(), weights: weights.into() };
-            if files.id() != generation {
-                return Err(Error::Internal(format!("the files of adapter {generation} do not match its hash")));
-            }
-            peft::read(&files.config, &files.weights, &model.config, model.decoder.device())
-        })
-        .await
-        .map_err(|error| Error::Internal(format!("loading an adapter: {error}")))??;
-        let adapter = Arc::new(adapter);
-        let mut resident = self.resident();
-        resident.point((row.organization.clone(), row.name.clone()), &row.adapter);
-        resident.insert(Arc::clone(&adapter));
-        Ok(adapter)
+impl Drop for EndOfLoad {
+    fn drop(&mut self) {
+        lock(&self.registry.inner.loads).remove(&self.key);
     }
 }
 
@@ -202,136 +337,38 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Generations in memory, least recently used ones let go first.
-struct Resident {
-    limit: usize,
-    bytes: usize,
-    clock: u64,
-    generations: HashMap<String, Generation>,
-    /// Names under which this process has met a generation, so that forgetting the last one frees it at once.
-    names: HashMap<(String, String), String>,
+fn key(base: &str, generation: &str) -> Key {
+    Key { base: base.into(), generation: generation.into() }
 }
 
-/// One generation; `kept` is gone once it was let go, `leased` finds it as long as somebody still uses it.
-struct Generation {
-    kept: Option<Arc<Adapter>>,
-    leased: Weak<Adapter>,
-    used: u64,
+/// Runs `work` where it may take its time.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let worked = tokio::task::spawn_blocking(work).await;
+    worked.map_err(|error| Error::Internal(format!("loading an adapter: {error}")))?
 }
 
-impl Resident {
-    fn new(limit: usize) -> Self {
-        Self { limit, bytes: 0, clock: 0, generations: HashMap::new(), names: HashMap::new() }
-    }
-
-    /// The generation, if it is in memory, now the most recently used one.
-    fn get(&mut self, id: &str) -> Option<AdapterLease> {
-        let adapter = self.generations.get(id)?.leased.upgrade()?;
-        self.insert(Arc::clone(&adapter));
-        Some(adapter)
-    }
-
-    /// Keeps `adapter`, letting go of others where the limit is passed; the newest always stays.
-    fn insert(&mut self, adapter: Arc<Adapter>) {
-        self.clock += 1;
-        let newest = adapter.id.clone();
-        self.bytes += adapter.bytes();
-        let generation = Generation { leased: Arc::downgrade(&adapter), used: self.clock, kept: Some(adapter) };
-        if let Some(Generation { kept: Some(before), .. }) = self.generations.insert(newest.clone(), generation) {
-            self.bytes -= before.bytes();
-        }
-        while self.bytes > self.limit {
-            let others = self.generations.iter().filter(|(id, other)| other.kept.is_some() && **id != newest);
-            let Some(oldest) = others.min_by_key(|(_, other)| other.used).map(|(id, _)| id.clone()) else { break };
-            self.release(&oldest);
-        }
-        self.generations.retain(|_, generation| generation.kept.is_some() || generation.leased.strong_count() > 0);
-    }
-
-    /// Stops keeping a generation.
-    fn release(&mut self, id: &str) {
-        if let Some(adapter) = self.generations.get_mut(id).and_then(|generation| generation.kept.take()) {
-            self.bytes -= adapter.bytes();
-        }
-    }
-
-    /// Notes that `name` means the generation `id` now; what it meant before goes where nothing else means it.
-    fn point(&mut self, name: (String, String), id: &str) {
-        if self.names.get(&name).is_none_or(|before| before != id) {
-            self.forget(&name);
-            self.names.insert(name, id.into());
-        }
-    }
-
-    fn forget(&mut self, name: &(String, String)) {
-        if let Some(id) = self.names.remove(name)
-            && !self.names.values().any(|other| *other == id)
-        {
-            self.release(&id);
-        }
-    }
+fn too_large(bytes: u64, limit: u64) -> Error {
+    let message = format!(
+        "The adapter cannot be used: it needs {bytes} bytes on the device; this server's limits.adapter_device_mib allows \
+         {limit}. Use a smaller rank, or raise the limit."
+    );
+    Error::invalid_code("model", "invalid_adapter", message)
 }
 
-#[cfg(test)]
-mod tests {
-    use candle_core::{DType, Device, Tensor};
+fn is_missing(error: &Error) -> bool {
+    matches!(error, Error::Blob(object_store::Error::NotFound { .. }))
+}
 
-    use super::*;
-    use crate::adapters::{LoraLayer, LoraPair, Site};
-
-    /// An adapter of 4 · (8 + 8) = 64 bytes.
-    fn adapter(id: &str) -> Arc<Adapter> {
-        let matrix = |shape| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
-        let mut layer = LoraLayer::default();
-        layer.set(Site::Query, LoraPair { a: matrix((1, 8)), b: matrix((8, 1)), scale: 1.0 });
-        Arc::new(Adapter { id: id.into(), layers: vec![layer] })
-    }
-
-    #[test]
-    fn the_least_recently_used_generation_is_let_go_first() {
-        let mut resident = Resident::new(128);
-        resident.insert(adapter("a"));
-        resident.insert(adapter("b"));
-        assert!(resident.get("a").is_some());
-        resident.insert(adapter("c"));
-        assert!(resident.get("a").is_some() && resident.get("b").is_none() && resident.get("c").is_some());
-        assert_eq!(resident.bytes, 128);
-    }
-
-    #[test]
-    fn a_leased_generation_is_found_again_instead_of_loaded_twice() {
-        let mut resident = Resident::new(64);
-        let leased = adapter("a");
-        resident.insert(Arc::clone(&leased));
-        resident.insert(adapter("b"));
-        assert!(Arc::ptr_eq(&resident.get("a").unwrap(), &leased));
-        assert_eq!(resident.bytes, 64);
-    }
-
-    #[test]
-    fn a_name_that_is_re_pointed_lets_its_old_generation_go() {
-        let mut resident = Resident::new(1024);
-        let name = || ("org".to_string(), "one".to_string());
-        for id in ["a", "b", "b"] {
-            resident.point(name(), id);
-            resident.insert(adapter(id));
+/// The same error once more, for another who waited for the same load.
+fn again(error: &Error) -> Error {
+    match error {
+        Error::Invalid { message, param, code } => {
+            Error::Invalid { message: message.clone(), param: param.clone(), code: *code }
         }
-        assert_eq!(resident.bytes, 64);
-        assert!(resident.get("a").is_none() && resident.get("b").is_some());
-    }
-
-    #[test]
-    fn forgetting_the_last_name_frees_the_generation_and_leaves_leases_alone() {
-        let mut resident = Resident::new(1024);
-        let name = |name: &str| ("org".to_string(), name.to_string());
-        let leased = adapter("a");
-        resident.insert(Arc::clone(&leased));
-        resident.names.insert(name("one"), "a".into());
-        resident.names.insert(name("two"), "a".into());
-        resident.forget(&name("one"));
-        assert_eq!(resident.bytes, 64);
-        resident.forget(&name("two"));
-        assert_eq!(resident.bytes, 0);
-        assert_eq!(Arc::strong_count(&leased), 1);
+        Error::Overloaded { what, retry_after } => Error::Overloaded { what, retry_after: *retry_after },
+        Error::Unavailable(message) => Error::Unavailable(message.clone()),
+        Error::ModelNotFound(name) => Error::ModelNotFound(name.clone()),
+        error if error.is_transient() => Error::io("load an adapter")(std::io::Error::other(error.to_string())),
+        error => Error::Internal(error.to_string()),
     }
 }

@@ -110,7 +110,9 @@ pub async fn create(
     let tokens = check_lengths(&inputs, target.context())?;
     let mut charge = target.account.charge(tokens)?;
     charge.owe();
-    let vectors = match target.base.backend.embed(EmbedRequest { inputs, adapter: target.adapter.clone() }).await {
+    let organization = target.account.organization().clone();
+    let embed = EmbedRequest { organization, inputs, adapter: target.adapter.clone() };
+    let vectors = match target.base.backend.embed(embed).await {
         Ok(vectors) => vectors,
         Err(error) => {
             charge.waive();

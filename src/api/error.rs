@@ -200,6 +200,9 @@ impl From<Error> for Problem {
                 problem.retry_after = retry_after;
                 problem
             }
+            Error::TimedOut { .. } => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER_ERROR, message).code("request_timeout")
+            }
             Error::Unavailable(_) => Self::unavailable(message),
             Error::Cancelled => Self::unavailable("The server is stopping. Please try again."),
             Error::Database(
@@ -245,8 +248,8 @@ impl IntoResponse for Problem {
             let milliseconds = wait.as_nanos().div_ceil(1_000_000).clamp(1, u64::MAX.into()) as u64;
             headers.insert(header::RETRY_AFTER, HeaderValue::from(milliseconds.div_ceil(1_000)));
             headers.insert(RETRY_AFTER_MS, HeaderValue::from(milliseconds));
-        } else if self.status == StatusCode::TOO_MANY_REQUESTS {
-            // Clients try a 429 again on their own; here that is no use.
+        } else if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::GATEWAY_TIMEOUT) {
+            // Clients try these again on their own; here that is no use.
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         response
@@ -310,6 +313,13 @@ mod tests {
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()["retry-after"], "3");
         assert_eq!(response.headers()["retry-after-ms"], "3000");
+    }
+
+    #[test]
+    fn an_answer_that_takes_too_long_is_not_to_be_tried_again() {
+        let response = Problem::from(Error::TimedOut { limit: Duration::from_mins(1) }).into_response();
+        assert_eq!(response.status(), 504);
+        assert_eq!(response.headers()["x-should-retry"], "false");
     }
 
     #[test]

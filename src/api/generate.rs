@@ -111,6 +111,7 @@ impl Plan {
                 // Answers to one prompt differ, and the same seed gives the same set of them.
                 sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(j as u64));
                 let receiver = base.backend.generate(GenerateRequest {
+                    organization: account.organization().clone(),
                     prompt: prompt.clone(),
                     adapter: adapter.clone(),
                     sampling,
@@ -178,7 +179,10 @@ impl Running {
                     self.push_text(index, text, None);
                     self.end(index, reason);
                 }
-                (_, Some(Event::Failed(error))) => return Some(Err(error)),
+                (_, Some(Event::Failed(error))) => {
+                    self.waive_what_never_ran(&error);
+                    return Some(Err(error));
+                }
                 (index, None) if !self.ended[index] => {
                     return Some(Err(Error::Unavailable("The engine stopped before the answer was complete.".into())));
                 }
@@ -203,6 +207,16 @@ impl Running {
         // A prompt counts once, however many answers it gets.
         if index.is_multiple_of(self.n) {
             self.cached_tokens += cached_tokens;
+        }
+    }
+
+    /// A request that waited in vain costs nothing.
+    fn waive_what_never_ran(&mut self, error: &Error) {
+        if matches!(error, Error::Overloaded { .. })
+            && self.drawn_tokens.iter().all(|drawn| *drawn == 0)
+            && let Some(charge) = self.charge.take()
+        {
+            charge.waive();
         }
     }
 

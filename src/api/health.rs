@@ -19,6 +19,16 @@ const READY_TIMEOUT: Duration = Duration::from_secs(2);
 /// From a status request to a long completion.
 const DURATION_BUCKETS: [f64; 12] = [0.002, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
 
+/// From a step of a small model to the wait in a long queue.
+const LATENCY_BUCKETS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
+const ROW_BUCKETS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 2048.0];
+/// What is measured by [`LATENCY_BUCKETS`].
+const LATENCIES: [&str; 3] =
+    ["attune_queue_seconds", "attune_time_to_first_token_seconds", "attune_time_between_tokens_seconds"];
+/// Measurements pile up until they are sorted into their buckets, whether or not anybody asks for `/metrics`.
+const UPKEEP: Duration = Duration::from_secs(5);
+
 /// The recorder of this process; it can be installed once only.
 static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 
@@ -59,7 +69,8 @@ pub async fn ready(State(state): State<ApiState>) -> Response {
     get, path = "/metrics", operation_id = "metrics", tag = "Operations", security(()),
     responses((status = 200, description = "Prometheus text format.", content_type = "text/plain", body = String)),
 )]
-pub async fn metrics() -> impl IntoResponse {
+pub async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
+    state.registry.status().record();
     let text = METRICS.get().map(|metrics| {
         metrics.run_upkeep();
         metrics.render()
@@ -74,12 +85,27 @@ pub fn record_metrics() -> Result<()> {
     }
     let fault = |error| Error::Internal(format!("metrics: {error}"));
     let durations = Matcher::Full("attune_http_request_duration_seconds".into());
-    let builder = PrometheusBuilder::new().set_buckets_for_metric(durations, &DURATION_BUCKETS).map_err(fault)?;
+    let rows = Matcher::Full("attune_step_rows".into());
+    let mut builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(durations, &DURATION_BUCKETS)
+        .and_then(|builder| builder.set_buckets_for_metric(rows, &ROW_BUCKETS))
+        .map_err(fault)?;
+    for name in LATENCIES {
+        let matcher = Matcher::Full(name.into());
+        builder = builder.set_buckets_for_metric(matcher, &LATENCY_BUCKETS).map_err(fault)?;
+    }
     let recorder = builder.build_recorder();
     let handle = METRICS.get_or_init(|| recorder.handle());
     // Another recorder means another server in this process, or a test's own: its numbers are as good.
     if metrics::set_global_recorder(recorder).is_err() {
         handle.run_upkeep();
     }
+    let upkeep = move || {
+        loop {
+            std::thread::sleep(UPKEEP);
+            handle.run_upkeep();
+        }
+    };
+    std::thread::Builder::new().name("metrics".into()).spawn(upkeep).map_err(Error::io("start the metrics' thread"))?;
     Ok(())
 }

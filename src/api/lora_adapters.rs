@@ -1,9 +1,11 @@
 //! `POST /load_lora_adapter` and `POST /unload_lora_adapter`: adapters that were trained elsewhere, brought into the running
 //! server and out of it. Extensions in vLLM's form; what is loaded is a fine-tuned model like any other, also after a restart.
+//! `GET /lora_adapters` shows the adapters in memory, trained here or elsewhere.
 
 use std::io::Seek as _;
 use std::path::Path;
 
+use axum::Json;
 use axum::extract::State;
 use futures::TryStreamExt as _;
 use serde::Deserialize;
@@ -13,6 +15,7 @@ use utoipa::ToSchema;
 use crate::adapters::peft::{self, PeftFiles};
 use crate::adapters::{import, is_job_name};
 use crate::api::ApiState;
+use crate::api::adapter_list::AdapterList;
 use crate::api::auth::{Admin, Caller};
 use crate::api::error::{ErrorBody, Problem};
 use crate::api::extract::Body;
@@ -90,6 +93,19 @@ pub async fn unload(
     Ok(format!("Success: LoRA adapter '{name}' removed successfully."))
 }
 
+/// List the adapters in memory
+///
+/// What operators need to know of memory: each adapter generation that is there, and the budgets. Generations of every
+/// organisation are counted, with their names only where they are the caller's. An extension of this server.
+#[utoipa::path(
+    get, path = "/lora_adapters", operation_id = "listAdapters", tag = "Models",
+    responses((status = 200, body = AdapterList), (status = "4XX", body = ErrorBody)),
+)]
+pub async fn list(State(state): State<ApiState>, Admin(caller): Admin) -> Json<AdapterList> {
+    let status = state.registry.status();
+    Json(AdapterList::new(&status, &state.config.limits, &caller.organization))
+}
+
 /// Names must be visible and must not be taken for anything else.
 fn check_name(state: &ApiState, name: &str) -> Result<()> {
     check_form(name)?;
@@ -116,8 +132,10 @@ fn check_form(name: &str) -> Result<()> {
 }
 
 async fn bring_in(state: &ApiState, caller: &Caller, request: LoadAdapter) -> Result<()> {
-    let _turn = state.registry.turn().await?;
-    let files = read_files(state, caller, &request.lora_path).await?;
+    let source = Source::open(state, caller, &request.lora_path).await?;
+    // Until the adapter is stored its files lie in memory.
+    let _share = state.registry.share(source.bytes()).await?;
+    let files = source.read(state.config.limits.max_adapter_bytes).await?;
     let base = choose_base(state, request.base_model_name.as_deref(), &files.config)?;
     let replace = request.load_inplace == Some(true);
     state.registry.install(&caller.organization, &request.lora_name, &base, files, replace).await
@@ -130,21 +148,47 @@ fn blame_path(error: Error) -> Problem {
     if at_fault { problem.param("lora_path") } else { problem }
 }
 
-/// The PEFT files of a folder or of an uploaded archive.
-async fn read_files(state: &ApiState, caller: &Caller, path: &str) -> Result<PeftFiles> {
-    let limit = state.config.limits.max_adapter_bytes;
-    let reading = if path.starts_with("file-") {
-        let archive = fetch(state, caller, path).await?;
-        tokio::task::spawn_blocking(move || import::read_archive(archive, limit))
-    } else {
-        let (data_dir, path) = (state.config.data_dir.clone(), path.to_owned());
-        tokio::task::spawn_blocking(move || import::read_folder(&data_dir, Path::new(&path), limit))
-    };
-    reading.await.map_err(|error| Error::Internal(format!("read an adapter: {error}")))?
+/// Where an adapter comes from, open and not yet read.
+enum Source {
+    Folder(import::Folder),
+    Archive { content: std::fs::File, bytes: u64 },
 }
 
-/// The content of an uploaded file, on the local disk.
-async fn fetch(state: &ApiState, caller: &Caller, id: &str) -> Result<std::fs::File> {
+impl Source {
+    /// A folder, or an uploaded archive.
+    async fn open(state: &ApiState, caller: &Caller, path: &str) -> Result<Self> {
+        if path.starts_with("file-") {
+            let (content, bytes) = fetch(state, caller, path).await?;
+            return Ok(Self::Archive { content, bytes });
+        }
+        let (data_dir, path) = (state.config.data_dir.clone(), path.to_owned());
+        let limit = state.config.limits.max_adapter_bytes;
+        off_thread(move || import::Folder::open(&data_dir, Path::new(&path), limit)).await.map(Self::Folder)
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Folder(folder) => folder.bytes(),
+            Self::Archive { bytes, .. } => *bytes,
+        }
+    }
+
+    async fn read(self, limit: u64) -> Result<PeftFiles> {
+        off_thread(move || match self {
+            Self::Folder(folder) => folder.read(),
+            Self::Archive { content, .. } => import::read_archive(content, limit),
+        })
+        .await
+    }
+}
+
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let worked = tokio::task::spawn_blocking(work).await;
+    worked.map_err(|error| Error::Internal(format!("read an adapter: {error}")))?
+}
+
+/// The content of an uploaded file, on the local disk, and its length.
+async fn fetch(state: &ApiState, caller: &Caller, id: &str) -> Result<(std::fs::File, u64)> {
     let file = state.store.file(&caller.organization, id).await?;
     if !PURPOSES.contains(&file.purpose.as_str()) {
         let message = format!("The file '{id}' has the purpose '{}': upload it again as 'user_data'.", file.purpose);
@@ -165,7 +209,7 @@ async fn fetch(state: &ApiState, caller: &Caller, id: &str) -> Result<std::fs::F
     local.flush().await.map_err(Error::io(context()))?;
     let mut local = local.into_std().await;
     local.rewind().map_err(Error::io(context()))?;
-    Ok(local)
+    Ok((local, file.bytes as u64))
 }
 
 /// Id of the base model: what the caller says, else what the adapter says where that is served, else the only one.

@@ -31,6 +31,11 @@ impl Account {
         Self { limiter: Arc::clone(&caller.limiter), usage: state.usage.clone(), entry }
     }
 
+    /// Whose account it is.
+    pub fn organization(&self) -> &Arc<str> {
+        &self.entry.organization
+    }
+
     /// Takes the tokens of the prompts, or refuses with [`crate::Error::RateLimited`].
     pub fn charge(&self, prompt_tokens: usize) -> Result<Charge> {
         self.limiter.take_tokens(&self.entry.organization, prompt_tokens as u64, Instant::now())?;

@@ -4,6 +4,7 @@
 //!
 //! `app` builds the [`ApiState`] and runs the [`router`]; handlers call `engine`, `jobs` and `store`.
 
+mod adapter_list;
 mod auth;
 mod chat;
 mod checkpoint_permissions;
@@ -89,6 +90,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .merge(documented(routes!(models::retrieve, models::delete)))
         .merge(documented(routes!(models::download)))
         .route("/models/{*model}", get(models::get).delete(models::delete))
+        .routes(routes!(lora_adapters::list))
         .routes(routes!(lora_adapters::load))
         .routes(routes!(lora_adapters::unload))
         .routes(routes!(engines::list))

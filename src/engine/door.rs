@@ -2,14 +2,14 @@
 //! caller's thread, so that a refusal is immediate.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::model::kv_cache::BLOCK_TOKENS;
 use crate::{Error, Result};
 
 /// What a client that meets a full queue is told to wait: a few answers end in that time.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The limits of one engine. Cheap to clone; clones share the queue's count.
 #[derive(Debug, Clone)]
@@ -20,9 +20,24 @@ pub struct Door {
     waiting: Arc<AtomicUsize>,
 }
 
-/// A place in the queue, given back when dropped.
+/// A request's place in the queue, given back when dropped.
 #[derive(Debug)]
-pub struct Ticket(Arc<AtomicUsize>);
+pub struct Ticket {
+    waiting: Arc<AtomicUsize>,
+    begun: AtomicBool,
+}
+
+impl Ticket {
+    /// A part of the request runs.
+    pub fn begin(&self) {
+        self.begun.store(true, Ordering::Release);
+    }
+
+    /// True once a part of the request has run.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+}
 
 impl Door {
     /// For a model with `context` positions, a cache of `blocks` blocks and a queue of `max_waiting` requests.
@@ -55,7 +70,7 @@ impl Door {
     /// Takes a place in the queue.
     pub fn enter(&self) -> Result<Arc<Ticket>> {
         // Counted first, then checked: of two that come at once to the last place, one gets it.
-        let ticket = Ticket(self.waiting.clone());
+        let ticket = Ticket { waiting: self.waiting.clone(), begun: AtomicBool::new(false) };
         if self.waiting.fetch_add(1, Ordering::AcqRel) < self.max_waiting {
             return Ok(Arc::new(ticket));
         }
@@ -65,7 +80,7 @@ impl Door {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

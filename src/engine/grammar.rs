@@ -4,7 +4,8 @@
 //! llguidance does the work: an Earley parser over a lexer of regular expressions, walked along the trie of the vocabulary.
 //! Everything is bounded: the size of what is compiled, the work for one token, and the states that a parser keeps.
 
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
 
 use llguidance::api::{GrammarInit, GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{InferenceCapabilities, SimpleVob};
@@ -80,7 +81,8 @@ impl Grammar {
     /// The state of one answer before its first token.
     pub fn begin(&self) -> GrammarState {
         // Nothing shared: what one answer's parser caches and spends must not reach another's.
-        GrammarState { matcher: self.compiled.matcher.deep_clone(), grammar: self.clone() }
+        let place = Place { matcher: self.compiled.matcher.deep_clone(), allowed: None };
+        GrammarState { place: Arc::new(Mutex::new(place)), complete: false, grammar: self.clone() }
     }
 }
 
@@ -152,8 +154,23 @@ fn reason(error: &anyhow::Error) -> String {
 
 /// Where one answer stands in its grammar.
 pub struct GrammarState {
-    matcher: Matcher,
+    /// Shared with the thread that works out in advance what may come next; it holds the lock meanwhile.
+    place: Arc<Mutex<Place>>,
+    complete: bool,
     grammar: Grammar,
+}
+
+struct Place {
+    matcher: Matcher,
+    /// The tokens that may come next, once they are known.
+    allowed: Option<anyhow::Result<SimpleVob>>,
+}
+
+impl Place {
+    fn allowed(&mut self) -> &anyhow::Result<SimpleVob> {
+        let Self { matcher, allowed } = self;
+        allowed.get_or_insert_with(|| matcher.compute_mask())
+    }
 }
 
 impl std::fmt::Debug for GrammarState {
@@ -163,24 +180,40 @@ impl std::fmt::Debug for GrammarState {
 }
 
 impl GrammarState {
+    /// Begins to work out which tokens may come next on a thread of the pool, so that they are known when the logits are.
+    /// Where none is free until then, [`Self::mask`] does it itself.
+    pub fn prepare(&self) {
+        let place = Arc::clone(&self.place);
+        rayon::spawn(move || {
+            // Whoever has the lock is about to do the same. A panic poisons it, and fails the answer at its next token.
+            let work = || place.try_lock().is_ok_and(|mut place| place.allowed().is_ok());
+            let _ = catch_unwind(AssertUnwindSafe(work));
+        });
+    }
+
     /// Sets the logits of all tokens that may not come next to negative infinity. At least one token is left; end tokens
     /// are among them only where the grammar may end.
     pub fn mask(&mut self, logits: &mut [f32]) -> Result<()> {
-        let allowed = self.matcher.compute_mask().map_err(|error| self.failed(&error))?;
-        if !ban(&allowed, logits) {
-            return Err(self.dead_end());
-        }
-        Ok(())
+        let mut place = self.place.lock().map_err(|_| broken())?;
+        let any = match place.allowed() {
+            Ok(allowed) => ban(allowed, logits),
+            Err(error) => return Err(self.failed(error)),
+        };
+        if any { Ok(()) } else { Err(self.dead_end()) }
     }
 
     /// Takes in the token that was drawn.
     pub fn accept(&mut self, token: u32) -> Result<()> {
-        self.matcher.consume_token(token).map_err(|error| self.failed(&error))
+        let mut place = self.place.lock().map_err(|_| broken())?;
+        place.allowed = None;
+        let accepted = place.matcher.consume_token(token);
+        self.complete = place.matcher.is_stopped();
+        accepted.map_err(|error| self.failed(&error))
     }
 
     /// True where nothing may follow.
     pub fn is_complete(&self) -> bool {
-        self.matcher.is_stopped()
+        self.complete
     }
 
     /// The matcher takes no token that it has not allowed, so what stops it is one of its limits, or a defect.
@@ -202,6 +235,10 @@ impl GrammarState {
             "No token of this model can continue an answer that follows the schema.",
         )
     }
+}
+
+fn broken() -> Error {
+    Error::Internal("grammar: the parser panicked".into())
 }
 
 /// False where nothing is left.

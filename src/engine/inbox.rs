@@ -25,14 +25,17 @@ pub(super) enum Arrival {
     /// A vector is wanted; one arrival per input.
     Embed {
         input: Vec<u32>,
+        organization: Arc<str>,
         adapter: Option<AdapterLease>,
+        submitted: Instant,
         reply: oneshot::Sender<Result<Vec<f32>>>,
         ticket: Arc<Ticket>,
     },
 }
 
 impl Arrival {
-    fn fail(self, error: Error) {
+    /// Tells the client what went wrong.
+    pub(super) fn fail(self, error: Error) {
         // Whoever has gone meanwhile needs no answer.
         match self {
             Self::Generate { events, .. } => drop(events.send(Event::Failed(error))),

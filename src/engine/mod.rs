@@ -7,17 +7,23 @@ pub mod grammar;
 mod inbox;
 pub mod kv;
 pub mod logprobs;
+mod metrics;
 pub mod native;
+mod pool;
+pub mod prefix_cache;
 pub mod priority;
+pub mod queue;
 mod request;
 mod runner;
 pub mod sampler;
 pub mod scheduler;
+pub mod sequence;
 pub mod step_model;
 pub mod text;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -43,6 +49,8 @@ pub type Vectors<'a> = Pin<Box<dyn Future<Output = Result<Vec<Vec<f32>>>> + Send
 /// One sequence to continue.
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {
+    /// Who asks: requests share the engine by organisation, and find nothing of another one's in the cache.
+    pub organization: Arc<str>,
     /// The prompt's token ids; at least one.
     pub prompt: Vec<u32>,
     /// The adapter's generation, leased before queueing; none runs the base.
@@ -70,12 +78,18 @@ pub struct Sampling {
     pub temperature: f32,
     /// Keep the most probable tokens whose probabilities sum to this.
     pub top_p: f32,
+    /// Keep this many of the most probable tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keep tokens at least this probable, relative to the most probable one.
+    pub min_p: f32,
     /// The same seed gives the same text, whatever else is in the batch; absent means a random one.
     pub seed: Option<u64>,
     /// Subtracted once from the logit of every token already generated.
     pub presence_penalty: f32,
     /// Subtracted from a generated token's logit for each time it occurred.
     pub frequency_penalty: f32,
+    /// Divides the logit, or multiplies it where it is below 0, of every token of prompt and answer; 1 changes nothing.
+    pub repetition_penalty: f32,
     /// Added to logits, by token id.
     pub logit_bias: Vec<(u32, f32)>,
 }
@@ -85,9 +99,12 @@ impl Default for Sampling {
         Self {
             temperature: 1.0,
             top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
             seed: None,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
             logit_bias: Vec::new(),
         }
     }
@@ -140,6 +157,8 @@ pub enum FinishReason {
 /// Inputs to embed, each one vector.
 #[derive(Debug, Clone)]
 pub struct EmbedRequest {
+    /// Who asks: requests share the engine by organisation.
+    pub organization: Arc<str>,
     /// Token ids of each input; none is empty.
     pub inputs: Vec<Vec<u32>>,
     /// The adapter's generation; none runs the base.

@@ -38,16 +38,16 @@ impl NativeEngine {
 
     /// The same over any model that can compute a step.
     pub fn start_with<M: StepModel>(model: M, limits: &Limits, priority: Arc<Priority>) -> Result<Arc<Self>> {
-        describe_metrics();
         let allocator = BlockAllocator::new(model.blocks());
         let door = Door::new(model.context(), model.blocks(), limits.max_waiting);
         let vocabulary_size = model.vocabulary_size();
-        let scheduler = Scheduler::new(limits.max_sequences, limits.max_step_tokens, allocator.clone());
+        let scheduler = Scheduler::new(limits, allocator.clone());
         let inbox = Arc::new(Inbox::default());
+        let limits = limits.clone();
         let stopping = StopOnDrop(inbox.clone());
         let thread = std::thread::Builder::new()
             .name(format!("engine-{}", model.id()))
-            .spawn(move || Runner::new(model, scheduler).run(&stopping.0, &priority))
+            .spawn(move || Runner::new(model, scheduler, limits).run(&stopping.0, &priority))
             .map_err(Error::io("start the engine thread"))?;
         Ok(Arc::new(Self { door, vocabulary_size, allocator, inbox, thread: Some(thread) }))
     }
@@ -79,11 +79,19 @@ impl NativeEngine {
         }
         // One place for the whole request: the number of its inputs has a limit of its own.
         let ticket = self.door.enter()?;
+        let submitted = Instant::now();
         let mut arrivals = Vec::with_capacity(request.inputs.len());
         let mut replies = Vec::with_capacity(request.inputs.len());
         for input in request.inputs {
             let (reply, vector) = oneshot::channel();
-            arrivals.push(Arrival::Embed { input, adapter: request.adapter.clone(), reply, ticket: ticket.clone() });
+            arrivals.push(Arrival::Embed {
+                input,
+                organization: request.organization.clone(),
+                adapter: request.adapter.clone(),
+                submitted,
+                reply,
+                ticket: ticket.clone(),
+            });
             replies.push(vector);
         }
         self.put(arrivals)?;
@@ -144,18 +152,4 @@ impl Drop for StopOnDrop {
 /// What requests get that the engine no longer serves.
 pub(super) fn stopped() -> Error {
     Error::Unavailable("The engine of this model has stopped.".into())
-}
-
-fn describe_metrics() {
-    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-    describe_counter!("attune_engine_steps_total", "Steps computed.");
-    describe_histogram!("attune_step_rows", "Token rows in a step.");
-    describe_gauge!("attune_queue_waiting", "Sequences waiting for admission.");
-    describe_gauge!("attune_running_sequences", "Sequences running.");
-    describe_gauge!("attune_kv_blocks_used", "Cache blocks in use.");
-    describe_histogram!(
-        "attune_time_to_first_token_seconds",
-        Unit::Seconds,
-        "Time from a request's arrival to its first token."
-    );
 }

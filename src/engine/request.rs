@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::grammar::Grammar;
 use super::logprobs::TokenLogprobs;
 use super::sampler::Sampler;
-use super::scheduler::Owner;
+use super::sequence::Owner;
 use super::text::TextStream;
 use super::{Event, FinishReason, GenerateRequest};
 use crate::model::tokenizer::Tokenizer;
@@ -37,6 +37,10 @@ pub(super) struct Answer {
     max_tokens: usize,
     drawn: usize,
     submitted: Instant,
+    /// When the last token was drawn.
+    last_token: Option<Instant>,
+    /// Tokens of the prompt that were found in the cache.
+    cached_tokens: usize,
     /// As [`GenerateRequest::logprobs`].
     logprobs: Option<usize>,
     /// The prompt's log probabilities while it is being computed, where they were asked for.
@@ -72,6 +76,15 @@ pub(super) enum Progress {
     Ended,
 }
 
+/// How long a client waited for a token.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum TokenTime {
+    /// For the first one, since the request came.
+    First(Duration),
+    /// Since the token before.
+    Next(Duration),
+}
+
 impl Owner for Work {
     fn is_gone(&self) -> bool {
         match self {
@@ -79,15 +92,38 @@ impl Owner for Work {
             Self::Embedding(embedding) => embedding.reply.as_ref().is_none_or(oneshot::Sender::is_closed),
         }
     }
+
+    fn needs_all_rows(&self) -> bool {
+        match self {
+            Self::Answer(answer) => answer.reads_prompt(),
+            Self::Embedding(_) => true,
+        }
+    }
+
+    fn reused(&mut self, tokens: usize) {
+        if let Self::Answer(answer) = self {
+            answer.cached_tokens += tokens;
+        }
+    }
+
+    fn restarted(&mut self) {
+        match self {
+            Self::Answer(answer) => {
+                if let Some(prompt) = &mut answer.prompt {
+                    prompt.tokens.clear();
+                }
+            }
+            Self::Embedding(embedding) => embedding.sum.clear(),
+        }
+    }
 }
 
 impl Work {
     /// Tells the client what went wrong; nothing follows.
-    pub(super) fn fail(self, error: Error) {
-        // A client that has gone meanwhile needs no answer.
+    pub(super) fn fail(&mut self, error: Error) {
         match self {
-            Self::Answer(answer) => drop(answer.events.send(Event::Failed(error))),
-            Self::Embedding(embedding) => embedding.reply(Err(error)),
+            Self::Answer(answer) => drop(answer.send_failed(error)),
+            Self::Embedding(embedding) => embedding.send(Err(error)),
         }
     }
 }
@@ -103,7 +139,9 @@ impl Answer {
     ) -> Result<Self> {
         let text = TextStream::new(tokenizer, &request.prompt, &request.stop)?;
         let grammar = request.grammar;
-        let sampler = Sampler::new(request.sampling).with_grammar(grammar.as_ref().map(Grammar::begin));
+        let sampler = Sampler::new(request.sampling).with_prompt(&request.prompt);
+        let sampler = sampler.with_grammar(grammar.as_ref().map(Grammar::begin));
+        sampler.prepare();
         let prompt = request.prompt;
         Ok(Self {
             events,
@@ -114,6 +152,8 @@ impl Answer {
             max_tokens,
             drawn: 0,
             submitted,
+            last_token: None,
+            cached_tokens: 0,
             logprobs: request.logprobs,
             prompt: request.prompt_logprobs.map(|count| PromptLogprobs { prompt, count, tokens: Vec::new() }),
         })
@@ -171,12 +211,19 @@ impl Answer {
         if self.drawn >= self.max_tokens {
             return self.end(tokenizer, FinishReason::Length);
         }
+        self.sampler.prepare();
         Ok(Progress::Token(id))
     }
 
-    /// Time since the request came, at its first token only.
-    pub(super) fn time_to_first_token(&self) -> Option<Duration> {
-        (self.drawn == 1).then(|| self.submitted.elapsed())
+    /// How long the client waited for the token that was just drawn, where one was.
+    pub(super) fn token_time(&mut self, now: Instant) -> Option<TokenTime> {
+        if self.drawn == 0 {
+            return None;
+        }
+        Some(match self.last_token.replace(now) {
+            None => TokenTime::First(now.saturating_duration_since(self.submitted)),
+            Some(last) => TokenTime::Next(now.saturating_duration_since(last)),
+        })
     }
 
     fn end(&mut self, tokenizer: &Tokenizer, reason: FinishReason) -> Result<Progress> {
@@ -186,13 +233,12 @@ impl Answer {
     }
 
     fn send_finished(&self, text: String, reason: FinishReason) -> Progress {
-        // The engine keeps no prompt's keys and values past its request.
-        let cached_tokens = 0;
-        let _ = self.events.send(Event::Finished { text, reason, completion_tokens: self.drawn, cached_tokens });
+        let (completion_tokens, cached_tokens) = (self.drawn, self.cached_tokens);
+        let _ = self.events.send(Event::Finished { text, reason, completion_tokens, cached_tokens });
         Progress::Ended
     }
 
-    /// As [`Work::fail`], for an answer that still lies in the scheduler.
+    /// Tells the client what went wrong. One that has gone meanwhile needs no answer.
     pub(super) fn send_failed(&self, error: Error) -> Progress {
         let _ = self.events.send(Event::Failed(error));
         Progress::Ended
@@ -224,10 +270,6 @@ impl Embedding {
             Err(Error::Internal("the model's hidden states are not finite".into()))
         };
         self.send(vector);
-    }
-
-    fn reply(mut self, result: Result<Vec<f32>>) {
-        self.send(result);
     }
 
     fn send(&mut self, result: Result<Vec<f32>>) {

@@ -1,31 +1,42 @@
 //! The engine thread's loop: take what arrived, compose a step, compute it, hand out what came of it.
 //!
 //! Nothing that one request does may reach another: channels are unbounded, so a slow reader stalls nothing; a send to a
-//! client that has gone is not an error; a step that fails or panics fails its own requests, and the loop goes on.
+//! client that has gone is not an error; a step that fails or panics is repeated by halves until only the request is left
+//! that cannot be computed, and that one fails. Should the loop itself panic, what is in flight fails and it starts anew.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
 use super::Event;
 use super::inbox::{Arrival, Inbox};
+use super::metrics::EngineMetrics;
 use super::native::stopped;
+use super::pool;
 use super::priority::Priority;
 use super::request::{Answer, Embedding, Progress, Work};
-use super::scheduler::{Lane, NewSequence, Scheduler, Sequence, Step};
+use super::scheduler::{Overdue, Scheduler, Step};
+use super::sequence::{Lane, NewSequence, Sequence};
 use super::step_model::{StepModel, StepOutput, WantedRows};
+use crate::config::Limits;
 use crate::model::tokenizer::Tokenizer;
 use crate::{Error, Result};
+
+/// What a client is told to wait whose request waited in vain: the queue is long.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// Everything that the engine thread owns.
 pub(super) struct Runner<M> {
     model: M,
     scheduler: Scheduler<Work>,
-    /// The label of all metrics.
-    id: Arc<str>,
+    limits: Limits,
+    metrics: EngineMetrics,
+    /// Taken from the inbox and not yet in the schedule.
+    arrived: VecDeque<Arrival>,
 }
 
 /// Where a part's results stand in the step's output.
@@ -41,55 +52,95 @@ enum Results {
 }
 
 impl<M: StepModel> Runner<M> {
-    pub(super) fn new(model: M, scheduler: Scheduler<Work>) -> Self {
-        let id = model.id().into();
-        Self { model, scheduler, id }
+    pub(super) fn new(model: M, scheduler: Scheduler<Work>, limits: Limits) -> Self {
+        let metrics = EngineMetrics::new(model.id());
+        Self { model, scheduler, limits, metrics, arrived: VecDeque::new() }
     }
 
     /// Runs until the inbox is stopped.
     pub(super) fn run(mut self, inbox: &Inbox, priority: &Priority) {
+        while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve(inbox, priority))) {
+            self.start_anew(text(&*panic));
+        }
+        for arrival in self.arrived {
+            arrival.fail(stopped());
+        }
+        for mut work in self.scheduler.drain() {
+            work.fail(stopped());
+        }
+    }
+
+    fn serve(&mut self, inbox: &Inbox, priority: &Priority) {
         let mut busy = None;
         loop {
-            let idle = self.scheduler.is_idle();
+            let idle = self.scheduler.is_idle() && self.arrived.is_empty();
             if idle {
                 busy = None;
             }
             let Some(arrivals) = inbox.take(idle) else { break };
-            for arrival in arrivals {
+            self.arrived.extend(arrivals);
+            while let Some(arrival) = self.arrived.pop_front() {
                 self.accept(arrival);
             }
             if busy.is_none() {
                 busy = Some(priority.busy());
             }
-            self.step();
+            if self.model.uses_pool() {
+                pool::compute(|| self.step());
+            } else {
+                self.step();
+            }
         }
-        for work in self.scheduler.drain() {
-            work.fail(stopped());
+    }
+
+    /// The loop has panicked: nothing that it was working on can be trusted any more.
+    fn start_anew(&mut self, panic: &str) {
+        tracing::error!(model = self.model.id(), panic, "the engine's loop panicked; it starts anew");
+        self.metrics.restarted();
+        let allocator = self.scheduler.allocator().clone();
+        let mut broken = std::mem::replace(&mut self.scheduler, Scheduler::new(&self.limits, allocator));
+        let dropped = caught(|| {
+            for mut work in broken.drain() {
+                work.fail(restarted());
+            }
+            Ok(())
+        });
+        if let Err(error) = dropped {
+            tracing::error!(model = self.model.id(), %error, "not every request could be told");
         }
+        self.replace_cache();
+        self.metrics.load(&self.scheduler);
     }
 
     fn accept(&mut self, arrival: Arrival) {
         let sequence = match arrival {
             Arrival::Generate { mut request, max_tokens, events, submitted, ticket } => {
+                let organization = request.organization.clone();
                 let adapter = request.adapter.take();
                 let prompt = request.prompt.clone();
-                match Answer::new(self.model.tokenizer(), request, max_tokens, events.clone(), submitted) {
+                let model = &self.model;
+                let begin = || Answer::new(model.tokenizer(), request, max_tokens, events.clone(), submitted);
+                match caught(begin) {
                     Ok(answer) => NewSequence {
                         lane: Lane::Answer,
+                        organization,
                         prompt,
                         max_tokens,
                         adapter,
+                        submitted,
                         ticket,
                         owner: Work::Answer(Box::new(answer)),
                     },
                     Err(error) => return drop(events.send(Event::Failed(error))),
                 }
             }
-            Arrival::Embed { input, adapter, reply, ticket } => NewSequence {
+            Arrival::Embed { input, organization, adapter, submitted, reply, ticket } => NewSequence {
                 lane: Lane::Embed,
+                organization,
                 prompt: input,
                 max_tokens: 0,
                 adapter,
+                submitted,
                 ticket,
                 owner: Work::Embedding(Embedding::new(reply)),
             },
@@ -98,68 +149,99 @@ impl<M: StepModel> Runner<M> {
     }
 
     fn step(&mut self) {
-        let step = self.scheduler.compose();
+        let now = Instant::now();
+        for (mut work, overdue) in self.scheduler.sweep(now) {
+            work.fail(self.overdue(overdue));
+        }
+        let step = self.scheduler.compose(now);
+        self.metrics.happened(&self.scheduler.take_happenings());
+        self.metrics.load(&self.scheduler);
         if step.parts.is_empty() {
-            self.record_load();
             // The door lets in only what fits an empty cache, so nothing can be left waiting; if it is, do not spin on it.
-            for work in self.scheduler.drain() {
+            for mut work in self.scheduler.drain() {
                 work.fail(Error::Internal("a request fits no empty cache".into()));
             }
             return;
         }
-        self.record_load();
-        metrics::counter!("attune_engine_steps_total", "model" => self.id.clone()).increment(1);
-        metrics::histogram!("attune_step_rows", "model" => self.id.clone()).record(step.tokens.len() as f64);
-        let (wanted, results) = wanted_rows(&step, self.scheduler.running());
-        let output = caught(|| {
-            let rows = self.scheduler.rows(&step);
-            self.model.step(&step.tokens, &rows, &wanted)
-        });
-        match output {
-            Ok(output) => {
-                self.scheduler.advance(&step);
-                self.hand_out(&step, &results, &output);
+        self.compute(step);
+        self.metrics.load(&self.scheduler);
+    }
+
+    fn overdue(&self, overdue: Overdue) -> Error {
+        match overdue {
+            Overdue::Waiting => {
+                Error::Overloaded { what: "the request waited too long for its turn", retry_after: RETRY_AFTER }
             }
-            Err(error) => self.fail_step(&step, &error),
+            Overdue::Running => Error::TimedOut { limit: Duration::from_secs(self.limits.max_request_seconds) },
         }
-        self.record_load();
+    }
+
+    /// Computes `step` and hands out its results. Where it fails, each half is tried again, and so on, until only what
+    /// cannot be computed alone is left: that request fails, the others lose nothing.
+    fn compute(&mut self, step: Step) {
+        let mut ended = Vec::new();
+        let mut cache_lost = false;
+        let mut pieces = vec![step];
+        while let Some(step) = pieces.pop() {
+            self.metrics.step(step.tokens.len());
+            let (wanted, results) = wanted_rows(&step, self.scheduler.running());
+            let output = caught(|| self.model.step(&step.tokens, &self.scheduler.rows(&step), &wanted));
+            let error = match output {
+                Ok(output) => {
+                    self.scheduler.advance(&step);
+                    ended.extend(self.hand_out(&step, &results, &output));
+                    continue;
+                }
+                Err(error) => error,
+            };
+            self.metrics.step_failed();
+            cache_lost = !self.model.is_intact();
+            tracing::error!(
+                model = self.model.id(), %error, cache_lost, sequences = step.parts.len(), "an engine step failed"
+            );
+            if let [part] = step.parts.as_slice() {
+                let owner = &mut self.scheduler.running()[part.sequence].owner;
+                owner.fail(Error::Internal(format!("engine step: {error}")));
+                ended.push(part.sequence);
+            } else if cache_lost {
+                self.scheduler.suspect(&step);
+            } else {
+                let (first, second) = step.halves();
+                pieces.extend([second, first]);
+            }
+            if cache_lost {
+                break;
+            }
+        }
+        self.scheduler.remove(ended);
+        if cache_lost {
+            self.scheduler.lose_cache();
+            self.replace_cache();
+        }
+    }
+
+    fn replace_cache(&mut self) {
+        self.scheduler.allocator().forget();
+        if let Err(error) = caught(|| self.model.reset()) {
+            tracing::error!(model = self.model.id(), %error, "the cache cannot be replaced; going on with the old one");
+        }
     }
 
     /// Gives each sequence its results, on all cores: drawing from a large vocabulary costs as much as a small layer.
-    fn hand_out(&mut self, step: &Step, results: &[Results], output: &StepOutput) {
+    /// Returns the indices of those that have ended.
+    fn hand_out(&mut self, step: &Step, results: &[Results], output: &StepOutput) -> Vec<usize> {
         let mut by_sequence = vec![Results::None; self.scheduler.running_count()];
         for (part, result) in step.parts.iter().zip(results) {
             by_sequence[part.sequence] = result.clone();
         }
-        let (tokenizer, id) = (self.model.tokenizer(), &self.id);
-        let ended = (self.scheduler.running().par_iter_mut())
+        let (tokenizer, metrics) = (self.model.tokenizer(), &self.metrics);
+        (self.scheduler.running().par_iter_mut())
             .zip(by_sequence)
             .enumerate()
             .filter_map(|(index, (sequence, result))| {
-                (deliver(sequence, result, output, tokenizer, id) == Progress::Ended).then_some(index)
+                (deliver(sequence, result, output, tokenizer, metrics) == Progress::Ended).then_some(index)
             })
-            .collect();
-        self.scheduler.remove(ended);
-    }
-
-    /// Fails the requests of the step alone. The cache may be unusable (a panic can leave a tensor's lock poisoned); nobody
-    /// else has anything in it, since a sequence that has begun is part of every step.
-    fn fail_step(&mut self, step: &Step, error: &Error) {
-        tracing::error!(model = %self.id, %error, requests = step.parts.len(), "an engine step failed");
-        let failed = self.scheduler.remove(step.parts.iter().map(|part| part.sequence).collect());
-        for sequence in failed {
-            sequence.owner.fail(Error::Internal(format!("engine step: {error}")));
-        }
-        if let Err(error) = caught(|| self.model.reset()) {
-            tracing::error!(model = %self.id, %error, "the cache cannot be replaced; going on with the old one");
-        }
-    }
-
-    fn record_load(&self) {
-        let id = || self.id.clone();
-        metrics::gauge!("attune_queue_waiting", "model" => id()).set(self.scheduler.waiting_count() as f64);
-        metrics::gauge!("attune_running_sequences", "model" => id()).set(self.scheduler.running_count() as f64);
-        metrics::gauge!("attune_kv_blocks_used", "model" => id()).set(self.scheduler.allocator().used() as f64);
+            .collect()
     }
 }
 
@@ -193,7 +275,7 @@ fn deliver(
     result: Results,
     output: &StepOutput,
     tokenizer: &Tokenizer,
-    id: &Arc<str>,
+    metrics: &EngineMetrics,
 ) -> Progress {
     let progress = match (&mut sequence.owner, result) {
         (Work::Answer(answer), Results::Logits { prompt, draw }) => {
@@ -202,11 +284,13 @@ fn deliver(
                 answer.read_prompt(&rows)?;
                 draw.map_or(Ok(Progress::Continues), |row| answer.draw(tokenizer, output.logits.row(row)))
             });
-            let progress = progress.unwrap_or_else(|error| answer.send_failed(error));
-            if let Some(time) = answer.time_to_first_token() {
-                metrics::histogram!("attune_time_to_first_token_seconds", "model" => id.clone()).record(time);
+            if draw.is_some()
+                && progress.is_ok()
+                && let Some(time) = answer.token_time(Instant::now())
+            {
+                metrics.token(time);
             }
-            progress
+            progress.unwrap_or_else(|error| answer.send_failed(error))
         }
         (Work::Embedding(embedding), Results::Hidden { rows, last }) => {
             rows.for_each(|row| embedding.add(output.hidden.row(row)));
@@ -229,6 +313,11 @@ fn deliver(
 fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|panic| Err(Error::Internal(format!("panic: {}", text(&*panic)))))
+}
+
+/// What requests get that were in flight when the engine's loop panicked.
+fn restarted() -> Error {
+    Error::Unavailable("The engine of this model had to be started again. Please send the request again.".into())
 }
 
 fn text(panic: &(dyn Any + Send)) -> &str {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::config::Limits;
 use crate::model::BaseModel;
@@ -29,10 +29,20 @@ pub trait StepModel: Send + 'static {
     /// Blocks of its cache.
     fn blocks(&self) -> usize;
 
+    /// True where steps are computed by the threads of the pool, false where by a GPU.
+    fn uses_pool(&self) -> bool {
+        true
+    }
+
     /// Computes the rows of all sequences, and returns what is wanted of them.
     fn step(&mut self, tokens: &[u32], sequences: &[SequenceRows<'_>], wanted: &WantedRows) -> Result<StepOutput>;
 
-    /// Replaces a cache that a failed step may have left unusable; what it held is lost.
+    /// True where the cache can still be used after a step that failed: what it held before the step is all there.
+    fn is_intact(&self) -> bool {
+        true
+    }
+
+    /// Replaces a cache that a failed step left unusable; what it held is lost.
     fn reset(&mut self) -> Result<()>;
 }
 
@@ -131,6 +141,10 @@ impl StepModel for BaseStepModel {
         self.cache.blocks()
     }
 
+    fn uses_pool(&self) -> bool {
+        matches!(self.model.decoder.device(), Device::Cpu)
+    }
+
     fn step(&mut self, tokens: &[u32], sequences: &[SequenceRows<'_>], wanted: &WantedRows) -> Result<StepOutput> {
         let decoder = &self.model.decoder;
         let hidden = decoder.step(tokens, sequences, &self.cache)?;
@@ -142,6 +156,14 @@ impl StepModel for BaseStepModel {
             output.hidden = Rows::from_tensor(&select(&hidden, &wanted.hidden)?)?;
         }
         Ok(output)
+    }
+
+    fn is_intact(&self) -> bool {
+        // A panic while a tensor was written poisons its lock; whoever takes it then panics. A step writes its own rows
+        // alone, which are written again when it is repeated.
+        let take_locks =
+            || (self.cache.keys.iter().chain(&self.cache.values)).for_each(|t| drop(t.storage_and_layout()));
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(take_locks)).is_ok()
     }
 
     fn reset(&mut self) -> Result<()> {

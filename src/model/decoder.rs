@@ -8,11 +8,12 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 
 use crate::Result;
+use crate::adapters::routes::Routes;
 use crate::adapters::{Adapter, Site};
 use crate::model::ModelConfig;
 use crate::model::kernels::{self, CachedRows};
-use crate::model::kv_cache::{BLOCK_TOKENS, KvCache};
-use crate::model::linear::Linear;
+use crate::model::kv_cache::KvCache;
+use crate::model::linear::{Linear, Storage};
 use crate::model::rope::{Angles, Rope};
 use crate::model::weights::Weights;
 
@@ -20,13 +21,13 @@ use crate::model::weights::Weights;
 #[derive(Debug)]
 pub struct Decoder {
     /// `[vocabulary, hidden]`
-    embedding: Tensor,
+    embedding: Linear,
     /// The decoder blocks, bottom first.
     pub(crate) blocks: Vec<Block>,
     /// `[hidden]`
     pub(crate) final_norm: Tensor,
-    /// `[vocabulary, hidden]`: the embedding again where the two are tied.
-    pub(crate) head: Tensor,
+    /// `[vocabulary, hidden]`; absent where the embedding is the head too.
+    untied_head: Option<Linear>,
     /// The rotary frequencies.
     pub(crate) rope: Rope,
     /// Added inside the norms.
@@ -61,8 +62,9 @@ pub struct Block {
 
 /// What differs between serving and training inside a block.
 pub(crate) trait Context {
-    /// The low-rank part of a linear layer, added to `y` `[rows, out]`, the base's product of `x` `[rows, in]`.
-    fn add_lora(&self, layer: usize, site: Site, x: &Tensor, y: Tensor) -> Result<Tensor>;
+    /// The low-rank parts of the linear layers at `sites` (one of [`GROUPS`](crate::adapters::routes::GROUPS)), added to
+    /// `outputs` `[rows, out]`, the base's products of `x` `[rows, in]`.
+    fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> Result<()>;
 
     /// Causal attention of `q` `[rows, heads, head_dim]` over `k`, `v` `[rows, kv_heads, head_dim]` and what came before:
     /// the output `[rows, heads, head_dim]`, and the logarithm of each softmax's sum `[rows, heads]` where it is kept.
@@ -104,7 +106,7 @@ pub(crate) struct Activations {
 }
 
 impl Block {
-    fn load(index: usize, config: &ModelConfig, weights: &Weights, quantize: Option<&str>) -> Result<Self> {
+    fn load(index: usize, config: &ModelConfig, weights: &Weights, storage: &Storage) -> Result<Self> {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let query_width = config.num_attention_heads * config.head_dim;
         let key_width = config.num_key_value_heads * config.head_dim;
@@ -114,10 +116,7 @@ impl Block {
             let name = format!("{prefix}.{}", site.path());
             let weight = weights.get(&format!("{name}.weight"), &[output, input])?;
             let bias = weights.get_optional(&format!("{name}.bias"), &[output])?;
-            match quantize {
-                Some(format) => Linear::quantized(&weight, bias, format),
-                None => Linear::new(weight, bias),
-            }
+            Linear::new(&weight, bias, storage)
         };
         let query_key_norm = if config.query_key_norm {
             Some((norm("self_attn.q_norm", config.head_dim)?, norm("self_attn.k_norm", config.head_dim)?))
@@ -158,18 +157,31 @@ impl Block {
         }
     }
 
+    /// The products of `x` `[rows, in]` with the layers at `sites`, adapters included, `[rows, out]` each.
+    fn project<const N: usize>(&self, sites: [Site; N], x: &Tensor, context: &impl Context) -> Result<[Tensor; N]> {
+        let mut outputs = Linear::forward_each(sites.map(|site| self.linear(site)), x)?;
+        context.add_lora(self.index, &sites, x, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    /// `residual` plus the product of `x` `[rows, in]` with the layer at `site`, adapters included, `[rows, out]`.
+    fn project_onto(&self, residual: &Tensor, site: Site, x: &Tensor, context: &impl Context) -> Result<Tensor> {
+        let mut output = [self.linear(site).forward_onto(residual, x)?];
+        context.add_lora(self.index, &[site], x, &mut output)?;
+        let [output] = output;
+        Ok(output)
+    }
+
     /// `x` `[rows, hidden]` to the block's output `[rows, hidden]`, and everything on the way (which serving drops).
     pub(crate) fn forward(&self, x: Tensor, context: &impl Context) -> Result<(Tensor, Activations)> {
         let rows = x.dim(0)?;
-        let project = |site: Site, x: &Tensor| -> Result<Tensor> {
-            context.add_lora(self.index, site, x, self.linear(site).forward(x)?)
-        };
 
         // Attention: middle = x + W_o · attend(q, k, v)
         let attention_input = kernels::rms_norm(&x, &self.input_norm, self.norm_eps)?; // [rows, hidden]
-        let mut q = project(Site::Query, &attention_input)?.reshape((rows, self.heads, self.head_dim))?;
-        let mut k = project(Site::Key, &attention_input)?.reshape((rows, self.kv_heads, self.head_dim))?;
-        let v = project(Site::Value, &attention_input)?.reshape((rows, self.kv_heads, self.head_dim))?;
+        let [q, k, v] = self.project([Site::Query, Site::Key, Site::Value], &attention_input, context)?;
+        let mut q = q.reshape((rows, self.heads, self.head_dim))?;
+        let mut k = k.reshape((rows, self.kv_heads, self.head_dim))?;
+        let v = v.reshape((rows, self.kv_heads, self.head_dim))?;
         let mut unnormed = None;
         if let Some((q_norm, k_norm)) = &self.query_key_norm {
             let normed_q = kernels::rms_norm(&q, q_norm, self.norm_eps)?;
@@ -182,14 +194,13 @@ impl Block {
         }
         let (attended, log_sum_exp) = context.attend(self, &q, &k, &v)?; // [rows, heads, head_dim]
         let attended = attended.reshape((rows, self.heads * self.head_dim))?;
-        let middle = (&x + project(Site::Output, &attended)?)?; // [rows, hidden]
+        let middle = self.project_onto(&x, Site::Output, &attended, context)?; // [rows, hidden]
 
         // MLP: y = middle + W_down · (silu(W_gate · m) · (W_up · m))
         let mlp_input = kernels::rms_norm(&middle, &self.post_attention_norm, self.norm_eps)?; // [rows, hidden]
-        let gate = project(Site::Gate, &mlp_input)?; // [rows, intermediate]
-        let up = project(Site::Up, &mlp_input)?; // [rows, intermediate]
+        let [gate, up] = self.project([Site::Gate, Site::Up], &mlp_input, context)?; // [rows, intermediate] each
         let gated = kernels::swiglu(&gate, &up)?; // [rows, intermediate]
-        let y = (&middle + project(Site::Down, &gated)?)?; // [rows, hidden]
+        let y = self.project_onto(&middle, Site::Down, &gated, context)?; // [rows, hidden]
 
         let activations = Activations {
             input: x,
@@ -224,18 +235,20 @@ pub struct SequenceRows<'a> {
 }
 
 impl Decoder {
-    /// Builds the decoder from a checkpoint's tensors; `quantize` names a block format for the linear layers.
-    pub fn load(config: &ModelConfig, weights: &Weights, quantize: Option<&str>) -> Result<Self> {
-        let shape = [config.vocab_size, config.hidden_size];
-        let embedding = weights.get("model.embed_tokens.weight", &shape)?;
-        let head =
-            if config.tie_word_embeddings { embedding.clone() } else { weights.get("lm_head.weight", &shape)? };
-        let blocks = (0..config.num_hidden_layers).map(|index| Block::load(index, config, weights, quantize));
+    /// Builds the decoder from a checkpoint's tensors, its weight matrices held as `storage` says.
+    pub fn load(config: &ModelConfig, weights: &Weights, storage: &Storage) -> Result<Self> {
+        storage.check()?;
+        let table = |name: &str| -> Result<Linear> {
+            Linear::table(&weights.get(name, &[config.vocab_size, config.hidden_size])?, storage)
+        };
+        let embedding = table("model.embed_tokens.weight")?;
+        let untied_head = if config.tie_word_embeddings { None } else { Some(table("lm_head.weight")?) };
+        let blocks = (0..config.num_hidden_layers).map(|index| Block::load(index, config, weights, storage));
         Ok(Self {
             embedding,
             blocks: blocks.collect::<Result<_>>()?,
             final_norm: weights.get("model.norm.weight", &[config.hidden_size])?,
-            head,
+            untied_head,
             rope: Rope::new(config),
             norm_eps: config.rms_norm_eps,
             device: weights.device().clone(),
@@ -249,8 +262,7 @@ impl Decoder {
 
     /// Embeddings of `tokens`, `[rows, hidden]`.
     pub(crate) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
-        let ids = Tensor::new(tokens, &self.device)?;
-        Ok(self.embedding.index_select(&ids, 0)?)
+        self.embedding.rows(tokens)
     }
 
     /// One step: `tokens` are the new rows of all `sequences`, in order; sequences of one adapter stand next to each other.
@@ -259,9 +271,11 @@ impl Decoder {
         let positions: Vec<usize> =
             sequences.iter().flat_map(|sequence| sequence.start..sequence.start + sequence.rows.len()).collect();
         let context = ServeContext {
-            sequences,
             cached_rows: sequences.iter().map(SequenceRows::cached_rows).collect(),
-            adapter_runs: adapter_runs(sequences),
+            routes: Routes::new(
+                self.blocks.len(),
+                sequences.iter().map(|sequence| (sequence.rows.clone(), sequence.adapter)),
+            ),
             cache,
             angles: self.rope.angles(positions.iter().copied(), &self.device)?,
         };
@@ -274,35 +288,37 @@ impl Decoder {
 
     /// Logits of hidden states, `[rows, hidden]` to `[rows, vocabulary]`, f32.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        kernels::linear(hidden, &self.head)
+        self.head().forward(hidden)
+    }
+
+    /// Bytes of the weight matrices in memory.
+    pub fn weight_bytes(&self) -> usize {
+        let layers = self.blocks.iter().flat_map(|block| Site::ALL.map(|site| block.linear(site).bytes()));
+        layers.sum::<usize>() + self.embedding.bytes() + self.untied_head.as_ref().map_or(0, Linear::bytes)
+    }
+
+    /// The layer from hidden states to logits.
+    pub(crate) fn head(&self) -> &Linear {
+        self.untied_head.as_ref().unwrap_or(&self.embedding)
     }
 }
 
 /// Serving: keys and values go to the paged cache, each run of rows has its own adapter.
 struct ServeContext<'a> {
-    sequences: &'a [SequenceRows<'a>],
     cached_rows: Vec<CachedRows<'a>>,
-    adapter_runs: Vec<(Range<usize>, &'a Adapter)>,
+    routes: Routes<'a>,
     cache: &'a KvCache,
     angles: Angles,
 }
 
 impl Context for ServeContext<'_> {
-    fn add_lora(&self, layer: usize, site: Site, x: &Tensor, mut y: Tensor) -> Result<Tensor> {
-        for (rows, adapter) in &self.adapter_runs {
-            if let Some(pair) = adapter.layers[layer].get(site) {
-                y = kernels::add_lora(y, x, rows.clone(), pair)?;
-            }
-        }
-        Ok(y)
+    fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> Result<()> {
+        kernels::add_lora_rows(outputs, x, self.routes.at(layer, sites[0]))
     }
 
     fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
         let (keys, values) = (&self.cache.keys[block.index], &self.cache.values[block.index]);
-        for sequence in self.sequences {
-            sequence.write(k, keys)?;
-            sequence.write(v, values)?;
-        }
+        kernels::write_cache(keys, values, k, v, &self.cached_rows)?;
         Ok((kernels::cached_attention(q, keys, values, &self.cached_rows, block.window)?, None))
     }
 
@@ -315,34 +331,4 @@ impl SequenceRows<'_> {
     fn cached_rows(&self) -> CachedRows<'_> {
         CachedRows { rows: self.rows.clone(), start: self.start, blocks: self.blocks }
     }
-
-    /// Copies the sequence's rows of `source` `[rows, kv_heads, head_dim]` into its blocks of `cache`.
-    fn write(&self, source: &Tensor, cache: &Tensor) -> Result<()> {
-        let mut position = self.start;
-        let mut row = self.rows.start;
-        while row < self.rows.end {
-            let offset = position % BLOCK_TOKENS;
-            let count = (BLOCK_TOKENS - offset).min(self.rows.end - row);
-            let slot = self.blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + offset;
-            cache.slice_set(&source.narrow(0, row, count)?, 0, slot)?;
-            position += count;
-            row += count;
-        }
-        Ok(())
-    }
-}
-
-/// Neighbouring sequences with the same adapter share one product.
-fn adapter_runs<'a>(sequences: &[SequenceRows<'a>]) -> Vec<(Range<usize>, &'a Adapter)> {
-    let mut runs: Vec<(Range<usize>, &Adapter)> = Vec::new();
-    for sequence in sequences {
-        let Some(adapter) = sequence.adapter else { continue };
-        match runs.last_mut() {
-            Some((rows, last)) if rows.end == sequence.rows.start && last.id == adapter.id => {
-                rows.end = sequence.rows.end;
-            }
-            _ => runs.push((sequence.rows.clone(), adapter)),
-        }
-    }
-    runs
 }

@@ -1,7 +1,7 @@
 //! Frozen linear layers: `y = W x + b` and the gradient with respect to `x`. No gradient of W is ever formed.
 //!
-//! Dense layers on the CPU take our own product. On a GPU, and for quantized weights anywhere, the product is
-//! `mistralrs_quant`'s [`QuantMethod`].
+//! On the CPU, f32, bf16 and `q8_0` weights are packed for our own products (`kernels::cpu::panels`). On a GPU, and for the
+//! other quantized formats anywhere, the product is `mistralrs_quant`'s [`QuantMethod`].
 
 use std::sync::Arc;
 
@@ -9,8 +9,44 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use mistralrs_quant::{GgufMatMul, QuantMethod, QuantMethodConfig, UnquantLinear};
 
+use crate::config::Dtype;
 use crate::model::kernels;
+use crate::model::kernels::cpu::panels::{self, Panels, Precision};
 use crate::{Error, Result};
+
+/// How a model's weight matrices are held.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Storage {
+    /// What is not quantized.
+    pub dtype: Dtype,
+    /// A block format for the linear layers, such as `q4_0`. `q8_0` takes embedding and head in too, on the CPU.
+    pub quantize: Option<String>,
+}
+
+impl Storage {
+    /// Refuses what does not exist or does not go together.
+    pub fn check(&self) -> Result<()> {
+        let Some(format) = &self.quantize else { return Ok(()) };
+        block_format(format)?;
+        if format == "q8_0" && self.dtype != Dtype::F32 {
+            return Err(Error::Setup(
+                "quantize = \"q8_0\" holds every weight matrix in 8 bits, so `dtype` has nothing to apply to: remove one of \
+                 the two"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The precision of all weight matrices where our own products take them, else that of embedding and head.
+    fn precision(&self) -> Precision {
+        match (self.quantize.as_deref(), self.dtype) {
+            (Some("q8_0"), _) => Precision::Q8,
+            (_, Dtype::F32) => Precision::F32,
+            (_, Dtype::Bf16) => Precision::Bf16,
+        }
+    }
+}
 
 /// A frozen linear layer.
 #[derive(Debug)]
@@ -22,8 +58,8 @@ pub struct Linear {
 
 #[derive(Debug)]
 enum Weight {
-    /// `[out, in]`, for our own product.
-    Dense(Tensor),
+    /// Packed for our own product.
+    Packed(Panels),
     /// `[out, in]`, with mistral.rs's product for the device.
     Method { method: Arc<dyn QuantMethod>, weight: Tensor },
     /// Quantized blocks, with mistral.rs's product.
@@ -31,20 +67,35 @@ enum Weight {
 }
 
 impl Linear {
-    /// A layer of `weight` `[out, in]` and `bias` `[out]`.
-    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+    /// A layer of `weight` `[out, in]` and `bias` `[out]`, held as `storage` says.
+    pub fn new(weight: &Tensor, bias: Option<Tensor>, storage: &Storage) -> Result<Self> {
+        let on_cpu = matches!(weight.device(), Device::Cpu);
+        match storage.quantize.as_deref() {
+            None => Self::unquantized(weight, bias, storage),
+            Some("q8_0") if on_cpu => Self::unquantized(weight, bias, storage),
+            Some(format) => Self::blocks(weight, bias, format),
+        }
+    }
+
+    /// An embedding or output head, `[vocabulary, hidden]`: never in the blocks of mistral.rs, which have no rows to look up.
+    pub fn table(weight: &Tensor, storage: &Storage) -> Result<Self> {
+        Self::unquantized(weight, None, storage)
+    }
+
+    fn unquantized(weight: &Tensor, bias: Option<Tensor>, storage: &Storage) -> Result<Self> {
         let weight = if matches!(weight.device(), Device::Cpu) {
-            Weight::Dense(weight)
-        } else {
+            Weight::Packed(Panels::of(weight, storage.precision())?)
+        } else if storage.dtype == Dtype::F32 {
             let linear = candle_nn::Linear::new(weight.clone(), None);
             let method = UnquantLinear::new(QuantMethodConfig::Unquantized(linear))?;
-            Weight::Method { method: Arc::new(method), weight }
+            Weight::Method { method: Arc::new(method), weight: weight.clone() }
+        } else {
+            return Err(Error::Setup("dtype = \"bf16\" is for the CPU: remove it, or set device to cpu".into()));
         };
         Ok(Self { weight, bias })
     }
 
-    /// The same with the weight quantized to `format`, such as `q8_0`.
-    pub fn quantized(weight: &Tensor, bias: Option<Tensor>, format: &str) -> Result<Self> {
+    fn blocks(weight: &Tensor, bias: Option<Tensor>, format: &str) -> Result<Self> {
         let dtype = block_format(format)?;
         let (_, columns) = weight.dims2()?;
         if !columns.is_multiple_of(dtype.block_size()) {
@@ -58,10 +109,19 @@ impl Linear {
         Ok(Self { weight: Weight::Quantized { method: Arc::new(method), blocks }, bias })
     }
 
+    /// Bytes of the weight in memory.
+    pub fn bytes(&self) -> usize {
+        match &self.weight {
+            Weight::Packed(weight) => weight.bytes(),
+            Weight::Method { weight, .. } => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Weight::Quantized { blocks, .. } => blocks.storage_size_in_bytes(),
+        }
+    }
+
     /// `x` `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
-            Weight::Dense(weight) => kernels::linear(x, weight)?,
+            Weight::Packed(weight) => return Ok(panels::project(x, &[(weight, self.bias.as_ref())])?.remove(0)),
             Weight::Method { method, .. } | Weight::Quantized { method, .. } => method.forward(x)?,
         };
         match &self.bias {
@@ -70,11 +130,46 @@ impl Linear {
         }
     }
 
+    /// [`Linear::forward`] of each of `layers` for the same `x`; on the CPU all at once.
+    pub fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
+        let packed: Vec<_> = layers
+            .iter()
+            .filter_map(|layer| match &layer.weight {
+                Weight::Packed(weight) => Some((weight, layer.bias.as_ref())),
+                _ => None,
+            })
+            .collect();
+        let outputs = if packed.len() == N {
+            panels::project(x, &packed)?
+        } else {
+            layers.iter().map(|layer| layer.forward(x)).collect::<Result<_>>()?
+        };
+        outputs.try_into().map_err(|_| Error::Internal("one output for each layer".into()))
+    }
+
+    /// `residual + forward(x)`, in one pass where that can be.
+    pub fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        match (&self.weight, &self.bias) {
+            (Weight::Packed(weight), None) => panels::project_onto(residual, x, weight),
+            _ => Ok((residual + self.forward(x)?)?),
+        }
+    }
+
     /// The gradient with respect to `x`: `dy` `[rows, out]` to `dy · W`, `[rows, in]`.
     pub fn input_gradient(&self, dy: &Tensor) -> Result<Tensor> {
         match &self.weight {
-            Weight::Dense(weight) | Weight::Method { weight, .. } => kernels::matmul(dy, weight),
+            Weight::Packed(weight) => weight.input_gradient(dy),
+            Weight::Method { weight, .. } => kernels::matmul(dy, weight),
             Weight::Quantized { blocks, .. } => kernels::matmul(dy, &blocks.dequantize(dy.device())?),
+        }
+    }
+
+    /// The weight's rows `indices`, `[rows, in]`: what an embedding is asked for.
+    pub fn rows(&self, indices: &[u32]) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed(weight) => weight.rows(indices),
+            Weight::Method { weight, .. } => Ok(weight.index_select(&Tensor::new(indices, weight.device())?, 0)?),
+            Weight::Quantized { .. } => Err(Error::Internal("an embedding is never held in quantized blocks".into())),
         }
     }
 }

@@ -56,7 +56,7 @@ impl BaseModel {
         let path = entry.path.as_path();
         let config = ModelConfig::read(path)?;
         let weights = weights::Weights::open(path, device)?;
-        let decoder = Decoder::load(&config, &weights, entry.quantize.as_deref())?;
+        let decoder = Decoder::load(&config, &weights, &entry.storage())?;
         let tokenizer = Tokenizer::read(path)?;
         if tokenizer.vocabulary_size() > config.vocab_size {
             return Err(Error::Setup(format!(

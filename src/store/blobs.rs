@@ -45,7 +45,12 @@ impl Blobs {
         std::fs::create_dir_all(folder).map_err(Error::io(format!("create {}", folder.display())))?;
         // A row that names a blob is durable once committed, so the blob must be as well.
         let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true).with_automatic_cleanup(true);
-        Ok(Self { store: Arc::new(store) })
+        Ok(Self::over(Arc::new(store)))
+    }
+
+    /// Blobs in any object store.
+    pub fn over(store: Arc<dyn ObjectStore>) -> Self {
+        Self { store }
     }
 
     /// Stores `content` under `key`, whole or not at all.
@@ -77,6 +82,11 @@ impl Blobs {
             return Err(Error::io(context())(error));
         }
         tokio::fs::remove_file(&path).await.map_err(Error::io(format!("remove {}", path.display())))
+    }
+
+    /// Bytes of the content under `key`; an [`crate::Error::Blob`] of kind `NotFound` where there is none.
+    pub async fn size(&self, key: &str) -> Result<u64> {
+        Ok(self.store.head(&checked(key)?).await?.size)
     }
 
     /// True where there is a blob under `key`.

@@ -79,24 +79,40 @@ impl Store {
     }
 
     /// Stores the adapter's blobs (key and content) and its name. Where the organisation has the name already it is
-    /// re-pointed if `replace`, else refused with [`crate::Error::Invalid`]; a job's model is never replaced.
+    /// re-pointed if `replace`, else refused with [`crate::Error::Invalid`]; a job's model is never replaced. What is refused
+    /// leaves no blobs.
     pub async fn add_model(&self, new: NewModel, blobs: Vec<(String, Bytes)>, replace: bool) -> Result<FineTunedModel> {
         let store = self.clone();
         Self::to_the_end(async move {
-            for _ in 0..ATTEMPTS {
-                for (key, content) in &blobs {
-                    store.blobs.put(key, content.clone()).await?;
-                }
-                if let Some((model, before)) = store.name_model(&new, &blobs, replace).await? {
-                    if let Some(before) = before.filter(|before| *before != model.adapter) {
-                        store.remove_unused_adapter(&before, None).await?;
-                    }
-                    return Ok(model);
-                }
+            let added = store.store_model(&new, &blobs, replace).await;
+            if added.is_err()
+                && let Err(error) = store.remove_unused_adapter(&new.adapter, None).await
+            {
+                // The sweep finds them.
+                tracing::warn!(adapter = new.adapter, "cannot remove the blobs of a refused adapter: {error}");
             }
-            Err(Error::Unavailable("The same adapter is being deleted at the same time.".into()))
+            added
         })
         .await
+    }
+
+    async fn store_model(&self, new: &NewModel, blobs: &[(String, Bytes)], replace: bool) -> Result<FineTunedModel> {
+        // Most refusals need no blobs to be written; `name_model` asks again where it counts.
+        if let Ok(before) = self.fine_tuned_model(&new.organization, &new.name).await {
+            check_replaceable(&before, replace)?;
+        }
+        for _ in 0..ATTEMPTS {
+            for (key, content) in blobs {
+                self.blobs.put(key, content.clone()).await?;
+            }
+            if let Some((model, before)) = self.name_model(new, blobs, replace).await? {
+                if let Some(before) = before.filter(|before| *before != model.adapter) {
+                    self.remove_unused_adapter(&before, None).await?;
+                }
+                return Ok(model);
+            }
+        }
+        Err(Error::Unavailable("The same adapter is being deleted at the same time.".into()))
     }
 
     /// Writes the row, and tells which adapter the name had before. `None`: a deletion took the blobs in the meantime.

@@ -139,11 +139,13 @@ impl<'a> TrainContext<'a> {
 }
 
 impl Context for TrainContext<'_> {
-    fn add_lora(&self, layer: usize, site: Site, x: &Tensor, y: Tensor) -> Result<Tensor> {
-        match self.pair(layer, site) {
-            Some(pair) => kernels::add_lora(y, x, 0..self.rows, pair),
-            None => Ok(y),
+    fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> Result<()> {
+        for (site, output) in sites.iter().zip(outputs) {
+            if let Some(pair) = self.pair(layer, *site) {
+                *output = kernels::add_lora(output.clone(), x, pair)?;
+            }
         }
+        Ok(())
     }
 
     fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Option<Tensor>)> {

@@ -33,7 +33,7 @@ pub fn vocabulary_loss(
     for targets in batch.targets.chunks(CHUNK) {
         let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
         let rows = Tensor::new(rows, hidden.device())?;
-        let logits = kernels::linear(&hidden.index_select(&rows, 0)?, &decoder.head)?; // [chunk, vocabulary]
+        let logits = decoder.logits(&hidden.index_select(&rows, 0)?)?; // [chunk, vocabulary]
         let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
         let divisor = normalizer.unwrap_or(1.0);
         let weights: Vec<f32> = targets.iter().map(|target| (f64::from(target.weight) / divisor) as f32).collect();
@@ -41,7 +41,7 @@ pub fn vocabulary_loss(
         let pairs = chunk.losses.iter().zip(&chunk.correct);
         scores.extend(pairs.map(|(loss, correct)| TargetScore { loss: *loss, correct: *correct }));
         if normalizer.is_some() {
-            gradients.push(kernels::matmul(&chunk.gradient, &decoder.head)?); // [chunk, hidden]
+            gradients.push(decoder.head().input_gradient(&chunk.gradient)?); // [chunk, hidden]
         }
     }
     if normalizer.is_none() {

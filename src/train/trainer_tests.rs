@@ -256,12 +256,12 @@ impl LossSource for crate::model::decoder::Decoder {
 /// `tests/parity/README.md` describes the run; tolerances are its own, 1e-5 in float32 against float64, times ten.
 #[test]
 fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
-    use crate::model::{ModelConfig, decoder::Decoder, weights::Weights};
+    use crate::model::{ModelConfig, decoder::Decoder, linear::Storage, weights::Weights};
     let device = Device::Cpu;
     for family in ["llama", "qwen2", "qwen3", "smollm3"] {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
         let config = ModelConfig::read(&folder).unwrap();
-        let decoder = Decoder::load(&config, &Weights::open(&folder, &device).unwrap(), None).unwrap();
+        let decoder = Decoder::load(&config, &Weights::open(&folder, &device).unwrap(), &Storage::default()).unwrap();
         let load = |file: &str| candle_core::safetensors::load(folder.join("peft").join(file), &device).unwrap();
         let (batch, curve) = (load("reference.safetensors"), load("curve.safetensors"));
         let ids = |name: &str| batch[name].to_vec1::<i64>().unwrap();

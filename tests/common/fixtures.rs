@@ -5,13 +5,17 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
-use attune::model::ModelConfig;
+use attune::config::ModelEntry;
 use attune::model::decoder::Decoder;
+use attune::model::linear::Storage;
 use attune::model::weights::Weights;
+use attune::model::{BaseModel, ModelConfig};
 use attune::train::backward::{PackedBatch, Target};
 use candle_core::{Device, Tensor};
+use serde_json::json;
 
 /// Every family with its particulars.
 pub const FAMILIES: [&str; 9] = [
@@ -42,11 +46,34 @@ pub fn folder(family: &str) -> PathBuf {
 }
 
 pub fn load(family: &str, device: &Device) -> (ModelConfig, Decoder) {
+    load_as(family, device, &Storage::default())
+}
+
+/// The same with its weights held as `storage` says.
+pub fn load_as(family: &str, device: &Device, storage: &Storage) -> (ModelConfig, Decoder) {
     let folder = folder(family);
     let config = ModelConfig::read(&folder).unwrap();
     let weights = Weights::open(&folder, device).unwrap();
-    let decoder = Decoder::load(&config, &weights, None).unwrap();
+    let decoder = Decoder::load(&config, &weights, storage).unwrap();
     (config, decoder)
+}
+
+/// A fixture as a whole model. It has no tokenizer of its own: each of its ids becomes a word.
+pub fn whole_model(family: &str) -> Arc<BaseModel> {
+    let target = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(folder(family).join(file), target.path().join(file)).unwrap();
+    }
+    let words: serde_json::Map<_, _> = (0..160).map(|id| (format!("w{id}"), json!(id))).collect();
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
+    });
+    for (name, value) in [("tokenizer.json", tokenizer), ("tokenizer_config.json", json!({}))] {
+        std::fs::write(target.path().join(name), value.to_string()).unwrap();
+    }
+    let entry = ModelEntry::new(family, target.path());
+    Arc::new(BaseModel::load(&entry, &device()).unwrap())
 }
 
 /// The tensors of a reference file, on the CPU.

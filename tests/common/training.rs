@@ -51,7 +51,7 @@ pub fn catalog() -> Catalog {
     static MODEL: OnceLock<Arc<BaseModel>> = OnceLock::new();
     let model = MODEL.get_or_init(|| {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-        Arc::new(BaseModel::load(&ModelEntry { id: "demo".into(), path, quantize: None }, &Device::Cpu).unwrap())
+        Arc::new(BaseModel::load(&ModelEntry::new("demo", path), &Device::Cpu).unwrap())
     });
     Catalog::new(vec![CatalogEntry { model: Arc::clone(model), backend: Arc::new(NoEngine) }])
 }

@@ -142,6 +142,7 @@ IN_RUST = {
     (408, None): ("src/api/extract.rs", "a_body_that_never_comes_is_given_up"),
     (500, None): ("src/api/error.rs", "what_happens_inside_the_server_stays_in_the_log"),
     (503, None): ("tests/store.rs", "Error::Unavailable"),
+    (504, "request_timeout"): ("src/api/error.rs", "an_answer_that_takes_too_long_is_not_to_be_tried_again"),
 }
 
 

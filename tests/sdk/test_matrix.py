@@ -79,6 +79,7 @@ ROWS = {
     "DELETE /v1/models/{model}": Row("/v1/models/{spare_model}", shows="spare_model"),
     "GET /v1/models/{model}/adapter": Row("/v1/models/{model}/adapter"),
     # For admins only, whose organisation has no such file and no such adapter.
+    "GET /v1/lora_adapters": Row("/v1/lora_adapters", right=403, other=403, admin=200),
     "POST /v1/load_lora_adapter": Row(
         "/v1/load_lora_adapter", {"lora_name": "mine", "lora_path": "{file}"}, right=403, other=403, admin=404
     ),

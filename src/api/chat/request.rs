@@ -29,6 +29,12 @@ pub struct ChatRequest {
     /// Draw among the most probable tokens whose probabilities sum to this.
     #[schema(minimum = 0, maximum = 1, default = 1)]
     pub top_p: Option<f32>,
+    /// Extension: draw among this many of the most probable tokens; 0 and -1 mean all.
+    #[schema(minimum = -1, default = 0)]
+    pub top_k: Option<i64>,
+    /// Extension: draw among tokens that are at least this probable, relative to the most probable one.
+    #[schema(minimum = 0, maximum = 1, default = 0)]
+    pub min_p: Option<f32>,
     /// Choices.
     #[schema(minimum = 1, maximum = 128, default = 1)]
     pub n: Option<usize>,
@@ -46,6 +52,9 @@ pub struct ChatRequest {
     /// Lowers tokens by how often they have occurred.
     #[schema(minimum = -2, maximum = 2, default = 0)]
     pub frequency_penalty: Option<f32>,
+    /// Extension: lowers tokens of the prompt and the answer where it is above 1, and raises them below 1.
+    #[schema(exclusive_minimum = 0, default = 1)]
+    pub repetition_penalty: Option<f32>,
     /// Added to logits, by token id: -100 bans, 100 forces.
     pub logit_bias: Option<HashMap<String, f32>>,
     /// The form that the answer must have: text, any JSON object, or JSON that follows a schema.
@@ -86,9 +95,12 @@ impl ChatRequest {
         SamplingFields {
             temperature: self.temperature,
             top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
             seed: self.seed,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
+            repetition_penalty: self.repetition_penalty,
             logit_bias: self.logit_bias.as_ref(),
         }
     }

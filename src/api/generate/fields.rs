@@ -43,9 +43,12 @@ impl StopTexts {
 pub struct SamplingFields<'a> {
     pub temperature: Option<f32>,
     pub top_p: Option<f32>,
+    pub top_k: Option<i64>,
+    pub min_p: Option<f32>,
     pub seed: Option<i64>,
     pub presence_penalty: Option<f32>,
     pub frequency_penalty: Option<f32>,
+    pub repetition_penalty: Option<f32>,
     pub logit_bias: Option<&'a HashMap<String, f32>>,
 }
 
@@ -69,11 +72,34 @@ impl SamplingFields<'_> {
         Ok(Sampling {
             temperature: within("temperature", self.temperature, 0.0, 2.0)?.unwrap_or(default.temperature),
             top_p: within("top_p", self.top_p, 0.0, 1.0)?.unwrap_or(default.top_p),
+            top_k: self.top_k()?,
+            min_p: within("min_p", self.min_p, 0.0, 1.0)?.unwrap_or(default.min_p),
             seed: self.seed.map(|seed| seed as u64),
             presence_penalty: within("presence_penalty", self.presence_penalty, -2.0, 2.0)?.unwrap_or(0.0),
             frequency_penalty: within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?.unwrap_or(0.0),
+            repetition_penalty: self.repetition_penalty()?,
             logit_bias,
         })
+    }
+
+    /// 0 where all tokens are kept, which clients also write as -1.
+    fn top_k(&self) -> Result<usize> {
+        match self.top_k.unwrap_or(0) {
+            -1 => Ok(0),
+            count => usize::try_from(count).map_err(|_| {
+                let message = format!("Invalid 'top_k': {count} is no number of tokens; 0 and -1 keep all.");
+                Error::invalid_code("top_k", "invalid_value", message)
+            }),
+        }
+    }
+
+    fn repetition_penalty(&self) -> Result<f32> {
+        let penalty = self.repetition_penalty.unwrap_or(1.0);
+        if penalty > 0.0 && penalty.is_finite() {
+            return Ok(penalty);
+        }
+        let message = format!("Invalid 'repetition_penalty': {penalty} is not above 0; 1 changes nothing.");
+        Err(Error::invalid_code("repetition_penalty", "invalid_value", message))
     }
 }
 
@@ -119,8 +145,20 @@ mod tests {
             SamplingFields { top_p: Some(-0.1), ..SamplingFields::default() },
             SamplingFields { presence_penalty: Some(-2.5), ..SamplingFields::default() },
             SamplingFields { frequency_penalty: Some(3.0), ..SamplingFields::default() },
+            SamplingFields { top_k: Some(-2), ..SamplingFields::default() },
+            SamplingFields { min_p: Some(1.5), ..SamplingFields::default() },
+            SamplingFields { repetition_penalty: Some(0.0), ..SamplingFields::default() },
+            SamplingFields { repetition_penalty: Some(f32::INFINITY), ..SamplingFields::default() },
         ] {
             assert!(fields.check(10).is_err(), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn all_tokens_are_kept_by_zero_minus_one_and_silence() {
+        for (top_k, kept) in [(None, 0), (Some(0), 0), (Some(-1), 0), (Some(40), 40)] {
+            let fields = SamplingFields { top_k, ..SamplingFields::default() };
+            assert_eq!(fields.check(10).expect("in range").top_k, kept);
         }
     }
 

@@ -47,11 +47,37 @@ pub fn matmul_transposed(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if on_cpu(a) { cpu::product::matmul(a, b, true) } else { Ok(a.t()?.matmul(b)?) }
 }
 
-/// Adds `scale · B(A x)` to the given rows of `y`; `x` `[rows, in]`, `y` `[rows, out]`.
+/// Adds `scale · B(A x)` to `y`: `x` `[rows, in]`, `y` `[rows, out]`, a fresh tensor that nothing else holds.
+pub fn add_lora(y: Tensor, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
+    if on_cpu(x) { cpu::product::add_lora(y, x, pair) } else { reference::add_lora(y, x, 0..x.dim(0)?, pair) }
+}
+
+/// Adds the low-rank part of many adapters, each to its own rows of one of `outputs`: the products `[rows, out]` of `x`
+/// `[rows, in]` with the layers that share it as their input, fresh tensors that nothing else holds.
 ///
-/// `y` must be a fresh tensor that nothing else holds: the rows are changed in place. With B = 0 no value changes.
-pub fn add_lora(y: Tensor, x: &Tensor, rows: Range<usize>, pair: &LoraPair) -> Result<Tensor> {
-    if on_cpu(x) { cpu::product::add_lora(y, x, rows, pair) } else { reference::add_lora(y, x, rows, pair) }
+/// A row's result does not depend on the other rows; rows without an adapter, and rows of one whose B is 0, keep every bit.
+pub fn add_lora_rows(outputs: &mut [Tensor], x: &Tensor, tasks: &[LoraRows<'_>]) -> Result<()> {
+    if tasks.is_empty() {
+        return Ok(());
+    }
+    if on_cpu(x) {
+        return cpu::lora::add(outputs, x, tasks);
+    }
+    for LoraRows { rows, output, pair } in tasks {
+        outputs[*output] = reference::add_lora(outputs[*output].clone(), x, rows.clone(), pair)?;
+    }
+    Ok(())
+}
+
+/// Rows of one adapter at one of the layers that share an input.
+#[derive(Debug, Clone)]
+pub struct LoraRows<'a> {
+    /// The rows; no other task of the same output has any of them.
+    pub rows: Range<usize>,
+    /// Which of the outputs.
+    pub output: usize,
+    /// What is added.
+    pub pair: &'a LoraPair,
 }
 
 /// `x / rms(x) · weight` over the last dimension (Zhang and Sennrich, 2019).
@@ -136,6 +162,16 @@ pub fn packed_attention_backward(
     } else {
         reference::packed_attention_backward(state, dout, sequences, window)
     }
+}
+
+/// Puts the rows `k` and `v` `[rows, kv_heads, d]` of all sequences into their places of the cache, `keys` and `values`
+/// `[slots, kv_heads, d]`.
+pub fn write_cache(keys: &Tensor, values: &Tensor, k: &Tensor, v: &Tensor, sequences: &[CachedRows<'_>]) -> Result<()> {
+    if on_cpu(k) {
+        return cpu::cached_attention::write(&[keys.clone(), values.clone()], k, v, sequences);
+    }
+    reference::write_cache(keys, k, sequences)?;
+    reference::write_cache(values, v, sequences)
 }
 
 /// Causal attention of each sequence's rows over its blocks of the cache, which already hold the rows' own keys and

@@ -160,6 +160,23 @@ pub fn packed_attention_backward(
     Ok((Tensor::cat(&dqs, 0)?, Tensor::cat(&dks, 0)?, Tensor::cat(&dvs, 0)?))
 }
 
+/// See [`super::write_cache`]: copies the rows of `source` `[rows, kv_heads, d]` into `cache`, block by block.
+pub fn write_cache(cache: &Tensor, source: &Tensor, sequences: &[CachedRows<'_>]) -> Result<()> {
+    for sequence in sequences {
+        let mut position = sequence.start;
+        let mut row = sequence.rows.start;
+        while row < sequence.rows.end {
+            let offset = position % BLOCK_TOKENS;
+            let count = (BLOCK_TOKENS - offset).min(sequence.rows.end - row);
+            let slot = sequence.blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + offset;
+            cache.slice_set(&source.narrow(0, row, count)?, 0, slot)?;
+            position += count;
+            row += count;
+        }
+    }
+    Ok(())
+}
+
 /// See [`super::cached_attention`].
 pub fn cached_attention(
     q: &Tensor,

@@ -3,15 +3,20 @@
 
 pub mod cached_attention;
 pub mod cross_entropy;
+mod dots;
 pub mod elementwise;
+mod lanes;
+pub mod logits;
+pub mod lora;
 pub mod packed_attention;
+pub mod panels;
 pub mod product;
 mod vector;
 
 use std::ops::{Deref, Range};
 use std::sync::RwLockReadGuard;
 
-use candle_core::{CpuStorage, Device, Storage, Tensor};
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor};
 
 use crate::{Error, Result};
 
@@ -77,5 +82,49 @@ impl<'a> SharedSlice<'a> {
         assert!(range.start <= range.end && range.end <= self.len, "kernel writes inside its output");
         // SAFETY: in bounds by the assertion, exclusive by the caller's promise, alive as long as `'a`.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+/// Runs `work` on the values of `tensors`, to be changed in place: contiguous f32 tensors on the CPU, each with a storage of
+/// its own.
+fn with_values_mut(tensors: &[Tensor], work: &dyn Fn(&[SharedSlice<'_>]) -> Result<()>) -> Result<()> {
+    Open { rest: tensors, slices: Vec::new(), work }.go_on()
+}
+
+/// Opens one tensor after the other: candle lends a storage's values for the time of one call.
+struct Open<'a> {
+    rest: &'a [Tensor],
+    slices: Vec<SharedSlice<'a>>,
+    work: &'a dyn Fn(&[SharedSlice<'_>]) -> Result<()>,
+}
+
+impl Open<'_> {
+    fn go_on(&self) -> Result<()> {
+        match self.rest.first() {
+            Some(next) => Ok(next.inplace_op1(self)?),
+            None => (self.work)(&self.slices),
+        }
+    }
+}
+
+impl InplaceOp1 for Open<'_> {
+    fn name(&self) -> &'static str {
+        "open"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("a kernel was given an output that is not contiguous");
+        };
+        let CpuStorage::F32(values) = storage else {
+            candle_core::bail!("a kernel was given an output that is not f32")
+        };
+        let mut slices = self.slices.clone();
+        slices.push(SharedSlice::new(&mut values[start..end]));
+        let opened = Open { rest: &self.rest[1..], slices, work: self.work };
+        opened.go_on().map_err(|error| match error {
+            Error::Tensor(error) => error,
+            other => candle_core::Error::Msg(other.to_string()),
+        })
     }
 }

@@ -1,0 +1,286 @@
+//! Who is next: waiting sequences, shared out fairly between organisations, then between each one's adapters. The scheduler
+//! has one queue for answers and one for embeddings.
+//!
+//! The rule is the virtual token counter of S-LoRA's authors ("Fairness in Serving Large Language Models"): each
+//! organisation has a counter of the tokens that it was served, and the lowest one is next; under it, so has each adapter;
+//! under that, first in, first out. Who comes back after a pause is lifted to the lowest counter of those that are active,
+//! so nobody saves up credit while away. Nobody is passed over for ever: a counter stands still while its owner waits, and
+//! those of the others rise.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// What a drawn token counts, where one of a prompt counts 1: it takes a step of its own.
+pub const DRAWN_TOKEN: u64 = 2;
+
+/// Where a sequence belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Who asked.
+    pub organization: Arc<str>,
+    /// The adapter generation; empty for the base.
+    pub adapter: Arc<str>,
+}
+
+/// Waiting sequences of one lane.
+#[derive(Debug)]
+pub struct FairQueue<S> {
+    organizations: Shares<Shares<Line<S>>>,
+    waiting: usize,
+}
+
+/// Sequences of one place with the numbers of their arrival.
+type Line<S> = VecDeque<(u64, S)>;
+
+/// Counters of the tokens served, by name, and what lies under each.
+#[derive(Debug)]
+struct Shares<V> {
+    entries: HashMap<Arc<str>, Share<V>>,
+    /// Sequences under all names.
+    active: usize,
+}
+
+#[derive(Debug)]
+struct Share<V> {
+    served: u64,
+    /// Sequences that wait or run.
+    active: usize,
+    under: V,
+}
+
+impl<S> Default for FairQueue<S> {
+    /// Nothing waits and nobody was served.
+    fn default() -> Self {
+        Self { organizations: Shares::default(), waiting: 0 }
+    }
+}
+
+impl<S> FairQueue<S> {
+    /// Puts a sequence at the end of its line; arrivals are numbered upwards. It is active until [`Self::leave`].
+    pub fn push(&mut self, place: &Place, arrival: u64, sequence: S) {
+        let adapters = self.organizations.enter(&place.organization);
+        adapters.enter(&place.adapter).push_back((arrival, sequence));
+        self.waiting += 1;
+    }
+
+    /// Whose line is next; nothing where nobody waits. Of equal counters, that of the fewest sequences, then who came first.
+    pub fn next(&self) -> Option<Place> {
+        let head = |line: &Line<S>| line.front().map(|(arrival, _)| *arrival);
+        let (organization, _) = self.organizations.lowest(|adapters| Some(adapters.lowest(head)?.1))?;
+        let (adapter, _) = self.organizations.entries.get(organization)?.under.lowest(head)?;
+        Some(Place { organization: organization.clone(), adapter: adapter.clone() })
+    }
+
+    /// The first in the line of `place`.
+    pub fn front(&mut self, place: &Place) -> Option<&mut S> {
+        self.line(place)?.front_mut().map(|(_, sequence)| sequence)
+    }
+
+    /// Takes the first in the line of `place`; it stays active.
+    pub fn pop(&mut self, place: &Place) -> Option<S> {
+        let (_, sequence) = self.line(place)?.pop_front()?;
+        self.waiting -= 1;
+        Some(sequence)
+    }
+
+    /// `tokens` were served to somebody at `place`.
+    pub fn charge(&mut self, place: &Place, tokens: u64) {
+        if let Some(organization) = self.organizations.entries.get_mut(&place.organization) {
+            organization.served += tokens;
+            if let Some(adapter) = organization.under.entries.get_mut(&place.adapter) {
+                adapter.served += tokens;
+            }
+        }
+    }
+
+    /// A sequence of `place` has ended.
+    pub fn leave(&mut self, place: &Place) {
+        if let Some(adapters) = self.organizations.get_mut(&place.organization) {
+            adapters.leave(&place.adapter);
+        }
+        self.organizations.leave(&place.organization);
+    }
+
+    /// Takes out every waiting sequence that `is_wanted` does not keep; they leave.
+    pub fn extract(&mut self, mut is_wanted: impl FnMut(&S) -> bool) -> Vec<S> {
+        let mut taken = Vec::new();
+        let mut places = Vec::new();
+        for (organization, adapters) in &mut self.organizations.entries {
+            for (adapter, line) in &mut adapters.under.entries {
+                if line.under.iter().all(|(_, sequence)| is_wanted(sequence)) {
+                    continue;
+                }
+                for (arrival, sequence) in std::mem::take(&mut line.under) {
+                    if is_wanted(&sequence) {
+                        line.under.push_back((arrival, sequence));
+                    } else {
+                        taken.push(sequence);
+                        places.push(Place { organization: organization.clone(), adapter: adapter.clone() });
+                    }
+                }
+            }
+        }
+        self.waiting -= taken.len();
+        for place in &places {
+            self.leave(place);
+        }
+        taken
+    }
+
+    /// Sequences that wait.
+    pub fn len(&self) -> usize {
+        self.waiting
+    }
+
+    /// True where nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting == 0
+    }
+
+    fn line(&mut self, place: &Place) -> Option<&mut Line<S>> {
+        self.organizations.get_mut(&place.organization)?.get_mut(&place.adapter)
+    }
+}
+
+impl<V> Default for Shares<V> {
+    fn default() -> Self {
+        Self { entries: HashMap::new(), active: 0 }
+    }
+}
+
+impl<V: Default> Shares<V> {
+    /// One more sequence under `name`.
+    fn enter(&mut self, name: &Arc<str>) -> &mut V {
+        if self.entries.get(name).is_none_or(|share| share.active == 0) {
+            let active = self.entries.values().filter(|share| share.active > 0);
+            let lowest = active.map(|share| share.served).min().unwrap_or(0);
+            // What an absent one was served beyond the others stays on its account; what is less is lifted anyway.
+            self.entries.retain(|_, share| share.active > 0 || share.served > lowest);
+            let lifted = Share { served: lowest, active: 0, under: V::default() };
+            self.entries.entry(name.clone()).or_insert(lifted);
+        }
+        self.active += 1;
+        let share = self.entries.entry(name.clone());
+        let share = share.or_insert_with(|| Share { served: 0, active: 0, under: V::default() });
+        share.active += 1;
+        &mut share.under
+    }
+
+    fn leave(&mut self, name: &Arc<str>) {
+        if let Some(share) = self.entries.get_mut(name) {
+            share.active -= 1;
+            self.active -= 1;
+        }
+        if self.active == 0 {
+            // Nobody competes: what was served is forgotten.
+            self.entries.clear();
+        }
+    }
+
+    fn get_mut(&mut self, name: &Arc<str>) -> Option<&mut V> {
+        self.entries.get_mut(name).map(|share| &mut share.under)
+    }
+
+    /// The name with the lowest counter of those with a `head`, the arrival of their first sequence, and that arrival.
+    fn lowest(&self, head: impl Fn(&V) -> Option<u64>) -> Option<(&Arc<str>, u64)> {
+        let heads = self.entries.iter().filter_map(|(name, share)| Some((name, share, head(&share.under)?)));
+        let lowest = heads.min_by_key(|(_, share, arrival)| (share.served, share.active, *arrival));
+        lowest.map(|(name, _, arrival)| (name, arrival))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(organization: &str, adapter: &str) -> Place {
+        Place { organization: organization.into(), adapter: adapter.into() }
+    }
+
+    /// Takes out who is next and serves it `tokens`.
+    fn serve(queue: &mut FairQueue<u64>, tokens: u64) -> u64 {
+        let place = queue.next().expect("somebody waits");
+        let number = queue.pop(&place).expect("the line of who is next has a first");
+        queue.charge(&place, tokens);
+        number
+    }
+
+    fn queue(places: &[(&str, &str)]) -> FairQueue<u64> {
+        let mut queue = FairQueue::default();
+        for (number, (organization, adapter)) in places.iter().enumerate() {
+            queue.push(&place(organization, adapter), number as u64, number as u64);
+        }
+        queue
+    }
+
+    #[test]
+    fn one_line_is_first_in_first_out() {
+        let mut queue = queue(&[("a", ""); 5]);
+        let order: Vec<_> = (0..5).map(|_| serve(&mut queue, 10)).collect();
+        assert_eq!(order, [0, 1, 2, 3, 4]);
+        assert!(queue.is_empty() && queue.next().is_none());
+    }
+
+    #[test]
+    fn a_flood_of_one_organization_does_not_keep_another_waiting() {
+        let mut places = vec![("flood", ""); 1000];
+        places.push(("single", ""));
+        let mut queue = queue(&places);
+        assert_eq!((serve(&mut queue, 10), serve(&mut queue, 10)), (1000, 0));
+    }
+
+    #[test]
+    fn organizations_share_by_tokens_and_not_by_requests() {
+        let mut queue = queue(&[[("long", ""); 50], [("short", ""); 50]].concat());
+        let mut served = [0, 0];
+        for _ in 0..55 {
+            let long = queue.next().expect("somebody waits").organization.as_ref() == "long";
+            let tokens = if long { 100 } else { 10 };
+            served[usize::from(!long)] += tokens;
+            serve(&mut queue, tokens);
+        }
+        assert_eq!(served, [500, 500]);
+    }
+
+    #[test]
+    fn adapters_of_an_organization_share_what_it_gets() {
+        let places = [[("a", "hot"); 20], [("b", ""); 20]].concat();
+        let mut queue = queue(&places);
+        queue.push(&place("a", "cold"), 40, 40);
+        let order: Vec<_> = (0..4).map(|_| serve(&mut queue, 10)).collect();
+        assert_eq!(order, [20, 40, 21, 0], "b, cold, b, hot: a second adapter brings no second share");
+    }
+
+    #[test]
+    fn who_was_away_has_saved_up_nothing_and_owes_what_it_owed() {
+        let mut queue = queue(&[("busy", ""), ("busy", ""), ("other", "")]);
+        assert_eq!((serve(&mut queue, 3000), serve(&mut queue, 1000)), (2, 0));
+        // `other` was served 3000 and `busy` 1000: there a newcomer begins.
+        queue.push(&place("new", ""), 3, 3);
+        assert_eq!((serve(&mut queue, 100), serve(&mut queue, 100)), (3, 1));
+        queue.leave(&place("other", ""));
+        queue.push(&place("other", ""), 4, 4);
+        queue.push(&place("new", ""), 5, 5);
+        assert_eq!(serve(&mut queue, 100), 5, "a pause does not clear the account");
+    }
+
+    #[test]
+    fn the_account_of_an_idle_queue_is_empty() {
+        let mut queue = queue(&[("a", "x"), ("b", "y")]);
+        for name in [("a", "x"), ("b", "y")] {
+            serve(&mut queue, 500);
+            queue.leave(&place(name.0, name.1));
+        }
+        assert!(queue.organizations.entries.is_empty());
+        // Names that are gone leave nothing behind even where the queue is never idle.
+        queue.push(&place("stays", ""), 0, 0);
+        for number in 1..2000 {
+            let visitor = place(&number.to_string(), &number.to_string());
+            queue.push(&visitor, number, number);
+            queue.charge(&place("stays", ""), 20);
+            queue.charge(&visitor, 10);
+            assert_eq!(queue.extract(|one| *one == 0), [number]);
+        }
+        assert!(queue.organizations.entries.len() < 10, "{}", queue.organizations.entries.len());
+    }
+}

@@ -1,0 +1,116 @@
+//! The scheduler under random load: requests come, end and leave, blocks run out, the cache is lost; each step's rows are
+//! checked against what a cache would hold.
+
+use std::collections::{BTreeMap, HashMap};
+
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+
+/// What the test knows of a request under random load.
+struct Known {
+    client: Client,
+    lane: Lane,
+    /// The prompt and what was drawn.
+    tokens: Vec<u32>,
+    left: usize,
+    ended: bool,
+}
+
+#[test]
+fn under_random_load_blocks_balance_all_requests_end_and_none_starves() {
+    const BLOCKS: usize = 12;
+    const BUDGET: usize = 20;
+    let mut random = ChaCha8Rng::seed_from_u64(11);
+    let mut scheduler = scheduler(6, BUDGET, BLOCKS);
+    let mut known: BTreeMap<usize, Known> = BTreeMap::new();
+    // What was last written into each slot of the cache.
+    let mut cache: HashMap<usize, u32> = HashMap::new();
+    let (mut preemptions, mut reused) = (0, 0);
+    for round in 0..12_000 {
+        if round < 8000 && random.random_bool(0.14) {
+            let client = Client::new(known.len());
+            let lane = if random.random_bool(0.3) { Lane::Embed } else { Lane::Answer };
+            let max_tokens = if lane == Lane::Embed { 0 } else { random.random_range(1..=60) };
+            let adapter = [None, Some("a"), Some("b")][random.random_range(0..3)];
+            let mut new = request(&client, lane, random.random_range(1..=6 * BLOCK_TOKENS), max_tokens, adapter);
+            new.organization = ["x", "y"][random.random_range(0..2)].into();
+            // Many begin alike.
+            new.prompt.fill(random.random_range(0..3));
+            known.insert(
+                client.number,
+                Known { client, lane, tokens: new.prompt.clone(), left: max_tokens, ended: false },
+            );
+            scheduler.submit(new);
+        }
+        if random.random_bool(0.02) && !known.is_empty() {
+            known[&random.random_range(0..known.len())].client.leave();
+        }
+        if random.random_bool(0.002) {
+            cache.clear();
+            scheduler.lose_cache();
+        }
+        let step = compose(&mut scheduler);
+        check_step(&mut scheduler, &step, BUDGET);
+        let running: Vec<usize> = scheduler.running().iter().map(|sequence| sequence.owner.number).collect();
+        for (part, rows) in step.parts.iter().zip(scheduler.rows(&step)) {
+            let tokens = &known[&running[part.sequence]].tokens;
+            let slot = |at: usize| rows.blocks[at / BLOCK_TOKENS] as usize * BLOCK_TOKENS + at % BLOCK_TOKENS;
+            for at in 0..rows.start {
+                assert_eq!(cache[&slot(at)], tokens[at], "the cache holds another's token");
+            }
+            for (at, row) in (rows.start..).zip(part.rows.clone()) {
+                assert_eq!(step.tokens[row], tokens[at]);
+                cache.insert(slot(at), tokens[at]);
+            }
+        }
+        scheduler.advance(&step);
+        let mut ended = Vec::new();
+        for part in step.parts.iter().filter(|part| part.complete) {
+            let one = known.get_mut(&running[part.sequence]).unwrap();
+            one.left = one.left.saturating_sub(1);
+            if one.left == 0 || random.random_bool(0.005) {
+                one.ended = true;
+                ended.push(part.sequence);
+            } else {
+                let token = random.random_range(0..3);
+                one.tokens.push(token);
+                scheduler.running()[part.sequence].push(token);
+            }
+        }
+        scheduler.remove(ended);
+        let happenings = scheduler.take_happenings();
+        (preemptions, reused) = (preemptions + happenings.preemptions, reused + happenings.reused_tokens);
+        let allocator = scheduler.allocator();
+        assert_eq!(allocator.free() + allocator.used() + allocator.kept(), BLOCKS);
+    }
+    assert!(scheduler.is_idle(), "{} wait, {} run", scheduler.waiting_count(), scheduler.running_count());
+    assert_eq!(scheduler.allocator().used(), 0);
+    assert!(known.values().all(|one| one.ended || one.client.is_gone()));
+    assert!(known.len() > 1000 && known.values().filter(|one| one.ended).count() > 500);
+    assert!(known.values().any(|one| one.lane == Lane::Embed && one.ended));
+    assert!(preemptions > 50 && reused > 500, "{preemptions} preemptions, {reused} tokens reused");
+}
+
+fn check_step(scheduler: &mut Scheduler<Client>, step: &Step, budget: usize) {
+    assert!(step.tokens.len() <= budget);
+    assert_eq!(step.parts.is_empty(), scheduler.running_count() == 0);
+    let mut written = HashSet::new();
+    let mut next_row = 0;
+    let rows = scheduler.rows(step);
+    for part in &rows {
+        assert_eq!(part.rows.start, next_row, "rows leave a gap");
+        assert!(!part.rows.is_empty());
+        next_row = part.rows.end;
+        let end = part.start + part.rows.len();
+        assert!(part.blocks.len() * BLOCK_TOKENS >= end, "too few blocks");
+        let mut blocks = part.blocks[part.start / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)].iter();
+        assert!(blocks.all(|block| written.insert(*block)), "two write into one block");
+    }
+    assert_eq!(next_row, step.tokens.len());
+    assert!(
+        rows.is_sorted_by_key(|part| part.adapter.map(|adapter| adapter.id.clone())),
+        "an adapter's rows are apart"
+    );
+}

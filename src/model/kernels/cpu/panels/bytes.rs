@@ -1,0 +1,226 @@
+//! The micro-kernel over 8-bit weights and 8-bit activations: whole numbers inside a block of 32 inputs, f32 from block to
+//! block.
+//!
+//! A block of a panel is 9 cache lines: 8 of weights, each with 4 inputs of 16 outputs, and one with the 16 outputs' scales.
+//! Activations are quantized per row and block as they come in.
+
+use std::array;
+
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use super::lanes::{Lanes, each_row};
+use super::level::Level;
+use super::product::{Format, Input, Tile};
+
+/// Inputs that share a scale.
+pub(super) const BLOCK: usize = 32;
+
+/// Lines of a block of a panel.
+pub(super) const BLOCK_LINES: usize = 9;
+
+/// Inputs of one line of weights.
+pub(super) const QUAD: usize = 4;
+
+/// Largest magnitude of a weight or activation.
+const LIMIT: f32 = 127.0;
+
+/// Quantized rows.
+#[derive(Clone, Copy)]
+pub(super) struct ByteRows {
+    values: *const i8,
+    /// Values from one row to the next.
+    stride: usize,
+    /// Of each block.
+    scales: *const f32,
+    /// What the whole-number sum of each block starts from.
+    starts: *const i32,
+    /// Blocks of a row.
+    blocks: usize,
+}
+
+// SAFETY: the pointers come from `Activations`, which outlive the product, and are only read.
+unsafe impl Send for ByteRows {}
+// SAFETY: as above.
+unsafe impl Sync for ByteRows {}
+
+impl Input for ByteRows {
+    unsafe fn at(self, row: usize, depth: usize) -> Self {
+        let block = row * self.blocks + depth / BLOCK;
+        // SAFETY: the place lies inside the activations, as the caller promises.
+        unsafe {
+            Self {
+                values: self.values.add(row * self.stride + depth),
+                scales: self.scales.add(block),
+                starts: self.starts.add(block),
+                ..self
+            }
+        }
+    }
+}
+
+pub(super) type ByteTile = Tile<ByteRows>;
+
+/// Products of bytes, added to whole numbers.
+pub(super) trait Bytes: Lanes {
+    /// 4 inputs of 16 outputs.
+    type Quad: Copy;
+    /// Whole-number sums of 16 outputs.
+    type Sums: Copy;
+    /// Panels at once and most rows in one tile, for a product of `rows` rows of bytes.
+    fn byte_shape(rows: usize) -> (usize, usize);
+    /// Runs the micro-kernel of `rows` rows and `panels` panels.
+    unsafe fn byte_tile(rows: usize, panels: usize, tile: &ByteTile);
+    unsafe fn load_quad(from: *const u8) -> Self::Quad;
+    unsafe fn sums(start: i32) -> Self::Sums;
+    /// Adds the products with 4 inputs, which lie in the bytes of `x`.
+    unsafe fn dot(sums: Self::Sums, weights: Self::Quad, x: i32) -> Self::Sums;
+    /// `self + sums · scales · x_scale`
+    unsafe fn add_scaled(self, sums: Self::Sums, scales: Self, x_scale: f32) -> Self;
+}
+
+/// 8 bits and a scale for each 32.
+pub(super) struct Q8;
+
+#[allow(clippy::inline_always, reason = "part of the kernels")]
+impl<S: Bytes> Format<S> for Q8 {
+    type Input = ByteRows;
+    const DEPTH: usize = 1024;
+
+    #[inline(always)]
+    fn offset(depth: usize) -> usize {
+        depth / BLOCK * BLOCK_LINES * 64
+    }
+
+    #[inline(always)]
+    fn shape(rows: usize) -> (usize, usize) {
+        S::byte_shape(rows)
+    }
+
+    #[inline(always)]
+    unsafe fn tile(rows: usize, panels: usize, tile: &ByteTile) {
+        // SAFETY: the caller's promises.
+        unsafe { S::byte_tile(rows, panels, tile) }
+    }
+}
+
+/// `y = start + x · Wᵀ`, as the kernel for floats: each sum in order, whatever `ROWS` and `PANELS` are.
+#[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
+#[inline(always)]
+pub(super) unsafe fn byte_kernel<S: Bytes, const ROWS: usize, const PANELS: usize>(tile: &ByteTile) {
+    // SAFETY: the caller promises that the tile lies inside its matrices.
+    unsafe {
+        let mut sums = [[S::zero(); PANELS]; ROWS];
+        tile.load_start(&mut sums);
+        let mut weights = tile.weights;
+        for block in 0..tile.depth / BLOCK {
+            let x: [*const i8; 6] =
+                array::from_fn(|group| tile.x.values.wrapping_add(block * BLOCK + 3 * group * tile.x.stride));
+            let next = weights.wrapping_add(tile.panel_bytes);
+            let mut dots = [[S::sums(0); PANELS]; ROWS];
+            each_row!(ROWS, row, {
+                dots[row] = [S::sums(*tile.x.starts.add(row * tile.x.blocks + block)); PANELS];
+            });
+            for quad in 0..BLOCK / QUAD {
+                let first = S::load_quad(weights.add(quad * 64));
+                let second = if PANELS > 1 { S::load_quad(next.add(quad * 64)) } else { first };
+                each_row!(ROWS, row, {
+                    let x = x[row / 3].add(row % 3 * tile.x.stride + quad * QUAD).cast::<i32>().read_unaligned();
+                    dots[row][0] = S::dot(dots[row][0], first, x);
+                    if PANELS > 1 {
+                        dots[row][PANELS - 1] = S::dot(dots[row][PANELS - 1], second, x);
+                    }
+                });
+            }
+            let first = S::load(weights.add((BLOCK_LINES - 1) * 64).cast());
+            let second = if PANELS > 1 { S::load(next.add((BLOCK_LINES - 1) * 64).cast()) } else { first };
+            each_row!(ROWS, row, {
+                let x_scale = *tile.x.scales.add(row * tile.x.blocks + block);
+                sums[row][0] = sums[row][0].add_scaled(dots[row][0], first, x_scale);
+                if PANELS > 1 {
+                    sums[row][PANELS - 1] = sums[row][PANELS - 1].add_scaled(dots[row][PANELS - 1], second, x_scale);
+                }
+            });
+            weights = weights.add(BLOCK_LINES * 64);
+        }
+        tile.store(&sums);
+    }
+}
+
+/// A row of activations and where it goes: values, and each block's scale and start.
+type Row<'a> = ((&'a [f32], &'a mut [i8]), (&'a mut [f32], &'a mut [i32]));
+
+/// Rows of activations, quantized for one instruction set.
+pub(super) struct Activations {
+    values: Vec<i8>,
+    scales: Vec<f32>,
+    starts: Vec<i32>,
+    width: usize,
+}
+
+impl Activations {
+    /// Quantizes `x`, `[rows, inputs]`, each row filled up with zeros to `width`.
+    pub(super) fn quantize(x: &[f32], rows: usize, inputs: usize, width: usize, level: Level) -> Self {
+        let blocks = width / BLOCK;
+        let mut activations = Self {
+            values: vec![0; rows * width],
+            scales: vec![0.0; rows * blocks],
+            starts: vec![0; rows * blocks],
+            width,
+        };
+        if x.is_empty() {
+            return activations;
+        }
+        // Weights that are stored with 128 added give 128 times the sum of the activations too much.
+        let factor = if level.offsets_bytes() { -128 } else { 0 };
+        let quantize = |((x, values), (scales, starts)): Row<'_>| {
+            quantize_row(x, values, scales);
+            for (start, values) in starts.iter_mut().zip(values.chunks_exact(BLOCK)) {
+                *start = factor * values.iter().map(|value| i32::from(*value)).sum::<i32>();
+            }
+        };
+        if x.len() < 1 << 14 {
+            (x.chunks_exact(inputs).zip(activations.values.chunks_exact_mut(width)))
+                .zip(activations.scales.chunks_exact_mut(blocks).zip(activations.starts.chunks_exact_mut(blocks)))
+                .for_each(quantize);
+        } else {
+            (x.par_chunks_exact(inputs).zip(activations.values.par_chunks_exact_mut(width)))
+                .zip(
+                    activations
+                        .scales
+                        .par_chunks_exact_mut(blocks)
+                        .zip(activations.starts.par_chunks_exact_mut(blocks)),
+                )
+                .with_min_len((1 << 13) / inputs)
+                .for_each(quantize);
+        }
+        activations
+    }
+
+    pub(super) fn rows(&self) -> ByteRows {
+        ByteRows {
+            values: self.values.as_ptr(),
+            stride: self.width,
+            scales: self.scales.as_ptr(),
+            starts: self.starts.as_ptr(),
+            blocks: self.width / BLOCK,
+        }
+    }
+}
+
+/// Quantizes `x` in blocks: the largest magnitude of each becomes 127.
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+pub(super) fn quantize_row(x: &[f32], values: &mut [i8], scales: &mut [f32]) {
+    for ((x, values), scale) in x.chunks(BLOCK).zip(values.chunks_exact_mut(BLOCK)).zip(scales) {
+        // Compared as whole numbers, so that what is not a number is the largest of all and stays in the scale.
+        let largest = x.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().map_or(0.0, f32::from_bits);
+        *scale = largest / LIMIT;
+        // A block of (almost) nothing is nothing.
+        let inverse = if largest < 1e-30 { 0.0 } else { LIMIT / largest };
+        for (value, x) in values.iter_mut().zip(x) {
+            // Adding 1.5·2^23 rounds to the nearest whole number, and leaves it in the lowest bits.
+            let rounded = x * inverse + 12_582_912.0_f32;
+            *value = (rounded.to_bits() as i32).wrapping_sub(0x4b40_0000) as i8;
+        }
+    }
+}

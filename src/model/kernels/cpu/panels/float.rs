@@ -1,0 +1,122 @@
+//! The micro-kernel over f32 and bf16 weights: a tile of rows times one or two panels, sums in registers.
+
+use std::array;
+
+use super::lanes::{Lanes, each_row};
+use super::product::{Format, Input, Tile};
+
+/// Rows of f32 activations.
+#[derive(Clone, Copy)]
+pub(super) struct FloatRows {
+    pub(super) values: *const f32,
+    /// Values from one row to the next.
+    pub(super) stride: usize,
+}
+
+// SAFETY: the pointer comes from a shared slice that outlives the product, and is only read.
+unsafe impl Send for FloatRows {}
+// SAFETY: as above.
+unsafe impl Sync for FloatRows {}
+
+impl Input for FloatRows {
+    unsafe fn at(self, row: usize, depth: usize) -> Self {
+        // SAFETY: the place lies inside the activations, as the caller promises.
+        Self { values: unsafe { self.values.add(row * self.stride + depth) }, stride: self.stride }
+    }
+}
+
+pub(super) type FloatTile = Tile<FloatRows>;
+
+/// How a weight is stored.
+pub(super) trait Stored {
+    /// Bytes of one weight.
+    const BYTES: usize;
+    /// Depth of a pass over a tile's rows: what stays in the first-level cache.
+    const DEPTH: usize;
+    /// Loads 16 weights.
+    unsafe fn load<S: Lanes>(from: *const u8) -> S;
+}
+
+/// 4 bytes.
+pub(super) struct F32;
+
+#[allow(clippy::inline_always, reason = "part of the kernels")]
+impl Stored for F32 {
+    const BYTES: usize = 4;
+    const DEPTH: usize = 288;
+
+    #[inline(always)]
+    unsafe fn load<S: Lanes>(from: *const u8) -> S {
+        // SAFETY: the caller's promises.
+        unsafe { S::load(from.cast()) }
+    }
+}
+
+/// 2 bytes: the upper half of an f32.
+pub(super) struct Bf16;
+
+#[allow(clippy::inline_always, reason = "part of the kernels")]
+impl Stored for Bf16 {
+    const BYTES: usize = 2;
+    const DEPTH: usize = 576;
+
+    #[inline(always)]
+    unsafe fn load<S: Lanes>(from: *const u8) -> S {
+        // SAFETY: the caller's promises.
+        unsafe { S::load_bf16(from.cast()) }
+    }
+}
+
+#[allow(clippy::inline_always, reason = "part of the kernels")]
+impl<S: Lanes, W: Stored> Format<S> for W {
+    type Input = FloatRows;
+    const DEPTH: usize = W::DEPTH;
+
+    #[inline(always)]
+    fn offset(depth: usize) -> usize {
+        depth * 16 * W::BYTES
+    }
+
+    #[inline(always)]
+    fn shape(rows: usize) -> (usize, usize) {
+        S::float_shape(rows)
+    }
+
+    #[inline(always)]
+    unsafe fn tile(rows: usize, panels: usize, tile: &FloatTile) {
+        // SAFETY: the caller's promises.
+        unsafe { S::float_tile::<W>(rows, panels, tile) }
+    }
+}
+
+/// `y = start + x · Wᵀ` for `ROWS` rows and `PANELS` panels. Each sum runs over the depth in order, whatever `ROWS` and
+/// `PANELS` are: a row's result does not depend on its company.
+#[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
+#[inline(always)]
+pub(super) unsafe fn kernel<S: Lanes, W: Stored, const ROWS: usize, const PANELS: usize>(tile: &FloatTile) {
+    // SAFETY: the caller promises that the tile lies inside its matrices.
+    unsafe {
+        let mut sums = [[S::zero(); PANELS]; ROWS];
+        tile.load_start(&mut sums);
+        let mut weights = tile.weights;
+        // One pointer for three rows: x86 addresses 0, 1 and 2 strides from it.
+        let stride = tile.x.stride;
+        let mut x: [*const f32; 6] = array::from_fn(|group| tile.x.values.wrapping_add(3 * group * stride));
+        for _ in 0..tile.depth {
+            let first: S = W::load(weights);
+            let second: S = if PANELS > 1 { W::load(weights.add(tile.panel_bytes)) } else { first };
+            each_row!(ROWS, row, {
+                let x = *x[row / 3].add(row % 3 * stride);
+                sums[row][0] = sums[row][0].add_product(first, x);
+                if PANELS > 1 {
+                    sums[row][PANELS - 1] = sums[row][PANELS - 1].add_product(second, x);
+                }
+            });
+            weights = weights.add(16 * W::BYTES);
+            for x in &mut x {
+                *x = x.wrapping_add(1);
+            }
+        }
+        tile.store(&sums);
+    }
+}

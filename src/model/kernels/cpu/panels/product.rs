@@ -1,0 +1,198 @@
+//! The loops around the micro-kernels: rows in chunks, panels in pairs, depth in blocks, rows of a chunk in tiles.
+
+use std::ops::Range;
+
+use super::lanes::{Lanes, each_row};
+use super::{LANES, Panels};
+
+/// Rows of activations in a product, as a format reads them.
+pub(super) trait Input: Copy + Send + Sync {
+    /// The same from `row` and `depth` on.
+    unsafe fn at(self, row: usize, depth: usize) -> Self;
+}
+
+/// A format of weights in one instruction set.
+pub(super) trait Format<S: Lanes> {
+    type Input: Input;
+    /// Depth of a pass over a chunk's rows.
+    const DEPTH: usize;
+    /// Bytes from the start of a panel to `depth`.
+    fn offset(depth: usize) -> usize;
+    /// Panels at once and most rows in one tile, for a chunk of `rows` rows.
+    fn shape(rows: usize) -> (usize, usize);
+    /// Runs the micro-kernel.
+    unsafe fn tile(rows: usize, panels: usize, tile: &Tile<Self::Input>);
+}
+
+/// What a micro-kernel computes.
+pub(super) struct Tile<X> {
+    pub(super) x: X,
+    pub(super) weights: *const u8,
+    /// Bytes from one panel to the next.
+    pub(super) panel_bytes: usize,
+    pub(super) depth: usize,
+    /// What the sums start from; null: zeros.
+    pub(super) start: *const f32,
+    /// Values from one row of `start` to the next; 0 where all rows share one.
+    pub(super) start_stride: usize,
+    pub(super) y: *mut f32,
+    pub(super) y_stride: usize,
+}
+
+#[allow(clippy::inline_always, reason = "part of the kernels")]
+impl<X> Tile<X> {
+    #[inline(always)]
+    pub(super) unsafe fn load_start<S: Lanes, const ROWS: usize, const PANELS: usize>(
+        &self,
+        sums: &mut [[S; PANELS]; ROWS],
+    ) {
+        if self.start.is_null() {
+            return;
+        }
+        each_row!(ROWS, row, {
+            // SAFETY: the tile lies inside its matrices, as the kernel's caller promises.
+            unsafe {
+                let start = self.start.add(row * self.start_stride);
+                sums[row][0] = S::load(start);
+                if PANELS > 1 {
+                    sums[row][PANELS - 1] = S::load(start.add(LANES));
+                }
+            }
+        });
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn store<S: Lanes, const ROWS: usize, const PANELS: usize>(&self, sums: &[[S; PANELS]; ROWS]) {
+        each_row!(ROWS, row, {
+            // SAFETY: as above.
+            unsafe {
+                let y = self.y.add(row * self.y_stride);
+                sums[row][0].store(y);
+                if PANELS > 1 {
+                    sums[row][PANELS - 1].store(y.add(LANES));
+                }
+            }
+        });
+    }
+}
+
+/// One product: `y = start + x · Wᵀ`.
+pub(super) struct Job<'a> {
+    pub(super) panels: &'a Panels,
+    /// What the sums start from, as in [`Tile`].
+    pub(super) start: *const f32,
+    pub(super) start_stride: usize,
+    /// `[rows, out]`
+    pub(super) y: *mut f32,
+    pub(super) y_stride: usize,
+}
+
+// SAFETY: threads write to different rows or columns of `y`.
+unsafe impl Send for Job<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Job<'_> {}
+
+/// Panels of a unit of work.
+pub(super) const UNIT_PANELS: usize = 2;
+
+/// Rows of a product that are computed at a time: about what the second-level cache holds of them.
+pub(super) const CHUNK: usize = 96;
+
+/// `rows` in even pieces of at most `most`.
+pub(super) fn pieces(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = rows.div_ceil(most);
+    (0..count).map(move |piece| piece * rows / count..(piece + 1) * rows / count)
+}
+
+/// `rows` in even chunks.
+pub(super) fn chunks(rows: usize) -> Vec<Range<usize>> {
+    pieces(rows, CHUNK).collect()
+}
+
+/// Computes `rows` of `job` for the panels from `first_panel` on, [`UNIT_PANELS`] of them.
+///
+/// # Safety
+/// `x` must hold the rows, `job.y` and `job.start` must have room for them, and no other thread may be at the same unit.
+#[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
+#[inline(always)]
+pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(job: &Job<'_>, x: F::Input, rows: Range<usize>, first_panel: usize) {
+    let panels = job.panels;
+    let (at_once, most_rows) = F::shape(rows.len());
+    let last = (first_panel + UNIT_PANELS).min(panels.count());
+    let mut panel = first_panel;
+    while panel < last {
+        let count = at_once.min(last - panel);
+        let mut depth = 0;
+        while depth < panels.padded_inputs {
+            let length = F::DEPTH.min(panels.padded_inputs - depth);
+            // SAFETY: panel and depth lie inside the weights.
+            let weights = unsafe { panels.panel(panel).add(F::offset(depth)) };
+            for tile_rows in pieces(rows.len(), most_rows) {
+                let row = rows.start + tile_rows.start;
+                let column = panel * LANES;
+                let y = job.y.wrapping_add(row * job.y_stride + column);
+                let (start, start_stride) = if depth > 0 {
+                    (y.cast_const(), job.y_stride)
+                } else if job.start.is_null() {
+                    (job.start, 0)
+                } else {
+                    (job.start.wrapping_add(row * job.start_stride + column), job.start_stride)
+                };
+                // SAFETY: the row lies inside x.
+                let x = unsafe { x.at(row, depth) };
+                let tile = Tile {
+                    x,
+                    weights,
+                    panel_bytes: panels.panel_bytes(),
+                    depth: length,
+                    start,
+                    start_stride,
+                    y,
+                    y_stride: job.y_stride,
+                };
+                // SAFETY: the tile lies inside its matrices, the last panel's columns apart.
+                unsafe {
+                    if (panel + count) * LANES <= panels.outputs {
+                        F::tile(tile_rows.len(), count, &tile);
+                    } else {
+                        edge::<S, F>(tile_rows.len(), count, &tile, panels.outputs - column);
+                    }
+                }
+            }
+            depth += length;
+        }
+        panel += count;
+    }
+}
+
+/// Most rows of a tile in any instruction set.
+const MOST_ROWS: usize = 16;
+
+/// A tile of which only `columns` columns exist: computed beside the output, then copied.
+///
+/// # Safety
+/// As for [`Format::tile`], for the columns that exist.
+#[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
+#[inline(always)]
+unsafe fn edge<S: Lanes, F: Format<S>>(rows: usize, panels: usize, tile: &Tile<F::Input>, columns: usize) {
+    const STRIDE: usize = UNIT_PANELS * LANES;
+    let mut values = [0.0_f32; MOST_ROWS * STRIDE];
+    let start = if tile.start.is_null() {
+        std::ptr::null()
+    } else {
+        for (row, values) in values.chunks_exact_mut(STRIDE).take(rows).enumerate() {
+            // SAFETY: these columns exist.
+            let start = unsafe { std::slice::from_raw_parts(tile.start.add(row * tile.start_stride), columns) };
+            values[..columns].copy_from_slice(start);
+        }
+        values.as_ptr()
+    };
+    let beside = Tile { start, start_stride: STRIDE, y: values.as_mut_ptr(), y_stride: STRIDE, ..*tile };
+    // SAFETY: `values` has room for whole panels.
+    unsafe { F::tile(rows, panels, &beside) };
+    for (row, values) in values.chunks_exact(STRIDE).take(rows).enumerate() {
+        // SAFETY: these columns exist, and are this thread's.
+        unsafe { std::slice::from_raw_parts_mut(tile.y.add(row * tile.y_stride), columns) }
+            .copy_from_slice(&values[..columns]);
+    }
+}

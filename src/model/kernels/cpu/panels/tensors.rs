@@ -1,0 +1,77 @@
+//! The same with tensors, as `model::linear` calls them.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::super::{Values, tensor};
+use super::{Panels, Precision, Product, Start, products};
+use crate::{Error, Result};
+
+impl Panels {
+    /// Packs a weight `[out, in]`.
+    pub fn of(weight: &Tensor, precision: Precision) -> Result<Self> {
+        let (outputs, inputs) = weight.dims2()?;
+        Ok(Self::pack(&Values::of(weight)?, outputs, inputs, precision))
+    }
+
+    /// `dy` `[rows, out]` to `dy · W`, `[rows, in]`.
+    pub fn input_gradient(&self, dy: &Tensor) -> Result<Tensor> {
+        let rows = rows_of(dy, self.outputs())?;
+        tensor(self.gradient(&Values::of(dy)?, rows), (rows, self.inputs()))
+    }
+
+    /// The weight's rows `indices`, `[rows, in]`.
+    pub fn rows(&self, indices: &[u32]) -> Result<Tensor> {
+        if let Some(index) = indices.iter().find(|index| **index as usize >= self.outputs()) {
+            return Err(Error::Internal(format!("row {index} of a weight with {} rows", self.outputs())));
+        }
+        let mut rows = vec![0.0; indices.len() * self.inputs()];
+        if !rows.is_empty() {
+            let unpack = |(row, index): (&mut [f32], &u32)| self.unpack_row(*index as usize, row);
+            if indices.len() < 32 {
+                rows.chunks_exact_mut(self.inputs()).zip(indices).for_each(unpack);
+            } else {
+                rows.par_chunks_exact_mut(self.inputs()).zip(indices).with_min_len(16).for_each(unpack);
+            }
+        }
+        tensor(rows, (indices.len(), self.inputs()))
+    }
+}
+
+/// `x` `[rows, in]` to `x · Wᵀ + bias`, `[rows, out]`, of each weight and bias `[out]`; in one fork.
+pub fn project(x: &Tensor, layers: &[(&Panels, Option<&Tensor>)]) -> Result<Vec<Tensor>> {
+    let Some((first, _)) = layers.first() else { return Ok(Vec::new()) };
+    let rows = rows_of(x, first.inputs())?;
+    let biases: Vec<Option<Values<'_>>> =
+        layers.iter().map(|(_, bias)| bias.map(Values::of).transpose()).collect::<Result<_>>()?;
+    let jobs: Vec<Product<'_>> = layers
+        .iter()
+        .zip(&biases)
+        .map(|((panels, _), bias)| Product {
+            panels,
+            start: bias.as_ref().map_or(Start::Zero, |bias| Start::Bias(bias)),
+        })
+        .collect();
+    let outputs = products(&Values::of(x)?, rows, &jobs);
+    outputs.into_iter().zip(layers).map(|(y, (panels, _))| tensor(y, (rows, panels.outputs()))).collect()
+}
+
+/// `x` `[rows, in]` to `residual + x · Wᵀ`, `[rows, out]`.
+pub fn project_onto(residual: &Tensor, x: &Tensor, panels: &Panels) -> Result<Tensor> {
+    let rows = rows_of(x, panels.inputs())?;
+    if rows_of(residual, panels.outputs())? != rows {
+        return Err(Error::Internal("a product and what it is added to have the same rows".into()));
+    }
+    let start = Values::of(residual)?;
+    let mut outputs = products(&Values::of(x)?, rows, &[Product { panels, start: Start::Rows(&start) }]);
+    tensor(outputs.remove(0), (rows, panels.outputs()))
+}
+
+fn rows_of(x: &Tensor, width: usize) -> Result<usize> {
+    let (rows, columns) = x.dims2()?;
+    if columns == width {
+        Ok(rows)
+    } else {
+        Err(Error::Internal(format!("a product of width {width} was given rows of {columns}")))
+    }
+}

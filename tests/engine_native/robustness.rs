@@ -1,0 +1,112 @@
+//! What goes wrong in a step or beside it reaches the request at fault and no other.
+
+use super::*;
+
+/// Healthy requests of several generations with what each gets alone.
+fn healthy() -> Vec<(GenerateRequest, Answer)> {
+    let alone = engine(&limits(1, 512, 100));
+    let mut random = ChaCha8Rng::seed_from_u64(8);
+    let requests = (0..10).map(|_| random_request(&mut random));
+    requests.map(|one| (one.clone(), read(alone.generate(one).unwrap()).unwrap())).collect()
+}
+
+/// Lets all requests into one step: the engine is held by another until all have arrived.
+fn together(rig: &Rig, requests: Vec<GenerateRequest>) -> Vec<UnboundedReceiver<Event>> {
+    rig.gate.set(true);
+    let first = rig.engine.generate(request(&[7], 1)).unwrap();
+    rig.gate.wait_for_a_step();
+    let events = requests.into_iter().map(|one| rig.engine.generate(one).unwrap()).collect();
+    rig.gate.set(false);
+    read(first).unwrap();
+    events
+}
+
+#[test]
+fn only_those_that_cannot_be_computed_fail() {
+    for culprit in [PANIC, POISON] {
+        let rig = rig(&limits(16, 2000, 100), BLOCKS * 2);
+        let healthy = healthy();
+        let mut requests: Vec<_> = healthy.iter().map(|(request, _)| request.clone()).collect();
+        let mut bad = request(&[9, culprit, 9], 5);
+        bad.adapter = Some(adapter("a"));
+        requests.insert(3, bad.clone());
+        requests.insert(8, request(&[&[9; 40][..], &[culprit]].concat(), 5));
+        let mut events = together(&rig, requests);
+        for place in [8, 3] {
+            assert!(matches!(read(events.remove(place)), Err(Error::Internal(_))));
+        }
+        for (events, (_, expected)) in events.into_iter().zip(&healthy) {
+            assert_eq!(&read(events).unwrap(), expected);
+        }
+        // The engine goes on as before.
+        for (request, expected) in &healthy {
+            assert_eq!(&read(rig.engine.generate(request.clone()).unwrap()).unwrap(), expected);
+        }
+        wait_until_all_blocks_are_free(&rig.engine);
+    }
+}
+
+#[test]
+fn a_failure_that_passes_costs_a_batch_nothing() {
+    let rig = rig(&limits(16, 2000, 100), BLOCKS);
+    let healthy = healthy();
+    rig.gate.set(true);
+    let events: Vec<_> = healthy.iter().map(|(request, _)| rig.engine.generate(request.clone()).unwrap()).collect();
+    rig.faults.failing_steps.store(1, Ordering::SeqCst);
+    rig.gate.set(false);
+    let outcomes: Vec<_> = events.into_iter().map(read).collect();
+    // Had the first one been alone in the step that failed, it would be the culprit.
+    assert!(outcomes[1..].iter().zip(&healthy[1..]).all(|(outcome, (_, alone))| outcome.as_ref().unwrap() == alone));
+    wait_until_all_blocks_are_free(&rig.engine);
+}
+
+#[test]
+fn a_lost_cache_is_not_found_again() {
+    let rig = rig(&limits(4, 512, 100), BLOCKS);
+    let prompt: Vec<u32> = (0..64).map(|index| FIRST_PLAIN + index).collect();
+    let (answer, _) = read_cached(rig.engine.generate(request(&prompt, 5)).unwrap()).unwrap();
+    assert_eq!(read_cached(rig.engine.generate(request(&prompt, 5)).unwrap()).unwrap(), (answer.clone(), 48));
+    assert!(read(rig.engine.generate(request(&[POISON], 5)).unwrap()).is_err());
+    assert_eq!(read_cached(rig.engine.generate(request(&prompt, 5)).unwrap()).unwrap(), (answer, 0));
+}
+
+#[test]
+fn a_panic_of_the_loop_fails_what_is_in_flight_and_the_engine_serves_on() {
+    let rig = rig(&limits(2, 64, 100), BLOCKS);
+    let expected = read(rig.engine.generate(request(&[5; 40], 10)).unwrap()).unwrap();
+    let inputs = || embed_request(vec![vec![5; 10]; 4]);
+    let vectors = block_on(rig.engine.embed(inputs())).unwrap();
+    for _ in 0..3 {
+        rig.gate.set(true);
+        let running = rig.engine.generate(request(&[5; 40], 10)).unwrap();
+        rig.gate.wait_for_a_step();
+        let waiting: Vec<_> = (0..5).map(|_| rig.engine.generate(request(&[6; 40], 10)).unwrap()).collect();
+        let embedding = rig.engine.embed(inputs());
+        rig.faults.panics.store(1, Ordering::SeqCst);
+        rig.gate.set(false);
+        let outcomes: Vec<_> = waiting.into_iter().chain([running]).map(read).collect();
+        let failed = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect::<Vec<_>>();
+        assert!(!failed.is_empty() && failed.iter().all(|error| matches!(error, Error::Unavailable(_))), "{failed:?}");
+        let embedded = block_on(embedding);
+        assert!(embedded.as_ref().is_ok_and(|one| *one == vectors) || matches!(embedded, Err(Error::Unavailable(_))));
+        assert_eq!(read(rig.engine.generate(request(&[5; 40], 10)).unwrap()).unwrap(), expected);
+        assert_eq!(block_on(rig.engine.embed(inputs())).unwrap(), vectors);
+        wait_until_all_blocks_are_free(&rig.engine);
+    }
+}
+
+#[test]
+fn whoever_leaves_while_waiting_for_blocks_again_is_gone() {
+    let rig = rig(&limits(4, 64, 100), 9);
+    rig.gate.set(true);
+    let events: Vec<_> = (0..4).map(|_| rig.engine.generate(request(&[5; 20], 100)).unwrap()).collect();
+    rig.gate.set(false);
+    let mut events = events.into_iter();
+    // All but one leave once the first has an answer that leaves the others no block.
+    let mut first = events.next().unwrap();
+    (0..80).for_each(|_| drop(first.blocking_recv().unwrap()));
+    drop(events);
+    let rest = read(first).unwrap();
+    assert_eq!(rest.3, 100);
+    wait_until_all_blocks_are_free(&rig.engine);
+}
