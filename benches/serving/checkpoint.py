@@ -1,7 +1,8 @@
 """Random weights of SmolLM2-135M's shape, in the form of each server, and random adapters for them.
 
 Speed does not depend on the weights' values, so nothing is downloaded. The tokenizer has SmolLM2's number of tokens, one
-for each byte and no merges: a text of n ASCII characters is a prompt of exactly n tokens for every server.
+for each byte and only one merge (llama.cpp wants one), of exclamation marks: a text of n small letters is a prompt of
+exactly n tokens for every server.
 """
 
 import json
@@ -20,6 +21,7 @@ CONFIG = {
     "mlp_bias": False, "bos_token_id": 49151, "eos_token_id": 49151,
 }  # fmt: skip
 END = "<|end|>"
+MERGE = ("!", "!")
 KEY_WIDTH = CONFIG["num_key_value_heads"] * CONFIG["head_dim"]
 # Linear layers of a block: name in the checkpoint, name in GGUF, (out, in).
 LAYERS = {
@@ -47,10 +49,10 @@ def tensors(seed=1):
 
 
 def vocabulary():
-    """One token for each byte, then words that no text has, then the end."""
-    bytes_of_text = sorted(pre_tokenizers.ByteLevel.alphabet())
-    others = [f"w{number}" for number in range(CONFIG["vocab_size"] - len(bytes_of_text) - 1)]
-    return [*bytes_of_text, *others, END]
+    """One token for each byte, the merged one, then words that no text has, then the end."""
+    of_text = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "".join(MERGE)]
+    others = [f"w{number}" for number in range(CONFIG["vocab_size"] - len(of_text) - 1)]
+    return [*of_text, *others, END]
 
 
 def write_folder(folder, named):
@@ -59,7 +61,7 @@ def write_folder(folder, named):
     save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=1))
     words = {word: number for number, word in enumerate(vocabulary())}
-    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[MERGE]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(END, special=True)])
@@ -89,7 +91,7 @@ def write_gguf(path, named, precision):
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(words)
     writer.add_token_types([gguf.TokenType.NORMAL] * (len(words) - 1) + [gguf.TokenType.CONTROL])
-    writer.add_token_merges([])
+    writer.add_token_merges([" ".join(MERGE)])
     writer.add_eos_token_id(CONFIG["eos_token_id"])
     writer.add_add_bos_token(False)
 

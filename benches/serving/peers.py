@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.parse
 from pathlib import Path
@@ -21,33 +20,25 @@ SLOTS = 16
 
 
 class Http:
-    """One kept connection for each thread, so that connecting is not what is measured."""
+    """A connection for each request: llama.cpp's server closes kept ones while others are measured."""
 
     def __init__(self, url):
         self.address = urllib.parse.urlsplit(url).netloc
-        self.of_thread = threading.local()
 
-    def connection(self):
-        if not hasattr(self.of_thread, "connection"):
-            self.of_thread.connection = http.client.HTTPConnection(self.address, timeout=600)
-        return self.of_thread.connection
-
-    def post(self, path, body):
-        connection = self.connection()
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        answer = response.read()
-        if response.status != 200:
-            raise RuntimeError(f"{path}: {response.status} {answer[:500]!r}")
-        return answer
-
-    def stream(self, path, body):
-        """The times at which pieces of the answer arrive."""
-        connection = self.connection()
-        connection.request("POST", path, json.dumps({**body, "stream": True}), {"Content-Type": "application/json"})
+    def send(self, path, body):
+        connection = http.client.HTTPConnection(self.address, timeout=600)
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json", "Connection": "close"})
         response = connection.getresponse()
         if response.status != 200:
             raise RuntimeError(f"{path}: {response.status} {response.read()[:500]!r}")
+        return response
+
+    def post(self, path, body):
+        return self.send(path, body).read()
+
+    def stream(self, path, body):
+        """The times at which pieces of the answer arrive."""
+        response = self.send(path, {**body, "stream": True})
         times = []
         for line in response:
             if line.startswith(b"data: {"):
