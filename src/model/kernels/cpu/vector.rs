@@ -14,7 +14,8 @@ pub(super) fn exp(x: f32) -> f32 {
     let clamped = x.clamp(-87.0, 88.0);
     // Adding and subtracting 1.5·2^23 rounds to the nearest whole number in every instruction set.
     let magic = 12_582_912.0_f32;
-    let n = (clamped * LOG2_E + magic) - magic;
+    let shifted = clamped * LOG2_E + magic;
+    let n = shifted - magic;
     let r = clamped - n * LN_2_HIGH - n * LN_2_LOW;
     let mut p = 1.987_569_2e-4_f32;
     p = p * r + 1.398_2e-3;
@@ -23,7 +24,8 @@ pub(super) fn exp(x: f32) -> f32 {
     p = p * r + 0.166_666_66;
     p = p * r + 0.5;
     let e_r = p * r * r + r + 1.0;
-    let power = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    // 2^n: n stands in the lowest bits of `shifted`. A cast to an integer would check its range, value by value.
+    let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     if x < -87.0 { 0.0 } else { e_r * power }
 }
 
