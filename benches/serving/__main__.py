@@ -24,6 +24,8 @@ NEW_TOKENS = 64
 # 16 prompts, 1,704 tokens in all.
 PROMPT_LENGTHS = (16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 112, 128, 144, 192, 512)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# One for each measurement: a prompt that was asked before could be found in a cache.
+SEEDS = itertools.count()
 
 
 def prompts(seed, lengths=PROMPT_LENGTHS):
@@ -54,13 +56,13 @@ def one_by_one(server, seed):
 
 
 def compared(cases, rounds):
-    """Runs each case (name to a function of the round) once a round, in turn; the medians by name."""
+    """Runs each case (name to a function of a seed) once a round, in turn; the medians by name."""
     figures = {name: [] for name in cases}
     for case in cases.values():
-        case(0)  # the first request pays for what is made on demand
-    for number in range(1, rounds + 1):
+        case(next(SEEDS))  # the first request pays for what is made on demand
+    for _ in range(rounds):
         for name, case in cases.items():
-            figures[name].append(case(number))
+            figures[name].append(case(next(SEEDS)))
     return {name: statistics.median(values) for name, values in figures.items()}
 
 
@@ -121,7 +123,7 @@ def loads_during_traffic(server, rounds, table):
     folder = server.data / "adapters-of-the-benchmark"
     alone, loaded = [], []
     for number in range(1, rounds + 1):
-        alone += gaps(server, number)
+        alone += gaps(server, next(SEEDS))
         stop = threading.Event()
         loads = []
 
@@ -136,7 +138,7 @@ def loads_during_traffic(server, rounds, table):
         loader = threading.Thread(target=load)
         start = time.perf_counter()
         loader.start()
-        loaded += gaps(server, 100 + number)
+        loaded += gaps(server, next(SEEDS))
         seconds = time.perf_counter() - start
         stop.set()
         loader.join()
