@@ -4,6 +4,7 @@
 //! Raw means before bias, penalties, grammar, temperature and `top_p`: what the model itself thinks of a token, however
 //! it came to be drawn. Prompts have no other, so prompt and answer are measured alike.
 
+use crate::model::kernels::cpu::logits::all_finite;
 use crate::{Error, Result};
 
 /// What the model thought of one token.
@@ -26,7 +27,7 @@ impl TokenLogprobs {
         let Some(&logit) = logits.get(id as usize) else {
             return Err(Error::Internal(format!("token {id} has no logit")));
         };
-        if !logits.iter().all(|logit| logit.is_finite()) {
+        if !all_finite(logits) {
             return Err(Error::Internal("the model's logits are not finite".into()));
         }
         let normalizer = log_sum_exp(logits);

@@ -168,11 +168,6 @@ impl ModelConfig {
             rotary,
         })
     }
-
-    /// Query heads that share one key-value head.
-    pub fn query_heads_per_group(&self) -> usize {
-        self.num_attention_heads / self.num_key_value_heads
-    }
 }
 
 /// The window of each block. Mistral slides everywhere; Qwen and SmolLM slide where `layer_types` says so, and in the

@@ -46,17 +46,7 @@ fn to_weights_below(logits: &mut [f32], max: f32, temperature: f32) {
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub fn block_maxima(values: &[f32], maxima: &mut Vec<f32>) {
     maxima.clear();
-    maxima.extend(values.chunks(BLOCK).map(|block| {
-        let mut lanes = [f32::NEG_INFINITY; 16];
-        let chunks = block.chunks_exact(16);
-        let tail = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        for chunk in chunks {
-            for lane in 0..16 {
-                lanes[lane] = lanes[lane].max(chunk[lane]);
-            }
-        }
-        lanes.iter().copied().fold(tail, f32::max)
-    }));
+    maxima.extend(values.chunks(BLOCK).map(vector::max_in_lanes));
 }
 
 /// The sum of each block of [`BLOCK`] values.

@@ -77,6 +77,13 @@ pub(super) fn exp_and_sum(values: &mut [f32], shift: f32) -> f32 {
 
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn max(values: &[f32]) -> f32 {
+    max_in_lanes(values)
+}
+
+/// The body of [`max`], for loops that are compiled for several instruction sets themselves.
+#[allow(clippy::inline_always, reason = "must be compiled into each version of the loops that call it")]
+#[inline(always)]
+pub(super) fn max_in_lanes(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 16];
     let chunks = values.chunks_exact(16);
     let tail = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
