@@ -11,8 +11,8 @@ use std::sync::Arc;
 use attune::config::Limits;
 use attune::engine::logprobs::TokenLogprobs;
 use attune::engine::native::NativeEngine;
-use attune::engine::{Backend as _, Event, GenerateRequest, Sampling};
-use fixtures::{FAMILIES, Reference, max_difference, whole_model};
+use attune::engine::{Backend as _, Event, GenerateRequest};
+use fixtures::{FAMILIES, Reference, greedy, max_difference, whole_model};
 
 /// Largest absolute difference of a log probability.
 const TOLERANCE: f32 = 1e-4;
@@ -20,18 +20,8 @@ const TOP: usize = 5;
 
 /// The prompt's log probabilities, and those of `max_tokens` greedy tokens.
 fn score(engine: &NativeEngine, prompt: &[u32], max_tokens: usize) -> (Vec<TokenLogprobs>, Vec<TokenLogprobs>) {
-    let request = GenerateRequest {
-        organization: "org".into(),
-        prompt: prompt.to_vec(),
-        adapter: None,
-        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
-        max_tokens,
-        stop: Vec::new(),
-        stop_tokens: Vec::new(),
-        logprobs: Some(TOP),
-        prompt_logprobs: Some(TOP),
-        grammar: None,
-    };
+    let request =
+        GenerateRequest { logprobs: Some(TOP), prompt_logprobs: Some(TOP), ..greedy(prompt, max_tokens, None) };
     let mut events = engine.generate(request).unwrap();
     let (mut scored, mut drawn) = (Vec::new(), Vec::new());
     loop {

@@ -11,27 +11,12 @@ use attune::adapters::{Adapter, AdapterLease, LoraPair, Site};
 use attune::config::Limits;
 use attune::engine::native::NativeEngine;
 use attune::engine::step_model::{BaseStepModel, StepModel, StepOutput, WantedRows};
-use attune::engine::{Backend as _, Event, GenerateRequest, Sampling};
+use attune::engine::{Backend as _, Event};
 use attune::model::decoder::SequenceRows;
 use attune::model::tokenizer::Tokenizer;
 use attune::{Error, Result};
-use fixtures::{FAMILIES, Reference, TRAINED_FAMILIES, device, whole_model};
+use fixtures::{FAMILIES, Reference, TRAINED_FAMILIES, device, greedy, whole_model};
 use tokio::sync::mpsc::UnboundedReceiver;
-
-fn greedy(prompt: &[u32], max_tokens: usize, adapter: Option<&AdapterLease>) -> GenerateRequest {
-    GenerateRequest {
-        organization: "org".into(),
-        prompt: prompt.to_vec(),
-        adapter: adapter.cloned(),
-        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
-        max_tokens,
-        stop: Vec::new(),
-        stop_tokens: Vec::new(),
-        logprobs: None,
-        prompt_logprobs: None,
-        grammar: None,
-    }
-}
 
 /// The tokens, and how many of the prompt were found in the cache.
 fn read(mut events: UnboundedReceiver<Event>) -> Result<(Vec<u32>, usize)> {

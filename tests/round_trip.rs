@@ -16,7 +16,7 @@ use attune::adapters::{Adapter, peft};
 use attune::config::{Limits, ModelEntry};
 use attune::datasets::{self, Purpose, RenderSettings};
 use attune::engine::native::NativeEngine;
-use attune::engine::{Backend, EmbedRequest, Event, GenerateRequest, Sampling};
+use attune::engine::{Backend, EmbedRequest, Event, GenerateRequest};
 use attune::jobs::{Hyperparameters, JobApi};
 use attune::model::BaseModel;
 use attune::train::settings::{TrainSettings, resolve};
@@ -91,18 +91,8 @@ fn answer_events(
     adapter: Option<&Arc<Adapter>>,
 ) -> tokio::sync::mpsc::UnboundedReceiver<Event> {
     let prompt = model.chat_template.as_ref().unwrap().render(messages, None, true).unwrap();
-    let request = GenerateRequest {
-        organization: "org".into(),
-        prompt: model.tokenizer.encode(&prompt, false).unwrap(),
-        adapter: adapter.cloned(),
-        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
-        max_tokens: 80,
-        stop: Vec::new(),
-        stop_tokens: model.end_tokens.clone(),
-        logprobs: None,
-        prompt_logprobs: None,
-        grammar: None,
-    };
+    let prompt = model.tokenizer.encode(&prompt, false).unwrap();
+    let request = GenerateRequest { stop_tokens: model.end_tokens.clone(), ..fixtures::greedy(&prompt, 80, adapter) };
     engine.generate(request).unwrap()
 }
 

@@ -7,8 +7,9 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
+use attune::adapters::{Adapter, AdapterLease, LoraLayer, LoraPair, Site};
 use attune::config::ModelEntry;
+use attune::engine::{GenerateRequest, Sampling};
 use attune::model::decoder::Decoder;
 use attune::model::linear::Storage;
 use attune::model::weights::Weights;
@@ -162,4 +163,20 @@ pub fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
     let difference: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
     let norm: f64 = b.iter().map(|b| f64::from(*b).powi(2)).sum();
     (difference / norm.max(f64::MIN_POSITIVE)).sqrt()
+}
+
+/// A request for the most probable tokens after `prompt`.
+pub fn greedy(prompt: &[u32], max_tokens: usize, adapter: Option<&AdapterLease>) -> GenerateRequest {
+    GenerateRequest {
+        organization: "org".into(),
+        prompt: prompt.to_vec(),
+        adapter: adapter.cloned(),
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        max_tokens,
+        stop: Vec::new(),
+        stop_tokens: Vec::new(),
+        logprobs: None,
+        prompt_logprobs: None,
+        grammar: None,
+    }
 }
