@@ -84,9 +84,10 @@ def answering(server, model, endless):
 
 
 @contextlib.contextmanager
-def waiting(server, model):
-    """A request for the model that nobody reads the answer of."""
-    body = json.dumps({"model": model, "prompt": "On Friday", "n": 30, "max_tokens": 900}).encode()
+def waiting(server, model, endless):
+    """A request for the model that nobody reads the answer of, as long as that of `answering`."""
+    asked = {"model": model, "prompt": "On Friday", "n": 30, "max_tokens": 900, "logit_bias": endless}
+    body = json.dumps(asked).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     address = urlsplit(server.url)
     with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
@@ -126,7 +127,7 @@ def test_where_running_requests_fill_the_memory_others_are_told_when_to_come_bac
         for seed in range(3):
             path = adapterlib.put(server.data_dir / "made" / str(seed), seed, WIDE)
             assert load(http, f"a{seed}", path).status_code == 200
-        with answering(server, "a0", endless), waiting(server, "a1"):
+        with answering(server, "a0", endless), waiting(server, "a1", endless):
 
             def held():
                 return [one["models"] for one in listed(http)["data"] if one["active_leases"]]
