@@ -113,7 +113,15 @@ pub(super) unsafe fn byte_kernel<S: Bytes, const ROWS: usize, const PANELS: usiz
         let mut sums = [[S::zero(); PANELS]; ROWS];
         tile.load_start(&mut sums);
         let mut weights = tile.weights;
+        let mut ahead = tile.ahead.weights;
         for block in 0..tile.depth / BLOCK {
+            for line in 0..BLOCK_LINES.div_ceil(tile.ahead.tiles) {
+                S::fetch(ahead.wrapping_add(line * 64));
+                if PANELS > 1 {
+                    S::fetch(ahead.wrapping_add(tile.panel_bytes + line * 64));
+                }
+            }
+            ahead = ahead.wrapping_add(BLOCK_LINES * 64 / tile.ahead.tiles);
             let x: [*const i8; 6] =
                 array::from_fn(|group| tile.x.values.wrapping_add(block * BLOCK + 3 * group * tile.x.stride));
             let next = weights.wrapping_add(tile.panel_bytes);

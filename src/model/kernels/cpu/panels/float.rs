@@ -102,7 +102,14 @@ pub(super) unsafe fn kernel<S: Lanes, W: Stored, const ROWS: usize, const PANELS
         // One pointer for three rows: x86 addresses 0, 1 and 2 strides from it.
         let stride = tile.x.stride;
         let mut x: [*const f32; 6] = array::from_fn(|group| tile.x.values.wrapping_add(3 * group * stride));
+        let step = 16 * W::BYTES / tile.ahead.tiles;
+        let mut ahead = tile.ahead.weights;
         for _ in 0..tile.depth {
+            S::fetch(ahead);
+            if PANELS > 1 {
+                S::fetch(ahead.wrapping_add(tile.panel_bytes));
+            }
+            ahead = ahead.wrapping_add(step);
             let first: S = W::load(weights);
             let second: S = if PANELS > 1 { W::load(weights.add(tile.panel_bytes)) } else { first };
             each_row!(ROWS, row, {

@@ -98,8 +98,9 @@ impl Panels {
         self.lines_per_panel * size_of::<Line>()
     }
 
+    /// Where a panel begins; beyond the last one, an address that may only be fetched ahead.
     fn panel(&self, index: usize) -> *const u8 {
-        self.lines[index * self.lines_per_panel..].as_ptr().cast()
+        self.lines.as_ptr().wrapping_add(index * self.lines_per_panel).cast()
     }
 }
 

@@ -37,6 +37,17 @@ pub(super) struct Tile<X> {
     pub(super) start_stride: usize,
     pub(super) y: *mut f32,
     pub(super) y_stride: usize,
+    pub(super) ahead: Ahead,
+}
+
+/// The weights that come after a tile's own, which it fetches into the cache as it goes: the CPU's own prefetching ends with each
+/// page of memory, and would leave the arithmetic waiting at the next.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    /// This tile's part of them.
+    pub(super) weights: *const u8,
+    /// Tiles among which they are split.
+    pub(super) tiles: usize,
 }
 
 #[allow(clippy::inline_always, reason = "part of the kernels")]
@@ -125,9 +136,13 @@ pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(job: &Job<'_>, x: F::Input, ro
         let mut depth = 0;
         while depth < panels.padded_inputs {
             let length = F::DEPTH.min(panels.padded_inputs - depth);
-            // SAFETY: panel and depth lie inside the weights.
-            let weights = unsafe { panels.panel(panel).add(F::offset(depth)) };
-            for tile_rows in pieces(rows.len(), most_rows) {
+            let end = depth + length;
+            let next = if end < panels.padded_inputs { (panel, end) } else { (panel + count, 0) };
+            let [weights, next] =
+                [(panel, depth), next].map(|(panel, depth)| panels.panel(panel).wrapping_add(F::offset(depth)));
+            let tiles = rows.len().div_ceil(most_rows);
+            for (index, tile_rows) in pieces(rows.len(), most_rows).enumerate() {
+                let ahead = Ahead { weights: next.wrapping_add(index * F::offset(length) / tiles), tiles };
                 let row = rows.start + tile_rows.start;
                 let column = panel * LANES;
                 let y = job.y.wrapping_add(row * job.y_stride + column);
@@ -149,6 +164,7 @@ pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(job: &Job<'_>, x: F::Input, ro
                     start_stride,
                     y,
                     y_stride: job.y_stride,
+                    ahead,
                 };
                 // SAFETY: the tile lies inside its matrices, the last panel's columns apart.
                 unsafe {
@@ -159,7 +175,7 @@ pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(job: &Job<'_>, x: F::Input, ro
                     }
                 }
             }
-            depth += length;
+            depth = end;
         }
         panel += count;
     }
