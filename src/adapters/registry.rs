@@ -19,7 +19,7 @@ use futures::future::{BoxFuture, Shared};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::adapters::host::HostAdapter;
-use crate::adapters::peft::{MAX_RANK, PeftFiles};
+use crate::adapters::peft::PeftFiles;
 use crate::adapters::status::{LoadCounts, Source, Status};
 use crate::adapters::tiers::{Budgets, Key, NoRoom, Reservation, Tiers};
 use crate::adapters::{Adapter, AdapterLease};
@@ -203,14 +203,8 @@ impl AdapterRegistry {
             Error::Unavailable("The storage of adapters does not answer in time. Please try again.".into())
         })??;
         let generation = key.generation.clone();
-        let check = move || {
-            let host = HostAdapter::check(&config, weights, &model.config, MAX_RANK)?;
-            if host.id() == generation {
-                return Ok(Arc::new(host));
-            }
-            Err(Error::Internal(format!("the files of adapter {generation} do not match its hash")))
-        };
-        let host = off_thread(check).await?;
+        let check = move || HostAdapter::check_stored(&generation, &config, weights, &model.config);
+        let host = Arc::new(off_thread(check).await?);
         let kept = self.inner.tiers.keep_in_host(key, &host);
         Ok((host, (!kept).then_some(share)))
     }
