@@ -104,10 +104,12 @@ impl Limits {
 mod tests {
     use super::*;
 
+    type Change = fn(&mut Limits);
+
     #[test]
     fn a_limit_that_lets_nothing_through_or_means_too_much_is_named() {
         assert!(Limits::default().check().is_ok());
-        let refused: [(&str, fn(&mut Limits)); 12] = [
+        let refused: [(&str, Change); 12] = [
             ("max_sequences", |limits| limits.max_sequences = 0),
             ("max_step_tokens", |limits| limits.max_step_tokens = 0),
             ("kv_cache_mib", |limits| limits.kv_cache_mib = 0),
