@@ -34,11 +34,6 @@ def test_a_prompt_seen_before_is_found_and_answered_the_same(client):
     assert cached(chunks[-1].usage) == cached(usage)
 
 
-def tokens(choice):
-    """What was drawn, and its log probabilities, which a batch of another shape may change in the last digits."""
-    return choice.text, choice.logprobs.tokens, pytest.approx(choice.logprobs.token_logprobs, abs=1e-4)
-
-
 @pytest.mark.parametrize("settings", [{"top_p": 0.9}, {"n": 3}, {"best_of": 4, "n": 2}, {"extra_body": {"top_k": 20}}])
 def test_what_is_drawn_at_random_is_the_same_from_the_cache_with_its_log_probabilities(client, settings, endless):
     asked = {"prompt": f"Drawn with {settings}: {PROMPT}", "temperature": 1, "seed": 5, "logprobs": 3, "max_tokens": 20}
@@ -46,9 +41,11 @@ def test_what_is_drawn_at_random_is_the_same_from_the_cache_with_its_log_probabi
     first, second, third = (client.completions.create(**asked) for _ in range(3))
     assert len({choice.text for choice in first.choices}) == len(first.choices), "drawn at random"
     for again in (second, third):
-        assert [tokens(choice) for choice in again.choices] == [tokens(choice) for choice in first.choices]
         assert cached(again.usage) == (again.usage.prompt_tokens - 1) // BLOCK * BLOCK > 0
         for one, other in zip(first.choices, again.choices, strict=True):
+            assert (other.text, other.logprobs.tokens) == (one.text, one.logprobs.tokens)
+            # On some devices a batch of another shape changes the last digits.
+            assert other.logprobs.token_logprobs == pytest.approx(one.logprobs.token_logprobs, abs=1e-4)
             for high, other_high in zip(one.logprobs.top_logprobs, other.logprobs.top_logprobs, strict=True):
                 assert other_high == pytest.approx(high, abs=1e-4)
     if "best_of" not in settings:
