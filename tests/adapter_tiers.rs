@@ -70,7 +70,8 @@ fn numbers(adapter: impl AsRef<Adapter>) -> Vec<f32> {
 }
 
 fn limits(device: u64, host: u64) -> RegistryLimits {
-    RegistryLimits { budgets: Budgets { device, host }, max_rank: 64, room_wait: Duration::from_millis(200) }
+    let budgets = Budgets { device, host };
+    RegistryLimits { budgets, max_rank: 64, room_wait: Duration::from_millis(200), turn_wait: LONG, read_wait: LONG }
 }
 
 fn registry(store: &Store, limits: RegistryLimits) -> AdapterRegistry {
@@ -395,4 +396,23 @@ async fn of_many_who_create_one_name_at_once_one_wins_and_the_others_leave_nothi
         assert_eq!(lease(&registry, &format!("other-{seed}")).await.id, files(seed, 4).id());
     }
     assert_eq!(stored(&database), 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_does_not_answer_and_a_turn_that_does_not_come_are_waited_for_a_bounded_time() {
+    let database = TestDatabase::new().await;
+    install(&registry(&database.store, limits(1 << 30, 0)), "one", files(1, 4)).await.unwrap();
+    let store = slow(&database, LONG).await;
+    let hurried = RegistryLimits { read_wait: Duration::from_millis(100), ..limits(1 << 30, 1 << 30) };
+    let registry = registry(&store, hurried);
+    assert!(matches!(registry.lease(ORG, "one").await, Err(Error::Unavailable(_))));
+    let now = registry.status();
+    assert_eq!((now.failed_loads, now.loading, now.memory.reserved, now.memory.generations.len()), (1, 0, 0, 0));
+
+    let hurried = RegistryLimits { turn_wait: Duration::from_millis(100), ..limits(1 << 30, 1 << 30) };
+    let registry = self::registry(&database.store, hurried);
+    let all = registry.share(u64::MAX).await.unwrap();
+    assert!(matches!(registry.lease(ORG, "one").await, Err(Error::Overloaded { .. })));
+    drop(all);
+    assert_eq!(lease(&registry, "one").await.id, files(1, 4).id());
 }
