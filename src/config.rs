@@ -1,6 +1,9 @@
 //! The one typed configuration, from defaults, a file, the environment and flags, checked once at start.
 //!
 //! Called by `main`; everything else receives the values it needs. Nothing else in the crate reads the environment.
+//! [`limits`] has the limits on requests.
+
+pub mod limits;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,13 +13,10 @@ use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
+pub use self::limits::Limits;
 use crate::adapters::is_job_name;
-use crate::adapters::peft::MAX_RANK;
 use crate::model::linear::Storage;
 use crate::{Error, Result};
-
-/// More memory than any machine has; what is above is a mistake.
-const MAX_MIB: u64 = 1 << 30;
 
 /// Everything that an operator can set. Field names are the keys of `attune.toml`; `ATTUNE_` and the upper-case name set
 /// the same from the environment (`ATTUNE_LISTEN`, `ATTUNE_DATA_DIR`, …); flags win over both.
@@ -104,46 +104,6 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
-/// Limits on requests; every one is bounded by default.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Sequences that run in one step.
-    pub max_sequences: usize,
-    /// Tokens (prompt and new ones) in one step.
-    pub max_step_tokens: usize,
-    /// Requests that wait for a place before new ones are answered with 429.
-    pub max_waiting: usize,
-    /// Seconds that a request waits to begin before it is answered with 429.
-    pub max_queue_seconds: u64,
-    /// Seconds that a request may take in all, from its arrival to its last token, before it is ended with 504.
-    pub max_request_seconds: u64,
-    /// Keep the keys and values of past prompts and answers in free cache blocks, for requests that begin alike.
-    pub prefix_cache: bool,
-    /// Memory for keys and values per base model, in MiB.
-    pub kv_cache_mib: usize,
-    /// Bytes of a JSON request body.
-    pub max_body_bytes: usize,
-    /// Bytes of an uploaded file.
-    pub max_file_bytes: usize,
-    /// Texts in one embeddings request.
-    pub max_inputs: usize,
-    /// Requests per minute of a key without a limit of its own.
-    pub requests_per_minute: u64,
-    /// Tokens per minute, prompts and answers together, of a key without a limit of its own.
-    pub tokens_per_minute: u64,
-    /// Requests of one key that run at a time.
-    pub concurrent_requests: usize,
-    /// Bytes of the weights of an adapter that is loaded from a folder or an archive.
-    pub max_adapter_bytes: u64,
-    /// Rank of such an adapter, 1 to 512.
-    pub max_adapter_rank: usize,
-    /// Memory for adapters that are ready to compute, on the device of the models, in MiB.
-    pub adapter_device_mib: u64,
-    /// Main memory for adapters' files that have been checked, in MiB; 0 reads them from the disk again.
-    pub adapter_host_mib: u64,
-}
-
 /// What tokens cost: money per million of them.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -175,30 +135,6 @@ impl Default for Config {
             prices: BTreeMap::new(),
             currency: "USD".into(),
             log_json: false,
-        }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_sequences: 64,
-            max_step_tokens: 512,
-            max_waiting: 1024,
-            max_queue_seconds: 600,
-            max_request_seconds: 3600,
-            prefix_cache: true,
-            kv_cache_mib: 1024,
-            max_body_bytes: 8 << 20,
-            max_file_bytes: 512 << 20,
-            max_inputs: 2048,
-            requests_per_minute: 60_000,
-            tokens_per_minute: 100_000_000,
-            concurrent_requests: 256,
-            max_adapter_bytes: 1 << 30,
-            max_adapter_rank: 256,
-            adapter_device_mib: 1024,
-            adapter_host_mib: 2048,
         }
     }
 }
@@ -238,28 +174,7 @@ impl Config {
         if self.api_keys.iter().any(|key| key.trim().is_empty()) {
             return Err(Error::Setup("api_keys: a key is empty".into()));
         }
-        let limits = &self.limits;
-        if limits.max_sequences == 0 || limits.max_step_tokens == 0 || limits.kv_cache_mib == 0 {
-            return Err(Error::Setup(
-                "limits: max_sequences, max_step_tokens and kv_cache_mib must be at least 1".into(),
-            ));
-        }
-        if limits.max_queue_seconds == 0 || limits.max_request_seconds == 0 {
-            return Err(Error::Setup("limits: max_queue_seconds and max_request_seconds must be at least 1".into()));
-        }
-        if !(1..=MAX_RANK).contains(&limits.max_adapter_rank) {
-            return Err(Error::Setup(format!("limits: max_adapter_rank must be 1 to {MAX_RANK}")));
-        }
-        if !(1..=MAX_MIB).contains(&limits.adapter_device_mib) || limits.adapter_host_mib > MAX_MIB {
-            return Err(Error::Setup(format!(
-                "limits: adapter_device_mib must be 1 to {MAX_MIB}, adapter_host_mib 0 to {MAX_MIB}"
-            )));
-        }
-        if limits.requests_per_minute == 0 || limits.tokens_per_minute == 0 || limits.concurrent_requests == 0 {
-            return Err(Error::Setup(
-                "limits: requests_per_minute, tokens_per_minute and concurrent_requests must be at least 1".into(),
-            ));
-        }
+        self.limits.check()?;
         for (model, price) in &self.prices {
             let prices = [price.prompt, price.cached_prompt.unwrap_or_default(), price.completion, price.training];
             if !prices.iter().all(|price| price.is_finite() && *price >= 0.0) {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use attune::Error;
 use attune::adapters::peft::{self, PeftFiles};
-use attune::adapters::registry::{AdapterRegistry, RegistryLimits, weights_key};
+use attune::adapters::registry::{AdapterRegistry, RegistryLimits, config_key, weights_key};
 use attune::adapters::tiers::Budgets;
 use attune::adapters::{Adapter, AdapterLease, LoraLayer, LoraPair, Site};
 use attune::model::ModelConfig;
@@ -70,7 +70,8 @@ fn numbers(adapter: impl AsRef<Adapter>) -> Vec<f32> {
 }
 
 fn limits(device: u64, host: u64) -> RegistryLimits {
-    RegistryLimits { budgets: Budgets { device, host }, max_rank: 64, room_wait: Duration::from_millis(200) }
+    let budgets = Budgets { device, host };
+    RegistryLimits { budgets, max_rank: 64, room_wait: Duration::from_millis(200), turn_wait: LONG, read_wait: LONG }
 }
 
 fn registry(store: &Store, limits: RegistryLimits) -> AdapterRegistry {
@@ -259,6 +260,10 @@ async fn a_slow_load_holds_up_nobody_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_finds_what_was_loaded_and_trusts_no_changed_file() {
+    fn is_named(refused: attune::Result<(String, AdapterLease)>, generation: &str) -> bool {
+        let said = format!("the files of adapter {generation} do not match its hash");
+        matches!(refused, Err(Error::Internal(message)) if message == said)
+    }
     let database = TestDatabase::new().await;
     let before = registry(&database.store, limits(1 << 30, 1 << 30));
     install(&before, "kept", files(1, 4)).await.unwrap();
@@ -279,13 +284,21 @@ async fn a_restart_finds_what_was_loaded_and_trusts_no_changed_file() {
         ("everything", Vec::new()),
     ] {
         std::fs::write(&place, changed).unwrap();
-        assert!(after.lease(ORG, "changed").await.is_err(), "{what} was lost");
+        assert!(is_named(after.lease(ORG, "changed").await, &files(2, 4).id()), "{what} was lost");
         assert_eq!(numbers(lease(&after, "kept").await), numbers(peft_adapter(&files(1, 4))));
     }
+    // The configuration is as much a part of it: another alpha is another adapter.
+    std::fs::write(&place, &content).unwrap();
+    let config = database.data_dir.path().join("blobs").join(config_key(&files(2, 4).id()));
+    let text = std::fs::read_to_string(&config).unwrap();
+    assert!(text.contains("\"lora_alpha\": 2"), "{text}");
+    std::fs::write(&config, text.replace("\"lora_alpha\": 2", "\"lora_alpha\": 3")).unwrap();
+    assert!(is_named(after.lease(ORG, "changed").await, &files(2, 4).id()));
+    std::fs::write(&config, text).unwrap();
     std::fs::remove_file(&place).unwrap();
     assert!(matches!(after.lease(ORG, "changed").await, Err(Error::Internal(message)) if message.contains("missing")));
     let now = after.status();
-    assert_eq!((now.failed_loads, now.loading, now.memory.reserved), (4, 0, 0));
+    assert_eq!((now.failed_loads, now.loading, now.memory.reserved), (5, 0, 0));
     assert_eq!(now.memory.generations.len(), 1, "nothing of the damaged one stays");
     std::fs::write(&place, content).unwrap();
     assert_eq!(lease(&after, "changed").await.id, files(2, 4).id());
@@ -383,4 +396,23 @@ async fn of_many_who_create_one_name_at_once_one_wins_and_the_others_leave_nothi
         assert_eq!(lease(&registry, &format!("other-{seed}")).await.id, files(seed, 4).id());
     }
     assert_eq!(stored(&database), 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_does_not_answer_and_a_turn_that_does_not_come_are_waited_for_a_bounded_time() {
+    let database = TestDatabase::new().await;
+    install(&registry(&database.store, limits(1 << 30, 0)), "one", files(1, 4)).await.unwrap();
+    let store = slow(&database, LONG).await;
+    let hurried = RegistryLimits { read_wait: Duration::from_millis(100), ..limits(1 << 30, 1 << 30) };
+    let registry = registry(&store, hurried);
+    assert!(matches!(registry.lease(ORG, "one").await, Err(Error::Unavailable(_))));
+    let now = registry.status();
+    assert_eq!((now.failed_loads, now.loading, now.memory.reserved, now.memory.generations.len()), (1, 0, 0, 0));
+
+    let hurried = RegistryLimits { turn_wait: Duration::from_millis(100), ..limits(1 << 30, 1 << 30) };
+    let registry = self::registry(&database.store, hurried);
+    let all = registry.share(u64::MAX).await.unwrap();
+    assert!(matches!(registry.lease(ORG, "one").await, Err(Error::Overloaded { .. })));
+    drop(all);
+    assert_eq!(lease(&registry, "one").await.id, files(1, 4).id());
 }

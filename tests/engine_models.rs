@@ -1,4 +1,5 @@
-//! The engine over real weights: what it finds in its cache changes no token, and broken weights break their own request.
+//! The engine over real weights: neither the cache nor the company changes a token or its log probability, and broken
+//! weights break their own request.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -9,9 +10,10 @@ use std::sync::Arc;
 
 use attune::adapters::{Adapter, AdapterLease, LoraPair, Site};
 use attune::config::Limits;
+use attune::engine::logprobs::TokenLogprobs;
 use attune::engine::native::NativeEngine;
 use attune::engine::step_model::{BaseStepModel, StepModel, StepOutput, WantedRows};
-use attune::engine::{Backend as _, Event};
+use attune::engine::{Backend as _, Event, GenerateRequest, Sampling};
 use attune::model::decoder::SequenceRows;
 use attune::model::tokenizer::Tokenizer;
 use attune::{Error, Result};
@@ -54,6 +56,87 @@ fn a_prompt_found_in_the_cache_gives_the_same_tokens() {
             assert_eq!((missed.1, found.1), (0, 48), "{family}");
             assert_eq!(missed.0, found.0, "{family}");
         }
+    }
+}
+
+/// What a client can see of an answer: its tokens with their log probabilities, and those of its prompt.
+type Scored = (Vec<u32>, Vec<TokenLogprobs>, Vec<TokenLogprobs>);
+
+/// The answer, and how many tokens of the prompt were found in the cache.
+fn read_scored(mut events: UnboundedReceiver<Event>) -> (Scored, usize) {
+    let (mut ids, mut drawn, mut prompt) = (Vec::new(), Vec::new(), Vec::new());
+    loop {
+        match events.blocking_recv().unwrap() {
+            Event::Prompt { tokens } => prompt = tokens,
+            Event::Token { id, logprobs, .. } => {
+                ids.push(id);
+                drawn.extend(logprobs);
+            }
+            Event::Finished { cached_tokens, .. } => return ((ids, drawn, prompt), cached_tokens),
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Requests that draw at random, each with a seed, of the base and two adapters, whose prompts begin alike.
+fn sampled_requests(family: &str) -> Vec<GenerateRequest> {
+    let config = fixtures::load(family, &device()).0;
+    let reference = Reference::read(family, "peft/curve.safetensors");
+    let trained: AdapterLease = Arc::new(reference.adapter("final.", &config, 2.0, &device()));
+    let adapters = [None, Some(adapter(family)), Some(trained)];
+    (0..12)
+        .map(|index| GenerateRequest {
+            sampling: Sampling {
+                temperature: [1.0, 0.7, 1.5][index % 3],
+                top_p: [1.0, 0.9][index % 2],
+                top_k: [0, 30][index / 2 % 2],
+                min_p: [0.0, 0.02][index / 3 % 2],
+                repetition_penalty: [1.0, 1.2][index / 4 % 2],
+                presence_penalty: 0.1,
+                seed: Some(100 + index as u64),
+                ..Sampling::default()
+            },
+            logprobs: Some(index % 4),
+            prompt_logprobs: (index % 5 == 0).then_some(2),
+            ..greedy(&prompt(family, 33 + index / 3), 12, adapters[index % 3].as_ref())
+        })
+        .collect()
+}
+
+#[test]
+fn sampled_answers_are_the_same_alone_together_and_from_the_cache_with_their_log_probabilities() {
+    for family in TRAINED_FAMILIES {
+        let model = whole_model(family);
+        let requests = sampled_requests(family);
+        let one_by_one = Limits { prefix_cache: false, max_sequences: 1, ..Limits::default() };
+        let alone = NativeEngine::start(model.clone(), &one_by_one, Arc::default()).unwrap();
+        let ask = |one: &GenerateRequest| read_scored(alone.generate(one.clone()).unwrap());
+        let expected: Vec<_> = requests.iter().map(|one| ask(one).0).collect();
+        for max_step_tokens in [7, 512] {
+            let limits = Limits { max_step_tokens, ..Limits::default() };
+            let engine = NativeEngine::start(model.clone(), &limits, Arc::default()).unwrap();
+            for round in 0..3 {
+                let events = engine.generate_all(requests.clone()).unwrap();
+                for (index, (events, expected)) in events.into_iter().zip(&expected).enumerate() {
+                    let (answer, cached) = read_scored(events);
+                    assert_same(&answer, expected, &format!("{family}, request {index}, round {round}"));
+                    let finds = requests[index].prompt_logprobs.is_none();
+                    assert!(round == 0 || (cached == 32) == finds, "{cached} tokens were found");
+                }
+            }
+        }
+    }
+}
+
+/// On the CPU to the last bit; on a GPU sums depend on the batch's shape.
+#[track_caller]
+fn assert_same(one: &Scored, other: &Scored, what: &str) {
+    if !cfg!(feature = "cuda") {
+        return assert_eq!(one, other, "{what}");
+    }
+    assert_eq!(one.0, other.0, "{what}");
+    for (one, other) in one.1.iter().chain(&one.2).zip(other.1.iter().chain(&other.2)) {
+        assert!(one.id == other.id && (one.logprob - other.logprob).abs() < 1e-4, "{what}: {one:?}, {other:?}");
     }
 }
 

@@ -142,7 +142,7 @@ fn layers_with_ranks_and_places_of_their_own_survive_a_round_trip() {
 }
 
 #[test]
-fn half_precision_weights_are_widened() {
+fn half_precision_weights_are_widened_and_must_be_numbers() {
     let (config, weights) = files("llama");
     let exact = peft::read(&config, &weights, &model("llama"), &Device::Cpu).unwrap();
     let tensors = candle_core::safetensors::load_buffer(&weights, &Device::Cpu).unwrap();
@@ -154,6 +154,21 @@ fn half_precision_weights_are_widened() {
         let (one, two) = (exact.layers[0].get(Site::Gate).unwrap(), read.layers[0].get(Site::Gate).unwrap());
         for (one, two) in numbers(&one.a).iter().zip(numbers(&two.a)) {
             assert!((one - two).abs() <= tolerance * one.abs().max(1e-3));
+        }
+        // The largest number passes; an infinity and both signs of what is none are refused.
+        let largest = if dtype == DType::F16 { 65504.0 } else { f64::from(f32::from_bits(0x7f7f_0000)) };
+        for (value, passes) in
+            [(largest, true), (-largest, true), (f64::INFINITY, false), (f64::NAN, false), (-f64::NAN, false)]
+        {
+            let name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+            let mut changed = halved.clone();
+            let matrix = tensors[name].ones_like().unwrap();
+            changed.insert(name.into(), (matrix * value).unwrap().to_dtype(dtype).unwrap());
+            let bytes = safetensors::serialize(&changed, None).unwrap();
+            match peft::read(&config, &bytes, &model("llama"), &Device::Cpu) {
+                Ok(_) => assert!(passes, "{dtype:?}: {value}"),
+                Err(error) => assert!(!passes && error.to_string().contains("not finite"), "{dtype:?}: {error}"),
+            }
         }
     }
 }

@@ -14,11 +14,11 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorInfo};
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserializer as _, de};
 
-use crate::Result;
 use crate::adapters::peft::config::PeftConfig;
-use crate::adapters::peft::{self, PREFIX, refuse};
+use crate::adapters::peft::{self, MAX_RANK, PREFIX, refuse};
 use crate::adapters::{Adapter, LoraLayer, LoraPair, Site};
 use crate::model::ModelConfig;
+use crate::{Error, Result};
 
 /// Bytes of the header of `adapter_model.safetensors` at the most; the largest model's adapter needs a tenth of it.
 const MAX_HEADER_BYTES: u64 = 4 << 20;
@@ -64,7 +64,20 @@ impl HostAdapter {
     /// Checks the two files of a PEFT folder for a model of shape `model`: the configuration, the header, the shapes, then
     /// the numbers. Nothing but a small plan is allocated.
     pub fn check(config: &[u8], weights: Bytes, model: &ModelConfig, max_rank: usize) -> Result<Self> {
+        Self::checked(peft::generation(config, &weights), config, weights, model, max_rank)
+    }
+
+    /// The same for files that were stored as `generation`: not a byte of them may have changed.
+    pub fn check_stored(generation: &str, config: &[u8], weights: Bytes, model: &ModelConfig) -> Result<Self> {
         let id = peft::generation(config, &weights);
+        if id != generation {
+            // First: what else is wrong with them is no fault of whoever asks for the model.
+            return Err(Error::Internal(format!("the files of adapter {generation} do not match its hash")));
+        }
+        Self::checked(id, config, weights, model, MAX_RANK)
+    }
+
+    fn checked(id: String, config: &[u8], weights: Bytes, model: &ModelConfig, max_rank: usize) -> Result<Self> {
         let config = PeftConfig::read(config)?;
         let halves = places(&weights, model)?;
         let paths: Vec<String> = all_places(model).map(|(block, site)| path(block, site)).collect();
@@ -146,11 +159,11 @@ impl HostAdapter {
         }
     }
 
-    /// Refuses what is not a number; one matrix is widened at a time.
+    /// Refuses what is not a number, by its bits alone.
     fn check_values(&self) -> Result<()> {
         for Update { block, site, a, b, .. } in &self.updates {
             for (matrix, half) in [(a, 'A'), (b, 'B')] {
-                if !self.values(matrix).iter().all(|value| value.is_finite()) {
+                if !matrix.is_finite(&self.weights) {
                     let path = path(*block, *site);
                     return Err(refuse(format_args!("`{path}.lora_{half}` has values that are not finite")));
                 }
@@ -173,6 +186,22 @@ impl Matrix {
             )));
         }
         Ok(self.clone())
+    }
+
+    /// True where no value in the file is infinite or not a number: those have every bit of the exponent set.
+    fn is_finite(&self, file: &[u8]) -> bool {
+        let short = |exponent: u16| {
+            let finite = move |bytes: &[u8; 2]| u16::from_le_bytes(*bytes) & exponent != exponent;
+            file[self.bytes.clone()].as_chunks().0.iter().all(finite)
+        };
+        match self.dtype {
+            Dtype::F16 => short(0x7c00),
+            Dtype::BF16 => short(0x7f80),
+            _ => {
+                let finite = |bytes: &[u8; 4]| f32::from_le_bytes(*bytes).is_finite();
+                file[self.bytes.clone()].as_chunks().0.iter().all(finite)
+            }
+        }
     }
 }
 
@@ -209,7 +238,7 @@ fn places(weights: &[u8], model: &ModelConfig) -> Result<Halves> {
     Ok(halves)
 }
 
-fn no_place(name: &str) -> crate::Error {
+fn no_place(name: &str) -> Error {
     let why = if name.contains("lora_magnitude_vector") {
         " (DoRA is not supported)"
     } else if name.contains("embed") || name.contains("lm_head") {

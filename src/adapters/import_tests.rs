@@ -186,6 +186,34 @@ fn the_servers_own_folders_are_not_read() {
 }
 
 #[test]
+fn what_changes_after_it_was_judged_is_not_read() {
+    let fixture = Fixture::new();
+    let mine = fixture.data.path().join("mine");
+    let open = || Folder::open(fixture.data.path(), &mine, 1000).expect("a folder");
+    // Another file, or a link to one outside, under the same name: what was opened is read.
+    for replace in
+        [|path: &Path, _: &Path| std::fs::write(path, "other"), |path: &Path, outside: &Path| symlink(outside, path)]
+    {
+        put(&mine);
+        let folder = open();
+        for name in [CONFIG, WEIGHTS] {
+            std::fs::remove_file(mine.join(name)).expect("removed");
+            replace(&mine.join(name), &fixture.outside.path().join(name)).expect("another one");
+        }
+        let files = folder.read().expect("an adapter");
+        assert_eq!((files.config, files.weights), (b"{}".to_vec(), vec![7; 10]));
+        for name in [CONFIG, WEIGHTS] {
+            std::fs::remove_file(mine.join(name)).expect("removed");
+        }
+    }
+    // The file itself grows beyond what was allowed.
+    put(&mine);
+    let folder = open();
+    std::fs::write(mine.join(WEIGHTS), [7; 1001]).expect("a longer file");
+    assert!(refusal(folder.read()).contains("larger than 1000 bytes"));
+}
+
+#[test]
 fn missing_oversized_and_odd_files_are_refused() {
     let fixture = Fixture::new();
     assert!(matches!(fixture.read("none"), Err(Error::NotFound { .. })));

@@ -19,7 +19,7 @@ use futures::future::{BoxFuture, Shared};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::adapters::host::HostAdapter;
-use crate::adapters::peft::{MAX_RANK, PeftFiles};
+use crate::adapters::peft::PeftFiles;
 use crate::adapters::status::{LoadCounts, Source, Status};
 use crate::adapters::tiers::{Budgets, Key, NoRoom, Reservation, Tiers};
 use crate::adapters::{Adapter, AdapterLease};
@@ -33,12 +33,6 @@ use crate::{Error, Result};
 const LOADING_MIB: u32 = 256;
 /// The share that a load of a small file takes, so that few run at a time.
 const LOAD_MIB: u32 = 16;
-/// How long a load waits for its share.
-const TURN_WAIT: Duration = Duration::from_secs(30);
-/// How long the store may take to give a generation's files.
-const READ_TIMEOUT: Duration = Duration::from_mins(1);
-/// How long a request waits for room on the device where everything there is leased.
-const ROOM_WAIT: Duration = Duration::from_secs(5);
 /// An `Arc` tells nobody that it drops, so whoever waits for room looks again.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Times that a name may be re-pointed while it is being leased.
@@ -61,14 +55,24 @@ pub struct RegistryLimits {
     pub budgets: Budgets,
     /// The largest rank of an adapter from elsewhere.
     pub max_rank: usize,
-    /// How long a request waits for room on the device.
+    /// How long a request waits for room on the device where everything there is leased.
     pub room_wait: Duration,
+    /// How long a load waits for its share of the memory for files.
+    pub turn_wait: Duration,
+    /// How long the store may take to give a generation's files.
+    pub read_wait: Duration,
 }
 
 impl From<&Limits> for RegistryLimits {
     fn from(limits: &Limits) -> Self {
         let budgets = Budgets { device: limits.adapter_device_mib << 20, host: limits.adapter_host_mib << 20 };
-        Self { budgets, max_rank: limits.max_adapter_rank, room_wait: ROOM_WAIT }
+        Self {
+            budgets,
+            max_rank: limits.max_adapter_rank,
+            room_wait: Duration::from_secs(5),
+            turn_wait: Duration::from_secs(30),
+            read_wait: Duration::from_mins(1),
+        }
     }
 }
 
@@ -197,22 +201,22 @@ impl AdapterRegistry {
         let model = Arc::clone(&self.inner.catalog.get(&key.base)?.model);
         let blobs = &self.inner.store.blobs;
         let (config_key, weights_key) = (config_key(&key.generation), weights_key(&key.generation));
-        let share = self.share(blobs.size(&weights_key).await?).await?;
+        let share = self.share(self.in_time(blobs.size(&weights_key)).await?).await?;
         let reading = async { tokio::try_join!(blobs.get(&config_key), blobs.get(&weights_key)) };
-        let (config, weights) = tokio::time::timeout(READ_TIMEOUT, reading).await.map_err(|_| {
-            Error::Unavailable("The storage of adapters does not answer in time. Please try again.".into())
-        })??;
+        let (config, weights) = self.in_time(reading).await?;
         let generation = key.generation.clone();
-        let check = move || {
-            let host = HostAdapter::check(&config, weights, &model.config, MAX_RANK)?;
-            if host.id() == generation {
-                return Ok(Arc::new(host));
-            }
-            Err(Error::Internal(format!("the files of adapter {generation} do not match its hash")))
-        };
-        let host = off_thread(check).await?;
+        let check = move || HostAdapter::check_stored(&generation, &config, weights, &model.config);
+        let host = Arc::new(off_thread(check).await?);
         let kept = self.inner.tiers.keep_in_host(key, &host);
         Ok((host, (!kept).then_some(share)))
+    }
+
+    /// What the store answers, where it does within the time that it has.
+    async fn in_time<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::time::timeout(self.inner.limits.read_wait, answer).await.unwrap_or_else(|_| {
+            let message = "The storage of adapters does not answer in time. Please try again.";
+            Err(Error::Unavailable(message.into()))
+        })
     }
 
     async fn to_device(&self, key: &Key, host: Arc<HostAdapter>, room: Reservation) -> Result<AdapterLease> {
@@ -241,7 +245,8 @@ impl AdapterRegistry {
     /// take too long.
     pub async fn share(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
         let mib = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(LOADING_MIB).clamp(LOAD_MIB, LOADING_MIB);
-        match tokio::time::timeout(TURN_WAIT, Arc::clone(&self.inner.loading).acquire_many_owned(mib)).await {
+        let turn = Arc::clone(&self.inner.loading).acquire_many_owned(mib);
+        match tokio::time::timeout(self.inner.limits.turn_wait, turn).await {
             Ok(Ok(share)) => Ok(share),
             Ok(Err(_)) => Err(Error::Internal("no adapters are brought in any more".into())),
             Err(_) => {
@@ -368,6 +373,7 @@ fn again(error: &Error) -> Error {
         Error::Overloaded { what, retry_after } => Error::Overloaded { what, retry_after: *retry_after },
         Error::Unavailable(message) => Error::Unavailable(message.clone()),
         Error::ModelNotFound(name) => Error::ModelNotFound(name.clone()),
+        Error::Internal(message) => Error::Internal(message.clone()),
         error if error.is_transient() => Error::io("load an adapter")(std::io::Error::other(error.to_string())),
         error => Error::Internal(error.to_string()),
     }

@@ -232,9 +232,14 @@ impl Tiers {
     pub fn snapshot(&self) -> Snapshot {
         let mut state = self.state();
         state.prune();
-        let mut generations: Vec<_> = state.generations.iter().map(|(key, one)| one.residency(key)).collect();
-        generations.sort_by(|one, two| one.key.cmp(&two.key));
-        Snapshot { generations, budgets: state.budgets, reserved: state.reserved, evictions: state.evictions }
+        let generations = state.generations.iter().map(|(key, one)| one.residency(key)).collect();
+        let State { budgets, reserved, evictions, .. } = *state;
+        drop(state);
+        // Outside of the lock: there may be thousands.
+        let mut now = Snapshot { generations, budgets, reserved, evictions };
+        now.generations.sort_unstable_by(|one, two| one.key.cmp(&two.key));
+        now.generations.iter_mut().for_each(|one| one.names.sort_unstable());
+        now
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -350,13 +355,12 @@ impl Generation {
         if self.leased.strong_count() > 0 { self.device_bytes } else { 0 }
     }
 
+    /// What it is now, its names in any order.
     fn residency(&self, key: &Key) -> Residency {
-        let mut names: Vec<_> = self.names.iter().cloned().collect();
-        names.sort();
         Residency {
             key: key.clone(),
             retired: self.kept.is_none() && self.host.is_none(),
-            names,
+            names: self.names.iter().cloned().collect(),
             rank: self.rank,
             device_bytes: self.bytes_on_device(),
             host_bytes: self.host.as_ref().map_or(0, |host| host.host_bytes()),

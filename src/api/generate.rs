@@ -100,17 +100,13 @@ impl Plan {
         let prompt_tokens = self.prompts.iter().map(Vec::len).sum();
         let mut charge = account.charge(prompt_tokens)?;
         let mut running = Running::new(base.model.id.clone(), self.prompts.len(), self.n, prompt_tokens);
-        for (place, prompt) in self.prompts.into_iter().enumerate() {
+        let mut requests = Vec::with_capacity(running.choices());
+        for prompt in &self.prompts {
             for j in 0..self.n {
-                let index = place * self.n + j;
-                if self.max_tokens == 0 && self.prompt_logprobs.is_none() {
-                    running.end(index, FinishReason::Length);
-                    continue;
-                }
                 let mut sampling = self.sampling.clone();
                 // Answers to one prompt differ, and the same seed gives the same set of them.
                 sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(j as u64));
-                let receiver = base.backend.generate(GenerateRequest {
+                requests.push(GenerateRequest {
                     organization: account.organization().clone(),
                     prompt: prompt.clone(),
                     adapter: adapter.clone(),
@@ -121,9 +117,14 @@ impl Plan {
                     logprobs: self.logprobs,
                     prompt_logprobs: self.prompt_logprobs,
                     grammar: self.grammar.clone(),
-                })?;
-                running.watch(index, receiver);
+                });
             }
+        }
+        if self.max_tokens == 0 && self.prompt_logprobs.is_none() {
+            (0..running.choices()).for_each(|index| running.end(index, FinishReason::Length));
+        } else {
+            let receivers = base.backend.generate_all(requests)?;
+            receivers.into_iter().enumerate().for_each(|(index, receiver)| running.watch(index, receiver));
         }
         charge.owe();
         running.charge = Some(charge);

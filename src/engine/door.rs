@@ -20,11 +20,12 @@ pub struct Door {
     waiting: Arc<AtomicUsize>,
 }
 
-/// A request's place in the queue, given back when dropped.
+/// A place in the queue, given back when dropped.
 #[derive(Debug)]
 pub struct Ticket {
     waiting: Arc<AtomicUsize>,
-    begun: AtomicBool,
+    /// Shared by the tickets of one request.
+    begun: Arc<AtomicBool>,
 }
 
 impl Ticket {
@@ -69,10 +70,18 @@ impl Door {
 
     /// Takes a place in the queue.
     pub fn enter(&self) -> Result<Arc<Ticket>> {
+        self.enter_many(1).map(|mut tickets| tickets.remove(0))
+    }
+
+    /// Takes a place for each of the `count` sequences of one request, or none at all.
+    pub fn enter_many(&self, count: usize) -> Result<Vec<Arc<Ticket>>> {
+        let begun = Arc::<AtomicBool>::default();
+        let ticket = |_| Arc::new(Ticket { waiting: self.waiting.clone(), begun: begun.clone() });
         // Counted first, then checked: of two that come at once to the last place, one gets it.
-        let ticket = Ticket { waiting: self.waiting.clone(), begun: AtomicBool::new(false) };
-        if self.waiting.fetch_add(1, Ordering::AcqRel) < self.max_waiting {
-            return Ok(Arc::new(ticket));
+        let before = self.waiting.fetch_add(count, Ordering::AcqRel);
+        let tickets = (0..count).map(ticket).collect();
+        if count == 0 || before + count <= self.max_waiting {
+            return Ok(tickets);
         }
         Err(Error::Overloaded { what: "too many requests are waiting", retry_after: RETRY_AFTER })
     }
@@ -98,6 +107,19 @@ mod tests {
         }
         drop(first);
         assert!(door.enter().is_ok());
+    }
+
+    #[test]
+    fn a_request_of_many_sequences_gets_all_its_places_or_none_and_begins_once() {
+        let door = Door::new(64, 8, 3);
+        let two = door.enter_many(2).unwrap();
+        assert!(door.enter_many(2).is_err());
+        let other = door.enter().expect("what was refused has left no place taken");
+        two[1].begin();
+        assert!(two[0].has_begun() && !other.has_begun());
+        drop((two, other));
+        assert_eq!(door.enter_many(3).unwrap().len(), 3);
+        assert!(door.enter_many(4).is_err());
     }
 
     #[test]

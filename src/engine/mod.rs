@@ -39,6 +39,12 @@ pub trait Backend: Send + Sync {
     /// Fails with [`Error::Overloaded`] when the queue is full and with [`Error::ContextLength`] when it cannot fit.
     fn generate(&self, request: GenerateRequest) -> Result<UnboundedReceiver<Event>>;
 
+    /// The same for the sequences of one client's request, all or none of them: it has begun when the first one runs, and
+    /// the others may then wait for as long as the request may take.
+    fn generate_all(&self, requests: Vec<GenerateRequest>) -> Result<Vec<UnboundedReceiver<Event>>> {
+        requests.into_iter().map(|request| self.generate(request)).collect()
+    }
+
     /// Pools the last hidden states of each input into one unit vector of [`crate::model::ModelConfig::hidden_size`].
     fn embed(&self, request: EmbedRequest) -> Vectors<'_>;
 }

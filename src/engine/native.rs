@@ -101,18 +101,31 @@ impl NativeEngine {
 
 impl Backend for NativeEngine {
     fn generate(&self, request: GenerateRequest) -> Result<UnboundedReceiver<Event>> {
-        let max_tokens = self.door.answer_tokens(request.prompt.len(), request.max_tokens)?;
-        self.check_tokens("prompt", &request.prompt)?;
-        let (events, receiver) = unbounded_channel();
-        if max_tokens == 0 && request.prompt_logprobs.is_none() {
-            let (text, reason) = (String::new(), FinishReason::Length);
-            let finished = Event::Finished { text, reason, completion_tokens: 0, cached_tokens: 0 };
-            events.send(finished).map_err(|_| stopped())?;
-            return Ok(receiver);
+        self.generate_all(vec![request]).map(|mut receivers| receivers.remove(0))
+    }
+
+    fn generate_all(&self, requests: Vec<GenerateRequest>) -> Result<Vec<UnboundedReceiver<Event>>> {
+        let mut receivers = Vec::with_capacity(requests.len());
+        let mut to_run = Vec::with_capacity(requests.len());
+        for request in requests {
+            let max_tokens = self.door.answer_tokens(request.prompt.len(), request.max_tokens)?;
+            self.check_tokens("prompt", &request.prompt)?;
+            let (events, receiver) = unbounded_channel();
+            receivers.push(receiver);
+            if max_tokens == 0 && request.prompt_logprobs.is_none() {
+                let (text, reason) = (String::new(), FinishReason::Length);
+                let finished = Event::Finished { text, reason, completion_tokens: 0, cached_tokens: 0 };
+                events.send(finished).map_err(|_| stopped())?;
+            } else {
+                to_run.push((request, max_tokens, events));
+            }
         }
-        let ticket = self.door.enter()?;
-        self.put(vec![Arrival::Generate { request, max_tokens, events, submitted: Instant::now(), ticket }])?;
-        Ok(receiver)
+        let (tickets, submitted) = (self.door.enter_many(to_run.len())?, Instant::now());
+        let arrivals = to_run.into_iter().zip(tickets).map(|((request, max_tokens, events), ticket)| {
+            Arrival::Generate { request, max_tokens, events, submitted, ticket }
+        });
+        self.put(arrivals.collect())?;
+        Ok(receivers)
     }
 
     fn embed(&self, request: EmbedRequest) -> Vectors<'_> {

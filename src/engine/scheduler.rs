@@ -138,7 +138,7 @@ impl<T: Owner> Scheduler<T> {
         let max_time = Duration::from_secs(self.limits.max_request_seconds);
         let overdue = |sequence: &Sequence<T>| {
             let age = now.saturating_duration_since(sequence.submitted);
-            // Of a request with many inputs only the first one's wait counts.
+            // Of a request with many sequences only the first one's wait counts.
             let has_begun = sequence.ticket.as_ref().is_none_or(|ticket| ticket.has_begun());
             let late = (age > max_time).then_some(Overdue::Running);
             late.or((age > max_wait && !has_begun).then_some(Overdue::Waiting))

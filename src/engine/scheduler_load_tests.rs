@@ -22,8 +22,9 @@ struct Known {
 fn under_random_load_blocks_balance_all_requests_end_and_none_starves() {
     const BLOCKS: usize = 12;
     const BUDGET: usize = 20;
+    const SEQUENCES: usize = 4;
     let mut random = ChaCha8Rng::seed_from_u64(11);
-    let mut scheduler = scheduler(6, BUDGET, BLOCKS);
+    let mut scheduler = scheduler(SEQUENCES, BUDGET, BLOCKS);
     let mut known: BTreeMap<usize, Known> = BTreeMap::new();
     // What was last written into each slot of the cache.
     let mut cache: HashMap<usize, u32> = HashMap::new();
@@ -54,6 +55,7 @@ fn under_random_load_blocks_balance_all_requests_end_and_none_starves() {
         let step = compose(&mut scheduler);
         check_step(&mut scheduler, &step, BUDGET);
         let running: Vec<usize> = scheduler.running().iter().map(|sequence| sequence.owner.number).collect();
+        assert!(running.len() <= SEQUENCES);
         for (part, rows) in step.parts.iter().zip(scheduler.rows(&step)) {
             let tokens = &known[&running[part.sequence]].tokens;
             let slot = |at: usize| rows.blocks[at / BLOCK_TOKENS] as usize * BLOCK_TOKENS + at % BLOCK_TOKENS;

@@ -50,7 +50,7 @@ pub struct NewSequence<T> {
     pub adapter: Option<AdapterLease>,
     /// When it came.
     pub submitted: Instant,
-    /// Its place in the queue, shared by the inputs of one request, given back at admission.
+    /// Its place in the queue, given back at admission; the inputs of one request share one.
     pub ticket: Arc<Ticket>,
     /// Who gets the result.
     pub owner: T,

@@ -61,10 +61,16 @@ pub fn load_as(family: &str, device: &Device, storage: &Storage) -> (ModelConfig
 
 /// A fixture as a whole model. It has no tokenizer of its own: each of its ids becomes a word.
 pub fn whole_model(family: &str) -> Arc<BaseModel> {
+    whole_model_of(family, |_, _| {})
+}
+
+/// The same after a change of its weights.
+pub fn whole_model_of(family: &str, change: impl FnOnce(&mut HashMap<String, Tensor>, &ModelConfig)) -> Arc<BaseModel> {
     let target = tempfile::tempdir().unwrap();
-    for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(folder(family).join(file), target.path().join(file)).unwrap();
-    }
+    std::fs::copy(folder(family).join("config.json"), target.path().join("config.json")).unwrap();
+    let mut weights = candle_core::safetensors::load(folder(family).join("model.safetensors"), &Device::Cpu).unwrap();
+    change(&mut weights, &ModelConfig::read(&folder(family)).unwrap());
+    candle_core::safetensors::save(&weights, target.path().join("model.safetensors")).unwrap();
     let words: serde_json::Map<_, _> = (0..160).map(|id| (format!("w{id}"), json!(id))).collect();
     let tokenizer = json!({
         "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},

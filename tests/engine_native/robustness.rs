@@ -96,6 +96,76 @@ fn a_panic_of_the_loop_fails_what_is_in_flight_and_the_engine_serves_on() {
 }
 
 #[test]
+fn every_way_to_end_gives_the_lease_back() {
+    let limits = Limits { max_queue_seconds: 1, max_request_seconds: 2, ..limits(2, 64, 8) };
+    let rig = rig(&limits, BLOCKS);
+    let lease = adapter("leased");
+    let on =
+        |prompt: &[u32], max_tokens| GenerateRequest { adapter: Some(lease.clone()), ..request(prompt, max_tokens) };
+    let embed = |inputs| EmbedRequest { adapter: Some(lease.clone()), ..embed_request(inputs) };
+    let balanced = |after: &str| {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while Arc::strong_count(&lease) > 1 {
+            assert!(Instant::now() < deadline, "{} leases stay after {after}", Arc::strong_count(&lease) - 1);
+            std::thread::yield_now();
+        }
+    };
+    let engine = &rig.engine;
+    read(engine.generate(on(&[5], 3)).unwrap()).unwrap();
+    balanced("an answer");
+    for events in engine.generate_all(vec![on(&[5], 3), on(&[5], 9), on(&[5], 0)]).unwrap() {
+        read(events).unwrap();
+    }
+    balanced("many answers");
+    block_on(engine.embed(embed(vec![vec![5; 20]; 3]))).unwrap();
+    balanced("vectors");
+    assert!(engine.generate(on(&[5; 300], 3)).is_err() && block_on(engine.embed(embed(vec![vec![]]))).is_err());
+    balanced("a refusal");
+    assert!(read(engine.generate(on(&[PANIC], 3)).unwrap()).is_err());
+    balanced("a panic");
+    assert!(read(engine.generate(on(&[5, BROKEN], 3)).unwrap()).is_err());
+    balanced("broken logits");
+    assert!(read(engine.generate(on(&[POISON], 3)).unwrap()).is_err());
+    balanced("a lost cache");
+
+    rig.gate.set(true);
+    let running = engine.generate_all(vec![on(&[5], 50), on(&[6], 50)]).unwrap();
+    rig.gate.wait_for_a_step();
+    let waiting = engine.generate(on(&[7], 50)).unwrap();
+    let gone = (engine.generate_all(vec![on(&[8], 50), on(&[9], 50)]).unwrap(), engine.embed(embed(vec![vec![5]; 2])));
+    drop(gone);
+    assert!(engine.generate_all((0..9).map(|_| on(&[5], 1)).collect()).is_err(), "the queue has room for 8");
+    let submitted = Instant::now();
+    while submitted.elapsed() <= Duration::from_millis(2010) {
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    rig.gate.set(false);
+    for events in running {
+        assert!(matches!(read(events), Err(Error::TimedOut { .. })));
+    }
+    assert!(read(waiting).is_err());
+    balanced("requests that took too long, left, or found the queue full");
+
+    rig.gate.set(true);
+    let running = engine.generate(on(&[5], 50)).unwrap();
+    rig.gate.wait_for_a_step();
+    rig.faults.panics.store(1, Ordering::SeqCst);
+    rig.gate.set(false);
+    drop(read(running));
+    balanced("a panic of the loop");
+
+    rig.gate.set(true);
+    let running = (engine.generate(on(&[5], 200)).unwrap(), engine.generate(on(&[6], 200)).unwrap());
+    rig.gate.wait_for_a_step();
+    let Rig { engine, gate, .. } = rig;
+    let dropping = std::thread::spawn(move || drop(engine));
+    gate.set(false);
+    dropping.join().unwrap();
+    drop(running);
+    balanced("the end of the engine");
+}
+
+#[test]
 fn whoever_leaves_while_waiting_for_blocks_again_is_gone() {
     let rig = rig(&limits(4, 64, 100), 9);
     rig.gate.set(true);

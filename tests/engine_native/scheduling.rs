@@ -140,6 +140,46 @@ fn swapping_weights_during_an_answer_changes_it_for_those_who_come_later_only() 
 }
 
 #[test]
+fn a_request_that_has_begun_may_wait_for_its_other_answers() {
+    let limits = Limits { max_queue_seconds: 1, ..limits(1, 64, 100) };
+    let rig = rig(&limits, BLOCKS);
+    let requests: Vec<_> = (0..3).map(|index| request(&[5 + index], 30)).collect();
+    let alone: Vec<_> = requests.iter().map(|one| read(rig.engine.generate(one.clone()).unwrap()).unwrap()).collect();
+    rig.gate.set(true);
+    let answers = rig.engine.generate_all(requests).unwrap();
+    rig.gate.wait_for_a_step();
+    let (waiting, submitted) = (rig.engine.generate(request(&[9], 5)).unwrap(), Instant::now());
+    while submitted.elapsed() <= Duration::from_millis(1010) {
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    rig.gate.set(false);
+    assert!(matches!(read(waiting), Err(Error::Overloaded { .. })));
+    let answers: Vec<_> = answers.into_iter().map(|events| read(events).unwrap()).collect();
+    assert_eq!(answers, alone);
+    wait_until_all_blocks_are_free(&rig.engine);
+}
+
+#[test]
+fn a_request_of_many_answers_is_queued_whole_or_refused_whole() {
+    let gate = Arc::new(Gate::default());
+    gate.set(true);
+    let engine = engine_with(&limits(1, 64, 3), &gate, Arc::default());
+    let first = engine.generate(request(&[5], 2)).unwrap();
+    gate.wait_for_a_step();
+    let two = || vec![request(&[5], 2), request(&[6], 2)];
+    let waiting = engine.generate_all(two()).unwrap();
+    assert!(matches!(engine.generate_all(two()), Err(Error::Overloaded { .. })));
+    let last = engine.generate(request(&[5], 2)).expect("the refused one has left its places");
+    // One that cannot run takes the others along.
+    assert!(engine.generate_all(vec![request(&[5], 2), request(&[], 2)]).is_err());
+    gate.set(false);
+    for events in waiting.into_iter().chain([first, last]) {
+        assert_eq!(read(events).unwrap().3, 2);
+    }
+    wait_until_all_blocks_are_free(&engine);
+}
+
+#[test]
 fn who_waits_or_answers_too_long_is_told_so() {
     let limits = Limits { max_queue_seconds: 1, max_request_seconds: 2, ..limits(1, 64, 100) };
     let rig = rig(&limits, BLOCKS);

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 
+import adapterlib
 import httpx
 import pytest
 from conftest import create_key, sdk
@@ -31,6 +32,75 @@ def test_a_prompt_seen_before_is_found_and_answered_the_same(client):
     chunks = list(stream)
     assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == first
     assert cached(chunks[-1].usage) == cached(usage)
+
+
+@pytest.mark.parametrize("settings", [{"top_p": 0.9}, {"n": 3}, {"best_of": 4, "n": 2}, {"extra_body": {"top_k": 20}}])
+def test_what_is_drawn_at_random_is_the_same_from_the_cache_with_its_log_probabilities(client, settings, endless):
+    asked = {"prompt": f"Drawn with {settings}: {PROMPT}", "temperature": 1, "seed": 5, "logprobs": 3, "max_tokens": 20}
+    asked |= {"model": "demo", "logit_bias": endless, **settings}
+    first, second, third = (client.completions.create(**asked) for _ in range(3))
+    assert len({choice.text for choice in first.choices}) == len(first.choices), "drawn at random"
+    for again in (second, third):
+        assert cached(again.usage) == (again.usage.prompt_tokens - 1) // BLOCK * BLOCK > 0
+        for one, other in zip(first.choices, again.choices, strict=True):
+            assert (other.text, other.logprobs.tokens) == (one.text, one.logprobs.tokens)
+            # On some devices a batch of another shape changes the last digits.
+            assert other.logprobs.token_logprobs == pytest.approx(one.logprobs.token_logprobs, abs=1e-4)
+            for high, other_high in zip(one.logprobs.top_logprobs, other.logprobs.top_logprobs, strict=True):
+                assert other_high == pytest.approx(high, abs=1e-4)
+    if "best_of" not in settings:
+        streamed = {}
+        for chunk in client.completions.create(**asked, stream=True):
+            for choice in chunk.choices:
+                streamed[choice.index] = streamed.get(choice.index, "") + choice.text
+        assert [streamed[choice.index] for choice in first.choices] == [choice.text for choice in first.choices]
+
+
+def test_a_chat_drawn_at_random_is_the_same_from_the_cache(client):
+    asked = {"model": "demo", "messages": [{"role": "user", "content": "Drawn: " + PROMPT}], "max_tokens": 20}
+    asked |= {"temperature": 1.2, "seed": 8, "logprobs": True, "top_logprobs": 2, "n": 2}
+    first, again = (client.chat.completions.create(**asked) for _ in range(2))
+    assert cached(again.usage) > 0
+    for one, other in zip(first.choices, again.choices, strict=True):
+        assert one.message.content == other.message.content
+        values = [[token.logprob for token in choice.logprobs.content] for choice in (one, other)]
+        assert values[1] == pytest.approx(values[0], abs=1e-4)
+
+
+def test_new_weights_under_an_old_name_find_nothing_of_the_old_ones(client, http, server, endless):
+    """Base, adapter and its successor share a prompt and a name, and never a block."""
+    prompt = "Swapped: " + PROMPT
+    paths = [adapterlib.put(server.data_dir / "swapped" / str(seed), seed) for seed in (1, 2)]
+
+    def load(name, path):
+        body = {"lora_name": name, "lora_path": path, "load_inplace": True}
+        assert http.post("/v1/load_lora_adapter", json=body).status_code == 200
+
+    def ask(model):
+        answer = client.completions.create(
+            model=model, prompt=prompt, max_tokens=12, temperature=1, seed=3, logprobs=0, logit_bias=endless
+        )
+        return answer.choices[0].logprobs.token_logprobs, cached(answer.usage)
+
+    base, found = ask("demo")
+    assert found == 0
+    values = []
+    for path in paths:
+        load("swapped", path)
+        value, found = ask("swapped")
+        assert found == 0, "a generation that nobody has asked before"
+        again, found = ask("swapped")
+        assert found > 0 and again == pytest.approx(value, abs=1e-4)
+        values.append(value)
+    assert len({tuple(round(value, 3) for value in one) for one in (base, *values)}) == 3, "all can be told apart"
+    # The first generation again, under either name: what it left is right for it.
+    for name in ("swapped", "swapped-back"):
+        load(name, paths[0])
+        value, found = ask(name)
+        assert found > 0 and value == pytest.approx(values[0], abs=1e-4)
+        assert http.post("/v1/unload_lora_adapter", json={"lora_name": name}).status_code == 200
+    value, found = ask("demo")
+    assert found > 0 and value == pytest.approx(base, abs=1e-4)
 
 
 def test_the_next_turn_of_a_chat_finds_the_turns_before(client):

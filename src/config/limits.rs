@@ -1,0 +1,134 @@
+//! The limits on requests: what an operator can set under `limits`, what they are when nothing is set, and what is refused.
+
+use serde::{Deserialize, Serialize};
+
+use crate::adapters::peft::MAX_RANK;
+use crate::{Error, Result};
+
+/// More memory than any machine has; what is above is a mistake.
+const MAX_MIB: u64 = 1 << 30;
+
+/// Limits on requests; every one is bounded by default.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Sequences that run in one step.
+    pub max_sequences: usize,
+    /// Tokens (prompt and new ones) in one step.
+    pub max_step_tokens: usize,
+    /// Requests that wait for a place before new ones are answered with 429.
+    pub max_waiting: usize,
+    /// Seconds that a request waits to begin before it is answered with 429.
+    pub max_queue_seconds: u64,
+    /// Seconds that a request may take in all, from its arrival to its last token, before it is ended with 504.
+    pub max_request_seconds: u64,
+    /// Keep the keys and values of past prompts and answers in free cache blocks, for requests that begin alike.
+    pub prefix_cache: bool,
+    /// Memory for keys and values per base model, in MiB.
+    pub kv_cache_mib: usize,
+    /// Bytes of a JSON request body.
+    pub max_body_bytes: usize,
+    /// Bytes of an uploaded file.
+    pub max_file_bytes: usize,
+    /// Texts in one embeddings request.
+    pub max_inputs: usize,
+    /// Requests per minute of a key without a limit of its own.
+    pub requests_per_minute: u64,
+    /// Tokens per minute, prompts and answers together, of a key without a limit of its own.
+    pub tokens_per_minute: u64,
+    /// Requests of one key that run at a time.
+    pub concurrent_requests: usize,
+    /// Bytes of the weights of an adapter that is loaded from a folder or an archive.
+    pub max_adapter_bytes: u64,
+    /// Rank of such an adapter, 1 to 512.
+    pub max_adapter_rank: usize,
+    /// Memory for adapters that are ready to compute, on the device of the models, in MiB.
+    pub adapter_device_mib: u64,
+    /// Main memory for adapters' files that have been checked, in MiB; 0 reads them from the disk again.
+    pub adapter_host_mib: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_sequences: 64,
+            max_step_tokens: 512,
+            max_waiting: 1024,
+            max_queue_seconds: 600,
+            max_request_seconds: 3600,
+            prefix_cache: true,
+            kv_cache_mib: 1024,
+            max_body_bytes: 8 << 20,
+            max_file_bytes: 512 << 20,
+            max_inputs: 2048,
+            requests_per_minute: 60_000,
+            tokens_per_minute: 100_000_000,
+            concurrent_requests: 256,
+            max_adapter_bytes: 1 << 30,
+            max_adapter_rank: 256,
+            adapter_device_mib: 1024,
+            adapter_host_mib: 2048,
+        }
+    }
+}
+
+impl Limits {
+    /// Refuses what lets nothing through, or more than can be meant.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.max_sequences == 0 || self.max_step_tokens == 0 || self.kv_cache_mib == 0 {
+            return Err(Error::Setup(
+                "limits: max_sequences, max_step_tokens and kv_cache_mib must be at least 1".into(),
+            ));
+        }
+        if self.max_queue_seconds == 0 || self.max_request_seconds == 0 {
+            return Err(Error::Setup("limits: max_queue_seconds and max_request_seconds must be at least 1".into()));
+        }
+        if !(1..=MAX_RANK).contains(&self.max_adapter_rank) {
+            return Err(Error::Setup(format!("limits: max_adapter_rank must be 1 to {MAX_RANK}")));
+        }
+        if !(1..=MAX_MIB).contains(&self.adapter_device_mib) || self.adapter_host_mib > MAX_MIB {
+            return Err(Error::Setup(format!(
+                "limits: adapter_device_mib must be 1 to {MAX_MIB}, adapter_host_mib 0 to {MAX_MIB}"
+            )));
+        }
+        if self.requests_per_minute == 0 || self.tokens_per_minute == 0 || self.concurrent_requests == 0 {
+            return Err(Error::Setup(
+                "limits: requests_per_minute, tokens_per_minute and concurrent_requests must be at least 1".into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Change = fn(&mut Limits);
+
+    #[test]
+    fn a_limit_that_lets_nothing_through_or_means_too_much_is_named() {
+        assert!(Limits::default().check().is_ok());
+        let refused: [(&str, Change); 12] = [
+            ("max_sequences", |limits| limits.max_sequences = 0),
+            ("max_step_tokens", |limits| limits.max_step_tokens = 0),
+            ("kv_cache_mib", |limits| limits.kv_cache_mib = 0),
+            ("max_queue_seconds", |limits| limits.max_queue_seconds = 0),
+            ("max_request_seconds", |limits| limits.max_request_seconds = 0),
+            ("max_adapter_rank", |limits| limits.max_adapter_rank = MAX_RANK + 1),
+            ("adapter_device_mib", |limits| limits.adapter_device_mib = 0),
+            ("adapter_device_mib", |limits| limits.adapter_device_mib = MAX_MIB + 1),
+            ("adapter_host_mib", |limits| limits.adapter_host_mib = MAX_MIB + 1),
+            ("requests_per_minute", |limits| limits.requests_per_minute = 0),
+            ("tokens_per_minute", |limits| limits.tokens_per_minute = 0),
+            ("concurrent_requests", |limits| limits.concurrent_requests = 0),
+        ];
+        for (name, change) in refused {
+            let mut limits = Limits::default();
+            change(&mut limits);
+            let said = limits.check().expect_err(name).to_string();
+            assert!(said.starts_with("limits: ") && said.contains(name), "{name}: {said}");
+        }
+        assert!(Limits { adapter_host_mib: 0, ..Limits::default() }.check().is_ok(), "0 keeps nothing there");
+    }
+}
