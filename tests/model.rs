@@ -154,6 +154,25 @@ fn packed_sequences_have_the_loss_and_gradients_of_separate_ones() {
     assert!(difference < 1e-5, "gradients differ by {difference:e}");
 }
 
+/// The gradient of dropped inputs against central differences of the loss along random directions.
+#[test]
+fn gradients_with_dropout_are_those_of_the_loss() {
+    use attune::train::dropout::Dropout;
+    let (config, decoder) = load("qwen3", &device());
+    let adapter = Reference::read("qwen3", "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
+    let batch = Reference::read("qwen3", "peft/reference.safetensors").batch();
+    let normalizer = batch.targets.len() as f64;
+    let dropout = Dropout { probability: 0.3, seed: 5, step: 2, batch: 0 };
+    let run = |adapter: &attune::adapters::Adapter| {
+        backward::loss_and_gradients_with(&decoder, adapter, &batch, normalizer, Some(&dropout)).unwrap()
+    };
+    let (dropped, gradients) = run(&adapter);
+    let (whole, others) = backward::loss_and_gradients(&decoder, &adapter, &batch, normalizer).unwrap();
+    assert!((dropped.loss_sum - whole.loss_sum).abs() > 1e-3, "dropout changes nothing");
+    assert!(relative_difference(&flatten(&gradients), &flatten(&others)) > 1e-2);
+    fixtures::assert_gradient(&adapter, &gradients, |adapter| run(adapter).0.loss_sum / normalizer);
+}
+
 fn flatten(gradients: &backward::Gradients) -> Vec<f32> {
     let pairs =
         gradients.iter().flat_map(|layer| attune::adapters::Site::ALL.into_iter().filter_map(|site| layer.get(site)));

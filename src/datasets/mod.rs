@@ -40,6 +40,8 @@ impl TokenizedExample {
 pub struct DatasetReport {
     /// Examples in the file.
     pub examples: usize,
+    /// What they are trained on as: a chat may be several sequences, or none.
+    pub sequences: usize,
     /// Tokens that one epoch reads.
     pub tokens: usize,
     /// Tokens that one epoch trains on.
@@ -179,6 +181,7 @@ impl Builder {
             hasher.write_u32(weight.to_bits());
         }
         report.duplicates += usize::from(!self.seen.insert(hasher.finish()));
+        report.sequences += 1;
         report.tokens += sequence.tokens.len();
         report.target_tokens += targets;
         self.dataset.examples.push(sequence);

@@ -295,7 +295,7 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// The client's text inside a message, cut to a readable length.
-pub(super) fn shorten(text: &str) -> String {
+pub(crate) fn shorten(text: &str) -> String {
     const LENGTH: usize = 40;
     let mut short: String = text.chars().take(LENGTH).collect();
     if short.len() < text.len() {

@@ -13,6 +13,7 @@ use crate::adapters::{Adapter, LoraLayer, LoraPair, Site};
 use crate::model::decoder::{Activations, Block, Context, Decoder};
 use crate::model::kernels::{self, AttentionState};
 use crate::model::rope::Angles;
+use crate::train::dropout::Dropout;
 use crate::train::loss::{self, vocabulary_loss};
 use crate::{Error, Result};
 
@@ -67,7 +68,18 @@ pub fn loss_and_gradients(
     batch: &PackedBatch,
     normalizer: f64,
 ) -> Result<(LossReport, Gradients)> {
-    let context = TrainContext::new(decoder, Some(adapter), batch)?;
+    loss_and_gradients_with(decoder, adapter, batch, normalizer, None)
+}
+
+/// The same with `dropout` on the adapter's inputs.
+pub fn loss_and_gradients_with(
+    decoder: &Decoder,
+    adapter: &Adapter,
+    batch: &PackedBatch,
+    normalizer: f64,
+    dropout: Option<&Dropout>,
+) -> Result<(LossReport, Gradients)> {
+    let context = TrainContext { dropout, ..TrainContext::new(decoder, Some(adapter), batch)? };
     let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
     let mut tape = Vec::with_capacity(decoder.blocks.len());
     for block in &decoder.blocks {
@@ -116,6 +128,7 @@ pub fn hidden_states(decoder: &Decoder, adapter: Option<&Adapter>, batch: &Packe
 /// Training: attention inside each packed sequence, one adapter for all rows.
 struct TrainContext<'a> {
     adapter: Option<&'a Adapter>,
+    dropout: Option<&'a Dropout>,
     sequences: &'a [Range<usize>],
     rows: usize,
     angles: Angles,
@@ -130,11 +143,16 @@ impl<'a> TrainContext<'a> {
         }
         let positions: Vec<usize> = batch.sequences.iter().flat_map(|rows| 0..rows.len()).collect();
         let angles = decoder.rope.angles(positions.iter().copied(), decoder.device())?;
-        Ok(Self { adapter, sequences: &batch.sequences, rows, angles })
+        Ok(Self { adapter, dropout: None, sequences: &batch.sequences, rows, angles })
     }
 
     fn pair(&self, layer: usize, site: Site) -> Option<&'a LoraPair> {
         self.adapter.and_then(|adapter| adapter.layers[layer].get(site))
+    }
+
+    /// What the adapter's part of a layer sees of `x`, the layer's input; its gradient takes the same way back.
+    fn drop_out(&self, layer: usize, site: Site, x: &Tensor) -> Result<Tensor> {
+        self.dropout.map_or_else(|| Ok(x.clone()), |dropout| dropout.apply(layer, site, x))
     }
 }
 
@@ -142,7 +160,7 @@ impl Context for TrainContext<'_> {
     fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> Result<()> {
         for (site, output) in sites.iter().zip(outputs) {
             if let Some(pair) = self.pair(layer, *site) {
-                *output = kernels::add_lora(output.clone(), x, pair)?;
+                *output = kernels::add_lora(output.clone(), &self.drop_out(layer, *site, x)?, pair)?;
             }
         }
         Ok(())
@@ -214,8 +232,11 @@ impl BlockBackward<'_, '_> {
     fn linear(&mut self, site: Site, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let dx = self.block.linear(site).input_gradient(dy)?;
         match self.low_rank(site, x, dy)? {
-            // dx += (s · dy B) A
-            Some((dshrunk, pair)) => Ok((dx + kernels::matmul(&dshrunk, &pair.a)?)?),
+            // dx += drop((s · dy B) A)
+            Some((dshrunk, pair)) => {
+                let through_adapter = kernels::matmul(&dshrunk, &pair.a)?;
+                Ok((dx + self.context.drop_out(self.block.index, site, &through_adapter)?)?)
+            }
             None => Ok(dx),
         }
     }
@@ -224,6 +245,7 @@ impl BlockBackward<'_, '_> {
     fn low_rank(&mut self, site: Site, x: &Tensor, dy: &Tensor) -> Result<Option<(Tensor, LoraPair)>> {
         let Some(pair) = self.context.pair(self.block.index, site) else { return Ok(None) };
         let scale = f64::from(pair.scale);
+        let x = &self.context.drop_out(self.block.index, site, x)?;
         let shrunk = kernels::linear(x, &pair.a)?; // x Aᵀ, [rows, rank]
         let b = kernels::matmul_transposed(dy, &(shrunk * scale)?)?; // [out, rank]
         let dshrunk = (kernels::matmul(dy, &pair.b)? * scale)?; // [rows, rank]

@@ -1,29 +1,33 @@
-//! The state of a run as one safetensors blob: A and B, both moments, and the record of every step. Its position needs
-//! nothing more: data order and warmup are functions of the settings and the number of steps. Called by the trainer.
+//! The state of a run as one safetensors blob: A and B, both moments, A and B of the lowest validation loss where they are
+//! kept, and the record of every step. Its position needs nothing more: data order, warmup and dropout are functions of
+//! the settings and the number of steps. Called by the trainer.
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest as _, Sha256};
 
 use crate::datasets::TokenizedExample;
 use crate::train::optimizer::{AdamW, Moments};
+use crate::train::records::{Evaluation, StepRecord};
 use crate::train::settings::TrainSettings;
-use crate::train::trainer::{Evaluation, StepRecord};
 use crate::{Error, Result};
 
 /// The key of the blob's only metadata entry.
 const FINGERPRINT: &str = "attune_run";
 /// Numbers of a [`StepRecord`] in the tensor `history`; the figures of classes are in a tensor of their own.
 const RECORD: usize = 8;
+/// The tensors with A and B of the lowest validation loss.
+const BEST: &str = "best";
 /// The tensor with the figures of classes.
 const CLASSES: &str = "classification";
 /// Changes with the form of the blob, so that one of another form is refused as one of another run is.
-const FORM: &[u8] = b"attune checkpoint 2";
+const FORM: &[u8] = b"attune checkpoint 3";
 
 /// What a checkpoint holds.
 pub(super) struct State {
     pub values: Vec<Vec<f32>>,
     pub moments: Vec<Moments>,
     pub history: Vec<StepRecord>,
+    pub best: Option<Vec<Vec<f32>>>,
 }
 
 /// A hash of all that determines a run: settings, examples, and the adapter it begins from.
@@ -54,13 +58,20 @@ pub(super) fn write(
     values: &[Vec<f32>],
     optimizer: &AdamW,
     history: &[StepRecord],
+    best: Option<&[Vec<f32>]>,
 ) -> Result<Vec<u8>> {
-    let mut tensors = Vec::with_capacity(3 * values.len() + 1);
+    let mut tensors = Vec::with_capacity(4 * values.len() + 2);
+    let mut add = |kind: &str, index: usize, numbers: &[f32]| {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        tensors.push((name(kind, index), Dtype::F32, numbers.len(), bytes));
+    };
     for (index, (values, moments)) in values.iter().zip(&optimizer.moments).enumerate() {
-        for (kind, numbers) in [("value", values), ("first", &moments.first), ("second", &moments.second)] {
-            let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-            tensors.push((name(kind, index), Dtype::F32, numbers.len(), bytes));
-        }
+        add("value", index, values);
+        add("first", index, &moments.first);
+        add("second", index, &moments.second);
+    }
+    for (index, values) in best.unwrap_or_default().iter().enumerate() {
+        add(BEST, index, values);
     }
     let records: Vec<u8> = history.iter().flat_map(numbers).flat_map(f64::to_le_bytes).collect();
     tensors.push(("history".to_string(), Dtype::F64, history.len() * RECORD, records));
@@ -97,6 +108,9 @@ pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>]) -> Result<
         let (first, second) = (floats("first", index, shape.len())?, floats("second", index, shape.len())?);
         moments.push(Moments { first, second });
     }
+    let has_best = file.tensor(&name(BEST, 0)).is_ok();
+    let best = || shapes.iter().enumerate().map(|(index, shape)| floats(BEST, index, shape.len())).collect();
+    let best = has_best.then(best).transpose()?;
     let doubles = |name: &str| -> Result<Vec<f64>> {
         let view = file.tensor(name).map_err(unreadable)?;
         if view.dtype() != Dtype::F64 {
@@ -117,7 +131,7 @@ pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>]) -> Result<
             _ => return Err(unreadable("its figures of classes are damaged")),
         }
     }
-    Ok(State { values, moments, history })
+    Ok(State { values, moments, history, best })
 }
 
 fn name(kind: &str, index: usize) -> String {

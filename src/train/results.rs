@@ -6,7 +6,7 @@
 //! full weight only; a sequence is right where all of its tokens of full weight are.
 
 use crate::jobs::JobApi;
-use crate::train::trainer::{Evaluation, StepRecord};
+use crate::train::records::{Evaluation, StepRecord};
 use crate::{Error, Result};
 
 /// The file's name.

@@ -1,138 +1,47 @@
 //! The training loop, one optimizer step at a time: order, pack, micro-steps, clip, update, record.
 //!
-//! `jobs/worker/training.rs` calls [`Trainer::step`] until it has no more, and saves, evaluates and stops in between. Every step is a
-//! function of the state that [`Trainer::save`] writes, so a resumed run is bit-identical to an uninterrupted one on the
+//! `jobs/worker/training.rs` calls [`Trainer::step`] until it has no more, and saves, stops and evaluates
+//! ([`super::evaluation`]) in between. Every step is a function of the state that [`Trainer::save`] writes, so a resumed run is bit-identical to an uninterrupted one on the
 //! same machine.
 
 use std::sync::Arc;
 
-use candle_core::Device;
-
 use crate::adapters::Adapter;
 use crate::datasets::TokenizedExample;
 use crate::model::BaseModel;
-use crate::train::backward::{self, Gradients, LossReport, PackedBatch};
+use crate::train::backward::{Gradients, LossReport};
 use crate::train::checkpoint;
-use crate::train::classification::ClassificationTask;
+use crate::train::dropout::Dropout;
 use crate::train::optimizer::{AdamW, clip, global_norm};
-use crate::train::packing::{BATCH_ROWS, pack, pack_in_order};
+use crate::train::packing::{BATCH_ROWS, pack};
 use crate::train::parameters::{Parameters, add_gradients, epoch_order};
+use crate::train::records::{StepRecord, StepReport};
 use crate::train::settings::TrainSettings;
+use crate::train::source::LossSource;
 use crate::{Error, Result};
-
-/// Examples that one round of evaluation packs, so that packed copies never exceed a part of a large file.
-const EVALUATION_EXAMPLES: usize = 256;
 
 /// Asked before each micro-step: may wait for requests to go first; an error ends the step with nothing changed.
 pub type BeforeMicroStep<'a> = &'a mut dyn FnMut() -> Result<()>;
 
-/// What one step did.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepReport {
-    /// Steps so far, this one included.
-    pub step: usize,
-    /// Steps in all.
-    pub total_steps: usize,
-    /// Weighted mean cross entropy of the step's targets before its update, in nats.
-    pub loss: f64,
-    /// Share of the step's targets that had the highest logit.
-    pub token_accuracy: f64,
-    /// Share of the step's examples whose targets all had the highest logit.
-    pub sequence_accuracy: f64,
-    /// Learning rate of the update.
-    pub learning_rate: f64,
-    /// Norm of the gradient before clipping.
-    pub gradient_norm: f64,
-    /// Tokens of the step's examples.
-    pub tokens: usize,
-    /// The epoch that ended with this step, counted from 1.
-    pub completed_epoch: Option<usize>,
-}
-
-/// Figures of held-out examples.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Evaluation {
-    /// Weighted mean cross entropy of all targets, in nats.
-    pub loss: f64,
-    /// Share of the targets that had the highest logit.
-    pub token_accuracy: f64,
-    /// Share of the examples whose targets all had the highest logit.
-    pub sequence_accuracy: f64,
-}
-
-/// One line of the result file, kept for the whole run and in its checkpoints.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StepRecord {
-    /// Tokens read so far, repeats counted.
-    pub elapsed_tokens: u64,
-    /// Examples read so far, repeats counted.
-    pub elapsed_examples: u64,
-    /// As in [`StepReport`].
-    pub loss: f64,
-    /// As in [`StepReport`].
-    pub token_accuracy: f64,
-    /// As in [`StepReport`].
-    pub sequence_accuracy: f64,
-    /// Of the validation file, where it was measured after this step.
-    pub validation: Option<Evaluation>,
-    /// Of its classes, where they were measured after this step: one figure for each of the task's columns, NaN where it is
-    /// not defined.
-    pub classification: Vec<f64>,
-}
-
-/// Where losses and gradients come from: the model, or a formula in tests of the loop.
-pub(crate) trait LossSource: Send + Sync {
-    fn device(&self) -> &Device;
-    fn loss_and_gradients(
-        &self,
-        adapter: &Adapter,
-        batch: &PackedBatch,
-        normalizer: f64,
-    ) -> Result<(LossReport, Gradients)>;
-    fn loss(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<LossReport>;
-    fn log_likelihoods(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<Vec<f64>>;
-}
-
-impl LossSource for Arc<BaseModel> {
-    fn device(&self) -> &Device {
-        self.decoder.device()
-    }
-
-    fn loss_and_gradients(
-        &self,
-        adapter: &Adapter,
-        batch: &PackedBatch,
-        normalizer: f64,
-    ) -> Result<(LossReport, Gradients)> {
-        backward::loss_and_gradients(&self.decoder, adapter, batch, normalizer)
-    }
-
-    fn loss(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<LossReport> {
-        backward::loss(&self.decoder, Some(adapter), batch)
-    }
-
-    fn log_likelihoods(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<Vec<f64>> {
-        backward::log_likelihoods(&self.decoder, Some(adapter), batch)
-    }
-}
-
 /// A training run.
 pub struct Trainer {
-    source: Box<dyn LossSource>,
-    settings: TrainSettings,
+    pub(super) source: Box<dyn LossSource>,
+    pub(super) settings: TrainSettings,
     examples: Vec<TokenizedExample>,
     /// Hash of everything that determines the run; a checkpoint of another one is refused.
     fingerprint: String,
-    parameters: Parameters,
+    pub(super) parameters: Parameters,
     optimizer: AdamW,
     /// One entry per step done.
-    history: Vec<StepRecord>,
+    pub(super) history: Vec<StepRecord>,
+    /// The parameters of the lowest validation loss, where the settings ask for them.
+    pub(super) best: Option<Vec<Vec<f32>>>,
     /// The current epoch and the order of its examples.
     order: (usize, Vec<usize>),
 }
 
 impl Trainer {
-    /// A run over `examples` that begins from `initial`, or from a new adapter of the settings' rank on every layer.
+    /// A run over `examples` that begins from `initial`, or from a new adapter of the settings' shape.
     pub fn new(
         model: Arc<BaseModel>,
         settings: TrainSettings,
@@ -141,7 +50,7 @@ impl Trainer {
     ) -> Result<Self> {
         let parameters = match initial {
             Some(adapter) => Parameters::of(adapter)?,
-            None => Parameters::fresh(&model.config, settings.rank, settings.alpha, settings.seed),
+            None => Parameters::fresh(&model.config, &settings),
         };
         let beginning = initial.map(|adapter| adapter.id.as_str());
         Self::with_source(Box::new(model), settings, examples, parameters, beginning)
@@ -163,7 +72,8 @@ impl Trainer {
         let fingerprint = checkpoint::fingerprint(&settings, &examples, beginning)?;
         let optimizer = AdamW::new(settings.adam, &parameters.values);
         let order = (0, epoch_order(settings.seed, 0, examples.len()));
-        Ok(Self { source, settings, examples, fingerprint, parameters, optimizer, history: Vec::new(), order })
+        let history = Vec::new();
+        Ok(Self { source, settings, examples, fingerprint, parameters, optimizer, history, best: None, order })
     }
 
     /// Steps of the whole run.
@@ -194,7 +104,7 @@ impl Trainer {
     /// Does one step; `None` when the run is complete. After an error nothing has changed and the step can be done again.
     pub fn step(&mut self, before_micro_step: BeforeMicroStep<'_>) -> Result<Option<StepReport>> {
         let (step, total_steps, per_epoch) = (self.step_number(), self.total_steps(), self.steps_per_epoch());
-        if step >= total_steps {
+        if self.is_complete() {
             return Ok(None);
         }
         let (epoch, position) = (step / per_epoch, step % per_epoch);
@@ -213,7 +123,9 @@ impl Trainer {
         if !loss.is_finite() || !gradient_norm.is_finite() {
             return Err(non_finite(step + 1, loss, gradient_norm));
         }
-        clip(&mut gradients, gradient_norm, self.settings.clip);
+        if self.settings.clip > 0.0 {
+            clip(&mut gradients, gradient_norm, self.settings.clip);
+        }
         let warmup = self.settings.warmup_steps(total_steps);
         let learning_rate = self.settings.learning_rate * self.settings.schedule.factor(step, warmup, total_steps);
         self.optimizer.update(learning_rate, &mut self.parameters.values, &gradients);
@@ -257,9 +169,10 @@ impl Trainer {
         let normalizer: f64 = weights.sum();
         let adapter = self.parameters.adapter(self.source.device())?;
         let mut sum: Option<(LossReport, Gradients)> = None;
-        for batch in &batches {
+        for (index, batch) in batches.iter().enumerate() {
             before_micro_step()?;
-            let (report, gradients) = self.source.loss_and_gradients(&adapter, batch, normalizer)?;
+            let dropout = self.dropout(index);
+            let (report, gradients) = self.source.loss_and_gradients(&adapter, batch, normalizer, dropout.as_ref())?;
             match &mut sum {
                 None => sum = Some((report, gradients)),
                 Some((total, accumulated)) => {
@@ -272,52 +185,10 @@ impl Trainer {
         Ok((report, self.parameters.gradients(&gradients)?))
     }
 
-    /// Measures the current adapter on `examples`; `None` where they have no targets.
-    pub fn evaluate(
-        &self,
-        examples: &[TokenizedExample],
-        before_micro_step: BeforeMicroStep<'_>,
-    ) -> Result<Option<Evaluation>> {
-        let adapter = self.parameters.adapter(self.source.device())?;
-        let mut total = LossReport::default();
-        for part in examples.chunks(EVALUATION_EXAMPLES) {
-            for batch in pack(&part.iter().collect::<Vec<_>>(), BATCH_ROWS) {
-                before_micro_step()?;
-                add_report(&mut total, self.source.loss(&adapter, &batch)?);
-            }
-        }
-        Ok((total.targets > 0 && total.weight_sum > 0.0).then(|| Evaluation {
-            loss: total.loss_sum / total.weight_sum,
-            token_accuracy: total.correct as f64 / total.targets as f64,
-            sequence_accuracy: total.exact as f64 / total.sequences.max(1) as f64,
-        }))
-    }
-
-    /// Measures how the current adapter sorts the task's prompts into classes: a figure for each of its columns.
-    pub fn classify(&self, task: &ClassificationTask, before_micro_step: BeforeMicroStep<'_>) -> Result<Vec<f64>> {
-        let adapter = self.parameters.adapter(self.source.device())?;
-        let mut log_likelihoods = Vec::new();
-        for candidates in task.candidates() {
-            for batch in pack_in_order(&candidates, BATCH_ROWS) {
-                before_micro_step()?;
-                log_likelihoods.extend(self.source.log_likelihoods(&adapter, &batch)?);
-            }
-        }
-        Ok(task.figures(&log_likelihoods))
-    }
-
-    /// Notes figures of the validation file with the last step.
-    pub fn record_validation(&mut self, evaluation: Evaluation) {
-        if let Some(record) = self.history.last_mut() {
-            record.validation = Some(evaluation);
-        }
-    }
-
-    /// Notes figures of the classes with the last step.
-    pub fn record_classification(&mut self, figures: Vec<f64>) {
-        if let Some(record) = self.history.last_mut() {
-            record.classification = figures;
-        }
+    /// What the micro-batch `batch` of the coming step leaves out of the adapter's inputs.
+    fn dropout(&self, batch: usize) -> Option<Dropout> {
+        let TrainSettings { dropout: probability, seed, .. } = self.settings;
+        (probability > 0.0).then(|| Dropout { probability, seed, step: self.step_number(), batch })
     }
 
     /// The adapter as it stands, on the model's device; it has no name until its files are written.
@@ -327,7 +198,13 @@ impl Trainer {
 
     /// Everything that [`Trainer::restore`] needs to go on from here.
     pub fn save(&self) -> Result<Vec<u8>> {
-        checkpoint::write(&self.fingerprint, &self.parameters.values, &self.optimizer, &self.history)
+        checkpoint::write(
+            &self.fingerprint,
+            &self.parameters.values,
+            &self.optimizer,
+            &self.history,
+            self.best.as_deref(),
+        )
     }
 
     /// Goes on from a checkpoint of the same run: same settings, same examples, same beginning. An error leaves the run
@@ -341,11 +218,12 @@ impl Trainer {
         self.optimizer.moments = state.moments;
         self.parameters.values = state.values;
         self.history = state.history;
+        self.best = state.best;
         Ok(())
     }
 }
 
-fn add_report(total: &mut LossReport, part: LossReport) {
+pub(super) fn add_report(total: &mut LossReport, part: LossReport) {
     total.loss_sum += part.loss_sum;
     total.weight_sum += part.weight_sum;
     total.targets += part.targets;

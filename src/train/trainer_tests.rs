@@ -2,10 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use candle_core::Device;
+
 use super::*;
 use crate::adapters::{LoraLayer, LoraPair, Site};
 use crate::datasets::classes::{Class, ClassificationData, ClassifiedExample};
+use crate::train::backward::{self, PackedBatch};
+use crate::train::classification::ClassificationTask;
+use crate::train::dropout::Dropout;
 use crate::train::parameters::Place;
+use crate::train::records::Evaluation;
 use crate::train::schedule::Schedule;
 
 /// Pulls every parameter towards a value that depends on the batch's tokens: cheap, deterministic, and different for
@@ -25,6 +31,7 @@ impl LossSource for Pull {
         adapter: &Adapter,
         batch: &PackedBatch,
         normalizer: f64,
+        _: Option<&Dropout>,
     ) -> Result<(LossReport, Gradients)> {
         let calls = self.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut report = self.loss(adapter, batch)?;
@@ -77,6 +84,10 @@ fn settings() -> TrainSettings {
         schedule: Schedule::Linear,
         adam: crate::train::optimizer::AdamSettings::default(),
         clip: 1.0,
+        sites: Site::ALL.to_vec(),
+        dropout: 0.0,
+        patience: 0,
+        keep_best: false,
     }
 }
 
@@ -150,6 +161,76 @@ fn a_resumed_run_is_bit_identical_to_an_uninterrupted_one() {
         assert_eq!(after.optimizer, whole.optimizer);
         reports = run(&mut trainer());
     }
+}
+
+fn validation(loss: f64) -> Evaluation {
+    Evaluation { loss, token_accuracy: 0.5, sequence_accuracy: 0.25 }
+}
+
+/// Runs with an evaluation of these losses after each step.
+fn run_with_losses(trainer: &mut Trainer, losses: &[f64]) -> usize {
+    while trainer.step(&mut || Ok(())).unwrap().is_some() {
+        trainer.record_validation(validation(losses[trainer.step_number() - 1]));
+    }
+    trainer.step_number()
+}
+
+#[test]
+fn a_run_ends_after_as_many_evaluations_in_vain_as_it_may_have() {
+    let patient = |patience| trainer_with(TrainSettings { patience, ..settings() }, examples(10), None);
+    let losses = [3.0, 2.0, 2.5, 1.5, 1.5, f64::NAN, 1.4, 1.6, 1.7];
+    for (patience, end) in [(0, 9), (1, 3), (2, 6), (3, 9)] {
+        let mut trainer = patient(patience);
+        assert_eq!(run_with_losses(&mut trainer, &losses), end, "patience {patience}");
+        assert_eq!(trainer.has_ended_early(), end < 9);
+        assert!(trainer.is_complete());
+    }
+    let mut hopeless = patient(4);
+    assert_eq!(run_with_losses(&mut hopeless, &[f64::NAN; 9]), 4);
+    assert_eq!(hopeless.best_step(), None);
+}
+
+fn same_values(adapter: &Adapter, other: &Adapter) -> bool {
+    Parameters::of(adapter).unwrap() == Parameters::of(other).unwrap()
+}
+
+#[test]
+fn the_best_adapter_is_kept_and_survives_a_checkpoint() {
+    let keeping = || trainer_with(TrainSettings { keep_best: true, ..settings() }, examples(10), None);
+    let losses = [3.0, 2.0, 2.5, 1.5, 1.5, f64::NAN, 1.6, 1.6, 1.7];
+    let mut trainer = keeping();
+    let mut best = None;
+    while trainer.step(&mut || Ok(())).unwrap().is_some() {
+        let step = trainer.step_number();
+        trainer.record_validation(validation(losses[step - 1]));
+        if step == 4 {
+            best = Some(trainer.adapter().unwrap());
+        }
+        let mut resumed = keeping();
+        resumed.restore(&trainer.save().unwrap()).unwrap();
+        trainer = resumed;
+    }
+    let (result, step) = trainer.result().unwrap();
+    assert_eq!((step, trainer.best_step()), (4, Some(4)), "the earliest of equals");
+    assert!(same_values(&result, &best.unwrap()) && !same_values(&result, &trainer.adapter().unwrap()));
+    let mut last = trainer_with(settings(), examples(10), None);
+    run_with_losses(&mut last, &losses);
+    let (result, step) = last.result().unwrap();
+    assert!(step == 9 && same_values(&result, &last.adapter().unwrap()), "nobody asked for the best");
+}
+
+#[test]
+fn gradients_are_clipped_only_where_there_is_a_limit() {
+    let first_step = |clip| {
+        let adam = crate::train::optimizer::AdamSettings { epsilon: 1.0, ..Default::default() };
+        let mut trainer = trainer_with(TrainSettings { clip, adam, ..settings() }, examples(10), None);
+        let norm = trainer.step(&mut || Ok(())).unwrap().unwrap().gradient_norm;
+        (norm, trainer.parameters.values)
+    };
+    let ((norm, free), (_, wide), (_, tight)) = (first_step(0.0), first_step(1e6), first_step(1e-3));
+    assert!(norm > 1e-3);
+    assert_eq!(free, wide);
+    assert_ne!(free, tight);
 }
 
 #[test]
@@ -240,8 +321,9 @@ impl LossSource for crate::model::decoder::Decoder {
         adapter: &Adapter,
         batch: &PackedBatch,
         normalizer: f64,
+        dropout: Option<&Dropout>,
     ) -> Result<(LossReport, Gradients)> {
-        backward::loss_and_gradients(self, adapter, batch, normalizer)
+        backward::loss_and_gradients_with(self, adapter, batch, normalizer, dropout)
     }
 
     fn loss(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<LossReport> {
@@ -253,15 +335,49 @@ impl LossSource for crate::model::decoder::Decoder {
     }
 }
 
+fn fixture(family: &str) -> (crate::model::ModelConfig, crate::model::decoder::Decoder) {
+    use crate::model::{ModelConfig, decoder::Decoder, linear::Storage, weights::Weights};
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
+    let config = ModelConfig::read(&folder).unwrap();
+    let weights = Weights::open(&folder, &Device::Cpu).unwrap();
+    let decoder = Decoder::load(&config, &weights, &Storage::default()).unwrap();
+    (config, decoder)
+}
+
+#[test]
+fn dropout_changes_training_and_a_resumed_run_is_still_bit_identical() {
+    let with = |dropout| {
+        let (config, decoder) = fixture("llama");
+        let settings = TrainSettings { dropout, sites: vec![Site::Query, Site::Down], ..settings() };
+        let parameters = Parameters::fresh(&config, &settings);
+        assert_eq!(parameters.places.len(), 2 * config.num_hidden_layers);
+        Trainer::with_source(Box::new(decoder), settings, examples(10), parameters, None).unwrap()
+    };
+    let mut whole = with(0.5);
+    let reports = run(&mut whole);
+    let mut without = with(0.0);
+    let others = run(&mut without);
+    assert_eq!(reports[0].loss.to_bits(), others[0].loss.to_bits(), "a new adapter changes nothing");
+    assert_ne!(reports[5].loss.to_bits(), others[5].loss.to_bits());
+    let mut before = with(0.5);
+    for _ in 0..4 {
+        before.step(&mut || Ok(())).unwrap();
+    }
+    let mut after = with(0.5);
+    after.restore(&before.save().unwrap()).unwrap();
+    assert_eq!(run(&mut after), reports[4..]);
+    assert_eq!(after.parameters, whole.parameters);
+    assert_eq!(after.optimizer, whole.optimizer);
+    assert!(without.restore(&before.save().unwrap()).is_err(), "another dropout is another run");
+}
+
 /// `tests/parity/README.md` describes the run; tolerances are its own, 1e-5 in float32 against float64, times ten.
 #[test]
 fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
-    use crate::model::{ModelConfig, decoder::Decoder, linear::Storage, weights::Weights};
     let device = Device::Cpu;
     for family in ["llama", "qwen2", "qwen3", "smollm3"] {
+        let (config, decoder) = fixture(family);
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
-        let config = ModelConfig::read(&folder).unwrap();
-        let decoder = Decoder::load(&config, &Weights::open(&folder, &device).unwrap(), &Storage::default()).unwrap();
         let load = |file: &str| candle_core::safetensors::load(folder.join("peft").join(file), &device).unwrap();
         let (batch, curve) = (load("reference.safetensors"), load("curve.safetensors"));
         let ids = |name: &str| batch[name].to_vec1::<i64>().unwrap();
@@ -288,7 +404,7 @@ fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
         };
         let adam = crate::train::optimizer::AdamSettings { weight_decay: 0.01, ..Default::default() };
         let settings =
-            TrainSettings { epochs: 20, batch_size: 4, learning_rate: 5e-3, warmup: Some(4), adam, ..settings() };
+            TrainSettings { epochs: 20, batch_size: 4, learning_rate: 5e-3, warmup: Some(0.2), adam, ..settings() };
         let mut trainer = Trainer::with_source(Box::new(decoder), settings, examples, adapter("init"), None).unwrap();
         let reports = run(&mut trainer);
         let expected = |name: &str| curve[name].to_vec1::<f32>().unwrap();

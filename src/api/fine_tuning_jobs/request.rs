@@ -5,9 +5,9 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::metadata::check_metadata;
-use crate::api::checks::within;
-use crate::api::job_rules::{AutoOr, normal_suffix, positive, seed};
-use crate::jobs::{Hyperparameters, JobSpec};
+use super::settings::{Settings, check_measured};
+use crate::api::job_rules::{normal_suffix, seed};
+use crate::jobs::JobSpec;
 use crate::{Error, Result};
 
 /// Integrations that a request may name.
@@ -57,29 +57,6 @@ pub struct Supervised {
     pub hyperparameters: Option<Settings>,
 }
 
-/// Settings of training, each a number or `"auto"`. The last four are extensions of this server.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
-pub struct Settings {
-    /// Passes over the training file, 1 to 50.
-    pub n_epochs: Option<AutoOr<u32>>,
-    /// Examples per step, 1 to 256.
-    pub batch_size: Option<AutoOr<u32>>,
-    /// Factor on the learning rate, above 0.
-    pub learning_rate_multiplier: Option<AutoOr<f64>>,
-    /// Weight of the prompt's tokens in the loss, 0 to 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_loss_weight: Option<AutoOr<f64>>,
-    /// Rank of the adapter, 1 to 256.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rank: Option<AutoOr<u32>>,
-    /// Alpha of the adapter, above 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub alpha: Option<AutoOr<f64>>,
-    /// The learning rate before the factor, above 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub learning_rate: Option<AutoOr<f64>>,
-}
-
 impl CreateJob {
     /// The job to queue, if every field is within its range.
     pub fn spec(self) -> Result<JobSpec> {
@@ -95,6 +72,8 @@ impl CreateJob {
             let message = format!("'integrations' has more than {MAX_INTEGRATIONS} items.");
             return Err(Error::invalid_code("integrations", "array_above_max_length", message));
         }
+        let hyperparameters = settings.check()?;
+        check_measured(&hyperparameters, self.validation_file.as_deref())?;
         Ok(JobSpec {
             model: self.model,
             alias: None,
@@ -102,26 +81,9 @@ impl CreateJob {
             validation_file: self.validation_file,
             suffix: normal_suffix(self.suffix.as_deref(), 64)?,
             seed: seed(self.seed)?,
-            hyperparameters: settings.check()?,
+            hyperparameters,
             metadata: self.metadata,
             classification: None,
-        })
-    }
-}
-
-impl Settings {
-    fn check(self) -> Result<Hyperparameters> {
-        fn number<T>(setting: Option<AutoOr<T>>) -> Option<T> {
-            setting.and_then(AutoOr::number)
-        }
-        Ok(Hyperparameters {
-            n_epochs: within("n_epochs", number(self.n_epochs), 1, 50)?,
-            batch_size: within("batch_size", number(self.batch_size), 1, 256)?,
-            learning_rate_multiplier: positive("learning_rate_multiplier", number(self.learning_rate_multiplier))?,
-            prompt_loss_weight: within("prompt_loss_weight", number(self.prompt_loss_weight), 0.0, 1.0)?,
-            rank: within("rank", number(self.rank), 1, 256)?,
-            alpha: positive("alpha", number(self.alpha))?,
-            learning_rate: positive("learning_rate", number(self.learning_rate))?,
         })
     }
 }

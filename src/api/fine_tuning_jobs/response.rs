@@ -4,11 +4,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::request::{Settings, Supervised};
-use crate::api::job_rules::AutoOr;
+use super::request::Supervised;
+use super::settings::Settings;
 use crate::jobs::checkpoints::ModelCheckpoint;
 use crate::jobs::events::JobEvent;
-use crate::jobs::{Hyperparameters, Job, JobFault, JobStatus};
+use crate::jobs::{Job, JobFault, JobStatus};
 
 /// A fine-tuning job.
 #[derive(Debug, Serialize, ToSchema)]
@@ -138,30 +138,6 @@ impl Checkpoint {
             step_number: step,
             model,
             metrics,
-        }
-    }
-}
-
-impl Settings {
-    /// What a job uses, or what was asked for until that is known.
-    fn of(job: &Job) -> Self {
-        let Hyperparameters {
-            n_epochs,
-            batch_size,
-            learning_rate_multiplier,
-            prompt_loss_weight,
-            rank,
-            alpha,
-            learning_rate,
-        } = job.resolved.as_ref().unwrap_or(&job.spec.hyperparameters).clone();
-        Self {
-            n_epochs: Some(n_epochs.into()),
-            batch_size: Some(batch_size.into()),
-            learning_rate_multiplier: Some(learning_rate_multiplier.into()),
-            prompt_loss_weight: prompt_loss_weight.map(AutoOr::Number),
-            rank: rank.map(AutoOr::Number),
-            alpha: alpha.map(AutoOr::Number),
-            learning_rate: learning_rate.map(AutoOr::Number),
         }
     }
 }

@@ -212,7 +212,8 @@ impl Worker {
         if matches!(control.raised(), Some(Interrupt::Cancel | Interrupt::Lost)) {
             return Err(Error::Cancelled);
         }
-        let Trained { files, adapter, tokens, result_file } = trained;
+        self.tell_end(job, &trained).await;
+        let Trained { files, adapter, tokens, result_file, .. } = trained;
         let model = model_name(job, &base);
         self.store.blobs.put(&weights_key(&adapter.id), files.weights.into()).await?;
         self.store.blobs.put(&config_key(&adapter.id), files.config.into()).await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Worker;
-use super::training::Plan;
+use super::training::{Plan, Trained};
 use crate::Error;
 use crate::datasets::DatasetReport;
 use crate::jobs::queue::Outcome;
@@ -69,6 +69,18 @@ impl Worker {
         };
         let message = format!("Classification: {}", defined.map(text).collect::<Vec<_>>().join(", "));
         self.say(job, "info", &message, None).await;
+    }
+
+    /// How training came to its end, where it is not the planned one.
+    pub(super) async fn tell_end(&self, job: &Job, trained: &Trained) {
+        if let Some(step) = trained.ended_early {
+            let message = format!("Training ended early after step {step}: the validation loss does not fall any more");
+            self.say(job, "info", &message, None).await;
+        }
+        if let Some(step) = trained.chosen {
+            let message = format!("The model is the adapter of step {step}, which has the lowest validation loss");
+            self.say(job, "info", &message, Some(json!({"step": step}))).await;
+        }
     }
 
     /// An event for people.

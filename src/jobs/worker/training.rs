@@ -12,7 +12,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::lease::{Control, Interrupt};
 use crate::adapters::peft::{self, PeftFiles};
-use crate::adapters::{Adapter, AdapterLease};
+use crate::adapters::{Adapter, AdapterLease, Site};
 use crate::datasets::classes::{self, Wanted};
 use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
 use crate::engine::priority::Priority;
@@ -28,9 +28,6 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
 const METRICS_EVENTS: usize = 150;
 /// How long a micro-step waits for requests at most, so that training never stands still.
 const YIELD: Duration = Duration::from_millis(250);
-/// Tokens of a training sequence at the most, where the model's context is longer: attention keeps rows × rows numbers per
-/// head for the backward pass.
-const MAX_SEQUENCE_TOKENS: usize = 4096;
 
 /// All that the thread needs.
 pub(super) struct Inputs {
@@ -90,6 +87,10 @@ pub(super) struct Trained {
     /// Tokens read, repeats counted.
     pub tokens: u64,
     pub result_file: Vec<u8>,
+    /// The step that the adapter is from, where that is not the last.
+    pub chosen: Option<usize>,
+    /// The last step, where more were planned.
+    pub ended_early: Option<usize>,
 }
 
 /// Trains to the end; [`Error::Cancelled`] after an interrupt, with the last state reported where the job may go on later.
@@ -121,7 +122,7 @@ impl Run {
         let Inputs { model, api, asked, control, .. } = inputs;
         let render = RenderSettings {
             prompt_loss_weight: settings::prompt_loss_weight(&asked, api),
-            max_tokens: model.config.max_position_embeddings.min(MAX_SEQUENCE_TOKENS),
+            max_tokens: settings::max_sequence_tokens(&asked, &model.config)?,
         };
         let (training_file, validation_file) = (inputs.training_file, inputs.validation_file);
         let read = |file, purpose| datasets::read(watched(file, &control)?, purpose, &*model, &render);
@@ -211,7 +212,8 @@ impl Run {
                 }
                 _ => None,
             };
-            if report.step % every == 0 || report.step == total || validation.is_some() {
+            let complete = self.trainer.is_complete();
+            if report.step % every == 0 || complete || validation.is_some() {
                 let tokens_per_second = tokens as f64 / since.elapsed().as_secs_f64().max(1e-9);
                 (since, tokens) = (Instant::now(), 0);
                 let per_step = begin.elapsed() / (report.step - resumed_at).max(1) as u32;
@@ -230,7 +232,7 @@ impl Run {
                 }
             }
             // The last state needs no checkpoint: publishing takes less time than restoring.
-            if report.step < total && (report.completed_epoch.is_some() || saved.elapsed() >= CHECKPOINT_EVERY) {
+            if !complete && (report.completed_epoch.is_some() || saved.elapsed() >= CHECKPOINT_EVERY) {
                 self.checkpoint()?;
                 saved = Instant::now();
             }
@@ -247,12 +249,15 @@ impl Run {
     }
 
     fn result(self) -> Result<Trained> {
-        let mut adapter = self.trainer.adapter()?;
+        let (mut adapter, step) = self.trainer.result()?;
         let files = peft::write(&adapter, &self.base)?;
         adapter.id = files.id();
         let columns = self.classification.as_ref().map(ClassificationTask::columns).unwrap_or_default();
         let result_file = results::csv(self.api, self.trainer.history(), self.validation.is_some(), &columns)?;
-        Ok(Trained { files, adapter, tokens: self.trainer.trained_tokens(), result_file })
+        let chosen = (step < self.trainer.step_number()).then_some(step);
+        let ended_early = self.trainer.has_ended_early().then(|| self.trainer.step_number());
+        let tokens = self.trainer.trained_tokens();
+        Ok(Trained { files, adapter, tokens, result_file, chosen, ended_early })
     }
 
     fn checkpoint(&self) -> Result<()> {
@@ -264,10 +269,9 @@ impl Run {
     }
 }
 
-/// A continued adapter keeps its rank and alpha; a request for others is refused.
+/// A continued adapter keeps its rank, alpha and layers; a request for others is refused.
 fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: &Adapter) -> Result<()> {
-    let pair =
-        initial.layers.iter().flat_map(|layer| crate::adapters::Site::ALL.map(|site| layer.get(site))).flatten().next();
+    let pair = initial.layers.iter().flat_map(|layer| Site::ALL.map(|site| layer.get(site))).flatten().next();
     let pair = pair.ok_or_else(|| Error::Internal("the adapter to continue has no layers".into()))?;
     let rank = pair.a.dim(0)? as u32;
     if let Some(other) = asked.rank.filter(|other| *other != rank) {
@@ -279,8 +283,22 @@ fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: 
         let message = format!("alpha is {other}, but the model to continue has alpha {alpha}: leave alpha out");
         return Err(Error::invalid("alpha", message));
     }
+    if asked.use_rslora == Some(true) {
+        let message = "use_rslora is for new adapters, but the model to continue has its scale already: leave it out";
+        return Err(Error::invalid("use_rslora", message));
+    }
+    let has = |site: &Site| initial.layers.iter().any(|layer| layer.get(*site).is_some());
+    let sites: Vec<Site> = Site::ALL.into_iter().filter(has).collect();
+    if asked.target_modules.as_ref().is_some_and(|other| *other != sites) {
+        let names = sites.iter().map(|site| site.module()).collect::<Vec<_>>().join(", ");
+        let message =
+            format!("target_modules are others than those of the model to continue, {names}: leave target_modules out");
+        return Err(Error::invalid("target_modules", message));
+    }
     resolved.rank = Some(rank);
     resolved.alpha = Some(alpha);
+    resolved.use_rslora = Some(false);
+    resolved.target_modules = Some(sites);
     Ok(())
 }
 
