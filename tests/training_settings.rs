@@ -144,9 +144,8 @@ async fn a_job_ends_where_it_learns_nothing_more_and_publishes_its_best_adapter(
     let messages = fixture.messages(&done).await;
     assert!(messages.iter().any(|message| message.starts_with(&format!("Training ended early after step {last}"))));
     assert!(messages.iter().any(|message| message.starts_with(&format!("The model is the adapter of step {best},"))));
-    let checkpoint =
-        fixture.store().fine_tuned_model(ORG, &format!("{}:ckpt-step-{best}", done.fine_tuned_model.as_ref().unwrap()));
-    if let Ok(checkpoint) = checkpoint.await {
+    let checkpoint = format!("{}:ckpt-step-{best}", done.fine_tuned_model.as_ref().unwrap());
+    if let Ok(checkpoint) = fixture.store().fine_tuned_model(ORG, &checkpoint).await {
         assert_eq!(checkpoint.adapter, fixture.generation(&done).await, "the checkpoint of that step is the same");
     }
 }
