@@ -2,72 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fmt::Write as _;
+#[path = "common/characters.rs"]
+mod characters;
+
 use std::io::Cursor;
 
-use attune::datasets::{self, Dataset, Purpose, RenderSettings, TextCodec};
+use attune::datasets::{self, Dataset, Purpose, RenderSettings, TextCodec as _};
 use attune::{Error, Result};
+use characters::{Characters, END, Template, targets};
 use serde_json::{Value, json};
-
-const END: u32 = 1000;
-
-/// One token per character, `<end>` being one token, and a template of the common form.
-struct Characters {
-    template: Template,
-}
-
-enum Template {
-    None,
-    /// `[role]content<end>\n` for each message.
-    Plain,
-    /// The same, but answers before the last one lose what stands before `|`, as reasoning does in some templates.
-    Forgetful,
-    /// The generation prompt opens a tag that the history leaves out.
-    OpensTag,
-}
-
-impl TextCodec for Characters {
-    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let mut tokens = if special { vec![999] } else { Vec::new() };
-        for (index, part) in text.split("<end>").enumerate() {
-            if index > 0 {
-                tokens.push(END);
-            }
-            tokens.extend(part.chars().map(u32::from));
-        }
-        Ok(tokens)
-    }
-
-    fn render_chat(&self, messages: &[Value], _: Option<&[Value]>, generate: bool) -> Result<Option<String>> {
-        if matches!(self.template, Template::None) {
-            return Ok(None);
-        }
-        let mut text = String::new();
-        for (index, message) in messages.iter().enumerate() {
-            let (role, mut content) =
-                (message["role"].as_str().unwrap(), message["content"].as_str().unwrap_or("call"));
-            if role == "tool" {
-                return Err(Error::invalid("messages", "this template has no tools"));
-            }
-            if matches!(self.template, Template::Forgetful) && index + 1 < messages.len() {
-                content = content.split('|').next_back().unwrap();
-            }
-            writeln!(text, "[{role}]{content}<end>").unwrap();
-        }
-        if generate {
-            text.push_str(if matches!(self.template, Template::OpensTag) {
-                "[assistant]<think>"
-            } else {
-                "[assistant]"
-            });
-        }
-        Ok(Some(text))
-    }
-
-    fn end_tokens(&self) -> &[u32] {
-        &[END]
-    }
-}
 
 fn read_as(file: &str, template: Template, purpose: Purpose, max_tokens: usize) -> Result<Dataset> {
     let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens };
@@ -88,12 +31,6 @@ fn fault(file: &str) -> (String, &'static str) {
         }
         other => panic!("{file} gave {other:?}"),
     }
-}
-
-/// The targets of an example as text, `$` for the end token.
-fn targets(example: &datasets::TokenizedExample) -> String {
-    let weighted = example.tokens.iter().zip(&example.weights).filter(|(_, weight)| **weight > 0.0);
-    weighted.map(|(token, _)| if *token == END { '$' } else { char::from_u32(*token).unwrap() }).collect()
 }
 
 fn chat(messages: &Value) -> String {

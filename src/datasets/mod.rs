@@ -1,11 +1,12 @@
 //! Training files: JSONL read line by line and checked ([`parse`]), then rendered to tokens with a weight for each one as a
-//! target ([`render`]); [`classes`] reads them as a task of sorting.
+//! target ([`render`]); [`preference`] checks pairs of answers, [`classes`] reads a file as a task of sorting.
 //!
-//! `jobs/worker/training.rs` calls [`read`] for the training and the validation file. A
-//! file with faults gives one error that names the lines and says what to change.
+//! `jobs/worker/training.rs` calls [`read`] or [`read_preferences`] for the training and the validation file. A file with
+//! faults gives one error that names the lines and says what to change.
 
 pub mod classes;
 pub mod parse;
+pub mod preference;
 pub mod render;
 
 use std::collections::HashSet;
@@ -13,7 +14,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::BufRead;
 
 use crate::{Error, Result};
-use parse::{Faults, Lines};
+use parse::{Faults, Format, Lines};
 pub use render::{RenderSettings, TextCodec};
 
 /// Examples that a training file must have at least; the number and the message are `OpenAI`'s.
@@ -33,6 +34,14 @@ impl TokenizedExample {
     pub fn targets(&self) -> usize {
         self.weights.iter().skip(1).filter(|weight| **weight > 0.0).count()
     }
+
+    /// Cuts it to `max_tokens`; true where that takes something away.
+    fn truncate(&mut self, max_tokens: usize) -> bool {
+        let longer = self.tokens.len() > max_tokens;
+        self.tokens.truncate(max_tokens);
+        self.weights.truncate(max_tokens);
+        longer
+    }
 }
 
 /// What a file holds.
@@ -40,7 +49,7 @@ impl TokenizedExample {
 pub struct DatasetReport {
     /// Examples in the file.
     pub examples: usize,
-    /// What they are trained on as: a chat may be several sequences, or none.
+    /// What they are trained on as: a chat may be several sequences, or none; two answers to a prompt count as one.
     pub sequences: usize,
     /// Tokens that one epoch reads.
     pub tokens: usize,
@@ -57,7 +66,7 @@ pub struct DatasetReport {
 /// A whole file as tokens. A chat that cannot be one sequence (see [`render`]) is several examples.
 #[derive(Debug, Clone, Default)]
 pub struct Dataset {
-    /// The sequences, in the order of the file.
+    /// The sequences, in the order of the file; those of a preference next to each other.
     pub examples: Vec<TokenizedExample>,
     /// Counts for people.
     pub report: DatasetReport,
@@ -105,33 +114,101 @@ pub fn read(
     codec: &impl TextCodec,
     settings: &RenderSettings,
 ) -> Result<Dataset> {
+    read_lines(reader, purpose, settings, |line, check_only, format| {
+        let example = parse::example(line)?;
+        format(example.format())?;
+        if check_only {
+            return Ok(Rendered::Nothing);
+        }
+        Ok(Rendered::Sequences(render::render(&example, codec, settings).map_err(Fault::from)?))
+    })
+}
+
+/// Reads a JSONL file of preferences: each line becomes two sequences next to each other, the preferred answer and the
+/// other one, with the same prompt. Counts and faults are as those of [`read`].
+pub fn read_preferences(
+    reader: impl BufRead,
+    purpose: Purpose,
+    codec: &impl TextCodec,
+    settings: &RenderSettings,
+) -> Result<Dataset> {
+    read_lines(reader, purpose, settings, |line, check_only, format| {
+        let pair = preference::preference(line)?;
+        format(pair.format())?;
+        if check_only {
+            return Ok(Rendered::Nothing);
+        }
+        let alone = |example| {
+            let mut sequences = render::render(example, codec, settings).map_err(Fault::from)?;
+            let one = || Error::Internal("an answer that is trained on is one sequence".into());
+            Ok::<_, Fault>(sequences.pop().ok_or_else(one)?)
+        };
+        Ok(Rendered::Pair([alone(&pair.chosen)?, alone(&pair.rejected)?]))
+    })
+}
+
+/// What a line is trained on as.
+enum Rendered {
+    /// It was only checked.
+    Nothing,
+    /// Each by itself.
+    Sequences(Vec<TokenizedExample>),
+    /// The preferred answer and the other one.
+    Pair([TokenizedExample; 2]),
+}
+
+/// Why a line is not rendered.
+enum Fault {
+    /// The line's own fault.
+    Line(String),
+    /// Something else, which ends the reading.
+    Other(Error),
+}
+
+impl From<String> for Fault {
+    fn from(fault: String) -> Self {
+        Self::Line(fault)
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Invalid { message, .. } => Self::Line(message),
+            error => Self::Other(error),
+        }
+    }
+}
+
+/// Notes the format of a line, which must be that of all others.
+type NoteFormat<'a> = &'a mut dyn FnMut(Format) -> Result<(), String>;
+
+fn read_lines(
+    reader: impl BufRead,
+    purpose: Purpose,
+    settings: &RenderSettings,
+    render: impl Fn(&str, bool, NoteFormat<'_>) -> Result<Rendered, Fault>,
+) -> Result<Dataset> {
     let mut lines = Lines::new(reader);
     let mut faults = Faults::default();
-    let mut format = None;
-    let mut builder = Builder::default();
+    let mut first_format = None;
+    let mut builder = Builder::new(settings.max_tokens);
     while let Some((number, line)) = lines.next_line()? {
         builder.dataset.report.examples += 1;
-        let example = match line.and_then(parse::example) {
-            Ok(example) => example,
-            Err(fault) => {
-                faults.push(number, fault);
-                continue;
+        let mut note_format = |format: Format| {
+            let (first_line, first) = *first_format.get_or_insert((number, format));
+            if format == first {
+                return Ok(());
             }
+            Err(format!("is {format}, but line {first_line} is {first}: use one format"))
         };
-        let (first_line, first_format) = *format.get_or_insert((number, example.format()));
-        if example.format() != first_format {
-            faults.push(
-                number,
-                format!("is {}, but line {first_line} is {first_format}: use one format", example.format()),
-            );
-        }
-        if !faults.is_empty() {
-            continue;
-        }
-        match render::render(&example, codec, settings) {
-            Ok(sequences) => sequences.into_iter().for_each(|sequence| builder.add(sequence, settings.max_tokens)),
-            Err(Error::Invalid { message, .. }) => faults.push(number, message),
-            Err(error) => return Err(error),
+        let check_only = !faults.is_empty();
+        match line.map_err(Fault::from).and_then(|line| render(line, check_only, &mut note_format)) {
+            Ok(Rendered::Nothing) => {}
+            Ok(Rendered::Sequences(sequences)) => sequences.into_iter().for_each(|sequence| builder.add([sequence])),
+            Ok(Rendered::Pair(pair)) => builder.add(pair),
+            Err(Fault::Line(fault)) => faults.push(number, fault),
+            Err(Fault::Other(error)) => return Err(error),
         }
     }
     if !faults.is_empty() {
@@ -155,35 +232,42 @@ pub fn read(
 }
 
 /// Collects sequences and counts them.
-#[derive(Default)]
 struct Builder {
     dataset: Dataset,
+    max_tokens: usize,
     /// Hashes of the sequences so far. A collision would only miscount a duplicate.
     seen: HashSet<u64>,
 }
 
 impl Builder {
-    fn add(&mut self, mut sequence: TokenizedExample, max_tokens: usize) {
+    fn new(max_tokens: usize) -> Self {
+        Self { dataset: Dataset::default(), max_tokens, seen: HashSet::new() }
+    }
+
+    /// Adds what is trained on together, or leaves it out together. Two answers that are the same as far as they fit teach
+    /// nothing.
+    fn add<const N: usize>(&mut self, mut sequences: [TokenizedExample; N]) {
         let report = &mut self.dataset.report;
-        if sequence.tokens.len() > max_tokens {
-            sequence.tokens.truncate(max_tokens);
-            sequence.weights.truncate(max_tokens);
-            report.truncated += 1;
-        }
-        let targets = sequence.targets();
-        if targets == 0 {
+        let truncated = sequences.each_mut().map(|sequence| sequence.truncate(self.max_tokens));
+        report.truncated += usize::from(truncated.contains(&true));
+        let same = sequences.windows(2).any(|pair| pair[0] == pair[1]);
+        if same || sequences.iter().any(|sequence| sequence.targets() == 0) {
             report.dropped += 1;
             return;
         }
         let mut hasher = DefaultHasher::new();
-        sequence.tokens.hash(&mut hasher);
-        for weight in &sequence.weights {
-            hasher.write_u32(weight.to_bits());
+        for sequence in &sequences {
+            sequence.tokens.hash(&mut hasher);
+            for weight in &sequence.weights {
+                hasher.write_u32(weight.to_bits());
+            }
         }
         report.duplicates += usize::from(!self.seen.insert(hasher.finish()));
         report.sequences += 1;
-        report.tokens += sequence.tokens.len();
-        report.target_tokens += targets;
-        self.dataset.examples.push(sequence);
+        for sequence in sequences {
+            report.tokens += sequence.tokens.len();
+            report.target_tokens += sequence.targets();
+            self.dataset.examples.push(sequence);
+        }
     }
 }

@@ -72,6 +72,17 @@ impl JobApi {
     }
 }
 
+/// What a job trains on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Answers to learn.
+    #[default]
+    Supervised,
+    /// Pairs of answers, of which one is preferred: direct preference optimisation.
+    Dpo,
+}
+
 /// What the client asked for, with every `auto` already turned into a number where that needs no file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JobSpec {
@@ -88,6 +99,9 @@ pub struct JobSpec {
     pub suffix: Option<String>,
     /// Seed of initialisation and data order.
     pub seed: u64,
+    /// What it trains on.
+    #[serde(default)]
+    pub method: Method,
     /// Settings as asked for; `None` means `auto`.
     pub hyperparameters: Hyperparameters,
     /// The client's own notes.
@@ -142,6 +156,8 @@ pub struct Hyperparameters {
     pub learning_rate_multiplier: Option<f64>,
     /// Weight of the prompt's tokens in the loss (0 trains on completions only).
     pub prompt_loss_weight: Option<f64>,
+    /// How strongly the adapter is held to the model that it began as, where training is on preferences.
+    pub beta: Option<f64>,
     /// Own extension: rank of the adapter.
     pub rank: Option<u32>,
     /// Own extension: alpha of the adapter.

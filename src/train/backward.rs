@@ -1,5 +1,4 @@
 //! Loss and gradients of a packed batch: the explicit forward and backward pass of the decoder with an adapter.
-
 //!
 //! The backward pass mirrors [`Block::forward`] line by line, last line first. Frozen weights get no gradient: a linear
 //! layer needs only W for dx, and the low-rank parts need dA and dB (Hu et al., "LoRA", 2021):
@@ -15,6 +14,7 @@ use crate::model::kernels::{self, AttentionState};
 use crate::model::rope::Angles;
 use crate::train::dropout::Dropout;
 use crate::train::loss::{self, vocabulary_loss};
+use crate::train::preference::Preferences;
 use crate::{Error, Result};
 
 /// Whole sequences, one after the other; no attention and no target crosses from one to the next.
@@ -26,6 +26,13 @@ pub struct PackedBatch {
     pub sequences: Vec<Range<usize>>,
     /// What is to be predicted.
     pub targets: Vec<Target>,
+}
+
+impl PackedBatch {
+    /// Index of the sequence that a target belongs to.
+    pub fn sequence_of(&self, target: &Target) -> usize {
+        self.sequences.partition_point(|rows| rows.end <= target.row)
+    }
 }
 
 /// One prediction that counts.
@@ -54,6 +61,21 @@ pub struct LossReport {
     pub sequences: usize,
     /// Those of them where each such target has the highest logit.
     pub exact: usize,
+    /// Pairs of answers, where training is on preferences.
+    pub pairs: usize,
+    /// Σ margin of the pairs' rewards.
+    pub margin_sum: f64,
+    /// Pairs whose chosen answer has the higher reward.
+    pub preferred: usize,
+}
+
+/// What training makes small.
+#[derive(Debug, Clone, Copy)]
+pub enum Objective<'a> {
+    /// The cross entropy of the targets.
+    Targets,
+    /// The loss of pairs of answers.
+    Preferences(Preferences<'a>),
 }
 
 /// Gradients of A and B, shaped like the adapter's layers (`scale` copies the adapter's).
@@ -68,14 +90,15 @@ pub fn loss_and_gradients(
     batch: &PackedBatch,
     normalizer: f64,
 ) -> Result<(LossReport, Gradients)> {
-    loss_and_gradients_with(decoder, adapter, batch, normalizer, None)
+    objective_and_gradients(decoder, adapter, batch, Objective::Targets, normalizer, None)
 }
 
-/// The same with `dropout` on the adapter's inputs.
-pub fn loss_and_gradients_with(
+/// The same for any objective, with `dropout` on the adapter's inputs.
+pub fn objective_and_gradients(
     decoder: &Decoder,
     adapter: &Adapter,
     batch: &PackedBatch,
+    objective: Objective<'_>,
     normalizer: f64,
     dropout: Option<&Dropout>,
 ) -> Result<(LossReport, Gradients)> {
@@ -88,8 +111,17 @@ pub fn loss_and_gradients_with(
         x = y;
     }
     let hidden = kernels::rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?;
-    let (scores, dhidden) = vocabulary_loss(decoder, &hidden, batch, Some(normalizer))?;
-    let dhidden = dhidden.ok_or_else(|| Error::Internal("the loss gave no gradient".into()))?;
+    let (scores, gradient) = vocabulary_loss(decoder, &hidden, batch, Some(normalizer))?; // [targets, hidden]
+    let (report, gradient) = match objective {
+        Objective::Targets => (loss::report(batch, &scores), gradient),
+        Objective::Preferences(preferences) => {
+            let (report, slopes) = preferences.judge(batch, &scores);
+            let slopes: Vec<f32> = slopes.into_iter().map(|slope| slope as f32).collect();
+            let slopes = Tensor::from_vec(slopes, (batch.targets.len(), 1), hidden.device())?;
+            (report, gradient.map(|gradient| gradient.broadcast_mul(&slopes)).transpose()?)
+        }
+    };
+    let dhidden = loss::spread(&hidden, batch, gradient)?;
 
     let mut dx = kernels::rms_norm_backward(&x, &decoder.final_norm, decoder.norm_eps, &dhidden)?;
     let mut gradients: Gradients = vec![LoraLayer::default(); decoder.blocks.len()];
@@ -100,13 +132,27 @@ pub fn loss_and_gradients_with(
             None => break, // The first block's input is the frozen embedding.
         };
     }
-    Ok((loss::report(batch, &scores), gradients))
+    Ok((report, gradients))
 }
 
 /// Loss of `batch` alone, for evaluation.
 pub fn loss(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<LossReport> {
+    objective(decoder, adapter, batch, Objective::Targets)
+}
+
+/// The same for any objective.
+pub fn objective(
+    decoder: &Decoder,
+    adapter: Option<&Adapter>,
+    batch: &PackedBatch,
+    objective: Objective<'_>,
+) -> Result<LossReport> {
     let hidden = hidden_states(decoder, adapter, batch)?;
-    Ok(loss::report(batch, &vocabulary_loss(decoder, &hidden, batch, None)?.0))
+    let (scores, _) = vocabulary_loss(decoder, &hidden, batch, None)?;
+    Ok(match objective {
+        Objective::Targets => loss::report(batch, &scores),
+        Objective::Preferences(preferences) => preferences.judge(batch, &scores).0,
+    })
 }
 
 /// The log probability of each sequence's targets together, in nats.

@@ -6,33 +6,55 @@ use crate::adapters::Adapter;
 use crate::datasets::TokenizedExample;
 use crate::train::backward::LossReport;
 use crate::train::classification::ClassificationTask;
-use crate::train::packing::{BATCH_ROWS, pack, pack_in_order};
+use crate::train::packing::{BATCH_ROWS, Packed, pack, pack_in_order};
 use crate::train::records::Evaluation;
 use crate::train::trainer::{BeforeMicroStep, Trainer, add_report};
 
 /// Examples that one round of evaluation packs, so that packed copies never exceed a part of a large file.
 const EVALUATION_EXAMPLES: usize = 256;
 
+/// Examples to measure on.
+pub struct HeldOut {
+    examples: Vec<TokenizedExample>,
+    /// What the reference thinks of each batch of them, once it was asked, where training is on preferences.
+    reference: Vec<Vec<f64>>,
+}
+
+impl HeldOut {
+    /// To measure on `examples`.
+    pub fn new(examples: Vec<TokenizedExample>) -> Self {
+        Self { examples, reference: Vec::new() }
+    }
+}
+
 impl Trainer {
-    /// Measures the current adapter on `examples`; `None` where they have no targets.
+    /// Measures the current adapter on the held-out examples; `None` where they have no targets.
     pub fn evaluate(
         &self,
-        examples: &[TokenizedExample],
+        held_out: &mut HeldOut,
         before_micro_step: BeforeMicroStep<'_>,
     ) -> Result<Option<Evaluation>> {
         let adapter = self.parameters.adapter(self.source.device())?;
+        let width = self.settings.width();
         let mut total = LossReport::default();
-        for part in examples.chunks(EVALUATION_EXAMPLES) {
-            for batch in pack(&part.iter().collect::<Vec<_>>(), BATCH_ROWS) {
+        let mut asked = Vec::new();
+        for part in held_out.examples.chunks(EVALUATION_EXAMPLES * width) {
+            for Packed { batch, .. } in pack(part, width, BATCH_ROWS) {
                 before_micro_step()?;
-                add_report(&mut total, self.source.loss(&adapter, &batch)?);
+                // In every evaluation the batches are the same ones in the same order.
+                let place = asked.len();
+                if self.settings.beta.is_some() {
+                    asked.push(match held_out.reference.get(place) {
+                        Some(known) => known.clone(),
+                        None => self.ask_reference(&batch)?,
+                    });
+                }
+                let objective = self.objective(asked.get(place).map_or(&[], Vec::as_slice));
+                add_report(&mut total, self.source.loss(&adapter, &batch, objective)?);
             }
         }
-        Ok((total.targets > 0 && total.weight_sum > 0.0).then(|| Evaluation {
-            loss: total.loss_sum / total.weight_sum,
-            token_accuracy: total.correct as f64 / total.targets as f64,
-            sequence_accuracy: total.exact as f64 / total.sequences.max(1) as f64,
-        }))
+        held_out.reference = asked;
+        Ok(Evaluation::of(&total))
     }
 
     /// Measures how the current adapter sorts the task's prompts into classes: a figure for each of its columns.
@@ -42,7 +64,7 @@ impl Trainer {
         for candidates in task.candidates() {
             for batch in pack_in_order(&candidates, BATCH_ROWS) {
                 before_micro_step()?;
-                log_likelihoods.extend(self.source.log_likelihoods(&adapter, &batch)?);
+                log_likelihoods.extend(self.source.log_likelihoods(Some(&adapter), &batch)?);
             }
         }
         Ok(task.figures(&log_likelihoods))

@@ -2,7 +2,7 @@
 //! serving, shared and frozen.
 //!
 //! [`settings`] turns what was asked for into numbers; [`trainer`] is the loop; [`packing`] makes its batches, [`backward`],
-//! [`loss`] and [`dropout`] its gradients, [`optimizer`] and [`schedule`] its updates on the [`parameters`]; [`checkpoint`]
+//! [`loss`], [`preference`] and [`dropout`] its gradients, [`optimizer`] and [`schedule`] its updates on the [`parameters`]; [`checkpoint`]
 //! makes it resumable to the bit; [`evaluation`] measures it and says when it ends, [`classification`] how prompts are
 //! sorted into classes; [`records`] is what is told of each step, and [`results`] writes the result file.
 
@@ -16,6 +16,7 @@ pub mod loss;
 pub mod optimizer;
 pub mod packing;
 pub mod parameters;
+pub mod preference;
 pub mod records;
 pub mod results;
 pub mod schedule;
@@ -23,6 +24,7 @@ pub mod settings;
 mod source;
 pub mod trainer;
 
-pub use records::{Evaluation, StepReport};
+pub use evaluation::HeldOut;
+pub use records::{Evaluation, Rewards, StepReport};
 pub use settings::TrainSettings;
 pub use trainer::Trainer;

@@ -1,6 +1,8 @@
 //! What training says about itself: a report of each step for the worker, and the record that is kept of it for the result
 //! file, for a checkpoint, and for the decision to end early.
 
+use crate::train::backward::LossReport;
+
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
@@ -22,6 +24,17 @@ pub struct StepReport {
     pub tokens: usize,
     /// The epoch that ended with this step, counted from 1.
     pub completed_epoch: Option<usize>,
+    /// Of the step's pairs before its update, where training is on preferences.
+    pub rewards: Option<Rewards>,
+}
+
+/// How an adapter judges pairs of answers. Its reward for an answer is β times what it added to the log probability.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rewards {
+    /// Mean of the chosen answers' rewards less the rejected ones'.
+    pub margin: f64,
+    /// Share of the pairs whose chosen answer has the higher reward.
+    pub accuracy: f64,
 }
 
 /// Figures of held-out examples.
@@ -33,6 +46,24 @@ pub struct Evaluation {
     pub token_accuracy: f64,
     /// Share of the examples whose targets all had the highest logit.
     pub sequence_accuracy: f64,
+    /// Where training is on preferences.
+    pub rewards: Option<Rewards>,
+}
+
+impl Evaluation {
+    /// The means of a report's sums; `None` where it has no targets.
+    pub(super) fn of(report: &LossReport) -> Option<Self> {
+        let rewards = (report.pairs > 0).then(|| Rewards {
+            margin: report.margin_sum / report.pairs as f64,
+            accuracy: report.preferred as f64 / report.pairs as f64,
+        });
+        (report.weight_sum > 0.0).then(|| Self {
+            loss: report.loss_sum / report.weight_sum,
+            token_accuracy: report.correct as f64 / report.targets.max(1) as f64,
+            sequence_accuracy: report.exact as f64 / report.sequences.max(1) as f64,
+            rewards,
+        })
+    }
 }
 
 /// One line of the result file, kept for the whole run and in its checkpoints.
@@ -48,6 +79,8 @@ pub struct StepRecord {
     pub token_accuracy: f64,
     /// As in [`StepReport`].
     pub sequence_accuracy: f64,
+    /// As in [`StepReport`].
+    pub rewards: Option<Rewards>,
     /// Of the validation file, where it was measured after this step.
     pub validation: Option<Evaluation>,
     /// Of its classes, where they were measured after this step: one figure for each of the task's columns, NaN where it is

@@ -6,7 +6,7 @@
 //! full weight only; a sequence is right where all of its tokens of full weight are.
 
 use crate::jobs::JobApi;
-use crate::train::records::{Evaluation, StepRecord};
+use crate::train::records::{Evaluation, Rewards, StepRecord};
 use crate::{Error, Result};
 
 /// The file's name.
@@ -21,10 +21,25 @@ pub const fn file_name(api: JobApi) -> &'static str {
 pub fn csv(api: JobApi, history: &[StepRecord], validated: bool, classification: &[String]) -> Result<Vec<u8>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let failed = |error: csv::Error| Error::Internal(format!("write the result file: {error}"));
-    let fixed = header(api, validated);
-    writer.write_record(fixed.iter().copied().chain(classification.iter().map(String::as_str))).map_err(failed)?;
+    let mut columns = header(api, validated);
+    let preferences = history.iter().any(|record| record.rewards.is_some());
+    if preferences {
+        columns.extend([
+            "train_reward_margin",
+            "train_reward_accuracy",
+            "valid_reward_margin",
+            "valid_reward_accuracy",
+        ]);
+    }
+    writer.write_record(columns.into_iter().chain(classification.iter().map(String::as_str))).map_err(failed)?;
     for (index, record) in history.iter().enumerate() {
         let mut cells = row(api, index + 1, record, validated);
+        if preferences {
+            for rewards in [record.rewards, record.validation.and_then(|figures| figures.rewards)] {
+                let figure = |figure: fn(Rewards) -> f64| rewards.map(figure).map_or_else(String::new, number);
+                cells.extend([figure(|rewards| rewards.margin), figure(|rewards| rewards.accuracy)]);
+            }
+        }
         // Measured at the end of an epoch alone.
         let mut figures = record.classification.iter();
         cells.extend(classification.iter().map(|_| figures.next().copied().map_or_else(String::new, number)));
@@ -91,10 +106,11 @@ mod tests {
             loss: 1.523_47,
             token_accuracy: 0.0,
             sequence_accuracy: 0.25,
+            rewards: None,
             validation: None,
             classification: Vec::new(),
         };
-        let validation = Some(Evaluation { loss: 0.5, token_accuracy: 0.75, sequence_accuracy: 0.625 });
+        let validation = Some(Evaluation { loss: 0.5, token_accuracy: 0.75, sequence_accuracy: 0.625, rewards: None });
         let classification = vec![0.875, f64::NAN];
         vec![
             record.clone(),
@@ -128,6 +144,20 @@ mod tests {
         assert!(
             text(JobApi::FineTunes, true, &[]).ends_with("2,80,8,1.52347,0.25000,0.00000,0.50000,0.62500,0.75000\n")
         );
+    }
+
+    #[test]
+    fn training_on_preferences_has_its_rewards_in_columns_of_their_own() {
+        let mut history = history();
+        for record in &mut history {
+            record.rewards = Some(Rewards { margin: 0.125, accuracy: 0.75 });
+        }
+        let text = String::from_utf8(csv(JobApi::FineTuningJobs, &history, true, &[]).unwrap()).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(
+            lines[0].ends_with(",train_reward_margin,train_reward_accuracy,valid_reward_margin,valid_reward_accuracy")
+        );
+        assert!(lines[1].ends_with(",0.12500,0.75000,,"), "{}", lines[1]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::adapters::Site;
 use crate::adapters::peft::MAX_RANK;
 use crate::datasets::DatasetReport;
-use crate::jobs::{Hyperparameters, JobApi};
+use crate::jobs::{Hyperparameters, JobApi, Method};
 use crate::model::ModelConfig;
 use crate::model::config::Family;
 use crate::train::optimizer::AdamSettings;
@@ -54,6 +54,8 @@ pub struct TrainSettings {
     pub patience: usize,
     /// The result is the adapter of the lowest validation loss, not the last one.
     pub keep_best: bool,
+    /// β of direct preference optimisation; `None` trains on answers.
+    pub beta: Option<f64>,
 }
 
 impl TrainSettings {
@@ -77,7 +79,13 @@ impl TrainSettings {
             dropout: resolved.lora_dropout.unwrap_or(0.0),
             patience: resolved.early_stopping_patience.unwrap_or(0) as usize,
             keep_best: resolved.keep_best.unwrap_or(false),
+            beta: resolved.beta,
         }
+    }
+
+    /// Sequences that are trained on together: one, or the two answers of a preference.
+    pub fn width(&self) -> usize {
+        if self.beta.is_some() { 2 } else { 1 }
     }
 
     /// Warmup steps of a run of `total` steps.
@@ -91,6 +99,11 @@ impl TrainSettings {
 
 /// A rank at which LoRA with all linear layers learns small and medium datasets as well as full fine-tuning does.
 const DEFAULT_RANK: u32 = 16;
+/// Share of the learning rate that training on preferences takes: it moves what the model can do already, and loses its
+/// language at rates that teach answers well.
+const PREFERENCE_RATE: f64 = 0.1;
+/// The β that most published runs of direct preference optimisation use.
+const DEFAULT_BETA: f64 = 0.1;
 /// Gradients of a larger norm are scaled down to it.
 const DEFAULT_CLIP: f64 = 1.0;
 
@@ -104,13 +117,14 @@ const DEFAULT_CLIP: f64 = 1.0;
 /// - **Learning rate**: tinker's formula for LoRA, `5e-5 · 10 · (2000 / hidden)^p` with p = 0.781 for Llama-like models and
 ///   0.0775 for Qwen, at most 3e-3; times the multiplier, whose `auto` is 1. The legacy resource's multipliers are for full
 ///   fine-tuning and recommended from 0.02 to 0.2: there the rate is ten times the formula's and `auto` is 0.1, so that
-///   the recommended range surrounds the same rate.
+///   the recommended range surrounds the same rate. Training on preferences takes a tenth of the formula's rate.
 /// - **Prompt loss weight**: 0.01 for the legacy resource, its documented default; otherwise 0.
 /// - **Rank** 16, **alpha** twice the rank, all linear layers; the learning rate falls in a straight line after it rose for
 ///   a tenth of the steps, 100 at the most; gradients of a norm above 1 are scaled down. All else is off.
 pub fn resolve(
     asked: &Hyperparameters,
     api: JobApi,
+    method: Method,
     data: &DatasetReport,
     config: &ModelConfig,
 ) -> Result<Hyperparameters> {
@@ -128,7 +142,10 @@ pub fn resolve(
     };
     let exponent = if matches!(config.family, Family::Qwen2 | Family::Qwen3) { 0.0775 } else { 0.781 };
     let formula = 5e-4 * (2000.0 / config.hidden_size as f64).powf(exponent);
-    let formula = formula.min(MAX_AUTO_LEARNING_RATE);
+    let formula = match method {
+        Method::Supervised => formula.min(MAX_AUTO_LEARNING_RATE),
+        Method::Dpo => (formula * PREFERENCE_RATE).min(MAX_AUTO_LEARNING_RATE),
+    };
     let (base, auto_multiplier) = match positive("learning_rate", asked.learning_rate)? {
         Some(rate) => (rate, 1.0),
         None if legacy => (10.0 * formula, 0.1),
@@ -147,6 +164,7 @@ pub fn resolve(
         batch_size: Some(batch_size),
         learning_rate_multiplier: Some(multiplier),
         prompt_loss_weight: Some(prompt_loss_weight),
+        beta: (method == Method::Dpo).then(|| asked.beta.unwrap_or(DEFAULT_BETA)),
         rank: Some(rank),
         alpha: Some(alpha),
         learning_rate: Some(base),

@@ -7,7 +7,7 @@ use candle_core::Device;
 use crate::Result;
 use crate::adapters::Adapter;
 use crate::model::BaseModel;
-use crate::train::backward::{self, Gradients, LossReport, PackedBatch};
+use crate::train::backward::{self, Gradients, LossReport, Objective, PackedBatch};
 use crate::train::dropout::Dropout;
 
 /// Where losses and gradients come from: the model, or a formula in tests of the loop.
@@ -17,11 +17,12 @@ pub(crate) trait LossSource: Send + Sync {
         &self,
         adapter: &Adapter,
         batch: &PackedBatch,
+        objective: Objective<'_>,
         normalizer: f64,
         dropout: Option<&Dropout>,
     ) -> Result<(LossReport, Gradients)>;
-    fn loss(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<LossReport>;
-    fn log_likelihoods(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<Vec<f64>>;
+    fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport>;
+    fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>>;
 }
 
 impl LossSource for Arc<BaseModel> {
@@ -33,17 +34,18 @@ impl LossSource for Arc<BaseModel> {
         &self,
         adapter: &Adapter,
         batch: &PackedBatch,
+        objective: Objective<'_>,
         normalizer: f64,
         dropout: Option<&Dropout>,
     ) -> Result<(LossReport, Gradients)> {
-        backward::loss_and_gradients_with(&self.decoder, adapter, batch, normalizer, dropout)
+        backward::objective_and_gradients(&self.decoder, adapter, batch, objective, normalizer, dropout)
     }
 
-    fn loss(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<LossReport> {
-        backward::loss(&self.decoder, Some(adapter), batch)
+    fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport> {
+        backward::objective(&self.decoder, Some(adapter), batch, objective)
     }
 
-    fn log_likelihoods(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<Vec<f64>> {
-        backward::log_likelihoods(&self.decoder, Some(adapter), batch)
+    fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>> {
+        backward::log_likelihoods(&self.decoder, adapter, batch)
     }
 }

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use crate::adapters::Adapter;
 use crate::datasets::TokenizedExample;
 use crate::model::BaseModel;
-use crate::train::backward::{Gradients, LossReport};
+use crate::train::backward::{Gradients, LossReport, Objective, PackedBatch};
 use crate::train::checkpoint;
 use crate::train::dropout::Dropout;
 use crate::train::optimizer::{AdamW, clip, global_norm};
-use crate::train::packing::{BATCH_ROWS, pack};
+use crate::train::packing::{BATCH_ROWS, Packed, pack};
 use crate::train::parameters::{Parameters, add_gradients, epoch_order};
-use crate::train::records::{StepRecord, StepReport};
+use crate::train::preference::Preferences;
+use crate::train::records::{Evaluation, StepRecord, StepReport};
 use crate::train::settings::TrainSettings;
 use crate::train::source::LossSource;
 use crate::{Error, Result};
@@ -38,7 +39,14 @@ pub struct Trainer {
     pub(super) best: Option<Vec<Vec<f32>>>,
     /// The current epoch and the order of its examples.
     order: (usize, Vec<usize>),
+    /// The model that training began with, where that is not the base.
+    beginning: Option<Adapter>,
+    /// What it thinks of the examples' two answers, where training is on preferences; NaN where nobody has asked yet.
+    reference: Vec<[f64; 2]>,
 }
+
+/// What the reference thinks of examples, by their places.
+type Judged = Vec<(usize, [f64; 2])>;
 
 impl Trainer {
     /// A run over `examples` that begins from `initial`, or from a new adapter of the settings' shape.
@@ -52,7 +60,7 @@ impl Trainer {
             Some(adapter) => Parameters::of(adapter)?,
             None => Parameters::fresh(&model.config, &settings),
         };
-        let beginning = initial.map(|adapter| adapter.id.as_str());
+        let beginning = initial.map(|adapter| adapter.to_device(model.decoder.device())).transpose()?;
         Self::with_source(Box::new(model), settings, examples, parameters, beginning)
     }
 
@@ -61,7 +69,7 @@ impl Trainer {
         settings: TrainSettings,
         examples: Vec<TokenizedExample>,
         parameters: Parameters,
-        beginning: Option<&str>,
+        beginning: Option<Adapter>,
     ) -> Result<Self> {
         if parameters.places.is_empty() || settings.batch_size == 0 {
             return Err(Error::Internal("a run needs an adapter with layers and batches with examples".into()));
@@ -69,11 +77,24 @@ impl Trainer {
         if !examples.iter().any(|example| example.targets() > 0) {
             return Err(Error::Internal("a run needs examples with targets".into()));
         }
-        let fingerprint = checkpoint::fingerprint(&settings, &examples, beginning)?;
-        let optimizer = AdamW::new(settings.adam, &parameters.values);
-        let order = (0, epoch_order(settings.seed, 0, examples.len()));
-        let history = Vec::new();
-        Ok(Self { source, settings, examples, fingerprint, parameters, optimizer, history, best: None, order })
+        let units = examples.len() / settings.width();
+        Ok(Self {
+            fingerprint: checkpoint::fingerprint(
+                &settings,
+                &examples,
+                beginning.as_ref().map(|adapter| adapter.id.as_str()),
+            )?,
+            optimizer: AdamW::new(settings.adam, &parameters.values),
+            order: (0, epoch_order(settings.seed, 0, units)),
+            reference: if settings.beta.is_some() { vec![[f64::NAN; 2]; units] } else { Vec::new() },
+            history: Vec::new(),
+            best: None,
+            source,
+            settings,
+            examples,
+            parameters,
+            beginning,
+        })
     }
 
     /// Steps of the whole run.
@@ -81,9 +102,14 @@ impl Trainer {
         self.settings.epochs * self.steps_per_epoch()
     }
 
+    /// What is trained on: examples, or pairs of answers.
+    fn units(&self) -> usize {
+        self.examples.len() / self.settings.width()
+    }
+
     /// Steps of one epoch; its last one takes the examples that are left.
     pub fn steps_per_epoch(&self) -> usize {
-        self.examples.len().div_ceil(self.settings.batch_size)
+        self.units().div_ceil(self.settings.batch_size)
     }
 
     /// Steps done.
@@ -109,17 +135,21 @@ impl Trainer {
         }
         let (epoch, position) = (step / per_epoch, step % per_epoch);
         if self.order.0 != epoch {
-            self.order = (epoch, epoch_order(self.settings.seed, epoch, self.examples.len()));
+            self.order = (epoch, epoch_order(self.settings.seed, epoch, self.units()));
         }
         let start = position * self.settings.batch_size;
-        let end = (start + self.settings.batch_size).min(self.examples.len());
-        let examples: Vec<&TokenizedExample> =
-            self.order.1[start..end].iter().map(|index| &self.examples[*index]).collect();
-        let tokens = examples.iter().map(|example| example.tokens.len()).sum::<usize>();
+        let end = (start + self.settings.batch_size).min(self.units());
+        let units = &self.order.1[start..end];
+        let width = self.settings.width();
+        let examples: Vec<TokenizedExample> =
+            units.iter().flat_map(|unit| &self.examples[unit * width..(unit + 1) * width]).cloned().collect();
+        let (read, tokens) = (units.len(), examples.iter().map(|example| example.tokens.len()).sum::<usize>());
 
-        let (report, mut gradients) = self.gradients(&examples, before_micro_step)?;
+        let (report, mut gradients, judged) = self.gradients(units, &examples, before_micro_step)?;
         let gradient_norm = global_norm(&gradients);
-        let loss = report.loss_sum / report.weight_sum;
+        let Some(Evaluation { loss, token_accuracy, sequence_accuracy, rewards }) = Evaluation::of(&report) else {
+            return Err(Error::Internal("a step without targets".into()));
+        };
         if !loss.is_finite() || !gradient_norm.is_finite() {
             return Err(non_finite(step + 1, loss, gradient_norm));
         }
@@ -131,14 +161,16 @@ impl Trainer {
         self.optimizer.update(learning_rate, &mut self.parameters.values, &gradients);
 
         let before = self.history.last();
-        let token_accuracy = report.correct as f64 / report.targets.max(1) as f64;
-        let sequence_accuracy = report.exact as f64 / report.sequences.max(1) as f64;
+        for (unit, log_likelihoods) in judged {
+            self.reference[unit] = log_likelihoods;
+        }
         self.history.push(StepRecord {
             elapsed_tokens: before.map_or(0, |record| record.elapsed_tokens) + tokens as u64,
-            elapsed_examples: before.map_or(0, |record| record.elapsed_examples) + examples.len() as u64,
+            elapsed_examples: before.map_or(0, |record| record.elapsed_examples) + read as u64,
             loss,
             token_accuracy,
             sequence_accuracy,
+            rewards,
             validation: None,
             classification: Vec::new(),
         });
@@ -154,25 +186,40 @@ impl Trainer {
             gradient_norm,
             tokens,
             completed_epoch,
+            rewards,
         }))
     }
 
     /// Loss and gradients of one optimizer step: sums over its micro-batches, divided by the weights of the whole step, so
-    /// that the split into micro-batches changes nothing but rounding.
+    /// that the split into micro-batches changes nothing but rounding. What the reference had to be asked for comes third.
     fn gradients(
         &self,
-        examples: &[&TokenizedExample],
+        units: &[usize],
+        examples: &[TokenizedExample],
         before_micro_step: BeforeMicroStep<'_>,
-    ) -> Result<(LossReport, Vec<Vec<f32>>)> {
-        let batches = pack(examples, BATCH_ROWS);
-        let weights = batches.iter().flat_map(|batch| &batch.targets).map(|target| f64::from(target.weight));
-        let normalizer: f64 = weights.sum();
+    ) -> Result<(LossReport, Vec<Vec<f32>>, Judged)> {
+        let packs = pack(examples, self.settings.width(), BATCH_ROWS);
+        let normalizer = match self.settings.beta {
+            Some(_) => packs.iter().map(|pack| pack.units.len() as f64).sum(),
+            None => packs.iter().flat_map(|pack| &pack.batch.targets).map(|target| f64::from(target.weight)).sum(),
+        };
         let adapter = self.parameters.adapter(self.source.device())?;
         let mut sum: Option<(LossReport, Gradients)> = None;
-        for (index, batch) in batches.iter().enumerate() {
+        let mut judged = Vec::new();
+        for (index, Packed { batch, units: places }) in packs.iter().enumerate() {
             before_micro_step()?;
             let dropout = self.dropout(index);
-            let (report, gradients) = self.source.loss_and_gradients(&adapter, batch, normalizer, dropout.as_ref())?;
+            let places: Vec<usize> = places.iter().map(|place| units[*place]).collect();
+            let mut known: Vec<f64> =
+                places.iter().filter_map(|unit| self.reference.get(*unit)).flatten().copied().collect();
+            if known.iter().any(|log_likelihood| log_likelihood.is_nan()) {
+                known = self.ask_reference(batch)?;
+                judged.extend(places.iter().copied().zip(known.chunks_exact(2).map(|pair| [pair[0], pair[1]])));
+                before_micro_step()?;
+            }
+            let objective = self.objective(&known);
+            let (report, gradients) =
+                self.source.loss_and_gradients(&adapter, batch, objective, normalizer, dropout.as_ref())?;
             match &mut sum {
                 None => sum = Some((report, gradients)),
                 Some((total, accumulated)) => {
@@ -182,7 +229,20 @@ impl Trainer {
             }
         }
         let (report, gradients) = sum.ok_or_else(|| Error::Internal("a step without targets".into()))?;
-        Ok((report, self.parameters.gradients(&gradients)?))
+        Ok((report, self.parameters.gradients(&gradients)?, judged))
+    }
+
+    /// What is made small in a batch whose sequences the reference thinks so of.
+    pub(super) fn objective<'a>(&self, reference: &'a [f64]) -> Objective<'a> {
+        match self.settings.beta {
+            Some(beta) => Objective::Preferences(Preferences { beta, reference }),
+            None => Objective::Targets,
+        }
+    }
+
+    /// What the model that training began with thinks of the two answers of the pairs in `batch`.
+    pub(super) fn ask_reference(&self, batch: &PackedBatch) -> Result<Vec<f64>> {
+        self.source.log_likelihoods(self.beginning.as_ref(), batch)
     }
 
     /// What the micro-batch `batch` of the coming step leaves out of the adapter's inputs.
@@ -198,19 +258,14 @@ impl Trainer {
 
     /// Everything that [`Trainer::restore`] needs to go on from here.
     pub fn save(&self) -> Result<Vec<u8>> {
-        checkpoint::write(
-            &self.fingerprint,
-            &self.parameters.values,
-            &self.optimizer,
-            &self.history,
-            self.best.as_deref(),
-        )
+        let (best, reference) = (self.best.as_deref(), self.reference.as_slice());
+        checkpoint::write(&self.fingerprint, &self.parameters.values, &self.optimizer, &self.history, best, reference)
     }
 
     /// Goes on from a checkpoint of the same run: same settings, same examples, same beginning. An error leaves the run
     /// where it was.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<()> {
-        let state = checkpoint::read(bytes, &self.fingerprint, &self.parameters.values)?;
+        let state = checkpoint::read(bytes, &self.fingerprint, &self.parameters.values, self.reference.len())?;
         if state.history.len() > self.total_steps() {
             return Err(Error::Setup("the checkpoint has more steps than the run".into()));
         }
@@ -219,6 +274,7 @@ impl Trainer {
         self.parameters.values = state.values;
         self.history = state.history;
         self.best = state.best;
+        self.reference = state.reference;
         Ok(())
     }
 }
@@ -230,6 +286,9 @@ pub(super) fn add_report(total: &mut LossReport, part: LossReport) {
     total.correct += part.correct;
     total.sequences += part.sequences;
     total.exact += part.exact;
+    total.pairs += part.pairs;
+    total.margin_sum += part.margin_sum;
+    total.preferred += part.preferred;
 }
 
 fn non_finite(step: usize, loss: f64, norm: f64) -> Error {

@@ -10,6 +10,7 @@ use crate::datasets::classes::{Class, ClassificationData, ClassifiedExample};
 use crate::train::backward::{self, PackedBatch};
 use crate::train::classification::ClassificationTask;
 use crate::train::dropout::Dropout;
+use crate::train::evaluation::HeldOut;
 use crate::train::parameters::Place;
 use crate::train::records::Evaluation;
 use crate::train::schedule::Schedule;
@@ -30,11 +31,12 @@ impl LossSource for Pull {
         &self,
         adapter: &Adapter,
         batch: &PackedBatch,
+        _: Objective<'_>,
         normalizer: f64,
         _: Option<&Dropout>,
     ) -> Result<(LossReport, Gradients)> {
         let calls = self.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let mut report = self.loss(adapter, batch)?;
+        let mut report = self.loss(adapter, batch, Objective::Targets)?;
         if self.broken_from.is_some_and(|from| calls >= from) {
             report.loss_sum = f64::NAN;
         }
@@ -51,7 +53,7 @@ impl LossSource for Pull {
         Ok((report, gradients))
     }
 
-    fn loss(&self, _: &Adapter, batch: &PackedBatch) -> Result<LossReport> {
+    fn loss(&self, _: &Adapter, batch: &PackedBatch, _: Objective<'_>) -> Result<LossReport> {
         let weight_sum = batch.targets.iter().map(|target| f64::from(target.weight)).sum();
         let targets = batch.targets.len();
         let (sequences, exact) = (batch.sequences.len(), batch.sequences.len() / 2);
@@ -62,11 +64,12 @@ impl LossSource for Pull {
             correct: targets / 2,
             sequences,
             exact,
+            ..LossReport::default()
         })
     }
 
     /// The larger a sequence's last target, the likelier.
-    fn log_likelihoods(&self, _: &Adapter, batch: &PackedBatch) -> Result<Vec<f64>> {
+    fn log_likelihoods(&self, _: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>> {
         let last = |rows: &std::ops::Range<usize>| batch.targets.iter().rfind(|target| rows.contains(&target.row));
         Ok(batch.sequences.iter().map(|rows| last(rows).map_or(0.0, |target| f64::from(target.token))).collect())
     }
@@ -88,6 +91,7 @@ fn settings() -> TrainSettings {
         dropout: 0.0,
         patience: 0,
         keep_best: false,
+        beta: None,
     }
 }
 
@@ -149,7 +153,7 @@ fn a_resumed_run_is_bit_identical_to_an_uninterrupted_one() {
             before.step(&mut || Ok(())).unwrap();
         }
         if stop == 3 {
-            before.record_validation(Evaluation { loss: 1.0, token_accuracy: 0.5, sequence_accuracy: 0.25 });
+            before.record_validation(validation(1.0));
             before.record_classification(vec![0.5, 0.75]);
         }
         let mut after = trainer();
@@ -164,7 +168,7 @@ fn a_resumed_run_is_bit_identical_to_an_uninterrupted_one() {
 }
 
 fn validation(loss: f64) -> Evaluation {
-    Evaluation { loss, token_accuracy: 0.5, sequence_accuracy: 0.25 }
+    Evaluation { loss, token_accuracy: 0.5, sequence_accuracy: 0.25, rewards: None }
 }
 
 /// Runs with an evaluation of these losses after each step.
@@ -223,7 +227,7 @@ fn the_best_adapter_is_kept_and_survives_a_checkpoint() {
 fn gradients_are_clipped_only_where_there_is_a_limit() {
     let first_step = |clip| {
         let adam = crate::train::optimizer::AdamSettings { epsilon: 1.0, ..Default::default() };
-        let mut trainer = trainer_with(TrainSettings { clip, adam, ..settings() }, examples(10), None);
+        let mut trainer = trainer_with(TrainSettings { adam, clip, ..settings() }, examples(10), None);
         let norm = trainer.step(&mut || Ok(())).unwrap().unwrap().gradient_norm;
         (norm, trainer.parameters.values)
     };
@@ -285,7 +289,7 @@ fn a_loss_that_is_not_finite_fails_with_its_own_code_and_keeps_the_last_good_sta
 
 #[test]
 fn evaluation_averages_over_all_targets() {
-    let evaluation = trainer().evaluate(&examples(10), &mut || Ok(())).unwrap().unwrap();
+    let evaluation = trainer().evaluate(&mut HeldOut::new(examples(10)), &mut || Ok(())).unwrap().unwrap();
     // Each example has two rows and one target of weight 1.
     assert!((evaluation.loss - 2.0).abs() < 1e-12);
     assert!((evaluation.token_accuracy - 0.5).abs() < 1e-12);
@@ -320,18 +324,19 @@ impl LossSource for crate::model::decoder::Decoder {
         &self,
         adapter: &Adapter,
         batch: &PackedBatch,
+        objective: Objective<'_>,
         normalizer: f64,
         dropout: Option<&Dropout>,
     ) -> Result<(LossReport, Gradients)> {
-        backward::loss_and_gradients_with(self, adapter, batch, normalizer, dropout)
+        backward::objective_and_gradients(self, adapter, batch, objective, normalizer, dropout)
     }
 
-    fn loss(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<LossReport> {
-        backward::loss(self, Some(adapter), batch)
+    fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport> {
+        backward::objective(self, Some(adapter), batch, objective)
     }
 
-    fn log_likelihoods(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<Vec<f64>> {
-        backward::log_likelihoods(self, Some(adapter), batch)
+    fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>> {
+        backward::log_likelihoods(self, adapter, batch)
     }
 }
 
@@ -369,6 +374,72 @@ fn dropout_changes_training_and_a_resumed_run_is_still_bit_identical() {
     assert_eq!(after.parameters, whole.parameters);
     assert_eq!(after.optimizer, whole.optimizer);
     assert!(without.restore(&before.save().unwrap()).is_err(), "another dropout is another run");
+}
+
+/// Pairs of answers to prompts: the chosen one rises, the rejected one falls.
+fn preferences(count: u32) -> Vec<TokenizedExample> {
+    let answer = |prompt: u32, last: [u32; 3]| TokenizedExample {
+        tokens: [&[prompt % 90, 7 + prompt % 5], last.as_slice()].concat(),
+        weights: vec![0.0, 0.0, 1.0, 1.0, 1.0],
+    };
+    (0..count).flat_map(|i| [answer(i, [20, 21, 22]), answer(i, [33, 32, 31])]).collect()
+}
+
+fn preference_trainer(beginning: Option<Adapter>) -> Trainer {
+    let (config, decoder) = fixture("qwen3");
+    let settings = TrainSettings { beta: Some(0.5), epochs: 4, warmup: Some(0.0), ..settings() };
+    let parameters = match &beginning {
+        Some(adapter) => Parameters::of(adapter).unwrap(),
+        None => Parameters::fresh(&config, &settings),
+    };
+    Trainer::with_source(Box::new(decoder), settings, preferences(10), parameters, beginning).unwrap()
+}
+
+#[test]
+fn training_on_preferences_begins_at_ln_2_and_learns_to_prefer() {
+    let mut trainer = preference_trainer(None);
+    assert_eq!((trainer.steps_per_epoch(), trainer.total_steps()), (3, 12), "pairs are counted, not answers");
+    let mut held_out = HeldOut::new(preferences(6));
+    let before = trainer.evaluate(&mut held_out, &mut || Ok(())).unwrap().unwrap();
+    assert!((before.loss - std::f64::consts::LN_2).abs() < 1e-15);
+    let reports = run(&mut trainer);
+    assert!((reports[0].loss - std::f64::consts::LN_2).abs() < 1e-15, "{:?}", reports[0]);
+    let rewards = reports.iter().map(|report| report.rewards.unwrap()).collect::<Vec<_>>();
+    assert_eq!((rewards[0].margin, rewards[0].accuracy), (0.0, 0.0));
+    assert!(rewards[11].margin > 0.1 && rewards[11].accuracy > 0.99, "{:?}", reports[11]);
+    assert!(reports[11].loss < reports[0].loss);
+    assert_eq!(trainer.history().last().unwrap().elapsed_examples, 40);
+    let after = trainer.evaluate(&mut held_out, &mut || Ok(())).unwrap().unwrap();
+    assert!(after.loss < before.loss && after.rewards.unwrap().accuracy > 0.99);
+    // What the reference thinks was asked once; asking it again gives the same.
+    let again = trainer.evaluate(&mut HeldOut::new(preferences(6)), &mut || Ok(())).unwrap().unwrap();
+    assert_eq!(again, after);
+}
+
+#[test]
+fn resumed_training_on_preferences_is_bit_identical() {
+    let mut whole = preference_trainer(None);
+    let reports = run(&mut whole);
+    for stop in [1, 3, 7] {
+        let mut before = preference_trainer(None);
+        for _ in 0..stop {
+            before.step(&mut || Ok(())).unwrap();
+        }
+        let mut after = preference_trainer(None);
+        after.restore(&before.save().unwrap()).unwrap();
+        assert_eq!(run(&mut after), reports[stop..]);
+        assert_eq!(after.parameters, whole.parameters);
+    }
+}
+
+#[test]
+fn the_reference_of_a_continued_model_is_that_model() {
+    let mut first = preference_trainer(None);
+    run(&mut first);
+    let mut next = preference_trainer(Some(first.adapter().unwrap()));
+    let reports = run(&mut next);
+    assert!((reports[0].loss - std::f64::consts::LN_2).abs() < 1e-15, "{:?}", reports[0]);
+    assert!(reports[11].loss < reports[0].loss);
 }
 
 /// `tests/parity/README.md` describes the run; tolerances are its own, 1e-5 in float32 against float64, times ten.

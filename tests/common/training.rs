@@ -185,5 +185,6 @@ pub fn spec(training_file: String) -> JobSpec {
         },
         metadata: None,
         classification: None,
+        method: attune::jobs::Method::Supervised,
     }
 }

@@ -4,11 +4,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::request::Supervised;
+use super::request::MethodSettings;
 use super::settings::Settings;
 use crate::jobs::checkpoints::ModelCheckpoint;
 use crate::jobs::events::JobEvent;
-use crate::jobs::{Job, JobFault, JobStatus};
+use crate::jobs::{Job, JobFault, JobStatus, Method};
 
 /// A fine-tuning job.
 #[derive(Debug, Serialize, ToSchema)]
@@ -66,11 +66,16 @@ pub struct FineTuningJob {
 /// How a job trains.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct JobMethod {
-    /// Always `supervised`.
+    /// `supervised` or `dpo`.
     #[serde(rename = "type")]
-    pub kind: &'static str,
-    /// Its settings.
-    pub supervised: Supervised,
+    #[schema(value_type = String)]
+    pub kind: Method,
+    /// The settings of `supervised`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub supervised: Option<MethodSettings>,
+    /// The settings of `dpo`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dpo: Option<MethodSettings>,
 }
 
 /// Why a job failed.
@@ -145,7 +150,12 @@ impl Checkpoint {
 impl From<Job> for FineTuningJob {
     fn from(job: Job) -> Self {
         let settings = Settings::of(&job);
-        let supervised = Supervised { hyperparameters: Some(settings.clone()) };
+        let kind = job.spec.method;
+        let own = MethodSettings { hyperparameters: Some(settings.clone()) };
+        let (supervised, dpo) = match kind {
+            Method::Supervised => (Some(own), None),
+            Method::Dpo => (None, Some(own)),
+        };
         Self {
             object: "fine_tuning.job",
             id: job.id,
@@ -165,7 +175,7 @@ impl From<Job> for FineTuningJob {
             seed: job.spec.seed,
             estimated_finish: job.estimated_finish,
             integrations: [],
-            method: JobMethod { kind: "supervised", supervised },
+            method: JobMethod { kind, supervised, dpo },
             metadata: job.spec.metadata,
             usage_metrics: None,
             shared_with_openai: false,

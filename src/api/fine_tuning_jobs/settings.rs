@@ -7,7 +7,7 @@ use crate::adapters::Site;
 use crate::api::checks::within;
 use crate::api::job_rules::{AutoOr, positive};
 use crate::datasets::parse::shorten;
-use crate::jobs::{Hyperparameters, Job};
+use crate::jobs::{Hyperparameters, Job, Method};
 use crate::train::schedule::Schedule;
 use crate::train::settings::MAX_SEQUENCE_TOKENS;
 use crate::{Error, Result};
@@ -18,10 +18,12 @@ const MIN_SEQUENCE_TOKENS: u32 = 16;
 const MAX_GRAD_NORM: f64 = 1000.0;
 /// Above this an adapter sees too little of its input to learn.
 const MAX_DROPOUT: f64 = 0.9;
+/// The current API's limit.
+const MAX_BETA: f64 = 2.0;
 /// More evaluations than any job has.
 const MAX_PATIENCE: u32 = 1000;
 
-/// Settings of training. The numbers may also be `"auto"`, which is the same as leaving one out. All after the first three are
+/// Settings of training. The numbers may also be `"auto"`, which is the same as leaving one out. All after `beta` are
 /// extensions of this server.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
 pub struct Settings {
@@ -31,6 +33,9 @@ pub struct Settings {
     pub batch_size: Option<AutoOr<u32>>,
     /// Factor on the learning rate, above 0.
     pub learning_rate_multiplier: Option<AutoOr<f64>>,
+    /// How strongly the method `dpo` holds the model to what it was, above 0 and at most 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta: Option<AutoOr<f64>>,
     /// Weight of the prompt's tokens in the loss, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_loss_weight: Option<AutoOr<f64>>,
@@ -124,15 +129,27 @@ impl TargetModules {
 
 impl Settings {
     /// The numbers, if each is within its range.
-    pub(super) fn check(self) -> Result<Hyperparameters> {
+    pub(super) fn check(self, method: Method) -> Result<Hyperparameters> {
         fn number<T>(setting: Option<AutoOr<T>>) -> Option<T> {
             setting.and_then(AutoOr::number)
+        }
+        let beta = number(self.beta);
+        if beta.is_some() && method != Method::Dpo {
+            let message = "'beta' is a setting of the method 'dpo': leave it out.";
+            return Err(Error::invalid_code("beta", "invalid_value", message));
+        }
+        let prompt_loss_weight = number(self.prompt_loss_weight);
+        if method == Method::Dpo && prompt_loss_weight.is_some_and(|weight| weight != 0.0) {
+            let message =
+                "'prompt_loss_weight' is no setting of the method 'dpo', which compares answers: leave it out.";
+            return Err(Error::invalid_code("prompt_loss_weight", "invalid_value", message));
         }
         Ok(Hyperparameters {
             n_epochs: within("n_epochs", number(self.n_epochs), 1, 50)?,
             batch_size: within("batch_size", number(self.batch_size), 1, 256)?,
             learning_rate_multiplier: positive("learning_rate_multiplier", number(self.learning_rate_multiplier))?,
-            prompt_loss_weight: within("prompt_loss_weight", number(self.prompt_loss_weight), 0.0, 1.0)?,
+            prompt_loss_weight: within("prompt_loss_weight", prompt_loss_weight, 0.0, 1.0)?,
+            beta: within("beta", positive("beta", beta)?, 0.0, MAX_BETA)?,
             rank: within("rank", number(self.rank), 1, 256)?,
             alpha: positive("alpha", number(self.alpha))?,
             learning_rate: positive("learning_rate", number(self.learning_rate))?,
@@ -166,6 +183,7 @@ impl Settings {
             batch_size,
             learning_rate_multiplier,
             prompt_loss_weight,
+            beta,
             rank,
             alpha,
             learning_rate,
@@ -185,6 +203,7 @@ impl Settings {
             batch_size: Some(batch_size.into()),
             learning_rate_multiplier: Some(learning_rate_multiplier.into()),
             prompt_loss_weight: prompt_loss_weight.map(AutoOr::Number),
+            beta: beta.map(AutoOr::Number),
             rank: rank.map(AutoOr::Number),
             alpha: alpha.map(AutoOr::Number),
             learning_rate: learning_rate.map(AutoOr::Number),
@@ -221,7 +240,7 @@ mod tests {
     use crate::api::extract::parse;
 
     fn check(json: &str) -> Result<Hyperparameters> {
-        parse::<Settings>(json.as_bytes()).expect("settings").check()
+        parse::<Settings>(json.as_bytes()).expect("settings").check(Method::Supervised)
     }
 
     #[test]

@@ -129,6 +129,7 @@ impl Worker {
         let inputs = Inputs {
             model,
             api: job.api,
+            method: job.spec.method,
             asked: job.spec.hyperparameters.clone(),
             resolved: job.resolved.clone(),
             seed: job.spec.seed,

@@ -11,8 +11,8 @@ use super::training::{Plan, Trained};
 use crate::Error;
 use crate::datasets::DatasetReport;
 use crate::jobs::queue::Outcome;
-use crate::jobs::{Job, JobFault};
-use crate::train::{Evaluation, StepReport};
+use crate::jobs::{Job, JobFault, Method};
+use crate::train::{Evaluation, Rewards, StepReport};
 
 impl Worker {
     /// What the training thread found and settled before its first step.
@@ -133,8 +133,12 @@ fn plan_event(plan: &Plan) -> (String, Value) {
     let settings = &plan.resolved;
     let epochs = settings.n_epochs.unwrap_or_default();
     let learning_rate = settings.learning_rate.unwrap_or_default() * settings.learning_rate_multiplier.unwrap_or(1.0);
+    let what = match plan.method {
+        Method::Supervised => "examples",
+        Method::Dpo => "pairs of answers",
+    };
     let message = format!(
-        "Training on {} examples with {} tokens ({} of them targets): {epochs} epochs, {} steps of {} examples, \
+        "Training on {} {what} with {} tokens ({} of them targets): {epochs} epochs, {} steps of {} {what}, \
          learning rate {learning_rate:.2e}, rank {}",
         plan.training.examples,
         plan.training.tokens,
@@ -164,6 +168,9 @@ fn plan_event(plan: &Plan) -> (String, Value) {
 
 fn step_message(report: &StepReport, validation: Option<Evaluation>) -> String {
     let mut message = format!("Step {}/{}: training loss={:.2}", report.step, report.total_steps, report.loss);
+    if let Some(Rewards { accuracy, .. }) = report.rewards {
+        let _ = write!(message, ", reward accuracy={accuracy:.2}");
+    }
     if let Some(Evaluation { loss, .. }) = validation {
         let _ = write!(message, ", validation loss={loss:.2}, full validation loss={loss:.2}");
     }
@@ -173,7 +180,7 @@ fn step_message(report: &StepReport, validation: Option<Evaluation>) -> String {
 /// The data of a metrics event. Validation always runs over the whole file, so both pairs of figures are the same.
 fn metrics(report: &StepReport, validation: Option<Evaluation>, tokens_per_second: f64, elapsed: Duration) -> Value {
     let (loss, accuracy) = (validation.map(|figures| figures.loss), validation.map(|figures| figures.token_accuracy));
-    json!({
+    let mut data = json!({
         "step": report.step,
         "total_steps": report.total_steps,
         "train_loss": report.loss,
@@ -186,7 +193,19 @@ fn metrics(report: &StepReport, validation: Option<Evaluation>, tokens_per_secon
         "gradient_norm": report.gradient_norm,
         "tokens_per_second": tokens_per_second,
         "elapsed_seconds": elapsed.as_secs_f64(),
-    })
+    });
+    add_rewards(&mut data, report, validation);
+    data
+}
+
+/// The figures of pairs of answers, where training is on preferences.
+fn add_rewards(data: &mut Value, report: &StepReport, validation: Option<Evaluation>) {
+    let judged = [("train", report.rewards), ("valid", validation.and_then(|figures| figures.rewards))];
+    for (name, Rewards { margin, accuracy }) in judged.into_iter().filter_map(|(name, rewards)| Some((name, rewards?)))
+    {
+        data[format!("{name}_reward_margin")] = margin.into();
+        data[format!("{name}_reward_accuracy")] = accuracy.into();
+    }
 }
 
 /// The figures of a checkpoint; those of the validation file only where there is one.
@@ -202,5 +221,6 @@ pub(super) fn checkpoint_metrics(report: &StepReport, validation: Option<Evaluat
             metrics[format!("{name}_mean_token_accuracy")] = token_accuracy.into();
         }
     }
+    add_rewards(&mut metrics, report, validation);
     metrics
 }

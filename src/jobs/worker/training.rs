@@ -14,12 +14,12 @@ use super::lease::{Control, Interrupt};
 use crate::adapters::peft::{self, PeftFiles};
 use crate::adapters::{Adapter, AdapterLease, Site};
 use crate::datasets::classes::{self, Wanted};
-use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
+use crate::datasets::{self, DatasetReport, Purpose, RenderSettings};
 use crate::engine::priority::Priority;
-use crate::jobs::{Classification, Hyperparameters, JobApi};
+use crate::jobs::{Classification, Hyperparameters, JobApi, Method};
 use crate::model::BaseModel;
 use crate::train::classification::ClassificationTask;
-use crate::train::{Evaluation, StepReport, TrainSettings, Trainer, results, settings};
+use crate::train::{Evaluation, HeldOut, StepReport, TrainSettings, Trainer, results, settings};
 use crate::{Error, Result};
 
 /// Time between checkpoints; the end of an epoch has one besides.
@@ -33,6 +33,7 @@ const YIELD: Duration = Duration::from_millis(250);
 pub(super) struct Inputs {
     pub model: Arc<BaseModel>,
     pub api: JobApi,
+    pub method: Method,
     pub asked: Hyperparameters,
     /// The settings of an earlier attempt, which this one goes on with.
     pub resolved: Option<Hyperparameters>,
@@ -53,7 +54,7 @@ pub(super) struct Inputs {
 /// What the thread reports while it works.
 pub(super) enum Progress {
     /// The files are read, training begins.
-    Planned(Plan),
+    Planned(Box<Plan>),
     /// A step that is worth an event.
     Step { step: StepReport, validation: Option<Evaluation>, tokens_per_second: f64, remaining: Duration },
     /// How well the validation file is sorted into classes: figures by name.
@@ -68,6 +69,7 @@ pub(super) enum Progress {
 
 /// What will be done.
 pub(super) struct Plan {
+    pub method: Method,
     pub resolved: Hyperparameters,
     pub training: DatasetReport,
     pub validation: Option<DatasetReport>,
@@ -108,7 +110,7 @@ pub(super) fn train(inputs: Inputs) -> Result<Trained> {
 
 struct Run {
     trainer: Trainer,
-    validation: Option<Dataset>,
+    validation: Option<HeldOut>,
     classification: Option<ClassificationTask>,
     base: String,
     api: JobApi,
@@ -119,13 +121,19 @@ struct Run {
 
 impl Run {
     fn prepare(inputs: Inputs) -> Result<Self> {
-        let Inputs { model, api, asked, control, .. } = inputs;
+        let Inputs { model, api, method, asked, control, .. } = inputs;
         let render = RenderSettings {
             prompt_loss_weight: settings::prompt_loss_weight(&asked, api),
             max_tokens: settings::max_sequence_tokens(&asked, &model.config)?,
         };
         let (training_file, validation_file) = (inputs.training_file, inputs.validation_file);
-        let read = |file, purpose| datasets::read(watched(file, &control)?, purpose, &*model, &render);
+        let read = |file, purpose| {
+            let file = watched(file, &control)?;
+            match method {
+                Method::Supervised => datasets::read(file, purpose, &*model, &render),
+                Method::Dpo => datasets::read_preferences(file, purpose, &*model, &render),
+            }
+        };
         let training = read(&training_file, Purpose::Training)?;
         let validation = validation_file.as_ref().map(|file| read(file, Purpose::Validation)).transpose()?;
         let classification = match (&inputs.classification, &validation_file) {
@@ -143,7 +151,7 @@ impl Run {
 
         let mut resolved = match inputs.resolved {
             Some(resolved) => resolved,
-            None => settings::resolve(&asked, api, &training.report, &model.config)?,
+            None => settings::resolve(&asked, api, method, &training.report, &model.config)?,
         };
         if let Some(initial) = &inputs.initial {
             take_shape(&mut resolved, &asked, initial)?;
@@ -157,6 +165,7 @@ impl Run {
             resolved,
             training: report,
             validation: validation.as_ref().map(|validation| validation.report),
+            method,
             total_steps: trainer.total_steps(),
             resumed_at: trainer.step_number(),
             checkpoint_fault,
@@ -164,7 +173,7 @@ impl Run {
         };
         let run = Self {
             trainer,
-            validation,
+            validation: validation.map(|validation| HeldOut::new(validation.examples)),
             classification,
             base: model.id.clone(),
             api,
@@ -172,7 +181,7 @@ impl Run {
             control,
             progress: inputs.progress,
         };
-        run.report(Progress::Planned(plan))?;
+        run.report(Progress::Planned(Box::new(plan)))?;
         Ok(run)
     }
 
@@ -197,9 +206,9 @@ impl Run {
             };
             tokens += report.tokens;
             let mut validation = None;
-            if let (Some(_), Some(held_out)) = (report.completed_epoch, &self.validation) {
+            if let (Some(_), Some(held_out)) = (report.completed_epoch, &mut self.validation) {
                 // Interrupted here, the job goes on from the checkpoint before, so that no epoch lacks its figures.
-                validation = self.trainer.evaluate(&held_out.examples, &mut before_micro_step)?;
+                validation = self.trainer.evaluate(held_out, &mut before_micro_step)?;
                 if let Some(evaluation) = validation {
                     self.trainer.record_validation(evaluation);
                 }
