@@ -168,7 +168,6 @@ pub fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
 /// Holds a gradient against central differences of `loss` along random directions, one for each of the linear layers.
 pub fn assert_gradient(adapter: &Adapter, gradients: &[LoraLayer], loss: impl Fn(&Adapter) -> f64) {
     for site in Site::ALL {
-        // A direction of the size of the layer's numbers themselves; the step is small beside them.
         let directions: Vec<Option<(Tensor, Tensor)>> = adapter
             .layers
             .iter()
@@ -189,9 +188,12 @@ pub fn assert_gradient(adapter: &Adapter, gradients: &[LoraLayer], loss: impl Fn
             .filter_map(|(layer, direction)| Some((layer.get(site)?, direction.as_ref()?)))
             .map(|(gradient, (a, b))| dot(&gradient.a, a) + dot(&gradient.b, b))
             .sum();
-        let step = 2e-3;
-        let measured = (moved(step) - moved(-step)) / (2.0 * step);
-        let tolerance = 1e-2 * expected.abs().max(1e-2);
+        // Wide steps, so that f32 does not blur them, extrapolated to none (Richardson).
+        let difference = |step: f64| (moved(step) - moved(-step)) / (2.0 * step);
+        let [wide, middle, narrow] = [1.6e-2, 8e-3, 4e-3].map(difference);
+        let (left, right) = ((4.0 * middle - wide) / 3.0, (4.0 * narrow - middle) / 3.0);
+        let measured = (16.0 * right - left) / 15.0;
+        let tolerance = 1e-2 * expected.abs().max(5e-2);
         assert!(
             (measured - expected).abs() < tolerance,
             "{site:?}: {measured} by differences, {expected} by the gradient"
