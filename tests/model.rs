@@ -199,6 +199,16 @@ fn preferences_have_the_gradient_of_their_loss() {
         assert!((report.loss_sum - expected).abs() < 1e-9, "{family}: {report:?}");
         assert!((report.margin_sum - margins.iter().sum::<f64>()).abs() < 1e-9);
         fixtures::assert_gradient(&adapter, &gradients, |adapter| run(adapter, &base).0.loss_sum / 2.0);
+        // It is the gradient of cross entropies whose weights are the slopes, the rejected answers' below 0.
+        let mut weighted = batch.clone();
+        for target in &mut weighted.targets {
+            let sequence = batch.sequence_of(target);
+            let slope = 0.5 / (1.0 + margins[sequence / 2].exp());
+            target.weight = if sequence.is_multiple_of(2) { slope as f32 } else { -slope as f32 };
+        }
+        let (_, expected) = backward::loss_and_gradients(&decoder, &adapter, &weighted, 2.0).unwrap();
+        let difference = relative_difference(&flatten(&gradients), &flatten(&expected));
+        assert!(difference < 1e-5, "{family}: gradients differ by {difference:e}");
     }
 }
 

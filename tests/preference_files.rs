@@ -7,17 +7,18 @@ mod characters;
 
 use std::io::Cursor;
 
-use attune::datasets::{self, Dataset, Purpose, RenderSettings};
+use attune::datasets::{self, Purpose, RenderSettings};
 use attune::{Error, Result};
-use characters::{Characters, Template, targets};
+use characters::{Characters, Rendered, Template, targets};
 use serde_json::{Value, json};
 
-fn read_as(file: &str, purpose: Purpose, max_tokens: usize) -> Result<Dataset> {
+fn read_as(file: &str, purpose: Purpose, max_tokens: usize) -> Result<Rendered> {
     let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens };
-    datasets::read_preferences(Cursor::new(file), purpose, &Characters { template: Template::Plain }, &settings)
+    let codec = Characters { template: Template::Plain };
+    Rendered::of(datasets::read_preferences(Cursor::new(file), purpose, &codec, &settings)?)
 }
 
-fn read(line: &Value) -> Result<Dataset> {
+fn read(line: &Value) -> Result<Rendered> {
     read_as(&line.to_string(), Purpose::Validation, 4096)
 }
 
@@ -77,8 +78,8 @@ fn a_pair_is_cut_left_out_and_counted_as_one() {
     .concat();
     let data = read_as(&file, Purpose::Validation, 6).unwrap();
     let report = &data.report;
-    assert_eq!((report.examples, report.sequences, report.truncated), (5, 3, 3));
-    assert_eq!((report.dropped, report.duplicates), (2, 1));
+    assert_eq!((report.examples, report.sequences, report.truncated.count), (5, 3, 3));
+    assert_eq!((report.dropped.count, report.duplicates.count), (2, 1));
     assert_eq!(data.examples.iter().map(targets).collect::<Vec<_>>(), ["cde", "x$", "cd$", "x$", "cd$", "x$"]);
 }
 

@@ -7,6 +7,8 @@ mod postgres;
 #[path = "common/training.rs"]
 mod training;
 
+use std::fmt::Write as _;
+
 use attune::adapters::Site;
 use attune::adapters::registry::AdapterRegistry;
 use attune::jobs::queue::StopRequest;
@@ -116,7 +118,7 @@ async fn a_job_ends_where_it_learns_nothing_more_and_publishes_its_best_adapter(
     let mut wrong = String::new();
     for (line, other) in lines.iter().zip(lines.iter().rev()) {
         let messages = [&line["messages"][0], &other["messages"][1]];
-        wrong += &format!("{}\n", serde_json::json!({ "messages": messages }));
+        writeln!(wrong, "{}", serde_json::json!({ "messages": messages })).unwrap();
     }
     let held_out = fixture.upload(&wrong).await;
     let settings = Hyperparameters {

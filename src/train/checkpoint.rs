@@ -5,7 +5,6 @@
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest as _, Sha256};
 
-use crate::datasets::TokenizedExample;
 use crate::train::optimizer::{AdamW, Moments};
 use crate::train::records::{Evaluation, Rewards, StepRecord};
 use crate::train::settings::TrainSettings;
@@ -33,25 +32,14 @@ pub(super) struct State {
     pub reference: Vec<[f64; 2]>,
 }
 
-/// A hash of all that determines a run: settings, examples, and the adapter it begins from.
-pub(super) fn fingerprint(
-    settings: &TrainSettings,
-    examples: &[TokenizedExample],
-    beginning: Option<&str>,
-) -> Result<String> {
+/// A hash of all that determines a run: settings, examples (of which it takes the hash), and the adapter it begins from.
+pub(super) fn fingerprint(settings: &TrainSettings, examples: &[u8], beginning: Option<&str>) -> Result<String> {
     let settings = serde_json::to_vec(settings).map_err(|error| Error::Internal(format!("settings: {error}")))?;
     let mut hash = Sha256::new();
     // Lengths before contents, so that no two inputs give the same bytes.
-    for part in [FORM, settings.as_slice(), beginning.unwrap_or_default().as_bytes()] {
+    for part in [FORM, settings.as_slice(), beginning.unwrap_or_default().as_bytes(), examples] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
-    }
-    for example in examples {
-        hash.update((example.tokens.len() as u64).to_le_bytes());
-        for (token, weight) in example.tokens.iter().zip(&example.weights) {
-            hash.update(token.to_le_bytes());
-            hash.update(weight.to_le_bytes());
-        }
     }
     Ok(format!("{:x}", hash.finalize()))
 }

@@ -3,7 +3,7 @@
 
 use crate::Result;
 use crate::adapters::Adapter;
-use crate::datasets::TokenizedExample;
+use crate::datasets::ExampleStore;
 use crate::train::backward::LossReport;
 use crate::train::classification::ClassificationTask;
 use crate::train::packing::{BATCH_ROWS, Packed, pack, pack_in_order};
@@ -15,14 +15,14 @@ const EVALUATION_EXAMPLES: usize = 256;
 
 /// Examples to measure on.
 pub struct HeldOut {
-    examples: Vec<TokenizedExample>,
+    examples: ExampleStore,
     /// What the reference thinks of each batch of them, once it was asked, where training is on preferences.
     reference: Vec<Vec<f64>>,
 }
 
 impl HeldOut {
     /// To measure on `examples`.
-    pub fn new(examples: Vec<TokenizedExample>) -> Self {
+    pub fn new(examples: ExampleStore) -> Self {
         Self { examples, reference: Vec::new() }
     }
 }
@@ -38,8 +38,10 @@ impl Trainer {
         let width = self.settings.width();
         let mut total = LossReport::default();
         let mut asked = Vec::new();
-        for part in held_out.examples.chunks(EVALUATION_EXAMPLES * width) {
-            for Packed { batch, .. } in pack(part, width, BATCH_ROWS) {
+        let (count, at_once) = (held_out.examples.len(), EVALUATION_EXAMPLES * width);
+        for start in (0..count).step_by(at_once) {
+            let part = held_out.examples.range(start..(start + at_once).min(count))?;
+            for Packed { batch, .. } in pack(&part, width, BATCH_ROWS) {
                 before_micro_step()?;
                 // In every evaluation the batches are the same ones in the same order.
                 let place = asked.len();

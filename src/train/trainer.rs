@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::adapters::Adapter;
-use crate::datasets::TokenizedExample;
+use crate::datasets::{ExampleStore, TokenizedExample};
 use crate::model::BaseModel;
 use crate::train::backward::{Gradients, LossReport, Objective, PackedBatch};
 use crate::train::checkpoint;
@@ -28,7 +28,7 @@ pub type BeforeMicroStep<'a> = &'a mut dyn FnMut() -> Result<()>;
 pub struct Trainer {
     pub(super) source: Box<dyn LossSource>,
     pub(super) settings: TrainSettings,
-    examples: Vec<TokenizedExample>,
+    examples: ExampleStore,
     /// Hash of everything that determines the run; a checkpoint of another one is refused.
     fingerprint: String,
     pub(super) parameters: Parameters,
@@ -53,7 +53,7 @@ impl Trainer {
     pub fn new(
         model: Arc<BaseModel>,
         settings: TrainSettings,
-        examples: Vec<TokenizedExample>,
+        examples: ExampleStore,
         initial: Option<&Adapter>,
     ) -> Result<Self> {
         let parameters = match initial {
@@ -67,21 +67,18 @@ impl Trainer {
     pub(crate) fn with_source(
         source: Box<dyn LossSource>,
         settings: TrainSettings,
-        examples: Vec<TokenizedExample>,
+        examples: ExampleStore,
         parameters: Parameters,
         beginning: Option<Adapter>,
     ) -> Result<Self> {
-        if parameters.places.is_empty() || settings.batch_size == 0 {
+        if parameters.places.is_empty() || settings.batch_size == 0 || examples.is_empty() {
             return Err(Error::Internal("a run needs an adapter with layers and batches with examples".into()));
-        }
-        if !examples.iter().any(|example| example.targets() > 0) {
-            return Err(Error::Internal("a run needs examples with targets".into()));
         }
         let units = examples.len() / settings.width();
         Ok(Self {
             fingerprint: checkpoint::fingerprint(
                 &settings,
-                &examples,
+                examples.digest(),
                 beginning.as_ref().map(|adapter| adapter.id.as_str()),
             )?,
             optimizer: AdamW::new(settings.adam, &parameters.values),
@@ -141,8 +138,8 @@ impl Trainer {
         let end = (start + self.settings.batch_size).min(self.units());
         let units = &self.order.1[start..end];
         let width = self.settings.width();
-        let examples: Vec<TokenizedExample> =
-            units.iter().flat_map(|unit| &self.examples[unit * width..(unit + 1) * width]).cloned().collect();
+        let sequences = units.iter().flat_map(|unit| unit * width..(unit + 1) * width);
+        let examples = sequences.map(|sequence| self.examples.get(sequence)).collect::<Result<Vec<_>>>()?;
         let (read, tokens) = (units.len(), examples.iter().map(|example| example.tokens.len()).sum::<usize>());
 
         let (report, mut gradients, judged) = self.gradients(units, &examples, before_micro_step)?;

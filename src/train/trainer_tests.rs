@@ -100,6 +100,10 @@ fn examples(count: u32) -> Vec<TokenizedExample> {
     (0..count).map(example).collect()
 }
 
+fn stored(count: u32) -> ExampleStore {
+    ExampleStore::of(examples(count)).unwrap()
+}
+
 fn trainer_with(settings: TrainSettings, examples: Vec<TokenizedExample>, broken_from: Option<usize>) -> Trainer {
     let place = Place { layer: 0, site: Site::Query, rank: 2, output: 5, input: 3, scale: 2.0 };
     let mut layer = LoraLayer::default();
@@ -109,6 +113,7 @@ fn trainer_with(settings: TrainSettings, examples: Vec<TokenizedExample>, broken
     let parameters = Parameters::of(&Adapter { id: String::new(), layers: vec![layer] }).unwrap();
     assert_eq!(parameters.places, [place]);
     let source = Pull { broken_from, calls: 0.into() };
+    let examples = ExampleStore::of(examples).unwrap();
     Trainer::with_source(Box::new(source), settings, examples, parameters, None).unwrap()
 }
 
@@ -289,7 +294,7 @@ fn a_loss_that_is_not_finite_fails_with_its_own_code_and_keeps_the_last_good_sta
 
 #[test]
 fn evaluation_averages_over_all_targets() {
-    let evaluation = trainer().evaluate(&mut HeldOut::new(examples(10)), &mut || Ok(())).unwrap().unwrap();
+    let evaluation = trainer().evaluate(&mut HeldOut::new(stored(10)), &mut || Ok(())).unwrap().unwrap();
     // Each example has two rows and one target of weight 1.
     assert!((evaluation.loss - 2.0).abs() < 1e-12);
     assert!((evaluation.token_accuracy - 0.5).abs() < 1e-12);
@@ -356,7 +361,7 @@ fn dropout_changes_training_and_a_resumed_run_is_still_bit_identical() {
         let settings = TrainSettings { dropout, sites: vec![Site::Query, Site::Down], ..settings() };
         let parameters = Parameters::fresh(&config, &settings);
         assert_eq!(parameters.places.len(), 2 * config.num_hidden_layers);
-        Trainer::with_source(Box::new(decoder), settings, examples(10), parameters, None).unwrap()
+        Trainer::with_source(Box::new(decoder), settings, stored(10), parameters, None).unwrap()
     };
     let mut whole = with(0.5);
     let reports = run(&mut whole);
@@ -377,12 +382,12 @@ fn dropout_changes_training_and_a_resumed_run_is_still_bit_identical() {
 }
 
 /// Pairs of answers to prompts: the chosen one rises, the rejected one falls.
-fn preferences(count: u32) -> Vec<TokenizedExample> {
+fn preferences(count: u32) -> ExampleStore {
     let answer = |prompt: u32, last: [u32; 3]| TokenizedExample {
         tokens: [&[prompt % 90, 7 + prompt % 5], last.as_slice()].concat(),
         weights: vec![0.0, 0.0, 1.0, 1.0, 1.0],
     };
-    (0..count).flat_map(|i| [answer(i, [20, 21, 22]), answer(i, [33, 32, 31])]).collect()
+    ExampleStore::of((0..count).flat_map(|i| [answer(i, [20, 21, 22]), answer(i, [33, 32, 31])])).unwrap()
 }
 
 fn preference_trainer(beginning: Option<Adapter>) -> Trainer {
@@ -476,6 +481,7 @@ fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
         let adam = crate::train::optimizer::AdamSettings { weight_decay: 0.01, ..Default::default() };
         let settings =
             TrainSettings { epochs: 20, batch_size: 4, learning_rate: 5e-3, warmup: Some(0.2), adam, ..settings() };
+        let examples = ExampleStore::of(examples).unwrap();
         let mut trainer = Trainer::with_source(Box::new(decoder), settings, examples, adapter("init"), None).unwrap();
         let reports = run(&mut trainer);
         let expected = |name: &str| curve[name].to_vec1::<f32>().unwrap();

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use attune::datasets::{TextCodec, TokenizedExample};
+use attune::datasets::{Dataset, DatasetReport, TextCodec, TokenizedExample};
 use attune::{Error, Result};
 use serde_json::Value;
 
@@ -24,6 +24,8 @@ pub enum Template {
     Forgetful,
     /// The generation prompt opens a tag that the history leaves out.
     OpensTag,
+    /// Tools before the chat, calls in place of texts, results as messages.
+    Tools,
 }
 
 impl TextCodec for Characters {
@@ -38,15 +40,24 @@ impl TextCodec for Characters {
         Ok(tokens)
     }
 
-    fn render_chat(&self, messages: &[Value], _: Option<&[Value]>, generate: bool) -> Result<Option<String>> {
+    fn render_chat(&self, messages: &[Value], tools: Option<&[Value]>, generate: bool) -> Result<Option<String>> {
         if matches!(self.template, Template::None) {
             return Ok(None);
         }
         let mut text = String::new();
+        let with_tools = matches!(self.template, Template::Tools);
+        if let Some(tools) = tools.filter(|_| with_tools) {
+            let names = tools.iter().map(|tool| tool["function"]["name"].as_str().unwrap());
+            writeln!(text, "[tools]{}<end>", names.collect::<Vec<_>>().join(",")).unwrap();
+        }
         for (index, message) in messages.iter().enumerate() {
             let (role, mut content) =
                 (message["role"].as_str().unwrap(), message["content"].as_str().unwrap_or("call"));
-            if role == "tool" {
+            let call = message["tool_calls"][0]["function"]["name"].as_str().map(|name| format!("{name}()"));
+            if let Some(call) = call.as_deref().filter(|_| with_tools) {
+                content = call;
+            }
+            if role == "tool" && !with_tools {
                 return Err(Error::invalid("messages", "this template has no tools"));
             }
             if matches!(self.template, Template::Forgetful) && index + 1 < messages.len() {
@@ -73,4 +84,17 @@ impl TextCodec for Characters {
 pub fn targets(example: &TokenizedExample) -> String {
     let weighted = example.tokens.iter().zip(&example.weights).filter(|(_, weight)| **weight > 0.0);
     weighted.map(|(token, _)| if *token == END { '$' } else { char::from_u32(*token).unwrap() }).collect()
+}
+
+/// A file as tokens, in memory.
+#[derive(Debug)]
+pub struct Rendered {
+    pub examples: Vec<TokenizedExample>,
+    pub report: DatasetReport,
+}
+
+impl Rendered {
+    pub fn of(data: Dataset) -> Result<Self> {
+        Ok(Self { examples: data.examples.range(0..data.examples.len())?, report: data.report })
+    }
 }

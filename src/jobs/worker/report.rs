@@ -24,14 +24,17 @@ impl Worker {
         if let Err(error) = self.queue.record_plan(job, &plan.resolved, None).await {
             tracing::warn!(job = job.id, "cannot write the settings: {error}");
         }
-        let training = plan.training;
-        for (count, what) in [
-            (training.truncated, "were cut at the end to fit the model's context"),
-            (training.dropped, "were left out, since their prompts fill the model's context"),
-            (training.duplicates, "repeat an earlier one"),
-        ] {
-            if count > 0 {
-                self.say(job, "warn", &format!("{count} of the training examples {what}"), None).await;
+        let files = [("training", Some(&plan.training)), ("validation", plan.validation.as_ref())];
+        for (name, report) in files.into_iter().filter_map(|(name, report)| Some((name, report?))) {
+            for (lines, what) in [
+                (&report.truncated, "were cut at the end to fit the model's context"),
+                (&report.dropped, "were left out, since their prompts fill the model's context"),
+                (&report.duplicates, "repeat an earlier one"),
+            ] {
+                if lines.count > 0 {
+                    let message = format!("{} of the {name} examples {what} ({lines})", lines.count);
+                    self.say(job, "warn", &message, Some(json!({"lines": lines.first}))).await;
+                }
             }
         }
         if let Some((measured, left_out)) = plan.classified.filter(|(_, left_out)| *left_out > 0) {
@@ -147,19 +150,19 @@ fn plan_event(plan: &Plan) -> (String, Value) {
         settings.batch_size.unwrap_or_default(),
         settings.rank.unwrap_or_default(),
     );
-    let counts = |report: DatasetReport| {
+    let counts = |report: &DatasetReport| {
         json!({
             "examples": report.examples,
             "tokens": report.tokens,
             "target_tokens": report.target_tokens,
-            "truncated": report.truncated,
-            "dropped": report.dropped,
-            "duplicates": report.duplicates,
+            "truncated": report.truncated.count,
+            "dropped": report.dropped.count,
+            "duplicates": report.duplicates.count,
         })
     };
     let data = json!({
-        "training": counts(plan.training),
-        "validation": plan.validation.map(counts),
+        "training": counts(&plan.training),
+        "validation": plan.validation.as_ref().map(counts),
         "total_steps": plan.total_steps,
         "hyperparameters": settings,
     });

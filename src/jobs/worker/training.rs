@@ -164,7 +164,7 @@ impl Run {
         let plan = Plan {
             resolved,
             training: report,
-            validation: validation.as_ref().map(|validation| validation.report),
+            validation: validation.as_ref().map(|validation| validation.report.clone()),
             method,
             total_steps: trainer.total_steps(),
             resumed_at: trainer.step_number(),
