@@ -6,14 +6,14 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest as _, Sha256};
 
 use crate::train::optimizer::{AdamW, Moments};
-use crate::train::records::{Evaluation, Rewards, StepRecord};
+use crate::train::records::{Evaluation, Rewards, StepRecord, Validation};
 use crate::train::settings::TrainSettings;
 use crate::{Error, Result};
 
 /// The key of the blob's only metadata entry.
 const FINGERPRINT: &str = "attune_run";
 /// Numbers of a [`StepRecord`] in the tensor `history`; the figures of classes are in a tensor of their own.
-const RECORD: usize = 12;
+const RECORD: usize = 17;
 /// The tensors with A and B of the lowest validation loss.
 const BEST: &str = "best";
 /// The tensor with what the reference thinks of pairs of answers.
@@ -142,7 +142,8 @@ fn numbers(record: &StepRecord) -> Vec<f64> {
     let StepRecord { elapsed_tokens, elapsed_examples, loss, token_accuracy, sequence_accuracy, rewards, .. } = *record;
     let mut numbers = vec![elapsed_tokens as f64, elapsed_examples as f64, loss, token_accuracy, sequence_accuracy];
     numbers.extend(reward_numbers(rewards));
-    numbers.extend(evaluation_numbers(record.validation));
+    numbers.extend(evaluation_numbers(record.validation.map(|validation| validation.sample)));
+    numbers.extend(evaluation_numbers(record.validation.and_then(|validation| validation.full)));
     numbers
 }
 
@@ -154,7 +155,7 @@ fn record(numbers: &[f64]) -> StepRecord {
         token_accuracy: numbers[3],
         sequence_accuracy: numbers[4],
         rewards: rewards(&numbers[5..7]),
-        validation: evaluation(&numbers[7..12]),
+        validation: evaluation(&numbers[7..12]).map(|sample| Validation { sample, full: evaluation(&numbers[12..17]) }),
         classification: Vec::new(),
     }
 }

@@ -3,50 +3,117 @@
 
 use crate::Result;
 use crate::adapters::Adapter;
-use crate::datasets::ExampleStore;
+use crate::datasets::{ExampleStore, TokenizedExample};
 use crate::train::backward::LossReport;
 use crate::train::classification::ClassificationTask;
 use crate::train::packing::{BATCH_ROWS, Packed, pack, pack_in_order};
-use crate::train::records::Evaluation;
+use crate::train::records::{Evaluation, Validation};
 use crate::train::trainer::{BeforeMicroStep, Trainer, add_report};
 
 /// Examples that one round of evaluation packs, so that packed copies never exceed a part of a large file.
 const EVALUATION_EXAMPLES: usize = 256;
 
+/// Evaluations between those at the ends of epochs, at the most.
+const EVALUATIONS: usize = 10;
+/// Examples that an evaluation between epochs measures at the least, where there are so many.
+const MIN_SAMPLE: usize = 16;
+/// The evaluations between epochs together read one token for so many that are trained on. Reading one takes about a third
+/// of the time of training on it, so that they take about a fifteenth of a job.
+const TRAINED_PER_EVALUATED: usize = 5;
+
 /// Examples to measure on.
 pub struct HeldOut {
     examples: ExampleStore,
-    /// What the reference thinks of each batch of them, once it was asked, where training is on preferences.
-    reference: Vec<Vec<f64>>,
+    /// Sequences that are measured together: one, or the two answers of a preference.
+    width: usize,
+    /// Sequences, from the first on, that every evaluation measures.
+    sample: usize,
+    /// Steps from one evaluation between epochs to the next.
+    every: Option<usize>,
+    /// What the reference thinks of each batch of the sample and of the rest, once it was asked, where training is on
+    /// preferences.
+    reference: [Vec<Vec<f64>>; 2],
 }
 
 impl HeldOut {
-    /// To measure on `examples`.
-    pub fn new(examples: ExampleStore) -> Self {
-        Self { examples, reference: Vec::new() }
+    /// To measure on all of `examples`, `width` sequences at a time, at the ends of epochs alone.
+    pub fn new(examples: ExampleStore, width: usize) -> Self {
+        let sample = examples.len();
+        Self { examples, width, sample, every: None, reference: [Vec::new(), Vec::new()] }
+    }
+
+    /// Measures between the ends of epochs as well, about ten times in a run of `steps` steps that trains on
+    /// `trained_tokens`: fewer times, and not on all examples, where that would take more than a small part of the time.
+    #[must_use]
+    pub fn between_epochs(mut self, trained_tokens: usize, steps: usize) -> Self {
+        let budget = trained_tokens / TRAINED_PER_EVALUATED;
+        let (mut sample, mut tokens) = (0, 0);
+        for first in (0..self.examples.len()).step_by(self.width) {
+            let needed: usize = (first..first + self.width).map(|index| self.examples.tokens(index)).sum();
+            if sample >= MIN_SAMPLE * self.width && tokens + needed > budget / EVALUATIONS {
+                break;
+            }
+            sample += self.width;
+            tokens += needed;
+        }
+        let times = (budget / tokens.max(1)).min(EVALUATIONS);
+        self.sample = sample;
+        self.every = (times > 0).then(|| steps.div_ceil(times).max(1));
+        self
+    }
+
+    /// True where an evaluation follows on step `step`, counted from 1.
+    pub fn is_due(&self, step: usize) -> bool {
+        self.every.is_some_and(|every| step.is_multiple_of(every))
+    }
+
+    /// The first example at `place`; `None` where there are fewer.
+    pub fn example(&self, place: usize) -> Result<Option<TokenizedExample>> {
+        let index = place * self.width;
+        if index < self.examples.len() { self.examples.get(index).map(Some) } else { Ok(None) }
     }
 }
 
 impl Trainer {
-    /// Measures the current adapter on the held-out examples; `None` where they have no targets.
-    pub fn evaluate(
+    /// Measures the current adapter on a part of the held-out examples, or on the `whole` of them; `None` where they have no
+    /// targets.
+    pub fn validate(
         &self,
         held_out: &mut HeldOut,
+        whole: bool,
         before_micro_step: BeforeMicroStep<'_>,
-    ) -> Result<Option<Evaluation>> {
+    ) -> Result<Option<Validation>> {
+        let mut total = self.measure(held_out, 0, before_micro_step)?;
+        let Some(sample) = Evaluation::of(&total) else { return Ok(None) };
+        let mut full = None;
+        if whole {
+            add_report(&mut total, self.measure(held_out, 1, before_micro_step)?);
+            full = Evaluation::of(&total);
+        }
+        Ok(Some(Validation { sample, full }))
+    }
+
+    /// Sums over the sample (part 0) or the rest (part 1) of the held-out examples.
+    fn measure(
+        &self,
+        held_out: &mut HeldOut,
+        part: usize,
+        before_micro_step: BeforeMicroStep<'_>,
+    ) -> Result<LossReport> {
         let adapter = self.parameters.adapter(self.source.device())?;
-        let width = self.settings.width();
+        let (width, at_once) = (held_out.width, EVALUATION_EXAMPLES * held_out.width);
+        let bounds = [0, held_out.sample, held_out.examples.len()];
+        let (begin, end) = (bounds[part], bounds[part + 1]);
         let mut total = LossReport::default();
         let mut asked = Vec::new();
-        let (count, at_once) = (held_out.examples.len(), EVALUATION_EXAMPLES * width);
-        for start in (0..count).step_by(at_once) {
-            let part = held_out.examples.range(start..(start + at_once).min(count))?;
-            for Packed { batch, .. } in pack(&part, width, BATCH_ROWS) {
+        for start in (begin..end).step_by(at_once) {
+            let examples = held_out.examples.range(start..(start + at_once).min(end))?;
+            for Packed { batch, .. } in pack(&examples, width, BATCH_ROWS) {
                 before_micro_step()?;
                 // In every evaluation the batches are the same ones in the same order.
                 let place = asked.len();
                 if self.settings.beta.is_some() {
-                    asked.push(match held_out.reference.get(place) {
+                    asked.push(match held_out.reference[part].get(place) {
                         Some(known) => known.clone(),
                         None => self.ask_reference(&batch)?,
                     });
@@ -55,8 +122,8 @@ impl Trainer {
                 add_report(&mut total, self.source.loss(&adapter, &batch, objective)?);
             }
         }
-        held_out.reference = asked;
-        Ok(Evaluation::of(&total))
+        held_out.reference[part] = asked;
+        Ok(total)
     }
 
     /// Measures how the current adapter sorts the task's prompts into classes: a figure for each of its columns.
@@ -73,9 +140,9 @@ impl Trainer {
     }
 
     /// Notes figures of the validation file with the last step, and keeps its adapter where it is the best one so far.
-    pub fn record_validation(&mut self, evaluation: Evaluation) {
+    pub fn record_validation(&mut self, validation: Validation) {
         if let Some(record) = self.history.last_mut() {
-            record.validation = Some(evaluation);
+            record.validation = Some(validation);
         }
         if self.settings.keep_best && self.best_step() == Some(self.step_number()) {
             self.best = Some(self.parameters.values.clone());
@@ -91,7 +158,8 @@ impl Trainer {
 
     /// The step whose adapter has the lowest validation loss so far, the earliest of equals, counted from 1.
     pub fn best_step(&self) -> Option<usize> {
-        let losses = self.history.iter().zip(1..).filter_map(|(record, step)| Some((record.validation?.loss, step)));
+        let losses =
+            self.history.iter().zip(1..).filter_map(|(record, step)| Some((record.validation?.sample.loss, step)));
         losses.filter(|(loss, _)| !loss.is_nan()).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, step)| step)
     }
 
@@ -117,5 +185,41 @@ impl Trainer {
             }
             _ => Ok((self.adapter()?, self.step_number())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Held-out examples of ten tokens each.
+    fn held_out(count: usize) -> HeldOut {
+        let example = TokenizedExample { tokens: vec![7; 10], weights: vec![1.0; 10] };
+        HeldOut::new(ExampleStore::of((0..count).map(|_| example.clone())).unwrap(), 1)
+    }
+
+    fn plan(count: usize, trained_tokens: usize, steps: usize) -> (usize, Option<usize>) {
+        let HeldOut { sample, every, .. } = held_out(count).between_epochs(trained_tokens, steps);
+        (sample, every)
+    }
+
+    #[test]
+    fn evaluations_between_epochs_are_about_ten_and_take_a_bounded_part_of_the_time() {
+        // All of a small file, ten times.
+        assert_eq!(plan(30, 100_000, 300), (30, Some(30)));
+        assert_eq!(plan(30, 100_000, 7), (30, Some(1)), "not more than one in a step");
+        // A part of a large one: 2,000 tokens at a time.
+        assert_eq!(plan(10_000, 100_000, 300), (200, Some(30)));
+        // Fewer where even the smallest part is long beside the training, and none where it is too long.
+        assert_eq!(plan(10_000, 4_000, 300), (16, Some(60)));
+        assert_eq!(plan(10_000, 500, 300), (16, None));
+        assert_eq!(plan(3, 500, 300), (3, Some(100)));
+    }
+
+    #[test]
+    fn without_a_plan_there_are_none_between_epochs() {
+        let held_out = held_out(3);
+        assert!((0..100).all(|step| !held_out.is_due(step)));
+        assert_eq!((held_out.example(2).unwrap().is_some(), held_out.example(3).unwrap()), (true, None));
     }
 }

@@ -25,6 +25,6 @@ mod source;
 pub mod trainer;
 
 pub use evaluation::HeldOut;
-pub use records::{Evaluation, Rewards, StepReport};
+pub use records::{Evaluation, Question, Rewards, StepReport, Validation};
 pub use settings::TrainSettings;
 pub use trainer::Trainer;

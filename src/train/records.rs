@@ -1,6 +1,7 @@
 //! What training says about itself: a report of each step for the worker, and the record that is kept of it for the result
 //! file, for a checkpoint, and for the decision to end early.
 
+use crate::datasets::TokenizedExample;
 use crate::train::backward::LossReport;
 
 /// What one step did.
@@ -66,6 +67,35 @@ impl Evaluation {
     }
 }
 
+/// A prompt of the validation file and the answer that it has there, as tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// All before the first token of an answer.
+    pub prompt: Vec<u32>,
+    /// The first answer.
+    pub answer: Vec<u32>,
+}
+
+impl Question {
+    /// The first question of an example; `None` where it answers nothing.
+    pub fn of(example: &TokenizedExample) -> Option<Self> {
+        let is_answer = |weight: &f32| *weight >= 1.0;
+        let begin = example.weights.iter().position(is_answer)?;
+        let length = example.weights[begin..].iter().take_while(|weight| is_answer(weight)).count();
+        let (prompt, rest) = example.tokens.split_at(begin);
+        Some(Self { prompt: prompt.to_vec(), answer: rest[..length].to_vec() })
+    }
+}
+
+/// Figures of the validation file after a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Validation {
+    /// Of its first examples, always the same ones, so that evaluations can be compared with each other.
+    pub sample: Evaluation,
+    /// Of all its examples, at the end of an epoch.
+    pub full: Option<Evaluation>,
+}
+
 /// One line of the result file, kept for the whole run and in its checkpoints.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepRecord {
@@ -82,8 +112,24 @@ pub struct StepRecord {
     /// As in [`StepReport`].
     pub rewards: Option<Rewards>,
     /// Of the validation file, where it was measured after this step.
-    pub validation: Option<Evaluation>,
+    pub validation: Option<Validation>,
     /// Of its classes, where they were measured after this step: one figure for each of the task's columns, NaN where it is
     /// not defined.
     pub classification: Vec<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_is_all_before_the_first_answer() {
+        let example = |weights: &[f32]| TokenizedExample {
+            tokens: (0..weights.len() as u32).collect(),
+            weights: weights.to_vec(),
+        };
+        let question = Question::of(&example(&[0.0, 0.01, 1.0, 1.0, 0.0, 1.0])).unwrap();
+        assert_eq!((question.prompt, question.answer), (vec![0, 1], vec![2, 3]));
+        assert_eq!(Question::of(&example(&[0.0, 0.5])), None);
+    }
 }

@@ -12,7 +12,7 @@ use crate::train::classification::ClassificationTask;
 use crate::train::dropout::Dropout;
 use crate::train::evaluation::HeldOut;
 use crate::train::parameters::Place;
-use crate::train::records::Evaluation;
+use crate::train::records::{Evaluation, Validation};
 use crate::train::schedule::Schedule;
 
 /// Pulls every parameter towards a value that depends on the batch's tokens: cheap, deterministic, and different for
@@ -172,8 +172,33 @@ fn a_resumed_run_is_bit_identical_to_an_uninterrupted_one() {
     }
 }
 
-fn validation(loss: f64) -> Evaluation {
-    Evaluation { loss, token_accuracy: 0.5, sequence_accuracy: 0.25, rewards: None }
+fn validation(loss: f64) -> Validation {
+    let sample = Evaluation { loss, token_accuracy: 0.5, sequence_accuracy: 0.25, rewards: None };
+    Validation { sample, full: (loss < 2.0).then_some(sample) }
+}
+
+/// Figures of all held-out examples.
+fn whole(trainer: &Trainer, held_out: &mut HeldOut) -> Evaluation {
+    trainer.validate(held_out, true, &mut || Ok(())).unwrap().unwrap().full.unwrap()
+}
+
+#[test]
+fn a_sample_is_measured_as_if_it_were_the_whole_and_the_whole_as_without_one() {
+    let trainer = preference_trainer(None);
+    let mut all = HeldOut::new(preferences(40), 2).between_epochs(50_000, 100);
+    let sample = trainer.validate(&mut all, false, &mut || Ok(())).unwrap().unwrap();
+    assert_eq!(sample.full, None);
+    let both = trainer.validate(&mut all, true, &mut || Ok(())).unwrap().unwrap();
+    assert_eq!(both.sample, sample.sample);
+    assert_eq!(both.full.unwrap(), both.sample, "there is time for all of them");
+
+    let mut some = HeldOut::new(preferences(40), 2).between_epochs(8_000, 100);
+    let both = trainer.validate(&mut some, true, &mut || Ok(())).unwrap().unwrap();
+    let first = whole(&trainer, &mut HeldOut::new(preferences(16), 2));
+    assert_eq!(both.sample, first);
+    let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} is not {b}");
+    close(both.full.unwrap().loss, whole(&trainer, &mut HeldOut::new(preferences(40), 2)).loss);
+    close(both.full.unwrap().token_accuracy, whole(&trainer, &mut HeldOut::new(preferences(40), 2)).token_accuracy);
 }
 
 /// Runs with an evaluation of these losses after each step.
@@ -294,7 +319,7 @@ fn a_loss_that_is_not_finite_fails_with_its_own_code_and_keeps_the_last_good_sta
 
 #[test]
 fn evaluation_averages_over_all_targets() {
-    let evaluation = trainer().evaluate(&mut HeldOut::new(stored(10)), &mut || Ok(())).unwrap().unwrap();
+    let evaluation = whole(&trainer(), &mut HeldOut::new(stored(10), 1));
     // Each example has two rows and one target of weight 1.
     assert!((evaluation.loss - 2.0).abs() < 1e-12);
     assert!((evaluation.token_accuracy - 0.5).abs() < 1e-12);
@@ -404,8 +429,8 @@ fn preference_trainer(beginning: Option<Adapter>) -> Trainer {
 fn training_on_preferences_begins_at_ln_2_and_learns_to_prefer() {
     let mut trainer = preference_trainer(None);
     assert_eq!((trainer.steps_per_epoch(), trainer.total_steps()), (3, 12), "pairs are counted, not answers");
-    let mut held_out = HeldOut::new(preferences(6));
-    let before = trainer.evaluate(&mut held_out, &mut || Ok(())).unwrap().unwrap();
+    let mut held_out = HeldOut::new(preferences(6), 2);
+    let before = whole(&trainer, &mut held_out);
     assert!((before.loss - std::f64::consts::LN_2).abs() < 1e-15);
     let reports = run(&mut trainer);
     assert!((reports[0].loss - std::f64::consts::LN_2).abs() < 1e-15, "{:?}", reports[0]);
@@ -414,10 +439,10 @@ fn training_on_preferences_begins_at_ln_2_and_learns_to_prefer() {
     assert!(rewards[11].margin > 0.1 && rewards[11].accuracy > 0.99, "{:?}", reports[11]);
     assert!(reports[11].loss < reports[0].loss);
     assert_eq!(trainer.history().last().unwrap().elapsed_examples, 40);
-    let after = trainer.evaluate(&mut held_out, &mut || Ok(())).unwrap().unwrap();
+    let after = whole(&trainer, &mut held_out);
     assert!(after.loss < before.loss && after.rewards.unwrap().accuracy > 0.99);
     // What the reference thinks was asked once; asking it again gives the same.
-    let again = trainer.evaluate(&mut HeldOut::new(preferences(6)), &mut || Ok(())).unwrap().unwrap();
+    let again = whole(&trainer, &mut HeldOut::new(preferences(6), 2));
     assert_eq!(again, after);
 }
 

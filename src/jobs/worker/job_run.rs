@@ -48,7 +48,10 @@ impl Worker {
         let keeper = AbortOnDropHandle::new(tokio::spawn(keeper));
         let trained = self.train(&job, &control).await;
         let stored = match trained {
-            Ok((base, trained)) => self.store_model(&job, base, trained, &control).await,
+            Ok((base, trained)) => {
+                self.tell_answers(&job, &base, &trained.adapter, &trained.questions).await;
+                self.store_model(&job, base, trained, &control).await
+            }
             Err(error) => Err(error),
         };
         let (outcome, stored) = match (control.raised(), stored) {
@@ -220,7 +223,7 @@ impl Worker {
         self.store.blobs.put(&config_key(&adapter.id), files.config.into()).await?;
         let result_file = self.store_result_file(job, result_file).await?;
         let stored = Stored { model, base, adapter: adapter.id.clone(), trained_tokens: tokens as i64, result_file };
-        self.registry.publish(&job.organization, &stored.model, &stored.base, Arc::new(adapter));
+        self.registry.publish(&job.organization, &stored.model, &stored.base, adapter);
         Ok(stored)
     }
 

@@ -12,7 +12,7 @@ use crate::Error;
 use crate::datasets::DatasetReport;
 use crate::jobs::queue::Outcome;
 use crate::jobs::{Job, JobFault, Method};
-use crate::train::{Evaluation, Rewards, StepReport};
+use crate::train::{Evaluation, Rewards, StepReport, Validation};
 
 impl Worker {
     /// What the training thread found and settled before its first step.
@@ -56,7 +56,7 @@ impl Worker {
         &self,
         job: &Job,
         report: &StepReport,
-        validation: Option<Evaluation>,
+        validation: Option<Validation>,
         tokens_per_second: f64,
         elapsed: Duration,
     ) {
@@ -169,20 +169,25 @@ fn plan_event(plan: &Plan) -> (String, Value) {
     (message, data)
 }
 
-fn step_message(report: &StepReport, validation: Option<Evaluation>) -> String {
+fn step_message(report: &StepReport, validation: Option<Validation>) -> String {
     let mut message = format!("Step {}/{}: training loss={:.2}", report.step, report.total_steps, report.loss);
     if let Some(Rewards { accuracy, .. }) = report.rewards {
         let _ = write!(message, ", reward accuracy={accuracy:.2}");
     }
-    if let Some(Evaluation { loss, .. }) = validation {
-        let _ = write!(message, ", validation loss={loss:.2}, full validation loss={loss:.2}");
+    if let Some(Validation { sample, full }) = validation {
+        let _ = write!(message, ", validation loss={:.2}", sample.loss);
+        let _ = full.map(|full| write!(message, ", full validation loss={:.2}", full.loss));
     }
     message
 }
 
-/// The data of a metrics event. Validation always runs over the whole file, so both pairs of figures are the same.
-fn metrics(report: &StepReport, validation: Option<Evaluation>, tokens_per_second: f64, elapsed: Duration) -> Value {
-    let (loss, accuracy) = (validation.map(|figures| figures.loss), validation.map(|figures| figures.token_accuracy));
+/// The data of a metrics event.
+fn metrics(report: &StepReport, validation: Option<Validation>, tokens_per_second: f64, elapsed: Duration) -> Value {
+    let figures = |evaluation: Option<Evaluation>| {
+        (evaluation.map(|figures| figures.loss), evaluation.map(|figures| figures.token_accuracy))
+    };
+    let (loss, accuracy) = figures(validation.map(|validation| validation.sample));
+    let (full_loss, full_accuracy) = figures(validation.and_then(|validation| validation.full));
     let mut data = json!({
         "step": report.step,
         "total_steps": report.total_steps,
@@ -190,8 +195,8 @@ fn metrics(report: &StepReport, validation: Option<Evaluation>, tokens_per_secon
         "train_mean_token_accuracy": report.token_accuracy,
         "valid_loss": loss,
         "valid_mean_token_accuracy": accuracy,
-        "full_valid_loss": loss,
-        "full_valid_mean_token_accuracy": accuracy,
+        "full_valid_loss": full_loss,
+        "full_valid_mean_token_accuracy": full_accuracy,
         "learning_rate": report.learning_rate,
         "gradient_norm": report.gradient_norm,
         "tokens_per_second": tokens_per_second,
@@ -202,8 +207,8 @@ fn metrics(report: &StepReport, validation: Option<Evaluation>, tokens_per_secon
 }
 
 /// The figures of pairs of answers, where training is on preferences.
-fn add_rewards(data: &mut Value, report: &StepReport, validation: Option<Evaluation>) {
-    let judged = [("train", report.rewards), ("valid", validation.and_then(|figures| figures.rewards))];
+fn add_rewards(data: &mut Value, report: &StepReport, validation: Option<Validation>) {
+    let judged = [("train", report.rewards), ("valid", validation.and_then(|validation| validation.sample.rewards))];
     for (name, Rewards { margin, accuracy }) in judged.into_iter().filter_map(|(name, rewards)| Some((name, rewards?)))
     {
         data[format!("{name}_reward_margin")] = margin.into();
@@ -212,14 +217,15 @@ fn add_rewards(data: &mut Value, report: &StepReport, validation: Option<Evaluat
 }
 
 /// The figures of a checkpoint; those of the validation file only where there is one.
-pub(super) fn checkpoint_metrics(report: &StepReport, validation: Option<Evaluation>) -> Value {
+pub(super) fn checkpoint_metrics(report: &StepReport, validation: Option<Validation>) -> Value {
     let mut metrics = json!({
         "step": report.step,
         "train_loss": report.loss,
         "train_mean_token_accuracy": report.token_accuracy,
     });
-    if let Some(Evaluation { loss, token_accuracy, .. }) = validation {
-        for name in ["valid", "full_valid"] {
+    let sample = validation.map(|validation| validation.sample);
+    for (name, figures) in [("valid", sample), ("full_valid", validation.and_then(|validation| validation.full))] {
+        if let Some(Evaluation { loss, token_accuracy, .. }) = figures {
             metrics[format!("{name}_loss")] = loss.into();
             metrics[format!("{name}_mean_token_accuracy")] = token_accuracy.into();
         }

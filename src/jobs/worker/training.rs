@@ -19,13 +19,16 @@ use crate::engine::priority::Priority;
 use crate::jobs::{Classification, Hyperparameters, JobApi, Method};
 use crate::model::BaseModel;
 use crate::train::classification::ClassificationTask;
-use crate::train::{Evaluation, HeldOut, StepReport, TrainSettings, Trainer, results, settings};
+use crate::train::trainer::BeforeMicroStep;
+use crate::train::{HeldOut, Question, StepReport, TrainSettings, Trainer, Validation, results, settings};
 use crate::{Error, Result};
 
 /// Time between checkpoints; the end of an epoch has one besides.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
 /// Metrics events of a job, besides those at the ends of epochs.
 const METRICS_EVENTS: usize = 150;
+/// Prompts of the validation file that base and fine-tuned model are asked at the end.
+const QUESTIONS: usize = 3;
 /// How long a micro-step waits for requests at most, so that training never stands still.
 const YIELD: Duration = Duration::from_millis(250);
 
@@ -56,13 +59,13 @@ pub(super) enum Progress {
     /// The files are read, training begins.
     Planned(Box<Plan>),
     /// A step that is worth an event.
-    Step { step: StepReport, validation: Option<Evaluation>, tokens_per_second: f64, remaining: Duration },
+    Step { step: StepReport, validation: Option<Validation>, tokens_per_second: f64, remaining: Duration },
     /// How well the validation file is sorted into classes: figures by name.
     Classified(Vec<(String, f64)>),
     /// An epoch is complete.
     Epoch { done: usize, of: usize },
     /// The adapter at the end of an epoch, to be used as a model.
-    Model { step: StepReport, validation: Option<Evaluation>, files: PeftFiles },
+    Model { step: StepReport, validation: Option<Validation>, files: PeftFiles },
     /// A state to go on from.
     Checkpoint { step: usize, state: Vec<u8> },
 }
@@ -85,10 +88,12 @@ pub(super) struct Plan {
 /// The result.
 pub(super) struct Trained {
     pub files: PeftFiles,
-    pub adapter: Adapter,
+    pub adapter: Arc<Adapter>,
     /// Tokens read, repeats counted.
     pub tokens: u64,
     pub result_file: Vec<u8>,
+    /// The first questions of the validation file.
+    pub questions: Vec<Question>,
     /// The step that the adapter is from, where that is not the last.
     pub chosen: Option<usize>,
     /// The last step, where more were planned.
@@ -157,6 +162,7 @@ impl Run {
             take_shape(&mut resolved, &asked, initial)?;
         }
         let settings = TrainSettings::new(&resolved, inputs.seed);
+        let (width, epochs) = (settings.width(), settings.epochs);
         let report = training.report;
         let mut trainer = Trainer::new(Arc::clone(&model), settings, training.examples, inputs.initial.as_deref())?;
         let checkpoint_fault =
@@ -171,9 +177,12 @@ impl Run {
             checkpoint_fault,
             classified: classification.as_ref().map(ClassificationTask::counts),
         };
+        let held_out = validation.map(|validation| {
+            HeldOut::new(validation.examples, width).between_epochs(epochs * plan.training.tokens, plan.total_steps)
+        });
         let run = Self {
             trainer,
-            validation: validation.map(|validation| HeldOut::new(validation.examples)),
+            validation: held_out,
             classification,
             base: model.id.clone(),
             api,
@@ -206,12 +215,13 @@ impl Run {
             };
             tokens += report.tokens;
             let mut validation = None;
-            if let (Some(_), Some(held_out)) = (report.completed_epoch, &mut self.validation) {
-                // Interrupted here, the job goes on from the checkpoint before, so that no epoch lacks its figures.
-                validation = self.trainer.evaluate(held_out, &mut before_micro_step)?;
-                if let Some(evaluation) = validation {
-                    self.trainer.record_validation(evaluation);
-                }
+            // Interrupted here, the job goes on from the checkpoint before, so that no evaluation is missing.
+            let whole = report.completed_epoch.is_some();
+            if whole || self.validation.as_ref().is_some_and(|held_out| held_out.is_due(report.step)) {
+                validation = self.validate(whole, &mut before_micro_step)?;
+            }
+            if !whole && validation.is_some() && self.trainer.has_ended_early() {
+                validation = self.validate(true, &mut before_micro_step)?;
             }
             let figures = match (report.completed_epoch, &self.classification) {
                 (Some(_), Some(task)) => {
@@ -249,6 +259,16 @@ impl Run {
         self.result()
     }
 
+    /// Measures the adapter on the validation file, where there is one, and notes its figures.
+    fn validate(&mut self, whole: bool, before_micro_step: BeforeMicroStep<'_>) -> Result<Option<Validation>> {
+        let Some(held_out) = &mut self.validation else { return Ok(None) };
+        let validation = self.trainer.validate(held_out, whole, before_micro_step)?;
+        if let Some(figures) = validation {
+            self.trainer.record_validation(figures);
+        }
+        Ok(validation)
+    }
+
     /// After an error in a step: an interrupt that the job may go on from saves the last whole step.
     fn stopped(&self, error: Error) -> Result<Trained> {
         if matches!(self.control.raised(), Some(Interrupt::Shutdown | Interrupt::Pause)) {
@@ -264,9 +284,15 @@ impl Run {
         let columns = self.classification.as_ref().map(ClassificationTask::columns).unwrap_or_default();
         let result_file = results::csv(self.api, self.trainer.history(), self.validation.is_some(), &columns)?;
         let chosen = (step < self.trainer.step_number()).then_some(step);
+        let mut questions = Vec::new();
+        for place in 0..QUESTIONS {
+            let example = self.validation.as_ref().map(|held_out| held_out.example(place)).transpose()?.flatten();
+            questions.extend(example.as_ref().and_then(Question::of));
+        }
         let ended_early = self.trainer.has_ended_early().then(|| self.trainer.step_number());
         let tokens = self.trainer.trained_tokens();
-        Ok(Trained { files, adapter, tokens, result_file, chosen, ended_early })
+        let adapter = Arc::new(adapter);
+        Ok(Trained { files, adapter, tokens, result_file, questions, chosen, ended_early })
     }
 
     fn checkpoint(&self) -> Result<()> {
