@@ -151,3 +151,26 @@ async fn a_job_ends_where_it_learns_nothing_more_and_publishes_its_best_adapter(
         assert_eq!(checkpoint.adapter, fixture.generation(&done).await, "the checkpoint of that step is the same");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn warnings_name_the_lines_of_both_files() {
+    let fixture = Fixture::new().await;
+    let training = fixture.upload(&format!("{}{}", tickets(10), tickets(2))).await;
+    let held_out = fixture.upload(&format!("{}{}", tickets(3), tickets(1))).await;
+    let settings =
+        Hyperparameters { n_epochs: Some(1), max_seq_length: Some(80), ..spec(String::new()).hyperparameters };
+    let spec = JobSpec { validation_file: Some(held_out), hyperparameters: settings, ..spec(training) };
+    let job = fixture.enqueue(JobApi::FineTuningJobs, spec).await;
+    let worker = fixture.worker();
+    let job = fixture.wait_for(&job, JobStatus::Succeeded).await;
+    worker.stop().await;
+    let messages = fixture.messages(&job).await;
+    for expected in [
+        "2 of the training examples repeat an earlier one (lines 11 and 12)",
+        "1 of the validation examples repeat an earlier one (line 4)",
+    ] {
+        assert!(messages.iter().any(|message| message == expected), "{expected} is not in {messages:?}");
+    }
+    let cut = "of the training examples were cut at the end to fit the model's context (line";
+    assert!(messages.iter().any(|message| message.contains(cut)), "{messages:?}");
+}

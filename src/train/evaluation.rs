@@ -58,7 +58,8 @@ impl HeldOut {
         }
         let times = (budget / tokens.max(1)).min(EVALUATIONS);
         self.sample = sample;
-        self.every = (times > 0).then(|| steps.div_ceil(times).max(1));
+        // The last step needs none: an epoch ends there.
+        self.every = (times > 0).then(|| steps.div_ceil(times + 1).max(1));
         self
     }
 
@@ -206,14 +207,14 @@ mod tests {
     #[test]
     fn evaluations_between_epochs_are_about_ten_and_take_a_bounded_part_of_the_time() {
         // All of a small file, ten times.
-        assert_eq!(plan(30, 100_000, 300), (30, Some(30)));
+        assert_eq!(plan(30, 100_000, 300), (30, Some(28)));
         assert_eq!(plan(30, 100_000, 7), (30, Some(1)), "not more than one in a step");
         // A part of a large one: 2,000 tokens at a time.
-        assert_eq!(plan(10_000, 100_000, 300), (200, Some(30)));
+        assert_eq!(plan(10_000, 100_000, 300), (200, Some(28)));
         // Fewer where even the smallest part is long beside the training, and none where it is too long.
-        assert_eq!(plan(10_000, 4_000, 300), (16, Some(60)));
+        assert_eq!(plan(10_000, 4_000, 300), (16, Some(50)));
         assert_eq!(plan(10_000, 500, 300), (16, None));
-        assert_eq!(plan(3, 500, 300), (3, Some(100)));
+        assert_eq!(plan(3, 500, 300), (3, Some(75)));
     }
 
     #[test]

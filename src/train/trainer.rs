@@ -297,3 +297,7 @@ fn non_finite(step: usize, loss: f64, norm: f64) -> Error {
 #[cfg(test)]
 #[path = "trainer_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "trainer_model_tests.rs"]
+mod model_tests;

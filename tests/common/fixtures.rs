@@ -189,16 +189,15 @@ pub fn assert_gradient(adapter: &Adapter, gradients: &[LoraLayer], loss: impl Fn
             expected += dot(&gradient.a, a) + dot(&gradient.b, b);
             square += dot(&gradient.a, &gradient.a) + dot(&gradient.b, &gradient.b);
         }
-        // Wide steps, so that f32 does not blur them, extrapolated to none (Richardson).
+        // Extrapolated to a step of none (Richardson). The steps are as small as f32 allows: the loss bends sharply.
         let difference = |step: f64| (moved(step) - moved(-step)) / (2.0 * step);
-        let [wide, middle, narrow] = [1.6e-2, 8e-3, 4e-3].map(difference);
-        let (left, right) = ((4.0 * middle - wide) / 3.0, (4.0 * narrow - middle) / 3.0);
-        let measured = (16.0 * right - left) / 15.0;
+        let (wide, narrow) = (difference(1e-3), difference(5e-4));
+        let measured = (4.0 * narrow - wide) / 3.0;
         // Along numbers of about 1, the slope is of the size of the gradient's norm.
-        let tolerance = 1e-2 * square.sqrt();
+        let tolerance = 2e-2 * square.sqrt();
         assert!(
             (measured - expected).abs() < tolerance,
-            "{site:?}: {measured} by differences ({wide}, {middle}, {narrow}), {expected} by the gradient"
+            "{site:?}: {measured} by differences ({wide}, {narrow}), {expected} by the gradient"
         );
     }
 }

@@ -9,6 +9,7 @@ use futures::future::join_all;
 use serde_json::json;
 
 use super::Worker;
+use super::lease::Control;
 use crate::adapters::{Adapter, AdapterLease};
 use crate::datasets::parse::shorten;
 use crate::engine::{Backend, Event, GenerateRequest, Sampling};
@@ -21,12 +22,21 @@ use crate::{Error, Result};
 const ANSWER_TOKENS: usize = 64;
 /// The job does not wait longer for the answers; a busy server goes without them.
 const LIMIT: Duration = Duration::from_mins(1);
+/// How often a job that waits for answers looks whether it must stop.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Characters of a text in the event's data, counted from its end for prompts: that is where they ask.
 const SHOWN: usize = 500;
 
 impl Worker {
     /// Asks both models and tells what they said. What cannot be asked is left out: the job does not depend on it.
-    pub(super) async fn tell_answers(&self, job: &Job, base: &str, adapter: &Arc<Adapter>, questions: &[Question]) {
+    pub(super) async fn tell_answers(
+        &self,
+        job: &Job,
+        base: &str,
+        adapter: &Arc<Adapter>,
+        questions: &[Question],
+        control: &Control,
+    ) {
         let Ok(entry) = self.catalog.get(base) else { return };
         let (model, backend) = (&entry.model, entry.backend.as_ref());
         let ask = |question: &Question, adapter: Option<&AdapterLease>| {
@@ -35,8 +45,18 @@ impl Worker {
         let both = questions
             .iter()
             .map(|question| futures::future::try_join(ask(question, None), ask(question, Some(adapter))));
-        let Ok(answers) = tokio::time::timeout(LIMIT, join_all(both)).await else {
-            return tracing::debug!(job = job.id, "the answers to validation prompts took too long");
+        let interrupted = async {
+            while control.raised().is_none() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        let answers = tokio::select! {
+            biased;
+            () = interrupted => return,
+            () = tokio::time::sleep(LIMIT) => {
+                return tracing::debug!(job = job.id, "the answers to validation prompts took too long");
+            }
+            answers = join_all(both) => answers,
         };
         let mut message = String::new();
         let mut data = Vec::new();

@@ -49,7 +49,7 @@ impl Worker {
         let trained = self.train(&job, &control).await;
         let stored = match trained {
             Ok((base, trained)) => {
-                self.tell_answers(&job, &base, &trained.adapter, &trained.questions).await;
+                self.tell_answers(&job, &base, &trained.adapter, &trained.questions, &control).await;
                 self.store_model(&job, base, trained, &control).await
             }
             Err(error) => Err(error),
