@@ -1,7 +1,9 @@
-"""What a job measures on its validation file, and the answers that it ends with."""
+"""What a job measures on its validation file, the answers that it ends with, and the settings that shape its adapter."""
 
 import csv
 import io
+import json
+import tarfile
 
 import openai
 import pytest
@@ -79,3 +81,34 @@ def test_a_word_that_is_no_scheduler_is_refused(client, tickets):
         create_job(client, upload(client, tickets[:10]), {"lr_scheduler": "wsd"})
     assert "linear" in fault.value.message
     assert "lr_scheduler" in fault.value.param
+
+
+def test_an_adapter_of_few_layers_answers_in_its_own_way(client, http, tickets, heldout):
+    settings = {
+        **QUICK,
+        "target_modules": ["v_proj", "down_proj"],
+        "lora_dropout": 0.05,
+        "use_rslora": True,
+        "rank": 16,
+        "weight_decay": 0.01,
+        "warmup_ratio": 0.2,
+        "max_grad_norm": 0.5,
+        "max_seq_length": 256,
+    }
+    job = wait_for_end(client, create_job(client, upload(client, tickets[:60]), settings).id)
+    assert job.status == "succeeded", job.error
+    shown = http.get(f"/v1/fine_tuning/jobs/{job.id}").json()["hyperparameters"]
+    assert shown == {**shown, **settings}
+
+    def answer(model):
+        return client.chat.completions.create(
+            model=model, messages=heldout[0]["messages"][:1], temperature=0, max_tokens=60
+        ).choices[0].message.content
+
+    assert answer(job.fine_tuned_model) != answer("demo")
+    archive = http.get(f"/v1/models/{job.fine_tuned_model}/adapter").content
+    with tarfile.open(fileobj=io.BytesIO(archive)) as folder:
+        config = next(name for name in folder.getnames() if name.endswith("adapter_config.json"))
+        config = json.load(folder.extractfile(config))
+    assert config["target_modules"] == ["v_proj", "down_proj"]
+    assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (16, 16 * 4, False)
