@@ -17,8 +17,8 @@ const EVALUATION_EXAMPLES: usize = 256;
 const EVALUATIONS: usize = 10;
 /// Examples that an evaluation between epochs measures at the least, where there are so many.
 const MIN_SAMPLE: usize = 16;
-/// The evaluations between epochs together read one token for so many that are trained on. Reading one takes about a third
-/// of the time of training on it, so that they take about a fifteenth of a job.
+/// The evaluations between epochs together read one token for so many that are trained on. Reading one takes about half
+/// the time of training on it, so that they take about a tenth of a job at the most.
 const TRAINED_PER_EVALUATED: usize = 5;
 
 /// Examples to measure on.
