@@ -1,11 +1,12 @@
 //! `/fine_tuning/jobs`: the current fine-tuning resource.
 //!
-//! This file holds the handlers; [`request`] is the body that creates a job, [`response`] what is answered, and [`metadata`]
-//! the client's own notes.
+//! This file holds the handlers; [`request`] is the body that creates a job, [`settings`] a part of it, [`response`] what is
+//! answered, and [`metadata`] the client's own notes.
 
 mod metadata;
 mod request;
 mod response;
+mod settings;
 
 use axum::Json;
 use axum::extract::State;

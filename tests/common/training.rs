@@ -89,11 +89,16 @@ impl Fixture {
     }
 
     pub fn worker(&self) -> Running {
+        self.worker_with(catalog())
+    }
+
+    /// A worker with models of the test's own.
+    pub fn worker_with(&self, catalog: Catalog) -> Running {
         let shutdown = CancellationToken::new();
         let worker = Worker {
             queue: self.queue.clone(),
             store: self.store().clone(),
-            catalog: catalog(),
+            catalog,
             registry: self.registry.clone(),
             priority: Arc::new(Priority::default()),
         };
@@ -185,5 +190,6 @@ pub fn spec(training_file: String) -> JobSpec {
         },
         metadata: None,
         classification: None,
+        method: attune::jobs::Method::Supervised,
     }
 }

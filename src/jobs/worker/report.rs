@@ -7,12 +7,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Worker;
-use super::training::Plan;
+use super::training::{Plan, Trained};
 use crate::Error;
 use crate::datasets::DatasetReport;
 use crate::jobs::queue::Outcome;
-use crate::jobs::{Job, JobFault};
-use crate::train::{Evaluation, StepReport};
+use crate::jobs::{Job, JobFault, Method};
+use crate::train::{Evaluation, Rewards, StepReport, Validation};
 
 impl Worker {
     /// What the training thread found and settled before its first step.
@@ -24,14 +24,17 @@ impl Worker {
         if let Err(error) = self.queue.record_plan(job, &plan.resolved, None).await {
             tracing::warn!(job = job.id, "cannot write the settings: {error}");
         }
-        let training = plan.training;
-        for (count, what) in [
-            (training.truncated, "were cut at the end to fit the model's context"),
-            (training.dropped, "were left out, since their prompts fill the model's context"),
-            (training.duplicates, "repeat an earlier one"),
-        ] {
-            if count > 0 {
-                self.say(job, "warn", &format!("{count} of the training examples {what}"), None).await;
+        let files = [("training", Some(&plan.training)), ("validation", plan.validation.as_ref())];
+        for (name, report) in files.into_iter().filter_map(|(name, report)| Some((name, report?))) {
+            for (lines, what) in [
+                (&report.truncated, "were cut at the end to fit the model's context"),
+                (&report.dropped, "were left out, since their prompts fill the model's context"),
+                (&report.duplicates, "repeat an earlier one"),
+            ] {
+                if lines.count > 0 {
+                    let message = format!("{} of the {name} examples {what} ({lines})", lines.count);
+                    self.say(job, "warn", &message, Some(json!({"lines": lines.first}))).await;
+                }
             }
         }
         if let Some((measured, left_out)) = plan.classified.filter(|(_, left_out)| *left_out > 0) {
@@ -53,7 +56,7 @@ impl Worker {
         &self,
         job: &Job,
         report: &StepReport,
-        validation: Option<Evaluation>,
+        validation: Option<Validation>,
         tokens_per_second: f64,
         elapsed: Duration,
     ) {
@@ -69,6 +72,18 @@ impl Worker {
         };
         let message = format!("Classification: {}", defined.map(text).collect::<Vec<_>>().join(", "));
         self.say(job, "info", &message, None).await;
+    }
+
+    /// How training came to its end, where it is not the planned one.
+    pub(super) async fn tell_end(&self, job: &Job, trained: &Trained) {
+        if let Some(step) = trained.ended_early {
+            let message = format!("Training ended early after step {step}: the validation loss does not fall any more");
+            self.say(job, "info", &message, None).await;
+        }
+        if let Some(step) = trained.chosen {
+            let message = format!("The model is the adapter of step {step}, which has the lowest validation loss");
+            self.say(job, "info", &message, Some(json!({"step": step}))).await;
+        }
     }
 
     /// An event for people.
@@ -121,8 +136,12 @@ fn plan_event(plan: &Plan) -> (String, Value) {
     let settings = &plan.resolved;
     let epochs = settings.n_epochs.unwrap_or_default();
     let learning_rate = settings.learning_rate.unwrap_or_default() * settings.learning_rate_multiplier.unwrap_or(1.0);
+    let what = match plan.method {
+        Method::Supervised => "examples",
+        Method::Dpo => "pairs of answers",
+    };
     let message = format!(
-        "Training on {} examples with {} tokens ({} of them targets): {epochs} epochs, {} steps of {} examples, \
+        "Training on {} {what} with {} tokens ({} of them targets): {epochs} epochs, {} steps of {} {what}, \
          learning rate {learning_rate:.2e}, rank {}",
         plan.training.examples,
         plan.training.tokens,
@@ -131,64 +150,86 @@ fn plan_event(plan: &Plan) -> (String, Value) {
         settings.batch_size.unwrap_or_default(),
         settings.rank.unwrap_or_default(),
     );
-    let counts = |report: DatasetReport| {
+    let counts = |report: &DatasetReport| {
         json!({
             "examples": report.examples,
             "tokens": report.tokens,
             "target_tokens": report.target_tokens,
-            "truncated": report.truncated,
-            "dropped": report.dropped,
-            "duplicates": report.duplicates,
+            "truncated": report.truncated.count,
+            "dropped": report.dropped.count,
+            "duplicates": report.duplicates.count,
         })
     };
     let data = json!({
-        "training": counts(plan.training),
-        "validation": plan.validation.map(counts),
+        "training": counts(&plan.training),
+        "validation": plan.validation.as_ref().map(counts),
         "total_steps": plan.total_steps,
         "hyperparameters": settings,
     });
     (message, data)
 }
 
-fn step_message(report: &StepReport, validation: Option<Evaluation>) -> String {
+fn step_message(report: &StepReport, validation: Option<Validation>) -> String {
     let mut message = format!("Step {}/{}: training loss={:.2}", report.step, report.total_steps, report.loss);
-    if let Some(Evaluation { loss, .. }) = validation {
-        let _ = write!(message, ", validation loss={loss:.2}, full validation loss={loss:.2}");
+    if let Some(Rewards { accuracy, .. }) = report.rewards {
+        let _ = write!(message, ", reward accuracy={accuracy:.2}");
+    }
+    if let Some(Validation { sample, full }) = validation {
+        let _ = write!(message, ", validation loss={:.2}", sample.loss);
+        let _ = full.map(|full| write!(message, ", full validation loss={:.2}", full.loss));
     }
     message
 }
 
-/// The data of a metrics event. Validation always runs over the whole file, so both pairs of figures are the same.
-fn metrics(report: &StepReport, validation: Option<Evaluation>, tokens_per_second: f64, elapsed: Duration) -> Value {
-    let (loss, accuracy) = (validation.map(|figures| figures.loss), validation.map(|figures| figures.token_accuracy));
-    json!({
+/// The data of a metrics event.
+fn metrics(report: &StepReport, validation: Option<Validation>, tokens_per_second: f64, elapsed: Duration) -> Value {
+    let figures = |evaluation: Option<Evaluation>| {
+        (evaluation.map(|figures| figures.loss), evaluation.map(|figures| figures.token_accuracy))
+    };
+    let (loss, accuracy) = figures(validation.map(|validation| validation.sample));
+    let (full_loss, full_accuracy) = figures(validation.and_then(|validation| validation.full));
+    let mut data = json!({
         "step": report.step,
         "total_steps": report.total_steps,
         "train_loss": report.loss,
         "train_mean_token_accuracy": report.token_accuracy,
         "valid_loss": loss,
         "valid_mean_token_accuracy": accuracy,
-        "full_valid_loss": loss,
-        "full_valid_mean_token_accuracy": accuracy,
+        "full_valid_loss": full_loss,
+        "full_valid_mean_token_accuracy": full_accuracy,
         "learning_rate": report.learning_rate,
         "gradient_norm": report.gradient_norm,
         "tokens_per_second": tokens_per_second,
         "elapsed_seconds": elapsed.as_secs_f64(),
-    })
+    });
+    add_rewards(&mut data, report, validation);
+    data
+}
+
+/// The figures of pairs of answers, where training is on preferences.
+fn add_rewards(data: &mut Value, report: &StepReport, validation: Option<Validation>) {
+    let judged = [("train", report.rewards), ("valid", validation.and_then(|validation| validation.sample.rewards))];
+    for (name, Rewards { margin, accuracy }) in judged.into_iter().filter_map(|(name, rewards)| Some((name, rewards?)))
+    {
+        data[format!("{name}_reward_margin")] = margin.into();
+        data[format!("{name}_reward_accuracy")] = accuracy.into();
+    }
 }
 
 /// The figures of a checkpoint; those of the validation file only where there is one.
-pub(super) fn checkpoint_metrics(report: &StepReport, validation: Option<Evaluation>) -> Value {
+pub(super) fn checkpoint_metrics(report: &StepReport, validation: Option<Validation>) -> Value {
     let mut metrics = json!({
         "step": report.step,
         "train_loss": report.loss,
         "train_mean_token_accuracy": report.token_accuracy,
     });
-    if let Some(Evaluation { loss, token_accuracy, .. }) = validation {
-        for name in ["valid", "full_valid"] {
+    let sample = validation.map(|validation| validation.sample);
+    for (name, figures) in [("valid", sample), ("full_valid", validation.and_then(|validation| validation.full))] {
+        if let Some(Evaluation { loss, token_accuracy, .. }) = figures {
             metrics[format!("{name}_loss")] = loss.into();
             metrics[format!("{name}_mean_token_accuracy")] = token_accuracy.into();
         }
     }
+    add_rewards(&mut metrics, report, validation);
     metrics
 }
