@@ -118,7 +118,7 @@ impl Worker {
         let (base, initial) = if self.catalog.get(&job.spec.model).is_ok() {
             (job.spec.model.clone(), None)
         } else {
-            let (base, adapter) = self.registry.lease(&job.organization, &job.spec.model).await?;
+            let (base, adapter) = self.registry.original(&job.organization, &job.spec.model).await?;
             (base, Some(adapter))
         };
         let model = Arc::clone(&self.catalog.get(&base)?.model);
