@@ -44,6 +44,8 @@ pub struct DatasetReport {
     pub tokens: usize,
     /// Tokens that one epoch trains on.
     pub target_tokens: usize,
+    /// Tokens of the longest example, after it was cut.
+    pub longest: usize,
     /// Examples cut at the end to fit the model's context.
     pub truncated: usize,
     /// Sequences left out since no target fits the context.
@@ -181,6 +183,7 @@ impl Builder {
         report.duplicates += usize::from(!self.seen.insert(hasher.finish()));
         report.tokens += sequence.tokens.len();
         report.target_tokens += targets;
+        report.longest = report.longest.max(sequence.tokens.len());
         self.dataset.examples.push(sequence);
     }
 }

@@ -1,9 +1,11 @@
 //! Claims jobs and runs them: file to tokens, tokens to adapter, adapter to model. Runs inside `serve`, or alone.
 //!
 //! This file is the claim loop; [`job_run`] is one job from claim to end, [`training`] its part on a thread of its own,
-//! [`checkpoints`] what it keeps on its way, [`report`] what its client is told, and [`lease`] keeps the claim alive and brings requests to stop.
+//! [`checkpoints`] what it keeps on its way, [`report`] what its client is told, and [`lease`] keeps the claim alive and brings requests to stop. [`estimate`] tells what a job would take.
 
 mod checkpoints;
+pub mod estimate;
+mod forecast;
 mod job_run;
 mod lease;
 mod report;
@@ -19,6 +21,7 @@ use uuid::Uuid;
 use crate::adapters::registry::AdapterRegistry;
 use crate::engine::catalog::Catalog;
 use crate::engine::priority::Priority;
+use crate::jobs::cost::Pricing;
 use crate::jobs::queue::Queue;
 use crate::store::Store;
 
@@ -42,6 +45,8 @@ pub struct Worker {
     pub registry: AdapterRegistry,
     /// Lets requests go first.
     pub priority: Arc<Priority>,
+    /// What training costs.
+    pub pricing: Pricing,
 }
 
 impl Worker {

@@ -3,12 +3,14 @@
 //!
 //! [`settings`] turns what was asked for into numbers; [`trainer`] is the loop; [`packing`] makes its batches, [`backward`]
 //! and [`loss`] its gradients, [`optimizer`] and [`schedule`] its updates on the [`parameters`]; [`checkpoint`] makes it
-//! resumable to the bit; [`classification`] measures how prompts are sorted into classes; [`results`] writes the result file.
+//! resumable to the bit; [`estimate`] tells what a run will take, from what a [`calibration`] measures; [`classification`] measures how prompts are sorted into classes; [`results`] writes the result file.
 
 pub mod backward;
+pub mod calibration;
 pub mod checkpoint;
 pub mod classification;
 pub mod classification_metrics;
+pub mod estimate;
 pub mod loss;
 pub mod optimizer;
 pub mod packing;

@@ -166,6 +166,16 @@ impl Trainer {
         Ok(Self { source, settings, examples, fingerprint, parameters, optimizer, history: Vec::new(), order })
     }
 
+    /// What determines the run.
+    pub fn settings(&self) -> &TrainSettings {
+        &self.settings
+    }
+
+    /// Numbers that training changes.
+    pub fn parameter_count(&self) -> usize {
+        self.parameters.values.iter().map(Vec::len).sum()
+    }
+
     /// Steps of the whole run.
     pub fn total_steps(&self) -> usize {
         self.settings.epochs * self.steps_per_epoch()

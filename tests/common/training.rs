@@ -16,6 +16,7 @@ use attune::config::ModelEntry;
 use attune::engine::catalog::{Catalog, CatalogEntry};
 use attune::engine::priority::Priority;
 use attune::engine::{Backend, EmbedRequest, Event, GenerateRequest};
+use attune::jobs::cost::Pricing;
 use attune::jobs::queue::Queue;
 use attune::jobs::worker::Worker;
 use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus};
@@ -88,15 +89,21 @@ impl Fixture {
         &self.database.store
     }
 
-    pub fn worker(&self) -> Running {
-        let shutdown = CancellationToken::new();
-        let worker = Worker {
+    /// A worker that does not run.
+    pub fn parts(&self) -> Worker {
+        Worker {
             queue: self.queue.clone(),
             store: self.store().clone(),
             catalog: catalog(),
             registry: self.registry.clone(),
             priority: Arc::new(Priority::default()),
-        };
+            pricing: Pricing { currency: "EUR".into(), per_hour: Some(3.6), ..Pricing::default() },
+        }
+    }
+
+    pub fn worker(&self) -> Running {
+        let shutdown = CancellationToken::new();
+        let worker = self.parts();
         Running { shutdown: shutdown.clone(), task: tokio::spawn(worker.run(shutdown)) }
     }
 

@@ -3,6 +3,7 @@
 //! It neither writes nor asks anything of the database: [`super::job_run`] does that, so that a slow database never holds up
 //! a step and a lost lease is noticed while a step runs.
 
+use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Seek as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::mpsc::Sender;
 
+use super::forecast::{Account, Busy, Forecast, Grounds, samples};
 use super::lease::{Control, Interrupt};
 use crate::adapters::peft::{self, PeftFiles};
 use crate::adapters::{Adapter, AdapterLease};
@@ -17,8 +19,10 @@ use crate::datasets::classes::{self, Wanted};
 use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
 use crate::engine::priority::Priority;
 use crate::jobs::{Classification, Hyperparameters, JobApi};
+use crate::machine::{self, MemoryWatch};
 use crate::model::BaseModel;
 use crate::train::classification::ClassificationTask;
+use crate::train::estimate::TrainingRate;
 use crate::train::{Evaluation, StepReport, TrainSettings, Trainer, results, settings};
 use crate::{Error, Result};
 
@@ -48,6 +52,8 @@ pub(super) struct Inputs {
     pub classification: Option<Classification>,
     /// The state of an earlier attempt.
     pub checkpoint: Option<Bytes>,
+    /// How fast this machine has trained the model, by setup.
+    pub rates: BTreeMap<String, TrainingRate>,
     pub priority: Arc<Priority>,
     pub control: Arc<Control>,
     pub progress: Sender<Progress>,
@@ -56,7 +62,7 @@ pub(super) struct Inputs {
 /// What the thread reports while it works.
 pub(super) enum Progress {
     /// The files are read, training begins.
-    Planned(Plan),
+    Planned(Box<Plan>),
     /// A step that is worth an event.
     Step { step: StepReport, validation: Option<Evaluation>, tokens_per_second: f64, remaining: Duration },
     /// How well the validation file is sorted into classes: figures by name.
@@ -81,6 +87,7 @@ pub(super) struct Plan {
     pub checkpoint_fault: Option<String>,
     /// Validation examples that are sorted into classes, and those that are not.
     pub classified: Option<(usize, usize)>,
+    pub forecast: Forecast,
 }
 
 /// The result.
@@ -90,6 +97,7 @@ pub(super) struct Trained {
     /// Tokens read, repeats counted.
     pub tokens: u64,
     pub result_file: Vec<u8>,
+    pub account: Account,
 }
 
 /// Trains to the end; [`Error::Cancelled`] after an interrupt, with the last state reported where the job may go on later.
@@ -105,8 +113,23 @@ pub(super) fn train(inputs: Inputs) -> Result<Trained> {
     }
 }
 
+/// What the job would do, without doing it.
+pub(super) fn plan(mut inputs: Inputs) -> Result<Plan> {
+    let control = Arc::clone(&inputs.control);
+    let (progress, mut reports) = tokio::sync::mpsc::channel(1);
+    inputs.progress = progress;
+    let prepared = Run::prepare(inputs);
+    control.check()?;
+    drop(prepared?);
+    match reports.try_recv() {
+        Ok(Progress::Planned(plan)) => Ok(*plan),
+        _ => Err(Error::Internal("no plan was made".into())),
+    }
+}
+
 struct Run {
     trainer: Trainer,
+    forecast: Forecast,
     validation: Option<Dataset>,
     classification: Option<ClassificationTask>,
     base: String,
@@ -119,6 +142,7 @@ struct Run {
 impl Run {
     fn prepare(inputs: Inputs) -> Result<Self> {
         let Inputs { model, api, asked, control, .. } = inputs;
+        let process_bytes = machine::resident_bytes();
         let render = RenderSettings {
             prompt_loss_weight: settings::prompt_loss_weight(&asked, api),
             max_tokens: model.config.max_position_embeddings.min(MAX_SEQUENCE_TOKENS),
@@ -149,9 +173,26 @@ impl Run {
         }
         let settings = TrainSettings::new(&resolved, inputs.seed);
         let report = training.report;
+        let samples = samples(&training.examples);
         let mut trainer = Trainer::new(Arc::clone(&model), settings, training.examples, inputs.initial.as_deref())?;
         let checkpoint_fault =
             inputs.checkpoint.and_then(|checkpoint| trainer.restore(&checkpoint).err()).map(|error| error.to_string());
+        let mut before_piece = || {
+            control.check()?;
+            inputs.priority.yield_to_requests(YIELD);
+            Ok(())
+        };
+        let grounds = Grounds {
+            model: &model,
+            trainer: &trainer,
+            resolved: &resolved,
+            training: &report,
+            validation: validation.as_ref().map(|validation| &validation.report),
+            samples: &samples,
+            rates: &inputs.rates,
+            process_bytes,
+        };
+        let forecast = Forecast::new(&grounds, &mut before_piece)?;
         let plan = Plan {
             resolved,
             training: report,
@@ -160,9 +201,11 @@ impl Run {
             resumed_at: trainer.step_number(),
             checkpoint_fault,
             classified: classification.as_ref().map(ClassificationTask::counts),
+            forecast: forecast.clone(),
         };
         let run = Self {
             trainer,
+            forecast,
             validation,
             classification,
             base: model.id.clone(),
@@ -171,7 +214,7 @@ impl Run {
             control,
             progress: inputs.progress,
         };
-        run.report(Progress::Planned(plan))?;
+        run.report(Progress::Planned(Box::new(plan)))?;
         Ok(run)
     }
 
@@ -182,6 +225,9 @@ impl Run {
         let (begin, resumed_at) = (Instant::now(), self.trainer.step_number());
         let (mut since, mut tokens) = (begin, 0);
         let mut saved = begin;
+        let _busy = Busy::enter();
+        let memory = MemoryWatch::start();
+        let mut shown = TrainingRate { tokens: 0.0, seconds: 0.0 };
         loop {
             let (control, priority) = (Arc::clone(&self.control), Arc::clone(&self.priority));
             let mut before_micro_step = move || {
@@ -189,12 +235,15 @@ impl Run {
                 priority.yield_to_requests(YIELD);
                 Ok(())
             };
+            let step_began = Instant::now();
             let report = match self.trainer.step(&mut before_micro_step) {
                 Ok(Some(report)) => report,
                 Ok(None) => break,
                 Err(error) => return self.stopped(error),
             };
             tokens += report.tokens;
+            shown.tokens += report.tokens as f64;
+            shown.seconds += step_began.elapsed().as_secs_f64();
             let mut validation = None;
             if let (Some(_), Some(held_out)) = (report.completed_epoch, &self.validation) {
                 // Interrupted here, the job goes on from the checkpoint before, so that no epoch lacks its figures.
@@ -235,7 +284,9 @@ impl Run {
                 saved = Instant::now();
             }
         }
-        self.result()
+        let (seconds, peak_bytes) = (begin.elapsed().as_secs_f64(), memory.peak_bytes());
+        let account = Account { forecast: self.forecast.clone(), seconds, rate: shown, peak_bytes };
+        self.result(account)
     }
 
     /// After an error in a step: an interrupt that the job may go on from saves the last whole step.
@@ -246,13 +297,13 @@ impl Run {
         Err(error)
     }
 
-    fn result(self) -> Result<Trained> {
+    fn result(self, account: Account) -> Result<Trained> {
         let mut adapter = self.trainer.adapter()?;
         let files = peft::write(&adapter, &self.base)?;
         adapter.id = files.id();
         let columns = self.classification.as_ref().map(ClassificationTask::columns).unwrap_or_default();
         let result_file = results::csv(self.api, self.trainer.history(), self.validation.is_some(), &columns)?;
-        Ok(Trained { files, adapter, tokens: self.trainer.trained_tokens(), result_file })
+        Ok(Trained { files, adapter, tokens: self.trainer.trained_tokens(), result_file, account })
     }
 
     fn checkpoint(&self) -> Result<()> {
