@@ -336,6 +336,21 @@ mod tests {
     }
 
     #[test]
+    fn a_price_that_is_none_is_refused() {
+        let check = |text: &str| {
+            let config = Figment::from(Serialized::defaults(Config::default())).merge(Toml::string(text));
+            config.extract::<Config>().map_err(|error| Error::Setup(error.to_string()))?.check_prices()
+        };
+        for text in ["", "[training]\nprice_per_hour = 0.2", "[prices.a]\nprompt = 1.0\ntraining = 0"] {
+            assert!(check(text).is_ok(), "{text}");
+        }
+        for text in ["[training]\nprice_per_hour = -1", "[training]\nprice_per_hour = inf", "[prices.a]\nprompt = nan"]
+        {
+            assert!(check(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn an_alias_leads_to_a_base_or_a_fine_tuned_model_and_hides_neither() {
         for (alias, name) in [("ada", "demo"), ("gpt-3.5-turbo", "ft:demo:local::1234abcd"), ("a/b c", "demo:ft-org-x")]
         {
