@@ -45,7 +45,7 @@ class CountingTrainer(trl.SFTTrainer):
 
 
 def main():
-    folder, chats, mode = sys.argv[1:]
+    folder, file, mode = sys.argv[1:]
     torch.set_num_threads(os.cpu_count())
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.eos_token
@@ -61,8 +61,10 @@ def main():
     adapter = peft.LoraConfig(
         r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    with open(chats, encoding="utf-8") as lines:
-        rows = datasets.Dataset.from_list([json.loads(line) for line in lines])
+    with open(file, encoding="utf-8") as lines:
+        chats = [json.loads(line)["messages"] for line in lines]
+    # In this form TRL learns the answers alone, as Attune does.
+    rows = datasets.Dataset.from_list([{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats])
     clock = Clock()
     trainer = CountingTrainer(
         model=model, args=settings, train_dataset=rows, processing_class=tokenizer, peft_config=adapter,

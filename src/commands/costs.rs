@@ -120,7 +120,8 @@ impl CostsOptions {
             .filter(|_| self.completion_tokens > 0.0)
             .map(|rate| rate * SECONDS_PER_HOUR * self.hours_per_day / self.completion_tokens);
         let machines = capacity.map_or(1.0, |capacity| (self.requests_per_day / capacity).ceil().max(1.0));
-        let wanted = ((machine - training) / request).max(0.0).ceil();
+        // Rounded up, but for what is only the rounding of the division.
+        let wanted = ((machine - training) / request * (1.0 - 1e-12)).max(0.0).ceil();
         // Beyond what one machine answers, each further machine costs as much for no more requests.
         let reached = wanted.is_finite() && capacity.is_none_or(|capacity| wanted <= capacity);
         Comparison {
@@ -213,6 +214,8 @@ mod tests {
         let trained = options(&["--training-tokens", "1000000"]).compare(&PRICE, 0.2);
         near(trained.by_token, 8.1);
         near(trained.break_even.expect("there is one"), 5875.0);
+        let tripled = options(&["--training-tokens", "3000000"]).compare(&PRICE, 0.2);
+        near(tripled.break_even.expect("4.5 / 0.0008 in floats is a little more than 5,625"), 5625.0);
     }
 
     #[test]
