@@ -7,9 +7,10 @@ use clap::Args;
 use reqwest::{Method, RequestBuilder, Url};
 use serde_json::Value;
 
-/// How long a connection, and a pause in an answer, may take.
+/// How long a connection, the answer to a question and that to a piece of work may take.
 const CONNECT: Duration = Duration::from_secs(10);
-const ANSWER: Duration = Duration::from_mins(12);
+const ANSWER: Duration = Duration::from_secs(30);
+const WORK: Duration = Duration::from_mins(12);
 
 /// Which server, and who asks.
 #[derive(Debug, Clone, Args)]
@@ -57,7 +58,7 @@ impl Server {
         // With and without `/v1`, as OpenAI's clients have it.
         let path = parsed.path().trim_end_matches('/').trim_end_matches("/v1").to_owned();
         parsed.set_path(&path);
-        let mut http = reqwest::Client::builder().connect_timeout(CONNECT).timeout(ANSWER);
+        let mut http = reqwest::Client::builder().connect_timeout(CONNECT).timeout(WORK);
         let host = parsed.host_str().unwrap_or_default();
         let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
         if host == "localhost" || address.is_ok_and(|address| address.is_loopback()) {
@@ -85,7 +86,7 @@ impl Server {
 
     /// The JSON answer to a GET.
     pub async fn get(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
-        self.answer(self.request(Method::GET, path, query)).await
+        self.answer(self.request(Method::GET, path, query).timeout(ANSWER)).await
     }
 
     /// The JSON answer to a request.
