@@ -2,80 +2,23 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fmt::Write as _;
+#[path = "common/characters.rs"]
+mod characters;
+
 use std::io::Cursor;
 
-use attune::datasets::{self, Dataset, Purpose, RenderSettings, TextCodec};
+use attune::datasets::{self, Purpose, RenderSettings, TextCodec as _};
 use attune::{Error, Result};
+use characters::{Characters, END, Rendered, Template, targets};
 use serde_json::{Value, json};
 
-const END: u32 = 1000;
-
-/// One token per character, `<end>` being one token, and a template of the common form.
-struct Characters {
-    template: Template,
-}
-
-enum Template {
-    None,
-    /// `[role]content<end>\n` for each message.
-    Plain,
-    /// The same, but answers before the last one lose what stands before `|`, as reasoning does in some templates.
-    Forgetful,
-    /// The generation prompt opens a tag that the history leaves out.
-    OpensTag,
-}
-
-impl TextCodec for Characters {
-    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let mut tokens = if special { vec![999] } else { Vec::new() };
-        for (index, part) in text.split("<end>").enumerate() {
-            if index > 0 {
-                tokens.push(END);
-            }
-            tokens.extend(part.chars().map(u32::from));
-        }
-        Ok(tokens)
-    }
-
-    fn render_chat(&self, messages: &[Value], _: Option<&[Value]>, generate: bool) -> Result<Option<String>> {
-        if matches!(self.template, Template::None) {
-            return Ok(None);
-        }
-        let mut text = String::new();
-        for (index, message) in messages.iter().enumerate() {
-            let (role, mut content) =
-                (message["role"].as_str().unwrap(), message["content"].as_str().unwrap_or("call"));
-            if role == "tool" {
-                return Err(Error::invalid("messages", "this template has no tools"));
-            }
-            if matches!(self.template, Template::Forgetful) && index + 1 < messages.len() {
-                content = content.split('|').next_back().unwrap();
-            }
-            writeln!(text, "[{role}]{content}<end>").unwrap();
-        }
-        if generate {
-            text.push_str(if matches!(self.template, Template::OpensTag) {
-                "[assistant]<think>"
-            } else {
-                "[assistant]"
-            });
-        }
-        Ok(Some(text))
-    }
-
-    fn end_tokens(&self) -> &[u32] {
-        &[END]
-    }
-}
-
-fn read_as(file: &str, template: Template, purpose: Purpose, max_tokens: usize) -> Result<Dataset> {
+fn read_as(file: &str, template: Template, purpose: Purpose, max_tokens: usize) -> Result<Rendered> {
     let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens };
-    datasets::read(Cursor::new(file), purpose, &Characters { template }, &settings)
+    Rendered::of(datasets::read(Cursor::new(file), purpose, &Characters { template }, &settings)?)
 }
 
 /// Reads a file of one or few lines, without the minimum for training.
-fn read(file: &str, template: Template) -> Result<Dataset> {
+fn read(file: &str, template: Template) -> Result<Rendered> {
     read_as(file, template, Purpose::Validation, 4096)
 }
 
@@ -88,12 +31,6 @@ fn fault(file: &str) -> (String, &'static str) {
         }
         other => panic!("{file} gave {other:?}"),
     }
-}
-
-/// The targets of an example as text, `$` for the end token.
-fn targets(example: &datasets::TokenizedExample) -> String {
-    let weighted = example.tokens.iter().zip(&example.weights).filter(|(_, weight)| **weight > 0.0);
-    weighted.map(|(token, _)| if *token == END { '$' } else { char::from_u32(*token).unwrap() }).collect()
 }
 
 fn chat(messages: &Value) -> String {
@@ -121,7 +58,7 @@ fn the_weight_of_prompts_is_never_given_to_the_first_token() {
     let file = Cursor::new(r#"{"prompt":"ab","completion":"c"}"#);
     let codec = Characters { template: Template::None };
     let data = datasets::read(file, Purpose::Validation, &codec, &settings).unwrap();
-    assert_eq!(data.examples[0].weights, [0.0, 0.25, 0.25, 1.0, 1.0]);
+    assert_eq!(data.examples.get(0).unwrap().weights, [0.0, 0.25, 0.25, 1.0, 1.0]);
 }
 
 #[test]
@@ -181,7 +118,7 @@ fn developers_are_systems_and_text_parts_are_joined_as_the_server_does_for_reque
 fn overlong_examples_are_cut_and_left_out_where_no_target_remains() {
     let file = "{\"prompt\":\"ab\",\"completion\":\"cdefgh\"}\n{\"prompt\":\"abcdefgh\",\"completion\":\"c\"}\n";
     let data = read_as(file, Template::None, Purpose::Validation, 6).unwrap();
-    assert_eq!((data.report.truncated, data.report.dropped, data.examples.len()), (2, 1, 1));
+    assert_eq!((data.report.truncated.count, data.report.dropped.count, data.examples.len()), (2, 1, 1));
     assert_eq!(targets(&data.examples[0]), "cde");
 }
 
@@ -195,7 +132,7 @@ fn a_file_without_any_target_in_reach_is_refused() {
 #[test]
 fn repeated_examples_are_counted() {
     let line = r#"{"prompt":"a","completion":"b"}"#;
-    assert_eq!(read(&format!("{line}\n{line}\n{line}"), Template::None).unwrap().report.duplicates, 2);
+    assert_eq!(read(&format!("{line}\n{line}\n{line}"), Template::None).unwrap().report.duplicates.count, 2);
 }
 
 #[test]
@@ -280,4 +217,53 @@ fn text_that_is_not_utf8_is_a_fault_of_its_line() {
     let codec = Characters { template: Template::None };
     let error = datasets::read(file, Purpose::Training, &codec, &settings).unwrap_err().to_string();
     assert!(error.contains("Line 1 is not UTF-8 (byte 12)"), "{error}");
+}
+
+#[test]
+fn what_is_told_of_lines_names_them() {
+    let line = |prompt: &str, completion: &str| format!("{}\n", json!({"prompt": prompt, "completion": completion}));
+    let file = [
+        line("a", "b"),
+        line("ab", "cdefgh"),
+        line("a", "b"),
+        line("abcdefgh", "c"),
+        line("a", "b"),
+        line("ab", "cdefgh"),
+    ]
+    .concat();
+    let report = read_as(&file, Template::None, Purpose::Validation, 6).unwrap().report;
+    assert_eq!(report.truncated.first, [2, 4, 6]);
+    assert_eq!(report.dropped.first, [4]);
+    assert_eq!(report.duplicates.first, [3, 5, 6], "what is cut to the same is the same");
+    let many = line("a", "b").repeat(100);
+    let report = read_as(&many, Template::None, Purpose::Training, 6).unwrap().report;
+    assert_eq!((report.duplicates.count, report.duplicates.first.len()), (99, 20));
+    assert!(report.duplicates.to_string().ends_with(", 20, 21 and 79 more"), "{}", report.duplicates);
+}
+
+#[test]
+fn a_chat_with_several_overlong_turns_is_one_line() {
+    let turns: Vec<Value> = (0..4)
+        .flat_map(|_| [json!({"role": "user", "content": "u"}), json!({"role": "assistant", "content": "why|answer"})])
+        .collect();
+    let report = read_as(&chat(&json!(turns)), Template::Forgetful, Purpose::Validation, 40).unwrap().report;
+    assert_eq!((report.truncated.count, report.truncated.first.as_slice()), (1, [1].as_slice()));
+}
+
+#[test]
+fn calls_of_tools_are_learned_and_their_results_are_read() {
+    let file = json!({
+        "messages": [
+            {"role": "user", "content": "u"},
+            {"role": "assistant", "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "1", "content": "result"},
+            {"role": "assistant", "content": "done"}],
+        "tools": [{"type": "function", "function": {"name": "look", "parameters": {}}}],
+    });
+    let data = read(&file.to_string(), Template::Tools).unwrap();
+    assert_eq!(data.examples.iter().map(targets).collect::<Vec<_>>(), ["look()$done$"]);
+    let whole = "[tools]look<end>\n[user]u<end>\n[assistant]look()<end>\n[tool]result<end>\n[assistant]done<end>";
+    let expected = Characters { template: Template::Tools }.encode(whole, false).unwrap();
+    assert_eq!(data.examples[0].tokens, expected);
 }

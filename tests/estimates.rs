@@ -8,10 +8,10 @@ mod postgres;
 mod training;
 
 use attune::jobs::worker::estimate::{Estimator, JobEstimate};
-use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus};
-use attune::train::estimate::TrainingRate;
+use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus, Method};
+use attune::train::estimate::{Estimate, TrainingRate};
 use attune::{Error, machine};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use training::{Fixture, ORG, spec, tickets};
 
@@ -48,7 +48,7 @@ async fn an_estimate_says_what_the_job_then_does_and_the_job_says_both() {
     // 3.60 EUR an hour are a tenth of a cent for each second.
     assert!((made.cost.machine.unwrap() - made.estimate.seconds / 1000.0).abs() < 1e-9 && made.cost.tokens.is_none());
     let memory = made.estimate.memory;
-    let parts = memory.adapter + memory.activations + memory.loss + memory.examples;
+    let parts = memory.adapter + memory.activations + memory.loss;
     assert_eq!(memory.peak, memory.process + parts);
     assert!(memory.weights > 1 << 20 && memory.process >= memory.weights, "{memory:?}");
 
@@ -116,6 +116,25 @@ async fn a_rate_is_measured_once_and_a_finished_job_adds_its_own() {
     let wider = Hyperparameters { rank: Some(8), ..spec.hyperparameters.clone() };
     estimate(&fixture, &JobSpec { hyperparameters: wider, ..spec }).await.unwrap();
     assert!(rates(&fixture).await.iter().all(|(setup, rate)| setup.ends_with("rank 8") || *rate == after[0].1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pairs_of_answers_are_estimated_with_what_the_reference_reads() {
+    let fixture = Fixture::new().await;
+    let pair = |number| json!({"prompt": format!("{number} and"), "chosen": " more", "rejected": " no more of it"});
+    let file = fixture.upload(&(0..12).map(|number| pair(number).to_string() + "\n").collect::<String>()).await;
+    let spec = JobSpec { method: Method::Dpo, ..spec(file) };
+    let made = estimate(&fixture, &spec).await.unwrap();
+    let Estimate { steps, epochs, tokens_per_epoch, trained_tokens, tokens_per_second, seconds, .. } = made.estimate;
+    assert_eq!((steps, epochs, trained_tokens), (9, 3, 3 * tokens_per_epoch as u64));
+    // Without a validation file there is nothing else in the time, and the speed is that of the tokens of the file.
+    assert!((seconds - trained_tokens as f64 / tokens_per_second).abs() < 1e-6 * seconds, "{:?}", made.estimate);
+    let job = fixture.enqueue(JobApi::FineTuningJobs, spec).await;
+    let worker = fixture.worker();
+    let done = fixture.wait_for(&job, JobStatus::Succeeded).await;
+    worker.stop().await;
+    assert_eq!(done.trained_tokens, Some(trained_tokens as i64));
+    assert_eq!(told(&fixture, &job, "Expected: ").await["estimate"]["steps"], 9);
 }
 
 #[tokio::test(flavor = "multi_thread")]

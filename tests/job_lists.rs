@@ -28,6 +28,7 @@ async fn enqueue(queue: &Queue, organization: &str, metadata: &Value) -> String 
         hyperparameters: Hyperparameters::default(),
         metadata: (!metadata.is_null()).then(|| object(metadata)),
         classification: None,
+        method: attune::jobs::Method::Supervised,
     };
     queue.enqueue(organization, JobApi::FineTuningJobs, spec).await.unwrap().id
 }

@@ -91,6 +91,7 @@ fn spec() -> JobSpec {
         hyperparameters: Hyperparameters { n_epochs: Some(3), learning_rate: Some(1.234e-5), ..Default::default() },
         metadata: Some(json!({"note": "héllo"}).as_object().unwrap().clone()),
         classification: None,
+        method: attune::jobs::Method::Supervised,
     }
 }
 

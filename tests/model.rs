@@ -9,7 +9,8 @@ mod fixtures;
 use attune::adapters::Adapter;
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
-use attune::train::backward::{self, hidden_states};
+use attune::train::backward::{self, Objective, hidden_states};
+use attune::train::preference::Preferences;
 use candle_core::Tensor;
 use fixtures::{
     FAMILIES, Reference, TRAINED_FAMILIES, device, floats, load, max_difference, one_sequence, relative_difference,
@@ -152,6 +153,63 @@ fn packed_sequences_have_the_loss_and_gradients_of_separate_ones() {
     assert!((packed.loss_sum - loss_sum).abs() / loss_sum < 1e-6);
     let difference = relative_difference(&flatten(&packed_gradients), &sum.unwrap());
     assert!(difference < 1e-5, "gradients differ by {difference:e}");
+}
+
+/// The gradient of dropped inputs against central differences of the loss along random directions.
+#[test]
+fn gradients_with_dropout_are_those_of_the_loss() {
+    use attune::train::dropout::Dropout;
+    let (config, decoder) = load("qwen3", &device());
+    let adapter = Reference::read("qwen3", "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
+    let batch = Reference::read("qwen3", "peft/reference.safetensors").batch();
+    let normalizer = batch.targets.len() as f64;
+    let dropout = Dropout { probability: 0.3, seed: 5, step: 2, batch: 0 };
+    let run = |adapter: &attune::adapters::Adapter| {
+        backward::objective_and_gradients(&decoder, adapter, &batch, Objective::Targets, normalizer, Some(&dropout))
+            .unwrap()
+    };
+    let (dropped, gradients) = run(&adapter);
+    let (whole, others) = backward::loss_and_gradients(&decoder, &adapter, &batch, normalizer).unwrap();
+    assert!((dropped.loss_sum - whole.loss_sum).abs() > 1e-3, "dropout changes nothing");
+    assert!(relative_difference(&flatten(&gradients), &flatten(&others)) > 1e-2);
+    fixtures::assert_gradient(&adapter, &gradients, |adapter| run(adapter).0.loss_sum / normalizer);
+}
+
+/// Two pairs of answers: the loss of a model that is its own reference is ln 2, and the gradient that of the loss.
+#[test]
+fn preferences_have_the_gradient_of_their_loss() {
+    for family in TRAINED_FAMILIES {
+        let (config, decoder) = load(family, &device());
+        let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
+        let batch = Reference::read(family, "peft/reference.safetensors").batch();
+        assert_eq!(batch.sequences.len(), 4);
+        let own = backward::log_likelihoods(&decoder, Some(&adapter), &batch).unwrap();
+        let base = backward::log_likelihoods(&decoder, None, &batch).unwrap();
+        let run = |adapter: &attune::adapters::Adapter, reference: &[f64]| {
+            let objective = Objective::Preferences(Preferences { beta: 0.5, reference });
+            backward::objective_and_gradients(&decoder, adapter, &batch, objective, 2.0, None).unwrap()
+        };
+        let (start, _) = run(&adapter, &own);
+        assert!((start.loss_sum / 2.0 - std::f64::consts::LN_2).abs() < 1e-12, "{family}: {start:?}");
+
+        let (report, gradients) = run(&adapter, &base);
+        let reward = |sequence: usize| 0.5 * (own[sequence] - base[sequence]);
+        let margins = [reward(0) - reward(1), reward(2) - reward(3)];
+        let expected: f64 = margins.iter().map(|margin| (1.0 + (-margin).exp()).ln()).sum();
+        assert!((report.loss_sum - expected).abs() < 1e-9, "{family}: {report:?}");
+        assert!((report.margin_sum - margins.iter().sum::<f64>()).abs() < 1e-9);
+        // It is the gradient of cross entropies whose weights are the slopes, the rejected answers' below 0.
+        let mut weighted = batch.clone();
+        for target in &mut weighted.targets {
+            let sequence = batch.sequence_of(target);
+            let slope = 0.5 / (1.0 + margins[sequence / 2].exp());
+            target.weight = if sequence.is_multiple_of(2) { slope as f32 } else { -slope as f32 };
+        }
+        let (_, expected) = backward::loss_and_gradients(&decoder, &adapter, &weighted, 2.0).unwrap();
+        let difference = relative_difference(&flatten(&gradients), &flatten(&expected));
+        assert!(difference < 1e-5, "{family}: gradients differ by {difference:e}");
+        fixtures::assert_gradient(&adapter, &gradients, |adapter| run(adapter, &base).0.loss_sum / 2.0);
+    }
 }
 
 fn flatten(gradients: &backward::Gradients) -> Vec<f32> {

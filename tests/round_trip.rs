@@ -17,10 +17,10 @@ use attune::config::{Limits, ModelEntry};
 use attune::datasets::{self, Purpose, RenderSettings};
 use attune::engine::native::NativeEngine;
 use attune::engine::{Backend, EmbedRequest, Event, GenerateRequest};
-use attune::jobs::{Hyperparameters, JobApi};
+use attune::jobs::{Hyperparameters, JobApi, Method};
 use attune::model::BaseModel;
 use attune::train::settings::{TrainSettings, resolve};
-use attune::train::{Evaluation, Trainer};
+use attune::train::{Evaluation, HeldOut, Trainer};
 use serde_json::Value;
 
 fn demo_folder() -> PathBuf {
@@ -49,19 +49,19 @@ fn train_then_serve_round_trip() {
         learning_rate_multiplier: Some(1.0),
         ..Hyperparameters::default()
     };
-    let resolved = resolve(&asked, JobApi::FineTuningJobs, &dataset.report, &model.config).unwrap();
+    let resolved = resolve(&asked, JobApi::FineTuningJobs, Method::Supervised, &dataset.report, &model.config).unwrap();
     let settings = TrainSettings::new(&resolved, 7);
-    let held_out = read(&model, &lines("heldout.jsonl")[..20]).examples;
+    let mut held_out = HeldOut::new(read(&model, &lines("heldout.jsonl")[..20]).examples, 1);
 
     let mut trainer = Trainer::new(Arc::clone(&model), settings, dataset.examples, None).unwrap();
     let mut nothing = || Ok(());
-    let before = trainer.evaluate(&held_out, &mut nothing).unwrap().unwrap();
+    let before = trainer.validate(&mut held_out, false, &mut nothing).unwrap().unwrap().sample;
     let (start, mut tokens) = (Instant::now(), 0);
     while let Some(report) = trainer.step(&mut nothing).unwrap() {
         tokens += report.tokens;
     }
     println!("measured: training {:.0} tokens/s", tokens as f64 / start.elapsed().as_secs_f64());
-    let after: Evaluation = trainer.evaluate(&held_out, &mut nothing).unwrap().unwrap();
+    let after: Evaluation = trainer.validate(&mut held_out, false, &mut nothing).unwrap().unwrap().sample;
     assert!(after.loss < before.loss / 4.0, "held-out loss went from {} to {}", before.loss, after.loss);
 
     // Through the files, as another process would get it.

@@ -44,6 +44,7 @@ fn spec(training_file: &str, validation_file: Option<&str>) -> JobSpec {
         hyperparameters: Hyperparameters::default(),
         metadata: None,
         classification: None,
+        method: attune::jobs::Method::Supervised,
     }
 }
 

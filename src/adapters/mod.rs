@@ -15,26 +15,34 @@ pub mod tiers;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
-/// The seven linear layers of a decoder block that an adapter can change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// The seven linear layers of a decoder block that an adapter can change. Written as in PEFT's `target_modules`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Site {
     /// `self_attn.q_proj`
+    #[serde(rename = "q_proj")]
     Query,
     /// `self_attn.k_proj`
+    #[serde(rename = "k_proj")]
     Key,
     /// `self_attn.v_proj`
+    #[serde(rename = "v_proj")]
     Value,
     /// `self_attn.o_proj`
+    #[serde(rename = "o_proj")]
     Output,
     /// `mlp.gate_proj`
+    #[serde(rename = "gate_proj")]
     Gate,
     /// `mlp.up_proj`
+    #[serde(rename = "up_proj")]
     Up,
     /// `mlp.down_proj`
+    #[serde(rename = "down_proj")]
     Down,
 }
 

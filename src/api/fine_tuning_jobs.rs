@@ -1,12 +1,13 @@
 //! `/fine_tuning/jobs`: the current fine-tuning resource.
 //!
-//! This file holds the handlers; [`request`] is the body that creates a job, [`response`] what is answered, [`metadata`]
-//! the client's own notes, and [`estimate`] tells what a job would take.
+//! This file holds the handlers; [`request`] is the body that creates a job, [`settings`] a part of it, [`response`] what is
+//! answered, [`metadata`] the client's own notes, and [`estimate`] tells what a job would take.
 
 pub mod estimate;
 mod metadata;
 mod request;
 mod response;
+mod settings;
 
 use axum::Json;
 use axum::extract::State;

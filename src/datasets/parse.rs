@@ -6,6 +6,7 @@ use std::io::{BufRead, Read as _};
 
 use serde_json::{Map, Value, json};
 
+use super::preference::is_preference;
 use crate::{Error, Result};
 
 /// Bytes that one line may have. A line is held in memory as a whole; no model's context holds more text.
@@ -152,19 +153,28 @@ impl<R: BufRead> Lines<R> {
     }
 }
 
-/// Checks one line.
-pub fn example(line: &str) -> Result<Example, String> {
+/// The object on a line.
+pub(super) fn object(line: &str) -> Result<Map<String, Value>, String> {
     let value: Value =
         serde_json::from_str(line).map_err(|error| format!("is not JSON ({error}): write one JSON object per line"))?;
-    let Value::Object(mut object) = value else {
-        return Err(format!("is {}, not a JSON object", kind(&value)));
-    };
+    match value {
+        Value::Object(object) => Ok(object),
+        other => Err(format!("is {}, not a JSON object", kind(&other))),
+    }
+}
+
+/// Checks one line.
+pub fn example(line: &str) -> Result<Example, String> {
+    let mut object = object(line)?;
     let chat = object.contains_key("messages");
     if chat && (object.contains_key("prompt") || object.contains_key("completion")) {
         return Err("has both `messages` and `prompt` or `completion`: keep one format".into());
     }
-    if ["preferred_output", "preferred_completion"].iter().any(|key| object.contains_key(*key)) {
-        return Err("is a preference pair, which supervised training cannot use: give `messages`".into());
+    if is_preference(&object) {
+        return Err(
+            "is a preference pair, which supervised training cannot use: give `messages`, or use the method `dpo`"
+                .into(),
+        );
     }
     let known: &[&str] =
         if chat { &["messages", "tools", "functions", "parallel_tool_calls"] } else { &["prompt", "completion"] };
@@ -197,26 +207,34 @@ fn chat_example(object: &mut Map<String, Value>) -> Result<Example, String> {
     if messages.is_empty() {
         return Err("has no messages".into());
     }
-    let mut trained = Vec::with_capacity(messages.len());
-    for (index, message) in messages.iter_mut().enumerate() {
-        trained.push(check_message(message).map_err(|fault| format!("message {}: {fault}", index + 1))?);
-    }
+    let trained = check_messages(&mut messages)?;
     if !messages.iter().any(|message| message["role"] == "assistant") {
         return Err("has no assistant message: there is nothing to learn".into());
     }
     if !trained.contains(&true) {
         return Err("has only assistant messages of weight 0: there is nothing to learn".into());
     }
-    let tools = match (object.remove("tools"), object.remove("functions")) {
-        (Some(_), Some(_)) => return Err("has both `tools` and `functions`: keep `tools`".into()),
-        (Some(Value::Array(tools)), None) => Some(tools),
-        (None, Some(Value::Array(functions))) => {
-            Some(functions.into_iter().map(|function| json!({"type": "function", "function": function})).collect())
-        }
-        (Some(Value::Null), None) | (None, Some(Value::Null) | None) => None,
-        _ => return Err("has `tools` that is not an array".into()),
-    };
+    let tools = take_tools(object)?;
     Ok(Example::Chat { messages, trained, tools })
+}
+
+/// Brings messages into the template's form, and says of each whether it is trained on.
+pub(super) fn check_messages(messages: &mut [Value]) -> Result<Vec<bool>, String> {
+    let checked = |(index, message)| check_message(message).map_err(|fault| format!("message {}: {fault}", index + 1));
+    messages.iter_mut().enumerate().map(checked).collect()
+}
+
+/// The tools of a chat.
+pub(super) fn take_tools(object: &mut Map<String, Value>) -> Result<Option<Vec<Value>>, String> {
+    match (object.remove("tools"), object.remove("functions")) {
+        (Some(_), Some(_)) => Err("has both `tools` and `functions`: keep `tools`".into()),
+        (Some(Value::Array(tools)), None) => Ok(Some(tools)),
+        (None, Some(Value::Array(functions))) => {
+            Ok(Some(functions.into_iter().map(|function| json!({"type": "function", "function": function})).collect()))
+        }
+        (Some(Value::Null), None) | (None, Some(Value::Null) | None) => Ok(None),
+        _ => Err("has `tools` that is not an array".into()),
+    }
 }
 
 /// Checks a message, brings it into the template's form, and says whether it is trained on.
@@ -283,7 +301,7 @@ fn is_absent(value: Option<&Value>) -> bool {
     value.is_none_or(|value| value.is_null() || value.as_array().is_some_and(Vec::is_empty))
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -295,7 +313,7 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// The client's text inside a message, cut to a readable length.
-pub(super) fn shorten(text: &str) -> String {
+pub(crate) fn shorten(text: &str) -> String {
     const LENGTH: usize = 40;
     let mut short: String = text.chars().take(LENGTH).collect();
     if short.len() < text.len() {

@@ -15,6 +15,9 @@ pub mod worker;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::adapters::Site;
+use crate::train::schedule::Schedule;
+
 /// The life of a job; the diagram is in `docs/architecture.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::Type, Serialize, Deserialize)]
 #[sqlx(type_name = "job_status", rename_all = "snake_case")]
@@ -70,6 +73,17 @@ impl JobApi {
     }
 }
 
+/// What a job trains on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Answers to learn.
+    #[default]
+    Supervised,
+    /// Pairs of answers, of which one is preferred: direct preference optimisation.
+    Dpo,
+}
+
 /// What the client asked for, with every `auto` already turned into a number where that needs no file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JobSpec {
@@ -86,6 +100,9 @@ pub struct JobSpec {
     pub suffix: Option<String>,
     /// Seed of initialisation and data order.
     pub seed: u64,
+    /// What it trains on.
+    #[serde(default)]
+    pub method: Method,
     /// Settings as asked for; `None` means `auto`.
     pub hyperparameters: Hyperparameters,
     /// The client's own notes.
@@ -140,12 +157,34 @@ pub struct Hyperparameters {
     pub learning_rate_multiplier: Option<f64>,
     /// Weight of the prompt's tokens in the loss (0 trains on completions only).
     pub prompt_loss_weight: Option<f64>,
+    /// How strongly the adapter is held to the model that it began as, where training is on preferences.
+    pub beta: Option<f64>,
     /// Own extension: rank of the adapter.
     pub rank: Option<u32>,
     /// Own extension: alpha of the adapter.
     pub alpha: Option<f64>,
     /// Own extension: the learning rate itself, before the multiplier.
     pub learning_rate: Option<f64>,
+    /// Own extension: the linear layers that the adapter changes.
+    pub target_modules: Option<Vec<Site>>,
+    /// Own extension: how the learning rate falls.
+    pub lr_scheduler: Option<Schedule>,
+    /// Own extension: share of the steps in which the learning rate rises.
+    pub warmup_ratio: Option<f64>,
+    /// Own extension: the optimizer's weight decay.
+    pub weight_decay: Option<f64>,
+    /// Own extension: largest norm of a step's gradient; 0 leaves it as it is.
+    pub max_grad_norm: Option<f64>,
+    /// Own extension: share of the adapter's inputs that a training step leaves out.
+    pub lora_dropout: Option<f64>,
+    /// Own extension: scale the adapter by alpha / √rank in place of alpha / rank.
+    pub use_rslora: Option<bool>,
+    /// Own extension: tokens of a training sequence at the most.
+    pub max_seq_length: Option<u32>,
+    /// Own extension: evaluations without a lower validation loss after which training ends; 0 goes on to the end.
+    pub early_stopping_patience: Option<u32>,
+    /// Own extension: publish the adapter of the lowest validation loss in place of the last one.
+    pub keep_best: Option<bool>,
 }
 
 /// Why a job failed, for the client.

@@ -1,8 +1,11 @@
 //! Claims jobs and runs them: file to tokens, tokens to adapter, adapter to model. Runs inside `serve`, or alone.
 //!
 //! This file is the claim loop; [`job_run`] is one job from claim to end, [`training`] its part on a thread of its own,
-//! [`checkpoints`] what it keeps on its way, [`report`] what its client is told, and [`lease`] keeps the claim alive and brings requests to stop. [`estimate`] tells what a job would take.
+//! [`checkpoints`] what it keeps on its way, [`report`] what its client is told, [`answers`] what the models say in the end,
+//! and [`lease`] keeps the claim alive and brings requests to stop. [`estimate`] tells what a job would take, with the
+//! figures of [`forecast`].
 
+mod answers;
 mod checkpoints;
 pub mod estimate;
 mod forecast;

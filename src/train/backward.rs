@@ -1,5 +1,4 @@
 //! Loss and gradients of a packed batch: the explicit forward and backward pass of the decoder with an adapter.
-
 //!
 //! The backward pass mirrors [`Block::forward`] line by line, last line first. Frozen weights get no gradient: a linear
 //! layer needs only W for dx, and the low-rank parts need dA and dB (Hu et al., "LoRA", 2021):
@@ -13,7 +12,9 @@ use crate::adapters::{Adapter, LoraLayer, LoraPair, Site};
 use crate::model::decoder::{Activations, Block, Context, Decoder};
 use crate::model::kernels::{self, AttentionState};
 use crate::model::rope::Angles;
+use crate::train::dropout::Dropout;
 use crate::train::loss::{self, vocabulary_loss};
+use crate::train::preference::Preferences;
 use crate::{Error, Result};
 
 /// Whole sequences, one after the other; no attention and no target crosses from one to the next.
@@ -25,6 +26,13 @@ pub struct PackedBatch {
     pub sequences: Vec<Range<usize>>,
     /// What is to be predicted.
     pub targets: Vec<Target>,
+}
+
+impl PackedBatch {
+    /// Index of the sequence that a target belongs to.
+    pub fn sequence_of(&self, target: &Target) -> usize {
+        self.sequences.partition_point(|rows| rows.end <= target.row)
+    }
 }
 
 /// One prediction that counts.
@@ -53,6 +61,21 @@ pub struct LossReport {
     pub sequences: usize,
     /// Those of them where each such target has the highest logit.
     pub exact: usize,
+    /// Pairs of answers, where training is on preferences.
+    pub pairs: usize,
+    /// Σ margin of the pairs' rewards.
+    pub margin_sum: f64,
+    /// Pairs whose chosen answer has the higher reward.
+    pub preferred: usize,
+}
+
+/// What training makes small.
+#[derive(Debug, Clone, Copy)]
+pub enum Objective<'a> {
+    /// The cross entropy of the targets.
+    Targets,
+    /// The loss of pairs of answers.
+    Preferences(Preferences<'a>),
 }
 
 /// Gradients of A and B, shaped like the adapter's layers (`scale` copies the adapter's).
@@ -67,7 +90,19 @@ pub fn loss_and_gradients(
     batch: &PackedBatch,
     normalizer: f64,
 ) -> Result<(LossReport, Gradients)> {
-    let context = TrainContext::new(decoder, Some(adapter), batch)?;
+    objective_and_gradients(decoder, adapter, batch, Objective::Targets, normalizer, None)
+}
+
+/// The same for any objective, with `dropout` on the adapter's inputs.
+pub fn objective_and_gradients(
+    decoder: &Decoder,
+    adapter: &Adapter,
+    batch: &PackedBatch,
+    objective: Objective<'_>,
+    normalizer: f64,
+    dropout: Option<&Dropout>,
+) -> Result<(LossReport, Gradients)> {
+    let context = TrainContext { dropout, ..TrainContext::new(decoder, Some(adapter), batch)? };
     let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
     let mut tape = Vec::with_capacity(decoder.blocks.len());
     for block in &decoder.blocks {
@@ -76,8 +111,17 @@ pub fn loss_and_gradients(
         x = y;
     }
     let hidden = kernels::rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?;
-    let (scores, dhidden) = vocabulary_loss(decoder, &hidden, batch, Some(normalizer))?;
-    let dhidden = dhidden.ok_or_else(|| Error::Internal("the loss gave no gradient".into()))?;
+    let (scores, gradient) = vocabulary_loss(decoder, &hidden, batch, Some(normalizer))?; // [targets, hidden]
+    let (report, gradient) = match objective {
+        Objective::Targets => (loss::report(batch, &scores), gradient),
+        Objective::Preferences(preferences) => {
+            let (report, slopes) = preferences.judge(batch, &scores);
+            let slopes: Vec<f32> = slopes.into_iter().map(|slope| slope as f32).collect();
+            let slopes = Tensor::from_vec(slopes, (batch.targets.len(), 1), hidden.device())?;
+            (report, gradient.map(|gradient| gradient.broadcast_mul(&slopes)).transpose()?)
+        }
+    };
+    let dhidden = loss::spread(&hidden, batch, gradient)?;
 
     let mut dx = kernels::rms_norm_backward(&x, &decoder.final_norm, decoder.norm_eps, &dhidden)?;
     let mut gradients: Gradients = vec![LoraLayer::default(); decoder.blocks.len()];
@@ -88,13 +132,27 @@ pub fn loss_and_gradients(
             None => break, // The first block's input is the frozen embedding.
         };
     }
-    Ok((loss::report(batch, &scores), gradients))
+    Ok((report, gradients))
 }
 
 /// Loss of `batch` alone, for evaluation.
 pub fn loss(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<LossReport> {
+    objective(decoder, adapter, batch, Objective::Targets)
+}
+
+/// The same for any objective.
+pub fn objective(
+    decoder: &Decoder,
+    adapter: Option<&Adapter>,
+    batch: &PackedBatch,
+    objective: Objective<'_>,
+) -> Result<LossReport> {
     let hidden = hidden_states(decoder, adapter, batch)?;
-    Ok(loss::report(batch, &vocabulary_loss(decoder, &hidden, batch, None)?.0))
+    let (scores, _) = vocabulary_loss(decoder, &hidden, batch, None)?;
+    Ok(match objective {
+        Objective::Targets => loss::report(batch, &scores),
+        Objective::Preferences(preferences) => preferences.judge(batch, &scores).0,
+    })
 }
 
 /// The log probability of each sequence's targets together, in nats.
@@ -116,6 +174,7 @@ pub fn hidden_states(decoder: &Decoder, adapter: Option<&Adapter>, batch: &Packe
 /// Training: attention inside each packed sequence, one adapter for all rows.
 struct TrainContext<'a> {
     adapter: Option<&'a Adapter>,
+    dropout: Option<&'a Dropout>,
     sequences: &'a [Range<usize>],
     rows: usize,
     angles: Angles,
@@ -130,11 +189,16 @@ impl<'a> TrainContext<'a> {
         }
         let positions: Vec<usize> = batch.sequences.iter().flat_map(|rows| 0..rows.len()).collect();
         let angles = decoder.rope.angles(positions.iter().copied(), decoder.device())?;
-        Ok(Self { adapter, sequences: &batch.sequences, rows, angles })
+        Ok(Self { adapter, dropout: None, sequences: &batch.sequences, rows, angles })
     }
 
     fn pair(&self, layer: usize, site: Site) -> Option<&'a LoraPair> {
         self.adapter.and_then(|adapter| adapter.layers[layer].get(site))
+    }
+
+    /// What the adapter's part of a layer sees of `x`, the layer's input; its gradient takes the same way back.
+    fn drop_out(&self, layer: usize, site: Site, x: &Tensor) -> Result<Tensor> {
+        self.dropout.map_or_else(|| Ok(x.clone()), |dropout| dropout.apply(layer, site, x))
     }
 }
 
@@ -142,7 +206,7 @@ impl Context for TrainContext<'_> {
     fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> Result<()> {
         for (site, output) in sites.iter().zip(outputs) {
             if let Some(pair) = self.pair(layer, *site) {
-                *output = kernels::add_lora(output.clone(), x, pair)?;
+                *output = kernels::add_lora(output.clone(), &self.drop_out(layer, *site, x)?, pair)?;
             }
         }
         Ok(())
@@ -214,8 +278,11 @@ impl BlockBackward<'_, '_> {
     fn linear(&mut self, site: Site, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let dx = self.block.linear(site).input_gradient(dy)?;
         match self.low_rank(site, x, dy)? {
-            // dx += (s · dy B) A
-            Some((dshrunk, pair)) => Ok((dx + kernels::matmul(&dshrunk, &pair.a)?)?),
+            // dx += drop((s · dy B) A)
+            Some((dshrunk, pair)) => {
+                let through_adapter = kernels::matmul(&dshrunk, &pair.a)?;
+                Ok((dx + self.context.drop_out(self.block.index, site, &through_adapter)?)?)
+            }
             None => Ok(dx),
         }
     }
@@ -224,6 +291,7 @@ impl BlockBackward<'_, '_> {
     fn low_rank(&mut self, site: Site, x: &Tensor, dy: &Tensor) -> Result<Option<(Tensor, LoraPair)>> {
         let Some(pair) = self.context.pair(self.block.index, site) else { return Ok(None) };
         let scale = f64::from(pair.scale);
+        let x = &self.context.drop_out(self.block.index, site, x)?;
         let shrunk = kernels::linear(x, &pair.a)?; // x Aᵀ, [rows, rank]
         let b = kernels::matmul_transposed(dy, &(shrunk * scale)?)?; // [out, rank]
         let dshrunk = (kernels::matmul(dy, &pair.b)? * scale)?; // [rows, rank]

@@ -9,7 +9,7 @@ use crate::model::decoder::Decoder;
 use crate::train::backward;
 use crate::train::estimate::TrainingRate;
 use crate::train::optimizer::{AdamSettings, AdamW, global_norm};
-use crate::train::packing::{BATCH_ROWS, pack, rows};
+use crate::train::packing::{BATCH_ROWS, Packed, pack, rows};
 use crate::train::trainer::BeforeMicroStep;
 use crate::{Error, Result};
 
@@ -34,7 +34,7 @@ pub fn calibrate(
     let update = update_seconds(adapter)?;
     let mut batch = |examples: &[TokenizedExample]| -> Result<TrainingRate> {
         let (mut seconds, mut tokens) = (0.0, 0);
-        for batch in pack(&examples.iter().collect::<Vec<_>>(), BATCH_ROWS) {
+        for Packed { batch, .. } in pack(examples, 1, BATCH_ROWS) {
             before()?;
             let begin = Instant::now();
             backward::loss_and_gradients(decoder, adapter, &batch, 1.0)?;

@@ -35,6 +35,21 @@ impl TrainingRate {
     }
 }
 
+/// Tokens of the validation file that a run reads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Evaluated {
+    /// In an evaluation of all of it.
+    pub once: usize,
+    /// In all evaluations together.
+    pub in_all: usize,
+}
+
+/// The work of a token of the first epoch, in tokens that are trained on: where training is on preferences, the reference
+/// reads it as well.
+pub fn first_epoch_work(settings: &TrainSettings) -> f64 {
+    if settings.beta.is_some() { 1.0 + EVALUATION_SHARE } else { 1.0 }
+}
+
 /// What a run will take.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Estimate {
@@ -70,25 +85,26 @@ impl Estimate {
         settings: &TrainSettings,
         steps: usize,
         training: &DatasetReport,
-        validation: Option<&DatasetReport>,
+        evaluated: Evaluated,
         rate: TrainingRate,
         memory: TrainingMemory,
     ) -> Self {
         let epochs = settings.epochs;
-        let validation_tokens = validation.map_or(0, |report| report.tokens);
-        let evaluated = EVALUATION_SHARE * validation_tokens as f64;
-        let tokens_per_second = rate.tokens_per_second();
+        let trained_tokens = (training.tokens * epochs) as f64;
+        let training_work = trained_tokens + training.tokens as f64 * (first_epoch_work(settings) - 1.0);
+        let evaluation_work = EVALUATION_SHARE * evaluated.in_all as f64;
+        let rate = rate.tokens_per_second().max(1e-9);
         Self {
             examples: training.examples,
             tokens_per_epoch: training.tokens,
             target_tokens_per_epoch: training.target_tokens,
             epochs,
             steps,
-            trained_tokens: (training.tokens * epochs) as u64,
+            trained_tokens: trained_tokens as u64,
             target_tokens: (training.target_tokens * epochs) as u64,
-            validation_tokens,
-            tokens_per_second,
-            seconds: epochs as f64 * (training.tokens as f64 + evaluated) / tokens_per_second.max(1e-9),
+            validation_tokens: evaluated.once,
+            tokens_per_second: rate * trained_tokens / training_work.max(1.0),
+            seconds: (training_work + evaluation_work) / rate,
             memory,
         }
     }
@@ -102,15 +118,14 @@ pub struct TrainingMemory {
     /// The base model's weight matrices, a part of what the process holds.
     pub weights: u64,
     /// A and B twice (in host memory and as the model uses them), their gradients (three times: those of the batch, their sum
-    /// and their copy in host memory), and the optimizer's two moments: seven times 4 bytes for each parameter.
+    /// and their copy in host memory), and the optimizer's two moments: seven times 4 bytes for each parameter, eight where
+    /// the best adapter is kept.
     pub adapter: u64,
     /// What the forward pass keeps of the largest batch for the backward pass, and what the backward pass of one block adds.
     pub activations: u64,
     /// Logits and their gradient of one chunk of targets, over the whole vocabulary, and the gradients of the batch's hidden
     /// states.
     pub loss: u64,
-    /// The examples' tokens and weights.
-    pub examples: u64,
     /// All of it, the process included.
     pub peak: u64,
 }
@@ -139,8 +154,7 @@ impl TrainingMemory {
         let activations_bytes = FLOAT * rows * (config.num_hidden_layers as u64 * per_block + backward);
         let chunk = rows.min(CHUNK as u64);
         let loss_bytes = FLOAT * (2 * chunk * config.vocab_size as u64 + 3 * rows * hidden);
-        let adapter_bytes = 7 * FLOAT * parameters as u64;
-        let examples_bytes = 2 * FLOAT * training.tokens as u64;
+        let adapter_bytes = (7 + u64::from(settings.keep_best)) * FLOAT * parameters as u64;
         let weights_bytes = model.decoder.weight_bytes() as u64;
         let process_bytes = process_bytes.unwrap_or(0).max(weights_bytes);
         Self {
@@ -149,8 +163,7 @@ impl TrainingMemory {
             adapter: adapter_bytes,
             activations: activations_bytes,
             loss: loss_bytes,
-            examples: examples_bytes,
-            peak: process_bytes + adapter_bytes + activations_bytes + loss_bytes + examples_bytes,
+            peak: process_bytes + adapter_bytes + activations_bytes + loss_bytes,
         }
     }
 }
@@ -176,14 +189,19 @@ mod tests {
     #[test]
     fn time_is_tokens_by_rate_and_evaluations_count_half() {
         let training = DatasetReport { examples: 10, tokens: 1000, target_tokens: 400, ..DatasetReport::default() };
-        let validation = DatasetReport { tokens: 500, ..DatasetReport::default() };
         let rate = TrainingRate { tokens: 300.0, seconds: 3.0 };
-        let memory = TrainingMemory::default();
-        let alone = Estimate::new(&settings(3, 5), 6, &training, None, rate, memory);
+        let estimate = |settings: &TrainSettings, evaluated| {
+            Estimate::new(settings, 6, &training, evaluated, rate, TrainingMemory::default())
+        };
+        let alone = estimate(&settings(3, 5), Evaluated::default());
         assert_eq!((alone.trained_tokens, alone.target_tokens, alone.steps), (3000, 1200, 6));
         assert!((alone.tokens_per_second - 100.0).abs() < 1e-9 && (alone.seconds - 30.0).abs() < 1e-9);
-        let measured = Estimate::new(&settings(3, 5), 6, &training, Some(&validation), rate, memory);
+        let measured = estimate(&settings(3, 5), Evaluated { once: 500, in_all: 1500 });
         assert!((measured.seconds - 37.5).abs() < 1e-9, "{}", measured.seconds);
+        // Of pairs, the reference reads each token once.
+        let pairs = estimate(&TrainSettings { beta: Some(0.1), ..settings(3, 5) }, Evaluated::default());
+        assert!((pairs.seconds - 35.0).abs() < 1e-9, "{}", pairs.seconds);
+        assert!((pairs.tokens_per_second - 3000.0 / 35.0).abs() < 1e-9, "{}", pairs.tokens_per_second);
     }
 
     #[test]

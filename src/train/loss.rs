@@ -21,12 +21,13 @@ pub struct TargetScore {
 }
 
 /// The scores of the targets of `batch`, in their order, from the hidden states after the final norm, `[rows, hidden]`, and,
-/// where `normalizer` is given, the gradient of `loss_sum / normalizer` with respect to them, `[rows, hidden]`.
+/// where `divisor` is given, the gradient of each target's weighted cross entropy divided by it with respect to the hidden
+/// state that predicts it, `[targets, hidden]`.
 pub fn vocabulary_loss(
     decoder: &Decoder,
     hidden: &Tensor,
     batch: &PackedBatch,
-    normalizer: Option<f64>,
+    divisor: Option<f64>,
 ) -> Result<(Vec<TargetScore>, Option<Tensor>)> {
     let mut scores = Vec::with_capacity(batch.targets.len());
     let mut gradients = Vec::new();
@@ -35,25 +36,26 @@ pub fn vocabulary_loss(
         let rows = Tensor::new(rows, hidden.device())?;
         let logits = decoder.logits(&hidden.index_select(&rows, 0)?)?; // [chunk, vocabulary]
         let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
-        let divisor = normalizer.unwrap_or(1.0);
-        let weights: Vec<f32> = targets.iter().map(|target| (f64::from(target.weight) / divisor) as f32).collect();
+        let weight = |target: &Target| (f64::from(target.weight) / divisor.unwrap_or(1.0)) as f32;
+        let weights: Vec<f32> = targets.iter().map(weight).collect();
         let chunk = kernels::cross_entropy(logits, &tokens, &weights)?;
         let pairs = chunk.losses.iter().zip(&chunk.correct);
         scores.extend(pairs.map(|(loss, correct)| TargetScore { loss: *loss, correct: *correct }));
-        if normalizer.is_some() {
+        if divisor.is_some() {
             gradients.push(decoder.head().input_gradient(&chunk.gradient)?); // [chunk, hidden]
         }
     }
-    if normalizer.is_none() {
-        return Ok((scores, None));
-    }
-    let mut gradient = hidden.zeros_like()?;
-    if !gradients.is_empty() {
-        // Once for all chunks: each addition copies the whole gradient.
-        let rows: Vec<u32> = batch.targets.iter().map(|target| target.row as u32).collect();
-        gradient = gradient.index_add(&Tensor::new(rows, hidden.device())?, &Tensor::cat(&gradients, 0)?, 0)?;
-    }
-    Ok((scores, Some(gradient)))
+    let gradient = if gradients.is_empty() { None } else { Some(Tensor::cat(&gradients, 0)?) };
+    Ok((scores, gradient))
+}
+
+/// The gradients of targets, `[targets, hidden]`, as those of all rows, `[rows, hidden]`: zero where nothing is predicted.
+pub fn spread(hidden: &Tensor, batch: &PackedBatch, gradient: Option<Tensor>) -> Result<Tensor> {
+    let zeros = hidden.zeros_like()?;
+    let Some(gradient) = gradient else { return Ok(zeros) };
+    let rows: Vec<u32> = batch.targets.iter().map(|target| target.row as u32).collect();
+    // Once for all chunks: each addition copies the whole gradient.
+    Ok(zeros.index_add(&Tensor::new(rows, hidden.device())?, &gradient, 0)?)
 }
 
 /// The sums of a batch whose targets were predicted so.
@@ -68,7 +70,7 @@ pub fn report(batch: &PackedBatch, scores: &[TargetScore]) -> LossReport {
         if target.weight >= 1.0 {
             report.targets += 1;
             report.correct += usize::from(score.correct);
-            if let Some((targets, missed)) = counts.get_mut(sequence_of(batch, target)) {
+            if let Some((targets, missed)) = counts.get_mut(batch.sequence_of(target)) {
                 *targets += 1;
                 *missed += usize::from(!score.correct);
             }
@@ -83,16 +85,11 @@ pub fn report(batch: &PackedBatch, scores: &[TargetScore]) -> LossReport {
 pub fn log_likelihoods(batch: &PackedBatch, scores: &[TargetScore]) -> Vec<f64> {
     let mut sums = vec![0.0; batch.sequences.len()];
     for (target, score) in batch.targets.iter().zip(scores) {
-        if let Some(sum) = sums.get_mut(sequence_of(batch, target)) {
+        if let Some(sum) = sums.get_mut(batch.sequence_of(target)) {
             *sum -= f64::from(score.loss);
         }
     }
     sums
-}
-
-/// Index of the sequence that a target belongs to.
-fn sequence_of(batch: &PackedBatch, target: &Target) -> usize {
-    batch.sequences.partition_point(|rows| rows.end <= target.row)
 }
 
 #[cfg(test)]

@@ -14,24 +14,35 @@ pub fn rows(example: &TokenizedExample) -> usize {
     example.weights.iter().rposition(|weight| *weight > 0.0).unwrap_or(0)
 }
 
-/// Distributes `examples` over batches of at most `budget` rows (a longer sequence has a batch to itself): the longest
-/// first, each into the fullest batch that still takes it (best fit decreasing). The same examples give the same batches.
-pub fn pack(examples: &[&TokenizedExample], budget: usize) -> Vec<PackedBatch> {
-    let mut order: Vec<usize> = (0..examples.len()).filter(|index| rows(examples[*index]) > 0).collect();
-    order.sort_by_key(|index| Reverse(rows(examples[*index])));
-    let mut batches: Vec<PackedBatch> = Vec::new();
-    for index in order {
-        let needed = rows(examples[index]);
-        let fitting = batches.iter_mut().filter(|batch| batch.tokens.len() + needed <= budget);
-        if let Some(batch) = fitting.max_by_key(|batch| batch.tokens.len()) {
-            append(batch, examples[index]);
-        } else {
-            let mut batch = PackedBatch::default();
-            append(&mut batch, examples[index]);
-            batches.push(batch);
+/// A batch, and which units it holds.
+#[derive(Debug, Clone, Default)]
+pub struct Packed {
+    /// The sequences of the units, one unit after the other.
+    pub batch: PackedBatch,
+    /// The units' places among those that were packed.
+    pub units: Vec<usize>,
+}
+
+/// Distributes units of `width` sequences each over batches of at most `budget` rows (a longer unit has a batch to itself):
+/// the longest first, each into the fullest batch that still takes it (best fit decreasing). A unit is what has to be
+/// computed at once: an example, or the two answers of a preference. The same units give the same batches.
+pub fn pack(examples: &[TokenizedExample], width: usize, budget: usize) -> Vec<Packed> {
+    let units: Vec<&[TokenizedExample]> = examples.chunks(width).collect();
+    let needed: Vec<usize> = units.iter().map(|unit| unit.iter().map(rows).sum()).collect();
+    let usable = |unit: &usize| units[*unit].iter().all(|example| rows(example) > 0);
+    let mut order: Vec<usize> = (0..units.len()).filter(usable).collect();
+    order.sort_by_key(|unit| Reverse(needed[*unit]));
+    let mut packs: Vec<Packed> = Vec::new();
+    for unit in order {
+        let fitting = (0..packs.len()).filter(|pack| packs[*pack].batch.tokens.len() + needed[unit] <= budget);
+        let pack = fitting.max_by_key(|pack| packs[*pack].batch.tokens.len()).unwrap_or(packs.len());
+        if pack == packs.len() {
+            packs.push(Packed::default());
         }
+        units[unit].iter().for_each(|example| append(&mut packs[pack].batch, example));
+        packs[pack].units.push(unit);
     }
-    batches
+    packs
 }
 
 /// Distributes `examples` over batches of at most `budget` rows in their order, so that the sequences of all batches, one
@@ -77,7 +88,7 @@ mod tests {
     #[test]
     fn every_example_lies_in_one_batch_once_and_batches_keep_to_the_budget() {
         let examples: Vec<_> = (0..50).map(|i| example(2 + (i * 37) % 61, 1000 * i as u32)).collect();
-        let batches = pack(&examples.iter().collect::<Vec<_>>(), 64);
+        let batches: Vec<_> = pack(&examples, 1, 64).into_iter().map(|pack| pack.batch).collect();
         let mut found: Vec<&[u32]> = Vec::new();
         for batch in &batches {
             assert!(batch.tokens.len() <= 64);
@@ -109,23 +120,41 @@ mod tests {
     #[test]
     fn a_target_is_predicted_from_the_row_before_it_in_its_own_sequence() {
         let (long, short) = (example(6, 10), example(4, 50));
-        let batches = pack(&[&short, &long], 64);
-        assert_eq!(batches.len(), 1);
-        for target in &batches[0].targets {
-            assert_eq!(batches[0].tokens[target.row] + 1, target.token);
+        let packs = pack(&[short, long], 1, 64);
+        assert_eq!(packs.len(), 1);
+        for target in &packs[0].batch.targets {
+            assert_eq!(packs[0].batch.tokens[target.row] + 1, target.token);
         }
     }
 
     #[test]
     fn a_sequence_longer_than_the_budget_has_a_batch_to_itself() {
         let (long, short) = (example(100, 0), example(4, 500));
-        let batches = pack(&[&short, &long], 64);
-        assert_eq!(batches.iter().map(|batch| batch.sequences.len()).collect::<Vec<_>>(), [1, 1]);
+        let packs = pack(&[short, long], 1, 64);
+        assert_eq!(packs.iter().map(|pack| pack.batch.sequences.len()).collect::<Vec<_>>(), [1, 1]);
     }
 
     #[test]
     fn context_behind_the_last_target_is_left_out() {
         let example = TokenizedExample { tokens: vec![1, 2, 3, 4], weights: vec![0.0, 1.0, 0.0, 0.0] };
-        assert_eq!(pack(&[&example], 64)[0].tokens, [1]);
+        assert_eq!(pack(&[example], 1, 64)[0].batch.tokens, [1]);
+    }
+
+    #[test]
+    fn the_sequences_of_a_unit_stay_together_in_their_order() {
+        let examples: Vec<_> = (0..40).map(|i| example(2 + (i * 37) % 29, 1000 * i as u32)).collect();
+        let packs = pack(&examples, 2, 64);
+        assert!(packs.len() > 5);
+        let mut found = Vec::new();
+        for Packed { batch, units } in &packs {
+            assert_eq!(batch.sequences.len(), 2 * units.len());
+            for (unit, pair) in units.iter().zip(batch.sequences.chunks_exact(2)) {
+                let firsts = [batch.tokens[pair[0].start], batch.tokens[pair[1].start]];
+                assert_eq!(firsts, [2000 * *unit as u32, 2000 * *unit as u32 + 1000]);
+                found.push(*unit);
+            }
+        }
+        found.sort_unstable();
+        assert_eq!(found, (0..20).collect::<Vec<_>>());
     }
 }

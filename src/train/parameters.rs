@@ -8,6 +8,7 @@ use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 use crate::adapters::{Adapter, LoraLayer, LoraPair, Site};
 use crate::model::ModelConfig;
 use crate::train::backward::Gradients;
+use crate::train::settings::TrainSettings;
 use crate::{Error, Result};
 
 /// Place and shape of one adapted layer.
@@ -38,13 +39,14 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// A new adapter on every linear layer: A uniform within ±1/√in (PEFT's Kaiming initialisation with a = √5), B zero,
+    /// A new adapter on the layers at `sites`: A uniform within ±1/√in (PEFT's Kaiming initialisation with a = √5), B zero,
     /// so that the model begins as its base.
-    pub fn fresh(config: &ModelConfig, rank: usize, alpha: f64, seed: u64) -> Self {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
+    pub fn fresh(config: &ModelConfig, settings: &TrainSettings) -> Self {
+        let TrainSettings { rank, alpha, .. } = *settings;
+        let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
         let (mut places, mut values) = (Vec::new(), Vec::new());
         for layer in 0..config.num_hidden_layers {
-            for site in Site::ALL {
+            for site in Site::ALL.into_iter().filter(|site| settings.sites.contains(site)) {
                 let (output, input) = site.shape(config);
                 places.push(Place { layer, site, rank, output, input, scale: (alpha / rank as f64) as f32 });
                 let bound = 1.0 / (input as f32).sqrt();
@@ -72,8 +74,13 @@ impl Parameters {
 
     /// The adapter on `device`, without a name: it is not a published generation.
     pub fn adapter(&self, device: &Device) -> Result<Adapter> {
+        self.adapter_of(&self.values, device)
+    }
+
+    /// The same with other `values`, which were these parameters' at another time.
+    pub fn adapter_of(&self, values: &[Vec<f32>], device: &Device) -> Result<Adapter> {
         let mut layers = vec![LoraLayer::default(); self.layers];
-        for (place, pair) in self.places.iter().zip(self.values.chunks_exact(2)) {
+        for (place, pair) in self.places.iter().zip(values.chunks_exact(2)) {
             let a = Tensor::from_slice(&pair[0], (place.rank, place.input), device)?;
             let b = Tensor::from_slice(&pair[1], (place.output, place.rank), device)?;
             layers[place.layer].set(place.site, LoraPair { a, b, scale: place.scale });

@@ -3,10 +3,11 @@
 //!
 //! Cells are numbers, or empty where nothing was measured. Losses count every target token by its weight: the completion or
 //! answer with its end token, and the prompt's tokens where `prompt_loss_weight` is above 0. Accuracies count the tokens of
-//! full weight only; a sequence is right where all of its tokens of full weight are.
+//! full weight only; a sequence is right where all of its tokens of full weight are. The older resource's validation columns
+//! are of the whole file; the current one has those of the sample and, in `full_…`, of the whole file.
 
 use crate::jobs::JobApi;
-use crate::train::trainer::{Evaluation, StepRecord};
+use crate::train::records::{Evaluation, Rewards, StepRecord};
 use crate::{Error, Result};
 
 /// The file's name.
@@ -21,10 +22,25 @@ pub const fn file_name(api: JobApi) -> &'static str {
 pub fn csv(api: JobApi, history: &[StepRecord], validated: bool, classification: &[String]) -> Result<Vec<u8>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let failed = |error: csv::Error| Error::Internal(format!("write the result file: {error}"));
-    let fixed = header(api, validated);
-    writer.write_record(fixed.iter().copied().chain(classification.iter().map(String::as_str))).map_err(failed)?;
+    let mut columns = header(api, validated);
+    let preferences = history.iter().any(|record| record.rewards.is_some());
+    if preferences {
+        columns.extend([
+            "train_reward_margin",
+            "train_reward_accuracy",
+            "valid_reward_margin",
+            "valid_reward_accuracy",
+        ]);
+    }
+    writer.write_record(columns.into_iter().chain(classification.iter().map(String::as_str))).map_err(failed)?;
     for (index, record) in history.iter().enumerate() {
         let mut cells = row(api, index + 1, record, validated);
+        if preferences {
+            for rewards in [record.rewards, record.validation.and_then(|validation| validation.sample.rewards)] {
+                let figure = |figure: fn(Rewards) -> f64| rewards.map(figure).map_or_else(String::new, number);
+                cells.extend([figure(|rewards| rewards.margin), figure(|rewards| rewards.accuracy)]);
+            }
+        }
         // Measured at the end of an epoch alone.
         let mut figures = record.classification.iter();
         cells.extend(classification.iter().map(|_| figures.next().copied().map_or_else(String::new, number)));
@@ -50,27 +66,44 @@ fn header(api: JobApi, validated: bool) -> Vec<&'static str> {
             columns
         }
         JobApi::FineTuningJobs => {
-            vec!["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
+            let mut columns = vec!["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"];
+            if validated {
+                columns.extend(["full_valid_loss", "full_valid_mean_token_accuracy"]);
+            }
+            columns
         }
     }
 }
 
 fn row(api: JobApi, step: usize, record: &StepRecord, validated: bool) -> Vec<String> {
     let (loss, accuracy) = (number(record.loss), number(record.token_accuracy));
-    let measured =
-        |figure: fn(&Evaluation) -> f64| record.validation.as_ref().map(figure).map_or_else(String::new, number);
-    let (valid_loss, valid_accuracy) = (measured(|figures| figures.loss), measured(|figures| figures.token_accuracy));
+    let figures = |evaluation: Option<Evaluation>| {
+        let figure = |figure: fn(&Evaluation) -> f64| evaluation.as_ref().map(figure).map_or_else(String::new, number);
+        [
+            figure(|figures| figures.loss),
+            figure(|figures| figures.sequence_accuracy),
+            figure(|figures| figures.token_accuracy),
+        ]
+    };
+    let [sample_loss, _, sample_accuracy] = figures(record.validation.map(|validation| validation.sample));
+    let [full_loss, full_sequences, full_accuracy] = figures(record.validation.and_then(|validation| validation.full));
     match api {
         JobApi::FineTunes => {
             let (tokens, examples) = (record.elapsed_tokens.to_string(), record.elapsed_examples.to_string());
             let sequences = number(record.sequence_accuracy);
             let mut cells = vec![step.to_string(), tokens, examples, loss, sequences, accuracy];
             if validated {
-                cells.extend([valid_loss, measured(|figures| figures.sequence_accuracy), valid_accuracy]);
+                cells.extend([full_loss, full_sequences, full_accuracy]);
             }
             cells
         }
-        JobApi::FineTuningJobs => vec![step.to_string(), loss, accuracy, valid_loss, valid_accuracy],
+        JobApi::FineTuningJobs => {
+            let mut cells = vec![step.to_string(), loss, accuracy, sample_loss, sample_accuracy];
+            if validated {
+                cells.extend([full_loss, full_accuracy]);
+            }
+            cells
+        }
     }
 }
 
@@ -82,7 +115,7 @@ fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::Evaluation;
+    use crate::train::records::Validation;
 
     fn history() -> Vec<StepRecord> {
         let record = StepRecord {
@@ -91,10 +124,13 @@ mod tests {
             loss: 1.523_47,
             token_accuracy: 0.0,
             sequence_accuracy: 0.25,
+            rewards: None,
             validation: None,
             classification: Vec::new(),
         };
-        let validation = Some(Evaluation { loss: 0.5, token_accuracy: 0.75, sequence_accuracy: 0.625 });
+        let full = Evaluation { loss: 0.5, token_accuracy: 0.75, sequence_accuracy: 0.625, rewards: None };
+        let sample = Evaluation { loss: 0.25, ..full };
+        let validation = Some(Validation { sample, full: Some(full) });
         let classification = vec![0.875, f64::NAN];
         vec![
             record.clone(),
@@ -111,9 +147,10 @@ mod tests {
     fn the_current_format_leaves_cells_blank_where_nothing_was_measured() {
         assert_eq!(
             text(JobApi::FineTuningJobs, true, &[]),
-            "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n\
-             1,1.52347,0.00000,,\n\
-             2,1.52347,0.00000,0.50000,0.75000\n"
+            "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,full_valid_loss,\
+             full_valid_mean_token_accuracy\n\
+             1,1.52347,0.00000,,,,\n\
+             2,1.52347,0.00000,0.25000,0.75000,0.50000,0.75000\n"
         );
     }
 
@@ -128,6 +165,20 @@ mod tests {
         assert!(
             text(JobApi::FineTunes, true, &[]).ends_with("2,80,8,1.52347,0.25000,0.00000,0.50000,0.62500,0.75000\n")
         );
+    }
+
+    #[test]
+    fn training_on_preferences_has_its_rewards_in_columns_of_their_own() {
+        let mut history = history();
+        for record in &mut history {
+            record.rewards = Some(Rewards { margin: 0.125, accuracy: 0.75 });
+        }
+        let text = String::from_utf8(csv(JobApi::FineTuningJobs, &history, true, &[]).unwrap()).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(
+            lines[0].ends_with(",train_reward_margin,train_reward_accuracy,valid_reward_margin,valid_reward_accuracy")
+        );
+        assert!(lines[1].ends_with(",0.12500,0.75000,,"), "{}", lines[1]);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::adapters::Site;
 use crate::adapters::peft::MAX_RANK;
 use crate::datasets::DatasetReport;
-use crate::jobs::{Hyperparameters, JobApi};
+use crate::jobs::{Hyperparameters, JobApi, Method};
 use crate::model::ModelConfig;
 use crate::model::config::Family;
 use crate::train::optimizer::AdamSettings;
@@ -15,6 +16,9 @@ use crate::{Error, Result};
 const MAX_EPOCHS: u32 = 50;
 /// Examples per step that the current API allows at most.
 const MAX_BATCH_SIZE: u32 = 256;
+/// Tokens of a training sequence at the most, where the model's context is longer: attention keeps rows × rows numbers per
+/// head for the backward pass.
+pub const MAX_SEQUENCE_TOKENS: u32 = 4096;
 /// A peak learning rate above this diverged in most of the published sweeps.
 const MAX_AUTO_LEARNING_RATE: f64 = 3e-3;
 
@@ -23,8 +27,11 @@ const MAX_AUTO_LEARNING_RATE: f64 = 3e-3;
 pub struct TrainSettings {
     /// Rank of the adapter.
     pub rank: usize,
-    /// Alpha of the adapter; its updates are scaled by alpha / rank.
+    /// Alpha of the adapter; its updates are scaled by alpha / rank. Under rsLoRA √rank times what was asked for, so that
+    /// every reader of the files, which divides by the rank, comes to alpha / √rank.
     pub alpha: f64,
+    /// The linear layers that a new adapter changes, in the order of the forward pass.
+    pub sites: Vec<Site>,
     /// Passes over the examples.
     pub epochs: usize,
     /// Examples per optimizer step.
@@ -33,42 +40,72 @@ pub struct TrainSettings {
     pub learning_rate: f64,
     /// Seed of initialisation and data order.
     pub seed: u64,
-    /// Steps of rising learning rate; `None` takes a tenth of all steps, 100 at most.
-    pub warmup: Option<usize>,
+    /// Share of the steps in which the learning rate rises; `None` takes a tenth of all steps, 100 at most.
+    pub warmup: Option<f64>,
     /// How the learning rate falls.
     pub schedule: Schedule,
     /// Constants of the optimizer.
     pub adam: AdamSettings,
-    /// Largest norm of a step's gradient.
+    /// Largest norm of a step's gradient; 0 leaves it as it is.
     pub clip: f64,
+    /// Share of the adapter's inputs that a step leaves out.
+    pub dropout: f64,
+    /// Evaluations without a lower validation loss after which the run ends; 0 goes on to the end.
+    pub patience: usize,
+    /// The result is the adapter of the lowest validation loss, not the last one.
+    pub keep_best: bool,
+    /// β of direct preference optimisation; `None` trains on answers.
+    pub beta: Option<f64>,
 }
 
 impl TrainSettings {
     /// The settings of resolved hyperparameters; a field that is still `None` has its default.
     pub fn new(resolved: &Hyperparameters, seed: u64) -> Self {
         let rank = resolved.rank.unwrap_or(DEFAULT_RANK);
+        let alpha = resolved.alpha.unwrap_or(2.0 * f64::from(rank));
+        let rslora = resolved.use_rslora == Some(true);
         Self {
             rank: rank as usize,
-            alpha: resolved.alpha.unwrap_or(2.0 * f64::from(rank)),
+            alpha: if rslora { alpha * f64::from(rank).sqrt() } else { alpha },
+            sites: resolved.target_modules.clone().unwrap_or_else(|| Site::ALL.to_vec()),
             epochs: resolved.n_epochs.unwrap_or(1) as usize,
             batch_size: resolved.batch_size.unwrap_or(1) as usize,
             learning_rate: resolved.learning_rate.unwrap_or(2e-4) * resolved.learning_rate_multiplier.unwrap_or(1.0),
             seed,
-            warmup: None,
-            schedule: Schedule::Linear,
-            adam: AdamSettings::default(),
-            clip: 1.0,
+            warmup: resolved.warmup_ratio,
+            schedule: resolved.lr_scheduler.unwrap_or_default(),
+            adam: AdamSettings { weight_decay: resolved.weight_decay.unwrap_or(0.0), ..AdamSettings::default() },
+            clip: resolved.max_grad_norm.unwrap_or(DEFAULT_CLIP),
+            dropout: resolved.lora_dropout.unwrap_or(0.0),
+            patience: resolved.early_stopping_patience.unwrap_or(0) as usize,
+            keep_best: resolved.keep_best.unwrap_or(false),
+            beta: resolved.beta,
         }
+    }
+
+    /// Sequences that are trained on together: one, or the two answers of a preference.
+    pub fn width(&self) -> usize {
+        if self.beta.is_some() { 2 } else { 1 }
     }
 
     /// Warmup steps of a run of `total` steps.
     pub fn warmup_steps(&self, total: usize) -> usize {
-        self.warmup.unwrap_or_else(|| (total / 10).min(100))
+        match self.warmup {
+            Some(ratio) => (ratio * total as f64).round() as usize,
+            None => auto_warmup(total),
+        }
     }
 }
 
 /// A rank at which LoRA with all linear layers learns small and medium datasets as well as full fine-tuning does.
 const DEFAULT_RANK: u32 = 16;
+/// Share of the learning rate that training on preferences takes: it moves what the model can do already, and loses its
+/// language at rates that teach answers well.
+const PREFERENCE_RATE: f64 = 0.1;
+/// The β that most published runs of direct preference optimisation use.
+const DEFAULT_BETA: f64 = 0.1;
+/// Gradients of a larger norm are scaled down to it.
+const DEFAULT_CLIP: f64 = 1.0;
 
 /// Turns every `auto` into a number, given the training file's counts and the model's shape.
 ///
@@ -80,12 +117,14 @@ const DEFAULT_RANK: u32 = 16;
 /// - **Learning rate**: tinker's formula for LoRA, `5e-5 · 10 · (2000 / hidden)^p` with p = 0.781 for Llama-like models and
 ///   0.0775 for Qwen, at most 3e-3; times the multiplier, whose `auto` is 1. The legacy resource's multipliers are for full
 ///   fine-tuning and recommended from 0.02 to 0.2: there the rate is ten times the formula's and `auto` is 0.1, so that
-///   the recommended range surrounds the same rate.
+///   the recommended range surrounds the same rate. Training on preferences takes a tenth of the formula's rate.
 /// - **Prompt loss weight**: 0.01 for the legacy resource, its documented default; otherwise 0.
-/// - **Rank** 16, **alpha** twice the rank.
+/// - **Rank** 16, **alpha** twice the rank, all linear layers; the learning rate falls in a straight line after it rose for
+///   a tenth of the steps, 100 at the most; gradients of a norm above 1 are scaled down. All else is off.
 pub fn resolve(
     asked: &Hyperparameters,
     api: JobApi,
+    method: Method,
     data: &DatasetReport,
     config: &ModelConfig,
 ) -> Result<Hyperparameters> {
@@ -103,7 +142,10 @@ pub fn resolve(
     };
     let exponent = if matches!(config.family, Family::Qwen2 | Family::Qwen3) { 0.0775 } else { 0.781 };
     let formula = 5e-4 * (2000.0 / config.hidden_size as f64).powf(exponent);
-    let formula = formula.min(MAX_AUTO_LEARNING_RATE);
+    let formula = match method {
+        Method::Supervised => formula.min(MAX_AUTO_LEARNING_RATE),
+        Method::Dpo => (formula * PREFERENCE_RATE).min(MAX_AUTO_LEARNING_RATE),
+    };
     let (base, auto_multiplier) = match positive("learning_rate", asked.learning_rate)? {
         Some(rate) => (rate, 1.0),
         None if legacy => (10.0 * formula, 0.1),
@@ -116,20 +158,51 @@ pub fn resolve(
     if !(0.0..=1.0).contains(&prompt_loss_weight) {
         return Err(Error::invalid("prompt_loss_weight", "prompt_loss_weight must be from 0 to 1"));
     }
+    let total_steps = n_epochs as usize * data.sequences.div_ceil(batch_size as usize);
     Ok(Hyperparameters {
         n_epochs: Some(n_epochs),
         batch_size: Some(batch_size),
         learning_rate_multiplier: Some(multiplier),
         prompt_loss_weight: Some(prompt_loss_weight),
+        beta: (method == Method::Dpo).then(|| asked.beta.unwrap_or(DEFAULT_BETA)),
         rank: Some(rank),
         alpha: Some(alpha),
         learning_rate: Some(base),
+        target_modules: Some(asked.target_modules.clone().unwrap_or_else(|| Site::ALL.to_vec())),
+        lr_scheduler: Some(asked.lr_scheduler.unwrap_or_default()),
+        warmup_ratio: asked.warmup_ratio.or(Some(auto_warmup(total_steps) as f64 / total_steps.max(1) as f64)),
+        weight_decay: asked.weight_decay.or(Some(0.0)),
+        max_grad_norm: asked.max_grad_norm.or(Some(DEFAULT_CLIP)),
+        lora_dropout: asked.lora_dropout.or(Some(0.0)),
+        use_rslora: asked.use_rslora.or(Some(false)),
+        max_seq_length: Some(max_sequence_tokens(asked, config)? as u32),
+        early_stopping_patience: asked.early_stopping_patience.or(Some(0)),
+        keep_best: asked.keep_best.or(Some(false)),
     })
+}
+
+/// Tokens of a sequence at the most: needed to render the file, before the rest can be resolved.
+pub fn max_sequence_tokens(asked: &Hyperparameters, config: &ModelConfig) -> Result<usize> {
+    let context = config.max_position_embeddings;
+    match asked.max_seq_length.map(|length| length as usize) {
+        Some(length) if length > context => {
+            let message = format!(
+                "max_seq_length is {length}, but the model reads at most {context} tokens: make it smaller or leave it out"
+            );
+            Err(Error::invalid("max_seq_length", message))
+        }
+        Some(length) => Ok(length.min(MAX_SEQUENCE_TOKENS as usize)),
+        None => Ok(context.min(MAX_SEQUENCE_TOKENS as usize)),
+    }
 }
 
 /// Weight of prompt tokens: needed to render the file, before the rest can be resolved.
 pub fn prompt_loss_weight(asked: &Hyperparameters, api: JobApi) -> f32 {
     asked.prompt_loss_weight.unwrap_or(if api == JobApi::FineTunes { 0.01 } else { 0.0 }) as f32
+}
+
+fn auto_warmup(total_steps: usize) -> usize {
+    (total_steps / 10).min(100)
 }
 
 fn auto_epochs(examples: usize) -> u32 {
@@ -181,5 +254,25 @@ mod tests {
             assert_eq!(auto_batch_size(examples, epochs), size, "{examples} examples");
         }
         assert_eq!(auto_batch_size(1, 1), 1);
+    }
+
+    #[test]
+    fn a_share_of_warmup_is_the_number_of_steps_that_it_was_made_of() {
+        for total in 1..3000 {
+            let warmup = Some(auto_warmup(total) as f64 / total as f64);
+            let hyperparameters = Hyperparameters { warmup_ratio: warmup, ..Hyperparameters::default() };
+            assert_eq!(
+                TrainSettings::new(&hyperparameters, 0).warmup_steps(total),
+                auto_warmup(total),
+                "{total} steps"
+            );
+        }
+    }
+
+    #[test]
+    fn rslora_multiplies_alpha_by_the_root_of_the_rank() {
+        let asked =
+            Hyperparameters { rank: Some(16), alpha: Some(10.0), use_rslora: Some(true), ..Hyperparameters::default() };
+        assert!((TrainSettings::new(&asked, 0).alpha - 40.0).abs() < 1e-12);
     }
 }

@@ -1,169 +1,97 @@
 //! The training loop, one optimizer step at a time: order, pack, micro-steps, clip, update, record.
 //!
-//! `jobs/worker/training.rs` calls [`Trainer::step`] until it has no more, and saves, evaluates and stops in between. Every step is a
-//! function of the state that [`Trainer::save`] writes, so a resumed run is bit-identical to an uninterrupted one on the
+//! `jobs/worker/training.rs` calls [`Trainer::step`] until it has no more, and saves, stops and evaluates
+//! ([`super::evaluation`]) in between. Every step is a function of the state that [`Trainer::save`] writes, so a resumed run is bit-identical to an uninterrupted one on the
 //! same machine.
 
 use std::sync::Arc;
 
-use candle_core::Device;
-
 use crate::adapters::Adapter;
-use crate::datasets::TokenizedExample;
+use crate::datasets::{ExampleStore, TokenizedExample};
 use crate::model::BaseModel;
-use crate::train::backward::{self, Gradients, LossReport, PackedBatch};
+use crate::train::backward::{Gradients, LossReport, Objective, PackedBatch};
 use crate::train::checkpoint;
-use crate::train::classification::ClassificationTask;
+use crate::train::dropout::Dropout;
 use crate::train::optimizer::{AdamW, clip, global_norm};
-use crate::train::packing::{BATCH_ROWS, pack, pack_in_order};
+use crate::train::packing::{BATCH_ROWS, Packed, pack};
 use crate::train::parameters::{Parameters, add_gradients, epoch_order};
+use crate::train::preference::Preferences;
+use crate::train::records::{Evaluation, StepRecord, StepReport};
 use crate::train::settings::TrainSettings;
+use crate::train::source::LossSource;
 use crate::{Error, Result};
-
-/// Examples that one round of evaluation packs, so that packed copies never exceed a part of a large file.
-const EVALUATION_EXAMPLES: usize = 256;
 
 /// Asked before each micro-step: may wait for requests to go first; an error ends the step with nothing changed.
 pub type BeforeMicroStep<'a> = &'a mut dyn FnMut() -> Result<()>;
 
-/// What one step did.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepReport {
-    /// Steps so far, this one included.
-    pub step: usize,
-    /// Steps in all.
-    pub total_steps: usize,
-    /// Weighted mean cross entropy of the step's targets before its update, in nats.
-    pub loss: f64,
-    /// Share of the step's targets that had the highest logit.
-    pub token_accuracy: f64,
-    /// Share of the step's examples whose targets all had the highest logit.
-    pub sequence_accuracy: f64,
-    /// Learning rate of the update.
-    pub learning_rate: f64,
-    /// Norm of the gradient before clipping.
-    pub gradient_norm: f64,
-    /// Tokens of the step's examples.
-    pub tokens: usize,
-    /// The epoch that ended with this step, counted from 1.
-    pub completed_epoch: Option<usize>,
-}
-
-/// Figures of held-out examples.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Evaluation {
-    /// Weighted mean cross entropy of all targets, in nats.
-    pub loss: f64,
-    /// Share of the targets that had the highest logit.
-    pub token_accuracy: f64,
-    /// Share of the examples whose targets all had the highest logit.
-    pub sequence_accuracy: f64,
-}
-
-/// One line of the result file, kept for the whole run and in its checkpoints.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StepRecord {
-    /// Tokens read so far, repeats counted.
-    pub elapsed_tokens: u64,
-    /// Examples read so far, repeats counted.
-    pub elapsed_examples: u64,
-    /// As in [`StepReport`].
-    pub loss: f64,
-    /// As in [`StepReport`].
-    pub token_accuracy: f64,
-    /// As in [`StepReport`].
-    pub sequence_accuracy: f64,
-    /// Of the validation file, where it was measured after this step.
-    pub validation: Option<Evaluation>,
-    /// Of its classes, where they were measured after this step: one figure for each of the task's columns, NaN where it is
-    /// not defined.
-    pub classification: Vec<f64>,
-}
-
-/// Where losses and gradients come from: the model, or a formula in tests of the loop.
-pub(crate) trait LossSource: Send + Sync {
-    fn device(&self) -> &Device;
-    fn loss_and_gradients(
-        &self,
-        adapter: &Adapter,
-        batch: &PackedBatch,
-        normalizer: f64,
-    ) -> Result<(LossReport, Gradients)>;
-    fn loss(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<LossReport>;
-    fn log_likelihoods(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<Vec<f64>>;
-}
-
-impl LossSource for Arc<BaseModel> {
-    fn device(&self) -> &Device {
-        self.decoder.device()
-    }
-
-    fn loss_and_gradients(
-        &self,
-        adapter: &Adapter,
-        batch: &PackedBatch,
-        normalizer: f64,
-    ) -> Result<(LossReport, Gradients)> {
-        backward::loss_and_gradients(&self.decoder, adapter, batch, normalizer)
-    }
-
-    fn loss(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<LossReport> {
-        backward::loss(&self.decoder, Some(adapter), batch)
-    }
-
-    fn log_likelihoods(&self, adapter: &Adapter, batch: &PackedBatch) -> Result<Vec<f64>> {
-        backward::log_likelihoods(&self.decoder, Some(adapter), batch)
-    }
-}
-
 /// A training run.
 pub struct Trainer {
-    source: Box<dyn LossSource>,
-    settings: TrainSettings,
-    examples: Vec<TokenizedExample>,
+    pub(super) source: Box<dyn LossSource>,
+    pub(super) settings: TrainSettings,
+    examples: ExampleStore,
     /// Hash of everything that determines the run; a checkpoint of another one is refused.
     fingerprint: String,
-    parameters: Parameters,
+    pub(super) parameters: Parameters,
     optimizer: AdamW,
     /// One entry per step done.
-    history: Vec<StepRecord>,
+    pub(super) history: Vec<StepRecord>,
+    /// The parameters of the lowest validation loss, where the settings ask for them.
+    pub(super) best: Option<Vec<Vec<f32>>>,
     /// The current epoch and the order of its examples.
     order: (usize, Vec<usize>),
+    /// The model that training began with, where that is not the base.
+    beginning: Option<Adapter>,
+    /// What it thinks of the examples' two answers, where training is on preferences; NaN where nobody has asked yet.
+    reference: Vec<[f64; 2]>,
 }
 
+/// What the reference thinks of examples, by their places.
+type Judged = Vec<(usize, [f64; 2])>;
+
 impl Trainer {
-    /// A run over `examples` that begins from `initial`, or from a new adapter of the settings' rank on every layer.
+    /// A run over `examples` that begins from `initial`, or from a new adapter of the settings' shape.
     pub fn new(
         model: Arc<BaseModel>,
         settings: TrainSettings,
-        examples: Vec<TokenizedExample>,
+        examples: ExampleStore,
         initial: Option<&Adapter>,
     ) -> Result<Self> {
         let parameters = match initial {
             Some(adapter) => Parameters::of(adapter)?,
-            None => Parameters::fresh(&model.config, settings.rank, settings.alpha, settings.seed),
+            None => Parameters::fresh(&model.config, &settings),
         };
-        let beginning = initial.map(|adapter| adapter.id.as_str());
+        let beginning = initial.map(|adapter| adapter.to_device(model.decoder.device())).transpose()?;
         Self::with_source(Box::new(model), settings, examples, parameters, beginning)
     }
 
     pub(crate) fn with_source(
         source: Box<dyn LossSource>,
         settings: TrainSettings,
-        examples: Vec<TokenizedExample>,
+        examples: ExampleStore,
         parameters: Parameters,
-        beginning: Option<&str>,
+        beginning: Option<Adapter>,
     ) -> Result<Self> {
-        if parameters.places.is_empty() || settings.batch_size == 0 {
+        if parameters.places.is_empty() || settings.batch_size == 0 || examples.is_empty() {
             return Err(Error::Internal("a run needs an adapter with layers and batches with examples".into()));
         }
-        if !examples.iter().any(|example| example.targets() > 0) {
-            return Err(Error::Internal("a run needs examples with targets".into()));
-        }
-        let fingerprint = checkpoint::fingerprint(&settings, &examples, beginning)?;
-        let optimizer = AdamW::new(settings.adam, &parameters.values);
-        let order = (0, epoch_order(settings.seed, 0, examples.len()));
-        Ok(Self { source, settings, examples, fingerprint, parameters, optimizer, history: Vec::new(), order })
+        let units = examples.len() / settings.width();
+        Ok(Self {
+            fingerprint: checkpoint::fingerprint(
+                &settings,
+                examples.digest(),
+                beginning.as_ref().map(|adapter| adapter.id.as_str()),
+            )?,
+            optimizer: AdamW::new(settings.adam, &parameters.values),
+            order: (0, epoch_order(settings.seed, 0, units)),
+            reference: if settings.beta.is_some() { vec![[f64::NAN; 2]; units] } else { Vec::new() },
+            history: Vec::new(),
+            best: None,
+            source,
+            settings,
+            examples,
+            parameters,
+            beginning,
+        })
     }
 
     /// What determines the run.
@@ -181,9 +109,14 @@ impl Trainer {
         self.settings.epochs * self.steps_per_epoch()
     }
 
+    /// What is trained on: examples, or pairs of answers.
+    fn units(&self) -> usize {
+        self.examples.len() / self.settings.width()
+    }
+
     /// Steps of one epoch; its last one takes the examples that are left.
     pub fn steps_per_epoch(&self) -> usize {
-        self.examples.len().div_ceil(self.settings.batch_size)
+        self.units().div_ceil(self.settings.batch_size)
     }
 
     /// Steps done.
@@ -204,39 +137,47 @@ impl Trainer {
     /// Does one step; `None` when the run is complete. After an error nothing has changed and the step can be done again.
     pub fn step(&mut self, before_micro_step: BeforeMicroStep<'_>) -> Result<Option<StepReport>> {
         let (step, total_steps, per_epoch) = (self.step_number(), self.total_steps(), self.steps_per_epoch());
-        if step >= total_steps {
+        if self.is_complete() {
             return Ok(None);
         }
         let (epoch, position) = (step / per_epoch, step % per_epoch);
         if self.order.0 != epoch {
-            self.order = (epoch, epoch_order(self.settings.seed, epoch, self.examples.len()));
+            self.order = (epoch, epoch_order(self.settings.seed, epoch, self.units()));
         }
         let start = position * self.settings.batch_size;
-        let end = (start + self.settings.batch_size).min(self.examples.len());
-        let examples: Vec<&TokenizedExample> =
-            self.order.1[start..end].iter().map(|index| &self.examples[*index]).collect();
-        let tokens = examples.iter().map(|example| example.tokens.len()).sum::<usize>();
+        let end = (start + self.settings.batch_size).min(self.units());
+        let units = &self.order.1[start..end];
+        let width = self.settings.width();
+        let sequences = units.iter().flat_map(|unit| unit * width..(unit + 1) * width);
+        let examples = sequences.map(|sequence| self.examples.get(sequence)).collect::<Result<Vec<_>>>()?;
+        let (read, tokens) = (units.len(), examples.iter().map(|example| example.tokens.len()).sum::<usize>());
 
-        let (report, mut gradients) = self.gradients(&examples, before_micro_step)?;
+        let (report, mut gradients, judged) = self.gradients(units, &examples, before_micro_step)?;
         let gradient_norm = global_norm(&gradients);
-        let loss = report.loss_sum / report.weight_sum;
+        let Some(Evaluation { loss, token_accuracy, sequence_accuracy, rewards }) = Evaluation::of(&report) else {
+            return Err(Error::Internal("a step without targets".into()));
+        };
         if !loss.is_finite() || !gradient_norm.is_finite() {
             return Err(non_finite(step + 1, loss, gradient_norm));
         }
-        clip(&mut gradients, gradient_norm, self.settings.clip);
+        if self.settings.clip > 0.0 {
+            clip(&mut gradients, gradient_norm, self.settings.clip);
+        }
         let warmup = self.settings.warmup_steps(total_steps);
         let learning_rate = self.settings.learning_rate * self.settings.schedule.factor(step, warmup, total_steps);
         self.optimizer.update(learning_rate, &mut self.parameters.values, &gradients);
 
         let before = self.history.last();
-        let token_accuracy = report.correct as f64 / report.targets.max(1) as f64;
-        let sequence_accuracy = report.exact as f64 / report.sequences.max(1) as f64;
+        for (unit, log_likelihoods) in judged {
+            self.reference[unit] = log_likelihoods;
+        }
         self.history.push(StepRecord {
             elapsed_tokens: before.map_or(0, |record| record.elapsed_tokens) + tokens as u64,
-            elapsed_examples: before.map_or(0, |record| record.elapsed_examples) + examples.len() as u64,
+            elapsed_examples: before.map_or(0, |record| record.elapsed_examples) + read as u64,
             loss,
             token_accuracy,
             sequence_accuracy,
+            rewards,
             validation: None,
             classification: Vec::new(),
         });
@@ -252,24 +193,40 @@ impl Trainer {
             gradient_norm,
             tokens,
             completed_epoch,
+            rewards,
         }))
     }
 
     /// Loss and gradients of one optimizer step: sums over its micro-batches, divided by the weights of the whole step, so
-    /// that the split into micro-batches changes nothing but rounding.
+    /// that the split into micro-batches changes nothing but rounding. What the reference had to be asked for comes third.
     fn gradients(
         &self,
-        examples: &[&TokenizedExample],
+        units: &[usize],
+        examples: &[TokenizedExample],
         before_micro_step: BeforeMicroStep<'_>,
-    ) -> Result<(LossReport, Vec<Vec<f32>>)> {
-        let batches = pack(examples, BATCH_ROWS);
-        let weights = batches.iter().flat_map(|batch| &batch.targets).map(|target| f64::from(target.weight));
-        let normalizer: f64 = weights.sum();
+    ) -> Result<(LossReport, Vec<Vec<f32>>, Judged)> {
+        let packs = pack(examples, self.settings.width(), BATCH_ROWS);
+        let normalizer = match self.settings.beta {
+            Some(_) => packs.iter().map(|pack| pack.units.len() as f64).sum(),
+            None => packs.iter().flat_map(|pack| &pack.batch.targets).map(|target| f64::from(target.weight)).sum(),
+        };
         let adapter = self.parameters.adapter(self.source.device())?;
         let mut sum: Option<(LossReport, Gradients)> = None;
-        for batch in &batches {
+        let mut judged = Vec::new();
+        for (index, Packed { batch, units: places }) in packs.iter().enumerate() {
             before_micro_step()?;
-            let (report, gradients) = self.source.loss_and_gradients(&adapter, batch, normalizer)?;
+            let dropout = self.dropout(index);
+            let places: Vec<usize> = places.iter().map(|place| units[*place]).collect();
+            let mut known: Vec<f64> =
+                places.iter().filter_map(|unit| self.reference.get(*unit)).flatten().copied().collect();
+            if known.iter().any(|log_likelihood| log_likelihood.is_nan()) {
+                known = self.ask_reference(batch)?;
+                judged.extend(places.iter().copied().zip(known.chunks_exact(2).map(|pair| [pair[0], pair[1]])));
+                before_micro_step()?;
+            }
+            let objective = self.objective(&known);
+            let (report, gradients) =
+                self.source.loss_and_gradients(&adapter, batch, objective, normalizer, dropout.as_ref())?;
             match &mut sum {
                 None => sum = Some((report, gradients)),
                 Some((total, accumulated)) => {
@@ -279,55 +236,26 @@ impl Trainer {
             }
         }
         let (report, gradients) = sum.ok_or_else(|| Error::Internal("a step without targets".into()))?;
-        Ok((report, self.parameters.gradients(&gradients)?))
+        Ok((report, self.parameters.gradients(&gradients)?, judged))
     }
 
-    /// Measures the current adapter on `examples`; `None` where they have no targets.
-    pub fn evaluate(
-        &self,
-        examples: &[TokenizedExample],
-        before_micro_step: BeforeMicroStep<'_>,
-    ) -> Result<Option<Evaluation>> {
-        let adapter = self.parameters.adapter(self.source.device())?;
-        let mut total = LossReport::default();
-        for part in examples.chunks(EVALUATION_EXAMPLES) {
-            for batch in pack(&part.iter().collect::<Vec<_>>(), BATCH_ROWS) {
-                before_micro_step()?;
-                add_report(&mut total, self.source.loss(&adapter, &batch)?);
-            }
-        }
-        Ok((total.targets > 0 && total.weight_sum > 0.0).then(|| Evaluation {
-            loss: total.loss_sum / total.weight_sum,
-            token_accuracy: total.correct as f64 / total.targets as f64,
-            sequence_accuracy: total.exact as f64 / total.sequences.max(1) as f64,
-        }))
-    }
-
-    /// Measures how the current adapter sorts the task's prompts into classes: a figure for each of its columns.
-    pub fn classify(&self, task: &ClassificationTask, before_micro_step: BeforeMicroStep<'_>) -> Result<Vec<f64>> {
-        let adapter = self.parameters.adapter(self.source.device())?;
-        let mut log_likelihoods = Vec::new();
-        for candidates in task.candidates() {
-            for batch in pack_in_order(&candidates, BATCH_ROWS) {
-                before_micro_step()?;
-                log_likelihoods.extend(self.source.log_likelihoods(&adapter, &batch)?);
-            }
-        }
-        Ok(task.figures(&log_likelihoods))
-    }
-
-    /// Notes figures of the validation file with the last step.
-    pub fn record_validation(&mut self, evaluation: Evaluation) {
-        if let Some(record) = self.history.last_mut() {
-            record.validation = Some(evaluation);
+    /// What is made small in a batch whose sequences the reference thinks so of.
+    pub(super) fn objective<'a>(&self, reference: &'a [f64]) -> Objective<'a> {
+        match self.settings.beta {
+            Some(beta) => Objective::Preferences(Preferences { beta, reference }),
+            None => Objective::Targets,
         }
     }
 
-    /// Notes figures of the classes with the last step.
-    pub fn record_classification(&mut self, figures: Vec<f64>) {
-        if let Some(record) = self.history.last_mut() {
-            record.classification = figures;
-        }
+    /// What the model that training began with thinks of the two answers of the pairs in `batch`.
+    pub(super) fn ask_reference(&self, batch: &PackedBatch) -> Result<Vec<f64>> {
+        self.source.log_likelihoods(self.beginning.as_ref(), batch)
+    }
+
+    /// What the micro-batch `batch` of the coming step leaves out of the adapter's inputs.
+    fn dropout(&self, batch: usize) -> Option<Dropout> {
+        let TrainSettings { dropout: probability, seed, .. } = self.settings;
+        (probability > 0.0).then(|| Dropout { probability, seed, step: self.step_number(), batch })
     }
 
     /// The adapter as it stands, on the model's device; it has no name until its files are written.
@@ -337,13 +265,14 @@ impl Trainer {
 
     /// Everything that [`Trainer::restore`] needs to go on from here.
     pub fn save(&self) -> Result<Vec<u8>> {
-        checkpoint::write(&self.fingerprint, &self.parameters.values, &self.optimizer, &self.history)
+        let (best, reference) = (self.best.as_deref(), self.reference.as_slice());
+        checkpoint::write(&self.fingerprint, &self.parameters.values, &self.optimizer, &self.history, best, reference)
     }
 
     /// Goes on from a checkpoint of the same run: same settings, same examples, same beginning. An error leaves the run
     /// where it was.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<()> {
-        let state = checkpoint::read(bytes, &self.fingerprint, &self.parameters.values)?;
+        let state = checkpoint::read(bytes, &self.fingerprint, &self.parameters.values, self.reference.len())?;
         if state.history.len() > self.total_steps() {
             return Err(Error::Setup("the checkpoint has more steps than the run".into()));
         }
@@ -351,17 +280,22 @@ impl Trainer {
         self.optimizer.moments = state.moments;
         self.parameters.values = state.values;
         self.history = state.history;
+        self.best = state.best;
+        self.reference = state.reference;
         Ok(())
     }
 }
 
-fn add_report(total: &mut LossReport, part: LossReport) {
+pub(super) fn add_report(total: &mut LossReport, part: LossReport) {
     total.loss_sum += part.loss_sum;
     total.weight_sum += part.weight_sum;
     total.targets += part.targets;
     total.correct += part.correct;
     total.sequences += part.sequences;
     total.exact += part.exact;
+    total.pairs += part.pairs;
+    total.margin_sum += part.margin_sum;
+    total.preferred += part.preferred;
 }
 
 fn non_finite(step: usize, loss: f64, norm: f64) -> Error {
@@ -373,3 +307,7 @@ fn non_finite(step: usize, loss: f64, norm: f64) -> Error {
 #[cfg(test)]
 #[path = "trainer_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "trainer_model_tests.rs"]
+mod model_tests;

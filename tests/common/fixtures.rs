@@ -171,6 +171,50 @@ pub fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
     (difference / norm.max(f64::MIN_POSITIVE)).sqrt()
 }
 
+/// Holds a gradient against central differences of `loss` along random directions, one for each of the linear layers.
+pub fn assert_gradient(adapter: &Adapter, gradients: &[LoraLayer], loss: impl Fn(&Adapter) -> f64) {
+    for site in Site::ALL {
+        let directions: Vec<Option<(Tensor, Tensor)>> = adapter
+            .layers
+            .iter()
+            .map(|layer| layer.get(site).map(|pair| (random_like(&pair.a), random_like(&pair.b))))
+            .collect();
+        let moved = |step: f64| {
+            let mut layers = adapter.layers.clone();
+            for (layer, direction) in layers.iter_mut().zip(&directions) {
+                let (Some(pair), Some((a, b))) = (layer.get(site).cloned(), direction) else { continue };
+                let (a, b) = ((pair.a + (a * step).unwrap()).unwrap(), (pair.b + (b * step).unwrap()).unwrap());
+                layer.set(site, LoraPair { a, b, scale: pair.scale });
+            }
+            loss(&Adapter { id: String::new(), layers })
+        };
+        let dot = |a: &Tensor, b: &Tensor| floats(a).iter().zip(floats(b)).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+        let (mut expected, mut square) = (0.0, 0.0);
+        for (layer, direction) in gradients.iter().zip(&directions) {
+            let (Some(gradient), Some((a, b))) = (layer.get(site), direction) else { continue };
+            expected += dot(&gradient.a, a) + dot(&gradient.b, b);
+            square += dot(&gradient.a, &gradient.a) + dot(&gradient.b, &gradient.b);
+        }
+        // Extrapolated to a step of none (Richardson). The steps are as small as f32 allows: the loss bends sharply.
+        let difference = |step: f64| (moved(step) - moved(-step)) / (2.0 * step);
+        let (wide, narrow) = (difference(1e-3), difference(5e-4));
+        let measured = (4.0 * narrow - wide) / 3.0;
+        // Along numbers of about 1, the slope is of the size of the gradient's norm.
+        let tolerance = 2e-2 * square.sqrt();
+        assert!(
+            (measured - expected).abs() < tolerance,
+            "{site:?}: {measured} by differences ({wide}, {narrow}), {expected} by the gradient"
+        );
+    }
+}
+
+/// Numbers of about 1, the same each time.
+fn random_like(tensor: &Tensor) -> Tensor {
+    let count = tensor.elem_count();
+    let values = (0..count).map(|i| ((i * 7919 + count) as f32 * 0.618).sin() * 1.4).collect::<Vec<_>>();
+    Tensor::from_vec(values, tensor.shape(), tensor.device()).unwrap()
+}
+
 /// A request for the most probable tokens after `prompt`.
 pub fn greedy(prompt: &[u32], max_tokens: usize, adapter: Option<&AdapterLease>) -> GenerateRequest {
     GenerateRequest {

@@ -91,10 +91,14 @@ impl Fixture {
 
     /// A worker that does not run.
     pub fn parts(&self) -> Worker {
+        self.parts_with(catalog())
+    }
+
+    fn parts_with(&self, catalog: Catalog) -> Worker {
         Worker {
             queue: self.queue.clone(),
             store: self.store().clone(),
-            catalog: catalog(),
+            catalog,
             registry: self.registry.clone(),
             priority: Arc::new(Priority::default()),
             pricing: Pricing { currency: "EUR".into(), per_hour: Some(3.6), ..Pricing::default() },
@@ -102,8 +106,13 @@ impl Fixture {
     }
 
     pub fn worker(&self) -> Running {
+        self.worker_with(catalog())
+    }
+
+    /// A worker with models of the test's own.
+    pub fn worker_with(&self, catalog: Catalog) -> Running {
         let shutdown = CancellationToken::new();
-        let worker = self.parts();
+        let worker = self.parts_with(catalog);
         Running { shutdown: shutdown.clone(), task: tokio::spawn(worker.run(shutdown)) }
     }
 
@@ -192,5 +201,6 @@ pub fn spec(training_file: String) -> JobSpec {
         },
         metadata: None,
         classification: None,
+        method: attune::jobs::Method::Supervised,
     }
 }

@@ -70,7 +70,7 @@ REQUESTS = {
     (400, "unsupported_value"): (
         "POST",
         "/v1/fine_tuning/jobs",
-        {"json": {"model": "demo", "training_file": "file-x", "method": {"type": "dpo", "dpo": {}}}},
+        {"json": {"model": "demo", "training_file": "file-x", "method": {"type": "reinforcement", "reinforcement": {}}}},
     ),
     (400, "array_above_max_length"): (
         "POST",

@@ -7,7 +7,7 @@ use crate::api::ApiState;
 use crate::api::checks::within;
 use crate::api::job_rules::{AutoOr, normal_suffix, positive, seed};
 use crate::datasets::classes::MAX_CLASSES;
-use crate::jobs::{Classification, Hyperparameters, JobSpec};
+use crate::jobs::{Classification, Hyperparameters, JobSpec, Method};
 use crate::{Error, Result};
 
 /// The resource's settings where the client gives none.
@@ -78,6 +78,7 @@ impl CreateFineTune {
             validation_file: self.validation_file,
             suffix,
             seed: seed(None)?,
+            method: Method::Supervised,
             hyperparameters,
             metadata: None,
             classification,

@@ -73,8 +73,6 @@ pub struct EstimatedMemory {
     pub activations: u64,
     /// Logits of a chunk of targets with their gradient.
     pub loss: u64,
-    /// The examples as tokens.
-    pub examples: u64,
 }
 
 /// What a job would cost. A part is null where the server's configuration has no price for it.
@@ -146,7 +144,6 @@ impl FineTuningJobEstimate {
                 adapter: memory.adapter,
                 activations: memory.activations,
                 loss: memory.loss,
-                examples: memory.examples,
             },
             cost: EstimatedCost { currency: cost.currency, machine: cost.machine, tokens: cost.tokens },
             warnings,

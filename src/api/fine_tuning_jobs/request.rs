@@ -5,9 +5,10 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::metadata::check_metadata;
-use crate::api::checks::within;
-use crate::api::job_rules::{AutoOr, normal_suffix, positive, seed};
-use crate::jobs::{Hyperparameters, JobSpec};
+use super::settings::{Settings, check_measured};
+use crate::api::job_rules::{normal_suffix, seed};
+use crate::datasets::parse::shorten;
+use crate::jobs::{self, JobSpec};
 use crate::{Error, Result};
 
 /// Integrations that a request may name.
@@ -43,58 +44,45 @@ pub struct CreateJob {
 /// How to train.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct Method {
-    /// Only `supervised` is supported.
+    /// `supervised` trains on answers, `dpo` on pairs of answers of which one is preferred.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Its settings.
-    pub supervised: Option<Supervised>,
+    /// The settings of `supervised`.
+    pub supervised: Option<MethodSettings>,
+    /// The settings of `dpo`.
+    pub dpo: Option<MethodSettings>,
 }
 
-/// Training on examples.
+/// The settings of a method.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
-pub struct Supervised {
+pub struct MethodSettings {
     /// The settings.
     pub hyperparameters: Option<Settings>,
-}
-
-/// Settings of training, each a number or `"auto"`. The last four are extensions of this server.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
-pub struct Settings {
-    /// Passes over the training file, 1 to 50.
-    pub n_epochs: Option<AutoOr<u32>>,
-    /// Examples per step, 1 to 256.
-    pub batch_size: Option<AutoOr<u32>>,
-    /// Factor on the learning rate, above 0.
-    pub learning_rate_multiplier: Option<AutoOr<f64>>,
-    /// Weight of the prompt's tokens in the loss, 0 to 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_loss_weight: Option<AutoOr<f64>>,
-    /// Rank of the adapter, 1 to 256.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rank: Option<AutoOr<u32>>,
-    /// Alpha of the adapter, above 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub alpha: Option<AutoOr<f64>>,
-    /// The learning rate before the factor, above 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub learning_rate: Option<AutoOr<f64>>,
 }
 
 impl CreateJob {
     /// The job to queue, if every field is within its range.
     pub fn spec(self) -> Result<JobSpec> {
-        let method = self.method;
-        if let Some(other) = method.as_ref().map(|method| method.kind.as_str()).filter(|kind| *kind != "supervised") {
-            let message = format!("The method '{other}' is not supported yet: use 'supervised'.");
-            return Err(Error::invalid_code("method", "unsupported_value", message));
-        }
-        let supervised = method.and_then(|method| method.supervised?.hyperparameters);
-        let settings = supervised.or(self.hyperparameters).unwrap_or_default();
+        let (method, settings) = match self.method {
+            None => (jobs::Method::Supervised, None),
+            Some(Method { kind, supervised, dpo }) => match kind.as_str() {
+                "supervised" => (jobs::Method::Supervised, supervised),
+                "dpo" => (jobs::Method::Dpo, dpo),
+                other => {
+                    let message =
+                        format!("The method '{}' is not supported: use 'supervised' or 'dpo'.", shorten(other));
+                    return Err(Error::invalid_code("method", "unsupported_value", message));
+                }
+            },
+        };
+        let settings = settings.and_then(|settings| settings.hyperparameters).or(self.hyperparameters);
         check_metadata(self.metadata.as_ref())?;
         if self.integrations.is_some_and(|integrations| integrations.len() > MAX_INTEGRATIONS) {
             let message = format!("'integrations' has more than {MAX_INTEGRATIONS} items.");
             return Err(Error::invalid_code("integrations", "array_above_max_length", message));
         }
+        let hyperparameters = settings.unwrap_or_default().check(method)?;
+        check_measured(&hyperparameters, self.validation_file.as_deref())?;
         Ok(JobSpec {
             model: self.model,
             alias: None,
@@ -102,26 +90,10 @@ impl CreateJob {
             validation_file: self.validation_file,
             suffix: normal_suffix(self.suffix.as_deref(), 64)?,
             seed: seed(self.seed)?,
-            hyperparameters: settings.check()?,
+            method,
+            hyperparameters,
             metadata: self.metadata,
             classification: None,
-        })
-    }
-}
-
-impl Settings {
-    fn check(self) -> Result<Hyperparameters> {
-        fn number<T>(setting: Option<AutoOr<T>>) -> Option<T> {
-            setting.and_then(AutoOr::number)
-        }
-        Ok(Hyperparameters {
-            n_epochs: within("n_epochs", number(self.n_epochs), 1, 50)?,
-            batch_size: within("batch_size", number(self.batch_size), 1, 256)?,
-            learning_rate_multiplier: positive("learning_rate_multiplier", number(self.learning_rate_multiplier))?,
-            prompt_loss_weight: within("prompt_loss_weight", number(self.prompt_loss_weight), 0.0, 1.0)?,
-            rank: within("rank", number(self.rank), 1, 256)?,
-            alpha: positive("alpha", number(self.alpha))?,
-            learning_rate: positive("learning_rate", number(self.learning_rate))?,
         })
     }
 }
@@ -148,12 +120,28 @@ mod tests {
     }
 
     #[test]
+    fn each_method_has_its_own_settings() {
+        let both = r#","method":{"type":"dpo","dpo":{"hyperparameters":{"beta":0.5,"n_epochs":2}},
+            "supervised":{"hyperparameters":{"n_epochs":9}}}"#;
+        let asked = spec(both).expect("fine");
+        assert_eq!((asked.method, asked.hyperparameters.beta), (jobs::Method::Dpo, Some(0.5)));
+        assert_eq!(asked.hyperparameters.n_epochs, Some(2));
+        let auto = spec(r#","method":{"type":"dpo","dpo":{"hyperparameters":{"beta":"auto"}}}"#);
+        assert_eq!(auto.expect("fine").hyperparameters.beta, None);
+        assert_eq!(spec(r#","method":{"type":"dpo"}"#).expect("fine").method, jobs::Method::Dpo);
+        assert_eq!(spec("").expect("fine").method, jobs::Method::Supervised);
+    }
+
+    #[test]
     fn what_is_out_of_range_or_not_supported_is_refused() {
         for extra in [
             r#","hyperparameters":{"n_epochs":0}"#,
             r#","hyperparameters":{"batch_size":257}"#,
             r#","hyperparameters":{"learning_rate_multiplier":0}"#,
-            r#","method":{"type":"dpo","dpo":{}}"#,
+            r#","method":{"type":"dpo","dpo":{"hyperparameters":{"beta":0}}}"#,
+            r#","method":{"type":"dpo","dpo":{"hyperparameters":{"beta":2.1}}}"#,
+            r#","method":{"type":"dpo","dpo":{"hyperparameters":{"prompt_loss_weight":0.5}}}"#,
+            r#","method":{"type":"supervised","supervised":{"hyperparameters":{"beta":0.1}}}"#,
             r#","method":{"type":"reinforcement"}"#,
             r#","seed":-1"#,
             r#","suffix":"""#,

@@ -4,11 +4,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::request::{Settings, Supervised};
-use crate::api::job_rules::AutoOr;
+use super::request::MethodSettings;
+use super::settings::Settings;
 use crate::jobs::checkpoints::ModelCheckpoint;
 use crate::jobs::events::JobEvent;
-use crate::jobs::{Hyperparameters, Job, JobFault, JobStatus};
+use crate::jobs::{Job, JobFault, JobStatus, Method};
 
 /// A fine-tuning job.
 #[derive(Debug, Serialize, ToSchema)]
@@ -66,11 +66,16 @@ pub struct FineTuningJob {
 /// How a job trains.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct JobMethod {
-    /// Always `supervised`.
+    /// `supervised` or `dpo`.
     #[serde(rename = "type")]
-    pub kind: &'static str,
-    /// Its settings.
-    pub supervised: Supervised,
+    #[schema(value_type = String)]
+    pub kind: Method,
+    /// The settings of `supervised`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub supervised: Option<MethodSettings>,
+    /// The settings of `dpo`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dpo: Option<MethodSettings>,
 }
 
 /// Why a job failed.
@@ -142,34 +147,15 @@ impl Checkpoint {
     }
 }
 
-impl Settings {
-    /// What a job uses, or what was asked for until that is known.
-    fn of(job: &Job) -> Self {
-        let Hyperparameters {
-            n_epochs,
-            batch_size,
-            learning_rate_multiplier,
-            prompt_loss_weight,
-            rank,
-            alpha,
-            learning_rate,
-        } = job.resolved.as_ref().unwrap_or(&job.spec.hyperparameters).clone();
-        Self {
-            n_epochs: Some(n_epochs.into()),
-            batch_size: Some(batch_size.into()),
-            learning_rate_multiplier: Some(learning_rate_multiplier.into()),
-            prompt_loss_weight: prompt_loss_weight.map(AutoOr::Number),
-            rank: rank.map(AutoOr::Number),
-            alpha: alpha.map(AutoOr::Number),
-            learning_rate: learning_rate.map(AutoOr::Number),
-        }
-    }
-}
-
 impl From<Job> for FineTuningJob {
     fn from(job: Job) -> Self {
         let settings = Settings::of(&job);
-        let supervised = Supervised { hyperparameters: Some(settings.clone()) };
+        let kind = job.spec.method;
+        let own = MethodSettings { hyperparameters: Some(settings.clone()) };
+        let (supervised, dpo) = match kind {
+            Method::Supervised => (Some(own), None),
+            Method::Dpo => (None, Some(own)),
+        };
         Self {
             object: "fine_tuning.job",
             id: job.id,
@@ -189,7 +175,7 @@ impl From<Job> for FineTuningJob {
             seed: job.spec.seed,
             estimated_finish: job.estimated_finish,
             integrations: [],
-            method: JobMethod { kind: "supervised", supervised },
+            method: JobMethod { kind, supervised, dpo },
             metadata: job.spec.metadata,
             usage_metrics: None,
             shared_with_openai: false,

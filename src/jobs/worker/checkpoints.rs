@@ -14,7 +14,7 @@ use crate::adapters::peft::PeftFiles;
 use crate::adapters::registry::{config_key, weights_key};
 use crate::jobs::Job;
 use crate::jobs::checkpoints::NewCheckpoint;
-use crate::train::{Evaluation, StepReport};
+use crate::train::{StepReport, Validation};
 use crate::{Error, Result};
 
 /// Attempts to publish a checkpoint while database or storage do not answer, a second apart. The next state to go on from
@@ -53,7 +53,7 @@ impl Worker {
         job: &Job,
         base: &str,
         step: &StepReport,
-        validation: Option<Evaluation>,
+        validation: Option<Validation>,
         files: PeftFiles,
         control: &Control,
     ) {

@@ -116,6 +116,7 @@ pub fn estimate_files(
     let plan = plan(Inputs {
         model,
         api: JobApi::FineTuningJobs,
+        method: spec.method,
         asked: spec.hyperparameters.clone(),
         resolved: None,
         seed: spec.seed,
@@ -137,7 +138,8 @@ impl JobEstimate {
     fn new(base: String, plan: Plan, pricing: &Pricing) -> Self {
         let estimate = plan.forecast.estimate;
         let cost = pricing.cost(&base, estimate.seconds, estimate.trained_tokens);
-        let warnings = warnings(&plan.training);
+        let warnings = warnings(&plan.training, plan.validation.as_ref());
+        let warnings = warnings.into_iter().map(|(warning, _)| warning).collect();
         Self { base, resolved: plan.resolved, estimate, cost, warnings }
     }
 }

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::Result;
-use crate::datasets::{DatasetReport, TokenizedExample};
+use crate::datasets::{DatasetReport, ExampleStore, TokenizedExample};
 use crate::jobs::Hyperparameters;
 use crate::model::BaseModel;
-use crate::train::Trainer;
 use crate::train::calibration::{self, calibrate};
-use crate::train::estimate::{Estimate, TrainingMemory, TrainingRate};
+use crate::train::estimate::{Estimate, Evaluated, TrainingMemory, TrainingRate, first_epoch_work};
 use crate::train::trainer::BeforeMicroStep;
+use crate::train::{HeldOut, StepReport, Trainer};
 
 /// What is expected.
 #[derive(Debug, Clone)]
@@ -24,6 +24,8 @@ pub(super) struct Forecast {
     pub setup: String,
     /// The rate that was measured, where none was known and nothing disturbed it.
     pub calibrated: Option<TrainingRate>,
+    /// A token of the first epoch takes the work of so many: more than one where a reference reads it as well.
+    first_epoch: f64,
 }
 
 /// What a finished attempt took.
@@ -33,7 +35,9 @@ pub(super) struct Account {
     pub forecast: Forecast,
     /// From the first step to the last, evaluations included.
     pub seconds: f64,
-    /// Tokens of the steps, and the time that these took.
+    /// Tokens of the steps.
+    pub tokens: usize,
+    /// The steps' work in tokens that are trained on, and the time that it took.
     pub rate: TrainingRate,
     /// The most memory that the process had resident meanwhile.
     pub peak_bytes: Option<u64>,
@@ -45,7 +49,7 @@ pub(super) struct Grounds<'a> {
     pub trainer: &'a Trainer,
     pub resolved: &'a Hyperparameters,
     pub training: &'a DatasetReport,
-    pub validation: Option<&'a DatasetReport>,
+    pub validation: Option<&'a HeldOut>,
     /// Some of the examples.
     pub samples: &'a [TokenizedExample],
     /// What is known of this machine and model, by setup.
@@ -59,7 +63,7 @@ impl Forecast {
     /// before each piece of that.
     pub fn new(grounds: &Grounds<'_>, before: BeforeMicroStep<'_>) -> Result<Self> {
         let Grounds { model, trainer, training, .. } = *grounds;
-        let setup = setup(model, grounds.resolved);
+        let setup = setup(model, trainer, grounds.resolved);
         let (rate, calibrated) = if let Some(known) = grounds.rates.get(&setup) {
             (*known, None)
         } else {
@@ -71,8 +75,19 @@ impl Forecast {
         let (settings, steps) = (trainer.settings(), trainer.total_steps());
         let memory = TrainingMemory::new(model, trainer.parameter_count(), settings, training, grounds.process_bytes);
         let share = steps.saturating_sub(trainer.step_number()) as f64 / steps.max(1) as f64;
-        let estimate = Estimate::new(settings, steps, training, grounds.validation, rate, memory);
-        Ok(Self { estimate, share, setup, calibrated })
+        let evaluated = Evaluated {
+            once: grounds.validation.map_or(0, HeldOut::tokens),
+            in_all: grounds
+                .validation
+                .map_or(0, |held_out| held_out.tokens_read(settings.epochs, trainer.steps_per_epoch())),
+        };
+        let estimate = Estimate::new(settings, steps, training, evaluated, rate, memory);
+        Ok(Self { estimate, share, setup, calibrated, first_epoch: first_epoch_work(settings) })
+    }
+
+    /// The work of a step, in tokens that are trained on.
+    pub fn work_of(&self, step: &StepReport, steps_per_epoch: usize) -> f64 {
+        step.tokens as f64 * if step.step <= steps_per_epoch { self.first_epoch } else { 1.0 }
     }
 
     /// Seconds that this attempt should take.
@@ -103,15 +118,18 @@ impl Drop for Busy {
     }
 }
 
-/// What a rate depends on beside machine and model: the program, where and how the weights are held, the adapter's rank.
-fn setup(model: &BaseModel, resolved: &Hyperparameters) -> String {
+/// What a rate depends on beside machine and model: the program, where and how the weights are held, the adapter's shape and
+/// its dropout.
+fn setup(model: &BaseModel, trainer: &Trainer, resolved: &Hyperparameters) -> String {
     let device = if model.decoder.device().is_cpu() { "cpu" } else { "gpu" };
     let (version, bytes) = (env!("CARGO_PKG_VERSION"), model.decoder.weight_bytes());
-    format!("attune {version}, {device}, {bytes} bytes of weights, rank {}", resolved.rank.unwrap_or_default())
+    let (parameters, rank) = (trainer.parameter_count(), resolved.rank.unwrap_or_default());
+    let dropout = if resolved.lora_dropout.unwrap_or_default() > 0.0 { ", dropout" } else { "" };
+    format!("attune {version}, {device}, {bytes} bytes of weights, {parameters} numbers of rank {rank}{dropout}")
 }
 
 /// Some examples from all over the file, to measure with.
-pub(super) fn samples(examples: &[TokenizedExample]) -> Vec<TokenizedExample> {
+pub(super) fn samples(examples: &ExampleStore) -> Result<Vec<TokenizedExample>> {
     let every = examples.len().div_ceil(calibration::SAMPLES).max(1);
-    examples.iter().step_by(every).cloned().collect()
+    (0..examples.len()).step_by(every).map(|index| examples.get(index)).collect()
 }

@@ -49,7 +49,10 @@ impl Worker {
         let keeper = AbortOnDropHandle::new(tokio::spawn(keeper));
         let trained = self.train(&job, &control).await;
         let stored = match trained {
-            Ok((base, trained)) => self.store_model(&job, base, trained, &control).await,
+            Ok((base, trained)) => {
+                self.tell_answers(&job, &base, &trained.adapter, &trained.questions, &control).await;
+                self.store_model(&job, base, trained, &control).await
+            }
             Err(error) => Err(error),
         };
         let (outcome, stored) = match (control.raised(), stored) {
@@ -148,6 +151,7 @@ impl Worker {
         let inputs = Inputs {
             model,
             api,
+            method: spec.method,
             asked: spec.hyperparameters.clone(),
             resolved: None,
             seed: spec.seed,
@@ -230,13 +234,14 @@ impl Worker {
         if matches!(control.raised(), Some(Interrupt::Cancel | Interrupt::Lost)) {
             return Err(Error::Cancelled);
         }
+        self.tell_end(job, &trained).await;
         let Trained { files, adapter, tokens, result_file, .. } = trained;
         let model = model_name(job, &base);
         self.store.blobs.put(&weights_key(&adapter.id), files.weights.into()).await?;
         self.store.blobs.put(&config_key(&adapter.id), files.config.into()).await?;
         let result_file = self.store_result_file(job, result_file).await?;
         let stored = Stored { model, base, adapter: adapter.id.clone(), trained_tokens: tokens as i64, result_file };
-        self.registry.publish(&job.organization, &stored.model, &stored.base, Arc::new(adapter));
+        self.registry.publish(&job.organization, &stored.model, &stored.base, adapter);
         Ok(stored)
     }
 

@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 
 use super::Worker;
 use super::forecast::{Account, Forecast};
-use super::training::Plan;
+use super::training::{Plan, Trained};
 use crate::datasets::DatasetReport;
 use crate::jobs::cost::Cost;
 use crate::jobs::queue::Outcome;
-use crate::jobs::{Job, JobFault};
+use crate::jobs::{Job, JobFault, Method};
 use crate::train::estimate::{Estimate, TrainingRate};
-use crate::train::{Evaluation, StepReport};
+use crate::train::{Evaluation, Rewards, StepReport, Validation};
 use crate::{Error, machine, words};
 
 impl Worker {
@@ -28,8 +28,8 @@ impl Worker {
         if let Err(error) = self.queue.record_plan(job, &plan.resolved, Some(finish)).await {
             tracing::warn!(job = job.id, "cannot write the settings: {error}");
         }
-        for warning in warnings(&plan.training) {
-            self.say(job, "warn", &warning, None).await;
+        for (warning, lines) in warnings(&plan.training, plan.validation.as_ref()) {
+            self.say(job, "warn", &warning, Some(lines)).await;
         }
         if let Some((measured, left_out)) = plan.classified.filter(|(_, left_out)| *left_out > 0) {
             let message = format!(
@@ -54,7 +54,7 @@ impl Worker {
     }
 
     /// A step's figures, as a metrics event.
-    pub(super) async fn tell_step(&self, job: &Job, report: &StepReport, validation: Option<Evaluation>, speed: Speed) {
+    pub(super) async fn tell_step(&self, job: &Job, report: &StepReport, validation: Option<Validation>, speed: Speed) {
         let data = metrics(report, validation, speed);
         self.add_event(job, "info", "metrics", &step_message(report, validation), Some(data)).await;
     }
@@ -84,6 +84,18 @@ impl Worker {
         };
         let message = format!("Classification: {}", defined.map(text).collect::<Vec<_>>().join(", "));
         self.say(job, "info", &message, None).await;
+    }
+
+    /// How training came to its end, where it is not the planned one.
+    pub(super) async fn tell_end(&self, job: &Job, trained: &Trained) {
+        if let Some(step) = trained.ended_early {
+            let message = format!("Training ended early after step {step}: the validation loss does not fall any more");
+            self.say(job, "info", &message, None).await;
+        }
+        if let Some(step) = trained.chosen {
+            let message = format!("The model is the adapter of step {step}, which has the lowest validation loss");
+            self.say(job, "info", &message, Some(json!({"step": step}))).await;
+        }
     }
 
     /// An event for people.
@@ -147,15 +159,23 @@ pub(super) fn seconds_from_now(seconds: f64) -> i64 {
     jiff::Timestamp::now().as_second().saturating_add(seconds.ceil() as i64)
 }
 
-/// What the owner of a training file should know of its examples.
-pub(super) fn warnings(training: &DatasetReport) -> Vec<String> {
-    let counts = [
-        (training.truncated, "were cut at the end to fit the model's context"),
-        (training.dropped, "were left out, since their prompts fill the model's context"),
-        (training.duplicates, "repeat an earlier one"),
-    ];
-    let found = counts.into_iter().filter(|(count, _)| *count > 0);
-    found.map(|(count, what)| format!("{count} of the training examples {what}")).collect()
+/// What the owner of the files should know of their examples: a sentence each, and the lines that it is about.
+pub(super) fn warnings(training: &DatasetReport, validation: Option<&DatasetReport>) -> Vec<(String, Value)> {
+    let mut found = Vec::new();
+    for (name, report) in std::iter::once(("training", training)).chain(validation.map(|report| ("validation", report)))
+    {
+        for (lines, what) in [
+            (&report.truncated, "were cut at the end to fit the model's context"),
+            (&report.dropped, "were left out, since their prompts fill the model's context"),
+            (&report.duplicates, "repeat an earlier one"),
+        ] {
+            if lines.count > 0 {
+                let message = format!("{} of the {name} examples {what} ({lines})", lines.count);
+                found.push((message, json!({"lines": lines.first})));
+            }
+        }
+    }
+    found
 }
 
 /// What is expected of the `seconds` before an attempt.
@@ -172,14 +192,15 @@ fn estimate_event(estimate: &Estimate, seconds: f64, cost: &Cost) -> (String, Va
 
 /// What was expected and what came of it.
 fn account_event(account: &Account, [estimated, actual]: &[Cost; 2]) -> (String, Value) {
-    let Account { forecast, seconds, rate, peak_bytes } = account;
+    let Account { forecast, seconds, tokens, rate, peak_bytes } = account;
     let (estimate, expected) = (&forecast.estimate, forecast.seconds());
+    let tokens_per_second = *tokens as f64 / rate.seconds.max(1e-9);
     let memory = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".into(), words::bytes);
     let mut message = format!(
         "Took {} (expected {}) at {} tokens per second ({}), {} of memory at the peak ({})",
         words::duration(*seconds),
         words::duration(expected),
-        words::count(rate.tokens_per_second()),
+        words::count(tokens_per_second),
         words::count(estimate.tokens_per_second),
         memory(*peak_bytes),
         words::bytes(estimate.memory.peak),
@@ -191,7 +212,7 @@ fn account_event(account: &Account, [estimated, actual]: &[Cost; 2]) -> (String,
     let expected_peak = Some(estimate.memory.peak);
     let data = json!({
         "estimated": figures(expected, estimate.tokens_per_second, expected_peak, estimated),
-        "actual": figures(*seconds, rate.tokens_per_second(), *peak_bytes, actual),
+        "actual": figures(*seconds, tokens_per_second, *peak_bytes, actual),
     });
     (message, data)
 }
@@ -200,8 +221,12 @@ fn plan_event(plan: &Plan) -> (String, Value) {
     let settings = &plan.resolved;
     let epochs = settings.n_epochs.unwrap_or_default();
     let learning_rate = settings.learning_rate.unwrap_or_default() * settings.learning_rate_multiplier.unwrap_or(1.0);
+    let what = match plan.method {
+        Method::Supervised => "examples",
+        Method::Dpo => "pairs of answers",
+    };
     let message = format!(
-        "Training on {} examples with {} tokens ({} of them targets): {epochs} epochs, {} steps of {} examples, \
+        "Training on {} {what} with {} tokens ({} of them targets): {epochs} epochs, {} steps of {} {what}, \
          learning rate {learning_rate:.2e}, rank {}",
         plan.training.examples,
         plan.training.tokens,
@@ -210,65 +235,87 @@ fn plan_event(plan: &Plan) -> (String, Value) {
         settings.batch_size.unwrap_or_default(),
         settings.rank.unwrap_or_default(),
     );
-    let counts = |report: DatasetReport| {
+    let counts = |report: &DatasetReport| {
         json!({
             "examples": report.examples,
             "tokens": report.tokens,
             "target_tokens": report.target_tokens,
-            "truncated": report.truncated,
-            "dropped": report.dropped,
-            "duplicates": report.duplicates,
+            "truncated": report.truncated.count,
+            "dropped": report.dropped.count,
+            "duplicates": report.duplicates.count,
         })
     };
     let data = json!({
-        "training": counts(plan.training),
-        "validation": plan.validation.map(counts),
+        "training": counts(&plan.training),
+        "validation": plan.validation.as_ref().map(counts),
         "total_steps": plan.total_steps,
         "hyperparameters": settings,
     });
     (message, data)
 }
 
-fn step_message(report: &StepReport, validation: Option<Evaluation>) -> String {
+fn step_message(report: &StepReport, validation: Option<Validation>) -> String {
     let mut message = format!("Step {}/{}: training loss={:.2}", report.step, report.total_steps, report.loss);
-    if let Some(Evaluation { loss, .. }) = validation {
-        let _ = write!(message, ", validation loss={loss:.2}, full validation loss={loss:.2}");
+    if let Some(Rewards { accuracy, .. }) = report.rewards {
+        let _ = write!(message, ", reward accuracy={accuracy:.2}");
+    }
+    if let Some(Validation { sample, full }) = validation {
+        let _ = write!(message, ", validation loss={:.2}", sample.loss);
+        let _ = full.map(|full| write!(message, ", full validation loss={:.2}", full.loss));
     }
     message
 }
 
-/// The data of a metrics event. Validation always runs over the whole file, so both pairs of figures are the same.
-fn metrics(report: &StepReport, validation: Option<Evaluation>, speed: Speed) -> Value {
-    let (loss, accuracy) = (validation.map(|figures| figures.loss), validation.map(|figures| figures.token_accuracy));
-    json!({
+/// The data of a metrics event.
+fn metrics(report: &StepReport, validation: Option<Validation>, speed: Speed) -> Value {
+    let figures = |evaluation: Option<Evaluation>| {
+        (evaluation.map(|figures| figures.loss), evaluation.map(|figures| figures.token_accuracy))
+    };
+    let (loss, accuracy) = figures(validation.map(|validation| validation.sample));
+    let (full_loss, full_accuracy) = figures(validation.and_then(|validation| validation.full));
+    let mut data = json!({
         "step": report.step,
         "total_steps": report.total_steps,
         "train_loss": report.loss,
         "train_mean_token_accuracy": report.token_accuracy,
         "valid_loss": loss,
         "valid_mean_token_accuracy": accuracy,
-        "full_valid_loss": loss,
-        "full_valid_mean_token_accuracy": accuracy,
+        "full_valid_loss": full_loss,
+        "full_valid_mean_token_accuracy": full_accuracy,
         "learning_rate": report.learning_rate,
         "gradient_norm": report.gradient_norm,
         "tokens_per_second": speed.tokens_per_second,
         "elapsed_seconds": speed.elapsed.as_secs_f64(),
         "remaining_seconds": speed.remaining.as_secs_f64(),
-    })
+    });
+    add_rewards(&mut data, report, validation);
+    data
+}
+
+/// The figures of pairs of answers, where training is on preferences.
+fn add_rewards(data: &mut Value, report: &StepReport, validation: Option<Validation>) {
+    let judged = [("train", report.rewards), ("valid", validation.and_then(|validation| validation.sample.rewards))];
+    for (name, Rewards { margin, accuracy }) in judged.into_iter().filter_map(|(name, rewards)| Some((name, rewards?)))
+    {
+        data[format!("{name}_reward_margin")] = margin.into();
+        data[format!("{name}_reward_accuracy")] = accuracy.into();
+    }
 }
 
 /// The figures of a checkpoint; those of the validation file only where there is one.
-pub(super) fn checkpoint_metrics(report: &StepReport, validation: Option<Evaluation>) -> Value {
+pub(super) fn checkpoint_metrics(report: &StepReport, validation: Option<Validation>) -> Value {
     let mut metrics = json!({
         "step": report.step,
         "train_loss": report.loss,
         "train_mean_token_accuracy": report.token_accuracy,
     });
-    if let Some(Evaluation { loss, token_accuracy, .. }) = validation {
-        for name in ["valid", "full_valid"] {
+    let sample = validation.map(|validation| validation.sample);
+    for (name, figures) in [("valid", sample), ("full_valid", validation.and_then(|validation| validation.full))] {
+        if let Some(Evaluation { loss, token_accuracy, .. }) = figures {
             metrics[format!("{name}_loss")] = loss.into();
             metrics[format!("{name}_mean_token_accuracy")] = token_accuracy.into();
         }
     }
+    add_rewards(&mut metrics, report, validation);
     metrics
 }

@@ -14,32 +14,33 @@ use tokio::sync::mpsc::Sender;
 use super::forecast::{Account, Busy, Forecast, Grounds, samples};
 use super::lease::{Control, Interrupt};
 use crate::adapters::peft::{self, PeftFiles};
-use crate::adapters::{Adapter, AdapterLease};
+use crate::adapters::{Adapter, AdapterLease, Site};
 use crate::datasets::classes::{self, Wanted};
 use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
 use crate::engine::priority::Priority;
-use crate::jobs::{Classification, Hyperparameters, JobApi};
+use crate::jobs::{Classification, Hyperparameters, JobApi, Method};
 use crate::machine::{self, MemoryWatch};
 use crate::model::BaseModel;
 use crate::train::classification::ClassificationTask;
 use crate::train::estimate::TrainingRate;
-use crate::train::{Evaluation, StepReport, TrainSettings, Trainer, results, settings};
+use crate::train::trainer::BeforeMicroStep;
+use crate::train::{HeldOut, Question, StepReport, TrainSettings, Trainer, Validation, results, settings};
 use crate::{Error, Result};
 
 /// Time between checkpoints; the end of an epoch has one besides.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
 /// Metrics events of a job, besides those at the ends of epochs.
 const METRICS_EVENTS: usize = 150;
+/// Prompts of the validation file that base and fine-tuned model are asked at the end.
+const QUESTIONS: usize = 3;
 /// How long a micro-step waits for requests at most, so that training never stands still.
 const YIELD: Duration = Duration::from_millis(250);
-/// Tokens of a training sequence at the most, where the model's context is longer: attention keeps rows × rows numbers per
-/// head for the backward pass.
-const MAX_SEQUENCE_TOKENS: usize = 4096;
 
 /// All that the thread needs.
 pub(super) struct Inputs {
     pub model: Arc<BaseModel>,
     pub api: JobApi,
+    pub method: Method,
     pub asked: Hyperparameters,
     /// The settings of an earlier attempt, which this one goes on with.
     pub resolved: Option<Hyperparameters>,
@@ -64,19 +65,20 @@ pub(super) enum Progress {
     /// The files are read, training begins.
     Planned(Box<Plan>),
     /// A step that is worth an event.
-    Step { step: StepReport, validation: Option<Evaluation>, tokens_per_second: f64, remaining: Duration },
+    Step { step: StepReport, validation: Option<Validation>, tokens_per_second: f64, remaining: Duration },
     /// How well the validation file is sorted into classes: figures by name.
     Classified(Vec<(String, f64)>),
     /// An epoch is complete.
     Epoch { done: usize, of: usize },
     /// The adapter at the end of an epoch, to be used as a model.
-    Model { step: StepReport, validation: Option<Evaluation>, files: PeftFiles },
+    Model { step: StepReport, validation: Option<Validation>, files: PeftFiles },
     /// A state to go on from.
     Checkpoint { step: usize, state: Vec<u8> },
 }
 
 /// What will be done.
 pub(super) struct Plan {
+    pub method: Method,
     pub resolved: Hyperparameters,
     pub training: DatasetReport,
     pub validation: Option<DatasetReport>,
@@ -93,11 +95,17 @@ pub(super) struct Plan {
 /// The result.
 pub(super) struct Trained {
     pub files: PeftFiles,
-    pub adapter: Adapter,
+    pub adapter: Arc<Adapter>,
     /// Tokens read, repeats counted.
     pub tokens: u64,
     pub result_file: Vec<u8>,
     pub account: Account,
+    /// The first questions of the validation file.
+    pub questions: Vec<Question>,
+    /// The step that the adapter is from, where that is not the last.
+    pub chosen: Option<usize>,
+    /// The last step, where more were planned.
+    pub ended_early: Option<usize>,
 }
 
 /// Trains to the end; [`Error::Cancelled`] after an interrupt, with the last state reported where the job may go on later.
@@ -130,7 +138,7 @@ pub(super) fn plan(mut inputs: Inputs) -> Result<Plan> {
 struct Run {
     trainer: Trainer,
     forecast: Forecast,
-    validation: Option<Dataset>,
+    validation: Option<HeldOut>,
     classification: Option<ClassificationTask>,
     base: String,
     api: JobApi,
@@ -141,14 +149,20 @@ struct Run {
 
 impl Run {
     fn prepare(inputs: Inputs) -> Result<Self> {
-        let Inputs { model, api, asked, control, .. } = inputs;
+        let Inputs { model, api, method, asked, control, .. } = inputs;
         let process_bytes = machine::resident_bytes();
         let render = RenderSettings {
             prompt_loss_weight: settings::prompt_loss_weight(&asked, api),
-            max_tokens: model.config.max_position_embeddings.min(MAX_SEQUENCE_TOKENS),
+            max_tokens: settings::max_sequence_tokens(&asked, &model.config)?,
         };
         let (training_file, validation_file) = (inputs.training_file, inputs.validation_file);
-        let read = |file, purpose| datasets::read(watched(file, &control)?, purpose, &*model, &render);
+        let read = |file, purpose| {
+            let file = watched(file, &control)?;
+            match method {
+                Method::Supervised => datasets::read(file, purpose, &*model, &render),
+                Method::Dpo => datasets::read_preferences(file, purpose, &*model, &render),
+            }
+        };
         let training = read(&training_file, Purpose::Training)?;
         let validation = validation_file.as_ref().map(|file| read(file, Purpose::Validation)).transpose()?;
         let classification = match (&inputs.classification, &validation_file) {
@@ -166,14 +180,15 @@ impl Run {
 
         let mut resolved = match inputs.resolved {
             Some(resolved) => resolved,
-            None => settings::resolve(&asked, api, &training.report, &model.config)?,
+            None => settings::resolve(&asked, api, method, &training.report, &model.config)?,
         };
         if let Some(initial) = &inputs.initial {
             take_shape(&mut resolved, &asked, initial)?;
         }
         let settings = TrainSettings::new(&resolved, inputs.seed);
+        let (width, epochs) = (settings.width(), settings.epochs);
         let report = training.report;
-        let samples = samples(&training.examples);
+        let samples = samples(&training.examples)?;
         let mut trainer = Trainer::new(Arc::clone(&model), settings, training.examples, inputs.initial.as_deref())?;
         let checkpoint_fault =
             inputs.checkpoint.and_then(|checkpoint| trainer.restore(&checkpoint).err()).map(|error| error.to_string());
@@ -182,12 +197,20 @@ impl Run {
             inputs.priority.yield_to_requests(YIELD);
             Ok(())
         };
+        let steps = trainer.total_steps();
+        let (held_out, validation) = match validation {
+            Some(Dataset { examples, report: counts }) => {
+                let held_out = HeldOut::new(examples, width).between_epochs(epochs * report.tokens, steps);
+                (Some(held_out), Some(counts))
+            }
+            None => (None, None),
+        };
         let grounds = Grounds {
             model: &model,
             trainer: &trainer,
             resolved: &resolved,
             training: &report,
-            validation: validation.as_ref().map(|validation| &validation.report),
+            validation: held_out.as_ref(),
             samples: &samples,
             rates: &inputs.rates,
             process_bytes,
@@ -196,8 +219,9 @@ impl Run {
         let plan = Plan {
             resolved,
             training: report,
-            validation: validation.as_ref().map(|validation| validation.report),
-            total_steps: trainer.total_steps(),
+            validation,
+            method,
+            total_steps: steps,
             resumed_at: trainer.step_number(),
             checkpoint_fault,
             classified: classification.as_ref().map(ClassificationTask::counts),
@@ -206,7 +230,7 @@ impl Run {
         let run = Self {
             trainer,
             forecast,
-            validation,
+            validation: held_out,
             classification,
             base: model.id.clone(),
             api,
@@ -220,14 +244,15 @@ impl Run {
 
     fn complete(mut self) -> Result<Trained> {
         let total = self.trainer.total_steps();
-        let epochs = total / self.trainer.steps_per_epoch();
+        let per_epoch = self.trainer.steps_per_epoch();
+        let epochs = total / per_epoch;
         let every = total.div_ceil(METRICS_EVENTS).max(1);
         let (begin, resumed_at) = (Instant::now(), self.trainer.step_number());
         let (mut since, mut tokens) = (begin, 0);
         let mut saved = begin;
         let _busy = Busy::enter();
         let memory = MemoryWatch::start();
-        let mut shown = TrainingRate { tokens: 0.0, seconds: 0.0 };
+        let (mut shown, mut read) = (TrainingRate { tokens: 0.0, seconds: 0.0 }, 0);
         loop {
             let (control, priority) = (Arc::clone(&self.control), Arc::clone(&self.priority));
             let mut before_micro_step = move || {
@@ -242,15 +267,17 @@ impl Run {
                 Err(error) => return self.stopped(error),
             };
             tokens += report.tokens;
-            shown.tokens += report.tokens as f64;
+            read += report.tokens;
+            shown.tokens += self.forecast.work_of(&report, per_epoch);
             shown.seconds += step_began.elapsed().as_secs_f64();
             let mut validation = None;
-            if let (Some(_), Some(held_out)) = (report.completed_epoch, &self.validation) {
-                // Interrupted here, the job goes on from the checkpoint before, so that no epoch lacks its figures.
-                validation = self.trainer.evaluate(&held_out.examples, &mut before_micro_step)?;
-                if let Some(evaluation) = validation {
-                    self.trainer.record_validation(evaluation);
-                }
+            // Interrupted here, the job goes on from the checkpoint before, so that no evaluation is missing.
+            let whole = report.completed_epoch.is_some();
+            if whole || self.validation.as_ref().is_some_and(|held_out| held_out.is_due(report.step)) {
+                validation = self.validate(whole, &mut before_micro_step)?;
+            }
+            if !whole && validation.is_some() && self.trainer.has_ended_early() {
+                validation = self.validate(true, &mut before_micro_step)?;
             }
             let figures = match (report.completed_epoch, &self.classification) {
                 (Some(_), Some(task)) => {
@@ -260,7 +287,8 @@ impl Run {
                 }
                 _ => None,
             };
-            if report.step % every == 0 || report.step == total || validation.is_some() {
+            let complete = self.trainer.is_complete();
+            if report.step % every == 0 || complete || validation.is_some() {
                 let tokens_per_second = tokens as f64 / since.elapsed().as_secs_f64().max(1e-9);
                 (since, tokens) = (Instant::now(), 0);
                 let per_step = begin.elapsed() / (report.step - resumed_at).max(1) as u32;
@@ -279,14 +307,24 @@ impl Run {
                 }
             }
             // The last state needs no checkpoint: publishing takes less time than restoring.
-            if report.step < total && (report.completed_epoch.is_some() || saved.elapsed() >= CHECKPOINT_EVERY) {
+            if !complete && (report.completed_epoch.is_some() || saved.elapsed() >= CHECKPOINT_EVERY) {
                 self.checkpoint()?;
                 saved = Instant::now();
             }
         }
         let (seconds, peak_bytes) = (begin.elapsed().as_secs_f64(), memory.peak_bytes());
-        let account = Account { forecast: self.forecast.clone(), seconds, rate: shown, peak_bytes };
+        let account = Account { forecast: self.forecast.clone(), seconds, tokens: read, rate: shown, peak_bytes };
         self.result(account)
+    }
+
+    /// Measures the adapter on the validation file, where there is one, and notes its figures.
+    fn validate(&mut self, whole: bool, before_micro_step: BeforeMicroStep<'_>) -> Result<Option<Validation>> {
+        let Some(held_out) = &mut self.validation else { return Ok(None) };
+        let validation = self.trainer.validate(held_out, whole, before_micro_step)?;
+        if let Some(figures) = validation {
+            self.trainer.record_validation(figures);
+        }
+        Ok(validation)
     }
 
     /// After an error in a step: an interrupt that the job may go on from saves the last whole step.
@@ -298,12 +336,21 @@ impl Run {
     }
 
     fn result(self, account: Account) -> Result<Trained> {
-        let mut adapter = self.trainer.adapter()?;
+        let (mut adapter, step) = self.trainer.result()?;
         let files = peft::write(&adapter, &self.base)?;
         adapter.id = files.id();
         let columns = self.classification.as_ref().map(ClassificationTask::columns).unwrap_or_default();
         let result_file = results::csv(self.api, self.trainer.history(), self.validation.is_some(), &columns)?;
-        Ok(Trained { files, adapter, tokens: self.trainer.trained_tokens(), result_file, account })
+        let chosen = (step < self.trainer.step_number()).then_some(step);
+        let mut questions = Vec::new();
+        for place in 0..QUESTIONS {
+            let example = self.validation.as_ref().map(|held_out| held_out.example(place)).transpose()?.flatten();
+            questions.extend(example.as_ref().and_then(Question::of));
+        }
+        let ended_early = self.trainer.has_ended_early().then(|| self.trainer.step_number());
+        let tokens = self.trainer.trained_tokens();
+        let adapter = Arc::new(adapter);
+        Ok(Trained { files, adapter, tokens, result_file, account, questions, chosen, ended_early })
     }
 
     fn checkpoint(&self) -> Result<()> {
@@ -315,10 +362,9 @@ impl Run {
     }
 }
 
-/// A continued adapter keeps its rank and alpha; a request for others is refused.
+/// A continued adapter keeps its rank, alpha and layers; a request for others is refused.
 fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: &Adapter) -> Result<()> {
-    let pair =
-        initial.layers.iter().flat_map(|layer| crate::adapters::Site::ALL.map(|site| layer.get(site))).flatten().next();
+    let pair = initial.layers.iter().flat_map(|layer| Site::ALL.map(|site| layer.get(site))).flatten().next();
     let pair = pair.ok_or_else(|| Error::Internal("the adapter to continue has no layers".into()))?;
     let rank = pair.a.dim(0)? as u32;
     if let Some(other) = asked.rank.filter(|other| *other != rank) {
@@ -330,8 +376,22 @@ fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: 
         let message = format!("alpha is {other}, but the model to continue has alpha {alpha}: leave alpha out");
         return Err(Error::invalid("alpha", message));
     }
+    if asked.use_rslora == Some(true) {
+        let message = "use_rslora is for new adapters, but the model to continue has its scale already: leave it out";
+        return Err(Error::invalid("use_rslora", message));
+    }
+    let has = |site: &Site| initial.layers.iter().any(|layer| layer.get(*site).is_some());
+    let sites: Vec<Site> = Site::ALL.into_iter().filter(has).collect();
+    if asked.target_modules.as_ref().is_some_and(|other| *other != sites) {
+        let names = sites.iter().map(|site| site.module()).collect::<Vec<_>>().join(", ");
+        let message =
+            format!("target_modules are others than those of the model to continue, {names}: leave target_modules out");
+        return Err(Error::invalid("target_modules", message));
+    }
     resolved.rank = Some(rank);
     resolved.alpha = Some(alpha);
+    resolved.use_rslora = Some(false);
+    resolved.target_modules = Some(sites);
     Ok(())
 }
 

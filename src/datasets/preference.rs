@@ -1,0 +1,130 @@
+//! One line of a file of preferences: a prompt and two answers, of which one is preferred. Called by
+//! [`super::read_preferences`].
+//!
+//! `OpenAI`'s form is `{"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}`, with one
+//! assistant message in each output; TRL's is `{"prompt": …, "chosen": …, "rejected": …}`, all three texts, or all three
+//! lists of messages.
+
+use serde_json::{Map, Value};
+
+use super::parse::{self, Example, Format, kind, shorten};
+
+/// Two answers to one prompt, each as the example that it would be alone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Preference {
+    /// The one that is preferred.
+    pub chosen: Example,
+    /// The other one.
+    pub rejected: Example,
+}
+
+/// The keys of a form: where it has the preferred and the other answer.
+#[derive(Debug, Clone, Copy)]
+struct Keys {
+    chosen: &'static str,
+    rejected: &'static str,
+}
+
+const OPENAI: Keys = Keys { chosen: "preferred_output", rejected: "non_preferred_output" };
+const TRL: Keys = Keys { chosen: "chosen", rejected: "rejected" };
+
+/// True where an object is meant as a pair of answers.
+pub(super) fn is_preference(object: &Map<String, Value>) -> bool {
+    [OPENAI.chosen, OPENAI.rejected, "preferred_completion", TRL.chosen, TRL.rejected]
+        .iter()
+        .any(|key| object.contains_key(*key))
+}
+
+impl Preference {
+    /// The form of its prompt, which all lines of a file share.
+    pub const fn format(&self) -> Format {
+        self.chosen.format()
+    }
+}
+
+/// Checks one line.
+pub fn preference(line: &str) -> Result<Preference, String> {
+    let mut object = parse::object(line)?;
+    if !is_preference(&object) {
+        return Err(
+            "is no preference pair: give `input`, `preferred_output` and `non_preferred_output`, or train it with \
+                    the method `supervised`"
+                .into(),
+        );
+    }
+    let pair = if object.contains_key("input") || object.contains_key(OPENAI.chosen) {
+        openai(&mut object)?
+    } else {
+        trl(&mut object)?
+    };
+    if let Some(key) = object.keys().next() {
+        return Err(format!("has the unknown key `{}`: remove it", shorten(key)));
+    }
+    if pair.chosen == pair.rejected {
+        return Err("has the same answer twice: there is nothing to prefer".into());
+    }
+    Ok(pair)
+}
+
+fn openai(object: &mut Map<String, Value>) -> Result<Preference, String> {
+    let mut input = match object.remove("input") {
+        Some(Value::Object(input)) => input,
+        Some(other) => return Err(format!("has {} as `input`: give an object with `messages`", kind(&other))),
+        None => return Err("has no `input`".into()),
+    };
+    let tools = parse::take_tools(&mut input)?;
+    input.remove("parallel_tool_calls");
+    let Some(Value::Array(messages)) = input.remove("messages") else {
+        return Err("has an `input` without `messages`, an array".into());
+    };
+    if let Some(key) = input.keys().next() {
+        return Err(format!("has the unknown key `{}` in `input`: remove it", shorten(key)));
+    }
+    chat(messages, tools.as_ref(), object, OPENAI)
+}
+
+fn trl(object: &mut Map<String, Value>) -> Result<Preference, String> {
+    let tools = parse::take_tools(object)?;
+    match object.remove("prompt") {
+        Some(Value::String(prompt)) => {
+            let mut answer = |key: &str| match object.remove(key) {
+                Some(Value::String(text)) if text.is_empty() => Err(format!("has an empty `{key}`")),
+                Some(Value::String(text)) => Ok(Example::Completion { prompt: prompt.clone(), completion: text }),
+                Some(other) => Err(format!("has {} as `{key}`, but a string as `prompt`: give a string", kind(&other))),
+                None => Err(format!("has no `{key}`")),
+            };
+            Ok(Preference { chosen: answer(TRL.chosen)?, rejected: answer(TRL.rejected)? })
+        }
+        Some(Value::Array(messages)) => chat(messages, tools.as_ref(), object, TRL),
+        Some(other) => Err(format!("has {} as `prompt`: give a string or an array of messages", kind(&other))),
+        None => Err("has no `prompt`: give what `chosen` and `rejected` answer".into()),
+    }
+}
+
+/// A conversation with one of two messages at its end.
+fn chat(
+    mut messages: Vec<Value>,
+    tools: Option<&Vec<Value>>,
+    object: &mut Map<String, Value>,
+    keys: Keys,
+) -> Result<Preference, String> {
+    if messages.is_empty() {
+        return Err("has no messages".into());
+    }
+    parse::check_messages(&mut messages)?;
+    let mut answer = |key: &str| {
+        let fault = || format!("has a `{key}` that is not an array of one assistant message");
+        let Some(Value::Array(mut output)) = object.remove(key) else { return Err(fault()) };
+        if output.len() != 1 || output[0]["role"] != "assistant" {
+            return Err(fault());
+        }
+        let trained = parse::check_messages(&mut output).map_err(|fault| format!("`{key}`, {fault}"))?;
+        if trained != [true] {
+            return Err(format!("has a `{key}` of weight 0: there is nothing to learn"));
+        }
+        let mut trained = vec![false; messages.len()];
+        trained.push(true);
+        Ok(Example::Chat { messages: [messages.as_slice(), &output].concat(), trained, tools: tools.cloned() })
+    };
+    Ok(Preference { chosen: answer(keys.chosen)?, rejected: answer(keys.rejected)? })
+}

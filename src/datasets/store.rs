@@ -1,0 +1,194 @@
+//! Rendered examples in a temporary file, so that a training file may be larger than memory: what stays in memory is the
+//! place of each example, 16 bytes. [`super::read`] writes them, the trainer reads those of a step, in any order.
+//!
+//! A record is the tokens, then the weights as runs of equal ones (a prompt's zeros, an answer's ones), all in little
+//! endian. Files of usual size never leave the system's cache.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+
+use sha2::{Digest as _, Sha256};
+
+use super::TokenizedExample;
+use crate::{Error, Result};
+
+/// Bytes that are collected before they are written.
+const BUFFER: usize = 1 << 20;
+
+/// Examples that were written and can be read.
+#[derive(Debug)]
+pub struct ExampleStore {
+    file: File,
+    places: Vec<Place>,
+    digest: [u8; 32],
+}
+
+/// Where an example lies.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    offset: u64,
+    tokens: u32,
+    runs: u32,
+}
+
+impl Place {
+    fn bytes(self) -> usize {
+        4 * self.tokens as usize + 8 * self.runs as usize
+    }
+}
+
+/// Examples that are being written.
+#[derive(Debug)]
+pub struct ExampleWriter {
+    file: File,
+    buffer: Vec<u8>,
+    /// Bytes so far, those in the buffer included.
+    end: u64,
+    places: Vec<Place>,
+    digest: Sha256,
+}
+
+impl ExampleWriter {
+    /// An empty file.
+    pub fn new() -> Result<Self> {
+        let file = tempfile::tempfile().map_err(Error::io("make a temporary file"))?;
+        Ok(Self { file, buffer: Vec::new(), end: 0, places: Vec::new(), digest: Sha256::new() })
+    }
+
+    /// Appends an example.
+    pub fn push(&mut self, example: &TokenizedExample) -> Result<()> {
+        let start = self.buffer.len();
+        self.buffer.extend(example.tokens.iter().flat_map(|token| token.to_le_bytes()));
+        let mut runs = 0;
+        for run in example.weights.chunk_by(|a, b| a.to_bits() == b.to_bits()) {
+            self.buffer.extend((run.len() as u32).to_le_bytes());
+            self.buffer.extend(run[0].to_le_bytes());
+            runs += 1;
+        }
+        let place = Place { offset: self.end, tokens: example.tokens.len() as u32, runs };
+        // Lengths before contents, so that no two lists of examples give the same bytes.
+        self.digest.update(place.tokens.to_le_bytes());
+        self.digest.update(place.runs.to_le_bytes());
+        self.digest.update(&self.buffer[start..]);
+        self.end += place.bytes() as u64;
+        self.places.push(place);
+        if self.buffer.len() >= BUFFER {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// No more examples come.
+    pub fn finish(mut self) -> Result<ExampleStore> {
+        self.flush()?;
+        Ok(ExampleStore { file: self.file, places: self.places, digest: self.digest.finalize().into() })
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.file.write_all(&self.buffer).map_err(Error::io("write a temporary file"))?;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+impl ExampleStore {
+    /// A store of `examples`.
+    pub fn of(examples: impl IntoIterator<Item = TokenizedExample>) -> Result<Self> {
+        let mut writer = ExampleWriter::new()?;
+        for example in examples {
+            writer.push(&example)?;
+        }
+        writer.finish()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// True where there are none.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Tokens of the example at `index`.
+    pub fn tokens(&self, index: usize) -> usize {
+        self.places[index].tokens as usize
+    }
+
+    /// A hash of all examples in their order.
+    pub const fn digest(&self) -> &[u8; 32] {
+        &self.digest
+    }
+
+    /// The example at `index`.
+    pub fn get(&self, index: usize) -> Result<TokenizedExample> {
+        let place = self.places[index];
+        let mut bytes = vec![0; place.bytes()];
+        self.file.read_exact_at(&mut bytes, place.offset).map_err(Error::io("read a temporary file"))?;
+        let (tokens, runs) = bytes.split_at(4 * place.tokens as usize);
+        let tokens = tokens.chunks_exact(4).map(number).collect::<Vec<_>>();
+        let mut weights = Vec::with_capacity(tokens.len());
+        for run in runs.chunks_exact(8) {
+            weights.resize(weights.len() + number(&run[..4]) as usize, f32::from_bits(number(&run[4..])));
+        }
+        Ok(TokenizedExample { tokens, weights })
+    }
+
+    /// The examples at `indices`.
+    pub fn range(&self, indices: Range<usize>) -> Result<Vec<TokenizedExample>> {
+        indices.map(|index| self.get(index)).collect()
+    }
+}
+
+fn number(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn examples(count: usize) -> Vec<TokenizedExample> {
+        let example = |i: usize| TokenizedExample {
+            tokens: (0..i % 50).map(|token| (token * 7919 * i) as u32).collect(),
+            weights: (0..i % 50).map(|token| [0.0, 0.01, 1.0, -0.0, f32::NAN][(i + token / 3) % 5]).collect(),
+        };
+        (0..count).map(example).collect()
+    }
+
+    fn same(a: &TokenizedExample, b: &TokenizedExample) -> bool {
+        let bits =
+            |example: &TokenizedExample| example.weights.iter().map(|weight| weight.to_bits()).collect::<Vec<_>>();
+        a.tokens == b.tokens && bits(a) == bits(b)
+    }
+
+    #[test]
+    fn examples_come_back_to_the_bit_in_any_order() {
+        // More than one buffer.
+        let examples = examples(20_000);
+        let store = ExampleStore::of(examples.clone()).unwrap();
+        assert_eq!(store.len(), 20_000);
+        for index in (0..20_000).rev().step_by(37).chain([0, 19_999]) {
+            assert!(same(&store.get(index).unwrap(), &examples[index]), "example {index}");
+            assert_eq!(store.tokens(index), examples[index].tokens.len());
+        }
+        assert!(store.range(5..9).unwrap().iter().zip(&examples[5..9]).all(|(a, b)| same(a, b)));
+        assert!(ExampleStore::of([]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_digest_tells_lists_apart() {
+        let digest = |examples: &[TokenizedExample]| *ExampleStore::of(examples.to_vec()).unwrap().digest();
+        let list = examples(30);
+        assert_eq!(digest(&list), digest(&list));
+        assert_ne!(digest(&list), digest(&list[..29]));
+        let mut other = list.clone();
+        other[20].weights[3] = 0.5;
+        assert_ne!(digest(&list), digest(&other));
+        let example = |tokens: &[u32]| TokenizedExample { tokens: tokens.to_vec(), weights: vec![1.0; tokens.len()] };
+        assert_ne!(digest(&[example(&[1]), example(&[2, 3])]), digest(&[example(&[1, 2]), example(&[3])]));
+    }
+}

@@ -1,0 +1,148 @@
+//! What the base and the fine-tuned model answer to the first prompts of the validation file, as an event at the end of a
+//! job: the quickest look at what was learned. Called by [`super::job_run`] before the model is published.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use serde_json::json;
+
+use super::Worker;
+use super::lease::Control;
+use crate::adapters::{Adapter, AdapterLease};
+use crate::datasets::parse::shorten;
+use crate::engine::{Backend, Event, GenerateRequest, Sampling};
+use crate::jobs::Job;
+use crate::model::BaseModel;
+use crate::train::Question;
+use crate::{Error, Result};
+
+/// Tokens of an answer at the most.
+const ANSWER_TOKENS: usize = 64;
+/// The job does not wait longer for the answers; a busy server goes without them.
+const LIMIT: Duration = Duration::from_mins(1);
+/// How often a job that waits for answers looks whether it must stop.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Characters of a text in the event's data, counted from its end for prompts: that is where they ask.
+const SHOWN: usize = 500;
+
+impl Worker {
+    /// Asks both models and tells what they said. What cannot be asked is left out: the job does not depend on it.
+    pub(super) async fn tell_answers(
+        &self,
+        job: &Job,
+        base: &str,
+        adapter: &Arc<Adapter>,
+        questions: &[Question],
+        control: &Control,
+    ) {
+        let Ok(entry) = self.catalog.get(base) else { return };
+        let (model, backend) = (&entry.model, entry.backend.as_ref());
+        let ask = |question: &Question, adapter: Option<&AdapterLease>| {
+            answer(backend, model, &job.organization, question.prompt.clone(), adapter.cloned())
+        };
+        let both = questions
+            .iter()
+            .map(|question| futures::future::try_join(ask(question, None), ask(question, Some(adapter))));
+        let interrupted = async {
+            while control.raised().is_none() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        let answers = tokio::select! {
+            biased;
+            () = interrupted => return,
+            () = tokio::time::sleep(LIMIT) => {
+                return tracing::debug!(job = job.id, "the answers to validation prompts took too long");
+            }
+            answers = join_all(both) => answers,
+        };
+        let mut message = String::new();
+        let mut data = Vec::new();
+        for (question, answers) in questions.iter().zip(answers) {
+            let (own, tuned) = match answers {
+                Ok(answers) => answers,
+                Err(error) => {
+                    tracing::debug!(job = job.id, "a validation prompt cannot be asked: {error}");
+                    continue;
+                }
+            };
+            let text = |tokens: &[u32]| model.tokenizer.decode(tokens, true).map(|text| printable(&text));
+            let (Ok(prompt), Ok(expected)) = (text(&question.prompt), text(&question.answer)) else { continue };
+            let (own, tuned) = (printable(&own), printable(&tuned));
+            let _ =
+                write!(message, " ({}) base: {:?}, fine-tuned: {:?}.", data.len() + 1, shorten(&own), shorten(&tuned));
+            data.push(json!({
+                "prompt": last_characters(&prompt),
+                "expected": first_characters(&expected),
+                "base": first_characters(&own),
+                "fine_tuned": first_characters(&tuned),
+            }));
+        }
+        if !data.is_empty() {
+            let message = format!("Answers to {} validation prompts:{message}", data.len());
+            self.say(job, "info", &message, Some(json!({"answers": data}))).await;
+        }
+    }
+}
+
+/// The most probable answer.
+async fn answer(
+    backend: &dyn Backend,
+    model: &BaseModel,
+    organization: &str,
+    prompt: Vec<u32>,
+    adapter: Option<AdapterLease>,
+) -> Result<String> {
+    let mut events = backend.generate(GenerateRequest {
+        organization: organization.into(),
+        prompt,
+        adapter,
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        max_tokens: ANSWER_TOKENS,
+        stop: Vec::new(),
+        stop_tokens: model.end_tokens.clone(),
+        logprobs: None,
+        prompt_logprobs: None,
+        grammar: None,
+    })?;
+    let mut answer = String::new();
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Prompt { .. } => {}
+            Event::Token { text, .. } => answer += &text,
+            Event::Finished { text, .. } => return Ok(answer + &text),
+            Event::Failed(error) => return Err(error),
+        }
+    }
+    Err(Error::Unavailable("the engine stopped in the middle of an answer".into()))
+}
+
+/// The database stores no NUL.
+fn printable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+fn first_characters(text: &str) -> String {
+    text.chars().take(SHOWN).collect()
+}
+
+fn last_characters(text: &str) -> String {
+    let skipped = text.chars().count().saturating_sub(SHOWN);
+    text.chars().skip(skipped).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_cut_where_they_matter_least() {
+        let text = format!("{}é", "a".repeat(SHOWN));
+        assert_eq!(first_characters(&text), "a".repeat(SHOWN));
+        assert!(last_characters(&text).ends_with("aé") && last_characters(&text).chars().count() == SHOWN);
+        assert_eq!((first_characters("é"), last_characters("é")), ("é".into(), "é".into()));
+        assert_eq!(printable("a\0b"), "a\u{fffd}b");
+    }
+}

@@ -1,0 +1,100 @@
+//! A codec that can be read: one token per character. Use as `#[path = "common/characters.rs"] mod characters;`.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::fmt::Write as _;
+
+use attune::datasets::{Dataset, DatasetReport, TextCodec, TokenizedExample};
+use attune::{Error, Result};
+use serde_json::Value;
+
+pub const END: u32 = 1000;
+
+/// One token per character, `<end>` being one token, and a template of the common form.
+pub struct Characters {
+    pub template: Template,
+}
+
+pub enum Template {
+    None,
+    /// `[role]content<end>\n` for each message.
+    Plain,
+    /// The same, but answers before the last one lose what stands before `|`, as reasoning does in some templates.
+    Forgetful,
+    /// The generation prompt opens a tag that the history leaves out.
+    OpensTag,
+    /// Tools before the chat, calls in place of texts, results as messages.
+    Tools,
+}
+
+impl TextCodec for Characters {
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let mut tokens = if special { vec![999] } else { Vec::new() };
+        for (index, part) in text.split("<end>").enumerate() {
+            if index > 0 {
+                tokens.push(END);
+            }
+            tokens.extend(part.chars().map(u32::from));
+        }
+        Ok(tokens)
+    }
+
+    fn render_chat(&self, messages: &[Value], tools: Option<&[Value]>, generate: bool) -> Result<Option<String>> {
+        if matches!(self.template, Template::None) {
+            return Ok(None);
+        }
+        let mut text = String::new();
+        let with_tools = matches!(self.template, Template::Tools);
+        if let Some(tools) = tools.filter(|_| with_tools) {
+            let names = tools.iter().map(|tool| tool["function"]["name"].as_str().unwrap());
+            writeln!(text, "[tools]{}<end>", names.collect::<Vec<_>>().join(",")).unwrap();
+        }
+        for (index, message) in messages.iter().enumerate() {
+            let (role, mut content) =
+                (message["role"].as_str().unwrap(), message["content"].as_str().unwrap_or("call"));
+            let call = message["tool_calls"][0]["function"]["name"].as_str().map(|name| format!("{name}()"));
+            if let Some(call) = call.as_deref().filter(|_| with_tools) {
+                content = call;
+            }
+            if role == "tool" && !with_tools {
+                return Err(Error::invalid("messages", "this template has no tools"));
+            }
+            if matches!(self.template, Template::Forgetful) && index + 1 < messages.len() {
+                content = content.split('|').next_back().unwrap();
+            }
+            writeln!(text, "[{role}]{content}<end>").unwrap();
+        }
+        if generate {
+            text.push_str(if matches!(self.template, Template::OpensTag) {
+                "[assistant]<think>"
+            } else {
+                "[assistant]"
+            });
+        }
+        Ok(Some(text))
+    }
+
+    fn end_tokens(&self) -> &[u32] {
+        &[END]
+    }
+}
+
+/// The targets of an example as text, `$` for the end token.
+pub fn targets(example: &TokenizedExample) -> String {
+    let weighted = example.tokens.iter().zip(&example.weights).filter(|(_, weight)| **weight > 0.0);
+    weighted.map(|(token, _)| if *token == END { '$' } else { char::from_u32(*token).unwrap() }).collect()
+}
+
+/// A file as tokens, in memory.
+#[derive(Debug)]
+pub struct Rendered {
+    pub examples: Vec<TokenizedExample>,
+    pub report: DatasetReport,
+}
+
+impl Rendered {
+    pub fn of(data: Dataset) -> Result<Self> {
+        Ok(Self { examples: data.examples.range(0..data.examples.len())?, report: data.report })
+    }
+}

@@ -1,0 +1,90 @@
+//! A training file larger than what reading it may take of memory. One test in a process of its own, since it measures that.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{BufReader, Read};
+
+use attune::Result;
+use attune::datasets::{self, Purpose, RenderSettings, TextCodec, TokenizedExample};
+use serde_json::{Value, json};
+
+const LINES: usize = 40_000;
+/// Tokens of an example, prompt and end token included.
+const TOKENS: usize = 1_000;
+/// Numbers, of which a line has three for each token.
+const FIELD: usize = 3;
+
+/// The lines of the file, made when they are read.
+struct Lines {
+    next: usize,
+    line: Vec<u8>,
+    read: usize,
+}
+
+fn answer(number: usize) -> String {
+    let field = |token: usize| format!("{:0width$}", (number + token) % 1000, width = FIELD);
+    (0..TOKENS - 2).map(field).collect::<Vec<_>>().concat()
+}
+
+impl Read for Lines {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.read == self.line.len() {
+            if self.next == LINES {
+                return Ok(0);
+            }
+            self.line = format!("{}\n", json!({"prompt": "", "completion": answer(self.next)})).into_bytes();
+            (self.next, self.read) = (self.next + 1, 0);
+        }
+        let length = buffer.len().min(self.line.len() - self.read);
+        buffer[..length].copy_from_slice(&self.line[self.read..self.read + length]);
+        self.read += length;
+        Ok(length)
+    }
+}
+
+/// Three digits are a token.
+struct Digits;
+
+impl TextCodec for Digits {
+    fn encode(&self, text: &str, _: bool) -> Result<Vec<u32>> {
+        Ok(text
+            .as_bytes()
+            .chunks(FIELD)
+            .map(|digits| digits.iter().fold(0, |n, d| 10 * n + u32::from(d - b'0')))
+            .collect())
+    }
+
+    fn render_chat(&self, _: &[Value], _: Option<&[Value]>, _: bool) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    fn end_tokens(&self) -> &[u32] {
+        &[1000]
+    }
+}
+
+/// The most memory that this process had so far, in bytes.
+fn peak_memory() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+}
+
+#[test]
+fn a_file_is_read_within_a_small_part_of_its_size_in_memory() {
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 4096 };
+    let before = peak_memory();
+    let lines = BufReader::new(Lines { next: 0, line: Vec::new(), read: 0 });
+    let data = datasets::read(lines, Purpose::Training, &Digits, &settings).unwrap();
+    assert_eq!((data.report.examples, data.report.tokens), (LINES, LINES * TOKENS));
+    // As a step reads them: anywhere.
+    for number in (0..LINES).rev().step_by(997) {
+        let TokenizedExample { tokens, weights } = data.examples.get(number).unwrap();
+        let expected: Vec<u32> = (0..TOKENS - 2).map(|token| ((number + token) % 1000) as u32).collect();
+        assert_eq!((tokens[0], &tokens[1..TOKENS - 1], tokens[TOKENS - 1]), (1000, expected.as_slice(), 1000));
+        assert_eq!((weights[0], weights[1], weights.len()), (0.0, 1.0, TOKENS));
+    }
+    // 120 MB of text and 40 million tokens, which are 320 MB as tokens and weights.
+    let grown = peak_memory() - before;
+    assert!(grown < 40 << 20, "{} MB", grown >> 20);
+}
