@@ -13,6 +13,7 @@ mod job_run;
 mod lease;
 mod report;
 mod training;
+mod watched;
 
 use std::sync::Arc;
 use std::time::Duration;

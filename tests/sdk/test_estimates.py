@@ -138,6 +138,17 @@ def test_the_command_line_says_the_same_with_and_without_a_server(binary, priced
     assert (here["steps"], here["epochs"]) == (12, 3)
 
 
+def test_the_command_line_estimates_pairs_of_answers(binary, priced, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(jsonl({"prompt": f"{n} and", "chosen": " more", "rejected": " no more of it"} for n in range(12)))
+    options = ["--json", "--set", "beta=0.2", "--set", "batch_size=4", "--set", "n_epochs=2", "--url", priced.url]
+    done = command(binary, "estimate", file, "--method", "dpo", *options)
+    assert done.returncode == 0, done.stderr
+    estimate = json.loads(done.stdout)
+    assert (estimate["hyperparameters"]["beta"], estimate["steps"]) == (0.2, 6)
+    assert command(binary, "estimate", file, *options).returncode == 1, "the lines are no supervised examples"
+
+
 def test_the_command_line_prints_lines_and_faults(binary, priced, tickets, tmp_path):
     file = tmp_path / "train.jsonl"
     file.write_bytes(jsonl(tickets[:20]))

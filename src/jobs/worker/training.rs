@@ -4,7 +4,6 @@
 //! a step and a lost lease is noticed while a step runs.
 
 use std::collections::BTreeMap;
-use std::io::{BufReader, Read, Seek as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::forecast::{Account, Busy, Forecast, Grounds, samples};
 use super::lease::{Control, Interrupt};
+use super::watched::watched;
 use crate::adapters::peft::{self, PeftFiles};
 use crate::adapters::{Adapter, AdapterLease, Site};
 use crate::datasets::classes::{self, Wanted};
@@ -393,22 +393,4 @@ fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: 
     resolved.use_rslora = Some(false);
     resolved.target_modules = Some(sites);
     Ok(())
-}
-
-/// A file from its beginning, whose reading ends when the job must stop: a large one takes minutes to tokenize.
-fn watched<'a>(mut file: &'a std::fs::File, control: &'a Control) -> Result<BufReader<Watched<'a>>> {
-    file.rewind().map_err(Error::io("read a temporary file"))?;
-    Ok(BufReader::with_capacity(1 << 16, Watched { file, control }))
-}
-
-struct Watched<'a> {
-    file: &'a std::fs::File,
-    control: &'a Control,
-}
-
-impl Read for Watched<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.control.check().map_err(std::io::Error::other)?;
-        self.file.read(buffer)
-    }
 }
