@@ -197,8 +197,8 @@ fn medians(
 /// What adapters cost beside the base alone, each pair measured in turns, and a long context.
 fn adapters_and_contexts(config: &ModelConfig, decoder: &Decoder) -> Result<(), Failure> {
     let adapters = (0..16).map(|_| adapter(config, 16)).collect::<Result<Vec<_>, _>>()?;
-    let short = adapters.iter().map(|adapter| adapter.in_precision(candle_core::DType::BF16));
-    let short = short.collect::<Result<Vec<_>, _>>()?;
+    let held = |precision| adapters.iter().map(|one| one.for_serving(precision)).collect::<Result<Vec<_>, _>>();
+    let (adapters, short) = (held(candle_core::DType::F32)?, held(candle_core::DType::BF16)?);
     let one: Vec<&Adapter> = vec![&adapters[0]; 16];
     let kinds = [
         ("base only", vec![None; 16]),

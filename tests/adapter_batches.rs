@@ -165,7 +165,7 @@ fn a_row_has_the_bits_that_it_has_alone_whatever_is_in_the_batch() {
             let (config, decoder) = load_as(family, &CPU, storage);
             let one = adapter(&config, "one", |_, _| Some(1));
             let odd = adapter(&config, "odd", |layer, site| Some(3 + 2 * layer + site as usize));
-            let half = adapter(&config, "half", |_, _| Some(12)).in_precision(DType::BF16).unwrap();
+            let half = adapter(&config, "half", |_, _| Some(12)).for_serving(DType::BF16).unwrap();
             let gaps =
                 adapter(&config, "gaps", |layer, site| (layer != 1 && (site as usize).is_multiple_of(2)).then_some(20));
             let nothing = adapter(&config, "nothing", |_, _| None);

@@ -252,7 +252,10 @@ fn a_rank_above_the_limit_is_refused_and_sizes_are_known_before_anything_is_allo
     assert!(refused.to_string().contains("limits.max_adapter_rank is 3"), "{refused}");
     let adapter = HostAdapter::check(&config, whole.into(), &model("llama"), 4).unwrap();
     assert_eq!(adapter.rank(), 4);
-    assert_eq!(adapter.device_bytes(), adapter.to_adapter(&Device::Cpu).unwrap().bytes() as u64);
+    for precision in [DType::F32, DType::BF16] {
+        let served = adapter.to_adapter(&Device::Cpu).unwrap().for_serving(precision).unwrap();
+        assert_eq!(adapter.device_bytes(precision), served.bytes() as u64);
+    }
 }
 
 #[test]

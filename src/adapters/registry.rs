@@ -143,6 +143,20 @@ impl AdapterRegistry {
         Err(Error::Internal(format!("the files of adapter {} are missing", row.adapter)))
     }
 
+    /// The adapter that `name` points to as its files have it, in f32 and apart from the memory for serving: what training begins
+    /// from. With the base model's id.
+    pub async fn original(&self, organization: &str, name: &str) -> Result<(String, Arc<Adapter>)> {
+        let row = self.row(organization, name).await?;
+        let key = key(&row.base, &row.adapter);
+        let device = self.inner.catalog.get(&key.base)?.model.decoder.device().clone();
+        let (host, _share) = match self.inner.tiers.in_host(&key) {
+            Some(host) => (host, None),
+            None => self.fetch(&key).await?,
+        };
+        let adapter = off_thread(move || host.to_adapter(&device)).await?;
+        Ok((row.base, Arc::new(adapter)))
+    }
+
     /// What the name points to now.
     async fn row(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
         let row = self.inner.store.usable_model(organization, name).await;
@@ -189,7 +203,8 @@ impl AdapterRegistry {
             let (host, share) = self.fetch(key).await?;
             (host, Source::Disk, share)
         };
-        let room = self.room(host.device_bytes()).await?;
+        let precision = self.inner.catalog.get(&key.base)?.model.decoder.adapter_precision();
+        let room = self.room(host.device_bytes(precision)).await?;
         let lease = self.to_device(key, host, room).await?;
         self.inner.counts.loaded(source, begin.elapsed());
         Ok(lease)
@@ -220,8 +235,13 @@ impl AdapterRegistry {
     }
 
     async fn to_device(&self, key: &Key, host: Arc<HostAdapter>, room: Reservation) -> Result<AdapterLease> {
-        let device = self.inner.catalog.get(&key.base)?.model.decoder.device().clone();
-        let adapter = off_thread(move || host.to_adapter(&device)).await?;
+        let model = Arc::clone(&self.inner.catalog.get(&key.base)?.model);
+        let make = move || {
+            let adapter = host.to_adapter(model.decoder.device())?;
+            let for_serving = model.decoder.device().is_cpu();
+            if for_serving { adapter.for_serving(model.decoder.adapter_precision()) } else { Ok(adapter) }
+        };
+        let adapter = off_thread(make).await?;
         Ok(self.inner.tiers.keep(room, key.clone(), Arc::new(adapter)))
     }
 
@@ -270,10 +290,12 @@ impl AdapterRegistry {
         let RegistryLimits { budgets, max_rank, .. } = self.inner.limits;
         let (config, weights) = (Bytes::from(files.config), Bytes::from(files.weights));
         let blobs = (config.clone(), weights.clone());
+        let precision = model.decoder.adapter_precision();
         let check = move || HostAdapter::check(&config, weights, &model.config, max_rank);
         let host = Arc::new(off_thread(check).await?);
-        if host.device_bytes() > budgets.device {
-            return Err(too_large(host.device_bytes(), budgets.device));
+        let bytes = host.device_bytes(precision);
+        if bytes > budgets.device {
+            return Err(too_large(bytes, budgets.device));
         }
         let key = key(base, host.id());
         let blobs = vec![(config_key(host.id()), blobs.0), (weights_key(host.id()), blobs.1)];
@@ -287,7 +309,7 @@ impl AdapterRegistry {
         self.inner.tiers.keep_in_host(&key, &host);
         // So that the first request waits for nothing; it loads the adapter itself where all room is taken.
         if self.inner.tiers.on_device(&key).is_none()
-            && let Ok(room) = self.inner.tiers.reserve(host.device_bytes())
+            && let Ok(room) = self.inner.tiers.reserve(bytes)
             && let Err(error) = self.to_device(&key, host, room).await
         {
             tracing::warn!(adapter = key.generation, "cannot bring an adapter to the device: {error}");

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
 use crate::adapters::routes::Routes;
@@ -33,6 +33,7 @@ pub struct Decoder {
     /// Added inside the norms.
     pub(crate) norm_eps: f32,
     device: Device,
+    adapter_precision: DType,
 }
 
 /// One decoder block. Fields are called as in the checkpoint, without the suffix.
@@ -252,7 +253,13 @@ impl Decoder {
             rope: Rope::new(config),
             norm_eps: config.rms_norm_eps,
             device: weights.device().clone(),
+            adapter_precision: storage.adapter_precision(weights.device()),
         })
+    }
+
+    /// What adapters are held in while they are served, f32 or bf16: as precise as the weights that they change.
+    pub fn adapter_precision(&self) -> DType {
+        self.adapter_precision
     }
 
     /// The device that the weights are on.

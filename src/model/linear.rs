@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use mistralrs_quant::{GgufMatMul, QuantMethod, QuantMethodConfig, UnquantLinear};
 
 use crate::config::Dtype;
@@ -36,6 +36,11 @@ impl Storage {
             ));
         }
         Ok(())
+    }
+
+    /// f32 beside weights in f32 and on a GPU, bf16 beside those that are rounded more.
+    pub(super) fn adapter_precision(&self, device: &Device) -> DType {
+        if device.is_cpu() && self.precision() != Precision::F32 { DType::BF16 } else { DType::F32 }
     }
 
     /// The precision of all weight matrices where our own products take them, else that of embedding and head.

@@ -139,7 +139,7 @@ impl Worker {
         let (base, initial) = if self.catalog.get(&spec.model).is_ok() {
             (spec.model.clone(), None)
         } else {
-            let (base, adapter) = self.registry.lease(organization, &spec.model).await?;
+            let (base, adapter) = self.registry.original(organization, &spec.model).await?;
             (base, Some(adapter))
         };
         let model = Arc::clone(&self.catalog.get(&base)?.model);

@@ -14,7 +14,7 @@ use super::forecast::{Account, Busy, Forecast, Grounds, samples};
 use super::lease::{Control, Interrupt};
 use super::watched::watched;
 use crate::adapters::peft::{self, PeftFiles};
-use crate::adapters::{Adapter, AdapterLease, Site};
+use crate::adapters::{Adapter, Site};
 use crate::datasets::classes::{self, Wanted};
 use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
 use crate::engine::priority::Priority;
@@ -48,7 +48,7 @@ pub(super) struct Inputs {
     pub training_file: std::fs::File,
     pub validation_file: Option<std::fs::File>,
     /// The adapter to continue.
-    pub initial: Option<AdapterLease>,
+    pub initial: Option<Arc<Adapter>>,
     /// What to measure of classes, where the client asked for it.
     pub classification: Option<Classification>,
     /// The state of an earlier attempt.

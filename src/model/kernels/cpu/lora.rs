@@ -2,20 +2,17 @@
 //! input, in one parallel section.
 
 use std::cell::Cell;
-use std::sync::RwLockReadGuard;
+use std::sync::{OnceLock, RwLockReadGuard};
 
 use candle_core::{CpuStorage, Storage, Tensor};
 use half::bf16;
-use rayon::prelude::*;
 
-use super::dots::{Dots, Write};
+use super::dots::{Expand, Shrink};
 use super::lanes::{Element, dispatch};
+use super::panels::share;
 use super::{Values, with_values_mut};
 use crate::model::kernels::LoraRows;
 use crate::{Error, Result};
-
-/// Multiplications below which another thread is not worth its call.
-const SERIAL_WORK: usize = 1 << 16;
 
 thread_local! {
     /// A x of the rows at hand. Taken out while it is used, so that it cannot be met twice.
@@ -29,47 +26,49 @@ pub fn add(outputs: &[Tensor], x: &Tensor, tasks: &[LoraRows<'_>]) -> Result<()>
     let values = Values::of(x)?;
     let work: usize = tasks.iter().map(|task| task.rows.len() * task.pair.a.dims()[0] * (input + widths[0])).sum();
     with_values_mut(outputs, &|outputs| {
-        let run = |task: &LoraRows<'_>| {
+        let run = |index: usize| {
+            let task = &tasks[index];
             let output = widths[task.output];
             // SAFETY: no two tasks have the same rows of the same output.
             let y = unsafe { outputs[task.output].slice(task.rows.start * output..task.rows.end * output) };
             let x = &values[task.rows.start * input..task.rows.end * input];
-            add_pair(y, x, task)
+            // The next task's matrix is fetched while this one's are used.
+            add_pair(y, x, task, tasks.get(index + 1))
         };
-        if work < SERIAL_WORK { tasks.iter().try_for_each(run) } else { tasks.par_iter().try_for_each(run) }
+        let failure = OnceLock::new();
+        share(tasks.len(), work, |index| {
+            if let Err(error) = run(index) {
+                let _ = failure.set(error);
+            }
+        });
+        failure.into_inner().map_or(Ok(()), Err)
     })
 }
 
-fn add_pair(y: &mut [f32], x: &[f32], task: &LoraRows<'_>) -> Result<()> {
-    let (pair, rows) = (task.pair, task.rows.len());
-    let ((rank, input), (output, _)) = (pair.a.dims2()?, pair.b.dims2()?);
-    let size = Size { rows, input, rank, output };
-    let (a, b) = (Stored::of(&pair.a)?, Stored::of(&pair.b)?);
-    match (a.elements()?, b.elements()?) {
-        (Elements::F32(a), Elements::F32(b)) => product(y, x, a, b, pair.scale, size),
-        (Elements::Bf16(a), Elements::Bf16(b)) => product(y, x, a, b, pair.scale, size),
+fn add_pair(y: &mut [f32], x: &[f32], task: &LoraRows<'_>, next: Option<&LoraRows<'_>>) -> Result<()> {
+    let (pair, rows, rank) = (task.pair, task.rows.len(), task.pair.a.dims()[0]);
+    // No copies where the adapter was made to be served, which holds Aᵀ.
+    let (a, next) = (pair.a.t()?.contiguous()?, next.unwrap_or(task).pair.a.t()?.contiguous()?);
+    let (a, b, next) = (Stored::of(&a)?, Stored::of(&pair.b)?, Stored::of(&next)?);
+    match (a.elements()?, b.elements()?, next.elements()?) {
+        (Elements::F32(a), Elements::F32(b), next) => product(y, x, [a, b, next.f32()], pair.scale, [rows, rank]),
+        (Elements::Bf16(a), Elements::Bf16(b), next) => product(y, x, [a, b, next.bf16()], pair.scale, [rows, rank]),
         _ => return Err(Error::Internal("A and B of an adapter differ in their precision".into())),
     }
     Ok(())
 }
 
-#[derive(Clone, Copy)]
-struct Size {
-    rows: usize,
-    input: usize,
-    rank: usize,
-    output: usize,
-}
-
-fn product<E: Element>(y: &mut [f32], x: &[f32], a: &[E], b: &[E], scale: f32, size: Size) {
-    let Size { rows, input, rank, output } = size;
+/// `matrices` are Aᵀ `[in, rank]`, B `[out, rank]`, and the Aᵀ of the next task.
+fn product<E: Element>(y: &mut [f32], x: &[f32], matrices: [&[E]; 3], scale: f32, [rows, rank]: [usize; 2]) {
+    if rows == 0 || rank == 0 {
+        return;
+    }
+    let [a, b, next] = matrices;
     let mut shrunk = SHRUNK.take();
     shrunk.clear();
     shrunk.resize(rows * rank, 0.0); // x · Aᵀ, [rows, rank]
-    let shrink = Dots { x, matrix: a, y: &mut shrunk, rows, columns: rank, depth: input, write: Write::Set };
-    dispatch(shrink);
-    let expand = Dots { x: &shrunk, matrix: b, y, rows, columns: output, depth: rank, write: Write::Add(scale) };
-    dispatch(expand);
+    dispatch(Shrink { x, a, next: b, shrunk: &mut shrunk, rows, rank });
+    dispatch(Expand { shrunk: &shrunk, b, next, y, rows, rank, scale });
     SHRUNK.set(shrunk);
 }
 
@@ -82,6 +81,18 @@ struct Stored<'a> {
 enum Elements<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
+}
+
+impl<'a> Elements<'a> {
+    /// Nothing where they are of another precision.
+    fn f32(self) -> &'a [f32] {
+        if let Self::F32(values) = self { values } else { &[] }
+    }
+
+    /// As above.
+    fn bf16(self) -> &'a [bf16] {
+        if let Self::Bf16(values) = self { values } else { &[] }
+    }
 }
 
 impl<'a> Stored<'a> {

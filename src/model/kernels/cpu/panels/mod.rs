@@ -35,12 +35,12 @@ mod tests;
 mod x86;
 
 pub use level::Level;
+pub(super) use share::share;
 pub use tensors::{project, project_onto};
 
 use bytes::{Activations, Q8};
 use float::{Bf16, F32, FloatRows};
 use product::{Input, Job, UNIT_PANELS, chunks};
-use share::share;
 
 /// Output rows of a panel.
 const LANES: usize = 16;

@@ -14,7 +14,7 @@ const SMALL_INSIDE: usize = 1 << 16;
 const SMALL_OUTSIDE: usize = 1 << 20;
 
 /// Calls `work` with each number below `units`, on the threads of the one pool. `cost` is in multiply-adds, all together.
-pub(super) fn share(units: usize, cost: usize, work: impl Fn(usize) + Sync) {
+pub(in super::super) fn share(units: usize, cost: usize, work: impl Fn(usize) + Sync) {
     let small = if rayon::current_thread_index().is_some() { SMALL_INSIDE } else { SMALL_OUTSIDE };
     let threads = rayon::current_num_threads().min(units);
     if threads <= 1 || cost < small {
