@@ -3,12 +3,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-rust test-sdk bench bench-serving check openapi parity
+.PHONY: help setup demo serve test test-rust test-sdk bench bench-serving bench-training check openapi parity
 
 PYTHON := .venv/bin/python
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Install or name what is missing beside Rust (PostgreSQL, Python, Node.js, a C compiler)
 	@tools/setup
@@ -35,6 +35,9 @@ bench: setup ## Measure serving, embedding and training on this machine
 
 bench-serving: setup .venv-bench/.installed ## Measure serving beside llama.cpp and mistralrs (compiles llama.cpp, 15 minutes)
 	@.venv-bench/bin/python benches/serving
+
+bench-training: setup .venv-bench-training/.installed ## Measure training beside transformers, PEFT and TRL (downloads torch)
+	@.venv-bench-training/bin/python benches/training
 
 check: setup ## Formatting, lints as errors, and that openapi/openapi.json is up to date
 	@cargo fmt --check
@@ -66,6 +69,11 @@ parity: setup .venv-parity/.installed ## Compare with transformers and PEFT anew
 .venv-bench/.installed: benches/serving/requirements.txt | setup
 	@python3 -m venv .venv-bench
 	@LLAMA_CPP_BUILD_JOBS="$$(nproc)" .venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.venv-bench-training/.installed: benches/training/requirements.txt | setup
+	@python3 -m venv .venv-bench-training
+	@.venv-bench-training/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 .venv-parity/.installed: tests/parity/requirements.txt | setup

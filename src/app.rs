@@ -15,8 +15,10 @@ use crate::config::{Config, ModelEntry};
 use crate::engine::catalog::{Catalog, CatalogEntry};
 use crate::engine::native::NativeEngine;
 use crate::engine::priority::Priority;
+use crate::jobs::cost::Pricing;
 use crate::jobs::queue::Queue;
 use crate::jobs::worker::Worker;
+use crate::jobs::worker::estimate::Estimator;
 use crate::model::{BaseModel, device};
 use crate::store::Store;
 use crate::store::key_directory::KeyDirectory;
@@ -59,9 +61,12 @@ impl App {
             catalog: catalog.clone(),
             registry: registry.clone(),
             priority,
+            pricing: Pricing::of(&config),
         };
+        let estimator = Estimator::new(worker.clone());
         let shutdown = CancellationToken::new();
-        let state = ApiState { config: Arc::new(config), catalog, registry, store, queue, keys, usage, shutdown };
+        let state =
+            ApiState { config: Arc::new(config), catalog, registry, store, queue, estimator, keys, usage, shutdown };
         Ok(Self { state, worker, _postgres: postgres })
     }
 

@@ -47,7 +47,9 @@ pub struct Config {
     pub limits: Limits,
     /// What a base model's tokens cost, and those of the models that are fine-tuned from it, by the base's id.
     pub prices: BTreeMap<String, Price>,
-    /// The money of `prices`.
+    /// What training costs beside its tokens.
+    pub training: TrainingOptions,
+    /// The money of `prices`, and of `training`.
     pub currency: String,
     /// Log lines as JSON instead of text.
     pub log_json: bool,
@@ -119,6 +121,15 @@ pub struct Price {
     pub training: f64,
 }
 
+/// What an operator says of training.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainingOptions {
+    /// What an hour of the machine costs: estimates and jobs tell their duration in money.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub price_per_hour: Option<f64>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -133,6 +144,7 @@ impl Default for Config {
             organization: "local".into(),
             limits: Limits::default(),
             prices: BTreeMap::new(),
+            training: TrainingOptions::default(),
             currency: "USD".into(),
             log_json: false,
         }
@@ -150,7 +162,7 @@ impl Config {
             figment = figment.merge(Toml::file(file));
         }
         figment
-            .merge(Env::prefixed("ATTUNE_").ignore(&["config", "log"]).split("__"))
+            .merge(Env::prefixed("ATTUNE_").ignore(&["config", "log", "url", "api_key"]).split("__"))
             .extract()
             .map_err(|error| Error::Setup(format!("configuration: {error}")))
     }
@@ -175,13 +187,22 @@ impl Config {
             return Err(Error::Setup("api_keys: a key is empty".into()));
         }
         self.limits.check()?;
+        self.check_prices()?;
+        Ok(self)
+    }
+
+    /// Refuses prices that are none.
+    pub fn check_prices(&self) -> Result<()> {
         for (model, price) in &self.prices {
             let prices = [price.prompt, price.cached_prompt.unwrap_or_default(), price.completion, price.training];
             if !prices.iter().all(|price| price.is_finite() && *price >= 0.0) {
                 return Err(Error::Setup(format!("prices of `{model}`: every price must be a number of at least 0")));
             }
         }
-        Ok(self)
+        if self.training.price_per_hour.is_some_and(|price| !price.is_finite() || price < 0.0) {
+            return Err(Error::Setup("training: price_per_hour must be a number of at least 0".into()));
+        }
+        Ok(())
     }
 
     /// Refuses an address that others reach where nobody has a key; `database_has_keys` says whether one was ever made.
@@ -311,6 +332,21 @@ mod tests {
         ] {
             let said = check(text).expect_err("refused").to_string();
             assert!(said.contains(says), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_price_that_is_none_is_refused() {
+        let check = |text: &str| {
+            let config = Figment::from(Serialized::defaults(Config::default())).merge(Toml::string(text));
+            config.extract::<Config>().map_err(|error| Error::Setup(error.to_string()))?.check_prices()
+        };
+        for text in ["", "[training]\nprice_per_hour = 0.2", "[prices.a]\nprompt = 1.0\ntraining = 0"] {
+            assert!(check(text).is_ok(), "{text}");
+        }
+        for text in ["[training]\nprice_per_hour = -1", "[training]\nprice_per_hour = inf", "[prices.a]\nprompt = nan"]
+        {
+            assert!(check(text).is_err(), "{text}");
         }
     }
 

@@ -11,6 +11,7 @@
 //! - [`datasets`] reads and checks training files and renders them to tokens with a loss mask.
 //! - [`train`] fits an adapter to a dataset: explicit backward pass, loss, optimizer, checkpoints.
 //! - [`jobs`] is the queue in Postgres, its events, and the worker that runs a job.
+//! - [`machine`] tells of the machine and of the process's memory, [`words`] writes figures for people.
 //! - [`store`] is all other SQL, the private Postgres and the blobs on disk.
 //!
 //! Calls go downwards only: nothing but `api` knows HTTP, and SQL stands in `store` and `jobs` alone. One request and one
@@ -24,8 +25,10 @@ pub mod datasets;
 pub mod engine;
 pub mod error;
 pub mod jobs;
+pub mod machine;
 pub mod model;
 pub mod store;
 pub mod train;
+pub mod words;
 
 pub use error::{Error, Result};

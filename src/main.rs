@@ -1,7 +1,13 @@
-//! The command line: parses arguments, sets up logging, and calls the library. `keys` is in `commands/`.
+//! The command line: parses arguments, sets up logging, and calls the library. Larger commands are in
+//! `commands/`.
 
 mod commands {
+    pub mod costs;
+    pub mod estimate;
+    pub mod jobs;
     pub mod keys;
+    mod server;
+    mod table;
 }
 
 use std::ffi::c_long;
@@ -13,6 +19,9 @@ use attune::app::{App, open_store};
 use attune::config::{Config, DeviceChoice, ModelEntry};
 use attune::{Error, Result, api};
 use clap::{Args, Parser, Subcommand};
+use commands::costs::CostsOptions;
+use commands::estimate::EstimateOptions;
+use commands::jobs::JobsCommand;
 use commands::keys::KeysCommand;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,6 +57,15 @@ enum Command {
         #[command(subcommand)]
         command: KeysCommand,
     },
+    /// Tell what a fine-tune of a file would take: tokens, steps, time, memory and money.
+    Estimate(Box<EstimateOptions>),
+    /// List and follow the fine-tune jobs of a running server.
+    Jobs {
+        #[command(subcommand)]
+        command: JobsCommand,
+    },
+    /// Compare an own machine with paying per token: costs, and the requests per day from which on it is cheaper.
+    Costs(CostsOptions),
     /// Print the OpenAPI document.
     Openapi {
         /// Compare with this file instead; fails where it differs.
@@ -134,7 +152,7 @@ fn main() -> ExitCode {
     // SAFETY: no other thread is running yet.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, KEEP_FREED_MS) };
     match start(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("attune: {error}");
             ExitCode::FAILURE
@@ -142,9 +160,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(cli: Cli) -> Result<()> {
+fn start(cli: Cli) -> Result<ExitCode> {
+    // What the database's start says would hide the answer of a command that is short.
+    let quiet = if cli.log == DEFAULT_LOG { "warn" } else { &cli.log };
     match cli.command {
         Command::Openapi { check } => openapi(check),
+        Command::Jobs { command } => return block_on(quiet, false, command.run()),
+        Command::Costs(options) => options.run(),
+        Command::Estimate(options) => {
+            let config = options.place().load()?;
+            block_on(quiet, config.log_json, options.run(config))
+        }
         Command::Serve(ServeOptions { options, listen, no_worker }) => {
             let mut config = options.load()?;
             config.listen = listen.unwrap_or(config.listen);
@@ -165,14 +191,13 @@ fn start(cli: Cli) -> Result<()> {
         }
         Command::Keys { command } => {
             let config = command.place().load()?;
-            // What the database's start says would hide the answer.
-            let log = if cli.log == DEFAULT_LOG { "warn" } else { &cli.log };
-            block_on(log, config.log_json, command.run(config))
+            block_on(quiet, config.log_json, command.run(config))
         }
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
-fn block_on(log: &str, json: bool, work: impl Future<Output = Result<()>>) -> Result<()> {
+fn block_on<T>(log: &str, json: bool, work: impl Future<Output = Result<T>>) -> Result<T> {
     start_logging(log, json)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(Error::io("start the async runtime"))?;

@@ -8,7 +8,6 @@ exactly n tokens for every server.
 import json
 from pathlib import Path
 
-import gguf
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -73,6 +72,9 @@ def write_folder(folder, named):
 
 def write_gguf(path, named, precision):
     """The same for llama.cpp: `f32`, `f16` or `q8_0`."""
+    # Only needed here: who trains on the checkpoint has no use for it.
+    import gguf
+
     kinds = gguf.GGMLQuantizationType
     kind = {"f32": kinds.F32, "f16": kinds.F16, "q8_0": kinds.Q8_0}[precision]
     writer = gguf.GGUFWriter(str(path), "llama")

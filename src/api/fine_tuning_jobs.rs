@@ -1,8 +1,9 @@
 //! `/fine_tuning/jobs`: the current fine-tuning resource.
 //!
 //! This file holds the handlers; [`request`] is the body that creates a job, [`settings`] a part of it, [`response`] what is
-//! answered, and [`metadata`] the client's own notes.
+//! answered, [`metadata`] the client's own notes, and [`estimate`] tells what a job would take.
 
+pub mod estimate;
 mod metadata;
 mod request;
 mod response;
@@ -14,15 +15,15 @@ use axum::extract::State;
 use self::metadata::read_filter;
 use self::request::CreateJob;
 use self::response::{Checkpoint, FineTuningEvent, FineTuningJob};
-use crate::Result;
 use crate::api::ApiState;
 use crate::api::auth::Caller;
 use crate::api::error::{ErrorBody, Problem};
-use crate::api::extract::{Body, Path, Query};
+use crate::api::extract::{Body, Path, Query, parse};
 use crate::api::job_rules::{check_inputs, follow_alias};
 use crate::api::list::{BoundedPageOf, Cursor, PageOf};
 use crate::jobs::queue::StopRequest;
-use crate::jobs::{Job, JobApi};
+use crate::jobs::{Job, JobApi, JobSpec};
+use crate::{Error, Result};
 
 /// Items of a page by default, and at the most.
 const DEFAULT_PAGE: i64 = 20;
@@ -164,6 +165,16 @@ pub async fn checkpoints(
     let (checkpoints, has_more) = state.queue.checkpoints(&job, cursor.page(DEFAULT_CHECKPOINTS, MAX_PAGE)).await?;
     let checkpoints: Vec<_> = checkpoints.into_iter().map(|checkpoint| Checkpoint::new(&job.id, checkpoint)).collect();
     Ok(Json(BoundedPageOf::new(checkpoints, has_more, |checkpoint| checkpoint.id.clone())))
+}
+
+/// The job that a JSON body asks for, by the rules of [`create`]; for the command line, which has files and models of its own.
+pub fn read_spec(body: &[u8]) -> Result<JobSpec> {
+    let request: CreateJob = parse(body).map_err(|problem| Error::Invalid {
+        message: problem.error.message,
+        param: problem.error.param.map(Into::into),
+        code: problem.error.code,
+    })?;
+    request.spec()
 }
 
 async fn find(state: &ApiState, caller: &Caller, id: &str) -> Result<Job> {

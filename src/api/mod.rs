@@ -51,11 +51,14 @@ use crate::api::auth::Door;
 use crate::config::Config;
 use crate::engine::catalog::Catalog;
 use crate::jobs::queue::Queue;
+use crate::jobs::worker::estimate::Estimator;
 use crate::store::Store;
 use crate::store::key_directory::KeyDirectory;
 use crate::store::usage_recorder::UsageRecorder;
 use crate::{Error, Result};
 
+pub use fine_tuning_jobs::estimate::show as show_estimate;
+pub use fine_tuning_jobs::read_spec;
 pub use health::record_metrics;
 
 /// What handlers work with. Cheap to clone.
@@ -71,6 +74,8 @@ pub struct ApiState {
     pub store: Store,
     /// Fine-tune jobs.
     pub queue: Queue,
+    /// Tells what a fine-tune job would take.
+    pub estimator: Estimator,
     /// The keys of the database.
     pub keys: KeyDirectory,
     /// Takes down what requests use.
@@ -116,6 +121,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .route("/fine-tunes/{fine_tune_id}/events", get(fine_tunes::events))
         // Fine-tuning jobs.
         .routes(routes!(fine_tuning_jobs::create, fine_tuning_jobs::list))
+        .routes(routes!(fine_tuning_jobs::estimate::create))
         .routes(routes!(fine_tuning_jobs::retrieve))
         .routes(routes!(fine_tuning_jobs::cancel))
         .routes(routes!(fine_tuning_jobs::pause))

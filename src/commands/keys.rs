@@ -110,14 +110,9 @@ async fn create(store: &Store, new: NewKey) -> Result<()> {
 async fn list(store: &Store, organization: Option<&str>) -> Result<()> {
     let organization = organization.map(normal_organization).transpose()?;
     let head = ["ID", "ORG", "KEY", "NAME", "ADMIN", "RPM", "TPM", "CREATED", "EXPIRES", "REVOKED", "LAST USED"];
-    let mut rows = vec![head.map(str::to_owned)];
-    rows.extend(store.keys(organization.as_deref()).await?.into_iter().map(row));
-    let widths: Vec<usize> =
-        (0..head.len()).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
-    for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        println!("{}", cells.join("  ").trim_end());
-    }
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows.extend(store.keys(organization.as_deref()).await?.into_iter().map(|key| row(key).to_vec()));
+    super::table::print(&rows);
     Ok(())
 }
 

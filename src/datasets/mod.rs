@@ -96,6 +96,8 @@ pub struct DatasetReport {
     pub tokens: usize,
     /// Tokens that one epoch trains on.
     pub target_tokens: usize,
+    /// Tokens of the longest example, or pair of answers, after it was cut.
+    pub longest: usize,
     /// Examples cut at the end to fit the model's context.
     pub truncated: NotedLines,
     /// Examples left out, all or in part, since no target fits the context.
@@ -318,6 +320,7 @@ impl Builder {
             report.duplicates.note(*line, repeated);
         }
         report.sequences += 1;
+        report.longest = report.longest.max(sequences.iter().map(|sequence| sequence.tokens.len()).sum());
         for sequence in sequences {
             report.tokens += sequence.tokens.len();
             report.target_tokens += sequence.targets();

@@ -6,6 +6,7 @@
 
 mod changes;
 pub mod checkpoints;
+pub mod cost;
 pub mod events;
 pub mod queue;
 mod rows;

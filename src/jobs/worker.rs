@@ -2,14 +2,18 @@
 //!
 //! This file is the claim loop; [`job_run`] is one job from claim to end, [`training`] its part on a thread of its own,
 //! [`checkpoints`] what it keeps on its way, [`report`] what its client is told, [`answers`] what the models say in the end,
-//! and [`lease`] keeps the claim alive and brings requests to stop.
+//! and [`lease`] keeps the claim alive and brings requests to stop. [`estimate`] tells what a job would take, with the
+//! figures of [`forecast`].
 
 mod answers;
 mod checkpoints;
+pub mod estimate;
+mod forecast;
 mod job_run;
 mod lease;
 mod report;
 mod training;
+mod watched;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +25,7 @@ use uuid::Uuid;
 use crate::adapters::registry::AdapterRegistry;
 use crate::engine::catalog::Catalog;
 use crate::engine::priority::Priority;
+use crate::jobs::cost::Pricing;
 use crate::jobs::queue::Queue;
 use crate::store::Store;
 
@@ -44,6 +49,8 @@ pub struct Worker {
     pub registry: AdapterRegistry,
     /// Lets requests go first.
     pub priority: Arc<Priority>,
+    /// What training costs.
+    pub pricing: Pricing,
 }
 
 impl Worker {

@@ -10,6 +10,7 @@ pub(crate) mod notifications;
 pub mod permissions;
 pub mod postgres;
 mod sweep;
+pub mod training_rates;
 pub mod usage;
 pub mod usage_recorder;
 

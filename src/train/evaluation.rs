@@ -63,6 +63,20 @@ impl HeldOut {
         self
     }
 
+    /// Tokens that the evaluations of a run of `epochs` times `per_epoch` steps read: the sample each time that one is due,
+    /// all examples at the ends of epochs, and all of them once more where a reference is asked.
+    pub fn tokens_read(&self, epochs: usize, per_epoch: usize) -> usize {
+        let sample: usize = (0..self.sample).map(|index| self.examples.tokens(index)).sum();
+        let between = (1..=epochs * per_epoch).filter(|step| self.is_due(*step) && !step.is_multiple_of(per_epoch));
+        let wholes = epochs + usize::from(self.width > 1);
+        between.count() * sample + wholes * self.tokens()
+    }
+
+    /// Tokens of all examples.
+    pub fn tokens(&self) -> usize {
+        (0..self.examples.len()).map(|index| self.examples.tokens(index)).sum()
+    }
+
     /// True where an evaluation follows on step `step`, counted from 1.
     pub fn is_due(&self, step: usize) -> bool {
         self.every.is_some_and(|every| step.is_multiple_of(every))

@@ -9,7 +9,7 @@ use crate::model::kernels;
 use crate::train::backward::{LossReport, PackedBatch, Target};
 
 /// Targets whose logits exist at one time.
-const CHUNK: usize = 128;
+pub const CHUNK: usize = 128;
 
 /// How one target was predicted.
 #[derive(Debug, Clone, Copy, PartialEq)]

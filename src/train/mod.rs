@@ -5,12 +5,15 @@
 //! [`loss`], [`preference`] and [`dropout`] its gradients, [`optimizer`] and [`schedule`] its updates on the [`parameters`]; [`checkpoint`]
 //! makes it resumable to the bit; [`evaluation`] measures it and says when it ends, [`classification`] how prompts are
 //! sorted into classes; [`records`] is what is told of each step, and [`results`] writes the result file.
+//! [`estimate`] tells what a run will take, from what a [`calibration`] measures.
 
 pub mod backward;
+pub mod calibration;
 pub mod checkpoint;
 pub mod classification;
 pub mod classification_metrics;
 pub mod dropout;
+pub mod estimate;
 pub mod evaluation;
 pub mod loss;
 pub mod optimizer;

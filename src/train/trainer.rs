@@ -94,6 +94,16 @@ impl Trainer {
         })
     }
 
+    /// What determines the run.
+    pub fn settings(&self) -> &TrainSettings {
+        &self.settings
+    }
+
+    /// Numbers that training changes.
+    pub fn parameter_count(&self) -> usize {
+        self.parameters.values.iter().map(Vec::len).sum()
+    }
+
     /// Steps of the whole run.
     pub fn total_steps(&self) -> usize {
         self.settings.epochs * self.steps_per_epoch()

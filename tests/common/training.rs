@@ -16,6 +16,7 @@ use attune::config::ModelEntry;
 use attune::engine::catalog::{Catalog, CatalogEntry};
 use attune::engine::priority::Priority;
 use attune::engine::{Backend, EmbedRequest, Event, GenerateRequest};
+use attune::jobs::cost::Pricing;
 use attune::jobs::queue::Queue;
 use attune::jobs::worker::Worker;
 use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus};
@@ -88,6 +89,22 @@ impl Fixture {
         &self.database.store
     }
 
+    /// A worker that does not run.
+    pub fn parts(&self) -> Worker {
+        self.parts_with(catalog())
+    }
+
+    fn parts_with(&self, catalog: Catalog) -> Worker {
+        Worker {
+            queue: self.queue.clone(),
+            store: self.store().clone(),
+            catalog,
+            registry: self.registry.clone(),
+            priority: Arc::new(Priority::default()),
+            pricing: Pricing { currency: "EUR".into(), per_hour: Some(3.6), ..Pricing::default() },
+        }
+    }
+
     pub fn worker(&self) -> Running {
         self.worker_with(catalog())
     }
@@ -95,13 +112,7 @@ impl Fixture {
     /// A worker with models of the test's own.
     pub fn worker_with(&self, catalog: Catalog) -> Running {
         let shutdown = CancellationToken::new();
-        let worker = Worker {
-            queue: self.queue.clone(),
-            store: self.store().clone(),
-            catalog,
-            registry: self.registry.clone(),
-            priority: Arc::new(Priority::default()),
-        };
+        let worker = self.parts_with(catalog);
         Running { shutdown: shutdown.clone(), task: tokio::spawn(worker.run(shutdown)) }
     }
 

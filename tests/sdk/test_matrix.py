@@ -104,6 +104,9 @@ ROWS = {
     "DELETE /v1/fine_tunes/{fine_tune_id}": Row(FINE_TUNES + "/{fine_tune}"),
     "GET /v1/fine_tuning/jobs": Row(JOBS, other=OTHER_LISTS, shows="job"),
     "POST /v1/fine_tuning/jobs": Row(JOBS, {"model": "demo", "training_file": "{file}"}, other=400, shows="file"),
+    "POST /v1/fine_tuning/jobs/estimate": Row(
+        JOBS + "/estimate", {"model": "demo", "training_file": "{file}"}, other=400, shows="file"
+    ),
     "GET /v1/fine_tuning/jobs/{fine_tuning_job_id}": Row(JOB, shows="job"),
     "POST /v1/fine_tuning/jobs/{fine_tuning_job_id}/cancel": Row(JOBS + "/{job_to_cancel}/cancel"),
     "POST /v1/fine_tuning/jobs/{fine_tuning_job_id}/pause": Row(JOBS + "/{job_to_pause}/pause"),
@@ -128,6 +131,13 @@ SIDE_DOORS = {
     ),
     "POST, a file of the older resource": Row(
         FINE_TUNES, {"model": "demo", "training_file": "{own_file}", "validation_file": "{file}"}, other=400
+    ),
+    "POST, an estimate of a model to go on with": Row(
+        JOBS + "/estimate", {"model": "{model}", "training_file": "{own_file}"}, other=404, shows="model"
+    ),
+    "POST, an estimate with a file to measure on": Row(
+        JOBS + "/estimate", {"model": "demo", "training_file": "{own_file}", "validation_file": "{file}"}, other=400,
+        shows="file",
     ),
     "POST, a checkpoint": Row("/v1/embeddings", {"model": "{checkpoint}", "input": "x"}, shows="checkpoint"),
     "GET, a checkpoint": Row("/v1/models/{checkpoint}", shows="checkpoint"),

@@ -15,12 +15,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::checkpoints::states;
 use super::lease::{Control, Interrupt, keep};
-use super::report::failure;
+use super::report::{Speed, failure, seconds_from_now};
 use super::training::{Inputs, Progress, Trained, train};
 use super::{LEASE, Worker};
 use crate::adapters::registry::{config_key, weights_key};
 use crate::jobs::queue::Outcome;
-use crate::jobs::{Hyperparameters, Job, JobApi, JobStatus};
+use crate::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus};
+use crate::machine;
 use crate::store::files::NewFile;
 use crate::train::results;
 use crate::{Error, Result};
@@ -115,45 +116,61 @@ impl Worker {
 
     /// Fetches the job's inputs and trains; the base model's id and the result.
     async fn train(&self, job: &Job, control: &Arc<Control>) -> Result<(String, Trained)> {
-        let (base, initial) = if self.catalog.get(&job.spec.model).is_ok() {
-            (job.spec.model.clone(), None)
+        let (progress, reports) = mpsc::channel(PROGRESS_REPORTS);
+        let (base, inputs) = self.gather(&job.organization, job.api, &job.spec, control, progress).await?;
+        let checkpoint = self.last_checkpoint(job).await?;
+        let inputs = Inputs { resolved: job.resolved.clone(), checkpoint, ..inputs };
+        let training = tokio::task::spawn_blocking(move || train(inputs));
+        self.follow(job, &base, reports, control).await;
+        let trained = training.await.map_err(|error| Error::Internal(format!("the training thread: {error}")))??;
+        self.tell_account(job, &base, &trained.account).await;
+        Ok((base, trained))
+    }
+
+    /// The base model's id, and all that its training takes, for a job that begins.
+    pub(super) async fn gather(
+        &self,
+        organization: &str,
+        api: JobApi,
+        spec: &JobSpec,
+        control: &Arc<Control>,
+        progress: mpsc::Sender<Progress>,
+    ) -> Result<(String, Inputs)> {
+        let (base, initial) = if self.catalog.get(&spec.model).is_ok() {
+            (spec.model.clone(), None)
         } else {
-            let (base, adapter) = self.registry.original(&job.organization, &job.spec.model).await?;
+            let (base, adapter) = self.registry.original(organization, &spec.model).await?;
             (base, Some(adapter))
         };
         let model = Arc::clone(&self.catalog.get(&base)?.model);
-        let training_file = self.fetch(job, &job.spec.training_file, control).await?;
-        let validation_file = match &job.spec.validation_file {
-            Some(id) => Some(self.fetch(job, id, control).await?),
+        let training_file = self.fetch(organization, &spec.training_file, control).await?;
+        let validation_file = match &spec.validation_file {
+            Some(id) => Some(self.fetch(organization, id, control).await?),
             None => None,
         };
-        let checkpoint = self.last_checkpoint(job).await?;
-        let (progress, reports) = mpsc::channel(PROGRESS_REPORTS);
         let inputs = Inputs {
             model,
-            api: job.api,
-            method: job.spec.method,
-            asked: job.spec.hyperparameters.clone(),
-            resolved: job.resolved.clone(),
-            seed: job.spec.seed,
+            api,
+            method: spec.method,
+            asked: spec.hyperparameters.clone(),
+            resolved: None,
+            seed: spec.seed,
             training_file,
             validation_file,
             initial,
-            classification: job.spec.classification.clone(),
-            checkpoint,
+            classification: spec.classification.clone(),
+            checkpoint: None,
+            rates: self.store.training_rates(&machine::name(), &base).await?,
             priority: Arc::clone(&self.priority),
             control: Arc::clone(control),
             progress,
         };
-        let training = tokio::task::spawn_blocking(move || train(inputs));
-        self.follow(job, &base, reports, control).await;
-        let trained = training.await.map_err(|error| Error::Internal(format!("the training thread: {error}")))??;
-        Ok((base, trained))
+        Ok((base, inputs))
     }
 
     /// The content of an uploaded file, on the local disk.
-    async fn fetch(&self, job: &Job, id: &str, control: &Control) -> Result<std::fs::File> {
-        let file = self.store.file(&job.organization, id).await?;
+    async fn fetch(&self, organization: &str, id: &str, control: &Control) -> Result<std::fs::File> {
+        let file = self.store.file(organization, id).await?;
         let mut content = self.store.file_content(&file).await?;
         let local = tempfile::tempfile().map_err(Error::io("make a temporary file"))?;
         let mut writer = tokio::fs::File::from_std(local);
@@ -180,11 +197,12 @@ impl Worker {
             match progress {
                 Progress::Planned(plan) => {
                     resolved = plan.resolved.clone();
-                    self.tell_plan(job, &plan).await;
+                    self.tell_plan(job, base, &plan).await;
                 }
                 Progress::Step { step: report, validation, tokens_per_second, remaining } => {
-                    self.tell_step(job, &report, validation, tokens_per_second, begin.elapsed()).await;
-                    let finish = jiff::Timestamp::now().as_second() + remaining.as_secs() as i64;
+                    let finish = seconds_from_now(remaining.as_secs_f64());
+                    let speed = Speed { tokens_per_second, elapsed: begin.elapsed(), remaining };
+                    self.tell_step(job, &report, validation, speed).await;
                     if let Err(error) = self.queue.record_plan(job, &resolved, Some(finish)).await {
                         tracing::warn!(job = job.id, "cannot write the expected end: {error}");
                     }

@@ -7,35 +7,29 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Worker;
+use super::forecast::{Account, Forecast};
 use super::training::{Plan, Trained};
-use crate::Error;
 use crate::datasets::DatasetReport;
+use crate::jobs::cost::Cost;
 use crate::jobs::queue::Outcome;
 use crate::jobs::{Job, JobFault, Method};
+use crate::train::estimate::{Estimate, TrainingRate};
 use crate::train::{Evaluation, Rewards, StepReport, Validation};
+use crate::{Error, machine, words};
 
 impl Worker {
     /// What the training thread found and settled before its first step.
-    pub(super) async fn tell_plan(&self, job: &Job, plan: &Plan) {
+    pub(super) async fn tell_plan(&self, job: &Job, base: &str, plan: &Plan) {
         if let Some(fault) = &plan.checkpoint_fault {
             tracing::warn!(job = job.id, "{fault}");
             self.say(job, "warn", "The checkpoint cannot be used; training starts over", None).await;
         }
-        if let Err(error) = self.queue.record_plan(job, &plan.resolved, None).await {
+        let finish = seconds_from_now(plan.forecast.seconds());
+        if let Err(error) = self.queue.record_plan(job, &plan.resolved, Some(finish)).await {
             tracing::warn!(job = job.id, "cannot write the settings: {error}");
         }
-        let files = [("training", Some(&plan.training)), ("validation", plan.validation.as_ref())];
-        for (name, report) in files.into_iter().filter_map(|(name, report)| Some((name, report?))) {
-            for (lines, what) in [
-                (&report.truncated, "were cut at the end to fit the model's context"),
-                (&report.dropped, "were left out, since their prompts fill the model's context"),
-                (&report.duplicates, "repeat an earlier one"),
-            ] {
-                if lines.count > 0 {
-                    let message = format!("{} of the {name} examples {what} ({lines})", lines.count);
-                    self.say(job, "warn", &message, Some(json!({"lines": lines.first}))).await;
-                }
-            }
+        for (warning, lines) in warnings(&plan.training, plan.validation.as_ref()) {
+            self.say(job, "warn", &warning, Some(lines)).await;
         }
         if let Some((measured, left_out)) = plan.classified.filter(|(_, left_out)| *left_out > 0) {
             let message = format!(
@@ -46,22 +40,40 @@ impl Worker {
         }
         let (message, data) = plan_event(plan);
         self.say(job, "info", &message, Some(data)).await;
+        let Forecast { estimate, setup, calibrated, .. } = &plan.forecast;
+        let seconds = plan.forecast.seconds();
+        let (message, data) =
+            estimate_event(estimate, seconds, &self.pricing.cost(base, seconds, estimate.trained_tokens));
+        self.say(job, "info", &message, Some(data)).await;
+        if let Some(rate) = calibrated {
+            self.keep_rate(base, setup, *rate).await;
+        }
         if plan.resumed_at > 0 {
             self.say(job, "info", &format!("Resumed after step {}/{}", plan.resumed_at, plan.total_steps), None).await;
         }
     }
 
     /// A step's figures, as a metrics event.
-    pub(super) async fn tell_step(
-        &self,
-        job: &Job,
-        report: &StepReport,
-        validation: Option<Validation>,
-        tokens_per_second: f64,
-        elapsed: Duration,
-    ) {
-        let data = metrics(report, validation, tokens_per_second, elapsed);
+    pub(super) async fn tell_step(&self, job: &Job, report: &StepReport, validation: Option<Validation>, speed: Speed) {
+        let data = metrics(report, validation, speed);
         self.add_event(job, "info", "metrics", &step_message(report, validation), Some(data)).await;
+    }
+
+    /// What the training took beside what was expected; the next job's estimate knows it.
+    pub(super) async fn tell_account(&self, job: &Job, base: &str, account: &Account) {
+        let Account { forecast, seconds, rate, .. } = account;
+        let tokens = forecast.estimate.trained_tokens;
+        let costs = [forecast.seconds(), *seconds].map(|seconds| self.pricing.cost(base, seconds, tokens));
+        let (message, data) = account_event(account, &costs);
+        self.say(job, "info", &message, Some(data)).await;
+        self.keep_rate(base, &forecast.setup, *rate).await;
+    }
+
+    /// Estimates inform; nothing fails for a rate that could not be written.
+    pub(super) async fn keep_rate(&self, base: &str, setup: &str, rate: TrainingRate) {
+        if let Err(error) = self.store.add_training_rate(&machine::name(), base, setup, rate).await {
+            tracing::warn!(model = base, "cannot write how fast training was: {error}");
+        }
     }
 
     /// Figures of classes, as an event for people; the result file has them for programs.
@@ -132,6 +144,79 @@ pub(super) fn failure(job: &Job, error: &Error) -> Outcome {
     }
 }
 
+/// How fast training goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Speed {
+    pub tokens_per_second: f64,
+    /// Since this attempt began.
+    pub elapsed: Duration,
+    /// To the last step.
+    pub remaining: Duration,
+}
+
+/// The unix second that is `seconds` from now.
+pub(super) fn seconds_from_now(seconds: f64) -> i64 {
+    jiff::Timestamp::now().as_second().saturating_add(seconds.ceil() as i64)
+}
+
+/// What the owner of the files should know of their examples: a sentence each, and the lines that it is about.
+pub(super) fn warnings(training: &DatasetReport, validation: Option<&DatasetReport>) -> Vec<(String, Value)> {
+    let mut found = Vec::new();
+    for (name, report) in std::iter::once(("training", training)).chain(validation.map(|report| ("validation", report)))
+    {
+        for (lines, what) in [
+            (&report.truncated, "were cut at the end to fit the model's context"),
+            (&report.dropped, "were left out, since their prompts fill the model's context"),
+            (&report.duplicates, "repeat an earlier one"),
+        ] {
+            if lines.count > 0 {
+                let message = format!("{} of the {name} examples {what} ({lines})", lines.count);
+                found.push((message, json!({"lines": lines.first})));
+            }
+        }
+    }
+    found
+}
+
+/// What is expected of the `seconds` before an attempt.
+fn estimate_event(estimate: &Estimate, seconds: f64, cost: &Cost) -> (String, Value) {
+    let message = format!(
+        "Expected: {} at {} tokens per second, {} of memory at the peak{}",
+        words::duration(seconds),
+        words::count(estimate.tokens_per_second),
+        words::bytes(estimate.memory.peak),
+        words::listed(&cost.in_words()),
+    );
+    (message, json!({"estimate": estimate, "duration_seconds": seconds, "cost": cost}))
+}
+
+/// What was expected and what came of it.
+fn account_event(account: &Account, [estimated, actual]: &[Cost; 2]) -> (String, Value) {
+    let Account { forecast, seconds, tokens, rate, peak_bytes } = account;
+    let (estimate, expected) = (&forecast.estimate, forecast.seconds());
+    let tokens_per_second = *tokens as f64 / rate.seconds.max(1e-9);
+    let memory = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".into(), words::bytes);
+    let mut message = format!(
+        "Took {} (expected {}) at {} tokens per second ({}), {} of memory at the peak ({})",
+        words::duration(*seconds),
+        words::duration(expected),
+        words::count(tokens_per_second),
+        words::count(estimate.tokens_per_second),
+        memory(*peak_bytes),
+        words::bytes(estimate.memory.peak),
+    );
+    for (actual, estimated) in actual.in_words().iter().zip(estimated.in_words()) {
+        let _ = write!(message, ", {actual} ({estimated})");
+    }
+    let figures = |seconds: f64, rate: f64, peak: Option<u64>, cost: &Cost| json!({"duration_seconds": seconds, "tokens_per_second": rate, "peak_resident_bytes": peak, "cost": cost});
+    let expected_peak = Some(estimate.memory.peak);
+    let data = json!({
+        "estimated": figures(expected, estimate.tokens_per_second, expected_peak, estimated),
+        "actual": figures(*seconds, tokens_per_second, *peak_bytes, actual),
+    });
+    (message, data)
+}
+
 fn plan_event(plan: &Plan) -> (String, Value) {
     let settings = &plan.resolved;
     let epochs = settings.n_epochs.unwrap_or_default();
@@ -182,7 +267,7 @@ fn step_message(report: &StepReport, validation: Option<Validation>) -> String {
 }
 
 /// The data of a metrics event.
-fn metrics(report: &StepReport, validation: Option<Validation>, tokens_per_second: f64, elapsed: Duration) -> Value {
+fn metrics(report: &StepReport, validation: Option<Validation>, speed: Speed) -> Value {
     let figures = |evaluation: Option<Evaluation>| {
         (evaluation.map(|figures| figures.loss), evaluation.map(|figures| figures.token_accuracy))
     };
@@ -199,8 +284,9 @@ fn metrics(report: &StepReport, validation: Option<Validation>, tokens_per_secon
         "full_valid_mean_token_accuracy": full_accuracy,
         "learning_rate": report.learning_rate,
         "gradient_norm": report.gradient_norm,
-        "tokens_per_second": tokens_per_second,
-        "elapsed_seconds": elapsed.as_secs_f64(),
+        "tokens_per_second": speed.tokens_per_second,
+        "elapsed_seconds": speed.elapsed.as_secs_f64(),
+        "remaining_seconds": speed.remaining.as_secs_f64(),
     });
     add_rewards(&mut data, report, validation);
     data

@@ -3,22 +3,26 @@
 //! It neither writes nor asks anything of the database: [`super::job_run`] does that, so that a slow database never holds up
 //! a step and a lost lease is noticed while a step runs.
 
-use std::io::{BufReader, Read, Seek as _};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc::Sender;
 
+use super::forecast::{Account, Busy, Forecast, Grounds, samples};
 use super::lease::{Control, Interrupt};
+use super::watched::watched;
 use crate::adapters::peft::{self, PeftFiles};
 use crate::adapters::{Adapter, Site};
 use crate::datasets::classes::{self, Wanted};
-use crate::datasets::{self, DatasetReport, Purpose, RenderSettings};
+use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
 use crate::engine::priority::Priority;
 use crate::jobs::{Classification, Hyperparameters, JobApi, Method};
+use crate::machine::{self, MemoryWatch};
 use crate::model::BaseModel;
 use crate::train::classification::ClassificationTask;
+use crate::train::estimate::TrainingRate;
 use crate::train::trainer::BeforeMicroStep;
 use crate::train::{HeldOut, Question, StepReport, TrainSettings, Trainer, Validation, results, settings};
 use crate::{Error, Result};
@@ -49,6 +53,8 @@ pub(super) struct Inputs {
     pub classification: Option<Classification>,
     /// The state of an earlier attempt.
     pub checkpoint: Option<Bytes>,
+    /// How fast this machine has trained the model, by setup.
+    pub rates: BTreeMap<String, TrainingRate>,
     pub priority: Arc<Priority>,
     pub control: Arc<Control>,
     pub progress: Sender<Progress>,
@@ -83,6 +89,7 @@ pub(super) struct Plan {
     pub checkpoint_fault: Option<String>,
     /// Validation examples that are sorted into classes, and those that are not.
     pub classified: Option<(usize, usize)>,
+    pub forecast: Forecast,
 }
 
 /// The result.
@@ -92,6 +99,7 @@ pub(super) struct Trained {
     /// Tokens read, repeats counted.
     pub tokens: u64,
     pub result_file: Vec<u8>,
+    pub account: Account,
     /// The first questions of the validation file.
     pub questions: Vec<Question>,
     /// The step that the adapter is from, where that is not the last.
@@ -113,8 +121,23 @@ pub(super) fn train(inputs: Inputs) -> Result<Trained> {
     }
 }
 
+/// What the job would do, without doing it.
+pub(super) fn plan(mut inputs: Inputs) -> Result<Plan> {
+    let control = Arc::clone(&inputs.control);
+    let (progress, mut reports) = tokio::sync::mpsc::channel(1);
+    inputs.progress = progress;
+    let prepared = Run::prepare(inputs);
+    control.check()?;
+    drop(prepared?);
+    match reports.try_recv() {
+        Ok(Progress::Planned(plan)) => Ok(*plan),
+        _ => Err(Error::Internal("no plan was made".into())),
+    }
+}
+
 struct Run {
     trainer: Trainer,
+    forecast: Forecast,
     validation: Option<HeldOut>,
     classification: Option<ClassificationTask>,
     base: String,
@@ -127,6 +150,7 @@ struct Run {
 impl Run {
     fn prepare(inputs: Inputs) -> Result<Self> {
         let Inputs { model, api, method, asked, control, .. } = inputs;
+        let process_bytes = machine::resident_bytes();
         let render = RenderSettings {
             prompt_loss_weight: settings::prompt_loss_weight(&asked, api),
             max_tokens: settings::max_sequence_tokens(&asked, &model.config)?,
@@ -164,24 +188,48 @@ impl Run {
         let settings = TrainSettings::new(&resolved, inputs.seed);
         let (width, epochs) = (settings.width(), settings.epochs);
         let report = training.report;
+        let samples = samples(&training.examples)?;
         let mut trainer = Trainer::new(Arc::clone(&model), settings, training.examples, inputs.initial.as_deref())?;
         let checkpoint_fault =
             inputs.checkpoint.and_then(|checkpoint| trainer.restore(&checkpoint).err()).map(|error| error.to_string());
+        let mut before_piece = || {
+            control.check()?;
+            inputs.priority.yield_to_requests(YIELD);
+            Ok(())
+        };
+        let steps = trainer.total_steps();
+        let (held_out, validation) = match validation {
+            Some(Dataset { examples, report: counts }) => {
+                let held_out = HeldOut::new(examples, width).between_epochs(epochs * report.tokens, steps);
+                (Some(held_out), Some(counts))
+            }
+            None => (None, None),
+        };
+        let grounds = Grounds {
+            model: &model,
+            trainer: &trainer,
+            resolved: &resolved,
+            training: &report,
+            validation: held_out.as_ref(),
+            samples: &samples,
+            rates: &inputs.rates,
+            process_bytes,
+        };
+        let forecast = Forecast::new(&grounds, &mut before_piece)?;
         let plan = Plan {
             resolved,
             training: report,
-            validation: validation.as_ref().map(|validation| validation.report.clone()),
+            validation,
             method,
-            total_steps: trainer.total_steps(),
+            total_steps: steps,
             resumed_at: trainer.step_number(),
             checkpoint_fault,
             classified: classification.as_ref().map(ClassificationTask::counts),
+            forecast: forecast.clone(),
         };
-        let held_out = validation.map(|validation| {
-            HeldOut::new(validation.examples, width).between_epochs(epochs * plan.training.tokens, plan.total_steps)
-        });
         let run = Self {
             trainer,
+            forecast,
             validation: held_out,
             classification,
             base: model.id.clone(),
@@ -196,11 +244,15 @@ impl Run {
 
     fn complete(mut self) -> Result<Trained> {
         let total = self.trainer.total_steps();
-        let epochs = total / self.trainer.steps_per_epoch();
+        let per_epoch = self.trainer.steps_per_epoch();
+        let epochs = total / per_epoch;
         let every = total.div_ceil(METRICS_EVENTS).max(1);
         let (begin, resumed_at) = (Instant::now(), self.trainer.step_number());
         let (mut since, mut tokens) = (begin, 0);
         let mut saved = begin;
+        let _busy = Busy::enter();
+        let memory = MemoryWatch::start();
+        let (mut shown, mut read) = (TrainingRate { tokens: 0.0, seconds: 0.0 }, 0);
         loop {
             let (control, priority) = (Arc::clone(&self.control), Arc::clone(&self.priority));
             let mut before_micro_step = move || {
@@ -208,12 +260,16 @@ impl Run {
                 priority.yield_to_requests(YIELD);
                 Ok(())
             };
+            let step_began = Instant::now();
             let report = match self.trainer.step(&mut before_micro_step) {
                 Ok(Some(report)) => report,
                 Ok(None) => break,
                 Err(error) => return self.stopped(error),
             };
             tokens += report.tokens;
+            read += report.tokens;
+            shown.tokens += self.forecast.work_of(&report, per_epoch);
+            shown.seconds += step_began.elapsed().as_secs_f64();
             let mut validation = None;
             // Interrupted here, the job goes on from the checkpoint before, so that no evaluation is missing.
             let whole = report.completed_epoch.is_some();
@@ -256,7 +312,9 @@ impl Run {
                 saved = Instant::now();
             }
         }
-        self.result()
+        let (seconds, peak_bytes) = (begin.elapsed().as_secs_f64(), memory.peak_bytes());
+        let account = Account { forecast: self.forecast.clone(), seconds, tokens: read, rate: shown, peak_bytes };
+        self.result(account)
     }
 
     /// Measures the adapter on the validation file, where there is one, and notes its figures.
@@ -277,7 +335,7 @@ impl Run {
         Err(error)
     }
 
-    fn result(self) -> Result<Trained> {
+    fn result(self, account: Account) -> Result<Trained> {
         let (mut adapter, step) = self.trainer.result()?;
         let files = peft::write(&adapter, &self.base)?;
         adapter.id = files.id();
@@ -292,7 +350,7 @@ impl Run {
         let ended_early = self.trainer.has_ended_early().then(|| self.trainer.step_number());
         let tokens = self.trainer.trained_tokens();
         let adapter = Arc::new(adapter);
-        Ok(Trained { files, adapter, tokens, result_file, questions, chosen, ended_early })
+        Ok(Trained { files, adapter, tokens, result_file, account, questions, chosen, ended_early })
     }
 
     fn checkpoint(&self) -> Result<()> {
@@ -335,22 +393,4 @@ fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: 
     resolved.use_rslora = Some(false);
     resolved.target_modules = Some(sites);
     Ok(())
-}
-
-/// A file from its beginning, whose reading ends when the job must stop: a large one takes minutes to tokenize.
-fn watched<'a>(mut file: &'a std::fs::File, control: &'a Control) -> Result<BufReader<Watched<'a>>> {
-    file.rewind().map_err(Error::io("read a temporary file"))?;
-    Ok(BufReader::with_capacity(1 << 16, Watched { file, control }))
-}
-
-struct Watched<'a> {
-    file: &'a std::fs::File,
-    control: &'a Control,
-}
-
-impl Read for Watched<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.control.check().map_err(std::io::Error::other)?;
-        self.file.read(buffer)
-    }
 }

@@ -1,0 +1,145 @@
+//! What a job would take, without a job: the file is read, the settings are decided and the machine's rate is measured where
+//! it is not known, as the worker does before a job's first step. `api` asks for uploaded files, the command line for files
+//! on the disk.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::Worker;
+use super::lease::{Control, Interrupt};
+use super::report::warnings;
+use super::training::{Inputs, Plan, plan};
+use crate::engine::priority::Priority;
+use crate::jobs::cost::{Cost, Pricing};
+use crate::jobs::{Hyperparameters, JobApi, JobSpec};
+use crate::model::BaseModel;
+use crate::train::estimate::{Estimate, TrainingRate};
+use crate::{Error, Result};
+
+/// How long an estimate waits for others before it is refused. Each takes seconds, for large files minutes.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// How long an estimate may take: about as long as half a gigabyte of text takes to become tokens.
+const LONGEST: Duration = Duration::from_mins(10);
+
+/// What a job would take.
+#[derive(Debug, Clone)]
+pub struct JobEstimate {
+    /// The base model.
+    pub base: String,
+    /// Every setting as a number.
+    pub resolved: Hyperparameters,
+    /// Work, time and memory.
+    pub estimate: Estimate,
+    /// Money.
+    pub cost: Cost,
+    /// What the owner of the file should know.
+    pub warnings: Vec<String>,
+}
+
+/// Estimates jobs, one at a time: each takes the whole machine. Cheap to clone.
+#[derive(Clone)]
+pub struct Estimator {
+    worker: Worker,
+    turn: Arc<Semaphore>,
+}
+
+impl Estimator {
+    /// An estimator with the files, models and prices of `worker`.
+    pub fn new(worker: Worker) -> Self {
+        Self { worker, turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// What the organisation's job would take. It stops where the caller goes away, and on `shutdown`.
+    pub async fn estimate(
+        &self,
+        organization: &str,
+        spec: &JobSpec,
+        shutdown: &CancellationToken,
+    ) -> Result<JobEstimate> {
+        let busy = Error::Overloaded { what: "other estimates are being made", retry_after: Duration::from_secs(10) };
+        let turn = tokio::time::timeout(LONGEST_WAIT, Arc::clone(&self.turn).acquire_owned()).await;
+        let turn = turn.map_err(|_| busy)?.map_err(|error| Error::Internal(format!("estimates: {error}")))?;
+        let control = Arc::new(Control::default());
+        let _stopper = Stopper(Arc::clone(&control));
+        let (progress, _) = mpsc::channel(1);
+        let (base, inputs) = self.worker.gather(organization, JobApi::FineTuningJobs, spec, &control, progress).await?;
+        let planning = tokio::task::spawn_blocking(move || {
+            // The turn ends with the thread, which a caller who goes away does not end at once.
+            let _turn = turn;
+            plan(inputs)
+        });
+        let plan = tokio::select! {
+            plan = planning => plan.map_err(|error| Error::Internal(format!("the estimating thread: {error}")))??,
+            () = tokio::time::sleep(LONGEST) => {
+                let message = format!(
+                    "The file could not be read within {} minutes: create the job, whose first events tell what it takes.",
+                    LONGEST.as_secs() / 60
+                );
+                return Err(Error::invalid_code("training_file", "invalid_training_file", message));
+            }
+            () = shutdown.cancelled() => return Err(Error::Unavailable("The server is shutting down.".into())),
+        };
+        if let Some(rate) = plan.forecast.calibrated {
+            self.worker.keep_rate(&base, &plan.forecast.setup, rate).await;
+        }
+        Ok(JobEstimate::new(base, plan, &self.worker.pricing))
+    }
+}
+
+/// Ends the thread's work when the caller is gone.
+struct Stopper(Arc<Control>);
+
+impl Drop for Stopper {
+    fn drop(&mut self) {
+        self.0.raise(Interrupt::Cancel);
+    }
+}
+
+/// What a job on files of this disk would take, and the rate that was measured for it, with its setup, where `rates` has none.
+/// Slow: call it off the async threads.
+pub fn estimate_files(
+    model: Arc<BaseModel>,
+    spec: &JobSpec,
+    training_file: File,
+    validation_file: Option<File>,
+    rates: BTreeMap<String, TrainingRate>,
+    pricing: &Pricing,
+) -> Result<(JobEstimate, Option<(String, TrainingRate)>)> {
+    let (progress, _) = mpsc::channel(1);
+    let base = model.id.clone();
+    let plan = plan(Inputs {
+        model,
+        api: JobApi::FineTuningJobs,
+        method: spec.method,
+        asked: spec.hyperparameters.clone(),
+        resolved: None,
+        seed: spec.seed,
+        training_file,
+        validation_file,
+        initial: None,
+        classification: None,
+        checkpoint: None,
+        rates,
+        priority: Arc::new(Priority::default()),
+        control: Arc::new(Control::default()),
+        progress,
+    })?;
+    let measured = plan.forecast.calibrated.map(|rate| (plan.forecast.setup.clone(), rate));
+    Ok((JobEstimate::new(base, plan, pricing), measured))
+}
+
+impl JobEstimate {
+    fn new(base: String, plan: Plan, pricing: &Pricing) -> Self {
+        let estimate = plan.forecast.estimate;
+        let cost = pricing.cost(&base, estimate.seconds, estimate.trained_tokens);
+        let warnings = warnings(&plan.training, plan.validation.as_ref());
+        let warnings = warnings.into_iter().map(|(warning, _)| warning).collect();
+        Self { base, resolved: plan.resolved, estimate, cost, warnings }
+    }
+}

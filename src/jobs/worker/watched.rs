@@ -1,0 +1,25 @@
+//! A file that is read until the job must stop. [`super::training`] reads training files through it.
+
+use std::io::{BufReader, Read, Seek as _};
+
+use super::lease::Control;
+use crate::{Error, Result};
+
+/// A file from its beginning, whose reading ends when the job must stop: a large one takes minutes to tokenize.
+pub(super) fn watched<'a>(mut file: &'a std::fs::File, control: &'a Control) -> Result<BufReader<Watched<'a>>> {
+    file.rewind().map_err(Error::io("read a temporary file"))?;
+    Ok(BufReader::with_capacity(1 << 16, Watched { file, control }))
+}
+
+/// The reader of [`watched`].
+pub(super) struct Watched<'a> {
+    file: &'a std::fs::File,
+    control: &'a Control,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.control.check().map_err(std::io::Error::other)?;
+        self.file.read(buffer)
+    }
+}

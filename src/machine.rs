@@ -1,0 +1,87 @@
+//! What is known of the machine and of this process's memory. The worker asks it to tell what training takes.
+
+use std::fs::read_to_string;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Time between looks at the memory: less than a training batch takes on a model of any use.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The processor's name and the threads that compute on it, such as `AMD EPYC 7B13, 2 threads`: machines of one name are as
+/// fast as each other.
+pub fn name() -> String {
+    let processors = read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let value = |line: &str| Some(line.split_once(':')?.1.trim().to_owned());
+    let model = processors.lines().find(|line| line.starts_with("model name")).and_then(value);
+    let threads = rayon::current_num_threads();
+    format!("{}, {threads} threads", model.unwrap_or_else(|| std::env::consts::ARCH.to_owned()))
+}
+
+/// Bytes of this process that are in main memory now; absent where the system does not tell.
+pub fn resident_bytes() -> Option<u64> {
+    let status = read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+/// Notes the largest [`resident_bytes`] while it lives, on a thread of its own.
+#[derive(Debug)]
+pub struct MemoryWatch {
+    state: Arc<(AtomicBool, AtomicU64)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MemoryWatch {
+    /// Begins to look.
+    pub fn start() -> Self {
+        let state = Arc::new((AtomicBool::new(false), AtomicU64::new(resident_bytes().unwrap_or(0))));
+        let shared = Arc::clone(&state);
+        let look = move || {
+            let (stop, peak) = &*shared;
+            while !stop.load(Ordering::Relaxed) {
+                peak.fetch_max(resident_bytes().unwrap_or(0), Ordering::Relaxed);
+                std::thread::park_timeout(LOOK_EVERY);
+            }
+        };
+        // Without the thread the figure is that of the beginning and the end.
+        let thread = std::thread::Builder::new().name("memory-watch".into()).spawn(look).ok();
+        Self { state, thread }
+    }
+
+    /// The largest figure so far; absent where the system does not tell.
+    pub fn peak_bytes(&self) -> Option<u64> {
+        let now = resident_bytes()?;
+        Some(self.state.1.fetch_max(now, Ordering::Relaxed).max(now))
+    }
+}
+
+impl Drop for MemoryWatch {
+    fn drop(&mut self) {
+        self.state.0.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It ends at once; a panic in it has nothing to tell.
+            drop(thread.join());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_has_a_name_and_memory_that_is_in_use_is_seen() {
+        assert!(name().ends_with("threads"), "{}", name());
+        let watch = MemoryWatch::start();
+        let before = resident_bytes().expect("a system that tells");
+        let block = vec![1_u8; 64 << 20];
+        let peak = watch.peak_bytes().expect("a system that tells");
+        assert!(peak >= before + (48 << 20), "{before} {peak}");
+        drop(block);
+        assert!(watch.peak_bytes() >= Some(peak), "a peak stays");
+    }
+}
