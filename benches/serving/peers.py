@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 from pathlib import Path
@@ -127,10 +128,10 @@ class LlamaCpp:
 
 
 class MistralRs:
-    """The `mistralrs` package in this process: its engine runs on threads of its own."""
+    """The `mistralrs` package in this process: its engine runs on threads of its own, its runner takes one call at a time."""
 
     def __init__(self, folder, name):
-        self.name, self.folder = name, folder
+        self.name, self.folder, self.turn = name, folder, threading.Lock()
 
     def start(self):
         import mistralrs
@@ -142,7 +143,8 @@ class MistralRs:
 
     def complete(self, prompt, tokens):
         request = self.mistralrs.CompletionRequest(model="bench", prompt=prompt, max_tokens=tokens, temperature=0.0)
-        return self.runner.send_completion_request(request).usage.completion_tokens
+        with self.turn:
+            return self.runner.send_completion_request(request).usage.completion_tokens
 
     def stop(self):
         del self.runner
