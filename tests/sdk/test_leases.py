@@ -31,6 +31,15 @@ def http(server):
         yield http
 
 
+@pytest.fixture
+def leased(http):
+    """The adapter of that name, loaded; what a failed test leaves of it is unloaded."""
+    loaded = http.post("/v1/load_lora_adapter", json={"lora_name": "leased", "lora_path": "made/one"})
+    assert loaded.status_code == 200, loaded.text
+    yield
+    http.post("/v1/unload_lora_adapter", json={"lora_name": "leased"})
+
+
 def post(server, path, body):
     return httpx.post(server.url + path, json={"model": "leased", **body}, timeout=60)
 
@@ -88,14 +97,24 @@ def client_gives_up(server, endless):
 
 
 def queue_is_full(server, endless):
-    """Two run, four wait: the seventh is refused, and so is a request of many answers, whole."""
-    with contextlib.ExitStack() as stack:
-        for _ in range(3):
-            stack.enter_context(contextlib.closing(send(server, "/v1/completions", {**LONG, "n": 2, "logit_bias": endless})))
-        wait_for(lambda: gauge(server, "attune_queue_waiting") == 4, "a full queue", every=0.005)
+    """Two run, four wait, more keep coming: one request too many is refused, and so is one of many answers, whole."""
+    enough = threading.Event()
+
+    def keep_asking():
+        while not enough.is_set():
+            post(server, "/v1/completions", {**LONG, "n": 2, "logit_bias": endless})
+
+    threads = [threading.Thread(target=keep_asking) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
         for n in (1, 4):
-            answer = post(server, "/v1/completions", {"prompt": "x", "max_tokens": 1, "n": n})
-            assert answer.status_code == 429, answer.text
+            body = {"prompt": "x", "max_tokens": 1, "n": n}
+            wait_for(lambda body=body: post(server, "/v1/completions", body).status_code == 429, "a full queue", every=0.005)
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
 
 
 def many_at_once(server, endless):
@@ -166,10 +185,9 @@ def gauge(server, name):
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + " ", name + "{")))
 
 
+@pytest.mark.usefixtures("leased")
 @pytest.mark.parametrize("end", ENDS)
 def test_a_request_gives_its_adapter_back_and_unloading_completes(server, http, endless, end):
-    loaded = http.post("/v1/load_lora_adapter", json={"lora_name": "leased", "lora_path": "made/one"})
-    assert loaded.status_code == 200, loaded.text
     ENDS[end](server, endless)
     assert http.post("/v1/unload_lora_adapter", json={"lora_name": "leased"}).status_code == 200
     wait_for(lambda: not listed(server)["data"], f"the end of the adapter after {end}")
