@@ -95,6 +95,7 @@ pub(super) struct Plan {
 /// The result.
 pub(super) struct Trained {
     pub files: PeftFiles,
+    /// The same, ready to be asked.
     pub adapter: Arc<Adapter>,
     /// Tokens read, repeats counted.
     pub tokens: u64,
@@ -140,7 +141,7 @@ struct Run {
     forecast: Forecast,
     validation: Option<HeldOut>,
     classification: Option<ClassificationTask>,
-    base: String,
+    model: Arc<BaseModel>,
     api: JobApi,
     priority: Arc<Priority>,
     control: Arc<Control>,
@@ -232,7 +233,7 @@ impl Run {
             forecast,
             validation: held_out,
             classification,
-            base: model.id.clone(),
+            model,
             api,
             priority: inputs.priority,
             control,
@@ -302,7 +303,7 @@ impl Run {
                 self.report(Progress::Epoch { done, of: epochs })?;
                 // Before the state to go on from: an attempt that is lost between the two makes this model again.
                 if self.api == JobApi::FineTuningJobs {
-                    let files = peft::write(&self.trainer.adapter()?, &self.base)?;
+                    let files = peft::write(&self.trainer.adapter()?, &self.model.id)?;
                     self.report(Progress::Model { step: report, validation, files })?;
                 }
             }
@@ -337,7 +338,7 @@ impl Run {
 
     fn result(self, account: Account) -> Result<Trained> {
         let (mut adapter, step) = self.trainer.result()?;
-        let files = peft::write(&adapter, &self.base)?;
+        let files = peft::write(&adapter, &self.model.id)?;
         adapter.id = files.id();
         let columns = self.classification.as_ref().map(ClassificationTask::columns).unwrap_or_default();
         let result_file = results::csv(self.api, self.trainer.history(), self.validation.is_some(), &columns)?;
@@ -349,7 +350,7 @@ impl Run {
         }
         let ended_early = self.trainer.has_ended_early().then(|| self.trainer.step_number());
         let tokens = self.trainer.trained_tokens();
-        let adapter = Arc::new(adapter);
+        let adapter = Arc::new(self.model.decoder.served(&adapter)?);
         Ok(Trained { files, adapter, tokens, result_file, account, questions, chosen, ended_early })
     }
 
