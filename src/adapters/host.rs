@@ -18,6 +18,7 @@ use crate::adapters::peft::config::PeftConfig;
 use crate::adapters::peft::{self, MAX_RANK, PREFIX, refuse};
 use crate::adapters::{Adapter, LoraLayer, LoraPair, Site};
 use crate::model::ModelConfig;
+use crate::model::kernels::cpu::lora::padded_output;
 use crate::{Error, Result};
 
 /// Bytes of the header of `adapter_model.safetensors` at the most; the largest model's adapter needs a tenth of it.
@@ -133,9 +134,11 @@ impl HostAdapter {
 
     /// Bytes on the device, its matrices held in `precision`.
     pub fn device_bytes(&self, precision: DType) -> u64 {
-        let elements = |matrix: &Matrix| matrix.shape.0 * matrix.shape.1;
-        let elements: usize = self.updates.iter().map(|update| elements(&update.a) + elements(&update.b)).sum();
-        (elements * precision.size_in_bytes()) as u64
+        let elements = |Update { a, b, .. }: &Update| {
+            let ((rank, input), (output, _)) = (a.shape, b.shape);
+            rank * (input + padded_output(output))
+        };
+        (self.updates.iter().map(elements).sum::<usize>() * precision.size_in_bytes()) as u64
     }
 
     /// The adapter ready to compute on `device`, in f32.

@@ -39,7 +39,7 @@ pub(super) trait Stored {
 }
 
 /// 4 bytes.
-pub(super) struct F32;
+pub(in super::super) struct F32;
 
 #[allow(clippy::inline_always, reason = "part of the kernels")]
 impl Stored for F32 {
@@ -65,6 +65,21 @@ impl Stored for Bf16 {
     unsafe fn load<S: Lanes>(from: *const u8) -> S {
         // SAFETY: the caller's promises.
         unsafe { S::load_bf16(from.cast()) }
+    }
+}
+
+/// The same, with its values in their order at every level.
+pub(in super::super) struct Words;
+
+#[allow(clippy::inline_always, reason = "part of the kernels")]
+impl Stored for Words {
+    const BYTES: usize = 2;
+    const DEPTH: usize = <Bf16 as Stored>::DEPTH;
+
+    #[inline(always)]
+    unsafe fn load<S: Lanes>(from: *const u8) -> S {
+        // SAFETY: the caller's promises.
+        unsafe { S::load_words(from.cast()) }
     }
 }
 
@@ -103,7 +118,7 @@ pub(super) unsafe fn kernel<S: Lanes, W: Stored, const ROWS: usize, const PANELS
         // One pointer for three rows: x86 addresses 0, 1 and 2 strides from it.
         let stride = tile.x.stride;
         let mut x: [*const f32; 6] = array::from_fn(|group| tile.x.values.wrapping_add(3 * group * stride));
-        let step = 16 * W::BYTES / tile.ahead.tiles;
+        let step = tile.line_bytes / tile.ahead.tiles;
         let mut ahead = tile.ahead.weights;
         for _ in 0..tile.depth {
             fetch(ahead);
@@ -120,7 +135,7 @@ pub(super) unsafe fn kernel<S: Lanes, W: Stored, const ROWS: usize, const PANELS
                     sums[row][PANELS - 1] = sums[row][PANELS - 1].add_product(second, x);
                 }
             });
-            weights = weights.add(16 * W::BYTES);
+            weights = weights.wrapping_add(tile.line_bytes);
             for x in &mut x {
                 *x = x.wrapping_add(1);
             }

@@ -12,6 +12,7 @@
 //! | `product`, `dispatch` | the loops around the micro-kernels, compiled for each instruction set |
 //! | `lanes`, `x86` | 16 values at a time, in each instruction set |
 //! | `float`, `bytes` | the kernels for f32 and bf16, and for 8 bit |
+//! | `narrow` | products with the small matrices of adapters |
 //! | `gradient` | `dy · W`, by panels of the transposed weight that are made on the way |
 //! | `share` | units of work over the threads |
 //! | `tensors` | the same with tensors |
@@ -25,6 +26,7 @@ mod float;
 mod gradient;
 mod lanes;
 mod level;
+pub(super) mod narrow;
 mod pack;
 mod product;
 mod share;
@@ -43,7 +45,7 @@ use float::{Bf16, F32, FloatRows};
 use product::{Input, Job, UNIT_PANELS, chunks};
 
 /// Output rows of a panel.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// How weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

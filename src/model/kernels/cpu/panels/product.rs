@@ -30,6 +30,8 @@ pub(super) struct Tile<X> {
     pub(super) weights: *const u8,
     /// Bytes from one panel to the next.
     pub(super) panel_bytes: usize,
+    /// Bytes from one input to the next, in the formats of floats.
+    pub(super) line_bytes: usize,
     pub(super) depth: usize,
     /// What the sums start from; null: zeros.
     pub(super) start: *const f32,
@@ -159,6 +161,7 @@ pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(job: &Job<'_>, x: F::Input, ro
                     x,
                     weights,
                     panel_bytes: panels.panel_bytes(),
+                    line_bytes: F::offset(1),
                     depth: length,
                     start,
                     start_stride,
@@ -182,7 +185,7 @@ pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(job: &Job<'_>, x: F::Input, ro
 }
 
 /// Most rows of a tile in any instruction set.
-const MOST_ROWS: usize = 16;
+pub(super) const MOST_ROWS: usize = 16;
 
 /// A tile of which only `columns` columns exist: computed beside the output, then copied.
 ///

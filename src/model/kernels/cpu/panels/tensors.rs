@@ -43,7 +43,7 @@ impl Panels {
 
 /// Whether bf16 holds each of the values.
 fn is_bf16(values: &[f32]) -> bool {
-    values.iter().fold(0, |bits, value| bits | value.to_bits()) & 0xffff == 0
+    values.iter().fold(0, |bits, value| bits | value.to_bits()).trailing_zeros() >= 16
 }
 
 /// `x` `[rows, in]` to `x · Wᵀ + bias`, `[rows, out]`, of each weight and bias `[out]`; in one fork where weights are of one

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
+use super::narrow::{Narrow, add_product_for};
 use super::*;
 
 /// Values in −1 to 1, the same in every run.
@@ -245,5 +246,52 @@ fn what_bf16_holds_exactly_is_held_in_bf16_and_gives_the_same_bits() {
     let outputs = project(&shared, &[(&held, None), (&other, None), (&held, None)]).unwrap();
     for (output, panels) in outputs.iter().zip([&held, &other, &held]) {
         assert_eq!(output.flatten_all().unwrap().to_vec1::<f32>().unwrap(), one(panels, &x, rows, Start::Zero));
+    }
+}
+
+#[test]
+fn small_matrices_multiply_in_both_layouts_and_a_row_has_the_same_bits_in_any_company() {
+    for level in Level::available() {
+        for (rows, depth, width) in [(1, 40, 16), (3, 17, 8), (16, 64, 1), (29, 8, 77), (30, 33, 64)] {
+            let (x, before) = (values(rows * depth, 1), values(rows * width, 2));
+            let weight = values(width * depth, 3).into_iter().map(half::bf16::from_f32).collect::<Vec<_>>();
+            let wide: Vec<f32> = weight.iter().map(|value| value.to_f32()).collect();
+            let exact: Vec<f64> = naive(&x, &wide, width, depth)
+                .into_iter()
+                .zip(&before)
+                .map(|(product, before)| product + f64::from(*before))
+                .collect();
+            // What comes after a line's own values must not matter.
+            let mut lines = vec![half::bf16::NAN; depth * width + 15];
+            let mut panels = vec![half::bf16::NAN; depth * width.next_multiple_of(16)];
+            for (output, row) in weight.chunks_exact(depth).enumerate() {
+                for (input, value) in row.iter().enumerate() {
+                    lines[input * width + output] = *value;
+                    panels[output / 16 * depth * 16 + input * 16 + output % 16] = *value;
+                }
+            }
+            let floats = |values: &[half::bf16]| values.iter().map(|value| value.to_f32()).collect::<Vec<_>>();
+            let (wide_lines, wide_panels) = (floats(&lines), floats(&panels));
+            let run = |matrix: Narrow<'_, half::bf16>, x: &[f32], before: &[f32]| {
+                let mut y = before.to_vec();
+                // SAFETY: the CPU has the instruction set.
+                unsafe { add_product_for(level, &mut y, x, x.len() / depth, matrix, std::ptr::null()) };
+                y
+            };
+            let ours = run(Narrow::lines(&lines, depth, width), &x, &before);
+            assert_close(&ours, &exact, 1e-4, &format!("{level:?}, {rows} rows of {depth}, {width} columns"));
+            assert_eq!(ours, run(Narrow::panels(&panels, depth, width), &x, &before));
+            for narrow in [Narrow::lines(&wide_lines, depth, width), Narrow::panels(&wide_panels, depth, width)] {
+                let mut y = before.clone();
+                // SAFETY: as above.
+                unsafe { add_product_for(level, &mut y, &x, rows, narrow, std::ptr::null()) };
+                assert_eq!(ours, y, "widened before");
+            }
+            for (row, x) in x.chunks_exact(depth).enumerate() {
+                let place = row * width..(row + 1) * width;
+                let alone = run(Narrow::panels(&panels, depth, width), x, &before[place.clone()]);
+                assert_eq!(alone, ours[place], "row {row}");
+            }
+        }
     }
 }

@@ -3,12 +3,13 @@
 //! SAFETY of all blocks: the callers promise good pointers and the instruction set (see `lanes`).
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, __m512i, _mm256_abs_epi8, _mm256_add_epi32, _mm256_and_si256, _mm256_castsi256_ps,
-    _mm256_cvtepi32_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
-    _mm256_mul_ps, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_sign_epi8,
-    _mm256_slli_epi32, _mm256_storeu_ps, _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32,
-    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+    __m256, __m256i, __m512, __m512i, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi32, _mm256_and_si256,
+    _mm256_castsi256_ps, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_sign_epi8, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_castsi512_ps,
+    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
+    _mm512_storeu_ps,
 };
 
 use super::bytes::{ByteTile, Bytes, byte_kernel};
@@ -57,6 +58,15 @@ impl Lanes for Avx2 {
             let words = _mm256_loadu_si256(from.cast());
             let high = _mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32));
             Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)), _mm256_castsi256_ps(high))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const u16) -> Self {
+        unsafe {
+            let words = |from: *const u16| _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            let widened = |words| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words));
+            Self(widened(words(from)), widened(words(from.add(8))))
         }
     }
 
@@ -213,6 +223,11 @@ impl Lanes for Avx512 {
             let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const u16) -> Self {
+        unsafe { Self::load_bf16(from) }
     }
 
     #[inline(always)]
