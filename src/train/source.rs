@@ -8,7 +8,9 @@ use crate::Result;
 use crate::adapters::Adapter;
 use crate::model::BaseModel;
 use crate::train::backward::{self, Gradients, LossReport, Objective, PackedBatch};
+use crate::train::contrastive::Contrast;
 use crate::train::dropout::Dropout;
+use crate::train::trainer::BeforeMicroStep;
 
 /// Where losses and gradients come from: the model, or a formula in tests of the loop.
 pub(crate) trait LossSource: Send + Sync {
@@ -23,6 +25,14 @@ pub(crate) trait LossSource: Send + Sync {
     ) -> Result<(LossReport, Gradients)>;
     fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport>;
     fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>>;
+    /// Loss and gradients of a batch of pairs of texts.
+    fn contrast_and_gradients(
+        &self,
+        adapter: &Adapter,
+        batch: Contrast<'_>,
+        before: BeforeMicroStep<'_>,
+    ) -> Result<(LossReport, Gradients)>;
+    fn contrast(&self, adapter: &Adapter, batch: Contrast<'_>, before: BeforeMicroStep<'_>) -> Result<LossReport>;
 }
 
 impl LossSource for Arc<BaseModel> {
@@ -47,5 +57,18 @@ impl LossSource for Arc<BaseModel> {
 
     fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>> {
         backward::log_likelihoods(&self.decoder, adapter, batch)
+    }
+
+    fn contrast_and_gradients(
+        &self,
+        adapter: &Adapter,
+        batch: Contrast<'_>,
+        before: BeforeMicroStep<'_>,
+    ) -> Result<(LossReport, Gradients)> {
+        batch.loss_and_gradients(&self.decoder, adapter, before)
+    }
+
+    fn contrast(&self, adapter: &Adapter, batch: Contrast<'_>, before: BeforeMicroStep<'_>) -> Result<LossReport> {
+        batch.loss(&self.decoder, Some(adapter), before)
     }
 }

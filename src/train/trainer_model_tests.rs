@@ -33,6 +33,19 @@ impl LossSource for crate::model::decoder::Decoder {
     fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>> {
         backward::log_likelihoods(self, adapter, batch)
     }
+
+    fn contrast_and_gradients(
+        &self,
+        adapter: &Adapter,
+        batch: Contrast<'_>,
+        before: BeforeMicroStep<'_>,
+    ) -> Result<(LossReport, Gradients)> {
+        batch.loss_and_gradients(self, adapter, before)
+    }
+
+    fn contrast(&self, adapter: &Adapter, batch: Contrast<'_>, before: BeforeMicroStep<'_>) -> Result<LossReport> {
+        batch.loss(self, Some(adapter), before)
+    }
 }
 
 fn fixture(family: &str) -> (crate::model::ModelConfig, crate::model::decoder::Decoder) {

@@ -165,6 +165,8 @@ impl Run {
         };
         let training = read(&training_file, Purpose::Training)?;
         let validation = validation_file.as_ref().map(|file| read(file, Purpose::Validation)).transpose()?;
+        let texts = training.report.is_of_pairs();
+        check_alike(texts, validation.as_ref(), inputs.classification.as_ref())?;
         let classification = match (&inputs.classification, &validation_file) {
             (Some(asked), Some(file)) if asked.compute == Some(true) => {
                 let wanted = Wanted {
@@ -192,6 +194,16 @@ impl Run {
         let mut trainer = Trainer::new(Arc::clone(&model), settings, training.examples, inputs.initial.as_deref())?;
         let checkpoint_fault =
             inputs.checkpoint.and_then(|checkpoint| trainer.restore(&checkpoint).err()).map(|error| error.to_string());
+        let negatives = report.texts > 2 * report.sequences;
+        if texts
+            && !negatives
+            && trainer.total_steps() == epochs * report.sequences
+            && trainer.settings().batch_size > 1
+        {
+            let message = "Training file: any two of its pairs share a text, so there is nothing that a pair could be \
+                           told apart from: give pairs of different texts, or a `negative` to each";
+            return Err(Error::invalid_code("training_file", "invalid_training_file", message));
+        }
         let mut before_piece = || {
             control.check()?;
             inputs.priority.yield_to_requests(YIELD);
@@ -244,8 +256,7 @@ impl Run {
 
     fn complete(mut self) -> Result<Trained> {
         let total = self.trainer.total_steps();
-        let per_epoch = self.trainer.steps_per_epoch();
-        let epochs = total / per_epoch;
+        let (per_epoch, epochs) = (self.trainer.steps_per_epoch(), self.trainer.settings().epochs);
         let every = total.div_ceil(METRICS_EVENTS).max(1);
         let (begin, resumed_at) = (Instant::now(), self.trainer.step_number());
         let (mut since, mut tokens) = (begin, 0);
@@ -340,10 +351,12 @@ impl Run {
         let files = peft::write(&adapter, &self.base)?;
         adapter.id = files.id();
         let columns = self.classification.as_ref().map(ClassificationTask::columns).unwrap_or_default();
-        let result_file = results::csv(self.api, self.trainer.history(), self.validation.is_some(), &columns)?;
+        let (history, texts) = (self.trainer.history(), self.trainer.settings().scale.is_some());
+        let result_file = results::csv(self.api, history, self.validation.is_some(), texts, &columns)?;
         let chosen = (step < self.trainer.step_number()).then_some(step);
         let mut questions = Vec::new();
-        for place in 0..QUESTIONS {
+        // Pairs of texts ask nothing.
+        for place in 0..if texts { 0 } else { QUESTIONS } {
             let example = self.validation.as_ref().map(|held_out| held_out.example(place)).transpose()?.flatten();
             questions.extend(example.as_ref().and_then(Question::of));
         }
@@ -360,6 +373,24 @@ impl Run {
     fn report(&self, progress: Progress) -> Result<()> {
         self.progress.blocking_send(progress).map_err(|_| Error::Cancelled)
     }
+}
+
+/// Refuses files and wishes that do not fit to each other: pairs of texts teach vectors, everything else teaches answers.
+fn check_alike(texts: bool, validation: Option<&Dataset>, classification: Option<&Classification>) -> Result<()> {
+    if validation.is_some_and(|validation| validation.report.is_of_pairs() != texts) {
+        let message = if texts {
+            "Validation file: the training file has pairs of texts, so give pairs to measure on, too"
+        } else {
+            "Validation file: it has pairs of texts, but the training file has answers: give the same format"
+        };
+        return Err(Error::invalid_code("validation_file", "invalid_training_file", message));
+    }
+    if texts && classification.is_some_and(|asked| asked.compute == Some(true)) {
+        let message = "compute_classification_metrics is for prompts and completions, but the training file has pairs \
+                       of texts: leave it out";
+        return Err(Error::invalid("compute_classification_metrics", message));
+    }
+    Ok(())
 }
 
 /// A continued adapter keeps its rank, alpha and layers; a request for others is refused.
