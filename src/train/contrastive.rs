@@ -244,6 +244,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "one pair is meant")]
     fn a_single_pair_has_nothing_to_be_told_apart_from() {
         let (vectors, _) = texts();
         let (report, slopes) = compare(&vectors[..2], &[0..2], 20.0);

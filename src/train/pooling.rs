@@ -30,7 +30,9 @@ impl Pooled {
             }
             let length = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
             let scale = if length == 0.0 { 0.0 } else { length.recip() };
-            sum.iter_mut().for_each(|value| *value *= scale);
+            for value in &mut sum {
+                *value *= scale;
+            }
             vectors.push(sum);
             lengths.push(length);
         }

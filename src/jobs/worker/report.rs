@@ -28,7 +28,7 @@ impl Worker {
         if let Err(error) = self.queue.record_plan(job, &plan.resolved, Some(finish)).await {
             tracing::warn!(job = job.id, "cannot write the settings: {error}");
         }
-        for (warning, lines) in warnings(&plan.training, plan.validation.as_ref()) {
+        for (warning, lines) in warnings(plan) {
             self.say(job, "warn", &warning, Some(lines)).await;
         }
         if let Some((measured, left_out)) = plan.classified.filter(|(_, left_out)| *left_out > 0) {
@@ -159,11 +159,11 @@ pub(super) fn seconds_from_now(seconds: f64) -> i64 {
     jiff::Timestamp::now().as_second().saturating_add(seconds.ceil() as i64)
 }
 
-/// What the owner of the files should know of their examples: a sentence each, and the lines that it is about.
-pub(super) fn warnings(training: &DatasetReport, validation: Option<&DatasetReport>) -> Vec<(String, Value)> {
+/// What the owner of the files should know of their examples: a sentence each, and the lines or the number that it is about.
+pub(super) fn warnings(plan: &Plan) -> Vec<(String, Value)> {
     let mut found = Vec::new();
-    for (name, report) in std::iter::once(("training", training)).chain(validation.map(|report| ("validation", report)))
-    {
+    let validation = plan.validation.as_ref().map(|report| ("validation", report));
+    for (name, report) in std::iter::once(("training", &plan.training)).chain(validation) {
         let left_out = if report.is_of_pairs() {
             "were left out, since their two texts are the same as far as they fit the model's context"
         } else {
@@ -179,6 +179,16 @@ pub(super) fn warnings(training: &DatasetReport, validation: Option<&DatasetRepo
                 found.push((message, json!({"lines": lines.first})));
             }
         }
+    }
+    let (epochs, size) = (plan.resolved.n_epochs.unwrap_or(1), plan.resolved.batch_size.unwrap_or(1));
+    let pairs = (epochs as usize * plan.training.sequences) as f64 / plan.total_steps.max(1) as f64;
+    // The last step of an epoch has what is left, so that few pairs make a mean below the size, too.
+    if plan.training.is_of_pairs() && pairs < f64::from(size) / 2.0 && plan.training.sequences > 2 * size as usize {
+        let message = format!(
+            "A step has {pairs:.1} pairs on average in place of {size}, since texts of the training file repeat, and no step \
+             takes a text twice: the fewer there are, the less a pair is told apart from"
+        );
+        found.push((message, json!({"pairs_per_step": pairs})));
     }
     found
 }

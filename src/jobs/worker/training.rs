@@ -194,16 +194,7 @@ impl Run {
         let mut trainer = Trainer::new(Arc::clone(&model), settings, training.examples, inputs.initial.as_deref())?;
         let checkpoint_fault =
             inputs.checkpoint.and_then(|checkpoint| trainer.restore(&checkpoint).err()).map(|error| error.to_string());
-        let negatives = report.texts > 2 * report.sequences;
-        if texts
-            && !negatives
-            && trainer.total_steps() == epochs * report.sequences
-            && trainer.settings().batch_size > 1
-        {
-            let message = "Training file: any two of its pairs share a text, so there is nothing that a pair could be \
-                           told apart from: give pairs of different texts, or a `negative` to each";
-            return Err(Error::invalid_code("training_file", "invalid_training_file", message));
-        }
+        check_told_apart(&trainer, &report)?;
         let mut before_piece = || {
             control.check()?;
             inputs.priority.yield_to_requests(YIELD);
@@ -389,6 +380,19 @@ fn check_alike(texts: bool, validation: Option<&Dataset>, classification: Option
         let message = "compute_classification_metrics is for prompts and completions, but the training file has pairs \
                        of texts: leave it out";
         return Err(Error::invalid("compute_classification_metrics", message));
+    }
+    Ok(())
+}
+
+/// Refuses pairs of texts of which every batch holds a single one without negatives.
+fn check_told_apart(trainer: &Trainer, training: &DatasetReport) -> Result<()> {
+    let settings = trainer.settings();
+    let negatives = training.texts > 2 * training.sequences;
+    let alone = trainer.total_steps() == settings.epochs * training.sequences && settings.batch_size > 1;
+    if settings.scale.is_some() && alone && !negatives {
+        let message = "Training file: any two of its pairs share a text, so there is nothing that a pair could be told apart \
+                       from: give pairs of different texts, or a `negative` to each";
+        return Err(Error::invalid_code("training_file", "invalid_training_file", message));
     }
     Ok(())
 }
