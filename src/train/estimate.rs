@@ -214,7 +214,14 @@ mod tests {
         assert!((alone.tokens_per_second - 100.0).abs() < 1e-9 && (alone.seconds - 30.0).abs() < 1e-9);
         let measured = estimate(&settings(3, 5), Evaluated { once: 500, in_all: 1500 });
         assert!((measured.seconds - 37.5).abs() < 1e-9, "{}", measured.seconds);
-        // Of pairs, the reference reads each token once.
+        // The texts of a step that exceed a batch are read once more.
+        let training = DatasetReport { sequences: 10, texts: 20, ..training.clone() };
+        for (batch_size, seconds) in [(5, 30.0), (6, 45.0)] {
+            let settings = TrainSettings { scale: Some(20.0), ..settings(3, batch_size) };
+            let texts = Estimate::new(&settings, 6, &training, Evaluated::default(), rate, TrainingMemory::default());
+            assert!((texts.seconds - seconds).abs() < 1e-9 && texts.trained_tokens == 3000, "{}", texts.seconds);
+        }
+        // Of pairs of answers, the reference reads each token once.
         let pairs = estimate(&TrainSettings { beta: Some(0.1), ..settings(3, 5) }, Evaluated::default());
         assert!((pairs.seconds - 35.0).abs() < 1e-9, "{}", pairs.seconds);
         assert!((pairs.tokens_per_second - 3000.0 / 35.0).abs() < 1e-9, "{}", pairs.tokens_per_second);
@@ -232,5 +239,7 @@ mod tests {
         ] {
             assert_eq!(largest_batch(&settings(1, batch_size), &report(tokens, longest)), rows);
         }
+        let pairs = DatasetReport { sequences: 100, texts: 250, ..report(100_000, 20) };
+        assert_eq!(largest_batch(&settings(1, 4), &pairs), 240, "three texts each, rounded up");
     }
 }

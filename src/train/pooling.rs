@@ -3,7 +3,7 @@
 //!
 //! With s the sum of a text's rows and v = s / |s|, the gradient of each of the rows is (dv − (dv · v) v) / |s|.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
 use crate::train::backward::PackedBatch;
@@ -21,7 +21,7 @@ impl Pooled {
     /// Pools the hidden states after the final norm, `[rows, hidden]`.
     pub fn of(hidden: &Tensor, batch: &PackedBatch) -> Result<Self> {
         let width = hidden.dim(1)?;
-        let rows = hidden.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+        let rows = hidden.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
         let (mut vectors, mut lengths) = (Vec::new(), Vec::new());
         for sequence in &batch.sequences {
             let mut sum = vec![0.0; width];
@@ -52,7 +52,7 @@ impl Pooled {
                 gradient.extend_from_slice(&of_row);
             }
         }
-        Ok(Tensor::from_vec(gradient, hidden.shape(), hidden.device())?)
+        Ok(Tensor::from_vec(gradient, hidden.shape(), hidden.device())?.to_dtype(hidden.dtype())?)
     }
 }
 

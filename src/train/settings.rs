@@ -122,7 +122,7 @@ const DEFAULT_CLIP: f64 = 1.0;
 ///   that at most about 25,000 are seen.
 /// - **Batch size**: `OpenAI`'s 0.2 % of the examples, from 1 to 256, but at least 8, since smaller batches only add noise;
 ///   and halved while the run would have fewer than 50 steps, since an adapter that starts from zero needs that many.
-///   Of pairs of texts 32 at the least, halved while there would be fewer than 20 steps, but not below 8: what a pair is
+///   Of pairs of texts 32 at the least, halved while there would be fewer than 30 steps, but not below 8: what a pair is
 ///   compared with is the rest of its batch.
 /// - **Learning rate**: tinker's formula for LoRA, `5e-5 · 10 · (2000 / hidden)^p` with p = 0.781 for Llama-like models and
 ///   0.0775 for Qwen, at most 3e-3; times the multiplier, whose `auto` is 1. The legacy resource's multipliers are for full
@@ -246,7 +246,7 @@ fn auto_batch_size(examples: usize, epochs: u32) -> u32 {
 
 fn auto_pairs(examples: usize, epochs: u32) -> u32 {
     let mut size = ((examples as f64 * 0.002).round() as usize).clamp(PAIRS_PER_STEP, MAX_BATCH_SIZE as usize);
-    while size > 8 && examples.div_ceil(size) * (epochs as usize) < 20 {
+    while size > 8 && examples.div_ceil(size) * (epochs as usize) < 30 {
         size /= 2;
     }
     size.min(examples) as u32
@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn automatic_batches_of_pairs_are_large_where_there_are_steps_enough() {
         for (examples, epochs, size) in
-            [(10, 10, 8), (34, 3, 8), (100, 3, 16), (300, 3, 32), (16_000, 1, 32), (50_000, 1, 100), (200_000, 1, 256)]
+            [(10, 10, 8), (100, 3, 8), (200, 3, 16), (300, 3, 32), (16_000, 1, 32), (50_000, 1, 100), (200_000, 1, 256)]
         {
             assert_eq!(auto_pairs(examples, epochs), size, "{examples} examples");
         }

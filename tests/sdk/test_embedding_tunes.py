@@ -53,7 +53,7 @@ def ranking_loss(scores, scale):
 @pytest.fixture(scope="module")
 def finished(client, tickets, heldout):
     held_out = upload(client, pairs(heldout[:24]))
-    job = create_job(client, upload(client, pairs(tickets[:200])), SETTINGS, validation_file=held_out, suffix="find")
+    job = create_job(client, upload(client, pairs(tickets[:400])), SETTINGS, validation_file=held_out, suffix="find")
     job = wait_for_end(client, job.id, within=200)
     assert job.status == "succeeded", job.error
     return job
@@ -63,7 +63,7 @@ def test_the_new_model_finds_held_out_texts_that_the_base_does_not(client, heldo
     lines = pairs(heldout[24:])
     before, after = (found(scores(client, model, lines)) for model in ("demo", finished.fine_tuned_model))
     assert after > 0.7, (before, after)
-    assert after > before + 0.3, (before, after)
+    assert after > before + 0.5, (before, after)
 
 
 def test_what_training_measured_is_what_the_server_answers(client, heldout, finished):
@@ -95,7 +95,7 @@ def test_the_job_tells_its_settings_and_what_it_trains_on(client, http, finished
     assert (settings["scale"], settings["batch_size"]) == (20, 32)
     assert "auto" not in settings.values()
     messages = [event.message for event in events(client, finished.id)]
-    assert any(message.startswith("Training on 200 pairs of texts with ") for message in messages), messages
+    assert any(message.startswith("Training on 400 pairs of texts with ") for message in messages), messages
 
 
 def test_watching_shows_the_accuracy(binary, server, finished):
