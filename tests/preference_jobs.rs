@@ -9,7 +9,6 @@ mod training;
 
 use std::f64::consts::LN_2;
 
-use attune::jobs::queue::StopRequest;
 use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus, Method};
 use serde_json::{Value, json};
 use training::{Fixture, spec, tickets};
@@ -74,13 +73,7 @@ async fn a_job_learns_what_is_preferred_beginning_from_indifference() {
 
     // A pause in the middle changes no bit.
     let paused = fixture.enqueue(JobApi::FineTuningJobs, job.clone()).await;
-    let running = fixture.wait(&paused, |job| job.checkpoint.is_some()).await;
-    if fixture.queue.stop(&running, StopRequest::Pause).await.is_ok() {
-        let stopped = fixture.wait(&paused, |job| job.status == JobStatus::Paused || job.status.is_final()).await;
-        if stopped.status == JobStatus::Paused {
-            fixture.queue.resume(&stopped).await.unwrap();
-        }
-    }
+    fixture.interrupt(&paused).await;
     let resumed = fixture.wait_for(&paused, JobStatus::Succeeded).await;
     assert_eq!(fixture.generation(&resumed).await, fixture.generation(&whole).await);
 

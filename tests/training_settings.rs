@@ -11,7 +11,6 @@ use std::fmt::Write as _;
 
 use attune::adapters::Site;
 use attune::adapters::registry::AdapterRegistry;
-use attune::jobs::queue::StopRequest;
 use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus};
 use attune::train::schedule::Schedule;
 use serde_json::Value;
@@ -96,13 +95,7 @@ async fn settings_shape_the_adapter_and_its_training() {
 
     // A pause in the middle changes no bit.
     let paused = fixture.enqueue(JobApi::FineTuningJobs, unusual).await;
-    let running = fixture.wait(&paused, |job| job.checkpoint.is_some()).await;
-    if fixture.queue.stop(&running, StopRequest::Pause).await.is_ok() {
-        let stopped = fixture.wait(&paused, |job| job.status == JobStatus::Paused || job.status.is_final()).await;
-        if stopped.status == JobStatus::Paused {
-            fixture.queue.resume(&stopped).await.unwrap();
-        }
-    }
+    fixture.interrupt(&paused).await;
     let resumed = fixture.wait_for(&paused, JobStatus::Succeeded).await;
     assert_eq!(fixture.generation(&resumed).await, fixture.generation(&done).await);
     worker.stop().await;

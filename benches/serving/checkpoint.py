@@ -9,11 +9,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+from ml_dtypes import bfloat16
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32", "hidden_act": "silu",
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16", "hidden_act": "silu",
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152, "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "tie_word_embeddings": True, "attention_bias": False,
@@ -35,7 +36,7 @@ LAYERS = {
 
 
 def tensors(seed=1):
-    """The checkpoint's tensors, f32."""
+    """The checkpoint's tensors in f32, each value one of bf16's, which SmolLM2 is published in."""
     random = np.random.default_rng(seed)
     named = {"model.embed_tokens.weight": random.normal(0, 0.02, (CONFIG["vocab_size"], 576)),
              "model.norm.weight": np.ones(576)}  # fmt: skip
@@ -44,7 +45,7 @@ def tensors(seed=1):
             named[f"model.layers.{layer}.{name}.weight"] = random.normal(0, 0.02, shape)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             named[f"model.layers.{layer}.{norm}.weight"] = np.ones(576)
-    return {name: value.astype(np.float32) for name, value in named.items()}
+    return {name: value.astype(bfloat16).astype(np.float32) for name, value in named.items()}
 
 
 def vocabulary():
@@ -57,7 +58,8 @@ def vocabulary():
 def write_folder(folder, named):
     """A folder in Hugging Face form."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    halves = {name: value.astype(bfloat16) for name, value in named.items()}
+    save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=1))
     words = {word: number for number, word in enumerate(vocabulary())}
     tokenizer = Tokenizer(models.BPE(vocab=words, merges=[MERGE]))

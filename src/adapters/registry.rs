@@ -149,10 +149,7 @@ impl AdapterRegistry {
         let row = self.row(organization, name).await?;
         let key = key(&row.base, &row.adapter);
         let device = self.inner.catalog.get(&key.base)?.model.decoder.device().clone();
-        let (host, _share) = match self.inner.tiers.in_host(&key) {
-            Some(host) => (host, None),
-            None => self.fetch(&key).await?,
-        };
+        let (host, _, _share) = self.on_host(&key).await?;
         let adapter = off_thread(move || host.to_adapter(&device)).await?;
         Ok((row.base, Arc::new(adapter)))
     }
@@ -197,17 +194,21 @@ impl AdapterRegistry {
             return Ok(lease);
         }
         let begin = Instant::now();
-        let (host, source, _share) = if let Some(host) = self.inner.tiers.in_host(key) {
-            (host, Source::Host, None)
-        } else {
-            let (host, share) = self.fetch(key).await?;
-            (host, Source::Disk, share)
-        };
+        let (host, source, _share) = self.on_host(key).await?;
         let precision = self.inner.catalog.get(&key.base)?.model.decoder.adapter_precision();
         let room = self.room(host.device_bytes(precision)).await?;
         let lease = self.to_device(key, host, room).await?;
         self.inner.counts.loaded(source, begin.elapsed());
         Ok(lease)
+    }
+
+    /// A generation's checked files: from host memory, else from the store, with the share that goes along with them.
+    async fn on_host(&self, key: &Key) -> Result<(Arc<HostAdapter>, Source, Option<OwnedSemaphorePermit>)> {
+        if let Some(host) = self.inner.tiers.in_host(key) {
+            return Ok((host, Source::Host, None));
+        }
+        let (host, share) = self.fetch(key).await?;
+        Ok((host, Source::Disk, share))
     }
 
     /// Reads a generation's files and checks them. They are kept in the host tier; where that has no room for them, the
@@ -236,11 +237,7 @@ impl AdapterRegistry {
 
     async fn to_device(&self, key: &Key, host: Arc<HostAdapter>, room: Reservation) -> Result<AdapterLease> {
         let model = Arc::clone(&self.inner.catalog.get(&key.base)?.model);
-        let make = move || {
-            let adapter = host.to_adapter(model.decoder.device())?;
-            let for_serving = model.decoder.device().is_cpu();
-            if for_serving { adapter.for_serving(model.decoder.adapter_precision()) } else { Ok(adapter) }
-        };
+        let make = move || model.decoder.served(&host.to_adapter(model.decoder.device())?);
         let adapter = off_thread(make).await?;
         Ok(self.inner.tiers.keep(room, key.clone(), Arc::new(adapter)))
     }

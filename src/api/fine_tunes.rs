@@ -17,7 +17,7 @@ use self::response::{Files, FineTune, read_events, with_events};
 use crate::api::auth::Caller;
 use crate::api::error::{ErrorBody, Problem};
 use crate::api::extract::{Body, Path, Query};
-use crate::api::job_rules::{check_inputs, follow_alias};
+use crate::api::job_rules::admitted;
 use crate::api::list::{Cursor, List, PageOf};
 use crate::api::models::{self, DeletedModel};
 use crate::api::{ApiState, event_stream, sse};
@@ -47,9 +47,7 @@ pub async fn create(
     caller: Caller,
     Body(request): Body<CreateFineTune>,
 ) -> Result<Json<FineTune>, Problem> {
-    let mut spec = request.spec(&state)?;
-    follow_alias(&state, &mut spec);
-    check_inputs(&state, &caller, &spec).await?;
+    let spec = admitted(&state, &caller, request.spec(&state)?).await?;
     let job = state.queue.enqueue_for(&caller.organization, Some(&caller.key), JobApi::FineTunes, spec).await?;
     Ok(Json(with_events(&state, job).await?))
 }

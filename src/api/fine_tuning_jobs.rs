@@ -19,7 +19,7 @@ use crate::api::ApiState;
 use crate::api::auth::Caller;
 use crate::api::error::{ErrorBody, Problem};
 use crate::api::extract::{Body, Path, Query, parse};
-use crate::api::job_rules::{check_inputs, follow_alias};
+use crate::api::job_rules::admitted;
 use crate::api::list::{BoundedPageOf, Cursor, PageOf};
 use crate::jobs::queue::StopRequest;
 use crate::jobs::{Job, JobApi, JobSpec};
@@ -41,9 +41,7 @@ pub async fn create(
     caller: Caller,
     Body(request): Body<CreateJob>,
 ) -> Result<Json<FineTuningJob>, Problem> {
-    let mut spec = request.spec()?;
-    follow_alias(&state, &mut spec);
-    check_inputs(&state, &caller, &spec).await?;
+    let spec = admitted(&state, &caller, request.spec()?).await?;
     let job = state.queue.enqueue_for(&caller.organization, Some(&caller.key), JobApi::FineTuningJobs, spec).await?;
     Ok(Json(job.into()))
 }

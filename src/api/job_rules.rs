@@ -44,8 +44,15 @@ impl<T> From<Option<T>> for AutoOr<T> {
     }
 }
 
+/// A job that may be queued: its alias followed, and what it works with the caller's own.
+pub async fn admitted(state: &ApiState, caller: &Caller, mut spec: JobSpec) -> Result<JobSpec, Problem> {
+    follow_alias(state, &mut spec);
+    check_inputs(state, caller, &spec).await?;
+    Ok(spec)
+}
+
 /// Turns an alias into the model that it stands for, so that a worker needs to know no aliases.
-pub fn follow_alias(state: &ApiState, spec: &mut JobSpec) {
+fn follow_alias(state: &ApiState, spec: &mut JobSpec) {
     if state.catalog.is_alias(&spec.model) {
         let real = state.catalog.real_name(&spec.model).to_owned();
         spec.alias = Some(std::mem::replace(&mut spec.model, real));
@@ -53,7 +60,7 @@ pub fn follow_alias(state: &ApiState, spec: &mut JobSpec) {
 }
 
 /// What the job works with must be the caller's own, or a base model.
-pub async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<(), Problem> {
+async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<(), Problem> {
     check_model(state, caller, spec).await.map_err(|error| Problem::from(error).param("model"))?;
     check_file(state, caller, "training_file", &spec.training_file).await?;
     if let Some(file) = &spec.validation_file {

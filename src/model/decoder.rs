@@ -262,6 +262,11 @@ impl Decoder {
         self.adapter_precision
     }
 
+    /// The adapter as this decoder's steps read it best.
+    pub fn served(&self, adapter: &Adapter) -> Result<Adapter> {
+        if self.device.is_cpu() { adapter.for_serving(self.adapter_precision) } else { adapter.to_device(&self.device) }
+    }
+
     /// The device that the weights are on.
     pub fn device(&self) -> &Device {
         &self.device

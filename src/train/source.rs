@@ -1,5 +1,6 @@
 //! Where the trainer's losses and gradients come from: the model, or a formula in tests of the loop.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 
 use candle_core::Device;
@@ -7,6 +8,7 @@ use candle_core::Device;
 use crate::Result;
 use crate::adapters::Adapter;
 use crate::model::BaseModel;
+use crate::model::decoder::Decoder;
 use crate::train::backward::{self, Gradients, LossReport, Objective, PackedBatch};
 use crate::train::contrastive::Contrast;
 use crate::train::dropout::Dropout;
@@ -35,9 +37,16 @@ pub(crate) trait LossSource: Send + Sync {
     fn contrast(&self, adapter: &Adapter, batch: Contrast<'_>, before: BeforeMicroStep<'_>) -> Result<LossReport>;
 }
 
-impl LossSource for Arc<BaseModel> {
+/// What the trainer shares with the engine.
+impl Borrow<Decoder> for Arc<BaseModel> {
+    fn borrow(&self) -> &Decoder {
+        &self.decoder
+    }
+}
+
+impl<D: Borrow<Decoder> + Send + Sync> LossSource for D {
     fn device(&self) -> &Device {
-        self.decoder.device()
+        self.borrow().device()
     }
 
     fn loss_and_gradients(
@@ -48,15 +57,15 @@ impl LossSource for Arc<BaseModel> {
         normalizer: f64,
         dropout: Option<&Dropout>,
     ) -> Result<(LossReport, Gradients)> {
-        backward::objective_and_gradients(&self.decoder, adapter, batch, objective, normalizer, dropout)
+        backward::objective_and_gradients(self.borrow(), adapter, batch, objective, normalizer, dropout)
     }
 
     fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport> {
-        backward::objective(&self.decoder, Some(adapter), batch, objective)
+        backward::objective(self.borrow(), Some(adapter), batch, objective)
     }
 
     fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>> {
-        backward::log_likelihoods(&self.decoder, adapter, batch)
+        backward::log_likelihoods(self.borrow(), adapter, batch)
     }
 
     fn contrast_and_gradients(
@@ -65,10 +74,10 @@ impl LossSource for Arc<BaseModel> {
         batch: Contrast<'_>,
         before: BeforeMicroStep<'_>,
     ) -> Result<(LossReport, Gradients)> {
-        batch.loss_and_gradients(&self.decoder, adapter, before)
+        batch.loss_and_gradients(self.borrow(), adapter, before)
     }
 
     fn contrast(&self, adapter: &Adapter, batch: Contrast<'_>, before: BeforeMicroStep<'_>) -> Result<LossReport> {
-        batch.loss(&self.decoder, Some(adapter), before)
+        batch.loss(self.borrow(), Some(adapter), before)
     }
 }

@@ -7,46 +7,7 @@ use candle_core::Device;
 use super::tests::{run, settings, stored, whole};
 use super::*;
 use crate::adapters::{LoraLayer, LoraPair, Site};
-use crate::train::backward;
 use crate::train::evaluation::HeldOut;
-
-impl LossSource for crate::model::decoder::Decoder {
-    fn device(&self) -> &Device {
-        self.device()
-    }
-
-    fn loss_and_gradients(
-        &self,
-        adapter: &Adapter,
-        batch: &PackedBatch,
-        objective: Objective<'_>,
-        normalizer: f64,
-        dropout: Option<&Dropout>,
-    ) -> Result<(LossReport, Gradients)> {
-        backward::objective_and_gradients(self, adapter, batch, objective, normalizer, dropout)
-    }
-
-    fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport> {
-        backward::objective(self, Some(adapter), batch, objective)
-    }
-
-    fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>> {
-        backward::log_likelihoods(self, adapter, batch)
-    }
-
-    fn contrast_and_gradients(
-        &self,
-        adapter: &Adapter,
-        batch: Contrast<'_>,
-        before: BeforeMicroStep<'_>,
-    ) -> Result<(LossReport, Gradients)> {
-        batch.loss_and_gradients(self, adapter, before)
-    }
-
-    fn contrast(&self, adapter: &Adapter, batch: Contrast<'_>, before: BeforeMicroStep<'_>) -> Result<LossReport> {
-        batch.loss(self, Some(adapter), before)
-    }
-}
 
 fn fixture(family: &str) -> (crate::model::ModelConfig, crate::model::decoder::Decoder) {
     use crate::model::{ModelConfig, decoder::Decoder, linear::Storage, weights::Weights};

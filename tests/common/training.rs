@@ -17,7 +17,7 @@ use attune::engine::catalog::{Catalog, CatalogEntry};
 use attune::engine::priority::Priority;
 use attune::engine::{Backend, EmbedRequest, Event, GenerateRequest};
 use attune::jobs::cost::Pricing;
-use attune::jobs::queue::Queue;
+use attune::jobs::queue::{Queue, StopRequest};
 use attune::jobs::worker::Worker;
 use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus};
 use attune::model::BaseModel;
@@ -135,6 +135,17 @@ impl Fixture {
         let job = self.enqueue(JobApi::FineTunes, JobSpec { hyperparameters: settings, ..spec(file) }).await;
         let worker = self.worker();
         (worker, self.wait(&job, |job| job.checkpoint.is_some()).await)
+    }
+
+    /// Pauses the job after its first checkpoint and lets it go on, unless it ends before.
+    pub async fn interrupt(&self, job: &Job) {
+        let running = self.wait(job, |job| job.checkpoint.is_some()).await;
+        if self.queue.stop(&running, StopRequest::Pause).await.is_ok() {
+            let stopped = self.wait(job, |job| job.status == JobStatus::Paused || job.status.is_final()).await;
+            if stopped.status == JobStatus::Paused {
+                self.queue.resume(&stopped).await.unwrap();
+            }
+        }
     }
 
     /// Waits until the job is as wanted.

@@ -11,7 +11,7 @@ use crate::api::ApiState;
 use crate::api::auth::Caller;
 use crate::api::error::{ErrorBody, Problem};
 use crate::api::extract::Body;
-use crate::api::job_rules::{check_inputs, follow_alias};
+use crate::api::job_rules::admitted;
 use crate::jobs::JobSpec;
 use crate::jobs::worker::estimate::JobEstimate;
 use crate::{Error, Result};
@@ -100,9 +100,7 @@ pub async fn create(
     caller: Caller,
     Body(request): Body<CreateJob>,
 ) -> Result<Json<FineTuningJobEstimate>, Problem> {
-    let mut spec = request.spec()?;
-    follow_alias(&state, &mut spec);
-    check_inputs(&state, &caller, &spec).await?;
+    let spec = admitted(&state, &caller, request.spec()?).await?;
     match state.estimator.estimate(&caller.organization, &spec, &state.shutdown).await {
         Ok(estimate) => Ok(Json(FineTuningJobEstimate::new(spec, estimate)?)),
         Err(error) => Err(error.about_model(spec.asked_model()).into()),

@@ -96,6 +96,7 @@ pub(super) struct Plan {
 /// The result.
 pub(super) struct Trained {
     pub files: PeftFiles,
+    /// The same, ready to be asked.
     pub adapter: Arc<Adapter>,
     /// Tokens read, repeats counted.
     pub tokens: u64,
@@ -141,7 +142,7 @@ struct Run {
     forecast: Forecast,
     validation: Option<HeldOut>,
     classification: Option<ClassificationTask>,
-    base: String,
+    model: Arc<BaseModel>,
     api: JobApi,
     priority: Arc<Priority>,
     control: Arc<Control>,
@@ -236,7 +237,7 @@ impl Run {
             forecast,
             validation: held_out,
             classification,
-            base: model.id.clone(),
+            model,
             api,
             priority: inputs.priority,
             control,
@@ -305,7 +306,7 @@ impl Run {
                 self.report(Progress::Epoch { done, of: epochs })?;
                 // Before the state to go on from: an attempt that is lost between the two makes this model again.
                 if self.api == JobApi::FineTuningJobs {
-                    let files = peft::write(&self.trainer.adapter()?, &self.base)?;
+                    let files = peft::write(&self.trainer.adapter()?, &self.model.id)?;
                     self.report(Progress::Model { step: report, validation, files })?;
                 }
             }
@@ -340,7 +341,7 @@ impl Run {
 
     fn result(self, account: Account) -> Result<Trained> {
         let (mut adapter, step) = self.trainer.result()?;
-        let files = peft::write(&adapter, &self.base)?;
+        let files = peft::write(&adapter, &self.model.id)?;
         adapter.id = files.id();
         let columns = self.classification.as_ref().map(ClassificationTask::columns).unwrap_or_default();
         let (history, texts) = (self.trainer.history(), self.trainer.settings().scale.is_some());
@@ -354,7 +355,7 @@ impl Run {
         }
         let ended_early = self.trainer.has_ended_early().then(|| self.trainer.step_number());
         let tokens = self.trainer.trained_tokens();
-        let adapter = Arc::new(adapter);
+        let adapter = Arc::new(self.model.decoder.served(&adapter)?);
         Ok(Trained { files, adapter, tokens, result_file, account, questions, chosen, ended_early })
     }
 

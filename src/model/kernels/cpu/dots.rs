@@ -84,7 +84,7 @@ unsafe fn sum_lines<E: Element, L: Lanes, const BLOCKS: usize, const SUMS: usize
         let mut totals = [[L::zero(); BLOCKS]; SUMS];
         let whole = weights.len() - weights.len() % SUMS;
         for line in (0..whole).step_by(SUMS) {
-            ahead.fetch::<L>(line * stride, SUMS * stride);
+            ahead.fetch(line * stride, SUMS * stride);
             for sum in 0..SUMS {
                 let weight = L::splat(*weights.get_unchecked(line + sum));
                 for block in 0..BLOCKS {
@@ -136,7 +136,7 @@ impl<E: Element> Kernel for Expand<'_, E> {
         assert!(shrunk.len() == rows * rank && b.len() == output * rank && y.len() == rows * output);
         let ahead = Ahead { matrix: b, next, first: true };
         for first in (0..output).step_by(LANES) {
-            ahead.fetch::<L>(first * rank, LANES * rank);
+            ahead.fetch(first * rank, LANES * rank);
             let count = (output - first).min(LANES);
             // SAFETY: all places lie inside the slices, whose sizes were asserted; the caller promises the instructions.
             unsafe {
@@ -181,7 +181,7 @@ struct Ahead<'a, E> {
 impl<E: Element> Ahead<'_, E> {
     /// Asks for what comes [`AHEAD`] after the `count` values from `start` on.
     #[inline(always)]
-    fn fetch<L: Lanes>(&self, start: usize, count: usize) {
+    fn fetch(&self, start: usize, count: usize) {
         if !self.first {
             return;
         }
@@ -191,7 +191,7 @@ impl<E: Element> Ahead<'_, E> {
             self.next.as_ptr().cast::<u8>().wrapping_add(place)
         });
         for place in (0..count * size_of::<E>()).step_by(64) {
-            L::fetch(from.wrapping_add(place));
+            super::fetch(from.wrapping_add(place));
         }
     }
 }

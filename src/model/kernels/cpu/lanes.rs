@@ -22,8 +22,6 @@ pub(super) trait Lanes: Copy {
     unsafe fn load_first(from: *const f32, count: usize) -> Self;
     unsafe fn load_bf16(from: *const bf16) -> Self;
     unsafe fn store(self, to: *mut f32);
-    /// Asks for a line of memory that will be read soon; any address will do.
-    fn fetch(from: *const u8);
     /// `self + a · b`
     unsafe fn plus_product(self, a: Self, b: Self) -> Self;
     /// `self + delta`, but `self` with all its bits where `delta` is zero (the sum would lose the sign of a zero).
@@ -101,10 +99,10 @@ pub(super) fn dispatch(kernel: impl Kernel) {
 #[allow(clippy::inline_always, reason = "must be compiled with the instructions of the caller")]
 mod avx2 {
     use std::arch::x86_64::{
-        __m256, _CMP_NEQ_UQ, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_add_ps, _mm256_blendv_ps,
-        _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_hadd_ps, _mm256_loadu_ps,
-        _mm256_loadu_si256, _mm256_maskload_ps, _mm256_mul_ps, _mm256_permute2f128_ps, _mm256_set1_ps,
-        _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+        __m256, _CMP_NEQ_UQ, _mm_loadu_si128, _mm256_add_ps, _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_cmp_ps,
+        _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_hadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+        _mm256_maskload_ps, _mm256_mul_ps, _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps,
+        _mm256_slli_epi32, _mm256_storeu_ps,
     };
 
     use half::bf16;
@@ -156,12 +154,6 @@ mod avx2 {
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm256_storeu_ps(to, self) }
-        }
-
-        #[inline(always)]
-        fn fetch(from: *const u8) {
-            // Every x86 CPU of 64 bits has it, and it reads nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
         }
 
         #[inline(always)]
@@ -237,9 +229,6 @@ impl Lanes for Plain {
         // SAFETY: the caller's promise.
         unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }
     }
-
-    #[inline(always)]
-    fn fetch(_from: *const u8) {}
 
     #[inline(always)]
     unsafe fn plus_product(mut self, a: Self, b: Self) -> Self {

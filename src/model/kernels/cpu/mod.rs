@@ -51,6 +51,19 @@ impl Deref for Values<'_> {
     }
 }
 
+/// Asks for a line of memory that will be read soon; any address will do.
+#[allow(clippy::inline_always, reason = "part of the kernels")]
+#[inline(always)]
+fn fetch(from: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86 CPU of 64 bits has it, and it reads nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(from.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}
+
 fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
 }

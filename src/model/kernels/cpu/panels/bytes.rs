@@ -9,6 +9,7 @@ use std::array;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::super::fetch;
 use super::lanes::{Lanes, each_row};
 use super::level::Level;
 use super::product::{Format, Input, Tile};
@@ -116,9 +117,9 @@ pub(super) unsafe fn byte_kernel<S: Bytes, const ROWS: usize, const PANELS: usiz
         let mut ahead = tile.ahead.weights;
         for block in 0..tile.depth / BLOCK {
             for line in 0..BLOCK_LINES.div_ceil(tile.ahead.tiles) {
-                S::fetch(ahead.wrapping_add(line * 64));
+                fetch(ahead.wrapping_add(line * 64));
                 if PANELS > 1 {
-                    S::fetch(ahead.wrapping_add(tile.panel_bytes + line * 64));
+                    fetch(ahead.wrapping_add(tile.panel_bytes + line * 64));
                 }
             }
             ahead = ahead.wrapping_add(BLOCK_LINES * 64 / tile.ahead.tiles);

@@ -2,6 +2,7 @@
 
 use std::array;
 
+use super::super::fetch;
 use super::lanes::{Lanes, each_row};
 use super::product::{Format, Input, Tile};
 
@@ -105,9 +106,9 @@ pub(super) unsafe fn kernel<S: Lanes, W: Stored, const ROWS: usize, const PANELS
         let step = 16 * W::BYTES / tile.ahead.tiles;
         let mut ahead = tile.ahead.weights;
         for _ in 0..tile.depth {
-            S::fetch(ahead);
+            fetch(ahead);
             if PANELS > 1 {
-                S::fetch(ahead.wrapping_add(tile.panel_bytes));
+                fetch(ahead.wrapping_add(tile.panel_bytes));
             }
             ahead = ahead.wrapping_add(step);
             let first: S = W::load(weights);

@@ -17,8 +17,6 @@ pub(super) trait Lanes: Copy {
     /// Widens 16 bf16 values in the order of the level.
     unsafe fn load_bf16(from: *const u16) -> Self;
     unsafe fn store(self, to: *mut f32);
-    /// Asks for a line of memory that will be read soon; any address will do.
-    fn fetch(from: *const u8);
     /// `self + weights · x`
     unsafe fn add_product(self, weights: Self, x: f32) -> Self;
 }
@@ -93,9 +91,6 @@ impl Lanes for Portable {
         // SAFETY: 16 places are there, as the caller promises.
         unsafe { to.cast::<[f32; 16]>().write_unaligned(self.0) }
     }
-
-    #[inline(always)]
-    fn fetch(_from: *const u8) {}
 
     #[inline(always)]
     unsafe fn add_product(mut self, weights: Self, x: f32) -> Self {

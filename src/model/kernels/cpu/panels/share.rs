@@ -9,6 +9,9 @@ struct Share {
     end: usize,
 }
 
+/// A thread takes one of this many parts of the units that are left of a share.
+const PARTS: usize = 4;
+
 /// Multiply-adds below which a fork costs more than it saves, from inside the pool and from outside.
 const SMALL_INSIDE: usize = 1 << 16;
 const SMALL_OUTSIDE: usize = 1 << 20;
@@ -26,11 +29,15 @@ pub(in super::super) fn share(units: usize, cost: usize, work: impl Fn(usize) + 
     fork(0, threads, &|first| {
         for share in shares[first..].iter().chain(&shares[..first]) {
             loop {
-                let unit = share.next.fetch_add(1, Ordering::Relaxed);
-                if unit >= share.end {
+                // A part of what is left, so that threads end together. Counting waits until all that was begun is
+                // done, which is dear where a unit waits for memory.
+                let left = share.end.saturating_sub(share.next.load(Ordering::Relaxed));
+                let taken = (left / PARTS).max(1);
+                let first = share.next.fetch_add(taken, Ordering::Relaxed);
+                if first >= share.end {
                     break;
                 }
-                work(unit);
+                (first..share.end.min(first + taken)).for_each(&work);
             }
         }
     });

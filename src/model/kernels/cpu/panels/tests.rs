@@ -1,5 +1,7 @@
 //! Every kernel of every instruction set against a naive product in f64.
 
+use candle_core::{Device, Tensor};
+
 use super::*;
 
 /// Values in −1 to 1, the same in every run.
@@ -217,5 +219,31 @@ fn what_is_not_a_number_stays_so_in_every_precision() {
             let nothing = one(&panels, &vec![0.0; inputs], 1, Start::Zero);
             assert!(nothing.iter().all(|y| *y == 0.0), "{level:?} {precision:?}");
         }
+    }
+}
+
+#[test]
+fn what_bf16_holds_exactly_is_held_in_bf16_and_gives_the_same_bits() {
+    let (outputs, inputs, rows) = (50, 700, 19);
+    let x = values(rows * inputs, 1);
+    let exact: Vec<f32> =
+        values(outputs * inputs, 2).iter().map(|value| half::bf16::from_f32(*value).to_f32()).collect();
+    let tensor = |values: &[f32]| Tensor::from_slice(values, (outputs, inputs), &Device::Cpu).unwrap();
+    let held = Panels::of(&tensor(&exact), Precision::F32).unwrap();
+    let plain = Panels::pack(&exact, outputs, inputs, Precision::F32);
+    assert_eq!((held.precision, plain.precision), (Precision::Bf16, Precision::F32));
+    assert_eq!(one(&held, &x, rows, Start::Zero), one(&plain, &x, rows, Start::Zero));
+    let dy = values(rows * outputs, 3);
+    assert_eq!(held.gradient(&dy, rows), plain.gradient(&dy, rows));
+
+    let mut other = exact;
+    other[12_345] = 0.1;
+    let other = Panels::of(&tensor(&other), Precision::F32).unwrap();
+    assert_eq!(other.precision, Precision::F32, "one value is enough");
+    // Layers of both kinds share an input.
+    let shared = Tensor::from_slice(&x, (rows, inputs), &Device::Cpu).unwrap();
+    let outputs = project(&shared, &[(&held, None), (&other, None), (&held, None)]).unwrap();
+    for (output, panels) in outputs.iter().zip([&held, &other, &held]) {
+        assert_eq!(output.flatten_all().unwrap().to_vec1::<f32>().unwrap(), one(panels, &x, rows, Start::Zero));
     }
 }
