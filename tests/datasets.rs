@@ -159,7 +159,7 @@ fn every_fault_names_its_line_and_what_to_change() {
     let cases = [
         ("{\"prompt\":\"a\"", "is not JSON"),
         ("[1]", "is an array, not a JSON object"),
-        ("{}", "has neither `messages` nor `prompt` and `completion`"),
+        ("{}", "has neither `messages` nor `prompt` and `completion`, nor `anchor` and `positive`"),
         (r#"{"prompt":"a"}"#, "has no `completion`"),
         (r#"{"prompt":1,"completion":"b"}"#, "has a number as `prompt`"),
         (r#"{"prompt":"a","completion":""}"#, "has an empty `completion`"),

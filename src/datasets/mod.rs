@@ -1,29 +1,33 @@
 //! Training files: JSONL read line by line and checked ([`parse`]), then rendered to tokens with a weight for each one as a
-//! target ([`render`]) and kept in a file ([`store`]); [`preference`] checks pairs of answers, [`classes`] reads a file as a task of sorting.
+//! target ([`render`]) and kept in a file ([`store`]); [`preference`] checks pairs of answers, [`pairs`] texts that belong together, [`classes`] reads a file as
+//! a task of sorting.
 //!
 //! `jobs/worker/training.rs` calls [`read`] or [`read_preferences`] for the training and the validation file. A file with
 //! faults gives one error that names the lines and says what to change.
 
+mod builder;
 pub mod classes;
+pub mod pairs;
 pub mod parse;
 pub mod preference;
 pub mod render;
 pub mod store;
 
-use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::BufRead;
 
 use crate::{Error, Result};
+use builder::Builder;
+use pairs::{TextPair, is_pair};
 use parse::{Faults, Format, Lines};
 pub use render::{RenderSettings, TextCodec};
 pub use store::ExampleStore;
-use store::ExampleWriter;
 
 /// Examples that a training file must have at least; the number and the message are `OpenAI`'s.
 pub const MIN_EXAMPLES: usize = 10;
+/// Pairs of texts that a validation file must have at least: a single one is told apart from nothing.
+const MIN_VALIDATION_PAIRS: usize = 2;
 
-/// Tokens of one example, and how much each counts as a target.
+/// Tokens of one example, and how much each counts as a target. A pair of texts is one, too: see [`Self::of_texts`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenizedExample {
     /// Token ids, prompt and answers.
@@ -33,6 +37,22 @@ pub struct TokenizedExample {
 }
 
 impl TokenizedExample {
+    /// Texts that are embedded, none of them empty, one after the other: the weight of a token is the number of its text.
+    pub fn of_texts(texts: &[Vec<u32>]) -> Self {
+        let number = |(index, text): (usize, &Vec<u32>)| std::iter::repeat_n(index as f32, text.len());
+        Self { tokens: texts.concat(), weights: texts.iter().enumerate().flat_map(number).collect() }
+    }
+
+    /// The texts of [`Self::of_texts`].
+    pub fn texts(&self) -> impl Iterator<Item = &[u32]> {
+        let mut rest = self.tokens.as_slice();
+        self.weights.chunk_by(|a, b| a.to_bits() == b.to_bits()).map(move |run| {
+            let (text, after) = rest.split_at(run.len());
+            rest = after;
+            text
+        })
+    }
+
     /// Tokens that count as targets.
     pub fn targets(&self) -> usize {
         self.weights.iter().skip(1).filter(|weight| **weight > 0.0).count()
@@ -96,14 +116,23 @@ pub struct DatasetReport {
     pub tokens: usize,
     /// Tokens that one epoch trains on.
     pub target_tokens: usize,
-    /// Tokens of the longest example, or pair of answers, after it was cut.
+    /// Tokens of the longest example, pair of answers, or text of a pair, after it was cut.
     pub longest: usize,
+    /// Texts of all pairs; 0 in a file of anything else.
+    pub texts: usize,
     /// Examples cut at the end to fit the model's context.
     pub truncated: NotedLines,
     /// Examples left out, all or in part, since no target fits the context.
     pub dropped: NotedLines,
     /// Examples that repeat an earlier one.
     pub duplicates: NotedLines,
+}
+
+impl DatasetReport {
+    /// True for a file of pairs of texts.
+    pub const fn is_of_pairs(&self) -> bool {
+        self.texts > 0
+    }
 }
 
 /// A whole file as tokens. A chat that cannot be one sequence (see [`render`]) is several examples.
@@ -139,9 +168,10 @@ impl Purpose {
         }
     }
 
-    const fn minimum(self) -> usize {
+    const fn minimum(self, pairs: bool) -> usize {
         match self {
             Self::Training => MIN_EXAMPLES,
+            Self::Validation if pairs => MIN_VALIDATION_PAIRS,
             Self::Validation => 1,
         }
     }
@@ -158,13 +188,27 @@ pub fn read(
     settings: &RenderSettings,
 ) -> Result<Dataset> {
     read_lines(reader, purpose, settings, |line, check_only, format| {
-        let example = parse::example(line)?;
+        let object = parse::object(line)?;
+        if is_pair(&object) {
+            let pair = TextPair::read(object)?;
+            format(Format::Pair)?;
+            return if check_only { Ok(Rendered::Nothing) } else { render_texts(&pair, codec) };
+        }
+        let example = parse::example_of(object)?;
         format(example.format())?;
         if check_only {
             return Ok(Rendered::Nothing);
         }
         Ok(Rendered::Sequences(render::render(&example, codec, settings).map_err(Fault::from)?))
     })
+}
+
+fn render_texts(pair: &TextPair, codec: &impl TextCodec) -> Result<Rendered, Fault> {
+    let texts = pair.tokens(codec).map_err(Fault::from)?;
+    if texts.iter().any(Vec::is_empty) {
+        return Err(Fault::Line("has a text without any token: give another one".into()));
+    }
+    Ok(Rendered::Texts(texts))
 }
 
 /// Reads a JSONL file of preferences: each line becomes two sequences next to each other, the preferred answer and the
@@ -198,6 +242,8 @@ enum Rendered {
     Sequences(Vec<TokenizedExample>),
     /// The preferred answer and the other one.
     Pair([TokenizedExample; 2]),
+    /// The texts of a pair.
+    Texts(Vec<Vec<u32>>),
 }
 
 /// Why a line is not rendered.
@@ -253,6 +299,7 @@ fn read_lines(
                 sequences.into_iter().try_for_each(|sequence| builder.add([sequence]))?;
             }
             Ok(Rendered::Pair(pair)) => builder.add(pair)?,
+            Ok(Rendered::Texts(texts)) => builder.add_texts(texts)?,
             Err(Fault::Line(fault)) => faults.push(number, fault),
             Err(Fault::Other(error)) => return Err(error),
         }
@@ -261,77 +308,24 @@ fn read_lines(
         return Err(Error::invalid_code(purpose.param(), "invalid_training_file", faults.describe(purpose.title())));
     }
     let dataset = builder.finish()?;
-    let (found, minimum) = (dataset.report.examples, purpose.minimum());
+    let pairs = first_format.is_some_and(|(_, format)| format == Format::Pair);
+    let (found, minimum) = (dataset.report.examples, purpose.minimum(pairs));
     if found < minimum {
         let message = format!("{} has {found} example(s), but must have at least {minimum} examples", purpose.title());
         return Err(Error::invalid_code(purpose.param(), "invalid_n_examples", message));
     }
     if dataset.examples.is_empty() {
-        let message = format!(
-            "{}: in every example the prompt alone fills the model's {} tokens; shorten the prompts",
-            purpose.title(),
-            settings.max_tokens
-        );
+        let (title, limit) = (purpose.title(), settings.max_tokens);
+        let message = if pairs {
+            format!(
+                "{title}: the two texts of every pair are the same in their first {limit} tokens; shorten their beginnings"
+            )
+        } else {
+            format!("{title}: in every example the prompt alone fills the model's {limit} tokens; shorten the prompts")
+        };
         return Err(Error::invalid_code(purpose.param(), "invalid_training_file", message));
     }
     Ok(dataset)
-}
-
-/// Collects sequences and counts them.
-struct Builder {
-    examples: ExampleWriter,
-    report: DatasetReport,
-    max_tokens: usize,
-    /// Number of the line that sequences come from.
-    line: usize,
-    /// The lines that were noted last: truncated, dropped, repeated.
-    noted: [usize; 3],
-    /// Hashes of the sequences so far. A collision would only miscount a duplicate.
-    seen: HashSet<u64>,
-}
-
-impl Builder {
-    fn new(max_tokens: usize) -> Result<Self> {
-        let examples = ExampleWriter::new()?;
-        let (report, noted, seen) = (DatasetReport::default(), [0; 3], HashSet::new());
-        Ok(Self { examples, report, max_tokens, line: 0, noted, seen })
-    }
-
-    /// Adds what is trained on together, or leaves it out together. Two answers that are the same as far as they fit teach
-    /// nothing.
-    fn add<const N: usize>(&mut self, mut sequences: [TokenizedExample; N]) -> Result<()> {
-        let Self { report, line, noted: [truncated, dropped, repeated], .. } = self;
-        if sequences.each_mut().map(|sequence| sequence.truncate(self.max_tokens)).contains(&true) {
-            report.truncated.note(*line, truncated);
-        }
-        let same = sequences.windows(2).any(|pair| pair[0] == pair[1]);
-        if same || sequences.iter().any(|sequence| sequence.targets() == 0) {
-            report.dropped.note(*line, dropped);
-            return Ok(());
-        }
-        let mut hasher = DefaultHasher::new();
-        for sequence in &sequences {
-            sequence.tokens.hash(&mut hasher);
-            for weight in &sequence.weights {
-                hasher.write_u32(weight.to_bits());
-            }
-        }
-        if !self.seen.insert(hasher.finish()) {
-            report.duplicates.note(*line, repeated);
-        }
-        report.sequences += 1;
-        report.longest = report.longest.max(sequences.iter().map(|sequence| sequence.tokens.len()).sum());
-        for sequence in sequences {
-            report.tokens += sequence.tokens.len();
-            report.target_tokens += sequence.targets();
-            self.examples.push(&sequence)?;
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Result<Dataset> {
-        Ok(Dataset { examples: self.examples.finish()?, report: self.report })
-    }
 }
 
 #[cfg(test)]

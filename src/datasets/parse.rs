@@ -15,13 +15,15 @@ pub const MAX_LINE_BYTES: u64 = 8 << 20;
 /// Faults that an error lists before it only counts.
 const MAX_LISTED_FAULTS: usize = 20;
 
-/// The two formats of a training file.
+/// The formats of a training file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// `{"prompt": …, "completion": …}`
     Completion,
     /// `{"messages": […]}`
     Chat,
+    /// `{"anchor": …, "positive": …}`
+    Pair,
 }
 
 impl std::fmt::Display for Format {
@@ -29,6 +31,7 @@ impl std::fmt::Display for Format {
         formatter.write_str(match self {
             Self::Completion => "a prompt and completion",
             Self::Chat => "a chat",
+            Self::Pair => "a pair of texts",
         })
     }
 }
@@ -55,7 +58,7 @@ pub enum Example {
 }
 
 impl Example {
-    /// Which of the two formats it has.
+    /// Which of the formats it has.
     pub const fn format(&self) -> Format {
         match self {
             Self::Completion { .. } => Format::Completion,
@@ -165,7 +168,11 @@ pub(super) fn object(line: &str) -> Result<Map<String, Value>, String> {
 
 /// Checks one line.
 pub fn example(line: &str) -> Result<Example, String> {
-    let mut object = object(line)?;
+    example_of(object(line)?)
+}
+
+/// Checks a line's object.
+pub(super) fn example_of(mut object: Map<String, Value>) -> Result<Example, String> {
     let chat = object.contains_key("messages");
     if chat && (object.contains_key("prompt") || object.contains_key("completion")) {
         return Err("has both `messages` and `prompt` or `completion`: keep one format".into());
@@ -179,7 +186,7 @@ pub fn example(line: &str) -> Result<Example, String> {
     let known: &[&str] =
         if chat { &["messages", "tools", "functions", "parallel_tool_calls"] } else { &["prompt", "completion"] };
     if !chat && !known.iter().any(|key| object.contains_key(*key)) {
-        return Err("has neither `messages` nor `prompt` and `completion`".into());
+        return Err("has neither `messages` nor `prompt` and `completion`, nor `anchor` and `positive`".into());
     }
     if let Some(key) = object.keys().find(|key| !known.contains(&key.as_str())) {
         return Err(format!("has the unknown key `{}`: remove it", shorten(key)));

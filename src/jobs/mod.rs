@@ -159,6 +159,8 @@ pub struct Hyperparameters {
     pub prompt_loss_weight: Option<f64>,
     /// How strongly the adapter is held to the model that it began as, where training is on preferences.
     pub beta: Option<f64>,
+    /// Own extension: factor on the similarities, where training is on pairs of texts.
+    pub scale: Option<f64>,
     /// Own extension: rank of the adapter.
     pub rank: Option<u32>,
     /// Own extension: alpha of the adapter.

@@ -8,6 +8,7 @@
 mod answers;
 mod checkpoints;
 pub mod estimate;
+mod fitting;
 mod forecast;
 mod job_run;
 mod lease;

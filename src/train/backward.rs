@@ -102,6 +102,29 @@ pub fn objective_and_gradients(
     normalizer: f64,
     dropout: Option<&Dropout>,
 ) -> Result<(LossReport, Gradients)> {
+    gradients_from_hidden(decoder, adapter, batch, dropout, |hidden| {
+        let (scores, gradient) = vocabulary_loss(decoder, hidden, batch, Some(normalizer))?; // [targets, hidden]
+        let (report, gradient) = match objective {
+            Objective::Targets => (loss::report(batch, &scores), gradient),
+            Objective::Preferences(preferences) => {
+                let (report, slopes) = preferences.judge(batch, &scores);
+                let slopes: Vec<f32> = slopes.into_iter().map(|slope| slope as f32).collect();
+                let slopes = Tensor::from_vec(slopes, (batch.targets.len(), 1), hidden.device())?;
+                (report, gradient.map(|gradient| gradient.broadcast_mul(&slopes)).transpose()?)
+            }
+        };
+        Ok((report, loss::spread(hidden, batch, gradient)?))
+    })
+}
+
+/// The gradients of whatever `head` makes of the hidden states after the final norm, `[rows, hidden]`, given with their gradient.
+pub(super) fn gradients_from_hidden<T>(
+    decoder: &Decoder,
+    adapter: &Adapter,
+    batch: &PackedBatch,
+    dropout: Option<&Dropout>,
+    head: impl FnOnce(&Tensor) -> Result<(T, Tensor)>,
+) -> Result<(T, Gradients)> {
     let context = TrainContext { dropout, ..TrainContext::new(decoder, Some(adapter), batch)? };
     let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
     let mut tape = Vec::with_capacity(decoder.blocks.len());
@@ -111,17 +134,7 @@ pub fn objective_and_gradients(
         x = y;
     }
     let hidden = kernels::rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?;
-    let (scores, gradient) = vocabulary_loss(decoder, &hidden, batch, Some(normalizer))?; // [targets, hidden]
-    let (report, gradient) = match objective {
-        Objective::Targets => (loss::report(batch, &scores), gradient),
-        Objective::Preferences(preferences) => {
-            let (report, slopes) = preferences.judge(batch, &scores);
-            let slopes: Vec<f32> = slopes.into_iter().map(|slope| slope as f32).collect();
-            let slopes = Tensor::from_vec(slopes, (batch.targets.len(), 1), hidden.device())?;
-            (report, gradient.map(|gradient| gradient.broadcast_mul(&slopes)).transpose()?)
-        }
-    };
-    let dhidden = loss::spread(&hidden, batch, gradient)?;
+    let (result, dhidden) = head(&hidden)?;
 
     let mut dx = kernels::rms_norm_backward(&x, &decoder.final_norm, decoder.norm_eps, &dhidden)?;
     let mut gradients: Gradients = vec![LoraLayer::default(); decoder.blocks.len()];
@@ -132,7 +145,7 @@ pub fn objective_and_gradients(
             None => break, // The first block's input is the frozen embedding.
         };
     }
-    Ok((report, gradients))
+    Ok((result, gradients))
 }
 
 /// Loss of `batch` alone, for evaluation.
@@ -163,7 +176,17 @@ pub fn log_likelihoods(decoder: &Decoder, adapter: Option<&Adapter>, batch: &Pac
 
 /// The hidden states after the final norm as training sees them, `[rows, hidden]`.
 pub fn hidden_states(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Tensor> {
-    let context = TrainContext::new(decoder, adapter, batch)?;
+    hidden_states_with(decoder, adapter, batch, None)
+}
+
+/// The same with `dropout` on the adapter's inputs.
+pub(super) fn hidden_states_with(
+    decoder: &Decoder,
+    adapter: Option<&Adapter>,
+    batch: &PackedBatch,
+    dropout: Option<&Dropout>,
+) -> Result<Tensor> {
+    let context = TrainContext { dropout, ..TrainContext::new(decoder, adapter, batch)? };
     let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
     for block in &decoder.blocks {
         (x, _) = block.forward(x, &context)?;

@@ -7,6 +7,7 @@ use crate::adapters::Adapter;
 use crate::datasets::TokenizedExample;
 use crate::model::decoder::Decoder;
 use crate::train::backward;
+use crate::train::contrastive::Contrast;
 use crate::train::estimate::TrainingRate;
 use crate::train::optimizer::{AdamSettings, AdamW, global_norm};
 use crate::train::packing::{BATCH_ROWS, Packed, pack, rows};
@@ -23,17 +24,30 @@ const FIRST_ROWS: usize = 32;
 pub const SAMPLES: usize = 64;
 
 /// The rate of steps of `step_tokens` tokens on `samples`, with an adapter of the job's shape. The adapter does not change.
-/// `before` is asked before each batch, as in a step: requests go first, and that time does not count.
+/// Under a `scale` the samples are single texts of pairs. `before` is asked before each batch, as in a step: requests go first,
+/// and that time does not count.
 pub fn calibrate(
     decoder: &Decoder,
     adapter: &Adapter,
     samples: &[TokenizedExample],
+    scale: Option<f64>,
     step_tokens: f64,
     before: BeforeMicroStep<'_>,
 ) -> Result<TrainingRate> {
     let update = update_seconds(adapter)?;
     let mut batch = |examples: &[TokenizedExample]| -> Result<TrainingRate> {
         let (mut seconds, mut tokens) = (0.0, 0);
+        if let Some(scale) = scale {
+            before()?;
+            let begin = Instant::now();
+            // Which texts are told apart makes no difference to the time. All of them are one pack.
+            let texts: Vec<_> = examples.iter().map(|example| example.tokens.clone()).collect();
+            let pair = [TokenizedExample::of_texts(&texts)];
+            let batch = Contrast { pairs: &pair, scale, budget: usize::MAX, dropout: None };
+            batch.loss_and_gradients(decoder, adapter, &mut || Ok(()))?;
+            let tokens = pair[0].tokens.len() as f64;
+            return Ok(TrainingRate { tokens, seconds: begin.elapsed().as_secs_f64() });
+        }
         for Packed { batch, .. } in pack(examples, 1, BATCH_ROWS) {
             before()?;
             let begin = Instant::now();

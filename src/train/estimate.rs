@@ -46,8 +46,14 @@ pub struct Evaluated {
 
 /// The work of a token of the first epoch, in tokens that are trained on: where training is on preferences, the reference
 /// reads it as well.
-pub fn first_epoch_work(settings: &TrainSettings) -> f64 {
-    if settings.beta.is_some() { 1.0 + EVALUATION_SHARE } else { 1.0 }
+pub fn first_epoch_work(settings: &TrainSettings, training: &DatasetReport) -> f64 {
+    if settings.beta.is_some() { 1.0 + EVALUATION_SHARE } else { later_work(settings, training) }
+}
+
+/// The same of the other epochs: the texts of a step that exceed one pack are read once more, for their vectors.
+pub fn later_work(settings: &TrainSettings, training: &DatasetReport) -> f64 {
+    let step = settings.batch_size.min(training.sequences) * training.tokens / training.sequences.max(1);
+    if settings.scale.is_some() && step > BATCH_ROWS { 1.0 + EVALUATION_SHARE } else { 1.0 }
 }
 
 /// What a run will take.
@@ -91,7 +97,8 @@ impl Estimate {
     ) -> Self {
         let epochs = settings.epochs;
         let trained_tokens = (training.tokens * epochs) as f64;
-        let training_work = trained_tokens + training.tokens as f64 * (first_epoch_work(settings) - 1.0);
+        let (first, later) = (first_epoch_work(settings, training), later_work(settings, training));
+        let training_work = trained_tokens * later + training.tokens as f64 * (first - later);
         let evaluation_work = EVALUATION_SHARE * evaluated.in_all as f64;
         let rate = rate.tokens_per_second().max(1e-9);
         Self {
@@ -153,7 +160,11 @@ impl TrainingMemory {
         let backward = 3 * intermediate + 4 * hidden + 2 * queries + 2 * keys;
         let activations_bytes = FLOAT * rows * (config.num_hidden_layers as u64 * per_block + backward);
         let chunk = rows.min(CHUNK as u64);
-        let loss_bytes = FLOAT * (2 * chunk * config.vocab_size as u64 + 3 * rows * hidden);
+        let loss_bytes = match settings.scale {
+            None => FLOAT * (2 * chunk * config.vocab_size as u64 + 3 * rows * hidden),
+            // The vectors of a step's texts and their gradients, in f64 and twice each, in place of logits.
+            Some(_) => FLOAT * (8 * (settings.batch_size * texts_of(training)) as u64 * hidden + 3 * rows * hidden),
+        };
         let adapter_bytes = (7 + u64::from(settings.keep_best)) * FLOAT * parameters as u64;
         let weights_bytes = model.decoder.weight_bytes() as u64;
         let process_bytes = process_bytes.unwrap_or(0).max(weights_bytes);
@@ -168,10 +179,15 @@ impl TrainingMemory {
     }
 }
 
+/// Texts of a pair, rounded up; 1 of everything else.
+fn texts_of(training: &DatasetReport) -> usize {
+    training.texts.div_ceil(training.sequences.max(1)).max(1)
+}
+
 /// Rows of the largest batch: examples are packed up to [`BATCH_ROWS`], a longer one has a batch to itself, and a step has
 /// no more than its own.
 fn largest_batch(settings: &TrainSettings, training: &DatasetReport) -> usize {
-    let step = settings.batch_size.saturating_mul(training.longest);
+    let step = settings.batch_size.saturating_mul(training.longest).saturating_mul(texts_of(training));
     BATCH_ROWS.min(step).min(training.tokens).max(training.longest)
 }
 
@@ -198,7 +214,14 @@ mod tests {
         assert!((alone.tokens_per_second - 100.0).abs() < 1e-9 && (alone.seconds - 30.0).abs() < 1e-9);
         let measured = estimate(&settings(3, 5), Evaluated { once: 500, in_all: 1500 });
         assert!((measured.seconds - 37.5).abs() < 1e-9, "{}", measured.seconds);
-        // Of pairs, the reference reads each token once.
+        // The texts of a step that exceed a batch are read once more.
+        let training = DatasetReport { sequences: 10, texts: 20, ..training.clone() };
+        for (batch_size, seconds) in [(5, 30.0), (6, 45.0)] {
+            let settings = TrainSettings { scale: Some(20.0), ..settings(3, batch_size) };
+            let texts = Estimate::new(&settings, 6, &training, Evaluated::default(), rate, TrainingMemory::default());
+            assert!((texts.seconds - seconds).abs() < 1e-9 && texts.trained_tokens == 3000, "{}", texts.seconds);
+        }
+        // Of pairs of answers, the reference reads each token once.
         let pairs = estimate(&TrainSettings { beta: Some(0.1), ..settings(3, 5) }, Evaluated::default());
         assert!((pairs.seconds - 35.0).abs() < 1e-9, "{}", pairs.seconds);
         assert!((pairs.tokens_per_second - 3000.0 / 35.0).abs() < 1e-9, "{}", pairs.tokens_per_second);
@@ -216,5 +239,7 @@ mod tests {
         ] {
             assert_eq!(largest_batch(&settings(1, batch_size), &report(tokens, longest)), rows);
         }
+        let pairs = DatasetReport { sequences: 100, texts: 250, ..report(100_000, 20) };
+        assert_eq!(largest_batch(&settings(1, 4), &pairs), 240, "three texts each, rounded up");
     }
 }

@@ -1,11 +1,15 @@
 //! Measurements of a run on held-out examples, and what follows from them: when it ends early and which of its adapters is
 //! the best. Called by `jobs/worker/training.rs` between steps.
 
+use std::ops::Range;
+
 use crate::Result;
 use crate::adapters::Adapter;
 use crate::datasets::{ExampleStore, TokenizedExample};
 use crate::train::backward::LossReport;
+use crate::train::batches::Texts;
 use crate::train::classification::ClassificationTask;
+use crate::train::contrastive::Contrast;
 use crate::train::packing::{BATCH_ROWS, Packed, pack, pack_in_order};
 use crate::train::records::{Evaluation, Validation};
 use crate::train::trainer::{BeforeMicroStep, Trainer, add_report};
@@ -63,12 +67,13 @@ impl HeldOut {
         self
     }
 
-    /// Tokens that the evaluations of a run of `epochs` times `per_epoch` steps read: the sample each time that one is due,
-    /// all examples at the ends of epochs, and all of them once more where a reference is asked.
-    pub fn tokens_read(&self, epochs: usize, per_epoch: usize) -> usize {
+    /// Tokens that the evaluations of a run read: the sample each time that one is due, all examples at the ends of epochs, and
+    /// all of them once more where a reference is asked.
+    pub fn tokens_read(&self, run: &Trainer) -> usize {
         let sample: usize = (0..self.sample).map(|index| self.examples.tokens(index)).sum();
-        let between = (1..=epochs * per_epoch).filter(|step| self.is_due(*step) && !step.is_multiple_of(per_epoch));
-        let wholes = epochs + usize::from(self.width > 1);
+        let between =
+            (1..=run.total_steps()).filter(|step| self.is_due(*step) && run.epoch_ending_with(*step).is_none());
+        let wholes = run.settings().epochs + usize::from(self.width > 1);
         between.count() * sample + wholes * self.tokens()
     }
 
@@ -119,6 +124,9 @@ impl Trainer {
         let (width, at_once) = (held_out.width, EVALUATION_EXAMPLES * held_out.width);
         let bounds = [0, held_out.sample, held_out.examples.len()];
         let (begin, end) = (bounds[part], bounds[part + 1]);
+        if let Some(scale) = self.settings.scale {
+            return self.measure_pairs(&held_out.examples, begin..end, scale, before_micro_step);
+        }
         let mut total = LossReport::default();
         let mut asked = Vec::new();
         for start in (begin..end).step_by(at_once) {
@@ -138,6 +146,33 @@ impl Trainer {
             }
         }
         held_out.reference[part] = asked;
+        Ok(total)
+    }
+
+    /// Sums over the pairs of texts at `places`, compared with each other in the order of the file, as many at once as in
+    /// training.
+    fn measure_pairs(
+        &self,
+        pairs: &ExampleStore,
+        places: Range<usize>,
+        scale: f64,
+        before_micro_step: BeforeMicroStep<'_>,
+    ) -> Result<LossReport> {
+        let adapter = self.parameters.adapter(self.source.device())?;
+        let size = self.settings.batch_size;
+        let at_once = size * (EVALUATION_EXAMPLES / size).max(1);
+        let mut total = LossReport::default();
+        for start in places.clone().step_by(at_once) {
+            let pairs = pairs.range(start..(start + at_once).min(places.end))?;
+            let texts = Texts::of(pairs.iter().cloned().map(Ok))?;
+            // As even as they can be: a pair that was left alone would always be right.
+            let even = pairs.len().div_ceil(pairs.len().div_ceil(size));
+            for batch in texts.batches(&(0..pairs.len()).collect::<Vec<_>>(), even) {
+                let batch: Vec<_> = batch.into_iter().map(|place| pairs[place].clone()).collect();
+                let contrast = Contrast { pairs: &batch, scale, budget: BATCH_ROWS, dropout: None };
+                add_report(&mut total, self.source.contrast(&adapter, contrast, before_micro_step)?);
+            }
+        }
         Ok(total)
     }
 

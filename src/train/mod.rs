@@ -1,17 +1,19 @@
 //! Fits a LoRA adapter to a dataset. `jobs/worker/training.rs` drives a [`Trainer`] step by step; the base model is the one that is
 //! serving, shared and frozen.
 //!
-//! [`settings`] turns what was asked for into numbers; [`trainer`] is the loop; [`packing`] makes its batches, [`backward`],
-//! [`loss`], [`preference`] and [`dropout`] its gradients, [`optimizer`] and [`schedule`] its updates on the [`parameters`]; [`checkpoint`]
+//! [`settings`] turns what was asked for into numbers; [`trainer`] is the loop; `batches` and [`packing`] make its batches, [`backward`],
+//! [`loss`], [`preference`], [`contrastive`] and [`dropout`] its gradients, [`optimizer`] and [`schedule`] its updates on the [`parameters`]; [`checkpoint`]
 //! makes it resumable to the bit; [`evaluation`] measures it and says when it ends, [`classification`] how prompts are
 //! sorted into classes; [`records`] is what is told of each step, and [`results`] writes the result file.
 //! [`estimate`] tells what a run will take, from what a [`calibration`] measures.
 
 pub mod backward;
+mod batches;
 pub mod calibration;
 pub mod checkpoint;
 pub mod classification;
 pub mod classification_metrics;
+pub mod contrastive;
 pub mod dropout;
 pub mod estimate;
 pub mod evaluation;
@@ -19,6 +21,7 @@ pub mod loss;
 pub mod optimizer;
 pub mod packing;
 pub mod parameters;
+pub mod pooling;
 pub mod preference;
 pub mod records;
 pub mod results;

@@ -30,7 +30,27 @@ pub fn pack(examples: &[TokenizedExample], width: usize, budget: usize) -> Vec<P
     let units: Vec<&[TokenizedExample]> = examples.chunks(width).collect();
     let needed: Vec<usize> = units.iter().map(|unit| unit.iter().map(rows).sum()).collect();
     let usable = |unit: &usize| units[*unit].iter().all(|example| rows(example) > 0);
-    let mut order: Vec<usize> = (0..units.len()).filter(usable).collect();
+    let order = (0..units.len()).filter(usable).collect();
+    distribute(order, &needed, budget, |batch, unit| units[unit].iter().for_each(|example| append(batch, example)))
+}
+
+/// Distributes texts, each of them whole and without targets, in the same way.
+pub fn pack_texts(texts: &[&[u32]], budget: usize) -> Vec<Packed> {
+    let needed: Vec<usize> = texts.iter().map(|text| text.len()).collect();
+    distribute((0..texts.len()).collect(), &needed, budget, |batch, text| {
+        let start = batch.tokens.len();
+        batch.tokens.extend_from_slice(texts[text]);
+        batch.sequences.push(start..batch.tokens.len());
+    })
+}
+
+/// Best fit decreasing of the units in `order`, which need so many rows each.
+fn distribute(
+    mut order: Vec<usize>,
+    needed: &[usize],
+    budget: usize,
+    append: impl Fn(&mut PackedBatch, usize),
+) -> Vec<Packed> {
     order.sort_by_key(|unit| Reverse(needed[*unit]));
     let mut packs: Vec<Packed> = Vec::new();
     for unit in order {
@@ -39,7 +59,7 @@ pub fn pack(examples: &[TokenizedExample], width: usize, budget: usize) -> Vec<P
         if pack == packs.len() {
             packs.push(Packed::default());
         }
-        units[unit].iter().for_each(|example| append(&mut packs[pack].batch, example));
+        append(&mut packs[pack].batch, unit);
         packs[pack].units.push(unit);
     }
     packs

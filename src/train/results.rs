@@ -3,7 +3,8 @@
 //!
 //! Cells are numbers, or empty where nothing was measured. Losses count every target token by its weight: the completion or
 //! answer with its end token, and the prompt's tokens where `prompt_loss_weight` is above 0. Accuracies count the tokens of
-//! full weight only; a sequence is right where all of its tokens of full weight are. The older resource's validation columns
+//! full weight only; a sequence is right where all of its tokens of full weight are. Of pairs of texts, losses are means over
+//! the anchors, and accuracies shares of the anchors to which their own positive was the nearest. The older resource's validation columns
 //! are of the whole file; the current one has those of the sample and, in `full_…`, of the whole file.
 
 use crate::jobs::JobApi;
@@ -18,11 +19,18 @@ pub const fn file_name(api: JobApi) -> &'static str {
     }
 }
 
-/// The file's content; `classification` names the figures of classes, where the job has them.
-pub fn csv(api: JobApi, history: &[StepRecord], validated: bool, classification: &[String]) -> Result<Vec<u8>> {
+/// The file's content; `texts` says that the job trained on pairs of texts, `classification` names the figures of classes,
+/// where the job has them.
+pub fn csv(
+    api: JobApi,
+    history: &[StepRecord],
+    validated: bool,
+    texts: bool,
+    classification: &[String],
+) -> Result<Vec<u8>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let failed = |error: csv::Error| Error::Internal(format!("write the result file: {error}"));
-    let mut columns = header(api, validated);
+    let mut columns = header(api, validated, texts);
     let preferences = history.iter().any(|record| record.rewards.is_some());
     if preferences {
         columns.extend([
@@ -49,7 +57,7 @@ pub fn csv(api: JobApi, history: &[StepRecord], validated: bool, classification:
     writer.into_inner().map_err(|error| Error::Internal(format!("write the result file: {error}")))
 }
 
-fn header(api: JobApi, validated: bool) -> Vec<&'static str> {
+fn header(api: JobApi, validated: bool, texts: bool) -> Vec<&'static str> {
     match api {
         JobApi::FineTunes => {
             let mut columns = vec![
@@ -66,9 +74,14 @@ fn header(api: JobApi, validated: bool) -> Vec<&'static str> {
             columns
         }
         JobApi::FineTuningJobs => {
-            let mut columns = vec!["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"];
+            let (sample, full) = if texts {
+                ("valid_accuracy", "full_valid_accuracy")
+            } else {
+                ("valid_mean_token_accuracy", "full_valid_mean_token_accuracy")
+            };
+            let mut columns = vec!["step", "train_loss", "train_accuracy", "valid_loss", sample];
             if validated {
-                columns.extend(["full_valid_loss", "full_valid_mean_token_accuracy"]);
+                columns.extend(["full_valid_loss", full]);
             }
             columns
         }
@@ -140,7 +153,7 @@ mod tests {
 
     fn text(api: JobApi, validated: bool, classification: &[&str]) -> String {
         let classification: Vec<_> = classification.iter().map(|name| (*name).to_owned()).collect();
-        String::from_utf8(csv(api, &history(), validated, &classification).unwrap()).unwrap()
+        String::from_utf8(csv(api, &history(), validated, false, &classification).unwrap()).unwrap()
     }
 
     #[test]
@@ -173,12 +186,19 @@ mod tests {
         for record in &mut history {
             record.rewards = Some(Rewards { margin: 0.125, accuracy: 0.75 });
         }
-        let text = String::from_utf8(csv(JobApi::FineTuningJobs, &history, true, &[]).unwrap()).unwrap();
+        let text = String::from_utf8(csv(JobApi::FineTuningJobs, &history, true, false, &[]).unwrap()).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert!(
             lines[0].ends_with(",train_reward_margin,train_reward_accuracy,valid_reward_margin,valid_reward_accuracy")
         );
         assert!(lines[1].ends_with(",0.12500,0.75000,,"), "{}", lines[1]);
+    }
+
+    #[test]
+    fn the_accuracies_of_pairs_of_texts_are_not_called_those_of_tokens() {
+        let text = String::from_utf8(csv(JobApi::FineTuningJobs, &history(), true, true, &[]).unwrap()).unwrap();
+        let header = "step,train_loss,train_accuracy,valid_loss,valid_accuracy,full_valid_loss,full_valid_accuracy";
+        assert_eq!(text.lines().next(), Some(header));
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub struct TrainSettings {
     pub keep_best: bool,
     /// β of direct preference optimisation; `None` trains on answers.
     pub beta: Option<f64>,
+    /// Factor on the similarities of pairs of texts; `None` trains on something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
 }
 
 impl TrainSettings {
@@ -80,6 +83,7 @@ impl TrainSettings {
             patience: resolved.early_stopping_patience.unwrap_or(0) as usize,
             keep_best: resolved.keep_best.unwrap_or(false),
             beta: resolved.beta,
+            scale: resolved.scale,
         }
     }
 
@@ -104,6 +108,10 @@ const DEFAULT_RANK: u32 = 16;
 const PREFERENCE_RATE: f64 = 0.1;
 /// The β that most published runs of direct preference optimisation use.
 const DEFAULT_BETA: f64 = 0.1;
+/// The factor on cosine similarities that sentence-transformers uses: a temperature of 0.05.
+const DEFAULT_SCALE: f64 = 20.0;
+/// Pairs of texts in a step at the least, where nobody says: the others of a batch are what a pair is told apart from.
+const PAIRS_PER_STEP: usize = 32;
 /// Gradients of a larger norm are scaled down to it.
 const DEFAULT_CLIP: f64 = 1.0;
 
@@ -114,6 +122,8 @@ const DEFAULT_CLIP: f64 = 1.0;
 ///   that at most about 25,000 are seen.
 /// - **Batch size**: `OpenAI`'s 0.2 % of the examples, from 1 to 256, but at least 8, since smaller batches only add noise;
 ///   and halved while the run would have fewer than 50 steps, since an adapter that starts from zero needs that many.
+///   Of pairs of texts 32 at the least, halved while there would be fewer than 30 steps, but not below 8: what a pair is
+///   compared with is the rest of its batch.
 /// - **Learning rate**: tinker's formula for LoRA, `5e-5 · 10 · (2000 / hidden)^p` with p = 0.781 for Llama-like models and
 ///   0.0775 for Qwen, at most 3e-3; times the multiplier, whose `auto` is 1. The legacy resource's multipliers are for full
 ///   fine-tuning and recommended from 0.02 to 0.2: there the rate is ten times the formula's and `auto` is 0.1, so that
@@ -130,6 +140,11 @@ pub fn resolve(
 ) -> Result<Hyperparameters> {
     let examples = data.examples.max(1);
     let legacy = api == JobApi::FineTunes;
+    let pairs = data.is_of_pairs();
+    if asked.scale.is_some() && !pairs {
+        let message = "scale is for files of pairs of texts, such as `anchor` and `positive`: leave it out";
+        return Err(Error::invalid("scale", message));
+    }
     let n_epochs = match asked.n_epochs {
         Some(epochs) => bounded("n_epochs", epochs, MAX_EPOCHS)?,
         None if legacy => 4,
@@ -137,6 +152,7 @@ pub fn resolve(
     };
     let batch_size = match asked.batch_size {
         // Clients of the old library send 0 for `auto`.
+        Some(0) | None if pairs => auto_pairs(examples, n_epochs),
         Some(0) | None => auto_batch_size(examples, n_epochs),
         Some(size) => bounded("batch_size", size, MAX_BATCH_SIZE)?,
     };
@@ -158,6 +174,11 @@ pub fn resolve(
     if !(0.0..=1.0).contains(&prompt_loss_weight) {
         return Err(Error::invalid("prompt_loss_weight", "prompt_loss_weight must be from 0 to 1"));
     }
+    if pairs && !legacy && prompt_loss_weight > 0.0 {
+        let message = "prompt_loss_weight is for prompts, but the training file has pairs of texts: leave it out";
+        return Err(Error::invalid("prompt_loss_weight", message));
+    }
+    let prompt_loss_weight = if pairs { 0.0 } else { prompt_loss_weight };
     let total_steps = n_epochs as usize * data.sequences.div_ceil(batch_size as usize);
     Ok(Hyperparameters {
         n_epochs: Some(n_epochs),
@@ -165,6 +186,7 @@ pub fn resolve(
         learning_rate_multiplier: Some(multiplier),
         prompt_loss_weight: Some(prompt_loss_weight),
         beta: (method == Method::Dpo).then(|| asked.beta.unwrap_or(DEFAULT_BETA)),
+        scale: pairs.then(|| asked.scale.unwrap_or(DEFAULT_SCALE)),
         rank: Some(rank),
         alpha: Some(alpha),
         learning_rate: Some(base),
@@ -222,6 +244,14 @@ fn auto_batch_size(examples: usize, epochs: u32) -> u32 {
     size as u32
 }
 
+fn auto_pairs(examples: usize, epochs: u32) -> u32 {
+    let mut size = ((examples as f64 * 0.002).round() as usize).clamp(PAIRS_PER_STEP, MAX_BATCH_SIZE as usize);
+    while size > 8 && examples.div_ceil(size) * (epochs as usize) < 30 {
+        size /= 2;
+    }
+    size.min(examples) as u32
+}
+
 fn bounded(field: &str, value: u32, limit: u32) -> Result<u32> {
     if !(1..=limit).contains(&value) {
         return Err(Error::invalid(field, format!("{field} is {value}; it must be from 1 to {limit}")));
@@ -254,6 +284,16 @@ mod tests {
             assert_eq!(auto_batch_size(examples, epochs), size, "{examples} examples");
         }
         assert_eq!(auto_batch_size(1, 1), 1);
+    }
+
+    #[test]
+    fn automatic_batches_of_pairs_are_large_where_there_are_steps_enough() {
+        for (examples, epochs, size) in
+            [(10, 10, 8), (100, 3, 8), (200, 3, 16), (300, 3, 32), (16_000, 1, 32), (50_000, 1, 100), (200_000, 1, 256)]
+        {
+            assert_eq!(auto_pairs(examples, epochs), size, "{examples} examples");
+        }
+        assert_eq!(auto_pairs(5, 25), 5);
     }
 
     #[test]

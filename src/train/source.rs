@@ -10,7 +10,9 @@ use crate::adapters::Adapter;
 use crate::model::BaseModel;
 use crate::model::decoder::Decoder;
 use crate::train::backward::{self, Gradients, LossReport, Objective, PackedBatch};
+use crate::train::contrastive::Contrast;
 use crate::train::dropout::Dropout;
+use crate::train::trainer::BeforeMicroStep;
 
 /// Where losses and gradients come from: the model, or a formula in tests of the loop.
 pub(crate) trait LossSource: Send + Sync {
@@ -25,6 +27,14 @@ pub(crate) trait LossSource: Send + Sync {
     ) -> Result<(LossReport, Gradients)>;
     fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport>;
     fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>>;
+    /// Loss and gradients of a batch of pairs of texts.
+    fn contrast_and_gradients(
+        &self,
+        adapter: &Adapter,
+        batch: Contrast<'_>,
+        before: BeforeMicroStep<'_>,
+    ) -> Result<(LossReport, Gradients)>;
+    fn contrast(&self, adapter: &Adapter, batch: Contrast<'_>, before: BeforeMicroStep<'_>) -> Result<LossReport>;
 }
 
 /// What the trainer shares with the engine.
@@ -56,5 +66,18 @@ impl<D: Borrow<Decoder> + Send + Sync> LossSource for D {
 
     fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>> {
         backward::log_likelihoods(self.borrow(), adapter, batch)
+    }
+
+    fn contrast_and_gradients(
+        &self,
+        adapter: &Adapter,
+        batch: Contrast<'_>,
+        before: BeforeMicroStep<'_>,
+    ) -> Result<(LossReport, Gradients)> {
+        batch.loss_and_gradients(self.borrow(), adapter, before)
+    }
+
+    fn contrast(&self, adapter: &Adapter, batch: Contrast<'_>, before: BeforeMicroStep<'_>) -> Result<LossReport> {
+        batch.loss(self.borrow(), Some(adapter), before)
     }
 }

@@ -10,11 +10,13 @@ use crate::adapters::Adapter;
 use crate::datasets::{ExampleStore, TokenizedExample};
 use crate::model::BaseModel;
 use crate::train::backward::{Gradients, LossReport, Objective, PackedBatch};
+use crate::train::batches::Batches;
 use crate::train::checkpoint;
+use crate::train::contrastive::Contrast;
 use crate::train::dropout::Dropout;
 use crate::train::optimizer::{AdamW, clip, global_norm};
 use crate::train::packing::{BATCH_ROWS, Packed, pack};
-use crate::train::parameters::{Parameters, add_gradients, epoch_order};
+use crate::train::parameters::{Parameters, add_gradients};
 use crate::train::preference::Preferences;
 use crate::train::records::{Evaluation, StepRecord, StepReport};
 use crate::train::settings::TrainSettings;
@@ -37,8 +39,8 @@ pub struct Trainer {
     pub(super) history: Vec<StepRecord>,
     /// The parameters of the lowest validation loss, where the settings ask for them.
     pub(super) best: Option<Vec<Vec<f32>>>,
-    /// The current epoch and the order of its examples.
-    order: (usize, Vec<usize>),
+    /// What each step trains on.
+    batches: Batches,
     /// The model that training began with, where that is not the base.
     beginning: Option<Adapter>,
     /// What it thinks of the examples' two answers, where training is on preferences; NaN where nobody has asked yet.
@@ -75,6 +77,11 @@ impl Trainer {
             return Err(Error::Internal("a run needs an adapter with layers and batches with examples".into()));
         }
         let units = examples.len() / settings.width();
+        let (seed, epochs, size) = (settings.seed, settings.epochs, settings.batch_size);
+        let batches = match settings.scale {
+            Some(_) => Batches::of_pairs(seed, epochs, &examples, size)?,
+            None => Batches::new(seed, epochs, units, size),
+        };
         Ok(Self {
             fingerprint: checkpoint::fingerprint(
                 &settings,
@@ -82,7 +89,7 @@ impl Trainer {
                 beginning.as_ref().map(|adapter| adapter.id.as_str()),
             )?,
             optimizer: AdamW::new(settings.adam, &parameters.values),
-            order: (0, epoch_order(settings.seed, 0, units)),
+            batches,
             reference: if settings.beta.is_some() { vec![[f64::NAN; 2]; units] } else { Vec::new() },
             history: Vec::new(),
             best: None,
@@ -106,17 +113,18 @@ impl Trainer {
 
     /// Steps of the whole run.
     pub fn total_steps(&self) -> usize {
-        self.settings.epochs * self.steps_per_epoch()
+        self.batches.ends().last().copied().unwrap_or(0)
     }
 
-    /// What is trained on: examples, or pairs of answers.
-    fn units(&self) -> usize {
-        self.examples.len() / self.settings.width()
-    }
-
-    /// Steps of one epoch; its last one takes the examples that are left.
+    /// Steps of the first epoch, and of every other one but for pairs of texts that repeat; the last takes the examples that
+    /// are left.
     pub fn steps_per_epoch(&self) -> usize {
-        self.units().div_ceil(self.settings.batch_size)
+        self.batches.ends().first().copied().unwrap_or(0)
+    }
+
+    /// The epoch that ends with `step`, both counted from 1.
+    pub fn epoch_ending_with(&self, step: usize) -> Option<usize> {
+        self.batches.ends().binary_search(&step).ok().map(|epoch| epoch + 1)
     }
 
     /// Steps done.
@@ -136,17 +144,11 @@ impl Trainer {
 
     /// Does one step; `None` when the run is complete. After an error nothing has changed and the step can be done again.
     pub fn step(&mut self, before_micro_step: BeforeMicroStep<'_>) -> Result<Option<StepReport>> {
-        let (step, total_steps, per_epoch) = (self.step_number(), self.total_steps(), self.steps_per_epoch());
+        let (step, total_steps) = (self.step_number(), self.total_steps());
         if self.is_complete() {
             return Ok(None);
         }
-        let (epoch, position) = (step / per_epoch, step % per_epoch);
-        if self.order.0 != epoch {
-            self.order = (epoch, epoch_order(self.settings.seed, epoch, self.units()));
-        }
-        let start = position * self.settings.batch_size;
-        let end = (start + self.settings.batch_size).min(self.units());
-        let units = &self.order.1[start..end];
+        let units = &self.batches.of_step(step);
         let width = self.settings.width();
         let sequences = units.iter().flat_map(|unit| unit * width..(unit + 1) * width);
         let examples = sequences.map(|sequence| self.examples.get(sequence)).collect::<Result<Vec<_>>>()?;
@@ -181,8 +183,8 @@ impl Trainer {
             validation: None,
             classification: Vec::new(),
         });
-        let completed_epoch = (position + 1 == per_epoch).then_some(epoch + 1);
         let step = step + 1;
+        let completed_epoch = self.epoch_ending_with(step);
         Ok(Some(StepReport {
             step,
             total_steps,
@@ -194,6 +196,7 @@ impl Trainer {
             tokens,
             completed_epoch,
             rewards,
+            texts: self.settings.scale.is_some(),
         }))
     }
 
@@ -205,6 +208,12 @@ impl Trainer {
         examples: &[TokenizedExample],
         before_micro_step: BeforeMicroStep<'_>,
     ) -> Result<(LossReport, Vec<Vec<f32>>, Judged)> {
+        if let Some(scale) = self.settings.scale {
+            let adapter = self.parameters.adapter(self.source.device())?;
+            let batch = Contrast { pairs: examples, scale, budget: BATCH_ROWS, dropout: self.dropout(0) };
+            let (report, gradients) = self.source.contrast_and_gradients(&adapter, batch, before_micro_step)?;
+            return Ok((report, self.parameters.gradients(&gradients)?, Vec::new()));
+        }
         let packs = pack(examples, self.settings.width(), BATCH_ROWS);
         let normalizer = match self.settings.beta {
             Some(_) => packs.iter().map(|pack| pack.units.len() as f64).sum(),

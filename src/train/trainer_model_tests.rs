@@ -111,6 +111,60 @@ fn the_reference_of_a_continued_model_is_that_model() {
     assert!(reports[11].loss < reports[0].loss);
 }
 
+/// Pairs of texts, some with a negative; the positives are five texts, so that no batch holds more than five pairs.
+fn text_pairs(count: u32) -> ExampleStore {
+    let pair = |i: u32| {
+        let mut texts = vec![vec![5 + i % 40, 50 + i % 7, 60], vec![90 + i % 5, 70 + i % 5, 3]];
+        if i.is_multiple_of(4) {
+            texts.push(vec![100 + i % 11]);
+        }
+        TokenizedExample::of_texts(&texts)
+    };
+    ExampleStore::of((0..count).map(pair)).unwrap()
+}
+
+fn text_trainer(dropout: f64) -> Trainer {
+    let (config, decoder) = fixture("qwen2");
+    let settings = TrainSettings { scale: Some(20.0), batch_size: 8, epochs: 6, dropout, ..settings() };
+    let parameters = Parameters::fresh(&config, &settings);
+    Trainer::with_source(Box::new(decoder), settings, text_pairs(50), parameters, None).unwrap()
+}
+
+#[test]
+fn training_on_pairs_of_texts_learns_which_belong_together() {
+    let mut trainer = text_trainer(0.0);
+    let mut held_out = HeldOut::new(text_pairs(19), 1);
+    let before = whole(&trainer, &mut held_out);
+    let reports = run(&mut trainer);
+    assert_eq!(reports.len(), trainer.total_steps());
+    assert!(reports.len() >= 6 * 10, "repeated texts need more batches: {}", reports.len());
+    assert_eq!(reports.iter().filter_map(|report| report.completed_epoch).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(trainer.history().last().unwrap().elapsed_examples, 6 * 50);
+    let after = whole(&trainer, &mut held_out);
+    assert!(after.loss < 0.7 * before.loss, "{before:?} {after:?}");
+    assert!(after.token_accuracy > before.token_accuracy && reports.iter().all(|report| report.texts));
+    let unchanged = whole(&trainer, &mut held_out);
+    assert_eq!(unchanged, after, "the same pairs are compared in every evaluation");
+}
+
+#[test]
+fn resumed_training_on_pairs_of_texts_is_bit_identical() {
+    let mut whole = text_trainer(0.25);
+    let reports = run(&mut whole);
+    let first_epoch = whole.steps_per_epoch();
+    for stop in [1, first_epoch - 1, first_epoch, first_epoch + 3, reports.len() - 1] {
+        let mut before = text_trainer(0.25);
+        for _ in 0..stop {
+            before.step(&mut || Ok(())).unwrap();
+        }
+        let mut after = text_trainer(0.25);
+        after.restore(&before.save().unwrap()).unwrap();
+        assert_eq!(run(&mut after), reports[stop..]);
+        assert_eq!(after.parameters, whole.parameters);
+        assert_eq!(after.optimizer, whole.optimizer);
+    }
+}
+
 /// `tests/parity/README.md` describes the run; tolerances are its own, 1e-5 in float32 against float64, times ten.
 #[test]
 fn twenty_steps_follow_the_run_of_pytorch_and_peft() {

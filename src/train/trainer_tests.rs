@@ -68,6 +68,19 @@ impl LossSource for Pull {
         })
     }
 
+    fn contrast_and_gradients(
+        &self,
+        _: &Adapter,
+        _: Contrast<'_>,
+        _: BeforeMicroStep<'_>,
+    ) -> Result<(LossReport, Gradients)> {
+        unreachable!("pairs of texts are trained with the models of the test fixtures")
+    }
+
+    fn contrast(&self, _: &Adapter, _: Contrast<'_>, _: BeforeMicroStep<'_>) -> Result<LossReport> {
+        unreachable!("pairs of texts are trained with the models of the test fixtures")
+    }
+
     /// The larger a sequence's last target, the likelier.
     fn log_likelihoods(&self, _: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>> {
         let last = |rows: &std::ops::Range<usize>| batch.targets.iter().rfind(|target| rows.contains(&target.row));
@@ -92,6 +105,7 @@ pub(super) fn settings() -> TrainSettings {
         patience: 0,
         keep_best: false,
         beta: None,
+        scale: None,
     }
 }
 
@@ -139,6 +153,8 @@ fn a_run_has_every_epoch_and_every_example() {
 
 #[test]
 fn every_epoch_has_its_own_order_of_all_examples() {
+    use crate::train::parameters::epoch_order;
+
     let (first, second) = (epoch_order(7, 0, 100), epoch_order(7, 1, 100));
     assert_ne!(first, second);
     assert_eq!(first, epoch_order(7, 0, 100));

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 import transformers
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 DEFAULT_OUT = Path(__file__).resolve().parent.parent / "fixtures"
 
@@ -48,6 +49,9 @@ LIMIT_TRAINED_ENTRY = 1e-4
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BATCH_LENGTHS = [9, 17, 24, 13]
 TARGET_SHARE = 0.6
+# Texts of an anchor, its positive and a negative each.
+TRIPLET_LENGTHS = [[5, 11, 8], [14, 3, 9], [7, 7, 16], [1, 12, 6], [10, 4, 13]]
+SCALE = 20.0
 STEPS = 20
 WARMUP = 4
 BASE_LR = 5e-3
@@ -462,6 +466,35 @@ def loss_and_gradients(model, batch):
     return {"loss": loss.detach(), **gradients}
 
 
+def make_triplets(seed):
+    """Texts of unequal lengths, those of a triplet one after the other; positives begin as their anchors do."""
+    generator = torch.Generator().manual_seed(seed)
+    texts = []
+    for lengths in TRIPLET_LENGTHS:
+        triplet = [torch.randint(FIRST_ORDINARY_TOKEN, VOCAB, (length,), generator=generator) for length in lengths]
+        shared = min(lengths[0], lengths[1] - 1)
+        triplet[1][:shared] = triplet[0][:shared]
+        texts += triplet
+    return texts
+
+
+def contrast_and_gradients(model, texts):
+    """The loss of sentence-transformers over vectors that are means of the last hidden states at length 1.
+
+    Each text runs alone, so there is no padding.
+    """
+    model.zero_grad(set_to_none=True)
+    states = [model(ids[None], use_cache=False, output_hidden_states=True).hidden_states[-1][0] for ids in texts]
+    vectors = F.normalize(torch.stack([rows.mean(0) for rows in states]), dim=-1)
+    columns = [vectors[place::3] for place in range(3)]
+    loss = MultipleNegativesRankingLoss(model=None, scale=SCALE).compute_loss_from_embeddings(columns, None)
+    loss.backward()
+    gradients = {f"grad.{name}": p.grad.clone() for name, p in adapter_parameters(model).items()}
+    scores = columns[0] @ torch.cat(columns[1:]).T
+    accuracy = (scores.argmax(-1) == torch.arange(len(scores))).to(vectors.dtype).mean()
+    return {"loss": loss.detach(), "accuracy": accuracy, "vectors": vectors.detach(), **gradients}
+
+
 def schedule(step):
     """Factor of the learning rate in the step with this index, counted from 0."""
     return (step + 1) / WARMUP if step < WARMUP else (STEPS - step) / (STEPS - WARMUP)
@@ -530,16 +563,26 @@ def make_adapter(folder, name, family, base, ids, seed):
     ).eval()
     adapter = random_adapter(model, seed, std_of_b=0.1)
     batch = make_batch(seed + 1)
+    set_adapter(model, adapter)
+    # Some anchors shall be right, and some not.
+    for attempt in range(100):
+        triplets = make_triplets(seed + 3 + attempt)
+        if 0.0 < contrast_and_gradients(model, triplets)["accuracy"] < 1.0:
+            break
 
     def compute(model):
         set_adapter(model, adapter)
-        return {"logits": forward(model, ids)["logits"]}, loss_and_gradients(model, batch)
+        logits = {"logits": forward(model, ids)["logits"]}
+        return logits, loss_and_gradients(model, batch), contrast_and_gradients(model, triplets)
 
-    logits, gradients = compute(model)
+    logits, gradients, contrast = compute(model)
     with float64_rerun(family["model_type"]):
-        exact_logits, exact_gradients = compute(copy.deepcopy(model).double())
+        exact_logits, exact_gradients, exact_contrast = compute(copy.deepcopy(model).double())
     assert_close("adapter logits", logits, exact_logits)
     assert_close("loss and gradients", gradients, exact_gradients)
+    assert_close("loss and gradients of triplets", contrast, exact_contrast)
+    print(f"  loss of triplets {contrast['loss']:.4f}, accuracy {contrast['accuracy']:.2f}")
+    assert 0.0 < contrast["accuracy"] < 1.0 and all(g.abs().max() > 1e-4 for g in contrast.values())
     init, curve = make_training_run(model, family, batch, seed + 2)
     effect = (logits["logits"] - base_logits).abs().mean().item()
     print(f"  adapter moves the logits by {effect:.2f} on average; loss {gradients['loss']:.6f}")
@@ -569,6 +612,14 @@ def make_adapter(folder, name, family, base, ids, seed):
         **gradients,
     }
     save_file(reference, folder / "reference.safetensors")
+    save_file(
+        {
+            "texts": torch.cat(triplets),
+            "lengths": torch.tensor([len(text) for text in triplets]),
+            **contrast,
+        },
+        folder / "triplets.safetensors",
+    )
     save_file({**{f"init.{n}": v for n, v in init.items()}, **curve}, folder / "curve.safetensors")
 
 

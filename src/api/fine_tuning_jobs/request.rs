@@ -44,7 +44,7 @@ pub struct CreateJob {
 /// How to train.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct Method {
-    /// `supervised` trains on answers, `dpo` on pairs of answers of which one is preferred.
+    /// `supervised` trains on answers, or on pairs of texts where the file has them, `dpo` on pairs of answers of which one is preferred.
     #[serde(rename = "type")]
     pub kind: String,
     /// The settings of `supervised`.
@@ -142,6 +142,7 @@ mod tests {
             r#","method":{"type":"dpo","dpo":{"hyperparameters":{"beta":2.1}}}"#,
             r#","method":{"type":"dpo","dpo":{"hyperparameters":{"prompt_loss_weight":0.5}}}"#,
             r#","method":{"type":"supervised","supervised":{"hyperparameters":{"beta":0.1}}}"#,
+            r#","method":{"type":"dpo","dpo":{"hyperparameters":{"scale":20}}}"#,
             r#","method":{"type":"reinforcement"}"#,
             r#","seed":-1"#,
             r#","suffix":"""#,

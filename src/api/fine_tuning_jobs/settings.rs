@@ -20,6 +20,8 @@ const MAX_GRAD_NORM: f64 = 1000.0;
 const MAX_DROPOUT: f64 = 0.9;
 /// The current API's limit.
 const MAX_BETA: f64 = 2.0;
+/// A temperature of a thousandth: a larger scale leaves nothing but the nearest text.
+const MAX_SCALE: f64 = 1000.0;
 /// More evaluations than any job has.
 const MAX_PATIENCE: u32 = 1000;
 
@@ -36,6 +38,9 @@ pub struct Settings {
     /// How strongly the method `dpo` holds the model to what it was, above 0 and at most 2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta: Option<AutoOr<f64>>,
+    /// Factor on the cosine similarities, where the training file has pairs of texts, above 0 and at most 1000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<AutoOr<f64>>,
     /// Weight of the prompt's tokens in the loss, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_loss_weight: Option<AutoOr<f64>>,
@@ -138,6 +143,11 @@ impl Settings {
             let message = "'beta' is a setting of the method 'dpo': leave it out.";
             return Err(Error::invalid_code("beta", "invalid_value", message));
         }
+        let scale = number(self.scale);
+        if scale.is_some() && method == Method::Dpo {
+            let message = "'scale' is for pairs of texts, which the method 'dpo' does not take: leave it out.";
+            return Err(Error::invalid_code("scale", "invalid_value", message));
+        }
         let prompt_loss_weight = number(self.prompt_loss_weight);
         if method == Method::Dpo && prompt_loss_weight.is_some_and(|weight| weight != 0.0) {
             let message =
@@ -150,6 +160,7 @@ impl Settings {
             learning_rate_multiplier: positive("learning_rate_multiplier", number(self.learning_rate_multiplier))?,
             prompt_loss_weight: within("prompt_loss_weight", prompt_loss_weight, 0.0, 1.0)?,
             beta: within("beta", positive("beta", beta)?, 0.0, MAX_BETA)?,
+            scale: within("scale", positive("scale", scale)?, 0.0, MAX_SCALE)?,
             rank: within("rank", number(self.rank), 1, 256)?,
             alpha: positive("alpha", number(self.alpha))?,
             learning_rate: positive("learning_rate", number(self.learning_rate))?,
@@ -184,6 +195,7 @@ impl Settings {
             learning_rate_multiplier,
             prompt_loss_weight,
             beta,
+            scale,
             rank,
             alpha,
             learning_rate,
@@ -204,6 +216,7 @@ impl Settings {
             learning_rate_multiplier: Some(learning_rate_multiplier.into()),
             prompt_loss_weight: prompt_loss_weight.map(AutoOr::Number),
             beta: beta.map(AutoOr::Number),
+            scale: scale.map(AutoOr::Number),
             rank: rank.map(AutoOr::Number),
             alpha: alpha.map(AutoOr::Number),
             learning_rate: learning_rate.map(AutoOr::Number),
@@ -266,6 +279,8 @@ mod tests {
             ("max_seq_length", "15"),
             ("max_seq_length", "4097"),
             ("early_stopping_patience", "1001"),
+            ("scale", "0"),
+            ("scale", "1001"),
         ] {
             let Err(Error::Invalid { param, .. }) = check(&format!("{{\"{name}\":{wrong}}}")) else {
                 panic!("{name} may be {wrong}");

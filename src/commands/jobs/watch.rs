@@ -192,11 +192,14 @@ fn step_line(metrics: &Value) -> String {
     format!("step {}/{}: {}{left}", count("step"), count("total_steps"), figures(metrics))
 }
 
-/// `loss 1.23, 1,020 tokens/s`, and the validation's loss where it was measured.
+/// `loss 1.23, 1,020 tokens/s`, the validation's loss where it was measured, and the accuracies of embeddings.
 fn figures(metrics: &Value) -> String {
     let number = |name: &str| metrics[name].as_f64();
     let mut parts = vec![format!("loss {:.3}", number("train_loss").unwrap_or(f64::NAN))];
+    // Of pairs of texts; that of tokens says less than the loss.
+    parts.extend(number("train_accuracy").map(|share| format!("accuracy {share:.2}")));
     parts.extend(number("valid_loss").map(|loss| format!("validation loss {loss:.3}")));
+    parts.extend(number("valid_accuracy").map(|share| format!("validation accuracy {share:.2}")));
     parts.extend(number("tokens_per_second").map(|rate| format!("{} tokens/s", words::count(rate))));
     parts.join(", ")
 }
@@ -231,6 +234,8 @@ mod tests {
         assert_eq!(step_line(&metrics), "step 12/300: loss 1.234, 1,020 tokens/s, 3 min 2 s left");
         let last = json!({"step": 3, "total_steps": 3, "train_loss": 0.5, "valid_loss": 0.75, "tokens_per_second": 9.5,
             "remaining_seconds": 0.0});
+        let pairs = json!({"train_loss": 0.5, "train_accuracy": 0.875, "valid_loss": 0.25, "valid_accuracy": 1.0});
+        assert_eq!(figures(&pairs), "loss 0.500, accuracy 0.88, validation loss 0.250, validation accuracy 1.00");
         assert_eq!(step_line(&last), "step 3/3: loss 0.500, validation loss 0.750, 9.5 tokens/s, 0.0 s left");
     }
 

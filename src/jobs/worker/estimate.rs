@@ -136,10 +136,9 @@ pub fn estimate_files(
 
 impl JobEstimate {
     fn new(base: String, plan: Plan, pricing: &Pricing) -> Self {
+        let warnings = warnings(&plan).into_iter().map(|(warning, _)| warning).collect();
         let estimate = plan.forecast.estimate;
         let cost = pricing.cost(&base, estimate.seconds, estimate.trained_tokens);
-        let warnings = warnings(&plan.training, plan.validation.as_ref());
-        let warnings = warnings.into_iter().map(|(warning, _)| warning).collect();
         Self { base, resolved: plan.resolved, estimate, cost, warnings }
     }
 }

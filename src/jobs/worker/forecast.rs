@@ -9,7 +9,7 @@ use crate::datasets::{DatasetReport, ExampleStore, TokenizedExample};
 use crate::jobs::Hyperparameters;
 use crate::model::BaseModel;
 use crate::train::calibration::{self, calibrate};
-use crate::train::estimate::{Estimate, Evaluated, TrainingMemory, TrainingRate, first_epoch_work};
+use crate::train::estimate::{Estimate, Evaluated, TrainingMemory, TrainingRate, first_epoch_work, later_work};
 use crate::train::trainer::BeforeMicroStep;
 use crate::train::{HeldOut, StepReport, Trainer};
 
@@ -24,8 +24,10 @@ pub(super) struct Forecast {
     pub setup: String,
     /// The rate that was measured, where none was known and nothing disturbed it.
     pub calibrated: Option<TrainingRate>,
-    /// A token of the first epoch takes the work of so many: more than one where a reference reads it as well.
+    /// A token of the first epoch takes the work of so many: more than one where it is read more than once.
     first_epoch: f64,
+    /// A token of any other epoch.
+    later: f64,
 }
 
 /// What a finished attempt took.
@@ -69,7 +71,11 @@ impl Forecast {
         } else {
             let busy = Busy::enter();
             let step_tokens = training.tokens as f64 / trainer.steps_per_epoch() as f64;
-            let rate = calibrate(&model.decoder, &trainer.adapter()?, grounds.samples, step_tokens, before)?;
+            let scale = trainer.settings().scale;
+            let texts = |sample: &TokenizedExample| -> Vec<_> { sample.texts().map(whole).collect() };
+            let texts = scale.map(|_| grounds.samples.iter().flat_map(texts).collect::<Vec<_>>());
+            let samples = texts.as_deref().unwrap_or(grounds.samples);
+            let rate = calibrate(&model.decoder, &trainer.adapter()?, samples, scale, step_tokens, before)?;
             (rate, busy.alone.then_some(rate))
         };
         let (settings, steps) = (trainer.settings(), trainer.total_steps());
@@ -77,17 +83,16 @@ impl Forecast {
         let share = steps.saturating_sub(trainer.step_number()) as f64 / steps.max(1) as f64;
         let evaluated = Evaluated {
             once: grounds.validation.map_or(0, HeldOut::tokens),
-            in_all: grounds
-                .validation
-                .map_or(0, |held_out| held_out.tokens_read(settings.epochs, trainer.steps_per_epoch())),
+            in_all: grounds.validation.map_or(0, |held_out| held_out.tokens_read(trainer)),
         };
         let estimate = Estimate::new(settings, steps, training, evaluated, rate, memory);
-        Ok(Self { estimate, share, setup, calibrated, first_epoch: first_epoch_work(settings) })
+        let (first_epoch, later) = (first_epoch_work(settings, training), later_work(settings, training));
+        Ok(Self { estimate, share, setup, calibrated, first_epoch, later })
     }
 
     /// The work of a step, in tokens that are trained on.
     pub fn work_of(&self, step: &StepReport, steps_per_epoch: usize) -> f64 {
-        step.tokens as f64 * if step.step <= steps_per_epoch { self.first_epoch } else { 1.0 }
+        step.tokens as f64 * if step.step <= steps_per_epoch { self.first_epoch } else { self.later }
     }
 
     /// Seconds that this attempt should take.
@@ -118,14 +123,22 @@ impl Drop for Busy {
     }
 }
 
-/// What a rate depends on beside machine and model: the program, where and how the weights are held, the adapter's shape and
-/// its dropout.
+/// A text of a pair as an example of its own, all of which is read.
+fn whole(text: &[u32]) -> TokenizedExample {
+    TokenizedExample { tokens: text.to_vec(), weights: vec![1.0; text.len()] }
+}
+
+/// What a rate depends on beside machine and model: the program, where and how the weights are held, the adapter's shape, its
+/// dropout, and whether vectors are compared in place of words.
 fn setup(model: &BaseModel, trainer: &Trainer, resolved: &Hyperparameters) -> String {
     let device = if model.decoder.device().is_cpu() { "cpu" } else { "gpu" };
     let (version, bytes) = (env!("CARGO_PKG_VERSION"), model.decoder.weight_bytes());
     let (parameters, rank) = (trainer.parameter_count(), resolved.rank.unwrap_or_default());
     let dropout = if resolved.lora_dropout.unwrap_or_default() > 0.0 { ", dropout" } else { "" };
-    format!("attune {version}, {device}, {bytes} bytes of weights, {parameters} numbers of rank {rank}{dropout}")
+    let vectors = if resolved.scale.is_some() { ", vectors" } else { "" };
+    format!(
+        "attune {version}, {device}, {bytes} bytes of weights, {parameters} numbers of rank {rank}{dropout}{vectors}"
+    )
 }
 
 /// Some examples from all over the file, to measure with.

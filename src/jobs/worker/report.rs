@@ -28,7 +28,7 @@ impl Worker {
         if let Err(error) = self.queue.record_plan(job, &plan.resolved, Some(finish)).await {
             tracing::warn!(job = job.id, "cannot write the settings: {error}");
         }
-        for (warning, lines) in warnings(&plan.training, plan.validation.as_ref()) {
+        for (warning, lines) in warnings(plan) {
             self.say(job, "warn", &warning, Some(lines)).await;
         }
         if let Some((measured, left_out)) = plan.classified.filter(|(_, left_out)| *left_out > 0) {
@@ -159,14 +159,19 @@ pub(super) fn seconds_from_now(seconds: f64) -> i64 {
     jiff::Timestamp::now().as_second().saturating_add(seconds.ceil() as i64)
 }
 
-/// What the owner of the files should know of their examples: a sentence each, and the lines that it is about.
-pub(super) fn warnings(training: &DatasetReport, validation: Option<&DatasetReport>) -> Vec<(String, Value)> {
+/// What the owner of the files should know of their examples: a sentence each, and the lines or the number that it is about.
+pub(super) fn warnings(plan: &Plan) -> Vec<(String, Value)> {
     let mut found = Vec::new();
-    for (name, report) in std::iter::once(("training", training)).chain(validation.map(|report| ("validation", report)))
-    {
+    let validation = plan.validation.as_ref().map(|report| ("validation", report));
+    for (name, report) in std::iter::once(("training", &plan.training)).chain(validation) {
+        let left_out = if report.is_of_pairs() {
+            "were left out, since their two texts are the same as far as they fit the model's context"
+        } else {
+            "were left out, since their prompts fill the model's context"
+        };
         for (lines, what) in [
             (&report.truncated, "were cut at the end to fit the model's context"),
-            (&report.dropped, "were left out, since their prompts fill the model's context"),
+            (&report.dropped, left_out),
             (&report.duplicates, "repeat an earlier one"),
         ] {
             if lines.count > 0 {
@@ -174,6 +179,16 @@ pub(super) fn warnings(training: &DatasetReport, validation: Option<&DatasetRepo
                 found.push((message, json!({"lines": lines.first})));
             }
         }
+    }
+    let (epochs, size) = (plan.resolved.n_epochs.unwrap_or(1), plan.resolved.batch_size.unwrap_or(1));
+    let pairs = (epochs as usize * plan.training.sequences) as f64 / plan.total_steps.max(1) as f64;
+    // The last step of an epoch has what is left, so that few pairs make a mean below the size, too.
+    if plan.training.is_of_pairs() && pairs < f64::from(size) / 2.0 && plan.training.sequences > 2 * size as usize {
+        let message = format!(
+            "A step has {pairs:.1} pairs on average in place of {size}, since texts of the training file repeat, and no step \
+             takes a text twice: the fewer there are, the less a pair is told apart from"
+        );
+        found.push((message, json!({"pairs_per_step": pairs})));
     }
     found
 }
@@ -221,16 +236,16 @@ fn plan_event(plan: &Plan) -> (String, Value) {
     let settings = &plan.resolved;
     let epochs = settings.n_epochs.unwrap_or_default();
     let learning_rate = settings.learning_rate.unwrap_or_default() * settings.learning_rate_multiplier.unwrap_or(1.0);
-    let what = match plan.method {
-        Method::Supervised => "examples",
-        Method::Dpo => "pairs of answers",
+    let (what, targets) = match plan.method {
+        Method::Supervised if plan.training.is_of_pairs() => ("pairs of texts", String::new()),
+        Method::Supervised => ("examples", format!(" ({} of them targets)", plan.training.target_tokens)),
+        Method::Dpo => ("pairs of answers", format!(" ({} of them targets)", plan.training.target_tokens)),
     };
     let message = format!(
-        "Training on {} {what} with {} tokens ({} of them targets): {epochs} epochs, {} steps of {} {what}, \
+        "Training on {} {what} with {} tokens{targets}: {epochs} epochs, {} steps of {} {what}, \
          learning rate {learning_rate:.2e}, rank {}",
         plan.training.examples,
         plan.training.tokens,
-        plan.training.target_tokens,
         plan.total_steps,
         settings.batch_size.unwrap_or_default(),
         settings.rank.unwrap_or_default(),
@@ -256,6 +271,9 @@ fn plan_event(plan: &Plan) -> (String, Value) {
 
 fn step_message(report: &StepReport, validation: Option<Validation>) -> String {
     let mut message = format!("Step {}/{}: training loss={:.2}", report.step, report.total_steps, report.loss);
+    if report.texts {
+        let _ = write!(message, ", accuracy={:.2}", report.token_accuracy);
+    }
     if let Some(Rewards { accuracy, .. }) = report.rewards {
         let _ = write!(message, ", reward accuracy={accuracy:.2}");
     }
@@ -273,15 +291,16 @@ fn metrics(report: &StepReport, validation: Option<Validation>, speed: Speed) ->
     };
     let (loss, accuracy) = figures(validation.map(|validation| validation.sample));
     let (full_loss, full_accuracy) = figures(validation.and_then(|validation| validation.full));
+    let named = accuracy_name(report);
     let mut data = json!({
         "step": report.step,
         "total_steps": report.total_steps,
         "train_loss": report.loss,
-        "train_mean_token_accuracy": report.token_accuracy,
+        format!("train_{named}"): report.token_accuracy,
         "valid_loss": loss,
-        "valid_mean_token_accuracy": accuracy,
+        format!("valid_{named}"): accuracy,
         "full_valid_loss": full_loss,
-        "full_valid_mean_token_accuracy": full_accuracy,
+        format!("full_valid_{named}"): full_accuracy,
         "learning_rate": report.learning_rate,
         "gradient_norm": report.gradient_norm,
         "tokens_per_second": speed.tokens_per_second,
@@ -290,6 +309,11 @@ fn metrics(report: &StepReport, validation: Option<Validation>, speed: Speed) ->
     });
     add_rewards(&mut data, report, validation);
     data
+}
+
+/// What an accuracy is called: that of pairs of texts is none of tokens.
+fn accuracy_name(report: &StepReport) -> &'static str {
+    if report.texts { "accuracy" } else { "mean_token_accuracy" }
 }
 
 /// The figures of pairs of answers, where training is on preferences.
@@ -304,16 +328,17 @@ fn add_rewards(data: &mut Value, report: &StepReport, validation: Option<Validat
 
 /// The figures of a checkpoint; those of the validation file only where there is one.
 pub(super) fn checkpoint_metrics(report: &StepReport, validation: Option<Validation>) -> Value {
+    let named = accuracy_name(report);
     let mut metrics = json!({
         "step": report.step,
         "train_loss": report.loss,
-        "train_mean_token_accuracy": report.token_accuracy,
+        format!("train_{named}"): report.token_accuracy,
     });
     let sample = validation.map(|validation| validation.sample);
     for (name, figures) in [("valid", sample), ("full_valid", validation.and_then(|validation| validation.full))] {
         if let Some(Evaluation { loss, token_accuracy, .. }) = figures {
             metrics[format!("{name}_loss")] = loss.into();
-            metrics[format!("{name}_mean_token_accuracy")] = token_accuracy.into();
+            metrics[format!("{name}_{named}")] = token_accuracy.into();
         }
     }
     add_rewards(&mut metrics, report, validation);

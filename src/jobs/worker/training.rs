@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::mpsc::Sender;
 
+use super::fitting::{check_alike, check_told_apart, take_shape};
 use super::forecast::{Account, Busy, Forecast, Grounds, samples};
 use super::lease::{Control, Interrupt};
 use super::watched::watched;
+use crate::adapters::Adapter;
 use crate::adapters::peft::{self, PeftFiles};
-use crate::adapters::{Adapter, Site};
 use crate::datasets::classes::{self, Wanted};
 use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
 use crate::engine::priority::Priority;
@@ -166,6 +167,8 @@ impl Run {
         };
         let training = read(&training_file, Purpose::Training)?;
         let validation = validation_file.as_ref().map(|file| read(file, Purpose::Validation)).transpose()?;
+        let texts = training.report.is_of_pairs();
+        check_alike(texts, validation.as_ref(), inputs.classification.as_ref())?;
         let classification = match (&inputs.classification, &validation_file) {
             (Some(asked), Some(file)) if asked.compute == Some(true) => {
                 let wanted = Wanted {
@@ -193,6 +196,7 @@ impl Run {
         let mut trainer = Trainer::new(Arc::clone(&model), settings, training.examples, inputs.initial.as_deref())?;
         let checkpoint_fault =
             inputs.checkpoint.and_then(|checkpoint| trainer.restore(&checkpoint).err()).map(|error| error.to_string());
+        check_told_apart(&trainer, &report)?;
         let mut before_piece = || {
             control.check()?;
             inputs.priority.yield_to_requests(YIELD);
@@ -245,8 +249,7 @@ impl Run {
 
     fn complete(mut self) -> Result<Trained> {
         let total = self.trainer.total_steps();
-        let per_epoch = self.trainer.steps_per_epoch();
-        let epochs = total / per_epoch;
+        let (per_epoch, epochs) = (self.trainer.steps_per_epoch(), self.trainer.settings().epochs);
         let every = total.div_ceil(METRICS_EVENTS).max(1);
         let (begin, resumed_at) = (Instant::now(), self.trainer.step_number());
         let (mut since, mut tokens) = (begin, 0);
@@ -341,10 +344,12 @@ impl Run {
         let files = peft::write(&adapter, &self.model.id)?;
         adapter.id = files.id();
         let columns = self.classification.as_ref().map(ClassificationTask::columns).unwrap_or_default();
-        let result_file = results::csv(self.api, self.trainer.history(), self.validation.is_some(), &columns)?;
+        let (history, texts) = (self.trainer.history(), self.trainer.settings().scale.is_some());
+        let result_file = results::csv(self.api, history, self.validation.is_some(), texts, &columns)?;
         let chosen = (step < self.trainer.step_number()).then_some(step);
         let mut questions = Vec::new();
-        for place in 0..QUESTIONS {
+        // Pairs of texts ask nothing.
+        for place in 0..if texts { 0 } else { QUESTIONS } {
             let example = self.validation.as_ref().map(|held_out| held_out.example(place)).transpose()?.flatten();
             questions.extend(example.as_ref().and_then(Question::of));
         }
@@ -361,37 +366,4 @@ impl Run {
     fn report(&self, progress: Progress) -> Result<()> {
         self.progress.blocking_send(progress).map_err(|_| Error::Cancelled)
     }
-}
-
-/// A continued adapter keeps its rank, alpha and layers; a request for others is refused.
-fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: &Adapter) -> Result<()> {
-    let pair = initial.layers.iter().flat_map(|layer| Site::ALL.map(|site| layer.get(site))).flatten().next();
-    let pair = pair.ok_or_else(|| Error::Internal("the adapter to continue has no layers".into()))?;
-    let rank = pair.a.dim(0)? as u32;
-    if let Some(other) = asked.rank.filter(|other| *other != rank) {
-        let message = format!("rank is {other}, but the model to continue has rank {rank}: leave rank out");
-        return Err(Error::invalid("rank", message));
-    }
-    let alpha = f64::from(pair.scale) * f64::from(rank);
-    if let Some(other) = asked.alpha.filter(|other| (other - alpha).abs() > 1e-3) {
-        let message = format!("alpha is {other}, but the model to continue has alpha {alpha}: leave alpha out");
-        return Err(Error::invalid("alpha", message));
-    }
-    if asked.use_rslora == Some(true) {
-        let message = "use_rslora is for new adapters, but the model to continue has its scale already: leave it out";
-        return Err(Error::invalid("use_rslora", message));
-    }
-    let has = |site: &Site| initial.layers.iter().any(|layer| layer.get(*site).is_some());
-    let sites: Vec<Site> = Site::ALL.into_iter().filter(has).collect();
-    if asked.target_modules.as_ref().is_some_and(|other| *other != sites) {
-        let names = sites.iter().map(|site| site.module()).collect::<Vec<_>>().join(", ");
-        let message =
-            format!("target_modules are others than those of the model to continue, {names}: leave target_modules out");
-        return Err(Error::invalid("target_modules", message));
-    }
-    resolved.rank = Some(rank);
-    resolved.alpha = Some(alpha);
-    resolved.use_rslora = Some(false);
-    resolved.target_modules = Some(sites);
-    Ok(())
 }

@@ -1,0 +1,96 @@
+//! Collects what the lines of a file are trained on, cut to the model's context, and counts it. Called by [`super::read`].
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use super::store::ExampleWriter;
+use super::{Dataset, DatasetReport, TokenizedExample};
+use crate::Result;
+
+/// Collects sequences and counts them.
+pub(super) struct Builder {
+    examples: ExampleWriter,
+    pub report: DatasetReport,
+    max_tokens: usize,
+    /// Number of the line that sequences come from.
+    pub line: usize,
+    /// The lines that were noted last: truncated, dropped, repeated.
+    noted: [usize; 3],
+    /// Hashes of the sequences so far. A collision would only miscount a duplicate.
+    seen: HashSet<u64>,
+}
+
+impl Builder {
+    pub fn new(max_tokens: usize) -> Result<Self> {
+        let examples = ExampleWriter::new()?;
+        let (report, noted, seen) = (DatasetReport::default(), [0; 3], HashSet::new());
+        Ok(Self { examples, report, max_tokens, line: 0, noted, seen })
+    }
+
+    /// Adds what is trained on together, or leaves it out together. Two answers that are the same as far as they fit teach
+    /// nothing.
+    pub fn add<const N: usize>(&mut self, mut sequences: [TokenizedExample; N]) -> Result<()> {
+        let Self { report, line, noted: [truncated, dropped, repeated], .. } = self;
+        if sequences.each_mut().map(|sequence| sequence.truncate(self.max_tokens)).contains(&true) {
+            report.truncated.note(*line, truncated);
+        }
+        let same = sequences.windows(2).any(|pair| pair[0] == pair[1]);
+        if same || sequences.iter().any(|sequence| sequence.targets() == 0) {
+            report.dropped.note(*line, dropped);
+            return Ok(());
+        }
+        let mut hasher = DefaultHasher::new();
+        for sequence in &sequences {
+            sequence.tokens.hash(&mut hasher);
+            for weight in &sequence.weights {
+                hasher.write_u32(weight.to_bits());
+            }
+        }
+        if !self.seen.insert(hasher.finish()) {
+            report.duplicates.note(*line, repeated);
+        }
+        report.sequences += 1;
+        report.longest = report.longest.max(sequences.iter().map(|sequence| sequence.tokens.len()).sum());
+        for sequence in sequences {
+            report.tokens += sequence.tokens.len();
+            report.target_tokens += sequence.targets();
+            self.examples.push(&sequence)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the texts of a pair. Some may be the same as far as they fit: such a negative is left out, such a pair as a whole.
+    pub fn add_texts(&mut self, texts: Vec<Vec<u32>>) -> Result<()> {
+        let Self { report, line, noted: [truncated, dropped, repeated], .. } = self;
+        if texts.iter().any(|text| text.len() > self.max_tokens) {
+            report.truncated.note(*line, truncated);
+        }
+        let mut distinct: Vec<Vec<u32>> = Vec::with_capacity(texts.len());
+        for (index, mut text) in texts.into_iter().enumerate() {
+            text.truncate(self.max_tokens);
+            if !distinct.contains(&text) {
+                distinct.push(text);
+            } else if index == 1 {
+                report.dropped.note(*line, dropped);
+                return Ok(());
+            }
+        }
+        let mut hasher = DefaultHasher::new();
+        distinct.hash(&mut hasher);
+        if !self.seen.insert(hasher.finish()) {
+            report.duplicates.note(*line, repeated);
+        }
+        let tokens = distinct.iter().map(Vec::len);
+        report.sequences += 1;
+        report.texts += distinct.len();
+        report.longest = tokens.clone().fold(report.longest, usize::max);
+        report.tokens += tokens.clone().sum::<usize>();
+        // All of them are learned from.
+        report.target_tokens += tokens.sum::<usize>();
+        self.examples.push(&TokenizedExample::of_texts(&distinct))
+    }
+
+    pub fn finish(self) -> Result<Dataset> {
+        Ok(Dataset { examples: self.examples.finish()?, report: self.report })
+    }
+}

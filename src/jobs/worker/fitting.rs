@@ -1,0 +1,76 @@
+//! What the files, the settings and the model to continue of one job must have in common. Called by [`super::training`] before
+//! the first step.
+
+use crate::adapters::{Adapter, Site};
+use crate::datasets::{Dataset, DatasetReport};
+use crate::jobs::{Classification, Hyperparameters};
+use crate::train::Trainer;
+use crate::{Error, Result};
+
+/// Refuses files and wishes that do not fit to each other: pairs of texts teach vectors, everything else teaches answers.
+pub(super) fn check_alike(
+    texts: bool,
+    validation: Option<&Dataset>,
+    classification: Option<&Classification>,
+) -> Result<()> {
+    if validation.is_some_and(|validation| validation.report.is_of_pairs() != texts) {
+        let message = if texts {
+            "Validation file: the training file has pairs of texts, so give pairs to measure on, too"
+        } else {
+            "Validation file: it has pairs of texts, but the training file has answers: give the same format"
+        };
+        return Err(Error::invalid_code("validation_file", "invalid_training_file", message));
+    }
+    if texts && classification.is_some_and(|asked| asked.compute == Some(true)) {
+        let message = "compute_classification_metrics is for prompts and completions, but the training file has pairs \
+                       of texts: leave it out";
+        return Err(Error::invalid("compute_classification_metrics", message));
+    }
+    Ok(())
+}
+
+/// Refuses pairs of texts of which every batch holds a single one without negatives.
+pub(super) fn check_told_apart(trainer: &Trainer, training: &DatasetReport) -> Result<()> {
+    let settings = trainer.settings();
+    let negatives = training.texts > 2 * training.sequences;
+    let alone = trainer.total_steps() == settings.epochs * training.sequences && settings.batch_size > 1;
+    if settings.scale.is_some() && alone && !negatives {
+        let message = "Training file: any two of its pairs share a text, so there is nothing that a pair could be told apart \
+                       from: give pairs of different texts, or a `negative` to each";
+        return Err(Error::invalid_code("training_file", "invalid_training_file", message));
+    }
+    Ok(())
+}
+
+/// A continued adapter keeps its rank, alpha and layers; a request for others is refused.
+pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: &Adapter) -> Result<()> {
+    let pair = initial.layers.iter().flat_map(|layer| Site::ALL.map(|site| layer.get(site))).flatten().next();
+    let pair = pair.ok_or_else(|| Error::Internal("the adapter to continue has no layers".into()))?;
+    let rank = pair.a.dim(0)? as u32;
+    if let Some(other) = asked.rank.filter(|other| *other != rank) {
+        let message = format!("rank is {other}, but the model to continue has rank {rank}: leave rank out");
+        return Err(Error::invalid("rank", message));
+    }
+    let alpha = f64::from(pair.scale) * f64::from(rank);
+    if let Some(other) = asked.alpha.filter(|other| (other - alpha).abs() > 1e-3) {
+        let message = format!("alpha is {other}, but the model to continue has alpha {alpha}: leave alpha out");
+        return Err(Error::invalid("alpha", message));
+    }
+    if asked.use_rslora == Some(true) {
+        let message = "use_rslora is for new adapters, but the model to continue has its scale already: leave it out";
+        return Err(Error::invalid("use_rslora", message));
+    }
+    let has = |site: &Site| initial.layers.iter().any(|layer| layer.get(*site).is_some());
+    let sites: Vec<Site> = Site::ALL.into_iter().filter(has).collect();
+    if asked.target_modules.as_ref().is_some_and(|other| *other != sites) {
+        let names = sites.iter().map(|site| site.module()).collect::<Vec<_>>().join(", ");
+        let message =
+            format!("target_modules are others than those of the model to continue, {names}: leave target_modules out");
+        return Err(Error::invalid("target_modules", message));
+    }
+    resolved.rank = Some(rank);
+    resolved.alpha = Some(alpha);
+    resolved.use_rslora = Some(false);
+    resolved.target_modules = Some(sites);
+    Ok(())
+}
