@@ -62,6 +62,7 @@ impl App {
             registry: registry.clone(),
             priority,
             pricing: Pricing::of(&config),
+            memory: config.training.memory(),
         };
         let estimator = Estimator::new(worker.clone());
         let shutdown = CancellationToken::new();

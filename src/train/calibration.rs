@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use crate::adapters::Adapter;
 use crate::datasets::TokenizedExample;
 use crate::model::decoder::Decoder;
-use crate::train::backward;
+use crate::train::backward::{self, Objective};
 use crate::train::estimate::TrainingRate;
 use crate::train::optimizer::{AdamSettings, AdamW, global_norm};
 use crate::train::packing::{BATCH_ROWS, Packed, pack, rows};
+use crate::train::recomputation::Recomputation;
 use crate::train::trainer::BeforeMicroStep;
 use crate::{Error, Result};
 
@@ -29,6 +30,7 @@ pub fn calibrate(
     adapter: &Adapter,
     samples: &[TokenizedExample],
     step_tokens: f64,
+    recomputation: Recomputation,
     before: BeforeMicroStep<'_>,
 ) -> Result<TrainingRate> {
     let update = update_seconds(adapter)?;
@@ -37,7 +39,8 @@ pub fn calibrate(
         for Packed { batch, .. } in pack(examples, 1, BATCH_ROWS) {
             before()?;
             let begin = Instant::now();
-            backward::loss_and_gradients(decoder, adapter, &batch, 1.0)?;
+            let objective = Objective::Targets;
+            backward::objective_and_gradients(decoder, adapter, &batch, objective, 1.0, None, recomputation)?;
             seconds += begin.elapsed().as_secs_f64();
             // The last token of an example is predicted, not read.
             tokens += batch.tokens.len() + batch.sequences.len();

@@ -9,6 +9,7 @@ use crate::adapters::Adapter;
 use crate::model::BaseModel;
 use crate::train::backward::{self, Gradients, LossReport, Objective, PackedBatch};
 use crate::train::dropout::Dropout;
+use crate::train::recomputation::Recomputation;
 
 /// Where losses and gradients come from: the model, or a formula in tests of the loop.
 pub(crate) trait LossSource: Send + Sync {
@@ -20,6 +21,7 @@ pub(crate) trait LossSource: Send + Sync {
         objective: Objective<'_>,
         normalizer: f64,
         dropout: Option<&Dropout>,
+        recomputation: Recomputation,
     ) -> Result<(LossReport, Gradients)>;
     fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport>;
     fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>>;
@@ -37,8 +39,9 @@ impl LossSource for Arc<BaseModel> {
         objective: Objective<'_>,
         normalizer: f64,
         dropout: Option<&Dropout>,
+        recomputation: Recomputation,
     ) -> Result<(LossReport, Gradients)> {
-        backward::objective_and_gradients(&self.decoder, adapter, batch, objective, normalizer, dropout)
+        backward::objective_and_gradients(&self.decoder, adapter, batch, objective, normalizer, dropout, recomputation)
     }
 
     fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport> {

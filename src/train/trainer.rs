@@ -16,6 +16,7 @@ use crate::train::optimizer::{AdamW, clip, global_norm};
 use crate::train::packing::{BATCH_ROWS, Packed, pack};
 use crate::train::parameters::{Parameters, add_gradients, epoch_order};
 use crate::train::preference::Preferences;
+use crate::train::recomputation::Recomputation;
 use crate::train::records::{Evaluation, StepRecord, StepReport};
 use crate::train::settings::TrainSettings;
 use crate::train::source::LossSource;
@@ -43,6 +44,7 @@ pub struct Trainer {
     beginning: Option<Adapter>,
     /// What it thinks of the examples' two answers, where training is on preferences; NaN where nobody has asked yet.
     reference: Vec<[f64; 2]>,
+    recomputation: Recomputation,
 }
 
 /// What the reference thinks of examples, by their places.
@@ -91,7 +93,19 @@ impl Trainer {
             examples,
             parameters,
             beginning,
+            recomputation: Recomputation::None,
         })
+    }
+
+    /// Takes another way between time and memory. It changes no bit of the run, so a checkpoint may be gone on from with another
+    /// one.
+    pub fn recompute(&mut self, recomputation: Recomputation) {
+        self.recomputation = recomputation;
+    }
+
+    /// The way between time and memory.
+    pub fn recomputation(&self) -> Recomputation {
+        self.recomputation
     }
 
     /// What determines the run.
@@ -225,8 +239,9 @@ impl Trainer {
                 before_micro_step()?;
             }
             let objective = self.objective(&known);
+            let (dropout, recomputation) = (dropout.as_ref(), self.recomputation);
             let (report, gradients) =
-                self.source.loss_and_gradients(&adapter, batch, objective, normalizer, dropout.as_ref())?;
+                self.source.loss_and_gradients(&adapter, batch, objective, normalizer, dropout, recomputation)?;
             match &mut sum {
                 None => sum = Some((report, gradients)),
                 Some((total, accumulated)) => {

@@ -19,6 +19,7 @@ use crate::jobs::cost::{Cost, Pricing};
 use crate::jobs::{Hyperparameters, JobApi, JobSpec};
 use crate::model::BaseModel;
 use crate::train::estimate::{Estimate, TrainingRate};
+use crate::train::recomputation::MemoryBounds;
 use crate::{Error, Result};
 
 /// How long an estimate waits for others before it is refused. Each takes seconds, for large files minutes.
@@ -110,6 +111,7 @@ pub fn estimate_files(
     validation_file: Option<File>,
     rates: BTreeMap<String, TrainingRate>,
     pricing: &Pricing,
+    memory: MemoryBounds,
 ) -> Result<(JobEstimate, Option<(String, TrainingRate)>)> {
     let (progress, _) = mpsc::channel(1);
     let base = model.id.clone();
@@ -126,6 +128,7 @@ pub fn estimate_files(
         classification: None,
         checkpoint: None,
         rates,
+        memory,
         priority: Arc::new(Priority::default()),
         control: Arc::new(Control::default()),
         progress,

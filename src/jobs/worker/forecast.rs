@@ -11,7 +11,7 @@ use crate::model::BaseModel;
 use crate::train::calibration::{self, calibrate};
 use crate::train::estimate::{Estimate, Evaluated, TrainingMemory, TrainingRate, first_epoch_work};
 use crate::train::trainer::BeforeMicroStep;
-use crate::train::{HeldOut, StepReport, Trainer};
+use crate::train::{HeldOut, Recomputation, StepReport, Trainer};
 
 /// What is expected.
 #[derive(Debug, Clone)]
@@ -54,8 +54,8 @@ pub(super) struct Grounds<'a> {
     pub samples: &'a [TokenizedExample],
     /// What is known of this machine and model, by setup.
     pub rates: &'a BTreeMap<String, TrainingRate>,
-    /// Memory of the process before the run.
-    pub process_bytes: Option<u64>,
+    /// What the run takes of memory.
+    pub memory: TrainingMemory,
 }
 
 impl Forecast {
@@ -69,11 +69,11 @@ impl Forecast {
         } else {
             let busy = Busy::enter();
             let step_tokens = training.tokens as f64 / trainer.steps_per_epoch() as f64;
-            let rate = calibrate(&model.decoder, &trainer.adapter()?, grounds.samples, step_tokens, before)?;
+            let (adapter, way) = (trainer.adapter()?, trainer.recomputation());
+            let rate = calibrate(&model.decoder, &adapter, grounds.samples, step_tokens, way, before)?;
             (rate, busy.alone.then_some(rate))
         };
         let (settings, steps) = (trainer.settings(), trainer.total_steps());
-        let memory = TrainingMemory::new(model, trainer.parameter_count(), settings, training, grounds.process_bytes);
         let share = steps.saturating_sub(trainer.step_number()) as f64 / steps.max(1) as f64;
         let evaluated = Evaluated {
             once: grounds.validation.map_or(0, HeldOut::tokens),
@@ -81,7 +81,7 @@ impl Forecast {
                 .validation
                 .map_or(0, |held_out| held_out.tokens_read(settings.epochs, trainer.steps_per_epoch())),
         };
-        let estimate = Estimate::new(settings, steps, training, evaluated, rate, memory);
+        let estimate = Estimate::new(settings, steps, training, evaluated, rate, grounds.memory);
         Ok(Self { estimate, share, setup, calibrated, first_epoch: first_epoch_work(settings) })
     }
 
@@ -118,14 +118,18 @@ impl Drop for Busy {
     }
 }
 
-/// What a rate depends on beside machine and model: the program, where and how the weights are held, the adapter's shape and
-/// its dropout.
+/// What a rate depends on beside machine and model: the program, where and how the weights are held, the adapter's shape,
+/// its dropout and what is computed again.
 fn setup(model: &BaseModel, trainer: &Trainer, resolved: &Hyperparameters) -> String {
     let device = if model.decoder.device().is_cpu() { "cpu" } else { "gpu" };
     let (version, bytes) = (env!("CARGO_PKG_VERSION"), model.decoder.weight_bytes());
     let (parameters, rank) = (trainer.parameter_count(), resolved.rank.unwrap_or_default());
     let dropout = if resolved.lora_dropout.unwrap_or_default() > 0.0 { ", dropout" } else { "" };
-    format!("attune {version}, {device}, {bytes} bytes of weights, {parameters} numbers of rank {rank}{dropout}")
+    let again = match trainer.recomputation() {
+        Recomputation::None => String::new(),
+        way => format!(", recomputation {}", way.name()),
+    };
+    format!("attune {version}, {device}, {bytes} bytes of weights, {parameters} numbers of rank {rank}{dropout}{again}")
 }
 
 /// Some examples from all over the file, to measure with.

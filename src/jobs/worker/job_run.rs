@@ -161,6 +161,7 @@ impl Worker {
             classification: spec.classification.clone(),
             checkpoint: None,
             rates: self.store.training_rates(&machine::name(), &base).await?,
+            memory: self.memory,
             priority: Arc::clone(&self.priority),
             control: Arc::clone(control),
             progress,

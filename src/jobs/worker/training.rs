@@ -22,7 +22,8 @@ use crate::jobs::{Classification, Hyperparameters, JobApi, Method};
 use crate::machine::{self, MemoryWatch};
 use crate::model::BaseModel;
 use crate::train::classification::ClassificationTask;
-use crate::train::estimate::TrainingRate;
+use crate::train::estimate::{TrainingMemory, TrainingRate};
+use crate::train::recomputation::MemoryBounds;
 use crate::train::trainer::BeforeMicroStep;
 use crate::train::{HeldOut, Question, StepReport, TrainSettings, Trainer, Validation, results, settings};
 use crate::{Error, Result};
@@ -55,6 +56,8 @@ pub(super) struct Inputs {
     pub checkpoint: Option<Bytes>,
     /// How fast this machine has trained the model, by setup.
     pub rates: BTreeMap<String, TrainingRate>,
+    /// What the operator says of memory.
+    pub memory: MemoryBounds,
     pub priority: Arc<Priority>,
     pub control: Arc<Control>,
     pub progress: Sender<Progress>,
@@ -150,7 +153,7 @@ struct Run {
 impl Run {
     fn prepare(inputs: Inputs) -> Result<Self> {
         let Inputs { model, api, method, asked, control, .. } = inputs;
-        let process_bytes = machine::resident_bytes();
+        let (process_bytes, free) = (machine::resident_bytes(), machine::free_memory());
         let render = RenderSettings {
             prompt_loss_weight: settings::prompt_loss_weight(&asked, api),
             max_tokens: settings::max_sequence_tokens(&asked, &model.config)?,
@@ -192,6 +195,14 @@ impl Run {
         let mut trainer = Trainer::new(Arc::clone(&model), settings, training.examples, inputs.initial.as_deref())?;
         let checkpoint_fault =
             inputs.checkpoint.and_then(|checkpoint| trainer.restore(&checkpoint).err()).map(|error| error.to_string());
+        // Of a GPU's own memory nothing is known here.
+        let free = free.filter(|_| model.decoder.device().is_cpu());
+        let memory_of = |way| {
+            let (parameters, settings) = (trainer.parameter_count(), trainer.settings());
+            TrainingMemory::new(&model, parameters, settings, &report, process_bytes, way)
+        };
+        let memory = inputs.memory.choose(memory_of, free, report.longest)?;
+        trainer.recompute(memory.recomputation);
         let mut before_piece = || {
             control.check()?;
             inputs.priority.yield_to_requests(YIELD);
@@ -213,7 +224,7 @@ impl Run {
             validation: held_out.as_ref(),
             samples: &samples,
             rates: &inputs.rates,
-            process_bytes,
+            memory,
         };
         let forecast = Forecast::new(&grounds, &mut before_piece)?;
         let plan = Plan {
