@@ -186,7 +186,10 @@ impl Work {
         let Self { entry, config, spec, training, validation, rates } = self;
         let model = Arc::new(BaseModel::load(&entry, &device::select(config.device)?)?);
         let (pricing, memory) = (Pricing::of(&config), config.training.memory());
-        let (estimate, measured) = estimate_files(model, &spec, training, validation, rates, &pricing, memory)?;
+        let below_data = config.data_dir.join("tmp");
+        let scratch = if below_data.is_dir() { below_data } else { std::env::temp_dir() };
+        let (estimate, measured) =
+            estimate_files(model, &spec, (training, validation), rates, &pricing, memory, scratch)?;
         Ok((spec, estimate, measured))
     }
 }
@@ -277,12 +280,13 @@ fn lines(file: &Path, estimate: &Value) -> Vec<(&'static str, String)> {
         (
             "memory",
             format!(
-                "{} at the peak: {} of the process, {} of the adapter, {} of activations, {} of the loss; {}",
+                "{} at the peak: {} of the process, {} of the adapter, {} of activations, {} of the loss, {} of the allocator; {}",
                 memory("peak"),
                 memory("process"),
                 memory("adapter"),
                 memory("activations"),
                 memory("loss"),
+                memory("allocator"),
                 recomputation.in_words()
             ),
         ),

@@ -235,7 +235,7 @@ fn read_lines(
     let mut lines = Lines::new(reader);
     let mut faults = Faults::default();
     let mut first_format = None;
-    let mut builder = Builder::new(settings.max_tokens)?;
+    let mut builder = Builder::new(settings)?;
     while let Some((number, line)) = lines.next_line()? {
         builder.report.examples += 1;
         builder.line = number;
@@ -291,8 +291,9 @@ struct Builder {
 }
 
 impl Builder {
-    fn new(max_tokens: usize) -> Result<Self> {
-        let examples = ExampleWriter::new()?;
+    fn new(settings: &RenderSettings) -> Result<Self> {
+        let max_tokens = settings.max_tokens;
+        let examples = ExampleWriter::new(&settings.scratch)?;
         let (report, noted, seen) = (DatasetReport::default(), [0; 3], HashSet::new());
         Ok(Self { examples, report, max_tokens, line: 0, noted, seen })
     }

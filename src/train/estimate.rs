@@ -19,6 +19,10 @@ use crate::train::recomputation::Recomputation;
 const EVALUATION_SHARE: f64 = 0.5;
 /// Bytes of f32.
 const FLOAT: u64 = 4;
+/// The allocator keeps this much of what small models take, where blocks are small and many.
+const ALLOCATOR_BYTES: u64 = 48 << 20;
+/// And this share of what any model takes.
+const ALLOCATOR_SHARE: u64 = 8;
 
 /// How fast a machine trains: tokens of examples, and the seconds that the steps on them took.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -131,6 +135,8 @@ pub struct TrainingMemory {
     /// Logits and their gradient of one chunk of targets, over the whole vocabulary, and the gradients of the batch's hidden
     /// states.
     pub loss: u64,
+    /// What the allocator holds beside that: blocks of changing sizes leave room between them.
+    pub allocator: u64,
     /// All of it, the process included.
     pub peak: u64,
     /// What the run may add to the process: what is free or allowed, less a reserve. Absent where nobody knows.
@@ -175,6 +181,8 @@ impl TrainingMemory {
         let chunk = rows.min(CHUNK as u64);
         let loss_bytes = FLOAT * (2 * chunk * config.vocab_size as u64 + 3 * rows * hidden);
         let adapter_bytes = (7 + u64::from(settings.keep_best)) * FLOAT * parameters as u64;
+        let parts = adapter_bytes + activations_bytes + loss_bytes;
+        let allocator_bytes = ALLOCATOR_BYTES + parts / ALLOCATOR_SHARE;
         let weights_bytes = model.decoder.weight_bytes() as u64;
         let process_bytes = process_bytes.unwrap_or(0).max(weights_bytes);
         Self {
@@ -183,7 +191,8 @@ impl TrainingMemory {
             adapter: adapter_bytes,
             activations: activations_bytes,
             loss: loss_bytes,
-            peak: process_bytes + adapter_bytes + activations_bytes + loss_bytes,
+            allocator: allocator_bytes,
+            peak: process_bytes + parts + allocator_bytes,
             available: None,
             recomputation,
         }

@@ -173,7 +173,8 @@ fn refusal(memory: &TrainingMemory, longest: usize) -> Error {
     };
     let message = format!(
         "The job would need {} of memory beside the {} that the server holds, but only {} are left for it: {} for the \
-         adapter and its gradients, {} for the activations of its largest batch, {} for the loss.{forced} The longest \
+         adapter and its gradients, {} for the activations of its largest batch, {} for the loss, {} for \
+         the allocator.{forced} The longest \
          example has {longest} tokens: set max_seq_length below that, or a smaller rank or fewer target_modules, or \
          serve the model in less memory (`dtype` or `quantize` of the model in the server's configuration).",
         words::bytes(memory.added()),
@@ -182,6 +183,7 @@ fn refusal(memory: &TrainingMemory, longest: usize) -> Error {
         words::bytes(memory.adapter),
         words::bytes(memory.activations),
         words::bytes(memory.loss),
+        words::bytes(memory.allocator),
     );
     Error::invalid_code("max_seq_length", "insufficient_memory", message)
 }

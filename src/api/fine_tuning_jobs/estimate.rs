@@ -75,6 +75,8 @@ pub struct EstimatedMemory {
     pub activations: u64,
     /// Logits of a chunk of targets with their gradient.
     pub loss: u64,
+    /// What the allocator holds beside that.
+    pub allocator: u64,
     /// What the job may add to the process; null where nobody knows.
     pub available: Option<u64>,
 }
@@ -149,6 +151,7 @@ impl FineTuningJobEstimate {
                 adapter: memory.adapter,
                 activations: memory.activations,
                 loss: memory.loss,
+                allocator: memory.allocator,
                 available: memory.available,
             },
             cost: EstimatedCost { currency: cost.currency, machine: cost.machine, tokens: cost.tokens },

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,15 +104,15 @@ impl Drop for Stopper {
 }
 
 /// What a job on files of this disk would take, and the rate that was measured for it, with its setup, where `rates` has none.
-/// Slow: call it off the async threads.
+/// `scratch` is a folder for temporary files. Slow: call it off the async threads.
 pub fn estimate_files(
     model: Arc<BaseModel>,
     spec: &JobSpec,
-    training_file: File,
-    validation_file: Option<File>,
+    (training_file, validation_file): (File, Option<File>),
     rates: BTreeMap<String, TrainingRate>,
     pricing: &Pricing,
     memory: MemoryBounds,
+    scratch: PathBuf,
 ) -> Result<(JobEstimate, Option<(String, TrainingRate)>)> {
     let (progress, _) = mpsc::channel(1);
     let base = model.id.clone();
@@ -129,6 +130,7 @@ pub fn estimate_files(
         checkpoint: None,
         rates,
         memory,
+        scratch,
         priority: Arc::new(Priority::default()),
         control: Arc::new(Control::default()),
         progress,

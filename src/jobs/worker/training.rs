@@ -4,6 +4,7 @@
 //! a step and a lost lease is noticed while a step runs.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,8 @@ pub(super) struct Inputs {
     pub rates: BTreeMap<String, TrainingRate>,
     /// What the operator says of memory.
     pub memory: MemoryBounds,
+    /// The folder for temporary files.
+    pub scratch: PathBuf,
     pub priority: Arc<Priority>,
     pub control: Arc<Control>,
     pub progress: Sender<Progress>,
@@ -157,6 +160,7 @@ impl Run {
         let render = RenderSettings {
             prompt_loss_weight: settings::prompt_loss_weight(&asked, api),
             max_tokens: settings::max_sequence_tokens(&asked, &model.config)?,
+            scratch: inputs.scratch,
         };
         let (training_file, validation_file) = (inputs.training_file, inputs.validation_file);
         let read = |file, purpose| {
