@@ -3,7 +3,8 @@
 //!
 //! `cargo bench --bench large_model [-- SHAPE [FOLDER [DTYPE]]]`: SHAPE is `1b` (Llama-3.2-1B, the default) or `135m` (SmolLM2-135M),
 //! with random weights. The checkpoint, 2.5 GB for `1b`, is written below FOLDER, the system's temporary folder by default,
-//! and deleted afterwards. DTYPE, `f32` or `bf16`, leaves the other one out. Each row is a process of its own. 24 GB of memory are enough.
+//! and deleted afterwards. DTYPE, `f32`, `bf16`, `q8_0` or `q4_0`,
+//! measures that one in place of the first two. Each row is a process of its own. 24 GB of memory are enough.
 
 use std::ffi::OsString;
 use std::io::{BufWriter, Write as _};
@@ -61,7 +62,8 @@ fn main() -> Result<(), Failure> {
     println!("{shape}, {EXAMPLES} examples of {TOKENS} tokens a step, rank 16");
     println!("{:6}{:>12}{:>12}{:>12}{:>12}{:>12}", "", "recomputed", "tokens/s", "weights", "peak", "estimate");
     let only = arguments.get(2).and_then(|dtype| dtype.to_str());
-    for dtype in ["f32", "bf16"].into_iter().filter(|dtype| only.is_none_or(|only| only == *dtype)) {
+    let dtypes = only.map_or_else(|| vec!["f32", "bf16"], |only| vec![only]);
+    for dtype in dtypes {
         for way in Recomputation::ALL {
             let program = std::env::current_exe()?;
             let row = Command::new(program).arg("--run").arg(folder.path()).args([dtype, way.name()]).status()?;
@@ -80,7 +82,11 @@ fn row(folder: &Path, dtype: &str, way: &str) -> Result<(), Failure> {
     unsafe { libmimalloc_sys::mi_option_set(15, 1000) };
     let way = Recomputation::ALL.into_iter().find(|known| known.name() == way).ok_or("an unknown way")?;
     let mut entry = ModelEntry::new("model", folder);
-    entry.dtype = if dtype == "bf16" { Dtype::Bf16 } else { Dtype::F32 };
+    match dtype {
+        "f32" => {}
+        "bf16" => entry.dtype = Dtype::Bf16,
+        format => entry.quantize = Some(format.to_owned()),
+    }
     let model = Arc::new(BaseModel::load(&entry, &Device::Cpu)?);
     let example = |number: usize| TokenizedExample {
         tokens: (0..TOKENS).map(|i| ((number * 7919 + i * 104_729) % 1000) as u32).collect(),
