@@ -115,6 +115,7 @@ mod tests {
     }
 
     /// Hidden states of `rows` rows, each of which predicts a token.
+    #[allow(clippy::single_range_in_vec_init, reason = "one sequence is meant")]
     fn predictions(decoder: &Decoder, rows: usize) -> (Tensor, PackedBatch) {
         let tokens: Vec<u32> = (0..rows as u32).map(|i| i * 7 % 150).collect();
         let target = |row: usize| Target { row, token: (row * 31 % 150) as u32, weight: [1.0, 0.25][row % 2] };
