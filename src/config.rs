@@ -203,6 +203,9 @@ impl Config {
         }
         self.limits.check()?;
         self.check_prices()?;
+        if self.training.memory_limit_mib == Some(0) {
+            return Err(Error::Setup("training: memory_limit_mib must be at least 1".into()));
+        }
         Ok(self)
     }
 
@@ -374,6 +377,10 @@ mod tests {
         let said = read("[training]\nmemory_limit_mib = 2048\nrecomputation = \"full\"").expect("fine").memory();
         assert_eq!(said, MemoryBounds { recomputation: Some(Recomputation::Full), limit: Some(2 << 30) });
         assert_eq!(TrainingOptions::default().memory(), MemoryBounds::default());
+        let models = vec!["demo=somewhere".parse().expect("a model")];
+        let training = TrainingOptions { memory_limit_mib: Some(0), ..TrainingOptions::default() };
+        let said = Config { models, training, ..Config::default() }.check().expect_err("refused").to_string();
+        assert!(said.contains("memory_limit_mib"), "{said}");
         for text in ["recomputation = \"some\"", "memory_limit_mib = -1", "memory_limit = 1"] {
             assert!(read(&format!("[training]\n{text}")).is_err(), "{text}");
         }
