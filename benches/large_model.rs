@@ -1,10 +1,10 @@
 //! Training of a model of a billion parameters on this machine: what it takes of memory beside what the estimate says, and
 //! how fast it is, with the weights in f32 and bf16 and with each way to compute activations again.
 //!
-//! `cargo bench --bench large_model [-- SHAPE [FOLDER [DTYPE]]]`: SHAPE is `1b` (Llama-3.2-1B, the default) or `135m` (SmolLM2-135M),
-//! with random weights. The checkpoint, 2.5 GB for `1b`, is written below FOLDER, the system's temporary folder by default,
-//! and deleted afterwards. DTYPE, `f32`, `bf16`, `q8_0` or `q4_0`,
-//! measures that one in place of the first two. Each row is a process of its own. 24 GB of memory are enough.
+//! `cargo bench --bench large_model [-- SHAPE [FOLDER [DTYPE]]]`: SHAPE is `1b` (Llama-3.2-1B, the default) or `135m`
+//! (SmolLM2-135M), with random weights. The checkpoint, 2.5 GB for `1b`, is written below FOLDER, the system's temporary folder
+//! by default, and deleted afterwards. DTYPE, one of `f32`, `bf16`, `q8_0` and `q4_0`, takes the place of the first two. Each row
+//! is a process of its own. 24 GB of memory are enough.
 
 use std::ffi::OsString;
 use std::io::{BufWriter, Write as _};

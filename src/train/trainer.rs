@@ -97,8 +97,7 @@ impl Trainer {
         })
     }
 
-    /// Takes another way between time and memory. It changes no bit of the run, so a checkpoint may be gone on from with another
-    /// one.
+    /// Takes another way between time and memory. It changes no bit of the run, so it may differ from attempt to attempt.
     pub fn recompute(&mut self, recomputation: Recomputation) {
         self.recomputation = recomputation;
     }
