@@ -15,7 +15,8 @@ use attune::model::kernels::cpu::panels::Level;
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::linear::Storage;
 use attune::model::weights::Weights;
-use attune::train::backward::{self, PackedBatch, Target};
+use attune::train::Recomputation;
+use attune::train::backward::{self, Objective, PackedBatch, Target};
 use candle_core::{Device, Tensor};
 
 #[global_allocator]
@@ -66,6 +67,24 @@ fn main() -> Result<(), Failure> {
             backward::loss_and_gradients(decoder, &adapter, &batch, tokens as f64).map(drop).map_err(Failure::from)
         };
         println!("{:36}{}", format!("training, rank 16, {tokens} packed tokens"), rates(tokens, 3, &step)?);
+    }
+    recomputations(&decoders[0], &adapter, &batch(&config, 512))
+}
+
+/// What it costs to compute activations again, the ways in turn.
+fn recomputations(decoder: &Decoder, adapter: &Adapter, batch: &PackedBatch) -> Result<(), Failure> {
+    let mut times = Recomputation::ALL.map(|_| Vec::new());
+    for _ in 0..9 {
+        for (way, times) in Recomputation::ALL.into_iter().zip(&mut times) {
+            let start = Instant::now();
+            backward::objective_and_gradients(decoder, adapter, batch, Objective::Targets, 1.0, None, way)?;
+            times.push(start.elapsed());
+        }
+    }
+    println!("f32, 512 packed tokens, by what is computed again in the backward pass, tokens/s");
+    for (way, times) in Recomputation::ALL.into_iter().zip(&mut times) {
+        times.sort();
+        println!("{:36}{:>9.1}", way.name(), batch.tokens.len() as f64 / times[times.len() / 2].as_secs_f64());
     }
     Ok(())
 }

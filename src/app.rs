@@ -51,6 +51,13 @@ impl App {
         let keys = KeyDirectory::open(store.clone()).await?;
         let usage = UsageRecorder::new(store.clone());
         let queue = Queue::open(store.clone()).await?;
+        if postgres.is_some() {
+            // Nobody else has this database: what still runs by its rows ran in a process that was killed.
+            let lost = queue.reap_all().await?;
+            if lost > 0 {
+                tracing::warn!(lost, "took back the jobs of a server that was killed");
+            }
+        }
         tokio::spawn(sweep(store.clone()));
         let priority = Arc::new(Priority::default());
         let catalog = load_models(&config, &priority).await?;
@@ -62,6 +69,7 @@ impl App {
             registry: registry.clone(),
             priority,
             pricing: Pricing::of(&config),
+            memory: config.training.memory(),
         };
         let estimator = Estimator::new(worker.clone());
         let shutdown = CancellationToken::new();

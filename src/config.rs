@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::limits::Limits;
 use crate::adapters::is_job_name;
 use crate::model::linear::Storage;
+use crate::train::recomputation::{MemoryBounds, Recomputation};
 use crate::{Error, Result};
 
 /// Everything that an operator can set. Field names are the keys of `attune.toml`; `ATTUNE_` and the upper-case name set
@@ -128,6 +129,20 @@ pub struct TrainingOptions {
     /// What an hour of the machine costs: estimates and jobs tell their duration in money.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub price_per_hour: Option<f64>,
+    /// Memory of the whole process, in MiB, that no job may lead beyond; absent: what the machine or the container has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit_mib: Option<u64>,
+    /// What is computed again in the backward pass of every job, to need less memory; absent: as little as memory allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recomputation: Option<Recomputation>,
+}
+
+impl TrainingOptions {
+    /// What is said of memory.
+    pub fn memory(&self) -> MemoryBounds {
+        let limit = self.memory_limit_mib.map(|mib| mib.saturating_mul(1 << 20));
+        MemoryBounds { recomputation: self.recomputation, limit }
+    }
 }
 
 impl Default for Config {
@@ -188,6 +203,9 @@ impl Config {
         }
         self.limits.check()?;
         self.check_prices()?;
+        if self.training.memory_limit_mib == Some(0) {
+            return Err(Error::Setup("training: memory_limit_mib must be at least 1".into()));
+        }
         Ok(self)
     }
 
@@ -347,6 +365,24 @@ mod tests {
         for text in ["[training]\nprice_per_hour = -1", "[training]\nprice_per_hour = inf", "[prices.a]\nprompt = nan"]
         {
             assert!(check(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_trainings_memory_is_read() {
+        let read = |text: &str| {
+            let options = Figment::from(Toml::string(text)).extract_inner::<TrainingOptions>("training");
+            options.map_err(|error| Error::Setup(error.to_string()))
+        };
+        let said = read("[training]\nmemory_limit_mib = 2048\nrecomputation = \"full\"").expect("fine").memory();
+        assert_eq!(said, MemoryBounds { recomputation: Some(Recomputation::Full), limit: Some(2 << 30) });
+        assert_eq!(TrainingOptions::default().memory(), MemoryBounds::default());
+        let models = vec!["demo=somewhere".parse().expect("a model")];
+        let training = TrainingOptions { memory_limit_mib: Some(0), ..TrainingOptions::default() };
+        let said = Config { models, training, ..Config::default() }.check().expect_err("refused").to_string();
+        assert!(said.contains("memory_limit_mib"), "{said}");
+        for text in ["recomputation = \"some\"", "memory_limit_mib = -1", "memory_limit = 1"] {
+            assert!(read(&format!("[training]\n{text}")).is_err(), "{text}");
         }
     }
 

@@ -1,10 +1,14 @@
 //! What is known of the machine and of this process's memory. The worker asks it to tell what training takes.
 
+mod free;
+
 use std::fs::read_to_string;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+pub use free::{FreeMemory, free_memory};
 
 /// Time between looks at the memory: less than a training batch takes on a model of any use.
 const LOOK_EVERY: Duration = Duration::from_millis(20);

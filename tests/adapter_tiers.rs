@@ -63,9 +63,16 @@ fn bytes(rank: usize) -> u64 {
 }
 
 fn numbers(adapter: impl AsRef<Adapter>) -> Vec<f32> {
+    let (output, _) = Site::Query.shape(&model());
     let pairs = adapter.as_ref().layers.iter().map(|layer| layer.get(Site::Query).unwrap());
     pairs
-        .flat_map(|pair| [&pair.a, &pair.b].map(|half| half.flatten_all().unwrap().to_vec1().unwrap()).concat())
+        .flat_map(|LoraPair { a, b, .. }| {
+            // On the device, 16 outputs after the other.
+            let b = if b.dims().len() == 3 { b.transpose(1, 2).unwrap().flatten(0, 1).unwrap() } else { b.clone() };
+            [a.clone(), b.narrow(0, 0, output).unwrap()]
+                .map(|half| half.flatten_all().unwrap().to_vec1().unwrap())
+                .concat()
+        })
         .collect()
 }
 

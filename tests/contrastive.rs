@@ -18,6 +18,7 @@ use attune::train::backward::LossReport;
 use attune::train::contrastive::{Contrast, embed};
 use attune::train::dropout::Dropout;
 use attune::train::packing::pack_texts;
+use attune::train::recomputation::Recomputation;
 use fixtures::{
     Reference, TRAINED_FAMILIES, assert_gradient, device, floats, load, relative_difference, tensor_name, whole_model,
 };
@@ -46,7 +47,7 @@ fn case(family: &str) -> Case {
 
 impl Case {
     fn run(&self, pairs: &[TokenizedExample], budget: usize, dropout: Option<Dropout>) -> (LossReport, Vec<LoraLayer>) {
-        let batch = Contrast { pairs, scale: 20.0, budget, dropout };
+        let batch = Contrast { pairs, scale: 20.0, budget, dropout, recomputation: Recomputation::None };
         batch.loss_and_gradients(&self.decoder, &self.adapter, &mut || Ok(())).unwrap()
     }
 }
@@ -108,7 +109,7 @@ fn a_batch_in_many_packs_is_the_batch_in_one() {
         let difference = relative_difference(&flat(&in_packs), &flat(&gradients));
         assert!(difference < 1e-5, "{budget}: gradients differ by {difference:e}");
         let mut asked = 0;
-        let alone = Contrast { pairs: &pairs, scale: 20.0, budget, dropout: None };
+        let alone = Contrast { pairs: &pairs, scale: 20.0, budget, dropout: None, recomputation: Recomputation::None };
         let loss = alone.loss(&case.decoder, Some(&case.adapter), &mut || {
             asked += 1;
             Ok(())
@@ -125,7 +126,7 @@ fn gradients_in_many_packs_are_the_differences_of_the_loss_under_dropout() {
         [(4096, None), (20, None), (20, Some(Dropout { probability: 0.3, seed: 5, step: 2, batch: 0 }))]
     {
         // A small scale: the loss bends less sharply, and differences in f32 tell more.
-        let batch = Contrast { pairs: &pairs, scale: 3.0, budget, dropout };
+        let batch = Contrast { pairs: &pairs, scale: 3.0, budget, dropout, recomputation: Recomputation::None };
         let (_, gradients) = batch.loss_and_gradients(&case.decoder, &case.adapter, &mut || Ok(())).unwrap();
         assert_gradient(&case.adapter, &gradients, |adapter| {
             let report = batch.loss(&case.decoder, Some(adapter), &mut || Ok(())).unwrap();
@@ -163,7 +164,7 @@ fn training_has_the_vectors_that_the_server_answers() {
 fn a_caller_may_stop_between_packs() {
     let case = case("llama");
     let pairs = pairs(&texts(&case.reference));
-    let batch = Contrast { pairs: &pairs, scale: 20.0, budget: 20, dropout: None };
+    let batch = Contrast { pairs: &pairs, scale: 20.0, budget: 20, dropout: None, recomputation: Recomputation::None };
     for last in [0, 1, 9] {
         let mut asked = 0;
         let stopped = batch.loss_and_gradients(&case.decoder, &case.adapter, &mut || {

@@ -13,7 +13,7 @@ use characters::{Characters, END, Rendered, Template, targets};
 use serde_json::{Value, json};
 
 fn read_as(file: &str, template: Template, purpose: Purpose, max_tokens: usize) -> Result<Rendered> {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens };
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens, scratch: std::env::temp_dir() };
     Rendered::of(datasets::read(Cursor::new(file), purpose, &Characters { template }, &settings)?)
 }
 
@@ -54,7 +54,7 @@ fn an_end_token_that_the_completion_has_is_not_doubled() {
 
 #[test]
 fn the_weight_of_prompts_is_never_given_to_the_first_token() {
-    let settings = RenderSettings { prompt_loss_weight: 0.25, max_tokens: 100 };
+    let settings = RenderSettings { prompt_loss_weight: 0.25, max_tokens: 100, scratch: std::env::temp_dir() };
     let file = Cursor::new(r#"{"prompt":"ab","completion":"c"}"#);
     let codec = Characters { template: Template::None };
     let data = datasets::read(file, Purpose::Validation, &codec, &settings).unwrap();
@@ -212,7 +212,7 @@ fn many_faults_are_counted_and_the_first_twenty_listed() {
 
 #[test]
 fn text_that_is_not_utf8_is_a_fault_of_its_line() {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 100 };
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 100, scratch: std::env::temp_dir() };
     let file = Cursor::new(b"{\"prompt\":\"\xff\",\"completion\":\"b\"}".to_vec());
     let codec = Characters { template: Template::None };
     let error = datasets::read(file, Purpose::Training, &codec, &settings).unwrap_err().to_string();

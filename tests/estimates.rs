@@ -48,7 +48,7 @@ async fn an_estimate_says_what_the_job_then_does_and_the_job_says_both() {
     // 3.60 EUR an hour are a tenth of a cent for each second.
     assert!((made.cost.machine.unwrap() - made.estimate.seconds / 1000.0).abs() < 1e-9 && made.cost.tokens.is_none());
     let memory = made.estimate.memory;
-    let parts = memory.adapter + memory.activations + memory.loss;
+    let parts = memory.adapter + memory.activations + memory.loss + memory.allocator;
     assert_eq!(memory.peak, memory.process + parts);
     assert!(memory.weights > 1 << 20 && memory.process >= memory.weights, "{memory:?}");
 

@@ -289,6 +289,56 @@ async fn a_job_that_kills_every_worker_fails_after_three() {
 }
 
 #[tokio::test]
+async fn a_job_that_gets_further_in_each_attempt_is_tried_for_as_long_as_it_does() {
+    let queue = Fixture::new().await;
+    let mut job = queue.running().await;
+    for step in 1..=6 {
+        assert!(queue.heartbeat(&job, LEASE, Some(json!({"step": step}))).await.unwrap().is_some());
+        queue.expire_leases().await;
+        assert_eq!(queue.reap().await.unwrap(), 1);
+        queue.end_pauses().await;
+        job = queue.claimed().await;
+        assert_eq!(job.checkpoint, Some(json!({"step": step})));
+    }
+    // A heartbeat without a state is no progress.
+    for _ in 0..2 {
+        assert!(queue.heartbeat(&job, LEASE, None).await.unwrap().is_some());
+        queue.expire_leases().await;
+        queue.reap().await.unwrap();
+        queue.end_pauses().await;
+        if let Some(next) = queue.claim("w", LEASE).await.unwrap() {
+            job = next;
+        }
+    }
+    assert_eq!(queue.again(&job).await.status, JobStatus::Failed);
+}
+
+#[tokio::test]
+async fn the_jobs_of_a_server_that_was_killed_are_free_at_once_when_it_starts_again() {
+    let queue = Fixture::new().await;
+    let jobs = [queue.running().await, queue.running().await];
+    let waiting = queue.enqueued().await;
+    assert_eq!(queue.reap().await.unwrap(), 0, "their leases have not run out");
+    assert_eq!(queue.reap_all().await.unwrap(), 2);
+    assert_eq!(queue.reap_all().await.unwrap(), 0);
+    for job in &jobs {
+        assert_eq!(queue.again(job).await.status, JobStatus::Queued);
+        assert_eq!(queue.heartbeat(job, LEASE, None).await.unwrap(), None, "the fence has moved");
+    }
+    for _ in 0..3 {
+        queue.claimed().await;
+    }
+    assert_eq!(queue.again(&waiting).await.status, JobStatus::Running);
+    // Each of these counts as a lost attempt: a job that kills its server must not do so for ever.
+    for _ in 0..2 {
+        assert_eq!(queue.reap_all().await.unwrap(), 3);
+        while queue.claim("w", LEASE).await.unwrap().is_some() {}
+    }
+    assert_eq!(queue.again(&jobs[0]).await.status, JobStatus::Failed);
+    assert_eq!(queue.again(&waiting).await.status, JobStatus::Running, "it has been tried once less");
+}
+
+#[tokio::test]
 async fn a_released_job_is_free_at_once_and_loses_no_attempt_but_the_fence_moves() {
     let queue = Fixture::new().await;
     let mut job = queue.running().await;

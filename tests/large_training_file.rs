@@ -72,7 +72,7 @@ fn peak_memory() -> usize {
 
 #[test]
 fn a_file_is_read_within_a_small_part_of_its_size_in_memory() {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 4096 };
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 4096, scratch: std::env::temp_dir() };
     let before = peak_memory();
     let lines = BufReader::new(Lines { next: 0, line: Vec::new(), read: 0 });
     let data = datasets::read(lines, Purpose::Training, &Digits, &settings).unwrap();

@@ -9,6 +9,7 @@ mod fixtures;
 use attune::adapters::Adapter;
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use attune::train::Recomputation;
 use attune::train::backward::{self, Objective, hidden_states};
 use attune::train::preference::Preferences;
 use candle_core::Tensor;
@@ -165,8 +166,16 @@ fn gradients_with_dropout_are_those_of_the_loss() {
     let normalizer = batch.targets.len() as f64;
     let dropout = Dropout { probability: 0.3, seed: 5, step: 2, batch: 0 };
     let run = |adapter: &attune::adapters::Adapter| {
-        backward::objective_and_gradients(&decoder, adapter, &batch, Objective::Targets, normalizer, Some(&dropout))
-            .unwrap()
+        backward::objective_and_gradients(
+            &decoder,
+            adapter,
+            &batch,
+            Objective::Targets,
+            normalizer,
+            Some(&dropout),
+            Recomputation::None,
+        )
+        .unwrap()
     };
     let (dropped, gradients) = run(&adapter);
     let (whole, others) = backward::loss_and_gradients(&decoder, &adapter, &batch, normalizer).unwrap();
@@ -187,7 +196,8 @@ fn preferences_have_the_gradient_of_their_loss() {
         let base = backward::log_likelihoods(&decoder, None, &batch).unwrap();
         let run = |adapter: &attune::adapters::Adapter, reference: &[f64]| {
             let objective = Objective::Preferences(Preferences { beta: 0.5, reference });
-            backward::objective_and_gradients(&decoder, adapter, &batch, objective, 2.0, None).unwrap()
+            backward::objective_and_gradients(&decoder, adapter, &batch, objective, 2.0, None, Recomputation::None)
+                .unwrap()
         };
         let (start, _) = run(&adapter, &own);
         assert!((start.loss_sum / 2.0 - std::f64::consts::LN_2).abs() < 1e-12, "{family}: {start:?}");

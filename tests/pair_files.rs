@@ -13,7 +13,7 @@ use characters::{Characters, Rendered, Template};
 use serde_json::{Value, json};
 
 fn read_as(file: &str, purpose: Purpose, max_tokens: usize) -> Result<Rendered> {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens };
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens, scratch: std::env::temp_dir() };
     let codec = Characters { template: Template::Plain };
     Rendered::of(datasets::read(Cursor::new(file), purpose, &codec, &settings)?)
 }

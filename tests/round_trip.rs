@@ -33,7 +33,7 @@ fn lines(file: &str) -> Vec<String> {
 }
 
 fn read(model: &BaseModel, lines: &[String]) -> datasets::Dataset {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 512 };
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 512, scratch: std::env::temp_dir() };
     datasets::read(Cursor::new(lines.join("\n")), Purpose::Training, model, &settings).unwrap()
 }
 

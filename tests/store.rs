@@ -335,6 +335,19 @@ async fn the_sweep_removes_what_no_row_names_and_nothing_else() {
     }
 }
 
+#[tokio::test]
+async fn the_sweep_removes_short_lived_files_that_a_killed_process_left() {
+    let database = TestDatabase::new().await;
+    let store = &database.store;
+    assert_eq!(*store.scratch, database.data_dir.path().join("tmp"));
+    let (left, folder) = (store.scratch.join("upload"), store.scratch.join("a-folder"));
+    std::fs::write(&left, "half an upload").unwrap();
+    std::fs::create_dir(&folder).unwrap();
+    assert_eq!(store.sweep().await.unwrap().removed, 0, "another process may still write it");
+    assert_eq!(store.sweep_older_than(Duration::ZERO).await.unwrap().removed, 1);
+    assert!(!left.exists() && folder.exists());
+}
+
 // --- The pool ----------------------------------------------------------------------------------------------------------
 
 #[tokio::test]

@@ -106,8 +106,7 @@ pub async fn create(
     request: Request,
 ) -> Result<Json<FileObject>, Problem> {
     let form = Multipart::from_request(request, &state).await.map_err(|rejection| not_a_form(&rejection))?;
-    let folder = state.config.data_dir.join("tmp");
-    let upload = upload::receive(form, &folder, state.config.limits.max_file_bytes).await?;
+    let upload = upload::receive(form, &state.store.scratch, state.config.limits.max_file_bytes).await?;
     check_purpose(&upload.purpose)?;
     if upload.purpose == "fine-tune" {
         let path = upload.path.to_path_buf();

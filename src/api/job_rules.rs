@@ -8,6 +8,7 @@ use crate::api::auth::Caller;
 use crate::api::checks::within;
 use crate::api::error::Problem;
 use crate::jobs::JobSpec;
+use crate::train::settings::max_sequence_tokens;
 use crate::{Error, Result};
 
 /// A number, or `"auto"` to let the server choose.
@@ -59,9 +60,13 @@ fn follow_alias(state: &ApiState, spec: &mut JobSpec) {
     }
 }
 
-/// What the job works with must be the caller's own, or a base model.
+/// What the job works with must be the caller's own, or a base model; and no setting may ask for more than the model can.
 async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<(), Problem> {
-    check_model(state, caller, spec).await.map_err(|error| Problem::from(error).param("model"))?;
+    let base = check_model(state, caller, spec).await.map_err(|error| Problem::from(error).param("model"))?;
+    // A fine-tuned model may be of a base that is not served any more; its job says so.
+    if let Ok(entry) = state.catalog.get(&base) {
+        max_sequence_tokens(&spec.hyperparameters, &entry.model.config)?;
+    }
     check_file(state, caller, "training_file", &spec.training_file).await?;
     if let Some(file) = &spec.validation_file {
         check_file(state, caller, "validation_file", file).await?;
@@ -88,13 +93,13 @@ async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str) ->
     Ok(())
 }
 
-/// The model must be a base model or a fine-tuned one of the caller.
-async fn check_model(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<()> {
-    if state.catalog.get(&spec.model).is_err() {
-        let found = state.store.fine_tuned_model(&caller.organization, &spec.model).await;
-        found.map_err(|error| error.about_model(spec.asked_model()))?;
+/// The model must be a base model or a fine-tuned one of the caller; the id of its base.
+async fn check_model(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<String> {
+    if state.catalog.get(&spec.model).is_ok() {
+        return Ok(spec.model.clone());
     }
-    Ok(())
+    let found = state.store.fine_tuned_model(&caller.organization, &spec.model).await;
+    Ok(found.map_err(|error| error.about_model(spec.asked_model()))?.base)
 }
 
 /// A suffix as it stands in a model's name: lower case, every run of other characters one `-`.

@@ -200,7 +200,7 @@ async fn fetch(state: &ApiState, caller: &Caller, id: &str) -> Result<(std::fs::
         return Err(Error::invalid_code("lora_path", "invalid_value", message));
     }
     let context = || format!("copy the file {id}");
-    let local = tempfile::tempfile().map_err(Error::io(context()))?;
+    let local = tempfile::tempfile_in(&*state.store.scratch).map_err(Error::io(context()))?;
     let mut local = tokio::fs::File::from_std(local);
     let mut content = state.store.file_content(&file).await?;
     while let Some(chunk) = content.try_next().await? {

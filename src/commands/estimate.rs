@@ -11,10 +11,12 @@ use attune::jobs::JobSpec;
 use attune::jobs::cost::Pricing;
 use attune::jobs::worker::estimate::{JobEstimate, estimate_files};
 use attune::model::{BaseModel, device};
+use attune::train::Recomputation;
 use attune::train::estimate::TrainingRate;
 use attune::{Error, Result, api, machine, words};
 use clap::Args;
 use reqwest::Method;
+use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
 
 use super::server::{Account, Server};
@@ -183,7 +185,11 @@ impl Work {
     fn estimate(self) -> Result<(JobSpec, JobEstimate, Measured)> {
         let Self { entry, config, spec, training, validation, rates } = self;
         let model = Arc::new(BaseModel::load(&entry, &device::select(config.device)?)?);
-        let (estimate, measured) = estimate_files(model, &spec, training, validation, rates, &Pricing::of(&config))?;
+        let (pricing, memory) = (Pricing::of(&config), config.training.memory());
+        let below_data = config.data_dir.join("tmp");
+        let scratch = if below_data.is_dir() { below_data } else { std::env::temp_dir() };
+        let (estimate, measured) =
+            estimate_files(model, &spec, (training, validation), rates, &pricing, memory, scratch)?;
         Ok((spec, estimate, measured))
     }
 }
@@ -242,6 +248,8 @@ fn lines(file: &Path, estimate: &Value) -> Vec<(&'static str, String)> {
     let settings = &estimate["hyperparameters"];
     let setting = |name: &str| settings[name].as_f64().unwrap_or_default();
     let memory = |name: &str| words::bytes(estimate["memory_bytes"][name].as_u64().unwrap_or_default());
+    // A server that does not know the word yet keeps them.
+    let recomputation = Recomputation::deserialize(&estimate["recomputation"]).unwrap_or_default();
     let rate = setting("learning_rate") * settings["learning_rate_multiplier"].as_f64().unwrap_or(1.0);
     let mut lines = vec![
         ("model", estimate["model"].as_str().unwrap_or_default().to_owned()),
@@ -272,12 +280,14 @@ fn lines(file: &Path, estimate: &Value) -> Vec<(&'static str, String)> {
         (
             "memory",
             format!(
-                "{} at the peak: {} of the process, {} of the adapter, {} of activations, {} of the loss",
+                "{} at the peak: {} of the process, {} of the adapter, {} of activations, {} of the loss, {} of the allocator; {}",
                 memory("peak"),
                 memory("process"),
                 memory("adapter"),
                 memory("activations"),
-                memory("loss")
+                memory("loss"),
+                memory("allocator"),
+                recomputation.in_words()
             ),
         ),
     ];

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use super::store::ExampleWriter;
-use super::{Dataset, DatasetReport, TokenizedExample};
+use super::{Dataset, DatasetReport, RenderSettings, TokenizedExample};
 use crate::Result;
 
 /// Collects sequences and counts them.
@@ -21,8 +21,9 @@ pub(super) struct Builder {
 }
 
 impl Builder {
-    pub fn new(max_tokens: usize) -> Result<Self> {
-        let examples = ExampleWriter::new()?;
+    pub fn new(settings: &RenderSettings) -> Result<Self> {
+        let max_tokens = settings.max_tokens;
+        let examples = ExampleWriter::new(&settings.scratch)?;
         let (report, noted, seen) = (DatasetReport::default(), [0; 3], HashSet::new());
         Ok(Self { examples, report, max_tokens, line: 0, noted, seen })
     }

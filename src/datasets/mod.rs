@@ -281,7 +281,7 @@ fn read_lines(
     let mut lines = Lines::new(reader);
     let mut faults = Faults::default();
     let mut first_format = None;
-    let mut builder = Builder::new(settings.max_tokens)?;
+    let mut builder = Builder::new(settings)?;
     while let Some((number, line)) = lines.next_line()? {
         builder.report.examples += 1;
         builder.line = number;

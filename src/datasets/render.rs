@@ -11,6 +11,8 @@
 //!   the next one begins with the very tokens so far; where it does not (templates that drop earlier reasoning, or text
 //!   that tokenizes differently in context), a new sequence begins. History is therefore never seen other than it will be.
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 
 use super::TokenizedExample;
@@ -45,12 +47,14 @@ impl TextCodec for BaseModel {
 }
 
 /// How examples become tokens.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RenderSettings {
     /// Weight of a prompt's tokens as targets; prompts of chats always have weight 0.
     pub prompt_loss_weight: f32,
     /// Tokens that a sequence may have; longer ones are cut at the end.
     pub max_tokens: usize,
+    /// The folder of the temporary file that holds the examples.
+    pub scratch: PathBuf,
 }
 
 /// The sequences of one example; several only for chats whose history renders differently from turn to turn.

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
@@ -51,9 +52,10 @@ pub struct ExampleWriter {
 }
 
 impl ExampleWriter {
-    /// An empty file.
-    pub fn new() -> Result<Self> {
-        let file = tempfile::tempfile().map_err(Error::io("make a temporary file"))?;
+    /// An empty file in `folder`, without a name: the system takes it away with the process, however that ends.
+    pub fn new(folder: &Path) -> Result<Self> {
+        let file = tempfile::tempfile_in(folder);
+        let file = file.map_err(Error::io(format!("make a temporary file in {}", folder.display())))?;
         Ok(Self { file, buffer: Vec::new(), end: 0, places: Vec::new(), digest: Sha256::new() })
     }
 
@@ -94,9 +96,9 @@ impl ExampleWriter {
 }
 
 impl ExampleStore {
-    /// A store of `examples`.
+    /// A store of `examples`, in the system's temporary folder: for a few that a program makes itself.
     pub fn of(examples: impl IntoIterator<Item = TokenizedExample>) -> Result<Self> {
-        let mut writer = ExampleWriter::new()?;
+        let mut writer = ExampleWriter::new(&std::env::temp_dir())?;
         for example in examples {
             writer.push(&example)?;
         }
@@ -177,6 +179,21 @@ mod tests {
         }
         assert!(store.range(5..9).unwrap().iter().zip(&examples[5..9]).all(|(a, b)| same(a, b)));
         assert!(ExampleStore::of([]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_file_lies_in_the_folder_that_was_named_and_has_no_name_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = ExampleWriter::new(folder.path()).unwrap();
+        for example in examples(20_000) {
+            writer.push(&example).unwrap();
+        }
+        let store = writer.finish().unwrap();
+        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&store.file));
+        assert!(std::fs::read_link(link).unwrap().starts_with(folder.path().canonicalize().unwrap()));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a killed process leaves nothing");
+        let said = ExampleWriter::new(&folder.path().join("none")).unwrap_err().to_string();
+        assert!(said.contains("none"), "{said}");
     }
 
     #[test]

@@ -29,6 +29,7 @@ use crate::engine::priority::Priority;
 use crate::jobs::cost::Pricing;
 use crate::jobs::queue::Queue;
 use crate::store::Store;
+use crate::train::recomputation::MemoryBounds;
 
 /// How long a claim lasts without a heartbeat.
 const LEASE: Duration = Duration::from_mins(1);
@@ -52,6 +53,8 @@ pub struct Worker {
     pub priority: Arc<Priority>,
     /// What training costs.
     pub pricing: Pricing,
+    /// What training may take of memory.
+    pub memory: MemoryBounds,
 }
 
 impl Worker {

@@ -106,6 +106,13 @@ pub(crate) struct Activations {
     pub(crate) gated: Tensor,
 }
 
+/// The result of [`Block::norm_and_rotate`], in the words of [`Activations`].
+pub(crate) struct RotatedHeads {
+    pub(crate) q: Tensor,
+    pub(crate) k: Tensor,
+    pub(crate) unnormed: Option<(Tensor, Tensor)>,
+}
+
 impl Block {
     fn load(index: usize, config: &ModelConfig, weights: &Weights, storage: &Storage) -> Result<Self> {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
@@ -175,24 +182,22 @@ impl Block {
 
     /// `x` `[rows, hidden]` to the block's output `[rows, hidden]`, and everything on the way (which serving drops).
     pub(crate) fn forward(&self, x: Tensor, context: &impl Context) -> Result<(Tensor, Activations)> {
+        let activations = self.activations(x, context)?;
+        let y = self.project_onto(&activations.middle, Site::Down, &activations.gated, context)?; // [rows, hidden]
+        Ok((y, activations))
+    }
+
+    /// All of [`Block::forward`] but its last product.
+    pub(crate) fn activations(&self, x: Tensor, context: &impl Context) -> Result<Activations> {
         let rows = x.dim(0)?;
 
         // Attention: middle = x + W_o · attend(q, k, v)
         let attention_input = kernels::rms_norm(&x, &self.input_norm, self.norm_eps)?; // [rows, hidden]
         let [q, k, v] = self.project([Site::Query, Site::Key, Site::Value], &attention_input, context)?;
-        let mut q = q.reshape((rows, self.heads, self.head_dim))?;
-        let mut k = k.reshape((rows, self.kv_heads, self.head_dim))?;
+        let q = q.reshape((rows, self.heads, self.head_dim))?;
+        let k = k.reshape((rows, self.kv_heads, self.head_dim))?;
         let v = v.reshape((rows, self.kv_heads, self.head_dim))?;
-        let mut unnormed = None;
-        if let Some((q_norm, k_norm)) = &self.query_key_norm {
-            let normed_q = kernels::rms_norm(&q, q_norm, self.norm_eps)?;
-            let normed_k = kernels::rms_norm(&k, k_norm, self.norm_eps)?;
-            unnormed = Some((std::mem::replace(&mut q, normed_q), std::mem::replace(&mut k, normed_k)));
-        }
-        if self.rotary {
-            q = kernels::rope(&q, context.angles())?;
-            k = kernels::rope(&k, context.angles())?;
-        }
+        let RotatedHeads { q, k, unnormed } = self.norm_and_rotate(q, k, context.angles())?;
         let (attended, log_sum_exp) = context.attend(self, &q, &k, &v)?; // [rows, heads, head_dim]
         let attended = attended.reshape((rows, self.heads * self.head_dim))?;
         let middle = self.project_onto(&x, Site::Output, &attended, context)?; // [rows, hidden]
@@ -201,9 +206,8 @@ impl Block {
         let mlp_input = kernels::rms_norm(&middle, &self.post_attention_norm, self.norm_eps)?; // [rows, hidden]
         let [gate, up] = self.project([Site::Gate, Site::Up], &mlp_input, context)?; // [rows, intermediate] each
         let gated = kernels::swiglu(&gate, &up)?; // [rows, intermediate]
-        let y = self.project_onto(&middle, Site::Down, &gated, context)?; // [rows, hidden]
 
-        let activations = Activations {
+        Ok(Activations {
             input: x,
             attention_input,
             unnormed,
@@ -217,8 +221,22 @@ impl Block {
             gate,
             up,
             gated,
-        };
-        Ok((y, activations))
+        })
+    }
+
+    /// Query and key `[rows, heads, head_dim]` as attention takes them.
+    pub(crate) fn norm_and_rotate(&self, mut q: Tensor, mut k: Tensor, angles: &Angles) -> Result<RotatedHeads> {
+        let mut unnormed = None;
+        if let Some((q_norm, k_norm)) = &self.query_key_norm {
+            let normed_q = kernels::rms_norm(&q, q_norm, self.norm_eps)?;
+            let normed_k = kernels::rms_norm(&k, k_norm, self.norm_eps)?;
+            unnormed = Some((std::mem::replace(&mut q, normed_q), std::mem::replace(&mut k, normed_k)));
+        }
+        if self.rotary {
+            q = kernels::rope(&q, angles)?;
+            k = kernels::rope(&k, angles)?;
+        }
+        Ok(RotatedHeads { q, k, unnormed })
     }
 }
 

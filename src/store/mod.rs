@@ -14,7 +14,9 @@ pub mod training_rates;
 pub mod usage;
 pub mod usage_recorder;
 
+use std::path::Path;
 use std::str::FromStr as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -39,23 +41,27 @@ pub struct Store {
     pub(crate) pool: PgPool,
     /// Contents of files, adapters and checkpoints.
     pub blobs: blobs::Blobs,
+    /// The folder for files that live no longer than what makes them.
+    pub scratch: Arc<Path>,
 }
 
 impl Store {
     /// Connects, applies pending migrations, and opens the blob folder below `data_dir`.
-    pub async fn connect(database_url: &str, data_dir: &std::path::Path) -> Result<Self> {
+    pub async fn connect(database_url: &str, data_dir: &Path) -> Result<Self> {
         Self::connect_with(database_url, data_dir, POOL_CONNECTIONS).await
     }
 
     /// [`Store::connect`] with a pool of `connections`.
-    pub async fn connect_with(database_url: &str, data_dir: &std::path::Path, connections: u32) -> Result<Self> {
+    pub async fn connect_with(database_url: &str, data_dir: &Path, connections: u32) -> Result<Self> {
         let options = PgConnectOptions::from_str(database_url)
             .map_err(|error| Error::Setup(format!("database_url: {error}")))?
             .application_name("attune");
         migrate(&options).await?;
         let options = options.options([("idle_in_transaction_session_timeout", "30s"), ("statement_timeout", "60s")]);
         let blobs = blobs::Blobs::open(&data_dir.join("blobs"))?;
-        Ok(Self { pool: pool(options, connections), blobs })
+        let scratch = data_dir.join("tmp");
+        std::fs::create_dir_all(&scratch).map_err(Error::io(format!("create {}", scratch.display())))?;
+        Ok(Self { pool: pool(options, connections), blobs, scratch: scratch.into() })
     }
 
     /// The connections, for tests that look past the operations; everything else goes through them.

@@ -2,12 +2,13 @@
 //! the row and the blob. Called by `app` at start.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::TryStreamExt as _;
 
-use crate::Result;
 use crate::store::Store;
+use crate::{Error, Result};
 
 /// Younger blobs may belong to a row that another process is about to write.
 const GRACE: Duration = Duration::from_hours(1);
@@ -19,13 +20,13 @@ const MAX_REMOVED: usize = 1_000;
 pub struct Swept {
     /// Blobs seen.
     pub listed: usize,
-    /// Files, adapters and checkpoints removed.
+    /// Files, adapters, checkpoints and short-lived files removed.
     pub removed: usize,
 }
 
 impl Store {
-    /// Removes files, adapters and checkpoints that no row names and that are older than an hour. Bounded in work; safe
-    /// beside other processes and beside requests.
+    /// Removes files, adapters and checkpoints that no row names, and short-lived files, that are older than an hour. Bounded
+    /// in work; safe beside other processes and beside requests.
     pub async fn sweep(&self) -> Result<Swept> {
         self.sweep_older_than(GRACE).await
     }
@@ -64,7 +65,26 @@ impl Store {
                 swept.removed += 1;
             }
         }
+        swept.removed += self.sweep_scratch(grace).await?;
         Ok(swept)
+    }
+
+    /// Removes files that a killed process left in the folder for short-lived ones; returns how many.
+    async fn sweep_scratch(&self, grace: Duration) -> Result<usize> {
+        let folder = Arc::clone(&self.scratch);
+        let context = || Error::io(format!("sweep {}", self.scratch.display()));
+        let mut entries = tokio::fs::read_dir(&folder).await.map_err(context())?;
+        let mut removed = 0;
+        while let Some(entry) = entries.next_entry().await.map_err(context())? {
+            // What is gone meanwhile needs no sweeping.
+            let Ok(metadata) = entry.metadata().await else { continue };
+            let age = metadata.modified().ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
+            let old = metadata.is_file() && age.is_some_and(|age| age >= grace);
+            if old && tokio::fs::remove_file(entry.path()).await.is_ok() {
+                removed += 1;
+            }
+        }
+        Ok(removed)
     }
 
     /// The second segments of the keys under `kind` of which no blob is younger than `grace`.

@@ -15,6 +15,7 @@ use crate::model::rope::Angles;
 use crate::train::dropout::Dropout;
 use crate::train::loss::{self, vocabulary_loss};
 use crate::train::preference::Preferences;
+use crate::train::recomputation::{Kept, Recomputation};
 use crate::{Error, Result};
 
 /// Whole sequences, one after the other; no attention and no target crosses from one to the next.
@@ -90,10 +91,10 @@ pub fn loss_and_gradients(
     batch: &PackedBatch,
     normalizer: f64,
 ) -> Result<(LossReport, Gradients)> {
-    objective_and_gradients(decoder, adapter, batch, Objective::Targets, normalizer, None)
+    objective_and_gradients(decoder, adapter, batch, Objective::Targets, normalizer, None, Recomputation::None)
 }
 
-/// The same for any objective, with `dropout` on the adapter's inputs.
+/// The same for any objective, with `dropout` on the adapter's inputs. `recomputation` changes no bit of it.
 pub fn objective_and_gradients(
     decoder: &Decoder,
     adapter: &Adapter,
@@ -101,8 +102,9 @@ pub fn objective_and_gradients(
     objective: Objective<'_>,
     normalizer: f64,
     dropout: Option<&Dropout>,
+    recomputation: Recomputation,
 ) -> Result<(LossReport, Gradients)> {
-    gradients_from_hidden(decoder, adapter, batch, dropout, |hidden| {
+    gradients_from_hidden(decoder, adapter, batch, dropout, recomputation, |hidden| {
         let (scores, gradient) = vocabulary_loss(decoder, hidden, batch, Some(normalizer))?; // [targets, hidden]
         let (report, gradient) = match objective {
             Objective::Targets => (loss::report(batch, &scores), gradient),
@@ -123,6 +125,7 @@ pub(super) fn gradients_from_hidden<T>(
     adapter: &Adapter,
     batch: &PackedBatch,
     dropout: Option<&Dropout>,
+    recomputation: Recomputation,
     head: impl FnOnce(&Tensor) -> Result<(T, Tensor)>,
 ) -> Result<(T, Gradients)> {
     let context = TrainContext { dropout, ..TrainContext::new(decoder, Some(adapter), batch)? };
@@ -130,7 +133,7 @@ pub(super) fn gradients_from_hidden<T>(
     let mut tape = Vec::with_capacity(decoder.blocks.len());
     for block in &decoder.blocks {
         let (y, activations) = block.forward(x, &context)?;
-        tape.push(activations);
+        tape.push(Kept::of(activations, recomputation));
         x = y;
     }
     let hidden = kernels::rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?;
@@ -138,7 +141,8 @@ pub(super) fn gradients_from_hidden<T>(
 
     let mut dx = kernels::rms_norm_backward(&x, &decoder.final_norm, decoder.norm_eps, &dhidden)?;
     let mut gradients: Gradients = vec![LoraLayer::default(); decoder.blocks.len()];
-    for (block, activations) in decoder.blocks.iter().zip(tape).rev() {
+    for (block, kept) in decoder.blocks.iter().zip(tape).rev() {
+        let activations = kept.activations(block, &context)?;
         let mut backward = BlockBackward { block, context: &context, gradients: &mut gradients[block.index] };
         dx = match backward.run(&activations, dx)? {
             Some(dx) => dx,

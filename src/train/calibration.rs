@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use crate::adapters::Adapter;
 use crate::datasets::TokenizedExample;
 use crate::model::decoder::Decoder;
-use crate::train::backward;
+use crate::train::backward::{self, Objective};
 use crate::train::contrastive::Contrast;
 use crate::train::estimate::TrainingRate;
 use crate::train::optimizer::{AdamSettings, AdamW, global_norm};
 use crate::train::packing::{BATCH_ROWS, Packed, pack, rows};
+use crate::train::recomputation::Recomputation;
 use crate::train::trainer::BeforeMicroStep;
 use crate::{Error, Result};
 
@@ -32,6 +33,7 @@ pub fn calibrate(
     samples: &[TokenizedExample],
     scale: Option<f64>,
     step_tokens: f64,
+    recomputation: Recomputation,
     before: BeforeMicroStep<'_>,
 ) -> Result<TrainingRate> {
     let update = update_seconds(adapter)?;
@@ -43,7 +45,7 @@ pub fn calibrate(
             // Which texts are told apart makes no difference to the time. All of them are one pack.
             let texts: Vec<_> = examples.iter().map(|example| example.tokens.clone()).collect();
             let pair = [TokenizedExample::of_texts(&texts)];
-            let batch = Contrast { pairs: &pair, scale, budget: usize::MAX, dropout: None };
+            let batch = Contrast { pairs: &pair, scale, budget: usize::MAX, dropout: None, recomputation };
             batch.loss_and_gradients(decoder, adapter, &mut || Ok(()))?;
             let tokens = pair[0].tokens.len() as f64;
             return Ok(TrainingRate { tokens, seconds: begin.elapsed().as_secs_f64() });
@@ -51,7 +53,8 @@ pub fn calibrate(
         for Packed { batch, .. } in pack(examples, 1, BATCH_ROWS) {
             before()?;
             let begin = Instant::now();
-            backward::loss_and_gradients(decoder, adapter, &batch, 1.0)?;
+            let objective = Objective::Targets;
+            backward::objective_and_gradients(decoder, adapter, &batch, objective, 1.0, None, recomputation)?;
             seconds += begin.elapsed().as_secs_f64();
             // The last token of an example is predicted, not read.
             tokens += batch.tokens.len() + batch.sequences.len();

@@ -18,6 +18,7 @@ use crate::train::dropout::Dropout;
 use crate::train::packing::{Packed, pack_texts};
 use crate::train::parameters::add_gradients;
 use crate::train::pooling::Pooled;
+use crate::train::recomputation::Recomputation;
 use crate::train::trainer::BeforeMicroStep;
 use crate::{Error, Result};
 
@@ -32,6 +33,8 @@ pub struct Contrast<'a> {
     pub budget: usize,
     /// What the first pack leaves out of the adapter's inputs; the others have masks of their own.
     pub dropout: Option<Dropout>,
+    /// What the backward pass computes again.
+    pub recomputation: Recomputation,
 }
 
 /// The texts of a batch in packs.
@@ -64,7 +67,7 @@ impl Contrast<'_> {
         let Packs { packs, pairs } = self.packs();
         if let [only] = packs.as_slice() {
             before()?;
-            return vector_gradients(decoder, adapter, &only.batch, self.dropout(0).as_ref(), |vectors| {
+            return self.vector_gradients(decoder, adapter, 0, &only.batch, |vectors| {
                 let (report, slopes) = compare(&in_order(&packs, vec![vectors.to_vec()]), &pairs, self.scale);
                 (report, slopes_of(only, &slopes))
             });
@@ -75,7 +78,7 @@ impl Contrast<'_> {
         for (index, pack) in packs.iter().enumerate() {
             before()?;
             let known = |_: &[Vec<f64>]| ((), slopes_of(pack, &slopes));
-            let ((), gradients) = vector_gradients(decoder, adapter, &pack.batch, self.dropout(index).as_ref(), known)?;
+            let ((), gradients) = self.vector_gradients(decoder, adapter, index, &pack.batch, known)?;
             match &mut sum {
                 None => sum = Some(gradients),
                 Some(sum) => add_gradients(sum, &gradients)?,
@@ -112,6 +115,23 @@ impl Contrast<'_> {
         Ok(in_order(packs, vectors))
     }
 
+    /// The adapter's gradients from those of the vectors of one pack's `batch`, which `slopes` makes of the vectors.
+    fn vector_gradients<T>(
+        &self,
+        decoder: &Decoder,
+        adapter: &Adapter,
+        pack: usize,
+        batch: &PackedBatch,
+        slopes: impl FnOnce(&[Vec<f64>]) -> (T, Vec<Vec<f64>>),
+    ) -> Result<(T, Gradients)> {
+        let dropout = self.dropout(pack);
+        backward::gradients_from_hidden(decoder, adapter, batch, dropout.as_ref(), self.recomputation, |hidden| {
+            let pooled = Pooled::of(hidden, batch)?;
+            let (result, slopes) = slopes(&pooled.vectors);
+            Ok((result, pooled.backward(&slopes, hidden, batch)?))
+        })
+    }
+
     fn dropout(&self, pack: usize) -> Option<Dropout> {
         self.dropout.map(|dropout| Dropout { batch: dropout.batch + pack, ..dropout })
     }
@@ -126,21 +146,6 @@ pub fn embed(
 ) -> Result<Vec<Vec<f64>>> {
     let hidden = backward::hidden_states_with(decoder, adapter, batch, dropout)?;
     Ok(Pooled::of(&hidden, batch)?.vectors)
-}
-
-/// The adapter's gradients from those of the vectors of `batch`, which `slopes` makes of the vectors.
-fn vector_gradients<T>(
-    decoder: &Decoder,
-    adapter: &Adapter,
-    batch: &PackedBatch,
-    dropout: Option<&Dropout>,
-    slopes: impl FnOnce(&[Vec<f64>]) -> (T, Vec<Vec<f64>>),
-) -> Result<(T, Gradients)> {
-    backward::gradients_from_hidden(decoder, adapter, batch, dropout, |hidden| {
-        let pooled = Pooled::of(hidden, batch)?;
-        let (result, slopes) = slopes(&pooled.vectors);
-        Ok((result, pooled.backward(&slopes, hidden, batch)?))
-    })
 }
 
 /// The vectors of packs in the order of the texts.

@@ -12,12 +12,17 @@ use crate::model::BaseModel;
 use crate::train::TrainSettings;
 use crate::train::loss::CHUNK;
 use crate::train::packing::BATCH_ROWS;
+use crate::train::recomputation::Recomputation;
 
 /// To evaluate a token takes this share of the time that training on it takes: the forward pass alone is two of the four
 /// operations for each weight.
 const EVALUATION_SHARE: f64 = 0.5;
 /// Bytes of f32.
 const FLOAT: u64 = 4;
+/// The allocator keeps this much of what small models take, where blocks are small and many.
+const ALLOCATOR_BYTES: u64 = 48 << 20;
+/// And this share of what any model takes.
+const ALLOCATOR_SHARE: u64 = 8;
 
 /// How fast a machine trains: tokens of examples, and the seconds that the steps on them took.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -80,6 +85,8 @@ pub struct Estimate {
     /// Seconds from the first step to the last, evaluations included, on a machine with nothing else to do.
     #[serde(rename = "duration_seconds")]
     pub seconds: f64,
+    /// What the backward pass computes again, to need less memory.
+    pub recomputation: Recomputation,
     /// Memory of the process.
     #[serde(rename = "memory_bytes")]
     pub memory: TrainingMemory,
@@ -112,6 +119,7 @@ impl Estimate {
             validation_tokens: evaluated.once,
             tokens_per_second: rate * trained_tokens / training_work.max(1.0),
             seconds: (training_work + evaluation_work) / rate,
+            recomputation: memory.recomputation,
             memory,
         }
     }
@@ -128,13 +136,21 @@ pub struct TrainingMemory {
     /// and their copy in host memory), and the optimizer's two moments: seven times 4 bytes for each parameter, eight where
     /// the best adapter is kept.
     pub adapter: u64,
-    /// What the forward pass keeps of the largest batch for the backward pass, and what the backward pass of one block adds.
+    /// What the forward pass keeps of the largest batch for the backward pass, and what the backward pass of one block adds,
+    /// with what it computes again.
     pub activations: u64,
     /// Logits and their gradient of one chunk of targets, over the whole vocabulary, and the gradients of the batch's hidden
     /// states.
     pub loss: u64,
+    /// What the allocator holds beside that: blocks of changing sizes leave room between them.
+    pub allocator: u64,
     /// All of it, the process included.
     pub peak: u64,
+    /// What the run may add to the process: what is free or allowed, less a reserve. Absent where nobody knows.
+    pub available: Option<u64>,
+    /// What is computed again to need no more.
+    #[serde(skip)]
+    pub recomputation: Recomputation,
 }
 
 impl TrainingMemory {
@@ -145,20 +161,30 @@ impl TrainingMemory {
         settings: &TrainSettings,
         training: &DatasetReport,
         process_bytes: Option<u64>,
+        recomputation: Recomputation,
     ) -> Self {
         let config = &model.config;
         let rows = largest_batch(settings, training) as u64;
         let (hidden, intermediate) = (config.hidden_size as u64, config.intermediate_size as u64);
         let queries = (config.num_attention_heads * config.head_dim) as u64;
         let keys = (config.num_key_value_heads * config.head_dim) as u64;
+        let heads = config.num_attention_heads as u64;
         // As listed in `decoder::Activations`: input, attention_input, middle, mlp_input; q, attended; k, v; log_sum_exp;
         // gate, up, gated; where query and key are normed, both before it too.
         let unnormed = if config.query_key_norm { queries + keys } else { 0 };
-        let per_block =
-            4 * hidden + 2 * queries + 2 * keys + config.num_attention_heads as u64 + 3 * intermediate + unnormed;
+        let everything = 4 * hidden + 2 * queries + 2 * keys + heads + 3 * intermediate + unnormed;
+        let (kept, again) = match recomputation {
+            Recomputation::None => (everything, 0),
+            // Both normed inputs, gated; where query and key are normed, both after it.
+            Recomputation::Selective => {
+                let cheap = 2 * hidden + intermediate + unnormed;
+                (everything - cheap, cheap)
+            }
+            Recomputation::Full => (hidden, everything - hidden),
+        };
         // Gradients of one block: dgated, dgate, dup; those of the four residual streams; dq, dk, dv and attention's.
         let backward = 3 * intermediate + 4 * hidden + 2 * queries + 2 * keys;
-        let activations_bytes = FLOAT * rows * (config.num_hidden_layers as u64 * per_block + backward);
+        let activations_bytes = FLOAT * rows * (config.num_hidden_layers as u64 * kept + again + backward);
         let chunk = rows.min(CHUNK as u64);
         let loss_bytes = match settings.scale {
             None => FLOAT * (2 * chunk * config.vocab_size as u64 + 3 * rows * hidden),
@@ -166,6 +192,8 @@ impl TrainingMemory {
             Some(_) => FLOAT * (8 * (settings.batch_size * texts_of(training)) as u64 * hidden + 3 * rows * hidden),
         };
         let adapter_bytes = (7 + u64::from(settings.keep_best)) * FLOAT * parameters as u64;
+        let parts = adapter_bytes + activations_bytes + loss_bytes;
+        let allocator_bytes = ALLOCATOR_BYTES + parts / ALLOCATOR_SHARE;
         let weights_bytes = model.decoder.weight_bytes() as u64;
         let process_bytes = process_bytes.unwrap_or(0).max(weights_bytes);
         Self {
@@ -174,8 +202,16 @@ impl TrainingMemory {
             adapter: adapter_bytes,
             activations: activations_bytes,
             loss: loss_bytes,
-            peak: process_bytes + adapter_bytes + activations_bytes + loss_bytes,
+            allocator: allocator_bytes,
+            peak: process_bytes + parts + allocator_bytes,
+            available: None,
+            recomputation,
         }
+    }
+
+    /// What the run adds to the process.
+    pub fn added(&self) -> u64 {
+        self.peak - self.process
     }
 }
 

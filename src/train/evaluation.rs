@@ -11,6 +11,7 @@ use crate::train::batches::Texts;
 use crate::train::classification::ClassificationTask;
 use crate::train::contrastive::Contrast;
 use crate::train::packing::{BATCH_ROWS, Packed, pack, pack_in_order};
+use crate::train::recomputation::Recomputation;
 use crate::train::records::{Evaluation, Validation};
 use crate::train::trainer::{BeforeMicroStep, Trainer, add_report};
 
@@ -169,7 +170,13 @@ impl Trainer {
             let even = pairs.len().div_ceil(pairs.len().div_ceil(size));
             for batch in texts.batches(&(0..pairs.len()).collect::<Vec<_>>(), even) {
                 let batch: Vec<_> = batch.into_iter().map(|place| pairs[place].clone()).collect();
-                let contrast = Contrast { pairs: &batch, scale, budget: BATCH_ROWS, dropout: None };
+                let contrast = Contrast {
+                    pairs: &batch,
+                    scale,
+                    budget: BATCH_ROWS,
+                    dropout: None,
+                    recomputation: Recomputation::None,
+                };
                 add_report(&mut total, self.source.contrast(&adapter, contrast, before_micro_step)?);
             }
         }

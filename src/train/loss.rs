@@ -29,9 +29,20 @@ pub fn vocabulary_loss(
     batch: &PackedBatch,
     divisor: Option<f64>,
 ) -> Result<(Vec<TargetScore>, Option<Tensor>)> {
+    vocabulary_loss_by(CHUNK, decoder, hidden, batch, divisor)
+}
+
+/// [`vocabulary_loss`] in chunks of `size` targets.
+fn vocabulary_loss_by(
+    size: usize,
+    decoder: &Decoder,
+    hidden: &Tensor,
+    batch: &PackedBatch,
+    divisor: Option<f64>,
+) -> Result<(Vec<TargetScore>, Option<Tensor>)> {
     let mut scores = Vec::with_capacity(batch.targets.len());
     let mut gradients = Vec::new();
-    for targets in batch.targets.chunks(CHUNK) {
+    for targets in batch.targets.chunks(size) {
         let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
         let rows = Tensor::new(rows, hidden.device())?;
         let logits = decoder.logits(&hidden.index_select(&rows, 0)?)?; // [chunk, vocabulary]
@@ -95,6 +106,84 @@ pub fn log_likelihoods(batch: &PackedBatch, scores: &[TargetScore]) -> Vec<f64> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn decoder() -> Decoder {
+        use crate::model::{ModelConfig, linear::Storage, weights::Weights};
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/qwen2");
+        let weights = Weights::open(&folder, &candle_core::Device::Cpu).unwrap();
+        Decoder::load(&ModelConfig::read(&folder).unwrap(), &weights, &Storage::default()).unwrap()
+    }
+
+    /// Hidden states of `rows` rows, each of which predicts a token.
+    #[allow(clippy::single_range_in_vec_init, reason = "one sequence is meant")]
+    fn predictions(decoder: &Decoder, rows: usize) -> (Tensor, PackedBatch) {
+        let tokens: Vec<u32> = (0..rows as u32).map(|i| i * 7 % 150).collect();
+        let target = |row: usize| Target { row, token: (row * 31 % 150) as u32, weight: [1.0, 0.25][row % 2] };
+        let batch =
+            PackedBatch { sequences: vec![0..rows], targets: (0..rows).map(target).collect(), tokens: tokens.clone() };
+        (decoder.embed(&tokens).unwrap(), batch)
+    }
+
+    fn bits(tensor: &Tensor) -> Vec<u32> {
+        tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+    }
+
+    #[test]
+    fn chunks_of_any_size_give_the_same_bits_and_the_loss_of_all_logits_at_once() {
+        let decoder = decoder();
+        for rows in [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3] {
+            let (hidden, batch) = predictions(&decoder, rows);
+            let by = |size| vocabulary_loss_by(size, &decoder, &hidden, &batch, Some(3.0)).unwrap();
+            let (scores, gradient) = vocabulary_loss(&decoder, &hidden, &batch, Some(3.0)).unwrap();
+            let gradient = gradient.unwrap();
+            for size in [1, 7, 64, CHUNK, rows] {
+                let (others, other) = by(size);
+                assert_eq!(others, scores, "{rows} rows in chunks of {size}");
+                assert_eq!(bits(&other.unwrap()), bits(&gradient), "{rows} rows in chunks of {size}");
+            }
+            // Plain operations of candle, which its autograd differentiates.
+            let variable = candle_core::Var::from_tensor(&hidden).unwrap();
+            let all: Vec<u32> = (0..160).collect();
+            let logits = variable.matmul(&decoder.head().rows(&all).unwrap().t().unwrap()).unwrap();
+            let log_softmax = candle_nn::ops::log_softmax(&logits, 1).unwrap();
+            let tokens: Vec<u32> = batch.targets.iter().map(|target| target.token).collect();
+            let tokens = Tensor::new(tokens, hidden.device()).unwrap().unsqueeze(1).unwrap();
+            let weights: Vec<f32> = batch.targets.iter().map(|target| target.weight).collect();
+            let weights = Tensor::new(weights, hidden.device()).unwrap();
+            let losses = log_softmax.gather(&tokens, 1).unwrap().squeeze(1).unwrap().neg().unwrap();
+            let total = ((losses * weights).unwrap().sum_all().unwrap() / 3.0).unwrap();
+            let expected = f64::from(total.to_scalar::<f32>().unwrap());
+            let ours = report(&batch, &scores).loss_sum / 3.0;
+            assert!((ours - expected).abs() < 1e-5 * expected, "{rows} rows: {ours} is not {expected}");
+            let expected = total.backward().unwrap().get(&variable).unwrap().clone();
+            let difference = (&gradient - &expected).unwrap().sqr().unwrap().sum_all().unwrap();
+            let share = difference.to_scalar::<f32>().unwrap()
+                / expected.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(share.sqrt() < 1e-5, "{rows} rows: the gradient differs by {:e}", share.sqrt());
+        }
+    }
+
+    #[test]
+    fn a_chunk_without_weight_changes_nothing_and_a_batch_without_targets_has_no_gradient() {
+        let decoder = decoder();
+        let (hidden, mut batch) = predictions(&decoder, 2 * CHUNK);
+        for target in &mut batch.targets[..CHUNK] {
+            target.weight = 0.0;
+        }
+        let half = PackedBatch { targets: batch.targets[CHUNK..].to_vec(), ..batch.clone() };
+        let run = |batch: &PackedBatch| {
+            let (scores, gradient) = vocabulary_loss(&decoder, &hidden, batch, Some(2.0)).unwrap();
+            (report(batch, &scores), bits(&spread(&hidden, batch, gradient).unwrap()))
+        };
+        let ((whole, gradient), (expected, expected_gradient)) = (run(&batch), run(&half));
+        assert_eq!((whole.loss_sum, whole.weight_sum), (expected.loss_sum, expected.weight_sum));
+        let zero = |bits: &u32| if f32::from_bits(*bits) == 0.0 { 0 } else { *bits };
+        assert!(gradient.iter().map(zero).eq(expected_gradient.iter().map(zero)));
+        let none = PackedBatch { targets: Vec::new(), ..batch };
+        let (empty, gradient) = run(&none);
+        assert_eq!(empty, LossReport::default());
+        assert!(gradient.iter().all(|bits| *bits == 0));
+    }
 
     #[test]
     fn a_sequence_is_exact_where_every_target_of_full_weight_is_right() {

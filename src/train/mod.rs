@@ -5,7 +5,8 @@
 //! [`loss`], [`preference`], [`contrastive`] and [`dropout`] its gradients, [`optimizer`] and [`schedule`] its updates on the [`parameters`]; [`checkpoint`]
 //! makes it resumable to the bit; [`evaluation`] measures it and says when it ends, [`classification`] how prompts are
 //! sorted into classes; [`records`] is what is told of each step, and [`results`] writes the result file.
-//! [`estimate`] tells what a run will take, from what a [`calibration`] measures.
+//! [`estimate`] tells what a run will take, from what a [`calibration`] measures; [`recomputation`] trades time for memory where
+//! that is scarce.
 
 pub mod backward;
 mod batches;
@@ -23,6 +24,7 @@ pub mod packing;
 pub mod parameters;
 pub mod pooling;
 pub mod preference;
+pub mod recomputation;
 pub mod records;
 pub mod results;
 pub mod schedule;
@@ -31,6 +33,7 @@ mod source;
 pub mod trainer;
 
 pub use evaluation::HeldOut;
+pub use recomputation::Recomputation;
 pub use records::{Evaluation, Question, Rewards, StepReport, Validation};
 pub use settings::TrainSettings;
 pub use trainer::Trainer;

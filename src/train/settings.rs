@@ -211,7 +211,7 @@ pub fn max_sequence_tokens(asked: &Hyperparameters, config: &ModelConfig) -> Res
             let message = format!(
                 "max_seq_length is {length}, but the model reads at most {context} tokens: make it smaller or leave it out"
             );
-            Err(Error::invalid("max_seq_length", message))
+            Err(Error::invalid_code("max_seq_length", "invalid_value", message))
         }
         Some(length) => Ok(length.min(MAX_SEQUENCE_TOKENS as usize)),
         None => Ok(context.min(MAX_SEQUENCE_TOKENS as usize)),

@@ -12,6 +12,7 @@ use crate::model::decoder::Decoder;
 use crate::train::backward::{self, Gradients, LossReport, Objective, PackedBatch};
 use crate::train::contrastive::Contrast;
 use crate::train::dropout::Dropout;
+use crate::train::recomputation::Recomputation;
 use crate::train::trainer::BeforeMicroStep;
 
 /// Where losses and gradients come from: the model, or a formula in tests of the loop.
@@ -24,6 +25,7 @@ pub(crate) trait LossSource: Send + Sync {
         objective: Objective<'_>,
         normalizer: f64,
         dropout: Option<&Dropout>,
+        recomputation: Recomputation,
     ) -> Result<(LossReport, Gradients)>;
     fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport>;
     fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>>;
@@ -56,8 +58,9 @@ impl<D: Borrow<Decoder> + Send + Sync> LossSource for D {
         objective: Objective<'_>,
         normalizer: f64,
         dropout: Option<&Dropout>,
+        recomputation: Recomputation,
     ) -> Result<(LossReport, Gradients)> {
-        backward::objective_and_gradients(self.borrow(), adapter, batch, objective, normalizer, dropout)
+        backward::objective_and_gradients(self.borrow(), adapter, batch, objective, normalizer, dropout, recomputation)
     }
 
     fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport> {

@@ -18,6 +18,7 @@ use crate::train::optimizer::{AdamW, clip, global_norm};
 use crate::train::packing::{BATCH_ROWS, Packed, pack};
 use crate::train::parameters::{Parameters, add_gradients};
 use crate::train::preference::Preferences;
+use crate::train::recomputation::Recomputation;
 use crate::train::records::{Evaluation, StepRecord, StepReport};
 use crate::train::settings::TrainSettings;
 use crate::train::source::LossSource;
@@ -45,6 +46,7 @@ pub struct Trainer {
     beginning: Option<Adapter>,
     /// What it thinks of the examples' two answers, where training is on preferences; NaN where nobody has asked yet.
     reference: Vec<[f64; 2]>,
+    recomputation: Recomputation,
 }
 
 /// What the reference thinks of examples, by their places.
@@ -98,7 +100,18 @@ impl Trainer {
             examples,
             parameters,
             beginning,
+            recomputation: Recomputation::None,
         })
+    }
+
+    /// Takes another way between time and memory. It changes no bit of the run, so it may differ from attempt to attempt.
+    pub fn recompute(&mut self, recomputation: Recomputation) {
+        self.recomputation = recomputation;
+    }
+
+    /// The way between time and memory.
+    pub fn recomputation(&self) -> Recomputation {
+        self.recomputation
     }
 
     /// What determines the run.
@@ -210,7 +223,13 @@ impl Trainer {
     ) -> Result<(LossReport, Vec<Vec<f32>>, Judged)> {
         if let Some(scale) = self.settings.scale {
             let adapter = self.parameters.adapter(self.source.device())?;
-            let batch = Contrast { pairs: examples, scale, budget: BATCH_ROWS, dropout: self.dropout(0) };
+            let batch = Contrast {
+                pairs: examples,
+                scale,
+                budget: BATCH_ROWS,
+                dropout: self.dropout(0),
+                recomputation: self.recomputation,
+            };
             let (report, gradients) = self.source.contrast_and_gradients(&adapter, batch, before_micro_step)?;
             return Ok((report, self.parameters.gradients(&gradients)?, Vec::new()));
         }
@@ -234,8 +253,9 @@ impl Trainer {
                 before_micro_step()?;
             }
             let objective = self.objective(&known);
+            let (dropout, recomputation) = (dropout.as_ref(), self.recomputation);
             let (report, gradients) =
-                self.source.loss_and_gradients(&adapter, batch, objective, normalizer, dropout.as_ref())?;
+                self.source.loss_and_gradients(&adapter, batch, objective, normalizer, dropout, recomputation)?;
             match &mut sum {
                 None => sum = Some((report, gradients)),
                 Some((total, accumulated)) => {

@@ -8,6 +8,7 @@ use super::tests::{run, settings, stored, whole};
 use super::*;
 use crate::adapters::{LoraLayer, LoraPair, Site};
 use crate::train::evaluation::HeldOut;
+use crate::train::recomputation::Recomputation;
 
 fn fixture(family: &str) -> (crate::model::ModelConfig, crate::model::decoder::Decoder) {
     use crate::model::{ModelConfig, decoder::Decoder, linear::Storage, weights::Weights};
@@ -43,6 +44,31 @@ fn dropout_changes_training_and_a_resumed_run_is_still_bit_identical() {
     assert_eq!(after.parameters, whole.parameters);
     assert_eq!(after.optimizer, whole.optimizer);
     assert!(without.restore(&before.save().unwrap()).is_err(), "another dropout is another run");
+}
+
+#[test]
+fn what_is_computed_again_changes_no_bit_and_a_run_may_go_on_with_another_way() {
+    let with = |way| {
+        let (config, decoder) = fixture("qwen3");
+        let settings = TrainSettings { dropout: 0.2, ..settings() };
+        let parameters = Parameters::fresh(&config, &settings);
+        let mut trainer = Trainer::with_source(Box::new(decoder), settings, stored(10), parameters, None).unwrap();
+        trainer.recompute(way);
+        trainer
+    };
+    let mut plain = with(Recomputation::None);
+    let reports = run(&mut plain);
+    for way in [Recomputation::Selective, Recomputation::Full] {
+        let mut before = with(way);
+        for _ in 0..3 {
+            before.step(&mut || Ok(())).unwrap();
+        }
+        let mut after = with(Recomputation::None);
+        after.restore(&before.save().unwrap()).unwrap();
+        after.recompute(way);
+        assert_eq!(run(&mut after), reports[3..]);
+        assert_eq!(after.save().unwrap(), plain.save().unwrap(), "{way:?}");
+    }
 }
 
 /// Pairs of answers to prompts: the chosen one rises, the rejected one falls.

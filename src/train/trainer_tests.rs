@@ -34,6 +34,7 @@ impl LossSource for Pull {
         _: Objective<'_>,
         normalizer: f64,
         _: Option<&Dropout>,
+        _: Recomputation,
     ) -> Result<(LossReport, Gradients)> {
         let calls = self.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut report = self.loss(adapter, batch, Objective::Targets)?;

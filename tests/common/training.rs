@@ -23,6 +23,7 @@ use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus};
 use attune::model::BaseModel;
 use attune::store::Store;
 use attune::store::files::NewFile;
+use attune::train::recomputation::MemoryBounds;
 use attune::{Error, Result};
 use candle_core::Device;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -62,6 +63,8 @@ pub struct Fixture {
     pub database: TestDatabase,
     pub queue: Queue,
     pub registry: AdapterRegistry,
+    /// What its workers are told of memory.
+    pub memory: MemoryBounds,
 }
 
 /// A worker that runs until stopped.
@@ -82,7 +85,7 @@ impl Fixture {
         let database = TestDatabase::new().await;
         let queue = Queue::open(database.store.clone()).await.unwrap();
         let registry = AdapterRegistry::new(database.store.clone(), catalog());
-        Self { database, queue, registry }
+        Self { database, queue, registry, memory: MemoryBounds::default() }
     }
 
     pub fn store(&self) -> &Store {
@@ -101,6 +104,7 @@ impl Fixture {
             catalog,
             registry: self.registry.clone(),
             priority: Arc::new(Priority::default()),
+            memory: self.memory,
             pricing: Pricing { currency: "EUR".into(), per_hour: Some(3.6), ..Pricing::default() },
         }
     }

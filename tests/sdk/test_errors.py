@@ -288,8 +288,11 @@ JOBS = {
     "model_not_found": (deleted_model, "model"),
 }
 
-# The older resource shows no code, but tells the message.
-JOBS_HERE = {"invalid_classes": "test_classes_that_do_not_fit_fail_a_fine_tune"}
+JOBS_HERE = {
+    # The older resource shows no code, but tells the message.
+    "invalid_classes": "test_classes_that_do_not_fit_fail_a_fine_tune",
+    "insufficient_memory": "test_a_job_that_does_not_fit_into_memory_fails_as_its_estimate_does",
+}
 
 JOBS_IN_RUST = {
     # A file that a job needs cannot be deleted over HTTP.
@@ -325,6 +328,22 @@ def test_classes_that_do_not_fit_fail_a_fine_tune(client, http, tickets):
     assert done["status"] == "failed"
     assert "12 different completion" in done["events"][-1]["message"], done["events"]
     assert done["fine_tuned_model"] is None
+
+
+def test_a_job_that_does_not_fit_into_memory_fails_as_its_estimate_does(start_server, tickets):
+    server = start_server(settings={"ATTUNE_TRAINING__MEMORY_LIMIT_MIB": "1"})
+    with sdk(server) as client:
+        file = upload(client, tickets[:12])
+        body = {"model": "demo", "training_file": file}
+        refused = httpx.post(server.url + "/v1/fine_tuning/jobs/estimate", json=body, timeout=60)
+        job = wait_for_end(client, create_job(client, file).id)
+        assert client.completions.create(model="demo", prompt="On", max_tokens=2).usage.completion_tokens > 0
+    server.stop()
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "insufficient_memory", "max_seq_length")
+    assert (job.status, job.error.code, job.error.param) == ("failed", "insufficient_memory", "max_seq_length")
+    for part in ("MiB of memory", "max_seq_length", "rank", "quantize"):
+        assert part in job.error.message and part in error["message"], job.error.message
 
 
 # --- Nothing is promised without its test ---------------------------------------------------------------------------

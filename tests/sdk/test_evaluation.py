@@ -76,6 +76,16 @@ def test_a_wrong_setting_is_named(client, tickets, settings, param):
     assert fault.value.param == param
 
 
+def test_an_example_may_not_be_longer_than_the_model_reads(client, tickets):
+    file = upload(client, tickets[:10])
+    with pytest.raises(openai.BadRequestError) as fault:
+        create_job(client, file, {**QUICK, "max_seq_length": 1025})
+    assert (fault.value.param, fault.value.code) == ("max_seq_length", "invalid_value")
+    assert "1024 tokens" in fault.value.message
+    job = create_job(client, file, {**QUICK, "max_seq_length": 1024})
+    client.fine_tuning.jobs.cancel(job.id)
+
+
 def test_a_word_that_is_no_scheduler_is_refused(client, tickets):
     with pytest.raises(openai.BadRequestError) as fault:
         create_job(client, upload(client, tickets[:10]), {"lr_scheduler": "wsd"})

@@ -50,6 +50,8 @@ pub struct FineTuningJobEstimate {
     pub tokens_per_second: f64,
     /// From the first step to the last on a machine with nothing else to do.
     pub duration_seconds: f64,
+    /// What the backward pass computes again, to need less memory: `none`, `selective` or `full`.
+    pub recomputation: &'static str,
     /// The most memory of the process.
     pub memory_bytes: EstimatedMemory,
     /// In money, where the server knows prices.
@@ -73,6 +75,10 @@ pub struct EstimatedMemory {
     pub activations: u64,
     /// Logits of a chunk of targets with their gradient.
     pub loss: u64,
+    /// What the allocator holds beside that.
+    pub allocator: u64,
+    /// What the job may add to the process; null where nobody knows.
+    pub available: Option<u64>,
 }
 
 /// What a job would cost. A part is null where the server's configuration has no price for it.
@@ -135,6 +141,7 @@ impl FineTuningJobEstimate {
             validation_tokens: estimate.validation_tokens,
             tokens_per_second: estimate.tokens_per_second,
             duration_seconds: estimate.seconds,
+            recomputation: estimate.recomputation.name(),
             memory_bytes: EstimatedMemory {
                 peak: memory.peak,
                 process: memory.process,
@@ -142,6 +149,8 @@ impl FineTuningJobEstimate {
                 adapter: memory.adapter,
                 activations: memory.activations,
                 loss: memory.loss,
+                allocator: memory.allocator,
+                available: memory.available,
             },
             cost: EstimatedCost { currency: cost.currency, machine: cost.machine, tokens: cost.tokens },
             warnings,

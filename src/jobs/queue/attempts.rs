@@ -12,7 +12,8 @@ use crate::Result;
 use crate::jobs::rows::{JobRow, job_change, job_columns};
 use crate::jobs::{Hyperparameters, Job, JobApi, JobFault};
 
-/// A job whose attempts were lost or failed this often fails: what kills every worker must not be tried for ever.
+/// A job whose attempts were lost or failed this often, none of them with a new checkpoint, fails: what kills every worker must
+/// not be tried for ever.
 const MAX_FAILURES: i32 = 3;
 /// Jobs taken back in one statement.
 const REAP_BATCH: i64 = 100;
@@ -70,7 +71,9 @@ impl Queue {
         checkpoint: Option<Value>,
     ) -> Result<Option<HeartbeatAnswer>> {
         let answer: Option<Option<String>> = sqlx::query_scalar(
-            "update jobs set lease_expires_at = now() + make_interval(secs => $3), checkpoint = coalesce($4, checkpoint)
+            // An attempt that got further is no sign of a job that kills its workers.
+            "update jobs set lease_expires_at = now() + make_interval(secs => $3), checkpoint = coalesce($4, checkpoint),
+                    failures = case when $4 is null then failures else 0 end
               where key = $1 and attempt = $2 and status = 'running' returning stop_request",
         )
         .bind(job.key)
@@ -151,12 +154,29 @@ impl Queue {
 
     /// Takes back jobs whose lease has run out; returns how many. Any process may call it at any time.
     pub async fn reap(&self) -> Result<usize> {
+        self.take_back(false).await
+    }
+
+    /// Takes back all running jobs, to be tried again at once: for the start of a process that has the database to itself, so
+    /// that whoever ran them is gone.
+    pub async fn reap_all(&self) -> Result<usize> {
+        let mut taken = 0;
+        loop {
+            match self.take_back(true).await? {
+                0 => return Ok(taken),
+                some => taken += some,
+            }
+        }
+    }
+
+    async fn take_back(&self, all: bool) -> Result<usize> {
         let lost =
             JobFault { code: "worker_lost".into(), message: "The worker stopped answering.".into(), param: None };
         let rows: Vec<JobRow> = sqlx::query_as(REAP)
             .bind(REAP_BATCH)
             .bind(Json(lost))
             .bind(MAX_FAILURES)
+            .bind(all)
             .fetch_all(&self.store.pool)
             .await?;
         Ok(rows.len())
@@ -220,7 +240,7 @@ const END_ATTEMPT: &str = job_change!(
 const REAP: &str = job_change!(
     "held as materialized (
          select key as held_key, stop_request as stop, failures + 1 as failed_attempts
-           from jobs where status = 'running' and lease_expires_at < now()
+           from jobs where status = 'running' and (lease_expires_at < now() or $4)
           order by lease_expires_at limit $1 for update skip locked
      ), decided as (
          select held.*, (case when stop = 'cancel' then 'cancelled'
@@ -232,7 +252,8 @@ const REAP: &str = job_change!(
          update jobs set
                 status = next, lease_owner = null, lease_expires_at = null, stop_request = null,
                 failures = failed_attempts, error = case when next = 'failed' then $2::jsonb end,
-                run_after = now() + make_interval(secs => 5 * 2 ^ least(failed_attempts, 6)),
+                run_after = now() + case when $4 then interval '0'
+                                         else make_interval(secs => 5 * 2 ^ least(failed_attempts, 6)) end,
                 finished_at = case when next in ('failed', 'cancelled') then now() end, updated_at = now()
            from decided where key = held_key
          returning jobs.*

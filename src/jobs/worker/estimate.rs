@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::jobs::cost::{Cost, Pricing};
 use crate::jobs::{Hyperparameters, JobApi, JobSpec};
 use crate::model::BaseModel;
 use crate::train::estimate::{Estimate, TrainingRate};
+use crate::train::recomputation::MemoryBounds;
 use crate::{Error, Result};
 
 /// How long an estimate waits for others before it is refused. Each takes seconds, for large files minutes.
@@ -102,14 +104,15 @@ impl Drop for Stopper {
 }
 
 /// What a job on files of this disk would take, and the rate that was measured for it, with its setup, where `rates` has none.
-/// Slow: call it off the async threads.
+/// `scratch` is a folder for temporary files. Slow: call it off the async threads.
 pub fn estimate_files(
     model: Arc<BaseModel>,
     spec: &JobSpec,
-    training_file: File,
-    validation_file: Option<File>,
+    (training_file, validation_file): (File, Option<File>),
     rates: BTreeMap<String, TrainingRate>,
     pricing: &Pricing,
+    memory: MemoryBounds,
+    scratch: PathBuf,
 ) -> Result<(JobEstimate, Option<(String, TrainingRate)>)> {
     let (progress, _) = mpsc::channel(1);
     let base = model.id.clone();
@@ -126,6 +129,8 @@ pub fn estimate_files(
         classification: None,
         checkpoint: None,
         rates,
+        memory,
+        scratch,
         priority: Arc::new(Priority::default()),
         control: Arc::new(Control::default()),
         progress,

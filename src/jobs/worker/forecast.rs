@@ -11,7 +11,7 @@ use crate::model::BaseModel;
 use crate::train::calibration::{self, calibrate};
 use crate::train::estimate::{Estimate, Evaluated, TrainingMemory, TrainingRate, first_epoch_work, later_work};
 use crate::train::trainer::BeforeMicroStep;
-use crate::train::{HeldOut, StepReport, Trainer};
+use crate::train::{HeldOut, Recomputation, StepReport, Trainer};
 
 /// What is expected.
 #[derive(Debug, Clone)]
@@ -56,8 +56,8 @@ pub(super) struct Grounds<'a> {
     pub samples: &'a [TokenizedExample],
     /// What is known of this machine and model, by setup.
     pub rates: &'a BTreeMap<String, TrainingRate>,
-    /// Memory of the process before the run.
-    pub process_bytes: Option<u64>,
+    /// What the run takes of memory.
+    pub memory: TrainingMemory,
 }
 
 impl Forecast {
@@ -75,17 +75,17 @@ impl Forecast {
             let texts = |sample: &TokenizedExample| -> Vec<_> { sample.texts().map(whole).collect() };
             let texts = scale.map(|_| grounds.samples.iter().flat_map(texts).collect::<Vec<_>>());
             let samples = texts.as_deref().unwrap_or(grounds.samples);
-            let rate = calibrate(&model.decoder, &trainer.adapter()?, samples, scale, step_tokens, before)?;
+            let (adapter, way) = (trainer.adapter()?, trainer.recomputation());
+            let rate = calibrate(&model.decoder, &adapter, samples, scale, step_tokens, way, before)?;
             (rate, busy.alone.then_some(rate))
         };
         let (settings, steps) = (trainer.settings(), trainer.total_steps());
-        let memory = TrainingMemory::new(model, trainer.parameter_count(), settings, training, grounds.process_bytes);
         let share = steps.saturating_sub(trainer.step_number()) as f64 / steps.max(1) as f64;
         let evaluated = Evaluated {
             once: grounds.validation.map_or(0, HeldOut::tokens),
             in_all: grounds.validation.map_or(0, |held_out| held_out.tokens_read(trainer)),
         };
-        let estimate = Estimate::new(settings, steps, training, evaluated, rate, memory);
+        let estimate = Estimate::new(settings, steps, training, evaluated, rate, grounds.memory);
         let (first_epoch, later) = (first_epoch_work(settings, training), later_work(settings, training));
         Ok(Self { estimate, share, setup, calibrated, first_epoch, later })
     }
@@ -129,15 +129,20 @@ fn whole(text: &[u32]) -> TokenizedExample {
 }
 
 /// What a rate depends on beside machine and model: the program, where and how the weights are held, the adapter's shape, its
-/// dropout, and whether vectors are compared in place of words.
+/// dropout, whether vectors are compared in place of words, and what is computed again.
 fn setup(model: &BaseModel, trainer: &Trainer, resolved: &Hyperparameters) -> String {
     let device = if model.decoder.device().is_cpu() { "cpu" } else { "gpu" };
     let (version, bytes) = (env!("CARGO_PKG_VERSION"), model.decoder.weight_bytes());
     let (parameters, rank) = (trainer.parameter_count(), resolved.rank.unwrap_or_default());
     let dropout = if resolved.lora_dropout.unwrap_or_default() > 0.0 { ", dropout" } else { "" };
     let vectors = if resolved.scale.is_some() { ", vectors" } else { "" };
+    let again = match trainer.recomputation() {
+        Recomputation::None => String::new(),
+        way => format!(", recomputation {}", way.name()),
+    };
     format!(
-        "attune {version}, {device}, {bytes} bytes of weights, {parameters} numbers of rank {rank}{dropout}{vectors}"
+        "attune {version}, {device}, {bytes} bytes of weights, {parameters} numbers of rank \
+         {rank}{dropout}{vectors}{again}"
     )
 }
 

@@ -161,6 +161,8 @@ impl Worker {
             classification: spec.classification.clone(),
             checkpoint: None,
             rates: self.store.training_rates(&machine::name(), &base).await?,
+            memory: self.memory,
+            scratch: self.store.scratch.to_path_buf(),
             priority: Arc::clone(&self.priority),
             control: Arc::clone(control),
             progress,
@@ -172,7 +174,7 @@ impl Worker {
     async fn fetch(&self, organization: &str, id: &str, control: &Control) -> Result<std::fs::File> {
         let file = self.store.file(organization, id).await?;
         let mut content = self.store.file_content(&file).await?;
-        let local = tempfile::tempfile().map_err(Error::io("make a temporary file"))?;
+        let local = tempfile::tempfile_in(&*self.store.scratch).map_err(Error::io("make a temporary file"))?;
         let mut writer = tokio::fs::File::from_std(local);
         while let Some(chunk) = content.try_next().await? {
             control.check()?;
@@ -246,7 +248,7 @@ impl Worker {
     }
 
     async fn store_result_file(&self, job: &Job, content: Vec<u8>) -> Result<String> {
-        let file = tempfile::NamedTempFile::new().map_err(Error::io("make a temporary file"))?;
+        let file = tempfile::NamedTempFile::new_in(&*self.store.scratch).map_err(Error::io("make a temporary file"))?;
         tokio::fs::write(file.path(), content).await.map_err(Error::io("write the result file"))?;
         let new = NewFile {
             organization: job.organization.clone(),

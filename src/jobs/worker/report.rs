@@ -196,10 +196,11 @@ pub(super) fn warnings(plan: &Plan) -> Vec<(String, Value)> {
 /// What is expected of the `seconds` before an attempt.
 fn estimate_event(estimate: &Estimate, seconds: f64, cost: &Cost) -> (String, Value) {
     let message = format!(
-        "Expected: {} at {} tokens per second, {} of memory at the peak{}",
+        "Expected: {} at {} tokens per second, {} of memory at the peak ({}){}",
         words::duration(seconds),
         words::count(estimate.tokens_per_second),
         words::bytes(estimate.memory.peak),
+        estimate.recomputation.in_words(),
         words::listed(&cost.in_words()),
     );
     (message, json!({"estimate": estimate, "duration_seconds": seconds, "cost": cost}))

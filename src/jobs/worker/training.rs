@@ -4,6 +4,7 @@
 //! a step and a lost lease is noticed while a step runs.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,8 @@ use crate::jobs::{Classification, Hyperparameters, JobApi, Method};
 use crate::machine::{self, MemoryWatch};
 use crate::model::BaseModel;
 use crate::train::classification::ClassificationTask;
-use crate::train::estimate::TrainingRate;
+use crate::train::estimate::{TrainingMemory, TrainingRate};
+use crate::train::recomputation::MemoryBounds;
 use crate::train::trainer::BeforeMicroStep;
 use crate::train::{HeldOut, Question, StepReport, TrainSettings, Trainer, Validation, results, settings};
 use crate::{Error, Result};
@@ -56,6 +58,10 @@ pub(super) struct Inputs {
     pub checkpoint: Option<Bytes>,
     /// How fast this machine has trained the model, by setup.
     pub rates: BTreeMap<String, TrainingRate>,
+    /// What the operator says of memory.
+    pub memory: MemoryBounds,
+    /// The folder for temporary files.
+    pub scratch: PathBuf,
     pub priority: Arc<Priority>,
     pub control: Arc<Control>,
     pub progress: Sender<Progress>,
@@ -152,10 +158,11 @@ struct Run {
 impl Run {
     fn prepare(inputs: Inputs) -> Result<Self> {
         let Inputs { model, api, method, asked, control, .. } = inputs;
-        let process_bytes = machine::resident_bytes();
+        let (process_bytes, free) = (machine::resident_bytes(), machine::free_memory());
         let render = RenderSettings {
             prompt_loss_weight: settings::prompt_loss_weight(&asked, api),
             max_tokens: settings::max_sequence_tokens(&asked, &model.config)?,
+            scratch: inputs.scratch,
         };
         let (training_file, validation_file) = (inputs.training_file, inputs.validation_file);
         let read = |file, purpose| {
@@ -197,19 +204,24 @@ impl Run {
         let checkpoint_fault =
             inputs.checkpoint.and_then(|checkpoint| trainer.restore(&checkpoint).err()).map(|error| error.to_string());
         check_told_apart(&trainer, &report)?;
+        // Of a GPU's own memory nothing is known here.
+        let free = free.filter(|_| model.decoder.device().is_cpu());
+        let memory_of = |way| {
+            let (parameters, settings) = (trainer.parameter_count(), trainer.settings());
+            TrainingMemory::new(&model, parameters, settings, &report, process_bytes, way)
+        };
+        let memory = inputs.memory.choose(memory_of, free, report.longest)?;
+        trainer.recompute(memory.recomputation);
         let mut before_piece = || {
             control.check()?;
             inputs.priority.yield_to_requests(YIELD);
             Ok(())
         };
         let steps = trainer.total_steps();
-        let (held_out, validation) = match validation {
-            Some(Dataset { examples, report: counts }) => {
-                let held_out = HeldOut::new(examples, width).between_epochs(epochs * report.tokens, steps);
-                (Some(held_out), Some(counts))
-            }
-            None => (None, None),
+        let held_out = |Dataset { examples, report: counts }| {
+            (HeldOut::new(examples, width).between_epochs(epochs * report.tokens, steps), counts)
         };
+        let (held_out, validation) = validation.map(held_out).unzip();
         let grounds = Grounds {
             model: &model,
             trainer: &trainer,
@@ -218,7 +230,7 @@ impl Run {
             validation: held_out.as_ref(),
             samples: &samples,
             rates: &inputs.rates,
-            process_bytes,
+            memory,
         };
         let forecast = Forecast::new(&grounds, &mut before_piece)?;
         let plan = Plan {
