@@ -132,7 +132,7 @@ pub struct TrainingOptions {
     /// Memory of the whole process, in MiB, that no job may lead beyond; absent: what the machine or the container has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_limit_mib: Option<u64>,
-    /// What is computed again in the backward pass of every job, to need less memory; absent: as little as memory allows.
+    /// What is computed again in the backward pass of every job, to need less memory; absent: `selective`, or `full` where memory is scarce.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recomputation: Option<Recomputation>,
 }
