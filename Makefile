@@ -50,7 +50,7 @@ openapi: setup ## Write openapi/openapi.json from the code
 	@cargo run --locked --quiet -- openapi > openapi/.openapi.json.new
 	@mv openapi/.openapi.json.new openapi/openapi.json
 
-parity: setup .venv-parity/.installed ## Compare with transformers and PEFT anew: references, adapters, a whole loop (downloads torch)
+parity: setup .venv-parity/.installed .venv-bench/.installed ## Compare with transformers, PEFT, mistralrs and llama.cpp anew: references, adapters, a whole loop (downloads torch)
 	@.venv-parity/bin/python tests/parity/make_fixtures.py
 	@.venv-parity/bin/python tests/parity/make_loglikelihoods.py
 	@cargo test --locked --test model
@@ -60,6 +60,7 @@ parity: setup .venv-parity/.installed ## Compare with transformers and PEFT anew
 			"$$(tools/target-dir)/parity/$$family" "$$(tools/target-dir)/parity/$$family.safetensors"; done
 	@cargo build --locked --release
 	@.venv-parity/bin/python tests/parity/check_loop.py --binary "$$(tools/target-dir)/release/attune"
+	@.venv-bench/bin/python tests/parity/check_elsewhere.py --binary "$$(tools/target-dir)/release/attune"
 
 .venv/.installed: tests/sdk/requirements.txt | setup
 	@python3 -m venv .venv

@@ -147,6 +147,32 @@ def loads_during_traffic(server, rounds, table):
     table.append(("time between tokens, 99th percentile, ms", name, 1000 * percentile(loaded, 0.99)))
 
 
+def first_tokens(binary, paths, work, rounds, table):
+    """Milliseconds to the first token of a prompt of 64 tokens with an adapter on the device, and with one that has to come from
+    host memory: 16 adapters of rank 16 where there is room for four on the device."""
+    server = Attune(binary, paths["folder"], "tiers", work, settings={"ATTUNE_LIMITS__ADAPTER_DEVICE_MIB": "80"}).start()
+    try:
+        folder = server.data / "adapters-of-the-benchmark"
+        for number in range(SLOTS):
+            checkpoint.write_adapter(folder / f"wide-{number}", number)
+            server.load_adapter(f"wide-{number}", folder / f"wide-{number}")
+        device, host = [], []
+
+        def first_token(name):
+            (text,) = prompts(next(SEEDS), (64,))
+            start = time.perf_counter()
+            server.complete(text, 1, name)
+            return 1000 * (time.perf_counter() - start)
+
+        for number in range(SLOTS * rounds):
+            host.append(first_token(f"wide-{number % SLOTS}"))
+            device.append(first_token(f"wide-{number % SLOTS}"))
+        table.append(("first token, ms", "adapter on the device", statistics.median(device)))
+        table.append(("first token, ms", "adapter in host memory", statistics.median(host)))
+    finally:
+        server.stop()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", help="measure this attune instead of building one")
@@ -179,6 +205,7 @@ def main():
         if arguments.only != "peers":
             with_adapters(f32, work, arguments.adapters, arguments.rounds, table)
             loads_during_traffic(f32, arguments.rounds, table)
+            first_tokens(binary, paths, work, arguments.rounds, table)
     finally:
         for server in started:
             server.stop()

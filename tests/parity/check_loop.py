@@ -9,59 +9,16 @@ different orders, so that a rare tie between two tokens may fall differently.
 """
 
 import argparse
-import io
-import shutil
 import sys
-import tarfile
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
+from loop import TOKENS, attunelib, letters, same, serve
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-import attunelib  # noqa: E402
-
-LETTERS = 100
-TOKENS = 80
 AGREE_AT_LEAST = 0.95
-
-
-def train(client):
-    """A finished fine-tuned model's name."""
-    lines = (attunelib.DEMO / "tickets" / "train.jsonl").read_bytes().splitlines(keepends=True)[:200]
-    training_file = client.upload("letters.jsonl", b"".join(lines))
-    hyperparameters = {"n_epochs": 1, "batch_size": 8, "learning_rate": 2e-3, "rank": 8, "alpha": 16}
-    job = attunelib.Job(client, client.post("/v1/fine_tuning/jobs", {
-        "model": "demo", "training_file": training_file["id"], "suffix": "parity",
-        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
-    }))
-    while not job.is_over:
-        job.refresh()
-        for event in job.new_events():
-            print(" ", event["message"], flush=True)
-    if job.state["status"] != "succeeded":
-        raise attunelib.ServerError(f"the training job ended as {job.state}")
-    return job.state["fine_tuned_model"]
-
-
-def serve(binary, letters, adapter):
-    """Trains and asks the server; writes its adapter to `adapter` and returns its answers."""
-    data_dir = attunelib.data_folder()
-    try:
-        with attunelib.Server(binary, data_dir) as server:
-            client = attunelib.Client(server.url)
-            model = train(client)
-            archive = client.fetch("GET", f"/v1/models/{model}/adapter")
-            with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-                tar.extractall(adapter, filter="data")
-            with ThreadPoolExecutor(8) as pool:
-                return list(pool.map(lambda letter: client.chat(model, letter, max_tokens=TOKENS), letters))
-    finally:
-        shutil.rmtree(data_dir, ignore_errors=True)
 
 
 def reference(adapter, letters):
@@ -88,17 +45,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", required=True, help="the attune program to check")
     arguments = parser.parse_args()
-    lines = attunelib.read_jsonl(attunelib.DEMO / "tickets" / "heldout.jsonl")[:LETTERS]
-    letters = [line["messages"][:1] for line in lines]
+    asked = letters()
     with tempfile.TemporaryDirectory() as folder:
-        served = serve(arguments.binary, letters, folder)
-        (config,) = Path(folder).rglob("adapter_config.json")
-        wanted = reference(config.parent, letters)
-    differing = [(letter, got, want) for letter, got, want in zip(letters, served, wanted) if got != want]
-    for letter, got, want in differing:
-        print(f"{letter[0]['content']}\n  attune: {got}\n  PEFT:   {want}")
-    share = 1 - len(differing) / len(letters)
-    print(f"{share:.0%} of {len(letters)} answers are the same")
+        served, adapter = serve(arguments.binary, asked, folder)
+        wanted = reference(adapter, asked)
+    share = same(asked, served, wanted, "PEFT")
     return 0 if share >= AGREE_AT_LEAST else 1
 
 
