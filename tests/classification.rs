@@ -94,7 +94,7 @@ fn log_probability(model: &BaseModel, adapter: &Adapter, prompt: &str, class: us
 /// What the finished model makes of the examples: the right class, and the log probabilities of all.
 async fn judged(fixture: &Fixture, job: &Job, examples: &[(String, usize)], classes: usize) -> Vec<(usize, Vec<f64>)> {
     let name = job.fine_tuned_model.as_deref().unwrap();
-    let (base, adapter) = fixture.registry.lease(ORG, name).await.unwrap();
+    let (base, adapter) = fixture.registry.original(ORG, name).await.unwrap();
     let model = catalog().get(&base).unwrap().model.clone();
     let judge = |(prompt, class): &(String, usize)| {
         (*class, (0..classes).map(|other| log_probability(&model, &adapter, prompt, other)).collect())

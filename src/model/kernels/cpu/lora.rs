@@ -46,6 +46,9 @@ pub fn add(outputs: &[Tensor], x: &Tensor, tasks: &[LoraRows<'_>]) -> Result<()>
 }
 
 fn add_pair(y: &mut [f32], x: &[f32], task: &LoraRows<'_>, next: Option<&LoraRows<'_>>) -> Result<()> {
+    if task.pair.a.dtype() != task.pair.b.dtype() {
+        return Err(Error::Internal("A and B of an adapter differ in their precision".into()));
+    }
     let made;
     let pair = if is_laid_out(task.pair) {
         task.pair
@@ -57,7 +60,7 @@ fn add_pair(y: &mut [f32], x: &[f32], task: &LoraRows<'_>, next: Option<&LoraRow
     match (a.transposed()?, b.elements()?) {
         (Elements::F32(a), Elements::F32(b)) => product(y, x, task, [a, b], next.address()),
         (Elements::Bf16(a), Elements::Bf16(b)) => product(y, x, task, [a, b], next.address()),
-        _ => return Err(Error::Internal("A and B of an adapter differ in their precision".into())),
+        _ => return Err(Error::Internal("A and B of an adapter are of one precision".into())),
     }
     Ok(())
 }
