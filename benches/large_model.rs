@@ -16,10 +16,11 @@ use std::time::Instant;
 use attune::config::{Dtype, ModelEntry};
 use attune::datasets::{DatasetReport, ExampleStore, TokenizedExample};
 use attune::jobs::Hyperparameters;
+use attune::machine::{self, MemoryWatch};
 use attune::model::{BaseModel, ModelConfig};
 use attune::train::estimate::TrainingMemory;
 use attune::train::{Recomputation, TrainSettings, Trainer};
-use attune::{machine, words};
+use attune::words;
 use candle_core::Device;
 use serde_json::json;
 
@@ -79,7 +80,7 @@ fn main() -> Result<(), Failure> {
 fn row(folder: &Path, dtype: &str, way: &str) -> Result<(), Failure> {
     // As the server does.
     // SAFETY: no other thread is running yet.
-    unsafe { libmimalloc_sys::mi_option_set(15, 1000) };
+    unsafe { machine::keep_freed_memory() };
     let way = Recomputation::ALL.into_iter().find(|known| known.name() == way).ok_or("an unknown way")?;
     let mut entry = ModelEntry::new("model", folder);
     match dtype {
@@ -97,8 +98,8 @@ fn row(folder: &Path, dtype: &str, way: &str) -> Result<(), Failure> {
     let settings = TrainSettings::new(&asked, 1);
     let report =
         DatasetReport { examples: count, tokens: count * TOKENS, longest: TOKENS - 1, ..DatasetReport::default() };
-    std::fs::write("/proc/self/clear_refs", "5")?; // Loading takes more for a moment than the weights do.
-    let process = machine::resident_bytes();
+    // From here on: loading takes more for a moment than the weights do.
+    let (process, memory) = (machine::resident_bytes(), MemoryWatch::start());
     let examples = ExampleStore::of((0..count).map(example))?;
     let mut trainer = Trainer::new(Arc::clone(&model), settings.clone(), examples, None)?;
     trainer.recompute(way);
@@ -110,16 +111,10 @@ fn row(folder: &Path, dtype: &str, way: &str) -> Result<(), Failure> {
         tokens += step.tokens;
     }
     let rate = words::count(tokens as f64 / began.elapsed().as_secs_f64());
-    let [weights, peak, estimate] = [estimate.weights, peak()?, estimate.peak].map(words::bytes);
+    let peak = memory.peak_bytes().ok_or("the system does not tell what is resident")?;
+    let [weights, peak, estimate] = [estimate.weights, peak, estimate.peak].map(words::bytes);
     println!("{dtype:6}{:>12}{rate:>12}{weights:>12}{peak:>12}{estimate:>12}", way.name());
     Ok(())
-}
-
-/// The most that this process had resident since loading, in bytes.
-fn peak() -> Result<u64, Failure> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? << 10)
 }
 
 /// A checkpoint of random bf16 weights with the standard deviation 0.02, and a tokenizer of a thousand words.

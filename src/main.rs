@@ -10,7 +10,6 @@ mod commands {
     mod table;
 }
 
-use std::ffi::c_long;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -141,16 +140,9 @@ impl Options {
     }
 }
 
-/// Milliseconds after which freed memory goes back to the system. Steps and batches take and free the same tens of MiB again
-/// and again; with the allocator's own 10 ms, clearing them anew took a tenth of the time of long prompts.
-const KEEP_FREED_MS: c_long = 1000;
-
-/// `mi_option_purge_delay` of mimalloc.h, which the crate has no name for.
-const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-
 fn main() -> ExitCode {
     // SAFETY: no other thread is running yet.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, KEEP_FREED_MS) };
+    unsafe { attune::machine::keep_freed_memory() };
     match start(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {

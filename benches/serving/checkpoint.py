@@ -23,15 +23,15 @@ CONFIG = {
 END = "<|end|>"
 MERGE = ("!", "!")
 KEY_WIDTH = CONFIG["num_key_value_heads"] * CONFIG["head_dim"]
-# Linear layers of a block: name in the checkpoint, name in GGUF, (out, in).
+# Linear layers of a block, (out, in).
 LAYERS = {
-    "self_attn.q_proj": ("attn_q", (576, 576)),
-    "self_attn.k_proj": ("attn_k", (KEY_WIDTH, 576)),
-    "self_attn.v_proj": ("attn_v", (KEY_WIDTH, 576)),
-    "self_attn.o_proj": ("attn_output", (576, 576)),
-    "mlp.gate_proj": ("ffn_gate", (1536, 576)),
-    "mlp.up_proj": ("ffn_up", (1536, 576)),
-    "mlp.down_proj": ("ffn_down", (576, 1536)),
+    "self_attn.q_proj": (576, 576),
+    "self_attn.k_proj": (KEY_WIDTH, 576),
+    "self_attn.v_proj": (KEY_WIDTH, 576),
+    "self_attn.o_proj": (576, 576),
+    "mlp.gate_proj": (1536, 576),
+    "mlp.up_proj": (1536, 576),
+    "mlp.down_proj": (576, 1536),
 }
 
 
@@ -41,7 +41,7 @@ def tensors(seed=1):
     named = {"model.embed_tokens.weight": random.normal(0, 0.02, (CONFIG["vocab_size"], 576)),
              "model.norm.weight": np.ones(576)}  # fmt: skip
     for layer in range(CONFIG["num_hidden_layers"]):
-        for name, (_, shape) in LAYERS.items():
+        for name, shape in LAYERS.items():
             named[f"model.layers.{layer}.{name}.weight"] = random.normal(0, 0.02, shape)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             named[f"model.layers.{layer}.{norm}.weight"] = np.ones(576)
@@ -72,57 +72,6 @@ def write_folder(folder, named):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def write_gguf(path, named, precision):
-    """The same for llama.cpp: `f32`, `f16` or `q8_0`."""
-    # Only needed here: who trains on the checkpoint has no use for it.
-    import gguf
-
-    kinds = gguf.GGMLQuantizationType
-    kind = {"f32": kinds.F32, "f16": kinds.F16, "q8_0": kinds.Q8_0}[precision]
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(CONFIG["max_position_embeddings"])
-    writer.add_embedding_length(CONFIG["hidden_size"])
-    writer.add_block_count(CONFIG["num_hidden_layers"])
-    writer.add_feed_forward_length(CONFIG["intermediate_size"])
-    writer.add_head_count(CONFIG["num_attention_heads"])
-    writer.add_head_count_kv(CONFIG["num_key_value_heads"])
-    writer.add_rope_dimension_count(CONFIG["head_dim"])
-    writer.add_rope_freq_base(CONFIG["rope_theta"])
-    writer.add_layer_norm_rms_eps(CONFIG["rms_norm_eps"])
-    writer.add_vocab_size(CONFIG["vocab_size"])
-    words = vocabulary()
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(words)
-    writer.add_token_types([gguf.TokenType.NORMAL] * (len(words) - 1) + [gguf.TokenType.CONTROL])
-    writer.add_token_merges([" ".join(MERGE)])
-    writer.add_eos_token_id(CONFIG["eos_token_id"])
-    writer.add_add_bos_token(False)
-
-    def add(name, value):
-        if value.ndim == 1:
-            writer.add_tensor(name, value)
-        else:
-            writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
-
-    add("token_embd.weight", named["model.embed_tokens.weight"])
-    add("output_norm.weight", named["model.norm.weight"])
-    for layer in range(CONFIG["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}"
-        add(f"blk.{layer}.attn_norm.weight", named[f"{prefix}.input_layernorm.weight"])
-        add(f"blk.{layer}.ffn_norm.weight", named[f"{prefix}.post_attention_layernorm.weight"])
-        for name, (other, _) in LAYERS.items():
-            value = named[f"{prefix}.{name}.weight"]
-            heads = {"attn_q": CONFIG["num_attention_heads"], "attn_k": CONFIG["num_key_value_heads"]}.get(other)
-            if heads:  # GGUF's Llama rotates neighbouring values, the checkpoint halves of a head.
-                value = value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
-            add(f"blk.{layer}.{other}.weight", value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def write_adapter(folder, seed, rank=16, targets=tuple(LAYERS), dtype=np.float32):
     """A PEFT folder with random A and B."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +79,7 @@ def write_adapter(folder, seed, rank=16, targets=tuple(LAYERS), dtype=np.float32
     named = {}
     for layer in range(CONFIG["num_hidden_layers"]):
         for name in targets:
-            _, (out, into) = LAYERS[name]
+            out, into = LAYERS[name]
             prefix = f"base_model.model.model.layers.{layer}.{name}"
             named[f"{prefix}.lora_A.weight"] = random.normal(0, 0.02, (rank, into)).astype(dtype)
             named[f"{prefix}.lora_B.weight"] = random.normal(0, 0.02, (out, rank)).astype(dtype)
@@ -142,12 +91,15 @@ def write_adapter(folder, seed, rank=16, targets=tuple(LAYERS), dtype=np.float32
 
 def write_all(folder: Path):
     """The checkpoint and its GGUF files, made once; their paths by name."""
-    paths = {"folder": folder / "model", **{kind: folder / f"model-{kind}.gguf" for kind in ("f32", "f16", "q8_0")}}
+    # Only needed here: who trains on the checkpoint has no use for them.
+    import gguf_files
+
+    paths = {"folder": folder / "model", **{kind: folder / f"model-{kind}.gguf" for kind in gguf_files.PRECISIONS}}
     if (folder / "complete").exists():
         return paths
     named = tensors()
     write_folder(paths["folder"], named)
-    for kind in ("f32", "f16", "q8_0"):
-        write_gguf(paths[kind], named, kind)
+    for kind in gguf_files.PRECISIONS:
+        gguf_files.write_model(paths[kind], paths["folder"], named, kind)
     (folder / "complete").touch()
     return paths

@@ -53,7 +53,7 @@ impl Texts {
     /// Batches of at most `size` of the pairs in `order`, none of which has a text twice.
     pub fn batches(&self, order: &[usize], size: usize) -> Vec<Vec<usize>> {
         if self.unique {
-            return order.chunks(size).map(<[usize]>::to_vec).collect();
+            return in_turn(order, size);
         }
         let mut batches: Vec<Vec<usize>> = Vec::new();
         let mut open: Vec<usize> = Vec::new();
@@ -89,6 +89,11 @@ impl Texts {
     }
 }
 
+/// `size` at a time, in their order.
+fn in_turn(order: &[usize], size: usize) -> Vec<Vec<usize>> {
+    order.chunks(size).map(<[usize]>::to_vec).collect()
+}
+
 /// The batches of a run.
 #[derive(Debug)]
 pub(super) struct Batches {
@@ -99,8 +104,8 @@ pub(super) struct Batches {
     texts: Option<Texts>,
     /// The number of steps at the end of each epoch.
     ends: Vec<usize>,
-    /// An epoch and its batches.
-    current: (usize, Vec<Vec<usize>>),
+    /// The epoch that was asked for last, and its batches.
+    current: Option<(usize, Vec<Vec<usize>>)>,
 }
 
 impl Batches {
@@ -108,9 +113,7 @@ impl Batches {
     pub fn new(seed: u64, epochs: usize, examples: usize, size: usize) -> Self {
         let per_epoch = examples.div_ceil(size);
         let ends = (1..=epochs).map(|epoch| epoch * per_epoch).collect();
-        let mut batches = Self { seed, size, examples, texts: None, ends, current: (0, Vec::new()) };
-        batches.current.1 = batches.of_epoch(0);
-        batches
+        Self { seed, size, examples, texts: None, ends, current: None }
     }
 
     /// The same over the pairs of `store`.
@@ -123,7 +126,6 @@ impl Batches {
             Some(*end)
         });
         batches.ends = ends.collect();
-        batches.current.1 = batches.of_epoch(0);
         Ok(batches)
     }
 
@@ -135,18 +137,18 @@ impl Batches {
     /// The examples of `step`, counted from 0.
     pub fn of_step(&mut self, step: usize) -> Vec<usize> {
         let epoch = self.ends.partition_point(|end| *end <= step);
-        if self.current.0 != epoch {
-            self.current = (epoch, self.of_epoch(epoch));
-        }
+        let current = self.current.take().filter(|(known, _)| *known == epoch);
+        let current = current.unwrap_or_else(|| (epoch, self.of_epoch(epoch)));
+        let (_, batches) = self.current.insert(current);
         let begin = if epoch == 0 { 0 } else { self.ends[epoch - 1] };
-        self.current.1.get(step - begin).cloned().unwrap_or_default()
+        batches.get(step - begin).cloned().unwrap_or_default()
     }
 
     fn of_epoch(&self, epoch: usize) -> Vec<Vec<usize>> {
         let order = epoch_order(self.seed, epoch, self.examples);
         match &self.texts {
             Some(texts) => texts.batches(&order, self.size),
-            None => order.chunks(self.size).map(<[usize]>::to_vec).collect(),
+            None => in_turn(&order, self.size),
         }
     }
 }

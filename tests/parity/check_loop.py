@@ -8,20 +8,16 @@ equal the server's. The exit status is 1 where fewer than 95 of 100 agree: both 
 different orders, so that a rare tie between two tokens may fall differently.
 """
 
-import argparse
 import sys
-import tempfile
 
 import torch
-from loop import TOKENS, attunelib, letters, same, serve
+from loop import TOKENS, attunelib, check
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-AGREE_AT_LEAST = 0.95
 
-
-def reference(adapter, letters):
+def reference(letters, adapter, _folder):
     """PEFT's greedy answers, one letter at a time."""
     tokenizer = AutoTokenizer.from_pretrained(attunelib.DEMO)
     base = AutoModelForCausalLM.from_pretrained(attunelib.DEMO, dtype=torch.float32)
@@ -41,17 +37,5 @@ def reference(adapter, letters):
     return answers
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--binary", required=True, help="the attune program to check")
-    arguments = parser.parse_args()
-    asked = letters()
-    with tempfile.TemporaryDirectory() as folder:
-        served, adapter = serve(arguments.binary, asked, folder)
-        wanted = reference(adapter, asked)
-    share = same(asked, served, wanted, "PEFT")
-    return 0 if share >= AGREE_AT_LEAST else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check(__doc__, {"PEFT": reference}))

@@ -1,10 +1,12 @@
 """What the checks of a whole loop have in common: an adapter trained through a real server, what the server answers with it,
 and the files that it hands out."""
 
+import argparse
 import io
 import shutil
 import sys
 import tarfile
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import attunelib  # noqa: E402
 
 LETTERS = 100
 TOKENS = 80
+# Both compute in float32, but they add in different orders, so that a rare tie between two tokens may fall differently.
+AGREE_AT_LEAST = 0.95
 
 
 def letters():
@@ -64,3 +68,17 @@ def same(letters, ours, theirs, whose):
     share = 1 - len(differing) / len(letters)
     print(f"{share:.0%} of {len(letters)} answers are the same as {whose}'s")
     return share
+
+
+def check(what, elsewhere):
+    """The exit status of a check that says of itself `what` it is: `elsewhere` names other programs, with what each of them
+    answers to letters with the adapter in a folder, `folder` being one for files of its own."""
+    parser = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", required=True, help="the attune program to check")
+    arguments = parser.parse_args()
+    asked = letters()
+    with tempfile.TemporaryDirectory() as folder:
+        served, adapter = serve(arguments.binary, asked, folder)
+        theirs = {whose: answers(asked, adapter, Path(folder)) for whose, answers in elsewhere.items()}
+    shares = [same(asked, served, answers, whose) for whose, answers in theirs.items()]
+    return 0 if min(shares) >= AGREE_AT_LEAST else 1

@@ -130,7 +130,6 @@ pub fn matmul(a: &Tensor, b: &Tensor, transpose: bool) -> Result<Tensor> {
 /// Adds `scale · B(A x)` to all rows of `y`, in place.
 pub fn add_lora(y: Tensor, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
     let ((rows, input), (output, rank)) = (x.dims2()?, pair.b.dims2()?);
-    let pair = LoraPair { a: in_rows(&pair.a)?, b: in_rows(&pair.b)?, scale: pair.scale };
     let (x, a, b) = (Values::of(x)?, Values::of(&pair.a)?, Values::of(&pair.b)?);
     let mut shrunk = vec![0.0; rows * rank]; // x · Aᵀ, [rows, rank]
     let shrink = View::dense(&a, rank, input).transposed();
@@ -143,11 +142,6 @@ pub fn add_lora(y: Tensor, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
         Ok(())
     })?;
     Ok(y)
-}
-
-/// The matrix row by row in f32: a copy only where it is held as serving wants it.
-fn in_rows(matrix: &Tensor) -> Result<Tensor> {
-    Ok(matrix.to_dtype(candle_core::DType::F32)?.contiguous()?)
 }
 
 /// Runs `work` for each row of `dst` (`width` values), in parallel where that pays.

@@ -16,8 +16,13 @@ pub(super) trait Lanes: Copy {
     unsafe fn load(from: *const f32) -> Self;
     /// Widens 16 bf16 values in the order of the level.
     unsafe fn load_bf16(from: *const u16) -> Self;
-    /// Widens 16 bf16 values in their own order.
-    unsafe fn load_words(from: *const u16) -> Self;
+    /// Widens 16 bf16 values in their own order, which is that of most levels.
+    #[allow(clippy::inline_always, reason = "part of the kernels")]
+    #[inline(always)]
+    unsafe fn load_words(from: *const u16) -> Self {
+        // SAFETY: the caller's promises.
+        unsafe { Self::load_bf16(from) }
+    }
     unsafe fn store(self, to: *mut f32);
     /// `self + weights · x`
     unsafe fn add_product(self, weights: Self, x: f32) -> Self;
@@ -86,12 +91,6 @@ impl Lanes for Portable {
         // SAFETY: 16 values are there, as the caller promises.
         let words = unsafe { from.cast::<[u16; 16]>().read_unaligned() };
         Self(words.map(|word| f32::from_bits(u32::from(word) << 16)))
-    }
-
-    #[inline(always)]
-    unsafe fn load_words(from: *const u16) -> Self {
-        // SAFETY: the caller's promises.
-        unsafe { Self::load_bf16(from) }
     }
 
     #[inline(always)]

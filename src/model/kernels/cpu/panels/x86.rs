@@ -226,11 +226,6 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_words(from: *const u16) -> Self {
-        unsafe { Self::load_bf16(from) }
-    }
-
-    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { _mm512_storeu_ps(to, self.0) }
     }
