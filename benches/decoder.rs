@@ -17,7 +17,7 @@ use attune::model::linear::Storage;
 use attune::model::weights::Weights;
 use attune::train::Recomputation;
 use attune::train::backward::{self, Objective, PackedBatch, Target};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -154,7 +154,7 @@ type Step = Box<dyn Fn(&Decoder) -> Result<(), Failure>>;
 
 fn decode_step(config: &ModelConfig, rows: usize, context: usize) -> Result<Step, Failure> {
     let blocks_each = context / BLOCK_TOKENS + 1;
-    let cache = KvCache::new(config, rows * blocks_each, &Device::Cpu)?;
+    let cache = KvCache::new(config, rows * blocks_each, DType::F32, &Device::Cpu)?;
     let blocks: Vec<Vec<u32>> =
         (0..rows).map(|row| (0..blocks_each).map(|block| (row * blocks_each + block) as u32).collect()).collect();
     let tokens = vec![17; rows];
@@ -171,7 +171,7 @@ fn decode_step(config: &ModelConfig, rows: usize, context: usize) -> Result<Step
 
 fn prefill(config: &ModelConfig, count: usize) -> Result<Step, Failure> {
     let blocks: Vec<u32> = (0..count.div_ceil(BLOCK_TOKENS) as u32).collect();
-    let cache = KvCache::new(config, blocks.len(), &Device::Cpu)?;
+    let cache = KvCache::new(config, blocks.len(), DType::F32, &Device::Cpu)?;
     let tokens: Vec<u32> = (0..count as u32).collect();
     Ok(Box::new(move |decoder| {
         let rows = SequenceRows { rows: 0..count, start: 0, blocks: &blocks, adapter: None };
@@ -254,13 +254,13 @@ impl<'a> Input<'a> {
     ) -> Result<Self, Failure> {
         let each = (context / BLOCK_TOKENS + 1) as u32;
         let blocks = (0..rows as u32).map(|row| (row * each..(row + 1) * each).collect()).collect();
-        let cache = KvCache::new(config, rows * each as usize, &Device::Cpu)?;
+        let cache = KvCache::new(config, rows * each as usize, DType::F32, &Device::Cpu)?;
         Ok(Self { tokens: vec![17; rows], starts: vec![context; rows], blocks, adapters: adapters.to_vec(), cache })
     }
 
     fn prefill(config: &ModelConfig, count: usize, adapter: Option<&'a Adapter>) -> Result<Self, Failure> {
         let blocks = vec![(0..count.div_ceil(BLOCK_TOKENS) as u32).collect()];
-        let cache = KvCache::new(config, count.div_ceil(BLOCK_TOKENS), &Device::Cpu)?;
+        let cache = KvCache::new(config, count.div_ceil(BLOCK_TOKENS), DType::F32, &Device::Cpu)?;
         Ok(Self { tokens: (0..count as u32).collect(), starts: vec![0], blocks, adapters: vec![adapter], cache })
     }
 

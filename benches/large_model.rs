@@ -85,7 +85,7 @@ fn row(folder: &Path, dtype: &str, way: &str) -> Result<(), Failure> {
     let mut entry = ModelEntry::new("model", folder);
     match dtype {
         "f32" => {}
-        "bf16" => entry.dtype = Dtype::Bf16,
+        "bf16" => entry.dtype = Some(Dtype::Bf16),
         format => entry.quantize = Some(format.to_owned()),
     }
     let model = Arc::new(BaseModel::load(&entry, &Device::Cpu)?);

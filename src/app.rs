@@ -78,6 +78,11 @@ impl App {
         Ok(Self { state, worker, _postgres: postgres })
     }
 
+    /// The models that it serves.
+    pub fn catalog(&self) -> &Catalog {
+        &self.state.catalog
+    }
+
     /// Serves HTTP on `listener`, and runs jobs where the configuration says so, until `shutdown`.
     pub async fn run(mut self, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
         self.state.shutdown = shutdown.clone();
@@ -96,7 +101,16 @@ impl App {
 
         println!("listening on http://{address}");
 
-        let served = server.await;
+        let catalog = self.state.catalog.clone();
+        let (mut server, mut lost) = (std::pin::pin!(server), false);
+        let served = tokio::select! {
+            served = &mut server => served,
+            () = catalog.lost_device() => {
+                lost = true;
+                shutdown.cancel();
+                server.await
+            }
+        };
         // The listener may have failed on its own; the job must still be put down.
         shutdown.cancel();
         finish(worker).await;
@@ -105,15 +119,25 @@ impl App {
         if tokio::time::timeout(GRACE, recorder).await.is_err() {
             tracing::error!("the usage of the last second could not be written within {} s", GRACE.as_secs());
         }
-        served
+        if lost { Err(lost_device()) } else { served }
     }
 
     /// Runs jobs only, until `shutdown`.
-    pub async fn work(self, shutdown: CancellationToken) {
+    pub async fn work(self, shutdown: CancellationToken) -> Result<()> {
         let worker = tokio::spawn(self.worker.clone().run(shutdown.clone()));
-        shutdown.cancelled().await;
+        let lost = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            () = self.state.catalog.lost_device() => Err(lost_device()),
+        };
+        shutdown.cancel();
         finish(Some(worker)).await;
+        lost
     }
+}
+
+/// Why the process ends: whoever watches over it starts it again, and jobs go on.
+fn lost_device() -> Error {
+    Error::Setup("the GPU does not answer any more; start the server again, jobs go on where they were".into())
 }
 
 /// Removes blobs that no row names: what a process left behind that was killed between writing the two.

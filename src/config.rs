@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
@@ -64,34 +65,38 @@ pub struct ModelEntry {
     pub id: String,
     /// The folder with `config.json`, `*.safetensors` and `tokenizer.json`.
     pub path: PathBuf,
-    /// How weight matrices that are not quantized are held in memory, whatever the checkpoint's precision.
-    #[serde(default)]
-    pub dtype: Dtype,
+    /// How weight matrices that are not quantized are held in memory, whatever the checkpoint's precision; by default f32 on
+    /// the CPU, bf16 on a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
     /// Quantize the linear layers at load, for example `q8_0`, which on the CPU takes embedding and head in too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
 }
 
 impl ModelEntry {
-    /// The model in `path`, held as f32.
+    /// The model in `path`, held as is usual on its device.
     pub fn new(id: impl Into<String>, path: impl Into<PathBuf>) -> Self {
-        Self { id: id.into(), path: path.into(), dtype: Dtype::F32, quantize: None }
+        Self { id: id.into(), path: path.into(), dtype: None, quantize: None }
     }
 
-    /// How the model's weight matrices are held.
-    pub fn storage(&self) -> Storage {
-        Storage { dtype: self.dtype, quantize: self.quantize.clone() }
+    /// How the model's weight matrices are held on `device`.
+    pub fn storage(&self, device: &Device) -> Storage {
+        // Blocks of 8 bit and less leave little to hold otherwise, and their products on a GPU take f32.
+        let usual = if device.is_cpu() || self.quantize.is_some() { Dtype::F32 } else { Dtype::Bf16 };
+        Storage { dtype: self.dtype.unwrap_or(usual), quantize: self.quantize.clone() }
     }
 }
 
-/// How a weight is held; arithmetic is f32 with both.
+/// How a weight is held. On the CPU arithmetic is f32 with both; on a GPU sums are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// 4 bytes: exact.
     #[default]
     F32,
-    /// 2 bytes, the CPU only: half the memory, and faster answers. Exact where the checkpoint is bf16 itself.
+    /// 2 bytes: half the memory, and faster answers. Exact where the checkpoint is bf16 itself. On a GPU what lies between the
+    /// layers is bf16 too.
     Bf16,
 }
 
@@ -195,7 +200,10 @@ impl Config {
             if self.models[..index].iter().any(|other| other.id == model.id) {
                 return Err(Error::Setup(format!("model id `{}` is given twice", model.id)));
             }
-            model.storage().check().map_err(|error| Error::Setup(format!("model `{}`: {error}", model.id)))?;
+            model
+                .storage(&Device::Cpu)
+                .check()
+                .map_err(|error| Error::Setup(format!("model `{}`: {error}", model.id)))?;
         }
         self.check_aliases()?;
         if self.api_keys.iter().any(|key| key.trim().is_empty()) {

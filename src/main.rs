@@ -223,8 +223,7 @@ async fn serve(config: Config) -> Result<()> {
 async fn work(config: Config) -> Result<()> {
     let shutdown = stop_on_signals()?;
     let Some(app) = until(&shutdown, App::build(config)).await? else { return Ok(()) };
-    app.work(shutdown).await;
-    Ok(())
+    app.work(shutdown).await
 }
 
 async fn migrate(config: Config) -> Result<()> {

@@ -120,7 +120,7 @@ struct Request<'a> {
 /// The bits of the logits of each request's rows, all requests in the same steps.
 fn logits(decoder: &Decoder, config: &ModelConfig, ids: &[u32], requests: &[&Request<'_>]) -> Vec<Vec<u32>> {
     const BLOCKS: usize = 4;
-    let cache = KvCache::new(config, BLOCKS * requests.len(), &CPU).unwrap();
+    let cache = KvCache::new(config, BLOCKS * requests.len(), DType::F32, &CPU).unwrap();
     // Out of order, and no two neighbours of one sequence.
     let blocks: Vec<Vec<u32>> = (0..requests.len())
         .map(|request| (0..BLOCKS).rev().map(|block| (block * requests.len() + request) as u32).collect())

@@ -14,7 +14,7 @@ mod robustness;
 #[path = "engine_native/scheduling.rs"]
 mod scheduling;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -83,6 +83,8 @@ struct Faults {
     failing_steps: AtomicUsize,
     /// Calls outside of a step that panic.
     panics: AtomicUsize,
+    /// The device is lost: every step fails.
+    lost: AtomicBool,
 }
 
 /// True where one was left to take.
@@ -140,7 +142,7 @@ impl StepModel for Fake {
             self.cache.fill(u32::MAX);
         }
         assert!(!tokens.contains(&PANIC) && !tokens.contains(&POISON), "a panic that a test asked for");
-        if take_one(&self.faults.failing_steps) {
+        if take_one(&self.faults.failing_steps) || !self.has_device() {
             return Err(Error::Internal("a failure that a test asked for".into()));
         }
         self.rows.fetch_add(tokens.len(), Ordering::SeqCst);
@@ -175,6 +177,10 @@ impl StepModel for Fake {
 
     fn is_intact(&self) -> bool {
         !self.poisoned
+    }
+
+    fn has_device(&self) -> bool {
+        !self.faults.lost.load(Ordering::SeqCst)
     }
 
     fn reset(&mut self) -> Result<()> {
@@ -420,6 +426,26 @@ fn a_panicking_step_fails_its_requests_and_no_others() {
     // The engine goes on.
     assert_eq!(read(engine.generate(request(&long, 20)).unwrap()).unwrap(), expected);
     wait_until_all_blocks_are_free(&engine);
+}
+
+#[test]
+fn a_lost_device_ends_the_engine_and_everything_in_it() {
+    let rig = rig(&limits(4, 64, 100), BLOCKS);
+    read(rig.engine.generate(request(&[8, 9], 3)).unwrap()).unwrap();
+    rig.gate.set(true);
+    let running = rig.engine.generate(request(&[8, 9], 20)).unwrap();
+    rig.gate.wait_for_a_step();
+    let waiting = rig.engine.generate(request(&[9, 9], 20)).unwrap();
+    rig.faults.lost.store(true, Ordering::SeqCst);
+    rig.gate.set(false);
+    for events in [running, waiting] {
+        assert!(matches!(read(events), Err(Error::Unavailable(_))));
+    }
+    // Its thread is about to end.
+    while rig.engine.generate(request(&[8], 1)).is_ok() {
+        std::thread::yield_now();
+    }
+    assert!(matches!(rig.engine.generate(request(&[8], 1)), Err(Error::Unavailable(_))));
 }
 
 #[test]

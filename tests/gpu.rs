@@ -1,6 +1,8 @@
 //! Everything that must hold on a GPU, in one program that `tools/gpu-check` carries to a machine that has one.
 #![cfg(feature = "cuda")]
 
+#[path = "device/bf16.rs"]
+mod bf16;
 #[path = "model.rs"]
 mod model;
 #[path = "round_trip.rs"]

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use attune::adapters::Site;
-use attune::model::kernels::{self, AttentionState};
+use attune::model::kernels::{self, AttentionState, PackedRows};
 use attune::model::rope::Angles;
 use attune::train::backward;
 use candle_core::{Device, Tensor};
@@ -106,6 +106,7 @@ const SEQUENCES: [Range<usize>; 4] = [0..1, 1..70, 70..75, 75..91];
 
 #[test]
 fn of_attention() {
+    let packed = PackedRows::new(&SEQUENCES, &Device::Cpu).unwrap();
     for (queries, keys, window) in [(2, 2, None), (4, 2, Some(1)), (4, 1, Some(9)), (2, 1, Some(66))] {
         let (rows, width) = (91, 8);
         let heads = Heads { queries, keys, width, window };
@@ -113,9 +114,9 @@ fn of_attention() {
         let [k, v] = [3, 4].map(|seed| numbers(rows * keys * width, seed));
         let [tq, tdout] = [&q, &dout].map(|numbers| tensor(numbers, (rows, queries, width)));
         let [tk, tv] = [&k, &v].map(|numbers| tensor(numbers, (rows, keys, width)));
-        let (out, sums) = kernels::packed_attention(&tq, &tk, &tv, &SEQUENCES, window).unwrap();
+        let (out, sums) = kernels::packed_attention(&tq, &tk, &tv, &packed, window).unwrap();
         let state = AttentionState { q: &tq, k: &tk, v: &tv, out: &out, log_sum_exp: &sums };
-        let (dq, dk, dv) = kernels::packed_attention_backward(state, &tdout, &SEQUENCES, window).unwrap();
+        let (dq, dk, dv) = kernels::packed_attention_backward(state, &tdout, &packed, window).unwrap();
         let score = |q: &[f64], k: &[f64], v: &[f64]| dot(&exact::attention(q, k, v, &SEQUENCES, heads), &dout);
         if window == Some(1) {
             // A row sees itself alone: neither query nor key changes anything.

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use attune::adapters::LoraPair;
-use attune::model::kernels::{self, AttentionState, CachedRows, LoraRows, reference};
+use attune::model::kernels::{self, AttentionState, CachedRows, CachedStep, LoraRows, PackedRows, reference};
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::rope::Angles;
 use candle_core::{DType, Device, Tensor};
@@ -195,17 +195,17 @@ const SEQUENCES: [Range<usize>; 5] = [0..1, 1..64, 64..129, 129..132, 132..282];
 
 #[test]
 fn packed_attention_agrees_and_its_backward_is_the_gradient() {
+    let packed = PackedRows::new(&SEQUENCES, &CPU).unwrap();
     for window in [None, Some(1), Some(10), Some(70)] {
         let (q, k, v) = (random((282, 4, 16), 1), random((282, 2, 16), 2), random((282, 2, 16), 3));
         let dout = random((282, 4, 16), 4);
-        let forward =
-            |q: &Tensor, k: &Tensor, v: &Tensor| kernels::packed_attention(q, k, v, &SEQUENCES, window).unwrap();
+        let forward = |q: &Tensor, k: &Tensor, v: &Tensor| kernels::packed_attention(q, k, v, &packed, window).unwrap();
         let (out, sums) = forward(&q, &k, &v);
         let (plain_out, plain_sums) = reference::packed_attention(&q, &k, &v, &SEQUENCES, window).unwrap();
         assert_close(&out, &plain_out, 1e-5);
         assert_close(&sums, &plain_sums, 1e-4);
         let state = AttentionState { q: &q, k: &k, v: &v, out: &out, log_sum_exp: &sums };
-        let (dq, dk, dv) = kernels::packed_attention_backward(state, &dout, &SEQUENCES, window).unwrap();
+        let (dq, dk, dv) = kernels::packed_attention_backward(state, &dout, &packed, window).unwrap();
         let plain = reference::packed_attention_backward(state, &dout, &SEQUENCES, window).unwrap();
         assert_close(&dq, &plain.0, 1e-4);
         assert_close(&dk, &plain.1, 1e-4);
@@ -214,6 +214,10 @@ fn packed_attention_agrees_and_its_backward_is_the_gradient() {
         assert_is_gradient(|k| forward(&q, k, &v).0, &k, &dout, &dk);
         assert_is_gradient(|v| forward(&q, &k, v).0, &v, &dout, &dv);
     }
+}
+
+fn step<'a>(sequences: &[CachedRows<'a>]) -> CachedStep<'a> {
+    CachedStep::new(sequences.to_vec(), &CPU).unwrap()
 }
 
 #[test]
@@ -227,7 +231,7 @@ fn attention_over_the_cache_agrees_for_decode_and_prefill_rows_together() {
         CachedRows { rows: 20..22, start: 15, blocks: &[11, 5] },
     ];
     for window in [None, Some(5), Some(33)] {
-        let ours = kernels::cached_attention(&q, &keys, &values, &sequences, window).unwrap();
+        let ours = kernels::cached_attention(&q, &keys, &values, &step(&sequences), window).unwrap();
         let plain = reference::cached_attention(&q, &keys, &values, &sequences, window).unwrap();
         assert_close(&ours, &plain, 1e-5);
     }
@@ -253,7 +257,7 @@ fn attention_has_the_same_bits_however_a_prompt_is_cut_and_whatever_is_beside_it
             if beside {
                 sequences.insert(0, CachedRows { rows: 0..2, start: 20, blocks: &other });
             }
-            let out = kernels::cached_attention(&q, &keys, &values, &sequences, window).unwrap();
+            let out = kernels::cached_attention(&q, &keys, &values, &step(&sequences), window).unwrap();
             out.narrow(0, first, rows.len()).unwrap()
         };
         let whole = part(0..LENGTH, false);
@@ -281,7 +285,7 @@ fn rows_are_written_to_their_places_of_the_cache() {
     ];
     let empty = || random((6 * BLOCK_TOKENS, 2, 8), 3);
     let (keys, values, plain) = (empty(), empty(), empty());
-    kernels::write_cache(&keys, &values, &k, &v, &sequences).unwrap();
+    kernels::write_cache(&keys, &values, &k, &v, &step(&sequences)).unwrap();
     reference::write_cache(&plain, &k, &sequences).unwrap();
     assert_eq!(bits(&keys), bits(&plain));
     reference::write_cache(&plain, &v, &sequences).unwrap();

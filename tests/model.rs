@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "common/fixtures.rs"]
-mod fixtures;
+pub(crate) mod fixtures;
 
 use attune::adapters::Adapter;
 use attune::model::decoder::{Decoder, SequenceRows};
@@ -12,7 +12,7 @@ use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::train::Recomputation;
 use attune::train::backward::{self, Objective, hidden_states};
 use attune::train::preference::Preferences;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use fixtures::{
     FAMILIES, Reference, TRAINED_FAMILIES, device, floats, load, max_difference, one_sequence, relative_difference,
 };
@@ -44,7 +44,7 @@ fn stepwise_logits(
 ) -> Tensor {
     let config = load(family, &device()).0;
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).rev().map(|block| block * 2 + 1).collect();
-    let cache = KvCache::new(&config, blocks.len() * 2 + 2, decoder.device()).unwrap();
+    let cache = KvCache::new(&config, blocks.len() * 2 + 2, DType::F32, decoder.device()).unwrap();
     let mut start = 0;
     let mut hidden = Vec::new();
     for &count in steps {
@@ -237,7 +237,7 @@ fn greedy_together(
 ) -> Vec<Vec<u32>> {
     let config = load(family, &device()).0;
     let blocks_each = 5;
-    let cache = KvCache::new(&config, blocks_each * requests.len(), decoder.device()).unwrap();
+    let cache = KvCache::new(&config, blocks_each * requests.len(), DType::F32, decoder.device()).unwrap();
     let blocks: Vec<Vec<u32>> = (0..requests.len())
         .map(|index| (0..blocks_each).map(|block| (block * requests.len() + index) as u32).collect())
         .collect();

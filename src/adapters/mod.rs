@@ -120,6 +120,11 @@ impl Adapter {
         self.map(|matrix| matrix.to_device(device))
     }
 
+    /// The same adapter on `device`, held as `dtype`.
+    pub fn on(&self, device: &Device, dtype: DType) -> Result<Self> {
+        self.map(|matrix| matrix.to_device(device)?.to_dtype(dtype)?.contiguous())
+    }
+
     /// The same adapter as a serving step on the CPU wants it ([`lay_out`]). In `precision` bf16 a step reads half as much of
     /// it as in f32. It can be served then, but neither trained further nor written to files.
     pub fn for_serving(&self, precision: DType) -> Result<Self> {

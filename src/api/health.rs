@@ -50,14 +50,15 @@ pub async fn health() -> Json<Health> {
 
 /// Whether requests can be served
 ///
-/// The models are loaded before the server listens, so this asks the database.
+/// The models are loaded before the server listens, so this asks the database, and whether the GPU was lost.
 #[utoipa::path(
     get, path = "/ready", operation_id = "ready", tag = "Operations", security(()),
     responses((status = 200, body = Health), (status = 503, body = Health)),
 )]
 pub async fn ready(State(state): State<ApiState>) -> Response {
     let answers = tokio::time::timeout(READY_TIMEOUT, state.store.is_ready()).await.unwrap_or(false);
-    if answers && !state.shutdown.is_cancelled() {
+    let has_device = state.catalog.entries().iter().all(|entry| !entry.model.health.is_lost());
+    if answers && has_device && !state.shutdown.is_cancelled() {
         Json(Health { status: "ready" }).into_response()
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "not ready" })).into_response()

@@ -56,6 +56,15 @@ impl Catalog {
         self.entries.iter().find(|entry| entry.model.id == id).ok_or_else(|| Error::ModelNotFound(id.into()))
     }
 
+    /// Ends when the device of one of the models is found lost.
+    pub async fn lost_device(&self) {
+        let lost = self.entries.iter().map(|entry| Box::pin(entry.model.health.lost()));
+        if lost.len() == 0 {
+            return std::future::pending().await;
+        }
+        futures::future::select_all(lost).await;
+    }
+
     /// All base models.
     pub fn entries(&self) -> &[CatalogEntry] {
         &self.entries

@@ -2,7 +2,8 @@
 //!
 //! Nothing that one request does may reach another: channels are unbounded, so a slow reader stalls nothing; a send to a
 //! client that has gone is not an error; a step that fails or panics is repeated by halves until only the request is left
-//! that cannot be computed, and that one fails. Should the loop itself panic, what is in flight fails and it starts anew.
+//! that cannot be computed, and that one fails. Should the loop itself panic, what is in flight fails and it starts anew. Where the
+//! device is lost the loop ends: `app` ends the process then.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -37,6 +38,8 @@ pub(super) struct Runner<M> {
     metrics: EngineMetrics,
     /// Taken from the inbox and not yet in the schedule.
     arrived: VecDeque<Arrival>,
+    /// The device computes nothing any more.
+    lost: bool,
 }
 
 /// Where a part's results stand in the step's output.
@@ -54,10 +57,10 @@ enum Results {
 impl<M: StepModel> Runner<M> {
     pub(super) fn new(model: M, scheduler: Scheduler<Work>, limits: Limits) -> Self {
         let metrics = EngineMetrics::new(model.id());
-        Self { model, scheduler, limits, metrics, arrived: VecDeque::new() }
+        Self { model, scheduler, limits, metrics, arrived: VecDeque::new(), lost: false }
     }
 
-    /// Runs until the inbox is stopped.
+    /// Runs until the inbox is stopped or the device is lost.
     pub(super) fn run(mut self, inbox: &Inbox, priority: &Priority) {
         while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve(inbox, priority))) {
             self.start_anew(text(&*panic));
@@ -72,7 +75,7 @@ impl<M: StepModel> Runner<M> {
 
     fn serve(&mut self, inbox: &Inbox, priority: &Priority) {
         let mut busy = None;
-        loop {
+        while !self.lost {
             let idle = self.scheduler.is_idle() && self.arrived.is_empty();
             if idle {
                 busy = None;
@@ -195,6 +198,11 @@ impl<M: StepModel> Runner<M> {
                 Err(error) => error,
             };
             self.metrics.step_failed();
+            if !self.model.has_device() {
+                tracing::error!(model = self.model.id(), %error, "an engine step failed, and the device is lost");
+                self.lost = true;
+                return;
+            }
             cache_lost = !self.model.is_intact();
             tracing::error!(
                 model = self.model.id(), %error, cache_lost, sequences = step.parts.len(), "an engine step failed"

@@ -42,6 +42,11 @@ pub trait StepModel: Send + 'static {
         true
     }
 
+    /// False where the device is lost, so that no step will ever succeed; asked after one that failed.
+    fn has_device(&self) -> bool {
+        true
+    }
+
     /// Replaces a cache that a failed step left unusable; what it held is lost.
     fn reset(&mut self) -> Result<()>;
 }
@@ -96,7 +101,7 @@ pub struct BaseStepModel {
 impl BaseStepModel {
     /// Allocates the cache: `limits.kv_cache_mib`, but no more than all sequences can use.
     pub fn new(model: Arc<BaseModel>, limits: &Limits) -> Result<Self> {
-        let block_bytes = KvCache::block_bytes(&model.config);
+        let block_bytes = KvCache::block_bytes(&model.config, model.decoder.activation_dtype());
         let context = model.config.max_position_embeddings;
         let affordable = (limits.kv_cache_mib << 20) / block_bytes.max(1);
         let usable = limits.max_sequences.saturating_mul(context.div_ceil(BLOCK_TOKENS));
@@ -115,7 +120,7 @@ impl BaseStepModel {
                 "the cache is smaller than the model's context: longer requests end early; raise kv_cache_mib"
             );
         }
-        let cache = KvCache::new(&model.config, blocks, model.decoder.device())?;
+        let cache = KvCache::new(&model.config, blocks, model.decoder.activation_dtype(), model.decoder.device())?;
         Ok(Self { model, cache })
     }
 }
@@ -166,8 +171,14 @@ impl StepModel for BaseStepModel {
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(take_locks)).is_ok()
     }
 
+    fn has_device(&self) -> bool {
+        self.model.health.check()
+    }
+
     fn reset(&mut self) -> Result<()> {
-        self.cache = KvCache::new(&self.model.config, self.cache.blocks(), self.model.decoder.device())?;
+        let decoder = &self.model.decoder;
+        self.cache =
+            KvCache::new(&self.model.config, self.cache.blocks(), decoder.activation_dtype(), decoder.device())?;
         Ok(())
     }
 }

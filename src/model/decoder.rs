@@ -11,7 +11,7 @@ use crate::Result;
 use crate::adapters::routes::Routes;
 use crate::adapters::{Adapter, Site};
 use crate::model::ModelConfig;
-use crate::model::kernels::{self, CachedRows};
+use crate::model::kernels::{self, CachedRows, CachedStep};
 use crate::model::kv_cache::KvCache;
 use crate::model::linear::{Linear, Storage};
 use crate::model::rope::{Angles, Rope};
@@ -33,6 +33,7 @@ pub struct Decoder {
     /// Added inside the norms.
     pub(crate) norm_eps: f32,
     device: Device,
+    activation_dtype: DType,
     adapter_precision: DType,
 }
 
@@ -271,6 +272,7 @@ impl Decoder {
             rope: Rope::new(config),
             norm_eps: config.rms_norm_eps,
             device: weights.device().clone(),
+            activation_dtype: storage.activation_dtype(weights.device()),
             adapter_precision: storage.adapter_precision(weights.device()),
         })
     }
@@ -282,7 +284,15 @@ impl Decoder {
 
     /// The adapter as this decoder's steps read it best.
     pub fn served(&self, adapter: &Adapter) -> Result<Adapter> {
-        if self.device.is_cpu() { adapter.for_serving(self.adapter_precision) } else { adapter.to_device(&self.device) }
+        if kernels::on_host(&self.device) {
+            return adapter.for_serving(self.adapter_precision);
+        }
+        adapter.on(&self.device, self.adapter_precision)
+    }
+
+    /// What lies between the layers: f32, or bf16 beside weights in bf16 on a GPU.
+    pub fn activation_dtype(&self) -> DType {
+        self.activation_dtype
     }
 
     /// The device that the weights are on.
@@ -300,8 +310,9 @@ impl Decoder {
     pub fn step(&self, tokens: &[u32], sequences: &[SequenceRows<'_>], cache: &KvCache) -> Result<Tensor> {
         let positions: Vec<usize> =
             sequences.iter().flat_map(|sequence| sequence.start..sequence.start + sequence.rows.len()).collect();
+        let cached = sequences.iter().map(SequenceRows::cached_rows).collect();
         let context = ServeContext {
-            cached_rows: sequences.iter().map(SequenceRows::cached_rows).collect(),
+            step: CachedStep::new(cached, &self.device)?,
             routes: Routes::new(
                 self.blocks.len(),
                 sequences.iter().map(|sequence| (sequence.rows.clone(), sequence.adapter)),
@@ -316,7 +327,7 @@ impl Decoder {
         kernels::rms_norm(&x, &self.final_norm, self.norm_eps)
     }
 
-    /// Logits of hidden states, `[rows, hidden]` to `[rows, vocabulary]`, f32.
+    /// Logits of hidden states, `[rows, hidden]` to `[rows, vocabulary]`, in the type of the hidden states.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.head().forward(hidden)
     }
@@ -335,7 +346,7 @@ impl Decoder {
 
 /// Serving: keys and values go to the paged cache, each run of rows has its own adapter.
 struct ServeContext<'a> {
-    cached_rows: Vec<CachedRows<'a>>,
+    step: CachedStep<'a>,
     routes: Routes<'a>,
     cache: &'a KvCache,
     angles: Angles,
@@ -348,8 +359,8 @@ impl Context for ServeContext<'_> {
 
     fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
         let (keys, values) = (&self.cache.keys[block.index], &self.cache.values[block.index]);
-        kernels::write_cache(keys, values, k, v, &self.cached_rows)?;
-        Ok((kernels::cached_attention(q, keys, values, &self.cached_rows, block.window)?, None))
+        kernels::write_cache(keys, values, k, v, &self.step)?;
+        Ok((kernels::cached_attention(q, keys, values, &self.step, block.window)?, None))
     }
 
     fn angles(&self) -> &Angles {

@@ -1,13 +1,13 @@
 //! Frozen linear layers: `y = W x + b` and the gradient with respect to `x`. No gradient of W is ever formed.
 //!
-//! On the CPU, f32, bf16 and `q8_0` weights are packed for our own products (`kernels::cpu::panels`). On a GPU, and for the
-//! other quantized formats anywhere, the product is `mistralrs_quant`'s [`QuantMethod`].
+//! On the CPU, f32, bf16 and `q8_0` weights are packed for our own products (`kernels::cpu::panels`); on a GPU f32 and bf16 ones
+//! are multiplied by cuBLAS. For quantized formats otherwise the product is `mistralrs_quant`'s [`QuantMethod`].
 
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
-use mistralrs_quant::{GgufMatMul, QuantMethod, QuantMethodConfig, UnquantLinear};
+use mistralrs_quant::{GgufMatMul, QuantMethod, QuantMethodConfig};
 
 use crate::config::Dtype;
 use crate::model::kernels;
@@ -38,9 +38,17 @@ impl Storage {
         Ok(())
     }
 
-    /// f32 beside weights in f32 and on a GPU, bf16 beside those that are rounded more.
+    /// f32 on the CPU. On a GPU bf16 beside weights in bf16, as its products take both in one type.
+    pub(super) fn activation_dtype(&self, device: &Device) -> DType {
+        if !kernels::on_host(device) && self.dtype == Dtype::Bf16 { DType::BF16 } else { DType::F32 }
+    }
+
+    /// f32 beside weights in f32, bf16 beside those that are rounded more; on a GPU as the activations.
     pub(super) fn adapter_precision(&self, device: &Device) -> DType {
-        if device.is_cpu() && self.precision() != Precision::F32 { DType::BF16 } else { DType::F32 }
+        if kernels::on_host(device) && self.precision() != Precision::F32 {
+            return DType::BF16;
+        }
+        self.activation_dtype(device)
     }
 
     /// The precision of all weight matrices where our own products take them, else that of embedding and head.
@@ -65,8 +73,8 @@ pub struct Linear {
 enum Weight {
     /// Packed for our own product.
     Packed(Panels),
-    /// `[out, in]`, with mistral.rs's product for the device.
-    Method { method: Arc<dyn QuantMethod>, weight: Tensor },
+    /// `[out, in]`, on a GPU.
+    Dense(Tensor),
     /// Quantized blocks, with mistral.rs's product.
     Quantized { method: Arc<dyn QuantMethod>, blocks: Arc<QTensor> },
 }
@@ -74,10 +82,10 @@ enum Weight {
 impl Linear {
     /// A layer of `weight` `[out, in]` and `bias` `[out]`, held as `storage` says.
     pub fn new(weight: &Tensor, bias: Option<Tensor>, storage: &Storage) -> Result<Self> {
-        let on_cpu = matches!(weight.device(), Device::Cpu);
+        let bias = bias.map(|bias| bias.to_dtype(storage.activation_dtype(weight.device()))).transpose()?;
         match storage.quantize.as_deref() {
             None => Self::unquantized(weight, bias, storage),
-            Some("q8_0") if on_cpu => Self::unquantized(weight, bias, storage),
+            Some("q8_0") if kernels::on_host(weight.device()) => Self::unquantized(weight, bias, storage),
             Some(format) => Self::blocks(weight, bias, format),
         }
     }
@@ -88,14 +96,10 @@ impl Linear {
     }
 
     fn unquantized(weight: &Tensor, bias: Option<Tensor>, storage: &Storage) -> Result<Self> {
-        let weight = if matches!(weight.device(), Device::Cpu) {
+        let weight = if kernels::on_host(weight.device()) {
             Weight::Packed(Panels::of(weight, storage.precision())?)
-        } else if storage.dtype == Dtype::F32 {
-            let linear = candle_nn::Linear::new(weight.clone(), None);
-            let method = UnquantLinear::new(QuantMethodConfig::Unquantized(linear))?;
-            Weight::Method { method: Arc::new(method), weight: weight.clone() }
         } else {
-            return Err(Error::Setup("dtype = \"bf16\" is for the CPU: remove it, or set device to cpu".into()));
+            Weight::Dense(weight.to_dtype(storage.activation_dtype(weight.device()))?)
         };
         Ok(Self { weight, bias })
     }
@@ -118,7 +122,7 @@ impl Linear {
     pub fn bytes(&self) -> usize {
         match &self.weight {
             Weight::Packed(weight) => weight.bytes(),
-            Weight::Method { weight, .. } => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Weight::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
             Weight::Quantized { blocks, .. } => blocks.storage_size_in_bytes(),
         }
     }
@@ -127,7 +131,9 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
             Weight::Packed(weight) => return Ok(panels::project(x, &[(weight, self.bias.as_ref())])?.remove(0)),
-            Weight::Method { method, .. } | Weight::Quantized { method, .. } => method.forward(x)?,
+            Weight::Dense(weight) => kernels::linear(x, weight)?,
+            // Its products on a GPU take f32.
+            Weight::Quantized { method, .. } => method.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?,
         };
         match &self.bias {
             Some(bias) => Ok(y.broadcast_add(bias)?),
@@ -164,7 +170,7 @@ impl Linear {
     pub fn input_gradient(&self, dy: &Tensor) -> Result<Tensor> {
         match &self.weight {
             Weight::Packed(weight) => weight.input_gradient(dy),
-            Weight::Method { weight, .. } => kernels::matmul(dy, weight),
+            Weight::Dense(weight) => kernels::matmul(dy, weight),
             Weight::Quantized { blocks, .. } => kernels::matmul(dy, &blocks.dequantize(dy.device())?),
         }
     }
@@ -173,7 +179,7 @@ impl Linear {
     pub fn rows(&self, indices: &[u32]) -> Result<Tensor> {
         match &self.weight {
             Weight::Packed(weight) => weight.rows(indices),
-            Weight::Method { weight, .. } => Ok(weight.index_select(&Tensor::new(indices, weight.device())?, 0)?),
+            Weight::Dense(weight) => Ok(weight.index_select(&Tensor::new(indices, weight.device())?, 0)?),
             Weight::Quantized { .. } => Err(Error::Internal("an embedding is never held in quantized blocks".into())),
         }
     }

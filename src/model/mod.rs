@@ -23,6 +23,7 @@ pub use config::ModelConfig;
 use crate::config::ModelEntry;
 use crate::model::chat_template::ChatTemplate;
 use crate::model::decoder::Decoder;
+use crate::model::device::DeviceHealth;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::vocabulary::Vocabulary;
 use crate::{Error, Result};
@@ -38,6 +39,8 @@ pub struct BaseModel {
     pub config: ModelConfig,
     /// The weights and the forward pass.
     pub decoder: Decoder,
+    /// Whether the decoder's device still computes.
+    pub health: DeviceHealth,
     /// Text to token ids and back.
     pub tokenizer: Tokenizer,
     /// The bytes of each token; absent where the tokenizer's tokens have none.
@@ -56,7 +59,7 @@ impl BaseModel {
         let path = entry.path.as_path();
         let config = ModelConfig::read(path)?;
         let weights = weights::Weights::open(path, device)?;
-        let decoder = Decoder::load(&config, &weights, &entry.storage())?;
+        let decoder = Decoder::load(&config, &weights, &entry.storage(device))?;
         let tokenizer = Tokenizer::read(path)?;
         if tokenizer.vocabulary_size() > config.vocab_size {
             return Err(Error::Setup(format!(
@@ -79,6 +82,7 @@ impl BaseModel {
             path: path.to_path_buf(),
             config,
             decoder,
+            health: DeviceHealth::new(device.clone()),
             tokenizer,
             vocabulary,
             chat_template,

@@ -10,7 +10,7 @@ use candle_core::Tensor;
 
 use crate::adapters::{Adapter, LoraLayer, LoraPair, Site};
 use crate::model::decoder::{Activations, Block, Context, Decoder};
-use crate::model::kernels::{self, AttentionState};
+use crate::model::kernels::{self, AttentionState, PackedRows};
 use crate::model::rope::Angles;
 use crate::train::dropout::Dropout;
 use crate::train::loss::{self, vocabulary_loss};
@@ -112,7 +112,10 @@ pub fn objective_and_gradients(
                 let (report, slopes) = preferences.judge(batch, &scores);
                 let slopes: Vec<f32> = slopes.into_iter().map(|slope| slope as f32).collect();
                 let slopes = Tensor::from_vec(slopes, (batch.targets.len(), 1), hidden.device())?;
-                (report, gradient.map(|gradient| gradient.broadcast_mul(&slopes)).transpose()?)
+                (
+                    report,
+                    gradient.map(|gradient| gradient.broadcast_mul(&slopes.to_dtype(gradient.dtype())?)).transpose()?,
+                )
             }
         };
         Ok((report, loss::spread(hidden, batch, gradient)?))
@@ -138,6 +141,7 @@ pub(super) fn gradients_from_hidden<T>(
     }
     let hidden = kernels::rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?;
     let (result, dhidden) = head(&hidden)?;
+    let dhidden = dhidden.to_dtype(hidden.dtype())?;
 
     let mut dx = kernels::rms_norm_backward(&x, &decoder.final_norm, decoder.norm_eps, &dhidden)?;
     let mut gradients: Gradients = vec![LoraLayer::default(); decoder.blocks.len()];
@@ -202,7 +206,7 @@ pub(super) fn hidden_states_with(
 struct TrainContext<'a> {
     adapter: Option<&'a Adapter>,
     dropout: Option<&'a Dropout>,
-    sequences: &'a [Range<usize>],
+    sequences: PackedRows<'a>,
     rows: usize,
     angles: Angles,
 }
@@ -216,7 +220,8 @@ impl<'a> TrainContext<'a> {
         }
         let positions: Vec<usize> = batch.sequences.iter().flat_map(|rows| 0..rows.len()).collect();
         let angles = decoder.rope.angles(positions.iter().copied(), decoder.device())?;
-        Ok(Self { adapter, dropout: None, sequences: &batch.sequences, rows, angles })
+        let sequences = PackedRows::new(&batch.sequences, decoder.device())?;
+        Ok(Self { adapter, dropout: None, sequences, rows, angles })
     }
 
     fn pair(&self, layer: usize, site: Site) -> Option<&'a LoraPair> {
@@ -240,7 +245,7 @@ impl Context for TrainContext<'_> {
     }
 
     fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
-        let (out, log_sum_exp) = kernels::packed_attention(q, k, v, self.sequences, block.window)?;
+        let (out, log_sum_exp) = kernels::packed_attention(q, k, v, &self.sequences, block.window)?;
         Ok((out, Some(log_sum_exp)))
     }
 
@@ -278,7 +283,7 @@ impl BlockBackward<'_, '_> {
         let attended = saved.attended.reshape(&shape)?;
         let state = AttentionState { q: &saved.q, k: &saved.k, v: &saved.v, out: &attended, log_sum_exp };
         let (mut dq, mut dk, dv) =
-            kernels::packed_attention_backward(state, &dattended, self.context.sequences, block.window)?;
+            kernels::packed_attention_backward(state, &dattended, &self.context.sequences, block.window)?;
         if block.rotary {
             dq = kernels::rope_backward(&dq, &self.context.angles)?;
             dk = kernels::rope_backward(&dk, &self.context.angles)?;

@@ -31,7 +31,8 @@ impl Dropout {
     /// `x` `[rows, in]` with elements left out and the others scaled up, for the layer at `site`.
     pub fn apply(&self, layer: usize, site: Site, x: &Tensor) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
-        Ok((x * self.mask(layer, site, rows, width, x.device())?)?)
+        let mask = self.mask(layer, site, rows, width, x.device())?;
+        Ok((x * mask.to_dtype(x.dtype())?)?)
     }
 
     /// The factors of the layer's input, `[rows, width]`: 0, or 1 / (1 − probability).

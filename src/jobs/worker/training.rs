@@ -119,13 +119,14 @@ pub(super) struct Trained {
 /// Trains to the end; [`Error::Cancelled`] after an interrupt, with the last state reported where the job may go on later.
 pub(super) fn train(inputs: Inputs) -> Result<Trained> {
     let control = Arc::clone(&inputs.control);
+    let health = inputs.model.health.clone();
     match Run::prepare(inputs).and_then(Run::complete) {
         // Reading a file ends with an error of its own when interrupted.
         Err(error) if control.raised().is_some() => {
             tracing::debug!("training stopped: {error}");
             Err(Error::Cancelled)
         }
-        outcome => outcome,
+        outcome => outcome.map_err(|error| health.blame(error)),
     }
 }
 

@@ -1,17 +1,20 @@
 //! The numeric kernels behind one small interface: functions of tensors, called by the decoder's forward and backward.
 //!
-//! On the CPU they run our own f32 code ([`cpu`], spread over the one rayon pool); on every other device the same formulas
-//! in plain candle operations ([`reference`]). Tests hold the two against each other.
+//! On the CPU they run our own f32 code ([`cpu`], spread over the one rayon pool), on a GPU kernels of our own ([`cuda`]). Tests
+//! hold both against the same formulas in plain candle operations ([`reference`]).
 //!
 //! Shapes are written `[rows, width]`; rows are tokens. Backward functions take the gradient of the output and return the
 //! gradient of the input; no gradient of a frozen weight is ever formed.
 
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use cuda::{Launcher, RowTables};
 
 use crate::Result;
 use crate::adapters::LoraPair;
@@ -28,28 +31,78 @@ pub struct CachedRows<'a> {
     pub blocks: &'a [u32],
 }
 
-fn on_cpu(tensor: &Tensor) -> bool {
-    matches!(tensor.device(), Device::Cpu)
+/// Whole sequences that lie one after the other: attention stays inside each.
+#[derive(Debug)]
+pub struct PackedRows<'a> {
+    sequences: &'a [Range<usize>],
+    /// What kernels of a GPU read.
+    tables: Option<RowTables>,
+}
+
+impl<'a> PackedRows<'a> {
+    /// For rows on `device`.
+    pub fn new(sequences: &'a [Range<usize>], device: &Device) -> Result<Self> {
+        let tables = if on_host(device) { None } else { Some(RowTables::packed(sequences, device)?) };
+        Ok(Self { sequences, tables })
+    }
+}
+
+/// The sequences of a step over the paged cache, in the order of their rows.
+#[derive(Debug)]
+pub struct CachedStep<'a> {
+    sequences: Vec<CachedRows<'a>>,
+    /// What kernels of a GPU read.
+    tables: Option<RowTables>,
+}
+
+impl<'a> CachedStep<'a> {
+    /// For rows on `device`.
+    pub fn new(sequences: Vec<CachedRows<'a>>, device: &Device) -> Result<Self> {
+        let tables = if on_host(device) { None } else { Some(RowTables::cached(&sequences, device)?) };
+        Ok(Self { sequences, tables })
+    }
+}
+
+/// True where our own code for the CPU computes: on the CPU, unless a GPU is emulated there.
+pub fn on_host(device: &Device) -> bool {
+    device.is_cpu() && cuda::emulator().is_none()
+}
+
+/// What starts kernels for `tensor`; none where our own code for the CPU computes.
+fn launcher(tensor: &Tensor) -> Result<Option<Arc<dyn Launcher>>> {
+    if on_host(tensor.device()) { Ok(None) } else { cuda::launcher(tensor.device()).map(Some) }
 }
 
 /// `x · Wᵀ`: `x` `[rows, in]`, `weight` `[out, in]` to `[rows, out]`.
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    if on_cpu(x) { cpu::product::linear(x, weight) } else { reference::linear(x, weight) }
+    match launcher(x)? {
+        None => cpu::product::linear(x, weight),
+        Some(launcher) => cuda::product::linear(&*launcher, x, weight),
+    }
 }
 
 /// `a · b`: `[m, k]` times `[k, n]`.
 pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if on_cpu(a) { cpu::product::matmul(a, b, false) } else { Ok(a.matmul(b)?) }
+    match launcher(a)? {
+        None => cpu::product::matmul(a, b, false),
+        Some(launcher) => cuda::product::matmul(&*launcher, a, b),
+    }
 }
 
 /// `aᵀ · b`: `[k, m]` and `[k, n]` to `[m, n]`.
 pub fn matmul_transposed(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if on_cpu(a) { cpu::product::matmul(a, b, true) } else { Ok(a.t()?.matmul(b)?) }
+    match launcher(a)? {
+        None => cpu::product::matmul(a, b, true),
+        Some(launcher) => cuda::product::matmul_transposed(&*launcher, a, b),
+    }
 }
 
 /// Adds `scale · B(A x)` to `y`: `x` `[rows, in]`, `y` `[rows, out]`, a fresh tensor that nothing else holds.
 pub fn add_lora(y: Tensor, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
-    if on_cpu(x) { cpu::product::add_lora(y, x, pair) } else { reference::add_lora(y, x, 0..x.dim(0)?, pair) }
+    match launcher(x)? {
+        None => cpu::product::add_lora(y, x, pair),
+        Some(launcher) => cuda::product::add_lora(&*launcher, &y, x, pair),
+    }
 }
 
 /// Adds the low-rank part of many adapters, each to its own rows of one of `outputs`: the products `[rows, out]` of `x`
@@ -60,13 +113,10 @@ pub fn add_lora_rows(outputs: &mut [Tensor], x: &Tensor, tasks: &[LoraRows<'_>])
     if tasks.is_empty() {
         return Ok(());
     }
-    if on_cpu(x) {
-        return cpu::lora::add(outputs, x, tasks);
+    match launcher(x)? {
+        None => cpu::lora::add(outputs, x, tasks),
+        Some(launcher) => cuda::lora::add(&*launcher, outputs, x, tasks),
     }
-    for LoraRows { rows, output, pair } in tasks {
-        outputs[*output] = reference::add_lora(outputs[*output].clone(), x, rows.clone(), pair)?;
-    }
-    Ok(())
 }
 
 /// Rows of one adapter at one of the layers that share an input.
@@ -82,55 +132,65 @@ pub struct LoraRows<'a> {
 
 /// `x / rms(x) · weight` over the last dimension (Zhang and Sennrich, 2019).
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    if on_cpu(x) { cpu::elementwise::rms_norm(x, weight, eps) } else { reference::rms_norm(x, weight, eps) }
+    match launcher(x)? {
+        None => cpu::elementwise::rms_norm(x, weight, eps),
+        Some(launcher) => cuda::elementwise::rms_norm(&*launcher, x, weight, eps),
+    }
 }
 
 /// The gradient of [`rms_norm`] with respect to `x`.
 pub fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor) -> Result<Tensor> {
-    if on_cpu(x) {
-        cpu::elementwise::rms_norm_backward(x, weight, eps, dy)
-    } else {
-        reference::rms_norm_backward(x, weight, eps, dy)
+    match launcher(x)? {
+        None => cpu::elementwise::rms_norm_backward(x, weight, eps, dy),
+        Some(launcher) => cuda::elementwise::rms_norm_backward(&*launcher, x, weight, eps, dy),
     }
 }
 
 /// Rotates the halves of each head: `x` `[rows, heads, head_dim]`.
 pub fn rope(x: &Tensor, angles: &Angles) -> Result<Tensor> {
-    if on_cpu(x) { cpu::elementwise::rope(x, angles, 1.0) } else { reference::rope(x, angles, 1.0) }
+    rotate(x, angles, 1.0)
 }
 
 /// The gradient of [`rope`]: the rotation backwards.
 pub fn rope_backward(dy: &Tensor, angles: &Angles) -> Result<Tensor> {
-    if on_cpu(dy) { cpu::elementwise::rope(dy, angles, -1.0) } else { reference::rope(dy, angles, -1.0) }
+    rotate(dy, angles, -1.0)
+}
+
+fn rotate(x: &Tensor, angles: &Angles, direction: f32) -> Result<Tensor> {
+    match launcher(x)? {
+        None => cpu::elementwise::rope(x, angles, direction),
+        Some(launcher) => cuda::elementwise::rope(&*launcher, x, angles, direction),
+    }
 }
 
 /// `silu(gate) · up` (Shazeer, 2020).
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if on_cpu(gate) { cpu::elementwise::swiglu(gate, up) } else { reference::swiglu(gate, up) }
+    match launcher(gate)? {
+        None => cpu::elementwise::swiglu(gate, up),
+        Some(launcher) => cuda::elementwise::swiglu(&*launcher, gate, up),
+    }
 }
 
 /// The gradients of [`swiglu`] with respect to `gate` and `up`.
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
-    if on_cpu(gate) {
-        cpu::elementwise::swiglu_backward(gate, up, dy)
-    } else {
-        reference::swiglu_backward(gate, up, dy)
+    match launcher(gate)? {
+        None => cpu::elementwise::swiglu_backward(gate, up, dy),
+        Some(launcher) => cuda::elementwise::swiglu_backward(&*launcher, gate, up, dy),
     }
 }
 
-/// Causal attention inside each of `sequences` (row ranges): `q` `[rows, heads, d]`, `k`, `v` `[rows, kv_heads, d]` to the
-/// output `[rows, heads, d]` and the logarithm of each softmax's sum `[rows, heads]`.
+/// Causal attention inside each sequence of `rows`: `q` `[rows, heads, d]`, `k`, `v` `[rows, kv_heads, d]` to the output `[rows,
+/// heads, d]` and the logarithm of each softmax's sum `[rows, heads]`, f32.
 pub fn packed_attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    sequences: &[Range<usize>],
+    rows: &PackedRows<'_>,
     window: Option<usize>,
 ) -> Result<(Tensor, Tensor)> {
-    if on_cpu(q) {
-        cpu::packed_attention::forward(q, k, v, sequences, window)
-    } else {
-        reference::packed_attention(q, k, v, sequences, window)
+    match (launcher(q)?, &rows.tables) {
+        (Some(launcher), Some(tables)) => cuda::attention::packed(&*launcher, q, k, v, tables, window),
+        _ => cpu::packed_attention::forward(q, k, v, rows.sequences, window),
     }
 }
 
@@ -154,24 +214,22 @@ pub struct AttentionState<'a> {
 pub fn packed_attention_backward(
     state: AttentionState<'_>,
     dout: &Tensor,
-    sequences: &[Range<usize>],
+    rows: &PackedRows<'_>,
     window: Option<usize>,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    if on_cpu(dout) {
-        cpu::packed_attention::backward(state, dout, sequences, window)
-    } else {
-        reference::packed_attention_backward(state, dout, sequences, window)
+    match (launcher(dout)?, &rows.tables) {
+        (Some(launcher), Some(tables)) => cuda::attention::packed_backward(&*launcher, state, dout, tables, window),
+        _ => cpu::packed_attention::backward(state, dout, rows.sequences, window),
     }
 }
 
-/// Puts the rows `k` and `v` `[rows, kv_heads, d]` of all sequences into their places of the cache, `keys` and `values`
-/// `[slots, kv_heads, d]`.
-pub fn write_cache(keys: &Tensor, values: &Tensor, k: &Tensor, v: &Tensor, sequences: &[CachedRows<'_>]) -> Result<()> {
-    if on_cpu(k) {
-        return cpu::cached_attention::write(&[keys.clone(), values.clone()], k, v, sequences);
+/// Puts the rows `k` and `v` `[rows, kv_heads, d]` of a step into their places of the cache, `keys` and `values` `[slots,
+/// kv_heads, d]`.
+pub fn write_cache(keys: &Tensor, values: &Tensor, k: &Tensor, v: &Tensor, step: &CachedStep<'_>) -> Result<()> {
+    match (launcher(k)?, &step.tables) {
+        (Some(launcher), Some(tables)) => cuda::attention::write_cache(&*launcher, keys, values, k, v, tables),
+        _ => cpu::cached_attention::write(&[keys.clone(), values.clone()], k, v, &step.sequences),
     }
-    reference::write_cache(keys, k, sequences)?;
-    reference::write_cache(values, v, sequences)
 }
 
 /// Causal attention of each sequence's rows over its blocks of the cache, which already hold the rows' own keys and
@@ -180,23 +238,21 @@ pub fn cached_attention(
     q: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    sequences: &[CachedRows<'_>],
+    step: &CachedStep<'_>,
     window: Option<usize>,
 ) -> Result<Tensor> {
-    if on_cpu(q) {
-        cpu::cached_attention::forward(q, keys, values, sequences, window)
-    } else {
-        reference::cached_attention(q, keys, values, sequences, window)
+    match (launcher(q)?, &step.tables) {
+        (Some(launcher), Some(tables)) => cuda::attention::cached(&*launcher, q, keys, values, tables, window),
+        _ => cpu::cached_attention::forward(q, keys, values, &step.sequences, window),
     }
 }
 
 /// Per row of `logits` `[rows, classes]`: the cross entropy of `targets[row]`, whether it is the most probable class, and
 /// the gradient `weights[row] · (softmax − onehot)`, `[rows, classes]`, for which `logits` is consumed.
 pub fn cross_entropy(logits: Tensor, targets: &[u32], weights: &[f32]) -> Result<CrossEntropy> {
-    if on_cpu(&logits) {
-        cpu::cross_entropy::forward(logits, targets, weights)
-    } else {
-        reference::cross_entropy(&logits, targets, weights)
+    match launcher(&logits)? {
+        None => cpu::cross_entropy::forward(logits, targets, weights),
+        Some(launcher) => cuda::loss::cross_entropy(&*launcher, &logits, targets, weights),
     }
 }
 

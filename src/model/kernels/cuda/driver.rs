@@ -1,0 +1,165 @@
+//! Starts kernels on an NVIDIA GPU: compiled by NVRTC when they are first used, for the GPU that is there.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::cudarc::cublas::{result::gemm_ex, sys as blas};
+use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DevicePtr, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
+use candle_core::cuda_backend::{CudaDevice, CudaStorage};
+use candle_core::{DType, Storage, Tensor};
+
+use super::launch::{Kernel, Launcher, Shape, output};
+use crate::{Error, Result};
+
+/// Compiled functions by GPU and kernel.
+static COMPILED: Mutex<Option<HashMap<(usize, Kernel), CudaFunction>>> = Mutex::new(None);
+
+/// The driver of one GPU.
+pub(super) struct Driver {
+    device: CudaDevice,
+}
+
+impl Driver {
+    pub(super) fn new(device: CudaDevice) -> Self {
+        Self { device }
+    }
+
+    fn capability(&self) -> Result<(i32, i32)> {
+        self.device
+            .cuda_stream()
+            .context()
+            .compute_capability()
+            .map_err(|error| Error::Internal(format!("the GPU does not tell what it can: {error}")))
+    }
+
+    fn function(&self, kernel: &Kernel) -> Result<CudaFunction> {
+        let stream = self.device.cuda_stream();
+        let context = stream.context();
+        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+        let compiled = compiled.get_or_insert_default();
+        let key = (context.ordinal(), *kernel);
+        if let Some(function) = compiled.get(&key) {
+            return Ok(function.clone());
+        }
+        let failed = |why: &dyn std::fmt::Display| Error::Internal(format!("the kernel `{}`: {why}", kernel.name));
+        let (major, minor) = self.capability()?;
+        let mut options = kernel.definitions();
+        options.push(format!("--gpu-architecture=compute_{major}{minor}"));
+        let options =
+            CompileOptions { options, name: Some(format!("{}.cu", kernel.name)), ..CompileOptions::default() };
+        let began = std::time::Instant::now();
+        let ptx = compile_ptx_with_opts(kernel.source(), options).map_err(|error| failed(&error))?;
+        let module = context.load_module(ptx).map_err(|error| failed(&error))?;
+        let function = module.load_function(kernel.name).map_err(|error| failed(&error))?;
+        tracing::debug!(kernel = kernel.name, ms = began.elapsed().as_millis(), "compiled");
+        compiled.insert(key, function.clone());
+        Ok(function)
+    }
+}
+
+impl Launcher for Driver {
+    fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> Result<()> {
+        let function = self.function(kernel)?;
+        let stream = self.device.cuda_stream();
+        let mut builder = stream.launch_builder(&function);
+        // The driver reads as many bytes from here as the kernel's only parameter has.
+        builder.arg(&arguments[0]);
+        let config = LaunchConfig {
+            grid_dim: (shape.blocks.0, shape.blocks.1, 1),
+            block_dim: (shape.threads, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        // SAFETY: who made the arguments promised that they are the kernel's (`Arguments`).
+        unsafe { builder.launch(config) }
+            .map_err(|error| Error::Internal(format!("the kernel `{}` did not start: {error}", kernel.name)))?;
+        Ok(())
+    }
+
+    fn has_matrix_units(&self) -> bool {
+        self.capability().is_ok_and(|(major, _)| major >= 8)
+    }
+
+    /// By cuBLAS.
+    fn product(&self, a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor> {
+        if a.dtype() == dtype {
+            return Ok(a.matmul(b)?);
+        }
+        if (a.dtype(), b.dtype(), dtype) != (DType::BF16, DType::BF16, DType::F32) {
+            return Err(Error::Internal(format!("no product of {:?} gives {dtype:?}", a.dtype())));
+        }
+        let ((m, k), n) = (a.dims2()?, b.dim(1)?);
+        let c = output((m, n), dtype, a)?;
+        let (a, b) = (Operand::of(a)?, Operand::of(b)?);
+        let (one, zero) = (1.0_f32, 0.0_f32);
+        let [bf16, f32] = [blas::cudaDataType::CUDA_R_16BF, blas::cudaDataType::CUDA_R_32F];
+        // cuBLAS reads columns first, to which each row-major matrix is its transpose: cᵀ = bᵀ · aᵀ.
+        // SAFETY: the matrices have these sizes, and the call is queued before any of them is freed.
+        unsafe {
+            gemm_ex(
+                *self.device.cublas_handle().handle(),
+                b.operation,
+                a.operation,
+                n as i32,
+                m as i32,
+                k as i32,
+                std::ptr::from_ref(&one).cast(),
+                b.start as *const _,
+                bf16,
+                b.stride,
+                a.start as *const _,
+                bf16,
+                a.stride,
+                std::ptr::from_ref(&zero).cast(),
+                super::launch::address(&c)? as *mut _,
+                f32,
+                n as i32,
+                blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        }
+        .map_err(|error| Error::Internal(format!("cuBLAS: {error}")))?;
+        Ok(c)
+    }
+}
+
+/// A matrix as cuBLAS takes it: by its rows, or by the rows of what it is the transpose of.
+struct Operand {
+    start: u64,
+    operation: blas::cublasOperation_t,
+    stride: i32,
+}
+
+impl Operand {
+    fn of(matrix: &Tensor) -> Result<Self> {
+        let (rows, columns) = matrix.dims2()?;
+        let (storage, layout) = matrix.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else {
+            return Err(Error::Internal("a matrix is not on the GPU".into()));
+        };
+        let offset = layout.start_offset() * matrix.dtype().size_in_bytes();
+        let start = address(storage, matrix.dtype())? + offset as u64;
+        match *layout.stride() {
+            [stride, 1] if stride == columns => {
+                Ok(Self { start, operation: blas::cublasOperation_t::CUBLAS_OP_N, stride: columns as i32 })
+            }
+            [1, stride] if stride == rows => {
+                Ok(Self { start, operation: blas::cublasOperation_t::CUBLAS_OP_T, stride: rows as i32 })
+            }
+            _ => Err(Error::Internal("cuBLAS takes matrices whose rows or columns lie one after the other".into())),
+        }
+    }
+}
+
+/// The address of what `storage` begins with.
+pub(super) fn address(storage: &CudaStorage, dtype: DType) -> Result<u64> {
+    let stream = storage.device().cuda_stream();
+    Ok(match dtype {
+        DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(&stream).0,
+        DType::BF16 => storage.as_cuda_slice::<half::bf16>()?.device_ptr(&stream).0,
+        DType::U32 => storage.as_cuda_slice::<u32>()?.device_ptr(&stream).0,
+        DType::U8 => storage.as_cuda_slice::<u8>()?.device_ptr(&stream).0,
+        other => return Err(Error::Internal(format!("kernels take no tensor of {other:?}"))),
+    })
+}

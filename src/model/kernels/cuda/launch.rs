@@ -1,0 +1,137 @@
+//! What all kernels have in common on the host: their sources, the addresses of tensors, and who starts them.
+
+use candle_core::{DType, Shape as TensorShape, Storage, Tensor};
+
+use crate::model::kv_cache::BLOCK_TOKENS;
+use crate::{Error, Result};
+
+/// Threads of a warp.
+pub(super) const WARP: usize = 32;
+
+/// A kernel, ready to be compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// The function's name.
+    pub name: &'static str,
+    /// The source of its file.
+    file: &'static str,
+    /// Its elements are bf16, else f32.
+    bf16: bool,
+    /// Values in a head, 0 where it has none.
+    head_dim: usize,
+}
+
+impl Kernel {
+    /// The kernel `name` of `file` for elements of `dtype`.
+    pub(super) fn new(name: &'static str, file: &'static str, dtype: DType) -> Result<Self> {
+        match dtype {
+            DType::F32 | DType::BF16 => Ok(Self { name, file, bf16: dtype == DType::BF16, head_dim: 0 }),
+            other => Err(Error::Internal(format!("kernels take f32 and bf16, not {other:?}"))),
+        }
+    }
+
+    /// The same for heads of `head_dim` values.
+    pub(super) fn of_heads(self, head_dim: usize) -> Self {
+        Self { head_dim, ..self }
+    }
+
+    /// What the compiler gets.
+    pub fn source(&self) -> String {
+        [include_str!("sources/common.cuh"), include_str!("sources/rows.cuh"), self.file].concat()
+    }
+
+    /// What the source leaves open, as options of the compiler.
+    pub fn definitions(&self) -> Vec<String> {
+        vec![
+            format!("-DELEMENT={}", if self.bf16 { "bf16" } else { "float" }),
+            format!("-DHEAD_DIM={}", self.head_dim),
+            format!("-DBLOCK_TOKENS={BLOCK_TOKENS}"),
+        ]
+    }
+}
+
+/// How many threads run a kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Blocks in both directions.
+    pub blocks: (u32, u32),
+    /// Threads of each block: whole warps.
+    pub threads: u32,
+}
+
+impl Shape {
+    pub(super) fn new(blocks: (usize, usize), threads: usize) -> Self {
+        Self { blocks: (blocks.0 as u32, blocks.1 as u32), threads: threads as u32 }
+    }
+
+    /// One thread for each of `count` things.
+    pub(super) fn over(count: usize) -> Self {
+        const THREADS: usize = 256;
+        Self::new((count.div_ceil(THREADS), 1), THREADS)
+    }
+
+    /// One block for each of `rows` rows of `width` elements.
+    pub(super) fn rows(rows: usize, width: usize) -> Self {
+        const MOST_THREADS: usize = 512;
+        Self::new((rows, 1), width.next_multiple_of(WARP).min(MOST_THREADS))
+    }
+}
+
+/// Starts kernels, one after the other.
+pub trait Launcher: Send + Sync {
+    /// Starts `kernel` with the structure `arguments` as its memory holds it.
+    fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> Result<()>;
+
+    /// True where there are matrix units for bf16.
+    fn has_matrix_units(&self) -> bool {
+        true
+    }
+
+    /// `a · b`, `[m, k]` times `[k, n]` in one type, either of them transposed or not, summed in f32 and rounded to `dtype`.
+    fn product(&self, a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor> {
+        Ok(a.to_dtype(DType::F32)?.matmul(&b.to_dtype(DType::F32)?)?.to_dtype(dtype)?)
+    }
+}
+
+/// A structure that a kernel takes, laid out as in its source: `repr(C)`, of plain numbers, addresses and structures of them,
+/// all of whose bytes may be read.
+///
+/// # Safety
+/// Layout and meaning must be those of the source; addresses must be of tensors that live until the kernel was started and are
+/// as large as the kernel takes them to be.
+pub(super) unsafe trait Arguments: Copy {}
+
+/// Starts `kernel`; nothing where it would have no block.
+pub(super) fn launch(launcher: &dyn Launcher, kernel: Kernel, arguments: &impl Arguments, shape: Shape) -> Result<()> {
+    if shape.blocks.0 == 0 || shape.blocks.1 == 0 {
+        return Ok(());
+    }
+    // SAFETY: `Arguments` are plain, and borrowed for the call.
+    let bytes = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(arguments).cast(), size_of_val(arguments)) };
+    launcher.launch_bytes(&kernel, bytes, shape)
+}
+
+/// The address of a tensor's first element, on the device that it is on. The tensor is contiguous.
+pub(super) fn address(tensor: &Tensor) -> Result<u64> {
+    let (storage, layout) = tensor.storage_and_layout();
+    if !layout.is_contiguous() {
+        return Err(Error::Internal("kernels take contiguous tensors".into()));
+    }
+    let offset = layout.start_offset() * tensor.dtype().size_in_bytes();
+    let start = match (&*storage, tensor.dtype()) {
+        (Storage::Cpu(storage), DType::F32) => storage.as_slice::<f32>()?.as_ptr() as u64,
+        (Storage::Cpu(storage), DType::BF16) => storage.as_slice::<half::bf16>()?.as_ptr() as u64,
+        (Storage::Cpu(storage), DType::U32) => storage.as_slice::<u32>()?.as_ptr() as u64,
+        (Storage::Cpu(storage), DType::U8) => storage.as_slice::<u8>()?.as_ptr() as u64,
+        #[cfg(feature = "cuda")]
+        (Storage::Cuda(storage), dtype) => super::driver::address(storage, dtype)?,
+        (_, dtype) => return Err(Error::Internal(format!("kernels take no tensor of {dtype:?} on this device"))),
+    };
+    Ok(start + offset as u64)
+}
+
+/// A tensor like `like` in type and place, to be written in full by a kernel.
+pub(super) fn output(shape: impl Into<TensorShape>, dtype: DType, like: &Tensor) -> Result<Tensor> {
+    // SAFETY: the kernel writes every element before any is read.
+    Ok(unsafe { Tensor::empty(shape, dtype, like.device())? })
+}

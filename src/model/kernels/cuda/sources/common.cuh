@@ -1,0 +1,87 @@
+// What all kernels share: it stands before each of them when they are compiled, at run time with NVRTC and without headers,
+// for one ELEMENT: float or bf16. Arithmetic is in float throughout; elements are what memory holds.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+struct bf16 {
+    u16 bits;
+};
+
+typedef ELEMENT element;
+
+const u32 WARP = 32;
+const u32 WHOLE_WARP = 0xffffffffu;
+#define INFINITE __uint_as_float(0x7f800000u)
+
+// Before loops over registers, which have no addresses.
+#define UNROLL _Pragma("unroll")
+
+// A kernel takes one structure of arguments by value, so that whoever launches it needs to know nothing but its bytes.
+#ifndef KERNEL
+#define KERNEL(name, Arguments) extern "C" __global__ void name(const __grid_constant__ Arguments arguments)
+#endif
+
+__device__ inline float wide(float x) { return x; }
+__device__ inline float wide(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
+
+template <typename T> struct Narrow;
+template <> struct Narrow<float> {
+    static __device__ inline float of(float x) { return x; }
+};
+template <> struct Narrow<bf16> {
+    // To the nearest, ties to even; what is not a number stays so.
+    static __device__ inline bf16 of(float x) {
+        u32 bits = __float_as_uint(x);
+        if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16{(u16)0x7fff};
+        return bf16{(u16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+    }
+};
+__device__ inline element narrow(float x) { return Narrow<element>::of(x); }
+
+// Sixteen bytes of elements: the most that a thread reads at a time.
+const u32 VECTOR = 16 / sizeof(element);
+struct __align__(16) Vector {
+    element values[VECTOR];
+};
+
+__device__ inline u32 lane_of_warp() { return threadIdx.x % WARP; }
+
+__device__ inline float warp_sum(float x) {
+    for (u32 other = WARP / 2; other > 0; other /= 2) x += __shfl_xor_sync(WHOLE_WARP, x, other);
+    return x;
+}
+
+__device__ inline float warp_max(float x) {
+    for (u32 other = WARP / 2; other > 0; other /= 2) x = fmaxf(x, __shfl_xor_sync(WHOLE_WARP, x, other));
+    return x;
+}
+
+// The sum over a block of whole warps, known to all its threads.
+__device__ inline float block_sum(float x) {
+    __shared__ float of_warps[WARP];
+    x = warp_sum(x);
+    __syncthreads(); // A sum before this one may still be read.
+    if (lane_of_warp() == 0) of_warps[threadIdx.x / WARP] = x;
+    __syncthreads();
+    x = lane_of_warp() < blockDim.x / WARP ? of_warps[lane_of_warp()] : 0.0f;
+    return warp_sum(x);
+}
+
+// a · b over `length` elements, by the lanes of a warp together.
+__device__ inline float warp_dot(const element* a, const element* b, u32 length) {
+    float sum = 0.0f;
+    if (length % VECTOR == 0) {
+        const Vector* as = (const Vector*)a;
+        const Vector* bs = (const Vector*)b;
+        for (u32 i = lane_of_warp(); i < length / VECTOR; i += WARP) {
+            Vector x = as[i], y = bs[i];
+            for (u32 j = 0; j < VECTOR; j++) sum += wide(x.values[j]) * wide(y.values[j]);
+        }
+    } else {
+        for (u32 i = lane_of_warp(); i < length; i += WARP) sum += wide(a[i]) * wide(b[i]);
+    }
+    return warp_sum(sum);
+}

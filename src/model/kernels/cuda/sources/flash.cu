@@ -1,0 +1,315 @@
+// Causal attention by matrix units, for bf16 and head sizes of whole 16s up to 128, over a paged cache or packed sequences, and
+// its gradient (Dao, "FlashAttention-2", 2023). A block has 64 queries or keys, each of its four warps 16 of them; scores live
+// in registers. dk and dv are one kernel and dq another, so that each element is added up by one thread, in one order.
+
+const u32 TILE = 64;
+// Rows are a bit longer in shared memory, so that eight of them begin in different banks.
+const u32 PITCH = HEAD_DIM + 8;
+const u32 STEPS = HEAD_DIM / 16;
+const u32 COLUMNS = HEAD_DIM / 8;
+// Queries that dk and dv take at a time, as many as fit beside keys and values.
+const u32 QUERIES = 16;
+
+struct __align__(16) Row {
+    bf16 values[PITCH];
+};
+
+// c += a · b for 16 × 16 times 16 × 8; fragments as in the PTX manual, "mma.m16n8k16".
+// Four 8 × 8 matrices from shared memory, lane i naming row i % 8 of matrix i / 8; "ldmatrix".
+#ifndef EMULATED
+__device__ inline void multiply(float* c, const u32* a, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ inline void load_matrices(u32* to, const bf16* row) {
+    const u32 address = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address)
+                 : "memory");
+}
+__device__ inline void load_transposed(u32* to, const bf16* row) {
+    const u32 address = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address)
+                 : "memory");
+}
+#endif
+
+// Two neighbours of a fragment.
+__device__ inline u32 pair_of(float first, float second) {
+    return (u32)Narrow<bf16>::of(first).bits | (u32)Narrow<bf16>::of(second).bits << 16;
+}
+
+// The left operand: 16 rows of `rows`, columns from `column` on.
+__device__ inline void load_left(u32* to, const Row* rows, u32 column) {
+    const u32 lane = lane_of_warp();
+    load_matrices(to, &rows[lane % 16].values[column + lane / 16 * 8]);
+}
+
+// The right operands of two products, b[column][place] for 16 of the rows of `rows`.
+__device__ inline void load_right(u32* to, const Row* rows, u32 column) {
+    const u32 lane = lane_of_warp();
+    load_matrices(to, &rows[lane / 16 * 8 + lane % 8].values[column + lane / 8 % 2 * 8]);
+}
+
+// The same for b[row][column], 16 columns of it.
+__device__ inline void load_right_rows(u32* to, const Row* rows, u32 column) {
+    const u32 lane = lane_of_warp();
+    load_transposed(to, &rows[lane / 8 % 2 * 8 + lane % 8].values[column + lane / 16 * 8]);
+}
+
+// `count` rows of heads to shared memory, and zeros up to `size`; `place` tells where each begins.
+template <typename Place> __device__ inline void load_tile(Row* to, u32 size, u32 count, const bf16* from, Place place) {
+    for (u32 i = threadIdx.x; i < size * COLUMNS; i += blockDim.x) {
+        const u32 row = i / COLUMNS, part = i % COLUMNS * 8;
+        Vector vector = {};
+        if (row < count) vector = *(const Vector*)(from + place(row) + part);
+        *(Vector*)&to[row].values[part] = vector;
+    }
+}
+
+// The warp's 16 rows against `N` rows: c[i / 8] has columns i to i + 7.
+template <u32 N> __device__ inline void scores(float (*c)[4], const u32 (*left)[4], const Row* right) {
+    UNROLL for (u32 i = 0; i < N / 8; i++) c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0.0f;
+    UNROLL for (u32 step = 0; step < STEPS; step++)
+        UNROLL for (u32 i = 0; i < N; i += 16) {
+            u32 b[4];
+            load_right(b, right + i, step * 16);
+            multiply(c[i / 8], left[step], b[0], b[1]);
+            multiply(c[i / 8 + 1], left[step], b[2], b[3]);
+        }
+}
+
+// Adds p · rows, with p `[16, N]` as `scores` leaves it.
+template <u32 N> __device__ inline void accumulate(float (*c)[4], const float (*p)[4], const Row* rows) {
+    UNROLL for (u32 i = 0; i < N; i += 16) {
+        const float *near = p[i / 8], *far = p[i / 8 + 1];
+        const u32 a[4] = {pair_of(near[0], near[1]), pair_of(near[2], near[3]), pair_of(far[0], far[1]), pair_of(far[2], far[3])};
+        UNROLL for (u32 column = 0; column < HEAD_DIM; column += 16) {
+            u32 b[4];
+            load_right_rows(b, rows + i, column);
+            multiply(c[column / 8], a, b[0], b[1]);
+            multiply(c[column / 8 + 1], a, b[2], b[3]);
+        }
+    }
+}
+
+// Fragments of the warp's rows in shared memory.
+__device__ inline void load_lefts(u32 (*to)[4], const Row* rows) {
+    UNROLL for (u32 step = 0; step < STEPS; step++) load_left(to[step], rows + threadIdx.x / WARP * 16, step * 16);
+}
+
+// Writes row `row` of the warp's 16 (this lane's first or second), each value times `factor`.
+__device__ inline void store_row(bf16* to, const float (*c)[4], u32 second, float factor) {
+    UNROLL for (u32 i = 0; i < COLUMNS; i++) {
+        const u32 column = i * 8 + lane_of_warp() % 4 * 2;
+        *(u32*)(to + column) = pair_of(c[i][second * 2] * factor, c[i][second * 2 + 1] * factor);
+    }
+}
+
+struct Flash {
+    const bf16* q;      // [rows, heads, HEAD_DIM]
+    const bf16* keys;   // [rows or slots, kv_heads, HEAD_DIM]
+    const bf16* values; // [rows or slots, kv_heads, HEAD_DIM]
+    bf16* out;          // [rows, heads, HEAD_DIM]
+    float* log_sums;    // [rows, heads], or none
+    const u32* work;    // [tiles, 2]: up to 64 rows of one sequence, the first and their number
+    Rows rows;
+    u32 heads;
+    u32 kv_heads;
+    float scale;
+};
+
+// Blocks: (tiles, heads).
+KERNEL(flash, Flash) {
+    const Rows& rows = arguments.rows;
+    const u32 first = arguments.work[2 * blockIdx.x], count = arguments.work[2 * blockIdx.x + 1];
+    const u32 sequence = rows.sequences[first], start = rows.positions[first], last = start + count - 1;
+    const u32 head = blockIdx.y, kv_head = head / (arguments.heads / arguments.kv_heads);
+    const u32 lane = lane_of_warp(), mine = threadIdx.x / WARP * 16 + lane / 4;
+    __shared__ Row keys[TILE], values[TILE];
+    load_tile(keys, TILE, count, arguments.q,
+              [&](u32 row) { return ((u64)(first + row) * arguments.heads + head) * HEAD_DIM; });
+    __syncthreads();
+    u32 q[STEPS][4];
+    load_lefts(q, keys);
+
+    float out[COLUMNS][4] = {}, largest[2] = {-INFINITE, -INFINITE}, sum[2] = {0.0f, 0.0f};
+    for (u32 from = first_seen(rows, start); from <= last; from += TILE) {
+        const u32 here = min(TILE, last - from + 1);
+        const auto place = [&](u32 key) {
+            return (slot_of(rows, sequence, from + key) * arguments.kv_heads + kv_head) * HEAD_DIM;
+        };
+        __syncthreads(); // What was there has been read.
+        load_tile(keys, TILE, here, arguments.keys, place);
+        load_tile(values, TILE, here, arguments.values, place);
+        __syncthreads();
+        float p[TILE / 8][4];
+        scores<TILE>(p, q, keys);
+        UNROLL for (u32 second = 0; second < 2; second++) {
+            const u32 position = start + mine + second * 8, seen = first_seen(rows, position);
+            float larger = largest[second];
+            UNROLL for (u32 i = 0; i < TILE / 8; i++)
+                UNROLL for (u32 j = 0; j < 2; j++) {
+                    const u32 key = from + i * 8 + lane % 4 * 2 + j;
+                    float& score = p[i][second * 2 + j];
+                    score = key <= position && key >= seen ? score * arguments.scale : -INFINITE;
+                    larger = fmaxf(larger, score);
+                }
+            larger = fmaxf(larger, __shfl_xor_sync(WHOLE_WARP, larger, 1));
+            larger = fmaxf(larger, __shfl_xor_sync(WHOLE_WARP, larger, 2));
+            // A row may see none of these keys, nor any before.
+            const float shift = larger == -INFINITE ? 0.0f : larger, kept = expf(largest[second] - shift);
+            largest[second] = larger;
+            sum[second] *= kept;
+            UNROLL for (u32 i = 0; i < COLUMNS; i++) {
+                out[i][second * 2] *= kept;
+                out[i][second * 2 + 1] *= kept;
+            }
+            UNROLL for (u32 i = 0; i < TILE / 8; i++)
+                UNROLL for (u32 j = second * 2; j < second * 2 + 2; j++) sum[second] += p[i][j] = expf(p[i][j] - shift);
+        }
+        accumulate<TILE>(out, p, values);
+    }
+
+    UNROLL for (u32 second = 0; second < 2; second++) {
+        sum[second] += __shfl_xor_sync(WHOLE_WARP, sum[second], 1);
+        sum[second] += __shfl_xor_sync(WHOLE_WARP, sum[second], 2);
+        const u32 row = mine + second * 8;
+        if (row >= count) continue;
+        const u64 at = (u64)(first + row) * arguments.heads + head;
+        store_row(arguments.out + at * HEAD_DIM, out, second, 1.0f / sum[second]);
+        if (arguments.log_sums != 0 && lane % 4 == 0) arguments.log_sums[at] = logf(sum[second]) + largest[second];
+    }
+}
+
+struct FlashBackward {
+    const bf16* q;         // [rows, heads, HEAD_DIM]
+    const bf16* k;         // [rows, kv_heads, HEAD_DIM]
+    const bf16* v;         // [rows, kv_heads, HEAD_DIM]
+    const bf16* out;       // [rows, heads, HEAD_DIM]
+    const bf16* dout;      // [rows, heads, HEAD_DIM]
+    const float* log_sums; // [rows, heads]
+    float* deltas;         // [rows, heads]: dout · out, written with dq and read for dk and dv
+    bf16* dq;
+    bf16* dk;
+    bf16* dv;
+    const u32* work; // As above.
+    Rows rows;       // Of packed sequences.
+    u32 heads;
+    u32 kv_heads;
+    float scale;
+};
+
+// Blocks: (tiles, heads). With p = exp(s − log sum) and ds = p (dout · v − delta): dq = scale · Σ ds k.
+KERNEL(flash_backward_queries, FlashBackward) {
+    const Rows& rows = arguments.rows;
+    const u32 first = arguments.work[2 * blockIdx.x], count = arguments.work[2 * blockIdx.x + 1];
+    const u32 sequence = rows.sequences[first], start = rows.positions[first], last = start + count - 1;
+    const u32 head = blockIdx.y, kv_head = head / (arguments.heads / arguments.kv_heads);
+    const u32 lane = lane_of_warp(), mine = threadIdx.x / WARP * 16 + lane / 4;
+    __shared__ Row keys[TILE], values[TILE];
+    const auto query = [&](u32 row) { return ((u64)(first + row) * arguments.heads + head) * HEAD_DIM; };
+    load_tile(keys, TILE, count, arguments.q, query);
+    load_tile(values, TILE, count, arguments.dout, query);
+    __syncthreads();
+    u32 q[STEPS][4], dout[STEPS][4];
+    load_lefts(q, keys);
+    load_lefts(dout, values);
+    float delta[2] = {0.0f, 0.0f}, log_sum[2] = {0.0f, 0.0f};
+    UNROLL for (u32 i = 0; i < 16; i++) {
+        const u32 row = mine - lane / 4 + i;
+        if (row >= count) break;
+        const float product = warp_dot(arguments.out + query(row), arguments.dout + query(row), HEAD_DIM);
+        const u64 at = (u64)(first + row) * arguments.heads + head;
+        if (lane == 0) arguments.deltas[at] = product;
+        if (i % 8 == lane / 4) {
+            delta[i / 8] = product;
+            log_sum[i / 8] = arguments.log_sums[at];
+        }
+    }
+
+    float dq[COLUMNS][4] = {};
+    for (u32 from = first_seen(rows, start); from <= last; from += TILE) {
+        const u32 here = min(TILE, last - from + 1);
+        const auto place = [&](u32 key) {
+            return (slot_of(rows, sequence, from + key) * arguments.kv_heads + kv_head) * HEAD_DIM;
+        };
+        __syncthreads();
+        load_tile(keys, TILE, here, arguments.k, place);
+        load_tile(values, TILE, here, arguments.v, place);
+        __syncthreads();
+        float p[TILE / 8][4], dp[TILE / 8][4];
+        scores<TILE>(p, q, keys);
+        scores<TILE>(dp, dout, values);
+        UNROLL for (u32 i = 0; i < TILE / 8; i++)
+            UNROLL for (u32 j = 0; j < 4; j++) {
+                const u32 key = from + i * 8 + lane % 4 * 2 + j % 2, position = start + mine + j / 2 * 8;
+                const bool sees = key <= position && key >= first_seen(rows, position);
+                const float probability = sees ? expf(p[i][j] * arguments.scale - log_sum[j / 2]) : 0.0f;
+                p[i][j] = probability * (dp[i][j] - delta[j / 2]);
+            }
+        accumulate<TILE>(dq, p, keys);
+    }
+    UNROLL for (u32 second = 0; second < 2; second++)
+        if (mine + second * 8 < count)
+            store_row(arguments.dq + query(mine + second * 8), dq, second, arguments.scale);
+}
+
+// Blocks: (tiles of keys, key-value heads). Scores are transposed here, rows are keys: dk = scale · Σ ds q, dv = Σ p dout, over
+// all query heads of the key-value head's group.
+KERNEL(flash_backward_keys, FlashBackward) {
+    const Rows& rows = arguments.rows;
+    const u32 first = arguments.work[2 * blockIdx.x], count = arguments.work[2 * blockIdx.x + 1];
+    const u32 sequence = rows.sequences[first], start = rows.positions[first], last = start + count - 1;
+    const u32 before = rows.places[sequence], length = rows.places[sequence + 1] - before;
+    const u32 end = rows.window != 0 ? min(length, last + rows.window) : length;
+    const u32 group = arguments.heads / arguments.kv_heads;
+    const u32 lane = lane_of_warp(), mine = threadIdx.x / WARP * 16 + lane / 4;
+    __shared__ Row keys[TILE], values[TILE], queries[QUERIES], douts[QUERIES];
+    __shared__ float log_sums[QUERIES], deltas[QUERIES];
+    const auto key_place = [&](u32 row) { return ((u64)(first + row) * arguments.kv_heads + blockIdx.y) * HEAD_DIM; };
+    load_tile(keys, TILE, count, arguments.k, key_place);
+    load_tile(values, TILE, count, arguments.v, key_place);
+
+    float dk[COLUMNS][4] = {}, dv[COLUMNS][4] = {};
+    for (u32 head = blockIdx.y * group; head < (blockIdx.y + 1) * group; head++)
+        for (u32 from = start; from < end; from += QUERIES) {
+            const u32 here = min(QUERIES, end - from);
+            const auto at = [&](u32 row) { return (u64)(before + from + row) * arguments.heads + head; };
+            const auto place = [&](u32 row) { return at(row) * HEAD_DIM; };
+            __syncthreads();
+            load_tile(queries, QUERIES, here, arguments.q, place);
+            load_tile(douts, QUERIES, here, arguments.dout, place);
+            if (threadIdx.x < here) {
+                log_sums[threadIdx.x] = arguments.log_sums[at(threadIdx.x)];
+                deltas[threadIdx.x] = arguments.deltas[at(threadIdx.x)];
+            }
+            __syncthreads();
+            float p[QUERIES / 8][4], ds[QUERIES / 8][4];
+            u32 left[STEPS][4];
+            load_lefts(left, keys);
+            scores<QUERIES>(p, left, queries);
+            load_lefts(left, values);
+            scores<QUERIES>(ds, left, douts);
+            UNROLL for (u32 i = 0; i < QUERIES / 8; i++)
+                UNROLL for (u32 j = 0; j < 4; j++) {
+                    const u32 row = i * 8 + lane % 4 * 2 + j % 2, position = from + row, key = start + mine + j / 2 * 8;
+                    const bool sees = row < here && key <= position && key >= first_seen(rows, position);
+                    p[i][j] = sees ? expf(p[i][j] * arguments.scale - log_sums[row]) : 0.0f;
+                    ds[i][j] = sees ? p[i][j] * (ds[i][j] - deltas[row]) : 0.0f;
+                }
+            accumulate<QUERIES>(dv, p, douts);
+            accumulate<QUERIES>(dk, ds, queries);
+        }
+    UNROLL for (u32 second = 0; second < 2; second++) {
+        const u32 row = mine + second * 8;
+        if (row >= count) continue;
+        store_row(arguments.dk + key_place(row), dk, second, arguments.scale);
+        store_row(arguments.dv + key_place(row), dv, second, 1.0f);
+    }
+}

@@ -1,0 +1,93 @@
+//! Models in bf16, as a GPU holds them: on a GPU in a build with the feature `cuda`, else in the emulator.
+
+use attune::adapters::Site;
+use attune::config::Dtype;
+use attune::model::decoder::SequenceRows;
+use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use attune::model::linear::Storage;
+use attune::train::backward::{self, hidden_states};
+use candle_core::{DType, Device, Tensor};
+
+use crate::model::fixtures::{
+    FAMILIES, Reference, TRAINED_FAMILIES, device, load_as, one_sequence, relative_difference, tensor_name,
+};
+
+fn bf16() -> Storage {
+    Storage { dtype: Dtype::Bf16, quantize: None }
+}
+
+fn wide(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().to_device(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// What transformers and PEFT in bf16 are off by, at the most, on these models of random weights.
+const LOGITS: f64 = 5.1e-2;
+const GRADIENTS: f64 = 0.15;
+
+#[test]
+fn logits_in_bf16_are_near_those_of_transformers_in_training_and_in_serving() {
+    for family in FAMILIES {
+        let (config, decoder) = load_as(family, &device(), &bf16());
+        let reference = Reference::read(family, "reference.safetensors");
+        let tokens = reference.ids("input_ids");
+        let expected = reference.floats("logits");
+        let hidden = hidden_states(&decoder, None, &one_sequence(&tokens)).unwrap();
+        assert_eq!(hidden.dtype(), DType::BF16);
+        let difference = relative_difference(&wide(&decoder.logits(&hidden).unwrap()), &expected);
+        assert!(difference <= LOGITS, "{family}, training: logits differ by {difference:e}");
+
+        let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).rev().collect();
+        let cache = KvCache::new(&config, blocks.len(), DType::BF16, &device()).unwrap();
+        let mut hidden = Vec::new();
+        for rows in [0..7, 7..8, 8..28, 28..tokens.len()] {
+            let sequence = SequenceRows { rows: 0..rows.len(), start: rows.start, blocks: &blocks, adapter: None };
+            hidden.push(decoder.step(&tokens[rows], &[sequence], &cache).unwrap());
+        }
+        let logits = decoder.logits(&Tensor::cat(&hidden, 0).unwrap()).unwrap();
+        let difference = relative_difference(&wide(&logits), &expected);
+        assert!(difference <= LOGITS, "{family}, serving: logits differ by {difference:e}");
+    }
+}
+
+#[test]
+fn gradients_in_bf16_are_near_those_of_peft() {
+    for family in TRAINED_FAMILIES {
+        let (config, decoder) = load_as(family, &device(), &bf16());
+        let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
+        let reference = Reference::read(family, "peft/reference.safetensors");
+        let batch = reference.batch();
+        let (report, gradients) =
+            backward::loss_and_gradients(&decoder, &adapter, &batch, batch.targets.len() as f64).unwrap();
+        let (loss, expected) = (report.loss_sum / report.weight_sum, f64::from(reference.scalar("loss")));
+        assert!((loss - expected).abs() / expected <= 1e-2, "{family}: loss {loss} instead of {expected}");
+        for (index, layer) in gradients.iter().enumerate() {
+            for site in Site::ALL {
+                let pair = layer.get(site).unwrap();
+                let name = tensor_name(index, site);
+                for (tensor, part) in [(&pair.a, "lora_A"), (&pair.b, "lora_B")] {
+                    assert_eq!(tensor.dtype(), DType::F32);
+                    let expected = reference.floats(&format!("grad.{name}.{part}.weight"));
+                    let difference = relative_difference(&wide(tensor), &expected);
+                    assert!(difference <= GRADIENTS, "{family}: gradient of {name}.{part} differs by {difference:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn adapters_served_in_bf16_are_near_those_of_peft() {
+    for family in TRAINED_FAMILIES {
+        let (config, decoder) = load_as(family, &device(), &bf16());
+        let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
+        let adapter = decoder.served(&adapter).unwrap();
+        let reference = Reference::read(family, "peft/reference.safetensors");
+        let tokens = reference.ids("input_ids");
+        let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
+        let cache = KvCache::new(&config, blocks.len(), DType::BF16, &device()).unwrap();
+        let sequence = SequenceRows { rows: 0..tokens.len(), start: 0, blocks: &blocks, adapter: Some(&adapter) };
+        let hidden = decoder.step(&tokens, &[sequence], &cache).unwrap();
+        let difference = relative_difference(&wide(&decoder.logits(&hidden).unwrap()), &reference.floats("logits"));
+        assert!(difference <= LOGITS, "{family}: logits differ by {difference:e}");
+    }
+}

@@ -1,0 +1,217 @@
+// CUDA's part of C++ on the CPU, so that kernels can be tested where there is no GPU: every thread of a block is a fiber, the
+// blocks run one after the other. Only what the kernels use is here. It stands before the source when it is compiled.
+//
+// Fibers run in the order of the threads, or in the opposite one: what depends on the order lacks a barrier.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <setjmp.h>
+#include <ucontext.h>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __grid_constant__
+#define __shared__ static
+#define __align__(bytes) alignas(bytes)
+#define __forceinline__ inline
+
+struct Index {
+    unsigned x, y, z;
+};
+static Index threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulator {
+
+const size_t STACK = 64 << 10;
+const unsigned LANES = 32, MOST_WARPS = 32;
+
+// A fiber begins with `setcontext` and then lives for many blocks; from there on `_longjmp` leads to and from it, which unlike
+// `swapcontext` asks nothing of the system.
+struct Fiber {
+    ucontext_t context;
+    jmp_buf place;
+    std::unique_ptr<char[]> stack{new char[STACK]};
+    bool begun = false, over = false;
+};
+
+struct Barrier {
+    unsigned expected = 0, arrived = 0;
+    unsigned long generation = 0;
+};
+
+static jmp_buf scheduler;
+static std::vector<std::unique_ptr<Fiber>> fibers;
+static Fiber* running;
+static Barrier of_block, of_warps[MOST_WARPS];
+static unsigned long long lanes[MOST_WARPS][LANES];
+static std::function<void()> body;
+static unsigned long progress;
+
+inline void leave() {
+    if (_setjmp(running->place) == 0) _longjmp(scheduler, 1);
+}
+
+inline void enter(Fiber& fiber) {
+    running = &fiber;
+    if (_setjmp(scheduler) != 0) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
+}
+
+inline void wait(Barrier& barrier) {
+    progress++;
+    const unsigned long generation = barrier.generation;
+    if (++barrier.arrived == barrier.expected) {
+        barrier.arrived = 0;
+        barrier.generation++;
+        return;
+    }
+    while (barrier.generation == generation) leave();
+}
+
+inline void live() {
+    for (;;) {
+        body();
+        running->over = true;
+        progress++;
+        leave();
+    }
+}
+
+inline void run_block(bool reversed) {
+    const unsigned threads = blockDim.x;
+    of_block = Barrier{threads, 0, 0};
+    for (unsigned warp = 0; warp * LANES < threads; warp++) of_warps[warp] = Barrier{std::min(LANES, threads - warp * LANES), 0, 0};
+    while (fibers.size() < threads) {
+        fibers.emplace_back(new Fiber);
+        Fiber& fiber = *fibers.back();
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
+        fiber.context.uc_stack.ss_size = STACK;
+        makecontext(&fiber.context, live, 0);
+    }
+    for (unsigned i = 0; i < threads; i++) fibers[i]->over = false;
+    for (bool any = true; any;) {
+        any = false;
+        const unsigned long before = progress;
+        for (unsigned i = 0; i < threads; i++) {
+            const unsigned thread = reversed ? threads - 1 - i : i;
+            if (fibers[thread]->over) continue;
+            any = true;
+            threadIdx = Index{thread, 0, 0};
+            enter(*fibers[thread]);
+        }
+        if (any && progress == before) {
+            fprintf(stderr, "the threads of a block wait for one that never comes\n");
+            abort();
+        }
+    }
+}
+
+// The value of `source` in this thread's warp.
+template <typename T> T exchange(T value, unsigned source) {
+    const unsigned warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    memcpy(&lanes[warp][lane], &value, sizeof(T));
+    wait(of_warps[warp]);
+    memcpy(&value, &lanes[warp][source], sizeof(T));
+    wait(of_warps[warp]);
+    return value;
+}
+
+} // namespace emulator
+
+inline void __syncthreads() { emulator::wait(emulator::of_block); }
+inline void __syncwarp() { emulator::wait(emulator::of_warps[threadIdx.x / emulator::LANES]); }
+template <typename T> T __shfl_sync(unsigned, T value, unsigned source) { return emulator::exchange(value, source % emulator::LANES); }
+template <typename T> T __shfl_xor_sync(unsigned, T value, unsigned mask) {
+    return emulator::exchange(value, (threadIdx.x % emulator::LANES) ^ mask);
+}
+
+inline float __uint_as_float(unsigned bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+using std::min;
+using std::max;
+
+// Matrix units, see the PTX manual for who has what of a fragment.
+namespace emulator {
+
+struct Fragments {
+    unsigned a[4], b[2];
+};
+static Fragments fragments[MOST_WARPS][LANES];
+static const unsigned short* matrix_rows[MOST_WARPS][LANES];
+
+inline float half_of(unsigned pair, unsigned second) { return __uint_as_float(second ? pair & 0xffff0000u : pair << 16); }
+
+inline void load(unsigned* to, const void* row, bool transposed) {
+    const unsigned warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    if ((size_t)row % 16 != 0) {
+        fprintf(stderr, "a row of a matrix does not begin at a multiple of 16 bytes\n");
+        abort();
+    }
+    matrix_rows[warp][lane] = (const unsigned short*)row;
+    wait(of_warps[warp]);
+    for (unsigned matrix = 0; matrix < 4; matrix++) {
+        const unsigned short* const* rows = &matrix_rows[warp][matrix * 8];
+        const unsigned outer = lane / 4, inner = lane % 4 * 2;
+        const unsigned first = transposed ? rows[inner][outer] : rows[outer][inner];
+        const unsigned second = transposed ? rows[inner + 1][outer] : rows[outer][inner + 1];
+        to[matrix] = first | second << 16;
+    }
+    wait(of_warps[warp]);
+}
+
+} // namespace emulator
+
+inline void load_matrices(unsigned* to, const void* row) { emulator::load(to, row, false); }
+inline void load_transposed(unsigned* to, const void* row) { emulator::load(to, row, true); }
+
+inline void multiply(float* c, const unsigned* a, unsigned b0, unsigned b1) {
+    using namespace emulator;
+    const unsigned warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    fragments[warp][lane] = Fragments{{a[0], a[1], a[2], a[3]}, {b0, b1}};
+    wait(of_warps[warp]);
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = lane / 4, column = lane % 4 * 2 + i % 2;
+        for (unsigned k = 0; k < 16; k++) {
+            const unsigned of_left = fragments[warp][row * 4 + k % 8 / 2].a[i / 2 + k / 8 * 2];
+            const unsigned of_right = fragments[warp][column * 4 + k % 8 / 2].b[k / 8];
+            c[i] += half_of(of_left, k % 2) * half_of(of_right, k % 2);
+        }
+    }
+    wait(of_warps[warp]);
+}
+
+// A kernel becomes a function that runs all its blocks; it returns 1 where the arguments are not those of the source.
+#define KERNEL(name, Arguments)                                                                                             \
+    static void name##_thread(const Arguments& arguments);                                                                  \
+    extern "C" __attribute__((visibility("default"))) int name(const void* bytes, size_t length, unsigned columns,          \
+                                                               unsigned rows, unsigned threads, int reversed) {             \
+        if (length != sizeof(Arguments)) return 1;                                                                          \
+        const Arguments& arguments = *(const Arguments*)bytes;                                                              \
+        emulator::body = [&] { name##_thread(arguments); };                                                                 \
+        gridDim = Index{columns, rows, 1};                                                                                  \
+        blockDim = Index{threads, 1, 1};                                                                                    \
+        for (unsigned y = 0; y < rows; y++)                                                                                 \
+            for (unsigned x = 0; x < columns; x++) {                                                                        \
+                blockIdx = Index{x, y, 0};                                                                                  \
+                emulator::run_block(reversed);                                                                              \
+            }                                                                                                               \
+        return 0;                                                                                                           \
+    }                                                                                                                       \
+    static void name##_thread(const Arguments& arguments)

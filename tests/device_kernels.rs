@@ -1,0 +1,232 @@
+//! The GPU's kernels, run on the CPU thread by thread, against the same formulas in plain candle operations.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod device;
+
+use std::ops::Range;
+
+use attune::adapters::LoraPair;
+use attune::model::kernels::cuda::{self, RowTables};
+use attune::model::kernels::{AttentionState, CachedRows, LoraRows, reference};
+use attune::model::kv_cache::BLOCK_TOKENS;
+use attune::model::rope::Angles;
+use candle_core::{DType, Device, Tensor};
+use device::Emulator;
+
+const CPU: Device = Device::Cpu;
+
+/// Each kind of element, with the relative error of rounding to it, and each order of threads.
+fn each(test: impl Fn(&Emulator, DType, f32)) {
+    for reversed in [false, true] {
+        for (dtype, rounding) in [(DType::F32, 1e-5), (DType::BF16, 8e-3)] {
+            test(&Emulator { reversed }, dtype, rounding);
+        }
+    }
+}
+
+/// Values of about normal size as `dtype` holds them, the same in every run.
+fn random(shape: impl Into<candle_core::Shape>, seed: u64, dtype: DType) -> Tensor {
+    use rand::{Rng, SeedableRng};
+    let shape = shape.into();
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    let values: Vec<f32> = (0..shape.elem_count()).map(|_| random.random_range(-1.5..1.5)).collect();
+    Tensor::from_vec(values, shape, &CPU).unwrap().to_dtype(dtype).unwrap()
+}
+
+/// The same values in f32.
+fn wide(tensor: &Tensor) -> Tensor {
+    tensor.to_dtype(DType::F32).unwrap()
+}
+
+fn floats(tensor: &Tensor) -> Vec<f32> {
+    wide(tensor).flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Holds `ours` against the exact values: off by no more than `rounding`, relative to the largest of them.
+#[track_caller]
+fn assert_close(ours: &Tensor, exact: &Tensor, rounding: f32) {
+    assert_eq!(ours.shape(), exact.shape());
+    let exact = floats(exact);
+    let largest = exact.iter().fold(1.0_f32, |largest, value| largest.max(value.abs()));
+    let difference = floats(ours)
+        .iter()
+        .zip(&exact)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |most: f32, difference| if difference.is_nan() { f32::INFINITY } else { most.max(difference) });
+    assert!(difference <= rounding * largest, "differ by {difference:e}, the largest is {largest}");
+}
+
+#[test]
+fn norms_and_their_gradients() {
+    each(|emulator, dtype, rounding| {
+        for (rows, width) in [(3, 576), (5, 40), (1, 1030)] {
+            let (x, dy) = (random((rows, width), 1, dtype), random((rows, width), 2, dtype));
+            let weight = random(width, 3, DType::F32);
+            let y = cuda::elementwise::rms_norm(emulator, &x, &weight, 1e-5).unwrap();
+            assert_close(&y, &reference::rms_norm(&wide(&x), &weight, 1e-5).unwrap(), rounding);
+            let dx = cuda::elementwise::rms_norm_backward(emulator, &x, &weight, 1e-5, &dy).unwrap();
+            let exact = reference::rms_norm_backward(&wide(&x), &weight, 1e-5, &wide(&dy)).unwrap();
+            assert_close(&dx, &exact, rounding);
+        }
+    });
+}
+
+#[test]
+fn rotations_forwards_and_backwards() {
+    each(|emulator, dtype, rounding| {
+        let x = random((7, 3, 10), 1, dtype);
+        let angles = Angles { cos: random((7, 5), 2, DType::F32), sin: random((7, 5), 3, DType::F32) };
+        for direction in [1.0_f32, -1.0] {
+            let y = cuda::elementwise::rope(emulator, &x, &angles, direction).unwrap();
+            assert_close(&y, &reference::rope(&wide(&x), &angles, direction.into()).unwrap(), rounding);
+        }
+    });
+}
+
+#[test]
+fn swiglu_and_its_gradients() {
+    each(|emulator, dtype, rounding| {
+        let [gate, up, dy] = [1, 2, 3].map(|seed| random((5, 77), seed, dtype));
+        let y = cuda::elementwise::swiglu(emulator, &gate, &up).unwrap();
+        assert_close(&y, &reference::swiglu(&wide(&gate), &wide(&up)).unwrap(), rounding);
+        let (dgate, dup) = cuda::elementwise::swiglu_backward(emulator, &gate, &up, &dy).unwrap();
+        let exact = reference::swiglu_backward(&wide(&gate), &wide(&up), &wide(&dy)).unwrap();
+        assert_close(&dgate, &exact.0, rounding);
+        assert_close(&dup, &exact.1, rounding);
+    });
+}
+
+#[test]
+fn adapters_of_mixed_ranks_change_their_own_rows_only() {
+    let ranks: [(Range<usize>, usize); 7] =
+        [(1..2, 1), (2..5, 3), (5..6, 8), (7..18, 16), (18..40, 20), (41..42, 128), (42..44, 4)];
+    each(|emulator, dtype, rounding| {
+        for (input, widths) in [(80, [96, 40, 300]), (77, [93, 5, 8])] {
+            let x = random((45, input), 1, dtype);
+            let before = widths.map(|width| random((45, width), 2, dtype));
+            let pairs: Vec<[LoraPair; 3]> = (ranks.iter())
+                .map(|(_, rank)| {
+                    widths.map(|width| LoraPair {
+                        a: random((*rank, input), 3 + *rank as u64, dtype),
+                        b: random((width, *rank), 4 + *rank as u64, dtype),
+                        scale: 0.5,
+                    })
+                })
+                .collect();
+            // The last adapter lacks the third layer; so many tasks that they take two launches.
+            let mut tasks = Vec::new();
+            for ((rows, rank), pairs) in ranks.iter().zip(&pairs) {
+                for row in rows.clone() {
+                    for (output, pair) in pairs.iter().enumerate().take(if *rank == 4 { 2 } else { 3 }) {
+                        tasks.push(LoraRows { rows: row..row + 1, output, pair });
+                    }
+                }
+            }
+            assert!(tasks.len() > 96);
+            let ours = before.each_ref().map(|y| y.copy().unwrap());
+            cuda::lora::add(emulator, &ours, &x, &tasks).unwrap();
+            for (index, before) in before.iter().enumerate() {
+                let mut exact = wide(before).copy().unwrap();
+                for task in tasks.iter().filter(|task| task.output == index) {
+                    let pair = LoraPair { a: wide(&task.pair.a), b: wide(&task.pair.b), scale: task.pair.scale };
+                    exact = reference::add_lora(exact, &wide(&x), task.rows.clone(), &pair).unwrap();
+                }
+                assert_close(&ours[index], &exact, rounding * 2.0);
+                for row in [0, 6, 40, 44] {
+                    let row = |of: &Tensor| floats(&of.get(row).unwrap());
+                    assert_eq!(row(before), row(&ours[index]), "a row without an adapter");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn an_adapter_whose_b_is_zero_changes_no_bit() {
+    each(|emulator, dtype, _| {
+        let zeros = Tensor::zeros((40, 4), dtype, &CPU).unwrap();
+        let pair = LoraPair { a: random((4, 32), 1, dtype), b: zeros, scale: 1.0 };
+        let before = random((3, 40), 1, DType::F32).clamp(0.0, 1.0).unwrap().neg().unwrap().to_dtype(dtype).unwrap();
+        let after = [before.copy().unwrap()];
+        let tasks = [LoraRows { rows: 0..3, output: 0, pair: &pair }];
+        cuda::lora::add(emulator, &after, &random((3, 32), 2, dtype), &tasks).unwrap();
+        let bits = |tensor: &Tensor| floats(tensor).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert!(bits(&before).contains(&(-0.0_f32).to_bits()));
+        assert_eq!(bits(&before), bits(&after[0]));
+    });
+}
+
+#[test]
+fn losses_and_their_gradients() {
+    each(|emulator, dtype, rounding| {
+        let logits = (random((5, 1500), 1, dtype) * 4.0).unwrap();
+        let (targets, weights) = ([3, 1499, 0, 700, 9], [1.0, 0.5, 0.0, 2.0, 0.25]);
+        let exact = reference::cross_entropy(&wide(&logits), &targets, &weights).unwrap();
+        let ours = cuda::loss::cross_entropy(emulator, &logits.copy().unwrap(), &targets, &weights).unwrap();
+        let vector = |values: &[f32]| Tensor::new(values, &CPU).unwrap();
+        assert_close(&vector(&ours.losses), &vector(&exact.losses), 1e-5);
+        assert_eq!(ours.correct, exact.correct);
+        assert_close(&ours.gradient, &exact.gradient, rounding);
+    });
+}
+
+/// Two sequences that fill more than one warp's keys, and short ones.
+const SEQUENCES: [Range<usize>; 4] = [0..1, 1..80, 80..83, 83..120];
+
+#[test]
+fn attention_over_packed_sequences_and_its_gradients() {
+    for (heads, kv_heads, head_dim) in [(4, 2, 64), (3, 3, 20), (2, 1, 128), (2, 2, 16)] {
+        for window in [None, Some(9), Some(50)] {
+            each(|emulator, dtype, rounding| {
+                let q = random((120, heads, head_dim), 1, dtype);
+                let [k, v] = [2, 3].map(|seed| random((120, kv_heads, head_dim), seed, dtype));
+                let dout = random(q.shape(), 4, dtype);
+                let tables = RowTables::packed(&SEQUENCES, &CPU).unwrap();
+                let (out, sums) = cuda::attention::packed(emulator, &q, &k, &v, &tables, window).unwrap();
+                let [wide_q, wide_k, wide_v, wide_dout] = [&q, &k, &v, &dout].map(wide);
+                let exact = reference::packed_attention(&wide_q, &wide_k, &wide_v, &SEQUENCES, window).unwrap();
+                assert_close(&out, &exact.0, rounding);
+                assert_close(&sums, &exact.1, 1e-5);
+                let state = AttentionState { q: &q, k: &k, v: &v, out: &out, log_sum_exp: &sums };
+                let (dq, dk, dv) = cuda::attention::packed_backward(emulator, state, &dout, &tables, window).unwrap();
+                let (out, log_sum_exp) = (&exact.0, &exact.1);
+                let state = AttentionState { q: &wide_q, k: &wide_k, v: &wide_v, out, log_sum_exp };
+                let exact = reference::packed_attention_backward(state, &wide_dout, &SEQUENCES, window).unwrap();
+                assert_close(&dq, &exact.0, rounding * 2.0);
+                assert_close(&dk, &exact.1, rounding * 2.0);
+                assert_close(&dv, &exact.2, rounding * 2.0);
+            });
+        }
+    }
+}
+
+#[test]
+fn attention_over_the_cache_and_what_is_written_to_it() {
+    let sequences = [
+        CachedRows { rows: 0..1, start: 40, blocks: &[7, 2, 9] },
+        CachedRows { rows: 1..20, start: 0, blocks: &[4, 0] },
+        CachedRows { rows: 20..22, start: 15, blocks: &[11, 5] },
+    ];
+    for (heads, kv_heads, head_dim) in [(4, 2, 64), (3, 1, 36)] {
+        for window in [None, Some(5)] {
+            each(|emulator, dtype, rounding| {
+                let q = random((22, heads, head_dim), 1, dtype);
+                let [k, v] = [2, 3].map(|seed| random((22, kv_heads, head_dim), seed, dtype));
+                let slots = (12 * BLOCK_TOKENS, kv_heads, head_dim);
+                let [keys, values] = [4, 5].map(|seed| random(slots, seed, dtype));
+                let plain = [&keys, &values].map(|cache| wide(cache).copy().unwrap());
+                let tables = RowTables::cached(&sequences, &CPU).unwrap();
+                cuda::attention::write_cache(emulator, &keys, &values, &k, &v, &tables).unwrap();
+                for (cache, rows) in plain.iter().zip([&k, &v]) {
+                    reference::write_cache(cache, &wide(rows), &sequences).unwrap();
+                }
+                assert_close(&keys, &plain[0], 0.0);
+                assert_close(&values, &plain[1], 0.0);
+                let out = cuda::attention::cached(emulator, &q, &keys, &values, &tables, window).unwrap();
+                let exact = reference::cached_attention(&wide(&q), &plain[0], &plain[1], &sequences, window).unwrap();
+                assert_close(&out, &exact, rounding);
+            });
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The whole way of a GPU on the CPU, with every kernel run thread by thread: the tests of the model in f32, and the same models in
+//! bf16.
+
+#![cfg(not(feature = "cuda"))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "device/bf16.rs"]
+mod bf16;
+mod device;
+#[path = "model.rs"]
+mod model;
+
+use std::sync::Arc;
+
+#[ctor::ctor]
+fn emulate() {
+    attune::model::kernels::cuda::emulate_with(Arc::new(device::Emulator { reversed: false }));
+}
