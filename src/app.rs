@@ -177,10 +177,20 @@ pub async fn open_store_beside(config: &Config) -> Result<(Store, Option<Private
 
 async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalog> {
     let device = device::select(config.device)?;
-    let mut entries = Vec::with_capacity(config.models.len());
+    let mut models = Vec::with_capacity(config.models.len());
     for entry in &config.models {
-        let model = load_model(entry.clone(), device.clone()).await?;
-        let backend = NativeEngine::start(model.clone(), &config.limits, priority.clone())?;
+        models.push(load_model(entry.clone(), device.clone()).await?);
+    }
+    let mut limits = config.limits.clone();
+    // What all weights leave of a GPU is known only now.
+    if !device.is_cpu()
+        && let (None, Some(memory)) = (limits.kv_cache_mib, device::free_memory(&device))
+    {
+        limits.kv_cache_mib = Some(device::cache_share(memory, models.len()).max(1));
+    }
+    let mut entries = Vec::with_capacity(models.len());
+    for model in models {
+        let backend = NativeEngine::start(model.clone(), &limits, priority.clone())?;
         entries.push(CatalogEntry { model, backend });
     }
     Ok(Catalog::new(entries).with_aliases(config.aliases.clone()))

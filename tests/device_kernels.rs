@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use attune::adapters::LoraPair;
 use attune::model::kernels::cuda::{self, RowTables};
-use attune::model::kernels::{AttentionState, CachedRows, LoraRows, reference};
+use attune::model::kernels::{AttentionState, CachedRows, Dense, LoraRows, reference};
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::rope::Angles;
 use candle_core::{DType, Device, Tensor};
@@ -75,11 +75,36 @@ fn norms_and_their_gradients() {
 #[test]
 fn rotations_forwards_and_backwards() {
     each(|emulator, dtype, rounding| {
-        let x = random((7, 3, 10), 1, dtype);
+        let (q, k) = (random((7, 3, 10), 1, dtype), random((7, 1, 10), 4, dtype));
         let angles = Angles { cos: random((7, 5), 2, DType::F32), sin: random((7, 5), 3, DType::F32) };
         for direction in [1.0_f32, -1.0] {
-            let y = cuda::elementwise::rope(emulator, &x, &angles, direction).unwrap();
-            assert_close(&y, &reference::rope(&wide(&x), &angles, direction.into()).unwrap(), rounding);
+            let (rotated_q, rotated_k) = cuda::elementwise::rope(emulator, &q, &k, &angles, direction).unwrap();
+            assert_close(&rotated_q, &reference::rope(&wide(&q), &angles, direction.into()).unwrap(), rounding);
+            assert_close(&rotated_k, &reference::rope(&wide(&k), &angles, direction.into()).unwrap(), rounding);
+        }
+    });
+}
+
+/// Few rows, which our kernel takes, and more; inputs that are no whole number of vectors, too.
+#[test]
+fn products_of_layers_that_share_an_input() {
+    each(|emulator, dtype, rounding| {
+        for (rows, input) in [(1, 328), (3, 64), (4, 16), (2, 9), (7, 64)] {
+            let x = random((rows, input), 1, dtype);
+            let weights = [40, 8, 19].map(|width| random((width, input), width as u64, dtype));
+            let (bias, residual) = (random(8, 2, dtype), random((rows, 19), 3, dtype));
+            let matrices = [(None, None), (Some(&bias), None), (None, Some(&residual))];
+            let matrices: Vec<Dense<'_>> = (weights.iter().zip(matrices))
+                .map(|(weight, (bias, residual))| Dense { weight, bias, residual })
+                .collect();
+            let ours = cuda::product::project(emulator, &x, &matrices).unwrap();
+            for (matrix, ours) in matrices.iter().zip(&ours) {
+                let mut exact = reference::linear(&wide(&x), &wide(matrix.weight)).unwrap();
+                for added in matrix.bias.into_iter().chain(matrix.residual) {
+                    exact = exact.broadcast_add(&wide(added)).unwrap();
+                }
+                assert_close(ours, &exact, rounding);
+            }
         }
     });
 }

@@ -9,6 +9,8 @@ mod bf16;
 mod device;
 #[path = "model.rs"]
 mod model;
+#[path = "device/speed.rs"]
+mod speed;
 
 use std::sync::Arc;
 

@@ -7,3 +7,5 @@ mod bf16;
 mod model;
 #[path = "round_trip.rs"]
 mod round_trip;
+#[path = "device/speed.rs"]
+mod speed;

@@ -167,15 +167,18 @@ fn norms_agree_and_their_backward_is_the_gradient() {
 
 #[test]
 fn rotations_agree_and_turn_back() {
-    let x = random((50, 3, 16), 1);
+    let (q, k) = (random((50, 3, 16), 1), random((50, 1, 16), 2));
     let angle: Vec<f32> = (0..50 * 8).map(|i| i as f32 * 0.1).collect();
     let table =
         |f: fn(f32) -> f32| Tensor::from_vec(angle.iter().map(|x| f(*x)).collect::<Vec<_>>(), (50, 8), &CPU).unwrap();
     let angles = Angles { cos: table(f32::cos), sin: table(f32::sin) };
-    let rotated = kernels::rope(&x, &angles).unwrap();
-    assert_close(&rotated, &reference::rope(&x, &angles, 1.0).unwrap(), 1e-6);
-    assert_close(&kernels::rope_backward(&rotated, &angles).unwrap(), &x, 1e-5);
-    assert_close(&reference::rope(&rotated, &angles, -1.0).unwrap(), &x, 1e-5);
+    let rotated = kernels::rope(&q, &k, &angles).unwrap();
+    let back = kernels::rope_backward(&rotated.0, &rotated.1, &angles).unwrap();
+    for (x, rotated, back) in [(&q, &rotated.0, &back.0), (&k, &rotated.1, &back.1)] {
+        assert_close(rotated, &reference::rope(x, &angles, 1.0).unwrap(), 1e-6);
+        assert_close(back, x, 1e-5);
+        assert_close(&reference::rope(rotated, &angles, -1.0).unwrap(), x, 1e-5);
+    }
 }
 
 #[test]

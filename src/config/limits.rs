@@ -24,8 +24,9 @@ pub struct Limits {
     pub max_request_seconds: u64,
     /// Keep the keys and values of past prompts and answers in free cache blocks, for requests that begin alike.
     pub prefix_cache: bool,
-    /// Memory for keys and values per base model, in MiB.
-    pub kv_cache_mib: usize,
+    /// Memory for keys and values per base model, in MiB; absent: 1024 in main memory, on a GPU a part of what is left of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_cache_mib: Option<usize>,
     /// Bytes of a JSON request body.
     pub max_body_bytes: usize,
     /// Bytes of an uploaded file.
@@ -57,7 +58,7 @@ impl Default for Limits {
             max_queue_seconds: 600,
             max_request_seconds: 3600,
             prefix_cache: true,
-            kv_cache_mib: 1024,
+            kv_cache_mib: None,
             max_body_bytes: 8 << 20,
             max_file_bytes: 512 << 20,
             max_inputs: 2048,
@@ -75,7 +76,7 @@ impl Default for Limits {
 impl Limits {
     /// Refuses what lets nothing through, or more than can be meant.
     pub(super) fn check(&self) -> Result<()> {
-        if self.max_sequences == 0 || self.max_step_tokens == 0 || self.kv_cache_mib == 0 {
+        if self.max_sequences == 0 || self.max_step_tokens == 0 || self.kv_cache_mib == Some(0) {
             return Err(Error::Setup(
                 "limits: max_sequences, max_step_tokens and kv_cache_mib must be at least 1".into(),
             ));
@@ -112,7 +113,7 @@ mod tests {
         let refused: [(&str, Change); 12] = [
             ("max_sequences", |limits| limits.max_sequences = 0),
             ("max_step_tokens", |limits| limits.max_step_tokens = 0),
-            ("kv_cache_mib", |limits| limits.kv_cache_mib = 0),
+            ("kv_cache_mib", |limits| limits.kv_cache_mib = Some(0)),
             ("max_queue_seconds", |limits| limits.max_queue_seconds = 0),
             ("max_request_seconds", |limits| limits.max_request_seconds = 0),
             ("max_adapter_rank", |limits| limits.max_adapter_rank = MAX_RANK + 1),

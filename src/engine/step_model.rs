@@ -91,6 +91,9 @@ impl Rows {
     }
 }
 
+/// The memory for keys and values of one model where nothing else is said, in MiB.
+const USUAL_CACHE_MIB: usize = 1024;
+
 /// A base model's decoder over one cache.
 #[derive(Debug)]
 pub struct BaseStepModel {
@@ -99,17 +102,18 @@ pub struct BaseStepModel {
 }
 
 impl BaseStepModel {
-    /// Allocates the cache: `limits.kv_cache_mib`, but no more than all sequences can use.
+    /// Allocates the cache: `limits.kv_cache_mib`, by default [`USUAL_CACHE_MIB`], but no more than all sequences can use.
     pub fn new(model: Arc<BaseModel>, limits: &Limits) -> Result<Self> {
         let block_bytes = KvCache::block_bytes(&model.config, model.decoder.activation_dtype());
         let context = model.config.max_position_embeddings;
-        let affordable = (limits.kv_cache_mib << 20) / block_bytes.max(1);
+        let cache_mib = limits.kv_cache_mib.unwrap_or(USUAL_CACHE_MIB);
+        let affordable = (cache_mib << 20) / block_bytes.max(1);
         let usable = limits.max_sequences.saturating_mul(context.div_ceil(BLOCK_TOKENS));
         let blocks = affordable.min(usable);
         if blocks == 0 {
             return Err(Error::Setup(format!(
-                "kv_cache_mib is {}, but one block of {BLOCK_TOKENS} tokens of model `{}` takes {block_bytes} bytes",
-                limits.kv_cache_mib, model.id
+                "kv_cache_mib is {cache_mib}, but one block of {BLOCK_TOKENS} tokens of model `{}` takes {block_bytes} bytes",
+                model.id
             )));
         }
         if blocks * BLOCK_TOKENS < context {

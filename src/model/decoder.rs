@@ -234,8 +234,7 @@ impl Block {
             unnormed = Some((std::mem::replace(&mut q, normed_q), std::mem::replace(&mut k, normed_k)));
         }
         if self.rotary {
-            q = kernels::rope(&q, angles)?;
-            k = kernels::rope(&k, angles)?;
+            (q, k) = kernels::rope(&q, &k, angles)?;
         }
         Ok(RotatedHeads { q, k, unnormed })
     }

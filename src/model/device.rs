@@ -4,6 +4,7 @@ use candle_core::{Device, Tensor};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::DeviceChoice;
+use crate::machine::{self, FreeMemory};
 use crate::{Error, Result};
 
 /// The device for `choice`; `auto` takes the first GPU where binary and machine have one.
@@ -21,6 +22,26 @@ pub fn select(choice: DeviceChoice) -> Result<Device> {
         DeviceChoice::Cuda(index) => Device::new_cuda(index)
             .map_err(|error| Error::Setup(format!("GPU {index} cannot be used: {error}; set device to cpu or auto"))),
     }
+}
+
+/// What is left of the memory that tensors on `device` take; absent where it cannot be told.
+pub fn free_memory(device: &Device) -> Option<FreeMemory> {
+    match device {
+        Device::Cpu => machine::free_memory(),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => {
+            let (free, total) = device.cuda_stream().context().mem_get_info().ok()?;
+            Some(FreeMemory { total: total as u64, free: free as u64 })
+        }
+        _ => None,
+    }
+}
+
+/// MiB of a GPU for the keys and values of each of `models` models, where `memory` is what their weights leave. The rest is for
+/// adapters, activations and training.
+pub fn cache_share(memory: FreeMemory, models: usize) -> usize {
+    const SHARE: f64 = 0.6;
+    (memory.free as f64 * SHARE / models.max(1) as f64) as usize >> 20
 }
 
 /// Whether a model's device still computes. A GPU can be lost, after which the process can do nothing with it: it has to end
@@ -83,5 +104,27 @@ fn answers(device: &Device) -> candle_core::Result<()> {
     match sum {
         Err(error) if !error.to_string().contains("OUT_OF_MEMORY") => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_caches_of_all_models_leave_room_for_adapters_and_training() {
+        let memory = FreeMemory { total: 80 << 30, free: 64 << 30 };
+        assert_eq!(cache_share(memory, 1), 39_321);
+        assert!(3 * cache_share(memory, 3) <= cache_share(memory, 1));
+        assert_eq!(cache_share(memory, 0), cache_share(memory, 1));
+    }
+
+    #[test]
+    fn only_a_lost_device_changes_what_an_error_means() {
+        let health = DeviceHealth::new(Device::Cpu);
+        assert!(matches!(health.blame(Error::Internal("x".into())), Error::Internal(_)));
+        health.lose();
+        assert!(matches!(health.blame(Error::Internal("x".into())), Error::Unavailable(_)));
+        assert!(matches!(health.blame(Error::Cancelled), Error::Cancelled));
     }
 }

@@ -10,8 +10,8 @@ use candle_core::{DType, Device, Tensor};
 use mistralrs_quant::{GgufMatMul, QuantMethod, QuantMethodConfig};
 
 use crate::config::Dtype;
-use crate::model::kernels;
 use crate::model::kernels::cpu::panels::{self, Panels, Precision};
+use crate::model::kernels::{self, Dense};
 use crate::{Error, Result};
 
 /// How a model's weight matrices are held.
@@ -131,7 +131,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
             Weight::Packed(weight) => return Ok(panels::project(x, &[(weight, self.bias.as_ref())])?.remove(0)),
-            Weight::Dense(weight) => kernels::linear(x, weight)?,
+            Weight::Dense(weight) => return Ok(kernels::project(x, &[self.dense(weight, None)])?.remove(0)),
             // Its products on a GPU take f32.
             Weight::Quantized { method, .. } => method.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?,
         };
@@ -141,17 +141,20 @@ impl Linear {
         }
     }
 
-    /// [`Linear::forward`] of each of `layers` for the same `x`; on the CPU all at once.
+    /// [`Linear::forward`] of each of `layers` for the same `x`; all at once where they are held alike.
     pub fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
-        let packed: Vec<_> = layers
-            .iter()
-            .filter_map(|layer| match &layer.weight {
-                Weight::Packed(weight) => Some((weight, layer.bias.as_ref())),
-                _ => None,
-            })
-            .collect();
+        let (mut packed, mut dense) = (Vec::new(), Vec::new());
+        for layer in layers {
+            match &layer.weight {
+                Weight::Packed(weight) => packed.push((weight, layer.bias.as_ref())),
+                Weight::Dense(weight) => dense.push(layer.dense(weight, None)),
+                Weight::Quantized { .. } => {}
+            }
+        }
         let outputs = if packed.len() == N {
             panels::project(x, &packed)?
+        } else if dense.len() == N {
+            kernels::project(x, &dense)?
         } else {
             layers.iter().map(|layer| layer.forward(x)).collect::<Result<_>>()?
         };
@@ -162,8 +165,13 @@ impl Linear {
     pub fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         match (&self.weight, &self.bias) {
             (Weight::Packed(weight), None) => panels::project_onto(residual, x, weight),
+            (Weight::Dense(weight), _) => Ok(kernels::project(x, &[self.dense(weight, Some(residual))])?.remove(0)),
             _ => Ok((residual + self.forward(x)?)?),
         }
+    }
+
+    fn dense<'a>(&'a self, weight: &'a Tensor, residual: Option<&'a Tensor>) -> Dense<'a> {
+        Dense { weight, bias: self.bias.as_ref(), residual }
     }
 
     /// The gradient with respect to `x`: `dy` `[rows, out]` to `dy · W`, `[rows, in]`.

@@ -9,11 +9,21 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{Error, Result};
 
-/// The tensors of a checkpoint folder.
+/// The tensors of a checkpoint.
 pub struct Weights {
-    files: MmapedSafetensors,
-    folder: PathBuf,
+    source: Source,
     device: Device,
+}
+
+enum Source {
+    Folder {
+        files: MmapedSafetensors,
+        folder: PathBuf,
+    },
+    /// Numbers with this standard deviation; norms are 1.
+    Random {
+        deviation: f32,
+    },
 }
 
 impl Weights {
@@ -24,37 +34,47 @@ impl Weights {
         // is the operator's fault, and can at worst change weights, since the header is checked once here.
         let files = unsafe { MmapedSafetensors::multi(&paths) }
             .map_err(|error| Error::Setup(format!("{}: cannot read the weights: {error}", folder.display())))?;
-        Ok(Self { files, folder: folder.to_path_buf(), device: device.clone() })
+        Ok(Self { source: Source::Folder { files, folder: folder.to_path_buf() }, device: device.clone() })
+    }
+
+    /// Any tensor that is asked for, of random numbers: for measurements, whose speed does not depend on the values.
+    pub fn random(device: &Device) -> Self {
+        Self { source: Source::Random { deviation: 0.02 }, device: device.clone() }
     }
 
     /// The tensor `name` as f32; its shape must be `shape`.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let view = self.files.get(name).map_err(|_| self.fault(&format!("the tensor `{name}` is missing")))?;
+        let (files, folder) = match &self.source {
+            Source::Folder { files, folder } => (files, folder),
+            Source::Random { .. } if shape.len() == 1 => return Ok(Tensor::ones(shape, DType::F32, &self.device)?),
+            Source::Random { deviation } => return Ok(Tensor::randn(0.0_f32, *deviation, shape, &self.device)?),
+        };
+        let fault = |message: &str| Error::Setup(format!("{}: {message}", folder.display()));
+        let view = files.get(name).map_err(|_| fault(&format!("the tensor `{name}` is missing")))?;
         if view.shape() != shape {
-            return Err(self.fault(&format!("the tensor `{name}` has shape {:?}, expected {shape:?}", view.shape())));
+            return Err(fault(&format!("the tensor `{name}` has shape {:?}, expected {shape:?}", view.shape())));
         }
-        let tensor = self.files.load(name, &self.device)?;
+        let tensor = files.load(name, &self.device)?;
         Ok(tensor.to_dtype(DType::F32)?.contiguous()?)
     }
 
     /// The tensor `name` where the checkpoint has it.
     pub fn get_optional(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
-        if self.files.get(name).is_err() { Ok(None) } else { self.get(name, shape).map(Some) }
+        match &self.source {
+            Source::Folder { files, .. } if files.get(name).is_ok() => self.get(name, shape).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// The device that tensors are loaded onto.
     pub fn device(&self) -> &Device {
         &self.device
     }
-
-    fn fault(&self, message: &str) -> Error {
-        Error::Setup(format!("{}: {message}", self.folder.display()))
-    }
 }
 
 impl std::fmt::Debug for Weights {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Weights").field("folder", &self.folder).finish_non_exhaustive()
+        formatter.debug_struct("Weights").field("device", &self.device).finish_non_exhaustive()
     }
 }
 

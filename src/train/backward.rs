@@ -285,8 +285,7 @@ impl BlockBackward<'_, '_> {
         let (mut dq, mut dk, dv) =
             kernels::packed_attention_backward(state, &dattended, &self.context.sequences, block.window)?;
         if block.rotary {
-            dq = kernels::rope_backward(&dq, &self.context.angles)?;
-            dk = kernels::rope_backward(&dk, &self.context.angles)?;
+            (dq, dk) = kernels::rope_backward(&dq, &dk, &self.context.angles)?;
         }
         if let (Some((q_norm, k_norm)), Some((q, k))) = (&block.query_key_norm, &saved.unnormed) {
             dq = kernels::rms_norm_backward(q, q_norm, eps, &dq)?;

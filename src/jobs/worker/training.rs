@@ -22,7 +22,7 @@ use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
 use crate::engine::priority::Priority;
 use crate::jobs::{Classification, Hyperparameters, JobApi, Method};
 use crate::machine::{self, MemoryWatch};
-use crate::model::BaseModel;
+use crate::model::{BaseModel, device};
 use crate::train::classification::ClassificationTask;
 use crate::train::estimate::{TrainingMemory, TrainingRate};
 use crate::train::recomputation::MemoryBounds;
@@ -159,7 +159,7 @@ struct Run {
 impl Run {
     fn prepare(inputs: Inputs) -> Result<Self> {
         let Inputs { model, api, method, asked, control, .. } = inputs;
-        let (process_bytes, free) = (machine::resident_bytes(), machine::free_memory());
+        let (process_bytes, free) = (machine::resident_bytes(), device::free_memory(model.decoder.device()));
         let render = RenderSettings {
             prompt_loss_weight: settings::prompt_loss_weight(&asked, api),
             max_tokens: settings::max_sequence_tokens(&asked, &model.config)?,
@@ -205,8 +205,6 @@ impl Run {
         let checkpoint_fault =
             inputs.checkpoint.and_then(|checkpoint| trainer.restore(&checkpoint).err()).map(|error| error.to_string());
         check_told_apart(&trainer, &report)?;
-        // Of a GPU's own memory nothing is known here.
-        let free = free.filter(|_| model.decoder.device().is_cpu());
         let memory_of = |way| {
             let (parameters, settings) = (trainer.parameter_count(), trainer.settings());
             TrainingMemory::new(&model, parameters, settings, &report, process_bytes, way)

@@ -81,6 +81,22 @@ pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// A matrix that is multiplied as it is, and what is added to the product.
+#[derive(Debug, Clone, Copy)]
+pub struct Dense<'a> {
+    /// `[out, in]`
+    pub weight: &'a Tensor,
+    /// `[out]`
+    pub bias: Option<&'a Tensor>,
+    /// `[rows, out]`
+    pub residual: Option<&'a Tensor>,
+}
+
+/// `residual + x · Wᵀ + bias` for each of `matrices`, `[rows, out]` each: layers that share the input `x` `[rows, in]`. On a GPU.
+pub fn project(x: &Tensor, matrices: &[Dense<'_>]) -> Result<Vec<Tensor>> {
+    cuda::product::project(&*cuda::launcher(x.device())?, x, matrices)
+}
+
 /// `a · b`: `[m, k]` times `[k, n]`.
 pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     match launcher(a)? {
@@ -146,20 +162,20 @@ pub fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor) -> 
     }
 }
 
-/// Rotates the halves of each head: `x` `[rows, heads, head_dim]`.
-pub fn rope(x: &Tensor, angles: &Angles) -> Result<Tensor> {
-    rotate(x, angles, 1.0)
+/// Rotates the halves of each head of queries and keys: `[rows, heads, head_dim]` each.
+pub fn rope(q: &Tensor, k: &Tensor, angles: &Angles) -> Result<(Tensor, Tensor)> {
+    rotate(q, k, angles, 1.0)
 }
 
-/// The gradient of [`rope`]: the rotation backwards.
-pub fn rope_backward(dy: &Tensor, angles: &Angles) -> Result<Tensor> {
-    rotate(dy, angles, -1.0)
+/// The gradients of [`rope`]: the rotation backwards.
+pub fn rope_backward(dq: &Tensor, dk: &Tensor, angles: &Angles) -> Result<(Tensor, Tensor)> {
+    rotate(dq, dk, angles, -1.0)
 }
 
-fn rotate(x: &Tensor, angles: &Angles, direction: f32) -> Result<Tensor> {
-    match launcher(x)? {
-        None => cpu::elementwise::rope(x, angles, direction),
-        Some(launcher) => cuda::elementwise::rope(&*launcher, x, angles, direction),
+fn rotate(q: &Tensor, k: &Tensor, angles: &Angles, direction: f32) -> Result<(Tensor, Tensor)> {
+    match launcher(q)? {
+        None => Ok((cpu::elementwise::rope(q, angles, direction)?, cpu::elementwise::rope(k, angles, direction)?)),
+        Some(launcher) => cuda::elementwise::rope(&*launcher, q, k, angles, direction),
     }
 }
 

@@ -71,39 +71,51 @@ pub fn rms_norm_backward(
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Rope {
+struct Heads {
     x: u64,
-    cos: u64,
-    sin: u64,
     y: u64,
     pairs: u64,
-    heads: u32,
+    in_row: u64,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Rope {
+    both: [Heads; 2],
+    cos: u64,
+    sin: u64,
     half: u32,
     direction: f32,
-    padding: u32,
 }
 
 // SAFETY: as in `elementwise.cu`.
 unsafe impl Arguments for Rope {}
 
-/// Rotates forwards (`direction` 1) or backwards (−1).
-pub fn rope(launcher: &dyn Launcher, x: &Tensor, angles: &Angles, direction: f32) -> Result<Tensor> {
-    let (_rows, heads, head_dim) = x.dims3()?;
-    let (x, y) = (x.contiguous()?, output(x.shape(), x.dtype(), x)?);
-    let pairs = x.elem_count() / 2;
+/// Rotates queries and keys `[rows, heads, d]` forwards (`direction` 1) or backwards (−1).
+pub fn rope(
+    launcher: &dyn Launcher,
+    q: &Tensor,
+    k: &Tensor,
+    angles: &Angles,
+    direction: f32,
+) -> Result<(Tensor, Tensor)> {
+    let (_rows, _heads, head_dim) = q.dims3()?;
+    let (q, k) = (q.contiguous()?, k.contiguous()?);
+    let (rotated_q, rotated_k) = (output(q.shape(), q.dtype(), &q)?, output(k.shape(), k.dtype(), &k)?);
+    let heads = |x: &Tensor, y: &Tensor| -> Result<Heads> {
+        let (pairs, in_row) = (x.elem_count() as u64 / 2, x.dim(1)? as u64);
+        Ok(Heads { x: address(x)?, y: address(y)?, pairs, in_row })
+    };
     let arguments = Rope {
-        x: address(&x)?,
+        both: [heads(&q, &rotated_q)?, heads(&k, &rotated_k)?],
         cos: address(&angles.cos)?,
         sin: address(&angles.sin)?,
-        y: address(&y)?,
-        pairs: pairs as u64,
-        heads: heads as u32,
         half: (head_dim / 2) as u32,
         direction,
-        padding: 0,
     };
-    launch(launcher, Kernel::new("rope", ELEMENTWISE, x.dtype())?, &arguments, Shape::over(pairs))?;
-    Ok(y)
+    let pairs = q.elem_count() / 2 + k.elem_count() / 2;
+    launch(launcher, Kernel::new("rope", ELEMENTWISE, q.dtype())?, &arguments, Shape::over(pairs))?;
+    Ok((rotated_q, rotated_k))
 }
 
 #[derive(Clone, Copy)]

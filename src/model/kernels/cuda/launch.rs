@@ -7,6 +7,8 @@ use crate::{Error, Result};
 
 /// Threads of a warp.
 pub(super) const WARP: usize = 32;
+/// What a thread reads at a time at the most, `Vector` of `common.cuh`.
+pub(super) const VECTOR_BYTES: usize = 16;
 
 /// A kernel, ready to be compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,13 +21,15 @@ pub struct Kernel {
     bf16: bool,
     /// Values in a head, 0 where it has none.
     head_dim: usize,
+    /// Rows of its input, 0 where it takes any number.
+    rows: usize,
 }
 
 impl Kernel {
     /// The kernel `name` of `file` for elements of `dtype`.
     pub(super) fn new(name: &'static str, file: &'static str, dtype: DType) -> Result<Self> {
         match dtype {
-            DType::F32 | DType::BF16 => Ok(Self { name, file, bf16: dtype == DType::BF16, head_dim: 0 }),
+            DType::F32 | DType::BF16 => Ok(Self { name, file, bf16: dtype == DType::BF16, head_dim: 0, rows: 0 }),
             other => Err(Error::Internal(format!("kernels take f32 and bf16, not {other:?}"))),
         }
     }
@@ -33,6 +37,11 @@ impl Kernel {
     /// The same for heads of `head_dim` values.
     pub(super) fn of_heads(self, head_dim: usize) -> Self {
         Self { head_dim, ..self }
+    }
+
+    /// The same for an input of `rows` rows.
+    pub(super) fn of_rows(self, rows: usize) -> Self {
+        Self { rows, ..self }
     }
 
     /// What the compiler gets.
@@ -45,6 +54,7 @@ impl Kernel {
         vec![
             format!("-DELEMENT={}", if self.bf16 { "bf16" } else { "float" }),
             format!("-DHEAD_DIM={}", self.head_dim),
+            format!("-DROWS={}", self.rows),
             format!("-DBLOCK_TOKENS={BLOCK_TOKENS}"),
         ]
     }

@@ -1,28 +1,36 @@
 // Rotary positions and SwiGLU with their gradients: one thread for each pair or element.
 
-struct Rope {
-    const element* x;
-    const float* cos;
-    const float* sin;
+struct Heads {
+    const element* x; // [rows, heads, 2 · half]
     element* y;
     u64 pairs;
-    u32 heads;
+    u64 in_row; // Heads of a row.
+};
+
+struct Rope {
+    // Queries, and keys or nothing.
+    Heads both[2];
+    const float* cos; // [rows, half]
+    const float* sin;
     u32 half;
     // 1 rotates forwards, −1 backwards.
     float direction;
 };
 
-// x and y `[rows, heads, 2 · half]`, cos and sin `[rows, half]`: the halves of a head are rotated against each other.
+// The halves of a head are rotated against each other.
 KERNEL(rope, Rope) {
-    const u64 pair = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (pair >= arguments.pairs) return;
+    u64 pair = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    const u32 second_one = pair >= arguments.both[0].pairs;
+    if (second_one) pair -= arguments.both[0].pairs;
+    const Heads& heads = arguments.both[second_one];
+    if (pair >= heads.pairs) return;
     const u64 head = pair / arguments.half, place = pair % arguments.half;
-    const u64 angle = head / arguments.heads * arguments.half + place;
+    const u64 angle = head / heads.in_row * arguments.half + place;
     const u64 first = head * 2 * arguments.half + place, second = first + arguments.half;
     const float cos = arguments.cos[angle], sin = arguments.sin[angle] * arguments.direction;
-    const float a = wide(arguments.x[first]), b = wide(arguments.x[second]);
-    arguments.y[first] = narrow(a * cos - b * sin);
-    arguments.y[second] = narrow(b * cos + a * sin);
+    const float a = wide(heads.x[first]), b = wide(heads.x[second]);
+    heads.y[first] = narrow(a * cos - b * sin);
+    heads.y[second] = narrow(b * cos + a * sin);
 }
 
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }

@@ -1,0 +1,183 @@
+//! How fast a GPU is with random bf16 weights of Llama-3.1-8B's shape; `tools/gpu-check` prints what these tests measure. In the
+//! emulator a tiny shape takes the same way, which shows that it can be taken.
+
+use std::time::Instant;
+
+use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
+use attune::config::Dtype;
+use attune::model::ModelConfig;
+use attune::model::decoder::{Decoder, SequenceRows};
+use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use attune::model::linear::Storage;
+use attune::model::weights::Weights;
+use attune::train::Recomputation;
+use attune::train::backward::{self, Objective, PackedBatch, Target};
+use candle_core::{DType, Tensor};
+use serde_json::json;
+
+use crate::model::fixtures::device;
+
+const ON_GPU: bool = cfg!(feature = "cuda");
+/// What an H200 reaches: bytes of memory and operations on bf16 in a second.
+const BYTES_PER_SECOND: f64 = 4.3e12;
+const OPERATIONS_PER_SECOND: f64 = 790e12;
+const RANK: usize = 16;
+/// Sequences that decode at once, tokens in front of each, and those of a prompt and of a training batch.
+const SEQUENCES: usize = if ON_GPU { 32 } else { 5 };
+const CONTEXT: usize = if ON_GPU { 512 } else { 20 };
+const LONG: usize = if ON_GPU { 4096 } else { 70 };
+
+struct Bench {
+    config: ModelConfig,
+    decoder: Decoder,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let [hidden, intermediate, layers, heads, kv_heads, vocabulary] =
+            if ON_GPU { [4096, 14336, 32, 32, 8, 128_256] } else { [64, 96, 2, 4, 2, 160] };
+        let config = json!({
+            "model_type": "llama", "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocabulary,
+            "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "tie_word_embeddings": false,
+            "hidden_act": "silu",
+        });
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let config = ModelConfig::read(folder.path()).unwrap();
+        let storage = Storage { dtype: Dtype::Bf16, quantize: None };
+        let decoder = Decoder::load(&config, &Weights::random(&device()), &storage).unwrap();
+        Self { config, decoder }
+    }
+
+    fn adapter(&self, seed: usize, dtype: DType) -> Adapter {
+        let matrix = |rows: usize, columns: usize| {
+            Tensor::randn(0.0_f32, 0.02, (rows, columns), &device()).unwrap().to_dtype(dtype).unwrap()
+        };
+        let (config, hidden) = (&self.config, self.config.hidden_size);
+        let width = |heads: usize| heads * config.head_dim;
+        let layer = |_| {
+            let mut layer = LoraLayer::default();
+            for site in Site::ALL {
+                let (input, output) = match site {
+                    Site::Query => (hidden, width(config.num_attention_heads)),
+                    Site::Key | Site::Value => (hidden, width(config.num_key_value_heads)),
+                    Site::Output => (width(config.num_attention_heads), hidden),
+                    Site::Gate | Site::Up => (hidden, config.intermediate_size),
+                    Site::Down => (config.intermediate_size, hidden),
+                };
+                layer.set(site, LoraPair { a: matrix(RANK, input), b: matrix(output, RANK), scale: 2.0 });
+            }
+            layer
+        };
+        Adapter { id: seed.to_string(), layers: (0..config.num_hidden_layers).map(layer).collect() }
+    }
+
+    /// Operations of the products for one token: two for each weight but those of the embedding.
+    fn operations(&self) -> f64 {
+        let embedding = self.config.vocab_size * self.config.hidden_size;
+        2.0 * (self.decoder.weight_bytes() / 2 - embedding) as f64
+    }
+}
+
+/// Seconds of one of `times` runs after two that are not counted; each ends with something read back.
+fn seconds(times: usize, mut run: impl FnMut()) -> f64 {
+    let (warm, times) = if ON_GPU { (2, times) } else { (0, 1) };
+    for _ in 0..warm {
+        run();
+    }
+    let began = Instant::now();
+    for _ in 0..times {
+        run();
+    }
+    began.elapsed().as_secs_f64() / times as f64
+}
+
+/// Tokens in a second of `count` sequences that decode, sequence i with adapter i of `adapters`.
+fn decoding(bench: &Bench, count: usize, adapters: &[Adapter]) -> f64 {
+    let each = CONTEXT.div_ceil(BLOCK_TOKENS) + 1;
+    let cache = KvCache::new(&bench.config, each * count, DType::BF16, &device()).unwrap();
+    let blocks: Vec<Vec<u32>> =
+        (0..count).map(|one| (0..each).map(|block| (block * count + one) as u32).collect()).collect();
+    let sequences: Vec<SequenceRows<'_>> = (0..count)
+        .map(|one| SequenceRows {
+            rows: one..one + 1,
+            start: CONTEXT,
+            blocks: &blocks[one],
+            adapter: adapters.get(one),
+        })
+        .collect();
+    let tokens: Vec<u32> = (0..count as u32).collect();
+    let step = || {
+        let hidden = bench.decoder.step(&tokens, &sequences, &cache).unwrap();
+        let next: Vec<u32> = bench.decoder.logits(&hidden).unwrap().argmax(1).unwrap().to_vec1().unwrap();
+        assert_eq!(next.len(), count);
+    };
+    count as f64 / seconds(50, step)
+}
+
+#[test]
+fn decoding_alone_together_and_with_an_adapter_each() {
+    let bench = Bench::new();
+    let one = decoding(&bench, 1, &[]);
+    let embedding = 2 * bench.config.vocab_size * bench.config.hidden_size;
+    let limit = BYTES_PER_SECOND / (bench.decoder.weight_bytes() - embedding) as f64;
+    println!("measured: one sequence {one:.0} tokens/s, {:.0} % of what an H200's memory allows", 100.0 * one / limit);
+    let many = decoding(&bench, SEQUENCES, &[]);
+    println!("measured: {SEQUENCES} sequences {many:.0} tokens/s, {:.1} times one", many / one);
+    let adapters: Vec<Adapter> = (0..SEQUENCES).map(|seed| bench.adapter(seed, DType::BF16)).collect();
+    let adapted = decoding(&bench, SEQUENCES, &adapters);
+    println!("measured: with an adapter each {adapted:.0} tokens/s, {:.0} % of that", 100.0 * adapted / many);
+}
+
+#[test]
+fn a_long_prompt() {
+    let bench = Bench::new();
+    let cache = KvCache::new(&bench.config, LONG.div_ceil(BLOCK_TOKENS), DType::BF16, &device()).unwrap();
+    let blocks: Vec<u32> = (0..LONG.div_ceil(BLOCK_TOKENS) as u32).collect();
+    let tokens: Vec<u32> = (0..LONG as u32).map(|token| token % 150).collect();
+    let took = seconds(5, || {
+        let rows = SequenceRows { rows: 0..LONG, start: 0, blocks: &blocks, adapter: None };
+        let hidden = bench.decoder.step(&tokens, &[rows], &cache).unwrap();
+        let last = hidden.narrow(0, LONG - 1, 1).unwrap();
+        let next: Vec<u32> = bench.decoder.logits(&last).unwrap().argmax(1).unwrap().to_vec1().unwrap();
+        assert_eq!(next.len(), 1);
+    });
+    let rate = LONG as f64 / took;
+    let share = 100.0 * rate * bench.operations() / OPERATIONS_PER_SECOND;
+    println!("measured: {rate:.0} tokens/s in a prompt of {LONG}, {share:.0} % of an H200's products");
+}
+
+#[test]
+#[allow(clippy::single_range_in_vec_init, reason = "one sequence is meant")]
+fn training_on_one_long_sequence() {
+    let bench = Bench::new();
+    let adapter = bench.adapter(0, DType::F32);
+    let target = |row: usize| Target { row, token: (row % 150) as u32, weight: 1.0 };
+    let batch = PackedBatch {
+        tokens: (0..LONG as u32).map(|token| token % 150).collect(),
+        sequences: vec![0..LONG],
+        targets: (0..LONG - 1).map(target).collect(),
+    };
+    for way in [Recomputation::Selective, Recomputation::Full] {
+        let took = seconds(3, || {
+            let (report, gradients) = backward::objective_and_gradients(
+                &bench.decoder,
+                &adapter,
+                &batch,
+                Objective::Targets,
+                LONG as f64,
+                None,
+                way,
+            )
+            .unwrap();
+            assert!(report.loss_sum.is_finite());
+            let last = gradients[0].get(Site::Query).unwrap().a.sum_all().unwrap();
+            assert!(last.to_scalar::<f32>().unwrap().is_finite());
+        });
+        // Forward, and the gradients of the inputs.
+        let rate = LONG as f64 / took;
+        let share = 100.0 * rate * 2.0 * bench.operations() / OPERATIONS_PER_SECOND;
+        println!("measured: {} {rate:.0} tokens/s, {share:.0} % of an H200's products", way.name());
+    }
+}
