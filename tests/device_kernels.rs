@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use attune::adapters::LoraPair;
 use attune::model::kernels::cuda::{self, RowTables};
-use attune::model::kernels::{AttentionState, CachedRows, Dense, LoraRows, reference};
+use attune::model::kernels::{AttentionState, CachedRows, Dense, LoraRows, NO_TOKEN, reference};
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::rope::Angles;
 use candle_core::{DType, Device, Tensor};
@@ -193,6 +193,42 @@ fn losses_and_their_gradients() {
         assert_close(&vector(&ours.losses), &vector(&exact.losses), 1e-5);
         assert_eq!(ours.correct, exact.correct);
         assert_close(&ours.gradient, &exact.gradient, rounding);
+    });
+}
+
+#[test]
+fn tokens_are_drawn_by_their_weights() {
+    each(|emulator, dtype, _| {
+        for classes in [7, 1500] {
+            let logits = (random((9, classes), 1, dtype) * 3.0).unwrap();
+            let temperatures = [0.0, 1.0, 0.7, 1.5, 1.0, 1.0, 0.0, 1.0, 1.0];
+            let points = [0.0, 0.0, 0.3, 0.5, 0.999_999, 0.1, 0.9, 0.75, 0.2];
+            let mut rows: Vec<Vec<f32>> = wide(&logits).to_vec2().unwrap();
+            // Equal ones, of which the first counts, and one that is no number.
+            rows[6][2] = 40.0;
+            rows[6][5] = 40.0;
+            rows[8][3] = f32::NAN;
+            let logits = Tensor::new(rows.clone(), &CPU).unwrap().to_dtype(dtype).unwrap();
+            let tokens = cuda::draw::draw(emulator, &logits, &temperatures, &points).unwrap();
+            for (index, (logits, token)) in rows.iter().zip(tokens).enumerate() {
+                if index == 8 {
+                    assert_eq!(token, NO_TOKEN);
+                    continue;
+                }
+                let largest = logits.iter().fold(f32::NEG_INFINITY, |largest, logit| largest.max(*logit));
+                if temperatures[index] == 0.0 {
+                    assert_eq!(token as usize, logits.iter().position(|logit| *logit >= largest).unwrap());
+                    continue;
+                }
+                let weight = |logit: &f32| f64::from((logit - largest) / temperatures[index]).exp();
+                let total: f64 = logits.iter().map(weight).sum();
+                let before: f64 = logits[..token as usize].iter().map(weight).sum();
+                let after = before + weight(&logits[token as usize]);
+                let point = points[index] * total;
+                let slack = 1e-5 * total;
+                assert!(before <= point + slack && point <= after + slack, "row {index}: {before} {point} {after}");
+            }
+        }
     });
 }
 

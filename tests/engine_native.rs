@@ -22,9 +22,11 @@ use attune::adapters::{Adapter, AdapterLease};
 use attune::config::Limits;
 use attune::engine::native::NativeEngine;
 use attune::engine::priority::Priority;
+use attune::engine::sampler::PlainDraw;
 use attune::engine::step_model::{Rows, StepModel, StepOutput, WantedRows};
 use attune::engine::{Backend, EmbedRequest, Event, FinishReason, GenerateRequest, Sampling};
 use attune::model::decoder::SequenceRows;
+use attune::model::kernels::NO_TOKEN;
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::tokenizer::Tokenizer;
 use attune::{Error, Result};
@@ -85,6 +87,8 @@ struct Faults {
     panics: AtomicUsize,
     /// The device is lost: every step fails.
     lost: AtomicBool,
+    /// The model draws tokens itself.
+    draws: AtomicBool,
 }
 
 /// True where one was left to take.
@@ -110,6 +114,24 @@ fn mix(state: u64, value: u64) -> u64 {
 /// `width` values in -4..4.
 fn values(state: u64, width: usize) -> impl Iterator<Item = f32> {
     (0..width as u64).map(move |index| (mix(state, index + 1) >> 40) as f32 / (1 << 21) as f32 - 4.0)
+}
+
+/// What a model that draws itself does.
+fn draw_from(logits: &[f32], draw: PlainDraw) -> u32 {
+    if logits.iter().any(|logit| !logit.is_finite()) {
+        return NO_TOKEN;
+    }
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if draw.temperature == 0.0 {
+        return logits.iter().position(|logit| *logit >= largest).unwrap() as u32;
+    }
+    let weights = logits.iter().map(|logit| f64::from((logit - largest) / draw.temperature).exp());
+    let mut rest = draw.point * weights.clone().sum::<f64>();
+    let at = |weight: f64| {
+        rest -= weight;
+        rest < 0.0
+    };
+    weights.into_iter().position(at).unwrap() as u32
 }
 
 impl StepModel for Fake {
@@ -159,24 +181,31 @@ impl StepModel for Fake {
                 states[row] = state;
             }
         }
-        let logits = wanted.logits.iter().flat_map(|row| {
-            let broken = tokens[*row as usize] == BROKEN;
-            values(states[*row as usize], VOCABULARY).enumerate().map(move |(id, value)| match id {
+        let logits_of = |row: u32| {
+            let broken = tokens[row as usize] == BROKEN;
+            values(states[row as usize], VOCABULARY).enumerate().map(move |(id, value)| match id {
                 _ if broken => f32::NAN,
                 // Tokens with a meaning in these tests are drawn by nobody.
                 0..=2 => -50.0,
                 _ => value,
             })
-        });
+        };
+        let logits = wanted.logits.iter().flat_map(|row| logits_of(*row));
+        let drawn = wanted.draws.iter().map(|(row, draw)| draw_from(&logits_of(*row).collect::<Vec<_>>(), *draw));
         let hidden = wanted.hidden.iter().flat_map(|row| values(states[*row as usize], HIDDEN));
         Ok(StepOutput {
             logits: Rows { values: logits.collect(), width: VOCABULARY },
+            tokens: drawn.collect(),
             hidden: Rows { values: hidden.collect(), width: HIDDEN },
         })
     }
 
     fn is_intact(&self) -> bool {
         !self.poisoned
+    }
+
+    fn draws(&self) -> bool {
+        self.faults.draws.load(Ordering::SeqCst)
     }
 
     fn has_device(&self) -> bool {
@@ -446,6 +475,42 @@ fn a_lost_device_ends_the_engine_and_everything_in_it() {
         std::thread::yield_now();
     }
     assert!(matches!(rig.engine.generate(request(&[8], 1)), Err(Error::Unavailable(_))));
+}
+
+#[test]
+fn a_model_that_draws_itself_gives_the_same_answers() {
+    let [plain, drawing] = [rig(&limits(4, 16, 100), BLOCKS), rig(&limits(4, 16, 100), BLOCKS)];
+    drawing.faults.draws.store(true, Ordering::SeqCst);
+    let samplings = [
+        Sampling { temperature: 0.0, ..Sampling::default() },
+        Sampling { seed: Some(1), ..Sampling::default() },
+        Sampling { seed: Some(2), temperature: 0.3, ..Sampling::default() },
+        // These need the logits.
+        Sampling { seed: Some(3), top_p: 0.5, ..Sampling::default() },
+        Sampling { seed: Some(4), frequency_penalty: 1.0, ..Sampling::default() },
+        Sampling { seed: Some(5), logit_bias: vec![(9, 3.0)], ..Sampling::default() },
+    ];
+    let requests = || {
+        let sampled =
+            samplings.iter().map(|sampling| GenerateRequest { sampling: sampling.clone(), ..request(&[8, 9, 7], 20) });
+        sampled.chain([GenerateRequest { logprobs: Some(1), ..request(&[7, 9], 20) }])
+    };
+    let answers = |rig: &Rig| {
+        let waiting: Vec<_> = requests().map(|request| rig.engine.generate(request).unwrap()).collect();
+        waiting.into_iter().map(|events| read(events).unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(answers(&drawing), answers(&plain));
+    // A step that fails is repeated by halves, with the same draws: the one of a request alone, then the first of all others.
+    let expected = answers(&plain);
+    drawing.gate.set(true);
+    let alone = drawing.engine.generate(request(&[7], 1)).unwrap();
+    drawing.gate.wait_for_a_step();
+    let waiting: Vec<_> = requests().map(|request| drawing.engine.generate(request).unwrap()).collect();
+    drawing.faults.failing_steps.store(2, Ordering::SeqCst);
+    drawing.gate.set(false);
+    assert!(read(alone).is_err());
+    assert_eq!(waiting.into_iter().map(|events| read(events).unwrap()).collect::<Vec<_>>(), expected);
+    assert!(matches!(read(drawing.engine.generate(request(&[8, BROKEN], 20)).unwrap()), Err(Error::Internal(_))));
 }
 
 #[test]

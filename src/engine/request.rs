@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::grammar::Grammar;
 use super::logprobs::TokenLogprobs;
-use super::sampler::Sampler;
+use super::sampler::{PlainDraw, Sampler};
 use super::sequence::Owner;
 use super::text::TextStream;
 use super::{Event, FinishReason, GenerateRequest};
@@ -63,6 +63,15 @@ pub(super) struct Embedding {
     /// Sum of the hidden states so far, in f64: the vector does not depend on how the input was cut into steps.
     sum: Vec<f64>,
     reply: Option<oneshot::Sender<Result<Vec<f32>>>>,
+}
+
+/// What a step says of the next token.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Next<'a> {
+    /// What it is to be drawn from.
+    Logits(&'a [f32]),
+    /// It was drawn as [`Answer::plain_draw`] asked.
+    Token(u32),
 }
 
 /// What became of a sequence in a step.
@@ -175,8 +184,14 @@ impl Answer {
         Ok(())
     }
 
-    /// Draws the next token and sends what it makes safe to show.
-    pub(super) fn draw(&mut self, tokenizer: &Tokenizer, logits: &[f32]) -> Result<Progress> {
+    /// The next draw where it needs nothing but the logits and the client wants to know nothing else of them.
+    pub(super) fn plain_draw(&self) -> Option<PlainDraw> {
+        let reads_logits = self.logprobs.is_some() || self.reads_prompt() || self.max_tokens == 0;
+        if reads_logits { None } else { self.sampler.plain_draw() }
+    }
+
+    /// Takes the next token and sends what it makes safe to show.
+    pub(super) fn draw(&mut self, tokenizer: &Tokenizer, next: Next<'_>) -> Result<Progress> {
         if let Some(prompt) = self.prompt.take()
             && self.events.send(Event::Prompt { tokens: prompt.tokens }).is_err()
         {
@@ -185,9 +200,14 @@ impl Answer {
         if self.max_tokens == 0 {
             return self.end(tokenizer, FinishReason::Length);
         }
-        let id = self.sampler.draw(logits)?;
+        let (id, logprobs) = match next {
+            Next::Logits(logits) => {
+                let id = self.sampler.draw(logits)?;
+                (id, self.logprobs.map(|count| TokenLogprobs::of(logits, id, count)).transpose()?)
+            }
+            Next::Token(token) => (self.sampler.drew(token)?, None),
+        };
         self.drawn += 1;
-        let logprobs = self.logprobs.map(|count| TokenLogprobs::of(logits, id, count)).transpose()?;
         if self.stop_tokens.contains(&id) {
             if logprobs.is_some() {
                 let _ = self.events.send(Event::Token { id, text: String::new(), logprobs });

@@ -19,7 +19,7 @@ use super::metrics::EngineMetrics;
 use super::native::stopped;
 use super::pool;
 use super::priority::Priority;
-use super::request::{Answer, Embedding, Progress, Work};
+use super::request::{Answer, Embedding, Next, Progress, Work};
 use super::scheduler::{Overdue, Scheduler, Step};
 use super::sequence::{Lane, NewSequence, Sequence};
 use super::step_model::{StepModel, StepOutput, WantedRows};
@@ -50,6 +50,8 @@ enum Results {
     /// Rows of logits: those of a prompt's piece where the client wants its log probabilities, then the one to draw from
     /// where the piece is the last.
     Logits { prompt: Range<usize>, draw: Option<usize> },
+    /// The token that the model drew.
+    Token(usize),
     /// Rows of hidden states; the input is complete with them where `last`.
     Hidden { rows: Range<usize>, last: bool },
 }
@@ -187,7 +189,7 @@ impl<M: StepModel> Runner<M> {
         let mut pieces = vec![step];
         while let Some(step) = pieces.pop() {
             self.metrics.step(step.tokens.len());
-            let (wanted, results) = wanted_rows(&step, self.scheduler.running());
+            let (wanted, results) = wanted_rows(&step, self.scheduler.running(), self.model.draws());
             let output = caught(|| self.model.step(&step.tokens, &self.scheduler.rows(&step), &wanted));
             let error = match output {
                 Ok(output) => {
@@ -254,12 +256,23 @@ impl<M: StepModel> Runner<M> {
 }
 
 /// Which rows of `step` are read back, and where each part finds its own.
-fn wanted_rows(step: &Step, running: &[Sequence<Work>]) -> (WantedRows, Vec<Results>) {
+fn wanted_rows(step: &Step, running: &[Sequence<Work>], model_draws: bool) -> (WantedRows, Vec<Results>) {
     let mut wanted = WantedRows::default();
     let results = step.parts.iter().map(|part| match part.lane {
         Lane::Answer => {
             let last = part.rows.end - usize::from(part.complete);
-            let reads_prompt = matches!(&running[part.sequence].owner, Work::Answer(answer) if answer.reads_prompt());
+            let answer = match &running[part.sequence].owner {
+                Work::Answer(answer) => Some(answer),
+                Work::Embedding(_) => None,
+            };
+            if part.complete
+                && model_draws
+                && let Some(draw) = answer.and_then(|answer| answer.plain_draw())
+            {
+                wanted.draws.push((last as u32, draw));
+                return Results::Token(wanted.draws.len() - 1);
+            }
+            let reads_prompt = answer.is_some_and(|answer| answer.reads_prompt());
             let from = wanted.logits.len();
             let prompt = if reads_prompt { part.rows.start..last } else { last..last };
             wanted.logits.extend(prompt.map(|row| row as u32));
@@ -286,13 +299,19 @@ fn deliver(
     metrics: &EngineMetrics,
 ) -> Progress {
     let progress = match (&mut sequence.owner, result) {
-        (Work::Answer(answer), Results::Logits { prompt, draw }) => {
-            let progress = caught(|| {
-                let rows: Vec<&[f32]> = prompt.map(|row| output.logits.row(row)).collect();
-                answer.read_prompt(&rows)?;
-                draw.map_or(Ok(Progress::Continues), |row| answer.draw(tokenizer, output.logits.row(row)))
+        (Work::Answer(answer), result @ (Results::Logits { .. } | Results::Token(_))) => {
+            let draws = !matches!(result, Results::Logits { draw: None, .. });
+            let progress = caught(|| match result {
+                Results::Logits { prompt, draw } => {
+                    let rows: Vec<&[f32]> = prompt.map(|row| output.logits.row(row)).collect();
+                    answer.read_prompt(&rows)?;
+                    let Some(row) = draw else { return Ok(Progress::Continues) };
+                    answer.draw(tokenizer, Next::Logits(output.logits.row(row)))
+                }
+                Results::Token(index) => answer.draw(tokenizer, Next::Token(output.tokens[index])),
+                _ => Ok(Progress::Continues),
             });
-            if draw.is_some()
+            if draws
                 && progress.is_ok()
                 && let Some(time) = answer.token_time(Instant::now())
             {

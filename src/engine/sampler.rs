@@ -9,6 +9,7 @@ use rand_chacha::rand_core::SeedableRng as _;
 
 use super::Sampling;
 use super::grammar::GrammarState;
+use crate::model::kernels::NO_TOKEN;
 use crate::model::kernels::cpu::logits as row;
 use crate::{Error, Result};
 
@@ -16,6 +17,15 @@ use crate::{Error, Result};
 const FIRST_CANDIDATES: usize = 64;
 /// Logits stay within this on both sides under any penalty, so that their differences are numbers.
 const LARGEST_LOGIT: f32 = 1e30;
+
+/// A draw that needs nothing but the logits, so that a GPU can do it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PlainDraw {
+    /// 0 takes the most probable token.
+    pub temperature: f32,
+    /// Where all weights laid end to end are cut, 0 to 1.
+    pub point: f64,
+}
 
 /// The state of one request's draws.
 #[derive(Debug)]
@@ -73,7 +83,7 @@ impl Sampler {
     /// the grammar cannot be followed any further.
     pub fn draw(&mut self, logits: &[f32]) -> Result<u32> {
         if logits.is_empty() || !row::all_finite(logits) {
-            return Err(Error::Internal("the model's logits are not finite".into()));
+            return Err(broken_logits());
         }
         let greedy = self.sampling.temperature <= 0.0;
         let token = if greedy && !self.changes_logits() {
@@ -95,6 +105,30 @@ impl Sampler {
         }
         if let Some(grammar) = &mut self.grammar {
             grammar.accept(token)?;
+        }
+        Ok(token)
+    }
+
+    /// The next draw where it needs nothing but the logits. It may be asked for again: only [`Self::drew`] moves on.
+    pub fn plain_draw(&self) -> Option<PlainDraw> {
+        let sampling = &self.sampling;
+        let counts = sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0;
+        let cuts = sampling.top_p < 1.0 || sampling.top_k > 0 || sampling.min_p > 0.0;
+        if self.changes_logits() || counts || self.penalises_repetition() || (cuts && sampling.temperature > 0.0) {
+            return None;
+        }
+        let temperature = sampling.temperature.max(0.0);
+        let point = if temperature > 0.0 { self.random.clone().random() } else { 0.0 };
+        Some(PlainDraw { temperature, point })
+    }
+
+    /// Takes the token that [`Self::plain_draw`] led to elsewhere.
+    pub fn drew(&mut self, token: u32) -> Result<u32> {
+        if token == NO_TOKEN {
+            return Err(broken_logits());
+        }
+        if self.sampling.temperature > 0.0 {
+            let _ = self.random.random::<f64>();
         }
         Ok(token)
     }
@@ -149,6 +183,10 @@ impl Sampler {
         }
         draw_from_all(&self.scratch, point)
     }
+}
+
+fn broken_logits() -> Error {
+    Error::Internal("the model's logits are not finite".into())
 }
 
 /// The token at `point` (0..1) of all weights laid end to end.

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::sampler::PlainDraw;
 use crate::config::Limits;
 use crate::model::BaseModel;
 use crate::model::decoder::SequenceRows;
+use crate::model::kernels;
 use crate::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use crate::model::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -34,6 +36,11 @@ pub trait StepModel: Send + 'static {
         true
     }
 
+    /// True where the model draws tokens where it computes, so that their logits need not be read.
+    fn draws(&self) -> bool {
+        false
+    }
+
     /// Computes the rows of all sequences, and returns what is wanted of them.
     fn step(&mut self, tokens: &[u32], sequences: &[SequenceRows<'_>], wanted: &WantedRows) -> Result<StepOutput>;
 
@@ -52,10 +59,12 @@ pub trait StepModel: Send + 'static {
 }
 
 /// Rows of a step whose results the engine reads, in rising order.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq)]
 pub struct WantedRows {
     /// Rows after which a token is drawn, and all rows of prompts whose log probabilities are wanted.
     pub logits: Vec<u32>,
+    /// Rows after which the model itself draws a token, and how; of models that draw.
+    pub draws: Vec<(u32, PlainDraw)>,
     /// Rows of inputs to embed.
     pub hidden: Vec<u32>,
 }
@@ -65,6 +74,8 @@ pub struct WantedRows {
 pub struct StepOutput {
     /// `[wanted.logits, vocabulary]`
     pub logits: Rows,
+    /// The tokens of `wanted.draws`.
+    pub tokens: Vec<u32>,
     /// `[wanted.hidden, hidden]`, after the final norm.
     pub hidden: Rows,
 }
@@ -154,12 +165,23 @@ impl StepModel for BaseStepModel {
         matches!(self.model.decoder.device(), Device::Cpu)
     }
 
+    fn draws(&self) -> bool {
+        !kernels::on_host(self.model.decoder.device())
+    }
+
     fn step(&mut self, tokens: &[u32], sequences: &[SequenceRows<'_>], wanted: &WantedRows) -> Result<StepOutput> {
         let decoder = &self.model.decoder;
         let hidden = decoder.step(tokens, sequences, &self.cache)?;
         let mut output = StepOutput::default();
         if !wanted.logits.is_empty() {
             output.logits = Rows::from_tensor(&decoder.logits(&select(&hidden, &wanted.logits)?)?)?;
+        }
+        if !wanted.draws.is_empty() {
+            let (rows, draws): (Vec<u32>, Vec<PlainDraw>) = wanted.draws.iter().copied().unzip();
+            let (temperatures, points): (Vec<f32>, Vec<f64>) =
+                draws.into_iter().map(|draw| (draw.temperature, draw.point)).unzip();
+            let logits = decoder.logits(&select(&hidden, &rows)?)?;
+            output.tokens = kernels::draw(&logits, &temperatures, &points)?;
         }
         if !wanted.hidden.is_empty() {
             output.hidden = Rows::from_tensor(&select(&hidden, &wanted.hidden)?)?;

@@ -263,6 +263,15 @@ pub fn cached_attention(
     }
 }
 
+/// A token for each row of `logits` `[rows, classes]`: the most probable one where its temperature is 0, else the one at `points`
+/// (0 to 1) of all weights exp(logit / temperature) laid end to end; [`NO_TOKEN`] where a logit is no finite number. On a GPU.
+pub fn draw(logits: &Tensor, temperatures: &[f32], points: &[f64]) -> Result<Vec<u32>> {
+    cuda::draw::draw(&*cuda::launcher(logits.device())?, logits, temperatures, points)
+}
+
+/// What [`draw`] gives for logits that are not finite.
+pub const NO_TOKEN: u32 = u32::MAX;
+
 /// Per row of `logits` `[rows, classes]`: the cross entropy of `targets[row]`, whether it is the most probable class, and
 /// the gradient `weights[row] · (softmax − onehot)`, `[rows, classes]`, for which `logits` is consumed.
 pub fn cross_entropy(logits: Tensor, targets: &[u32], weights: &[f32]) -> Result<CrossEntropy> {

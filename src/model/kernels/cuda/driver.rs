@@ -158,6 +158,7 @@ pub(super) fn address(storage: &CudaStorage, dtype: DType) -> Result<u64> {
     Ok(match dtype {
         DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(&stream).0,
         DType::BF16 => storage.as_cuda_slice::<half::bf16>()?.device_ptr(&stream).0,
+        DType::F64 => storage.as_cuda_slice::<f64>()?.device_ptr(&stream).0,
         DType::U32 => storage.as_cuda_slice::<u32>()?.device_ptr(&stream).0,
         DType::U8 => storage.as_cuda_slice::<u8>()?.device_ptr(&stream).0,
         other => return Err(Error::Internal(format!("kernels take no tensor of {other:?}"))),

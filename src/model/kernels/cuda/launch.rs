@@ -131,6 +131,7 @@ pub(super) fn address(tensor: &Tensor) -> Result<u64> {
     let start = match (&*storage, tensor.dtype()) {
         (Storage::Cpu(storage), DType::F32) => storage.as_slice::<f32>()?.as_ptr() as u64,
         (Storage::Cpu(storage), DType::BF16) => storage.as_slice::<half::bf16>()?.as_ptr() as u64,
+        (Storage::Cpu(storage), DType::F64) => storage.as_slice::<f64>()?.as_ptr() as u64,
         (Storage::Cpu(storage), DType::U32) => storage.as_slice::<u32>()?.as_ptr() as u64,
         (Storage::Cpu(storage), DType::U8) => storage.as_slice::<u8>()?.as_ptr() as u64,
         #[cfg(feature = "cuda")]

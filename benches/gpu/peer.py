@@ -1,0 +1,88 @@
+"""Measures transformers and PEFT on a GPU at Llama-3.1-8B's shape with random weights, in bf16: what `tools/gpu-check` prints
+beside its own figures. It needs torch with CUDA, transformers and peft.
+
+LoRA of rank 16 on all linear layers, one sequence of 4,096 tokens, scaled dot-product attention; with and without gradient
+checkpointing. Decoding is one sequence and 32 with a cache of 512 tokens.
+"""
+
+import time
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+LONG, CONTEXT, SEQUENCES, RANK = 4096, 512, 32, 16
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def model():
+    config = LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=128256, max_position_embeddings=8192, rope_theta=500000.0, attn_implementation="sdpa",
+    )  # fmt: skip
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        return LlamaForCausalLM(config).eval()
+
+
+def seconds(times, run):
+    for _ in range(2):
+        run()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(times):
+        run()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - began) / times
+
+
+@torch.no_grad()
+def decoding(base, count):
+    ids = torch.randint(0, 150, (count, CONTEXT), device="cuda")
+    cache = base(ids, use_cache=True).past_key_values
+    token = torch.randint(0, 150, (count, 1), device="cuda")
+
+    def step():
+        base(token, past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1).tolist()
+        cache.crop(-1)
+
+    return count / seconds(20, step)
+
+
+@torch.no_grad()
+def prompt(base):
+    ids = torch.randint(0, 150, (1, LONG), device="cuda")
+    return LONG / seconds(5, lambda: base(ids, logits_to_keep=1).logits.argmax(-1).tolist())
+
+
+def training(base, checkpointing):
+    tuned = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS)).train()
+    if checkpointing:
+        tuned.gradient_checkpointing_enable({"use_reentrant": False})
+        tuned.enable_input_require_grads()
+    ids = torch.randint(0, 150, (1, LONG), device="cuda")
+
+    def step():
+        tuned(ids, labels=ids).loss.backward()
+        tuned.zero_grad()
+
+    torch.cuda.reset_peak_memory_stats()
+    rate = LONG / seconds(3, step)
+    tuned.gradient_checkpointing_disable()
+    tuned.unload()
+    return rate, torch.cuda.max_memory_allocated()
+
+
+def main():
+    base = model()
+    print(f"| transformers, one sequence | {decoding(base, 1):,.0f} tokens/s |")
+    print(f"| transformers, {SEQUENCES} sequences | {decoding(base, SEQUENCES):,.0f} tokens/s |")
+    print(f"| transformers, a prompt of {LONG:,} | {prompt(base):,.0f} tokens/s |")
+    for checkpointing in (False, True):
+        rate, peak = training(base, checkpointing)
+        how = "with gradient checkpointing" if checkpointing else "without gradient checkpointing"
+        print(f"| PEFT, training {how} | {rate:,.0f} tokens/s, {peak / 2**30:.1f} GiB at the most |")
+
+
+if __name__ == "__main__":
+    main()

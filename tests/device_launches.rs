@@ -1,0 +1,72 @@
+//! How often a step starts something on a GPU: not more often for more sequences or more adapters.
+
+#![cfg(not(feature = "cuda"))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod device;
+#[path = "common/fixtures.rs"]
+mod fixtures;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use attune::adapters::Adapter;
+use attune::config::Dtype;
+use attune::model::decoder::SequenceRows;
+use attune::model::kernels::cuda::{self, Kernel, Launcher, Shape};
+use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use attune::model::linear::Storage;
+use candle_core::{DType, Device, Tensor};
+use fixtures::{Reference, load_as};
+
+/// Counts kernels and products.
+struct Counter {
+    emulator: device::Emulator,
+    launches: AtomicUsize,
+}
+
+impl Launcher for Counter {
+    fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> attune::Result<()> {
+        self.launches.fetch_add(1, Ordering::SeqCst);
+        self.emulator.launch_bytes(kernel, arguments, shape)
+    }
+
+    fn product(&self, a: &Tensor, b: &Tensor, dtype: DType) -> attune::Result<Tensor> {
+        self.launches.fetch_add(1, Ordering::SeqCst);
+        self.emulator.product(a, b, dtype)
+    }
+}
+
+#[test]
+fn a_step_of_many_adapters_starts_as_much_as_a_step_of_one() {
+    let counter = Arc::new(Counter { emulator: device::Emulator { reversed: true }, launches: AtomicUsize::new(0) });
+    cuda::emulate_with(counter.clone());
+    let (config, decoder) = load_as("llama", &Device::Cpu, &Storage { dtype: Dtype::Bf16, quantize: None });
+    let adapter = Reference::read("llama", "peft/adapter_model.safetensors").adapter("", &config, 2.0, &Device::Cpu);
+    let adapters: Vec<Adapter> = (0..20).map(|_| decoder.served(&adapter).unwrap()).collect();
+    // Each sequence has one row, and its own adapter where there are adapters.
+    let launches = |count: usize, adapters: &[Adapter]| {
+        let blocks: Vec<[u32; 1]> = (0..count as u32).map(|block| [block]).collect();
+        let cache = KvCache::new(&config, count, DType::BF16, &Device::Cpu).unwrap();
+        let sequences: Vec<SequenceRows<'_>> = (0..count)
+            .map(|one| SequenceRows {
+                rows: one..one + 1,
+                start: BLOCK_TOKENS / 2,
+                blocks: &blocks[one],
+                adapter: adapters.get(one),
+            })
+            .collect();
+        let before = counter.launches.load(Ordering::SeqCst);
+        decoder.step(&vec![3; count], &sequences, &cache).unwrap();
+        counter.launches.load(Ordering::SeqCst) - before
+    };
+    let layers = config.num_hidden_layers;
+    // Two norms, seven products in four launches, rotation, cache, attention and activation; and the norm at the end.
+    assert_eq!(launches(1, &[]), 10 * layers + 1);
+    assert_eq!(launches(4, &[]), launches(1, &[]));
+    // With more rows, each of the seven products is one.
+    assert_eq!(launches(20, &[]), 13 * layers + 1);
+    // Two for each of four groups of layers.
+    assert_eq!(launches(1, &adapters), launches(1, &[]) + 8 * layers);
+    assert_eq!(launches(20, &adapters), launches(20, &[]) + 8 * layers);
+}
