@@ -1,5 +1,5 @@
 //! Our CPU kernels against the same formulas in plain candle operations, and both backward passes against central
-//! differences: what runs on a GPU is the latter code.
+//! differences. `device_kernels.rs` holds the GPU's kernels against the same formulas.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

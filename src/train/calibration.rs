@@ -10,7 +10,7 @@ use crate::train::backward::{self, Objective};
 use crate::train::contrastive::Contrast;
 use crate::train::estimate::TrainingRate;
 use crate::train::optimizer::{AdamSettings, AdamW, global_norm};
-use crate::train::packing::{BATCH_ROWS, Packed, pack, rows};
+use crate::train::packing::{Packed, batch_rows, pack, rows};
 use crate::train::recomputation::Recomputation;
 use crate::train::trainer::BeforeMicroStep;
 use crate::{Error, Result};
@@ -36,7 +36,7 @@ pub fn calibrate(
     recomputation: Recomputation,
     before: BeforeMicroStep<'_>,
 ) -> Result<TrainingRate> {
-    let update = update_seconds(adapter)?;
+    let (update, most_rows) = (update_seconds(adapter)?, batch_rows(decoder.device()));
     let mut batch = |examples: &[TokenizedExample]| -> Result<TrainingRate> {
         let (mut seconds, mut tokens) = (0.0, 0);
         if let Some(scale) = scale {
@@ -50,7 +50,7 @@ pub fn calibrate(
             let tokens = pair[0].tokens.len() as f64;
             return Ok(TrainingRate { tokens, seconds: begin.elapsed().as_secs_f64() });
         }
-        for Packed { batch, .. } in pack(examples, 1, BATCH_ROWS) {
+        for Packed { batch, .. } in pack(examples, 1, most_rows) {
             before()?;
             let begin = Instant::now();
             let objective = Objective::Targets;
@@ -71,7 +71,7 @@ pub fn calibrate(
     let mut sum = TrainingRate { tokens: 0.0, seconds: 0.0 };
     let begin = Instant::now();
     if affordable as usize > FIRST_ROWS {
-        let budget = BATCH_ROWS.min(affordable as usize);
+        let budget = most_rows.min(affordable as usize);
         let mut left = samples;
         for _ in 0..MAX_BATCHES {
             let part = fitting(left, budget);

@@ -10,8 +10,7 @@ use serde::Serialize;
 use crate::datasets::DatasetReport;
 use crate::model::BaseModel;
 use crate::train::TrainSettings;
-use crate::train::loss::CHUNK;
-use crate::train::packing::BATCH_ROWS;
+use crate::train::loss::chunk_targets;
 use crate::train::recomputation::Recomputation;
 
 /// To evaluate a token takes this share of the time that training on it takes: the forward pass alone is two of the four
@@ -58,7 +57,7 @@ pub fn first_epoch_work(settings: &TrainSettings, training: &DatasetReport) -> f
 /// The same of the other epochs: the texts of a step that exceed one pack are read once more, for their vectors.
 pub fn later_work(settings: &TrainSettings, training: &DatasetReport) -> f64 {
     let step = settings.batch_size.min(training.sequences) * training.tokens / training.sequences.max(1);
-    if settings.scale.is_some() && step > BATCH_ROWS { 1.0 + EVALUATION_SHARE } else { 1.0 }
+    if settings.scale.is_some() && step > settings.batch_rows { 1.0 + EVALUATION_SHARE } else { 1.0 }
 }
 
 /// What a run will take.
@@ -184,10 +183,11 @@ impl TrainingMemory {
         };
         // Gradients of one block: dgated, dgate, dup; those of the four residual streams; dq, dk, dv and attention's.
         let backward = 3 * intermediate + 4 * hidden + 2 * queries + 2 * keys;
-        let activations_bytes = FLOAT * rows * (config.num_hidden_layers as u64 * kept + again + backward);
-        let chunk = rows.min(CHUNK as u64);
+        let element = model.decoder.activation_dtype().size_in_bytes() as u64;
+        let activations_bytes = element * rows * (config.num_hidden_layers as u64 * kept + again + backward);
+        let chunk = rows.min(chunk_targets(model.decoder.device()) as u64);
         let loss_bytes = match settings.scale {
-            None => FLOAT * (2 * chunk * config.vocab_size as u64 + 3 * rows * hidden),
+            None => element * (2 * chunk * config.vocab_size as u64 + 3 * rows * hidden),
             // The vectors of a step's texts and their gradients, in f64 and twice each, in place of logits.
             Some(_) => FLOAT * (8 * (settings.batch_size * texts_of(training)) as u64 * hidden + 3 * rows * hidden),
         };
@@ -220,17 +220,18 @@ fn texts_of(training: &DatasetReport) -> usize {
     training.texts.div_ceil(training.sequences.max(1)).max(1)
 }
 
-/// Rows of the largest batch: examples are packed up to [`BATCH_ROWS`], a longer one has a batch to itself, and a step has
+/// Rows of the largest batch: examples are packed up to `batch_rows`, a longer one has a batch to itself, and a step has
 /// no more than its own.
 fn largest_batch(settings: &TrainSettings, training: &DatasetReport) -> usize {
     let step = settings.batch_size.saturating_mul(training.longest).saturating_mul(texts_of(training));
-    BATCH_ROWS.min(step).min(training.tokens).max(training.longest)
+    settings.batch_rows.min(step).min(training.tokens).max(training.longest)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::jobs::Hyperparameters;
+    use crate::train::packing::BATCH_ROWS;
 
     fn settings(epochs: u32, batch_size: u32) -> TrainSettings {
         let resolved =

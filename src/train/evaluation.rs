@@ -10,7 +10,7 @@ use crate::train::backward::LossReport;
 use crate::train::batches::Texts;
 use crate::train::classification::ClassificationTask;
 use crate::train::contrastive::Contrast;
-use crate::train::packing::{BATCH_ROWS, Packed, pack, pack_in_order};
+use crate::train::packing::{Packed, pack, pack_in_order};
 use crate::train::recomputation::Recomputation;
 use crate::train::records::{Evaluation, Validation};
 use crate::train::trainer::{BeforeMicroStep, Trainer, add_report};
@@ -132,7 +132,7 @@ impl Trainer {
         let mut asked = Vec::new();
         for start in (begin..end).step_by(at_once) {
             let examples = held_out.examples.range(start..(start + at_once).min(end))?;
-            for Packed { batch, .. } in pack(&examples, width, BATCH_ROWS) {
+            for Packed { batch, .. } in pack(&examples, width, self.settings.batch_rows) {
                 before_micro_step()?;
                 // In every evaluation the batches are the same ones in the same order.
                 let place = asked.len();
@@ -173,7 +173,7 @@ impl Trainer {
                 let contrast = Contrast {
                     pairs: &batch,
                     scale,
-                    budget: BATCH_ROWS,
+                    budget: self.settings.batch_rows,
                     dropout: None,
                     recomputation: Recomputation::None,
                 };
@@ -188,7 +188,7 @@ impl Trainer {
         let adapter = self.parameters.adapter(self.source.device())?;
         let mut log_likelihoods = Vec::new();
         for candidates in task.candidates() {
-            for batch in pack_in_order(&candidates, BATCH_ROWS) {
+            for batch in pack_in_order(&candidates, self.settings.batch_rows) {
                 before_micro_step()?;
                 log_likelihoods.extend(self.source.log_likelihoods(Some(&adapter), &batch)?);
             }

@@ -1,7 +1,7 @@
 //! The loss over the vocabulary, in chunks of targets: never the logits of the whole batch, and no head product for rows
 //! without a target.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use crate::Result;
 use crate::model::decoder::Decoder;
@@ -9,7 +9,14 @@ use crate::model::kernels;
 use crate::train::backward::{LossReport, PackedBatch, Target};
 
 /// Targets whose logits exist at one time.
-pub const CHUNK: usize = 128;
+const CHUNK: usize = 128;
+/// The same on a GPU, which each chunk is read back from.
+const GPU_CHUNK: usize = 1024;
+
+/// Targets whose logits exist at one time on `device`.
+pub fn chunk_targets(device: &Device) -> usize {
+    if kernels::on_host(device) { CHUNK } else { GPU_CHUNK }
+}
 
 /// How one target was predicted.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,7 +36,7 @@ pub fn vocabulary_loss(
     batch: &PackedBatch,
     divisor: Option<f64>,
 ) -> Result<(Vec<TargetScore>, Option<Tensor>)> {
-    vocabulary_loss_by(CHUNK, decoder, hidden, batch, divisor)
+    vocabulary_loss_by(chunk_targets(decoder.device()), decoder, hidden, batch, divisor)
 }
 
 /// [`vocabulary_loss`] in chunks of `size` targets.

@@ -1,5 +1,6 @@
 //! From what a client asked for to numbers: the one place where `auto` is decided. Called by the worker before training.
 
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::adapters::Site;
@@ -9,6 +10,7 @@ use crate::jobs::{Hyperparameters, JobApi, Method};
 use crate::model::ModelConfig;
 use crate::model::config::Family;
 use crate::train::optimizer::AdamSettings;
+use crate::train::packing::{BATCH_ROWS, batch_rows};
 use crate::train::schedule::Schedule;
 use crate::{Error, Result};
 
@@ -59,6 +61,18 @@ pub struct TrainSettings {
     /// Factor on the similarities of pairs of texts; `None` trains on something else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<f64>,
+    /// Rows of a batch: examples are packed up to so many.
+    #[serde(default = "usual_batch_rows", skip_serializing_if = "is_usual")]
+    pub batch_rows: usize,
+}
+
+fn usual_batch_rows() -> usize {
+    BATCH_ROWS
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn is_usual(batch_rows: &usize) -> bool {
+    *batch_rows == BATCH_ROWS
 }
 
 impl TrainSettings {
@@ -84,7 +98,14 @@ impl TrainSettings {
             keep_best: resolved.keep_best.unwrap_or(false),
             beta: resolved.beta,
             scale: resolved.scale,
+            batch_rows: BATCH_ROWS,
         }
+    }
+
+    /// The same for a model on `device`.
+    #[must_use]
+    pub fn on(self, device: &Device) -> Self {
+        Self { batch_rows: batch_rows(device), ..self }
     }
 
     /// Sequences that are trained on together: one, or the two answers of a preference.

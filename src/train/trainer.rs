@@ -15,7 +15,7 @@ use crate::train::checkpoint;
 use crate::train::contrastive::Contrast;
 use crate::train::dropout::Dropout;
 use crate::train::optimizer::{AdamW, clip, global_norm};
-use crate::train::packing::{BATCH_ROWS, Packed, pack};
+use crate::train::packing::{Packed, pack};
 use crate::train::parameters::{Parameters, add_gradients};
 use crate::train::preference::Preferences;
 use crate::train::recomputation::Recomputation;
@@ -226,14 +226,14 @@ impl Trainer {
             let batch = Contrast {
                 pairs: examples,
                 scale,
-                budget: BATCH_ROWS,
+                budget: self.settings.batch_rows,
                 dropout: self.dropout(0),
                 recomputation: self.recomputation,
             };
             let (report, gradients) = self.source.contrast_and_gradients(&adapter, batch, before_micro_step)?;
             return Ok((report, self.parameters.gradients(&gradients)?, Vec::new()));
         }
-        let packs = pack(examples, self.settings.width(), BATCH_ROWS);
+        let packs = pack(examples, self.settings.width(), self.settings.batch_rows);
         let normalizer = match self.settings.beta {
             Some(_) => packs.iter().map(|pack| pack.units.len() as f64).sum(),
             None => packs.iter().flat_map(|pack| &pack.batch.targets).map(|target| f64::from(target.weight)).sum(),

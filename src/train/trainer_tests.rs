@@ -107,6 +107,7 @@ pub(super) fn settings() -> TrainSettings {
         keep_best: false,
         beta: None,
         scale: None,
+        batch_rows: 512,
     }
 }
 

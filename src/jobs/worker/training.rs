@@ -197,7 +197,7 @@ impl Run {
         if let Some(initial) = &inputs.initial {
             take_shape(&mut resolved, &asked, initial)?;
         }
-        let settings = TrainSettings::new(&resolved, inputs.seed);
+        let settings = TrainSettings::new(&resolved, inputs.seed).on(model.decoder.device());
         let (width, epochs) = (settings.width(), settings.epochs);
         let report = training.report;
         let samples = samples(&training.examples)?;

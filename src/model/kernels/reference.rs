@@ -1,6 +1,6 @@
-//! The kernels in plain candle operations: what runs on a GPU, and what our own code is tested against.
+//! The kernels in plain candle operations: what our own code for the CPU and for GPUs is tested against.
 //!
-//! Written for exactness and any device; attention here forms whole score matrices per sequence.
+//! Written for exactness; attention here forms whole score matrices per sequence.
 
 use std::ops::Range;
 

@@ -10,11 +10,11 @@ use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_
 use candle_core::cuda_backend::{CudaDevice, CudaStorage};
 use candle_core::{DType, Storage, Tensor};
 
-use super::launch::{Kernel, Launcher, Shape, output};
+use super::launch::{Kernel, KernelKey, Launcher, Shape, output};
 use crate::{Error, Result};
 
 /// Compiled functions by GPU and kernel.
-static COMPILED: Mutex<Option<HashMap<(usize, Kernel), CudaFunction>>> = Mutex::new(None);
+static COMPILED: Mutex<Option<HashMap<(usize, KernelKey), CudaFunction>>> = Mutex::new(None);
 
 /// The driver of one GPU.
 pub(super) struct Driver {
@@ -39,7 +39,7 @@ impl Driver {
         let context = stream.context();
         let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
         let compiled = compiled.get_or_insert_default();
-        let key = (context.ordinal(), *kernel);
+        let key = (context.ordinal(), kernel.key());
         if let Some(function) = compiled.get(&key) {
             return Ok(function.clone());
         }

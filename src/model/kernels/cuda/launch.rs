@@ -11,7 +11,7 @@ pub(super) const WARP: usize = 32;
 pub(super) const VECTOR_BYTES: usize = 16;
 
 /// A kernel, ready to be compiled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy)]
 pub struct Kernel {
     /// The function's name.
     pub name: &'static str,
@@ -22,6 +22,15 @@ pub struct Kernel {
     /// Values in a head, 0 where it has none.
     head_dim: usize,
     /// Rows of its input, 0 where it takes any number.
+    rows: usize,
+}
+
+/// What tells compiled kernels apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KernelKey {
+    name: &'static str,
+    bf16: bool,
+    head_dim: usize,
     rows: usize,
 }
 
@@ -42,6 +51,11 @@ impl Kernel {
     /// The same for an input of `rows` rows.
     pub(super) fn of_rows(self, rows: usize) -> Self {
         Self { rows, ..self }
+    }
+
+    /// What it is known by: names are unique in all files.
+    pub fn key(&self) -> KernelKey {
+        KernelKey { name: self.name, bf16: self.bf16, head_dim: self.head_dim, rows: self.rows }
     }
 
     /// What the compiler gets.
