@@ -216,13 +216,13 @@ async fn serve(config: Config) -> Result<()> {
     // Bound before the slow part: an address in use is told at once.
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.map_err(Error::io(format!("listen on {}", config.listen)))?;
-    let Some(app) = until(&shutdown, App::build(config)).await? else { return Ok(()) };
+    let Some(app) = until(&shutdown, Box::pin(App::build(config))).await? else { return Ok(()) };
     app.run(listener, shutdown).await
 }
 
 async fn work(config: Config) -> Result<()> {
     let shutdown = stop_on_signals()?;
-    let Some(app) = until(&shutdown, App::build(config)).await? else { return Ok(()) };
+    let Some(app) = until(&shutdown, Box::pin(App::build(config))).await? else { return Ok(()) };
     app.work(shutdown).await
 }
 

@@ -1,5 +1,10 @@
 //! Everything that must hold on a GPU, in one program that `tools/gpu-check` carries to a machine that has one.
 #![cfg(feature = "cuda")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::duplicate_mod,
+    reason = "a test fails by panicking; each part is a program of its own, too"
+)]
 
 #[path = "device/bf16.rs"]
 mod bf16;

@@ -64,7 +64,7 @@ pub async fn load(
     check_name(&state, &request.lora_name)?;
     let name = request.lora_name.clone();
     // A client that hangs up must not leave half of it.
-    let loading = tokio::spawn(async move { bring_in(&state, &caller, request).await });
+    let loading = tokio::spawn(async move { Box::pin(bring_in(&state, &caller, request)).await });
     loading.await.map_err(|error| Error::Internal(format!("load an adapter: {error}")))?.map_err(blame_path)?;
     Ok(format!("Success: LoRA adapter '{name}' added successfully."))
 }

@@ -69,7 +69,7 @@ impl Worker {
         while !shutdown.is_cancelled() {
             match self.queue.claim(&name, LEASE).await {
                 Ok(Some(job)) => {
-                    self.run_job(job, shutdown).await;
+                    Box::pin(self.run_job(job, shutdown)).await;
                     continue;
                 }
                 Ok(None) => {}

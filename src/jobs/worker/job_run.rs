@@ -47,7 +47,7 @@ impl Worker {
         let control = Arc::new(Control::default());
         let keeper = keep(self.queue.clone(), job.clone(), Arc::clone(&control), shutdown.clone());
         let keeper = AbortOnDropHandle::new(tokio::spawn(keeper));
-        let trained = self.train(&job, &control).await;
+        let trained = Box::pin(self.train(&job, &control)).await;
         let stored = match trained {
             Ok((base, trained)) => {
                 self.tell_answers(&job, &base, &trained.adapter, &trained.questions, &control).await;
@@ -121,7 +121,7 @@ impl Worker {
         let checkpoint = self.last_checkpoint(job).await?;
         let inputs = Inputs { resolved: job.resolved.clone(), checkpoint, ..inputs };
         let training = tokio::task::spawn_blocking(move || train(inputs));
-        self.follow(job, &base, reports, control).await;
+        Box::pin(self.follow(job, &base, reports, control)).await;
         let trained = training.await.map_err(|error| Error::Internal(format!("the training thread: {error}")))??;
         self.tell_account(job, &base, &trained.account).await;
         Ok((base, trained))
