@@ -7,6 +7,8 @@
 #[path = "device/bf16.rs"]
 mod bf16;
 mod device;
+#[path = "device/engine.rs"]
+mod engine;
 #[path = "model.rs"]
 mod model;
 #[path = "device/speed.rs"]

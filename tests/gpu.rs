@@ -8,6 +8,8 @@
 
 #[path = "device/bf16.rs"]
 mod bf16;
+#[path = "device/engine.rs"]
+mod engine;
 #[path = "model.rs"]
 mod model;
 #[path = "round_trip.rs"]

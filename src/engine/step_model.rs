@@ -136,7 +136,22 @@ impl BaseStepModel {
             );
         }
         let cache = KvCache::new(&model.config, blocks, model.decoder.activation_dtype(), model.decoder.device())?;
-        Ok(Self { model, cache })
+        let model = Self { model, cache };
+        if model.draws() {
+            model.warm_up()?;
+        }
+        Ok(model)
+    }
+
+    /// Computes a step of one row and one of a whole block, so that a GPU's kernels are compiled before the first request.
+    fn warm_up(&self) -> Result<()> {
+        let decoder = &self.model.decoder;
+        for rows in [1, BLOCK_TOKENS.min(self.context())] {
+            let sequence = SequenceRows { rows: 0..rows, start: 0, blocks: &[0], adapter: None };
+            let hidden = decoder.step(&vec![0; rows], &[sequence], &self.cache)?;
+            kernels::draw(&decoder.logits(&hidden)?, &vec![0.0; rows], &vec![0.0; rows])?;
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use attune::adapters::{Adapter, AdapterLease, LoraLayer, LoraPair, Site};
-use attune::config::ModelEntry;
+use attune::config::{Dtype, ModelEntry};
 use attune::engine::{GenerateRequest, Sampling};
 use attune::model::decoder::Decoder;
 use attune::model::linear::Storage;
@@ -79,7 +79,8 @@ pub fn whole_model_of(family: &str, change: impl FnOnce(&mut HashMap<String, Ten
     for (name, value) in [("tokenizer.json", tokenizer), ("tokenizer_config.json", json!({}))] {
         std::fs::write(target.path().join(name), value.to_string()).unwrap();
     }
-    let entry = ModelEntry::new(family, target.path());
+    // What transformers computed, it computed in f32.
+    let entry = ModelEntry { dtype: Some(Dtype::F32), ..ModelEntry::new(family, target.path()) };
     Arc::new(BaseModel::load(&entry, &device()).unwrap())
 }
 

@@ -1,21 +1,26 @@
 //! How fast a GPU is with random bf16 weights of Llama-3.1-8B's shape; `tools/gpu-check` prints what these tests measure. In the
 //! emulator a tiny shape takes the same way, which shows that it can be taken.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
-use attune::config::Dtype;
-use attune::model::ModelConfig;
+use attune::config::{Dtype, Limits};
+use attune::engine::native::NativeEngine;
+use attune::engine::priority::Priority;
+use attune::engine::{Backend as _, Event};
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::linear::Storage;
 use attune::model::weights::Weights;
+use attune::model::{BaseModel, ModelConfig};
 use attune::train::Recomputation;
 use attune::train::backward::{self, Objective, PackedBatch, Target};
 use candle_core::{DType, Tensor};
 use serde_json::json;
 
-use crate::model::fixtures::device;
+use crate::model::fixtures::{device, greedy, whole_model};
 
 const ON_GPU: bool = cfg!(feature = "cuda");
 /// What an H200 reaches: bytes of memory and operations on bf16 in a second.
@@ -26,6 +31,9 @@ const RANK: usize = 16;
 const SEQUENCES: usize = if ON_GPU { 32 } else { 5 };
 const CONTEXT: usize = if ON_GPU { 512 } else { 20 };
 const LONG: usize = if ON_GPU { 4096 } else { 70 };
+/// Requests beside which training runs, and tokens of each answer.
+const STREAMS: usize = if ON_GPU { 16 } else { 3 };
+const ANSWER: usize = if ON_GPU { 256 } else { 4 };
 
 struct Bench {
     config: ModelConfig,
@@ -148,36 +156,80 @@ fn a_long_prompt() {
     println!("measured: {rate:.0} tokens/s in a prompt of {LONG}, {share:.0} % of an H200's products");
 }
 
-#[test]
 #[allow(clippy::single_range_in_vec_init, reason = "one sequence is meant")]
-fn training_on_one_long_sequence() {
-    let bench = Bench::new();
-    let adapter = bench.adapter(0, DType::F32);
+fn batch() -> PackedBatch {
     let target = |row: usize| Target { row, token: (row % 150) as u32, weight: 1.0 };
-    let batch = PackedBatch {
+    PackedBatch {
         tokens: (0..LONG as u32).map(|token| token % 150).collect(),
         sequences: vec![0..LONG],
         targets: (0..LONG - 1).map(target).collect(),
-    };
+    }
+}
+
+fn train(decoder: &Decoder, adapter: &Adapter, batch: &PackedBatch, way: Recomputation) {
+    let (objective, normalizer) = (Objective::Targets, LONG as f64);
+    let trained = backward::objective_and_gradients(decoder, adapter, batch, objective, normalizer, None, way);
+    let (report, gradients) = trained.unwrap();
+    assert!(report.loss_sum.is_finite());
+    let last = gradients[0].get(Site::Query).unwrap().a.sum_all().unwrap();
+    assert!(last.to_scalar::<f32>().unwrap().is_finite());
+}
+
+#[test]
+fn training_on_one_long_sequence() {
+    let bench = Bench::new();
+    let (adapter, batch) = (bench.adapter(0, DType::F32), batch());
     for way in [Recomputation::Selective, Recomputation::Full] {
-        let took = seconds(3, || {
-            let (report, gradients) = backward::objective_and_gradients(
-                &bench.decoder,
-                &adapter,
-                &batch,
-                Objective::Targets,
-                LONG as f64,
-                None,
-                way,
-            )
-            .unwrap();
-            assert!(report.loss_sum.is_finite());
-            let last = gradients[0].get(Site::Query).unwrap().a.sum_all().unwrap();
-            assert!(last.to_scalar::<f32>().unwrap().is_finite());
-        });
+        let took = seconds(3, || train(&bench.decoder, &adapter, &batch, way));
         // Forward, and the gradients of the inputs.
         let rate = LONG as f64 / took;
         let share = 100.0 * rate * 2.0 * bench.operations() / OPERATIONS_PER_SECOND;
         println!("measured: {} {rate:.0} tokens/s, {share:.0} % of an H200's products", way.name());
     }
+}
+
+/// New tokens in a second of [`STREAMS`] requests at once.
+fn streaming(engine: &NativeEngine) -> f64 {
+    let began = Instant::now();
+    let events: Vec<_> =
+        (0..STREAMS).map(|seed| engine.generate(greedy(&[seed as u32; CONTEXT], ANSWER, None)).unwrap()).collect();
+    let mut drawn = 0;
+    for mut events in events {
+        while let Some(event) = events.blocking_recv() {
+            drawn += usize::from(matches!(event, Event::Token { .. }));
+        }
+    }
+    drawn as f64 / began.elapsed().as_secs_f64()
+}
+
+#[test]
+fn training_while_requests_stream() {
+    let bench = Bench::new();
+    let (adapter, batch, priority) = (bench.adapter(0, DType::F32), batch(), Arc::<Priority>::default());
+    // Its tokenizer only turns tokens into some text.
+    let small = Arc::into_inner(whole_model("llama")).unwrap();
+    let model = BaseModel { config: bench.config, decoder: bench.decoder, end_tokens: Vec::new(), ..small };
+    let model = Arc::new(model);
+    let limits = Limits { kv_cache_mib: Some(if ON_GPU { 4096 } else { 64 }), ..Limits::default() };
+    let engine = NativeEngine::start(model.clone(), &limits, priority.clone()).unwrap();
+    let alone = streaming(&engine);
+    let way = Recomputation::Selective;
+    let trained = LONG as f64 / seconds(3, || train(&model.decoder, &adapter, &batch, way));
+    println!("measured: alone {alone:.0} tokens/s in {STREAMS} streams, {trained:.0} trained on");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let trainer = scope.spawn(|| {
+            let (began, mut batches) = (Instant::now(), 0);
+            while !over.load(Ordering::SeqCst) || batches == 0 {
+                priority.yield_to_requests(Duration::from_millis(250));
+                train(&model.decoder, &adapter, &batch, way);
+                batches += 1;
+            }
+            (batches * LONG) as f64 / began.elapsed().as_secs_f64()
+        });
+        let together = streaming(&engine);
+        over.store(true, Ordering::SeqCst);
+        let trained = trainer.join().unwrap();
+        println!("measured: together {together:.0} tokens/s in {STREAMS} streams, {trained:.0} trained on");
+    });
 }

@@ -65,26 +65,29 @@ pub fn add(launcher: &dyn Launcher, outputs: &[Tensor], x: &Tensor, tasks: &[Lor
         arguments.widths[index] = y.dim(1)? as u32;
     }
     let widest = arguments.widths.into_iter().max().unwrap_or(0) as usize;
+    // What is served is held in the type of the inputs; an adapter fresh from training is not. Copies live until the launch.
+    let alike = |matrix: &Tensor| matrix.to_dtype(x.dtype())?.contiguous();
     for tasks in tasks.chunks(TASKS) {
+        let mut held = Vec::with_capacity(tasks.len());
         for (place, task) in arguments.tasks.iter_mut().zip(tasks) {
+            let (a, b) = (alike(&task.pair.a)?, alike(&task.pair.b)?);
             *place = Task {
-                a: address(&task.pair.a)?,
-                b: address(&task.pair.b)?,
+                a: address(&a)?,
+                b: address(&b)?,
                 start: task.rows.start as u32,
                 rows: task.rows.len() as u32,
                 rank: rank(task) as u16,
                 output: task.output as u16,
                 scale: task.pair.scale,
             };
-            if task.pair.a.dtype() != x.dtype() || task.pair.b.dtype() != x.dtype() {
-                return Err(Error::Internal("adapters are held in the precision of the layers' inputs".into()));
-            }
+            held.push((a, b));
         }
         let kernel = |name| Kernel::new(name, LORA, x.dtype());
         let ranks = Shape::new((tasks.len(), most.div_ceil(WARPS)), WARPS * WARP);
         launch(launcher, kernel("shrink")?, &arguments, ranks)?;
         let columns = Shape::new((tasks.len(), widest.div_ceil(WARPS * WARP)), WARPS * WARP);
         launch(launcher, kernel("expand")?, &arguments, columns)?;
+        drop(held);
     }
     Ok(())
 }

@@ -1,0 +1,61 @@
+//! The engine over a model on a GPU, or in the emulator: steps, adapters and draws together.
+
+use std::sync::Arc;
+
+use attune::adapters::AdapterLease;
+use attune::config::Limits;
+use attune::engine::native::NativeEngine;
+use attune::engine::{Backend as _, Event, GenerateRequest, Sampling};
+use attune::model::BaseModel;
+
+use crate::model::fixtures::{Reference, device, greedy, whole_model};
+
+fn tokens(engine: &NativeEngine, request: GenerateRequest) -> Vec<u32> {
+    let mut events = engine.generate(request).unwrap();
+    let mut tokens = Vec::new();
+    while let Some(event) = events.blocking_recv() {
+        match event {
+            Event::Token { id, .. } => tokens.push(id),
+            Event::Failed(error) => panic!("{error}"),
+            _ => {}
+        }
+    }
+    tokens
+}
+
+fn start(family: &str) -> (Arc<BaseModel>, Arc<NativeEngine>) {
+    let model = whole_model(family);
+    let engine = NativeEngine::start(model.clone(), &Limits::default(), Arc::default()).unwrap();
+    (model, engine)
+}
+
+#[test]
+fn tokens_drawn_on_the_device_are_those_of_transformers() {
+    let (_, engine) = start("qwen3");
+    let reference = Reference::read("qwen3", "reference.safetensors");
+    let prompt = &reference.ids("input_ids")[..12];
+    let drawn = tokens(&engine, greedy(prompt, 24, None));
+    assert_eq!(drawn, reference.ids("greedy")[..drawn.len()]);
+    assert!(drawn.len() > 4);
+    // With log probabilities the logits are read, and the host draws.
+    let read = GenerateRequest { logprobs: Some(1), ..greedy(prompt, 24, None) };
+    assert_eq!(tokens(&engine, read), drawn);
+    let sampled = |seed| GenerateRequest {
+        sampling: Sampling { seed: Some(seed), ..Sampling::default() },
+        ..greedy(prompt, 16, None)
+    };
+    assert_eq!(tokens(&engine, sampled(1)), tokens(&engine, sampled(1)));
+    assert_ne!(tokens(&engine, sampled(1)), tokens(&engine, sampled(2)));
+}
+
+#[test]
+fn an_adapter_answers_the_same_as_it_was_trained_and_as_it_is_served() {
+    let (model, engine) = start("llama");
+    let trained = Reference::read("llama", "peft/adapter_model.safetensors").adapter("", &model.config, 2.0, &device());
+    let served = model.decoder.served(&trained).unwrap();
+    let prompt = &Reference::read("llama", "reference.safetensors").ids("input_ids")[..12];
+    let [trained, served] = [trained, served].map(|adapter| -> AdapterLease { Arc::new(adapter) });
+    let answers = [None, Some(&trained), Some(&served)].map(|adapter| tokens(&engine, greedy(prompt, 12, adapter)));
+    assert_eq!(answers[1], answers[2]);
+    assert_ne!(answers[0], answers[1]);
+}
