@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
-setup: ## Install or name what is missing beside Rust (PostgreSQL, Python, Node.js, a C compiler)
+setup: ## Install or name what is missing beside Rust (PostgreSQL, Python, Node.js, compilers of C and C++)
 	@tools/setup
 
 demo: setup ## Fine-tune the demo model, watch it learn, and measure it before and after
