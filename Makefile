@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-rust test-sdk bench bench-serving bench-training check openapi parity
+.PHONY: help setup demo serve test test-rust test-sdk bench bench-serving bench-training check openapi parity sanitize
 
 PYTHON := .venv/bin/python
 
@@ -49,6 +49,9 @@ openapi: setup ## Write openapi/openapi.json from the code
 	@mkdir -p openapi
 	@cargo run --locked --quiet -- openapi > openapi/.openapi.json.new
 	@mv openapi/.openapi.json.new openapi/openapi.json
+
+sanitize: setup ## Run the GPU's kernels on the CPU under the compiler's sanitizers (5 minutes)
+	@tools/sanitize-kernels
 
 parity: setup .venv-parity/.installed .venv-bench/.installed ## Compare with transformers, PEFT, mistralrs and llama.cpp anew: references, adapters, a whole loop (downloads torch)
 	@.venv-parity/bin/python tests/parity/make_fixtures.py

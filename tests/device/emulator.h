@@ -28,8 +28,53 @@ static Index threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
+// The emulator's own memory is no kernel's: sanitizers leave it out.
+#define INTERNAL __attribute__((noinline, no_sanitize("thread")))
+
 const size_t STACK = 64 << 10;
 const unsigned LANES = 32, MOST_WARPS = 32;
+
+#ifdef __SANITIZE_THREAD__
+
+// A fiber is a thread to the sanitizer: what no barrier puts in an order is a race. Only it knows such fibers by name, and it is
+// told of each change between them.
+extern "C" {
+void* __tsan_create_fiber(unsigned);
+void* __tsan_get_current_fiber();
+void __tsan_switch_to_fiber(void*, unsigned);
+void __tsan_acquire(void*);
+void __tsan_release(void*);
+}
+const unsigned UNORDERED = 1;
+
+struct Fiber {
+    ucontext_t context;
+    void* thread = __tsan_create_fiber(0);
+    std::unique_ptr<char[]> stack{new char[STACK]};
+    bool over = false;
+};
+
+static ucontext_t scheduler;
+static void* host;
+static Fiber* running;
+
+inline void acquire(void* order) { __tsan_acquire(order); }
+inline void release(void* order) { __tsan_release(order); }
+
+INTERNAL void leave() {
+    Fiber* fiber = running;
+    __tsan_switch_to_fiber(host, UNORDERED);
+    swapcontext(&fiber->context, &scheduler);
+}
+
+INTERNAL void enter(Fiber& fiber) {
+    running = &fiber;
+    host = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(fiber.thread, UNORDERED);
+    swapcontext(&scheduler, &fiber.context);
+}
+
+#else
 
 // A fiber begins with `setcontext` and then lives for many blocks; from there on `_longjmp` leads to and from it, which unlike
 // `swapcontext` asks nothing of the system.
@@ -40,18 +85,11 @@ struct Fiber {
     bool begun = false, over = false;
 };
 
-struct Barrier {
-    unsigned expected = 0, arrived = 0;
-    unsigned long generation = 0;
-};
-
 static jmp_buf scheduler;
-static std::vector<std::unique_ptr<Fiber>> fibers;
 static Fiber* running;
-static Barrier of_block, of_warps[MOST_WARPS];
-static unsigned long long lanes[MOST_WARPS][LANES];
-static std::function<void()> body;
-static unsigned long progress;
+
+inline void acquire(void*) {}
+inline void release(void*) {}
 
 inline void leave() {
     if (_setjmp(running->place) == 0) _longjmp(scheduler, 1);
@@ -65,30 +103,52 @@ inline void enter(Fiber& fiber) {
     setcontext(&fiber.context);
 }
 
-inline void wait(Barrier& barrier) {
+#endif
+
+struct Barrier {
+    unsigned expected = 0, arrived = 0;
+    unsigned long generation = 0;
+    // What the sanitizer knows this barrier and the one after it by: those who left may arrive anew before others have left.
+    char orders[2] = {0, 0};
+};
+
+static std::vector<std::unique_ptr<Fiber>> fibers;
+static Barrier of_block, of_warps[MOST_WARPS];
+static unsigned long long lanes[MOST_WARPS][LANES];
+static std::function<void()> body;
+static unsigned long progress;
+static char beginning, end;
+
+// Waits for all others. Only what has CUDA's word for it puts memory in an order: barriers do, exchanges of registers do not.
+INTERNAL void wait(Barrier& barrier, bool ordered = false) {
     progress++;
     const unsigned long generation = barrier.generation;
+    char* order = &barrier.orders[generation % 2];
+    if (ordered) release(order);
     if (++barrier.arrived == barrier.expected) {
         barrier.arrived = 0;
         barrier.generation++;
-        return;
     }
     while (barrier.generation == generation) leave();
+    if (ordered) acquire(order);
 }
 
-inline void live() {
+INTERNAL void live() {
     for (;;) {
+        acquire(&beginning);
         body();
+        release(&end);
         running->over = true;
         progress++;
         leave();
     }
 }
 
-inline void run_block(bool reversed) {
+INTERNAL void run_block(bool reversed) {
     const unsigned threads = blockDim.x;
-    of_block = Barrier{threads, 0, 0};
-    for (unsigned warp = 0; warp * LANES < threads; warp++) of_warps[warp] = Barrier{std::min(LANES, threads - warp * LANES), 0, 0};
+    release(&beginning);
+    of_block = Barrier{threads};
+    for (unsigned warp = 0; warp * LANES < threads; warp++) of_warps[warp] = Barrier{std::min(LANES, threads - warp * LANES)};
     while (fibers.size() < threads) {
         fibers.emplace_back(new Fiber);
         Fiber& fiber = *fibers.back();
@@ -113,10 +173,11 @@ inline void run_block(bool reversed) {
             abort();
         }
     }
+    acquire(&end);
 }
 
 // The value of `source` in this thread's warp.
-template <typename T> T exchange(T value, unsigned source) {
+template <typename T> INTERNAL T exchange(T value, unsigned source) {
     const unsigned warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     memcpy(&lanes[warp][lane], &value, sizeof(T));
     wait(of_warps[warp]);
@@ -127,8 +188,8 @@ template <typename T> T exchange(T value, unsigned source) {
 
 } // namespace emulator
 
-inline void __syncthreads() { emulator::wait(emulator::of_block); }
-inline void __syncwarp() { emulator::wait(emulator::of_warps[threadIdx.x / emulator::LANES]); }
+inline void __syncthreads() { emulator::wait(emulator::of_block, true); }
+inline void __syncwarp() { emulator::wait(emulator::of_warps[threadIdx.x / emulator::LANES], true); }
 template <typename T> T __shfl_sync(unsigned, T value, unsigned source) { return emulator::exchange(value, source % emulator::LANES); }
 template <typename T> T __shfl_xor_sync(unsigned, T value, unsigned mask) {
     return emulator::exchange(value, (threadIdx.x % emulator::LANES) ^ mask);
@@ -158,22 +219,27 @@ static const unsigned short* matrix_rows[MOST_WARPS][LANES];
 
 inline float half_of(unsigned pair, unsigned second) { return __uint_as_float(second ? pair & 0xffff0000u : pair << 16); }
 
+INTERNAL void announce(const void* row) {
+    matrix_rows[threadIdx.x / LANES][threadIdx.x % LANES] = (const unsigned short*)row;
+    wait(of_warps[threadIdx.x / LANES]);
+}
+
+INTERNAL const unsigned short* announced(unsigned lane) { return matrix_rows[threadIdx.x / LANES][lane]; }
+
 inline void load(unsigned* to, const void* row, bool transposed) {
-    const unsigned warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     if ((size_t)row % 16 != 0) {
         fprintf(stderr, "a row of a matrix does not begin at a multiple of 16 bytes\n");
         abort();
     }
-    matrix_rows[warp][lane] = (const unsigned short*)row;
-    wait(of_warps[warp]);
+    announce(row);
+    const unsigned lane = threadIdx.x % LANES, outer = lane / 4, inner = lane % 4 * 2;
     for (unsigned matrix = 0; matrix < 4; matrix++) {
-        const unsigned short* const* rows = &matrix_rows[warp][matrix * 8];
-        const unsigned outer = lane / 4, inner = lane % 4 * 2;
-        const unsigned first = transposed ? rows[inner][outer] : rows[outer][inner];
-        const unsigned second = transposed ? rows[inner + 1][outer] : rows[outer][inner + 1];
+        const auto row_of = [&](unsigned i) { return announced(matrix * 8 + i); };
+        const unsigned first = transposed ? row_of(inner)[outer] : row_of(outer)[inner];
+        const unsigned second = transposed ? row_of(inner + 1)[outer] : row_of(outer)[inner + 1];
         to[matrix] = first | second << 16;
     }
-    wait(of_warps[warp]);
+    wait(of_warps[threadIdx.x / LANES]);
 }
 
 } // namespace emulator
@@ -181,7 +247,7 @@ inline void load(unsigned* to, const void* row, bool transposed) {
 inline void load_matrices(unsigned* to, const void* row) { emulator::load(to, row, false); }
 inline void load_transposed(unsigned* to, const void* row) { emulator::load(to, row, true); }
 
-inline void multiply(float* c, const unsigned* a, unsigned b0, unsigned b1) {
+INTERNAL void multiply(float* c, const unsigned* a, unsigned b0, unsigned b1) {
     using namespace emulator;
     const unsigned warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     fragments[warp][lane] = Fragments{{a[0], a[1], a[2], a[3]}, {b0, b1}};

@@ -11,6 +11,9 @@ use std::sync::{Arc, Mutex};
 use attune::model::kernels::cuda::{Kernel, Launcher, Shape};
 use libloading::Library;
 
+/// Compilers' sanitizers to compile the kernels with: `tools/sanitize-kernels` sets it.
+pub const SANITIZER: &str = "EMULATOR_SANITIZER";
+
 type Entry = unsafe extern "C" fn(*const c_void, usize, c_uint, c_uint, c_uint, c_int) -> c_int;
 
 /// Compiled sources by their text and options. A library has one block at a time: calls take turns.
@@ -61,6 +64,7 @@ fn compile(source: &str, options: &[String]) -> Library {
         .args(["-fvisibility=hidden", "-DEMULATED", "-include"])
         .arg(header)
         .args(options)
+        .args(std::env::var(SANITIZER).map(|kind| format!("-fsanitize={kind}")))
         .args(["-x", "c++", "-", "-o"])
         .arg(&out)
         .stdin(Stdio::piped())

@@ -144,16 +144,21 @@ fn a_long_prompt() {
     let cache = KvCache::new(&bench.config, LONG.div_ceil(BLOCK_TOKENS), DType::BF16, &device()).unwrap();
     let blocks: Vec<u32> = (0..LONG.div_ceil(BLOCK_TOKENS) as u32).collect();
     let tokens: Vec<u32> = (0..LONG as u32).map(|token| token % 150).collect();
-    let took = seconds(5, || {
-        let rows = SequenceRows { rows: 0..LONG, start: 0, blocks: &blocks, adapter: None };
-        let hidden = bench.decoder.step(&tokens, &[rows], &cache).unwrap();
-        let last = hidden.narrow(0, LONG - 1, 1).unwrap();
-        let next: Vec<u32> = bench.decoder.logits(&last).unwrap().argmax(1).unwrap().to_vec1().unwrap();
-        assert_eq!(next.len(), 1);
-    });
-    let rate = LONG as f64 / took;
-    let share = 100.0 * rate * bench.operations() / OPERATIONS_PER_SECOND;
-    println!("measured: {rate:.0} tokens/s in a prompt of {LONG}, {share:.0} % of an H200's products");
+    let rate = |adapter: Option<&Adapter>| {
+        let took = seconds(5, || {
+            let rows = SequenceRows { rows: 0..LONG, start: 0, blocks: &blocks, adapter };
+            let hidden = bench.decoder.step(&tokens, &[rows], &cache).unwrap();
+            let last = hidden.narrow(0, LONG - 1, 1).unwrap();
+            let next: Vec<u32> = bench.decoder.logits(&last).unwrap().argmax(1).unwrap().to_vec1().unwrap();
+            assert_eq!(next.len(), 1);
+        });
+        LONG as f64 / took
+    };
+    let base = rate(None);
+    let share = 100.0 * base * bench.operations() / OPERATIONS_PER_SECOND;
+    println!("measured: {base:.0} tokens/s in a prompt of {LONG}, {share:.0} % of an H200's products");
+    let adapted = rate(Some(&bench.adapter(0, DType::BF16)));
+    println!("measured: with an adapter {adapted:.0} tokens/s, {:.0} % of that", 100.0 * adapted / base);
 }
 
 #[allow(clippy::single_range_in_vec_init, reason = "one sequence is meant")]

@@ -117,7 +117,7 @@ pub fn matmul_transposed(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 pub fn add_lora(y: Tensor, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
     match launcher(x)? {
         None => cpu::product::add_lora(y, x, pair),
-        Some(launcher) => cuda::product::add_lora(&*launcher, &y, x, pair),
+        Some(launcher) => cuda::product::add_lora(&*launcher, y, x, pair),
     }
 }
 

@@ -60,7 +60,14 @@ impl Kernel {
 
     /// What the compiler gets.
     pub fn source(&self) -> String {
-        [include_str!("sources/common.cuh"), include_str!("sources/rows.cuh"), self.file].concat()
+        [
+            include_str!("sources/common.cuh"),
+            include_str!("sources/rows.cuh"),
+            include_str!("sources/matrix.cuh"),
+            include_str!("sources/lora.cuh"),
+            self.file,
+        ]
+        .concat()
     }
 
     /// What the source leaves open, as options of the compiler.

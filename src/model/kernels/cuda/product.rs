@@ -3,9 +3,10 @@
 use candle_core::{DType, Tensor};
 
 use super::launch::{Arguments, Kernel, Launcher, Shape, VECTOR_BYTES, WARP, address, launch, output};
+use super::lora;
 use crate::Result;
 use crate::adapters::LoraPair;
-use crate::model::kernels::Dense;
+use crate::model::kernels::{Dense, LoraRows};
 
 const GEMV: &str = include_str!("sources/gemv.cu");
 /// Matrices of a launch, as in `gemv.cu`.
@@ -94,7 +95,11 @@ pub fn matmul_transposed(launcher: &dyn Launcher, a: &Tensor, b: &Tensor) -> Res
 }
 
 /// See [`add_lora`](crate::model::kernels::add_lora): A and B in any type.
-pub fn add_lora(launcher: &dyn Launcher, y: &Tensor, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
+pub fn add_lora(launcher: &dyn Launcher, y: Tensor, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
+    if lora::takes_tiles(launcher, x, pair) {
+        lora::add(launcher, std::slice::from_ref(&y), x, &[LoraRows { rows: 0..x.dim(0)?, output: 0, pair }])?;
+        return Ok(y);
+    }
     let shrunk = (linear(launcher, x, &pair.a)? * f64::from(pair.scale))?; // [rows, rank]
     Ok((y + linear(launcher, &shrunk, &pair.b)?)?)
 }

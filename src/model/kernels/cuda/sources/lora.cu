@@ -1,31 +1,6 @@
 // The low-rank parts of all adapters of a step, in two launches whatever their number and ranks: `shrink` computes s · A x
 // for each task, `expand` adds B of that to the task's rows (Chen et al., "Punica", 2023; Sheng et al., "S-LoRA", 2023).
 
-// What one adapter adds to some rows of one of the outputs that share an input.
-struct Task {
-    const element* a; // [rank, input]
-    const element* b; // [output, rank]
-    u32 start;        // The first of its rows,
-    u32 rows;         // and their number.
-    u16 rank;
-    u16 output;       // Which of the outputs.
-    float scale;
-};
-
-const u32 TASKS = 96;
-const u32 OUTPUTS = 3;
-
-struct Lora {
-    const element* x; // [all rows, input]
-    float* shrunk;    // [outputs, all rows, most]
-    element* outputs[OUTPUTS];
-    u32 widths[OUTPUTS];
-    u32 input;
-    u32 all_rows;
-    u32 most; // The largest rank.
-    Task tasks[TASKS];
-};
-
 // Blocks: (tasks, warps of ranks). Each warp takes one row of A through the task's rows.
 KERNEL(shrink, Lora) {
     const Task& task = arguments.tasks[blockIdx.x];

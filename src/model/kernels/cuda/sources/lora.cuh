@@ -1,0 +1,26 @@
+// What kernels of adapters take.
+
+// What one adapter adds to some rows of one of the outputs that share an input.
+struct Task {
+    const element* a; // [rank, input]
+    const element* b; // [output, rank]
+    u32 start;        // The first of its rows,
+    u32 rows;         // and their number.
+    u16 rank;
+    u16 output;       // Which of the outputs.
+    float scale;
+};
+
+const u32 TASKS = 96;
+const u32 OUTPUTS = 3;
+
+struct Lora {
+    const element* x; // [all rows, input]
+    float* shrunk;    // [outputs, all rows, most]
+    element* outputs[OUTPUTS];
+    u32 widths[OUTPUTS];
+    u32 input;
+    u32 all_rows;
+    u32 most; // The largest rank.
+    Task tasks[TASKS];
+};
