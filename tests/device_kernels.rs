@@ -336,3 +336,38 @@ fn attention_over_the_cache_and_what_is_written_to_it() {
         }
     }
 }
+
+/// More gradients than a launch takes, of sizes about those of a block's threads.
+#[test]
+fn steps_of_the_optimizer_are_those_of_the_host() {
+    use attune::train::optimizer::{AdamSettings, AdamW, global_norm};
+    let settings = AdamSettings { weight_decay: 0.01, ..AdamSettings::default() };
+    let sizes: Vec<usize> = (0..150).map(|index| [1, 255, 256, 257, 40, 5000][index % 6]).collect();
+    let of = |seed: u64| -> Vec<Vec<f32>> {
+        sizes.iter().enumerate().map(|(index, size)| floats(&random(*size, seed + index as u64, DType::F32))).collect()
+    };
+    let tensor = |values: &[Vec<f32>]| Tensor::new(values.concat(), &CPU).unwrap();
+    for reversed in [false, true] {
+        let emulator = Emulator { reversed };
+        let mut values = of(1);
+        let mut optimizer = AdamW::new(settings, &values);
+        let zeros = || Tensor::zeros(values.iter().map(Vec::len).sum::<usize>(), DType::F32, &CPU).unwrap();
+        let (ours, first, second) = (tensor(&values), zeros(), zeros());
+        for step in 0..3 {
+            let gradients = of(1000 * (step + 1));
+            let tensors: Vec<Tensor> =
+                gradients.iter().map(|gradient| Tensor::new(gradient.as_slice(), &CPU).unwrap()).collect();
+            let norm = cuda::optimizer::sum_of_squares(&emulator, &tensors).unwrap().sqrt();
+            assert!((norm / global_norm(&gradients) - 1.0).abs() < 1e-12);
+            let by = optimizer.advance(1e-2, 0.7);
+            optimizer.update(by, &mut values, &gradients);
+            cuda::optimizer::adam_w(&emulator, [&ours, &first, &second], &tensors, by).unwrap();
+            assert_close(&ours, &tensor(&values), 1e-6);
+        }
+        let moments = |which: fn(&attune::train::optimizer::Moments) -> &Vec<f32>| -> Vec<Vec<f32>> {
+            optimizer.moments.iter().map(|moments| which(moments).clone()).collect()
+        };
+        assert_close(&first, &tensor(&moments(|moments| &moments.first)), 1e-6);
+        assert_close(&second, &tensor(&moments(|moments| &moments.second)), 1e-6);
+    }
+}

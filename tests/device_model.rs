@@ -13,6 +13,8 @@ mod engine;
 mod model;
 #[path = "device/speed.rs"]
 mod speed;
+#[path = "device/training.rs"]
+mod training;
 
 use std::sync::Arc;
 

@@ -16,3 +16,5 @@ mod model;
 mod round_trip;
 #[path = "device/speed.rs"]
 mod speed;
+#[path = "device/training.rs"]
+mod training;

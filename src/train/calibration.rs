@@ -3,15 +3,19 @@
 
 use std::time::{Duration, Instant};
 
+use candle_core::Device;
+
 use crate::adapters::Adapter;
 use crate::datasets::TokenizedExample;
 use crate::model::decoder::Decoder;
 use crate::train::backward::{self, Objective};
 use crate::train::contrastive::Contrast;
 use crate::train::estimate::TrainingRate;
-use crate::train::optimizer::{AdamSettings, AdamW, global_norm};
+use crate::train::optimizer::AdamSettings;
 use crate::train::packing::{Packed, batch_rows, pack, rows};
+use crate::train::parameters::Parameters;
 use crate::train::recomputation::Recomputation;
+use crate::train::state::{AdapterState, Step};
 use crate::train::trainer::BeforeMicroStep;
 use crate::{Error, Result};
 
@@ -36,7 +40,7 @@ pub fn calibrate(
     recomputation: Recomputation,
     before: BeforeMicroStep<'_>,
 ) -> Result<TrainingRate> {
-    let (update, most_rows) = (update_seconds(adapter)?, batch_rows(decoder.device()));
+    let (update, most_rows) = (update_seconds(adapter, decoder.device())?, batch_rows(decoder.device()));
     let mut batch = |examples: &[TokenizedExample]| -> Result<TrainingRate> {
         let (mut seconds, mut tokens) = (0.0, 0);
         if let Some(scale) = scale {
@@ -110,22 +114,14 @@ fn fitting(samples: &[TokenizedExample], budget: usize) -> Vec<TokenizedExample>
     taken
 }
 
-/// Seconds of one update of the adapter's numbers.
-fn update_seconds(adapter: &Adapter) -> Result<f64> {
-    let pairs = crate::adapters::Site::ALL;
-    let mut values = Vec::new();
-    for pair in adapter.layers.iter().flat_map(|layer| pairs.iter().filter_map(|site| layer.get(*site))) {
-        for matrix in [&pair.a, &pair.b] {
-            values.push(matrix.to_device(&candle_core::Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?);
-        }
-    }
-    let gradients = values.clone();
-    let mut optimizer = AdamW::new(AdamSettings::default(), &values);
+/// Seconds of one update of the adapter's numbers, where the decoder's `device` has it done.
+fn update_seconds(adapter: &Adapter, device: &Device) -> Result<f64> {
+    let mut state = AdapterState::new(Parameters::of(adapter)?, AdamSettings::default(), device)?;
+    let gradients = adapter.layers.clone();
     let begin = Instant::now();
-    let norm = global_norm(&gradients);
-    optimizer.update(1e-6, &mut values, &gradients);
-    // The norm keeps its computation from being left out.
-    Ok(begin.elapsed().as_secs_f64() + if norm.is_nan() { f64::EPSILON } else { 0.0 })
+    state.step(&gradients, Step { learning_rate: 1e-6, clip: 0.0 }, |_| Ok(()))?;
+    device.synchronize()?;
+    Ok(begin.elapsed().as_secs_f64())
 }
 
 #[cfg(test)]

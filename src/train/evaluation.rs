@@ -121,7 +121,7 @@ impl Trainer {
         part: usize,
         before_micro_step: BeforeMicroStep<'_>,
     ) -> Result<LossReport> {
-        let adapter = self.parameters.adapter(self.source.device())?;
+        let adapter = self.state.adapter(self.source.device())?;
         let (width, at_once) = (held_out.width, EVALUATION_EXAMPLES * held_out.width);
         let bounds = [0, held_out.sample, held_out.examples.len()];
         let (begin, end) = (bounds[part], bounds[part + 1]);
@@ -159,7 +159,7 @@ impl Trainer {
         scale: f64,
         before_micro_step: BeforeMicroStep<'_>,
     ) -> Result<LossReport> {
-        let adapter = self.parameters.adapter(self.source.device())?;
+        let adapter = self.state.adapter(self.source.device())?;
         let size = self.settings.batch_size;
         let at_once = size * (EVALUATION_EXAMPLES / size).max(1);
         let mut total = LossReport::default();
@@ -185,7 +185,7 @@ impl Trainer {
 
     /// Measures how the current adapter sorts the task's prompts into classes: a figure for each of its columns.
     pub fn classify(&self, task: &ClassificationTask, before_micro_step: BeforeMicroStep<'_>) -> Result<Vec<f64>> {
-        let adapter = self.parameters.adapter(self.source.device())?;
+        let adapter = self.state.adapter(self.source.device())?;
         let mut log_likelihoods = Vec::new();
         for candidates in task.candidates() {
             for batch in pack_in_order(&candidates, self.settings.batch_rows) {
@@ -197,13 +197,14 @@ impl Trainer {
     }
 
     /// Notes figures of the validation file with the last step, and keeps its adapter where it is the best one so far.
-    pub fn record_validation(&mut self, validation: Validation) {
+    pub fn record_validation(&mut self, validation: Validation) -> Result<()> {
         if let Some(record) = self.history.last_mut() {
             record.validation = Some(validation);
         }
         if self.settings.keep_best && self.best_step() == Some(self.step_number()) {
-            self.best = Some(self.parameters.values.clone());
+            self.best = Some(self.state.values()?.into_owned());
         }
+        Ok(())
     }
 
     /// Notes figures of the classes with the last step.
@@ -238,7 +239,7 @@ impl Trainer {
     pub fn result(&self) -> Result<(Adapter, usize)> {
         match (&self.best, self.best_step()) {
             (Some(values), Some(step)) if self.settings.keep_best => {
-                Ok((self.parameters.adapter_of(values, self.source.device())?, step))
+                Ok((self.state.adapter_of(values, self.source.device())?, step))
             }
             _ => Ok((self.adapter()?, self.step_number())),
         }

@@ -30,6 +30,7 @@ pub mod results;
 pub mod schedule;
 pub mod settings;
 mod source;
+mod state;
 pub mod trainer;
 
 pub use evaluation::HeldOut;

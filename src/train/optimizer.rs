@@ -1,5 +1,6 @@
 //! `AdamW` with decoupled weight decay on host memory: adapters are small, and moments in plain vectors can be saved and
-//! restored to the bit. Called by the trainer once per step.
+//! restored to the bit. Called by [`AdapterState`](super::state) once per step, which has a GPU do the same where one holds the
+//! adapter.
 //!
 //! With gradient `g`, step `t` counted from 1 and learning rate `lr`, per element (Loshchilov and Hutter, algorithm 2, in
 //! `PyTorch`'s order):
@@ -12,6 +13,8 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
+
+use crate::model::kernels::AdamCoefficients;
 
 /// Constants of the update.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -58,18 +61,35 @@ impl AdamW {
         Self { settings, updates: 0, moments: parameters.iter().map(zeros).collect() }
     }
 
-    /// One update of every tensor. Corrections are computed in f64, elements in f32.
-    pub fn update(&mut self, learning_rate: f64, parameters: &mut [Vec<f32>], gradients: &[Vec<f32>]) {
+    /// The same with other moments.
+    pub fn with(&self, moments: Vec<Moments>) -> Self {
+        Self { moments, ..*self }
+    }
+
+    /// Counts another update and tells what it multiplies with, gradients with `clip`. Computed in f64.
+    pub fn advance(&mut self, learning_rate: f64, clip: f64) -> AdamCoefficients {
         let AdamSettings { beta1, beta2, epsilon, weight_decay } = self.settings;
         self.updates += 1;
-        let keep = (1.0 - learning_rate * weight_decay) as f32;
-        let step_size = (learning_rate / (1.0 - beta1.powf(self.updates as f64))) as f32;
-        let root_correction = (1.0 - beta2.powf(self.updates as f64)).sqrt() as f32;
-        let (decay1, decay2, epsilon) = (beta1 as f32, beta2 as f32, epsilon as f32);
-        let (gain1, gain2) = ((1.0 - beta1) as f32, (1.0 - beta2) as f32);
+        AdamCoefficients {
+            clip: clip as f32,
+            keep: (1.0 - learning_rate * weight_decay) as f32,
+            step_size: (learning_rate / (1.0 - beta1.powf(self.updates as f64))) as f32,
+            root_correction: (1.0 - beta2.powf(self.updates as f64)).sqrt() as f32,
+            decay1: beta1 as f32,
+            gain1: (1.0 - beta1) as f32,
+            decay2: beta2 as f32,
+            gain2: (1.0 - beta2) as f32,
+            epsilon: epsilon as f32,
+        }
+    }
+
+    /// One update of every tensor, elements in f32.
+    pub fn update(&mut self, by: AdamCoefficients, parameters: &mut [Vec<f32>], gradients: &[Vec<f32>]) {
+        let AdamCoefficients { clip, keep, step_size, root_correction, decay1, gain1, decay2, gain2, epsilon } = by;
         for ((values, gradient), moments) in parameters.iter_mut().zip(gradients).zip(&mut self.moments) {
             let moments = moments.first.iter_mut().zip(&mut moments.second);
             for ((p, g), (m, v)) in values.iter_mut().zip(gradient).zip(moments) {
+                let g = g * clip;
                 *p *= keep;
                 *m = decay1 * *m + gain1 * g;
                 *v = decay2 * *v + gain2 * g * g;
@@ -84,12 +104,10 @@ pub fn global_norm(gradients: &[Vec<f32>]) -> f64 {
     gradients.iter().flatten().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt()
 }
 
-/// Scales the gradients by `min(1, limit / (norm + 1e-6))`, as `PyTorch`'s `clip_grad_norm_` does.
-pub fn clip(gradients: &mut [Vec<f32>], norm: f64, limit: f64) {
-    let factor = limit / (norm + 1e-6);
-    if factor < 1.0 {
-        gradients.iter_mut().flatten().for_each(|g| *g *= factor as f32);
-    }
+/// The factor on gradients of this `norm`: `min(1, limit / (norm + 1e-6))`, as in `PyTorch`'s `clip_grad_norm_`; a `limit` of 0
+/// is none.
+pub fn clip_factor(norm: f64, limit: f64) -> f64 {
+    if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
 
 #[cfg(test)]
@@ -112,7 +130,8 @@ mod tests {
         for step in 1..=100 {
             let rate = 1e-2 * (1.0 - step as f64 / 200.0);
             let g: Vec<f32> = (0..8).map(|element| gradient(step, element)).collect();
-            optimizer.update(rate, &mut parameters, std::slice::from_ref(&g));
+            let by = optimizer.advance(rate, 1.0);
+            optimizer.update(by, &mut parameters, std::slice::from_ref(&g));
             for i in 0..8 {
                 let g = f64::from(g[i]);
                 m[i] = 0.9 * m[i] + 0.1 * g;
@@ -130,11 +149,9 @@ mod tests {
 
     #[test]
     fn clipping_keeps_small_gradients_and_brings_large_ones_to_the_limit() {
-        let mut gradients = vec![vec![3.0, 0.0], vec![4.0]];
-        assert!((global_norm(&gradients) - 5.0).abs() < 1e-12);
-        clip(&mut gradients, 5.0, 10.0);
-        assert_eq!(gradients, vec![vec![3.0, 0.0], vec![4.0]]);
-        clip(&mut gradients, 5.0, 1.0);
-        assert!((global_norm(&gradients) - 1.0).abs() < 1e-5);
+        let norm = global_norm(&[vec![3.0, 0.0], vec![4.0]]);
+        assert!((norm - 5.0).abs() < 1e-12);
+        assert_eq!((clip_factor(norm, 10.0), clip_factor(norm, 0.0)), (1.0, 1.0));
+        assert!((clip_factor(norm, 1.0) - 0.2).abs() < 1e-6);
     }
 }

@@ -74,15 +74,15 @@ impl Parameters {
 
     /// The adapter on `device`, without a name: it is not a published generation.
     pub fn adapter(&self, device: &Device) -> Result<Adapter> {
-        self.adapter_of(&self.values, device)
+        self.adapter_of(|index, shape| Ok(Tensor::from_slice(&self.values[index], shape, device)?))
     }
 
-    /// The same with other `values`, which were these parameters' at another time.
-    pub fn adapter_of(&self, values: &[Vec<f32>], device: &Device) -> Result<Adapter> {
+    /// The same of other matrices: `matrix` makes the one at each index of `values`, of the shape that it is given.
+    pub fn adapter_of(&self, mut matrix: impl FnMut(usize, (usize, usize)) -> Result<Tensor>) -> Result<Adapter> {
         let mut layers = vec![LoraLayer::default(); self.layers];
-        for (place, pair) in self.places.iter().zip(values.chunks_exact(2)) {
-            let a = Tensor::from_slice(&pair[0], (place.rank, place.input), device)?;
-            let b = Tensor::from_slice(&pair[1], (place.output, place.rank), device)?;
+        for (index, place) in self.places.iter().enumerate() {
+            let a = matrix(2 * index, (place.rank, place.input))?;
+            let b = matrix(2 * index + 1, (place.output, place.rank))?;
             layers[place.layer].set(place.site, LoraPair { a, b, scale: place.scale });
         }
         Ok(Adapter { id: String::new(), layers })

@@ -14,7 +14,6 @@ use crate::train::batches::Batches;
 use crate::train::checkpoint;
 use crate::train::contrastive::Contrast;
 use crate::train::dropout::Dropout;
-use crate::train::optimizer::{AdamW, clip, global_norm};
 use crate::train::packing::{Packed, pack};
 use crate::train::parameters::{Parameters, add_gradients};
 use crate::train::preference::Preferences;
@@ -22,6 +21,7 @@ use crate::train::recomputation::Recomputation;
 use crate::train::records::{Evaluation, StepRecord, StepReport};
 use crate::train::settings::TrainSettings;
 use crate::train::source::LossSource;
+use crate::train::state::{AdapterState, Step};
 use crate::{Error, Result};
 
 /// Asked before each micro-step: may wait for requests to go first; an error ends the step with nothing changed.
@@ -34,8 +34,7 @@ pub struct Trainer {
     examples: ExampleStore,
     /// Hash of everything that determines the run; a checkpoint of another one is refused.
     fingerprint: String,
-    pub(super) parameters: Parameters,
-    optimizer: AdamW,
+    pub(super) state: AdapterState,
     /// One entry per step done.
     pub(super) history: Vec<StepRecord>,
     /// The parameters of the lowest validation loss, where the settings ask for them.
@@ -90,7 +89,7 @@ impl Trainer {
                 examples.digest(),
                 beginning.as_ref().map(|adapter| adapter.id.as_str()),
             )?,
-            optimizer: AdamW::new(settings.adam, &parameters.values),
+            state: AdapterState::new(parameters, settings.adam, source.device())?,
             batches,
             reference: if settings.beta.is_some() { vec![[f64::NAN; 2]; units] } else { Vec::new() },
             history: Vec::new(),
@@ -98,7 +97,6 @@ impl Trainer {
             source,
             settings,
             examples,
-            parameters,
             beginning,
             recomputation: Recomputation::None,
         })
@@ -121,7 +119,7 @@ impl Trainer {
 
     /// Numbers that training changes.
     pub fn parameter_count(&self) -> usize {
-        self.parameters.values.iter().map(Vec::len).sum()
+        self.state.parameter_count()
     }
 
     /// Steps of the whole run.
@@ -167,20 +165,16 @@ impl Trainer {
         let examples = sequences.map(|sequence| self.examples.get(sequence)).collect::<Result<Vec<_>>>()?;
         let (read, tokens) = (units.len(), examples.iter().map(|example| example.tokens.len()).sum::<usize>());
 
-        let (report, mut gradients, judged) = self.gradients(units, &examples, before_micro_step)?;
-        let gradient_norm = global_norm(&gradients);
+        let (report, gradients, judged) = self.gradients(units, &examples, before_micro_step)?;
         let Some(Evaluation { loss, token_accuracy, sequence_accuracy, rewards }) = Evaluation::of(&report) else {
             return Err(Error::Internal("a step without targets".into()));
         };
-        if !loss.is_finite() || !gradient_norm.is_finite() {
-            return Err(non_finite(step + 1, loss, gradient_norm));
-        }
-        if self.settings.clip > 0.0 {
-            clip(&mut gradients, gradient_norm, self.settings.clip);
-        }
         let warmup = self.settings.warmup_steps(total_steps);
         let learning_rate = self.settings.learning_rate * self.settings.schedule.factor(step, warmup, total_steps);
-        self.optimizer.update(learning_rate, &mut self.parameters.values, &gradients);
+        let update = Step { learning_rate, clip: self.settings.clip };
+        let gradient_norm = self.state.step(&gradients, update, |norm| {
+            if loss.is_finite() && norm.is_finite() { Ok(()) } else { Err(non_finite(step + 1, loss, norm)) }
+        })?;
 
         let before = self.history.last();
         for (unit, log_likelihoods) in judged {
@@ -220,9 +214,9 @@ impl Trainer {
         units: &[usize],
         examples: &[TokenizedExample],
         before_micro_step: BeforeMicroStep<'_>,
-    ) -> Result<(LossReport, Vec<Vec<f32>>, Judged)> {
+    ) -> Result<(LossReport, Gradients, Judged)> {
         if let Some(scale) = self.settings.scale {
-            let adapter = self.parameters.adapter(self.source.device())?;
+            let adapter = self.state.adapter(self.source.device())?;
             let batch = Contrast {
                 pairs: examples,
                 scale,
@@ -231,14 +225,14 @@ impl Trainer {
                 recomputation: self.recomputation,
             };
             let (report, gradients) = self.source.contrast_and_gradients(&adapter, batch, before_micro_step)?;
-            return Ok((report, self.parameters.gradients(&gradients)?, Vec::new()));
+            return Ok((report, gradients, Vec::new()));
         }
         let packs = pack(examples, self.settings.width(), self.settings.batch_rows);
         let normalizer = match self.settings.beta {
             Some(_) => packs.iter().map(|pack| pack.units.len() as f64).sum(),
             None => packs.iter().flat_map(|pack| &pack.batch.targets).map(|target| f64::from(target.weight)).sum(),
         };
-        let adapter = self.parameters.adapter(self.source.device())?;
+        let adapter = self.state.adapter(self.source.device())?;
         let mut sum: Option<(LossReport, Gradients)> = None;
         let mut judged = Vec::new();
         for (index, Packed { batch, units: places }) in packs.iter().enumerate() {
@@ -265,7 +259,7 @@ impl Trainer {
             }
         }
         let (report, gradients) = sum.ok_or_else(|| Error::Internal("a step without targets".into()))?;
-        Ok((report, self.parameters.gradients(&gradients)?, judged))
+        Ok((report, gradients, judged))
     }
 
     /// What is made small in a batch whose sequences the reference thinks so of.
@@ -289,25 +283,24 @@ impl Trainer {
 
     /// The adapter as it stands, on the model's device; it has no name until its files are written.
     pub fn adapter(&self) -> Result<Adapter> {
-        self.parameters.adapter(self.source.device())
+        self.state.adapter_of(&self.state.values()?, self.source.device())
     }
 
     /// Everything that [`Trainer::restore`] needs to go on from here.
     pub fn save(&self) -> Result<Vec<u8>> {
         let (best, reference) = (self.best.as_deref(), self.reference.as_slice());
-        checkpoint::write(&self.fingerprint, &self.parameters.values, &self.optimizer, &self.history, best, reference)
+        let (values, optimizer) = (self.state.values()?, self.state.optimizer()?);
+        checkpoint::write(&self.fingerprint, &values, &optimizer, &self.history, best, reference)
     }
 
     /// Goes on from a checkpoint of the same run: same settings, same examples, same beginning. An error leaves the run
     /// where it was.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<()> {
-        let state = checkpoint::read(bytes, &self.fingerprint, &self.parameters.values, self.reference.len())?;
+        let state = checkpoint::read(bytes, &self.fingerprint, &self.state.values()?, self.reference.len())?;
         if state.history.len() > self.total_steps() {
             return Err(Error::Setup("the checkpoint has more steps than the run".into()));
         }
-        self.optimizer.updates = state.history.len() as u64;
-        self.optimizer.moments = state.moments;
-        self.parameters.values = state.values;
+        self.state.restore(state.values, state.moments, state.history.len() as u64)?;
         self.history = state.history;
         self.best = state.best;
         self.reference = state.reference;

@@ -176,7 +176,7 @@ fn a_resumed_run_is_bit_identical_to_an_uninterrupted_one() {
             before.step(&mut || Ok(())).unwrap();
         }
         if stop == 3 {
-            before.record_validation(validation(1.0));
+            before.record_validation(validation(1.0)).unwrap();
             before.record_classification(vec![0.5, 0.75]);
         }
         let mut after = trainer();
@@ -184,8 +184,8 @@ fn a_resumed_run_is_bit_identical_to_an_uninterrupted_one() {
         assert_eq!(after.history(), before.history());
         let rest = run(&mut after);
         assert_eq!(rest, reports.split_off(stop));
-        assert_eq!(after.parameters, whole.parameters);
-        assert_eq!(after.optimizer, whole.optimizer);
+        assert_eq!(after.state.values().unwrap(), whole.state.values().unwrap());
+        assert_eq!(after.state.optimizer().unwrap(), whole.state.optimizer().unwrap());
         reports = run(&mut trainer());
     }
 }
@@ -203,7 +203,7 @@ pub(super) fn whole(trainer: &Trainer, held_out: &mut HeldOut) -> Evaluation {
 /// Runs with an evaluation of these losses after each step.
 fn run_with_losses(trainer: &mut Trainer, losses: &[f64]) -> usize {
     while trainer.step(&mut || Ok(())).unwrap().is_some() {
-        trainer.record_validation(validation(losses[trainer.step_number() - 1]));
+        trainer.record_validation(validation(losses[trainer.step_number() - 1])).unwrap();
     }
     trainer.step_number()
 }
@@ -235,7 +235,7 @@ fn the_best_adapter_is_kept_and_survives_a_checkpoint() {
     let mut best = None;
     while trainer.step(&mut || Ok(())).unwrap().is_some() {
         let step = trainer.step_number();
-        trainer.record_validation(validation(losses[step - 1]));
+        trainer.record_validation(validation(losses[step - 1])).unwrap();
         if step == 4 {
             best = Some(trainer.adapter().unwrap());
         }
@@ -258,7 +258,7 @@ fn gradients_are_clipped_only_where_there_is_a_limit() {
         let adam = crate::train::optimizer::AdamSettings { epsilon: 1.0, ..Default::default() };
         let mut trainer = trainer_with(TrainSettings { adam, clip, ..settings() }, examples(10), None);
         let norm = trainer.step(&mut || Ok(())).unwrap().unwrap().gradient_norm;
-        (norm, trainer.parameters.values)
+        (norm, trainer.state.values().unwrap().into_owned())
     };
     let ((norm, free), (_, wide), (_, tight)) = (first_step(0.0), first_step(1e6), first_step(1e-3));
     assert!(norm > 1e-3);
@@ -284,7 +284,7 @@ fn a_checkpoint_of_another_run_is_refused_and_changes_nothing() {
     other_data.step(&mut || Ok(())).unwrap();
     assert!(one.restore(&other_data.save().unwrap()).is_err());
     assert_eq!(one.step_number(), 0);
-    assert_eq!(one.parameters, trainer().parameters);
+    assert_eq!(one.state.values().unwrap(), trainer().state.values().unwrap());
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn a_cancelled_step_changes_nothing() {
     let error = trainer.step(&mut || Err(Error::Cancelled)).unwrap_err();
     assert!(matches!(error, Error::Cancelled));
     assert_eq!(trainer.step_number(), 0);
-    assert_eq!(trainer.optimizer.updates, 0);
+    assert_eq!(trainer.state.optimizer().unwrap().updates, 0);
 }
 
 #[test]

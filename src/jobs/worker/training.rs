@@ -337,7 +337,7 @@ impl Run {
         let Some(held_out) = &mut self.validation else { return Ok(None) };
         let validation = self.trainer.validate(held_out, whole, before_micro_step)?;
         if let Some(figures) = validation {
-            self.trainer.record_validation(figures);
+            self.trainer.record_validation(figures)?;
         }
         Ok(validation)
     }

@@ -291,3 +291,39 @@ pub struct CrossEntropy {
     /// `[rows, classes]`
     pub gradient: Tensor,
 }
+
+/// What a step of `AdamW` multiplies with, see [`train::optimizer`](crate::train).
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C)]
+pub struct AdamCoefficients {
+    /// Factor on the gradients, 1 where they are not clipped.
+    pub clip: f32,
+    /// 1 − lr · weight decay.
+    pub keep: f32,
+    /// lr / (1 − β₁ᵗ)
+    pub step_size: f32,
+    /// √(1 − β₂ᵗ)
+    pub root_correction: f32,
+    /// β₁
+    pub decay1: f32,
+    /// 1 − β₁
+    pub gain1: f32,
+    /// β₂
+    pub decay2: f32,
+    /// 1 − β₂
+    pub gain2: f32,
+    /// ε
+    pub epsilon: f32,
+}
+
+/// The sum of the squares of all `gradients`, f32 each. On a GPU.
+pub fn sum_of_squares(gradients: &[Tensor]) -> Result<f64> {
+    let Some(first) = gradients.first() else { return Ok(0.0) };
+    cuda::optimizer::sum_of_squares(&*cuda::launcher(first.device())?, gradients)
+}
+
+/// A step of `AdamW` in place: `values` and both moments `[parameters]`, f32, `gradients` theirs, one after the other. On a GPU.
+pub fn adam_w(values_and_moments: [&Tensor; 3], gradients: &[Tensor], by: AdamCoefficients) -> Result<()> {
+    let launcher = cuda::launcher(values_and_moments[0].device())?;
+    cuda::optimizer::adam_w(&*launcher, values_and_moments, gradients, by)
+}

@@ -11,6 +11,7 @@ pub mod elementwise;
 pub mod launch;
 pub mod lora;
 pub mod loss;
+pub mod optimizer;
 pub mod product;
 pub mod rows;
 

@@ -1,0 +1,83 @@
+//! The trainer on a GPU, or in the emulator: the adapter and the optimizer's moments stay on the device between steps.
+
+use attune::adapters::Site;
+use attune::datasets::{ExampleStore, TokenizedExample};
+use attune::train::optimizer::AdamSettings;
+use attune::train::schedule::Schedule;
+use attune::train::{TrainSettings, Trainer};
+
+use crate::model::fixtures::{Reference, device, floats, relative_difference, tensor_name, whole_model};
+
+/// Twenty steps as PEFT's run in `curve.safetensors` has them.
+fn settings() -> TrainSettings {
+    TrainSettings {
+        rank: 4,
+        alpha: 8.0,
+        epochs: 20,
+        batch_size: 4,
+        learning_rate: 5e-3,
+        seed: 7,
+        warmup: Some(0.2),
+        schedule: Schedule::Linear,
+        adam: AdamSettings { weight_decay: 0.01, ..AdamSettings::default() },
+        clip: 1.0,
+        sites: Site::ALL.to_vec(),
+        dropout: 0.0,
+        patience: 0,
+        keep_best: false,
+        beta: None,
+        scale: None,
+        batch_rows: 512,
+    }
+}
+
+fn trainer() -> Trainer {
+    let model = whole_model("llama");
+    let batch = Reference::read("llama", "peft/reference.safetensors").batch();
+    let example = |rows: &std::ops::Range<usize>| {
+        let mut weights = vec![0.0; rows.len()];
+        // A target stands with the row before it.
+        for target in batch.targets.iter().filter(|target| rows.contains(&target.row)) {
+            weights[target.row - rows.start + 1] = target.weight;
+        }
+        TokenizedExample { tokens: batch.tokens[rows.clone()].to_vec(), weights }
+    };
+    let examples = ExampleStore::of(batch.sequences.iter().map(example)).unwrap();
+    let initial = Reference::read("llama", "peft/curve.safetensors").adapter("init.", &model.config, 2.0, &device());
+    Trainer::new(model, settings(), examples, Some(&initial)).unwrap()
+}
+
+#[test]
+fn twenty_steps_on_the_device_are_those_of_peft_and_can_be_taken_in_two_parts() {
+    let curve = Reference::read("llama", "peft/curve.safetensors");
+    let mut whole = trainer();
+    let mut middle = None;
+    for (loss, norm) in curve.floats("losses").into_iter().zip(curve.floats("grad_norms")) {
+        let report = whole.step(&mut || Ok(())).unwrap().unwrap();
+        let (loss, norm) = (f64::from(loss), f64::from(norm));
+        assert!((report.loss - loss).abs() < 1e-4 * loss, "{report:?}: loss {loss}");
+        assert!((report.gradient_norm - norm).abs() < 1e-4 * norm, "{report:?}: norm {norm}");
+        if report.step == 12 {
+            middle = Some((whole.save().unwrap(), whole.adapter().unwrap()));
+        }
+    }
+    assert!(whole.step(&mut || Ok(())).unwrap().is_none());
+    let last = whole.adapter().unwrap();
+    let (checkpoint, at_twelve) = middle.unwrap();
+    let mut rest = trainer();
+    rest.restore(&checkpoint).unwrap();
+    while rest.step(&mut || Ok(())).unwrap().is_some() {}
+    assert_eq!(rest.save().unwrap(), whole.save().unwrap());
+    for (index, layer) in last.layers.iter().enumerate() {
+        for site in Site::ALL {
+            let pair = layer.get(site).unwrap();
+            for (ours, half) in [(&pair.a, "A"), (&pair.b, "B")] {
+                let wanted = curve.floats(&format!("final.{}.lora_{half}.weight", tensor_name(index, site)));
+                let difference = relative_difference(&floats(ours), &wanted);
+                assert!(difference < 1e-3, "{index} {site:?} {half}: {difference:e}");
+            }
+            // What the trainer gave away stays as it was.
+            assert_ne!(floats(&at_twelve.layers[index].get(site).unwrap().b), floats(&pair.b));
+        }
+    }
+}
