@@ -16,7 +16,7 @@ use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::linear::Storage;
 use attune::model::weights::Weights;
 use attune::train::Recomputation;
-use attune::train::backward::{self, Objective, PackedBatch, Target};
+use attune::train::backward::{self, Manner, Objective, PackedBatch, Target};
 use candle_core::{DType, Device, Tensor};
 
 #[global_allocator]
@@ -77,7 +77,14 @@ fn recomputations(decoder: &Decoder, adapter: &Adapter, batch: &PackedBatch) -> 
     for _ in 0..9 {
         for (way, times) in Recomputation::ALL.into_iter().zip(&mut times) {
             let start = Instant::now();
-            backward::objective_and_gradients(decoder, adapter, batch, Objective::Targets, 1.0, None, way)?;
+            backward::objective_and_gradients(
+                decoder,
+                adapter,
+                batch,
+                Objective::Targets,
+                1.0,
+                Manner::recomputing(way),
+            )?;
             times.push(start.elapsed());
         }
     }

@@ -9,8 +9,7 @@ pub(crate) mod fixtures;
 use attune::adapters::Adapter;
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
-use attune::train::Recomputation;
-use attune::train::backward::{self, Objective, hidden_states};
+use attune::train::backward::{self, Manner, Objective, hidden_states};
 use attune::train::preference::Preferences;
 use candle_core::{DType, Tensor};
 use fixtures::{
@@ -172,8 +171,7 @@ fn gradients_with_dropout_are_those_of_the_loss() {
             &batch,
             Objective::Targets,
             normalizer,
-            Some(&dropout),
-            Recomputation::None,
+            Manner { dropout: Some(&dropout), ..Manner::default() },
         )
         .unwrap()
     };
@@ -196,8 +194,7 @@ fn preferences_have_the_gradient_of_their_loss() {
         let base = backward::log_likelihoods(&decoder, None, &batch).unwrap();
         let run = |adapter: &attune::adapters::Adapter, reference: &[f64]| {
             let objective = Objective::Preferences(Preferences { beta: 0.5, reference });
-            backward::objective_and_gradients(&decoder, adapter, &batch, objective, 2.0, None, Recomputation::None)
-                .unwrap()
+            backward::objective_and_gradients(&decoder, adapter, &batch, objective, 2.0, Manner::default()).unwrap()
         };
         let (start, _) = run(&adapter, &own);
         assert!((start.loss_sum / 2.0 - std::f64::consts::LN_2).abs() < 1e-12, "{family}: {start:?}");

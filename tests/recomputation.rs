@@ -16,7 +16,7 @@ use attune::jobs::{Hyperparameters, JobApi, JobSpec, JobStatus};
 use attune::model::ModelConfig;
 use attune::model::linear::Storage;
 use attune::train::Recomputation;
-use attune::train::backward::{self, Objective, PackedBatch, Target};
+use attune::train::backward::{self, Manner, Objective, PackedBatch, Target};
 use attune::train::dropout::Dropout;
 use attune::train::preference::Preferences;
 use attune::train::recomputation::MemoryBounds;
@@ -78,9 +78,9 @@ fn losses_and_gradients_have_the_same_bits_for_every_family_and_storage() {
             [(Objective::Targets, None), (Objective::Targets, Some(&dropout)), (preferences, None)]
         {
             let run = |way| {
+                let manner = Manner { dropout, ..Manner::recomputing(way) };
                 let (report, gradients) =
-                    backward::objective_and_gradients(&decoder, &adapter, &batch, objective, 3.0, dropout, way)
-                        .unwrap();
+                    backward::objective_and_gradients(&decoder, &adapter, &batch, objective, 3.0, manner).unwrap();
                 (report.loss_sum.to_bits(), bits(&gradients))
             };
             let plain = run(Recomputation::None);

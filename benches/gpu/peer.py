@@ -61,10 +61,14 @@ def training(base, checkpointing):
         tuned.gradient_checkpointing_enable({"use_reentrant": False})
         tuned.enable_input_require_grads()
     ids = torch.randint(0, 150, (1, LONG), device="cuda")
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-5, fused=True)
 
     def step():
-        tuned(ids, labels=ids).loss.backward()
-        tuned.zero_grad()
+        loss = tuned(ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
 
     torch.cuda.reset_peak_memory_stats()
     rate = LONG / seconds(3, step)

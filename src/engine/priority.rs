@@ -1,8 +1,8 @@
 //! Requests before training: the trainer asks here between pieces of work and waits while requests run, for a bounded
 //! time, so that neither starves the other.
 
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Counts engine steps that are running or due. Shared by the engines and the trainer of a device.
 #[derive(Debug, Default)]
@@ -26,6 +26,27 @@ impl Priority {
     pub fn yield_to_requests(&self, at_most: Duration) {
         let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.idle.wait_timeout_while(busy, at_most, |busy| *busy > 0));
+    }
+}
+
+/// Training's turns between requests, of which it gets half of the time where they run all the time.
+#[derive(Debug)]
+pub struct Turns {
+    priority: Arc<Priority>,
+    at_most: Duration,
+    began: Instant,
+}
+
+impl Turns {
+    /// Waits `at_most` this long at a time, and no longer than the piece of work before it took.
+    pub fn new(priority: Arc<Priority>, at_most: Duration) -> Self {
+        Self { priority, at_most, began: Instant::now() }
+    }
+
+    /// To be called before each piece of work: lets requests go first.
+    pub fn next(&mut self) {
+        self.priority.yield_to_requests(self.at_most.min(self.began.elapsed()));
+        self.began = Instant::now();
     }
 }
 

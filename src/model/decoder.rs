@@ -3,7 +3,10 @@
 //! Serving ([`Decoder::step`], called by `engine`) attends over a paged cache and applies each row's own adapter. Training
 //! (`train/backward.rs`) attends over packed sequences and keeps the activations that [`Block::forward`] returns.
 
+mod second_stream;
+
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -35,6 +38,8 @@ pub struct Decoder {
     device: Device,
     activation_dtype: DType,
     adapter_precision: DType,
+    /// See [`Decoder::for_training`].
+    training: OnceLock<Option<Box<Decoder>>>,
 }
 
 /// One decoder block. Fields are called as in the checkpoint, without the suffix.
@@ -273,6 +278,7 @@ impl Decoder {
             device: weights.device().clone(),
             activation_dtype: storage.activation_dtype(weights.device()),
             adapter_precision: storage.adapter_precision(weights.device()),
+            training: OnceLock::new(),
         })
     }
 

@@ -3,6 +3,8 @@
 use candle_core::{Device, Tensor};
 use tokio_util::sync::CancellationToken;
 
+#[cfg(feature = "cuda")]
+use super::gpu::open;
 use crate::config::DeviceChoice;
 use crate::machine::{self, FreeMemory};
 use crate::{Error, Result};
@@ -12,16 +14,21 @@ pub fn select(choice: DeviceChoice) -> Result<Device> {
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),
         DeviceChoice::Auto if !cfg!(feature = "cuda") => Ok(Device::Cpu),
-        DeviceChoice::Auto => Ok(Device::new_cuda(0).unwrap_or_else(|error| {
+        DeviceChoice::Auto => Ok(open(0).unwrap_or_else(|error| {
             tracing::warn!(%error, "no usable GPU, running on the CPU");
             Device::Cpu
         })),
         DeviceChoice::Cuda(_) if !cfg!(feature = "cuda") => Err(Error::Setup(
             "this binary was built without CUDA: build it with the feature `cuda`, or set device to cpu or auto".into(),
         )),
-        DeviceChoice::Cuda(index) => Device::new_cuda(index)
+        DeviceChoice::Cuda(index) => open(index)
             .map_err(|error| Error::Setup(format!("GPU {index} cannot be used: {error}; set device to cpu or auto"))),
     }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open(index: usize) -> candle_core::Result<Device> {
+    Device::new_cuda(index)
 }
 
 /// What is left of the memory that tensors on `device` take; absent where it cannot be told.
@@ -29,11 +36,37 @@ pub fn free_memory(device: &Device) -> Option<FreeMemory> {
     match device {
         Device::Cpu => machine::free_memory(),
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => {
-            let (free, total) = device.cuda_stream().context().mem_get_info().ok()?;
-            Some(FreeMemory { total: total as u64, free: free as u64 })
-        }
+        Device::Cuda(device) => super::gpu::free_memory(device),
         _ => None,
+    }
+}
+
+/// The most bytes that tensors on `device` have had at once; absent where nobody counts.
+pub fn most_used(device: &Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => super::gpu::most_used(device),
+        _ => None,
+    }
+}
+
+/// Another queue for work of the same device, where it has queues.
+#[cfg_attr(not(feature = "cuda"), allow(clippy::unnecessary_wraps, reason = "a GPU can refuse"))]
+pub(super) fn second_stream(device: &Device) -> Result<Device> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => super::gpu::second_stream(device),
+        other => Ok(other.clone()),
+    }
+}
+
+/// `tensor` for work on `device`, a queue of the same device: not a copy. Nothing writes it, and it outlives what this returns.
+#[cfg_attr(not(feature = "cuda"), allow(clippy::unnecessary_wraps, reason = "a GPU can refuse"))]
+pub(super) fn shared(tensor: &Tensor, device: &Device) -> Result<Tensor> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => super::gpu::shared(tensor, device),
+        _ => Ok(tensor.clone()),
     }
 }
 

@@ -118,6 +118,13 @@ impl Linear {
         Ok(Self { weight: Weight::Quantized { method: Arc::new(method), blocks }, bias })
     }
 
+    /// The same layer with what `change` makes of its tensors; none where it has something else than tensors.
+    pub(super) fn with(&self, change: &impl Fn(&Tensor) -> Result<Tensor>) -> Result<Option<Self>> {
+        let Weight::Dense(weight) = &self.weight else { return Ok(None) };
+        let bias = self.bias.as_ref().map(change).transpose()?;
+        Ok(Some(Self { weight: Weight::Dense(change(weight)?), bias }))
+    }
+
     /// Bytes of the weight in memory.
     pub fn bytes(&self) -> usize {
         match &self.weight {

@@ -5,6 +5,8 @@ pub mod chat_template;
 pub mod config;
 pub mod decoder;
 pub mod device;
+#[cfg(feature = "cuda")]
+mod gpu;
 pub mod kernels;
 pub mod kv_cache;
 pub mod linear;

@@ -14,6 +14,7 @@ use crate::model::kernels::{self, AttentionState, PackedRows};
 use crate::model::rope::Angles;
 use crate::train::dropout::Dropout;
 use crate::train::loss::{self, vocabulary_loss};
+use crate::train::pace::Pace;
 use crate::train::preference::Preferences;
 use crate::train::recomputation::{Kept, Recomputation};
 use crate::{Error, Result};
@@ -79,6 +80,24 @@ pub enum Objective<'a> {
     Preferences(Preferences<'a>),
 }
 
+/// How a pass forwards and backwards is done.
+#[derive(Default)]
+pub struct Manner<'a> {
+    /// What is left out of the adapter's inputs.
+    pub dropout: Option<&'a Dropout>,
+    /// What the backward pass computes again; it changes no bit of the result.
+    pub recomputation: Recomputation,
+    /// What happens between the blocks.
+    pub pace: Pace<'a>,
+}
+
+impl Manner<'_> {
+    /// Without dropout, and in one go.
+    pub fn recomputing(recomputation: Recomputation) -> Self {
+        Self { recomputation, ..Self::default() }
+    }
+}
+
 /// Gradients of A and B, shaped like the adapter's layers (`scale` copies the adapter's).
 pub type Gradients = Vec<LoraLayer>;
 
@@ -91,20 +110,19 @@ pub fn loss_and_gradients(
     batch: &PackedBatch,
     normalizer: f64,
 ) -> Result<(LossReport, Gradients)> {
-    objective_and_gradients(decoder, adapter, batch, Objective::Targets, normalizer, None, Recomputation::None)
+    objective_and_gradients(decoder, adapter, batch, Objective::Targets, normalizer, Manner::default())
 }
 
-/// The same for any objective, with `dropout` on the adapter's inputs. `recomputation` changes no bit of it.
+/// The same for any objective, in any manner.
 pub fn objective_and_gradients(
     decoder: &Decoder,
     adapter: &Adapter,
     batch: &PackedBatch,
     objective: Objective<'_>,
     normalizer: f64,
-    dropout: Option<&Dropout>,
-    recomputation: Recomputation,
+    manner: Manner<'_>,
 ) -> Result<(LossReport, Gradients)> {
-    gradients_from_hidden(decoder, adapter, batch, dropout, recomputation, |hidden| {
+    gradients_from_hidden(decoder, adapter, batch, manner, |hidden| {
         let (scores, gradient) = vocabulary_loss(decoder, hidden, batch, Some(normalizer))?; // [targets, hidden]
         let (report, gradient) = match objective {
             Objective::Targets => (loss::report(batch, &scores), gradient),
@@ -127,10 +145,10 @@ pub(super) fn gradients_from_hidden<T>(
     decoder: &Decoder,
     adapter: &Adapter,
     batch: &PackedBatch,
-    dropout: Option<&Dropout>,
-    recomputation: Recomputation,
+    manner: Manner<'_>,
     head: impl FnOnce(&Tensor) -> Result<(T, Tensor)>,
 ) -> Result<(T, Gradients)> {
+    let Manner { dropout, recomputation, mut pace } = manner;
     let context = TrainContext { dropout, ..TrainContext::new(decoder, Some(adapter), batch)? };
     let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
     let mut tape = Vec::with_capacity(decoder.blocks.len());
@@ -138,6 +156,7 @@ pub(super) fn gradients_from_hidden<T>(
         let (y, activations) = block.forward(x, &context)?;
         tape.push(Kept::of(activations, recomputation));
         x = y;
+        pace.next(decoder.device())?;
     }
     let hidden = kernels::rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?;
     let (result, dhidden) = head(&hidden)?;
@@ -152,6 +171,7 @@ pub(super) fn gradients_from_hidden<T>(
             Some(dx) => dx,
             None => break, // The first block's input is the frozen embedding.
         };
+        pace.next(decoder.device())?;
     }
     Ok((result, gradients))
 }

@@ -8,7 +8,7 @@ use candle_core::Device;
 use crate::adapters::Adapter;
 use crate::datasets::TokenizedExample;
 use crate::model::decoder::Decoder;
-use crate::train::backward::{self, Objective};
+use crate::train::backward::{self, Manner, Objective};
 use crate::train::contrastive::Contrast;
 use crate::train::estimate::TrainingRate;
 use crate::train::optimizer::AdamSettings;
@@ -57,8 +57,8 @@ pub fn calibrate(
         for Packed { batch, .. } in pack(examples, 1, most_rows) {
             before()?;
             let begin = Instant::now();
-            let objective = Objective::Targets;
-            backward::objective_and_gradients(decoder, adapter, &batch, objective, 1.0, None, recomputation)?;
+            let (objective, manner) = (Objective::Targets, Manner::recomputing(recomputation));
+            backward::objective_and_gradients(decoder, adapter, &batch, objective, 1.0, manner)?;
             seconds += begin.elapsed().as_secs_f64();
             // The last token of an example is predicted, not read.
             tokens += batch.tokens.len() + batch.sequences.len();

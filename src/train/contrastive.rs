@@ -13,8 +13,9 @@ use std::ops::Range;
 use crate::adapters::Adapter;
 use crate::datasets::TokenizedExample;
 use crate::model::decoder::Decoder;
-use crate::train::backward::{self, Gradients, LossReport, PackedBatch};
+use crate::train::backward::{self, Gradients, LossReport, Manner, PackedBatch};
 use crate::train::dropout::Dropout;
+use crate::train::pace::Pace;
 use crate::train::packing::{Packed, pack_texts};
 use crate::train::parameters::add_gradients;
 use crate::train::pooling::Pooled;
@@ -67,7 +68,7 @@ impl Contrast<'_> {
         let Packs { packs, pairs } = self.packs();
         if let [only] = packs.as_slice() {
             before()?;
-            return self.vector_gradients(decoder, adapter, 0, &only.batch, |vectors| {
+            return self.vector_gradients(decoder, adapter, 0, &only.batch, before, |vectors| {
                 let (report, slopes) = compare(&in_order(&packs, vec![vectors.to_vec()]), &pairs, self.scale);
                 (report, slopes_of(only, &slopes))
             });
@@ -78,7 +79,7 @@ impl Contrast<'_> {
         for (index, pack) in packs.iter().enumerate() {
             before()?;
             let known = |_: &[Vec<f64>]| ((), slopes_of(pack, &slopes));
-            let ((), gradients) = self.vector_gradients(decoder, adapter, index, &pack.batch, known)?;
+            let ((), gradients) = self.vector_gradients(decoder, adapter, index, &pack.batch, before, known)?;
             match &mut sum {
                 None => sum = Some(gradients),
                 Some(sum) => add_gradients(sum, &gradients)?,
@@ -122,10 +123,13 @@ impl Contrast<'_> {
         adapter: &Adapter,
         pack: usize,
         batch: &PackedBatch,
+        before: BeforeMicroStep<'_>,
         slopes: impl FnOnce(&[Vec<f64>]) -> (T, Vec<Vec<f64>>),
     ) -> Result<(T, Gradients)> {
         let dropout = self.dropout(pack);
-        backward::gradients_from_hidden(decoder, adapter, batch, dropout.as_ref(), self.recomputation, |hidden| {
+        let pace = Pace::asking(before);
+        let manner = Manner { dropout: dropout.as_ref(), recomputation: self.recomputation, pace };
+        backward::gradients_from_hidden(decoder, adapter, batch, manner, |hidden| {
             let pooled = Pooled::of(hidden, batch)?;
             let (result, slopes) = slopes(&pooled.vectors);
             Ok((result, pooled.backward(&slopes, hidden, batch)?))

@@ -1,9 +1,12 @@
 //! Measurements of a run on held-out examples, and what follows from them: when it ends early and which of its adapters is
 //! the best. Called by `jobs/worker/training.rs` between steps.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::Result;
+use candle_core::Device;
+
 use crate::adapters::Adapter;
 use crate::datasets::{ExampleStore, TokenizedExample};
 use crate::train::backward::LossReport;
@@ -234,15 +237,14 @@ impl Trainer {
         self.step_number() >= self.total_steps() || self.has_ended_early()
     }
 
-    /// What the run results in, and the step that it comes from: the best adapter where the settings ask for it and there
-    /// is one, else the last.
+    /// What the run results in, on the host, and the step that it comes from: the best adapter where the settings ask for it and
+    /// there is one, else the last.
     pub fn result(&self) -> Result<(Adapter, usize)> {
-        match (&self.best, self.best_step()) {
-            (Some(values), Some(step)) if self.settings.keep_best => {
-                Ok((self.state.adapter_of(values, self.source.device())?, step))
-            }
-            _ => Ok((self.adapter()?, self.step_number())),
-        }
+        let (values, step) = match (&self.best, self.best_step()) {
+            (Some(values), Some(step)) if self.settings.keep_best => (Cow::Borrowed(values.as_slice()), step),
+            _ => (self.state.values()?, self.step_number()),
+        };
+        Ok((self.state.adapter_of(&values, &Device::Cpu)?, step))
     }
 }
 

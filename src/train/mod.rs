@@ -2,7 +2,8 @@
 //! serving, shared and frozen.
 //!
 //! [`settings`] turns what was asked for into numbers; [`trainer`] is the loop; `batches` and [`packing`] make its batches, [`backward`],
-//! [`loss`], [`preference`], [`contrastive`] and [`dropout`] its gradients, [`optimizer`] and [`schedule`] its updates on the [`parameters`]; [`checkpoint`]
+//! [`loss`], [`preference`], [`contrastive`] and [`dropout`] its gradients, `pace` lets requests
+//! in between, [`optimizer`] and [`schedule`] make its updates on the [`parameters`] in `state`; [`checkpoint`]
 //! makes it resumable to the bit; [`evaluation`] measures it and says when it ends, [`classification`] how prompts are
 //! sorted into classes; [`records`] is what is told of each step, and [`results`] writes the result file.
 //! [`estimate`] tells what a run will take, from what a [`calibration`] measures; [`recomputation`] trades time for memory where
@@ -20,6 +21,7 @@ pub mod estimate;
 pub mod evaluation;
 pub mod loss;
 pub mod optimizer;
+mod pace;
 pub mod packing;
 pub mod parameters;
 pub mod pooling;
@@ -34,6 +36,7 @@ mod state;
 pub mod trainer;
 
 pub use evaluation::HeldOut;
+pub use pace::Pace;
 pub use recomputation::Recomputation;
 pub use records::{Evaluation, Question, Rewards, StepReport, Validation};
 pub use settings::TrainSettings;

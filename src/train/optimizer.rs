@@ -62,6 +62,7 @@ impl AdamW {
     }
 
     /// The same with other moments.
+    #[must_use]
     pub fn with(&self, moments: Vec<Moments>) -> Self {
         Self { moments, ..*self }
     }

@@ -9,10 +9,8 @@ use crate::Result;
 use crate::adapters::Adapter;
 use crate::model::BaseModel;
 use crate::model::decoder::Decoder;
-use crate::train::backward::{self, Gradients, LossReport, Objective, PackedBatch};
+use crate::train::backward::{self, Gradients, LossReport, Manner, Objective, PackedBatch};
 use crate::train::contrastive::Contrast;
-use crate::train::dropout::Dropout;
-use crate::train::recomputation::Recomputation;
 use crate::train::trainer::BeforeMicroStep;
 
 /// Where losses and gradients come from: the model, or a formula in tests of the loop.
@@ -24,8 +22,7 @@ pub(crate) trait LossSource: Send + Sync {
         batch: &PackedBatch,
         objective: Objective<'_>,
         normalizer: f64,
-        dropout: Option<&Dropout>,
-        recomputation: Recomputation,
+        manner: Manner<'_>,
     ) -> Result<(LossReport, Gradients)>;
     fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport>;
     fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>>;
@@ -42,7 +39,7 @@ pub(crate) trait LossSource: Send + Sync {
 /// What the trainer shares with the engine.
 impl Borrow<Decoder> for Arc<BaseModel> {
     fn borrow(&self) -> &Decoder {
-        &self.decoder
+        self.decoder.for_training()
     }
 }
 
@@ -57,10 +54,9 @@ impl<D: Borrow<Decoder> + Send + Sync> LossSource for D {
         batch: &PackedBatch,
         objective: Objective<'_>,
         normalizer: f64,
-        dropout: Option<&Dropout>,
-        recomputation: Recomputation,
+        manner: Manner<'_>,
     ) -> Result<(LossReport, Gradients)> {
-        backward::objective_and_gradients(self.borrow(), adapter, batch, objective, normalizer, dropout, recomputation)
+        backward::objective_and_gradients(self.borrow(), adapter, batch, objective, normalizer, manner)
     }
 
     fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport> {

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use crate::adapters::Adapter;
 use crate::datasets::{ExampleStore, TokenizedExample};
 use crate::model::BaseModel;
-use crate::train::backward::{Gradients, LossReport, Objective, PackedBatch};
+use crate::train::backward::{Gradients, LossReport, Manner, Objective, PackedBatch};
 use crate::train::batches::Batches;
 use crate::train::checkpoint;
 use crate::train::contrastive::Contrast;
 use crate::train::dropout::Dropout;
+use crate::train::pace::Pace;
 use crate::train::packing::{Packed, pack};
 use crate::train::parameters::{Parameters, add_gradients};
 use crate::train::preference::Preferences;
@@ -24,7 +25,7 @@ use crate::train::source::LossSource;
 use crate::train::state::{AdapterState, Step};
 use crate::{Error, Result};
 
-/// Asked before each micro-step: may wait for requests to go first; an error ends the step with nothing changed.
+/// Asked before each micro-step, on a GPU between its blocks too: may wait for requests to go first; an error ends the step with nothing changed.
 pub type BeforeMicroStep<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// A training run.
@@ -63,7 +64,7 @@ impl Trainer {
             Some(adapter) => Parameters::of(adapter)?,
             None => Parameters::fresh(&model.config, &settings),
         };
-        let beginning = initial.map(|adapter| adapter.to_device(model.decoder.device())).transpose()?;
+        let beginning = initial.map(|adapter| adapter.to_device(model.decoder.for_training().device())).transpose()?;
         Self::with_source(Box::new(model), settings, examples, parameters, beginning)
     }
 
@@ -247,9 +248,9 @@ impl Trainer {
                 before_micro_step()?;
             }
             let objective = self.objective(&known);
-            let (dropout, recomputation) = (dropout.as_ref(), self.recomputation);
-            let (report, gradients) =
-                self.source.loss_and_gradients(&adapter, batch, objective, normalizer, dropout, recomputation)?;
+            let pace = Pace::asking(before_micro_step);
+            let manner = Manner { dropout: dropout.as_ref(), recomputation: self.recomputation, pace };
+            let (report, gradients) = self.source.loss_and_gradients(&adapter, batch, objective, normalizer, manner)?;
             match &mut sum {
                 None => sum = Some((report, gradients)),
                 Some((total, accumulated)) => {

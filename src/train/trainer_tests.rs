@@ -9,7 +9,6 @@ use crate::adapters::{LoraLayer, LoraPair, Site};
 use crate::datasets::classes::{Class, ClassificationData, ClassifiedExample};
 use crate::train::backward::PackedBatch;
 use crate::train::classification::ClassificationTask;
-use crate::train::dropout::Dropout;
 use crate::train::evaluation::HeldOut;
 use crate::train::parameters::Place;
 use crate::train::records::{Evaluation, Validation};
@@ -33,8 +32,7 @@ impl LossSource for Pull {
         batch: &PackedBatch,
         _: Objective<'_>,
         normalizer: f64,
-        _: Option<&Dropout>,
-        _: Recomputation,
+        _: Manner<'_>,
     ) -> Result<(LossReport, Gradients)> {
         let calls = self.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut report = self.loss(adapter, batch, Objective::Targets)?;

@@ -5,10 +5,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use attune::adapters::{Adapter, AdapterLease, LoraLayer, LoraPair, Site};
-use attune::config::{Dtype, ModelEntry};
+use attune::config::{DeviceChoice, Dtype, ModelEntry};
 use attune::engine::{GenerateRequest, Sampling};
 use attune::model::decoder::Decoder;
 use attune::model::linear::Storage;
@@ -36,7 +36,10 @@ pub const TRAINED_FAMILIES: [&str; 4] = ["llama", "qwen2", "qwen3", "smollm3"];
 
 /// The device under test: the first GPU in a build with the feature `cuda`, else the CPU.
 pub fn device() -> Device {
-    if cfg!(feature = "cuda") { Device::new_cuda(0).expect("this build tests a GPU") } else { Device::Cpu }
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let choice = if cfg!(feature = "cuda") { DeviceChoice::Cuda(0) } else { DeviceChoice::Cpu };
+    // Tensors that meet must be of one device, and a GPU that is opened twice is two.
+    DEVICE.get_or_init(|| attune::model::device::select(choice).expect("this build tests a GPU")).clone()
 }
 
 pub fn folder(family: &str) -> PathBuf {

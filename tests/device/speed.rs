@@ -7,16 +7,18 @@ use std::time::{Duration, Instant};
 
 use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
 use attune::config::{Dtype, Limits};
+use attune::datasets::{ExampleStore, TokenizedExample};
 use attune::engine::native::NativeEngine;
-use attune::engine::priority::Priority;
+use attune::engine::priority::{Priority, Turns};
 use attune::engine::{Backend as _, Event};
+use attune::jobs::Hyperparameters;
 use attune::model::decoder::{Decoder, SequenceRows};
+use attune::model::device::most_used;
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::linear::Storage;
 use attune::model::weights::Weights;
 use attune::model::{BaseModel, ModelConfig};
-use attune::train::Recomputation;
-use attune::train::backward::{self, Objective, PackedBatch, Target};
+use attune::train::{Recomputation, TrainSettings, Trainer};
 use candle_core::{DType, Tensor};
 use serde_json::json;
 
@@ -58,9 +60,9 @@ impl Bench {
         Self { config, decoder }
     }
 
-    fn adapter(&self, seed: usize, dtype: DType) -> Adapter {
+    fn adapter(&self, seed: usize) -> Adapter {
         let matrix = |rows: usize, columns: usize| {
-            Tensor::randn(0.0_f32, 0.02, (rows, columns), &device()).unwrap().to_dtype(dtype).unwrap()
+            Tensor::randn(0.0_f32, 0.02, (rows, columns), &device()).unwrap().to_dtype(DType::BF16).unwrap()
         };
         let (config, hidden) = (&self.config, self.config.hidden_size);
         let width = |heads: usize| heads * config.head_dim;
@@ -79,6 +81,12 @@ impl Bench {
             layer
         };
         Adapter { id: seed.to_string(), layers: (0..config.num_hidden_layers).map(layer).collect() }
+    }
+
+    /// The whole model. Its tokenizer only turns tokens into some text.
+    fn model(self) -> Arc<BaseModel> {
+        let small = Arc::into_inner(whole_model("llama")).unwrap();
+        Arc::new(BaseModel { config: self.config, decoder: self.decoder, end_tokens: Vec::new(), ..small })
     }
 
     /// Operations of the products for one token: two for each weight but those of the embedding.
@@ -133,7 +141,7 @@ fn decoding_alone_together_and_with_an_adapter_each() {
     println!("measured: one sequence {one:.0} tokens/s, {:.0} % of what an H200's memory allows", 100.0 * one / limit);
     let many = decoding(&bench, SEQUENCES, &[]);
     println!("measured: {SEQUENCES} sequences {many:.0} tokens/s, {:.1} times one", many / one);
-    let adapters: Vec<Adapter> = (0..SEQUENCES).map(|seed| bench.adapter(seed, DType::BF16)).collect();
+    let adapters: Vec<Adapter> = (0..SEQUENCES).map(|seed| bench.adapter(seed)).collect();
     let adapted = decoding(&bench, SEQUENCES, &adapters);
     println!("measured: with an adapter each {adapted:.0} tokens/s, {:.0} % of that", 100.0 * adapted / many);
 }
@@ -157,84 +165,102 @@ fn a_long_prompt() {
     let base = rate(None);
     let share = 100.0 * base * bench.operations() / OPERATIONS_PER_SECOND;
     println!("measured: {base:.0} tokens/s in a prompt of {LONG}, {share:.0} % of an H200's products");
-    let adapted = rate(Some(&bench.adapter(0, DType::BF16)));
+    let adapted = rate(Some(&bench.adapter(0)));
     println!("measured: with an adapter {adapted:.0} tokens/s, {:.0} % of that", 100.0 * adapted / base);
 }
 
-#[allow(clippy::single_range_in_vec_init, reason = "one sequence is meant")]
-fn batch() -> PackedBatch {
-    let target = |row: usize| Target { row, token: (row % 150) as u32, weight: 1.0 };
-    PackedBatch {
-        tokens: (0..LONG as u32).map(|token| token % 150).collect(),
-        sequences: vec![0..LONG],
-        targets: (0..LONG - 1).map(target).collect(),
-    }
+/// A run of one long sequence a step, with every part that a job's steps have.
+fn trainer(model: &Arc<BaseModel>, way: Recomputation) -> Trainer {
+    let mut weights = vec![1.0; LONG];
+    weights[0] = 0.0;
+    let example = TokenizedExample { tokens: (0..LONG as u32).map(|token| token % 150).collect(), weights };
+    let asked = Hyperparameters { rank: Some(RANK as u32), n_epochs: Some(1000), ..Hyperparameters::default() };
+    let settings = TrainSettings { batch_rows: LONG, ..TrainSettings::new(&asked, 1) };
+    let examples = ExampleStore::of((0..8).map(|_| example.clone())).unwrap();
+    let mut trainer = Trainer::new(model.clone(), settings, examples, None).unwrap();
+    trainer.recompute(way);
+    trainer
 }
 
-fn train(decoder: &Decoder, adapter: &Adapter, batch: &PackedBatch, way: Recomputation) {
-    let (objective, normalizer) = (Objective::Targets, LONG as f64);
-    let trained = backward::objective_and_gradients(decoder, adapter, batch, objective, normalizer, None, way);
-    let (report, gradients) = trained.unwrap();
-    assert!(report.loss_sum.is_finite());
-    let last = gradients[0].get(Site::Query).unwrap().a.sum_all().unwrap();
-    assert!(last.to_scalar::<f32>().unwrap().is_finite());
+fn step(trainer: &mut Trainer, before: &mut dyn FnMut() -> attune::Result<()>) {
+    let report = trainer.step(before).unwrap().unwrap();
+    assert_eq!(report.tokens, LONG);
+    assert!(report.loss.is_finite());
 }
 
 #[test]
 fn training_on_one_long_sequence() {
     let bench = Bench::new();
-    let (adapter, batch) = (bench.adapter(0, DType::F32), batch());
-    for way in [Recomputation::Selective, Recomputation::Full] {
-        let took = seconds(3, || train(&bench.decoder, &adapter, &batch, way));
+    let operations = bench.operations();
+    let model = bench.model();
+    for way in [Recomputation::Full, Recomputation::Selective] {
+        let mut trainer = trainer(&model, way);
+        let took = seconds(3, || step(&mut trainer, &mut || Ok(())));
         // Forward, and the gradients of the inputs.
         let rate = LONG as f64 / took;
-        let share = 100.0 * rate * 2.0 * bench.operations() / OPERATIONS_PER_SECOND;
-        println!("measured: {} {rate:.0} tokens/s, {share:.0} % of an H200's products", way.name());
+        let share = 100.0 * rate * 2.0 * operations / OPERATIONS_PER_SECOND;
+        let peak = most_used(&device()).map_or(String::new(), |bytes| format!(", {:.1} GiB at most", gib(bytes)));
+        println!("measured: {} {rate:.0} tokens/s, {share:.0} % of an H200's products{peak}", way.name());
     }
 }
 
-/// New tokens in a second of [`STREAMS`] requests at once.
-fn streaming(engine: &NativeEngine) -> f64 {
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
+/// New tokens in a second of [`STREAMS`] requests at once, and the longest time in milliseconds from one token of the first request
+/// to its next.
+fn streaming(engine: &NativeEngine) -> (f64, f64) {
     let began = Instant::now();
     let events: Vec<_> =
         (0..STREAMS).map(|seed| engine.generate(greedy(&[seed as u32; CONTEXT], ANSWER, None)).unwrap()).collect();
-    let mut drawn = 0;
-    for mut events in events {
+    let (mut drawn, mut gap) = (0, Duration::ZERO);
+    for (index, mut events) in events.into_iter().enumerate() {
+        let mut last = None;
         while let Some(event) = events.blocking_recv() {
-            drawn += usize::from(matches!(event, Event::Token { .. }));
+            let Event::Token { .. } = event else { continue };
+            drawn += 1;
+            // The others' tokens wait in their channels meanwhile.
+            if index == 0 {
+                let now = Instant::now();
+                gap = gap.max(last.replace(now).map_or(Duration::ZERO, |last| now - last));
+            }
         }
     }
-    drawn as f64 / began.elapsed().as_secs_f64()
+    (f64::from(drawn) / began.elapsed().as_secs_f64(), gap.as_secs_f64() * 1e3)
 }
 
 #[test]
 fn training_while_requests_stream() {
-    let bench = Bench::new();
-    let (adapter, batch, priority) = (bench.adapter(0, DType::F32), batch(), Arc::<Priority>::default());
-    // Its tokenizer only turns tokens into some text.
-    let small = Arc::into_inner(whole_model("llama")).unwrap();
-    let model = BaseModel { config: bench.config, decoder: bench.decoder, end_tokens: Vec::new(), ..small };
-    let model = Arc::new(model);
+    let model = Bench::new().model();
+    let priority = Arc::<Priority>::default();
     let limits = Limits { kv_cache_mib: Some(if ON_GPU { 4096 } else { 64 }), ..Limits::default() };
     let engine = NativeEngine::start(model.clone(), &limits, priority.clone()).unwrap();
-    let alone = streaming(&engine);
-    let way = Recomputation::Selective;
-    let trained = LONG as f64 / seconds(3, || train(&model.decoder, &adapter, &batch, way));
-    println!("measured: alone {alone:.0} tokens/s in {STREAMS} streams, {trained:.0} trained on");
+    let (alone, alone_gap) = streaming(&engine);
+    let mut trainer = trainer(&model, Recomputation::Selective);
+    let trained = LONG as f64 / seconds(3, || step(&mut trainer, &mut || Ok(())));
+    println!(
+        "measured: alone {alone:.0} tokens/s in {STREAMS} streams, at most {alone_gap:.0} ms between two, {trained:.0} trained on"
+    );
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let trainer = scope.spawn(|| {
+        let trained = scope.spawn(|| {
+            let mut turns = Turns::new(priority.clone(), Duration::from_millis(250));
             let (began, mut batches) = (Instant::now(), 0);
             while !over.load(Ordering::SeqCst) || batches == 0 {
-                priority.yield_to_requests(Duration::from_millis(250));
-                train(&model.decoder, &adapter, &batch, way);
+                step(&mut trainer, &mut || {
+                    turns.next();
+                    Ok(())
+                });
                 batches += 1;
             }
             (batches * LONG) as f64 / began.elapsed().as_secs_f64()
         });
-        let together = streaming(&engine);
+        let (together, gap) = streaming(&engine);
         over.store(true, Ordering::SeqCst);
-        let trained = trainer.join().unwrap();
-        println!("measured: together {together:.0} tokens/s in {STREAMS} streams, {trained:.0} trained on");
+        let trained = trained.join().unwrap();
+        println!(
+            "measured: together {together:.0} tokens/s in {STREAMS} streams, at most {gap:.0} ms between two, {trained:.0} trained on"
+        );
     });
 }

@@ -1,10 +1,12 @@
 //! The trainer on a GPU, or in the emulator: the adapter and the optimizer's moments stay on the device between steps.
 
+use attune::Error;
 use attune::adapters::Site;
 use attune::datasets::{ExampleStore, TokenizedExample};
+use attune::train::backward::{self, Manner, Objective};
 use attune::train::optimizer::AdamSettings;
 use attune::train::schedule::Schedule;
-use attune::train::{TrainSettings, Trainer};
+use attune::train::{Pace, TrainSettings, Trainer};
 
 use crate::model::fixtures::{Reference, device, floats, relative_difference, tensor_name, whole_model};
 
@@ -80,4 +82,32 @@ fn twenty_steps_on_the_device_are_those_of_peft_and_can_be_taken_in_two_parts() 
             assert_ne!(floats(&at_twelve.layers[index].get(site).unwrap().b), floats(&pair.b));
         }
     }
+}
+
+/// Requests need not wait for a whole batch: training asks before each block, and ends where it is told to.
+#[test]
+fn a_batch_is_done_in_pieces() {
+    let model = whole_model("qwen3");
+    let decoder = model.decoder.for_training();
+    let adapter =
+        Reference::read("qwen3", "peft/adapter_model.safetensors").adapter("", &model.config, 2.0, decoder.device());
+    let batch = Reference::read("qwen3", "peft/reference.safetensors").batch();
+    let run = |before: &mut dyn FnMut() -> attune::Result<()>| {
+        let manner = Manner { pace: Pace::asking(before), ..Manner::default() };
+        backward::objective_and_gradients(decoder, &adapter, &batch, Objective::Targets, 1.0, manner)
+    };
+    let mut asked = 0;
+    run(&mut || {
+        asked += 1;
+        Ok(())
+    })
+    .unwrap();
+    let layers = model.config.num_hidden_layers;
+    assert_eq!(asked, layers + layers - 1);
+    let stopped = run(&mut || {
+        asked -= 1;
+        if asked == 1 { Err(Error::Cancelled) } else { Ok(()) }
+    });
+    assert!(matches!(stopped, Err(Error::Cancelled)));
+    assert_eq!(asked, 1);
 }

@@ -76,7 +76,7 @@ impl Forecast {
             let texts = scale.map(|_| grounds.samples.iter().flat_map(texts).collect::<Vec<_>>());
             let samples = texts.as_deref().unwrap_or(grounds.samples);
             let (adapter, way) = (trainer.adapter()?, trainer.recomputation());
-            let rate = calibrate(&model.decoder, &adapter, samples, scale, step_tokens, way, before)?;
+            let rate = calibrate(model.decoder.for_training(), &adapter, samples, scale, step_tokens, way, before)?;
             (rate, busy.alone.then_some(rate))
         };
         let (settings, steps) = (trainer.settings(), trainer.total_steps());

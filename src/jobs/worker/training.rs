@@ -19,7 +19,7 @@ use crate::adapters::Adapter;
 use crate::adapters::peft::{self, PeftFiles};
 use crate::datasets::classes::{self, Wanted};
 use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
-use crate::engine::priority::Priority;
+use crate::engine::priority::{Priority, Turns};
 use crate::jobs::{Classification, Hyperparameters, JobApi, Method};
 use crate::machine::{self, MemoryWatch};
 use crate::model::{BaseModel, device};
@@ -36,7 +36,7 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
 const METRICS_EVENTS: usize = 150;
 /// Prompts of the validation file that base and fine-tuned model are asked at the end.
 const QUESTIONS: usize = 3;
-/// How long a micro-step waits for requests at most, so that training never stands still.
+/// How long a piece of work waits for requests at most, so that training never stands still.
 const YIELD: Duration = Duration::from_millis(250);
 
 /// All that the thread needs.
@@ -211,9 +211,10 @@ impl Run {
         };
         let memory = inputs.memory.choose(memory_of, free, report.longest)?;
         trainer.recompute(memory.recomputation);
+        let mut turns = Turns::new(Arc::clone(&inputs.priority), YIELD);
         let mut before_piece = || {
             control.check()?;
-            inputs.priority.yield_to_requests(YIELD);
+            turns.next();
             Ok(())
         };
         let steps = trainer.total_steps();
@@ -268,13 +269,13 @@ impl Run {
         let _busy = Busy::enter();
         let memory = MemoryWatch::start();
         let (mut shown, mut read) = (TrainingRate { tokens: 0.0, seconds: 0.0 }, 0);
+        let (control, mut turns) = (Arc::clone(&self.control), Turns::new(Arc::clone(&self.priority), YIELD));
+        let mut before_micro_step = move || {
+            control.check()?;
+            turns.next();
+            Ok(())
+        };
         loop {
-            let (control, priority) = (Arc::clone(&self.control), Arc::clone(&self.priority));
-            let mut before_micro_step = move || {
-                control.check()?;
-                priority.yield_to_requests(YIELD);
-                Ok(())
-            };
             let step_began = Instant::now();
             let report = match self.trainer.step(&mut before_micro_step) {
                 Ok(Some(report)) => report,

@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+pub use cuda::Mark;
 use cuda::{Launcher, RowTables};
 
 use crate::Result;
@@ -61,6 +62,17 @@ impl<'a> CachedStep<'a> {
         let tables = if on_host(device) { None } else { Some(RowTables::cached(&sequences, device)?) };
         Ok(Self { sequences, tables })
     }
+}
+
+/// The address of a contiguous tensor's first element.
+#[cfg(feature = "cuda")]
+pub(super) fn address_of(tensor: &Tensor) -> Result<u64> {
+    cuda::launch::address(tensor)
+}
+
+/// A place in the work that `device` was given; none where it does its work when it gets it.
+pub fn mark(device: &Device) -> Result<Option<Box<dyn Mark>>> {
+    if on_host(device) { Ok(None) } else { cuda::launcher(device)?.mark().map(Some) }
 }
 
 /// True where our own code for the CPU computes: on the CPU, unless a GPU is emulated there.

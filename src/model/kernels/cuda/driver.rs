@@ -5,12 +5,13 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::cublas::{result::gemm_ex, sys as blas};
-use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DevicePtr, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaFunction, DevicePtr, LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::cuda_backend::{CudaDevice, CudaStorage};
 use candle_core::{DType, Storage, Tensor};
 
-use super::launch::{Kernel, KernelKey, Launcher, Shape, output};
+use super::launch::{Kernel, KernelKey, Launcher, Mark, Shape, output};
 use crate::{Error, Result};
 
 /// Compiled functions by GPU and kernel.
@@ -77,6 +78,12 @@ impl Launcher for Driver {
         Ok(())
     }
 
+    fn mark(&self) -> Result<Box<dyn Mark>> {
+        // Whoever waits for it leaves the processor to others.
+        let event = self.device.cuda_stream().record_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC));
+        Ok(Box::new(event.map_err(|error| Error::Internal(format!("the GPU marks no place: {error}")))?))
+    }
+
     fn has_matrix_units(&self) -> bool {
         self.capability().is_ok_and(|(major, _)| major >= 8)
     }
@@ -121,6 +128,12 @@ impl Launcher for Driver {
         }
         .map_err(|error| Error::Internal(format!("cuBLAS: {error}")))?;
         Ok(c)
+    }
+}
+
+impl Mark for CudaEvent {
+    fn wait(self: Box<Self>) -> Result<()> {
+        self.synchronize().map_err(|error| Error::Internal(format!("the GPU does not end its work: {error}")))
     }
 }
 

@@ -113,6 +113,11 @@ pub trait Launcher: Send + Sync {
     /// Starts `kernel` with the structure `arguments` as its memory holds it.
     fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> Result<()>;
 
+    /// A place behind all that was started so far.
+    fn mark(&self) -> Result<Box<dyn Mark>> {
+        Ok(Box::new(Done))
+    }
+
     /// True where there are matrix units for bf16.
     fn has_matrix_units(&self) -> bool {
         true
@@ -121,6 +126,21 @@ pub trait Launcher: Send + Sync {
     /// `a · b`, `[m, k]` times `[k, n]` in one type, either of them transposed or not, summed in f32 and rounded to `dtype`.
     fn product(&self, a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor> {
         Ok(a.to_dtype(DType::F32)?.matmul(&b.to_dtype(DType::F32)?)?.to_dtype(dtype)?)
+    }
+}
+
+/// A place in the work that a device was given.
+pub trait Mark {
+    /// Waits until the device has come to it.
+    fn wait(self: Box<Self>) -> Result<()>;
+}
+
+/// A place in work that is done as soon as it is given.
+struct Done;
+
+impl Mark for Done {
+    fn wait(self: Box<Self>) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -143,7 +163,7 @@ pub(super) fn launch(launcher: &dyn Launcher, kernel: Kernel, arguments: &impl A
 }
 
 /// The address of a tensor's first element, on the device that it is on. The tensor is contiguous.
-pub(super) fn address(tensor: &Tensor) -> Result<u64> {
+pub(in crate::model) fn address(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     if !layout.is_contiguous() {
         return Err(Error::Internal("kernels take contiguous tensors".into()));

@@ -18,7 +18,7 @@ pub mod rows;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::Device;
-pub use launch::{Kernel, Launcher, Shape};
+pub use launch::{Kernel, Launcher, Mark, Shape};
 pub use rows::RowTables;
 
 use crate::{Error, Result};
