@@ -99,7 +99,7 @@ fn row(folder: &Path, dtype: &str, way: &str) -> Result<(), Failure> {
     let report =
         DatasetReport { examples: count, tokens: count * TOKENS, longest: TOKENS - 1, ..DatasetReport::default() };
     // From here on: loading takes more for a moment than the weights do.
-    let (process, memory) = (machine::resident_bytes(), MemoryWatch::start());
+    let (process, memory) = (machine::resident_bytes(), MemoryWatch::start(machine::resident_bytes));
     let examples = ExampleStore::of((0..count).map(example))?;
     let mut trainer = Trainer::new(Arc::clone(&model), settings.clone(), examples, None)?;
     trainer.recompute(way);

@@ -48,33 +48,37 @@ pub fn resident_bytes() -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Notes the largest [`resident_bytes`] while it lives, on a thread of its own.
-#[derive(Debug)]
+/// Tells bytes of memory that are in use; none where the system does not.
+type Used = Arc<dyn Fn() -> Option<u64> + Send + Sync>;
+
+/// Notes the most memory in use while it lives, on a thread of its own.
 pub struct MemoryWatch {
+    used: Used,
     state: Arc<(AtomicBool, AtomicU64)>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl MemoryWatch {
-    /// Begins to look.
-    pub fn start() -> Self {
-        let state = Arc::new((AtomicBool::new(false), AtomicU64::new(resident_bytes().unwrap_or(0))));
-        let shared = Arc::clone(&state);
+    /// Begins to look at what `used` tells.
+    pub fn start(used: impl Fn() -> Option<u64> + Send + Sync + 'static) -> Self {
+        let used: Used = Arc::new(used);
+        let state = Arc::new((AtomicBool::new(false), AtomicU64::new(used().unwrap_or(0))));
+        let (shared, looked_at) = (Arc::clone(&state), Arc::clone(&used));
         let look = move || {
             let (stop, peak) = &*shared;
             while !stop.load(Ordering::Relaxed) {
-                peak.fetch_max(resident_bytes().unwrap_or(0), Ordering::Relaxed);
+                peak.fetch_max(looked_at().unwrap_or(0), Ordering::Relaxed);
                 std::thread::park_timeout(LOOK_EVERY);
             }
         };
         // Without the thread the figure is that of the beginning and the end.
         let thread = std::thread::Builder::new().name("memory-watch".into()).spawn(look).ok();
-        Self { state, thread }
+        Self { used, state, thread }
     }
 
     /// The largest figure so far; absent where the system does not tell.
     pub fn peak_bytes(&self) -> Option<u64> {
-        let now = resident_bytes()?;
+        let now = (self.used)()?;
         Some(self.state.1.fetch_max(now, Ordering::Relaxed).max(now))
     }
 }
@@ -97,7 +101,7 @@ mod tests {
     #[test]
     fn a_machine_has_a_name_and_memory_that_is_in_use_is_seen() {
         assert!(name().ends_with("threads"), "{}", name());
-        let watch = MemoryWatch::start();
+        let watch = MemoryWatch::start(resident_bytes);
         let before = resident_bytes().expect("a system that tells");
         let block = vec![1_u8; 64 << 20];
         let peak = watch.peak_bytes().expect("a system that tells");

@@ -41,11 +41,12 @@ pub fn free_memory(device: &Device) -> Option<FreeMemory> {
     }
 }
 
-/// The most bytes that tensors on `device` have had at once; absent where nobody counts.
-pub fn most_used(device: &Device) -> Option<u64> {
+/// Bytes of the memory that tensors on `device` take which this process has; absent where it cannot be told.
+pub fn used_memory(device: &Device) -> Option<u64> {
     match device {
+        Device::Cpu => machine::resident_bytes(),
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => super::gpu::most_used(device),
+        Device::Cuda(device) => super::gpu::used_memory(device),
         _ => None,
     }
 }

@@ -51,15 +51,14 @@ fn pool(device: &CudaDevice) -> Option<CUmemoryPool> {
 /// What is left for tensors: what nobody has, and what the pool keeps.
 pub(super) fn free_memory(device: &CudaDevice) -> Option<FreeMemory> {
     let (free, total) = device.cuda_stream().context().mem_get_info().ok()?;
-    let kept = bytes(device, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT).and_then(|reserved| {
-        Some(reserved.saturating_sub(bytes(device, Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?))
-    });
+    let kept = bytes(device, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)
+        .and_then(|reserved| Some(reserved.saturating_sub(used_memory(device)?)));
     Some(FreeMemory { total: total as u64, free: free as u64 + kept.unwrap_or(0) })
 }
 
-/// The most bytes that tensors have had at once.
-pub(super) fn most_used(device: &CudaDevice) -> Option<u64> {
-    bytes(device, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+/// Bytes of all tensors.
+pub(super) fn used_memory(device: &CudaDevice) -> Option<u64> {
+    bytes(device, Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
 }
 
 /// What the pool tells of itself.

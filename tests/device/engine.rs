@@ -5,10 +5,10 @@ use std::sync::Arc;
 use attune::adapters::AdapterLease;
 use attune::config::Limits;
 use attune::engine::native::NativeEngine;
-use attune::engine::{Backend as _, Event, GenerateRequest, Sampling};
+use attune::engine::{Backend as _, EmbedRequest, Event, GenerateRequest, Sampling};
 use attune::model::BaseModel;
 
-use crate::model::fixtures::{Reference, device, greedy, whole_model};
+use crate::model::fixtures::{Reference, device, greedy, max_difference, whole_model};
 
 fn tokens(engine: &NativeEngine, request: GenerateRequest) -> Vec<u32> {
     let mut events = engine.generate(request).unwrap();
@@ -58,4 +58,27 @@ fn an_adapter_answers_the_same_as_it_was_trained_and_as_it_is_served() {
     let answers = [None, Some(&trained), Some(&served)].map(|adapter| tokens(&engine, greedy(prompt, 12, adapter)));
     assert_eq!(answers[1], answers[2]);
     assert_ne!(answers[0], answers[1]);
+}
+
+#[test]
+fn embeddings_are_the_means_of_the_hidden_states_of_transformers() {
+    for family in ["llama", "qwen3"] {
+        let (_, engine) = start(family);
+        let reference = Reference::read(family, "reference.safetensors");
+        let (ids, hidden) = (reference.ids("input_ids"), reference.tensor("hidden").to_vec2::<f32>().unwrap());
+        // Attention looks back, so that the beginning of the text has the same hidden states.
+        let lengths = [ids.len(), 7, 1];
+        let inputs = lengths.iter().map(|length| ids[..*length].to_vec()).collect();
+        let request = EmbedRequest { organization: "org".into(), inputs, adapter: None };
+        let vectors = futures::executor::block_on(engine.embed(request)).unwrap();
+        for (vector, length) in vectors.iter().zip(lengths) {
+            let mut mean = vec![0.0; vector.len()];
+            for row in &hidden[..length] {
+                mean.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+            }
+            let norm = mean.iter().map(|value| value * value).sum::<f32>().sqrt();
+            mean.iter_mut().for_each(|value| *value /= norm);
+            assert!(max_difference(vector, &mean) < 1e-4, "{family}, {length} tokens");
+        }
+    }
 }

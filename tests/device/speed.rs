@@ -12,8 +12,9 @@ use attune::engine::native::NativeEngine;
 use attune::engine::priority::{Priority, Turns};
 use attune::engine::{Backend as _, Event};
 use attune::jobs::Hyperparameters;
+use attune::machine::MemoryWatch;
 use attune::model::decoder::{Decoder, SequenceRows};
-use attune::model::device::most_used;
+use attune::model::device::used_memory;
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::linear::Storage;
 use attune::model::weights::Weights;
@@ -195,17 +196,15 @@ fn training_on_one_long_sequence() {
     let model = bench.model();
     for way in [Recomputation::Full, Recomputation::Selective] {
         let mut trainer = trainer(&model, way);
+        let memory = MemoryWatch::start(|| used_memory(&device()));
         let took = seconds(3, || step(&mut trainer, &mut || Ok(())));
         // Forward, and the gradients of the inputs.
         let rate = LONG as f64 / took;
         let share = 100.0 * rate * 2.0 * operations / OPERATIONS_PER_SECOND;
-        let peak = most_used(&device()).map_or(String::new(), |bytes| format!(", {:.1} GiB at most", gib(bytes)));
-        println!("measured: {} {rate:.0} tokens/s, {share:.0} % of an H200's products{peak}", way.name());
+        let peak = memory.peak_bytes().unwrap() as f64 / f64::from(1 << 30);
+        let way = way.name();
+        println!("measured: {way} {rate:.0} tokens/s, {share:.0} % of an H200's products, {peak:.1} GiB at most");
     }
-}
-
-fn gib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 30)
 }
 
 /// New tokens in a second of [`STREAMS`] requests at once, and the longest time in milliseconds from one token of the first request

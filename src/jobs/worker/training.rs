@@ -21,7 +21,7 @@ use crate::datasets::classes::{self, Wanted};
 use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
 use crate::engine::priority::{Priority, Turns};
 use crate::jobs::{Classification, Hyperparameters, JobApi, Method};
-use crate::machine::{self, MemoryWatch};
+use crate::machine::MemoryWatch;
 use crate::model::{BaseModel, device};
 use crate::train::classification::ClassificationTask;
 use crate::train::estimate::{TrainingMemory, TrainingRate};
@@ -159,7 +159,8 @@ struct Run {
 impl Run {
     fn prepare(inputs: Inputs) -> Result<Self> {
         let Inputs { model, api, method, asked, control, .. } = inputs;
-        let (process_bytes, free) = (machine::resident_bytes(), device::free_memory(model.decoder.device()));
+        let device = model.decoder.device();
+        let (process_bytes, free) = (device::used_memory(device), device::free_memory(device));
         let render = RenderSettings {
             prompt_loss_weight: settings::prompt_loss_weight(&asked, api),
             max_tokens: settings::max_sequence_tokens(&asked, &model.config)?,
@@ -267,7 +268,8 @@ impl Run {
         let (mut since, mut tokens) = (begin, 0);
         let mut saved = begin;
         let _busy = Busy::enter();
-        let memory = MemoryWatch::start();
+        let device = self.model.decoder.device().clone();
+        let memory = MemoryWatch::start(move || device::used_memory(&device));
         let (mut shown, mut read) = (TrainingRate { tokens: 0.0, seconds: 0.0 }, 0);
         let (control, mut turns) = (Arc::clone(&self.control), Turns::new(Arc::clone(&self.priority), YIELD));
         let mut before_micro_step = move || {
