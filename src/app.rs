@@ -182,11 +182,12 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
         models.push(load_model(entry.clone(), device.clone()).await?);
     }
     let mut limits = config.limits.clone();
-    // What all weights leave of a GPU is known only now.
-    if !device.is_cpu()
-        && let (None, Some(memory)) = (limits.kv_cache_mib, device::free_memory(&device))
-    {
-        limits.kv_cache_mib = Some(device::cache_share(memory, models.len()).max(1));
+    if !device.is_cpu() {
+        limits = limits.on_gpu();
+        // What all weights leave of a GPU is known only now.
+        if let (None, Some(memory)) = (limits.kv_cache_mib, device::free_memory(&device)) {
+            limits.kv_cache_mib = Some(device::cache_share(memory, models.len()).max(1));
+        }
     }
     let mut entries = Vec::with_capacity(models.len());
     for model in models {

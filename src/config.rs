@@ -88,7 +88,7 @@ impl ModelEntry {
     }
 }
 
-/// How a weight is held. On the CPU arithmetic is f32 with both; on a GPU sums are.
+/// How a weight is held. On the CPU arithmetic is f32 with all of them; on a GPU sums are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
@@ -98,6 +98,8 @@ pub enum Dtype {
     /// 2 bytes: half the memory, and faster answers. Exact where the checkpoint is bf16 itself. On a GPU what lies between the
     /// layers is bf16 too.
     Bf16,
+    /// 2 bytes with three more digits, and a range that ends at 65,504: for checkpoints in f16. On a GPU only.
+    F16,
 }
 
 /// The device that models run on.
@@ -352,7 +354,7 @@ mod tests {
             assert!(check(text).is_ok(), "{text}");
         }
         for (text, says) in [
-            ("dtype = \"f16\"", "bf16"),
+            ("dtype = \"f8\"", "bf16"),
             ("quantize = \"int3\"", "q8_0, q6_k"),
             ("quantize = \"q8_0\"\ndtype = \"bf16\"", "remove one"),
         ] {

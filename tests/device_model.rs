@@ -1,14 +1,14 @@
 //! The whole way of a GPU on the CPU, with every kernel run thread by thread: the tests of the model in f32, and the same models in
-//! bf16.
+//! bf16 and f16.
 
 #![cfg(not(feature = "cuda"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "device/bf16.rs"]
-mod bf16;
 mod device;
 #[path = "device/engine.rs"]
 mod engine;
+#[path = "device/halves.rs"]
+mod halves;
 #[path = "model.rs"]
 mod model;
 #[path = "device/speed.rs"]

@@ -51,7 +51,7 @@ fn a_prompts_log_probabilities_equal_transformers_for_every_family() {
             .map(|id| *id as u32)
             .collect();
         for max_step_tokens in [512, 7] {
-            let limits = Limits { max_step_tokens, ..Limits::default() };
+            let limits = Limits { max_step_tokens: Some(max_step_tokens), ..Limits::default() };
             let engine = NativeEngine::start(Arc::clone(&model), &limits, Arc::default()).unwrap();
             let (scored, drawn) = score(&engine, &tokens, 0);
             assert!(drawn.is_empty());

@@ -108,12 +108,12 @@ fn sampled_answers_are_the_same_alone_together_and_from_the_cache_with_their_log
     for family in TRAINED_FAMILIES {
         let model = whole_model(family);
         let requests = sampled_requests(family);
-        let one_by_one = Limits { prefix_cache: false, max_sequences: 1, ..Limits::default() };
+        let one_by_one = Limits { prefix_cache: false, max_sequences: Some(1), ..Limits::default() };
         let alone = NativeEngine::start(model.clone(), &one_by_one, Arc::default()).unwrap();
         let ask = |one: &GenerateRequest| read_scored(alone.generate(one.clone()).unwrap());
         let expected: Vec<_> = requests.iter().map(|one| ask(one).0).collect();
         for max_step_tokens in [7, 512] {
-            let limits = Limits { max_step_tokens, ..Limits::default() };
+            let limits = Limits { max_step_tokens: Some(max_step_tokens), ..Limits::default() };
             let engine = NativeEngine::start(model.clone(), &limits, Arc::default()).unwrap();
             for round in 0..3 {
                 let events = engine.generate_all(requests.clone()).unwrap();

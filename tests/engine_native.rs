@@ -220,7 +220,12 @@ impl StepModel for Fake {
 }
 
 fn limits(max_sequences: usize, max_step_tokens: usize, max_waiting: usize) -> Limits {
-    Limits { max_sequences, max_step_tokens, max_waiting, ..Limits::default() }
+    Limits {
+        max_sequences: Some(max_sequences),
+        max_step_tokens: Some(max_step_tokens),
+        max_waiting,
+        ..Limits::default()
+    }
 }
 
 /// An engine with what a test needs to see and to disturb of it.

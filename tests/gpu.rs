@@ -6,10 +6,10 @@
     reason = "a test fails by panicking; each part is a program of its own, too"
 )]
 
-#[path = "device/bf16.rs"]
-mod bf16;
 #[path = "device/engine.rs"]
 mod engine;
+#[path = "device/halves.rs"]
+mod halves;
 #[path = "model.rs"]
 mod model;
 #[path = "round_trip.rs"]

@@ -95,6 +95,17 @@ impl LoraLayer {
     pub fn set(&mut self, site: Site, pair: LoraPair) {
         self.0[site as usize] = Some(pair);
     }
+
+    /// A and B of each update times `factor`, as their gradients may need.
+    pub(crate) fn times(&self, factor: f64) -> Result<Self> {
+        let mut times = Self::default();
+        for site in Site::ALL {
+            if let Some(pair) = self.get(site) {
+                times.set(site, LoraPair { a: (&pair.a * factor)?, b: (&pair.b * factor)?, scale: pair.scale });
+            }
+        }
+        Ok(times)
+    }
 }
 
 /// One immutable generation of an adapter, on the device of its base model.

@@ -12,10 +12,12 @@ const MAX_MIB: u64 = 1 << 30;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Sequences that run in one step.
-    pub max_sequences: usize,
-    /// Tokens (prompt and new ones) in one step.
-    pub max_step_tokens: usize,
+    /// Sequences that run in one step; absent: 64, on a GPU 256.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_sequences: Option<usize>,
+    /// Tokens (prompt and new ones) in one step; absent: 512, on a GPU 2,048.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_step_tokens: Option<usize>,
     /// Requests that wait for a place before new ones are answered with 429.
     pub max_waiting: usize,
     /// Seconds that a request waits to begin before it is answered with 429.
@@ -52,8 +54,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_sequences: 64,
-            max_step_tokens: 512,
+            max_sequences: None,
+            max_step_tokens: None,
             max_waiting: 1024,
             max_queue_seconds: 600,
             max_request_seconds: 3600,
@@ -74,9 +76,29 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Sequences that run in one step.
+    pub fn sequences(&self) -> usize {
+        self.max_sequences.unwrap_or(64)
+    }
+
+    /// Tokens in one step.
+    pub fn step_tokens(&self) -> usize {
+        self.max_step_tokens.unwrap_or(512)
+    }
+
+    /// The same where a GPU computes, with what is absent: a step that is too small for it takes as long as a larger one.
+    #[must_use]
+    pub fn on_gpu(self) -> Self {
+        Self {
+            max_sequences: self.max_sequences.or(Some(256)),
+            max_step_tokens: self.max_step_tokens.or(Some(2048)),
+            ..self
+        }
+    }
+
     /// Refuses what lets nothing through, or more than can be meant.
     pub(super) fn check(&self) -> Result<()> {
-        if self.max_sequences == 0 || self.max_step_tokens == 0 || self.kv_cache_mib == Some(0) {
+        if [self.max_sequences, self.max_step_tokens, self.kv_cache_mib].contains(&Some(0)) {
             return Err(Error::Setup(
                 "limits: max_sequences, max_step_tokens and kv_cache_mib must be at least 1".into(),
             ));
@@ -111,8 +133,8 @@ mod tests {
     fn a_limit_that_lets_nothing_through_or_means_too_much_is_named() {
         assert!(Limits::default().check().is_ok());
         let refused: [(&str, Change); 12] = [
-            ("max_sequences", |limits| limits.max_sequences = 0),
-            ("max_step_tokens", |limits| limits.max_step_tokens = 0),
+            ("max_sequences", |limits| limits.max_sequences = Some(0)),
+            ("max_step_tokens", |limits| limits.max_step_tokens = Some(0)),
             ("kv_cache_mib", |limits| limits.kv_cache_mib = Some(0)),
             ("max_queue_seconds", |limits| limits.max_queue_seconds = 0),
             ("max_request_seconds", |limits| limits.max_request_seconds = 0),

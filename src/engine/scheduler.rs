@@ -209,7 +209,7 @@ impl<T: Owner> Scheduler<T> {
     fn admit(&mut self, now: Instant) {
         // So that an old one need not take back tomorrow what a new one got today.
         let mut spare = self.running.iter().filter(|sequence| sequence.may_grow()).count();
-        while self.running.len() < self.limits.max_sequences {
+        while self.running.len() < self.limits.sequences() {
             let sequence = if let Some(oldest) = self.preempted.front_mut() {
                 if oldest.reserve(&self.allocator, spare).is_none() {
                     return;
@@ -244,7 +244,7 @@ impl<T: Owner> Scheduler<T> {
 
     /// Indices of running sequences with their number of rows, in the order of admission.
     fn shares(&mut self) -> Vec<(usize, usize)> {
-        let mut budget = self.limits.max_step_tokens;
+        let mut budget = self.limits.step_tokens();
         if let Some(index) = self.running.iter().position(|sequence| sequence.suspect_until.is_some()) {
             return vec![(index, self.running[index].pending().min(budget))];
         }

@@ -79,7 +79,8 @@ fn answer(number: usize, prompt: usize, max_tokens: usize) -> NewSequence<Client
 }
 
 fn scheduler(max_sequences: usize, max_step_tokens: usize, blocks: usize) -> Scheduler<Client> {
-    let limits = Limits { max_sequences, max_step_tokens, ..Limits::default() };
+    let limits =
+        Limits { max_sequences: Some(max_sequences), max_step_tokens: Some(max_step_tokens), ..Limits::default() };
     Scheduler::new(&limits, BlockAllocator::new(blocks))
 }
 
@@ -348,7 +349,8 @@ fn who_has_gone_leaves_at_the_next_step_with_its_blocks() {
 
 #[test]
 fn who_waits_or_runs_too_long_is_named_once() {
-    let limits = Limits { max_sequences: 1, max_queue_seconds: 10, max_request_seconds: 100, ..Limits::default() };
+    let limits =
+        Limits { max_sequences: Some(1), max_queue_seconds: 10, max_request_seconds: 100, ..Limits::default() };
     let mut scheduler = Scheduler::new(&limits, BlockAllocator::new(100));
     let shared = ticket();
     let began = Instant::now();

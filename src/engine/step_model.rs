@@ -119,7 +119,7 @@ impl BaseStepModel {
         let context = model.config.max_position_embeddings;
         let cache_mib = limits.kv_cache_mib.unwrap_or(USUAL_CACHE_MIB);
         let affordable = (cache_mib << 20) / block_bytes.max(1);
-        let usable = limits.max_sequences.saturating_mul(context.div_ceil(BLOCK_TOKENS));
+        let usable = limits.sequences().saturating_mul(context.div_ceil(BLOCK_TOKENS));
         let blocks = affordable.min(usable);
         if blocks == 0 {
             return Err(Error::Setup(format!(

@@ -261,7 +261,7 @@ pub struct SequenceRows<'a> {
 impl Decoder {
     /// Builds the decoder from a checkpoint's tensors, its weight matrices held as `storage` says.
     pub fn load(config: &ModelConfig, weights: &Weights, storage: &Storage) -> Result<Self> {
-        storage.check()?;
+        storage.check_on(weights.device())?;
         let table = |name: &str| -> Result<Linear> {
             Linear::table(&weights.get(name, &[config.vocab_size, config.hidden_size])?, storage)
         };
@@ -298,6 +298,12 @@ impl Decoder {
     /// What lies between the layers: f32, or bf16 beside weights in bf16 on a GPU.
     pub fn activation_dtype(&self) -> DType {
         self.activation_dtype
+    }
+
+    /// Factor on the gradients between the layers, about `wanted`: without one those of f16 would be too small for its range
+    /// (Micikevicius et al., "Mixed precision training", 2018).
+    pub(crate) fn gradient_scale(&self, wanted: f64) -> f64 {
+        if self.activation_dtype == DType::F16 { wanted.max(1.0).log2().floor().exp2() } else { 1.0 }
     }
 
     /// The device that the weights are on.

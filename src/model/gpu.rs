@@ -87,6 +87,7 @@ pub(super) fn shared(tensor: &Tensor, device: &CudaDevice) -> Result<Tensor> {
     let slice = unsafe {
         match tensor.dtype() {
             DType::F32 => CudaStorageSlice::F32(stream.upgrade_device_ptr(address, count)),
+            DType::F16 => CudaStorageSlice::F16(stream.upgrade_device_ptr(address, count)),
             DType::BF16 => CudaStorageSlice::BF16(stream.upgrade_device_ptr(address, count)),
             other => return Err(Error::Internal(format!("no weights are of {other:?}"))),
         }

@@ -24,6 +24,14 @@ pub struct Storage {
 }
 
 impl Storage {
+    /// Refuses what `device` cannot hold.
+    pub(super) fn check_on(&self, device: &Device) -> Result<()> {
+        if self.dtype == Dtype::F16 && kernels::on_host(device) {
+            return Err(Error::Setup("dtype = \"f16\" is for GPUs: take f32 or bf16 on the CPU".into()));
+        }
+        self.check()
+    }
+
     /// Refuses what does not exist or does not go together.
     pub fn check(&self) -> Result<()> {
         let Some(format) = &self.quantize else { return Ok(()) };
@@ -38,9 +46,14 @@ impl Storage {
         Ok(())
     }
 
-    /// f32 on the CPU. On a GPU bf16 beside weights in bf16, as its products take both in one type.
+    /// f32 on the CPU. On a GPU the type of the weights, as its products take both in one.
     pub(super) fn activation_dtype(&self, device: &Device) -> DType {
-        if !kernels::on_host(device) && self.dtype == Dtype::Bf16 { DType::BF16 } else { DType::F32 }
+        match self.dtype {
+            _ if kernels::on_host(device) => DType::F32,
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+        }
     }
 
     /// f32 beside weights in f32, bf16 beside those that are rounded more; on a GPU as the activations.
@@ -56,7 +69,7 @@ impl Storage {
         match (self.quantize.as_deref(), self.dtype) {
             (Some("q8_0"), _) => Precision::Q8,
             (_, Dtype::F32) => Precision::F32,
-            (_, Dtype::Bf16) => Precision::Bf16,
+            (_, Dtype::Bf16 | Dtype::F16) => Precision::Bf16,
         }
     }
 }

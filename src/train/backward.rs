@@ -122,8 +122,10 @@ pub fn objective_and_gradients(
     normalizer: f64,
     manner: Manner<'_>,
 ) -> Result<(LossReport, Gradients)> {
-    gradients_from_hidden(decoder, adapter, batch, manner, |hidden| {
-        let (scores, gradient) = vocabulary_loss(decoder, hidden, batch, Some(normalizer))?; // [targets, hidden]
+    // That of a target whose token was not expected is then about 1.
+    let scale = decoder.gradient_scale(normalizer);
+    gradients_from_hidden(decoder, adapter, batch, manner, scale, |hidden| {
+        let (scores, gradient) = vocabulary_loss(decoder, hidden, batch, Some(normalizer / scale))?; // [targets, hidden]
         let (report, gradient) = match objective {
             Objective::Targets => (loss::report(batch, &scores), gradient),
             Objective::Preferences(preferences) => {
@@ -140,12 +142,14 @@ pub fn objective_and_gradients(
     })
 }
 
-/// The gradients of whatever `head` makes of the hidden states after the final norm, `[rows, hidden]`, given with their gradient.
+/// The gradients of whatever `head` makes of the hidden states after the final norm, `[rows, hidden]`, given with their gradient
+/// times `scale`.
 pub(super) fn gradients_from_hidden<T>(
     decoder: &Decoder,
     adapter: &Adapter,
     batch: &PackedBatch,
     manner: Manner<'_>,
+    scale: f64,
     head: impl FnOnce(&Tensor) -> Result<(T, Tensor)>,
 ) -> Result<(T, Gradients)> {
     let Manner { dropout, recomputation, mut pace } = manner;
@@ -172,6 +176,9 @@ pub(super) fn gradients_from_hidden<T>(
             None => break, // The first block's input is the frozen embedding.
         };
         pace.next(decoder.device())?;
+    }
+    if scale > 1.0 {
+        gradients = gradients.iter().map(|layer| layer.times(1.0 / scale)).collect::<Result<_>>()?;
     }
     Ok((result, gradients))
 }

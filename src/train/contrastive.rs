@@ -23,6 +23,9 @@ use crate::train::recomputation::Recomputation;
 use crate::train::trainer::BeforeMicroStep;
 use crate::{Error, Result};
 
+/// What brings the slopes of unit vectors, divided by the tokens of their texts, near to 1.
+const GRADIENT_SCALE: f64 = 1024.0;
+
 /// A batch of pairs of texts.
 #[derive(Debug, Clone, Copy)]
 pub struct Contrast<'a> {
@@ -129,10 +132,11 @@ impl Contrast<'_> {
         let dropout = self.dropout(pack);
         let pace = Pace::asking(before);
         let manner = Manner { dropout: dropout.as_ref(), recomputation: self.recomputation, pace };
-        backward::gradients_from_hidden(decoder, adapter, batch, manner, |hidden| {
+        let scale = decoder.gradient_scale(GRADIENT_SCALE);
+        backward::gradients_from_hidden(decoder, adapter, batch, manner, scale, |hidden| {
             let pooled = Pooled::of(hidden, batch)?;
             let (result, slopes) = slopes(&pooled.vectors);
-            Ok((result, pooled.backward(&slopes, hidden, batch)?))
+            Ok((result, (pooled.backward(&slopes, hidden, batch)? * scale)?))
         })
     }
 

@@ -208,6 +208,36 @@ inline unsigned __float_as_uint(float value) {
 using std::min;
 using std::max;
 
+namespace emulator {
+
+inline float wide_bf16(unsigned short bits) { return __uint_as_float((unsigned)bits << 16); }
+
+inline float wide_f16(unsigned short bits) {
+    const unsigned exponent = bits >> 10 & 31, fraction = bits & 1023;
+    const float size = exponent == 31   ? (fraction ? NAN : INFINITY)
+                       : exponent == 0 ? ldexpf((float)fraction, -24)
+                                       : ldexpf((float)(1024 + fraction), (int)exponent - 25);
+    return bits >> 15 ? -size : size;
+}
+
+// To the nearest, ties to even, as the default rounding of the floating-point unit has it.
+inline unsigned short narrow_f16(float x) {
+    const unsigned short sign = __float_as_uint(x) >> 31 << 15;
+    if (std::isnan(x)) return 0x7fff;
+    const float size = fabsf(x);
+    if (size >= 65520.0f) return sign | 0x7c00;
+    if (size == 0.0f) return sign;
+    int exponent;
+    frexpf(size, &exponent);
+    // The last of eleven digits, or of what is left of them below 2^-14.
+    const int last = std::max(exponent - 11, -24);
+    const unsigned digits = (unsigned)nearbyintf(ldexpf(size, -last));
+    // What was rounded up to the next power of two carries into the exponent by itself.
+    return sign | (unsigned short)((unsigned)(last + 24) * 1024 + digits);
+}
+
+} // namespace emulator
+
 // Matrix units, see the PTX manual for who has what of a fragment.
 namespace emulator {
 
@@ -217,7 +247,9 @@ struct Fragments {
 static Fragments fragments[MOST_WARPS][LANES];
 static const unsigned short* matrix_rows[MOST_WARPS][LANES];
 
-inline float half_of(unsigned pair, unsigned second) { return __uint_as_float(second ? pair & 0xffff0000u : pair << 16); }
+#define NAMED_(prefix, name) prefix##name
+#define NAMED(prefix, name) NAMED_(prefix, name)
+inline float half_of(unsigned pair, unsigned second) { return NAMED(wide_, HALF)((unsigned short)(second ? pair >> 16 : pair)); }
 
 INTERNAL void announce(const void* row) {
     matrix_rows[threadIdx.x / LANES][threadIdx.x % LANES] = (const unsigned short*)row;

@@ -10,7 +10,7 @@ use attune::config::{Dtype, Limits};
 use attune::datasets::{ExampleStore, TokenizedExample};
 use attune::engine::native::NativeEngine;
 use attune::engine::priority::{Priority, Turns};
-use attune::engine::{Backend as _, Event};
+use attune::engine::{Backend as _, EmbedRequest, Event};
 use attune::jobs::Hyperparameters;
 use attune::machine::MemoryWatch;
 use attune::model::decoder::{Decoder, SequenceRows};
@@ -38,15 +38,23 @@ const LONG: usize = if ON_GPU { 4096 } else { 70 };
 const STREAMS: usize = if ON_GPU { 16 } else { 3 };
 const ANSWER: usize = if ON_GPU { 256 } else { 4 };
 
+/// Texts that are embedded at once.
+const TEXTS: usize = if ON_GPU { 512 } else { 3 };
+
 struct Bench {
     config: ModelConfig,
     decoder: Decoder,
 }
 
+/// Widths of hidden states and of the MLP, layers, heads of queries and of keys, and tokens: Llama-3.1-8B's, and those of BGE-base
+/// and E5-base.
+type Shape = [usize; 6];
+const LARGE: Shape = if ON_GPU { [4096, 14336, 32, 32, 8, 128_256] } else { TINY };
+const BASE: Shape = if ON_GPU { [768, 3072, 12, 12, 12, 30_522] } else { TINY };
+const TINY: Shape = [64, 96, 2, 4, 2, 160];
+
 impl Bench {
-    fn new() -> Self {
-        let [hidden, intermediate, layers, heads, kv_heads, vocabulary] =
-            if ON_GPU { [4096, 14336, 32, 32, 8, 128_256] } else { [64, 96, 2, 4, 2, 160] };
+    fn new([hidden, intermediate, layers, heads, kv_heads, vocabulary]: Shape) -> Self {
         let config = json!({
             "model_type": "llama", "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
             "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocabulary,
@@ -135,7 +143,7 @@ fn decoding(bench: &Bench, count: usize, adapters: &[Adapter]) -> f64 {
 
 #[test]
 fn decoding_alone_together_and_with_an_adapter_each() {
-    let bench = Bench::new();
+    let bench = Bench::new(LARGE);
     let one = decoding(&bench, 1, &[]);
     let embedding = 2 * bench.config.vocab_size * bench.config.hidden_size;
     let limit = BYTES_PER_SECOND / (bench.decoder.weight_bytes() - embedding) as f64;
@@ -149,7 +157,7 @@ fn decoding_alone_together_and_with_an_adapter_each() {
 
 #[test]
 fn a_long_prompt() {
-    let bench = Bench::new();
+    let bench = Bench::new(LARGE);
     let cache = KvCache::new(&bench.config, LONG.div_ceil(BLOCK_TOKENS), DType::BF16, &device()).unwrap();
     let blocks: Vec<u32> = (0..LONG.div_ceil(BLOCK_TOKENS) as u32).collect();
     let tokens: Vec<u32> = (0..LONG as u32).map(|token| token % 150).collect();
@@ -191,7 +199,7 @@ fn step(trainer: &mut Trainer, before: &mut dyn FnMut() -> attune::Result<()>) {
 
 #[test]
 fn training_on_one_long_sequence() {
-    let bench = Bench::new();
+    let bench = Bench::new(LARGE);
     let operations = bench.operations();
     let model = bench.model();
     for way in [Recomputation::Full, Recomputation::Selective] {
@@ -201,7 +209,7 @@ fn training_on_one_long_sequence() {
         // Forward, and the gradients of the inputs.
         let rate = LONG as f64 / took;
         let share = 100.0 * rate * 2.0 * operations / OPERATIONS_PER_SECOND;
-        let peak = memory.peak_bytes().unwrap() as f64 / f64::from(1 << 30);
+        let peak = memory.peak_bytes().map_or(f64::NAN, |bytes| bytes as f64 / f64::from(1 << 30));
         let way = way.name();
         println!("measured: {way} {rate:.0} tokens/s, {share:.0} % of an H200's products, {peak:.1} GiB at most");
     }
@@ -231,7 +239,7 @@ fn streaming(engine: &NativeEngine) -> (f64, f64) {
 
 #[test]
 fn training_while_requests_stream() {
-    let model = Bench::new().model();
+    let model = Bench::new(LARGE).model();
     let priority = Arc::<Priority>::default();
     let limits = Limits { kv_cache_mib: Some(if ON_GPU { 4096 } else { 64 }), ..Limits::default() };
     let engine = NativeEngine::start(model.clone(), &limits, priority.clone()).unwrap();
@@ -262,4 +270,20 @@ fn training_while_requests_stream() {
             "measured: together {together:.0} tokens/s in {STREAMS} streams, at most {gap:.0} ms between two, {trained:.0} trained on"
         );
     });
+}
+
+/// Texts of 16 to 240 tokens, 128 on average, by a decoder of the width and depth of the usual encoders.
+#[test]
+fn embeddings_of_many_texts() {
+    let model = Bench::new(BASE).model();
+    let limits = Limits { kv_cache_mib: Some(if ON_GPU { 4096 } else { 64 }), ..Limits::default().on_gpu() };
+    let engine = NativeEngine::start(model, &limits, Arc::default()).unwrap();
+    let inputs: Vec<Vec<u32>> =
+        (0..TEXTS).map(|text| (0..16 + text as u32 * 37 % 225).map(|token| token % 150).collect()).collect();
+    let tokens: usize = inputs.iter().map(Vec::len).sum();
+    let took = seconds(5, || {
+        let request = EmbedRequest { organization: "org".into(), inputs: inputs.clone(), adapter: None };
+        assert_eq!(futures::executor::block_on(engine.embed(request)).unwrap().len(), TEXTS);
+    });
+    println!("measured: {:.0} texts/s of {} tokens on average", TEXTS as f64 / took, tokens / TEXTS);
 }

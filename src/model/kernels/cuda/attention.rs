@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, address, launch, output};
+use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, address, is_half, launch, output};
 use super::rows::{RowTables, Rows};
 use crate::model::kernels::AttentionState;
 use crate::{Error, Result};
@@ -67,7 +67,7 @@ impl Part<'_> {
 /// Sequences with enough rows for matrix units are computed by them where they can; all others row by row.
 fn parts<'a>(launcher: &dyn Launcher, q: &Tensor, tables: &'a RowTables) -> Vec<Part<'a>> {
     let (rows, head_dim) = (q.dims()[0], q.dims()[2]);
-    let fits = q.dtype() == DType::BF16 && head_dim.is_multiple_of(16) && head_dim <= MOST_FLASH_HEAD_DIM;
+    let fits = is_half(q.dtype()) && head_dim.is_multiple_of(16) && head_dim <= MOST_FLASH_HEAD_DIM;
     if !fits || !launcher.has_matrix_units() {
         return vec![Part { is_flash: false, work: None, blocks: rows }];
     }

@@ -93,14 +93,16 @@ impl Launcher for Driver {
         if a.dtype() == dtype {
             return Ok(a.matmul(b)?);
         }
-        if (a.dtype(), b.dtype(), dtype) != (DType::BF16, DType::BF16, DType::F32) {
-            return Err(Error::Internal(format!("no product of {:?} gives {dtype:?}", a.dtype())));
-        }
+        let half = match (a.dtype(), b.dtype(), dtype) {
+            (DType::BF16, DType::BF16, DType::F32) => blas::cudaDataType::CUDA_R_16BF,
+            (DType::F16, DType::F16, DType::F32) => blas::cudaDataType::CUDA_R_16F,
+            _ => return Err(Error::Internal(format!("no product of {:?} gives {dtype:?}", a.dtype()))),
+        };
         let ((m, k), n) = (a.dims2()?, b.dim(1)?);
         let c = output((m, n), dtype, a)?;
         let (a, b) = (Operand::of(a)?, Operand::of(b)?);
         let (one, zero) = (1.0_f32, 0.0_f32);
-        let [bf16, f32] = [blas::cudaDataType::CUDA_R_16BF, blas::cudaDataType::CUDA_R_32F];
+        let f32 = blas::cudaDataType::CUDA_R_32F;
         // cuBLAS reads columns first, to which each row-major matrix is its transpose: cᵀ = bᵀ · aᵀ.
         // SAFETY: the matrices have these sizes, and the call is queued before any of them is freed.
         unsafe {
@@ -113,10 +115,10 @@ impl Launcher for Driver {
                 k as i32,
                 std::ptr::from_ref(&one).cast(),
                 b.start as *const _,
-                bf16,
+                half,
                 b.stride,
                 a.start as *const _,
-                bf16,
+                half,
                 a.stride,
                 std::ptr::from_ref(&zero).cast(),
                 super::launch::address(&c)? as *mut _,
@@ -171,6 +173,7 @@ pub(super) fn address(storage: &CudaStorage, dtype: DType) -> Result<u64> {
     Ok(match dtype {
         DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(&stream).0,
         DType::BF16 => storage.as_cuda_slice::<half::bf16>()?.device_ptr(&stream).0,
+        DType::F16 => storage.as_cuda_slice::<half::f16>()?.device_ptr(&stream).0,
         DType::F64 => storage.as_cuda_slice::<f64>()?.device_ptr(&stream).0,
         DType::U32 => storage.as_cuda_slice::<u32>()?.device_ptr(&stream).0,
         DType::U8 => storage.as_cuda_slice::<u8>()?.device_ptr(&stream).0,

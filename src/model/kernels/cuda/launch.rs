@@ -17,8 +17,8 @@ pub struct Kernel {
     pub name: &'static str,
     /// The source of its file.
     file: &'static str,
-    /// Its elements are bf16, else f32.
-    bf16: bool,
+    /// What its elements are.
+    dtype: DType,
     /// Values in a head, 0 where it has none.
     head_dim: usize,
     /// Rows of its input, 0 where it takes any number.
@@ -29,7 +29,7 @@ pub struct Kernel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KernelKey {
     name: &'static str,
-    bf16: bool,
+    dtype: DType,
     head_dim: usize,
     rows: usize,
 }
@@ -38,8 +38,8 @@ impl Kernel {
     /// The kernel `name` of `file` for elements of `dtype`.
     pub(super) fn new(name: &'static str, file: &'static str, dtype: DType) -> Result<Self> {
         match dtype {
-            DType::F32 | DType::BF16 => Ok(Self { name, file, bf16: dtype == DType::BF16, head_dim: 0, rows: 0 }),
-            other => Err(Error::Internal(format!("kernels take f32 and bf16, not {other:?}"))),
+            DType::F32 | DType::BF16 | DType::F16 => Ok(Self { name, file, dtype, head_dim: 0, rows: 0 }),
+            other => Err(Error::Internal(format!("kernels take f32, bf16 and f16, not {other:?}"))),
         }
     }
 
@@ -55,7 +55,7 @@ impl Kernel {
 
     /// What it is known by: names are unique in all files.
     pub fn key(&self) -> KernelKey {
-        KernelKey { name: self.name, bf16: self.bf16, head_dim: self.head_dim, rows: self.rows }
+        KernelKey { name: self.name, dtype: self.dtype, head_dim: self.head_dim, rows: self.rows }
     }
 
     /// What the compiler gets.
@@ -72,8 +72,14 @@ impl Kernel {
 
     /// What the source leaves open, as options of the compiler.
     pub fn definitions(&self) -> Vec<String> {
+        let (element, half) = match self.dtype {
+            DType::BF16 => ("bf16", "bf16"),
+            DType::F16 => ("f16", "f16"),
+            _ => ("float", "bf16"),
+        };
         vec![
-            format!("-DELEMENT={}", if self.bf16 { "bf16" } else { "float" }),
+            format!("-DELEMENT={element}"),
+            format!("-DHALF={half}"),
             format!("-DHEAD_DIM={}", self.head_dim),
             format!("-DROWS={}", self.rows),
             format!("-DBLOCK_TOKENS={BLOCK_TOKENS}"),
@@ -144,6 +150,11 @@ impl Mark for Done {
     }
 }
 
+/// True for the types of two bytes that matrix units take.
+pub(super) fn is_half(dtype: DType) -> bool {
+    matches!(dtype, DType::BF16 | DType::F16)
+}
+
 /// A structure that a kernel takes, laid out as in its source: `repr(C)`, of plain numbers, addresses and structures of them,
 /// all of whose bytes may be read.
 ///
@@ -172,6 +183,7 @@ pub(in crate::model) fn address(tensor: &Tensor) -> Result<u64> {
     let start = match (&*storage, tensor.dtype()) {
         (Storage::Cpu(storage), DType::F32) => storage.as_slice::<f32>()?.as_ptr() as u64,
         (Storage::Cpu(storage), DType::BF16) => storage.as_slice::<half::bf16>()?.as_ptr() as u64,
+        (Storage::Cpu(storage), DType::F16) => storage.as_slice::<half::f16>()?.as_ptr() as u64,
         (Storage::Cpu(storage), DType::F64) => storage.as_slice::<f64>()?.as_ptr() as u64,
         (Storage::Cpu(storage), DType::U32) => storage.as_slice::<u32>()?.as_ptr() as u64,
         (Storage::Cpu(storage), DType::U8) => storage.as_slice::<u8>()?.as_ptr() as u64,

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, address, launch, output};
+use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, address, is_half, launch, output};
 use crate::adapters::LoraPair;
 use crate::model::kernels::LoraRows;
 use crate::{Error, Result};
@@ -67,7 +67,7 @@ pub fn add(launcher: &dyn Launcher, outputs: &[Tensor], x: &Tensor, tasks: &[Lor
 pub fn takes_tiles(launcher: &dyn Launcher, x: &Tensor, pair: &LoraPair) -> bool {
     let (rank, input, output) = (pair.a.dims()[0], pair.a.dims()[1], pair.b.dims()[0]);
     let fits = rank.is_multiple_of(2) && output.is_multiple_of(2) && input.is_multiple_of(8);
-    fits && x.dtype() == DType::BF16 && launcher.has_matrix_units()
+    fits && is_half(x.dtype()) && launcher.has_matrix_units()
 }
 
 /// How tasks are computed.
@@ -86,7 +86,7 @@ fn start(launcher: &dyn Launcher, outputs: &[Tensor], x: &Tensor, tasks: &[&Lora
     let most = tasks.iter().map(|task| rank(task)).max().unwrap_or(0);
     let (most, between) = match way {
         Way::Rows => (most, DType::F32),
-        Way::Tiles => (most.next_multiple_of(SIDE), DType::BF16),
+        Way::Tiles => (most.next_multiple_of(SIDE), x.dtype()),
     };
     let shrunk = output((outputs.len(), all_rows, most), between, x)?;
     let mut arguments = Lora {

@@ -1,5 +1,5 @@
 // What all kernels share: it stands before each of them when they are compiled, at run time with NVRTC and without headers,
-// for one ELEMENT: float or bf16. Arithmetic is in float throughout; elements are what memory holds.
+// for one ELEMENT: float, bf16 or f16. Arithmetic is in float throughout; elements are what memory holds.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -9,8 +9,13 @@ typedef unsigned long long u64;
 struct bf16 {
     u16 bits;
 };
+struct f16 {
+    u16 bits;
+};
 
 typedef ELEMENT element;
+// What matrix units take: bf16 or f16, which is ELEMENT where that is one of them.
+typedef HALF half_element;
 
 const u32 WARP = 32;
 const u32 WHOLE_WARP = 0xffffffffu;
@@ -26,6 +31,21 @@ const u32 WHOLE_WARP = 0xffffffffu;
 
 __device__ inline float wide(float x) { return x; }
 __device__ inline float wide(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
+#ifndef EMULATED
+__device__ inline float wide(f16 x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+}
+__device__ inline u16 narrow_f16(float x) {
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+#else
+inline float wide(f16 x) { return emulator::wide_f16(x.bits); }
+inline u16 narrow_f16(float x) { return emulator::narrow_f16(x); }
+#endif
 
 template <typename T> struct Narrow;
 template <> struct Narrow<float> {
@@ -38,6 +58,9 @@ template <> struct Narrow<bf16> {
         if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16{(u16)0x7fff};
         return bf16{(u16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
     }
+};
+template <> struct Narrow<f16> {
+    static __device__ inline f16 of(float x) { return f16{narrow_f16(x)}; }
 };
 __device__ inline element narrow(float x) { return Narrow<element>::of(x); }
 

@@ -1,4 +1,4 @@
-// Causal attention by matrix units, for bf16 and head sizes of whole 16s up to 128, over a paged cache or packed sequences, and
+// Causal attention by matrix units, for bf16 and f16 and head sizes of whole 16s up to 128, over a paged cache or packed sequences, and
 // its gradient (Dao, "FlashAttention-2", 2023). A block has 64 queries or keys, each of its four warps 16 of them; scores live
 // in registers. dk and dv are one kernel and dq another, so that each element is added up by one thread, in one order.
 
@@ -11,7 +11,7 @@ const u32 COLUMNS = HEAD_DIM / 8;
 const u32 QUERIES = 16;
 
 struct __align__(16) Row {
-    bf16 values[PITCH];
+    half_element values[PITCH];
 };
 
 // The left operand: 16 rows of `rows`, columns from `column` on.
@@ -33,7 +33,7 @@ __device__ inline void load_right_rows(u32* to, const Row* rows, u32 column) {
 }
 
 // `count` rows of heads to shared memory, and zeros up to `size`; `place` tells where each begins.
-template <typename Place> __device__ inline void load_tile(Row* to, u32 size, u32 count, const bf16* from, Place place) {
+template <typename Place> __device__ inline void load_tile(Row* to, u32 size, u32 count, const half_element* from, Place place) {
     for (u32 i = threadIdx.x; i < size * COLUMNS; i += blockDim.x) {
         const u32 row = i / COLUMNS, part = i % COLUMNS * 8;
         Vector vector = {};
@@ -74,7 +74,7 @@ __device__ inline void load_lefts(u32 (*to)[4], const Row* rows) {
 }
 
 // Writes row `row` of the warp's 16 (this lane's first or second), each value times `factor`.
-__device__ inline void store_row(bf16* to, const float (*c)[4], u32 second, float factor) {
+__device__ inline void store_row(half_element* to, const float (*c)[4], u32 second, float factor) {
     UNROLL for (u32 i = 0; i < COLUMNS; i++) {
         const u32 column = i * 8 + lane_of_warp() % 4 * 2;
         *(u32*)(to + column) = pair_of(c[i][second * 2] * factor, c[i][second * 2 + 1] * factor);
@@ -82,10 +82,10 @@ __device__ inline void store_row(bf16* to, const float (*c)[4], u32 second, floa
 }
 
 struct Flash {
-    const bf16* q;      // [rows, heads, HEAD_DIM]
-    const bf16* keys;   // [rows or slots, kv_heads, HEAD_DIM]
-    const bf16* values; // [rows or slots, kv_heads, HEAD_DIM]
-    bf16* out;          // [rows, heads, HEAD_DIM]
+    const half_element* q;      // [rows, heads, HEAD_DIM]
+    const half_element* keys;   // [rows or slots, kv_heads, HEAD_DIM]
+    const half_element* values; // [rows or slots, kv_heads, HEAD_DIM]
+    half_element* out;          // [rows, heads, HEAD_DIM]
     float* log_sums;    // [rows, heads], or none
     const u32* work;    // [tiles, 2]: up to 64 rows of one sequence, the first and their number
     Rows rows;
@@ -158,16 +158,16 @@ KERNEL(flash, Flash) {
 }
 
 struct FlashBackward {
-    const bf16* q;         // [rows, heads, HEAD_DIM]
-    const bf16* k;         // [rows, kv_heads, HEAD_DIM]
-    const bf16* v;         // [rows, kv_heads, HEAD_DIM]
-    const bf16* out;       // [rows, heads, HEAD_DIM]
-    const bf16* dout;      // [rows, heads, HEAD_DIM]
+    const half_element* q;         // [rows, heads, HEAD_DIM]
+    const half_element* k;         // [rows, kv_heads, HEAD_DIM]
+    const half_element* v;         // [rows, kv_heads, HEAD_DIM]
+    const half_element* out;       // [rows, heads, HEAD_DIM]
+    const half_element* dout;      // [rows, heads, HEAD_DIM]
     const float* log_sums; // [rows, heads]
     float* deltas;         // [rows, heads]: dout · out, written with dq and read for dk and dv
-    bf16* dq;
-    bf16* dk;
-    bf16* dv;
+    half_element* dq;
+    half_element* dk;
+    half_element* dv;
     const u32* work; // As above.
     Rows rows;       // Of packed sequences.
     u32 heads;

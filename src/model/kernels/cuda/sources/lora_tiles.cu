@@ -1,5 +1,5 @@
-// The same as `lora.cu` by matrix units, for bf16 and tasks of many rows: prompts, and training. Widths and ranks are even and the
-// input's width is a multiple of eight. What lies between the two launches is in bf16, `[outputs, all rows, most]` with `most` a
+// The same as `lora.cu` by matrix units, for bf16 and f16 and tasks of many rows: prompts, and training. Widths and ranks are even and the
+// input's width is a multiple of eight. What lies between the two launches is in the same type, `[outputs, all rows, most]` with `most` a
 // multiple of 16, zero beyond a task's rank.
 
 const u32 SHRINK_WARPS = 8;
@@ -59,7 +59,7 @@ const u32 FRAGMENTS = EXPAND_COLUMNS / 8;
 
 // `y` with `sum` added; an adapter whose B is 0 changes no bit, not even the sign of a zero.
 __device__ inline u32 added(u32 y, float first, float second) {
-    const bf16 low = {(u16)y}, high = {(u16)(y >> 16)};
+    const half_element low = {(u16)y}, high = {(u16)(y >> 16)};
     return (u32)(first == 0.0f ? low : narrow(wide(low) + first)).bits |
            (u32)(second == 0.0f ? high : narrow(wide(high) + second)).bits << 16;
 }

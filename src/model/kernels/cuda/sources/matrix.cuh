@@ -1,16 +1,18 @@
-// Matrix units: products of bf16 summed in float, by the lanes of a warp together. Fragments are as in the PTX manual,
+// Matrix units: products of bf16 or f16 summed in float, by the lanes of a warp together. Fragments are as in the PTX manual,
 // "mma.m16n8k16": of 16 × 16 on the left and of the result, lane 4 · g + t has rows g and g + 8, of 16 × 8 on the right column g.
 
 #ifndef EMULATED
-// c += a · b.
+#define TEXT_OF(name) #name
+#define TEXT(name) TEXT_OF(name)
+// c += a · b. Types are called in PTX as they are here.
 __device__ inline void multiply(float* c, const u32* a, u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TEXT(HALF) "." TEXT(HALF) ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                  "{%0, %1, %2, %3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 // Four 8 × 8 matrices from shared memory, lane i naming row i % 8 of matrix i / 8; "ldmatrix".
-__device__ inline void load_matrices(u32* to, const bf16* row) {
+__device__ inline void load_matrices(u32* to, const half_element* row) {
     const u32 address = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -18,7 +20,7 @@ __device__ inline void load_matrices(u32* to, const bf16* row) {
                  : "memory");
 }
 // The same, each of them transposed.
-__device__ inline void load_transposed(u32* to, const bf16* row) {
+__device__ inline void load_transposed(u32* to, const half_element* row) {
     const u32 address = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -29,5 +31,5 @@ __device__ inline void load_transposed(u32* to, const bf16* row) {
 
 // Two neighbours of a fragment.
 __device__ inline u32 pair_of(float first, float second) {
-    return (u32)Narrow<bf16>::of(first).bits | (u32)Narrow<bf16>::of(second).bits << 16;
+    return (u32)Narrow<half_element>::of(first).bits | (u32)Narrow<half_element>::of(second).bits << 16;
 }

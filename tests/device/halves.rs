@@ -1,4 +1,4 @@
-//! Models in bf16, as a GPU holds them: on a GPU in a build with the feature `cuda`, else in the emulator.
+//! Models in bf16 and f16, as a GPU holds them: on a GPU in a build with the feature `cuda`, else in the emulator.
 
 use attune::adapters::Site;
 use attune::config::Dtype;
@@ -12,8 +12,19 @@ use crate::model::fixtures::{
     FAMILIES, Reference, TRAINED_FAMILIES, device, load_as, one_sequence, relative_difference, tensor_name,
 };
 
-fn bf16() -> Storage {
-    Storage { dtype: Dtype::Bf16, quantize: None }
+/// A type of two bytes, and what it may be off by, in parts of what bf16 may.
+struct Half {
+    storage: Storage,
+    dtype: DType,
+    share: f64,
+}
+
+fn halves() -> [Half; 2] {
+    [(Dtype::Bf16, DType::BF16, 1.0), (Dtype::F16, DType::F16, 0.25)].map(|(held, dtype, share)| Half {
+        storage: Storage { dtype: held, quantize: None },
+        dtype,
+        share,
+    })
 }
 
 fn wide(tensor: &Tensor) -> Vec<f32> {
@@ -25,19 +36,20 @@ const LOGITS: f64 = 5.1e-2;
 const GRADIENTS: f64 = 0.15;
 
 #[test]
-fn logits_in_bf16_are_near_those_of_transformers_in_training_and_in_serving() {
-    for family in FAMILIES {
-        let (config, decoder) = load_as(family, &device(), &bf16());
+fn logits_in_two_bytes_are_near_those_of_transformers_in_training_and_in_serving() {
+    for (family, half) in FAMILIES.into_iter().flat_map(|family| halves().map(|half| (family, half))) {
+        let Half { storage, dtype, share } = half;
+        let (config, decoder) = load_as(family, &device(), &storage);
         let reference = Reference::read(family, "reference.safetensors");
         let tokens = reference.ids("input_ids");
         let expected = reference.floats("logits");
         let hidden = hidden_states(&decoder, None, &one_sequence(&tokens)).unwrap();
-        assert_eq!(hidden.dtype(), DType::BF16);
+        assert_eq!(hidden.dtype(), dtype);
         let difference = relative_difference(&wide(&decoder.logits(&hidden).unwrap()), &expected);
-        assert!(difference <= LOGITS, "{family}, training: logits differ by {difference:e}");
+        assert!(difference <= LOGITS * share, "{family}, {dtype:?}, training: logits differ by {difference:e}");
 
         let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).rev().collect();
-        let cache = KvCache::new(&config, blocks.len(), DType::BF16, &device()).unwrap();
+        let cache = KvCache::new(&config, blocks.len(), dtype, &device()).unwrap();
         let mut hidden = Vec::new();
         for rows in [0..7, 7..8, 8..28, 28..tokens.len()] {
             let sequence = SequenceRows { rows: 0..rows.len(), start: rows.start, blocks: &blocks, adapter: None };
@@ -45,21 +57,22 @@ fn logits_in_bf16_are_near_those_of_transformers_in_training_and_in_serving() {
         }
         let logits = decoder.logits(&Tensor::cat(&hidden, 0).unwrap()).unwrap();
         let difference = relative_difference(&wide(&logits), &expected);
-        assert!(difference <= LOGITS, "{family}, serving: logits differ by {difference:e}");
+        assert!(difference <= LOGITS * share, "{family}, {dtype:?}, serving: logits differ by {difference:e}");
     }
 }
 
 #[test]
-fn gradients_in_bf16_are_near_those_of_peft() {
-    for family in TRAINED_FAMILIES {
-        let (config, decoder) = load_as(family, &device(), &bf16());
+fn gradients_in_two_bytes_are_near_those_of_peft() {
+    for (family, half) in TRAINED_FAMILIES.into_iter().flat_map(|family| halves().map(|half| (family, half))) {
+        let Half { storage, dtype, share } = half;
+        let (config, decoder) = load_as(family, &device(), &storage);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let reference = Reference::read(family, "peft/reference.safetensors");
         let batch = reference.batch();
         let (report, gradients) =
             backward::loss_and_gradients(&decoder, &adapter, &batch, batch.targets.len() as f64).unwrap();
         let (loss, expected) = (report.loss_sum / report.weight_sum, f64::from(reference.scalar("loss")));
-        assert!((loss - expected).abs() / expected <= 1e-2, "{family}: loss {loss} instead of {expected}");
+        assert!((loss - expected).abs() / expected <= 1e-2, "{family}, {dtype:?}: loss {loss} instead of {expected}");
         for (index, layer) in gradients.iter().enumerate() {
             for site in Site::ALL {
                 let pair = layer.get(site).unwrap();
@@ -68,7 +81,10 @@ fn gradients_in_bf16_are_near_those_of_peft() {
                     assert_eq!(tensor.dtype(), DType::F32);
                     let expected = reference.floats(&format!("grad.{name}.{part}.weight"));
                     let difference = relative_difference(&wide(tensor), &expected);
-                    assert!(difference <= GRADIENTS, "{family}: gradient of {name}.{part} differs by {difference:e}");
+                    assert!(
+                        difference <= GRADIENTS * share,
+                        "{family}, {dtype:?}: gradient of {name}.{part} differs by {difference:e}"
+                    );
                 }
             }
         }
@@ -76,18 +92,19 @@ fn gradients_in_bf16_are_near_those_of_peft() {
 }
 
 #[test]
-fn adapters_served_in_bf16_are_near_those_of_peft() {
-    for family in TRAINED_FAMILIES {
-        let (config, decoder) = load_as(family, &device(), &bf16());
+fn adapters_served_in_two_bytes_are_near_those_of_peft() {
+    for (family, half) in TRAINED_FAMILIES.into_iter().flat_map(|family| halves().map(|half| (family, half))) {
+        let Half { storage, dtype, share } = half;
+        let (config, decoder) = load_as(family, &device(), &storage);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let adapter = decoder.served(&adapter).unwrap();
         let reference = Reference::read(family, "peft/reference.safetensors");
         let tokens = reference.ids("input_ids");
         let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
-        let cache = KvCache::new(&config, blocks.len(), DType::BF16, &device()).unwrap();
+        let cache = KvCache::new(&config, blocks.len(), dtype, &device()).unwrap();
         let sequence = SequenceRows { rows: 0..tokens.len(), start: 0, blocks: &blocks, adapter: Some(&adapter) };
         let hidden = decoder.step(&tokens, &[sequence], &cache).unwrap();
         let difference = relative_difference(&wide(&decoder.logits(&hidden).unwrap()), &reference.floats("logits"));
-        assert!(difference <= LOGITS, "{family}: logits differ by {difference:e}");
+        assert!(difference <= LOGITS * share, "{family}, {dtype:?}: logits differ by {difference:e}");
     }
 }
