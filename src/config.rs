@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::limits::Limits;
 use crate::adapters::is_job_name;
+use crate::model::device;
 use crate::model::linear::Storage;
 use crate::train::recomputation::{MemoryBounds, Recomputation};
 use crate::{Error, Result};
@@ -83,7 +84,11 @@ impl ModelEntry {
     /// How the model's weight matrices are held on `device`.
     pub fn storage(&self, device: &Device) -> Storage {
         // Blocks of 8 bit and less leave little to hold otherwise, and their products on a GPU take f32.
-        let usual = if device.is_cpu() || self.quantize.is_some() { Dtype::F32 } else { Dtype::Bf16 };
+        let usual = match device {
+            _ if device.is_cpu() || self.quantize.is_some() => Dtype::F32,
+            _ if device::has_bf16(device) => Dtype::Bf16,
+            _ => Dtype::F16,
+        };
         Storage { dtype: self.dtype.unwrap_or(usual), quantize: self.quantize.clone() }
     }
 }

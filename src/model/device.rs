@@ -31,6 +31,15 @@ fn open(index: usize) -> candle_core::Result<Device> {
     Device::new_cuda(index)
 }
 
+/// True where `device` multiplies bf16: GPUs do from compute capability 8.0 on.
+pub fn has_bf16(device: &Device) -> bool {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => super::gpu::has_bf16(device),
+        _ => true,
+    }
+}
+
 /// What is left of the memory that tensors on `device` take; absent where it cannot be told.
 pub fn free_memory(device: &Device) -> Option<FreeMemory> {
     match device {

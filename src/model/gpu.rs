@@ -20,6 +20,11 @@ pub(super) fn open(index: usize) -> candle_core::Result<Device> {
     Ok(device)
 }
 
+/// True where products of bf16 exist.
+pub(super) fn has_bf16(device: &CudaDevice) -> bool {
+    device.cuda_stream().context().compute_capability().is_ok_and(|(major, _)| major >= 8)
+}
+
 /// Spares two events for each tensor.
 fn use_alone(device: &CudaDevice) {
     // SAFETY: the tensors of a `CudaDevice` are used on its own stream, in the order of the calls. What two streams read,
