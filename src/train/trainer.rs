@@ -25,7 +25,8 @@ use crate::train::source::LossSource;
 use crate::train::state::{AdapterState, Step};
 use crate::{Error, Result};
 
-/// Asked before each micro-step, on a GPU between its blocks too: may wait for requests to go first; an error ends the step with nothing changed.
+/// Asked before each micro-step, on a GPU between its blocks too: may wait for requests to go first; an error ends the step with
+/// nothing changed.
 pub type BeforeMicroStep<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// A training run.
