@@ -15,7 +15,13 @@ use super::launch::{Kernel, KernelKey, Launcher, Mark, Shape, output};
 use crate::{Error, Result};
 
 /// Compiled functions by GPU and kernel.
-static COMPILED: Mutex<Option<HashMap<(usize, KernelKey), CudaFunction>>> = Mutex::new(None);
+type Compiled = HashMap<(usize, KernelKey), CudaFunction>;
+
+/// What `look` finds in, or does to, the functions that were compiled so far.
+fn compiled<T>(look: impl FnOnce(&mut Compiled) -> T) -> T {
+    static COMPILED: Mutex<Option<Compiled>> = Mutex::new(None);
+    look(COMPILED.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
+}
 
 /// The driver of one GPU.
 pub(super) struct Driver {
@@ -38,12 +44,11 @@ impl Driver {
     fn function(&self, kernel: &Kernel) -> Result<CudaFunction> {
         let stream = self.device.cuda_stream();
         let context = stream.context();
-        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-        let compiled = compiled.get_or_insert_default();
         let key = (context.ordinal(), kernel.key());
-        if let Some(function) = compiled.get(&key) {
-            return Ok(function.clone());
+        if let Some(function) = compiled(|all| all.get(&key).cloned()) {
+            return Ok(function);
         }
+        // Others go on with their kernels meanwhile: training's first step compiles many while requests run.
         let failed = |why: &dyn std::fmt::Display| Error::Internal(format!("the kernel `{}`: {why}", kernel.name));
         let (major, minor) = self.capability()?;
         let mut options = kernel.definitions();
@@ -55,8 +60,8 @@ impl Driver {
         let module = context.load_module(ptx).map_err(|error| failed(&error))?;
         let function = module.load_function(kernel.name).map_err(|error| failed(&error))?;
         tracing::debug!(kernel = kernel.name, ms = began.elapsed().as_millis(), "compiled");
-        compiled.insert(key, function.clone());
-        Ok(function)
+        // What somebody else compiled meanwhile may be running, and must stay.
+        Ok(compiled(|all| all.entry(key).or_insert(function).clone()))
     }
 }
 
