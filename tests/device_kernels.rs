@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use attune::adapters::LoraPair;
 use attune::model::kernels::cuda::{self, RowTables};
-use attune::model::kernels::{AttentionState, CachedRows, Dense, LoraRows, NO_TOKEN, reference};
+use attune::model::kernels::{AttentionState, CachedRows, Dense, LoraRows, NO_TOKEN, NewHeads, Norm, reference};
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::rope::Angles;
 use candle_core::{DType, Device, Tensor};
@@ -95,25 +95,58 @@ fn rotations_forwards_and_backwards() {
 }
 
 /// Few rows, which our kernel takes, and more; inputs that are no whole number of vectors, too.
+const INPUTS: [(usize, usize); 5] = [(1, 328), (3, 64), (4, 16), (2, 9), (7, 64)];
+
+fn exact_product(x: &Tensor, matrix: &Dense<'_>) -> Tensor {
+    let mut exact = reference::linear(x, &wide(matrix.weight)).unwrap();
+    for added in matrix.bias.into_iter().chain(matrix.residual) {
+        exact = exact.broadcast_add(&wide(added)).unwrap();
+    }
+    exact
+}
+
 #[test]
 fn products_of_layers_that_share_an_input() {
     each(|emulator, dtype, rounding| {
-        for (rows, input) in [(1, 328), (3, 64), (4, 16), (2, 9), (7, 64)] {
+        for (rows, input) in INPUTS {
             let x = random((rows, input), 1, dtype);
-            let weights = [40, 8, 19].map(|width| random((width, input), width as u64, dtype));
-            let (bias, residual) = (random(8, 2, dtype), random((rows, 19), 3, dtype));
+            let weights = [40, 6, 19].map(|width| random((width, input), width as u64, dtype));
+            let (bias, residual) = (random(6, 2, dtype), random((rows, 19), 3, dtype));
             let matrices = [(None, None), (Some(&bias), None), (None, Some(&residual))];
             let matrices: Vec<Dense<'_>> = (weights.iter().zip(matrices))
                 .map(|(weight, (bias, residual))| Dense { weight, bias, residual })
                 .collect();
-            let ours = cuda::product::project(emulator, &x, &matrices).unwrap();
-            for (matrix, ours) in matrices.iter().zip(&ours) {
-                let mut exact = reference::linear(&wide(&x), &wide(matrix.weight)).unwrap();
-                for added in matrix.bias.into_iter().chain(matrix.residual) {
-                    exact = exact.broadcast_add(&wide(added)).unwrap();
+            let weight = random(input, 4, DType::F32);
+            for norm in [None, Some(Norm { weight: &weight, eps: 1e-5 })] {
+                let normed =
+                    norm.map_or(wide(&x), |norm| reference::rms_norm(&wide(&x), norm.weight, norm.eps).unwrap());
+                let ours = cuda::product::project(emulator, &x, norm, &matrices).unwrap();
+                for (matrix, ours) in matrices.iter().zip(&ours) {
+                    assert_close(ours, &exact_product(&normed, matrix), rounding);
                 }
-                assert_close(ours, &exact, rounding);
             }
+        }
+    });
+}
+
+#[test]
+fn a_gated_product_of_a_normed_input() {
+    each(|emulator, dtype, rounding| {
+        for (rows, input) in INPUTS {
+            let x = random((rows, input), 1, dtype);
+            let weights = [2, 3].map(|seed| (random((41, input), seed, dtype) * 0.2).unwrap());
+            let bias = random(41, 4, dtype);
+            let [gate, up] = [(0, Some(&bias)), (1, None)].map(|(index, bias)| Dense {
+                weight: &weights[index],
+                bias,
+                residual: None,
+            });
+            let weight = random(input, 5, DType::F32);
+            let norm = Norm { weight: &weight, eps: 1e-5 };
+            let ours = cuda::product::project_gated(emulator, &x, norm, [gate, up]).unwrap();
+            let normed = reference::rms_norm(&wide(&x), norm.weight, norm.eps).unwrap();
+            let exact = [gate, up].map(|matrix| exact_product(&normed, &matrix));
+            assert_close(&ours, &reference::swiglu(&exact[0], &exact[1]).unwrap(), rounding);
         }
     });
 }
@@ -340,6 +373,60 @@ fn attention_over_the_cache_and_what_is_written_to_it() {
                 let exact = reference::cached_attention(&wide(&q), &plain[0], &plain[1], &sequences, window).unwrap();
                 assert_close(&out, &exact, rounding);
             });
+        }
+    }
+}
+
+/// Steps in which every sequence has one row: short ones; and one of so many keys that several blocks share them.
+#[test]
+fn attention_of_single_rows_with_all_that_comes_before_it() {
+    let many: Vec<u32> = (0..1100_u32.div_ceil(BLOCK_TOKENS as u32)).map(|block| 3 + block * 7 % 69).collect();
+    let short = [
+        CachedRows { rows: 0..1, start: 40, blocks: &[7, 2, 9] },
+        CachedRows { rows: 1..2, start: 0, blocks: &[4] },
+        CachedRows { rows: 2..3, start: 15, blocks: &[11] },
+        CachedRows { rows: 3..4, start: 31, blocks: &[5, 0] },
+    ];
+    let long =
+        [CachedRows { rows: 0..1, start: 1090, blocks: &many }, CachedRows { rows: 1..2, start: 3, blocks: &[1] }];
+    let heads = [(4, 2, 64), (3, 1, 36), (5, 1, 16), (2, 2, 256)];
+    for (sequences, heads) in [(&short[..], &heads[..]), (&long[..], &heads[..1])] {
+        for &(heads, kv_heads, head_dim) in heads {
+            for (window, is_plain) in [(None, true), (None, false), (Some(17), false)] {
+                each(|emulator, dtype, rounding| {
+                    let rows = sequences.len();
+                    let q = random((rows, heads, head_dim), 1, dtype);
+                    let [k, v] = [2, 3].map(|seed| random((rows, kv_heads, head_dim), seed, dtype));
+                    let slots = (72 * BLOCK_TOKENS, kv_heads, head_dim);
+                    let [keys, values] = [4, 5].map(|seed| random(slots, seed, dtype));
+                    let plain = [&keys, &values].map(|cache| wide(cache).copy().unwrap());
+                    let [q_norm, k_norm] = [6, 7].map(|seed| random(head_dim, seed, DType::F32));
+                    let [cos, sin] = [8, 9].map(|seed| random((rows, head_dim / 2), seed, DType::F32));
+                    let angles = Angles { cos, sin };
+                    let norms = [&q_norm, &k_norm].map(|weight| Norm { weight, eps: 1e-5 });
+                    let (norms, angles) = if is_plain { (None, None) } else { (Some(norms), Some(&angles)) };
+                    let new = NewHeads { q: &q, k: &k, v: &v, norms, angles };
+                    let tables = RowTables::cached(sequences, &CPU).unwrap();
+                    let out = cuda::decode::attention(emulator, new, &keys, &values, &tables, window).unwrap().unwrap();
+
+                    let (mut q, mut k) = (wide(&q), wide(&k));
+                    if let Some([q_norm, k_norm]) = norms {
+                        q = reference::rms_norm(&q, q_norm.weight, q_norm.eps).unwrap();
+                        k = reference::rms_norm(&k, k_norm.weight, k_norm.eps).unwrap();
+                    }
+                    if let Some(angles) = angles {
+                        q = reference::rope(&q, angles, 1.0).unwrap();
+                        k = reference::rope(&k, angles, 1.0).unwrap();
+                    }
+                    for (cache, rows) in plain.iter().zip([&k, &wide(&v)]) {
+                        reference::write_cache(cache, rows, sequences).unwrap();
+                    }
+                    assert_close(&keys, &plain[0], rounding);
+                    assert_close(&values, &plain[1], 0.0);
+                    let exact = reference::cached_attention(&q, &plain[0], &plain[1], sequences, window).unwrap();
+                    assert_close(&out, &exact, rounding * 2.0);
+                });
+            }
         }
     }
 }

@@ -61,12 +61,13 @@ fn a_step_of_many_adapters_starts_as_much_as_a_step_of_one() {
         counter.launches.load(Ordering::SeqCst) - before
     };
     let layers = config.num_hidden_layers;
-    // Two norms, seven products in four launches, rotation, cache, attention and activation; and the norm at the end.
-    assert_eq!(launches(1, &[]), 10 * layers + 1);
+    // Query, key and value with the norm before them, attention with all that it begins with, its output, gate and up with norm
+    // and activation, down; and the norm at the end.
+    assert_eq!(launches(1, &[]), 5 * layers + 1);
     assert_eq!(launches(4, &[]), launches(1, &[]));
-    // With more rows, each of the seven products is one.
-    assert_eq!(launches(20, &[]), 13 * layers + 1);
-    // Two for each of four groups of layers.
-    assert_eq!(launches(1, &adapters), launches(1, &[]) + 8 * layers);
+    // With more rows, each of the seven products is one, and so are two norms and the activation.
+    assert_eq!(launches(20, &[]), 11 * layers + 1);
+    // Two for each of four groups of layers. What adapters add comes behind norms and before the activation.
+    assert_eq!(launches(1, &adapters), 8 * layers + 1 + 8 * layers);
     assert_eq!(launches(20, &adapters), launches(20, &[]) + 8 * layers);
 }

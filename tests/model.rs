@@ -9,6 +9,7 @@ pub(crate) mod fixtures;
 use attune::adapters::Adapter;
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use attune::train::Pace;
 use attune::train::backward::{self, Manner, Objective, hidden_states};
 use attune::train::preference::Preferences;
 use candle_core::{DType, Tensor};
@@ -190,8 +191,8 @@ fn preferences_have_the_gradient_of_their_loss() {
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let batch = Reference::read(family, "peft/reference.safetensors").batch();
         assert_eq!(batch.sequences.len(), 4);
-        let own = backward::log_likelihoods(&decoder, Some(&adapter), &batch).unwrap();
-        let base = backward::log_likelihoods(&decoder, None, &batch).unwrap();
+        let own = backward::log_likelihoods(&decoder, Some(&adapter), &batch, Pace::default()).unwrap();
+        let base = backward::log_likelihoods(&decoder, None, &batch, Pace::default()).unwrap();
         let run = |adapter: &attune::adapters::Adapter, reference: &[f64]| {
             let objective = Objective::Preferences(Preferences { beta: 0.5, reference });
             backward::objective_and_gradients(&decoder, adapter, &batch, objective, 2.0, Manner::default()).unwrap()

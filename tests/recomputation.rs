@@ -15,6 +15,7 @@ use attune::jobs::worker::estimate::Estimator;
 use attune::jobs::{Hyperparameters, JobApi, JobSpec, JobStatus};
 use attune::model::ModelConfig;
 use attune::model::linear::Storage;
+use attune::train::Pace;
 use attune::train::Recomputation;
 use attune::train::backward::{self, Manner, Objective, PackedBatch, Target};
 use attune::train::dropout::Dropout;
@@ -71,7 +72,7 @@ fn losses_and_gradients_have_the_same_bits_for_every_family_and_storage() {
     for (family, storage) in FAMILIES.iter().map(|family| (*family, Storage::default())).chain([("qwen3", q8)]) {
         let (config, decoder) = load_as(family, &device(), &storage);
         let adapter = adapter(&config);
-        let reference = backward::log_likelihoods(&decoder, None, &batch).unwrap();
+        let reference = backward::log_likelihoods(&decoder, None, &batch, Pace::default()).unwrap();
         let dropout = Dropout { probability: 0.3, seed: 5, step: 2, batch: 1 };
         let preferences = Objective::Preferences(Preferences { beta: 0.5, reference: &reference });
         for (objective, dropout) in

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use attune::adapters::{Adapter, Site};
 use attune::datasets::{ExampleStore, TokenizedExample};
 use attune::jobs::Hyperparameters;
+use attune::train::Pace;
 use attune::train::backward::{self, Gradients, PackedBatch, hidden_states};
 use attune::train::packing::{pack, pack_in_order};
 use attune::train::{TrainSettings, Trainer};
@@ -95,7 +96,8 @@ fn what_stands_beside_a_sequence_in_its_batch_changes_no_bit_of_its_loss() {
         let (config, decoder) = load(family, &CPU);
         let adapter = adapter(family, &config);
         let batch = pack_in_order(&examples(), 1000).remove(0);
-        let likelihoods = |batch: &PackedBatch| backward::log_likelihoods(&decoder, Some(&adapter), batch).unwrap();
+        let likelihoods =
+            |batch: &PackedBatch| backward::log_likelihoods(&decoder, Some(&adapter), batch, Pace::default()).unwrap();
         let before = likelihoods(&batch);
         for (index, rows) in batch.sequences.iter().enumerate() {
             let mut poisoned = batch.clone();

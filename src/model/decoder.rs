@@ -4,21 +4,20 @@
 //! (`train/backward.rs`) attends over packed sequences and keeps the activations that [`Block::forward`] returns.
 
 mod second_stream;
+mod serving;
 
-use std::ops::Range;
 use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
-use crate::adapters::routes::Routes;
 use crate::adapters::{Adapter, Site};
 use crate::model::ModelConfig;
-use crate::model::kernels::{self, CachedRows, CachedStep};
-use crate::model::kv_cache::KvCache;
+use crate::model::kernels;
 use crate::model::linear::{Linear, Storage};
 use crate::model::rope::{Angles, Rope};
 use crate::model::weights::Weights;
+pub use serving::SequenceRows;
 
 /// The weights and the forward pass.
 #[derive(Debug)]
@@ -67,15 +66,18 @@ pub struct Block {
     head_dim: usize,
 }
 
-/// What differs between serving and training inside a block.
-pub(crate) trait Context {
+/// What adapters add inside a block.
+pub(crate) trait LowRank {
     /// The low-rank parts of the linear layers at `sites` (one of [`GROUPS`](crate::adapters::routes::GROUPS)), added to
     /// `outputs` `[rows, out]`, the base's products of `x` `[rows, in]`.
     fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> Result<()>;
+}
 
-    /// Causal attention of `q` `[rows, heads, head_dim]` over `k`, `v` `[rows, kv_heads, head_dim]` and what came before:
-    /// the output `[rows, heads, head_dim]`, and the logarithm of each softmax's sum `[rows, heads]` where it is kept.
-    fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Option<Tensor>)>;
+/// What [`Block::forward`] knows of the rows beside their values.
+pub(crate) trait Context: LowRank {
+    /// Causal attention of `q` `[rows, heads, head_dim]` over `k`, `v` `[rows, kv_heads, head_dim]`: the output `[rows, heads,
+    /// head_dim]`, and the logarithm of each softmax's sum `[rows, heads]`.
+    fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)>;
 
     /// Cosines and sines of the rows' positions.
     fn angles(&self) -> &Angles;
@@ -99,7 +101,7 @@ pub(crate) struct Activations {
     /// Attention's output, `[rows, heads · head_dim]`.
     pub(crate) attended: Tensor,
     /// Logarithm of each softmax's sum, `[rows, heads]`.
-    pub(crate) log_sum_exp: Option<Tensor>,
+    pub(crate) log_sum_exp: Tensor,
     /// The residual stream between attention and MLP, `[rows, hidden]`.
     pub(crate) middle: Tensor,
     /// Normed input of the MLP, `[rows, hidden]`.
@@ -172,21 +174,21 @@ impl Block {
     }
 
     /// The products of `x` `[rows, in]` with the layers at `sites`, adapters included, `[rows, out]` each.
-    fn project<const N: usize>(&self, sites: [Site; N], x: &Tensor, context: &impl Context) -> Result<[Tensor; N]> {
-        let mut outputs = Linear::forward_each(sites.map(|site| self.linear(site)), x)?;
+    fn project<const N: usize>(&self, sites: [Site; N], x: &Tensor, context: &impl LowRank) -> Result<[Tensor; N]> {
+        let mut outputs = Linear::forward_each(sites.map(|site| self.linear(site)), x, None)?;
         context.add_lora(self.index, &sites, x, &mut outputs)?;
         Ok(outputs)
     }
 
     /// `residual` plus the product of `x` `[rows, in]` with the layer at `site`, adapters included, `[rows, out]`.
-    fn project_onto(&self, residual: &Tensor, site: Site, x: &Tensor, context: &impl Context) -> Result<Tensor> {
+    fn project_onto(&self, residual: &Tensor, site: Site, x: &Tensor, context: &impl LowRank) -> Result<Tensor> {
         let mut output = [self.linear(site).forward_onto(residual, x)?];
         context.add_lora(self.index, &[site], x, &mut output)?;
         let [output] = output;
         Ok(output)
     }
 
-    /// `x` `[rows, hidden]` to the block's output `[rows, hidden]`, and everything on the way (which serving drops).
+    /// `x` `[rows, hidden]` to the block's output `[rows, hidden]`, and everything on the way.
     pub(crate) fn forward(&self, x: Tensor, context: &impl Context) -> Result<(Tensor, Activations)> {
         let activations = self.activations(x, context)?;
         let y = self.project_onto(&activations.middle, Site::Down, &activations.gated, context)?; // [rows, hidden]
@@ -243,19 +245,6 @@ impl Block {
         }
         Ok(RotatedHeads { q, k, unnormed })
     }
-}
-
-/// The rows of one sequence in a step.
-#[derive(Debug)]
-pub struct SequenceRows<'a> {
-    /// Its rows in the step's token list.
-    pub rows: Range<usize>,
-    /// Position of the first row: the tokens that the cache already holds.
-    pub start: usize,
-    /// Blocks of the cache, enough for `start + rows.len()` tokens.
-    pub blocks: &'a [u32],
-    /// The adapter of its rows.
-    pub adapter: Option<&'a Adapter>,
 }
 
 impl Decoder {
@@ -316,28 +305,6 @@ impl Decoder {
         self.embedding.rows(tokens)
     }
 
-    /// One step: `tokens` are the new rows of all `sequences`, in order; sequences of one adapter stand next to each other.
-    /// Writes their keys and values into `cache`; returns the hidden states after the final norm, `[rows, hidden]`.
-    pub fn step(&self, tokens: &[u32], sequences: &[SequenceRows<'_>], cache: &KvCache) -> Result<Tensor> {
-        let positions: Vec<usize> =
-            sequences.iter().flat_map(|sequence| sequence.start..sequence.start + sequence.rows.len()).collect();
-        let cached = sequences.iter().map(SequenceRows::cached_rows).collect();
-        let context = ServeContext {
-            step: CachedStep::new(cached, &self.device)?,
-            routes: Routes::new(
-                self.blocks.len(),
-                sequences.iter().map(|sequence| (sequence.rows.clone(), sequence.adapter)),
-            ),
-            cache,
-            angles: self.rope.angles(positions.iter().copied(), &self.device)?,
-        };
-        let mut x = self.embed(tokens)?; // [rows, hidden]
-        for block in &self.blocks {
-            (x, _) = block.forward(x, &context)?;
-        }
-        kernels::rms_norm(&x, &self.final_norm, self.norm_eps)
-    }
-
     /// Logits of hidden states, `[rows, hidden]` to `[rows, vocabulary]`, in the type of the hidden states.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.head().forward(hidden)
@@ -352,35 +319,5 @@ impl Decoder {
     /// The layer from hidden states to logits.
     pub(crate) fn head(&self) -> &Linear {
         self.untied_head.as_ref().unwrap_or(&self.embedding)
-    }
-}
-
-/// Serving: keys and values go to the paged cache, each run of rows has its own adapter.
-struct ServeContext<'a> {
-    step: CachedStep<'a>,
-    routes: Routes<'a>,
-    cache: &'a KvCache,
-    angles: Angles,
-}
-
-impl Context for ServeContext<'_> {
-    fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> Result<()> {
-        kernels::add_lora_rows(outputs, x, self.routes.at(layer, sites[0]))
-    }
-
-    fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
-        let (keys, values) = (&self.cache.keys[block.index], &self.cache.values[block.index]);
-        kernels::write_cache(keys, values, k, v, &self.step)?;
-        Ok((kernels::cached_attention(q, keys, values, &self.step, block.window)?, None))
-    }
-
-    fn angles(&self) -> &Angles {
-        &self.angles
-    }
-}
-
-impl SequenceRows<'_> {
-    fn cached_rows(&self) -> CachedRows<'_> {
-        CachedRows { rows: self.rows.clone(), start: self.start, blocks: self.blocks }
     }
 }

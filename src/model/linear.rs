@@ -11,7 +11,7 @@ use mistralrs_quant::{GgufMatMul, QuantMethod, QuantMethodConfig};
 
 use crate::config::Dtype;
 use crate::model::kernels::cpu::panels::{self, Panels, Precision};
-use crate::model::kernels::{self, Dense};
+use crate::model::kernels::{self, Dense, Norm};
 use crate::{Error, Result};
 
 /// How a model's weight matrices are held.
@@ -151,7 +151,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
             Weight::Packed(weight) => return Ok(panels::project(x, &[(weight, self.bias.as_ref())])?.remove(0)),
-            Weight::Dense(weight) => return Ok(kernels::project(x, &[self.dense(weight, None)])?.remove(0)),
+            Weight::Dense(weight) => return Ok(kernels::project(x, None, &[self.dense(weight, None)])?.remove(0)),
             // Its products on a GPU take f32.
             Weight::Quantized { method, .. } => method.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?,
         };
@@ -161,33 +161,53 @@ impl Linear {
         }
     }
 
-    /// [`Linear::forward`] of each of `layers` for the same `x`; all at once where they are held alike.
-    pub fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
-        let (mut packed, mut dense) = (Vec::new(), Vec::new());
-        for layer in layers {
-            match &layer.weight {
-                Weight::Packed(weight) => packed.push((weight, layer.bias.as_ref())),
-                Weight::Dense(weight) => dense.push(layer.dense(weight, None)),
-                Weight::Quantized { .. } => {}
-            }
-        }
-        let outputs = if packed.len() == N {
-            panels::project(x, &packed)?
-        } else if dense.len() == N {
-            kernels::project(x, &dense)?
+    /// [`Linear::forward`] of each of `layers` for the same `x`, all at once where they are held alike; for `norm(x)` where there
+    /// is a norm.
+    pub fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor, norm: Option<Norm<'_>>) -> Result<[Tensor; N]> {
+        let outputs = if let Some(dense) = Self::all_dense(layers) {
+            kernels::project(x, norm, &dense)?
         } else {
-            layers.iter().map(|layer| layer.forward(x)).collect::<Result<_>>()?
+            let x = &norm.map_or(Ok(x.clone()), |norm| norm.of(x))?;
+            let packed: Vec<_> = layers.iter().filter_map(|layer| layer.packed()).collect();
+            if packed.len() == N {
+                panels::project(x, &packed)?
+            } else {
+                layers.iter().map(|layer| layer.forward(x)).collect::<Result<_>>()?
+            }
         };
         outputs.try_into().map_err(|_| Error::Internal("one output for each layer".into()))
+    }
+
+    /// `silu(gate(x)) · up(x)` with `norm(x)` for x, in one pass where that can be.
+    pub fn forward_gated(gate_and_up: [&Self; 2], x: &Tensor, norm: Norm<'_>) -> Result<Tensor> {
+        if let Some(dense) = Self::all_dense(gate_and_up) {
+            return kernels::project_gated(x, norm, dense);
+        }
+        let [gate, up] = Self::forward_each(gate_and_up, x, Some(norm))?;
+        kernels::swiglu(&gate, &up)
     }
 
     /// `residual + forward(x)`, in one pass where that can be.
     pub fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         match (&self.weight, &self.bias) {
             (Weight::Packed(weight), None) => panels::project_onto(residual, x, weight),
-            (Weight::Dense(weight), _) => Ok(kernels::project(x, &[self.dense(weight, Some(residual))])?.remove(0)),
+            (Weight::Dense(weight), _) => {
+                Ok(kernels::project(x, None, &[self.dense(weight, Some(residual))])?.remove(0))
+            }
             _ => Ok((residual + self.forward(x)?)?),
         }
+    }
+
+    fn packed(&self) -> Option<(&Panels, Option<&Tensor>)> {
+        if let Weight::Packed(weight) = &self.weight { Some((weight, self.bias.as_ref())) } else { None }
+    }
+
+    fn all_dense<const N: usize>(layers: [&Self; N]) -> Option<[Dense<'_>; N]> {
+        let dense = layers.iter().filter_map(|layer| match &layer.weight {
+            Weight::Dense(weight) => Some(layer.dense(weight, None)),
+            _ => None,
+        });
+        dense.collect::<Vec<_>>().try_into().ok()
     }
 
     fn dense<'a>(&'a self, weight: &'a Tensor, residual: Option<&'a Tensor>) -> Dense<'a> {

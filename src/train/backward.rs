@@ -9,7 +9,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 
 use crate::adapters::{Adapter, LoraLayer, LoraPair, Site};
-use crate::model::decoder::{Activations, Block, Context, Decoder};
+use crate::model::decoder::{Activations, Block, Context, Decoder, LowRank};
 use crate::model::kernels::{self, AttentionState, PackedRows};
 use crate::model::rope::Angles;
 use crate::train::dropout::Dropout;
@@ -185,7 +185,7 @@ pub(super) fn gradients_from_hidden<T>(
 
 /// Loss of `batch` alone, for evaluation.
 pub fn loss(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<LossReport> {
-    objective(decoder, adapter, batch, Objective::Targets)
+    objective(decoder, adapter, batch, Objective::Targets, Pace::default())
 }
 
 /// The same for any objective.
@@ -194,8 +194,9 @@ pub fn objective(
     adapter: Option<&Adapter>,
     batch: &PackedBatch,
     objective: Objective<'_>,
+    pace: Pace<'_>,
 ) -> Result<LossReport> {
-    let hidden = hidden_states(decoder, adapter, batch)?;
+    let hidden = hidden_states_with(decoder, adapter, batch, None, pace)?;
     let (scores, _) = vocabulary_loss(decoder, &hidden, batch, None)?;
     Ok(match objective {
         Objective::Targets => loss::report(batch, &scores),
@@ -204,27 +205,34 @@ pub fn objective(
 }
 
 /// The log probability of each sequence's targets together, in nats.
-pub fn log_likelihoods(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>> {
-    let hidden = hidden_states(decoder, adapter, batch)?;
+pub fn log_likelihoods(
+    decoder: &Decoder,
+    adapter: Option<&Adapter>,
+    batch: &PackedBatch,
+    pace: Pace<'_>,
+) -> Result<Vec<f64>> {
+    let hidden = hidden_states_with(decoder, adapter, batch, None, pace)?;
     Ok(loss::log_likelihoods(batch, &vocabulary_loss(decoder, &hidden, batch, None)?.0))
 }
 
 /// The hidden states after the final norm as training sees them, `[rows, hidden]`.
 pub fn hidden_states(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Tensor> {
-    hidden_states_with(decoder, adapter, batch, None)
+    hidden_states_with(decoder, adapter, batch, None, Pace::default())
 }
 
-/// The same with `dropout` on the adapter's inputs.
+/// The same with `dropout` on the adapter's inputs, and with `pace` between the blocks.
 pub(super) fn hidden_states_with(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
     batch: &PackedBatch,
     dropout: Option<&Dropout>,
+    mut pace: Pace<'_>,
 ) -> Result<Tensor> {
     let context = TrainContext { dropout, ..TrainContext::new(decoder, adapter, batch)? };
     let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
     for block in &decoder.blocks {
         (x, _) = block.forward(x, &context)?;
+        pace.next(decoder.device())?;
     }
     kernels::rms_norm(&x, &decoder.final_norm, decoder.norm_eps)
 }
@@ -261,7 +269,7 @@ impl<'a> TrainContext<'a> {
     }
 }
 
-impl Context for TrainContext<'_> {
+impl LowRank for TrainContext<'_> {
     fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> Result<()> {
         for (site, output) in sites.iter().zip(outputs) {
             if let Some(pair) = self.pair(layer, *site) {
@@ -270,10 +278,11 @@ impl Context for TrainContext<'_> {
         }
         Ok(())
     }
+}
 
-    fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
-        let (out, log_sum_exp) = kernels::packed_attention(q, k, v, &self.sequences, block.window)?;
-        Ok((out, Some(log_sum_exp)))
+impl Context for TrainContext<'_> {
+    fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        kernels::packed_attention(q, k, v, &self.sequences, block.window)
     }
 
     fn angles(&self) -> &Angles {
@@ -306,9 +315,9 @@ impl BlockBackward<'_, '_> {
         // Attention: middle = x + W_o · attend(q, k, v)
         let shape = saved.q.shape().clone();
         let dattended = self.linear(Site::Output, &saved.attended, &dmiddle)?.reshape(&shape)?; // [rows, heads, d]
-        let log_sum_exp = saved.log_sum_exp.as_ref().ok_or_else(|| Error::Internal("attention kept no sums".into()))?;
         let attended = saved.attended.reshape(&shape)?;
-        let state = AttentionState { q: &saved.q, k: &saved.k, v: &saved.v, out: &attended, log_sum_exp };
+        let state =
+            AttentionState { q: &saved.q, k: &saved.k, v: &saved.v, out: &attended, log_sum_exp: &saved.log_sum_exp };
         let (mut dq, mut dk, dv) =
             kernels::packed_attention_backward(state, &dattended, &self.context.sequences, block.window)?;
         if block.rotary {

@@ -114,7 +114,8 @@ impl Contrast<'_> {
         let mut vectors = Vec::with_capacity(packs.len());
         for (index, pack) in packs.iter().enumerate() {
             before()?;
-            vectors.push(embed(decoder, adapter, &pack.batch, self.dropout(index).as_ref())?);
+            let pace = Pace::asking(before);
+            vectors.push(embed(decoder, adapter, &pack.batch, self.dropout(index).as_ref(), pace)?);
         }
         Ok(in_order(packs, vectors))
     }
@@ -151,8 +152,9 @@ pub fn embed(
     adapter: Option<&Adapter>,
     batch: &PackedBatch,
     dropout: Option<&Dropout>,
+    pace: Pace<'_>,
 ) -> Result<Vec<Vec<f64>>> {
-    let hidden = backward::hidden_states_with(decoder, adapter, batch, dropout)?;
+    let hidden = backward::hidden_states_with(decoder, adapter, batch, dropout, pace)?;
     Ok(Pooled::of(&hidden, batch)?.vectors)
 }
 

@@ -13,6 +13,7 @@ use crate::train::backward::LossReport;
 use crate::train::batches::Texts;
 use crate::train::classification::ClassificationTask;
 use crate::train::contrastive::Contrast;
+use crate::train::pace::Pace;
 use crate::train::packing::{Packed, pack, pack_in_order};
 use crate::train::recomputation::Recomputation;
 use crate::train::records::{Evaluation, Validation};
@@ -142,11 +143,12 @@ impl Trainer {
                 if self.settings.beta.is_some() {
                     asked.push(match held_out.reference[part].get(place) {
                         Some(known) => known.clone(),
-                        None => self.ask_reference(&batch)?,
+                        None => self.ask_reference(&batch, before_micro_step)?,
                     });
                 }
                 let objective = self.objective(asked.get(place).map_or(&[], Vec::as_slice));
-                add_report(&mut total, self.source.loss(&adapter, &batch, objective)?);
+                let pace = Pace::asking(before_micro_step);
+                add_report(&mut total, self.source.loss(&adapter, &batch, objective, pace)?);
             }
         }
         held_out.reference[part] = asked;
@@ -193,7 +195,8 @@ impl Trainer {
         for candidates in task.candidates() {
             for batch in pack_in_order(&candidates, self.settings.batch_rows) {
                 before_micro_step()?;
-                log_likelihoods.extend(self.source.log_likelihoods(Some(&adapter), &batch)?);
+                let pace = Pace::asking(before_micro_step);
+                log_likelihoods.extend(self.source.log_likelihoods(Some(&adapter), &batch, pace)?);
             }
         }
         Ok(task.figures(&log_likelihoods))

@@ -76,7 +76,7 @@ pub(crate) struct Products {
     k: Tensor,
     v: Tensor,
     attended: Tensor,
-    log_sum_exp: Option<Tensor>,
+    log_sum_exp: Tensor,
     middle: Tensor,
     gate: Tensor,
     up: Tensor,

@@ -11,6 +11,7 @@ use crate::model::BaseModel;
 use crate::model::decoder::Decoder;
 use crate::train::backward::{self, Gradients, LossReport, Manner, Objective, PackedBatch};
 use crate::train::contrastive::Contrast;
+use crate::train::pace::Pace;
 use crate::train::trainer::BeforeMicroStep;
 
 /// Where losses and gradients come from: the model, or a formula in tests of the loop.
@@ -24,8 +25,14 @@ pub(crate) trait LossSource: Send + Sync {
         normalizer: f64,
         manner: Manner<'_>,
     ) -> Result<(LossReport, Gradients)>;
-    fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport>;
-    fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>>;
+    fn loss(
+        &self,
+        adapter: &Adapter,
+        batch: &PackedBatch,
+        objective: Objective<'_>,
+        pace: Pace<'_>,
+    ) -> Result<LossReport>;
+    fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch, pace: Pace<'_>) -> Result<Vec<f64>>;
     /// Loss and gradients of a batch of pairs of texts.
     fn contrast_and_gradients(
         &self,
@@ -59,12 +66,18 @@ impl<D: Borrow<Decoder> + Send + Sync> LossSource for D {
         backward::objective_and_gradients(self.borrow(), adapter, batch, objective, normalizer, manner)
     }
 
-    fn loss(&self, adapter: &Adapter, batch: &PackedBatch, objective: Objective<'_>) -> Result<LossReport> {
-        backward::objective(self.borrow(), Some(adapter), batch, objective)
+    fn loss(
+        &self,
+        adapter: &Adapter,
+        batch: &PackedBatch,
+        objective: Objective<'_>,
+        pace: Pace<'_>,
+    ) -> Result<LossReport> {
+        backward::objective(self.borrow(), Some(adapter), batch, objective, pace)
     }
 
-    fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>> {
-        backward::log_likelihoods(self.borrow(), adapter, batch)
+    fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch, pace: Pace<'_>) -> Result<Vec<f64>> {
+        backward::log_likelihoods(self.borrow(), adapter, batch, pace)
     }
 
     fn contrast_and_gradients(

@@ -244,7 +244,7 @@ impl Trainer {
             let mut known: Vec<f64> =
                 places.iter().filter_map(|unit| self.reference.get(*unit)).flatten().copied().collect();
             if known.iter().any(|log_likelihood| log_likelihood.is_nan()) {
-                known = self.ask_reference(batch)?;
+                known = self.ask_reference(batch, before_micro_step)?;
                 judged.extend(places.iter().copied().zip(known.chunks_exact(2).map(|pair| [pair[0], pair[1]])));
                 before_micro_step()?;
             }
@@ -273,8 +273,12 @@ impl Trainer {
     }
 
     /// What the model that training began with thinks of the two answers of the pairs in `batch`.
-    pub(super) fn ask_reference(&self, batch: &PackedBatch) -> Result<Vec<f64>> {
-        self.source.log_likelihoods(self.beginning.as_ref(), batch)
+    pub(super) fn ask_reference(
+        &self,
+        batch: &PackedBatch,
+        before_micro_step: BeforeMicroStep<'_>,
+    ) -> Result<Vec<f64>> {
+        self.source.log_likelihoods(self.beginning.as_ref(), batch, Pace::asking(before_micro_step))
     }
 
     /// What the micro-batch `batch` of the coming step leaves out of the adapter's inputs.

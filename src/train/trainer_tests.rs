@@ -35,7 +35,7 @@ impl LossSource for Pull {
         _: Manner<'_>,
     ) -> Result<(LossReport, Gradients)> {
         let calls = self.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let mut report = self.loss(adapter, batch, Objective::Targets)?;
+        let mut report = self.loss(adapter, batch, Objective::Targets, Pace::default())?;
         if self.broken_from.is_some_and(|from| calls >= from) {
             report.loss_sum = f64::NAN;
         }
@@ -52,7 +52,7 @@ impl LossSource for Pull {
         Ok((report, gradients))
     }
 
-    fn loss(&self, _: &Adapter, batch: &PackedBatch, _: Objective<'_>) -> Result<LossReport> {
+    fn loss(&self, _: &Adapter, batch: &PackedBatch, _: Objective<'_>, _: Pace<'_>) -> Result<LossReport> {
         let weight_sum = batch.targets.iter().map(|target| f64::from(target.weight)).sum();
         let targets = batch.targets.len();
         let (sequences, exact) = (batch.sequences.len(), batch.sequences.len() / 2);
@@ -81,7 +81,7 @@ impl LossSource for Pull {
     }
 
     /// The larger a sequence's last target, the likelier.
-    fn log_likelihoods(&self, _: Option<&Adapter>, batch: &PackedBatch) -> Result<Vec<f64>> {
+    fn log_likelihoods(&self, _: Option<&Adapter>, batch: &PackedBatch, _: Pace<'_>) -> Result<Vec<f64>> {
         let last = |rows: &std::ops::Range<usize>| batch.targets.iter().rfind(|target| rows.contains(&target.row));
         Ok(batch.sequences.iter().map(|rows| last(rows).map_or(0.0, |target| f64::from(target.token))).collect())
     }

@@ -296,7 +296,7 @@ INTERNAL void multiply(float* c, const unsigned* a, unsigned b0, unsigned b1) {
 }
 
 // A kernel becomes a function that runs all its blocks; it returns 1 where the arguments are not those of the source.
-#define KERNEL(name, Arguments)                                                                                             \
+#define KERNEL(name, Arguments, ...)                                                                                        \
     static void name##_thread(const Arguments& arguments);                                                                  \
     extern "C" __attribute__((visibility("default"))) int name(const void* bytes, size_t length, unsigned columns,          \
                                                                unsigned rows, unsigned threads, int reversed) {             \

@@ -6,6 +6,7 @@
 //! Shapes are written `[rows, width]`; rows are tokens. Backward functions take the gradient of the output and return the
 //! gradient of the input; no gradient of a frozen weight is ever formed.
 
+mod attention;
 pub mod cpu;
 pub mod cuda;
 pub mod reference;
@@ -13,56 +14,17 @@ pub mod reference;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use attention::{
+    AttentionState, CachedRows, CachedStep, NewHeads, PackedRows, attend_new, cached_attention, packed_attention,
+    packed_attention_backward, write_cache,
+};
 use candle_core::{Device, Tensor};
+use cuda::Launcher;
 pub use cuda::Mark;
-use cuda::{Launcher, RowTables};
 
 use crate::Result;
 use crate::adapters::LoraPair;
 use crate::model::rope::Angles;
-
-/// The rows of one sequence in a step over the paged cache.
-#[derive(Debug, Clone)]
-pub struct CachedRows<'a> {
-    /// Its rows among the queries.
-    pub rows: Range<usize>,
-    /// Position of the first row.
-    pub start: usize,
-    /// Its blocks of the cache.
-    pub blocks: &'a [u32],
-}
-
-/// Whole sequences that lie one after the other: attention stays inside each.
-#[derive(Debug)]
-pub struct PackedRows<'a> {
-    sequences: &'a [Range<usize>],
-    /// What kernels of a GPU read.
-    tables: Option<RowTables>,
-}
-
-impl<'a> PackedRows<'a> {
-    /// For rows on `device`.
-    pub fn new(sequences: &'a [Range<usize>], device: &Device) -> Result<Self> {
-        let tables = if on_host(device) { None } else { Some(RowTables::packed(sequences, device)?) };
-        Ok(Self { sequences, tables })
-    }
-}
-
-/// The sequences of a step over the paged cache, in the order of their rows.
-#[derive(Debug)]
-pub struct CachedStep<'a> {
-    sequences: Vec<CachedRows<'a>>,
-    /// What kernels of a GPU read.
-    tables: Option<RowTables>,
-}
-
-impl<'a> CachedStep<'a> {
-    /// For rows on `device`.
-    pub fn new(sequences: Vec<CachedRows<'a>>, device: &Device) -> Result<Self> {
-        let tables = if on_host(device) { None } else { Some(RowTables::cached(&sequences, device)?) };
-        Ok(Self { sequences, tables })
-    }
-}
 
 /// The address of a contiguous tensor's first element.
 #[cfg(feature = "cuda")]
@@ -104,9 +66,36 @@ pub struct Dense<'a> {
     pub residual: Option<&'a Tensor>,
 }
 
-/// `residual + x · Wᵀ + bias` for each of `matrices`, `[rows, out]` each: layers that share the input `x` `[rows, in]`. On a GPU.
-pub fn project(x: &Tensor, matrices: &[Dense<'_>]) -> Result<Vec<Tensor>> {
-    cuda::product::project(&*cuda::launcher(x.device())?, x, matrices)
+/// An RMS norm, see [`rms_norm`].
+#[derive(Debug, Clone, Copy)]
+pub struct Norm<'a> {
+    /// `[width]`, f32
+    pub weight: &'a Tensor,
+    /// What is added to the mean of the squares.
+    pub eps: f32,
+}
+
+impl Norm<'_> {
+    /// `x` `[rows, width]`, normed.
+    pub fn of(&self, x: &Tensor) -> Result<Tensor> {
+        rms_norm(x, self.weight, self.eps)
+    }
+}
+
+/// `residual + norm(x) · Wᵀ + bias` for each of `matrices`, `[rows, out]` each: layers that share the input `x` `[rows, in]`. On
+/// a GPU.
+pub fn project(x: &Tensor, norm: Option<Norm<'_>>, matrices: &[Dense<'_>]) -> Result<Vec<Tensor>> {
+    cuda::product::project(&*cuda::launcher(x.device())?, x, norm, matrices)
+}
+
+/// True where [`project`] norms `x` `[rows, in]` on the way, in one launch with the products.
+pub fn norms_on_the_way(x: &Tensor) -> Result<bool> {
+    Ok(!on_host(x.device()) && cuda::product::is_few(x)?)
+}
+
+/// `silu(gate(x)) · up(x)` with `norm(x)` for x, `[rows, in]` to `[rows, out]`. On a GPU.
+pub fn project_gated(x: &Tensor, norm: Norm<'_>, gate_and_up: [Dense<'_>; 2]) -> Result<Tensor> {
+    cuda::product::project_gated(&*cuda::launcher(x.device())?, x, norm, gate_and_up)
 }
 
 /// `a · b`: `[m, k]` times `[k, n]`.
@@ -204,74 +193,6 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
     match launcher(gate)? {
         None => cpu::elementwise::swiglu_backward(gate, up, dy),
         Some(launcher) => cuda::elementwise::swiglu_backward(&*launcher, gate, up, dy),
-    }
-}
-
-/// Causal attention inside each sequence of `rows`: `q` `[rows, heads, d]`, `k`, `v` `[rows, kv_heads, d]` to the output `[rows,
-/// heads, d]` and the logarithm of each softmax's sum `[rows, heads]`, f32.
-pub fn packed_attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    rows: &PackedRows<'_>,
-    window: Option<usize>,
-) -> Result<(Tensor, Tensor)> {
-    match (launcher(q)?, &rows.tables) {
-        (Some(launcher), Some(tables)) => cuda::attention::packed(&*launcher, q, k, v, tables, window),
-        _ => cpu::packed_attention::forward(q, k, v, rows.sequences, window),
-    }
-}
-
-/// What [`packed_attention`] took and gave.
-#[derive(Debug, Clone, Copy)]
-pub struct AttentionState<'a> {
-    /// Queries, `[rows, heads, d]`.
-    pub q: &'a Tensor,
-    /// Keys, `[rows, kv_heads, d]`.
-    pub k: &'a Tensor,
-    /// Values, `[rows, kv_heads, d]`.
-    pub v: &'a Tensor,
-    /// Output, `[rows, heads, d]`.
-    pub out: &'a Tensor,
-    /// Logarithm of each softmax's sum, `[rows, heads]`.
-    pub log_sum_exp: &'a Tensor,
-}
-
-/// The gradients of [`packed_attention`] with respect to q, k and v, the probabilities computed again from the saved sums
-/// (Dao et al., "FlashAttention", 2022).
-pub fn packed_attention_backward(
-    state: AttentionState<'_>,
-    dout: &Tensor,
-    rows: &PackedRows<'_>,
-    window: Option<usize>,
-) -> Result<(Tensor, Tensor, Tensor)> {
-    match (launcher(dout)?, &rows.tables) {
-        (Some(launcher), Some(tables)) => cuda::attention::packed_backward(&*launcher, state, dout, tables, window),
-        _ => cpu::packed_attention::backward(state, dout, rows.sequences, window),
-    }
-}
-
-/// Puts the rows `k` and `v` `[rows, kv_heads, d]` of a step into their places of the cache, `keys` and `values` `[slots,
-/// kv_heads, d]`.
-pub fn write_cache(keys: &Tensor, values: &Tensor, k: &Tensor, v: &Tensor, step: &CachedStep<'_>) -> Result<()> {
-    match (launcher(k)?, &step.tables) {
-        (Some(launcher), Some(tables)) => cuda::attention::write_cache(&*launcher, keys, values, k, v, tables),
-        _ => cpu::cached_attention::write(&[keys.clone(), values.clone()], k, v, &step.sequences),
-    }
-}
-
-/// Causal attention of each sequence's rows over its blocks of the cache, which already hold the rows' own keys and
-/// values: `q` `[rows, heads, d]`, `keys` and `values` `[slots, kv_heads, d]` to `[rows, heads, d]`.
-pub fn cached_attention(
-    q: &Tensor,
-    keys: &Tensor,
-    values: &Tensor,
-    step: &CachedStep<'_>,
-    window: Option<usize>,
-) -> Result<Tensor> {
-    match (launcher(q)?, &step.tables) {
-        (Some(launcher), Some(tables)) => cuda::attention::cached(&*launcher, q, keys, values, tables, window),
-        _ => cpu::cached_attention::forward(q, keys, values, &step.sequences, window),
     }
 }
 

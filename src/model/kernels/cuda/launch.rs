@@ -23,6 +23,8 @@ pub struct Kernel {
     head_dim: usize,
     /// Rows of its input, 0 where it takes any number.
     rows: usize,
+    /// Query heads of a key-value head, 0 where it takes any number.
+    group: usize,
 }
 
 /// What tells compiled kernels apart.
@@ -32,13 +34,14 @@ pub struct KernelKey {
     dtype: DType,
     head_dim: usize,
     rows: usize,
+    group: usize,
 }
 
 impl Kernel {
     /// The kernel `name` of `file` for elements of `dtype`.
     pub(super) fn new(name: &'static str, file: &'static str, dtype: DType) -> Result<Self> {
         match dtype {
-            DType::F32 | DType::BF16 | DType::F16 => Ok(Self { name, file, dtype, head_dim: 0, rows: 0 }),
+            DType::F32 | DType::BF16 | DType::F16 => Ok(Self { name, file, dtype, head_dim: 0, rows: 0, group: 0 }),
             other => Err(Error::Internal(format!("kernels take f32, bf16 and f16, not {other:?}"))),
         }
     }
@@ -53,9 +56,14 @@ impl Kernel {
         Self { rows, ..self }
     }
 
+    /// The same for `group` query heads to a key-value head.
+    pub(super) fn of_group(self, group: usize) -> Self {
+        Self { group, ..self }
+    }
+
     /// What it is known by: names are unique in all files.
     pub fn key(&self) -> KernelKey {
-        KernelKey { name: self.name, dtype: self.dtype, head_dim: self.head_dim, rows: self.rows }
+        KernelKey { name: self.name, dtype: self.dtype, head_dim: self.head_dim, rows: self.rows, group: self.group }
     }
 
     /// What the compiler gets.
@@ -82,6 +90,7 @@ impl Kernel {
             format!("-DHALF={half}"),
             format!("-DHEAD_DIM={}", self.head_dim),
             format!("-DROWS={}", self.rows),
+            format!("-DGROUP={}", self.group),
             format!("-DBLOCK_TOKENS={BLOCK_TOKENS}"),
         ]
     }

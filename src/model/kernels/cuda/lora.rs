@@ -12,7 +12,9 @@ const LORA_TILES: &str = include_str!("sources/lora_tiles.cu");
 /// Tasks and outputs of a launch, as in `lora.cu`.
 const TASKS: usize = 96;
 const OUTPUTS: usize = 3;
+/// Warps of a block, and rows of A that it takes together, as in `lora.cu`.
 const WARPS: usize = 8;
+const RANKS: usize = 4;
 /// Rows and ranks of a fragment, columns and warps of a block of `expand_tiles`, as in `lora_tiles.cu`.
 const SIDE: usize = 16;
 const EXPAND_COLUMNS: usize = 64;
@@ -73,7 +75,7 @@ pub fn takes_tiles(launcher: &dyn Launcher, x: &Tensor, pair: &LoraPair) -> bool
 /// How tasks are computed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// A thread for each rank or column, one row after the other.
+    /// A block for a few ranks, a thread for each column, one row after the other.
     Rows,
     /// By matrix units.
     Tiles,
@@ -127,7 +129,7 @@ fn start(launcher: &dyn Launcher, outputs: &[Tensor], x: &Tensor, tasks: &[&Lora
     };
     match way {
         Way::Rows => {
-            start("shrink", LORA, most.div_ceil(WARPS), WARPS)?;
+            start("shrink", LORA, most.div_ceil(RANKS), WARPS)?;
             start("expand", LORA, widest.div_ceil(WARPS * WARP), WARPS)
         }
         Way::Tiles => {

@@ -4,6 +4,7 @@
 //! by thread, and hold them against [`reference`](super::reference). Elements are f32 or bf16, arithmetic is f32.
 
 pub mod attention;
+pub mod decode;
 pub mod draw;
 #[cfg(feature = "cuda")]
 mod driver;

@@ -2,18 +2,21 @@
 
 use candle_core::{DType, Tensor};
 
+use super::elementwise::{rms_norm, swiglu};
 use super::launch::{Arguments, Kernel, Launcher, Shape, VECTOR_BYTES, WARP, address, launch, output};
 use super::lora;
 use crate::Result;
 use crate::adapters::LoraPair;
-use crate::model::kernels::{Dense, LoraRows};
+use crate::model::kernels::{Dense, LoraRows, Norm};
 
 const GEMV: &str = include_str!("sources/gemv.cu");
 /// Matrices of a launch, as in `gemv.cu`.
 const MATRICES: usize = 3;
+/// Rows of weights that a warp takes, `TOGETHER` of `gemv.cu`.
+const TOGETHER: usize = 4;
 /// Rows up to which a product is bound by reading its weights alone, and our kernel reads them once.
 const FEW_ROWS: usize = 4;
-const WARPS: usize = 8;
+const WARPS: usize = 4;
 
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
@@ -29,46 +32,89 @@ struct Matrix {
 #[repr(C)]
 struct Gemv {
     x: u64,
+    norm: u64,
     matrices: [Matrix; MATRICES],
     count: u32,
     input: u32,
+    gated: u32,
+    eps: f32,
 }
 
 // SAFETY: as in `gemv.cu`.
 unsafe impl Arguments for Gemv {}
 
 /// See [`project`](crate::model::kernels::project): a few rows in one launch, more by a product for each matrix.
-pub fn project(launcher: &dyn Launcher, x: &Tensor, matrices: &[Dense<'_>]) -> Result<Vec<Tensor>> {
-    let (rows, input) = x.dims2()?;
-    let aligned = (input * x.dtype().size_in_bytes()).is_multiple_of(VECTOR_BYTES);
-    if rows > FEW_ROWS || !aligned || matrices.len() > MATRICES {
-        return matrices.iter().map(|matrix| one_by_one(launcher, x, matrix)).collect();
+pub fn project(
+    launcher: &dyn Launcher,
+    x: &Tensor,
+    norm: Option<Norm<'_>>,
+    matrices: &[Dense<'_>],
+) -> Result<Vec<Tensor>> {
+    if !is_few(x)? || matrices.len() > MATRICES {
+        let x = normed(launcher, x, norm)?;
+        return matrices.iter().map(|matrix| one_by_one(launcher, &x, matrix)).collect();
     }
-    let x = x.contiguous()?;
+    let outputs = matrices.iter().map(|matrix| output((x.dim(0)?, matrix.weight.dim(0)?), x.dtype(), x));
+    let outputs = outputs.collect::<Result<Vec<_>>>()?;
+    gemv(launcher, x, norm, matrices, &outputs)?;
+    Ok(outputs)
+}
+
+/// See [`project_gated`](crate::model::kernels::project_gated).
+pub fn project_gated(launcher: &dyn Launcher, x: &Tensor, norm: Norm<'_>, matrices: [Dense<'_>; 2]) -> Result<Tensor> {
+    if !is_few(x)? {
+        let x = normed(launcher, x, Some(norm))?;
+        let [gate, up] = matrices;
+        return swiglu(launcher, &one_by_one(launcher, &x, &gate)?, &one_by_one(launcher, &x, &up)?);
+    }
+    let y = output((x.dim(0)?, matrices[0].weight.dim(0)?), x.dtype(), x)?;
+    gemv(launcher, x, Some(norm), &matrices, std::slice::from_ref(&y))?;
+    Ok(y)
+}
+
+/// True where our own product takes `x`, and norms it on the way.
+pub fn is_few(x: &Tensor) -> Result<bool> {
+    let (rows, input) = x.dims2()?;
+    Ok(rows <= FEW_ROWS && (input * x.dtype().size_in_bytes()).is_multiple_of(VECTOR_BYTES))
+}
+
+/// The products with `matrices` into as many `outputs`, or with one output silu of the first times the second.
+fn gemv(
+    launcher: &dyn Launcher,
+    x: &Tensor,
+    norm: Option<Norm<'_>>,
+    matrices: &[Dense<'_>],
+    outputs: &[Tensor],
+) -> Result<()> {
+    let ((rows, input), x) = (x.dims2()?, x.contiguous()?);
+    let gated = outputs.len() < matrices.len();
+    let optional = |tensor: Option<&Tensor>| tensor.map_or(Ok(0), address);
     let mut arguments = Gemv {
         x: address(&x)?,
+        norm: optional(norm.map(|norm| norm.weight))?,
         matrices: [Matrix::default(); MATRICES],
         count: matrices.len() as u32,
         input: input as u32,
+        gated: u32::from(gated),
+        eps: norm.map_or(0.0, |norm| norm.eps),
     };
-    let optional = |tensor: Option<&Tensor>| tensor.map_or(Ok(0), address);
-    let (mut outputs, mut widths) = (Vec::with_capacity(matrices.len()), 0);
-    for (place, matrix) in arguments.matrices.iter_mut().zip(matrices) {
-        let width = matrix.weight.dim(0)?;
-        let y = output((rows, width), x.dtype(), &x)?;
+    for (index, (place, matrix)) in arguments.matrices.iter_mut().zip(matrices).enumerate() {
         *place = Matrix {
             weight: address(matrix.weight)?,
             bias: optional(matrix.bias)?,
             residual: optional(matrix.residual)?,
-            y: address(&y)?,
-            width: width as u64,
+            y: optional(outputs.get(index))?,
+            width: matrix.weight.dim(0)? as u64,
         };
-        widths += width;
-        outputs.push(y);
     }
+    let each = if gated { TOGETHER / 2 } else { TOGETHER };
+    let warps: usize = outputs.iter().map(|y| y.dims()[1].div_ceil(each)).sum();
     let kernel = Kernel::new("gemv", GEMV, x.dtype())?.of_rows(rows);
-    launch(launcher, kernel, &arguments, Shape::new((widths.div_ceil(WARPS), 1), WARPS * WARP))?;
-    Ok(outputs)
+    launch(launcher, kernel, &arguments, Shape::new((warps.div_ceil(WARPS), 1), WARPS * WARP))
+}
+
+fn normed(launcher: &dyn Launcher, x: &Tensor, norm: Option<Norm<'_>>) -> Result<Tensor> {
+    norm.map_or(Ok(x.clone()), |norm| rms_norm(launcher, x, norm.weight, norm.eps))
 }
 
 fn one_by_one(launcher: &dyn Launcher, x: &Tensor, matrix: &Dense<'_>) -> Result<Tensor> {

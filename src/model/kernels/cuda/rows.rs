@@ -27,6 +27,7 @@ pub struct RowTables {
     blocks: usize,
     /// Tokens that the row sees which sees most.
     longest: usize,
+    single_rows: bool,
 }
 
 /// Rows of a tile at most, `TILE` of `flash.cu`.
@@ -61,6 +62,7 @@ impl RowTables {
             others: others(sequences.iter(), device)?,
             blocks: 0,
             longest: sequences.iter().map(Range::len).max().unwrap_or(0),
+            single_rows: sequences.iter().all(|rows| rows.len() == 1),
         })
     }
 
@@ -88,6 +90,7 @@ impl RowTables {
             others: others(sequences.iter().map(|sequence| &sequence.rows), device)?,
             blocks,
             longest,
+            single_rows: sequences.iter().all(|sequence| sequence.rows.len() == 1),
         })
     }
 
@@ -109,6 +112,11 @@ impl RowTables {
     /// Tokens that a row sees at most.
     pub(super) fn longest(&self, window: Option<usize>) -> usize {
         window.map_or(self.longest, |window| window.min(self.longest))
+    }
+
+    /// True where each sequence has one row.
+    pub(super) fn has_single_rows(&self) -> bool {
+        self.single_rows
     }
 
     pub(super) fn arguments(&self, window: Option<usize>) -> Result<Rows> {

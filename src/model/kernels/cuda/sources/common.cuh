@@ -24,9 +24,10 @@ const u32 WHOLE_WARP = 0xffffffffu;
 // Before loops over registers, which have no addresses.
 #define UNROLL _Pragma("unroll")
 
-// A kernel takes one structure of arguments by value, so that whoever launches it needs to know nothing but its bytes.
+// A kernel takes one structure of arguments by value, so that whoever launches it needs to know nothing but its bytes. What
+// else the compiler must know of it may follow.
 #ifndef KERNEL
-#define KERNEL(name, Arguments) extern "C" __global__ void name(const __grid_constant__ Arguments arguments)
+#define KERNEL(name, Arguments, ...) extern "C" __global__ void __VA_ARGS__ name(const __grid_constant__ Arguments arguments)
 #endif
 
 __device__ inline float wide(float x) { return x; }
@@ -63,6 +64,11 @@ template <> struct Narrow<f16> {
     static __device__ inline f16 of(float x) { return f16{narrow_f16(x)}; }
 };
 __device__ inline element narrow(float x) { return Narrow<element>::of(x); }
+
+__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+// silu(gate) · up (Shazeer, 2020), to the same bit wherever it is computed.
+__device__ inline element swiglu_of(element gate, element up) { return narrow(wide(gate) * sigmoid(wide(gate)) * wide(up)); }
 
 // Sixteen bytes of elements: the most that a thread reads at a time.
 const u32 VECTOR = 16 / sizeof(element);

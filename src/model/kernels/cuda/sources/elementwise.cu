@@ -33,8 +33,6 @@ KERNEL(rope, Rope) {
     heads.y[second] = narrow(b * cos + a * sin);
 }
 
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-
 struct SwiGlu {
     const element* gate;
     const element* up;
@@ -42,12 +40,10 @@ struct SwiGlu {
     u64 count;
 };
 
-// silu(gate) · up (Shazeer, 2020).
 KERNEL(swiglu, SwiGlu) {
     const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= arguments.count) return;
-    const float gate = wide(arguments.gate[i]);
-    arguments.y[i] = narrow(gate * sigmoid(gate) * wide(arguments.up[i]));
+    arguments.y[i] = swiglu_of(arguments.gate[i], arguments.up[i]);
 }
 
 struct SwiGluBackward {

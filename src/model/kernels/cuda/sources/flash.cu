@@ -68,9 +68,32 @@ template <u32 N> __device__ inline void accumulate(float (*c)[4], const float (*
     }
 }
 
+// Exponents are taken to the base of two, which the hardware does faster.
+const float LOG2_OF_E = 1.4426950408889634f;
+
+// The warp's first row of a tile.
+__device__ inline u32 first_of_warp() { return threadIdx.x / WARP * 16; }
+
+// True where queries at the positions from `first` to `last` see all keys from `from` up to `to`: most tiles need no mask.
+__device__ inline bool sees_all(const Rows& rows, u32 first, u32 last, u32 from, u32 to) {
+    return to <= first && from >= first_seen(rows, last);
+}
+
+// Takes from the scores `[16, N]` of the warp's queries, the first at `position`, the keys from `from` on that they do not see.
+template <u32 N> __device__ inline void mask_keys(float (*p)[4], const Rows& rows, u32 position, u32 from) {
+    const u32 lane = lane_of_warp();
+    UNROLL for (u32 j = 0; j < 4; j++) {
+        const u32 query = position + lane / 4 + j / 2 * 8, seen = first_seen(rows, query);
+        UNROLL for (u32 i = 0; i < N / 8; i++) {
+            const u32 key = from + i * 8 + lane % 4 * 2 + j % 2;
+            if (key > query || key < seen) p[i][j] = -INFINITE;
+        }
+    }
+}
+
 // Fragments of the warp's rows in shared memory.
 __device__ inline void load_lefts(u32 (*to)[4], const Row* rows) {
-    UNROLL for (u32 step = 0; step < STEPS; step++) load_left(to[step], rows + threadIdx.x / WARP * 16, step * 16);
+    UNROLL for (u32 step = 0; step < STEPS; step++) load_left(to[step], rows + first_of_warp(), step * 16);
 }
 
 // Writes row `row` of the warp's 16 (this lane's first or second), each value times `factor`.
@@ -108,6 +131,7 @@ KERNEL(flash, Flash) {
     u32 q[STEPS][4];
     load_lefts(q, keys);
 
+    const float scale = arguments.scale * LOG2_OF_E;
     float out[COLUMNS][4] = {}, largest[2] = {-INFINITE, -INFINITE}, sum[2] = {0.0f, 0.0f};
     for (u32 from = first_seen(rows, start); from <= last; from += TILE) {
         const u32 here = min(TILE, last - from + 1);
@@ -120,20 +144,15 @@ KERNEL(flash, Flash) {
         __syncthreads();
         float p[TILE / 8][4];
         scores<TILE>(p, q, keys);
+        const u32 position = start + first_of_warp();
+        if (!sees_all(rows, position, position + 15, from, from + TILE - 1)) mask_keys<TILE>(p, rows, position, from);
         UNROLL for (u32 second = 0; second < 2; second++) {
-            const u32 position = start + mine + second * 8, seen = first_seen(rows, position);
             float larger = largest[second];
-            UNROLL for (u32 i = 0; i < TILE / 8; i++)
-                UNROLL for (u32 j = 0; j < 2; j++) {
-                    const u32 key = from + i * 8 + lane % 4 * 2 + j;
-                    float& score = p[i][second * 2 + j];
-                    score = key <= position && key >= seen ? score * arguments.scale : -INFINITE;
-                    larger = fmaxf(larger, score);
-                }
+            UNROLL for (u32 i = 0; i < TILE / 8; i++) larger = fmaxf(larger, fmaxf(p[i][second * 2], p[i][second * 2 + 1]));
             larger = fmaxf(larger, __shfl_xor_sync(WHOLE_WARP, larger, 1));
             larger = fmaxf(larger, __shfl_xor_sync(WHOLE_WARP, larger, 2));
             // A row may see none of these keys, nor any before.
-            const float shift = larger == -INFINITE ? 0.0f : larger, kept = expf(largest[second] - shift);
+            const float shift = larger == -INFINITE ? 0.0f : larger * scale, kept = exp2f(largest[second] * scale - shift);
             largest[second] = larger;
             sum[second] *= kept;
             UNROLL for (u32 i = 0; i < COLUMNS; i++) {
@@ -141,7 +160,7 @@ KERNEL(flash, Flash) {
                 out[i][second * 2 + 1] *= kept;
             }
             UNROLL for (u32 i = 0; i < TILE / 8; i++)
-                UNROLL for (u32 j = second * 2; j < second * 2 + 2; j++) sum[second] += p[i][j] = expf(p[i][j] - shift);
+                UNROLL for (u32 j = second * 2; j < second * 2 + 2; j++) sum[second] += p[i][j] = exp2f(p[i][j] * scale - shift);
         }
         accumulate<TILE>(out, p, values);
     }
@@ -153,7 +172,7 @@ KERNEL(flash, Flash) {
         if (row >= count) continue;
         const u64 at = (u64)(first + row) * arguments.heads + head;
         store_row(arguments.out + at * HEAD_DIM, out, second, 1.0f / sum[second]);
-        if (arguments.log_sums != 0 && lane % 4 == 0) arguments.log_sums[at] = logf(sum[second]) + largest[second];
+        if (arguments.log_sums != 0 && lane % 4 == 0) arguments.log_sums[at] = logf(sum[second]) + largest[second] * arguments.scale;
     }
 }
 
@@ -199,10 +218,11 @@ KERNEL(flash_backward_queries, FlashBackward) {
         if (lane == 0) arguments.deltas[at] = product;
         if (i % 8 == lane / 4) {
             delta[i / 8] = product;
-            log_sum[i / 8] = arguments.log_sums[at];
+            log_sum[i / 8] = arguments.log_sums[at] * LOG2_OF_E;
         }
     }
 
+    const float scale = arguments.scale * LOG2_OF_E;
     float dq[COLUMNS][4] = {};
     for (u32 from = first_seen(rows, start); from <= last; from += TILE) {
         const u32 here = min(TILE, last - from + 1);
@@ -216,13 +236,11 @@ KERNEL(flash_backward_queries, FlashBackward) {
         float p[TILE / 8][4], dp[TILE / 8][4];
         scores<TILE>(p, q, keys);
         scores<TILE>(dp, dout, values);
+        const u32 position = start + first_of_warp();
+        if (!sees_all(rows, position, position + 15, from, from + TILE - 1)) mask_keys<TILE>(p, rows, position, from);
         UNROLL for (u32 i = 0; i < TILE / 8; i++)
-            UNROLL for (u32 j = 0; j < 4; j++) {
-                const u32 key = from + i * 8 + lane % 4 * 2 + j % 2, position = start + mine + j / 2 * 8;
-                const bool sees = key <= position && key >= first_seen(rows, position);
-                const float probability = sees ? expf(p[i][j] * arguments.scale - log_sum[j / 2]) : 0.0f;
-                p[i][j] = probability * (dp[i][j] - delta[j / 2]);
-            }
+            UNROLL for (u32 j = 0; j < 4; j++)
+                p[i][j] = exp2f(p[i][j] * scale - log_sum[j / 2]) * (dp[i][j] - delta[j / 2]);
         accumulate<TILE>(dq, p, keys);
     }
     UNROLL for (u32 second = 0; second < 2; second++)
@@ -246,6 +264,7 @@ KERNEL(flash_backward_keys, FlashBackward) {
     load_tile(keys, TILE, count, arguments.k, key_place);
     load_tile(values, TILE, count, arguments.v, key_place);
 
+    const float scale = arguments.scale * LOG2_OF_E;
     float dk[COLUMNS][4] = {}, dv[COLUMNS][4] = {};
     for (u32 head = blockIdx.y * group; head < (blockIdx.y + 1) * group; head++)
         for (u32 from = start; from < end; from += QUERIES) {
@@ -255,9 +274,10 @@ KERNEL(flash_backward_keys, FlashBackward) {
             __syncthreads();
             load_tile(queries, QUERIES, here, arguments.q, place);
             load_tile(douts, QUERIES, here, arguments.dout, place);
-            if (threadIdx.x < here) {
-                log_sums[threadIdx.x] = arguments.log_sums[at(threadIdx.x)];
-                deltas[threadIdx.x] = arguments.deltas[at(threadIdx.x)];
+            if (threadIdx.x < QUERIES) {
+                const bool is_there = threadIdx.x < here;
+                log_sums[threadIdx.x] = is_there ? arguments.log_sums[at(threadIdx.x)] * LOG2_OF_E : 0.0f;
+                deltas[threadIdx.x] = is_there ? arguments.deltas[at(threadIdx.x)] : 0.0f;
             }
             __syncthreads();
             float p[QUERIES / 8][4], ds[QUERIES / 8][4];
@@ -266,12 +286,17 @@ KERNEL(flash_backward_keys, FlashBackward) {
             scores<QUERIES>(p, left, queries);
             load_lefts(left, values);
             scores<QUERIES>(ds, left, douts);
+            const u32 key = start + first_of_warp();
+            const bool all = here == QUERIES && sees_all(rows, from, from + QUERIES - 1, key, key + 15);
             UNROLL for (u32 i = 0; i < QUERIES / 8; i++)
                 UNROLL for (u32 j = 0; j < 4; j++) {
-                    const u32 row = i * 8 + lane % 4 * 2 + j % 2, position = from + row, key = start + mine + j / 2 * 8;
-                    const bool sees = row < here && key <= position && key >= first_seen(rows, position);
-                    p[i][j] = sees ? expf(p[i][j] * arguments.scale - log_sums[row]) : 0.0f;
-                    ds[i][j] = sees ? p[i][j] * (ds[i][j] - deltas[row]) : 0.0f;
+                    const u32 row = i * 8 + lane % 4 * 2 + j % 2;
+                    p[i][j] = exp2f(p[i][j] * scale - log_sums[row]);
+                    if (!all) {
+                        const u32 mine = key + lane / 4 + j / 2 * 8, query = from + row;
+                        if (row >= here || mine > query || mine < first_seen(rows, query)) p[i][j] = 0.0f;
+                    }
+                    ds[i][j] = p[i][j] * (ds[i][j] - deltas[row]);
                 }
             accumulate<QUERIES>(dv, p, douts);
             accumulate<QUERIES>(dk, ds, queries);
