@@ -118,6 +118,7 @@ static unsigned long long lanes[MOST_WARPS][LANES];
 static std::function<void()> body;
 static unsigned long progress;
 static char beginning, end;
+static bool backwards;
 
 // Waits for all others. Only what has CUDA's word for it puts memory in an order: barriers do, exchanges of registers do not.
 INTERNAL void wait(Barrier& barrier, bool ordered = false) {
@@ -133,10 +134,49 @@ INTERNAL void wait(Barrier& barrier, bool ordered = false) {
     if (ordered) acquire(order);
 }
 
+// Copies on the side. With the threads in one order each is made as late as a wait for it allows, in the other at once: what takes
+// them to be there too early, or overwrites what is still read, is wrong in one of them.
+struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+    bool is_there;
+};
+static std::vector<Copy> copies[MOST_WARPS * LANES];
+static size_t grouped[MOST_WARPS * LANES];
+
+inline void make(const Copy& copy) {
+    if (copy.is_there) memcpy(copy.to, copy.from, copy.bytes);
+    else memset(copy.to, 0, copy.bytes);
+}
+
+inline void copy_ahead(const Copy& copy) {
+    if ((size_t)copy.to % copy.bytes != 0 || (size_t)copy.from % copy.bytes != 0) {
+        fprintf(stderr, "a copy from or to a place that is no multiple of its size\n");
+        abort();
+    }
+    if (backwards) make(copy);
+    else copies[threadIdx.x].push_back(copy);
+}
+
+inline void wait_for_groups() {
+    std::vector<Copy>& mine = copies[threadIdx.x];
+    for (size_t i = 0; i < grouped[threadIdx.x]; i++) make(mine[i]);
+    mine.erase(mine.begin(), mine.begin() + grouped[threadIdx.x]);
+    grouped[threadIdx.x] = 0;
+}
+
+inline void check_copies() {
+    if (copies[threadIdx.x].empty()) return;
+    fprintf(stderr, "a thread ended before its copies\n");
+    abort();
+}
+
 INTERNAL void live() {
     for (;;) {
         acquire(&beginning);
         body();
+        check_copies();
         release(&end);
         running->over = true;
         progress++;
@@ -146,6 +186,7 @@ INTERNAL void live() {
 
 INTERNAL void run_block(bool reversed) {
     const unsigned threads = blockDim.x;
+    backwards = reversed;
     release(&beginning);
     of_block = Barrier{threads};
     for (unsigned warp = 0; warp * LANES < threads; warp++) of_warps[warp] = Barrier{std::min(LANES, threads - warp * LANES)};
@@ -275,6 +316,10 @@ inline void load(unsigned* to, const void* row, bool transposed) {
 }
 
 } // namespace emulator
+
+template <typename T> void copy_ahead(T* to, const T* from, bool is_there) { emulator::copy_ahead({to, from, sizeof(T), is_there}); }
+inline void end_group() { emulator::grouped[threadIdx.x] = emulator::copies[threadIdx.x].size(); }
+inline void wait_for_groups() { emulator::wait_for_groups(); }
 
 inline void load_matrices(unsigned* to, const void* row) { emulator::load(to, row, false); }
 inline void load_transposed(unsigned* to, const void* row) { emulator::load(to, row, true); }

@@ -58,7 +58,7 @@ impl RowTables {
             positions: Tensor::new(positions, device)?,
             places: Tensor::new(starts, device)?,
             slots: None,
-            tiles: tiles(sequences.iter(), device)?,
+            tiles: tiles(sequences.iter().map(|rows| (rows, 0)), device)?,
             others: others(sequences.iter(), device)?,
             blocks: 0,
             longest: sequences.iter().map(Range::len).max().unwrap_or(0),
@@ -86,7 +86,7 @@ impl RowTables {
             positions: Tensor::new(positions, device)?,
             places: Tensor::new(places, device)?,
             slots: Some(Tensor::new(slots, device)?),
-            tiles: tiles(sequences.iter().map(|sequence| &sequence.rows), device)?,
+            tiles: tiles(sequences.iter().map(|sequence| (&sequence.rows, sequence.start)), device)?,
             others: others(sequences.iter().map(|sequence| &sequence.rows), device)?,
             blocks,
             longest,
@@ -130,11 +130,19 @@ impl RowTables {
     }
 }
 
-fn tiles<'a>(sequences: impl Iterator<Item = &'a Range<usize>>, device: &Device) -> Result<Option<Tensor>> {
-    let long = sequences.filter(|rows| rows.len() >= FEWEST_ROWS);
-    let starts = long.flat_map(|rows| rows.clone().step_by(TILE).map(|row| (row, rows.end)));
-    let tiles: Vec<u32> = starts.flat_map(|(row, end)| [row as u32, TILE.min(end - row) as u32]).collect();
-    let count = tiles.len() / 2;
+/// Those of sequences with these rows, the first at this position. What sees most comes first, so that no long work is left over
+/// at the end.
+fn tiles<'a>(sequences: impl Iterator<Item = (&'a Range<usize>, usize)>, device: &Device) -> Result<Option<Tensor>> {
+    let long = sequences.filter(|(rows, _)| rows.len() >= FEWEST_ROWS);
+    let mut tiles: Vec<(usize, [u32; 2])> = long
+        .flat_map(|(rows, start)| {
+            let firsts = rows.clone().step_by(TILE);
+            firsts.map(move |row| (start + row - rows.start, [row as u32, TILE.min(rows.end - row) as u32]))
+        })
+        .collect();
+    tiles.sort_by_key(|(position, _)| std::cmp::Reverse(*position));
+    let count = tiles.len();
+    let tiles = tiles.into_iter().flat_map(|(_, tile)| tile).collect();
     if count == 0 { Ok(None) } else { Ok(Some(Tensor::from_vec(tiles, (count, 2), device)?)) }
 }
 

@@ -55,9 +55,15 @@ template <> struct Narrow<float> {
 template <> struct Narrow<bf16> {
     // To the nearest, ties to even; what is not a number stays so.
     static __device__ inline bf16 of(float x) {
+#if !defined(EMULATED) && __CUDA_ARCH__ >= 800
+        u16 bits;
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+        return bf16{bits};
+#else
         u32 bits = __float_as_uint(x);
         if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16{(u16)0x7fff};
         return bf16{(u16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+#endif
     }
 };
 template <> struct Narrow<f16> {

@@ -7,8 +7,9 @@ const u32 TILE = 64;
 const u32 PITCH = HEAD_DIM + 8;
 const u32 STEPS = HEAD_DIM / 16;
 const u32 COLUMNS = HEAD_DIM / 8;
-// Queries that dk and dv take at a time, as many as fit beside keys and values.
-const u32 QUERIES = 16;
+const u32 THREADS = 128;
+// Keys that dq takes at a time, and queries that dk and dv do: while they are computed with, the next ones are on their way.
+const u32 PART = 32;
 
 struct __align__(16) Row {
     half_element values[PITCH];
@@ -32,14 +33,19 @@ __device__ inline void load_right_rows(u32* to, const Row* rows, u32 column) {
     load_transposed(to, &rows[lane / 8 % 2 * 8 + lane % 8].values[column + lane / 16 * 8]);
 }
 
-// `count` rows of heads to shared memory, and zeros up to `size`; `place` tells where each begins.
-template <typename Place> __device__ inline void load_tile(Row* to, u32 size, u32 count, const half_element* from, Place place) {
-    for (u32 i = threadIdx.x; i < size * COLUMNS; i += blockDim.x) {
+// Copies `count` rows of heads to shared memory on the side, and zeros up to `SIZE`; `place` tells where each begins.
+template <u32 SIZE, typename Place>
+__device__ inline void copy_tile(Row* to, u32 count, const half_element* from, Place place) {
+    UNROLL for (u32 i = threadIdx.x; i < SIZE * COLUMNS; i += THREADS) {
         const u32 row = i / COLUMNS, part = i % COLUMNS * 8;
-        Vector vector = {};
-        if (row < count) vector = *(const Vector*)(from + place(row) + part);
-        *(Vector*)&to[row].values[part] = vector;
+        copy_ahead((Vector*)&to[row].values[part], (const Vector*)(from + place(min(row, count - 1)) + part), row < count);
     }
+}
+
+// Waits until what was copied is there, for all threads, and all of them have read what was there before.
+__device__ inline void wait_for_tiles() {
+    wait_for_groups();
+    __syncthreads();
 }
 
 // The warp's 16 rows against `N` rows: c[i / 8] has columns i to i + 7.
@@ -68,8 +74,17 @@ template <u32 N> __device__ inline void accumulate(float (*c)[4], const float (*
     }
 }
 
-// Exponents are taken to the base of two, which the hardware does faster.
+// Exponents are taken to the base of two, which is what the hardware has.
 const float LOG2_OF_E = 1.4426950408889634f;
+#ifndef EMULATED
+__device__ inline float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+#else
+inline float power_of_two(float x) { return exp2f(x); }
+#endif
 
 // The warp's first row of a tile.
 __device__ inline u32 first_of_warp() { return threadIdx.x / WARP * 16; }
@@ -109,50 +124,53 @@ struct Flash {
     const half_element* keys;   // [rows or slots, kv_heads, HEAD_DIM]
     const half_element* values; // [rows or slots, kv_heads, HEAD_DIM]
     half_element* out;          // [rows, heads, HEAD_DIM]
-    float* log_sums;    // [rows, heads], or none
-    const u32* work;    // [tiles, 2]: up to 64 rows of one sequence, the first and their number
+    float* log_sums;            // [rows, heads], or none
+    const u32* work;            // [tiles, 2]: up to 64 rows of one sequence, the first and their number
     Rows rows;
     u32 heads;
     u32 kv_heads;
     float scale;
 };
 
-// Blocks: (tiles, heads).
-KERNEL(flash, Flash) {
+// Blocks: (tiles, heads). Values come while scores are computed, the next keys while values are added up.
+KERNEL(flash, Flash, __launch_bounds__(THREADS)) {
     const Rows& rows = arguments.rows;
     const u32 first = arguments.work[2 * blockIdx.x], count = arguments.work[2 * blockIdx.x + 1];
     const u32 sequence = rows.sequences[first], start = rows.positions[first], last = start + count - 1;
     const u32 head = blockIdx.y, kv_head = head / (arguments.heads / arguments.kv_heads);
-    const u32 lane = lane_of_warp(), mine = threadIdx.x / WARP * 16 + lane / 4;
+    const u32 lane = lane_of_warp(), mine = first_of_warp() + lane / 4;
     __shared__ Row keys[TILE], values[TILE];
-    load_tile(keys, TILE, count, arguments.q,
-              [&](u32 row) { return ((u64)(first + row) * arguments.heads + head) * HEAD_DIM; });
-    __syncthreads();
+    const auto place = [&](u32 position) {
+        return (slot_of(rows, sequence, position) * arguments.kv_heads + kv_head) * HEAD_DIM;
+    };
+    const auto copy = [&](Row* to, const half_element* heads, u32 from) {
+        copy_tile<TILE>(to, min(TILE, last - from + 1), heads, [&](u32 key) { return place(from + key); });
+        end_group();
+    };
+    copy_tile<TILE>(values, count, arguments.q, [&](u32 row) { return ((u64)(first + row) * arguments.heads + head) * HEAD_DIM; });
+    copy(keys, arguments.keys, first_seen(rows, start));
+    wait_for_tiles();
     u32 q[STEPS][4];
-    load_lefts(q, keys);
+    load_lefts(q, values);
 
     const float scale = arguments.scale * LOG2_OF_E;
     float out[COLUMNS][4] = {}, largest[2] = {-INFINITE, -INFINITE}, sum[2] = {0.0f, 0.0f};
     for (u32 from = first_seen(rows, start); from <= last; from += TILE) {
-        const u32 here = min(TILE, last - from + 1);
-        const auto place = [&](u32 key) {
-            return (slot_of(rows, sequence, from + key) * arguments.kv_heads + kv_head) * HEAD_DIM;
-        };
-        __syncthreads(); // What was there has been read.
-        load_tile(keys, TILE, here, arguments.keys, place);
-        load_tile(values, TILE, here, arguments.values, place);
-        __syncthreads();
+        wait_for_tiles();
+        copy(values, arguments.values, from);
         float p[TILE / 8][4];
         scores<TILE>(p, q, keys);
         const u32 position = start + first_of_warp();
         if (!sees_all(rows, position, position + 15, from, from + TILE - 1)) mask_keys<TILE>(p, rows, position, from);
+        wait_for_tiles();
+        if (from + TILE <= last) copy(keys, arguments.keys, from + TILE);
         UNROLL for (u32 second = 0; second < 2; second++) {
             float larger = largest[second];
             UNROLL for (u32 i = 0; i < TILE / 8; i++) larger = fmaxf(larger, fmaxf(p[i][second * 2], p[i][second * 2 + 1]));
             larger = fmaxf(larger, __shfl_xor_sync(WHOLE_WARP, larger, 1));
             larger = fmaxf(larger, __shfl_xor_sync(WHOLE_WARP, larger, 2));
             // A row may see none of these keys, nor any before.
-            const float shift = larger == -INFINITE ? 0.0f : larger * scale, kept = exp2f(largest[second] * scale - shift);
+            const float shift = larger == -INFINITE ? 0.0f : larger * scale, kept = power_of_two(largest[second] * scale - shift);
             largest[second] = larger;
             sum[second] *= kept;
             UNROLL for (u32 i = 0; i < COLUMNS; i++) {
@@ -160,7 +178,7 @@ KERNEL(flash, Flash) {
                 out[i][second * 2 + 1] *= kept;
             }
             UNROLL for (u32 i = 0; i < TILE / 8; i++)
-                UNROLL for (u32 j = second * 2; j < second * 2 + 2; j++) sum[second] += p[i][j] = exp2f(p[i][j] * scale - shift);
+                UNROLL for (u32 j = second * 2; j < second * 2 + 2; j++) sum[second] += p[i][j] = power_of_two(p[i][j] * scale - shift);
         }
         accumulate<TILE>(out, p, values);
     }
@@ -195,23 +213,38 @@ struct FlashBackward {
 };
 
 // Blocks: (tiles, heads). With p = exp(s − log sum) and ds = p (dout · v − delta): dq = scale · Σ ds k.
-KERNEL(flash_backward_queries, FlashBackward) {
+KERNEL(flash_backward_queries, FlashBackward, __launch_bounds__(THREADS)) {
     const Rows& rows = arguments.rows;
     const u32 first = arguments.work[2 * blockIdx.x], count = arguments.work[2 * blockIdx.x + 1];
     const u32 sequence = rows.sequences[first], start = rows.positions[first], last = start + count - 1;
     const u32 head = blockIdx.y, kv_head = head / (arguments.heads / arguments.kv_heads);
-    const u32 lane = lane_of_warp(), mine = threadIdx.x / WARP * 16 + lane / 4;
-    __shared__ Row keys[TILE], values[TILE];
+    const u32 lane = lane_of_warp(), mine = first_of_warp() + lane / 4;
+    __shared__ Row keys[2 * PART], values[2 * PART];
     const auto query = [&](u32 row) { return ((u64)(first + row) * arguments.heads + head) * HEAD_DIM; };
-    load_tile(keys, TILE, count, arguments.q, query);
-    load_tile(values, TILE, count, arguments.dout, query);
-    __syncthreads();
+    // The queries and their gradients pass through the places of all keys and values.
+    copy_tile<TILE>(keys, count, arguments.q, query);
+    copy_tile<TILE>(values, count, arguments.dout, query);
+    end_group();
+    wait_for_tiles();
     u32 q[STEPS][4], dout[STEPS][4];
     load_lefts(q, keys);
     load_lefts(dout, values);
+    __syncthreads();
+    const auto copy = [&](u32 half, u32 from) {
+        const u32 here = min(PART, last - from + 1);
+        const auto place = [&](u32 key) {
+            return (slot_of(rows, sequence, from + key) * arguments.kv_heads + kv_head) * HEAD_DIM;
+        };
+        copy_tile<PART>(keys + half * PART, here, arguments.k, place);
+        copy_tile<PART>(values + half * PART, here, arguments.v, place);
+        end_group();
+    };
+    u32 from = first_seen(rows, start);
+    copy(0, from);
+
     float delta[2] = {0.0f, 0.0f}, log_sum[2] = {0.0f, 0.0f};
     UNROLL for (u32 i = 0; i < 16; i++) {
-        const u32 row = mine - lane / 4 + i;
+        const u32 row = first_of_warp() + i;
         if (row >= count) break;
         const float product = warp_dot(arguments.out + query(row), arguments.dout + query(row), HEAD_DIM);
         const u64 at = (u64)(first + row) * arguments.heads + head;
@@ -224,24 +257,18 @@ KERNEL(flash_backward_queries, FlashBackward) {
 
     const float scale = arguments.scale * LOG2_OF_E;
     float dq[COLUMNS][4] = {};
-    for (u32 from = first_seen(rows, start); from <= last; from += TILE) {
-        const u32 here = min(TILE, last - from + 1);
-        const auto place = [&](u32 key) {
-            return (slot_of(rows, sequence, from + key) * arguments.kv_heads + kv_head) * HEAD_DIM;
-        };
-        __syncthreads();
-        load_tile(keys, TILE, here, arguments.k, place);
-        load_tile(values, TILE, here, arguments.v, place);
-        __syncthreads();
-        float p[TILE / 8][4], dp[TILE / 8][4];
-        scores<TILE>(p, q, keys);
-        scores<TILE>(dp, dout, values);
+    for (u32 half = 0; from <= last; from += PART, half ^= 1) {
+        wait_for_tiles();
+        if (from + PART <= last) copy(half ^ 1, from + PART);
+        float p[PART / 8][4], dp[PART / 8][4];
+        scores<PART>(p, q, keys + half * PART);
+        scores<PART>(dp, dout, values + half * PART);
         const u32 position = start + first_of_warp();
-        if (!sees_all(rows, position, position + 15, from, from + TILE - 1)) mask_keys<TILE>(p, rows, position, from);
-        UNROLL for (u32 i = 0; i < TILE / 8; i++)
+        if (!sees_all(rows, position, position + 15, from, from + PART - 1)) mask_keys<PART>(p, rows, position, from);
+        UNROLL for (u32 i = 0; i < PART / 8; i++)
             UNROLL for (u32 j = 0; j < 4; j++)
-                p[i][j] = exp2f(p[i][j] * scale - log_sum[j / 2]) * (dp[i][j] - delta[j / 2]);
-        accumulate<TILE>(dq, p, keys);
+                p[i][j] = power_of_two(p[i][j] * scale - log_sum[j / 2]) * (dp[i][j] - delta[j / 2]);
+        accumulate<PART>(dq, p, keys + half * PART);
     }
     UNROLL for (u32 second = 0; second < 2; second++)
         if (mine + second * 8 < count)
@@ -250,59 +277,81 @@ KERNEL(flash_backward_queries, FlashBackward) {
 
 // Blocks: (tiles of keys, key-value heads). Scores are transposed here, rows are keys: dk = scale · Σ ds q, dv = Σ p dout, over
 // all query heads of the key-value head's group.
-KERNEL(flash_backward_keys, FlashBackward) {
+KERNEL(flash_backward_keys, FlashBackward, __launch_bounds__(THREADS)) {
     const Rows& rows = arguments.rows;
-    const u32 first = arguments.work[2 * blockIdx.x], count = arguments.work[2 * blockIdx.x + 1];
+    // The first keys are seen most: their blocks begin first.
+    const u32* work = arguments.work + 2 * (gridDim.x - 1 - blockIdx.x);
+    const u32 first = work[0], count = work[1];
     const u32 sequence = rows.sequences[first], start = rows.positions[first], last = start + count - 1;
     const u32 before = rows.places[sequence], length = rows.places[sequence + 1] - before;
     const u32 end = rows.window != 0 ? min(length, last + rows.window) : length;
     const u32 group = arguments.heads / arguments.kv_heads;
-    const u32 lane = lane_of_warp(), mine = threadIdx.x / WARP * 16 + lane / 4;
-    __shared__ Row keys[TILE], values[TILE], queries[QUERIES], douts[QUERIES];
-    __shared__ float log_sums[QUERIES], deltas[QUERIES];
+    const u32 lane = lane_of_warp();
+    __shared__ Row queries[2 * PART], douts[2 * PART];
+    __shared__ float log_sums[2 * PART], deltas[2 * PART];
     const auto key_place = [&](u32 row) { return ((u64)(first + row) * arguments.kv_heads + blockIdx.y) * HEAD_DIM; };
-    load_tile(keys, TILE, count, arguments.k, key_place);
-    load_tile(values, TILE, count, arguments.v, key_place);
+    // The keys and values pass through the places of all queries and gradients.
+    copy_tile<TILE>(queries, count, arguments.k, key_place);
+    copy_tile<TILE>(douts, count, arguments.v, key_place);
+    end_group();
+    wait_for_tiles();
+    u32 k[STEPS][4], v[STEPS][4];
+    load_lefts(k, queries);
+    load_lefts(v, douts);
+    __syncthreads();
+    const auto copy = [&](u32 half, u32 head, u32 from) {
+        const u32 here = min(PART, end - from);
+        const auto at = [&](u32 row) { return (u64)(before + from + row) * arguments.heads + head; };
+        const auto place = [&](u32 row) { return at(row) * HEAD_DIM; };
+        copy_tile<PART>(queries + half * PART, here, arguments.q, place);
+        copy_tile<PART>(douts + half * PART, here, arguments.dout, place);
+        if (threadIdx.x < PART) {
+            const u64 row = at(min(threadIdx.x, here - 1));
+            copy_ahead(&log_sums[half * PART + threadIdx.x], arguments.log_sums + row, threadIdx.x < here);
+            copy_ahead(&deltas[half * PART + threadIdx.x], arguments.deltas + row, threadIdx.x < here);
+        }
+        end_group();
+    };
 
     const float scale = arguments.scale * LOG2_OF_E;
     float dk[COLUMNS][4] = {}, dv[COLUMNS][4] = {};
-    for (u32 head = blockIdx.y * group; head < (blockIdx.y + 1) * group; head++)
-        for (u32 from = start; from < end; from += QUERIES) {
-            const u32 here = min(QUERIES, end - from);
-            const auto at = [&](u32 row) { return (u64)(before + from + row) * arguments.heads + head; };
-            const auto place = [&](u32 row) { return at(row) * HEAD_DIM; };
-            __syncthreads();
-            load_tile(queries, QUERIES, here, arguments.q, place);
-            load_tile(douts, QUERIES, here, arguments.dout, place);
-            if (threadIdx.x < QUERIES) {
-                const bool is_there = threadIdx.x < here;
-                log_sums[threadIdx.x] = is_there ? arguments.log_sums[at(threadIdx.x)] * LOG2_OF_E : 0.0f;
-                deltas[threadIdx.x] = is_there ? arguments.deltas[at(threadIdx.x)] : 0.0f;
-            }
-            __syncthreads();
-            float p[QUERIES / 8][4], ds[QUERIES / 8][4];
-            u32 left[STEPS][4];
-            load_lefts(left, keys);
-            scores<QUERIES>(p, left, queries);
-            load_lefts(left, values);
-            scores<QUERIES>(ds, left, douts);
-            const u32 key = start + first_of_warp();
-            const bool all = here == QUERIES && sees_all(rows, from, from + QUERIES - 1, key, key + 15);
-            UNROLL for (u32 i = 0; i < QUERIES / 8; i++)
+    u32 head = blockIdx.y * group, from = start;
+    const u32 last_head = head + group - 1;
+    copy(0, head, from);
+    for (u32 half = 0; head <= last_head; half ^= 1) {
+        wait_for_tiles();
+        const u32 now = from;
+        from += PART;
+        if (from >= end) {
+            from = start;
+            head++;
+        }
+        if (head <= last_head) copy(half ^ 1, head, from);
+#pragma unroll 1
+        for (u32 part = 0; part < PART; part += 16) {
+            const Row *some_queries = queries + half * PART + part, *some_douts = douts + half * PART + part;
+            const float *some_sums = log_sums + half * PART + part, *some_deltas = deltas + half * PART + part;
+            float p[2][4], ds[2][4];
+            scores<16>(p, k, some_queries);
+            scores<16>(ds, v, some_douts);
+            const u32 key = start + first_of_warp(), query = now + part;
+            const bool all = query + 16 <= end && sees_all(rows, query, query + 15, key, key + 15);
+            UNROLL for (u32 i = 0; i < 2; i++)
                 UNROLL for (u32 j = 0; j < 4; j++) {
                     const u32 row = i * 8 + lane % 4 * 2 + j % 2;
-                    p[i][j] = exp2f(p[i][j] * scale - log_sums[row]);
+                    p[i][j] = power_of_two(p[i][j] * scale - some_sums[row] * LOG2_OF_E);
                     if (!all) {
-                        const u32 mine = key + lane / 4 + j / 2 * 8, query = from + row;
-                        if (row >= here || mine > query || mine < first_seen(rows, query)) p[i][j] = 0.0f;
+                        const u32 mine = key + lane / 4 + j / 2 * 8;
+                        if (query + row >= end || mine > query + row || mine < first_seen(rows, query + row)) p[i][j] = 0.0f;
                     }
-                    ds[i][j] = p[i][j] * (ds[i][j] - deltas[row]);
+                    ds[i][j] = p[i][j] * (ds[i][j] - some_deltas[row]);
                 }
-            accumulate<QUERIES>(dv, p, douts);
-            accumulate<QUERIES>(dk, ds, queries);
+            accumulate<16>(dv, p, some_douts);
+            accumulate<16>(dk, ds, some_queries);
         }
+    }
     UNROLL for (u32 second = 0; second < 2; second++) {
-        const u32 row = mine + second * 8;
+        const u32 row = first_of_warp() + lane / 4 + second * 8;
         if (row >= count) continue;
         store_row(arguments.dk + key_place(row), dk, second, arguments.scale);
         store_row(arguments.dv + key_place(row), dv, second, 1.0f);

@@ -27,9 +27,30 @@ __device__ inline void load_transposed(u32* to, const half_element* row) {
                  : "r"(address)
                  : "memory");
 }
+// Sixteen bytes from global to shared memory on the side ("cp.async"), or zeros where there is nothing; they are there once the
+// group that `end_group` makes of all copies before it was waited for.
+__device__ inline void copy_ahead(Vector* to, const Vector* from, bool is_there) {
+    const u32 address = (u32)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(address), "l"(from), "r"(is_there ? 16 : 0) : "memory");
+}
+// The same for four bytes.
+__device__ inline void copy_ahead(float* to, const float* from, bool is_there) {
+    const u32 address = (u32)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" : : "r"(address), "l"(from), "r"(is_there ? 4 : 0) : "memory");
+}
+__device__ inline void end_group() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+__device__ inline void wait_for_groups() { asm volatile("cp.async.wait_group 0;" : : : "memory"); }
 #endif
 
 // Two neighbours of a fragment.
+#if defined(EMULATED) || __CUDA_ARCH__ < 800
 __device__ inline u32 pair_of(float first, float second) {
     return (u32)Narrow<half_element>::of(first).bits | (u32)Narrow<half_element>::of(second).bits << 16;
 }
+#else
+__device__ inline u32 pair_of(float first, float second) {
+    u32 pair;
+    asm("cvt.rn." TEXT(HALF) "x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+}
+#endif
