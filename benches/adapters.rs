@@ -50,7 +50,7 @@ fn adapter(model: &ModelConfig) -> Result<Adapter, Failure> {
             layer.set(site, LoraPair { a: matrix((RANK, input))?, b: matrix((output, RANK))?, scale: 2.0 });
         }
     }
-    Ok(Adapter { id: String::new(), layers })
+    Ok(Adapter::new(String::new(), layers))
 }
 
 /// The median time of 21 runs.

@@ -147,7 +147,7 @@ fn adapter(config: &ModelConfig, rank: usize) -> Result<Adapter, Failure> {
         }
         layers.push(layer);
     }
-    Ok(Adapter { id: "benchmark".into(), layers })
+    Ok(Adapter::new("benchmark".into(), layers))
 }
 
 #[allow(clippy::single_range_in_vec_init, reason = "one sequence is meant")]

@@ -108,7 +108,7 @@ fn adapter(config: &ModelConfig, id: &str, rank: impl Fn(usize, Site) -> Option<
             layer.set(site, LoraPair { a, b, scale: 0.5 });
         }
     }
-    Adapter { id: id.into(), layers }
+    Adapter::new(id.into(), layers)
 }
 
 /// A sequence, with the rows that it has in each step: none, one as an answer has, or a piece of a prompt.
@@ -221,7 +221,7 @@ fn an_adapter_beside_its_base_is_the_base_with_the_adapter_merged_into_it() {
     for family in TRAINED_FAMILIES {
         let (config, decoder) = load(family, &CPU);
         let peft = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &CPU);
-        let peft = Adapter { id: "peft".into(), ..peft };
+        let peft = Adapter::new("peft".into(), peft.layers);
         let reference = Reference::read(family, "peft/reference.safetensors");
         let tokens = reference.ids("input_ids");
         let odd = adapter(&config, "odd", |layer, site| (site as usize != layer).then_some(5 + site as usize));

@@ -52,7 +52,7 @@ fn files(seed: u64, rank: usize) -> PeftFiles {
         };
         layer.set(Site::Query, LoraPair { a: matrix(rank, input), b: matrix(output, rank), scale: 0.5 });
     }
-    peft::write(&Adapter { id: String::new(), layers }, "demo").unwrap()
+    peft::write(&Adapter::new(String::new(), layers), "demo").unwrap()
 }
 
 /// Bytes of one of [`files`] on the device.

@@ -204,7 +204,7 @@ fn an_adapter_of_broken_numbers_fails_alone() {
         let pair = LoraPair { a: pair.a.clone(), b: broken, scale: pair.scale };
         layer.set(Site::Query, pair);
     }
-    let broken = Arc::new(Adapter { id: "broken".into(), layers });
+    let broken = Arc::new(Adapter::new("broken".into(), layers));
     let engine = NativeEngine::start(model, &Limits::default(), Arc::default()).unwrap();
     let prompt = prompt("llama", 30);
     let run = |adapter: Option<&AdapterLease>| engine.generate(greedy(&prompt, 20, adapter)).unwrap();

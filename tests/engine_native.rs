@@ -262,7 +262,7 @@ fn engine(limits: &Limits) -> Arc<NativeEngine> {
 }
 
 fn adapter(id: &str) -> AdapterLease {
-    Arc::new(Adapter { id: id.into(), layers: Vec::new() })
+    Arc::new(Adapter::new(id.into(), Vec::new()))
 }
 
 fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {

@@ -42,7 +42,7 @@ fn adapter() -> Adapter {
         }
         layer
     };
-    Adapter { id: String::new(), layers: (0..config.num_hidden_layers).map(layer).collect() }
+    Adapter::new(String::new(), (0..config.num_hidden_layers).map(layer).collect())
 }
 
 fn render(line: &Value, prompt_loss_weight: f32) -> TokenizedExample {

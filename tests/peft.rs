@@ -102,7 +102,7 @@ fn the_same_adapter_is_written_to_the_same_bytes_with_plain_settings_that_every_
 fn another_weight_is_another_generation() {
     let (config, weights) = files("llama");
     let adapter = peft::read(&config, &weights, &model("llama"), &Device::Cpu).unwrap();
-    let mut other = Adapter { id: String::new(), layers: adapter.layers.clone() };
+    let mut other = Adapter::new(String::new(), adapter.layers.clone());
     let pair = adapter.layers[0].get(Site::Query).unwrap();
     let b = (&pair.b + 1e-3).unwrap();
     other.layers[0].set(Site::Query, LoraPair { a: pair.a.clone(), b, scale: pair.scale });
@@ -136,7 +136,7 @@ fn layers_with_ranks_and_places_of_their_own_survive_a_round_trip() {
         let matrix = |shape| Tensor::rand(-1f32, 1f32, shape, &Device::Cpu).unwrap();
         layers[layer].set(site, LoraPair { a: matrix((rank, input)), b: matrix((output, rank)), scale });
     }
-    let adapter = Adapter { id: String::new(), layers };
+    let adapter = Adapter::new(String::new(), layers);
     let files = peft::write(&adapter, "llama").unwrap();
     assert_same(&adapter, &peft::read(&files.config, &files.weights, &config, &Device::Cpu).unwrap());
 }

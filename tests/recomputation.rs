@@ -41,7 +41,7 @@ fn adapter(config: &ModelConfig) -> Adapter {
         }
         layer
     });
-    Adapter { id: String::new(), layers: layers.collect() }
+    Adapter::new(String::new(), layers.collect())
 }
 
 /// Four sequences of unequal lengths, two of them longer than the sliding windows of the fixtures.

@@ -148,7 +148,7 @@ impl HostAdapter {
             let tensor = |matrix: &Matrix| Tensor::from_vec(self.values(matrix), matrix.shape, device);
             layers[*block].set(*site, LoraPair { a: tensor(a)?, b: tensor(b)?, scale: *scale });
         }
-        Ok(Adapter { id: self.id.clone(), layers })
+        Ok(Adapter::new(self.id.clone(), layers))
     }
 
     fn values(&self, matrix: &Matrix) -> Vec<f32> {

@@ -12,13 +12,14 @@ pub mod routes;
 pub mod status;
 pub mod tiers;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::model::kernels::cpu::lora::lay_out;
+use crate::model::kernels::cuda::lora::Places;
 
 /// The seven linear layers of a decoder block that an adapter can change. Written as in PEFT's `target_modules`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -115,6 +116,8 @@ pub struct Adapter {
     pub id: String,
     /// One entry per decoder block.
     pub layers: Vec<LoraLayer>,
+    /// Where a GPU's kernels find the updates, once they were asked for.
+    places: OnceLock<Places>,
 }
 
 /// True for names of the forms that jobs give their models: `ft:{base}:…` and `{base}:ft-…`.
@@ -126,6 +129,11 @@ pub fn is_job_name(name: &str) -> bool {
 pub type AdapterLease = Arc<Adapter>;
 
 impl Adapter {
+    /// The generation `id` of these updates, one entry per decoder block.
+    pub fn new(id: String, layers: Vec<LoraLayer>) -> Self {
+        Self { id, layers, places: OnceLock::new() }
+    }
+
     /// The same adapter on `device`.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         self.map(|matrix| matrix.to_device(device))
@@ -143,7 +151,7 @@ impl Adapter {
         let mut layers = self.layers.clone();
         let pairs = layers.iter_mut().flat_map(|layer| layer.0.iter_mut().flatten());
         pairs.zip(laid_out).for_each(|(pair, laid_out)| *pair = laid_out);
-        Ok(Self { id: self.id.clone(), layers })
+        Ok(Self::new(self.id.clone(), layers))
     }
 
     fn map(&self, change: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Self> {
@@ -157,12 +165,21 @@ impl Adapter {
             }
             layers.push(changed);
         }
-        Ok(Self { id: self.id.clone(), layers })
+        Ok(Self::new(self.id.clone(), layers))
     }
 
     /// All updates, in the order of the forward pass.
     fn pairs(&self) -> impl Iterator<Item = &LoraPair> {
         self.layers.iter().flat_map(|layer| layer.0.iter().flatten())
+    }
+
+    /// Where a GPU's kernels find its updates.
+    pub fn places(&self) -> Result<&Places> {
+        if let Some(places) = self.places.get() {
+            return Ok(places);
+        }
+        let places = Places::of(self)?;
+        Ok(self.places.get_or_init(|| places))
     }
 
     /// The largest rank of its updates; 0 where it has none.

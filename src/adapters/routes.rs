@@ -3,8 +3,11 @@
 
 use std::ops::Range;
 
+use candle_core::{Device, Tensor};
+
 use super::{Adapter, Site};
-use crate::model::kernels::LoraRows;
+use crate::Result;
+use crate::model::kernels::{self, LoraRows, LoraRun};
 
 /// The sites of a block that have one input and are computed together.
 pub const GROUPS: [&[Site]; 4] =
@@ -16,48 +19,95 @@ const TASK_ROWS: usize = 32;
 const FEW_ROWS: usize = 8;
 
 /// The routes of one step.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Routes<'a> {
-    tasks: Vec<LoraRows<'a>>,
-    /// Where the tasks of each layer and group begin; one entry more than there are, or none where no row has an adapter.
-    starts: Vec<usize>,
+    /// By layer and group: true where some row is changed. Empty where no row has an adapter.
+    changes: Vec<bool>,
+    ways: Ways<'a>,
+}
+
+/// What the products of a device are made of.
+#[derive(Debug)]
+enum Ways<'a> {
+    /// Tasks for the cores, and where those of each layer and group begin; one entry more than there are.
+    Host { tasks: Vec<LoraRows<'a>>, starts: Vec<usize> },
+    /// For a GPU the adapters with all of their rows.
+    Device(Vec<LoraRun<'a>>),
 }
 
 impl<'a> Routes<'a> {
-    /// Routes over `layers` decoder blocks for sequences with these rows and adapters, in the order of the rows.
+    /// Routes over `layers` decoder blocks on `device` for sequences with these rows and adapters, in the order of the rows.
     /// Neighbouring sequences of one adapter share its products.
-    pub fn new(layers: usize, sequences: impl IntoIterator<Item = (Range<usize>, Option<&'a Adapter>)>) -> Self {
+    pub fn new(
+        layers: usize,
+        device: &Device,
+        sequences: impl IntoIterator<Item = (Range<usize>, Option<&'a Adapter>)>,
+    ) -> Result<Self> {
         let runs = runs(sequences);
-        if runs.is_empty() {
-            return Self::default();
-        }
-        let mut routes = Self::default();
-        for layer in 0..layers {
-            for sites in GROUPS {
-                routes.starts.push(routes.tasks.len());
-                for (rows, adapter) in &runs {
-                    let Some(pairs) = adapter.layers.get(layer) else { continue };
-                    for (output, site) in sites.iter().enumerate() {
-                        let Some(pair) = pairs.get(*site) else { continue };
-                        let pieces = pieces(rows).map(|rows| LoraRows { rows, output, pair });
-                        routes.tasks.extend(pieces);
-                    }
-                }
+        let layers = if runs.is_empty() { 0 } else { layers };
+        let groups = (0..layers).flat_map(|layer| GROUPS.map(|sites| (layer, sites)));
+        let has = |(layer, sites): (usize, &[Site])| {
+            let pairs = runs.iter().filter_map(|(_, adapter)| adapter.layers.get(layer));
+            pairs.into_iter().any(|pairs| sites.iter().any(|site| pairs.get(*site).is_some()))
+        };
+        let changes = groups.clone().map(has).collect();
+        let ways = if kernels::on_host(device) {
+            let (mut tasks, mut starts) = (Vec::new(), vec![0]);
+            for (layer, sites) in groups {
+                tasks.extend(runs.iter().flat_map(|(rows, adapter)| tasks_of(rows, adapter, layer, sites)));
+                starts.push(tasks.len());
             }
-        }
-        routes.starts.push(routes.tasks.len());
-        routes
+            Ways::Host { tasks, starts }
+        } else {
+            let runs = runs.into_iter().map(|(rows, adapter)| Ok(LoraRun { rows, places: adapter.places()? }));
+            Ways::Device(runs.collect::<Result<_>>()?)
+        };
+        Ok(Self { changes, ways })
     }
 
-    /// What is added at the group of `sites` that begins with `first`.
-    pub fn at(&self, layer: usize, first: Site) -> &[LoraRows<'a>] {
-        let group = GROUPS.iter().position(|sites| sites[0] == first);
-        let index = group.map(|group| layer * GROUPS.len() + group);
-        match index.and_then(|index| self.starts.get(index..index + 2)) {
-            Some(range) => &self.tasks[range[0]..range[1]],
-            None => &[],
+    /// True where something is added at the group of sites that begins with `first`.
+    pub fn change(&self, layer: usize, first: Site) -> bool {
+        self.changes.get(index(layer, first)).copied().unwrap_or(false)
+    }
+
+    /// Adds to `outputs` `[rows, out]`, the base's products of `x` `[rows, in]` with the layers of the group of sites that begins
+    /// with `first`, fresh tensors that nothing else holds.
+    pub fn add(&self, layer: usize, first: Site, x: &Tensor, outputs: &mut [Tensor]) -> Result<()> {
+        if !self.change(layer, first) {
+            return Ok(());
+        }
+        match &self.ways {
+            Ways::Host { .. } => kernels::add_lora_rows(outputs, x, self.tasks(layer, first)),
+            Ways::Device(runs) => kernels::add_lora_runs(outputs, x, runs, layer, first),
         }
     }
+
+    fn tasks(&self, layer: usize, first: Site) -> &[LoraRows<'a>] {
+        let Ways::Host { tasks, starts } = &self.ways else { return &[] };
+        let index = index(layer, first);
+        starts.get(index..index + 2).map_or(&[], |range| &tasks[range[0]..range[1]])
+    }
+}
+
+/// The place of the group of sites that begins with `first` among those of all layers.
+fn index(layer: usize, first: Site) -> usize {
+    let group = GROUPS.iter().position(|sites| sites[0] == first);
+    layer * GROUPS.len() + group.unwrap_or(0)
+}
+
+/// What `adapter` adds to `rows` at `sites` of `layer`, cut into tasks.
+fn tasks_of<'a>(
+    rows: &Range<usize>,
+    adapter: &'a Adapter,
+    layer: usize,
+    sites: &'static [Site],
+) -> impl Iterator<Item = LoraRows<'a>> {
+    let pairs = sites
+        .iter()
+        .enumerate()
+        .filter_map(move |(output, site)| Some((output, adapter.layers.get(layer)?.get(*site)?)));
+    let rows = rows.clone();
+    pairs.flat_map(move |(output, pair)| pieces(&rows).map(move |rows| LoraRows { rows, output, pair }))
 }
 
 fn runs<'a>(
@@ -84,7 +134,7 @@ fn pieces(rows: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device, Tensor};
+    use candle_core::DType;
 
     use super::*;
     use crate::adapters::{LoraLayer, LoraPair};
@@ -98,7 +148,7 @@ mod tests {
             }
             layer
         };
-        Adapter { id: String::new(), layers: sites.iter().map(layer).collect() }
+        Adapter::new(String::new(), sites.iter().map(layer).collect())
     }
 
     fn shape(tasks: &[LoraRows<'_>]) -> Vec<(Range<usize>, usize)> {
@@ -109,19 +159,21 @@ mod tests {
     fn neighbours_of_one_adapter_are_one_run_and_absent_sites_are_left_out() {
         let (one, two) = (adapter(&[&[Site::Value, Site::Up], &[]]), adapter(&[&[Site::Query], &[Site::Down]]));
         let sequences = [(0..1, Some(&one)), (1..2, None), (2..4, Some(&two)), (4..5, Some(&two)), (5..6, Some(&one))];
-        let routes = Routes::new(2, sequences);
-        assert_eq!(shape(routes.at(0, Site::Query)), [(0..1, 2), (2..5, 0), (5..6, 2)]);
-        assert_eq!(shape(routes.at(0, Site::Gate)), [(0..1, 1), (5..6, 1)]);
-        assert_eq!(shape(routes.at(1, Site::Down)), [(2..5, 0)]);
-        assert!(routes.at(0, Site::Output).is_empty() && routes.at(1, Site::Query).is_empty());
-        assert!(Routes::new(2, [(0..4, None)]).at(1, Site::Down).is_empty());
+        let routes = Routes::new(2, &Device::Cpu, sequences).expect("routes");
+        assert_eq!(shape(routes.tasks(0, Site::Query)), [(0..1, 2), (2..5, 0), (5..6, 2)]);
+        assert_eq!(shape(routes.tasks(0, Site::Gate)), [(0..1, 1), (5..6, 1)]);
+        assert_eq!(shape(routes.tasks(1, Site::Down)), [(2..5, 0)]);
+        assert!(routes.change(0, Site::Query) && routes.change(1, Site::Down));
+        assert!(!routes.change(0, Site::Output) && !routes.change(1, Site::Query));
+        let none = Routes::new(2, &Device::Cpu, [(0..4, None)]).expect("routes");
+        assert!(!none.change(1, Site::Down) && none.tasks(1, Site::Down).is_empty());
     }
 
     #[test]
     fn long_runs_are_cut_without_gaps() {
         let one = adapter(&[&[Site::Output]]);
-        let routes = Routes::new(1, [(3..500, Some(&one))]);
-        let tasks = shape(routes.at(0, Site::Output));
+        let routes = Routes::new(1, &Device::Cpu, [(3..500, Some(&one))]).expect("routes");
+        let tasks = shape(routes.tasks(0, Site::Output));
         assert!(tasks.len() > 8 && tasks.iter().all(|(rows, _)| !rows.is_empty() && rows.len() <= TASK_ROWS));
         assert!(tasks.windows(2).all(|pair| pair[0].0.end == pair[1].0.start));
         assert_eq!((tasks[0].0.start, tasks[tasks.len() - 1].0.end), (3, 500));

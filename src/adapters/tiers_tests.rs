@@ -15,7 +15,7 @@ fn adapter(id: &str) -> Arc<Adapter> {
     let matrix = |shape| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
     let mut layer = LoraLayer::default();
     layer.set(Site::Query, LoraPair { a: matrix((1, 8)), b: matrix((8, 1)), scale: 1.0 });
-    Arc::new(Adapter { id: id.into(), layers: vec![layer] })
+    Arc::new(Adapter::new(id.into(), vec![layer]))
 }
 
 /// The checked files of a real adapter.

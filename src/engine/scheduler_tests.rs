@@ -67,7 +67,7 @@ fn request(
         organization: "org".into(),
         prompt: vec![client.number as u32; prompt],
         max_tokens,
-        adapter: adapter.map(|id| Arc::new(Adapter { id: id.into(), layers: Vec::new() })),
+        adapter: adapter.map(|id| Arc::new(Adapter::new(id.into(), Vec::new()))),
         submitted: Instant::now(),
         ticket: ticket(),
         owner: client.clone(),

@@ -85,7 +85,7 @@ impl Parameters {
             let b = matrix(2 * index + 1, (place.output, place.rank))?;
             layers[place.layer].set(place.site, LoraPair { a, b, scale: place.scale });
         }
-        Ok(Adapter { id: String::new(), layers })
+        Ok(Adapter::new(String::new(), layers))
     }
 
     /// Gradients in the order of `values`.

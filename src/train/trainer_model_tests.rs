@@ -220,7 +220,7 @@ fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
                     layer.set(site, LoraPair { a: tensor("A"), b: tensor("B"), scale: 2.0 });
                 }
             }
-            Parameters::of(&Adapter { id: String::new(), layers }).unwrap()
+            Parameters::of(&Adapter::new(String::new(), layers)).unwrap()
         };
         let adam = crate::train::optimizer::AdamSettings { weight_decay: 0.01, ..Default::default() };
         let settings =

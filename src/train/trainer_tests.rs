@@ -124,7 +124,7 @@ fn trainer_with(settings: TrainSettings, examples: Vec<TokenizedExample>, broken
     let a = candle_core::Tensor::new(&[[0.1f32, -0.2, 0.3], [0.4, 0.5, -0.6]], &Device::Cpu).unwrap();
     let b = candle_core::Tensor::zeros((place.output, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
     layer.set(Site::Query, LoraPair { a, b, scale: 2.0 });
-    let parameters = Parameters::of(&Adapter { id: String::new(), layers: vec![layer] }).unwrap();
+    let parameters = Parameters::of(&Adapter::new(String::new(), vec![layer])).unwrap();
     assert_eq!(parameters.places, [place]);
     let source = Pull { broken_from, calls: 0.into() };
     let examples = ExampleStore::of(examples).unwrap();

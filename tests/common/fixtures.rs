@@ -125,7 +125,7 @@ impl Reference {
                 layer
             })
             .collect();
-        Adapter { id: prefix.to_owned(), layers }
+        Adapter::new(prefix.to_owned(), layers)
     }
 
     /// The training batch: four sequences of unequal lengths.
@@ -190,7 +190,7 @@ pub fn assert_gradient(adapter: &Adapter, gradients: &[LoraLayer], loss: impl Fn
                 let (a, b) = ((pair.a + (a * step).unwrap()).unwrap(), (pair.b + (b * step).unwrap()).unwrap());
                 layer.set(site, LoraPair { a, b, scale: pair.scale });
             }
-            loss(&Adapter { id: String::new(), layers })
+            loss(&Adapter::new(String::new(), layers))
         };
         let dot = |a: &Tensor, b: &Tensor| floats(a).iter().zip(floats(b)).map(|(a, b)| f64::from(a * b)).sum::<f64>();
         let (mut expected, mut square) = (0.0, 0.0);

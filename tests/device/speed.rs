@@ -89,7 +89,7 @@ impl Bench {
             }
             layer
         };
-        Adapter { id: seed.to_string(), layers: (0..config.num_hidden_layers).map(layer).collect() }
+        Adapter::new(seed.to_string(), (0..config.num_hidden_layers).map(layer).collect())
     }
 
     /// The whole model. Its tokenizer only turns tokens into some text.

@@ -43,8 +43,9 @@ impl Decoder {
             step: CachedStep::new(cached, &self.device)?,
             routes: Routes::new(
                 self.blocks.len(),
+                &self.device,
                 sequences.iter().map(|sequence| (sequence.rows.clone(), sequence.adapter)),
-            ),
+            )?,
             cache,
             angles: self.rope.angles(positions.iter().copied(), &self.device)?,
         };
@@ -66,7 +67,7 @@ struct ServeContext<'a> {
 
 impl LowRank for ServeContext<'_> {
     fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> Result<()> {
-        kernels::add_lora_rows(outputs, x, self.routes.at(layer, sites[0]))
+        self.routes.add(layer, sites[0], x, outputs)
     }
 }
 
@@ -103,7 +104,7 @@ impl Block {
     /// `silu(W_gate · m) · (W_up · m)` with m, the normed `middle` `[rows, hidden]`; `[rows, intermediate]`.
     fn gate(&self, middle: &Tensor, context: &ServeContext<'_>) -> Result<Tensor> {
         let norm = self.norm(&self.post_attention_norm);
-        if context.routes.at(self.index, Site::Gate).is_empty() {
+        if !context.routes.change(self.index, Site::Gate) {
             return Linear::forward_gated([&self.gate, &self.up], middle, norm);
         }
         let [gate, up] = self.project_normed([Site::Gate, Site::Up], middle, norm, context)?; // [rows, intermediate] each
@@ -122,7 +123,7 @@ impl Block {
             return self.project(sites, &norm.of(x)?, context);
         }
         let mut outputs = Linear::forward_each(sites.map(|site| self.linear(site)), x, Some(norm))?;
-        if !context.routes.at(self.index, sites[0]).is_empty() {
+        if context.routes.change(self.index, sites[0]) {
             context.add_lora(self.index, &sites, &norm.of(x)?, &mut outputs)?;
         }
         Ok(outputs)

@@ -21,9 +21,10 @@ pub use attention::{
 use candle_core::{Device, Tensor};
 use cuda::Launcher;
 pub use cuda::Mark;
+use cuda::lora::Places;
 
 use crate::Result;
-use crate::adapters::LoraPair;
+use crate::adapters::{LoraPair, Site};
 use crate::model::rope::Angles;
 
 /// The address of a contiguous tensor's first element.
@@ -125,15 +126,15 @@ pub fn add_lora(y: Tensor, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
 /// Adds the low-rank part of many adapters, each to its own rows of one of `outputs`: the products `[rows, out]` of `x`
 /// `[rows, in]` with the layers that share it as their input, fresh tensors that nothing else holds.
 ///
-/// A row's result does not depend on the other rows; rows without an adapter, and rows of one whose B is 0, keep every bit.
+/// A row's result does not depend on the other rows; rows without an adapter, and rows of one whose B is 0, keep every bit. On
+/// the CPU.
 pub fn add_lora_rows(outputs: &mut [Tensor], x: &Tensor, tasks: &[LoraRows<'_>]) -> Result<()> {
-    if tasks.is_empty() {
-        return Ok(());
-    }
-    match launcher(x)? {
-        None => cpu::lora::add(outputs, x, tasks),
-        Some(launcher) => cuda::lora::add(&*launcher, outputs, x, tasks),
-    }
+    cpu::lora::add(outputs, x, tasks)
+}
+
+/// The same on a GPU: what `runs` add in the block `layer` at the sites from `first` on, one for each of `outputs`.
+pub fn add_lora_runs(outputs: &[Tensor], x: &Tensor, runs: &[LoraRun<'_>], layer: usize, first: Site) -> Result<()> {
+    cuda::lora::add(&*cuda::launcher(x.device())?, outputs, x, runs, layer, first)
 }
 
 /// Rows of one adapter at one of the layers that share an input.
@@ -145,6 +146,15 @@ pub struct LoraRows<'a> {
     pub output: usize,
     /// What is added.
     pub pair: &'a LoraPair,
+}
+
+/// All neighbouring rows of one adapter.
+#[derive(Debug, Clone)]
+pub struct LoraRun<'a> {
+    /// The rows; no other run has any of them.
+    pub rows: Range<usize>,
+    /// The adapter's updates.
+    pub places: &'a Places,
 }
 
 /// `x / rms(x) · weight` over the last dimension (Zhang and Sennrich, 2019).

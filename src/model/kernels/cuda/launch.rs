@@ -25,6 +25,8 @@ pub struct Kernel {
     rows: usize,
     /// Query heads of a key-value head, 0 where it takes any number.
     group: usize,
+    /// Tasks that its arguments have places for, 0 where it has none.
+    tasks: usize,
 }
 
 /// What tells compiled kernels apart.
@@ -35,13 +37,16 @@ pub struct KernelKey {
     head_dim: usize,
     rows: usize,
     group: usize,
+    tasks: usize,
 }
 
 impl Kernel {
     /// The kernel `name` of `file` for elements of `dtype`.
     pub(super) fn new(name: &'static str, file: &'static str, dtype: DType) -> Result<Self> {
         match dtype {
-            DType::F32 | DType::BF16 | DType::F16 => Ok(Self { name, file, dtype, head_dim: 0, rows: 0, group: 0 }),
+            DType::F32 | DType::BF16 | DType::F16 => {
+                Ok(Self { name, file, dtype, head_dim: 0, rows: 0, group: 0, tasks: 0 })
+            }
             other => Err(Error::Internal(format!("kernels take f32, bf16 and f16, not {other:?}"))),
         }
     }
@@ -61,9 +66,15 @@ impl Kernel {
         Self { group, ..self }
     }
 
+    /// The same with places for `tasks` tasks.
+    pub(super) fn of_tasks(self, tasks: usize) -> Self {
+        Self { tasks, ..self }
+    }
+
     /// What it is known by: names are unique in all files.
     pub fn key(&self) -> KernelKey {
-        KernelKey { name: self.name, dtype: self.dtype, head_dim: self.head_dim, rows: self.rows, group: self.group }
+        let Self { name, dtype, head_dim, rows, group, tasks, .. } = *self;
+        KernelKey { name, dtype, head_dim, rows, group, tasks }
     }
 
     /// What the compiler gets.
@@ -91,6 +102,7 @@ impl Kernel {
             format!("-DHEAD_DIM={}", self.head_dim),
             format!("-DROWS={}", self.rows),
             format!("-DGROUP={}", self.group),
+            format!("-DTASKS={}", self.tasks),
             format!("-DBLOCK_TOKENS={BLOCK_TOKENS}"),
         ]
     }

@@ -3,15 +3,18 @@
 use candle_core::{DType, Tensor};
 
 use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, address, is_half, launch, output};
-use crate::adapters::LoraPair;
-use crate::model::kernels::LoraRows;
+use crate::adapters::{Adapter, LoraPair, Site};
+use crate::model::kernels::LoraRun;
 use crate::{Error, Result};
 
 const LORA: &str = include_str!("sources/lora.cu");
 const LORA_TILES: &str = include_str!("sources/lora_tiles.cu");
-/// Tasks and outputs of a launch, as in `lora.cu`.
-const TASKS: usize = 96;
+/// Outputs of a launch, as in `lora.cuh`.
 const OUTPUTS: usize = 3;
+/// Tasks of a launch: those of 32 adapters at query, key and value; and as many as a kernel's arguments, 32,764 bytes, have room
+/// for, which is more than a step has sequences.
+const FEW_TASKS: usize = 96;
+const MANY_TASKS: usize = 1000;
 /// Warps of a block, and rows of A that it takes together, as in `lora.cu`.
 const WARPS: usize = 8;
 const RANKS: usize = 4;
@@ -34,7 +37,7 @@ struct Task {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Lora {
+struct Lora<const TASKS: usize> {
     x: u64,
     shrunk: u64,
     outputs: [u64; OUTPUTS],
@@ -45,31 +48,68 @@ struct Lora {
     tasks: [Task; TASKS],
 }
 
-// SAFETY: as in `lora.cu`.
-unsafe impl Arguments for Lora {}
+// SAFETY: as in `lora.cuh`.
+unsafe impl<const TASKS: usize> Arguments for Lora<TASKS> {}
 
-/// See [`add_lora_rows`](crate::model::kernels::add_lora_rows): two launches for up to 96 tasks, 32 adapters at query, key and
-/// value; two more where some tasks have many rows and matrix units take them.
-pub fn add(launcher: &dyn Launcher, outputs: &[Tensor], x: &Tensor, tasks: &[LoraRows<'_>]) -> Result<()> {
-    if outputs.len() > OUTPUTS {
-        return Err(Error::Internal(format!("{} layers share an input, kernels take {OUTPUTS}", outputs.len())));
+/// Where an adapter's matrices are.
+#[derive(Debug)]
+pub struct Places {
+    /// By layer and site.
+    pairs: Vec<[Option<Place>; Site::ALL.len()]>,
+    /// Their type; none where there are no matrices.
+    dtype: Option<DType>,
+    /// True where all ranks and widths are such that matrix units take them.
+    fits_tiles: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    a: u64,
+    b: u64,
+    rank: u16,
+    scale: f32,
+}
+
+impl Place {
+    fn of(pair: &LoraPair) -> Result<Self> {
+        Ok(Self { a: address(&pair.a)?, b: address(&pair.b)?, rank: pair.a.dims()[0] as u16, scale: pair.scale })
     }
-    let x = x.contiguous()?;
-    let (tiled, plain): (Vec<_>, Vec<_>) =
-        tasks.iter().partition(|task| task.rows.len() >= SIDE && takes_tiles(launcher, &x, task.pair));
-    for (way, tasks) in [(Way::Tiles, tiled), (Way::Rows, plain)] {
-        for tasks in tasks.chunks(TASKS) {
-            start(launcher, outputs, &x, tasks, way)?;
+}
+
+impl Places {
+    /// The places of `adapter`'s matrices, all of which have one type. [`Adapter::places`] keeps them no longer than it lives.
+    pub(crate) fn of(adapter: &Adapter) -> Result<Self> {
+        let mut places = Self { pairs: Vec::new(), dtype: None, fits_tiles: true };
+        for layer in &adapter.layers {
+            let mut of_layer = [None; Site::ALL.len()];
+            for site in Site::ALL {
+                let Some(pair) = layer.get(site) else { continue };
+                of_layer[site as usize] = Some(Place::of(pair)?);
+                places.fits_tiles &= fits_tiles(pair);
+                for matrix in [&pair.a, &pair.b] {
+                    if *places.dtype.get_or_insert(matrix.dtype()) != matrix.dtype() {
+                        return Err(Error::Internal("an adapter's matrices have several types".into()));
+                    }
+                }
+            }
+            places.pairs.push(of_layer);
         }
+        Ok(places)
     }
-    Ok(())
 }
 
 /// True where matrix units can add `pair`'s part for inputs like `x`.
 pub fn takes_tiles(launcher: &dyn Launcher, x: &Tensor, pair: &LoraPair) -> bool {
+    fits_tiles(pair) && has_tiles(launcher, x)
+}
+
+fn fits_tiles(pair: &LoraPair) -> bool {
     let (rank, input, output) = (pair.a.dims()[0], pair.a.dims()[1], pair.b.dims()[0]);
-    let fits = rank.is_multiple_of(2) && output.is_multiple_of(2) && input.is_multiple_of(8);
-    fits && is_half(x.dtype()) && launcher.has_matrix_units()
+    rank.is_multiple_of(2) && output.is_multiple_of(2) && input.is_multiple_of(8)
+}
+
+fn has_tiles(launcher: &dyn Launcher, x: &Tensor) -> bool {
+    is_half(x.dtype()) && launcher.has_matrix_units()
 }
 
 /// How tasks are computed.
@@ -81,15 +121,73 @@ enum Way {
     Tiles,
 }
 
-/// The two launches for `tasks`.
-fn start(launcher: &dyn Launcher, outputs: &[Tensor], x: &Tensor, tasks: &[&LoraRows<'_>], way: Way) -> Result<()> {
+/// See [`add_lora_runs`](crate::model::kernels::add_lora_runs): two launches, whatever the number of adapters; two more where some
+/// have many rows and matrix units take them.
+pub fn add(
+    launcher: &dyn Launcher,
+    outputs: &[Tensor],
+    x: &Tensor,
+    runs: &[LoraRun<'_>],
+    layer: usize,
+    first: Site,
+) -> Result<()> {
+    let has_tiles = has_tiles(launcher, x);
+    let (mut plain, mut tiled) = (Vec::with_capacity(runs.len() * outputs.len()), Vec::new());
+    for LoraRun { rows, places } in runs {
+        let Some(pairs) = places.pairs.get(layer) else { continue };
+        if places.dtype.is_some_and(|dtype| dtype != x.dtype()) {
+            return Err(Error::Internal(format!("an adapter in {:?} meets rows in {:?}", places.dtype, x.dtype())));
+        }
+        let tasks = if has_tiles && places.fits_tiles && rows.len() >= SIDE { &mut tiled } else { &mut plain };
+        for (output, place) in pairs[first as usize..].iter().take(outputs.len()).enumerate() {
+            if let Some(Place { a, b, rank, scale }) = *place {
+                let (start, rows) = (rows.start as u32, rows.len() as u32);
+                tasks.push(Task { a, b, start, rows, rank, output: output as u16, scale });
+            }
+        }
+    }
+    start(launcher, outputs, x, &plain, Way::Rows)?;
+    start(launcher, outputs, x, &tiled, Way::Tiles)
+}
+
+/// Adds to `y` what `pair` makes of all rows of `x`, by matrix units, which must take it.
+pub fn add_to_all(launcher: &dyn Launcher, y: &Tensor, x: &Tensor, pair: &LoraPair) -> Result<()> {
+    // An adapter in training is f32. Copies live until the launch.
+    let alike = |matrix: &Tensor| matrix.to_dtype(x.dtype())?.contiguous();
+    let pair = LoraPair { a: alike(&pair.a)?, b: alike(&pair.b)?, scale: pair.scale };
+    let Place { a, b, rank, scale } = Place::of(&pair)?;
+    let task = Task { a, b, start: 0, rows: x.dim(0)? as u32, rank, output: 0, scale };
+    start(launcher, std::slice::from_ref(y), x, &[task], Way::Tiles)
+}
+
+fn start(launcher: &dyn Launcher, outputs: &[Tensor], x: &Tensor, tasks: &[Task], way: Way) -> Result<()> {
+    if outputs.len() > OUTPUTS {
+        return Err(Error::Internal(format!("{} layers share an input, kernels take {OUTPUTS}", outputs.len())));
+    }
+    let x = x.contiguous()?;
+    if tasks.len() <= FEW_TASKS {
+        return start_some::<FEW_TASKS>(launcher, outputs, &x, tasks, way);
+    }
+    tasks.chunks(MANY_TASKS).try_for_each(|tasks| start_some::<MANY_TASKS>(launcher, outputs, &x, tasks, way))
+}
+
+/// The two launches for up to `TASKS` tasks.
+fn start_some<const TASKS: usize>(
+    launcher: &dyn Launcher,
+    outputs: &[Tensor],
+    x: &Tensor,
+    tasks: &[Task],
+    way: Way,
+) -> Result<()> {
     let (all_rows, input) = x.dims2()?;
-    let rank = |task: &LoraRows<'_>| task.pair.a.dims()[0];
-    let most = tasks.iter().map(|task| rank(task)).max().unwrap_or(0);
+    let most = tasks.iter().map(|task| task.rank as usize).max().unwrap_or(0);
     let (most, between) = match way {
         Way::Rows => (most, DType::F32),
         Way::Tiles => (most.next_multiple_of(SIDE), x.dtype()),
     };
+    if most == 0 {
+        return Ok(());
+    }
     let shrunk = output((outputs.len(), all_rows, most), between, x)?;
     let mut arguments = Lora {
         x: address(x)?,
@@ -105,26 +203,11 @@ fn start(launcher: &dyn Launcher, outputs: &[Tensor], x: &Tensor, tasks: &[&Lora
         arguments.outputs[index] = address(y)?;
         arguments.widths[index] = y.dim(1)? as u32;
     }
-    // What is served is held in the type of the inputs; an adapter fresh from training is not. Copies live until the launch.
-    let alike = |matrix: &Tensor| matrix.to_dtype(x.dtype())?.contiguous();
-    let mut held = Vec::with_capacity(tasks.len());
-    for (place, task) in arguments.tasks.iter_mut().zip(tasks) {
-        let (a, b) = (alike(&task.pair.a)?, alike(&task.pair.b)?);
-        *place = Task {
-            a: address(&a)?,
-            b: address(&b)?,
-            start: task.rows.start as u32,
-            rows: task.rows.len() as u32,
-            rank: rank(task) as u16,
-            output: task.output as u16,
-            scale: task.pair.scale,
-        };
-        held.push((a, b));
-    }
-    let rows = tasks.iter().map(|task| task.rows.len()).max().unwrap_or(0);
+    arguments.tasks[..tasks.len()].copy_from_slice(tasks);
+    let rows = tasks.iter().map(|task| task.rows as usize).max().unwrap_or(0);
     let widest = arguments.widths.into_iter().max().unwrap_or(0) as usize;
     let start = |name, file, blocks: usize, warps: usize| {
-        let kernel = Kernel::new(name, file, x.dtype())?;
+        let kernel = Kernel::new(name, file, x.dtype())?.of_tasks(TASKS);
         launch(launcher, kernel, &arguments, Shape::new((tasks.len(), blocks), warps * WARP))
     };
     match way {

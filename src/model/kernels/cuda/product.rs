@@ -7,7 +7,7 @@ use super::launch::{Arguments, Kernel, Launcher, Shape, VECTOR_BYTES, WARP, addr
 use super::lora;
 use crate::Result;
 use crate::adapters::LoraPair;
-use crate::model::kernels::{Dense, LoraRows, Norm};
+use crate::model::kernels::{Dense, Norm};
 
 const GEMV: &str = include_str!("sources/gemv.cu");
 /// Matrices of a launch, as in `gemv.cu`.
@@ -143,7 +143,7 @@ pub fn matmul_transposed(launcher: &dyn Launcher, a: &Tensor, b: &Tensor) -> Res
 /// See [`add_lora`](crate::model::kernels::add_lora): A and B in any type.
 pub fn add_lora(launcher: &dyn Launcher, y: Tensor, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
     if lora::takes_tiles(launcher, x, pair) {
-        lora::add(launcher, std::slice::from_ref(&y), x, &[LoraRows { rows: 0..x.dim(0)?, output: 0, pair }])?;
+        lora::add_to_all(launcher, &y, x, pair)?;
         return Ok(y);
     }
     let shrunk = (linear(launcher, x, &pair.a)? * f64::from(pair.scale))?; // [rows, rank]

@@ -11,9 +11,9 @@ struct Task {
     float scale;
 };
 
-const u32 TASKS = 96;
 const u32 OUTPUTS = 3;
 
+#if TASKS > 0
 struct Lora {
     const element* x; // [all rows, input]
     float* shrunk;    // [outputs, all rows, most]
@@ -24,3 +24,4 @@ struct Lora {
     u32 most; // The largest rank.
     Task tasks[TASKS];
 };
+#endif
