@@ -106,9 +106,13 @@ pub enum Error {
     #[error("cancelled")]
     Cancelled,
 
+    /// The device has no memory left for what was to be computed; it goes on with all else.
+    #[error("The device has no memory left for this at the moment. Please try again later, or with less at a time.")]
+    OutOfMemory,
+
     /// A tensor operation failed.
     #[error("tensor operation failed: {0}")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
 
     /// A query failed.
     #[error("database: {0}")]
@@ -130,6 +134,18 @@ pub enum Error {
     /// A defect in Attune itself; the message goes to the log, not to the client.
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        if is_out_of_memory(&error) { Self::OutOfMemory } else { Self::Tensor(error) }
+    }
+}
+
+/// True for what a GPU's driver and cuBLAS say where an allocation fails.
+pub(crate) fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    let text = error.to_string();
+    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|name| text.contains(name))
 }
 
 impl From<sqlx::Error> for Error {
@@ -183,7 +199,12 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
-            Self::Overloaded { .. } | Self::Unavailable(_) | Self::Database(_) | Self::Blob(_) | Self::Io { .. }
+            Self::Overloaded { .. }
+                | Self::Unavailable(_)
+                | Self::OutOfMemory
+                | Self::Database(_)
+                | Self::Blob(_)
+                | Self::Io { .. }
         )
     }
 }

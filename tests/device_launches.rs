@@ -43,7 +43,7 @@ fn a_step_of_many_adapters_starts_as_much_as_a_step_of_one() {
     cuda::emulate_with(counter.clone());
     let (config, decoder) = load_as("llama", &Device::Cpu, &Storage { dtype: Dtype::Bf16, quantize: None });
     let adapter = Reference::read("llama", "peft/adapter_model.safetensors").adapter("", &config, 2.0, &Device::Cpu);
-    let adapters: Vec<Adapter> = (0..20).map(|_| decoder.served(&adapter).unwrap()).collect();
+    let adapters: Vec<Adapter> = (0..40).map(|_| decoder.served(&adapter).unwrap()).collect();
     // Each sequence has one row, and its own adapter where there are adapters.
     let launches = |count: usize, adapters: &[Adapter]| {
         let blocks: Vec<[u32; 1]> = (0..count as u32).map(|block| [block]).collect();
@@ -69,5 +69,7 @@ fn a_step_of_many_adapters_starts_as_much_as_a_step_of_one() {
     assert_eq!(launches(20, &[]), 11 * layers + 1);
     // Two for each of four groups of layers. What adapters add comes behind norms and before the activation.
     assert_eq!(launches(1, &adapters), 8 * layers + 1 + 8 * layers);
-    assert_eq!(launches(20, &adapters), launches(20, &[]) + 8 * layers);
+    for count in [20, 40] {
+        assert_eq!(launches(count, &adapters), launches(count, &[]) + 8 * layers);
+    }
 }

@@ -11,6 +11,8 @@ mod engine;
 mod halves;
 #[path = "model.rs"]
 mod model;
+#[path = "device/rates.rs"]
+mod rates;
 #[path = "device/speed.rs"]
 mod speed;
 #[path = "device/training.rs"]

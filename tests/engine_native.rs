@@ -85,6 +85,8 @@ struct Faults {
     failing_steps: AtomicUsize,
     /// Calls outside of a step that panic.
     panics: AtomicUsize,
+    /// The device has no memory for steps of more rows than this; 0 for any number.
+    most_rows: AtomicUsize,
     /// The device is lost: every step fails.
     lost: AtomicBool,
     /// The model draws tokens itself.
@@ -166,6 +168,10 @@ impl StepModel for Fake {
         assert!(!tokens.contains(&PANIC) && !tokens.contains(&POISON), "a panic that a test asked for");
         if take_one(&self.faults.failing_steps) || !self.has_device() {
             return Err(Error::Internal("a failure that a test asked for".into()));
+        }
+        if (1..tokens.len()).contains(&self.faults.most_rows.load(Ordering::SeqCst)) {
+            // As the driver of a GPU tells it.
+            Err(candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into()))?;
         }
         self.rows.fetch_add(tokens.len(), Ordering::SeqCst);
         let mut states = vec![0; tokens.len()];
@@ -460,6 +466,22 @@ fn a_panicking_step_fails_its_requests_and_no_others() {
     // The engine goes on.
     assert_eq!(read(engine.generate(request(&long, 20)).unwrap()).unwrap(), expected);
     wait_until_all_blocks_are_free(&engine);
+}
+
+#[test]
+fn a_request_for_which_the_device_has_no_memory_fails_alone() {
+    let rig = rig(&limits(4, 64, 100), BLOCKS);
+    let expected = read(rig.engine.generate(request(&[8, 9], 20)).unwrap()).unwrap();
+    rig.faults.most_rows.store(10, Ordering::SeqCst);
+    rig.gate.set(true);
+    let small = rig.engine.generate(request(&[8, 9], 20)).unwrap();
+    rig.gate.wait_for_a_step();
+    let large = rig.engine.generate(request(&[9; 30], 20)).unwrap();
+    rig.gate.set(false);
+    assert!(matches!(read(large), Err(Error::OutOfMemory)));
+    assert_eq!(read(small).unwrap(), expected);
+    assert_eq!(read(rig.engine.generate(request(&[8, 9], 20)).unwrap()).unwrap(), expected);
+    wait_until_all_blocks_are_free(&rig.engine);
 }
 
 #[test]

@@ -10,8 +10,12 @@
 mod engine;
 #[path = "device/halves.rs"]
 mod halves;
+#[path = "device/memory.rs"]
+mod memory;
 #[path = "model.rs"]
 mod model;
+#[path = "device/rates.rs"]
+mod rates;
 #[path = "round_trip.rs"]
 mod round_trip;
 #[path = "device/speed.rs"]

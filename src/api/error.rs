@@ -203,7 +203,7 @@ impl From<Error> for Problem {
             Error::TimedOut { .. } => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER_ERROR, message).code("request_timeout")
             }
-            Error::Unavailable(_) => Self::unavailable(message),
+            Error::Unavailable(_) | Error::OutOfMemory => Self::unavailable(message),
             Error::Cancelled => Self::unavailable("The server is stopping. Please try again."),
             Error::Database(
                 sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::Tls(_),

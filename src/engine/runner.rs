@@ -211,7 +211,10 @@ impl<M: StepModel> Runner<M> {
             );
             if let [part] = step.parts.as_slice() {
                 let owner = &mut self.scheduler.running()[part.sequence].owner;
-                owner.fail(Error::Internal(format!("engine step: {error}")));
+                owner.fail(match error {
+                    Error::OutOfMemory => error,
+                    error => Error::Internal(format!("engine step: {error}")),
+                });
                 ended.push(part.sequence);
             } else if cache_lost {
                 self.scheduler.suspect(&step);

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 #[cfg(feature = "cuda")]
 use super::gpu::open;
 use crate::config::DeviceChoice;
+use crate::error::is_out_of_memory;
 use crate::machine::{self, FreeMemory};
 use crate::{Error, Result};
 
@@ -145,7 +146,7 @@ fn answers(device: &Device) -> candle_core::Result<()> {
     }
     let sum = Tensor::new(&[1.0_f32, 2.0], device).and_then(|numbers| numbers.sum_all()?.to_scalar::<f32>());
     match sum {
-        Err(error) if !error.to_string().contains("OUT_OF_MEMORY") => Err(error),
+        Err(error) if !is_out_of_memory(&error) => Err(error),
         _ => Ok(()),
     }
 }

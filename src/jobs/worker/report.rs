@@ -131,6 +131,12 @@ pub(super) fn failure(job: &Job, error: &Error) -> Outcome {
         Error::ContextLength { .. } | Error::Forbidden(_) | Error::Conflict(_) => {
             Outcome::Failed(fault("invalid_request", None, error.to_string()))
         }
+        Error::OutOfMemory => {
+            tracing::warn!(job = job.id, "the device has no memory left for the job");
+            let message = "The device had no memory left for the job beside the requests that it served; the job is tried again. \
+                           A shorter max_seq_length or a smaller rank takes less.";
+            Outcome::Retry(fault("insufficient_memory", Some("max_seq_length"), message.into()))
+        }
         error if error.is_transient() => {
             tracing::warn!(job = job.id, "the attempt failed: {error}");
             let message = "A part of the server did not answer; the job is tried again.".into();
