@@ -34,6 +34,15 @@ fn each(test: impl Fn(&Emulator, DType, f32)) {
     }
 }
 
+/// The same for tests that take minutes with a sanitizer, which get bf16 alone: the code is the same for all types.
+fn each_but_few_sanitized(test: impl Fn(&Emulator, DType, f32)) {
+    each(|emulator, dtype, rounding| {
+        if !is_sanitized() || dtype == DType::BF16 {
+            test(emulator, dtype, rounding);
+        }
+    });
+}
+
 /// Values of about normal size as `dtype` holds them, the same in every run.
 fn random(shape: impl Into<candle_core::Shape>, seed: u64, dtype: DType) -> Tensor {
     use rand::{Rng, SeedableRng};
@@ -125,6 +134,28 @@ fn products_of_layers_that_share_an_input() {
                     assert_close(ours, &exact_product(&normed, matrix), rounding);
                 }
             }
+        }
+    });
+}
+
+#[test]
+fn products_that_are_added_to_a_residual() {
+    each(|emulator, dtype, rounding| {
+        for (rows, input) in INPUTS {
+            let (x, weight) = (random((rows, input), 1, dtype), random((19, input), 2, dtype));
+            let (bias, residual) = (random(19, 3, dtype), random((rows, 19), 4, dtype));
+            for bias in [None, Some(&bias)] {
+                let matrix = Dense { weight: &weight, bias, residual: None };
+                let exact = exact_product(&wide(&x), &Dense { residual: Some(&residual), ..matrix });
+                let fresh = residual.copy().unwrap();
+                let ours = cuda::product::project_into(emulator, fresh, &x, matrix).unwrap();
+                assert_close(&ours, &exact, rounding);
+            }
+            // As gradients take it: the right matrix as it is.
+            let (right, y) = (random((input, 23), 5, dtype), random((rows, 23), 6, dtype));
+            let exact = (wide(&y) + wide(&x).matmul(&wide(&right)).unwrap()).unwrap();
+            let ours = cuda::product::add_product(emulator, y.copy().unwrap(), &x, &right).unwrap();
+            assert_close(&ours, &exact, rounding);
         }
     });
 }
@@ -232,7 +263,7 @@ fn adapters_of_mixed_ranks_change_their_own_rows_only() {
 #[test]
 fn adapters_of_prompts_change_their_own_rows_only() {
     let prompts: [(Range<usize>, usize); 4] = [(1..2, 16), (2..40, 16), (41..58, 6), (58..138, 40)];
-    each(|emulator, dtype, rounding| {
+    each_but_few_sanitized(|emulator, dtype, rounding| {
         for (input, widths) in [(328, [96, 40, 302]), (64, [64, 8, 130]), (77, [93, 5, 8])] {
             let runs = prompts.clone().map(|(rows, rank)| (rows, adapter(rank, input, widths, false, dtype)));
             check_adapters(emulator, 140, input, widths, &runs, rounding);
@@ -317,7 +348,7 @@ const SEQUENCES: [Range<usize>; 4] = [0..1, 1..80, 80..83, 83..120];
 fn attention_over_packed_sequences_and_its_gradients() {
     for (heads, kv_heads, head_dim) in [(4, 2, 64), (3, 3, 20), (2, 1, 128), (2, 2, 16)] {
         for window in [None, Some(9), Some(50)] {
-            each(|emulator, dtype, rounding| {
+            each_but_few_sanitized(|emulator, dtype, rounding| {
                 let q = random((120, heads, head_dim), 1, dtype);
                 let [k, v] = [2, 3].map(|seed| random((120, kv_heads, head_dim), seed, dtype));
                 let dout = random(q.shape(), 4, dtype);

@@ -65,7 +65,7 @@ fn a_step_of_many_adapters_starts_as_much_as_a_step_of_one() {
     // and activation, down; and the norm at the end.
     assert_eq!(launches(1, &[]), 5 * layers + 1);
     assert_eq!(launches(4, &[]), launches(1, &[]));
-    // With more rows, each of the seven products is one, and so are two norms and the activation.
+    // With more rows, each of the seven products is one, what it is added to included; two norms and the activation come beside.
     assert_eq!(launches(20, &[]), 11 * layers + 1);
     // Two for each of four groups of layers. What adapters add comes behind norms and before the activation.
     assert_eq!(launches(1, &adapters), 8 * layers + 1 + 8 * layers);

@@ -18,6 +18,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::model::ModelConfig;
 use crate::model::kernels::cpu::lora::lay_out;
 use crate::model::kernels::cuda::lora::Places;
 
@@ -132,6 +133,19 @@ impl Adapter {
     /// The generation `id` of these updates, one entry per decoder block.
     pub fn new(id: String, layers: Vec<LoraLayer>) -> Self {
         Self { id, layers, places: OnceLock::new() }
+    }
+
+    /// An adapter of all layers of a model of the shape `model` that changes nothing, in main memory.
+    pub fn zero(model: &ModelConfig) -> Result<Self> {
+        // Matrix units take no odd ranks.
+        const RANK: usize = 2;
+        let mut layer = LoraLayer::default();
+        for site in Site::ALL {
+            let (output, input) = site.shape(model);
+            let zeros = |shape: (usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu);
+            layer.set(site, LoraPair { a: zeros((RANK, input))?, b: zeros((output, RANK))?, scale: 1.0 });
+        }
+        Ok(Self::new("zero".into(), vec![layer; model.num_hidden_layers]))
     }
 
     /// The same adapter on `device`.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use super::sampler::PlainDraw;
+use crate::adapters::Adapter;
 use crate::config::Limits;
 use crate::model::BaseModel;
 use crate::model::decoder::SequenceRows;
@@ -102,6 +103,9 @@ impl Rows {
     }
 }
 
+/// Adapters in a step from which on kernels take more of them.
+const MANY_ADAPTERS: usize = kernels::cuda::lora::FEW_TASKS / 3 + 1;
+
 /// The memory for keys and values of one model where nothing else is said, in MiB.
 const USUAL_CACHE_MIB: usize = 1024;
 
@@ -138,20 +142,40 @@ impl BaseStepModel {
         let cache = KvCache::new(&model.config, blocks, model.decoder.activation_dtype(), model.decoder.device())?;
         let model = Self { model, cache };
         if model.draws() {
-            model.warm_up()?;
+            model.warm_up(limits.sequences())?;
         }
         Ok(model)
     }
 
-    /// Computes a step of one row and one of a whole block, so that a GPU's kernels are compiled before the first request.
-    fn warm_up(&self) -> Result<()> {
-        let decoder = &self.model.decoder;
-        for rows in [1, BLOCK_TOKENS.min(self.context())] {
-            let sequence = SequenceRows { rows: 0..rows, start: 0, blocks: &[0], adapter: None };
-            let hidden = decoder.step(&vec![0; rows], &[sequence], &self.cache)?;
-            kernels::draw(&decoder.logits(&hidden)?, &vec![0.0; rows], &vec![0.0; rows])?;
+    /// Computes steps of every kind, so that a GPU's kernels are compiled before the first request: answers, few of them and up to
+    /// `most`, after short and long texts, and prompts, without and with adapters. What they leave in the cache is nobody's.
+    fn warm_up(&self, most: usize) -> Result<()> {
+        let context = self.context();
+        let blocks = vec![0; context.div_ceil(BLOCK_TOKENS)];
+        let zero = self.model.decoder.served(&Adapter::zero(&self.model.config)?)?;
+        // One would be the adapter of all rows together.
+        let adapter = |index: usize| Adapter::new(index.to_string(), zero.layers.clone());
+        let adapters: Vec<Adapter> = (0..most.min(MANY_ADAPTERS)).map(adapter).collect();
+        let step = |counts: &[usize], start: usize, adapters: &[Adapter]| {
+            let mut end = 0;
+            let sequence = |(index, count): (usize, &usize)| {
+                end += count;
+                SequenceRows { rows: end - count..end, start, blocks: &blocks, adapter: adapters.get(index) }
+            };
+            let sequences: Vec<_> = counts.iter().enumerate().map(sequence).collect();
+            let hidden = self.model.decoder.step(&vec![0; end], &sequences, &self.cache)?;
+            kernels::draw(&self.model.decoder.logits(&hidden)?, &vec![0.0; end], &vec![0.0; end])?;
+            Ok(())
+        };
+        let prompt = [BLOCK_TOKENS.min(context)];
+        for answers in (1..=most.min(kernels::cuda::product::FEW_ROWS)).chain([most.min(MANY_ADAPTERS)]) {
+            step(&vec![1; answers], 0, &[])?;
         }
-        Ok(())
+        step(&[1], context - 1, &[])?;
+        step(&prompt, 0, &[])?;
+        step(&prompt, 0, &adapters)?;
+        step(&[1], 0, &adapters)?;
+        step(&vec![1; adapters.len()], 0, &adapters)
     }
 }
 

@@ -198,6 +198,14 @@ impl Linear {
         }
     }
 
+    /// The same for a residual that nothing else holds.
+    pub fn forward_into(&self, residual: Tensor, x: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => kernels::project_into(residual, x, self.dense(weight, None)),
+            _ => self.forward_onto(&residual, x),
+        }
+    }
+
     fn packed(&self) -> Option<(&Panels, Option<&Tensor>)> {
         if let Weight::Packed(weight) = &self.weight { Some((weight, self.bias.as_ref())) } else { None }
     }
@@ -220,6 +228,15 @@ impl Linear {
             Weight::Packed(weight) => weight.input_gradient(dy),
             Weight::Dense(weight) => kernels::matmul(dy, weight),
             Weight::Quantized { blocks, .. } => kernels::matmul(dy, &blocks.dequantize(dy.device())?),
+        }
+    }
+
+    /// `dx` plus the gradient with respect to `x`, of a `dx` `[rows, in]` that nothing else holds.
+    pub fn add_input_gradient(&self, dx: Tensor, dy: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed(weight) => Ok((dx + weight.input_gradient(dy)?)?),
+            Weight::Dense(weight) => kernels::add_product(dx, dy, weight),
+            Weight::Quantized { blocks, .. } => kernels::add_product(dx, dy, &blocks.dequantize(dy.device())?),
         }
     }
 

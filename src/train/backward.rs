@@ -306,15 +306,15 @@ impl BlockBackward<'_, '_> {
         let rows = self.context.rows;
 
         // MLP: y = middle + W_down · (silu(W_gate · m) · (W_up · m))
-        let dgated = self.linear(Site::Down, &saved.gated, &dy)?; // [rows, intermediate]
+        let dgated = self.linear(None, Site::Down, &saved.gated, &dy)?; // [rows, intermediate]
         let (dgate, dup) = kernels::swiglu_backward(&saved.gate, &saved.up, &dgated)?;
-        let dmlp_input =
-            (self.linear(Site::Gate, &saved.mlp_input, &dgate)? + self.linear(Site::Up, &saved.mlp_input, &dup)?)?;
+        let dmlp_input = self.linear(None, Site::Gate, &saved.mlp_input, &dgate)?;
+        let dmlp_input = self.linear(Some(dmlp_input), Site::Up, &saved.mlp_input, &dup)?;
         let dmiddle = (dy + kernels::rms_norm_backward(&saved.middle, &block.post_attention_norm, eps, &dmlp_input)?)?;
 
         // Attention: middle = x + W_o · attend(q, k, v)
         let shape = saved.q.shape().clone();
-        let dattended = self.linear(Site::Output, &saved.attended, &dmiddle)?.reshape(&shape)?; // [rows, heads, d]
+        let dattended = self.linear(None, Site::Output, &saved.attended, &dmiddle)?.reshape(&shape)?; // [rows, heads, d]
         let attended = saved.attended.reshape(&shape)?;
         let state =
             AttentionState { q: &saved.q, k: &saved.k, v: &saved.v, out: &attended, log_sum_exp: &saved.log_sum_exp };
@@ -335,17 +335,24 @@ impl BlockBackward<'_, '_> {
             }
             return Ok(None);
         }
-        let dattention_input = ((self.linear(Site::Query, x, &dq)? + self.linear(Site::Key, x, &dk)?)?
-            + self.linear(Site::Value, x, &dv)?)?;
+        let dattention_input = self.linear(None, Site::Query, x, &dq)?;
+        let dattention_input = self.linear(Some(dattention_input), Site::Key, x, &dk)?;
+        let dattention_input = self.linear(Some(dattention_input), Site::Value, x, &dv)?;
         let dx = (dmiddle + kernels::rms_norm_backward(&saved.input, &block.input_norm, eps, &dattention_input)?)?;
         Ok(Some(dx))
     }
 
-    /// The gradient of a linear layer's input, `[rows, in]`, from that of its output, `[rows, out]`.
-    fn linear(&mut self, site: Site, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-        let dx = self.block.linear(site).input_gradient(dy)?;
+    /// The gradient of a linear layer's input, `[rows, in]`, from that of its output, `[rows, out]`; added to what other layers
+    /// with the same input have left.
+    fn linear(&mut self, others: Option<Tensor>, site: Site, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let layer = self.block.linear(site);
+        let dx = match others {
+            Some(dx) => layer.add_input_gradient(dx, dy)?,
+            None => layer.input_gradient(dy)?,
+        };
         match self.low_rank(site, x, dy)? {
             // dx += drop((s · dy B) A)
+            Some((dshrunk, pair)) if self.context.dropout.is_none() => kernels::add_product(dx, &dshrunk, &pair.a),
             Some((dshrunk, pair)) => {
                 let through_adapter = kernels::matmul(&dshrunk, &pair.a)?;
                 Ok((dx + self.context.drop_out(self.block.index, site, &through_adapter)?)?)

@@ -51,7 +51,7 @@ impl Decoder {
         };
         let mut x = self.embed(tokens)?; // [rows, hidden]
         for block in &self.blocks {
-            x = block.serve(&x, &context)?;
+            x = block.serve(x, &context)?;
         }
         kernels::rms_norm(&x, &self.final_norm, self.norm_eps)
     }
@@ -74,14 +74,22 @@ impl LowRank for ServeContext<'_> {
 impl Block {
     /// `x` `[rows, hidden]` to the block's output `[rows, hidden]`: what [`Block::forward`] computes, with norms, products and
     /// activation in one where that is faster. An adapter whose B is 0 changes no bit of it.
-    fn serve(&self, x: &Tensor, context: &ServeContext<'_>) -> Result<Tensor> {
+    fn serve(&self, x: Tensor, context: &ServeContext<'_>) -> Result<Tensor> {
         // Attention: middle = x + W_o · attend(q, k, v)
-        let attended = self.attend(x, context)?; // [rows, heads · head_dim]
-        let middle = self.project_onto(x, Site::Output, &attended, context)?; // [rows, hidden]
+        let attended = self.attend(&x, context)?; // [rows, heads · head_dim]
+        let middle = self.project_into(x, Site::Output, &attended, context)?; // [rows, hidden]
 
         // MLP: y = middle + W_down · (silu(W_gate · m) · (W_up · m))
         let gated = self.gate(&middle, context)?; // [rows, intermediate]
-        self.project_onto(&middle, Site::Down, &gated, context) // [rows, hidden]
+        self.project_into(middle, Site::Down, &gated, context) // [rows, hidden]
+    }
+
+    /// [`Block::project_onto`] a residual that nothing else holds.
+    fn project_into(&self, residual: Tensor, site: Site, x: &Tensor, context: &ServeContext<'_>) -> Result<Tensor> {
+        let mut output = [self.linear(site).forward_into(residual, x)?];
+        context.add_lora(self.index, &[site], x, &mut output)?;
+        let [output] = output;
+        Ok(output)
     }
 
     /// Attention of the normed `x` `[rows, hidden]`, `[rows, heads · head_dim]`.

@@ -89,6 +89,11 @@ pub fn project(x: &Tensor, norm: Option<Norm<'_>>, matrices: &[Dense<'_>]) -> Re
     cuda::product::project(&*cuda::launcher(x.device())?, x, norm, matrices)
 }
 
+/// `residual + x · Wᵀ + bias`, of a residual that nothing else holds, which may be where the result is written. On a GPU.
+pub fn project_into(residual: Tensor, x: &Tensor, matrix: Dense<'_>) -> Result<Tensor> {
+    cuda::product::project_into(&*cuda::launcher(x.device())?, residual, x, matrix)
+}
+
 /// True where [`project`] norms `x` `[rows, in]` on the way, in one launch with the products.
 pub fn norms_on_the_way(x: &Tensor) -> Result<bool> {
     Ok(!on_host(x.device()) && cuda::product::is_few(x)?)
@@ -104,6 +109,14 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     match launcher(a)? {
         None => cpu::product::matmul(a, b, false),
         Some(launcher) => cuda::product::matmul(&*launcher, a, b),
+    }
+}
+
+/// `y + a · b`: `[m, k]` times `[k, n]`, added to `y` `[m, n]`, a fresh tensor of the same type that nothing else holds.
+pub fn add_product(y: Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    match launcher(a)? {
+        None => Ok((y + cpu::product::matmul(a, b, false)?)?),
+        Some(launcher) => cuda::product::add_product(&*launcher, y, a, b),
     }
 }
 

@@ -98,16 +98,28 @@ impl Launcher for Driver {
         if a.dtype() == dtype {
             return Ok(a.matmul(b)?);
         }
-        let half = match (a.dtype(), b.dtype(), dtype) {
-            (DType::BF16, DType::BF16, DType::F32) => blas::cudaDataType::CUDA_R_16BF,
-            (DType::F16, DType::F16, DType::F32) => blas::cudaDataType::CUDA_R_16F,
-            _ => return Err(Error::Internal(format!("no product of {:?} gives {dtype:?}", a.dtype()))),
-        };
+        let c = output((a.dim(0)?, b.dim(1)?), dtype, a)?;
+        self.multiply(&c, a, b, 0.0)?;
+        Ok(c)
+    }
+
+    fn add_product(&self, y: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
+        self.multiply(y, a, b, 1.0)
+    }
+}
+
+impl Driver {
+    /// `a · b + keep · c` to `c`, by cuBLAS.
+    fn multiply(&self, c: &Tensor, a: &Tensor, b: &Tensor, keep: f32) -> Result<()> {
         let ((m, k), n) = (a.dims2()?, b.dim(1)?);
-        let c = output((m, n), dtype, a)?;
+        if b.dim(0)? != k || c.dims2()? != (m, n) || a.dtype() != b.dtype() {
+            let shapes =
+                format!("{:?} {:?} and {:?} {:?} to {:?}", a.shape(), a.dtype(), b.shape(), b.dtype(), c.shape());
+            return Err(Error::Internal(format!("no product of {shapes}")));
+        }
+        let (type_of_a, type_of_c) = (data_type(a.dtype())?, data_type(c.dtype())?);
         let (a, b) = (Operand::of(a)?, Operand::of(b)?);
-        let (one, zero) = (1.0_f32, 0.0_f32);
-        let f32 = blas::cudaDataType::CUDA_R_32F;
+        let one = 1.0_f32;
         // cuBLAS reads columns first, to which each row-major matrix is its transpose: cᵀ = bᵀ · aᵀ.
         // SAFETY: the matrices have these sizes, and the call is queued before any of them is freed.
         unsafe {
@@ -120,21 +132,30 @@ impl Launcher for Driver {
                 k as i32,
                 std::ptr::from_ref(&one).cast(),
                 b.start as *const _,
-                half,
+                type_of_a,
                 b.stride,
                 a.start as *const _,
-                half,
+                type_of_a,
                 a.stride,
-                std::ptr::from_ref(&zero).cast(),
-                super::launch::address(&c)? as *mut _,
-                f32,
+                std::ptr::from_ref(&keep).cast(),
+                super::launch::address(c)? as *mut _,
+                type_of_c,
                 n as i32,
                 blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         }
-        .map_err(|error| Error::Internal(format!("cuBLAS: {error}")))?;
-        Ok(c)
+        .map_err(|error| Error::Internal(format!("cuBLAS: {error}")))
+    }
+}
+
+/// What cuBLAS calls the type.
+fn data_type(dtype: DType) -> Result<blas::cudaDataType> {
+    match dtype {
+        DType::F32 => Ok(blas::cudaDataType::CUDA_R_32F),
+        DType::BF16 => Ok(blas::cudaDataType::CUDA_R_16BF),
+        DType::F16 => Ok(blas::cudaDataType::CUDA_R_16F),
+        other => Err(Error::Internal(format!("no product of {other:?}"))),
     }
 }
 

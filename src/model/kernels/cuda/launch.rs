@@ -154,6 +154,18 @@ pub trait Launcher: Send + Sync {
     fn product(&self, a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor> {
         Ok(a.to_dtype(DType::F32)?.matmul(&b.to_dtype(DType::F32)?)?.to_dtype(dtype)?)
     }
+
+    /// Adds `a · b` to `y` `[m, n]`, in place: as [`Launcher::product`] in one type, but rounded after the sum.
+    fn add_product(&self, y: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
+        let sum = (y.to_dtype(DType::F32)? + self.product(a, b, DType::F32)?)?.to_dtype(y.dtype())?;
+        let (from, to) = (address(&sum)?, address(y)?);
+        // SAFETY: both are contiguous tensors of main memory, of one size and type.
+        unsafe {
+            let bytes = y.elem_count() * y.dtype().size_in_bytes();
+            std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes);
+        }
+        Ok(())
+    }
 }
 
 /// A place in the work that a device was given.

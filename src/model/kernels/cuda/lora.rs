@@ -13,7 +13,7 @@ const LORA_TILES: &str = include_str!("sources/lora_tiles.cu");
 const OUTPUTS: usize = 3;
 /// Tasks of a launch: those of 32 adapters at query, key and value; and as many as a kernel's arguments, 32,764 bytes, have room
 /// for, which is more than a step has sequences.
-const FEW_TASKS: usize = 96;
+pub const FEW_TASKS: usize = 96;
 const MANY_TASKS: usize = 1000;
 /// Warps of a block, and rows of A that it takes together, as in `lora.cu`.
 const WARPS: usize = 8;

@@ -15,7 +15,7 @@ const MATRICES: usize = 3;
 /// Rows of weights that a warp takes, `TOGETHER` of `gemv.cu`.
 const TOGETHER: usize = 4;
 /// Rows up to which a product is bound by reading its weights alone, and our kernel reads them once.
-const FEW_ROWS: usize = 4;
+pub const FEW_ROWS: usize = 4;
 const WARPS: usize = 4;
 
 #[derive(Clone, Copy, Default)]
@@ -69,6 +69,25 @@ pub fn project_gated(launcher: &dyn Launcher, x: &Tensor, norm: Norm<'_>, matric
     }
     let y = output((x.dim(0)?, matrices[0].weight.dim(0)?), x.dtype(), x)?;
     gemv(launcher, x, Some(norm), &matrices, std::slice::from_ref(&y))?;
+    Ok(y)
+}
+
+/// See [`project_into`](crate::model::kernels::project_into).
+pub fn project_into(launcher: &dyn Launcher, residual: Tensor, x: &Tensor, matrix: Dense<'_>) -> Result<Tensor> {
+    if is_few(x)? {
+        let matrix = Dense { residual: Some(&residual), ..matrix };
+        return Ok(project(launcher, x, None, &[matrix])?.remove(0));
+    }
+    launcher.add_product(&residual, x, &like(x, matrix.weight)?.t()?)?;
+    match matrix.bias {
+        Some(bias) => Ok(residual.broadcast_add(bias)?),
+        None => Ok(residual),
+    }
+}
+
+/// See [`add_product`](crate::model::kernels::add_product).
+pub fn add_product(launcher: &dyn Launcher, y: Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    launcher.add_product(&y, a, &like(a, b)?)?;
     Ok(y)
 }
 
