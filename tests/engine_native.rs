@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/draws.rs"]
+mod draws;
 mod engine_support;
 #[path = "engine_native/logprobs.rs"]
 mod logprobs;
@@ -22,11 +24,10 @@ use attune::adapters::{Adapter, AdapterLease};
 use attune::config::Limits;
 use attune::engine::native::NativeEngine;
 use attune::engine::priority::Priority;
-use attune::engine::sampler::PlainDraw;
 use attune::engine::step_model::{Rows, StepModel, StepOutput, WantedRows};
 use attune::engine::{Backend, EmbedRequest, Event, FinishReason, GenerateRequest, Sampling};
 use attune::model::decoder::SequenceRows;
-use attune::model::kernels::NO_TOKEN;
+use attune::model::kernels::{Draw, NO_TOKEN};
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::tokenizer::Tokenizer;
 use attune::{Error, Result};
@@ -119,7 +120,7 @@ fn values(state: u64, width: usize) -> impl Iterator<Item = f32> {
 }
 
 /// What a model that draws itself does.
-fn draw_from(logits: &[f32], draw: PlainDraw) -> u32 {
+fn draw_from(logits: &[f32], draw: Draw) -> u32 {
     if logits.iter().any(|logit| !logit.is_finite()) {
         return NO_TOKEN;
     }
@@ -127,13 +128,13 @@ fn draw_from(logits: &[f32], draw: PlainDraw) -> u32 {
     if draw.temperature == 0.0 {
         return logits.iter().position(|logit| *logit >= largest).unwrap() as u32;
     }
-    let weights = logits.iter().map(|logit| f64::from((logit - largest) / draw.temperature).exp());
-    let mut rest = draw.point * weights.clone().sum::<f64>();
-    let at = |weight: f64| {
+    let candidates = draws::candidates(logits, &draw);
+    let mut rest = draw.point * candidates.iter().map(|(_, weight)| weight).sum::<f64>();
+    let drawn = candidates.iter().find(|(_, weight)| {
         rest -= weight;
         rest < 0.0
-    };
-    weights.into_iter().position(at).unwrap() as u32
+    });
+    drawn.unwrap().0 as u32
 }
 
 impl StepModel for Fake {

@@ -9,10 +9,11 @@ use tokio::sync::oneshot;
 
 use super::grammar::Grammar;
 use super::logprobs::TokenLogprobs;
-use super::sampler::{PlainDraw, Sampler};
+use super::sampler::Sampler;
 use super::sequence::Owner;
 use super::text::TextStream;
 use super::{Event, FinishReason, GenerateRequest};
+use crate::model::kernels::Draw;
 use crate::model::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -185,7 +186,7 @@ impl Answer {
     }
 
     /// The next draw where it needs nothing but the logits and the client wants to know nothing else of them.
-    pub(super) fn plain_draw(&self) -> Option<PlainDraw> {
+    pub(super) fn plain_draw(&self) -> Option<Draw> {
         let reads_logits = self.logprobs.is_some() || self.reads_prompt() || self.max_tokens == 0;
         if reads_logits { None } else { self.sampler.plain_draw() }
     }

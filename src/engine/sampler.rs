@@ -9,23 +9,14 @@ use rand_chacha::rand_core::SeedableRng as _;
 
 use super::Sampling;
 use super::grammar::GrammarState;
-use crate::model::kernels::NO_TOKEN;
 use crate::model::kernels::cpu::logits as row;
+use crate::model::kernels::{Draw, NO_TOKEN};
 use crate::{Error, Result};
 
 /// Tokens that are looked at first when `top_p` is below 1; a peaked distribution needs no more.
 const FIRST_CANDIDATES: usize = 64;
 /// Logits stay within this on both sides under any penalty, so that their differences are numbers.
 const LARGEST_LOGIT: f32 = 1e30;
-
-/// A draw that needs nothing but the logits, so that a GPU can do it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PlainDraw {
-    /// 0 takes the most probable token.
-    pub temperature: f32,
-    /// Where all weights laid end to end are cut, 0 to 1.
-    pub point: f64,
-}
 
 /// The state of one request's draws.
 #[derive(Debug)]
@@ -110,16 +101,16 @@ impl Sampler {
     }
 
     /// The next draw where it needs nothing but the logits. It may be asked for again: only [`Self::drew`] moves on.
-    pub fn plain_draw(&self) -> Option<PlainDraw> {
-        let sampling = &self.sampling;
-        let counts = sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0;
-        let cuts = sampling.top_p < 1.0 || sampling.top_k > 0 || sampling.min_p > 0.0;
-        if self.changes_logits() || counts || self.penalises_repetition() || (cuts && sampling.temperature > 0.0) {
+    pub fn plain_draw(&self) -> Option<Draw> {
+        let &Sampling { temperature, top_k, top_p, min_p, presence_penalty, frequency_penalty, .. } = &self.sampling;
+        let counts = presence_penalty != 0.0 || frequency_penalty != 0.0;
+        if self.changes_logits() || counts || self.penalises_repetition() {
             return None;
         }
-        let temperature = sampling.temperature.max(0.0);
-        let point = if temperature > 0.0 { self.random.clone().random() } else { 0.0 };
-        Some(PlainDraw { temperature, point })
+        if temperature <= 0.0 {
+            return Some(Draw::GREEDY);
+        }
+        Some(Draw { temperature, point: self.random.clone().random(), top_k, top_p, min_p })
     }
 
     /// Takes the token that [`Self::plain_draw`] led to elsewhere.

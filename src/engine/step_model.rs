@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::sampler::PlainDraw;
 use crate::adapters::Adapter;
 use crate::config::Limits;
 use crate::model::BaseModel;
 use crate::model::decoder::SequenceRows;
-use crate::model::kernels;
+use crate::model::kernels::{self, Draw};
 use crate::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use crate::model::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -65,7 +64,7 @@ pub struct WantedRows {
     /// Rows after which a token is drawn, and all rows of prompts whose log probabilities are wanted.
     pub logits: Vec<u32>,
     /// Rows after which the model itself draws a token, and how; of models that draw.
-    pub draws: Vec<(u32, PlainDraw)>,
+    pub draws: Vec<(u32, Draw)>,
     /// Rows of inputs to embed.
     pub hidden: Vec<u32>,
 }
@@ -164,7 +163,7 @@ impl BaseStepModel {
             };
             let sequences: Vec<_> = counts.iter().enumerate().map(sequence).collect();
             let hidden = self.model.decoder.step(&vec![0; end], &sequences, &self.cache)?;
-            kernels::draw(&self.model.decoder.logits(&hidden)?, &vec![0.0; end], &vec![0.0; end])?;
+            kernels::draw(&self.model.decoder.logits(&hidden)?, &vec![Draw::GREEDY; end])?;
             Ok(())
         };
         let prompt = [BLOCK_TOKENS.min(context)];
@@ -216,11 +215,9 @@ impl StepModel for BaseStepModel {
             output.logits = Rows::from_tensor(&decoder.logits(&select(&hidden, &wanted.logits)?)?)?;
         }
         if !wanted.draws.is_empty() {
-            let (rows, draws): (Vec<u32>, Vec<PlainDraw>) = wanted.draws.iter().copied().unzip();
-            let (temperatures, points): (Vec<f32>, Vec<f64>) =
-                draws.into_iter().map(|draw| (draw.temperature, draw.point)).unzip();
+            let (rows, draws): (Vec<u32>, Vec<Draw>) = wanted.draws.iter().copied().unzip();
             let logits = decoder.logits(&select(&hidden, &rows)?)?;
-            output.tokens = kernels::draw(&logits, &temperatures, &points)?;
+            output.tokens = kernels::draw(&logits, &draws)?;
         }
         if !wanted.hidden.is_empty() {
             output.hidden = Rows::from_tensor(&select(&hidden, &wanted.hidden)?)?;

@@ -45,6 +45,11 @@ fn tokens_drawn_on_the_device_are_those_of_transformers() {
         ..greedy(prompt, 16, None)
     };
     assert_eq!(tokens(&engine, sampled(1)), tokens(&engine, sampled(1)));
+    // From the most probable ones both draw the same, too.
+    let cut = Sampling { seed: Some(3), temperature: 1.2, top_k: 20, top_p: 0.9, min_p: 0.02, ..Sampling::default() };
+    let on_device = GenerateRequest { sampling: cut, ..greedy(prompt, 16, None) };
+    let on_host = GenerateRequest { logprobs: Some(1), ..on_device.clone() };
+    assert_eq!(tokens(&engine, on_device), tokens(&engine, on_host));
     assert_ne!(tokens(&engine, sampled(1)), tokens(&engine, sampled(2)));
 }
 

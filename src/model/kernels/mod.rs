@@ -219,10 +219,30 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
     }
 }
 
-/// A token for each row of `logits` `[rows, classes]`: the most probable one where its temperature is 0, else the one at `points`
-/// (0 to 1) of all weights exp(logit / temperature) laid end to end; [`NO_TOKEN`] where a logit is no finite number. On a GPU.
-pub fn draw(logits: &Tensor, temperatures: &[f32], points: &[f64]) -> Result<Vec<u32>> {
-    cuda::draw::draw(&*cuda::launcher(logits.device())?, logits, temperatures, points)
+/// How a token is drawn from a row of logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// 0 takes the most probable token. Else a token weighs exp(logit / temperature).
+    pub temperature: f32,
+    /// The token at this point, 0 to 1, of all weights laid end to end: in the order of the tokens, or from the most probable one on
+    /// where there is a `top_k` or a `top_p`.
+    pub point: f64,
+    /// Only that many of the most probable tokens; 0 for all.
+    pub top_k: usize,
+    /// Of these the fewest that have at least this share of their weights; 1 for all.
+    pub top_p: f32,
+    /// Of these those that weigh at least this part of the most probable one; 0 for all.
+    pub min_p: f32,
+}
+
+impl Draw {
+    /// The most probable token.
+    pub const GREEDY: Self = Self { temperature: 0.0, point: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+}
+
+/// A token for each row of `logits` `[rows, classes]`; [`NO_TOKEN`] where a logit is no finite number. On a GPU.
+pub fn draw(logits: &Tensor, draws: &[Draw]) -> Result<Vec<u32>> {
+    cuda::draw::draw(&*cuda::launcher(logits.device())?, logits, draws)
 }
 
 /// What [`draw`] gives for logits that are not finite.

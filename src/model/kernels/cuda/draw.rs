@@ -3,33 +3,38 @@
 use candle_core::{DType, Tensor};
 
 use super::launch::{Arguments, Kernel, Launcher, Shape, address, launch, output};
-use crate::Result;
+use crate::model::kernels::Draw;
+use crate::{Error, Result};
 
 const DRAW: &str = include_str!("sources/draw.cu");
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Draw {
+struct DrawArguments {
     logits: u64,
-    temperatures: u64,
-    points: u64,
+    requests: u64,
     tokens: u64,
     classes: u32,
     padding: u32,
 }
 
 // SAFETY: as in `draw.cu`.
-unsafe impl Arguments for Draw {}
+unsafe impl Arguments for DrawArguments {}
 
 /// See [`draw`](crate::model::kernels::draw).
-pub fn draw(launcher: &dyn Launcher, logits: &Tensor, temperatures: &[f32], points: &[f64]) -> Result<Vec<u32>> {
+pub fn draw(launcher: &dyn Launcher, logits: &Tensor, draws: &[Draw]) -> Result<Vec<u32>> {
     let ((rows, classes), logits) = (logits.dims2()?, logits.contiguous()?);
-    let (temperatures, points) = (Tensor::new(temperatures, logits.device())?, Tensor::new(points, logits.device())?);
+    if draws.len() != rows {
+        return Err(Error::Internal(format!("{} draws from {rows} rows", draws.len())));
+    }
+    let requests = draws
+        .iter()
+        .map(|draw| [draw.temperature.into(), draw.point, draw.top_k as f64, draw.top_p.into(), draw.min_p.into()]);
+    let requests = Tensor::from_iter(requests.flatten(), logits.device())?;
     let tokens = output(rows, DType::U32, &logits)?;
-    let arguments = Draw {
+    let arguments = DrawArguments {
         logits: address(&logits)?,
-        temperatures: address(&temperatures)?,
-        points: address(&points)?,
+        requests: address(&requests)?,
         tokens: address(&tokens)?,
         classes: classes as u32,
         padding: 0,
