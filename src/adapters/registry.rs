@@ -391,6 +391,7 @@ fn again(error: &Error) -> Error {
         }
         Error::Overloaded { what, retry_after } => Error::Overloaded { what, retry_after: *retry_after },
         Error::Unavailable(message) => Error::Unavailable(message.clone()),
+        Error::OutOfMemory => Error::OutOfMemory,
         Error::ModelNotFound(name) => Error::ModelNotFound(name.clone()),
         Error::Internal(message) => Error::Internal(message.clone()),
         error if error.is_transient() => Error::io("load an adapter")(std::io::Error::other(error.to_string())),

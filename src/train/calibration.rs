@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use crate::adapters::Adapter;
 use crate::datasets::TokenizedExample;
@@ -116,7 +116,7 @@ fn fitting(samples: &[TokenizedExample], budget: usize) -> Vec<TokenizedExample>
 
 /// Seconds of one update of the adapter's numbers, where the decoder's `device` has it done.
 fn update_seconds(adapter: &Adapter, device: &Device) -> Result<f64> {
-    let mut state = AdapterState::new(Parameters::of(adapter)?, AdamSettings::default(), device)?;
+    let mut state = AdapterState::new(Parameters::of(adapter)?, AdamSettings::default(), device, DType::F32)?;
     let gradients = adapter.layers.clone();
     let begin = Instant::now();
     state.step(&gradients, Step { learning_rate: 1e-6, clip: 0.0 }, |_| Ok(()))?;

@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use crate::Result;
 use crate::adapters::Adapter;
@@ -17,6 +17,8 @@ use crate::train::trainer::BeforeMicroStep;
 /// Where losses and gradients come from: the model, or a formula in tests of the loop.
 pub(crate) trait LossSource: Send + Sync {
     fn device(&self) -> &Device;
+    /// The type of its products on a GPU.
+    fn dtype(&self) -> DType;
     fn loss_and_gradients(
         &self,
         adapter: &Adapter,
@@ -53,6 +55,10 @@ impl Borrow<Decoder> for Arc<BaseModel> {
 impl<D: Borrow<Decoder> + Send + Sync> LossSource for D {
     fn device(&self) -> &Device {
         self.borrow().device()
+    }
+
+    fn dtype(&self) -> DType {
+        self.borrow().activation_dtype()
     }
 
     fn loss_and_gradients(

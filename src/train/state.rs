@@ -26,6 +26,8 @@ struct OnDevice {
     values: Tensor,
     first: Tensor,
     second: Tensor,
+    /// What products take.
+    dtype: DType,
 }
 
 /// What a step does with the gradients.
@@ -38,13 +40,13 @@ pub(crate) struct Step {
 }
 
 impl AdapterState {
-    /// The beginning of a run from `parameters`, whose losses are computed on `device`.
-    pub fn new(parameters: Parameters, settings: AdamSettings, device: &Device) -> Result<Self> {
+    /// The beginning of a run from `parameters`, whose losses are computed on `device`, with products of `dtype` on a GPU.
+    pub fn new(parameters: Parameters, settings: AdamSettings, device: &Device, dtype: DType) -> Result<Self> {
         let optimizer = AdamW::new(settings, &parameters.values);
         let on_device = if kernels::on_host(device) {
             None
         } else {
-            Some(OnDevice::new(&parameters.values, &optimizer.moments, device)?)
+            Some(OnDevice::new(&parameters.values, &optimizer.moments, device, dtype)?)
         };
         Ok(Self { parameters, optimizer, on_device })
     }
@@ -54,9 +56,11 @@ impl AdapterState {
         self.parameters.values.iter().map(Vec::len).sum()
     }
 
-    /// The adapter as it stands, for losses on `device`. A step may change its tensors.
+    /// The adapter as it stands, for losses on `device`; on a GPU rounded at once to what products take, not by each of them. A step
+    /// may change its tensors.
     pub fn adapter(&self, device: &Device) -> Result<Adapter> {
-        let Some(OnDevice { values, .. }) = &self.on_device else { return self.parameters.adapter(device) };
+        let Some(OnDevice { values, dtype, .. }) = &self.on_device else { return self.parameters.adapter(device) };
+        let values = values.to_dtype(*dtype)?;
         let mut start = 0;
         self.parameters.adapter_of(|index, shape| {
             let (begin, count) = (start, self.parameters.values[index].len());
@@ -124,7 +128,7 @@ impl AdapterState {
     /// Goes on from what [`AdapterState::values`] and [`AdapterState::optimizer`] told after `updates` updates.
     pub fn restore(&mut self, values: Vec<Vec<f32>>, moments: Vec<Moments>, updates: u64) -> Result<()> {
         if let Some(state) = &mut self.on_device {
-            *state = OnDevice::new(&values, &moments, &state.values.device().clone())?;
+            *state = OnDevice::new(&values, &moments, &state.values.device().clone(), state.dtype)?;
         } else {
             self.parameters.values = values;
             self.optimizer.moments = moments;
@@ -146,7 +150,7 @@ impl AdapterState {
 }
 
 impl OnDevice {
-    fn new(values: &[Vec<f32>], moments: &[Moments], device: &Device) -> Result<Self> {
+    fn new(values: &[Vec<f32>], moments: &[Moments], device: &Device, dtype: DType) -> Result<Self> {
         let whole = |parts: Vec<&Vec<f32>>| -> Result<Tensor> {
             let all: Vec<f32> = parts.into_iter().flatten().copied().collect();
             Ok(Tensor::new(all, device)?)
@@ -155,6 +159,7 @@ impl OnDevice {
             values: whole(values.iter().collect())?,
             first: whole(moments.iter().map(|moments| &moments.first).collect())?,
             second: whole(moments.iter().map(|moments| &moments.second).collect())?,
+            dtype,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use super::*;
 use crate::adapters::{LoraLayer, LoraPair, Site};
@@ -24,6 +24,10 @@ struct Pull {
 impl LossSource for Pull {
     fn device(&self) -> &Device {
         &Device::Cpu
+    }
+
+    fn dtype(&self) -> DType {
+        DType::F32
     }
 
     fn loss_and_gradients(

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, address, is_half, launch, output};
+use super::launch::{Arguments, Kernel, Launcher, Shape, VECTOR_BYTES, WARP, address, is_half, launch, output};
 use crate::adapters::{Adapter, LoraPair, Site};
 use crate::model::kernels::LoraRun;
 use crate::{Error, Result};
@@ -100,7 +100,10 @@ impl Places {
 
 /// True where matrix units can add `pair`'s part for inputs like `x`.
 pub fn takes_tiles(launcher: &dyn Launcher, x: &Tensor, pair: &LoraPair) -> bool {
-    fits_tiles(pair) && has_tiles(launcher, x)
+    // What is of another type is copied.
+    let is_aligned = |start: u64| start.is_multiple_of(VECTOR_BYTES as u64);
+    let is_aligned = pair.a.dtype() != x.dtype() || address(&pair.a).is_ok_and(is_aligned);
+    is_aligned && fits_tiles(pair) && has_tiles(launcher, x)
 }
 
 fn fits_tiles(pair: &LoraPair) -> bool {
