@@ -81,14 +81,16 @@ fn assert_close(ours: &Tensor, exact: &Tensor, rounding: f32) {
 #[test]
 fn norms_and_their_gradients() {
     each(|emulator, dtype, rounding| {
-        for (rows, width) in [(3, 576), (5, 40), (1, 1030)] {
+        for (rows, width) in [(3, 576), (5, 40), (1, 1030), (4, 77)] {
             let (x, dy) = (random((rows, width), 1, dtype), random((rows, width), 2, dtype));
             let weight = random(width, 3, DType::F32);
             let y = cuda::elementwise::rms_norm(emulator, &x, &weight, 1e-5).unwrap();
             assert_close(&y, &reference::rms_norm(&wide(&x), &weight, 1e-5).unwrap(), rounding);
-            let dx = cuda::elementwise::rms_norm_backward(emulator, &x, &weight, 1e-5, &dy).unwrap();
+            let dx = cuda::elementwise::rms_norm_backward(emulator, &x, &weight, 1e-5, &dy, None).unwrap();
             let exact = reference::rms_norm_backward(&wide(&x), &weight, 1e-5, &wide(&dy)).unwrap();
             assert_close(&dx, &exact, rounding);
+            let sum = cuda::elementwise::rms_norm_backward(emulator, &x, &weight, 1e-5, &dy, Some(&y)).unwrap();
+            assert_close(&sum, &(wide(&y) + exact).unwrap(), rounding);
         }
     });
 }
@@ -188,13 +190,15 @@ fn a_gated_product_of_a_normed_input() {
 #[test]
 fn swiglu_and_its_gradients() {
     each(|emulator, dtype, rounding| {
-        let [gate, up, dy] = [1, 2, 3].map(|seed| random((5, 77), seed, dtype));
-        let y = cuda::elementwise::swiglu(emulator, &gate, &up).unwrap();
-        assert_close(&y, &reference::swiglu(&wide(&gate), &wide(&up)).unwrap(), rounding);
-        let (dgate, dup) = cuda::elementwise::swiglu_backward(emulator, &gate, &up, &dy).unwrap();
-        let exact = reference::swiglu_backward(&wide(&gate), &wide(&up), &wide(&dy)).unwrap();
-        assert_close(&dgate, &exact.0, rounding);
-        assert_close(&dup, &exact.1, rounding);
+        for width in [77, 320] {
+            let [gate, up, dy] = [1, 2, 3].map(|seed| random((5, width), seed, dtype));
+            let y = cuda::elementwise::swiglu(emulator, &gate, &up).unwrap();
+            assert_close(&y, &reference::swiglu(&wide(&gate), &wide(&up)).unwrap(), rounding);
+            let (dgate, dup) = cuda::elementwise::swiglu_backward(emulator, &gate, &up, &dy).unwrap();
+            let exact = reference::swiglu_backward(&wide(&gate), &wide(&up), &wide(&dy)).unwrap();
+            assert_close(&dgate, &exact.0, rounding);
+            assert_close(&dup, &exact.1, rounding);
+        }
     });
 }
 

@@ -310,7 +310,9 @@ impl BlockBackward<'_, '_> {
         let (dgate, dup) = kernels::swiglu_backward(&saved.gate, &saved.up, &dgated)?;
         let dmlp_input = self.linear(None, Site::Gate, &saved.mlp_input, &dgate)?;
         let dmlp_input = self.linear(Some(dmlp_input), Site::Up, &saved.mlp_input, &dup)?;
-        let dmiddle = (dy + kernels::rms_norm_backward(&saved.middle, &block.post_attention_norm, eps, &dmlp_input)?)?;
+        let norm = &block.post_attention_norm;
+        let dmiddle = kernels::add_rms_norm_backward(&dy, &saved.middle, norm, eps, &dmlp_input)?;
+        drop(dy);
 
         // Attention: middle = x + W_o · attend(q, k, v)
         let shape = saved.q.shape().clone();
@@ -338,8 +340,8 @@ impl BlockBackward<'_, '_> {
         let dattention_input = self.linear(None, Site::Query, x, &dq)?;
         let dattention_input = self.linear(Some(dattention_input), Site::Key, x, &dk)?;
         let dattention_input = self.linear(Some(dattention_input), Site::Value, x, &dv)?;
-        let dx = (dmiddle + kernels::rms_norm_backward(&saved.input, &block.input_norm, eps, &dattention_input)?)?;
-        Ok(Some(dx))
+        let norm = &block.input_norm;
+        Ok(Some(kernels::add_rms_norm_backward(&dmiddle, &saved.input, norm, eps, &dattention_input)?))
     }
 
     /// The gradient of a linear layer's input, `[rows, in]`, from that of its output, `[rows, out]`; added to what other layers

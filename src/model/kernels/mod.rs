@@ -182,7 +182,15 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
 pub fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor) -> Result<Tensor> {
     match launcher(x)? {
         None => cpu::elementwise::rms_norm_backward(x, weight, eps, dy),
-        Some(launcher) => cuda::elementwise::rms_norm_backward(&*launcher, x, weight, eps, dy),
+        Some(launcher) => cuda::elementwise::rms_norm_backward(&*launcher, x, weight, eps, dy, None),
+    }
+}
+
+/// `residual` plus the gradient of [`rms_norm`], all `[rows, width]`.
+pub fn add_rms_norm_backward(residual: &Tensor, x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor) -> Result<Tensor> {
+    match launcher(x)? {
+        None => Ok((residual + cpu::elementwise::rms_norm_backward(x, weight, eps, dy)?)?),
+        Some(launcher) => cuda::elementwise::rms_norm_backward(&*launcher, x, weight, eps, dy, Some(residual)),
     }
 }
 

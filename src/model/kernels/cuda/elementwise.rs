@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, address, launch, output};
+use super::launch::{Arguments, Kernel, Launcher, Shape, VECTOR_BYTES, address, launch, output};
 use crate::Result;
 use crate::model::rope::Angles;
 
@@ -28,7 +28,7 @@ pub fn rms_norm(launcher: &dyn Launcher, x: &Tensor, weight: &Tensor, eps: f32) 
     let width = weight.elem_count();
     let arguments = RmsNorm { x: address(&x)?, weight: address(weight)?, y: address(&y)?, width: width as u32, eps };
     let kernel = Kernel::new("rms_norm", NORM, x.dtype())?;
-    launch(launcher, kernel, &arguments, Shape::rows(x.elem_count() / width, width))?;
+    launch(launcher, kernel, &arguments, Shape::rows(x.elem_count() / width, vectors(width, &x)))?;
     Ok(y)
 }
 
@@ -38,6 +38,7 @@ struct RmsNormBackward {
     x: u64,
     weight: u64,
     dy: u64,
+    residual: u64,
     dx: u64,
     width: u32,
     eps: f32,
@@ -53,6 +54,7 @@ pub fn rms_norm_backward(
     weight: &Tensor,
     eps: f32,
     dy: &Tensor,
+    residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     let (x, dy, dx) = (x.contiguous()?, dy.contiguous()?, output(x.shape(), x.dtype(), x)?);
     let width = weight.elem_count();
@@ -60,12 +62,13 @@ pub fn rms_norm_backward(
         x: address(&x)?,
         weight: address(weight)?,
         dy: address(&dy)?,
+        residual: residual.map_or(Ok(0), address)?,
         dx: address(&dx)?,
         width: width as u32,
         eps,
     };
     let kernel = Kernel::new("rms_norm_backward", NORM, x.dtype())?;
-    launch(launcher, kernel, &arguments, Shape::rows(x.elem_count() / width, width))?;
+    launch(launcher, kernel, &arguments, Shape::rows(x.elem_count() / width, vectors(width, &x)))?;
     Ok(dx)
 }
 
@@ -135,7 +138,8 @@ pub fn swiglu(launcher: &dyn Launcher, gate: &Tensor, up: &Tensor) -> Result<Ten
     let (gate, up, y) = (gate.contiguous()?, up.contiguous()?, output(gate.shape(), gate.dtype(), gate)?);
     let count = gate.elem_count();
     let arguments = SwiGlu { gate: address(&gate)?, up: address(&up)?, y: address(&y)?, count: count as u64 };
-    launch(launcher, Kernel::new("swiglu", ELEMENTWISE, gate.dtype())?, &arguments, Shape::over(count))?;
+    let shape = Shape::over(vectors(count, &gate));
+    launch(launcher, Kernel::new("swiglu", ELEMENTWISE, gate.dtype())?, &arguments, shape)?;
     Ok(y)
 }
 
@@ -166,6 +170,12 @@ pub fn swiglu_backward(launcher: &dyn Launcher, gate: &Tensor, up: &Tensor, dy: 
         dup: address(&dup)?,
         count: count as u64,
     };
-    launch(launcher, Kernel::new("swiglu_backward", ELEMENTWISE, gate.dtype())?, &arguments, Shape::over(count))?;
+    let shape = Shape::over(vectors(count, &gate));
+    launch(launcher, Kernel::new("swiglu_backward", ELEMENTWISE, gate.dtype())?, &arguments, shape)?;
     Ok((dgate, dup))
+}
+
+/// Vectors of `count` elements of the type of `like`, the last of which may not be full.
+fn vectors(count: usize, like: &Tensor) -> usize {
+    (count * like.dtype().size_in_bytes()).div_ceil(VECTOR_BYTES)
 }

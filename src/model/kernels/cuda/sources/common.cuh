@@ -81,6 +81,29 @@ const u32 VECTOR = 16 / sizeof(element);
 struct __align__(16) Vector {
     element values[VECTOR];
 };
+struct __align__(16) Floats {
+    float values[VECTOR];
+};
+
+__device__ inline bool begins_vector(const void* place) { return (u64)place % 16 == 0; }
+
+// What is at `at` of `count` elements or floats, as many as a vector has; zeros beyond the end.
+template <typename Many, typename One> __device__ inline Many load_many(const One* from, u64 at, u64 count) {
+    if (at + VECTOR <= count && begins_vector(from + at)) return *(const Many*)(from + at);
+    Many many = {};
+    for (u32 i = 0; i < VECTOR && at + i < count; i++) many.values[i] = from[at + i];
+    return many;
+}
+__device__ inline Vector load_vector(const element* from, u64 at, u64 count) { return load_many<Vector>(from, at, count); }
+__device__ inline Floats load_floats(const float* from, u64 at, u64 count) { return load_many<Floats>(from, at, count); }
+
+__device__ inline void store_vector(element* to, u64 at, u64 count, const Vector& vector) {
+    if (at + VECTOR <= count && begins_vector(to + at)) {
+        *(Vector*)(to + at) = vector;
+        return;
+    }
+    for (u32 i = 0; i < VECTOR && at + i < count; i++) to[at + i] = vector.values[i];
+}
 
 __device__ inline u32 lane_of_warp() { return threadIdx.x % WARP; }
 

@@ -1,4 +1,4 @@
-// Rotary positions and SwiGLU with their gradients: one thread for each pair or element.
+// Rotary positions and SwiGLU with their gradients: one thread for each pair, or for as many elements as a vector has.
 
 struct Heads {
     const element* x; // [rows, heads, 2 · half]
@@ -41,9 +41,12 @@ struct SwiGlu {
 };
 
 KERNEL(swiglu, SwiGlu) {
-    const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= arguments.count) return;
-    arguments.y[i] = swiglu_of(arguments.gate[i], arguments.up[i]);
+    const u64 at = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * VECTOR, count = arguments.count;
+    if (at >= count) return;
+    const Vector gate = load_vector(arguments.gate, at, count), up = load_vector(arguments.up, at, count);
+    Vector y;
+    UNROLL for (u32 i = 0; i < VECTOR; i++) y.values[i] = swiglu_of(gate.values[i], up.values[i]);
+    store_vector(arguments.y, at, count, y);
 }
 
 struct SwiGluBackward {
@@ -57,9 +60,16 @@ struct SwiGluBackward {
 
 // dgate = dy · up · σ(g)(1 + g(1 − σ(g))), dup = dy · silu(g).
 KERNEL(swiglu_backward, SwiGluBackward) {
-    const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= arguments.count) return;
-    const float gate = wide(arguments.gate[i]), dy = wide(arguments.dy[i]), sigma = sigmoid(gate);
-    arguments.dgate[i] = narrow(dy * wide(arguments.up[i]) * sigma * (1.0f + gate * (1.0f - sigma)));
-    arguments.dup[i] = narrow(dy * gate * sigma);
+    const u64 at = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * VECTOR, count = arguments.count;
+    if (at >= count) return;
+    const Vector gates = load_vector(arguments.gate, at, count), ups = load_vector(arguments.up, at, count);
+    const Vector dys = load_vector(arguments.dy, at, count);
+    Vector dgate, dup;
+    UNROLL for (u32 i = 0; i < VECTOR; i++) {
+        const float gate = wide(gates.values[i]), dy = wide(dys.values[i]), sigma = sigmoid(gate);
+        dgate.values[i] = narrow(dy * wide(ups.values[i]) * sigma * (1.0f + gate * (1.0f - sigma)));
+        dup.values[i] = narrow(dy * gate * sigma);
+    }
+    store_vector(arguments.dgate, at, count, dgate);
+    store_vector(arguments.dup, at, count, dup);
 }

@@ -25,10 +25,6 @@ struct Gemv {
     float eps; // Of the norm.
 };
 
-struct __align__(16) Floats {
-    float values[VECTOR];
-};
-
 // Adds the lane's part of the products of each row of the input with `weights`; with a norm, but not yet divided by the root of
 // the mean of the `squares`.
 template <bool NORMED>

@@ -1,4 +1,5 @@
-// RMS norm and its gradient (Zhang and Sennrich, 2019). One block for each row; the weight is in float.
+// RMS norm and its gradient (Zhang and Sennrich, 2019). One block for each row, whose threads take a vector at a time; the weight is in
+// float.
 
 struct RmsNorm {
     const element* x;
@@ -9,19 +10,29 @@ struct RmsNorm {
 };
 
 KERNEL(rms_norm, RmsNorm) {
-    const u64 row = (u64)blockIdx.x * arguments.width;
+    const u32 width = arguments.width, first = threadIdx.x * VECTOR, stride = blockDim.x * VECTOR;
+    const u64 row = (u64)blockIdx.x * width;
     const element* x = arguments.x + row;
     float squares = 0.0f;
-    for (u32 i = threadIdx.x; i < arguments.width; i += blockDim.x) squares += wide(x[i]) * wide(x[i]);
-    const float inverse = 1.0f / sqrtf(block_sum(squares) / arguments.width + arguments.eps);
-    for (u32 i = threadIdx.x; i < arguments.width; i += blockDim.x)
-        arguments.y[row + i] = narrow(wide(x[i]) * inverse * arguments.weight[i]);
+    for (u32 at = first; at < width; at += stride) {
+        const Vector xs = load_vector(x, at, width);
+        UNROLL for (u32 i = 0; i < VECTOR; i++) squares += wide(xs.values[i]) * wide(xs.values[i]);
+    }
+    const float inverse = 1.0f / sqrtf(block_sum(squares) / width + arguments.eps);
+    for (u32 at = first; at < width; at += stride) {
+        const Vector xs = load_vector(x, at, width);
+        const Floats weights = load_floats(arguments.weight, at, width);
+        Vector y;
+        UNROLL for (u32 i = 0; i < VECTOR; i++) y.values[i] = narrow(wide(xs.values[i]) * inverse * weights.values[i]);
+        store_vector(arguments.y + row, at, width, y);
+    }
 }
 
 struct RmsNormBackward {
     const element* x;
     const float* weight;
     const element* dy;
+    const element* residual; // What dx is added to, or none.
     element* dx;
     u32 width;
     float eps;
@@ -29,16 +40,29 @@ struct RmsNormBackward {
 
 // With r = 1 / rms(x) and g = dy · weight: dx = r · g − x · r³ · mean(g · x).
 KERNEL(rms_norm_backward, RmsNormBackward) {
-    const u64 row = (u64)blockIdx.x * arguments.width;
-    const element* x = arguments.x + row;
-    const element* dy = arguments.dy + row;
+    const u32 width = arguments.width, first = threadIdx.x * VECTOR, stride = blockDim.x * VECTOR;
+    const u64 row = (u64)blockIdx.x * width;
+    const element *x = arguments.x + row, *dy = arguments.dy + row;
     float squares = 0.0f, products = 0.0f;
-    for (u32 i = threadIdx.x; i < arguments.width; i += blockDim.x) {
-        squares += wide(x[i]) * wide(x[i]);
-        products += wide(dy[i]) * arguments.weight[i] * wide(x[i]);
+    for (u32 at = first; at < width; at += stride) {
+        const Vector xs = load_vector(x, at, width), dys = load_vector(dy, at, width);
+        const Floats weights = load_floats(arguments.weight, at, width);
+        UNROLL for (u32 i = 0; i < VECTOR; i++) {
+            squares += wide(xs.values[i]) * wide(xs.values[i]);
+            products += wide(dys.values[i]) * weights.values[i] * wide(xs.values[i]);
+        }
     }
-    const float inverse = 1.0f / sqrtf(block_sum(squares) / arguments.width + arguments.eps);
-    const float shared = block_sum(products) / arguments.width * inverse * inverse * inverse;
-    for (u32 i = threadIdx.x; i < arguments.width; i += blockDim.x)
-        arguments.dx[row + i] = narrow(wide(dy[i]) * arguments.weight[i] * inverse - wide(x[i]) * shared);
+    const float inverse = 1.0f / sqrtf(block_sum(squares) / width + arguments.eps);
+    const float shared = block_sum(products) / width * inverse * inverse * inverse;
+    for (u32 at = first; at < width; at += stride) {
+        const Vector xs = load_vector(x, at, width), dys = load_vector(dy, at, width);
+        const Floats weights = load_floats(arguments.weight, at, width);
+        Vector dx = {};
+        if (arguments.residual != 0) dx = load_vector(arguments.residual + row, at, width);
+        UNROLL for (u32 i = 0; i < VECTOR; i++) {
+            const float own = wide(dys.values[i]) * weights.values[i] * inverse - wide(xs.values[i]) * shared;
+            dx.values[i] = narrow(arguments.residual != 0 ? wide(dx.values[i]) + own : own);
+        }
+        store_vector(arguments.dx + row, at, width, dx);
+    }
 }
