@@ -35,8 +35,16 @@ fn wide(tensor: &Tensor) -> Vec<f32> {
 const LOGITS: f64 = 5.1e-2;
 const GRADIENTS: f64 = 0.15;
 
+/// Prints what the values of a test are off by in parts of a hundred, from the family that is nearest to the one that is not.
+fn say(what: &str, dtype: DType, differences: &[(DType, f64)]) {
+    let of_type = differences.iter().filter(|(of, _)| *of == dtype).map(|(_, difference)| 100.0 * difference);
+    let least = of_type.clone().fold(f64::INFINITY, f64::min);
+    println!("measured: {what} in {dtype:?} are off by {least:.1} to {:.1} %", of_type.fold(0.0, f64::max));
+}
+
 #[test]
 fn logits_in_two_bytes_are_near_those_of_transformers_in_training_and_in_serving() {
+    let mut differences = Vec::new();
     for (family, half) in FAMILIES.into_iter().flat_map(|family| halves().map(|half| (family, half))) {
         let Half { storage, dtype, share } = half;
         let (config, decoder) = load_as(family, &device(), &storage);
@@ -47,6 +55,7 @@ fn logits_in_two_bytes_are_near_those_of_transformers_in_training_and_in_serving
         assert_eq!(hidden.dtype(), dtype);
         let difference = relative_difference(&wide(&decoder.logits(&hidden).unwrap()), &expected);
         assert!(difference <= LOGITS * share, "{family}, {dtype:?}, training: logits differ by {difference:e}");
+        differences.push((dtype, difference));
 
         let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).rev().collect();
         let cache = KvCache::new(&config, blocks.len(), dtype, &device()).unwrap();
@@ -58,11 +67,16 @@ fn logits_in_two_bytes_are_near_those_of_transformers_in_training_and_in_serving
         let logits = decoder.logits(&Tensor::cat(&hidden, 0).unwrap()).unwrap();
         let difference = relative_difference(&wide(&logits), &expected);
         assert!(difference <= LOGITS * share, "{family}, {dtype:?}, serving: logits differ by {difference:e}");
+        differences.push((dtype, difference));
+    }
+    for half in halves() {
+        say("logits", half.dtype, &differences);
     }
 }
 
 #[test]
 fn gradients_in_two_bytes_are_near_those_of_peft() {
+    let mut differences = Vec::new();
     for (family, half) in TRAINED_FAMILIES.into_iter().flat_map(|family| halves().map(|half| (family, half))) {
         let Half { storage, dtype, share } = half;
         let (config, decoder) = load_as(family, &device(), &storage);
@@ -85,9 +99,13 @@ fn gradients_in_two_bytes_are_near_those_of_peft() {
                         difference <= GRADIENTS * share,
                         "{family}, {dtype:?}: gradient of {name}.{part} differs by {difference:e}"
                     );
+                    differences.push((dtype, difference));
                 }
             }
         }
+    }
+    for half in halves() {
+        say("gradients", half.dtype, &differences);
     }
 }
 
