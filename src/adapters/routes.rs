@@ -47,8 +47,8 @@ impl<'a> Routes<'a> {
         let layers = if runs.is_empty() { 0 } else { layers };
         let groups = (0..layers).flat_map(|layer| GROUPS.map(|sites| (layer, sites)));
         let has = |(layer, sites): (usize, &[Site])| {
-            let pairs = runs.iter().filter_map(|(_, adapter)| adapter.layers.get(layer));
-            pairs.into_iter().any(|pairs| sites.iter().any(|site| pairs.get(*site).is_some()))
+            let mut pairs = runs.iter().filter_map(|(_, adapter)| adapter.layers.get(layer));
+            pairs.any(|pairs| sites.iter().any(|site| pairs.get(*site).is_some()))
         };
         let changes = groups.clone().map(has).collect();
         let ways = if kernels::on_host(device) {
@@ -67,7 +67,7 @@ impl<'a> Routes<'a> {
 
     /// True where something is added at the group of sites that begins with `first`.
     pub fn change(&self, layer: usize, first: Site) -> bool {
-        self.changes.get(index(layer, first)).copied().unwrap_or(false)
+        index(layer, first).and_then(|index| self.changes.get(index).copied()).unwrap_or(false)
     }
 
     /// Adds to `outputs` `[rows, out]`, the base's products of `x` `[rows, in]` with the layers of the group of sites that begins
@@ -84,15 +84,15 @@ impl<'a> Routes<'a> {
 
     fn tasks(&self, layer: usize, first: Site) -> &[LoraRows<'a>] {
         let Ways::Host { tasks, starts } = &self.ways else { return &[] };
-        let index = index(layer, first);
-        starts.get(index..index + 2).map_or(&[], |range| &tasks[range[0]..range[1]])
+        let range = index(layer, first).and_then(|index| starts.get(index..index + 2));
+        range.map_or(&[], |range| &tasks[range[0]..range[1]])
     }
 }
 
 /// The place of the group of sites that begins with `first` among those of all layers.
-fn index(layer: usize, first: Site) -> usize {
-    let group = GROUPS.iter().position(|sites| sites[0] == first);
-    layer * GROUPS.len() + group.unwrap_or(0)
+fn index(layer: usize, first: Site) -> Option<usize> {
+    let group = GROUPS.iter().position(|sites| sites[0] == first)?;
+    Some(layer * GROUPS.len() + group)
 }
 
 /// What `adapter` adds to `rows` at `sites` of `layer`, cut into tasks.

@@ -58,7 +58,7 @@ pub struct Places {
     pairs: Vec<[Option<Place>; Site::ALL.len()]>,
     /// Their type; none where there are no matrices.
     dtype: Option<DType>,
-    /// True where all ranks and widths are such that matrix units take them.
+    /// True where matrix units take all of them.
     fits_tiles: bool,
 }
 
@@ -100,15 +100,14 @@ impl Places {
 
 /// True where matrix units can add `pair`'s part for inputs like `x`.
 pub fn takes_tiles(launcher: &dyn Launcher, x: &Tensor, pair: &LoraPair) -> bool {
-    // What is of another type is copied.
-    let is_aligned = |start: u64| start.is_multiple_of(VECTOR_BYTES as u64);
-    let is_aligned = pair.a.dtype() != x.dtype() || address(&pair.a).is_ok_and(is_aligned);
-    is_aligned && fits_tiles(pair) && has_tiles(launcher, x)
+    fits_tiles(pair) && has_tiles(launcher, x)
 }
 
 fn fits_tiles(pair: &LoraPair) -> bool {
     let (rank, input, output) = (pair.a.dims()[0], pair.a.dims()[1], pair.b.dims()[0]);
-    rank.is_multiple_of(2) && output.is_multiple_of(2) && input.is_multiple_of(8)
+    // Rows of A are read by vectors; it may be a part of a larger tensor.
+    let is_aligned = address(&pair.a).is_ok_and(|start| start.is_multiple_of(VECTOR_BYTES as u64));
+    is_aligned && rank.is_multiple_of(2) && output.is_multiple_of(2) && input.is_multiple_of(8)
 }
 
 fn has_tiles(launcher: &dyn Launcher, x: &Tensor) -> bool {
@@ -155,7 +154,7 @@ pub fn add(
 
 /// Adds to `y` what `pair` makes of all rows of `x`, by matrix units, which must take it.
 pub fn add_to_all(launcher: &dyn Launcher, y: &Tensor, x: &Tensor, pair: &LoraPair) -> Result<()> {
-    // An adapter in training is f32. Copies live until the launch.
+    // An adapter that is neither served nor in training may be f32. Copies live until the launch.
     let alike = |matrix: &Tensor| matrix.to_dtype(x.dtype())?.contiguous();
     let pair = LoraPair { a: alike(&pair.a)?, b: alike(&pair.b)?, scale: pair.scale };
     let Place { a, b, rank, scale } = Place::of(&pair)?;
