@@ -6,9 +6,9 @@
 use std::time::{Duration, Instant};
 
 use attune::adapters::host::HostAdapter;
-use attune::adapters::peft::{self, MAX_RANK};
-use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
+use attune::adapters::peft;
 use attune::model::ModelConfig;
+use attune::model::lora::{Adapter, LoraLayer, LoraPair, MAX_RANK, Site};
 use bytes::Bytes;
 use candle_core::{Device, Tensor};
 

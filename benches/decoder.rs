@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
-use attune::config::Dtype;
 use attune::model::ModelConfig;
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::kernels::cpu::panels::Level;
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
+use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use attune::model::weights::Weights;
 use attune::train::Recomputation;
 use attune::train::backward::{self, Manner, Objective, PackedBatch, Target};
@@ -190,7 +190,7 @@ fn prefill(config: &ModelConfig, count: usize) -> Result<Step, Failure> {
 }
 
 /// Runs `work` on a thread of the pool, where a fork costs least.
-fn inside_the_pool(work: impl FnOnce() -> attune::Result<Tensor> + Send) -> Result<(), Failure> {
+fn inside_the_pool(work: impl FnOnce() -> attune::model::Result<Tensor> + Send) -> Result<(), Failure> {
     rayon::scope(|_| work()).map(drop).map_err(Failure::from)
 }
 

@@ -13,14 +13,16 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
-use attune::config::{Dtype, ModelEntry};
+use attune::model::linear::Dtype;
+
 use attune::datasets::{DatasetReport, ExampleStore, TokenizedExample};
-use attune::jobs::Hyperparameters;
-use attune::machine::{self, MemoryWatch};
+use attune::format;
+use attune::model::entry::ModelEntry;
 use attune::model::{BaseModel, ModelConfig};
+use attune::system::{self, MemoryWatch};
 use attune::train::estimate::TrainingMemory;
+use attune::train::hyperparameters::Hyperparameters;
 use attune::train::{Recomputation, TrainSettings, Trainer};
-use attune::words;
 use candle_core::Device;
 use serde_json::json;
 
@@ -80,7 +82,7 @@ fn main() -> Result<(), Failure> {
 fn row(folder: &Path, dtype: &str, way: &str) -> Result<(), Failure> {
     // As the server does.
     // SAFETY: no other thread is running yet.
-    unsafe { machine::keep_freed_memory() };
+    unsafe { system::keep_freed_memory() };
     let way = Recomputation::ALL.into_iter().find(|known| known.name() == way).ok_or("an unknown way")?;
     let mut entry = ModelEntry::new("model", folder);
     match dtype {
@@ -99,7 +101,7 @@ fn row(folder: &Path, dtype: &str, way: &str) -> Result<(), Failure> {
     let report =
         DatasetReport { examples: count, tokens: count * TOKENS, longest: TOKENS - 1, ..DatasetReport::default() };
     // From here on: loading takes more for a moment than the weights do.
-    let (process, memory) = (machine::resident_bytes(), MemoryWatch::start(machine::resident_bytes));
+    let (process, memory) = (system::resident_bytes(), MemoryWatch::start(system::resident_bytes));
     let examples = ExampleStore::of((0..count).map(example))?;
     let mut trainer = Trainer::new(Arc::clone(&model), settings.clone(), examples, None)?;
     trainer.recompute(way);
@@ -110,9 +112,9 @@ fn row(folder: &Path, dtype: &str, way: &str) -> Result<(), Failure> {
     while let Some(step) = trainer.step(&mut || Ok(()))? {
         tokens += step.tokens;
     }
-    let rate = words::count(tokens as f64 / began.elapsed().as_secs_f64());
+    let rate = format::count(tokens as f64 / began.elapsed().as_secs_f64());
     let peak = memory.peak_bytes().ok_or("the system does not tell what is resident")?;
-    let [weights, peak, estimate] = [estimate.weights, peak, estimate.peak].map(words::bytes);
+    let [weights, peak, estimate] = [estimate.weights, peak, estimate.peak].map(format::bytes);
     println!("{dtype:6}{:>12}{rate:>12}{weights:>12}{peak:>12}{estimate:>12}", way.name());
     Ok(())
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::adapters::registry::AdapterRegistry;
 use crate::api::{self, ApiState};
-use crate::config::{Config, ModelEntry};
+use crate::config::Config;
 use crate::engine::catalog::{Catalog, CatalogEntry};
 use crate::engine::native::NativeEngine;
 use crate::engine::priority::Priority;
@@ -19,6 +19,7 @@ use crate::jobs::cost::Pricing;
 use crate::jobs::queue::Queue;
 use crate::jobs::worker::Worker;
 use crate::jobs::worker::estimate::Estimator;
+use crate::model::entry::ModelEntry;
 use crate::model::{BaseModel, device};
 use crate::store::Store;
 use crate::store::key_directory::KeyDirectory;
@@ -181,7 +182,7 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
     for entry in &config.models {
         models.push(load_model(entry.clone(), device.clone()).await?);
     }
-    let mut limits = config.limits.clone();
+    let mut limits = config.limits.engine();
     if !device.is_cpu() {
         limits = limits.on_gpu();
         // What all weights leave of a GPU is known only now.

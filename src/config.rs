@@ -15,9 +15,10 @@ use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
 pub use self::limits::Limits;
-use crate::adapters::is_job_name;
-use crate::model::device;
-use crate::model::linear::Storage;
+pub use crate::model::device::DeviceChoice;
+pub use crate::model::entry::ModelEntry;
+pub use crate::model::linear::Dtype;
+use crate::store::names::is_job_name;
 use crate::train::recomputation::{MemoryBounds, Recomputation};
 use crate::{Error, Result};
 
@@ -56,67 +57,6 @@ pub struct Config {
     pub currency: String,
     /// Log lines as JSON instead of text.
     pub log_json: bool,
-}
-
-/// One base model: the id that clients use and the folder in Hugging Face form.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
-pub struct ModelEntry {
-    /// The id that clients use.
-    pub id: String,
-    /// The folder with `config.json`, `*.safetensors` and `tokenizer.json`.
-    pub path: PathBuf,
-    /// How weight matrices that are not quantized are held in memory, whatever the checkpoint's precision; by default f32 on
-    /// the CPU, bf16 on a GPU.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dtype: Option<Dtype>,
-    /// Quantize the linear layers at load, for example `q8_0`, which on the CPU takes embedding and head in too.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub quantize: Option<String>,
-}
-
-impl ModelEntry {
-    /// The model in `path`, held as is usual on its device.
-    pub fn new(id: impl Into<String>, path: impl Into<PathBuf>) -> Self {
-        Self { id: id.into(), path: path.into(), dtype: None, quantize: None }
-    }
-
-    /// How the model's weight matrices are held on `device`.
-    pub fn storage(&self, device: &Device) -> Storage {
-        // Blocks of 8 bit and less leave little to hold otherwise, and their products on a GPU take f32.
-        let usual = match device {
-            _ if device.is_cpu() || self.quantize.is_some() => Dtype::F32,
-            _ if device::has_bf16(device) => Dtype::Bf16,
-            _ => Dtype::F16,
-        };
-        Storage { dtype: self.dtype.unwrap_or(usual), quantize: self.quantize.clone() }
-    }
-}
-
-/// How a weight is held. On the CPU arithmetic is f32 with all of them; on a GPU sums are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// 4 bytes: exact.
-    #[default]
-    F32,
-    /// 2 bytes: half the memory, and faster answers. Exact where the checkpoint is bf16 itself. On a GPU what lies between the
-    /// layers is bf16 too.
-    Bf16,
-    /// 2 bytes with three more digits, and a range that ends at 65,504: for checkpoints in f16. On a GPU only.
-    F16,
-}
-
-/// The device that models run on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DeviceChoice {
-    /// The first GPU where the binary and the machine have one, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The GPU with this index.
-    Cuda(usize),
 }
 
 /// What tokens cost: money per million of them.
@@ -285,56 +225,6 @@ fn demo_model_path() -> Result<PathBuf> {
     candidates.into_iter().flatten().find(|path| path.join("config.json").is_file()).ok_or_else(|| {
         Error::Setup("no model is configured and models/demo was not found: give --model ID=PATH".into())
     })
-}
-
-impl std::str::FromStr for ModelEntry {
-    type Err = String;
-
-    /// Reads `ID=PATH`, the form of `--model`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((id, path)) if !id.is_empty() && !path.is_empty() => Ok(Self::new(id, path)),
-            _ => Err(format!("`{text}` is not ID=PATH, for example demo=models/demo")),
-        }
-    }
-}
-
-impl std::str::FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            _ => text
-                .strip_prefix("cuda:")
-                .and_then(|index| index.parse().ok())
-                .map(Self::Cuda)
-                .ok_or_else(|| format!("device `{text}`: use auto, cpu or cuda:N")),
-        }
-    }
-}
-
-impl std::fmt::Display for DeviceChoice {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Auto => write!(formatter, "auto"),
-            Self::Cpu => write!(formatter, "cpu"),
-            Self::Cuda(index) => write!(formatter, "cuda:{index}"),
-        }
-    }
-}
-
-impl Serialize for DeviceChoice {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for DeviceChoice {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
 }
 
 #[cfg(test)]

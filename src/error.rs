@@ -1,6 +1,7 @@
 //! What can go wrong, in the words of the domain. Every module returns [`Error`]; `api/error.rs` alone turns it into a
 //! status and a body, `jobs/worker.rs` into a failed job.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The result of everything that can fail in Attune.
@@ -112,7 +113,7 @@ pub enum Error {
 
     /// A tensor operation failed.
     #[error("tensor operation failed: {0}")]
-    Tensor(candle_core::Error),
+    Tensor(Arc<candle_core::Error>),
 
     /// A query failed.
     #[error("database: {0}")]
@@ -128,7 +129,7 @@ pub enum Error {
         /// What was being done, with the path.
         context: String,
         /// What the system said.
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
 
     /// A defect in Attune itself; the message goes to the log, not to the client.
@@ -136,16 +137,85 @@ pub enum Error {
     Internal(String),
 }
 
-impl From<candle_core::Error> for Error {
-    fn from(error: candle_core::Error) -> Self {
-        if is_out_of_memory(&error) { Self::OutOfMemory } else { Self::Tensor(error) }
+impl From<attune_model::Error> for Error {
+    fn from(error: attune_model::Error) -> Self {
+        use attune_model::Error as Model;
+        match error {
+            Model::Setup(message) => Self::Setup(message),
+            Model::Template(message) => Self::invalid("messages", message),
+            Model::NotEncodable(_) => Self::Invalid { message: error.to_string(), param: None, code: None },
+            Model::OutOfMemory => Self::OutOfMemory,
+            Model::DeviceLost => Self::Unavailable(error.to_string()),
+            Model::Tensor(error) => Self::Tensor(error),
+            Model::Io { context, source } => Self::Io { context, source },
+            Model::Internal(message) => Self::Internal(message),
+        }
     }
 }
 
-/// True for what a GPU's driver and cuBLAS say where an allocation fails.
-pub(crate) fn is_out_of_memory(error: &candle_core::Error) -> bool {
-    let text = error.to_string();
-    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|name| text.contains(name))
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        attune_model::Error::from(error).into()
+    }
+}
+
+impl From<attune_engine::Error> for Error {
+    fn from(error: attune_engine::Error) -> Self {
+        use attune_engine::Error as Engine;
+        let message = error.to_string();
+        match error {
+            Engine::Model(error) => error.into(),
+            Engine::ContextLength { limit, prompt, completion } => Self::ContextLength { limit, prompt, completion },
+            Engine::EmptyPrompt => Self::Invalid { message, param: None, code: None },
+            Engine::UnknownToken { .. } => Self::invalid("prompt", message),
+            Engine::Grammar { message, field } => Self::invalid(field, message),
+            Engine::UnknownModel(name) => Self::ModelNotFound(name),
+            Engine::Overloaded { what, retry_after } => Self::Overloaded { what, retry_after },
+            Engine::TimedOut { limit } => Self::TimedOut { limit },
+            Engine::Unavailable(message) => Self::Unavailable(message.into()),
+            Engine::Setup(message) => Self::Setup(message),
+            Engine::Io { context, source } => Self::Io { context: context.into(), source },
+            Engine::Internal(message) => Self::Internal(message),
+        }
+    }
+}
+
+impl From<attune_train::Error> for Error {
+    fn from(error: attune_train::Error) -> Self {
+        use attune_train::datasets::Purpose;
+        use attune_train::{ClassFault, Error as Train, FileFault};
+        let file = |purpose| match purpose {
+            Purpose::Training => "training_file",
+            Purpose::Validation => "validation_file",
+        };
+        let message = error.to_string();
+        match error {
+            Train::Model(error) => error.into(),
+            Train::File { purpose, fault, message } => {
+                let code = match fault {
+                    FileFault::Content => "invalid_training_file",
+                    FileFault::TooFewExamples => "invalid_n_examples",
+                };
+                Self::invalid_code(file(purpose), code, message)
+            }
+            Train::Classes { fault, message } => {
+                let param = match fault {
+                    ClassFault::File(purpose) => file(purpose),
+                    ClassFault::Number => "classification_n_classes",
+                    ClassFault::PositiveClass => "classification_positive_class",
+                };
+                Self::invalid_code(param, "invalid_classes", message)
+            }
+            Train::Setting { name, message } => Self::invalid(name, message),
+            Train::SequenceTooLong { .. } => Self::invalid_code("max_seq_length", "invalid_value", message),
+            Train::InsufficientMemory(message) => Self::invalid_code("max_seq_length", "insufficient_memory", message),
+            Train::NonFiniteLoss(message) => Self::invalid_code("learning_rate_multiplier", "non_finite_loss", message),
+            Train::Checkpoint(message) => Self::Setup(message),
+            Train::Cancelled => Self::Cancelled,
+            Train::Io { context, source } => Self::Io { context, source },
+            Train::Internal(message) => Self::Internal(message),
+        }
+    }
 }
 
 impl From<sqlx::Error> for Error {
@@ -192,7 +262,7 @@ impl Error {
     /// An input or output failure while doing `context`; use as `.map_err(Error::io("read config.json"))`.
     pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let context = context.into();
-        move |source| Self::Io { context, source }
+        move |source| Self::Io { context, source: Arc::new(source) }
     }
 
     /// True where trying the same again later can help: what a job retries and a client is told to retry.

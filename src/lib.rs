@@ -20,15 +20,14 @@
 pub mod adapters;
 pub mod api;
 pub mod app;
+pub mod cli;
 pub mod config;
-pub mod datasets;
-pub mod engine;
 pub mod error;
 pub mod jobs;
-pub mod machine;
-pub mod model;
 pub mod store;
-pub mod train;
-pub mod words;
 
+pub use attune_engine as engine;
+pub use attune_model as model;
+pub use attune_support::{format, system};
+pub use attune_train::{datasets, train};
 pub use error::{Error, Result};

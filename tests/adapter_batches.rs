@@ -11,15 +11,16 @@ mod fixtures;
 use std::ops::Range;
 use std::sync::Arc;
 
-use attune::adapters::{Adapter, AdapterLease, LoraLayer, LoraPair, Site};
-use attune::config::{Dtype, Limits};
+use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
 use attune::engine::{Backend as _, EmbedRequest};
 use attune::model::ModelConfig;
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::kernels::{self, LoraRows};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
+use attune::model::lora::{Adapter, AdapterLease, LoraLayer, LoraPair, Site};
 use attune::train::backward::hidden_states;
 use candle_core::{DType, Device, Tensor};
 use fixtures::{FAMILIES, Reference, TRAINED_FAMILIES, floats, load, load_as, max_difference, one_sequence};
@@ -239,7 +240,7 @@ fn an_adapter_beside_its_base_is_the_base_with_the_adapter_merged_into_it() {
                 let difference = max_difference(&inside, &expected);
                 assert!(difference <= TOLERANCE, "{family}: merged and PEFT differ by {difference:e}");
             }
-            let start = |model| NativeEngine::start(model, &Limits::default(), Arc::default()).unwrap();
+            let start = |model| NativeEngine::start(model, &EngineLimits::default(), Arc::default()).unwrap();
             let (base, merged) = (start(fixtures::whole_model(family)), start(merged));
             let lease: AdapterLease = Arc::new(adapter);
             let inputs = vec![tokens.clone(), tokens[..3].to_vec(), tokens[5..6].to_vec()];

@@ -13,8 +13,9 @@ use attune::Error;
 use attune::adapters::registry::AdapterRegistry;
 use attune::jobs::checkpoints::{ModelCheckpoint, NewCheckpoint};
 use attune::jobs::queue::{Outcome, StopRequest};
-use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus};
+use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
 use attune::store::files::Page;
+use attune::train::hyperparameters::Hyperparameters;
 use serde_json::json;
 use training::{Fixture, ORG, catalog, spec, tickets};
 

@@ -11,10 +11,11 @@ mod training;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use attune::adapters::Adapter;
-use attune::jobs::{Classification, Hyperparameters, Job, JobApi, JobSpec, JobStatus};
+use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
 use attune::model::BaseModel;
+use attune::model::lora::Adapter;
 use attune::train::backward::{self, PackedBatch, Target};
+use attune::train::hyperparameters::{Classification, Hyperparameters};
 use serde_json::json;
 use training::{Fixture, ORG, catalog, spec};
 

@@ -8,12 +8,12 @@ mod fixtures;
 
 use std::sync::Arc;
 
-use attune::adapters::{Adapter, LoraLayer, Site};
-use attune::config::Limits;
 use attune::datasets::TokenizedExample;
+use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
 use attune::engine::{Backend as _, EmbedRequest};
 use attune::model::decoder::Decoder;
+use attune::model::lora::{Adapter, LoraLayer, Site};
 use attune::train::Pace;
 use attune::train::backward::LossReport;
 use attune::train::contrastive::{Contrast, embed};
@@ -145,7 +145,7 @@ fn training_has_the_vectors_that_the_server_answers() {
         let texts = texts(&case.reference);
         let places: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
         let adapter = Arc::new(case.adapter);
-        let engine = NativeEngine::start(model.clone(), &Limits::default(), Arc::default()).unwrap();
+        let engine = NativeEngine::start(model.clone(), &EngineLimits::default(), Arc::default()).unwrap();
         for adapter in [None, Some(adapter)] {
             let request = EmbedRequest { organization: "org".into(), inputs: texts.clone(), adapter: adapter.clone() };
             let served = runtime.block_on(engine.embed(request)).unwrap();
@@ -170,8 +170,8 @@ fn a_caller_may_stop_between_packs() {
         let mut asked = 0;
         let stopped = batch.loss_and_gradients(&case.decoder, &case.adapter, &mut || {
             asked += 1;
-            if asked > last { Err(attune::Error::Cancelled) } else { Ok(()) }
+            if asked > last { Err(attune_train::Error::Cancelled) } else { Ok(()) }
         });
-        assert!(matches!(stopped, Err(attune::Error::Cancelled)), "after {last}");
+        assert!(matches!(stopped, Err(attune_train::Error::Cancelled)), "after {last}");
     }
 }

@@ -8,7 +8,7 @@ mod characters;
 use std::io::Cursor;
 
 use attune::datasets::{self, Purpose, RenderSettings, TextCodec as _};
-use attune::{Error, Result};
+use attune_train::{Error, FileFault, Result};
 use characters::{Characters, END, Rendered, Template, targets};
 use serde_json::{Value, json};
 
@@ -23,12 +23,9 @@ fn read(file: &str, template: Template) -> Result<Rendered> {
 }
 
 /// The message and the code of a refusal.
-fn fault(file: &str) -> (String, &'static str) {
+fn fault(file: &str) -> (String, FileFault) {
     match read(file, Template::Plain) {
-        Err(Error::Invalid { message, code: Some(code), param: Some(param) }) => {
-            assert_eq!(param, "validation_file");
-            (message, code)
-        }
+        Err(Error::File { purpose: Purpose::Validation, fault, message }) => (message, fault),
         other => panic!("{file} gave {other:?}"),
     }
 }
@@ -145,12 +142,12 @@ fn a_byte_order_mark_windows_line_ends_and_blank_lines_at_the_end_are_tolerated(
 fn a_training_file_has_at_least_ten_examples() {
     let line = "{\"prompt\":\"a\",\"completion\":\"b\"}\n";
     let error = read_as(&line.repeat(3), Template::None, Purpose::Training, 100).unwrap_err();
-    let Error::Invalid { message, param, code } = error else { panic!("{error}") };
+    let Error::File { purpose, fault: kind, message } = error else { panic!("{error}") };
     assert_eq!(message, "Training file has 3 example(s), but must have at least 10 examples");
-    assert_eq!((param.as_deref(), code), (Some("training_file"), Some("invalid_n_examples")));
+    assert_eq!((purpose, kind), (Purpose::Training, FileFault::TooFewExamples));
     assert!(read_as(&line.repeat(10), Template::None, Purpose::Training, 100).is_ok());
-    assert_eq!(fault("").1, "invalid_n_examples");
-    assert_eq!(fault("\n\n").1, "invalid_n_examples");
+    assert_eq!(fault("").1, FileFault::TooFewExamples);
+    assert_eq!(fault("\n\n").1, FileFault::TooFewExamples);
 }
 
 #[test]
@@ -182,7 +179,7 @@ fn every_fault_names_its_line_and_what_to_change() {
     for (line, expected) in cases {
         let (message, code) = fault(&format!("{good}\n{line}\n"));
         assert!(message.contains("Line 2 ") && message.contains(expected), "{line}: {message}");
-        assert_eq!(code, "invalid_training_file");
+        assert_eq!(code, FileFault::Content);
     }
     let chat_line = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
     let (message, _) = fault(&format!("{good}\n{chat_line}"));

@@ -10,12 +10,12 @@ mod fixtures;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use attune::adapters::Adapter;
-use attune::config::Dtype;
 use attune::model::decoder::SequenceRows;
 use attune::model::kernels::cuda::{self, Kernel, Launcher, Shape};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
+use attune::model::lora::Adapter;
 use candle_core::{DType, Device, Tensor};
 use fixtures::{Reference, load_as};
 
@@ -26,12 +26,12 @@ struct Counter {
 }
 
 impl Launcher for Counter {
-    fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> attune::Result<()> {
+    fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> attune::model::Result<()> {
         self.launches.fetch_add(1, Ordering::SeqCst);
         self.emulator.launch_bytes(kernel, arguments, shape)
     }
 
-    fn product(&self, a: &Tensor, b: &Tensor, dtype: DType) -> attune::Result<Tensor> {
+    fn product(&self, a: &Tensor, b: &Tensor, dtype: DType) -> attune::model::Result<Tensor> {
         self.launches.fetch_add(1, Ordering::SeqCst);
         self.emulator.product(a, b, dtype)
     }

@@ -8,7 +8,7 @@ mod fixtures;
 
 use std::sync::Arc;
 
-use attune::config::Limits;
+use attune::engine::EngineLimits;
 use attune::engine::logprobs::TokenLogprobs;
 use attune::engine::native::NativeEngine;
 use attune::engine::{Backend as _, Event, GenerateRequest};
@@ -51,7 +51,7 @@ fn a_prompts_log_probabilities_equal_transformers_for_every_family() {
             .map(|id| *id as u32)
             .collect();
         for max_step_tokens in [512, 7] {
-            let limits = Limits { max_step_tokens: Some(max_step_tokens), ..Limits::default() };
+            let limits = EngineLimits { max_step_tokens: Some(max_step_tokens), ..EngineLimits::default() };
             let engine = NativeEngine::start(Arc::clone(&model), &limits, Arc::default()).unwrap();
             let (scored, drawn) = score(&engine, &tokens, 0);
             assert!(drawn.is_empty());
@@ -76,7 +76,7 @@ fn a_prompts_log_probabilities_equal_transformers_for_every_family() {
 #[test]
 fn a_drawn_tokens_log_probability_is_that_of_the_same_token_in_a_prompt() {
     let model = whole_model("llama");
-    let engine = NativeEngine::start(model, &Limits::default(), Arc::default()).unwrap();
+    let engine = NativeEngine::start(model, &EngineLimits::default(), Arc::default()).unwrap();
     let reference = Reference::read("llama", "reference.safetensors");
     let prompt = &reference.ids("input_ids")[..12];
     let (_, drawn) = score(&engine, prompt, 24);

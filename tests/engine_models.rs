@@ -8,15 +8,15 @@ mod fixtures;
 
 use std::sync::Arc;
 
-use attune::adapters::{Adapter, AdapterLease, LoraPair, Site};
-use attune::config::Limits;
+use attune::engine::EngineLimits;
 use attune::engine::logprobs::TokenLogprobs;
 use attune::engine::native::NativeEngine;
 use attune::engine::step_model::{BaseStepModel, StepModel, StepOutput, WantedRows};
 use attune::engine::{Backend as _, Event, GenerateRequest, Sampling};
+use attune::engine::{Error, Result};
 use attune::model::decoder::SequenceRows;
+use attune::model::lora::{Adapter, AdapterLease, LoraPair, Site};
 use attune::model::tokenizer::Tokenizer;
-use attune::{Error, Result};
 use fixtures::{FAMILIES, Reference, TRAINED_FAMILIES, device, greedy, whole_model};
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -50,7 +50,7 @@ fn a_prompt_found_in_the_cache_gives_the_same_tokens() {
         let prompt = prompt(family, 50);
         let adapter = TRAINED_FAMILIES.contains(&family).then(|| adapter(family));
         for adapter in [None, adapter.as_ref()] {
-            let engine = NativeEngine::start(model.clone(), &Limits::default(), Arc::default()).unwrap();
+            let engine = NativeEngine::start(model.clone(), &EngineLimits::default(), Arc::default()).unwrap();
             let ask = || read(engine.generate(greedy(&prompt, 14, adapter)).unwrap()).unwrap();
             let (missed, found) = (ask(), ask());
             assert_eq!((missed.1, found.1), (0, 48), "{family}");
@@ -108,12 +108,12 @@ fn sampled_answers_are_the_same_alone_together_and_from_the_cache_with_their_log
     for family in TRAINED_FAMILIES {
         let model = whole_model(family);
         let requests = sampled_requests(family);
-        let one_by_one = Limits { prefix_cache: false, max_sequences: Some(1), ..Limits::default() };
+        let one_by_one = EngineLimits { prefix_cache: false, max_sequences: Some(1), ..EngineLimits::default() };
         let alone = NativeEngine::start(model.clone(), &one_by_one, Arc::default()).unwrap();
         let ask = |one: &GenerateRequest| read_scored(alone.generate(one.clone()).unwrap());
         let expected: Vec<_> = requests.iter().map(|one| ask(one).0).collect();
         for max_step_tokens in [7, 512] {
-            let limits = Limits { max_step_tokens: Some(max_step_tokens), ..Limits::default() };
+            let limits = EngineLimits { max_step_tokens: Some(max_step_tokens), ..EngineLimits::default() };
             let engine = NativeEngine::start(model.clone(), &limits, Arc::default()).unwrap();
             for round in 0..3 {
                 let events = engine.generate_all(requests.clone()).unwrap();
@@ -184,10 +184,10 @@ fn a_cache_too_small_for_all_changes_no_token() {
     let requests: Vec<_> = (0..8)
         .map(|index| greedy(&prompt("llama", 20 + 3 * index), 25, (index % 2 == 0).then_some(&adapter)))
         .collect();
-    let alone = NativeEngine::start(model.clone(), &Limits::default(), Arc::default()).unwrap();
+    let alone = NativeEngine::start(model.clone(), &EngineLimits::default(), Arc::default()).unwrap();
     let expected: Vec<_> = requests.iter().map(|one| read(alone.generate(one.clone()).unwrap()).unwrap().0).collect();
-    let model = SmallCache(BaseStepModel::new(model, &Limits::default()).unwrap());
-    let engine = NativeEngine::start_with(model, &Limits::default(), Arc::default()).unwrap();
+    let model = SmallCache(BaseStepModel::new(model, &EngineLimits::default()).unwrap());
+    let engine = NativeEngine::start_with(model, &EngineLimits::default(), Arc::default()).unwrap();
     let events: Vec<_> = requests.iter().map(|one| engine.generate(one.clone()).unwrap()).collect();
     let answers: Vec<_> = events.into_iter().map(|events| read(events).unwrap().0).collect();
     assert_eq!(answers, expected);
@@ -205,7 +205,7 @@ fn an_adapter_of_broken_numbers_fails_alone() {
         layer.set(Site::Query, pair);
     }
     let broken = Arc::new(Adapter::new("broken".into(), layers));
-    let engine = NativeEngine::start(model, &Limits::default(), Arc::default()).unwrap();
+    let engine = NativeEngine::start(model, &EngineLimits::default(), Arc::default()).unwrap();
     let prompt = prompt("llama", 30);
     let run = |adapter: Option<&AdapterLease>| engine.generate(greedy(&prompt, 20, adapter)).unwrap();
     let expected = [read(run(None)).unwrap().0, read(run(Some(&healthy))).unwrap().0];

@@ -20,17 +20,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use attune::adapters::{Adapter, AdapterLease};
-use attune::config::Limits;
+use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
 use attune::engine::priority::Priority;
 use attune::engine::step_model::{Rows, StepModel, StepOutput, WantedRows};
 use attune::engine::{Backend, EmbedRequest, Event, FinishReason, GenerateRequest, Sampling};
+use attune::engine::{Error, Result};
 use attune::model::decoder::SequenceRows;
 use attune::model::kernels::{Draw, NO_TOKEN};
 use attune::model::kv_cache::BLOCK_TOKENS;
+use attune::model::lora::{Adapter, AdapterLease};
 use attune::model::tokenizer::Tokenizer;
-use attune::{Error, Result};
 use engine_support::byte_level;
 use futures::executor::block_on;
 use rand::{Rng as _, SeedableRng as _};
@@ -226,12 +226,12 @@ impl StepModel for Fake {
     }
 }
 
-fn limits(max_sequences: usize, max_step_tokens: usize, max_waiting: usize) -> Limits {
-    Limits {
+fn limits(max_sequences: usize, max_step_tokens: usize, max_waiting: usize) -> EngineLimits {
+    EngineLimits {
         max_sequences: Some(max_sequences),
         max_step_tokens: Some(max_step_tokens),
         max_waiting,
-        ..Limits::default()
+        ..EngineLimits::default()
     }
 }
 
@@ -243,7 +243,7 @@ struct Rig {
     rows: Arc<AtomicUsize>,
 }
 
-fn rig_with(limits: &Limits, blocks: usize, gate: &Arc<Gate>, priority: Arc<Priority>) -> Rig {
+fn rig_with(limits: &EngineLimits, blocks: usize, gate: &Arc<Gate>, priority: Arc<Priority>) -> Rig {
     let (faults, rows) = (Arc::<Faults>::default(), Arc::<AtomicUsize>::default());
     let model = Fake {
         tokenizer: byte_level(&[]),
@@ -256,15 +256,15 @@ fn rig_with(limits: &Limits, blocks: usize, gate: &Arc<Gate>, priority: Arc<Prio
     Rig { engine: NativeEngine::start_with(model, limits, priority).unwrap(), gate: gate.clone(), faults, rows }
 }
 
-fn rig(limits: &Limits, blocks: usize) -> Rig {
+fn rig(limits: &EngineLimits, blocks: usize) -> Rig {
     rig_with(limits, blocks, &Arc::default(), Arc::default())
 }
 
-fn engine_with(limits: &Limits, gate: &Arc<Gate>, priority: Arc<Priority>) -> Arc<NativeEngine> {
+fn engine_with(limits: &EngineLimits, gate: &Arc<Gate>, priority: Arc<Priority>) -> Arc<NativeEngine> {
     rig_with(limits, BLOCKS, gate, priority).engine
 }
 
-fn engine(limits: &Limits) -> Arc<NativeEngine> {
+fn engine(limits: &EngineLimits) -> Arc<NativeEngine> {
     engine_with(limits, &Arc::default(), Arc::default())
 }
 
@@ -479,7 +479,7 @@ fn a_request_for_which_the_device_has_no_memory_fails_alone() {
     rig.gate.wait_for_a_step();
     let large = rig.engine.generate(request(&[9; 30], 20)).unwrap();
     rig.gate.set(false);
-    assert!(matches!(read(large), Err(Error::OutOfMemory)));
+    assert!(matches!(read(large), Err(Error::Model(attune::model::Error::OutOfMemory))));
     assert_eq!(read(small).unwrap(), expected);
     assert_eq!(read(rig.engine.generate(request(&[8, 9], 20)).unwrap()).unwrap(), expected);
     wait_until_all_blocks_are_free(&rig.engine);
@@ -560,10 +560,10 @@ fn requests_that_cannot_run_are_refused_at_once() {
     let refused = |prompt: &[u32], max_tokens| engine.generate(request(prompt, max_tokens)).unwrap_err();
     let limit = refused(&[5; 200], 57);
     assert!(matches!(limit, Error::ContextLength { limit: CONTEXT, prompt: 200, completion: 57 }));
-    assert!(matches!(refused(&[], 5), Error::Invalid { .. }));
-    assert!(matches!(refused(&[5, 257], 5), Error::Invalid { .. }));
+    assert!(matches!(refused(&[], 5), Error::EmptyPrompt));
+    assert!(matches!(refused(&[5, 257], 5), Error::UnknownToken { id: 257, .. }));
     let embed = |inputs| block_on(engine.embed(embed_request(inputs))).unwrap_err();
-    assert!(matches!(embed(vec![vec![5], vec![]]), Error::Invalid { .. }));
+    assert!(matches!(embed(vec![vec![5], vec![]]), Error::EmptyPrompt));
     assert!(matches!(embed(vec![vec![5; 257]]), Error::ContextLength { .. }));
     // The context can be filled to its end, and nothing can be asked for.
     assert_eq!(read(engine.generate(request(&[5; 200], 56)).unwrap()).unwrap().3, 56);

@@ -8,9 +8,10 @@ mod postgres;
 mod training;
 
 use attune::jobs::worker::estimate::{Estimator, JobEstimate};
-use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus, Method};
+use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
 use attune::train::estimate::{Estimate, TrainingRate};
-use attune::{Error, machine};
+use attune::train::hyperparameters::{Hyperparameters, Method};
+use attune::{Error, system};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use training::{Fixture, ORG, spec, tickets};
@@ -24,7 +25,7 @@ async fn estimate_of(organization: &str, fixture: &Fixture, spec: &JobSpec) -> R
 }
 
 async fn rates(fixture: &Fixture) -> Vec<(String, TrainingRate)> {
-    fixture.store().training_rates(&machine::name(), "demo").await.unwrap().into_iter().collect()
+    fixture.store().training_rates(&system::name(), "demo").await.unwrap().into_iter().collect()
 }
 
 /// The data of the job's only event whose message begins so.

@@ -9,10 +9,11 @@ mod training;
 
 use std::sync::Arc;
 
-use attune::config::Limits;
+use attune::engine::EngineLimits;
 use attune::engine::catalog::{Catalog, CatalogEntry};
 use attune::engine::native::NativeEngine;
-use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus};
+use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
+use attune::train::hyperparameters::Hyperparameters;
 use serde_json::Value;
 use training::{Fixture, catalog, spec, tickets};
 
@@ -68,7 +69,7 @@ async fn a_job_ends_with_the_answers_of_both_models_to_validation_prompts() {
     let spec = JobSpec { validation_file: Some(held_out), hyperparameters: settings, ..spec(training) };
     let job = fixture.enqueue(JobApi::FineTuningJobs, spec).await;
     let model = Arc::clone(&catalog().get("demo").unwrap().model);
-    let engine = NativeEngine::start(Arc::clone(&model), &Limits::default(), Arc::default()).unwrap();
+    let engine = NativeEngine::start(Arc::clone(&model), &EngineLimits::default(), Arc::default()).unwrap();
     let worker = fixture.worker_with(Catalog::new(vec![CatalogEntry { model, backend: engine }]));
     let job = fixture.wait_for(&job, JobStatus::Succeeded).await;
     worker.stop().await;

@@ -11,8 +11,8 @@ mod fixtures;
 use std::collections::HashMap;
 use std::ops::Range;
 
-use attune::adapters::Site;
 use attune::model::kernels::{self, AttentionState, PackedRows};
+use attune::model::lora::Site;
 use attune::model::rope::Angles;
 use attune::train::backward;
 use candle_core::{Device, Tensor};

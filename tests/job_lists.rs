@@ -6,8 +6,9 @@
 mod postgres;
 
 use attune::jobs::queue::Queue;
-use attune::jobs::{Hyperparameters, JobApi, JobSpec, MetadataFilter};
+use attune::jobs::{JobApi, JobSpec, MetadataFilter};
 use attune::store::files::Page;
+use attune::train::hyperparameters::Hyperparameters;
 use postgres::TestDatabase;
 use serde_json::{Value, json};
 
@@ -28,7 +29,7 @@ async fn enqueue(queue: &Queue, organization: &str, metadata: &Value) -> String 
         hyperparameters: Hyperparameters::default(),
         metadata: (!metadata.is_null()).then(|| object(metadata)),
         classification: None,
-        method: attune::jobs::Method::Supervised,
+        method: attune::train::hyperparameters::Method::Supervised,
     };
     queue.enqueue(organization, JobApi::FineTuningJobs, spec).await.unwrap().id
 }

@@ -12,8 +12,9 @@ use std::time::Duration;
 use attune::Error;
 use attune::jobs::events::JobEvent;
 use attune::jobs::queue::{HeartbeatAnswer, Outcome, Queue, StopRequest};
-use attune::jobs::{Hyperparameters, Job, JobApi, JobFault, JobSpec, JobStatus, MetadataFilter};
+use attune::jobs::{Job, JobApi, JobFault, JobSpec, JobStatus, MetadataFilter};
 use attune::store::files::Page;
+use attune::train::hyperparameters::Hyperparameters;
 use postgres::TestDatabase;
 use proptest::prelude::*;
 use serde_json::json;
@@ -91,7 +92,7 @@ fn spec() -> JobSpec {
         hyperparameters: Hyperparameters { n_epochs: Some(3), learning_rate: Some(1.234e-5), ..Default::default() },
         metadata: Some(json!({"note": "héllo"}).as_object().unwrap().clone()),
         classification: None,
-        method: attune::jobs::Method::Supervised,
+        method: attune::train::hyperparameters::Method::Supervised,
     }
 }
 

@@ -5,9 +5,9 @@
 
 use std::ops::Range;
 
-use attune::adapters::LoraPair;
 use attune::model::kernels::{self, AttentionState, CachedRows, CachedStep, LoraRows, PackedRows, reference};
 use attune::model::kv_cache::BLOCK_TOKENS;
+use attune::model::lora::LoraPair;
 use attune::model::rope::Angles;
 use candle_core::{DType, Device, Tensor};
 

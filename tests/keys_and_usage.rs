@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use attune::Error;
 use attune::jobs::queue::{Outcome, Queue};
-use attune::jobs::{Hyperparameters, JobApi, JobFault, JobSpec};
+use attune::jobs::{JobApi, JobFault, JobSpec};
 use attune::store::Store;
 use attune::store::key_directory::KeyDirectory;
 use attune::store::keys::{ApiKey, NewKey, hash};
 use attune::store::usage::{BasePrice, Counts, UsageEntry, UsageQuery, UsageRow, UsageRows};
 use attune::store::usage_recorder::UsageRecorder;
+use attune::train::hyperparameters::Hyperparameters;
 use postgres::TestDatabase;
 use uuid::Uuid;
 
@@ -261,7 +262,7 @@ async fn a_jobs_tokens_are_charged_once_to_the_key_that_made_it_and_only_if_it_s
         training_file: "file-x".into(),
         validation_file: None,
         classification: None,
-        method: attune::jobs::Method::Supervised,
+        method: attune::train::hyperparameters::Method::Supervised,
         suffix: None,
         seed: 1,
         hyperparameters: Hyperparameters::default(),

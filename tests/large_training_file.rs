@@ -4,8 +4,8 @@
 
 use std::io::{BufReader, Read};
 
-use attune::Result;
 use attune::datasets::{self, Purpose, RenderSettings, TextCodec, TokenizedExample};
+use attune::model::Result;
 use serde_json::{Value, json};
 
 const LINES: usize = 40_000;

@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use attune::app::App;
-use attune::config::{Config, DeviceChoice};
+use attune::config::Config;
+use attune::model::device::DeviceChoice;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 

@@ -9,10 +9,10 @@ use std::io::Cursor;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
-use attune::config::ModelEntry;
 use attune::datasets::{self, Purpose, RenderSettings, TokenizedExample};
 use attune::model::BaseModel;
+use attune::model::entry::ModelEntry;
+use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use attune::train::backward::{self, Gradients, LossReport};
 use attune::train::packing::pack;
 use candle_core::{Device, Tensor};

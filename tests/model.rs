@@ -6,9 +6,9 @@
 #[path = "common/fixtures.rs"]
 pub(crate) mod fixtures;
 
-use attune::adapters::Adapter;
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use attune::model::lora::Adapter;
 use attune::train::Pace;
 use attune::train::backward::{self, Manner, Objective, hidden_states};
 use attune::train::preference::Preferences;
@@ -113,7 +113,7 @@ fn loss_and_gradients_equal_peft() {
         let expected = f64::from(reference.scalar("loss"));
         assert!((loss - expected).abs() / expected <= 1e-5, "{family}: loss {loss} instead of {expected}");
         for (index, layer) in gradients.iter().enumerate() {
-            for site in attune::adapters::Site::ALL {
+            for site in attune::model::lora::Site::ALL {
                 let pair = layer.get(site).unwrap();
                 let name = fixtures::tensor_name(index, site);
                 for (tensor, part) in [(&pair.a, "lora_A"), (&pair.b, "lora_B")] {
@@ -165,7 +165,7 @@ fn gradients_with_dropout_are_those_of_the_loss() {
     let batch = Reference::read("qwen3", "peft/reference.safetensors").batch();
     let normalizer = batch.targets.len() as f64;
     let dropout = Dropout { probability: 0.3, seed: 5, step: 2, batch: 0 };
-    let run = |adapter: &attune::adapters::Adapter| {
+    let run = |adapter: &attune::model::lora::Adapter| {
         backward::objective_and_gradients(
             &decoder,
             adapter,
@@ -193,7 +193,7 @@ fn preferences_have_the_gradient_of_their_loss() {
         assert_eq!(batch.sequences.len(), 4);
         let own = backward::log_likelihoods(&decoder, Some(&adapter), &batch, Pace::default()).unwrap();
         let base = backward::log_likelihoods(&decoder, None, &batch, Pace::default()).unwrap();
-        let run = |adapter: &attune::adapters::Adapter, reference: &[f64]| {
+        let run = |adapter: &attune::model::lora::Adapter, reference: &[f64]| {
             let objective = Objective::Preferences(Preferences { beta: 0.5, reference });
             backward::objective_and_gradients(&decoder, adapter, &batch, objective, 2.0, Manner::default()).unwrap()
         };
@@ -221,8 +221,9 @@ fn preferences_have_the_gradient_of_their_loss() {
 }
 
 fn flatten(gradients: &backward::Gradients) -> Vec<f32> {
-    let pairs =
-        gradients.iter().flat_map(|layer| attune::adapters::Site::ALL.into_iter().filter_map(|site| layer.get(site)));
+    let pairs = gradients
+        .iter()
+        .flat_map(|layer| attune::model::lora::Site::ALL.into_iter().filter_map(|site| layer.get(site)));
     pairs.flat_map(|pair| [floats(&pair.a), floats(&pair.b)].concat()).collect()
 }
 

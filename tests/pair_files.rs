@@ -8,7 +8,7 @@ mod characters;
 use std::io::Cursor;
 
 use attune::datasets::{self, Purpose, RenderSettings};
-use attune::{Error, Result};
+use attune_train::{Error, FileFault, Result};
 use characters::{Characters, Rendered, Template};
 use serde_json::{Value, json};
 
@@ -107,11 +107,11 @@ fn every_fault_names_its_line_and_what_to_change() {
         (json!(["a", "b"]), "is an array, not a JSON object"),
     ];
     for (line, expected) in cases {
-        let Err(Error::Invalid { message, param, code }) = read(std::slice::from_ref(&line)) else {
+        let Err(Error::File { purpose, fault, message }) = read(std::slice::from_ref(&line)) else {
             panic!("{line} is read");
         };
         assert!(message.contains("Line 2 ") && message.contains(expected), "{line}: {message}");
-        assert_eq!((param.as_deref(), code), (Some("validation_file"), Some("invalid_training_file")));
+        assert_eq!((purpose, fault), (Purpose::Validation, FileFault::Content));
     }
 }
 
@@ -132,10 +132,10 @@ fn near_empty_files_are_refused() {
         (0..count).map(|i| json!({"anchor": format!("a{i}"), "positive": format!("b{i}")}).to_string() + "\n").collect()
     };
     for (purpose, least) in [(Purpose::Training, 10), (Purpose::Validation, 2)] {
-        let Err(Error::Invalid { message, code, .. }) = read_as(&file(least - 1), purpose, 99) else {
+        let Err(Error::File { fault, message, .. }) = read_as(&file(least - 1), purpose, 99) else {
             panic!("{least} are needed");
         };
-        assert!(code == Some("invalid_n_examples") && message.contains(&format!("at least {least}")), "{message}");
+        assert!(fault == FileFault::TooFewExamples && message.contains(&format!("at least {least}")), "{message}");
         assert!(read_as(&file(least), purpose, 99).is_ok());
     }
     let same: String =

@@ -8,7 +8,8 @@ mod postgres;
 mod training;
 
 use attune::jobs::queue::StopRequest;
-use attune::jobs::{Classification, Hyperparameters, Job, JobApi, JobSpec, JobStatus, Method};
+use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
+use attune::train::hyperparameters::{Classification, Hyperparameters, Method};
 use serde_json::{Value, json};
 use training::{Fixture, spec, tickets};
 

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use attune::Error;
 use attune::adapters::host::HostAdapter;
-use attune::adapters::peft::MAX_RANK;
+use attune::adapters::peft;
 use attune::adapters::peft::config::PeftConfig;
-use attune::adapters::{Adapter, LoraLayer, LoraPair, Site, peft};
 use attune::model::ModelConfig;
+use attune::model::lora::MAX_RANK;
+use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 

@@ -6,9 +6,9 @@
 #[path = "common/fixtures.rs"]
 mod fixtures;
 
-use attune::config::Dtype;
 use attune::model::ModelConfig;
 use attune::model::decoder::Decoder;
+use attune::model::linear::Dtype;
 use attune::model::linear::{Linear, Storage};
 use attune::model::weights::Weights;
 use attune::train::backward::{self, hidden_states};
@@ -70,7 +70,7 @@ fn gradients_of_an_adapter_stay_close_to_those_over_f32() {
                 let (_, gradients) = backward::loss_and_gradients(decoder, &adapter, &batch, 1.0).unwrap();
                 let pairs = gradients
                     .iter()
-                    .flat_map(|layer| attune::adapters::Site::ALL.into_iter().filter_map(|site| layer.get(site)));
+                    .flat_map(|layer| attune::model::lora::Site::ALL.into_iter().filter_map(|site| layer.get(site)));
                 pairs.flat_map(|pair| [floats(&pair.a), floats(&pair.b)].concat()).collect::<Vec<f32>>()
             };
             let difference = relative_difference(&gradients(&decoder), &gradients(&exact));

@@ -8,7 +8,7 @@ mod characters;
 use std::io::Cursor;
 
 use attune::datasets::{self, Purpose, RenderSettings};
-use attune::{Error, Result};
+use attune_train::{Error, FileFault, Result};
 use characters::{Characters, Rendered, Template, targets};
 use serde_json::{Value, json};
 
@@ -122,11 +122,11 @@ fn every_fault_names_its_line_and_what_to_change() {
     ];
     for (line, expected) in cases {
         let file = format!("{good}\n{line}\n");
-        let Err(Error::Invalid { message, param, code }) = read_as(&file, Purpose::Training, 4096) else {
+        let Err(Error::File { purpose, fault, message }) = read_as(&file, Purpose::Training, 4096) else {
             panic!("{line} was taken");
         };
         assert!(message.contains("Line 2 ") && message.contains(expected), "{line}: {message}");
-        assert_eq!((param.as_deref(), code), (Some("training_file"), Some("invalid_training_file")));
+        assert_eq!((purpose, fault), (Purpose::Training, FileFault::Content));
     }
     let texts = json!({"prompt": "a", "chosen": "b", "rejected": "c"});
     let error = read_as(&format!("{good}\n{texts}"), Purpose::Validation, 4096).unwrap_err().to_string();

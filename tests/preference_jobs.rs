@@ -9,7 +9,9 @@ mod training;
 
 use std::f64::consts::LN_2;
 
-use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus, Method};
+use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
+
+use attune::train::hyperparameters::{Hyperparameters, Method};
 use serde_json::{Value, json};
 use training::{Fixture, spec, tickets};
 

@@ -12,13 +12,13 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use attune::adapters::{Adapter, Site};
-use attune::config::ModelEntry;
 use attune::datasets::{self, Dataset, Purpose, RenderSettings};
-use attune::jobs::Hyperparameters;
 use attune::model::BaseModel;
+use attune::model::entry::ModelEntry;
 use attune::model::linear::{Linear, Storage};
+use attune::model::lora::{Adapter, Site};
 use attune::train::backward::{self, LossReport, PackedBatch};
+use attune::train::hyperparameters::Hyperparameters;
 use attune::train::packing::pack;
 use attune::train::{TrainSettings, Trainer};
 use candle_core::quantized::{GgmlDType, QTensor};

@@ -10,15 +10,16 @@ mod postgres;
 mod training;
 
 use attune::Error;
-use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
 use attune::jobs::worker::estimate::Estimator;
-use attune::jobs::{Hyperparameters, JobApi, JobSpec, JobStatus};
+use attune::jobs::{JobApi, JobSpec, JobStatus};
 use attune::model::ModelConfig;
 use attune::model::linear::Storage;
+use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use attune::train::Pace;
 use attune::train::Recomputation;
 use attune::train::backward::{self, Manner, Objective, PackedBatch, Target};
 use attune::train::dropout::Dropout;
+use attune::train::hyperparameters::Hyperparameters;
 use attune::train::preference::Preferences;
 use attune::train::recomputation::MemoryBounds;
 use candle_core::Tensor;

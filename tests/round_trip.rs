@@ -12,14 +12,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use attune::adapters::{Adapter, peft};
-use attune::config::{Limits, ModelEntry};
+use attune::adapters::peft;
+
 use attune::datasets::{self, Purpose, RenderSettings};
+use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
 use attune::engine::{Backend, EmbedRequest, Event, GenerateRequest};
-use attune::jobs::{Hyperparameters, JobApi, Method};
 use attune::model::BaseModel;
-use attune::train::settings::{TrainSettings, resolve};
+use attune::model::entry::ModelEntry;
+use attune::model::lora::Adapter;
+use attune::train::hyperparameters::{Hyperparameters, Method};
+use attune::train::settings::{Defaults, TrainSettings, resolve};
 use attune::train::{Evaluation, HeldOut, Trainer};
 use serde_json::Value;
 
@@ -49,7 +52,7 @@ fn train_then_serve_round_trip() {
         learning_rate_multiplier: Some(1.0),
         ..Hyperparameters::default()
     };
-    let resolved = resolve(&asked, JobApi::FineTuningJobs, Method::Supervised, &dataset.report, &model.config).unwrap();
+    let resolved = resolve(&asked, Defaults::Current, Method::Supervised, &dataset.report, &model.config).unwrap();
     let settings = TrainSettings::new(&resolved, 7);
     let mut held_out = HeldOut::new(read(&model, &lines("heldout.jsonl")[..20]).examples, 1);
 
@@ -69,7 +72,7 @@ fn train_then_serve_round_trip() {
     let adapter = peft::read(&files.config, &files.weights, &model.config, model.decoder.device()).unwrap();
     let adapter = Arc::new(adapter);
 
-    let engine = NativeEngine::start(Arc::clone(&model), &Limits::default(), Arc::default()).unwrap();
+    let engine = NativeEngine::start(Arc::clone(&model), &EngineLimits::default(), Arc::default()).unwrap();
     let message: Value = serde_json::from_str(&lines("heldout.jsonl")[0]).unwrap();
     let question = &message["messages"].as_array().unwrap()[..1];
     let base_alone = answer(&engine, &model, question, None);

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use attune::Error;
 use attune::jobs::queue::{Outcome, Queue, StopRequest};
-use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec};
+use attune::jobs::{Job, JobApi, JobSpec};
 use attune::store::Store;
 use attune::store::files::{File, NewFile, Page};
 use attune::store::models::NewModel;
+use attune::train::hyperparameters::Hyperparameters;
 use futures::TryStreamExt as _;
 use postgres::TestDatabase;
 use sqlx::Row as _;
@@ -44,7 +45,7 @@ fn spec(training_file: &str, validation_file: Option<&str>) -> JobSpec {
         hyperparameters: Hyperparameters::default(),
         metadata: None,
         classification: None,
-        method: attune::jobs::Method::Supervised,
+        method: attune::train::hyperparameters::Method::Supervised,
     }
 }
 

@@ -8,11 +8,11 @@ mod fixtures;
 
 use std::sync::Arc;
 
-use attune::adapters::{Adapter, Site};
 use attune::datasets::{ExampleStore, TokenizedExample};
-use attune::jobs::Hyperparameters;
+use attune::model::lora::{Adapter, Site};
 use attune::train::Pace;
 use attune::train::backward::{self, Gradients, PackedBatch, hidden_states};
+use attune::train::hyperparameters::Hyperparameters;
 use attune::train::packing::{pack, pack_in_order};
 use attune::train::{TrainSettings, Trainer};
 use candle_core::Device;

@@ -10,9 +10,10 @@ mod training;
 
 use attune::Error;
 use attune::adapters::registry::AdapterRegistry;
-use attune::adapters::{Adapter, Site};
 use attune::jobs::queue::StopRequest;
-use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus};
+use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
+use attune::model::lora::{Adapter, Site};
+use attune::train::hyperparameters::Hyperparameters;
 use serde_json::json;
 use training::{Fixture, ORG, catalog, spec, tickets};
 

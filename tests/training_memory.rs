@@ -8,12 +8,12 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use attune::config::ModelEntry;
 use attune::datasets::{self, Dataset, ExampleStore, Purpose, RenderSettings, TokenizedExample};
-use attune::jobs::Hyperparameters;
-use attune::machine;
 use attune::model::BaseModel;
+use attune::model::entry::ModelEntry;
+use attune::system;
 use attune::train::estimate::TrainingMemory;
+use attune::train::hyperparameters::Hyperparameters;
 use attune::train::{Recomputation, TrainSettings, Trainer};
 use candle_core::Device;
 
@@ -97,7 +97,7 @@ fn one_run() {
     }
     let asked = Hyperparameters { n_epochs: Some(3), batch_size: Some(batch_size), ..Hyperparameters::default() };
     let settings = TrainSettings::new(&asked, 3);
-    let process = machine::resident_bytes().unwrap();
+    let process = system::resident_bytes().unwrap();
     reset_peak();
     let mut trainer = Trainer::new(Arc::clone(&model), settings.clone(), store, None).unwrap();
     trainer.recompute(way);

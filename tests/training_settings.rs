@@ -9,9 +9,10 @@ mod training;
 
 use std::fmt::Write as _;
 
-use attune::adapters::Site;
 use attune::adapters::registry::AdapterRegistry;
-use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus};
+use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
+use attune::model::lora::Site;
+use attune::train::hyperparameters::Hyperparameters;
 use attune::train::schedule::Schedule;
 use serde_json::Value;
 use training::{Fixture, ORG, catalog, spec, tickets};
@@ -32,7 +33,7 @@ fn unusual() -> Hyperparameters {
     }
 }
 
-fn sites(adapter: &attune::adapters::Adapter) -> Vec<Site> {
+fn sites(adapter: &attune::model::lora::Adapter) -> Vec<Site> {
     let has = |site: &Site| adapter.layers.iter().all(|layer| layer.get(*site).is_some());
     Site::ALL.into_iter().filter(has).collect()
 }

@@ -13,12 +13,9 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::adapters::host::HostAdapter;
-use crate::adapters::{Adapter, LoraPair, Site};
 use crate::model::ModelConfig;
+use crate::model::lora::{Adapter, LoraPair, MAX_RANK, Site};
 use crate::{Error, Result};
-
-/// The largest rank that is accepted; no published adapter comes near it.
-pub const MAX_RANK: usize = 512;
 
 /// What PEFT puts before the name of a layer of a causal language model.
 pub(super) const PREFIX: &str = "base_model.model.";
@@ -43,21 +40,6 @@ impl PeftFiles {
 pub(super) fn generation(config: &[u8], weights: &[u8]) -> String {
     let digest = Sha256::new().chain_update(weights).chain_update(config).finalize();
     format!("{digest:x}")
-}
-
-impl Site {
-    /// `(out, in)` of the layer in a model of this shape.
-    pub const fn shape(self, model: &ModelConfig) -> (usize, usize) {
-        let queries = model.num_attention_heads * model.head_dim;
-        let keys = model.num_key_value_heads * model.head_dim;
-        match self {
-            Self::Query => (queries, model.hidden_size),
-            Self::Key | Self::Value => (keys, model.hidden_size),
-            Self::Output => (model.hidden_size, queries),
-            Self::Gate | Self::Up => (model.intermediate_size, model.hidden_size),
-            Self::Down => (model.hidden_size, model.intermediate_size),
-        }
-    }
 }
 
 /// The PEFT files of `adapter`, trained on the model `base`. The same adapter gives the same bytes.

@@ -22,9 +22,9 @@ use crate::adapters::host::HostAdapter;
 use crate::adapters::peft::PeftFiles;
 use crate::adapters::status::{LoadCounts, Source, Status};
 use crate::adapters::tiers::{Budgets, Key, NoRoom, Reservation, Tiers};
-use crate::adapters::{Adapter, AdapterLease};
 use crate::config::Limits;
 use crate::engine::catalog::Catalog;
+use crate::model::lora::{Adapter, AdapterLease};
 use crate::store::Store;
 use crate::store::models::{FineTunedModel, NewModel};
 use crate::{Error, Result};
@@ -237,7 +237,7 @@ impl AdapterRegistry {
 
     async fn to_device(&self, key: &Key, host: Arc<HostAdapter>, room: Reservation) -> Result<AdapterLease> {
         let model = Arc::clone(&self.inner.catalog.get(&key.base)?.model);
-        let make = move || model.decoder.served(&host.to_adapter(model.decoder.device())?);
+        let make = move || Ok(model.decoder.served(&host.to_adapter(model.decoder.device())?)?);
         let adapter = off_thread(make).await?;
         Ok(self.inner.tiers.keep(room, key.clone(), Arc::new(adapter)))
     }

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::adapters::host::HostAdapter;
-use crate::adapters::{Adapter, AdapterLease};
+use crate::model::lora::{Adapter, AdapterLease};
 
 /// Bytes that each tier may hold.
 #[derive(Debug, Clone, Copy)]

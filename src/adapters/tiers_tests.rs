@@ -3,9 +3,10 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::*;
-use crate::adapters::peft::{self, MAX_RANK};
-use crate::adapters::{LoraLayer, LoraPair, Site};
+use crate::adapters::peft;
 use crate::model::ModelConfig;
+use crate::model::lora::MAX_RANK;
+use crate::model::lora::{LoraLayer, LoraPair, Site};
 
 /// Bytes of an [`adapter`] on the device.
 const BYTES: u64 = 64;

@@ -160,6 +160,24 @@ impl Problem {
     }
 }
 
+impl From<attune_model::Error> for Problem {
+    fn from(error: attune_model::Error) -> Self {
+        Error::from(error).into()
+    }
+}
+
+impl From<attune_engine::Error> for Problem {
+    fn from(error: attune_engine::Error) -> Self {
+        Error::from(error).into()
+    }
+}
+
+impl From<attune_train::Error> for Problem {
+    fn from(error: attune_train::Error) -> Self {
+        Error::from(error).into()
+    }
+}
+
 /// The table.
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {

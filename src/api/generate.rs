@@ -181,6 +181,7 @@ impl Running {
                     self.end(index, reason);
                 }
                 (_, Some(Event::Failed(error))) => {
+                    let error = error.into();
                     self.waive_what_never_ran(&error);
                     return Some(Err(error));
                 }
@@ -318,8 +319,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_or_a_lost_engine_is_an_error_and_not_a_short_answer() {
-        let failed = running(vec![vec![token("a"), Event::Failed(Error::Cancelled)]]).collect().await;
-        assert!(matches!(failed, Err(Error::Cancelled)));
+        let failed = running(vec![vec![token("a"), Event::Failed(crate::engine::Error::EmptyPrompt)]]).collect().await;
+        assert!(matches!(failed, Err(Error::Invalid { .. })));
         let lost = running(vec![vec![token("a")]]).collect().await;
         assert!(matches!(lost, Err(Error::Unavailable(_))));
     }

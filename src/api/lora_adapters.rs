@@ -12,13 +12,14 @@ use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 use utoipa::ToSchema;
 
+use crate::adapters::import;
 use crate::adapters::peft::{self, PeftFiles};
-use crate::adapters::{import, is_job_name};
 use crate::api::ApiState;
 use crate::api::adapter_list::AdapterList;
 use crate::api::auth::{Admin, Caller};
 use crate::api::error::{ErrorBody, Problem};
 use crate::api::extract::Body;
+use crate::store::names::is_job_name;
 use crate::{Error, Result};
 
 /// Characters of an adapter's name at the most.

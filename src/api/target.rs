@@ -6,12 +6,12 @@ use std::sync::Arc;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use crate::adapters::AdapterLease;
 use crate::api::ApiState;
 use crate::api::auth::Caller;
 use crate::api::meter::Account;
 use crate::engine::catalog::CatalogEntry;
 use crate::model::BaseModel;
+use crate::model::lora::AdapterLease;
 use crate::{Error, Result};
 
 /// Texts longer than this together are tokenized off the async threads.
@@ -56,14 +56,14 @@ impl Target {
     pub async fn encode(&self, texts: Vec<String>, special: bool) -> Result<Vec<Vec<u32>>> {
         let model = self.base.model.clone();
         let bytes = texts.iter().map(String::len).sum();
-        let encode = move || texts.iter().map(|text| model.tokenizer.encode(text, special)).collect();
+        let encode = move || texts.iter().map(|text| Ok(model.tokenizer.encode(text, special)?)).collect();
         tokenize(bytes, encode).await
     }
 
     /// Characters of `text` before each of its tokens, which are those of [`Self::encode`] with `special`.
     pub async fn character_offsets(&self, text: String) -> Result<Vec<usize>> {
         let model = self.base.model.clone();
-        tokenize(text.len(), move || model.tokenizer.character_offsets(&text)).await
+        tokenize(text.len(), move || Ok(model.tokenizer.character_offsets(&text)?)).await
     }
 }
 

@@ -1,8 +1,9 @@
 //! The limits on requests: what an operator can set under `limits`, what they are when nothing is set, and what is refused.
 
+use attune_engine::EngineLimits;
 use serde::{Deserialize, Serialize};
 
-use crate::adapters::peft::MAX_RANK;
+use crate::model::lora::MAX_RANK;
 use crate::{Error, Result};
 
 /// More memory than any machine has; what is above is a mistake.
@@ -76,23 +77,16 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Sequences that run in one step.
-    pub fn sequences(&self) -> usize {
-        self.max_sequences.unwrap_or(64)
-    }
-
-    /// Tokens in one step.
-    pub fn step_tokens(&self) -> usize {
-        self.max_step_tokens.unwrap_or(512)
-    }
-
-    /// The same where a GPU computes, with what is absent: a step that is too small for it takes as long as a larger one.
-    #[must_use]
-    pub fn on_gpu(self) -> Self {
-        Self {
-            max_sequences: self.max_sequences.or(Some(256)),
-            max_step_tokens: self.max_step_tokens.or(Some(2048)),
-            ..self
+    /// The limits of each engine.
+    pub fn engine(&self) -> EngineLimits {
+        EngineLimits {
+            max_sequences: self.max_sequences,
+            max_step_tokens: self.max_step_tokens,
+            max_waiting: self.max_waiting,
+            max_queue_seconds: self.max_queue_seconds,
+            max_request_seconds: self.max_request_seconds,
+            prefix_cache: self.prefix_cache,
+            kv_cache_mib: self.kv_cache_mib,
         }
     }
 

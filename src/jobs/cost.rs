@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::words;
+use crate::format;
 
 const SECONDS_PER_HOUR: f64 = 3600.0;
 const TOKENS_PER_PRICE: f64 = 1e6;
@@ -58,7 +58,7 @@ impl Cost {
     pub fn in_words(&self) -> Vec<String> {
         let parts = [(self.machine, "machine time"), (self.tokens, "tokens")];
         let priced = parts.into_iter().filter_map(|(amount, what)| Some((amount?, what)));
-        priced.map(|(amount, what)| format!("{} for {what}", words::money(amount, &self.currency))).collect()
+        priced.map(|(amount, what)| format!("{} for {what}", format::money(amount, &self.currency))).collect()
     }
 }
 

@@ -4,7 +4,9 @@ use serde_json::Value;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use crate::jobs::{Hyperparameters, Job, JobApi, JobFault, JobSpec, JobStatus};
+use crate::jobs::{Job, JobApi, JobFault, JobSpec, JobStatus};
+
+use crate::train::hyperparameters::Hyperparameters;
 
 /// A row of `jobs`, as [`job_columns`] selects it.
 #[derive(sqlx::FromRow)]

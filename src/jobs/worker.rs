@@ -13,6 +13,7 @@ mod forecast;
 mod job_run;
 mod lease;
 mod report;
+mod results;
 mod training;
 mod watched;
 

@@ -6,11 +6,11 @@ pub mod files;
 pub mod key_directory;
 pub mod keys;
 pub mod models;
+pub mod names;
 pub(crate) mod notifications;
 pub mod permissions;
 pub mod postgres;
 mod sweep;
-pub mod training_rates;
 pub mod usage;
 pub mod usage_recorder;
 

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use attune::datasets::{Dataset, DatasetReport, TextCodec, TokenizedExample};
-use attune::{Error, Result};
+use attune::model::{Error, Result};
 use serde_json::Value;
 
 pub const END: u32 = 1000;
@@ -58,7 +58,7 @@ impl TextCodec for Characters {
                 content = call;
             }
             if role == "tool" && !with_tools {
-                return Err(Error::invalid("messages", "this template has no tools"));
+                return Err(Error::Template("this template has no tools".into()));
             }
             if matches!(self.template, Template::Forgetful) && index + 1 < messages.len() {
                 content = content.split('|').next_back().unwrap();
@@ -94,7 +94,7 @@ pub struct Rendered {
 }
 
 impl Rendered {
-    pub fn of(data: Dataset) -> Result<Self> {
+    pub fn of(data: Dataset) -> attune_train::Result<Self> {
         Ok(Self { examples: data.examples.range(0..data.examples.len())?, report: data.report })
     }
 }

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
-use attune::adapters::Site;
 use attune::model::ModelConfig;
+use attune::model::lora::Site;
 use attune::train::backward::PackedBatch;
 use candle_core::{DType, Device};
 

@@ -7,11 +7,13 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use attune::adapters::{Adapter, AdapterLease, LoraLayer, LoraPair, Site};
-use attune::config::{DeviceChoice, Dtype, ModelEntry};
 use attune::engine::{GenerateRequest, Sampling};
 use attune::model::decoder::Decoder;
+use attune::model::device::DeviceChoice;
+use attune::model::entry::ModelEntry;
+use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
+use attune::model::lora::{Adapter, AdapterLease, LoraLayer, LoraPair, Site};
 use attune::model::weights::Weights;
 use attune::model::{BaseModel, ModelConfig};
 use attune::train::backward::{PackedBatch, Target};

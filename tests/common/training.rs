@@ -12,19 +12,20 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use attune::adapters::registry::AdapterRegistry;
-use attune::config::ModelEntry;
 use attune::engine::catalog::{Catalog, CatalogEntry};
 use attune::engine::priority::Priority;
 use attune::engine::{Backend, EmbedRequest, Event, GenerateRequest};
+use attune::engine::{Error, Result};
 use attune::jobs::cost::Pricing;
 use attune::jobs::queue::{Queue, StopRequest};
 use attune::jobs::worker::Worker;
-use attune::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus};
+use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
 use attune::model::BaseModel;
+use attune::model::entry::ModelEntry;
 use attune::store::Store;
 use attune::store::files::NewFile;
+use attune::train::hyperparameters::Hyperparameters;
 use attune::train::recomputation::MemoryBounds;
-use attune::{Error, Result};
 use candle_core::Device;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
@@ -216,6 +217,6 @@ pub fn spec(training_file: String) -> JobSpec {
         },
         metadata: None,
         classification: None,
-        method: attune::jobs::Method::Supervised,
+        method: attune::train::hyperparameters::Method::Supervised,
     }
 }

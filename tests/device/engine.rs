@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use attune::adapters::AdapterLease;
-use attune::config::Limits;
+use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
 use attune::engine::{Backend as _, EmbedRequest, Event, GenerateRequest, Sampling};
 use attune::model::BaseModel;
+use attune::model::lora::AdapterLease;
 
 use crate::model::fixtures::{Reference, device, greedy, max_difference, whole_model};
 
@@ -25,7 +25,7 @@ fn tokens(engine: &NativeEngine, request: GenerateRequest) -> Vec<u32> {
 
 fn start(family: &str) -> (Arc<BaseModel>, Arc<NativeEngine>) {
     let model = whole_model(family);
-    let engine = NativeEngine::start(model.clone(), &Limits::default(), Arc::default()).unwrap();
+    let engine = NativeEngine::start(model.clone(), &EngineLimits::default(), Arc::default()).unwrap();
     (model, engine)
 }
 

@@ -1,10 +1,10 @@
 //! Models in bf16 and f16, as a GPU holds them: on a GPU in a build with the feature `cuda`, else in the emulator.
 
-use attune::adapters::Site;
-use attune::config::Dtype;
 use attune::model::decoder::SequenceRows;
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
+use attune::model::lora::Site;
 use attune::train::backward::{self, hidden_states};
 use candle_core::{DType, Device, Tensor};
 

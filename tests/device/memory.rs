@@ -1,6 +1,6 @@
 //! What a GPU without memory left means.
 
-use attune::Error;
+use attune::model::Error;
 use attune::model::device::{DeviceHealth, free_memory};
 use candle_core::{DType, Tensor};
 

@@ -28,7 +28,7 @@ pub struct Emulator {
 }
 
 impl Launcher for Emulator {
-    fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> attune::Result<()> {
+    fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> attune::model::Result<()> {
         let library = library(kernel);
         let library = library.lock().unwrap();
         // Structures are aligned to eight bytes in the source.

@@ -3,11 +3,11 @@
 
 use std::time::Instant;
 
-use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
 use attune::model::kernels::{
     self, AttentionState, CachedRows, CachedStep, Dense, LoraRun, NewHeads, Norm, PackedRows,
 };
 use attune::model::kv_cache::BLOCK_TOKENS;
+use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use candle_core::{DType, Shape, Tensor};
 
 use crate::model::fixtures::device;
@@ -148,7 +148,7 @@ fn adapters_of_rows_and_of_a_prompt() {
         let x = random((count * rows, HIDDEN));
         let outputs = widths.map(|width| random((count * rows, width)));
         let runs: Vec<LoraRun<'_>> = (0..count)
-            .map(|one| LoraRun { rows: one * rows..(one + 1) * rows, places: adapters[one].places().unwrap() })
+            .map(|one| LoraRun { rows: one * rows..(one + 1) * rows, pointers: adapters[one].pointers().unwrap() })
             .collect();
         let took = seconds(|time| kernels::add_lora_runs(&outputs, &x, &runs, time % 8, Site::Query).unwrap());
         let of_rows = BYTES * count * rows * widths.map(|width| HIDDEN + 2 * width).iter().sum::<usize>();

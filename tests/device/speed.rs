@@ -5,20 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
-use attune::config::{Dtype, Limits};
 use attune::datasets::{ExampleStore, TokenizedExample};
+use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
 use attune::engine::priority::{Priority, Turns};
 use attune::engine::{Backend as _, EmbedRequest, Event};
-use attune::jobs::Hyperparameters;
-use attune::machine::MemoryWatch;
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::device::used_memory;
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
+use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use attune::model::weights::Weights;
 use attune::model::{BaseModel, ModelConfig};
+use attune::system::MemoryWatch;
+use attune::train::hyperparameters::Hyperparameters;
 use attune::train::{Recomputation, TrainSettings, Trainer};
 use candle_core::{DType, Tensor};
 use serde_json::json;
@@ -191,7 +192,7 @@ fn trainer(model: &Arc<BaseModel>, way: Recomputation) -> Trainer {
     trainer
 }
 
-fn step(trainer: &mut Trainer, before: &mut dyn FnMut() -> attune::Result<()>) {
+fn step(trainer: &mut Trainer, before: &mut dyn FnMut() -> attune_train::Result<()>) {
     let report = trainer.step(before).unwrap().unwrap();
     assert_eq!(report.tokens, LONG);
     assert!(report.loss.is_finite());
@@ -241,7 +242,7 @@ fn streaming(engine: &NativeEngine) -> (f64, f64) {
 fn training_while_requests_stream() {
     let model = Bench::new(LARGE).model();
     let priority = Arc::<Priority>::default();
-    let limits = Limits { kv_cache_mib: Some(if ON_GPU { 4096 } else { 64 }), ..Limits::default() };
+    let limits = EngineLimits { kv_cache_mib: Some(if ON_GPU { 4096 } else { 64 }), ..EngineLimits::default() };
     let engine = NativeEngine::start(model.clone(), &limits, priority.clone()).unwrap();
     let (alone, alone_gap) = streaming(&engine);
     let mut trainer = trainer(&model, Recomputation::Selective);
@@ -276,7 +277,8 @@ fn training_while_requests_stream() {
 #[test]
 fn embeddings_of_many_texts() {
     let model = Bench::new(BASE).model();
-    let limits = Limits { kv_cache_mib: Some(if ON_GPU { 4096 } else { 64 }), ..Limits::default().on_gpu() };
+    let limits =
+        EngineLimits { kv_cache_mib: Some(if ON_GPU { 4096 } else { 64 }), ..EngineLimits::default().on_gpu() };
     let engine = NativeEngine::start(model, &limits, Arc::default()).unwrap();
     let inputs: Vec<Vec<u32>> =
         (0..TEXTS).map(|text| (0..16 + text as u32 * 37 % 225).map(|token| token % 150).collect()).collect();

@@ -1,12 +1,12 @@
 //! The trainer on a GPU, or in the emulator: the adapter and the optimizer's moments stay on the device between steps.
 
-use attune::Error;
-use attune::adapters::Site;
 use attune::datasets::{ExampleStore, TokenizedExample};
+use attune::model::lora::Site;
 use attune::train::backward::{self, Manner, Objective};
 use attune::train::optimizer::AdamSettings;
 use attune::train::schedule::Schedule;
 use attune::train::{Pace, TrainSettings, Trainer};
+use attune_train::Error;
 
 use crate::model::fixtures::{Reference, device, floats, relative_difference, tensor_name, whole_model};
 
@@ -92,7 +92,7 @@ fn a_batch_is_done_in_pieces() {
     let adapter =
         Reference::read("qwen3", "peft/adapter_model.safetensors").adapter("", &model.config, 2.0, decoder.device());
     let batch = Reference::read("qwen3", "peft/reference.safetensors").batch();
-    let run = |before: &mut dyn FnMut() -> attune::Result<()>| {
+    let run = |before: &mut dyn FnMut() -> attune_train::Result<()>| {
         let manner = Manner { pace: Pace::asking(before), ..Manner::default() };
         backward::objective_and_gradients(decoder, &adapter, &batch, Objective::Targets, 1.0, manner)
     };

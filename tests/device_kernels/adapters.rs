@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use attune::adapters::{Adapter, LoraLayer, LoraPair, Site};
 use attune::model::kernels::{LoraRun, cuda, reference};
+use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use candle_core::{DType, Tensor};
 
 use super::device::Emulator;
@@ -36,8 +36,10 @@ fn check_adapters(
     let dtype = runs[0].1.layers[1].get(FIRST).unwrap().a.dtype();
     let x = random((all_rows, input), 1, dtype);
     let before = widths.map(|width| random((all_rows, width), 2, dtype));
-    let on_device: Vec<LoraRun<'_>> =
-        runs.iter().map(|(rows, adapter)| LoraRun { rows: rows.clone(), places: adapter.places().unwrap() }).collect();
+    let on_device: Vec<LoraRun<'_>> = runs
+        .iter()
+        .map(|(rows, adapter)| LoraRun { rows: rows.clone(), pointers: adapter.pointers().unwrap() })
+        .collect();
     let ours = before.each_ref().map(|y| y.copy().unwrap());
     cuda::lora::add(emulator, &ours, &x, &on_device, 1, FIRST).unwrap();
     for (index, site) in [Site::Query, Site::Key, Site::Value].into_iter().enumerate() {
@@ -96,7 +98,7 @@ fn an_adapter_whose_b_is_zero_changes_no_bit() {
             let before = random((rows, 40), 1, DType::F32).clamp(0.0, 1.0).unwrap().neg().unwrap();
             let before = before.to_dtype(dtype).unwrap();
             let after = [before.copy().unwrap()];
-            let run = LoraRun { rows: 0..rows, places: adapter.places().unwrap() };
+            let run = LoraRun { rows: 0..rows, pointers: adapter.pointers().unwrap() };
             cuda::lora::add(emulator, &after, &random((rows, 32), 2, dtype), &[run], 0, FIRST).unwrap();
             let bits = |tensor: &Tensor| floats(tensor).into_iter().map(f32::to_bits).collect::<Vec<_>>();
             assert!(bits(&before).contains(&(-0.0_f32).to_bits()));

@@ -28,7 +28,7 @@ fn a_thousand_random_operations_leave_nothing_behind_and_disturb_nobody() {
     }
     let leases: Vec<AdapterLease> = requests.iter().filter_map(|one| one.adapter.clone()).collect();
     let holders: Vec<usize> = leases.iter().map(Arc::strong_count).collect();
-    let alone = engine(&Limits { prefix_cache: false, ..limits(1, 512, 1000) });
+    let alone = engine(&EngineLimits { prefix_cache: false, ..limits(1, 512, 1000) });
     let expected: Vec<_> = requests.iter().map(|one| read(alone.generate(one.clone()).unwrap()).unwrap()).collect();
     let inputs = vec![vec![30; 50], vec![31; 20]];
     let vectors = block_on(alone.embed(embed_request(inputs.clone()))).unwrap();

@@ -97,7 +97,7 @@ fn a_panic_of_the_loop_fails_what_is_in_flight_and_the_engine_serves_on() {
 
 #[test]
 fn every_way_to_end_gives_the_lease_back() {
-    let limits = Limits { max_queue_seconds: 1, max_request_seconds: 2, ..limits(2, 64, 8) };
+    let limits = EngineLimits { max_queue_seconds: 1, max_request_seconds: 2, ..limits(2, 64, 8) };
     let rig = rig(&limits, BLOCKS);
     let lease = adapter("leased");
     let on =

@@ -3,8 +3,8 @@
 
 use super::*;
 
-fn without_prefix_cache(max_sequences: usize, max_step_tokens: usize, max_waiting: usize) -> Limits {
-    Limits { prefix_cache: false, ..limits(max_sequences, max_step_tokens, max_waiting) }
+fn without_prefix_cache(max_sequences: usize, max_step_tokens: usize, max_waiting: usize) -> EngineLimits {
+    EngineLimits { prefix_cache: false, ..limits(max_sequences, max_step_tokens, max_waiting) }
 }
 
 /// Requests of a few organisations and generations whose prompts begin in a few ways.
@@ -34,7 +34,7 @@ fn a_cache_of_a_few_blocks_gives_every_request_what_it_gets_alone() {
     let needed: usize = inputs.iter().map(Vec::len).sum::<usize>() * 2
         + expected.iter().map(|(.., completion_tokens)| completion_tokens - 1).sum::<usize>();
     for (blocks, prefix_cache, max_step_tokens) in [(9, false, 64), (9, true, 64), (12, true, 16), (12, false, 300)] {
-        let limits = Limits { prefix_cache, ..limits(16, max_step_tokens, 1000) };
+        let limits = EngineLimits { prefix_cache, ..limits(16, max_step_tokens, 1000) };
         let rig = rig(&limits, blocks);
         let events: Vec<_> = requests.iter().map(|one| rig.engine.generate(one.clone()).unwrap()).collect();
         let embedded = block_on(rig.engine.embed(embed_request(inputs.clone()))).unwrap();
@@ -141,7 +141,7 @@ fn swapping_weights_during_an_answer_changes_it_for_those_who_come_later_only() 
 
 #[test]
 fn a_request_that_has_begun_may_wait_for_its_other_answers() {
-    let limits = Limits { max_queue_seconds: 1, ..limits(1, 64, 100) };
+    let limits = EngineLimits { max_queue_seconds: 1, ..limits(1, 64, 100) };
     let rig = rig(&limits, BLOCKS);
     let requests: Vec<_> = (0..3).map(|index| request(&[5 + index], 30)).collect();
     let alone: Vec<_> = requests.iter().map(|one| read(rig.engine.generate(one.clone()).unwrap()).unwrap()).collect();
@@ -181,7 +181,7 @@ fn a_request_of_many_answers_is_queued_whole_or_refused_whole() {
 
 #[test]
 fn who_waits_or_answers_too_long_is_told_so() {
-    let limits = Limits { max_queue_seconds: 1, max_request_seconds: 2, ..limits(1, 64, 100) };
+    let limits = EngineLimits { max_queue_seconds: 1, max_request_seconds: 2, ..limits(1, 64, 100) };
     let rig = rig(&limits, BLOCKS);
     rig.gate.set(true);
     let submitted = Instant::now();

@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::Result;
-use crate::adapters::peft::{MAX_RANK, refuse};
+use crate::adapters::peft::refuse;
+use crate::model::lora::MAX_RANK;
 
 /// Bytes of one compiled expression, so that a short text cannot ask for much memory.
 const MAX_EXPRESSION_BYTES: usize = 1 << 18;

@@ -7,7 +7,8 @@ use crate::api::ApiState;
 use crate::api::checks::within;
 use crate::api::job_rules::{AutoOr, normal_suffix, positive, seed};
 use crate::datasets::classes::MAX_CLASSES;
-use crate::jobs::{Classification, Hyperparameters, JobSpec, Method};
+use crate::jobs::JobSpec;
+use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
 use crate::{Error, Result};
 
 /// The resource's settings where the client gives none.

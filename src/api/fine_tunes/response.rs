@@ -9,7 +9,8 @@ use super::request::{DEFAULT_EPOCHS, DEFAULT_PROMPT_LOSS_WEIGHT};
 use crate::api::ApiState;
 use crate::api::files::FileObject;
 use crate::jobs::events::JobEvent;
-use crate::jobs::{Classification, Job, JobStatus};
+use crate::jobs::{Job, JobStatus};
+use crate::train::hyperparameters::Classification;
 use crate::{Error, Result};
 
 /// Events of a job in one body at the most.

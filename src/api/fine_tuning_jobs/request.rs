@@ -8,7 +8,8 @@ use super::metadata::check_metadata;
 use super::settings::{Settings, check_measured};
 use crate::api::job_rules::{normal_suffix, seed};
 use crate::datasets::parse::shorten;
-use crate::jobs::{self, JobSpec};
+use crate::jobs::JobSpec;
+use crate::train::hyperparameters;
 use crate::{Error, Result};
 
 /// Integrations that a request may name.
@@ -64,10 +65,10 @@ impl CreateJob {
     /// The job to queue, if every field is within its range.
     pub fn spec(self) -> Result<JobSpec> {
         let (method, settings) = match self.method {
-            None => (jobs::Method::Supervised, None),
+            None => (hyperparameters::Method::Supervised, None),
             Some(Method { kind, supervised, dpo }) => match kind.as_str() {
-                "supervised" => (jobs::Method::Supervised, supervised),
-                "dpo" => (jobs::Method::Dpo, dpo),
+                "supervised" => (hyperparameters::Method::Supervised, supervised),
+                "dpo" => (hyperparameters::Method::Dpo, dpo),
                 other => {
                     let message =
                         format!("The method '{}' is not supported: use 'supervised' or 'dpo'.", shorten(other));
@@ -124,12 +125,12 @@ mod tests {
         let both = r#","method":{"type":"dpo","dpo":{"hyperparameters":{"beta":0.5,"n_epochs":2}},
             "supervised":{"hyperparameters":{"n_epochs":9}}}"#;
         let asked = spec(both).expect("fine");
-        assert_eq!((asked.method, asked.hyperparameters.beta), (jobs::Method::Dpo, Some(0.5)));
+        assert_eq!((asked.method, asked.hyperparameters.beta), (hyperparameters::Method::Dpo, Some(0.5)));
         assert_eq!(asked.hyperparameters.n_epochs, Some(2));
         let auto = spec(r#","method":{"type":"dpo","dpo":{"hyperparameters":{"beta":"auto"}}}"#);
         assert_eq!(auto.expect("fine").hyperparameters.beta, None);
-        assert_eq!(spec(r#","method":{"type":"dpo"}"#).expect("fine").method, jobs::Method::Dpo);
-        assert_eq!(spec("").expect("fine").method, jobs::Method::Supervised);
+        assert_eq!(spec(r#","method":{"type":"dpo"}"#).expect("fine").method, hyperparameters::Method::Dpo);
+        assert_eq!(spec("").expect("fine").method, hyperparameters::Method::Supervised);
     }
 
     #[test]

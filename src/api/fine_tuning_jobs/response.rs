@@ -8,7 +8,8 @@ use super::request::MethodSettings;
 use super::settings::Settings;
 use crate::jobs::checkpoints::ModelCheckpoint;
 use crate::jobs::events::JobEvent;
-use crate::jobs::{Job, JobFault, JobStatus, Method};
+use crate::jobs::{Job, JobFault, JobStatus};
+use crate::train::hyperparameters::Method;
 
 /// A fine-tuning job.
 #[derive(Debug, Serialize, ToSchema)]

@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::adapters::Site;
 use crate::api::checks::within;
 use crate::api::job_rules::{AutoOr, positive};
 use crate::datasets::parse::shorten;
-use crate::jobs::{Hyperparameters, Job, Method};
+use crate::jobs::Job;
+use crate::model::lora::Site;
+use crate::train::hyperparameters::{Hyperparameters, Method};
 use crate::train::schedule::Schedule;
 use crate::train::settings::MAX_SEQUENCE_TOKENS;
 use crate::{Error, Result};

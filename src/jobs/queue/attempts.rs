@@ -10,7 +10,8 @@ use sqlx::types::Json;
 use super::{Queue, StopRequest};
 use crate::Result;
 use crate::jobs::rows::{JobRow, job_change, job_columns};
-use crate::jobs::{Hyperparameters, Job, JobApi, JobFault};
+use crate::jobs::{Job, JobApi, JobFault};
+use crate::train::hyperparameters::Hyperparameters;
 
 /// A job whose attempts were lost or failed this often, none of them with a new checkpoint, fails: what kills every worker must
 /// not be tried for ever.

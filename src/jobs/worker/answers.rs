@@ -10,11 +10,11 @@ use serde_json::json;
 
 use super::Worker;
 use super::lease::Control;
-use crate::adapters::{Adapter, AdapterLease};
 use crate::datasets::parse::shorten;
 use crate::engine::{Backend, Event, GenerateRequest, Sampling};
 use crate::jobs::Job;
 use crate::model::BaseModel;
+use crate::model::lora::{Adapter, AdapterLease};
 use crate::train::Question;
 use crate::{Error, Result};
 
@@ -113,7 +113,7 @@ async fn answer(
             Event::Prompt { .. } => {}
             Event::Token { text, .. } => answer += &text,
             Event::Finished { text, .. } => return Ok(answer + &text),
-            Event::Failed(error) => return Err(error),
+            Event::Failed(error) => return Err(error.into()),
         }
     }
     Err(Error::Unavailable("the engine stopped in the middle of an answer".into()))

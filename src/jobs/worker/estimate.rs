@@ -17,9 +17,10 @@ use super::report::warnings;
 use super::training::{Inputs, Plan, plan};
 use crate::engine::priority::Priority;
 use crate::jobs::cost::{Cost, Pricing};
-use crate::jobs::{Hyperparameters, JobApi, JobSpec};
+use crate::jobs::{JobApi, JobSpec};
 use crate::model::BaseModel;
 use crate::train::estimate::{Estimate, TrainingRate};
+use crate::train::hyperparameters::Hyperparameters;
 use crate::train::recomputation::MemoryBounds;
 use crate::{Error, Result};
 

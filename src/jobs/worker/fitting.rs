@@ -1,10 +1,10 @@
 //! What the files, the settings and the model to continue of one job must have in common. Called by [`super::training`] before
 //! the first step.
 
-use crate::adapters::{Adapter, Site};
 use crate::datasets::{Dataset, DatasetReport};
-use crate::jobs::{Classification, Hyperparameters};
+use crate::model::lora::{Adapter, Site};
 use crate::train::Trainer;
+use crate::train::hyperparameters::{Classification, Hyperparameters};
 use crate::{Error, Result};
 
 /// Refuses files and wishes that do not fit to each other: pairs of texts teach vectors, everything else teaches answers.

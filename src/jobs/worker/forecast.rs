@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::Result;
 use crate::datasets::{DatasetReport, ExampleStore, TokenizedExample};
-use crate::jobs::Hyperparameters;
 use crate::model::BaseModel;
 use crate::train::calibration::{self, calibrate};
 use crate::train::estimate::{Estimate, Evaluated, TrainingMemory, TrainingRate, first_epoch_work, later_work};
+use crate::train::hyperparameters::Hyperparameters;
 use crate::train::trainer::BeforeMicroStep;
 use crate::train::{HeldOut, Recomputation, StepReport, Trainer};
 
@@ -149,5 +149,5 @@ fn setup(model: &BaseModel, trainer: &Trainer, resolved: &Hyperparameters) -> St
 /// Some examples from all over the file, to measure with.
 pub(super) fn samples(examples: &ExampleStore) -> Result<Vec<TokenizedExample>> {
     let every = examples.len().div_ceil(calibration::SAMPLES).max(1);
-    (0..examples.len()).step_by(every).map(|index| examples.get(index)).collect()
+    (0..examples.len()).step_by(every).map(|index| Ok(examples.get(index)?)).collect()
 }

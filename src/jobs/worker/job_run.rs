@@ -20,10 +20,11 @@ use super::training::{Inputs, Progress, Trained, train};
 use super::{LEASE, Worker};
 use crate::adapters::registry::{config_key, weights_key};
 use crate::jobs::queue::Outcome;
-use crate::jobs::{Hyperparameters, Job, JobApi, JobSpec, JobStatus};
-use crate::machine;
+use crate::jobs::worker::results;
+use crate::jobs::{Job, JobApi, JobSpec, JobStatus};
 use crate::store::files::NewFile;
-use crate::train::results;
+use crate::system;
+use crate::train::hyperparameters::Hyperparameters;
 use crate::{Error, Result};
 
 /// Reports that may wait for the database before training waits, too.
@@ -160,7 +161,7 @@ impl Worker {
             initial,
             classification: spec.classification.clone(),
             checkpoint: None,
-            rates: self.store.training_rates(&machine::name(), &base).await?,
+            rates: self.store.training_rates(&system::name(), &base).await?,
             memory: self.memory,
             scratch: self.store.scratch.to_path_buf(),
             priority: Arc::clone(&self.priority),

@@ -12,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 use super::LEASE;
 use crate::jobs::Job;
 use crate::jobs::queue::{HeartbeatAnswer, Queue, StopRequest};
-use crate::{Error, Result};
 
 /// Time between heartbeats where nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -50,8 +49,8 @@ impl Control {
     }
 
     /// [`Error::Cancelled`] once anything was raised.
-    pub fn check(&self) -> Result<()> {
-        self.raised().map_or(Ok(()), |_| Err(Error::Cancelled))
+    pub fn check(&self) -> attune_train::Result<()> {
+        self.raised().map_or(Ok(()), |_| Err(attune_train::Error::Cancelled))
     }
 
     /// Takes over what a heartbeat brought back; `None` is a lost lease.
@@ -121,6 +120,6 @@ mod tests {
         assert_eq!(control.raised(), Some(Interrupt::Cancel));
         control.hear(None);
         assert_eq!(control.raised(), Some(Interrupt::Lost));
-        assert!(matches!(control.check(), Err(Error::Cancelled)));
+        assert!(matches!(control.check(), Err(attune_train::Error::Cancelled)));
     }
 }

@@ -12,10 +12,11 @@ use super::training::{Plan, Trained};
 use crate::datasets::DatasetReport;
 use crate::jobs::cost::Cost;
 use crate::jobs::queue::Outcome;
-use crate::jobs::{Job, JobFault, Method};
+use crate::jobs::{Job, JobFault};
 use crate::train::estimate::{Estimate, TrainingRate};
+use crate::train::hyperparameters::Method;
 use crate::train::{Evaluation, Rewards, StepReport, Validation};
-use crate::{Error, machine, words};
+use crate::{Error, format, system};
 
 impl Worker {
     /// What the training thread found and settled before its first step.
@@ -71,7 +72,7 @@ impl Worker {
 
     /// Estimates inform; nothing fails for a rate that could not be written.
     pub(super) async fn keep_rate(&self, base: &str, setup: &str, rate: TrainingRate) {
-        if let Err(error) = self.store.add_training_rate(&machine::name(), base, setup, rate).await {
+        if let Err(error) = self.store.add_training_rate(&system::name(), base, setup, rate).await {
             tracing::warn!(model = base, "cannot write how fast training was: {error}");
         }
     }
@@ -203,11 +204,11 @@ pub(super) fn warnings(plan: &Plan) -> Vec<(String, Value)> {
 fn estimate_event(estimate: &Estimate, seconds: f64, cost: &Cost) -> (String, Value) {
     let message = format!(
         "Expected: {} at {} tokens per second, {} of memory at the peak ({}){}",
-        words::duration(seconds),
-        words::count(estimate.tokens_per_second),
-        words::bytes(estimate.memory.peak),
+        format::duration(seconds),
+        format::count(estimate.tokens_per_second),
+        format::bytes(estimate.memory.peak),
         estimate.recomputation.in_words(),
-        words::listed(&cost.in_words()),
+        format::listed(&cost.in_words()),
     );
     (message, json!({"estimate": estimate, "duration_seconds": seconds, "cost": cost}))
 }
@@ -217,15 +218,15 @@ fn account_event(account: &Account, [estimated, actual]: &[Cost; 2]) -> (String,
     let Account { forecast, seconds, tokens, rate, peak_bytes } = account;
     let (estimate, expected) = (&forecast.estimate, forecast.seconds());
     let tokens_per_second = *tokens as f64 / rate.seconds.max(1e-9);
-    let memory = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".into(), words::bytes);
+    let memory = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".into(), format::bytes);
     let mut message = format!(
         "Took {} (expected {}) at {} tokens per second ({}), {} of memory at the peak ({})",
-        words::duration(*seconds),
-        words::duration(expected),
-        words::count(tokens_per_second),
-        words::count(estimate.tokens_per_second),
+        format::duration(*seconds),
+        format::duration(expected),
+        format::count(tokens_per_second),
+        format::count(estimate.tokens_per_second),
         memory(*peak_bytes),
-        words::bytes(estimate.memory.peak),
+        format::bytes(estimate.memory.peak),
     );
     for (actual, estimated) in actual.in_words().iter().zip(estimated.in_words()) {
         let _ = write!(message, ", {actual} ({estimated})");

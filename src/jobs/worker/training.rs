@@ -15,19 +15,21 @@ use super::fitting::{check_alike, check_told_apart, take_shape};
 use super::forecast::{Account, Busy, Forecast, Grounds, samples};
 use super::lease::{Control, Interrupt};
 use super::watched::watched;
-use crate::adapters::Adapter;
 use crate::adapters::peft::{self, PeftFiles};
 use crate::datasets::classes::{self, Wanted};
 use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
 use crate::engine::priority::{Priority, Turns};
-use crate::jobs::{Classification, Hyperparameters, JobApi, Method};
-use crate::machine::MemoryWatch;
+use crate::jobs::JobApi;
+use crate::jobs::worker::results;
+use crate::model::lora::Adapter;
 use crate::model::{BaseModel, device};
+use crate::system::MemoryWatch;
 use crate::train::classification::ClassificationTask;
 use crate::train::estimate::{TrainingMemory, TrainingRate};
+use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
 use crate::train::recomputation::MemoryBounds;
 use crate::train::trainer::BeforeMicroStep;
-use crate::train::{HeldOut, Question, StepReport, TrainSettings, Trainer, Validation, results, settings};
+use crate::train::{HeldOut, Question, StepReport, TrainSettings, Trainer, Validation, settings};
 use crate::{Error, Result};
 
 /// Time between checkpoints; the end of an epoch has one besides.
@@ -126,7 +128,8 @@ pub(super) fn train(inputs: Inputs) -> Result<Trained> {
             tracing::debug!("training stopped: {error}");
             Err(Error::Cancelled)
         }
-        outcome => outcome.map_err(|error| health.blame(error)),
+        Err(Error::Tensor(_) | Error::Internal(_)) if !health.check() => Err(crate::model::Error::DeviceLost.into()),
+        outcome => outcome,
     }
 }
 
@@ -162,7 +165,7 @@ impl Run {
         let device = model.decoder.device();
         let (process_bytes, free) = (device::used_memory(device), device::free_memory(device));
         let render = RenderSettings {
-            prompt_loss_weight: settings::prompt_loss_weight(&asked, api),
+            prompt_loss_weight: settings::prompt_loss_weight(&asked, api.defaults()),
             max_tokens: settings::max_sequence_tokens(&asked, &model.config)?,
             scratch: inputs.scratch,
         };
@@ -193,7 +196,7 @@ impl Run {
 
         let mut resolved = match inputs.resolved {
             Some(resolved) => resolved,
-            None => settings::resolve(&asked, api, method, &training.report, &model.config)?,
+            None => settings::resolve(&asked, api.defaults(), method, &training.report, &model.config)?,
         };
         if let Some(initial) = &inputs.initial {
             take_shape(&mut resolved, &asked, initial)?;
@@ -282,7 +285,7 @@ impl Run {
             let report = match self.trainer.step(&mut before_micro_step) {
                 Ok(Some(report)) => report,
                 Ok(None) => break,
-                Err(error) => return self.stopped(error),
+                Err(error) => return self.stopped(error.into()),
             };
             tokens += report.tokens;
             read += report.tokens;

@@ -3,7 +3,7 @@
 use std::io::{BufReader, Read, Seek as _};
 
 use super::lease::Control;
-use crate::{Error, Result};
+use attune_train::{Error, Result};
 
 /// A file from its beginning, whose reading ends when the job must stop: a large one takes minutes to tokenize.
 pub(super) fn watched<'a>(mut file: &'a std::fs::File, control: &'a Control) -> Result<BufReader<Watched<'a>>> {

@@ -1,0 +1,72 @@
+//! The base models that this process serves, by id, and the other names that the operator gave models. Built by `app`, read
+//! by `api` and the worker.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::Backend;
+use crate::{Error, Result};
+use attune_model::BaseModel;
+
+/// One base model with the engine that runs it.
+#[derive(Clone)]
+pub struct CatalogEntry {
+    /// Weights, tokenizer, template.
+    pub model: Arc<BaseModel>,
+    /// Runs requests on it.
+    pub backend: Arc<dyn Backend>,
+}
+
+/// All base models, in the order of the configuration. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Catalog {
+    entries: Arc<[CatalogEntry]>,
+    aliases: Arc<BTreeMap<String, String>>,
+}
+
+impl Catalog {
+    /// A catalog of `entries`.
+    pub fn new(entries: Vec<CatalogEntry>) -> Self {
+        Self { entries: entries.into(), aliases: Arc::default() }
+    }
+
+    /// The same with `aliases`, from each to the base model or fine-tuned model that it stands for.
+    #[must_use]
+    pub fn with_aliases(self, aliases: BTreeMap<String, String>) -> Self {
+        Self { aliases: Arc::new(aliases), ..self }
+    }
+
+    /// What `name` stands for where it is an alias, else `name` itself.
+    pub fn real_name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.aliases.get(name).map_or(name, String::as_str)
+    }
+
+    /// True where `name` is an alias.
+    pub fn is_alias(&self, name: &str) -> bool {
+        self.aliases.contains_key(name)
+    }
+
+    /// Every alias with what it stands for.
+    pub fn aliases(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.aliases.iter().map(|(alias, name)| (alias.as_str(), name.as_str()))
+    }
+
+    /// The base model with this id.
+    pub fn get(&self, id: &str) -> Result<&CatalogEntry> {
+        self.entries.iter().find(|entry| entry.model.id == id).ok_or_else(|| Error::UnknownModel(id.into()))
+    }
+
+    /// Ends when the device of one of the models is found lost.
+    pub async fn lost_device(&self) {
+        let lost = self.entries.iter().map(|entry| Box::pin(entry.model.health.lost()));
+        if lost.len() == 0 {
+            return std::future::pending().await;
+        }
+        futures::future::select_all(lost).await;
+    }
+
+    /// All base models.
+    pub fn entries(&self) -> &[CatalogEntry] {
+        &self.entries
+    }
+}

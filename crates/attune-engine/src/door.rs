@@ -1,0 +1,139 @@
+//! What a request must pass before it may queue: it fits the model and the cache, and the queue has room. Asked on the
+//! caller's thread, so that a refusal is immediate.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::{Error, Result};
+use attune_model::kv_cache::BLOCK_TOKENS;
+
+/// What a client that meets a full queue is told to wait: a few answers end in that time.
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The limits of one engine. Cheap to clone; clones share the queue's count.
+#[derive(Debug, Clone)]
+pub struct Door {
+    context: usize,
+    cache_tokens: usize,
+    max_waiting: usize,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// A place in the queue, given back when dropped.
+#[derive(Debug)]
+pub struct Ticket {
+    waiting: Arc<AtomicUsize>,
+    /// Shared by the tickets of one request.
+    begun: Arc<AtomicBool>,
+}
+
+impl Ticket {
+    /// A part of the request runs.
+    pub fn begin(&self) {
+        self.begun.store(true, Ordering::Release);
+    }
+
+    /// True once a part of the request has run.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+}
+
+impl Door {
+    /// For a model with `context` positions, a cache of `blocks` blocks and a queue of `max_waiting` requests.
+    pub fn new(context: usize, blocks: usize, max_waiting: usize) -> Self {
+        Self { context, cache_tokens: blocks * BLOCK_TOKENS, max_waiting, waiting: Arc::default() }
+    }
+
+    /// New tokens that an answer may have. More than the context holds is refused; where the cache is smaller than the
+    /// model's context, the answer ends where the cache does.
+    pub fn answer_tokens(&self, prompt: usize, completion: usize) -> Result<usize> {
+        self.check_prompt(prompt)?;
+        if prompt.saturating_add(completion) > self.context {
+            return Err(Error::ContextLength { limit: self.context, prompt, completion });
+        }
+        // The last token drawn needs no place in the cache.
+        Ok(completion.min(self.cache_tokens - prompt + 1))
+    }
+
+    /// Refuses a prompt that is empty or can never run.
+    pub fn check_prompt(&self, prompt: usize) -> Result<()> {
+        if prompt == 0 {
+            return Err(Error::EmptyPrompt);
+        }
+        if prompt > self.context.min(self.cache_tokens) {
+            return Err(Error::ContextLength { limit: self.context.min(self.cache_tokens), prompt, completion: 0 });
+        }
+        Ok(())
+    }
+
+    /// Takes a place in the queue.
+    pub fn enter(&self) -> Result<Arc<Ticket>> {
+        self.enter_many(1).map(|mut tickets| tickets.remove(0))
+    }
+
+    /// Takes a place for each of the `count` sequences of one request, or none at all.
+    pub fn enter_many(&self, count: usize) -> Result<Vec<Arc<Ticket>>> {
+        let begun = Arc::<AtomicBool>::default();
+        let ticket = |_| Arc::new(Ticket { waiting: self.waiting.clone(), begun: begun.clone() });
+        // Counted first, then checked: of two that come at once to the last place, one gets it.
+        let before = self.waiting.fetch_add(count, Ordering::AcqRel);
+        let tickets = (0..count).map(ticket).collect();
+        if count == 0 || before + count <= self.max_waiting {
+            return Ok(tickets);
+        }
+        Err(Error::Overloaded { what: "too many requests are waiting", retry_after: RETRY_AFTER })
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_refuses_until_a_place_is_given_back() {
+        let door = Door::new(64, 8, 2);
+        let first = door.enter().unwrap();
+        let _second = door.enter().unwrap();
+        for _ in 0..3 {
+            assert!(matches!(door.enter(), Err(Error::Overloaded { .. })));
+        }
+        drop(first);
+        assert!(door.enter().is_ok());
+    }
+
+    #[test]
+    fn a_request_of_many_sequences_gets_all_its_places_or_none_and_begins_once() {
+        let door = Door::new(64, 8, 3);
+        let two = door.enter_many(2).unwrap();
+        assert!(door.enter_many(2).is_err());
+        let other = door.enter().expect("what was refused has left no place taken");
+        two[1].begin();
+        assert!(two[0].has_begun() && !other.has_begun());
+        drop((two, other));
+        assert_eq!(door.enter_many(3).unwrap().len(), 3);
+        assert!(door.enter_many(4).is_err());
+    }
+
+    #[test]
+    fn what_cannot_fit_is_refused_and_what_the_cache_ends_is_shortened() {
+        let door = Door::new(64, 100, 1);
+        assert_eq!(door.answer_tokens(60, 4).unwrap(), 4);
+        let refused = door.answer_tokens(60, 5).unwrap_err();
+        assert!(matches!(refused, Error::ContextLength { limit: 64, prompt: 60, completion: 5 }));
+        assert!(matches!(door.answer_tokens(1, usize::MAX), Err(Error::ContextLength { .. })));
+        assert!(matches!(door.check_prompt(0), Err(Error::EmptyPrompt)));
+        assert!(matches!(door.check_prompt(65), Err(Error::ContextLength { .. })));
+
+        let small_cache = Door::new(64, 2, 1);
+        assert_eq!(small_cache.answer_tokens(10, 54).unwrap(), 23);
+        assert!(matches!(small_cache.check_prompt(33), Err(Error::ContextLength { limit: 32, .. })));
+    }
+}

@@ -1,0 +1,101 @@
+//! What can go wrong with a request to an engine. `api` maps each variant to a status.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failure of a request or of an engine, with a message that its reader can act on.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] attune_model::Error),
+
+    /// Prompt and answer together do not fit the model's context.
+    #[error(
+        "This model's maximum context length is {limit} tokens. However, you requested {} tokens ({prompt} in the prompt, \
+         {completion} in the completion). Please shorten the prompt or ask for fewer tokens.", prompt + completion
+    )]
+    ContextLength {
+        /// Tokens that the model can attend to.
+        limit: usize,
+        /// Tokens in the prompt.
+        prompt: usize,
+        /// Tokens asked for.
+        completion: usize,
+    },
+
+    /// The prompt has no tokens.
+    #[error("The prompt has no tokens.")]
+    EmptyPrompt,
+
+    /// The prompt has a token id that is not in the vocabulary.
+    #[error("Token id {id} is not in this model's vocabulary of {vocabulary} tokens.")]
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// Tokens in the vocabulary.
+        vocabulary: usize,
+    },
+
+    /// The answer's grammar cannot be compiled or followed; `field` is the part of the request that asked for it.
+    #[error("{message}")]
+    Grammar {
+        /// What is wrong with the schema or the grammar.
+        message: String,
+        /// The part of the request that the grammar came from, as [`crate::grammar::Compiled`] was told.
+        field: String,
+    },
+
+    /// No base model has this id.
+    #[error("The model `{0}` does not exist or you do not have access to it.")]
+    UnknownModel(String),
+
+    /// Every queue is full; try again after the given time.
+    #[error("The server is busy: {what}. Please try again in {} s.", retry_after.as_secs())]
+    Overloaded {
+        /// The limit that was met.
+        what: &'static str,
+        /// A sound time to wait.
+        retry_after: Duration,
+    },
+
+    /// The answer took longer than the server allows; trying the same again would take as long.
+    #[error(
+        "The answer was not complete after {} s, the limit of this server. Please ask for fewer tokens, or stream the \
+         answer and go on from what has come.", limit.as_secs()
+    )]
+    TimedOut {
+        /// The time that a request may take.
+        limit: Duration,
+    },
+
+    /// The engine has stopped or was started again; the request can be sent again.
+    #[error("{0}")]
+    Unavailable(&'static str),
+
+    /// The engine cannot start with these limits on this model.
+    #[error("{0}")]
+    Setup(String),
+
+    /// The engine's thread cannot be started.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being done.
+        context: &'static str,
+        /// What the system said.
+        source: Arc<std::io::Error>,
+    },
+
+    /// A defect in Attune itself; the message goes to the log, not to the client.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Model(error.into())
+    }
+}

@@ -1,0 +1,261 @@
+//! Constrained decoding: which tokens may come next. The API compiles a [`Grammar`] from a JSON schema or from rules around
+//! several, off the engine thread; the sampler keeps one [`GrammarState`] per answer, which bans all other tokens.
+//!
+//! llguidance does the work: an Earley parser over a lexer of regular expressions, walked along the trie of the vocabulary.
+//! Everything is bounded: the size of what is compiled, the work for one token, and the states that a parser keeps.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+
+use llguidance::api::{GrammarInit, GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::toktrie::{InferenceCapabilities, SimpleVob};
+use llguidance::{JsonCompileOptions, Logger, Matcher};
+use serde_json::Value;
+
+use crate::{Error, Result};
+use attune_model::vocabulary::Vocabulary;
+
+/// Schemas may nest and refer to each other; the compiler recurses into them.
+const COMPILER_STACK: usize = 64 << 20;
+/// Longest reason of the compiler that a client is shown.
+const REASON_CHARACTERS: usize = 500;
+const TOO_COMPLEX: &str = "The schema is too complex to follow: make its patterns and alternatives smaller.";
+
+/// What is compiled: rules in llguidance's Lark syntax, which start at `start`, and the schemas that they refer to.
+#[derive(Debug, Clone)]
+pub struct GrammarSource {
+    /// The rules; `@name` stands for a JSON document that follows the schema `name`.
+    pub rules: String,
+    /// JSON schemas by name; each is an object.
+    pub schemas: Vec<(String, Value)>,
+    /// Special tokens whose names shall be part of the answer's text, which leaves special tokens out otherwise.
+    pub shown_tokens: Vec<u32>,
+}
+
+impl GrammarSource {
+    /// One JSON document that follows `schema`.
+    pub fn json(schema: Value) -> Self {
+        Self { rules: "start: @document".into(), schemas: vec![("document".into(), schema)], shown_tokens: Vec::new() }
+    }
+}
+
+/// A compiled grammar, cheap to clone.
+#[derive(Clone)]
+pub struct Grammar {
+    compiled: Arc<Compiled>,
+}
+
+struct Compiled {
+    matcher: Matcher,
+    shown_tokens: Vec<u32>,
+    param: String,
+}
+
+impl std::fmt::Debug for Grammar {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Grammar").field("param", &self.compiled.param).finish_non_exhaustive()
+    }
+}
+
+impl Grammar {
+    /// Compiles `source` for the tokens of `vocabulary`; `param` is the request's field that is blamed where the grammar
+    /// turns out to be too complex. Fails with the compiler's reason. Takes milliseconds to seconds: call it off the async
+    /// threads.
+    pub fn compile(vocabulary: &Vocabulary, param: &str, mut source: GrammarSource) -> Result<Self, String> {
+        let shown_tokens = std::mem::take(&mut source.shown_tokens);
+        // A schema of many references recurses deeper than the stacks of the runtime's threads allow.
+        let matcher = std::thread::scope(|scope| {
+            let compile = || first_matcher(vocabulary, source);
+            let thread = std::thread::Builder::new().name("grammar".into()).stack_size(COMPILER_STACK);
+            let thread = thread.spawn_scoped(scope, compile).map_err(|error| error.to_string())?;
+            thread.join().unwrap_or_else(|_| Err("the compiler failed".into()))
+        })?;
+        Ok(Self { compiled: Arc::new(Compiled { matcher, shown_tokens, param: param.to_owned() }) })
+    }
+
+    /// True where `token` is a special one whose name is part of the answer's text.
+    pub fn shows(&self, token: u32) -> bool {
+        self.compiled.shown_tokens.contains(&token)
+    }
+
+    /// The state of one answer before its first token.
+    pub fn begin(&self) -> GrammarState {
+        // Nothing shared: what one answer's parser caches and spends must not reach another's.
+        let place = Place { matcher: self.compiled.matcher.deep_clone(), allowed: None };
+        GrammarState { place: Arc::new(Mutex::new(place)), complete: false, grammar: self.clone() }
+    }
+}
+
+fn first_matcher(vocabulary: &Vocabulary, source: GrammarSource) -> Result<Matcher, String> {
+    let factory = vocabulary.parsers().ok_or("the vocabulary cannot be used with grammars")?;
+    let mut grammars = vec![GrammarWithLexer::from_lark(source.rules)];
+    for (name, mut schema) in source.schemas {
+        if !schema.is_object() {
+            return Err("a schema must be an object".into());
+        }
+        json_options().apply_to(&mut schema);
+        grammars.push(GrammarWithLexer { name: Some(name), json_schema: Some(schema), lark_grammar: None });
+    }
+    let grammar = TopLevelGrammar { grammars, max_tokens: None };
+    let parser = factory
+        .create_parser_from_init_ext(
+            GrammarInit::Serialized(grammar),
+            Logger::new(0, 0),
+            InferenceCapabilities::default(),
+            limits(),
+        )
+        .map_err(|error| reason(&error))?;
+    let mut matcher = Matcher::new(Ok(parser));
+    // The first mask shows what no document can satisfy, and fills the lexer's cache that all answers begin with.
+    matcher.compute_mask().map_err(|error| reason(&error))?;
+    Ok(matcher)
+}
+
+/// At most one blank after a comma or colon and none elsewhere: a model must not run on in blanks.
+fn json_options() -> JsonCompileOptions {
+    JsonCompileOptions {
+        item_separator: ", ?".into(),
+        key_separator: ": ?".into(),
+        whitespace_flexible: false,
+        ..JsonCompileOptions::default()
+    }
+}
+
+/// Work for one token stays in the tens of milliseconds, memory of one answer in the tens of megabytes.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        initial_lexer_fuel: 500_000,
+        step_lexer_fuel: 200_000,
+        step_max_items: 50_000,
+        max_lexer_states: 20_000,
+        max_grammar_size: 100_000,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
+
+/// The compiler's reason in one short line, without what only its developers read.
+fn reason(error: &anyhow::Error) -> String {
+    let text = error.to_string();
+    if text.starts_with("panic:") {
+        tracing::warn!(reason = text, "the grammar compiler failed");
+        return "the compiler cannot handle it".into();
+    }
+    if text.starts_with("NoExtension") {
+        return "no document satisfies it".into();
+    }
+    let line = text.replace("<non-verbose/>", "").split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = line.trim_end_matches('.');
+    match line.char_indices().nth(REASON_CHARACTERS) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    }
+}
+
+/// Where one answer stands in its grammar.
+pub struct GrammarState {
+    /// Shared with the thread that works out in advance what may come next; it holds the lock meanwhile.
+    place: Arc<Mutex<Place>>,
+    complete: bool,
+    grammar: Grammar,
+}
+
+struct Place {
+    matcher: Matcher,
+    /// The tokens that may come next, once they are known.
+    allowed: Option<anyhow::Result<SimpleVob>>,
+}
+
+impl Place {
+    fn allowed(&mut self) -> &anyhow::Result<SimpleVob> {
+        let Self { matcher, allowed } = self;
+        allowed.get_or_insert_with(|| matcher.compute_mask())
+    }
+}
+
+impl std::fmt::Debug for GrammarState {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("GrammarState").field("grammar", &self.grammar).finish_non_exhaustive()
+    }
+}
+
+impl GrammarState {
+    /// Begins to work out which tokens may come next on a thread of the pool, so that they are known when the logits are.
+    /// Where none is free until then, [`Self::mask`] does it itself.
+    pub fn prepare(&self) {
+        let place = Arc::clone(&self.place);
+        rayon::spawn(move || {
+            // Whoever has the lock is about to do the same. A panic poisons it, and fails the answer at its next token.
+            let work = || place.try_lock().is_ok_and(|mut place| place.allowed().is_ok());
+            let _ = catch_unwind(AssertUnwindSafe(work));
+        });
+    }
+
+    /// Sets the logits of all tokens that may not come next to negative infinity. At least one token is left; end tokens
+    /// are among them only where the grammar may end.
+    pub fn mask(&mut self, logits: &mut [f32]) -> Result<()> {
+        let mut place = self.place.lock().map_err(|_| broken())?;
+        let any = match place.allowed() {
+            Ok(allowed) => ban(allowed, logits),
+            Err(error) => return Err(self.failed(error)),
+        };
+        if any { Ok(()) } else { Err(self.dead_end()) }
+    }
+
+    /// Takes in the token that was drawn.
+    pub fn accept(&mut self, token: u32) -> Result<()> {
+        let mut place = self.place.lock().map_err(|_| broken())?;
+        place.allowed = None;
+        let accepted = place.matcher.consume_token(token);
+        self.complete = place.matcher.is_stopped();
+        accepted.map_err(|error| self.failed(&error))
+    }
+
+    /// True where nothing may follow.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The matcher takes no token that it has not allowed, so what stops it is one of its limits, or a defect.
+    fn failed(&self, error: &anyhow::Error) -> Error {
+        let text = error.to_string();
+        if text.starts_with("panic:") {
+            return Error::Internal(format!("grammar: {}", reason(error)));
+        }
+        if text.contains("NoExtension") {
+            return self.dead_end();
+        }
+        tracing::info!(reason = reason(error), "a grammar is too complex to follow");
+        Error::Grammar { message: TOO_COMPLEX.into(), field: self.grammar.compiled.param.clone() }
+    }
+
+    fn dead_end(&self) -> Error {
+        let message = "No token of this model can continue an answer that follows the schema.".into();
+        Error::Grammar { message, field: self.grammar.compiled.param.clone() }
+    }
+}
+
+fn broken() -> Error {
+    Error::Internal("grammar: the parser panicked".into())
+}
+
+/// False where nothing is left.
+fn ban(allowed: &SimpleVob, logits: &mut [f32]) -> bool {
+    let mut any = false;
+    let words = allowed.as_slice();
+    for (word, logits) in logits.chunks_mut(32).enumerate() {
+        let bits = words.get(word).copied().unwrap_or(0);
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            if bits >> bit & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            } else {
+                any = true;
+            }
+        }
+    }
+    any
+}
+
+#[cfg(test)]
+#[path = "grammar_tests.rs"]
+mod tests;

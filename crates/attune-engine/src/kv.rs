@@ -1,0 +1,191 @@
+//! Which cache block belongs to whom. The scheduler takes a [`BlockTable`] for each sequence that runs; dropping the table
+//! gives the blocks back, on every path that a sequence can end by.
+//!
+//! A block is free, or used by one or more tables, or kept: nobody uses it, but its content may serve the next request
+//! (`prefix_cache.rs`). Kept blocks are taken again, the longest unused first, once none is free. Only full blocks are
+//! shared, and nobody writes into a full block, so no table ever sees another's tokens.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::prefix_cache::{PrefixCache, PrefixKey};
+use attune_model::kv_cache::BLOCK_TOKENS;
+
+/// The blocks of one cache. Cheap to clone; clones share the blocks.
+#[derive(Debug, Clone)]
+pub struct BlockAllocator {
+    pool: Arc<Mutex<Pool>>,
+    total: usize,
+}
+
+#[derive(Debug)]
+struct Pool {
+    free: Vec<u32>,
+    /// Tables that use each block.
+    users: Vec<u32>,
+    prefixes: PrefixCache,
+}
+
+/// The blocks of one sequence, in the order of its tokens.
+#[derive(Debug)]
+pub struct BlockTable {
+    blocks: Vec<u32>,
+    allocator: BlockAllocator,
+}
+
+impl BlockAllocator {
+    /// All `total` blocks are free.
+    pub fn new(total: usize) -> Self {
+        // Taken from the end: low numbers first, which keeps a small load in one part of the cache.
+        let free = (0..total as u32).rev().collect();
+        let pool = Pool { free, users: vec![0; total], prefixes: PrefixCache::default() };
+        Self { pool: Arc::new(Mutex::new(pool)), total }
+    }
+
+    /// Blocks that `tokens` take.
+    pub fn blocks_for(tokens: usize) -> usize {
+        tokens.div_ceil(BLOCK_TOKENS)
+    }
+
+    /// A table without blocks.
+    pub fn empty_table(&self) -> BlockTable {
+        BlockTable { blocks: Vec::new(), allocator: self.clone() }
+    }
+
+    /// A table for `tokens` tokens that begins with what is known of `prefix`, and the number of blocks that are. Nothing
+    /// where less than `spare` blocks would be left.
+    pub fn reserve(&self, prefix: &[PrefixKey], tokens: usize, spare: usize) -> Option<(BlockTable, usize)> {
+        let mut pool = self.lock();
+        let mut blocks: Vec<u32> = prefix.iter().map_while(|key| pool.prefixes.find(key)).collect();
+        let shared = blocks.len();
+        let missing = Self::blocks_for(tokens).saturating_sub(shared);
+        let kept = blocks.iter().filter(|block| pool.prefixes.is_idle(**block)).count();
+        if pool.available() - kept < missing + spare {
+            return None;
+        }
+        for block in &blocks {
+            pool.join(*block);
+        }
+        for _ in 0..missing {
+            blocks.push(pool.take()?);
+        }
+        drop(pool);
+        Some((BlockTable { blocks, allocator: self.clone() }, shared))
+    }
+
+    /// Forgets what the blocks hold: the cache's content is lost.
+    pub fn forget(&self) {
+        let mut pool = self.lock();
+        let idle = pool.prefixes.clear();
+        pool.free.extend(idle.into_iter().rev());
+    }
+
+    /// Blocks without content.
+    pub fn free(&self) -> usize {
+        self.lock().free.len()
+    }
+
+    /// Blocks that nobody uses, kept for the next request that begins as they do.
+    pub fn kept(&self) -> usize {
+        self.lock().prefixes.idle()
+    }
+
+    /// Blocks in tables.
+    pub fn used(&self) -> usize {
+        self.total - self.lock().available()
+    }
+
+    /// Blocks in all.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pool {
+    /// Blocks that can be taken.
+    fn available(&self) -> usize {
+        self.free.len() + self.prefixes.idle()
+    }
+
+    /// A block without content for a first user.
+    fn take(&mut self) -> Option<u32> {
+        let block = self.free.pop().or_else(|| self.prefixes.evict())?;
+        self.users[block as usize] = 1;
+        Some(block)
+    }
+
+    /// One more user of a block with content.
+    fn join(&mut self, block: u32) {
+        self.prefixes.wake(block);
+        self.users[block as usize] += 1;
+    }
+
+    /// One user less.
+    fn leave(&mut self, block: u32) {
+        let users = &mut self.users[block as usize];
+        *users -= 1;
+        if *users == 0 && !self.prefixes.rest(block) {
+            self.free.push(block);
+        }
+    }
+}
+
+impl BlockTable {
+    /// The blocks, for the decoder.
+    pub fn blocks(&self) -> &[u32] {
+        &self.blocks
+    }
+
+    /// Makes place for `tokens` tokens; false where no block is left.
+    pub fn grow(&mut self, tokens: usize) -> bool {
+        let wanted = BlockAllocator::blocks_for(tokens);
+        if self.blocks.len() >= wanted {
+            return true;
+        }
+        let mut pool = self.allocator.lock();
+        if pool.available() < wanted - self.blocks.len() {
+            return false;
+        }
+        while self.blocks.len() < wanted {
+            let Some(block) = pool.take() else { return false };
+            self.blocks.push(block);
+        }
+        true
+    }
+
+    /// Uses the block that holds `key` in the place of its own at `index`, which goes back; false where there is none.
+    pub fn share(&mut self, index: usize, key: &PrefixKey) -> bool {
+        let mut pool = self.allocator.lock();
+        let Some(shared) = pool.prefixes.find(key) else { return false };
+        if shared != self.blocks[index] {
+            pool.join(shared);
+            pool.leave(std::mem::replace(&mut self.blocks[index], shared));
+        }
+        true
+    }
+
+    /// The block at `index` is full: whoever begins with the same tokens may use it. Where another holds the same already,
+    /// that one is used from now on.
+    pub fn publish(&mut self, index: usize, key: PrefixKey) {
+        if !self.share(index, &key) {
+            self.allocator.lock().prefixes.insert(key, self.blocks[index]);
+        }
+    }
+}
+
+impl Drop for BlockTable {
+    fn drop(&mut self) {
+        let mut pool = self.allocator.lock();
+        // From the end, so that a prefix outlives what builds on it.
+        for block in self.blocks.drain(..).rev() {
+            pool.leave(block);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "kv_tests.rs"]
+mod tests;

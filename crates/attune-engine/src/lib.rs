@@ -1,0 +1,175 @@
+//! Turns token ids into tokens and vectors. The API hands in requests, already tokenized, with the adapter lease that
+//! they run under; the engine batches rows of many requests and adapters into one step and sends events back.
+
+pub mod catalog;
+pub mod door;
+pub mod error;
+pub mod grammar;
+mod inbox;
+pub mod kv;
+pub mod limits;
+pub mod logprobs;
+mod metrics;
+pub mod native;
+mod pool;
+pub mod prefix_cache;
+pub mod priority;
+pub mod queue;
+mod request;
+mod runner;
+pub mod sampler;
+pub mod scheduler;
+pub mod sequence;
+pub mod step_model;
+pub mod text;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+
+pub use self::error::{Error, Result};
+use self::grammar::Grammar;
+pub use self::limits::EngineLimits;
+use self::logprobs::TokenLogprobs;
+use attune_model::lora::AdapterLease;
+
+/// Serves one base model. The native engine implements it; a backend over another library can stand beside it.
+pub trait Backend: Send + Sync {
+    /// Queues a request; its events arrive on the channel. Dropping the receiver cancels it within one step.
+    ///
+    /// Fails with [`Error::Overloaded`] when the queue is full and with [`Error::ContextLength`] when it cannot fit.
+    fn generate(&self, request: GenerateRequest) -> Result<UnboundedReceiver<Event>>;
+
+    /// The same for the sequences of one client's request, all or none of them: it has begun when the first one runs, and
+    /// the others may then wait for as long as the request may take.
+    fn generate_all(&self, requests: Vec<GenerateRequest>) -> Result<Vec<UnboundedReceiver<Event>>> {
+        requests.into_iter().map(|request| self.generate(request)).collect()
+    }
+
+    /// Pools the last hidden states of each input into one unit vector of [`attune_model::ModelConfig::hidden_size`].
+    fn embed(&self, request: EmbedRequest) -> Vectors<'_>;
+}
+
+/// The vectors of an [`EmbedRequest`], in the order of its inputs. Dropping it cancels what is left within one step.
+pub type Vectors<'a> = Pin<Box<dyn Future<Output = Result<Vec<Vec<f32>>>> + Send + 'a>>;
+
+/// One sequence to continue.
+#[derive(Debug, Clone)]
+pub struct GenerateRequest {
+    /// Who asks: requests share the engine by organisation, and find nothing of another one's in the cache.
+    pub organization: Arc<str>,
+    /// The prompt's token ids; at least one.
+    pub prompt: Vec<u32>,
+    /// The adapter's generation, leased before queueing; none runs the base.
+    pub adapter: Option<AdapterLease>,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// New tokens at the most.
+    pub max_tokens: usize,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Token ids that end the answer (the model's end-of-sequence tokens).
+    pub stop_tokens: Vec<u32>,
+    /// Send the log probability of every token drawn, and those of this many most probable ones; 0 sends its own alone.
+    pub logprobs: Option<usize>,
+    /// The same for every token of the prompt after the first. The prompt is then computed even where `max_tokens` is 0.
+    pub prompt_logprobs: Option<usize>,
+    /// What the answer must follow; it ends with [`FinishReason::Stop`] where the grammar is complete.
+    pub grammar: Option<Grammar>,
+}
+
+/// How the next token is drawn from the logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// 0 takes the most probable token; logits are divided by it otherwise.
+    pub temperature: f32,
+    /// Keep the most probable tokens whose probabilities sum to this.
+    pub top_p: f32,
+    /// Keep this many of the most probable tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keep tokens at least this probable, relative to the most probable one.
+    pub min_p: f32,
+    /// The same seed gives the same text, whatever else is in the batch; absent means a random one.
+    pub seed: Option<u64>,
+    /// Subtracted once from the logit of every token already generated.
+    pub presence_penalty: f32,
+    /// Subtracted from a generated token's logit for each time it occurred.
+    pub frequency_penalty: f32,
+    /// Divides the logit, or multiplies it where it is below 0, of every token of prompt and answer; 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// Added to logits, by token id.
+    pub logit_bias: Vec<(u32, f32)>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: None,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: Vec::new(),
+        }
+    }
+}
+
+/// What a request's channel carries, in order: `Prompt` where it was asked for, any number of `Token`, then one `Finished`
+/// or `Failed`.
+#[derive(Debug)]
+pub enum Event {
+    /// The prompt was computed, of a request with [`GenerateRequest::prompt_logprobs`].
+    Prompt {
+        /// One entry for each token after the first.
+        tokens: Vec<TokenLogprobs>,
+    },
+    /// A token was drawn. `text` is what may be shown now: whole characters only, and nothing that could still become
+    /// part of a stop text; it may be empty. A token that ends the answer is sent only where its log probability was
+    /// asked for; it has no text.
+    Token {
+        /// The token's id.
+        id: u32,
+        /// Text that became safe to show.
+        text: String,
+        /// What the model thought of it, where the request asked.
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// The answer is complete.
+    Finished {
+        /// Text held back until now.
+        text: String,
+        /// Why it ended.
+        reason: FinishReason,
+        /// Tokens drawn, the ending one included where one was drawn.
+        completion_tokens: usize,
+        /// Tokens of the prompt that were not computed, because the cache held them from an earlier request.
+        cached_tokens: usize,
+    },
+    /// The request failed; nothing follows.
+    Failed(Error),
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop text or an end-of-sequence token.
+    Stop,
+    /// The number of tokens asked for, or the end of the context.
+    Length,
+}
+
+/// Inputs to embed, each one vector.
+#[derive(Debug, Clone)]
+pub struct EmbedRequest {
+    /// Who asks: requests share the engine by organisation.
+    pub organization: Arc<str>,
+    /// Token ids of each input; none is empty.
+    pub inputs: Vec<Vec<u32>>,
+    /// The adapter's generation; none runs the base.
+    pub adapter: Option<AdapterLease>,
+}

@@ -1,0 +1,165 @@
+//! The native engine: the [`Backend`] over our own decoder. `app` starts one per base model, `api` hands it requests; one
+//! thread per engine ([`runner`](super::runner)) owns the schedule and the cache and computes all steps.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::oneshot;
+
+use super::door::Door;
+use super::inbox::{Arrival, Inbox};
+use super::kv::BlockAllocator;
+use super::priority::Priority;
+use super::runner::Runner;
+use super::scheduler::Scheduler;
+use super::step_model::{BaseStepModel, StepModel};
+use super::{Backend, EmbedRequest, Event, FinishReason, GenerateRequest, Vectors};
+use crate::limits::EngineLimits;
+use crate::{Error, Result};
+use attune_model::BaseModel;
+
+/// A running engine. Dropping it ends its thread; requests in flight then fail with [`Error::Unavailable`].
+#[derive(Debug)]
+pub struct NativeEngine {
+    door: Door,
+    vocabulary_size: usize,
+    allocator: BlockAllocator,
+    inbox: Arc<Inbox>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl NativeEngine {
+    /// Allocates the cache for `model` and starts its thread. While requests run, `priority` is busy.
+    pub fn start(model: Arc<BaseModel>, limits: &EngineLimits, priority: Arc<Priority>) -> Result<Arc<Self>> {
+        Self::start_with(BaseStepModel::new(model, limits)?, limits, priority)
+    }
+
+    /// The same over any model that can compute a step.
+    pub fn start_with<M: StepModel>(model: M, limits: &EngineLimits, priority: Arc<Priority>) -> Result<Arc<Self>> {
+        let allocator = BlockAllocator::new(model.blocks());
+        let door = Door::new(model.context(), model.blocks(), limits.max_waiting);
+        let vocabulary_size = model.vocabulary_size();
+        let scheduler = Scheduler::new(limits, allocator.clone());
+        let inbox = Arc::new(Inbox::default());
+        let limits = limits.clone();
+        let stopping = StopOnDrop(inbox.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("engine-{}", model.id()))
+            .spawn(move || Runner::new(model, scheduler, limits).run(&stopping.0, &priority))
+            .map_err(|source| Error::Io { context: "start the engine thread", source: Arc::new(source) })?;
+        Ok(Arc::new(Self { door, vocabulary_size, allocator, inbox, thread: Some(thread) }))
+    }
+
+    /// The blocks of the engine's cache, to watch their balance.
+    pub fn blocks(&self) -> &BlockAllocator {
+        &self.allocator
+    }
+
+    /// A token id outside the model's embedding would fail the whole step that it is in.
+    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        match tokens.iter().find(|id| **id as usize >= self.vocabulary_size) {
+            Some(id) => Err(Error::UnknownToken { id: *id, vocabulary: self.vocabulary_size }),
+            None => Ok(()),
+        }
+    }
+
+    fn put(&self, arrivals: Vec<Arrival>) -> Result<()> {
+        if self.inbox.put(arrivals) { Ok(()) } else { Err(stopped()) }
+    }
+
+    fn submit_inputs(&self, request: EmbedRequest) -> Result<Vec<oneshot::Receiver<Result<Vec<f32>>>>> {
+        for input in &request.inputs {
+            self.door.check_prompt(input.len())?;
+            self.check_tokens(input)?;
+        }
+        // One place for the whole request: the number of its inputs has a limit of its own.
+        let ticket = self.door.enter()?;
+        let submitted = Instant::now();
+        let mut arrivals = Vec::with_capacity(request.inputs.len());
+        let mut replies = Vec::with_capacity(request.inputs.len());
+        for input in request.inputs {
+            let (reply, vector) = oneshot::channel();
+            arrivals.push(Arrival::Embed {
+                input,
+                organization: request.organization.clone(),
+                adapter: request.adapter.clone(),
+                submitted,
+                reply,
+                ticket: ticket.clone(),
+            });
+            replies.push(vector);
+        }
+        self.put(arrivals)?;
+        Ok(replies)
+    }
+}
+
+impl Backend for NativeEngine {
+    fn generate(&self, request: GenerateRequest) -> Result<UnboundedReceiver<Event>> {
+        self.generate_all(vec![request]).map(|mut receivers| receivers.remove(0))
+    }
+
+    fn generate_all(&self, requests: Vec<GenerateRequest>) -> Result<Vec<UnboundedReceiver<Event>>> {
+        let mut receivers = Vec::with_capacity(requests.len());
+        let mut to_run = Vec::with_capacity(requests.len());
+        for request in requests {
+            let max_tokens = self.door.answer_tokens(request.prompt.len(), request.max_tokens)?;
+            self.check_tokens(&request.prompt)?;
+            let (events, receiver) = unbounded_channel();
+            receivers.push(receiver);
+            if max_tokens == 0 && request.prompt_logprobs.is_none() {
+                let (text, reason) = (String::new(), FinishReason::Length);
+                let finished = Event::Finished { text, reason, completion_tokens: 0, cached_tokens: 0 };
+                events.send(finished).map_err(|_| stopped())?;
+            } else {
+                to_run.push((request, max_tokens, events));
+            }
+        }
+        let (tickets, submitted) = (self.door.enter_many(to_run.len())?, Instant::now());
+        let arrivals = to_run.into_iter().zip(tickets).map(|((request, max_tokens, events), ticket)| {
+            Arrival::Generate { request, max_tokens, events, submitted, ticket }
+        });
+        self.put(arrivals.collect())?;
+        Ok(receivers)
+    }
+
+    fn embed(&self, request: EmbedRequest) -> Vectors<'_> {
+        let submitted = self.submit_inputs(request);
+        Box::pin(async move {
+            // Dropping the future drops the receivers, which takes the inputs out of the engine.
+            let replies = submitted?;
+            let mut vectors = Vec::with_capacity(replies.len());
+            for reply in replies {
+                vectors.push(reply.await.map_err(|_| stopped())??);
+            }
+            Ok(vectors)
+        })
+    }
+}
+
+impl Drop for NativeEngine {
+    fn drop(&mut self) {
+        self.inbox.stop();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the engine thread had panicked");
+        }
+    }
+}
+
+/// Closes the inbox when the thread ends, however it does: requests are then refused instead of queued for nobody.
+struct StopOnDrop(Arc<Inbox>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// What requests get that the engine no longer serves.
+pub(super) fn stopped() -> Error {
+    Error::Unavailable("The engine of this model has stopped.")
+}

@@ -1,0 +1,169 @@
+//! Which full cache blocks hold the keys and values of which tokens, so that a request need not compute a prompt's beginning
+//! that an earlier one computed. The index of `kv.rs`, which counts who uses a block; this module knows what is in it.
+//!
+//! A block is named by a chained hash: of the organisation and the weights (the base or one adapter generation), then of
+//! its own 16 tokens and all before them. So nobody meets a prefix of another organisation, and a name that was given new
+//! weights never meets those of the old ones.
+
+use std::collections::{BTreeMap, HashMap};
+
+use sha2::{Digest as _, Sha256};
+
+use attune_model::kv_cache::BLOCK_TOKENS;
+
+/// Begins the hash of a chain's root, and of each block after it: no input of one can be an input of the other.
+const ROOT: [u8; 1] = [0];
+const BLOCK: [u8; 1] = [1];
+
+/// The name of a block's content: SHA-256, so that equal names mean equal content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PrefixKey([u8; 32]);
+
+impl PrefixKey {
+    /// What all prefixes of an organisation on the base (`None`) or on an adapter generation begin with.
+    pub fn root(organization: &str, adapter: Option<&str>) -> Self {
+        let mut hash = Sha256::new_with_prefix(ROOT);
+        hash.update((organization.len() as u64).to_le_bytes());
+        hash.update(organization);
+        hash.update([u8::from(adapter.is_some())]);
+        hash.update(adapter.unwrap_or_default());
+        Self(hash.finalize().into())
+    }
+
+    /// The block of `tokens` after the one of this name.
+    #[must_use]
+    pub fn next(&self, tokens: &[u32]) -> Self {
+        let mut hash = Sha256::new_with_prefix(BLOCK);
+        hash.update(self.0);
+        for token in tokens {
+            hash.update(token.to_le_bytes());
+        }
+        Self(hash.finalize().into())
+    }
+}
+
+/// The names of a sequence's full blocks, made as far as they are asked for.
+#[derive(Debug)]
+pub struct PrefixChain {
+    root: PrefixKey,
+    keys: Vec<PrefixKey>,
+}
+
+impl PrefixChain {
+    /// A chain before its first block.
+    pub fn new(root: PrefixKey) -> Self {
+        Self { root, keys: Vec::new() }
+    }
+
+    /// The names of the first `blocks` blocks of `tokens`, all full.
+    pub fn keys(&mut self, tokens: &[u32], blocks: usize) -> &[PrefixKey] {
+        for block in tokens[..blocks * BLOCK_TOKENS].chunks_exact(BLOCK_TOKENS).skip(self.keys.len()) {
+            let key = self.keys.last().unwrap_or(&self.root).next(block);
+            self.keys.push(key);
+        }
+        &self.keys[..blocks]
+    }
+}
+
+/// The blocks whose content is known, and which of them nobody uses.
+#[derive(Debug, Default)]
+pub struct PrefixCache {
+    blocks: HashMap<PrefixKey, u32>,
+    /// The reverse of `blocks`.
+    keys: HashMap<u32, PrefixKey>,
+    /// Blocks that nobody uses, by the time of their last use.
+    idle: BTreeMap<u64, u32>,
+    /// The reverse of `idle`.
+    since: HashMap<u32, u64>,
+    clock: u64,
+}
+
+impl PrefixCache {
+    /// The block with this content.
+    pub fn find(&self, key: &PrefixKey) -> Option<u32> {
+        self.blocks.get(key).copied()
+    }
+
+    /// Makes known what a block that somebody uses holds.
+    pub fn insert(&mut self, key: PrefixKey, block: u32) {
+        self.blocks.insert(key, block);
+        self.keys.insert(block, key);
+    }
+
+    /// The last user of a block has gone. False where its content is not known: then the block is simply free.
+    ///
+    /// Who gives back several blocks begins with the last one. A block is used by all who use the ones after it, so each
+    /// block's last use is then before that of the blocks that it builds on: they outlive it.
+    pub fn rest(&mut self, block: u32) -> bool {
+        if !self.keys.contains_key(&block) {
+            return false;
+        }
+        self.clock += 1;
+        self.idle.insert(self.clock, block);
+        self.since.insert(block, self.clock);
+        true
+    }
+
+    /// Somebody uses the block again.
+    pub fn wake(&mut self, block: u32) {
+        if let Some(since) = self.since.remove(&block) {
+            self.idle.remove(&since);
+        }
+    }
+
+    /// True where nobody uses the block, but its content is kept.
+    pub fn is_idle(&self, block: u32) -> bool {
+        self.since.contains_key(&block)
+    }
+
+    /// Blocks that nobody uses and whose content is kept.
+    pub fn idle(&self) -> usize {
+        self.idle.len()
+    }
+
+    /// Forgets the block that was not used for the longest time, and hands it out.
+    pub fn evict(&mut self) -> Option<u32> {
+        let (_, block) = self.idle.pop_first()?;
+        self.since.remove(&block);
+        if let Some(key) = self.keys.remove(&block) {
+            self.blocks.remove(&key);
+        }
+        Some(block)
+    }
+
+    /// Forgets everything; returns the blocks that nobody uses.
+    pub fn clear(&mut self) -> Vec<u32> {
+        let idle = std::mem::take(&mut self.idle).into_values().collect();
+        *self = Self { clock: self.clock, ..Self::default() };
+        idle
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_apart_organizations_weights_places_and_contents() {
+        let tokens: Vec<u32> = (0..48).collect();
+        let mut seen = std::collections::HashSet::new();
+        let adapters = [None, Some(""), Some("a"), Some("ab")];
+        for organization in ["", "a", "ab", "b"] {
+            for adapter in adapters {
+                let mut chain = PrefixChain::new(PrefixKey::root(organization, adapter));
+                for key in chain.keys(&tokens, 3) {
+                    assert!(seen.insert(*key), "{organization:?} {adapter:?}");
+                }
+            }
+        }
+        // The same 16 tokens elsewhere are another block.
+        let mut repeated = PrefixChain::new(PrefixKey::root("a", None));
+        let keys = repeated.keys(&[7; 48], 3).to_vec();
+        assert!(keys[0] != keys[1] && keys[1] != keys[2]);
+        // Equal beginnings have equal names, also where they are asked for bit by bit.
+        let mut longer = PrefixChain::new(PrefixKey::root("a", None));
+        longer.keys(&[7; 16], 1);
+        assert_eq!(longer.keys(&[[7; 32], [8; 32]].concat(), 3)[..2], keys[..2]);
+        assert_ne!(longer.keys(&[[7; 32], [8; 32]].concat(), 3)[2], keys[2]);
+    }
+}

@@ -1,0 +1,302 @@
+//! One request's state on the engine thread: an answer that grows token by token, or an input's hidden states on the way to
+//! a vector. Made and driven by `runner.rs`.
+
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+
+use super::grammar::Grammar;
+use super::logprobs::TokenLogprobs;
+use super::sampler::Sampler;
+use super::sequence::Owner;
+use super::text::TextStream;
+use super::{Event, FinishReason, GenerateRequest};
+use crate::{Error, Result};
+use attune_model::kernels::Draw;
+use attune_model::tokenizer::Tokenizer;
+
+/// What a sequence is computed for.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Tokens for a client.
+    Answer(Box<Answer>),
+    /// A vector for a client.
+    Embedding(Embedding),
+}
+
+/// An answer in progress.
+#[derive(Debug)]
+pub(super) struct Answer {
+    events: UnboundedSender<Event>,
+    sampler: Sampler,
+    text: TextStream,
+    stop_tokens: Vec<u32>,
+    /// Knows the special tokens that are part of the text.
+    grammar: Option<Grammar>,
+    max_tokens: usize,
+    drawn: usize,
+    submitted: Instant,
+    /// When the last token was drawn.
+    last_token: Option<Instant>,
+    /// Tokens of the prompt that were found in the cache.
+    cached_tokens: usize,
+    /// As [`GenerateRequest::logprobs`].
+    logprobs: Option<usize>,
+    /// The prompt's log probabilities while it is being computed, where they were asked for.
+    prompt: Option<PromptLogprobs>,
+}
+
+/// A prompt's log probabilities, gathered piece by piece as the prompt is computed.
+#[derive(Debug)]
+struct PromptLogprobs {
+    prompt: Vec<u32>,
+    /// As [`GenerateRequest::prompt_logprobs`].
+    count: usize,
+    /// Of the prompt's tokens from the second on, so far.
+    tokens: Vec<TokenLogprobs>,
+}
+
+/// An embedding in progress.
+#[derive(Debug)]
+pub(super) struct Embedding {
+    /// Sum of the hidden states so far, in f64: the vector does not depend on how the input was cut into steps.
+    sum: Vec<f64>,
+    reply: Option<oneshot::Sender<Result<Vec<f32>>>>,
+}
+
+/// What a step says of the next token.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Next<'a> {
+    /// What it is to be drawn from.
+    Logits(&'a [f32]),
+    /// It was drawn as [`Answer::plain_draw`] asked.
+    Token(u32),
+}
+
+/// What became of a sequence in a step.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Nothing to show yet.
+    Continues,
+    /// This token was drawn; another follows.
+    Token(u32),
+    /// The client has all that it will get.
+    Ended,
+}
+
+/// How long a client waited for a token.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum TokenTime {
+    /// For the first one, since the request came.
+    First(Duration),
+    /// Since the token before.
+    Next(Duration),
+}
+
+impl Owner for Work {
+    fn is_gone(&self) -> bool {
+        match self {
+            Self::Answer(answer) => answer.events.is_closed(),
+            Self::Embedding(embedding) => embedding.reply.as_ref().is_none_or(oneshot::Sender::is_closed),
+        }
+    }
+
+    fn needs_all_rows(&self) -> bool {
+        match self {
+            Self::Answer(answer) => answer.reads_prompt(),
+            Self::Embedding(_) => true,
+        }
+    }
+
+    fn reused(&mut self, tokens: usize) {
+        if let Self::Answer(answer) = self {
+            answer.cached_tokens += tokens;
+        }
+    }
+
+    fn restarted(&mut self) {
+        match self {
+            Self::Answer(answer) => {
+                if let Some(prompt) = &mut answer.prompt {
+                    prompt.tokens.clear();
+                }
+            }
+            Self::Embedding(embedding) => embedding.sum.clear(),
+        }
+    }
+}
+
+impl Work {
+    /// Tells the client what went wrong; nothing follows.
+    pub(super) fn fail(&mut self, error: Error) {
+        match self {
+            Self::Answer(answer) => drop(answer.send_failed(error)),
+            Self::Embedding(embedding) => embedding.send(Err(error)),
+        }
+    }
+}
+
+impl Answer {
+    /// The answer to `request` before its first token. `max_tokens` is what the door lets it have.
+    pub(super) fn new(
+        tokenizer: &Tokenizer,
+        request: GenerateRequest,
+        max_tokens: usize,
+        events: UnboundedSender<Event>,
+        submitted: Instant,
+    ) -> Result<Self> {
+        let text = TextStream::new(tokenizer, &request.prompt, &request.stop)?;
+        let grammar = request.grammar;
+        let sampler = Sampler::new(request.sampling).with_prompt(&request.prompt);
+        let sampler = sampler.with_grammar(grammar.as_ref().map(Grammar::begin));
+        sampler.prepare();
+        let prompt = request.prompt;
+        Ok(Self {
+            events,
+            sampler,
+            text,
+            stop_tokens: request.stop_tokens,
+            grammar,
+            max_tokens,
+            drawn: 0,
+            submitted,
+            last_token: None,
+            cached_tokens: 0,
+            logprobs: request.logprobs,
+            prompt: request.prompt_logprobs.map(|count| PromptLogprobs { prompt, count, tokens: Vec::new() }),
+        })
+    }
+
+    /// True while every row of the prompt is wanted, not the last one alone.
+    pub(super) fn reads_prompt(&self) -> bool {
+        self.prompt.is_some()
+    }
+
+    /// Takes the next rows of the prompt's logits, without the last one, which [`Self::draw`] gets.
+    pub(super) fn read_prompt(&mut self, rows: &[&[f32]]) -> Result<()> {
+        let Some(PromptLogprobs { prompt, count, tokens }) = &mut self.prompt else { return Ok(()) };
+        // Row i is what the model expects at place i + 1.
+        let expected = &prompt[tokens.len() + 1..];
+        let piece: Result<Vec<_>> =
+            rows.par_iter().zip(expected).map(|(logits, id)| TokenLogprobs::of(logits, *id, *count)).collect();
+        tokens.extend(piece?);
+        Ok(())
+    }
+
+    /// The next draw where it needs nothing but the logits and the client wants to know nothing else of them.
+    pub(super) fn plain_draw(&self) -> Option<Draw> {
+        let reads_logits = self.logprobs.is_some() || self.reads_prompt() || self.max_tokens == 0;
+        if reads_logits { None } else { self.sampler.plain_draw() }
+    }
+
+    /// Takes the next token and sends what it makes safe to show.
+    pub(super) fn draw(&mut self, tokenizer: &Tokenizer, next: Next<'_>) -> Result<Progress> {
+        if let Some(prompt) = self.prompt.take()
+            && self.events.send(Event::Prompt { tokens: prompt.tokens }).is_err()
+        {
+            return Ok(Progress::Ended);
+        }
+        if self.max_tokens == 0 {
+            return self.end(tokenizer, FinishReason::Length);
+        }
+        let (id, logprobs) = match next {
+            Next::Logits(logits) => {
+                let id = self.sampler.draw(logits)?;
+                (id, self.logprobs.map(|count| TokenLogprobs::of(logits, id, count)).transpose()?)
+            }
+            Next::Token(token) => (self.sampler.drew(token)?, None),
+        };
+        self.drawn += 1;
+        if self.stop_tokens.contains(&id) {
+            if logprobs.is_some() {
+                let _ = self.events.send(Event::Token { id, text: String::new(), logprobs });
+            }
+            return self.end(tokenizer, FinishReason::Stop);
+        }
+        let piece = if self.grammar.as_ref().is_some_and(|grammar| grammar.shows(id)) {
+            self.text.push_special(tokenizer, id)?
+        } else {
+            self.text.push(tokenizer, id)?
+        };
+        if self.events.send(Event::Token { id, text: piece.text, logprobs }).is_err() {
+            return Ok(Progress::Ended);
+        }
+        if piece.stopped {
+            return Ok(self.send_finished(String::new(), FinishReason::Stop));
+        }
+        if self.sampler.is_complete() {
+            return self.end(tokenizer, FinishReason::Stop);
+        }
+        if self.drawn >= self.max_tokens {
+            return self.end(tokenizer, FinishReason::Length);
+        }
+        self.sampler.prepare();
+        Ok(Progress::Token(id))
+    }
+
+    /// How long the client waited for the token that was just drawn, where one was.
+    pub(super) fn token_time(&mut self, now: Instant) -> Option<TokenTime> {
+        if self.drawn == 0 {
+            return None;
+        }
+        Some(match self.last_token.replace(now) {
+            None => TokenTime::First(now.saturating_duration_since(self.submitted)),
+            Some(last) => TokenTime::Next(now.saturating_duration_since(last)),
+        })
+    }
+
+    fn end(&mut self, tokenizer: &Tokenizer, reason: FinishReason) -> Result<Progress> {
+        let piece = self.text.finish(tokenizer)?;
+        let reason = if piece.stopped { FinishReason::Stop } else { reason };
+        Ok(self.send_finished(piece.text, reason))
+    }
+
+    fn send_finished(&self, text: String, reason: FinishReason) -> Progress {
+        let (completion_tokens, cached_tokens) = (self.drawn, self.cached_tokens);
+        let _ = self.events.send(Event::Finished { text, reason, completion_tokens, cached_tokens });
+        Progress::Ended
+    }
+
+    /// Tells the client what went wrong. One that has gone meanwhile needs no answer.
+    pub(super) fn send_failed(&self, error: Error) -> Progress {
+        let _ = self.events.send(Event::Failed(error));
+        Progress::Ended
+    }
+}
+
+impl Embedding {
+    /// An input before its first row.
+    pub(super) fn new(reply: oneshot::Sender<Result<Vec<f32>>>) -> Self {
+        Self { sum: Vec::new(), reply: Some(reply) }
+    }
+
+    /// Adds the hidden state of the next token.
+    pub(super) fn add(&mut self, hidden: &[f32]) {
+        self.sum.resize(hidden.len(), 0.0);
+        for (sum, value) in self.sum.iter_mut().zip(hidden) {
+            *sum += f64::from(*value);
+        }
+    }
+
+    /// Sends the vector: the mean of all rows at length 1. The length makes the division by their number needless.
+    pub(super) fn finish(&mut self) {
+        let norm = self.sum.iter().map(|value| value * value).sum::<f64>().sqrt();
+        let vector = if norm.is_finite() {
+            // All zeros have no direction; they stay zeros.
+            let scale = if norm > 0.0 { norm.recip() } else { 0.0 };
+            Ok(self.sum.iter().map(|value| (value * scale) as f32).collect())
+        } else {
+            Err(Error::Internal("the model's hidden states are not finite".into()))
+        };
+        self.send(vector);
+    }
+
+    fn send(&mut self, result: Result<Vec<f32>>) {
+        if let Some(reply) = self.reply.take() {
+            // The client may have gone in this very step.
+            let _ = reply.send(result);
+        }
+    }
+}

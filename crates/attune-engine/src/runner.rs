@@ -1,0 +1,356 @@
+//! The engine thread's loop: take what arrived, compose a step, compute it, hand out what came of it.
+//!
+//! Nothing that one request does may reach another: channels are unbounded, so a slow reader stalls nothing; a send to a
+//! client that has gone is not an error; a step that fails or panics is repeated by halves until only the request is left
+//! that cannot be computed, and that one fails. Should the loop itself panic, what is in flight fails and it starts anew. Where the
+//! device is lost the loop ends: `app` ends the process then.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use super::Event;
+use super::inbox::{Arrival, Inbox};
+use super::metrics::EngineMetrics;
+use super::native::stopped;
+use super::pool;
+use super::priority::Priority;
+use super::request::{Answer, Embedding, Next, Progress, Work};
+use super::scheduler::{Overdue, Scheduler, Step};
+use super::sequence::{Lane, NewSequence, Sequence};
+use super::step_model::{StepModel, StepOutput, WantedRows};
+use crate::limits::EngineLimits;
+use crate::{Error, Result};
+use attune_model::tokenizer::Tokenizer;
+
+/// What a client is told to wait whose request waited in vain: the queue is long.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// Everything that the engine thread owns.
+pub(super) struct Runner<M> {
+    model: M,
+    scheduler: Scheduler<Work>,
+    limits: EngineLimits,
+    metrics: EngineMetrics,
+    /// Taken from the inbox and not yet in the schedule.
+    arrived: VecDeque<Arrival>,
+    /// The device computes nothing any more.
+    lost: bool,
+}
+
+/// Where a part's results stand in the step's output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Results {
+    /// The sequence has no rows in this step.
+    None,
+    /// Rows of logits: those of a prompt's piece where the client wants its log probabilities, then the one to draw from
+    /// where the piece is the last.
+    Logits { prompt: Range<usize>, draw: Option<usize> },
+    /// The token that the model drew.
+    Token(usize),
+    /// Rows of hidden states; the input is complete with them where `last`.
+    Hidden { rows: Range<usize>, last: bool },
+}
+
+impl<M: StepModel> Runner<M> {
+    pub(super) fn new(model: M, scheduler: Scheduler<Work>, limits: EngineLimits) -> Self {
+        let metrics = EngineMetrics::new(model.id());
+        Self { model, scheduler, limits, metrics, arrived: VecDeque::new(), lost: false }
+    }
+
+    /// Runs until the inbox is stopped or the device is lost.
+    pub(super) fn run(mut self, inbox: &Inbox, priority: &Priority) {
+        while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve(inbox, priority))) {
+            self.start_anew(text(&*panic));
+        }
+        for arrival in self.arrived {
+            arrival.fail(stopped());
+        }
+        for mut work in self.scheduler.drain() {
+            work.fail(stopped());
+        }
+    }
+
+    fn serve(&mut self, inbox: &Inbox, priority: &Priority) {
+        let mut busy = None;
+        while !self.lost {
+            let idle = self.scheduler.is_idle() && self.arrived.is_empty();
+            if idle {
+                busy = None;
+            }
+            let Some(arrivals) = inbox.take(idle) else { break };
+            self.arrived.extend(arrivals);
+            while let Some(arrival) = self.arrived.pop_front() {
+                self.accept(arrival);
+            }
+            if busy.is_none() {
+                busy = Some(priority.busy());
+            }
+            if self.model.uses_pool() {
+                pool::compute(|| self.step());
+            } else {
+                self.step();
+            }
+        }
+    }
+
+    /// The loop has panicked: nothing that it was working on can be trusted any more.
+    fn start_anew(&mut self, panic: &str) {
+        tracing::error!(model = self.model.id(), panic, "the engine's loop panicked; it starts anew");
+        self.metrics.restarted();
+        let allocator = self.scheduler.allocator().clone();
+        let mut broken = std::mem::replace(&mut self.scheduler, Scheduler::new(&self.limits, allocator));
+        let dropped = caught(|| {
+            for mut work in broken.drain() {
+                work.fail(restarted());
+            }
+            Ok(())
+        });
+        if let Err(error) = dropped {
+            tracing::error!(model = self.model.id(), %error, "not every request could be told");
+        }
+        self.replace_cache();
+        self.metrics.load(&self.scheduler);
+    }
+
+    fn accept(&mut self, arrival: Arrival) {
+        let sequence = match arrival {
+            Arrival::Generate { mut request, max_tokens, events, submitted, ticket } => {
+                let organization = request.organization.clone();
+                let adapter = request.adapter.take();
+                let prompt = request.prompt.clone();
+                let model = &self.model;
+                let begin = || Answer::new(model.tokenizer(), request, max_tokens, events.clone(), submitted);
+                match caught(begin) {
+                    Ok(answer) => NewSequence {
+                        lane: Lane::Answer,
+                        organization,
+                        prompt,
+                        max_tokens,
+                        adapter,
+                        submitted,
+                        ticket,
+                        owner: Work::Answer(Box::new(answer)),
+                    },
+                    Err(error) => return drop(events.send(Event::Failed(error))),
+                }
+            }
+            Arrival::Embed { input, organization, adapter, submitted, reply, ticket } => NewSequence {
+                lane: Lane::Embed,
+                organization,
+                prompt: input,
+                max_tokens: 0,
+                adapter,
+                submitted,
+                ticket,
+                owner: Work::Embedding(Embedding::new(reply)),
+            },
+        };
+        self.scheduler.submit(sequence);
+    }
+
+    fn step(&mut self) {
+        let now = Instant::now();
+        for (mut work, overdue) in self.scheduler.sweep(now) {
+            work.fail(self.overdue(overdue));
+        }
+        let step = self.scheduler.compose(now);
+        self.metrics.happened(&self.scheduler.take_happenings());
+        self.metrics.load(&self.scheduler);
+        if step.parts.is_empty() {
+            // The door lets in only what fits an empty cache, so nothing can be left waiting; if it is, do not spin on it.
+            for mut work in self.scheduler.drain() {
+                work.fail(Error::Internal("a request fits no empty cache".into()));
+            }
+            return;
+        }
+        self.compute(step);
+        self.metrics.load(&self.scheduler);
+    }
+
+    fn overdue(&self, overdue: Overdue) -> Error {
+        match overdue {
+            Overdue::Waiting => {
+                Error::Overloaded { what: "the request waited too long for its turn", retry_after: RETRY_AFTER }
+            }
+            Overdue::Running => Error::TimedOut { limit: Duration::from_secs(self.limits.max_request_seconds) },
+        }
+    }
+
+    /// Computes `step` and hands out its results. Where it fails, each half is tried again, and so on, until only what
+    /// cannot be computed alone is left: that request fails, the others lose nothing.
+    fn compute(&mut self, step: Step) {
+        let mut ended = Vec::new();
+        let mut cache_lost = false;
+        let mut pieces = vec![step];
+        while let Some(step) = pieces.pop() {
+            self.metrics.step(step.tokens.len());
+            let (wanted, results) = wanted_rows(&step, self.scheduler.running(), self.model.draws());
+            let output = caught(|| self.model.step(&step.tokens, &self.scheduler.rows(&step), &wanted));
+            let error = match output {
+                Ok(output) => {
+                    self.scheduler.advance(&step);
+                    ended.extend(self.hand_out(&step, &results, &output));
+                    continue;
+                }
+                Err(error) => error,
+            };
+            self.metrics.step_failed();
+            if !self.model.has_device() {
+                tracing::error!(model = self.model.id(), %error, "an engine step failed, and the device is lost");
+                self.lost = true;
+                return;
+            }
+            cache_lost = !self.model.is_intact();
+            tracing::error!(
+                model = self.model.id(), %error, cache_lost, sequences = step.parts.len(), "an engine step failed"
+            );
+            if let [part] = step.parts.as_slice() {
+                let owner = &mut self.scheduler.running()[part.sequence].owner;
+                owner.fail(match error {
+                    Error::Model(attune_model::Error::OutOfMemory) => error,
+                    error => Error::Internal(format!("engine step: {error}")),
+                });
+                ended.push(part.sequence);
+            } else if cache_lost {
+                self.scheduler.suspect(&step);
+            } else {
+                let (first, second) = step.halves();
+                pieces.extend([second, first]);
+            }
+            if cache_lost {
+                break;
+            }
+        }
+        self.scheduler.remove(ended);
+        if cache_lost {
+            self.scheduler.lose_cache();
+            self.replace_cache();
+        }
+    }
+
+    fn replace_cache(&mut self) {
+        self.scheduler.allocator().forget();
+        if let Err(error) = caught(|| self.model.reset()) {
+            tracing::error!(model = self.model.id(), %error, "the cache cannot be replaced; going on with the old one");
+        }
+    }
+
+    /// Gives each sequence its results, on all cores: drawing from a large vocabulary costs as much as a small layer.
+    /// Returns the indices of those that have ended.
+    fn hand_out(&mut self, step: &Step, results: &[Results], output: &StepOutput) -> Vec<usize> {
+        let mut by_sequence = vec![Results::None; self.scheduler.running_count()];
+        for (part, result) in step.parts.iter().zip(results) {
+            by_sequence[part.sequence] = result.clone();
+        }
+        let (tokenizer, metrics) = (self.model.tokenizer(), &self.metrics);
+        (self.scheduler.running().par_iter_mut())
+            .zip(by_sequence)
+            .enumerate()
+            .filter_map(|(index, (sequence, result))| {
+                (deliver(sequence, result, output, tokenizer, metrics) == Progress::Ended).then_some(index)
+            })
+            .collect()
+    }
+}
+
+/// Which rows of `step` are read back, and where each part finds its own.
+fn wanted_rows(step: &Step, running: &[Sequence<Work>], model_draws: bool) -> (WantedRows, Vec<Results>) {
+    let mut wanted = WantedRows::default();
+    let results = step.parts.iter().map(|part| match part.lane {
+        Lane::Answer => {
+            let last = part.rows.end - usize::from(part.complete);
+            let answer = match &running[part.sequence].owner {
+                Work::Answer(answer) => Some(answer),
+                Work::Embedding(_) => None,
+            };
+            if part.complete
+                && model_draws
+                && let Some(draw) = answer.and_then(|answer| answer.plain_draw())
+            {
+                wanted.draws.push((last as u32, draw));
+                return Results::Token(wanted.draws.len() - 1);
+            }
+            let reads_prompt = answer.is_some_and(|answer| answer.reads_prompt());
+            let from = wanted.logits.len();
+            let prompt = if reads_prompt { part.rows.start..last } else { last..last };
+            wanted.logits.extend(prompt.map(|row| row as u32));
+            let prompt = from..wanted.logits.len();
+            let draw = part.complete.then_some(prompt.end);
+            wanted.logits.extend(draw.map(|_| last as u32));
+            Results::Logits { prompt, draw }
+        }
+        Lane::Embed => {
+            let from = wanted.hidden.len();
+            wanted.hidden.extend(part.rows.clone().map(|row| row as u32));
+            Results::Hidden { rows: from..wanted.hidden.len(), last: part.complete }
+        }
+    });
+    let results = results.collect();
+    (wanted, results)
+}
+
+fn deliver(
+    sequence: &mut Sequence<Work>,
+    result: Results,
+    output: &StepOutput,
+    tokenizer: &Tokenizer,
+    metrics: &EngineMetrics,
+) -> Progress {
+    let progress = match (&mut sequence.owner, result) {
+        (Work::Answer(answer), result @ (Results::Logits { .. } | Results::Token(_))) => {
+            let draws = !matches!(result, Results::Logits { draw: None, .. });
+            let progress = caught(|| match result {
+                Results::Logits { prompt, draw } => {
+                    let rows: Vec<&[f32]> = prompt.map(|row| output.logits.row(row)).collect();
+                    answer.read_prompt(&rows)?;
+                    let Some(row) = draw else { return Ok(Progress::Continues) };
+                    answer.draw(tokenizer, Next::Logits(output.logits.row(row)))
+                }
+                Results::Token(index) => answer.draw(tokenizer, Next::Token(output.tokens[index])),
+                _ => Ok(Progress::Continues),
+            });
+            if draws
+                && progress.is_ok()
+                && let Some(time) = answer.token_time(Instant::now())
+            {
+                metrics.token(time);
+            }
+            progress.unwrap_or_else(|error| answer.send_failed(error))
+        }
+        (Work::Embedding(embedding), Results::Hidden { rows, last }) => {
+            rows.for_each(|row| embedding.add(output.hidden.row(row)));
+            if !last {
+                return Progress::Continues;
+            }
+            embedding.finish();
+            Progress::Ended
+        }
+        _ => return Progress::Continues,
+    };
+    if let Progress::Token(token) = progress {
+        sequence.push(token);
+    }
+    progress
+}
+
+/// Runs `work`; a panic becomes an error. What it touched is thrown away by the caller then, so no half-changed state is
+/// seen.
+fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(Error::Internal(format!("panic: {}", text(&*panic)))))
+}
+
+/// What requests get that were in flight when the engine's loop panicked.
+fn restarted() -> Error {
+    Error::Unavailable("The engine of this model had to be started again. Please send the request again.")
+}
+
+fn text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
+}

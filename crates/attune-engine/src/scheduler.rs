@@ -1,0 +1,375 @@
+//! Composes steps: which sequences run, which wait, and whose rows the next step computes. A plain data structure without
+//! tensors and threads; the engine thread (`runner.rs`) owns it.
+//!
+//! The rules:
+//! - A sequence is admitted once there are blocks for the tokens that it has, beside one for each running sequence that may
+//!   need another; it takes further blocks as it grows. Who is next is [`FairQueue`]'s business; it is waited for, not
+//!   overtaken, so a large one is not starved by small ones.
+//! - When a running sequence needs a block and none is left, the one admitted last gives up all of its own. It keeps its
+//!   tokens and its owner's state, comes before everything that waits, and is computed again from its tokens: its text is
+//!   what it would have been. So the oldest always goes on, and everyone becomes the oldest.
+//! - Answers and embeddings queue in lanes of their own, admitted in turn: a bulk embedding job delays no chat.
+//! - A step has one row of every sequence that is answering, then pieces of prompts within the budget: a quarter of what is
+//!   left for the oldest one, the rest for those that need least. So a long prompt delays no short one, and short ones
+//!   delay no long one without end.
+//! - Where two prompts begin alike, the younger waits for the older one's blocks instead of computing the same.
+//! - Rows of one adapter generation stand next to each other, the base first.
+//! - Whose client has gone leaves at the next composition, waiting or running, and its blocks with it.
+
+use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use super::kv::BlockAllocator;
+use super::queue::{DRAWN_TOKEN, FairQueue};
+pub use super::sequence::{Lane, NewSequence, Owner, Sequence};
+use crate::limits::EngineLimits;
+use attune_model::decoder::SequenceRows;
+
+/// Beyond this many waiting sequences, only every [`LAZY_SWEEP`]th step looks for those whose client has gone.
+const LONG_QUEUE: usize = 4096;
+const LAZY_SWEEP: u64 = 16;
+/// The oldest prompt's part of the budget for prompts.
+const OLDEST_PROMPT: usize = 4;
+
+/// One step's rows.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// The tokens of all parts.
+    pub tokens: Vec<u32>,
+    /// One part per sequence, rows of one adapter next to each other.
+    pub parts: Vec<Part>,
+}
+
+/// One sequence's share of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Index of the sequence in [`Scheduler::running`].
+    pub sequence: usize,
+    /// Its rows in the step.
+    pub rows: Range<usize>,
+    /// What is wanted of the rows.
+    pub lane: Lane,
+    /// True where the rows reach the last known token: a token can be drawn, an embedding is complete.
+    pub complete: bool,
+}
+
+/// A limit on time that a sequence has met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overdue {
+    /// It waited longer than `limits.max_queue_seconds`.
+    Waiting,
+    /// Its answer took longer than `limits.max_request_seconds`.
+    Running,
+}
+
+/// What happened while steps were composed, for the metrics.
+#[derive(Debug, Default)]
+pub struct Happenings {
+    /// How long each sequence waited that was admitted.
+    pub waits: Vec<Duration>,
+    /// Tokens of prompts that sequences found in the cache.
+    pub reused_tokens: usize,
+    /// Sequences that had to give up their blocks.
+    pub preemptions: u64,
+}
+
+/// Waiting and running sequences of one engine.
+#[derive(Debug)]
+pub struct Scheduler<T> {
+    limits: EngineLimits,
+    allocator: BlockAllocator,
+    /// Indexed by [`Lane`].
+    waiting: [FairQueue<Sequence<T>>; 2],
+    /// The lane whose turn it is.
+    turn: usize,
+    /// In the order of their first admission.
+    running: Vec<Sequence<T>>,
+    /// Those that gave up their blocks, in the same order; all were admitted after those that run.
+    preempted: VecDeque<Sequence<T>>,
+    arrivals: u64,
+    sweeps: u64,
+    happenings: Happenings,
+}
+
+impl Step {
+    /// The first half of the parts and the second one, each a step.
+    pub fn halves(&self) -> (Self, Self) {
+        let middle = self.parts.len() / 2;
+        let half = |parts: &[Part]| {
+            let mut step = Self::default();
+            for part in parts {
+                let from = step.tokens.len();
+                step.tokens.extend_from_slice(&self.tokens[part.rows.clone()]);
+                step.parts.push(Part { rows: from..step.tokens.len(), ..part.clone() });
+            }
+            step
+        };
+        (half(&self.parts[..middle]), half(&self.parts[middle..]))
+    }
+}
+
+impl<T: Owner> Scheduler<T> {
+    /// An empty scheduler over the blocks of `allocator`.
+    pub fn new(limits: &EngineLimits, allocator: BlockAllocator) -> Self {
+        Self {
+            limits: limits.clone(),
+            allocator,
+            waiting: [FairQueue::default(), FairQueue::default()],
+            turn: 0,
+            running: Vec::new(),
+            preempted: VecDeque::new(),
+            arrivals: 0,
+            sweeps: 0,
+            happenings: Happenings::default(),
+        }
+    }
+
+    /// Puts a sequence at the end of its queue. The [door](super::door) has made sure that it can run.
+    pub fn submit(&mut self, new: NewSequence<T>) {
+        let sequence = Sequence::new(new, &self.allocator, self.limits.prefix_cache);
+        self.arrivals += 1;
+        self.waiting[sequence.lane as usize].push(&sequence.place.clone(), self.arrivals, sequence);
+    }
+
+    /// Takes out what nobody waits for any more, and returns the owners of what has taken too long.
+    pub fn sweep(&mut self, now: Instant) -> Vec<(T, Overdue)> {
+        let max_wait = Duration::from_secs(self.limits.max_queue_seconds);
+        let max_time = Duration::from_secs(self.limits.max_request_seconds);
+        let overdue = |sequence: &Sequence<T>| {
+            let age = now.saturating_duration_since(sequence.submitted);
+            // Of a request with many sequences only the first one's wait counts.
+            let has_begun = sequence.ticket.as_ref().is_none_or(|ticket| ticket.has_begun());
+            let late = (age > max_time).then_some(Overdue::Running);
+            late.or((age > max_wait && !has_begun).then_some(Overdue::Waiting))
+        };
+        let stays = |sequence: &Sequence<T>| !sequence.owner.is_gone() && overdue(sequence).is_none();
+        let mut taken: Vec<Sequence<T>> = self.running.extract_if(.., |sequence| !stays(sequence)).collect();
+        if !self.preempted.iter().all(stays) {
+            let (kept, gone): (Vec<_>, Vec<_>) = self.preempted.drain(..).partition(stays);
+            self.preempted = kept.into();
+            taken.extend(gone);
+        }
+        for sequence in &taken {
+            self.waiting[sequence.lane as usize].leave(&sequence.place);
+        }
+        self.sweeps += 1;
+        if self.waiting_count() <= LONG_QUEUE || self.sweeps.is_multiple_of(LAZY_SWEEP) {
+            taken.extend(self.waiting.iter_mut().flat_map(|lane| lane.extract(stays)));
+        }
+        let taken = taken.into_iter().filter(|sequence| !sequence.owner.is_gone());
+        taken.filter_map(|sequence| overdue(&sequence).map(|what| (sequence.owner, what))).collect()
+    }
+
+    /// Makes place for what runs, admits what fits, and composes the next step; it has no parts where nothing runs.
+    pub fn compose(&mut self, now: Instant) -> Step {
+        self.grow();
+        self.admit(now);
+        let mut shares = self.shares();
+        // `None` (the base) is less than every adapter; the sort is stable, so each group stays in the order of admission.
+        let adapter = |index: usize| self.running[index].adapter.as_ref().map(|adapter| &adapter.id);
+        shares.sort_by(|(a, _), (b, _)| adapter(*a).cmp(&adapter(*b)));
+        let mut step = Step::default();
+        for (index, rows) in shares {
+            let sequence = &self.running[index];
+            let from = step.tokens.len();
+            step.tokens.extend_from_slice(&sequence.tokens[sequence.cached..][..rows]);
+            step.parts.push(Part {
+                sequence: index,
+                rows: from..from + rows,
+                lane: sequence.lane,
+                complete: sequence.pending() == rows,
+            });
+        }
+        step
+    }
+
+    /// Blocks for every token that running sequences have, the oldest first. Who was admitted last gives up its own where
+    /// there are too few.
+    fn grow(&mut self) {
+        let mut index = 0;
+        while index < self.running.len() {
+            let sequence = &mut self.running[index];
+            if sequence.table.grow(sequence.tokens.len()) {
+                index += 1;
+            } else {
+                self.preempt_youngest();
+                self.happenings.preemptions += 1;
+            }
+        }
+    }
+
+    fn preempt_youngest(&mut self) {
+        if let Some(mut sequence) = self.running.pop() {
+            sequence.give_up_blocks(&self.allocator);
+            self.preempted.push_front(sequence);
+        }
+    }
+
+    fn admit(&mut self, now: Instant) {
+        // So that an old one need not take back tomorrow what a new one got today.
+        let mut spare = self.running.iter().filter(|sequence| sequence.may_grow()).count();
+        while self.running.len() < self.limits.sequences() {
+            let sequence = if let Some(oldest) = self.preempted.front_mut() {
+                if oldest.reserve(&self.allocator, spare).is_none() {
+                    return;
+                }
+                self.preempted.pop_front()
+            } else {
+                self.admit_next(spare, now)
+            };
+            let Some(sequence) = sequence else { return };
+            spare += usize::from(sequence.may_grow());
+            self.running.push(sequence);
+        }
+    }
+
+    /// The next in line with its blocks, where there are enough.
+    fn admit_next(&mut self, spare: usize, now: Instant) -> Option<Sequence<T>> {
+        if self.waiting[self.turn].is_empty() {
+            self.turn = 1 - self.turn;
+        }
+        let lane = &mut self.waiting[self.turn];
+        let place = lane.next()?;
+        self.happenings.reused_tokens += lane.front(&place)?.reserve(&self.allocator, spare)?;
+        let mut sequence = lane.pop(&place)?;
+        lane.charge(&place, (sequence.prompt_tokens - sequence.cached) as u64);
+        self.turn = 1 - self.turn;
+        if let Some(ticket) = sequence.ticket.take() {
+            ticket.begin();
+        }
+        self.happenings.waits.push(now.saturating_duration_since(sequence.submitted));
+        Some(sequence)
+    }
+
+    /// Indices of running sequences with their number of rows, in the order of admission.
+    fn shares(&mut self) -> Vec<(usize, usize)> {
+        let mut budget = self.limits.step_tokens();
+        if let Some(index) = self.running.iter().position(|sequence| sequence.suspect_until.is_some()) {
+            return vec![(index, self.running[index].pending().min(budget))];
+        }
+        let mut shares = vec![0; self.running.len()];
+        let mut prompts = Vec::new();
+        // Blocks that some prompt is about to compute.
+        let mut begun = HashSet::new();
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            if sequence.is_answering() {
+                shares[index] = budget.min(1);
+                budget -= shares[index];
+                continue;
+            }
+            self.happenings.reused_tokens += sequence.catch_up();
+            if sequence.next_block().is_none_or(|key| begun.insert(key)) {
+                prompts.push(index);
+            }
+        }
+        if let Some(oldest) = prompts.first() {
+            shares[*oldest] = self.running[*oldest].pending().min(budget.div_ceil(OLDEST_PROMPT));
+            budget -= shares[*oldest];
+        }
+        prompts.sort_by_key(|index| self.running[*index].pending() - shares[*index]);
+        for index in prompts {
+            let more = (self.running[index].pending() - shares[index]).min(budget);
+            shares[index] += more;
+            budget -= more;
+        }
+        shares.into_iter().enumerate().filter(|(_, rows)| *rows > 0).collect()
+    }
+
+    /// The decoder's view of `step`.
+    pub fn rows<'a>(&'a self, step: &Step) -> Vec<SequenceRows<'a>> {
+        let rows = step.parts.iter().map(|part| {
+            let sequence = &self.running[part.sequence];
+            SequenceRows {
+                rows: part.rows.clone(),
+                start: sequence.cached,
+                blocks: sequence.table.blocks(),
+                adapter: sequence.adapter.as_deref(),
+            }
+        });
+        rows.collect()
+    }
+
+    /// The step was computed: its tokens are in the cache.
+    pub fn advance(&mut self, step: &Step) {
+        for part in &step.parts {
+            let sequence = &mut self.running[part.sequence];
+            sequence.advance(part.rows.len());
+            if part.complete && part.lane == Lane::Answer {
+                self.waiting[part.lane as usize].charge(&sequence.place, DRAWN_TOKEN);
+            }
+        }
+    }
+
+    /// Running sequences in the order of admission, as [`Part::sequence`] counts them until the next [`Self::remove`].
+    pub fn running(&mut self) -> &mut [Sequence<T>] {
+        &mut self.running
+    }
+
+    /// Takes out the sequences at `indices`; their blocks are free when the result drops.
+    pub fn remove(&mut self, mut indices: Vec<usize>) -> Vec<Sequence<T>> {
+        indices.sort_unstable();
+        indices.dedup();
+        let removed: Vec<_> = indices.into_iter().rev().map(|index| self.running.remove(index)).collect();
+        for sequence in &removed {
+            self.waiting[sequence.lane as usize].leave(&sequence.place);
+        }
+        removed
+    }
+
+    /// One of the sequences of `step` breaks the cache: from now on each is computed alone until it is past this place.
+    pub fn suspect(&mut self, step: &Step) {
+        for part in &step.parts {
+            let sequence = &mut self.running[part.sequence];
+            sequence.suspect_until = Some(sequence.tokens.len());
+        }
+    }
+
+    /// The cache's content is lost: all that ran is computed again.
+    pub fn lose_cache(&mut self) {
+        while !self.running.is_empty() {
+            self.preempt_youngest();
+        }
+        self.allocator.forget();
+    }
+
+    /// Takes out everything, waiting and running.
+    pub fn drain(&mut self) -> Vec<T> {
+        let running = self.running.drain(..).chain(self.preempted.drain(..)).map(|sequence| sequence.owner);
+        let mut drained: Vec<T> = running.collect();
+        for lane in &mut self.waiting {
+            drained.extend(lane.extract(|_| false).into_iter().map(|sequence| sequence.owner));
+            *lane = FairQueue::default();
+        }
+        drained
+    }
+
+    /// What happened since the last call.
+    pub fn take_happenings(&mut self) -> Happenings {
+        std::mem::take(&mut self.happenings)
+    }
+
+    /// True where there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting_count() == 0
+    }
+
+    /// Sequences that wait for admission, for the first time or again.
+    pub fn waiting_count(&self) -> usize {
+        self.preempted.len() + self.waiting.iter().map(FairQueue::len).sum::<usize>()
+    }
+
+    /// Sequences that run.
+    pub fn running_count(&self) -> usize {
+        self.running.len()
+    }
+
+    /// The cache's blocks.
+    pub fn allocator(&self) -> &BlockAllocator {
+        &self.allocator
+    }
+}
+
+#[cfg(test)]
+#[path = "scheduler_tests.rs"]
+mod tests;

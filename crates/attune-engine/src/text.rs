@@ -1,0 +1,206 @@
+//! Text that grows token by token: never half a character, never a stop text, at a cost per token that does not grow.
+//! Called by the engine thread (`native.rs`) for every drawn token.
+
+use crate::Result;
+use attune_model::tokenizer::Tokenizer;
+
+/// Prompt tokens that the first piece is decoded with, so that it keeps its leading blank.
+const CONTEXT_TOKENS: usize = 8;
+/// Tokens that the window keeps when it is cut without a clean boundary: those of all unsettled characters (a replacement
+/// character stands for at most 3 bytes, a token has at least one) and of the whole character before them.
+const KEPT_TOKENS: usize = 3 * UNSETTLED_CHARACTERS + 4;
+/// Tokens in the window before it is cut at any rate (a model that writes nothing but broken bytes).
+const WINDOW_TOKENS: usize = 64;
+/// Replacement characters at the end that may still change. Decoders with byte fallback write one per byte, and rewrite
+/// the finished character before (4 bytes) together with the unfinished one (3 bytes).
+const UNSETTLED_CHARACTERS: usize = 7;
+
+/// What became safe to show.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Piece {
+    /// Whole characters, and nothing that may still become part of a stop text.
+    pub text: String,
+    /// A stop text was met: `text` is the last there is.
+    pub stopped: bool,
+}
+
+/// The text of one answer.
+#[derive(Debug)]
+pub struct TextStream {
+    detokenizer: Detokenizer,
+    stops: StopFilter,
+}
+
+impl TextStream {
+    /// The answer to `prompt`, ended by the first of `stops` that is complete.
+    pub fn new(tokenizer: &Tokenizer, prompt: &[u32], stops: &[String]) -> Result<Self> {
+        Ok(Self { detokenizer: Detokenizer::after(tokenizer, prompt)?, stops: StopFilter::new(stops) })
+    }
+
+    /// Adds a token.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<Piece> {
+        let text = self.detokenizer.push(tokenizer, id)?;
+        Ok(self.stops.push(&text))
+    }
+
+    /// Adds a special token whose name is part of the text. No text runs across it, so what was held back comes first.
+    pub fn push_special(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<Piece> {
+        let mut piece = self.finish(tokenizer)?;
+        if !piece.stopped {
+            piece.text.push_str(&tokenizer.decode(&[id], false)?);
+        }
+        Ok(piece)
+    }
+
+    /// Ends the answer: what was held back, an unfinished character included.
+    pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<Piece> {
+        let text = self.detokenizer.finish(tokenizer)?;
+        let mut piece = self.stops.push(&text);
+        if !piece.stopped {
+            piece.text.push_str(&self.stops.take());
+        }
+        Ok(piece)
+    }
+}
+
+/// Decodes a window over the last tokens: those since the last clean boundary, and those before it as context, because
+/// decoders treat the first token of a text differently. The difference to what was shown is new.
+#[derive(Debug)]
+struct Detokenizer {
+    window: Vec<u32>,
+    /// Tokens at the front of `window` that are context: all their text is shown.
+    context: usize,
+    /// Bytes of the window's text that are shown.
+    shown: usize,
+}
+
+impl Detokenizer {
+    fn after(tokenizer: &Tokenizer, prompt: &[u32]) -> Result<Self> {
+        let mut window: Vec<u32> =
+            prompt.iter().rev().copied().filter(|id| tokenizer.is_visible(*id)).take(CONTEXT_TOKENS).collect();
+        window.reverse();
+        // A prompt of token ids may end inside a character: the answer that completes it then shows it.
+        let shown = settled_bytes(&tokenizer.decode(&window, true)?);
+        Ok(Self { context: window.len(), window, shown })
+    }
+
+    fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
+        if !tokenizer.is_visible(id) {
+            return Ok(String::new());
+        }
+        self.window.push(id);
+        let text = tokenizer.decode(&self.window, true)?;
+        let settled = settled_bytes(&text);
+        let delta = text_between(&text, self.shown, settled);
+        if settled > self.shown {
+            self.shown = settled;
+        }
+        if settled == text.len() && !delta.is_empty() {
+            self.window.drain(..self.context);
+            self.context = self.window.len();
+            self.shown = tokenizer.decode(&self.window, true)?.len();
+        } else if self.window.len() > WINDOW_TOKENS {
+            self.window.drain(..self.window.len() - KEPT_TOKENS);
+            self.context = 0;
+            self.shown = settled_bytes(&tokenizer.decode(&self.window, true)?);
+        }
+        Ok(delta)
+    }
+
+    fn finish(&mut self, tokenizer: &Tokenizer) -> Result<String> {
+        let text = tokenizer.decode(&self.window, true)?;
+        let delta = text_between(&text, self.shown, text.len());
+        self.shown = text.len();
+        Ok(delta)
+    }
+}
+
+/// Bytes before the replacement characters at the end, which later tokens may still complete.
+fn settled_bytes(text: &str) -> usize {
+    let open = text.chars().rev().take(UNSETTLED_CHARACTERS).take_while(|c| *c == char::REPLACEMENT_CHARACTER).count();
+    text.len() - open * char::REPLACEMENT_CHARACTER.len_utf8()
+}
+
+/// `text[from..to]`, from the next character where a decoder rewrote what was shown.
+fn text_between(text: &str, from: usize, to: usize) -> String {
+    let from = (from..=text.len()).find(|index| text.is_char_boundary(*index)).unwrap_or(text.len());
+    text.get(from..to).unwrap_or_default().to_owned()
+}
+
+/// Finds stop texts in a stream, independent of how it is cut, and holds back what may become one.
+///
+/// The stop text that is complete first ends the answer; of several complete at the same character, the longest is cut
+/// away. Knuth-Morris-Pratt keeps the cost at a constant per byte, however long a stop text a client sends.
+#[derive(Debug)]
+struct StopFilter {
+    stops: Vec<StopText>,
+    held: String,
+}
+
+#[derive(Debug)]
+struct StopText {
+    bytes: Vec<u8>,
+    /// For each length of a matched prefix: the longest proper prefix that is also its suffix.
+    fallback: Vec<usize>,
+    /// Bytes of the stop text that the stream now ends with.
+    matched: usize,
+}
+
+impl StopFilter {
+    fn new(stops: &[String]) -> Self {
+        let stops = stops.iter().filter(|stop| !stop.is_empty()).map(|stop| StopText::new(stop)).collect();
+        Self { stops, held: String::new() }
+    }
+
+    fn push(&mut self, text: &str) -> Piece {
+        for (index, byte) in text.bytes().enumerate() {
+            let complete = self.stops.iter_mut().filter_map(|stop| stop.advance(byte)).max();
+            if let Some(length) = complete {
+                self.held.push_str(&text[..=index]);
+                self.held.truncate(self.held.len() - length);
+                return Piece { text: self.take(), stopped: true };
+            }
+        }
+        self.held.push_str(text);
+        // A stop text begins at a character's first byte, so this cut falls between characters.
+        let open = self.stops.iter().map(|stop| stop.matched).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - open);
+        Piece { text: std::mem::replace(&mut self.held, rest), stopped: false }
+    }
+
+    /// What was held back; a stop text begins anew after it.
+    fn take(&mut self) -> String {
+        for stop in &mut self.stops {
+            stop.matched = 0;
+        }
+        std::mem::take(&mut self.held)
+    }
+}
+
+impl StopText {
+    fn new(stop: &str) -> Self {
+        let bytes = stop.as_bytes().to_vec();
+        let mut fallback = vec![0; bytes.len() + 1];
+        let mut length = 0;
+        for index in 1..bytes.len() {
+            while length > 0 && bytes[index] != bytes[length] {
+                length = fallback[length];
+            }
+            length += usize::from(bytes[index] == bytes[length]);
+            fallback[index + 1] = length;
+        }
+        Self { bytes, fallback, matched: 0 }
+    }
+
+    /// The stop text's length where `byte` completes it.
+    fn advance(&mut self, byte: u8) -> Option<usize> {
+        while self.matched > 0 && self.bytes[self.matched] != byte {
+            self.matched = self.fallback[self.matched];
+        }
+        self.matched += usize::from(self.bytes[self.matched] == byte);
+        (self.matched == self.bytes.len()).then(|| {
+            self.matched = self.fallback[self.matched];
+            self.bytes.len()
+        })
+    }
+}

@@ -1,0 +1,110 @@
+//! Templates in the styles of ChatML, Llama 3 and Mistral, against what transformers renders for them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use serde_json::json;
+
+use super::*;
+
+const CHATML: &str = "{%- if tools %}
+    {{- '<|im_start|>system\\nTools:' }}
+    {%- for tool in tools %}
+        {{- '\\n' }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endif %}
+{% for message in messages %}
+{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}
+{%- endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\\n' }}
+{%- endif %}
+";
+
+const LLAMA3: &str = "{% set loop_messages = messages %}{% for message in loop_messages %}\
+{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + \
+'<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}";
+
+const MISTRAL: &str = "{%- if messages[0].role == 'system' %}{%- set system = messages[0].content.strip() %}\
+{%- set rest = messages[1:] %}{%- else %}{%- set rest = messages %}{%- endif %}{{- bos_token }}\
+{%- for message in rest %}{%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}\
+{{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{%- endif %}\
+{%- if message.role == 'user' %}{%- if loop.last and system is defined %}\
+{{- '[INST] ' + system + '\n\n' + message.content + '[/INST]' }}{%- else %}{{- '[INST] ' + message.content + '[/INST]' }}\
+{%- endif %}{%- else %}{% generation %}{{- ' ' + message.content + eos_token }}{% endgeneration %}{%- endif %}{%- endfor %}";
+
+fn template(config: &Value) -> ChatTemplate {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    ChatTemplate::read(folder.path()).unwrap().unwrap()
+}
+
+fn chat(turns: &[(&str, &str)]) -> Vec<Value> {
+    turns.iter().map(|(role, content)| json!({"role": role, "content": content})).collect()
+}
+
+#[test]
+fn chatml_renders_turns_tools_and_the_opening_of_the_answer() {
+    let template = template(&json!({"chat_template": CHATML}));
+    let messages = chat(&[("system", "Be <kind> & 'brief'."), ("user", "Grüße")]);
+    let plain = "<|im_start|>system\nBe <kind> & 'brief'.<|im_end|>\n<|im_start|>user\nGrüße<|im_end|>\n";
+    assert_eq!(template.render(&messages, None, false).unwrap(), plain);
+    let opened = template.render(&messages, None, true).unwrap();
+    assert_eq!(opened, format!("{plain}<|im_start|>assistant\n"));
+
+    let tools = [json!({"type": "function", "function": {"name": "weather", "args": ["ü", 1, null, 0.5]}})];
+    let with_tools = template.render(&messages[1..], Some(&tools), false).unwrap();
+    let listed = r#"{"type": "function", "function": {"name": "weather", "args": ["ü", 1, null, 0.5]}}"#;
+    assert!(with_tools.starts_with(&format!("<|im_start|>system\nTools:\n{listed}<|im_end|>\n")), "{with_tools}");
+}
+
+#[test]
+fn llama3_begins_with_the_begin_token_and_trims_contents() {
+    let template = template(&json!({"chat_template": LLAMA3, "bos_token": {"content": "<|begin_of_text|>"}}));
+    let expected = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>\
+                    <|start_header_id|>assistant<|end_header_id|>\n\n";
+    assert_eq!(template.render(&chat(&[("user", "  Hi \n")]), None, true).unwrap(), expected);
+}
+
+#[test]
+fn mistral_puts_the_system_text_into_the_last_turn_and_refuses_wrong_orders() {
+    let named = json!([{"name": "rag", "template": "no"}, {"name": "default", "template": MISTRAL}]);
+    let template = template(&json!({"chat_template": named, "bos_token": "<s>", "eos_token": "</s>"}));
+    let messages = chat(&[("system", " S "), ("user", "a"), ("assistant", "b"), ("user", "c")]);
+    let text = template.render(&messages, None, true).unwrap();
+    assert_eq!(text, "<s>[INST] a[/INST] b</s>[INST] S\n\nc[/INST]");
+
+    let error = template.render(&chat(&[("user", "a"), ("user", "b")]), None, true).unwrap_err();
+    let Error::Template(message) = error else { panic!("not the client's fault: {error}") };
+    assert_eq!(message, "Conversation roles must alternate user/assistant/user/assistant/...");
+}
+
+#[test]
+fn messages_that_a_template_cannot_take_are_the_clients_fault() {
+    let template = template(&json!({"chat_template": CHATML}));
+    let messages = [json!({"role": "user"})];
+    assert!(matches!(template.render(&messages, None, true), Err(Error::Template(_))));
+}
+
+#[test]
+fn tojson_indents_and_dates_are_written() {
+    let source = "{{ messages | tojson(indent=2) }}|{{ strftime_now('%Y') | length }}";
+    let template = template(&json!({"chat_template": source}));
+    let text = template.render(&[json!({"b": 1, "a": 2})], None, false).unwrap();
+    assert_eq!(text, "[\n  {\n    \"b\": 1,\n    \"a\": 2\n  }\n]|4");
+}
+
+#[test]
+fn the_file_of_its_own_wins_and_a_broken_template_names_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(ChatTemplate::read(folder.path()).unwrap().is_none());
+    std::fs::write(folder.path().join("tokenizer_config.json"), json!({"chat_template": "old"}).to_string()).unwrap();
+    std::fs::write(folder.path().join("chat_template.jinja"), "{{ messages[0].content }}\n").unwrap();
+    let template = ChatTemplate::read(folder.path()).unwrap().unwrap();
+    assert_eq!(template.render(&chat(&[("user", "x")]), None, true).unwrap(), "x");
+    std::fs::write(folder.path().join("chat_template.jinja"), "{% if %}").unwrap();
+    let error = ChatTemplate::read(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("chat_template.jinja"), "{error}");
+}

@@ -1,0 +1,323 @@
+//! The decoder of all families: one set of weights, one forward pass, two contexts.
+//!
+//! Serving ([`Decoder::step`], called by `engine`) attends over a paged cache and applies each row's own adapter. Training
+//! (`train/backward.rs`) attends over packed sequences and keeps the activations that [`Block::forward`] returns.
+
+mod second_stream;
+mod serving;
+
+use std::sync::OnceLock;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::ModelConfig;
+use crate::Result;
+use crate::kernels;
+use crate::linear::{Linear, Storage};
+use crate::lora::{Adapter, Site};
+use crate::rope::{Angles, Rope};
+use crate::weights::Weights;
+pub use serving::SequenceRows;
+
+/// The weights and the forward pass.
+#[derive(Debug)]
+pub struct Decoder {
+    /// `[vocabulary, hidden]`
+    embedding: Linear,
+    /// The decoder blocks, bottom first.
+    pub blocks: Vec<Block>,
+    /// `[hidden]`
+    pub final_norm: Tensor,
+    /// `[vocabulary, hidden]`; absent where the embedding is the head too.
+    untied_head: Option<Linear>,
+    /// The rotary frequencies.
+    pub rope: Rope,
+    /// Added inside the norms.
+    pub norm_eps: f32,
+    device: Device,
+    activation_dtype: DType,
+    adapter_precision: DType,
+    /// See [`Decoder::for_training`].
+    training: OnceLock<Option<Box<Decoder>>>,
+}
+
+/// One decoder block. Fields are called as in the checkpoint, without the suffix.
+#[derive(Debug)]
+pub struct Block {
+    pub index: usize,
+    pub input_norm: Tensor,
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub o: Linear,
+    /// `[head_dim]` each, for query and key (Qwen 3).
+    pub query_key_norm: Option<(Tensor, Tensor)>,
+    pub post_attention_norm: Tensor,
+    pub gate: Linear,
+    pub up: Linear,
+    pub down: Linear,
+    /// Tokens that attention looks back, itself included.
+    pub window: Option<usize>,
+    /// False where positions are not rotated.
+    pub rotary: bool,
+    pub norm_eps: f32,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+/// What adapters add inside a block.
+pub trait LowRank {
+    /// The low-rank parts of the linear layers at `sites` (one of [`GROUPS`](crate::lora::routes::GROUPS)), added to
+    /// `outputs` `[rows, out]`, the base's products of `x` `[rows, in]`.
+    fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> Result<()>;
+}
+
+/// What [`Block::forward`] knows of the rows beside their values.
+pub trait Context: LowRank {
+    /// Causal attention of `q` `[rows, heads, head_dim]` over `k`, `v` `[rows, kv_heads, head_dim]`: the output `[rows, heads,
+    /// head_dim]`, and the logarithm of each softmax's sum `[rows, heads]`.
+    fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)>;
+
+    /// Cosines and sines of the rows' positions.
+    fn angles(&self) -> &Angles;
+}
+
+/// What a block computed on the way, as the backward pass needs it. Rows are tokens.
+#[derive(Debug)]
+pub struct Activations {
+    /// The block's input, `[rows, hidden]`.
+    pub input: Tensor,
+    /// Normed input of attention, `[rows, hidden]`.
+    pub attention_input: Tensor,
+    /// Query and key before their norms (Qwen 3), `[rows, heads, head_dim]`.
+    pub unnormed: Option<(Tensor, Tensor)>,
+    /// Rotated queries, `[rows, heads, head_dim]`.
+    pub q: Tensor,
+    /// Rotated keys, `[rows, kv_heads, head_dim]`.
+    pub k: Tensor,
+    /// Values, `[rows, kv_heads, head_dim]`.
+    pub v: Tensor,
+    /// Attention's output, `[rows, heads · head_dim]`.
+    pub attended: Tensor,
+    /// Logarithm of each softmax's sum, `[rows, heads]`.
+    pub log_sum_exp: Tensor,
+    /// The residual stream between attention and MLP, `[rows, hidden]`.
+    pub middle: Tensor,
+    /// Normed input of the MLP, `[rows, hidden]`.
+    pub mlp_input: Tensor,
+    /// `[rows, intermediate]`
+    pub gate: Tensor,
+    /// `[rows, intermediate]`
+    pub up: Tensor,
+    /// silu(gate) · up, `[rows, intermediate]`.
+    pub gated: Tensor,
+}
+
+/// The result of [`Block::norm_and_rotate`], in the words of [`Activations`].
+pub struct RotatedHeads {
+    pub q: Tensor,
+    pub k: Tensor,
+    pub unnormed: Option<(Tensor, Tensor)>,
+}
+
+impl Block {
+    fn load(index: usize, config: &ModelConfig, weights: &Weights, storage: &Storage) -> Result<Self> {
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let query_width = config.num_attention_heads * config.head_dim;
+        let key_width = config.num_key_value_heads * config.head_dim;
+        let prefix = format!("model.layers.{index}");
+        let norm = |name: &str, width: usize| weights.get(&format!("{prefix}.{name}.weight"), &[width]);
+        let linear = |site: Site, input: usize, output: usize| -> Result<Linear> {
+            let name = format!("{prefix}.{}", site.path());
+            let weight = weights.get(&format!("{name}.weight"), &[output, input])?;
+            let bias = weights.get_optional(&format!("{name}.bias"), &[output])?;
+            Linear::new(&weight, bias, storage)
+        };
+        let query_key_norm = if config.query_key_norm {
+            Some((norm("self_attn.q_norm", config.head_dim)?, norm("self_attn.k_norm", config.head_dim)?))
+        } else {
+            None
+        };
+        Ok(Self {
+            index,
+            input_norm: norm("input_layernorm", hidden)?,
+            q: linear(Site::Query, hidden, query_width)?,
+            k: linear(Site::Key, hidden, key_width)?,
+            v: linear(Site::Value, hidden, key_width)?,
+            o: linear(Site::Output, query_width, hidden)?,
+            query_key_norm,
+            post_attention_norm: norm("post_attention_layernorm", hidden)?,
+            gate: linear(Site::Gate, hidden, intermediate)?,
+            up: linear(Site::Up, hidden, intermediate)?,
+            down: linear(Site::Down, intermediate, hidden)?,
+            window: config.sliding_windows[index],
+            rotary: config.rotary[index],
+            norm_eps: config.rms_norm_eps,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        })
+    }
+
+    /// The frozen layer at `site`.
+    pub fn linear(&self, site: Site) -> &Linear {
+        match site {
+            Site::Query => &self.q,
+            Site::Key => &self.k,
+            Site::Value => &self.v,
+            Site::Output => &self.o,
+            Site::Gate => &self.gate,
+            Site::Up => &self.up,
+            Site::Down => &self.down,
+        }
+    }
+
+    /// The products of `x` `[rows, in]` with the layers at `sites`, adapters included, `[rows, out]` each.
+    fn project<const N: usize>(&self, sites: [Site; N], x: &Tensor, context: &impl LowRank) -> Result<[Tensor; N]> {
+        let mut outputs = Linear::forward_each(sites.map(|site| self.linear(site)), x, None)?;
+        context.add_lora(self.index, &sites, x, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    /// `residual` plus the product of `x` `[rows, in]` with the layer at `site`, adapters included, `[rows, out]`.
+    fn project_onto(&self, residual: &Tensor, site: Site, x: &Tensor, context: &impl LowRank) -> Result<Tensor> {
+        let mut output = [self.linear(site).forward_onto(residual, x)?];
+        context.add_lora(self.index, &[site], x, &mut output)?;
+        let [output] = output;
+        Ok(output)
+    }
+
+    /// `x` `[rows, hidden]` to the block's output `[rows, hidden]`, and everything on the way.
+    pub fn forward(&self, x: Tensor, context: &impl Context) -> Result<(Tensor, Activations)> {
+        let activations = self.activations(x, context)?;
+        let y = self.project_onto(&activations.middle, Site::Down, &activations.gated, context)?; // [rows, hidden]
+        Ok((y, activations))
+    }
+
+    /// All of [`Block::forward`] but its last product.
+    pub fn activations(&self, x: Tensor, context: &impl Context) -> Result<Activations> {
+        let rows = x.dim(0)?;
+
+        // Attention: middle = x + W_o · attend(q, k, v)
+        let attention_input = kernels::rms_norm(&x, &self.input_norm, self.norm_eps)?; // [rows, hidden]
+        let [q, k, v] = self.project([Site::Query, Site::Key, Site::Value], &attention_input, context)?;
+        let q = q.reshape((rows, self.heads, self.head_dim))?;
+        let k = k.reshape((rows, self.kv_heads, self.head_dim))?;
+        let v = v.reshape((rows, self.kv_heads, self.head_dim))?;
+        let RotatedHeads { q, k, unnormed } = self.norm_and_rotate(q, k, context.angles())?;
+        let (attended, log_sum_exp) = context.attend(self, &q, &k, &v)?; // [rows, heads, head_dim]
+        let attended = attended.reshape((rows, self.heads * self.head_dim))?;
+        let middle = self.project_onto(&x, Site::Output, &attended, context)?; // [rows, hidden]
+
+        // MLP: y = middle + W_down · (silu(W_gate · m) · (W_up · m))
+        let mlp_input = kernels::rms_norm(&middle, &self.post_attention_norm, self.norm_eps)?; // [rows, hidden]
+        let [gate, up] = self.project([Site::Gate, Site::Up], &mlp_input, context)?; // [rows, intermediate] each
+        let gated = kernels::swiglu(&gate, &up)?; // [rows, intermediate]
+
+        Ok(Activations {
+            input: x,
+            attention_input,
+            unnormed,
+            q,
+            k,
+            v,
+            attended,
+            log_sum_exp,
+            middle,
+            mlp_input,
+            gate,
+            up,
+            gated,
+        })
+    }
+
+    /// Query and key `[rows, heads, head_dim]` as attention takes them.
+    pub fn norm_and_rotate(&self, mut q: Tensor, mut k: Tensor, angles: &Angles) -> Result<RotatedHeads> {
+        let mut unnormed = None;
+        if let Some((q_norm, k_norm)) = &self.query_key_norm {
+            let normed_q = kernels::rms_norm(&q, q_norm, self.norm_eps)?;
+            let normed_k = kernels::rms_norm(&k, k_norm, self.norm_eps)?;
+            unnormed = Some((std::mem::replace(&mut q, normed_q), std::mem::replace(&mut k, normed_k)));
+        }
+        if self.rotary {
+            (q, k) = kernels::rope(&q, &k, angles)?;
+        }
+        Ok(RotatedHeads { q, k, unnormed })
+    }
+}
+
+impl Decoder {
+    /// Builds the decoder from a checkpoint's tensors, its weight matrices held as `storage` says.
+    pub fn load(config: &ModelConfig, weights: &Weights, storage: &Storage) -> Result<Self> {
+        storage.check_on(weights.device())?;
+        let table = |name: &str| -> Result<Linear> {
+            Linear::table(&weights.get(name, &[config.vocab_size, config.hidden_size])?, storage)
+        };
+        let embedding = table("model.embed_tokens.weight")?;
+        let untied_head = if config.tie_word_embeddings { None } else { Some(table("lm_head.weight")?) };
+        let blocks = (0..config.num_hidden_layers).map(|index| Block::load(index, config, weights, storage));
+        Ok(Self {
+            embedding,
+            blocks: blocks.collect::<Result<_>>()?,
+            final_norm: weights.get("model.norm.weight", &[config.hidden_size])?,
+            untied_head,
+            rope: Rope::new(config),
+            norm_eps: config.rms_norm_eps,
+            device: weights.device().clone(),
+            activation_dtype: storage.activation_dtype(weights.device()),
+            adapter_precision: storage.adapter_precision(weights.device()),
+            training: OnceLock::new(),
+        })
+    }
+
+    /// What adapters are held in while they are served, f32 or bf16: as precise as the weights that they change.
+    pub fn adapter_precision(&self) -> DType {
+        self.adapter_precision
+    }
+
+    /// The adapter as this decoder's steps read it best.
+    pub fn served(&self, adapter: &Adapter) -> Result<Adapter> {
+        if kernels::on_host(&self.device) {
+            return adapter.for_serving(self.adapter_precision);
+        }
+        adapter.on(&self.device, self.adapter_precision)
+    }
+
+    /// What lies between the layers: f32, or bf16 beside weights in bf16 on a GPU.
+    pub fn activation_dtype(&self) -> DType {
+        self.activation_dtype
+    }
+
+    /// Factor on the gradients between the layers, about `wanted`: without one those of f16 would be too small for its range
+    /// (Micikevicius et al., "Mixed precision training", 2018).
+    pub fn gradient_scale(&self, wanted: f64) -> f64 {
+        if self.activation_dtype == DType::F16 { wanted.max(1.0).log2().floor().exp2() } else { 1.0 }
+    }
+
+    /// The device that the weights are on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Embeddings of `tokens`, `[rows, hidden]`.
+    pub fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        self.embedding.rows(tokens)
+    }
+
+    /// Logits of hidden states, `[rows, hidden]` to `[rows, vocabulary]`, in the type of the hidden states.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.head().forward(hidden)
+    }
+
+    /// Bytes of the weight matrices in memory.
+    pub fn weight_bytes(&self) -> usize {
+        let layers = self.blocks.iter().flat_map(|block| Site::ALL.map(|site| block.linear(site).bytes()));
+        layers.sum::<usize>() + self.embedding.bytes() + self.untied_head.as_ref().map_or(0, Linear::bytes)
+    }
+
+    /// The layer from hidden states to logits.
+    pub fn head(&self) -> &Linear {
+        self.untied_head.as_ref().unwrap_or(&self.embedding)
+    }
+}

@@ -1,0 +1,33 @@
+//! Softmax, loss and gradient of a chunk of logits, one pass over each row, in place.
+
+use candle_core::Tensor;
+
+use super::product::for_rows;
+use super::{SharedSlice, Values, tensor, vector};
+use crate::Result;
+use crate::kernels::CrossEntropy;
+
+/// See [`crate::kernels::cross_entropy`].
+pub fn forward(logits: Tensor, targets: &[u32], weights: &[f32]) -> Result<CrossEntropy> {
+    let (rows, classes) = logits.dims2()?;
+    let mut gradient = Values::of(&logits)?.to_vec();
+    drop(logits);
+    let mut losses = vec![0.0; rows];
+    let mut correct = vec![0.0; rows];
+    let (shared_losses, shared_correct) = (SharedSlice::new(&mut losses), SharedSlice::new(&mut correct));
+    for_rows(&mut gradient, classes, |row, values| {
+        let target = targets[row] as usize;
+        let target_logit = values[target];
+        let max = vector::max(values);
+        let sum = vector::exp_and_sum(values, max);
+        // SAFETY: each row is handled once.
+        let (loss, correct) = unsafe { (shared_losses.slice(row..row + 1), shared_correct.slice(row..row + 1)) };
+        // `max` skips NaN, the sum does not: a row with NaN has a NaN loss.
+        loss[0] = sum.ln() + max - target_logit;
+        correct[0] = f32::from(target_logit >= max);
+        vector::scale(values, weights[row] / sum);
+        values[target] -= weights[row];
+    });
+    let correct = correct.into_iter().map(|value| value > 0.0).collect();
+    Ok(CrossEntropy { losses, correct, gradient: tensor(gradient, (rows, classes))? })
+}

@@ -1,0 +1,93 @@
+//! Norms, rotation and activation: work on rows, memory bound, spread over the pool.
+
+use candle_core::Tensor;
+
+use super::product::for_rows;
+use super::{Values, tensor, vector};
+use crate::Result;
+use crate::rope::Angles;
+
+/// See [`crate::kernels::rms_norm`].
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    let width = weight.elem_count();
+    let (values, weight) = (Values::of(x)?, Values::of(weight)?);
+    let mut y = vec![0.0; values.len()];
+    for_rows(&mut y, width, |row, y| {
+        let x = &values[row * width..(row + 1) * width];
+        let inverse = 1.0 / (vector::dot(x, x) / width as f32 + eps).sqrt();
+        for ((y, x), weight) in y.iter_mut().zip(x).zip(weight.iter()) {
+            *y = x * inverse * weight;
+        }
+    });
+    tensor(y, x.shape())
+}
+
+/// With r = 1 / rms(x) and g = dy · weight: dx = r · g − x · r³ · (g · x) / width.
+pub fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor) -> Result<Tensor> {
+    let width = weight.elem_count();
+    let (values, weight, dy) = (Values::of(x)?, Values::of(weight)?, Values::of(dy)?);
+    let mut dx = vec![0.0; values.len()];
+    for_rows(&mut dx, width, |row, dx| {
+        let x = &values[row * width..(row + 1) * width];
+        let dy = &dy[row * width..(row + 1) * width];
+        let inverse = 1.0 / (vector::dot(x, x) / width as f32 + eps).sqrt();
+        for ((g, dy), weight) in dx.iter_mut().zip(dy).zip(weight.iter()) {
+            *g = dy * weight;
+        }
+        let shared = vector::dot(dx, x) * inverse * inverse * inverse / width as f32;
+        for (dx, x) in dx.iter_mut().zip(x) {
+            *dx = *dx * inverse - x * shared;
+        }
+    });
+    tensor(dx, x.shape())
+}
+
+/// Rotates forwards (`direction` 1) or backwards (−1).
+pub fn rope(x: &Tensor, angles: &Angles, direction: f32) -> Result<Tensor> {
+    let (_, heads, head_dim) = x.dims3()?;
+    let half = head_dim / 2;
+    let (values, cos, sin) = (Values::of(x)?, Values::of(&angles.cos)?, Values::of(&angles.sin)?);
+    let width = heads * head_dim;
+    let mut y = vec![0.0; values.len()];
+    for_rows(&mut y, width, |row, y| {
+        let (cos, sin) = (&cos[row * half..(row + 1) * half], &sin[row * half..(row + 1) * half]);
+        let x = &values[row * width..(row + 1) * width];
+        for (y, x) in y.chunks_exact_mut(head_dim).zip(x.chunks_exact(head_dim)) {
+            let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
+            for i in 0..half {
+                let sin = sin[i] * direction;
+                y1[i] = x1[i] * cos[i] - x2[i] * sin;
+                y2[i] = x2[i] * cos[i] + x1[i] * sin;
+            }
+        }
+    });
+    tensor(y, x.shape())
+}
+
+/// See [`crate::kernels::swiglu`].
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let (_, width) = gate.dims2()?;
+    let (gates, ups) = (Values::of(gate)?, Values::of(up)?);
+    let mut y = vec![0.0; gates.len()];
+    for_rows(&mut y, width, |row, y| {
+        let range = row * width..(row + 1) * width;
+        vector::swiglu(y, &gates[range.clone()], &ups[range]);
+    });
+    tensor(y, gate.shape())
+}
+
+/// See [`crate::kernels::swiglu_backward`].
+pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (_, width) = gate.dims2()?;
+    let (gates, ups, dy) = (Values::of(gate)?, Values::of(up)?, Values::of(dy)?);
+    let mut dgate = vec![0.0; gates.len()];
+    let mut dup = vec![0.0; gates.len()];
+    let shared_dup = super::SharedSlice::new(&mut dup);
+    for_rows(&mut dgate, width, |row, dgate| {
+        let range = row * width..(row + 1) * width;
+        // SAFETY: each row is handled once.
+        let dup = unsafe { shared_dup.slice(range.clone()) };
+        vector::swiglu_backward(dgate, dup, &gates[range.clone()], &ups[range.clone()], &dy[range]);
+    });
+    Ok((tensor(dgate, gate.shape())?, tensor(dup, gate.shape())?))
+}

@@ -1,0 +1,235 @@
+//! Attention for training: causal inside each packed sequence, in tiles of queries, so that no T×T matrix is kept. The
+//! backward pass computes the probabilities again from the saved logarithms of their sums (FlashAttention, section 3).
+
+use std::ops::Range;
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::product::{View, multiply};
+use super::{SharedSlice, Values, tensor, vector};
+use crate::Result;
+use crate::kernels::AttentionState;
+
+/// Queries per tile.
+const TILE: usize = 64;
+
+/// Sizes of an attention problem.
+#[derive(Clone, Copy)]
+struct Shape {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    scale: f32,
+    window: Option<usize>,
+}
+
+impl Shape {
+    fn of(q: &Tensor, k: &Tensor, window: Option<usize>) -> Result<Self> {
+        let (_, heads, head_dim) = q.dims3()?;
+        let (_, kv_heads, _) = k.dims3()?;
+        Ok(Self { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window })
+    }
+
+    /// Values between the rows of a tensor of queries.
+    fn query_stride(self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Values between the rows of a tensor of keys.
+    fn key_stride(self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// One head's rows of an interleaved tensor with `heads` heads, as a matrix `[rows, head_dim]`.
+    fn head<'a>(self, values: &'a [f32], heads: usize, head: usize, rows: &Range<usize>) -> View<'a> {
+        let stride = heads * self.head_dim;
+        View::strided(&values[rows.start * stride + head * self.head_dim..], rows.len(), self.head_dim, stride)
+    }
+
+    /// The keys that the rows of `tile` see together: from the first row's window to the last row.
+    fn keys_of(self, sequence: &Range<usize>, tile: &Range<usize>) -> Range<usize> {
+        let first = self.window.map_or(sequence.start, |window| (tile.start + 1).saturating_sub(window));
+        first.max(sequence.start)..tile.end
+    }
+
+    /// The keys inside `keys` that `row` sees.
+    fn seen_by(self, row: usize, keys: &Range<usize>) -> Range<usize> {
+        let first = self.window.map_or(keys.start, |window| (row + 1).saturating_sub(window).max(keys.start));
+        first - keys.start..row + 1 - keys.start
+    }
+
+    /// Scaled products of the tile's queries with `keys`, `[tile, keys]`.
+    fn scores(
+        self,
+        scores: &mut Vec<f32>,
+        q: &[f32],
+        k: &[f32],
+        head: usize,
+        tile: &Range<usize>,
+        keys: &Range<usize>,
+    ) {
+        scores.resize(tile.len() * keys.len(), 0.0);
+        let kv_head = head / (self.heads / self.kv_heads);
+        let q = self.head(q, self.heads, head, tile);
+        let k = self.head(k, self.kv_heads, kv_head, keys);
+        multiply(scores, keys.len(), None, q, k.transposed(), self.scale, false);
+    }
+}
+
+fn tiles(sequence: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    let end = sequence.end;
+    sequence.clone().step_by(TILE).map(move |start| start..(start + TILE).min(end))
+}
+
+/// See [`crate::kernels::packed_attention`].
+pub fn forward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    sequences: &[Range<usize>],
+    window: Option<usize>,
+) -> Result<(Tensor, Tensor)> {
+    let shape = Shape::of(q, k, window)?;
+    let rows = q.dim(0)?;
+    let (q, k, v) = (Values::of(q)?, Values::of(k)?, Values::of(v)?);
+    let mut out = vec![0.0; rows * shape.query_stride()];
+    let mut log_sum_exp = vec![0.0; rows * shape.heads];
+    let (shared_out, shared_sums) = (SharedSlice::new(&mut out), SharedSlice::new(&mut log_sum_exp));
+
+    let tasks: Vec<_> = sequences
+        .iter()
+        .flat_map(|sequence| tiles(sequence).map(move |tile| (sequence, tile)))
+        .flat_map(|(sequence, tile)| (0..shape.heads).map(move |head| (sequence, tile.clone(), head)))
+        .collect();
+    tasks.into_par_iter().for_each_init(
+        || (Vec::new(), vec![0.0; TILE * shape.head_dim]),
+        |(scores, attended), (sequence, tile, head)| {
+            let keys = shape.keys_of(sequence, &tile);
+            shape.scores(scores, &q, &k, head, &tile, &keys);
+            for (row, scores) in tile.clone().zip(scores.chunks_exact_mut(keys.len())) {
+                let seen = shape.seen_by(row, &keys);
+                scores[..seen.start].fill(0.0);
+                scores[seen.end..].fill(0.0);
+                let scores = &mut scores[seen];
+                let max = vector::max(scores);
+                let sum = vector::exp_and_sum(scores, max);
+                vector::scale(scores, 1.0 / sum);
+                // SAFETY: each row and head is handled once.
+                let place = unsafe { shared_sums.slice(row * shape.heads + head..row * shape.heads + head + 1) };
+                place[0] = sum.ln() + max;
+            }
+            let probabilities = View::dense(scores, tile.len(), keys.len());
+            let kv_head = head / (shape.heads / shape.kv_heads);
+            let v = shape.head(&v, shape.kv_heads, kv_head, &keys);
+            multiply(attended, shape.head_dim, None, probabilities, v, 1.0, false);
+            for (row, attended) in tile.zip(attended.chunks_exact(shape.head_dim)) {
+                let start = row * shape.query_stride() + head * shape.head_dim;
+                // SAFETY: each row and head is handled once.
+                unsafe { shared_out.slice(start..start + shape.head_dim) }.copy_from_slice(attended);
+            }
+        },
+    );
+    Ok((tensor(out, (rows, shape.heads, shape.head_dim))?, tensor(log_sum_exp, (rows, shape.heads))?))
+}
+
+/// Per tile, with P the probabilities and dO the gradient of the output:
+/// dV += Pᵀ dO, dP = dO Vᵀ, dS = P · (dP − rowsum(dO · O)), dQ = scale · dS K, dK += scale · dSᵀ Q.
+pub fn backward(
+    state: AttentionState<'_>,
+    dout: &Tensor,
+    sequences: &[Range<usize>],
+    window: Option<usize>,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let shape = Shape::of(state.q, state.k, window)?;
+    let rows = state.q.dim(0)?;
+    let (q, k, v) = (Values::of(state.q)?, Values::of(state.k)?, Values::of(state.v)?);
+    let (out, sums, dout) = (Values::of(state.out)?, Values::of(state.log_sum_exp)?, Values::of(dout)?);
+    let mut dq = vec![0.0; rows * shape.query_stride()];
+    let mut dk = vec![0.0; rows * shape.key_stride()];
+    let mut dv = vec![0.0; rows * shape.key_stride()];
+    let (shared_dq, shared_dk, shared_dv) =
+        (SharedSlice::new(&mut dq), SharedSlice::new(&mut dk), SharedSlice::new(&mut dv));
+
+    // One task per sequence and key-value head: it alone adds to that head's dK and dV.
+    let tasks: Vec<_> =
+        sequences.iter().flat_map(|sequence| (0..shape.kv_heads).map(move |head| (sequence, head))).collect();
+    tasks.into_par_iter().for_each_init(Buffers::default, |buffers, (sequence, kv_head)| {
+        let group = shape.heads / shape.kv_heads;
+        buffers.dk.clear();
+        buffers.dk.resize(sequence.len() * shape.head_dim, 0.0);
+        buffers.dv.clear();
+        buffers.dv.resize(sequence.len() * shape.head_dim, 0.0);
+        for head in kv_head * group..(kv_head + 1) * group {
+            for tile in tiles(sequence) {
+                let keys = shape.keys_of(sequence, &tile);
+                let dout_view = shape.head(&dout, shape.heads, head, &tile);
+                // P, from the saved sums
+                shape.scores(&mut buffers.scores, &q, &k, head, &tile, &keys);
+                for (row, scores) in tile.clone().zip(buffers.scores.chunks_exact_mut(keys.len())) {
+                    let seen = shape.seen_by(row, &keys);
+                    scores[..seen.start].fill(0.0);
+                    scores[seen.end..].fill(0.0);
+                    vector::exp_and_sum(&mut scores[seen], sums[row * shape.heads + head]);
+                }
+                let probabilities = View::dense(&buffers.scores, tile.len(), keys.len());
+                // dV += Pᵀ dO
+                let offset = (keys.start - sequence.start) * shape.head_dim;
+                let dv = &mut buffers.dv[offset..];
+                multiply(dv, shape.head_dim, Some(1.0), probabilities.transposed(), dout_view, 1.0, false);
+                // dP = dO Vᵀ
+                buffers.dscores.resize(tile.len() * keys.len(), 0.0);
+                let v = shape.head(&v, shape.kv_heads, kv_head, &keys);
+                multiply(&mut buffers.dscores, keys.len(), None, dout_view, v.transposed(), 1.0, false);
+                // dS = P · (dP − rowsum(dO · O))
+                for (index, row) in tile.clone().enumerate() {
+                    let start = row * shape.query_stride() + head * shape.head_dim;
+                    let place = start..start + shape.head_dim;
+                    let delta = vector::dot(&dout[place.clone()], &out[place]);
+                    let line = index * keys.len()..(index + 1) * keys.len();
+                    for (ds, p) in buffers.dscores[line.clone()].iter_mut().zip(&buffers.scores[line]) {
+                        *ds = p * (*ds - delta);
+                    }
+                }
+                let dscores = View::dense(&buffers.dscores, tile.len(), keys.len());
+                // dK += scale · dSᵀ Q
+                let q = shape.head(&q, shape.heads, head, &tile);
+                let dk = &mut buffers.dk[offset..];
+                multiply(dk, shape.head_dim, Some(1.0), dscores.transposed(), q, shape.scale, false);
+                // dQ = scale · dS K
+                buffers.dq.resize(TILE * shape.head_dim, 0.0);
+                let k = shape.head(&k, shape.kv_heads, kv_head, &keys);
+                multiply(&mut buffers.dq, shape.head_dim, None, dscores, k, shape.scale, false);
+                for (row, dq) in tile.zip(buffers.dq.chunks_exact(shape.head_dim)) {
+                    let start = row * shape.query_stride() + head * shape.head_dim;
+                    // SAFETY: each row and head is handled once.
+                    unsafe { shared_dq.slice(start..start + shape.head_dim) }.copy_from_slice(dq);
+                }
+            }
+        }
+        let per_row = buffers.dk.chunks_exact(shape.head_dim).zip(buffers.dv.chunks_exact(shape.head_dim));
+        for (row, (dk, dv)) in sequence.clone().zip(per_row) {
+            let start = row * shape.key_stride() + kv_head * shape.head_dim;
+            // SAFETY: each row and key-value head is handled once.
+            unsafe {
+                shared_dk.slice(start..start + shape.head_dim).copy_from_slice(dk);
+                shared_dv.slice(start..start + shape.head_dim).copy_from_slice(dv);
+            }
+        }
+    });
+    Ok((
+        tensor(dq, (rows, shape.heads, shape.head_dim))?,
+        tensor(dk, (rows, shape.kv_heads, shape.head_dim))?,
+        tensor(dv, (rows, shape.kv_heads, shape.head_dim))?,
+    ))
+}
+
+/// Scratch memory of one thread.
+#[derive(Default)]
+struct Buffers {
+    scores: Vec<f32>,
+    dscores: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}

@@ -1,0 +1,250 @@
+//! Attention over packed sequences and over the paged cache, and its gradient.
+
+use candle_core::{DType, Tensor};
+
+use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, address, is_half, launch, output};
+use super::rows::{RowTables, Rows};
+use crate::kernels::AttentionState;
+use crate::{Error, Result};
+
+const ATTENTION: &str = include_str!("sources/attention.cu");
+const FLASH: &str = include_str!("sources/flash.cu");
+const CACHE: &str = include_str!("sources/cache.cu");
+/// Warps of a block, `WARPS` of `attention.cu` and of `flash.cu`.
+const MOST_WARPS: usize = 8;
+const FLASH_WARPS: usize = 4;
+/// What `flash.cu` takes: its tiles of larger heads would not fit into shared memory.
+const MOST_FLASH_HEAD_DIM: usize = 128;
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Attention {
+    q: u64,
+    keys: u64,
+    values: u64,
+    out: u64,
+    log_sums: u64,
+    work: u64,
+    rows: Rows,
+    heads: u32,
+    kv_heads: u32,
+    scale: f32,
+    padding: u32,
+}
+
+// SAFETY: as in `attention.cu` and `flash.cu`.
+unsafe impl Arguments for Attention {}
+
+/// Who computes which rows.
+struct Part<'a> {
+    /// By matrix units, 64 rows at a time.
+    is_flash: bool,
+    /// The tiles or the rows; none for all rows.
+    work: Option<&'a Tensor>,
+    /// How many these are.
+    blocks: usize,
+}
+
+impl Part<'_> {
+    fn kernel(&self, names: [&'static str; 2], q: &Tensor) -> Result<Kernel> {
+        let [plain, flash] = names;
+        let (name, file) = if self.is_flash { (flash, FLASH) } else { (plain, ATTENTION) };
+        Ok(Kernel::new(name, file, q.dtype())?.of_heads(q.dims()[2]))
+    }
+
+    fn address(&self) -> Result<u64> {
+        self.work.map_or(Ok(0), address)
+    }
+
+    fn threads(&self, tables: &RowTables, window: Option<usize>) -> usize {
+        if self.is_flash {
+            return FLASH_WARPS * WARP;
+        }
+        // As many warps as have keys to look at.
+        WARP * tables.longest(window).div_ceil(WARP).next_power_of_two().clamp(1, MOST_WARPS)
+    }
+}
+
+/// Sequences with enough rows for matrix units are computed by them where they can; all others row by row.
+fn parts<'a>(launcher: &dyn Launcher, q: &Tensor, tables: &'a RowTables) -> Vec<Part<'a>> {
+    let (rows, head_dim) = (q.dims()[0], q.dims()[2]);
+    let fits = is_half(q.dtype()) && head_dim.is_multiple_of(16) && head_dim <= MOST_FLASH_HEAD_DIM;
+    if !fits || !launcher.has_matrix_units() {
+        return vec![Part { is_flash: false, work: None, blocks: rows }];
+    }
+    let tiles = tables.tiles().map(|tiles| Part { is_flash: true, work: Some(tiles), blocks: tiles.dims()[0] });
+    let others = tables.others().map(|rows| Part { is_flash: false, work: Some(rows), blocks: rows.dims()[0] });
+    tiles.into_iter().chain(others).collect()
+}
+
+/// See [`packed_attention`](crate::kernels::packed_attention).
+pub fn packed(
+    launcher: &dyn Launcher,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    tables: &RowTables,
+    window: Option<usize>,
+) -> Result<(Tensor, Tensor)> {
+    let (rows, heads, _) = q.dims3()?;
+    let log_sums = output((rows, heads), DType::F32, q)?;
+    Ok((attention(launcher, q, k, v, tables, window, Some(&log_sums))?, log_sums))
+}
+
+/// See [`cached_attention`](crate::kernels::cached_attention).
+pub fn cached(
+    launcher: &dyn Launcher,
+    q: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    tables: &RowTables,
+    window: Option<usize>,
+) -> Result<Tensor> {
+    attention(launcher, q, keys, values, tables, window, None)
+}
+
+/// Causal attention of `q` `[rows, heads, d]` over `keys` and `values` `[rows or slots, kv_heads, d]`, `[rows, heads, d]`;
+/// `log_sums` `[rows, heads]` are filled in.
+fn attention(
+    launcher: &dyn Launcher,
+    q: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    tables: &RowTables,
+    window: Option<usize>,
+    log_sums: Option<&Tensor>,
+) -> Result<Tensor> {
+    let ((_, heads, head_dim), kv_heads) = (q.dims3()?, keys.dim(1)?);
+    let (q, keys, values) = (q.contiguous()?, keys.contiguous()?, values.contiguous()?);
+    let out = output(q.shape(), q.dtype(), &q)?;
+    let mut arguments = Attention {
+        q: address(&q)?,
+        keys: address(&keys)?,
+        values: address(&values)?,
+        out: address(&out)?,
+        log_sums: log_sums.map(address).transpose()?.unwrap_or(0),
+        work: 0,
+        rows: tables.arguments(window)?,
+        heads: heads as u32,
+        kv_heads: kv_heads as u32,
+        scale: scale(head_dim),
+        padding: 0,
+    };
+    for part in parts(launcher, &q, tables) {
+        arguments.work = part.address()?;
+        let shape = Shape::new((part.blocks, heads), part.threads(tables, window));
+        launch(launcher, part.kernel(["attention", "flash"], &q)?, &arguments, shape)?;
+    }
+    Ok(out)
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct AttentionBackward {
+    q: u64,
+    k: u64,
+    v: u64,
+    out: u64,
+    dout: u64,
+    log_sums: u64,
+    deltas: u64,
+    dq: u64,
+    dk: u64,
+    dv: u64,
+    work: u64,
+    rows: Rows,
+    heads: u32,
+    kv_heads: u32,
+    scale: f32,
+    padding: u32,
+}
+
+// SAFETY: as in `attention.cu` and `flash.cu`.
+unsafe impl Arguments for AttentionBackward {}
+
+/// See [`packed_attention_backward`](crate::kernels::packed_attention_backward).
+pub fn packed_backward(
+    launcher: &dyn Launcher,
+    state: AttentionState<'_>,
+    dout: &Tensor,
+    tables: &RowTables,
+    window: Option<usize>,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let ((_, heads, head_dim), kv_heads) = (state.q.dims3()?, state.k.dim(1)?);
+    let (q, k, v) = (state.q.contiguous()?, state.k.contiguous()?, state.v.contiguous()?);
+    let (out, dout) = (state.out.contiguous()?, dout.contiguous()?);
+    let like = |x: &Tensor| output(x.shape(), x.dtype(), x);
+    let (dq, dk, dv, deltas) = (like(&q)?, like(&k)?, like(&v)?, like(state.log_sum_exp)?);
+    let mut arguments = AttentionBackward {
+        q: address(&q)?,
+        k: address(&k)?,
+        v: address(&v)?,
+        out: address(&out)?,
+        dout: address(&dout)?,
+        log_sums: address(state.log_sum_exp)?,
+        deltas: address(&deltas)?,
+        dq: address(&dq)?,
+        dk: address(&dk)?,
+        dv: address(&dv)?,
+        work: 0,
+        rows: tables.arguments(window)?,
+        heads: heads as u32,
+        kv_heads: kv_heads as u32,
+        scale: scale(head_dim),
+        padding: 0,
+    };
+    // A row's delta is there before any key is looked at.
+    for (heads, names) in [
+        (heads, ["attention_backward_queries", "flash_backward_queries"]),
+        (kv_heads, ["attention_backward_keys", "flash_backward_keys"]),
+    ] {
+        for part in parts(launcher, &q, tables) {
+            arguments.work = part.address()?;
+            let shape = Shape::new((part.blocks, heads), part.threads(tables, window));
+            launch(launcher, part.kernel(names, &q)?, &arguments, shape)?;
+        }
+    }
+    Ok((dq, dk, dv))
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct WriteCache {
+    k: u64,
+    v: u64,
+    keys: u64,
+    values: u64,
+    slots: u64,
+    width: u32,
+    padding: u32,
+}
+
+// SAFETY: as in `cache.cu`.
+unsafe impl Arguments for WriteCache {}
+
+/// Puts the rows `k` and `v` `[rows, kv_heads, d]` into their slots of `keys` and `values` `[slots, kv_heads, d]`, in place.
+pub fn write_cache(
+    launcher: &dyn Launcher,
+    keys: &Tensor,
+    values: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    tables: &RowTables,
+) -> Result<()> {
+    let (rows, kv_heads, head_dim) = k.dims3()?;
+    let slots = tables.slots().ok_or_else(|| Error::Internal("packed rows have no slots of a cache".into()))?;
+    let (k, v, width) = (k.contiguous()?, v.contiguous()?, kv_heads * head_dim);
+    let arguments = WriteCache {
+        k: address(&k)?,
+        v: address(&v)?,
+        keys: address(keys)?,
+        values: address(values)?,
+        slots: address(slots)?,
+        width: width as u32,
+        padding: 0,
+    };
+    launch(launcher, Kernel::new("write_cache", CACHE, k.dtype())?, &arguments, Shape::rows(rows, width))
+}
+
+fn scale(head_dim: usize) -> f32 {
+    1.0 / (head_dim as f32).sqrt()
+}

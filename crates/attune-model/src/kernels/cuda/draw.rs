@@ -1,0 +1,44 @@
+//! Draws tokens, so that only they come back from the device and not their logits.
+
+use candle_core::{DType, Tensor};
+
+use super::launch::{Arguments, Kernel, Launcher, Shape, address, launch, output};
+use crate::kernels::Draw;
+use crate::{Error, Result};
+
+const DRAW: &str = include_str!("sources/draw.cu");
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct DrawArguments {
+    logits: u64,
+    requests: u64,
+    tokens: u64,
+    classes: u32,
+    padding: u32,
+}
+
+// SAFETY: as in `draw.cu`.
+unsafe impl Arguments for DrawArguments {}
+
+/// See [`draw`](crate::kernels::draw).
+pub fn draw(launcher: &dyn Launcher, logits: &Tensor, draws: &[Draw]) -> Result<Vec<u32>> {
+    let ((rows, classes), logits) = (logits.dims2()?, logits.contiguous()?);
+    if draws.len() != rows {
+        return Err(Error::Internal(format!("{} draws from {rows} rows", draws.len())));
+    }
+    let requests = draws
+        .iter()
+        .map(|draw| [draw.temperature.into(), draw.point, draw.top_k as f64, draw.top_p.into(), draw.min_p.into()]);
+    let requests = Tensor::from_iter(requests.flatten(), logits.device())?;
+    let tokens = output(rows, DType::U32, &logits)?;
+    let arguments = DrawArguments {
+        logits: address(&logits)?,
+        requests: address(&requests)?,
+        tokens: address(&tokens)?,
+        classes: classes as u32,
+        padding: 0,
+    };
+    launch(launcher, Kernel::new("draw", DRAW, logits.dtype())?, &arguments, Shape::rows(rows, classes))?;
+    Ok(tokens.to_vec1()?)
+}

@@ -1,0 +1,181 @@
+//! Norms, rotary positions and SwiGLU, with their gradients.
+
+use candle_core::Tensor;
+
+use super::launch::{Arguments, Kernel, Launcher, Shape, VECTOR_BYTES, address, launch, output};
+use crate::Result;
+use crate::rope::Angles;
+
+const NORM: &str = include_str!("sources/norm.cu");
+const ELEMENTWISE: &str = include_str!("sources/elementwise.cu");
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct RmsNorm {
+    x: u64,
+    weight: u64,
+    y: u64,
+    width: u32,
+    eps: f32,
+}
+
+// SAFETY: as in `norm.cu`.
+unsafe impl Arguments for RmsNorm {}
+
+/// See [`rms_norm`](crate::kernels::rms_norm); the weight is f32.
+pub fn rms_norm(launcher: &dyn Launcher, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    let (x, y) = (x.contiguous()?, output(x.shape(), x.dtype(), x)?);
+    let width = weight.elem_count();
+    let arguments = RmsNorm { x: address(&x)?, weight: address(weight)?, y: address(&y)?, width: width as u32, eps };
+    let kernel = Kernel::new("rms_norm", NORM, x.dtype())?;
+    launch(launcher, kernel, &arguments, Shape::rows(x.elem_count() / width, vectors(width, &x)))?;
+    Ok(y)
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct RmsNormBackward {
+    x: u64,
+    weight: u64,
+    dy: u64,
+    residual: u64,
+    dx: u64,
+    width: u32,
+    eps: f32,
+}
+
+// SAFETY: as in `norm.cu`.
+unsafe impl Arguments for RmsNormBackward {}
+
+/// See [`rms_norm_backward`](crate::kernels::rms_norm_backward).
+pub fn rms_norm_backward(
+    launcher: &dyn Launcher,
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+    dy: &Tensor,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (x, dy, dx) = (x.contiguous()?, dy.contiguous()?, output(x.shape(), x.dtype(), x)?);
+    let width = weight.elem_count();
+    let arguments = RmsNormBackward {
+        x: address(&x)?,
+        weight: address(weight)?,
+        dy: address(&dy)?,
+        residual: residual.map_or(Ok(0), address)?,
+        dx: address(&dx)?,
+        width: width as u32,
+        eps,
+    };
+    let kernel = Kernel::new("rms_norm_backward", NORM, x.dtype())?;
+    launch(launcher, kernel, &arguments, Shape::rows(x.elem_count() / width, vectors(width, &x)))?;
+    Ok(dx)
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Heads {
+    x: u64,
+    y: u64,
+    pairs: u64,
+    in_row: u64,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Rope {
+    both: [Heads; 2],
+    cos: u64,
+    sin: u64,
+    half: u32,
+    direction: f32,
+}
+
+// SAFETY: as in `elementwise.cu`.
+unsafe impl Arguments for Rope {}
+
+/// Rotates queries and keys `[rows, heads, d]` forwards (`direction` 1) or backwards (−1).
+pub fn rope(
+    launcher: &dyn Launcher,
+    q: &Tensor,
+    k: &Tensor,
+    angles: &Angles,
+    direction: f32,
+) -> Result<(Tensor, Tensor)> {
+    let (_rows, _heads, head_dim) = q.dims3()?;
+    let (q, k) = (q.contiguous()?, k.contiguous()?);
+    let (rotated_q, rotated_k) = (output(q.shape(), q.dtype(), &q)?, output(k.shape(), k.dtype(), &k)?);
+    let heads = |x: &Tensor, y: &Tensor| -> Result<Heads> {
+        let (pairs, in_row) = (x.elem_count() as u64 / 2, x.dim(1)? as u64);
+        Ok(Heads { x: address(x)?, y: address(y)?, pairs, in_row })
+    };
+    let arguments = Rope {
+        both: [heads(&q, &rotated_q)?, heads(&k, &rotated_k)?],
+        cos: address(&angles.cos)?,
+        sin: address(&angles.sin)?,
+        half: (head_dim / 2) as u32,
+        direction,
+    };
+    let pairs = q.elem_count() / 2 + k.elem_count() / 2;
+    launch(launcher, Kernel::new("rope", ELEMENTWISE, q.dtype())?, &arguments, Shape::over(pairs))?;
+    Ok((rotated_q, rotated_k))
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct SwiGlu {
+    gate: u64,
+    up: u64,
+    y: u64,
+    count: u64,
+}
+
+// SAFETY: as in `elementwise.cu`.
+unsafe impl Arguments for SwiGlu {}
+
+/// See [`swiglu`](crate::kernels::swiglu).
+pub fn swiglu(launcher: &dyn Launcher, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let (gate, up, y) = (gate.contiguous()?, up.contiguous()?, output(gate.shape(), gate.dtype(), gate)?);
+    let count = gate.elem_count();
+    let arguments = SwiGlu { gate: address(&gate)?, up: address(&up)?, y: address(&y)?, count: count as u64 };
+    let shape = Shape::over(vectors(count, &gate));
+    launch(launcher, Kernel::new("swiglu", ELEMENTWISE, gate.dtype())?, &arguments, shape)?;
+    Ok(y)
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct SwiGluBackward {
+    gate: u64,
+    up: u64,
+    dy: u64,
+    dgate: u64,
+    dup: u64,
+    count: u64,
+}
+
+// SAFETY: as in `elementwise.cu`.
+unsafe impl Arguments for SwiGluBackward {}
+
+/// See [`swiglu_backward`](crate::kernels::swiglu_backward).
+pub fn swiglu_backward(launcher: &dyn Launcher, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (gate, up, dy) = (gate.contiguous()?, up.contiguous()?, dy.contiguous()?);
+    let make = || output(gate.shape(), gate.dtype(), &gate);
+    let (dgate, dup, count) = (make()?, make()?, gate.elem_count());
+    let arguments = SwiGluBackward {
+        gate: address(&gate)?,
+        up: address(&up)?,
+        dy: address(&dy)?,
+        dgate: address(&dgate)?,
+        dup: address(&dup)?,
+        count: count as u64,
+    };
+    let shape = Shape::over(vectors(count, &gate));
+    launch(launcher, Kernel::new("swiglu_backward", ELEMENTWISE, gate.dtype())?, &arguments, shape)?;
+    Ok((dgate, dup))
+}
+
+/// Vectors of `count` elements of the type of `like`, the last of which may not be full.
+fn vectors(count: usize, like: &Tensor) -> usize {
+    (count * like.dtype().size_in_bytes()).div_ceil(VECTOR_BYTES)
+}

@@ -1,0 +1,226 @@
+//! The low-rank parts of all adapters of a step.
+
+use candle_core::{DType, Tensor};
+
+use super::launch::{Arguments, Kernel, Launcher, Shape, VECTOR_BYTES, WARP, address, is_half, launch, output};
+use crate::kernels::LoraRun;
+use crate::lora::{LoraLayer, LoraPair, Site};
+use crate::{Error, Result};
+
+const LORA: &str = include_str!("sources/lora.cu");
+const LORA_TILES: &str = include_str!("sources/lora_tiles.cu");
+/// Outputs of a launch, as in `lora.cuh`.
+const OUTPUTS: usize = 3;
+/// Tasks of a launch: those of 32 adapters at query, key and value; and as many as a kernel's arguments, 32,764 bytes, have room
+/// for, which is more than a step has sequences.
+pub const FEW_TASKS: usize = 96;
+const MANY_TASKS: usize = 1000;
+/// Warps of a block, and rows of A that it takes together, as in `lora.cu`.
+const WARPS: usize = 8;
+const RANKS: usize = 4;
+/// Rows and ranks of a fragment, columns and warps of a block of `expand_tiles`, as in `lora_tiles.cu`.
+const SIDE: usize = 16;
+const EXPAND_COLUMNS: usize = 64;
+const EXPAND_WARPS: usize = 4;
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Task {
+    a: u64,
+    b: u64,
+    start: u32,
+    rows: u32,
+    rank: u16,
+    output: u16,
+    scale: f32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Lora<const TASKS: usize> {
+    x: u64,
+    shrunk: u64,
+    outputs: [u64; OUTPUTS],
+    widths: [u32; OUTPUTS],
+    input: u32,
+    all_rows: u32,
+    most: u32,
+    tasks: [Task; TASKS],
+}
+
+// SAFETY: as in `lora.cuh`.
+unsafe impl<const TASKS: usize> Arguments for Lora<TASKS> {}
+
+/// Device addresses of an adapter's matrices.
+#[derive(Debug)]
+pub struct AdapterPointers {
+    /// By layer and site.
+    pairs: Vec<[Option<PairPointers>; Site::ALL.len()]>,
+    /// Their type; none where there are no matrices.
+    dtype: Option<DType>,
+    /// True where matrix units take all of them.
+    fits_tiles: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct PairPointers {
+    a: u64,
+    b: u64,
+    rank: u16,
+    scale: f32,
+}
+
+impl PairPointers {
+    fn of(pair: &LoraPair) -> Result<Self> {
+        Ok(Self { a: address(&pair.a)?, b: address(&pair.b)?, rank: pair.a.dims()[0] as u16, scale: pair.scale })
+    }
+}
+
+impl AdapterPointers {
+    /// The addresses of the matrices of `layers`, all of which have one type. The adapter keeps them no longer than it lives.
+    pub(crate) fn of(layers: &[LoraLayer]) -> Result<Self> {
+        let mut pointers = Self { pairs: Vec::new(), dtype: None, fits_tiles: true };
+        for layer in layers {
+            let mut of_layer = [None; Site::ALL.len()];
+            for site in Site::ALL {
+                let Some(pair) = layer.get(site) else { continue };
+                of_layer[site as usize] = Some(PairPointers::of(pair)?);
+                pointers.fits_tiles &= fits_tiles(pair);
+                for matrix in [&pair.a, &pair.b] {
+                    if *pointers.dtype.get_or_insert(matrix.dtype()) != matrix.dtype() {
+                        return Err(Error::Internal("an adapter's matrices have several types".into()));
+                    }
+                }
+            }
+            pointers.pairs.push(of_layer);
+        }
+        Ok(pointers)
+    }
+}
+
+/// True where matrix units can add `pair`'s part for inputs like `x`.
+pub fn takes_tiles(launcher: &dyn Launcher, x: &Tensor, pair: &LoraPair) -> bool {
+    fits_tiles(pair) && has_tiles(launcher, x)
+}
+
+fn fits_tiles(pair: &LoraPair) -> bool {
+    let (rank, input, output) = (pair.a.dims()[0], pair.a.dims()[1], pair.b.dims()[0]);
+    // Rows of A are read by vectors; it may be a part of a larger tensor.
+    let is_aligned = address(&pair.a).is_ok_and(|start| start.is_multiple_of(VECTOR_BYTES as u64));
+    is_aligned && rank.is_multiple_of(2) && output.is_multiple_of(2) && input.is_multiple_of(8)
+}
+
+fn has_tiles(launcher: &dyn Launcher, x: &Tensor) -> bool {
+    is_half(x.dtype()) && launcher.has_matrix_units()
+}
+
+/// How tasks are computed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// A block for a few ranks, a thread for each column, one row after the other.
+    Rows,
+    /// By matrix units.
+    Tiles,
+}
+
+/// See [`add_lora_runs`](crate::kernels::add_lora_runs): two launches, whatever the number of adapters; two more where some
+/// have many rows and matrix units take them.
+pub fn add(
+    launcher: &dyn Launcher,
+    outputs: &[Tensor],
+    x: &Tensor,
+    runs: &[LoraRun<'_>],
+    layer: usize,
+    first: Site,
+) -> Result<()> {
+    let has_tiles = has_tiles(launcher, x);
+    let (mut plain, mut tiled) = (Vec::with_capacity(runs.len() * outputs.len()), Vec::new());
+    for LoraRun { rows, pointers } in runs {
+        let Some(pairs) = pointers.pairs.get(layer) else { continue };
+        if pointers.dtype.is_some_and(|dtype| dtype != x.dtype()) {
+            return Err(Error::Internal(format!("an adapter in {:?} meets rows in {:?}", pointers.dtype, x.dtype())));
+        }
+        let tasks = if has_tiles && pointers.fits_tiles && rows.len() >= SIDE { &mut tiled } else { &mut plain };
+        for (output, place) in pairs[first as usize..].iter().take(outputs.len()).enumerate() {
+            if let Some(PairPointers { a, b, rank, scale }) = *place {
+                let (start, rows) = (rows.start as u32, rows.len() as u32);
+                tasks.push(Task { a, b, start, rows, rank, output: output as u16, scale });
+            }
+        }
+    }
+    start(launcher, outputs, x, &plain, Way::Rows)?;
+    start(launcher, outputs, x, &tiled, Way::Tiles)
+}
+
+/// Adds to `y` what `pair` makes of all rows of `x`, by matrix units, which must take it.
+pub fn add_to_all(launcher: &dyn Launcher, y: &Tensor, x: &Tensor, pair: &LoraPair) -> Result<()> {
+    // An adapter that is neither served nor in training may be f32. Copies live until the launch.
+    let alike = |matrix: &Tensor| matrix.to_dtype(x.dtype())?.contiguous();
+    let pair = LoraPair { a: alike(&pair.a)?, b: alike(&pair.b)?, scale: pair.scale };
+    let PairPointers { a, b, rank, scale } = PairPointers::of(&pair)?;
+    let task = Task { a, b, start: 0, rows: x.dim(0)? as u32, rank, output: 0, scale };
+    start(launcher, std::slice::from_ref(y), x, &[task], Way::Tiles)
+}
+
+fn start(launcher: &dyn Launcher, outputs: &[Tensor], x: &Tensor, tasks: &[Task], way: Way) -> Result<()> {
+    if outputs.len() > OUTPUTS {
+        return Err(Error::Internal(format!("{} layers share an input, kernels take {OUTPUTS}", outputs.len())));
+    }
+    let x = x.contiguous()?;
+    if tasks.len() <= FEW_TASKS {
+        return start_some::<FEW_TASKS>(launcher, outputs, &x, tasks, way);
+    }
+    tasks.chunks(MANY_TASKS).try_for_each(|tasks| start_some::<MANY_TASKS>(launcher, outputs, &x, tasks, way))
+}
+
+/// The two launches for up to `TASKS` tasks.
+fn start_some<const TASKS: usize>(
+    launcher: &dyn Launcher,
+    outputs: &[Tensor],
+    x: &Tensor,
+    tasks: &[Task],
+    way: Way,
+) -> Result<()> {
+    let (all_rows, input) = x.dims2()?;
+    let most = tasks.iter().map(|task| task.rank as usize).max().unwrap_or(0);
+    let (most, between) = match way {
+        Way::Rows => (most, DType::F32),
+        Way::Tiles => (most.next_multiple_of(SIDE), x.dtype()),
+    };
+    if most == 0 {
+        return Ok(());
+    }
+    let shrunk = output((outputs.len(), all_rows, most), between, x)?;
+    let mut arguments = Lora {
+        x: address(x)?,
+        shrunk: address(&shrunk)?,
+        outputs: [0; OUTPUTS],
+        widths: [0; OUTPUTS],
+        input: input as u32,
+        all_rows: all_rows as u32,
+        most: most as u32,
+        tasks: [Task::default(); TASKS],
+    };
+    for (index, y) in outputs.iter().enumerate() {
+        arguments.outputs[index] = address(y)?;
+        arguments.widths[index] = y.dim(1)? as u32;
+    }
+    arguments.tasks[..tasks.len()].copy_from_slice(tasks);
+    let rows = tasks.iter().map(|task| task.rows as usize).max().unwrap_or(0);
+    let widest = arguments.widths.into_iter().max().unwrap_or(0) as usize;
+    let start = |name, file, blocks: usize, warps: usize| {
+        let kernel = Kernel::new(name, file, x.dtype())?.of_tasks(TASKS);
+        launch(launcher, kernel, &arguments, Shape::new((tasks.len(), blocks), warps * WARP))
+    };
+    match way {
+        Way::Rows => {
+            start("shrink", LORA, most.div_ceil(RANKS), WARPS)?;
+            start("expand", LORA, widest.div_ceil(WARPS * WARP), WARPS)
+        }
+        Way::Tiles => {
+            start("shrink_tiles", LORA_TILES, most / SIDE * rows.div_ceil(SIDE), WARPS)?;
+            let blocks = widest.div_ceil(EXPAND_COLUMNS) * rows.div_ceil(EXPAND_WARPS * SIDE);
+            start("expand_tiles", LORA_TILES, blocks, EXPAND_WARPS)
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Cross entropy over the vocabulary.
+
+use candle_core::{DType, Tensor};
+
+use super::launch::{Arguments, Kernel, Launcher, Shape, address, launch, output};
+use crate::Result;
+use crate::kernels::CrossEntropy;
+
+const CROSS_ENTROPY: &str = include_str!("sources/cross_entropy.cu");
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct CrossEntropyArguments {
+    logits: u64,
+    targets: u64,
+    weights: u64,
+    losses: u64,
+    correct: u64,
+    classes: u32,
+    padding: u32,
+}
+
+// SAFETY: as in `cross_entropy.cu`.
+unsafe impl Arguments for CrossEntropyArguments {}
+
+/// See [`cross_entropy`](crate::kernels::cross_entropy): the gradient takes the place of `logits`, which nothing else may
+/// hold.
+pub fn cross_entropy(
+    launcher: &dyn Launcher,
+    logits: &Tensor,
+    targets: &[u32],
+    weights: &[f32],
+) -> Result<CrossEntropy> {
+    let (rows, classes) = logits.dims2()?;
+    let (logits, device) = (logits.contiguous()?, logits.device().clone());
+    let (targets, weights) = (Tensor::new(targets, &device)?, Tensor::new(weights, &device)?);
+    let (losses, correct) = (output(rows, DType::F32, &logits)?, output(rows, DType::U8, &logits)?);
+    let arguments = CrossEntropyArguments {
+        logits: address(&logits)?,
+        targets: address(&targets)?,
+        weights: address(&weights)?,
+        losses: address(&losses)?,
+        correct: address(&correct)?,
+        classes: classes as u32,
+        padding: 0,
+    };
+    let kernel = Kernel::new("cross_entropy", CROSS_ENTROPY, logits.dtype())?;
+    launch(launcher, kernel, &arguments, Shape::rows(rows, classes))?;
+    let correct = correct.to_vec1::<u8>()?.into_iter().map(|value| value != 0).collect();
+    Ok(CrossEntropy { losses: losses.to_vec1()?, correct, gradient: logits })
+}

@@ -1,0 +1,226 @@
+//! The kernels in plain candle operations: what our own code for the CPU and for GPUs is tested against.
+//!
+//! Written for exactness; attention here forms whole score matrices per sequence.
+
+use std::ops::Range;
+
+use candle_core::{D, DType, Device, Tensor};
+
+use super::{AttentionState, CachedRows, CrossEntropy};
+use crate::Result;
+use crate::kv_cache::BLOCK_TOKENS;
+use crate::lora::LoraPair;
+use crate::rope::Angles;
+
+/// See [`super::linear`].
+pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    Ok(x.matmul(&weight.t()?)?)
+}
+
+/// See [`super::add_lora`].
+pub fn add_lora(y: Tensor, x: &Tensor, rows: Range<usize>, pair: &LoraPair) -> Result<Tensor> {
+    let shrunk = x.narrow(0, rows.start, rows.len())?.matmul(&pair.a.t()?)?; // [rows, rank]
+    let delta = shrunk.matmul(&pair.b.t()?)?.affine(f64::from(pair.scale), 0.0)?; // [rows, out]
+    if rows.len() == y.dim(0)? {
+        return Ok((y + delta)?);
+    }
+    let changed = (y.narrow(0, rows.start, rows.len())? + delta)?;
+    y.slice_set(&changed, 0, rows.start)?;
+    Ok(y)
+}
+
+/// `1 / rms(x)` over the last dimension, which stays with size 1.
+fn inverse_rms(x: &Tensor, eps: f32) -> Result<Tensor> {
+    Ok((x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?.recip()?)
+}
+
+/// See [`super::rms_norm`].
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    Ok(x.broadcast_mul(&inverse_rms(x, eps)?)?.broadcast_mul(weight)?)
+}
+
+/// With r = 1 / rms(x) and g = dy · weight: dx = r · g − x · r³ · mean(g · x).
+pub fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor) -> Result<Tensor> {
+    let inverse = inverse_rms(x, eps)?;
+    let g = dy.broadcast_mul(weight)?;
+    let shared = ((&g * x)?.mean_keepdim(D::Minus1)? * inverse.powf(3.0)?)?;
+    Ok((g.broadcast_mul(&inverse)? - x.broadcast_mul(&shared)?)?)
+}
+
+/// Rotates forwards (`direction` 1) or backwards (−1).
+pub fn rope(x: &Tensor, angles: &Angles, direction: f64) -> Result<Tensor> {
+    let half = x.dim(D::Minus1)? / 2;
+    let cos = angles.cos.unsqueeze(1)?; // [rows, 1, half]
+    let sin = angles.sin.unsqueeze(1)?.affine(direction, 0.0)?;
+    let (x1, x2) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+    let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
+    let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
+    Ok(Tensor::cat(&[y1, y2], D::Minus1)?.contiguous()?)
+}
+
+fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    Ok((x.neg()?.exp()? + 1.0)?.recip()?)
+}
+
+/// See [`super::swiglu`].
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    Ok(((gate * sigmoid(gate)?)? * up)?)
+}
+
+/// d gate = dy · up · σ(g)(1 + g(1 − σ(g))), d up = dy · silu(g).
+pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    let sigma = sigmoid(gate)?;
+    let dup = ((dy * gate)? * &sigma)?;
+    let slope = ((gate * (1.0 - &sigma)?)? + 1.0)?;
+    let dgate = (((dy * up)? * sigma)? * slope)?;
+    Ok((dgate, dup))
+}
+
+/// `[keys, kv_heads, d]` to `[heads, keys, d]`: each key-value head stands for its group of query heads.
+fn repeat_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (keys, kv_heads, d) = x.dims3()?;
+    let x = x.transpose(0, 1)?.unsqueeze(1)?.expand((kv_heads, heads / kv_heads, keys, d))?;
+    Ok(x.contiguous()?.reshape((heads, keys, d))?)
+}
+
+/// 0 where the query at `first_query + i` sees key j, −∞ elsewhere, `[queries, keys]`.
+fn mask(queries: usize, first_query: usize, keys: usize, window: Option<usize>, device: &Device) -> Result<Tensor> {
+    let seen = |query: usize, key: usize| key <= query && window.is_none_or(|window| key + window > query);
+    let values: Vec<f32> = (first_query..first_query + queries)
+        .flat_map(|query| (0..keys).map(move |key| if seen(query, key) { 0.0 } else { f32::NEG_INFINITY }))
+        .collect();
+    Ok(Tensor::from_vec(values, (queries, keys), device)?)
+}
+
+/// Softmax probabilities `[heads, queries, keys]` and the logarithms of their sums `[heads, queries, 1]`.
+fn softmax(q: &Tensor, k: &Tensor, mask: &Tensor) -> Result<(Tensor, Tensor)> {
+    let scale = 1.0 / (q.dim(D::Minus1)? as f64).sqrt();
+    let scores = (q.matmul(&k.t()?)? * scale)?.broadcast_add(mask)?; // [heads, queries, keys]
+    let max = scores.max_keepdim(D::Minus1)?;
+    let exp = scores.broadcast_sub(&max)?.exp()?;
+    let sum = exp.sum_keepdim(D::Minus1)?;
+    Ok((exp.broadcast_div(&sum)?, (sum.log()? + max)?))
+}
+
+/// Rows of one sequence as `[heads, rows, d]`.
+fn by_head(x: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
+    Ok(x.narrow(0, rows.start, rows.len())?.transpose(0, 1)?.contiguous()?)
+}
+
+/// See [`super::packed_attention`].
+pub fn packed_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    sequences: &[Range<usize>],
+    window: Option<usize>,
+) -> Result<(Tensor, Tensor)> {
+    let heads = q.dim(1)?;
+    let (mut outs, mut sums) = (Vec::new(), Vec::new());
+    for rows in sequences {
+        let keys = repeat_heads(&k.narrow(0, rows.start, rows.len())?, heads)?;
+        let values = repeat_heads(&v.narrow(0, rows.start, rows.len())?, heads)?;
+        let mask = mask(rows.len(), 0, rows.len(), window, q.device())?;
+        let (p, log_sum_exp) = softmax(&by_head(q, rows)?, &keys, &mask)?;
+        outs.push(p.matmul(&values)?.transpose(0, 1)?.contiguous()?); // [rows, heads, d]
+        sums.push(log_sum_exp.squeeze(D::Minus1)?.t()?.contiguous()?); // [rows, heads]
+    }
+    Ok((Tensor::cat(&outs, 0)?, Tensor::cat(&sums, 0)?))
+}
+
+/// See [`super::packed_attention_backward`].
+pub fn packed_attention_backward(
+    state: AttentionState<'_>,
+    dout: &Tensor,
+    sequences: &[Range<usize>],
+    window: Option<usize>,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let (_, heads, d) = state.q.dims3()?;
+    let kv_heads = state.k.dim(1)?;
+    let scale = 1.0 / (d as f64).sqrt();
+    let (mut dqs, mut dks, mut dvs) = (Vec::new(), Vec::new(), Vec::new());
+    for rows in sequences {
+        let (q, dout, out) = (by_head(state.q, rows)?, by_head(dout, rows)?, by_head(state.out, rows)?);
+        let k = repeat_heads(&state.k.narrow(0, rows.start, rows.len())?, heads)?;
+        let v = repeat_heads(&state.v.narrow(0, rows.start, rows.len())?, heads)?;
+        let (p, _) = softmax(&q, &k, &mask(rows.len(), 0, rows.len(), window, q.device())?)?; // [heads, rows, rows]
+        let dv = p.t()?.contiguous()?.matmul(&dout)?; // [heads, rows, d]
+        let dp = dout.matmul(&v.t()?)?;
+        let delta = (&dout * &out)?.sum_keepdim(D::Minus1)?;
+        let ds = ((p * dp.broadcast_sub(&delta)?)? * scale)?;
+        // A key-value head gets the sum over its group of query heads.
+        let gather = |x: Tensor| -> Result<Tensor> {
+            let x = x.reshape((kv_heads, heads / kv_heads, rows.len(), d))?.sum(1)?;
+            Ok(x.transpose(0, 1)?.contiguous()?)
+        };
+        dqs.push(ds.matmul(&k)?.transpose(0, 1)?.contiguous()?);
+        dks.push(gather(ds.t()?.contiguous()?.matmul(&q)?)?);
+        dvs.push(gather(dv)?);
+    }
+    Ok((Tensor::cat(&dqs, 0)?, Tensor::cat(&dks, 0)?, Tensor::cat(&dvs, 0)?))
+}
+
+/// See [`super::write_cache`]: copies the rows of `source` `[rows, kv_heads, d]` into `cache`, block by block.
+pub fn write_cache(cache: &Tensor, source: &Tensor, sequences: &[CachedRows<'_>]) -> Result<()> {
+    for sequence in sequences {
+        let mut position = sequence.start;
+        let mut row = sequence.rows.start;
+        while row < sequence.rows.end {
+            let offset = position % BLOCK_TOKENS;
+            let count = (BLOCK_TOKENS - offset).min(sequence.rows.end - row);
+            let slot = sequence.blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + offset;
+            cache.slice_set(&source.narrow(0, row, count)?, 0, slot)?;
+            position += count;
+            row += count;
+        }
+    }
+    Ok(())
+}
+
+/// See [`super::cached_attention`].
+pub fn cached_attention(
+    q: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    sequences: &[CachedRows<'_>],
+    window: Option<usize>,
+) -> Result<Tensor> {
+    let heads = q.dim(1)?;
+    let mut outs = Vec::new();
+    for sequence in sequences {
+        let length = sequence.start + sequence.rows.len();
+        let slots: Vec<u32> = (0..length)
+            .map(|position| {
+                sequence.blocks[position / BLOCK_TOKENS] * BLOCK_TOKENS as u32 + (position % BLOCK_TOKENS) as u32
+            })
+            .collect();
+        let slots = Tensor::new(slots, q.device())?;
+        let k = repeat_heads(&keys.index_select(&slots, 0)?, heads)?;
+        let v = repeat_heads(&values.index_select(&slots, 0)?, heads)?;
+        let mask = mask(sequence.rows.len(), sequence.start, length, window, q.device())?;
+        let (p, _) = softmax(&by_head(q, &sequence.rows)?, &k, &mask)?;
+        outs.push(p.matmul(&v)?.transpose(0, 1)?.contiguous()?);
+    }
+    Ok(Tensor::cat(&outs, 0)?)
+}
+
+/// See [`super::cross_entropy`].
+pub fn cross_entropy(logits: &Tensor, targets: &[u32], weights: &[f32]) -> Result<CrossEntropy> {
+    let device = logits.device();
+    let (rows, classes) = logits.dims2()?;
+    let targets_column = Tensor::new(targets, device)?.unsqueeze(1)?; // [rows, 1]
+    let weights = Tensor::new(weights, device)?.unsqueeze(1)?; // [rows, 1]
+    let max = logits.max_keepdim(1)?;
+    let exp = logits.broadcast_sub(&max)?.exp()?;
+    let sum = exp.sum_keepdim(1)?;
+    let target_logits = logits.gather(&targets_column, 1)?;
+    let losses = ((sum.log()? + &max)? - &target_logits)?.squeeze(1)?.to_vec1()?;
+    let correct = target_logits.ge(&max)?.squeeze(1)?.to_vec1::<u8>()?.into_iter().map(|value| value != 0).collect();
+    let one_hot = Tensor::zeros((rows, classes), DType::F32, device)?.scatter_add(
+        &targets_column,
+        &Tensor::ones((rows, 1), DType::F32, device)?,
+        1,
+    )?;
+    let gradient = (exp.broadcast_div(&sum)? - one_hot)?.broadcast_mul(&weights)?;
+    Ok(CrossEntropy { losses, correct, gradient })
+}

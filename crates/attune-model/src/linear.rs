@@ -1,0 +1,277 @@
+//! Frozen linear layers: `y = W x + b` and the gradient with respect to `x`. No gradient of W is ever formed.
+//!
+//! On the CPU, f32, bf16 and `q8_0` weights are packed for our own products (`kernels::cpu::panels`); on a GPU f32 and bf16 ones
+//! are multiplied by cuBLAS. For quantized formats otherwise the product is `mistralrs_quant`'s [`QuantMethod`].
+
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
+use mistralrs_quant::{GgufMatMul, QuantMethod, QuantMethodConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::kernels::cpu::panels::{self, Panels, Precision};
+use crate::kernels::{self, Dense, Norm};
+use crate::{Error, Result};
+
+/// How a weight is held. On the CPU arithmetic is f32 with all of them; on a GPU sums are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 4 bytes: exact.
+    #[default]
+    F32,
+    /// 2 bytes: half the memory, and faster answers. Exact where the checkpoint is bf16 itself. On a GPU what lies between the
+    /// layers is bf16 too.
+    Bf16,
+    /// 2 bytes with three more digits, and a range that ends at 65,504: for checkpoints in f16. On a GPU only.
+    F16,
+}
+
+/// How a model's weight matrices are held.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Storage {
+    /// What is not quantized.
+    pub dtype: Dtype,
+    /// A block format for the linear layers, such as `q4_0`. `q8_0` takes embedding and head in too, on the CPU.
+    pub quantize: Option<String>,
+}
+
+impl Storage {
+    /// Refuses what `device` cannot hold.
+    pub(super) fn check_on(&self, device: &Device) -> Result<()> {
+        if self.dtype == Dtype::F16 && kernels::on_host(device) {
+            return Err(Error::Setup("dtype = \"f16\" is for GPUs: take f32 or bf16 on the CPU".into()));
+        }
+        self.check()
+    }
+
+    /// Refuses what does not exist or does not go together.
+    pub fn check(&self) -> Result<()> {
+        let Some(format) = &self.quantize else { return Ok(()) };
+        block_format(format)?;
+        if format == "q8_0" && self.dtype != Dtype::F32 {
+            return Err(Error::Setup(
+                "quantize = \"q8_0\" holds every weight matrix in 8 bits, so `dtype` has nothing to apply to: remove one of \
+                 the two"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// f32 on the CPU. On a GPU the type of the weights, as its products take both in one.
+    pub(super) fn activation_dtype(&self, device: &Device) -> DType {
+        match self.dtype {
+            _ if kernels::on_host(device) => DType::F32,
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+        }
+    }
+
+    /// f32 beside weights in f32, bf16 beside those that are rounded more; on a GPU as the activations.
+    pub(super) fn adapter_precision(&self, device: &Device) -> DType {
+        if kernels::on_host(device) && self.precision() != Precision::F32 {
+            return DType::BF16;
+        }
+        self.activation_dtype(device)
+    }
+
+    /// The precision of all weight matrices where our own products take them, else that of embedding and head.
+    fn precision(&self) -> Precision {
+        match (self.quantize.as_deref(), self.dtype) {
+            (Some("q8_0"), _) => Precision::Q8,
+            (_, Dtype::F32) => Precision::F32,
+            (_, Dtype::Bf16 | Dtype::F16) => Precision::Bf16,
+        }
+    }
+}
+
+/// A frozen linear layer.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Weight,
+    /// `[out]`
+    bias: Option<Tensor>,
+}
+
+#[derive(Debug)]
+enum Weight {
+    /// Packed for our own product.
+    Packed(Panels),
+    /// `[out, in]`, on a GPU.
+    Dense(Tensor),
+    /// Quantized blocks, with mistral.rs's product.
+    Quantized { method: Arc<dyn QuantMethod>, blocks: Arc<QTensor> },
+}
+
+impl Linear {
+    /// A layer of `weight` `[out, in]` and `bias` `[out]`, held as `storage` says.
+    pub fn new(weight: &Tensor, bias: Option<Tensor>, storage: &Storage) -> Result<Self> {
+        let bias = bias.map(|bias| bias.to_dtype(storage.activation_dtype(weight.device()))).transpose()?;
+        match storage.quantize.as_deref() {
+            None => Self::unquantized(weight, bias, storage),
+            Some("q8_0") if kernels::on_host(weight.device()) => Self::unquantized(weight, bias, storage),
+            Some(format) => Self::blocks(weight, bias, format),
+        }
+    }
+
+    /// An embedding or output head, `[vocabulary, hidden]`: never in the blocks of mistral.rs, which have no rows to look up.
+    pub fn table(weight: &Tensor, storage: &Storage) -> Result<Self> {
+        Self::unquantized(weight, None, storage)
+    }
+
+    fn unquantized(weight: &Tensor, bias: Option<Tensor>, storage: &Storage) -> Result<Self> {
+        let weight = if kernels::on_host(weight.device()) {
+            Weight::Packed(Panels::of(weight, storage.precision())?)
+        } else {
+            Weight::Dense(weight.to_dtype(storage.activation_dtype(weight.device()))?)
+        };
+        Ok(Self { weight, bias })
+    }
+
+    fn blocks(weight: &Tensor, bias: Option<Tensor>, format: &str) -> Result<Self> {
+        let dtype = block_format(format)?;
+        let (_, columns) = weight.dims2()?;
+        if !columns.is_multiple_of(dtype.block_size()) {
+            return Err(Error::Setup(format!(
+                "quantize = \"{format}\" needs layer widths that are multiples of {}, but one is {columns}",
+                dtype.block_size()
+            )));
+        }
+        let blocks = Arc::new(QTensor::quantize(weight, dtype)?);
+        let method = GgufMatMul::new(QuantMethodConfig::Gguf { q_weight: blocks.clone(), b: None })?;
+        Ok(Self { weight: Weight::Quantized { method: Arc::new(method), blocks }, bias })
+    }
+
+    /// The same layer with what `change` makes of its tensors; none where it has something else than tensors.
+    pub(super) fn with(&self, change: &impl Fn(&Tensor) -> Result<Tensor>) -> Result<Option<Self>> {
+        let Weight::Dense(weight) = &self.weight else { return Ok(None) };
+        let bias = self.bias.as_ref().map(change).transpose()?;
+        Ok(Some(Self { weight: Weight::Dense(change(weight)?), bias }))
+    }
+
+    /// Bytes of the weight in memory.
+    pub fn bytes(&self) -> usize {
+        match &self.weight {
+            Weight::Packed(weight) => weight.bytes(),
+            Weight::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Weight::Quantized { blocks, .. } => blocks.storage_size_in_bytes(),
+        }
+    }
+
+    /// `x` `[rows, in]` to `[rows, out]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = match &self.weight {
+            Weight::Packed(weight) => return Ok(panels::project(x, &[(weight, self.bias.as_ref())])?.remove(0)),
+            Weight::Dense(weight) => return Ok(kernels::project(x, None, &[self.dense(weight, None)])?.remove(0)),
+            // Its products on a GPU take f32.
+            Weight::Quantized { method, .. } => method.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?,
+        };
+        match &self.bias {
+            Some(bias) => Ok(y.broadcast_add(bias)?),
+            None => Ok(y),
+        }
+    }
+
+    /// [`Linear::forward`] of each of `layers` for the same `x`, all at once where they are held alike; for `norm(x)` where there
+    /// is a norm.
+    pub fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor, norm: Option<Norm<'_>>) -> Result<[Tensor; N]> {
+        let outputs = if let Some(dense) = Self::all_dense(layers) {
+            kernels::project(x, norm, &dense)?
+        } else {
+            let x = &norm.map_or(Ok(x.clone()), |norm| norm.of(x))?;
+            let packed: Vec<_> = layers.iter().filter_map(|layer| layer.packed()).collect();
+            if packed.len() == N {
+                panels::project(x, &packed)?
+            } else {
+                layers.iter().map(|layer| layer.forward(x)).collect::<Result<_>>()?
+            }
+        };
+        outputs.try_into().map_err(|_| Error::Internal("one output for each layer".into()))
+    }
+
+    /// `silu(gate(x)) · up(x)` with `norm(x)` for x, in one pass where that can be.
+    pub fn forward_gated(gate_and_up: [&Self; 2], x: &Tensor, norm: Norm<'_>) -> Result<Tensor> {
+        if let Some(dense) = Self::all_dense(gate_and_up) {
+            return kernels::project_gated(x, norm, dense);
+        }
+        let [gate, up] = Self::forward_each(gate_and_up, x, Some(norm))?;
+        kernels::swiglu(&gate, &up)
+    }
+
+    /// `residual + forward(x)`, in one pass where that can be.
+    pub fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        match (&self.weight, &self.bias) {
+            (Weight::Packed(weight), None) => panels::project_onto(residual, x, weight),
+            (Weight::Dense(weight), _) => {
+                Ok(kernels::project(x, None, &[self.dense(weight, Some(residual))])?.remove(0))
+            }
+            _ => Ok((residual + self.forward(x)?)?),
+        }
+    }
+
+    /// The same for a residual that nothing else holds.
+    pub fn forward_into(&self, residual: Tensor, x: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => kernels::project_into(residual, x, self.dense(weight, None)),
+            _ => self.forward_onto(&residual, x),
+        }
+    }
+
+    fn packed(&self) -> Option<(&Panels, Option<&Tensor>)> {
+        if let Weight::Packed(weight) = &self.weight { Some((weight, self.bias.as_ref())) } else { None }
+    }
+
+    fn all_dense<const N: usize>(layers: [&Self; N]) -> Option<[Dense<'_>; N]> {
+        let dense = layers.iter().filter_map(|layer| match &layer.weight {
+            Weight::Dense(weight) => Some(layer.dense(weight, None)),
+            _ => None,
+        });
+        dense.collect::<Vec<_>>().try_into().ok()
+    }
+
+    fn dense<'a>(&'a self, weight: &'a Tensor, residual: Option<&'a Tensor>) -> Dense<'a> {
+        Dense { weight, bias: self.bias.as_ref(), residual }
+    }
+
+    /// The gradient with respect to `x`: `dy` `[rows, out]` to `dy · W`, `[rows, in]`.
+    pub fn input_gradient(&self, dy: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed(weight) => weight.input_gradient(dy),
+            Weight::Dense(weight) => kernels::matmul(dy, weight),
+            Weight::Quantized { blocks, .. } => kernels::matmul(dy, &blocks.dequantize(dy.device())?),
+        }
+    }
+
+    /// `dx` plus the gradient with respect to `x`, of a `dx` `[rows, in]` that nothing else holds.
+    pub fn add_input_gradient(&self, dx: Tensor, dy: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed(weight) => Ok((dx + weight.input_gradient(dy)?)?),
+            Weight::Dense(weight) => kernels::add_product(dx, dy, weight),
+            Weight::Quantized { blocks, .. } => kernels::add_product(dx, dy, &blocks.dequantize(dy.device())?),
+        }
+    }
+
+    /// The weight's rows `indices`, `[rows, in]`: what an embedding is asked for.
+    pub fn rows(&self, indices: &[u32]) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed(weight) => weight.rows(indices),
+            Weight::Dense(weight) => Ok(weight.index_select(&Tensor::new(indices, weight.device())?, 0)?),
+            Weight::Quantized { .. } => Err(Error::Internal("an embedding is never held in quantized blocks".into())),
+        }
+    }
+}
+
+fn block_format(name: &str) -> Result<GgmlDType> {
+    match name {
+        "q8_0" => Ok(GgmlDType::Q8_0),
+        "q5_0" => Ok(GgmlDType::Q5_0),
+        "q4_0" => Ok(GgmlDType::Q4_0),
+        "q6_k" => Ok(GgmlDType::Q6K),
+        "q5_k" => Ok(GgmlDType::Q5K),
+        "q4_k" => Ok(GgmlDType::Q4K),
+        _ => Err(Error::Setup(format!("quantize = \"{name}\": use q8_0, q6_k, q5_0, q5_k, q4_0 or q4_k"))),
+    }
+}

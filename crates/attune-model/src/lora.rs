@@ -1,0 +1,117 @@
+//! LoRA adapters as the decoder applies them: the layers that an adapter may change, its matrices, and which rows of a step
+//! go through which of them. Made by `adapters` (files) and by training; applied by the decoder.
+//!
+//! "LoRA: Low-Rank Adaptation of Large Language Models", Hu et al., 2021.
+
+pub mod adapter;
+pub mod routes;
+
+pub use adapter::{Adapter, AdapterLease};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::{ModelConfig, Result};
+
+/// The largest rank that is accepted; no published adapter comes near it.
+pub const MAX_RANK: usize = 512;
+
+/// The seven linear layers of a decoder block that an adapter can change. Written as in PEFT's `target_modules`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Site {
+    /// `self_attn.q_proj`
+    #[serde(rename = "q_proj")]
+    Query,
+    /// `self_attn.k_proj`
+    #[serde(rename = "k_proj")]
+    Key,
+    /// `self_attn.v_proj`
+    #[serde(rename = "v_proj")]
+    Value,
+    /// `self_attn.o_proj`
+    #[serde(rename = "o_proj")]
+    Output,
+    /// `mlp.gate_proj`
+    #[serde(rename = "gate_proj")]
+    Gate,
+    /// `mlp.up_proj`
+    #[serde(rename = "up_proj")]
+    Up,
+    /// `mlp.down_proj`
+    #[serde(rename = "down_proj")]
+    Down,
+}
+
+impl Site {
+    /// All sites in the order of the forward pass.
+    pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+
+    /// The checkpoint's name of the layer inside its block, such as `self_attn.q_proj`.
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Query => "self_attn.q_proj",
+            Self::Key => "self_attn.k_proj",
+            Self::Value => "self_attn.v_proj",
+            Self::Output => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    /// The name in PEFT's `target_modules`, such as `q_proj`.
+    pub fn module(self) -> &'static str {
+        self.path().rsplit('.').next().unwrap_or_default()
+    }
+
+    /// `(out, in)` of the layer in a model of this shape.
+    pub const fn shape(self, model: &ModelConfig) -> (usize, usize) {
+        let queries = model.num_attention_heads * model.head_dim;
+        let keys = model.num_key_value_heads * model.head_dim;
+        match self {
+            Self::Query => (queries, model.hidden_size),
+            Self::Key | Self::Value => (keys, model.hidden_size),
+            Self::Output => (model.hidden_size, queries),
+            Self::Gate | Self::Up => (model.intermediate_size, model.hidden_size),
+            Self::Down => (model.hidden_size, model.intermediate_size),
+        }
+    }
+}
+
+/// The low-rank update of one linear layer: `y += scale · B(A x)`.
+#[derive(Debug, Clone)]
+pub struct LoraPair {
+    /// A, `[rank, in]`, f32; bf16 where [`Adapter::for_serving`] made it so.
+    pub a: Tensor,
+    /// B, `[out, rank]`, as A; `[⌈out / 16⌉, rank, 16]` where [`Adapter::for_serving`] made it so.
+    pub b: Tensor,
+    /// alpha / rank (alpha / √rank under rsLoRA).
+    pub scale: f32,
+}
+
+/// The updates of one decoder block, indexed by [`Site`].
+#[derive(Debug, Clone, Default)]
+pub struct LoraLayer([Option<LoraPair>; 7]);
+
+impl LoraLayer {
+    /// The update at `site`, if the adapter has one there.
+    pub fn get(&self, site: Site) -> Option<&LoraPair> {
+        self.0[site as usize].as_ref()
+    }
+
+    /// Sets the update at `site`.
+    pub fn set(&mut self, site: Site, pair: LoraPair) {
+        self.0[site as usize] = Some(pair);
+    }
+
+    /// A and B of each update times `factor`, as their gradients may need.
+    pub fn times(&self, factor: f64) -> Result<Self> {
+        let mut times = Self::default();
+        for site in Site::ALL {
+            if let Some(pair) = self.get(site) {
+                times.set(site, LoraPair { a: (&pair.a * factor)?, b: (&pair.b * factor)?, scale: pair.scale });
+            }
+        }
+        Ok(times)
+    }
+}

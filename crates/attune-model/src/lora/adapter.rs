@@ -1,0 +1,104 @@
+//! An [`Adapter`]: one immutable generation of LoRA matrices. Publishing a new generation re-points a name; whoever holds the
+//! old `Arc` (the *lease*) keeps computing with it.
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{LoraLayer, LoraPair, Site};
+use crate::kernels::cpu::lora::lay_out;
+use crate::kernels::cuda::lora::AdapterPointers;
+use crate::{ModelConfig, Result};
+
+/// One immutable generation of an adapter, on the device of its base model.
+#[derive(Debug)]
+pub struct Adapter {
+    /// SHA-256 over the PEFT weights and configuration, in hex: the generation's name, the key of every cache.
+    pub id: String,
+    /// One entry per decoder block.
+    pub layers: Vec<LoraLayer>,
+    /// Where a GPU's kernels find the updates, once they were asked for.
+    pointers: OnceLock<AdapterPointers>,
+}
+
+/// A held adapter: the generation stays in memory until the last lease drops.
+pub type AdapterLease = Arc<Adapter>;
+
+impl Adapter {
+    /// The generation `id` of these updates, one entry per decoder block.
+    pub fn new(id: String, layers: Vec<LoraLayer>) -> Self {
+        Self { id, layers, pointers: OnceLock::new() }
+    }
+
+    /// An adapter of all layers of a model of the shape `model` that changes nothing, in main memory.
+    pub fn zero(model: &ModelConfig) -> Result<Self> {
+        // Matrix units take no odd ranks.
+        const RANK: usize = 2;
+        let mut layer = LoraLayer::default();
+        for site in Site::ALL {
+            let (output, input) = site.shape(model);
+            let zeros = |shape: (usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu);
+            layer.set(site, LoraPair { a: zeros((RANK, input))?, b: zeros((output, RANK))?, scale: 1.0 });
+        }
+        Ok(Self::new("zero".into(), vec![layer; model.num_hidden_layers]))
+    }
+
+    /// The same adapter on `device`.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        self.map(|matrix| matrix.to_device(device))
+    }
+
+    /// The same adapter on `device`, held as `dtype`.
+    pub fn on(&self, device: &Device, dtype: DType) -> Result<Self> {
+        self.map(|matrix| matrix.to_device(device)?.to_dtype(dtype)?.contiguous())
+    }
+
+    /// The same adapter as a serving step on the CPU wants it ([`lay_out`]). In `precision` bf16 a step reads half as much of
+    /// it as in f32. It can be served then, but neither trained further nor written to files.
+    pub fn for_serving(&self, precision: DType) -> Result<Self> {
+        let laid_out = lay_out(&self.pairs().collect::<Vec<_>>(), precision)?;
+        let mut layers = self.layers.clone();
+        let pairs = layers.iter_mut().flat_map(|layer| layer.0.iter_mut().flatten());
+        pairs.zip(laid_out).for_each(|(pair, laid_out)| *pair = laid_out);
+        Ok(Self::new(self.id.clone(), layers))
+    }
+
+    fn map(&self, change: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Self> {
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            let mut changed = LoraLayer::default();
+            for site in Site::ALL {
+                if let Some(pair) = layer.get(site) {
+                    changed.set(site, LoraPair { a: change(&pair.a)?, b: change(&pair.b)?, scale: pair.scale });
+                }
+            }
+            layers.push(changed);
+        }
+        Ok(Self::new(self.id.clone(), layers))
+    }
+
+    /// All updates, in the order of the forward pass.
+    fn pairs(&self) -> impl Iterator<Item = &LoraPair> {
+        self.layers.iter().flat_map(|layer| layer.0.iter().flatten())
+    }
+
+    /// The addresses of its matrices on the GPU, looked up once.
+    pub fn pointers(&self) -> Result<&AdapterPointers> {
+        if let Some(pointers) = self.pointers.get() {
+            return Ok(pointers);
+        }
+        let pointers = AdapterPointers::of(&self.layers)?;
+        Ok(self.pointers.get_or_init(|| pointers))
+    }
+
+    /// The largest rank of its updates; 0 where it has none.
+    pub fn rank(&self) -> usize {
+        self.pairs().map(|pair| pair.a.dims()[0]).max().unwrap_or(0)
+    }
+
+    /// Bytes of A and B together.
+    pub fn bytes(&self) -> usize {
+        let matrices = self.pairs().flat_map(|pair| [&pair.a, &pair.b]);
+        matrices.map(|matrix| matrix.elem_count() * matrix.dtype().size_in_bytes()).sum()
+    }
+}

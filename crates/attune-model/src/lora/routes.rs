@@ -1,0 +1,181 @@
+//! Which rows of a step go through which matrices of which adapter: worked out once per step by the decoder, used at every
+//! layer.
+
+use std::ops::Range;
+
+use candle_core::{Device, Tensor};
+
+use super::{Adapter, Site};
+use crate::Result;
+use crate::kernels::{self, LoraRows, LoraRun};
+
+/// The sites of a block that have one input and are computed together.
+pub const GROUPS: [&[Site]; 4] =
+    [&[Site::Query, Site::Key, Site::Value], &[Site::Output], &[Site::Gate, Site::Up], &[Site::Down]];
+
+/// Rows of one task at the most: what a core works through while the matrices stay in its cache.
+const TASK_ROWS: usize = 32;
+/// Rows that are not split further for want of tasks: reading the matrices again would cost more.
+const FEW_ROWS: usize = 8;
+
+/// The routes of one step.
+#[derive(Debug)]
+pub struct Routes<'a> {
+    /// By layer and group: true where some row is changed. Empty where no row has an adapter.
+    changes: Vec<bool>,
+    ways: Ways<'a>,
+}
+
+/// What the products of a device are made of.
+#[derive(Debug)]
+enum Ways<'a> {
+    /// Tasks for the cores, and where those of each layer and group begin; one entry more than there are.
+    Host { tasks: Vec<LoraRows<'a>>, starts: Vec<usize> },
+    /// For a GPU the adapters with all of their rows.
+    Device(Vec<LoraRun<'a>>),
+}
+
+impl<'a> Routes<'a> {
+    /// Routes over `layers` decoder blocks on `device` for sequences with these rows and adapters, in the order of the rows.
+    /// Neighbouring sequences of one adapter share its products.
+    pub fn new(
+        layers: usize,
+        device: &Device,
+        sequences: impl IntoIterator<Item = (Range<usize>, Option<&'a Adapter>)>,
+    ) -> Result<Self> {
+        let runs = runs(sequences);
+        let layers = if runs.is_empty() { 0 } else { layers };
+        let groups = (0..layers).flat_map(|layer| GROUPS.map(|sites| (layer, sites)));
+        let has = |(layer, sites): (usize, &[Site])| {
+            let mut pairs = runs.iter().filter_map(|(_, adapter)| adapter.layers.get(layer));
+            pairs.any(|pairs| sites.iter().any(|site| pairs.get(*site).is_some()))
+        };
+        let changes = groups.clone().map(has).collect();
+        let ways = if kernels::on_host(device) {
+            let (mut tasks, mut starts) = (Vec::new(), vec![0]);
+            for (layer, sites) in groups {
+                tasks.extend(runs.iter().flat_map(|(rows, adapter)| tasks_of(rows, adapter, layer, sites)));
+                starts.push(tasks.len());
+            }
+            Ways::Host { tasks, starts }
+        } else {
+            let runs = runs.into_iter().map(|(rows, adapter)| Ok(LoraRun { rows, pointers: adapter.pointers()? }));
+            Ways::Device(runs.collect::<Result<_>>()?)
+        };
+        Ok(Self { changes, ways })
+    }
+
+    /// True where something is added at the group of sites that begins with `first`.
+    pub fn change(&self, layer: usize, first: Site) -> bool {
+        index(layer, first).and_then(|index| self.changes.get(index).copied()).unwrap_or(false)
+    }
+
+    /// Adds to `outputs` `[rows, out]`, the base's products of `x` `[rows, in]` with the layers of the group of sites that begins
+    /// with `first`, fresh tensors that nothing else holds.
+    pub fn add(&self, layer: usize, first: Site, x: &Tensor, outputs: &mut [Tensor]) -> Result<()> {
+        if !self.change(layer, first) {
+            return Ok(());
+        }
+        match &self.ways {
+            Ways::Host { .. } => kernels::add_lora_rows(outputs, x, self.tasks(layer, first)),
+            Ways::Device(runs) => kernels::add_lora_runs(outputs, x, runs, layer, first),
+        }
+    }
+
+    fn tasks(&self, layer: usize, first: Site) -> &[LoraRows<'a>] {
+        let Ways::Host { tasks, starts } = &self.ways else { return &[] };
+        let range = index(layer, first).and_then(|index| starts.get(index..index + 2));
+        range.map_or(&[], |range| &tasks[range[0]..range[1]])
+    }
+}
+
+/// The place of the group of sites that begins with `first` among those of all layers.
+fn index(layer: usize, first: Site) -> Option<usize> {
+    let group = GROUPS.iter().position(|sites| sites[0] == first)?;
+    Some(layer * GROUPS.len() + group)
+}
+
+/// What `adapter` adds to `rows` at `sites` of `layer`, cut into tasks.
+fn tasks_of<'a>(
+    rows: &Range<usize>,
+    adapter: &'a Adapter,
+    layer: usize,
+    sites: &'static [Site],
+) -> impl Iterator<Item = LoraRows<'a>> {
+    let pairs = sites
+        .iter()
+        .enumerate()
+        .filter_map(move |(output, site)| Some((output, adapter.layers.get(layer)?.get(*site)?)));
+    let rows = rows.clone();
+    pairs.flat_map(move |(output, pair)| pieces(&rows).map(move |rows| LoraRows { rows, output, pair }))
+}
+
+fn runs<'a>(
+    sequences: impl IntoIterator<Item = (Range<usize>, Option<&'a Adapter>)>,
+) -> Vec<(Range<usize>, &'a Adapter)> {
+    let mut runs: Vec<(Range<usize>, &Adapter)> = Vec::new();
+    for (rows, adapter) in sequences {
+        let Some(adapter) = adapter else { continue };
+        match runs.last_mut() {
+            Some((before, last)) if before.end == rows.start && std::ptr::eq(*last, adapter) => before.end = rows.end,
+            _ => runs.push((rows, adapter)),
+        }
+    }
+    runs
+}
+
+/// `rows` in even pieces, enough for all cores.
+fn pieces(rows: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    let most = rows.len().div_ceil(rayon::current_num_threads()).clamp(FEW_ROWS, TASK_ROWS);
+    let count = rows.len().div_ceil(most).max(1);
+    let (start, length) = (rows.start, rows.len());
+    (0..count).map(move |piece| start + length * piece / count..start + length * (piece + 1) / count)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+    use crate::lora::{LoraLayer, LoraPair};
+
+    fn adapter(sites: &[&[Site]]) -> Adapter {
+        let matrix = || Tensor::zeros((1, 1), DType::F32, &Device::Cpu).expect("a tensor");
+        let layer = |sites: &&[Site]| {
+            let mut layer = LoraLayer::default();
+            for site in *sites {
+                layer.set(*site, LoraPair { a: matrix(), b: matrix(), scale: 1.0 });
+            }
+            layer
+        };
+        Adapter::new(String::new(), sites.iter().map(layer).collect())
+    }
+
+    fn shape(tasks: &[LoraRows<'_>]) -> Vec<(Range<usize>, usize)> {
+        tasks.iter().map(|task| (task.rows.clone(), task.output)).collect()
+    }
+
+    #[test]
+    fn neighbours_of_one_adapter_are_one_run_and_absent_sites_are_left_out() {
+        let (one, two) = (adapter(&[&[Site::Value, Site::Up], &[]]), adapter(&[&[Site::Query], &[Site::Down]]));
+        let sequences = [(0..1, Some(&one)), (1..2, None), (2..4, Some(&two)), (4..5, Some(&two)), (5..6, Some(&one))];
+        let routes = Routes::new(2, &Device::Cpu, sequences).expect("routes");
+        assert_eq!(shape(routes.tasks(0, Site::Query)), [(0..1, 2), (2..5, 0), (5..6, 2)]);
+        assert_eq!(shape(routes.tasks(0, Site::Gate)), [(0..1, 1), (5..6, 1)]);
+        assert_eq!(shape(routes.tasks(1, Site::Down)), [(2..5, 0)]);
+        assert!(routes.change(0, Site::Query) && routes.change(1, Site::Down));
+        assert!(!routes.change(0, Site::Output) && !routes.change(1, Site::Query));
+        let none = Routes::new(2, &Device::Cpu, [(0..4, None)]).expect("routes");
+        assert!(!none.change(1, Site::Down) && none.tasks(1, Site::Down).is_empty());
+    }
+
+    #[test]
+    fn long_runs_are_cut_without_gaps() {
+        let one = adapter(&[&[Site::Output]]);
+        let routes = Routes::new(1, &Device::Cpu, [(3..500, Some(&one))]).expect("routes");
+        let tasks = shape(routes.tasks(0, Site::Output));
+        assert!(tasks.len() > 8 && tasks.iter().all(|(rows, _)| !rows.is_empty() && rows.len() <= TASK_ROWS));
+        assert!(tasks.windows(2).all(|pair| pair[0].0.end == pair[1].0.start));
+        assert_eq!((tasks[0].0.start, tasks[tasks.len() - 1].0.end), (3, 500));
+    }
+}

@@ -1,0 +1,173 @@
+//! Text to token ids and back, from a folder's `tokenizer.json` and `tokenizer_config.json`.
+//!
+//! Called by `api` and `datasets` (text in), by `engine/text.rs` (text out) and by the chat template (names of the special
+//! tokens).
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// The special tokens that `tokenizer_config.json` names and that chat templates may use.
+const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// The tokenizer of one model.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    special: HashSet<u32>,
+    end_token: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` (truncation and padding switched off) and the special tokens of `tokenizer_config.json`.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let file = folder.join("tokenizer.json");
+        let setup = |error: &dyn std::fmt::Display| Error::Setup(format!("{}: {error}", file.display()));
+        if !file.is_file() {
+            return Err(setup(&"the file does not exist; the model folder needs its tokenizer"));
+        }
+        let mut inner = tokenizers::Tokenizer::from_file(&file).map_err(|error| setup(&error))?;
+        // Both are settings of whoever trained the tokenizer; here they would silently cut or lengthen a prompt.
+        inner.with_truncation(None).map_err(|error| setup(&error))?;
+        inner.with_padding(None);
+        let added = inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        let end_token = match special_tokens(folder)?.get("eos_token") {
+            Some(text) => Some(inner.token_to_id(text).ok_or_else(|| {
+                setup(&format!("eos_token `{text}` of tokenizer_config.json is not in the vocabulary"))
+            })?),
+            None => None,
+        };
+        Ok(Self { inner, special, end_token })
+    }
+
+    /// Token ids of `text`; `special` adds what the tokenizer puts around a text (for example a begin token).
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, special).map_err(|error| not_encodable(&error))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Characters of `text` before each of its tokens, special ones around it included.
+    pub fn character_offsets(&self, text: &str) -> Result<Vec<usize>> {
+        let encoding = self.inner.encode_char_offsets(text, true).map_err(|error| not_encodable(&error))?;
+        // Tokens that the tokenizer puts around the text stand nowhere in it: they have an empty range at 0.
+        let length = text.chars().count();
+        let mut end = 0;
+        let special = encoding.get_special_tokens_mask();
+        let offsets = encoding.get_offsets().iter().zip(special).map(|(&(from, to), &added)| {
+            if added == 1 {
+                return end;
+            }
+            end = to.min(length);
+            from.min(length)
+        });
+        Ok(offsets.collect())
+    }
+
+    /// The text of `ids`; special tokens are left out when `skip_special`. Ids outside the vocabulary have no text.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(|error| Error::Internal(format!("decode tokens: {error}")))
+    }
+
+    /// The vocabulary's own spelling of `id`, where a blank may be `Ġ`; none outside the vocabulary.
+    pub fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Number of ids, added tokens included.
+    pub fn vocabulary_size(&self) -> usize {
+        // Added tokens may lie beyond a gap, and what counts for the model's embedding is the highest id.
+        let highest_added = self.inner.get_added_tokens_decoder().keys().max().map_or(0, |id| *id as usize + 1);
+        self.inner.get_vocab_size(true).max(highest_added)
+    }
+
+    /// The id of `tokenizer_config.json`'s `eos_token`.
+    pub fn end_token(&self) -> Option<u32> {
+        self.end_token
+    }
+
+    /// The id of the special token with this name.
+    pub fn special_token(&self, name: &str) -> Option<u32> {
+        self.inner.token_to_id(name).filter(|id| self.special.contains(id))
+    }
+
+    /// True where `id` adds to the text that a client sees: it is in the vocabulary and not a special token.
+    pub fn is_visible(&self, id: u32) -> bool {
+        !self.special.contains(&id) && self.inner.id_to_token(id).is_some()
+    }
+}
+
+fn not_encodable(error: &tokenizers::Error) -> Error {
+    Error::NotEncodable(error.to_string())
+}
+
+/// The special tokens by role (`bos_token`, `eos_token`, …) of `tokenizer_config.json`, else of `special_tokens_map.json`;
+/// each is a string or an object with `content`.
+pub(crate) fn special_tokens(folder: &Path) -> Result<BTreeMap<&'static str, String>> {
+    let mut tokens = BTreeMap::new();
+    for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let Some(value) = read_json(&folder.join(name))? else { continue };
+        for role in SPECIAL_TOKENS {
+            let token = value[role].as_str().or_else(|| value[role]["content"].as_str());
+            if let Some(token) = token {
+                tokens.entry(role).or_insert_with(|| token.to_owned());
+            }
+        }
+    }
+    Ok(tokens)
+}
+
+/// The JSON value in `file`; `None` where there is no such file.
+pub(crate) fn read_json(file: &Path) -> Result<Option<Value>> {
+    if !file.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(file).map_err(Error::io(format!("read {}", file.display())))?;
+    let value =
+        serde_json::from_str(&text).map_err(|error| Error::Setup(format!("{}: not JSON: {error}", file.display())))?;
+    Ok(Some(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Words; `<begin>` stands before every text, and blanks belong to no word.
+    fn tokenizer() -> Tokenizer {
+        let folder = tempfile::tempdir().expect("a folder");
+        let tokenizer = json!({
+            "version": "1.0",
+            "added_tokens": [{"id": 0, "content": "<begin>", "special": true, "single_word": false, "lstrip": false,
+                              "rstrip": false, "normalized": false}],
+            "pre_tokenizer": {"type": "Whitespace"},
+            "post_processor": {"type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<begin>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"<begin>": {"id": "<begin>", "ids": [0], "tokens": ["<begin>"]}}},
+            "model": {"type": "WordLevel", "vocab": {"<begin>": 0, "un": 1, "café": 2, "noir": 3}, "unk_token": "un"},
+        });
+        std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).expect("written");
+        Tokenizer::read(folder.path()).expect("a tokenizer")
+    }
+
+    #[test]
+    fn offsets_count_characters_and_belong_to_the_tokens_of_the_text() {
+        let tokenizer = tokenizer();
+        for (text, ids, offsets) in [
+            ("un café noir", vec![0, 1, 2, 3], vec![0, 0, 3, 8]),
+            ("  café", vec![0, 2], vec![0, 2]),
+            // Written out, a special token is part of the text.
+            ("un<begin>noir", vec![0, 1, 0, 3], vec![0, 0, 2, 9]),
+            ("", vec![0], vec![0]),
+        ] {
+            assert_eq!(tokenizer.encode(text, true).expect("tokens"), ids, "{text}");
+            assert_eq!(tokenizer.character_offsets(text).expect("offsets"), offsets, "{text}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! A training and a validation file of prompts and completions as a task of sorting: the classes are the distinct
+//! completions of the training file, and the prompts of the validation file are what shall be sorted into them. Called by
+//! the worker for jobs with classification metrics, after both files have been read for training.
+
+use std::collections::HashMap;
+use std::io::BufRead;
+
+use super::parse::{self, Example, Lines, shorten};
+use super::render::{TextCodec, completion_tokens, prompt_tokens};
+use crate::datasets::Purpose;
+use crate::{ClassFault, Error, FileFault, Result};
+
+/// Classes of a task at the most.
+pub const MAX_CLASSES: usize = 100;
+/// Validation examples that are measured at the most.
+const MAX_EXAMPLES: usize = 1_000;
+/// Completions that one measurement computes at the most: every class of every example is one.
+const MAX_COMPLETIONS: usize = 20_000;
+
+/// What the classes must be like.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted<'a> {
+    /// Their number.
+    pub n_classes: Option<usize>,
+    /// The completion that is the positive one of two.
+    pub positive_class: Option<&'a str>,
+}
+
+/// Prompts and the classes to sort them into.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ClassificationData {
+    /// The classes in the order in which the training file has them first.
+    pub classes: Vec<Class>,
+    /// Index of the positive class.
+    pub positive: Option<usize>,
+    /// What is measured.
+    pub examples: Vec<ClassifiedExample>,
+    /// Lines of the validation file that are not measured: beyond the limit, or too long for the model.
+    pub left_out: usize,
+}
+
+/// A distinct completion.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Class {
+    /// Its text.
+    pub text: String,
+    /// Its tokens with the end token, as training has them.
+    pub tokens: Vec<u32>,
+}
+
+/// A line of the validation file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClassifiedExample {
+    /// Tokens of the prompt.
+    pub prompt: Vec<u32>,
+    /// Index of the class that is right.
+    pub class: usize,
+}
+
+/// Reads both files; prompts that do not fit into `max_tokens` with every class are left out.
+pub fn read(
+    training: impl BufRead,
+    validation: impl BufRead,
+    codec: &impl TextCodec,
+    wanted: Wanted<'_>,
+    max_tokens: usize,
+) -> Result<ClassificationData> {
+    let classes = Classes::read(training, codec)?;
+    let positive = classes.check(codec, wanted)?;
+    let Classes { list, index } = classes;
+    let longest = list.iter().map(|class| class.tokens.len()).max().unwrap_or_default();
+    let limit = MAX_EXAMPLES.min(MAX_COMPLETIONS / list.len().max(1));
+    let mut data = ClassificationData { classes: list, positive, ..ClassificationData::default() };
+    let mut lines = Lines::new(validation);
+    while let Some((number, line)) = lines.next_line()? {
+        if data.examples.len() == limit {
+            data.left_out += 1;
+            continue;
+        }
+        let (prompt, completion) = pair(Purpose::Validation, number, line)?;
+        let Some(class) = index.get(&completion_tokens(&completion, codec)?).copied() else {
+            let message = format!(
+                "Line {number} of the validation file has the completion {:?}, which the training file does \
+                 not have: every class needs training examples.",
+                shorten(&completion)
+            );
+            return Err(invalid_classes(ClassFault::File(Purpose::Validation), message));
+        };
+        let prompt = prompt_tokens(&prompt, codec)?;
+        if prompt.is_empty() || prompt.len() + longest > max_tokens {
+            data.left_out += 1;
+        } else {
+            data.examples.push(ClassifiedExample { prompt, class });
+        }
+    }
+    if data.examples.is_empty() {
+        let message = "No prompt of the validation file fits the model with every class: shorten them.".into();
+        return Err(invalid_classes(ClassFault::File(Purpose::Validation), message));
+    }
+    Ok(data)
+}
+
+/// The distinct completions, which the model tells apart by their tokens.
+#[derive(Default)]
+struct Classes {
+    list: Vec<Class>,
+    /// Places in the list, by tokens.
+    index: HashMap<Vec<u32>, usize>,
+}
+
+impl Classes {
+    fn read(training: impl BufRead, codec: &impl TextCodec) -> Result<Self> {
+        let mut classes = Self::default();
+        let mut lines = Lines::new(training);
+        while let Some((number, line)) = lines.next_line()? {
+            let (_, text) = pair(Purpose::Training, number, line)?;
+            let tokens = completion_tokens(&text, codec)?;
+            if classes.index.contains_key(&tokens) {
+                continue;
+            }
+            if classes.list.len() == MAX_CLASSES {
+                let message = format!(
+                    "The training file has more than {MAX_CLASSES} different completions, too many for classification \
+                     metrics: leave compute_classification_metrics out."
+                );
+                return Err(invalid_classes(ClassFault::File(Purpose::Training), message));
+            }
+            classes.index.insert(tokens.clone(), classes.list.len());
+            classes.list.push(Class { text, tokens });
+        }
+        Ok(classes)
+    }
+
+    /// The positive class's index, if the classes are as wanted.
+    fn check(&self, codec: &impl TextCodec, wanted: Wanted<'_>) -> Result<Option<usize>> {
+        let fault = match wanted.positive_class {
+            Some(_) => ClassFault::PositiveClass,
+            None => ClassFault::Number,
+        };
+        let found = self.list.len();
+        let number = wanted.positive_class.map(|_| 2).or(wanted.n_classes).unwrap_or(found).max(2);
+        if found != number {
+            let message = format!(
+                "The training file has {found} different completion(s) ({}), but there must be {number} classes.",
+                self.some()
+            );
+            return Err(invalid_classes(fault, message));
+        }
+        let Some(text) = wanted.positive_class else { return Ok(None) };
+        let Some(positive) = self.index.get(&completion_tokens(text, codec)?) else {
+            let message = format!(
+                "No completion of the training file is {text:?}; they are {}. Give the positive class exactly, with the \
+                 space that it begins with.",
+                self.some()
+            );
+            return Err(invalid_classes(fault, message));
+        };
+        Ok(Some(*positive))
+    }
+
+    /// The first classes in words.
+    fn some(&self) -> String {
+        const SHOWN: usize = 5;
+        let shown = self.list.iter().take(SHOWN).map(|class| format!("{:?}", shorten(&class.text)));
+        let more = (self.list.len() > SHOWN).then(|| "…".to_owned());
+        shown.chain(more).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// A line's prompt and completion; `purpose` says which file the line is of.
+fn pair(purpose: Purpose, number: usize, line: Result<&str, String>) -> Result<(String, String)> {
+    match line.and_then(parse::example) {
+        Ok(Example::Completion { prompt, completion }) => Ok((prompt, completion)),
+        Ok(Example::Chat { .. }) => {
+            let message =
+                format!("Line {number} is a chat: classification metrics need lines of prompt and completion.");
+            Err(invalid_classes(ClassFault::File(purpose), message))
+        }
+        Err(fault) => {
+            let message = format!("Line {number} {fault}.");
+            Err(Error::File { purpose, fault: FileFault::Content, message })
+        }
+    }
+}
+
+fn invalid_classes(fault: ClassFault, message: String) -> Error {
+    Error::Classes { fault, message }
+}

@@ -1,0 +1,352 @@
+//! Training files: JSONL read line by line and checked ([`parse`]), then rendered to tokens with a weight for each one as a
+//! target ([`render`]) and kept in a file ([`store`]); [`preference`] checks pairs of answers, [`pairs`] texts that belong together, [`classes`] reads a file as
+//! a task of sorting.
+//!
+//! `jobs/worker/training.rs` calls [`read`] or [`read_preferences`] for the training and the validation file. A file with
+//! faults gives one error that names the lines and says what to change.
+
+mod builder;
+pub mod classes;
+pub mod pairs;
+pub mod parse;
+pub mod preference;
+pub mod render;
+pub mod store;
+
+use std::io::BufRead;
+
+use crate::{Error, FileFault, Result};
+use builder::Builder;
+use pairs::{TextPair, is_pair};
+use parse::{Faults, Format, Lines};
+pub use render::{RenderSettings, TextCodec};
+pub use store::ExampleStore;
+
+/// Examples that a training file must have at least; the number and the message are `OpenAI`'s.
+pub const MIN_EXAMPLES: usize = 10;
+/// Pairs of texts that a validation file must have at least: a single one is told apart from nothing.
+const MIN_VALIDATION_PAIRS: usize = 2;
+
+/// Tokens of one example, and how much each counts as a target. A pair of texts is one, too: see [`Self::of_texts`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenizedExample {
+    /// Token ids, prompt and answers.
+    pub tokens: Vec<u32>,
+    /// Weight of token `i` as a target, predicted from the tokens before it; the first token is never one.
+    pub weights: Vec<f32>,
+}
+
+impl TokenizedExample {
+    /// Texts that are embedded, none of them empty, one after the other: the weight of a token is the number of its text.
+    pub fn of_texts(texts: &[Vec<u32>]) -> Self {
+        let number = |(index, text): (usize, &Vec<u32>)| std::iter::repeat_n(index as f32, text.len());
+        Self { tokens: texts.concat(), weights: texts.iter().enumerate().flat_map(number).collect() }
+    }
+
+    /// The texts of [`Self::of_texts`].
+    pub fn texts(&self) -> impl Iterator<Item = &[u32]> {
+        let mut rest = self.tokens.as_slice();
+        self.weights.chunk_by(|a, b| a.to_bits() == b.to_bits()).map(move |run| {
+            let (text, after) = rest.split_at(run.len());
+            rest = after;
+            text
+        })
+    }
+
+    /// Tokens that count as targets.
+    pub fn targets(&self) -> usize {
+        self.weights.iter().skip(1).filter(|weight| **weight > 0.0).count()
+    }
+
+    /// Cuts it to `max_tokens`; true where that takes something away.
+    fn truncate(&mut self, max_tokens: usize) -> bool {
+        let longer = self.tokens.len() > max_tokens;
+        self.tokens.truncate(max_tokens);
+        self.weights.truncate(max_tokens);
+        longer
+    }
+}
+
+/// Lines that something is to be said about: all of them counted, the first ones by their numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NotedLines {
+    /// How many there are.
+    pub count: usize,
+    /// The first of them, counted from 1.
+    pub first: Vec<usize>,
+}
+
+impl NotedLines {
+    /// Line numbers that are kept.
+    const LISTED: usize = 20;
+
+    /// Notes line `number`; lines come in their order, and one that is noted again is still one.
+    fn note(&mut self, number: usize, latest: &mut usize) {
+        if *latest != number {
+            *latest = number;
+            self.count += 1;
+            if self.first.len() < Self::LISTED {
+                self.first.push(number);
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for NotedLines {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let numbers: Vec<_> = self.first.iter().map(ToString::to_string).collect();
+        let more = self.count - self.first.len().min(self.count);
+        match numbers.as_slice() {
+            [] => Ok(()),
+            [one] => write!(formatter, "line {one}"),
+            all if more > 0 => write!(formatter, "lines {} and {more} more", all.join(", ")),
+            [all @ .., last] => write!(formatter, "lines {} and {last}", all.join(", ")),
+        }
+    }
+}
+
+/// What a file holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DatasetReport {
+    /// Examples in the file.
+    pub examples: usize,
+    /// What they are trained on as: a chat may be several sequences, or none; two answers to a prompt count as one.
+    pub sequences: usize,
+    /// Tokens that one epoch reads.
+    pub tokens: usize,
+    /// Tokens that one epoch trains on.
+    pub target_tokens: usize,
+    /// Tokens of the longest example, pair of answers, or text of a pair, after it was cut.
+    pub longest: usize,
+    /// Texts of all pairs; 0 in a file of anything else.
+    pub texts: usize,
+    /// Examples cut at the end to fit the model's context.
+    pub truncated: NotedLines,
+    /// Examples left out, all or in part, since no target fits the context.
+    pub dropped: NotedLines,
+    /// Examples that repeat an earlier one.
+    pub duplicates: NotedLines,
+}
+
+impl DatasetReport {
+    /// True for a file of pairs of texts.
+    pub const fn is_of_pairs(&self) -> bool {
+        self.texts > 0
+    }
+}
+
+/// A whole file as tokens. A chat that cannot be one sequence (see [`render`]) is several examples.
+#[derive(Debug)]
+pub struct Dataset {
+    /// The sequences, in the order of the file; those of a preference next to each other.
+    pub examples: ExampleStore,
+    /// Counts for people.
+    pub report: DatasetReport,
+}
+
+/// What the file is for: it decides how many examples it must have and which field of the request is at fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The file to train on.
+    Training,
+    /// The file to measure on.
+    Validation,
+}
+
+impl Purpose {
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Training => "Training file",
+            Self::Validation => "Validation file",
+        }
+    }
+
+    const fn minimum(self, pairs: bool) -> usize {
+        match self {
+            Self::Training => MIN_EXAMPLES,
+            Self::Validation if pairs => MIN_VALIDATION_PAIRS,
+            Self::Validation => 1,
+        }
+    }
+}
+
+/// Reads a JSONL file and renders it, one line in memory at a time.
+///
+/// After the first fault the remaining lines are only checked, so that the error names every line without the cost of
+/// rendering a file that is refused anyway.
+pub fn read(
+    reader: impl BufRead,
+    purpose: Purpose,
+    codec: &impl TextCodec,
+    settings: &RenderSettings,
+) -> Result<Dataset> {
+    read_lines(reader, purpose, settings, |line, check_only, format| {
+        let object = parse::object(line)?;
+        if is_pair(&object) {
+            let pair = TextPair::read(object)?;
+            format(Format::Pair)?;
+            return if check_only { Ok(Rendered::Nothing) } else { render_texts(&pair, codec) };
+        }
+        let example = parse::example_of(object)?;
+        format(example.format())?;
+        if check_only {
+            return Ok(Rendered::Nothing);
+        }
+        Ok(Rendered::Sequences(render::render(&example, codec, settings)?))
+    })
+}
+
+fn render_texts(pair: &TextPair, codec: &impl TextCodec) -> Result<Rendered, Fault> {
+    let texts = pair.tokens(codec).map_err(Fault::from)?;
+    if texts.iter().any(Vec::is_empty) {
+        return Err(Fault::Line("has a text without any token: give another one".into()));
+    }
+    Ok(Rendered::Texts(texts))
+}
+
+/// Reads a JSONL file of preferences: each line becomes two sequences next to each other, the preferred answer and the
+/// other one, with the same prompt. Counts and faults are as those of [`read`].
+pub fn read_preferences(
+    reader: impl BufRead,
+    purpose: Purpose,
+    codec: &impl TextCodec,
+    settings: &RenderSettings,
+) -> Result<Dataset> {
+    read_lines(reader, purpose, settings, |line, check_only, format| {
+        let pair = preference::preference(line)?;
+        format(pair.format())?;
+        if check_only {
+            return Ok(Rendered::Nothing);
+        }
+        let alone = |example| {
+            let mut sequences = render::render(example, codec, settings)?;
+            let one = || Error::Internal("an answer that is trained on is one sequence".into());
+            Ok::<_, Fault>(sequences.pop().ok_or_else(one)?)
+        };
+        Ok(Rendered::Pair([alone(&pair.chosen)?, alone(&pair.rejected)?]))
+    })
+}
+
+/// What a line is trained on as.
+enum Rendered {
+    /// It was only checked.
+    Nothing,
+    /// Each by itself.
+    Sequences(Vec<TokenizedExample>),
+    /// The preferred answer and the other one.
+    Pair([TokenizedExample; 2]),
+    /// The texts of a pair.
+    Texts(Vec<Vec<u32>>),
+}
+
+/// Why a line is not rendered.
+enum Fault {
+    /// The line's own fault.
+    Line(String),
+    /// Something else, which ends the reading.
+    Other(Error),
+}
+
+impl From<String> for Fault {
+    fn from(fault: String) -> Self {
+        Self::Line(fault)
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Model(error @ (attune_model::Error::Template(_) | attune_model::Error::NotEncodable(_))) => {
+                Self::Line(error.to_string())
+            }
+            error => Self::Other(error),
+        }
+    }
+}
+
+impl From<attune_model::Error> for Fault {
+    fn from(error: attune_model::Error) -> Self {
+        Error::Model(error).into()
+    }
+}
+
+/// Notes the format of a line, which must be that of all others.
+type NoteFormat<'a> = &'a mut dyn FnMut(Format) -> Result<(), String>;
+
+fn read_lines(
+    reader: impl BufRead,
+    purpose: Purpose,
+    settings: &RenderSettings,
+    render: impl Fn(&str, bool, NoteFormat<'_>) -> Result<Rendered, Fault>,
+) -> Result<Dataset> {
+    let mut lines = Lines::new(reader);
+    let mut faults = Faults::default();
+    let mut first_format = None;
+    let mut builder = Builder::new(settings)?;
+    while let Some((number, line)) = lines.next_line()? {
+        builder.report.examples += 1;
+        builder.line = number;
+        let mut note_format = |format: Format| {
+            let (first_line, first) = *first_format.get_or_insert((number, format));
+            if format == first {
+                return Ok(());
+            }
+            Err(format!("is {format}, but line {first_line} is {first}: use one format"))
+        };
+        let check_only = !faults.is_empty();
+        match line.map_err(Fault::from).and_then(|line| render(line, check_only, &mut note_format)) {
+            Ok(Rendered::Nothing) => {}
+            Ok(Rendered::Sequences(sequences)) => {
+                sequences.into_iter().try_for_each(|sequence| builder.add([sequence]))?;
+            }
+            Ok(Rendered::Pair(pair)) => builder.add(pair)?,
+            Ok(Rendered::Texts(texts)) => builder.add_texts(texts)?,
+            Err(Fault::Line(fault)) => faults.push(number, fault),
+            Err(Fault::Other(error)) => return Err(error),
+        }
+    }
+    if !faults.is_empty() {
+        return Err(Error::File { purpose, fault: FileFault::Content, message: faults.describe(purpose.title()) });
+    }
+    let dataset = builder.finish()?;
+    let pairs = first_format.is_some_and(|(_, format)| format == Format::Pair);
+    let (found, minimum) = (dataset.report.examples, purpose.minimum(pairs));
+    if found < minimum {
+        let message = format!("{} has {found} example(s), but must have at least {minimum} examples", purpose.title());
+        return Err(Error::File { purpose, fault: FileFault::TooFewExamples, message });
+    }
+    if dataset.examples.is_empty() {
+        let (title, limit) = (purpose.title(), settings.max_tokens);
+        let message = if pairs {
+            format!(
+                "{title}: the two texts of every pair are the same in their first {limit} tokens; shorten their beginnings"
+            )
+        } else {
+            format!("{title}: in every example the prompt alone fills the model's {limit} tokens; shorten the prompts")
+        };
+        return Err(Error::File { purpose, fault: FileFault::Content, message });
+    }
+    Ok(dataset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::NotedLines;
+
+    #[test]
+    fn lines_are_listed_up_to_a_limit_and_counted_beyond_it() {
+        let noted = |lines: &[usize]| {
+            let (mut noted, mut latest) = (NotedLines::default(), 0);
+            for line in lines {
+                noted.note(*line, &mut latest);
+            }
+            noted
+        };
+        assert_eq!(noted(&[4]).to_string(), "line 4");
+        assert_eq!(noted(&[4, 4, 9]).to_string(), "lines 4 and 9");
+        assert_eq!(noted(&[4, 9, 12]).to_string(), "lines 4, 9 and 12");
+        let many = noted(&(1..=37).collect::<Vec<_>>());
+        assert_eq!((many.count, many.first.len()), (37, 20));
+        assert!(many.to_string().ends_with(", 19, 20 and 17 more"), "{many}");
+    }
+}

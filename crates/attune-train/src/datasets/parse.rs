@@ -1,0 +1,330 @@
+//! One line of a training file: read with a bound on its length, checked key by key, and turned into an [`Example`].
+//! Called by [`super::read`]. Every fault says what is wrong and what to change; the caller adds the line number.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, Read as _};
+
+use serde_json::{Map, Value, json};
+
+use super::preference::is_preference;
+use crate::{Error, Result};
+
+/// Bytes that one line may have. A line is held in memory as a whole; no model's context holds more text.
+pub const MAX_LINE_BYTES: u64 = 8 << 20;
+
+/// Faults that an error lists before it only counts.
+const MAX_LISTED_FAULTS: usize = 20;
+
+/// The formats of a training file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `{"prompt": …, "completion": …}`
+    Completion,
+    /// `{"messages": […]}`
+    Chat,
+    /// `{"anchor": …, "positive": …}`
+    Pair,
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Completion => "a prompt and completion",
+            Self::Chat => "a chat",
+            Self::Pair => "a pair of texts",
+        })
+    }
+}
+
+/// A checked example.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Example {
+    /// A text and how it continues.
+    Completion {
+        /// May be empty.
+        prompt: String,
+        /// Never empty.
+        completion: String,
+    },
+    /// A conversation.
+    Chat {
+        /// Objects as the chat template takes them, `weight` removed and text parts joined.
+        messages: Vec<Value>,
+        /// For each message: whether it is trained on (an assistant message of weight 1).
+        trained: Vec<bool>,
+        /// Tool definitions for the template.
+        tools: Option<Vec<Value>>,
+    },
+}
+
+impl Example {
+    /// Which of the formats it has.
+    pub const fn format(&self) -> Format {
+        match self {
+            Self::Completion { .. } => Format::Completion,
+            Self::Chat { .. } => Format::Chat,
+        }
+    }
+}
+
+/// Faults by line: the first ones in words, all of them counted.
+#[derive(Debug, Default)]
+pub struct Faults {
+    listed: Vec<(usize, String)>,
+    count: usize,
+}
+
+impl Faults {
+    /// Notes what is wrong with line `number`.
+    pub fn push(&mut self, number: usize, fault: String) {
+        self.count += 1;
+        if self.listed.len() < MAX_LISTED_FAULTS {
+            self.listed.push((number, fault));
+        }
+    }
+
+    /// True while no line is at fault.
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The message for the client.
+    pub fn describe(&self, title: &str) -> String {
+        let mut text = format!("{title} has {} fault(s).", self.count);
+        for (number, fault) in &self.listed {
+            let _ = write!(text, " Line {number} {fault}.");
+        }
+        if self.count > self.listed.len() {
+            let _ = write!(text, " And {} more.", self.count - self.listed.len());
+        }
+        text
+    }
+}
+
+/// The lines of a file with their 1-based numbers, without byte order mark, line ends and blank lines at the end.
+pub struct Lines<R> {
+    reader: R,
+    buffer: Vec<u8>,
+    number: usize,
+    ended: bool,
+}
+
+impl<R: BufRead> Lines<R> {
+    /// The lines of `reader`.
+    pub fn new(reader: R) -> Self {
+        Self { reader, buffer: Vec::new(), number: 0, ended: false }
+    }
+
+    /// The next line, or what is wrong with it; `None` at the end of the file.
+    pub fn next_line(&mut self) -> Result<Option<(usize, Result<&str, String>)>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let mut blank = None;
+        loop {
+            self.buffer.clear();
+            let mut bounded = (&mut self.reader).take(MAX_LINE_BYTES + 1);
+            let read = bounded.read_until(b'\n', &mut self.buffer).map_err(Error::io("read the training file"))?;
+            if read == 0 {
+                self.ended = true;
+                return Ok(None);
+            }
+            self.number += 1;
+            if read as u64 > MAX_LINE_BYTES {
+                self.ended = true;
+                let limit = MAX_LINE_BYTES >> 20;
+                return Ok(Some((self.number, Err(format!("is longer than {limit} MiB: split the example")))));
+            }
+            if !self.buffer.trim_ascii().is_empty() && self.buffer.trim_ascii() != b"\xef\xbb\xbf" {
+                break;
+            }
+            blank.get_or_insert(self.number);
+        }
+        if let Some(blank) = blank {
+            // What follows would be read again as another line; the count of faults matters less than the first one.
+            self.ended = true;
+            return Ok(Some((blank, Err("is empty: remove it".into()))));
+        }
+        let mut bytes = self.buffer.as_slice();
+        if self.number == 1 {
+            bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        }
+        let line = std::str::from_utf8(bytes)
+            .map(str::trim)
+            .map_err(|error| format!("is not UTF-8 (byte {}): save the file as UTF-8", error.valid_up_to() + 1));
+        Ok(Some((self.number, line)))
+    }
+}
+
+/// The object on a line.
+pub(super) fn object(line: &str) -> Result<Map<String, Value>, String> {
+    let value: Value =
+        serde_json::from_str(line).map_err(|error| format!("is not JSON ({error}): write one JSON object per line"))?;
+    match value {
+        Value::Object(object) => Ok(object),
+        other => Err(format!("is {}, not a JSON object", kind(&other))),
+    }
+}
+
+/// Checks one line.
+pub fn example(line: &str) -> Result<Example, String> {
+    example_of(object(line)?)
+}
+
+/// Checks a line's object.
+pub(super) fn example_of(mut object: Map<String, Value>) -> Result<Example, String> {
+    let chat = object.contains_key("messages");
+    if chat && (object.contains_key("prompt") || object.contains_key("completion")) {
+        return Err("has both `messages` and `prompt` or `completion`: keep one format".into());
+    }
+    if is_preference(&object) {
+        return Err(
+            "is a preference pair, which supervised training cannot use: give `messages`, or use the method `dpo`"
+                .into(),
+        );
+    }
+    let known: &[&str] =
+        if chat { &["messages", "tools", "functions", "parallel_tool_calls"] } else { &["prompt", "completion"] };
+    if !chat && !known.iter().any(|key| object.contains_key(*key)) {
+        return Err("has neither `messages` nor `prompt` and `completion`, nor `anchor` and `positive`".into());
+    }
+    if let Some(key) = object.keys().find(|key| !known.contains(&key.as_str())) {
+        return Err(format!("has the unknown key `{}`: remove it", shorten(key)));
+    }
+    if chat { chat_example(&mut object) } else { completion_example(&mut object) }
+}
+
+fn completion_example(object: &mut Map<String, Value>) -> Result<Example, String> {
+    let mut text = |key: &str| match object.remove(key) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(format!("has {} as `{key}`: give a string", kind(&other))),
+        None => Err(format!("has no `{key}`")),
+    };
+    let (prompt, completion) = (text("prompt")?, text("completion")?);
+    if completion.is_empty() {
+        return Err("has an empty `completion`: there is nothing to learn".into());
+    }
+    Ok(Example::Completion { prompt, completion })
+}
+
+fn chat_example(object: &mut Map<String, Value>) -> Result<Example, String> {
+    let Some(Value::Array(mut messages)) = object.remove("messages") else {
+        return Err("has `messages` that is not an array".into());
+    };
+    if messages.is_empty() {
+        return Err("has no messages".into());
+    }
+    let trained = check_messages(&mut messages)?;
+    if !messages.iter().any(|message| message["role"] == "assistant") {
+        return Err("has no assistant message: there is nothing to learn".into());
+    }
+    if !trained.contains(&true) {
+        return Err("has only assistant messages of weight 0: there is nothing to learn".into());
+    }
+    let tools = take_tools(object)?;
+    Ok(Example::Chat { messages, trained, tools })
+}
+
+/// Brings messages into the template's form, and says of each whether it is trained on.
+pub(super) fn check_messages(messages: &mut [Value]) -> Result<Vec<bool>, String> {
+    let checked = |(index, message)| check_message(message).map_err(|fault| format!("message {}: {fault}", index + 1));
+    messages.iter_mut().enumerate().map(checked).collect()
+}
+
+/// The tools of a chat.
+pub(super) fn take_tools(object: &mut Map<String, Value>) -> Result<Option<Vec<Value>>, String> {
+    match (object.remove("tools"), object.remove("functions")) {
+        (Some(_), Some(_)) => Err("has both `tools` and `functions`: keep `tools`".into()),
+        (Some(Value::Array(tools)), None) => Ok(Some(tools)),
+        (None, Some(Value::Array(functions))) => {
+            Ok(Some(functions.into_iter().map(|function| json!({"type": "function", "function": function})).collect()))
+        }
+        (Some(Value::Null), None) | (None, Some(Value::Null) | None) => Ok(None),
+        _ => Err("has `tools` that is not an array".into()),
+    }
+}
+
+/// Checks a message, brings it into the template's form, and says whether it is trained on.
+fn check_message(message: &mut Value) -> Result<bool, String> {
+    const KEYS: [&str; 8] =
+        ["role", "content", "name", "weight", "function_call", "tool_calls", "tool_call_id", "refusal"];
+    let Value::Object(message) = message else {
+        return Err(format!("is {}, not an object", kind(message)));
+    };
+    if let Some(key) = message.keys().find(|key| !KEYS.contains(&key.as_str())) {
+        return Err(format!("has the unknown key `{}`: remove it", shorten(key)));
+    }
+    let role = match message.get("role") {
+        Some(Value::String(role)) => role.clone(),
+        Some(other) => return Err(format!("has {} as `role`: give a string", kind(other))),
+        None => return Err("has no `role`".into()),
+    };
+    if !["system", "developer", "user", "assistant", "tool", "function"].contains(&role.as_str()) {
+        return Err(format!(
+            "has the role `{}`: use system, developer, user, assistant, tool or function",
+            shorten(&role)
+        ));
+    }
+    let assistant = role == "assistant";
+    let calls = assistant && ["tool_calls", "function_call"].iter().any(|key| !is_absent(message.get(*key)));
+    match message.get("content") {
+        Some(Value::String(text)) if text.is_empty() && assistant && !calls => {
+            return Err("has an empty answer: there is nothing to learn".into());
+        }
+        Some(Value::String(_)) => {}
+        Some(Value::Array(parts)) => {
+            let text = join_text_parts(parts)?;
+            message.insert("content".into(), Value::String(text));
+        }
+        None | Some(Value::Null) if calls => {}
+        None | Some(Value::Null) => return Err("has no `content`".into()),
+        Some(other) => return Err(format!("has {} as `content`: give a string", kind(other))),
+    }
+    // As the server does for requests, so that training and inference render alike.
+    if role == "developer" {
+        message.insert("role".into(), "system".into());
+    }
+    for key in ["name", "refusal"] {
+        message.remove(key);
+    }
+    match message.remove("weight") {
+        None | Some(Value::Null) => Ok(assistant),
+        Some(_) if !assistant => Err("has a `weight`, which only assistant messages may have: remove it".into()),
+        Some(weight) if weight.as_f64() == Some(0.0) => Ok(false),
+        Some(weight) if weight.as_f64() == Some(1.0) => Ok(true),
+        Some(_) => Err("has a `weight` that is neither 0 nor 1".into()),
+    }
+}
+
+fn join_text_parts(parts: &[Value]) -> Result<String, String> {
+    let texts = parts.iter().map(|part| match (part["type"].as_str(), part["text"].as_str()) {
+        (Some("text"), Some(text)) => Ok(text),
+        _ => Err("has a content part that is not text: use `{\"type\": \"text\", \"text\": …}`".to_string()),
+    });
+    texts.collect()
+}
+
+fn is_absent(value: Option<&Value>) -> bool {
+    value.is_none_or(|value| value.is_null() || value.as_array().is_some_and(Vec::is_empty))
+}
+
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The client's text inside a message, cut to a readable length.
+pub fn shorten(text: &str) -> String {
+    const LENGTH: usize = 40;
+    let mut short: String = text.chars().take(LENGTH).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}

@@ -1,0 +1,118 @@
+//! What can go wrong with training files and training runs. The worker turns each variant into a failed or repeated job,
+//! `api` into a status.
+
+use std::sync::Arc;
+
+use crate::datasets::Purpose;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What is wrong with a training or validation file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileFault {
+    /// Lines that cannot be read, or examples that cannot be trained on.
+    Content,
+    /// Too few examples.
+    TooFewExamples,
+}
+
+/// What disagrees where a job's classes cannot be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClassFault {
+    /// A line of one of the job's files.
+    File(Purpose),
+    /// The number of classes that was given.
+    Number,
+    /// The positive class that was given.
+    PositiveClass,
+}
+
+/// A failure of a training run, with a message that its reader can act on.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] attune_model::Error),
+
+    /// A training or validation file cannot be used; the message names lines.
+    #[error("{message}")]
+    File {
+        /// Which of the job's files.
+        purpose: Purpose,
+        /// The kind of fault.
+        fault: FileFault,
+        /// What is wrong, by line, and what to change.
+        message: String,
+    },
+
+    /// The files do not have the classes that classification metrics need.
+    #[error("{message}")]
+    Classes {
+        /// What disagrees.
+        fault: ClassFault,
+        /// What is wrong and what to change.
+        message: String,
+    },
+
+    /// A setting of the fine-tune is out of its range or does not go with the others.
+    #[error("{message}")]
+    Setting {
+        /// The field of [`Hyperparameters`](crate::train::hyperparameters::Hyperparameters).
+        name: &'static str,
+        /// The range, and what to change.
+        message: String,
+    },
+
+    /// `max_seq_length` is above the model's context.
+    #[error("max_seq_length is {asked}, but the model reads at most {context} tokens: make it smaller or leave it out")]
+    SequenceTooLong {
+        /// Tokens asked for.
+        asked: usize,
+        /// Tokens that the model can attend to.
+        context: usize,
+    },
+
+    /// The run does not fit into memory.
+    #[error("{0}")]
+    InsufficientMemory(String),
+
+    /// Loss or gradient are no finite numbers any more.
+    #[error("{0}")]
+    NonFiniteLoss(String),
+
+    /// The saved state of a run cannot be gone on from.
+    #[error("{0}")]
+    Checkpoint(String),
+
+    /// The work was cancelled before it ended.
+    #[error("cancelled")]
+    Cancelled,
+
+    /// Reading or writing a file failed.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being done, with the path.
+        context: String,
+        /// What the system said.
+        source: Arc<std::io::Error>,
+    },
+
+    /// A defect in Attune itself; the message goes to the log, not to the client.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+impl Error {
+    /// An input or output failure while doing `context`; use as `.map_err(Error::io("read the training file"))`.
+    pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let context = context.into();
+        move |source| Self::Io { context, source: Arc::new(source) }
+    }
+}

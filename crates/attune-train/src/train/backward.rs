@@ -1,0 +1,378 @@
+//! Loss and gradients of a packed batch: the explicit forward and backward pass of the decoder with an adapter.
+//!
+//! The backward pass mirrors [`Block::forward`] line by line, last line first. Frozen weights get no gradient: a linear
+//! layer needs only W for dx, and the low-rank parts need dA and dB (Hu et al., "LoRA", 2021):
+//! dB = s · dyᵀ (x Aᵀ), dA = s · (dy B)ᵀ x, dx += s · (dy B) A.
+
+use std::ops::Range;
+
+use candle_core::Tensor;
+
+use crate::train::dropout::Dropout;
+use crate::train::loss::{self, vocabulary_loss};
+use crate::train::pace::Pace;
+use crate::train::preference::Preferences;
+use crate::train::recomputation::{Kept, Recomputation};
+use crate::{Error, Result};
+use attune_model::decoder::{Activations, Block, Context, Decoder, LowRank};
+use attune_model::kernels::{self, AttentionState, PackedRows};
+use attune_model::lora::{Adapter, LoraLayer, LoraPair, Site};
+use attune_model::rope::Angles;
+
+/// Whole sequences, one after the other; no attention and no target crosses from one to the next.
+#[derive(Debug, Clone, Default)]
+pub struct PackedBatch {
+    /// Token ids of all sequences, `[tokens]`.
+    pub tokens: Vec<u32>,
+    /// The rows of each sequence; positions restart at each start.
+    pub sequences: Vec<Range<usize>>,
+    /// What is to be predicted.
+    pub targets: Vec<Target>,
+}
+
+impl PackedBatch {
+    /// Index of the sequence that a target belongs to.
+    pub fn sequence_of(&self, target: &Target) -> usize {
+        self.sequences.partition_point(|rows| rows.end <= target.row)
+    }
+}
+
+/// One prediction that counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// The row whose hidden state predicts.
+    pub row: usize,
+    /// The token that should follow.
+    pub token: u32,
+    /// Its weight in the loss.
+    pub weight: f32,
+}
+
+/// Sums over the targets of a batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LossReport {
+    /// Σ weight · cross entropy.
+    pub loss_sum: f64,
+    /// Σ weight.
+    pub weight_sum: f64,
+    /// Targets of full weight: what accuracy is measured on.
+    pub targets: usize,
+    /// Those of them whose token has the highest logit.
+    pub correct: usize,
+    /// Sequences with targets of full weight.
+    pub sequences: usize,
+    /// Those of them where each such target has the highest logit.
+    pub exact: usize,
+    /// Pairs of answers, where training is on preferences.
+    pub pairs: usize,
+    /// Σ margin of the pairs' rewards.
+    pub margin_sum: f64,
+    /// Pairs whose chosen answer has the higher reward.
+    pub preferred: usize,
+}
+
+/// What training makes small.
+#[derive(Debug, Clone, Copy)]
+pub enum Objective<'a> {
+    /// The cross entropy of the targets.
+    Targets,
+    /// The loss of pairs of answers.
+    Preferences(Preferences<'a>),
+}
+
+/// How a pass forwards and backwards is done.
+#[derive(Default)]
+pub struct Manner<'a> {
+    /// What is left out of the adapter's inputs.
+    pub dropout: Option<&'a Dropout>,
+    /// What the backward pass computes again; it changes no bit of the result.
+    pub recomputation: Recomputation,
+    /// What happens between the blocks.
+    pub pace: Pace<'a>,
+}
+
+impl Manner<'_> {
+    /// Without dropout, and in one go.
+    pub fn recomputing(recomputation: Recomputation) -> Self {
+        Self { recomputation, ..Self::default() }
+    }
+}
+
+/// Gradients of A and B, shaped like the adapter's layers (`scale` copies the adapter's).
+pub type Gradients = Vec<LoraLayer>;
+
+/// Loss of `batch` and the gradients of `loss_sum / normalizer` with respect to every A and B.
+///
+/// `normalizer` is the weight sum of the whole optimizer step, so that micro-batches add up exactly.
+pub fn loss_and_gradients(
+    decoder: &Decoder,
+    adapter: &Adapter,
+    batch: &PackedBatch,
+    normalizer: f64,
+) -> Result<(LossReport, Gradients)> {
+    objective_and_gradients(decoder, adapter, batch, Objective::Targets, normalizer, Manner::default())
+}
+
+/// The same for any objective, in any manner.
+pub fn objective_and_gradients(
+    decoder: &Decoder,
+    adapter: &Adapter,
+    batch: &PackedBatch,
+    objective: Objective<'_>,
+    normalizer: f64,
+    manner: Manner<'_>,
+) -> Result<(LossReport, Gradients)> {
+    // That of a target whose token was not expected is then about 1.
+    let scale = decoder.gradient_scale(normalizer);
+    gradients_from_hidden(decoder, adapter, batch, manner, scale, |hidden| {
+        let (scores, gradient) = vocabulary_loss(decoder, hidden, batch, Some(normalizer / scale))?; // [targets, hidden]
+        let (report, gradient) = match objective {
+            Objective::Targets => (loss::report(batch, &scores), gradient),
+            Objective::Preferences(preferences) => {
+                let (report, slopes) = preferences.judge(batch, &scores);
+                let slopes: Vec<f32> = slopes.into_iter().map(|slope| slope as f32).collect();
+                let slopes = Tensor::from_vec(slopes, (batch.targets.len(), 1), hidden.device())?;
+                (
+                    report,
+                    gradient.map(|gradient| gradient.broadcast_mul(&slopes.to_dtype(gradient.dtype())?)).transpose()?,
+                )
+            }
+        };
+        Ok((report, loss::spread(hidden, batch, gradient)?))
+    })
+}
+
+/// The gradients of whatever `head` makes of the hidden states after the final norm, `[rows, hidden]`, given with their gradient
+/// times `scale`.
+pub(super) fn gradients_from_hidden<T>(
+    decoder: &Decoder,
+    adapter: &Adapter,
+    batch: &PackedBatch,
+    manner: Manner<'_>,
+    scale: f64,
+    head: impl FnOnce(&Tensor) -> Result<(T, Tensor)>,
+) -> Result<(T, Gradients)> {
+    let Manner { dropout, recomputation, mut pace } = manner;
+    let context = TrainContext { dropout, ..TrainContext::new(decoder, Some(adapter), batch)? };
+    let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
+    let mut tape = Vec::with_capacity(decoder.blocks.len());
+    for block in &decoder.blocks {
+        let (y, activations) = block.forward(x, &context)?;
+        tape.push(Kept::of(activations, recomputation));
+        x = y;
+        pace.next(decoder.device())?;
+    }
+    let hidden = kernels::rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?;
+    let (result, dhidden) = head(&hidden)?;
+    let dhidden = dhidden.to_dtype(hidden.dtype())?;
+
+    let mut dx = kernels::rms_norm_backward(&x, &decoder.final_norm, decoder.norm_eps, &dhidden)?;
+    let mut gradients: Gradients = vec![LoraLayer::default(); decoder.blocks.len()];
+    for (block, kept) in decoder.blocks.iter().zip(tape).rev() {
+        let activations = kept.activations(block, &context)?;
+        let mut backward = BlockBackward { block, context: &context, gradients: &mut gradients[block.index] };
+        dx = match backward.run(&activations, dx)? {
+            Some(dx) => dx,
+            None => break, // The first block's input is the frozen embedding.
+        };
+        pace.next(decoder.device())?;
+    }
+    if scale > 1.0 {
+        gradients = gradients.iter().map(|layer| layer.times(1.0 / scale)).collect::<attune_model::Result<_>>()?;
+    }
+    Ok((result, gradients))
+}
+
+/// Loss of `batch` alone, for evaluation.
+pub fn loss(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<LossReport> {
+    objective(decoder, adapter, batch, Objective::Targets, Pace::default())
+}
+
+/// The same for any objective.
+pub fn objective(
+    decoder: &Decoder,
+    adapter: Option<&Adapter>,
+    batch: &PackedBatch,
+    objective: Objective<'_>,
+    pace: Pace<'_>,
+) -> Result<LossReport> {
+    let hidden = hidden_states_with(decoder, adapter, batch, None, pace)?;
+    let (scores, _) = vocabulary_loss(decoder, &hidden, batch, None)?;
+    Ok(match objective {
+        Objective::Targets => loss::report(batch, &scores),
+        Objective::Preferences(preferences) => preferences.judge(batch, &scores).0,
+    })
+}
+
+/// The log probability of each sequence's targets together, in nats.
+pub fn log_likelihoods(
+    decoder: &Decoder,
+    adapter: Option<&Adapter>,
+    batch: &PackedBatch,
+    pace: Pace<'_>,
+) -> Result<Vec<f64>> {
+    let hidden = hidden_states_with(decoder, adapter, batch, None, pace)?;
+    Ok(loss::log_likelihoods(batch, &vocabulary_loss(decoder, &hidden, batch, None)?.0))
+}
+
+/// The hidden states after the final norm as training sees them, `[rows, hidden]`.
+pub fn hidden_states(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Tensor> {
+    hidden_states_with(decoder, adapter, batch, None, Pace::default())
+}
+
+/// The same with `dropout` on the adapter's inputs, and with `pace` between the blocks.
+pub(super) fn hidden_states_with(
+    decoder: &Decoder,
+    adapter: Option<&Adapter>,
+    batch: &PackedBatch,
+    dropout: Option<&Dropout>,
+    mut pace: Pace<'_>,
+) -> Result<Tensor> {
+    let context = TrainContext { dropout, ..TrainContext::new(decoder, adapter, batch)? };
+    let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
+    for block in &decoder.blocks {
+        (x, _) = block.forward(x, &context)?;
+        pace.next(decoder.device())?;
+    }
+    Ok(kernels::rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?)
+}
+
+/// Training: attention inside each packed sequence, one adapter for all rows.
+struct TrainContext<'a> {
+    adapter: Option<&'a Adapter>,
+    dropout: Option<&'a Dropout>,
+    sequences: PackedRows<'a>,
+    rows: usize,
+    angles: Angles,
+}
+
+impl<'a> TrainContext<'a> {
+    fn new(decoder: &Decoder, adapter: Option<&'a Adapter>, batch: &'a PackedBatch) -> Result<Self> {
+        let rows = batch.tokens.len();
+        let covered = batch.sequences.iter().try_fold(0, |end, rows| (rows.start == end).then_some(rows.end));
+        if rows == 0 || covered != Some(rows) || batch.targets.iter().any(|target| target.row >= rows) {
+            return Err(Error::Internal("a packed batch must be covered by its sequences in order".into()));
+        }
+        let positions: Vec<usize> = batch.sequences.iter().flat_map(|rows| 0..rows.len()).collect();
+        let angles = decoder.rope.angles(positions.iter().copied(), decoder.device())?;
+        let sequences = PackedRows::new(&batch.sequences, decoder.device())?;
+        Ok(Self { adapter, dropout: None, sequences, rows, angles })
+    }
+
+    fn pair(&self, layer: usize, site: Site) -> Option<&'a LoraPair> {
+        self.adapter.and_then(|adapter| adapter.layers[layer].get(site))
+    }
+
+    /// What the adapter's part of a layer sees of `x`, the layer's input; its gradient takes the same way back.
+    fn drop_out(&self, layer: usize, site: Site, x: &Tensor) -> attune_model::Result<Tensor> {
+        self.dropout.map_or_else(|| Ok(x.clone()), |dropout| dropout.apply(layer, site, x))
+    }
+}
+
+impl LowRank for TrainContext<'_> {
+    fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> attune_model::Result<()> {
+        for (site, output) in sites.iter().zip(outputs) {
+            if let Some(pair) = self.pair(layer, *site) {
+                *output = kernels::add_lora(output.clone(), &self.drop_out(layer, *site, x)?, pair)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Context for TrainContext<'_> {
+    fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> attune_model::Result<(Tensor, Tensor)> {
+        kernels::packed_attention(q, k, v, &self.sequences, block.window)
+    }
+
+    fn angles(&self) -> &Angles {
+        &self.angles
+    }
+}
+
+/// The backward pass of one block.
+struct BlockBackward<'a, 'c> {
+    block: &'a Block,
+    context: &'a TrainContext<'c>,
+    gradients: &'a mut LoraLayer,
+}
+
+impl BlockBackward<'_, '_> {
+    /// From `dy`, the gradient of the block's output, to that of its input, `[rows, hidden]` both; `None` for the first
+    /// block, whose input needs none. Fills in the gradients of the block's A and B.
+    fn run(&mut self, saved: &Activations, dy: Tensor) -> Result<Option<Tensor>> {
+        let block = self.block;
+        let eps = block.norm_eps;
+        let rows = self.context.rows;
+
+        // MLP: y = middle + W_down · (silu(W_gate · m) · (W_up · m))
+        let dgated = self.linear(None, Site::Down, &saved.gated, &dy)?; // [rows, intermediate]
+        let (dgate, dup) = kernels::swiglu_backward(&saved.gate, &saved.up, &dgated)?;
+        let dmlp_input = self.linear(None, Site::Gate, &saved.mlp_input, &dgate)?;
+        let dmlp_input = self.linear(Some(dmlp_input), Site::Up, &saved.mlp_input, &dup)?;
+        let norm = &block.post_attention_norm;
+        let dmiddle = kernels::add_rms_norm_backward(&dy, &saved.middle, norm, eps, &dmlp_input)?;
+        drop(dy);
+
+        // Attention: middle = x + W_o · attend(q, k, v)
+        let shape = saved.q.shape().clone();
+        let dattended = self.linear(None, Site::Output, &saved.attended, &dmiddle)?.reshape(&shape)?; // [rows, heads, d]
+        let attended = saved.attended.reshape(&shape)?;
+        let state =
+            AttentionState { q: &saved.q, k: &saved.k, v: &saved.v, out: &attended, log_sum_exp: &saved.log_sum_exp };
+        let (mut dq, mut dk, dv) =
+            kernels::packed_attention_backward(state, &dattended, &self.context.sequences, block.window)?;
+        if block.rotary {
+            (dq, dk) = kernels::rope_backward(&dq, &dk, &self.context.angles)?;
+        }
+        if let (Some((q_norm, k_norm)), Some((q, k))) = (&block.query_key_norm, &saved.unnormed) {
+            dq = kernels::rms_norm_backward(q, q_norm, eps, &dq)?;
+            dk = kernels::rms_norm_backward(k, k_norm, eps, &dk)?;
+        }
+        let (dq, dk, dv) = (dq.reshape((rows, ()))?, dk.reshape((rows, ()))?, dv.reshape((rows, ()))?);
+        let x = &saved.attention_input;
+        if block.index == 0 {
+            for (site, dy) in [(Site::Query, &dq), (Site::Key, &dk), (Site::Value, &dv)] {
+                self.low_rank(site, x, dy)?;
+            }
+            return Ok(None);
+        }
+        let dattention_input = self.linear(None, Site::Query, x, &dq)?;
+        let dattention_input = self.linear(Some(dattention_input), Site::Key, x, &dk)?;
+        let dattention_input = self.linear(Some(dattention_input), Site::Value, x, &dv)?;
+        let norm = &block.input_norm;
+        Ok(Some(kernels::add_rms_norm_backward(&dmiddle, &saved.input, norm, eps, &dattention_input)?))
+    }
+
+    /// The gradient of a linear layer's input, `[rows, in]`, from that of its output, `[rows, out]`; added to what other layers
+    /// with the same input have left.
+    fn linear(&mut self, others: Option<Tensor>, site: Site, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let layer = self.block.linear(site);
+        let dx = match others {
+            Some(dx) => layer.add_input_gradient(dx, dy)?,
+            None => layer.input_gradient(dy)?,
+        };
+        match self.low_rank(site, x, dy)? {
+            // dx += drop((s · dy B) A)
+            Some((dshrunk, pair)) if self.context.dropout.is_none() => Ok(kernels::add_product(dx, &dshrunk, &pair.a)?),
+            Some((dshrunk, pair)) => {
+                let through_adapter = kernels::matmul(&dshrunk, &pair.a)?;
+                Ok((dx + self.context.drop_out(self.block.index, site, &through_adapter)?)?)
+            }
+            None => Ok(dx),
+        }
+    }
+
+    /// Stores dA and dB of the layer at `site`; returns `s · dy B`, `[rows, rank]`.
+    fn low_rank(&mut self, site: Site, x: &Tensor, dy: &Tensor) -> Result<Option<(Tensor, LoraPair)>> {
+        let Some(pair) = self.context.pair(self.block.index, site) else { return Ok(None) };
+        let scale = f64::from(pair.scale);
+        let x = &self.context.drop_out(self.block.index, site, x)?;
+        let shrunk = kernels::linear(x, &pair.a)?; // x Aᵀ, [rows, rank]
+        let b = kernels::matmul_transposed(dy, &(shrunk * scale)?)?; // [out, rank]
+        let dshrunk = (kernels::matmul(dy, &pair.b)? * scale)?; // [rows, rank]
+        let a = kernels::matmul_transposed(&dshrunk, x)?; // [rank, in]
+        self.gradients.set(site, LoraPair { a, b, scale: pair.scale });
+        Ok(Some((dshrunk, pair.clone())))
+    }
+}

@@ -1,0 +1,202 @@
+//! The state of a run as one safetensors blob: A and B, both moments, A and B of the lowest validation loss where they are
+//! kept, what the reference thinks of pairs of answers, and the record of every step. Its position needs nothing more: data order, warmup and dropout are functions of
+//! the settings and the number of steps. Called by the trainer.
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sha2::{Digest as _, Sha256};
+
+use crate::train::optimizer::{AdamW, Moments};
+use crate::train::records::{Evaluation, Rewards, StepRecord, Validation};
+use crate::train::settings::TrainSettings;
+use crate::{Error, Result};
+
+/// The key of the blob's only metadata entry.
+const FINGERPRINT: &str = "attune_run";
+/// Numbers of a [`StepRecord`] in the tensor `history`; the figures of classes are in a tensor of their own.
+const RECORD: usize = 17;
+/// The tensors with A and B of the lowest validation loss.
+const BEST: &str = "best";
+/// The tensor with what the reference thinks of pairs of answers.
+const REFERENCE: &str = "reference";
+/// The tensor with the figures of classes.
+const CLASSES: &str = "classification";
+/// Changes with the form of the blob, so that one of another form is refused as one of another run is.
+const FORM: &[u8] = b"attune checkpoint 3";
+
+/// What a checkpoint holds.
+pub(super) struct State {
+    pub values: Vec<Vec<f32>>,
+    pub moments: Vec<Moments>,
+    pub history: Vec<StepRecord>,
+    pub best: Option<Vec<Vec<f32>>>,
+    pub reference: Vec<[f64; 2]>,
+}
+
+/// A hash of all that determines a run: settings, examples (of which it takes the hash), and the adapter it begins from.
+pub(super) fn fingerprint(settings: &TrainSettings, examples: &[u8], beginning: Option<&str>) -> Result<String> {
+    let settings = serde_json::to_vec(settings).map_err(|error| Error::Internal(format!("settings: {error}")))?;
+    let mut hash = Sha256::new();
+    // Lengths before contents, so that no two inputs give the same bytes.
+    for part in [FORM, settings.as_slice(), beginning.unwrap_or_default().as_bytes(), examples] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    Ok(format!("{:x}", hash.finalize()))
+}
+
+pub(super) fn write(
+    fingerprint: &str,
+    values: &[Vec<f32>],
+    optimizer: &AdamW,
+    history: &[StepRecord],
+    best: Option<&[Vec<f32>]>,
+    reference: &[[f64; 2]],
+) -> Result<Vec<u8>> {
+    let mut tensors = Vec::with_capacity(4 * values.len() + 2);
+    let mut add = |kind: &str, index: usize, numbers: &[f32]| {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        tensors.push((name(kind, index), Dtype::F32, numbers.len(), bytes));
+    };
+    for (index, (values, moments)) in values.iter().zip(&optimizer.moments).enumerate() {
+        add("value", index, values);
+        add("first", index, &moments.first);
+        add("second", index, &moments.second);
+    }
+    for (index, values) in best.unwrap_or_default().iter().enumerate() {
+        add(BEST, index, values);
+    }
+    let records: Vec<u8> = history.iter().flat_map(numbers).flat_map(f64::to_le_bytes).collect();
+    tensors.push(("history".to_string(), Dtype::F64, history.len() * RECORD, records));
+    let classes: Vec<f64> =
+        history.iter().enumerate().flat_map(|(index, record)| class_numbers(index, record)).collect();
+    let bytes = classes.iter().flat_map(|number| number.to_le_bytes()).collect();
+    tensors.push((CLASSES.to_string(), Dtype::F64, classes.len(), bytes));
+    let bytes = reference.iter().flatten().flat_map(|number| number.to_le_bytes()).collect();
+    tensors.push((REFERENCE.to_string(), Dtype::F64, 2 * reference.len(), bytes));
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, dtype, length, bytes) in &tensors {
+        views.push((name, TensorView::new(*dtype, vec![*length], bytes).map_err(unwritable)?));
+    }
+    let metadata = [(FINGERPRINT.to_string(), fingerprint.to_string())].into();
+    safetensors::serialize(views, Some(metadata)).map_err(unwritable)
+}
+
+/// Reads a checkpoint of the run `expected` whose parameters have the sizes of `shapes`, and which has asked the reference
+/// about `pairs` pairs of answers at the most.
+pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>], pairs: usize) -> Result<State> {
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
+    let found = header.metadata().as_ref().and_then(|metadata| metadata.get(FINGERPRINT));
+    if found.is_none_or(|found| found != expected) {
+        return Err(unreadable("it belongs to a run with other settings or examples"));
+    }
+    let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
+    let floats = |kind: &str, index: usize, length: usize| -> Result<Vec<f32>> {
+        let view = file.tensor(&name(kind, index)).map_err(unreadable)?;
+        if view.dtype() != Dtype::F32 || view.shape() != [length] {
+            return Err(unreadable(format_args!("{} has another shape", name(kind, index))));
+        }
+        Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    };
+    let (mut values, mut moments) = (Vec::new(), Vec::new());
+    for (index, shape) in shapes.iter().enumerate() {
+        values.push(floats("value", index, shape.len())?);
+        let (first, second) = (floats("first", index, shape.len())?, floats("second", index, shape.len())?);
+        moments.push(Moments { first, second });
+    }
+    let has_best = file.tensor(&name(BEST, 0)).is_ok();
+    let best = || shapes.iter().enumerate().map(|(index, shape)| floats(BEST, index, shape.len())).collect();
+    let best = has_best.then(best).transpose()?;
+    let doubles = |name: &str| -> Result<Vec<f64>> {
+        let view = file.tensor(name).map_err(unreadable)?;
+        if view.dtype() != Dtype::F64 {
+            return Err(unreadable(format_args!("its {name} has another type")));
+        }
+        Ok(view.data().chunks_exact(8).filter_map(|bytes| Some(f64::from_le_bytes(bytes.try_into().ok()?))).collect())
+    };
+    let mut history: Vec<StepRecord> = doubles("history")?.chunks_exact(RECORD).map(record).collect();
+    let classes = doubles(CLASSES)?;
+    let mut rest = classes.as_slice();
+    while let [index, width, figures @ ..] = rest {
+        let (index, width) = (*index as usize, *width as usize);
+        match (history.get_mut(index), figures.split_at_checked(width)) {
+            (Some(record), Some((figures, others))) => {
+                record.classification = figures.to_vec();
+                rest = others;
+            }
+            _ => return Err(unreadable("its figures of classes are damaged")),
+        }
+    }
+    let reference: Vec<[f64; 2]> = doubles(REFERENCE)?.chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect();
+    if reference.len() != pairs {
+        return Err(unreadable("it is about other pairs of answers"));
+    }
+    Ok(State { values, moments, history, best, reference })
+}
+
+fn name(kind: &str, index: usize) -> String {
+    format!("{kind}.{index:05}")
+}
+
+/// Counts stay exact up to 2⁵³; NaN stands for "not measured".
+fn numbers(record: &StepRecord) -> Vec<f64> {
+    let StepRecord { elapsed_tokens, elapsed_examples, loss, token_accuracy, sequence_accuracy, rewards, .. } = *record;
+    let mut numbers = vec![elapsed_tokens as f64, elapsed_examples as f64, loss, token_accuracy, sequence_accuracy];
+    numbers.extend(reward_numbers(rewards));
+    numbers.extend(evaluation_numbers(record.validation.map(|validation| validation.sample)));
+    numbers.extend(evaluation_numbers(record.validation.and_then(|validation| validation.full)));
+    numbers
+}
+
+fn record(numbers: &[f64]) -> StepRecord {
+    StepRecord {
+        elapsed_tokens: numbers[0] as u64,
+        elapsed_examples: numbers[1] as u64,
+        loss: numbers[2],
+        token_accuracy: numbers[3],
+        sequence_accuracy: numbers[4],
+        rewards: rewards(&numbers[5..7]),
+        validation: evaluation(&numbers[7..12]).map(|sample| Validation { sample, full: evaluation(&numbers[12..17]) }),
+        classification: Vec::new(),
+    }
+}
+
+fn evaluation_numbers(evaluation: Option<Evaluation>) -> [f64; 5] {
+    let Some(Evaluation { loss, token_accuracy, sequence_accuracy, rewards }) = evaluation else {
+        return [f64::NAN; 5];
+    };
+    let [margin, accuracy] = reward_numbers(rewards);
+    [loss, token_accuracy, sequence_accuracy, margin, accuracy]
+}
+
+/// A loss may be NaN, an accuracy is not.
+fn evaluation(numbers: &[f64]) -> Option<Evaluation> {
+    let (loss, token_accuracy, sequence_accuracy) = (numbers[0], numbers[1], numbers[2]);
+    let rewards = rewards(&numbers[3..5]);
+    (!token_accuracy.is_nan()).then_some(Evaluation { loss, token_accuracy, sequence_accuracy, rewards })
+}
+
+fn reward_numbers(rewards: Option<Rewards>) -> [f64; 2] {
+    rewards.map_or([f64::NAN; 2], |Rewards { margin, accuracy }| [margin, accuracy])
+}
+
+fn rewards(numbers: &[f64]) -> Option<Rewards> {
+    let (margin, accuracy) = (numbers[0], numbers[1]);
+    (!accuracy.is_nan()).then_some(Rewards { margin, accuracy })
+}
+
+/// Index of the record, number of its figures, the figures; nothing where none were measured.
+fn class_numbers(index: usize, record: &StepRecord) -> Vec<f64> {
+    let figures = &record.classification;
+    if figures.is_empty() {
+        return Vec::new();
+    }
+    [index as f64, figures.len() as f64].into_iter().chain(figures.iter().copied()).collect()
+}
+
+fn unreadable(why: impl std::fmt::Display) -> Error {
+    Error::Checkpoint(format!("the checkpoint cannot be used: {why}"))
+}
+
+fn unwritable(why: impl std::fmt::Display) -> Error {
+    Error::Internal(format!("write a checkpoint: {why}"))
+}

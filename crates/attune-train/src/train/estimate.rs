@@ -1,0 +1,282 @@
+//! What a training run will take, before it runs: its work, its time, its memory. The worker tells it when a job begins and
+//! `POST /fine_tuning/jobs/estimate` before that.
+//!
+//! Time is tokens ÷ rate, where the rate is one that this machine has shown ([`super::calibration`], finished jobs). Memory
+//! is what the process holds (the weights among it) and what training adds, each part by its formula; see
+//! [`TrainingMemory`].
+
+use serde::Serialize;
+
+use crate::datasets::DatasetReport;
+use crate::train::TrainSettings;
+use crate::train::loss::chunk_targets;
+use crate::train::recomputation::Recomputation;
+use attune_model::BaseModel;
+
+/// To evaluate a token takes this share of the time that training on it takes: the forward pass alone is two of the four
+/// operations for each weight.
+const EVALUATION_SHARE: f64 = 0.5;
+/// Bytes of f32.
+const FLOAT: u64 = 4;
+/// The allocator keeps this much of what small models take, where blocks are small and many.
+const ALLOCATOR_BYTES: u64 = 48 << 20;
+/// And this share of what any model takes.
+const ALLOCATOR_SHARE: u64 = 8;
+
+/// How fast a machine trains: tokens of examples, and the seconds that the steps on them took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TrainingRate {
+    /// Tokens that were trained on.
+    pub tokens: f64,
+    /// Seconds that it took.
+    pub seconds: f64,
+}
+
+impl TrainingRate {
+    /// Tokens per second.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens / self.seconds.max(1e-9)
+    }
+}
+
+/// Tokens of the validation file that a run reads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Evaluated {
+    /// In an evaluation of all of it.
+    pub once: usize,
+    /// In all evaluations together.
+    pub in_all: usize,
+}
+
+/// The work of a token of the first epoch, in tokens that are trained on: where training is on preferences, the reference
+/// reads it as well.
+pub fn first_epoch_work(settings: &TrainSettings, training: &DatasetReport) -> f64 {
+    if settings.beta.is_some() { 1.0 + EVALUATION_SHARE } else { later_work(settings, training) }
+}
+
+/// The same of the other epochs: the texts of a step that exceed one pack are read once more, for their vectors.
+pub fn later_work(settings: &TrainSettings, training: &DatasetReport) -> f64 {
+    let step = settings.batch_size.min(training.sequences) * training.tokens / training.sequences.max(1);
+    if settings.scale.is_some() && step > settings.batch_rows { 1.0 + EVALUATION_SHARE } else { 1.0 }
+}
+
+/// What a run will take.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Estimate {
+    /// Examples in the training file.
+    pub examples: usize,
+    /// Tokens that an epoch reads.
+    pub tokens_per_epoch: usize,
+    /// Those of them that an epoch learns.
+    pub target_tokens_per_epoch: usize,
+    /// Passes over the file.
+    pub epochs: usize,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Tokens read in all, as a finished job's `trained_tokens` count them.
+    pub trained_tokens: u64,
+    /// Those of them that are learned.
+    pub target_tokens: u64,
+    /// Tokens that one evaluation of the validation file reads.
+    pub validation_tokens: usize,
+    /// How fast this machine trains.
+    pub tokens_per_second: f64,
+    /// Seconds from the first step to the last, evaluations included, on a machine with nothing else to do.
+    #[serde(rename = "duration_seconds")]
+    pub seconds: f64,
+    /// What the backward pass computes again, to need less memory.
+    pub recomputation: Recomputation,
+    /// Memory of the process.
+    #[serde(rename = "memory_bytes")]
+    pub memory: TrainingMemory,
+}
+
+impl Estimate {
+    /// The estimate of a run of `steps` with these files, at `rate`.
+    pub fn new(
+        settings: &TrainSettings,
+        steps: usize,
+        training: &DatasetReport,
+        evaluated: Evaluated,
+        rate: TrainingRate,
+        memory: TrainingMemory,
+    ) -> Self {
+        let epochs = settings.epochs;
+        let trained_tokens = (training.tokens * epochs) as f64;
+        let (first, later) = (first_epoch_work(settings, training), later_work(settings, training));
+        let training_work = trained_tokens * later + training.tokens as f64 * (first - later);
+        let evaluation_work = EVALUATION_SHARE * evaluated.in_all as f64;
+        let rate = rate.tokens_per_second().max(1e-9);
+        Self {
+            examples: training.examples,
+            tokens_per_epoch: training.tokens,
+            target_tokens_per_epoch: training.target_tokens,
+            epochs,
+            steps,
+            trained_tokens: trained_tokens as u64,
+            target_tokens: (training.target_tokens * epochs) as u64,
+            validation_tokens: evaluated.once,
+            tokens_per_second: rate * trained_tokens / training_work.max(1.0),
+            seconds: (training_work + evaluation_work) / rate,
+            recomputation: memory.recomputation,
+            memory,
+        }
+    }
+}
+
+/// The most memory that a run should take, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct TrainingMemory {
+    /// What the process holds without the run: programs, caches, the weights of all models.
+    pub process: u64,
+    /// The base model's weight matrices, a part of what the process holds.
+    pub weights: u64,
+    /// A and B twice (in host memory and as the model uses them), their gradients (three times: those of the batch, their sum
+    /// and their copy in host memory), and the optimizer's two moments: seven times 4 bytes for each parameter, eight where
+    /// the best adapter is kept.
+    pub adapter: u64,
+    /// What the forward pass keeps of the largest batch for the backward pass, and what the backward pass of one block adds,
+    /// with what it computes again.
+    pub activations: u64,
+    /// Logits and their gradient of one chunk of targets, over the whole vocabulary, and the gradients of the batch's hidden
+    /// states.
+    pub loss: u64,
+    /// What the allocator holds beside that: blocks of changing sizes leave room between them.
+    pub allocator: u64,
+    /// All of it, the process included.
+    pub peak: u64,
+    /// What the run may add to the process: what is free or allowed, less a reserve. Absent where nobody knows.
+    pub available: Option<u64>,
+    /// What is computed again to need no more.
+    #[serde(skip)]
+    pub recomputation: Recomputation,
+}
+
+impl TrainingMemory {
+    /// The formula for a run on `model` with an adapter of `parameters` numbers, beside what the process holds now.
+    pub fn new(
+        model: &BaseModel,
+        parameters: usize,
+        settings: &TrainSettings,
+        training: &DatasetReport,
+        process_bytes: Option<u64>,
+        recomputation: Recomputation,
+    ) -> Self {
+        let config = &model.config;
+        let rows = largest_batch(settings, training) as u64;
+        let (hidden, intermediate) = (config.hidden_size as u64, config.intermediate_size as u64);
+        let queries = (config.num_attention_heads * config.head_dim) as u64;
+        let keys = (config.num_key_value_heads * config.head_dim) as u64;
+        let heads = config.num_attention_heads as u64;
+        // As listed in `decoder::Activations`: input, attention_input, middle, mlp_input; q, attended; k, v; log_sum_exp;
+        // gate, up, gated; where query and key are normed, both before it too.
+        let unnormed = if config.query_key_norm { queries + keys } else { 0 };
+        let everything = 4 * hidden + 2 * queries + 2 * keys + heads + 3 * intermediate + unnormed;
+        let (kept, again) = match recomputation {
+            Recomputation::None => (everything, 0),
+            // Both normed inputs, gated; where query and key are normed, both after it.
+            Recomputation::Selective => {
+                let cheap = 2 * hidden + intermediate + unnormed;
+                (everything - cheap, cheap)
+            }
+            Recomputation::Full => (hidden, everything - hidden),
+        };
+        // Gradients of one block: dgated, dgate, dup; those of the four residual streams; dq, dk, dv and attention's.
+        let backward = 3 * intermediate + 4 * hidden + 2 * queries + 2 * keys;
+        let element = model.decoder.activation_dtype().size_in_bytes() as u64;
+        let activations_bytes = element * rows * (config.num_hidden_layers as u64 * kept + again + backward);
+        let chunk = rows.min(chunk_targets(model.decoder.device()) as u64);
+        let loss_bytes = match settings.scale {
+            None => element * (2 * chunk * config.vocab_size as u64 + 3 * rows * hidden),
+            // The vectors of a step's texts and their gradients, in f64 and twice each, in place of logits.
+            Some(_) => FLOAT * (8 * (settings.batch_size * texts_of(training)) as u64 * hidden + 3 * rows * hidden),
+        };
+        let adapter_bytes = (7 + u64::from(settings.keep_best)) * FLOAT * parameters as u64;
+        let parts = adapter_bytes + activations_bytes + loss_bytes;
+        let allocator_bytes = ALLOCATOR_BYTES + parts / ALLOCATOR_SHARE;
+        let weights_bytes = model.decoder.weight_bytes() as u64;
+        let process_bytes = process_bytes.unwrap_or(0).max(weights_bytes);
+        Self {
+            process: process_bytes,
+            weights: weights_bytes,
+            adapter: adapter_bytes,
+            activations: activations_bytes,
+            loss: loss_bytes,
+            allocator: allocator_bytes,
+            peak: process_bytes + parts + allocator_bytes,
+            available: None,
+            recomputation,
+        }
+    }
+
+    /// What the run adds to the process.
+    pub fn added(&self) -> u64 {
+        self.peak - self.process
+    }
+}
+
+/// Texts of a pair, rounded up; 1 of everything else.
+fn texts_of(training: &DatasetReport) -> usize {
+    training.texts.div_ceil(training.sequences.max(1)).max(1)
+}
+
+/// Rows of the largest batch: examples are packed up to `batch_rows`, a longer one has a batch to itself, and a step has
+/// no more than its own.
+fn largest_batch(settings: &TrainSettings, training: &DatasetReport) -> usize {
+    let step = settings.batch_size.saturating_mul(training.longest).saturating_mul(texts_of(training));
+    settings.batch_rows.min(step).min(training.tokens).max(training.longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::hyperparameters::Hyperparameters;
+    use crate::train::packing::BATCH_ROWS;
+
+    fn settings(epochs: u32, batch_size: u32) -> TrainSettings {
+        let resolved =
+            Hyperparameters { n_epochs: Some(epochs), batch_size: Some(batch_size), ..Hyperparameters::default() };
+        TrainSettings::new(&resolved, 1)
+    }
+
+    #[test]
+    fn time_is_tokens_by_rate_and_evaluations_count_half() {
+        let training = DatasetReport { examples: 10, tokens: 1000, target_tokens: 400, ..DatasetReport::default() };
+        let rate = TrainingRate { tokens: 300.0, seconds: 3.0 };
+        let estimate = |settings: &TrainSettings, evaluated| {
+            Estimate::new(settings, 6, &training, evaluated, rate, TrainingMemory::default())
+        };
+        let alone = estimate(&settings(3, 5), Evaluated::default());
+        assert_eq!((alone.trained_tokens, alone.target_tokens, alone.steps), (3000, 1200, 6));
+        assert!((alone.tokens_per_second - 100.0).abs() < 1e-9 && (alone.seconds - 30.0).abs() < 1e-9);
+        let measured = estimate(&settings(3, 5), Evaluated { once: 500, in_all: 1500 });
+        assert!((measured.seconds - 37.5).abs() < 1e-9, "{}", measured.seconds);
+        // The texts of a step that exceed a batch are read once more.
+        let training = DatasetReport { sequences: 10, texts: 20, ..training.clone() };
+        for (batch_size, seconds) in [(5, 30.0), (6, 45.0)] {
+            let settings = TrainSettings { scale: Some(20.0), ..settings(3, batch_size) };
+            let texts = Estimate::new(&settings, 6, &training, Evaluated::default(), rate, TrainingMemory::default());
+            assert!((texts.seconds - seconds).abs() < 1e-9 && texts.trained_tokens == 3000, "{}", texts.seconds);
+        }
+        // Of pairs of answers, the reference reads each token once.
+        let pairs = estimate(&TrainSettings { beta: Some(0.1), ..settings(3, 5) }, Evaluated::default());
+        assert!((pairs.seconds - 35.0).abs() < 1e-9, "{}", pairs.seconds);
+        assert!((pairs.tokens_per_second - 3000.0 / 35.0).abs() < 1e-9, "{}", pairs.tokens_per_second);
+    }
+
+    #[test]
+    fn the_largest_batch_is_bounded_by_the_budget_the_step_and_the_longest_example() {
+        let report = |tokens, longest| DatasetReport { tokens, longest, ..DatasetReport::default() };
+        for (batch_size, tokens, longest, rows) in [
+            (8, 100_000, 200, BATCH_ROWS),
+            (1, 100_000, 200, 200),
+            (4, 100_000, 20, 80),
+            (8, 100_000, 3000, 3000),
+            (8, 60, 20, 60),
+        ] {
+            assert_eq!(largest_batch(&settings(1, batch_size), &report(tokens, longest)), rows);
+        }
+        let pairs = DatasetReport { sequences: 100, texts: 250, ..report(100_000, 20) };
+        assert_eq!(largest_batch(&settings(1, 4), &pairs), 240, "three texts each, rounded up");
+    }
+}

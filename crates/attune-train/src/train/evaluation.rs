@@ -1,0 +1,288 @@
+//! Measurements of a run on held-out examples, and what follows from them: when it ends early and which of its adapters is
+//! the best. Called by `jobs/worker/training.rs` between steps.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use crate::Result;
+use candle_core::Device;
+
+use crate::datasets::{ExampleStore, TokenizedExample};
+use crate::train::backward::LossReport;
+use crate::train::batches::Texts;
+use crate::train::classification::ClassificationTask;
+use crate::train::contrastive::Contrast;
+use crate::train::pace::Pace;
+use crate::train::packing::{Packed, pack, pack_in_order};
+use crate::train::recomputation::Recomputation;
+use crate::train::records::{Evaluation, Validation};
+use crate::train::trainer::{BeforeMicroStep, Trainer, add_report};
+use attune_model::lora::Adapter;
+
+/// Examples that one round of evaluation packs, so that packed copies never exceed a part of a large file.
+const EVALUATION_EXAMPLES: usize = 256;
+
+/// Evaluations between those at the ends of epochs, at the most.
+const EVALUATIONS: usize = 10;
+/// Examples that an evaluation between epochs measures at the least, where there are so many.
+const MIN_SAMPLE: usize = 16;
+/// The evaluations between epochs together read one token for so many that are trained on. Reading one takes about half
+/// the time of training on it, so that they take about a tenth of a job at the most.
+const TRAINED_PER_EVALUATED: usize = 5;
+
+/// Examples to measure on.
+pub struct HeldOut {
+    examples: ExampleStore,
+    /// Sequences that are measured together: one, or the two answers of a preference.
+    width: usize,
+    /// Sequences, from the first on, that every evaluation measures.
+    sample: usize,
+    /// Steps from one evaluation between epochs to the next.
+    every: Option<usize>,
+    /// What the reference thinks of each batch of the sample and of the rest, once it was asked, where training is on
+    /// preferences.
+    reference: [Vec<Vec<f64>>; 2],
+}
+
+impl HeldOut {
+    /// To measure on all of `examples`, `width` sequences at a time, at the ends of epochs alone.
+    pub fn new(examples: ExampleStore, width: usize) -> Self {
+        let sample = examples.len();
+        Self { examples, width, sample, every: None, reference: [Vec::new(), Vec::new()] }
+    }
+
+    /// Measures between the ends of epochs as well, about ten times in a run of `steps` steps that trains on
+    /// `trained_tokens`: fewer times, and not on all examples, where that would take more than a small part of the time.
+    #[must_use]
+    pub fn between_epochs(mut self, trained_tokens: usize, steps: usize) -> Self {
+        let budget = trained_tokens / TRAINED_PER_EVALUATED;
+        let (mut sample, mut tokens) = (0, 0);
+        for first in (0..self.examples.len()).step_by(self.width) {
+            let needed: usize = (first..first + self.width).map(|index| self.examples.tokens(index)).sum();
+            if sample >= MIN_SAMPLE * self.width && tokens + needed > budget / EVALUATIONS {
+                break;
+            }
+            sample += self.width;
+            tokens += needed;
+        }
+        let times = (budget / tokens.max(1)).min(EVALUATIONS);
+        self.sample = sample;
+        // The last step needs none: an epoch ends there.
+        self.every = (times > 0).then(|| steps.div_ceil(times + 1).max(1));
+        self
+    }
+
+    /// Tokens that the evaluations of a run read: the sample each time that one is due, all examples at the ends of epochs, and
+    /// all of them once more where a reference is asked.
+    pub fn tokens_read(&self, run: &Trainer) -> usize {
+        let sample: usize = (0..self.sample).map(|index| self.examples.tokens(index)).sum();
+        let between =
+            (1..=run.total_steps()).filter(|step| self.is_due(*step) && run.epoch_ending_with(*step).is_none());
+        let wholes = run.settings().epochs + usize::from(self.width > 1);
+        between.count() * sample + wholes * self.tokens()
+    }
+
+    /// Tokens of all examples.
+    pub fn tokens(&self) -> usize {
+        (0..self.examples.len()).map(|index| self.examples.tokens(index)).sum()
+    }
+
+    /// True where an evaluation follows on step `step`, counted from 1.
+    pub fn is_due(&self, step: usize) -> bool {
+        self.every.is_some_and(|every| step.is_multiple_of(every))
+    }
+
+    /// The first example at `place`; `None` where there are fewer.
+    pub fn example(&self, place: usize) -> Result<Option<TokenizedExample>> {
+        let index = place * self.width;
+        if index < self.examples.len() { self.examples.get(index).map(Some) } else { Ok(None) }
+    }
+}
+
+impl Trainer {
+    /// Measures the current adapter on a part of the held-out examples, or on the `whole` of them; `None` where they have no
+    /// targets.
+    pub fn validate(
+        &self,
+        held_out: &mut HeldOut,
+        whole: bool,
+        before_micro_step: BeforeMicroStep<'_>,
+    ) -> Result<Option<Validation>> {
+        let mut total = self.measure(held_out, 0, before_micro_step)?;
+        let Some(sample) = Evaluation::of(&total) else { return Ok(None) };
+        let mut full = None;
+        if whole {
+            add_report(&mut total, self.measure(held_out, 1, before_micro_step)?);
+            full = Evaluation::of(&total);
+        }
+        Ok(Some(Validation { sample, full }))
+    }
+
+    /// Sums over the sample (part 0) or the rest (part 1) of the held-out examples.
+    fn measure(
+        &self,
+        held_out: &mut HeldOut,
+        part: usize,
+        before_micro_step: BeforeMicroStep<'_>,
+    ) -> Result<LossReport> {
+        let adapter = self.state.adapter(self.source.device())?;
+        let (width, at_once) = (held_out.width, EVALUATION_EXAMPLES * held_out.width);
+        let bounds = [0, held_out.sample, held_out.examples.len()];
+        let (begin, end) = (bounds[part], bounds[part + 1]);
+        if let Some(scale) = self.settings.scale {
+            return self.measure_pairs(&held_out.examples, begin..end, scale, before_micro_step);
+        }
+        let mut total = LossReport::default();
+        let mut asked = Vec::new();
+        for start in (begin..end).step_by(at_once) {
+            let examples = held_out.examples.range(start..(start + at_once).min(end))?;
+            for Packed { batch, .. } in pack(&examples, width, self.settings.batch_rows) {
+                before_micro_step()?;
+                // In every evaluation the batches are the same ones in the same order.
+                let place = asked.len();
+                if self.settings.beta.is_some() {
+                    asked.push(match held_out.reference[part].get(place) {
+                        Some(known) => known.clone(),
+                        None => self.ask_reference(&batch, before_micro_step)?,
+                    });
+                }
+                let objective = self.objective(asked.get(place).map_or(&[], Vec::as_slice));
+                let pace = Pace::asking(before_micro_step);
+                add_report(&mut total, self.source.loss(&adapter, &batch, objective, pace)?);
+            }
+        }
+        held_out.reference[part] = asked;
+        Ok(total)
+    }
+
+    /// Sums over the pairs of texts at `places`, compared with each other in the order of the file, as many at once as in
+    /// training.
+    fn measure_pairs(
+        &self,
+        pairs: &ExampleStore,
+        places: Range<usize>,
+        scale: f64,
+        before_micro_step: BeforeMicroStep<'_>,
+    ) -> Result<LossReport> {
+        let adapter = self.state.adapter(self.source.device())?;
+        let size = self.settings.batch_size;
+        let at_once = size * (EVALUATION_EXAMPLES / size).max(1);
+        let mut total = LossReport::default();
+        for start in places.clone().step_by(at_once) {
+            let pairs = pairs.range(start..(start + at_once).min(places.end))?;
+            let texts = Texts::of(pairs.iter().cloned().map(Ok))?;
+            // As even as they can be: a pair that was left alone would always be right.
+            let even = pairs.len().div_ceil(pairs.len().div_ceil(size));
+            for batch in texts.batches(&(0..pairs.len()).collect::<Vec<_>>(), even) {
+                let batch: Vec<_> = batch.into_iter().map(|place| pairs[place].clone()).collect();
+                let contrast = Contrast {
+                    pairs: &batch,
+                    scale,
+                    budget: self.settings.batch_rows,
+                    dropout: None,
+                    recomputation: Recomputation::None,
+                };
+                add_report(&mut total, self.source.contrast(&adapter, contrast, before_micro_step)?);
+            }
+        }
+        Ok(total)
+    }
+
+    /// Measures how the current adapter sorts the task's prompts into classes: a figure for each of its columns.
+    pub fn classify(&self, task: &ClassificationTask, before_micro_step: BeforeMicroStep<'_>) -> Result<Vec<f64>> {
+        let adapter = self.state.adapter(self.source.device())?;
+        let mut log_likelihoods = Vec::new();
+        for candidates in task.candidates() {
+            for batch in pack_in_order(&candidates, self.settings.batch_rows) {
+                before_micro_step()?;
+                let pace = Pace::asking(before_micro_step);
+                log_likelihoods.extend(self.source.log_likelihoods(Some(&adapter), &batch, pace)?);
+            }
+        }
+        Ok(task.figures(&log_likelihoods))
+    }
+
+    /// Notes figures of the validation file with the last step, and keeps its adapter where it is the best one so far.
+    pub fn record_validation(&mut self, validation: Validation) -> Result<()> {
+        if let Some(record) = self.history.last_mut() {
+            record.validation = Some(validation);
+        }
+        if self.settings.keep_best && self.best_step() == Some(self.step_number()) {
+            self.best = Some(self.state.values()?.into_owned());
+        }
+        Ok(())
+    }
+
+    /// Notes figures of the classes with the last step.
+    pub fn record_classification(&mut self, figures: Vec<f64>) {
+        if let Some(record) = self.history.last_mut() {
+            record.classification = figures;
+        }
+    }
+
+    /// The step whose adapter has the lowest validation loss so far, the earliest of equals, counted from 1.
+    pub fn best_step(&self) -> Option<usize> {
+        let losses =
+            self.history.iter().zip(1..).filter_map(|(record, step)| Some((record.validation?.sample.loss, step)));
+        losses.filter(|(loss, _)| !loss.is_nan()).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, step)| step)
+    }
+
+    /// True where the settings end the run before its last step, since the validation loss has not fallen for as many
+    /// evaluations as they allow.
+    pub fn has_ended_early(&self) -> bool {
+        let after_best = &self.history[self.best_step().unwrap_or(0)..];
+        let in_vain = after_best.iter().filter(|record| record.validation.is_some()).count();
+        self.settings.patience > 0 && in_vain >= self.settings.patience
+    }
+
+    /// True where no step is left.
+    pub fn is_complete(&self) -> bool {
+        self.step_number() >= self.total_steps() || self.has_ended_early()
+    }
+
+    /// What the run results in, on the host, and the step that it comes from: the best adapter where the settings ask for it and
+    /// there is one, else the last.
+    pub fn result(&self) -> Result<(Adapter, usize)> {
+        let (values, step) = match (&self.best, self.best_step()) {
+            (Some(values), Some(step)) if self.settings.keep_best => (Cow::Borrowed(values.as_slice()), step),
+            _ => (self.state.values()?, self.step_number()),
+        };
+        Ok((self.state.adapter_of(&values, &Device::Cpu)?, step))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Held-out examples of ten tokens each.
+    fn held_out(count: usize) -> HeldOut {
+        let example = TokenizedExample { tokens: vec![7; 10], weights: vec![1.0; 10] };
+        HeldOut::new(ExampleStore::of((0..count).map(|_| example.clone())).unwrap(), 1)
+    }
+
+    fn plan(count: usize, trained_tokens: usize, steps: usize) -> (usize, Option<usize>) {
+        let HeldOut { sample, every, .. } = held_out(count).between_epochs(trained_tokens, steps);
+        (sample, every)
+    }
+
+    #[test]
+    fn evaluations_between_epochs_are_about_ten_and_take_a_bounded_part_of_the_time() {
+        // All of a small file, ten times.
+        assert_eq!(plan(30, 100_000, 300), (30, Some(28)));
+        assert_eq!(plan(30, 100_000, 7), (30, Some(1)), "not more than one in a step");
+        // A part of a large one: 2,000 tokens at a time.
+        assert_eq!(plan(10_000, 100_000, 300), (200, Some(28)));
+        // Fewer where even the smallest part is long beside the training, and none where it is too long.
+        assert_eq!(plan(10_000, 4_000, 300), (16, Some(50)));
+        assert_eq!(plan(10_000, 500, 300), (16, None));
+        assert_eq!(plan(3, 500, 300), (3, Some(75)));
+    }
+
+    #[test]
+    fn without_a_plan_there_are_none_between_epochs() {
+        let held_out = held_out(3);
+        assert!((0..100).all(|step| !held_out.is_due(step)));
+        assert_eq!((held_out.example(2).unwrap().is_some(), held_out.example(3).unwrap()), (true, None));
+    }
+}

@@ -1,0 +1,43 @@
+//! Fits a LoRA adapter to a dataset. `jobs/worker/training.rs` drives a [`Trainer`] step by step; the base model is the one that is
+//! serving, shared and frozen.
+//!
+//! [`settings`] turns what was asked for into numbers; [`trainer`] is the loop; `batches` and [`packing`] make its batches, [`backward`],
+//! [`loss`], [`preference`], [`contrastive`] and [`dropout`] its gradients, `pace` lets requests
+//! in between, [`optimizer`] and [`schedule`] make its updates on the [`parameters`] in `state`; [`checkpoint`]
+//! makes it resumable to the bit; [`evaluation`] measures it and says when it ends, [`classification`] how prompts are
+//! sorted into classes; [`records`] is what is told of each step.
+//! [`estimate`] tells what a run will take, from what a [`calibration`] measures; [`recomputation`] trades time for memory where
+//! that is scarce.
+
+pub mod backward;
+mod batches;
+pub mod calibration;
+pub mod checkpoint;
+pub mod classification;
+pub mod classification_metrics;
+pub mod contrastive;
+pub mod dropout;
+pub mod estimate;
+pub mod evaluation;
+pub mod hyperparameters;
+pub mod loss;
+pub mod optimizer;
+mod pace;
+pub mod packing;
+pub mod parameters;
+pub mod pooling;
+pub mod preference;
+pub mod recomputation;
+pub mod records;
+pub mod schedule;
+pub mod settings;
+mod source;
+mod state;
+pub mod trainer;
+
+pub use evaluation::HeldOut;
+pub use pace::Pace;
+pub use recomputation::Recomputation;
+pub use records::{Evaluation, Question, Rewards, StepReport, Validation};
+pub use settings::TrainSettings;
+pub use trainer::Trainer;

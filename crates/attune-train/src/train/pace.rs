@@ -1,0 +1,43 @@
+//! Pieces of a pass over the decoder's blocks, so that requests need not wait for a whole one.
+//!
+//! A GPU is given work far ahead of what it does: all of a batch, which for a large model is most of a second of it, would lie in
+//! front of a request that comes meanwhile. So the pass goes no further ahead than [`AHEAD`] blocks, and asks before each of them
+//! what it asks before each batch. On the CPU that is soon enough.
+
+use std::collections::VecDeque;
+
+use candle_core::Device;
+
+use crate::Result;
+use crate::train::trainer::BeforeMicroStep;
+use attune_model::kernels::{self, Mark};
+
+/// Blocks whose work may wait in the GPU's queue: one that it computes and one to follow.
+const AHEAD: usize = 2;
+
+/// How a pass over the blocks goes on from one to the next.
+#[derive(Default)]
+pub struct Pace<'a> {
+    before: Option<BeforeMicroStep<'a>>,
+    marks: VecDeque<Box<dyn Mark>>,
+}
+
+impl<'a> Pace<'a> {
+    /// Asks `before` between the blocks of a pass; an error of it ends the pass. The default asks nobody.
+    pub fn asking(before: BeforeMicroStep<'a>) -> Self {
+        Self { before: Some(before), marks: VecDeque::new() }
+    }
+
+    /// To be called when the work of a block was handed to `device`.
+    pub(super) fn next(&mut self, device: &Device) -> Result<()> {
+        let Some(before) = &mut self.before else { return Ok(()) };
+        let Some(mark) = kernels::mark(device)? else { return Ok(()) };
+        self.marks.push_back(mark);
+        if self.marks.len() > AHEAD
+            && let Some(mark) = self.marks.pop_front()
+        {
+            mark.wait()?;
+        }
+        before()
+    }
+}

@@ -1,0 +1,348 @@
+//! From what a client asked for to numbers: the one place where `auto` is decided. Called by the worker before training.
+
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+
+use crate::datasets::DatasetReport;
+use crate::train::hyperparameters::{Hyperparameters, Method};
+use crate::train::optimizer::AdamSettings;
+use crate::train::packing::{BATCH_ROWS, batch_rows};
+use crate::train::schedule::Schedule;
+use crate::{Error, Result};
+use attune_model::ModelConfig;
+use attune_model::config::Family;
+use attune_model::lora::MAX_RANK;
+use attune_model::lora::Site;
+
+/// Epochs that the current API allows at most.
+const MAX_EPOCHS: u32 = 50;
+/// Examples per step that the current API allows at most.
+const MAX_BATCH_SIZE: u32 = 256;
+/// Tokens of a training sequence at the most, where the model's context is longer: attention keeps rows × rows numbers per
+/// head for the backward pass.
+pub const MAX_SEQUENCE_TOKENS: u32 = 4096;
+/// A peak learning rate above this diverged in most of the published sweeps.
+const MAX_AUTO_LEARNING_RATE: f64 = 3e-3;
+
+/// Whose defaults replace `auto`: those that `OpenAI` documented for its older fine-tuning resource, or those of the current one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Defaults {
+    /// 4 epochs, and prompts that count 0.01 in the loss.
+    Legacy,
+    /// Epochs by the number of examples, and prompts that do not count.
+    Current,
+}
+
+/// All that determines a training run besides model, data and the adapter it begins from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainSettings {
+    /// Rank of the adapter.
+    pub rank: usize,
+    /// Alpha of the adapter; its updates are scaled by alpha / rank. Under rsLoRA √rank times what was asked for, so that
+    /// every reader of the files, which divides by the rank, comes to alpha / √rank.
+    pub alpha: f64,
+    /// The linear layers that a new adapter changes, in the order of the forward pass.
+    pub sites: Vec<Site>,
+    /// Passes over the examples.
+    pub epochs: usize,
+    /// Examples per optimizer step.
+    pub batch_size: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Seed of initialisation and data order.
+    pub seed: u64,
+    /// Share of the steps in which the learning rate rises; `None` takes a tenth of all steps, 100 at most.
+    pub warmup: Option<f64>,
+    /// How the learning rate falls.
+    pub schedule: Schedule,
+    /// Constants of the optimizer.
+    pub adam: AdamSettings,
+    /// Largest norm of a step's gradient; 0 leaves it as it is.
+    pub clip: f64,
+    /// Share of the adapter's inputs that a step leaves out.
+    pub dropout: f64,
+    /// Evaluations without a lower validation loss after which the run ends; 0 goes on to the end.
+    pub patience: usize,
+    /// The result is the adapter of the lowest validation loss, not the last one.
+    pub keep_best: bool,
+    /// β of direct preference optimisation; `None` trains on answers.
+    pub beta: Option<f64>,
+    /// Factor on the similarities of pairs of texts; `None` trains on something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// Rows of a batch: examples are packed up to so many.
+    #[serde(default = "usual_batch_rows", skip_serializing_if = "is_usual")]
+    pub batch_rows: usize,
+}
+
+fn usual_batch_rows() -> usize {
+    BATCH_ROWS
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn is_usual(batch_rows: &usize) -> bool {
+    *batch_rows == BATCH_ROWS
+}
+
+impl TrainSettings {
+    /// The settings of resolved hyperparameters; a field that is still `None` has its default.
+    pub fn new(resolved: &Hyperparameters, seed: u64) -> Self {
+        let rank = resolved.rank.unwrap_or(DEFAULT_RANK);
+        let alpha = resolved.alpha.unwrap_or(2.0 * f64::from(rank));
+        let rslora = resolved.use_rslora == Some(true);
+        Self {
+            rank: rank as usize,
+            alpha: if rslora { alpha * f64::from(rank).sqrt() } else { alpha },
+            sites: resolved.target_modules.clone().unwrap_or_else(|| Site::ALL.to_vec()),
+            epochs: resolved.n_epochs.unwrap_or(1) as usize,
+            batch_size: resolved.batch_size.unwrap_or(1) as usize,
+            learning_rate: resolved.learning_rate.unwrap_or(2e-4) * resolved.learning_rate_multiplier.unwrap_or(1.0),
+            seed,
+            warmup: resolved.warmup_ratio,
+            schedule: resolved.lr_scheduler.unwrap_or_default(),
+            adam: AdamSettings { weight_decay: resolved.weight_decay.unwrap_or(0.0), ..AdamSettings::default() },
+            clip: resolved.max_grad_norm.unwrap_or(DEFAULT_CLIP),
+            dropout: resolved.lora_dropout.unwrap_or(0.0),
+            patience: resolved.early_stopping_patience.unwrap_or(0) as usize,
+            keep_best: resolved.keep_best.unwrap_or(false),
+            beta: resolved.beta,
+            scale: resolved.scale,
+            batch_rows: BATCH_ROWS,
+        }
+    }
+
+    /// The same for a model on `device`.
+    #[must_use]
+    pub fn on(self, device: &Device) -> Self {
+        Self { batch_rows: batch_rows(device), ..self }
+    }
+
+    /// Sequences that are trained on together: one, or the two answers of a preference.
+    pub fn width(&self) -> usize {
+        if self.beta.is_some() { 2 } else { 1 }
+    }
+
+    /// Warmup steps of a run of `total` steps.
+    pub fn warmup_steps(&self, total: usize) -> usize {
+        match self.warmup {
+            Some(ratio) => (ratio * total as f64).round() as usize,
+            None => auto_warmup(total),
+        }
+    }
+}
+
+/// A rank at which LoRA with all linear layers learns small and medium datasets as well as full fine-tuning does.
+const DEFAULT_RANK: u32 = 16;
+/// Share of the learning rate that training on preferences takes: it moves what the model can do already, and loses its
+/// language at rates that teach answers well.
+const PREFERENCE_RATE: f64 = 0.1;
+/// The β that most published runs of direct preference optimisation use.
+const DEFAULT_BETA: f64 = 0.1;
+/// The factor on cosine similarities that sentence-transformers uses: a temperature of 0.05.
+const DEFAULT_SCALE: f64 = 20.0;
+/// Pairs of texts in a step at the least, where nobody says: the others of a batch are what a pair is told apart from.
+const PAIRS_PER_STEP: usize = 32;
+/// Gradients of a larger norm are scaled down to it.
+const DEFAULT_CLIP: f64 = 1.0;
+
+/// Turns every `auto` into a number, given the training file's counts and the model's shape.
+///
+/// - **Epochs**: 4 for the legacy resource, its documented default; otherwise the formula that `OpenAI` published in its
+///   cookbook: 3, more for files under 34 examples so that about 100 are seen (25 epochs at most), fewer above 8,333 so
+///   that at most about 25,000 are seen.
+/// - **Batch size**: `OpenAI`'s 0.2 % of the examples, from 1 to 256, but at least 8, since smaller batches only add noise;
+///   and halved while the run would have fewer than 50 steps, since an adapter that starts from zero needs that many.
+///   Of pairs of texts 32 at the least, halved while there would be fewer than 30 steps, but not below 8: what a pair is
+///   compared with is the rest of its batch.
+/// - **Learning rate**: tinker's formula for LoRA, `5e-5 · 10 · (2000 / hidden)^p` with p = 0.781 for Llama-like models and
+///   0.0775 for Qwen, at most 3e-3; times the multiplier, whose `auto` is 1. The legacy resource's multipliers are for full
+///   fine-tuning and recommended from 0.02 to 0.2: there the rate is ten times the formula's and `auto` is 0.1, so that
+///   the recommended range surrounds the same rate. Training on preferences takes a tenth of the formula's rate.
+/// - **Prompt loss weight**: 0.01 for the legacy resource, its documented default; otherwise 0.
+/// - **Rank** 16, **alpha** twice the rank, all linear layers; the learning rate falls in a straight line after it rose for
+///   a tenth of the steps, 100 at the most; gradients of a norm above 1 are scaled down. All else is off.
+pub fn resolve(
+    asked: &Hyperparameters,
+    defaults: Defaults,
+    method: Method,
+    data: &DatasetReport,
+    config: &ModelConfig,
+) -> Result<Hyperparameters> {
+    let examples = data.examples.max(1);
+    let legacy = defaults == Defaults::Legacy;
+    let pairs = data.is_of_pairs();
+    if asked.scale.is_some() && !pairs {
+        let message = "scale is for files of pairs of texts, such as `anchor` and `positive`: leave it out".into();
+        return Err(Error::Setting { name: "scale", message });
+    }
+    let n_epochs = match asked.n_epochs {
+        Some(epochs) => bounded("n_epochs", epochs, MAX_EPOCHS)?,
+        None if legacy => 4,
+        None => auto_epochs(examples),
+    };
+    let batch_size = match asked.batch_size {
+        // Clients of the old library send 0 for `auto`.
+        Some(0) | None if pairs => auto_pairs(examples, n_epochs),
+        Some(0) | None => auto_batch_size(examples, n_epochs),
+        Some(size) => bounded("batch_size", size, MAX_BATCH_SIZE)?,
+    };
+    let exponent = if matches!(config.family, Family::Qwen2 | Family::Qwen3) { 0.0775 } else { 0.781 };
+    let formula = 5e-4 * (2000.0 / config.hidden_size as f64).powf(exponent);
+    let formula = match method {
+        Method::Supervised => formula.min(MAX_AUTO_LEARNING_RATE),
+        Method::Dpo => (formula * PREFERENCE_RATE).min(MAX_AUTO_LEARNING_RATE),
+    };
+    let (base, auto_multiplier) = match positive("learning_rate", asked.learning_rate)? {
+        Some(rate) => (rate, 1.0),
+        None if legacy => (10.0 * formula, 0.1),
+        None => (formula, 1.0),
+    };
+    let multiplier = positive("learning_rate_multiplier", asked.learning_rate_multiplier)?.unwrap_or(auto_multiplier);
+    let rank = bounded("rank", asked.rank.unwrap_or(DEFAULT_RANK), MAX_RANK as u32)?;
+    let alpha = positive("alpha", asked.alpha)?.unwrap_or(2.0 * f64::from(rank));
+    let prompt_loss_weight = asked.prompt_loss_weight.unwrap_or(if legacy { 0.01 } else { 0.0 });
+    if !(0.0..=1.0).contains(&prompt_loss_weight) {
+        return Err(Error::Setting {
+            name: "prompt_loss_weight",
+            message: "prompt_loss_weight must be from 0 to 1".into(),
+        });
+    }
+    if pairs && !legacy && prompt_loss_weight > 0.0 {
+        let message =
+            "prompt_loss_weight is for prompts, but the training file has pairs of texts: leave it out".into();
+        return Err(Error::Setting { name: "prompt_loss_weight", message });
+    }
+    let prompt_loss_weight = if pairs { 0.0 } else { prompt_loss_weight };
+    let total_steps = n_epochs as usize * data.sequences.div_ceil(batch_size as usize);
+    Ok(Hyperparameters {
+        n_epochs: Some(n_epochs),
+        batch_size: Some(batch_size),
+        learning_rate_multiplier: Some(multiplier),
+        prompt_loss_weight: Some(prompt_loss_weight),
+        beta: (method == Method::Dpo).then(|| asked.beta.unwrap_or(DEFAULT_BETA)),
+        scale: pairs.then(|| asked.scale.unwrap_or(DEFAULT_SCALE)),
+        rank: Some(rank),
+        alpha: Some(alpha),
+        learning_rate: Some(base),
+        target_modules: Some(asked.target_modules.clone().unwrap_or_else(|| Site::ALL.to_vec())),
+        lr_scheduler: Some(asked.lr_scheduler.unwrap_or_default()),
+        warmup_ratio: asked.warmup_ratio.or(Some(auto_warmup(total_steps) as f64 / total_steps.max(1) as f64)),
+        weight_decay: asked.weight_decay.or(Some(0.0)),
+        max_grad_norm: asked.max_grad_norm.or(Some(DEFAULT_CLIP)),
+        lora_dropout: asked.lora_dropout.or(Some(0.0)),
+        use_rslora: asked.use_rslora.or(Some(false)),
+        max_seq_length: Some(max_sequence_tokens(asked, config)? as u32),
+        early_stopping_patience: asked.early_stopping_patience.or(Some(0)),
+        keep_best: asked.keep_best.or(Some(false)),
+    })
+}
+
+/// Tokens of a sequence at the most: needed to render the file, before the rest can be resolved.
+pub fn max_sequence_tokens(asked: &Hyperparameters, config: &ModelConfig) -> Result<usize> {
+    let context = config.max_position_embeddings;
+    match asked.max_seq_length.map(|length| length as usize) {
+        Some(length) if length > context => Err(Error::SequenceTooLong { asked: length, context }),
+        Some(length) => Ok(length.min(MAX_SEQUENCE_TOKENS as usize)),
+        None => Ok(context.min(MAX_SEQUENCE_TOKENS as usize)),
+    }
+}
+
+/// Weight of prompt tokens: needed to render the file, before the rest can be resolved.
+pub fn prompt_loss_weight(asked: &Hyperparameters, defaults: Defaults) -> f32 {
+    asked.prompt_loss_weight.unwrap_or(if defaults == Defaults::Legacy { 0.01 } else { 0.0 }) as f32
+}
+
+fn auto_warmup(total_steps: usize) -> usize {
+    (total_steps / 10).min(100)
+}
+
+fn auto_epochs(examples: usize) -> u32 {
+    let epochs = match examples * 3 {
+        seen if seen < 100 => (100 / examples).min(25),
+        seen if seen > 25_000 => (25_000 / examples).max(1),
+        _ => 3,
+    };
+    epochs as u32
+}
+
+fn auto_batch_size(examples: usize, epochs: u32) -> u32 {
+    let mut size = ((examples as f64 * 0.002).round() as usize).clamp(8, MAX_BATCH_SIZE as usize).min(examples);
+    while size > 1 && examples.div_ceil(size) * (epochs as usize) < 50 {
+        size /= 2;
+    }
+    size as u32
+}
+
+fn auto_pairs(examples: usize, epochs: u32) -> u32 {
+    let mut size = ((examples as f64 * 0.002).round() as usize).clamp(PAIRS_PER_STEP, MAX_BATCH_SIZE as usize);
+    while size > 8 && examples.div_ceil(size) * (epochs as usize) < 30 {
+        size /= 2;
+    }
+    size.min(examples) as u32
+}
+
+fn bounded(name: &'static str, value: u32, limit: u32) -> Result<u32> {
+    if !(1..=limit).contains(&value) {
+        let message = format!("{name} is {value}; it must be from 1 to {limit}");
+        return Err(Error::Setting { name, message });
+    }
+    Ok(value)
+}
+
+fn positive(name: &'static str, value: Option<f64>) -> Result<Option<f64>> {
+    if value.is_some_and(|value| !value.is_finite() || value <= 0.0) {
+        return Err(Error::Setting { name, message: format!("{name} must be a number above 0") });
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn automatic_epochs_follow_the_published_formula() {
+        for (examples, epochs) in [(10, 10), (4, 25), (33, 3), (34, 3), (500, 3), (8_333, 3), (10_000, 2), (60_000, 1)]
+        {
+            assert_eq!(auto_epochs(examples), epochs, "{examples} examples");
+        }
+    }
+
+    #[test]
+    fn automatic_batches_leave_small_files_fifty_steps_and_grow_with_large_ones() {
+        for (examples, epochs, size) in [(10, 10, 2), (100, 3, 4), (500, 3, 8), (10_000, 2, 20), (1_000_000, 1, 256)] {
+            assert_eq!(auto_batch_size(examples, epochs), size, "{examples} examples");
+        }
+        assert_eq!(auto_batch_size(1, 1), 1);
+    }
+
+    #[test]
+    fn automatic_batches_of_pairs_are_large_where_there_are_steps_enough() {
+        for (examples, epochs, size) in
+            [(10, 10, 8), (100, 3, 8), (200, 3, 16), (300, 3, 32), (16_000, 1, 32), (50_000, 1, 100), (200_000, 1, 256)]
+        {
+            assert_eq!(auto_pairs(examples, epochs), size, "{examples} examples");
+        }
+        assert_eq!(auto_pairs(5, 25), 5);
+    }
+
+    #[test]
+    fn a_share_of_warmup_is_the_number_of_steps_that_it_was_made_of() {
+        for total in 1..3000 {
+            let warmup = Some(auto_warmup(total) as f64 / total as f64);
+            let hyperparameters = Hyperparameters { warmup_ratio: warmup, ..Hyperparameters::default() };
+            assert_eq!(
+                TrainSettings::new(&hyperparameters, 0).warmup_steps(total),
+                auto_warmup(total),
+                "{total} steps"
+            );
+        }
+    }
+
+    #[test]
+    fn rslora_multiplies_alpha_by_the_root_of_the_rank() {
+        let asked =
+            Hyperparameters { rank: Some(16), alpha: Some(10.0), use_rslora: Some(true), ..Hyperparameters::default() };
+        assert!((TrainSettings::new(&asked, 0).alpha - 40.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,165 @@
+//! The state of an adapter in training: its numbers and the optimizer's moments. On the CPU they are vectors; where a GPU computes
+//! they stay on it from step to step, since to bring them there and back would take as long as a step. Called by the trainer.
+
+use std::borrow::Cow;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::train::backward::Gradients;
+use crate::train::optimizer::{AdamSettings, AdamW, Moments, clip_factor, global_norm};
+use crate::train::parameters::Parameters;
+use crate::{Error, Result};
+use attune_model::kernels;
+use attune_model::lora::Adapter;
+
+/// A and B, and what the optimizer knows of them.
+pub(crate) struct AdapterState {
+    /// Their places, and on the host their values.
+    parameters: Parameters,
+    /// On the host with the moments.
+    optimizer: AdamW,
+    on_device: Option<OnDevice>,
+}
+
+/// What a GPU holds, `[parameters]` each, f32; A and B of each place in turn.
+struct OnDevice {
+    values: Tensor,
+    first: Tensor,
+    second: Tensor,
+    /// What products take.
+    dtype: DType,
+}
+
+/// What a step does with the gradients.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step {
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// Gradients are brought to this norm where theirs is larger; 0 leaves them.
+    pub clip: f64,
+}
+
+impl AdapterState {
+    /// The beginning of a run from `parameters`, whose losses are computed on `device`, with products of `dtype` on a GPU.
+    pub fn new(parameters: Parameters, settings: AdamSettings, device: &Device, dtype: DType) -> Result<Self> {
+        let optimizer = AdamW::new(settings, &parameters.values);
+        let on_device = if kernels::on_host(device) {
+            None
+        } else {
+            Some(OnDevice::new(&parameters.values, &optimizer.moments, device, dtype)?)
+        };
+        Ok(Self { parameters, optimizer, on_device })
+    }
+
+    /// Numbers that training changes.
+    pub fn parameter_count(&self) -> usize {
+        self.parameters.values.iter().map(Vec::len).sum()
+    }
+
+    /// The adapter as it stands, for losses on `device`; on a GPU rounded at once to what products take, not by each of them. A step
+    /// may change its tensors.
+    pub fn adapter(&self, device: &Device) -> Result<Adapter> {
+        let Some(OnDevice { values, dtype, .. }) = &self.on_device else { return self.parameters.adapter(device) };
+        let values = values.to_dtype(*dtype)?;
+        let mut start = 0;
+        self.parameters.adapter_of(|index, shape| {
+            let (begin, count) = (start, self.parameters.values[index].len());
+            start += count;
+            Ok(values.narrow(0, begin, count)?.reshape(shape)?)
+        })
+    }
+
+    /// The adapter with other `values`, which were its own at another time.
+    pub fn adapter_of(&self, values: &[Vec<f32>], device: &Device) -> Result<Adapter> {
+        self.parameters.adapter_of(|index, shape| Ok(Tensor::from_slice(&values[index], shape, device)?))
+    }
+
+    /// One update, after `check` of the gradients' norm, which it returns. Nothing changes where that fails.
+    pub fn step(&mut self, gradients: &Gradients, step: Step, check: impl FnOnce(f64) -> Result<()>) -> Result<f64> {
+        let Some(state) = &self.on_device else {
+            let gradients = self.parameters.gradients(gradients)?;
+            let norm = global_norm(&gradients);
+            check(norm)?;
+            let by = self.optimizer.advance(step.learning_rate, clip_factor(norm, step.clip));
+            self.optimizer.update(by, &mut self.parameters.values, &gradients);
+            return Ok(norm);
+        };
+        let gradients = self.in_order(gradients)?;
+        let norm = kernels::sum_of_squares(&gradients)?.sqrt();
+        check(norm)?;
+        let by = self.optimizer.advance(step.learning_rate, clip_factor(norm, step.clip));
+        kernels::adam_w([&state.values, &state.first, &state.second], &gradients, by)?;
+        Ok(norm)
+    }
+
+    /// The gradients of the places' A and B in turn.
+    fn in_order(&self, gradients: &Gradients) -> Result<Vec<Tensor>> {
+        let mut ordered = Vec::with_capacity(self.parameters.values.len());
+        for place in &self.parameters.places {
+            let pair = gradients.get(place.layer).and_then(|layer| layer.get(place.site));
+            let pair =
+                pair.ok_or_else(|| Error::Internal(format!("no gradient for {:?}", (place.layer, place.site))))?;
+            if pair.a.dims() != [place.rank, place.input] || pair.b.dims() != [place.output, place.rank] {
+                return Err(Error::Internal("a gradient has another shape than its parameter".into()));
+            }
+            for gradient in [&pair.a, &pair.b] {
+                ordered.push(gradient.to_dtype(DType::F32)?.contiguous()?);
+            }
+        }
+        Ok(ordered)
+    }
+
+    /// A and B of each place in turn.
+    pub fn values(&self) -> Result<Cow<'_, [Vec<f32>]>> {
+        match &self.on_device {
+            None => Ok(Cow::Borrowed(&self.parameters.values)),
+            Some(state) => Ok(Cow::Owned(self.parts(&state.values)?)),
+        }
+    }
+
+    /// The optimizer with the moments as they stand.
+    pub fn optimizer(&self) -> Result<Cow<'_, AdamW>> {
+        let Some(state) = &self.on_device else { return Ok(Cow::Borrowed(&self.optimizer)) };
+        let moments = self.parts(&state.first)?.into_iter().zip(self.parts(&state.second)?);
+        let moments = moments.map(|(first, second)| Moments { first, second }).collect();
+        Ok(Cow::Owned(self.optimizer.with(moments)))
+    }
+
+    /// Goes on from what [`AdapterState::values`] and [`AdapterState::optimizer`] told after `updates` updates.
+    pub fn restore(&mut self, values: Vec<Vec<f32>>, moments: Vec<Moments>, updates: u64) -> Result<()> {
+        if let Some(state) = &mut self.on_device {
+            *state = OnDevice::new(&values, &moments, &state.values.device().clone(), state.dtype)?;
+        } else {
+            self.parameters.values = values;
+            self.optimizer.moments = moments;
+        }
+        self.optimizer.updates = updates;
+        Ok(())
+    }
+
+    fn parts(&self, all: &Tensor) -> Result<Vec<Vec<f32>>> {
+        let all: Vec<f32> = all.to_vec1()?;
+        let mut rest = all.as_slice();
+        let part = |like: &Vec<f32>| {
+            let (part, after) = rest.split_at(like.len());
+            rest = after;
+            part.to_vec()
+        };
+        Ok(self.parameters.values.iter().map(part).collect())
+    }
+}
+
+impl OnDevice {
+    fn new(values: &[Vec<f32>], moments: &[Moments], device: &Device, dtype: DType) -> Result<Self> {
+        let whole = |parts: Vec<&Vec<f32>>| -> Result<Tensor> {
+            let all: Vec<f32> = parts.into_iter().flatten().copied().collect();
+            Ok(Tensor::new(all, device)?)
+        };
+        Ok(Self {
+            values: whole(values.iter().collect())?,
+            first: whole(moments.iter().map(|moments| &moments.first).collect())?,
+            second: whole(moments.iter().map(|moments| &moments.second).collect())?,
+            dtype,
+        })
+    }
+}

@@ -1,0 +1,267 @@
+//! The command line: parses arguments, sets up logging, and calls what a command needs. Called by `main`; larger commands are
+//! in files of their own.
+
+mod client;
+pub mod costs;
+pub mod estimate;
+pub mod jobs;
+pub mod keys;
+mod table;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use self::costs::CostsOptions;
+use self::estimate::EstimateOptions;
+use self::jobs::JobsCommand;
+use self::keys::KeysCommand;
+use crate::app::{App, open_store};
+use crate::config::Config;
+use crate::model::device::DeviceChoice;
+use crate::model::entry::ModelEntry;
+use crate::{Error, Result, api};
+use clap::{Args, Parser, Subcommand};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+const DEFAULT_LOG: &str = "info";
+
+/// Serves language models and embeddings behind OpenAI's API, and fine-tunes them.
+#[derive(Debug, Parser)]
+#[command(name = "attune", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// What to log, for example `info`, `attune=debug` or `warn,crate::api=info`.
+    #[arg(long, env = "ATTUNE_LOG", default_value = DEFAULT_LOG, global = true)]
+    log: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve HTTP and run fine-tune jobs.
+    Serve(ServeOptions),
+    /// Run fine-tune jobs only.
+    Worker(Options),
+    /// Bring the database up to date.
+    Migrate(Options),
+    /// Make, list and revoke API keys; works beside a running server on the same data or database.
+    Keys {
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
+    /// Tell what a fine-tune of a file would take: tokens, steps, time, memory and money.
+    Estimate(Box<EstimateOptions>),
+    /// List and follow the fine-tune jobs of a running server.
+    Jobs {
+        #[command(subcommand)]
+        command: JobsCommand,
+    },
+    /// Compare an own machine with paying per token: costs, and the requests per day from which on it is cheaper.
+    Costs(CostsOptions),
+    /// Print the OpenAPI document.
+    Openapi {
+        /// Compare with this file instead; fails where it differs.
+        #[arg(long)]
+        check: Option<PathBuf>,
+    },
+}
+
+/// Where the configuration and the database are.
+#[derive(Debug, Clone, Args)]
+pub struct DataDirArgs {
+    /// Configuration file.
+    #[arg(long, env = "ATTUNE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Folder for files, adapters, checkpoints and the private database [default: data].
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Postgres to use; without it a private one runs inside the data folder.
+    #[arg(long)]
+    database_url: Option<String>,
+}
+
+/// Settings; each one can stand in the configuration file too, or in the environment (`ATTUNE_DATA_DIR`, …).
+#[derive(Debug, Args)]
+struct Options {
+    #[command(flatten)]
+    place: DataDirArgs,
+    /// A base model to serve; may be given more than once [default: demo=models/demo].
+    #[arg(long = "model", value_name = "ID=PATH")]
+    models: Vec<ModelEntry>,
+    /// Where models run: auto, cpu or cuda:N [default: auto].
+    #[arg(long)]
+    device: Option<DeviceChoice>,
+}
+
+#[derive(Debug, Args)]
+struct ServeOptions {
+    #[command(flatten)]
+    options: Options,
+    /// Address to listen on; port 0 picks a free one [default: 127.0.0.1:8080].
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// Do not run fine-tune jobs in this process.
+    #[arg(long)]
+    no_worker: bool,
+}
+
+impl DataDirArgs {
+    /// Defaults, file, environment, then these flags.
+    pub(crate) fn load(&self) -> Result<Config> {
+        let mut config = Config::load(self.config.as_deref())?;
+        if let Some(data_dir) = &self.data_dir {
+            config.data_dir.clone_from(data_dir);
+        }
+        if self.database_url.is_some() {
+            config.database_url.clone_from(&self.database_url);
+        }
+        Ok(config)
+    }
+}
+
+impl Options {
+    /// Defaults, file, environment, then these flags.
+    fn load(self) -> Result<Config> {
+        let mut config = self.place.load()?;
+        if !self.models.is_empty() {
+            config.models = self.models;
+        }
+        if let Some(device) = self.device {
+            config.device = device;
+        }
+        Ok(config)
+    }
+}
+
+/// Runs the command that the program's arguments ask for; the exit status says how it ended.
+pub fn run() -> ExitCode {
+    match start(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("attune: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(cli: Cli) -> Result<ExitCode> {
+    // What the database's start says would hide the answer of a command that is short.
+    let quiet = if cli.log == DEFAULT_LOG { "warn" } else { &cli.log };
+    match cli.command {
+        Command::Openapi { check } => openapi(check),
+        Command::Jobs { command } => return block_on(quiet, false, command.run()),
+        Command::Costs(options) => options.run(),
+        Command::Estimate(options) => {
+            let config = options.place().load()?;
+            block_on(quiet, config.log_json, options.run(config))
+        }
+        Command::Serve(ServeOptions { options, listen, no_worker }) => {
+            let mut config = options.load()?;
+            config.listen = listen.unwrap_or(config.listen);
+            config.worker &= !no_worker;
+            let config = config.check()?;
+            block_on(&cli.log, config.log_json, serve(config))
+        }
+        Command::Worker(options) => {
+            let mut config = options.load()?;
+            // It does not listen, so no key is asked for.
+            config.listen = Config::default().listen;
+            let config = config.check()?;
+            block_on(&cli.log, config.log_json, work(config))
+        }
+        Command::Migrate(options) => {
+            let config = options.load()?;
+            block_on(&cli.log, config.log_json, migrate(config))
+        }
+        Command::Keys { command } => {
+            let config = command.place().load()?;
+            block_on(quiet, config.log_json, command.run(config))
+        }
+    }
+    .map(|()| ExitCode::SUCCESS)
+}
+
+fn block_on<T>(log: &str, json: bool, work: impl Future<Output = Result<T>>) -> Result<T> {
+    start_logging(log, json)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(Error::io("start the async runtime"))?;
+    let result = runtime.block_on(work);
+    // Blocking work that is past its time must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}
+
+/// The log goes to standard error; standard output is for scripts.
+fn start_logging(filter: &str, json: bool) -> Result<()> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| Error::Setup(format!("--log {filter}: {error}")))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json {
+        log.json().init();
+    } else {
+        log.init();
+    }
+    Ok(())
+}
+
+async fn serve(config: Config) -> Result<()> {
+    let shutdown = stop_on_signals()?;
+    // Bound before the slow part: an address in use is told at once.
+    let listener = TcpListener::bind(config.listen).await;
+    let listener = listener.map_err(Error::io(format!("listen on {}", config.listen)))?;
+    let Some(app) = until(&shutdown, Box::pin(App::build(config))).await? else { return Ok(()) };
+    app.run(listener, shutdown).await
+}
+
+async fn work(config: Config) -> Result<()> {
+    let shutdown = stop_on_signals()?;
+    let Some(app) = until(&shutdown, Box::pin(App::build(config))).await? else { return Ok(()) };
+    app.work(shutdown).await
+}
+
+async fn migrate(config: Config) -> Result<()> {
+    open_store(&config).await?;
+    println!("the database is up to date");
+    Ok(())
+}
+
+/// The outcome of `work`, or nothing where a signal came first.
+async fn until<T>(shutdown: &CancellationToken, work: impl Future<Output = Result<T>>) -> Result<Option<T>> {
+    tokio::select! {
+        result = work => result.map(Some),
+        () = shutdown.cancelled() => Ok(None),
+    }
+}
+
+fn stop_on_signals() -> Result<CancellationToken> {
+    let listen = |kind| signal(kind).map_err(Error::io("listen to signals"));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        stop.cancel();
+    });
+    Ok(shutdown)
+}
+
+fn openapi(check: Option<PathBuf>) -> Result<()> {
+    let document = api::document_text()?;
+    let Some(file) = check else {
+        print!("{document}");
+        return Ok(());
+    };
+    let committed = std::fs::read_to_string(&file).map_err(Error::io(format!("read {}", file.display())))?;
+    if committed == document {
+        return Ok(());
+    }
+    let file = file.display();
+    Err(Error::Setup(format!("{file} differs from the routes: write it anew with `attune openapi > {file}`")))
+}

@@ -1,0 +1,143 @@
+//! A running server, asked over HTTP: what `attune jobs` and `attune estimate --url` have in common.
+
+use std::time::Duration;
+
+use crate::{Error, Result};
+use clap::Args;
+use reqwest::{Method, RequestBuilder, Url};
+use serde_json::Value;
+
+/// How long a connection, the answer to a question and that to a piece of work may take.
+const CONNECT: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(30);
+const WORK: Duration = Duration::from_mins(12);
+
+/// Which server, and who asks.
+#[derive(Debug, Clone, Args)]
+pub struct Account {
+    /// Key of the server; better in the environment, where others cannot see it.
+    #[arg(long, env = "ATTUNE_API_KEY", hide_env_values = true, value_name = "KEY")]
+    api_key: Option<String>,
+}
+
+/// A server that answers, or should.
+#[derive(Debug, Clone)]
+pub struct Server {
+    http: reqwest::Client,
+    url: Url,
+    key: Option<String>,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum Failure {
+    /// The server cannot be reached, is starting, stopping or busy: asking again may help.
+    Away(String),
+    /// The server says no.
+    Refused(String),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Away(message) => Self::Unavailable(message),
+            Failure::Refused(message) => Self::Setup(message),
+        }
+    }
+}
+
+impl Server {
+    /// The server at `url`, for who has the account's key.
+    pub fn new(url: &str, account: &Account) -> Result<Self> {
+        let fault =
+            |reason: &str| Error::Setup(format!("--url {url}: {reason}, use for example http://127.0.0.1:8080"));
+        let mut parsed: Url = url.parse().map_err(|_| fault("not an address"))?;
+        if !matches!(parsed.scheme(), "http" | "https") || parsed.host_str().is_none() {
+            return Err(fault("not an address of HTTP"));
+        }
+        // With and without `/v1`, as OpenAI's clients have it.
+        let path = parsed.path().trim_end_matches('/').trim_end_matches("/v1").to_owned();
+        parsed.set_path(&path);
+        let mut http = reqwest::Client::builder().connect_timeout(CONNECT).timeout(WORK);
+        let host = parsed.host_str().unwrap_or_default();
+        let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+        if host == "localhost" || address.is_ok_and(|address| address.is_loopback()) {
+            http = http.no_proxy();
+        }
+        let http = http.build().map_err(|error| Error::Setup(format!("set up HTTP: {error}")))?;
+        Ok(Self { http, url: parsed, key: account.api_key.clone().filter(|key| !key.is_empty()) })
+    }
+
+    /// A request to `/v1/{path}`, whose parts are escaped.
+    pub fn request(&self, method: Method, path: &[&str], query: &[(&str, &str)]) -> RequestBuilder {
+        let mut url = self.url.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().push("v1").extend(path);
+        }
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let request = self.http.request(method, url);
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
+    }
+
+    /// The JSON answer to a GET.
+    pub async fn get(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
+        self.answer(self.request(Method::GET, path, query).timeout(ANSWER)).await
+    }
+
+    /// The JSON answer to a request.
+    pub async fn answer(&self, request: RequestBuilder) -> Result<Value, Failure> {
+        let away =
+            |error: reqwest::Error| Failure::Away(format!("{} does not answer: {}", self.url, innermost(&error)));
+        let response = request.send().await.map_err(away)?;
+        let status = response.status();
+        let text = response.text().await.map_err(away)?;
+        let body: Option<Value> = serde_json::from_str(&text).ok();
+        if status.is_success() {
+            return body.ok_or_else(|| Failure::Refused(format!("{} answers no JSON: is it Attune?", self.url)));
+        }
+        let said = body.as_ref().and_then(|body| body["error"]["message"].as_str()).unwrap_or("no reason was given");
+        let message = format!("{} answers {}: {said}", self.url, status.as_u16());
+        if status.is_server_error() || status.as_u16() == 429 {
+            return Err(Failure::Away(message));
+        }
+        Err(Failure::Refused(message))
+    }
+}
+
+/// What is at the bottom of an error: the layers above only say that something failed.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(url: &str) -> Result<Server> {
+        Server::new(url, &Account { api_key: Some("k".into()) })
+    }
+
+    #[test]
+    fn an_address_may_end_in_v1_and_parts_of_paths_are_escaped() {
+        for url in ["http://127.0.0.1:8080", "http://127.0.0.1:8080/", "http://127.0.0.1:8080/v1/"] {
+            let request = server(url).expect(url).request(Method::GET, &["files", "a/b?c"], &[("limit", "2")]);
+            let request = request.build().expect("a request");
+            assert_eq!(request.url().as_str(), "http://127.0.0.1:8080/v1/files/a%2Fb%3Fc?limit=2", "{url}");
+            assert_eq!(request.headers()["authorization"], "Bearer k");
+        }
+        let below = server("https://example.org/attune/v1").expect("fine").request(Method::GET, &["files"], &[]);
+        assert_eq!(below.build().expect("a request").url().as_str(), "https://example.org/attune/v1/files");
+        for url in ["", "localhost:8080", "ftp://a", "not an address"] {
+            assert!(server(url).is_err(), "{url}");
+        }
+    }
+}

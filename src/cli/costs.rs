@@ -1,0 +1,243 @@
+//! `attune costs`: what answers cost on an own machine and by the token, and from how many requests per day on the machine is
+//! cheaper. The prices are the configuration's; the formula is in `docs/costs.md`.
+
+use crate::config::{Config, Price};
+use crate::{Error, Result, format};
+use clap::Args;
+
+use crate::cli::DataDirArgs;
+
+const TOKENS_PER_PRICE: f64 = 1e6;
+const SECONDS_PER_HOUR: f64 = 3600.0;
+const DAYS_PER_MONTH: f64 = 30.0;
+
+#[derive(Debug, Args)]
+pub struct CostsOptions {
+    #[command(flatten)]
+    place: DataDirArgs,
+    /// Requests in a day.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    requests_per_day: f64,
+    /// Tokens of a prompt.
+    #[arg(long, value_name = "P", value_parser = at_least_zero)]
+    prompt_tokens: f64,
+    /// Tokens of an answer.
+    #[arg(long, value_name = "C", value_parser = at_least_zero)]
+    completion_tokens: f64,
+    /// Whose tokens are paid for: an entry of `prices` [default: the only one].
+    #[arg(long, value_name = "MODEL")]
+    against: Option<String>,
+    /// Hours in a day that the machine is paid for.
+    #[arg(long, default_value_t = 24.0, value_name = "H", value_parser = hours)]
+    hours_per_day: f64,
+    /// Tokens of answers that the machine draws in a second, as measured; without it one machine does it all.
+    #[arg(long, value_name = "R", value_parser = positive)]
+    tokens_per_second: Option<f64>,
+    /// Tokens of one fine-tune, repeats counted, as `attune estimate` tells them.
+    #[arg(long, default_value_t = 0.0, value_name = "T", value_parser = at_least_zero)]
+    training_tokens: f64,
+    /// Fine-tunes in a month.
+    #[arg(long, default_value_t = 1.0, value_name = "K", value_parser = at_least_zero)]
+    trainings_per_month: f64,
+}
+
+fn number(text: &str, holds: impl FnOnce(f64) -> bool, what: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite() && holds(*number)).ok_or_else(|| format!("use {what}"))
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    number(text, |number| number > 0.0, "a number above 0")
+}
+
+fn at_least_zero(text: &str) -> Result<f64, String> {
+    number(text, |number| number >= 0.0, "a number of at least 0")
+}
+
+fn hours(text: &str) -> Result<f64, String> {
+    number(text, |number| number > 0.0 && number <= 24.0, "a number of hours above 0, at most 24")
+}
+
+/// Both ways, in money per day.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Comparison {
+    /// One request, by the token.
+    request: f64,
+    /// The fine-tunes, by the token.
+    training: f64,
+    /// All of it, by the token.
+    by_token: f64,
+    /// One machine.
+    machine: f64,
+    /// Machines that the requests need.
+    machines: f64,
+    /// Requests that one machine answers; absent where its speed is not known.
+    capacity: Option<f64>,
+    /// Requests from which on the machine is cheaper; absent where that is never so.
+    break_even: Option<f64>,
+}
+
+impl CostsOptions {
+    /// Carries the command out.
+    pub fn run(&self) -> Result<()> {
+        let config = self.place.load()?;
+        config.check_prices()?;
+        let (name, price) = self.price(&config)?;
+        let hour = config.training.price_per_hour.ok_or_else(|| {
+            Error::Setup("the price of the machine is not known: set price_per_hour in [training]".into())
+        })?;
+        for line in self.lines(name, &self.compare(price, hour), hour, &config.currency) {
+            println!("{line}");
+        }
+        Ok(())
+    }
+
+    /// Whose tokens are paid for.
+    fn price<'a>(&self, config: &'a Config) -> Result<(&'a str, &'a Price)> {
+        let known = || config.prices.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let found = match &self.against {
+            Some(name) => config.prices.get_key_value(name),
+            None if config.prices.len() <= 1 => config.prices.first_key_value(),
+            None => {
+                let message = format!("there are prices of several models: say which with --against ({})", known());
+                return Err(Error::Setup(message));
+            }
+        };
+        let none = || match &self.against {
+            Some(name) => format!("--against {name}: `prices` has no such entry (it has: {})", known()),
+            None => "no price per token is known: set prompt and completion in [prices.MODEL]".into(),
+        };
+        found.map(|(name, price)| (name.as_str(), price)).ok_or_else(|| Error::Setup(none()))
+    }
+
+    fn compare(&self, price: &Price, hour: f64) -> Comparison {
+        let request =
+            (self.prompt_tokens * price.prompt + self.completion_tokens * price.completion) / TOKENS_PER_PRICE;
+        let training =
+            self.training_tokens * self.trainings_per_month * price.training / TOKENS_PER_PRICE / DAYS_PER_MONTH;
+        let machine = self.hours_per_day * hour;
+        let capacity = self
+            .tokens_per_second
+            .filter(|_| self.completion_tokens > 0.0)
+            .map(|rate| rate * SECONDS_PER_HOUR * self.hours_per_day / self.completion_tokens);
+        let machines = capacity.map_or(1.0, |capacity| (self.requests_per_day / capacity).ceil().max(1.0));
+        // Rounded up, but for what is only the rounding of the division.
+        let wanted = ((machine - training) / request * (1.0 - 1e-12)).max(0.0).ceil();
+        // Beyond what one machine answers, each further machine costs as much for no more requests.
+        let reached = wanted.is_finite() && capacity.is_none_or(|capacity| wanted <= capacity);
+        Comparison {
+            request,
+            training,
+            by_token: self.requests_per_day * request + training,
+            machine,
+            machines,
+            capacity,
+            break_even: reached.then_some(wanted),
+        }
+    }
+
+    fn lines(&self, name: &str, costs: &Comparison, hour: f64, currency: &str) -> Vec<String> {
+        let money = |amount| format::money(amount, currency);
+        let Comparison { request, training, by_token, machine, machines, capacity, break_even } = *costs;
+        let own = machine * machines;
+        let trained = if training > 0.0 { format!(", fine-tunes {}", money(training)) } else { String::new() };
+        let mut lines = vec![
+            format!(
+                "by the token  {} a day: {} requests at {} each ({name}){trained}",
+                money(by_token),
+                format::count(self.requests_per_day),
+                money(request)
+            ),
+            format!(
+                "own machine   {} a day: {} at {} an hour, {} hours, fine-tunes included",
+                money(own),
+                plural(machines, "machine"),
+                money(hour),
+                self.hours_per_day
+            ),
+        ];
+        if let Some(capacity) = capacity {
+            lines.push(format!("capacity      {} requests per day and machine", format::count(capacity.floor())));
+        }
+        lines.push(match (break_even, capacity) {
+            (Some(requests), _) => format!("break-even    {} requests per day", format::count(requests)),
+            (None, Some(_)) => "break-even    none: what a machine answers in a day costs less by the token".into(),
+            (None, None) => "break-even    none: the tokens cost nothing".into(),
+        });
+        let (cheaper, less) =
+            if own < by_token { ("own machine", by_token - own) } else { ("by the token", own - by_token) };
+        lines.push(if less == 0.0 {
+            "cheaper       neither".into()
+        } else {
+            format!("cheaper       {cheaper}, by {} a day, {} a month", money(less), money(less * DAYS_PER_MONTH))
+        });
+        lines
+    }
+}
+
+fn plural(count: f64, what: &str) -> String {
+    let count = format::count(count);
+    let s = if count == "1" { "" } else { "s" };
+    format!("{count} {what}{s}")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: CostsOptions,
+    }
+
+    const PRICE: Price = Price { prompt: 1.0, cached_prompt: None, completion: 4.0, training: 3.0 };
+
+    fn options(arguments: &[&str]) -> CostsOptions {
+        let all = ["costs", "--requests-per-day", "10000", "--prompt-tokens", "400", "--completion-tokens", "100"];
+        Line::try_parse_from([&all, arguments].concat()).expect("arguments").options
+    }
+
+    fn near(left: f64, right: f64) {
+        assert!((left - right).abs() < 1e-9, "{left} is not {right}");
+    }
+
+    #[test]
+    fn the_break_even_is_where_both_cost_the_same() {
+        let costs = options(&[]).compare(&PRICE, 0.2);
+        near(costs.request, 0.0008);
+        near(costs.by_token, 8.0);
+        near(costs.machine, 4.8);
+        near(costs.break_even.expect("there is one"), 6000.0);
+        // Fine-tunes are paid for by the token only: 3 USD in 30 days.
+        let trained = options(&["--training-tokens", "1000000"]).compare(&PRICE, 0.2);
+        near(trained.by_token, 8.1);
+        near(trained.break_even.expect("there is one"), 5875.0);
+        let tripled = options(&["--training-tokens", "3000000"]).compare(&PRICE, 0.2);
+        near(tripled.break_even.expect("4.5 / 0.0008 in floats is a little more than 5,625"), 5625.0);
+    }
+
+    #[test]
+    fn a_machine_that_is_too_slow_is_never_cheaper_and_more_are_needed_for_more_requests() {
+        // 5 tokens per second are 4,320 answers a day.
+        let slow = options(&["--tokens-per-second", "5"]).compare(&PRICE, 0.2);
+        assert_eq!((slow.capacity, slow.machines, slow.break_even), (Some(4320.0), 3.0, None));
+        let fast = options(&["--tokens-per-second", "50"]).compare(&PRICE, 0.2);
+        assert_eq!((fast.machines, fast.break_even.map(f64::round)), (1.0, Some(6000.0)));
+        let free = Price { prompt: 0.0, completion: 0.0, ..PRICE };
+        assert_eq!(options(&[]).compare(&free, 0.2).break_even, None);
+    }
+
+    #[test]
+    fn whose_tokens_are_paid_for_must_be_clear() {
+        let mut config = Config::default();
+        assert!(options(&[]).price(&config).is_err());
+        config.prices.insert("one".into(), PRICE);
+        assert_eq!(options(&[]).price(&config).expect("the only one").0, "one");
+        config.prices.insert("two".into(), PRICE);
+        assert!(options(&[]).price(&config).is_err_and(|error| error.to_string().contains("one, two")));
+        assert_eq!(options(&["--against", "two"]).price(&config).expect("named").0, "two");
+        assert!(options(&["--against", "three"]).price(&config).is_err());
+    }
+}

@@ -1,0 +1,253 @@
+//! `attune jobs watch`: a job's progress as a bar, or as plain lines where standard output is no terminal, until it ends. A
+//! server that is away, because it starts anew, is asked again.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use crate::{Error, Result, format};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::ServerPlace;
+use crate::cli::client::{Failure, Server};
+
+/// Exit statuses beside 0, for a job that succeeded, and 1, where that is not known.
+const FAILED: u8 = 3;
+const CANCELLED: u8 = 4;
+/// Time between two looks.
+const EVERY: Duration = Duration::from_secs(1);
+/// Events in one answer, and answers at the most that are read for one look.
+const PAGE: &str = "100";
+const MAX_PAGES: usize = 50;
+
+#[derive(Debug, Args)]
+pub struct WatchOptions {
+    #[command(flatten)]
+    place: ServerPlace,
+    /// The job: `ftjob-…`.
+    id: String,
+    /// Seconds after which a server that does not answer is given up.
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    patience: u64,
+}
+
+impl WatchOptions {
+    pub(super) async fn run(self) -> Result<ExitCode> {
+        if !self.id.starts_with("ftjob-") {
+            let message =
+                format!("{}: watch follows jobs of /v1/fine_tuning/jobs, whose ids begin with ftjob-", self.id);
+            return Err(Error::Setup(message));
+        }
+        let server = self.place.server()?;
+        let display = Display::new(std::io::stdout().is_terminal());
+        let mut newest = None;
+        let (mut answered, mut told) = (Instant::now(), false);
+        loop {
+            match look(&server, &self.id, newest.as_deref()).await {
+                Ok((job, events)) => {
+                    (answered, told) = (Instant::now(), false);
+                    newest = events.last().and_then(|event| event["id"].as_str()).map(str::to_owned).or(newest);
+                    display.show(&job, &events)?;
+                    if let Some(end) = End::of(&job) {
+                        display.finish();
+                        return end.tell(&job);
+                    }
+                }
+                Err(Failure::Refused(message)) => return Err(Error::Setup(message)),
+                Err(Failure::Away(message)) if answered.elapsed() >= Duration::from_secs(self.patience) => {
+                    return Err(Error::Unavailable(message));
+                }
+                Err(Failure::Away(message)) => {
+                    if !told {
+                        display.line(&format!("{message}; asking again"))?;
+                        told = true;
+                    }
+                }
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+}
+
+/// The job, and its events after `newest`, oldest first. At the first look the last page tells enough.
+async fn look(server: &Server, id: &str, newest: Option<&str>) -> Result<(Value, Vec<Value>), Failure> {
+    // The job first: an event that comes in between belongs to the next look, and one that ends the job is there already.
+    let job = server.get(&["fine_tuning", "jobs", id], &[]).await?;
+    let mut events: Vec<Value> = Vec::new();
+    for _ in 0..MAX_PAGES {
+        let after = events.last().and_then(|event| event["id"].as_str()).map(str::to_owned);
+        let mut query = vec![("limit", PAGE)];
+        query.extend(after.as_deref().map(|after| ("after", after)));
+        let page = server.get(&["fine_tuning", "jobs", id, "events"], &query).await?;
+        let found = page["data"].as_array().cloned().unwrap_or_default();
+        let fresh = found.iter().take_while(|event| newest.is_none() || event["id"].as_str() != newest);
+        let before = events.len();
+        events.extend(fresh.cloned());
+        if newest.is_none() || events.len() - before < found.len() || page["has_more"] != true {
+            break;
+        }
+    }
+    events.reverse();
+    Ok((job, events))
+}
+
+/// How a job ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl End {
+    fn of(job: &Value) -> Option<Self> {
+        match job["status"].as_str() {
+            Some("succeeded") => Some(Self::Succeeded),
+            Some("failed") => Some(Self::Failed),
+            Some("cancelled") => Some(Self::Cancelled),
+            _ => None,
+        }
+    }
+
+    /// The last line, and the exit status.
+    fn tell(self, job: &Value) -> Result<ExitCode> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (line, code) = match self {
+            Self::Succeeded => (format!("succeeded: {}", text(&job["fine_tuned_model"])), 0),
+            Self::Failed => (format!("failed: {}", text(&job["error"]["message"])), FAILED),
+            Self::Cancelled => ("cancelled".to_owned(), CANCELLED),
+        };
+        print_line(&line)?;
+        Ok(code.into())
+    }
+}
+
+/// A bar with lines above it, or lines alone.
+struct Display {
+    bar: Option<ProgressBar>,
+}
+
+impl Display {
+    fn new(terminal: bool) -> Self {
+        let bar = terminal.then(|| {
+            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stdout());
+            let style = ProgressStyle::with_template("{bar:30.cyan/dim} {pos}/{len} {msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        Self { bar }
+    }
+
+    fn show(&self, job: &Value, events: &[Value]) -> Result<()> {
+        for event in events {
+            let metrics = if event["type"] == "metrics" { &event["data"] } else { &Value::Null };
+            match (&self.bar, metrics) {
+                (Some(bar), Value::Object(_)) => {
+                    bar.set_length(metrics["total_steps"].as_u64().unwrap_or_default());
+                    bar.set_position(metrics["step"].as_u64().unwrap_or_default());
+                    bar.set_message(figures(metrics));
+                }
+                (None, Value::Object(_)) => self.line(&format!("{} {}", time(event), step_line(metrics)))?,
+                _ => self.line(&format!("{} {}", time(event), clean(event["message"].as_str().unwrap_or_default())))?,
+            }
+        }
+        if let Some(bar) = &self.bar {
+            let status = job["status"].as_str().unwrap_or_default();
+            let left = job["estimated_finish"].as_i64().filter(|_| status == "running");
+            let left = left.map(|end| (end - Timestamp::now().as_second()).max(0) as f64);
+            bar.set_prefix(left.map_or_else(|| status.to_owned(), |left| format!("{} left", format::duration(left))));
+            if let Ok(style) = ProgressStyle::with_template("{bar:30.cyan/dim} {pos}/{len} {prefix} {msg}") {
+                bar.set_style(style);
+            }
+            bar.tick();
+        }
+        Ok(())
+    }
+
+    fn line(&self, line: &str) -> Result<()> {
+        match &self.bar {
+            Some(bar) => {
+                bar.println(line);
+                Ok(())
+            }
+            None => print_line(line),
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// `step 12/300: loss 1.23, 1,020 tokens/s, 3 min 2 s left`.
+fn step_line(metrics: &Value) -> String {
+    let count = |name: &str| metrics[name].as_u64().unwrap_or_default();
+    let left = metrics["remaining_seconds"].as_f64();
+    let left = left.map_or_else(String::new, |left| format!(", {} left", format::duration(left)));
+    format!("step {}/{}: {}{left}", count("step"), count("total_steps"), figures(metrics))
+}
+
+/// `loss 1.23, 1,020 tokens/s`, the validation's loss where it was measured, and the accuracies of embeddings.
+fn figures(metrics: &Value) -> String {
+    let number = |name: &str| metrics[name].as_f64();
+    let mut parts = vec![format!("loss {:.3}", number("train_loss").unwrap_or(f64::NAN))];
+    // Of pairs of texts; that of tokens says less than the loss.
+    parts.extend(number("train_accuracy").map(|share| format!("accuracy {share:.2}")));
+    parts.extend(number("valid_loss").map(|loss| format!("validation loss {loss:.3}")));
+    parts.extend(number("valid_accuracy").map(|share| format!("validation accuracy {share:.2}")));
+    parts.extend(number("tokens_per_second").map(|rate| format!("{} tokens/s", format::count(rate))));
+    parts.join(", ")
+}
+
+/// The time of an event, UTC, of the day.
+fn time(event: &Value) -> String {
+    let at = event["created_at"].as_i64().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    at.map_or_else(|| "--:--:--".into(), |at| at.strftime("%H:%M:%S").to_string())
+}
+
+/// Messages hold what clients wrote, such as names: nothing of it may move the cursor.
+fn clean(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+/// A line that is seen at once, also through a pipe; where nobody reads any more, watching ends.
+fn print_line(line: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Error::io("write to standard output"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_step_is_one_line_with_what_is_left() {
+        let metrics = json!({"step": 12, "total_steps": 300, "train_loss": 1.2345, "valid_loss": null,
+            "tokens_per_second": 1020.4, "remaining_seconds": 182.0});
+        assert_eq!(step_line(&metrics), "step 12/300: loss 1.234, 1,020 tokens/s, 3 min 2 s left");
+        let last = json!({"step": 3, "total_steps": 3, "train_loss": 0.5, "valid_loss": 0.75, "tokens_per_second": 9.5,
+            "remaining_seconds": 0.0});
+        let pairs = json!({"train_loss": 0.5, "train_accuracy": 0.875, "valid_loss": 0.25, "valid_accuracy": 1.0});
+        assert_eq!(figures(&pairs), "loss 0.500, accuracy 0.88, validation loss 0.250, validation accuracy 1.00");
+        assert_eq!(step_line(&last), "step 3/3: loss 0.500, validation loss 0.750, 9.5 tokens/s, 0.0 s left");
+    }
+
+    #[test]
+    fn only_final_states_end_the_watch() {
+        for (status, end) in [("running", None), ("paused", None), ("failed", Some(End::Failed))] {
+            assert_eq!(End::of(&json!({"status": status})), end, "{status}");
+        }
+    }
+
+    #[test]
+    fn what_clients_wrote_cannot_move_the_cursor() {
+        assert_eq!(clean("a\u{1b}[2Jb\nc"), "a [2Jb c");
+    }
+}
