@@ -7,9 +7,11 @@
 mod device;
 #[path = "device/engine.rs"]
 mod engine;
+#[path = "common/fixtures.rs"]
+mod fixtures;
 #[path = "device/halves.rs"]
 mod halves;
-#[path = "model.rs"]
+#[path = "model/decoder.rs"]
 mod model;
 #[path = "device/rates.rs"]
 mod rates;

@@ -8,15 +8,17 @@
 
 #[path = "device/engine.rs"]
 mod engine;
+#[path = "common/fixtures.rs"]
+mod fixtures;
 #[path = "device/halves.rs"]
 mod halves;
 #[path = "device/memory.rs"]
 mod memory;
-#[path = "model.rs"]
+#[path = "model/decoder.rs"]
 mod model;
 #[path = "device/rates.rs"]
 mod rates;
-#[path = "round_trip.rs"]
+#[path = "train/round_trip.rs"]
 mod round_trip;
 #[path = "device/speed.rs"]
 mod speed;

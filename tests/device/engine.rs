@@ -8,7 +8,7 @@ use attune::engine::{Backend as _, EmbedRequest, Event, GenerateRequest, Samplin
 use attune::model::BaseModel;
 use attune::model::lora::AdapterLease;
 
-use crate::model::fixtures::{Reference, device, greedy, max_difference, whole_model};
+use crate::fixtures::{Reference, device, greedy, max_difference, whole_model};
 
 fn tokens(engine: &NativeEngine, request: GenerateRequest) -> Vec<u32> {
     let mut events = engine.generate(request).unwrap();

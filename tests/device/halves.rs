@@ -8,7 +8,7 @@ use attune::model::lora::Site;
 use attune::train::backward::{self, hidden_states};
 use candle_core::{DType, Device, Tensor};
 
-use crate::model::fixtures::{
+use crate::fixtures::{
     FAMILIES, Reference, TRAINED_FAMILIES, device, load_as, one_sequence, relative_difference, tensor_name,
 };
 

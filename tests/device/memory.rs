@@ -4,7 +4,7 @@ use attune::model::Error;
 use attune::model::device::{DeviceHealth, free_memory};
 use candle_core::{DType, Tensor};
 
-use crate::model::fixtures::device;
+use crate::fixtures::device;
 
 #[test]
 fn what_does_not_fit_is_an_error_and_the_device_goes_on() {

@@ -10,7 +10,7 @@ use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use candle_core::{DType, Shape, Tensor};
 
-use crate::model::fixtures::device;
+use crate::fixtures::device;
 
 const ON_GPU: bool = cfg!(feature = "cuda");
 const HIDDEN: usize = if ON_GPU { 4096 } else { 32 };

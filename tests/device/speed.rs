@@ -24,7 +24,7 @@ use attune::train::{Recomputation, TrainSettings, Trainer};
 use candle_core::{DType, Tensor};
 use serde_json::json;
 
-use crate::model::fixtures::{device, greedy, whole_model};
+use crate::fixtures::{device, greedy, whole_model};
 
 const ON_GPU: bool = cfg!(feature = "cuda");
 /// What an H200 reaches: bytes of memory and operations on bf16 in a second.

@@ -8,7 +8,7 @@ use attune::train::schedule::Schedule;
 use attune::train::{Pace, TrainSettings, Trainer};
 use attune_train::Error;
 
-use crate::model::fixtures::{Reference, device, floats, relative_difference, tensor_name, whole_model};
+use crate::fixtures::{Reference, device, floats, relative_difference, tensor_name, whole_model};
 
 /// Twenty steps as PEFT's run in `curve.safetensors` has them.
 fn settings() -> TrainSettings {

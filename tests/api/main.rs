@@ -1,0 +1,6 @@
+//! The API as a document and as a process.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod lost_device;
+mod openapi;

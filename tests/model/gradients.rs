@@ -1,0 +1,189 @@
+//! Every backward pass against central differences in f64: of each kernel by itself, number by number, and of whole models
+//! along random directions in each A and each B. The formulas in f64 are those of `common/exact.rs`.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::exact::{Heads, Pair};
+use crate::fixtures::{Reference, TRAINED_FAMILIES, floats, load};
+use attune::model::kernels::{self, AttentionState, PackedRows};
+use attune::model::lora::Site;
+use attune::model::rope::Angles;
+use attune::train::backward;
+use candle_core::{Device, Tensor};
+
+const CPU: Device = Device::Cpu;
+/// Half the distance of the two places: its square is the error of the differences.
+const STEP: f64 = 1e-5;
+/// ‖gradient − differences‖ / ‖differences‖: sums of f32, whose steps are 6e-8, over some tens of terms.
+const TOLERANCE: f64 = 1e-5;
+
+/// Numbers of about 1, the same in every run, that f32 holds exactly.
+fn numbers(count: usize, seed: u64) -> Vec<f64> {
+    use rand::{Rng, SeedableRng};
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    (0..count).map(|_| f64::from(random.random_range(-1.5_f32..1.5))).collect()
+}
+
+fn tensor(numbers: &[f64], shape: impl Into<candle_core::Shape>) -> Tensor {
+    let numbers = numbers.iter().map(|number| *number as f32).collect();
+    Tensor::from_vec::<_, f32>(numbers, shape.into(), &CPU).unwrap()
+}
+
+fn widened(tensor: &Tensor) -> Vec<f64> {
+    floats(tensor).into_iter().map(f64::from).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// The slopes of `f` at `x`, one after the other.
+fn slopes(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    let slope = |index: usize| {
+        let at = |step: f64| {
+            let mut x = x.to_vec();
+            x[index] += step;
+            f(&x)
+        };
+        (at(STEP) - at(-STEP)) / (2.0 * STEP)
+    };
+    (0..x.len()).map(slope).collect()
+}
+
+#[track_caller]
+fn assert_gradient(what: &str, gradient: &Tensor, expected: &[f64]) {
+    let gradient = widened(gradient);
+    assert_eq!(gradient.len(), expected.len());
+    let difference: f64 = gradient.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum();
+    let error = (difference / dot(expected, expected)).sqrt();
+    assert!(error < TOLERANCE, "{what}: the gradient is off by {error:e}");
+}
+
+#[test]
+fn of_the_norm() {
+    for (rows, width) in [(1, 8), (5, 33), (7, 64)] {
+        let (x, weight, dy) = (numbers(rows * width, 1), numbers(width, 2), numbers(rows * width, 3));
+        let backward = kernels::rms_norm_backward;
+        let shape = (rows, width);
+        let gradient = backward(&tensor(&x, shape), &tensor(&weight, width), 1e-5, &tensor(&dy, shape)).unwrap();
+        let eps = f64::from(1e-5_f32);
+        assert_gradient("norm", &gradient, &slopes(&x, |x| dot(&crate::exact::rms_norm(x, &weight, eps), &dy)));
+    }
+}
+
+#[test]
+fn of_the_rotation() {
+    let (rows, heads, width) = (5, 3, 16);
+    let angle = numbers(rows * width / 2, 1);
+    let table = |f: fn(f64) -> f64| tensor(&angle.iter().map(|x| f(*x)).collect::<Vec<_>>(), (rows, width / 2));
+    let angles = Angles { cos: table(f64::cos), sin: table(f64::sin) };
+    let (x, dy) = (numbers(rows * heads * width, 2), numbers(rows * heads * width, 3));
+    let dy_of_keys = tensor(&dy[..rows * width], (rows, 1, width));
+    let (gradient, _) = kernels::rope_backward(&tensor(&dy, (rows, heads, width)), &dy_of_keys, &angles).unwrap();
+    assert_gradient("rotation", &gradient, &slopes(&x, |x| dot(&crate::exact::rope(x, heads, width, &angle), &dy)));
+}
+
+#[test]
+fn of_the_activation() {
+    let [gate, up, dy] = [1, 2, 3].map(|seed| numbers(13 * 11, seed));
+    // Far out on both sides the sigmoid is flat.
+    let gate: Vec<f64> = gate.into_iter().map(|gate| gate * 6.0).map(|gate| f64::from(gate as f32)).collect();
+    let [gates, ups, dys] = [&gate, &up, &dy].map(|numbers| tensor(numbers, (13, 11)));
+    let (dgate, dup) = kernels::swiglu_backward(&gates, &ups, &dys).unwrap();
+    assert_gradient("gate", &dgate, &slopes(&gate, |gate| dot(&crate::exact::swiglu(gate, &up), &dy)));
+    assert_gradient("up", &dup, &slopes(&up, |up| dot(&crate::exact::swiglu(&gate, up), &dy)));
+}
+
+/// One token alone, more than one tile of the kernel, and lengths between.
+const SEQUENCES: [Range<usize>; 4] = [0..1, 1..70, 70..75, 75..91];
+
+#[test]
+fn of_attention() {
+    let packed = PackedRows::new(&SEQUENCES, &Device::Cpu).unwrap();
+    for (queries, keys, window) in [(2, 2, None), (4, 2, Some(1)), (4, 1, Some(9)), (2, 1, Some(66))] {
+        let (rows, width) = (91, 8);
+        let heads = Heads { queries, keys, width, window };
+        let [q, dout] = [1, 2].map(|seed| numbers(rows * queries * width, seed));
+        let [k, v] = [3, 4].map(|seed| numbers(rows * keys * width, seed));
+        let [tq, tdout] = [&q, &dout].map(|numbers| tensor(numbers, (rows, queries, width)));
+        let [tk, tv] = [&k, &v].map(|numbers| tensor(numbers, (rows, keys, width)));
+        let (out, sums) = kernels::packed_attention(&tq, &tk, &tv, &packed, window).unwrap();
+        let state = AttentionState { q: &tq, k: &tk, v: &tv, out: &out, log_sum_exp: &sums };
+        let (dq, dk, dv) = kernels::packed_attention_backward(state, &tdout, &packed, window).unwrap();
+        let score = |q: &[f64], k: &[f64], v: &[f64]| dot(&crate::exact::attention(q, k, v, &SEQUENCES, heads), &dout);
+        if window == Some(1) {
+            // A row sees itself alone: neither query nor key changes anything.
+            assert!(widened(&dq).iter().chain(&widened(&dk)).all(|number| number.abs() < 1e-6));
+        } else {
+            assert_gradient("query", &dq, &slopes(&q, |q| score(q, &k, &v)));
+            assert_gradient("key", &dk, &slopes(&k, |k| score(&q, k, &v)));
+        }
+        assert_gradient("value", &dv, &slopes(&v, |v| score(&q, &k, v)));
+    }
+}
+
+#[test]
+fn of_cross_entropy() {
+    let (rows, classes) = (6, 50);
+    let logits: Vec<f64> = numbers(rows * classes, 1).into_iter().map(|x| f64::from((x * 5.0) as f32)).collect();
+    let targets: Vec<u32> = (0..rows as u32).map(|row| row * 17 % 50).collect();
+    let weights = [1.0, 0.25, 0.0, 2.0, 1.0, -0.5];
+    let loss = |logits: &[f64]| {
+        let rows = logits.chunks_exact(classes).zip(&targets).zip(weights);
+        rows.map(|((logits, target), weight)| f64::from(weight) * crate::exact::cross_entropy(logits, *target)).sum()
+    };
+    let ours = kernels::cross_entropy(tensor(&logits, (rows, classes)), &targets, &weights).unwrap();
+    assert_gradient("cross entropy", &ours.gradient, &slopes(&logits, loss));
+}
+
+/// The whole way through every A and every B: each is moved along a random direction.
+#[test]
+fn of_whole_models() {
+    for family in TRAINED_FAMILIES {
+        let (config, decoder) = load(family, &CPU);
+        let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &CPU);
+        let batch = Reference::read(family, "peft/reference.safetensors").batch();
+        let model = crate::exact::Model::read(&crate::fixtures::folder(family));
+        let pairs: HashMap<(usize, Site), Pair> = adapter
+            .layers
+            .iter()
+            .enumerate()
+            .flat_map(|(layer, pairs)| {
+                Site::ALL.into_iter().filter_map(move |site| Some(((layer, site), pairs.get(site)?)))
+            })
+            .map(|(place, pair)| {
+                (place, Pair { a: widened(&pair.a), b: widened(&pair.b), scale: f64::from(pair.scale) })
+            })
+            .collect();
+        let normalizer = batch.targets.len() as f64;
+        let (report, gradients) = backward::loss_and_gradients(&decoder, &adapter, &batch, normalizer).unwrap();
+        let exact_loss = model.loss(&pairs, &batch);
+        assert!((report.loss_sum - exact_loss).abs() < 1e-5 * exact_loss, "{family}: {report:?}, exactly {exact_loss}");
+        for ((layer, site), pair) in &pairs {
+            let gradient = gradients[*layer].get(*site).unwrap();
+            for (half, values, gradient) in [("A", &pair.a, &gradient.a), ("B", &pair.b, &gradient.b)] {
+                let direction = numbers(values.len(), 7);
+                let moved = |step: f64| {
+                    let values: Vec<f64> = values.iter().zip(&direction).map(|(x, d)| x + step * d).collect();
+                    let pair = match half {
+                        "A" => Pair { a: values, ..pair.clone() },
+                        _ => Pair { b: values, ..pair.clone() },
+                    };
+                    let mut pairs = pairs.clone();
+                    pairs.insert((*layer, *site), pair);
+                    model.loss(&pairs, &batch) / normalizer
+                };
+                let slope = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+                let gradient = widened(gradient);
+                let size = dot(&gradient, &gradient).sqrt();
+                assert!(size > 0.0, "{family}: layer {layer}, {site:?}: {half} has no gradient");
+                // Along numbers of about 1, a slope is of the size of the gradient.
+                let error = (slope - dot(&gradient, &direction)).abs() / size;
+                assert!(error < 2.0 * TOLERANCE, "{family}: layer {layer}, {site:?}, {half}: off by {error:e}");
+            }
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Embeddings in training: their vectors are the server's, loss and gradients are those of sentence-transformers and PEFT, and
+//! a batch in many packs is the batch in one.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+
+use crate::fixtures::{
+    Reference, TRAINED_FAMILIES, assert_gradient, device, floats, load, relative_difference, tensor_name, whole_model,
+};
+use attune::datasets::TokenizedExample;
+use attune::engine::EngineLimits;
+use attune::engine::native::NativeEngine;
+use attune::engine::{Backend as _, EmbedRequest};
+use attune::model::decoder::Decoder;
+use attune::model::lora::{Adapter, LoraLayer, Site};
+use attune::train::Pace;
+use attune::train::backward::LossReport;
+use attune::train::contrastive::{Contrast, embed};
+use attune::train::dropout::Dropout;
+use attune::train::packing::pack_texts;
+use attune::train::recomputation::Recomputation;
+
+/// The texts of a family's triplets.
+fn texts(reference: &Reference) -> Vec<Vec<u32>> {
+    let mut tokens = reference.ids("texts").into_iter();
+    reference.ids("lengths").iter().map(|length| tokens.by_ref().take(*length as usize).collect()).collect()
+}
+
+fn pairs(texts: &[Vec<u32>]) -> Vec<TokenizedExample> {
+    texts.chunks(3).map(TokenizedExample::of_texts).collect()
+}
+
+struct Case {
+    decoder: Decoder,
+    adapter: Adapter,
+    reference: Reference,
+}
+
+fn case(family: &str) -> Case {
+    let (config, decoder) = load(family, &device());
+    let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
+    Case { decoder, adapter, reference: Reference::read(family, "peft/triplets.safetensors") }
+}
+
+impl Case {
+    fn run(&self, pairs: &[TokenizedExample], budget: usize, dropout: Option<Dropout>) -> (LossReport, Vec<LoraLayer>) {
+        let batch = Contrast { pairs, scale: 20.0, budget, dropout, recomputation: Recomputation::None };
+        batch.loss_and_gradients(&self.decoder, &self.adapter, &mut || Ok(())).unwrap()
+    }
+}
+
+fn flat(gradients: &[LoraLayer]) -> Vec<f32> {
+    let pairs = gradients.iter().flat_map(|layer| Site::ALL.map(|site| layer.get(site).unwrap().clone()));
+    pairs.flat_map(|pair| [floats(&pair.a), floats(&pair.b)]).flatten().collect()
+}
+
+#[test]
+fn vectors_loss_and_gradients_equal_sentence_transformers_and_peft() {
+    for family in TRAINED_FAMILIES {
+        let case = case(family);
+        let texts = texts(&case.reference);
+        let places: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let packs = pack_texts(&places, 512);
+        assert_eq!(packs.len(), 1);
+        let vectors = embed(&case.decoder, Some(&case.adapter), &packs[0].batch, None, Pace::default()).unwrap();
+        let expected = case.reference.floats("vectors");
+        let width = expected.len() / texts.len();
+        for (vector, text) in vectors.iter().zip(&packs[0].units) {
+            let vector: Vec<f32> = vector.iter().map(|value| *value as f32).collect();
+            let difference = relative_difference(&vector, &expected[text * width..][..width]);
+            assert!(difference <= 1e-4, "{family}: the vector of text {text} differs by {difference:e}");
+        }
+        // In one pack and in many.
+        for budget in [512, 20] {
+            let (report, gradients) = case.run(&pairs(&texts), budget, None);
+            let (loss, expected) = (report.loss_sum / report.weight_sum, f64::from(case.reference.scalar("loss")));
+            assert!((loss - expected).abs() <= 1e-4 * expected, "{family}: loss {loss} instead of {expected}");
+            let accuracy = report.correct as f64 / report.targets as f64;
+            assert!((accuracy - f64::from(case.reference.scalar("accuracy"))).abs() < 1e-6, "{family}: {accuracy}");
+            for (index, layer) in gradients.iter().enumerate() {
+                for site in Site::ALL {
+                    let (pair, name) = (layer.get(site).unwrap(), tensor_name(index, site));
+                    for (tensor, part) in [(&pair.a, "lora_A"), (&pair.b, "lora_B")] {
+                        let expected = case.reference.floats(&format!("grad.{name}.{part}.weight"));
+                        let difference = relative_difference(&floats(tensor), &expected);
+                        assert!(difference <= 1e-4, "{family}: gradient of {name}.{part} differs by {difference:e}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_in_many_packs_is_the_batch_in_one() {
+    let case = case("qwen3");
+    let mut pairs = pairs(&texts(&case.reference));
+    // One with two negatives, one with none.
+    pairs.push(TokenizedExample::of_texts(&[vec![5, 6, 7], vec![8, 9], vec![10], vec![11, 12, 13, 14]]));
+    pairs.push(TokenizedExample::of_texts(&[vec![20, 21], vec![22]]));
+    let (direct, gradients) = case.run(&pairs, 4096, None);
+    assert_eq!((direct.targets, direct.weight_sum), (7, 7.0));
+    for budget in [1, 16, 40, 100] {
+        let (report, in_packs) = case.run(&pairs, budget, None);
+        assert!((report.loss_sum - direct.loss_sum).abs() < 1e-5 * direct.loss_sum, "{budget}: {report:?}");
+        let difference = relative_difference(&flat(&in_packs), &flat(&gradients));
+        assert!(difference < 1e-5, "{budget}: gradients differ by {difference:e}");
+        let mut asked = 0;
+        let alone = Contrast { pairs: &pairs, scale: 20.0, budget, dropout: None, recomputation: Recomputation::None };
+        let loss = alone.loss(&case.decoder, Some(&case.adapter), &mut || {
+            asked += 1;
+            Ok(())
+        });
+        assert!(loss.unwrap() == report && asked > 1, "the loss alone is the same");
+    }
+}
+
+#[test]
+fn gradients_in_many_packs_are_the_differences_of_the_loss_under_dropout() {
+    let case = case("llama");
+    let pairs = pairs(&texts(&case.reference));
+    for (budget, dropout) in
+        [(4096, None), (20, None), (20, Some(Dropout { probability: 0.3, seed: 5, step: 2, batch: 0 }))]
+    {
+        // A small scale: the loss bends less sharply, and differences in f32 tell more.
+        let batch = Contrast { pairs: &pairs, scale: 3.0, budget, dropout, recomputation: Recomputation::None };
+        let (_, gradients) = batch.loss_and_gradients(&case.decoder, &case.adapter, &mut || Ok(())).unwrap();
+        assert_gradient(&case.adapter, &gradients, |adapter| {
+            let report = batch.loss(&case.decoder, Some(adapter), &mut || Ok(())).unwrap();
+            report.loss_sum / report.weight_sum
+        });
+    }
+}
+
+#[test]
+fn training_has_the_vectors_that_the_server_answers() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for family in TRAINED_FAMILIES {
+        let model = whole_model(family);
+        let case = case(family);
+        let texts = texts(&case.reference);
+        let places: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let adapter = Arc::new(case.adapter);
+        let engine = NativeEngine::start(model.clone(), &EngineLimits::default(), Arc::default()).unwrap();
+        for adapter in [None, Some(adapter)] {
+            let request = EmbedRequest { organization: "org".into(), inputs: texts.clone(), adapter: adapter.clone() };
+            let served = runtime.block_on(engine.embed(request)).unwrap();
+            for pack in pack_texts(&places, 40) {
+                let trained = embed(&model.decoder, adapter.as_deref(), &pack.batch, None, Pace::default()).unwrap();
+                for (vector, text) in trained.iter().zip(&pack.units) {
+                    let vector: Vec<f32> = vector.iter().map(|value| *value as f32).collect();
+                    let difference = relative_difference(&vector, &served[*text]);
+                    assert!(difference < 1e-5, "{family}: text {text} differs by {difference:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_caller_may_stop_between_packs() {
+    let case = case("llama");
+    let pairs = pairs(&texts(&case.reference));
+    let batch = Contrast { pairs: &pairs, scale: 20.0, budget: 20, dropout: None, recomputation: Recomputation::None };
+    for last in [0, 1, 9] {
+        let mut asked = 0;
+        let stopped = batch.loss_and_gradients(&case.decoder, &case.adapter, &mut || {
+            asked += 1;
+            if asked > last { Err(attune_train::Error::Cancelled) } else { Ok(()) }
+        });
+        assert!(matches!(stopped, Err(attune_train::Error::Cancelled)), "after {last}");
+    }
+}

@@ -1,0 +1,263 @@
+//! Training files: what is refused and how it is explained, and what becomes a target.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::Cursor;
+
+use crate::characters::{Characters, END, Rendered, Template, targets};
+use attune::datasets::{self, Purpose, RenderSettings, TextCodec as _};
+use attune_train::{Error, FileFault, Result};
+use serde_json::{Value, json};
+
+fn read_as(file: &str, template: Template, purpose: Purpose, max_tokens: usize) -> Result<Rendered> {
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens, scratch: std::env::temp_dir() };
+    Rendered::of(datasets::read(Cursor::new(file), purpose, &Characters { template }, &settings)?)
+}
+
+/// Reads a file of one or few lines, without the minimum for training.
+fn read(file: &str, template: Template) -> Result<Rendered> {
+    read_as(file, template, Purpose::Validation, 4096)
+}
+
+/// The message and the code of a refusal.
+fn fault(file: &str) -> (String, FileFault) {
+    match read(file, Template::Plain) {
+        Err(Error::File { purpose: Purpose::Validation, fault, message }) => (message, fault),
+        other => panic!("{file} gave {other:?}"),
+    }
+}
+
+fn chat(messages: &Value) -> String {
+    json!({ "messages": messages }).to_string()
+}
+
+#[test]
+fn a_completion_is_trained_on_to_its_end_token_and_the_prompt_is_not() {
+    let data = read(r#"{"prompt":"ab","completion":" c"}"#, Template::None).unwrap();
+    let example = &data.examples[0];
+    assert_eq!(example.tokens, [999, 'a' as u32, 'b' as u32, ' ' as u32, 'c' as u32, END]);
+    assert_eq!(targets(example), " c$");
+    assert_eq!((data.report.tokens, data.report.target_tokens), (6, 3));
+}
+
+#[test]
+fn an_end_token_that_the_completion_has_is_not_doubled() {
+    let data = read(r#"{"prompt":"a","completion":"b<end>"}"#, Template::None).unwrap();
+    assert_eq!(targets(&data.examples[0]), "b$");
+}
+
+#[test]
+fn the_weight_of_prompts_is_never_given_to_the_first_token() {
+    let settings = RenderSettings { prompt_loss_weight: 0.25, max_tokens: 100, scratch: std::env::temp_dir() };
+    let file = Cursor::new(r#"{"prompt":"ab","completion":"c"}"#);
+    let codec = Characters { template: Template::None };
+    let data = datasets::read(file, Purpose::Validation, &codec, &settings).unwrap();
+    assert_eq!(data.examples.get(0).unwrap().weights, [0.0, 0.25, 0.25, 1.0, 1.0]);
+}
+
+#[test]
+fn every_answer_of_a_chat_is_a_target_up_to_its_end_token_and_nothing_else_is() {
+    let file = chat(&json!([
+        {"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "one"},
+        {"role": "user", "content": "v"}, {"role": "assistant", "content": "two"}]));
+    let data = read(&file, Template::Plain).unwrap();
+    assert_eq!(data.examples.len(), 1);
+    assert_eq!(targets(&data.examples[0]), "one$two$");
+    let expected = "[system]s<end>\n[user]u<end>\n[assistant]one<end>\n[user]v<end>\n[assistant]two<end>";
+    assert_eq!(data.examples[0].tokens, Characters { template: Template::Plain }.encode(expected, false).unwrap());
+}
+
+#[test]
+fn answers_of_weight_zero_are_context_only() {
+    let file = chat(&json!([
+        {"role": "user", "content": "u"}, {"role": "assistant", "content": "one", "weight": 0},
+        {"role": "user", "content": "v"}, {"role": "assistant", "content": "two", "weight": 1}]));
+    assert_eq!(targets(&read(&file, Template::Plain).unwrap().examples[0]), "two$");
+}
+
+#[test]
+fn a_history_that_renders_differently_later_gives_a_sequence_for_each_answer() {
+    let file = chat(&json!([
+        {"role": "user", "content": "u"}, {"role": "assistant", "content": "why|one"},
+        {"role": "user", "content": "v"}, {"role": "assistant", "content": "so|two"}]));
+    let data = read(&file, Template::Forgetful).unwrap();
+    let found: Vec<_> = data.examples.iter().map(targets).collect();
+    assert_eq!(found, ["why|one$", "so|two$"]);
+    let history = "[user]u<end>\n[assistant]one<end>\n[user]v<end>\n[assistant]so|two<end>";
+    assert_eq!(data.examples[1].tokens, Characters { template: Template::Plain }.encode(history, false).unwrap());
+    assert_eq!(data.report.examples, 1);
+}
+
+#[test]
+fn an_answer_follows_the_prompt_that_the_server_sends_even_where_the_history_differs() {
+    let file = chat(&json!([{"role": "user", "content": "u"}, {"role": "assistant", "content": "one"}]));
+    let data = read(&file, Template::OpensTag).unwrap();
+    assert_eq!(targets(&data.examples[0]), "one$");
+    let expected = "[user]u<end>\n[assistant]<think>one<end>";
+    assert_eq!(data.examples[0].tokens, Characters { template: Template::Plain }.encode(expected, false).unwrap());
+}
+
+#[test]
+fn developers_are_systems_and_text_parts_are_joined_as_the_server_does_for_requests() {
+    let file = chat(&json!([
+        {"role": "developer", "content": "d", "name": "n"},
+        {"role": "user", "content": [{"type": "text", "text": "u"}, {"type": "text", "text": "v"}]},
+        {"role": "assistant", "content": "one"}]));
+    let data = read(&file, Template::Plain).unwrap();
+    let expected = "[system]d<end>\n[user]uv<end>\n[assistant]one<end>";
+    assert_eq!(data.examples[0].tokens, Characters { template: Template::Plain }.encode(expected, false).unwrap());
+}
+
+#[test]
+fn overlong_examples_are_cut_and_left_out_where_no_target_remains() {
+    let file = "{\"prompt\":\"ab\",\"completion\":\"cdefgh\"}\n{\"prompt\":\"abcdefgh\",\"completion\":\"c\"}\n";
+    let data = read_as(file, Template::None, Purpose::Validation, 6).unwrap();
+    assert_eq!((data.report.truncated.count, data.report.dropped.count, data.examples.len()), (2, 1, 1));
+    assert_eq!(targets(&data.examples[0]), "cde");
+}
+
+#[test]
+fn a_file_without_any_target_in_reach_is_refused() {
+    let error =
+        read_as(r#"{"prompt":"abcdefgh","completion":"c"}"#, Template::None, Purpose::Validation, 4).unwrap_err();
+    assert!(error.to_string().contains("fills the model's 4 tokens"), "{error}");
+}
+
+#[test]
+fn repeated_examples_are_counted() {
+    let line = r#"{"prompt":"a","completion":"b"}"#;
+    assert_eq!(read(&format!("{line}\n{line}\n{line}"), Template::None).unwrap().report.duplicates.count, 2);
+}
+
+#[test]
+fn a_byte_order_mark_windows_line_ends_and_blank_lines_at_the_end_are_tolerated() {
+    let file = "\u{feff}{\"prompt\":\"a\",\"completion\":\"b\"}\r\n{\"prompt\":\"c\",\"completion\":\"d\"}\r\n\r\n  \n";
+    assert_eq!(read(file, Template::None).unwrap().report.examples, 2);
+}
+
+#[test]
+fn a_training_file_has_at_least_ten_examples() {
+    let line = "{\"prompt\":\"a\",\"completion\":\"b\"}\n";
+    let error = read_as(&line.repeat(3), Template::None, Purpose::Training, 100).unwrap_err();
+    let Error::File { purpose, fault: kind, message } = error else { panic!("{error}") };
+    assert_eq!(message, "Training file has 3 example(s), but must have at least 10 examples");
+    assert_eq!((purpose, kind), (Purpose::Training, FileFault::TooFewExamples));
+    assert!(read_as(&line.repeat(10), Template::None, Purpose::Training, 100).is_ok());
+    assert_eq!(fault("").1, FileFault::TooFewExamples);
+    assert_eq!(fault("\n\n").1, FileFault::TooFewExamples);
+}
+
+#[test]
+fn every_fault_names_its_line_and_what_to_change() {
+    let good = r#"{"prompt":"a","completion":"b"}"#;
+    let cases = [
+        ("{\"prompt\":\"a\"", "is not JSON"),
+        ("[1]", "is an array, not a JSON object"),
+        ("{}", "has neither `messages` nor `prompt` and `completion`, nor `anchor` and `positive`"),
+        (r#"{"prompt":"a"}"#, "has no `completion`"),
+        (r#"{"prompt":1,"completion":"b"}"#, "has a number as `prompt`"),
+        (r#"{"prompt":"a","completion":""}"#, "has an empty `completion`"),
+        (r#"{"prompt":"a","completion":"b","extra":1}"#, "has the unknown key `extra`"),
+        (r#"{"prompt":"a","messages":[]}"#, "has both `messages` and `prompt`"),
+        (r#"{"input":{},"preferred_output":[],"non_preferred_output":[]}"#, "is a preference pair"),
+        (r#"{"messages":[]}"#, "has no messages"),
+        (r#"{"messages":{}}"#, "has `messages` that is not an array"),
+        (r#"{"messages":[1]}"#, "message 1: is a number"),
+        (r#"{"messages":[{"content":"a"}]}"#, "message 1: has no `role`"),
+        (r#"{"messages":[{"role":"bot","content":"a"}]}"#, "has the role `bot`"),
+        (r#"{"messages":[{"role":"user","content":"a"}]}"#, "has no assistant message"),
+        (r#"{"messages":[{"role":"user"},{"role":"assistant","content":"a"}]}"#, "message 1: has no `content`"),
+        (r#"{"messages":[{"role":"assistant","content":"a","weight":0.5}]}"#, "neither 0 nor 1"),
+        (r#"{"messages":[{"role":"assistant","content":"a","weight":0}]}"#, "only assistant messages of weight 0"),
+        (r#"{"messages":[{"role":"user","content":"a","weight":1}]}"#, "only assistant messages may have"),
+        (r#"{"messages":[{"role":"assistant","content":[{"type":"image_url"}]}]}"#, "content part that is not text"),
+        (r#"{"messages":[{"role":"assistant","content":"a","x":1}]}"#, "unknown key `x`"),
+    ];
+    for (line, expected) in cases {
+        let (message, code) = fault(&format!("{good}\n{line}\n"));
+        assert!(message.contains("Line 2 ") && message.contains(expected), "{line}: {message}");
+        assert_eq!(code, FileFault::Content);
+    }
+    let chat_line = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
+    let (message, _) = fault(&format!("{good}\n{chat_line}"));
+    assert!(message.contains("Line 2 is a chat, but line 1 is a prompt and completion: use one format"), "{message}");
+    assert!(fault(&format!("{good}\n\n{good}\n")).0.contains("Line 2 is empty"));
+}
+
+#[test]
+fn a_templates_own_complaint_is_a_fault_of_its_line() {
+    let file = chat(&json!([{"role": "tool", "content": "t"}, {"role": "assistant", "content": "a"}]));
+    assert!(fault(&file).0.contains("Line 1 this template has no tools"));
+}
+
+#[test]
+fn a_chat_needs_a_model_with_a_template() {
+    let file = chat(&json!([{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]));
+    let error = read(&file, Template::None).unwrap_err().to_string();
+    assert!(error.contains("the model has no chat template"), "{error}");
+}
+
+#[test]
+fn many_faults_are_counted_and_the_first_twenty_listed() {
+    let (message, _) = fault(&"{}\n".repeat(50));
+    assert!(message.contains("50 fault(s)") && message.contains("And 30 more."), "{message}");
+    assert!(message.contains("Line 20 ") && !message.contains("Line 21 "), "{message}");
+}
+
+#[test]
+fn text_that_is_not_utf8_is_a_fault_of_its_line() {
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 100, scratch: std::env::temp_dir() };
+    let file = Cursor::new(b"{\"prompt\":\"\xff\",\"completion\":\"b\"}".to_vec());
+    let codec = Characters { template: Template::None };
+    let error = datasets::read(file, Purpose::Training, &codec, &settings).unwrap_err().to_string();
+    assert!(error.contains("Line 1 is not UTF-8 (byte 12)"), "{error}");
+}
+
+#[test]
+fn what_is_told_of_lines_names_them() {
+    let line = |prompt: &str, completion: &str| format!("{}\n", json!({"prompt": prompt, "completion": completion}));
+    let file = [
+        line("a", "b"),
+        line("ab", "cdefgh"),
+        line("a", "b"),
+        line("abcdefgh", "c"),
+        line("a", "b"),
+        line("ab", "cdefgh"),
+    ]
+    .concat();
+    let report = read_as(&file, Template::None, Purpose::Validation, 6).unwrap().report;
+    assert_eq!(report.truncated.first, [2, 4, 6]);
+    assert_eq!(report.dropped.first, [4]);
+    assert_eq!(report.duplicates.first, [3, 5, 6], "what is cut to the same is the same");
+    let many = line("a", "b").repeat(100);
+    let report = read_as(&many, Template::None, Purpose::Training, 6).unwrap().report;
+    assert_eq!((report.duplicates.count, report.duplicates.first.len()), (99, 20));
+    assert!(report.duplicates.to_string().ends_with(", 20, 21 and 79 more"), "{}", report.duplicates);
+}
+
+#[test]
+fn a_chat_with_several_overlong_turns_is_one_line() {
+    let turns: Vec<Value> = (0..4)
+        .flat_map(|_| [json!({"role": "user", "content": "u"}), json!({"role": "assistant", "content": "why|answer"})])
+        .collect();
+    let report = read_as(&chat(&json!(turns)), Template::Forgetful, Purpose::Validation, 40).unwrap().report;
+    assert_eq!((report.truncated.count, report.truncated.first.as_slice()), (1, [1].as_slice()));
+}
+
+#[test]
+fn calls_of_tools_are_learned_and_their_results_are_read() {
+    let file = json!({
+        "messages": [
+            {"role": "user", "content": "u"},
+            {"role": "assistant", "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "1", "content": "result"},
+            {"role": "assistant", "content": "done"}],
+        "tools": [{"type": "function", "function": {"name": "look", "parameters": {}}}],
+    });
+    let data = read(&file.to_string(), Template::Tools).unwrap();
+    assert_eq!(data.examples.iter().map(targets).collect::<Vec<_>>(), ["look()$done$"]);
+    let whole = "[tools]look<end>\n[user]u<end>\n[assistant]look()<end>\n[tool]result<end>\n[assistant]done<end>";
+    let expected = Characters { template: Template::Tools }.encode(whole, false).unwrap();
+    assert_eq!(data.examples[0].tokens, expected);
+}

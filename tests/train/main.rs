@@ -1,0 +1,17 @@
+//! Training files and the trainer, without a database.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../common/characters.rs"]
+mod characters;
+#[path = "../common/fixtures.rs"]
+mod fixtures;
+
+mod contrastive;
+mod datasets;
+mod invariants;
+mod masking;
+mod pair_files;
+mod preference_files;
+mod quantized_bases;
+mod round_trip;
