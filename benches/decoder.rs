@@ -16,7 +16,7 @@ use attune::model::linear::Storage;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use attune::model::weights::Weights;
 use attune::train::Recomputation;
-use attune::train::backward::{self, Manner, Objective, PackedBatch, Target};
+use attune::train::backward::{self, Objective, PackedBatch, PassOptions, Target};
 use candle_core::{DType, Device, Tensor};
 
 #[global_allocator]
@@ -83,7 +83,7 @@ fn recomputations(decoder: &Decoder, adapter: &Adapter, batch: &PackedBatch) -> 
                 batch,
                 Objective::Targets,
                 1.0,
-                Manner::recomputing(way),
+                PassOptions::recomputing(way),
             )?;
             times.push(start.elapsed());
         }

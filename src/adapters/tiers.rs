@@ -43,9 +43,9 @@ pub enum NoRoom {
 
 /// The tiers. Cheap to clone.
 #[derive(Clone)]
-pub struct Tiers(Arc<Mutex<State>>);
+pub struct Tiers(Arc<Mutex<TierState>>);
 
-struct State {
+struct TierState {
     budgets: Budgets,
     /// Counts uses.
     clock: u64,
@@ -132,7 +132,7 @@ impl Snapshot {
 impl Tiers {
     /// Empty tiers.
     pub fn new(budgets: Budgets) -> Self {
-        Self(Arc::new(Mutex::new(State {
+        Self(Arc::new(Mutex::new(TierState {
             budgets,
             clock: 0,
             generations: HashMap::new(),
@@ -233,7 +233,7 @@ impl Tiers {
         let mut state = self.state();
         state.prune();
         let generations = state.generations.iter().map(|(key, one)| one.residency(key)).collect();
-        let State { budgets, reserved, evictions, .. } = *state;
+        let TierState { budgets, reserved, evictions, .. } = *state;
         drop(state);
         // Outside of the lock: there may be thousands.
         let mut now = Snapshot { generations, budgets, reserved, evictions };
@@ -242,7 +242,7 @@ impl Tiers {
         now
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, TierState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -256,7 +256,7 @@ impl Drop for Reservation {
 /// What was let go, to be dropped outside of the lock.
 type Freed = (Vec<AdapterLease>, Vec<Arc<HostAdapter>>);
 
-impl State {
+impl TierState {
     fn tick(&mut self) -> u64 {
         self.clock += 1;
         self.clock

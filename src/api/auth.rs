@@ -40,7 +40,7 @@ pub struct Admin(pub Caller);
 
 /// Decides who is let in. Cheap to clone.
 #[derive(Clone)]
-pub struct Door {
+pub struct Gate {
     configured: ConfiguredKeys,
     directory: KeyDirectory,
     organization: Arc<str>,
@@ -72,7 +72,7 @@ impl ConfiguredKeys {
     }
 }
 
-impl Door {
+impl Gate {
     /// The door of a server with this configuration and the keys of its database.
     pub fn new(config: &Config, directory: KeyDirectory, usage: UsageRecorder) -> Self {
         let limits = &config.limits;
@@ -132,7 +132,7 @@ impl Door {
 }
 
 /// Lets a request pass with its [`Caller`] and within the limits of its key, or answers 401 or 429.
-pub async fn authenticate(State(door): State<Door>, mut request: Request, next: Next) -> Result<Response, Problem> {
+pub async fn authenticate(State(door): State<Gate>, mut request: Request, next: Next) -> Result<Response, Problem> {
     let caller = door.check(request.headers()).await?;
     request.extensions_mut().insert(caller.clone());
     Ok(limits::enforce(caller, request, next).await)

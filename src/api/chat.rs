@@ -29,7 +29,7 @@ use crate::api::extract::Body;
 use crate::api::generate::body::{SYSTEM_FINGERPRINT, new_id, now, stream_chunks};
 use crate::api::generate::fields::{StopTexts, StreamOptions, check_n};
 use crate::api::generate::logprobs::TokenTexts;
-use crate::api::generate::{Answer, Plan};
+use crate::api::generate::{Answer, GenerationPlan};
 use crate::api::target::Target;
 use crate::api::{ApiState, sse};
 use crate::engine::grammar::{Grammar, GrammarSource};
@@ -89,7 +89,7 @@ fn blame_messages(error: Error) -> Problem {
 
 impl ChatRequest {
     /// What to run, and the form of the calls that answers may have.
-    async fn plan(&self, state: &ApiState, target: Target) -> Result<(Plan, Option<CallFormat>)> {
+    async fn plan(&self, state: &ApiState, target: Target) -> Result<(GenerationPlan, Option<CallFormat>)> {
         let stop = StopTexts::check(self.stop.clone())?;
         let sampling = self.sampling_fields().check(target.model().config.vocab_size)?;
         let n = check_n(self.n, 1, state.config.limits.max_waiting)?;
@@ -117,7 +117,8 @@ impl ChatRequest {
         let max_tokens = self.max_completion_tokens.or(self.max_tokens).unwrap_or(rest);
         let (grammar, calls) = self.constraint(&target, syntax, tools).await?;
         let logprobs = self.logprobs()?;
-        let plan = Plan { target, prompts, n, max_tokens, sampling, stop, logprobs, prompt_logprobs: None, grammar };
+        let plan =
+            GenerationPlan { target, prompts, n, max_tokens, sampling, stop, logprobs, prompt_logprobs: None, grammar };
         Ok((plan, calls))
     }
 

@@ -20,7 +20,7 @@ use crate::api::extract::Body;
 use crate::api::generate::body::stream_chunks;
 use crate::api::generate::fields::{SamplingFields, StopTexts, StreamOptions, check_n};
 use crate::api::generate::logprobs::TokenTexts;
-use crate::api::generate::{Plan, best};
+use crate::api::generate::{GenerationPlan, best};
 use crate::api::target::{Input, Item, Target};
 use crate::api::{ApiState, sse};
 use crate::{Error, Result};
@@ -129,7 +129,7 @@ impl CompletionRequest {
     }
 
     /// What to run, and the prompts as the choices show them.
-    async fn plan(&self, state: &ApiState, target: Target) -> Result<(Plan, Prompts)> {
+    async fn plan(&self, state: &ApiState, target: Target) -> Result<(GenerationPlan, Prompts)> {
         let limits = &state.config.limits;
         let stop = StopTexts::check(self.stop.clone())?;
         let sampling = self.sampling_fields().check(target.model().config.vocab_size)?;
@@ -156,7 +156,7 @@ impl CompletionRequest {
         let max_tokens = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
         // The best are chosen by their log probabilities, also where the client does not ask for them.
         let logprobs = logprobs.or((candidates > n).then_some(0));
-        let plan = Plan {
+        let plan = GenerationPlan {
             target,
             prompts,
             n: candidates,

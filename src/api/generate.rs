@@ -24,7 +24,7 @@ use crate::engine::{Event, FinishReason, GenerateRequest, Sampling};
 use crate::{Error, Result};
 
 /// What every sequence of a request has in common.
-pub struct Plan {
+pub struct GenerationPlan {
     /// The model.
     pub target: Target,
     /// Token ids of each prompt.
@@ -89,7 +89,7 @@ pub struct Running {
     charge: Option<Charge>,
 }
 
-impl Plan {
+impl GenerationPlan {
     /// Queues every sequence; choice `prompt · n + j` is answer `j` to its prompt.
     pub fn start(self) -> Result<Running> {
         let Target { base, adapter, account } = &self.target;

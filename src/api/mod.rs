@@ -47,7 +47,7 @@ use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterE
 use utoipa_axum::routes;
 
 use crate::adapters::registry::AdapterRegistry;
-use crate::api::auth::Door;
+use crate::api::auth::Gate;
 use crate::config::Config;
 use crate::engine::catalog::Catalog;
 use crate::jobs::queue::Queue;
@@ -166,7 +166,7 @@ pub fn document_text() -> Result<String> {
 
 /// The server's routes with everything around them.
 pub fn router(state: ApiState) -> Router {
-    let door = Door::new(&state.config, state.keys.clone(), state.usage.clone());
+    let door = Gate::new(&state.config, state.keys.clone(), state.usage.clone());
     let max_body = DefaultBodyLimit::max(state.config.limits.max_body_bytes);
     let layer = from_fn_with_state(door.clone(), auth::authenticate);
     let routes = assemble(|guarded| guarded.layer(max_body).layer(layer)).with_state(state);

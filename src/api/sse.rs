@@ -33,7 +33,7 @@ pub fn json(document: &impl Serialize) -> Result<String, Problem> {
 }
 
 /// Where a stream of events stands.
-enum State<S> {
+enum Stage<S> {
     Open(S),
     Closed,
 }
@@ -41,12 +41,12 @@ enum State<S> {
 fn frames(
     documents: impl Stream<Item = Result<String, Problem>> + Send + 'static,
 ) -> impl Stream<Item = Result<Event, Infallible>> + Send + 'static {
-    stream::unfold(State::Open(Box::pin(documents)), |state| async move {
-        let State::Open(mut documents) = state else { return None };
+    stream::unfold(Stage::Open(Box::pin(documents)), |state| async move {
+        let Stage::Open(mut documents) = state else { return None };
         let (data, next) = match documents.next().await {
-            Some(Ok(data)) => (data, State::Open(documents)),
-            Some(Err(problem)) => (error_document(problem), State::Closed),
-            None => ("[DONE]".into(), State::Closed),
+            Some(Ok(data)) => (data, Stage::Open(documents)),
+            Some(Err(problem)) => (error_document(problem), Stage::Closed),
+            None => ("[DONE]".into(), Stage::Closed),
         };
         Some((Ok(Event::default().data(data)), next))
     })

@@ -14,7 +14,7 @@ const WORK: Duration = Duration::from_mins(12);
 
 /// Which server, and who asks.
 #[derive(Debug, Clone, Args)]
-pub struct Account {
+pub struct AccountArgs {
     /// Key of the server; better in the environment, where others cannot see it.
     #[arg(long, env = "ATTUNE_API_KEY", hide_env_values = true, value_name = "KEY")]
     api_key: Option<String>,
@@ -48,7 +48,7 @@ impl From<Failure> for Error {
 
 impl Server {
     /// The server at `url`, for who has the account's key.
-    pub fn new(url: &str, account: &Account) -> Result<Self> {
+    pub fn new(url: &str, account: &AccountArgs) -> Result<Self> {
         let fault =
             |reason: &str| Error::Setup(format!("--url {url}: {reason}, use for example http://127.0.0.1:8080"));
         let mut parsed: Url = url.parse().map_err(|_| fault("not an address"))?;
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     fn server(url: &str) -> Result<Server> {
-        Server::new(url, &Account { api_key: Some("k".into()) })
+        Server::new(url, &AccountArgs { api_key: Some("k".into()) })
     }
 
     #[test]

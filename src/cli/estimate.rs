@@ -20,7 +20,7 @@ use reqwest::Method;
 use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
 
-use super::client::{Account, Server};
+use super::client::{AccountArgs, Server};
 use crate::cli::DataDirArgs;
 
 #[derive(Debug, Args)]
@@ -45,7 +45,7 @@ pub struct EstimateOptions {
     #[arg(long, env = "ATTUNE_URL")]
     url: Option<String>,
     #[command(flatten)]
-    account: Account,
+    account: AccountArgs,
     /// Print the answer as JSON.
     #[arg(long)]
     json: bool,
@@ -152,7 +152,7 @@ impl EstimateOptions {
             None => BTreeMap::new(),
         };
         eprintln!("loading {} and reading {} …", entry.id, self.file.display());
-        let work = Work { entry, config, spec, training, validation, rates };
+        let work = WorkAnswer { entry, config, spec, training, validation, rates };
         let joined = tokio::task::spawn_blocking(move || work.estimate()).await;
         let (spec, estimate, measured) =
             joined.map_err(|error| Error::Internal(format!("the estimating thread: {error}")))??;
@@ -170,7 +170,7 @@ impl EstimateOptions {
 }
 
 /// What the thread that computes needs.
-struct Work {
+struct WorkAnswer {
     entry: ModelEntry,
     config: Config,
     spec: JobSpec,
@@ -182,7 +182,7 @@ struct Work {
 /// A rate with its setup.
 type Measured = Option<(String, TrainingRate)>;
 
-impl Work {
+impl WorkAnswer {
     fn estimate(self) -> Result<(JobSpec, JobEstimate, Measured)> {
         let Self { entry, config, spec, training, validation, rates } = self;
         let model = Arc::new(BaseModel::load(&entry, &device::select(config.device)?)?);

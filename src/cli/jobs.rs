@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::client::{Account, Server};
+use super::client::{AccountArgs, Server};
 use super::table;
 use watch::WatchOptions;
 
@@ -34,7 +34,7 @@ pub struct ServerPlace {
     #[arg(long, env = "ATTUNE_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
     #[command(flatten)]
-    account: Account,
+    account: AccountArgs,
 }
 
 impl ServerPlace {

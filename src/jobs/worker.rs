@@ -6,16 +6,16 @@
 //! figures of [`forecast`].
 
 mod answers;
+mod cancellable_reader;
 mod checkpoints;
+mod compatibility;
 pub mod estimate;
-mod fitting;
 mod forecast;
 mod job_run;
 mod lease;
 mod report;
 mod results;
 mod training;
-mod watched;
 
 use std::sync::Arc;
 use std::time::Duration;

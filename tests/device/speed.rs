@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use attune::datasets::{ExampleStore, TokenizedExample};
 use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
-use attune::engine::priority::{Priority, Turns};
+use attune::engine::priority::{Priority, TrainingTurns};
 use attune::engine::{Backend as _, EmbedRequest, Event};
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::device::used_memory;
@@ -253,7 +253,7 @@ fn training_while_requests_stream() {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let trained = scope.spawn(|| {
-            let mut turns = Turns::new(priority.clone(), Duration::from_millis(250));
+            let mut turns = TrainingTurns::new(priority.clone(), Duration::from_millis(250));
             let (began, mut batches) = (Instant::now(), 0);
             while !over.load(Ordering::SeqCst) || batches == 0 {
                 step(&mut trainer, &mut || {

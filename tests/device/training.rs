@@ -2,10 +2,10 @@
 
 use attune::datasets::{ExampleStore, TokenizedExample};
 use attune::model::lora::Site;
-use attune::train::backward::{self, Manner, Objective};
+use attune::train::backward::{self, Objective, PassOptions};
 use attune::train::optimizer::AdamSettings;
 use attune::train::schedule::Schedule;
-use attune::train::{Pace, TrainSettings, Trainer};
+use attune::train::{TrainSettings, Trainer, YieldPolicy};
 use attune_train::Error;
 
 use crate::fixtures::{Reference, device, floats, relative_difference, tensor_name, whole_model};
@@ -93,7 +93,7 @@ fn a_batch_is_done_in_pieces() {
         Reference::read("qwen3", "peft/adapter_model.safetensors").adapter("", &model.config, 2.0, decoder.device());
     let batch = Reference::read("qwen3", "peft/reference.safetensors").batch();
     let run = |before: &mut dyn FnMut() -> attune_train::Result<()>| {
-        let manner = Manner { pace: Pace::asking(before), ..Manner::default() };
+        let manner = PassOptions { pace: YieldPolicy::asking(before), ..PassOptions::default() };
         backward::objective_and_gradients(decoder, &adapter, &batch, Objective::Targets, 1.0, manner)
     };
     let mut asked = 0;

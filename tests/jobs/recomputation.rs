@@ -10,9 +10,9 @@ use attune::jobs::{JobApi, JobSpec, JobStatus};
 use attune::model::ModelConfig;
 use attune::model::linear::Storage;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
-use attune::train::Pace;
 use attune::train::Recomputation;
-use attune::train::backward::{self, Manner, Objective, PackedBatch, Target};
+use attune::train::YieldPolicy;
+use attune::train::backward::{self, Objective, PackedBatch, PassOptions, Target};
 use attune::train::dropout::Dropout;
 use attune::train::hyperparameters::Hyperparameters;
 use attune::train::preference::Preferences;
@@ -66,14 +66,14 @@ fn losses_and_gradients_have_the_same_bits_for_every_family_and_storage() {
     for (family, storage) in FAMILIES.iter().map(|family| (*family, Storage::default())).chain([("qwen3", q8)]) {
         let (config, decoder) = load_as(family, &device(), &storage);
         let adapter = adapter(&config);
-        let reference = backward::log_likelihoods(&decoder, None, &batch, Pace::default()).unwrap();
+        let reference = backward::log_likelihoods(&decoder, None, &batch, YieldPolicy::default()).unwrap();
         let dropout = Dropout { probability: 0.3, seed: 5, step: 2, batch: 1 };
         let preferences = Objective::Preferences(Preferences { beta: 0.5, reference: &reference });
         for (objective, dropout) in
             [(Objective::Targets, None), (Objective::Targets, Some(&dropout)), (preferences, None)]
         {
             let run = |way| {
-                let manner = Manner { dropout, ..Manner::recomputing(way) };
+                let manner = PassOptions { dropout, ..PassOptions::recomputing(way) };
                 let (report, gradients) =
                     backward::objective_and_gradients(&decoder, &adapter, &batch, objective, 3.0, manner).unwrap();
                 (report.loss_sum.to_bits(), bits(&gradients))

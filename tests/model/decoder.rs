@@ -9,8 +9,8 @@ use crate::fixtures::{
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::lora::Adapter;
-use attune::train::Pace;
-use attune::train::backward::{self, Manner, Objective, hidden_states};
+use attune::train::YieldPolicy;
+use attune::train::backward::{self, Objective, PassOptions, hidden_states};
 use attune::train::preference::Preferences;
 use candle_core::{DType, Tensor};
 
@@ -169,7 +169,7 @@ fn gradients_with_dropout_are_those_of_the_loss() {
             &batch,
             Objective::Targets,
             normalizer,
-            Manner { dropout: Some(&dropout), ..Manner::default() },
+            PassOptions { dropout: Some(&dropout), ..PassOptions::default() },
         )
         .unwrap()
     };
@@ -188,11 +188,12 @@ fn preferences_have_the_gradient_of_their_loss() {
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let batch = Reference::read(family, "peft/reference.safetensors").batch();
         assert_eq!(batch.sequences.len(), 4);
-        let own = backward::log_likelihoods(&decoder, Some(&adapter), &batch, Pace::default()).unwrap();
-        let base = backward::log_likelihoods(&decoder, None, &batch, Pace::default()).unwrap();
+        let own = backward::log_likelihoods(&decoder, Some(&adapter), &batch, YieldPolicy::default()).unwrap();
+        let base = backward::log_likelihoods(&decoder, None, &batch, YieldPolicy::default()).unwrap();
         let run = |adapter: &attune::model::lora::Adapter, reference: &[f64]| {
             let objective = Objective::Preferences(Preferences { beta: 0.5, reference });
-            backward::objective_and_gradients(&decoder, adapter, &batch, objective, 2.0, Manner::default()).unwrap()
+            backward::objective_and_gradients(&decoder, adapter, &batch, objective, 2.0, PassOptions::default())
+                .unwrap()
         };
         let (start, _) = run(&adapter, &own);
         assert!((start.loss_sum / 2.0 - std::f64::consts::LN_2).abs() < 1e-12, "{family}: {start:?}");

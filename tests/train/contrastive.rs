@@ -14,7 +14,7 @@ use attune::engine::native::NativeEngine;
 use attune::engine::{Backend as _, EmbedRequest};
 use attune::model::decoder::Decoder;
 use attune::model::lora::{Adapter, LoraLayer, Site};
-use attune::train::Pace;
+use attune::train::YieldPolicy;
 use attune::train::backward::LossReport;
 use attune::train::contrastive::{Contrast, embed};
 use attune::train::dropout::Dropout;
@@ -63,7 +63,7 @@ fn vectors_loss_and_gradients_equal_sentence_transformers_and_peft() {
         let places: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
         let packs = pack_texts(&places, 512);
         assert_eq!(packs.len(), 1);
-        let vectors = embed(&case.decoder, Some(&case.adapter), &packs[0].batch, None, Pace::default()).unwrap();
+        let vectors = embed(&case.decoder, Some(&case.adapter), &packs[0].batch, None, YieldPolicy::default()).unwrap();
         let expected = case.reference.floats("vectors");
         let width = expected.len() / texts.len();
         for (vector, text) in vectors.iter().zip(&packs[0].units) {
@@ -147,7 +147,8 @@ fn training_has_the_vectors_that_the_server_answers() {
             let request = EmbedRequest { organization: "org".into(), inputs: texts.clone(), adapter: adapter.clone() };
             let served = runtime.block_on(engine.embed(request)).unwrap();
             for pack in pack_texts(&places, 40) {
-                let trained = embed(&model.decoder, adapter.as_deref(), &pack.batch, None, Pace::default()).unwrap();
+                let trained =
+                    embed(&model.decoder, adapter.as_deref(), &pack.batch, None, YieldPolicy::default()).unwrap();
                 for (vector, text) in trained.iter().zip(&pack.units) {
                     let vector: Vec<f32> = vector.iter().map(|value| *value as f32).collect();
                     let difference = relative_difference(&vector, &served[*text]);

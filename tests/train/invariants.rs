@@ -11,7 +11,7 @@ use crate::fixtures::{
 };
 use attune::datasets::{ExampleStore, TokenizedExample};
 use attune::model::lora::{Adapter, Site};
-use attune::train::Pace;
+use attune::train::YieldPolicy;
 use attune::train::backward::{self, Gradients, PackedBatch, hidden_states};
 use attune::train::hyperparameters::Hyperparameters;
 use attune::train::packing::{pack, pack_in_order};
@@ -93,8 +93,9 @@ fn what_stands_beside_a_sequence_in_its_batch_changes_no_bit_of_its_loss() {
         let (config, decoder) = load(family, &CPU);
         let adapter = adapter(family, &config);
         let batch = pack_in_order(&examples(), 1000).remove(0);
-        let likelihoods =
-            |batch: &PackedBatch| backward::log_likelihoods(&decoder, Some(&adapter), batch, Pace::default()).unwrap();
+        let likelihoods = |batch: &PackedBatch| {
+            backward::log_likelihoods(&decoder, Some(&adapter), batch, YieldPolicy::default()).unwrap()
+        };
         let before = likelihoods(&batch);
         for (index, rows) in batch.sequences.iter().enumerate() {
             let mut poisoned = batch.clone();

@@ -81,7 +81,7 @@ impl Grammar {
     /// The state of one answer before its first token.
     pub fn begin(&self) -> GrammarState {
         // Nothing shared: what one answer's parser caches and spends must not reach another's.
-        let place = Place { matcher: self.compiled.matcher.deep_clone(), allowed: None };
+        let place = Matching { matcher: self.compiled.matcher.deep_clone(), allowed: None };
         GrammarState { place: Arc::new(Mutex::new(place)), complete: false, grammar: self.clone() }
     }
 }
@@ -155,18 +155,18 @@ fn reason(error: &anyhow::Error) -> String {
 /// Where one answer stands in its grammar.
 pub struct GrammarState {
     /// Shared with the thread that works out in advance what may come next; it holds the lock meanwhile.
-    place: Arc<Mutex<Place>>,
+    place: Arc<Mutex<Matching>>,
     complete: bool,
     grammar: Grammar,
 }
 
-struct Place {
+struct Matching {
     matcher: Matcher,
     /// The tokens that may come next, once they are known.
     allowed: Option<anyhow::Result<SimpleVob>>,
 }
 
-impl Place {
+impl Matching {
     fn allowed(&mut self) -> &anyhow::Result<SimpleVob> {
         let Self { matcher, allowed } = self;
         allowed.get_or_insert_with(|| matcher.compute_mask())

@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
-use super::door::Ticket;
+use super::admission::Ticket;
 use super::{Event, GenerateRequest};
 use crate::{Error, Result};
 use attune_model::lora::AdapterLease;
@@ -47,12 +47,12 @@ impl Arrival {
 /// Arrivals that the engine thread has not yet taken.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
-    state: Mutex<State>,
+    state: Mutex<Queued>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Queued {
     arrivals: Vec<Arrival>,
     stopped: bool,
 }

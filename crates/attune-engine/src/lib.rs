@@ -1,8 +1,8 @@
 //! Turns token ids into tokens and vectors. The API hands in requests, already tokenized, with the adapter lease that
 //! they run under; the engine batches rows of many requests and adapters into one step and sends events back.
 
+pub mod admission;
 pub mod catalog;
-pub mod door;
 pub mod error;
 pub mod grammar;
 mod inbox;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 
-use super::door::Door;
+use super::admission::Admission;
 use super::inbox::{Arrival, Inbox};
 use super::kv::BlockAllocator;
 use super::priority::Priority;
@@ -23,7 +23,7 @@ use attune_model::BaseModel;
 /// A running engine. Dropping it ends its thread; requests in flight then fail with [`Error::Unavailable`].
 #[derive(Debug)]
 pub struct NativeEngine {
-    door: Door,
+    admission: Admission,
     vocabulary_size: usize,
     allocator: BlockAllocator,
     inbox: Arc<Inbox>,
@@ -39,7 +39,7 @@ impl NativeEngine {
     /// The same over any model that can compute a step.
     pub fn start_with<M: StepModel>(model: M, limits: &EngineLimits, priority: Arc<Priority>) -> Result<Arc<Self>> {
         let allocator = BlockAllocator::new(model.blocks());
-        let door = Door::new(model.context(), model.blocks(), limits.max_waiting);
+        let admission = Admission::new(model.context(), model.blocks(), limits.max_waiting);
         let vocabulary_size = model.vocabulary_size();
         let scheduler = Scheduler::new(limits, allocator.clone());
         let inbox = Arc::new(Inbox::default());
@@ -49,7 +49,7 @@ impl NativeEngine {
             .name(format!("engine-{}", model.id()))
             .spawn(move || Runner::new(model, scheduler, limits).run(&stopping.0, &priority))
             .map_err(|source| Error::Io { context: "start the engine thread", source: Arc::new(source) })?;
-        Ok(Arc::new(Self { door, vocabulary_size, allocator, inbox, thread: Some(thread) }))
+        Ok(Arc::new(Self { admission, vocabulary_size, allocator, inbox, thread: Some(thread) }))
     }
 
     /// The blocks of the engine's cache, to watch their balance.
@@ -71,11 +71,11 @@ impl NativeEngine {
 
     fn submit_inputs(&self, request: EmbedRequest) -> Result<Vec<oneshot::Receiver<Result<Vec<f32>>>>> {
         for input in &request.inputs {
-            self.door.check_prompt(input.len())?;
+            self.admission.check_prompt(input.len())?;
             self.check_tokens(input)?;
         }
         // One place for the whole request: the number of its inputs has a limit of its own.
-        let ticket = self.door.enter()?;
+        let ticket = self.admission.enter()?;
         let submitted = Instant::now();
         let mut arrivals = Vec::with_capacity(request.inputs.len());
         let mut replies = Vec::with_capacity(request.inputs.len());
@@ -105,7 +105,7 @@ impl Backend for NativeEngine {
         let mut receivers = Vec::with_capacity(requests.len());
         let mut to_run = Vec::with_capacity(requests.len());
         for request in requests {
-            let max_tokens = self.door.answer_tokens(request.prompt.len(), request.max_tokens)?;
+            let max_tokens = self.admission.answer_tokens(request.prompt.len(), request.max_tokens)?;
             self.check_tokens(&request.prompt)?;
             let (events, receiver) = unbounded_channel();
             receivers.push(receiver);
@@ -117,7 +117,7 @@ impl Backend for NativeEngine {
                 to_run.push((request, max_tokens, events));
             }
         }
-        let (tickets, submitted) = (self.door.enter_many(to_run.len())?, Instant::now());
+        let (tickets, submitted) = (self.admission.enter_many(to_run.len())?, Instant::now());
         let arrivals = to_run.into_iter().zip(tickets).map(|((request, max_tokens, events), ticket)| {
             Arrival::Generate { request, max_tokens, events, submitted, ticket }
         });

@@ -31,13 +31,13 @@ impl Priority {
 
 /// Training's turns between requests, of which it gets half of the time where they run all the time.
 #[derive(Debug)]
-pub struct Turns {
+pub struct TrainingTurns {
     priority: Arc<Priority>,
     at_most: Duration,
     began: Instant,
 }
 
-impl Turns {
+impl TrainingTurns {
     /// Waits `at_most` this long at a time, and no longer than the piece of work before it took.
     pub fn new(priority: Arc<Priority>, at_most: Duration) -> Self {
         Self { priority, at_most, began: Instant::now() }

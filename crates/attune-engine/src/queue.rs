@@ -15,7 +15,7 @@ pub const DRAWN_TOKEN: u64 = 2;
 
 /// Where a sequence belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct Position {
     /// Who asked.
     pub organization: Arc<str>,
     /// The adapter generation; empty for the base.
@@ -57,34 +57,34 @@ impl<S> Default for FairQueue<S> {
 
 impl<S> FairQueue<S> {
     /// Puts a sequence at the end of its line; arrivals are numbered upwards. It is active until [`Self::leave`].
-    pub fn push(&mut self, place: &Place, arrival: u64, sequence: S) {
+    pub fn push(&mut self, place: &Position, arrival: u64, sequence: S) {
         let adapters = self.organizations.enter(&place.organization);
         adapters.enter(&place.adapter).push_back((arrival, sequence));
         self.waiting += 1;
     }
 
     /// Whose line is next; nothing where nobody waits. Of equal counters, that of the fewest sequences, then who came first.
-    pub fn next(&self) -> Option<Place> {
+    pub fn next(&self) -> Option<Position> {
         let head = |line: &Line<S>| line.front().map(|(arrival, _)| *arrival);
         let (organization, _) = self.organizations.lowest(|adapters| Some(adapters.lowest(head)?.1))?;
         let (adapter, _) = self.organizations.entries.get(organization)?.under.lowest(head)?;
-        Some(Place { organization: organization.clone(), adapter: adapter.clone() })
+        Some(Position { organization: organization.clone(), adapter: adapter.clone() })
     }
 
     /// The first in the line of `place`.
-    pub fn front(&mut self, place: &Place) -> Option<&mut S> {
+    pub fn front(&mut self, place: &Position) -> Option<&mut S> {
         self.line(place)?.front_mut().map(|(_, sequence)| sequence)
     }
 
     /// Takes the first in the line of `place`; it stays active.
-    pub fn pop(&mut self, place: &Place) -> Option<S> {
+    pub fn pop(&mut self, place: &Position) -> Option<S> {
         let (_, sequence) = self.line(place)?.pop_front()?;
         self.waiting -= 1;
         Some(sequence)
     }
 
     /// `tokens` were served to somebody at `place`.
-    pub fn charge(&mut self, place: &Place, tokens: u64) {
+    pub fn charge(&mut self, place: &Position, tokens: u64) {
         if let Some(organization) = self.organizations.entries.get_mut(&place.organization) {
             organization.served += tokens;
             if let Some(adapter) = organization.under.entries.get_mut(&place.adapter) {
@@ -94,7 +94,7 @@ impl<S> FairQueue<S> {
     }
 
     /// A sequence of `place` has ended.
-    pub fn leave(&mut self, place: &Place) {
+    pub fn leave(&mut self, place: &Position) {
         if let Some(adapters) = self.organizations.get_mut(&place.organization) {
             adapters.leave(&place.adapter);
         }
@@ -115,7 +115,7 @@ impl<S> FairQueue<S> {
                         line.under.push_back((arrival, sequence));
                     } else {
                         taken.push(sequence);
-                        places.push(Place { organization: organization.clone(), adapter: adapter.clone() });
+                        places.push(Position { organization: organization.clone(), adapter: adapter.clone() });
                     }
                 }
             }
@@ -137,7 +137,7 @@ impl<S> FairQueue<S> {
         self.waiting == 0
     }
 
-    fn line(&mut self, place: &Place) -> Option<&mut Line<S>> {
+    fn line(&mut self, place: &Position) -> Option<&mut Line<S>> {
         self.organizations.get_mut(&place.organization)?.get_mut(&place.adapter)
     }
 }
@@ -193,8 +193,8 @@ impl<V: Default> Shares<V> {
 mod tests {
     use super::*;
 
-    fn place(organization: &str, adapter: &str) -> Place {
-        Place { organization: organization.into(), adapter: adapter.into() }
+    fn place(organization: &str, adapter: &str) -> Position {
+        Position { organization: organization.into(), adapter: adapter.into() }
     }
 
     /// Takes out who is next and serves it `tokens`.

@@ -77,7 +77,7 @@ pub(super) enum Next<'a> {
 
 /// What became of a sequence in a step.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(super) enum Drawn {
     /// Nothing to show yet.
     Continues,
     /// This token was drawn; another follows.
@@ -192,11 +192,11 @@ impl Answer {
     }
 
     /// Takes the next token and sends what it makes safe to show.
-    pub(super) fn draw(&mut self, tokenizer: &Tokenizer, next: Next<'_>) -> Result<Progress> {
+    pub(super) fn draw(&mut self, tokenizer: &Tokenizer, next: Next<'_>) -> Result<Drawn> {
         if let Some(prompt) = self.prompt.take()
             && self.events.send(Event::Prompt { tokens: prompt.tokens }).is_err()
         {
-            return Ok(Progress::Ended);
+            return Ok(Drawn::Ended);
         }
         if self.max_tokens == 0 {
             return self.end(tokenizer, FinishReason::Length);
@@ -221,7 +221,7 @@ impl Answer {
             self.text.push(tokenizer, id)?
         };
         if self.events.send(Event::Token { id, text: piece.text, logprobs }).is_err() {
-            return Ok(Progress::Ended);
+            return Ok(Drawn::Ended);
         }
         if piece.stopped {
             return Ok(self.send_finished(String::new(), FinishReason::Stop));
@@ -233,7 +233,7 @@ impl Answer {
             return self.end(tokenizer, FinishReason::Length);
         }
         self.sampler.prepare();
-        Ok(Progress::Token(id))
+        Ok(Drawn::Token(id))
     }
 
     /// How long the client waited for the token that was just drawn, where one was.
@@ -247,22 +247,22 @@ impl Answer {
         })
     }
 
-    fn end(&mut self, tokenizer: &Tokenizer, reason: FinishReason) -> Result<Progress> {
+    fn end(&mut self, tokenizer: &Tokenizer, reason: FinishReason) -> Result<Drawn> {
         let piece = self.text.finish(tokenizer)?;
         let reason = if piece.stopped { FinishReason::Stop } else { reason };
         Ok(self.send_finished(piece.text, reason))
     }
 
-    fn send_finished(&self, text: String, reason: FinishReason) -> Progress {
+    fn send_finished(&self, text: String, reason: FinishReason) -> Drawn {
         let (completion_tokens, cached_tokens) = (self.drawn, self.cached_tokens);
         let _ = self.events.send(Event::Finished { text, reason, completion_tokens, cached_tokens });
-        Progress::Ended
+        Drawn::Ended
     }
 
     /// Tells the client what went wrong. One that has gone meanwhile needs no answer.
-    pub(super) fn send_failed(&self, error: Error) -> Progress {
+    pub(super) fn send_failed(&self, error: Error) -> Drawn {
         let _ = self.events.send(Event::Failed(error));
-        Progress::Ended
+        Drawn::Ended
     }
 }
 

@@ -19,7 +19,7 @@ use super::metrics::EngineMetrics;
 use super::native::stopped;
 use super::pool;
 use super::priority::Priority;
-use super::request::{Answer, Embedding, Next, Progress, Work};
+use super::request::{Answer, Drawn, Embedding, Next, Work};
 use super::scheduler::{Overdue, Scheduler, Step};
 use super::sequence::{Lane, NewSequence, Sequence};
 use super::step_model::{StepModel, StepOutput, WantedRows};
@@ -252,7 +252,7 @@ impl<M: StepModel> Runner<M> {
             .zip(by_sequence)
             .enumerate()
             .filter_map(|(index, (sequence, result))| {
-                (deliver(sequence, result, output, tokenizer, metrics) == Progress::Ended).then_some(index)
+                (deliver(sequence, result, output, tokenizer, metrics) == Drawn::Ended).then_some(index)
             })
             .collect()
     }
@@ -300,7 +300,7 @@ fn deliver(
     output: &StepOutput,
     tokenizer: &Tokenizer,
     metrics: &EngineMetrics,
-) -> Progress {
+) -> Drawn {
     let progress = match (&mut sequence.owner, result) {
         (Work::Answer(answer), result @ (Results::Logits { .. } | Results::Token(_))) => {
             let draws = !matches!(result, Results::Logits { draw: None, .. });
@@ -308,11 +308,11 @@ fn deliver(
                 Results::Logits { prompt, draw } => {
                     let rows: Vec<&[f32]> = prompt.map(|row| output.logits.row(row)).collect();
                     answer.read_prompt(&rows)?;
-                    let Some(row) = draw else { return Ok(Progress::Continues) };
+                    let Some(row) = draw else { return Ok(Drawn::Continues) };
                     answer.draw(tokenizer, Next::Logits(output.logits.row(row)))
                 }
                 Results::Token(index) => answer.draw(tokenizer, Next::Token(output.tokens[index])),
-                _ => Ok(Progress::Continues),
+                _ => Ok(Drawn::Continues),
             });
             if draws
                 && progress.is_ok()
@@ -325,14 +325,14 @@ fn deliver(
         (Work::Embedding(embedding), Results::Hidden { rows, last }) => {
             rows.for_each(|row| embedding.add(output.hidden.row(row)));
             if !last {
-                return Progress::Continues;
+                return Drawn::Continues;
             }
             embedding.finish();
-            Progress::Ended
+            Drawn::Ended
         }
-        _ => return Progress::Continues,
+        _ => return Drawn::Continues,
     };
-    if let Progress::Token(token) = progress {
+    if let Drawn::Token(token) = progress {
         sequence.push(token);
     }
     progress

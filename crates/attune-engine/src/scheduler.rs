@@ -38,12 +38,12 @@ pub struct Step {
     /// The tokens of all parts.
     pub tokens: Vec<u32>,
     /// One part per sequence, rows of one adapter next to each other.
-    pub parts: Vec<Part>,
+    pub parts: Vec<StepPart>,
 }
 
 /// One sequence's share of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Part {
+pub struct StepPart {
     /// Index of the sequence in [`Scheduler::running`].
     pub sequence: usize,
     /// Its rows in the step.
@@ -96,12 +96,12 @@ impl Step {
     /// The first half of the parts and the second one, each a step.
     pub fn halves(&self) -> (Self, Self) {
         let middle = self.parts.len() / 2;
-        let half = |parts: &[Part]| {
+        let half = |parts: &[StepPart]| {
             let mut step = Self::default();
             for part in parts {
                 let from = step.tokens.len();
                 step.tokens.extend_from_slice(&self.tokens[part.rows.clone()]);
-                step.parts.push(Part { rows: from..step.tokens.len(), ..part.clone() });
+                step.parts.push(StepPart { rows: from..step.tokens.len(), ..part.clone() });
             }
             step
         };
@@ -174,7 +174,7 @@ impl<T: Owner> Scheduler<T> {
             let sequence = &self.running[index];
             let from = step.tokens.len();
             step.tokens.extend_from_slice(&sequence.tokens[sequence.cached..][..rows]);
-            step.parts.push(Part {
+            step.parts.push(StepPart {
                 sequence: index,
                 rows: from..from + rows,
                 lane: sequence.lane,
@@ -301,7 +301,7 @@ impl<T: Owner> Scheduler<T> {
         }
     }
 
-    /// Running sequences in the order of admission, as [`Part::sequence`] counts them until the next [`Self::remove`].
+    /// Running sequences in the order of admission, as [`StepPart::sequence`] counts them until the next [`Self::remove`].
     pub fn running(&mut self) -> &mut [Sequence<T>] {
         &mut self.running
     }

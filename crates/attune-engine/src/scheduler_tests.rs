@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
-use crate::door::{Door, Ticket};
+use crate::admission::{Admission, Ticket};
 use attune_model::kv_cache::BLOCK_TOKENS;
 use attune_model::lora::Adapter;
 
@@ -51,7 +51,7 @@ impl Owner for Client {
 }
 
 fn ticket() -> Arc<Ticket> {
-    Door::new(1, 1, 1).enter().unwrap()
+    Admission::new(1, 1, 1).enter().unwrap()
 }
 
 /// A request of `prompt` tokens, each the client's number.

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::door::Ticket;
+use super::admission::Ticket;
 use super::kv::{BlockAllocator, BlockTable};
 use super::prefix_cache::{PrefixChain, PrefixKey};
-use super::queue::Place;
+use super::queue::Position;
 use attune_model::kv_cache::BLOCK_TOKENS;
 use attune_model::lora::AdapterLease;
 
@@ -62,7 +62,7 @@ pub struct Sequence<T> {
     /// Who gets the result.
     pub owner: T,
     pub(super) lane: Lane,
-    pub(super) place: Place,
+    pub(super) place: Position,
     /// The prompt, then the tokens drawn.
     pub(super) tokens: Vec<u32>,
     pub(super) prompt_tokens: usize,
@@ -91,7 +91,7 @@ impl<T: Owner> Sequence<T> {
         // An input to embed neither finds nor leaves anything: all its rows are computed, and each text is its own.
         let chain = (prefix_cache && new.lane == Lane::Answer)
             .then(|| PrefixChain::new(PrefixKey::root(&new.organization, adapter_id)));
-        let place = Place { organization: new.organization, adapter: adapter_id.unwrap_or_default().into() };
+        let place = Position { organization: new.organization, adapter: adapter_id.unwrap_or_default().into() };
         Self {
             owner: new.owner,
             lane: new.lane,

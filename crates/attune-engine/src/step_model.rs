@@ -73,23 +73,23 @@ pub struct WantedRows {
 #[derive(Debug, Default)]
 pub struct StepOutput {
     /// `[wanted.logits, vocabulary]`
-    pub logits: Rows,
+    pub logits: RowMatrix,
     /// The tokens of `wanted.draws`.
     pub tokens: Vec<u32>,
     /// `[wanted.hidden, hidden]`, after the final norm.
-    pub hidden: Rows,
+    pub hidden: RowMatrix,
 }
 
 /// A matrix by rows.
 #[derive(Debug, Default)]
-pub struct Rows {
+pub struct RowMatrix {
     /// All values, row after row.
     pub values: Vec<f32>,
     /// Values in a row.
     pub width: usize,
 }
 
-impl Rows {
+impl RowMatrix {
     /// The row at `index`.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.values[index * self.width..][..self.width]
@@ -212,7 +212,7 @@ impl StepModel for BaseStepModel {
         let hidden = decoder.step(tokens, sequences, &self.cache)?;
         let mut output = StepOutput::default();
         if !wanted.logits.is_empty() {
-            output.logits = Rows::from_tensor(&decoder.logits(&select(&hidden, &wanted.logits)?)?)?;
+            output.logits = RowMatrix::from_tensor(&decoder.logits(&select(&hidden, &wanted.logits)?)?)?;
         }
         if !wanted.draws.is_empty() {
             let (rows, draws): (Vec<u32>, Vec<Draw>) = wanted.draws.iter().copied().unzip();
@@ -220,7 +220,7 @@ impl StepModel for BaseStepModel {
             output.tokens = kernels::draw(&logits, &draws)?;
         }
         if !wanted.hidden.is_empty() {
-            output.hidden = Rows::from_tensor(&select(&hidden, &wanted.hidden)?)?;
+            output.hidden = RowMatrix::from_tensor(&select(&hidden, &wanted.hidden)?)?;
         }
         Ok(output)
     }

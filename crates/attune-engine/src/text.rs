@@ -17,7 +17,7 @@ const UNSETTLED_CHARACTERS: usize = 7;
 
 /// What became safe to show.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Piece {
+pub struct TextPiece {
     /// Whole characters, and nothing that may still become part of a stop text.
     pub text: String,
     /// A stop text was met: `text` is the last there is.
@@ -38,13 +38,13 @@ impl TextStream {
     }
 
     /// Adds a token.
-    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<Piece> {
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<TextPiece> {
         let text = self.detokenizer.push(tokenizer, id)?;
         Ok(self.stops.push(&text))
     }
 
     /// Adds a special token whose name is part of the text. No text runs across it, so what was held back comes first.
-    pub fn push_special(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<Piece> {
+    pub fn push_special(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<TextPiece> {
         let mut piece = self.finish(tokenizer)?;
         if !piece.stopped {
             piece.text.push_str(&tokenizer.decode(&[id], false)?);
@@ -53,7 +53,7 @@ impl TextStream {
     }
 
     /// Ends the answer: what was held back, an unfinished character included.
-    pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<Piece> {
+    pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<TextPiece> {
         let text = self.detokenizer.finish(tokenizer)?;
         let mut piece = self.stops.push(&text);
         if !piece.stopped {
@@ -152,20 +152,20 @@ impl StopFilter {
         Self { stops, held: String::new() }
     }
 
-    fn push(&mut self, text: &str) -> Piece {
+    fn push(&mut self, text: &str) -> TextPiece {
         for (index, byte) in text.bytes().enumerate() {
             let complete = self.stops.iter_mut().filter_map(|stop| stop.advance(byte)).max();
             if let Some(length) = complete {
                 self.held.push_str(&text[..=index]);
                 self.held.truncate(self.held.len() - length);
-                return Piece { text: self.take(), stopped: true };
+                return TextPiece { text: self.take(), stopped: true };
             }
         }
         self.held.push_str(text);
         // A stop text begins at a character's first byte, so this cut falls between characters.
         let open = self.stops.iter().map(|stop| stop.matched).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - open);
-        Piece { text: std::mem::replace(&mut self.held, rest), stopped: false }
+        TextPiece { text: std::mem::replace(&mut self.held, rest), stopped: false }
     }
 
     /// What was held back; a stop text begins anew after it.

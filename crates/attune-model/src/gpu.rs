@@ -15,7 +15,7 @@ use attune_support::system::FreeMemory;
 pub(super) fn open(index: usize) -> candle_core::Result<Device> {
     let device = Device::new_cuda(index)?;
     let cuda = device.as_cuda_device()?;
-    use_alone(cuda);
+    disable_event_tracking(cuda);
     keep_freed_memory(cuda);
     Ok(device)
 }
@@ -26,7 +26,7 @@ pub(super) fn has_bf16(device: &CudaDevice) -> bool {
 }
 
 /// Spares two events for each tensor.
-fn use_alone(device: &CudaDevice) {
+fn disable_event_tracking(device: &CudaDevice) {
     // SAFETY: the tensors of a `CudaDevice` are used on its own stream, in the order of the calls. What two streams read,
     // neither writes (`shared`).
     unsafe { device.disable_event_tracking() };
@@ -78,7 +78,7 @@ fn bytes(device: &CudaDevice, attribute: Attribute) -> Option<u64> {
 pub(super) fn second_stream(device: &CudaDevice) -> Result<Device> {
     let stream = device.cuda_stream();
     let second = Device::new_cuda_with_stream(stream.context().ordinal())?;
-    use_alone(second.as_cuda_device()?);
+    disable_event_tracking(second.as_cuda_device()?);
     Device::Cuda(device.clone()).synchronize()?;
     Ok(second)
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::Worker;
 use super::lease::{Control, Interrupt};
 use super::report::warnings;
-use super::training::{Inputs, Plan, plan};
+use super::training::{Inputs, TrainingPlan, plan};
 use crate::engine::priority::Priority;
 use crate::jobs::cost::{Cost, Pricing};
 use crate::jobs::{JobApi, JobSpec};
@@ -141,7 +141,7 @@ pub fn estimate_files(
 }
 
 impl JobEstimate {
-    fn new(base: String, plan: Plan, pricing: &Pricing) -> Self {
+    fn new(base: String, plan: TrainingPlan, pricing: &Pricing) -> Self {
         let warnings = warnings(&plan).into_iter().map(|(warning, _)| warning).collect();
         let estimate = plan.forecast.estimate;
         let cost = pricing.cost(&base, estimate.seconds, estimate.trained_tokens);

@@ -32,7 +32,7 @@ pub(super) struct Forecast {
 
 /// What a finished attempt took.
 #[derive(Debug)]
-pub(super) struct Account {
+pub(super) struct RunAccount {
     /// What was expected.
     pub forecast: Forecast,
     /// From the first step to the last, evaluations included.
@@ -46,7 +46,7 @@ pub(super) struct Account {
 }
 
 /// What a forecast is made of.
-pub(super) struct Grounds<'a> {
+pub(super) struct ForecastInputs<'a> {
     pub model: &'a BaseModel,
     pub trainer: &'a Trainer,
     pub resolved: &'a Hyperparameters,
@@ -63,8 +63,8 @@ pub(super) struct Grounds<'a> {
 impl Forecast {
     /// The forecast of a run that is about to begin. Measures the machine where its rate is not known; `before` is asked
     /// before each piece of that.
-    pub fn new(grounds: &Grounds<'_>, before: BeforeMicroStep<'_>) -> Result<Self> {
-        let Grounds { model, trainer, training, .. } = *grounds;
+    pub fn new(grounds: &ForecastInputs<'_>, before: BeforeMicroStep<'_>) -> Result<Self> {
+        let ForecastInputs { model, trainer, training, .. } = *grounds;
         let setup = setup(model, trainer, grounds.resolved);
         let (rate, calibrated) = if let Some(known) = grounds.rates.get(&setup) {
             (*known, None)

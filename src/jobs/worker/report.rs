@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Worker;
-use super::forecast::{Account, Forecast};
-use super::training::{Plan, Trained};
+use super::forecast::{Forecast, RunAccount};
+use super::training::{Trained, TrainingPlan};
 use crate::datasets::DatasetReport;
 use crate::jobs::cost::Cost;
 use crate::jobs::queue::Outcome;
@@ -20,7 +20,7 @@ use crate::{Error, format, system};
 
 impl Worker {
     /// What the training thread found and settled before its first step.
-    pub(super) async fn tell_plan(&self, job: &Job, base: &str, plan: &Plan) {
+    pub(super) async fn tell_plan(&self, job: &Job, base: &str, plan: &TrainingPlan) {
         if let Some(fault) = &plan.checkpoint_fault {
             tracing::warn!(job = job.id, "{fault}");
             self.say(job, "warn", "The checkpoint cannot be used; training starts over", None).await;
@@ -61,8 +61,8 @@ impl Worker {
     }
 
     /// What the training took beside what was expected; the next job's estimate knows it.
-    pub(super) async fn tell_account(&self, job: &Job, base: &str, account: &Account) {
-        let Account { forecast, seconds, rate, .. } = account;
+    pub(super) async fn tell_account(&self, job: &Job, base: &str, account: &RunAccount) {
+        let RunAccount { forecast, seconds, rate, .. } = account;
         let tokens = forecast.estimate.trained_tokens;
         let costs = [forecast.seconds(), *seconds].map(|seconds| self.pricing.cost(base, seconds, tokens));
         let (message, data) = account_event(account, &costs);
@@ -167,7 +167,7 @@ pub(super) fn seconds_from_now(seconds: f64) -> i64 {
 }
 
 /// What the owner of the files should know of their examples: a sentence each, and the lines or the number that it is about.
-pub(super) fn warnings(plan: &Plan) -> Vec<(String, Value)> {
+pub(super) fn warnings(plan: &TrainingPlan) -> Vec<(String, Value)> {
     let mut found = Vec::new();
     let validation = plan.validation.as_ref().map(|report| ("validation", report));
     for (name, report) in std::iter::once(("training", &plan.training)).chain(validation) {
@@ -214,8 +214,8 @@ fn estimate_event(estimate: &Estimate, seconds: f64, cost: &Cost) -> (String, Va
 }
 
 /// What was expected and what came of it.
-fn account_event(account: &Account, [estimated, actual]: &[Cost; 2]) -> (String, Value) {
-    let Account { forecast, seconds, tokens, rate, peak_bytes } = account;
+fn account_event(account: &RunAccount, [estimated, actual]: &[Cost; 2]) -> (String, Value) {
+    let RunAccount { forecast, seconds, tokens, rate, peak_bytes } = account;
     let (estimate, expected) = (&forecast.estimate, forecast.seconds());
     let tokens_per_second = *tokens as f64 / rate.seconds.max(1e-9);
     let memory = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".into(), format::bytes);
@@ -240,7 +240,7 @@ fn account_event(account: &Account, [estimated, actual]: &[Cost; 2]) -> (String,
     (message, data)
 }
 
-fn plan_event(plan: &Plan) -> (String, Value) {
+fn plan_event(plan: &TrainingPlan) -> (String, Value) {
     let settings = &plan.resolved;
     let epochs = settings.n_epochs.unwrap_or_default();
     let learning_rate = settings.learning_rate.unwrap_or_default() * settings.learning_rate_multiplier.unwrap_or(1.0);

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::mpsc::Sender;
 
-use super::fitting::{check_alike, check_told_apart, take_shape};
-use super::forecast::{Account, Busy, Forecast, Grounds, samples};
+use super::cancellable_reader::cancellable;
+use super::compatibility::{check_alike, check_told_apart, take_shape};
+use super::forecast::{Busy, Forecast, ForecastInputs, RunAccount, samples};
 use super::lease::{Control, Interrupt};
-use super::watched::watched;
 use crate::adapters::peft::{self, PeftFiles};
 use crate::datasets::classes::{self, Wanted};
 use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
-use crate::engine::priority::{Priority, Turns};
+use crate::engine::priority::{Priority, TrainingTurns};
 use crate::jobs::JobApi;
 use crate::jobs::worker::results;
 use crate::model::lora::Adapter;
@@ -72,7 +72,7 @@ pub(super) struct Inputs {
 /// What the thread reports while it works.
 pub(super) enum Progress {
     /// The files are read, training begins.
-    Planned(Box<Plan>),
+    Planned(Box<TrainingPlan>),
     /// A step that is worth an event.
     Step { step: StepReport, validation: Option<Validation>, tokens_per_second: f64, remaining: Duration },
     /// How well the validation file is sorted into classes: figures by name.
@@ -86,7 +86,7 @@ pub(super) enum Progress {
 }
 
 /// What will be done.
-pub(super) struct Plan {
+pub(super) struct TrainingPlan {
     pub method: Method,
     pub resolved: Hyperparameters,
     pub training: DatasetReport,
@@ -109,7 +109,7 @@ pub(super) struct Trained {
     /// Tokens read, repeats counted.
     pub tokens: u64,
     pub result_file: Vec<u8>,
-    pub account: Account,
+    pub account: RunAccount,
     /// The first questions of the validation file.
     pub questions: Vec<Question>,
     /// The step that the adapter is from, where that is not the last.
@@ -134,7 +134,7 @@ pub(super) fn train(inputs: Inputs) -> Result<Trained> {
 }
 
 /// What the job would do, without doing it.
-pub(super) fn plan(mut inputs: Inputs) -> Result<Plan> {
+pub(super) fn plan(mut inputs: Inputs) -> Result<TrainingPlan> {
     let control = Arc::clone(&inputs.control);
     let (progress, mut reports) = tokio::sync::mpsc::channel(1);
     inputs.progress = progress;
@@ -171,7 +171,7 @@ impl Run {
         };
         let (training_file, validation_file) = (inputs.training_file, inputs.validation_file);
         let read = |file, purpose| {
-            let file = watched(file, &control)?;
+            let file = cancellable(file, &control)?;
             match method {
                 Method::Supervised => datasets::read(file, purpose, &*model, &render),
                 Method::Dpo => datasets::read_preferences(file, purpose, &*model, &render),
@@ -187,7 +187,7 @@ impl Run {
                     n_classes: asked.n_classes.map(|number| number as usize),
                     positive_class: asked.positive_class.as_deref(),
                 };
-                let files = (watched(&training_file, &control)?, watched(file, &control)?);
+                let files = (cancellable(&training_file, &control)?, cancellable(file, &control)?);
                 let data = classes::read(files.0, files.1, &*model, wanted, render.max_tokens)?;
                 Some(ClassificationTask::new(data, asked.betas.as_deref().unwrap_or_default()))
             }
@@ -215,7 +215,7 @@ impl Run {
         };
         let memory = inputs.memory.choose(memory_of, free, report.longest)?;
         trainer.recompute(memory.recomputation);
-        let mut turns = Turns::new(Arc::clone(&inputs.priority), YIELD);
+        let mut turns = TrainingTurns::new(Arc::clone(&inputs.priority), YIELD);
         let mut before_piece = || {
             control.check()?;
             turns.next();
@@ -226,7 +226,7 @@ impl Run {
             (HeldOut::new(examples, width).between_epochs(epochs * report.tokens, steps), counts)
         };
         let (held_out, validation) = validation.map(held_out).unzip();
-        let grounds = Grounds {
+        let grounds = ForecastInputs {
             model: &model,
             trainer: &trainer,
             resolved: &resolved,
@@ -237,7 +237,7 @@ impl Run {
             memory,
         };
         let forecast = Forecast::new(&grounds, &mut before_piece)?;
-        let plan = Plan {
+        let plan = TrainingPlan {
             resolved,
             training: report,
             validation,
@@ -274,7 +274,7 @@ impl Run {
         let device = self.model.decoder.device().clone();
         let memory = MemoryWatch::start(move || device::used_memory(&device));
         let (mut shown, mut read) = (TrainingRate { tokens: 0.0, seconds: 0.0 }, 0);
-        let (control, mut turns) = (Arc::clone(&self.control), Turns::new(Arc::clone(&self.priority), YIELD));
+        let (control, mut turns) = (Arc::clone(&self.control), TrainingTurns::new(Arc::clone(&self.priority), YIELD));
         let mut before_micro_step = move || {
             control.check()?;
             turns.next();
@@ -334,7 +334,7 @@ impl Run {
             }
         }
         let (seconds, peak_bytes) = (begin.elapsed().as_secs_f64(), memory.peak_bytes());
-        let account = Account { forecast: self.forecast.clone(), seconds, tokens: read, rate: shown, peak_bytes };
+        let account = RunAccount { forecast: self.forecast.clone(), seconds, tokens: read, rate: shown, peak_bytes };
         self.result(account)
     }
 
@@ -356,7 +356,7 @@ impl Run {
         Err(error)
     }
 
-    fn result(self, account: Account) -> Result<Trained> {
+    fn result(self, account: RunAccount) -> Result<Trained> {
         let (mut adapter, step) = self.trainer.result()?;
         let files = peft::write(&adapter, &self.model.id)?;
         adapter.id = files.id();

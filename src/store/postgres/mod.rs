@@ -6,7 +6,7 @@
 //! - [`server`] initialises, starts, watches and stops the server process.
 
 mod install;
-mod place;
+mod layout;
 mod server;
 
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use sqlx::{ConnectOptions as _, Connection as _};
 
 use crate::{Error, Result};
 use install::Installation;
-use place::Place;
+use layout::DataLayout;
 use server::Server;
 
 /// The role and the database; the socket's folder is what protects them.
@@ -33,7 +33,7 @@ pub struct PrivatePostgres {
     url: String,
     // The order matters: the server stops before the locks are given up.
     _server: Server,
-    place: Place,
+    place: DataLayout,
 }
 
 impl PrivatePostgres {
@@ -60,7 +60,7 @@ impl PrivatePostgres {
     pub async fn attach_or_start(data_dir: &Path) -> Result<(String, Option<Self>)> {
         let deadline = tokio::time::Instant::now() + ATTACH_TIMEOUT;
         loop {
-            if let Some(socket_dir) = place::socket_of_running(data_dir)
+            if let Some(socket_dir) = layout::socket_of_running(data_dir)
                 && let Ok(connection) = connect_options(&socket_dir, NAME).connect().await
             {
                 // The answer is no more than a hint: the server may stop at any time.
@@ -91,9 +91,9 @@ impl PrivatePostgres {
 }
 
 /// Everything up to the start of the process, which needs no runtime.
-fn start(data_dir: &Path) -> Result<(Place, Server)> {
+fn start(data_dir: &Path) -> Result<(DataLayout, Server)> {
     let user = install::service_user()?;
-    let place = Place::choose(data_dir, &user)?;
+    let place = DataLayout::choose(data_dir, &user)?;
     let installation = match place.existing_major()? {
         Some(major) => Installation::of_major(&user, &major, &place.cluster)?,
         None => Installation::newest(&user)?,
@@ -115,7 +115,7 @@ fn connect_options(socket_dir: &Path, database: &str) -> PgConnectOptions {
 }
 
 /// Creates the database at the first start.
-async fn make_database(place: &Place) -> Result<()> {
+async fn make_database(place: &DataLayout) -> Result<()> {
     let mut connection = connect_options(&place.socket_dir, "postgres").connect().await?;
     let exists: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
         .bind(NAME)

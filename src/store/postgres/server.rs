@@ -19,7 +19,7 @@ use sqlx::ConnectOptions as _;
 use tokio::sync::watch;
 
 use super::install::Installation;
-use super::place::Place;
+use super::layout::DataLayout;
 use super::{NAME, beside, connect_options, setup_error};
 use crate::{Error, Result};
 
@@ -42,7 +42,7 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 const MAX_LOG_BYTES: u64 = 16 << 20;
 
 /// Makes the cluster unless it is there. A kill in the middle leaves a draft that the next start throws away.
-pub(super) fn initialise(place: &Place, installation: &Installation) -> Result<()> {
+pub(super) fn initialise(place: &DataLayout, installation: &Installation) -> Result<()> {
     if place.cluster.exists() {
         return Ok(());
     }
@@ -130,7 +130,7 @@ pub(super) struct Server {
 
 impl Server {
     /// Starts the process; [`Server::wait_until_ready`] tells when it answers.
-    pub fn spawn(place: &Place, installation: Installation) -> Result<Self> {
+    pub fn spawn(place: &DataLayout, installation: Installation) -> Result<Self> {
         let (stop, stopped) = channel();
         let (end, ended) = watch::channel(None);
         let (started, start) = channel();
@@ -159,7 +159,7 @@ impl Server {
     }
 
     /// Waits until the server answers queries; fails as soon as its process ends.
-    pub async fn wait_until_ready(&self, place: &Place) -> Result<()> {
+    pub async fn wait_until_ready(&self, place: &DataLayout) -> Result<()> {
         let options = connect_options(&place.socket_dir, "postgres");
         let mut ended = self.ended.clone();
         let answers = async {

@@ -19,8 +19,8 @@ pub use attention::{
     packed_attention_backward, write_cache,
 };
 use candle_core::{Device, Tensor};
+pub use cuda::DeviceEvent;
 use cuda::Launcher;
-pub use cuda::Mark;
 use cuda::lora::AdapterPointers;
 
 use crate::Result;
@@ -34,7 +34,7 @@ pub(super) fn address_of(tensor: &Tensor) -> Result<u64> {
 }
 
 /// A place in the work that `device` was given; none where it does its work when it gets it.
-pub fn mark(device: &Device) -> Result<Option<Box<dyn Mark>>> {
+pub fn mark(device: &Device) -> Result<Option<Box<dyn DeviceEvent>>> {
     if on_host(device) { Ok(None) } else { cuda::launcher(device)?.mark().map(Some) }
 }
 

@@ -23,12 +23,12 @@ const FEW_ROWS: usize = 8;
 pub struct Routes<'a> {
     /// By layer and group: true where some row is changed. Empty where no row has an adapter.
     changes: Vec<bool>,
-    ways: Ways<'a>,
+    ways: Products<'a>,
 }
 
 /// What the products of a device are made of.
 #[derive(Debug)]
-enum Ways<'a> {
+enum Products<'a> {
     /// Tasks for the cores, and where those of each layer and group begin; one entry more than there are.
     Host { tasks: Vec<LoraRows<'a>>, starts: Vec<usize> },
     /// For a GPU the adapters with all of their rows.
@@ -57,10 +57,10 @@ impl<'a> Routes<'a> {
                 tasks.extend(runs.iter().flat_map(|(rows, adapter)| tasks_of(rows, adapter, layer, sites)));
                 starts.push(tasks.len());
             }
-            Ways::Host { tasks, starts }
+            Products::Host { tasks, starts }
         } else {
             let runs = runs.into_iter().map(|(rows, adapter)| Ok(LoraRun { rows, pointers: adapter.pointers()? }));
-            Ways::Device(runs.collect::<Result<_>>()?)
+            Products::Device(runs.collect::<Result<_>>()?)
         };
         Ok(Self { changes, ways })
     }
@@ -77,13 +77,13 @@ impl<'a> Routes<'a> {
             return Ok(());
         }
         match &self.ways {
-            Ways::Host { .. } => kernels::add_lora_rows(outputs, x, self.tasks(layer, first)),
-            Ways::Device(runs) => kernels::add_lora_runs(outputs, x, runs, layer, first),
+            Products::Host { .. } => kernels::add_lora_rows(outputs, x, self.tasks(layer, first)),
+            Products::Device(runs) => kernels::add_lora_runs(outputs, x, runs, layer, first),
         }
     }
 
     fn tasks(&self, layer: usize, first: Site) -> &[LoraRows<'a>] {
-        let Ways::Host { tasks, starts } = &self.ways else { return &[] };
+        let Products::Host { tasks, starts } = &self.ways else { return &[] };
         let range = index(layer, first).and_then(|index| starts.get(index..index + 2));
         range.map_or(&[], |range| &tasks[range[0]..range[1]])
     }

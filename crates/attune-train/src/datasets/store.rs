@@ -22,19 +22,19 @@ const BUFFER: usize = 1 << 20;
 #[derive(Debug)]
 pub struct ExampleStore {
     file: File,
-    places: Vec<Place>,
+    places: Vec<ExampleSpan>,
     digest: [u8; 32],
 }
 
 /// Where an example lies.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct ExampleSpan {
     offset: u64,
     tokens: u32,
     runs: u32,
 }
 
-impl Place {
+impl ExampleSpan {
     fn bytes(self) -> usize {
         4 * self.tokens as usize + 8 * self.runs as usize
     }
@@ -47,7 +47,7 @@ pub struct ExampleWriter {
     buffer: Vec<u8>,
     /// Bytes so far, those in the buffer included.
     end: u64,
-    places: Vec<Place>,
+    places: Vec<ExampleSpan>,
     digest: Sha256,
 }
 
@@ -69,7 +69,7 @@ impl ExampleWriter {
             self.buffer.extend(run[0].to_le_bytes());
             runs += 1;
         }
-        let place = Place { offset: self.end, tokens: example.tokens.len() as u32, runs };
+        let place = ExampleSpan { offset: self.end, tokens: example.tokens.len() as u32, runs };
         // Lengths before contents, so that no two lists of examples give the same bytes.
         self.digest.update(place.tokens.to_le_bytes());
         self.digest.update(place.runs.to_le_bytes());

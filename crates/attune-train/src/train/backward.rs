@@ -10,9 +10,9 @@ use candle_core::Tensor;
 
 use crate::train::dropout::Dropout;
 use crate::train::loss::{self, vocabulary_loss};
-use crate::train::pace::Pace;
 use crate::train::preference::Preferences;
-use crate::train::recomputation::{Kept, Recomputation};
+use crate::train::recomputation::{Recomputation, SavedActivations};
+use crate::train::yielding::YieldPolicy;
 use crate::{Error, Result};
 use attune_model::decoder::{Activations, Block, Context, Decoder, LowRank};
 use attune_model::kernels::{self, AttentionState, PackedRows};
@@ -82,16 +82,16 @@ pub enum Objective<'a> {
 
 /// How a pass forwards and backwards is done.
 #[derive(Default)]
-pub struct Manner<'a> {
+pub struct PassOptions<'a> {
     /// What is left out of the adapter's inputs.
     pub dropout: Option<&'a Dropout>,
     /// What the backward pass computes again; it changes no bit of the result.
     pub recomputation: Recomputation,
     /// What happens between the blocks.
-    pub pace: Pace<'a>,
+    pub pace: YieldPolicy<'a>,
 }
 
-impl Manner<'_> {
+impl PassOptions<'_> {
     /// Without dropout, and in one go.
     pub fn recomputing(recomputation: Recomputation) -> Self {
         Self { recomputation, ..Self::default() }
@@ -110,7 +110,7 @@ pub fn loss_and_gradients(
     batch: &PackedBatch,
     normalizer: f64,
 ) -> Result<(LossReport, Gradients)> {
-    objective_and_gradients(decoder, adapter, batch, Objective::Targets, normalizer, Manner::default())
+    objective_and_gradients(decoder, adapter, batch, Objective::Targets, normalizer, PassOptions::default())
 }
 
 /// The same for any objective, in any manner.
@@ -120,7 +120,7 @@ pub fn objective_and_gradients(
     batch: &PackedBatch,
     objective: Objective<'_>,
     normalizer: f64,
-    manner: Manner<'_>,
+    manner: PassOptions<'_>,
 ) -> Result<(LossReport, Gradients)> {
     // That of a target whose token was not expected is then about 1.
     let scale = decoder.gradient_scale(normalizer);
@@ -148,17 +148,17 @@ pub(super) fn gradients_from_hidden<T>(
     decoder: &Decoder,
     adapter: &Adapter,
     batch: &PackedBatch,
-    manner: Manner<'_>,
+    manner: PassOptions<'_>,
     scale: f64,
     head: impl FnOnce(&Tensor) -> Result<(T, Tensor)>,
 ) -> Result<(T, Gradients)> {
-    let Manner { dropout, recomputation, mut pace } = manner;
+    let PassOptions { dropout, recomputation, mut pace } = manner;
     let context = TrainContext { dropout, ..TrainContext::new(decoder, Some(adapter), batch)? };
     let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
     let mut tape = Vec::with_capacity(decoder.blocks.len());
     for block in &decoder.blocks {
         let (y, activations) = block.forward(x, &context)?;
-        tape.push(Kept::of(activations, recomputation));
+        tape.push(SavedActivations::of(activations, recomputation));
         x = y;
         pace.next(decoder.device())?;
     }
@@ -185,7 +185,7 @@ pub(super) fn gradients_from_hidden<T>(
 
 /// Loss of `batch` alone, for evaluation.
 pub fn loss(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<LossReport> {
-    objective(decoder, adapter, batch, Objective::Targets, Pace::default())
+    objective(decoder, adapter, batch, Objective::Targets, YieldPolicy::default())
 }
 
 /// The same for any objective.
@@ -194,7 +194,7 @@ pub fn objective(
     adapter: Option<&Adapter>,
     batch: &PackedBatch,
     objective: Objective<'_>,
-    pace: Pace<'_>,
+    pace: YieldPolicy<'_>,
 ) -> Result<LossReport> {
     let hidden = hidden_states_with(decoder, adapter, batch, None, pace)?;
     let (scores, _) = vocabulary_loss(decoder, &hidden, batch, None)?;
@@ -209,7 +209,7 @@ pub fn log_likelihoods(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
     batch: &PackedBatch,
-    pace: Pace<'_>,
+    pace: YieldPolicy<'_>,
 ) -> Result<Vec<f64>> {
     let hidden = hidden_states_with(decoder, adapter, batch, None, pace)?;
     Ok(loss::log_likelihoods(batch, &vocabulary_loss(decoder, &hidden, batch, None)?.0))
@@ -217,7 +217,7 @@ pub fn log_likelihoods(
 
 /// The hidden states after the final norm as training sees them, `[rows, hidden]`.
 pub fn hidden_states(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Tensor> {
-    hidden_states_with(decoder, adapter, batch, None, Pace::default())
+    hidden_states_with(decoder, adapter, batch, None, YieldPolicy::default())
 }
 
 /// The same with `dropout` on the adapter's inputs, and with `pace` between the blocks.
@@ -226,7 +226,7 @@ pub(super) fn hidden_states_with(
     adapter: Option<&Adapter>,
     batch: &PackedBatch,
     dropout: Option<&Dropout>,
-    mut pace: Pace<'_>,
+    mut pace: YieldPolicy<'_>,
 ) -> Result<Tensor> {
     let context = TrainContext { dropout, ..TrainContext::new(decoder, adapter, batch)? };
     let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]

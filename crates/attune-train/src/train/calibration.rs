@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device};
 
 use crate::datasets::TokenizedExample;
-use crate::train::backward::{self, Manner, Objective};
+use crate::train::backward::{self, Objective, PassOptions};
 use crate::train::contrastive::Contrast;
 use crate::train::estimate::TrainingRate;
 use crate::train::optimizer::AdamSettings;
 use crate::train::packing::{Packed, batch_rows, pack, rows};
 use crate::train::parameters::Parameters;
 use crate::train::recomputation::Recomputation;
-use crate::train::state::{AdapterState, Step};
+use crate::train::state::{AdapterState, UpdateScales};
 use crate::train::trainer::BeforeMicroStep;
 use crate::{Error, Result};
 use attune_model::decoder::Decoder;
@@ -57,7 +57,7 @@ pub fn calibrate(
         for Packed { batch, .. } in pack(examples, 1, most_rows) {
             before()?;
             let begin = Instant::now();
-            let (objective, manner) = (Objective::Targets, Manner::recomputing(recomputation));
+            let (objective, manner) = (Objective::Targets, PassOptions::recomputing(recomputation));
             backward::objective_and_gradients(decoder, adapter, &batch, objective, 1.0, manner)?;
             seconds += begin.elapsed().as_secs_f64();
             // The last token of an example is predicted, not read.
@@ -119,7 +119,7 @@ fn update_seconds(adapter: &Adapter, device: &Device) -> Result<f64> {
     let mut state = AdapterState::new(Parameters::of(adapter)?, AdamSettings::default(), device, DType::F32)?;
     let gradients = adapter.layers.clone();
     let begin = Instant::now();
-    state.step(&gradients, Step { learning_rate: 1e-6, clip: 0.0 }, |_| Ok(()))?;
+    state.step(&gradients, UpdateScales { learning_rate: 1e-6, clip: 0.0 }, |_| Ok(()))?;
     device.synchronize()?;
     Ok(begin.elapsed().as_secs_f64())
 }

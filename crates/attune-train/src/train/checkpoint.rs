@@ -24,7 +24,7 @@ const CLASSES: &str = "classification";
 const FORM: &[u8] = b"attune checkpoint 3";
 
 /// What a checkpoint holds.
-pub(super) struct State {
+pub(super) struct SavedState {
     pub values: Vec<Vec<f32>>,
     pub moments: Vec<Moments>,
     pub history: Vec<StepRecord>,
@@ -83,7 +83,7 @@ pub(super) fn write(
 
 /// Reads a checkpoint of the run `expected` whose parameters have the sizes of `shapes`, and which has asked the reference
 /// about `pairs` pairs of answers at the most.
-pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>], pairs: usize) -> Result<State> {
+pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>], pairs: usize) -> Result<SavedState> {
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
     let found = header.metadata().as_ref().and_then(|metadata| metadata.get(FINGERPRINT));
     if found.is_none_or(|found| found != expected) {
@@ -130,7 +130,7 @@ pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>], pairs: usi
     if reference.len() != pairs {
         return Err(unreadable("it is about other pairs of answers"));
     }
-    Ok(State { values, moments, history, best, reference })
+    Ok(SavedState { values, moments, history, best, reference })
 }
 
 fn name(kind: &str, index: usize) -> String {

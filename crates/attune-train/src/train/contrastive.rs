@@ -11,14 +11,14 @@
 use std::ops::Range;
 
 use crate::datasets::TokenizedExample;
-use crate::train::backward::{self, Gradients, LossReport, Manner, PackedBatch};
+use crate::train::backward::{self, Gradients, LossReport, PackedBatch, PassOptions};
 use crate::train::dropout::Dropout;
-use crate::train::pace::Pace;
 use crate::train::packing::{Packed, pack_texts};
 use crate::train::parameters::add_gradients;
 use crate::train::pooling::Pooled;
 use crate::train::recomputation::Recomputation;
 use crate::train::trainer::BeforeMicroStep;
+use crate::train::yielding::YieldPolicy;
 use crate::{Error, Result};
 use attune_model::decoder::Decoder;
 use attune_model::lora::Adapter;
@@ -114,7 +114,7 @@ impl Contrast<'_> {
         let mut vectors = Vec::with_capacity(packs.len());
         for (index, pack) in packs.iter().enumerate() {
             before()?;
-            let pace = Pace::asking(before);
+            let pace = YieldPolicy::asking(before);
             vectors.push(embed(decoder, adapter, &pack.batch, self.dropout(index).as_ref(), pace)?);
         }
         Ok(in_order(packs, vectors))
@@ -131,8 +131,8 @@ impl Contrast<'_> {
         slopes: impl FnOnce(&[Vec<f64>]) -> (T, Vec<Vec<f64>>),
     ) -> Result<(T, Gradients)> {
         let dropout = self.dropout(pack);
-        let pace = Pace::asking(before);
-        let manner = Manner { dropout: dropout.as_ref(), recomputation: self.recomputation, pace };
+        let pace = YieldPolicy::asking(before);
+        let manner = PassOptions { dropout: dropout.as_ref(), recomputation: self.recomputation, pace };
         let scale = decoder.gradient_scale(GRADIENT_SCALE);
         backward::gradients_from_hidden(decoder, adapter, batch, manner, scale, |hidden| {
             let pooled = Pooled::of(hidden, batch)?;
@@ -152,7 +152,7 @@ pub fn embed(
     adapter: Option<&Adapter>,
     batch: &PackedBatch,
     dropout: Option<&Dropout>,
-    pace: Pace<'_>,
+    pace: YieldPolicy<'_>,
 ) -> Result<Vec<Vec<f64>>> {
     let hidden = backward::hidden_states_with(decoder, adapter, batch, dropout, pace)?;
     Ok(Pooled::of(&hidden, batch)?.vectors)

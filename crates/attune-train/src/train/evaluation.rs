@@ -12,11 +12,11 @@ use crate::train::backward::LossReport;
 use crate::train::batches::Texts;
 use crate::train::classification::ClassificationTask;
 use crate::train::contrastive::Contrast;
-use crate::train::pace::Pace;
 use crate::train::packing::{Packed, pack, pack_in_order};
 use crate::train::recomputation::Recomputation;
 use crate::train::records::{Evaluation, Validation};
 use crate::train::trainer::{BeforeMicroStep, Trainer, add_report};
+use crate::train::yielding::YieldPolicy;
 use attune_model::lora::Adapter;
 
 /// Examples that one round of evaluation packs, so that packed copies never exceed a part of a large file.
@@ -147,7 +147,7 @@ impl Trainer {
                     });
                 }
                 let objective = self.objective(asked.get(place).map_or(&[], Vec::as_slice));
-                let pace = Pace::asking(before_micro_step);
+                let pace = YieldPolicy::asking(before_micro_step);
                 add_report(&mut total, self.source.loss(&adapter, &batch, objective, pace)?);
             }
         }
@@ -195,7 +195,7 @@ impl Trainer {
         for candidates in task.candidates() {
             for batch in pack_in_order(&candidates, self.settings.batch_rows) {
                 before_micro_step()?;
-                let pace = Pace::asking(before_micro_step);
+                let pace = YieldPolicy::asking(before_micro_step);
                 log_likelihoods.extend(self.source.log_likelihoods(Some(&adapter), &batch, pace)?);
             }
         }

@@ -2,7 +2,7 @@
 //! serving, shared and frozen.
 //!
 //! [`settings`] turns what was asked for into numbers; [`trainer`] is the loop; `batches` and [`packing`] make its batches, [`backward`],
-//! [`loss`], [`preference`], [`contrastive`] and [`dropout`] its gradients, `pace` lets requests
+//! [`loss`], [`preference`], [`contrastive`] and [`dropout`] its gradients, `yielding` lets requests
 //! in between, [`optimizer`] and [`schedule`] make its updates on the [`parameters`] in `state`; [`checkpoint`]
 //! makes it resumable to the bit; [`evaluation`] measures it and says when it ends, [`classification`] how prompts are
 //! sorted into classes; [`records`] is what is told of each step.
@@ -21,8 +21,8 @@ pub mod estimate;
 pub mod evaluation;
 pub mod hyperparameters;
 pub mod loss;
+mod loss_source;
 pub mod optimizer;
-mod pace;
 pub mod packing;
 pub mod parameters;
 pub mod pooling;
@@ -31,13 +31,13 @@ pub mod recomputation;
 pub mod records;
 pub mod schedule;
 pub mod settings;
-mod source;
 mod state;
 pub mod trainer;
+mod yielding;
 
 pub use evaluation::HeldOut;
-pub use pace::Pace;
 pub use recomputation::Recomputation;
 pub use records::{Evaluation, Question, Rewards, StepReport, Validation};
 pub use settings::TrainSettings;
 pub use trainer::Trainer;
+pub use yielding::YieldPolicy;

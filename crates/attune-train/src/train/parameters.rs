@@ -13,7 +13,7 @@ use attune_model::lora::{Adapter, LoraLayer, LoraPair, Site};
 
 /// Place and shape of one adapted layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Place {
+pub struct ParameterSpan {
     /// Index of the decoder block.
     pub layer: usize,
     /// The linear layer in it.
@@ -33,7 +33,7 @@ pub struct Place {
 pub struct Parameters {
     layers: usize,
     /// One entry per adapted layer, in the order of the forward pass.
-    pub places: Vec<Place>,
+    pub places: Vec<ParameterSpan>,
     /// A and B of each place in turn, row by row.
     pub values: Vec<Vec<f32>>,
 }
@@ -48,7 +48,7 @@ impl Parameters {
         for layer in 0..config.num_hidden_layers {
             for site in Site::ALL.into_iter().filter(|site| settings.sites.contains(site)) {
                 let (output, input) = site.shape(config);
-                places.push(Place { layer, site, rank, output, input, scale: (alpha / rank as f64) as f32 });
+                places.push(ParameterSpan { layer, site, rank, output, input, scale: (alpha / rank as f64) as f32 });
                 let bound = 1.0 / (input as f32).sqrt();
                 values.push((0..rank * input).map(|_| bound * symmetric_unit(&mut random)).collect());
                 values.push(vec![0.0; output * rank]);
@@ -64,7 +64,7 @@ impl Parameters {
             for site in Site::ALL {
                 let Some(pair) = pairs.get(site) else { continue };
                 let ((rank, input), output) = (pair.a.dims2()?, pair.b.dim(0)?);
-                places.push(Place { layer, site, rank, output, input, scale: pair.scale });
+                places.push(ParameterSpan { layer, site, rank, output, input, scale: pair.scale });
                 values.push(host(&pair.a)?);
                 values.push(host(&pair.b)?);
             }

@@ -60,7 +60,7 @@ impl Recomputation {
 }
 
 /// What is kept of a block until the backward pass comes to it.
-pub(crate) enum Kept {
+pub(crate) enum SavedActivations {
     /// All activations.
     Everything(Box<Activations>),
     /// The input, and what products and attention made.
@@ -83,7 +83,7 @@ pub(crate) struct Products {
     up: Tensor,
 }
 
-impl Kept {
+impl SavedActivations {
     /// What `recomputation` keeps of a block's activations.
     pub(crate) fn of(activations: Activations, recomputation: Recomputation) -> Self {
         match recomputation {

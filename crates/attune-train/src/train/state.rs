@@ -32,7 +32,7 @@ struct OnDevice {
 
 /// What a step does with the gradients.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Step {
+pub(crate) struct UpdateScales {
     /// The learning rate.
     pub learning_rate: f64,
     /// Gradients are brought to this norm where theirs is larger; 0 leaves them.
@@ -75,7 +75,12 @@ impl AdapterState {
     }
 
     /// One update, after `check` of the gradients' norm, which it returns. Nothing changes where that fails.
-    pub fn step(&mut self, gradients: &Gradients, step: Step, check: impl FnOnce(f64) -> Result<()>) -> Result<f64> {
+    pub fn step(
+        &mut self,
+        gradients: &Gradients,
+        step: UpdateScales,
+        check: impl FnOnce(f64) -> Result<()>,
+    ) -> Result<f64> {
         let Some(state) = &self.on_device else {
             let gradients = self.parameters.gradients(gradients)?;
             let norm = global_norm(&gradients);

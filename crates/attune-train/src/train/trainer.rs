@@ -7,20 +7,20 @@
 use std::sync::Arc;
 
 use crate::datasets::{ExampleStore, TokenizedExample};
-use crate::train::backward::{Gradients, LossReport, Manner, Objective, PackedBatch};
+use crate::train::backward::{Gradients, LossReport, Objective, PackedBatch, PassOptions};
 use crate::train::batches::Batches;
 use crate::train::checkpoint;
 use crate::train::contrastive::Contrast;
 use crate::train::dropout::Dropout;
-use crate::train::pace::Pace;
+use crate::train::loss_source::{LossSource, SharedDecoder};
 use crate::train::packing::{Packed, pack};
 use crate::train::parameters::{Parameters, add_gradients};
 use crate::train::preference::Preferences;
 use crate::train::recomputation::Recomputation;
 use crate::train::records::{Evaluation, StepRecord, StepReport};
 use crate::train::settings::TrainSettings;
-use crate::train::source::{LossSource, SharedDecoder};
-use crate::train::state::{AdapterState, Step};
+use crate::train::state::{AdapterState, UpdateScales};
+use crate::train::yielding::YieldPolicy;
 use crate::{Error, Result};
 use attune_model::BaseModel;
 use attune_model::lora::Adapter;
@@ -51,7 +51,7 @@ pub struct Trainer {
 }
 
 /// What the reference thinks of examples, by their places.
-type Judged = Vec<(usize, [f64; 2])>;
+type ReferenceLogProbs = Vec<(usize, [f64; 2])>;
 
 impl Trainer {
     /// A run over `examples` that begins from `initial`, or from a new adapter of the settings' shape.
@@ -173,7 +173,7 @@ impl Trainer {
         };
         let warmup = self.settings.warmup_steps(total_steps);
         let learning_rate = self.settings.learning_rate * self.settings.schedule.factor(step, warmup, total_steps);
-        let update = Step { learning_rate, clip: self.settings.clip };
+        let update = UpdateScales { learning_rate, clip: self.settings.clip };
         let gradient_norm = self.state.step(&gradients, update, |norm| {
             if loss.is_finite() && norm.is_finite() { Ok(()) } else { Err(non_finite(step + 1, loss, norm)) }
         })?;
@@ -216,7 +216,7 @@ impl Trainer {
         units: &[usize],
         examples: &[TokenizedExample],
         before_micro_step: BeforeMicroStep<'_>,
-    ) -> Result<(LossReport, Gradients, Judged)> {
+    ) -> Result<(LossReport, Gradients, ReferenceLogProbs)> {
         if let Some(scale) = self.settings.scale {
             let adapter = self.state.adapter(self.source.device())?;
             let batch = Contrast {
@@ -249,8 +249,8 @@ impl Trainer {
                 before_micro_step()?;
             }
             let objective = self.objective(&known);
-            let pace = Pace::asking(before_micro_step);
-            let manner = Manner { dropout: dropout.as_ref(), recomputation: self.recomputation, pace };
+            let pace = YieldPolicy::asking(before_micro_step);
+            let manner = PassOptions { dropout: dropout.as_ref(), recomputation: self.recomputation, pace };
             let (report, gradients) = self.source.loss_and_gradients(&adapter, batch, objective, normalizer, manner)?;
             match &mut sum {
                 None => sum = Some((report, gradients)),
@@ -278,7 +278,7 @@ impl Trainer {
         batch: &PackedBatch,
         before_micro_step: BeforeMicroStep<'_>,
     ) -> Result<Vec<f64>> {
-        self.source.log_likelihoods(self.beginning.as_ref(), batch, Pace::asking(before_micro_step))
+        self.source.log_likelihoods(self.beginning.as_ref(), batch, YieldPolicy::asking(before_micro_step))
     }
 
     /// What the micro-batch `batch` of the coming step leaves out of the adapter's inputs.

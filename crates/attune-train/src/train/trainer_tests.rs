@@ -9,7 +9,7 @@ use crate::datasets::classes::{Class, ClassificationData, ClassifiedExample};
 use crate::train::backward::PackedBatch;
 use crate::train::classification::ClassificationTask;
 use crate::train::evaluation::HeldOut;
-use crate::train::parameters::Place;
+use crate::train::parameters::ParameterSpan;
 use crate::train::records::{Evaluation, Validation};
 use crate::train::schedule::Schedule;
 use attune_model::lora::{LoraLayer, LoraPair, Site};
@@ -36,10 +36,10 @@ impl LossSource for Pull {
         batch: &PackedBatch,
         _: Objective<'_>,
         normalizer: f64,
-        _: Manner<'_>,
+        _: PassOptions<'_>,
     ) -> Result<(LossReport, Gradients)> {
         let calls = self.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let mut report = self.loss(adapter, batch, Objective::Targets, Pace::default())?;
+        let mut report = self.loss(adapter, batch, Objective::Targets, YieldPolicy::default())?;
         if self.broken_from.is_some_and(|from| calls >= from) {
             report.loss_sum = f64::NAN;
         }
@@ -56,7 +56,7 @@ impl LossSource for Pull {
         Ok((report, gradients))
     }
 
-    fn loss(&self, _: &Adapter, batch: &PackedBatch, _: Objective<'_>, _: Pace<'_>) -> Result<LossReport> {
+    fn loss(&self, _: &Adapter, batch: &PackedBatch, _: Objective<'_>, _: YieldPolicy<'_>) -> Result<LossReport> {
         let weight_sum = batch.targets.iter().map(|target| f64::from(target.weight)).sum();
         let targets = batch.targets.len();
         let (sequences, exact) = (batch.sequences.len(), batch.sequences.len() / 2);
@@ -85,7 +85,7 @@ impl LossSource for Pull {
     }
 
     /// The larger a sequence's last target, the likelier.
-    fn log_likelihoods(&self, _: Option<&Adapter>, batch: &PackedBatch, _: Pace<'_>) -> Result<Vec<f64>> {
+    fn log_likelihoods(&self, _: Option<&Adapter>, batch: &PackedBatch, _: YieldPolicy<'_>) -> Result<Vec<f64>> {
         let last = |rows: &std::ops::Range<usize>| batch.targets.iter().rfind(|target| rows.contains(&target.row));
         Ok(batch.sequences.iter().map(|rows| last(rows).map_or(0.0, |target| f64::from(target.token))).collect())
     }
@@ -123,7 +123,7 @@ pub(super) fn stored(count: u32) -> ExampleStore {
 }
 
 fn trainer_with(settings: TrainSettings, examples: Vec<TokenizedExample>, broken_from: Option<usize>) -> Trainer {
-    let place = Place { layer: 0, site: Site::Query, rank: 2, output: 5, input: 3, scale: 2.0 };
+    let place = ParameterSpan { layer: 0, site: Site::Query, rank: 2, output: 5, input: 3, scale: 2.0 };
     let mut layer = LoraLayer::default();
     let a = candle_core::Tensor::new(&[[0.1f32, -0.2, 0.3], [0.4, 0.5, -0.6]], &Device::Cpu).unwrap();
     let b = candle_core::Tensor::zeros((place.output, 2), candle_core::DType::F32, &Device::Cpu).unwrap();

@@ -55,7 +55,7 @@ struct Attention<'a> {
 
 /// Some rows of a sequence with all query heads of one key-value head, over some of their spans.
 #[derive(Clone)]
-struct Task<'a> {
+struct HeadTask<'a> {
     sequence: &'a CachedRows<'a>,
     rows: Range<usize>,
     kv_head: usize,
@@ -134,7 +134,7 @@ impl Attention<'_> {
     }
 
     /// Rows in tiles, and few rows with many spans by spans, too; with the number of parts that the latter leave.
-    fn tasks<'a>(&self, sequences: &'a [CachedRows<'a>]) -> (Vec<Task<'a>>, usize) {
+    fn tasks<'a>(&self, sequences: &'a [CachedRows<'a>]) -> (Vec<HeadTask<'a>>, usize) {
         let mut tasks = Vec::new();
         let mut parts = 0;
         for sequence in sequences {
@@ -148,13 +148,19 @@ impl Attention<'_> {
                 let whole = rows.len() > 1 || spans.len() < 2 * spans_each;
                 for kv_head in 0..self.kv_heads {
                     if whole {
-                        tasks.push(Task { sequence, rows: rows.clone(), kv_head, spans: spans.clone(), parts: None });
+                        tasks.push(HeadTask {
+                            sequence,
+                            rows: rows.clone(),
+                            kv_head,
+                            spans: spans.clone(),
+                            parts: None,
+                        });
                         continue;
                     }
                     for first in spans.clone().step_by(spans_each) {
                         let spans = first..(first + spans_each).min(spans.end);
                         let count = spans.len() * rows.len() * self.group();
-                        tasks.push(Task { sequence, rows: rows.clone(), kv_head, spans, parts: Some(parts) });
+                        tasks.push(HeadTask { sequence, rows: rows.clone(), kv_head, spans, parts: Some(parts) });
                         parts += count;
                     }
                 }
@@ -163,13 +169,13 @@ impl Attention<'_> {
         (tasks, parts)
     }
 
-    fn work(&self, task: &Task<'_>) -> usize {
+    fn work(&self, task: &HeadTask<'_>) -> usize {
         let positions = task.spans.len() * SPAN;
         let positions = positions.min(task.sequence.seen(task.rows.end - 1, None).end);
         task.rows.len() * self.group() * positions * self.head_dim * 2
     }
 
-    fn run(&self, task: &Task<'_>, out: SharedSlice<'_>, split: SharedSlice<'_>) {
+    fn run(&self, task: &HeadTask<'_>, out: SharedSlice<'_>, split: SharedSlice<'_>) {
         let Buffers { mut scores, mut sum, mut part } = BUFFERS.take();
         let queries = task.rows.len() * self.group();
         scores.resize(queries * SPAN, 0.0);
@@ -211,7 +217,7 @@ impl Attention<'_> {
     }
 
     /// Brings together what tasks over some of a row's spans have left; such tasks follow each other.
-    fn merge_split(&self, tasks: &[Task<'_>], split: &[f32], out: SharedSlice<'_>) {
+    fn merge_split(&self, tasks: &[HeadTask<'_>], split: &[f32], out: SharedSlice<'_>) {
         let mut sums = Vec::new();
         for same in tasks.chunk_by(|a, b| a.rows == b.rows && a.kv_head == b.kv_head) {
             let Some(first) = same[0].parts else { continue };
@@ -228,7 +234,7 @@ impl Attention<'_> {
         }
     }
 
-    fn finish(&self, task: &Task<'_>, query: usize, sum: &[f32], out: SharedSlice<'_>) {
+    fn finish(&self, task: &HeadTask<'_>, query: usize, sum: &[f32], out: SharedSlice<'_>) {
         let start = self.place(task, query);
         // SAFETY: each row and head is finished once.
         let out = unsafe { out.slice(start..start + self.head_dim) };
@@ -237,14 +243,14 @@ impl Attention<'_> {
     }
 
     /// Where the query, counted within the task, begins in queries and output.
-    fn place(&self, task: &Task<'_>, query: usize) -> usize {
+    fn place(&self, task: &HeadTask<'_>, query: usize) -> usize {
         let row = task.rows.start + query / self.group();
         let head = task.kv_head * self.group() + query % self.group();
         (row * self.heads + head) * self.head_dim
     }
 }
 
-impl Task<'_> {
+impl HeadTask<'_> {
     /// The positions that the task's row `index` sees.
     fn seen_by(&self, index: usize, window: Option<usize>) -> Range<usize> {
         self.sequence.seen(self.rows.start + index, window)
@@ -274,7 +280,7 @@ fn merge(sum: &mut [f32], part: &[f32], first: bool) {
 /// The scaled products of a task's queries with the keys at `positions`; those that a query does not see are undefined.
 struct Scores<'a> {
     attention: &'a Attention<'a>,
-    task: &'a Task<'a>,
+    task: &'a HeadTask<'a>,
     positions: &'a Range<usize>,
     to: &'a mut [f32],
 }
@@ -323,7 +329,7 @@ impl Kernel for Scores<'_> {
 /// The sums of the values at `positions` by their weights, added to what follows the first two values of each part.
 struct Outputs<'a> {
     attention: &'a Attention<'a>,
-    task: &'a Task<'a>,
+    task: &'a HeadTask<'a>,
     positions: &'a Range<usize>,
     weights: &'a [f32],
     parts: &'a mut [f32],

@@ -16,7 +16,7 @@ const TILE: usize = 64;
 
 /// Sizes of an attention problem.
 #[derive(Clone, Copy)]
-struct Shape {
+struct HeadShape {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -24,7 +24,7 @@ struct Shape {
     window: Option<usize>,
 }
 
-impl Shape {
+impl HeadShape {
     fn of(q: &Tensor, k: &Tensor, window: Option<usize>) -> Result<Self> {
         let (_, heads, head_dim) = q.dims3()?;
         let (_, kv_heads, _) = k.dims3()?;
@@ -90,7 +90,7 @@ pub fn forward(
     sequences: &[Range<usize>],
     window: Option<usize>,
 ) -> Result<(Tensor, Tensor)> {
-    let shape = Shape::of(q, k, window)?;
+    let shape = HeadShape::of(q, k, window)?;
     let rows = q.dim(0)?;
     let (q, k, v) = (Values::of(q)?, Values::of(k)?, Values::of(v)?);
     let mut out = vec![0.0; rows * shape.query_stride()];
@@ -141,7 +141,7 @@ pub fn backward(
     sequences: &[Range<usize>],
     window: Option<usize>,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let shape = Shape::of(state.q, state.k, window)?;
+    let shape = HeadShape::of(state.q, state.k, window)?;
     let rows = state.q.dim(0)?;
     let (q, k, v) = (Values::of(state.q)?, Values::of(state.k)?, Values::of(state.v)?);
     let (out, sums, dout) = (Values::of(state.out)?, Values::of(state.log_sum_exp)?, Values::of(dout)?);

@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, address, is_half, launch, output};
-use super::rows::{RowTables, Rows};
+use super::rows::{RowArguments, RowTables};
 use crate::kernels::AttentionState;
 use crate::{Error, Result};
 
@@ -24,7 +24,7 @@ struct Attention {
     out: u64,
     log_sums: u64,
     work: u64,
-    rows: Rows,
+    rows: RowArguments,
     heads: u32,
     kv_heads: u32,
     scale: f32,
@@ -35,7 +35,7 @@ struct Attention {
 unsafe impl Arguments for Attention {}
 
 /// Who computes which rows.
-struct Part<'a> {
+struct KeyPart<'a> {
     /// By matrix units, 64 rows at a time.
     is_flash: bool,
     /// The tiles or the rows; none for all rows.
@@ -44,7 +44,7 @@ struct Part<'a> {
     blocks: usize,
 }
 
-impl Part<'_> {
+impl KeyPart<'_> {
     fn kernel(&self, names: [&'static str; 2], q: &Tensor) -> Result<Kernel> {
         let [plain, flash] = names;
         let (name, file) = if self.is_flash { (flash, FLASH) } else { (plain, ATTENTION) };
@@ -65,14 +65,14 @@ impl Part<'_> {
 }
 
 /// Sequences with enough rows for matrix units are computed by them where they can; all others row by row.
-fn parts<'a>(launcher: &dyn Launcher, q: &Tensor, tables: &'a RowTables) -> Vec<Part<'a>> {
+fn parts<'a>(launcher: &dyn Launcher, q: &Tensor, tables: &'a RowTables) -> Vec<KeyPart<'a>> {
     let (rows, head_dim) = (q.dims()[0], q.dims()[2]);
     let fits = is_half(q.dtype()) && head_dim.is_multiple_of(16) && head_dim <= MOST_FLASH_HEAD_DIM;
     if !fits || !launcher.has_matrix_units() {
-        return vec![Part { is_flash: false, work: None, blocks: rows }];
+        return vec![KeyPart { is_flash: false, work: None, blocks: rows }];
     }
-    let tiles = tables.tiles().map(|tiles| Part { is_flash: true, work: Some(tiles), blocks: tiles.dims()[0] });
-    let others = tables.others().map(|rows| Part { is_flash: false, work: Some(rows), blocks: rows.dims()[0] });
+    let tiles = tables.tiles().map(|tiles| KeyPart { is_flash: true, work: Some(tiles), blocks: tiles.dims()[0] });
+    let others = tables.others().map(|rows| KeyPart { is_flash: false, work: Some(rows), blocks: rows.dims()[0] });
     tiles.into_iter().chain(others).collect()
 }
 
@@ -151,7 +151,7 @@ struct AttentionBackward {
     dk: u64,
     dv: u64,
     work: u64,
-    rows: Rows,
+    rows: RowArguments,
     heads: u32,
     kv_heads: u32,
     scale: f32,

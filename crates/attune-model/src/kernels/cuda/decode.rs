@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, address, launch, output};
-use super::rows::{RowTables, Rows};
+use super::rows::{RowArguments, RowTables};
 use crate::Result;
 use crate::kernels::NewHeads;
 
@@ -36,7 +36,7 @@ struct Decode {
     slots: u64,
     out: u64,
     parts: u64,
-    rows: Rows,
+    rows: RowArguments,
     kv_heads: u32,
     splits: u32,
     scale: f32,

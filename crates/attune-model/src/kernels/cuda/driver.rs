@@ -11,7 +11,7 @@ use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_
 use candle_core::cuda_backend::{CudaDevice, CudaStorage};
 use candle_core::{DType, Storage, Tensor};
 
-use super::launch::{Kernel, KernelKey, Launcher, Mark, Shape, output};
+use super::launch::{DeviceEvent, Kernel, KernelKey, Launcher, Shape, output};
 use crate::{Error, Result};
 
 /// Compiled functions by GPU and kernel.
@@ -83,7 +83,7 @@ impl Launcher for Driver {
         Ok(())
     }
 
-    fn mark(&self) -> Result<Box<dyn Mark>> {
+    fn mark(&self) -> Result<Box<dyn DeviceEvent>> {
         // Whoever waits for it leaves the processor to others.
         let event = self.device.cuda_stream().record_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC));
         Ok(Box::new(event.map_err(|error| Error::Internal(format!("the GPU marks no place: {error}")))?))
@@ -159,7 +159,7 @@ fn data_type(dtype: DType) -> Result<blas::cudaDataType> {
     }
 }
 
-impl Mark for CudaEvent {
+impl DeviceEvent for CudaEvent {
     fn wait(self: Box<Self>) -> Result<()> {
         self.synchronize().map_err(|error| Error::Internal(format!("the GPU does not end its work: {error}")))
     }

@@ -141,7 +141,7 @@ pub trait Launcher: Send + Sync {
     fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> Result<()>;
 
     /// A place behind all that was started so far.
-    fn mark(&self) -> Result<Box<dyn Mark>> {
+    fn mark(&self) -> Result<Box<dyn DeviceEvent>> {
         Ok(Box::new(Done))
     }
 
@@ -169,7 +169,7 @@ pub trait Launcher: Send + Sync {
 }
 
 /// A place in the work that a device was given.
-pub trait Mark {
+pub trait DeviceEvent {
     /// Waits until the device has come to it.
     fn wait(self: Box<Self>) -> Result<()>;
 }
@@ -177,7 +177,7 @@ pub trait Mark {
 /// A place in work that is done as soon as it is given.
 struct Done;
 
-impl Mark for Done {
+impl DeviceEvent for Done {
     fn wait(self: Box<Self>) -> Result<()> {
         Ok(())
     }

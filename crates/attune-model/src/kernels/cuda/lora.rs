@@ -25,7 +25,7 @@ const EXPAND_WARPS: usize = 4;
 
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
-struct Task {
+struct LoraTask {
     a: u64,
     b: u64,
     start: u32,
@@ -45,7 +45,7 @@ struct Lora<const TASKS: usize> {
     input: u32,
     all_rows: u32,
     most: u32,
-    tasks: [Task; TASKS],
+    tasks: [LoraTask; TASKS],
 }
 
 // SAFETY: as in `lora.cuh`.
@@ -116,7 +116,7 @@ fn has_tiles(launcher: &dyn Launcher, x: &Tensor) -> bool {
 
 /// How tasks are computed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum LoraKernel {
     /// A block for a few ranks, a thread for each column, one row after the other.
     Rows,
     /// By matrix units.
@@ -144,12 +144,12 @@ pub fn add(
         for (output, place) in pairs[first as usize..].iter().take(outputs.len()).enumerate() {
             if let Some(PairPointers { a, b, rank, scale }) = *place {
                 let (start, rows) = (rows.start as u32, rows.len() as u32);
-                tasks.push(Task { a, b, start, rows, rank, output: output as u16, scale });
+                tasks.push(LoraTask { a, b, start, rows, rank, output: output as u16, scale });
             }
         }
     }
-    start(launcher, outputs, x, &plain, Way::Rows)?;
-    start(launcher, outputs, x, &tiled, Way::Tiles)
+    start(launcher, outputs, x, &plain, LoraKernel::Rows)?;
+    start(launcher, outputs, x, &tiled, LoraKernel::Tiles)
 }
 
 /// Adds to `y` what `pair` makes of all rows of `x`, by matrix units, which must take it.
@@ -158,11 +158,11 @@ pub fn add_to_all(launcher: &dyn Launcher, y: &Tensor, x: &Tensor, pair: &LoraPa
     let alike = |matrix: &Tensor| matrix.to_dtype(x.dtype())?.contiguous();
     let pair = LoraPair { a: alike(&pair.a)?, b: alike(&pair.b)?, scale: pair.scale };
     let PairPointers { a, b, rank, scale } = PairPointers::of(&pair)?;
-    let task = Task { a, b, start: 0, rows: x.dim(0)? as u32, rank, output: 0, scale };
-    start(launcher, std::slice::from_ref(y), x, &[task], Way::Tiles)
+    let task = LoraTask { a, b, start: 0, rows: x.dim(0)? as u32, rank, output: 0, scale };
+    start(launcher, std::slice::from_ref(y), x, &[task], LoraKernel::Tiles)
 }
 
-fn start(launcher: &dyn Launcher, outputs: &[Tensor], x: &Tensor, tasks: &[Task], way: Way) -> Result<()> {
+fn start(launcher: &dyn Launcher, outputs: &[Tensor], x: &Tensor, tasks: &[LoraTask], way: LoraKernel) -> Result<()> {
     if outputs.len() > OUTPUTS {
         return Err(Error::Internal(format!("{} layers share an input, kernels take {OUTPUTS}", outputs.len())));
     }
@@ -178,14 +178,14 @@ fn start_some<const TASKS: usize>(
     launcher: &dyn Launcher,
     outputs: &[Tensor],
     x: &Tensor,
-    tasks: &[Task],
-    way: Way,
+    tasks: &[LoraTask],
+    way: LoraKernel,
 ) -> Result<()> {
     let (all_rows, input) = x.dims2()?;
     let most = tasks.iter().map(|task| task.rank as usize).max().unwrap_or(0);
     let (most, between) = match way {
-        Way::Rows => (most, DType::F32),
-        Way::Tiles => (most.next_multiple_of(SIDE), x.dtype()),
+        LoraKernel::Rows => (most, DType::F32),
+        LoraKernel::Tiles => (most.next_multiple_of(SIDE), x.dtype()),
     };
     if most == 0 {
         return Ok(());
@@ -199,7 +199,7 @@ fn start_some<const TASKS: usize>(
         input: input as u32,
         all_rows: all_rows as u32,
         most: most as u32,
-        tasks: [Task::default(); TASKS],
+        tasks: [LoraTask::default(); TASKS],
     };
     for (index, y) in outputs.iter().enumerate() {
         arguments.outputs[index] = address(y)?;
@@ -213,11 +213,11 @@ fn start_some<const TASKS: usize>(
         launch(launcher, kernel, &arguments, Shape::new((tasks.len(), blocks), warps * WARP))
     };
     match way {
-        Way::Rows => {
+        LoraKernel::Rows => {
             start("shrink", LORA, most.div_ceil(RANKS), WARPS)?;
             start("expand", LORA, widest.div_ceil(WARPS * WARP), WARPS)
         }
-        Way::Tiles => {
+        LoraKernel::Tiles => {
             start("shrink_tiles", LORA_TILES, most / SIDE * rows.div_ceil(SIDE), WARPS)?;
             let blocks = widest.div_ceil(EXPAND_COLUMNS) * rows.div_ceil(EXPAND_WARPS * SIDE);
             start("expand_tiles", LORA_TILES, blocks, EXPAND_WARPS)

@@ -19,7 +19,7 @@ pub mod rows;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::Device;
-pub use launch::{Kernel, Launcher, Mark, Shape};
+pub use launch::{DeviceEvent, Kernel, Launcher, Shape};
 pub use rows::RowTables;
 
 use crate::{Error, Result};

@@ -15,7 +15,7 @@ const SHARES: usize = 16;
 
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
-struct Piece {
+struct ParameterPiece {
     gradient: u64,
     start: u64,
     count: u64,
@@ -25,7 +25,7 @@ struct Piece {
 #[repr(C)]
 struct Squares {
     sums: u64,
-    pieces: [Piece; PIECES],
+    pieces: [ParameterPiece; PIECES],
 }
 
 // SAFETY: as in `optimizer.cu`.
@@ -40,7 +40,7 @@ struct AdamW {
     by: AdamCoefficients,
     /// Makes the padding before `pieces` bytes that may be read.
     _padding: u32,
-    pieces: [Piece; PIECES],
+    pieces: [ParameterPiece; PIECES],
 }
 
 // SAFETY: as in `optimizer.cu`.
@@ -88,21 +88,21 @@ fn kernel(name: &'static str) -> Result<Kernel> {
     Kernel::new(name, OPTIMIZER, DType::F32)
 }
 
-fn pieces(gradients: &[Tensor]) -> Result<Vec<Piece>> {
+fn pieces(gradients: &[Tensor]) -> Result<Vec<ParameterPiece>> {
     let mut start = 0;
     let piece = |gradient: &Tensor| {
         if gradient.dtype() != DType::F32 {
             return Err(Error::Internal("gradients of adapters are f32".into()));
         }
-        let piece = Piece { gradient: address(gradient)?, start, count: gradient.elem_count() as u64 };
+        let piece = ParameterPiece { gradient: address(gradient)?, start, count: gradient.elem_count() as u64 };
         start += piece.count;
         Ok(piece)
     };
     gradients.iter().map(piece).collect()
 }
 
-fn padded(pieces: &[Piece]) -> [Piece; PIECES] {
-    let mut padded = [Piece::default(); PIECES];
+fn padded(pieces: &[ParameterPiece]) -> [ParameterPiece; PIECES] {
+    let mut padded = [ParameterPiece::default(); PIECES];
     padded[..pieces.len()].copy_from_slice(pieces);
     padded
 }

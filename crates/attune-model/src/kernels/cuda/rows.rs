@@ -38,7 +38,7 @@ const FEWEST_ROWS: usize = 8;
 /// The structure `Rows` of `rows.cuh`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(super) struct Rows {
+pub(super) struct RowArguments {
     sequences: u64,
     positions: u64,
     places: u64,
@@ -119,8 +119,8 @@ impl RowTables {
         self.single_rows
     }
 
-    pub(super) fn arguments(&self, window: Option<usize>) -> Result<Rows> {
-        Ok(Rows {
+    pub(super) fn arguments(&self, window: Option<usize>) -> Result<RowArguments> {
+        Ok(RowArguments {
             sequences: address(&self.sequences)?,
             positions: address(&self.positions)?,
             places: address(&self.places)?,

@@ -16,7 +16,7 @@ const LOCATION_FILE: &str = "postgres.location";
 
 /// The cluster's folders. The locks last as long as this value.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct DataLayout {
     /// The cluster itself.
     pub cluster: PathBuf,
     /// What the server prints.
@@ -26,7 +26,7 @@ pub(super) struct Place {
     _locks: Vec<File>,
 }
 
-impl Place {
+impl DataLayout {
     /// Finds or chooses the place of `data_dir`'s cluster and locks it.
     pub fn choose(data_dir: &Path, user: &ServiceUser) -> Result<Self> {
         std::fs::create_dir_all(data_dir).map_err(|error| setup_error("create", data_dir, &error))?;
@@ -59,7 +59,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for DataLayout {
     fn drop(&mut self) {
         // It is empty once the server has stopped; where it is not, the next start uses it again.
         let _ = std::fs::remove_dir(&self.socket_dir);

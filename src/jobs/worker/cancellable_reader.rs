@@ -6,18 +6,21 @@ use super::lease::Control;
 use attune_train::{Error, Result};
 
 /// A file from its beginning, whose reading ends when the job must stop: a large one takes minutes to tokenize.
-pub(super) fn watched<'a>(mut file: &'a std::fs::File, control: &'a Control) -> Result<BufReader<Watched<'a>>> {
+pub(super) fn cancellable<'a>(
+    mut file: &'a std::fs::File,
+    control: &'a Control,
+) -> Result<BufReader<CancellableReader<'a>>> {
     file.rewind().map_err(Error::io("read a temporary file"))?;
-    Ok(BufReader::with_capacity(1 << 16, Watched { file, control }))
+    Ok(BufReader::with_capacity(1 << 16, CancellableReader { file, control }))
 }
 
-/// The reader of [`watched`].
-pub(super) struct Watched<'a> {
+/// The reader of [`cancellable`].
+pub(super) struct CancellableReader<'a> {
     file: &'a std::fs::File,
     control: &'a Control,
 }
 
-impl Read for Watched<'_> {
+impl Read for CancellableReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.control.check().map_err(std::io::Error::other)?;
         self.file.read(buffer)

@@ -13,7 +13,7 @@ pub(super) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The limits of one engine. Cheap to clone; clones share the queue's count.
 #[derive(Debug, Clone)]
-pub struct Door {
+pub struct Admission {
     context: usize,
     cache_tokens: usize,
     max_waiting: usize,
@@ -40,7 +40,7 @@ impl Ticket {
     }
 }
 
-impl Door {
+impl Admission {
     /// For a model with `context` positions, a cache of `blocks` blocks and a queue of `max_waiting` requests.
     pub fn new(context: usize, blocks: usize, max_waiting: usize) -> Self {
         Self { context, cache_tokens: blocks * BLOCK_TOKENS, max_waiting, waiting: Arc::default() }
@@ -99,40 +99,40 @@ mod tests {
 
     #[test]
     fn a_full_queue_refuses_until_a_place_is_given_back() {
-        let door = Door::new(64, 8, 2);
-        let first = door.enter().unwrap();
-        let _second = door.enter().unwrap();
+        let admission = Admission::new(64, 8, 2);
+        let first = admission.enter().unwrap();
+        let _second = admission.enter().unwrap();
         for _ in 0..3 {
-            assert!(matches!(door.enter(), Err(Error::Overloaded { .. })));
+            assert!(matches!(admission.enter(), Err(Error::Overloaded { .. })));
         }
         drop(first);
-        assert!(door.enter().is_ok());
+        assert!(admission.enter().is_ok());
     }
 
     #[test]
     fn a_request_of_many_sequences_gets_all_its_places_or_none_and_begins_once() {
-        let door = Door::new(64, 8, 3);
-        let two = door.enter_many(2).unwrap();
-        assert!(door.enter_many(2).is_err());
-        let other = door.enter().expect("what was refused has left no place taken");
+        let admission = Admission::new(64, 8, 3);
+        let two = admission.enter_many(2).unwrap();
+        assert!(admission.enter_many(2).is_err());
+        let other = admission.enter().expect("what was refused has left no place taken");
         two[1].begin();
         assert!(two[0].has_begun() && !other.has_begun());
         drop((two, other));
-        assert_eq!(door.enter_many(3).unwrap().len(), 3);
-        assert!(door.enter_many(4).is_err());
+        assert_eq!(admission.enter_many(3).unwrap().len(), 3);
+        assert!(admission.enter_many(4).is_err());
     }
 
     #[test]
     fn what_cannot_fit_is_refused_and_what_the_cache_ends_is_shortened() {
-        let door = Door::new(64, 100, 1);
-        assert_eq!(door.answer_tokens(60, 4).unwrap(), 4);
-        let refused = door.answer_tokens(60, 5).unwrap_err();
+        let admission = Admission::new(64, 100, 1);
+        assert_eq!(admission.answer_tokens(60, 4).unwrap(), 4);
+        let refused = admission.answer_tokens(60, 5).unwrap_err();
         assert!(matches!(refused, Error::ContextLength { limit: 64, prompt: 60, completion: 5 }));
-        assert!(matches!(door.answer_tokens(1, usize::MAX), Err(Error::ContextLength { .. })));
-        assert!(matches!(door.check_prompt(0), Err(Error::EmptyPrompt)));
-        assert!(matches!(door.check_prompt(65), Err(Error::ContextLength { .. })));
+        assert!(matches!(admission.answer_tokens(1, usize::MAX), Err(Error::ContextLength { .. })));
+        assert!(matches!(admission.check_prompt(0), Err(Error::EmptyPrompt)));
+        assert!(matches!(admission.check_prompt(65), Err(Error::ContextLength { .. })));
 
-        let small_cache = Door::new(64, 2, 1);
+        let small_cache = Admission::new(64, 2, 1);
         assert_eq!(small_cache.answer_tokens(10, 54).unwrap(), 23);
         assert!(matches!(small_cache.check_prompt(33), Err(Error::ContextLength { limit: 32, .. })));
     }

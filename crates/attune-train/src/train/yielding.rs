@@ -10,19 +10,19 @@ use candle_core::Device;
 
 use crate::Result;
 use crate::train::trainer::BeforeMicroStep;
-use attune_model::kernels::{self, Mark};
+use attune_model::kernels::{self, DeviceEvent};
 
 /// Blocks whose work may wait in the GPU's queue: one that it computes and one to follow.
 const AHEAD: usize = 2;
 
 /// How a pass over the blocks goes on from one to the next.
 #[derive(Default)]
-pub struct Pace<'a> {
+pub struct YieldPolicy<'a> {
     before: Option<BeforeMicroStep<'a>>,
-    marks: VecDeque<Box<dyn Mark>>,
+    marks: VecDeque<Box<dyn DeviceEvent>>,
 }
 
-impl<'a> Pace<'a> {
+impl<'a> YieldPolicy<'a> {
     /// Asks `before` between the blocks of a pass; an error of it ends the pass. The default asks nobody.
     pub fn asking(before: BeforeMicroStep<'a>) -> Self {
         Self { before: Some(before), marks: VecDeque::new() }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 
 use crate::Result;
-use crate::train::backward::{self, Gradients, LossReport, Manner, Objective, PackedBatch};
+use crate::train::backward::{self, Gradients, LossReport, Objective, PackedBatch, PassOptions};
 use crate::train::contrastive::Contrast;
-use crate::train::pace::Pace;
 use crate::train::trainer::BeforeMicroStep;
+use crate::train::yielding::YieldPolicy;
 use attune_model::BaseModel;
 use attune_model::decoder::Decoder;
 use attune_model::lora::Adapter;
@@ -25,16 +25,21 @@ pub(crate) trait LossSource: Send + Sync {
         batch: &PackedBatch,
         objective: Objective<'_>,
         normalizer: f64,
-        manner: Manner<'_>,
+        manner: PassOptions<'_>,
     ) -> Result<(LossReport, Gradients)>;
     fn loss(
         &self,
         adapter: &Adapter,
         batch: &PackedBatch,
         objective: Objective<'_>,
-        pace: Pace<'_>,
+        pace: YieldPolicy<'_>,
     ) -> Result<LossReport>;
-    fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch, pace: Pace<'_>) -> Result<Vec<f64>>;
+    fn log_likelihoods(
+        &self,
+        adapter: Option<&Adapter>,
+        batch: &PackedBatch,
+        pace: YieldPolicy<'_>,
+    ) -> Result<Vec<f64>>;
     /// Loss and gradients of a batch of pairs of texts.
     fn contrast_and_gradients(
         &self,
@@ -69,7 +74,7 @@ impl<D: Borrow<Decoder> + Send + Sync> LossSource for D {
         batch: &PackedBatch,
         objective: Objective<'_>,
         normalizer: f64,
-        manner: Manner<'_>,
+        manner: PassOptions<'_>,
     ) -> Result<(LossReport, Gradients)> {
         backward::objective_and_gradients(self.borrow(), adapter, batch, objective, normalizer, manner)
     }
@@ -79,12 +84,17 @@ impl<D: Borrow<Decoder> + Send + Sync> LossSource for D {
         adapter: &Adapter,
         batch: &PackedBatch,
         objective: Objective<'_>,
-        pace: Pace<'_>,
+        pace: YieldPolicy<'_>,
     ) -> Result<LossReport> {
         backward::objective(self.borrow(), Some(adapter), batch, objective, pace)
     }
 
-    fn log_likelihoods(&self, adapter: Option<&Adapter>, batch: &PackedBatch, pace: Pace<'_>) -> Result<Vec<f64>> {
+    fn log_likelihoods(
+        &self,
+        adapter: Option<&Adapter>,
+        batch: &PackedBatch,
+        pace: YieldPolicy<'_>,
+    ) -> Result<Vec<f64>> {
         backward::log_likelihoods(self.borrow(), adapter, batch, pace)
     }
 
