@@ -23,7 +23,7 @@ serve: setup ## Build and run the server on http://127.0.0.1:8080 with its data 
 test: test-rust test-sdk ## Run every test: the Rust ones, then many clients against a real server
 
 test-rust: setup
-	@cargo test --locked
+	@cargo test --workspace --locked
 
 test-sdk: setup .venv/.installed
 	@cargo build --locked
@@ -40,8 +40,8 @@ bench-training: setup .venv-bench-training/.installed ## Measure training beside
 	@.venv-bench-training/bin/python benches/training
 
 check: setup ## Formatting, lints as errors, and that openapi/openapi.json is up to date
-	@cargo fmt --check
-	@cargo clippy --locked --all-targets -- -D warnings
+	@cargo fmt --all --check
+	@cargo clippy --workspace --locked --all-targets -- -D warnings
 	@cargo run --locked --quiet -- openapi | diff -u openapi/openapi.json - >&2 \
 		|| { echo "openapi/openapi.json is out of date: run 'make openapi' and commit the result." >&2; exit 1; }
 

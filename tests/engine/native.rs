@@ -98,7 +98,7 @@ struct Fake {
     poisoned: bool,
     gate: Arc<Gate>,
     faults: Arc<Faults>,
-    /// Rows computed so far.
+    /// RowMatrix computed so far.
     rows: Arc<AtomicUsize>,
 }
 
@@ -194,9 +194,9 @@ impl StepModel for Fake {
         let drawn = wanted.draws.iter().map(|(row, draw)| draw_from(&logits_of(*row).collect::<Vec<_>>(), *draw));
         let hidden = wanted.hidden.iter().flat_map(|row| values(states[*row as usize], HIDDEN));
         Ok(StepOutput {
-            logits: Rows { values: logits.collect(), width: VOCABULARY },
+            logits: RowMatrix { values: logits.collect(), width: VOCABULARY },
             tokens: drawn.collect(),
-            hidden: Rows { values: hidden.collect(), width: HIDDEN },
+            hidden: RowMatrix { values: hidden.collect(), width: HIDDEN },
         })
     }
 
