@@ -17,7 +17,7 @@ use crate::engine_support::byte_level;
 use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
 use attune::engine::priority::Priority;
-use attune::engine::step_model::{Rows, StepModel, StepOutput, WantedRows};
+use attune::engine::step_model::{RowMatrix, StepModel, StepOutput, WantedRows};
 use attune::engine::{Backend, EmbedRequest, Event, FinishReason, GenerateRequest, Sampling};
 use attune::engine::{Error, Result};
 use attune::model::decoder::SequenceRows;
