@@ -10,7 +10,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::registry::AdapterRegistry;
-use crate::api::{self, ApiState};
+use crate::api;
+use crate::api::ApiState;
 use crate::config::Config;
 use crate::engine::catalog::{Catalog, CatalogEntry};
 use crate::engine::native::NativeEngine;

@@ -1,39 +1,15 @@
-//! HTTP and nothing else. [`routes`] is the one list of routes; it yields the `OpenAPI` document too. A file per resource
-//! holds its handlers, and its bodies, which larger resources have in a folder of the same name; `error` is the one table
-//! from failure to status.
+//! HTTP and nothing else. [`routes`] is the one list of routes; it yields the `OpenAPI` document too. A room per
+//! subject holds a file per resource with its handlers and bodies; larger resources have a folder of the same name.
+//! `http/error.rs` is the one table from failure to status.
 //!
 //! `app` builds the [`ApiState`] and runs the [`router`]; handlers call `engine`, `jobs` and `store`.
 
-mod adapter_list;
-mod auth;
-mod chat;
-mod checkpoint_permissions;
-mod checks;
-mod completions;
-mod docs;
-mod embeddings;
-mod engines;
-mod error;
-mod event_stream;
-mod extract;
-mod files;
-mod fine_tunes;
-mod fine_tuning_jobs;
-mod foreign_tokens;
-mod generate;
-mod health;
-mod job_rules;
-mod limits;
-mod list;
-mod lora_adapters;
-mod meter;
+mod access;
+mod fine_tuning;
+mod generation;
+mod http;
 mod models;
-mod sse;
-mod target;
-mod tokenize;
-mod transport;
-mod upload;
-mod usage;
+mod operations;
 
 use std::sync::Arc;
 
@@ -46,8 +22,14 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
+use self::access::auth;
+use self::access::auth::Gate;
+use self::fine_tuning::{fine_tunes, fine_tuning_jobs};
+use self::generation::{chat, completions, embeddings, engines, tokenize};
+use self::http::{docs, transport};
+use self::models::{checkpoint_permissions, lora_adapters, model_resource};
+use self::operations::{files, health, usage};
 use crate::adapters::registry::AdapterRegistry;
-use crate::api::auth::Gate;
 use crate::config::Config;
 use crate::engine::catalog::Catalog;
 use crate::jobs::queue::Queue;
@@ -57,9 +39,9 @@ use crate::store::key_directory::KeyDirectory;
 use crate::store::usage_recorder::UsageRecorder;
 use crate::{Error, Result};
 
-pub use fine_tuning_jobs::estimate::show as show_estimate;
-pub use fine_tuning_jobs::read_spec;
-pub use health::record_metrics;
+pub use self::fine_tuning::fine_tuning_jobs::estimate::show as show_estimate;
+pub use self::fine_tuning::fine_tuning_jobs::read_spec;
+pub use self::operations::health::record_metrics;
 
 /// What handlers work with. Cheap to clone.
 #[derive(Clone)]
@@ -91,10 +73,10 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(chat::create))
         .routes(routes!(embeddings::create))
         // Models.
-        .routes(routes!(models::list))
-        .merge(documented(routes!(models::retrieve, models::delete)))
-        .merge(documented(routes!(models::download)))
-        .route("/models/{*model}", get(models::get).delete(models::delete))
+        .routes(routes!(model_resource::list))
+        .merge(documented(routes!(model_resource::retrieve, model_resource::delete)))
+        .merge(documented(routes!(model_resource::download)))
+        .route("/models/{*model}", get(model_resource::get).delete(model_resource::delete))
         .routes(routes!(lora_adapters::list))
         .routes(routes!(lora_adapters::load))
         .routes(routes!(lora_adapters::unload))
@@ -166,11 +148,11 @@ pub fn document_text() -> Result<String> {
 
 /// The server's routes with everything around them.
 pub fn router(state: ApiState) -> Router {
-    let door = Gate::new(&state.config, state.keys.clone(), state.usage.clone());
+    let gate = Gate::new(&state.config, state.keys.clone(), state.usage.clone());
     let max_body = DefaultBodyLimit::max(state.config.limits.max_body_bytes);
-    let layer = from_fn_with_state(door.clone(), auth::authenticate);
+    let layer = from_fn_with_state(gate.clone(), auth::authenticate);
     let routes = assemble(|guarded| guarded.layer(max_body).layer(layer)).with_state(state);
-    transport::dress(routes.merge(docs::routes(document())), move || door.was_open())
+    transport::dress(routes.merge(docs::routes(document())), move || gate.was_open())
 }
 
 /// All routes; `guard` puts the layers around those that need a key.
