@@ -41,6 +41,7 @@ use crate::{Error, Result};
 
 pub use self::fine_tuning::fine_tuning_jobs::estimate::show as show_estimate;
 pub use self::fine_tuning::fine_tuning_jobs::read_spec;
+pub use self::fine_tuning::job_faults::describe_fault;
 pub use self::operations::health::record_metrics;
 
 /// What handlers work with. Cheap to clone.
