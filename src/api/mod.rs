@@ -1,6 +1,6 @@
 //! HTTP and nothing else. [`routes`] is the one list of routes; it yields the `OpenAPI` document too. A room per
 //! subject holds a file per resource with its handlers and bodies; larger resources have a folder of the same name.
-//! `http/error.rs` is the one table from failure to status.
+//! `http/error/table.rs` is the one table from failure to status.
 //!
 //! `app` builds the [`ApiState`] and runs the [`router`]; handlers call `engine`, `jobs` and `store`.
 

@@ -23,9 +23,6 @@ const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const INVALID_REQUEST: &str = "invalid_request_error";
 const SERVER_ERROR: &str = "server_error";
-const CONTEXT_LENGTH: &str = "context_length_exceeded";
-const INVALID_ADAPTER: &str = "invalid_adapter";
-const MODEL_NOT_FOUND: &str = "model_not_found";
 
 /// What a key may use a bounded amount of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,7 +200,7 @@ impl Problem {
     /// No base model and no fine-tuned model of the caller has the name.
     pub fn model_not_found(name: &str) -> Self {
         let message = format!("The model `{name}` does not exist or you do not have access to it.");
-        Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code(MODEL_NOT_FOUND)
+        Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code("model_not_found")
     }
 
     /// The same failure; a model that was not found is called by the `name` that was asked for.
@@ -214,17 +211,12 @@ impl Problem {
 
     /// True if there is no such model.
     pub fn is_model_not_found(&self) -> bool {
-        self.error.code == Some(MODEL_NOT_FOUND)
+        self.error.code == Some("model_not_found")
     }
 
     /// True if prompt and answer do not fit the model's context.
     pub fn is_context_length(&self) -> bool {
-        self.error.code == Some(CONTEXT_LENGTH)
-    }
-
-    /// True if the files of an adapter cannot be used.
-    pub fn is_invalid_adapter(&self) -> bool {
-        self.error.code == Some(INVALID_ADAPTER)
+        self.error.code == Some("context_length_exceeded")
     }
 
     /// Every queue is full.

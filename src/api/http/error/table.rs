@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 
-use super::{CONTEXT_LENGTH, INVALID_ADAPTER, Problem, SERVER_ERROR};
+use super::{Problem, SERVER_ERROR};
 use crate::datasets::Purpose;
 use crate::{adapters, engine, jobs, model, store};
 
@@ -25,7 +25,7 @@ impl From<engine::Error> for Problem {
         let message = error.to_string();
         match error {
             Engine::Model(error) => error.into(),
-            Engine::ContextLength { .. } => Self::bad_request(message).code(CONTEXT_LENGTH),
+            Engine::ContextLength { .. } => Self::bad_request(message).code("context_length_exceeded"),
             Engine::EmptyPrompt => Self::bad_request(message),
             Engine::UnknownToken { .. } => Self::invalid("prompt", message),
             Engine::Grammar { message, field } => Self::invalid(field, message),
@@ -121,8 +121,8 @@ impl From<adapters::Error> for Problem {
             Adapters::Store(error) => error.into(),
             Adapters::Model(error) => error.into(),
             Adapters::Engine(error) => error.into(),
-            Adapters::Invalid(_) => Self::invalid_code("adapter", INVALID_ADAPTER, message),
-            Adapters::TooLarge { .. } => Self::invalid_code("model", INVALID_ADAPTER, message),
+            Adapters::Invalid(_) => Self::invalid_code("adapter", "invalid_adapter", message),
+            Adapters::TooLarge { .. } => Self::invalid_code("model", "invalid_adapter", message),
             Adapters::Source(why) => {
                 Self::invalid_code("lora_path", "invalid_value", format!("'lora_path' cannot be used: {why}."))
             }
