@@ -1,6 +1,6 @@
 //! HTTP and nothing else. [`routes`] is the one list of routes; it yields the `OpenAPI` document too. A room per
 //! subject holds a file per resource with its handlers and bodies; larger resources have a folder of the same name.
-//! `http/error.rs` is the one table from failure to status.
+//! `http/error/table.rs` is the one table from failure to status.
 //!
 //! `app` builds the [`ApiState`] and runs the [`router`]; handlers call `engine`, `jobs` and `store`.
 
@@ -41,6 +41,7 @@ use crate::{Error, Result};
 
 pub use self::fine_tuning::fine_tuning_jobs::estimate::show as show_estimate;
 pub use self::fine_tuning::fine_tuning_jobs::read_spec;
+pub use self::fine_tuning::job_faults::describe_fault;
 pub use self::operations::health::record_metrics;
 
 /// What handlers work with. Cheap to clone.

@@ -21,9 +21,7 @@ use http_body::{Frame, SizeHint};
 
 use self::bucket::{Bucket, Level};
 use crate::api::access::auth::Caller;
-use crate::api::http::error::Problem;
-use crate::error::RateLimit;
-use crate::{Error, Result};
+use crate::api::http::error::{Problem, RateLimit, Result};
 
 /// The headers that tell a client where it stands.
 pub const HEADERS: [HeaderName; 6] = [
@@ -112,7 +110,7 @@ impl Limiter {
                 "Request too large for this key in organization {organization} on tokens per min (TPM): Limit {limit}, \
                  Requested {amount}. Send a shorter prompt, or use a key with a higher limit."
             );
-            return Err(Error::RateLimited { what: RateLimit::Tokens, message, retry_after: None });
+            return Err(Problem::rate_limited(RateLimit::Tokens, message, None));
         }
         tokens.take(amount, now).map_err(|wait| {
             refusal(RateLimit::Tokens, organization, &standing("tokens", "TPM", tokens, amount, now), wait)
@@ -151,12 +149,12 @@ fn standing(what: &str, short: &str, bucket: &mut Bucket, requested: u64, now: I
     format!("{what} per min ({short}): Limit {limit}, Used {}, Requested {requested}", limit - remaining)
 }
 
-fn refusal(what: RateLimit, organization: &str, on: &str, wait: Duration) -> Error {
+fn refusal(what: RateLimit, organization: &str, on: &str, wait: Duration) -> Problem {
     let message = format!(
         "Rate limit reached for this key in organization {organization} on {on}. Please try again in {}.",
         duration_text(wait)
     );
-    Error::RateLimited { what, message, retry_after: Some(wait) }
+    Problem::rate_limited(what, message, Some(wait))
 }
 
 /// The limiters of all keys that were used lately. Cheap to clone.

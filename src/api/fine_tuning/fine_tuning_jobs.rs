@@ -18,12 +18,11 @@ use self::response::{Checkpoint, FineTuningEvent, FineTuningJob};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::fine_tuning::job_rules::admitted;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Body, Path, Query, parse};
 use crate::api::http::list::{BoundedPageOf, Cursor, PageOf};
 use crate::jobs::queue::StopRequest;
 use crate::jobs::{Job, JobApi, JobSpec};
-use crate::{Error, Result};
 
 /// Items of a page by default, and at the most.
 const DEFAULT_PAGE: i64 = 20;
@@ -167,16 +166,12 @@ pub async fn checkpoints(
 
 /// The job that a JSON body asks for, by the rules of [`create`]; for the command line, which has files and models of its own.
 pub fn read_spec(body: &[u8]) -> Result<JobSpec> {
-    let request: CreateJob = parse(body).map_err(|problem| Error::Invalid {
-        message: problem.error.message,
-        param: problem.error.param.map(Into::into),
-        code: problem.error.code,
-    })?;
+    let request: CreateJob = parse(body)?;
     request.spec()
 }
 
 async fn find(state: &ApiState, caller: &Caller, id: &str) -> Result<Job> {
-    state.queue.job(&caller.organization, JobApi::FineTuningJobs, id).await
+    Ok(state.queue.job(&caller.organization, JobApi::FineTuningJobs, id).await?)
 }
 
 /// The number in an event's id. What is no such id is before all events, so that nothing follows it.

@@ -5,11 +5,11 @@ use utoipa::ToSchema;
 
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
-use crate::api::http::error::Problem;
+use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
 use crate::jobs::JobSpec;
+use crate::store;
 use crate::train::settings::max_sequence_tokens;
-use crate::{Error, Result};
 
 /// A number, or `"auto"` to let the server choose.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, ToSchema)]
@@ -62,7 +62,7 @@ fn follow_alias(state: &ApiState, spec: &mut JobSpec) {
 
 /// What the job works with must be the caller's own, or a base model; and no setting may ask for more than the model can.
 async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<(), Problem> {
-    let base = check_model(state, caller, spec).await.map_err(|error| Problem::from(error).param("model"))?;
+    let base = check_model(state, caller, spec).await.map_err(|problem| problem.param("model"))?;
     // A fine-tuned model may be of a base that is not served any more; its job says so.
     if let Ok(entry) = state.catalog.get(&base) {
         max_sequence_tokens(&spec.hyperparameters, &entry.model.config)?;
@@ -77,9 +77,9 @@ async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Resu
 /// The file must be the caller's and meant for training; `param` is blamed.
 async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str) -> Result<()> {
     let file = match state.store.file(&caller.organization, id).await {
-        Err(Error::NotFound { .. }) => {
+        Err(store::Error::NotFound { .. }) => {
             let message = format!("The file '{id}' does not exist: upload it with the purpose 'fine-tune' first.");
-            return Err(Error::invalid_code(param, "invalid_training_file", message));
+            return Err(Problem::invalid_code(param, "invalid_training_file", message));
         }
         file => file?,
     };
@@ -88,7 +88,7 @@ async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str) ->
             "The file '{id}' has the purpose '{}': upload it again with the purpose 'fine-tune'.",
             file.purpose
         );
-        return Err(Error::invalid_code(param, "invalid_training_file", message));
+        return Err(Problem::invalid_code(param, "invalid_training_file", message));
     }
     Ok(())
 }
@@ -99,7 +99,7 @@ async fn check_model(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Resul
         return Ok(spec.model.clone());
     }
     let found = state.store.fine_tuned_model(&caller.organization, &spec.model).await;
-    Ok(found.map_err(|error| error.about_model(spec.asked_model()))?.base)
+    Ok(found.map_err(|error| Problem::from(error).about_model(spec.asked_model()))?.base)
 }
 
 /// A suffix as it stands in a model's name: lower case, every run of other characters one `-`.
@@ -108,13 +108,13 @@ pub fn normal_suffix(suffix: Option<&str>, max: usize) -> Result<Option<String>>
     let length = suffix.chars().count();
     if !(1..=max).contains(&length) {
         let message = format!("'suffix' must have 1 to {max} characters; it has {length}.");
-        return Err(Error::invalid_code("suffix", "invalid_value", message));
+        return Err(Problem::invalid_code("suffix", "invalid_value", message));
     }
     let words = suffix.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     let normal = words.collect::<Vec<_>>().join("-").to_ascii_lowercase();
     if normal.is_empty() {
         let message = "'suffix' must hold at least one letter (a to z) or digit.";
-        return Err(Error::invalid_code("suffix", "invalid_value", message));
+        return Err(Problem::invalid_code("suffix", "invalid_value", message));
     }
     Ok(Some(normal))
 }
@@ -130,7 +130,7 @@ pub fn positive(param: &str, value: Option<f64>) -> Result<Option<f64>> {
     match value {
         Some(value) if !(value > 0.0 && value.is_finite()) => {
             let message = format!("Invalid '{param}': {value} is not greater than 0.");
-            Err(Error::invalid_code(param, "invalid_value", message))
+            Err(Problem::invalid_code(param, "invalid_value", message))
         }
         value => Ok(value),
     }

@@ -3,4 +3,5 @@
 pub(super) mod event_stream;
 pub(super) mod fine_tunes;
 pub(super) mod fine_tuning_jobs;
+pub(super) mod job_faults;
 pub(super) mod job_rules;

@@ -20,11 +20,10 @@ use crate::api::generation::generate::fields::{SamplingFields, StopTexts, Stream
 use crate::api::generation::generate::logprobs::TokenTexts;
 use crate::api::generation::generate::{GenerationPlan, best};
 use crate::api::generation::target::{Input, Item, Target};
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::http::sse;
 use crate::api::operations::checks::within;
-use crate::{Error, Result};
 
 /// What `max_tokens` is when it is not given.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -124,7 +123,7 @@ impl CompletionRequest {
     fn refuse_unsupported(&self) -> Result<()> {
         if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
             let message = "'suffix' is not supported: this model has no fill-in-the-middle. Leave it out.";
-            return Err(Error::invalid_code("suffix", "unsupported_parameter", message));
+            return Err(Problem::invalid_code("suffix", "unsupported_parameter", message));
         }
         Ok(())
     }
@@ -179,18 +178,18 @@ impl CompletionRequest {
         };
         if candidates < n {
             let message = format!("'best_of' is {candidates}, but must be at least 'n', which is {n}.");
-            return Err(Error::invalid("best_of", message));
+            return Err(Problem::invalid("best_of", message));
         }
         if candidates > n && self.stream == Some(true) {
             let message = "'best_of' above 'n' cannot be streamed, since the best are known at the end only: \
                            leave out 'stream' or 'best_of'.";
-            return Err(Error::invalid("best_of", message));
+            return Err(Problem::invalid("best_of", message));
         }
         if candidates * prompts > waiting {
             let message = format!(
                 "{prompts} prompts with 'best_of' {candidates} are more than the {waiting} sequences of one request."
             );
-            return Err(Error::invalid("best_of", message));
+            return Err(Problem::invalid("best_of", message));
         }
         Ok(candidates)
     }
@@ -214,7 +213,10 @@ impl CompletionRequest {
 fn start_token(target: &Target) -> Result<u32> {
     let ends = &target.model().end_tokens;
     ends.first().copied().ok_or_else(|| {
-        Error::invalid("prompt", "'prompt' has no tokens, and this model has no end token to begin with: send a text.")
+        Problem::invalid(
+            "prompt",
+            "'prompt' has no tokens, and this model has no end token to begin with: send a text.",
+        )
     })
 }
 

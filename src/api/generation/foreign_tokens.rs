@@ -6,8 +6,8 @@
 use tiktoken_rs::{CoreBPE, Rank, cl100k_base_singleton};
 
 use crate::api::generation::target::Item;
+use crate::api::http::error::{Problem, Result};
 use crate::engine::catalog::Catalog;
-use crate::{Error, Result};
 
 /// Names that begin so are `OpenAI`'s embedding models, whose tokenizer is `cl100k_base`.
 const EMBEDDING_NAMES: &str = "text-embedding-";
@@ -21,14 +21,14 @@ pub async fn own_items(catalog: &Catalog, model: &str, param: &'static str, item
     }
     // The first use builds the table, which takes a moment.
     let read = move || items.into_iter().map(|item| as_text(cl100k_base_singleton(), param, item)).collect();
-    tokio::task::spawn_blocking(read).await.map_err(|error| Error::Internal(format!("read token ids: {error}")))?
+    tokio::task::spawn_blocking(read).await.map_err(|error| Problem::defect(format!("read token ids: {error}")))?
 }
 
 /// A cut through a character leaves its bytes incomplete; what cannot be read becomes a replacement character.
 fn as_text(table: &CoreBPE, param: &str, item: Item) -> Result<Item> {
     let Item::Tokens(ids) = item else { return Ok(item) };
     if ids.is_empty() {
-        return Err(Error::invalid(param, format!("'{param}' must not hold an empty array of token ids.")));
+        return Err(Problem::invalid(param, format!("'{param}' must not hold an empty array of token ids.")));
     }
     match table.decode_bytes(&ids as &[Rank]) {
         Ok(bytes) => Ok(Item::Text(String::from_utf8_lossy(&bytes).into_owned())),
@@ -38,7 +38,7 @@ fn as_text(table: &CoreBPE, param: &str, item: Item) -> Result<Item> {
                  those of cl100k_base.",
                 fault.token
             );
-            Err(Error::invalid(param, message))
+            Err(Problem::invalid(param, message))
         }
     }
 }

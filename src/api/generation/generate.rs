@@ -18,10 +18,11 @@ use self::body::Usage;
 use self::logprobs::mean;
 use crate::api::access::meter::Charge;
 use crate::api::generation::target::{Target, count_tokens};
+use crate::api::http::error::{Problem, Result};
+use crate::engine;
 use crate::engine::grammar::Grammar;
 use crate::engine::logprobs::TokenLogprobs;
 use crate::engine::{Event, FinishReason, GenerateRequest, Sampling};
-use crate::{Error, Result};
 
 /// What every sequence of a request has in common.
 pub struct GenerationPlan {
@@ -95,7 +96,8 @@ impl GenerationPlan {
         let Target { base, adapter, account } = &self.target;
         let limit = self.target.context();
         if let Some(prompt) = self.prompts.iter().map(Vec::len).find(|prompt| prompt + self.max_tokens > limit) {
-            return Err(Error::ContextLength { limit, prompt, completion: self.max_tokens });
+            let completion = self.max_tokens;
+            return Err(engine::Error::ContextLength { limit, prompt, completion }.into());
         }
         let prompt_tokens = self.prompts.iter().map(Vec::len).sum();
         let mut charge = account.charge(prompt_tokens)?;
@@ -181,12 +183,11 @@ impl Running {
                     self.end(index, reason);
                 }
                 (_, Some(Event::Failed(error))) => {
-                    let error = error.into();
                     self.waive_what_never_ran(&error);
-                    return Some(Err(error));
+                    return Some(Err(error.into()));
                 }
                 (index, None) if !self.ended[index] => {
-                    return Some(Err(Error::Unavailable("The engine stopped before the answer was complete.".into())));
+                    return Some(Err(Problem::unavailable("The engine stopped before the answer was complete.")));
                 }
                 (_, None) => {}
             }
@@ -213,8 +214,8 @@ impl Running {
     }
 
     /// A request that waited in vain costs nothing.
-    fn waive_what_never_ran(&mut self, error: &Error) {
-        if matches!(error, Error::Overloaded { .. })
+    fn waive_what_never_ran(&mut self, error: &engine::Error) {
+        if matches!(error, engine::Error::Overloaded { .. })
             && self.drawn_tokens.iter().all(|drawn| *drawn == 0)
             && let Some(charge) = self.charge.take()
         {
@@ -285,6 +286,8 @@ impl Drop for Running {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::StatusCode;
+
     use super::*;
 
     fn token(text: &str) -> Event {
@@ -320,9 +323,9 @@ mod tests {
     #[tokio::test]
     async fn a_failure_or_a_lost_engine_is_an_error_and_not_a_short_answer() {
         let failed = running(vec![vec![token("a"), Event::Failed(crate::engine::Error::EmptyPrompt)]]).collect().await;
-        assert!(matches!(failed, Err(Error::Invalid { .. })));
+        assert!(matches!(failed, Err(problem) if problem.status == StatusCode::BAD_REQUEST));
         let lost = running(vec![vec![token("a")]]).collect().await;
-        assert!(matches!(lost, Err(Error::Unavailable(_))));
+        assert!(matches!(lost, Err(problem) if problem.status == StatusCode::SERVICE_UNAVAILABLE));
     }
 
     #[tokio::test]

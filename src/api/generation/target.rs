@@ -9,10 +9,10 @@ use utoipa::ToSchema;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::access::meter::Account;
+use crate::api::http::error::{Problem, Result};
 use crate::engine::catalog::CatalogEntry;
 use crate::model::BaseModel;
 use crate::model::lora::AdapterLease;
-use crate::{Error, Result};
 
 /// Texts longer than this together are tokenized off the async threads.
 const INLINE_BYTES: usize = 8 << 10;
@@ -37,7 +37,7 @@ impl Target {
             return Ok(Self { base: base.clone(), adapter: None, account });
         }
         let leased = state.registry.lease(&caller.organization, real).await;
-        let (base, adapter) = leased.map_err(|error| error.about_model(name))?;
+        let (base, adapter) = leased.map_err(|error| Problem::from(error).about_model(name))?;
         let account = Account::new(state, caller, name, &base);
         Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter), account })
     }
@@ -73,7 +73,7 @@ async fn tokenize<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> Result
         return work();
     }
     let joined = tokio::task::spawn_blocking(work).await;
-    joined.map_err(|error| Error::Internal(format!("tokenize: {error}")))?
+    joined.map_err(|error| Problem::defect(format!("tokenize: {error}")))?
 }
 
 /// Counts tokens for `/metrics`; labelled by base model, since the names of fine-tuned ones have no bound.
@@ -117,11 +117,11 @@ impl Input {
             Self::TokenLists(lists) => lists.into_iter().map(Item::Tokens).collect(),
         };
         if items.is_empty() {
-            return Err(Error::invalid(param, format!("'{param}' must not be an empty array.")));
+            return Err(Problem::invalid(param, format!("'{param}' must not be an empty array.")));
         }
         if items.len() > limit {
             let message = format!("'{param}' has {} items; at most {limit} fit into one request.", items.len());
-            return Err(Error::invalid_code(param, "array_above_max_length", message));
+            return Err(Problem::invalid_code(param, "array_above_max_length", message));
         }
         Ok(items)
     }
@@ -155,7 +155,7 @@ impl Target {
 
 fn check_ids(param: &str, tokens: &[u32], vocabulary: usize) -> Result<()> {
     if tokens.is_empty() {
-        return Err(Error::invalid(param, format!("'{param}' must not hold an empty array of token ids.")));
+        return Err(Problem::invalid(param, format!("'{param}' must not hold an empty array of token ids.")));
     }
     match tokens.iter().find(|id| **id as usize >= vocabulary) {
         Some(id) => {
@@ -163,7 +163,7 @@ fn check_ids(param: &str, tokens: &[u32], vocabulary: usize) -> Result<()> {
                 "'{param}' holds the token id {id}; this model has the ids 0 to {}.",
                 vocabulary.saturating_sub(1)
             );
-            Err(Error::invalid(param, message))
+            Err(Problem::invalid(param, message))
         }
         None => Ok(()),
     }
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     fn items(json: &str) -> Result<Vec<Item>> {
-        let input: Input = serde_json::from_str(json).map_err(|error| Error::invalid("input", error.to_string()))?;
+        let input: Input = serde_json::from_str(json).map_err(|error| Problem::invalid("input", error.to_string()))?;
         input.into_items("input", 3)
     }
 

@@ -10,10 +10,9 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::chat::{ChatMessage, template_messages};
 use crate::api::generation::target::Target;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::operations::checks::not_supported;
-use crate::{Error, Result};
 
 /// A text or a conversation to turn into tokens; exactly one of `prompt` and `messages`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -116,10 +115,10 @@ pub async fn detokenize(
     if let Some(id) = request.tokens.iter().find(|id| **id as usize >= ids) {
         let message =
             format!("'tokens' holds the id {id}; this model's tokenizer has the ids 0 to {}.", ids.saturating_sub(1));
-        return Err(Error::invalid_code("tokens", "invalid_value", message).into());
+        return Err(Problem::invalid_code("tokens", "invalid_value", message));
     }
     let decoded = tokio::task::spawn_blocking(move || model.tokenizer.decode(&request.tokens, false)).await;
-    let prompt = decoded.map_err(|error| Error::Internal(format!("detokenize: {error}")))??;
+    let prompt = decoded.map_err(|error| Problem::defect(format!("detokenize: {error}")))??;
     Ok(Json(Detokenized { prompt }))
 }
 
@@ -155,7 +154,7 @@ impl TokenizeRequest {
                 let model = target.model();
                 let template = model.chat_template.as_ref().ok_or_else(|| {
                     let message = format!("The model `{}` has no chat template: send a 'prompt'.", model.id);
-                    Error::invalid("model", message)
+                    Problem::invalid("model", message)
                 })?;
                 let messages = template_messages(messages, template.tool_syntax())?;
                 let begin_answer = self.add_generation_prompt.unwrap_or(true);
@@ -164,9 +163,9 @@ impl TokenizeRequest {
             }
             (None, None) => {
                 let message = "Missing required parameter: 'prompt' or 'messages'.";
-                Err(Error::invalid_code("prompt", "missing_required_parameter", message))
+                Err(Problem::invalid_code("prompt", "missing_required_parameter", message))
             }
-            (Some(_), Some(_)) => Err(Error::invalid("messages", "Send either 'prompt' or 'messages', not both.")),
+            (Some(_), Some(_)) => Err(Problem::invalid("messages", "Send either 'prompt' or 'messages', not both.")),
         }
     }
 }

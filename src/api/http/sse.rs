@@ -10,7 +10,6 @@ use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream, StreamExt as _};
 use serde::Serialize;
 
-use crate::Error;
 use crate::api::http::error::{ErrorBody, Problem};
 
 /// Well below the 60 s after which common proxies close a quiet connection.
@@ -29,7 +28,7 @@ pub fn respond(documents: impl Stream<Item = Result<String, Problem>> + Send + '
 
 /// A document of the API as the text of an event.
 pub fn json(document: &impl Serialize) -> Result<String, Problem> {
-    serde_json::to_string(document).map_err(|error| Error::Internal(format!("write JSON: {error}")).into())
+    serde_json::to_string(document).map_err(|error| Problem::defect(format_args!("write JSON: {error}")))
 }
 
 /// Where a stream of events stands.

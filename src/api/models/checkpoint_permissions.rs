@@ -11,11 +11,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Body, Path, Query};
 use crate::api::http::list::{BoundedPageOf, Cursor};
+use crate::store;
 use crate::store::permissions::Permission;
-use crate::{Error, Result};
 
 /// Items of a page by default, and at the most.
 const DEFAULT_PAGE: i64 = 10;
@@ -201,7 +201,7 @@ fn place(path: &str) -> Option<(&str, Option<&str>)> {
 
 impl GrantPermissions {
     fn check(&self) -> Result<()> {
-        let fault = |code, message: String| Err(Error::invalid_code("project_ids", code, message));
+        let fault = |code, message: String| Err(Problem::invalid_code("project_ids", code, message));
         if self.project_ids.is_empty() {
             return fault("invalid_value", "'project_ids' must name at least one organisation.".into());
         }
@@ -222,10 +222,10 @@ fn page(permissions: Vec<Permission>, has_more: bool) -> BoundedPageOf<Checkpoin
 }
 
 /// The model stands in the path, not in a body.
-fn blame_model(error: Error) -> Problem {
+fn blame_model(error: store::Error) -> Problem {
     let param = match error {
-        Error::ModelNotFound(_) => "fine_tuned_model_checkpoint",
-        Error::NotFound { .. } => "permission_id",
+        store::Error::ModelNotFound(_) => "fine_tuned_model_checkpoint",
+        store::Error::NotFound { .. } => "permission_id",
         error => return error.into(),
     };
     Problem::from(error).param(param)

@@ -14,12 +14,11 @@ use utoipa::ToSchema;
 use crate::adapters::registry::{config_key, weights_key};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Path;
 use crate::api::http::list::List;
 use crate::model::BaseModel;
 use crate::store::models::FineTunedModel;
-use crate::{Error, Result};
 
 /// A model that requests can name.
 #[derive(Debug, Serialize, ToSchema)]
@@ -103,7 +102,7 @@ pub async fn find(state: &ApiState, caller: &Caller, name: &str) -> Result<Model
         Model::from(&*entry.model)
     } else {
         let row = state.store.usable_model(&caller.organization, real).await;
-        row.map_err(|error| error.about_model(name))?.into()
+        row.map_err(|error| Problem::from(error).about_model(name))?.into()
     };
     Ok(if state.catalog.is_alias(name) { model.called(name) } else { model })
 }
@@ -123,14 +122,15 @@ pub async fn delete(
 ) -> Result<Json<DeletedModel>, Problem> {
     if state.catalog.get(&name).is_ok() {
         let message = format!("The model `{name}` is a base model; only fine-tuned models can be deleted.");
-        return Err(Error::Forbidden(message).into());
+        return Err(Problem::forbidden(message));
     }
     if state.catalog.is_alias(&name) {
         let real = state.catalog.real_name(&name);
         let message = format!("`{name}` is an alias of the model `{real}`; the server's configuration holds it.");
-        return Err(Error::Forbidden(message).into());
+        return Err(Problem::forbidden(message));
     }
-    let model = state.store.delete_fine_tuned_model(&caller.organization, &name).await.map_err(blame_model)?;
+    let deleted = state.store.delete_fine_tuned_model(&caller.organization, &name).await;
+    let model = deleted.map_err(|error| blame_model(error.into()))?;
     state.registry.forget(&caller.organization, &model.name);
     Ok(Json(DeletedModel { id: model.name, object: "model", deleted: true }))
 }
@@ -155,11 +155,11 @@ pub async fn download(
     let real = state.catalog.real_name(&name);
     if state.catalog.get(real).is_ok() {
         let message = format!("The model `{name}` is a base model and has no adapter.");
-        return Err(Error::invalid("model", message).into());
+        return Err(Problem::invalid("model", message));
     }
     // Only the owner's: permission to use a model is none to take its weights.
     let row = state.store.fine_tuned_model(&caller.organization, real).await;
-    let model = row.map_err(|error| blame_model(error.about_model(&name)))?;
+    let model = row.map_err(|error| blame_model(Problem::from(error).about_model(&name)))?;
     let files = vec![
         ("adapter_config.json", state.store.blobs.get(&config_key(&model.adapter)).await?),
         ("adapter_model.safetensors", state.store.blobs.get(&weights_key(&model.adapter)).await?),
@@ -180,7 +180,7 @@ fn archive(files: Vec<(&str, Bytes)>, modified: i64) -> Result<Vec<Bytes>> {
     let mut parts = Vec::new();
     for (name, content) in files {
         let mut head = tar::Header::new_ustar();
-        head.set_path(name).map_err(Error::io(format!("archive {name}")))?;
+        head.set_path(name).map_err(Problem::io(format!("archive {name}")))?;
         head.set_size(content.len() as u64);
         head.set_mode(0o644);
         head.set_mtime(modified.max(0) as u64);
@@ -193,10 +193,8 @@ fn archive(files: Vec<(&str, Bytes)>, modified: i64) -> Result<Vec<Bytes>> {
 }
 
 /// Where the model is the resource itself, it is the field at fault.
-pub fn blame_model(error: Error) -> Problem {
-    let missing = matches!(error, Error::ModelNotFound(_));
-    let problem = Problem::from(error);
-    if missing { problem.param("model") } else { problem }
+pub fn blame_model(problem: Problem) -> Problem {
+    if problem.is_model_not_found() { problem.param("model") } else { problem }
 }
 
 impl Model {

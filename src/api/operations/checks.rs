@@ -1,6 +1,6 @@
 //! Rules that fields of several resources have in common. Each blames the field by its name.
 
-use crate::{Error, Result};
+use crate::api::http::error::{Problem, Result};
 
 /// `value`, if it is within the range.
 pub fn within<T: Copy + PartialOrd + std::fmt::Display>(
@@ -12,14 +12,14 @@ pub fn within<T: Copy + PartialOrd + std::fmt::Display>(
     match value {
         Some(value) if !(low..=high).contains(&value) => {
             let message = format!("Invalid '{param}': {value} is not between {low} and {high}.");
-            Err(Error::invalid_code(param, "invalid_value", message))
+            Err(Problem::invalid_code(param, "invalid_value", message))
         }
         value => Ok(value),
     }
 }
 
 /// A field that this server cannot honour yet: refused rather than ignored, since ignoring it would change the answer.
-pub fn not_supported(param: &str) -> Error {
+pub fn not_supported(param: &str) -> Problem {
     let message = format!("'{param}' is not supported yet: leave it out.");
-    Error::invalid_code(param, "unsupported_parameter", message)
+    Problem::invalid_code(param, "unsupported_parameter", message)
 }

@@ -5,11 +5,11 @@ use utoipa::ToSchema;
 
 use crate::api::ApiState;
 use crate::api::fine_tuning::job_rules::{AutoOr, normal_suffix, positive, seed};
+use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
 use crate::datasets::classes::MAX_CLASSES;
 use crate::jobs::JobSpec;
 use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
-use crate::{Error, Result};
 
 /// The resource's settings where the client gives none.
 pub const DEFAULT_EPOCHS: u32 = 4;
@@ -71,7 +71,7 @@ impl CreateFineTune {
         let suffix = normal_suffix(self.suffix.as_deref(), 40)?;
         let first = || state.catalog.entries().first().map(|entry| entry.model.id.clone());
         let model =
-            self.model.or_else(first).ok_or_else(|| Error::invalid("model", "'model' must name a base model."))?;
+            self.model.or_else(first).ok_or_else(|| Problem::invalid("model", "'model' must name a base model."))?;
         Ok(JobSpec {
             model,
             alias: None,
@@ -94,7 +94,7 @@ impl CreateFineTune {
             positive_class: self.classification_positive_class.clone(),
             betas: self.classification_betas.clone(),
         };
-        let invalid = |param: &str, message: &str| Err(Error::invalid_code(param, "invalid_value", message));
+        let invalid = |param: &str, message: &str| Err(Problem::invalid_code(param, "invalid_value", message));
         if asked.positive_class.as_deref() == Some("") {
             return invalid("classification_positive_class", "'classification_positive_class' must not be empty.");
         }
@@ -106,7 +106,7 @@ impl CreateFineTune {
         if let Some(betas) = &asked.betas {
             if betas.len() > MAX_BETAS {
                 let message = format!("'classification_betas' has more than {MAX_BETAS} items.");
-                return Err(Error::invalid_code("classification_betas", "array_above_max_length", message));
+                return Err(Problem::invalid_code("classification_betas", "array_above_max_length", message));
             }
             for beta in betas {
                 positive("classification_betas", Some(*beta))?;

@@ -7,11 +7,12 @@ use utoipa::ToSchema;
 
 use super::request::{DEFAULT_EPOCHS, DEFAULT_PROMPT_LOSS_WEIGHT};
 use crate::api::ApiState;
+use crate::api::http::error::Result;
 use crate::api::operations::files::FileObject;
 use crate::jobs::events::JobEvent;
 use crate::jobs::{Job, JobStatus};
+use crate::store;
 use crate::train::hyperparameters::Classification;
-use crate::{Error, Result};
 
 /// Events of a job in one body at the most.
 const MAX_EVENTS: i64 = 10_000;
@@ -98,8 +99,8 @@ impl Files {
         }
         let file = match state.store.file(organization, id).await {
             Ok(file) => Some(FileObject::from(file)),
-            Err(Error::NotFound { .. }) => None,
-            Err(error) => return Err(error),
+            Err(store::Error::NotFound { .. }) => None,
+            Err(error) => return Err(error.into()),
         };
         self.0.insert(id.to_owned(), file.clone());
         Ok(file)

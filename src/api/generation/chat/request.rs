@@ -9,8 +9,8 @@ use super::format::ResponseFormat;
 use super::messages::ChatMessage;
 use super::tools::{FunctionChoice, FunctionDefinition, Tool, ToolChoice};
 use crate::api::generation::generate::fields::{SamplingFields, StopTexts, StreamOptions};
+use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
-use crate::{Error, Result};
 
 /// A request for an answer in a conversation.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -84,7 +84,7 @@ impl ChatRequest {
         match self.logprobs {
             Some(true) => Ok(Some(top)),
             _ if top > 0 => {
-                Err(Error::invalid("top_logprobs", "'top_logprobs' needs 'logprobs': set 'logprobs' to true."))
+                Err(Problem::invalid("top_logprobs", "'top_logprobs' needs 'logprobs': set 'logprobs' to true."))
             }
             _ => Ok(None),
         }

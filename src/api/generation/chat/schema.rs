@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::api::http::error::{Problem, Result};
 
 /// Schemas of one request together, as text.
 pub const SCHEMA_BYTES: usize = 64 << 10;
@@ -13,7 +13,11 @@ const MAX_REMAINDERS: f64 = 50_000.0;
 /// `schema`, ready to be compiled; `param` is blamed where it cannot be.
 pub fn prepare(mut schema: Value, param: &str) -> Result<Value> {
     if !schema.is_object() {
-        return Err(Error::invalid_code(param, "invalid_type", format!("'{param}' must be a JSON schema: an object.")));
+        return Err(Problem::invalid_code(
+            param,
+            "invalid_type",
+            format!("'{param}' must be a JSON schema: an object."),
+        ));
     }
     check_size(&schema, param)?;
     check_multiples(&schema, param)?;
@@ -33,7 +37,7 @@ fn check_multiples(schema: &Value, param: &str) -> Result<()> {
         let message = format!(
             "'{param}' has a 'multipleOf' that is too fine: all of them together may have {MAX_REMAINDERS} remainders."
         );
-        return Err(Error::invalid_code(param, "invalid_schema", message));
+        return Err(Problem::invalid_code(param, "invalid_schema", message));
     }
     Ok(())
 }
@@ -62,7 +66,7 @@ pub fn check_size(schema: &Value, param: &str) -> Result<()> {
     let bytes = schema.to_string().len();
     if bytes > SCHEMA_BYTES {
         let message = format!("'{param}' has {bytes} bytes of JSON schema; at most {SCHEMA_BYTES} are allowed.");
-        return Err(Error::invalid_code(param, "string_above_max_length", message));
+        return Err(Problem::invalid_code(param, "string_above_max_length", message));
     }
     Ok(())
 }

@@ -8,10 +8,10 @@ use utoipa::ToSchema;
 use super::format::check_name;
 use super::request::ChatRequest;
 use super::schema::{SCHEMA_BYTES, prepare};
+use crate::api::http::error::{Problem, Result};
 use crate::engine::grammar::GrammarSource;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::tool_syntax::ToolSyntax;
-use crate::{Error, Result};
 
 /// Tools of one request.
 const MAX_TOOLS: usize = 128;
@@ -107,7 +107,10 @@ impl Tools {
         if offered.is_empty() {
             if matches!(choice, Choice::Required | Choice::Named { .. }) {
                 let param = if legacy { "function_call" } else { "tool_choice" };
-                return Err(Error::invalid(param, format!("'{param}' asks for a call, but there is nothing to call.")));
+                return Err(Problem::invalid(
+                    param,
+                    format!("'{param}' asks for a call, but there is nothing to call."),
+                ));
             }
             return Ok(None);
         }
@@ -122,7 +125,7 @@ impl Tools {
         }
         if bytes > SCHEMA_BYTES {
             let message = format!("'{kind}' have {bytes} bytes of JSON schemas; at most {SCHEMA_BYTES} are allowed.");
-            return Err(Error::invalid_code(kind, "string_above_max_length", message));
+            return Err(Problem::invalid_code(kind, "string_above_max_length", message));
         }
         match &choice {
             Choice::None => return Ok(None),
@@ -131,7 +134,7 @@ impl Tools {
                 callable.retain(|(index, _)| offered[*index].name == *name);
                 if callable.is_empty() {
                     let message = format!("'{param}' names '{name}', which is not among the {kind}.");
-                    return Err(Error::invalid_code(*param, "invalid_value", message));
+                    return Err(Problem::invalid_code(*param, "invalid_value", message));
                 }
             }
         }
@@ -247,16 +250,16 @@ fn offered(request: &ChatRequest) -> Result<(Vec<FunctionDefinition>, bool)> {
     let functions = request.functions.as_deref().unwrap_or_default();
     let legacy = tools.is_empty() && (!functions.is_empty() || request.function_call.is_some());
     if !tools.is_empty() && !functions.is_empty() {
-        return Err(Error::invalid("functions", "'functions' is the older form of 'tools': send one of them."));
+        return Err(Problem::invalid("functions", "'functions' is the older form of 'tools': send one of them."));
     }
     let (kind, count) = if legacy { ("functions", functions.len()) } else { ("tools", tools.len()) };
     if count > MAX_TOOLS {
         let message = format!("'{kind}' has {count} entries; at most {MAX_TOOLS} are allowed.");
-        return Err(Error::invalid_code(kind, "array_above_max_length", message));
+        return Err(Problem::invalid_code(kind, "array_above_max_length", message));
     }
     if let Some((index, tool)) = tools.iter().enumerate().find(|(_, tool)| tool.kind != "function") {
         let message = format!("'{}' is not a supported type of tools: use 'function'.", tool.kind);
-        return Err(Error::invalid_code(format!("tools[{index}].type"), "invalid_value", message));
+        return Err(Problem::invalid_code(format!("tools[{index}].type"), "invalid_value", message));
     }
     let offered: Vec<FunctionDefinition> =
         if legacy { functions.to_vec() } else { tools.iter().map(|tool| tool.function.clone()).collect() };
@@ -265,7 +268,7 @@ fn offered(request: &ChatRequest) -> Result<(Vec<FunctionDefinition>, bool)> {
         check_name(&param, &function.name)?;
         if offered[..index].iter().any(|other| other.name == function.name) {
             let message = format!("The name '{}' is given twice.", function.name);
-            return Err(Error::invalid_code(param, "invalid_value", message));
+            return Err(Problem::invalid_code(param, "invalid_value", message));
         }
     }
     Ok((offered, legacy))
@@ -279,7 +282,7 @@ fn arguments_schema(parameters: Option<Value>, param: &str) -> Result<Value> {
         Value::String(kind) if kind == "object" => {}
         _ => {
             let message = format!("'{param}' must be a schema of the type 'object'.");
-            return Err(Error::invalid_code(param, "invalid_value", message));
+            return Err(Problem::invalid_code(param, "invalid_value", message));
         }
     }
     Ok(schema)
@@ -301,7 +304,7 @@ impl Choice {
             other => {
                 let message =
                     format!("'{other}' is not a choice: use none, auto, required or one function by its name.");
-                Err(Error::invalid_code(param, "invalid_value", message))
+                Err(Problem::invalid_code(param, "invalid_value", message))
             }
         };
         if legacy {
@@ -321,7 +324,7 @@ impl Choice {
             }
             Some(ToolChoice::Named(named)) => {
                 let message = format!("'{}' is not a supported type of choice: use 'function'.", named.kind);
-                Err(Error::invalid_code("tool_choice.type", "invalid_value", message))
+                Err(Problem::invalid_code("tool_choice.type", "invalid_value", message))
             }
         }
     }

@@ -8,8 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Piece, Running};
-use crate::Result;
-use crate::api::http::error::Problem;
+use crate::api::http::error::{Problem, Result};
 use crate::api::http::sse::json;
 use crate::engine::FinishReason;
 use crate::engine::logprobs::TokenLogprobs;

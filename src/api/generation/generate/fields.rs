@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
 use crate::engine::Sampling;
-use crate::{Error, Result};
 
 /// One text or up to four.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -29,10 +29,10 @@ impl StopTexts {
         };
         if texts.len() > 4 {
             let message = format!("'stop' has {} texts; at most 4 are allowed.", texts.len());
-            return Err(Error::invalid_code("stop", "array_above_max_length", message));
+            return Err(Problem::invalid_code("stop", "array_above_max_length", message));
         }
         if texts.iter().any(String::is_empty) {
-            return Err(Error::invalid("stop", "'stop' must not hold an empty text."));
+            return Err(Problem::invalid("stop", "'stop' must not hold an empty text."));
         }
         Ok(texts)
     }
@@ -59,7 +59,7 @@ impl SamplingFields<'_> {
         let mut logit_bias = Vec::new();
         for (token, bias) in self.logit_bias.into_iter().flatten() {
             let id = token.parse::<u32>().ok().filter(|id| (*id as usize) < vocabulary).ok_or_else(|| {
-                Error::invalid(
+                Problem::invalid(
                     "logit_bias",
                     format!("'logit_bias' has the key '{token}', which is no token id of this model."),
                 )
@@ -88,7 +88,7 @@ impl SamplingFields<'_> {
             -1 => Ok(0),
             count => usize::try_from(count).map_err(|_| {
                 let message = format!("Invalid 'top_k': {count} is no number of tokens; 0 and -1 keep all.");
-                Error::invalid_code("top_k", "invalid_value", message)
+                Problem::invalid_code("top_k", "invalid_value", message)
             }),
         }
     }
@@ -99,7 +99,7 @@ impl SamplingFields<'_> {
             return Ok(penalty);
         }
         let message = format!("Invalid 'repetition_penalty': {penalty} is not above 0; 1 changes nothing.");
-        Err(Error::invalid_code("repetition_penalty", "invalid_value", message))
+        Err(Problem::invalid_code("repetition_penalty", "invalid_value", message))
     }
 }
 
@@ -109,7 +109,7 @@ pub fn check_n(n: Option<usize>, prompts: usize, waiting: usize) -> Result<usize
     if n * prompts > waiting {
         let message =
             format!("{prompts} prompts with {n} answers each are more than the {waiting} sequences of one request.");
-        return Err(Error::invalid("n", message));
+        return Err(Problem::invalid("n", message));
     }
     Ok(n)
 }
