@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Uri, header};
+use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
@@ -13,6 +13,7 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 use crate::Error;
 use crate::api::access::limits::{self, Allowance, Limiter, Limiters};
 use crate::api::http::error::Problem;
+use crate::api::http::headers::is_local;
 use crate::config::Config;
 use crate::store::key_directory::KeyDirectory;
 use crate::store::keys::{ApiKey, KeyHash, hash};
@@ -135,7 +136,7 @@ impl Gate {
 pub async fn authenticate(State(door): State<Gate>, mut request: Request, next: Next) -> Result<Response, Problem> {
     let caller = door.check(request.headers()).await?;
     request.extensions_mut().insert(caller.clone());
-    Ok(limits::enforce(caller, request, next).await)
+    Ok(limits::enforce(&caller.limiter, &caller.organization, request, next).await)
 }
 
 /// Any page that the user of this machine visits could call a server without keys: directly, which its origin tells, or
@@ -143,16 +144,6 @@ pub async fn authenticate(State(door): State<Gate>, mut request: Request, next: 
 fn check_local(headers: &HeaderMap) -> Result<(), Problem> {
     let foreign = |name| headers.get(name).is_some_and(|value| !is_local(value));
     if foreign(header::ORIGIN) || foreign(header::HOST) { Err(Problem::foreign_origin()) } else { Ok(()) }
-}
-
-/// True for an origin or a host that is this machine itself.
-pub fn is_local(origin: &HeaderValue) -> bool {
-    let host =
-        origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok()).and_then(|uri| Some(uri.host()?.to_owned()));
-    host.is_some_and(|host| {
-        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-    })
 }
 
 /// The key of `Authorization: Bearer KEY`.
@@ -182,6 +173,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Admin {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     fn status(header: Option<(header::HeaderName, &'static str)>) -> u16 {

@@ -7,35 +7,24 @@ pub mod bucket;
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use http_body::{Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 
 use self::bucket::{Bucket, Level};
-use crate::api::access::auth::Caller;
 use crate::api::http::error::Problem;
+use crate::api::http::headers;
 use crate::error::RateLimit;
 use crate::{Error, Result};
-
-/// The headers that tell a client where it stands.
-pub const HEADERS: [HeaderName; 6] = [
-    HeaderName::from_static("x-ratelimit-limit-requests"),
-    HeaderName::from_static("x-ratelimit-remaining-requests"),
-    HeaderName::from_static("x-ratelimit-reset-requests"),
-    HeaderName::from_static("x-ratelimit-limit-tokens"),
-    HeaderName::from_static("x-ratelimit-remaining-tokens"),
-    HeaderName::from_static("x-ratelimit-reset-tokens"),
-];
-/// Names the organisation that an answer belongs to.
-pub const ORGANIZATION: HeaderName = HeaderName::from_static("openai-organization");
 
 /// A sound time to wait while too many requests run: nobody knows when the next one ends.
 const BUSY: Duration = Duration::from_secs(1);
@@ -141,7 +130,7 @@ impl Limiter {
     }
 
     fn buckets(&self) -> MutexGuard<'_, Buckets> {
-        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+        self.buckets.lock()
     }
 }
 
@@ -168,7 +157,7 @@ pub struct Limiters {
 impl Limiters {
     /// The key's limiter; a new one where the key is new or its allowance has changed.
     pub fn of(&self, key: &Arc<str>, allowance: Allowance) -> Arc<Limiter> {
-        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_key = self.by_key.lock();
         if let Some(limiter) = by_key.get(key).filter(|limiter| limiter.allowance == allowance) {
             return Arc::clone(limiter);
         }
@@ -184,16 +173,16 @@ impl Limiters {
 }
 
 /// Counts the request against its caller's limits, and tells in the answer's headers what is left.
-pub async fn enforce(caller: Caller, request: Request, next: Next) -> Response {
-    let mut response = match caller.limiter.admit(&caller.organization, Instant::now()) {
+pub async fn enforce(limiter: &Arc<Limiter>, organization: &str, request: Request, next: Next) -> Response {
+    let mut response = match limiter.admit(organization, Instant::now()) {
         // Held until the last byte has gone: a stream is a running request.
         Ok(permit) => next.run(request).await.map(|body| Body::new(Guarded { body, _permit: permit })),
         Err(error) => Problem::from(error).into_response(),
     };
-    let (requests, tokens) = caller.limiter.levels(Instant::now());
+    let (requests, tokens) = limiter.levels(Instant::now());
     write_headers(response.headers_mut(), requests, tokens);
-    if let Ok(organization) = HeaderValue::from_str(&caller.organization) {
-        response.headers_mut().insert(ORGANIZATION, organization);
+    if let Ok(organization) = HeaderValue::from_str(organization) {
+        response.headers_mut().insert(headers::ORGANIZATION, organization);
     }
     response
 }
@@ -204,7 +193,7 @@ fn write_headers(headers: &mut HeaderMap, requests: Level, tokens: Level) {
         let reset = reset.unwrap_or_else(|_| HeaderValue::from_static("0s"));
         [HeaderValue::from(level.limit), HeaderValue::from(level.remaining), reset]
     });
-    headers.extend(HEADERS.into_iter().zip(values));
+    headers.extend(headers::RATE_LIMITS.into_iter().zip(values));
 }
 
 /// As Go writes durations, whole milliseconds rounded up: `17ms`, `1s`, `1.5s`, `6m0s`, `1h0m0s`.

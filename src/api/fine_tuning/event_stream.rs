@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::Result;
 use crate::api::ApiState;
-use crate::api::fine_tuning::fine_tunes::FineTuneEvent;
+use crate::api::fine_tuning::fine_tunes::response::FineTuneEvent;
 use crate::api::http::error::Problem;
 use crate::api::http::sse::json;
 use crate::jobs::Job;

@@ -3,7 +3,7 @@
 //! This file holds the handlers; [`request`] is the body that creates a fine-tune, [`response`] what is answered.
 
 mod request;
-mod response;
+pub(super) mod response;
 
 use axum::Json;
 use axum::extract::State;
@@ -12,8 +12,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use self::request::CreateFineTune;
-pub use self::response::FineTuneEvent;
-use self::response::{Files, FineTune, read_events, with_events};
+use self::response::{Files, FineTune, FineTuneEvent, read_events, with_events};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::fine_tuning::event_stream;

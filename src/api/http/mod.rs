@@ -3,6 +3,7 @@
 pub(super) mod docs;
 pub(super) mod error;
 pub(super) mod extract;
+pub(super) mod headers;
 pub(super) mod list;
 pub(super) mod sse;
 pub(super) mod transport;

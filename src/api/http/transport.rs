@@ -14,9 +14,8 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tracing::Instrument as _;
 
-use crate::api::access::auth::is_local;
-use crate::api::access::limits;
 use crate::api::http::error::Problem;
+use crate::api::http::headers::{self, is_local};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING: HeaderName = HeaderName::from_static("openai-processing-ms");
@@ -50,7 +49,7 @@ fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response {
 }
 
 fn cors(open: impl Fn() -> bool + Clone + Send + Sync + 'static) -> CorsLayer {
-    let limits = limits::HEADERS.into_iter().chain([limits::ORGANIZATION]);
+    let limits = headers::RATE_LIMITS.into_iter().chain([headers::ORGANIZATION]);
     CorsLayer::new()
         .allow_origin(AllowOrigin::predicate(move |origin, _| !open() || is_local(origin)))
         .allow_methods([Method::GET, Method::POST, Method::DELETE])

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::format::ResponseFormat;
 use super::messages::ChatMessage;
-use super::tools::{FunctionChoice, FunctionDefinition, Tool, ToolChoice};
 use crate::api::generation::generate::fields::{SamplingFields, StopTexts, StreamOptions};
 use crate::api::operations::checks::within;
 use crate::{Error, Result};
@@ -75,6 +75,72 @@ pub struct ChatRequest {
     /// And with those of this many most probable tokens at its place; needs `logprobs`.
     #[schema(minimum = 0, maximum = 20)]
     pub top_logprobs: Option<usize>,
+}
+
+/// A tool that the model may call.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct Tool {
+    /// Only `function` is supported.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What it is.
+    pub function: FunctionDefinition,
+}
+
+/// A function that the model may call.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct FunctionDefinition {
+    /// Up to 64 letters, digits, `_` and `-`.
+    pub name: String,
+    /// What it does, for the model to read.
+    pub description: Option<String>,
+    /// JSON schema of its arguments, an object; any object without one. Objects with `properties` get no others unless the
+    /// schema says so.
+    #[schema(value_type = Option<Object>)]
+    pub parameters: Option<Value>,
+    /// Ignored: arguments always follow the schema.
+    #[expect(dead_code, reason = "checked for its type and shown in the API's description")]
+    pub strict: Option<bool>,
+}
+
+/// What the model may do with the tools.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(
+    untagged,
+    expecting = "expected none, auto, required or {\"type\": \"function\", \"function\": {\"name\": \"…\"}}"
+)]
+pub enum ToolChoice {
+    /// `none`, `auto` or `required`.
+    Mode(String),
+    /// This one.
+    Named(NamedTool),
+}
+
+/// The one tool to call.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct NamedTool {
+    /// Only `function` is supported.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The function.
+    pub function: FunctionName,
+}
+
+/// A function by its name.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct FunctionName {
+    /// Its name.
+    pub name: String,
+}
+
+/// Deprecated: what the model may do with the functions.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected none, auto or {\"name\": \"…\"}")]
+pub enum FunctionChoice {
+    /// `none` or `auto`.
+    Mode(String),
+    /// This one.
+    Named(FunctionName),
 }
 
 impl ChatRequest {

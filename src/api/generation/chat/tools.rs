@@ -1,12 +1,10 @@
 //! Tools of a chat request: what is offered, what the model may do with it, and the grammar that makes its answer a text or
 //! calls that follow the tools' schemas. Read by `chat::create`.
 
-use serde::Deserialize;
 use serde_json::{Value, json};
-use utoipa::ToSchema;
 
 use super::format::check_name;
-use super::request::ChatRequest;
+use super::request::{ChatRequest, FunctionChoice, FunctionDefinition, ToolChoice};
 use super::schema::{SCHEMA_BYTES, prepare};
 use crate::engine::grammar::GrammarSource;
 use crate::model::tokenizer::Tokenizer;
@@ -17,72 +15,6 @@ use crate::{Error, Result};
 const MAX_TOOLS: usize = 128;
 /// Calls of one answer.
 const MAX_CALLS: usize = 32;
-
-/// A tool that the model may call.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct Tool {
-    /// Only `function` is supported.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// What it is.
-    pub function: FunctionDefinition,
-}
-
-/// A function that the model may call.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct FunctionDefinition {
-    /// Up to 64 letters, digits, `_` and `-`.
-    pub name: String,
-    /// What it does, for the model to read.
-    pub description: Option<String>,
-    /// JSON schema of its arguments, an object; any object without one. Objects with `properties` get no others unless the
-    /// schema says so.
-    #[schema(value_type = Option<Object>)]
-    pub parameters: Option<Value>,
-    /// Ignored: arguments always follow the schema.
-    #[expect(dead_code, reason = "checked for its type and shown in the API's description")]
-    pub strict: Option<bool>,
-}
-
-/// What the model may do with the tools.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(
-    untagged,
-    expecting = "expected none, auto, required or {\"type\": \"function\", \"function\": {\"name\": \"…\"}}"
-)]
-pub enum ToolChoice {
-    /// `none`, `auto` or `required`.
-    Mode(String),
-    /// This one.
-    Named(NamedTool),
-}
-
-/// The one tool to call.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct NamedTool {
-    /// Only `function` is supported.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// The function.
-    pub function: FunctionName,
-}
-
-/// A function by its name.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct FunctionName {
-    /// Its name.
-    pub name: String,
-}
-
-/// Deprecated: what the model may do with the functions.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected none, auto or {\"name\": \"…\"}")]
-pub enum FunctionChoice {
-    /// `none` or `auto`.
-    Mode(String),
-    /// This one.
-    Named(FunctionName),
-}
 
 /// The tools of a request, checked; there is at least one.
 #[derive(Debug)]
