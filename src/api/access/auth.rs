@@ -24,7 +24,7 @@ const LOCAL: &str = "local";
 
 /// On whose behalf a request runs.
 #[derive(Debug, Clone)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// Owner of the files, jobs and models that the request sees.
     pub organization: Arc<str>,
     /// Id of the key: `key_…`, `config-1` for the first one of the configuration, `local` where none is needed.
@@ -37,11 +37,11 @@ pub struct Caller {
 
 /// A caller with an admin key; others are answered with 403.
 #[derive(Debug, Clone)]
-pub struct Admin(pub Caller);
+pub(crate) struct Admin(pub Caller);
 
 /// Decides who is let in. Cheap to clone.
 #[derive(Clone)]
-pub struct Gate {
+pub(crate) struct Gate {
     configured: ConfiguredKeys,
     directory: KeyDirectory,
     organization: Arc<str>,
@@ -75,7 +75,7 @@ impl ConfiguredKeys {
 
 impl Gate {
     /// The door of a server with this configuration and the keys of its database.
-    pub fn new(config: &Config, directory: KeyDirectory, usage: UsageRecorder) -> Self {
+    pub(crate) fn new(config: &Config, directory: KeyDirectory, usage: UsageRecorder) -> Self {
         let limits = &config.limits;
         Self {
             configured: ConfiguredKeys::new(&config.api_keys),
@@ -92,7 +92,7 @@ impl Gate {
     }
 
     /// True where no key was needed when a request last came.
-    pub fn was_open(&self) -> bool {
+    pub(crate) fn was_open(&self) -> bool {
         self.configured.hashes.is_empty() && !self.directory.was_closed()
     }
 
@@ -133,7 +133,11 @@ impl Gate {
 }
 
 /// Lets a request pass with its [`Caller`] and within the limits of its key, or answers 401 or 429.
-pub async fn authenticate(State(door): State<Gate>, mut request: Request, next: Next) -> Result<Response, Problem> {
+pub(crate) async fn authenticate(
+    State(door): State<Gate>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
     let caller = door.check(request.headers()).await?;
     request.extensions_mut().insert(caller.clone());
     Ok(limits::enforce(&caller.limiter, &caller.organization, request, next).await)

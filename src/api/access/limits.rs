@@ -3,7 +3,7 @@
 //!
 //! Limits are kept per process: two servers on one database each grant them.
 
-pub mod bucket;
+pub(crate) mod bucket;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -33,7 +33,7 @@ const KEPT: usize = 1024;
 
 /// How much a key may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Allowance {
+pub(crate) struct Allowance {
     /// Requests per minute.
     pub requests_per_minute: u64,
     /// Tokens per minute.
@@ -44,7 +44,7 @@ pub struct Allowance {
 
 /// How much one key has used.
 #[derive(Debug)]
-pub struct Limiter {
+pub(crate) struct Limiter {
     allowance: Allowance,
     buckets: Mutex<Buckets>,
     running: AtomicUsize,
@@ -58,7 +58,7 @@ struct Buckets {
 
 /// A running request; dropping it makes room for another.
 #[derive(Debug)]
-pub struct Permit(Arc<Limiter>);
+pub(crate) struct Permit(Arc<Limiter>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
@@ -109,12 +109,12 @@ impl Limiter {
     }
 
     /// Takes tokens that were used already.
-    pub fn debit_tokens(&self, amount: u64, now: Instant) {
+    pub(crate) fn debit_tokens(&self, amount: u64, now: Instant) {
         self.buckets().tokens.debit(amount, now);
     }
 
     /// Gives tokens back that were taken and not used.
-    pub fn give_back_tokens(&self, amount: u64, now: Instant) {
+    pub(crate) fn give_back_tokens(&self, amount: u64, now: Instant) {
         self.buckets().tokens.give_back(amount, now);
     }
 
@@ -150,13 +150,13 @@ fn refusal(what: RateLimit, organization: &str, on: &str, wait: Duration) -> Err
 
 /// The limiters of all keys that were used lately. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Limiters {
+pub(crate) struct Limiters {
     by_key: Arc<Mutex<HashMap<Arc<str>, Arc<Limiter>>>>,
 }
 
 impl Limiters {
     /// The key's limiter; a new one where the key is new or its allowance has changed.
-    pub fn of(&self, key: &Arc<str>, allowance: Allowance) -> Arc<Limiter> {
+    pub(crate) fn of(&self, key: &Arc<str>, allowance: Allowance) -> Arc<Limiter> {
         let mut by_key = self.by_key.lock();
         if let Some(limiter) = by_key.get(key).filter(|limiter| limiter.allowance == allowance) {
             return Arc::clone(limiter);
@@ -173,7 +173,7 @@ impl Limiters {
 }
 
 /// Counts the request against its caller's limits, and tells in the answer's headers what is left.
-pub async fn enforce(limiter: &Arc<Limiter>, organization: &str, request: Request, next: Next) -> Response {
+pub(crate) async fn enforce(limiter: &Arc<Limiter>, organization: &str, request: Request, next: Next) -> Response {
     let mut response = match limiter.admit(organization, Instant::now()) {
         // Held until the last byte has gone: a stream is a running request.
         Ok(permit) => next.run(request).await.map(|body| Body::new(Guarded { body, _permit: permit })),
@@ -197,7 +197,7 @@ fn write_headers(headers: &mut HeaderMap, requests: Level, tokens: Level) {
 }
 
 /// As Go writes durations, whole milliseconds rounded up: `17ms`, `1s`, `1.5s`, `6m0s`, `1h0m0s`.
-pub fn duration_text(duration: Duration) -> String {
+pub(crate) fn duration_text(duration: Duration) -> String {
     let milliseconds = duration.as_nanos().div_ceil(1_000_000);
     let (minutes, rest) = (milliseconds / 60_000, milliseconds % 60_000);
     if milliseconds == 0 {

@@ -13,7 +13,7 @@ use crate::store::usage_recorder::UsageRecorder;
 
 /// Who pays for a request, and for which model.
 #[derive(Clone)]
-pub struct Account {
+pub(crate) struct Account {
     limiter: Arc<Limiter>,
     usage: UsageRecorder,
     entry: UsageEntry,
@@ -21,7 +21,7 @@ pub struct Account {
 
 impl Account {
     /// The caller's account for `model` on `base`.
-    pub fn new(state: &ApiState, caller: &Caller, model: &str, base: &str) -> Self {
+    pub(crate) fn new(state: &ApiState, caller: &Caller, model: &str, base: &str) -> Self {
         let entry = UsageEntry {
             organization: Arc::clone(&caller.organization),
             key: Arc::clone(&caller.key),
@@ -32,7 +32,7 @@ impl Account {
     }
 
     /// Whose account it is.
-    pub fn organization(&self) -> &Arc<str> {
+    pub(crate) fn organization(&self) -> &Arc<str> {
         &self.entry.organization
     }
 
@@ -46,7 +46,7 @@ impl Account {
 /// What one request costs. It is settled when it drops, so that a client who hangs up pays for what was computed; one that
 /// never came to run gets its tokens back.
 #[must_use = "dropping it settles it"]
-pub struct Charge {
+pub(crate) struct Charge {
     account: Account,
     prompt_tokens: usize,
     cached_tokens: usize,
@@ -56,17 +56,17 @@ pub struct Charge {
 
 impl Charge {
     /// The engine has taken the request: from now on it is paid for.
-    pub fn owe(&mut self) {
+    pub(crate) fn owe(&mut self) {
         self.owed = true;
     }
 
     /// Neither paid nor counted: the engine could not run the request.
-    pub fn waive(mut self) {
+    pub(crate) fn waive(mut self) {
         self.owed = false;
     }
 
     /// What the answer came to: prompt tokens that need not be computed, and tokens drawn.
-    pub fn used(&mut self, cached_tokens: usize, completion_tokens: usize) {
+    pub(crate) fn used(&mut self, cached_tokens: usize, completion_tokens: usize) {
         (self.cached_tokens, self.completion_tokens) = (cached_tokens, completion_tokens);
     }
 }

@@ -23,7 +23,7 @@ const POLL: Duration = Duration::from_secs(2);
 const PAGE: i64 = 200;
 
 /// The events as JSON documents; ends after the last event of a job that has ended.
-pub fn follow(state: ApiState, job: Job) -> impl Stream<Item = Result<String, Problem>> + Send {
+pub(crate) fn follow(state: ApiState, job: Job) -> impl Stream<Item = Result<String, Problem>> + Send {
     let changes = state.queue.changes();
     let follower = Follower { state, job, changes, seen: 0, ready: VecDeque::new() };
     stream::unfold(Some(follower), |follower| async move {

@@ -32,7 +32,7 @@ const MAX_JOBS: i64 = 1000;
 /// How to send events.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct EventQuery {
+pub(crate) struct EventQuery {
     /// As a stream that ends with the fine-tune.
     pub stream: Option<bool>,
 }
@@ -43,7 +43,7 @@ pub struct EventQuery {
     request_body = CreateFineTune,
     responses((status = 200, body = FineTune), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<CreateFineTune>,
@@ -58,7 +58,7 @@ pub async fn create(
     get, path = "/fine_tunes", operation_id = "listFineTunes", tag = "Fine-tunes", params(Cursor),
     responses((status = 200, body = PageOf<FineTune>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn list(
+pub(crate) async fn list(
     State(state): State<ApiState>,
     caller: Caller,
     Query(cursor): Query<Cursor>,
@@ -79,7 +79,7 @@ pub async fn list(
     params(("fine_tune_id" = String, Path)),
     responses((status = 200, body = FineTune), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn retrieve(
+pub(crate) async fn retrieve(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -94,7 +94,7 @@ pub async fn retrieve(
     params(("fine_tune_id" = String, Path)),
     responses((status = 200, body = FineTune), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn cancel(
+pub(crate) async fn cancel(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -115,7 +115,7 @@ pub async fn cancel(
         (status = "4XX", body = ErrorBody),
     ),
 )]
-pub async fn events(
+pub(crate) async fn events(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -136,7 +136,7 @@ pub async fn events(
     params(("fine_tune_id" = String, Path)),
     responses((status = 200, body = DeletedModel), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn delete(
+pub(crate) async fn delete(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,

@@ -3,7 +3,7 @@
 //! This file holds the handlers; [`request`] is the body that creates a job, [`settings`] a part of it, [`response`] what is
 //! answered, [`metadata`] the client's own notes, and [`estimate`] tells what a job would take.
 
-pub mod estimate;
+pub(crate) mod estimate;
 mod metadata;
 mod request;
 mod response;
@@ -36,7 +36,7 @@ const MAX_PAGE: i64 = 100;
     request_body = CreateJob,
     responses((status = 200, body = FineTuningJob), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<CreateJob>,
@@ -54,7 +54,7 @@ pub async fn create(
     params(Cursor, ("metadata" = Option<String>, Query, description = "Notes that the jobs must have.")),
     responses((status = 200, body = PageOf<FineTuningJob>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn list(
+pub(crate) async fn list(
     State(state): State<ApiState>,
     caller: Caller,
     Query(cursor): Query<Cursor>,
@@ -71,7 +71,7 @@ pub async fn list(
     params(("fine_tuning_job_id" = String, Path)),
     responses((status = 200, body = FineTuningJob), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn retrieve(
+pub(crate) async fn retrieve(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -85,7 +85,7 @@ pub async fn retrieve(
     tag = "Fine-tuning", params(("fine_tuning_job_id" = String, Path)),
     responses((status = 200, body = FineTuningJob), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn cancel(
+pub(crate) async fn cancel(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -102,7 +102,7 @@ pub async fn cancel(
     tag = "Fine-tuning", params(("fine_tuning_job_id" = String, Path)),
     responses((status = 200, body = FineTuningJob), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn pause(
+pub(crate) async fn pause(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -117,7 +117,7 @@ pub async fn pause(
     tag = "Fine-tuning", params(("fine_tuning_job_id" = String, Path)),
     responses((status = 200, body = FineTuningJob), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn resume(
+pub(crate) async fn resume(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -132,7 +132,7 @@ pub async fn resume(
     tag = "Fine-tuning", params(("fine_tuning_job_id" = String, Path), Cursor),
     responses((status = 200, body = PageOf<FineTuningEvent>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn events(
+pub(crate) async fn events(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -153,7 +153,7 @@ pub async fn events(
     tag = "Fine-tuning", params(("fine_tuning_job_id" = String, Path), Cursor),
     responses((status = 200, body = BoundedPageOf<Checkpoint>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn checkpoints(
+pub(crate) async fn checkpoints(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,

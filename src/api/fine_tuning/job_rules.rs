@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// A number, or `"auto"` to let the server choose.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, ToSchema)]
 #[serde(untagged, expecting = "expected \"auto\" or a number in range")]
-pub enum AutoOr<T> {
+pub(crate) enum AutoOr<T> {
     /// `"auto"`
     Word(Auto),
     /// The number.
@@ -24,14 +24,14 @@ pub enum AutoOr<T> {
 /// The word `"auto"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Auto {
+pub(crate) enum Auto {
     /// The server chooses.
     Auto,
 }
 
 impl<T> AutoOr<T> {
     /// The number, if one was given.
-    pub fn number(self) -> Option<T> {
+    pub(crate) fn number(self) -> Option<T> {
         match self {
             Self::Word(_) => None,
             Self::Number(number) => Some(number),
@@ -46,7 +46,7 @@ impl<T> From<Option<T>> for AutoOr<T> {
 }
 
 /// A job that may be queued: its alias followed, and what it works with the caller's own.
-pub async fn admitted(state: &ApiState, caller: &Caller, mut spec: JobSpec) -> Result<JobSpec, Problem> {
+pub(crate) async fn admitted(state: &ApiState, caller: &Caller, mut spec: JobSpec) -> Result<JobSpec, Problem> {
     follow_alias(state, &mut spec);
     check_inputs(state, caller, &spec).await?;
     Ok(spec)

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 use self::format::ResponseFormat;
 use self::messages::add_to_system;
-pub use self::messages::{ChatMessage, template_messages};
+pub(crate) use self::messages::{ChatMessage, template_messages};
 use self::request::ChatRequest;
 use self::response::{ChatChoice, ChatCompletion, ChatCompletionChunk, Writer};
 use self::tool_calls::CallFormat;
@@ -48,7 +48,7 @@ use crate::{Error, Result};
         (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody),
     ),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<ChatRequest>,

@@ -31,7 +31,7 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 
 /// A request for completions.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct CompletionRequest {
+pub(crate) struct CompletionRequest {
     /// A base model or a fine-tuned one.
     pub model: String,
     /// One or many prompts, as text or as token ids.
@@ -100,7 +100,7 @@ pub struct CompletionRequest {
         (status = "5XX", body = ErrorBody),
     ),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<CompletionRequest>,

@@ -23,7 +23,7 @@ use crate::api::models::model_resource::{self, Model, blame_model};
 
 /// A model under its first name.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Engine {
+pub(crate) struct Engine {
     /// The model's name.
     pub id: String,
     /// Always `engine`.
@@ -45,7 +45,7 @@ impl From<Model> for Engine {
     get, path = "/engines", operation_id = "listEngines", tag = "Engines",
     responses((status = 200, body = List<Engine>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Engine>>, Problem> {
+pub(crate) async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Engine>>, Problem> {
     let models = model_resource::all(&state, &caller).await?;
     Ok(Json(List::new(models.into_iter().map(Engine::from).collect())))
 }
@@ -56,7 +56,7 @@ pub async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<
     params(("engine" = String, Path, description = "The model's name; slashes may be raw or encoded.")),
     responses((status = 200, body = Engine), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn retrieve(
+pub(crate) async fn retrieve(
     State(state): State<ApiState>,
     caller: Caller,
     Path(name): Path<String>,
@@ -78,7 +78,7 @@ pub async fn retrieve(
     request_body = Object,
     responses((status = 200, description = "As without the engine."), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn request(
+pub(crate) async fn request(
     State(state): State<ApiState>,
     Path(path): Path<String>,
     request: Request,

@@ -3,9 +3,9 @@
 //! [`fields`] holds the fields of a request that both have, [`body`] what both write of the answers, [`logprobs`] how each
 //! shows log probabilities.
 
-pub mod body;
-pub mod fields;
-pub mod logprobs;
+pub(crate) mod body;
+pub(crate) mod fields;
+pub(crate) mod logprobs;
 
 use std::collections::VecDeque;
 
@@ -24,7 +24,7 @@ use crate::engine::{Event, FinishReason, GenerateRequest, Sampling};
 use crate::{Error, Result};
 
 /// What every sequence of a request has in common.
-pub struct GenerationPlan {
+pub(crate) struct GenerationPlan {
     /// The model.
     pub target: Target,
     /// Token ids of each prompt.
@@ -47,7 +47,7 @@ pub struct GenerationPlan {
 
 /// The finished answer to one prompt.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// Its text.
     pub text: String,
     /// Why it ended.
@@ -60,7 +60,7 @@ pub struct Answer {
 
 /// A piece of one answer.
 #[derive(Debug, PartialEq)]
-pub enum Piece {
+pub(crate) enum Piece {
     /// What the prompt's tokens after the first are worth; comes first, where it was asked for.
     Prompt(Vec<TokenLogprobs>),
     /// More text, never empty without a token; each token comes alone where log probabilities were asked for.
@@ -73,7 +73,7 @@ pub enum Piece {
 type Tagged = (usize, Option<Event>);
 
 /// All sequences of a request, running. Dropping it cancels them.
-pub struct Running {
+pub(crate) struct Running {
     /// Id of the base model, for the metrics.
     model: String,
     events: SelectAll<BoxStream<'static, Tagged>>,
@@ -200,7 +200,7 @@ impl Running {
     }
 
     /// Tokens so far.
-    pub fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         Usage::new(self.prompt_tokens, self.cached_tokens, self.drawn_tokens.iter().sum())
     }
 
@@ -256,7 +256,7 @@ impl Running {
 
 /// The `n` answers to each prompt whose tokens have the highest mean log probability, the best first, of `candidates`
 /// answers to each. Where there is nothing to choose, all in their order.
-pub fn best(answers: Vec<Answer>, candidates: usize, n: usize) -> Vec<Answer> {
+pub(crate) fn best(answers: Vec<Answer>, candidates: usize, n: usize) -> Vec<Answer> {
     if candidates == n {
         return answers;
     }

@@ -19,7 +19,7 @@ const INLINE_BYTES: usize = 8 << 10;
 
 /// What a request runs on.
 #[derive(Clone)]
-pub struct Target {
+pub(crate) struct Target {
     /// The base model and its engine.
     pub base: CatalogEntry,
     /// The adapter's generation, held until the request ends.
@@ -43,12 +43,12 @@ impl Target {
     }
 
     /// The model's weights, tokenizer and template.
-    pub fn model(&self) -> &Arc<BaseModel> {
+    pub(crate) fn model(&self) -> &Arc<BaseModel> {
         &self.base.model
     }
 
     /// Tokens that the model can attend to.
-    pub fn context(&self) -> usize {
+    pub(crate) fn context(&self) -> usize {
         self.base.model.config.max_position_embeddings
     }
 
@@ -77,7 +77,7 @@ async fn tokenize<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> Result
 }
 
 /// Counts tokens for `/metrics`; labelled by base model, since the names of fine-tuned ones have no bound.
-pub fn count_tokens(model: &str, kind: &'static str, tokens: usize) {
+pub(crate) fn count_tokens(model: &str, kind: &'static str, tokens: usize) {
     metrics::counter!("attune_tokens_total", "model" => model.to_owned(), "kind" => kind).increment(tokens as u64);
 }
 
@@ -87,7 +87,7 @@ pub fn count_tokens(model: &str, kind: &'static str, tokens: usize) {
     untagged,
     expecting = "expected a string, an array of strings, an array of token ids, or an array of arrays of token ids"
 )]
-pub enum Input {
+pub(crate) enum Input {
     /// One text.
     Text(String),
     /// Many texts.
@@ -100,7 +100,7 @@ pub enum Input {
 
 /// One text of an [`Input`].
 #[derive(Debug, Clone, PartialEq)]
-pub enum Item {
+pub(crate) enum Item {
     /// As text.
     Text(String),
     /// As token ids.

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 
 /// A text or a conversation to turn into tokens; exactly one of `prompt` and `messages`.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct TokenizeRequest {
+pub(crate) struct TokenizeRequest {
     /// The model whose tokenizer is asked; may be left out where only one base model is served.
     pub model: Option<String>,
     /// A text.
@@ -48,7 +48,7 @@ pub struct TokenizeRequest {
 /// Tokens.
 #[expect(clippy::struct_field_names, reason = "vLLM's names")]
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Tokens {
+pub(crate) struct Tokens {
     /// How many.
     pub count: usize,
     /// Tokens that the model can attend to.
@@ -61,7 +61,7 @@ pub struct Tokens {
 
 /// Tokens to turn into text.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct DetokenizeRequest {
+pub(crate) struct DetokenizeRequest {
     /// The model whose tokenizer is asked; may be left out where only one base model is served.
     pub model: Option<String>,
     /// Token ids.
@@ -70,7 +70,7 @@ pub struct DetokenizeRequest {
 
 /// The text of tokens.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Detokenized {
+pub(crate) struct Detokenized {
     /// The text, special tokens by their names.
     pub prompt: String,
 }
@@ -82,7 +82,7 @@ pub struct Detokenized {
     post, path = "/tokenize", operation_id = "tokenize", tag = "Tokens", request_body = TokenizeRequest,
     responses((status = 200, body = Tokens), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn tokenize(
+pub(crate) async fn tokenize(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<TokenizeRequest>,
@@ -105,7 +105,7 @@ pub async fn tokenize(
     post, path = "/detokenize", operation_id = "detokenize", tag = "Tokens", request_body = DetokenizeRequest,
     responses((status = 200, body = Detokenized), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn detokenize(
+pub(crate) async fn detokenize(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<DetokenizeRequest>,

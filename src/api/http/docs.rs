@@ -13,7 +13,7 @@ const DESCRIPTION: &str = "Serves language models and embeddings in the form of 
                            `/fine_tunes`.";
 
 /// The document without its paths.
-pub fn frame() -> OpenApi {
+pub(crate) fn frame() -> OpenApi {
     let license = LicenseBuilder::new().name("MIT OR Apache-2.0").build();
     let info = InfoBuilder::new()
         .title("Attune")
@@ -31,6 +31,6 @@ pub fn frame() -> OpenApi {
 }
 
 /// The page at `/docs` and the document at `/openapi.json`.
-pub fn routes(document: OpenApi) -> Router {
+pub(crate) fn routes(document: OpenApi) -> Router {
     SwaggerUi::new("/docs").url("/openapi.json", document).into()
 }

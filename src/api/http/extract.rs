@@ -14,22 +14,22 @@ use crate::api::ApiState;
 use crate::api::http::error::Problem;
 
 /// A client that sends nothing for this long is given up.
-pub const BODY_TIMEOUT: Duration = Duration::from_mins(1);
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A JSON body. The content type is not asked for, unknown fields are ignored, and `null` for an optional field is as if it
 /// were absent.
 #[derive(Debug)]
-pub struct Body<T>(pub T);
+pub(crate) struct Body<T>(pub T);
 
 /// Percent-decoded parts of the path.
 #[derive(Debug, FromRequestParts)]
 #[from_request(via(axum::extract::Path), rejection(Problem))]
-pub struct Path<T>(pub T);
+pub(crate) struct Path<T>(pub T);
 
 /// The query.
 #[derive(Debug, FromRequestParts)]
 #[from_request(via(axum::extract::Query), rejection(Problem))]
-pub struct Query<T>(pub T);
+pub(crate) struct Query<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<ApiState> for Body<T> {
     type Rejection = Problem;
@@ -40,14 +40,14 @@ impl<T: DeserializeOwned> FromRequest<ApiState> for Body<T> {
 }
 
 /// The whole body, within the limits of size and time.
-pub async fn read(request: Request, state: &ApiState) -> Result<Bytes, Problem> {
+pub(crate) async fn read(request: Request, state: &ApiState) -> Result<Bytes, Problem> {
     in_time(BODY_TIMEOUT, Bytes::from_request(request, state))
         .await?
         .map_err(|rejection| unreadable(&rejection, state.config.limits.max_body_bytes))
 }
 
 /// What the client sends, if it comes within `limit`.
-pub async fn in_time<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Problem> {
+pub(crate) async fn in_time<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Problem> {
     tokio::time::timeout(limit, work).await.map_err(|_| Problem::slow_body())
 }
 
@@ -59,7 +59,7 @@ fn unreadable(rejection: &BytesRejection, limit: usize) -> Problem {
 }
 
 /// Reads `T` from JSON, naming the field where it cannot.
-pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     // serde would read an array as the fields of a struct in their order.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
         return Err(Problem::wrong_type("body", "expected an object"));

@@ -18,7 +18,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Sends each JSON document as an event. A stream that ends is followed by `[DONE]`; a failure is sent as an error object
 /// and ends the stream without it.
-pub fn respond(documents: impl Stream<Item = Result<String, Problem>> + Send + 'static) -> Response {
+pub(crate) fn respond(documents: impl Stream<Item = Result<String, Problem>> + Send + 'static) -> Response {
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keepalive");
     let mut response = Sse::new(frames(documents)).keep_alive(keep_alive).into_response();
     // nginx would collect the events otherwise.
@@ -28,7 +28,7 @@ pub fn respond(documents: impl Stream<Item = Result<String, Problem>> + Send + '
 }
 
 /// A document of the API as the text of an event.
-pub fn json(document: &impl Serialize) -> Result<String, Problem> {
+pub(crate) fn json(document: &impl Serialize) -> Result<String, Problem> {
     serde_json::to_string(document).map_err(|error| Error::Internal(format!("write JSON: {error}")).into())
 }
 

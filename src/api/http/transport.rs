@@ -23,7 +23,7 @@ const VERSION: HeaderName = HeaderName::from_static("openai-version");
 const RETRY: [HeaderName; 2] = [RETRY_AFTER, HeaderName::from_static("retry-after-ms")];
 
 /// Puts the layers around all routes; while `open` says that no key is needed, pages of other sites are kept out.
-pub fn dress(routes: Router, open: impl Fn() -> bool + Clone + Send + Sync + 'static) -> Router {
+pub(crate) fn dress(routes: Router, open: impl Fn() -> bool + Clone + Send + Sync + 'static) -> Router {
     routes
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)

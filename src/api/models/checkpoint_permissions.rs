@@ -26,7 +26,7 @@ const MAX_PROJECT_CHARACTERS: usize = 255;
 
 /// Who shall be allowed to use the model.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct GrantPermissions {
+pub(crate) struct GrantPermissions {
     /// Names of other organisations of this server, 1 to 50.
     #[schema(min_items = 1, max_items = 50)]
     pub project_ids: Vec<String>,
@@ -34,7 +34,7 @@ pub struct GrantPermissions {
 
 /// One organisation's permission to use a model of another one.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct CheckpointPermission {
+pub(crate) struct CheckpointPermission {
     /// Always `checkpoint.permission`.
     pub object: &'static str,
     /// `cp_…`
@@ -47,7 +47,7 @@ pub struct CheckpointPermission {
 
 /// A permission that is gone.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct DeletedPermission {
+pub(crate) struct DeletedPermission {
     /// `cp_…`
     pub id: String,
     /// Always `checkpoint.permission`.
@@ -59,7 +59,7 @@ pub struct DeletedPermission {
 /// Which permissions to list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct PermissionQuery {
+pub(crate) struct PermissionQuery {
     /// Only that of this organisation.
     pub project_id: Option<String>,
     /// Id of the last permission of the page before.
@@ -74,7 +74,7 @@ pub struct PermissionQuery {
 /// By the time of creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Direction {
+pub(crate) enum Direction {
     /// Oldest first.
     Ascending,
     /// Newest first.
@@ -91,7 +91,7 @@ pub enum Direction {
     request_body = GrantPermissions,
     responses((status = 200, body = BoundedPageOf<CheckpointPermission>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Path(model): Path<String>,
@@ -112,7 +112,7 @@ pub async fn create(
     ),
     responses((status = 200, body = BoundedPageOf<CheckpointPermission>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn list(
+pub(crate) async fn list(
     State(state): State<ApiState>,
     caller: Caller,
     Path(model): Path<String>,
@@ -138,7 +138,7 @@ pub async fn list(
     ),
     responses((status = 200, body = DeletedPermission), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn delete(
+pub(crate) async fn delete(
     State(state): State<ApiState>,
     caller: Caller,
     Path((model, id)): Path<(String, String)>,
@@ -148,7 +148,7 @@ pub async fn delete(
 }
 
 /// [`list`] for any name: a model's may hold slashes, so one route takes all that follows `/checkpoints/`.
-pub async fn get(
+pub(crate) async fn get(
     uri: Uri,
     state: State<ApiState>,
     caller: Caller,
@@ -162,7 +162,7 @@ pub async fn get(
 }
 
 /// [`create`] for any name.
-pub async fn post(
+pub(crate) async fn post(
     uri: Uri,
     state: State<ApiState>,
     caller: Caller,
@@ -176,7 +176,7 @@ pub async fn post(
 }
 
 /// [`delete`] for any name.
-pub async fn remove(
+pub(crate) async fn remove(
     uri: Uri,
     state: State<ApiState>,
     caller: Caller,

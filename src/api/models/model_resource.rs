@@ -23,7 +23,7 @@ use crate::{Error, Result};
 
 /// A model that requests can name.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Model {
+pub(crate) struct Model {
     /// The name.
     pub id: String,
     /// Always `model`.
@@ -42,7 +42,7 @@ pub struct Model {
 
 /// A model that is gone.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct DeletedModel {
+pub(crate) struct DeletedModel {
     /// The name.
     pub id: String,
     /// Always `model`.
@@ -56,7 +56,7 @@ pub struct DeletedModel {
     get, path = "/models", operation_id = "listModels", tag = "Models",
     responses((status = 200, body = List<Model>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Model>>, Problem> {
+pub(crate) async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Model>>, Problem> {
     Ok(Json(List::new(all(&state, &caller).await?)))
 }
 
@@ -75,7 +75,7 @@ pub async fn all(state: &ApiState, caller: &Caller) -> Result<Vec<Model>> {
 }
 
 /// Read a model, or download its adapter: a name may hold slashes, so one route takes all that follows.
-pub async fn get(state: State<ApiState>, caller: Caller, Path(path): Path<String>) -> Result<Response, Problem> {
+pub(crate) async fn get(state: State<ApiState>, caller: Caller, Path(path): Path<String>) -> Result<Response, Problem> {
     match path.strip_suffix("/adapter") {
         Some(name) if state.catalog.get(&path).is_err() => download(state, caller, Path(name.to_owned())).await,
         _ => Ok(retrieve(state, caller, Path(path)).await?.into_response()),
@@ -88,7 +88,7 @@ pub async fn get(state: State<ApiState>, caller: Caller, Path(path): Path<String
     params(("model" = String, Path, description = "The name; slashes may be raw or encoded.")),
     responses((status = 200, body = Model), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn retrieve(
+pub(crate) async fn retrieve(
     State(state): State<ApiState>,
     caller: Caller,
     Path(name): Path<String>,
@@ -116,7 +116,7 @@ pub async fn find(state: &ApiState, caller: &Caller, name: &str) -> Result<Model
     params(("model" = String, Path, description = "The name; slashes may be raw or encoded.")),
     responses((status = 200, body = DeletedModel), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn delete(
+pub(crate) async fn delete(
     State(state): State<ApiState>,
     caller: Caller,
     Path(name): Path<String>,
@@ -147,7 +147,7 @@ pub async fn delete(
         (status = "4XX", body = ErrorBody),
     ),
 )]
-pub async fn download(
+pub(crate) async fn download(
     State(state): State<ApiState>,
     caller: Caller,
     Path(name): Path<String>,
@@ -193,7 +193,7 @@ fn archive(files: Vec<(&str, Bytes)>, modified: i64) -> Result<Vec<Bytes>> {
 }
 
 /// Where the model is the resource itself, it is the field at fault.
-pub fn blame_model(error: Error) -> Problem {
+pub(crate) fn blame_model(error: Error) -> Problem {
     let missing = matches!(error, Error::ModelNotFound(_));
     let problem = Problem::from(error);
     if missing { problem.param("model") } else { problem }

@@ -3,7 +3,7 @@
 use crate::{Error, Result};
 
 /// `value`, if it is within the range.
-pub fn within<T: Copy + PartialOrd + std::fmt::Display>(
+pub(crate) fn within<T: Copy + PartialOrd + std::fmt::Display>(
     param: &str,
     value: Option<T>,
     low: T,
@@ -19,7 +19,7 @@ pub fn within<T: Copy + PartialOrd + std::fmt::Display>(
 }
 
 /// A field that this server cannot honour yet: refused rather than ignored, since ignoring it would change the answer.
-pub fn not_supported(param: &str) -> Error {
+pub(crate) fn not_supported(param: &str) -> Error {
     let message = format!("'{param}' is not supported yet: leave it out.");
     Error::invalid_code(param, "unsupported_parameter", message)
 }

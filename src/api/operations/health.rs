@@ -34,7 +34,7 @@ static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 
 /// How the server is.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Health {
+pub(crate) struct Health {
     /// `ok`, `ready` or `not ready`.
     pub status: &'static str,
 }
@@ -44,7 +44,7 @@ pub struct Health {
     get, path = "/health", operation_id = "health", tag = "Operations", security(()),
     responses((status = 200, body = Health)),
 )]
-pub async fn health() -> Json<Health> {
+pub(crate) async fn health() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
@@ -55,7 +55,7 @@ pub async fn health() -> Json<Health> {
     get, path = "/ready", operation_id = "ready", tag = "Operations", security(()),
     responses((status = 200, body = Health), (status = 503, body = Health)),
 )]
-pub async fn ready(State(state): State<ApiState>) -> Response {
+pub(crate) async fn ready(State(state): State<ApiState>) -> Response {
     let answers = tokio::time::timeout(READY_TIMEOUT, state.store.is_ready()).await.unwrap_or(false);
     let has_device = state.catalog.entries().iter().all(|entry| !entry.model.health.is_lost());
     if answers && has_device && !state.shutdown.is_cancelled() {
@@ -70,7 +70,7 @@ pub async fn ready(State(state): State<ApiState>) -> Response {
     get, path = "/metrics", operation_id = "metrics", tag = "Operations", security(()),
     responses((status = 200, description = "Prometheus text format.", content_type = "text/plain", body = String)),
 )]
-pub async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
+pub(crate) async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
     state.registry.status().record();
     let text = METRICS.get().map(|metrics| {
         metrics.run_upkeep();

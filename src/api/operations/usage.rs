@@ -27,7 +27,7 @@ const EVERY: &str = "*";
 /// What to sum up.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct UsageParams {
+pub(crate) struct UsageParams {
     /// The first UTC day, `2026-01-31`; 29 days before the last one by default.
     pub start_date: Option<String>,
     /// The last UTC day; today by default.
@@ -44,7 +44,7 @@ pub struct UsageParams {
 
 /// What was used.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct UsageReport {
+pub(crate) struct UsageReport {
     /// Always `list`.
     pub object: &'static str,
     /// The first UTC day.
@@ -63,7 +63,7 @@ pub struct UsageReport {
 
 /// The sums of one group; what is not grouped by is null.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct UsageSums {
+pub(crate) struct UsageSums {
     /// Always `usage`.
     pub object: &'static str,
     /// UTC day.
@@ -95,7 +95,7 @@ pub struct UsageSums {
     get, path = "/usage", operation_id = "readUsage", tag = "Usage", params(UsageParams),
     responses((status = 200, body = UsageReport), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn read(
+pub(crate) async fn read(
     State(state): State<ApiState>,
     caller: Caller,
     admin: Result<Admin, Problem>,

@@ -13,7 +13,7 @@ const TOLERANCE: f64 = 1e-6;
 
 /// Units that flow in evenly, up to a limit per minute.
 #[derive(Debug)]
-pub struct Bucket {
+pub(crate) struct Bucket {
     limit: u64,
     level: f64,
     /// When `level` was right.
@@ -22,7 +22,7 @@ pub struct Bucket {
 
 /// What a client is told of a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Level {
+pub(crate) struct Level {
     /// Units per minute.
     pub limit: u64,
     /// Units that can be taken now.
@@ -33,17 +33,17 @@ pub struct Level {
 
 impl Bucket {
     /// A full bucket.
-    pub fn new(limit: u64, now: Instant) -> Self {
+    pub(crate) fn new(limit: u64, now: Instant) -> Self {
         Self { limit, level: limit as f64, at: now }
     }
 
     /// Units per minute.
-    pub fn limit(&self) -> u64 {
+    pub(crate) fn limit(&self) -> u64 {
         self.limit
     }
 
     /// Takes `amount` if it is there; else says how long it takes to flow in. More than the limit never does.
-    pub fn take(&mut self, amount: u64, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn take(&mut self, amount: u64, now: Instant) -> Result<(), Duration> {
         self.flow(now);
         let missing = amount as f64 - self.level;
         if missing > TOLERANCE {
@@ -54,19 +54,19 @@ impl Bucket {
     }
 
     /// Takes `amount`, into debt where it is not there.
-    pub fn debit(&mut self, amount: u64, now: Instant) {
+    pub(crate) fn debit(&mut self, amount: u64, now: Instant) {
         self.flow(now);
         self.level -= amount as f64;
     }
 
     /// Puts back what was taken and not used.
-    pub fn give_back(&mut self, amount: u64, now: Instant) {
+    pub(crate) fn give_back(&mut self, amount: u64, now: Instant) {
         self.flow(now);
         self.level = (self.level + amount as f64).min(self.limit as f64);
     }
 
     /// How full it is.
-    pub fn level(&mut self, now: Instant) -> Level {
+    pub(crate) fn level(&mut self, now: Instant) -> Level {
         self.flow(now);
         let remaining = (self.level + TOLERANCE).max(0.0) as u64;
         Level { limit: self.limit, remaining, reset: self.time_for(self.limit as f64 - self.level) }

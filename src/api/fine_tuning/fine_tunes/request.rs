@@ -20,7 +20,7 @@ const MAX_BETAS: usize = 10;
 
 /// A request for a fine-tune.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct CreateFineTune {
+pub(crate) struct CreateFineTune {
     /// Id of a file with the purpose `fine-tune`.
     pub training_file: String,
     /// Id of a file to measure on.
@@ -58,7 +58,7 @@ pub struct CreateFineTune {
 
 /// Settings that some clients send in an object of their own.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-pub struct NestedSettings {
+pub(crate) struct NestedSettings {
     /// Passes over the training file.
     pub n_epochs: Option<AutoOr<u32>>,
 }

@@ -18,7 +18,7 @@ const MAX_EVENTS: i64 = 10_000;
 
 /// A fine-tune.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct FineTune {
+pub(crate) struct FineTune {
     /// `ft-…`
     pub id: String,
     /// Always `fine-tune`.
@@ -50,7 +50,7 @@ pub struct FineTune {
 
 /// The settings of a fine-tune.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct FineTuneSettings {
+pub(crate) struct FineTuneSettings {
     /// Passes over the training file.
     pub n_epochs: u32,
     /// Examples per step; 1 until training has chosen it.
@@ -75,7 +75,7 @@ pub struct FineTuneSettings {
 
 /// Something that happened to a fine-tune.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct FineTuneEvent {
+pub(crate) struct FineTuneEvent {
     /// Always `fine-tune-event`.
     pub object: &'static str,
     /// Unix seconds.
@@ -88,7 +88,7 @@ pub struct FineTuneEvent {
 
 /// File descriptions that were read already: the jobs of a list often share their files.
 #[derive(Default)]
-pub struct Files(HashMap<String, Option<FileObject>>);
+pub(crate) struct Files(HashMap<String, Option<FileObject>>);
 
 impl Files {
     /// The description of a file, unless it has been deleted.

@@ -18,7 +18,7 @@ use crate::{Error, Result};
 
 /// What a job would take on this server's machine.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct FineTuningJobEstimate {
+pub(crate) struct FineTuningJobEstimate {
     /// Always `fine_tuning.job.estimate`.
     pub object: &'static str,
     /// The model that would be trained.
@@ -62,7 +62,7 @@ pub struct FineTuningJobEstimate {
 
 /// The most memory that the server's process would have, in bytes.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct EstimatedMemory {
+pub(crate) struct EstimatedMemory {
     /// All of it.
     pub peak: u64,
     /// What the process holds without the job.
@@ -83,7 +83,7 @@ pub struct EstimatedMemory {
 
 /// What a job would cost. A part is null where the server's configuration has no price for it.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct EstimatedCost {
+pub(crate) struct EstimatedCost {
     /// The money.
     pub currency: String,
     /// The hours of the machine, at `training.price_per_hour`.
@@ -101,7 +101,7 @@ pub struct EstimatedCost {
     request_body = CreateJob,
     responses((status = 200, body = FineTuningJobEstimate), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<CreateJob>,

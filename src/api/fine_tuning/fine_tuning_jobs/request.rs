@@ -17,7 +17,7 @@ const MAX_INTEGRATIONS: usize = 5;
 
 /// A request for a fine-tuning job.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct CreateJob {
+pub(crate) struct CreateJob {
     /// A base model or an earlier fine-tuned one.
     pub model: String,
     /// Id of a file with the purpose `fine-tune`.
@@ -44,7 +44,7 @@ pub struct CreateJob {
 
 /// How to train.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct Method {
+pub(crate) struct Method {
     /// `supervised` trains on answers, or on pairs of texts where the file has them, `dpo` on pairs of answers of which one is preferred.
     #[serde(rename = "type")]
     pub kind: String,
@@ -56,7 +56,7 @@ pub struct Method {
 
 /// The settings of a method.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
-pub struct MethodSettings {
+pub(crate) struct MethodSettings {
     /// The settings.
     pub hyperparameters: Option<Settings>,
 }

@@ -29,7 +29,7 @@ const MAX_PATIENCE: u32 = 1000;
 /// Settings of training. The numbers may also be `"auto"`, which is the same as leaving one out. All after `beta` are
 /// extensions of this server.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Passes over the training file, 1 to 50.
     pub n_epochs: Option<AutoOr<u32>>,
     /// Examples per step, 1 to 256.
@@ -92,7 +92,7 @@ pub struct Settings {
 /// All linear layers, or some.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, ToSchema)]
 #[serde(untagged, expecting = "expected \"all-linear\" or a list of layers' names, such as q_proj")]
-pub enum TargetModules {
+pub(crate) enum TargetModules {
     /// The word `"all-linear"`.
     All(AllLinear),
     /// Some of them by name.
@@ -102,7 +102,7 @@ pub enum TargetModules {
 /// The word `"all-linear"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum AllLinear {
+pub(crate) enum AllLinear {
     /// Every linear layer.
     AllLinear,
 }

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 /// The form that the answer must have.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct ResponseFormat {
+pub(crate) struct ResponseFormat {
     /// `text`, `json_object` or `json_schema`.
     #[serde(rename = "type")]
     pub kind: String,
@@ -19,7 +19,7 @@ pub struct ResponseFormat {
 
 /// A named JSON schema.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct JsonSchemaFormat {
+pub(crate) struct JsonSchemaFormat {
     /// Up to 64 letters, digits, `_` and `-`.
     pub name: String,
     /// What the answer is for. Not shown to the model.

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 /// One message.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct ChatMessage {
+pub(crate) struct ChatMessage {
     /// `system`, `developer` (the same as `system`), `user`, `assistant`, `tool`, or `function` (deprecated).
     pub role: String,
     /// What was said; an assistant that calls tools may have said nothing.
@@ -27,7 +27,7 @@ pub struct ChatMessage {
 /// A text, or parts that are joined to one.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a string or an array of parts such as {\"type\": \"text\", \"text\": \"…\"}")]
-pub enum ChatContent {
+pub(crate) enum ChatContent {
     /// The whole text.
     Text(String),
     /// Parts of it.
@@ -36,7 +36,7 @@ pub enum ChatContent {
 
 /// A part of a message.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct ContentPart {
+pub(crate) struct ContentPart {
     /// Only `text` is supported.
     #[serde(rename = "type")]
     pub kind: String,
@@ -46,7 +46,7 @@ pub struct ContentPart {
 
 /// A call in an earlier message of the assistant.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct MessageToolCall {
+pub(crate) struct MessageToolCall {
     /// The id that the answer to it names.
     pub id: String,
     /// Always `function`.
@@ -62,7 +62,7 @@ fn function_type() -> String {
 
 /// A function with its arguments.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct MessageFunction {
+pub(crate) struct MessageFunction {
     /// The function.
     pub name: String,
     /// Its arguments, as the text of a JSON object.

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 /// A request for an answer in a conversation.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct ChatRequest {
+pub(crate) struct ChatRequest {
     /// A base model or a fine-tuned one.
     pub model: String,
     /// The conversation so far.
@@ -79,7 +79,7 @@ pub struct ChatRequest {
 
 /// A tool that the model may call.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct Tool {
+pub(crate) struct Tool {
     /// Only `function` is supported.
     #[serde(rename = "type")]
     pub kind: String,
@@ -89,7 +89,7 @@ pub struct Tool {
 
 /// A function that the model may call.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct FunctionDefinition {
+pub(crate) struct FunctionDefinition {
     /// Up to 64 letters, digits, `_` and `-`.
     pub name: String,
     /// What it does, for the model to read.
@@ -109,7 +109,7 @@ pub struct FunctionDefinition {
     untagged,
     expecting = "expected none, auto, required or {\"type\": \"function\", \"function\": {\"name\": \"…\"}}"
 )]
-pub enum ToolChoice {
+pub(crate) enum ToolChoice {
     /// `none`, `auto` or `required`.
     Mode(String),
     /// This one.
@@ -118,7 +118,7 @@ pub enum ToolChoice {
 
 /// The one tool to call.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct NamedTool {
+pub(crate) struct NamedTool {
     /// Only `function` is supported.
     #[serde(rename = "type")]
     pub kind: String,
@@ -128,7 +128,7 @@ pub struct NamedTool {
 
 /// A function by its name.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct FunctionName {
+pub(crate) struct FunctionName {
     /// Its name.
     pub name: String,
 }
@@ -136,7 +136,7 @@ pub struct FunctionName {
 /// Deprecated: what the model may do with the functions.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected none, auto or {\"name\": \"…\"}")]
-pub enum FunctionChoice {
+pub(crate) enum FunctionChoice {
     /// `none` or `auto`.
     Mode(String),
     /// This one.
@@ -157,7 +157,7 @@ impl ChatRequest {
     }
 
     /// How tokens are drawn.
-    pub fn sampling_fields(&self) -> SamplingFields<'_> {
+    pub(crate) fn sampling_fields(&self) -> SamplingFields<'_> {
         SamplingFields {
             temperature: self.temperature,
             top_p: self.top_p,

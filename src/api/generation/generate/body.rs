@@ -15,11 +15,11 @@ use crate::engine::FinishReason;
 use crate::engine::logprobs::TokenLogprobs;
 
 /// Changes when the same seed may give another text.
-pub const SYSTEM_FINGERPRINT: &str = concat!("fp_attune_", env!("CARGO_PKG_VERSION"));
+pub(crate) const SYSTEM_FINGERPRINT: &str = concat!("fp_attune_", env!("CARGO_PKG_VERSION"));
 
 /// Tokens of a request, prompts counted once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Tokens of the prompts.
     pub prompt_tokens: usize,
     /// Tokens drawn.
@@ -34,21 +34,21 @@ pub struct Usage {
 
 /// A part of [`Usage`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
-pub struct PromptTokensDetails {
+pub(crate) struct PromptTokensDetails {
     /// Tokens that needed no computing.
     pub cached_tokens: usize,
 }
 
 /// A part of [`Usage`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
-pub struct CompletionTokensDetails {
+pub(crate) struct CompletionTokensDetails {
     /// Always 0: what a model writes while it thinks is part of its answer here.
     pub reasoning_tokens: usize,
 }
 
 impl Usage {
     /// Tokens of a request, of whose prompts `cached` needed no computing.
-    pub fn new(prompt_tokens: usize, cached_tokens: usize, completion_tokens: usize) -> Self {
+    pub(crate) fn new(prompt_tokens: usize, cached_tokens: usize, completion_tokens: usize) -> Self {
         Self {
             prompt_tokens,
             completion_tokens,
@@ -62,7 +62,7 @@ impl Usage {
 /// The key `usage` of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
-pub enum UsageKey {
+pub(crate) enum UsageKey {
     /// A stream without usage does not have the key.
     Absent,
     /// A stream with usage has it in every event, null until the last.
@@ -73,18 +73,18 @@ pub enum UsageKey {
 
 impl UsageKey {
     /// True where the key is left out.
-    pub fn is_absent(&self) -> bool {
+    pub(crate) fn is_absent(&self) -> bool {
         *self == Self::Absent
     }
 
     /// The key in an event before the last.
-    pub fn before_the_last(wanted: bool) -> Self {
+    pub(crate) fn before_the_last(wanted: bool) -> Self {
         if wanted { Self::Later } else { Self::Absent }
     }
 }
 
 /// The reason as clients read it.
-pub const fn reason_name(reason: FinishReason) -> &'static str {
+pub(crate) const fn reason_name(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
@@ -92,17 +92,17 @@ pub const fn reason_name(reason: FinishReason) -> &'static str {
 }
 
 /// Unix seconds.
-pub fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
 /// A new id such as `cmpl-…`.
-pub fn new_id(prefix: &str) -> String {
+pub(crate) fn new_id(prefix: &str) -> String {
     format!("{prefix}-{}", uuid::Uuid::new_v4().simple())
 }
 
 /// How one resource writes the chunks of a streamed answer.
-pub trait Chunks: Send + 'static {
+pub(crate) trait Chunks: Send + 'static {
     /// The chunk's form.
     type Chunk: Serialize + Send;
 
@@ -122,7 +122,10 @@ pub trait Chunks: Send + 'static {
 }
 
 /// The answers as JSON documents, choices interleaved as their tokens arrive.
-pub fn stream_chunks<C: Chunks>(running: Running, chunks: C) -> impl Stream<Item = Result<String, Problem>> + Send {
+pub(crate) fn stream_chunks<C: Chunks>(
+    running: Running,
+    chunks: C,
+) -> impl Stream<Item = Result<String, Problem>> + Send {
     let begin: VecDeque<_> = (0..running.choices()).filter_map(|index| chunks.begin(index)).collect();
     stream::unfold(Some((running, chunks, begin)), |state| async move {
         let (mut running, mut chunks, mut pending) = state?;

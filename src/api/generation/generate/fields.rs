@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// One text or up to four.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a string or an array of strings")]
-pub enum StopTexts {
+pub(crate) enum StopTexts {
     /// One text.
     One(String),
     /// Up to four texts.
@@ -40,7 +40,7 @@ impl StopTexts {
 
 /// The fields of a request that say how tokens are drawn.
 #[derive(Debug, Default)]
-pub struct SamplingFields<'a> {
+pub(crate) struct SamplingFields<'a> {
     pub temperature: Option<f32>,
     pub top_p: Option<f32>,
     pub top_k: Option<i64>,
@@ -117,14 +117,14 @@ pub fn check_n(n: Option<usize>, prompts: usize, waiting: usize) -> Result<usize
 /// Options of a streamed answer.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default)]
-pub struct StreamOptions {
+pub(crate) struct StreamOptions {
     /// Send the usage in a last chunk without choices.
     pub include_usage: Option<bool>,
 }
 
 impl StreamOptions {
     /// True where the client asked for the usage chunk.
-    pub fn wants_usage(options: Option<&Self>) -> bool {
+    pub(crate) fn wants_usage(options: Option<&Self>) -> bool {
         options.and_then(|options| options.include_usage).unwrap_or(false)
     }
 }
