@@ -1,4 +1,9 @@
-//! What HTTP is to every resource: bodies in, errors and lists out, event streams, uploads, and the page that shows the API.
+//! What HTTP is to every resource; knows no other room. [`extract`] reads JSON bodies, paths and queries, [`upload`]
+//! spools the file of a form to disk. [`error`] is the one table from failure to status and error object. [`list`]
+//! pages lists, [`sse`] streams events. [`transport`] puts request ids, the log, metrics and CORS around all routes,
+//! [`headers`] names the headers that several rooms know, [`docs`] serves the `OpenAPI` document.
+//!
+//! Handlers of every room call it; [`router`](super::router) calls [`transport`] and [`docs`].
 
 pub(super) mod docs;
 pub(super) mod error;

@@ -12,8 +12,8 @@ use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
 use crate::{Error, Result};
 
 /// The resource's settings where the client gives none.
-pub const DEFAULT_EPOCHS: u32 = 4;
-pub const DEFAULT_PROMPT_LOSS_WEIGHT: f64 = 0.01;
+pub(super) const DEFAULT_EPOCHS: u32 = 4;
+pub(super) const DEFAULT_PROMPT_LOSS_WEIGHT: f64 = 0.01;
 
 /// F-beta scores that a fine-tune may ask for.
 const MAX_BETAS: usize = 10;

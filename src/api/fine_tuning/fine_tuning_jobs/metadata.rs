@@ -25,7 +25,7 @@ pub fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<()> {
 }
 
 /// The filter of a query's pairs: `metadata[name]=value`, or `metadata=null`.
-pub fn read_filter(pairs: &[(String, String)]) -> MetadataFilter {
+pub(super) fn read_filter(pairs: &[(String, String)]) -> MetadataFilter {
     if pairs.iter().any(|(name, value)| name == "metadata" && value == "null") {
         return MetadataFilter::None;
     }

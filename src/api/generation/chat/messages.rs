@@ -80,7 +80,7 @@ pub fn template_messages(messages: &[ChatMessage], syntax: ToolSyntax) -> Result
 }
 
 /// Adds `text` to the system message, which is the first one; makes one where there is none.
-pub fn add_to_system(messages: &mut Vec<Value>, text: &str) {
+pub(super) fn add_to_system(messages: &mut Vec<Value>, text: &str) {
     match messages.first_mut() {
         Some(first) if first["role"] == "system" => {
             let content = first["content"].as_str().unwrap_or_default();

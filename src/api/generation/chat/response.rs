@@ -12,7 +12,7 @@ use crate::engine::logprobs::TokenLogprobs;
 
 /// The answers to a conversation.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ChatCompletion {
+pub(super) struct ChatCompletion {
     /// `chatcmpl-…`
     pub id: String,
     /// Always `chat.completion`.
@@ -31,7 +31,7 @@ pub struct ChatCompletion {
 
 /// One answer.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ChatChoice {
+pub(super) struct ChatChoice {
     /// Its number.
     pub index: usize,
     /// The assistant's message.
@@ -44,7 +44,7 @@ pub struct ChatChoice {
 
 /// The assistant's message.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct AssistantMessage {
+pub(super) struct AssistantMessage {
     /// Always `assistant`.
     pub role: &'static str,
     /// The text; null where there is none beside calls.
@@ -61,7 +61,12 @@ pub struct AssistantMessage {
 
 impl ChatChoice {
     /// The choice with this answer, in which calls stand where the request has a `format` for them.
-    pub fn new(index: usize, answer: Answer, logprobs: Option<ChatLogprobs>, format: Option<&CallFormat>) -> Self {
+    pub(super) fn new(
+        index: usize,
+        answer: Answer,
+        logprobs: Option<ChatLogprobs>,
+        format: Option<&CallFormat>,
+    ) -> Self {
         let mut message = AssistantMessage {
             role: "assistant",
             content: None,
@@ -107,7 +112,7 @@ fn finish_reason(reason: FinishReason, parser: &CallParser, format: &CallFormat)
 
 /// One event of a streamed answer.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ChatCompletionChunk {
+pub(super) struct ChatCompletionChunk {
     /// The same in all events of an answer.
     pub id: String,
     /// Always `chat.completion.chunk`.
@@ -128,7 +133,7 @@ pub struct ChatCompletionChunk {
 
 /// What is new in one answer.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ChatChunkChoice {
+pub(super) struct ChatChunkChoice {
     /// The number of the answer.
     pub index: usize,
     /// What is new in its message.
@@ -141,7 +146,7 @@ pub struct ChatChunkChoice {
 
 /// What is new in a message.
 #[derive(Debug, Default, Serialize, ToSchema)]
-pub struct Delta {
+pub(super) struct Delta {
     /// `assistant`, in the first event of an answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
@@ -158,7 +163,7 @@ pub struct Delta {
 
 /// What is new in a call.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ToolCallDelta {
+pub(super) struct ToolCallDelta {
     /// The number of the call.
     pub index: usize,
     /// Where the call begins.
@@ -173,7 +178,7 @@ pub struct ToolCallDelta {
 
 /// What is new in a function with its arguments.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct FunctionDelta {
+pub(super) struct FunctionDelta {
     /// The function, where the call begins.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -182,7 +187,7 @@ pub struct FunctionDelta {
 }
 
 /// Writes the answers of one request.
-pub struct Writer {
+pub(super) struct Writer {
     pub id: String,
     pub created: i64,
     pub model: String,
@@ -196,7 +201,7 @@ pub struct Writer {
 }
 
 /// Reads one streamed answer that may have calls.
-pub struct ChoiceParser {
+pub(super) struct ChoiceParser {
     parser: CallParser,
     /// Nothing was sent yet but the role.
     silent: bool,
@@ -204,7 +209,7 @@ pub struct ChoiceParser {
 
 impl Writer {
     /// The log probabilities of these tokens, where they are wanted.
-    pub fn logprobs(&self, tokens: &[TokenLogprobs]) -> Option<ChatLogprobs> {
+    pub(super) fn logprobs(&self, tokens: &[TokenLogprobs]) -> Option<ChatLogprobs> {
         self.tokens.as_ref().map(|texts| texts.chat(tokens))
     }
 

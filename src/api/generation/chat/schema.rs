@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::{Error, Result};
 
 /// Schemas of one request together, as text.
-pub const SCHEMA_BYTES: usize = 64 << 10;
+pub(super) const SCHEMA_BYTES: usize = 64 << 10;
 /// Remainders of all divisors of a schema.
 const MAX_REMAINDERS: f64 = 50_000.0;
 

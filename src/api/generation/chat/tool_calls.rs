@@ -9,7 +9,7 @@ use crate::model::tool_syntax::ToolSyntax;
 
 /// A call in an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct ToolCall {
+pub(super) struct ToolCall {
     /// `call_…`
     pub id: String,
     /// Always `function`.
@@ -21,7 +21,7 @@ pub struct ToolCall {
 
 /// A function with its arguments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct FunctionCall {
+pub(super) struct FunctionCall {
     /// The function.
     pub name: String,
     /// Its arguments: the text of a JSON object, cut short where the answer was.
@@ -30,7 +30,7 @@ pub struct FunctionCall {
 
 /// What an answer's text turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Part {
+pub(super) enum Part {
     /// Text before the calls.
     Content(String),
     /// A call of this function begins; its number counts from 0.
@@ -41,7 +41,7 @@ pub enum Part {
 
 /// What all answers to a request have in common.
 #[derive(Debug, Clone)]
-pub struct CallFormat {
+pub(super) struct CallFormat {
     /// The markup.
     pub syntax: ToolSyntax,
     /// Functions that may be called.
@@ -56,7 +56,7 @@ pub struct CallFormat {
 
 /// Reads one answer.
 #[derive(Debug)]
-pub struct CallParser {
+pub(super) struct CallParser {
     state: State,
     /// Text of which it is not known yet what it is.
     held: String,
@@ -84,7 +84,7 @@ const BEFORE_ARGUMENTS: State = State::Arguments { depth: 0, in_string: false, e
 
 impl CallParser {
     /// A reader before the first character.
-    pub fn new(format: &CallFormat) -> Self {
+    pub(super) fn new(format: &CallFormat) -> Self {
         // Calls that come at the beginning or not at all need no search, and JSON may hold the trigger in a string.
         let at_start = format.syntax.trigger.is_empty() || format.json_answers;
         let state = if at_start { State::Head } else { State::Text };
@@ -92,12 +92,12 @@ impl CallParser {
     }
 
     /// True where the answer has calls and the last one is whole.
-    pub fn has_whole_calls(&self) -> bool {
+    pub(super) fn has_whole_calls(&self) -> bool {
         self.calls > 0 && self.state == State::Between
     }
 
     /// Takes in more text.
-    pub fn push(&mut self, format: &CallFormat, text: &str) -> Vec<Part> {
+    pub(super) fn push(&mut self, format: &CallFormat, text: &str) -> Vec<Part> {
         let mut parts = Vec::new();
         for character in text.chars() {
             self.take(format, character, &mut parts);
@@ -106,7 +106,7 @@ impl CallParser {
     }
 
     /// Ends the answer: what was held back and is no markup.
-    pub fn finish(&mut self, format: &CallFormat) -> Vec<Part> {
+    pub(super) fn finish(&mut self, format: &CallFormat) -> Vec<Part> {
         let held = std::mem::take(&mut self.held);
         let is_text = match self.state {
             State::Text => !format.required,
@@ -222,7 +222,7 @@ fn push_arguments(parts: &mut Vec<Part>, call: usize, character: char) {
 }
 
 /// A new id of a call.
-pub fn new_call_id() -> String {
+pub(super) fn new_call_id() -> String {
     format!("call_{}", &uuid::Uuid::new_v4().simple().to_string()[..24])
 }
 

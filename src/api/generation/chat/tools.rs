@@ -18,7 +18,7 @@ const MAX_CALLS: usize = 32;
 
 /// The tools of a request, checked; there is at least one.
 #[derive(Debug)]
-pub struct Tools {
+pub(super) struct Tools {
     /// All that the model is shown.
     offered: Vec<FunctionDefinition>,
     /// Those that it may call, by their place in `offered`, with the schemas of their arguments.
@@ -75,12 +75,12 @@ impl Tools {
     }
 
     /// The names that a call may have.
-    pub fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         self.callable.iter().map(|(index, _)| self.offered[*index].name.clone()).collect()
     }
 
     /// The tools as templates read them.
-    pub fn for_template(&self) -> Vec<Value> {
+    pub(super) fn for_template(&self) -> Vec<Value> {
         let describe = |function: &FunctionDefinition| {
             let mut described = json!({"name": function.name});
             if let Some(description) = &function.description {
@@ -94,7 +94,7 @@ impl Tools {
     }
 
     /// The same in words, for models whose template does not show tools.
-    pub fn in_words(&self, syntax: ToolSyntax) -> String {
+    pub(super) fn in_words(&self, syntax: ToolSyntax) -> String {
         let listed: Vec<String> = self.for_template().iter().map(|tool| tool["function"].to_string()).collect();
         format!(
             "You can call functions. Each line describes one, with the JSON schema of its arguments:\n{}\n\
@@ -108,7 +108,7 @@ impl Tools {
     }
 
     /// The grammar of an answer: calls, or, where none is required, a text that follows `response` where there is one.
-    pub fn grammar(&self, syntax: ToolSyntax, tokenizer: &Tokenizer, response: Option<Value>) -> GrammarSource {
+    pub(super) fn grammar(&self, syntax: ToolSyntax, tokenizer: &Tokenizer, response: Option<Value>) -> GrammarSource {
         let mut schemas: Vec<(String, Value)> =
             self.callable.iter().map(|(index, schema)| (format!("arguments_{index}"), schema.clone())).collect();
         let call = |(index, _): &(usize, Value)| {
@@ -156,7 +156,7 @@ impl Tools {
     }
 
     /// Each tool's grammar alone, with the field that it comes from: to find out which one cannot be compiled.
-    pub fn single_grammars(&self) -> impl Iterator<Item = (String, GrammarSource)> + '_ {
+    pub(super) fn single_grammars(&self) -> impl Iterator<Item = (String, GrammarSource)> + '_ {
         let single = |(index, schema): &(usize, Value)| {
             (parameters_param(self.legacy, *index), GrammarSource::json(schema.clone()))
         };
@@ -164,7 +164,7 @@ impl Tools {
     }
 
     /// The field of all tools.
-    pub fn param(&self) -> &'static str {
+    pub(super) fn param(&self) -> &'static str {
         if self.legacy { "functions" } else { "tools" }
     }
 }

@@ -11,7 +11,7 @@ use crate::engine::logprobs::TokenLogprobs;
 
 /// Completions, or one event of a stream of them.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Completion {
+pub(super) struct Completion {
     /// `cmpl-…`
     pub id: String,
     /// Always `text_completion`.
@@ -32,7 +32,7 @@ pub struct Completion {
 
 /// One choice, or the next piece of it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct CompletionChoice {
+pub(super) struct CompletionChoice {
     /// The text.
     pub text: String,
     /// Prompt number times `n`, plus the number of the choice.
@@ -45,7 +45,7 @@ pub struct CompletionChoice {
 
 /// The prompts as the choices show them.
 #[derive(Debug, Default)]
-pub struct Prompts {
+pub(super) struct Prompts {
     /// In the order of the request; empty where neither prompts nor log probabilities are wanted.
     pub shown: Vec<ShownPrompt>,
     /// Choices for each prompt.
@@ -56,7 +56,7 @@ pub struct Prompts {
 
 /// A prompt as its choices show it.
 #[derive(Debug, Default)]
-pub struct ShownPrompt {
+pub(super) struct ShownPrompt {
     /// As the client wrote it, or decoded.
     pub text: String,
     /// Its first token.
@@ -66,7 +66,7 @@ pub struct ShownPrompt {
 }
 
 /// Writes completions of one request.
-pub struct Writer {
+pub(super) struct Writer {
     id: String,
     created: i64,
     model: String,
@@ -80,14 +80,14 @@ pub struct Writer {
 
 impl Writer {
     /// A writer at the beginning of every choice.
-    pub fn new(model: String, prompts: Prompts, tokens: Option<TokenTexts>, stream_usage: bool) -> Self {
+    pub(super) fn new(model: String, prompts: Prompts, tokens: Option<TokenTexts>, stream_usage: bool) -> Self {
         let lengths = prompts.shown.iter().map(|prompt| prompt.text.chars().count());
         let characters = lengths.flat_map(|length| std::iter::repeat_n(length, prompts.n)).collect();
         Self { id: new_id("cmpl"), created: now(), model, stream_usage, prompts, tokens, characters }
     }
 
     /// All choices in one body.
-    pub fn whole(mut self, answers: Vec<Answer>, usage: Usage) -> Completion {
+    pub(super) fn whole(mut self, answers: Vec<Answer>, usage: Usage) -> Completion {
         let choices = answers.into_iter().enumerate().map(|(index, answer)| self.choice(index, &answer)).collect();
         self.completion(choices, UsageKey::Now(usage))
     }
