@@ -1,6 +1,6 @@
-//! HTTP and nothing else. [`routes`](fn@routes) is the one list of routes, and the `OpenAPI` document is made from it. A
-//! room per subject has a file per resource with its handlers and bodies; larger resources have a folder of the same name.
-//! From the bottom up, each room knows only those before it:
+//! HTTP and nothing else. [`routes`](fn@routes) is the one list of routes, and the `OpenAPI` document is made from it.
+//! A room per subject has a file per resource with its handlers and bodies; larger resources have a folder of the same
+//! name. From the bottom up, each room knows only those before it:
 //! - [`http`]: bodies, errors, lists, event streams, and what surrounds all routes;
 //! - [`access`]: keys, limits, and the tokens that a request is charged;
 //! - [`operations`]: health, usage, files; [`models`]: models, adapters, permissions;

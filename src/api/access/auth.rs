@@ -1,5 +1,6 @@
-//! Who calls: the bearer key of a request, one of the configuration or one of the database. The layer stands before every
-//! route that reads or changes something; handlers receive the [`Caller`], or an [`Admin`].
+//! Authentication: finds the bearer key of a request among the keys of the configuration and of the database. The layer
+//! [`authenticate`] stands before every route that reads or changes something; handlers receive the [`Caller`], or an
+//! [`Admin`].
 
 use std::sync::Arc;
 
@@ -19,27 +20,28 @@ use crate::store::key_directory::KeyDirectory;
 use crate::store::keys::{ApiKey, KeyHash, hash};
 use crate::store::usage_recorder::UsageRecorder;
 
-/// The key's id where none is needed.
+/// Id of the key in requests to a server that needs no key.
 const LOCAL: &str = "local";
 
-/// On whose behalf a request runs.
+/// The holder of the key that a request came with.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
-    /// Owner of the files, jobs and models that the request sees.
+    /// Organisation that owns the files, jobs and models that the request sees.
     pub organization: Arc<str>,
-    /// Id of the key: `key_…`, `config-1` for the first one of the configuration, `local` where none is needed.
+    /// Id of the key: `key_…` for a key of the database, `config-1` for the first key of the configuration, `local` if
+    /// the server needs none.
     pub key: Arc<str>,
-    /// May do what concerns the whole server, or other organisations.
+    /// True if the key may change the whole server and read other organisations.
     pub admin: bool,
-    /// What the key may use, and has used.
+    /// The key's limits and what it has used of them.
     pub limiter: Arc<Limiter>,
 }
 
-/// A caller with an admin key; others are answered with 403.
+/// A caller with an admin key; extracting it answers 403 to any other caller.
 #[derive(Debug, Clone)]
 pub(crate) struct Admin(pub Caller);
 
-/// Decides who is let in. Cheap to clone.
+/// Checks the keys of requests. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Gate {
     configured: ConfiguredKeys,
@@ -50,7 +52,7 @@ pub(crate) struct Gate {
     usage: UsageRecorder,
 }
 
-/// The keys of the configuration, all of them admin keys of its organisation.
+/// The keys of the configuration: admin keys of the configured organisation.
 #[derive(Debug, Clone)]
 struct ConfiguredKeys {
     /// SHA-256 of each key, so that the comparison does not depend on a key's length.
@@ -62,7 +64,8 @@ impl ConfiguredKeys {
         Self { hashes: keys.iter().map(|key| hash(key.trim())).collect() }
     }
 
-    /// The number of the key, from 1.
+    /// Returns the number of the key, counted from 1, or `None` if the configuration does not have it. Compares with
+    /// every key in constant time.
     fn find(&self, text: &str) -> Option<u64> {
         let hash = hash(text);
         let number = self.hashes.iter().zip(1_u64..).fold(0, |found, (other, number)| {
@@ -74,7 +77,7 @@ impl ConfiguredKeys {
 }
 
 impl Gate {
-    /// The door of a server with this configuration and the keys of its database.
+    /// Creates the gate of a server from its configuration and the keys of its database.
     pub(crate) fn new(config: &Config, directory: KeyDirectory, usage: UsageRecorder) -> Self {
         let limits = &config.limits;
         Self {
@@ -91,7 +94,7 @@ impl Gate {
         }
     }
 
-    /// True where no key was needed when a request last came.
+    /// Returns true if no key was needed when the last request came.
     pub(crate) fn was_open(&self) -> bool {
         self.configured.hashes.is_empty() && !self.directory.was_closed()
     }
@@ -111,13 +114,13 @@ impl Gate {
         }
     }
 
-    /// Who runs the server.
+    /// Returns the caller who runs the server: an admin with the configured limits.
     fn operator(&self, key: Arc<str>) -> Caller {
         let limiter = self.limiters.of(&key, self.allowance);
         Caller { organization: Arc::clone(&self.organization), key, admin: true, limiter }
     }
 
-    /// Who has a key of the database.
+    /// Returns the caller who holds `key`, with the limits of the key or else the configured ones.
     fn holder(&self, key: &ApiKey) -> Caller {
         let own = |limit: Option<i64>, default| limit.and_then(|limit| u64::try_from(limit).ok()).unwrap_or(default);
         let allowance = Allowance {
@@ -132,7 +135,8 @@ impl Gate {
     }
 }
 
-/// Lets a request pass with its [`Caller`] and within the limits of its key, or answers 401 or 429.
+/// Passes a request on with its [`Caller`] if its key is known and within its limits, else answers 401 or 429. Without
+/// keys, answers 403 to web pages of other sites.
 pub(crate) async fn authenticate(
     State(door): State<Gate>,
     mut request: Request,
@@ -143,14 +147,15 @@ pub(crate) async fn authenticate(
     Ok(limits::enforce(&caller.limiter, &caller.organization, request, next).await)
 }
 
-/// Any page that the user of this machine visits could call a server without keys: directly, which its origin tells, or
-/// under a name of its own that it points to this machine, which the host tells.
+/// Refuses web pages of other sites on a server without keys. A page that the user of this machine visits could call it
+/// directly, which the `Origin` shows, or under a name of its own that resolves to this machine, which the `Host`
+/// shows.
 fn check_local(headers: &HeaderMap) -> Result<(), Problem> {
     let foreign = |name| headers.get(name).is_some_and(|value| !is_local(value));
     if foreign(header::ORIGIN) || foreign(header::HOST) { Err(Problem::foreign_origin()) } else { Ok(()) }
 }
 
-/// The key of `Authorization: Bearer KEY`.
+/// Returns the key of `Authorization: Bearer KEY`, or `None` if the header is absent or has another form.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     let key = key.trim();

@@ -1,5 +1,5 @@
-//! What one key may use: requests and tokens per minute, and requests at a time. [`enforce`] stands behind authentication,
-//! before every route that needs a key; tokens are taken by `meter`, once they are known.
+//! Limits of one key: requests and tokens per minute, and requests at a time. `auth::authenticate` calls [`enforce`]
+//! before every route that needs a key; `meter` takes the tokens once they are known.
 //!
 //! Limits are kept per process: two servers on one database each grant them.
 
@@ -26,12 +26,12 @@ use crate::api::http::headers;
 use crate::error::RateLimit;
 use crate::{Error, Result};
 
-/// A sound time to wait while too many requests run: nobody knows when the next one ends.
+/// Wait that clients are told while too many requests run: nobody knows when the next one ends.
 const BUSY: Duration = Duration::from_secs(1);
-/// Limiters that are kept before idle ones are let go.
+/// Number of limiters from which on idle ones are dropped.
 const KEPT: usize = 1024;
 
-/// How much a key may use.
+/// The limits of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Allowance {
     /// Requests per minute.
@@ -42,7 +42,7 @@ pub(crate) struct Allowance {
     pub concurrent_requests: usize,
 }
 
-/// How much one key has used.
+/// Counts what one key has used against its limits.
 #[derive(Debug)]
 pub(crate) struct Limiter {
     allowance: Allowance,
@@ -56,7 +56,7 @@ struct Buckets {
     tokens: Bucket,
 }
 
-/// A running request; dropping it makes room for another.
+/// A slot of a running request; dropping it frees the slot.
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<Limiter>);
 
@@ -108,12 +108,12 @@ impl Limiter {
         })
     }
 
-    /// Takes tokens that were used already.
+    /// Takes `amount` tokens that were used already, into debt if fewer are left.
     pub(crate) fn debit_tokens(&self, amount: u64, now: Instant) {
         self.buckets().tokens.debit(amount, now);
     }
 
-    /// Gives tokens back that were taken and not used.
+    /// Gives back `amount` tokens that were taken and not used.
     pub(crate) fn give_back_tokens(&self, amount: u64, now: Instant) {
         self.buckets().tokens.give_back(amount, now);
     }
@@ -123,7 +123,7 @@ impl Limiter {
         (buckets.requests.level(now), buckets.tokens.level(now))
     }
 
-    /// True where a new limiter would not differ.
+    /// Returns true if a new limiter would not differ: nothing runs and both buckets are full.
     fn is_idle(&self, now: Instant) -> bool {
         let (requests, tokens) = self.levels(now);
         self.running.load(Ordering::Relaxed) == 0 && requests.reset.is_zero() && tokens.reset.is_zero()
@@ -134,7 +134,7 @@ impl Limiter {
     }
 }
 
-/// `tokens per min (TPM): Limit 10, Used 8, Requested 3`
+/// Describes a bucket for an error message: `tokens per min (TPM): Limit 10, Used 8, Requested 3`.
 fn standing(what: &str, short: &str, bucket: &mut Bucket, requested: u64, now: Instant) -> String {
     let Level { limit, remaining, .. } = bucket.level(now);
     format!("{what} per min ({short}): Limit {limit}, Used {}, Requested {requested}", limit - remaining)
@@ -148,21 +148,21 @@ fn refusal(what: RateLimit, organization: &str, on: &str, wait: Duration) -> Err
     Error::RateLimited { what, message, retry_after: Some(wait) }
 }
 
-/// The limiters of all keys that were used lately. Cheap to clone.
+/// The limiters of recently used keys. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Limiters {
     by_key: Arc<Mutex<HashMap<Arc<str>, Arc<Limiter>>>>,
 }
 
 impl Limiters {
-    /// The key's limiter; a new one where the key is new or its allowance has changed.
+    /// Returns the limiter of `key`; creates one if the key is new or its allowance has changed.
     pub(crate) fn of(&self, key: &Arc<str>, allowance: Allowance) -> Arc<Limiter> {
         let mut by_key = self.by_key.lock();
         if let Some(limiter) = by_key.get(key).filter(|limiter| limiter.allowance == allowance) {
             return Arc::clone(limiter);
         }
         let now = Instant::now();
-        // Only keys that exist get here, so their number is the operator's; the ones that rest are let go nevertheless.
+        // Only keys that exist get here, so the operator bounds their number; idle ones are dropped nevertheless.
         if by_key.len() >= KEPT && by_key.len().is_power_of_two() {
             by_key.retain(|_, limiter| Arc::strong_count(limiter) > 1 || !limiter.is_idle(now));
         }
@@ -172,7 +172,8 @@ impl Limiters {
     }
 }
 
-/// Counts the request against its caller's limits, and tells in the answer's headers what is left.
+/// Runs the request within the limits of its key, or answers 429; writes into the answer's headers what is left of the
+/// limits.
 pub(crate) async fn enforce(limiter: &Arc<Limiter>, organization: &str, request: Request, next: Next) -> Response {
     let mut response = match limiter.admit(organization, Instant::now()) {
         // Held until the last byte has gone: a stream is a running request.
@@ -196,7 +197,7 @@ fn write_headers(headers: &mut HeaderMap, requests: Level, tokens: Level) {
     headers.extend(headers::RATE_LIMITS.into_iter().zip(values));
 }
 
-/// As Go writes durations, whole milliseconds rounded up: `17ms`, `1s`, `1.5s`, `6m0s`, `1h0m0s`.
+/// Writes a duration as Go does, rounded up to whole milliseconds: `17ms`, `1s`, `1.5s`, `6m0s`, `1h0m0s`.
 pub(crate) fn duration_text(duration: Duration) -> String {
     let milliseconds = duration.as_nanos().div_ceil(1_000_000);
     let (minutes, rest) = (milliseconds / 60_000, milliseconds % 60_000);
@@ -215,7 +216,7 @@ pub(crate) fn duration_text(duration: Duration) -> String {
     }
 }
 
-/// An answer's body that counts as a running request while it is sent.
+/// The body of an answer, which holds the slot of its request until it is sent.
 struct Guarded {
     body: Body,
     _permit: Permit,

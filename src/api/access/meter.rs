@@ -1,4 +1,4 @@
-//! What a request's tokens cost its caller: they count against the key's limit and go into its usage. The target of a
+//! Charges the tokens of a request to its caller: against the limit of the key, and into its usage. The target of a
 //! request has an [`Account`]; completions, chat and embeddings charge it.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::api::access::limits::Limiter;
 use crate::store::usage::{Counts, UsageEntry};
 use crate::store::usage_recorder::UsageRecorder;
 
-/// Who pays for a request, and for which model.
+/// The key and organisation that pay for a request, and the model that they pay for.
 #[derive(Clone)]
 pub(crate) struct Account {
     limiter: Arc<Limiter>,
@@ -20,7 +20,7 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// The caller's account for `model` on `base`.
+    /// Creates the caller's account for `model` on the base model `base`.
     pub(crate) fn new(state: &ApiState, caller: &Caller, model: &str, base: &str) -> Self {
         let entry = UsageEntry {
             organization: Arc::clone(&caller.organization),
@@ -31,7 +31,7 @@ impl Account {
         Self { limiter: Arc::clone(&caller.limiter), usage: state.usage.clone(), entry }
     }
 
-    /// Whose account it is.
+    /// Returns the organisation that pays.
     pub(crate) fn organization(&self) -> &Arc<str> {
         &self.entry.organization
     }
@@ -43,8 +43,8 @@ impl Account {
     }
 }
 
-/// What one request costs. It is settled when it drops, so that a client who hangs up pays for what was computed; one that
-/// never came to run gets its tokens back.
+/// The cost of one request. Settled when it drops, so that a client who hangs up pays for what was computed; a request
+/// that never ran gets its tokens back.
 #[must_use = "dropping it settles it"]
 pub(crate) struct Charge {
     account: Account,
@@ -55,17 +55,17 @@ pub(crate) struct Charge {
 }
 
 impl Charge {
-    /// The engine has taken the request: from now on it is paid for.
+    /// Marks the request as taken by the engine: from now on it is paid for.
     pub(crate) fn owe(&mut self) {
         self.owed = true;
     }
 
-    /// Neither paid nor counted: the engine could not run the request.
+    /// Settles a request that the engine could not run: it is neither paid nor counted.
     pub(crate) fn waive(mut self) {
         self.owed = false;
     }
 
-    /// What the answer came to: prompt tokens that need not be computed, and tokens drawn.
+    /// Sets what the answer used: prompt tokens that came from the cache, and tokens drawn.
     pub(crate) fn used(&mut self, cached_tokens: usize, completion_tokens: usize) {
         (self.cached_tokens, self.completion_tokens) = (cached_tokens, completion_tokens);
     }

@@ -1,6 +1,6 @@
 //! `/fine_tunes` (and `/fine-tunes`): the older fine-tuning resource, with its event stream.
 //!
-//! This file holds the handlers; [`request`] is the body that creates a fine-tune, [`response`] what is answered.
+//! This file holds the handlers; [`request`] is the body that creates a fine-tune, [`response`] the bodies of answers.
 
 mod request;
 pub(super) mod response;
@@ -26,7 +26,7 @@ use crate::jobs::queue::StopRequest;
 use crate::jobs::{JobApi, MetadataFilter};
 use crate::{Error, Result};
 
-/// Jobs of a list at the most: the resource's first form has no pages.
+/// Largest number of jobs in a list, and the default: the resource's first form has no pages.
 const MAX_JOBS: i64 = 1000;
 
 /// How to send events.

@@ -1,7 +1,8 @@
 //! `/fine_tuning/jobs`: the current fine-tuning resource.
 //!
-//! This file holds the handlers; [`request`] is the body that creates a job, [`settings`] a part of it, [`response`] what is
-//! answered, [`metadata`] the client's own notes, and [`estimate`] tells what a job would take.
+//! This file holds the handlers; [`request`] is the body that creates a job, [`settings`] a part of it, [`response`]
+//! the bodies of answers, [`metadata`] the client's own notes, and [`estimate`] the time, memory and cost of a job
+//! before it is created.
 
 pub(crate) mod estimate;
 mod metadata;
@@ -25,7 +26,7 @@ use crate::jobs::queue::StopRequest;
 use crate::jobs::{Job, JobApi, JobSpec};
 use crate::{Error, Result};
 
-/// Items of a page by default, and at the most.
+/// Default and largest number of items in a page; [`DEFAULT_CHECKPOINTS`] is the default for checkpoints.
 const DEFAULT_PAGE: i64 = 20;
 const DEFAULT_CHECKPOINTS: i64 = 10;
 const MAX_PAGE: i64 = 100;
@@ -179,7 +180,7 @@ async fn find(state: &ApiState, caller: &Caller, id: &str) -> Result<Job> {
     state.queue.job(&caller.organization, JobApi::FineTuningJobs, id).await
 }
 
-/// The number in an event's id. What is no such id is before all events, so that nothing follows it.
+/// Returns the number in an event's id. Any other text gives a number before all events, after which nothing follows.
 fn event_seq(id: &str) -> i64 {
     id.strip_prefix("ftevent-").and_then(|seq| seq.parse().ok()).unwrap_or(i64::MIN)
 }

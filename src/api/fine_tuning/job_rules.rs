@@ -1,4 +1,5 @@
-//! What both fine-tune resources check before a job is queued: files, model, suffix, seed, the ranges of settings.
+//! The checks that both fine-tune resources make before a job is queued: files, model, suffix, seed, ranges of
+//! settings.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -30,7 +31,7 @@ pub(crate) enum Auto {
 }
 
 impl<T> AutoOr<T> {
-    /// The number, if one was given.
+    /// Returns the number, or `None` for `"auto"`.
     pub(crate) fn number(self) -> Option<T> {
         match self {
             Self::Word(_) => None,
@@ -45,14 +46,15 @@ impl<T> From<Option<T>> for AutoOr<T> {
     }
 }
 
-/// A job that may be queued: its alias followed, and what it works with the caller's own.
+/// Returns the job as it may be queued: an alias of the model is resolved, and files and model are checked to be the
+/// caller's.
 pub(crate) async fn admitted(state: &ApiState, caller: &Caller, mut spec: JobSpec) -> Result<JobSpec, Problem> {
     follow_alias(state, &mut spec);
     check_inputs(state, caller, &spec).await?;
     Ok(spec)
 }
 
-/// Turns an alias into the model that it stands for, so that a worker needs to know no aliases.
+/// Replaces an alias by the model that it stands for, so that workers need not know aliases.
 fn follow_alias(state: &ApiState, spec: &mut JobSpec) {
     if state.catalog.is_alias(&spec.model) {
         let real = state.catalog.real_name(&spec.model).to_owned();
@@ -60,10 +62,11 @@ fn follow_alias(state: &ApiState, spec: &mut JobSpec) {
     }
 }
 
-/// What the job works with must be the caller's own, or a base model; and no setting may ask for more than the model can.
+/// Checks that the files and the model are the caller's own (or a base model) and that no setting exceeds what the
+/// model can do.
 async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<(), Problem> {
     let base = check_model(state, caller, spec).await.map_err(|error| Problem::from(error).param("model"))?;
-    // A fine-tuned model may be of a base that is not served any more; its job says so.
+    // The base of a fine-tuned model may not be served any more; the job reports that.
     if let Ok(entry) = state.catalog.get(&base) {
         max_sequence_tokens(&spec.hyperparameters, &entry.model.config)?;
     }

@@ -2,8 +2,8 @@
 //! estimate of a job; [`fine_tunes`] is the older one, whose events [`event_stream`] follows live. [`job_rules`] holds
 //! the checks that both make before a job is queued.
 //!
-//! [`routes`](fn@super::routes) lists the handlers; they call `jobs`. The command line estimates a job with the functions
-//! of [`fine_tuning_jobs`] that `api` exports.
+//! [`routes`](fn@super::routes) lists the handlers; they call `jobs`. The command line estimates a job with the
+//! functions of [`fine_tuning_jobs`] that `api` exports.
 
 pub(super) mod event_stream;
 pub(super) mod fine_tunes;

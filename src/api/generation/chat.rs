@@ -1,7 +1,8 @@
 //! `POST /chat/completions`: the assistant's answer to a conversation, rendered with the model's own template.
 //!
-//! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`], [`format`] and
-//! [`tools`]; [`response`] is what is answered, with the calls that [`tool_calls`] finds.
+//! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`] and [`format`];
+//! [`tools`] checks the tools and writes their grammar. [`response`] holds the bodies of answers, with the calls that
+//! [`tool_calls`] finds.
 
 mod format;
 mod messages;
@@ -81,7 +82,7 @@ pub(crate) async fn create(
     Ok(Json(completion).into_response())
 }
 
-/// In a chat the messages are what is too long.
+/// Turns an error into the answer; in a chat the field `messages` is to blame for a prompt that is too long.
 fn blame_messages(error: Error) -> Problem {
     let too_long = matches!(error, Error::ContextLength { .. });
     let problem = Problem::from(error);
@@ -123,7 +124,8 @@ impl ChatRequest {
         Ok((plan, calls))
     }
 
-    /// What answers must follow, and the form of the calls that they may have.
+    /// Compiles the grammar that answers must follow, and returns it with the format of the calls that they may have;
+    /// `None` for what the request does not ask for.
     async fn constraint(
         &self,
         target: &Target,
@@ -150,7 +152,7 @@ impl ChatRequest {
     }
 }
 
-/// Compilers that run at once; each takes a core for up to seconds.
+/// Limits how many grammars are compiled at once; each takes a core for up to seconds.
 static COMPILERS: Semaphore = Semaphore::const_new(2);
 
 /// Compiles `source`; where that fails, the first of the `tools` that cannot be compiled alone is blamed, else `param`.

@@ -1,6 +1,6 @@
 //! `POST /completions`: text after each prompt, as one body or as events.
 //!
-//! This file holds the handler and the body that it reads, [`response`] what is answered.
+//! This file holds the handler and the body that it reads, [`response`] the bodies of answers.
 
 mod response;
 
@@ -26,7 +26,7 @@ use crate::api::http::sse;
 use crate::api::operations::checks::within;
 use crate::{Error, Result};
 
-/// What `max_tokens` is when it is not given.
+/// Default of `max_tokens`.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
 /// A request for completions.
@@ -244,7 +244,7 @@ fn show_tokens(target: &Target, tokens: &[u32], places: bool) -> Result<ShownPro
     let text = target.model().tokenizer.decode(&ids, false)?;
     let mut offsets = Vec::new();
     if places {
-        // A decoder may leave out a blank at the beginning; no token stands past the end for that.
+        // A decoder may leave out a blank at the beginning; offsets must not pass the end of the text.
         let length = text.chars().count();
         let texts = TokenTexts::new(target.model().clone());
         let mut characters = 0;

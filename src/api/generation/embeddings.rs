@@ -16,7 +16,7 @@ use crate::api::http::extract::Body;
 use crate::engine::EmbedRequest;
 use crate::{Error, Result};
 
-/// Tokens of all inputs of one request together.
+/// Largest number of tokens of all inputs of one request together.
 const MAX_TOKENS: usize = 300_000;
 
 /// A request for embeddings.

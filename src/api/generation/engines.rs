@@ -1,5 +1,5 @@
-//! `/engines`: models under their first name, and the requests that named the model in the path. Old clients call it; each
-//! request is what its successor without `/engines` makes of it.
+//! `/engines`: models under the first name of that resource, and requests that name the model in the path. Old clients
+//! call it; each request is passed on to its successor without `/engines`.
 
 use axum::Json;
 use axum::body::Body;
@@ -99,7 +99,7 @@ pub(crate) async fn request(
     Err(Problem::unknown_url(Method::POST.as_str(), &format!("/engines/{path}")))
 }
 
-/// The same request with the engine as its body's `model`.
+/// Returns the same request with the engine as the `model` of its body.
 async fn naming(engine: &str, request: Request, state: &ApiState) -> Result<Request, Problem> {
     let (mut parts, body) = request.into_parts();
     let bytes = extract::read(Request::from_parts(parts.clone(), body), state).await?;
@@ -108,7 +108,7 @@ async fn naming(engine: &str, request: Request, state: &ApiState) -> Result<Requ
     Ok(Request::from_parts(parts, Body::from(bytes)))
 }
 
-/// `body` with another `model`; none where it is no JSON object, which the request itself will say.
+/// Returns `body` with `model` set to `engine`; `None` if it isn't a JSON object, which the handler reports.
 fn with_model(engine: &str, body: &[u8]) -> Option<Vec<u8>> {
     let mut fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
     fields.insert("model".into(), engine.into());

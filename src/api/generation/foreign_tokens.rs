@@ -1,7 +1,7 @@
-//! Token ids of another model's tokenizer, turned back into text. Called by `embeddings`.
+//! Turns token ids of OpenAI's tokenizer back into text. Called by `embeddings`.
 //!
-//! Clients that know a model by `OpenAI`'s name, such as `LangChain`, tokenize with the tokenizer that this name has there and
-//! send ids. Under an alias of such a name the ids are therefore not the served model's own.
+//! Clients that know a model by `OpenAI`'s name, such as `LangChain`, tokenize with the tokenizer that this name has
+//! there and send ids. Under an alias of such a name the ids are therefore not the served model's own.
 
 use tiktoken_rs::{CoreBPE, Rank, cl100k_base_singleton};
 
@@ -9,7 +9,7 @@ use crate::api::generation::target::Item;
 use crate::engine::catalog::Catalog;
 use crate::{Error, Result};
 
-/// Names that begin so are `OpenAI`'s embedding models, whose tokenizer is `cl100k_base`.
+/// Prefix of the names of `OpenAI`'s embedding models, whose tokenizer is `cl100k_base`.
 const EMBEDDING_NAMES: &str = "text-embedding-";
 
 /// `items` of a request for `model`, blamed on `param`: where its name is an alias that clients take for one of `OpenAI`'s

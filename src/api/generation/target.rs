@@ -1,5 +1,5 @@
-//! From a request's model name to what runs it: the base model and, for a fine-tuned name, the adapter generation that the
-//! request keeps to its end. Also texts to token ids. Used by completions, chat and embeddings.
+//! Resolves the model name of a request to the base model and, for a fine-tuned name, the adapter generation that the
+//! request keeps to its end; turns texts into token ids. Used by completions, chat, embeddings and tokenize.
 
 use std::sync::Arc;
 
@@ -14,17 +14,17 @@ use crate::model::BaseModel;
 use crate::model::lora::AdapterLease;
 use crate::{Error, Result};
 
-/// Texts longer than this together are tokenized off the async threads.
+/// Largest size in bytes of texts that are tokenized on an async thread.
 const INLINE_BYTES: usize = 8 << 10;
 
-/// What a request runs on.
+/// The model that a request runs on, and the account that pays for it.
 #[derive(Clone)]
 pub(crate) struct Target {
     /// The base model and its engine.
     pub base: CatalogEntry,
-    /// The adapter's generation, held until the request ends.
+    /// The generation of the adapter, held until the request ends; `None` for a base model.
     pub adapter: Option<AdapterLease>,
-    /// Who pays.
+    /// The account that pays.
     pub account: Account,
 }
 
@@ -42,12 +42,12 @@ impl Target {
         Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter), account })
     }
 
-    /// The model's weights, tokenizer and template.
+    /// Returns the base model: weights, tokenizer and template.
     pub(crate) fn model(&self) -> &Arc<BaseModel> {
         &self.base.model
     }
 
-    /// Tokens that the model can attend to.
+    /// Returns the number of tokens that the model can attend to.
     pub(crate) fn context(&self) -> usize {
         self.base.model.config.max_position_embeddings
     }
@@ -76,7 +76,7 @@ async fn tokenize<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> Result
     joined.map_err(|error| Error::Internal(format!("tokenize: {error}")))?
 }
 
-/// Counts tokens for `/metrics`; labelled by base model, since the names of fine-tuned ones have no bound.
+/// Counts tokens for `/metrics`, labelled by base model, since the number of fine-tuned models has no bound.
 pub(crate) fn count_tokens(model: &str, kind: &'static str, tokens: usize) {
     metrics::counter!("attune_tokens_total", "model" => model.to_owned(), "kind" => kind).increment(tokens as u64);
 }

@@ -1,4 +1,5 @@
-//! `POST /tokenize` and `POST /detokenize`: what a model makes of a text, and back. Extensions in vLLM's form.
+//! `POST /tokenize` and `POST /detokenize`: texts and conversations to token ids, and ids to text. Extensions in vLLM's
+//! form.
 
 use axum::Json;
 use axum::extract::State;
@@ -123,7 +124,7 @@ pub(crate) async fn detokenize(
     Ok(Json(Detokenized { prompt }))
 }
 
-/// The model that was named, or the only one.
+/// Returns the model that was named, or the only one if `name` is `None`.
 async fn resolve(state: &ApiState, caller: &Caller, name: Option<&str>) -> Result<Target, Problem> {
     let name = match (name, state.catalog.entries()) {
         (Some(name), _) => name,

@@ -41,21 +41,21 @@ pub(crate) struct BoundedPageOf<T> {
 }
 
 impl<T> List<T> {
-    /// All of `data`.
+    /// Wraps all of `data`.
     pub(crate) fn new(data: Vec<T>) -> Self {
         Self { object: "list", data }
     }
 }
 
 impl<T> PageOf<T> {
-    /// One page.
+    /// Wraps one page.
     pub(crate) fn new(data: Vec<T>, has_more: bool) -> Self {
         Self { object: "list", data, has_more }
     }
 }
 
 impl<T> BoundedPageOf<T> {
-    /// One page, with the id of an item.
+    /// Wraps one page; `id` returns the id of an item.
     pub(crate) fn new(data: Vec<T>, has_more: bool, id: impl Fn(&T) -> String) -> Self {
         let (first_id, last_id) = (data.first().map(&id), data.last().map(&id));
         Self { object: "list", data, first_id, last_id, has_more }
@@ -74,9 +74,9 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
-    /// The page in the store's words.
+    /// Returns the page to ask the store for, with `default` items if the query has no limit, and at most `max`.
     pub(crate) fn page(self, default: i64, max: i64) -> Page {
-        // An empty cursor is what clients send that have none.
+        // Clients that have no cursor may send an empty one.
         let after = self.after.filter(|after| !after.is_empty());
         Page { after, limit: self.limit.unwrap_or(default).clamp(1, max), ascending: false }
     }

@@ -1,5 +1,5 @@
-//! What every answer has, whatever the route: request id, timing, metrics, a line in the log, CORS, and an error object
-//! instead of plain text for unknown routes, wrong methods and panics. Called by `api::router`.
+//! The layers around all routes: request id, timing, metrics, a line in the log, CORS, and an error object instead of
+//! plain text for unknown routes, wrong methods and panics. Called by `api::router`.
 
 use std::any::Any;
 use std::time::{Duration, Instant};
@@ -22,7 +22,8 @@ const PROCESSING: HeaderName = HeaderName::from_static("openai-processing-ms");
 const VERSION: HeaderName = HeaderName::from_static("openai-version");
 const RETRY: [HeaderName; 2] = [RETRY_AFTER, HeaderName::from_static("retry-after-ms")];
 
-/// Puts the layers around all routes; while `open` says that no key is needed, pages of other sites are kept out.
+/// Puts the layers around all routes. While `open` returns true, since no key is needed, browsers may not show answers
+/// to pages of other sites.
 pub(crate) fn dress(routes: Router, open: impl Fn() -> bool + Clone + Send + Sync + 'static) -> Router {
     routes
         .fallback(unknown_url)
@@ -84,7 +85,7 @@ async fn observe(request: Request, next: Next) -> Response {
     response
 }
 
-/// Known methods by name: a client may invent others, and a label must not grow without bound.
+/// Returns the label of a method in metrics. Unknown methods share one, since clients may invent any number of them.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

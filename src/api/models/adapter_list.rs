@@ -7,7 +7,7 @@ use crate::adapters::status::Status;
 use crate::adapters::tiers::Residency;
 use crate::config::Limits;
 
-/// Generations in one answer.
+/// Largest number of generations in one answer.
 const MAX_LISTED: usize = 10_000;
 
 /// The adapters in memory.
@@ -89,7 +89,7 @@ pub(crate) struct Loads {
 }
 
 impl AdapterList {
-    /// What `organization` sees of `status`.
+    /// Makes the list of `status` as `organization` sees it: names of models only if they are its own.
     pub(crate) fn new(status: &Status, limits: &Limits, organization: &str) -> Self {
         let memory = &status.memory;
         let listed = memory.generations.iter().take(MAX_LISTED);

@@ -1,7 +1,8 @@
-//! `/fine_tuning/checkpoints/{checkpoint}/permissions`: which other organisations of this server may use a fine-tuned model.
+//! `/fine_tuning/checkpoints/{checkpoint}/permissions`: which other organisations of this server may use a fine-tuned
+//! model.
 //!
-//! The owner of a model or checkpoint lets others use it by their names. They may ask it and see it in their list of
-//! models; deleting it, downloading its adapter and going on with its training stay with the owner.
+//! The owner of a model or checkpoint names the organisations that may use it. They may send requests to it and see it
+//! in their list of models; only the owner may delete it, download its adapter and continue its training.
 
 use axum::Json;
 use axum::extract::State;
@@ -17,10 +18,10 @@ use crate::api::http::list::{BoundedPageOf, Cursor};
 use crate::store::permissions::Permission;
 use crate::{Error, Result};
 
-/// Items of a page by default, and at the most.
+/// Default and largest number of items in a page.
 const DEFAULT_PAGE: i64 = 10;
 const MAX_PAGE: i64 = 100;
-/// Organisations that one request may name, and characters of a name.
+/// Largest number of organisations that one request may name, and of characters of a name.
 const MAX_PROJECTS: usize = 50;
 const MAX_PROJECT_CHARACTERS: usize = 255;
 
@@ -147,7 +148,7 @@ pub(crate) async fn delete(
     Ok(Json(DeletedPermission { id, object: "checkpoint.permission", deleted: true }))
 }
 
-/// [`list`] for any name: a model's may hold slashes, so one route takes all that follows `/checkpoints/`.
+/// Does [`list`] for any name: model names may contain slashes, so one route takes everything after `/checkpoints/`.
 pub(crate) async fn get(
     uri: Uri,
     state: State<ApiState>,
@@ -161,7 +162,7 @@ pub(crate) async fn get(
     }
 }
 
-/// [`create`] for any name.
+/// Does [`create`] for any name.
 pub(crate) async fn post(
     uri: Uri,
     state: State<ApiState>,
@@ -175,7 +176,7 @@ pub(crate) async fn post(
     }
 }
 
-/// [`delete`] for any name.
+/// Does [`delete`] for any name.
 pub(crate) async fn remove(
     uri: Uri,
     state: State<ApiState>,
@@ -188,7 +189,7 @@ pub(crate) async fn remove(
     }
 }
 
-/// The model's name, and the permission's id where the path names one.
+/// Splits a path into the name of the model and the id of the permission, if it has one; `None` for any other path.
 fn place(path: &str) -> Option<(&str, Option<&str>)> {
     let (model, id) = if let Some(model) = path.strip_suffix("/permissions") {
         (model, None)
@@ -221,7 +222,7 @@ fn page(permissions: Vec<Permission>, has_more: bool) -> BoundedPageOf<Checkpoin
     BoundedPageOf::new(permissions, has_more, |permission: &CheckpointPermission| permission.id.clone())
 }
 
-/// The model stands in the path, not in a body.
+/// Turns an error into the answer that blames the part of the path at fault.
 fn blame_model(error: Error) -> Problem {
     let param = match error {
         Error::ModelNotFound(_) => "fine_tuned_model_checkpoint",

@@ -1,4 +1,4 @@
-//! `/models`: what can be asked for, the download of an adapter, and the end of a fine-tuned model.
+//! `/models`: lists and reads models, downloads the adapter of a fine-tuned model, and deletes it.
 
 use std::collections::HashMap;
 
@@ -64,7 +64,7 @@ pub(crate) async fn list(State(state): State<ApiState>, caller: Caller) -> Resul
 pub async fn all(state: &ApiState, caller: &Caller) -> Result<Vec<Model>> {
     let fine_tuned = state.store.usable_models(&caller.organization).await?;
     let base = state.catalog.entries().iter().map(|entry| Model::from(&*entry.model));
-    // A name that has become an alias since hides the fine-tuned model that it belonged to.
+    // A name that has become an alias hides the fine-tuned model that had it before.
     let fine_tuned = fine_tuned.into_iter().map(Model::from).filter(|model| !state.catalog.is_alias(&model.id));
     let models: Vec<Model> = base.chain(fine_tuned).collect();
     // An alias of a fine-tuned model exists for the model's owner alone.
@@ -74,7 +74,8 @@ pub async fn all(state: &ApiState, caller: &Caller) -> Result<Vec<Model>> {
     Ok(models.into_iter().chain(aliases).collect())
 }
 
-/// Read a model, or download its adapter: a name may hold slashes, so one route takes all that follows.
+/// Reads a model or downloads its adapter: model names may contain slashes, so one route takes everything after
+/// `/models/`.
 pub(crate) async fn get(state: State<ApiState>, caller: Caller, Path(path): Path<String>) -> Result<Response, Problem> {
     match path.strip_suffix("/adapter") {
         Some(name) if state.catalog.get(&path).is_err() => download(state, caller, Path(name.to_owned())).await,
@@ -157,7 +158,7 @@ pub(crate) async fn download(
         let message = format!("The model `{name}` is a base model and has no adapter.");
         return Err(Error::invalid("model", message).into());
     }
-    // Only the owner's: permission to use a model is none to take its weights.
+    // For the owner only: the permission to use a model does not include its weights.
     let row = state.store.fine_tuned_model(&caller.organization, real).await;
     let model = row.map_err(|error| blame_model(error.about_model(&name)))?;
     let files = vec![
@@ -192,7 +193,7 @@ fn archive(files: Vec<(&str, Bytes)>, modified: i64) -> Result<Vec<Bytes>> {
     Ok(parts)
 }
 
-/// Where the model is the resource itself, it is the field at fault.
+/// Turns an error into the answer; names the field `model` if there is no such model.
 pub(crate) fn blame_model(error: Error) -> Problem {
     let missing = matches!(error, Error::ModelNotFound(_));
     let problem = Problem::from(error);
@@ -200,7 +201,7 @@ pub(crate) fn blame_model(error: Error) -> Problem {
 }
 
 impl Model {
-    /// The entry of an alias of this model.
+    /// Returns the entry of an alias of this model.
     fn called(&self, alias: &str) -> Self {
         Self {
             id: alias.into(),

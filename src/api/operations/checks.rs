@@ -1,8 +1,8 @@
-//! Rules that fields of several resources have in common. Each blames the field by its name.
+//! Checks that fields of several resources have in common. Errors name the field `param`.
 
 use crate::{Error, Result};
 
-/// `value`, if it is within the range.
+/// Returns `value` if it is `None` or between `low` and `high`, both included.
 pub(crate) fn within<T: Copy + PartialOrd + std::fmt::Display>(
     param: &str,
     value: Option<T>,
@@ -18,7 +18,7 @@ pub(crate) fn within<T: Copy + PartialOrd + std::fmt::Display>(
     }
 }
 
-/// A field that this server cannot honour yet: refused rather than ignored, since ignoring it would change the answer.
+/// Makes the error for a field that this server does not support: refused, since ignoring it would change the answer.
 pub(crate) fn not_supported(param: &str) -> Error {
     let message = format!("'{param}' is not supported yet: leave it out.");
     Error::invalid_code(param, "unsupported_parameter", message)

@@ -19,9 +19,9 @@ use crate::api::http::upload;
 use crate::store::files::{File, NewFile};
 use crate::{Error, Result};
 
-/// What a file may be uploaded for.
+/// Purposes that a file may be uploaded for.
 const PURPOSES: [&str; 6] = ["fine-tune", "assistants", "batch", "vision", "user_data", "evals"];
-/// Items of a page at the most, and by default.
+/// Largest number of items in a page, and the default.
 const MAX_PAGE: i64 = 10_000;
 
 /// A stored file.
@@ -202,7 +202,8 @@ fn check_purpose(purpose: &str) -> Result<()> {
     Err(Error::invalid_code("purpose", "invalid_value", message))
 }
 
-/// The download's name, in plain characters for old clients and in full for the others (RFC 6266).
+/// Writes the header `Content-Disposition`: the file name in plain ASCII for old clients, and in full for others (RFC
+/// 6266).
 fn disposition(filename: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ' ') { c } else { '_' };
     let ascii: String = filename.chars().map(plain).collect();

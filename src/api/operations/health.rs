@@ -1,4 +1,4 @@
-//! For machines that watch the server: alive, ready, and numbers. Open without a key.
+//! Health, readiness and metrics, for programs that watch the server. Open without a key.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -14,22 +14,23 @@ use utoipa::ToSchema;
 use crate::api::ApiState;
 use crate::{Error, Result};
 
-/// A database that does not answer in this time counts as gone.
+/// Time after which a database that does not answer counts as gone.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
-/// From a status request to a long completion.
+/// Upper bounds in seconds, from a status request to a long completion.
 const DURATION_BUCKETS: [f64; 12] = [0.002, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
 
-/// From a step of a small model to the wait in a long queue.
+/// Upper bounds in seconds, from a step of a small model to the wait in a long queue.
 const LATENCY_BUCKETS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
 const ROW_BUCKETS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 2048.0];
-/// What is measured by [`LATENCY_BUCKETS`].
+/// Metrics whose histograms have the bounds [`LATENCY_BUCKETS`].
 const LATENCIES: [&str; 3] =
     ["attune_queue_seconds", "attune_time_to_first_token_seconds", "attune_time_between_tokens_seconds"];
-/// Measurements pile up until they are sorted into their buckets, whether or not anybody asks for `/metrics`.
+/// Time between sorting measurements into buckets: they pile up in memory until then, even if nobody asks for
+/// `/metrics`.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// The recorder of this process; it can be installed once only.
+/// Handle of the metrics recorder: a process can install one only.
 static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 
 /// How the server is.

@@ -1,4 +1,5 @@
-//! `GET /usage`: what the caller's organisation used, by day, model and key, and what it costs. An extension of this server.
+//! `GET /usage`: the tokens that the caller's organisation used, by day, model and key, and their cost. An extension of
+//! this server.
 
 use axum::Json;
 use axum::extract::State;
@@ -16,12 +17,12 @@ use crate::config::Config;
 use crate::store::usage::{BasePrice, UsageQuery, UsageRow};
 use crate::{Error, Result};
 
-/// Days that are shown where no first day is given, today included.
+/// Days that are shown if no first day is given, the last day included.
 const DEFAULT_DAYS: i64 = 30;
-/// Rows of a page by default, and at the most.
+/// Default and largest number of rows in a page.
 const DEFAULT_PAGE: i64 = 1_000;
 const MAX_PAGE: i64 = 10_000;
-/// All organisations.
+/// The value of `organization` that means every organisation.
 const EVERY: &str = "*";
 
 /// What to sum up.
@@ -106,7 +107,7 @@ pub(crate) async fn read(
     }
     let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
     let query = params.query(&caller.organization, today, prices(&state.config))?;
-    // What this process has not written yet; another one writes within a second. Without it the sums are a little behind.
+    // Writes what this process still holds; others write within a second. If it fails, the sums are a little behind.
     if let Err(error) = state.usage.flush().await {
         tracing::warn!("cannot write usage yet: {error}");
     }

@@ -1,4 +1,4 @@
-//! The body that creates a fine-tune, and its rules: what `fine_tunes::create` makes a [`JobSpec`] of.
+//! The body that creates a fine-tune, and its rules. `fine_tunes::create` turns it into a [`JobSpec`].
 
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -11,11 +11,11 @@ use crate::jobs::JobSpec;
 use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
 use crate::{Error, Result};
 
-/// The resource's settings where the client gives none.
+/// Settings that apply if the client gives none.
 pub(super) const DEFAULT_EPOCHS: u32 = 4;
 pub(super) const DEFAULT_PROMPT_LOSS_WEIGHT: f64 = 0.01;
 
-/// F-beta scores that a fine-tune may ask for.
+/// Largest number of F-beta scores that a fine-tune may ask for.
 const MAX_BETAS: usize = 10;
 
 /// A request for a fine-tune.

@@ -1,4 +1,4 @@
-//! The bodies that `fine_tunes` answers with, made from jobs, their files and their events.
+//! The bodies of answers of `fine_tunes`, made from jobs, their files and their events.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use crate::jobs::{Job, JobStatus};
 use crate::train::hyperparameters::Classification;
 use crate::{Error, Result};
 
-/// Events of a job in one body at the most.
+/// Largest number of events in one body.
 const MAX_EVENTS: i64 = 10_000;
 
 /// A fine-tune.
@@ -86,7 +86,7 @@ pub(crate) struct FineTuneEvent {
     pub message: String,
 }
 
-/// File descriptions that were read already: the jobs of a list often share their files.
+/// Cache of file descriptions: the jobs of a list often share their files.
 #[derive(Default)]
 pub(crate) struct Files(HashMap<String, Option<FileObject>>);
 
@@ -171,7 +171,7 @@ pub async fn read_events(state: &ApiState, job: &Job) -> Result<Vec<FineTuneEven
 
 const fn status_name(status: JobStatus) -> &'static str {
     match status {
-        // The older resource has no word for a job that rests.
+        // The older resource has no word for a paused job.
         JobStatus::Queued | JobStatus::Paused => "pending",
         JobStatus::Running => "running",
         JobStatus::Succeeded => "succeeded",

@@ -1,4 +1,5 @@
-//! `POST /fine_tuning/jobs/estimate`: what a job would take, before it is created. An extension of this server.
+//! `POST /fine_tuning/jobs/estimate`: the time, memory and cost of a job before it is created. An extension of this
+//! server.
 
 use axum::Json;
 use axum::extract::State;

@@ -1,4 +1,5 @@
-//! The client's own notes on its jobs: what `fine_tuning_jobs::create` takes, and the filter of `fine_tuning_jobs::list`.
+//! The client's own notes on its jobs: the rules for those that `fine_tuning_jobs::create` takes, and the filter of
+//! `fine_tuning_jobs::list`.
 
 use serde_json::{Map, Value};
 
@@ -24,7 +25,7 @@ pub fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<()> {
     Ok(())
 }
 
-/// The filter of a query's pairs: `metadata[name]=value`, or `metadata=null`.
+/// Reads the filter from the pairs of a query: `metadata[name]=value`, or `metadata=null` for jobs without notes.
 pub(super) fn read_filter(pairs: &[(String, String)]) -> MetadataFilter {
     if pairs.iter().any(|(name, value)| name == "metadata" && value == "null") {
         return MetadataFilter::None;

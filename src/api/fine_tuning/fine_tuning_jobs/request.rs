@@ -1,4 +1,4 @@
-//! The body that creates a fine-tuning job, and its rules: what `fine_tuning_jobs::create` makes a [`JobSpec`] of.
+//! The body that creates a fine-tuning job, and its rules. `fine_tuning_jobs::create` turns it into a [`JobSpec`].
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -12,7 +12,7 @@ use crate::jobs::JobSpec;
 use crate::train::hyperparameters;
 use crate::{Error, Result};
 
-/// Integrations that a request may name.
+/// Largest number of integrations that a request may name.
 const MAX_INTEGRATIONS: usize = 5;
 
 /// A request for a fine-tuning job.

@@ -1,4 +1,4 @@
-//! The bodies that `fine_tuning_jobs` answers with, made from jobs and their events.
+//! The bodies of answers of `fine_tuning_jobs`, made from jobs and their events.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -133,7 +133,7 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// The body for a checkpoint of `job`.
+    /// Makes the body for a checkpoint of the job with the id `job`.
     pub(crate) fn new(job: &str, checkpoint: ModelCheckpoint) -> Self {
         let ModelCheckpoint { id, model, step, metrics, created_at } = checkpoint;
         Self {

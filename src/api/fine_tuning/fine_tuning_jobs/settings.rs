@@ -13,17 +13,17 @@ use crate::train::schedule::Schedule;
 use crate::train::settings::MAX_SEQUENCE_TOKENS;
 use crate::{Error, Result};
 
-/// A sequence of fewer tokens has no room for a prompt and an answer.
+/// Smallest `max_seq_length`: fewer tokens have no room for a prompt and an answer.
 const MIN_SEQUENCE_TOKENS: u32 = 16;
-/// A larger limit to gradients limits nothing.
+/// Largest `max_grad_norm`: a larger limit limits nothing.
 const MAX_GRAD_NORM: f64 = 1000.0;
-/// Above this an adapter sees too little of its input to learn.
+/// Largest `lora_dropout`: above it an adapter sees too little of its input to learn.
 const MAX_DROPOUT: f64 = 0.9;
-/// The current API's limit.
+/// Largest `beta`, as in OpenAI's API.
 const MAX_BETA: f64 = 2.0;
-/// A temperature of a thousandth: a larger scale leaves nothing but the nearest text.
+/// Largest `scale`, which is a temperature of 1/1000: with a larger one only the nearest text counts.
 const MAX_SCALE: f64 = 1000.0;
-/// More evaluations than any job has.
+/// Largest `early_stopping_patience`: no job has more evaluations.
 const MAX_PATIENCE: u32 = 1000;
 
 /// Settings of training. The numbers may also be `"auto"`, which is the same as leaving one out. All after `beta` are
@@ -188,7 +188,7 @@ impl Settings {
         })
     }
 
-    /// What a job uses, or what was asked for until that is known.
+    /// Returns the settings that the job trains with, or those of its request until training has resolved them.
     pub(super) fn of(job: &Job) -> Self {
         let Hyperparameters {
             n_epochs,

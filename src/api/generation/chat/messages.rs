@@ -1,4 +1,4 @@
-//! The messages of a chat request, and the form in which templates read them. Used by `chat::create`.
+//! The messages of a chat request, and the form in which templates read them. Used by `chat::create` and `tokenize`.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -79,7 +79,7 @@ pub fn template_messages(messages: &[ChatMessage], syntax: ToolSyntax) -> Result
     Ok(if syntax.in_template { rendered } else { join_tool_answers(rendered) })
 }
 
-/// Adds `text` to the system message, which is the first one; makes one where there is none.
+/// Appends `text` to the first message if that is a system message, else inserts a system message.
 pub(super) fn add_to_system(messages: &mut Vec<Value>, text: &str) {
     match messages.first_mut() {
         Some(first) if first["role"] == "system" => {
@@ -166,7 +166,7 @@ struct Call<'a> {
 }
 
 impl MessageFunction {
-    /// An object for the templates, which render it as they like; what is not JSON stays text.
+    /// Returns the arguments as a JSON object for the templates, or as text if they are no JSON object.
     fn parsed_arguments(&self) -> Value {
         serde_json::from_str::<Map<String, Value>>(&self.arguments)
             .map_or_else(|_| self.arguments.as_str().into(), Value::Object)
@@ -186,7 +186,7 @@ impl ContentPart {
     }
 }
 
-/// The id as a template takes it.
+/// Returns the id of a call in the form that the template takes: shortened to 9 characters if `syntax.short_ids`.
 fn call_id(id: &str, syntax: ToolSyntax) -> String {
     if !syntax.short_ids {
         return id.to_owned();
@@ -196,7 +196,7 @@ fn call_id(id: &str, syntax: ToolSyntax) -> String {
     format!("{last:0>9}")
 }
 
-/// The message as text alone, for templates that know neither calls nor the role `tool`.
+/// Writes the message as text alone, for templates that know neither calls nor the role `tool`.
 fn plain(role: &str, content: &str, calls: &[Call<'_>], syntax: ToolSyntax) -> Value {
     if role == "tool" {
         return json!({"role": role, "content": format!("<tool_response>\n{content}\n</tool_response>")});
@@ -216,8 +216,8 @@ fn plain(role: &str, content: &str, calls: &[Call<'_>], syntax: ToolSyntax) -> V
     json!({"role": role, "content": content})
 }
 
-/// Answers of tools become what the user says next, all answers to one turn in one message: many templates allow no other
-/// role, and no two messages of one role in a row.
+/// Turns the answers of tools into messages of the user, with all answers to one turn in one message: many templates
+/// allow no other role, and no two messages of one role in a row.
 fn join_tool_answers(messages: Vec<Value>) -> Vec<Value> {
     let mut joined: Vec<Value> = Vec::with_capacity(messages.len());
     let mut after_tool = false;

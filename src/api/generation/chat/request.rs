@@ -1,4 +1,4 @@
-//! The body of a chat request. Used by `chat::create`.
+//! The body of a chat request. Used by `chat::create`; `tools` reads the fields of tools.
 
 use std::collections::HashMap;
 
@@ -156,7 +156,7 @@ impl ChatRequest {
         }
     }
 
-    /// How tokens are drawn.
+    /// Returns the fields that say how tokens are drawn.
     pub(crate) fn sampling_fields(&self) -> SamplingFields<'_> {
         SamplingFields {
             temperature: self.temperature,

@@ -1,5 +1,5 @@
-//! Tools of a chat request: what is offered, what the model may do with it, and the grammar that makes its answer a text or
-//! calls that follow the tools' schemas. Read by `chat::create`.
+//! The tools of a chat request, checked: those that the model is shown, those that it may call, and the grammar that
+//! makes its answer a text or calls that follow the schemas. Used by `chat::create`.
 
 use serde_json::{Value, json};
 
@@ -11,23 +11,23 @@ use crate::model::tokenizer::Tokenizer;
 use crate::model::tool_syntax::ToolSyntax;
 use crate::{Error, Result};
 
-/// Tools of one request.
+/// Largest number of tools of one request.
 const MAX_TOOLS: usize = 128;
-/// Calls of one answer.
+/// Largest number of calls in one answer.
 const MAX_CALLS: usize = 32;
 
 /// The tools of a request, checked; there is at least one.
 #[derive(Debug)]
 pub(super) struct Tools {
-    /// All that the model is shown.
+    /// Functions that the model is shown.
     offered: Vec<FunctionDefinition>,
-    /// Those that it may call, by their place in `offered`, with the schemas of their arguments.
+    /// Functions that it may call: their index in `offered`, and the schema of their arguments.
     callable: Vec<(usize, Value)>,
-    /// It must call.
+    /// True if the model must call a function.
     pub required: bool,
-    /// It may call more than once.
+    /// True if the model may call more than once.
     parallel: bool,
-    /// They came as `functions`, and the answer has the older form too.
+    /// True if the tools came as `functions`; the answer then has the older form too.
     pub legacy: bool,
 }
 
@@ -74,12 +74,12 @@ impl Tools {
         Ok(Some(Self { offered, callable, required, parallel, legacy }))
     }
 
-    /// The names that a call may have.
+    /// Returns the names of the functions that may be called.
     pub(super) fn names(&self) -> Vec<String> {
         self.callable.iter().map(|(index, _)| self.offered[*index].name.clone()).collect()
     }
 
-    /// The tools as templates read them.
+    /// Returns the tools in the form that templates read.
     pub(super) fn for_template(&self) -> Vec<Value> {
         let describe = |function: &FunctionDefinition| {
             let mut described = json!({"name": function.name});
@@ -93,7 +93,7 @@ impl Tools {
         self.offered.iter().map(describe).collect()
     }
 
-    /// The same in words, for models whose template does not show tools.
+    /// Describes the tools in words, for models whose template does not show tools.
     pub(super) fn in_words(&self, syntax: ToolSyntax) -> String {
         let listed: Vec<String> = self.for_template().iter().map(|tool| tool["function"].to_string()).collect();
         format!(
@@ -107,7 +107,8 @@ impl Tools {
         )
     }
 
-    /// The grammar of an answer: calls, or, where none is required, a text that follows `response` where there is one.
+    /// Writes the grammar of an answer: calls or, if none is required, a text; `response` is the schema of that text,
+    /// `None` if any will do.
     pub(super) fn grammar(&self, syntax: ToolSyntax, tokenizer: &Tokenizer, response: Option<Value>) -> GrammarSource {
         let mut schemas: Vec<(String, Value)> =
             self.callable.iter().map(|(index, schema)| (format!("arguments_{index}"), schema.clone())).collect();
@@ -142,11 +143,11 @@ impl Tools {
                 schemas.push(("response".into(), schema));
                 format!("start: @response | {trigger} calls\n")
             }
-            // Nothing tells a call from a text but its first character.
+            // Only the first character tells a call from a text.
             (false, None) if syntax.trigger.is_empty() => "start: TEXT | calls\nTEXT: /([^{](.|\\n)*)?/\n".into(),
             (false, None) => {
                 let spelled = regex(syntax.trigger);
-                // Written out in letters, a trigger that is a special token means the same.
+                // A trigger that is a special token means the same if it is written out in letters.
                 let single = token.map(|id| format!(" | TEXT <[{id}]> calls")).unwrap_or_default();
                 format!("start: TEXT | spelled calls{single}\nspelled[lazy]: /(.|\\n)*{spelled}/\nTEXT: /(.|\\n)*/\n")
             }
@@ -155,7 +156,8 @@ impl Tools {
         GrammarSource { rules, schemas, shown_tokens: specials.into_iter().map(|(_, id)| id).collect() }
     }
 
-    /// Each tool's grammar alone, with the field that it comes from: to find out which one cannot be compiled.
+    /// Returns the grammar of each tool alone with the field that it comes from, to find out which one cannot be
+    /// compiled.
     pub(super) fn single_grammars(&self) -> impl Iterator<Item = (String, GrammarSource)> + '_ {
         let single = |(index, schema): &(usize, Value)| {
             (parameters_param(self.legacy, *index), GrammarSource::json(schema.clone()))
@@ -163,7 +165,7 @@ impl Tools {
         self.callable.iter().map(single)
     }
 
-    /// The field of all tools.
+    /// Returns the name of the field that holds the tools.
     pub(super) fn param(&self) -> &'static str {
         if self.legacy { "functions" } else { "tools" }
     }
@@ -259,7 +261,7 @@ impl Choice {
     }
 }
 
-/// `text` as literals, with special tokens in their places; nothing where it is empty.
+/// Writes `text` as literals of the grammar, with special tokens in their places; nothing if it is empty.
 fn marked(text: &str, specials: &[(&str, u32)]) -> String {
     let first = specials.iter().filter_map(|(mark, id)| Some((text.find(mark)?, mark, id))).min();
     match first {
@@ -272,12 +274,12 @@ fn marked(text: &str, specials: &[(&str, u32)]) -> String {
     }
 }
 
-/// `text` as a literal of the grammar's syntax, which writes strings as JSON does.
+/// Writes `text` as a literal of the grammar, whose strings have JSON's syntax.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// `text` as a regular expression of the grammar's syntax.
+/// Writes `text` as a regular expression of the grammar's syntax.
 fn regex(text: &str) -> String {
     let escaped = |character: char| {
         if character.is_ascii_alphanumeric() || matches!(character, '<' | '>' | '_') {

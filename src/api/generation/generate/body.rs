@@ -1,5 +1,5 @@
-//! What the bodies of completions and chat share: ids, usage, and the chunks of a streamed answer, which each of the two
-//! writes in its own form.
+//! Parts that the bodies of completions and chat share: ids, usage, and the chunks of a streamed answer, which each of
+//! the two writes in its own form.
 
 use std::collections::VecDeque;
 
@@ -14,7 +14,7 @@ use crate::api::http::sse::json;
 use crate::engine::FinishReason;
 use crate::engine::logprobs::TokenLogprobs;
 
-/// Changes when the same seed may give another text.
+/// The field `system_fingerprint`: changes when the same seed may give another text.
 pub(crate) const SYSTEM_FINGERPRINT: &str = concat!("fp_attune_", env!("CARGO_PKG_VERSION"));
 
 /// Tokens of a request, prompts counted once.
@@ -47,7 +47,7 @@ pub(crate) struct CompletionTokensDetails {
 }
 
 impl Usage {
-    /// Tokens of a request, of whose prompts `cached` needed no computing.
+    /// Sums up the tokens of a request; `cached_tokens` of its prompts needed no computing.
     pub(crate) fn new(prompt_tokens: usize, cached_tokens: usize, completion_tokens: usize) -> Self {
         Self {
             prompt_tokens,
@@ -59,31 +59,31 @@ impl Usage {
     }
 }
 
-/// The key `usage` of a body.
+/// The field `usage` of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub(crate) enum UsageKey {
-    /// A stream without usage does not have the key.
+    /// Left out: the stream has no usage.
     Absent,
-    /// A stream with usage has it in every event, null until the last.
+    /// Null: the stream has usage, in its last event.
     Later,
     /// The numbers.
     Now(Usage),
 }
 
 impl UsageKey {
-    /// True where the key is left out.
+    /// Returns true if the field is left out.
     pub(crate) fn is_absent(&self) -> bool {
         *self == Self::Absent
     }
 
-    /// The key in an event before the last.
+    /// Returns the field of an event before the last; `wanted` if the stream has usage.
     pub(crate) fn before_the_last(wanted: bool) -> Self {
         if wanted { Self::Later } else { Self::Absent }
     }
 }
 
-/// The reason as clients read it.
+/// Returns the reason as clients read it.
 pub(crate) const fn reason_name(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
@@ -91,37 +91,38 @@ pub(crate) const fn reason_name(reason: FinishReason) -> &'static str {
     }
 }
 
-/// Unix seconds.
+/// Returns the time in Unix seconds.
 pub(crate) fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// A new id such as `cmpl-…`.
+/// Makes a new id such as `cmpl-…`.
 pub(crate) fn new_id(prefix: &str) -> String {
     format!("{prefix}-{}", uuid::Uuid::new_v4().simple())
 }
 
-/// How one resource writes the chunks of a streamed answer.
+/// Writes the chunks of a streamed answer in the form of one resource.
 pub(crate) trait Chunks: Send + 'static {
-    /// The chunk's form.
+    /// A chunk.
     type Chunk: Serialize + Send;
 
-    /// What comes before any text of choice `index`.
+    /// Returns the chunk that comes before any text of choice `index`, if there is one.
     fn begin(&self, index: usize) -> Option<Self::Chunk>;
-    /// The log probabilities of choice `index`'s prompt, from its second token on, where the request asked for them.
+    /// Writes the log probabilities of the prompt of choice `index`, from its second token on; called if the request
+    /// asked for them.
     fn prompt(&mut self, _index: usize, _tokens: &[TokenLogprobs]) -> Option<Self::Chunk> {
         None
     }
-    /// More text of choice `index`, which may have to be held back or come to several chunks, and the token that brought it
-    /// where log probabilities are wanted.
+    /// Writes more text of choice `index`, which may be held back or come to several chunks; `token` brought it, `None`
+    /// if no log probabilities are wanted.
     fn text(&mut self, index: usize, text: String, token: Option<&TokenLogprobs>) -> Vec<Self::Chunk>;
-    /// The end of choice `index`.
+    /// Writes the end of choice `index`.
     fn end(&mut self, index: usize, reason: FinishReason) -> Vec<Self::Chunk>;
-    /// The last chunk, where the client asked for it.
+    /// Writes the last chunk, with the usage; `None` if the client did not ask for it.
     fn usage(&self, usage: Usage) -> Option<Self::Chunk>;
 }
 
-/// The answers as JSON documents, choices interleaved as their tokens arrive.
+/// Streams the answers as JSON documents, with choices interleaved as their tokens arrive.
 pub(crate) fn stream_chunks<C: Chunks>(
     running: Running,
     chunks: C,

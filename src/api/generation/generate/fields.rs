@@ -67,7 +67,7 @@ impl SamplingFields<'_> {
             within("logit_bias", Some(*bias), -100.0, 100.0)?;
             logit_bias.push((id, *bias));
         }
-        // A map has no order, an engine's sums do.
+        // Sorted: a map has no order, and the engine's sums depend on it.
         logit_bias.sort_unstable_by_key(|(id, _)| *id);
         Ok(Sampling {
             temperature: within("temperature", self.temperature, 0.0, 2.0)?.unwrap_or(default.temperature),
@@ -123,7 +123,7 @@ pub(crate) struct StreamOptions {
 }
 
 impl StreamOptions {
-    /// True where the client asked for the usage chunk.
+    /// Returns true if the client asked for the usage chunk.
     pub(crate) fn wants_usage(options: Option<&Self>) -> bool {
         options.and_then(|options| options.include_usage).unwrap_or(false)
     }

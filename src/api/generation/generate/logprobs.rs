@@ -1,5 +1,5 @@
-//! Log probabilities as clients read them: parallel arrays in completions, an object for each token in chat. Used by the
-//! writers of both.
+//! Log probabilities as clients read them: parallel arrays in completions, an object for each token in chat. Used by
+//! the writers of both.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -68,20 +68,21 @@ impl Serialize for TopLogprobs {
     }
 }
 
-/// The mean log probability of an answer's tokens: what `best_of` ranks by. An answer without tokens comes last.
+/// Returns the mean log probability of an answer's tokens, by which `best_of` ranks. An answer without tokens comes
+/// last.
 pub(crate) fn mean(tokens: &[TokenLogprobs]) -> f64 {
     let sum: f64 = tokens.iter().map(|token| f64::from(token.logprob)).sum();
     if tokens.is_empty() { f64::NEG_INFINITY } else { sum / tokens.len() as f64 }
 }
 
-/// Shows a model's tokens.
+/// Writes tokens of a model as clients read them.
 #[derive(Debug, Clone)]
 pub(crate) struct TokenTexts {
     model: Arc<BaseModel>,
 }
 
 impl TokenTexts {
-    /// The tokens of `model`.
+    /// Creates a writer for the tokens of `model`.
     pub(crate) fn new(model: Arc<BaseModel>) -> Self {
         Self { model }
     }
@@ -103,7 +104,7 @@ impl TokenTexts {
         logprobs.text_offset.push(offset);
     }
 
-    /// The tokens of an answer in a chat.
+    /// Returns the log probabilities of an answer in a chat.
     pub(crate) fn chat(&self, tokens: &[TokenLogprobs]) -> ChatLogprobs {
         let content = tokens.iter().map(|token| {
             let top = token.top.iter().map(|&(id, logprob)| {
@@ -123,8 +124,8 @@ impl TokenTexts {
         (name, self.model.tokenizer.is_visible(id).then(|| bytes.into_owned()))
     }
 
-    /// Where a token begins after `characters` characters of text, and how many there are after it. A special token adds
-    /// none, except where the text `shows_special` ones.
+    /// Returns the offset at which a token begins after `characters` characters of text, and the number of characters
+    /// after it. A special token adds none, unless the text `shows_special` ones.
     pub(crate) fn place(&self, id: u32, characters: usize, shows_special: bool) -> (usize, usize) {
         if !shows_special && !self.model.tokenizer.is_visible(id) {
             return (characters, characters);
@@ -141,8 +142,8 @@ impl TokenTexts {
     }
 }
 
-/// The token's text and the entries of its `top_logprobs`, its own among them. Two tokens can have one text (a letter
-/// and its byte); the second one is then shown by its number, since the keys of an object are unique.
+/// Returns the token's text and the entries of its `top_logprobs`, its own among them. Two tokens can have one text (a
+/// letter and its byte); the second one is then shown by its number, since the keys of an object are unique.
 fn keys(token: &TokenLogprobs, name: impl Fn(u32) -> String) -> (String, Vec<(String, f32)>) {
     let own = (token.id, token.logprob);
     let chosen_is_listed = token.top.iter().any(|(id, _)| *id == token.id);
@@ -161,7 +162,7 @@ fn keys(token: &TokenLogprobs, name: impl Fn(u32) -> String) -> (String, Vec<(St
     (own_name, entries)
 }
 
-/// A token as text that tells it from every other.
+/// Returns a text for a token that no other token has.
 fn name(bytes: &[u8], id: u32) -> String {
     if bytes.is_empty() {
         return number(id);
@@ -181,7 +182,8 @@ fn escaped(bytes: &[u8]) -> String {
     })
 }
 
-/// As [`TokenTexts::place`], for a token of these bytes. One that continues a character begins where the character does.
+/// Does the same as [`TokenTexts::place`] for a token of these bytes. One that continues a character begins where the
+/// character does.
 fn place(bytes: &[u8], characters: usize) -> (usize, usize) {
     let continues = |byte: &u8| byte & 0b1100_0000 == 0b1000_0000;
     let begun = bytes.iter().filter(|byte| !continues(byte)).count();
