@@ -159,13 +159,14 @@ impl EstimateOptions {
         if let (Some((store, _)), Some((setup, rate))) = (&store, measured) {
             store.add_training_rate(&machine, &id, &setup, rate).await?;
         }
-        api::show_estimate(spec, estimate)
+        api::show_estimate(spec, estimate).map_err(|problem| Error::Setup(problem.to_string()))
     }
 
     fn spec(&self, model: &str) -> Result<JobSpec> {
         let name = |path: &Path| path.display().to_string();
         let validation = self.validation.as_deref().map(name);
-        api::read_spec(self.body(model, &name(&self.file), validation.as_deref())?.to_string().as_bytes())
+        let body = self.body(model, &name(&self.file), validation.as_deref())?;
+        api::read_spec(body.to_string().as_bytes()).map_err(|problem| Error::Setup(problem.to_string()))
     }
 }
 

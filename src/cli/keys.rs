@@ -143,10 +143,7 @@ fn time(seconds: i64) -> String {
 /// Unix seconds of `30d`, `12h`, `45m` or `10s` from `now`, or of the beginning of a UTC day.
 fn expiry(text: &str, now: Timestamp) -> Result<i64> {
     let fault = || {
-        Error::invalid(
-            "expires",
-            format!("--expires {text}: use a time such as 30d, 12h, 45m, 10s, or a day such as 2027-01-31"),
-        )
+        Error::Setup(format!("--expires {text}: use a time such as 30d, 12h, 45m, 10s, or a day such as 2027-01-31"))
     };
     let end = if let Ok(day) = text.parse::<jiff::civil::Date>() {
         day.to_zoned(TimeZone::UTC).map_err(|_| fault())?.timestamp().as_second()
@@ -166,7 +163,7 @@ fn expiry(text: &str, now: Timestamp) -> Result<i64> {
         return Err(fault());
     }
     if end <= now.as_second() {
-        return Err(Error::invalid("expires", format!("--expires {text}: that is in the past")));
+        return Err(Error::Setup(format!("--expires {text}: that is in the past")));
     }
     Ok(end)
 }

@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-use crate::Result;
 use crate::jobs::Job;
+use crate::jobs::Result;
 use crate::jobs::queue::Queue;
 use crate::store::files::{Page, cut_page};
 use crate::store::new_id;

@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-use crate::Result;
 use crate::jobs::Job;
+use crate::jobs::Result;
 use crate::jobs::queue::Queue;
 use crate::store::MAX_PAGE;
 use crate::store::files::cut_page;

@@ -7,11 +7,14 @@
 mod changes;
 pub mod checkpoints;
 pub mod cost;
+mod error;
 pub mod events;
 pub mod queue;
 mod rows;
 mod training_rates;
 pub mod worker;
+
+pub use error::{Error, Result};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

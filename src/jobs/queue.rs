@@ -15,10 +15,10 @@ use uuid::Uuid;
 
 pub use self::attempts::{HeartbeatAnswer, Outcome};
 use crate::jobs::rows::{JobRow, job_change, job_columns};
+use crate::jobs::{Error, Result};
 use crate::jobs::{Job, JobApi, JobSpec, JobStatus, MetadataFilter, changes};
 use crate::store::files::{Page, cut_page};
 use crate::store::{Store, new_id};
-use crate::{Error, Result};
 
 /// What a client may ask of a job that is not finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl Queue {
         Ok(row.into())
     }
 
-    /// The organisation's job, or [`crate::Error::NotFound`].
+    /// The organisation's job, or [`Error::NotFound`].
     pub async fn job(&self, organization: &str, api: JobApi, id: &str) -> Result<Job> {
         let row: Option<JobRow> = sqlx::query_as(concat!(
             "select",
@@ -163,7 +163,7 @@ impl Queue {
         Ok((rows.into_iter().map(Job::from).collect(), more))
     }
 
-    /// Cancels or pauses; [`crate::Error::Conflict`] where the job is past it. A running job stops at its worker's next
+    /// Cancels or pauses; [`Error::Conflict`] where the job is past it. A running job stops at its worker's next
     /// heartbeat. Asking again for what is already asked changes nothing; a cancellation is never turned into a pause.
     pub async fn stop(&self, job: &Job, what: StopRequest) -> Result<Job> {
         let row: Option<JobRow> = sqlx::query_as(job_change!(
@@ -227,7 +227,7 @@ impl Queue {
 }
 
 /// The refusal of an action that the job's status does not allow.
-fn conflict(job: &Job, action: &str) -> Error {
+fn conflict(job: &Job, action: &'static str) -> Error {
     let status = match (job.status, job.stop_request.as_deref()) {
         (JobStatus::Running, Some("cancel")) => "being cancelled",
         (JobStatus::Queued, _) => "queued",
@@ -237,5 +237,5 @@ fn conflict(job: &Job, action: &str) -> Error {
         (JobStatus::Failed, _) => "failed",
         (JobStatus::Cancelled, _) => "cancelled",
     };
-    Error::Conflict(format!("Cannot {action} job {}: its status is {status}.", job.id))
+    Error::Conflict { action, id: job.id.clone(), status }
 }

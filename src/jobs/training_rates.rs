@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::Result;
+use crate::jobs::Result;
 use crate::store::Store;
 use crate::train::estimate::TrainingRate;
 

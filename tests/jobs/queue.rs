@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use crate::postgres::TestDatabase;
-use attune::Error;
+use attune::jobs::Error;
 use attune::jobs::events::JobEvent;
 use attune::jobs::queue::{HeartbeatAnswer, Outcome, Queue, StopRequest};
 use attune::jobs::{Job, JobApi, JobFault, JobSpec, JobStatus, MetadataFilter};
@@ -112,7 +112,7 @@ fn other_organization(job: &Job) -> Job {
 }
 
 fn assert_conflict<T: std::fmt::Debug>(result: &Result<T, Error>) {
-    assert!(matches!(result, Err(Error::Conflict(_))), "expected a conflict, got {result:?}");
+    assert!(matches!(result, Err(Error::Conflict { .. })), "expected a conflict, got {result:?}");
 }
 
 // --- The life of a job -------------------------------------------------------------------------------------------------
@@ -809,7 +809,7 @@ async fn perform(queue: &Fixture, job: &Job, claims: &mut Vec<Job>, step: Step) 
 fn accepted(result: Result<Job, Error>) -> bool {
     match result {
         Ok(_) => true,
-        Err(Error::Conflict(_)) => false,
+        Err(Error::Conflict { .. }) => false,
         Err(error) => panic!("{error}"),
     }
 }

@@ -11,7 +11,6 @@ use axum::middleware::Next;
 use axum::response::Response;
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
-use crate::Error;
 use crate::api::access::limits::{self, Allowance, Limiter, Limiters};
 use crate::api::http::error::Problem;
 use crate::api::http::headers::is_local;
@@ -167,7 +166,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let caller = parts.extensions.get::<Self>().cloned();
-        caller.ok_or_else(|| Error::Internal("a route that needs a caller stands outside `authenticate`".into()).into())
+        caller.ok_or_else(|| Problem::defect("a route that needs a caller stands outside `authenticate`"))
     }
 }
 

@@ -21,10 +21,8 @@ use http_body::{Frame, SizeHint};
 use parking_lot::{Mutex, MutexGuard};
 
 use self::bucket::{Bucket, Level};
-use crate::api::http::error::Problem;
+use crate::api::http::error::{Problem, RateLimit, Result};
 use crate::api::http::headers;
-use crate::error::RateLimit;
-use crate::{Error, Result};
 
 /// Wait that clients are told while too many requests run: nobody knows when the next one ends.
 const BUSY: Duration = Duration::from_secs(1);
@@ -73,7 +71,7 @@ impl Limiter {
         Self { allowance, buckets: Mutex::new(Buckets { requests, tokens }), running: AtomicUsize::new(0) }
     }
 
-    /// Lets a request in. A refused one costs nothing.
+    /// Admits a request, or refuses it with 429. A refused request costs nothing.
     fn admit(self: &Arc<Self>, organization: &str, now: Instant) -> Result<Permit> {
         let limit = self.allowance.concurrent_requests;
         // The permit comes first, so that it is given back on every way out.
@@ -92,8 +90,8 @@ impl Limiter {
         }
     }
 
-    /// Takes the tokens of a prompt, or refuses it.
-    pub fn take_tokens(&self, organization: &str, amount: u64, now: Instant) -> Result<()> {
+    /// Takes the `amount` tokens of a prompt, or refuses it with 429 if fewer are left.
+    pub(crate) fn take_tokens(&self, organization: &str, amount: u64, now: Instant) -> Result<()> {
         let tokens = &mut self.buckets().tokens;
         let limit = tokens.limit();
         if amount > limit {
@@ -101,7 +99,7 @@ impl Limiter {
                 "Request too large for this key in organization {organization} on tokens per min (TPM): Limit {limit}, \
                  Requested {amount}. Send a shorter prompt, or use a key with a higher limit."
             );
-            return Err(Error::RateLimited { what: RateLimit::Tokens, message, retry_after: None });
+            return Err(Problem::rate_limited(RateLimit::Tokens, message, None));
         }
         tokens.take(amount, now).map_err(|wait| {
             refusal(RateLimit::Tokens, organization, &standing("tokens", "TPM", tokens, amount, now), wait)
@@ -140,12 +138,12 @@ fn standing(what: &str, short: &str, bucket: &mut Bucket, requested: u64, now: I
     format!("{what} per min ({short}): Limit {limit}, Used {}, Requested {requested}", limit - remaining)
 }
 
-fn refusal(what: RateLimit, organization: &str, on: &str, wait: Duration) -> Error {
+fn refusal(what: RateLimit, organization: &str, on: &str, wait: Duration) -> Problem {
     let message = format!(
         "Rate limit reached for this key in organization {organization} on {on}. Please try again in {}.",
         duration_text(wait)
     );
-    Error::RateLimited { what, message, retry_after: Some(wait) }
+    Problem::rate_limited(what, message, Some(wait))
 }
 
 /// The limiters of recently used keys. Cheap to clone.
@@ -178,7 +176,7 @@ pub(crate) async fn enforce(limiter: &Arc<Limiter>, organization: &str, request:
     let mut response = match limiter.admit(organization, Instant::now()) {
         // Held until the last byte has gone: a stream is a running request.
         Ok(permit) => next.run(request).await.map(|body| Body::new(Guarded { body, _permit: permit })),
-        Err(error) => Problem::from(error).into_response(),
+        Err(error) => error.into_response(),
     };
     let (requests, tokens) = limiter.levels(Instant::now());
     write_headers(response.headers_mut(), requests, tokens);
@@ -320,7 +318,7 @@ mod tests {
     fn a_prompt_beyond_the_limit_is_told_that_waiting_is_no_use() {
         let now = Instant::now();
         let error = limiter(now).take_tokens("acme", 11, now).expect_err("never fits");
-        let response = Problem::from(error).into_response();
+        let response = error.into_response();
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()["x-should-retry"], "false");
         assert!(!response.headers().contains_key("retry-after"));

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::Result;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::access::limits::Limiter;
+use crate::api::http::error::Result;
 use crate::store::usage::{Counts, UsageEntry};
 use crate::store::usage_recorder::UsageRecorder;
 
@@ -36,8 +36,8 @@ impl Account {
         &self.entry.organization
     }
 
-    /// Takes the tokens of the prompts, or refuses with [`crate::Error::RateLimited`].
-    pub fn charge(&self, prompt_tokens: usize) -> Result<Charge> {
+    /// Takes the tokens of the prompts, or refuses the request with 429.
+    pub(crate) fn charge(&self, prompt_tokens: usize) -> Result<Charge> {
         self.limiter.take_tokens(&self.entry.organization, prompt_tokens as u64, Instant::now())?;
         Ok(Charge { account: self.clone(), prompt_tokens, cached_tokens: 0, completion_tokens: 0, owed: false })
     }

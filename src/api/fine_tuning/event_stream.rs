@@ -9,10 +9,9 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use uuid::Uuid;
 
-use crate::Result;
 use crate::api::ApiState;
 use crate::api::fine_tuning::fine_tunes::response::FineTuneEvent;
-use crate::api::http::error::Problem;
+use crate::api::http::error::{Problem, Result};
 use crate::api::http::sse::json;
 use crate::jobs::Job;
 use crate::jobs::events::JobEvent;
@@ -31,7 +30,7 @@ pub(crate) fn follow(state: ApiState, job: Job) -> impl Stream<Item = Result<Str
         match follower.next().await {
             Ok(Some(event)) => Some((json(&FineTuneEvent::from(event)), Some(follower))),
             Ok(None) => None,
-            Err(error) => Some((Err(error.into()), None)),
+            Err(problem) => Some((Err(problem), None)),
         }
     })
 }
@@ -64,7 +63,7 @@ impl Follower {
             tokio::select! {
                 () = changed(&mut self.changes, self.job.key) => {}
                 () = tokio::time::sleep(POLL) => {}
-                () = self.state.shutdown.cancelled() => return Err(crate::Error::Cancelled),
+                () = self.state.shutdown.cancelled() => return Err(Problem::stopping()),
             }
         }
     }

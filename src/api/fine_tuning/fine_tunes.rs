@@ -17,14 +17,14 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::fine_tuning::event_stream;
 use crate::api::fine_tuning::job_rules::admitted;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Body, Path, Query};
 use crate::api::http::list::{Cursor, List, PageOf};
 use crate::api::http::sse;
 use crate::api::models::model_resource::{self, DeletedModel};
+use crate::jobs;
 use crate::jobs::queue::StopRequest;
 use crate::jobs::{JobApi, MetadataFilter};
-use crate::{Error, Result};
 
 /// Largest number of jobs in a list, and the default: the resource's first form has no pages.
 const MAX_JOBS: i64 = 1000;
@@ -142,8 +142,8 @@ pub(crate) async fn delete(
     Path(id): Path<String>,
 ) -> Result<Json<DeletedModel>, Problem> {
     let name = match state.queue.job(&caller.organization, JobApi::FineTunes, &id).await {
-        Ok(job) => job.fine_tuned_model.ok_or(Error::ModelNotFound(id))?,
-        Err(Error::NotFound { .. }) => id,
+        Ok(job) => job.fine_tuned_model.ok_or_else(|| Problem::model_not_found(&id))?,
+        Err(jobs::Error::NotFound { .. }) => id,
         Err(error) => return Err(error.into()),
     };
     model_resource::delete(State(state), caller, Path(name)).await

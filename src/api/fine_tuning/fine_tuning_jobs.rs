@@ -19,12 +19,11 @@ use self::response::{Checkpoint, FineTuningEvent, FineTuningJob};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::fine_tuning::job_rules::admitted;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Body, Path, Query, parse};
 use crate::api::http::list::{BoundedPageOf, Cursor, PageOf};
 use crate::jobs::queue::StopRequest;
 use crate::jobs::{Job, JobApi, JobSpec};
-use crate::{Error, Result};
 
 /// Default and largest number of items in a page; [`DEFAULT_CHECKPOINTS`] is the default for checkpoints.
 const DEFAULT_PAGE: i64 = 20;
@@ -166,18 +165,15 @@ pub(crate) async fn checkpoints(
     Ok(Json(BoundedPageOf::new(checkpoints, has_more, |checkpoint| checkpoint.id.clone())))
 }
 
-/// The job that a JSON body asks for, by the rules of [`create`]; for the command line, which has files and models of its own.
+/// Reads a JSON body by the rules of [`create`] and returns the job that it asks for. For the command line, which has
+/// files and models of its own.
 pub fn read_spec(body: &[u8]) -> Result<JobSpec> {
-    let request: CreateJob = parse(body).map_err(|problem| Error::Invalid {
-        message: problem.error.message,
-        param: problem.error.param.map(Into::into),
-        code: problem.error.code,
-    })?;
+    let request: CreateJob = parse(body)?;
     request.spec()
 }
 
 async fn find(state: &ApiState, caller: &Caller, id: &str) -> Result<Job> {
-    state.queue.job(&caller.organization, JobApi::FineTuningJobs, id).await
+    Ok(state.queue.job(&caller.organization, JobApi::FineTuningJobs, id).await?)
 }
 
 /// Returns the number in an event's id. Any other text gives a number before all events, after which nothing follows.

@@ -6,11 +6,11 @@ use utoipa::ToSchema;
 
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
-use crate::api::http::error::Problem;
+use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
 use crate::jobs::JobSpec;
+use crate::store;
 use crate::train::settings::max_sequence_tokens;
-use crate::{Error, Result};
 
 /// A number, or `"auto"` to let the server choose.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, ToSchema)]
@@ -65,7 +65,7 @@ fn follow_alias(state: &ApiState, spec: &mut JobSpec) {
 /// Checks that the files and the model are the caller's own (or a base model) and that no setting exceeds what the
 /// model can do.
 async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<(), Problem> {
-    let base = check_model(state, caller, spec).await.map_err(|error| Problem::from(error).param("model"))?;
+    let base = check_model(state, caller, spec).await.map_err(|problem| problem.param("model"))?;
     // The base of a fine-tuned model may not be served any more; the job reports that.
     if let Ok(entry) = state.catalog.get(&base) {
         max_sequence_tokens(&spec.hyperparameters, &entry.model.config)?;
@@ -77,12 +77,12 @@ async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Resu
     Ok(())
 }
 
-/// The file must be the caller's and meant for training; `param` is blamed.
+/// Checks that the file is the caller's and has the purpose `fine-tune`; an error names the field `param`.
 async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str) -> Result<()> {
     let file = match state.store.file(&caller.organization, id).await {
-        Err(Error::NotFound { .. }) => {
+        Err(store::Error::NotFound { .. }) => {
             let message = format!("The file '{id}' does not exist: upload it with the purpose 'fine-tune' first.");
-            return Err(Error::invalid_code(param, "invalid_training_file", message));
+            return Err(Problem::invalid_code(param, "invalid_training_file", message));
         }
         file => file?,
     };
@@ -91,49 +91,49 @@ async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str) ->
             "The file '{id}' has the purpose '{}': upload it again with the purpose 'fine-tune'.",
             file.purpose
         );
-        return Err(Error::invalid_code(param, "invalid_training_file", message));
+        return Err(Problem::invalid_code(param, "invalid_training_file", message));
     }
     Ok(())
 }
 
-/// The model must be a base model or a fine-tuned one of the caller; the id of its base.
+/// Checks that the model is a base model or a fine-tuned one of the caller; returns the id of its base model.
 async fn check_model(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<String> {
     if state.catalog.get(&spec.model).is_ok() {
         return Ok(spec.model.clone());
     }
     let found = state.store.fine_tuned_model(&caller.organization, &spec.model).await;
-    Ok(found.map_err(|error| error.about_model(spec.asked_model()))?.base)
+    Ok(found.map_err(|error| Problem::from(error).about_model(spec.asked_model()))?.base)
 }
 
-/// A suffix as it stands in a model's name: lower case, every run of other characters one `-`.
-pub fn normal_suffix(suffix: Option<&str>, max: usize) -> Result<Option<String>> {
+/// Normalises a suffix for the name of a model: lower case, with each run of other characters as one `-`.
+pub(crate) fn normal_suffix(suffix: Option<&str>, max: usize) -> Result<Option<String>> {
     let Some(suffix) = suffix else { return Ok(None) };
     let length = suffix.chars().count();
     if !(1..=max).contains(&length) {
         let message = format!("'suffix' must have 1 to {max} characters; it has {length}.");
-        return Err(Error::invalid_code("suffix", "invalid_value", message));
+        return Err(Problem::invalid_code("suffix", "invalid_value", message));
     }
     let words = suffix.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     let normal = words.collect::<Vec<_>>().join("-").to_ascii_lowercase();
     if normal.is_empty() {
         let message = "'suffix' must hold at least one letter (a to z) or digit.";
-        return Err(Error::invalid_code("suffix", "invalid_value", message));
+        return Err(Problem::invalid_code("suffix", "invalid_value", message));
     }
     Ok(Some(normal))
 }
 
-/// The seed asked for, else a random one: either way it is told to the client.
-pub fn seed(asked: Option<i64>) -> Result<u64> {
+/// Returns the seed that was asked for, or a random one if `None`; the client is told it in either case.
+pub(crate) fn seed(asked: Option<i64>) -> Result<u64> {
     let asked = within("seed", asked, 0, i64::from(i32::MAX))?;
     Ok(asked.map_or_else(|| u64::from(rand::random::<u32>() >> 1), |seed| seed as u64))
 }
 
-/// `value`, if it is a positive number.
-pub fn positive(param: &str, value: Option<f64>) -> Result<Option<f64>> {
+/// Returns `value` if it is `None` or a positive finite number; else an error that names the field `param`.
+pub(crate) fn positive(param: &str, value: Option<f64>) -> Result<Option<f64>> {
     match value {
         Some(value) if !(value > 0.0 && value.is_finite()) => {
             let message = format!("Invalid '{param}': {value} is not greater than 0.");
-            Err(Error::invalid_code(param, "invalid_value", message))
+            Err(Problem::invalid_code(param, "invalid_value", message))
         }
         value => Ok(value),
     }

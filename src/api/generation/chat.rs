@@ -31,12 +31,11 @@ use crate::api::generation::generate::fields::{StopTexts, StreamOptions, check_n
 use crate::api::generation::generate::logprobs::TokenTexts;
 use crate::api::generation::generate::{Answer, GenerationPlan};
 use crate::api::generation::target::Target;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::http::sse;
 use crate::engine::grammar::{Grammar, GrammarSource};
 use crate::model::tool_syntax::ToolSyntax;
-use crate::{Error, Result};
 
 /// Answer a conversation
 ///
@@ -82,22 +81,20 @@ pub(crate) async fn create(
     Ok(Json(completion).into_response())
 }
 
-/// Turns an error into the answer; in a chat the field `messages` is to blame for a prompt that is too long.
-fn blame_messages(error: Error) -> Problem {
-    let too_long = matches!(error, Error::ContextLength { .. });
-    let problem = Problem::from(error);
-    if too_long { problem.param("messages") } else { problem }
+/// Names the field `messages` in an error about a prompt that is too long.
+fn blame_messages(problem: Problem) -> Problem {
+    if problem.is_context_length() { problem.param("messages") } else { problem }
 }
 
 impl ChatRequest {
-    /// What to run, and the form of the calls that answers may have.
+    /// Returns the sequences to run, and the format of the calls that answers may have; `None` if they may have none.
     async fn plan(&self, state: &ApiState, target: Target) -> Result<(GenerationPlan, Option<CallFormat>)> {
         let stop = StopTexts::check(self.stop.clone())?;
         let sampling = self.sampling_fields().check(target.model().config.vocab_size)?;
         let n = check_n(self.n, 1, state.config.limits.max_waiting)?;
         let template = target.model().chat_template.as_ref().ok_or_else(|| {
             let message = format!("The model `{}` has no chat template: use /v1/completions with it.", self.model);
-            Error::invalid("model", message)
+            Problem::invalid("model", message)
         })?;
         let syntax = template.tool_syntax();
         let tools = Tools::of(self)?;
@@ -113,7 +110,7 @@ impl ChatRequest {
         let prompts = target.encode(vec![text], false).await?;
         let used = prompts.iter().map(Vec::len).max().unwrap_or_default();
         if used == 0 {
-            return Err(Error::invalid("messages", "'messages' render to an empty prompt: send some content."));
+            return Err(Problem::invalid("messages", "'messages' render to an empty prompt: send some content."));
         }
         let rest = target.context().saturating_sub(used).max(1);
         let max_tokens = self.max_completion_tokens.or(self.max_tokens).unwrap_or(rest);
@@ -155,9 +152,9 @@ impl ChatRequest {
 /// Limits how many grammars are compiled at once; each takes a core for up to seconds.
 static COMPILERS: Semaphore = Semaphore::const_new(2);
 
-/// Compiles `source`; where that fails, the first of the `tools` that cannot be compiled alone is blamed, else `param`.
+/// Compiles `source`. A failure is blamed on the first of the `tools` that cannot be compiled alone, else on `param`.
 async fn compile(target: &Target, param: &'static str, source: GrammarSource, tools: Option<Tools>) -> Result<Grammar> {
-    let turn = COMPILERS.acquire().await.map_err(|_| Error::Internal("the compilers are closed".into()))?;
+    let turn = COMPILERS.acquire().await.map_err(|_| Problem::defect("the compilers are closed"))?;
     let model = target.model().clone();
     let work = move || {
         // Held to the end of the work: a client that hangs up does not end it.
@@ -165,11 +162,11 @@ async fn compile(target: &Target, param: &'static str, source: GrammarSource, to
         let vocabulary = model.vocabulary.as_ref().ok_or_else(|| {
             let message =
                 format!("'{param}' needs a tokenizer with the bytes of its tokens, which this model has not.");
-            Error::invalid_code(param, "unsupported_parameter", message)
+            Problem::invalid_code(param, "unsupported_parameter", message)
         })?;
         let refused = |param: String, reason: String| {
             let message = format!("'{param}' has a JSON schema that is not supported: {reason}.");
-            Error::invalid_code(param, "invalid_schema", message)
+            Problem::invalid_code(param, "invalid_schema", message)
         };
         Grammar::compile(vocabulary, param, source).map_err(|reason| {
             let blamed = tools.iter().flat_map(Tools::single_grammars).find_map(|(param, source)| {
@@ -181,5 +178,5 @@ async fn compile(target: &Target, param: &'static str, source: GrammarSource, to
         })
     };
     let compiled = tokio::task::spawn_blocking(work).await;
-    compiled.map_err(|error| Error::Internal(format!("compile a grammar: {error}")))?
+    compiled.map_err(|error| Problem::defect(format!("compile a grammar: {error}")))?
 }

@@ -11,10 +11,10 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::foreign_tokens;
 use crate::api::generation::target::{Input, Item, Target, count_tokens};
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
+use crate::engine;
 use crate::engine::EmbedRequest;
-use crate::{Error, Result};
 
 /// Largest number of tokens of all inputs of one request together.
 const MAX_TOKENS: usize = 300_000;
@@ -150,7 +150,7 @@ fn check_dimensions(dimensions: Option<usize>, native: usize) -> Result<()> {
     match dimensions {
         Some(asked) if asked != native => {
             let message = format!("'dimensions' must be {native} for this model, or left out; {asked} was asked for.");
-            Err(Error::invalid_code("dimensions", "invalid_value", message))
+            Err(Problem::invalid_code("dimensions", "invalid_value", message))
         }
         _ => Ok(()),
     }
@@ -161,24 +161,24 @@ fn check_not_empty(items: &[Item]) -> Result<()> {
     match empty {
         Some(index) => {
             let message = format!("'input' must not hold an empty text; the text number {index} (from 0) is empty.");
-            Err(Error::invalid_code("input", "invalid_value", message))
+            Err(Problem::invalid_code("input", "invalid_value", message))
         }
         None => Ok(()),
     }
 }
 
-/// The number of tokens together. Nothing is cut off silently: what does not fit is refused.
+/// Returns the number of tokens of all inputs. Refuses inputs that do not fit rather than cut them off silently.
 fn check_lengths(inputs: &[Vec<u32>], limit: usize) -> Result<usize> {
     if inputs.iter().any(Vec::is_empty) {
-        return Err(Error::invalid("input", "'input' holds a text without any token."));
+        return Err(Problem::invalid("input", "'input' holds a text without any token."));
     }
     if let Some(long) = inputs.iter().find(|input| input.len() > limit) {
-        return Err(Error::ContextLength { limit, prompt: long.len(), completion: 0 });
+        return Err(engine::Error::ContextLength { limit, prompt: long.len(), completion: 0 }.into());
     }
     let tokens = inputs.iter().map(Vec::len).sum();
     if tokens > MAX_TOKENS {
         let message = format!("Requested {tokens} tokens, max {MAX_TOKENS} tokens per request.");
-        return Err(Error::invalid_code("input", "max_tokens_per_request", message));
+        return Err(Problem::invalid_code("input", "max_tokens_per_request", message));
     }
     Ok(tokens)
 }
@@ -206,7 +206,8 @@ mod tests {
     fn empty_and_long_inputs_are_refused() {
         assert!(check_not_empty(&[Item::Text("a".into()), Item::Text(String::new())]).is_err());
         assert_eq!(check_lengths(&[vec![1, 2], vec![3]], 2).expect("fits"), 3);
-        assert!(matches!(check_lengths(&[vec![1, 2, 3]], 2), Err(Error::ContextLength { prompt: 3, .. })));
+        let too_long = check_lengths(&[vec![1, 2, 3]], 2).expect_err("three tokens where two fit");
+        assert!(too_long.is_context_length() && too_long.error.message.contains("(3 in the prompt"), "{too_long:?}");
         assert!(check_lengths(&vec![vec![1; 300]; 1001], 512).is_err());
     }
 

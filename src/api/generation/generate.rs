@@ -18,10 +18,11 @@ use self::body::Usage;
 use self::logprobs::mean;
 use crate::api::access::meter::Charge;
 use crate::api::generation::target::{Target, count_tokens};
+use crate::api::http::error::{Problem, Result};
+use crate::engine;
 use crate::engine::grammar::Grammar;
 use crate::engine::logprobs::TokenLogprobs;
 use crate::engine::{Event, FinishReason, GenerateRequest, Sampling};
-use crate::{Error, Result};
 
 /// The sequences of a request: the prompts, and what all sequences have in common.
 pub(crate) struct GenerationPlan {
@@ -92,11 +93,12 @@ pub(crate) struct Running {
 
 impl GenerationPlan {
     /// Queues every sequence; choice `prompt · n + j` is answer `j` to its prompt.
-    pub fn start(self) -> Result<Running> {
+    pub(crate) fn start(self) -> Result<Running> {
         let Target { base, adapter, account } = &self.target;
         let limit = self.target.context();
         if let Some(prompt) = self.prompts.iter().map(Vec::len).find(|prompt| prompt + self.max_tokens > limit) {
-            return Err(Error::ContextLength { limit, prompt, completion: self.max_tokens });
+            let completion = self.max_tokens;
+            return Err(engine::Error::ContextLength { limit, prompt, completion }.into());
         }
         let prompt_tokens = self.prompts.iter().map(Vec::len).sum();
         let mut charge = account.charge(prompt_tokens)?;
@@ -164,8 +166,8 @@ impl Running {
         self.pieces.push_back((index, Piece::End(reason)));
     }
 
-    /// The next piece of any answer; `None` when all have ended. Nothing of use follows a failure.
-    pub async fn next(&mut self) -> Option<Result<(usize, Piece)>> {
+    /// Waits for the next piece of any answer; `None` if all have ended. Do not call it again after an error.
+    pub(crate) async fn next(&mut self) -> Option<Result<(usize, Piece)>> {
         loop {
             if let Some(piece) = self.pieces.pop_front() {
                 return Some(Ok(piece));
@@ -182,12 +184,11 @@ impl Running {
                     self.end(index, reason);
                 }
                 (_, Some(Event::Failed(error))) => {
-                    let error = error.into();
                     self.waive_what_never_ran(&error);
-                    return Some(Err(error));
+                    return Some(Err(error.into()));
                 }
                 (index, None) if !self.ended[index] => {
-                    return Some(Err(Error::Unavailable("The engine stopped before the answer was complete.".into())));
+                    return Some(Err(Problem::unavailable("The engine stopped before the answer was complete.")));
                 }
                 (_, None) => {}
             }
@@ -214,8 +215,8 @@ impl Running {
     }
 
     /// Waives the charge if `error` says that the request waited in vain and no token was drawn.
-    fn waive_what_never_ran(&mut self, error: &Error) {
-        if matches!(error, Error::Overloaded { .. })
+    fn waive_what_never_ran(&mut self, error: &engine::Error) {
+        if matches!(error, engine::Error::Overloaded { .. })
             && self.drawn_tokens.iter().all(|drawn| *drawn == 0)
             && let Some(charge) = self.charge.take()
         {
@@ -237,7 +238,7 @@ impl Running {
     }
 
     /// Waits for all answers, in the order of their index.
-    pub async fn collect(mut self) -> Result<(Vec<Answer>, Usage)> {
+    pub(crate) async fn collect(mut self) -> Result<(Vec<Answer>, Usage)> {
         let empty =
             Answer { text: String::new(), reason: FinishReason::Length, tokens: Vec::new(), prompt: Vec::new() };
         let mut answers = vec![empty; self.ended.len()];
@@ -286,6 +287,8 @@ impl Drop for Running {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::StatusCode;
+
     use super::*;
 
     fn token(text: &str) -> Event {
@@ -321,9 +324,9 @@ mod tests {
     #[tokio::test]
     async fn a_failure_or_a_lost_engine_is_an_error_and_not_a_short_answer() {
         let failed = running(vec![vec![token("a"), Event::Failed(crate::engine::Error::EmptyPrompt)]]).collect().await;
-        assert!(matches!(failed, Err(Error::Invalid { .. })));
+        assert!(matches!(failed, Err(problem) if problem.status == StatusCode::BAD_REQUEST));
         let lost = running(vec![vec![token("a")]]).collect().await;
-        assert!(matches!(lost, Err(Error::Unavailable(_))));
+        assert!(matches!(lost, Err(problem) if problem.status == StatusCode::SERVICE_UNAVAILABLE));
     }
 
     #[tokio::test]

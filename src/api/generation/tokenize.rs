@@ -11,10 +11,9 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::chat::{ChatMessage, template_messages};
 use crate::api::generation::target::Target;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::operations::checks::not_supported;
-use crate::{Error, Result};
 
 /// A text or a conversation to turn into tokens; exactly one of `prompt` and `messages`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -117,10 +116,10 @@ pub(crate) async fn detokenize(
     if let Some(id) = request.tokens.iter().find(|id| **id as usize >= ids) {
         let message =
             format!("'tokens' holds the id {id}; this model's tokenizer has the ids 0 to {}.", ids.saturating_sub(1));
-        return Err(Error::invalid_code("tokens", "invalid_value", message).into());
+        return Err(Problem::invalid_code("tokens", "invalid_value", message));
     }
     let decoded = tokio::task::spawn_blocking(move || model.tokenizer.decode(&request.tokens, false)).await;
-    let prompt = decoded.map_err(|error| Error::Internal(format!("detokenize: {error}")))??;
+    let prompt = decoded.map_err(|error| Problem::defect(format!("detokenize: {error}")))??;
     Ok(Json(Detokenized { prompt }))
 }
 
@@ -131,7 +130,7 @@ async fn resolve(state: &ApiState, caller: &Caller, name: Option<&str>) -> Resul
         (None, [only]) => &only.model.id,
         (None, _) => return Err(Problem::missing("model")),
     };
-    Ok(Target::resolve(state, caller, name).await?)
+    Target::resolve(state, caller, name).await
 }
 
 impl TokenizeRequest {
@@ -148,7 +147,7 @@ impl TokenizeRequest {
         Ok(())
     }
 
-    /// The text, and whether the tokenizer adds its special tokens to it.
+    /// Returns the text to tokenize, and whether the tokenizer adds its special tokens to it.
     fn text(&self, target: &Target) -> Result<(String, bool)> {
         match (&self.prompt, &self.messages) {
             (Some(prompt), None) => Ok((prompt.clone(), self.add_special_tokens.unwrap_or(true))),
@@ -156,7 +155,7 @@ impl TokenizeRequest {
                 let model = target.model();
                 let template = model.chat_template.as_ref().ok_or_else(|| {
                     let message = format!("The model `{}` has no chat template: send a 'prompt'.", model.id);
-                    Error::invalid("model", message)
+                    Problem::invalid("model", message)
                 })?;
                 let messages = template_messages(messages, template.tool_syntax())?;
                 let begin_answer = self.add_generation_prompt.unwrap_or(true);
@@ -165,9 +164,9 @@ impl TokenizeRequest {
             }
             (None, None) => {
                 let message = "Missing required parameter: 'prompt' or 'messages'.";
-                Err(Error::invalid_code("prompt", "missing_required_parameter", message))
+                Err(Problem::invalid_code("prompt", "missing_required_parameter", message))
             }
-            (Some(_), Some(_)) => Err(Error::invalid("messages", "Send either 'prompt' or 'messages', not both.")),
+            (Some(_), Some(_)) => Err(Problem::invalid("messages", "Send either 'prompt' or 'messages', not both.")),
         }
     }
 }

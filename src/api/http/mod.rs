@@ -1,7 +1,8 @@
 //! What HTTP is to every resource; knows no other room. [`extract`] reads JSON bodies, paths and queries, [`upload`]
-//! spools the file of a form to disk. [`error`] is the one table from failure to status and error object. [`list`]
-//! pages lists, [`sse`] streams events. [`transport`] puts request ids, the log, metrics and CORS around all routes,
-//! [`headers`] names the headers that several rooms know, [`docs`] serves the `OpenAPI` document.
+//! spools the file of a form to disk. [`error`] is the failure of a request, with the one table from the errors of each
+//! layer to status and error object. [`list`] pages lists, [`sse`] streams events. [`transport`] puts request ids, the
+//! log, metrics and CORS around all routes, [`headers`] names the headers that several rooms know, [`docs`] serves the
+//! `OpenAPI` document.
 //!
 //! Handlers of every room call it; [`router`](super::router) calls [`transport`] and [`docs`].
 

@@ -10,7 +10,6 @@ use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream, StreamExt as _};
 use serde::Serialize;
 
-use crate::Error;
 use crate::api::http::error::{ErrorBody, Problem};
 
 /// Time between comments: well below the 60 s after which common proxies close a quiet connection.
@@ -29,7 +28,7 @@ pub(crate) fn respond(documents: impl Stream<Item = Result<String, Problem>> + S
 
 /// Writes a document as the text of an event.
 pub(crate) fn json(document: &impl Serialize) -> Result<String, Problem> {
-    serde_json::to_string(document).map_err(|error| Error::Internal(format!("write JSON: {error}")).into())
+    serde_json::to_string(document).map_err(|error| Problem::defect(format_args!("write JSON: {error}")))
 }
 
 /// The state of a stream of events.

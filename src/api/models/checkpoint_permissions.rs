@@ -12,11 +12,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Body, Path, Query};
 use crate::api::http::list::{BoundedPageOf, Cursor};
+use crate::store;
 use crate::store::permissions::Permission;
-use crate::{Error, Result};
 
 /// Default and largest number of items in a page.
 const DEFAULT_PAGE: i64 = 10;
@@ -202,7 +202,7 @@ fn place(path: &str) -> Option<(&str, Option<&str>)> {
 
 impl GrantPermissions {
     fn check(&self) -> Result<()> {
-        let fault = |code, message: String| Err(Error::invalid_code("project_ids", code, message));
+        let fault = |code, message: String| Err(Problem::invalid_code("project_ids", code, message));
         if self.project_ids.is_empty() {
             return fault("invalid_value", "'project_ids' must name at least one organisation.".into());
         }
@@ -223,10 +223,10 @@ fn page(permissions: Vec<Permission>, has_more: bool) -> BoundedPageOf<Checkpoin
 }
 
 /// Turns an error into the answer that blames the part of the path at fault.
-fn blame_model(error: Error) -> Problem {
+fn blame_model(error: store::Error) -> Problem {
     let param = match error {
-        Error::ModelNotFound(_) => "fine_tuned_model_checkpoint",
-        Error::NotFound { .. } => "permission_id",
+        store::Error::ModelNotFound(_) => "fine_tuned_model_checkpoint",
+        store::Error::NotFound { .. } => "permission_id",
         error => return error.into(),
     };
     Problem::from(error).param(param)

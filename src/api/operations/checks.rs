@@ -1,6 +1,6 @@
 //! Checks that fields of several resources have in common. Errors name the field `param`.
 
-use crate::{Error, Result};
+use crate::api::http::error::{Problem, Result};
 
 /// Returns `value` if it is `None` or between `low` and `high`, both included.
 pub(crate) fn within<T: Copy + PartialOrd + std::fmt::Display>(
@@ -12,14 +12,14 @@ pub(crate) fn within<T: Copy + PartialOrd + std::fmt::Display>(
     match value {
         Some(value) if !(low..=high).contains(&value) => {
             let message = format!("Invalid '{param}': {value} is not between {low} and {high}.");
-            Err(Error::invalid_code(param, "invalid_value", message))
+            Err(Problem::invalid_code(param, "invalid_value", message))
         }
         value => Ok(value),
     }
 }
 
 /// Makes the error for a field that this server does not support: refused, since ignoring it would change the answer.
-pub(crate) fn not_supported(param: &str) -> Error {
+pub(crate) fn not_supported(param: &str) -> Problem {
     let message = format!("'{param}' is not supported yet: leave it out.");
-    Error::invalid_code(param, "unsupported_parameter", message)
+    Problem::invalid_code(param, "unsupported_parameter", message)
 }

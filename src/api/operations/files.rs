@@ -12,12 +12,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Path, Query};
 use crate::api::http::list::{BoundedPageOf, Cursor};
 use crate::api::http::upload;
 use crate::store::files::{File, NewFile};
-use crate::{Error, Result};
 
 /// Purposes that a file may be uploaded for.
 const PURPOSES: [&str; 6] = ["fine-tune", "assistants", "batch", "vision", "user_data", "evals"];
@@ -111,7 +110,7 @@ pub(crate) async fn create(
     if upload.purpose == "fine-tune" {
         let path = upload.path.to_path_buf();
         let checked = tokio::task::spawn_blocking(move || upload::check_lines(&path)).await;
-        checked.map_err(|error| Error::Internal(format!("check an upload: {error}")))??;
+        checked.map_err(|error| Problem::defect(format!("check an upload: {error}")))??;
     }
     let organization = caller.organization.to_string();
     let new = NewFile { organization, filename: upload.filename, purpose: upload.purpose };
@@ -199,7 +198,7 @@ fn check_purpose(purpose: &str) -> Result<()> {
         return Ok(());
     }
     let message = format!("'{purpose}' is not one of the purposes: {}.", PURPOSES.join(", "));
-    Err(Error::invalid_code("purpose", "invalid_value", message))
+    Err(Problem::invalid_code("purpose", "invalid_value", message))
 }
 
 /// Writes the header `Content-Disposition`: the file name in plain ASCII for old clients, and in full for others (RFC

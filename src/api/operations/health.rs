@@ -80,7 +80,7 @@ pub(crate) async fn metrics(State(state): State<ApiState>) -> impl IntoResponse 
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text.unwrap_or_default())
 }
 
-/// Begins to record metrics; a second call changes nothing.
+/// Starts to record metrics; a second call changes nothing.
 pub fn record_metrics() -> Result<()> {
     if METRICS.get().is_some() {
         return Ok(());

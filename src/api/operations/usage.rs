@@ -10,12 +10,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::api::ApiState;
 use crate::api::access::auth::{Admin, Caller};
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Query;
 use crate::api::operations::checks::within;
 use crate::config::Config;
 use crate::store::usage::{BasePrice, UsageQuery, UsageRow};
-use crate::{Error, Result};
 
 /// Days that are shown if no first day is given, the last day included.
 const DEFAULT_DAYS: i64 = 30;
@@ -131,7 +130,7 @@ impl UsageParams {
         let before = end.saturating_sub((DEFAULT_DAYS - 1).days());
         let start = date("start_date", self.start_date.as_deref())?.unwrap_or(before);
         if start > end {
-            return Err(Error::invalid("start_date", format!("'start_date' {start} is after 'end_date' {end}.")));
+            return Err(Problem::invalid("start_date", format!("'start_date' {start} is after 'end_date' {end}.")));
         }
         let mut query = UsageQuery {
             organization: Some(self.organization.unwrap_or_else(|| own.to_owned())).filter(|asked| asked != EVERY),
@@ -151,7 +150,7 @@ impl UsageParams {
                 "" => {}
                 word => {
                     let message = format!("Invalid 'group_by': '{word}' is none of day, model and key.");
-                    return Err(Error::invalid_code("group_by", "invalid_value", message));
+                    return Err(Problem::invalid_code("group_by", "invalid_value", message));
                 }
             }
         }
@@ -165,7 +164,7 @@ fn date(param: &str, text: Option<&str>) -> Result<Option<Date>> {
     let plain = text.len() == "2026-01-31".len() && !text.starts_with(['-', '0']);
     let date = text.parse().ok().filter(|_| plain).ok_or_else(|| {
         let message = format!("Invalid '{param}': '{text}' is not a day such as 2026-01-31.");
-        Error::invalid_code(param, "invalid_value", message)
+        Problem::invalid_code(param, "invalid_value", message)
     })?;
     Ok(Some(date))
 }
@@ -173,7 +172,7 @@ fn date(param: &str, text: Option<&str>) -> Result<Option<Date>> {
 fn offset(page: Option<&str>) -> Result<i64> {
     let Some(page) = page else { return Ok(0) };
     page.parse().ok().filter(|offset| (0..=1 << 40).contains(offset)).ok_or_else(|| {
-        Error::invalid_code(
+        Problem::invalid_code(
             "page",
             "invalid_value",
             format!("Invalid 'page': '{page}' is not a 'next_page' of this list."),

@@ -8,7 +8,7 @@ use serde_json::Value;
 use sqlx::types::Json;
 
 use super::{Queue, StopRequest};
-use crate::Result;
+use crate::jobs::Result;
 use crate::jobs::rows::{JobRow, job_change, job_columns};
 use crate::jobs::{Job, JobApi, JobFault};
 use crate::train::hyperparameters::Hyperparameters;

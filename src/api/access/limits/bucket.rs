@@ -42,7 +42,7 @@ impl Bucket {
         self.limit
     }
 
-    /// Takes `amount` if it is there; else says how long it takes to flow in. More than the limit never does.
+    /// Takes `amount` units, or fails with the time until they have flowed in. More than the limit never flows in.
     pub(crate) fn take(&mut self, amount: u64, now: Instant) -> Result<(), Duration> {
         self.flow(now);
         let missing = amount as f64 - self.level;

@@ -7,11 +7,12 @@ use utoipa::ToSchema;
 
 use super::request::{DEFAULT_EPOCHS, DEFAULT_PROMPT_LOSS_WEIGHT};
 use crate::api::ApiState;
+use crate::api::http::error::Result;
 use crate::api::operations::files::FileObject;
 use crate::jobs::events::JobEvent;
 use crate::jobs::{Job, JobStatus};
+use crate::store;
 use crate::train::hyperparameters::Classification;
-use crate::{Error, Result};
 
 /// Largest number of events in one body.
 const MAX_EVENTS: i64 = 10_000;
@@ -91,15 +92,15 @@ pub(crate) struct FineTuneEvent {
 pub(crate) struct Files(HashMap<String, Option<FileObject>>);
 
 impl Files {
-    /// The description of a file, unless it has been deleted.
+    /// Returns the description of a file; `None` if the file was deleted.
     async fn get(&mut self, state: &ApiState, organization: &str, id: &str) -> Result<Option<FileObject>> {
         if let Some(known) = self.0.get(id) {
             return Ok(known.clone());
         }
         let file = match state.store.file(organization, id).await {
             Ok(file) => Some(FileObject::from(file)),
-            Err(Error::NotFound { .. }) => None,
-            Err(error) => return Err(error),
+            Err(store::Error::NotFound { .. }) => None,
+            Err(error) => return Err(error.into()),
         };
         self.0.insert(id.to_owned(), file.clone());
         Ok(file)
@@ -113,8 +114,8 @@ impl Files {
         Ok(files)
     }
 
-    /// The body for a job, without its events.
-    pub async fn describe(&mut self, state: &ApiState, job: Job) -> Result<FineTune> {
+    /// Makes the body for a job, without its events.
+    pub(crate) async fn describe(&mut self, state: &ApiState, job: Job) -> Result<FineTune> {
         let owner = job.organization.as_str();
         let training_files = self.all(state, owner, std::slice::from_ref(&job.spec.training_file)).await?;
         let validation_files = self.all(state, owner, job.spec.validation_file.as_slice()).await?;
@@ -155,16 +156,16 @@ impl FineTuneSettings {
     }
 }
 
-/// The body for a job, with its events.
-pub async fn with_events(state: &ApiState, job: Job) -> Result<FineTune> {
+/// Makes the body for a job, with its events.
+pub(crate) async fn with_events(state: &ApiState, job: Job) -> Result<FineTune> {
     let events = read_events(state, &job).await?;
     let mut fine_tune = Files::default().describe(state, job).await?;
     fine_tune.events = Some(events);
     Ok(fine_tune)
 }
 
-/// What happened to a job, oldest first.
-pub async fn read_events(state: &ApiState, job: &Job) -> Result<Vec<FineTuneEvent>> {
+/// Reads the events of a job, oldest first.
+pub(crate) async fn read_events(state: &ApiState, job: &Job) -> Result<Vec<FineTuneEvent>> {
     let events = state.queue.events_after(job, 0, MAX_EVENTS).await?;
     Ok(events.into_iter().map(FineTuneEvent::from).collect())
 }

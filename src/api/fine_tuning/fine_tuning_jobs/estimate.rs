@@ -11,11 +11,10 @@ use super::request::CreateJob;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::fine_tuning::job_rules::admitted;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::jobs::JobSpec;
 use crate::jobs::worker::estimate::JobEstimate;
-use crate::{Error, Result};
 
 /// What a job would take on this server's machine.
 #[derive(Debug, Serialize, ToSchema)]
@@ -110,21 +109,21 @@ pub(crate) async fn create(
     let spec = admitted(&state, &caller, request.spec()?).await?;
     match state.estimator.estimate(&caller.organization, &spec, &state.shutdown).await {
         Ok(estimate) => Ok(Json(FineTuningJobEstimate::new(spec, estimate)?)),
-        Err(error) => Err(error.about_model(spec.asked_model()).into()),
+        Err(error) => Err(Problem::from(error).about_model(spec.asked_model())),
     }
 }
 
-/// The estimate as this route answers it; for the command line.
+/// Returns the estimate as this route answers it, for the command line.
 pub fn show(spec: JobSpec, estimate: JobEstimate) -> Result<Value> {
     let answer = FineTuningJobEstimate::new(spec, estimate)?;
-    serde_json::to_value(answer).map_err(|error| Error::Internal(format!("an estimate as JSON: {error}")))
+    serde_json::to_value(answer).map_err(|error| Problem::defect(format!("an estimate as JSON: {error}")))
 }
 
 impl FineTuningJobEstimate {
     fn new(spec: JobSpec, made: JobEstimate) -> Result<Self> {
         let JobEstimate { resolved, estimate, cost, warnings, .. } = made;
         let hyperparameters =
-            serde_json::to_value(resolved).map_err(|error| Error::Internal(format!("settings as JSON: {error}")))?;
+            serde_json::to_value(resolved).map_err(|error| Problem::defect(format!("settings as JSON: {error}")))?;
         let memory = estimate.memory;
         Ok(Self {
             object: "fine_tuning.job.estimate",

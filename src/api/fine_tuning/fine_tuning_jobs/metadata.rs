@@ -3,13 +3,13 @@
 
 use serde_json::{Map, Value};
 
+use crate::api::http::error::{Problem, Result};
 use crate::jobs::MetadataFilter;
-use crate::{Error, Result};
 
-/// At most 16 notes: names of up to 64 characters, values that are texts of up to 512.
-pub fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<()> {
+/// Checks that there are at most 16 notes, with names of up to 64 characters and texts of up to 512 as values.
+pub(super) fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<()> {
     let Some(metadata) = metadata else { return Ok(()) };
-    let fault = |message: &str| Err(Error::invalid_code("metadata", "invalid_value", message));
+    let fault = |message: &str| Err(Problem::invalid_code("metadata", "invalid_value", message));
     if metadata.len() > 16 {
         return fault("'metadata' has more than 16 entries.");
     }

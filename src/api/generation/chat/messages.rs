@@ -4,8 +4,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
+use crate::api::http::error::{Problem, Result};
 use crate::model::tool_syntax::ToolSyntax;
-use crate::{Error, Result};
 
 /// One message.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -69,10 +69,10 @@ pub(crate) struct MessageFunction {
     pub arguments: String,
 }
 
-/// The messages in the form that templates read; calls as `syntax` has them.
-pub fn template_messages(messages: &[ChatMessage], syntax: ToolSyntax) -> Result<Vec<Value>> {
+/// Returns the messages in the form that templates read, with calls in the form of `syntax`.
+pub(crate) fn template_messages(messages: &[ChatMessage], syntax: ToolSyntax) -> Result<Vec<Value>> {
     if messages.is_empty() {
-        return Err(Error::invalid("messages", "'messages' must hold at least one message."));
+        return Err(Problem::invalid("messages", "'messages' must hold at least one message."));
     }
     let rendered = messages.iter().enumerate().map(|(index, message)| message.for_template(index, syntax));
     let rendered = rendered.collect::<Result<Vec<_>>>()?;
@@ -99,11 +99,11 @@ impl ChatMessage {
             other => {
                 let message =
                     format!("'{other}' is not a role: use system, developer, user, assistant, tool or function.");
-                return Err(Error::invalid_code(format!("messages[{index}].role"), "invalid_value", message));
+                return Err(Problem::invalid_code(format!("messages[{index}].role"), "invalid_value", message));
             }
         };
         let missing = |field: &str, message: &str| {
-            Error::invalid_code(format!("messages[{index}].{field}"), "missing_required_parameter", message)
+            Problem::invalid_code(format!("messages[{index}].{field}"), "missing_required_parameter", message)
         };
         if self.role == "tool" && self.tool_call_id.is_none() {
             return Err(missing("tool_call_id", "A message of the role 'tool' must name the call that it answers."));
@@ -142,14 +142,14 @@ impl ChatMessage {
         Ok(message)
     }
 
-    /// The calls of the message, in the older form too.
+    /// Returns the calls of the message, including one in the older form.
     fn calls(&self, index: usize) -> Result<Vec<Call<'_>>> {
         let mut calls = Vec::new();
         for (number, call) in self.tool_calls.iter().flatten().enumerate() {
             if call.kind != "function" {
                 let message = format!("'{}' is not a type of calls: only 'function' is supported.", call.kind);
                 let param = format!("messages[{index}].tool_calls[{number}].type");
-                return Err(Error::invalid_code(param, "invalid_value", message));
+                return Err(Problem::invalid_code(param, "invalid_value", message));
             }
             calls.push(Call { id: &call.id, function: &call.function });
         }
@@ -180,7 +180,7 @@ impl ContentPart {
             (kind, _) => {
                 let message =
                     format!("A part of type '{kind}' is not supported: send {{\"type\": \"text\", \"text\": \"…\"}}.");
-                Err(Error::invalid_code(format!("messages[{index}].content"), "invalid_value", message))
+                Err(Problem::invalid_code(format!("messages[{index}].content"), "invalid_value", message))
             }
         }
     }

@@ -9,8 +9,8 @@ use utoipa::ToSchema;
 use super::format::ResponseFormat;
 use super::messages::ChatMessage;
 use crate::api::generation::generate::fields::{SamplingFields, StopTexts, StreamOptions};
+use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
-use crate::{Error, Result};
 
 /// A request for an answer in a conversation.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -144,13 +144,13 @@ pub(crate) enum FunctionChoice {
 }
 
 impl ChatRequest {
-    /// Most probable tokens to tell with each token; none where no log probabilities are wanted.
-    pub fn logprobs(&self) -> Result<Option<usize>> {
+    /// Returns how many of the most probable tokens to show with each token; `None` if no log probabilities are wanted.
+    pub(crate) fn logprobs(&self) -> Result<Option<usize>> {
         let top = within("top_logprobs", self.top_logprobs, 0, 20)?.unwrap_or(0);
         match self.logprobs {
             Some(true) => Ok(Some(top)),
             _ if top > 0 => {
-                Err(Error::invalid("top_logprobs", "'top_logprobs' needs 'logprobs': set 'logprobs' to true."))
+                Err(Problem::invalid("top_logprobs", "'top_logprobs' needs 'logprobs': set 'logprobs' to true."))
             }
             _ => Ok(None),
         }

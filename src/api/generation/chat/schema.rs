@@ -3,17 +3,21 @@
 
 use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::api::http::error::{Problem, Result};
 
 /// Largest size of the schemas of one request together, as bytes of text.
 pub(super) const SCHEMA_BYTES: usize = 64 << 10;
 /// Largest number of remainders of all divisors of a schema.
 const MAX_REMAINDERS: f64 = 50_000.0;
 
-/// `schema`, ready to be compiled; `param` is blamed where it cannot be.
-pub fn prepare(mut schema: Value, param: &str) -> Result<Value> {
+/// Returns `schema` ready to be compiled; an error names the field `param`.
+pub(super) fn prepare(mut schema: Value, param: &str) -> Result<Value> {
     if !schema.is_object() {
-        return Err(Error::invalid_code(param, "invalid_type", format!("'{param}' must be a JSON schema: an object.")));
+        return Err(Problem::invalid_code(
+            param,
+            "invalid_type",
+            format!("'{param}' must be a JSON schema: an object."),
+        ));
     }
     check_size(&schema, param)?;
     check_multiples(&schema, param)?;
@@ -23,8 +27,8 @@ pub fn prepare(mut schema: Value, param: &str) -> Result<Value> {
     Ok(schema)
 }
 
-/// Refuses divisors whose automata would take seconds and gigabytes to build: they have a state per remainder, and those of
-/// schemas that are put together multiply.
+/// Refuses divisors whose automata would take seconds and gigabytes to build: an automaton has a state per remainder,
+/// and the states of combined schemas multiply.
 fn check_multiples(schema: &Value, param: &str) -> Result<()> {
     let mut divisors = Vec::new();
     collect_divisors(schema, &mut divisors);
@@ -33,7 +37,7 @@ fn check_multiples(schema: &Value, param: &str) -> Result<()> {
         let message = format!(
             "'{param}' has a 'multipleOf' that is too fine: all of them together may have {MAX_REMAINDERS} remainders."
         );
-        return Err(Error::invalid_code(param, "invalid_schema", message));
+        return Err(Problem::invalid_code(param, "invalid_schema", message));
     }
     Ok(())
 }
@@ -58,11 +62,11 @@ fn collect_divisors(schema: &Value, divisors: &mut Vec<f64>) {
 }
 
 /// Refuses a schema that is too large to be compiled.
-pub fn check_size(schema: &Value, param: &str) -> Result<()> {
+pub(super) fn check_size(schema: &Value, param: &str) -> Result<()> {
     let bytes = schema.to_string().len();
     if bytes > SCHEMA_BYTES {
         let message = format!("'{param}' has {bytes} bytes of JSON schema; at most {SCHEMA_BYTES} are allowed.");
-        return Err(Error::invalid_code(param, "string_above_max_length", message));
+        return Err(Problem::invalid_code(param, "string_above_max_length", message));
     }
     Ok(())
 }

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 use super::format::check_name;
 use super::request::{ChatRequest, FunctionChoice, FunctionDefinition, ToolChoice};
 use super::schema::{SCHEMA_BYTES, prepare};
+use crate::api::http::error::{Problem, Result};
 use crate::engine::grammar::GrammarSource;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::tool_syntax::ToolSyntax;
-use crate::{Error, Result};
 
 /// Largest number of tools of one request.
 const MAX_TOOLS: usize = 128;
@@ -32,14 +32,17 @@ pub(super) struct Tools {
 }
 
 impl Tools {
-    /// The tools of `request`; none where it has none or wants none to be called.
-    pub fn of(request: &ChatRequest) -> Result<Option<Self>> {
+    /// Checks the tools of `request`; `None` if it has none or wants none to be called.
+    pub(super) fn of(request: &ChatRequest) -> Result<Option<Self>> {
         let (offered, legacy) = offered(request)?;
         let choice = Choice::of(request, legacy)?;
         if offered.is_empty() {
             if matches!(choice, Choice::Required | Choice::Named { .. }) {
                 let param = if legacy { "function_call" } else { "tool_choice" };
-                return Err(Error::invalid(param, format!("'{param}' asks for a call, but there is nothing to call.")));
+                return Err(Problem::invalid(
+                    param,
+                    format!("'{param}' asks for a call, but there is nothing to call."),
+                ));
             }
             return Ok(None);
         }
@@ -54,7 +57,7 @@ impl Tools {
         }
         if bytes > SCHEMA_BYTES {
             let message = format!("'{kind}' have {bytes} bytes of JSON schemas; at most {SCHEMA_BYTES} are allowed.");
-            return Err(Error::invalid_code(kind, "string_above_max_length", message));
+            return Err(Problem::invalid_code(kind, "string_above_max_length", message));
         }
         match &choice {
             Choice::None => return Ok(None),
@@ -63,7 +66,7 @@ impl Tools {
                 callable.retain(|(index, _)| offered[*index].name == *name);
                 if callable.is_empty() {
                     let message = format!("'{param}' names '{name}', which is not among the {kind}.");
-                    return Err(Error::invalid_code(*param, "invalid_value", message));
+                    return Err(Problem::invalid_code(*param, "invalid_value", message));
                 }
             }
         }
@@ -175,22 +178,22 @@ fn parameters_param(legacy: bool, index: usize) -> String {
     if legacy { format!("functions[{index}].parameters") } else { format!("tools[{index}].function.parameters") }
 }
 
-/// What is offered, and whether it came in the older form.
+/// Returns the functions of the request, checked, and whether they came in the older form.
 fn offered(request: &ChatRequest) -> Result<(Vec<FunctionDefinition>, bool)> {
     let tools = request.tools.as_deref().unwrap_or_default();
     let functions = request.functions.as_deref().unwrap_or_default();
     let legacy = tools.is_empty() && (!functions.is_empty() || request.function_call.is_some());
     if !tools.is_empty() && !functions.is_empty() {
-        return Err(Error::invalid("functions", "'functions' is the older form of 'tools': send one of them."));
+        return Err(Problem::invalid("functions", "'functions' is the older form of 'tools': send one of them."));
     }
     let (kind, count) = if legacy { ("functions", functions.len()) } else { ("tools", tools.len()) };
     if count > MAX_TOOLS {
         let message = format!("'{kind}' has {count} entries; at most {MAX_TOOLS} are allowed.");
-        return Err(Error::invalid_code(kind, "array_above_max_length", message));
+        return Err(Problem::invalid_code(kind, "array_above_max_length", message));
     }
     if let Some((index, tool)) = tools.iter().enumerate().find(|(_, tool)| tool.kind != "function") {
         let message = format!("'{}' is not a supported type of tools: use 'function'.", tool.kind);
-        return Err(Error::invalid_code(format!("tools[{index}].type"), "invalid_value", message));
+        return Err(Problem::invalid_code(format!("tools[{index}].type"), "invalid_value", message));
     }
     let offered: Vec<FunctionDefinition> =
         if legacy { functions.to_vec() } else { tools.iter().map(|tool| tool.function.clone()).collect() };
@@ -199,13 +202,13 @@ fn offered(request: &ChatRequest) -> Result<(Vec<FunctionDefinition>, bool)> {
         check_name(&param, &function.name)?;
         if offered[..index].iter().any(|other| other.name == function.name) {
             let message = format!("The name '{}' is given twice.", function.name);
-            return Err(Error::invalid_code(param, "invalid_value", message));
+            return Err(Problem::invalid_code(param, "invalid_value", message));
         }
     }
     Ok((offered, legacy))
 }
 
-/// The schema of a function's arguments, which are an object in any case.
+/// Returns the schema of a function's arguments, which must be an object.
 fn arguments_schema(parameters: Option<Value>, param: &str) -> Result<Value> {
     let mut schema = prepare(parameters.unwrap_or_else(|| json!({"type": "object"})), param)?;
     match &schema["type"] {
@@ -213,7 +216,7 @@ fn arguments_schema(parameters: Option<Value>, param: &str) -> Result<Value> {
         Value::String(kind) if kind == "object" => {}
         _ => {
             let message = format!("'{param}' must be a schema of the type 'object'.");
-            return Err(Error::invalid_code(param, "invalid_value", message));
+            return Err(Problem::invalid_code(param, "invalid_value", message));
         }
     }
     Ok(schema)
@@ -235,7 +238,7 @@ impl Choice {
             other => {
                 let message =
                     format!("'{other}' is not a choice: use none, auto, required or one function by its name.");
-                Err(Error::invalid_code(param, "invalid_value", message))
+                Err(Problem::invalid_code(param, "invalid_value", message))
             }
         };
         if legacy {
@@ -255,7 +258,7 @@ impl Choice {
             }
             Some(ToolChoice::Named(named)) => {
                 let message = format!("'{}' is not a supported type of choice: use 'function'.", named.kind);
-                Err(Error::invalid_code("tool_choice.type", "invalid_value", message))
+                Err(Problem::invalid_code("tool_choice.type", "invalid_value", message))
             }
         }
     }

@@ -222,7 +222,7 @@ fn what_is_wrong_is_refused_by_its_field() {
         (json!({"functions": [{"name": "f"}], "function_call": {"name": "g"}}), "function_call"),
         (json!({"function_call": {"name": "g"}}), "function_call"),
     ] {
-        let Err(Error::Invalid { param, .. }) = Tools::of(&request(fields)) else { panic!("{field} was not refused") };
-        assert_eq!(param.as_deref(), Some(field));
+        let Err(problem) = Tools::of(&request(fields)) else { panic!("{field} was not refused") };
+        assert_eq!(problem.error.param.as_deref(), Some(field));
     }
 }

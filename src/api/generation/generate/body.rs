@@ -8,8 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Piece, Running};
-use crate::Result;
-use crate::api::http::error::Problem;
+use crate::api::http::error::{Problem, Result};
 use crate::api::http::sse::json;
 use crate::engine::FinishReason;
 use crate::engine::logprobs::TokenLogprobs;
@@ -140,7 +139,7 @@ pub(crate) fn stream_chunks<C: Chunks>(
                     pending.extend(chunks.text(index, text, token.as_ref()));
                 }
                 Some(Ok((index, Piece::End(reason)))) => pending.extend(chunks.end(index, reason)),
-                Some(Err(error)) => return Some((Err(error.into()), None)),
+                Some(Err(error)) => return Some((Err(error), None)),
                 None => return chunks.usage(running.usage()).map(|chunk| (json(&chunk), None)),
             }
         }

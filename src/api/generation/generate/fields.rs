@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
 use crate::engine::Sampling;
-use crate::{Error, Result};
 
 /// One text or up to four.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -20,8 +20,8 @@ pub(crate) enum StopTexts {
 }
 
 impl StopTexts {
-    /// The texts; at most four, none empty.
-    pub fn check(stop: Option<Self>) -> Result<Vec<String>> {
+    /// Returns the texts: at most four, none empty.
+    pub(crate) fn check(stop: Option<Self>) -> Result<Vec<String>> {
         let texts = match stop {
             None => Vec::new(),
             Some(Self::One(text)) => vec![text],
@@ -29,10 +29,10 @@ impl StopTexts {
         };
         if texts.len() > 4 {
             let message = format!("'stop' has {} texts; at most 4 are allowed.", texts.len());
-            return Err(Error::invalid_code("stop", "array_above_max_length", message));
+            return Err(Problem::invalid_code("stop", "array_above_max_length", message));
         }
         if texts.iter().any(String::is_empty) {
-            return Err(Error::invalid("stop", "'stop' must not hold an empty text."));
+            return Err(Problem::invalid("stop", "'stop' must not hold an empty text."));
         }
         Ok(texts)
     }
@@ -53,13 +53,13 @@ pub(crate) struct SamplingFields<'a> {
 }
 
 impl SamplingFields<'_> {
-    /// Checks the ranges for a model with `vocabulary` tokens.
-    pub fn check(&self, vocabulary: usize) -> Result<Sampling> {
+    /// Returns the sampling settings, checked for a model with `vocabulary` tokens.
+    pub(crate) fn check(&self, vocabulary: usize) -> Result<Sampling> {
         let default = Sampling::default();
         let mut logit_bias = Vec::new();
         for (token, bias) in self.logit_bias.into_iter().flatten() {
             let id = token.parse::<u32>().ok().filter(|id| (*id as usize) < vocabulary).ok_or_else(|| {
-                Error::invalid(
+                Problem::invalid(
                     "logit_bias",
                     format!("'logit_bias' has the key '{token}', which is no token id of this model."),
                 )
@@ -82,13 +82,13 @@ impl SamplingFields<'_> {
         })
     }
 
-    /// 0 where all tokens are kept, which clients also write as -1.
+    /// Returns the number of tokens to draw among; 0 for all tokens, which clients also write as -1.
     fn top_k(&self) -> Result<usize> {
         match self.top_k.unwrap_or(0) {
             -1 => Ok(0),
             count => usize::try_from(count).map_err(|_| {
                 let message = format!("Invalid 'top_k': {count} is no number of tokens; 0 and -1 keep all.");
-                Error::invalid_code("top_k", "invalid_value", message)
+                Problem::invalid_code("top_k", "invalid_value", message)
             }),
         }
     }
@@ -99,17 +99,17 @@ impl SamplingFields<'_> {
             return Ok(penalty);
         }
         let message = format!("Invalid 'repetition_penalty': {penalty} is not above 0; 1 changes nothing.");
-        Err(Error::invalid_code("repetition_penalty", "invalid_value", message))
+        Err(Problem::invalid_code("repetition_penalty", "invalid_value", message))
     }
 }
 
-/// The number of answers to each prompt.
-pub fn check_n(n: Option<usize>, prompts: usize, waiting: usize) -> Result<usize> {
+/// Returns the number of answers to each prompt; a request has at most `waiting` sequences.
+pub(crate) fn check_n(n: Option<usize>, prompts: usize, waiting: usize) -> Result<usize> {
     let n = within("n", n, 1, 128)?.unwrap_or(1);
     if n * prompts > waiting {
         let message =
             format!("{prompts} prompts with {n} answers each are more than the {waiting} sequences of one request.");
-        return Err(Error::invalid("n", message));
+        return Err(Problem::invalid("n", message));
     }
     Ok(n)
 }
