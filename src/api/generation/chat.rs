@@ -1,7 +1,8 @@
 //! `POST /chat/completions`: the assistant's answer to a conversation, rendered with the model's own template.
 //!
-//! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`], [`format`] and
-//! [`tools`]; [`response`] is what is answered, with the calls that [`tool_calls`] finds.
+//! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`] and [`format`];
+//! [`tools`] checks the tools and writes their grammar. [`response`] holds the bodies of answers, with the calls that
+//! [`tool_calls`] finds.
 
 mod format;
 mod messages;
@@ -18,7 +19,7 @@ use tokio::sync::Semaphore;
 
 use self::format::ResponseFormat;
 use self::messages::add_to_system;
-pub use self::messages::{ChatMessage, template_messages};
+pub(crate) use self::messages::{ChatMessage, template_messages};
 use self::request::ChatRequest;
 use self::response::{ChatChoice, ChatCompletion, ChatCompletionChunk, Writer};
 use self::tool_calls::CallFormat;
@@ -47,7 +48,7 @@ use crate::model::tool_syntax::ToolSyntax;
         (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody),
     ),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<ChatRequest>,
@@ -80,13 +81,13 @@ pub async fn create(
     Ok(Json(completion).into_response())
 }
 
-/// In a chat the messages are what is too long.
+/// Names the field `messages` in an error about a prompt that is too long.
 fn blame_messages(problem: Problem) -> Problem {
     if problem.is_context_length() { problem.param("messages") } else { problem }
 }
 
 impl ChatRequest {
-    /// What to run, and the form of the calls that answers may have.
+    /// Returns the sequences to run, and the format of the calls that answers may have; `None` if they may have none.
     async fn plan(&self, state: &ApiState, target: Target) -> Result<(GenerationPlan, Option<CallFormat>)> {
         let stop = StopTexts::check(self.stop.clone())?;
         let sampling = self.sampling_fields().check(target.model().config.vocab_size)?;
@@ -120,7 +121,8 @@ impl ChatRequest {
         Ok((plan, calls))
     }
 
-    /// What answers must follow, and the form of the calls that they may have.
+    /// Compiles the grammar that answers must follow, and returns it with the format of the calls that they may have;
+    /// `None` for what the request does not ask for.
     async fn constraint(
         &self,
         target: &Target,
@@ -147,10 +149,10 @@ impl ChatRequest {
     }
 }
 
-/// Compilers that run at once; each takes a core for up to seconds.
+/// Limits how many grammars are compiled at once; each takes a core for up to seconds.
 static COMPILERS: Semaphore = Semaphore::const_new(2);
 
-/// Compiles `source`; where that fails, the first of the `tools` that cannot be compiled alone is blamed, else `param`.
+/// Compiles `source`. A failure is blamed on the first of the `tools` that cannot be compiled alone, else on `param`.
 async fn compile(target: &Target, param: &'static str, source: GrammarSource, tools: Option<Tools>) -> Result<Grammar> {
     let turn = COMPILERS.acquire().await.map_err(|_| Problem::defect("the compilers are closed"))?;
     let model = target.model().clone();

@@ -1,6 +1,6 @@
 //! `POST /completions`: text after each prompt, as one body or as events.
 //!
-//! This file holds the handler and the body that it reads, [`response`] what is answered.
+//! This file holds the handler and the body that it reads, [`response`] the bodies of answers.
 
 mod response;
 
@@ -25,12 +25,12 @@ use crate::api::http::extract::Body;
 use crate::api::http::sse;
 use crate::api::operations::checks::within;
 
-/// What `max_tokens` is when it is not given.
+/// Default of `max_tokens`.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
 /// A request for completions.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct CompletionRequest {
+pub(crate) struct CompletionRequest {
     /// A base model or a fine-tuned one.
     pub model: String,
     /// One or many prompts, as text or as token ids.
@@ -99,7 +99,7 @@ pub struct CompletionRequest {
         (status = "5XX", body = ErrorBody),
     ),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<CompletionRequest>,
@@ -128,7 +128,7 @@ impl CompletionRequest {
         Ok(())
     }
 
-    /// What to run, and the prompts as the choices show them.
+    /// Returns the sequences to run, and the prompts as the choices show them.
     async fn plan(&self, state: &ApiState, target: Target) -> Result<(GenerationPlan, Prompts)> {
         let limits = &state.config.limits;
         let stop = StopTexts::check(self.stop.clone())?;
@@ -170,7 +170,8 @@ impl CompletionRequest {
         Ok((plan, Prompts { shown, n, echo }))
     }
 
-    /// Choices to draw for each of `prompts`, of which `n` are answered.
+    /// Returns how many choices to draw for each of `prompts`; the best `n` of them are answered. A request has at most
+    /// `waiting` sequences.
     fn candidates(&self, n: usize, prompts: usize, waiting: usize) -> Result<usize> {
         let candidates = match within("best_of", self.best_of, 0, 20)? {
             None | Some(0) => n,
@@ -209,7 +210,8 @@ impl CompletionRequest {
     }
 }
 
-/// What an empty prompt becomes: a model cannot continue nothing, and the end of a document is where a new one begins.
+/// Returns the token that stands for an empty prompt: the model's first end token, since a new document begins where
+/// another one ends.
 fn start_token(target: &Target) -> Result<u32> {
     let ends = &target.model().end_tokens;
     ends.first().copied().ok_or_else(|| {
@@ -220,7 +222,7 @@ fn start_token(target: &Target) -> Result<u32> {
     })
 }
 
-/// The prompts' texts, and where their tokens stand in them where `places` are wanted.
+/// Returns the texts of the prompts, with the offsets of their tokens if `places` is true.
 async fn show_prompts(target: &Target, items: &[Item], places: bool) -> Result<Vec<ShownPrompt>> {
     let mut shown = Vec::with_capacity(items.len());
     for item in items {
@@ -246,7 +248,7 @@ fn show_tokens(target: &Target, tokens: &[u32], places: bool) -> Result<ShownPro
     let text = target.model().tokenizer.decode(&ids, false)?;
     let mut offsets = Vec::new();
     if places {
-        // A decoder may leave out a blank at the beginning; no token stands past the end for that.
+        // A decoder may leave out a blank at the beginning; offsets must not pass the end of the text.
         let length = text.chars().count();
         let texts = TokenTexts::new(target.model().clone());
         let mut characters = 0;

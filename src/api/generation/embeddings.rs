@@ -16,12 +16,12 @@ use crate::api::http::extract::Body;
 use crate::engine;
 use crate::engine::EmbedRequest;
 
-/// Tokens of all inputs of one request together.
+/// Largest number of tokens of all inputs of one request together.
 const MAX_TOKENS: usize = 300_000;
 
 /// A request for embeddings.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct EmbeddingRequest {
+pub(crate) struct EmbeddingRequest {
     /// A base model or a fine-tuned one.
     pub model: String,
     /// One or many inputs, as text or as token ids; under an alias `text-embedding-…` the ids are those of `cl100k_base`.
@@ -36,7 +36,7 @@ pub struct EmbeddingRequest {
 /// The form of the vectors.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum EncodingFormat {
+pub(crate) enum EncodingFormat {
     /// JSON numbers.
     #[default]
     Float,
@@ -46,7 +46,7 @@ pub enum EncodingFormat {
 
 /// The vectors, in the order of the inputs.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct EmbeddingList {
+pub(crate) struct EmbeddingList {
     /// Always `list`.
     pub object: &'static str,
     /// One entry for each input.
@@ -60,7 +60,7 @@ pub struct EmbeddingList {
 /// The vector of one input.
 #[expect(clippy::struct_field_names, reason = "the contract's names")]
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Embedding {
+pub(crate) struct Embedding {
     /// Always `embedding`.
     pub object: &'static str,
     /// The number of the input.
@@ -72,7 +72,7 @@ pub struct Embedding {
 /// A vector as numbers or as base64.
 #[derive(Debug, PartialEq, Serialize, ToSchema)]
 #[serde(untagged)]
-pub enum Vector {
+pub(crate) enum Vector {
     /// Numbers.
     Float(Vec<f32>),
     /// Base64 of little-endian 32-bit floats.
@@ -81,7 +81,7 @@ pub enum Vector {
 
 /// Tokens of the inputs.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct EmbeddingUsage {
+pub(crate) struct EmbeddingUsage {
     /// Tokens of all inputs.
     pub prompt_tokens: usize,
     /// The same.
@@ -96,7 +96,7 @@ pub struct EmbeddingUsage {
         (status = 200, body = EmbeddingList), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody),
     ),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<EmbeddingRequest>,
@@ -167,7 +167,7 @@ fn check_not_empty(items: &[Item]) -> Result<()> {
     }
 }
 
-/// The number of tokens together. Nothing is cut off silently: what does not fit is refused.
+/// Returns the number of tokens of all inputs. Refuses inputs that do not fit rather than cut them off silently.
 fn check_lengths(inputs: &[Vec<u32>], limit: usize) -> Result<usize> {
     if inputs.iter().any(Vec::is_empty) {
         return Err(Problem::invalid("input", "'input' holds a text without any token."));

@@ -1,11 +1,11 @@
-//! What completions and chat share: running many sequences at once, and gathering their events into answers.
+//! Generation for completions and chat: runs many sequences at once and gathers their events into answers.
 //!
-//! [`fields`] holds the fields of a request that both have, [`body`] what both write of the answers, [`logprobs`] how each
-//! shows log probabilities.
+//! [`fields`] holds the fields that both have in requests, [`body`] the parts that both have in answers, [`logprobs`]
+//! the forms in which each shows log probabilities.
 
-pub mod body;
-pub mod fields;
-pub mod logprobs;
+pub(crate) mod body;
+pub(crate) mod fields;
+pub(crate) mod logprobs;
 
 use std::collections::VecDeque;
 
@@ -24,17 +24,17 @@ use crate::engine::grammar::Grammar;
 use crate::engine::logprobs::TokenLogprobs;
 use crate::engine::{Event, FinishReason, GenerateRequest, Sampling};
 
-/// What every sequence of a request has in common.
-pub struct GenerationPlan {
-    /// The model.
+/// The sequences of a request: the prompts, and what all sequences have in common.
+pub(crate) struct GenerationPlan {
+    /// The model, its adapter, and the account that pays.
     pub target: Target,
     /// Token ids of each prompt.
     pub prompts: Vec<Vec<u32>>,
     /// Answers to each prompt.
     pub n: usize,
-    /// New tokens at the most.
+    /// Largest number of new tokens in an answer.
     pub max_tokens: usize,
-    /// How tokens are drawn.
+    /// Sampling settings.
     pub sampling: Sampling,
     /// Texts that end an answer.
     pub stop: Vec<String>,
@@ -42,39 +42,40 @@ pub struct GenerationPlan {
     pub logprobs: Option<usize>,
     /// As [`GenerateRequest::prompt_logprobs`].
     pub prompt_logprobs: Option<usize>,
-    /// What every answer must follow.
+    /// Grammar that every answer must follow; `None` if any text will do.
     pub grammar: Option<Grammar>,
 }
 
 /// The finished answer to one prompt.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
-    /// Its text.
+pub(crate) struct Answer {
+    /// The text.
     pub text: String,
-    /// Why it ended.
+    /// The reason for which it ended.
     pub reason: FinishReason,
-    /// Its tokens, where log probabilities were asked for.
+    /// Tokens with their log probabilities; empty if not asked for.
     pub tokens: Vec<TokenLogprobs>,
-    /// Its prompt's tokens after the first, where theirs were asked for.
+    /// Tokens of the prompt after the first with their log probabilities; empty if not asked for.
     pub prompt: Vec<TokenLogprobs>,
 }
 
 /// A piece of one answer.
 #[derive(Debug, PartialEq)]
-pub enum Piece {
-    /// What the prompt's tokens after the first are worth; comes first, where it was asked for.
+pub(crate) enum Piece {
+    /// Log probabilities of the prompt's tokens after the first; comes before all text, if asked for.
     Prompt(Vec<TokenLogprobs>),
-    /// More text, never empty without a token; each token comes alone where log probabilities were asked for.
+    /// More text, never empty without a token. If log probabilities were asked for, each token comes in a piece of its
+    /// own.
     Text { text: String, token: Option<TokenLogprobs> },
     /// The end.
     End(FinishReason),
 }
 
-/// One event of one sequence; `None` says that its channel closed.
+/// An event of the sequence with this index; `None` if its channel closed.
 type Tagged = (usize, Option<Event>);
 
-/// All sequences of a request, running. Dropping it cancels them.
-pub struct Running {
+/// The running sequences of a request. Dropping it cancels them.
+pub(crate) struct Running {
     /// Id of the base model, for the metrics.
     model: String,
     events: SelectAll<BoxStream<'static, Tagged>>,
@@ -86,13 +87,13 @@ pub struct Running {
     drawn_tokens: Vec<usize>,
     /// Answers to each prompt.
     n: usize,
-    /// Settled when this drops; none until every sequence is queued.
+    /// The cost of the request, settled when it drops; `None` until every sequence is queued.
     charge: Option<Charge>,
 }
 
 impl GenerationPlan {
     /// Queues every sequence; choice `prompt · n + j` is answer `j` to its prompt.
-    pub fn start(self) -> Result<Running> {
+    pub(crate) fn start(self) -> Result<Running> {
         let Target { base, adapter, account } = &self.target;
         let limit = self.target.context();
         if let Some(prompt) = self.prompts.iter().map(Vec::len).find(|prompt| prompt + self.max_tokens > limit) {
@@ -149,7 +150,7 @@ impl Running {
         }
     }
 
-    /// How many answers there will be.
+    /// Returns the number of answers there will be.
     fn choices(&self) -> usize {
         self.ended.len()
     }
@@ -165,8 +166,8 @@ impl Running {
         self.pieces.push_back((index, Piece::End(reason)));
     }
 
-    /// The next piece of any answer; `None` when all have ended. Nothing of use follows a failure.
-    pub async fn next(&mut self) -> Option<Result<(usize, Piece)>> {
+    /// Waits for the next piece of any answer; `None` if all have ended. Do not call it again after an error.
+    pub(crate) async fn next(&mut self) -> Option<Result<(usize, Piece)>> {
         loop {
             if let Some(piece) = self.pieces.pop_front() {
                 return Some(Ok(piece));
@@ -200,8 +201,8 @@ impl Running {
         }
     }
 
-    /// Tokens so far.
-    pub fn usage(&self) -> Usage {
+    /// Returns the tokens used so far.
+    pub(crate) fn usage(&self) -> Usage {
         Usage::new(self.prompt_tokens, self.cached_tokens, self.drawn_tokens.iter().sum())
     }
 
@@ -213,7 +214,7 @@ impl Running {
         }
     }
 
-    /// A request that waited in vain costs nothing.
+    /// Waives the charge if `error` says that the request waited in vain and no token was drawn.
     fn waive_what_never_ran(&mut self, error: &engine::Error) {
         if matches!(error, engine::Error::Overloaded { .. })
             && self.drawn_tokens.iter().all(|drawn| *drawn == 0)
@@ -223,7 +224,7 @@ impl Running {
         }
     }
 
-    /// Counts what was drawn and never read: the engine is ahead of a client that hung up.
+    /// Counts the tokens that were drawn and never read: the engine is ahead of a client that hung up.
     fn drain(&mut self) {
         while let Some(Some((index, event))) = tokio::task::unconstrained(self.events.next()).now_or_never() {
             match event {
@@ -237,7 +238,7 @@ impl Running {
     }
 
     /// Waits for all answers, in the order of their index.
-    pub async fn collect(mut self) -> Result<(Vec<Answer>, Usage)> {
+    pub(crate) async fn collect(mut self) -> Result<(Vec<Answer>, Usage)> {
         let empty =
             Answer { text: String::new(), reason: FinishReason::Length, tokens: Vec::new(), prompt: Vec::new() };
         let mut answers = vec![empty; self.ended.len()];
@@ -255,9 +256,9 @@ impl Running {
     }
 }
 
-/// The `n` answers to each prompt whose tokens have the highest mean log probability, the best first, of `candidates`
-/// answers to each. Where there is nothing to choose, all in their order.
-pub fn best(answers: Vec<Answer>, candidates: usize, n: usize) -> Vec<Answer> {
+/// Keeps, of the `candidates` answers to each prompt, the `n` whose tokens have the highest mean log probability, the
+/// best first. If `n` equals `candidates`, returns all in their order.
+pub(crate) fn best(answers: Vec<Answer>, candidates: usize, n: usize) -> Vec<Answer> {
     if candidates == n {
         return answers;
     }
@@ -298,7 +299,7 @@ mod tests {
         Event::Finished { text: text.into(), reason: FinishReason::Stop, completion_tokens, cached_tokens: 3 }
     }
 
-    /// Choices whose channels already hold all their events.
+    /// Makes choices whose channels already hold all their events.
     fn running(choices: Vec<Vec<Event>>) -> Running {
         let mut running = Running::new("m".into(), 1, choices.len(), 5);
         for (index, events) in choices.into_iter().enumerate() {

@@ -1,5 +1,5 @@
-//! From a request's model name to what runs it: the base model and, for a fine-tuned name, the adapter generation that the
-//! request keeps to its end. Also texts to token ids. Used by completions, chat and embeddings.
+//! Resolves the model name of a request to the base model and, for a fine-tuned name, the adapter generation that the
+//! request keeps to its end; turns texts into token ids. Used by completions, chat, embeddings and tokenize.
 
 use std::sync::Arc;
 
@@ -14,23 +14,23 @@ use crate::engine::catalog::CatalogEntry;
 use crate::model::BaseModel;
 use crate::model::lora::AdapterLease;
 
-/// Texts longer than this together are tokenized off the async threads.
+/// Largest size in bytes of texts that are tokenized on an async thread.
 const INLINE_BYTES: usize = 8 << 10;
 
-/// What a request runs on.
+/// The model that a request runs on, and the account that pays for it.
 #[derive(Clone)]
-pub struct Target {
+pub(crate) struct Target {
     /// The base model and its engine.
     pub base: CatalogEntry,
-    /// The adapter's generation, held until the request ends.
+    /// The generation of the adapter, held until the request ends; `None` for a base model.
     pub adapter: Option<AdapterLease>,
-    /// Who pays.
+    /// The account that pays.
     pub account: Account,
 }
 
 impl Target {
-    /// The base model with this id, else the caller's fine-tuned model; an alias is what it stands for.
-    pub async fn resolve(state: &ApiState, caller: &Caller, name: &str) -> Result<Self> {
+    /// Finds the base model or the caller's fine-tuned model of this name, or the model that it is an alias of.
+    pub(crate) async fn resolve(state: &ApiState, caller: &Caller, name: &str) -> Result<Self> {
         let real = state.catalog.real_name(name);
         if let Ok(base) = state.catalog.get(real) {
             let account = Account::new(state, caller, name, &base.model.id);
@@ -42,32 +42,33 @@ impl Target {
         Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter), account })
     }
 
-    /// The model's weights, tokenizer and template.
-    pub fn model(&self) -> &Arc<BaseModel> {
+    /// Returns the base model: weights, tokenizer and template.
+    pub(crate) fn model(&self) -> &Arc<BaseModel> {
         &self.base.model
     }
 
-    /// Tokens that the model can attend to.
-    pub fn context(&self) -> usize {
+    /// Returns the number of tokens that the model can attend to.
+    pub(crate) fn context(&self) -> usize {
         self.base.model.config.max_position_embeddings
     }
 
-    /// Token ids of each text; `special` adds what the tokenizer puts around a text.
-    pub async fn encode(&self, texts: Vec<String>, special: bool) -> Result<Vec<Vec<u32>>> {
+    /// Returns the token ids of each text; `special` adds the tokens that the tokenizer puts around a text.
+    pub(crate) async fn encode(&self, texts: Vec<String>, special: bool) -> Result<Vec<Vec<u32>>> {
         let model = self.base.model.clone();
         let bytes = texts.iter().map(String::len).sum();
         let encode = move || texts.iter().map(|text| Ok(model.tokenizer.encode(text, special)?)).collect();
         tokenize(bytes, encode).await
     }
 
-    /// Characters of `text` before each of its tokens, which are those of [`Self::encode`] with `special`.
-    pub async fn character_offsets(&self, text: String) -> Result<Vec<usize>> {
+    /// Returns the number of characters of `text` before each of its tokens, which are those of [`Self::encode`] with
+    /// `special`.
+    pub(crate) async fn character_offsets(&self, text: String) -> Result<Vec<usize>> {
         let model = self.base.model.clone();
         tokenize(text.len(), move || Ok(model.tokenizer.character_offsets(&text)?)).await
     }
 }
 
-/// Runs `work` over `bytes` of text, where they are many on a thread that may take its time.
+/// Runs `work` over `bytes` bytes of text, on a blocking thread if they are more than [`INLINE_BYTES`].
 async fn tokenize<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     if bytes <= INLINE_BYTES {
         return work();
@@ -76,8 +77,8 @@ async fn tokenize<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> Result
     joined.map_err(|error| Problem::defect(format!("tokenize: {error}")))?
 }
 
-/// Counts tokens for `/metrics`; labelled by base model, since the names of fine-tuned ones have no bound.
-pub fn count_tokens(model: &str, kind: &'static str, tokens: usize) {
+/// Counts tokens for `/metrics`, labelled by base model, since the number of fine-tuned models has no bound.
+pub(crate) fn count_tokens(model: &str, kind: &'static str, tokens: usize) {
     metrics::counter!("attune_tokens_total", "model" => model.to_owned(), "kind" => kind).increment(tokens as u64);
 }
 
@@ -87,7 +88,7 @@ pub fn count_tokens(model: &str, kind: &'static str, tokens: usize) {
     untagged,
     expecting = "expected a string, an array of strings, an array of token ids, or an array of arrays of token ids"
 )]
-pub enum Input {
+pub(crate) enum Input {
     /// One text.
     Text(String),
     /// Many texts.
@@ -100,7 +101,7 @@ pub enum Input {
 
 /// One text of an [`Input`].
 #[derive(Debug, Clone, PartialEq)]
-pub enum Item {
+pub(crate) enum Item {
     /// As text.
     Text(String),
     /// As token ids.
@@ -108,8 +109,8 @@ pub enum Item {
 }
 
 impl Input {
-    /// The single texts, in order; `param` is blamed where there are none or more than `limit`.
-    pub fn into_items(self, param: &str, limit: usize) -> Result<Vec<Item>> {
+    /// Returns the single texts, in order. If there are none or more than `limit`, the error names the field `param`.
+    pub(crate) fn into_items(self, param: &str, limit: usize) -> Result<Vec<Item>> {
         let items: Vec<Item> = match self {
             Self::Text(text) => vec![Item::Text(text)],
             Self::Texts(texts) => texts.into_iter().map(Item::Text).collect(),
@@ -128,8 +129,8 @@ impl Input {
 }
 
 impl Target {
-    /// Token ids of each item, in order. Ids that the model does not have and empty lists of ids are refused.
-    pub async fn encode_items(&self, param: &str, items: Vec<Item>) -> Result<Vec<Vec<u32>>> {
+    /// Returns the token ids of each item, in order. Refuses ids that the model does not have and empty lists of ids.
+    pub(crate) async fn encode_items(&self, param: &str, items: Vec<Item>) -> Result<Vec<Vec<u32>>> {
         let vocabulary = self.base.model.config.vocab_size;
         let mut ids = Vec::with_capacity(items.len());
         let (mut places, mut texts) = (Vec::new(), Vec::new());

@@ -1,4 +1,5 @@
-//! `POST /tokenize` and `POST /detokenize`: what a model makes of a text, and back. Extensions in vLLM's form.
+//! `POST /tokenize` and `POST /detokenize`: texts and conversations to token ids, and ids to text. Extensions in vLLM's
+//! form.
 
 use axum::Json;
 use axum::extract::State;
@@ -16,7 +17,7 @@ use crate::api::operations::checks::not_supported;
 
 /// A text or a conversation to turn into tokens; exactly one of `prompt` and `messages`.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct TokenizeRequest {
+pub(crate) struct TokenizeRequest {
     /// The model whose tokenizer is asked; may be left out where only one base model is served.
     pub model: Option<String>,
     /// A text.
@@ -47,7 +48,7 @@ pub struct TokenizeRequest {
 /// Tokens.
 #[expect(clippy::struct_field_names, reason = "vLLM's names")]
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Tokens {
+pub(crate) struct Tokens {
     /// How many.
     pub count: usize,
     /// Tokens that the model can attend to.
@@ -60,7 +61,7 @@ pub struct Tokens {
 
 /// Tokens to turn into text.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct DetokenizeRequest {
+pub(crate) struct DetokenizeRequest {
     /// The model whose tokenizer is asked; may be left out where only one base model is served.
     pub model: Option<String>,
     /// Token ids.
@@ -69,7 +70,7 @@ pub struct DetokenizeRequest {
 
 /// The text of tokens.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Detokenized {
+pub(crate) struct Detokenized {
     /// The text, special tokens by their names.
     pub prompt: String,
 }
@@ -81,7 +82,7 @@ pub struct Detokenized {
     post, path = "/tokenize", operation_id = "tokenize", tag = "Tokens", request_body = TokenizeRequest,
     responses((status = 200, body = Tokens), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn tokenize(
+pub(crate) async fn tokenize(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<TokenizeRequest>,
@@ -104,7 +105,7 @@ pub async fn tokenize(
     post, path = "/detokenize", operation_id = "detokenize", tag = "Tokens", request_body = DetokenizeRequest,
     responses((status = 200, body = Detokenized), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn detokenize(
+pub(crate) async fn detokenize(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<DetokenizeRequest>,
@@ -122,14 +123,14 @@ pub async fn detokenize(
     Ok(Json(Detokenized { prompt }))
 }
 
-/// The model that was named, or the only one.
+/// Returns the model that was named, or the only one if `name` is `None`.
 async fn resolve(state: &ApiState, caller: &Caller, name: Option<&str>) -> Result<Target, Problem> {
     let name = match (name, state.catalog.entries()) {
         (Some(name), _) => name,
         (None, [only]) => &only.model.id,
         (None, _) => return Err(Problem::missing("model")),
     };
-    Ok(Target::resolve(state, caller, name).await?)
+    Target::resolve(state, caller, name).await
 }
 
 impl TokenizeRequest {
@@ -146,7 +147,7 @@ impl TokenizeRequest {
         Ok(())
     }
 
-    /// The text, and whether the tokenizer adds its special tokens to it.
+    /// Returns the text to tokenize, and whether the tokenizer adds its special tokens to it.
     fn text(&self, target: &Target) -> Result<(String, bool)> {
         match (&self.prompt, &self.messages) {
             (Some(prompt), None) => Ok((prompt.clone(), self.add_special_tokens.unwrap_or(true))),

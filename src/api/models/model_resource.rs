@@ -1,4 +1,4 @@
-//! `/models`: what can be asked for, the download of an adapter, and the end of a fine-tuned model.
+//! `/models`: lists and reads models, downloads the adapter of a fine-tuned model, and deletes it.
 
 use std::collections::HashMap;
 
@@ -22,7 +22,7 @@ use crate::store::models::FineTunedModel;
 
 /// A model that requests can name.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Model {
+pub(crate) struct Model {
     /// The name.
     pub id: String,
     /// Always `model`.
@@ -41,7 +41,7 @@ pub struct Model {
 
 /// A model that is gone.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct DeletedModel {
+pub(crate) struct DeletedModel {
     /// The name.
     pub id: String,
     /// Always `model`.
@@ -55,15 +55,15 @@ pub struct DeletedModel {
     get, path = "/models", operation_id = "listModels", tag = "Models",
     responses((status = 200, body = List<Model>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Model>>, Problem> {
+pub(crate) async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Model>>, Problem> {
     Ok(Json(List::new(all(&state, &caller).await?)))
 }
 
-/// Every model that the caller may use: base models, fine-tuned ones, then aliases of both.
-pub async fn all(state: &ApiState, caller: &Caller) -> Result<Vec<Model>> {
+/// Returns every model that the caller may use: base models, fine-tuned ones, then aliases of both.
+pub(crate) async fn all(state: &ApiState, caller: &Caller) -> Result<Vec<Model>> {
     let fine_tuned = state.store.usable_models(&caller.organization).await?;
     let base = state.catalog.entries().iter().map(|entry| Model::from(&*entry.model));
-    // A name that has become an alias since hides the fine-tuned model that it belonged to.
+    // A name that has become an alias hides the fine-tuned model that had it before.
     let fine_tuned = fine_tuned.into_iter().map(Model::from).filter(|model| !state.catalog.is_alias(&model.id));
     let models: Vec<Model> = base.chain(fine_tuned).collect();
     // An alias of a fine-tuned model exists for the model's owner alone.
@@ -73,8 +73,9 @@ pub async fn all(state: &ApiState, caller: &Caller) -> Result<Vec<Model>> {
     Ok(models.into_iter().chain(aliases).collect())
 }
 
-/// Read a model, or download its adapter: a name may hold slashes, so one route takes all that follows.
-pub async fn get(state: State<ApiState>, caller: Caller, Path(path): Path<String>) -> Result<Response, Problem> {
+/// Reads a model or downloads its adapter: model names may contain slashes, so one route takes everything after
+/// `/models/`.
+pub(crate) async fn get(state: State<ApiState>, caller: Caller, Path(path): Path<String>) -> Result<Response, Problem> {
     match path.strip_suffix("/adapter") {
         Some(name) if state.catalog.get(&path).is_err() => download(state, caller, Path(name.to_owned())).await,
         _ => Ok(retrieve(state, caller, Path(path)).await?.into_response()),
@@ -87,7 +88,7 @@ pub async fn get(state: State<ApiState>, caller: Caller, Path(path): Path<String
     params(("model" = String, Path, description = "The name; slashes may be raw or encoded.")),
     responses((status = 200, body = Model), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn retrieve(
+pub(crate) async fn retrieve(
     State(state): State<ApiState>,
     caller: Caller,
     Path(name): Path<String>,
@@ -95,8 +96,8 @@ pub async fn retrieve(
     Ok(Json(find(&state, &caller, &name).await.map_err(blame_model)?))
 }
 
-/// The model of this name that the caller may use: a base model, a fine-tuned one, or an alias of either.
-pub async fn find(state: &ApiState, caller: &Caller, name: &str) -> Result<Model> {
+/// Returns the model of this name that the caller may use: a base model, a fine-tuned one, or an alias of either.
+pub(crate) async fn find(state: &ApiState, caller: &Caller, name: &str) -> Result<Model> {
     let real = state.catalog.real_name(name);
     let model = if let Ok(entry) = state.catalog.get(real) {
         Model::from(&*entry.model)
@@ -115,7 +116,7 @@ pub async fn find(state: &ApiState, caller: &Caller, name: &str) -> Result<Model
     params(("model" = String, Path, description = "The name; slashes may be raw or encoded.")),
     responses((status = 200, body = DeletedModel), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn delete(
+pub(crate) async fn delete(
     State(state): State<ApiState>,
     caller: Caller,
     Path(name): Path<String>,
@@ -147,7 +148,7 @@ pub async fn delete(
         (status = "4XX", body = ErrorBody),
     ),
 )]
-pub async fn download(
+pub(crate) async fn download(
     State(state): State<ApiState>,
     caller: Caller,
     Path(name): Path<String>,
@@ -157,7 +158,7 @@ pub async fn download(
         let message = format!("The model `{name}` is a base model and has no adapter.");
         return Err(Problem::invalid("model", message));
     }
-    // Only the owner's: permission to use a model is none to take its weights.
+    // For the owner only: the permission to use a model does not include its weights.
     let row = state.store.fine_tuned_model(&caller.organization, real).await;
     let model = row.map_err(|error| blame_model(Problem::from(error).about_model(&name)))?;
     let files = vec![
@@ -174,7 +175,7 @@ pub async fn download(
     Ok((headers, Body::from_stream(stream::iter(parts.into_iter().map(Ok::<_, std::io::Error>)))).into_response())
 }
 
-/// A tar archive as a list of parts, so that the weights are not copied into one buffer.
+/// Writes a tar archive as a list of parts, so that the weights are not copied into one buffer.
 fn archive(files: Vec<(&str, Bytes)>, modified: i64) -> Result<Vec<Bytes>> {
     const BLOCK: usize = 512;
     let mut parts = Vec::new();
@@ -192,13 +193,13 @@ fn archive(files: Vec<(&str, Bytes)>, modified: i64) -> Result<Vec<Bytes>> {
     Ok(parts)
 }
 
-/// Where the model is the resource itself, it is the field at fault.
-pub fn blame_model(problem: Problem) -> Problem {
+/// Names the field `model` in an error about a model that does not exist.
+pub(crate) fn blame_model(problem: Problem) -> Problem {
     if problem.is_model_not_found() { problem.param("model") } else { problem }
 }
 
 impl Model {
-    /// The entry of an alias of this model.
+    /// Returns the entry of an alias of this model.
     fn called(&self, alias: &str) -> Self {
         Self {
             id: alias.into(),

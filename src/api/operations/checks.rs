@@ -1,9 +1,9 @@
-//! Rules that fields of several resources have in common. Each blames the field by its name.
+//! Checks that fields of several resources have in common. Errors name the field `param`.
 
 use crate::api::http::error::{Problem, Result};
 
-/// `value`, if it is within the range.
-pub fn within<T: Copy + PartialOrd + std::fmt::Display>(
+/// Returns `value` if it is `None` or between `low` and `high`, both included.
+pub(crate) fn within<T: Copy + PartialOrd + std::fmt::Display>(
     param: &str,
     value: Option<T>,
     low: T,
@@ -18,8 +18,8 @@ pub fn within<T: Copy + PartialOrd + std::fmt::Display>(
     }
 }
 
-/// A field that this server cannot honour yet: refused rather than ignored, since ignoring it would change the answer.
-pub fn not_supported(param: &str) -> Problem {
+/// Makes the error for a field that this server does not support: refused, since ignoring it would change the answer.
+pub(crate) fn not_supported(param: &str) -> Problem {
     let message = format!("'{param}' is not supported yet: leave it out.");
     Problem::invalid_code(param, "unsupported_parameter", message)
 }

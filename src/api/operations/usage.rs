@@ -1,4 +1,5 @@
-//! `GET /usage`: what the caller's organisation used, by day, model and key, and what it costs. An extension of this server.
+//! `GET /usage`: the tokens that the caller's organisation used, by day, model and key, and their cost. An extension of
+//! this server.
 
 use axum::Json;
 use axum::extract::State;
@@ -15,18 +16,18 @@ use crate::api::operations::checks::within;
 use crate::config::Config;
 use crate::store::usage::{BasePrice, UsageQuery, UsageRow};
 
-/// Days that are shown where no first day is given, today included.
+/// Days that are shown if no first day is given, the last day included.
 const DEFAULT_DAYS: i64 = 30;
-/// Rows of a page by default, and at the most.
+/// Default and largest number of rows in a page.
 const DEFAULT_PAGE: i64 = 1_000;
 const MAX_PAGE: i64 = 10_000;
-/// All organisations.
+/// The value of `organization` that means every organisation.
 const EVERY: &str = "*";
 
 /// What to sum up.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct UsageParams {
+pub(crate) struct UsageParams {
     /// The first UTC day, `2026-01-31`; 29 days before the last one by default.
     pub start_date: Option<String>,
     /// The last UTC day; today by default.
@@ -43,7 +44,7 @@ pub struct UsageParams {
 
 /// What was used.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct UsageReport {
+pub(crate) struct UsageReport {
     /// Always `list`.
     pub object: &'static str,
     /// The first UTC day.
@@ -62,7 +63,7 @@ pub struct UsageReport {
 
 /// The sums of one group; what is not grouped by is null.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct UsageSums {
+pub(crate) struct UsageSums {
     /// Always `usage`.
     pub object: &'static str,
     /// UTC day.
@@ -94,7 +95,7 @@ pub struct UsageSums {
     get, path = "/usage", operation_id = "readUsage", tag = "Usage", params(UsageParams),
     responses((status = 200, body = UsageReport), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn read(
+pub(crate) async fn read(
     State(state): State<ApiState>,
     caller: Caller,
     admin: Result<Admin, Problem>,
@@ -105,7 +106,7 @@ pub async fn read(
     }
     let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
     let query = params.query(&caller.organization, today, prices(&state.config))?;
-    // What this process has not written yet; another one writes within a second. Without it the sums are a little behind.
+    // Writes what this process still holds; others write within a second. If it fails, the sums are a little behind.
     if let Err(error) = state.usage.flush().await {
         tracing::warn!("cannot write usage yet: {error}");
     }

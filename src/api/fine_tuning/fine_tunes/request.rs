@@ -1,4 +1,4 @@
-//! The body that creates a fine-tune, and its rules: what `fine_tunes::create` makes a [`JobSpec`] of.
+//! The body that creates a fine-tune, and its rules. `fine_tunes::create` turns it into a [`JobSpec`].
 
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -11,16 +11,16 @@ use crate::datasets::classes::MAX_CLASSES;
 use crate::jobs::JobSpec;
 use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
 
-/// The resource's settings where the client gives none.
-pub const DEFAULT_EPOCHS: u32 = 4;
-pub const DEFAULT_PROMPT_LOSS_WEIGHT: f64 = 0.01;
+/// Settings that apply if the client gives none.
+pub(super) const DEFAULT_EPOCHS: u32 = 4;
+pub(super) const DEFAULT_PROMPT_LOSS_WEIGHT: f64 = 0.01;
 
-/// F-beta scores that a fine-tune may ask for.
+/// Largest number of F-beta scores that a fine-tune may ask for.
 const MAX_BETAS: usize = 10;
 
 /// A request for a fine-tune.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct CreateFineTune {
+pub(crate) struct CreateFineTune {
     /// Id of a file with the purpose `fine-tune`.
     pub training_file: String,
     /// Id of a file to measure on.
@@ -58,14 +58,14 @@ pub struct CreateFineTune {
 
 /// Settings that some clients send in an object of their own.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-pub struct NestedSettings {
+pub(crate) struct NestedSettings {
     /// Passes over the training file.
     pub n_epochs: Option<AutoOr<u32>>,
 }
 
 impl CreateFineTune {
-    /// The job to queue, if every field is within its range.
-    pub fn spec(self, state: &ApiState) -> Result<JobSpec> {
+    /// Returns the job to queue, or the fault of the first field that is out of its range.
+    pub(crate) fn spec(self, state: &ApiState) -> Result<JobSpec> {
         let hyperparameters = self.settings()?;
         let classification = self.classification()?;
         let suffix = normal_suffix(self.suffix.as_deref(), 40)?;
@@ -86,7 +86,7 @@ impl CreateFineTune {
         })
     }
 
-    /// What to measure of classes; `None` where the request does not mention them.
+    /// Returns the metrics of classification to measure; `None` if the request mentions none.
     fn classification(&self) -> Result<Option<Classification>> {
         let asked = Classification {
             compute: self.compute_classification_metrics,
@@ -126,7 +126,7 @@ impl CreateFineTune {
         Ok((asked != Classification::default()).then_some(asked))
     }
 
-    /// Old clients send 0 for what the server shall choose.
+    /// Returns the settings, checked. Old clients send 0 for a setting that the server shall choose.
     fn settings(&self) -> Result<Hyperparameters> {
         let chosen = |number: Option<u32>| number.filter(|number| *number > 0);
         let nested = self.hyperparameters.as_ref().and_then(|nested| nested.n_epochs?.number());

@@ -1,4 +1,4 @@
-//! The bodies that `fine_tunes` answers with, made from jobs, their files and their events.
+//! The bodies of answers of `fine_tunes`, made from jobs, their files and their events.
 
 use std::collections::HashMap;
 
@@ -14,12 +14,12 @@ use crate::jobs::{Job, JobStatus};
 use crate::store;
 use crate::train::hyperparameters::Classification;
 
-/// Events of a job in one body at the most.
+/// Largest number of events in one body.
 const MAX_EVENTS: i64 = 10_000;
 
 /// A fine-tune.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct FineTune {
+pub(crate) struct FineTune {
     /// `ft-…`
     pub id: String,
     /// Always `fine-tune`.
@@ -51,7 +51,7 @@ pub struct FineTune {
 
 /// The settings of a fine-tune.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct FineTuneSettings {
+pub(crate) struct FineTuneSettings {
     /// Passes over the training file.
     pub n_epochs: u32,
     /// Examples per step; 1 until training has chosen it.
@@ -76,7 +76,7 @@ pub struct FineTuneSettings {
 
 /// Something that happened to a fine-tune.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct FineTuneEvent {
+pub(crate) struct FineTuneEvent {
     /// Always `fine-tune-event`.
     pub object: &'static str,
     /// Unix seconds.
@@ -87,12 +87,12 @@ pub struct FineTuneEvent {
     pub message: String,
 }
 
-/// File descriptions that were read already: the jobs of a list often share their files.
+/// Cache of file descriptions: the jobs of a list often share their files.
 #[derive(Default)]
-pub struct Files(HashMap<String, Option<FileObject>>);
+pub(crate) struct Files(HashMap<String, Option<FileObject>>);
 
 impl Files {
-    /// The description of a file, unless it has been deleted.
+    /// Returns the description of a file; `None` if the file was deleted.
     async fn get(&mut self, state: &ApiState, organization: &str, id: &str) -> Result<Option<FileObject>> {
         if let Some(known) = self.0.get(id) {
             return Ok(known.clone());
@@ -114,8 +114,8 @@ impl Files {
         Ok(files)
     }
 
-    /// The body for a job, without its events.
-    pub async fn describe(&mut self, state: &ApiState, job: Job) -> Result<FineTune> {
+    /// Makes the body for a job, without its events.
+    pub(crate) async fn describe(&mut self, state: &ApiState, job: Job) -> Result<FineTune> {
         let owner = job.organization.as_str();
         let training_files = self.all(state, owner, std::slice::from_ref(&job.spec.training_file)).await?;
         let validation_files = self.all(state, owner, job.spec.validation_file.as_slice()).await?;
@@ -156,23 +156,23 @@ impl FineTuneSettings {
     }
 }
 
-/// The body for a job, with its events.
-pub async fn with_events(state: &ApiState, job: Job) -> Result<FineTune> {
+/// Makes the body for a job, with its events.
+pub(crate) async fn with_events(state: &ApiState, job: Job) -> Result<FineTune> {
     let events = read_events(state, &job).await?;
     let mut fine_tune = Files::default().describe(state, job).await?;
     fine_tune.events = Some(events);
     Ok(fine_tune)
 }
 
-/// What happened to a job, oldest first.
-pub async fn read_events(state: &ApiState, job: &Job) -> Result<Vec<FineTuneEvent>> {
+/// Reads the events of a job, oldest first.
+pub(crate) async fn read_events(state: &ApiState, job: &Job) -> Result<Vec<FineTuneEvent>> {
     let events = state.queue.events_after(job, 0, MAX_EVENTS).await?;
     Ok(events.into_iter().map(FineTuneEvent::from).collect())
 }
 
 const fn status_name(status: JobStatus) -> &'static str {
     match status {
-        // The older resource has no word for a job that rests.
+        // The older resource has no word for a paused job.
         JobStatus::Queued | JobStatus::Paused => "pending",
         JobStatus::Running => "running",
         JobStatus::Succeeded => "succeeded",

@@ -1,4 +1,5 @@
-//! `POST /fine_tuning/jobs/estimate`: what a job would take, before it is created. An extension of this server.
+//! `POST /fine_tuning/jobs/estimate`: the time, memory and cost of a job before it is created. An extension of this
+//! server.
 
 use axum::Json;
 use axum::extract::State;
@@ -17,7 +18,7 @@ use crate::jobs::worker::estimate::JobEstimate;
 
 /// What a job would take on this server's machine.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct FineTuningJobEstimate {
+pub(crate) struct FineTuningJobEstimate {
     /// Always `fine_tuning.job.estimate`.
     pub object: &'static str,
     /// The model that would be trained.
@@ -61,7 +62,7 @@ pub struct FineTuningJobEstimate {
 
 /// The most memory that the server's process would have, in bytes.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct EstimatedMemory {
+pub(crate) struct EstimatedMemory {
     /// All of it.
     pub peak: u64,
     /// What the process holds without the job.
@@ -82,7 +83,7 @@ pub struct EstimatedMemory {
 
 /// What a job would cost. A part is null where the server's configuration has no price for it.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct EstimatedCost {
+pub(crate) struct EstimatedCost {
     /// The money.
     pub currency: String,
     /// The hours of the machine, at `training.price_per_hour`.
@@ -100,7 +101,7 @@ pub struct EstimatedCost {
     request_body = CreateJob,
     responses((status = 200, body = FineTuningJobEstimate), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<CreateJob>,
@@ -112,7 +113,7 @@ pub async fn create(
     }
 }
 
-/// The estimate as this route answers it; for the command line.
+/// Returns the estimate as this route answers it, for the command line.
 pub fn show(spec: JobSpec, estimate: JobEstimate) -> Result<Value> {
     let answer = FineTuningJobEstimate::new(spec, estimate)?;
     serde_json::to_value(answer).map_err(|error| Problem::defect(format!("an estimate as JSON: {error}")))

@@ -13,23 +13,23 @@ use crate::train::hyperparameters::{Hyperparameters, Method};
 use crate::train::schedule::Schedule;
 use crate::train::settings::MAX_SEQUENCE_TOKENS;
 
-/// A sequence of fewer tokens has no room for a prompt and an answer.
+/// Smallest `max_seq_length`: fewer tokens have no room for a prompt and an answer.
 const MIN_SEQUENCE_TOKENS: u32 = 16;
-/// A larger limit to gradients limits nothing.
+/// Largest `max_grad_norm`: a larger limit limits nothing.
 const MAX_GRAD_NORM: f64 = 1000.0;
-/// Above this an adapter sees too little of its input to learn.
+/// Largest `lora_dropout`: above it an adapter sees too little of its input to learn.
 const MAX_DROPOUT: f64 = 0.9;
-/// The current API's limit.
+/// Largest `beta`, as in OpenAI's API.
 const MAX_BETA: f64 = 2.0;
-/// A temperature of a thousandth: a larger scale leaves nothing but the nearest text.
+/// Largest `scale`, which is a temperature of 1/1000: with a larger one only the nearest text counts.
 const MAX_SCALE: f64 = 1000.0;
-/// More evaluations than any job has.
+/// Largest `early_stopping_patience`: no job has more evaluations.
 const MAX_PATIENCE: u32 = 1000;
 
 /// Settings of training. The numbers may also be `"auto"`, which is the same as leaving one out. All after `beta` are
 /// extensions of this server.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Passes over the training file, 1 to 50.
     pub n_epochs: Option<AutoOr<u32>>,
     /// Examples per step, 1 to 256.
@@ -92,7 +92,7 @@ pub struct Settings {
 /// All linear layers, or some.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, ToSchema)]
 #[serde(untagged, expecting = "expected \"all-linear\" or a list of layers' names, such as q_proj")]
-pub enum TargetModules {
+pub(crate) enum TargetModules {
     /// The word `"all-linear"`.
     All(AllLinear),
     /// Some of them by name.
@@ -102,13 +102,13 @@ pub enum TargetModules {
 /// The word `"all-linear"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum AllLinear {
+pub(crate) enum AllLinear {
     /// Every linear layer.
     AllLinear,
 }
 
 impl TargetModules {
-    /// The layers in the order of the forward pass, each once.
+    /// Returns the layers in the order of the forward pass, each once.
     fn sites(self) -> Result<Vec<Site>> {
         match self {
             Self::All(AllLinear::AllLinear) => Ok(Site::ALL.to_vec()),
@@ -134,7 +134,7 @@ impl TargetModules {
 }
 
 impl Settings {
-    /// The numbers, if each is within its range.
+    /// Returns the settings as hyperparameters, or the fault of the first one that is out of its range.
     pub(super) fn check(self, method: Method) -> Result<Hyperparameters> {
         fn number<T>(setting: Option<AutoOr<T>>) -> Option<T> {
             setting.and_then(AutoOr::number)
@@ -188,7 +188,7 @@ impl Settings {
         })
     }
 
-    /// What a job uses, or what was asked for until that is known.
+    /// Returns the settings that the job trains with, or those of its request until training has resolved them.
     pub(super) fn of(job: &Job) -> Self {
         let Hyperparameters {
             n_epochs,
@@ -235,7 +235,7 @@ impl Settings {
     }
 }
 
-/// Refuses what needs a validation loss where there is no file to measure it on.
+/// Refuses settings that need a validation loss if there is no `validation_file` to measure it on.
 pub(super) fn check_measured(settings: &Hyperparameters, validation_file: Option<&str>) -> Result<()> {
     let patience = settings.early_stopping_patience.is_some_and(|patience| patience > 0);
     let needing = [("early_stopping_patience", patience), ("keep_best", settings.keep_best == Some(true))];

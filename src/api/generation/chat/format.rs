@@ -9,7 +9,7 @@ use crate::api::http::error::{Problem, Result};
 
 /// The form that the answer must have.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct ResponseFormat {
+pub(crate) struct ResponseFormat {
     /// `text`, `json_object` or `json_schema`.
     #[serde(rename = "type")]
     pub kind: String,
@@ -19,7 +19,7 @@ pub struct ResponseFormat {
 
 /// A named JSON schema.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct JsonSchemaFormat {
+pub(crate) struct JsonSchemaFormat {
     /// Up to 64 letters, digits, `_` and `-`.
     pub name: String,
     /// What the answer is for. Not shown to the model.
@@ -34,8 +34,8 @@ pub struct JsonSchemaFormat {
 }
 
 impl ResponseFormat {
-    /// The schema that the answer must follow; none where any text will do.
-    pub fn schema(&self) -> Result<Option<Value>> {
+    /// Returns the schema that the answer must follow; `None` if any text will do.
+    pub(crate) fn schema(&self) -> Result<Option<Value>> {
         match self.kind.as_str() {
             "text" => Ok(None),
             "json_object" => Ok(Some(json!({"type": "object"}))),
@@ -56,8 +56,8 @@ impl ResponseFormat {
     }
 }
 
-/// The rule for names of schemas and functions.
-pub fn check_name(param: &str, name: &str) -> Result<()> {
+/// Checks the name of a schema or a function: 1 to 64 letters, digits, `_` and `-`.
+pub(super) fn check_name(param: &str, name: &str) -> Result<()> {
     let fits = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
     if name.is_empty() || name.len() > 64 || !name.chars().all(fits) {
         let message = format!("'{param}' must be 1 to 64 letters, digits, underscores and dashes.");

@@ -6,7 +6,7 @@ fn messages(json: &Value) -> Vec<ChatMessage> {
     serde_json::from_value(json.clone()).expect("messages")
 }
 
-/// A turn with two calls and their results.
+/// Makes a turn with two calls and their results.
 fn turn() -> Vec<ChatMessage> {
     messages(&json!([
         {"role": "user", "content": "Weather?"},

@@ -35,7 +35,7 @@ fn two_tools() -> Value {
     ])
 }
 
-/// True where `text` is a whole answer of the grammar for the demo model.
+/// Returns true if `text` is a whole answer of the grammar for the demo model.
 fn takes(tools: &Tools, syntax: ToolSyntax, response: Option<Value>, text: &str) -> bool {
     takes_with(&DEMO, tools, syntax, response, text)
 }
