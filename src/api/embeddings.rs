@@ -167,7 +167,8 @@ fn check_not_empty(items: &[Item]) -> Result<()> {
     }
 }
 
-/// The number of tokens together. Nothing is cut off silently: what does not fit is refused.
+/// Returns the number of tokens together. Nothing is cut off silently: what does not fit is refused, by the field's name
+/// and before anything is charged. The engine checks each length again, for its own sake.
 fn check_lengths(inputs: &[Vec<u32>], limit: usize) -> Result<usize> {
     if inputs.iter().any(Vec::is_empty) {
         return Err(Error::invalid("input", "'input' holds a text without any token."));

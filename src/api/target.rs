@@ -10,6 +10,7 @@ use crate::api::ApiState;
 use crate::api::auth::Caller;
 use crate::api::meter::Account;
 use crate::engine::catalog::CatalogEntry;
+use crate::engine::{GenerateRequest, Sampling};
 use crate::model::BaseModel;
 use crate::model::lora::AdapterLease;
 use crate::{Error, Result};
@@ -45,6 +46,22 @@ impl Target {
     /// The model's weights, tokenizer and template.
     pub fn model(&self) -> &Arc<BaseModel> {
         &self.base.model
+    }
+
+    /// Returns a request to the engine for this target, with no prompt and no token asked for yet.
+    pub fn request(&self) -> GenerateRequest {
+        GenerateRequest {
+            organization: self.account.organization().clone(),
+            prompt: Arc::default(),
+            adapter: self.adapter.clone(),
+            sampling: Sampling::default(),
+            max_tokens: 0,
+            stop: Vec::new(),
+            stop_tokens: self.base.model.end_tokens.clone(),
+            logprobs: None,
+            prompt_logprobs: None,
+            grammar: None,
+        }
     }
 
     /// Tokens that the model can attend to.
@@ -153,6 +170,8 @@ impl Target {
     }
 }
 
+/// Refuses ids outside the vocabulary by the field's name and before anything is charged; the engine refuses them again,
+/// for its own sake.
 fn check_ids(param: &str, tokens: &[u32], vocabulary: usize) -> Result<()> {
     if tokens.is_empty() {
         return Err(Error::invalid(param, format!("'{param}' must not hold an empty array of token ids.")));
