@@ -201,7 +201,8 @@ impl<'ast> Visit<'ast> for Module {
             _ => &[],
         };
         let is_test = |attribute: &Attribute| {
-            attribute.path().is_ident("cfg") && attribute.parse_args::<syn::Path>().is_ok_and(|path| path.is_ident("test"))
+            attribute.path().is_ident("cfg")
+                && attribute.parse_args::<syn::Path>().is_ok_and(|path| path.is_ident("test"))
         };
         if !attributes.iter().any(is_test) {
             visit::visit_item(self, item);

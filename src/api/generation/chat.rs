@@ -12,6 +12,8 @@ mod schema;
 mod tool_calls;
 mod tools;
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
@@ -34,6 +36,7 @@ use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::http::sse;
+use crate::engine::GenerateRequest;
 use crate::engine::grammar::{Grammar, GrammarSource};
 use crate::model::tool_syntax::ToolSyntax;
 
@@ -116,8 +119,9 @@ impl ChatRequest {
         let max_tokens = self.max_completion_tokens.or(self.max_tokens).unwrap_or(rest);
         let (grammar, calls) = self.constraint(&target, syntax, tools).await?;
         let logprobs = self.logprobs()?;
-        let plan =
-            GenerationPlan { target, prompts, n, max_tokens, sampling, stop, logprobs, prompt_logprobs: None, grammar };
+        let request = GenerateRequest { max_tokens, sampling, stop, logprobs, grammar, ..target.request() };
+        let prompts = prompts.into_iter().map(Arc::from).collect();
+        let plan = GenerationPlan { target, prompts, n, request };
         Ok((plan, calls))
     }
 

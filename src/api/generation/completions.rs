@@ -5,6 +5,7 @@
 mod response;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
@@ -24,6 +25,7 @@ use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::http::sse;
 use crate::api::operations::checks::within;
+use crate::engine::GenerateRequest;
 
 /// Default of `max_tokens`.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -156,17 +158,9 @@ impl CompletionRequest {
         let max_tokens = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
         // The best are chosen by their log probabilities, also where the client does not ask for them.
         let logprobs = logprobs.or((candidates > n).then_some(0));
-        let plan = GenerationPlan {
-            target,
-            prompts,
-            n: candidates,
-            max_tokens,
-            sampling,
-            stop,
-            logprobs,
-            prompt_logprobs,
-            grammar: None,
-        };
+        let request = GenerateRequest { max_tokens, sampling, stop, logprobs, prompt_logprobs, ..target.request() };
+        let prompts = prompts.into_iter().map(Arc::from).collect();
+        let plan = GenerationPlan { target, prompts, n: candidates, request };
         Ok((plan, Prompts { shown, n, echo }))
     }
 

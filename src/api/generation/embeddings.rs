@@ -167,7 +167,8 @@ fn check_not_empty(items: &[Item]) -> Result<()> {
     }
 }
 
-/// Returns the number of tokens of all inputs. Refuses inputs that do not fit rather than cut them off silently.
+/// Returns the number of tokens of all inputs. Inputs that do not fit are refused by the field's name, before anything is
+/// charged, rather than cut off silently. The engine checks each length again, for its own sake.
 fn check_lengths(inputs: &[Vec<u32>], limit: usize) -> Result<usize> {
     if inputs.iter().any(Vec::is_empty) {
         return Err(Problem::invalid("input", "'input' holds a text without any token."));

@@ -8,6 +8,7 @@ pub(crate) mod fields;
 pub(crate) mod logprobs;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use futures::FutureExt as _;
 use futures::stream::{self, BoxStream, SelectAll, StreamExt as _};
@@ -20,30 +21,19 @@ use crate::api::access::meter::Charge;
 use crate::api::generation::target::{Target, count_tokens};
 use crate::api::http::error::{Problem, Result};
 use crate::engine;
-use crate::engine::grammar::Grammar;
 use crate::engine::logprobs::TokenLogprobs;
-use crate::engine::{Event, FinishReason, GenerateRequest, Sampling};
+use crate::engine::{Event, FinishReason, GenerateRequest};
 
 /// The sequences of a request: the prompts, and what all sequences have in common.
 pub(crate) struct GenerationPlan {
     /// The model, its adapter, and the account that pays.
     pub target: Target,
     /// Token ids of each prompt.
-    pub prompts: Vec<Vec<u32>>,
+    pub prompts: Vec<Arc<[u32]>>,
     /// Answers to each prompt.
     pub n: usize,
-    /// Largest number of new tokens in an answer.
-    pub max_tokens: usize,
-    /// Sampling settings.
-    pub sampling: Sampling,
-    /// Texts that end an answer.
-    pub stop: Vec<String>,
-    /// As [`GenerateRequest::logprobs`].
-    pub logprobs: Option<usize>,
-    /// As [`GenerateRequest::prompt_logprobs`].
-    pub prompt_logprobs: Option<usize>,
-    /// Grammar that every answer must follow; `None` if any text will do.
-    pub grammar: Option<Grammar>,
+    /// Everything that each sequence asks of the engine, but for its prompt and the seed of its choice.
+    pub request: GenerateRequest,
 }
 
 /// The finished answer to one prompt.
@@ -94,36 +84,27 @@ pub(crate) struct Running {
 impl GenerationPlan {
     /// Queues every sequence; choice `prompt · n + j` is answer `j` to its prompt.
     pub(crate) fn start(self) -> Result<Running> {
-        let Target { base, adapter, account } = &self.target;
-        let limit = self.target.context();
-        if let Some(prompt) = self.prompts.iter().map(Vec::len).find(|prompt| prompt + self.max_tokens > limit) {
-            let completion = self.max_tokens;
-            return Err(engine::Error::ContextLength { limit, prompt, completion }.into());
+        let Target { base, account, .. } = &self.target;
+        let (limit, max_tokens) = (self.target.context(), self.request.max_tokens);
+        // The engine checks this too, but only after the charge: a prompt that never fits is refused as that, whatever the
+        // caller's rate, and takes nothing of it.
+        if let Some(prompt) = self.prompts.iter().map(|prompt| prompt.len()).find(|prompt| prompt + max_tokens > limit)
+        {
+            return Err(engine::Error::ContextLength { limit, prompt, completion: max_tokens }.into());
         }
-        let prompt_tokens = self.prompts.iter().map(Vec::len).sum();
+        let prompt_tokens = self.prompts.iter().map(|prompt| prompt.len()).sum();
         let mut charge = account.charge(prompt_tokens)?;
         let mut running = Running::new(base.model.id.clone(), self.prompts.len(), self.n, prompt_tokens);
         let mut requests = Vec::with_capacity(running.choices());
         for prompt in &self.prompts {
             for j in 0..self.n {
-                let mut sampling = self.sampling.clone();
+                let mut request = GenerateRequest { prompt: Arc::clone(prompt), ..self.request.clone() };
                 // Answers to one prompt differ, and the same seed gives the same set of them.
-                sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(j as u64));
-                requests.push(GenerateRequest {
-                    organization: account.organization().clone(),
-                    prompt: prompt.clone(),
-                    adapter: adapter.clone(),
-                    sampling,
-                    max_tokens: self.max_tokens,
-                    stop: self.stop.clone(),
-                    stop_tokens: base.model.end_tokens.clone(),
-                    logprobs: self.logprobs,
-                    prompt_logprobs: self.prompt_logprobs,
-                    grammar: self.grammar.clone(),
-                });
+                request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(j as u64));
+                requests.push(request);
             }
         }
-        if self.max_tokens == 0 && self.prompt_logprobs.is_none() {
+        if max_tokens == 0 && self.request.prompt_logprobs.is_none() {
             (0..running.choices()).for_each(|index| running.end(index, FinishReason::Length));
         } else {
             let receivers = base.backend.generate_all(requests)?;

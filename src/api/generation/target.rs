@@ -11,6 +11,7 @@ use crate::api::access::auth::Caller;
 use crate::api::access::meter::Account;
 use crate::api::http::error::{Problem, Result};
 use crate::engine::catalog::CatalogEntry;
+use crate::engine::{GenerateRequest, Sampling};
 use crate::model::BaseModel;
 use crate::model::lora::AdapterLease;
 
@@ -45,6 +46,22 @@ impl Target {
     /// Returns the base model: weights, tokenizer and template.
     pub(crate) fn model(&self) -> &Arc<BaseModel> {
         &self.base.model
+    }
+
+    /// Returns a request to the engine for this target, with no prompt and no token asked for yet.
+    pub(crate) fn request(&self) -> GenerateRequest {
+        GenerateRequest {
+            organization: self.account.organization().clone(),
+            prompt: Arc::default(),
+            adapter: self.adapter.clone(),
+            sampling: Sampling::default(),
+            max_tokens: 0,
+            stop: Vec::new(),
+            stop_tokens: self.base.model.end_tokens.clone(),
+            logprobs: None,
+            prompt_logprobs: None,
+            grammar: None,
+        }
     }
 
     /// Returns the number of tokens that the model can attend to.
@@ -154,6 +171,8 @@ impl Target {
     }
 }
 
+/// Refuses ids outside the vocabulary by the field's name and before anything is charged; the engine refuses them again,
+/// for its own sake.
 fn check_ids(param: &str, tokens: &[u32], vocabulary: usize) -> Result<()> {
     if tokens.is_empty() {
         return Err(Problem::invalid(param, format!("'{param}' must not hold an empty array of token ids.")));

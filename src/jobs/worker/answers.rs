@@ -97,7 +97,7 @@ async fn answer(
 ) -> Result<String> {
     let mut events = backend.generate(GenerateRequest {
         organization: organization.into(),
-        prompt,
+        prompt: prompt.into(),
         adapter,
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         max_tokens: ANSWER_TOKENS,
