@@ -4,8 +4,8 @@
 use serde_json::Value;
 
 use crate::Result;
-use crate::jobs::Job;
 use crate::jobs::queue::Queue;
+use crate::jobs::{Job, sql};
 use crate::store::files::{Page, cut_page};
 use crate::store::new_id;
 
@@ -47,38 +47,18 @@ impl Queue {
     /// their blobs where nobody else needs them; the names that are gone. A step that an earlier attempt has made a
     /// checkpoint of keeps that one. `None`: the lease is lost, nothing was written.
     pub async fn add_checkpoint(&self, job: &Job, new: &NewCheckpoint) -> Result<Option<Vec<String>>> {
-        // Every part of the statement sees the table as it was before, so the new step is added by hand.
-        let rows: Vec<(Option<String>, Option<String>)> = sqlx::query_as(
-            "with held as materialized (
-                 select id, organization from jobs where key = $1 and attempt = $2 and status = 'running' for no key update
-             ), added as (
-                 insert into fine_tuned_models (organization, name, base, adapter, job, checkpoint, step, metrics)
-                 select organization, $3, $4, $5, id, $6, $7, $8 from held
-                 on conflict (organization, name) do nothing
-             ), dropped as (
-                 delete from fine_tuned_models old using held
-                  where old.organization = held.organization and old.job = held.id and old.step is not null
-                    and old.step not in (
-                        select step from (
-                            select step from fine_tuned_models kept
-                             where kept.organization = held.organization and kept.job = held.id and kept.step is not null
-                            union select $7
-                        ) steps order by step desc limit $9)
-                 returning old.name, old.adapter
-             )
-             select name, adapter from held left join dropped on true",
-        )
-        .bind(job.key)
-        .bind(job.attempt)
-        .bind(&new.model)
-        .bind(&new.base)
-        .bind(&new.adapter)
-        .bind(new_id("ftckpt_"))
-        .bind(new.step)
-        .bind(&new.metrics)
-        .bind(KEPT)
-        .fetch_all(&self.store.pool)
-        .await?;
+        let rows: Vec<(Option<String>, Option<String>)> = sqlx::query_as(sql::ADD_CHECKPOINT)
+            .bind(job.key)
+            .bind(job.attempt)
+            .bind(&new.model)
+            .bind(&new.base)
+            .bind(&new.adapter)
+            .bind(new_id("ftckpt_"))
+            .bind(new.step)
+            .bind(&new.metrics)
+            .bind(KEPT)
+            .fetch_all(&self.store.pool)
+            .await?;
         // A job that is still this attempt's has one row at the least, without a name where nothing was dropped.
         if rows.is_empty() {
             return Ok(None);
@@ -97,19 +77,13 @@ impl Queue {
     /// A page of the job's checkpoints, newest first, and whether there are more.
     pub async fn checkpoints(&self, job: &Job, page: Page) -> Result<(Vec<ModelCheckpoint>, bool)> {
         let limit = page.bounded_limit();
-        let checkpoints = sqlx::query_as(
-            "select checkpoint as id, name as model, step, metrics, extract(epoch from created_at)::bigint as created_at
-               from fine_tuned_models
-              where organization = $1 and job = $2 and step is not null and ($3::text is null or step < (
-                  select step from fine_tuned_models where organization = $1 and job = $2 and checkpoint = $3))
-              order by step desc limit $4",
-        )
-        .bind(&job.organization)
-        .bind(&job.id)
-        .bind(page.after)
-        .bind(limit + 1)
-        .fetch_all(&self.store.pool)
-        .await?;
+        let checkpoints = sqlx::query_as(sql::CHECKPOINTS)
+            .bind(&job.organization)
+            .bind(&job.id)
+            .bind(page.after)
+            .bind(limit + 1)
+            .fetch_all(&self.store.pool)
+            .await?;
         Ok(cut_page(checkpoints, limit))
     }
 }

@@ -10,6 +10,7 @@ pub mod cost;
 pub mod events;
 pub mod queue;
 mod rows;
+mod sql;
 mod training_rates;
 pub mod worker;
 

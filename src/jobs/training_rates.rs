@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::Result;
+use crate::jobs::sql;
 use crate::store::Store;
 use crate::train::estimate::TrainingRate;
 
@@ -14,11 +15,7 @@ impl Store {
     /// The rates of a base model on a machine, by setup.
     pub async fn training_rates(&self, machine: &str, model: &str) -> Result<BTreeMap<String, TrainingRate>> {
         let rows: Vec<(String, f64, f64)> =
-            sqlx::query_as("select setup, tokens, seconds from training_rates where machine = $1 and model = $2")
-                .bind(machine)
-                .bind(model)
-                .fetch_all(&self.pool)
-                .await?;
+            sqlx::query_as(sql::TRAINING_RATES).bind(machine).bind(model).fetch_all(&self.pool).await?;
         Ok(rows.into_iter().map(|(setup, tokens, seconds)| (setup, TrainingRate { tokens, seconds })).collect())
     }
 
@@ -28,21 +25,15 @@ impl Store {
         if !(tokens > 0.0 && seconds > 0.0 && tokens.is_finite() && seconds.is_finite()) {
             return Ok(());
         }
-        sqlx::query(
-            "insert into training_rates as known (machine, model, setup, tokens, seconds) values ($1, $2, $3, $4, $5)
-             on conflict (machine, model, setup) do update set
-                 tokens = known.tokens * least(1, $6 / known.seconds) + excluded.tokens,
-                 seconds = known.seconds * least(1, $6 / known.seconds) + excluded.seconds,
-                 updated_at = now()",
-        )
-        .bind(machine)
-        .bind(model)
-        .bind(setup)
-        .bind(tokens)
-        .bind(seconds)
-        .bind(MEMORY_SECONDS)
-        .execute(&self.pool)
-        .await?;
+        sqlx::query(sql::ADD_TRAINING_RATE)
+            .bind(machine)
+            .bind(model)
+            .bind(setup)
+            .bind(tokens)
+            .bind(seconds)
+            .bind(MEMORY_SECONDS)
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 }

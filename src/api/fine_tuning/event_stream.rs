@@ -29,7 +29,7 @@ pub fn follow(state: ApiState, job: Job) -> impl Stream<Item = Result<String, Pr
     stream::unfold(Some(follower), |follower| async move {
         let mut follower = follower?;
         match follower.next().await {
-            Ok(Some(event)) => Some((json(&FineTuneEvent::from(event)), Some(follower))),
+            Ok(Some(event)) => Some((json(&FineTuneEvent::new(&follower.job, event)), Some(follower))),
             Ok(None) => None,
             Err(error) => Some((Err(error.into()), None)),
         }
