@@ -5,7 +5,7 @@ alter table job_events
     alter column message set default '',
     add column change text check (change in (
         'created', 'enqueued',                                  -- a new job; its number in the queue
-        'queued', 'running', 'paused', 'failed', 'cancelled',   -- the new status; for the second attempt on, it continues
+        'queued', 'running', 'paused', 'failed', 'cancelled',   -- the new status; 'running' again means that it continues
         'cancel_requested', 'pause_requested',                  -- of a running job, whose worker has yet to stop
         'model_created', 'result_file_uploaded', 'succeeded'    -- what success made, and the success itself
     )),
@@ -13,9 +13,9 @@ alter table job_events
     add constraint text_or_change check (change is null or message = ''),
     add constraint detail_of_change check (detail is null or change is not null);
 
--- What becomes of a job whose attempt ended without a model. `p_outcome` is 'failed' (not tried again), 'retry' (also: the
--- worker was lost), 'stopped' or 'released'; `p_failures` counts this attempt. A stop that the client asked for wins over
--- trying again.
+-- What becomes of a job whose attempt ended without a model. `p_outcome` is 'failed' (not tried again), 'retry' (also:
+-- the worker was lost), 'stopped' or 'released'; `p_failures` counts this attempt. A stop that the client asked for
+-- wins over trying again.
 create function next_status(p_stop text, p_outcome text, p_failures int, p_max_failures int) returns job_status
 language sql immutable as $$
     select case when p_stop = 'cancel' then 'cancelled'::job_status

@@ -1,5 +1,5 @@
-//! Checkpoints of a job that serve as models: one at the end of each epoch, of which the last few are kept. The worker adds
-//! them, `api` lists them. What a job resumes from is something else: its `checkpoint` in the row.
+//! Checkpoints of a job that serve as models: one at the end of each epoch, of which the last few are kept. The worker
+//! adds them, `api` lists them. The state that a job resumes from is another thing: the `checkpoint` in its row.
 
 use serde_json::Value;
 
@@ -19,15 +19,15 @@ pub struct ModelCheckpoint {
     pub id: String,
     /// The model's name.
     pub model: String,
-    /// Steps that it was trained for.
+    /// Optimizer steps that it was trained for.
     pub step: i64,
-    /// Figures of that step, by `OpenAI`'s names.
+    /// Metrics of that step, by `OpenAI`'s names.
     pub metrics: Value,
     /// Unix seconds.
     pub created_at: i64,
 }
 
-/// A checkpoint that the worker has stored and that waits for its row.
+/// A checkpoint whose files the worker has stored and whose row is yet to be added.
 #[derive(Debug, Clone)]
 pub struct NewCheckpoint {
     /// The model's name.
@@ -36,16 +36,16 @@ pub struct NewCheckpoint {
     pub base: String,
     /// SHA-256 of the adapter.
     pub adapter: String,
-    /// Steps that it was trained for.
+    /// Optimizer steps that it was trained for.
     pub step: i64,
-    /// Figures of that step.
+    /// Metrics of that step.
     pub metrics: Value,
 }
 
 impl Queue {
-    /// Makes a stored adapter a model of the job's organisation, and drops the checkpoints that are too many now, with
-    /// their blobs where nobody else needs them; the names that are gone. A step that an earlier attempt has made a
-    /// checkpoint of keeps that one. `None`: the lease is lost, nothing was written.
+    /// Makes a stored adapter a model of the job's organisation and drops the oldest checkpoints beyond the last three,
+    /// with their blobs unless another model uses them. Returns the names of the dropped ones; `None` if the lease is
+    /// lost and nothing was written. If an earlier attempt has made a checkpoint of the same name, that one stays.
     pub async fn add_checkpoint(&self, job: &Job, new: &NewCheckpoint) -> Result<Option<Vec<String>>> {
         let rows: Vec<(Option<String>, Option<String>)> = sqlx::query_as(sql::ADD_CHECKPOINT)
             .bind(job.key)
@@ -59,13 +59,13 @@ impl Queue {
             .bind(KEPT)
             .fetch_all(&self.store.pool)
             .await?;
-        // A job that is still this attempt's has one row at the least, without a name where nothing was dropped.
+        // A job that is still this attempt's has one row at least, without a name if nothing was dropped.
         if rows.is_empty() {
             return Ok(None);
         }
         let mut dropped = Vec::new();
         for (model, adapter) in rows.into_iter().filter_map(|(model, adapter)| model.zip(adapter)) {
-            // Files that stay are swept up; the checkpoint is made in any case.
+            // The sweep removes files that stay behind; the checkpoint is made in any case.
             if let Err(error) = self.store.remove_unused_adapter(&adapter, Some(job.key)).await {
                 tracing::warn!(job = job.id, model, "cannot delete the files of a checkpoint: {error}");
             }
@@ -74,7 +74,7 @@ impl Queue {
         Ok(Some(dropped))
     }
 
-    /// A page of the job's checkpoints, newest first, and whether there are more.
+    /// Returns a page of the job's checkpoints, newest first, and whether there are more.
     pub async fn checkpoints(&self, job: &Job, page: Page) -> Result<(Vec<ModelCheckpoint>, bool)> {
         let limit = page.bounded_limit();
         let checkpoints = sqlx::query_as(sql::CHECKPOINTS)

@@ -1,4 +1,4 @@
-//! Events of a job: what happened, in order, for clients to read and stream. `api` reads them, the worker and the queue
+//! Events of a job in their order, for clients to read and stream. `api` reads and words them, the worker and the queue
 //! write them.
 
 use serde_json::Value;
@@ -12,7 +12,7 @@ use crate::store::files::cut_page;
 /// One event.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
 pub struct JobEvent {
-    /// Ascending; the cursor of streams and pages. Public id: `ftevent-{seq}`.
+    /// Ascending number; the cursor of streams and pages. Public id: `ftevent-{seq}`.
     pub seq: i64,
     /// Unix seconds.
     pub created_at: i64,
@@ -20,15 +20,15 @@ pub struct JobEvent {
     pub level: String,
     /// `message` or `metrics`
     pub kind: String,
-    /// The text for people; empty if there is a `change`, which `api` words.
+    /// Text for people; empty if there is a `change`, which `api` words.
     pub message: String,
-    /// The change of the job's state; `None` if the event is a text. Older versions stored changes as texts.
+    /// Change of the job's state; `None` if the event is a text. Older versions stored changes as texts.
     pub change: Option<JobChange>,
-    /// What the change's text names; see [`JobChange`].
+    /// Reason, number or name that belongs to the change; see [`JobChange`].
     pub detail: Option<String>,
-    /// The attempt that the job was in.
+    /// Number of the job's attempt.
     pub attempt: i32,
-    /// For programs.
+    /// Data for programs.
     pub data: Option<Value>,
 }
 
@@ -36,7 +36,7 @@ pub struct JobEvent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum JobChange {
-    /// The job was created.
+    /// The client created it.
     Created,
     /// It stands in the queue of the older resource; the detail is its number there.
     Enqueued,
@@ -63,13 +63,14 @@ pub enum JobChange {
 }
 
 impl Queue {
-    /// The job's events after `seq`, oldest first, at most `limit`.
+    /// Returns the job's events after `seq`, oldest first, at most `limit`.
     pub async fn events_after(&self, job: &Job, seq: i64, limit: i64) -> Result<Vec<JobEvent>> {
         let events = sqlx::query_as(sql::EVENTS_AFTER);
         Ok(events.bind(job.key).bind(seq).bind(limit.clamp(0, MAX_PAGE)).fetch_all(&self.store.pool).await?)
     }
 
-    /// A page of the job's events, newest first, older than `before` where given, and whether there are more.
+    /// Returns a page of the job's events, newest first, and whether there are more; only events older than `before` if
+    /// it is given.
     pub async fn events_page(&self, job: &Job, before: Option<i64>, limit: i64) -> Result<(Vec<JobEvent>, bool)> {
         let limit = limit.clamp(0, MAX_PAGE);
         let events = sqlx::query_as(sql::EVENTS_BEFORE);
@@ -77,9 +78,9 @@ impl Queue {
         Ok(cut_page(events, limit))
     }
 
-    /// Appends an event, fenced by the job's attempt: nothing is written where another attempt has begun, or where `job`
-    /// says that it runs and it does not any more. So a worker adds what it has to say before it calls
-    /// [`Queue::finish`], or with the job that this returned.
+    /// Appends an event, fenced by the job's attempt: nothing is written if another attempt has begun, or if `job` says
+    /// that it runs and it does not any more. So a worker adds its events before it calls [`Queue::finish`], or with
+    /// the job that this returned.
     pub async fn add_event(
         &self,
         job: &Job,

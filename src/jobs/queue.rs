@@ -1,8 +1,8 @@
-//! The queue's operations, the only writers of a job's status: here what clients cause, which `api` calls: enqueue, read,
-//! stop, resume. [`attempts`] holds what workers do: claim, heartbeat, finish, reap.
+//! The queue's operations, the only writers of a job's status. This file has those of clients, which `api` calls:
+//! enqueue, read, stop, resume. [`attempts`] has those of workers: claim, heartbeat, finish, reap.
 //!
-//! Each operation is one statement, so that a caller who goes away leaves nothing half done, and each that changes a
-//! job's status appends the event that tells clients of it. Only the database's clock decides about leases.
+//! Each operation is one statement (`jobs/sql/`), so that a caller who goes away leaves nothing half done, and each
+//! that changes a job's status appends the event of the change. Only the database's clock decides about leases.
 
 mod attempts;
 
@@ -20,7 +20,7 @@ use crate::store::files::{Page, cut_page};
 use crate::store::{Store, new_id};
 use crate::{Error, Result};
 
-/// What a client may ask of a job that is not finished.
+/// Stop that a client may ask for until a job has finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopRequest {
     /// End it for good.
@@ -30,7 +30,7 @@ pub enum StopRequest {
 }
 
 impl StopRequest {
-    /// The word in the row.
+    /// Returns the word in the row.
     const fn word(self) -> &'static str {
         match self {
             Self::Cancel => "cancel",
@@ -63,7 +63,7 @@ impl Queue {
         self.enqueue_for(organization, None, api, spec).await
     }
 
-    /// Writes a new job, whose trained tokens the API key `key` is charged with, and its first event.
+    /// Writes a new job and its first events; the API key `key` is charged with its trained tokens.
     pub async fn enqueue_for(&self, organization: &str, key: Option<&str>, api: JobApi, spec: JobSpec) -> Result<Job> {
         let id = new_id(api.id_prefix());
         let row: JobRow = sqlx::query_as(sql::ENQUEUE)
@@ -77,14 +77,15 @@ impl Queue {
         Ok(row.into())
     }
 
-    /// The organisation's job, or [`crate::Error::NotFound`].
+    /// Returns the organisation's job, or [`crate::Error::NotFound`].
     pub async fn job(&self, organization: &str, api: JobApi, id: &str) -> Result<Job> {
         let row: Option<JobRow> =
             sqlx::query_as(sql::FIND).bind(organization).bind(api).bind(id).fetch_optional(&self.store.pool).await?;
         row.map(Job::from).ok_or_else(|| Error::NotFound { kind: api.kind(), id: id.into() })
     }
 
-    /// A page of the organisation's jobs of one resource, newest first unless asked otherwise, and whether there are more.
+    /// Returns a page of the organisation's jobs of one resource, newest first unless asked otherwise, and whether
+    /// there are more.
     pub async fn jobs(
         &self,
         organization: &str,
@@ -112,8 +113,9 @@ impl Queue {
         Ok((rows.into_iter().map(Job::from).collect(), more))
     }
 
-    /// Cancels or pauses; [`crate::Error::Conflict`] where the job is past it. A running job stops at its worker's next
-    /// heartbeat. Asking again for what is already asked changes nothing; a cancellation is never turned into a pause.
+    /// Cancels or pauses the job, or answers [`crate::Error::Conflict`] if its status does not allow that. A running
+    /// job stops at its worker's next heartbeat. Asking again for the same stop changes nothing; a cancellation is
+    /// never turned into a pause.
     pub async fn stop(&self, job: &Job, what: StopRequest) -> Result<Job> {
         let row: Option<JobRow> = sqlx::query_as(sql::STOP)
             .bind(job.key)
@@ -131,7 +133,7 @@ impl Queue {
         Err(conflict(&current, what.word()))
     }
 
-    /// Puts a paused job back into the queue; withdraws a pause that its worker has not carried out yet.
+    /// Puts a paused job back into the queue, or withdraws a pause that its worker has not carried out yet.
     pub async fn resume(&self, job: &Job) -> Result<Job> {
         let row: Option<JobRow> =
             sqlx::query_as(sql::RESUME).bind(job.key).bind(&job.organization).fetch_optional(&self.store.pool).await?;
@@ -141,14 +143,14 @@ impl Queue {
         }
     }
 
-    /// Keys of jobs that changed or got an event, as hints: always read the row again. The nil key means that hints may
-    /// have been lost and any job may have changed; so does a lagging receiver.
+    /// Receives the keys of jobs that changed or got an event. They are hints: always read the row again. The nil key,
+    /// or a receiver that lags, means that hints may be lost and any job may have changed.
     pub fn changes(&self) -> broadcast::Receiver<Uuid> {
         self.changes.subscribe()
     }
 }
 
-/// The refusal of an action that the job's status does not allow.
+/// Returns the error for an action that the job's status does not allow.
 fn conflict(job: &Job, action: &str) -> Error {
     let status = match (job.status, job.stop_request.as_deref()) {
         (JobStatus::Running, Some("cancel")) => "being cancelled",

@@ -1,9 +1,9 @@
 //! The statements on jobs, their events and checkpoints: a file each in `sql/`. `tests/jobs/statements.rs` lets the
 //! database prepare them all.
 //!
-//! A statement that changes a job's state also adds the event of the change (`said`): the new status, or the stop that the
-//! client asked for; `api` words it. Each locks the job's row before an event takes its number, so that the events of one
-//! job become visible in the order of their numbers and a reader's cursor misses none.
+//! A statement that changes a job's state also adds the event of the change (`said`): the new status, or the stop that
+//! the client asked for; `api` words it. Each locks the job's row before an event takes its number, so that the events
+//! of one job become visible in the order of their numbers and a reader's cursor misses none.
 
 pub(super) const ADD_CHECKPOINT: &str = include_str!("sql/add_checkpoint.sql");
 pub(super) const ADD_EVENT: &str = include_str!("sql/add_event.sql");

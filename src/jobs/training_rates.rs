@@ -1,5 +1,5 @@
-//! How fast machines have trained models. The worker reads it to tell how long a job will take, and adds what jobs and
-//! calibrations showed.
+//! Speeds at which machines have trained models. The worker reads them to tell how long a job will take, and adds those
+//! that jobs and calibrations showed.
 
 use std::collections::BTreeMap;
 
@@ -8,18 +8,19 @@ use crate::jobs::sql;
 use crate::store::Store;
 use crate::train::estimate::TrainingRate;
 
-/// Seconds of training that a rate remembers at the most: what is new counts for more than what is long past.
+/// Seconds of training that a rate remembers at most, so that new measurements count for more than old ones.
 const MEMORY_SECONDS: f64 = 3600.0;
 
 impl Store {
-    /// The rates of a base model on a machine, by setup.
+    /// Returns the rates of a base model on a machine, by setup.
     pub async fn training_rates(&self, machine: &str, model: &str) -> Result<BTreeMap<String, TrainingRate>> {
         let rows: Vec<(String, f64, f64)> =
             sqlx::query_as(sql::TRAINING_RATES).bind(machine).bind(model).fetch_all(&self.pool).await?;
         Ok(rows.into_iter().map(|(setup, tokens, seconds)| (setup, TrainingRate { tokens, seconds })).collect())
     }
 
-    /// Adds what was shown now to what is known, each by its seconds. What is no rate is left out.
+    /// Adds a measurement to the known rate, each weighted by its seconds. Ignores one without positive, finite tokens
+    /// and seconds.
     pub async fn add_training_rate(&self, machine: &str, model: &str, setup: &str, shown: TrainingRate) -> Result<()> {
         let TrainingRate { tokens, seconds } = shown;
         if !(tokens > 0.0 && seconds > 0.0 && tokens.is_finite() && seconds.is_finite()) {

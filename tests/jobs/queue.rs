@@ -1,4 +1,5 @@
-//! The job queue against a real Postgres: the life of a job, leases and fences, what clients may ask, and what they see.
+//! The job queue against a real Postgres: the life of a job, leases and fences, what clients may ask, and what they
+//! see.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should panic")]
 

@@ -1,4 +1,5 @@
-//! The words for events of jobs, the same in lists and streams. The queue stores what changed, the worker its own texts.
+//! The words for events of jobs, the same in lists and streams. The queue stores what changed, the worker its own
+//! texts.
 
 use crate::jobs::events::{JobChange, JobEvent};
 use crate::jobs::{Job, JobApi};

@@ -14,20 +14,20 @@ use crate::jobs::rows::JobRow;
 use crate::jobs::{Job, JobFault, sql};
 use crate::train::hyperparameters::Hyperparameters;
 
-/// A job whose attempts were lost or failed this often, none of them with a new checkpoint, fails: what kills every worker must
-/// not be tried for ever.
+/// Lost or failed attempts in a row, none of them with a new checkpoint, after which a job fails: a job that kills
+/// every worker must not be tried for ever.
 const MAX_FAILURES: i32 = 3;
-/// Jobs taken back in one statement.
+/// Jobs taken back in one statement at most.
 const REAP_BATCH: i64 = 100;
 
-/// How a claimed job ended.
+/// End of an attempt.
 #[derive(Debug, Clone)]
 pub enum Outcome {
-    /// Publish the model and finish, in one transaction.
+    /// Training is done: publish the model and finish the job, in one statement.
     Succeeded {
-        /// The new model's name.
+        /// Name of the new model.
         model: String,
-        /// Id of the base model it runs on.
+        /// Id of its base model.
         base: String,
         /// SHA-256 of its adapter.
         adapter: String,
@@ -46,22 +46,22 @@ pub enum Outcome {
     Released,
 }
 
-/// What the queue says to a worker that reports itself alive.
+/// Answer to a worker's heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeartbeatAnswer {
-    /// The client asked to stop.
+    /// Stop that the client asked for.
     pub stop: Option<StopRequest>,
 }
 
 impl Queue {
-    /// Claims the next job for `worker`, with a lease.
+    /// Claims the next job for `worker`, with a lease; `None` if no job waits.
     pub async fn claim(&self, worker: &str, lease: Duration) -> Result<Option<Job>> {
         let row: Option<JobRow> =
             sqlx::query_as(sql::CLAIM).bind(worker).bind(lease.as_secs_f64()).fetch_optional(&self.store.pool).await?;
         Ok(row.map(Job::from))
     }
 
-    /// Renews the lease and saves the checkpoint; the answer carries a stop request. `None`: the lease is lost.
+    /// Renews the lease and saves the checkpoint, if there is a new one; `None` if the lease is lost.
     pub async fn heartbeat(
         &self,
         job: &Job,
@@ -78,7 +78,8 @@ impl Queue {
         Ok(answer.map(|stop| HeartbeatAnswer { stop: stop.as_deref().and_then(StopRequest::from_word) }))
     }
 
-    /// Stores the settings that training uses and the expected end. Nothing is written where the lease is lost.
+    /// Stores the settings that training uses and the expected end in unix seconds. Writes nothing if the lease is
+    /// lost.
     pub async fn record_plan(
         &self,
         job: &Job,
@@ -95,7 +96,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Ends the attempt. `None`: the lease was lost, nothing was written.
+    /// Ends the attempt and returns the changed job; `None` if the lease was lost and nothing was written.
     pub async fn finish(&self, job: &Job, outcome: Outcome) -> Result<Option<Job>> {
         let row = match outcome {
             Outcome::Succeeded { model, base, adapter, trained_tokens, result_files } => {
@@ -130,13 +131,13 @@ impl Queue {
             .await?)
     }
 
-    /// Takes back jobs whose lease has run out; returns how many. Any process may call it at any time.
+    /// Takes back jobs whose lease has run out and returns how many. Any process may call it at any time.
     pub async fn reap(&self) -> Result<usize> {
         self.take_back(false).await
     }
 
-    /// Takes back all running jobs, to be tried again at once: for the start of a process that has the database to itself, so
-    /// that whoever ran them is gone.
+    /// Takes back all running jobs, to be tried again at once, and returns how many: for the start of a process that
+    /// has the database to itself, so that their workers are gone.
     pub async fn reap_all(&self) -> Result<usize> {
         let mut taken = 0;
         loop {
