@@ -43,6 +43,7 @@ use crate::store::key_directory::KeyDirectory;
 use crate::store::usage_recorder::UsageRecorder;
 use crate::{Error, Result};
 
+pub use self::fine_tuning::event_text::event_text;
 pub use self::fine_tuning::fine_tuning_jobs::estimate::show as show_estimate;
 pub use self::fine_tuning::fine_tuning_jobs::read_spec;
 pub use self::fine_tuning::job_faults::describe_fault;

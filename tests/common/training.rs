@@ -177,7 +177,13 @@ impl Fixture {
     }
 
     pub async fn messages(&self, job: &Job) -> Vec<String> {
-        self.queue.events_after(job, 0, 1000).await.unwrap().into_iter().map(|event| event.message).collect()
+        self.queue
+            .events_after(job, 0, 1000)
+            .await
+            .unwrap()
+            .iter()
+            .map(|event| attune::api::event_text(job, event))
+            .collect()
     }
 
     /// The generation that a finished job published.

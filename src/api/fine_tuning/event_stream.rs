@@ -28,7 +28,7 @@ pub(crate) fn follow(state: ApiState, job: Job) -> impl Stream<Item = Result<Str
     stream::unfold(Some(follower), |follower| async move {
         let mut follower = follower?;
         match follower.next().await {
-            Ok(Some(event)) => Some((json(&FineTuneEvent::from(event)), Some(follower))),
+            Ok(Some(event)) => Some((json(&FineTuneEvent::new(&follower.job, event)), Some(follower))),
             Ok(None) => None,
             Err(problem) => Some((Err(problem), None)),
         }

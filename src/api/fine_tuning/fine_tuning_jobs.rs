@@ -142,7 +142,7 @@ pub(crate) async fn events(
     let page = cursor.page(DEFAULT_PAGE, MAX_PAGE);
     let before = page.after.as_deref().map(event_seq);
     let (events, has_more) = state.queue.events_page(&job, before, page.limit).await?;
-    Ok(Json(PageOf::new(events.into_iter().map(FineTuningEvent::from).collect(), has_more)))
+    Ok(Json(PageOf::new(events.into_iter().map(|event| FineTuningEvent::new(&job, event)).collect(), has_more)))
 }
 
 /// List a job's checkpoints

@@ -6,6 +6,7 @@
 //! functions of [`fine_tuning_jobs`] that `api` exports.
 
 pub(super) mod event_stream;
+pub(super) mod event_text;
 pub(super) mod fine_tunes;
 pub(super) mod fine_tuning_jobs;
 pub(super) mod job_faults;

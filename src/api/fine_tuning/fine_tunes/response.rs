@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::request::{DEFAULT_EPOCHS, DEFAULT_PROMPT_LOSS_WEIGHT};
 use crate::api::ApiState;
+use crate::api::fine_tuning::event_text::event_text;
 use crate::api::http::error::Result;
 use crate::api::operations::files::FileObject;
 use crate::jobs::events::JobEvent;
@@ -167,7 +168,7 @@ pub(crate) async fn with_events(state: &ApiState, job: Job) -> Result<FineTune> 
 /// Reads the events of a job, oldest first.
 pub(crate) async fn read_events(state: &ApiState, job: &Job) -> Result<Vec<FineTuneEvent>> {
     let events = state.queue.events_after(job, 0, MAX_EVENTS).await?;
-    Ok(events.into_iter().map(FineTuneEvent::from).collect())
+    Ok(events.into_iter().map(|event| FineTuneEvent::new(job, event)).collect())
 }
 
 const fn status_name(status: JobStatus) -> &'static str {
@@ -181,9 +182,10 @@ const fn status_name(status: JobStatus) -> &'static str {
     }
 }
 
-impl From<JobEvent> for FineTuneEvent {
-    fn from(event: JobEvent) -> Self {
-        let JobEvent { created_at, level, message, .. } = event;
-        Self { object: "fine-tune-event", created_at, level, message }
+impl FineTuneEvent {
+    /// Returns the body for an event of `job`.
+    pub fn new(job: &Job, event: JobEvent) -> Self {
+        let message = event_text(job, &event);
+        Self { object: "fine-tune-event", created_at: event.created_at, level: event.level, message }
     }
 }

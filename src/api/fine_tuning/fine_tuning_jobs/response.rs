@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::request::MethodSettings;
 use super::settings::Settings;
+use crate::api::fine_tuning::event_text::event_text;
 use crate::jobs::checkpoints::ModelCheckpoint;
 use crate::jobs::events::JobEvent;
 use crate::jobs::{Job, JobFault, JobStatus};
@@ -191,14 +192,15 @@ impl From<JobFault> for JobError {
     }
 }
 
-impl From<JobEvent> for FineTuningEvent {
-    fn from(event: JobEvent) -> Self {
+impl FineTuningEvent {
+    /// Returns the body for an event of `job`.
+    pub fn new(job: &Job, event: JobEvent) -> Self {
         Self {
             object: "fine_tuning.job.event",
             id: format!("ftevent-{}", event.seq),
             created_at: event.created_at,
+            message: event_text(job, &event),
             level: event.level,
-            message: event.message,
             kind: event.kind,
             data: event.data,
         }

@@ -1,7 +1,5 @@
 //! Lists of jobs: filters by metadata, and pages that end where the list does.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use crate::postgres::TestDatabase;
 use attune::jobs::queue::Queue;
 use attune::jobs::{JobApi, JobSpec, MetadataFilter};
@@ -9,7 +7,7 @@ use attune::store::files::Page;
 use attune::train::hyperparameters::Hyperparameters;
 use serde_json::{Value, json};
 
-const ORG: &str = "acme";
+use super::{Fixture, ORG, page};
 
 fn object(value: &Value) -> serde_json::Map<String, Value> {
     value.as_object().unwrap().clone()
@@ -82,4 +80,25 @@ async fn jobs_are_found_by_their_metadata_in_pages_that_end_where_the_list_does(
             assert_eq!(pages, expected.len().div_ceil(limit as usize).max(1), "{filter:?} in pages of {limit}");
         }
     }
+}
+
+#[tokio::test]
+async fn jobs_are_listed_newest_first_in_pages_that_meet() {
+    let queue = Fixture::new().await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.insert(0, queue.enqueued().await.id);
+    }
+    let (first, more) = queue.jobs(ORG, JobApi::FineTuningJobs, MetadataFilter::Any, page(None, 3)).await.unwrap();
+    assert!(more);
+    let (second, more) =
+        queue.jobs(ORG, JobApi::FineTuningJobs, MetadataFilter::Any, page(Some(&first[2].id), 3)).await.unwrap();
+    assert!(!more);
+    assert_eq!(first.into_iter().chain(second).map(|job| job.id).collect::<Vec<_>>(), ids);
+    let ascending = Page { ascending: true, ..page(Some(&ids[4]), 1) };
+    let (next, more) = queue.jobs(ORG, JobApi::FineTuningJobs, MetadataFilter::Any, ascending).await.unwrap();
+    assert_eq!((next[0].id.as_str(), more), (ids[3].as_str(), true));
+    let unknown =
+        queue.jobs(ORG, JobApi::FineTuningJobs, MetadataFilter::Any, page(Some("ftjob-none"), 3)).await.unwrap();
+    assert!(unknown.0.is_empty() && !unknown.1, "a reader of pages comes to an end");
 }
