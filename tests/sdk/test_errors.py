@@ -299,8 +299,8 @@ JOBS_IN_RUST = {
     "file_not_found": ("tests/jobs/runs.rs", "a_fault_of_the_request_fails_the_job_with_a_message_that_helps"),
     # The older resource tells it in an event alone.
     "invalid_classes": ("tests/jobs/classification.rs", "other_classes_than_were_asked_for_fail_the_job_before_it_trains"),
-    "server_error": ("tests/jobs/queue.rs", "another_fault_is_tried_again_three_times_in_all"),
-    "worker_lost": ("tests/jobs/queue.rs", "a_job_that_kills_every_worker_fails_after_three"),
+    "server_error": ("tests/jobs/queue/life.rs", "another_fault_is_tried_again_three_times_in_all"),
+    "worker_lost": ("tests/jobs/queue/leases.rs", "a_job_that_kills_every_worker_fails_after_three"),
 }
 
 
