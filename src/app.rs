@@ -72,6 +72,7 @@ impl App {
             priority,
             pricing: Pricing::of(&config),
             memory: config.training.memory(),
+            describe_fault: api::describe_fault,
         };
         let estimator = Estimator::new(worker.clone());
         let shutdown = CancellationToken::new();

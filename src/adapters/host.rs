@@ -16,11 +16,11 @@ use serde::{Deserializer as _, de};
 
 use crate::adapters::peft::config::PeftConfig;
 use crate::adapters::peft::{self, PREFIX, refuse};
+use crate::adapters::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::kernels::cpu::lora::padded_output;
 use crate::model::lora::MAX_RANK;
 use crate::model::lora::{Adapter, LoraLayer, LoraPair, Site};
-use crate::{Error, Result};
 
 /// Bytes of the header of `adapter_model.safetensors` at the most; the largest model's adapter needs a tenth of it.
 const MAX_HEADER_BYTES: u64 = 4 << 20;

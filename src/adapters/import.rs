@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use tar::EntryType;
 
 use crate::adapters::peft::PeftFiles;
-use crate::{Error, Result};
+use crate::adapters::{Error, Result};
 
 /// The files of a PEFT folder.
 const CONFIG: &str = "adapter_config.json";
@@ -34,7 +34,7 @@ pub const fn max_archive_bytes(max_weights: u64) -> u64 {
 
 /// A path or an archive that cannot be taken, and why.
 fn refuse(why: impl std::fmt::Display) -> Error {
-    Error::invalid_code("lora_path", "invalid_value", format!("'lora_path' cannot be used: {why}."))
+    Error::Source(why.to_string())
 }
 
 /// The open files of a PEFT folder. What is read is what was judged, whatever happens to the folder meanwhile.
@@ -98,7 +98,7 @@ fn inside(root: &Path, data_dir: &Path, path: &Path) -> Result<PathBuf> {
         Ok(place) if place.starts_with(root) => Ok(place),
         Ok(_) => Err(outside()),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Err(Error::NotFound { kind: "adapter folder", id: asked.display().to_string() })
+            Err(Error::FolderNotFound(asked.display().to_string()))
         }
         Err(error) => Err(refuse(format_args!("it cannot be read ({error})"))),
     }

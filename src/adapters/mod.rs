@@ -3,9 +3,12 @@
 //! The trainer makes adapters, the engine applies them, the API resolves names to them. [`registry`] hands leases out;
 //! [`tiers`] says what is in memory; [`host`] and [`peft`] read the files.
 
+mod error;
 pub mod host;
 pub mod import;
 pub mod peft;
 pub mod registry;
 pub mod status;
 pub mod tiers;
+
+pub use error::{Error, Result};

@@ -13,9 +13,9 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::adapters::host::HostAdapter;
+use crate::adapters::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::lora::{Adapter, LoraPair, MAX_RANK, Site};
-use crate::{Error, Result};
 
 /// What PEFT puts before the name of a layer of a causal language model.
 pub(super) const PREFIX: &str = "base_model.model.";
@@ -142,7 +142,7 @@ fn number(value: f64) -> Value {
 
 /// An adapter that cannot be used, and why.
 pub(super) fn refuse(why: impl std::fmt::Display) -> Error {
-    Error::invalid_code("adapter", "invalid_adapter", format!("The adapter cannot be used: {why}"))
+    Error::Invalid(why.to_string())
 }
 
 /// Reads the two files of a PEFT folder for a model of shape `model`, onto `device`.

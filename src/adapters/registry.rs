@@ -22,12 +22,12 @@ use crate::adapters::host::HostAdapter;
 use crate::adapters::peft::PeftFiles;
 use crate::adapters::status::{LoadCounts, Source, Status};
 use crate::adapters::tiers::{Budgets, Key, NoRoom, Reservation, Tiers};
+use crate::adapters::{Error, Result};
 use crate::config::Limits;
 use crate::engine::catalog::Catalog;
 use crate::model::lora::{Adapter, AdapterLease};
-use crate::store::Store;
 use crate::store::models::{FineTunedModel, NewModel};
-use crate::{Error, Result};
+use crate::store::{self, Store};
 
 /// Files that are being read and checked may take this much host memory together, beside the host tier.
 const LOADING_MIB: u32 = 256;
@@ -94,8 +94,8 @@ struct Inner {
     counts: LoadCounts,
 }
 
-/// A load under way; the error is shared by all who wait.
-type Load = Shared<BoxFuture<'static, Result<AdapterLease, Arc<Error>>>>;
+/// A load under way; all who wait get its result.
+type Load = Shared<BoxFuture<'static, Result<AdapterLease>>>;
 
 impl AdapterRegistry {
     /// An empty registry over the stored models with the default limits; adapters go to the device of their base in
@@ -113,8 +113,8 @@ impl AdapterRegistry {
     }
 
     /// The base model's id and the current generation of `name`, a model of the organisation or one that it has permission
-    /// for, brought to the device where it is not there; [`crate::Error::ModelNotFound`] where there is no such name,
-    /// [`crate::Error::Overloaded`] where requests lease all that fits the device.
+    /// for, brought to the device where it is not there; [`Error::ModelNotFound`] where there is no such name,
+    /// [`Error::Overloaded`] where requests lease all that fits the device.
     pub async fn lease(&self, organization: &str, name: &str) -> Result<(String, AdapterLease)> {
         let mut row = self.row(organization, name).await?;
         for _ in 0..LEASE_ATTEMPTS {
@@ -127,7 +127,7 @@ impl AdapterRegistry {
             if let Err(error) = loaded.as_ref()
                 && !is_missing(error)
             {
-                return Err(again(error));
+                return Err(error.clone());
             }
             // That took its time: the name may have been deleted or re-pointed meanwhile.
             let now = self.row(organization, name).await?;
@@ -157,14 +157,14 @@ impl AdapterRegistry {
     /// What the name points to now.
     async fn row(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
         let row = self.inner.store.usable_model(organization, name).await;
-        if matches!(row, Err(Error::ModelNotFound(_))) {
+        if matches!(row, Err(store::Error::ModelNotFound(_))) {
             self.forget(organization, name);
         }
-        row
+        Ok(row?)
     }
 
     /// The generation, once the load that is under way or begins now has ended.
-    async fn bring(&self, key: &Key) -> Result<AdapterLease, Arc<Error>> {
+    async fn bring(&self, key: &Key) -> Result<AdapterLease> {
         let load = {
             let mut loads = lock(&self.inner.loads);
             let begin = || {
@@ -177,8 +177,8 @@ impl AdapterRegistry {
                     })
                 });
                 let joined = task.map(|ended| match ended {
-                    Ok(loaded) => loaded.map_err(Arc::new),
-                    Err(error) => Err(Arc::new(Error::Internal(format!("loading an adapter: {error}")))),
+                    Ok(loaded) => loaded,
+                    Err(error) => Err(Error::Internal(format!("loading an adapter: {error}"))),
                 });
                 joined.boxed().shared()
             };
@@ -228,11 +228,9 @@ impl AdapterRegistry {
     }
 
     /// What the store answers, where it does within the time that it has.
-    async fn in_time<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::time::timeout(self.inner.limits.read_wait, answer).await.unwrap_or_else(|_| {
-            let message = "The storage of adapters does not answer in time. Please try again.";
-            Err(Error::Unavailable(message.into()))
-        })
+    async fn in_time<T>(&self, answer: impl Future<Output = store::Result<T>>) -> Result<T> {
+        let late = Error::Unavailable("The storage of adapters does not answer in time. Please try again.");
+        Ok(tokio::time::timeout(self.inner.limits.read_wait, answer).await.map_err(|_| late)??)
     }
 
     async fn to_device(&self, key: &Key, host: Arc<HostAdapter>, room: Reservation) -> Result<AdapterLease> {
@@ -248,7 +246,7 @@ impl AdapterRegistry {
         loop {
             match self.inner.tiers.reserve(bytes) {
                 Ok(room) => return Ok(room),
-                Err(NoRoom::TooLarge(limit)) => return Err(too_large(bytes, limit)),
+                Err(NoRoom::TooLarge(limit)) => return Err(Error::TooLarge { bytes, limit }),
                 Err(NoRoom::Busy) if Instant::now() < deadline => tokio::time::sleep(LOOK_AGAIN).await,
                 Err(NoRoom::Busy) => {
                     let what = "the adapters of running requests fill the memory for adapters";
@@ -292,7 +290,7 @@ impl AdapterRegistry {
         let host = Arc::new(off_thread(check).await?);
         let bytes = host.device_bytes(precision);
         if bytes > budgets.device {
-            return Err(too_large(bytes, budgets.device));
+            return Err(Error::TooLarge { bytes, limit: budgets.device });
         }
         let key = key(base, host.id());
         let blobs = vec![(config_key(host.id()), blobs.0), (weights_key(host.id()), blobs.1)];
@@ -371,30 +369,6 @@ async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send +
     worked.map_err(|error| Error::Internal(format!("loading an adapter: {error}")))?
 }
 
-fn too_large(bytes: u64, limit: u64) -> Error {
-    let message = format!(
-        "The adapter cannot be used: it needs {bytes} bytes on the device; this server's limits.adapter_device_mib allows \
-         {limit}. Use a smaller rank, or raise the limit."
-    );
-    Error::invalid_code("model", "invalid_adapter", message)
-}
-
 fn is_missing(error: &Error) -> bool {
-    matches!(error, Error::Blob(object_store::Error::NotFound { .. }))
-}
-
-/// The same error once more, for another who waited for the same load.
-fn again(error: &Error) -> Error {
-    match error {
-        Error::Invalid { message, param, code } => {
-            Error::Invalid { message: message.clone(), param: param.clone(), code: *code }
-        }
-        Error::Overloaded { what, retry_after } => Error::Overloaded { what, retry_after: *retry_after },
-        Error::Unavailable(message) => Error::Unavailable(message.clone()),
-        Error::OutOfMemory => Error::OutOfMemory,
-        Error::ModelNotFound(name) => Error::ModelNotFound(name.clone()),
-        Error::Internal(message) => Error::Internal(message.clone()),
-        error if error.is_transient() => Error::io("load an adapter")(std::io::Error::other(error.to_string())),
-        error => Error::Internal(error.to_string()),
-    }
+    matches!(error, Error::Store(store::Error::BlobNotFound(_)))
 }

@@ -5,7 +5,7 @@ use tokio::sync::broadcast;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use crate::Result;
+use crate::jobs::Result;
 use crate::store::Store;
 use crate::store::notifications::{self, Heard};
 

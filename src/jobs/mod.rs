@@ -7,12 +7,15 @@
 mod changes;
 pub mod checkpoints;
 pub mod cost;
+mod error;
 pub mod events;
 pub mod queue;
 mod rows;
 mod sql;
 mod training_rates;
 pub mod worker;
+
+pub use error::{Error, Result};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

@@ -15,10 +15,9 @@ use uuid::Uuid;
 
 pub use self::attempts::{HeartbeatAnswer, Outcome};
 use crate::jobs::rows::JobRow;
-use crate::jobs::{Job, JobApi, JobSpec, JobStatus, MetadataFilter, changes, sql};
+use crate::jobs::{Error, Job, JobApi, JobSpec, JobStatus, MetadataFilter, Result, changes, sql};
 use crate::store::files::{Page, cut_page};
 use crate::store::{Store, new_id};
-use crate::{Error, Result};
 
 /// Stop that a client may ask for until a job has finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +76,7 @@ impl Queue {
         Ok(row.into())
     }
 
-    /// Returns the organisation's job, or [`crate::Error::NotFound`].
+    /// Returns the organisation's job, or [`Error::NotFound`].
     pub async fn job(&self, organization: &str, api: JobApi, id: &str) -> Result<Job> {
         let row: Option<JobRow> =
             sqlx::query_as(sql::FIND).bind(organization).bind(api).bind(id).fetch_optional(&self.store.pool).await?;
@@ -113,7 +112,7 @@ impl Queue {
         Ok((rows.into_iter().map(Job::from).collect(), more))
     }
 
-    /// Cancels or pauses the job, or answers [`crate::Error::Conflict`] if its status does not allow that. A running
+    /// Cancels or pauses the job, or answers [`Error::Conflict`] if its status does not allow that. A running
     /// job stops at its worker's next heartbeat. Asking again for the same stop changes nothing; a cancellation is
     /// never turned into a pause.
     pub async fn stop(&self, job: &Job, what: StopRequest) -> Result<Job> {
@@ -151,7 +150,7 @@ impl Queue {
 }
 
 /// Returns the error for an action that the job's status does not allow.
-fn conflict(job: &Job, action: &str) -> Error {
+fn conflict(job: &Job, action: &'static str) -> Error {
     let status = match (job.status, job.stop_request.as_deref()) {
         (JobStatus::Running, Some("cancel")) => "being cancelled",
         (JobStatus::Queued, _) => "queued",
@@ -161,5 +160,5 @@ fn conflict(job: &Job, action: &str) -> Error {
         (JobStatus::Failed, _) => "failed",
         (JobStatus::Cancelled, _) => "cancelled",
     };
-    Error::Conflict(format!("Cannot {action} job {}: its status is {status}.", job.id))
+    Error::Conflict { action, id: job.id.clone(), status }
 }

@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::Result;
-use crate::jobs::sql;
+use crate::jobs::{Result, sql};
 use crate::store::Store;
 use crate::train::estimate::TrainingRate;
 

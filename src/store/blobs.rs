@@ -15,7 +15,7 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use tokio::io::AsyncWriteExt as _;
 
-use crate::{Error, Result};
+use crate::store::{Error, Result};
 
 /// Pieces in which files travel to the store: few enough calls, little memory.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -84,7 +84,7 @@ impl Blobs {
         tokio::fs::remove_file(&path).await.map_err(Error::io(format!("remove {}", path.display())))
     }
 
-    /// Bytes of the content under `key`; an [`crate::Error::Blob`] of kind `NotFound` where there is none.
+    /// Bytes of the content under `key`; [`Error::BlobNotFound`] if there is none.
     pub async fn size(&self, key: &str) -> Result<u64> {
         Ok(self.store.head(&checked(key)?).await?.size)
     }
@@ -98,7 +98,7 @@ impl Blobs {
         }
     }
 
-    /// The content under `key`; an [`crate::Error::Blob`] of kind `NotFound` where there is none.
+    /// The content under `key`; [`Error::BlobNotFound`] if there is none.
     pub async fn get(&self, key: &str) -> Result<Bytes> {
         Ok(self.store.get(&checked(key)?).await?.bytes().await?)
     }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+use crate::store::{Error, Result};
 use crate::store::{MAX_PAGE, Store, new_id};
-use crate::{Error, Result};
 
 /// A file as clients see it.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
@@ -105,7 +105,7 @@ impl Store {
         .await
     }
 
-    /// The organisation's file, or [`crate::Error::NotFound`].
+    /// The organisation's file, or [`Error::NotFound`].
     pub async fn file(&self, organization: &str, id: &str) -> Result<File> {
         sqlx::query_as(file_query!("select", "from files where organization = $1 and id = $2"))
             .bind(organization)
@@ -148,7 +148,7 @@ impl Store {
         Ok(cut_page(files, limit))
     }
 
-    /// Deletes row and content, or [`crate::Error::NotFound`]; [`crate::Error::Invalid`] while a job needs the file.
+    /// Deletes row and content, or [`Error::NotFound`]; [`Error::FileInUse`] while a job needs the file.
     pub async fn delete_file(&self, organization: &str, id: &str) -> Result<()> {
         let (store, organization, id) = (self.clone(), organization.to_owned(), id.to_owned());
         Self::to_the_end(async move {
@@ -169,9 +169,7 @@ impl Store {
             .await?;
             match job {
                 None => Err(no_such_file(&id)),
-                Some(Some(job)) => {
-                    Err(Error::invalid("file_id", format!("File {id} is in use by job {job}: cancel the job first.")))
-                }
+                Some(Some(job)) => Err(Error::FileInUse { file: id, job }),
                 Some(None) => store.blobs.delete_prefix(&blob_key(&id)).await,
             }
         })

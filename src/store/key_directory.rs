@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::store::Store;
 use crate::store::keys::{ApiKey, KeyHash, PREFIX, hash};
 use crate::store::notifications;
-use crate::{Error, Result};
+use crate::store::{Error, Result};
 
 /// The database's channel; a trigger of the migrations writes to it.
 const CHANNEL: &str = "api_keys";
@@ -100,7 +100,7 @@ impl KeyDirectory {
                     inner.unknown.insert(entry, ()).await;
                     Ok(None)
                 }
-                Miss::Failed(error) => Err(shared(error)),
+                Miss::Failed(error) => Err(error.clone()),
             },
         }
     }
@@ -112,7 +112,7 @@ impl KeyDirectory {
             return Ok(true);
         }
         let generation = inner.generation.load(Ordering::SeqCst);
-        let any = inner.any.try_get_with(generation, inner.store.has_keys()).await.map_err(|error| shared(&error))?;
+        let any = inner.any.try_get_with(generation, inner.store.has_keys()).await.map_err(|error| (*error).clone())?;
         if any && !inner.closed.swap(true, Ordering::SeqCst) {
             tracing::info!("the database holds API keys: every request needs one");
         }
@@ -122,13 +122,5 @@ impl KeyDirectory {
     /// What [`KeyDirectory::is_closed`] last found.
     pub fn was_closed(&self) -> bool {
         self.inner.closed.load(Ordering::SeqCst)
-    }
-}
-
-/// The error of a lookup that several requests waited for.
-fn shared(error: &Error) -> Error {
-    match error {
-        Error::Unavailable(message) => Error::Unavailable(message.clone()),
-        error => Error::Internal(format!("look up a key: {error}")),
     }
 }

@@ -6,8 +6,8 @@
 
 use sha2::{Digest as _, Sha256};
 
+use crate::store::{Error, Result};
 use crate::store::{MAX_PAGE, Store, new_id, with_random_letters};
-use crate::{Error, Result};
 
 /// Where the text of every key begins.
 pub const PREFIX: &str = "sk-attune-";
@@ -100,7 +100,7 @@ pub fn normal_organization(name: &str) -> Result<String> {
             "organisation `{name}`: use 1 to {MAX_ORGANIZATION} letters (a to z), digits, `-` and `_`; it becomes a part \
              of the names of fine-tuned models"
         );
-        return Err(Error::invalid("organization", message));
+        return Err(Error::KeySetting(message));
     }
     Ok(normal)
 }
@@ -110,12 +110,12 @@ impl Store {
     pub async fn create_key(&self, new: NewKey) -> Result<(ApiKey, String)> {
         let organization = normal_organization(&new.organization)?;
         if new.name.as_ref().is_some_and(|name| name.chars().count() > MAX_NAME) {
-            return Err(Error::invalid("name", format!("the name of a key has at most {MAX_NAME} characters")));
+            return Err(Error::KeySetting(format!("the name of a key has at most {MAX_NAME} characters")));
         }
-        let limit = |param: &str, limit: Option<u64>| match limit.map(i64::try_from) {
+        let limit = |name: &str, limit: Option<u64>| match limit.map(i64::try_from) {
             None => Ok(None),
             Some(Ok(limit @ 1..)) => Ok(Some(limit)),
-            Some(_) => Err(Error::invalid(param, format!("{param} must be at least 1, and no more than {}", i64::MAX))),
+            Some(_) => Err(Error::KeySetting(format!("{name} must be at least 1, and no more than {}", i64::MAX))),
         };
         let text = with_random_letters(PREFIX, RANDOM);
         let key = sqlx::query_as(key_query!(
@@ -147,7 +147,7 @@ impl Store {
         Ok(keys.bind(organization).bind(MAX_PAGE).fetch_all(&self.pool).await?)
     }
 
-    /// Ends a key for good, or [`crate::Error::NotFound`]. Revoking it again changes nothing.
+    /// Ends a key for good, or [`Error::NotFound`]. Revoking it again changes nothing.
     pub async fn revoke_key(&self, id: &str) -> Result<ApiKey> {
         sqlx::query_as(key_query!(
             "update api_keys set revoked_at = coalesce(revoked_at, now()) where id = $1 returning",

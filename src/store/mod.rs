@@ -2,6 +2,7 @@
 //! Called by `api` and `jobs`.
 
 pub mod blobs;
+mod error;
 pub mod files;
 pub mod key_directory;
 pub mod keys;
@@ -23,7 +24,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, PgPool, Row as _};
 use uuid::Uuid;
 
-use crate::{Error, Result};
+pub use error::{Error, Result};
 pub use sweep::Swept;
 
 /// Connections of one process. A private Postgres allows 50, so that a server and a few workers share it.

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
+use crate::store::{Error, Result};
 use crate::store::{MAX_PAGE, Store};
-use crate::{Error, Result};
 
 /// A fine-tuned model. Its adapter lies in the blobs `adapters/{adapter}/…`.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
@@ -55,7 +55,7 @@ macro_rules! model_query {
 pub(super) use model_query;
 
 impl Store {
-    /// The organisation's model, or [`crate::Error::ModelNotFound`].
+    /// The organisation's model, or [`Error::ModelNotFound`].
     pub async fn fine_tuned_model(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
         sqlx::query_as(model_query!("select", "from fine_tuned_models where organization = $1 and name = $2"))
             .bind(organization)
@@ -79,7 +79,7 @@ impl Store {
     }
 
     /// Stores the adapter's blobs (key and content) and its name. Where the organisation has the name already it is
-    /// re-pointed if `replace`, else refused with [`crate::Error::Invalid`]; a job's model is never replaced. What is refused
+    /// re-pointed if `replace`, else refused with [`Error::NameTaken`]; a job's model is never replaced. What is refused
     /// leaves no blobs.
     pub async fn add_model(&self, new: NewModel, blobs: Vec<(String, Bytes)>, replace: bool) -> Result<FineTunedModel> {
         let store = self.clone();
@@ -202,17 +202,9 @@ impl Store {
 }
 
 fn check_replaceable(before: &FineTunedModel, replace: bool) -> Result<()> {
-    let name = &before.name;
-    if before.job.is_some() {
-        let message = format!("A fine-tune job made the model '{name}': choose another name.");
-        return Err(Error::invalid_code("lora_name", "invalid_value", message));
+    match (&before.job, replace) {
+        (Some(_), _) => Err(Error::NameOfJob(before.name.clone())),
+        (None, false) => Err(Error::NameTaken(before.name.clone())),
+        (None, true) => Ok(()),
     }
-    if !replace {
-        let message = format!(
-            "The lora adapter '{name}' has already been loaded. Set 'load_inplace' to true to replace it, or choose \
-             another name."
-        );
-        return Err(Error::invalid_code("lora_name", "invalid_value", message));
-    }
-    Ok(())
 }

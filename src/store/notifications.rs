@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::Result;
+use crate::store::Result;
 use crate::store::Store;
 
 /// Pauses between attempts to connect again.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use futures::TryStreamExt as _;
 
 use crate::store::Store;
-use crate::{Error, Result};
+use crate::store::{Error, Result};
 
 /// Younger blobs may belong to a row that another process is about to write.
 const GRACE: Duration = Duration::from_hours(1);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::Result;
+use crate::store::Result;
 use crate::store::{MAX_PAGE, Store};
 
 /// Whose sums, and of what: a row of the table.

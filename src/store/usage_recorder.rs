@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::Result;
+use crate::store::Result;
 use crate::store::Store;
 use crate::store::usage::{Counts, UsageEntry, UsageRows};
 

@@ -225,7 +225,7 @@ fn random_like(tensor: &Tensor) -> Tensor {
 pub fn greedy(prompt: &[u32], max_tokens: usize, adapter: Option<&AdapterLease>) -> GenerateRequest {
     GenerateRequest {
         organization: "org".into(),
-        prompt: prompt.to_vec(),
+        prompt: prompt.into(),
         adapter: adapter.cloned(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         max_tokens,

@@ -106,6 +106,7 @@ impl Fixture {
             registry: self.registry.clone(),
             priority: Arc::new(Priority::default()),
             memory: self.memory,
+            describe_fault: attune::api::describe_fault,
             pricing: Pricing { currency: "EUR".into(), per_hour: Some(3.6), ..Pricing::default() },
         }
     }

@@ -268,7 +268,7 @@ fn adapter(id: &str) -> AdapterLease {
 fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
         organization: "org".into(),
-        prompt: prompt.to_vec(),
+        prompt: prompt.into(),
         adapter: None,
         sampling: Sampling { seed: Some(1), ..Sampling::default() },
         max_tokens,
@@ -348,7 +348,7 @@ fn a_mixed_batch_gives_each_request_what_it_gets_alone() {
     for (max_sequences, max_step_tokens) in [(8, 16), (64, 300), (3, 2)] {
         let together = engine(&limits(max_sequences, max_step_tokens, 1000));
         let events: Vec<_> = requests.iter().map(|one| together.generate(one.clone()).unwrap()).collect();
-        let inputs: Vec<Vec<u32>> = requests.iter().map(|one| one.prompt.clone()).collect();
+        let inputs: Vec<Vec<u32>> = requests.iter().map(|one| one.prompt.to_vec()).collect();
         let vectors = block_on(together.embed(embed_request(inputs))).unwrap();
         assert_eq!(vectors.len(), requests.len());
         let answers: Vec<_> = events.into_iter().map(|events| read(events).unwrap()).collect();

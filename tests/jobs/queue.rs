@@ -16,8 +16,8 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use crate::postgres::TestDatabase;
-use attune::Error;
 use attune::api::event_text;
+use attune::jobs::Error;
 use attune::jobs::queue::{Outcome, Queue};
 use attune::jobs::{Job, JobApi, JobFault, JobSpec};
 use attune::store::files::Page;
@@ -119,7 +119,7 @@ fn other_organization(job: &Job) -> Job {
 }
 
 fn assert_conflict<T: std::fmt::Debug>(result: &Result<T, Error>) {
-    assert!(matches!(result, Err(Error::Conflict(_))), "expected a conflict, got {result:?}");
+    assert!(matches!(result, Err(Error::Conflict { .. })), "expected a conflict, got {result:?}");
 }
 
 fn page(after: Option<&str>, limit: i64) -> Page {

@@ -6,9 +6,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use crate::postgres::TestDatabase;
-use attune::Error;
+use attune::jobs;
 use attune::jobs::queue::{Outcome, Queue, StopRequest};
 use attune::jobs::{Job, JobApi, JobSpec};
+use attune::store::Error;
 use attune::store::Store;
 use attune::store::files::{File, NewFile, Page};
 use attune::store::models::NewModel;
@@ -47,7 +48,7 @@ fn spec(training_file: &str, validation_file: Option<&str>) -> JobSpec {
 }
 
 fn is_absent<T>(result: &Result<T, Error>) -> bool {
-    matches!(result, Err(Error::Blob(object_store::Error::NotFound { .. })))
+    matches!(result, Err(Error::BlobNotFound(_)))
 }
 
 // --- Files -------------------------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ async fn a_file_that_an_unfinished_job_needs_is_kept() {
     let job = queue.enqueue(ORG, JobApi::FineTunes, spec(&train.id, Some(&valid.id))).await.unwrap();
     for file in [&train, &valid] {
         let error = database.store.delete_file(ORG, &file.id).await.unwrap_err();
-        assert!(matches!(error, Error::Invalid { .. }), "clients retry a 409: {error:?}");
+        assert!(matches!(error, Error::FileInUse { .. }), "clients retry a 409: {error:?}");
         assert!(error.to_string().contains(&job.id), "{error}");
         assert!(database.store.blobs.get(&format!("files/{}", file.id)).await.is_ok());
     }
@@ -154,10 +155,10 @@ async fn text_that_postgres_cannot_hold_is_the_callers_fault() {
     let database = TestDatabase::new().await;
     let queue = Queue::open(database.store.clone()).await.unwrap();
     let error = database.store.file(ORG, "file-\0").await.unwrap_err();
-    assert!(matches!(error, Error::Invalid { .. }), "{error:?}");
+    assert!(matches!(error, Error::NulInText), "{error:?}");
     let with_nul = JobSpec { suffix: Some("a\0b".into()), ..spec("file-x", None) };
     let error = queue.enqueue(ORG, JobApi::FineTunes, with_nul).await.unwrap_err();
-    assert!(matches!(error, Error::Invalid { .. }), "{error:?}");
+    assert!(matches!(error, jobs::Error::Store(Error::NulInText)), "{error:?}");
 }
 
 // --- Models ------------------------------------------------------------------------------------------------------------
@@ -243,13 +244,13 @@ async fn an_adapter_from_elsewhere_keeps_its_name_until_it_is_replaced_and_takes
     publish(&database, &queue, ORG, "ft:a", "aa").await;
     let store = &database.store;
     assert_eq!(load(store, "mine", "ab", false).await.unwrap(), "ab");
-    assert!(matches!(load(store, "mine", "ac", false).await, Err(Error::Invalid { .. })), "the name is taken");
+    assert!(matches!(load(store, "mine", "ac", false).await, Err(Error::NameTaken(_))));
     assert_eq!(store.fine_tuned_model(ORG, "mine").await.unwrap().adapter, "ab");
     assert_eq!(load(store, "mine", "ac", true).await.unwrap(), "ac");
     assert!(is_absent(&store.blobs.get("adapters/ab/adapter_config.json").await));
     assert!(store.blobs.get("adapters/ac/adapter_config.json").await.is_ok());
     for replace in [false, true] {
-        assert!(matches!(load(store, "ft:a", "ac", replace).await, Err(Error::Invalid { .. })), "a job made it");
+        assert!(matches!(load(store, "ft:a", "ac", replace).await, Err(Error::NameOfJob(_))));
     }
     assert_eq!(store.fine_tuned_model(ORG, "ft:a").await.unwrap().adapter, "aa");
 }

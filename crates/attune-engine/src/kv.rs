@@ -5,7 +5,9 @@
 //! (`prefix_cache.rs`). Kept blocks are taken again, the longest unused first, once none is free. Only full blocks are
 //! shared, and nobody writes into a full block, so no table ever sees another's tokens.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::prefix_cache::{PrefixCache, PrefixKey};
 use attune_model::kv_cache::BLOCK_TOKENS;
@@ -100,7 +102,7 @@ impl BlockAllocator {
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pool.lock()
     }
 }
 

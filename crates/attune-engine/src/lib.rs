@@ -35,7 +35,8 @@ pub use self::limits::EngineLimits;
 use self::logprobs::TokenLogprobs;
 use attune_model::lora::AdapterLease;
 
-/// Serves one base model. The native engine implements it; a backend over another library can stand beside it.
+/// Serves one base model. The native engine implements it in this process; the trait is kept for a second backend, which
+/// will run another library in a process of its own (`docs/adr/0001-own-engine.md`).
 pub trait Backend: Send + Sync {
     /// Queues a request; its events arrive on the channel. Dropping the receiver cancels it within one step.
     ///
@@ -61,7 +62,7 @@ pub struct GenerateRequest {
     /// Who asks: requests share the engine by organisation, and find nothing of another one's in the cache.
     pub organization: Arc<str>,
     /// The prompt's token ids; at least one.
-    pub prompt: Vec<u32>,
+    pub prompt: Arc<[u32]>,
     /// The adapter's generation, leased before queueing; none runs the base.
     pub adapter: Option<AdapterLease>,
     /// How tokens are drawn.

@@ -9,13 +9,13 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 
 use super::admission::Admission;
-use super::inbox::{Arrival, Inbox};
+use super::inbox::{Arrival, Asked, Inbox};
 use super::kv::BlockAllocator;
 use super::priority::Priority;
 use super::runner::Runner;
 use super::scheduler::Scheduler;
 use super::step_model::{BaseStepModel, StepModel};
-use super::{Backend, EmbedRequest, Event, FinishReason, GenerateRequest, Vectors};
+use super::{Backend, EmbedRequest, Event, GenerateRequest, Vectors};
 use crate::limits::EngineLimits;
 use crate::{Error, Result};
 use attune_model::BaseModel;
@@ -57,7 +57,8 @@ impl NativeEngine {
         &self.allocator
     }
 
-    /// A token id outside the model's embedding would fail the whole step that it is in.
+    /// Refuses token ids outside the model's embedding: one would fail the whole step that it is in. `api` has refused a
+    /// client's by then, in the words of the request's field.
     fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
         match tokens.iter().find(|id| **id as usize >= self.vocabulary_size) {
             Some(id) => Err(Error::UnknownToken { id: *id, vocabulary: self.vocabulary_size }),
@@ -81,13 +82,14 @@ impl NativeEngine {
         let mut replies = Vec::with_capacity(request.inputs.len());
         for input in request.inputs {
             let (reply, vector) = oneshot::channel();
-            arrivals.push(Arrival::Embed {
-                input,
+            arrivals.push(Arrival {
                 organization: request.organization.clone(),
+                prompt: input.into(),
+                max_tokens: 0,
                 adapter: request.adapter.clone(),
                 submitted,
-                reply,
                 ticket: ticket.clone(),
+                owner: Asked::Vector { reply },
             });
             replies.push(vector);
         }
@@ -103,23 +105,25 @@ impl Backend for NativeEngine {
 
     fn generate_all(&self, requests: Vec<GenerateRequest>) -> Result<Vec<UnboundedReceiver<Event>>> {
         let mut receivers = Vec::with_capacity(requests.len());
-        let mut to_run = Vec::with_capacity(requests.len());
-        for request in requests {
-            let max_tokens = self.admission.answer_tokens(request.prompt.len(), request.max_tokens)?;
+        let mut admitted = Vec::with_capacity(requests.len());
+        for mut request in requests {
+            request.max_tokens = self.admission.answer_tokens(request.prompt.len(), request.max_tokens)?;
             self.check_tokens(&request.prompt)?;
+            admitted.push(request);
+        }
+        let (tickets, submitted) = (self.admission.enter_many(admitted.len())?, Instant::now());
+        let arrivals = admitted.into_iter().zip(tickets).map(|(mut request, ticket)| {
             let (events, receiver) = unbounded_channel();
             receivers.push(receiver);
-            if max_tokens == 0 && request.prompt_logprobs.is_none() {
-                let (text, reason) = (String::new(), FinishReason::Length);
-                let finished = Event::Finished { text, reason, completion_tokens: 0, cached_tokens: 0 };
-                events.send(finished).map_err(|_| stopped())?;
-            } else {
-                to_run.push((request, max_tokens, events));
+            Arrival {
+                organization: request.organization.clone(),
+                prompt: request.prompt.clone(),
+                max_tokens: request.max_tokens,
+                adapter: request.adapter.take(),
+                submitted,
+                ticket,
+                owner: Asked::Answer { request, events },
             }
-        }
-        let (tickets, submitted) = (self.admission.enter_many(to_run.len())?, Instant::now());
-        let arrivals = to_run.into_iter().zip(tickets).map(|((request, max_tokens, events), ticket)| {
-            Arrival::Generate { request, max_tokens, events, submitted, ticket }
         });
         self.put(arrivals.collect())?;
         Ok(receivers)

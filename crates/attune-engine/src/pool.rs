@@ -8,8 +8,11 @@
 //! turns, in the order in which they ask. So an engine waits for one step of each other engine at the most. Of a trainer,
 //! which works from a thread of its own, a step can meet a piece of one kernel at a time. Nothing in the pool waits for a
 //! lock that a waiting step holds, so there is nothing to lock up.
+//!
+//! `parking_lot::FairMutex` is not enough: it keeps the order of the threads that sleep, and one that still spins is
+//! overtaken by whoever comes back first; on a busy machine that is an engine's next step.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 static TURNS: Turns = Turns::new();
 
@@ -38,13 +41,13 @@ impl Turns {
         let number = state.0;
         state.0 += 1;
         while state.1 != number {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
         Turn(self)
     }
 
     fn lock(&self) -> MutexGuard<'_, (u64, u64)> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

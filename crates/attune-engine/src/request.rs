@@ -1,6 +1,7 @@
 //! One request's state on the engine thread: an answer that grows token by token, or an input's hidden states on the way to
 //! a vector. Made and driven by `runner.rs`.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
@@ -10,7 +11,7 @@ use tokio::sync::oneshot;
 use super::grammar::Grammar;
 use super::logprobs::TokenLogprobs;
 use super::sampler::Sampler;
-use super::sequence::Owner;
+use super::sequence::{Lane, Owner};
 use super::text::TextStream;
 use super::{Event, FinishReason, GenerateRequest};
 use crate::{Error, Result};
@@ -51,7 +52,7 @@ pub(super) struct Answer {
 /// A prompt's log probabilities, gathered piece by piece as the prompt is computed.
 #[derive(Debug)]
 struct PromptLogprobs {
-    prompt: Vec<u32>,
+    prompt: Arc<[u32]>,
     /// As [`GenerateRequest::prompt_logprobs`].
     count: usize,
     /// Of the prompt's tokens from the second on, so far.
@@ -96,6 +97,13 @@ pub(super) enum TokenTime {
 }
 
 impl Owner for Work {
+    fn lane(&self) -> Lane {
+        match self {
+            Self::Answer(_) => Lane::Answer,
+            Self::Embedding(_) => Lane::Embed,
+        }
+    }
+
     fn is_gone(&self) -> bool {
         match self {
             Self::Answer(answer) => answer.events.is_closed(),
@@ -139,11 +147,10 @@ impl Work {
 }
 
 impl Answer {
-    /// The answer to `request` before its first token. `max_tokens` is what the door lets it have.
+    /// Begins the answer to `request`, before its first token.
     pub(super) fn new(
         tokenizer: &Tokenizer,
         request: GenerateRequest,
-        max_tokens: usize,
         events: UnboundedSender<Event>,
         submitted: Instant,
     ) -> Result<Self> {
@@ -159,7 +166,7 @@ impl Answer {
             text,
             stop_tokens: request.stop_tokens,
             grammar,
-            max_tokens,
+            max_tokens: request.max_tokens,
             drawn: 0,
             submitted,
             last_token: None,

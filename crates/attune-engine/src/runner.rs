@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::Event;
-use super::inbox::{Arrival, Inbox};
+use super::inbox::{Arrival, Asked, Inbox};
 use super::metrics::EngineMetrics;
 use super::native::stopped;
 use super::pool;
 use super::priority::Priority;
 use super::request::{Answer, Drawn, Embedding, Next, Work};
 use super::scheduler::{Overdue, Scheduler, Step};
-use super::sequence::{Lane, NewSequence, Sequence};
+use super::sequence::Sequence;
 use super::step_model::{StepModel, StepOutput, WantedRows};
 use crate::limits::EngineLimits;
 use crate::{Error, Result};
@@ -68,7 +68,7 @@ impl<M: StepModel> Runner<M> {
             self.start_anew(text(&*panic));
         }
         for arrival in self.arrived {
-            arrival.fail(stopped());
+            arrival.owner.fail(stopped());
         }
         for mut work in self.scheduler.drain() {
             work.fail(stopped());
@@ -118,39 +118,23 @@ impl<M: StepModel> Runner<M> {
     }
 
     fn accept(&mut self, arrival: Arrival) {
-        let sequence = match arrival {
-            Arrival::Generate { mut request, max_tokens, events, submitted, ticket } => {
-                let organization = request.organization.clone();
-                let adapter = request.adapter.take();
-                let prompt = request.prompt.clone();
-                let model = &self.model;
-                let begin = || Answer::new(model.tokenizer(), request, max_tokens, events.clone(), submitted);
-                match caught(begin) {
-                    Ok(answer) => NewSequence {
-                        lane: Lane::Answer,
-                        organization,
-                        prompt,
-                        max_tokens,
-                        adapter,
-                        submitted,
-                        ticket,
-                        owner: Work::Answer(Box::new(answer)),
-                    },
-                    Err(error) => return drop(events.send(Event::Failed(error))),
+        let (tokenizer, submitted) = (self.model.tokenizer(), arrival.submitted);
+        let sequence = arrival.with_owner(|asked| match asked {
+            Asked::Answer { request, events } => {
+                match caught(|| Answer::new(tokenizer, request, events.clone(), submitted)) {
+                    Ok(answer) => Some(Work::Answer(Box::new(answer))),
+                    Err(error) => {
+                        // A client that has gone meanwhile needs no answer.
+                        let _ = events.send(Event::Failed(error));
+                        None
+                    }
                 }
             }
-            Arrival::Embed { input, organization, adapter, submitted, reply, ticket } => NewSequence {
-                lane: Lane::Embed,
-                organization,
-                prompt: input,
-                max_tokens: 0,
-                adapter,
-                submitted,
-                ticket,
-                owner: Work::Embedding(Embedding::new(reply)),
-            },
-        };
-        self.scheduler.submit(sequence);
+            Asked::Vector { reply } => Some(Work::Embedding(Embedding::new(reply))),
+        });
+        if let Some(sequence) = sequence {
+            self.scheduler.submit(sequence);
+        }
     }
 
     fn step(&mut self) {
@@ -261,30 +245,25 @@ impl<M: StepModel> Runner<M> {
 /// Which rows of `step` are read back, and where each part finds its own.
 fn wanted_rows(step: &Step, running: &[Sequence<Work>], model_draws: bool) -> (WantedRows, Vec<Results>) {
     let mut wanted = WantedRows::default();
-    let results = step.parts.iter().map(|part| match part.lane {
-        Lane::Answer => {
+    let results = step.parts.iter().map(|part| match &running[part.sequence].owner {
+        Work::Answer(answer) => {
             let last = part.rows.end - usize::from(part.complete);
-            let answer = match &running[part.sequence].owner {
-                Work::Answer(answer) => Some(answer),
-                Work::Embedding(_) => None,
-            };
             if part.complete
                 && model_draws
-                && let Some(draw) = answer.and_then(|answer| answer.plain_draw())
+                && let Some(draw) = answer.plain_draw()
             {
                 wanted.draws.push((last as u32, draw));
                 return Results::Token(wanted.draws.len() - 1);
             }
-            let reads_prompt = answer.is_some_and(|answer| answer.reads_prompt());
             let from = wanted.logits.len();
-            let prompt = if reads_prompt { part.rows.start..last } else { last..last };
+            let prompt = if answer.reads_prompt() { part.rows.start..last } else { last..last };
             wanted.logits.extend(prompt.map(|row| row as u32));
             let prompt = from..wanted.logits.len();
             let draw = part.complete.then_some(prompt.end);
             wanted.logits.extend(draw.map(|_| last as u32));
             Results::Logits { prompt, draw }
         }
-        Lane::Embed => {
+        Work::Embedding(_) => {
             let from = wanted.hidden.len();
             wanted.hidden.extend(part.rows.clone().map(|row| row as u32));
             Results::Hidden { rows: from..wanted.hidden.len(), last: part.complete }

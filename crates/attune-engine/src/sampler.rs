@@ -1,5 +1,5 @@
 //! Draws tokens: one [`Sampler`] per request, with its own random numbers, so that a seed gives the same text whatever
-//! else is in the batch. Called by the engine thread (`native.rs`) with one row of logits per token.
+//! else is in the batch. Called by `request.rs`, on the engine thread, with one row of logits per token.
 
 use std::collections::{HashMap, HashSet};
 

@@ -48,8 +48,6 @@ pub struct StepPart {
     pub sequence: usize,
     /// Its rows in the step.
     pub rows: Range<usize>,
-    /// What is wanted of the rows.
-    pub lane: Lane,
     /// True where the rows reach the last known token: a token can be drawn, an embedding is complete.
     pub complete: bool,
 }
@@ -129,7 +127,7 @@ impl<T: Owner> Scheduler<T> {
     pub fn submit(&mut self, new: NewSequence<T>) {
         let sequence = Sequence::new(new, &self.allocator, self.limits.prefix_cache);
         self.arrivals += 1;
-        self.waiting[sequence.lane as usize].push(&sequence.place.clone(), self.arrivals, sequence);
+        self.waiting[sequence.owner.lane() as usize].push(&sequence.place.clone(), self.arrivals, sequence);
     }
 
     /// Takes out what nobody waits for any more, and returns the owners of what has taken too long.
@@ -151,7 +149,7 @@ impl<T: Owner> Scheduler<T> {
             taken.extend(gone);
         }
         for sequence in &taken {
-            self.waiting[sequence.lane as usize].leave(&sequence.place);
+            self.waiting[sequence.owner.lane() as usize].leave(&sequence.place);
         }
         self.sweeps += 1;
         if self.waiting_count() <= LONG_QUEUE || self.sweeps.is_multiple_of(LAZY_SWEEP) {
@@ -177,7 +175,6 @@ impl<T: Owner> Scheduler<T> {
             step.parts.push(StepPart {
                 sequence: index,
                 rows: from..from + rows,
-                lane: sequence.lane,
                 complete: sequence.pending() == rows,
             });
         }
@@ -295,8 +292,9 @@ impl<T: Owner> Scheduler<T> {
         for part in &step.parts {
             let sequence = &mut self.running[part.sequence];
             sequence.advance(part.rows.len());
-            if part.complete && part.lane == Lane::Answer {
-                self.waiting[part.lane as usize].charge(&sequence.place, DRAWN_TOKEN);
+            let lane = sequence.owner.lane();
+            if part.complete && lane == Lane::Answer {
+                self.waiting[lane as usize].charge(&sequence.place, DRAWN_TOKEN);
             }
         }
     }
@@ -312,7 +310,7 @@ impl<T: Owner> Scheduler<T> {
         indices.dedup();
         let removed: Vec<_> = indices.into_iter().rev().map(|index| self.running.remove(index)).collect();
         for sequence in &removed {
-            self.waiting[sequence.lane as usize].leave(&sequence.place);
+            self.waiting[sequence.owner.lane() as usize].leave(&sequence.place);
         }
         removed
     }

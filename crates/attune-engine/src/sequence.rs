@@ -13,7 +13,10 @@ use attune_model::lora::AdapterLease;
 
 /// What a sequence is computed for: the engine's reply channel and sampling state, opaque to the scheduler.
 pub trait Owner {
-    /// True where nobody waits for the result any more.
+    /// Returns which queue its sequence waits in, and what is wanted of the rows.
+    fn lane(&self) -> Lane;
+
+    /// Returns `true` once nobody waits for the result any more.
     fn is_gone(&self) -> bool;
 
     /// True where the owner needs to see every row, so that none may be taken from the cache.
@@ -26,7 +29,7 @@ pub trait Owner {
     fn restarted(&mut self);
 }
 
-/// Which queue a sequence waits in, and what is wanted of its rows.
+/// What is wanted of a sequence's rows. Each lane has a queue of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
     /// A token after the last row.
@@ -38,12 +41,10 @@ pub enum Lane {
 /// A sequence that asks to be computed.
 #[derive(Debug)]
 pub struct NewSequence<T> {
-    /// What is wanted.
-    pub lane: Lane,
     /// Who asks.
     pub organization: Arc<str>,
     /// The tokens given; at least one.
-    pub prompt: Vec<u32>,
+    pub prompt: Arc<[u32]>,
     /// New tokens at the most; 0 for embeddings.
     pub max_tokens: usize,
     /// The adapter of its rows.
@@ -56,12 +57,20 @@ pub struct NewSequence<T> {
     pub owner: T,
 }
 
+impl<T> NewSequence<T> {
+    /// Replaces the owner by what `change` makes of it; `None` if that is `None`.
+    pub(super) fn with_owner<U>(self, change: impl FnOnce(T) -> Option<U>) -> Option<NewSequence<U>> {
+        let Self { organization, prompt, max_tokens, adapter, submitted, ticket, owner } = self;
+        let owner = change(owner)?;
+        Some(NewSequence { organization, prompt, max_tokens, adapter, submitted, ticket, owner })
+    }
+}
+
 /// A sequence that waits or runs.
 #[derive(Debug)]
 pub struct Sequence<T> {
     /// Who gets the result.
     pub owner: T,
-    pub(super) lane: Lane,
     pub(super) place: Position,
     /// The prompt, then the tokens drawn.
     pub(super) tokens: Vec<u32>,
@@ -89,15 +98,14 @@ impl<T: Owner> Sequence<T> {
     pub(super) fn new(new: NewSequence<T>, allocator: &BlockAllocator, prefix_cache: bool) -> Self {
         let adapter_id = new.adapter.as_ref().map(|adapter| adapter.id.as_str());
         // An input to embed neither finds nor leaves anything: all its rows are computed, and each text is its own.
-        let chain = (prefix_cache && new.lane == Lane::Answer)
+        let chain = (prefix_cache && new.owner.lane() == Lane::Answer)
             .then(|| PrefixChain::new(PrefixKey::root(&new.organization, adapter_id)));
         let place = Position { organization: new.organization, adapter: adapter_id.unwrap_or_default().into() };
         Self {
             owner: new.owner,
-            lane: new.lane,
             place,
             prompt_tokens: new.prompt.len(),
-            tokens: new.prompt,
+            tokens: new.prompt.to_vec(),
             max_tokens: new.max_tokens,
             cached: 0,
             table: allocator.empty_table(),

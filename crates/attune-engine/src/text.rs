@@ -1,5 +1,9 @@
 //! Text that grows token by token: never half a character, never a stop text, at a cost per token that does not grow.
-//! Called by the engine thread (`native.rs`) for every drawn token.
+//! Called by `request.rs`, on the engine thread, for every drawn token.
+//!
+//! `tokenizers::DecodeStream` is not used: it shows nothing while the text ends in a replacement character, so broken bytes
+//! at the end of an answer are lost and its window of tokens grows with them; where a decoder rewrites a character that was
+//! shown, it fails.
 
 use crate::Result;
 use attune_model::tokenizer::Tokenizer;

@@ -7,7 +7,7 @@ use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::Result;
+use crate::adapters::Result;
 use crate::adapters::peft::refuse;
 use crate::model::lora::MAX_RANK;
 

@@ -1,46 +1,48 @@
-//! Who calls: the bearer key of a request, one of the configuration or one of the database. The layer stands before every
-//! route that reads or changes something; handlers receive the [`Caller`], or an [`Admin`].
+//! Authentication: finds the bearer key of a request among the keys of the configuration and of the database. The layer
+//! [`authenticate`] stands before every route that reads or changes something; handlers receive the [`Caller`], or an
+//! [`Admin`].
 
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Uri, header};
+use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
-use crate::Error;
 use crate::api::access::limits::{self, Allowance, Limiter, Limiters};
 use crate::api::http::error::Problem;
+use crate::api::http::headers::is_local;
 use crate::config::Config;
 use crate::store::key_directory::KeyDirectory;
 use crate::store::keys::{ApiKey, KeyHash, hash};
 use crate::store::usage_recorder::UsageRecorder;
 
-/// The key's id where none is needed.
+/// Id of the key in requests to a server that needs no key.
 const LOCAL: &str = "local";
 
-/// On whose behalf a request runs.
+/// The holder of the key that a request came with.
 #[derive(Debug, Clone)]
-pub struct Caller {
-    /// Owner of the files, jobs and models that the request sees.
+pub(crate) struct Caller {
+    /// Organisation that owns the files, jobs and models that the request sees.
     pub organization: Arc<str>,
-    /// Id of the key: `key_…`, `config-1` for the first one of the configuration, `local` where none is needed.
+    /// Id of the key: `key_…` for a key of the database, `config-1` for the first key of the configuration, `local` if
+    /// the server needs none.
     pub key: Arc<str>,
-    /// May do what concerns the whole server, or other organisations.
+    /// True if the key may change the whole server and read other organisations.
     pub admin: bool,
-    /// What the key may use, and has used.
+    /// The key's limits and what it has used of them.
     pub limiter: Arc<Limiter>,
 }
 
-/// A caller with an admin key; others are answered with 403.
+/// A caller with an admin key; extracting it answers 403 to any other caller.
 #[derive(Debug, Clone)]
-pub struct Admin(pub Caller);
+pub(crate) struct Admin(pub Caller);
 
-/// Decides who is let in. Cheap to clone.
+/// Checks the keys of requests. Cheap to clone.
 #[derive(Clone)]
-pub struct Gate {
+pub(crate) struct Gate {
     configured: ConfiguredKeys,
     directory: KeyDirectory,
     organization: Arc<str>,
@@ -49,7 +51,7 @@ pub struct Gate {
     usage: UsageRecorder,
 }
 
-/// The keys of the configuration, all of them admin keys of its organisation.
+/// The keys of the configuration: admin keys of the configured organisation.
 #[derive(Debug, Clone)]
 struct ConfiguredKeys {
     /// SHA-256 of each key, so that the comparison does not depend on a key's length.
@@ -61,7 +63,8 @@ impl ConfiguredKeys {
         Self { hashes: keys.iter().map(|key| hash(key.trim())).collect() }
     }
 
-    /// The number of the key, from 1.
+    /// Returns the number of the key, counted from 1, or `None` if the configuration does not have it. Compares with
+    /// every key in constant time.
     fn find(&self, text: &str) -> Option<u64> {
         let hash = hash(text);
         let number = self.hashes.iter().zip(1_u64..).fold(0, |found, (other, number)| {
@@ -73,8 +76,8 @@ impl ConfiguredKeys {
 }
 
 impl Gate {
-    /// The door of a server with this configuration and the keys of its database.
-    pub fn new(config: &Config, directory: KeyDirectory, usage: UsageRecorder) -> Self {
+    /// Creates the gate of a server from its configuration and the keys of its database.
+    pub(crate) fn new(config: &Config, directory: KeyDirectory, usage: UsageRecorder) -> Self {
         let limits = &config.limits;
         Self {
             configured: ConfiguredKeys::new(&config.api_keys),
@@ -90,8 +93,8 @@ impl Gate {
         }
     }
 
-    /// True where no key was needed when a request last came.
-    pub fn was_open(&self) -> bool {
+    /// Returns true if no key was needed when the last request came.
+    pub(crate) fn was_open(&self) -> bool {
         self.configured.hashes.is_empty() && !self.directory.was_closed()
     }
 
@@ -110,13 +113,13 @@ impl Gate {
         }
     }
 
-    /// Who runs the server.
+    /// Returns the caller who runs the server: an admin with the configured limits.
     fn operator(&self, key: Arc<str>) -> Caller {
         let limiter = self.limiters.of(&key, self.allowance);
         Caller { organization: Arc::clone(&self.organization), key, admin: true, limiter }
     }
 
-    /// Who has a key of the database.
+    /// Returns the caller who holds `key`, with the limits of the key or else the configured ones.
     fn holder(&self, key: &ApiKey) -> Caller {
         let own = |limit: Option<i64>, default| limit.and_then(|limit| u64::try_from(limit).ok()).unwrap_or(default);
         let allowance = Allowance {
@@ -131,31 +134,27 @@ impl Gate {
     }
 }
 
-/// Lets a request pass with its [`Caller`] and within the limits of its key, or answers 401 or 429.
-pub async fn authenticate(State(door): State<Gate>, mut request: Request, next: Next) -> Result<Response, Problem> {
+/// Passes a request on with its [`Caller`] if its key is known and within its limits, else answers 401 or 429. Without
+/// keys, answers 403 to web pages of other sites.
+pub(crate) async fn authenticate(
+    State(door): State<Gate>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
     let caller = door.check(request.headers()).await?;
     request.extensions_mut().insert(caller.clone());
-    Ok(limits::enforce(caller, request, next).await)
+    Ok(limits::enforce(&caller.limiter, &caller.organization, request, next).await)
 }
 
-/// Any page that the user of this machine visits could call a server without keys: directly, which its origin tells, or
-/// under a name of its own that it points to this machine, which the host tells.
+/// Refuses web pages of other sites on a server without keys. A page that the user of this machine visits could call it
+/// directly, which the `Origin` shows, or under a name of its own that resolves to this machine, which the `Host`
+/// shows.
 fn check_local(headers: &HeaderMap) -> Result<(), Problem> {
     let foreign = |name| headers.get(name).is_some_and(|value| !is_local(value));
     if foreign(header::ORIGIN) || foreign(header::HOST) { Err(Problem::foreign_origin()) } else { Ok(()) }
 }
 
-/// True for an origin or a host that is this machine itself.
-pub fn is_local(origin: &HeaderValue) -> bool {
-    let host =
-        origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok()).and_then(|uri| Some(uri.host()?.to_owned()));
-    host.is_some_and(|host| {
-        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-    })
-}
-
-/// The key of `Authorization: Bearer KEY`.
+/// Returns the key of `Authorization: Bearer KEY`, or `None` if the header is absent or has another form.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     let key = key.trim();
@@ -167,7 +166,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let caller = parts.extensions.get::<Self>().cloned();
-        caller.ok_or_else(|| Error::Internal("a route that needs a caller stands outside `authenticate`".into()).into())
+        caller.ok_or_else(|| Problem::defect("a route that needs a caller stands outside `authenticate`"))
     }
 }
 
@@ -182,6 +181,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Admin {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     fn status(header: Option<(header::HeaderName, &'static str)>) -> u16 {

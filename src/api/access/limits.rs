@@ -1,50 +1,37 @@
-//! What one key may use: requests and tokens per minute, and requests at a time. [`enforce`] stands behind authentication,
-//! before every route that needs a key; tokens are taken by `meter`, once they are known.
+//! Limits of one key: requests and tokens per minute, and requests at a time. `auth::authenticate` calls [`enforce`]
+//! before every route that needs a key; `meter` takes the tokens once they are known.
 //!
 //! Limits are kept per process: two servers on one database each grant them.
 
-pub mod bucket;
+pub(crate) mod bucket;
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use http_body::{Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 
 use self::bucket::{Bucket, Level};
-use crate::api::access::auth::Caller;
-use crate::api::http::error::Problem;
-use crate::error::RateLimit;
-use crate::{Error, Result};
+use crate::api::http::error::{Problem, RateLimit, Result};
+use crate::api::http::headers;
 
-/// The headers that tell a client where it stands.
-pub const HEADERS: [HeaderName; 6] = [
-    HeaderName::from_static("x-ratelimit-limit-requests"),
-    HeaderName::from_static("x-ratelimit-remaining-requests"),
-    HeaderName::from_static("x-ratelimit-reset-requests"),
-    HeaderName::from_static("x-ratelimit-limit-tokens"),
-    HeaderName::from_static("x-ratelimit-remaining-tokens"),
-    HeaderName::from_static("x-ratelimit-reset-tokens"),
-];
-/// Names the organisation that an answer belongs to.
-pub const ORGANIZATION: HeaderName = HeaderName::from_static("openai-organization");
-
-/// A sound time to wait while too many requests run: nobody knows when the next one ends.
+/// Wait that clients are told while too many requests run: nobody knows when the next one ends.
 const BUSY: Duration = Duration::from_secs(1);
-/// Limiters that are kept before idle ones are let go.
+/// Number of limiters from which on idle ones are dropped.
 const KEPT: usize = 1024;
 
-/// How much a key may use.
+/// The limits of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Allowance {
+pub(crate) struct Allowance {
     /// Requests per minute.
     pub requests_per_minute: u64,
     /// Tokens per minute.
@@ -53,9 +40,9 @@ pub struct Allowance {
     pub concurrent_requests: usize,
 }
 
-/// How much one key has used.
+/// Counts what one key has used against its limits.
 #[derive(Debug)]
-pub struct Limiter {
+pub(crate) struct Limiter {
     allowance: Allowance,
     buckets: Mutex<Buckets>,
     running: AtomicUsize,
@@ -67,9 +54,9 @@ struct Buckets {
     tokens: Bucket,
 }
 
-/// A running request; dropping it makes room for another.
+/// A slot of a running request; dropping it frees the slot.
 #[derive(Debug)]
-pub struct Permit(Arc<Limiter>);
+pub(crate) struct Permit(Arc<Limiter>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
@@ -84,7 +71,7 @@ impl Limiter {
         Self { allowance, buckets: Mutex::new(Buckets { requests, tokens }), running: AtomicUsize::new(0) }
     }
 
-    /// Lets a request in. A refused one costs nothing.
+    /// Admits a request, or refuses it with 429. A refused request costs nothing.
     fn admit(self: &Arc<Self>, organization: &str, now: Instant) -> Result<Permit> {
         let limit = self.allowance.concurrent_requests;
         // The permit comes first, so that it is given back on every way out.
@@ -103,8 +90,8 @@ impl Limiter {
         }
     }
 
-    /// Takes the tokens of a prompt, or refuses it.
-    pub fn take_tokens(&self, organization: &str, amount: u64, now: Instant) -> Result<()> {
+    /// Takes the `amount` tokens of a prompt, or refuses it with 429 if fewer are left.
+    pub(crate) fn take_tokens(&self, organization: &str, amount: u64, now: Instant) -> Result<()> {
         let tokens = &mut self.buckets().tokens;
         let limit = tokens.limit();
         if amount > limit {
@@ -112,20 +99,20 @@ impl Limiter {
                 "Request too large for this key in organization {organization} on tokens per min (TPM): Limit {limit}, \
                  Requested {amount}. Send a shorter prompt, or use a key with a higher limit."
             );
-            return Err(Error::RateLimited { what: RateLimit::Tokens, message, retry_after: None });
+            return Err(Problem::rate_limited(RateLimit::Tokens, message, None));
         }
         tokens.take(amount, now).map_err(|wait| {
             refusal(RateLimit::Tokens, organization, &standing("tokens", "TPM", tokens, amount, now), wait)
         })
     }
 
-    /// Takes tokens that were used already.
-    pub fn debit_tokens(&self, amount: u64, now: Instant) {
+    /// Takes `amount` tokens that were used already, into debt if fewer are left.
+    pub(crate) fn debit_tokens(&self, amount: u64, now: Instant) {
         self.buckets().tokens.debit(amount, now);
     }
 
-    /// Gives tokens back that were taken and not used.
-    pub fn give_back_tokens(&self, amount: u64, now: Instant) {
+    /// Gives back `amount` tokens that were taken and not used.
+    pub(crate) fn give_back_tokens(&self, amount: u64, now: Instant) {
         self.buckets().tokens.give_back(amount, now);
     }
 
@@ -134,46 +121,46 @@ impl Limiter {
         (buckets.requests.level(now), buckets.tokens.level(now))
     }
 
-    /// True where a new limiter would not differ.
+    /// Returns true if a new limiter would not differ: nothing runs and both buckets are full.
     fn is_idle(&self, now: Instant) -> bool {
         let (requests, tokens) = self.levels(now);
         self.running.load(Ordering::Relaxed) == 0 && requests.reset.is_zero() && tokens.reset.is_zero()
     }
 
     fn buckets(&self) -> MutexGuard<'_, Buckets> {
-        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+        self.buckets.lock()
     }
 }
 
-/// `tokens per min (TPM): Limit 10, Used 8, Requested 3`
+/// Describes a bucket for an error message: `tokens per min (TPM): Limit 10, Used 8, Requested 3`.
 fn standing(what: &str, short: &str, bucket: &mut Bucket, requested: u64, now: Instant) -> String {
     let Level { limit, remaining, .. } = bucket.level(now);
     format!("{what} per min ({short}): Limit {limit}, Used {}, Requested {requested}", limit - remaining)
 }
 
-fn refusal(what: RateLimit, organization: &str, on: &str, wait: Duration) -> Error {
+fn refusal(what: RateLimit, organization: &str, on: &str, wait: Duration) -> Problem {
     let message = format!(
         "Rate limit reached for this key in organization {organization} on {on}. Please try again in {}.",
         duration_text(wait)
     );
-    Error::RateLimited { what, message, retry_after: Some(wait) }
+    Problem::rate_limited(what, message, Some(wait))
 }
 
-/// The limiters of all keys that were used lately. Cheap to clone.
+/// The limiters of recently used keys. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Limiters {
+pub(crate) struct Limiters {
     by_key: Arc<Mutex<HashMap<Arc<str>, Arc<Limiter>>>>,
 }
 
 impl Limiters {
-    /// The key's limiter; a new one where the key is new or its allowance has changed.
-    pub fn of(&self, key: &Arc<str>, allowance: Allowance) -> Arc<Limiter> {
-        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Returns the limiter of `key`; creates one if the key is new or its allowance has changed.
+    pub(crate) fn of(&self, key: &Arc<str>, allowance: Allowance) -> Arc<Limiter> {
+        let mut by_key = self.by_key.lock();
         if let Some(limiter) = by_key.get(key).filter(|limiter| limiter.allowance == allowance) {
             return Arc::clone(limiter);
         }
         let now = Instant::now();
-        // Only keys that exist get here, so their number is the operator's; the ones that rest are let go nevertheless.
+        // Only keys that exist get here, so the operator bounds their number; idle ones are dropped nevertheless.
         if by_key.len() >= KEPT && by_key.len().is_power_of_two() {
             by_key.retain(|_, limiter| Arc::strong_count(limiter) > 1 || !limiter.is_idle(now));
         }
@@ -183,17 +170,18 @@ impl Limiters {
     }
 }
 
-/// Counts the request against its caller's limits, and tells in the answer's headers what is left.
-pub async fn enforce(caller: Caller, request: Request, next: Next) -> Response {
-    let mut response = match caller.limiter.admit(&caller.organization, Instant::now()) {
+/// Runs the request within the limits of its key, or answers 429; writes into the answer's headers what is left of the
+/// limits.
+pub(crate) async fn enforce(limiter: &Arc<Limiter>, organization: &str, request: Request, next: Next) -> Response {
+    let mut response = match limiter.admit(organization, Instant::now()) {
         // Held until the last byte has gone: a stream is a running request.
         Ok(permit) => next.run(request).await.map(|body| Body::new(Guarded { body, _permit: permit })),
-        Err(error) => Problem::from(error).into_response(),
+        Err(error) => error.into_response(),
     };
-    let (requests, tokens) = caller.limiter.levels(Instant::now());
+    let (requests, tokens) = limiter.levels(Instant::now());
     write_headers(response.headers_mut(), requests, tokens);
-    if let Ok(organization) = HeaderValue::from_str(&caller.organization) {
-        response.headers_mut().insert(ORGANIZATION, organization);
+    if let Ok(organization) = HeaderValue::from_str(organization) {
+        response.headers_mut().insert(headers::ORGANIZATION, organization);
     }
     response
 }
@@ -204,11 +192,11 @@ fn write_headers(headers: &mut HeaderMap, requests: Level, tokens: Level) {
         let reset = reset.unwrap_or_else(|_| HeaderValue::from_static("0s"));
         [HeaderValue::from(level.limit), HeaderValue::from(level.remaining), reset]
     });
-    headers.extend(HEADERS.into_iter().zip(values));
+    headers.extend(headers::RATE_LIMITS.into_iter().zip(values));
 }
 
-/// As Go writes durations, whole milliseconds rounded up: `17ms`, `1s`, `1.5s`, `6m0s`, `1h0m0s`.
-pub fn duration_text(duration: Duration) -> String {
+/// Writes a duration as Go does, rounded up to whole milliseconds: `17ms`, `1s`, `1.5s`, `6m0s`, `1h0m0s`.
+pub(crate) fn duration_text(duration: Duration) -> String {
     let milliseconds = duration.as_nanos().div_ceil(1_000_000);
     let (minutes, rest) = (milliseconds / 60_000, milliseconds % 60_000);
     if milliseconds == 0 {
@@ -226,7 +214,7 @@ pub fn duration_text(duration: Duration) -> String {
     }
 }
 
-/// An answer's body that counts as a running request while it is sent.
+/// The body of an answer, which holds the slot of its request until it is sent.
 struct Guarded {
     body: Body,
     _permit: Permit,
@@ -330,7 +318,7 @@ mod tests {
     fn a_prompt_beyond_the_limit_is_told_that_waiting_is_no_use() {
         let now = Instant::now();
         let error = limiter(now).take_tokens("acme", 11, now).expect_err("never fits");
-        let response = Problem::from(error).into_response();
+        let response = error.into_response();
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()["x-should-retry"], "false");
         assert!(!response.headers().contains_key("retry-after"));

@@ -1,27 +1,27 @@
-//! What a request's tokens cost its caller: they count against the key's limit and go into its usage. The target of a
+//! Charges the tokens of a request to its caller: against the limit of the key, and into its usage. The target of a
 //! request has an [`Account`]; completions, chat and embeddings charge it.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::Result;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::access::limits::Limiter;
+use crate::api::http::error::Result;
 use crate::store::usage::{Counts, UsageEntry};
 use crate::store::usage_recorder::UsageRecorder;
 
-/// Who pays for a request, and for which model.
+/// The key and organisation that pay for a request, and the model that they pay for.
 #[derive(Clone)]
-pub struct Account {
+pub(crate) struct Account {
     limiter: Arc<Limiter>,
     usage: UsageRecorder,
     entry: UsageEntry,
 }
 
 impl Account {
-    /// The caller's account for `model` on `base`.
-    pub fn new(state: &ApiState, caller: &Caller, model: &str, base: &str) -> Self {
+    /// Creates the caller's account for `model` on the base model `base`.
+    pub(crate) fn new(state: &ApiState, caller: &Caller, model: &str, base: &str) -> Self {
         let entry = UsageEntry {
             organization: Arc::clone(&caller.organization),
             key: Arc::clone(&caller.key),
@@ -31,22 +31,22 @@ impl Account {
         Self { limiter: Arc::clone(&caller.limiter), usage: state.usage.clone(), entry }
     }
 
-    /// Whose account it is.
-    pub fn organization(&self) -> &Arc<str> {
+    /// Returns the organisation that pays.
+    pub(crate) fn organization(&self) -> &Arc<str> {
         &self.entry.organization
     }
 
-    /// Takes the tokens of the prompts, or refuses with [`crate::Error::RateLimited`].
-    pub fn charge(&self, prompt_tokens: usize) -> Result<Charge> {
+    /// Takes the tokens of the prompts, or refuses the request with 429.
+    pub(crate) fn charge(&self, prompt_tokens: usize) -> Result<Charge> {
         self.limiter.take_tokens(&self.entry.organization, prompt_tokens as u64, Instant::now())?;
         Ok(Charge { account: self.clone(), prompt_tokens, cached_tokens: 0, completion_tokens: 0, owed: false })
     }
 }
 
-/// What one request costs. It is settled when it drops, so that a client who hangs up pays for what was computed; one that
-/// never came to run gets its tokens back.
+/// The cost of one request. Settled when it drops, so that a client who hangs up pays for what was computed; a request
+/// that never ran gets its tokens back.
 #[must_use = "dropping it settles it"]
-pub struct Charge {
+pub(crate) struct Charge {
     account: Account,
     prompt_tokens: usize,
     cached_tokens: usize,
@@ -55,18 +55,18 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// The engine has taken the request: from now on it is paid for.
-    pub fn owe(&mut self) {
+    /// Marks the request as taken by the engine: from now on it is paid for.
+    pub(crate) fn owe(&mut self) {
         self.owed = true;
     }
 
-    /// Neither paid nor counted: the engine could not run the request.
-    pub fn waive(mut self) {
+    /// Settles a request that the engine could not run: it is neither paid nor counted.
+    pub(crate) fn waive(mut self) {
         self.owed = false;
     }
 
-    /// What the answer came to: prompt tokens that need not be computed, and tokens drawn.
-    pub fn used(&mut self, cached_tokens: usize, completion_tokens: usize) {
+    /// Sets what the answer used: prompt tokens that came from the cache, and tokens drawn.
+    pub(crate) fn used(&mut self, cached_tokens: usize, completion_tokens: usize) {
         (self.cached_tokens, self.completion_tokens) = (cached_tokens, completion_tokens);
     }
 }

@@ -1,5 +1,5 @@
-//! The live events of a fine-tune: all that happened, then what happens, until the job has ended. Called by
-//! `fine_tunes::events`; the queue's notifications wake it and polling backs them up.
+//! Streams the events of a fine-tune: those so far, then new ones as they happen, until the job has ended. Called by
+//! `fine_tunes::events`. Notifications of the queue wake it; it polls in case one is lost.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,21 +9,20 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use uuid::Uuid;
 
-use crate::Result;
 use crate::api::ApiState;
-use crate::api::fine_tuning::fine_tunes::FineTuneEvent;
-use crate::api::http::error::Problem;
+use crate::api::fine_tuning::fine_tunes::response::FineTuneEvent;
+use crate::api::http::error::{Problem, Result};
 use crate::api::http::sse::json;
 use crate::jobs::Job;
 use crate::jobs::events::JobEvent;
 
-/// How long a lost notification can delay an event.
+/// Time between polls: the most that a lost notification delays an event.
 const POLL: Duration = Duration::from_secs(2);
-/// Events read at once.
+/// Events that are read from the database at a time.
 const PAGE: i64 = 200;
 
-/// The events as JSON documents; ends after the last event of a job that has ended.
-pub fn follow(state: ApiState, job: Job) -> impl Stream<Item = Result<String, Problem>> + Send {
+/// Streams the events of `job` as JSON documents; ends after the last event of a job that has ended.
+pub(crate) fn follow(state: ApiState, job: Job) -> impl Stream<Item = Result<String, Problem>> + Send {
     let changes = state.queue.changes();
     let follower = Follower { state, job, changes, seen: 0, ready: VecDeque::new() };
     stream::unfold(Some(follower), |follower| async move {
@@ -31,7 +30,7 @@ pub fn follow(state: ApiState, job: Job) -> impl Stream<Item = Result<String, Pr
         match follower.next().await {
             Ok(Some(event)) => Some((json(&FineTuneEvent::new(&follower.job, event)), Some(follower))),
             Ok(None) => None,
-            Err(error) => Some((Err(error.into()), None)),
+            Err(problem) => Some((Err(problem), None)),
         }
     })
 }
@@ -40,7 +39,7 @@ struct Follower {
     state: ApiState,
     job: Job,
     changes: Receiver<Uuid>,
-    /// The last event sent.
+    /// Number of the last event that was sent; 0 before the first.
     seen: i64,
     ready: VecDeque<JobEvent>,
 }
@@ -64,13 +63,13 @@ impl Follower {
             tokio::select! {
                 () = changed(&mut self.changes, self.job.key) => {}
                 () = tokio::time::sleep(POLL) => {}
-                () = self.state.shutdown.cancelled() => return Err(crate::Error::Cancelled),
+                () = self.state.shutdown.cancelled() => return Err(Problem::stopping()),
             }
         }
     }
 }
 
-/// Waits for a hint that the job changed.
+/// Waits for a notification that the job changed, or that notifications were lost.
 async fn changed(changes: &mut Receiver<Uuid>, job: Uuid) {
     loop {
         match changes.recv().await {

@@ -1,9 +1,9 @@
 //! `/fine_tunes` (and `/fine-tunes`): the older fine-tuning resource, with its event stream.
 //!
-//! This file holds the handlers; [`request`] is the body that creates a fine-tune, [`response`] what is answered.
+//! This file holds the handlers; [`request`] is the body that creates a fine-tune, [`response`] the bodies of answers.
 
 mod request;
-mod response;
+pub(super) mod response;
 
 use axum::Json;
 use axum::extract::State;
@@ -12,28 +12,27 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use self::request::CreateFineTune;
-pub use self::response::FineTuneEvent;
-use self::response::{Files, FineTune, read_events, with_events};
+use self::response::{Files, FineTune, FineTuneEvent, read_events, with_events};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::fine_tuning::event_stream;
 use crate::api::fine_tuning::job_rules::admitted;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Body, Path, Query};
 use crate::api::http::list::{Cursor, List, PageOf};
 use crate::api::http::sse;
 use crate::api::models::model_resource::{self, DeletedModel};
+use crate::jobs;
 use crate::jobs::queue::StopRequest;
 use crate::jobs::{JobApi, MetadataFilter};
-use crate::{Error, Result};
 
-/// Jobs of a list at the most: the resource's first form has no pages.
+/// Largest number of jobs in a list, and the default: the resource's first form has no pages.
 const MAX_JOBS: i64 = 1000;
 
 /// How to send events.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct EventQuery {
+pub(crate) struct EventQuery {
     /// As a stream that ends with the fine-tune.
     pub stream: Option<bool>,
 }
@@ -44,7 +43,7 @@ pub struct EventQuery {
     request_body = CreateFineTune,
     responses((status = 200, body = FineTune), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<CreateFineTune>,
@@ -59,7 +58,7 @@ pub async fn create(
     get, path = "/fine_tunes", operation_id = "listFineTunes", tag = "Fine-tunes", params(Cursor),
     responses((status = 200, body = PageOf<FineTune>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn list(
+pub(crate) async fn list(
     State(state): State<ApiState>,
     caller: Caller,
     Query(cursor): Query<Cursor>,
@@ -80,7 +79,7 @@ pub async fn list(
     params(("fine_tune_id" = String, Path)),
     responses((status = 200, body = FineTune), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn retrieve(
+pub(crate) async fn retrieve(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -95,7 +94,7 @@ pub async fn retrieve(
     params(("fine_tune_id" = String, Path)),
     responses((status = 200, body = FineTune), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn cancel(
+pub(crate) async fn cancel(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -116,7 +115,7 @@ pub async fn cancel(
         (status = "4XX", body = ErrorBody),
     ),
 )]
-pub async fn events(
+pub(crate) async fn events(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -137,14 +136,14 @@ pub async fn events(
     params(("fine_tune_id" = String, Path)),
     responses((status = 200, body = DeletedModel), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn delete(
+pub(crate) async fn delete(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<DeletedModel>, Problem> {
     let name = match state.queue.job(&caller.organization, JobApi::FineTunes, &id).await {
-        Ok(job) => job.fine_tuned_model.ok_or(Error::ModelNotFound(id))?,
-        Err(Error::NotFound { .. }) => id,
+        Ok(job) => job.fine_tuned_model.ok_or_else(|| Problem::model_not_found(&id))?,
+        Err(jobs::Error::NotFound { .. }) => id,
         Err(error) => return Err(error.into()),
     };
     model_resource::delete(State(state), caller, Path(name)).await

@@ -1,9 +1,10 @@
 //! `/fine_tuning/jobs`: the current fine-tuning resource.
 //!
-//! This file holds the handlers; [`request`] is the body that creates a job, [`settings`] a part of it, [`response`] what is
-//! answered, [`metadata`] the client's own notes, and [`estimate`] tells what a job would take.
+//! This file holds the handlers; [`request`] is the body that creates a job, [`settings`] a part of it, [`response`]
+//! the bodies of answers, [`metadata`] the client's own notes, and [`estimate`] the time, memory and cost of a job
+//! before it is created.
 
-pub mod estimate;
+pub(crate) mod estimate;
 mod metadata;
 mod request;
 mod response;
@@ -18,14 +19,13 @@ use self::response::{Checkpoint, FineTuningEvent, FineTuningJob};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::fine_tuning::job_rules::admitted;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Body, Path, Query, parse};
 use crate::api::http::list::{BoundedPageOf, Cursor, PageOf};
 use crate::jobs::queue::StopRequest;
 use crate::jobs::{Job, JobApi, JobSpec};
-use crate::{Error, Result};
 
-/// Items of a page by default, and at the most.
+/// Default and largest number of items in a page; [`DEFAULT_CHECKPOINTS`] is the default for checkpoints.
 const DEFAULT_PAGE: i64 = 20;
 const DEFAULT_CHECKPOINTS: i64 = 10;
 const MAX_PAGE: i64 = 100;
@@ -36,7 +36,7 @@ const MAX_PAGE: i64 = 100;
     request_body = CreateJob,
     responses((status = 200, body = FineTuningJob), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<CreateJob>,
@@ -54,7 +54,7 @@ pub async fn create(
     params(Cursor, ("metadata" = Option<String>, Query, description = "Notes that the jobs must have.")),
     responses((status = 200, body = PageOf<FineTuningJob>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn list(
+pub(crate) async fn list(
     State(state): State<ApiState>,
     caller: Caller,
     Query(cursor): Query<Cursor>,
@@ -71,7 +71,7 @@ pub async fn list(
     params(("fine_tuning_job_id" = String, Path)),
     responses((status = 200, body = FineTuningJob), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn retrieve(
+pub(crate) async fn retrieve(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -85,7 +85,7 @@ pub async fn retrieve(
     tag = "Fine-tuning", params(("fine_tuning_job_id" = String, Path)),
     responses((status = 200, body = FineTuningJob), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn cancel(
+pub(crate) async fn cancel(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -102,7 +102,7 @@ pub async fn cancel(
     tag = "Fine-tuning", params(("fine_tuning_job_id" = String, Path)),
     responses((status = 200, body = FineTuningJob), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn pause(
+pub(crate) async fn pause(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -117,7 +117,7 @@ pub async fn pause(
     tag = "Fine-tuning", params(("fine_tuning_job_id" = String, Path)),
     responses((status = 200, body = FineTuningJob), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn resume(
+pub(crate) async fn resume(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -132,7 +132,7 @@ pub async fn resume(
     tag = "Fine-tuning", params(("fine_tuning_job_id" = String, Path), Cursor),
     responses((status = 200, body = PageOf<FineTuningEvent>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn events(
+pub(crate) async fn events(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -153,7 +153,7 @@ pub async fn events(
     tag = "Fine-tuning", params(("fine_tuning_job_id" = String, Path), Cursor),
     responses((status = 200, body = BoundedPageOf<Checkpoint>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn checkpoints(
+pub(crate) async fn checkpoints(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -165,21 +165,18 @@ pub async fn checkpoints(
     Ok(Json(BoundedPageOf::new(checkpoints, has_more, |checkpoint| checkpoint.id.clone())))
 }
 
-/// The job that a JSON body asks for, by the rules of [`create`]; for the command line, which has files and models of its own.
+/// Reads a JSON body by the rules of [`create`] and returns the job that it asks for. For the command line, which has
+/// files and models of its own.
 pub fn read_spec(body: &[u8]) -> Result<JobSpec> {
-    let request: CreateJob = parse(body).map_err(|problem| Error::Invalid {
-        message: problem.error.message,
-        param: problem.error.param.map(Into::into),
-        code: problem.error.code,
-    })?;
+    let request: CreateJob = parse(body)?;
     request.spec()
 }
 
 async fn find(state: &ApiState, caller: &Caller, id: &str) -> Result<Job> {
-    state.queue.job(&caller.organization, JobApi::FineTuningJobs, id).await
+    Ok(state.queue.job(&caller.organization, JobApi::FineTuningJobs, id).await?)
 }
 
-/// The number in an event's id. What is no such id is before all events, so that nothing follows it.
+/// Returns the number in an event's id. Any other text gives a number before all events, after which nothing follows.
 fn event_seq(id: &str) -> i64 {
     id.strip_prefix("ftevent-").and_then(|seq| seq.parse().ok()).unwrap_or(i64::MIN)
 }

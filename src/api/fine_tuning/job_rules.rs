@@ -1,20 +1,21 @@
-//! What both fine-tune resources check before a job is queued: files, model, suffix, seed, the ranges of settings.
+//! The checks that both fine-tune resources make before a job is queued: files, model, suffix, seed, ranges of
+//! settings.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
-use crate::api::http::error::Problem;
+use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
 use crate::jobs::JobSpec;
+use crate::store;
 use crate::train::settings::max_sequence_tokens;
-use crate::{Error, Result};
 
 /// A number, or `"auto"` to let the server choose.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, ToSchema)]
 #[serde(untagged, expecting = "expected \"auto\" or a number in range")]
-pub enum AutoOr<T> {
+pub(crate) enum AutoOr<T> {
     /// `"auto"`
     Word(Auto),
     /// The number.
@@ -24,14 +25,14 @@ pub enum AutoOr<T> {
 /// The word `"auto"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Auto {
+pub(crate) enum Auto {
     /// The server chooses.
     Auto,
 }
 
 impl<T> AutoOr<T> {
-    /// The number, if one was given.
-    pub fn number(self) -> Option<T> {
+    /// Returns the number, or `None` for `"auto"`.
+    pub(crate) fn number(self) -> Option<T> {
         match self {
             Self::Word(_) => None,
             Self::Number(number) => Some(number),
@@ -45,14 +46,15 @@ impl<T> From<Option<T>> for AutoOr<T> {
     }
 }
 
-/// A job that may be queued: its alias followed, and what it works with the caller's own.
-pub async fn admitted(state: &ApiState, caller: &Caller, mut spec: JobSpec) -> Result<JobSpec, Problem> {
+/// Returns the job as it may be queued: an alias of the model is resolved, and files and model are checked to be the
+/// caller's.
+pub(crate) async fn admitted(state: &ApiState, caller: &Caller, mut spec: JobSpec) -> Result<JobSpec, Problem> {
     follow_alias(state, &mut spec);
     check_inputs(state, caller, &spec).await?;
     Ok(spec)
 }
 
-/// Turns an alias into the model that it stands for, so that a worker needs to know no aliases.
+/// Replaces an alias by the model that it stands for, so that workers need not know aliases.
 fn follow_alias(state: &ApiState, spec: &mut JobSpec) {
     if state.catalog.is_alias(&spec.model) {
         let real = state.catalog.real_name(&spec.model).to_owned();
@@ -60,10 +62,11 @@ fn follow_alias(state: &ApiState, spec: &mut JobSpec) {
     }
 }
 
-/// What the job works with must be the caller's own, or a base model; and no setting may ask for more than the model can.
+/// Checks that the files and the model are the caller's own (or a base model) and that no setting exceeds what the
+/// model can do.
 async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<(), Problem> {
-    let base = check_model(state, caller, spec).await.map_err(|error| Problem::from(error).param("model"))?;
-    // A fine-tuned model may be of a base that is not served any more; its job says so.
+    let base = check_model(state, caller, spec).await.map_err(|problem| problem.param("model"))?;
+    // The base of a fine-tuned model may not be served any more; the job reports that.
     if let Ok(entry) = state.catalog.get(&base) {
         max_sequence_tokens(&spec.hyperparameters, &entry.model.config)?;
     }
@@ -74,12 +77,12 @@ async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Resu
     Ok(())
 }
 
-/// The file must be the caller's and meant for training; `param` is blamed.
+/// Checks that the file is the caller's and has the purpose `fine-tune`; an error names the field `param`.
 async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str) -> Result<()> {
     let file = match state.store.file(&caller.organization, id).await {
-        Err(Error::NotFound { .. }) => {
+        Err(store::Error::NotFound { .. }) => {
             let message = format!("The file '{id}' does not exist: upload it with the purpose 'fine-tune' first.");
-            return Err(Error::invalid_code(param, "invalid_training_file", message));
+            return Err(Problem::invalid_code(param, "invalid_training_file", message));
         }
         file => file?,
     };
@@ -88,49 +91,49 @@ async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str) ->
             "The file '{id}' has the purpose '{}': upload it again with the purpose 'fine-tune'.",
             file.purpose
         );
-        return Err(Error::invalid_code(param, "invalid_training_file", message));
+        return Err(Problem::invalid_code(param, "invalid_training_file", message));
     }
     Ok(())
 }
 
-/// The model must be a base model or a fine-tuned one of the caller; the id of its base.
+/// Checks that the model is a base model or a fine-tuned one of the caller; returns the id of its base model.
 async fn check_model(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<String> {
     if state.catalog.get(&spec.model).is_ok() {
         return Ok(spec.model.clone());
     }
     let found = state.store.fine_tuned_model(&caller.organization, &spec.model).await;
-    Ok(found.map_err(|error| error.about_model(spec.asked_model()))?.base)
+    Ok(found.map_err(|error| Problem::from(error).about_model(spec.asked_model()))?.base)
 }
 
-/// A suffix as it stands in a model's name: lower case, every run of other characters one `-`.
-pub fn normal_suffix(suffix: Option<&str>, max: usize) -> Result<Option<String>> {
+/// Normalises a suffix for the name of a model: lower case, with each run of other characters as one `-`.
+pub(crate) fn normal_suffix(suffix: Option<&str>, max: usize) -> Result<Option<String>> {
     let Some(suffix) = suffix else { return Ok(None) };
     let length = suffix.chars().count();
     if !(1..=max).contains(&length) {
         let message = format!("'suffix' must have 1 to {max} characters; it has {length}.");
-        return Err(Error::invalid_code("suffix", "invalid_value", message));
+        return Err(Problem::invalid_code("suffix", "invalid_value", message));
     }
     let words = suffix.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     let normal = words.collect::<Vec<_>>().join("-").to_ascii_lowercase();
     if normal.is_empty() {
         let message = "'suffix' must hold at least one letter (a to z) or digit.";
-        return Err(Error::invalid_code("suffix", "invalid_value", message));
+        return Err(Problem::invalid_code("suffix", "invalid_value", message));
     }
     Ok(Some(normal))
 }
 
-/// The seed asked for, else a random one: either way it is told to the client.
-pub fn seed(asked: Option<i64>) -> Result<u64> {
+/// Returns the seed that was asked for, or a random one if `None`; the client is told it in either case.
+pub(crate) fn seed(asked: Option<i64>) -> Result<u64> {
     let asked = within("seed", asked, 0, i64::from(i32::MAX))?;
     Ok(asked.map_or_else(|| u64::from(rand::random::<u32>() >> 1), |seed| seed as u64))
 }
 
-/// `value`, if it is a positive number.
-pub fn positive(param: &str, value: Option<f64>) -> Result<Option<f64>> {
+/// Returns `value` if it is `None` or a positive finite number; else an error that names the field `param`.
+pub(crate) fn positive(param: &str, value: Option<f64>) -> Result<Option<f64>> {
     match value {
         Some(value) if !(value > 0.0 && value.is_finite()) => {
             let message = format!("Invalid '{param}': {value} is not greater than 0.");
-            Err(Error::invalid_code(param, "invalid_value", message))
+            Err(Problem::invalid_code(param, "invalid_value", message))
         }
         value => Ok(value),
     }

@@ -1,7 +1,8 @@
 //! `POST /chat/completions`: the assistant's answer to a conversation, rendered with the model's own template.
 //!
-//! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`], [`format`] and
-//! [`tools`]; [`response`] is what is answered, with the calls that [`tool_calls`] finds.
+//! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`] and [`format`];
+//! [`tools`] checks the tools and writes their grammar. [`response`] holds the bodies of answers, with the calls that
+//! [`tool_calls`] finds.
 
 mod format;
 mod messages;
@@ -11,6 +12,8 @@ mod schema;
 mod tool_calls;
 mod tools;
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
@@ -18,7 +21,7 @@ use tokio::sync::Semaphore;
 
 use self::format::ResponseFormat;
 use self::messages::add_to_system;
-pub use self::messages::{ChatMessage, template_messages};
+pub(crate) use self::messages::{ChatMessage, template_messages};
 use self::request::ChatRequest;
 use self::response::{ChatChoice, ChatCompletion, ChatCompletionChunk, Writer};
 use self::tool_calls::CallFormat;
@@ -30,12 +33,12 @@ use crate::api::generation::generate::fields::{StopTexts, StreamOptions, check_n
 use crate::api::generation::generate::logprobs::TokenTexts;
 use crate::api::generation::generate::{Answer, GenerationPlan};
 use crate::api::generation::target::Target;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::http::sse;
+use crate::engine::GenerateRequest;
 use crate::engine::grammar::{Grammar, GrammarSource};
 use crate::model::tool_syntax::ToolSyntax;
-use crate::{Error, Result};
 
 /// Answer a conversation
 ///
@@ -48,7 +51,7 @@ use crate::{Error, Result};
         (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody),
     ),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<ChatRequest>,
@@ -81,22 +84,20 @@ pub async fn create(
     Ok(Json(completion).into_response())
 }
 
-/// In a chat the messages are what is too long.
-fn blame_messages(error: Error) -> Problem {
-    let too_long = matches!(error, Error::ContextLength { .. });
-    let problem = Problem::from(error);
-    if too_long { problem.param("messages") } else { problem }
+/// Names the field `messages` in an error about a prompt that is too long.
+fn blame_messages(problem: Problem) -> Problem {
+    if problem.is_context_length() { problem.param("messages") } else { problem }
 }
 
 impl ChatRequest {
-    /// What to run, and the form of the calls that answers may have.
+    /// Returns the sequences to run, and the format of the calls that answers may have; `None` if they may have none.
     async fn plan(&self, state: &ApiState, target: Target) -> Result<(GenerationPlan, Option<CallFormat>)> {
         let stop = StopTexts::check(self.stop.clone())?;
         let sampling = self.sampling_fields().check(target.model().config.vocab_size)?;
         let n = check_n(self.n, 1, state.config.limits.max_waiting)?;
         let template = target.model().chat_template.as_ref().ok_or_else(|| {
             let message = format!("The model `{}` has no chat template: use /v1/completions with it.", self.model);
-            Error::invalid("model", message)
+            Problem::invalid("model", message)
         })?;
         let syntax = template.tool_syntax();
         let tools = Tools::of(self)?;
@@ -112,18 +113,20 @@ impl ChatRequest {
         let prompts = target.encode(vec![text], false).await?;
         let used = prompts.iter().map(Vec::len).max().unwrap_or_default();
         if used == 0 {
-            return Err(Error::invalid("messages", "'messages' render to an empty prompt: send some content."));
+            return Err(Problem::invalid("messages", "'messages' render to an empty prompt: send some content."));
         }
         let rest = target.context().saturating_sub(used).max(1);
         let max_tokens = self.max_completion_tokens.or(self.max_tokens).unwrap_or(rest);
         let (grammar, calls) = self.constraint(&target, syntax, tools).await?;
         let logprobs = self.logprobs()?;
-        let plan =
-            GenerationPlan { target, prompts, n, max_tokens, sampling, stop, logprobs, prompt_logprobs: None, grammar };
+        let request = GenerateRequest { max_tokens, sampling, stop, logprobs, grammar, ..target.request() };
+        let prompts = prompts.into_iter().map(Arc::from).collect();
+        let plan = GenerationPlan { target, prompts, n, request };
         Ok((plan, calls))
     }
 
-    /// What answers must follow, and the form of the calls that they may have.
+    /// Compiles the grammar that answers must follow, and returns it with the format of the calls that they may have;
+    /// `None` for what the request does not ask for.
     async fn constraint(
         &self,
         target: &Target,
@@ -150,12 +153,12 @@ impl ChatRequest {
     }
 }
 
-/// Compilers that run at once; each takes a core for up to seconds.
+/// Limits how many grammars are compiled at once; each takes a core for up to seconds.
 static COMPILERS: Semaphore = Semaphore::const_new(2);
 
-/// Compiles `source`; where that fails, the first of the `tools` that cannot be compiled alone is blamed, else `param`.
+/// Compiles `source`. A failure is blamed on the first of the `tools` that cannot be compiled alone, else on `param`.
 async fn compile(target: &Target, param: &'static str, source: GrammarSource, tools: Option<Tools>) -> Result<Grammar> {
-    let turn = COMPILERS.acquire().await.map_err(|_| Error::Internal("the compilers are closed".into()))?;
+    let turn = COMPILERS.acquire().await.map_err(|_| Problem::defect("the compilers are closed"))?;
     let model = target.model().clone();
     let work = move || {
         // Held to the end of the work: a client that hangs up does not end it.
@@ -163,11 +166,11 @@ async fn compile(target: &Target, param: &'static str, source: GrammarSource, to
         let vocabulary = model.vocabulary.as_ref().ok_or_else(|| {
             let message =
                 format!("'{param}' needs a tokenizer with the bytes of its tokens, which this model has not.");
-            Error::invalid_code(param, "unsupported_parameter", message)
+            Problem::invalid_code(param, "unsupported_parameter", message)
         })?;
         let refused = |param: String, reason: String| {
             let message = format!("'{param}' has a JSON schema that is not supported: {reason}.");
-            Error::invalid_code(param, "invalid_schema", message)
+            Problem::invalid_code(param, "invalid_schema", message)
         };
         Grammar::compile(vocabulary, param, source).map_err(|reason| {
             let blamed = tools.iter().flat_map(Tools::single_grammars).find_map(|(param, source)| {
@@ -179,5 +182,5 @@ async fn compile(target: &Target, param: &'static str, source: GrammarSource, to
         })
     };
     let compiled = tokio::task::spawn_blocking(work).await;
-    compiled.map_err(|error| Error::Internal(format!("compile a grammar: {error}")))?
+    compiled.map_err(|error| Problem::defect(format!("compile a grammar: {error}")))?
 }

@@ -1,10 +1,11 @@
 //! `POST /completions`: text after each prompt, as one body or as events.
 //!
-//! This file holds the handler and the body that it reads, [`response`] what is answered.
+//! This file holds the handler and the body that it reads, [`response`] the bodies of answers.
 
 mod response;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
@@ -20,18 +21,18 @@ use crate::api::generation::generate::fields::{SamplingFields, StopTexts, Stream
 use crate::api::generation::generate::logprobs::TokenTexts;
 use crate::api::generation::generate::{GenerationPlan, best};
 use crate::api::generation::target::{Input, Item, Target};
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::http::sse;
 use crate::api::operations::checks::within;
-use crate::{Error, Result};
+use crate::engine::GenerateRequest;
 
-/// What `max_tokens` is when it is not given.
+/// Default of `max_tokens`.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
 /// A request for completions.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct CompletionRequest {
+pub(crate) struct CompletionRequest {
     /// A base model or a fine-tuned one.
     pub model: String,
     /// One or many prompts, as text or as token ids.
@@ -100,7 +101,7 @@ pub struct CompletionRequest {
         (status = "5XX", body = ErrorBody),
     ),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<CompletionRequest>,
@@ -124,12 +125,12 @@ impl CompletionRequest {
     fn refuse_unsupported(&self) -> Result<()> {
         if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
             let message = "'suffix' is not supported: this model has no fill-in-the-middle. Leave it out.";
-            return Err(Error::invalid_code("suffix", "unsupported_parameter", message));
+            return Err(Problem::invalid_code("suffix", "unsupported_parameter", message));
         }
         Ok(())
     }
 
-    /// What to run, and the prompts as the choices show them.
+    /// Returns the sequences to run, and the prompts as the choices show them.
     async fn plan(&self, state: &ApiState, target: Target) -> Result<(GenerationPlan, Prompts)> {
         let limits = &state.config.limits;
         let stop = StopTexts::check(self.stop.clone())?;
@@ -157,21 +158,14 @@ impl CompletionRequest {
         let max_tokens = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
         // The best are chosen by their log probabilities, also where the client does not ask for them.
         let logprobs = logprobs.or((candidates > n).then_some(0));
-        let plan = GenerationPlan {
-            target,
-            prompts,
-            n: candidates,
-            max_tokens,
-            sampling,
-            stop,
-            logprobs,
-            prompt_logprobs,
-            grammar: None,
-        };
+        let request = GenerateRequest { max_tokens, sampling, stop, logprobs, prompt_logprobs, ..target.request() };
+        let prompts = prompts.into_iter().map(Arc::from).collect();
+        let plan = GenerationPlan { target, prompts, n: candidates, request };
         Ok((plan, Prompts { shown, n, echo }))
     }
 
-    /// Choices to draw for each of `prompts`, of which `n` are answered.
+    /// Returns how many choices to draw for each of `prompts`; the best `n` of them are answered. A request has at most
+    /// `waiting` sequences.
     fn candidates(&self, n: usize, prompts: usize, waiting: usize) -> Result<usize> {
         let candidates = match within("best_of", self.best_of, 0, 20)? {
             None | Some(0) => n,
@@ -179,18 +173,18 @@ impl CompletionRequest {
         };
         if candidates < n {
             let message = format!("'best_of' is {candidates}, but must be at least 'n', which is {n}.");
-            return Err(Error::invalid("best_of", message));
+            return Err(Problem::invalid("best_of", message));
         }
         if candidates > n && self.stream == Some(true) {
             let message = "'best_of' above 'n' cannot be streamed, since the best are known at the end only: \
                            leave out 'stream' or 'best_of'.";
-            return Err(Error::invalid("best_of", message));
+            return Err(Problem::invalid("best_of", message));
         }
         if candidates * prompts > waiting {
             let message = format!(
                 "{prompts} prompts with 'best_of' {candidates} are more than the {waiting} sequences of one request."
             );
-            return Err(Error::invalid("best_of", message));
+            return Err(Problem::invalid("best_of", message));
         }
         Ok(candidates)
     }
@@ -210,15 +204,19 @@ impl CompletionRequest {
     }
 }
 
-/// What an empty prompt becomes: a model cannot continue nothing, and the end of a document is where a new one begins.
+/// Returns the token that stands for an empty prompt: the model's first end token, since a new document begins where
+/// another one ends.
 fn start_token(target: &Target) -> Result<u32> {
     let ends = &target.model().end_tokens;
     ends.first().copied().ok_or_else(|| {
-        Error::invalid("prompt", "'prompt' has no tokens, and this model has no end token to begin with: send a text.")
+        Problem::invalid(
+            "prompt",
+            "'prompt' has no tokens, and this model has no end token to begin with: send a text.",
+        )
     })
 }
 
-/// The prompts' texts, and where their tokens stand in them where `places` are wanted.
+/// Returns the texts of the prompts, with the offsets of their tokens if `places` is true.
 async fn show_prompts(target: &Target, items: &[Item], places: bool) -> Result<Vec<ShownPrompt>> {
     let mut shown = Vec::with_capacity(items.len());
     for item in items {
@@ -244,7 +242,7 @@ fn show_tokens(target: &Target, tokens: &[u32], places: bool) -> Result<ShownPro
     let text = target.model().tokenizer.decode(&ids, false)?;
     let mut offsets = Vec::new();
     if places {
-        // A decoder may leave out a blank at the beginning; no token stands past the end for that.
+        // A decoder may leave out a blank at the beginning; offsets must not pass the end of the text.
         let length = text.chars().count();
         let texts = TokenTexts::new(target.model().clone());
         let mut characters = 0;

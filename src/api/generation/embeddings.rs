@@ -11,17 +11,17 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::foreign_tokens;
 use crate::api::generation::target::{Input, Item, Target, count_tokens};
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
+use crate::engine;
 use crate::engine::EmbedRequest;
-use crate::{Error, Result};
 
-/// Tokens of all inputs of one request together.
+/// Largest number of tokens of all inputs of one request together.
 const MAX_TOKENS: usize = 300_000;
 
 /// A request for embeddings.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct EmbeddingRequest {
+pub(crate) struct EmbeddingRequest {
     /// A base model or a fine-tuned one.
     pub model: String,
     /// One or many inputs, as text or as token ids; under an alias `text-embedding-…` the ids are those of `cl100k_base`.
@@ -36,7 +36,7 @@ pub struct EmbeddingRequest {
 /// The form of the vectors.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum EncodingFormat {
+pub(crate) enum EncodingFormat {
     /// JSON numbers.
     #[default]
     Float,
@@ -46,7 +46,7 @@ pub enum EncodingFormat {
 
 /// The vectors, in the order of the inputs.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct EmbeddingList {
+pub(crate) struct EmbeddingList {
     /// Always `list`.
     pub object: &'static str,
     /// One entry for each input.
@@ -60,7 +60,7 @@ pub struct EmbeddingList {
 /// The vector of one input.
 #[expect(clippy::struct_field_names, reason = "the contract's names")]
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Embedding {
+pub(crate) struct Embedding {
     /// Always `embedding`.
     pub object: &'static str,
     /// The number of the input.
@@ -72,7 +72,7 @@ pub struct Embedding {
 /// A vector as numbers or as base64.
 #[derive(Debug, PartialEq, Serialize, ToSchema)]
 #[serde(untagged)]
-pub enum Vector {
+pub(crate) enum Vector {
     /// Numbers.
     Float(Vec<f32>),
     /// Base64 of little-endian 32-bit floats.
@@ -81,7 +81,7 @@ pub enum Vector {
 
 /// Tokens of the inputs.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct EmbeddingUsage {
+pub(crate) struct EmbeddingUsage {
     /// Tokens of all inputs.
     pub prompt_tokens: usize,
     /// The same.
@@ -96,7 +96,7 @@ pub struct EmbeddingUsage {
         (status = 200, body = EmbeddingList), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody),
     ),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<EmbeddingRequest>,
@@ -150,7 +150,7 @@ fn check_dimensions(dimensions: Option<usize>, native: usize) -> Result<()> {
     match dimensions {
         Some(asked) if asked != native => {
             let message = format!("'dimensions' must be {native} for this model, or left out; {asked} was asked for.");
-            Err(Error::invalid_code("dimensions", "invalid_value", message))
+            Err(Problem::invalid_code("dimensions", "invalid_value", message))
         }
         _ => Ok(()),
     }
@@ -161,24 +161,25 @@ fn check_not_empty(items: &[Item]) -> Result<()> {
     match empty {
         Some(index) => {
             let message = format!("'input' must not hold an empty text; the text number {index} (from 0) is empty.");
-            Err(Error::invalid_code("input", "invalid_value", message))
+            Err(Problem::invalid_code("input", "invalid_value", message))
         }
         None => Ok(()),
     }
 }
 
-/// The number of tokens together. Nothing is cut off silently: what does not fit is refused.
+/// Returns the number of tokens of all inputs. Inputs that do not fit are refused by the field's name, before anything is
+/// charged, rather than cut off silently. The engine checks each length again, for its own sake.
 fn check_lengths(inputs: &[Vec<u32>], limit: usize) -> Result<usize> {
     if inputs.iter().any(Vec::is_empty) {
-        return Err(Error::invalid("input", "'input' holds a text without any token."));
+        return Err(Problem::invalid("input", "'input' holds a text without any token."));
     }
     if let Some(long) = inputs.iter().find(|input| input.len() > limit) {
-        return Err(Error::ContextLength { limit, prompt: long.len(), completion: 0 });
+        return Err(engine::Error::ContextLength { limit, prompt: long.len(), completion: 0 }.into());
     }
     let tokens = inputs.iter().map(Vec::len).sum();
     if tokens > MAX_TOKENS {
         let message = format!("Requested {tokens} tokens, max {MAX_TOKENS} tokens per request.");
-        return Err(Error::invalid_code("input", "max_tokens_per_request", message));
+        return Err(Problem::invalid_code("input", "max_tokens_per_request", message));
     }
     Ok(tokens)
 }
@@ -206,7 +207,8 @@ mod tests {
     fn empty_and_long_inputs_are_refused() {
         assert!(check_not_empty(&[Item::Text("a".into()), Item::Text(String::new())]).is_err());
         assert_eq!(check_lengths(&[vec![1, 2], vec![3]], 2).expect("fits"), 3);
-        assert!(matches!(check_lengths(&[vec![1, 2, 3]], 2), Err(Error::ContextLength { prompt: 3, .. })));
+        let too_long = check_lengths(&[vec![1, 2, 3]], 2).expect_err("three tokens where two fit");
+        assert!(too_long.is_context_length() && too_long.error.message.contains("(3 in the prompt"), "{too_long:?}");
         assert!(check_lengths(&vec![vec![1; 300]; 1001], 512).is_err());
     }
 

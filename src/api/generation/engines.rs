@@ -1,5 +1,5 @@
-//! `/engines`: models under their first name, and the requests that named the model in the path. Old clients call it; each
-//! request is what its successor without `/engines` makes of it.
+//! `/engines`: models under the first name of that resource, and requests that name the model in the path. Old clients
+//! call it; each request is passed on to its successor without `/engines`.
 
 use axum::Json;
 use axum::body::Body;
@@ -23,7 +23,7 @@ use crate::api::models::model_resource::{self, Model, blame_model};
 
 /// A model under its first name.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Engine {
+pub(crate) struct Engine {
     /// The model's name.
     pub id: String,
     /// Always `engine`.
@@ -45,7 +45,7 @@ impl From<Model> for Engine {
     get, path = "/engines", operation_id = "listEngines", tag = "Engines",
     responses((status = 200, body = List<Engine>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Engine>>, Problem> {
+pub(crate) async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Engine>>, Problem> {
     let models = model_resource::all(&state, &caller).await?;
     Ok(Json(List::new(models.into_iter().map(Engine::from).collect())))
 }
@@ -56,7 +56,7 @@ pub async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<
     params(("engine" = String, Path, description = "The model's name; slashes may be raw or encoded.")),
     responses((status = 200, body = Engine), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn retrieve(
+pub(crate) async fn retrieve(
     State(state): State<ApiState>,
     caller: Caller,
     Path(name): Path<String>,
@@ -78,7 +78,7 @@ pub async fn retrieve(
     request_body = Object,
     responses((status = 200, description = "As without the engine."), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn request(
+pub(crate) async fn request(
     State(state): State<ApiState>,
     Path(path): Path<String>,
     request: Request,
@@ -99,7 +99,7 @@ pub async fn request(
     Err(Problem::unknown_url(Method::POST.as_str(), &format!("/engines/{path}")))
 }
 
-/// The same request with the engine as its body's `model`.
+/// Returns the same request with the engine as the `model` of its body.
 async fn naming(engine: &str, request: Request, state: &ApiState) -> Result<Request, Problem> {
     let (mut parts, body) = request.into_parts();
     let bytes = extract::read(Request::from_parts(parts.clone(), body), state).await?;
@@ -108,7 +108,7 @@ async fn naming(engine: &str, request: Request, state: &ApiState) -> Result<Requ
     Ok(Request::from_parts(parts, Body::from(bytes)))
 }
 
-/// `body` with another `model`; none where it is no JSON object, which the request itself will say.
+/// Returns `body` with `model` set to `engine`; `None` if it isn't a JSON object, which the handler reports.
 fn with_model(engine: &str, body: &[u8]) -> Option<Vec<u8>> {
     let mut fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
     fields.insert("model".into(), engine.into());

@@ -1,34 +1,40 @@
-//! Token ids of another model's tokenizer, turned back into text. Called by `embeddings`.
+//! Turns token ids of OpenAI's tokenizer back into text. Called by `embeddings`.
 //!
-//! Clients that know a model by `OpenAI`'s name, such as `LangChain`, tokenize with the tokenizer that this name has there and
-//! send ids. Under an alias of such a name the ids are therefore not the served model's own.
+//! Clients that know a model by `OpenAI`'s name, such as `LangChain`, tokenize with the tokenizer that this name has
+//! there and send ids. Under an alias of such a name the ids are therefore not the served model's own.
 
 use tiktoken_rs::{CoreBPE, Rank, cl100k_base_singleton};
 
 use crate::api::generation::target::Item;
+use crate::api::http::error::{Problem, Result};
 use crate::engine::catalog::Catalog;
-use crate::{Error, Result};
 
-/// Names that begin so are `OpenAI`'s embedding models, whose tokenizer is `cl100k_base`.
+/// Prefix of the names of `OpenAI`'s embedding models, whose tokenizer is `cl100k_base`.
 const EMBEDDING_NAMES: &str = "text-embedding-";
 
-/// `items` of a request for `model`, blamed on `param`: where its name is an alias that clients take for one of `OpenAI`'s
-/// embedding models, token ids have become text. Any other name's ids are the model's own.
-pub async fn own_items(catalog: &Catalog, model: &str, param: &'static str, items: Vec<Item>) -> Result<Vec<Item>> {
+/// Returns the `items` of a request for `model`. If the name is an alias that clients take for one of `OpenAI`'s
+/// embedding models, token ids are turned into text; under any other name they are the model's own. An error names the
+/// field `param`.
+pub(crate) async fn own_items(
+    catalog: &Catalog,
+    model: &str,
+    param: &'static str,
+    items: Vec<Item>,
+) -> Result<Vec<Item>> {
     let has_ids = items.iter().any(|item| matches!(item, Item::Tokens(_)));
     if !has_ids || !model.starts_with(EMBEDDING_NAMES) || !catalog.is_alias(model) {
         return Ok(items);
     }
     // The first use builds the table, which takes a moment.
     let read = move || items.into_iter().map(|item| as_text(cl100k_base_singleton(), param, item)).collect();
-    tokio::task::spawn_blocking(read).await.map_err(|error| Error::Internal(format!("read token ids: {error}")))?
+    tokio::task::spawn_blocking(read).await.map_err(|error| Problem::defect(format!("read token ids: {error}")))?
 }
 
-/// A cut through a character leaves its bytes incomplete; what cannot be read becomes a replacement character.
+/// Turns token ids into text. Bytes of a character that was cut become a replacement character.
 fn as_text(table: &CoreBPE, param: &str, item: Item) -> Result<Item> {
     let Item::Tokens(ids) = item else { return Ok(item) };
     if ids.is_empty() {
-        return Err(Error::invalid(param, format!("'{param}' must not hold an empty array of token ids.")));
+        return Err(Problem::invalid(param, format!("'{param}' must not hold an empty array of token ids.")));
     }
     match table.decode_bytes(&ids as &[Rank]) {
         Ok(bytes) => Ok(Item::Text(String::from_utf8_lossy(&bytes).into_owned())),
@@ -38,7 +44,7 @@ fn as_text(table: &CoreBPE, param: &str, item: Item) -> Result<Item> {
                  those of cl100k_base.",
                 fault.token
             );
-            Err(Error::invalid(param, message))
+            Err(Problem::invalid(param, message))
         }
     }
 }

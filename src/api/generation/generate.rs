@@ -1,13 +1,14 @@
-//! What completions and chat share: running many sequences at once, and gathering their events into answers.
+//! Generation for completions and chat: runs many sequences at once and gathers their events into answers.
 //!
-//! [`fields`] holds the fields of a request that both have, [`body`] what both write of the answers, [`logprobs`] how each
-//! shows log probabilities.
+//! [`fields`] holds the fields that both have in requests, [`body`] the parts that both have in answers, [`logprobs`]
+//! the forms in which each shows log probabilities.
 
-pub mod body;
-pub mod fields;
-pub mod logprobs;
+pub(crate) mod body;
+pub(crate) mod fields;
+pub(crate) mod logprobs;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use futures::FutureExt as _;
 use futures::stream::{self, BoxStream, SelectAll, StreamExt as _};
@@ -18,62 +19,53 @@ use self::body::Usage;
 use self::logprobs::mean;
 use crate::api::access::meter::Charge;
 use crate::api::generation::target::{Target, count_tokens};
-use crate::engine::grammar::Grammar;
+use crate::api::http::error::{Problem, Result};
+use crate::engine;
 use crate::engine::logprobs::TokenLogprobs;
-use crate::engine::{Event, FinishReason, GenerateRequest, Sampling};
-use crate::{Error, Result};
+use crate::engine::{Event, FinishReason, GenerateRequest};
 
-/// What every sequence of a request has in common.
-pub struct GenerationPlan {
-    /// The model.
+/// The sequences of a request: the prompts, and what all sequences have in common.
+pub(crate) struct GenerationPlan {
+    /// The model, its adapter, and the account that pays.
     pub target: Target,
     /// Token ids of each prompt.
-    pub prompts: Vec<Vec<u32>>,
+    pub prompts: Vec<Arc<[u32]>>,
     /// Answers to each prompt.
     pub n: usize,
-    /// New tokens at the most.
-    pub max_tokens: usize,
-    /// How tokens are drawn.
-    pub sampling: Sampling,
-    /// Texts that end an answer.
-    pub stop: Vec<String>,
-    /// As [`GenerateRequest::logprobs`].
-    pub logprobs: Option<usize>,
-    /// As [`GenerateRequest::prompt_logprobs`].
-    pub prompt_logprobs: Option<usize>,
-    /// What every answer must follow.
-    pub grammar: Option<Grammar>,
+    /// Everything that each sequence asks of the engine, but for its prompt and the seed of its choice.
+    pub request: GenerateRequest,
 }
 
 /// The finished answer to one prompt.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
-    /// Its text.
+pub(crate) struct Answer {
+    /// The text.
     pub text: String,
-    /// Why it ended.
+    /// The reason for which it ended.
     pub reason: FinishReason,
-    /// Its tokens, where log probabilities were asked for.
+    /// Tokens with their log probabilities; empty if not asked for.
     pub tokens: Vec<TokenLogprobs>,
-    /// Its prompt's tokens after the first, where theirs were asked for.
+    /// Tokens of the prompt after the first with their log probabilities; empty if not asked for.
     pub prompt: Vec<TokenLogprobs>,
 }
 
 /// A piece of one answer.
 #[derive(Debug, PartialEq)]
-pub enum Piece {
-    /// What the prompt's tokens after the first are worth; comes first, where it was asked for.
+pub(crate) enum Piece {
+    /// Log probabilities of the prompt's tokens after the first; comes before all text, if asked for.
     Prompt(Vec<TokenLogprobs>),
-    /// More text, never empty without a token; each token comes alone where log probabilities were asked for.
+    /// More text, never empty without a token. If log probabilities were asked for, each token comes in a piece of its
+    /// own.
     Text { text: String, token: Option<TokenLogprobs> },
     /// The end.
     End(FinishReason),
 }
 
-/// One event of one sequence; `None` says that its channel closed.
+/// An event of the sequence with this index; `None` if its channel closed.
 type Tagged = (usize, Option<Event>);
 
-/// All sequences of a request, running. Dropping it cancels them.
-pub struct Running {
+/// The running sequences of a request. Dropping it cancels them.
+pub(crate) struct Running {
     /// Id of the base model, for the metrics.
     model: String,
     events: SelectAll<BoxStream<'static, Tagged>>,
@@ -85,42 +77,34 @@ pub struct Running {
     drawn_tokens: Vec<usize>,
     /// Answers to each prompt.
     n: usize,
-    /// Settled when this drops; none until every sequence is queued.
+    /// The cost of the request, settled when it drops; `None` until every sequence is queued.
     charge: Option<Charge>,
 }
 
 impl GenerationPlan {
     /// Queues every sequence; choice `prompt · n + j` is answer `j` to its prompt.
-    pub fn start(self) -> Result<Running> {
-        let Target { base, adapter, account } = &self.target;
-        let limit = self.target.context();
-        if let Some(prompt) = self.prompts.iter().map(Vec::len).find(|prompt| prompt + self.max_tokens > limit) {
-            return Err(Error::ContextLength { limit, prompt, completion: self.max_tokens });
+    pub(crate) fn start(self) -> Result<Running> {
+        let Target { base, account, .. } = &self.target;
+        let (limit, max_tokens) = (self.target.context(), self.request.max_tokens);
+        // The engine checks this too, but only after the charge: a prompt that never fits is refused as that, whatever the
+        // caller's rate, and takes nothing of it.
+        if let Some(prompt) = self.prompts.iter().map(|prompt| prompt.len()).find(|prompt| prompt + max_tokens > limit)
+        {
+            return Err(engine::Error::ContextLength { limit, prompt, completion: max_tokens }.into());
         }
-        let prompt_tokens = self.prompts.iter().map(Vec::len).sum();
+        let prompt_tokens = self.prompts.iter().map(|prompt| prompt.len()).sum();
         let mut charge = account.charge(prompt_tokens)?;
         let mut running = Running::new(base.model.id.clone(), self.prompts.len(), self.n, prompt_tokens);
         let mut requests = Vec::with_capacity(running.choices());
         for prompt in &self.prompts {
             for j in 0..self.n {
-                let mut sampling = self.sampling.clone();
+                let mut request = GenerateRequest { prompt: Arc::clone(prompt), ..self.request.clone() };
                 // Answers to one prompt differ, and the same seed gives the same set of them.
-                sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(j as u64));
-                requests.push(GenerateRequest {
-                    organization: account.organization().clone(),
-                    prompt: prompt.clone(),
-                    adapter: adapter.clone(),
-                    sampling,
-                    max_tokens: self.max_tokens,
-                    stop: self.stop.clone(),
-                    stop_tokens: base.model.end_tokens.clone(),
-                    logprobs: self.logprobs,
-                    prompt_logprobs: self.prompt_logprobs,
-                    grammar: self.grammar.clone(),
-                });
+                request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(j as u64));
+                requests.push(request);
             }
         }
-        if self.max_tokens == 0 && self.prompt_logprobs.is_none() {
+        if max_tokens == 0 && self.request.prompt_logprobs.is_none() {
             (0..running.choices()).for_each(|index| running.end(index, FinishReason::Length));
         } else {
             let receivers = base.backend.generate_all(requests)?;
@@ -147,7 +131,7 @@ impl Running {
         }
     }
 
-    /// How many answers there will be.
+    /// Returns the number of answers there will be.
     fn choices(&self) -> usize {
         self.ended.len()
     }
@@ -163,8 +147,8 @@ impl Running {
         self.pieces.push_back((index, Piece::End(reason)));
     }
 
-    /// The next piece of any answer; `None` when all have ended. Nothing of use follows a failure.
-    pub async fn next(&mut self) -> Option<Result<(usize, Piece)>> {
+    /// Waits for the next piece of any answer; `None` if all have ended. Do not call it again after an error.
+    pub(crate) async fn next(&mut self) -> Option<Result<(usize, Piece)>> {
         loop {
             if let Some(piece) = self.pieces.pop_front() {
                 return Some(Ok(piece));
@@ -181,12 +165,11 @@ impl Running {
                     self.end(index, reason);
                 }
                 (_, Some(Event::Failed(error))) => {
-                    let error = error.into();
                     self.waive_what_never_ran(&error);
-                    return Some(Err(error));
+                    return Some(Err(error.into()));
                 }
                 (index, None) if !self.ended[index] => {
-                    return Some(Err(Error::Unavailable("The engine stopped before the answer was complete.".into())));
+                    return Some(Err(Problem::unavailable("The engine stopped before the answer was complete.")));
                 }
                 (_, None) => {}
             }
@@ -199,8 +182,8 @@ impl Running {
         }
     }
 
-    /// Tokens so far.
-    pub fn usage(&self) -> Usage {
+    /// Returns the tokens used so far.
+    pub(crate) fn usage(&self) -> Usage {
         Usage::new(self.prompt_tokens, self.cached_tokens, self.drawn_tokens.iter().sum())
     }
 
@@ -212,9 +195,9 @@ impl Running {
         }
     }
 
-    /// A request that waited in vain costs nothing.
-    fn waive_what_never_ran(&mut self, error: &Error) {
-        if matches!(error, Error::Overloaded { .. })
+    /// Waives the charge if `error` says that the request waited in vain and no token was drawn.
+    fn waive_what_never_ran(&mut self, error: &engine::Error) {
+        if matches!(error, engine::Error::Overloaded { .. })
             && self.drawn_tokens.iter().all(|drawn| *drawn == 0)
             && let Some(charge) = self.charge.take()
         {
@@ -222,7 +205,7 @@ impl Running {
         }
     }
 
-    /// Counts what was drawn and never read: the engine is ahead of a client that hung up.
+    /// Counts the tokens that were drawn and never read: the engine is ahead of a client that hung up.
     fn drain(&mut self) {
         while let Some(Some((index, event))) = tokio::task::unconstrained(self.events.next()).now_or_never() {
             match event {
@@ -236,7 +219,7 @@ impl Running {
     }
 
     /// Waits for all answers, in the order of their index.
-    pub async fn collect(mut self) -> Result<(Vec<Answer>, Usage)> {
+    pub(crate) async fn collect(mut self) -> Result<(Vec<Answer>, Usage)> {
         let empty =
             Answer { text: String::new(), reason: FinishReason::Length, tokens: Vec::new(), prompt: Vec::new() };
         let mut answers = vec![empty; self.ended.len()];
@@ -254,9 +237,9 @@ impl Running {
     }
 }
 
-/// The `n` answers to each prompt whose tokens have the highest mean log probability, the best first, of `candidates`
-/// answers to each. Where there is nothing to choose, all in their order.
-pub fn best(answers: Vec<Answer>, candidates: usize, n: usize) -> Vec<Answer> {
+/// Keeps, of the `candidates` answers to each prompt, the `n` whose tokens have the highest mean log probability, the
+/// best first. If `n` equals `candidates`, returns all in their order.
+pub(crate) fn best(answers: Vec<Answer>, candidates: usize, n: usize) -> Vec<Answer> {
     if candidates == n {
         return answers;
     }
@@ -285,6 +268,8 @@ impl Drop for Running {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::StatusCode;
+
     use super::*;
 
     fn token(text: &str) -> Event {
@@ -295,7 +280,7 @@ mod tests {
         Event::Finished { text: text.into(), reason: FinishReason::Stop, completion_tokens, cached_tokens: 3 }
     }
 
-    /// Choices whose channels already hold all their events.
+    /// Makes choices whose channels already hold all their events.
     fn running(choices: Vec<Vec<Event>>) -> Running {
         let mut running = Running::new("m".into(), 1, choices.len(), 5);
         for (index, events) in choices.into_iter().enumerate() {
@@ -320,9 +305,9 @@ mod tests {
     #[tokio::test]
     async fn a_failure_or_a_lost_engine_is_an_error_and_not_a_short_answer() {
         let failed = running(vec![vec![token("a"), Event::Failed(crate::engine::Error::EmptyPrompt)]]).collect().await;
-        assert!(matches!(failed, Err(Error::Invalid { .. })));
+        assert!(matches!(failed, Err(problem) if problem.status == StatusCode::BAD_REQUEST));
         let lost = running(vec![vec![token("a")]]).collect().await;
-        assert!(matches!(lost, Err(Error::Unavailable(_))));
+        assert!(matches!(lost, Err(problem) if problem.status == StatusCode::SERVICE_UNAVAILABLE));
     }
 
     #[tokio::test]

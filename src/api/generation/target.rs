@@ -1,5 +1,5 @@
-//! From a request's model name to what runs it: the base model and, for a fine-tuned name, the adapter generation that the
-//! request keeps to its end. Also texts to token ids. Used by completions, chat and embeddings.
+//! Resolves the model name of a request to the base model and, for a fine-tuned name, the adapter generation that the
+//! request keeps to its end; turns texts into token ids. Used by completions, chat, embeddings and tokenize.
 
 use std::sync::Arc;
 
@@ -9,75 +9,93 @@ use utoipa::ToSchema;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::access::meter::Account;
+use crate::api::http::error::{Problem, Result};
 use crate::engine::catalog::CatalogEntry;
+use crate::engine::{GenerateRequest, Sampling};
 use crate::model::BaseModel;
 use crate::model::lora::AdapterLease;
-use crate::{Error, Result};
 
-/// Texts longer than this together are tokenized off the async threads.
+/// Largest size in bytes of texts that are tokenized on an async thread.
 const INLINE_BYTES: usize = 8 << 10;
 
-/// What a request runs on.
+/// The model that a request runs on, and the account that pays for it.
 #[derive(Clone)]
-pub struct Target {
+pub(crate) struct Target {
     /// The base model and its engine.
     pub base: CatalogEntry,
-    /// The adapter's generation, held until the request ends.
+    /// The generation of the adapter, held until the request ends; `None` for a base model.
     pub adapter: Option<AdapterLease>,
-    /// Who pays.
+    /// The account that pays.
     pub account: Account,
 }
 
 impl Target {
-    /// The base model with this id, else the caller's fine-tuned model; an alias is what it stands for.
-    pub async fn resolve(state: &ApiState, caller: &Caller, name: &str) -> Result<Self> {
+    /// Finds the base model or the caller's fine-tuned model of this name, or the model that it is an alias of.
+    pub(crate) async fn resolve(state: &ApiState, caller: &Caller, name: &str) -> Result<Self> {
         let real = state.catalog.real_name(name);
         if let Ok(base) = state.catalog.get(real) {
             let account = Account::new(state, caller, name, &base.model.id);
             return Ok(Self { base: base.clone(), adapter: None, account });
         }
         let leased = state.registry.lease(&caller.organization, real).await;
-        let (base, adapter) = leased.map_err(|error| error.about_model(name))?;
+        let (base, adapter) = leased.map_err(|error| Problem::from(error).about_model(name))?;
         let account = Account::new(state, caller, name, &base);
         Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter), account })
     }
 
-    /// The model's weights, tokenizer and template.
-    pub fn model(&self) -> &Arc<BaseModel> {
+    /// Returns the base model: weights, tokenizer and template.
+    pub(crate) fn model(&self) -> &Arc<BaseModel> {
         &self.base.model
     }
 
-    /// Tokens that the model can attend to.
-    pub fn context(&self) -> usize {
+    /// Returns a request to the engine for this target, with no prompt and no token asked for yet.
+    pub(crate) fn request(&self) -> GenerateRequest {
+        GenerateRequest {
+            organization: self.account.organization().clone(),
+            prompt: Arc::default(),
+            adapter: self.adapter.clone(),
+            sampling: Sampling::default(),
+            max_tokens: 0,
+            stop: Vec::new(),
+            stop_tokens: self.base.model.end_tokens.clone(),
+            logprobs: None,
+            prompt_logprobs: None,
+            grammar: None,
+        }
+    }
+
+    /// Returns the number of tokens that the model can attend to.
+    pub(crate) fn context(&self) -> usize {
         self.base.model.config.max_position_embeddings
     }
 
-    /// Token ids of each text; `special` adds what the tokenizer puts around a text.
-    pub async fn encode(&self, texts: Vec<String>, special: bool) -> Result<Vec<Vec<u32>>> {
+    /// Returns the token ids of each text; `special` adds the tokens that the tokenizer puts around a text.
+    pub(crate) async fn encode(&self, texts: Vec<String>, special: bool) -> Result<Vec<Vec<u32>>> {
         let model = self.base.model.clone();
         let bytes = texts.iter().map(String::len).sum();
         let encode = move || texts.iter().map(|text| Ok(model.tokenizer.encode(text, special)?)).collect();
         tokenize(bytes, encode).await
     }
 
-    /// Characters of `text` before each of its tokens, which are those of [`Self::encode`] with `special`.
-    pub async fn character_offsets(&self, text: String) -> Result<Vec<usize>> {
+    /// Returns the number of characters of `text` before each of its tokens, which are those of [`Self::encode`] with
+    /// `special`.
+    pub(crate) async fn character_offsets(&self, text: String) -> Result<Vec<usize>> {
         let model = self.base.model.clone();
         tokenize(text.len(), move || Ok(model.tokenizer.character_offsets(&text)?)).await
     }
 }
 
-/// Runs `work` over `bytes` of text, where they are many on a thread that may take its time.
+/// Runs `work` over `bytes` bytes of text, on a blocking thread if they are more than [`INLINE_BYTES`].
 async fn tokenize<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     if bytes <= INLINE_BYTES {
         return work();
     }
     let joined = tokio::task::spawn_blocking(work).await;
-    joined.map_err(|error| Error::Internal(format!("tokenize: {error}")))?
+    joined.map_err(|error| Problem::defect(format!("tokenize: {error}")))?
 }
 
-/// Counts tokens for `/metrics`; labelled by base model, since the names of fine-tuned ones have no bound.
-pub fn count_tokens(model: &str, kind: &'static str, tokens: usize) {
+/// Counts tokens for `/metrics`, labelled by base model, since the number of fine-tuned models has no bound.
+pub(crate) fn count_tokens(model: &str, kind: &'static str, tokens: usize) {
     metrics::counter!("attune_tokens_total", "model" => model.to_owned(), "kind" => kind).increment(tokens as u64);
 }
 
@@ -87,7 +105,7 @@ pub fn count_tokens(model: &str, kind: &'static str, tokens: usize) {
     untagged,
     expecting = "expected a string, an array of strings, an array of token ids, or an array of arrays of token ids"
 )]
-pub enum Input {
+pub(crate) enum Input {
     /// One text.
     Text(String),
     /// Many texts.
@@ -100,7 +118,7 @@ pub enum Input {
 
 /// One text of an [`Input`].
 #[derive(Debug, Clone, PartialEq)]
-pub enum Item {
+pub(crate) enum Item {
     /// As text.
     Text(String),
     /// As token ids.
@@ -108,8 +126,8 @@ pub enum Item {
 }
 
 impl Input {
-    /// The single texts, in order; `param` is blamed where there are none or more than `limit`.
-    pub fn into_items(self, param: &str, limit: usize) -> Result<Vec<Item>> {
+    /// Returns the single texts, in order. If there are none or more than `limit`, the error names the field `param`.
+    pub(crate) fn into_items(self, param: &str, limit: usize) -> Result<Vec<Item>> {
         let items: Vec<Item> = match self {
             Self::Text(text) => vec![Item::Text(text)],
             Self::Texts(texts) => texts.into_iter().map(Item::Text).collect(),
@@ -117,19 +135,19 @@ impl Input {
             Self::TokenLists(lists) => lists.into_iter().map(Item::Tokens).collect(),
         };
         if items.is_empty() {
-            return Err(Error::invalid(param, format!("'{param}' must not be an empty array.")));
+            return Err(Problem::invalid(param, format!("'{param}' must not be an empty array.")));
         }
         if items.len() > limit {
             let message = format!("'{param}' has {} items; at most {limit} fit into one request.", items.len());
-            return Err(Error::invalid_code(param, "array_above_max_length", message));
+            return Err(Problem::invalid_code(param, "array_above_max_length", message));
         }
         Ok(items)
     }
 }
 
 impl Target {
-    /// Token ids of each item, in order. Ids that the model does not have and empty lists of ids are refused.
-    pub async fn encode_items(&self, param: &str, items: Vec<Item>) -> Result<Vec<Vec<u32>>> {
+    /// Returns the token ids of each item, in order. Refuses ids that the model does not have and empty lists of ids.
+    pub(crate) async fn encode_items(&self, param: &str, items: Vec<Item>) -> Result<Vec<Vec<u32>>> {
         let vocabulary = self.base.model.config.vocab_size;
         let mut ids = Vec::with_capacity(items.len());
         let (mut places, mut texts) = (Vec::new(), Vec::new());
@@ -153,9 +171,11 @@ impl Target {
     }
 }
 
+/// Refuses ids outside the vocabulary by the field's name and before anything is charged; the engine refuses them again,
+/// for its own sake.
 fn check_ids(param: &str, tokens: &[u32], vocabulary: usize) -> Result<()> {
     if tokens.is_empty() {
-        return Err(Error::invalid(param, format!("'{param}' must not hold an empty array of token ids.")));
+        return Err(Problem::invalid(param, format!("'{param}' must not hold an empty array of token ids.")));
     }
     match tokens.iter().find(|id| **id as usize >= vocabulary) {
         Some(id) => {
@@ -163,7 +183,7 @@ fn check_ids(param: &str, tokens: &[u32], vocabulary: usize) -> Result<()> {
                 "'{param}' holds the token id {id}; this model has the ids 0 to {}.",
                 vocabulary.saturating_sub(1)
             );
-            Err(Error::invalid(param, message))
+            Err(Problem::invalid(param, message))
         }
         None => Ok(()),
     }
@@ -174,7 +194,7 @@ mod tests {
     use super::*;
 
     fn items(json: &str) -> Result<Vec<Item>> {
-        let input: Input = serde_json::from_str(json).map_err(|error| Error::invalid("input", error.to_string()))?;
+        let input: Input = serde_json::from_str(json).map_err(|error| Problem::invalid("input", error.to_string()))?;
         input.into_items("input", 3)
     }
 

@@ -1,4 +1,5 @@
-//! `POST /tokenize` and `POST /detokenize`: what a model makes of a text, and back. Extensions in vLLM's form.
+//! `POST /tokenize` and `POST /detokenize`: texts and conversations to token ids, and ids to text. Extensions in vLLM's
+//! form.
 
 use axum::Json;
 use axum::extract::State;
@@ -10,14 +11,13 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::chat::{ChatMessage, template_messages};
 use crate::api::generation::target::Target;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::operations::checks::not_supported;
-use crate::{Error, Result};
 
 /// A text or a conversation to turn into tokens; exactly one of `prompt` and `messages`.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct TokenizeRequest {
+pub(crate) struct TokenizeRequest {
     /// The model whose tokenizer is asked; may be left out where only one base model is served.
     pub model: Option<String>,
     /// A text.
@@ -48,7 +48,7 @@ pub struct TokenizeRequest {
 /// Tokens.
 #[expect(clippy::struct_field_names, reason = "vLLM's names")]
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Tokens {
+pub(crate) struct Tokens {
     /// How many.
     pub count: usize,
     /// Tokens that the model can attend to.
@@ -61,7 +61,7 @@ pub struct Tokens {
 
 /// Tokens to turn into text.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct DetokenizeRequest {
+pub(crate) struct DetokenizeRequest {
     /// The model whose tokenizer is asked; may be left out where only one base model is served.
     pub model: Option<String>,
     /// Token ids.
@@ -70,7 +70,7 @@ pub struct DetokenizeRequest {
 
 /// The text of tokens.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Detokenized {
+pub(crate) struct Detokenized {
     /// The text, special tokens by their names.
     pub prompt: String,
 }
@@ -82,7 +82,7 @@ pub struct Detokenized {
     post, path = "/tokenize", operation_id = "tokenize", tag = "Tokens", request_body = TokenizeRequest,
     responses((status = 200, body = Tokens), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn tokenize(
+pub(crate) async fn tokenize(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<TokenizeRequest>,
@@ -105,7 +105,7 @@ pub async fn tokenize(
     post, path = "/detokenize", operation_id = "detokenize", tag = "Tokens", request_body = DetokenizeRequest,
     responses((status = 200, body = Detokenized), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn detokenize(
+pub(crate) async fn detokenize(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<DetokenizeRequest>,
@@ -116,21 +116,21 @@ pub async fn detokenize(
     if let Some(id) = request.tokens.iter().find(|id| **id as usize >= ids) {
         let message =
             format!("'tokens' holds the id {id}; this model's tokenizer has the ids 0 to {}.", ids.saturating_sub(1));
-        return Err(Error::invalid_code("tokens", "invalid_value", message).into());
+        return Err(Problem::invalid_code("tokens", "invalid_value", message));
     }
     let decoded = tokio::task::spawn_blocking(move || model.tokenizer.decode(&request.tokens, false)).await;
-    let prompt = decoded.map_err(|error| Error::Internal(format!("detokenize: {error}")))??;
+    let prompt = decoded.map_err(|error| Problem::defect(format!("detokenize: {error}")))??;
     Ok(Json(Detokenized { prompt }))
 }
 
-/// The model that was named, or the only one.
+/// Returns the model that was named, or the only one if `name` is `None`.
 async fn resolve(state: &ApiState, caller: &Caller, name: Option<&str>) -> Result<Target, Problem> {
     let name = match (name, state.catalog.entries()) {
         (Some(name), _) => name,
         (None, [only]) => &only.model.id,
         (None, _) => return Err(Problem::missing("model")),
     };
-    Ok(Target::resolve(state, caller, name).await?)
+    Target::resolve(state, caller, name).await
 }
 
 impl TokenizeRequest {
@@ -147,7 +147,7 @@ impl TokenizeRequest {
         Ok(())
     }
 
-    /// The text, and whether the tokenizer adds its special tokens to it.
+    /// Returns the text to tokenize, and whether the tokenizer adds its special tokens to it.
     fn text(&self, target: &Target) -> Result<(String, bool)> {
         match (&self.prompt, &self.messages) {
             (Some(prompt), None) => Ok((prompt.clone(), self.add_special_tokens.unwrap_or(true))),
@@ -155,7 +155,7 @@ impl TokenizeRequest {
                 let model = target.model();
                 let template = model.chat_template.as_ref().ok_or_else(|| {
                     let message = format!("The model `{}` has no chat template: send a 'prompt'.", model.id);
-                    Error::invalid("model", message)
+                    Problem::invalid("model", message)
                 })?;
                 let messages = template_messages(messages, template.tool_syntax())?;
                 let begin_answer = self.add_generation_prompt.unwrap_or(true);
@@ -164,9 +164,9 @@ impl TokenizeRequest {
             }
             (None, None) => {
                 let message = "Missing required parameter: 'prompt' or 'messages'.";
-                Err(Error::invalid_code("prompt", "missing_required_parameter", message))
+                Err(Problem::invalid_code("prompt", "missing_required_parameter", message))
             }
-            (Some(_), Some(_)) => Err(Error::invalid("messages", "Send either 'prompt' or 'messages', not both.")),
+            (Some(_), Some(_)) => Err(Problem::invalid("messages", "Send either 'prompt' or 'messages', not both.")),
         }
     }
 }

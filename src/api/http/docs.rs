@@ -1,4 +1,4 @@
-//! The document of the API, and the page that shows it.
+//! The frame of the `OpenAPI` document, and the page that shows the document.
 
 use axum::Router;
 use utoipa::openapi::OpenApi;
@@ -12,8 +12,8 @@ const DESCRIPTION: &str = "Serves language models and embeddings in the form of 
                            The same routes are served without the prefix `/v1`, and `/fine-tunes` is the same resource as \
                            `/fine_tunes`.";
 
-/// The document without its paths.
-pub fn frame() -> OpenApi {
+/// Returns the document without its paths.
+pub(crate) fn frame() -> OpenApi {
     let license = LicenseBuilder::new().name("MIT OR Apache-2.0").build();
     let info = InfoBuilder::new()
         .title("Attune")
@@ -30,7 +30,7 @@ pub fn frame() -> OpenApi {
         .build()
 }
 
-/// The page at `/docs` and the document at `/openapi.json`.
-pub fn routes(document: OpenApi) -> Router {
+/// Serves the page at `/docs` and the document at `/openapi.json`.
+pub(crate) fn routes(document: OpenApi) -> Router {
     SwaggerUi::new("/docs").url("/openapi.json", document).into()
 }

@@ -1,9 +1,12 @@
-//! The one table from [`Error`] to status, type, code and parameter, and the error object that every failed request gets.
+//! [`Problem`], the failure of a request: its status, and the error object that the client gets.
 //!
-//! Handlers return [`Problem`]; `?` turns the domain's errors into it. Failures that only HTTP knows (no key, no such route,
-//! too large) are made here by name.
+//! Handlers return it; `?` turns each layer's error into it by the rules of [`table`]. Failures that only HTTP knows (a
+//! wrong field, no key, no such route, too large) are made here by name.
+
+mod table;
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use axum::Json;
@@ -13,13 +16,22 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::Error;
-use crate::error::RateLimit;
+/// The result of everything in `api` that can fail.
+pub type Result<T, E = Problem> = std::result::Result<T, E>;
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const INVALID_REQUEST: &str = "invalid_request_error";
 const SERVER_ERROR: &str = "server_error";
+
+/// What a key may use a bounded amount of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RateLimit {
+    /// Requests, per minute or at a time.
+    Requests,
+    /// Tokens per minute.
+    Tokens,
+}
 
 /// The body of every answer with a status of 400 and above.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -153,95 +165,91 @@ impl Problem {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER_ERROR, message)
     }
 
-    fn unavailable(message: impl Into<String>) -> Self {
+    /// A defect, or a failure of this machine: `message` goes to the log.
+    pub fn defect(message: impl fmt::Display) -> Self {
+        tracing::error!("{message}");
+        Self::internal()
+    }
+
+    /// [`Problem::defect`] while doing `context`; use as `.map_err(Problem::io("write an upload"))`.
+    pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let context = context.into();
+        move |error| Self::defect(format_args!("{context}: {error}"))
+    }
+
+    /// The field `param` must change.
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::bad_request(message).param(param.into())
+    }
+
+    /// The field `param` must change; `code` is a stable word for programs.
+    pub fn invalid_code(param: impl Into<String>, code: &'static str, message: impl Into<String>) -> Self {
+        Self::invalid(param, message).code(code)
+    }
+
+    /// The caller may not do this.
+    pub fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, message)
+    }
+
+    /// The caller has no object with the id.
+    fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).param("id")
+    }
+
+    /// No base model and no fine-tuned model of the caller has the name.
+    pub fn model_not_found(name: &str) -> Self {
+        let message = format!("The model `{name}` does not exist or you do not have access to it.");
+        Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code("model_not_found")
+    }
+
+    /// The same failure; a model that was not found is called by the `name` that was asked for.
+    #[must_use]
+    pub fn about_model(self, name: &str) -> Self {
+        if self.is_model_not_found() { Self::model_not_found(name) } else { self }
+    }
+
+    /// True if there is no such model.
+    pub fn is_model_not_found(&self) -> bool {
+        self.error.code == Some("model_not_found")
+    }
+
+    /// True if prompt and answer do not fit the model's context.
+    pub fn is_context_length(&self) -> bool {
+        self.error.code == Some("context_length_exceeded")
+    }
+
+    /// Every queue is full.
+    fn overloaded(message: impl Into<String>, retry_after: Duration) -> Self {
+        Self::rate_limited(RateLimit::Requests, message, Some(retry_after))
+    }
+
+    /// The key has used up what it may use; `retry_after` is when the same request is let in, `None` if never.
+    pub fn rate_limited(what: RateLimit, message: impl Into<String>, retry_after: Option<Duration>) -> Self {
+        let kind = match what {
+            RateLimit::Requests => "requests",
+            RateLimit::Tokens => "tokens",
+        };
+        let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, kind, message).code("rate_limit_exceeded");
+        Self { retry_after, ..problem }
+    }
+
+    /// The server ends before the answer does.
+    pub fn stopping() -> Self {
+        Self::unavailable("The server is stopping. Please try again.")
+    }
+
+    /// A part that the server needs does not answer; the same request can be sent again.
+    pub fn unavailable(message: impl Into<String>) -> Self {
         let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER_ERROR, message);
         problem.retry_after = Some(Duration::from_secs(1));
         problem
     }
 }
 
-impl From<attune_model::Error> for Problem {
-    fn from(error: attune_model::Error) -> Self {
-        Error::from(error).into()
-    }
-}
-
-impl From<attune_engine::Error> for Problem {
-    fn from(error: attune_engine::Error) -> Self {
-        Error::from(error).into()
-    }
-}
-
-impl From<attune_train::Error> for Problem {
-    fn from(error: attune_train::Error) -> Self {
-        Error::from(error).into()
-    }
-}
-
-/// The table.
-impl From<Error> for Problem {
-    fn from(error: Error) -> Self {
-        let message = error.to_string();
-        match error {
-            Error::Invalid { message, param, code } => {
-                let mut problem = Self::bad_request(message);
-                problem.error.param = param.map(Cow::Owned);
-                problem.error.code = code;
-                problem
-            }
-            Error::ContextLength { .. } => Self::bad_request(message).code("context_length_exceeded"),
-            Error::ModelNotFound(_) => {
-                Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code("model_not_found")
-            }
-            Error::NotFound { kind, .. } => {
-                let problem = Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message);
-                match kind {
-                    "FineTune" | "FineTuningJob" => problem.code("fine_tune_not_found").param("fine_tune_id"),
-                    _ => problem.param("id"),
-                }
-            }
-            Error::Forbidden(_) => Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, message),
-            // Not 409: clients retry that on their own, and a job that has ended stays so.
-            Error::Conflict(_) => Self::bad_request(message),
-            Error::Overloaded { retry_after, .. } => {
-                let mut problem =
-                    Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", message).code("rate_limit_exceeded");
-                problem.retry_after = Some(retry_after);
-                problem
-            }
-            Error::RateLimited { what, message, retry_after } => {
-                let kind = match what {
-                    RateLimit::Requests => "requests",
-                    RateLimit::Tokens => "tokens",
-                };
-                let mut problem = Self::new(StatusCode::TOO_MANY_REQUESTS, kind, message).code("rate_limit_exceeded");
-                problem.retry_after = retry_after;
-                problem
-            }
-            Error::TimedOut { .. } => {
-                Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER_ERROR, message).code("request_timeout")
-            }
-            Error::Unavailable(_) | Error::OutOfMemory => Self::unavailable(message),
-            Error::Cancelled => Self::unavailable("The server is stopping. Please try again."),
-            Error::Database(
-                sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::Tls(_),
-            ) => {
-                tracing::error!("{message}");
-                Self::unavailable("The database does not answer. Please try again.")
-            }
-            Error::Blob(object_store::Error::NotFound { .. }) => {
-                Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "The content is no longer stored.").param("id")
-            }
-            Error::Setup(_)
-            | Error::Tensor(_)
-            | Error::Database(_)
-            | Error::Blob(_)
-            | Error::Io { .. }
-            | Error::Internal(_) => {
-                tracing::error!("{message}");
-                Self::internal()
-            }
-        }
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.error.message)
     }
 }
 
@@ -287,46 +295,47 @@ fn masked(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{engine, jobs, store};
 
-    fn object(error: Error) -> (u16, serde_json::Value) {
-        let problem = Problem::from(error);
+    fn object(error: impl Into<Problem>) -> (u16, serde_json::Value) {
+        let problem = error.into();
         (problem.status.as_u16(), serde_json::to_value(problem.error).expect("an error object is JSON"))
     }
 
     #[test]
     fn every_error_object_has_all_four_keys() {
-        let (_, object) = object(Error::Conflict("The job has ended.".into()));
+        let (_, object) = object(jobs::Error::Conflict { action: "resume", id: "ft-x".into(), status: "failed" });
         let keys: Vec<_> = object.as_object().expect("an object").keys().cloned().collect();
         assert_eq!(keys, ["message", "type", "param", "code"]);
     }
 
     #[test]
     fn the_clients_mistakes_are_4xx_with_the_field_at_fault() {
-        let (status, body) = object(Error::invalid("temperature", "too hot"));
+        let (status, body) = object(Problem::invalid("temperature", "too hot"));
         assert_eq!((status, &body["param"]), (400, &"temperature".into()));
-        let (status, body) = object(Error::ContextLength { limit: 4, prompt: 4, completion: 1 });
+        let (status, body) = object(engine::Error::ContextLength { limit: 4, prompt: 4, completion: 1 });
         assert_eq!((status, &body["code"]), (400, &"context_length_exceeded".into()));
-        let (status, body) = object(Error::ModelNotFound("x".into()));
+        let (status, body) = object(store::Error::ModelNotFound("x".into()));
         assert_eq!((status, &body["code"], &body["param"]), (404, &"model_not_found".into(), &serde_json::Value::Null));
-        let (status, body) = object(Error::NotFound { kind: "File", id: "file-x".into() });
+        let (status, body) = object(store::Error::NotFound { kind: "File", id: "file-x".into() });
         assert_eq!(
             (status, &body["message"], &body["param"]),
             (404, &"No such File object: file-x".into(), &"id".into())
         );
-        let (status, _) = object(Error::Conflict("The job has ended.".into()));
+        let (status, _) = object(jobs::Error::Conflict { action: "resume", id: "ft-x".into(), status: "failed" });
         assert_eq!(status, 400, "409 would be retried by clients");
     }
 
     #[test]
     fn what_happens_inside_the_server_stays_in_the_log() {
-        let (status, body) = object(Error::Internal("secret".into()));
+        let (status, body) = object(jobs::Error::Internal("secret".into()));
         assert_eq!((status, &body["type"]), (500, &"server_error".into()));
         assert!(!body["message"].as_str().expect("a message").contains("secret"));
     }
 
     #[test]
     fn a_full_server_says_when_to_come_back() {
-        let problem = Problem::from(Error::Overloaded { what: "queue", retry_after: Duration::from_secs(3) });
+        let problem = Problem::from(engine::Error::Overloaded { what: "queue", retry_after: Duration::from_secs(3) });
         let response = problem.into_response();
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()["retry-after"], "3");
@@ -335,7 +344,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_takes_too_long_is_not_to_be_tried_again() {
-        let response = Problem::from(Error::TimedOut { limit: Duration::from_mins(1) }).into_response();
+        let response = Problem::from(engine::Error::TimedOut { limit: Duration::from_mins(1) }).into_response();
         assert_eq!(response.status(), 504);
         assert_eq!(response.headers()["x-should-retry"], "false");
     }

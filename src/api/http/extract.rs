@@ -1,4 +1,4 @@
-//! What handlers take from a request: a JSON body, the path and the query, each refused with an error object that names
+//! Extractors of handlers: the JSON body, the path and the query of a request. A refusal is an error object that names
 //! the field at fault.
 
 use std::borrow::Cow;
@@ -13,23 +13,23 @@ use serde::de::DeserializeOwned;
 use crate::api::ApiState;
 use crate::api::http::error::Problem;
 
-/// A client that sends nothing for this long is given up.
-pub const BODY_TIMEOUT: Duration = Duration::from_mins(1);
+/// Time after which a client that sends nothing is given up.
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A JSON body. The content type is not asked for, unknown fields are ignored, and `null` for an optional field is as if it
-/// were absent.
+/// A JSON body. The content type is not asked for, unknown fields are ignored, and `null` for an optional field is as
+/// if it were absent.
 #[derive(Debug)]
-pub struct Body<T>(pub T);
+pub(crate) struct Body<T>(pub T);
 
 /// Percent-decoded parts of the path.
 #[derive(Debug, FromRequestParts)]
 #[from_request(via(axum::extract::Path), rejection(Problem))]
-pub struct Path<T>(pub T);
+pub(crate) struct Path<T>(pub T);
 
 /// The query.
 #[derive(Debug, FromRequestParts)]
 #[from_request(via(axum::extract::Query), rejection(Problem))]
-pub struct Query<T>(pub T);
+pub(crate) struct Query<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<ApiState> for Body<T> {
     type Rejection = Problem;
@@ -39,15 +39,15 @@ impl<T: DeserializeOwned> FromRequest<ApiState> for Body<T> {
     }
 }
 
-/// The whole body, within the limits of size and time.
-pub async fn read(request: Request, state: &ApiState) -> Result<Bytes, Problem> {
+/// Reads the whole body, within the limits of size and time.
+pub(crate) async fn read(request: Request, state: &ApiState) -> Result<Bytes, Problem> {
     in_time(BODY_TIMEOUT, Bytes::from_request(request, state))
         .await?
         .map_err(|rejection| unreadable(&rejection, state.config.limits.max_body_bytes))
 }
 
-/// What the client sends, if it comes within `limit`.
-pub async fn in_time<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Problem> {
+/// Waits for what the client sends, or answers 408 after `limit`.
+pub(crate) async fn in_time<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Problem> {
     tokio::time::timeout(limit, work).await.map_err(|_| Problem::slow_body())
 }
 
@@ -58,8 +58,8 @@ fn unreadable(rejection: &BytesRejection, limit: usize) -> Problem {
     Problem::bad_request(format!("The request's body could not be read: {}", rejection.body_text()))
 }
 
-/// Reads `T` from JSON, naming the field where it cannot.
-pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+/// Reads `T` from JSON; an error names the field at fault.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     // serde would read an array as the fields of a struct in their order.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
         return Err(Problem::wrong_type("body", "expected an object"));
@@ -86,7 +86,7 @@ fn not_json(error: &serde_json::Error) -> Problem {
     Problem::bad_request(format!("We could not parse the JSON body of your request: {error}."))
 }
 
-/// The message without serde's ` at line … column …`: the field's name says more.
+/// Returns the message without serde's ` at line … column …`: the name of the field says more.
 fn without_position(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let position = format!(" at line {} column {}", error.line(), error.column());

@@ -7,7 +7,7 @@ use crate::store::files::Page;
 
 /// A whole list.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct List<T> {
+pub(crate) struct List<T> {
     /// Always `list`.
     pub object: &'static str,
     /// The items.
@@ -16,7 +16,7 @@ pub struct List<T> {
 
 /// A page of a list.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct PageOf<T> {
+pub(crate) struct PageOf<T> {
     /// Always `list`.
     pub object: &'static str,
     /// The items.
@@ -27,7 +27,7 @@ pub struct PageOf<T> {
 
 /// A page of a list that names its ends.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct BoundedPageOf<T> {
+pub(crate) struct BoundedPageOf<T> {
     /// Always `list`.
     pub object: &'static str,
     /// The items.
@@ -41,22 +41,22 @@ pub struct BoundedPageOf<T> {
 }
 
 impl<T> List<T> {
-    /// All of `data`.
-    pub fn new(data: Vec<T>) -> Self {
+    /// Wraps all of `data`.
+    pub(crate) fn new(data: Vec<T>) -> Self {
         Self { object: "list", data }
     }
 }
 
 impl<T> PageOf<T> {
-    /// One page.
-    pub fn new(data: Vec<T>, has_more: bool) -> Self {
+    /// Wraps one page.
+    pub(crate) fn new(data: Vec<T>, has_more: bool) -> Self {
         Self { object: "list", data, has_more }
     }
 }
 
 impl<T> BoundedPageOf<T> {
-    /// One page, with the id of an item.
-    pub fn new(data: Vec<T>, has_more: bool, id: impl Fn(&T) -> String) -> Self {
+    /// Wraps one page; `id` returns the id of an item.
+    pub(crate) fn new(data: Vec<T>, has_more: bool, id: impl Fn(&T) -> String) -> Self {
         let (first_id, last_id) = (data.first().map(&id), data.last().map(&id));
         Self { object: "list", data, first_id, last_id, has_more }
     }
@@ -65,7 +65,7 @@ impl<T> BoundedPageOf<T> {
 /// Which page of a list to send, newest first.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct Cursor {
+pub(crate) struct Cursor {
     /// Id of the last item of the page before.
     #[serde(alias = "starting_after")]
     pub after: Option<String>,
@@ -74,9 +74,9 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// The page in the store's words.
-    pub fn page(self, default: i64, max: i64) -> Page {
-        // An empty cursor is what clients send that have none.
+    /// Returns the page to ask the store for, with `default` items if the query has no limit, and at most `max`.
+    pub(crate) fn page(self, default: i64, max: i64) -> Page {
+        // Clients that have no cursor may send an empty one.
         let after = self.after.filter(|after| !after.is_empty());
         Page { after, limit: self.limit.unwrap_or(default).clamp(1, max), ascending: false }
     }

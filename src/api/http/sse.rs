@@ -1,5 +1,5 @@
-//! Server-sent events as OpenAI frames them: `data: JSON`, a blank line, `data: [DONE]` at the end; comments keep a quiet
-//! connection open. Used by completions, chat and the events of fine-tunes.
+//! Server-sent events as OpenAI frames them: `data: JSON`, a blank line, `data: [DONE]` at the end; comments keep a
+//! quiet connection open. Used by completions, chat and the events of fine-tunes.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -10,15 +10,14 @@ use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream, StreamExt as _};
 use serde::Serialize;
 
-use crate::Error;
 use crate::api::http::error::{ErrorBody, Problem};
 
-/// Well below the 60 s after which common proxies close a quiet connection.
+/// Time between comments: well below the 60 s after which common proxies close a quiet connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Sends each JSON document as an event. A stream that ends is followed by `[DONE]`; a failure is sent as an error object
-/// and ends the stream without it.
-pub fn respond(documents: impl Stream<Item = Result<String, Problem>> + Send + 'static) -> Response {
+/// Sends each JSON document as an event. A stream that ends is followed by `[DONE]`; a failure is sent as an error
+/// object and ends the stream without it.
+pub(crate) fn respond(documents: impl Stream<Item = Result<String, Problem>> + Send + 'static) -> Response {
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keepalive");
     let mut response = Sse::new(frames(documents)).keep_alive(keep_alive).into_response();
     // nginx would collect the events otherwise.
@@ -27,12 +26,12 @@ pub fn respond(documents: impl Stream<Item = Result<String, Problem>> + Send + '
     response
 }
 
-/// A document of the API as the text of an event.
-pub fn json(document: &impl Serialize) -> Result<String, Problem> {
-    serde_json::to_string(document).map_err(|error| Error::Internal(format!("write JSON: {error}")).into())
+/// Writes a document as the text of an event.
+pub(crate) fn json(document: &impl Serialize) -> Result<String, Problem> {
+    serde_json::to_string(document).map_err(|error| Problem::defect(format_args!("write JSON: {error}")))
 }
 
-/// Where a stream of events stands.
+/// The state of a stream of events.
 enum Stage<S> {
     Open(S),
     Closed,

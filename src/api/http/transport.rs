@@ -1,5 +1,5 @@
-//! What every answer has, whatever the route: request id, timing, metrics, a line in the log, CORS, and an error object
-//! instead of plain text for unknown routes, wrong methods and panics. Called by `api::router`.
+//! The layers around all routes: request id, timing, metrics, a line in the log, CORS, and an error object instead of
+//! plain text for unknown routes, wrong methods and panics. Called by `api::router`.
 
 use std::any::Any;
 use std::time::{Duration, Instant};
@@ -14,17 +14,17 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tracing::Instrument as _;
 
-use crate::api::access::auth::is_local;
-use crate::api::access::limits;
 use crate::api::http::error::Problem;
+use crate::api::http::headers::{self, is_local};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING: HeaderName = HeaderName::from_static("openai-processing-ms");
 const VERSION: HeaderName = HeaderName::from_static("openai-version");
 const RETRY: [HeaderName; 2] = [RETRY_AFTER, HeaderName::from_static("retry-after-ms")];
 
-/// Puts the layers around all routes; while `open` says that no key is needed, pages of other sites are kept out.
-pub fn dress(routes: Router, open: impl Fn() -> bool + Clone + Send + Sync + 'static) -> Router {
+/// Puts the layers around all routes. While `open` returns true, since no key is needed, browsers may not show answers
+/// to pages of other sites.
+pub(crate) fn dress(routes: Router, open: impl Fn() -> bool + Clone + Send + Sync + 'static) -> Router {
     routes
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
@@ -50,7 +50,7 @@ fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response {
 }
 
 fn cors(open: impl Fn() -> bool + Clone + Send + Sync + 'static) -> CorsLayer {
-    let limits = limits::HEADERS.into_iter().chain([limits::ORGANIZATION]);
+    let limits = headers::RATE_LIMITS.into_iter().chain([headers::ORGANIZATION]);
     CorsLayer::new()
         .allow_origin(AllowOrigin::predicate(move |origin, _| !open() || is_local(origin)))
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
@@ -85,7 +85,7 @@ async fn observe(request: Request, next: Next) -> Response {
     response
 }
 
-/// Known methods by name: a client may invent others, and a label must not grow without bound.
+/// Returns the label of a method in metrics. Unknown methods share one, since clients may invent any number of them.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

@@ -9,10 +9,9 @@ use serde::de::IgnoredAny;
 use tempfile::{NamedTempFile, TempPath};
 use tokio::io::AsyncWriteExt as _;
 
-use crate::api::http::error::Problem;
+use crate::api::http::error::{Problem, Result};
 use crate::api::http::extract::{BODY_TIMEOUT, in_time};
 use crate::datasets::parse::MAX_LINE_BYTES;
-use crate::{Error, Result};
 
 /// Bytes of a form field that is not the file.
 const MAX_FIELD_BYTES: usize = 4096;
@@ -61,8 +60,8 @@ async fn timed<T>(work: impl Future<Output = Result<T, MultipartError>>) -> Resu
 
 async fn spool(field: &mut Field<'_>, folder: &Path, limit: usize) -> Result<TempPath, Problem> {
     let context = || format!("write an upload to {}", folder.display());
-    tokio::fs::create_dir_all(folder).await.map_err(Error::io(context()))?;
-    let (file, path) = NamedTempFile::new_in(folder).map_err(Error::io(context()))?.into_parts();
+    tokio::fs::create_dir_all(folder).await.map_err(Problem::io(context()))?;
+    let (file, path) = NamedTempFile::new_in(folder).map_err(Problem::io(context()))?.into_parts();
     let mut file = tokio::fs::File::from_std(file);
     let mut bytes = 0;
     while let Some(chunk) = timed(field.chunk()).await? {
@@ -70,9 +69,9 @@ async fn spool(field: &mut Field<'_>, folder: &Path, limit: usize) -> Result<Tem
         if bytes > limit {
             return Err(Problem::too_large("The file", limit).param("file"));
         }
-        file.write_all(&chunk).await.map_err(Error::io(context()))?;
+        file.write_all(&chunk).await.map_err(Problem::io(context()))?;
     }
-    file.flush().await.map_err(Error::io(context()))?;
+    file.flush().await.map_err(Problem::io(context()))?;
     Ok(path)
 }
 
@@ -93,13 +92,13 @@ async fn small_text(field: &mut Field<'_>) -> Result<String, Problem> {
 /// Checks that every line of the file is a JSON object. Reads the whole file: call it off the async threads.
 pub fn check_lines(path: &Path) -> Result<()> {
     let context = || format!("read the upload {}", path.display());
-    let file = std::fs::File::open(path).map_err(Error::io(context()))?;
+    let file = std::fs::File::open(path).map_err(Problem::io(context()))?;
     let mut reader = BufReader::with_capacity(1 << 20, file);
     let (mut line, mut number, mut objects, mut blank) = (Vec::new(), 0_usize, 0_usize, None);
     loop {
         line.clear();
         let read = std::io::Read::take(&mut reader, MAX_LINE_BYTES + 1).read_until(b'\n', &mut line);
-        if read.map_err(Error::io(context()))? == 0 {
+        if read.map_err(Problem::io(context()))? == 0 {
             break;
         }
         number += 1;
@@ -124,7 +123,7 @@ pub fn check_lines(path: &Path) -> Result<()> {
     }
     if objects == 0 {
         let message = "The file is empty. Expected file to have JSONL format, where every line is a JSON dictionary.";
-        return Err(Error::Invalid { message: message.into(), param: None, code: None });
+        return Err(Problem::bad_request(message));
     }
     Ok(())
 }
@@ -144,11 +143,11 @@ fn check_line(number: usize, line: &[u8]) -> Result<()> {
     }
 }
 
-fn fault(line: usize, what: &str, hint: &str) -> Error {
+fn fault(line: usize, what: &str, hint: &str) -> Problem {
     let message = format!(
         "Expected file to have JSONL format, where every line is a JSON dictionary. Line {line} {what} (HINT: {hint})."
     );
-    Error::Invalid { message, param: None, code: None }
+    Problem::bad_request(message)
 }
 
 #[cfg(test)]
@@ -158,7 +157,7 @@ mod tests {
     fn check(content: &[u8]) -> Option<String> {
         let file = NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), content).expect("written");
-        check_lines(file.path()).err().map(|error| error.to_string())
+        check_lines(file.path()).err().map(|problem| problem.error.message)
     }
 
     #[test]

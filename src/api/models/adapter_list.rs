@@ -7,12 +7,12 @@ use crate::adapters::status::Status;
 use crate::adapters::tiers::Residency;
 use crate::config::Limits;
 
-/// Generations in one answer.
+/// Largest number of generations in one answer.
 const MAX_LISTED: usize = 10_000;
 
 /// The adapters in memory.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct AdapterList {
+pub(crate) struct AdapterList {
     /// Always `list`.
     pub object: &'static str,
     /// The generations in memory, by base and generation; 10,000 at the most.
@@ -39,7 +39,7 @@ pub struct AdapterList {
 
 /// One generation of an adapter.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ResidentAdapter {
+pub(crate) struct ResidentAdapter {
     /// SHA-256 of its files, in hex.
     pub generation: String,
     /// Always `lora_adapter`.
@@ -64,7 +64,7 @@ pub struct ResidentAdapter {
 
 /// One tier of memory.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Tier {
+pub(crate) struct Tier {
     /// Generations there.
     pub generations: usize,
     /// Bytes of them.
@@ -79,7 +79,7 @@ pub struct Tier {
 
 /// How often adapters were brought to the device.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Loads {
+pub(crate) struct Loads {
     /// From main memory.
     pub from_host: u64,
     /// From the disk.
@@ -89,8 +89,8 @@ pub struct Loads {
 }
 
 impl AdapterList {
-    /// What `organization` sees of `status`.
-    pub fn new(status: &Status, limits: &Limits, organization: &str) -> Self {
+    /// Makes the list of `status` as `organization` sees it: names of models only if they are its own.
+    pub(crate) fn new(status: &Status, limits: &Limits, organization: &str) -> Self {
         let memory = &status.memory;
         let listed = memory.generations.iter().take(MAX_LISTED);
         Self {

@@ -1,7 +1,8 @@
-//! `/fine_tuning/checkpoints/{checkpoint}/permissions`: which other organisations of this server may use a fine-tuned model.
+//! `/fine_tuning/checkpoints/{checkpoint}/permissions`: which other organisations of this server may use a fine-tuned
+//! model.
 //!
-//! The owner of a model or checkpoint lets others use it by their names. They may ask it and see it in their list of
-//! models; deleting it, downloading its adapter and going on with its training stay with the owner.
+//! The owner of a model or checkpoint names the organisations that may use it. They may send requests to it and see it
+//! in their list of models; only the owner may delete it, download its adapter and continue its training.
 
 use axum::Json;
 use axum::extract::State;
@@ -11,22 +12,22 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Body, Path, Query};
 use crate::api::http::list::{BoundedPageOf, Cursor};
+use crate::store;
 use crate::store::permissions::Permission;
-use crate::{Error, Result};
 
-/// Items of a page by default, and at the most.
+/// Default and largest number of items in a page.
 const DEFAULT_PAGE: i64 = 10;
 const MAX_PAGE: i64 = 100;
-/// Organisations that one request may name, and characters of a name.
+/// Largest number of organisations that one request may name, and of characters of a name.
 const MAX_PROJECTS: usize = 50;
 const MAX_PROJECT_CHARACTERS: usize = 255;
 
 /// Who shall be allowed to use the model.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct GrantPermissions {
+pub(crate) struct GrantPermissions {
     /// Names of other organisations of this server, 1 to 50.
     #[schema(min_items = 1, max_items = 50)]
     pub project_ids: Vec<String>,
@@ -34,7 +35,7 @@ pub struct GrantPermissions {
 
 /// One organisation's permission to use a model of another one.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct CheckpointPermission {
+pub(crate) struct CheckpointPermission {
     /// Always `checkpoint.permission`.
     pub object: &'static str,
     /// `cp_…`
@@ -47,7 +48,7 @@ pub struct CheckpointPermission {
 
 /// A permission that is gone.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct DeletedPermission {
+pub(crate) struct DeletedPermission {
     /// `cp_…`
     pub id: String,
     /// Always `checkpoint.permission`.
@@ -59,7 +60,7 @@ pub struct DeletedPermission {
 /// Which permissions to list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct PermissionQuery {
+pub(crate) struct PermissionQuery {
     /// Only that of this organisation.
     pub project_id: Option<String>,
     /// Id of the last permission of the page before.
@@ -74,7 +75,7 @@ pub struct PermissionQuery {
 /// By the time of creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Direction {
+pub(crate) enum Direction {
     /// Oldest first.
     Ascending,
     /// Newest first.
@@ -91,7 +92,7 @@ pub enum Direction {
     request_body = GrantPermissions,
     responses((status = 200, body = BoundedPageOf<CheckpointPermission>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Path(model): Path<String>,
@@ -112,7 +113,7 @@ pub async fn create(
     ),
     responses((status = 200, body = BoundedPageOf<CheckpointPermission>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn list(
+pub(crate) async fn list(
     State(state): State<ApiState>,
     caller: Caller,
     Path(model): Path<String>,
@@ -138,7 +139,7 @@ pub async fn list(
     ),
     responses((status = 200, body = DeletedPermission), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn delete(
+pub(crate) async fn delete(
     State(state): State<ApiState>,
     caller: Caller,
     Path((model, id)): Path<(String, String)>,
@@ -147,8 +148,8 @@ pub async fn delete(
     Ok(Json(DeletedPermission { id, object: "checkpoint.permission", deleted: true }))
 }
 
-/// [`list`] for any name: a model's may hold slashes, so one route takes all that follows `/checkpoints/`.
-pub async fn get(
+/// Does [`list`] for any name: model names may contain slashes, so one route takes everything after `/checkpoints/`.
+pub(crate) async fn get(
     uri: Uri,
     state: State<ApiState>,
     caller: Caller,
@@ -161,8 +162,8 @@ pub async fn get(
     }
 }
 
-/// [`create`] for any name.
-pub async fn post(
+/// Does [`create`] for any name.
+pub(crate) async fn post(
     uri: Uri,
     state: State<ApiState>,
     caller: Caller,
@@ -175,8 +176,8 @@ pub async fn post(
     }
 }
 
-/// [`delete`] for any name.
-pub async fn remove(
+/// Does [`delete`] for any name.
+pub(crate) async fn remove(
     uri: Uri,
     state: State<ApiState>,
     caller: Caller,
@@ -188,7 +189,7 @@ pub async fn remove(
     }
 }
 
-/// The model's name, and the permission's id where the path names one.
+/// Splits a path into the name of the model and the id of the permission, if it has one; `None` for any other path.
 fn place(path: &str) -> Option<(&str, Option<&str>)> {
     let (model, id) = if let Some(model) = path.strip_suffix("/permissions") {
         (model, None)
@@ -201,7 +202,7 @@ fn place(path: &str) -> Option<(&str, Option<&str>)> {
 
 impl GrantPermissions {
     fn check(&self) -> Result<()> {
-        let fault = |code, message: String| Err(Error::invalid_code("project_ids", code, message));
+        let fault = |code, message: String| Err(Problem::invalid_code("project_ids", code, message));
         if self.project_ids.is_empty() {
             return fault("invalid_value", "'project_ids' must name at least one organisation.".into());
         }
@@ -221,11 +222,11 @@ fn page(permissions: Vec<Permission>, has_more: bool) -> BoundedPageOf<Checkpoin
     BoundedPageOf::new(permissions, has_more, |permission: &CheckpointPermission| permission.id.clone())
 }
 
-/// The model stands in the path, not in a body.
-fn blame_model(error: Error) -> Problem {
+/// Turns an error into the answer that blames the part of the path at fault.
+fn blame_model(error: store::Error) -> Problem {
     let param = match error {
-        Error::ModelNotFound(_) => "fine_tuned_model_checkpoint",
-        Error::NotFound { .. } => "permission_id",
+        store::Error::ModelNotFound(_) => "fine_tuned_model_checkpoint",
+        store::Error::NotFound { .. } => "permission_id",
         error => return error.into(),
     };
     Problem::from(error).param(param)

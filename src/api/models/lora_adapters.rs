@@ -12,15 +12,15 @@ use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 use utoipa::ToSchema;
 
-use crate::adapters::import;
 use crate::adapters::peft::{self, PeftFiles};
+use crate::adapters::{self, import};
 use crate::api::ApiState;
 use crate::api::access::auth::{Admin, Caller};
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::models::adapter_list::AdapterList;
+use crate::store;
 use crate::store::names::is_job_name;
-use crate::{Error, Result};
 
 /// Characters of an adapter's name at the most.
 const MAX_NAME: usize = 256;
@@ -66,7 +66,7 @@ pub async fn load(
     let name = request.lora_name.clone();
     // A client that hangs up must not leave half of it.
     let loading = tokio::spawn(async move { Box::pin(bring_in(&state, &caller, request)).await });
-    loading.await.map_err(|error| Error::Internal(format!("load an adapter: {error}")))?.map_err(blame_path)?;
+    loading.await.map_err(|error| Problem::defect(format_args!("load an adapter: {error}")))??;
     Ok(format!("Success: LoRA adapter '{name}' added successfully."))
 }
 
@@ -87,7 +87,7 @@ pub async fn unload(
     let model = found.map_err(|error| Problem::from(error).param("lora_name"))?;
     if model.job.is_some() {
         let message = format!("A fine-tune job made the model '{name}': delete it with DELETE /v1/models instead.");
-        return Err(Error::invalid_code("lora_name", "invalid_value", message).into());
+        return Err(Problem::invalid_code("lora_name", "invalid_value", message));
     }
     state.store.delete_fine_tuned_model(&caller.organization, &name).await?;
     state.registry.forget(&caller.organization, &name);
@@ -112,13 +112,13 @@ fn check_name(state: &ApiState, name: &str) -> Result<()> {
     check_form(name)?;
     if state.catalog.get(name).is_ok() || state.catalog.is_alias(name) {
         let message = format!("'{name}' is a base model or an alias on this server: choose another name.");
-        return Err(Error::invalid_code("lora_name", "invalid_value", message));
+        return Err(Problem::invalid_code("lora_name", "invalid_value", message));
     }
     Ok(())
 }
 
 fn check_form(name: &str) -> Result<()> {
-    let fault = |message: String| Err(Error::invalid_code("lora_name", "invalid_value", message));
+    let fault = |message: String| Err(Problem::invalid_code("lora_name", "invalid_value", message));
     let visible = |character: char| character == ' ' || !(character.is_control() || character.is_whitespace());
     if !(1..=MAX_NAME).contains(&name.chars().count()) || !name.chars().all(visible) || name.trim() != name {
         return fault(format!("'lora_name' must have 1 to {MAX_NAME} visible characters."));
@@ -139,12 +139,20 @@ async fn bring_in(state: &ApiState, caller: &Caller, request: LoadAdapter) -> Re
     let files = source.read(state.config.limits.max_adapter_bytes).await?;
     let base = choose_base(state, request.base_model_name.as_deref(), &files.config)?;
     let replace = request.load_inplace == Some(true);
-    state.registry.install(&caller.organization, &request.lora_name, &base, files, replace).await
+    let installed = state.registry.install(&caller.organization, &request.lora_name, &base, files, replace).await;
+    installed.map_err(blame_path)
 }
 
 /// What is not there, or is no adapter that fits, is the path's fault.
-fn blame_path(error: Error) -> Problem {
-    let at_fault = matches!(error, Error::NotFound { .. } | Error::Invalid { code: Some("invalid_adapter"), .. });
+fn blame_path(error: adapters::Error) -> Problem {
+    use adapters::Error as Adapters;
+    let at_fault = matches!(
+        error,
+        Adapters::Invalid(_)
+            | Adapters::TooLarge { .. }
+            | Adapters::FolderNotFound(_)
+            | Adapters::Store(store::Error::NotFound { .. })
+    );
     let problem = Problem::from(error);
     if at_fault { problem.param("lora_path") } else { problem }
 }
@@ -183,33 +191,33 @@ impl Source {
     }
 }
 
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> adapters::Result<T> + Send + 'static) -> Result<T> {
     let worked = tokio::task::spawn_blocking(work).await;
-    worked.map_err(|error| Error::Internal(format!("read an adapter: {error}")))?
+    worked.map_err(|error| Problem::defect(format_args!("read an adapter: {error}")))?.map_err(blame_path)
 }
 
 /// The content of an uploaded file, on the local disk, and its length.
 async fn fetch(state: &ApiState, caller: &Caller, id: &str) -> Result<(std::fs::File, u64)> {
-    let file = state.store.file(&caller.organization, id).await?;
+    let file = state.store.file(&caller.organization, id).await.map_err(|error| blame_path(error.into()))?;
     if !PURPOSES.contains(&file.purpose.as_str()) {
         let message = format!("The file '{id}' has the purpose '{}': upload it again as 'user_data'.", file.purpose);
-        return Err(Error::invalid_code("lora_path", "invalid_value", message));
+        return Err(Problem::invalid_code("lora_path", "invalid_value", message));
     }
     let limit = import::max_archive_bytes(state.config.limits.max_adapter_bytes);
     if file.bytes as u64 > limit {
         let message = format!("The file '{id}' is too large for an adapter: the limit is {limit} bytes.");
-        return Err(Error::invalid_code("lora_path", "invalid_value", message));
+        return Err(Problem::invalid_code("lora_path", "invalid_value", message));
     }
     let context = || format!("copy the file {id}");
-    let local = tempfile::tempfile_in(&*state.store.scratch).map_err(Error::io(context()))?;
+    let local = tempfile::tempfile_in(&*state.store.scratch).map_err(Problem::io(context()))?;
     let mut local = tokio::fs::File::from_std(local);
     let mut content = state.store.file_content(&file).await?;
     while let Some(chunk) = content.try_next().await? {
-        local.write_all(&chunk).await.map_err(Error::io(context()))?;
+        local.write_all(&chunk).await.map_err(Problem::io(context()))?;
     }
-    local.flush().await.map_err(Error::io(context()))?;
+    local.flush().await.map_err(Problem::io(context()))?;
     let mut local = local.into_std().await;
-    local.rewind().map_err(Error::io(context()))?;
+    local.rewind().map_err(Problem::io(context()))?;
     Ok((local, file.bytes as u64))
 }
 
@@ -219,7 +227,7 @@ fn choose_base(state: &ApiState, asked: Option<&str>, config: &[u8]) -> Result<S
     if let Some(asked) = asked {
         return served(asked).ok_or_else(|| {
             let message = format!("'base_model_name' is '{asked}', which is not a base model of this server.");
-            Error::invalid_code("base_model_name", "invalid_value", message)
+            Problem::invalid_code("base_model_name", "invalid_value", message)
         });
     }
     if let Some(base) = peft::base_name(config).as_deref().and_then(served) {
@@ -229,7 +237,7 @@ fn choose_base(state: &ApiState, asked: Option<&str>, config: &[u8]) -> Result<S
         return Ok(only.model.id.clone());
     }
     let message = "The adapter names no base model of this server: say which one in 'base_model_name'.";
-    Err(Error::invalid_code("base_model_name", "missing_required_parameter", message))
+    Err(Problem::invalid_code("base_model_name", "missing_required_parameter", message))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `/models`: what can be asked for, the download of an adapter, and the end of a fine-tuned model.
+//! `/models`: lists and reads models, downloads the adapter of a fine-tuned model, and deletes it.
 
 use std::collections::HashMap;
 
@@ -14,16 +14,15 @@ use utoipa::ToSchema;
 use crate::adapters::registry::{config_key, weights_key};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Path;
 use crate::api::http::list::List;
 use crate::model::BaseModel;
 use crate::store::models::FineTunedModel;
-use crate::{Error, Result};
 
 /// A model that requests can name.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Model {
+pub(crate) struct Model {
     /// The name.
     pub id: String,
     /// Always `model`.
@@ -42,7 +41,7 @@ pub struct Model {
 
 /// A model that is gone.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct DeletedModel {
+pub(crate) struct DeletedModel {
     /// The name.
     pub id: String,
     /// Always `model`.
@@ -56,15 +55,15 @@ pub struct DeletedModel {
     get, path = "/models", operation_id = "listModels", tag = "Models",
     responses((status = 200, body = List<Model>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Model>>, Problem> {
+pub(crate) async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Model>>, Problem> {
     Ok(Json(List::new(all(&state, &caller).await?)))
 }
 
-/// Every model that the caller may use: base models, fine-tuned ones, then aliases of both.
-pub async fn all(state: &ApiState, caller: &Caller) -> Result<Vec<Model>> {
+/// Returns every model that the caller may use: base models, fine-tuned ones, then aliases of both.
+pub(crate) async fn all(state: &ApiState, caller: &Caller) -> Result<Vec<Model>> {
     let fine_tuned = state.store.usable_models(&caller.organization).await?;
     let base = state.catalog.entries().iter().map(|entry| Model::from(&*entry.model));
-    // A name that has become an alias since hides the fine-tuned model that it belonged to.
+    // A name that has become an alias hides the fine-tuned model that had it before.
     let fine_tuned = fine_tuned.into_iter().map(Model::from).filter(|model| !state.catalog.is_alias(&model.id));
     let models: Vec<Model> = base.chain(fine_tuned).collect();
     // An alias of a fine-tuned model exists for the model's owner alone.
@@ -74,8 +73,9 @@ pub async fn all(state: &ApiState, caller: &Caller) -> Result<Vec<Model>> {
     Ok(models.into_iter().chain(aliases).collect())
 }
 
-/// Read a model, or download its adapter: a name may hold slashes, so one route takes all that follows.
-pub async fn get(state: State<ApiState>, caller: Caller, Path(path): Path<String>) -> Result<Response, Problem> {
+/// Reads a model or downloads its adapter: model names may contain slashes, so one route takes everything after
+/// `/models/`.
+pub(crate) async fn get(state: State<ApiState>, caller: Caller, Path(path): Path<String>) -> Result<Response, Problem> {
     match path.strip_suffix("/adapter") {
         Some(name) if state.catalog.get(&path).is_err() => download(state, caller, Path(name.to_owned())).await,
         _ => Ok(retrieve(state, caller, Path(path)).await?.into_response()),
@@ -88,7 +88,7 @@ pub async fn get(state: State<ApiState>, caller: Caller, Path(path): Path<String
     params(("model" = String, Path, description = "The name; slashes may be raw or encoded.")),
     responses((status = 200, body = Model), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn retrieve(
+pub(crate) async fn retrieve(
     State(state): State<ApiState>,
     caller: Caller,
     Path(name): Path<String>,
@@ -96,14 +96,14 @@ pub async fn retrieve(
     Ok(Json(find(&state, &caller, &name).await.map_err(blame_model)?))
 }
 
-/// The model of this name that the caller may use: a base model, a fine-tuned one, or an alias of either.
-pub async fn find(state: &ApiState, caller: &Caller, name: &str) -> Result<Model> {
+/// Returns the model of this name that the caller may use: a base model, a fine-tuned one, or an alias of either.
+pub(crate) async fn find(state: &ApiState, caller: &Caller, name: &str) -> Result<Model> {
     let real = state.catalog.real_name(name);
     let model = if let Ok(entry) = state.catalog.get(real) {
         Model::from(&*entry.model)
     } else {
         let row = state.store.usable_model(&caller.organization, real).await;
-        row.map_err(|error| error.about_model(name))?.into()
+        row.map_err(|error| Problem::from(error).about_model(name))?.into()
     };
     Ok(if state.catalog.is_alias(name) { model.called(name) } else { model })
 }
@@ -116,21 +116,22 @@ pub async fn find(state: &ApiState, caller: &Caller, name: &str) -> Result<Model
     params(("model" = String, Path, description = "The name; slashes may be raw or encoded.")),
     responses((status = 200, body = DeletedModel), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn delete(
+pub(crate) async fn delete(
     State(state): State<ApiState>,
     caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<DeletedModel>, Problem> {
     if state.catalog.get(&name).is_ok() {
         let message = format!("The model `{name}` is a base model; only fine-tuned models can be deleted.");
-        return Err(Error::Forbidden(message).into());
+        return Err(Problem::forbidden(message));
     }
     if state.catalog.is_alias(&name) {
         let real = state.catalog.real_name(&name);
         let message = format!("`{name}` is an alias of the model `{real}`; the server's configuration holds it.");
-        return Err(Error::Forbidden(message).into());
+        return Err(Problem::forbidden(message));
     }
-    let model = state.store.delete_fine_tuned_model(&caller.organization, &name).await.map_err(blame_model)?;
+    let deleted = state.store.delete_fine_tuned_model(&caller.organization, &name).await;
+    let model = deleted.map_err(|error| blame_model(error.into()))?;
     state.registry.forget(&caller.organization, &model.name);
     Ok(Json(DeletedModel { id: model.name, object: "model", deleted: true }))
 }
@@ -147,7 +148,7 @@ pub async fn delete(
         (status = "4XX", body = ErrorBody),
     ),
 )]
-pub async fn download(
+pub(crate) async fn download(
     State(state): State<ApiState>,
     caller: Caller,
     Path(name): Path<String>,
@@ -155,11 +156,11 @@ pub async fn download(
     let real = state.catalog.real_name(&name);
     if state.catalog.get(real).is_ok() {
         let message = format!("The model `{name}` is a base model and has no adapter.");
-        return Err(Error::invalid("model", message).into());
+        return Err(Problem::invalid("model", message));
     }
-    // Only the owner's: permission to use a model is none to take its weights.
+    // For the owner only: the permission to use a model does not include its weights.
     let row = state.store.fine_tuned_model(&caller.organization, real).await;
-    let model = row.map_err(|error| blame_model(error.about_model(&name)))?;
+    let model = row.map_err(|error| blame_model(Problem::from(error).about_model(&name)))?;
     let files = vec![
         ("adapter_config.json", state.store.blobs.get(&config_key(&model.adapter)).await?),
         ("adapter_model.safetensors", state.store.blobs.get(&weights_key(&model.adapter)).await?),
@@ -174,13 +175,13 @@ pub async fn download(
     Ok((headers, Body::from_stream(stream::iter(parts.into_iter().map(Ok::<_, std::io::Error>)))).into_response())
 }
 
-/// A tar archive as a list of parts, so that the weights are not copied into one buffer.
+/// Writes a tar archive as a list of parts, so that the weights are not copied into one buffer.
 fn archive(files: Vec<(&str, Bytes)>, modified: i64) -> Result<Vec<Bytes>> {
     const BLOCK: usize = 512;
     let mut parts = Vec::new();
     for (name, content) in files {
         let mut head = tar::Header::new_ustar();
-        head.set_path(name).map_err(Error::io(format!("archive {name}")))?;
+        head.set_path(name).map_err(Problem::io(format!("archive {name}")))?;
         head.set_size(content.len() as u64);
         head.set_mode(0o644);
         head.set_mtime(modified.max(0) as u64);
@@ -192,15 +193,13 @@ fn archive(files: Vec<(&str, Bytes)>, modified: i64) -> Result<Vec<Bytes>> {
     Ok(parts)
 }
 
-/// Where the model is the resource itself, it is the field at fault.
-pub fn blame_model(error: Error) -> Problem {
-    let missing = matches!(error, Error::ModelNotFound(_));
-    let problem = Problem::from(error);
-    if missing { problem.param("model") } else { problem }
+/// Names the field `model` in an error about a model that does not exist.
+pub(crate) fn blame_model(problem: Problem) -> Problem {
+    if problem.is_model_not_found() { problem.param("model") } else { problem }
 }
 
 impl Model {
-    /// The entry of an alias of this model.
+    /// Returns the entry of an alias of this model.
     fn called(&self, alias: &str) -> Self {
         Self {
             id: alias.into(),

@@ -1,9 +1,9 @@
-//! Rules that fields of several resources have in common. Each blames the field by its name.
+//! Checks that fields of several resources have in common. Errors name the field `param`.
 
-use crate::{Error, Result};
+use crate::api::http::error::{Problem, Result};
 
-/// `value`, if it is within the range.
-pub fn within<T: Copy + PartialOrd + std::fmt::Display>(
+/// Returns `value` if it is `None` or between `low` and `high`, both included.
+pub(crate) fn within<T: Copy + PartialOrd + std::fmt::Display>(
     param: &str,
     value: Option<T>,
     low: T,
@@ -12,14 +12,14 @@ pub fn within<T: Copy + PartialOrd + std::fmt::Display>(
     match value {
         Some(value) if !(low..=high).contains(&value) => {
             let message = format!("Invalid '{param}': {value} is not between {low} and {high}.");
-            Err(Error::invalid_code(param, "invalid_value", message))
+            Err(Problem::invalid_code(param, "invalid_value", message))
         }
         value => Ok(value),
     }
 }
 
-/// A field that this server cannot honour yet: refused rather than ignored, since ignoring it would change the answer.
-pub fn not_supported(param: &str) -> Error {
+/// Makes the error for a field that this server does not support: refused, since ignoring it would change the answer.
+pub(crate) fn not_supported(param: &str) -> Problem {
     let message = format!("'{param}' is not supported yet: leave it out.");
-    Error::invalid_code(param, "unsupported_parameter", message)
+    Problem::invalid_code(param, "unsupported_parameter", message)
 }

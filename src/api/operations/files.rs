@@ -12,21 +12,20 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Path, Query};
 use crate::api::http::list::{BoundedPageOf, Cursor};
 use crate::api::http::upload;
 use crate::store::files::{File, NewFile};
-use crate::{Error, Result};
 
-/// What a file may be uploaded for.
+/// Purposes that a file may be uploaded for.
 const PURPOSES: [&str; 6] = ["fine-tune", "assistants", "batch", "vision", "user_data", "evals"];
-/// Items of a page at the most, and by default.
+/// Largest number of items in a page, and the default.
 const MAX_PAGE: i64 = 10_000;
 
 /// A stored file.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct FileObject {
+pub(crate) struct FileObject {
     /// `file-…`
     pub id: String,
     /// Always `file`.
@@ -50,7 +49,7 @@ pub struct FileObject {
 /// The form of an upload.
 #[derive(Debug, ToSchema)]
 #[expect(dead_code, reason = "describes the form, which is read part by part")]
-pub struct UploadForm {
+pub(crate) struct UploadForm {
     /// The content; for the purpose `fine-tune` one JSON object on each line.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
@@ -60,7 +59,7 @@ pub struct UploadForm {
 
 /// A file that is gone.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct DeletedFile {
+pub(crate) struct DeletedFile {
     /// `file-…`
     pub id: String,
     /// Always `file`.
@@ -72,7 +71,7 @@ pub struct DeletedFile {
 /// Which files to list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct FileQuery {
+pub(crate) struct FileQuery {
     /// Only files with this purpose.
     pub purpose: Option<String>,
     /// Id of the last file of the page before.
@@ -87,7 +86,7 @@ pub struct FileQuery {
 /// By the time of creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Order {
+pub(crate) enum Order {
     /// Oldest first.
     Asc,
     /// Newest first.
@@ -100,7 +99,7 @@ pub enum Order {
     request_body(content = UploadForm, content_type = "multipart/form-data"),
     responses((status = 200, body = FileObject), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     request: Request,
@@ -111,7 +110,7 @@ pub async fn create(
     if upload.purpose == "fine-tune" {
         let path = upload.path.to_path_buf();
         let checked = tokio::task::spawn_blocking(move || upload::check_lines(&path)).await;
-        checked.map_err(|error| Error::Internal(format!("check an upload: {error}")))??;
+        checked.map_err(|error| Problem::defect(format!("check an upload: {error}")))??;
     }
     let organization = caller.organization.to_string();
     let new = NewFile { organization, filename: upload.filename, purpose: upload.purpose };
@@ -124,7 +123,7 @@ pub async fn create(
     get, path = "/files", operation_id = "listFiles", tag = "Files", params(FileQuery),
     responses((status = 200, body = BoundedPageOf<FileObject>), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn list(
+pub(crate) async fn list(
     State(state): State<ApiState>,
     caller: Caller,
     Query(query): Query<FileQuery>,
@@ -141,7 +140,7 @@ pub async fn list(
     get, path = "/files/{file_id}", operation_id = "retrieveFile", tag = "Files", params(("file_id" = String, Path)),
     responses((status = 200, body = FileObject), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn retrieve(
+pub(crate) async fn retrieve(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -158,7 +157,7 @@ pub async fn retrieve(
         (status = "4XX", body = ErrorBody),
     ),
 )]
-pub async fn content(
+pub(crate) async fn content(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -178,7 +177,7 @@ pub async fn content(
     delete, path = "/files/{file_id}", operation_id = "deleteFile", tag = "Files", params(("file_id" = String, Path)),
     responses((status = 200, body = DeletedFile), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn delete(
+pub(crate) async fn delete(
     State(state): State<ApiState>,
     caller: Caller,
     Path(id): Path<String>,
@@ -199,10 +198,11 @@ fn check_purpose(purpose: &str) -> Result<()> {
         return Ok(());
     }
     let message = format!("'{purpose}' is not one of the purposes: {}.", PURPOSES.join(", "));
-    Err(Error::invalid_code("purpose", "invalid_value", message))
+    Err(Problem::invalid_code("purpose", "invalid_value", message))
 }
 
-/// The download's name, in plain characters for old clients and in full for the others (RFC 6266).
+/// Writes the header `Content-Disposition`: the file name in plain ASCII for old clients, and in full for others (RFC
+/// 6266).
 fn disposition(filename: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ' ') { c } else { '_' };
     let ascii: String = filename.chars().map(plain).collect();

@@ -1,4 +1,4 @@
-//! For machines that watch the server: alive, ready, and numbers. Open without a key.
+//! Health, readiness and metrics, for programs that watch the server. Open without a key.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -14,27 +14,28 @@ use utoipa::ToSchema;
 use crate::api::ApiState;
 use crate::{Error, Result};
 
-/// A database that does not answer in this time counts as gone.
+/// Time after which a database that does not answer counts as gone.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
-/// From a status request to a long completion.
+/// Upper bounds in seconds, from a status request to a long completion.
 const DURATION_BUCKETS: [f64; 12] = [0.002, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
 
-/// From a step of a small model to the wait in a long queue.
+/// Upper bounds in seconds, from a step of a small model to the wait in a long queue.
 const LATENCY_BUCKETS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
 const ROW_BUCKETS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 2048.0];
-/// What is measured by [`LATENCY_BUCKETS`].
+/// Metrics whose histograms have the bounds [`LATENCY_BUCKETS`].
 const LATENCIES: [&str; 3] =
     ["attune_queue_seconds", "attune_time_to_first_token_seconds", "attune_time_between_tokens_seconds"];
-/// Measurements pile up until they are sorted into their buckets, whether or not anybody asks for `/metrics`.
+/// Time between sorting measurements into buckets: they pile up in memory until then, even if nobody asks for
+/// `/metrics`.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// The recorder of this process; it can be installed once only.
+/// Handle of the metrics recorder: a process can install one only.
 static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 
 /// How the server is.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Health {
+pub(crate) struct Health {
     /// `ok`, `ready` or `not ready`.
     pub status: &'static str,
 }
@@ -44,7 +45,7 @@ pub struct Health {
     get, path = "/health", operation_id = "health", tag = "Operations", security(()),
     responses((status = 200, body = Health)),
 )]
-pub async fn health() -> Json<Health> {
+pub(crate) async fn health() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
@@ -55,7 +56,7 @@ pub async fn health() -> Json<Health> {
     get, path = "/ready", operation_id = "ready", tag = "Operations", security(()),
     responses((status = 200, body = Health), (status = 503, body = Health)),
 )]
-pub async fn ready(State(state): State<ApiState>) -> Response {
+pub(crate) async fn ready(State(state): State<ApiState>) -> Response {
     let answers = tokio::time::timeout(READY_TIMEOUT, state.store.is_ready()).await.unwrap_or(false);
     let has_device = state.catalog.entries().iter().all(|entry| !entry.model.health.is_lost());
     if answers && has_device && !state.shutdown.is_cancelled() {
@@ -70,7 +71,7 @@ pub async fn ready(State(state): State<ApiState>) -> Response {
     get, path = "/metrics", operation_id = "metrics", tag = "Operations", security(()),
     responses((status = 200, description = "Prometheus text format.", content_type = "text/plain", body = String)),
 )]
-pub async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
+pub(crate) async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
     state.registry.status().record();
     let text = METRICS.get().map(|metrics| {
         metrics.run_upkeep();
@@ -79,7 +80,7 @@ pub async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text.unwrap_or_default())
 }
 
-/// Begins to record metrics; a second call changes nothing.
+/// Starts to record metrics; a second call changes nothing.
 pub fn record_metrics() -> Result<()> {
     if METRICS.get().is_some() {
         return Ok(());

@@ -1,4 +1,5 @@
-//! `GET /usage`: what the caller's organisation used, by day, model and key, and what it costs. An extension of this server.
+//! `GET /usage`: the tokens that the caller's organisation used, by day, model and key, and their cost. An extension of
+//! this server.
 
 use axum::Json;
 use axum::extract::State;
@@ -9,25 +10,24 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::api::ApiState;
 use crate::api::access::auth::{Admin, Caller};
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Query;
 use crate::api::operations::checks::within;
 use crate::config::Config;
 use crate::store::usage::{BasePrice, UsageQuery, UsageRow};
-use crate::{Error, Result};
 
-/// Days that are shown where no first day is given, today included.
+/// Days that are shown if no first day is given, the last day included.
 const DEFAULT_DAYS: i64 = 30;
-/// Rows of a page by default, and at the most.
+/// Default and largest number of rows in a page.
 const DEFAULT_PAGE: i64 = 1_000;
 const MAX_PAGE: i64 = 10_000;
-/// All organisations.
+/// The value of `organization` that means every organisation.
 const EVERY: &str = "*";
 
 /// What to sum up.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct UsageParams {
+pub(crate) struct UsageParams {
     /// The first UTC day, `2026-01-31`; 29 days before the last one by default.
     pub start_date: Option<String>,
     /// The last UTC day; today by default.
@@ -44,7 +44,7 @@ pub struct UsageParams {
 
 /// What was used.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct UsageReport {
+pub(crate) struct UsageReport {
     /// Always `list`.
     pub object: &'static str,
     /// The first UTC day.
@@ -63,7 +63,7 @@ pub struct UsageReport {
 
 /// The sums of one group; what is not grouped by is null.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct UsageSums {
+pub(crate) struct UsageSums {
     /// Always `usage`.
     pub object: &'static str,
     /// UTC day.
@@ -95,7 +95,7 @@ pub struct UsageSums {
     get, path = "/usage", operation_id = "readUsage", tag = "Usage", params(UsageParams),
     responses((status = 200, body = UsageReport), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn read(
+pub(crate) async fn read(
     State(state): State<ApiState>,
     caller: Caller,
     admin: Result<Admin, Problem>,
@@ -106,7 +106,7 @@ pub async fn read(
     }
     let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
     let query = params.query(&caller.organization, today, prices(&state.config))?;
-    // What this process has not written yet; another one writes within a second. Without it the sums are a little behind.
+    // Writes what this process still holds; others write within a second. If it fails, the sums are a little behind.
     if let Err(error) = state.usage.flush().await {
         tracing::warn!("cannot write usage yet: {error}");
     }
@@ -130,7 +130,7 @@ impl UsageParams {
         let before = end.saturating_sub((DEFAULT_DAYS - 1).days());
         let start = date("start_date", self.start_date.as_deref())?.unwrap_or(before);
         if start > end {
-            return Err(Error::invalid("start_date", format!("'start_date' {start} is after 'end_date' {end}.")));
+            return Err(Problem::invalid("start_date", format!("'start_date' {start} is after 'end_date' {end}.")));
         }
         let mut query = UsageQuery {
             organization: Some(self.organization.unwrap_or_else(|| own.to_owned())).filter(|asked| asked != EVERY),
@@ -150,7 +150,7 @@ impl UsageParams {
                 "" => {}
                 word => {
                     let message = format!("Invalid 'group_by': '{word}' is none of day, model and key.");
-                    return Err(Error::invalid_code("group_by", "invalid_value", message));
+                    return Err(Problem::invalid_code("group_by", "invalid_value", message));
                 }
             }
         }
@@ -164,7 +164,7 @@ fn date(param: &str, text: Option<&str>) -> Result<Option<Date>> {
     let plain = text.len() == "2026-01-31".len() && !text.starts_with(['-', '0']);
     let date = text.parse().ok().filter(|_| plain).ok_or_else(|| {
         let message = format!("Invalid '{param}': '{text}' is not a day such as 2026-01-31.");
-        Error::invalid_code(param, "invalid_value", message)
+        Problem::invalid_code(param, "invalid_value", message)
     })?;
     Ok(Some(date))
 }
@@ -172,7 +172,7 @@ fn date(param: &str, text: Option<&str>) -> Result<Option<Date>> {
 fn offset(page: Option<&str>) -> Result<i64> {
     let Some(page) = page else { return Ok(0) };
     page.parse().ok().filter(|offset| (0..=1 << 40).contains(offset)).ok_or_else(|| {
-        Error::invalid_code(
+        Problem::invalid_code(
             "page",
             "invalid_value",
             format!("Invalid 'page': '{page}' is not a 'next_page' of this list."),

@@ -9,9 +9,8 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::{Queue, StopRequest};
-use crate::Result;
 use crate::jobs::rows::JobRow;
-use crate::jobs::{Job, JobFault, sql};
+use crate::jobs::{Job, JobFault, Result, sql};
 use crate::train::hyperparameters::Hyperparameters;
 
 /// Lost or failed attempts in a row, none of them with a new checkpoint, after which a job fails: a job that kills

@@ -13,9 +13,10 @@ use super::{LEASE, Worker};
 use crate::adapters::peft::PeftFiles;
 use crate::adapters::registry::{config_key, weights_key};
 use crate::jobs::Job;
+use crate::jobs::Result;
 use crate::jobs::checkpoints::NewCheckpoint;
+use crate::store;
 use crate::train::{StepReport, Validation};
-use crate::{Error, Result};
 
 /// Attempts to publish a checkpoint while database or storage do not answer, a second apart. The next state to go on from
 /// waits for it, so that the checkpoint is not lost with this attempt.
@@ -29,11 +30,11 @@ impl Worker {
         };
         match self.store.blobs.get(key).await {
             Ok(state) => Ok(Some(state)),
-            Err(Error::Blob(object_store::Error::NotFound { .. })) => {
+            Err(store::Error::BlobNotFound(_)) => {
                 self.say(job, "warn", "The checkpoint is gone; training starts over", None).await;
                 Ok(None)
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::Result;
 use crate::datasets::{DatasetReport, ExampleStore, TokenizedExample};
+use crate::jobs::Result;
 use crate::model::BaseModel;
 use crate::train::calibration::{self, calibrate};
 use crate::train::estimate::{Estimate, Evaluated, TrainingMemory, TrainingRate, first_epoch_work, later_work};

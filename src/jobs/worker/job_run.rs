@@ -15,17 +15,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::checkpoints::states;
 use super::lease::{Control, Interrupt, keep};
-use super::report::{Speed, failure, seconds_from_now};
+use super::report::{Speed, seconds_from_now};
 use super::training::{Inputs, Progress, Trained, train};
 use super::{LEASE, Worker};
 use crate::adapters::registry::{config_key, weights_key};
 use crate::jobs::queue::Outcome;
 use crate::jobs::worker::results;
+use crate::jobs::{Error, Result};
 use crate::jobs::{Job, JobApi, JobSpec, JobStatus};
 use crate::store::files::NewFile;
 use crate::system;
 use crate::train::hyperparameters::Hyperparameters;
-use crate::{Error, Result};
 
 /// Reports that may wait for the database before training waits, too.
 const PROGRESS_REPORTS: usize = 16;
@@ -67,7 +67,7 @@ impl Worker {
             (_, Ok(stored)) => (stored.outcome(), Some(stored)),
             (Some(Interrupt::Shutdown), Err(Error::Cancelled)) => (Outcome::Released, None),
             (Some(_), Err(Error::Cancelled)) => (Outcome::Stopped, None),
-            (_, Err(error)) => (failure(&job, &error), None),
+            (_, Err(error)) => (self.failure(&job, &error), None),
         };
         self.end(&job, outcome, stored).await;
         drop(keeper);

@@ -8,8 +8,8 @@
 //! are of the whole file; the current one has those of the sample and, in `full_…`, of the whole file.
 
 use crate::jobs::JobApi;
+use crate::jobs::{Error, Result};
 use crate::train::records::{Evaluation, Rewards, StepRecord};
-use crate::{Error, Result};
 
 /// The file's name.
 pub const fn file_name(api: JobApi) -> &'static str {

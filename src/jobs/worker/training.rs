@@ -21,6 +21,7 @@ use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
 use crate::engine::priority::{Priority, TrainingTurns};
 use crate::jobs::JobApi;
 use crate::jobs::worker::results;
+use crate::jobs::{Error, Result};
 use crate::model::lora::Adapter;
 use crate::model::{BaseModel, device};
 use crate::system::MemoryWatch;
@@ -30,7 +31,6 @@ use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
 use crate::train::recomputation::MemoryBounds;
 use crate::train::trainer::BeforeMicroStep;
 use crate::train::{HeldOut, Question, StepReport, TrainSettings, Trainer, Validation, settings};
-use crate::{Error, Result};
 
 /// Time between checkpoints; the end of an epoch has one besides.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
@@ -128,7 +128,7 @@ pub(super) fn train(inputs: Inputs) -> Result<Trained> {
             tracing::debug!("training stopped: {error}");
             Err(Error::Cancelled)
         }
-        Err(Error::Tensor(_) | Error::Internal(_)) if !health.check() => Err(crate::model::Error::DeviceLost.into()),
+        Err(error) if error.may_be_of_device() && !health.check() => Err(crate::model::Error::DeviceLost.into()),
         outcome => outcome,
     }
 }

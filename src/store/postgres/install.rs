@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nix::unistd::{Gid, Uid, User};
 
-use crate::{Error, Result};
+use crate::store::{Error, Result};
 
 /// Users that a server started by root runs its database as, the first that exists.
 const UNPRIVILEGED: [&str; 2] = ["postgres", "nobody"];

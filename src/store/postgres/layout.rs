@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::install::ServiceUser;
 use super::{beside, setup_error};
-use crate::{Error, Result};
+use crate::store::{Error, Result};
 
 /// Holds the state folder's path where the cluster is not inside the data folder.
 const LOCATION_FILE: &str = "postgres.location";
@@ -73,7 +73,7 @@ fn lock(folder: &Path) -> Result<File> {
         File::options().create(true).append(true).open(&path).map_err(|error| setup_error("open", &path, &error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Conflict(format!(
+        Err(TryLockError::WouldBlock) => Err(Error::FolderInUse(format!(
             "another attune uses {}: stop it, choose another data_dir, or give both the same database_url",
             folder.display()
         ))),

@@ -15,7 +15,7 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _};
 
-use crate::{Error, Result};
+use crate::store::{Error, Result};
 use install::Installation;
 use layout::DataLayout;
 use server::Server;
@@ -70,7 +70,7 @@ impl PrivatePostgres {
             match Self::start(data_dir).await {
                 Ok(started) => return Ok((started.url.clone(), Some(started))),
                 // A server that holds the folder is about to answer, or to let it go.
-                Err(Error::Conflict(_)) if tokio::time::Instant::now() < deadline => {
+                Err(Error::FolderInUse(_)) if tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(ATTACH_PAUSE).await;
                 }
                 Err(error) => return Err(error),

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use super::install::Installation;
 use super::layout::DataLayout;
 use super::{NAME, beside, connect_options, setup_error};
-use crate::{Error, Result};
+use crate::store::{Error, Result};
 
 /// Names the socket; no TCP port is opened.
 pub(super) const PORT: u16 = 5432;

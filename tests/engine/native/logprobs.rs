@@ -77,7 +77,7 @@ fn prompts_and_answers_have_the_models_log_probabilities_however_steps_are_cut()
                 continue;
             };
             assert_eq!(drawn.len(), completion_tokens);
-            let mut tokens = request.prompt.clone();
+            let mut tokens = request.prompt.to_vec();
             for one in &drawn {
                 assert_close(one, &expected(&tokens, one.id, count));
                 tokens.push(one.id);

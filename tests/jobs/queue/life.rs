@@ -1,7 +1,7 @@
 //! The life of a job, from its request to its end.
 
-use attune::Error;
 use attune::api::event_text;
+use attune::jobs::Error;
 use attune::jobs::queue::Outcome;
 use attune::jobs::{JobApi, JobStatus, MetadataFilter};
 use attune::train::hyperparameters::Hyperparameters;

@@ -1,6 +1,6 @@
 //! Any order of operations against a model of the state machine.
 
-use attune::Error;
+use attune::jobs::Error;
 use attune::jobs::queue::{Outcome, StopRequest};
 use attune::jobs::{Job, JobStatus};
 use proptest::prelude::*;
@@ -121,7 +121,7 @@ async fn perform(queue: &Fixture, job: &Job, claims: &mut Vec<Job>, step: Step) 
 fn accepted(result: Result<Job, Error>) -> bool {
     match result {
         Ok(_) => true,
-        Err(Error::Conflict(_)) => false,
+        Err(Error::Conflict { .. }) => false,
         Err(error) => panic!("{error}"),
     }
 }

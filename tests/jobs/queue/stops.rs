@@ -1,6 +1,6 @@
 //! Cancel, pause and resume.
 
-use attune::Error;
+use attune::jobs::Error;
 use attune::jobs::JobStatus;
 use attune::jobs::queue::{HeartbeatAnswer, Outcome, StopRequest};
 use serde_json::json;

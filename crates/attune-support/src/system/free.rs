@@ -1,4 +1,7 @@
 //! Memory that this process may still take: the machine's, and that of each container around it (cgroups of both versions).
+//!
+//! Own code, since the crate sysinfo reads the outermost group alone, not those that the process is in, and does not count
+//! as free what the kernel holds of files.
 
 use std::fs::read_to_string;
 use std::path::Path;

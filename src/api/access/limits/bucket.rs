@@ -1,49 +1,49 @@
-//! A token bucket that can be in debt, of our own for that reason: what an answer costs is known only once it has ended, so
-//! its tokens must be taken even where fewer are left, and the next request waits until they have flowed in again. The
-//! buckets of the common crates refuse what they do not hold.
+//! A token bucket that can be in debt. The cost of an answer is known only once it has ended, so its tokens must be
+//! taken even if fewer are left; the next request waits until they have flowed in again. The buckets of the common
+//! crates refuse to go into debt, so this one is our own.
 //!
-//! Every call is told the time, so that tests need no clock.
+//! Every call takes the time as an argument, so that tests need no clock.
 
 use std::time::{Duration, Instant};
 
-/// The time in which an empty bucket fills.
+/// Time in which an empty bucket fills.
 const WINDOW: Duration = Duration::from_mins(1);
-/// Sums of parts of a request are not exact.
+/// Missing part of a unit that is ignored: sums of parts are not exact in floating point.
 const TOLERANCE: f64 = 1e-6;
 
-/// Units that flow in evenly, up to a limit per minute.
+/// A store of units that flow in evenly, up to a limit per minute.
 #[derive(Debug)]
-pub struct Bucket {
+pub(crate) struct Bucket {
     limit: u64,
     level: f64,
-    /// When `level` was right.
+    /// Time at which `level` was computed.
     at: Instant,
 }
 
-/// What a client is told of a bucket.
+/// The state of a bucket as a client sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Level {
+pub(crate) struct Level {
     /// Units per minute.
     pub limit: u64,
     /// Units that can be taken now.
     pub remaining: u64,
-    /// Until it is full.
+    /// Time until the bucket is full.
     pub reset: Duration,
 }
 
 impl Bucket {
-    /// A full bucket.
-    pub fn new(limit: u64, now: Instant) -> Self {
+    /// Creates a full bucket.
+    pub(crate) fn new(limit: u64, now: Instant) -> Self {
         Self { limit, level: limit as f64, at: now }
     }
 
     /// Units per minute.
-    pub fn limit(&self) -> u64 {
+    pub(crate) fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// Takes `amount` if it is there; else says how long it takes to flow in. More than the limit never does.
-    pub fn take(&mut self, amount: u64, now: Instant) -> Result<(), Duration> {
+    /// Takes `amount` units, or fails with the time until they have flowed in. More than the limit never flows in.
+    pub(crate) fn take(&mut self, amount: u64, now: Instant) -> Result<(), Duration> {
         self.flow(now);
         let missing = amount as f64 - self.level;
         if missing > TOLERANCE {
@@ -53,20 +53,20 @@ impl Bucket {
         Ok(())
     }
 
-    /// Takes `amount`, into debt where it is not there.
-    pub fn debit(&mut self, amount: u64, now: Instant) {
+    /// Takes `amount` units, into debt if fewer are left.
+    pub(crate) fn debit(&mut self, amount: u64, now: Instant) {
         self.flow(now);
         self.level -= amount as f64;
     }
 
-    /// Puts back what was taken and not used.
-    pub fn give_back(&mut self, amount: u64, now: Instant) {
+    /// Puts back `amount` units that were taken and not used.
+    pub(crate) fn give_back(&mut self, amount: u64, now: Instant) {
         self.flow(now);
         self.level = (self.level + amount as f64).min(self.limit as f64);
     }
 
-    /// How full it is.
-    pub fn level(&mut self, now: Instant) -> Level {
+    /// Returns the state of the bucket at `now`.
+    pub(crate) fn level(&mut self, now: Instant) -> Level {
         self.flow(now);
         let remaining = (self.level + TOLERANCE).max(0.0) as u64;
         Level { limit: self.limit, remaining, reset: self.time_for(self.limit as f64 - self.level) }

@@ -1,26 +1,26 @@
-//! The body that creates a fine-tune, and its rules: what `fine_tunes::create` makes a [`JobSpec`] of.
+//! The body that creates a fine-tune, and its rules. `fine_tunes::create` turns it into a [`JobSpec`].
 
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::api::ApiState;
 use crate::api::fine_tuning::job_rules::{AutoOr, normal_suffix, positive, seed};
+use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
 use crate::datasets::classes::MAX_CLASSES;
 use crate::jobs::JobSpec;
 use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
-use crate::{Error, Result};
 
-/// The resource's settings where the client gives none.
-pub const DEFAULT_EPOCHS: u32 = 4;
-pub const DEFAULT_PROMPT_LOSS_WEIGHT: f64 = 0.01;
+/// Settings that apply if the client gives none.
+pub(super) const DEFAULT_EPOCHS: u32 = 4;
+pub(super) const DEFAULT_PROMPT_LOSS_WEIGHT: f64 = 0.01;
 
-/// F-beta scores that a fine-tune may ask for.
+/// Largest number of F-beta scores that a fine-tune may ask for.
 const MAX_BETAS: usize = 10;
 
 /// A request for a fine-tune.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct CreateFineTune {
+pub(crate) struct CreateFineTune {
     /// Id of a file with the purpose `fine-tune`.
     pub training_file: String,
     /// Id of a file to measure on.
@@ -58,20 +58,20 @@ pub struct CreateFineTune {
 
 /// Settings that some clients send in an object of their own.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-pub struct NestedSettings {
+pub(crate) struct NestedSettings {
     /// Passes over the training file.
     pub n_epochs: Option<AutoOr<u32>>,
 }
 
 impl CreateFineTune {
-    /// The job to queue, if every field is within its range.
-    pub fn spec(self, state: &ApiState) -> Result<JobSpec> {
+    /// Returns the job to queue, or the fault of the first field that is out of its range.
+    pub(crate) fn spec(self, state: &ApiState) -> Result<JobSpec> {
         let hyperparameters = self.settings()?;
         let classification = self.classification()?;
         let suffix = normal_suffix(self.suffix.as_deref(), 40)?;
         let first = || state.catalog.entries().first().map(|entry| entry.model.id.clone());
         let model =
-            self.model.or_else(first).ok_or_else(|| Error::invalid("model", "'model' must name a base model."))?;
+            self.model.or_else(first).ok_or_else(|| Problem::invalid("model", "'model' must name a base model."))?;
         Ok(JobSpec {
             model,
             alias: None,
@@ -86,7 +86,7 @@ impl CreateFineTune {
         })
     }
 
-    /// What to measure of classes; `None` where the request does not mention them.
+    /// Returns the metrics of classification to measure; `None` if the request mentions none.
     fn classification(&self) -> Result<Option<Classification>> {
         let asked = Classification {
             compute: self.compute_classification_metrics,
@@ -94,7 +94,7 @@ impl CreateFineTune {
             positive_class: self.classification_positive_class.clone(),
             betas: self.classification_betas.clone(),
         };
-        let invalid = |param: &str, message: &str| Err(Error::invalid_code(param, "invalid_value", message));
+        let invalid = |param: &str, message: &str| Err(Problem::invalid_code(param, "invalid_value", message));
         if asked.positive_class.as_deref() == Some("") {
             return invalid("classification_positive_class", "'classification_positive_class' must not be empty.");
         }
@@ -106,7 +106,7 @@ impl CreateFineTune {
         if let Some(betas) = &asked.betas {
             if betas.len() > MAX_BETAS {
                 let message = format!("'classification_betas' has more than {MAX_BETAS} items.");
-                return Err(Error::invalid_code("classification_betas", "array_above_max_length", message));
+                return Err(Problem::invalid_code("classification_betas", "array_above_max_length", message));
             }
             for beta in betas {
                 positive("classification_betas", Some(*beta))?;
@@ -126,7 +126,7 @@ impl CreateFineTune {
         Ok((asked != Classification::default()).then_some(asked))
     }
 
-    /// Old clients send 0 for what the server shall choose.
+    /// Returns the settings, checked. Old clients send 0 for a setting that the server shall choose.
     fn settings(&self) -> Result<Hyperparameters> {
         let chosen = |number: Option<u32>| number.filter(|number| *number > 0);
         let nested = self.hyperparameters.as_ref().and_then(|nested| nested.n_epochs?.number());

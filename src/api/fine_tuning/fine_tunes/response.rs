@@ -1,4 +1,4 @@
-//! The bodies that `fine_tunes` answers with, made from jobs, their files and their events.
+//! The bodies of answers of `fine_tunes`, made from jobs, their files and their events.
 
 use std::collections::HashMap;
 
@@ -8,18 +8,19 @@ use utoipa::ToSchema;
 use super::request::{DEFAULT_EPOCHS, DEFAULT_PROMPT_LOSS_WEIGHT};
 use crate::api::ApiState;
 use crate::api::fine_tuning::event_text::event_text;
+use crate::api::http::error::Result;
 use crate::api::operations::files::FileObject;
 use crate::jobs::events::JobEvent;
 use crate::jobs::{Job, JobStatus};
+use crate::store;
 use crate::train::hyperparameters::Classification;
-use crate::{Error, Result};
 
-/// Events of a job in one body at the most.
+/// Largest number of events in one body.
 const MAX_EVENTS: i64 = 10_000;
 
 /// A fine-tune.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct FineTune {
+pub(crate) struct FineTune {
     /// `ft-…`
     pub id: String,
     /// Always `fine-tune`.
@@ -51,7 +52,7 @@ pub struct FineTune {
 
 /// The settings of a fine-tune.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct FineTuneSettings {
+pub(crate) struct FineTuneSettings {
     /// Passes over the training file.
     pub n_epochs: u32,
     /// Examples per step; 1 until training has chosen it.
@@ -76,7 +77,7 @@ pub struct FineTuneSettings {
 
 /// Something that happened to a fine-tune.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct FineTuneEvent {
+pub(crate) struct FineTuneEvent {
     /// Always `fine-tune-event`.
     pub object: &'static str,
     /// Unix seconds.
@@ -87,20 +88,20 @@ pub struct FineTuneEvent {
     pub message: String,
 }
 
-/// File descriptions that were read already: the jobs of a list often share their files.
+/// Cache of file descriptions: the jobs of a list often share their files.
 #[derive(Default)]
-pub struct Files(HashMap<String, Option<FileObject>>);
+pub(crate) struct Files(HashMap<String, Option<FileObject>>);
 
 impl Files {
-    /// The description of a file, unless it has been deleted.
+    /// Returns the description of a file; `None` if the file was deleted.
     async fn get(&mut self, state: &ApiState, organization: &str, id: &str) -> Result<Option<FileObject>> {
         if let Some(known) = self.0.get(id) {
             return Ok(known.clone());
         }
         let file = match state.store.file(organization, id).await {
             Ok(file) => Some(FileObject::from(file)),
-            Err(Error::NotFound { .. }) => None,
-            Err(error) => return Err(error),
+            Err(store::Error::NotFound { .. }) => None,
+            Err(error) => return Err(error.into()),
         };
         self.0.insert(id.to_owned(), file.clone());
         Ok(file)
@@ -114,8 +115,8 @@ impl Files {
         Ok(files)
     }
 
-    /// The body for a job, without its events.
-    pub async fn describe(&mut self, state: &ApiState, job: Job) -> Result<FineTune> {
+    /// Makes the body for a job, without its events.
+    pub(crate) async fn describe(&mut self, state: &ApiState, job: Job) -> Result<FineTune> {
         let owner = job.organization.as_str();
         let training_files = self.all(state, owner, std::slice::from_ref(&job.spec.training_file)).await?;
         let validation_files = self.all(state, owner, job.spec.validation_file.as_slice()).await?;
@@ -156,23 +157,23 @@ impl FineTuneSettings {
     }
 }
 
-/// The body for a job, with its events.
-pub async fn with_events(state: &ApiState, job: Job) -> Result<FineTune> {
+/// Makes the body for a job, with its events.
+pub(crate) async fn with_events(state: &ApiState, job: Job) -> Result<FineTune> {
     let events = read_events(state, &job).await?;
     let mut fine_tune = Files::default().describe(state, job).await?;
     fine_tune.events = Some(events);
     Ok(fine_tune)
 }
 
-/// What happened to a job, oldest first.
-pub async fn read_events(state: &ApiState, job: &Job) -> Result<Vec<FineTuneEvent>> {
+/// Reads the events of a job, oldest first.
+pub(crate) async fn read_events(state: &ApiState, job: &Job) -> Result<Vec<FineTuneEvent>> {
     let events = state.queue.events_after(job, 0, MAX_EVENTS).await?;
     Ok(events.into_iter().map(|event| FineTuneEvent::new(job, event)).collect())
 }
 
 const fn status_name(status: JobStatus) -> &'static str {
     match status {
-        // The older resource has no word for a job that rests.
+        // The older resource has no word for a paused job.
         JobStatus::Queued | JobStatus::Paused => "pending",
         JobStatus::Running => "running",
         JobStatus::Succeeded => "succeeded",
@@ -183,7 +184,7 @@ const fn status_name(status: JobStatus) -> &'static str {
 
 impl FineTuneEvent {
     /// Returns the body for an event of `job`.
-    pub fn new(job: &Job, event: JobEvent) -> Self {
+    pub(crate) fn new(job: &Job, event: JobEvent) -> Self {
         let message = event_text(job, &event);
         Self { object: "fine-tune-event", created_at: event.created_at, level: event.level, message }
     }

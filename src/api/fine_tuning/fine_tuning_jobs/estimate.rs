@@ -1,4 +1,5 @@
-//! `POST /fine_tuning/jobs/estimate`: what a job would take, before it is created. An extension of this server.
+//! `POST /fine_tuning/jobs/estimate`: the time, memory and cost of a job before it is created. An extension of this
+//! server.
 
 use axum::Json;
 use axum::extract::State;
@@ -10,15 +11,14 @@ use super::request::CreateJob;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::fine_tuning::job_rules::admitted;
-use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::jobs::JobSpec;
 use crate::jobs::worker::estimate::JobEstimate;
-use crate::{Error, Result};
 
 /// What a job would take on this server's machine.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct FineTuningJobEstimate {
+pub(crate) struct FineTuningJobEstimate {
     /// Always `fine_tuning.job.estimate`.
     pub object: &'static str,
     /// The model that would be trained.
@@ -62,7 +62,7 @@ pub struct FineTuningJobEstimate {
 
 /// The most memory that the server's process would have, in bytes.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct EstimatedMemory {
+pub(crate) struct EstimatedMemory {
     /// All of it.
     pub peak: u64,
     /// What the process holds without the job.
@@ -83,7 +83,7 @@ pub struct EstimatedMemory {
 
 /// What a job would cost. A part is null where the server's configuration has no price for it.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct EstimatedCost {
+pub(crate) struct EstimatedCost {
     /// The money.
     pub currency: String,
     /// The hours of the machine, at `training.price_per_hour`.
@@ -101,7 +101,7 @@ pub struct EstimatedCost {
     request_body = CreateJob,
     responses((status = 200, body = FineTuningJobEstimate), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn create(
+pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     Body(request): Body<CreateJob>,
@@ -109,21 +109,21 @@ pub async fn create(
     let spec = admitted(&state, &caller, request.spec()?).await?;
     match state.estimator.estimate(&caller.organization, &spec, &state.shutdown).await {
         Ok(estimate) => Ok(Json(FineTuningJobEstimate::new(spec, estimate)?)),
-        Err(error) => Err(error.about_model(spec.asked_model()).into()),
+        Err(error) => Err(Problem::from(error).about_model(spec.asked_model())),
     }
 }
 
-/// The estimate as this route answers it; for the command line.
+/// Returns the estimate as this route answers it, for the command line.
 pub fn show(spec: JobSpec, estimate: JobEstimate) -> Result<Value> {
     let answer = FineTuningJobEstimate::new(spec, estimate)?;
-    serde_json::to_value(answer).map_err(|error| Error::Internal(format!("an estimate as JSON: {error}")))
+    serde_json::to_value(answer).map_err(|error| Problem::defect(format!("an estimate as JSON: {error}")))
 }
 
 impl FineTuningJobEstimate {
     fn new(spec: JobSpec, made: JobEstimate) -> Result<Self> {
         let JobEstimate { resolved, estimate, cost, warnings, .. } = made;
         let hyperparameters =
-            serde_json::to_value(resolved).map_err(|error| Error::Internal(format!("settings as JSON: {error}")))?;
+            serde_json::to_value(resolved).map_err(|error| Problem::defect(format!("settings as JSON: {error}")))?;
         let memory = estimate.memory;
         Ok(Self {
             object: "fine_tuning.job.estimate",

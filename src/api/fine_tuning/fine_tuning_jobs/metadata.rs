@@ -1,14 +1,15 @@
-//! The client's own notes on its jobs: what `fine_tuning_jobs::create` takes, and the filter of `fine_tuning_jobs::list`.
+//! The client's own notes on its jobs: the rules for those that `fine_tuning_jobs::create` takes, and the filter of
+//! `fine_tuning_jobs::list`.
 
 use serde_json::{Map, Value};
 
+use crate::api::http::error::{Problem, Result};
 use crate::jobs::MetadataFilter;
-use crate::{Error, Result};
 
-/// At most 16 notes: names of up to 64 characters, values that are texts of up to 512.
-pub fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<()> {
+/// Checks that there are at most 16 notes, with names of up to 64 characters and texts of up to 512 as values.
+pub(super) fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<()> {
     let Some(metadata) = metadata else { return Ok(()) };
-    let fault = |message: &str| Err(Error::invalid_code("metadata", "invalid_value", message));
+    let fault = |message: &str| Err(Problem::invalid_code("metadata", "invalid_value", message));
     if metadata.len() > 16 {
         return fault("'metadata' has more than 16 entries.");
     }
@@ -24,8 +25,8 @@ pub fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<()> {
     Ok(())
 }
 
-/// The filter of a query's pairs: `metadata[name]=value`, or `metadata=null`.
-pub fn read_filter(pairs: &[(String, String)]) -> MetadataFilter {
+/// Reads the filter from the pairs of a query: `metadata[name]=value`, or `metadata=null` for jobs without notes.
+pub(super) fn read_filter(pairs: &[(String, String)]) -> MetadataFilter {
     if pairs.iter().any(|(name, value)| name == "metadata" && value == "null") {
         return MetadataFilter::None;
     }

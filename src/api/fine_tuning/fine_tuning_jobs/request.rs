@@ -1,4 +1,4 @@
-//! The body that creates a fine-tuning job, and its rules: what `fine_tuning_jobs::create` makes a [`JobSpec`] of.
+//! The body that creates a fine-tuning job, and its rules. `fine_tuning_jobs::create` turns it into a [`JobSpec`].
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -7,17 +7,17 @@ use utoipa::ToSchema;
 use super::metadata::check_metadata;
 use super::settings::{Settings, check_measured};
 use crate::api::fine_tuning::job_rules::{normal_suffix, seed};
+use crate::api::http::error::{Problem, Result};
 use crate::datasets::parse::shorten;
 use crate::jobs::JobSpec;
 use crate::train::hyperparameters;
-use crate::{Error, Result};
 
-/// Integrations that a request may name.
+/// Largest number of integrations that a request may name.
 const MAX_INTEGRATIONS: usize = 5;
 
 /// A request for a fine-tuning job.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct CreateJob {
+pub(crate) struct CreateJob {
     /// A base model or an earlier fine-tuned one.
     pub model: String,
     /// Id of a file with the purpose `fine-tune`.
@@ -44,7 +44,7 @@ pub struct CreateJob {
 
 /// How to train.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct Method {
+pub(crate) struct Method {
     /// `supervised` trains on answers, or on pairs of texts where the file has them, `dpo` on pairs of answers of which one is preferred.
     #[serde(rename = "type")]
     pub kind: String,
@@ -56,14 +56,14 @@ pub struct Method {
 
 /// The settings of a method.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
-pub struct MethodSettings {
+pub(crate) struct MethodSettings {
     /// The settings.
     pub hyperparameters: Option<Settings>,
 }
 
 impl CreateJob {
-    /// The job to queue, if every field is within its range.
-    pub fn spec(self) -> Result<JobSpec> {
+    /// Returns the job to queue, or the fault of the first field that is out of its range.
+    pub(crate) fn spec(self) -> Result<JobSpec> {
         let (method, settings) = match self.method {
             None => (hyperparameters::Method::Supervised, None),
             Some(Method { kind, supervised, dpo }) => match kind.as_str() {
@@ -72,7 +72,7 @@ impl CreateJob {
                 other => {
                     let message =
                         format!("The method '{}' is not supported: use 'supervised' or 'dpo'.", shorten(other));
-                    return Err(Error::invalid_code("method", "unsupported_value", message));
+                    return Err(Problem::invalid_code("method", "unsupported_value", message));
                 }
             },
         };
@@ -80,7 +80,7 @@ impl CreateJob {
         check_metadata(self.metadata.as_ref())?;
         if self.integrations.is_some_and(|integrations| integrations.len() > MAX_INTEGRATIONS) {
             let message = format!("'integrations' has more than {MAX_INTEGRATIONS} items.");
-            return Err(Error::invalid_code("integrations", "array_above_max_length", message));
+            return Err(Problem::invalid_code("integrations", "array_above_max_length", message));
         }
         let hyperparameters = settings.unwrap_or_default().check(method)?;
         check_measured(&hyperparameters, self.validation_file.as_deref())?;

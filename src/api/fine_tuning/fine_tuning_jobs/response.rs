@@ -1,4 +1,4 @@
-//! The bodies that `fine_tuning_jobs` answers with, made from jobs and their events.
+//! The bodies of answers of `fine_tuning_jobs`, made from jobs and their events.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -14,7 +14,7 @@ use crate::train::hyperparameters::Method;
 
 /// A fine-tuning job.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct FineTuningJob {
+pub(crate) struct FineTuningJob {
     /// Always `fine_tuning.job`.
     pub object: &'static str,
     /// `ftjob-…`
@@ -67,7 +67,7 @@ pub struct FineTuningJob {
 
 /// How a job trains.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct JobMethod {
+pub(crate) struct JobMethod {
     /// `supervised` or `dpo`.
     #[serde(rename = "type")]
     #[schema(value_type = String)]
@@ -82,7 +82,7 @@ pub struct JobMethod {
 
 /// Why a job failed.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct JobError {
+pub(crate) struct JobError {
     /// A stable word for programs.
     pub code: String,
     /// What to change.
@@ -93,7 +93,7 @@ pub struct JobError {
 
 /// Something that happened to a job.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct FineTuningEvent {
+pub(crate) struct FineTuningEvent {
     /// Always `fine_tuning.job.event`.
     pub object: &'static str,
     /// `ftevent-…`
@@ -114,7 +114,7 @@ pub struct FineTuningEvent {
 
 /// A state of a job at the end of an epoch, which can be used as a model.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// Always `fine_tuning.job.checkpoint`.
     pub object: &'static str,
     /// `ftckpt_…`
@@ -134,8 +134,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// The body for a checkpoint of `job`.
-    pub fn new(job: &str, checkpoint: ModelCheckpoint) -> Self {
+    /// Makes the body for a checkpoint of the job with the id `job`.
+    pub(crate) fn new(job: &str, checkpoint: ModelCheckpoint) -> Self {
         let ModelCheckpoint { id, model, step, metrics, created_at } = checkpoint;
         Self {
             object: "fine_tuning.job.checkpoint",
@@ -194,7 +194,7 @@ impl From<JobFault> for JobError {
 
 impl FineTuningEvent {
     /// Returns the body for an event of `job`.
-    pub fn new(job: &Job, event: JobEvent) -> Self {
+    pub(crate) fn new(job: &Job, event: JobEvent) -> Self {
         Self {
             object: "fine_tuning.job.event",
             id: format!("ftevent-{}", event.seq),

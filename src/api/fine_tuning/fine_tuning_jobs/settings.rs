@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::fine_tuning::job_rules::{AutoOr, positive};
+use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
 use crate::datasets::parse::shorten;
 use crate::jobs::Job;
@@ -11,25 +12,24 @@ use crate::model::lora::Site;
 use crate::train::hyperparameters::{Hyperparameters, Method};
 use crate::train::schedule::Schedule;
 use crate::train::settings::MAX_SEQUENCE_TOKENS;
-use crate::{Error, Result};
 
-/// A sequence of fewer tokens has no room for a prompt and an answer.
+/// Smallest `max_seq_length`: fewer tokens have no room for a prompt and an answer.
 const MIN_SEQUENCE_TOKENS: u32 = 16;
-/// A larger limit to gradients limits nothing.
+/// Largest `max_grad_norm`: a larger limit limits nothing.
 const MAX_GRAD_NORM: f64 = 1000.0;
-/// Above this an adapter sees too little of its input to learn.
+/// Largest `lora_dropout`: above it an adapter sees too little of its input to learn.
 const MAX_DROPOUT: f64 = 0.9;
-/// The current API's limit.
+/// Largest `beta`, as in OpenAI's API.
 const MAX_BETA: f64 = 2.0;
-/// A temperature of a thousandth: a larger scale leaves nothing but the nearest text.
+/// Largest `scale`, which is a temperature of 1/1000: with a larger one only the nearest text counts.
 const MAX_SCALE: f64 = 1000.0;
-/// More evaluations than any job has.
+/// Largest `early_stopping_patience`: no job has more evaluations.
 const MAX_PATIENCE: u32 = 1000;
 
 /// Settings of training. The numbers may also be `"auto"`, which is the same as leaving one out. All after `beta` are
 /// extensions of this server.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Passes over the training file, 1 to 50.
     pub n_epochs: Option<AutoOr<u32>>,
     /// Examples per step, 1 to 256.
@@ -92,7 +92,7 @@ pub struct Settings {
 /// All linear layers, or some.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, ToSchema)]
 #[serde(untagged, expecting = "expected \"all-linear\" or a list of layers' names, such as q_proj")]
-pub enum TargetModules {
+pub(crate) enum TargetModules {
     /// The word `"all-linear"`.
     All(AllLinear),
     /// Some of them by name.
@@ -102,26 +102,26 @@ pub enum TargetModules {
 /// The word `"all-linear"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum AllLinear {
+pub(crate) enum AllLinear {
     /// Every linear layer.
     AllLinear,
 }
 
 impl TargetModules {
-    /// The layers in the order of the forward pass, each once.
+    /// Returns the layers in the order of the forward pass, each once.
     fn sites(self) -> Result<Vec<Site>> {
         match self {
             Self::All(AllLinear::AllLinear) => Ok(Site::ALL.to_vec()),
             Self::Some(named) if named.is_empty() => {
                 let message = "'target_modules' is empty: name at least one layer, or use \"all-linear\".";
-                Err(Error::invalid_code("target_modules", "invalid_value", message))
+                Err(Problem::invalid_code("target_modules", "invalid_value", message))
             }
             Self::Some(named) => {
                 let known = Site::ALL.map(Site::module);
                 if let Some(other) = named.iter().find(|name| !known.contains(&name.as_str())) {
                     let message =
                         format!("Invalid 'target_modules': '{}' is none of {}.", shorten(other), known.join(", "));
-                    return Err(Error::invalid_code("target_modules", "invalid_value", message));
+                    return Err(Problem::invalid_code("target_modules", "invalid_value", message));
                 }
                 Ok(Site::ALL.into_iter().filter(|site| named.iter().any(|name| name == site.module())).collect())
             }
@@ -134,7 +134,7 @@ impl TargetModules {
 }
 
 impl Settings {
-    /// The numbers, if each is within its range.
+    /// Returns the settings as hyperparameters, or the fault of the first one that is out of its range.
     pub(super) fn check(self, method: Method) -> Result<Hyperparameters> {
         fn number<T>(setting: Option<AutoOr<T>>) -> Option<T> {
             setting.and_then(AutoOr::number)
@@ -142,18 +142,18 @@ impl Settings {
         let beta = number(self.beta);
         if beta.is_some() && method != Method::Dpo {
             let message = "'beta' is a setting of the method 'dpo': leave it out.";
-            return Err(Error::invalid_code("beta", "invalid_value", message));
+            return Err(Problem::invalid_code("beta", "invalid_value", message));
         }
         let scale = number(self.scale);
         if scale.is_some() && method == Method::Dpo {
             let message = "'scale' is for pairs of texts, which the method 'dpo' does not take: leave it out.";
-            return Err(Error::invalid_code("scale", "invalid_value", message));
+            return Err(Problem::invalid_code("scale", "invalid_value", message));
         }
         let prompt_loss_weight = number(self.prompt_loss_weight);
         if method == Method::Dpo && prompt_loss_weight.is_some_and(|weight| weight != 0.0) {
             let message =
                 "'prompt_loss_weight' is no setting of the method 'dpo', which compares answers: leave it out.";
-            return Err(Error::invalid_code("prompt_loss_weight", "invalid_value", message));
+            return Err(Problem::invalid_code("prompt_loss_weight", "invalid_value", message));
         }
         Ok(Hyperparameters {
             n_epochs: within("n_epochs", number(self.n_epochs), 1, 50)?,
@@ -188,7 +188,7 @@ impl Settings {
         })
     }
 
-    /// What a job uses, or what was asked for until that is known.
+    /// Returns the settings that the job trains with, or those of its request until training has resolved them.
     pub(super) fn of(job: &Job) -> Self {
         let Hyperparameters {
             n_epochs,
@@ -235,14 +235,14 @@ impl Settings {
     }
 }
 
-/// Refuses what needs a validation loss where there is no file to measure it on.
+/// Refuses settings that need a validation loss if there is no `validation_file` to measure it on.
 pub(super) fn check_measured(settings: &Hyperparameters, validation_file: Option<&str>) -> Result<()> {
     let patience = settings.early_stopping_patience.is_some_and(|patience| patience > 0);
     let needing = [("early_stopping_patience", patience), ("keep_best", settings.keep_best == Some(true))];
     match needing.into_iter().find(|(_, asked)| *asked) {
         Some((param, _)) if validation_file.is_none() => {
             let message = format!("'{param}' needs a 'validation_file' to measure on.");
-            Err(Error::invalid_code(param, "invalid_value", message))
+            Err(Problem::invalid_code(param, "invalid_value", message))
         }
         _ => Ok(()),
     }
@@ -283,10 +283,10 @@ mod tests {
             ("scale", "0"),
             ("scale", "1001"),
         ] {
-            let Err(Error::Invalid { param, .. }) = check(&format!("{{\"{name}\":{wrong}}}")) else {
+            let Err(problem) = check(&format!("{{\"{name}\":{wrong}}}")) else {
                 panic!("{name} may be {wrong}");
             };
-            assert_eq!(param.as_deref(), Some(name));
+            assert_eq!(problem.error.param.as_deref(), Some(name));
         }
         let fine = r#"{"warmup_ratio":0,"weight_decay":0.1,"max_grad_norm":"auto","lora_dropout":0.05,"lr_scheduler":"cosine",
             "use_rslora":true,"max_seq_length":16,"early_stopping_patience":2,"keep_best":true}"#;

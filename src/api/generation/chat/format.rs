@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::schema::prepare;
-use crate::{Error, Result};
+use crate::api::http::error::{Problem, Result};
 
 /// The form that the answer must have.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct ResponseFormat {
+pub(crate) struct ResponseFormat {
     /// `text`, `json_object` or `json_schema`.
     #[serde(rename = "type")]
     pub kind: String,
@@ -19,7 +19,7 @@ pub struct ResponseFormat {
 
 /// A named JSON schema.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct JsonSchemaFormat {
+pub(crate) struct JsonSchemaFormat {
     /// Up to 64 letters, digits, `_` and `-`.
     pub name: String,
     /// What the answer is for. Not shown to the model.
@@ -34,15 +34,15 @@ pub struct JsonSchemaFormat {
 }
 
 impl ResponseFormat {
-    /// The schema that the answer must follow; none where any text will do.
-    pub fn schema(&self) -> Result<Option<Value>> {
+    /// Returns the schema that the answer must follow; `None` if any text will do.
+    pub(crate) fn schema(&self) -> Result<Option<Value>> {
         match self.kind.as_str() {
             "text" => Ok(None),
             "json_object" => Ok(Some(json!({"type": "object"}))),
             "json_schema" => {
                 let format = self.json_schema.as_ref().ok_or_else(|| {
                     let message = "'response_format' of type 'json_schema' needs the field 'json_schema'.";
-                    Error::invalid_code("response_format.json_schema", "missing_required_parameter", message)
+                    Problem::invalid_code("response_format.json_schema", "missing_required_parameter", message)
                 })?;
                 check_name("response_format.json_schema.name", &format.name)?;
                 let schema = format.schema.clone().unwrap_or_else(|| json!({"type": "object"}));
@@ -50,18 +50,18 @@ impl ResponseFormat {
             }
             other => {
                 let message = format!("'{other}' is not a form of answers: use text, json_object or json_schema.");
-                Err(Error::invalid_code("response_format.type", "invalid_value", message))
+                Err(Problem::invalid_code("response_format.type", "invalid_value", message))
             }
         }
     }
 }
 
-/// The rule for names of schemas and functions.
-pub fn check_name(param: &str, name: &str) -> Result<()> {
+/// Checks the name of a schema or a function: 1 to 64 letters, digits, `_` and `-`.
+pub(super) fn check_name(param: &str, name: &str) -> Result<()> {
     let fits = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
     if name.is_empty() || name.len() > 64 || !name.chars().all(fits) {
         let message = format!("'{param}' must be 1 to 64 letters, digits, underscores and dashes.");
-        return Err(Error::invalid_code(param.to_owned(), "invalid_value", message));
+        return Err(Problem::invalid_code(param.to_owned(), "invalid_value", message));
     }
     Ok(())
 }
@@ -99,8 +99,8 @@ mod tests {
                 "response_format.json_schema.schema",
             ),
         ] {
-            let Err(Error::Invalid { param, .. }) = schema(format) else { panic!("{field} was not refused") };
-            assert_eq!(param.as_deref(), Some(field));
+            let Err(problem) = schema(format) else { panic!("{field} was not refused") };
+            assert_eq!(problem.error.param.as_deref(), Some(field));
         }
     }
 }

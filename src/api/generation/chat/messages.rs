@@ -1,15 +1,15 @@
-//! The messages of a chat request, and the form in which templates read them. Used by `chat::create`.
+//! The messages of a chat request, and the form in which templates read them. Used by `chat::create` and `tokenize`.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
+use crate::api::http::error::{Problem, Result};
 use crate::model::tool_syntax::ToolSyntax;
-use crate::{Error, Result};
 
 /// One message.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct ChatMessage {
+pub(crate) struct ChatMessage {
     /// `system`, `developer` (the same as `system`), `user`, `assistant`, `tool`, or `function` (deprecated).
     pub role: String,
     /// What was said; an assistant that calls tools may have said nothing.
@@ -27,7 +27,7 @@ pub struct ChatMessage {
 /// A text, or parts that are joined to one.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a string or an array of parts such as {\"type\": \"text\", \"text\": \"…\"}")]
-pub enum ChatContent {
+pub(crate) enum ChatContent {
     /// The whole text.
     Text(String),
     /// Parts of it.
@@ -36,7 +36,7 @@ pub enum ChatContent {
 
 /// A part of a message.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct ContentPart {
+pub(crate) struct ContentPart {
     /// Only `text` is supported.
     #[serde(rename = "type")]
     pub kind: String,
@@ -46,7 +46,7 @@ pub struct ContentPart {
 
 /// A call in an earlier message of the assistant.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct MessageToolCall {
+pub(crate) struct MessageToolCall {
     /// The id that the answer to it names.
     pub id: String,
     /// Always `function`.
@@ -62,25 +62,25 @@ fn function_type() -> String {
 
 /// A function with its arguments.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct MessageFunction {
+pub(crate) struct MessageFunction {
     /// The function.
     pub name: String,
     /// Its arguments, as the text of a JSON object.
     pub arguments: String,
 }
 
-/// The messages in the form that templates read; calls as `syntax` has them.
-pub fn template_messages(messages: &[ChatMessage], syntax: ToolSyntax) -> Result<Vec<Value>> {
+/// Returns the messages in the form that templates read, with calls in the form of `syntax`.
+pub(crate) fn template_messages(messages: &[ChatMessage], syntax: ToolSyntax) -> Result<Vec<Value>> {
     if messages.is_empty() {
-        return Err(Error::invalid("messages", "'messages' must hold at least one message."));
+        return Err(Problem::invalid("messages", "'messages' must hold at least one message."));
     }
     let rendered = messages.iter().enumerate().map(|(index, message)| message.for_template(index, syntax));
     let rendered = rendered.collect::<Result<Vec<_>>>()?;
     Ok(if syntax.in_template { rendered } else { join_tool_answers(rendered) })
 }
 
-/// Adds `text` to the system message, which is the first one; makes one where there is none.
-pub fn add_to_system(messages: &mut Vec<Value>, text: &str) {
+/// Appends `text` to the first message if that is a system message, else inserts a system message.
+pub(super) fn add_to_system(messages: &mut Vec<Value>, text: &str) {
     match messages.first_mut() {
         Some(first) if first["role"] == "system" => {
             let content = first["content"].as_str().unwrap_or_default();
@@ -99,11 +99,11 @@ impl ChatMessage {
             other => {
                 let message =
                     format!("'{other}' is not a role: use system, developer, user, assistant, tool or function.");
-                return Err(Error::invalid_code(format!("messages[{index}].role"), "invalid_value", message));
+                return Err(Problem::invalid_code(format!("messages[{index}].role"), "invalid_value", message));
             }
         };
         let missing = |field: &str, message: &str| {
-            Error::invalid_code(format!("messages[{index}].{field}"), "missing_required_parameter", message)
+            Problem::invalid_code(format!("messages[{index}].{field}"), "missing_required_parameter", message)
         };
         if self.role == "tool" && self.tool_call_id.is_none() {
             return Err(missing("tool_call_id", "A message of the role 'tool' must name the call that it answers."));
@@ -142,14 +142,14 @@ impl ChatMessage {
         Ok(message)
     }
 
-    /// The calls of the message, in the older form too.
+    /// Returns the calls of the message, including one in the older form.
     fn calls(&self, index: usize) -> Result<Vec<Call<'_>>> {
         let mut calls = Vec::new();
         for (number, call) in self.tool_calls.iter().flatten().enumerate() {
             if call.kind != "function" {
                 let message = format!("'{}' is not a type of calls: only 'function' is supported.", call.kind);
                 let param = format!("messages[{index}].tool_calls[{number}].type");
-                return Err(Error::invalid_code(param, "invalid_value", message));
+                return Err(Problem::invalid_code(param, "invalid_value", message));
             }
             calls.push(Call { id: &call.id, function: &call.function });
         }
@@ -166,7 +166,7 @@ struct Call<'a> {
 }
 
 impl MessageFunction {
-    /// An object for the templates, which render it as they like; what is not JSON stays text.
+    /// Returns the arguments as a JSON object for the templates, or as text if they are no JSON object.
     fn parsed_arguments(&self) -> Value {
         serde_json::from_str::<Map<String, Value>>(&self.arguments)
             .map_or_else(|_| self.arguments.as_str().into(), Value::Object)
@@ -180,13 +180,13 @@ impl ContentPart {
             (kind, _) => {
                 let message =
                     format!("A part of type '{kind}' is not supported: send {{\"type\": \"text\", \"text\": \"…\"}}.");
-                Err(Error::invalid_code(format!("messages[{index}].content"), "invalid_value", message))
+                Err(Problem::invalid_code(format!("messages[{index}].content"), "invalid_value", message))
             }
         }
     }
 }
 
-/// The id as a template takes it.
+/// Returns the id of a call in the form that the template takes: shortened to 9 characters if `syntax.short_ids`.
 fn call_id(id: &str, syntax: ToolSyntax) -> String {
     if !syntax.short_ids {
         return id.to_owned();
@@ -196,7 +196,7 @@ fn call_id(id: &str, syntax: ToolSyntax) -> String {
     format!("{last:0>9}")
 }
 
-/// The message as text alone, for templates that know neither calls nor the role `tool`.
+/// Writes the message as text alone, for templates that know neither calls nor the role `tool`.
 fn plain(role: &str, content: &str, calls: &[Call<'_>], syntax: ToolSyntax) -> Value {
     if role == "tool" {
         return json!({"role": role, "content": format!("<tool_response>\n{content}\n</tool_response>")});
@@ -216,8 +216,8 @@ fn plain(role: &str, content: &str, calls: &[Call<'_>], syntax: ToolSyntax) -> V
     json!({"role": role, "content": content})
 }
 
-/// Answers of tools become what the user says next, all answers to one turn in one message: many templates allow no other
-/// role, and no two messages of one role in a row.
+/// Turns the answers of tools into messages of the user, with all answers to one turn in one message: many templates
+/// allow no other role, and no two messages of one role in a row.
 fn join_tool_answers(messages: Vec<Value>) -> Vec<Value> {
     let mut joined: Vec<Value> = Vec::with_capacity(messages.len());
     let mut after_tool = false;

@@ -6,7 +6,7 @@ fn messages(json: &Value) -> Vec<ChatMessage> {
     serde_json::from_value(json.clone()).expect("messages")
 }
 
-/// A turn with two calls and their results.
+/// Makes a turn with two calls and their results.
 fn turn() -> Vec<ChatMessage> {
     messages(&json!([
         {"role": "user", "content": "Weather?"},
@@ -101,9 +101,9 @@ fn what_cannot_be_rendered_is_refused_by_its_field() {
         (json!([{"role": "function", "content": "x"}]), "messages[0].name"),
         (json!([{"role": "assistant", "tool_calls": call}]), "messages[0].tool_calls[0].type"),
     ] {
-        let Err(Error::Invalid { param, .. }) = template_messages(&messages(&wrong), ToolSyntax::HERMES) else {
+        let Err(problem) = template_messages(&messages(&wrong), ToolSyntax::HERMES) else {
             panic!("{field} was not refused");
         };
-        assert_eq!(param.as_deref(), Some(field));
+        assert_eq!(problem.error.param.as_deref(), Some(field));
     }
 }

@@ -1,20 +1,20 @@
-//! The body of a chat request. Used by `chat::create`.
+//! The body of a chat request. Used by `chat::create`; `tools` reads the fields of tools.
 
 use std::collections::HashMap;
 
 use serde::Deserialize;
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::format::ResponseFormat;
 use super::messages::ChatMessage;
-use super::tools::{FunctionChoice, FunctionDefinition, Tool, ToolChoice};
 use crate::api::generation::generate::fields::{SamplingFields, StopTexts, StreamOptions};
+use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
-use crate::{Error, Result};
 
 /// A request for an answer in a conversation.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct ChatRequest {
+pub(crate) struct ChatRequest {
     /// A base model or a fine-tuned one.
     pub model: String,
     /// The conversation so far.
@@ -77,21 +77,87 @@ pub struct ChatRequest {
     pub top_logprobs: Option<usize>,
 }
 
+/// A tool that the model may call.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub(crate) struct Tool {
+    /// Only `function` is supported.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What it is.
+    pub function: FunctionDefinition,
+}
+
+/// A function that the model may call.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub(crate) struct FunctionDefinition {
+    /// Up to 64 letters, digits, `_` and `-`.
+    pub name: String,
+    /// What it does, for the model to read.
+    pub description: Option<String>,
+    /// JSON schema of its arguments, an object; any object without one. Objects with `properties` get no others unless the
+    /// schema says so.
+    #[schema(value_type = Option<Object>)]
+    pub parameters: Option<Value>,
+    /// Ignored: arguments always follow the schema.
+    #[expect(dead_code, reason = "checked for its type and shown in the API's description")]
+    pub strict: Option<bool>,
+}
+
+/// What the model may do with the tools.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(
+    untagged,
+    expecting = "expected none, auto, required or {\"type\": \"function\", \"function\": {\"name\": \"…\"}}"
+)]
+pub(crate) enum ToolChoice {
+    /// `none`, `auto` or `required`.
+    Mode(String),
+    /// This one.
+    Named(NamedTool),
+}
+
+/// The one tool to call.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub(crate) struct NamedTool {
+    /// Only `function` is supported.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The function.
+    pub function: FunctionName,
+}
+
+/// A function by its name.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub(crate) struct FunctionName {
+    /// Its name.
+    pub name: String,
+}
+
+/// Deprecated: what the model may do with the functions.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected none, auto or {\"name\": \"…\"}")]
+pub(crate) enum FunctionChoice {
+    /// `none` or `auto`.
+    Mode(String),
+    /// This one.
+    Named(FunctionName),
+}
+
 impl ChatRequest {
-    /// Most probable tokens to tell with each token; none where no log probabilities are wanted.
-    pub fn logprobs(&self) -> Result<Option<usize>> {
+    /// Returns how many of the most probable tokens to show with each token; `None` if no log probabilities are wanted.
+    pub(crate) fn logprobs(&self) -> Result<Option<usize>> {
         let top = within("top_logprobs", self.top_logprobs, 0, 20)?.unwrap_or(0);
         match self.logprobs {
             Some(true) => Ok(Some(top)),
             _ if top > 0 => {
-                Err(Error::invalid("top_logprobs", "'top_logprobs' needs 'logprobs': set 'logprobs' to true."))
+                Err(Problem::invalid("top_logprobs", "'top_logprobs' needs 'logprobs': set 'logprobs' to true."))
             }
             _ => Ok(None),
         }
     }
 
-    /// How tokens are drawn.
-    pub fn sampling_fields(&self) -> SamplingFields<'_> {
+    /// Returns the fields that say how tokens are drawn.
+    pub(crate) fn sampling_fields(&self) -> SamplingFields<'_> {
         SamplingFields {
             temperature: self.temperature,
             top_p: self.top_p,

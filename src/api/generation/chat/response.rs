@@ -1,4 +1,4 @@
-//! The bodies that `chat::create` answers with: one for all answers, or chunks of them.
+//! The bodies of answers of `chat::create`: one for all choices, or chunks of them.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -12,7 +12,7 @@ use crate::engine::logprobs::TokenLogprobs;
 
 /// The answers to a conversation.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ChatCompletion {
+pub(super) struct ChatCompletion {
     /// `chatcmpl-…`
     pub id: String,
     /// Always `chat.completion`.
@@ -31,7 +31,7 @@ pub struct ChatCompletion {
 
 /// One answer.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ChatChoice {
+pub(super) struct ChatChoice {
     /// Its number.
     pub index: usize,
     /// The assistant's message.
@@ -44,7 +44,7 @@ pub struct ChatChoice {
 
 /// The assistant's message.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct AssistantMessage {
+pub(super) struct AssistantMessage {
     /// Always `assistant`.
     pub role: &'static str,
     /// The text; null where there is none beside calls.
@@ -60,8 +60,13 @@ pub struct AssistantMessage {
 }
 
 impl ChatChoice {
-    /// The choice with this answer, in which calls stand where the request has a `format` for them.
-    pub fn new(index: usize, answer: Answer, logprobs: Option<ChatLogprobs>, format: Option<&CallFormat>) -> Self {
+    /// Makes the choice with this answer; `format` is the form of the calls in it, `None` if it may have none.
+    pub(super) fn new(
+        index: usize,
+        answer: Answer,
+        logprobs: Option<ChatLogprobs>,
+        format: Option<&CallFormat>,
+    ) -> Self {
         let mut message = AssistantMessage {
             role: "assistant",
             content: None,
@@ -96,7 +101,7 @@ impl ChatChoice {
     }
 }
 
-/// The reason as clients read it: an answer that ended with whole calls waits for their results.
+/// Returns the reason as clients read it: `tool_calls` or `function_call` if the answer ended with whole calls.
 fn finish_reason(reason: FinishReason, parser: &CallParser, format: &CallFormat) -> &'static str {
     match (reason, parser.has_whole_calls()) {
         (FinishReason::Stop, true) if format.legacy => "function_call",
@@ -107,7 +112,7 @@ fn finish_reason(reason: FinishReason, parser: &CallParser, format: &CallFormat)
 
 /// One event of a streamed answer.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ChatCompletionChunk {
+pub(super) struct ChatCompletionChunk {
     /// The same in all events of an answer.
     pub id: String,
     /// Always `chat.completion.chunk`.
@@ -128,7 +133,7 @@ pub struct ChatCompletionChunk {
 
 /// What is new in one answer.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ChatChunkChoice {
+pub(super) struct ChatChunkChoice {
     /// The number of the answer.
     pub index: usize,
     /// What is new in its message.
@@ -141,7 +146,7 @@ pub struct ChatChunkChoice {
 
 /// What is new in a message.
 #[derive(Debug, Default, Serialize, ToSchema)]
-pub struct Delta {
+pub(super) struct Delta {
     /// `assistant`, in the first event of an answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
@@ -158,7 +163,7 @@ pub struct Delta {
 
 /// What is new in a call.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ToolCallDelta {
+pub(super) struct ToolCallDelta {
     /// The number of the call.
     pub index: usize,
     /// Where the call begins.
@@ -173,7 +178,7 @@ pub struct ToolCallDelta {
 
 /// What is new in a function with its arguments.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct FunctionDelta {
+pub(super) struct FunctionDelta {
     /// The function, where the call begins.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -182,29 +187,29 @@ pub struct FunctionDelta {
 }
 
 /// Writes the answers of one request.
-pub struct Writer {
+pub(super) struct Writer {
     pub id: String,
     pub created: i64,
     pub model: String,
     pub stream_usage: bool,
-    /// Shows tokens, where log probabilities are wanted.
+    /// Shows tokens; `None` if no log probabilities are wanted.
     pub tokens: Option<TokenTexts>,
-    /// Where answers may have calls.
+    /// The format of calls; `None` if answers may have none.
     pub calls: Option<CallFormat>,
-    /// One for each choice whose first text came; grows as they come.
+    /// Parsers of the choices up to the last one whose text has begun.
     pub parsers: Vec<ChoiceParser>,
 }
 
-/// Reads one streamed answer that may have calls.
-pub struct ChoiceParser {
+/// Parses one streamed answer that may have calls.
+pub(super) struct ChoiceParser {
     parser: CallParser,
-    /// Nothing was sent yet but the role.
+    /// True until something other than the role was sent.
     silent: bool,
 }
 
 impl Writer {
-    /// The log probabilities of these tokens, where they are wanted.
-    pub fn logprobs(&self, tokens: &[TokenLogprobs]) -> Option<ChatLogprobs> {
+    /// Returns the log probabilities of these tokens; `None` if they are not wanted.
+    pub(super) fn logprobs(&self, tokens: &[TokenLogprobs]) -> Option<ChatLogprobs> {
         self.tokens.as_ref().map(|texts| texts.chat(tokens))
     }
 
@@ -226,7 +231,7 @@ impl Writer {
     }
 }
 
-/// Where a part of an answer goes.
+/// Returns the change of a message that a part of an answer makes.
 fn part_delta(part: Part, legacy: bool) -> Delta {
     let (index, id, function) = match part {
         Part::Content(text) => return Delta { content: Some(text), ..Delta::default() },
@@ -246,7 +251,7 @@ impl Chunks for Writer {
     type Chunk = ChatCompletionChunk;
 
     fn begin(&self, index: usize) -> Option<ChatCompletionChunk> {
-        // An answer of calls has no content, not an empty one; which it is shows later.
+        // An answer of calls has null as content, not an empty text; which of the two it is shows later.
         let content = self.calls.is_none().then(String::new);
         Some(self.delta(index, Delta { role: Some("assistant"), content, ..Delta::default() }, None))
     }
@@ -263,7 +268,7 @@ impl Chunks for Writer {
         };
         let mut chunks: Vec<_> = deltas.into_iter().map(|delta| self.delta(index, delta, None)).collect();
         if let Some(token) = token {
-            // A token of a call's markup shows nothing; what it weighed is told all the same.
+            // A token of a call's markup adds no text; its log probability is sent all the same.
             if chunks.is_empty() {
                 chunks.push(self.delta(index, Delta::default(), None));
             }

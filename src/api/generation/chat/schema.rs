@@ -1,19 +1,23 @@
-//! JSON schemas of a request on their way to the grammar compiler: checked for size and form, and their objects closed.
-//! Used by `format` and `tools`.
+//! Prepares the JSON schemas of a request for the grammar compiler: checks their size and form, and closes their
+//! objects. Used by `format` and `tools`.
 
 use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::api::http::error::{Problem, Result};
 
-/// Schemas of one request together, as text.
-pub const SCHEMA_BYTES: usize = 64 << 10;
-/// Remainders of all divisors of a schema.
+/// Largest size of the schemas of one request together, as bytes of text.
+pub(super) const SCHEMA_BYTES: usize = 64 << 10;
+/// Largest number of remainders of all divisors of a schema.
 const MAX_REMAINDERS: f64 = 50_000.0;
 
-/// `schema`, ready to be compiled; `param` is blamed where it cannot be.
-pub fn prepare(mut schema: Value, param: &str) -> Result<Value> {
+/// Returns `schema` ready to be compiled; an error names the field `param`.
+pub(super) fn prepare(mut schema: Value, param: &str) -> Result<Value> {
     if !schema.is_object() {
-        return Err(Error::invalid_code(param, "invalid_type", format!("'{param}' must be a JSON schema: an object.")));
+        return Err(Problem::invalid_code(
+            param,
+            "invalid_type",
+            format!("'{param}' must be a JSON schema: an object."),
+        ));
     }
     check_size(&schema, param)?;
     check_multiples(&schema, param)?;
@@ -23,8 +27,8 @@ pub fn prepare(mut schema: Value, param: &str) -> Result<Value> {
     Ok(schema)
 }
 
-/// Refuses divisors whose automata would take seconds and gigabytes to build: they have a state per remainder, and those of
-/// schemas that are put together multiply.
+/// Refuses divisors whose automata would take seconds and gigabytes to build: an automaton has a state per remainder,
+/// and the states of combined schemas multiply.
 fn check_multiples(schema: &Value, param: &str) -> Result<()> {
     let mut divisors = Vec::new();
     collect_divisors(schema, &mut divisors);
@@ -33,12 +37,12 @@ fn check_multiples(schema: &Value, param: &str) -> Result<()> {
         let message = format!(
             "'{param}' has a 'multipleOf' that is too fine: all of them together may have {MAX_REMAINDERS} remainders."
         );
-        return Err(Error::invalid_code(param, "invalid_schema", message));
+        return Err(Problem::invalid_code(param, "invalid_schema", message));
     }
     Ok(())
 }
 
-/// The digits of every `multipleOf` as a whole number: 0.25 is 25 hundredths.
+/// Collects every `multipleOf` as the whole number of its digits: 25 for 0.25.
 fn collect_divisors(schema: &Value, divisors: &mut Vec<f64>) {
     match schema {
         Value::Object(object) => {
@@ -58,19 +62,19 @@ fn collect_divisors(schema: &Value, divisors: &mut Vec<f64>) {
 }
 
 /// Refuses a schema that is too large to be compiled.
-pub fn check_size(schema: &Value, param: &str) -> Result<()> {
+pub(super) fn check_size(schema: &Value, param: &str) -> Result<()> {
     let bytes = schema.to_string().len();
     if bytes > SCHEMA_BYTES {
         let message = format!("'{param}' has {bytes} bytes of JSON schema; at most {SCHEMA_BYTES} are allowed.");
-        return Err(Error::invalid_code(param, "string_above_max_length", message));
+        return Err(Problem::invalid_code(param, "string_above_max_length", message));
     }
     Ok(())
 }
 
-/// The keywords that put schemas together.
+/// Keywords that combine schemas.
 const COMBINING: [&str; 5] = ["allOf", "anyOf", "oneOf", "$ref", "not"];
 
-/// True where closing an object could contradict another schema that describes the same object.
+/// Returns true if closing an object could contradict another schema that describes the same object.
 fn combines(schema: &Value) -> bool {
     match schema {
         Value::Object(object) => {
@@ -84,8 +88,8 @@ fn combines(schema: &Value) -> bool {
     }
 }
 
-/// Objects whose properties are listed get no others, unless the schema speaks of them. A schema leaves them open where it
-/// says nothing, and a small model would go on inventing properties.
+/// Forbids other properties in objects whose properties are listed, unless the schema mentions others. JSON Schema
+/// leaves such objects open, and a small model would go on inventing properties.
 fn close(schema: &mut Value) {
     let Value::Object(object) = schema else { return };
     let speaks_of_others = ["additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties"]

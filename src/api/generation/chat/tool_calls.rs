@@ -1,6 +1,6 @@
-//! Finds the calls in an answer as its text arrives, so that their arguments stream. The grammar has made sure that the text
-//! has the syntax's form; what is left to find out here is where it stands. Used by `chat` for streamed and whole answers
-//! alike, so both agree.
+//! Finds the calls in an answer as its text arrives, so that their arguments stream. The grammar has made sure that the
+//! text has the form of the syntax, so only the positions of its parts are left to find. Used by `chat` for streamed
+//! and whole answers alike, so both agree.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -9,7 +9,7 @@ use crate::model::tool_syntax::ToolSyntax;
 
 /// A call in an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct ToolCall {
+pub(super) struct ToolCall {
     /// `call_…`
     pub id: String,
     /// Always `function`.
@@ -21,48 +21,48 @@ pub struct ToolCall {
 
 /// A function with its arguments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct FunctionCall {
+pub(super) struct FunctionCall {
     /// The function.
     pub name: String,
     /// Its arguments: the text of a JSON object, cut short where the answer was.
     pub arguments: String,
 }
 
-/// What an answer's text turned out to be.
+/// A part of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Part {
+pub(super) enum Part {
     /// Text before the calls.
     Content(String),
-    /// A call of this function begins; its number counts from 0.
+    /// The beginning of a call of the function `name`; calls are numbered from 0.
     Call { index: usize, name: String },
     /// More of the arguments of a call.
     Arguments { index: usize, text: String },
 }
 
-/// What all answers to a request have in common.
+/// The format of calls, the same for all answers to a request.
 #[derive(Debug, Clone)]
-pub struct CallFormat {
+pub(super) struct CallFormat {
     /// The markup.
     pub syntax: ToolSyntax,
     /// Functions that may be called.
     pub names: Vec<String>,
-    /// The answer is nothing but calls.
+    /// True if the answer has nothing but calls.
     pub required: bool,
-    /// The answer may be JSON of its own, which can look like a call at first.
+    /// True if the answer may be JSON, which can look like a call at first.
     pub json_answers: bool,
-    /// Answers have the older form, `function_call`.
+    /// True if answers have the older form, `function_call`.
     pub legacy: bool,
 }
 
-/// Reads one answer.
+/// Parses one answer, character by character.
 #[derive(Debug)]
-pub struct CallParser {
+pub(super) struct CallParser {
     state: State,
-    /// Text of which it is not known yet what it is.
+    /// Text that may still become either markup or content.
     held: String,
     /// Calls so far.
     calls: usize,
-    /// The trigger was seen, so the text has ended.
+    /// True once the trigger was seen, which ends the text.
     triggered: bool,
 }
 
@@ -83,21 +83,21 @@ enum State {
 const BEFORE_ARGUMENTS: State = State::Arguments { depth: 0, in_string: false, escaped: false };
 
 impl CallParser {
-    /// A reader before the first character.
-    pub fn new(format: &CallFormat) -> Self {
+    /// Creates a parser before the first character.
+    pub(super) fn new(format: &CallFormat) -> Self {
         // Calls that come at the beginning or not at all need no search, and JSON may hold the trigger in a string.
         let at_start = format.syntax.trigger.is_empty() || format.json_answers;
         let state = if at_start { State::Head } else { State::Text };
         Self { state, held: String::new(), calls: 0, triggered: false }
     }
 
-    /// True where the answer has calls and the last one is whole.
-    pub fn has_whole_calls(&self) -> bool {
+    /// Returns true if the answer has calls and the last one is whole.
+    pub(super) fn has_whole_calls(&self) -> bool {
         self.calls > 0 && self.state == State::Between
     }
 
-    /// Takes in more text.
-    pub fn push(&mut self, format: &CallFormat, text: &str) -> Vec<Part> {
+    /// Parses more text, and returns the parts that are certain now.
+    pub(super) fn push(&mut self, format: &CallFormat, text: &str) -> Vec<Part> {
         let mut parts = Vec::new();
         for character in text.chars() {
             self.take(format, character, &mut parts);
@@ -105,8 +105,8 @@ impl CallParser {
         parts
     }
 
-    /// Ends the answer: what was held back and is no markup.
-    pub fn finish(&mut self, format: &CallFormat) -> Vec<Part> {
+    /// Ends the answer, and returns the text that was held back and is no markup.
+    pub(super) fn finish(&mut self, format: &CallFormat) -> Vec<Part> {
         let held = std::mem::take(&mut self.held);
         let is_text = match self.state {
             State::Text => !format.required,
@@ -159,7 +159,7 @@ impl CallParser {
         }
     }
 
-    /// Looks for the beginning of a call after the markup `before`.
+    /// Looks for the beginning of a call in the held text, after the markup `before`.
     fn match_head(&mut self, format: &CallFormat, before: &[&str; 2], parts: &mut Vec<Part>) {
         let key = format.syntax.arguments_key;
         let mut may_become_one = false;
@@ -178,7 +178,7 @@ impl CallParser {
                 None => {}
             }
         }
-        // Only an answer of JSON can begin as a call and be none; after a trigger or a call there is only markup.
+        // Only an answer of JSON can begin like a call and not be one; after a trigger or a call there is only markup.
         if !may_become_one && self.state == State::Head && !self.triggered {
             self.state = State::OnlyText;
             push_content(parts, &std::mem::take(&mut self.held));
@@ -186,7 +186,7 @@ impl CallParser {
     }
 }
 
-/// Whether `text` is all of the pieces (true) or a beginning of them (false).
+/// Returns true if `text` is all of the pieces in a row, false if it is a beginning of them, `None` if it is neither.
 fn begins(text: &str, pieces: &[&str]) -> Option<bool> {
     let mut rest = text;
     for piece in pieces {
@@ -198,7 +198,7 @@ fn begins(text: &str, pieces: &[&str]) -> Option<bool> {
     rest.is_empty().then_some(true)
 }
 
-/// Bytes at the end of `text` that may become `trigger`.
+/// Counts the bytes at the end of `text` that may become `trigger`.
 fn longest_open(text: &str, trigger: &str) -> usize {
     (1..trigger.len())
         .rev()
@@ -221,8 +221,8 @@ fn push_arguments(parts: &mut Vec<Part>, call: usize, character: char) {
     }
 }
 
-/// A new id of a call.
-pub fn new_call_id() -> String {
+/// Makes a new id of a call.
+pub(super) fn new_call_id() -> String {
     format!("call_{}", &uuid::Uuid::new_v4().simple().to_string()[..24])
 }
 

@@ -6,7 +6,7 @@ fn format(syntax: ToolSyntax, required: bool, json_answers: bool) -> CallFormat 
     CallFormat { syntax, names: vec!["get".into(), "get_all".into()], required, json_answers, legacy: false }
 }
 
-/// The parts of `pieces`, with neighbours joined.
+/// Parses `pieces` and returns their parts, with neighbours joined.
 fn parts(format: &CallFormat, pieces: &[&str]) -> (Vec<Part>, bool) {
     let mut parser = CallParser::new(format);
     let mut all: Vec<Part> = Vec::new();
@@ -32,7 +32,7 @@ fn call(index: usize, name: &str, arguments: &str) -> [Part; 2] {
     [Part::Call { index, name: name.into() }, Part::Arguments { index, text: arguments.into() }]
 }
 
-/// Answers with what they are.
+/// Lists answers with the parts that they must be parsed into.
 fn answers() -> Vec<(CallFormat, &'static str, Vec<Part>, bool)> {
     let auto = |syntax| format(syntax, false, false);
     let tricky = "{\"a\": \"}\\\"{ </tool_call> \\\\\", \"b\": [{}, 1], \"ü\": \"🙂\"}";

@@ -1,113 +1,48 @@
-//! Tools of a chat request: what is offered, what the model may do with it, and the grammar that makes its answer a text or
-//! calls that follow the tools' schemas. Read by `chat::create`.
+//! The tools of a chat request, checked: those that the model is shown, those that it may call, and the grammar that
+//! makes its answer a text or calls that follow the schemas. Used by `chat::create`.
 
-use serde::Deserialize;
 use serde_json::{Value, json};
-use utoipa::ToSchema;
 
 use super::format::check_name;
-use super::request::ChatRequest;
+use super::request::{ChatRequest, FunctionChoice, FunctionDefinition, ToolChoice};
 use super::schema::{SCHEMA_BYTES, prepare};
+use crate::api::http::error::{Problem, Result};
 use crate::engine::grammar::GrammarSource;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::tool_syntax::ToolSyntax;
-use crate::{Error, Result};
 
-/// Tools of one request.
+/// Largest number of tools of one request.
 const MAX_TOOLS: usize = 128;
-/// Calls of one answer.
+/// Largest number of calls in one answer.
 const MAX_CALLS: usize = 32;
-
-/// A tool that the model may call.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct Tool {
-    /// Only `function` is supported.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// What it is.
-    pub function: FunctionDefinition,
-}
-
-/// A function that the model may call.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct FunctionDefinition {
-    /// Up to 64 letters, digits, `_` and `-`.
-    pub name: String,
-    /// What it does, for the model to read.
-    pub description: Option<String>,
-    /// JSON schema of its arguments, an object; any object without one. Objects with `properties` get no others unless the
-    /// schema says so.
-    #[schema(value_type = Option<Object>)]
-    pub parameters: Option<Value>,
-    /// Ignored: arguments always follow the schema.
-    #[expect(dead_code, reason = "checked for its type and shown in the API's description")]
-    pub strict: Option<bool>,
-}
-
-/// What the model may do with the tools.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(
-    untagged,
-    expecting = "expected none, auto, required or {\"type\": \"function\", \"function\": {\"name\": \"…\"}}"
-)]
-pub enum ToolChoice {
-    /// `none`, `auto` or `required`.
-    Mode(String),
-    /// This one.
-    Named(NamedTool),
-}
-
-/// The one tool to call.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct NamedTool {
-    /// Only `function` is supported.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// The function.
-    pub function: FunctionName,
-}
-
-/// A function by its name.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct FunctionName {
-    /// Its name.
-    pub name: String,
-}
-
-/// Deprecated: what the model may do with the functions.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected none, auto or {\"name\": \"…\"}")]
-pub enum FunctionChoice {
-    /// `none` or `auto`.
-    Mode(String),
-    /// This one.
-    Named(FunctionName),
-}
 
 /// The tools of a request, checked; there is at least one.
 #[derive(Debug)]
-pub struct Tools {
-    /// All that the model is shown.
+pub(super) struct Tools {
+    /// Functions that the model is shown.
     offered: Vec<FunctionDefinition>,
-    /// Those that it may call, by their place in `offered`, with the schemas of their arguments.
+    /// Functions that it may call: their index in `offered`, and the schema of their arguments.
     callable: Vec<(usize, Value)>,
-    /// It must call.
+    /// True if the model must call a function.
     pub required: bool,
-    /// It may call more than once.
+    /// True if the model may call more than once.
     parallel: bool,
-    /// They came as `functions`, and the answer has the older form too.
+    /// True if the tools came as `functions`; the answer then has the older form too.
     pub legacy: bool,
 }
 
 impl Tools {
-    /// The tools of `request`; none where it has none or wants none to be called.
-    pub fn of(request: &ChatRequest) -> Result<Option<Self>> {
+    /// Checks the tools of `request`; `None` if it has none or wants none to be called.
+    pub(super) fn of(request: &ChatRequest) -> Result<Option<Self>> {
         let (offered, legacy) = offered(request)?;
         let choice = Choice::of(request, legacy)?;
         if offered.is_empty() {
             if matches!(choice, Choice::Required | Choice::Named { .. }) {
                 let param = if legacy { "function_call" } else { "tool_choice" };
-                return Err(Error::invalid(param, format!("'{param}' asks for a call, but there is nothing to call.")));
+                return Err(Problem::invalid(
+                    param,
+                    format!("'{param}' asks for a call, but there is nothing to call."),
+                ));
             }
             return Ok(None);
         }
@@ -122,7 +57,7 @@ impl Tools {
         }
         if bytes > SCHEMA_BYTES {
             let message = format!("'{kind}' have {bytes} bytes of JSON schemas; at most {SCHEMA_BYTES} are allowed.");
-            return Err(Error::invalid_code(kind, "string_above_max_length", message));
+            return Err(Problem::invalid_code(kind, "string_above_max_length", message));
         }
         match &choice {
             Choice::None => return Ok(None),
@@ -131,7 +66,7 @@ impl Tools {
                 callable.retain(|(index, _)| offered[*index].name == *name);
                 if callable.is_empty() {
                     let message = format!("'{param}' names '{name}', which is not among the {kind}.");
-                    return Err(Error::invalid_code(*param, "invalid_value", message));
+                    return Err(Problem::invalid_code(*param, "invalid_value", message));
                 }
             }
         }
@@ -142,13 +77,13 @@ impl Tools {
         Ok(Some(Self { offered, callable, required, parallel, legacy }))
     }
 
-    /// The names that a call may have.
-    pub fn names(&self) -> Vec<String> {
+    /// Returns the names of the functions that may be called.
+    pub(super) fn names(&self) -> Vec<String> {
         self.callable.iter().map(|(index, _)| self.offered[*index].name.clone()).collect()
     }
 
-    /// The tools as templates read them.
-    pub fn for_template(&self) -> Vec<Value> {
+    /// Returns the tools in the form that templates read.
+    pub(super) fn for_template(&self) -> Vec<Value> {
         let describe = |function: &FunctionDefinition| {
             let mut described = json!({"name": function.name});
             if let Some(description) = &function.description {
@@ -161,8 +96,8 @@ impl Tools {
         self.offered.iter().map(describe).collect()
     }
 
-    /// The same in words, for models whose template does not show tools.
-    pub fn in_words(&self, syntax: ToolSyntax) -> String {
+    /// Describes the tools in words, for models whose template does not show tools.
+    pub(super) fn in_words(&self, syntax: ToolSyntax) -> String {
         let listed: Vec<String> = self.for_template().iter().map(|tool| tool["function"].to_string()).collect();
         format!(
             "You can call functions. Each line describes one, with the JSON schema of its arguments:\n{}\n\
@@ -175,8 +110,9 @@ impl Tools {
         )
     }
 
-    /// The grammar of an answer: calls, or, where none is required, a text that follows `response` where there is one.
-    pub fn grammar(&self, syntax: ToolSyntax, tokenizer: &Tokenizer, response: Option<Value>) -> GrammarSource {
+    /// Writes the grammar of an answer: calls or, if none is required, a text; `response` is the schema of that text,
+    /// `None` if any will do.
+    pub(super) fn grammar(&self, syntax: ToolSyntax, tokenizer: &Tokenizer, response: Option<Value>) -> GrammarSource {
         let mut schemas: Vec<(String, Value)> =
             self.callable.iter().map(|(index, schema)| (format!("arguments_{index}"), schema.clone())).collect();
         let call = |(index, _): &(usize, Value)| {
@@ -210,11 +146,11 @@ impl Tools {
                 schemas.push(("response".into(), schema));
                 format!("start: @response | {trigger} calls\n")
             }
-            // Nothing tells a call from a text but its first character.
+            // Only the first character tells a call from a text.
             (false, None) if syntax.trigger.is_empty() => "start: TEXT | calls\nTEXT: /([^{](.|\\n)*)?/\n".into(),
             (false, None) => {
                 let spelled = regex(syntax.trigger);
-                // Written out in letters, a trigger that is a special token means the same.
+                // A trigger that is a special token means the same if it is written out in letters.
                 let single = token.map(|id| format!(" | TEXT <[{id}]> calls")).unwrap_or_default();
                 format!("start: TEXT | spelled calls{single}\nspelled[lazy]: /(.|\\n)*{spelled}/\nTEXT: /(.|\\n)*/\n")
             }
@@ -223,16 +159,17 @@ impl Tools {
         GrammarSource { rules, schemas, shown_tokens: specials.into_iter().map(|(_, id)| id).collect() }
     }
 
-    /// Each tool's grammar alone, with the field that it comes from: to find out which one cannot be compiled.
-    pub fn single_grammars(&self) -> impl Iterator<Item = (String, GrammarSource)> + '_ {
+    /// Returns the grammar of each tool alone with the field that it comes from, to find out which one cannot be
+    /// compiled.
+    pub(super) fn single_grammars(&self) -> impl Iterator<Item = (String, GrammarSource)> + '_ {
         let single = |(index, schema): &(usize, Value)| {
             (parameters_param(self.legacy, *index), GrammarSource::json(schema.clone()))
         };
         self.callable.iter().map(single)
     }
 
-    /// The field of all tools.
-    pub fn param(&self) -> &'static str {
+    /// Returns the name of the field that holds the tools.
+    pub(super) fn param(&self) -> &'static str {
         if self.legacy { "functions" } else { "tools" }
     }
 }
@@ -241,22 +178,22 @@ fn parameters_param(legacy: bool, index: usize) -> String {
     if legacy { format!("functions[{index}].parameters") } else { format!("tools[{index}].function.parameters") }
 }
 
-/// What is offered, and whether it came in the older form.
+/// Returns the functions of the request, checked, and whether they came in the older form.
 fn offered(request: &ChatRequest) -> Result<(Vec<FunctionDefinition>, bool)> {
     let tools = request.tools.as_deref().unwrap_or_default();
     let functions = request.functions.as_deref().unwrap_or_default();
     let legacy = tools.is_empty() && (!functions.is_empty() || request.function_call.is_some());
     if !tools.is_empty() && !functions.is_empty() {
-        return Err(Error::invalid("functions", "'functions' is the older form of 'tools': send one of them."));
+        return Err(Problem::invalid("functions", "'functions' is the older form of 'tools': send one of them."));
     }
     let (kind, count) = if legacy { ("functions", functions.len()) } else { ("tools", tools.len()) };
     if count > MAX_TOOLS {
         let message = format!("'{kind}' has {count} entries; at most {MAX_TOOLS} are allowed.");
-        return Err(Error::invalid_code(kind, "array_above_max_length", message));
+        return Err(Problem::invalid_code(kind, "array_above_max_length", message));
     }
     if let Some((index, tool)) = tools.iter().enumerate().find(|(_, tool)| tool.kind != "function") {
         let message = format!("'{}' is not a supported type of tools: use 'function'.", tool.kind);
-        return Err(Error::invalid_code(format!("tools[{index}].type"), "invalid_value", message));
+        return Err(Problem::invalid_code(format!("tools[{index}].type"), "invalid_value", message));
     }
     let offered: Vec<FunctionDefinition> =
         if legacy { functions.to_vec() } else { tools.iter().map(|tool| tool.function.clone()).collect() };
@@ -265,13 +202,13 @@ fn offered(request: &ChatRequest) -> Result<(Vec<FunctionDefinition>, bool)> {
         check_name(&param, &function.name)?;
         if offered[..index].iter().any(|other| other.name == function.name) {
             let message = format!("The name '{}' is given twice.", function.name);
-            return Err(Error::invalid_code(param, "invalid_value", message));
+            return Err(Problem::invalid_code(param, "invalid_value", message));
         }
     }
     Ok((offered, legacy))
 }
 
-/// The schema of a function's arguments, which are an object in any case.
+/// Returns the schema of a function's arguments, which must be an object.
 fn arguments_schema(parameters: Option<Value>, param: &str) -> Result<Value> {
     let mut schema = prepare(parameters.unwrap_or_else(|| json!({"type": "object"})), param)?;
     match &schema["type"] {
@@ -279,7 +216,7 @@ fn arguments_schema(parameters: Option<Value>, param: &str) -> Result<Value> {
         Value::String(kind) if kind == "object" => {}
         _ => {
             let message = format!("'{param}' must be a schema of the type 'object'.");
-            return Err(Error::invalid_code(param, "invalid_value", message));
+            return Err(Problem::invalid_code(param, "invalid_value", message));
         }
     }
     Ok(schema)
@@ -301,7 +238,7 @@ impl Choice {
             other => {
                 let message =
                     format!("'{other}' is not a choice: use none, auto, required or one function by its name.");
-                Err(Error::invalid_code(param, "invalid_value", message))
+                Err(Problem::invalid_code(param, "invalid_value", message))
             }
         };
         if legacy {
@@ -321,13 +258,13 @@ impl Choice {
             }
             Some(ToolChoice::Named(named)) => {
                 let message = format!("'{}' is not a supported type of choice: use 'function'.", named.kind);
-                Err(Error::invalid_code("tool_choice.type", "invalid_value", message))
+                Err(Problem::invalid_code("tool_choice.type", "invalid_value", message))
             }
         }
     }
 }
 
-/// `text` as literals, with special tokens in their places; nothing where it is empty.
+/// Writes `text` as literals of the grammar, with special tokens in their places; nothing if it is empty.
 fn marked(text: &str, specials: &[(&str, u32)]) -> String {
     let first = specials.iter().filter_map(|(mark, id)| Some((text.find(mark)?, mark, id))).min();
     match first {
@@ -340,12 +277,12 @@ fn marked(text: &str, specials: &[(&str, u32)]) -> String {
     }
 }
 
-/// `text` as a literal of the grammar's syntax, which writes strings as JSON does.
+/// Writes `text` as a literal of the grammar, whose strings have JSON's syntax.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// `text` as a regular expression of the grammar's syntax.
+/// Writes `text` as a regular expression of the grammar's syntax.
 fn regex(text: &str) -> String {
     let escaped = |character: char| {
         if character.is_ascii_alphanumeric() || matches!(character, '<' | '>' | '_') {

@@ -35,7 +35,7 @@ fn two_tools() -> Value {
     ])
 }
 
-/// True where `text` is a whole answer of the grammar for the demo model.
+/// Returns true if `text` is a whole answer of the grammar for the demo model.
 fn takes(tools: &Tools, syntax: ToolSyntax, response: Option<Value>, text: &str) -> bool {
     takes_with(&DEMO, tools, syntax, response, text)
 }
@@ -222,7 +222,7 @@ fn what_is_wrong_is_refused_by_its_field() {
         (json!({"functions": [{"name": "f"}], "function_call": {"name": "g"}}), "function_call"),
         (json!({"function_call": {"name": "g"}}), "function_call"),
     ] {
-        let Err(Error::Invalid { param, .. }) = Tools::of(&request(fields)) else { panic!("{field} was not refused") };
-        assert_eq!(param.as_deref(), Some(field));
+        let Err(problem) = Tools::of(&request(fields)) else { panic!("{field} was not refused") };
+        assert_eq!(problem.error.param.as_deref(), Some(field));
     }
 }

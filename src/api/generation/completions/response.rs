@@ -1,4 +1,4 @@
-//! The bodies that `completions::create` answers with: one for all choices, or chunks of them.
+//! The bodies of answers of `completions::create`: one for all choices, or chunks of them.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -11,7 +11,7 @@ use crate::engine::logprobs::TokenLogprobs;
 
 /// Completions, or one event of a stream of them.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Completion {
+pub(super) struct Completion {
     /// `cmpl-…`
     pub id: String,
     /// Always `text_completion`.
@@ -32,7 +32,7 @@ pub struct Completion {
 
 /// One choice, or the next piece of it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct CompletionChoice {
+pub(super) struct CompletionChoice {
     /// The text.
     pub text: String,
     /// Prompt number times `n`, plus the number of the choice.
@@ -45,49 +45,49 @@ pub struct CompletionChoice {
 
 /// The prompts as the choices show them.
 #[derive(Debug, Default)]
-pub struct Prompts {
-    /// In the order of the request; empty where neither prompts nor log probabilities are wanted.
+pub(super) struct Prompts {
+    /// Prompts in the order of the request; empty if neither prompts nor log probabilities are wanted.
     pub shown: Vec<ShownPrompt>,
     /// Choices for each prompt.
     pub n: usize,
-    /// True where each choice begins with its prompt.
+    /// True if each choice begins with its prompt.
     pub echo: bool,
 }
 
 /// A prompt as its choices show it.
 #[derive(Debug, Default)]
-pub struct ShownPrompt {
-    /// As the client wrote it, or decoded.
+pub(super) struct ShownPrompt {
+    /// The text as the client wrote it, or decoded from token ids.
     pub text: String,
-    /// Its first token.
+    /// Id of its first token.
     pub first_token: u32,
-    /// Characters of `text` before each token, where the prompt's log probabilities are wanted.
+    /// Characters of `text` before each token; empty if the prompt's log probabilities are not wanted.
     pub offsets: Vec<usize>,
 }
 
 /// Writes completions of one request.
-pub struct Writer {
+pub(super) struct Writer {
     id: String,
     created: i64,
     model: String,
     stream_usage: bool,
     prompts: Prompts,
-    /// Shows tokens, where log probabilities are wanted.
+    /// Shows tokens; `None` if no log probabilities are wanted.
     tokens: Option<TokenTexts>,
-    /// Characters of each choice's prompt and text so far, by its tokens.
+    /// Characters of each choice's prompt and text so far, counted by tokens.
     characters: Vec<usize>,
 }
 
 impl Writer {
-    /// A writer at the beginning of every choice.
-    pub fn new(model: String, prompts: Prompts, tokens: Option<TokenTexts>, stream_usage: bool) -> Self {
+    /// Creates a writer at the beginning of every choice.
+    pub(super) fn new(model: String, prompts: Prompts, tokens: Option<TokenTexts>, stream_usage: bool) -> Self {
         let lengths = prompts.shown.iter().map(|prompt| prompt.text.chars().count());
         let characters = lengths.flat_map(|length| std::iter::repeat_n(length, prompts.n)).collect();
         Self { id: new_id("cmpl"), created: now(), model, stream_usage, prompts, tokens, characters }
     }
 
-    /// All choices in one body.
-    pub fn whole(mut self, answers: Vec<Answer>, usage: Usage) -> Completion {
+    /// Writes all choices into one body.
+    pub(super) fn whole(mut self, answers: Vec<Answer>, usage: Usage) -> Completion {
         let choices = answers.into_iter().enumerate().map(|(index, answer)| self.choice(index, &answer)).collect();
         self.completion(choices, UsageKey::Now(usage))
     }
@@ -107,12 +107,12 @@ impl Writer {
         self.prompts.echo.then_some(prompt.text.as_str())
     }
 
-    /// The arrays without a token; none where they are not wanted.
+    /// Returns empty arrays of log probabilities; `None` if they are not wanted.
     fn no_logprobs(&self) -> Option<CompletionLogprobs> {
         self.tokens.as_ref().map(|_| CompletionLogprobs::default())
     }
 
-    /// Appends choice `index`'s prompt where it is wanted, of whose tokens `scored` are those after the first.
+    /// Appends the prompt of choice `index`, if it is wanted; `scored` are its tokens after the first.
     fn push_prompt(&self, logprobs: &mut Option<CompletionLogprobs>, index: usize, scored: &[TokenLogprobs]) {
         let (Some(logprobs), Some(tokens)) = (logprobs, &self.tokens) else { return };
         let Some(prompt) = self.prompts.shown.get(index / self.prompts.n).filter(|_| self.prompts.echo) else { return };

@@ -1,5 +1,5 @@
-//! What the bodies of completions and chat share: ids, usage, and the chunks of a streamed answer, which each of the two
-//! writes in its own form.
+//! Parts that the bodies of completions and chat share: ids, usage, and the chunks of a streamed answer, which each of
+//! the two writes in its own form.
 
 use std::collections::VecDeque;
 
@@ -8,18 +8,17 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Piece, Running};
-use crate::Result;
-use crate::api::http::error::Problem;
+use crate::api::http::error::{Problem, Result};
 use crate::api::http::sse::json;
 use crate::engine::FinishReason;
 use crate::engine::logprobs::TokenLogprobs;
 
-/// Changes when the same seed may give another text.
-pub const SYSTEM_FINGERPRINT: &str = concat!("fp_attune_", env!("CARGO_PKG_VERSION"));
+/// The field `system_fingerprint`: changes when the same seed may give another text.
+pub(crate) const SYSTEM_FINGERPRINT: &str = concat!("fp_attune_", env!("CARGO_PKG_VERSION"));
 
 /// Tokens of a request, prompts counted once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Tokens of the prompts.
     pub prompt_tokens: usize,
     /// Tokens drawn.
@@ -34,21 +33,21 @@ pub struct Usage {
 
 /// A part of [`Usage`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
-pub struct PromptTokensDetails {
+pub(crate) struct PromptTokensDetails {
     /// Tokens that needed no computing.
     pub cached_tokens: usize,
 }
 
 /// A part of [`Usage`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
-pub struct CompletionTokensDetails {
+pub(crate) struct CompletionTokensDetails {
     /// Always 0: what a model writes while it thinks is part of its answer here.
     pub reasoning_tokens: usize,
 }
 
 impl Usage {
-    /// Tokens of a request, of whose prompts `cached` needed no computing.
-    pub fn new(prompt_tokens: usize, cached_tokens: usize, completion_tokens: usize) -> Self {
+    /// Sums up the tokens of a request; `cached_tokens` of its prompts needed no computing.
+    pub(crate) fn new(prompt_tokens: usize, cached_tokens: usize, completion_tokens: usize) -> Self {
         Self {
             prompt_tokens,
             completion_tokens,
@@ -59,70 +58,74 @@ impl Usage {
     }
 }
 
-/// The key `usage` of a body.
+/// The field `usage` of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
-pub enum UsageKey {
-    /// A stream without usage does not have the key.
+pub(crate) enum UsageKey {
+    /// Left out: the stream has no usage.
     Absent,
-    /// A stream with usage has it in every event, null until the last.
+    /// Null: the stream has usage, in its last event.
     Later,
     /// The numbers.
     Now(Usage),
 }
 
 impl UsageKey {
-    /// True where the key is left out.
-    pub fn is_absent(&self) -> bool {
+    /// Returns true if the field is left out.
+    pub(crate) fn is_absent(&self) -> bool {
         *self == Self::Absent
     }
 
-    /// The key in an event before the last.
-    pub fn before_the_last(wanted: bool) -> Self {
+    /// Returns the field of an event before the last; `wanted` if the stream has usage.
+    pub(crate) fn before_the_last(wanted: bool) -> Self {
         if wanted { Self::Later } else { Self::Absent }
     }
 }
 
-/// The reason as clients read it.
-pub const fn reason_name(reason: FinishReason) -> &'static str {
+/// Returns the reason as clients read it.
+pub(crate) const fn reason_name(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
     }
 }
 
-/// Unix seconds.
-pub fn now() -> i64 {
+/// Returns the time in Unix seconds.
+pub(crate) fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// A new id such as `cmpl-…`.
-pub fn new_id(prefix: &str) -> String {
+/// Makes a new id such as `cmpl-…`.
+pub(crate) fn new_id(prefix: &str) -> String {
     format!("{prefix}-{}", uuid::Uuid::new_v4().simple())
 }
 
-/// How one resource writes the chunks of a streamed answer.
-pub trait Chunks: Send + 'static {
-    /// The chunk's form.
+/// Writes the chunks of a streamed answer in the form of one resource.
+pub(crate) trait Chunks: Send + 'static {
+    /// A chunk.
     type Chunk: Serialize + Send;
 
-    /// What comes before any text of choice `index`.
+    /// Returns the chunk that comes before any text of choice `index`, if there is one.
     fn begin(&self, index: usize) -> Option<Self::Chunk>;
-    /// The log probabilities of choice `index`'s prompt, from its second token on, where the request asked for them.
+    /// Writes the log probabilities of the prompt of choice `index`, from its second token on; called if the request
+    /// asked for them.
     fn prompt(&mut self, _index: usize, _tokens: &[TokenLogprobs]) -> Option<Self::Chunk> {
         None
     }
-    /// More text of choice `index`, which may have to be held back or come to several chunks, and the token that brought it
-    /// where log probabilities are wanted.
+    /// Writes more text of choice `index`, which may be held back or come to several chunks; `token` brought it, `None`
+    /// if no log probabilities are wanted.
     fn text(&mut self, index: usize, text: String, token: Option<&TokenLogprobs>) -> Vec<Self::Chunk>;
-    /// The end of choice `index`.
+    /// Writes the end of choice `index`.
     fn end(&mut self, index: usize, reason: FinishReason) -> Vec<Self::Chunk>;
-    /// The last chunk, where the client asked for it.
+    /// Writes the last chunk, with the usage; `None` if the client did not ask for it.
     fn usage(&self, usage: Usage) -> Option<Self::Chunk>;
 }
 
-/// The answers as JSON documents, choices interleaved as their tokens arrive.
-pub fn stream_chunks<C: Chunks>(running: Running, chunks: C) -> impl Stream<Item = Result<String, Problem>> + Send {
+/// Streams the answers as JSON documents, with choices interleaved as their tokens arrive.
+pub(crate) fn stream_chunks<C: Chunks>(
+    running: Running,
+    chunks: C,
+) -> impl Stream<Item = Result<String, Problem>> + Send {
     let begin: VecDeque<_> = (0..running.choices()).filter_map(|index| chunks.begin(index)).collect();
     stream::unfold(Some((running, chunks, begin)), |state| async move {
         let (mut running, mut chunks, mut pending) = state?;
@@ -136,7 +139,7 @@ pub fn stream_chunks<C: Chunks>(running: Running, chunks: C) -> impl Stream<Item
                     pending.extend(chunks.text(index, text, token.as_ref()));
                 }
                 Some(Ok((index, Piece::End(reason)))) => pending.extend(chunks.end(index, reason)),
-                Some(Err(error)) => return Some((Err(error.into()), None)),
+                Some(Err(error)) => return Some((Err(error), None)),
                 None => return chunks.usage(running.usage()).map(|chunk| (json(&chunk), None)),
             }
         }

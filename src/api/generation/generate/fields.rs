@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
 use crate::engine::Sampling;
-use crate::{Error, Result};
 
 /// One text or up to four.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a string or an array of strings")]
-pub enum StopTexts {
+pub(crate) enum StopTexts {
     /// One text.
     One(String),
     /// Up to four texts.
@@ -20,8 +20,8 @@ pub enum StopTexts {
 }
 
 impl StopTexts {
-    /// The texts; at most four, none empty.
-    pub fn check(stop: Option<Self>) -> Result<Vec<String>> {
+    /// Returns the texts: at most four, none empty.
+    pub(crate) fn check(stop: Option<Self>) -> Result<Vec<String>> {
         let texts = match stop {
             None => Vec::new(),
             Some(Self::One(text)) => vec![text],
@@ -29,10 +29,10 @@ impl StopTexts {
         };
         if texts.len() > 4 {
             let message = format!("'stop' has {} texts; at most 4 are allowed.", texts.len());
-            return Err(Error::invalid_code("stop", "array_above_max_length", message));
+            return Err(Problem::invalid_code("stop", "array_above_max_length", message));
         }
         if texts.iter().any(String::is_empty) {
-            return Err(Error::invalid("stop", "'stop' must not hold an empty text."));
+            return Err(Problem::invalid("stop", "'stop' must not hold an empty text."));
         }
         Ok(texts)
     }
@@ -40,7 +40,7 @@ impl StopTexts {
 
 /// The fields of a request that say how tokens are drawn.
 #[derive(Debug, Default)]
-pub struct SamplingFields<'a> {
+pub(crate) struct SamplingFields<'a> {
     pub temperature: Option<f32>,
     pub top_p: Option<f32>,
     pub top_k: Option<i64>,
@@ -53,13 +53,13 @@ pub struct SamplingFields<'a> {
 }
 
 impl SamplingFields<'_> {
-    /// Checks the ranges for a model with `vocabulary` tokens.
-    pub fn check(&self, vocabulary: usize) -> Result<Sampling> {
+    /// Returns the sampling settings, checked for a model with `vocabulary` tokens.
+    pub(crate) fn check(&self, vocabulary: usize) -> Result<Sampling> {
         let default = Sampling::default();
         let mut logit_bias = Vec::new();
         for (token, bias) in self.logit_bias.into_iter().flatten() {
             let id = token.parse::<u32>().ok().filter(|id| (*id as usize) < vocabulary).ok_or_else(|| {
-                Error::invalid(
+                Problem::invalid(
                     "logit_bias",
                     format!("'logit_bias' has the key '{token}', which is no token id of this model."),
                 )
@@ -67,7 +67,7 @@ impl SamplingFields<'_> {
             within("logit_bias", Some(*bias), -100.0, 100.0)?;
             logit_bias.push((id, *bias));
         }
-        // A map has no order, an engine's sums do.
+        // Sorted: a map has no order, and the engine's sums depend on it.
         logit_bias.sort_unstable_by_key(|(id, _)| *id);
         Ok(Sampling {
             temperature: within("temperature", self.temperature, 0.0, 2.0)?.unwrap_or(default.temperature),
@@ -82,13 +82,13 @@ impl SamplingFields<'_> {
         })
     }
 
-    /// 0 where all tokens are kept, which clients also write as -1.
+    /// Returns the number of tokens to draw among; 0 for all tokens, which clients also write as -1.
     fn top_k(&self) -> Result<usize> {
         match self.top_k.unwrap_or(0) {
             -1 => Ok(0),
             count => usize::try_from(count).map_err(|_| {
                 let message = format!("Invalid 'top_k': {count} is no number of tokens; 0 and -1 keep all.");
-                Error::invalid_code("top_k", "invalid_value", message)
+                Problem::invalid_code("top_k", "invalid_value", message)
             }),
         }
     }
@@ -99,17 +99,17 @@ impl SamplingFields<'_> {
             return Ok(penalty);
         }
         let message = format!("Invalid 'repetition_penalty': {penalty} is not above 0; 1 changes nothing.");
-        Err(Error::invalid_code("repetition_penalty", "invalid_value", message))
+        Err(Problem::invalid_code("repetition_penalty", "invalid_value", message))
     }
 }
 
-/// The number of answers to each prompt.
-pub fn check_n(n: Option<usize>, prompts: usize, waiting: usize) -> Result<usize> {
+/// Returns the number of answers to each prompt; a request has at most `waiting` sequences.
+pub(crate) fn check_n(n: Option<usize>, prompts: usize, waiting: usize) -> Result<usize> {
     let n = within("n", n, 1, 128)?.unwrap_or(1);
     if n * prompts > waiting {
         let message =
             format!("{prompts} prompts with {n} answers each are more than the {waiting} sequences of one request.");
-        return Err(Error::invalid("n", message));
+        return Err(Problem::invalid("n", message));
     }
     Ok(n)
 }
@@ -117,14 +117,14 @@ pub fn check_n(n: Option<usize>, prompts: usize, waiting: usize) -> Result<usize
 /// Options of a streamed answer.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default)]
-pub struct StreamOptions {
+pub(crate) struct StreamOptions {
     /// Send the usage in a last chunk without choices.
     pub include_usage: Option<bool>,
 }
 
 impl StreamOptions {
-    /// True where the client asked for the usage chunk.
-    pub fn wants_usage(options: Option<&Self>) -> bool {
+    /// Returns true if the client asked for the usage chunk.
+    pub(crate) fn wants_usage(options: Option<&Self>) -> bool {
         options.and_then(|options| options.include_usage).unwrap_or(false)
     }
 }

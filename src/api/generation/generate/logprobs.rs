@@ -1,5 +1,5 @@
-//! Log probabilities as clients read them: parallel arrays in completions, an object for each token in chat. Used by the
-//! writers of both.
+//! Log probabilities as clients read them: parallel arrays in completions, an object for each token in chat. Used by
+//! the writers of both.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use crate::model::BaseModel;
 
 /// Log probabilities of a choice's tokens; all arrays have one entry for each token.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
-pub struct CompletionLogprobs {
+pub(crate) struct CompletionLogprobs {
     /// Each token as text; as `bytes:\xNN…` where its bytes are not whole characters.
     pub tokens: Vec<String>,
     /// Natural logarithms; null for a prompt's first token, which nothing precedes.
@@ -27,11 +27,11 @@ pub struct CompletionLogprobs {
 /// Tokens with their log probabilities, the most probable first.
 #[derive(Debug, Clone, PartialEq, ToSchema)]
 #[schema(value_type = std::collections::HashMap<String, f32>)]
-pub struct TopLogprobs(pub Vec<(String, f32)>);
+pub(crate) struct TopLogprobs(pub Vec<(String, f32)>);
 
 /// Log probabilities of an answer in a chat.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
-pub struct ChatLogprobs {
+pub(crate) struct ChatLogprobs {
     /// One entry for each token drawn.
     pub content: Vec<ChatTokenLogprob>,
     /// Always null.
@@ -40,7 +40,7 @@ pub struct ChatLogprobs {
 
 /// A token of an answer in a chat.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
-pub struct ChatTokenLogprob {
+pub(crate) struct ChatTokenLogprob {
     /// The token as text; as `bytes:\xNN…` where its bytes are not whole characters.
     pub token: String,
     /// Natural logarithm.
@@ -53,7 +53,7 @@ pub struct ChatTokenLogprob {
 
 /// A token that could have stood at a place.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
-pub struct ChatTopLogprob {
+pub(crate) struct ChatTopLogprob {
     /// As in [`ChatTokenLogprob`].
     pub token: String,
     /// Natural logarithm.
@@ -68,26 +68,27 @@ impl Serialize for TopLogprobs {
     }
 }
 
-/// The mean log probability of an answer's tokens: what `best_of` ranks by. An answer without tokens comes last.
-pub fn mean(tokens: &[TokenLogprobs]) -> f64 {
+/// Returns the mean log probability of an answer's tokens, by which `best_of` ranks. An answer without tokens comes
+/// last.
+pub(crate) fn mean(tokens: &[TokenLogprobs]) -> f64 {
     let sum: f64 = tokens.iter().map(|token| f64::from(token.logprob)).sum();
     if tokens.is_empty() { f64::NEG_INFINITY } else { sum / tokens.len() as f64 }
 }
 
-/// Shows a model's tokens.
+/// Writes tokens of a model as clients read them.
 #[derive(Debug, Clone)]
-pub struct TokenTexts {
+pub(crate) struct TokenTexts {
     model: Arc<BaseModel>,
 }
 
 impl TokenTexts {
-    /// The tokens of `model`.
-    pub fn new(model: Arc<BaseModel>) -> Self {
+    /// Creates a writer for the tokens of `model`.
+    pub(crate) fn new(model: Arc<BaseModel>) -> Self {
         Self { model }
     }
 
     /// Appends a prompt's first token.
-    pub fn push_first(&self, logprobs: &mut CompletionLogprobs, id: u32, offset: usize) {
+    pub(crate) fn push_first(&self, logprobs: &mut CompletionLogprobs, id: u32, offset: usize) {
         logprobs.tokens.push(name(&self.bytes(id), id));
         logprobs.token_logprobs.push(None);
         logprobs.top_logprobs.push(None);
@@ -95,7 +96,7 @@ impl TokenTexts {
     }
 
     /// Appends a token that begins after `offset` characters.
-    pub fn push(&self, logprobs: &mut CompletionLogprobs, token: &TokenLogprobs, offset: usize) {
+    pub(crate) fn push(&self, logprobs: &mut CompletionLogprobs, token: &TokenLogprobs, offset: usize) {
         let (name, top) = keys(token, |id| name(&self.bytes(id), id));
         logprobs.tokens.push(name);
         logprobs.token_logprobs.push(Some(token.logprob));
@@ -103,8 +104,8 @@ impl TokenTexts {
         logprobs.text_offset.push(offset);
     }
 
-    /// The tokens of an answer in a chat.
-    pub fn chat(&self, tokens: &[TokenLogprobs]) -> ChatLogprobs {
+    /// Returns the log probabilities of an answer in a chat.
+    pub(crate) fn chat(&self, tokens: &[TokenLogprobs]) -> ChatLogprobs {
         let content = tokens.iter().map(|token| {
             let top = token.top.iter().map(|&(id, logprob)| {
                 let (token, bytes) = self.shown(id);
@@ -123,9 +124,9 @@ impl TokenTexts {
         (name, self.model.tokenizer.is_visible(id).then(|| bytes.into_owned()))
     }
 
-    /// Where a token begins after `characters` characters of text, and how many there are after it. A special token adds
-    /// none, except where the text `shows_special` ones.
-    pub fn place(&self, id: u32, characters: usize, shows_special: bool) -> (usize, usize) {
+    /// Returns the offset at which a token begins after `characters` characters of text, and the number of characters
+    /// after it. A special token adds none, unless the text `shows_special` ones.
+    pub(crate) fn place(&self, id: u32, characters: usize, shows_special: bool) -> (usize, usize) {
         if !shows_special && !self.model.tokenizer.is_visible(id) {
             return (characters, characters);
         }
@@ -141,8 +142,8 @@ impl TokenTexts {
     }
 }
 
-/// The token's text and the entries of its `top_logprobs`, its own among them. Two tokens can have one text (a letter
-/// and its byte); the second one is then shown by its number, since the keys of an object are unique.
+/// Returns the token's text and the entries of its `top_logprobs`, its own among them. Two tokens can have one text (a
+/// letter and its byte); the second one is then shown by its number, since the keys of an object are unique.
 fn keys(token: &TokenLogprobs, name: impl Fn(u32) -> String) -> (String, Vec<(String, f32)>) {
     let own = (token.id, token.logprob);
     let chosen_is_listed = token.top.iter().any(|(id, _)| *id == token.id);
@@ -161,7 +162,7 @@ fn keys(token: &TokenLogprobs, name: impl Fn(u32) -> String) -> (String, Vec<(St
     (own_name, entries)
 }
 
-/// A token as text that tells it from every other.
+/// Returns a text for a token that no other token has.
 fn name(bytes: &[u8], id: u32) -> String {
     if bytes.is_empty() {
         return number(id);
@@ -181,7 +182,8 @@ fn escaped(bytes: &[u8]) -> String {
     })
 }
 
-/// As [`TokenTexts::place`], for a token of these bytes. One that continues a character begins where the character does.
+/// Does the same as [`TokenTexts::place`] for a token of these bytes. One that continues a character begins where the
+/// character does.
 fn place(bytes: &[u8], characters: usize) -> (usize, usize) {
     let continues = |byte: &u8| byte & 0b1100_0000 == 0b1000_0000;
     let begun = bytes.iter().filter(|byte| !continues(byte)).count();
