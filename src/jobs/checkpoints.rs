@@ -3,9 +3,8 @@
 
 use serde_json::Value;
 
-use crate::jobs::Result;
 use crate::jobs::queue::Queue;
-use crate::jobs::{Job, sql};
+use crate::jobs::{Job, Result, sql};
 use crate::store::files::{Page, cut_page};
 use crate::store::new_id;
 

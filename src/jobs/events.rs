@@ -3,9 +3,8 @@
 
 use serde_json::Value;
 
-use crate::jobs::Result;
 use crate::jobs::queue::Queue;
-use crate::jobs::{Job, sql};
+use crate::jobs::{Job, Result, sql};
 use crate::store::MAX_PAGE;
 use crate::store::files::cut_page;
 

@@ -184,7 +184,7 @@ const fn status_name(status: JobStatus) -> &'static str {
 
 impl FineTuneEvent {
     /// Returns the body for an event of `job`.
-    pub fn new(job: &Job, event: JobEvent) -> Self {
+    pub(crate) fn new(job: &Job, event: JobEvent) -> Self {
         let message = event_text(job, &event);
         Self { object: "fine-tune-event", created_at: event.created_at, level: event.level, message }
     }

@@ -194,7 +194,7 @@ impl From<JobFault> for JobError {
 
 impl FineTuningEvent {
     /// Returns the body for an event of `job`.
-    pub fn new(job: &Job, event: JobEvent) -> Self {
+    pub(crate) fn new(job: &Job, event: JobEvent) -> Self {
         Self {
             object: "fine_tuning.job.event",
             id: format!("ftevent-{}", event.seq),
