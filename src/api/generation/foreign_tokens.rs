@@ -8,6 +8,7 @@ use tiktoken_rs::{CoreBPE, Rank, cl100k_base_singleton};
 use crate::api::generation::target::Item;
 use crate::api::http::error::{Problem, Result};
 use crate::engine::catalog::Catalog;
+use crate::off_thread::off_thread;
 
 /// Names that begin so are `OpenAI`'s embedding models, whose tokenizer is `cl100k_base`.
 const EMBEDDING_NAMES: &str = "text-embedding-";
@@ -21,7 +22,7 @@ pub async fn own_items(catalog: &Catalog, model: &str, param: &'static str, item
     }
     // The first use builds the table, which takes a moment.
     let read = move || items.into_iter().map(|item| as_text(cl100k_base_singleton(), param, item)).collect();
-    tokio::task::spawn_blocking(read).await.map_err(|error| Problem::defect(format!("read token ids: {error}")))?
+    off_thread("read token ids", read).await
 }
 
 /// A cut through a character leaves its bytes incomplete; what cannot be read becomes a replacement character.

@@ -13,6 +13,7 @@ use crate::api::http::error::{Problem, Result};
 use crate::engine::catalog::CatalogEntry;
 use crate::model::BaseModel;
 use crate::model::lora::AdapterLease;
+use crate::off_thread::off_thread;
 
 /// Texts longer than this together are tokenized off the async threads.
 const INLINE_BYTES: usize = 8 << 10;
@@ -72,8 +73,7 @@ async fn tokenize<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> Result
     if bytes <= INLINE_BYTES {
         return work();
     }
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.map_err(|error| Problem::defect(format!("tokenize: {error}")))?
+    off_thread("tokenize", work).await
 }
 
 /// Counts tokens for `/metrics`; labelled by base model, since the names of fine-tuned ones have no bound.
