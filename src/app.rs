@@ -22,6 +22,7 @@ use crate::jobs::worker::Worker;
 use crate::jobs::worker::estimate::Estimator;
 use crate::model::entry::ModelEntry;
 use crate::model::{BaseModel, device};
+use crate::off_thread::off_thread;
 use crate::store::Store;
 use crate::store::key_directory::KeyDirectory;
 use crate::store::postgres::PrivatePostgres;
@@ -203,8 +204,7 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
 async fn load_model(entry: ModelEntry, device: candle_core::Device) -> Result<Arc<BaseModel>> {
     tracing::info!(model = entry.id, path = %entry.path.display(), "loading");
     let began = std::time::Instant::now();
-    let loaded = tokio::task::spawn_blocking(move || BaseModel::load(&entry, &device)).await;
-    let model = loaded.map_err(|error| Error::Internal(format!("load a model: {error}")))??;
+    let model = off_thread("load a model", move || Ok::<_, Error>(BaseModel::load(&entry, &device)?)).await?;
     tracing::info!(model = model.id, seconds = began.elapsed().as_secs_f64(), "loaded");
     Ok(Arc::new(model))
 }

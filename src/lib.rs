@@ -27,6 +27,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod jobs;
+mod off_thread;
 pub mod store;
 
 pub use attune_engine as engine;

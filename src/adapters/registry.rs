@@ -10,12 +10,13 @@
 //! wants another generation.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::adapters::host::HostAdapter;
@@ -26,11 +27,14 @@ use crate::adapters::{Error, Result};
 use crate::config::Limits;
 use crate::engine::catalog::Catalog;
 use crate::model::lora::{Adapter, AdapterLease};
+use crate::off_thread::off_thread;
 use crate::store::models::{FineTunedModel, NewModel};
 use crate::store::{self, Store};
 
 /// Files that are being read and checked may take this much host memory together, beside the host tier.
 const LOADING_MIB: u32 = 256;
+/// The work in errors that nothing else explains.
+const LOADING: &str = "loading an adapter";
 /// The share that a load of a small file takes, so that few run at a time.
 const LOAD_MIB: u32 = 16;
 /// An `Arc` tells nobody that it drops, so whoever waits for room looks again.
@@ -150,7 +154,7 @@ impl AdapterRegistry {
         let key = key(&row.base, &row.adapter);
         self.inner.catalog.get(&key.base)?;
         let (host, _, _share) = self.on_host(&key).await?;
-        let adapter = off_thread(move || host.to_adapter(&candle_core::Device::Cpu)).await?;
+        let adapter = off_thread(LOADING, move || host.to_adapter(&candle_core::Device::Cpu)).await?;
         Ok((row.base, Arc::new(adapter)))
     }
 
@@ -166,7 +170,7 @@ impl AdapterRegistry {
     /// The generation, once the load that is under way or begins now has ended.
     async fn bring(&self, key: &Key) -> Result<AdapterLease> {
         let load = {
-            let mut loads = lock(&self.inner.loads);
+            let mut loads = self.inner.loads.lock();
             let begin = || {
                 let ending = EndOfLoad { registry: self.clone(), key: key.clone() };
                 let task = tokio::spawn(async move {
@@ -178,7 +182,7 @@ impl AdapterRegistry {
                 });
                 let joined = task.map(|ended| match ended {
                     Ok(loaded) => loaded,
-                    Err(error) => Err(Error::Internal(format!("loading an adapter: {error}"))),
+                    Err(error) => Err(Error::Internal(format!("{LOADING}: {error}"))),
                 });
                 joined.boxed().shared()
             };
@@ -222,7 +226,7 @@ impl AdapterRegistry {
         let (config, weights) = self.in_time(reading).await?;
         let generation = key.generation.clone();
         let check = move || HostAdapter::check_stored(&generation, &config, weights, &model.config);
-        let host = Arc::new(off_thread(check).await?);
+        let host = Arc::new(off_thread(LOADING, check).await?);
         let kept = self.inner.tiers.keep_in_host(key, &host);
         Ok((host, (!kept).then_some(share)))
     }
@@ -235,8 +239,8 @@ impl AdapterRegistry {
 
     async fn to_device(&self, key: &Key, host: Arc<HostAdapter>, room: Reservation) -> Result<AdapterLease> {
         let model = Arc::clone(&self.inner.catalog.get(&key.base)?.model);
-        let make = move || Ok(model.decoder.served(&host.to_adapter(model.decoder.device())?)?);
-        let adapter = off_thread(make).await?;
+        let make = move || Ok::<_, Error>(model.decoder.served(&host.to_adapter(model.decoder.device())?)?);
+        let adapter = off_thread(LOADING, make).await?;
         Ok(self.inner.tiers.keep(room, key.clone(), Arc::new(adapter)))
     }
 
@@ -287,7 +291,7 @@ impl AdapterRegistry {
         let blobs = (config.clone(), weights.clone());
         let precision = model.decoder.adapter_precision();
         let check = move || HostAdapter::check(&config, weights, &model.config, max_rank);
-        let host = Arc::new(off_thread(check).await?);
+        let host = Arc::new(off_thread(LOADING, check).await?);
         let bytes = host.device_bytes(precision);
         if bytes > budgets.device {
             return Err(Error::TooLarge { bytes, limit: budgets.device });
@@ -338,7 +342,7 @@ impl AdapterRegistry {
 
     /// What is in memory and under way now.
     pub fn status(&self) -> Status {
-        let loading = lock(&self.inner.loads).len();
+        let loading = self.inner.loads.lock().len();
         Status::new(self.inner.tiers.snapshot(), loading, &self.inner.counts)
     }
 }
@@ -351,22 +355,12 @@ struct EndOfLoad {
 
 impl Drop for EndOfLoad {
     fn drop(&mut self) {
-        lock(&self.registry.inner.loads).remove(&self.key);
+        self.registry.inner.loads.lock().remove(&self.key);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn key(base: &str, generation: &str) -> Key {
     Key { base: base.into(), generation: generation.into() }
-}
-
-/// Runs `work` where it may take its time.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let worked = tokio::task::spawn_blocking(work).await;
-    worked.map_err(|error| Error::Internal(format!("loading an adapter: {error}")))?
 }
 
 fn is_missing(error: &Error) -> bool {

@@ -6,7 +6,9 @@
 //! name leads to it any more (it is *retired* then).
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::adapters::host::HostAdapter;
 use crate::model::lora::{Adapter, AdapterLease};
@@ -243,7 +245,7 @@ impl Tiers {
     }
 
     fn state(&self) -> MutexGuard<'_, TierState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

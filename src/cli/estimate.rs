@@ -12,6 +12,7 @@ use crate::jobs::cost::Pricing;
 use crate::jobs::worker::estimate::{JobEstimate, estimate_files};
 use crate::model::entry::ModelEntry;
 use crate::model::{BaseModel, device};
+use crate::off_thread::off_thread;
 use crate::train::Recomputation;
 use crate::train::estimate::TrainingRate;
 use crate::{Error, Result, api, format, system};
@@ -157,9 +158,7 @@ impl EstimateOptions {
         };
         eprintln!("loading {} and reading {} …", entry.id, self.file.display());
         let work = WorkAnswer { entry, config, spec, training, validation, rates };
-        let joined = tokio::task::spawn_blocking(move || work.estimate()).await;
-        let (spec, estimate, measured) =
-            joined.map_err(|error| Error::Internal(format!("the estimating thread: {error}")))??;
+        let (spec, estimate, measured) = off_thread("the estimating thread", move || work.estimate()).await?;
         if let (Some((store, _)), Some((setup, rate))) = (&store, measured) {
             store.add_training_rate(&machine, &id, &setup, rate).await?;
         }

@@ -76,33 +76,49 @@ macro_rules! file_query {
 }
 
 impl Store {
-    /// Stores the content of `path` (moved into the blobs) and its row.
+    /// Makes the file at `path` the content of a new file; nothing is left at `path`.
     pub async fn add_file(&self, new: NewFile, path: PathBuf) -> Result<File> {
         let store = self.clone();
-        // Content first: a row without content would be a file that cannot be read. The other way round is swept up.
         Self::to_the_end(async move {
             let id = new_id("file-");
             let context = format!("read {}", path.display());
-            let bytes = tokio::fs::metadata(&path).await.map_err(Error::io(context))?.len() as i64;
-            store.blobs.put_file(&blob_key(&id), path).await?;
-            let added = sqlx::query_as(file_query!(
-                "insert into files (id, organization, filename, purpose, bytes) values ($1, $2, $3, $4, $5) returning",
-                ""
-            ))
-            .bind(&id)
-            .bind(new.organization)
-            .bind(new.filename)
-            .bind(new.purpose)
-            .bind(bytes)
-            .fetch_one(&store.pool)
-            .await;
-            if added.is_err() {
-                // Best effort: the sweep removes what stays.
-                let _ = store.blobs.delete_prefix(&blob_key(&id)).await;
-            }
-            Ok(added?)
+            let bytes = tokio::fs::metadata(&path).await.map_err(Error::io(context))?.len();
+            store.blobs.adopt(&blob_key(&id), path).await?;
+            store.add_file_row(&id, new, bytes).await
         })
         .await
+    }
+
+    /// Stores `content` as a new file.
+    pub async fn add_content(&self, new: NewFile, content: Bytes) -> Result<File> {
+        let store = self.clone();
+        Self::to_the_end(async move {
+            let (id, bytes) = (new_id("file-"), content.len() as u64);
+            store.blobs.put(&blob_key(&id), content).await?;
+            store.add_file_row(&id, new, bytes).await
+        })
+        .await
+    }
+
+    /// The row of a file whose content is stored. Content first: a row without content would be a file that cannot be read;
+    /// the other way round is swept up.
+    async fn add_file_row(&self, id: &str, new: NewFile, bytes: u64) -> Result<File> {
+        let added = sqlx::query_as(file_query!(
+            "insert into files (id, organization, filename, purpose, bytes) values ($1, $2, $3, $4, $5) returning",
+            ""
+        ))
+        .bind(id)
+        .bind(new.organization)
+        .bind(new.filename)
+        .bind(new.purpose)
+        .bind(bytes as i64)
+        .fetch_one(&self.pool)
+        .await;
+        if added.is_err() {
+            // Best effort: the sweep removes what stays.
+            let _ = self.blobs.delete_prefix(&blob_key(id)).await;
+        }
+        Ok(added?)
     }
 
     /// The organisation's file, or [`Error::NotFound`].
@@ -118,6 +134,11 @@ impl Store {
     /// A file's content as a stream of chunks.
     pub async fn file_content(&self, file: &File) -> Result<BoxStream<'static, Result<Bytes>>> {
         self.blobs.stream(&blob_key(&file.id)).await
+    }
+
+    /// A file's content, open for reading; it can be read to its end even if the file is deleted meanwhile.
+    pub async fn open_file(&self, file: &File) -> Result<std::fs::File> {
+        self.blobs.open(&blob_key(&file.id)).await
     }
 
     /// A page of the organisation's files, and whether there are more.

@@ -20,9 +20,10 @@ use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::Rng as _;
+use rand::distr::Alphanumeric;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, PgPool, Row as _};
-use uuid::Uuid;
 
 pub use error::{Error, Result};
 pub use sweep::Swept;
@@ -59,7 +60,7 @@ impl Store {
             .application_name("attune");
         migrate(&options).await?;
         let options = options.options([("idle_in_transaction_session_timeout", "30s"), ("statement_timeout", "60s")]);
-        let blobs = blobs::Blobs::open(&data_dir.join("blobs"))?;
+        let blobs = blobs::Blobs::in_folder(&data_dir.join("blobs"))?;
         let scratch = data_dir.join("tmp");
         std::fs::create_dir_all(&scratch).map_err(Error::io(format!("create {}", scratch.display())))?;
         Ok(Self { pool: pool(options, connections), blobs, scratch: scratch.into() })
@@ -123,19 +124,10 @@ pub(crate) fn new_id(prefix: &str) -> String {
     with_random_letters(prefix, 24)
 }
 
-/// `prefix` and `count` letters and digits that nobody can guess: UUIDs of version 4 come from the system's generator.
+/// `prefix` and `count` letters and digits that nobody can guess: the generator is a cryptographic one.
 fn with_random_letters(prefix: &str, count: usize) -> String {
-    const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-    let mut text = String::with_capacity(prefix.len() + count);
-    text.push_str(prefix);
-    while text.len() < prefix.len() + count {
-        // Bytes 6 and 8 hold the UUID's version; bytes of 248 and more would favour some letters.
-        let bytes = Uuid::new_v4().into_bytes().into_iter().enumerate();
-        let even = bytes.filter(|(index, byte)| !matches!(index, 6 | 8) && *byte < 248);
-        let letters = even.map(|(_, byte)| char::from(ALPHABET[usize::from(byte) % ALPHABET.len()]));
-        text.extend(letters.take(prefix.len() + count - text.len()));
-    }
-    text
+    let letters = rand::rng().sample_iter(Alphanumeric).take(count).map(char::from);
+    prefix.chars().chain(letters).collect()
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! Gathers what requests use and writes it in batches, off their path. `api` records, `app` runs the writer.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -126,7 +127,7 @@ impl UsageRecorder {
 
 impl Inner {
     fn with_waiting<T>(&self, work: impl FnOnce(&mut Waiting) -> T) -> T {
-        work(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut self.waiting.lock())
     }
 }
 

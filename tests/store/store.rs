@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should panic")]
 
+use std::io::Read as _;
+use std::path::Path;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -274,6 +276,36 @@ async fn a_name_never_points_to_files_that_a_deletion_took_at_the_same_time() {
 }
 
 // --- Blobs -------------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn an_open_file_can_be_read_to_its_end_after_it_was_deleted() {
+    let database = TestDatabase::new().await;
+    let content: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+    let file = add(&database, "train", "fine-tune", &content).await;
+    let mut open = database.store.open_file(&file).await.unwrap();
+    database.store.delete_file(ORG, &file.id).await.unwrap();
+    assert!(matches!(database.store.open_file(&file).await, Err(Error::BlobNotFound(_))));
+    let mut read = Vec::new();
+    open.read_to_end(&mut read).unwrap();
+    assert!(read == content);
+}
+
+#[tokio::test]
+async fn a_file_of_another_disk_is_copied_and_a_missing_one_leaves_nothing() {
+    let database = TestDatabase::new().await;
+    let blobs = &database.store.blobs;
+    let missing = database.data_dir.path().join("none");
+    assert!(blobs.adopt("files/none", missing).await.is_err());
+    assert!(is_absent(&blobs.get("files/none").await));
+    // Memory is another disk where it is mounted; anywhere else the file is renamed, which must look the same.
+    let folder =
+        Some(Path::new("/dev/shm")).filter(|folder| folder.is_dir()).map_or_else(std::env::temp_dir, Into::into);
+    let elsewhere = tempfile::NamedTempFile::new_in(folder).unwrap().into_temp_path();
+    std::fs::write(&elsewhere, "content").unwrap();
+    blobs.adopt("files/elsewhere", elsewhere.to_path_buf()).await.unwrap();
+    assert!(!elsewhere.exists());
+    assert_eq!(blobs.get("files/elsewhere").await.unwrap(), "content");
+}
 
 #[tokio::test]
 async fn a_prefix_removes_whole_segments_only() {

@@ -39,6 +39,7 @@ use crate::api::http::sse;
 use crate::engine::GenerateRequest;
 use crate::engine::grammar::{Grammar, GrammarSource};
 use crate::model::tool_syntax::ToolSyntax;
+use crate::off_thread::off_thread;
 
 /// Answer a conversation
 ///
@@ -181,6 +182,5 @@ async fn compile(target: &Target, param: &'static str, source: GrammarSource, to
             refused(param, reason)
         })
     };
-    let compiled = tokio::task::spawn_blocking(work).await;
-    compiled.map_err(|error| Problem::defect(format!("compile a grammar: {error}")))?
+    off_thread("compile a grammar", work).await
 }

@@ -8,6 +8,7 @@ use tiktoken_rs::{CoreBPE, Rank, cl100k_base_singleton};
 use crate::api::generation::target::Item;
 use crate::api::http::error::{Problem, Result};
 use crate::engine::catalog::Catalog;
+use crate::off_thread::off_thread;
 
 /// Prefix of the names of `OpenAI`'s embedding models, whose tokenizer is `cl100k_base`.
 const EMBEDDING_NAMES: &str = "text-embedding-";
@@ -27,7 +28,7 @@ pub(crate) async fn own_items(
     }
     // The first use builds the table, which takes a moment.
     let read = move || items.into_iter().map(|item| as_text(cl100k_base_singleton(), param, item)).collect();
-    tokio::task::spawn_blocking(read).await.map_err(|error| Problem::defect(format!("read token ids: {error}")))?
+    off_thread("read token ids", read).await
 }
 
 /// Turns token ids into text. Bytes of a character that was cut become a replacement character.

@@ -14,6 +14,7 @@ use crate::engine::catalog::CatalogEntry;
 use crate::engine::{GenerateRequest, Sampling};
 use crate::model::BaseModel;
 use crate::model::lora::AdapterLease;
+use crate::off_thread::off_thread;
 
 /// Largest size in bytes of texts that are tokenized on an async thread.
 const INLINE_BYTES: usize = 8 << 10;
@@ -90,8 +91,7 @@ async fn tokenize<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> Result
     if bytes <= INLINE_BYTES {
         return work();
     }
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.map_err(|error| Problem::defect(format!("tokenize: {error}")))?
+    off_thread("tokenize", work).await
 }
 
 /// Counts tokens for `/metrics`, labelled by base model, since the number of fine-tuned models has no bound.

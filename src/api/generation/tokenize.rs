@@ -14,6 +14,7 @@ use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::operations::checks::not_supported;
+use crate::off_thread::off_thread;
 
 /// A text or a conversation to turn into tokens; exactly one of `prompt` and `messages`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -118,8 +119,8 @@ pub(crate) async fn detokenize(
             format!("'tokens' holds the id {id}; this model's tokenizer has the ids 0 to {}.", ids.saturating_sub(1));
         return Err(Problem::invalid_code("tokens", "invalid_value", message));
     }
-    let decoded = tokio::task::spawn_blocking(move || model.tokenizer.decode(&request.tokens, false)).await;
-    let prompt = decoded.map_err(|error| Problem::defect(format!("detokenize: {error}")))??;
+    let decode = move || Ok::<_, Problem>(model.tokenizer.decode(&request.tokens, false)?);
+    let prompt = off_thread("detokenize", decode).await?;
     Ok(Json(Detokenized { prompt }))
 }
 

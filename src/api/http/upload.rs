@@ -1,7 +1,9 @@
 //! Receives an upload: the parts of a form in any order, the file to disk as it arrives, and the check that a training file
 //! holds one JSON object on each line. Called by `files::create`.
 
-use std::io::{BufRead as _, BufReader};
+use std::fs::Permissions;
+use std::io::BufReader;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use axum::extract::multipart::{Field, Multipart, MultipartError};
@@ -11,7 +13,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::extract::{BODY_TIMEOUT, in_time};
-use crate::datasets::parse::MAX_LINE_BYTES;
+use crate::datasets::parse::{MAX_LINE_BYTES, RawLines};
 
 /// Bytes of a form field that is not the file.
 const MAX_FIELD_BYTES: usize = 4096;
@@ -61,7 +63,7 @@ async fn timed<T>(work: impl Future<Output = Result<T, MultipartError>>) -> Resu
 async fn spool(field: &mut Field<'_>, folder: &Path, limit: usize) -> Result<TempPath, Problem> {
     let context = || format!("write an upload to {}", folder.display());
     tokio::fs::create_dir_all(folder).await.map_err(Problem::io(context()))?;
-    let (file, path) = NamedTempFile::new_in(folder).map_err(Problem::io(context()))?.into_parts();
+    let (file, path) = upload_file(folder).map_err(Problem::io(context()))?.into_parts();
     let mut file = tokio::fs::File::from_std(file);
     let mut bytes = 0;
     while let Some(chunk) = timed(field.chunk()).await? {
@@ -73,6 +75,11 @@ async fn spool(field: &mut Field<'_>, folder: &Path, limit: usize) -> Result<Tem
     }
     file.flush().await.map_err(Problem::io(context()))?;
     Ok(path)
+}
+
+/// A temporary file with the permissions of any new file: it becomes the blob itself.
+fn upload_file(folder: &Path) -> std::io::Result<NamedTempFile> {
+    tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)
 }
 
 async fn small_text(field: &mut Field<'_>) -> Result<String, Problem> {
@@ -93,15 +100,10 @@ async fn small_text(field: &mut Field<'_>) -> Result<String, Problem> {
 pub fn check_lines(path: &Path) -> Result<()> {
     let context = || format!("read the upload {}", path.display());
     let file = std::fs::File::open(path).map_err(Problem::io(context()))?;
-    let mut reader = BufReader::with_capacity(1 << 20, file);
-    let (mut line, mut number, mut objects, mut blank) = (Vec::new(), 0_usize, 0_usize, None);
-    loop {
-        line.clear();
-        let read = std::io::Read::take(&mut reader, MAX_LINE_BYTES + 1).read_until(b'\n', &mut line);
-        if read.map_err(Problem::io(context()))? == 0 {
-            break;
-        }
-        number += 1;
+    let mut lines = RawLines::new(BufReader::with_capacity(1 << 20, file));
+    let (mut objects, mut blank) = (0_usize, None);
+    while lines.advance().map_err(Problem::io(context()))? {
+        let (number, line) = (lines.number(), lines.bytes());
         if line.len() as u64 > MAX_LINE_BYTES && line.last() != Some(&b'\n') {
             return Err(fault(
                 number,
@@ -109,7 +111,7 @@ pub fn check_lines(path: &Path) -> Result<()> {
                 "end each example with a line break",
             ));
         }
-        let content = if number == 1 { line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&line) } else { &line };
+        let content = if number == 1 { line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line) } else { line };
         let content = content.trim_ascii();
         if content.is_empty() {
             blank.get_or_insert(number);

@@ -2,14 +2,11 @@
 //! server and out of it. Extensions in vLLM's form; what is loaded is a fine-tuned model like any other, also after a restart.
 //! `GET /lora_adapters` shows the adapters in memory, trained here or elsewhere.
 
-use std::io::Seek as _;
 use std::path::Path;
 
 use axum::Json;
 use axum::extract::State;
-use futures::TryStreamExt as _;
 use serde::Deserialize;
-use tokio::io::AsyncWriteExt as _;
 use utoipa::ToSchema;
 
 use crate::adapters::peft::{self, PeftFiles};
@@ -19,6 +16,7 @@ use crate::api::access::auth::{Admin, Caller};
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::models::adapter_list::AdapterList;
+use crate::off_thread::off_thread;
 use crate::store;
 use crate::store::names::is_job_name;
 
@@ -172,7 +170,8 @@ impl Source {
         }
         let (data_dir, path) = (state.config.data_dir.clone(), path.to_owned());
         let limit = state.config.limits.max_adapter_bytes;
-        off_thread(move || import::Folder::open(&data_dir, Path::new(&path), limit)).await.map(Self::Folder)
+        let open = move || import::Folder::open(&data_dir, Path::new(&path), limit);
+        off_thread("read an adapter", open).await.map(Self::Folder).map_err(blame_path)
     }
 
     fn bytes(&self) -> u64 {
@@ -183,20 +182,15 @@ impl Source {
     }
 
     async fn read(self, limit: u64) -> Result<PeftFiles> {
-        off_thread(move || match self {
+        let read = move || match self {
             Self::Folder(folder) => folder.read(),
             Self::Archive { content, .. } => import::read_archive(content, limit),
-        })
-        .await
+        };
+        off_thread("read an adapter", read).await.map_err(blame_path)
     }
 }
 
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> adapters::Result<T> + Send + 'static) -> Result<T> {
-    let worked = tokio::task::spawn_blocking(work).await;
-    worked.map_err(|error| Problem::defect(format_args!("read an adapter: {error}")))?.map_err(blame_path)
-}
-
-/// The content of an uploaded file, on the local disk, and its length.
+/// Opens an uploaded file; also returns its bytes.
 async fn fetch(state: &ApiState, caller: &Caller, id: &str) -> Result<(std::fs::File, u64)> {
     let file = state.store.file(&caller.organization, id).await.map_err(|error| blame_path(error.into()))?;
     if !PURPOSES.contains(&file.purpose.as_str()) {
@@ -208,17 +202,7 @@ async fn fetch(state: &ApiState, caller: &Caller, id: &str) -> Result<(std::fs::
         let message = format!("The file '{id}' is too large for an adapter: the limit is {limit} bytes.");
         return Err(Problem::invalid_code("lora_path", "invalid_value", message));
     }
-    let context = || format!("copy the file {id}");
-    let local = tempfile::tempfile_in(&*state.store.scratch).map_err(Problem::io(context()))?;
-    let mut local = tokio::fs::File::from_std(local);
-    let mut content = state.store.file_content(&file).await?;
-    while let Some(chunk) = content.try_next().await? {
-        local.write_all(&chunk).await.map_err(Problem::io(context()))?;
-    }
-    local.flush().await.map_err(Problem::io(context()))?;
-    let mut local = local.into_std().await;
-    local.rewind().map_err(Problem::io(context()))?;
-    Ok((local, file.bytes as u64))
+    Ok((state.store.open_file(&file).await?, file.bytes as u64))
 }
 
 /// Id of the base model: what the caller says, else what the adapter says where that is served, else the only one.

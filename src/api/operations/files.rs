@@ -16,6 +16,7 @@ use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Path, Query};
 use crate::api::http::list::{BoundedPageOf, Cursor};
 use crate::api::http::upload;
+use crate::off_thread::off_thread;
 use crate::store::files::{File, NewFile};
 
 /// Purposes that a file may be uploaded for.
@@ -109,8 +110,7 @@ pub(crate) async fn create(
     check_purpose(&upload.purpose)?;
     if upload.purpose == "fine-tune" {
         let path = upload.path.to_path_buf();
-        let checked = tokio::task::spawn_blocking(move || upload::check_lines(&path)).await;
-        checked.map_err(|error| Problem::defect(format!("check an upload: {error}")))??;
+        off_thread("check an upload", move || upload::check_lines(&path)).await?;
     }
     let organization = caller.organization.to_string();
     let new = NewFile { organization, filename: upload.filename, purpose: upload.purpose };

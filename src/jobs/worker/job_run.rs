@@ -2,13 +2,10 @@
 //! publishes the model, or says why there is none. What a job without a model made is deleted, but for its checkpoints that
 //! are models.
 
-use std::io::Seek as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryStreamExt as _;
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -144,9 +141,9 @@ impl Worker {
             (base, Some(adapter))
         };
         let model = Arc::clone(&self.catalog.get(&base)?.model);
-        let training_file = self.fetch(organization, &spec.training_file, control).await?;
+        let training_file = self.fetch(organization, &spec.training_file).await?;
         let validation_file = match &spec.validation_file {
-            Some(id) => Some(self.fetch(organization, id, control).await?),
+            Some(id) => Some(self.fetch(organization, id).await?),
             None => None,
         };
         let inputs = Inputs {
@@ -171,20 +168,10 @@ impl Worker {
         Ok((base, inputs))
     }
 
-    /// The content of an uploaded file, on the local disk.
-    async fn fetch(&self, organization: &str, id: &str, control: &Control) -> Result<std::fs::File> {
+    /// Opens an uploaded file of the organisation.
+    async fn fetch(&self, organization: &str, id: &str) -> Result<std::fs::File> {
         let file = self.store.file(organization, id).await?;
-        let mut content = self.store.file_content(&file).await?;
-        let local = tempfile::tempfile_in(&*self.store.scratch).map_err(Error::io("make a temporary file"))?;
-        let mut writer = tokio::fs::File::from_std(local);
-        while let Some(chunk) = content.try_next().await? {
-            control.check()?;
-            writer.write_all(&chunk).await.map_err(Error::io("write a temporary file"))?;
-        }
-        writer.flush().await.map_err(Error::io("write a temporary file"))?;
-        let mut local = writer.into_std().await;
-        local.rewind().map_err(Error::io("read a temporary file"))?;
-        Ok(local)
+        Ok(self.store.open_file(&file).await?)
     }
 
     /// Writes down what the training thread reports, until it ends.
@@ -249,14 +236,12 @@ impl Worker {
     }
 
     async fn store_result_file(&self, job: &Job, content: Vec<u8>) -> Result<String> {
-        let file = tempfile::NamedTempFile::new_in(&*self.store.scratch).map_err(Error::io("make a temporary file"))?;
-        tokio::fs::write(file.path(), content).await.map_err(Error::io("write the result file"))?;
         let new = NewFile {
             organization: job.organization.clone(),
             filename: results::file_name(job.api).into(),
             purpose: "fine-tune-results".into(),
         };
-        Ok(self.store.add_file(new, file.path().to_path_buf()).await?.id)
+        Ok(self.store.add_content(new, content.into()).await?.id)
     }
 
     /// Takes back what was stored for a model that did not come to be; checkpoints are models already and stay. The adapter's files stay: another attempt makes the

@@ -15,6 +15,7 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _};
 
+use crate::off_thread::off_thread;
 use crate::store::{Error, Result};
 use install::Installation;
 use layout::DataLayout;
@@ -40,9 +41,7 @@ impl PrivatePostgres {
     /// Initialises the cluster where needed and starts it; says so in the log.
     pub async fn start(data_dir: &Path) -> Result<Self> {
         let data_dir = data_dir.to_owned();
-        let (place, server) = tokio::task::spawn_blocking(move || start(&data_dir))
-            .await
-            .map_err(|error| Error::Internal(format!("starting the private Postgres: {error}")))??;
+        let (place, server) = off_thread("starting the private Postgres", move || start(&data_dir)).await?;
         let url = url(&place.socket_dir);
         server.wait_until_ready(&place).await?;
         make_database(&place).await?;

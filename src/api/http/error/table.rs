@@ -4,7 +4,14 @@ use axum::http::StatusCode;
 
 use super::{Problem, SERVER_ERROR};
 use crate::datasets::Purpose;
+use crate::off_thread::Lost;
 use crate::{adapters, engine, jobs, model, store};
+
+impl From<Lost> for Problem {
+    fn from(lost: Lost) -> Self {
+        Self::defect(lost)
+    }
+}
 
 impl From<model::Error> for Problem {
     fn from(error: model::Error) -> Self {
