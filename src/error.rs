@@ -1,16 +1,21 @@
-//! What ends the program or a command: the application's own failures, and those of the layers below it. Only `app`, `cli`
-//! and `config` return [`Error`]; each layer has an error of its own, see `docs/adr/0005-errors-by-layer.md`.
+//! What ends the program or a command: the application's own failures, and those of the layers below it. Only `app` and `cli`
+//! return [`Error`]; each layer has an error of its own, see `docs/adr/0005-errors-by-layer.md`.
 
 use std::sync::Arc;
 
-use crate::{adapters, engine, jobs, model, store};
+use crate::off_thread::Lost;
+use crate::{adapters, config, engine, jobs, model, store};
 
-/// The result of everything in `app`, `cli` and `config` that can fail.
+/// The result of everything in `app` and `cli` that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure with a message that the person at the terminal can act on.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -35,7 +40,7 @@ pub enum Error {
     #[error(transparent)]
     Train(#[from] attune_train::Error),
 
-    /// The configuration or an option cannot be used; the message says which and why.
+    /// An option of the command line or a device cannot be used; the message says which and why.
     #[error("{0}")]
     Setup(String),
 
@@ -62,5 +67,11 @@ impl Error {
     pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let context = context.into();
         move |source| Self::Io { context, source: Arc::new(source) }
+    }
+}
+
+impl From<Lost> for Error {
+    fn from(lost: Lost) -> Self {
+        Self::Internal(lost.0)
     }
 }

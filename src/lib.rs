@@ -6,16 +6,17 @@
 //!
 //! 1. [`cli`]: the command line.
 //! 2. [`app`]: builds everything once and runs it.
-//! 3. [`api`]: HTTP and nothing else: routes, bodies, errors, server-sent events, the OpenAPI document.
-//! 4. [`jobs`]: the queue of fine-tunes in Postgres, its events, and the worker that runs a job.
-//! 5. [`adapters`]: PEFT files in and out, and the registry from names to immutable generations.
-//! 6. [`config`]: the one typed configuration, checked once.
-//! 7. [`store`]: all other SQL, the private Postgres, and the blobs on disk.
-//! 8. [`error`]: what can go wrong, in words without HTTP.
-//! 9. [`engine`]: token ids to tokens and vectors; rows of many requests and adapters in one step.
-//! 10. [`train`], [`datasets`]: fits an adapter to a dataset; reads training files and renders them to tokens.
-//! 11. [`model`]: weights, tokenizer, chat template, LoRA, and the decoder over the kernels for CPU and GPU.
-//! 12. [`system`], [`format`]: the machine and the process's memory; figures for people.
+//! 3. [`error`]: what ends the program or a command; it wraps the errors of the layers below.
+//! 4. [`api`]: HTTP and nothing else: routes, bodies, errors, server-sent events, the OpenAPI document.
+//! 5. [`jobs`]: the queue of fine-tunes in Postgres, its events, and the worker that runs a job.
+//! 6. [`adapters`]: PEFT files in and out, and the registry from names to immutable generations.
+//! 7. [`config`]: the one typed configuration, checked once.
+//! 8. [`store`]: all other SQL, the private Postgres, and the blobs on disk.
+//! 9. `off_thread`: work that takes its time, away from the threads that serve requests.
+//! 10. [`engine`]: token ids to tokens and vectors; rows of many requests and adapters in one step.
+//! 11. [`train`], [`datasets`]: fits an adapter to a dataset; reads training files and renders them to tokens.
+//! 12. [`model`]: weights, tokenizer, chat template, LoRA, and the decoder over the kernels for CPU and GPU.
+//! 13. [`system`], [`format`]: the machine and the process's memory; figures for people.
 //!
 //! Nothing but `api` knows HTTP, and SQL stands in `store` and `jobs` alone. One request and one job are followed from end to
 //! end in `docs/architecture.md`.

@@ -2,11 +2,9 @@
 
 use std::fmt;
 
-use crate::{adapters, jobs, store};
-
 /// Why [`off_thread`] has no result: the work panicked, or the runtime is stopping.
 #[derive(Debug)]
-pub(crate) struct Lost(String);
+pub(crate) struct Lost(pub String);
 
 impl fmt::Display for Lost {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -26,16 +24,3 @@ where
     let joined = tokio::task::spawn_blocking(work).await;
     joined.unwrap_or_else(|error| Err(Lost(format!("{what}: {error}")).into()))
 }
-
-/// `Lost` is a defect in every layer.
-macro_rules! internal {
-    ($($error:ty),+) => {
-        $(impl From<Lost> for $error {
-            fn from(lost: Lost) -> Self {
-                Self::Internal(lost.0)
-            }
-        })+
-    };
-}
-
-internal!(store::Error, adapters::Error, jobs::Error, crate::Error);

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::off_thread::Lost;
 use crate::{engine, model, store};
 
 /// The result of everything in this module that can fail.
@@ -86,5 +87,11 @@ impl Error {
     pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let context = context.into();
         move |source| Self::Io { context, source: Arc::new(source) }
+    }
+}
+
+impl From<Lost> for Error {
+    fn from(lost: Lost) -> Self {
+        Self::Internal(lost.0)
     }
 }

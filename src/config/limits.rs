@@ -3,8 +3,8 @@
 use attune_engine::EngineLimits;
 use serde::{Deserialize, Serialize};
 
+use super::{Error, Result};
 use crate::model::lora::MAX_RANK;
-use crate::{Error, Result};
 
 /// More memory than any machine has; what is above is a mistake.
 const MAX_MIB: u64 = 1 << 30;
@@ -93,23 +93,21 @@ impl Limits {
     /// Refuses what lets nothing through, or more than can be meant.
     pub(super) fn check(&self) -> Result<()> {
         if [self.max_sequences, self.max_step_tokens, self.kv_cache_mib].contains(&Some(0)) {
-            return Err(Error::Setup(
-                "limits: max_sequences, max_step_tokens and kv_cache_mib must be at least 1".into(),
-            ));
+            return Err(Error("limits: max_sequences, max_step_tokens and kv_cache_mib must be at least 1".into()));
         }
         if self.max_queue_seconds == 0 || self.max_request_seconds == 0 {
-            return Err(Error::Setup("limits: max_queue_seconds and max_request_seconds must be at least 1".into()));
+            return Err(Error("limits: max_queue_seconds and max_request_seconds must be at least 1".into()));
         }
         if !(1..=MAX_RANK).contains(&self.max_adapter_rank) {
-            return Err(Error::Setup(format!("limits: max_adapter_rank must be 1 to {MAX_RANK}")));
+            return Err(Error(format!("limits: max_adapter_rank must be 1 to {MAX_RANK}")));
         }
         if !(1..=MAX_MIB).contains(&self.adapter_device_mib) || self.adapter_host_mib > MAX_MIB {
-            return Err(Error::Setup(format!(
+            return Err(Error(format!(
                 "limits: adapter_device_mib must be 1 to {MAX_MIB}, adapter_host_mib 0 to {MAX_MIB}"
             )));
         }
         if self.requests_per_minute == 0 || self.tokens_per_minute == 0 || self.concurrent_requests == 0 {
-            return Err(Error::Setup(
+            return Err(Error(
                 "limits: requests_per_minute, tokens_per_minute and concurrent_requests must be at least 1".into(),
             ));
         }

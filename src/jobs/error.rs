@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::off_thread::Lost;
 use crate::{adapters, engine, model, store};
 
 /// The result of everything in this module that can fail.
@@ -167,5 +168,11 @@ impl Error {
             Self::Overloaded { .. } | Self::Unavailable(_) | Self::Io { .. } => true,
             _ => false,
         }
+    }
+}
+
+impl From<Lost> for Error {
+    fn from(lost: Lost) -> Self {
+        Self::Internal(lost.0)
     }
 }

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use crate::off_thread::Lost;
+
 /// The result of everything in this module that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -139,5 +141,11 @@ impl From<object_store::Error> for Error {
             object_store::Error::NotFound { path, .. } => Self::BlobNotFound(path),
             error => Self::Blob(Arc::new(error)),
         }
+    }
+}
+
+impl From<Lost> for Error {
+    fn from(lost: Lost) -> Self {
+        Self::Internal(lost.0)
     }
 }
