@@ -1,10 +1,9 @@
 //! LoRA adapters outside the decoder: their PEFT files, and the registry from names to immutable generations.
 //!
 //! The trainer makes adapters, the engine applies them, the API resolves names to them. [`registry`] hands leases out;
-//! [`tiers`] says what is in memory; [`host`] and [`peft`] read the files.
+//! [`tiers`] says what is in memory; [`peft`] reads and writes the files.
 
 mod error;
-pub mod host;
 pub mod import;
 pub mod peft;
 pub mod registry;

@@ -5,6 +5,7 @@
 //! may panic.
 
 pub mod config;
+pub mod host;
 
 use bytes::Bytes;
 use candle_core::{DType, Device, Tensor};
@@ -12,7 +13,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::adapters::host::HostAdapter;
+use crate::adapters::peft::host::HostAdapter;
 use crate::adapters::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::lora::{Adapter, LoraPair, MAX_RANK, Site};

@@ -19,8 +19,8 @@ use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::adapters::host::HostAdapter;
 use crate::adapters::peft::PeftFiles;
+use crate::adapters::peft::host::HostAdapter;
 use crate::adapters::status::{LoadCounts, Source, Status};
 use crate::adapters::tiers::{Budgets, Key, NoRoom, Reservation, Tiers};
 use crate::adapters::{Error, Result};

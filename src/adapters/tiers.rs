@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::adapters::host::HostAdapter;
+use crate::adapters::peft::host::HostAdapter;
 use crate::model::lora::{Adapter, AdapterLease};
 
 /// Bytes that each tier may hold.

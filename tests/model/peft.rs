@@ -5,9 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use attune::adapters::Error;
-use attune::adapters::host::HostAdapter;
 use attune::adapters::peft;
 use attune::adapters::peft::config::PeftConfig;
+use attune::adapters::peft::host::HostAdapter;
 use attune::model::ModelConfig;
 use attune::model::lora::MAX_RANK;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};

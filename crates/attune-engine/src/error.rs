@@ -94,6 +94,13 @@ pub enum Error {
     Internal(String),
 }
 
+impl Error {
+    /// Returns the error of requests that an engine no longer serves.
+    pub(crate) fn stopped() -> Self {
+        Self::Unavailable("The engine of this model has stopped.")
+    }
+}
+
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         Self::Model(error.into())

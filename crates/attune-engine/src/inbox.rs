@@ -70,7 +70,7 @@ impl Inbox {
         let mut state = self.state.lock();
         state.stopped = true;
         for arrival in state.arrivals.drain(..) {
-            arrival.owner.fail(super::native::stopped());
+            arrival.owner.fail(Error::stopped());
         }
         self.changed.notify_all();
     }

@@ -67,7 +67,7 @@ impl NativeEngine {
     }
 
     fn put(&self, arrivals: Vec<Arrival>) -> Result<()> {
-        if self.inbox.put(arrivals) { Ok(()) } else { Err(stopped()) }
+        if self.inbox.put(arrivals) { Ok(()) } else { Err(Error::stopped()) }
     }
 
     fn submit_inputs(&self, request: EmbedRequest) -> Result<Vec<oneshot::Receiver<Result<Vec<f32>>>>> {
@@ -136,7 +136,7 @@ impl Backend for NativeEngine {
             let replies = submitted?;
             let mut vectors = Vec::with_capacity(replies.len());
             for reply in replies {
-                vectors.push(reply.await.map_err(|_| stopped())??);
+                vectors.push(reply.await.map_err(|_| Error::stopped())??);
             }
             Ok(vectors)
         })
@@ -161,9 +161,4 @@ impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.stop();
     }
-}
-
-/// What requests get that the engine no longer serves.
-pub(super) fn stopped() -> Error {
-    Error::Unavailable("The engine of this model has stopped.")
 }

@@ -16,7 +16,6 @@ use rayon::prelude::*;
 use super::Event;
 use super::inbox::{Arrival, Asked, Inbox};
 use super::metrics::EngineMetrics;
-use super::native::stopped;
 use super::pool;
 use super::priority::Priority;
 use super::request::{Answer, Drawn, Embedding, Next, Work};
@@ -68,10 +67,10 @@ impl<M: StepModel> Runner<M> {
             self.start_anew(text(&*panic));
         }
         for arrival in self.arrived {
-            arrival.owner.fail(stopped());
+            arrival.owner.fail(Error::stopped());
         }
         for mut work in self.scheduler.drain() {
-            work.fail(stopped());
+            work.fail(Error::stopped());
         }
     }
 

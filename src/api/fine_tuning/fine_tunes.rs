@@ -2,6 +2,7 @@
 //!
 //! This file holds the handlers; [`request`] is the body that creates a fine-tune, [`response`] the bodies of answers.
 
+mod event_stream;
 mod request;
 pub(super) mod response;
 
@@ -15,7 +16,6 @@ use self::request::CreateFineTune;
 use self::response::{Files, FineTune, FineTuneEvent, read_events, with_events};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
-use crate::api::fine_tuning::event_stream;
 use crate::api::fine_tuning::job_rules::admitted;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::{Body, Path, Query};

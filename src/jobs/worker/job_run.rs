@@ -5,12 +5,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::checkpoints::states;
+use super::checkpoints::{model_name, states};
 use super::lease::{Control, Interrupt, keep};
 use super::report::{Speed, seconds_from_now};
 use super::training::{Inputs, Progress, Trained, train};
@@ -268,26 +267,6 @@ impl Stored {
             adapter: self.adapter.clone(),
             trained_tokens: self.trained_tokens,
             result_files: vec![self.result_file.clone()],
-        }
-    }
-}
-
-/// `ft:{base}:{organization}:{suffix}:{8 characters}`, or of the older resource
-/// `{base}:ft-{organization}:{suffix}-{time of creation}-{8 characters}`. All of it follows from the job, so that every
-/// attempt makes the same name. An alias that was asked for stands in the base's place.
-pub(super) fn model_name(job: &Job, base: &str) -> String {
-    let base = job.spec.alias.as_deref().unwrap_or(base);
-    let organization = &job.organization;
-    let suffix = job.spec.suffix.as_deref();
-    let digest = format!("{:x}", Sha256::digest(job.id.as_bytes()));
-    // Two jobs may be created in one second, and names are taken once.
-    let tail = &digest[..8];
-    match job.api {
-        JobApi::FineTuningJobs => format!("ft:{base}:{organization}:{}:{tail}", suffix.unwrap_or_default()),
-        JobApi::FineTunes => {
-            let suffix = suffix.map(|suffix| format!(":{suffix}")).unwrap_or_default();
-            let created = jiff::Timestamp::from_second(job.created_at).unwrap_or_default();
-            format!("{base}:ft-{organization}{suffix}-{}-{tail}", created.strftime("%Y-%m-%d-%H-%M-%S"))
         }
     }
 }
