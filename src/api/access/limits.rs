@@ -186,7 +186,7 @@ pub async fn enforce(caller: Caller, request: Request, next: Next) -> Response {
     let mut response = match caller.limiter.admit(&caller.organization, Instant::now()) {
         // Held until the last byte has gone: a stream is a running request.
         Ok(permit) => next.run(request).await.map(|body| Body::new(Guarded { body, _permit: permit })),
-        Err(error) => Problem::from(error).into_response(),
+        Err(error) => error.into_response(),
     };
     let (requests, tokens) = caller.limiter.levels(Instant::now());
     write_headers(response.headers_mut(), requests, tokens);
@@ -328,7 +328,7 @@ mod tests {
     fn a_prompt_beyond_the_limit_is_told_that_waiting_is_no_use() {
         let now = Instant::now();
         let error = limiter(now).take_tokens("acme", 11, now).expect_err("never fits");
-        let response = Problem::from(error).into_response();
+        let response = error.into_response();
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()["x-should-retry"], "false");
         assert!(!response.headers().contains_key("retry-after"));

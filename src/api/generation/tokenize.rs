@@ -130,7 +130,7 @@ async fn resolve(state: &ApiState, caller: &Caller, name: Option<&str>) -> Resul
         (None, [only]) => &only.model.id,
         (None, _) => return Err(Problem::missing("model")),
     };
-    Ok(Target::resolve(state, caller, name).await?)
+    Target::resolve(state, caller, name).await
 }
 
 impl TokenizeRequest {

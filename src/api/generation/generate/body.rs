@@ -135,7 +135,7 @@ pub fn stream_chunks<C: Chunks>(running: Running, chunks: C) -> impl Stream<Item
                     pending.extend(chunks.text(index, text, token.as_ref()));
                 }
                 Some(Ok((index, Piece::End(reason)))) => pending.extend(chunks.end(index, reason)),
-                Some(Err(error)) => return Some((Err(error.into()), None)),
+                Some(Err(error)) => return Some((Err(error), None)),
                 None => return chunks.usage(running.usage()).map(|chunk| (json(&chunk), None)),
             }
         }
