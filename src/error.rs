@@ -1,5 +1,5 @@
-//! What ends the program or a command: the application's own failures, and those of the layers below it. Only `app` and `cli`
-//! return [`Error`]; each layer has an error of its own, see `docs/adr/0005-errors-by-layer.md`.
+//! What ends the program or a command: the application's own failures, and those of the layers below it. Only `app` and
+//! `cli` return [`Error`]; each layer has an error of its own, see `docs/adr/0005-errors-by-layer.md`.
 
 use std::sync::Arc;
 

@@ -1,9 +1,9 @@
 //! Contents too large for rows, by key, in a folder of this machine: `files/{id}`,
-//! `adapters/{sha256}/adapter_model.safetensors`, `checkpoints/{job}/…`. A written blob is complete or absent. Called by
-//! the rest of `store`, by the worker and by the adapter registry.
+//! `adapters/{sha256}/adapter_model.safetensors`, `checkpoints/{job}/…`. A written blob is complete or absent. Called
+//! by the rest of `store`, by the worker and by the adapter registry.
 //!
-//! `object_store` is kept for S3-compatible storage, which servers and workers on several machines will share. On a folder,
-//! whole files go past it: they are renamed into place and opened where they lie.
+//! `object_store` is kept for S3-compatible storage, which servers and workers on several machines will share. On a
+//! folder, whole files go past it: they are renamed into place and opened where they lie.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Seek as _};
@@ -56,7 +56,7 @@ impl Blobs {
         Ok(Self { store: Arc::new(store), folder: Some(folder.into()) })
     }
 
-    /// Blobs in any object store.
+    /// Keeps blobs in any object store.
     pub fn over(store: Arc<dyn ObjectStore>) -> Self {
         Self { store, folder: None }
     }
@@ -74,8 +74,8 @@ impl Blobs {
         }
     }
 
-    /// Makes the complete file at `path` the blob `key`, whole or not at all: renamed if it is on the blobs' disk, else copied.
-    /// The file at `path` is gone afterwards.
+    /// Makes the complete file at `path` the blob `key`, whole or not at all: renamed if it is on the blobs' disk, else
+    /// copied. The file at `path` is gone afterwards.
     pub async fn adopt(&self, key: &str, path: PathBuf) -> Result<()> {
         let Some(folder) = self.folder.clone() else { return self.copy_in(key, path).await };
         let (target, source) = (folder.join(checked(key)?.as_ref()), path.clone());
@@ -104,8 +104,8 @@ impl Blobs {
         tokio::fs::remove_file(&path).await.map_err(Error::io(format!("remove {}", path.display())))
     }
 
-    /// Opens the content under `key` for reading; [`Error::BlobNotFound`] if there is none. Whoever holds the file can read
-    /// all of it, also after the blob was deleted.
+    /// Opens the content under `key` for reading; [`Error::BlobNotFound`] if there is none. Whoever holds the file can
+    /// read all of it, also after the blob was deleted.
     pub async fn open(&self, key: &str) -> Result<File> {
         let Some(folder) = &self.folder else { return self.download(key).await };
         match tokio::fs::File::open(folder.join(checked(key)?.as_ref())).await {
@@ -129,12 +129,12 @@ impl Blobs {
         Ok(local)
     }
 
-    /// Bytes of the content under `key`; [`Error::BlobNotFound`] if there is none.
+    /// Returns the size of the content under `key` in bytes; [`Error::BlobNotFound`] if there is none.
     pub async fn size(&self, key: &str) -> Result<u64> {
         Ok(self.store.head(&checked(key)?).await?.size)
     }
 
-    /// True where there is a blob under `key`.
+    /// True if there is a blob under `key`.
     pub async fn exists(&self, key: &str) -> Result<bool> {
         match self.store.head(&checked(key)?).await {
             Ok(_) => Ok(true),
@@ -143,17 +143,17 @@ impl Blobs {
         }
     }
 
-    /// The content under `key`; [`Error::BlobNotFound`] if there is none.
+    /// Reads the content under `key`; [`Error::BlobNotFound`] if there is none.
     pub async fn get(&self, key: &str) -> Result<Bytes> {
         Ok(self.store.get(&checked(key)?).await?.bytes().await?)
     }
 
-    /// The content as a stream of chunks, for downloads.
+    /// Streams the content in chunks, for downloads.
     pub async fn stream(&self, key: &str) -> Result<BoxStream<'static, Result<Bytes>>> {
         Ok(self.store.get(&checked(key)?).await?.into_stream().map_err(Error::from).boxed())
     }
 
-    /// The blobs whose key begins with the segments of `prefix`, in no particular order.
+    /// Lists the blobs whose key begins with the segments of `prefix`, in no particular order.
     pub fn list(&self, prefix: &str) -> Result<BoxStream<'static, Result<BlobEntry>>> {
         let entries = self.store.list(Some(&checked(prefix)?));
         Ok(entries
@@ -207,7 +207,7 @@ fn rename_durably(path: &Path, target: &Path, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// True where the local disk says that something on the way to the blob is not there.
+/// True if the local disk says that a folder on the way to the blob is missing.
 fn is_missing_folder(error: &object_store::Error) -> bool {
     let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
     let mut causes = causes.filter_map(|cause| cause.downcast_ref::<io::Error>());
@@ -222,7 +222,7 @@ fn absent_is_empty(error: object_store::Error) -> Result<Vec<Key>> {
     }
 }
 
-/// Keys are plain words between slashes, so that none can leave the folder or hide from a listing.
+/// Checks that `key` is plain words between slashes, so that none can leave the folder or hide from a listing.
 fn checked(key: &str) -> Result<Key> {
     let plain = |part: &str| {
         (1..=255).contains(&part.len())

@@ -1,4 +1,5 @@
-//! What can go wrong with stored things. The layers above wrap [`Error`] in their own; `api` maps each variant to a status.
+//! What can go wrong with stored things. The layers above wrap [`Error`] in their own; `api` maps each variant to a
+//! status.
 //!
 //! Database and blobs are known here alone: nobody above looks into `sqlx`'s or `object_store`'s errors.
 

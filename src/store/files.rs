@@ -37,11 +37,11 @@ pub struct NewFile {
     pub purpose: String,
 }
 
-/// One page of a list; `after` is the id of the last item of the previous page. Nothing follows an item that is not (or no
-/// longer) in the list: such a page is empty, so that a reader of pages comes to an end.
+/// One page of a list; `after` is the id of the last item of the previous page. Nothing follows an item that is not (or
+/// no longer) in the list: such a page is empty, so that a reader of pages comes to an end.
 #[derive(Debug, Clone)]
 pub struct Page {
-    /// Id of the last item of the page before; none starts at the beginning.
+    /// Id of the last item of the page before; `None` starts at the beginning.
     pub after: Option<String>,
     /// Items at the most.
     pub limit: i64,
@@ -50,7 +50,7 @@ pub struct Page {
 }
 
 impl Page {
-    /// The limit within what one answer may hold.
+    /// Returns the limit, cut to the items that one answer may hold.
     pub(crate) fn bounded_limit(&self) -> i64 {
         self.limit.clamp(0, MAX_PAGE)
     }
@@ -100,8 +100,8 @@ impl Store {
         .await
     }
 
-    /// The row of a file whose content is stored. Content first: a row without content would be a file that cannot be read;
-    /// the other way round is swept up.
+    /// Writes the row of a file whose content is stored. Content first: a row without content would be a file that
+    /// cannot be read; the other way round is swept up.
     async fn add_file_row(&self, id: &str, new: NewFile, bytes: u64) -> Result<File> {
         let added = sqlx::query_as(file_query!(
             "insert into files (id, organization, filename, purpose, bytes) values ($1, $2, $3, $4, $5) returning",
@@ -121,7 +121,7 @@ impl Store {
         Ok(added?)
     }
 
-    /// The organisation's file, or [`Error::NotFound`].
+    /// Reads the organisation's file, or [`Error::NotFound`].
     pub async fn file(&self, organization: &str, id: &str) -> Result<File> {
         sqlx::query_as(file_query!("select", "from files where organization = $1 and id = $2"))
             .bind(organization)
@@ -131,17 +131,17 @@ impl Store {
             .ok_or_else(|| no_such_file(id))
     }
 
-    /// A file's content as a stream of chunks.
+    /// Streams a file's content in chunks.
     pub async fn file_content(&self, file: &File) -> Result<BoxStream<'static, Result<Bytes>>> {
         self.blobs.stream(&blob_key(&file.id)).await
     }
 
-    /// A file's content, open for reading; it can be read to its end even if the file is deleted meanwhile.
+    /// Opens a file's content for reading; it can be read to its end even if the file is deleted meanwhile.
     pub async fn open_file(&self, file: &File) -> Result<std::fs::File> {
         self.blobs.open(&blob_key(&file.id)).await
     }
 
-    /// A page of the organisation's files, and whether there are more.
+    /// Lists a page of the organisation's files, and tells whether there are more.
     pub async fn files(&self, organization: &str, purpose: Option<&str>, page: Page) -> Result<(Vec<File>, bool)> {
         let query = if page.ascending {
             file_query!(
@@ -198,7 +198,7 @@ impl Store {
     }
 }
 
-/// Where a file's content lies in the blobs.
+/// Returns the key of a file's content in the blobs.
 fn blob_key(id: &str) -> String {
     format!("files/{id}")
 }

@@ -25,7 +25,7 @@ const MAX_ENTRIES: u64 = 10_000;
 /// Lookups at a time: made-up keys must leave most of the pool's connections to the requests that are let in.
 const LOOKUPS: usize = 4;
 
-/// Counts what the database has notified of.
+/// Number of notifications from the database so far.
 type Generation = u64;
 
 /// Why a lookup has no key to keep.
@@ -77,7 +77,7 @@ impl KeyDirectory {
         Ok(directory)
     }
 
-    /// The live key with this text.
+    /// Finds the live key with this text.
     pub async fn find(&self, text: &str) -> Result<Option<Arc<ApiKey>>> {
         if !text.starts_with(PREFIX) {
             return Ok(None);
@@ -105,7 +105,7 @@ impl KeyDirectory {
         }
     }
 
-    /// True where a key was ever made, so that requests need one.
+    /// True if a key was ever made, so that requests need one.
     pub async fn is_closed(&self) -> Result<bool> {
         let inner = &self.inner;
         if self.was_closed() {
@@ -119,7 +119,7 @@ impl KeyDirectory {
         Ok(any)
     }
 
-    /// What [`KeyDirectory::is_closed`] last found.
+    /// Returns the last answer of [`KeyDirectory::is_closed`].
     pub fn was_closed(&self) -> bool {
         self.inner.closed.load(Ordering::SeqCst)
     }

@@ -24,17 +24,17 @@ pub type KeyHash = [u8; 32];
 /// What a new key may do.
 #[derive(Debug, Clone, Default)]
 pub struct NewKey {
-    /// Owner of what is made with the key; see [`normal_organization`].
+    /// Owner of everything that is made with the key; see [`normal_organization`].
     pub organization: String,
     /// A note for people.
     pub name: Option<String>,
-    /// May do what concerns the whole server, or other organisations.
+    /// True if it may manage the whole server and other organisations.
     pub admin: bool,
-    /// Requests per minute; absent: the configuration's.
+    /// Requests per minute; `None` takes the configuration's.
     pub requests_per_minute: Option<u64>,
-    /// Tokens per minute; absent: the configuration's.
+    /// Tokens per minute; `None` takes the configuration's.
     pub tokens_per_minute: Option<u64>,
-    /// Unix seconds; absent: never.
+    /// Unix seconds; `None` never expires.
     pub expires_at: Option<i64>,
 }
 
@@ -43,17 +43,17 @@ pub struct NewKey {
 pub struct ApiKey {
     /// `key_…`
     pub id: String,
-    /// Owner of what is made with it.
+    /// Owner of everything that is made with it.
     pub organization: String,
     /// A note for people.
     pub name: Option<String>,
     /// The ends of its text.
     pub masked: String,
-    /// May do what concerns the whole server, or other organisations.
+    /// True if it may manage the whole server and other organisations.
     pub admin: bool,
-    /// Requests per minute; absent: the configuration's.
+    /// Requests per minute; `None` takes the configuration's.
     pub requests_per_minute: Option<i64>,
-    /// Tokens per minute; absent: the configuration's.
+    /// Tokens per minute; `None` takes the configuration's.
     pub tokens_per_minute: Option<i64>,
     /// When it was made.
     pub created_at: i64,
@@ -66,7 +66,7 @@ pub struct ApiKey {
 }
 
 impl ApiKey {
-    /// True where `now`, in unix seconds, is past its end.
+    /// True if `now`, in unix seconds, is past its end.
     pub fn has_expired(&self, now: i64) -> bool {
         self.expires_at.is_some_and(|end| end <= now)
     }
@@ -85,7 +85,7 @@ macro_rules! key_query {
     };
 }
 
-/// The hash that finds a key.
+/// Hashes a key's text; the hash finds the key.
 pub fn hash(text: &str) -> KeyHash {
     Sha256::digest(text).into()
 }
@@ -138,7 +138,7 @@ impl Store {
         Ok((key, text))
     }
 
-    /// All keys, of one organisation where it is given, oldest first.
+    /// Lists all keys, or those of one organisation, oldest first.
     pub async fn keys(&self, organization: Option<&str>) -> Result<Vec<ApiKey>> {
         let keys = sqlx::query_as(key_query!(
             "select",
@@ -159,7 +159,7 @@ impl Store {
         .ok_or_else(|| Error::NotFound { kind: "key", id: id.into() })
     }
 
-    /// The key with this hash, unless it is revoked or has expired.
+    /// Finds the key with this hash, unless it is revoked or has expired.
     pub async fn live_key(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
         Ok(sqlx::query_as(key_query!(
             "select",
@@ -170,7 +170,7 @@ impl Store {
         .await?)
     }
 
-    /// True where a key was ever made, live or not: a server is not opened again by revoking its last key.
+    /// True if a key was ever made, live or not: a server is not opened again by revoking its last key.
     pub async fn has_keys(&self) -> Result<bool> {
         Ok(sqlx::query_scalar("select exists (select from api_keys)").fetch_one(&self.pool).await?)
     }

@@ -1,5 +1,5 @@
-//! All SQL but the job queue's: uploaded files, fine-tuned models, API keys, usage; the private Postgres; blobs on disk.
-//! Called by `api` and `jobs`.
+//! All SQL but the job queue's: uploaded files, fine-tuned models, API keys, usage; the private Postgres; blobs on
+//! disk. Called by `api` and `jobs`.
 
 pub mod blobs;
 mod error;
@@ -43,7 +43,7 @@ pub struct Store {
     pub(crate) pool: PgPool,
     /// Contents of files, adapters and checkpoints.
     pub blobs: blobs::Blobs,
-    /// The folder for files that live no longer than what makes them.
+    /// The folder for temporary files.
     pub scratch: Arc<Path>,
 }
 
@@ -77,7 +77,7 @@ impl Store {
         matches!(tokio::time::timeout(READY_TIMEOUT, answer).await, Ok(Ok(1)))
     }
 
-    /// Runs `work` to its end even where the caller goes away: for steps that belong together but that one statement
+    /// Runs `work` to its end even if the caller goes away: for steps that belong together but that one statement
     /// cannot join, such as a row and its blob. axum drops a handler when its client hangs up.
     async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
         tokio::spawn(work).await.map_err(|error| Error::Internal(format!("storage task: {error}")))?
@@ -99,7 +99,7 @@ async fn migrate(options: &PgConnectOptions) -> Result<()> {
     Ok(connection.close().await?)
 }
 
-/// A pool that hands out clean connections only.
+/// Makes a pool that hands out clean connections only.
 fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections)
@@ -119,12 +119,12 @@ fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
         .connect_lazy_with(options)
 }
 
-/// A public id: `prefix` and 24 random letters and digits.
+/// Makes a public id: `prefix` and 24 random letters and digits.
 pub(crate) fn new_id(prefix: &str) -> String {
     with_random_letters(prefix, 24)
 }
 
-/// `prefix` and `count` letters and digits that nobody can guess: the generator is a cryptographic one.
+/// Makes a text of `prefix` and `count` letters and digits that nobody can guess: the generator is a cryptographic one.
 fn with_random_letters(prefix: &str, count: usize) -> String {
     let letters = rand::rng().sample_iter(Alphanumeric).take(count).map(char::from);
     prefix.chars().chain(letters).collect()

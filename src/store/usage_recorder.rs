@@ -1,4 +1,4 @@
-//! Gathers what requests use and writes it in batches, off their path. `api` records, `app` runs the writer.
+//! Gathers the use of requests and writes it in batches, off their path. `api` records, `app` runs the writer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::store::usage::{Counts, UsageEntry, UsageRows};
 
 /// Pause between batches.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Sums that wait for the database at the most. Beyond it what fine-tuned models use is summed up under their base, so
-/// that the number of sums is bounded by keys and base models, and nothing is lost.
+/// Sums that wait for the database at the most. Beyond it the use of fine-tuned models is summed up under their base,
+/// so that the number of sums is bounded by keys and base models, and nothing is lost.
 const MAX_WAITING: usize = 20_000;
 
 /// The recorder. Cheap to clone.

@@ -1,8 +1,8 @@
-//! An adapter in host memory: its checked file, and where in it each matrix lies. It becomes an [`Adapter`] on a device by
-//! copying alone, which takes far less time than one prefill.
+//! An adapter in host memory: its checked file, and where in it each matrix lies. It becomes an [`Adapter`] on a device
+//! by copying alone, which takes far less time than one prefill.
 //!
-//! The registry checks every adapter this way, from the file's header before anything is allocated, and keeps the result
-//! in the tier between device and disk. No content of a file may panic.
+//! The registry checks every adapter this way, from the file's header before anything is allocated, and keeps the
+//! result in the tier between device and disk. No content of a file may panic.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -63,17 +63,17 @@ impl fmt::Debug for HostAdapter {
 }
 
 impl HostAdapter {
-    /// Checks the two files of a PEFT folder for a model of shape `model`: the configuration, the header, the shapes, then
-    /// the numbers. Nothing but a small plan is allocated.
+    /// Checks the two files of a PEFT folder for a model of shape `model`: the configuration, the header, the shapes,
+    /// then the numbers. Nothing but a small plan is allocated.
     pub fn check(config: &[u8], weights: Bytes, model: &ModelConfig, max_rank: usize) -> Result<Self> {
         Self::checked(peft::generation(config, &weights), config, weights, model, max_rank)
     }
 
-    /// The same for files that were stored as `generation`: not a byte of them may have changed.
+    /// As [`HostAdapter::check`], for files that were stored as `generation`: not a byte of them may have changed.
     pub fn check_stored(generation: &str, config: &[u8], weights: Bytes, model: &ModelConfig) -> Result<Self> {
         let id = peft::generation(config, &weights);
         if id != generation {
-            // First: what else is wrong with them is no fault of whoever asks for the model.
+            // Checked first: a damaged file is our fault (500), not the client's.
             return Err(Error::Internal(format!("the files of adapter {generation} do not match its hash")));
         }
         Self::checked(id, config, weights, model, MAX_RANK)
@@ -142,7 +142,7 @@ impl HostAdapter {
         (self.updates.iter().map(elements).sum::<usize>() * precision.size_in_bytes()) as u64
     }
 
-    /// The adapter ready to compute on `device`, in f32.
+    /// Copies the adapter to `device`, ready to compute, in f32.
     pub fn to_adapter(&self, device: &Device) -> Result<Adapter> {
         let mut layers = vec![LoraLayer::default(); self.blocks];
         for Update { block, site, scale, a, b } in &self.updates {
@@ -164,7 +164,7 @@ impl HostAdapter {
         }
     }
 
-    /// Refuses what is not a number, by its bits alone.
+    /// Refuses matrices with infinities or NaN, by their bits alone.
     fn check_values(&self) -> Result<()> {
         for Update { block, site, a, b, .. } in &self.updates {
             for (matrix, half) in [(a, 'A'), (b, 'B')] {
@@ -179,7 +179,7 @@ impl HostAdapter {
 }
 
 impl Matrix {
-    /// The matrix where it has the shape that rank and model require, and numbers that are read.
+    /// Returns the matrix if its type can be read and `shape` is its own; else the error names it `name`.
     fn checked(&self, name: &str, shape: (usize, usize)) -> Result<Self> {
         if !matches!(self.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             return Err(refuse(format_args!("`{name}` is {:?}; use F32, F16 or BF16", self.dtype)));
@@ -193,7 +193,7 @@ impl Matrix {
         Ok(self.clone())
     }
 
-    /// True where no value in the file is infinite or not a number: those have every bit of the exponent set.
+    /// True if no value in the file is infinite or not a number: those have every bit of the exponent set.
     fn is_finite(&self, file: &[u8]) -> bool {
         let short = |exponent: u16| {
             let finite = move |bytes: &[u8; 2]| u16::from_le_bytes(*bytes) & exponent != exponent;

@@ -1,5 +1,5 @@
-//! What a failed job tells its owner: the table of HTTP errors, in a job's words. The worker is handed [`describe_fault`], so
-//! that it knows no fields of requests.
+//! What a failed job tells its owner: the table of HTTP errors, in a job's words. The worker is handed
+//! [`describe_fault`], so that it knows no fields of requests.
 
 use crate::api::http::error::Problem;
 use crate::jobs::{self, JobFault, JobSpec};

@@ -1,5 +1,5 @@
-//! Receives an upload: the parts of a form in any order, the file to disk as it arrives, and the check that a training file
-//! holds one JSON object on each line. Called by `files::create`.
+//! Receives an upload: the parts of a form in any order, the file to disk as it arrives, and the check that a training
+//! file holds one JSON object on each line. Called by `files::create`.
 
 use std::fs::Permissions;
 use std::io::BufReader;

@@ -11,14 +11,14 @@ use crate::store::{Error, Result};
 /// Users that a server started by root runs its database as, the first that exists.
 const UNPRIVILEGED: [&str; 2] = ["postgres", "nobody"];
 
-/// The system user of the cluster: ourselves, or an unprivileged user where we are root.
+/// The system user of the cluster: ourselves, or an unprivileged user if we are root.
 #[derive(Debug, Clone)]
 pub(super) struct ServiceUser {
     pub uid: Uid,
     pub gid: Gid,
     /// For messages.
     pub name: String,
-    /// True where this is not the user that we run as.
+    /// True if this is not the user that we run as.
     pub other: bool,
 }
 
@@ -97,7 +97,8 @@ impl Installation {
     }
 }
 
-/// Every set of binaries that the user can run: in the search path, in the packages' folders, where `pg_config` says.
+/// Finds every set of binaries that the user can run: in the search path, in the packages' folders, and in the folder
+/// that `pg_config` names.
 fn installed(user: &ServiceUser) -> Vec<Installation> {
     let mut folders = vec![PathBuf::new()];
     for parent in ["/usr/lib/postgresql", "/usr/local/lib/postgresql", "/opt/homebrew/opt"] {
@@ -108,7 +109,7 @@ fn installed(user: &ServiceUser) -> Vec<Installation> {
     folders.iter().filter_map(|folder| probe(user, folder)).collect()
 }
 
-/// The binaries in `folder` (in the search path where it is empty), if the user can run them.
+/// Finds the binaries in `folder` (in the search path if it is empty), if the user can run them.
 fn probe(user: &ServiceUser, folder: &Path) -> Option<Installation> {
     let (initdb, postgres) = (folder.join("initdb"), folder.join("postgres"));
     output(user.command(&initdb).arg("--version"))?;
