@@ -11,6 +11,7 @@ mod checkpoints;
 mod compatibility;
 pub mod estimate;
 mod forecast;
+mod inputs;
 mod job_run;
 mod lease;
 mod report;

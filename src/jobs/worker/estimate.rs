@@ -13,9 +13,10 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
+use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt};
 use super::report::warnings;
-use super::training::{Inputs, TrainingPlan, plan};
+use super::training::{TrainingPlan, plan};
 use crate::datasets::Purpose;
 use crate::engine::priority::Priority;
 use crate::jobs::cost::{Cost, Pricing};
@@ -112,7 +113,7 @@ impl Drop for Stopper {
 pub fn estimate_files(
     model: Arc<BaseModel>,
     spec: &JobSpec,
-    (training_file, validation_file): (File, Option<File>),
+    files: (File, Option<File>),
     rates: BTreeMap<String, TrainingRate>,
     pricing: &Pricing,
     memory: MemoryBounds,
@@ -120,25 +121,15 @@ pub fn estimate_files(
 ) -> Result<(JobEstimate, Option<(String, TrainingRate)>)> {
     let (progress, _) = mpsc::channel(1);
     let base = model.id.clone();
-    let plan = plan(Inputs {
-        model,
-        api: JobApi::FineTuningJobs,
-        method: spec.method,
-        asked: spec.hyperparameters.clone(),
-        resolved: None,
-        seed: spec.seed,
-        training_file,
-        validation_file,
-        initial: None,
-        classification: None,
-        checkpoint: None,
+    let surroundings = Surroundings {
         rates,
         memory,
         scratch,
         priority: Arc::new(Priority::default()),
         control: Arc::new(Control::default()),
         progress,
-    })?;
+    };
+    let plan = plan(Inputs::new(model, JobApi::FineTuningJobs, spec, files, surroundings))?;
     let measured = plan.forecast.calibrated.map(|rate| (plan.forecast.setup.clone(), rate));
     Ok((JobEstimate::new(base, plan, pricing), measured))
 }

@@ -10,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::checkpoints::{model_name, states};
+use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt, keep};
 use super::report::{Speed, seconds_from_now};
-use super::training::{Inputs, Progress, Trained, train};
+use super::training::{Progress, Trained, train};
 use super::{LEASE, Worker};
 use crate::adapters::registry::{config_key, weights_key};
 use crate::jobs::queue::Outcome;
@@ -145,18 +146,7 @@ impl Worker {
             Some(id) => Some(self.fetch(organization, id).await?),
             None => None,
         };
-        let inputs = Inputs {
-            model,
-            api,
-            method: spec.method,
-            asked: spec.hyperparameters.clone(),
-            resolved: None,
-            seed: spec.seed,
-            training_file,
-            validation_file,
-            initial,
-            classification: spec.classification.clone(),
-            checkpoint: None,
+        let surroundings = Surroundings {
             rates: self.store.training_rates(&system::name(), &base).await?,
             memory: self.memory,
             scratch: self.store.scratch.to_path_buf(),
@@ -164,7 +154,8 @@ impl Worker {
             control: Arc::clone(control),
             progress,
         };
-        Ok((base, inputs))
+        let inputs = Inputs::new(model, api, spec, (training_file, validation_file), surroundings);
+        Ok((base, Inputs { initial, classification: spec.classification.clone(), ..inputs }))
     }
 
     /// Opens an uploaded file of the organisation.
