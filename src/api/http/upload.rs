@@ -22,7 +22,7 @@ const MAX_PARTS: usize = 32;
 
 /// An upload on disk; the file is removed when this drops, unless it was moved away.
 #[derive(Debug)]
-pub struct Upload {
+pub(crate) struct Upload {
     /// Where the content lies.
     pub path: TempPath,
     /// The name that the uploader gave.
@@ -32,7 +32,7 @@ pub struct Upload {
 }
 
 /// Reads the whole form; the file lies in `folder` and has at most `limit` bytes.
-pub async fn receive(mut form: Multipart, folder: &Path, limit: usize) -> Result<Upload, Problem> {
+pub(crate) async fn receive(mut form: Multipart, folder: &Path, limit: usize) -> Result<Upload, Problem> {
     let (mut file, mut purpose, mut parts) = (None, None, 0);
     while let Some(mut field) = timed(form.next_field()).await? {
         parts += 1;
@@ -97,7 +97,7 @@ async fn small_text(field: &mut Field<'_>) -> Result<String, Problem> {
 }
 
 /// Checks that every line of the file is a JSON object. Reads the whole file: call it off the async threads.
-pub fn check_lines(path: &Path) -> Result<()> {
+pub(crate) fn check_lines(path: &Path) -> Result<()> {
     let context = || format!("read the upload {}", path.display());
     let file = std::fs::File::open(path).map_err(Problem::io(context()))?;
     let mut lines = RawLines::new(BufReader::with_capacity(1 << 20, file));

@@ -40,7 +40,7 @@ pub(super) fn service_user() -> Result<ServiceUser> {
 
 impl ServiceUser {
     /// A command that runs as this user, from a folder that it can enter.
-    pub fn command(&self, program: &Path) -> Command {
+    pub(super) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.current_dir("/");
         if self.other {
@@ -50,7 +50,7 @@ impl ServiceUser {
     }
 
     /// Makes `path` this user's.
-    pub fn give(&self, path: &Path) -> std::io::Result<()> {
+    pub(super) fn give(&self, path: &Path) -> std::io::Result<()> {
         if self.other {
             std::os::unix::fs::chown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw()))?;
         }
@@ -70,7 +70,7 @@ pub(super) struct Installation {
 
 impl Installation {
     /// The newest one, for a new cluster.
-    pub fn newest(user: &ServiceUser) -> Result<Self> {
+    pub(super) fn newest(user: &ServiceUser) -> Result<Self> {
         let number = |installation: &Self| installation.major.parse().unwrap_or(0_u32);
         installed(user).into_iter().max_by_key(number).ok_or_else(|| {
             Error::Setup(
@@ -82,7 +82,7 @@ impl Installation {
     }
 
     /// One that can open the cluster: the files of one major version mean nothing to another.
-    pub fn of_major(user: &ServiceUser, major: &str, cluster: &Path) -> Result<Self> {
+    pub(super) fn of_major(user: &ServiceUser, major: &str, cluster: &Path) -> Result<Self> {
         let all = installed(user);
         if let Some(found) = all.iter().find(|installation| installation.major == major) {
             return Ok(found.clone());

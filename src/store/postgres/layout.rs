@@ -28,7 +28,7 @@ pub(super) struct DataLayout {
 
 impl DataLayout {
     /// Finds or chooses the place of `data_dir`'s cluster and locks it.
-    pub fn choose(data_dir: &Path, user: &ServiceUser) -> Result<Self> {
+    pub(super) fn choose(data_dir: &Path, user: &ServiceUser) -> Result<Self> {
         std::fs::create_dir_all(data_dir).map_err(|error| setup_error("create", data_dir, &error))?;
         let data_dir = data_dir.canonicalize().map_err(|error| setup_error("open", data_dir, &error))?;
         // The lock comes before the choice, so that two first starts cannot choose twice.
@@ -50,7 +50,7 @@ impl DataLayout {
     }
 
     /// Reads the major version that made the cluster; `None` if there is no cluster yet.
-    pub fn existing_major(&self) -> Result<Option<String>> {
+    pub(super) fn existing_major(&self) -> Result<Option<String>> {
         match std::fs::read_to_string(self.cluster.join("PG_VERSION")) {
             Ok(version) => Ok(Some(version.trim().to_owned())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !self.cluster.exists() => Ok(None),

@@ -130,7 +130,7 @@ pub(super) struct Server {
 
 impl Server {
     /// Starts the process; [`Server::wait_until_ready`] tells when it answers.
-    pub fn spawn(place: &DataLayout, installation: Installation) -> Result<Self> {
+    pub(super) fn spawn(place: &DataLayout, installation: Installation) -> Result<Self> {
         let (stop, stopped) = channel();
         let (end, ended) = watch::channel(None);
         let (started, start) = channel();
@@ -154,12 +154,12 @@ impl Server {
     }
 
     /// Version of the binaries.
-    pub fn major(&self) -> &str {
+    pub(super) fn major(&self) -> &str {
         &self.major
     }
 
     /// Waits until the server answers queries; fails as soon as its process ends.
-    pub async fn wait_until_ready(&self, place: &DataLayout) -> Result<()> {
+    pub(super) async fn wait_until_ready(&self, place: &DataLayout) -> Result<()> {
         let options = connect_options(&place.socket_dir, "postgres");
         let mut ended = self.ended.clone();
         let answers = async {
