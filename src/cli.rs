@@ -1,5 +1,5 @@
-//! The command line: parses arguments, sets up logging, and calls what a command needs. Called by `main`; larger commands are
-//! in files of their own.
+//! The command line: parses arguments, sets up logging, and calls what a command needs. Called by `main`; larger
+//! commands are in files of their own.
 
 mod client;
 mod costs;

@@ -29,8 +29,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[error("{0}")]
 pub struct Error(pub String);
 
-/// Everything that an operator can set. Field names are the keys of `attune.toml`; `ATTUNE_` and the upper-case name set
-/// the same from the environment (`ATTUNE_LISTEN`, `ATTUNE_DATA_DIR`, …); flags win over both.
+/// Everything that an operator can set. Field names are the keys of `attune.toml`; `ATTUNE_` and the upper-case name
+/// set the same from the environment (`ATTUNE_LISTEN`, `ATTUNE_DATA_DIR`, …); flags win over both.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -48,31 +48,31 @@ pub struct Config {
     pub device: DeviceChoice,
     /// Run fine-tune jobs inside `serve`.
     pub worker: bool,
-    /// Keys that clients must send as `Authorization: Bearer …`, beside those of the database: admin keys of `organization`.
-    /// With none at all the server is open, which only a loopback address allows.
+    /// Keys that clients must send as `Authorization: Bearer …`, beside those of the database: admin keys of
+    /// `organization`. With none at all the server is open, which only a loopback address allows.
     pub api_keys: Vec<String>,
-    /// Organisation of who has one of `api_keys` or needs no key: it owns files, jobs and adapters, and appears in the names
-    /// of fine-tuned models.
+    /// Organisation of callers with one of `api_keys`, or without a key on an open server: it owns files, jobs and
+    /// adapters, and appears in the names of fine-tuned models.
     pub organization: String,
     /// Limits that keep one client from exhausting the server.
     pub limits: Limits,
-    /// What a base model's tokens cost, and those of the models that are fine-tuned from it, by the base's id.
+    /// Token prices of a base model and of the models fine-tuned from it, by the base's id.
     pub prices: BTreeMap<String, Price>,
-    /// What training costs beside its tokens.
+    /// Settings of training: the price of the machine, and memory.
     pub training: TrainingOptions,
-    /// The money of `prices`, and of `training`.
+    /// The currency of `prices` and `training`.
     pub currency: String,
     /// Log lines as JSON instead of text.
     pub log_json: bool,
 }
 
-/// What tokens cost: money per million of them.
+/// Token prices, in money per million tokens.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Price {
     /// Tokens of prompts, and of inputs to embed.
     pub prompt: f64,
-    /// Those of them that need not be computed; absent: the same.
+    /// Tokens of prompts that were found in the cache; `None`: the same as `prompt`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cached_prompt: Option<f64>,
     /// Tokens drawn.
@@ -81,23 +81,24 @@ pub struct Price {
     pub training: f64,
 }
 
-/// What an operator says of training.
+/// An operator's settings for training.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainingOptions {
-    /// What an hour of the machine costs: estimates and jobs tell their duration in money.
+    /// Price of an hour of the machine: estimates and jobs state their duration in money too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub price_per_hour: Option<f64>,
-    /// Memory of the whole process, in MiB, that no job may lead beyond; absent: what the machine or the container has.
+    /// Memory of the whole process, in MiB, that no job may exceed; `None`: what the machine or the container has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_limit_mib: Option<u64>,
-    /// What is computed again in the backward pass of every job, to need less memory; absent: `selective`, or `full` where memory is scarce.
+    /// What every job computes again in the backward pass, to need less memory; `None`: `selective`, or `full` if
+    /// memory is scarce.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recomputation: Option<Recomputation>,
 }
 
 impl TrainingOptions {
-    /// What is said of memory.
+    /// Returns the settings of memory, in bytes.
     pub fn memory(&self) -> MemoryBounds {
         let limit = self.memory_limit_mib.map(|mib| mib.saturating_mul(1 << 20));
         MemoryBounds { recomputation: self.recomputation, limit }
@@ -126,7 +127,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Merges defaults, `file` and the environment; flags are laid over the result by `main`, then [`Config::check`] runs.
+    /// Merges defaults, `file` and the environment; flags are laid over the result by `main`, then [`Config::check`]
+    /// runs.
     pub fn load(file: Option<&Path>) -> Result<Self> {
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         if let Some(file) = file {
@@ -141,7 +143,7 @@ impl Config {
             .map_err(|error| Error(format!("configuration: {error}")))
     }
 
-    /// Refuses what cannot work or is not safe, and fills in the demo model where none is named.
+    /// Refuses what cannot work or is not safe, and fills in the demo model if no model is named.
     pub fn check(mut self) -> Result<Self> {
         if self.models.is_empty() {
             self.models.push(ModelEntry::new("demo", demo_model_path()?));
@@ -168,7 +170,7 @@ impl Config {
         Ok(self)
     }
 
-    /// Refuses prices that are none.
+    /// Rejects negative or non-finite prices.
     pub fn check_prices(&self) -> Result<()> {
         for (model, price) in &self.prices {
             let prices = [price.prompt, price.cached_prompt.unwrap_or_default(), price.completion, price.training];
@@ -182,7 +184,8 @@ impl Config {
         Ok(())
     }
 
-    /// Refuses an address that others reach where nobody has a key; `database_has_keys` says whether one was ever made.
+    /// Refuses an address that others can reach if there is no API key; `database_has_keys` says whether one was ever
+    /// made.
     pub fn check_closed(&self, database_has_keys: bool) -> Result<()> {
         if !self.listen.ip().is_loopback() && self.api_keys.is_empty() && !database_has_keys {
             return Err(Error(format!(
@@ -217,7 +220,7 @@ impl Config {
     }
 }
 
-/// The model that ships with Attune: beside the working directory, beside the binary, or in the source tree.
+/// Returns the path of the demo model: in the working directory, beside the binary, installed, or in the source tree.
 fn demo_model_path() -> Result<PathBuf> {
     let beside_binary = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join("models/demo")));
     let candidates = [

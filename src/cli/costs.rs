@@ -1,5 +1,5 @@
-//! `attune costs`: compares the cost of answers on your own machine with per-token prices, and finds the number of requests
-//! per day at which both cost the same. The prices are the configuration's; the formula is in `docs/costs.md`.
+//! `attune costs`: compares the cost of answers on your own machine with per-token prices, and finds the number of
+//! requests per day at which both cost the same. The prices are the configuration's; the formula is in `docs/costs.md`.
 
 use crate::config::{Config, Price};
 use crate::{Error, Result, format};
@@ -31,7 +31,8 @@ pub(super) struct CostsOptions {
     /// Pay for the machine this many hours per day.
     #[arg(long, default_value_t = 24.0, value_name = "H", value_parser = hours)]
     hours_per_day: f64,
-    /// Assume that a machine generates this many tokens per second, as measured; without it one machine serves everything.
+    /// Assume that a machine generates this many tokens per second, as measured; without it one machine serves
+    /// everything.
     #[arg(long, value_name = "R", value_parser = positive)]
     tokens_per_second: Option<f64>,
     /// Train on this many tokens in one fine-tune, all epochs counted, as `attune estimate` prints them.

@@ -1,5 +1,5 @@
-//! `attune estimate`: estimates what fine-tuning on a file takes, before it runs. Without `--url` the model is loaded and
-//! measured in this process; with it the server is asked, and the uploaded file is deleted afterwards.
+//! `attune estimate`: estimates what fine-tuning on a file takes, before it runs. Without `--url` the model is loaded
+//! and measured in this process; with it the server is asked, and the uploaded file is deleted afterwards.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,8 @@ pub(super) struct EstimateOptions {
     /// Validate on this file at the end of each epoch.
     #[arg(long, value_name = "FILE")]
     validation: Option<PathBuf>,
-    /// Train this base model: an id of the configuration or ID=PATH; with --url any model of the server [default: the first].
+    /// Train this base model: an id of the configuration or ID=PATH; with --url any model of the server [default: the
+    /// first].
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// Set a hyperparameter, such as `n_epochs=3` or `rank=32`; may be given more than once.
@@ -292,7 +293,8 @@ fn memory_line(estimate: &Value) -> String {
     // A server that does not know the word yet computes nothing again.
     let recomputation = Recomputation::deserialize(&estimate["recomputation"]).unwrap_or_default();
     format!(
-        "{} at the peak: {} of the process, {} of the adapter, {} of activations, {} of the loss, {} of the allocator; {}",
+        "{} at the peak: {} of the process, {} of the adapter, {} of activations, {} of the loss, \
+         {} of the allocator; {}",
         memory("peak"),
         memory("process"),
         memory("adapter"),

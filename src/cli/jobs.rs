@@ -1,4 +1,5 @@
-//! `attune jobs`: follows fine-tune jobs of a running server. `list` prints a table; [`watch`] shows one job until it ends.
+//! `attune jobs`: follows fine-tune jobs of a running server. `list` prints a table; [`watch`] shows one job until it
+//! ends.
 
 mod watch;
 

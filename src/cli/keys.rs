@@ -1,5 +1,5 @@
-//! `attune keys`: makes, lists and revokes API keys in the database. Standard output is for scripts: `create` prints the
-//! key alone on a line.
+//! `attune keys`: makes, lists and revokes API keys in the database. Standard output is for scripts: `create` prints
+//! the key alone on a line.
 
 use crate::app::open_store_beside;
 use crate::config::Config;

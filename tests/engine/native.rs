@@ -1,6 +1,6 @@
-//! The engine under load, disconnects, overload and broken steps, over a model that is arithmetic: its logits are a hash of
-//! all tokens that its cache holds for the sequence, read back through the block table, so that a wrong block, a lost row or
-//! a neighbour's influence changes the answer.
+//! The engine under load, disconnects, overload and broken steps, over a model that is arithmetic: its logits are a
+//! hash of all tokens that its cache holds for the sequence, read back through the block table, so that a wrong block,
+//! a lost row or a neighbour's influence changes the answer.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -98,7 +98,7 @@ struct Fake {
     poisoned: bool,
     gate: Arc<Gate>,
     faults: Arc<Faults>,
-    /// RowMatrix computed so far.
+    /// Rows computed so far.
     rows: Arc<AtomicUsize>,
 }
 
@@ -521,7 +521,8 @@ fn a_model_that_draws_itself_gives_the_same_answers() {
         waiting.into_iter().map(|events| read(events).unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(answers(&drawing), answers(&plain));
-    // A step that fails is repeated by halves, with the same draws: the one of a request alone, then the first of all others.
+    // A step that fails is repeated by halves, with the same draws: the one of a request alone, then the first of all
+    // others.
     let expected = answers(&plain);
     drawing.gate.set(true);
     let alone = drawing.engine.generate(request(&[7], 1)).unwrap();

@@ -15,8 +15,8 @@ pub enum Error {
 
     /// Prompt and answer together do not fit the model's context.
     #[error(
-        "This model's maximum context length is {limit} tokens. However, you requested {} tokens ({prompt} in the prompt, \
-         {completion} in the completion). Please shorten the prompt or ask for fewer tokens.", prompt + completion
+        "This model's maximum context length is {limit} tokens. However, you requested {} tokens ({prompt} in the \
+         prompt, {completion} in the completion). Please shorten the prompt or ask for fewer tokens.", prompt + completion
     )]
     ContextLength {
         /// Tokens that the model can attend to.

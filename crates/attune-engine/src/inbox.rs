@@ -15,7 +15,7 @@ pub(super) type Arrival = NewSequence<Asked>;
 #[derive(Debug)]
 pub(super) enum Asked {
     /// Tokens. The request's adapter has moved into the sequence.
-    Answer { request: GenerateRequest, events: UnboundedSender<Event> },
+    Answer { request: Box<GenerateRequest>, events: UnboundedSender<Event> },
     /// The vector of one input.
     Vector { reply: oneshot::Sender<Result<Vec<f32>>> },
 }

@@ -1,5 +1,5 @@
-//! The native engine: the [`Backend`] over our own decoder. `app` starts one per base model, `api` hands it requests; one
-//! thread per engine ([`runner`](super::runner)) owns the schedule and the cache and computes all steps.
+//! The native engine: the [`Backend`] over our own decoder. `app` starts one per base model, `api` hands it requests;
+//! one thread per engine ([`runner`](super::runner)) owns the schedule and the cache and computes all steps.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -36,7 +36,7 @@ impl NativeEngine {
         Self::start_with(BaseStepModel::new(model, limits)?, limits, priority)
     }
 
-    /// The same over any model that can compute a step.
+    /// Starts an engine over any model that can compute a step.
     pub fn start_with<M: StepModel>(model: M, limits: &EngineLimits, priority: Arc<Priority>) -> Result<Arc<Self>> {
         let allocator = BlockAllocator::new(model.blocks());
         let admission = Admission::new(model.context(), model.blocks(), limits.max_waiting);
@@ -52,13 +52,13 @@ impl NativeEngine {
         Ok(Arc::new(Self { admission, vocabulary_size, allocator, inbox, thread: Some(thread) }))
     }
 
-    /// The blocks of the engine's cache, to watch their balance.
+    /// Returns the blocks of the engine's cache, to watch their balance.
     pub fn blocks(&self) -> &BlockAllocator {
         &self.allocator
     }
 
-    /// Refuses token ids outside the model's embedding: one would fail the whole step that it is in. `api` has refused a
-    /// client's by then, in the words of the request's field.
+    /// Refuses token ids outside the model's embedding: one would fail the whole step that it is in. `api` has refused
+    /// a client's by then, in the words of the request's field.
     fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
         match tokens.iter().find(|id| **id as usize >= self.vocabulary_size) {
             Some(id) => Err(Error::UnknownToken { id: *id, vocabulary: self.vocabulary_size }),
@@ -122,7 +122,7 @@ impl Backend for NativeEngine {
                 adapter: request.adapter.take(),
                 submitted,
                 ticket,
-                owner: Asked::Answer { request, events },
+                owner: Asked::Answer { request: Box::new(request), events },
             }
         });
         self.put(arrivals.collect())?;

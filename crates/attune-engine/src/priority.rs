@@ -1,5 +1,5 @@
-//! Requests before training: the trainer asks here between pieces of work and waits while requests run, for a bounded
-//! time, so that neither starves the other.
+//! Puts requests before training: the trainer asks here between pieces of work and waits while requests run, for a
+//! bounded time, so that neither starves the other.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,14 +24,14 @@ impl Priority {
         BusyGuard(self)
     }
 
-    /// Waits until no request runs, `at_most` this long.
+    /// Waits until no request runs, but `at_most` this long.
     pub fn yield_to_requests(&self, at_most: Duration) {
         let mut busy = self.busy.lock();
         self.idle.wait_while_for(&mut busy, |busy| *busy > 0, at_most);
     }
 }
 
-/// Training's turns between requests, of which it gets half of the time where they run all the time.
+/// Training's turns between requests. If requests run all the time, training gets half of the time.
 #[derive(Debug)]
 pub struct TrainingTurns {
     priority: Arc<Priority>,
@@ -40,12 +40,12 @@ pub struct TrainingTurns {
 }
 
 impl TrainingTurns {
-    /// Waits `at_most` this long at a time, and no longer than the piece of work before it took.
+    /// Yields at most `at_most` at a time, and never longer than the previous piece of work took.
     pub fn new(priority: Arc<Priority>, at_most: Duration) -> Self {
         Self { priority, at_most, began: Instant::now() }
     }
 
-    /// To be called before each piece of work: lets requests go first.
+    /// Lets requests go first; call it before each piece of work.
     pub fn next(&mut self) {
         self.priority.yield_to_requests(self.at_most.min(self.began.elapsed()));
         self.began = Instant::now();

@@ -1,9 +1,9 @@
 //! The engine thread's loop: take what arrived, compose a step, compute it, hand out what came of it.
 //!
-//! Nothing that one request does may reach another: channels are unbounded, so a slow reader stalls nothing; a send to a
-//! client that has gone is not an error; a step that fails or panics is repeated by halves until only the request is left
-//! that cannot be computed, and that one fails. Should the loop itself panic, what is in flight fails and it starts anew. Where the
-//! device is lost the loop ends: `app` ends the process then.
+//! Nothing that one request does may reach another: channels are unbounded, so a slow reader stalls nothing; a send to
+//! a client that has gone is not an error; a step that fails or panics is repeated by halves until only the request is
+//! left that cannot be computed, and that one fails. If the loop itself panics, the requests in flight fail and the
+//! loop starts anew. If the device is lost the loop ends, and `app` ends the process.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -26,7 +26,7 @@ use crate::limits::EngineLimits;
 use crate::{Error, Result};
 use attune_model::tokenizer::Tokenizer;
 
-/// What a client is told to wait whose request waited in vain: the queue is long.
+/// How long a client whose request waited in vain is told to wait: the queue is long.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// Everything that the engine thread owns.
@@ -37,17 +37,17 @@ pub(super) struct Runner<M> {
     metrics: EngineMetrics,
     /// Taken from the inbox and not yet in the schedule.
     arrived: VecDeque<Arrival>,
-    /// The device computes nothing any more.
+    /// The device is lost and computes nothing any more.
     lost: bool,
 }
 
-/// Where a part's results stand in the step's output.
+/// Where a part's results are in the step's output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Results {
     /// The sequence has no rows in this step.
     None,
-    /// Rows of logits: those of a prompt's piece where the client wants its log probabilities, then the one to draw from
-    /// where the piece is the last.
+    /// Rows of logits: `prompt` has those of a prompt's piece if the client wants its log probabilities, `draw` the row
+    /// to draw from if the piece is the last.
     Logits { prompt: Range<usize>, draw: Option<usize> },
     /// The token that the model drew.
     Token(usize),
@@ -97,7 +97,7 @@ impl<M: StepModel> Runner<M> {
         }
     }
 
-    /// The loop has panicked: nothing that it was working on can be trusted any more.
+    /// Fails all requests after a panic of the loop, and replaces schedule and cache: neither can be trusted any more.
     fn start_anew(&mut self, panic: &str) {
         tracing::error!(model = self.model.id(), panic, "the engine's loop panicked; it starts anew");
         self.metrics.restarted();
@@ -120,7 +120,7 @@ impl<M: StepModel> Runner<M> {
         let (tokenizer, submitted) = (self.model.tokenizer(), arrival.submitted);
         let sequence = arrival.with_owner(|asked| match asked {
             Asked::Answer { request, events } => {
-                match caught(|| Answer::new(tokenizer, request, events.clone(), submitted)) {
+                match caught(|| Answer::new(tokenizer, *request, events.clone(), submitted)) {
                     Ok(answer) => Some(Work::Answer(Box::new(answer))),
                     Err(error) => {
                         // A client that has gone meanwhile needs no answer.
@@ -145,7 +145,8 @@ impl<M: StepModel> Runner<M> {
         self.metrics.happened(&self.scheduler.take_happenings());
         self.metrics.load(&self.scheduler);
         if step.parts.is_empty() {
-            // The door lets in only what fits an empty cache, so nothing can be left waiting; if it is, do not spin on it.
+            // Admission lets in only what fits an empty cache, so nothing can be left waiting; if it is, do not spin on
+            // it.
             for mut work in self.scheduler.drain() {
                 work.fail(Error::Internal("a request fits no empty cache".into()));
             }
@@ -241,7 +242,7 @@ impl<M: StepModel> Runner<M> {
     }
 }
 
-/// Which rows of `step` are read back, and where each part finds its own.
+/// Returns which rows of `step` are read back, and where each part finds its results.
 fn wanted_rows(step: &Step, running: &[Sequence<Work>], model_draws: bool) -> (WantedRows, Vec<Results>) {
     let mut wanted = WantedRows::default();
     let results = step.parts.iter().map(|part| match &running[part.sequence].owner {
@@ -316,14 +317,14 @@ fn deliver(
     progress
 }
 
-/// Runs `work`; a panic becomes an error. What it touched is thrown away by the caller then, so no half-changed state is
-/// seen.
+/// Runs `work` and turns a panic into an error. The caller then throws away what `work` touched, so that no
+/// half-changed state is seen.
 fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|panic| Err(Error::Internal(format!("panic: {}", text(&*panic)))))
 }
 
-/// What requests get that were in flight when the engine's loop panicked.
+/// Returns the error of requests that were in flight when the engine's loop panicked.
 fn restarted() -> Error {
     Error::Unavailable("The engine of this model had to be started again. Please send the request again.")
 }

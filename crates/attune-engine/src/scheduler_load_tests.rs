@@ -1,5 +1,5 @@
-//! The scheduler under random load: requests come, end and leave, blocks run out, the cache is lost; each step's rows are
-//! checked against what a cache would hold.
+//! The scheduler under random load: requests come, end and leave, blocks run out, the cache is lost; each step's rows
+//! are checked against what a cache would hold.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,5 +1,5 @@
-//! `attune jobs watch`: shows a job's progress until it ends, as a bar, or as plain lines if standard output is no terminal.
-//! A server that does not answer, for example during a restart, is asked again.
+//! `attune jobs watch`: shows a job's progress until it ends, as a bar, or as plain lines if standard output is no
+//! terminal. A server that does not answer, for example during a restart, is asked again.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -76,8 +76,8 @@ impl WatchOptions {
 
 /// Returns the job, and its events after `newest`, oldest first; the last page of events if `newest` is `None`.
 async fn look(server: &Server, id: &str, newest: Option<&str>) -> Result<(Value, Vec<Value>), Failure> {
-    // The job is read first: an event that arrives in between is read by the next poll, and the events of a job that has
-    // ended are all there.
+    // The job is read first: an event that arrives in between is read by the next poll, and the events of a job that
+    // has ended are all there.
     let job = server.get(&["fine_tuning", "jobs", id], &[]).await?;
     let mut events: Vec<Value> = Vec::new();
     for _ in 0..MAX_PAGES {
@@ -195,7 +195,8 @@ fn step_line(metrics: &Value) -> String {
     format!("step {}/{}: {}{left}", count("step"), count("total_steps"), figures(metrics))
 }
 
-/// Formats `loss 1.23, 1,020 tokens/s`, with the validation loss if it was measured and accuracies when training on pairs.
+/// Formats `loss 1.23, 1,020 tokens/s`, with the validation loss if it was measured and accuracies when training on
+/// pairs.
 fn figures(metrics: &Value) -> String {
     let number = |name: &str| metrics[name].as_f64();
     let mut parts = vec![format!("loss {:.3}", number("train_loss").unwrap_or(f64::NAN))];

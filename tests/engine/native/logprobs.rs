@@ -1,5 +1,5 @@
-//! Log probabilities of drawn tokens and of prompts, over the arithmetic model: however the prompt is cut into steps and
-//! whoever shares them, each value is the log-softmax of the logits that the model gives after the tokens before.
+//! Log probabilities of drawn tokens and of prompts, over the arithmetic model: however the prompt is cut into steps
+//! and whoever shares them, each value is the log-softmax of the logits that the model gives after the tokens before.
 
 use attune::engine::logprobs::TokenLogprobs;
 

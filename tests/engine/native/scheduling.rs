@@ -1,5 +1,6 @@
-//! What a schedule must not change: the answer is that of the request alone, whether blocks run out, prompts begin alike or
-//! weights are swapped; and what it must keep: limits on time, and walls between organisations and generations.
+//! What a schedule must not change: the answer is that of the request alone, whether blocks run out, prompts begin
+//! alike or weights are swapped; and what it must keep: limits on time, and walls between organisations and
+//! generations.
 
 use super::*;
 
