@@ -21,6 +21,8 @@
 //! Nothing but `api` knows HTTP, and SQL stands in `store` and `jobs` alone. One request and one job are followed from end to
 //! end in `docs/architecture.md`.
 
+#![allow(missing_docs, reason = "the program exports nothing: its items are public for its own tests")]
+
 pub mod adapters;
 pub mod api;
 pub mod app;

@@ -83,7 +83,6 @@ impl Stored for Words {
     }
 }
 
-#[allow(clippy::inline_always, reason = "part of the kernels")]
 /// The micro-kernels over floats of one instruction set.
 pub(super) trait Floats: Lanes {
     /// Panels at once and most rows in one tile, for a product of `rows` rows of floats.
@@ -92,6 +91,7 @@ pub(super) trait Floats: Lanes {
     unsafe fn float_tile<W: Stored>(rows: usize, panels: usize, tile: &FloatTile);
 }
 
+#[allow(clippy::inline_always, reason = "part of the kernels")]
 impl<S: Floats, W: Stored> Format<S> for W {
     type Input = FloatRows;
     const DEPTH: usize = W::DEPTH;
