@@ -12,7 +12,7 @@ use attune::model::kernels::cuda::{Kernel, Launcher, Shape};
 use libloading::Library;
 
 /// Compilers' sanitizers to compile the kernels with: `tools/sanitize-kernels` sets it.
-pub const SANITIZER: &str = "EMULATOR_SANITIZER";
+pub(crate) const SANITIZER: &str = "EMULATOR_SANITIZER";
 
 type Entry = unsafe extern "C" fn(*const c_void, usize, c_uint, c_uint, c_uint, c_int) -> c_int;
 
@@ -22,7 +22,7 @@ type Libraries = HashMap<(String, Vec<String>), Arc<Mutex<Library>>>;
 static LIBRARIES: Mutex<Option<Libraries>> = Mutex::new(None);
 
 /// Runs kernels on tensors of the CPU.
-pub struct Emulator {
+pub(crate) struct Emulator {
     /// The last thread of a block goes first.
     pub reversed: bool,
 }

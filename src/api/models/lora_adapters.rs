@@ -27,7 +27,7 @@ const PURPOSES: [&str; 2] = ["user_data", "assistants"];
 
 /// An adapter to load.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct LoadAdapter {
+pub(crate) struct LoadAdapter {
     /// The name that requests will give as their `model`.
     #[schema(min_length = 1, max_length = 256)]
     pub lora_name: String,
@@ -43,7 +43,7 @@ pub struct LoadAdapter {
 
 /// An adapter to unload; vLLM's `lora_int_id` has no meaning here and is ignored.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct UnloadAdapter {
+pub(crate) struct UnloadAdapter {
     /// Its name.
     pub lora_name: String,
 }
@@ -55,7 +55,7 @@ pub struct UnloadAdapter {
     post, path = "/load_lora_adapter", operation_id = "loadAdapter", tag = "Models", request_body = LoadAdapter,
     responses((status = 200, body = String), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn load(
+pub(crate) async fn load(
     State(state): State<ApiState>,
     Admin(caller): Admin,
     Body(request): Body<LoadAdapter>,
@@ -75,7 +75,7 @@ pub async fn load(
     post, path = "/unload_lora_adapter", operation_id = "unloadAdapter", tag = "Models", request_body = UnloadAdapter,
     responses((status = 200, body = String), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn unload(
+pub(crate) async fn unload(
     State(state): State<ApiState>,
     Admin(caller): Admin,
     Body(request): Body<UnloadAdapter>,
@@ -100,7 +100,7 @@ pub async fn unload(
     get, path = "/lora_adapters", operation_id = "listAdapters", tag = "Models",
     responses((status = 200, body = AdapterList), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn list(State(state): State<ApiState>, Admin(caller): Admin) -> Json<AdapterList> {
+pub(crate) async fn list(State(state): State<ApiState>, Admin(caller): Admin) -> Json<AdapterList> {
     let status = state.registry.status();
     Json(AdapterList::new(&status, &state.config.limits, &caller.organization))
 }

@@ -9,7 +9,7 @@ fn without_prefix_cache(max_sequences: usize, max_step_tokens: usize, max_waitin
 }
 
 /// Requests of a few organisations and generations whose prompts begin in a few ways.
-pub fn alike_requests(random: &mut ChaCha8Rng, count: usize) -> Vec<GenerateRequest> {
+pub(super) fn alike_requests(random: &mut ChaCha8Rng, count: usize) -> Vec<GenerateRequest> {
     let beginnings: Vec<Vec<u32>> =
         [20, 40, 64].map(|length| (0..length).map(|_| random.random_range(FIRST_PLAIN..256)).collect()).to_vec();
     let make = |_| {
