@@ -19,7 +19,7 @@ pub use crate::model::device::DeviceChoice;
 pub use crate::model::entry::ModelEntry;
 pub use crate::model::linear::Dtype;
 use crate::store::names::is_job_name;
-use crate::train::recomputation::{MemoryBounds, Recomputation};
+use crate::train::{MemoryBounds, Recomputation};
 use crate::{Error, Result};
 
 /// Everything that an operator can set. Field names are the keys of `attune.toml`; `ATTUNE_` and the upper-case name set

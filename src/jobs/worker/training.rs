@@ -13,7 +13,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::cancellable_reader::cancellable;
 use super::compatibility::{check_alike, check_told_apart, take_shape};
-use super::forecast::{Busy, Forecast, ForecastInputs, RunAccount, samples};
+use super::forecast::{Busy, Forecast, ForecastInputs, RunAccount};
 use super::lease::{Control, Interrupt};
 use crate::adapters::peft::{self, PeftFiles};
 use crate::datasets::classes::{self, Wanted};
@@ -25,12 +25,14 @@ use crate::jobs::{Error, Result};
 use crate::model::lora::Adapter;
 use crate::model::{BaseModel, device};
 use crate::system::MemoryWatch;
+use crate::train::calibration;
 use crate::train::classification::ClassificationTask;
 use crate::train::estimate::{TrainingMemory, TrainingRate};
 use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
-use crate::train::recomputation::MemoryBounds;
-use crate::train::trainer::BeforeMicroStep;
-use crate::train::{HeldOut, Question, StepReport, TrainSettings, Trainer, Validation, settings};
+use crate::train::memory_bounds::MemoryBounds;
+use crate::train::{
+    BeforeMicroStep, HeldOut, Question, StepReport, TrainSettings, Trainer, TrainingMethod, Validation, settings,
+};
 
 /// Time between checkpoints; the end of an epoch has one besides.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
@@ -87,7 +89,7 @@ pub(super) enum Progress {
 
 /// What will be done.
 pub(super) struct TrainingPlan {
-    pub method: Method,
+    pub method: TrainingMethod,
     pub resolved: Hyperparameters,
     pub training: DatasetReport,
     pub validation: Option<DatasetReport>,
@@ -202,9 +204,9 @@ impl Run {
             take_shape(&mut resolved, &asked, initial)?;
         }
         let settings = TrainSettings::new(&resolved, inputs.seed).on(model.decoder.device());
-        let (width, epochs) = (settings.width(), settings.epochs);
+        let (method, epochs) = (settings.method, settings.epochs);
         let report = training.report;
-        let samples = samples(&training.examples)?;
+        let samples = calibration::samples(settings.method, &training.examples)?;
         let mut trainer = Trainer::new(Arc::clone(&model), settings, training.examples, inputs.initial.as_deref())?;
         let checkpoint_fault =
             inputs.checkpoint.and_then(|checkpoint| trainer.restore(&checkpoint).err()).map(|error| error.to_string());
@@ -223,7 +225,7 @@ impl Run {
         };
         let steps = trainer.total_steps();
         let held_out = |Dataset { examples, report: counts }| {
-            (HeldOut::new(examples, width).between_epochs(epochs * report.tokens, steps), counts)
+            (HeldOut::new(examples, method.width()).between_epochs(epochs * report.tokens, steps), counts)
         };
         let (held_out, validation) = validation.map(held_out).unzip();
         let grounds = ForecastInputs {
@@ -361,12 +363,11 @@ impl Run {
         let files = peft::write(&adapter, &self.model.id)?;
         adapter.id = files.id();
         let columns = self.classification.as_ref().map(ClassificationTask::columns).unwrap_or_default();
-        let (history, texts) = (self.trainer.history(), self.trainer.settings().scale.is_some());
-        let result_file = results::csv(self.api, history, self.validation.is_some(), texts, &columns)?;
+        let (history, labels) = (self.trainer.history(), self.trainer.settings().method.labels());
+        let result_file = results::csv(self.api, history, self.validation.is_some(), labels, &columns)?;
         let chosen = (step < self.trainer.step_number()).then_some(step);
         let mut questions = Vec::new();
-        // Pairs of texts ask nothing.
-        for place in 0..if texts { 0 } else { QUESTIONS } {
+        for place in 0..if labels.vectors { 0 } else { QUESTIONS } {
             let example = self.validation.as_ref().map(|held_out| held_out.example(place)).transpose()?.flatten();
             questions.extend(example.as_ref().and_then(Question::of));
         }
