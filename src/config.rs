@@ -19,7 +19,7 @@ pub use crate::model::device::DeviceChoice;
 pub use crate::model::entry::ModelEntry;
 pub use crate::model::linear::Dtype;
 use crate::store::names::is_job_name;
-use crate::train::recomputation::{MemoryBounds, Recomputation};
+use crate::train::{MemoryBounds, Recomputation};
 
 /// The result of everything that reads or checks the configuration.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -32,7 +32,7 @@ use crate::jobs::cost::Pricing;
 use crate::jobs::queue::Queue;
 use crate::jobs::{Error, JobFault, JobSpec};
 use crate::store::Store;
-use crate::train::recomputation::MemoryBounds;
+use crate::train::memory_bounds::MemoryBounds;
 
 /// How long a claim lasts without a heartbeat.
 const LEASE: Duration = Duration::from_mins(1);

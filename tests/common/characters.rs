@@ -89,12 +89,22 @@ pub(crate) fn targets(example: &TokenizedExample) -> String {
 /// A file as tokens, in memory.
 #[derive(Debug)]
 pub(crate) struct Rendered {
+    /// The sequences; none in a file of pairs of texts.
     pub examples: Vec<TokenizedExample>,
+    /// The texts of each pair; none in a file of anything else.
+    pub texts: Vec<Vec<Vec<u32>>>,
     pub report: DatasetReport,
 }
 
 impl Rendered {
     pub(crate) fn of(data: Dataset) -> attune_train::Result<Self> {
-        Ok(Self { examples: data.examples.range(0..data.examples.len())?, report: data.report })
+        let Dataset { examples: store, report } = data;
+        let all = 0..store.len();
+        let (examples, texts) = if report.is_of_pairs() {
+            (Vec::new(), all.map(|index| store.texts(index)).collect::<attune_train::Result<_>>()?)
+        } else {
+            (store.range(all)?, Vec::new())
+        };
+        Ok(Self { examples, texts, report })
     }
 }

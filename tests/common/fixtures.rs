@@ -70,7 +70,10 @@ pub(crate) fn whole_model(family: &str) -> Arc<BaseModel> {
 }
 
 /// The same after a change of its weights.
-pub(crate) fn whole_model_of(family: &str, change: impl FnOnce(&mut HashMap<String, Tensor>, &ModelConfig)) -> Arc<BaseModel> {
+pub(crate) fn whole_model_of(
+    family: &str,
+    change: impl FnOnce(&mut HashMap<String, Tensor>, &ModelConfig),
+) -> Arc<BaseModel> {
     let target = tempfile::tempdir().unwrap();
     std::fs::copy(folder(family).join("config.json"), target.path().join("config.json")).unwrap();
     let mut weights = candle_core::safetensors::load(folder(family).join("model.safetensors"), &Device::Cpu).unwrap();

@@ -25,7 +25,7 @@ use attune::model::entry::ModelEntry;
 use attune::store::Store;
 use attune::store::files::NewFile;
 use attune::train::hyperparameters::Hyperparameters;
-use attune::train::recomputation::MemoryBounds;
+use attune::train::memory_bounds::MemoryBounds;
 use candle_core::Device;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;

@@ -5,7 +5,7 @@ use attune::model::lora::Site;
 use attune::train::backward::{self, Objective, PassOptions};
 use attune::train::optimizer::AdamSettings;
 use attune::train::schedule::Schedule;
-use attune::train::{TrainSettings, Trainer, YieldPolicy};
+use attune::train::{TrainSettings, Trainer, TrainingMethod, YieldPolicy};
 use attune_train::Error;
 
 use crate::fixtures::{Reference, device, floats, relative_difference, tensor_name, whole_model};
@@ -27,8 +27,7 @@ fn settings() -> TrainSettings {
         dropout: 0.0,
         patience: 0,
         keep_best: false,
-        beta: None,
-        scale: None,
+        method: TrainingMethod::Answers,
         batch_rows: 512,
     }
 }

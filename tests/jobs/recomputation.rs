@@ -15,8 +15,8 @@ use attune::train::YieldPolicy;
 use attune::train::backward::{self, Objective, PackedBatch, PassOptions, Target};
 use attune::train::dropout::Dropout;
 use attune::train::hyperparameters::Hyperparameters;
+use attune::train::memory_bounds::MemoryBounds;
 use attune::train::preference::Preferences;
-use attune::train::recomputation::MemoryBounds;
 use candle_core::Tensor;
 use tokio_util::sync::CancellationToken;
 

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use crate::fixtures::{
     Reference, TRAINED_FAMILIES, assert_gradient, device, floats, load, relative_difference, tensor_name, whole_model,
 };
-use attune::datasets::TokenizedExample;
 use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
 use attune::engine::{Backend as _, EmbedRequest};
@@ -27,8 +26,8 @@ fn texts(reference: &Reference) -> Vec<Vec<u32>> {
     reference.ids("lengths").iter().map(|length| tokens.by_ref().take(*length as usize).collect()).collect()
 }
 
-fn pairs(texts: &[Vec<u32>]) -> Vec<TokenizedExample> {
-    texts.chunks(3).map(TokenizedExample::of_texts).collect()
+fn pairs(texts: &[Vec<u32>]) -> Vec<Vec<Vec<u32>>> {
+    texts.chunks(3).map(<[_]>::to_vec).collect()
 }
 
 struct Case {
@@ -44,7 +43,7 @@ fn case(family: &str) -> Case {
 }
 
 impl Case {
-    fn run(&self, pairs: &[TokenizedExample], budget: usize, dropout: Option<Dropout>) -> (LossReport, Vec<LoraLayer>) {
+    fn run(&self, pairs: &[Vec<Vec<u32>>], budget: usize, dropout: Option<Dropout>) -> (LossReport, Vec<LoraLayer>) {
         let batch = Contrast { pairs, scale: 20.0, budget, dropout, recomputation: Recomputation::None };
         batch.loss_and_gradients(&self.decoder, &self.adapter, &mut || Ok(())).unwrap()
     }
@@ -97,8 +96,8 @@ fn a_batch_in_many_packs_is_the_batch_in_one() {
     let case = case("qwen3");
     let mut pairs = pairs(&texts(&case.reference));
     // One with two negatives, one with none.
-    pairs.push(TokenizedExample::of_texts(&[vec![5, 6, 7], vec![8, 9], vec![10], vec![11, 12, 13, 14]]));
-    pairs.push(TokenizedExample::of_texts(&[vec![20, 21], vec![22]]));
+    pairs.push(vec![vec![5, 6, 7], vec![8, 9], vec![10], vec![11, 12, 13, 14]]);
+    pairs.push(vec![vec![20, 21], vec![22]]);
     let (direct, gradients) = case.run(&pairs, 4096, None);
     assert_eq!((direct.targets, direct.weight_sum), (7, 7.0));
     for budget in [1, 16, 40, 100] {

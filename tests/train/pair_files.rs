@@ -28,7 +28,7 @@ fn texts(data: &Rendered, example: usize) -> Vec<String> {
         assert_eq!(tokens[0], 999, "tokenized as a text that is sent to be embedded");
         tokens[1..].iter().map(|token| char::from_u32(*token).unwrap()).collect()
     };
-    data.examples[example].texts().map(text).collect()
+    data.texts[example].iter().map(|tokens| text(tokens)).collect()
 }
 
 #[test]

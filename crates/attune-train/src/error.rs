@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::datasets::Purpose;
+use crate::purpose::Purpose;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -3,6 +3,7 @@
 
 pub mod datasets;
 pub mod error;
+mod purpose;
 pub mod train;
 
 pub use error::{ClassFault, Error, FileFault, Result};

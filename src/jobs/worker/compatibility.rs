@@ -34,7 +34,7 @@ pub(super) fn check_told_apart(trainer: &Trainer, training: &DatasetReport) -> R
     let settings = trainer.settings();
     let negatives = training.texts > 2 * training.sequences;
     let alone = trainer.total_steps() == settings.epochs * training.sequences && settings.batch_size > 1;
-    if settings.scale.is_some() && alone && !negatives {
+    if settings.method.labels().vectors && alone && !negatives {
         let message = "Training file: any two of its pairs share a text, so there is nothing that a pair could be told apart \
                        from: give pairs of different texts, or a `negative` to each";
         return Err(unfit(Purpose::Training, message));

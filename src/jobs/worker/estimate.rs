@@ -25,7 +25,7 @@ use crate::jobs::{JobApi, JobSpec};
 use crate::model::BaseModel;
 use crate::train::estimate::{Estimate, TrainingRate};
 use crate::train::hyperparameters::Hyperparameters;
-use crate::train::recomputation::MemoryBounds;
+use crate::train::memory_bounds::MemoryBounds;
 
 /// How long an estimate waits for others before it is refused. Each takes seconds, for large files minutes.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::datasets::{DatasetReport, ExampleStore, TokenizedExample};
+use crate::datasets::{DatasetReport, TokenizedExample};
 use crate::jobs::Result;
 use crate::model::BaseModel;
-use crate::train::calibration::{self, calibrate};
-use crate::train::estimate::{Estimate, Evaluated, TrainingMemory, TrainingRate, first_epoch_work, later_work};
+use crate::train::calibration::calibrate;
+use crate::train::estimate::{Estimate, Evaluated, TrainingMemory, TrainingRate};
 use crate::train::hyperparameters::Hyperparameters;
-use crate::train::trainer::BeforeMicroStep;
-use crate::train::{HeldOut, Recomputation, StepReport, Trainer};
+use crate::train::methods::WorkFactors;
+use crate::train::{BeforeMicroStep, HeldOut, Recomputation, StepReport, Trainer};
 
 /// What is expected.
 #[derive(Debug, Clone)]
@@ -24,10 +24,7 @@ pub(super) struct Forecast {
     pub setup: String,
     /// The rate that was measured, where none was known and nothing disturbed it.
     pub calibrated: Option<TrainingRate>,
-    /// A token of the first epoch takes the work of so many: more than one where it is read more than once.
-    first_epoch: f64,
-    /// A token of any other epoch.
-    later: f64,
+    work: WorkFactors,
 }
 
 /// What a finished attempt took.
@@ -52,7 +49,7 @@ pub(super) struct ForecastInputs<'a> {
     pub resolved: &'a Hyperparameters,
     pub training: &'a DatasetReport,
     pub validation: Option<&'a HeldOut>,
-    /// Some of the examples.
+    /// Some of the examples, as [`calibrate`] takes them.
     pub samples: &'a [TokenizedExample],
     /// What is known of this machine and model, by setup.
     pub rates: &'a BTreeMap<String, TrainingRate>,
@@ -71,12 +68,9 @@ impl Forecast {
         } else {
             let busy = Busy::enter();
             let step_tokens = training.tokens as f64 / trainer.steps_per_epoch() as f64;
-            let scale = trainer.settings().scale;
-            let texts = |sample: &TokenizedExample| -> Vec<_> { sample.texts().map(whole).collect() };
-            let texts = scale.map(|_| grounds.samples.iter().flat_map(texts).collect::<Vec<_>>());
-            let samples = texts.as_deref().unwrap_or(grounds.samples);
             let (adapter, way) = (trainer.adapter()?, trainer.recomputation());
-            let rate = calibrate(model.decoder.for_training(), &adapter, samples, scale, step_tokens, way, before)?;
+            let (decoder, method) = (model.decoder.for_training(), trainer.settings().method);
+            let rate = calibrate(decoder, &adapter, grounds.samples, method, step_tokens, way, before)?;
             (rate, busy.alone.then_some(rate))
         };
         let (settings, steps) = (trainer.settings(), trainer.total_steps());
@@ -86,13 +80,13 @@ impl Forecast {
             in_all: grounds.validation.map_or(0, |held_out| held_out.tokens_read(trainer)),
         };
         let estimate = Estimate::new(settings, steps, training, evaluated, rate, grounds.memory);
-        let (first_epoch, later) = (first_epoch_work(settings, training), later_work(settings, training));
-        Ok(Self { estimate, share, setup, calibrated, first_epoch, later })
+        let work = settings.method.work(settings, training);
+        Ok(Self { estimate, share, setup, calibrated, work })
     }
 
     /// The work of a step, in tokens that are trained on.
     pub(super) fn work_of(&self, step: &StepReport, steps_per_epoch: usize) -> f64 {
-        step.tokens as f64 * if step.step <= steps_per_epoch { self.first_epoch } else { self.later }
+        step.tokens as f64 * if step.step <= steps_per_epoch { self.work.first_epoch } else { self.work.later }
     }
 
     /// Seconds that this attempt should take.
@@ -123,11 +117,6 @@ impl Drop for Busy {
     }
 }
 
-/// A text of a pair as an example of its own, all of which is read.
-fn whole(text: &[u32]) -> TokenizedExample {
-    TokenizedExample { tokens: text.to_vec(), weights: vec![1.0; text.len()] }
-}
-
 /// What a rate depends on beside machine and model: the program, where and how the weights are held, the adapter's shape, its
 /// dropout, whether vectors are compared in place of words, and what is computed again.
 fn setup(model: &BaseModel, trainer: &Trainer, resolved: &Hyperparameters) -> String {
@@ -135,7 +124,7 @@ fn setup(model: &BaseModel, trainer: &Trainer, resolved: &Hyperparameters) -> St
     let (version, bytes) = (env!("CARGO_PKG_VERSION"), model.decoder.weight_bytes());
     let (parameters, rank) = (trainer.parameter_count(), resolved.rank.unwrap_or_default());
     let dropout = if resolved.lora_dropout.unwrap_or_default() > 0.0 { ", dropout" } else { "" };
-    let vectors = if resolved.scale.is_some() { ", vectors" } else { "" };
+    let vectors = if trainer.settings().method.labels().vectors { ", vectors" } else { "" };
     let again = match trainer.recomputation() {
         Recomputation::None => String::new(),
         way => format!(", recomputation {}", way.name()),
@@ -144,10 +133,4 @@ fn setup(model: &BaseModel, trainer: &Trainer, resolved: &Hyperparameters) -> St
         "attune {version}, {device}, {bytes} bytes of weights, {parameters} numbers of rank \
          {rank}{dropout}{vectors}{again}"
     )
-}
-
-/// Some examples from all over the file, to measure with.
-pub(super) fn samples(examples: &ExampleStore) -> Result<Vec<TokenizedExample>> {
-    let every = examples.len().div_ceil(calibration::SAMPLES).max(1);
-    (0..examples.len()).step_by(every).map(|index| Ok(examples.get(index)?)).collect()
 }

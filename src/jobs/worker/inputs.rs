@@ -22,10 +22,10 @@ use crate::jobs::{JobApi, JobSpec};
 use crate::model::BaseModel;
 use crate::model::lora::Adapter;
 use crate::system::FreeMemory;
+use crate::train::MemoryBounds;
 use crate::train::classification::ClassificationTask;
 use crate::train::estimate::{TrainingMemory, TrainingRate};
 use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
-use crate::train::recomputation::MemoryBounds;
 use crate::train::{TrainSettings, Trainer, settings};
 
 /// All that the thread needs.

@@ -15,7 +15,6 @@ use crate::jobs::Job;
 use crate::jobs::cost::Cost;
 use crate::jobs::queue::Outcome;
 use crate::train::estimate::{Estimate, TrainingRate};
-use crate::train::hyperparameters::Method;
 use crate::train::{Evaluation, Rewards, StepReport, Validation};
 use crate::{format, system};
 
@@ -141,17 +140,12 @@ pub(super) fn seconds_from_now(seconds: f64) -> i64 {
 
 /// What the owner of the files should know of their examples: a sentence each, and the lines or the number that it is about.
 pub(super) fn warnings(plan: &TrainingPlan) -> Vec<(String, Value)> {
-    let mut found = Vec::new();
+    let (mut found, labels) = (Vec::new(), plan.method.labels());
     let validation = plan.validation.as_ref().map(|report| ("validation", report));
     for (name, report) in std::iter::once(("training", &plan.training)).chain(validation) {
-        let left_out = if report.is_of_pairs() {
-            "were left out, since their two texts are the same as far as they fit the model's context"
-        } else {
-            "were left out, since their prompts fill the model's context"
-        };
         for (lines, what) in [
             (&report.truncated, "were cut at the end to fit the model's context"),
-            (&report.dropped, left_out),
+            (&report.dropped, labels.left_out),
             (&report.duplicates, "repeat an earlier one"),
         ] {
             if lines.count > 0 {
@@ -217,11 +211,10 @@ fn plan_event(plan: &TrainingPlan) -> (String, Value) {
     let settings = &plan.resolved;
     let epochs = settings.n_epochs.unwrap_or_default();
     let learning_rate = settings.learning_rate.unwrap_or_default() * settings.learning_rate_multiplier.unwrap_or(1.0);
-    let (what, targets) = match plan.method {
-        Method::Supervised if plan.training.is_of_pairs() => ("pairs of texts", String::new()),
-        Method::Supervised => ("examples", format!(" ({} of them targets)", plan.training.target_tokens)),
-        Method::Dpo => ("pairs of answers", format!(" ({} of them targets)", plan.training.target_tokens)),
-    };
+    let labels = plan.method.labels();
+    let what = labels.examples;
+    let targets =
+        if labels.vectors { String::new() } else { format!(" ({} of them targets)", plan.training.target_tokens) };
     let message = format!(
         "Training on {} {what} with {} tokens{targets}: {epochs} epochs, {} steps of {} {what}, \
          learning rate {learning_rate:.2e}, rank {}",
@@ -252,7 +245,7 @@ fn plan_event(plan: &TrainingPlan) -> (String, Value) {
 
 fn step_message(report: &StepReport, validation: Option<Validation>) -> String {
     let mut message = format!("Step {}/{}: training loss={:.2}", report.step, report.total_steps, report.loss);
-    if report.texts {
+    if report.method.labels().vectors {
         let _ = write!(message, ", accuracy={:.2}", report.token_accuracy);
     }
     if let Some(Rewards { accuracy, .. }) = report.rewards {
@@ -272,7 +265,7 @@ fn metrics(report: &StepReport, validation: Option<Validation>, speed: Speed) ->
     };
     let (loss, accuracy) = figures(validation.map(|validation| validation.sample));
     let (full_loss, full_accuracy) = figures(validation.and_then(|validation| validation.full));
-    let named = accuracy_name(report);
+    let named = report.method.labels().accuracy;
     let mut data = json!({
         "step": report.step,
         "total_steps": report.total_steps,
@@ -292,11 +285,6 @@ fn metrics(report: &StepReport, validation: Option<Validation>, speed: Speed) ->
     data
 }
 
-/// What an accuracy is called: that of pairs of texts is none of tokens.
-fn accuracy_name(report: &StepReport) -> &'static str {
-    if report.texts { "accuracy" } else { "mean_token_accuracy" }
-}
-
 /// The figures of pairs of answers, where training is on preferences.
 fn add_rewards(data: &mut Value, report: &StepReport, validation: Option<Validation>) {
     let judged = [("train", report.rewards), ("valid", validation.and_then(|validation| validation.sample.rewards))];
@@ -309,7 +297,7 @@ fn add_rewards(data: &mut Value, report: &StepReport, validation: Option<Validat
 
 /// The figures of a checkpoint; those of the validation file only where there is one.
 pub(super) fn checkpoint_metrics(report: &StepReport, validation: Option<Validation>) -> Value {
-    let named = accuracy_name(report);
+    let named = report.method.labels().accuracy;
     let mut metrics = json!({
         "step": report.step,
         "train_loss": report.loss,

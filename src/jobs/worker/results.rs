@@ -9,6 +9,7 @@
 
 use crate::jobs::JobApi;
 use crate::jobs::{Error, Result};
+use crate::train::methods::Labels;
 use crate::train::records::{Evaluation, Rewards, StepRecord};
 
 /// The file's name.
@@ -19,20 +20,19 @@ pub(super) const fn file_name(api: JobApi) -> &'static str {
     }
 }
 
-/// The file's content; `texts` says that the job trained on pairs of texts, `classification` names the figures of classes,
-/// where the job has them.
+/// Writes the file's content. `labels` are those of the method of training, `classification` names the figures of classes,
+/// if the job has some.
 pub(super) fn csv(
     api: JobApi,
     history: &[StepRecord],
     validated: bool,
-    texts: bool,
+    labels: Labels,
     classification: &[String],
 ) -> Result<Vec<u8>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let failed = |error: csv::Error| Error::Internal(format!("write the result file: {error}"));
-    let mut columns = header(api, validated, texts);
-    let preferences = history.iter().any(|record| record.rewards.is_some());
-    if preferences {
+    let mut columns = header(api, validated, labels);
+    if labels.rewards {
         columns.extend([
             "train_reward_margin",
             "train_reward_accuracy",
@@ -43,7 +43,7 @@ pub(super) fn csv(
     writer.write_record(columns.into_iter().chain(classification.iter().map(String::as_str))).map_err(failed)?;
     for (index, record) in history.iter().enumerate() {
         let mut cells = row(api, index + 1, record, validated);
-        if preferences {
+        if labels.rewards {
             for rewards in [record.rewards, record.validation.and_then(|validation| validation.sample.rewards)] {
                 let figure = |figure: fn(Rewards) -> f64| rewards.map(figure).map_or_else(String::new, number);
                 cells.extend([figure(|rewards| rewards.margin), figure(|rewards| rewards.accuracy)]);
@@ -57,7 +57,7 @@ pub(super) fn csv(
     writer.into_inner().map_err(|error| Error::Internal(format!("write the result file: {error}")))
 }
 
-fn header(api: JobApi, validated: bool, texts: bool) -> Vec<&'static str> {
+fn header(api: JobApi, validated: bool, labels: Labels) -> Vec<&'static str> {
     match api {
         JobApi::FineTunes => {
             let mut columns = vec![
@@ -74,7 +74,7 @@ fn header(api: JobApi, validated: bool, texts: bool) -> Vec<&'static str> {
             columns
         }
         JobApi::FineTuningJobs => {
-            let (sample, full) = if texts {
+            let (sample, full) = if labels.vectors {
                 ("valid_accuracy", "full_valid_accuracy")
             } else {
                 ("valid_mean_token_accuracy", "full_valid_mean_token_accuracy")
@@ -128,6 +128,7 @@ fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::TrainingMethod;
     use crate::train::records::Validation;
 
     fn history() -> Vec<StepRecord> {
@@ -153,7 +154,8 @@ mod tests {
 
     fn text(api: JobApi, validated: bool, classification: &[&str]) -> String {
         let classification: Vec<_> = classification.iter().map(|name| (*name).to_owned()).collect();
-        String::from_utf8(csv(api, &history(), validated, false, &classification).unwrap()).unwrap()
+        String::from_utf8(csv(api, &history(), validated, TrainingMethod::Answers.labels(), &classification).unwrap())
+            .unwrap()
     }
 
     #[test]
@@ -186,7 +188,8 @@ mod tests {
         for record in &mut history {
             record.rewards = Some(Rewards { margin: 0.125, accuracy: 0.75 });
         }
-        let text = String::from_utf8(csv(JobApi::FineTuningJobs, &history, true, false, &[]).unwrap()).unwrap();
+        let labels = TrainingMethod::Preferences { beta: 0.1 }.labels();
+        let text = String::from_utf8(csv(JobApi::FineTuningJobs, &history, true, labels, &[]).unwrap()).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert!(
             lines[0].ends_with(",train_reward_margin,train_reward_accuracy,valid_reward_margin,valid_reward_accuracy")
@@ -196,7 +199,8 @@ mod tests {
 
     #[test]
     fn the_accuracies_of_pairs_of_texts_are_not_called_those_of_tokens() {
-        let text = String::from_utf8(csv(JobApi::FineTuningJobs, &history(), true, true, &[]).unwrap()).unwrap();
+        let labels = TrainingMethod::TextPairs { scale: 20.0 }.labels();
+        let text = String::from_utf8(csv(JobApi::FineTuningJobs, &history(), true, labels, &[]).unwrap()).unwrap();
         let header = "step,train_loss,train_accuracy,valid_loss,valid_accuracy,full_valid_loss,full_valid_accuracy";
         assert_eq!(text.lines().next(), Some(header));
     }

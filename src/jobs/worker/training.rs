@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::Sender;
 
 use super::compatibility::{check_alike, check_told_apart};
-use super::forecast::{Busy, Forecast, ForecastInputs, RunAccount, samples};
+use super::forecast::{Busy, Forecast, ForecastInputs, RunAccount};
 use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt};
 use crate::adapters::peft::{self, PeftFiles};
@@ -21,11 +21,11 @@ use crate::jobs::{Error, Result};
 use crate::model::lora::Adapter;
 use crate::model::{BaseModel, device};
 use crate::system::MemoryWatch;
+use crate::train::calibration;
 use crate::train::classification::ClassificationTask;
 use crate::train::estimate::TrainingRate;
-use crate::train::hyperparameters::{Hyperparameters, Method};
-use crate::train::trainer::BeforeMicroStep;
-use crate::train::{HeldOut, Question, StepReport, Trainer, Validation};
+use crate::train::hyperparameters::Hyperparameters;
+use crate::train::{BeforeMicroStep, HeldOut, Question, StepReport, Trainer, TrainingMethod, Validation};
 
 /// Time between checkpoints; the end of an epoch has one besides.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
@@ -54,7 +54,7 @@ pub(super) enum Progress {
 
 /// What will be done.
 pub(super) struct TrainingPlan {
-    pub method: Method,
+    pub method: TrainingMethod,
     pub resolved: Hyperparameters,
     pub training: DatasetReport,
     pub validation: Option<DatasetReport>,
@@ -185,16 +185,17 @@ impl Run {
         let classification = inputs.classification_task(render.max_tokens)?;
 
         let resolved = inputs.resolve(&report)?;
-        let samples = samples(&examples)?;
+        let samples = calibration::samples(TrainingMethod::of(&resolved), &examples)?;
         let (mut trainer, checkpoint_fault) = inputs.trainer(&resolved, examples)?;
         check_told_apart(&trainer, &report)?;
         let memory = inputs.choose_memory(&trainer, &report, process_bytes, free)?;
         trainer.recompute(memory.recomputation);
 
-        let (steps, width) = (trainer.total_steps(), trainer.settings().width());
+        let (steps, method) = (trainer.total_steps(), trainer.settings().method);
         let read = trainer.settings().epochs * report.tokens;
-        let held_out =
-            |Dataset { examples, report: counts }| (HeldOut::new(examples, width).between_epochs(read, steps), counts);
+        let held_out = |Dataset { examples, report: counts }| {
+            (HeldOut::new(examples, method.width()).between_epochs(read, steps), counts)
+        };
         let (held_out, validation) = validation.map(held_out).unzip();
         let Surroundings { rates, priority, control, progress, .. } = inputs.surroundings;
         let grounds = ForecastInputs {
@@ -212,7 +213,7 @@ impl Run {
             resolved,
             training: report,
             validation,
-            method: inputs.method,
+            method,
             total_steps: steps,
             resumed_at: trainer.step_number(),
             checkpoint_fault,
@@ -337,12 +338,11 @@ impl Run {
         let files = peft::write(&adapter, &self.model.id)?;
         adapter.id = files.id();
         let columns = self.classification.as_ref().map(ClassificationTask::columns).unwrap_or_default();
-        let (history, texts) = (self.trainer.history(), self.trainer.settings().scale.is_some());
-        let result_file = results::csv(self.api, history, self.validation.is_some(), texts, &columns)?;
+        let (history, labels) = (self.trainer.history(), self.trainer.settings().method.labels());
+        let result_file = results::csv(self.api, history, self.validation.is_some(), labels, &columns)?;
         let chosen = (step < self.trainer.step_number()).then_some(step);
         let mut questions = Vec::new();
-        // Pairs of texts ask nothing.
-        for place in 0..if texts { 0 } else { QUESTIONS } {
+        for place in 0..if labels.vectors { 0 } else { QUESTIONS } {
             let example = self.validation.as_ref().map(|held_out| held_out.example(place)).transpose()?.flatten();
             questions.extend(example.as_ref().and_then(Question::of));
         }

@@ -88,7 +88,7 @@ impl Builder {
         report.tokens += tokens.clone().sum::<usize>();
         // All of them are learned from.
         report.target_tokens += tokens.sum::<usize>();
-        self.examples.push(&TokenizedExample::of_texts(&distinct))
+        self.examples.push_texts(&distinct)
     }
 
     pub fn finish(self) -> Result<Dataset> {

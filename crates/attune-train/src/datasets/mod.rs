@@ -15,6 +15,7 @@ pub mod store;
 
 use std::io::BufRead;
 
+pub use crate::purpose::Purpose;
 use crate::{Error, FileFault, Result};
 use builder::Builder;
 use pairs::{TextPair, is_pair};
@@ -27,7 +28,7 @@ pub const MIN_EXAMPLES: usize = 10;
 /// Pairs of texts that a validation file must have at least: a single one is told apart from nothing.
 const MIN_VALIDATION_PAIRS: usize = 2;
 
-/// Tokens of one example, and how much each counts as a target. A pair of texts is one, too: see [`Self::of_texts`].
+/// Tokens of one sequence, and how much each counts as a target.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenizedExample {
     /// Token ids, prompt and answers.
@@ -37,22 +38,6 @@ pub struct TokenizedExample {
 }
 
 impl TokenizedExample {
-    /// Texts that are embedded, none of them empty, one after the other: the weight of a token is the number of its text.
-    pub fn of_texts(texts: &[Vec<u32>]) -> Self {
-        let number = |(index, text): (usize, &Vec<u32>)| std::iter::repeat_n(index as f32, text.len());
-        Self { tokens: texts.concat(), weights: texts.iter().enumerate().flat_map(number).collect() }
-    }
-
-    /// The texts of [`Self::of_texts`].
-    pub fn texts(&self) -> impl Iterator<Item = &[u32]> {
-        let mut rest = self.tokens.as_slice();
-        self.weights.chunk_by(|a, b| a.to_bits() == b.to_bits()).map(move |run| {
-            let (text, after) = rest.split_at(run.len());
-            rest = after;
-            text
-        })
-    }
-
     /// Tokens that count as targets.
     pub fn targets(&self) -> usize {
         self.weights.iter().skip(1).filter(|weight| **weight > 0.0).count()
@@ -144,29 +129,12 @@ pub struct Dataset {
     pub report: DatasetReport,
 }
 
-/// What the file is for: it decides how many examples it must have and which field of the request is at fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// The file to train on.
-    Training,
-    /// The file to measure on.
-    Validation,
-}
-
-impl Purpose {
-    const fn title(self) -> &'static str {
-        match self {
-            Self::Training => "Training file",
-            Self::Validation => "Validation file",
-        }
-    }
-
-    const fn minimum(self, pairs: bool) -> usize {
-        match self {
-            Self::Training => MIN_EXAMPLES,
-            Self::Validation if pairs => MIN_VALIDATION_PAIRS,
-            Self::Validation => 1,
-        }
+/// Returns the number of examples that a file must have, of `pairs` of texts or of anything else.
+const fn minimum(purpose: Purpose, pairs: bool) -> usize {
+    match purpose {
+        Purpose::Training => MIN_EXAMPLES,
+        Purpose::Validation if pairs => MIN_VALIDATION_PAIRS,
+        Purpose::Validation => 1,
     }
 }
 
@@ -310,7 +278,7 @@ fn read_lines(
     }
     let dataset = builder.finish()?;
     let pairs = first_format.is_some_and(|(_, format)| format == Format::Pair);
-    let (found, minimum) = (dataset.report.examples, purpose.minimum(pairs));
+    let (found, minimum) = (dataset.report.examples, minimum(purpose, pairs));
     if found < minimum {
         let message = format!("{} has {found} example(s), but must have at least {minimum} examples", purpose.title());
         return Err(Error::File { purpose, fault: FileFault::TooFewExamples, message });

@@ -6,7 +6,6 @@ use std::io::{BufRead, Read as _};
 
 use serde_json::{Map, Value, json};
 
-use super::preference::is_preference;
 use crate::{Error, Result};
 
 /// Bytes that one line may have. A line is held in memory as a whole; no model's context holds more text.
@@ -346,6 +345,13 @@ pub(super) fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
     }
+}
+
+/// Returns true if an object is meant as a pair of answers, whose preferred one is `preferred_output` or `chosen`.
+pub(super) fn is_preference(object: &Map<String, Value>) -> bool {
+    ["preferred_output", "non_preferred_output", "preferred_completion", "chosen", "rejected"]
+        .iter()
+        .any(|key| object.contains_key(*key))
 }
 
 /// The client's text inside a message, cut to a readable length.

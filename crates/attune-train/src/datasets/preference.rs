@@ -7,7 +7,7 @@
 
 use serde_json::{Map, Value};
 
-use super::parse::{self, Example, Format, kind, shorten};
+use super::parse::{self, Example, Format, is_preference, kind, shorten};
 
 /// Two answers to one prompt, each as the example that it would be alone.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,13 +27,6 @@ struct Keys {
 
 const OPENAI: Keys = Keys { chosen: "preferred_output", rejected: "non_preferred_output" };
 const TRL: Keys = Keys { chosen: "chosen", rejected: "rejected" };
-
-/// True where an object is meant as a pair of answers.
-pub(super) fn is_preference(object: &Map<String, Value>) -> bool {
-    [OPENAI.chosen, OPENAI.rejected, "preferred_completion", TRL.chosen, TRL.rejected]
-        .iter()
-        .any(|key| object.contains_key(*key))
-}
 
 impl Preference {
     /// The form of its prompt, which all lines of a file share.

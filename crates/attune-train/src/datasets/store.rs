@@ -2,7 +2,8 @@
 //! place of each example, 16 bytes. [`super::read`] writes them, the trainer reads those of a step, in any order.
 //!
 //! A record is the tokens, then the weights as runs of equal ones (a prompt's zeros, an answer's ones), all in little
-//! endian. Files of usual size never leave the system's cache.
+//! endian. The record of a pair of texts has a run for each text, with the number of the text in place of a weight. Files of
+//! usual size never leave the system's cache.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -24,6 +25,8 @@ pub struct ExampleStore {
     file: File,
     places: Vec<ExampleSpan>,
     digest: [u8; 32],
+    /// The examples are pairs of texts.
+    of_texts: bool,
 }
 
 /// Where an example lies.
@@ -49,6 +52,7 @@ pub struct ExampleWriter {
     end: u64,
     places: Vec<ExampleSpan>,
     digest: Sha256,
+    of_texts: bool,
 }
 
 impl ExampleWriter {
@@ -56,20 +60,31 @@ impl ExampleWriter {
     pub fn new(folder: &Path) -> Result<Self> {
         let file = tempfile::tempfile_in(folder);
         let file = file.map_err(Error::io(format!("make a temporary file in {}", folder.display())))?;
-        Ok(Self { file, buffer: Vec::new(), end: 0, places: Vec::new(), digest: Sha256::new() })
+        Ok(Self { file, buffer: Vec::new(), end: 0, places: Vec::new(), digest: Sha256::new(), of_texts: false })
     }
 
-    /// Appends an example.
+    /// Appends a sequence.
     pub fn push(&mut self, example: &TokenizedExample) -> Result<()> {
+        let runs = example.weights.chunk_by(|a, b| a.to_bits() == b.to_bits());
+        self.append(&example.tokens, runs.map(|run| (run.len(), run[0])))
+    }
+
+    /// Appends the texts of a pair, none of them empty. A store holds either such pairs or sequences.
+    pub fn push_texts(&mut self, texts: &[Vec<u32>]) -> Result<()> {
+        self.of_texts = true;
+        self.append(&texts.concat(), texts.iter().enumerate().map(|(number, text)| (text.len(), number as f32)))
+    }
+
+    fn append(&mut self, tokens: &[u32], runs: impl Iterator<Item = (usize, f32)>) -> Result<()> {
         let start = self.buffer.len();
-        self.buffer.extend(example.tokens.iter().flat_map(|token| token.to_le_bytes()));
-        let mut runs = 0;
-        for run in example.weights.chunk_by(|a, b| a.to_bits() == b.to_bits()) {
-            self.buffer.extend((run.len() as u32).to_le_bytes());
-            self.buffer.extend(run[0].to_le_bytes());
-            runs += 1;
+        self.buffer.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
+        let mut count = 0;
+        for (length, value) in runs {
+            self.buffer.extend((length as u32).to_le_bytes());
+            self.buffer.extend(value.to_le_bytes());
+            count += 1;
         }
-        let place = ExampleSpan { offset: self.end, tokens: example.tokens.len() as u32, runs };
+        let place = ExampleSpan { offset: self.end, tokens: tokens.len() as u32, runs: count };
         // Lengths before contents, so that no two lists of examples give the same bytes.
         self.digest.update(place.tokens.to_le_bytes());
         self.digest.update(place.runs.to_le_bytes());
@@ -85,7 +100,8 @@ impl ExampleWriter {
     /// No more examples come.
     pub fn finish(mut self) -> Result<ExampleStore> {
         self.flush()?;
-        Ok(ExampleStore { file: self.file, places: self.places, digest: self.digest.finalize().into() })
+        let Self { file, places, digest, of_texts, .. } = self;
+        Ok(ExampleStore { file, places, digest: digest.finalize().into(), of_texts })
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -101,6 +117,15 @@ impl ExampleStore {
         let mut writer = ExampleWriter::new(&std::env::temp_dir())?;
         for example in examples {
             writer.push(&example)?;
+        }
+        writer.finish()
+    }
+
+    /// Makes a store of pairs of texts in the system's temporary folder.
+    pub fn of_texts(pairs: impl IntoIterator<Item = Vec<Vec<u32>>>) -> Result<Self> {
+        let mut writer = ExampleWriter::new(&std::env::temp_dir())?;
+        for texts in pairs {
+            writer.push_texts(&texts)?;
         }
         writer.finish()
     }
@@ -125,21 +150,40 @@ impl ExampleStore {
         &self.digest
     }
 
-    /// The example at `index`.
+    /// Reads the sequence at `index`. An error if the store holds pairs of texts.
     pub fn get(&self, index: usize) -> Result<TokenizedExample> {
-        let place = self.places[index];
-        let mut bytes = vec![0; place.bytes()];
-        self.file.read_exact_at(&mut bytes, place.offset).map_err(Error::io("read a temporary file"))?;
-        let (tokens, runs) = bytes.split_at(4 * place.tokens as usize);
-        let tokens = tokens.chunks_exact(4).map(number).collect::<Vec<_>>();
+        if self.of_texts {
+            return Err(Error::Internal("pairs of texts were read as sequences".into()));
+        }
+        let (tokens, runs) = self.read(index)?;
         let mut weights = Vec::with_capacity(tokens.len());
-        for run in runs.chunks_exact(8) {
-            weights.resize(weights.len() + number(&run[..4]) as usize, f32::from_bits(number(&run[4..])));
+        for (length, weight) in runs {
+            weights.resize(weights.len() + length, weight);
         }
         Ok(TokenizedExample { tokens, weights })
     }
 
-    /// The examples at `indices`.
+    /// Reads the texts of the pair at `index`. An error if the store holds sequences.
+    pub fn texts(&self, index: usize) -> Result<Vec<Vec<u32>>> {
+        if !self.of_texts {
+            return Err(Error::Internal("sequences were read as pairs of texts".into()));
+        }
+        let (tokens, runs) = self.read(index)?;
+        let mut rest = tokens.into_iter();
+        Ok(runs.into_iter().map(|(length, _)| rest.by_ref().take(length).collect()).collect())
+    }
+
+    /// Reads the record at `index`: its tokens, and its runs as length and value.
+    fn read(&self, index: usize) -> Result<(Vec<u32>, Vec<(usize, f32)>)> {
+        let place = self.places[index];
+        let mut bytes = vec![0; place.bytes()];
+        self.file.read_exact_at(&mut bytes, place.offset).map_err(Error::io("read a temporary file"))?;
+        let (tokens, runs) = bytes.split_at(4 * place.tokens as usize);
+        let run = |run: &[u8]| (number(&run[..4]) as usize, f32::from_bits(number(&run[4..])));
+        Ok((tokens.chunks_exact(4).map(number).collect(), runs.chunks_exact(8).map(run).collect()))
+    }
+
+    /// Reads the sequences at `indices`.
     pub fn range(&self, indices: Range<usize>) -> Result<Vec<TokenizedExample>> {
         indices.map(|index| self.get(index)).collect()
     }
@@ -207,5 +251,33 @@ mod tests {
         assert_ne!(digest(&list), digest(&other));
         let example = |tokens: &[u32]| TokenizedExample { tokens: tokens.to_vec(), weights: vec![1.0; tokens.len()] };
         assert_ne!(digest(&[example(&[1]), example(&[2, 3])]), digest(&[example(&[1, 2]), example(&[3])]));
+    }
+
+    #[test]
+    fn pairs_of_texts_come_back_as_texts_and_nothing_else() {
+        let pairs = [vec![vec![5, 6, 7], vec![8], vec![9, 10]], vec![vec![1], vec![2, 3]]];
+        let store = ExampleStore::of_texts(pairs.clone()).unwrap();
+        for (index, texts) in pairs.iter().enumerate() {
+            assert_eq!(store.texts(index).unwrap(), *texts);
+            assert_eq!(store.tokens(index), texts.concat().len());
+        }
+        assert!(store.get(0).is_err());
+        assert!(ExampleStore::of(examples(3)).unwrap().texts(0).is_err());
+    }
+
+    #[test]
+    fn digests_that_checkpoints_are_recognised_by_stay_as_they_are() {
+        let hex =
+            |store: ExampleStore| store.digest().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+        let example = TokenizedExample { tokens: vec![1, 2, 3, 4], weights: vec![0.0, 0.0, 1.0, 1.0] };
+        assert_eq!(
+            hex(ExampleStore::of([example]).unwrap()),
+            "ac3894e1924e0ee4df71f6fcaa80538271304efa8ed99a8ce31b52988296da50"
+        );
+        let pairs = [vec![vec![5, 6, 7], vec![8], vec![9, 10]], vec![vec![1], vec![2, 3]]];
+        assert_eq!(
+            hex(ExampleStore::of_texts(pairs).unwrap()),
+            "f5882c66232e21ddd5707bb5948f8ef4559cbb89185947060960f19599a98995"
+        );
     }
 }

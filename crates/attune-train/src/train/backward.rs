@@ -4,10 +4,9 @@
 //! layer needs only W for dx, and the low-rank parts need dA and dB (Hu et al., "LoRA", 2021):
 //! dB = s · dyᵀ (x Aᵀ), dA = s · (dy B)ᵀ x, dx += s · (dy B) A.
 
-use std::ops::Range;
-
 use candle_core::Tensor;
 
+pub use crate::train::batch::{LossReport, PackedBatch, Target};
 use crate::train::dropout::Dropout;
 use crate::train::loss::{self, vocabulary_loss};
 use crate::train::preference::Preferences;
@@ -18,58 +17,6 @@ use attune_model::decoder::{Activations, Block, Context, Decoder, LowRank};
 use attune_model::kernels::{self, AttentionState, PackedRows};
 use attune_model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use attune_model::rope::Angles;
-
-/// Whole sequences, one after the other; no attention and no target crosses from one to the next.
-#[derive(Debug, Clone, Default)]
-pub struct PackedBatch {
-    /// Token ids of all sequences, `[tokens]`.
-    pub tokens: Vec<u32>,
-    /// The rows of each sequence; positions restart at each start.
-    pub sequences: Vec<Range<usize>>,
-    /// What is to be predicted.
-    pub targets: Vec<Target>,
-}
-
-impl PackedBatch {
-    /// Index of the sequence that a target belongs to.
-    pub fn sequence_of(&self, target: &Target) -> usize {
-        self.sequences.partition_point(|rows| rows.end <= target.row)
-    }
-}
-
-/// One prediction that counts.
-#[derive(Debug, Clone, Copy)]
-pub struct Target {
-    /// The row whose hidden state predicts.
-    pub row: usize,
-    /// The token that should follow.
-    pub token: u32,
-    /// Its weight in the loss.
-    pub weight: f32,
-}
-
-/// Sums over the targets of a batch.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct LossReport {
-    /// Σ weight · cross entropy.
-    pub loss_sum: f64,
-    /// Σ weight.
-    pub weight_sum: f64,
-    /// Targets of full weight: what accuracy is measured on.
-    pub targets: usize,
-    /// Those of them whose token has the highest logit.
-    pub correct: usize,
-    /// Sequences with targets of full weight.
-    pub sequences: usize,
-    /// Those of them where each such target has the highest logit.
-    pub exact: usize,
-    /// Pairs of answers, where training is on preferences.
-    pub pairs: usize,
-    /// Σ margin of the pairs' rewards.
-    pub margin_sum: f64,
-    /// Pairs whose chosen answer has the higher reward.
-    pub preferred: usize,
-}
 
 /// The loss to minimise.
 #[derive(Debug, Clone, Copy)]

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use crate::Result;
-use crate::datasets::{ExampleStore, TokenizedExample};
+use crate::datasets::ExampleStore;
 use crate::train::parameters::epoch_order;
 
 /// Batches that still take pairs, at the most: of more, the oldest is left as it is. It bounds the search in files whose
@@ -18,7 +18,7 @@ const OPEN_BATCHES: usize = 64;
 
 /// The texts of pairs as numbers: equal ones have the same.
 #[derive(Debug, Default)]
-pub(super) struct Texts {
+pub(crate) struct Texts {
     numbers: Vec<u32>,
     /// Where each pair's texts begin, and the end of the last.
     starts: Vec<usize>,
@@ -27,13 +27,13 @@ pub(super) struct Texts {
 }
 
 impl Texts {
-    /// The texts of `pairs`.
-    pub fn of(pairs: impl Iterator<Item = Result<TokenizedExample>>) -> Result<Self> {
+    /// Numbers the texts of `pairs`.
+    pub fn of(pairs: impl Iterator<Item = Result<Vec<Vec<u32>>>>) -> Result<Self> {
         // A collision would only keep two pairs apart.
         let mut known: HashMap<u64, u32> = HashMap::new();
         let mut texts = Self { numbers: Vec::new(), starts: vec![0], unique: true };
         for pair in pairs {
-            for text in pair?.texts() {
+            for text in pair? {
                 let mut hasher = DefaultHasher::new();
                 text.hash(&mut hasher);
                 let next = known.len() as u32;
@@ -96,7 +96,7 @@ fn in_turn(order: &[usize], size: usize) -> Vec<Vec<usize>> {
 
 /// The batches of a run.
 #[derive(Debug)]
-pub(super) struct Batches {
+pub(crate) struct Batches {
     seed: u64,
     size: usize,
     examples: usize,
@@ -118,7 +118,7 @@ impl Batches {
 
     /// The same over the pairs of `store`.
     pub fn of_pairs(seed: u64, epochs: usize, store: &ExampleStore, size: usize) -> Result<Self> {
-        let texts = Texts::of((0..store.len()).map(|index| store.get(index)))?;
+        let texts = Texts::of((0..store.len()).map(|index| store.texts(index)))?;
         let mut batches = Self { texts: Some(texts), ..Self::new(seed, epochs, store.len(), size) };
         let steps = |epoch| batches.of_epoch(epoch).len();
         let ends = (0..epochs).scan(0, |end, epoch| {
@@ -157,8 +157,8 @@ impl Batches {
 mod tests {
     use super::*;
 
-    fn pair(anchor: u32, positive: u32) -> TokenizedExample {
-        TokenizedExample::of_texts(&[vec![1, anchor], vec![2, positive]])
+    fn pair(anchor: u32, positive: u32) -> Vec<Vec<u32>> {
+        vec![vec![1, anchor], vec![2, positive]]
     }
 
     fn texts(pairs: &[(u32, u32)]) -> Texts {
@@ -208,11 +208,7 @@ mod tests {
     #[test]
     fn a_positive_of_one_pair_may_not_meet_itself_as_an_anchor_or_negative() {
         let same = vec![9, 9];
-        let pairs = [
-            TokenizedExample::of_texts(&[vec![1], same.clone()]),
-            TokenizedExample::of_texts(&[same.clone(), vec![2]]),
-            TokenizedExample::of_texts(&[vec![3], vec![4], same]),
-        ];
+        let pairs = [vec![vec![1], same.clone()], vec![same.clone(), vec![2]], vec![vec![3], vec![4], same]];
         let texts = Texts::of(pairs.into_iter().map(Ok)).unwrap();
         assert_eq!(texts.batches(&[0, 1, 2], 8), [[0], [1], [2]]);
     }
@@ -227,7 +223,7 @@ mod tests {
     #[test]
     fn epochs_end_where_their_batches_do_and_any_step_can_be_asked_for() {
         let pairs: Vec<_> = (0..40).map(|i| pair(i, i % 6)).collect();
-        let store = ExampleStore::of(pairs).unwrap();
+        let store = ExampleStore::of_texts(pairs).unwrap();
         let make = || Batches::of_pairs(5, 3, &store, 8).unwrap();
         let mut batches = make();
         let ends = batches.ends().to_vec();

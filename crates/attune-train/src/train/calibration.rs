@@ -5,16 +5,16 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device};
 
-use crate::datasets::TokenizedExample;
-use crate::train::backward::{self, Objective, PassOptions};
-use crate::train::contrastive::Contrast;
-use crate::train::estimate::TrainingRate;
+use crate::datasets::{ExampleStore, TokenizedExample};
+use crate::train::methods::{Probe, method};
 use crate::train::optimizer::AdamSettings;
-use crate::train::packing::{Packed, batch_rows, pack, rows};
+use crate::train::packing::{batch_rows, rows};
 use crate::train::parameters::Parameters;
+use crate::train::rate::TrainingRate;
 use crate::train::recomputation::Recomputation;
 use crate::train::state::{AdapterState, UpdateScales};
-use crate::train::trainer::BeforeMicroStep;
+use crate::train::training_method::TrainingMethod;
+use crate::train::yielding::BeforeMicroStep;
 use crate::{Error, Result};
 use attune_model::decoder::Decoder;
 use attune_model::lora::Adapter;
@@ -26,45 +26,35 @@ const MAX_BATCHES: usize = 6;
 /// Rows of the first batch: it wakes the machine up and tells how large a batch the time allows.
 const FIRST_ROWS: usize = 32;
 /// Examples that a calibration looks at.
-pub const SAMPLES: usize = 64;
+const SAMPLES: usize = 64;
 
-/// The rate of steps of `step_tokens` tokens on `samples`, with an adapter of the job's shape. The adapter does not change.
-/// Under a `scale` the samples are single texts of pairs. `before` is asked before each batch, as in a step: requests go first,
-/// and that time does not count.
+/// Reads some examples from all over the file, to measure with.
+pub fn samples(training: TrainingMethod, examples: &ExampleStore) -> Result<Vec<TokenizedExample>> {
+    let (every, method) = (examples.len().div_ceil(SAMPLES).max(1), method(training));
+    let read = |index| method.samples(examples, index);
+    Ok((0..examples.len()).step_by(every).map(read).collect::<Result<Vec<_>>>()?.concat())
+}
+
+/// Measures the rate of steps of `step_tokens` tokens on [`samples`], with an adapter of the job's shape. The adapter does not
+/// change. `before` is asked before each batch, as in a step: requests go first, and that time does not count.
 pub fn calibrate(
     decoder: &Decoder,
     adapter: &Adapter,
     samples: &[TokenizedExample],
-    scale: Option<f64>,
+    training: TrainingMethod,
     step_tokens: f64,
     recomputation: Recomputation,
     before: BeforeMicroStep<'_>,
 ) -> Result<TrainingRate> {
     let (update, most_rows) = (update_seconds(adapter, decoder.device())?, batch_rows(decoder.device()));
-    let mut batch = |examples: &[TokenizedExample]| -> Result<TrainingRate> {
-        if let Some(scale) = scale {
-            before()?;
-            return time_texts(decoder, adapter, examples, scale, recomputation);
-        }
-        let (mut seconds, mut tokens) = (0.0, 0);
-        for Packed { batch, .. } in pack(examples, 1, most_rows) {
-            before()?;
-            let begin = Instant::now();
-            let (objective, manner) = (Objective::Targets, PassOptions::recomputing(recomputation));
-            backward::objective_and_gradients(decoder, adapter, &batch, objective, 1.0, manner)?;
-            seconds += begin.elapsed().as_secs_f64();
-            // The last token of an example is predicted, not read.
-            tokens += batch.tokens.len() + batch.sequences.len();
-        }
-        Ok(TrainingRate { tokens: tokens as f64, seconds })
-    };
+    let (method, probe) = (method(training), Probe { decoder, adapter, rows: most_rows, recomputation });
     let first = fitting(samples, FIRST_ROWS);
     if first.is_empty() {
         return Err(Error::Internal("nothing to calibrate with".into()));
     }
-    let probe = batch(&first)?;
+    let woken = method.calibrate(probe, &first, before)?;
     // Larger batches are not slower by the token, so this many rows take a third of the time at the most.
-    let affordable = LIMIT.as_secs_f64() / 3.0 * probe.tokens_per_second();
+    let affordable = LIMIT.as_secs_f64() / 3.0 * woken.tokens_per_second();
     let mut sum = TrainingRate { tokens: 0.0, seconds: 0.0 };
     let begin = Instant::now();
     if affordable as usize > FIRST_ROWS {
@@ -72,7 +62,7 @@ pub fn calibrate(
         let mut left = samples;
         for _ in 0..MAX_BATCHES {
             let part = fitting(left, budget);
-            let measured = batch(&part)?;
+            let measured = method.calibrate(probe, &part, before)?;
             sum.tokens += measured.tokens;
             sum.seconds += measured.seconds;
             left = left.get(part.len()..).filter(|left| !left.is_empty()).unwrap_or(samples);
@@ -81,26 +71,9 @@ pub fn calibrate(
             }
         }
     }
-    let measured = if sum.tokens > 0.0 { sum } else { probe };
+    let measured = if sum.tokens > 0.0 { sum } else { woken };
     let seconds = measured.seconds + update * measured.tokens / step_tokens.max(1.0);
     Ok(TrainingRate { tokens: measured.tokens, seconds })
-}
-
-/// Times one pass over single texts, all in one pack. Which texts are told apart makes no difference to the time.
-fn time_texts(
-    decoder: &Decoder,
-    adapter: &Adapter,
-    examples: &[TokenizedExample],
-    scale: f64,
-    recomputation: Recomputation,
-) -> Result<TrainingRate> {
-    let begin = Instant::now();
-    let texts: Vec<_> = examples.iter().map(|example| example.tokens.clone()).collect();
-    let pair = [TokenizedExample::of_texts(&texts)];
-    let batch = Contrast { pairs: &pair, scale, budget: usize::MAX, dropout: None, recomputation };
-    batch.loss_and_gradients(decoder, adapter, &mut || Ok(()))?;
-    let tokens = pair[0].tokens.len() as f64;
-    Ok(TrainingRate { tokens, seconds: begin.elapsed().as_secs_f64() })
 }
 
 /// Examples from the beginning of `samples` that fit into `budget` rows together; the first one is cut where it alone does

@@ -5,6 +5,7 @@
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest as _, Sha256};
 
+use crate::train::methods::ReferenceLogProbs;
 use crate::train::optimizer::{AdamW, Moments};
 use crate::train::records::{Evaluation, Rewards, StepRecord, Validation};
 use crate::train::settings::TrainSettings;
@@ -29,7 +30,7 @@ pub(super) struct SavedState {
     pub moments: Vec<Moments>,
     pub history: Vec<StepRecord>,
     pub best: Option<Vec<Vec<f32>>>,
-    pub reference: Vec<[f64; 2]>,
+    pub reference: Vec<ReferenceLogProbs>,
 }
 
 /// A hash of all that determines a run: settings, examples (of which it takes the hash), and the adapter it begins from.
@@ -50,7 +51,7 @@ pub(super) fn write(
     optimizer: &AdamW,
     history: &[StepRecord],
     best: Option<&[Vec<f32>]>,
-    reference: &[[f64; 2]],
+    reference: &[ReferenceLogProbs],
 ) -> Result<Vec<u8>> {
     let mut tensors = Vec::with_capacity(4 * values.len() + 2);
     let mut add = |kind: &str, index: usize, numbers: &[f32]| {
@@ -71,6 +72,8 @@ pub(super) fn write(
         history.iter().enumerate().flat_map(|(index, record)| class_numbers(index, record)).collect();
     let bytes = classes.iter().flat_map(|number| number.to_le_bytes()).collect();
     tensors.push((CLASSES.to_string(), Dtype::F64, classes.len(), bytes));
+    // NaN stands for "not asked yet".
+    let reference: Vec<[f64; 2]> = reference.iter().map(|known| known.unwrap_or([f64::NAN; 2])).collect();
     let bytes = reference.iter().flatten().flat_map(|number| number.to_le_bytes()).collect();
     tensors.push((REFERENCE.to_string(), Dtype::F64, 2 * reference.len(), bytes));
     let mut views = Vec::with_capacity(tensors.len());
@@ -126,7 +129,8 @@ pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>], pairs: usi
             _ => return Err(unreadable("its figures of classes are damaged")),
         }
     }
-    let reference: Vec<[f64; 2]> = doubles(REFERENCE)?.chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect();
+    let known = |pair: &[f64]| (!pair[0].is_nan() && !pair[1].is_nan()).then(|| [pair[0], pair[1]]);
+    let reference: Vec<ReferenceLogProbs> = doubles(REFERENCE)?.chunks_exact(2).map(known).collect();
     if reference.len() != pairs {
         return Err(unreadable("it is about other pairs of answers"));
     }

@@ -10,15 +10,14 @@
 
 use std::ops::Range;
 
-use crate::datasets::TokenizedExample;
-use crate::train::backward::{self, Gradients, LossReport, PackedBatch, PassOptions};
+use crate::train::backward::{self, Gradients, PassOptions};
+use crate::train::batch::{LossReport, PackedBatch};
 use crate::train::dropout::Dropout;
 use crate::train::packing::{Packed, pack_texts};
 use crate::train::parameters::add_gradients;
 use crate::train::pooling::Pooled;
 use crate::train::recomputation::Recomputation;
-use crate::train::trainer::BeforeMicroStep;
-use crate::train::yielding::YieldPolicy;
+use crate::train::yielding::{BeforeMicroStep, YieldPolicy};
 use crate::{Error, Result};
 use attune_model::decoder::Decoder;
 use attune_model::lora::Adapter;
@@ -29,8 +28,8 @@ const GRADIENT_SCALE: f64 = 1024.0;
 /// A batch of pairs of texts.
 #[derive(Debug, Clone, Copy)]
 pub struct Contrast<'a> {
-    /// The pairs: an anchor, its positive, its negatives ([`TokenizedExample::of_texts`]).
-    pub pairs: &'a [TokenizedExample],
+    /// The pairs, as the tokens of their texts: an anchor, its positive, its negatives.
+    pub pairs: &'a [Vec<Vec<u32>>],
     /// Factor on the similarities.
     pub scale: f64,
     /// Rows of a pack at the most.
@@ -97,7 +96,7 @@ impl Contrast<'_> {
         let mut pairs = Vec::with_capacity(self.pairs.len());
         for pair in self.pairs {
             let begin = texts.len();
-            texts.extend(pair.texts());
+            texts.extend(pair.iter().map(Vec::as_slice));
             pairs.push(begin..texts.len());
         }
         Packs { packs: pack_texts(&texts, self.budget), pairs }

@@ -10,34 +10,15 @@ use serde::Serialize;
 use crate::datasets::DatasetReport;
 use crate::train::TrainSettings;
 use crate::train::loss::chunk_targets;
+use crate::train::methods::{EVALUATION_SHARE, FLOAT, LossShape, WorkFactors, method};
+pub use crate::train::rate::TrainingRate;
 use crate::train::recomputation::Recomputation;
 use attune_model::BaseModel;
 
-/// To evaluate a token takes this share of the time that training on it takes: the forward pass alone is two of the four
-/// operations for each weight.
-const EVALUATION_SHARE: f64 = 0.5;
-/// Bytes of f32.
-const FLOAT: u64 = 4;
 /// The allocator keeps this much of what small models take, where blocks are small and many.
 const ALLOCATOR_BYTES: u64 = 48 << 20;
 /// And this share of what any model takes.
 const ALLOCATOR_SHARE: u64 = 8;
-
-/// How fast a machine trains: tokens of examples, and the seconds that the steps on them took.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TrainingRate {
-    /// Tokens that were trained on.
-    pub tokens: f64,
-    /// Seconds that it took.
-    pub seconds: f64,
-}
-
-impl TrainingRate {
-    /// Tokens per second.
-    pub fn tokens_per_second(&self) -> f64 {
-        self.tokens / self.seconds.max(1e-9)
-    }
-}
 
 /// Tokens of the validation file that a run reads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -46,18 +27,6 @@ pub struct Evaluated {
     pub once: usize,
     /// In all evaluations together.
     pub in_all: usize,
-}
-
-/// The work of a token of the first epoch, in tokens that are trained on: where training is on preferences, the reference
-/// reads it as well.
-pub fn first_epoch_work(settings: &TrainSettings, training: &DatasetReport) -> f64 {
-    if settings.beta.is_some() { 1.0 + EVALUATION_SHARE } else { later_work(settings, training) }
-}
-
-/// The same of the other epochs: the texts of a step that exceed one pack are read once more, for their vectors.
-pub fn later_work(settings: &TrainSettings, training: &DatasetReport) -> f64 {
-    let step = settings.batch_size.min(training.sequences) * training.tokens / training.sequences.max(1);
-    if settings.scale.is_some() && step > settings.batch_rows { 1.0 + EVALUATION_SHARE } else { 1.0 }
 }
 
 /// What a run will take.
@@ -103,7 +72,7 @@ impl Estimate {
     ) -> Self {
         let epochs = settings.epochs;
         let trained_tokens = (training.tokens * epochs) as f64;
-        let (first, later) = (first_epoch_work(settings, training), later_work(settings, training));
+        let WorkFactors { first_epoch: first, later } = settings.method.work(settings, training);
         let training_work = trained_tokens * later + training.tokens as f64 * (first - later);
         let evaluation_work = EVALUATION_SHARE * evaluated.in_all as f64;
         let rate = rate.tokens_per_second().max(1e-9);
@@ -185,12 +154,14 @@ impl TrainingMemory {
         let backward = 3 * intermediate + 4 * hidden + 2 * queries + 2 * keys;
         let element = model.decoder.activation_dtype().size_in_bytes() as u64;
         let activations_bytes = element * rows * (config.num_hidden_layers as u64 * kept + again + backward);
-        let chunk = rows.min(chunk_targets(model.decoder.device()) as u64);
-        let loss_bytes = match settings.scale {
-            None => element * (2 * chunk * config.vocab_size as u64 + 3 * rows * hidden),
-            // The vectors of a step's texts and their gradients, in f64 and twice each, in place of logits.
-            Some(_) => FLOAT * (8 * (settings.batch_size * texts_of(training)) as u64 * hidden + 3 * rows * hidden),
-        };
+        let loss_bytes = method(settings.method).loss_bytes(&LossShape {
+            element,
+            rows,
+            hidden,
+            chunk: rows.min(chunk_targets(model.decoder.device()) as u64),
+            vocabulary: config.vocab_size as u64,
+            texts: (settings.batch_size * texts_of(training)) as u64,
+        });
         let adapter_bytes = (7 + u64::from(settings.keep_best)) * FLOAT * parameters as u64;
         let parts = adapter_bytes + activations_bytes + loss_bytes;
         let allocator_bytes = ALLOCATOR_BYTES + parts / ALLOCATOR_SHARE;
@@ -232,6 +203,7 @@ mod tests {
     use super::*;
     use crate::train::hyperparameters::Hyperparameters;
     use crate::train::packing::BATCH_ROWS;
+    use crate::train::training_method::TrainingMethod;
 
     fn settings(epochs: u32, batch_size: u32) -> TrainSettings {
         let resolved =
@@ -254,12 +226,16 @@ mod tests {
         // The texts of a step that exceed a batch are read once more.
         let training = DatasetReport { sequences: 10, texts: 20, ..training.clone() };
         for (batch_size, seconds) in [(5, 30.0), (6, 45.0)] {
-            let settings = TrainSettings { scale: Some(20.0), ..settings(3, batch_size) };
+            let settings =
+                TrainSettings { method: TrainingMethod::TextPairs { scale: 20.0 }, ..settings(3, batch_size) };
             let texts = Estimate::new(&settings, 6, &training, Evaluated::default(), rate, TrainingMemory::default());
             assert!((texts.seconds - seconds).abs() < 1e-9 && texts.trained_tokens == 3000, "{}", texts.seconds);
         }
         // Of pairs of answers, the reference reads each token once.
-        let pairs = estimate(&TrainSettings { beta: Some(0.1), ..settings(3, 5) }, Evaluated::default());
+        let pairs = estimate(
+            &TrainSettings { method: TrainingMethod::Preferences { beta: 0.1 }, ..settings(3, 5) },
+            Evaluated::default(),
+        );
         assert!((pairs.seconds - 35.0).abs() < 1e-9, "{}", pairs.seconds);
         assert!((pairs.tokens_per_second - 3000.0 / 35.0).abs() < 1e-9, "{}", pairs.tokens_per_second);
     }

@@ -2,25 +2,18 @@
 //! the best. Called by `jobs/worker/training.rs` between steps.
 
 use std::borrow::Cow;
-use std::ops::Range;
 
 use crate::Result;
 use candle_core::Device;
 
 use crate::datasets::{ExampleStore, TokenizedExample};
-use crate::train::backward::LossReport;
-use crate::train::batches::Texts;
+use crate::train::batch::LossReport;
 use crate::train::classification::ClassificationTask;
-use crate::train::contrastive::Contrast;
-use crate::train::packing::{Packed, pack, pack_in_order};
-use crate::train::recomputation::Recomputation;
+use crate::train::packing::pack_in_order;
 use crate::train::records::{Evaluation, Validation};
-use crate::train::trainer::{BeforeMicroStep, Trainer, add_report};
-use crate::train::yielding::YieldPolicy;
+use crate::train::trainer::Trainer;
+use crate::train::yielding::{BeforeMicroStep, YieldPolicy};
 use attune_model::lora::Adapter;
-
-/// Examples that one round of evaluation packs, so that packed copies never exceed a part of a large file.
-const EVALUATION_EXAMPLES: usize = 256;
 
 /// Evaluations between those at the ends of epochs, at the most.
 const EVALUATIONS: usize = 10;
@@ -78,7 +71,7 @@ impl HeldOut {
         let sample: usize = (0..self.sample).map(|index| self.examples.tokens(index)).sum();
         let between =
             (1..=run.total_steps()).filter(|step| self.is_due(*step) && run.epoch_ending_with(*step).is_none());
-        let wholes = run.settings().epochs + usize::from(self.width > 1);
+        let wholes = run.settings().epochs + usize::from(run.method.asks_reference());
         between.count() * sample + wholes * self.tokens()
     }
 
@@ -112,7 +105,7 @@ impl Trainer {
         let Some(sample) = Evaluation::of(&total) else { return Ok(None) };
         let mut full = None;
         if whole {
-            add_report(&mut total, self.measure(held_out, 1, before_micro_step)?);
+            total.add(self.measure(held_out, 1, before_micro_step)?);
             full = Evaluation::of(&total);
         }
         Ok(Some(Validation { sample, full }))
@@ -126,66 +119,10 @@ impl Trainer {
         before_micro_step: BeforeMicroStep<'_>,
     ) -> Result<LossReport> {
         let adapter = self.state.adapter(self.source.device())?;
-        let (width, at_once) = (held_out.width, EVALUATION_EXAMPLES * held_out.width);
-        let bounds = [0, held_out.sample, held_out.examples.len()];
-        let (begin, end) = (bounds[part], bounds[part + 1]);
-        if let Some(scale) = self.settings.scale {
-            return self.measure_pairs(&held_out.examples, begin..end, scale, before_micro_step);
-        }
-        let mut total = LossReport::default();
-        let mut asked = Vec::new();
-        for start in (begin..end).step_by(at_once) {
-            let examples = held_out.examples.range(start..(start + at_once).min(end))?;
-            for Packed { batch, .. } in pack(&examples, width, self.settings.batch_rows) {
-                before_micro_step()?;
-                // In every evaluation the batches are the same ones in the same order.
-                let place = asked.len();
-                if self.settings.beta.is_some() {
-                    asked.push(match held_out.reference[part].get(place) {
-                        Some(known) => known.clone(),
-                        None => self.ask_reference(&batch, before_micro_step)?,
-                    });
-                }
-                let objective = self.objective(asked.get(place).map_or(&[], Vec::as_slice));
-                let pace = YieldPolicy::asking(before_micro_step);
-                add_report(&mut total, self.source.loss(&adapter, &batch, objective, pace)?);
-            }
-        }
-        held_out.reference[part] = asked;
-        Ok(total)
-    }
-
-    /// Sums over the pairs of texts at `places`, compared with each other in the order of the file, as many at once as in
-    /// training.
-    fn measure_pairs(
-        &self,
-        pairs: &ExampleStore,
-        places: Range<usize>,
-        scale: f64,
-        before_micro_step: BeforeMicroStep<'_>,
-    ) -> Result<LossReport> {
-        let adapter = self.state.adapter(self.source.device())?;
-        let size = self.settings.batch_size;
-        let at_once = size * (EVALUATION_EXAMPLES / size).max(1);
-        let mut total = LossReport::default();
-        for start in places.clone().step_by(at_once) {
-            let pairs = pairs.range(start..(start + at_once).min(places.end))?;
-            let texts = Texts::of(pairs.iter().cloned().map(Ok))?;
-            // As even as they can be: a pair that was left alone would always be right.
-            let even = pairs.len().div_ceil(pairs.len().div_ceil(size));
-            for batch in texts.batches(&(0..pairs.len()).collect::<Vec<_>>(), even) {
-                let batch: Vec<_> = batch.into_iter().map(|place| pairs[place].clone()).collect();
-                let contrast = Contrast {
-                    pairs: &batch,
-                    scale,
-                    budget: self.settings.batch_rows,
-                    dropout: None,
-                    recomputation: Recomputation::None,
-                };
-                add_report(&mut total, self.source.contrast(&adapter, contrast, before_micro_step)?);
-            }
-        }
-        Ok(total)
+        let HeldOut { examples, sample, reference, .. } = held_out;
+        let bounds = [0, *sample, examples.len()];
+        let places = bounds[part]..bounds[part + 1];
+        self.method.evaluate(&self.run_inputs(examples, &adapter), places, &mut reference[part], before_micro_step)
     }
 
     /// Measures how the current adapter sorts the task's prompts into classes: a figure for each of its columns.

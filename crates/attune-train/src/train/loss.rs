@@ -4,7 +4,7 @@
 use candle_core::{Device, Tensor};
 
 use crate::Result;
-use crate::train::backward::{LossReport, PackedBatch, Target};
+use crate::train::batch::{LossReport, PackedBatch, Target};
 use attune_model::decoder::Decoder;
 use attune_model::kernels;
 

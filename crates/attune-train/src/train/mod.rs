@@ -1,15 +1,16 @@
 //! Fits a LoRA adapter to a dataset. `jobs/worker/training.rs` drives a [`Trainer`] step by step; the base model is the one that is
 //! serving, shared and frozen.
 //!
-//! [`settings`] turns what was asked for into numbers; [`trainer`] is the loop; `batches` and [`packing`] make its batches, [`backward`],
-//! [`loss`], [`preference`], [`contrastive`] and [`dropout`] its gradients, `yielding` lets requests
-//! in between, [`optimizer`] and [`schedule`] make its updates on the [`parameters`] in `state`; [`checkpoint`]
-//! makes it resumable to the bit; [`evaluation`] measures it and says when it ends, [`classification`] how prompts are
-//! sorted into classes; [`records`] is what is told of each step.
-//! [`estimate`] tells what a run will take, from what a [`calibration`] measures; [`recomputation`] trades time for memory where
-//! that is scarce.
+//! [`settings`] turns what was asked for into numbers; [`trainer`] is the loop; [`methods`] does what differs with what is trained
+//! on. `batches` and [`packing`] make its batches, [`backward`], [`loss`], [`preference`], [`contrastive`] and [`dropout`] its
+//! gradients, `yielding` lets requests in between, [`optimizer`] and [`schedule`] make its updates on the [`parameters`] in
+//! `state`; [`checkpoint`] makes it resumable to the bit; [`evaluation`] measures it and says when it ends, [`classification`]
+//! how prompts are sorted into classes; [`records`] is what is told of each step.
+//! [`estimate`] tells what a run will take, from what a [`calibration`] measures; [`recomputation`] trades time for memory if
+//! that is scarce, within [`memory_bounds`].
 
 pub mod backward;
+pub mod batch;
 mod batches;
 pub mod calibration;
 pub mod checkpoint;
@@ -22,22 +23,28 @@ pub mod evaluation;
 pub mod hyperparameters;
 pub mod loss;
 mod loss_source;
+pub mod memory_bounds;
+pub mod methods;
 pub mod optimizer;
 pub mod packing;
 pub mod parameters;
 pub mod pooling;
 pub mod preference;
+pub mod rate;
 pub mod recomputation;
 pub mod records;
 pub mod schedule;
 pub mod settings;
 mod state;
 pub mod trainer;
+pub mod training_method;
 mod yielding;
 
 pub use evaluation::HeldOut;
+pub use memory_bounds::MemoryBounds;
 pub use recomputation::Recomputation;
 pub use records::{Evaluation, Question, Rewards, StepReport, Validation};
 pub use settings::TrainSettings;
 pub use trainer::Trainer;
-pub use yielding::YieldPolicy;
+pub use training_method::TrainingMethod;
+pub use yielding::{BeforeMicroStep, YieldPolicy};

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use candle_core::Device;
 
 use crate::datasets::TokenizedExample;
-use crate::train::backward::{PackedBatch, Target};
+use crate::train::batch::{PackedBatch, Target};
 use attune_model::kernels;
 
 /// Rows of a batch: large enough for the matrix products to be efficient, small enough that activations stay in reach of the

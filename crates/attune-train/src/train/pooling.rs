@@ -6,7 +6,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
-use crate::train::backward::PackedBatch;
+use crate::train::batch::PackedBatch;
 
 /// The vectors of a batch's sequences.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 //! its loss −log σ(m). The slope with respect to an answer's log probability is ∓β · σ(−m): since that is the negated sum of
 //! its tokens' cross entropies, the gradient of an answer is that of its cross entropy times this slope.
 
-use crate::train::backward::{LossReport, PackedBatch};
+use crate::train::batch::{LossReport, PackedBatch};
 use crate::train::loss::{TargetScore, log_likelihoods, report};
 
 /// The pairs of a batch: sequences 2k and 2k + 1 are the chosen and the rejected answer of a pair.
@@ -64,7 +64,7 @@ fn minus_log_sigmoid(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::backward::Target;
+    use crate::train::batch::Target;
 
     fn pairs() -> PackedBatch {
         let target = |row| Target { row, token: 0, weight: 1.0 };

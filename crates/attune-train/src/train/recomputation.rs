@@ -1,22 +1,13 @@
 //! What the forward pass keeps of each block for the backward pass, and what is computed again there: time for memory.
 //!
-//! [`super::backward`] keeps and computes again, to the very same bits; [`MemoryBounds::choose`] is how the worker picks the
-//! way of a job, from what the estimate says that each would take.
+//! [`super::backward`] keeps and computes again, to the very same bits; [`super::memory_bounds`] picks the way of a job.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::train::estimate::TrainingMemory;
-use crate::{Error, Result};
+use crate::Result;
 use attune_model::decoder::{Activations, Block, Context, RotatedHeads};
 use attune_model::kernels;
-use attune_support::format;
-use attune_support::system::FreeMemory;
-
-/// The share of all memory that training leaves free, for requests and for other programs.
-const RESERVED_SHARE: u64 = 16;
-/// It leaves no more than this, in bytes.
-const MAX_RESERVED: u64 = 512 << 20;
 
 /// How much of the forward pass is computed again in the backward pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +29,7 @@ impl Recomputation {
 
     /// Those that are chosen from, the fastest first. To keep everything is slower than to make the cheap part again: fresh
     /// memory costs more than a norm (`benches/decoder.rs`).
-    const CHOSEN: [Self; 2] = [Self::Selective, Self::Full];
+    pub(crate) const CHOSEN: [Self; 2] = [Self::Selective, Self::Full];
 
     /// As it is called in the configuration.
     pub const fn name(self) -> &'static str {
@@ -123,153 +114,5 @@ impl SavedActivations {
             gate,
             up,
         })
-    }
-}
-
-/// What an operator says of the memory that training takes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct MemoryBounds {
-    /// The way that every job takes; `None` chooses for each.
-    pub recomputation: Option<Recomputation>,
-    /// Bytes of the whole process, the models that it serves among them, that no job may lead beyond.
-    pub limit: Option<u64>,
-}
-
-impl MemoryBounds {
-    /// The fastest way that fits into what is free, and what it takes; an error where none does.
-    ///
-    /// `memory` is the estimate for each way, `longest` the tokens of the longest example. Where nothing is known of the
-    /// memory, everything fits.
-    pub fn choose(
-        &self,
-        memory: impl Fn(Recomputation) -> TrainingMemory,
-        free: Option<FreeMemory>,
-        longest: usize,
-    ) -> Result<TrainingMemory> {
-        let forced = self.recomputation.map(|forced| [forced]);
-        let ways = forced.as_ref().map_or(Recomputation::CHOSEN.as_slice(), |forced| forced.as_slice());
-        let mut least = None;
-        for way in ways {
-            let mut memory = memory(*way);
-            memory.available = self.room(memory.process, free);
-            if memory.available.is_none_or(|room| memory.added() <= room) {
-                return Ok(memory);
-            }
-            least = Some(memory);
-        }
-        least.map_or_else(|| Err(Error::Internal("no way to train".into())), |memory| Err(refusal(&memory, longest)))
-    }
-
-    /// Bytes that training may add to a process of `process` bytes.
-    fn room(&self, process: u64, free: Option<FreeMemory>) -> Option<u64> {
-        let reserved = |memory: FreeMemory| (memory.total / RESERVED_SHARE).min(MAX_RESERVED);
-        let free = free.map(|memory| memory.free.saturating_sub(reserved(memory)));
-        let limit = self.limit.map(|limit| limit.saturating_sub(process));
-        [free, limit].into_iter().flatten().min()
-    }
-}
-
-fn refusal(memory: &TrainingMemory, longest: usize) -> Error {
-    let forced = match memory.recomputation {
-        Recomputation::Full => String::new(),
-        forced => {
-            format!(" `recomputation` of the server's [training] is \"{}\": \"full\" takes less.", forced.name())
-        }
-    };
-    let message = format!(
-        "The job would need {} of memory beside the {} that the server holds, but only {} are left for it: {} for the \
-         adapter and its gradients, {} for the activations of its largest batch, {} for the loss, {} for \
-         the allocator.{forced} The longest \
-         example has {longest} tokens: set max_seq_length below that, or a smaller rank or fewer target_modules, or \
-         serve the model in less memory (`dtype` or `quantize` of the model in the server's configuration).",
-        format::bytes(memory.added()),
-        format::bytes(memory.process),
-        format::bytes(memory.available.unwrap_or(0)),
-        format::bytes(memory.adapter),
-        format::bytes(memory.activations),
-        format::bytes(memory.loss),
-        format::bytes(memory.allocator),
-    );
-    Error::InsufficientMemory(message)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-
-    /// 100, 60 or 20 MiB beside a process of 500 MiB.
-    fn estimate(recomputation: Recomputation) -> TrainingMemory {
-        let activations = match recomputation {
-            Recomputation::None => 90 * MIB,
-            Recomputation::Selective => 50 * MIB,
-            Recomputation::Full => 10 * MIB,
-        };
-        let (process, adapter) = (500 * MIB, 10 * MIB);
-        let peak = process + adapter + activations;
-        TrainingMemory { process, adapter, activations, peak, recomputation, ..TrainingMemory::default() }
-    }
-
-    fn chosen(bounds: MemoryBounds, free: Option<u64>) -> Option<Recomputation> {
-        let free = free.map(|free| FreeMemory { total: 1600 * MIB, free: free * MIB });
-        bounds.choose(estimate, free, 300).ok().map(|memory| memory.recomputation)
-    }
-
-    #[test]
-    fn the_fastest_way_that_fits_beside_the_reserve_is_taken() {
-        use Recomputation::{Full, Selective};
-        // The reserve is a sixteenth of 1,600 MiB.
-        for (free, way) in [
-            (None, Some(Selective)),
-            (Some(1000), Some(Selective)),
-            (Some(160), Some(Selective)),
-            (Some(159), Some(Full)),
-            (Some(120), Some(Full)),
-            (Some(119), None),
-            (Some(0), None),
-        ] {
-            assert_eq!(chosen(MemoryBounds::default(), free), way, "{free:?} MiB free");
-        }
-    }
-
-    #[test]
-    fn a_limit_of_the_process_counts_like_memory_that_is_not_there() {
-        let limited = |limit: u64| MemoryBounds { limit: Some(limit * MIB), ..MemoryBounds::default() };
-        assert_eq!(chosen(limited(560), None), Some(Recomputation::Selective));
-        assert_eq!(chosen(limited(559), None), Some(Recomputation::Full));
-        assert_eq!(chosen(limited(530), Some(1000)), Some(Recomputation::Full));
-        assert_eq!(chosen(limited(10_000), Some(130)), Some(Recomputation::Full), "the tighter one counts");
-        assert_eq!(chosen(limited(100), None), None);
-    }
-
-    #[test]
-    fn a_way_that_is_set_is_the_only_one() {
-        let forced = |way| MemoryBounds { recomputation: Some(way), ..MemoryBounds::default() };
-        for way in Recomputation::ALL {
-            assert_eq!(chosen(forced(way), Some(1000)), Some(way));
-        }
-        assert_eq!(chosen(forced(Recomputation::Selective), Some(150)), None, "it does not fit");
-    }
-
-    #[test]
-    fn a_refusal_has_numbers_and_what_to_do() {
-        let free = Some(FreeMemory { total: 1600 * MIB, free: 110 * MIB });
-        let said = MemoryBounds::default().choose(estimate, free, 321).expect_err("refused").to_string();
-        for part in [
-            "20.0 MiB of memory",
-            "500.0 MiB that",
-            "only 10.0 MiB",
-            "321 tokens",
-            "max_seq_length",
-            "rank",
-            "quantize",
-        ] {
-            assert!(said.contains(part), "{part}: {said}");
-        }
-        assert!(!said.contains("recomputation"), "{said}");
-        let forced = MemoryBounds { recomputation: Some(Recomputation::None), ..MemoryBounds::default() };
-        let said = forced.choose(estimate, free, 321).expect_err("refused").to_string();
-        assert!(said.contains("\"none\"") && said.contains("100.0 MiB of memory"), "{said}");
     }
 }

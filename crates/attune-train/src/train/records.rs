@@ -2,7 +2,8 @@
 //! file, for a checkpoint, and for the decision to end early.
 
 use crate::datasets::TokenizedExample;
-use crate::train::backward::LossReport;
+use crate::train::batch::LossReport;
+use crate::train::training_method::TrainingMethod;
 
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,9 +28,9 @@ pub struct StepReport {
     pub completed_epoch: Option<usize>,
     /// Of the step's pairs before its update, where training is on preferences.
     pub rewards: Option<Rewards>,
-    /// Where training is on pairs of texts, both accuracies are the share of the anchors to which their own positive was the
+    /// What is trained on. Of pairs of texts, both accuracies are the share of the anchors to which their own positive was the
     /// nearest of the batch, and the loss is the mean over the anchors.
-    pub texts: bool,
+    pub method: TrainingMethod,
 }
 
 /// How an adapter judges pairs of answers. Its reward for an answer is β times what it added to the log probability.

@@ -1,13 +1,14 @@
 //! From what a client asked for to numbers: the one place where `auto` is decided. Called by the worker before training.
 
 use candle_core::Device;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::datasets::DatasetReport;
 use crate::train::hyperparameters::{Hyperparameters, Method};
 use crate::train::optimizer::AdamSettings;
 use crate::train::packing::{BATCH_ROWS, batch_rows};
 use crate::train::schedule::Schedule;
+use crate::train::training_method::TrainingMethod;
 use crate::{Error, Result};
 use attune_model::ModelConfig;
 use attune_model::config::Family;
@@ -34,7 +35,10 @@ pub enum Defaults {
 }
 
 /// All that determines a training run besides model, data and the adapter it begins from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+///
+/// Its serialized form enters the fingerprint of checkpoints.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(into = "SerializedSettings")]
 pub struct TrainSettings {
     /// Rank of the adapter.
     pub rank: usize,
@@ -65,18 +69,63 @@ pub struct TrainSettings {
     pub patience: usize,
     /// The result is the adapter of the lowest validation loss, not the last one.
     pub keep_best: bool,
-    /// β of direct preference optimisation; `None` trains on answers.
-    pub beta: Option<f64>,
-    /// Factor on the similarities of pairs of texts; `None` trains on something else.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scale: Option<f64>,
+    /// What is trained on.
+    pub method: TrainingMethod,
     /// Rows of a batch: examples are packed up to so many.
-    #[serde(default = "usual_batch_rows", skip_serializing_if = "is_usual")]
     pub batch_rows: usize,
 }
 
-fn usual_batch_rows() -> usize {
-    BATCH_ROWS
+/// The form of [`TrainSettings`] that is hashed. Another name or order of its fields would refuse all checkpoints that exist.
+#[derive(Serialize)]
+struct SerializedSettings {
+    rank: usize,
+    alpha: f64,
+    sites: Vec<Site>,
+    epochs: usize,
+    batch_size: usize,
+    learning_rate: f64,
+    seed: u64,
+    warmup: Option<f64>,
+    schedule: Schedule,
+    adam: AdamSettings,
+    clip: f64,
+    dropout: f64,
+    patience: usize,
+    keep_best: bool,
+    beta: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scale: Option<f64>,
+    #[serde(skip_serializing_if = "is_usual")]
+    batch_rows: usize,
+}
+
+impl From<TrainSettings> for SerializedSettings {
+    fn from(settings: TrainSettings) -> Self {
+        let (beta, scale) = match settings.method {
+            TrainingMethod::Answers => (None, None),
+            TrainingMethod::Preferences { beta } => (Some(beta), None),
+            TrainingMethod::TextPairs { scale } => (None, Some(scale)),
+        };
+        Self {
+            rank: settings.rank,
+            alpha: settings.alpha,
+            sites: settings.sites,
+            epochs: settings.epochs,
+            batch_size: settings.batch_size,
+            learning_rate: settings.learning_rate,
+            seed: settings.seed,
+            warmup: settings.warmup,
+            schedule: settings.schedule,
+            adam: settings.adam,
+            clip: settings.clip,
+            dropout: settings.dropout,
+            patience: settings.patience,
+            keep_best: settings.keep_best,
+            beta,
+            scale,
+            batch_rows: settings.batch_rows,
+        }
+    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
@@ -105,8 +154,7 @@ impl TrainSettings {
             dropout: resolved.lora_dropout.unwrap_or(0.0),
             patience: resolved.early_stopping_patience.unwrap_or(0) as usize,
             keep_best: resolved.keep_best.unwrap_or(false),
-            beta: resolved.beta,
-            scale: resolved.scale,
+            method: TrainingMethod::of(resolved),
             batch_rows: BATCH_ROWS,
         }
     }
@@ -115,11 +163,6 @@ impl TrainSettings {
     #[must_use]
     pub fn on(self, device: &Device) -> Self {
         Self { batch_rows: batch_rows(device), ..self }
-    }
-
-    /// Sequences that are trained on together: one, or the two answers of a preference.
-    pub fn width(&self) -> usize {
-        if self.beta.is_some() { 2 } else { 1 }
     }
 
     /// Warmup steps of a run of `total` steps.
@@ -355,5 +398,19 @@ mod tests {
         let asked =
             Hyperparameters { rank: Some(16), alpha: Some(10.0), use_rslora: Some(true), ..Hyperparameters::default() };
         assert!((TrainSettings::new(&asked, 0).alpha - 40.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_serialized_form_that_checkpoints_are_recognised_by_stays_as_it_is() {
+        let asked = Hyperparameters { target_modules: Some(vec![Site::Query]), ..Hyperparameters::default() };
+        let of = |beta, scale, batch_rows| {
+            let settings = TrainSettings::new(&Hyperparameters { beta, scale, ..asked.clone() }, 7);
+            serde_json::to_string(&TrainSettings { batch_rows, ..settings }).unwrap()
+        };
+        let common = r#"{"rank":16,"alpha":32.0,"sites":["q_proj"],"epochs":1,"batch_size":1,"learning_rate":0.0002,"seed":7,"warmup":null,"schedule":"linear","adam":{"beta1":0.9,"beta2":0.999,"epsilon":1e-8,"weight_decay":0.0},"clip":1.0,"dropout":0.0,"patience":0,"keep_best":false,"#;
+        assert_eq!(of(None, None, BATCH_ROWS), format!(r#"{common}"beta":null}}"#));
+        assert_eq!(of(Some(0.1), None, BATCH_ROWS), format!(r#"{common}"beta":0.1}}"#));
+        assert_eq!(of(None, Some(20.0), BATCH_ROWS), format!(r#"{common}"beta":null,"scale":20.0}}"#));
+        assert_eq!(of(None, None, 4096), format!(r#"{common}"beta":null,"batch_rows":4096}}"#));
     }
 }

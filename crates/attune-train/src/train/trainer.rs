@@ -6,33 +6,27 @@
 
 use std::sync::Arc;
 
-use crate::datasets::{ExampleStore, TokenizedExample};
-use crate::train::backward::{Gradients, LossReport, Objective, PackedBatch, PassOptions};
+use crate::datasets::ExampleStore;
 use crate::train::batches::Batches;
 use crate::train::checkpoint;
-use crate::train::contrastive::Contrast;
-use crate::train::dropout::Dropout;
 use crate::train::loss_source::{LossSource, SharedDecoder};
-use crate::train::packing::{Packed, pack};
-use crate::train::parameters::{Parameters, add_gradients};
-use crate::train::preference::Preferences;
+use crate::train::methods::{Method, ReferenceLogProbs, RunInputs, StepInputs, StepOutcome, method};
+use crate::train::parameters::Parameters;
 use crate::train::recomputation::Recomputation;
 use crate::train::records::{Evaluation, StepRecord, StepReport};
 use crate::train::settings::TrainSettings;
 use crate::train::state::{AdapterState, UpdateScales};
-use crate::train::yielding::YieldPolicy;
+use crate::train::yielding::BeforeMicroStep;
 use crate::{Error, Result};
 use attune_model::BaseModel;
 use attune_model::lora::Adapter;
-
-/// Asked before each micro-step, on a GPU between its blocks too: may wait for requests to go first; an error ends the step with
-/// nothing changed.
-pub type BeforeMicroStep<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// A training run.
 pub struct Trainer {
     pub(super) source: Box<dyn LossSource>,
     pub(super) settings: TrainSettings,
+    /// What the settings' method does.
+    pub(super) method: Box<dyn Method>,
     examples: ExampleStore,
     /// Hash of everything that determines the run; a checkpoint of another one is refused.
     fingerprint: String,
@@ -45,13 +39,10 @@ pub struct Trainer {
     batches: Batches,
     /// Adapter that training continues, which is also DPO's reference model; `None` if that is the base model.
     beginning: Option<Adapter>,
-    /// DPO: the reference model's log-probabilities of [chosen, rejected] per pair; NaN until computed.
-    reference: Vec<[f64; 2]>,
+    /// DPO: the reference model's log-probabilities of each pair's answers, once computed; empty for other methods.
+    reference: Vec<ReferenceLogProbs>,
     recomputation: Recomputation,
 }
-
-/// Reference log-probabilities of [chosen, rejected], by index of the pair.
-type ReferenceLogProbs = Vec<(usize, [f64; 2])>;
 
 impl Trainer {
     /// A run over `examples` that begins from `initial`, or from a new adapter of the settings' shape.
@@ -79,12 +70,8 @@ impl Trainer {
         if parameters.places.is_empty() || settings.batch_size == 0 || examples.is_empty() {
             return Err(Error::Internal("a run needs an adapter with layers and batches with examples".into()));
         }
-        let units = examples.len() / settings.width();
-        let (seed, epochs, size) = (settings.seed, settings.epochs, settings.batch_size);
-        let batches = match settings.scale {
-            Some(_) => Batches::of_pairs(seed, epochs, &examples, size)?,
-            None => Batches::new(seed, epochs, units, size),
-        };
+        let method = method(settings.method);
+        let asked = if method.asks_reference() { examples.len() / method.width() } else { 0 };
         Ok(Self {
             fingerprint: checkpoint::fingerprint(
                 &settings,
@@ -92,8 +79,9 @@ impl Trainer {
                 beginning.as_ref().map(|adapter| adapter.id.as_str()),
             )?,
             state: AdapterState::new(parameters, settings.adam, source.device(), source.dtype())?,
-            batches,
-            reference: if settings.beta.is_some() { vec![[f64::NAN; 2]; units] } else { Vec::new() },
+            batches: method.batches(&settings, &examples)?,
+            reference: vec![None; asked],
+            method,
             history: Vec::new(),
             best: None,
             source,
@@ -157,134 +145,79 @@ impl Trainer {
 
     /// Does one step; `None` when the run is complete. After an error nothing has changed and the step can be done again.
     pub fn step(&mut self, before_micro_step: BeforeMicroStep<'_>) -> Result<Option<StepReport>> {
-        let (step, total_steps) = (self.step_number(), self.total_steps());
         if self.is_complete() {
             return Ok(None);
         }
-        let units = &self.batches.of_step(step);
-        let width = self.settings.width();
-        let sequences = units.iter().flat_map(|unit| unit * width..(unit + 1) * width);
-        let examples = sequences.map(|sequence| self.examples.get(sequence)).collect::<Result<Vec<_>>>()?;
-        let (read, tokens) = (units.len(), examples.iter().map(|example| example.tokens.len()).sum::<usize>());
-
-        let (report, gradients, judged) = self.gradients(units, &examples, before_micro_step)?;
-        let Some(Evaluation { loss, token_accuracy, sequence_accuracy, rewards }) = Evaluation::of(&report) else {
+        let (step, total_steps) = (self.step_number(), self.total_steps());
+        let units = self.batches.of_step(step);
+        let StepOutcome { report, gradients, asked } = self.gradients(&units, before_micro_step)?;
+        let Some(figures) = Evaluation::of(&report) else {
             return Err(Error::Internal("a step without targets".into()));
         };
+        let loss = figures.loss;
         let warmup = self.settings.warmup_steps(total_steps);
         let learning_rate = self.settings.learning_rate * self.settings.schedule.factor(step, warmup, total_steps);
         let update = UpdateScales { learning_rate, clip: self.settings.clip };
         let gradient_norm = self.state.step(&gradients, update, |norm| {
             if loss.is_finite() && norm.is_finite() { Ok(()) } else { Err(non_finite(step + 1, loss, norm)) }
         })?;
-
-        let before = self.history.last();
-        for (unit, log_likelihoods) in judged {
-            self.reference[unit] = log_likelihoods;
+        for (unit, log_probs) in asked {
+            self.reference[unit] = Some(log_probs);
         }
+        let tokens = self.record(&units, figures);
+        Ok(Some(self.report(figures, tokens, learning_rate, gradient_norm)))
+    }
+
+    /// Computes loss and gradients of one optimizer step on the examples `units`.
+    fn gradients(&self, units: &[usize], before_micro_step: BeforeMicroStep<'_>) -> Result<StepOutcome> {
+        let adapter = self.state.adapter(self.source.device())?;
+        let run = self.run_inputs(&self.examples, &adapter);
+        let (step, reference, recomputation) = (self.step_number(), self.reference.as_slice(), self.recomputation);
+        self.method.gradients(&StepInputs { run, units, step, reference, recomputation }, before_micro_step)
+    }
+
+    /// Returns what losses of `adapter` on `examples` are computed with.
+    pub(super) fn run_inputs<'a>(&'a self, examples: &'a ExampleStore, adapter: &'a Adapter) -> RunInputs<'a> {
+        let (source, settings, beginning) = (self.source.as_ref(), &self.settings, self.beginning.as_ref());
+        RunInputs { source, settings, examples, adapter, beginning }
+    }
+
+    /// Records a step on the examples `units`; returns how many tokens they have.
+    fn record(&mut self, units: &[usize], figures: Evaluation) -> usize {
+        let width = self.method.width();
+        let sequences = units.iter().flat_map(|unit| unit * width..(unit + 1) * width);
+        let tokens = sequences.map(|sequence| self.examples.tokens(sequence)).sum::<usize>();
+        let before = self.history.last();
         self.history.push(StepRecord {
             elapsed_tokens: before.map_or(0, |record| record.elapsed_tokens) + tokens as u64,
-            elapsed_examples: before.map_or(0, |record| record.elapsed_examples) + read as u64,
-            loss,
-            token_accuracy,
-            sequence_accuracy,
-            rewards,
+            elapsed_examples: before.map_or(0, |record| record.elapsed_examples) + units.len() as u64,
+            loss: figures.loss,
+            token_accuracy: figures.token_accuracy,
+            sequence_accuracy: figures.sequence_accuracy,
+            rewards: figures.rewards,
             validation: None,
             classification: Vec::new(),
         });
-        let step = step + 1;
-        let completed_epoch = self.epoch_ending_with(step);
-        Ok(Some(StepReport {
+        tokens
+    }
+
+    /// Returns the report of the step that was recorded last.
+    fn report(&self, figures: Evaluation, tokens: usize, learning_rate: f64, gradient_norm: f64) -> StepReport {
+        let Evaluation { loss, token_accuracy, sequence_accuracy, rewards } = figures;
+        let step = self.step_number();
+        StepReport {
             step,
-            total_steps,
+            total_steps: self.total_steps(),
             loss,
             token_accuracy,
             sequence_accuracy,
             learning_rate,
             gradient_norm,
             tokens,
-            completed_epoch,
+            completed_epoch: self.epoch_ending_with(step),
             rewards,
-            texts: self.settings.scale.is_some(),
-        }))
-    }
-
-    /// Loss and gradients of one optimizer step: sums over its micro-batches, divided by the weights of the whole step, so
-    /// that the split into micro-batches changes nothing but rounding. What the reference had to be asked for comes third.
-    fn gradients(
-        &self,
-        units: &[usize],
-        examples: &[TokenizedExample],
-        before_micro_step: BeforeMicroStep<'_>,
-    ) -> Result<(LossReport, Gradients, ReferenceLogProbs)> {
-        if let Some(scale) = self.settings.scale {
-            let adapter = self.state.adapter(self.source.device())?;
-            let batch = Contrast {
-                pairs: examples,
-                scale,
-                budget: self.settings.batch_rows,
-                dropout: self.dropout(0),
-                recomputation: self.recomputation,
-            };
-            let (report, gradients) = self.source.contrast_and_gradients(&adapter, batch, before_micro_step)?;
-            return Ok((report, gradients, Vec::new()));
+            method: self.settings.method,
         }
-        let packs = pack(examples, self.settings.width(), self.settings.batch_rows);
-        let normalizer = match self.settings.beta {
-            Some(_) => packs.iter().map(|pack| pack.units.len() as f64).sum(),
-            None => packs.iter().flat_map(|pack| &pack.batch.targets).map(|target| f64::from(target.weight)).sum(),
-        };
-        let adapter = self.state.adapter(self.source.device())?;
-        let mut sum: Option<(LossReport, Gradients)> = None;
-        let mut judged = Vec::new();
-        for (index, Packed { batch, units: places }) in packs.iter().enumerate() {
-            before_micro_step()?;
-            let dropout = self.dropout(index);
-            let places: Vec<usize> = places.iter().map(|place| units[*place]).collect();
-            let mut known: Vec<f64> =
-                places.iter().filter_map(|unit| self.reference.get(*unit)).flatten().copied().collect();
-            if known.iter().any(|log_likelihood| log_likelihood.is_nan()) {
-                known = self.ask_reference(batch, before_micro_step)?;
-                judged.extend(places.iter().copied().zip(known.chunks_exact(2).map(|pair| [pair[0], pair[1]])));
-                before_micro_step()?;
-            }
-            let objective = self.objective(&known);
-            let pace = YieldPolicy::asking(before_micro_step);
-            let manner = PassOptions { dropout: dropout.as_ref(), recomputation: self.recomputation, pace };
-            let (report, gradients) = self.source.loss_and_gradients(&adapter, batch, objective, normalizer, manner)?;
-            match &mut sum {
-                None => sum = Some((report, gradients)),
-                Some((total, accumulated)) => {
-                    add_report(total, report);
-                    add_gradients(accumulated, &gradients)?;
-                }
-            }
-        }
-        let (report, gradients) = sum.ok_or_else(|| Error::Internal("a step without targets".into()))?;
-        Ok((report, gradients, judged))
-    }
-
-    /// What is made small in a batch whose sequences the reference thinks so of.
-    pub(super) fn objective<'a>(&self, reference: &'a [f64]) -> Objective<'a> {
-        match self.settings.beta {
-            Some(beta) => Objective::Preferences(Preferences { beta, reference }),
-            None => Objective::Targets,
-        }
-    }
-
-    /// Computes the reference model's log-probabilities of the two answers of each pair in `batch`.
-    pub(super) fn ask_reference(
-        &self,
-        batch: &PackedBatch,
-        before_micro_step: BeforeMicroStep<'_>,
-    ) -> Result<Vec<f64>> {
-        self.source.log_likelihoods(self.beginning.as_ref(), batch, YieldPolicy::asking(before_micro_step))
-    }
-
-    /// What the micro-batch `batch` of the coming step leaves out of the adapter's inputs.
-    fn dropout(&self, batch: usize) -> Option<Dropout> {
-        let TrainSettings { dropout: probability, seed, .. } = self.settings;
-        (probability > 0.0).then(|| Dropout { probability, seed, step: self.step_number(), batch })
     }
 
     /// The adapter as it stands, on the model's device; it has no name until its files are written.
@@ -312,18 +245,6 @@ impl Trainer {
         self.reference = state.reference;
         Ok(())
     }
-}
-
-pub(super) fn add_report(total: &mut LossReport, part: LossReport) {
-    total.loss_sum += part.loss_sum;
-    total.weight_sum += part.weight_sum;
-    total.targets += part.targets;
-    total.correct += part.correct;
-    total.sequences += part.sequences;
-    total.exact += part.exact;
-    total.pairs += part.pairs;
-    total.margin_sum += part.margin_sum;
-    total.preferred += part.preferred;
 }
 
 fn non_finite(step: usize, loss: f64, norm: f64) -> Error {

@@ -6,8 +6,10 @@ use candle_core::Device;
 
 use super::tests::{run, settings, stored, whole};
 use super::*;
+use crate::datasets::TokenizedExample;
 use crate::train::evaluation::HeldOut;
 use crate::train::recomputation::Recomputation;
+use crate::train::training_method::TrainingMethod;
 use attune_model::lora::{LoraLayer, LoraPair, Site};
 
 fn fixture(family: &str) -> (attune_model::ModelConfig, attune_model::decoder::Decoder) {
@@ -82,7 +84,8 @@ fn preferences(count: u32) -> ExampleStore {
 
 fn preference_trainer(beginning: Option<Adapter>) -> Trainer {
     let (config, decoder) = fixture("qwen3");
-    let settings = TrainSettings { beta: Some(0.5), epochs: 4, warmup: Some(0.0), ..settings() };
+    let settings =
+        TrainSettings { method: TrainingMethod::Preferences { beta: 0.5 }, epochs: 4, warmup: Some(0.0), ..settings() };
     let parameters = match &beginning {
         Some(adapter) => Parameters::of(adapter).unwrap(),
         None => Parameters::fresh(&config, &settings),
@@ -144,14 +147,20 @@ fn text_pairs(count: u32) -> ExampleStore {
         if i.is_multiple_of(4) {
             texts.push(vec![100 + i % 11]);
         }
-        TokenizedExample::of_texts(&texts)
+        texts
     };
-    ExampleStore::of((0..count).map(pair)).unwrap()
+    ExampleStore::of_texts((0..count).map(pair)).unwrap()
 }
 
 fn text_trainer(dropout: f64) -> Trainer {
     let (config, decoder) = fixture("qwen2");
-    let settings = TrainSettings { scale: Some(20.0), batch_size: 8, epochs: 6, dropout, ..settings() };
+    let settings = TrainSettings {
+        method: TrainingMethod::TextPairs { scale: 20.0 },
+        batch_size: 8,
+        epochs: 6,
+        dropout,
+        ..settings()
+    };
     let parameters = Parameters::fresh(&config, &settings);
     Trainer::with_source(Box::new(decoder), settings, text_pairs(50), parameters, None).unwrap()
 }
@@ -168,7 +177,10 @@ fn training_on_pairs_of_texts_learns_which_belong_together() {
     assert_eq!(trainer.history().last().unwrap().elapsed_examples, 6 * 50);
     let after = whole(&trainer, &mut held_out);
     assert!(after.loss < 0.7 * before.loss, "{before:?} {after:?}");
-    assert!(after.token_accuracy > before.token_accuracy && reports.iter().all(|report| report.texts));
+    assert!(
+        after.token_accuracy > before.token_accuracy
+            && reports.iter().all(|report| report.method == trainer.settings().method)
+    );
     let unchanged = whole(&trainer, &mut held_out);
     assert_eq!(unchanged, after, "the same pairs are compared in every evaluation");
 }

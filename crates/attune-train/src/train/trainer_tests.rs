@@ -5,13 +5,17 @@
 use candle_core::{DType, Device};
 
 use super::*;
+use crate::datasets::TokenizedExample;
 use crate::datasets::classes::{Class, ClassificationData, ClassifiedExample};
-use crate::train::backward::PackedBatch;
+use crate::train::backward::{Gradients, LossReport, Objective, PackedBatch, PassOptions};
 use crate::train::classification::ClassificationTask;
 use crate::train::evaluation::HeldOut;
 use crate::train::parameters::ParameterSpan;
 use crate::train::records::{Evaluation, Validation};
 use crate::train::schedule::Schedule;
+use crate::train::training_method::TrainingMethod;
+use crate::train::yielding::YieldPolicy;
+use attune_model::decoder::Decoder;
 use attune_model::lora::{LoraLayer, LoraPair, Site};
 
 /// Pulls every parameter towards a value that depends on the batch's tokens: cheap, deterministic, and different for
@@ -22,6 +26,10 @@ struct Pull {
 }
 
 impl LossSource for Pull {
+    fn decoder(&self) -> &Decoder {
+        unreachable!("pairs of texts are trained with the models of the test fixtures")
+    }
+
     fn device(&self) -> &Device {
         &Device::Cpu
     }
@@ -71,19 +79,6 @@ impl LossSource for Pull {
         })
     }
 
-    fn contrast_and_gradients(
-        &self,
-        _: &Adapter,
-        _: Contrast<'_>,
-        _: BeforeMicroStep<'_>,
-    ) -> Result<(LossReport, Gradients)> {
-        unreachable!("pairs of texts are trained with the models of the test fixtures")
-    }
-
-    fn contrast(&self, _: &Adapter, _: Contrast<'_>, _: BeforeMicroStep<'_>) -> Result<LossReport> {
-        unreachable!("pairs of texts are trained with the models of the test fixtures")
-    }
-
     /// The larger a sequence's last target, the likelier.
     fn log_likelihoods(&self, _: Option<&Adapter>, batch: &PackedBatch, _: YieldPolicy<'_>) -> Result<Vec<f64>> {
         let last = |rows: &std::ops::Range<usize>| batch.targets.iter().rfind(|target| rows.contains(&target.row));
@@ -107,8 +102,7 @@ pub(super) fn settings() -> TrainSettings {
         dropout: 0.0,
         patience: 0,
         keep_best: false,
-        beta: None,
-        scale: None,
+        method: TrainingMethod::Answers,
         batch_rows: 512,
     }
 }

@@ -9,11 +9,14 @@ use std::collections::VecDeque;
 use candle_core::Device;
 
 use crate::Result;
-use crate::train::trainer::BeforeMicroStep;
 use attune_model::kernels::{self, DeviceEvent};
 
 /// Blocks whose work may wait in the GPU's queue: one that it computes and one to follow.
 const AHEAD: usize = 2;
+
+/// Asked before each micro-step, on a GPU between its blocks too: may wait for requests to go first; an error ends the step with
+/// nothing changed.
+pub type BeforeMicroStep<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// How a pass over the blocks goes on from one to the next.
 #[derive(Default)]

@@ -1,0 +1,289 @@
+//! What each method of training does, a file for each: what a step trains on, its loss and gradients, how held-out examples are
+//! measured, what that takes of time and memory, and what its figures are called. Called by the trainer, the estimate and the
+//! calibration.
+
+mod answers;
+mod preferences;
+mod text_pairs;
+
+use std::ops::Range;
+use std::time::Instant;
+
+use crate::datasets::{DatasetReport, ExampleStore, TokenizedExample};
+use crate::train::backward::{self, Gradients, Objective, PassOptions};
+use crate::train::batch::{LossReport, PackedBatch};
+use crate::train::batches::Batches;
+use crate::train::dropout::Dropout;
+use crate::train::loss_source::LossSource;
+use crate::train::packing::{Packed, pack};
+use crate::train::parameters::add_gradients;
+use crate::train::rate::TrainingRate;
+use crate::train::recomputation::Recomputation;
+use crate::train::settings::TrainSettings;
+use crate::train::training_method::TrainingMethod;
+use crate::train::yielding::{BeforeMicroStep, YieldPolicy};
+use crate::{Error, Result};
+use attune_model::decoder::Decoder;
+use attune_model::lora::Adapter;
+
+/// To evaluate a token takes this share of the time that training on it takes: the forward pass alone is two of the four
+/// operations for each weight.
+pub(crate) const EVALUATION_SHARE: f64 = 0.5;
+/// Bytes of f32.
+pub(crate) const FLOAT: u64 = 4;
+/// Examples that one round of evaluation packs, so that packed copies never exceed a part of a large file.
+const EVALUATION_EXAMPLES: usize = 256;
+
+/// Log probabilities of the two answers of a pair under the reference, in nats; `None` if it has not been asked yet.
+pub(crate) type ReferenceLogProbs = Option<[f64; 2]>;
+
+/// What differs from method to method.
+pub(crate) trait Method: Send + Sync {
+    /// Plans what each step of a run over `examples` trains on.
+    fn batches(&self, settings: &TrainSettings, examples: &ExampleStore) -> Result<Batches> {
+        let TrainSettings { seed, epochs, batch_size, .. } = *settings;
+        Ok(Batches::new(seed, epochs, examples.len() / self.width(), batch_size))
+    }
+
+    /// Computes loss and gradients of one optimizer step: sums over its micro-batches, divided by the weights of the whole
+    /// step, so that the split into micro-batches changes nothing but rounding.
+    fn gradients(&self, step: &StepInputs<'_>, before: BeforeMicroStep<'_>) -> Result<StepOutcome>;
+
+    /// Sums over the held-out sequences or pairs of texts at `places`. `reference` holds what the reference was asked for by
+    /// earlier evaluations of the same places, batch by batch, and takes what it is asked for now.
+    fn evaluate(
+        &self,
+        run: &RunInputs<'_>,
+        places: Range<usize>,
+        reference: &mut Vec<Vec<f64>>,
+        before: BeforeMicroStep<'_>,
+    ) -> Result<LossReport>;
+
+    /// Returns the sequences that are trained on together.
+    fn width(&self) -> usize {
+        1
+    }
+
+    /// Returns true if the model that training began with is asked about each example once.
+    fn asks_reference(&self) -> bool {
+        false
+    }
+
+    /// Returns the work of a token, in tokens that are trained on.
+    fn work(&self, _settings: &TrainSettings, _training: &DatasetReport) -> WorkFactors {
+        WorkFactors { first_epoch: 1.0, later: 1.0 }
+    }
+
+    /// Returns the bytes that the loss takes.
+    fn loss_bytes(&self, shape: &LossShape) -> u64 {
+        let LossShape { element, rows, hidden, chunk, vocabulary, .. } = *shape;
+        element * (2 * chunk * vocabulary + 3 * rows * hidden)
+    }
+
+    /// Reads the example at `index` as what a calibration passes through the model.
+    fn samples(&self, examples: &ExampleStore, index: usize) -> Result<Vec<TokenizedExample>> {
+        Ok(vec![examples.get(index)?])
+    }
+
+    /// Measures how fast `samples` are trained on. `before` is asked before each batch.
+    fn calibrate(
+        &self,
+        probe: Probe<'_>,
+        samples: &[TokenizedExample],
+        before: BeforeMicroStep<'_>,
+    ) -> Result<TrainingRate> {
+        let (mut seconds, mut tokens) = (0.0, 0);
+        for Packed { batch, .. } in pack(samples, 1, probe.rows) {
+            before()?;
+            let begin = Instant::now();
+            let (objective, manner) = (Objective::Targets, PassOptions::recomputing(probe.recomputation));
+            backward::objective_and_gradients(probe.decoder, probe.adapter, &batch, objective, 1.0, manner)?;
+            seconds += begin.elapsed().as_secs_f64();
+            // The last token of an example is predicted, not read.
+            tokens += batch.tokens.len() + batch.sequences.len();
+        }
+        Ok(TrainingRate { tokens: tokens as f64, seconds })
+    }
+
+    /// Returns what the method's examples and figures are called.
+    fn labels(&self) -> Labels;
+}
+
+/// Returns what does the work of `method`: the one place that tells the methods apart.
+pub(crate) fn method(method: TrainingMethod) -> Box<dyn Method> {
+    match method {
+        TrainingMethod::Answers => Box::new(answers::Answers),
+        TrainingMethod::Preferences { beta } => Box::new(preferences::AnswerPairs { beta }),
+        TrainingMethod::TextPairs { scale } => Box::new(text_pairs::TextPairs { scale }),
+    }
+}
+
+impl TrainingMethod {
+    /// Returns the sequences that are trained on together: one, or the two answers of a preference.
+    pub fn width(self) -> usize {
+        method(self).width()
+    }
+
+    /// Returns the work of a token of the first epoch and of all others, in tokens that are trained on.
+    pub fn work(self, settings: &TrainSettings, training: &DatasetReport) -> WorkFactors {
+        method(self).work(settings, training)
+    }
+
+    /// Returns what its examples and figures are called.
+    pub fn labels(self) -> Labels {
+        method(self).labels()
+    }
+}
+
+/// What examples and figures are called, for people and in result files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Labels {
+    /// Several examples.
+    pub examples: &'static str,
+    /// The accuracy of targets in metrics.
+    pub accuracy: &'static str,
+    /// What happened to examples that nothing can be learned from.
+    pub left_out: &'static str,
+    /// The adapter learns vectors, not answers: there are no targets to count and no questions to ask.
+    pub vectors: bool,
+    /// There are rewards.
+    pub rewards: bool,
+}
+
+/// Why an answer is left out.
+const PROMPT_FILLS_CONTEXT: &str = "were left out, since their prompts fill the model's context";
+
+/// The work of a token, in tokens that are trained on: more than 1 where it is read more than once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WorkFactors {
+    /// Of the first epoch.
+    pub first_epoch: f64,
+    /// Of every other epoch.
+    pub later: f64,
+}
+
+/// What the memory of a loss depends on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LossShape {
+    /// Bytes of an activation.
+    pub element: u64,
+    /// Rows of the largest batch.
+    pub rows: u64,
+    /// Width of a hidden state.
+    pub hidden: u64,
+    /// Targets whose logits exist at one time.
+    pub chunk: u64,
+    /// Tokens of the vocabulary.
+    pub vocabulary: u64,
+    /// Texts of a step, if the examples have some.
+    pub texts: u64,
+}
+
+/// What a calibration measures with.
+#[derive(Clone, Copy)]
+pub(crate) struct Probe<'a> {
+    pub decoder: &'a Decoder,
+    pub adapter: &'a Adapter,
+    /// Rows of a batch at the most.
+    pub rows: usize,
+    pub recomputation: Recomputation,
+}
+
+/// What a run computes losses with.
+pub(crate) struct RunInputs<'a> {
+    pub source: &'a dyn LossSource,
+    pub settings: &'a TrainSettings,
+    pub examples: &'a ExampleStore,
+    pub adapter: &'a Adapter,
+    /// The model that training began with; `None` if that is the base.
+    pub beginning: Option<&'a Adapter>,
+}
+
+impl RunInputs<'_> {
+    /// Reads the sequences at `places` in rounds of so many units of `width` sequences as are packed at once.
+    fn rounds(&self, places: Range<usize>, width: usize) -> impl Iterator<Item = Result<Vec<TokenizedExample>>> {
+        let at_once = EVALUATION_EXAMPLES * width;
+        let end = places.end;
+        places.step_by(at_once).map(move |start| self.examples.range(start..(start + at_once).min(end)))
+    }
+
+    /// Asks the model that training began with for the log probability of each sequence of `batch`, in nats.
+    fn ask_reference(&self, batch: &PackedBatch, before: BeforeMicroStep<'_>) -> Result<Vec<f64>> {
+        self.source.log_likelihoods(self.beginning, batch, YieldPolicy::asking(before))
+    }
+
+    fn loss(&self, batch: &PackedBatch, objective: Objective<'_>, before: BeforeMicroStep<'_>) -> Result<LossReport> {
+        self.source.loss(self.adapter, batch, objective, YieldPolicy::asking(before))
+    }
+}
+
+/// What one optimizer step is computed from.
+pub(crate) struct StepInputs<'a> {
+    pub run: RunInputs<'a>,
+    /// The examples of the step, by their places.
+    pub units: &'a [usize],
+    /// Steps before this one.
+    pub step: usize,
+    /// What the reference has been asked for so far, by the examples' places.
+    pub reference: &'a [ReferenceLogProbs],
+    pub recomputation: Recomputation,
+}
+
+impl StepInputs<'_> {
+    /// Reads the sequences of the step and packs them, `width` of them together.
+    fn packs(&self, width: usize) -> Result<Vec<Packed>> {
+        let sequences = self.units.iter().flat_map(|unit| unit * width..(unit + 1) * width);
+        let examples = sequences.map(|sequence| self.run.examples.get(sequence)).collect::<Result<Vec<_>>>()?;
+        Ok(pack(&examples, width, self.run.settings.batch_rows))
+    }
+
+    /// Returns what the micro-batch `batch` leaves out of the adapter's inputs.
+    fn dropout(&self, batch: usize) -> Option<Dropout> {
+        let TrainSettings { dropout: probability, seed, .. } = *self.run.settings;
+        (probability > 0.0).then_some(Dropout { probability, seed, step: self.step, batch })
+    }
+
+    /// Computes loss and gradients of the micro-batch of number `index`.
+    fn micro_step(
+        &self,
+        index: usize,
+        batch: &PackedBatch,
+        objective: Objective<'_>,
+        normalizer: f64,
+        before: BeforeMicroStep<'_>,
+    ) -> Result<(LossReport, Gradients)> {
+        let dropout = self.dropout(index);
+        let pace = YieldPolicy::asking(before);
+        let manner = PassOptions { dropout: dropout.as_ref(), recomputation: self.recomputation, pace };
+        self.run.source.loss_and_gradients(self.run.adapter, batch, objective, normalizer, manner)
+    }
+}
+
+/// What one optimizer step came to.
+pub(crate) struct StepOutcome {
+    pub report: LossReport,
+    pub gradients: Gradients,
+    /// What the reference had to be asked for, by the examples' places.
+    pub asked: Vec<(usize, [f64; 2])>,
+}
+
+/// Losses and gradients of micro-batches, added up.
+#[derive(Default)]
+struct StepSum(Option<(LossReport, Gradients)>);
+
+impl StepSum {
+    fn add(&mut self, (report, gradients): (LossReport, Gradients)) -> Result<()> {
+        match &mut self.0 {
+            None => self.0 = Some((report, gradients)),
+            Some((total, accumulated)) => {
+                total.add(report);
+                add_gradients(accumulated, &gradients)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(LossReport, Gradients)> {
+        self.0.ok_or_else(|| Error::Internal("a step without targets".into()))
+    }
+}

@@ -1,0 +1,17 @@
+//! How fast a machine trains: shown by [`super::calibration`] and by finished jobs, used by [`super::estimate`].
+
+/// How fast a machine trains: tokens of examples, and the seconds that the steps on them took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TrainingRate {
+    /// Tokens that were trained on.
+    pub tokens: f64,
+    /// Seconds that it took.
+    pub seconds: f64,
+}
+
+impl TrainingRate {
+    /// Tokens per second.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens / self.seconds.max(1e-9)
+    }
+}
