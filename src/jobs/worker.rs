@@ -8,11 +8,14 @@
 mod answers;
 mod cancellable_reader;
 mod checkpoints;
+mod clock;
 mod compatibility;
 pub mod estimate;
 mod forecast;
+mod inputs;
 mod job_run;
 mod lease;
+mod progress;
 mod report;
 mod results;
 mod training;

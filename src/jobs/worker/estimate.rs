@@ -13,11 +13,12 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
+use super::inputs::{Inputs, Known};
 use super::lease::{Control, Interrupt};
+use super::progress::TrainingPlan;
 use super::report::warnings;
-use super::training::{Inputs, TrainingPlan, plan};
+use super::training::plan;
 use crate::datasets::Purpose;
-use crate::engine::priority::Priority;
 use crate::jobs::cost::{Cost, Pricing};
 use crate::jobs::{Error, Result};
 use crate::jobs::{JobApi, JobSpec};
@@ -112,7 +113,7 @@ impl Drop for Stopper {
 pub fn estimate_files(
     model: Arc<BaseModel>,
     spec: &JobSpec,
-    (training_file, validation_file): (File, Option<File>),
+    files: (File, Option<File>),
     rates: BTreeMap<String, TrainingRate>,
     pricing: &Pricing,
     memory: MemoryBounds,
@@ -120,25 +121,8 @@ pub fn estimate_files(
 ) -> Result<(JobEstimate, Option<(String, TrainingRate)>)> {
     let (progress, _) = mpsc::channel(1);
     let base = model.id.clone();
-    let plan = plan(Inputs {
-        model,
-        api: JobApi::FineTuningJobs,
-        method: spec.method,
-        asked: spec.hyperparameters.clone(),
-        resolved: None,
-        seed: spec.seed,
-        training_file,
-        validation_file,
-        initial: None,
-        classification: None,
-        checkpoint: None,
-        rates,
-        memory,
-        scratch,
-        priority: Arc::new(Priority::default()),
-        control: Arc::new(Control::default()),
-        progress,
-    })?;
+    let known = Known { rates, memory, scratch };
+    let plan = plan(Inputs::new(model, JobApi::FineTuningJobs, spec, files, known, progress))?;
     let measured = plan.forecast.calibrated.map(|rate| (plan.forecast.setup.clone(), rate));
     Ok((JobEstimate::new(base, plan, pricing), measured))
 }

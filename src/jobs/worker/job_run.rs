@@ -14,9 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::checkpoints::states;
+use super::inputs::{Inputs, Known};
 use super::lease::{Control, Interrupt, keep};
+use super::progress::Progress;
 use super::report::{Speed, seconds_from_now};
-use super::training::{Inputs, Progress, Trained, train};
+use super::training::{Trained, train};
 use super::{LEASE, Worker};
 use crate::adapters::registry::{config_key, weights_key};
 use crate::jobs::queue::Outcome;
@@ -149,24 +151,17 @@ impl Worker {
             Some(id) => Some(self.fetch(organization, id, control).await?),
             None => None,
         };
-        let inputs = Inputs {
-            model,
-            api,
-            method: spec.method,
-            asked: spec.hyperparameters.clone(),
-            resolved: None,
-            seed: spec.seed,
-            training_file,
-            validation_file,
-            initial,
-            classification: spec.classification.clone(),
-            checkpoint: None,
+        let known = Known {
             rates: self.store.training_rates(&system::name(), &base).await?,
             memory: self.memory,
             scratch: self.store.scratch.to_path_buf(),
+        };
+        let inputs = Inputs {
+            initial,
+            classification: spec.classification.clone(),
             priority: Arc::clone(&self.priority),
             control: Arc::clone(control),
-            progress,
+            ..Inputs::new(model, api, spec, (training_file, validation_file), known, progress)
         };
         Ok((base, inputs))
     }

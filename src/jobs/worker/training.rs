@@ -3,21 +3,19 @@
 //! It neither writes nor asks anything of the database: [`super::job_run`] does that, so that a slow database never holds up
 //! a step and a lost lease is noticed while a step runs.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::mpsc::Sender;
 
-use super::cancellable_reader::cancellable;
-use super::compatibility::{check_alike, check_told_apart, take_shape};
+use super::clock::Clock;
+use super::compatibility::check_told_apart;
 use super::forecast::{Busy, Forecast, ForecastInputs, RunAccount};
+use super::inputs::{Files, Inputs};
 use super::lease::{Control, Interrupt};
+use super::progress::{Progress, TrainingPlan};
 use crate::adapters::peft::{self, PeftFiles};
-use crate::datasets::classes::{self, Wanted};
-use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
+use crate::datasets::Dataset;
 use crate::engine::priority::{Priority, TrainingTurns};
 use crate::jobs::JobApi;
 use crate::jobs::worker::results;
@@ -27,12 +25,8 @@ use crate::model::{BaseModel, device};
 use crate::system::MemoryWatch;
 use crate::train::calibration;
 use crate::train::classification::ClassificationTask;
-use crate::train::estimate::{TrainingMemory, TrainingRate};
-use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
-use crate::train::memory_bounds::MemoryBounds;
-use crate::train::{
-    BeforeMicroStep, HeldOut, Question, StepReport, TrainSettings, Trainer, TrainingMethod, Validation, settings,
-};
+use crate::train::estimate::TrainingMemory;
+use crate::train::{BeforeMicroStep, HeldOut, Question, StepReport, TrainSettings, Trainer, Validation};
 
 /// Time between checkpoints; the end of an epoch has one besides.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
@@ -42,66 +36,6 @@ const METRICS_EVENTS: usize = 150;
 const QUESTIONS: usize = 3;
 /// How long a piece of work waits for requests at most, so that training never stands still.
 const YIELD: Duration = Duration::from_millis(250);
-
-/// All that the thread needs.
-pub(super) struct Inputs {
-    pub model: Arc<BaseModel>,
-    pub api: JobApi,
-    pub method: Method,
-    pub asked: Hyperparameters,
-    /// The settings of an earlier attempt, which this one goes on with.
-    pub resolved: Option<Hyperparameters>,
-    pub seed: u64,
-    pub training_file: std::fs::File,
-    pub validation_file: Option<std::fs::File>,
-    /// The adapter to continue.
-    pub initial: Option<Arc<Adapter>>,
-    /// What to measure of classes, where the client asked for it.
-    pub classification: Option<Classification>,
-    /// The state of an earlier attempt.
-    pub checkpoint: Option<Bytes>,
-    /// How fast this machine has trained the model, by setup.
-    pub rates: BTreeMap<String, TrainingRate>,
-    /// What the operator says of memory.
-    pub memory: MemoryBounds,
-    /// The folder for temporary files.
-    pub scratch: PathBuf,
-    pub priority: Arc<Priority>,
-    pub control: Arc<Control>,
-    pub progress: Sender<Progress>,
-}
-
-/// What the thread reports while it works.
-pub(super) enum Progress {
-    /// The files are read, training begins.
-    Planned(Box<TrainingPlan>),
-    /// A step that is worth an event.
-    Step { step: StepReport, validation: Option<Validation>, tokens_per_second: f64, remaining: Duration },
-    /// How well the validation file is sorted into classes: figures by name.
-    Classified(Vec<(String, f64)>),
-    /// An epoch is complete.
-    Epoch { done: usize, of: usize },
-    /// The adapter at the end of an epoch, to be used as a model.
-    Model { step: StepReport, validation: Option<Validation>, files: PeftFiles },
-    /// A state to go on from.
-    Checkpoint { step: usize, state: Vec<u8> },
-}
-
-/// What will be done.
-pub(super) struct TrainingPlan {
-    pub method: TrainingMethod,
-    pub resolved: Hyperparameters,
-    pub training: DatasetReport,
-    pub validation: Option<DatasetReport>,
-    pub total_steps: usize,
-    /// Steps that an earlier attempt has done.
-    pub resumed_at: usize,
-    /// Why the checkpoint of an earlier attempt is not used.
-    pub checkpoint_fault: Option<String>,
-    /// Validation examples that are sorted into classes, and those that are not.
-    pub classified: Option<(usize, usize)>,
-    pub forecast: Forecast,
-}
 
 /// The result.
 pub(super) struct Trained {
@@ -149,6 +83,16 @@ pub(super) fn plan(mut inputs: Inputs) -> Result<TrainingPlan> {
     }
 }
 
+/// What is asked before each piece of work: it ends with the job's interrupt, and lets requests go first.
+fn yielding(control: &Arc<Control>, priority: &Arc<Priority>) -> impl FnMut() -> attune_train::Result<()> + use<> {
+    let (control, mut turns) = (Arc::clone(control), TrainingTurns::new(Arc::clone(priority), YIELD));
+    move || {
+        control.check()?;
+        turns.next();
+        Ok(())
+    }
+}
+
 struct Run {
     trainer: Trainer,
     forecast: Forecast,
@@ -162,54 +106,19 @@ struct Run {
 }
 
 impl Run {
-    fn prepare(inputs: Inputs) -> Result<Self> {
-        let Inputs { model, api, method, asked, control, .. } = inputs;
+    fn prepare(mut inputs: Inputs) -> Result<Self> {
+        let model = Arc::clone(&inputs.model);
         let device = model.decoder.device();
         let (process_bytes, free) = (device::used_memory(device), device::free_memory(device));
-        let render = RenderSettings {
-            prompt_loss_weight: settings::prompt_loss_weight(&asked, api.defaults()),
-            max_tokens: settings::max_sequence_tokens(&asked, &model.config)?,
-            scratch: inputs.scratch,
-        };
-        let (training_file, validation_file) = (inputs.training_file, inputs.validation_file);
-        let read = |file, purpose| {
-            let file = cancellable(file, &control)?;
-            match method {
-                Method::Supervised => datasets::read(file, purpose, &*model, &render),
-                Method::Dpo => datasets::read_preferences(file, purpose, &*model, &render),
-            }
-        };
-        let training = read(&training_file, Purpose::Training)?;
-        let validation = validation_file.as_ref().map(|file| read(file, Purpose::Validation)).transpose()?;
-        let texts = training.report.is_of_pairs();
-        check_alike(texts, validation.as_ref(), inputs.classification.as_ref())?;
-        let classification = match (&inputs.classification, &validation_file) {
-            (Some(asked), Some(file)) if asked.compute == Some(true) => {
-                let wanted = Wanted {
-                    n_classes: asked.n_classes.map(|number| number as usize),
-                    positive_class: asked.positive_class.as_deref(),
-                };
-                let files = (cancellable(&training_file, &control)?, cancellable(file, &control)?);
-                let data = classes::read(files.0, files.1, &*model, wanted, render.max_tokens)?;
-                Some(ClassificationTask::new(data, asked.betas.as_deref().unwrap_or_default()))
-            }
-            _ => None,
-        };
-
-        let mut resolved = match inputs.resolved {
-            Some(resolved) => resolved,
-            None => settings::resolve(&asked, api.defaults(), method, &training.report, &model.config)?,
-        };
-        if let Some(initial) = &inputs.initial {
-            take_shape(&mut resolved, &asked, initial)?;
-        }
-        let settings = TrainSettings::new(&resolved, inputs.seed).on(model.decoder.device());
+        let Files { training: Dataset { examples, report }, validation, classification } = Files::read(&inputs)?;
+        let resolved = inputs.resolve(&report)?;
+        let settings = TrainSettings::new(&resolved, inputs.seed).on(device);
         let (method, epochs) = (settings.method, settings.epochs);
-        let report = training.report;
-        let samples = calibration::samples(settings.method, &training.examples)?;
-        let mut trainer = Trainer::new(Arc::clone(&model), settings, training.examples, inputs.initial.as_deref())?;
+        let samples = calibration::samples(method, &examples)?;
+        let mut trainer = Trainer::new(Arc::clone(&model), settings, examples, inputs.initial.as_deref())?;
+        let checkpoint = inputs.checkpoint.take();
         let checkpoint_fault =
-            inputs.checkpoint.and_then(|checkpoint| trainer.restore(&checkpoint).err()).map(|error| error.to_string());
+            checkpoint.and_then(|checkpoint| trainer.restore(&checkpoint).err()).map(|error| error.to_string());
         check_told_apart(&trainer, &report)?;
         let memory_of = |way| {
             let (parameters, settings) = (trainer.parameter_count(), trainer.settings());
@@ -217,12 +126,6 @@ impl Run {
         };
         let memory = inputs.memory.choose(memory_of, free, report.longest)?;
         trainer.recompute(memory.recomputation);
-        let mut turns = TrainingTurns::new(Arc::clone(&inputs.priority), YIELD);
-        let mut before_piece = || {
-            control.check()?;
-            turns.next();
-            Ok(())
-        };
         let steps = trainer.total_steps();
         let held_out = |Dataset { examples, report: counts }| {
             (HeldOut::new(examples, method.width()).between_epochs(epochs * report.tokens, steps), counts)
@@ -238,7 +141,7 @@ impl Run {
             rates: &inputs.rates,
             memory,
         };
-        let forecast = Forecast::new(&grounds, &mut before_piece)?;
+        let forecast = Forecast::new(&grounds, &mut yielding(&inputs.control, &inputs.priority))?;
         let plan = TrainingPlan {
             resolved,
             training: report,
@@ -250,38 +153,21 @@ impl Run {
             classified: classification.as_ref().map(ClassificationTask::counts),
             forecast: forecast.clone(),
         };
-        let run = Self {
-            trainer,
-            forecast,
-            validation: held_out,
-            classification,
-            model,
-            api,
-            priority: inputs.priority,
-            control,
-            progress: inputs.progress,
-        };
+        let Inputs { api, priority, control, progress, .. } = inputs;
+        let validation = held_out;
+        let run = Self { trainer, forecast, validation, classification, model, api, priority, control, progress };
         run.report(Progress::Planned(Box::new(plan)))?;
         Ok(run)
     }
 
     fn complete(mut self) -> Result<Trained> {
-        let total = self.trainer.total_steps();
-        let (per_epoch, epochs) = (self.trainer.steps_per_epoch(), self.trainer.settings().epochs);
+        let (total, per_epoch) = (self.trainer.total_steps(), self.trainer.steps_per_epoch());
         let every = total.div_ceil(METRICS_EVENTS).max(1);
-        let (begin, resumed_at) = (Instant::now(), self.trainer.step_number());
-        let (mut since, mut tokens) = (begin, 0);
-        let mut saved = begin;
+        let mut clock = Clock::start(self.trainer.step_number());
         let _busy = Busy::enter();
         let device = self.model.decoder.device().clone();
         let memory = MemoryWatch::start(move || device::used_memory(&device));
-        let (mut shown, mut read) = (TrainingRate { tokens: 0.0, seconds: 0.0 }, 0);
-        let (control, mut turns) = (Arc::clone(&self.control), TrainingTurns::new(Arc::clone(&self.priority), YIELD));
-        let mut before_micro_step = move || {
-            control.check()?;
-            turns.next();
-            Ok(())
-        };
+        let mut before_micro_step = yielding(&self.control, &self.priority);
         loop {
             let step_began = Instant::now();
             let report = match self.trainer.step(&mut before_micro_step) {
@@ -289,55 +175,76 @@ impl Run {
                 Ok(None) => break,
                 Err(error) => return self.stopped(error.into()),
             };
-            tokens += report.tokens;
-            read += report.tokens;
-            shown.tokens += self.forecast.work_of(&report, per_epoch);
-            shown.seconds += step_began.elapsed().as_secs_f64();
-            let mut validation = None;
+            clock.count(report.tokens, self.forecast.work_of(&report, per_epoch), step_began.elapsed());
             // Interrupted here, the job goes on from the checkpoint before, so that no evaluation is missing.
-            let whole = report.completed_epoch.is_some();
-            if whole || self.validation.as_ref().is_some_and(|held_out| held_out.is_due(report.step)) {
-                validation = self.validate(whole, &mut before_micro_step)?;
-            }
-            if !whole && validation.is_some() && self.trainer.has_ended_early() {
-                validation = self.validate(true, &mut before_micro_step)?;
-            }
-            let figures = match (report.completed_epoch, &self.classification) {
-                (Some(_), Some(task)) => {
-                    let figures = self.trainer.classify(task, &mut before_micro_step)?;
-                    self.trainer.record_classification(figures.clone());
-                    Some(task.columns().into_iter().zip(figures).collect())
-                }
-                _ => None,
-            };
+            let validation = self.validate_after(&report, &mut before_micro_step)?;
+            let figures = self.classify_after(&report, &mut before_micro_step)?;
             let complete = self.trainer.is_complete();
             if report.step % every == 0 || complete || validation.is_some() {
-                let tokens_per_second = tokens as f64 / since.elapsed().as_secs_f64().max(1e-9);
-                (since, tokens) = (Instant::now(), 0);
-                let per_step = begin.elapsed() / (report.step - resumed_at).max(1) as u32;
-                let remaining = per_step.saturating_mul((total - report.step) as u32);
+                let (tokens_per_second, remaining) = clock.speed(report.step, total);
                 self.report(Progress::Step { step: report, validation, tokens_per_second, remaining })?;
             }
-            if let Some(done) = report.completed_epoch {
-                if let Some(figures) = figures {
-                    self.report(Progress::Classified(figures))?;
-                }
-                self.report(Progress::Epoch { done, of: epochs })?;
-                // Before the state to go on from: an attempt that is lost between the two makes this model again.
-                if self.api == JobApi::FineTuningJobs {
-                    let files = peft::write(&self.trainer.adapter()?, &self.model.id)?;
-                    self.report(Progress::Model { step: report, validation, files })?;
-                }
-            }
+            self.report_epoch(report, validation, figures)?;
             // The last state needs no checkpoint: publishing takes less time than restoring.
-            if !complete && (report.completed_epoch.is_some() || saved.elapsed() >= CHECKPOINT_EVERY) {
+            if !complete && (report.completed_epoch.is_some() || clock.saved.elapsed() >= CHECKPOINT_EVERY) {
                 self.checkpoint()?;
-                saved = Instant::now();
+                clock.saved = Instant::now();
             }
         }
-        let (seconds, peak_bytes) = (begin.elapsed().as_secs_f64(), memory.peak_bytes());
-        let account = RunAccount { forecast: self.forecast.clone(), seconds, tokens: read, rate: shown, peak_bytes };
-        self.result(account)
+        let (seconds, peak_bytes) = (clock.begin.elapsed().as_secs_f64(), memory.peak_bytes());
+        let (forecast, tokens, rate) = (self.forecast.clone(), clock.read, clock.shown);
+        self.result(RunAccount { forecast, seconds, tokens, rate, peak_bytes })
+    }
+
+    /// Measures the adapter on the validation file if that is due after a step: at the end of an epoch, and of the run, on all
+    /// of it.
+    fn validate_after(
+        &mut self,
+        report: &StepReport,
+        before_micro_step: BeforeMicroStep<'_>,
+    ) -> Result<Option<Validation>> {
+        let whole = report.completed_epoch.is_some();
+        let mut validation = None;
+        if whole || self.validation.as_ref().is_some_and(|held_out| held_out.is_due(report.step)) {
+            validation = self.validate(whole, before_micro_step)?;
+        }
+        if !whole && validation.is_some() && self.trainer.has_ended_early() {
+            validation = self.validate(true, before_micro_step)?;
+        }
+        Ok(validation)
+    }
+
+    /// Measures at the end of an epoch how the validation file is sorted into classes, if the job asks for that: figures by
+    /// name.
+    fn classify_after(
+        &mut self,
+        report: &StepReport,
+        before_micro_step: BeforeMicroStep<'_>,
+    ) -> Result<Option<Vec<(String, f64)>>> {
+        let (Some(_), Some(task)) = (report.completed_epoch, &self.classification) else { return Ok(None) };
+        let figures = self.trainer.classify(task, before_micro_step)?;
+        self.trainer.record_classification(figures.clone());
+        Ok(Some(task.columns().into_iter().zip(figures).collect()))
+    }
+
+    /// Reports the epoch that a step ends, if it ends one, and the model at its end.
+    fn report_epoch(
+        &self,
+        step: StepReport,
+        validation: Option<Validation>,
+        figures: Option<Vec<(String, f64)>>,
+    ) -> Result<()> {
+        let Some(done) = step.completed_epoch else { return Ok(()) };
+        if let Some(figures) = figures {
+            self.report(Progress::Classified(figures))?;
+        }
+        self.report(Progress::Epoch { done, of: self.trainer.settings().epochs })?;
+        // Before the state to go on from: an attempt that is lost between the two makes this model again.
+        if self.api == JobApi::FineTuningJobs {
+            let files = peft::write(&self.trainer.adapter()?, &self.model.id)?;
+            self.report(Progress::Model { step, validation, files })?;
+        }
+        Ok(())
     }
 
     /// Measures the adapter on the validation file, where there is one, and notes its figures.

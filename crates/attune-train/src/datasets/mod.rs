@@ -2,7 +2,7 @@
 //! target ([`render`]) and kept in a file ([`store`]); [`preference`] checks pairs of answers, [`pairs`] texts that belong together, [`classes`] reads a file as
 //! a task of sorting.
 //!
-//! `jobs/worker/training.rs` calls [`read`] or [`read_preferences`] for the training and the validation file. A file with
+//! `jobs/worker/inputs.rs` calls [`read`] or [`read_preferences`] for the training and the validation file. A file with
 //! faults gives one error that names the lines and says what to change.
 
 mod builder;

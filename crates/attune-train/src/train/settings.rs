@@ -1,5 +1,8 @@
 //! From what a client asked for to numbers: the one place where `auto` is decided. Called by the worker before training.
 
+mod automatic;
+mod serialized;
+
 use candle_core::Device;
 use serde::Serialize;
 
@@ -14,6 +17,8 @@ use attune_model::ModelConfig;
 use attune_model::config::Family;
 use attune_model::lora::MAX_RANK;
 use attune_model::lora::Site;
+use automatic::{auto_batch_size, auto_epochs, auto_pairs, auto_warmup};
+use serialized::SerializedSettings;
 
 /// Epochs that the current API allows at most.
 const MAX_EPOCHS: u32 = 50;
@@ -75,64 +80,6 @@ pub struct TrainSettings {
     pub batch_rows: usize,
 }
 
-/// The form of [`TrainSettings`] that is hashed. Another name or order of its fields would refuse all checkpoints that exist.
-#[derive(Serialize)]
-struct SerializedSettings {
-    rank: usize,
-    alpha: f64,
-    sites: Vec<Site>,
-    epochs: usize,
-    batch_size: usize,
-    learning_rate: f64,
-    seed: u64,
-    warmup: Option<f64>,
-    schedule: Schedule,
-    adam: AdamSettings,
-    clip: f64,
-    dropout: f64,
-    patience: usize,
-    keep_best: bool,
-    beta: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    scale: Option<f64>,
-    #[serde(skip_serializing_if = "is_usual")]
-    batch_rows: usize,
-}
-
-impl From<TrainSettings> for SerializedSettings {
-    fn from(settings: TrainSettings) -> Self {
-        let (beta, scale) = match settings.method {
-            TrainingMethod::Answers => (None, None),
-            TrainingMethod::Preferences { beta } => (Some(beta), None),
-            TrainingMethod::TextPairs { scale } => (None, Some(scale)),
-        };
-        Self {
-            rank: settings.rank,
-            alpha: settings.alpha,
-            sites: settings.sites,
-            epochs: settings.epochs,
-            batch_size: settings.batch_size,
-            learning_rate: settings.learning_rate,
-            seed: settings.seed,
-            warmup: settings.warmup,
-            schedule: settings.schedule,
-            adam: settings.adam,
-            clip: settings.clip,
-            dropout: settings.dropout,
-            patience: settings.patience,
-            keep_best: settings.keep_best,
-            beta,
-            scale,
-            batch_rows: settings.batch_rows,
-        }
-    }
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
-fn is_usual(batch_rows: &usize) -> bool {
-    *batch_rows == BATCH_ROWS
-}
-
 impl TrainSettings {
     /// The settings of resolved hyperparameters; a field that is still `None` has its default.
     pub fn new(resolved: &Hyperparameters, seed: u64) -> Self {
@@ -183,8 +130,6 @@ const PREFERENCE_RATE: f64 = 0.1;
 const DEFAULT_BETA: f64 = 0.1;
 /// The factor on cosine similarities that sentence-transformers uses: a temperature of 0.05.
 const DEFAULT_SCALE: f64 = 20.0;
-/// Pairs of texts in a step at the least, where nobody says: the others of a batch are what a pair is told apart from.
-const PAIRS_PER_STEP: usize = 32;
 /// Gradients of a larger norm are scaled down to it.
 const DEFAULT_CLIP: f64 = 1.0;
 
@@ -229,33 +174,10 @@ pub fn resolve(
         Some(0) | None => auto_batch_size(examples, n_epochs),
         Some(size) => bounded("batch_size", size, MAX_BATCH_SIZE)?,
     };
-    let exponent = if matches!(config.family, Family::Qwen2 | Family::Qwen3) { 0.0775 } else { 0.781 };
-    let formula = 5e-4 * (2000.0 / config.hidden_size as f64).powf(exponent);
-    let formula = match method {
-        Method::Supervised => formula.min(MAX_AUTO_LEARNING_RATE),
-        Method::Dpo => (formula * PREFERENCE_RATE).min(MAX_AUTO_LEARNING_RATE),
-    };
-    let (base, auto_multiplier) = match positive("learning_rate", asked.learning_rate)? {
-        Some(rate) => (rate, 1.0),
-        None if legacy => (10.0 * formula, 0.1),
-        None => (formula, 1.0),
-    };
-    let multiplier = positive("learning_rate_multiplier", asked.learning_rate_multiplier)?.unwrap_or(auto_multiplier);
+    let (base, multiplier) = learning_rates(asked, defaults, method, config)?;
     let rank = bounded("rank", asked.rank.unwrap_or(DEFAULT_RANK), MAX_RANK as u32)?;
     let alpha = positive("alpha", asked.alpha)?.unwrap_or(2.0 * f64::from(rank));
-    let prompt_loss_weight = asked.prompt_loss_weight.unwrap_or(if legacy { 0.01 } else { 0.0 });
-    if !(0.0..=1.0).contains(&prompt_loss_weight) {
-        return Err(Error::Setting {
-            name: "prompt_loss_weight",
-            message: "prompt_loss_weight must be from 0 to 1".into(),
-        });
-    }
-    if pairs && !legacy && prompt_loss_weight > 0.0 {
-        let message =
-            "prompt_loss_weight is for prompts, but the training file has pairs of texts: leave it out".into();
-        return Err(Error::Setting { name: "prompt_loss_weight", message });
-    }
-    let prompt_loss_weight = if pairs { 0.0 } else { prompt_loss_weight };
+    let prompt_loss_weight = checked_prompt_loss_weight(asked, defaults, pairs)?;
     let total_steps = n_epochs as usize * data.sequences.div_ceil(batch_size as usize);
     Ok(Hyperparameters {
         n_epochs: Some(n_epochs),
@@ -280,6 +202,46 @@ pub fn resolve(
     })
 }
 
+/// Returns the base learning rate and the multiplier on it.
+fn learning_rates(
+    asked: &Hyperparameters,
+    defaults: Defaults,
+    method: Method,
+    config: &ModelConfig,
+) -> Result<(f64, f64)> {
+    let exponent = if matches!(config.family, Family::Qwen2 | Family::Qwen3) { 0.0775 } else { 0.781 };
+    let formula = 5e-4 * (2000.0 / config.hidden_size as f64).powf(exponent);
+    let formula = match method {
+        Method::Supervised => formula.min(MAX_AUTO_LEARNING_RATE),
+        Method::Dpo => (formula * PREFERENCE_RATE).min(MAX_AUTO_LEARNING_RATE),
+    };
+    let (base, auto_multiplier) = match positive("learning_rate", asked.learning_rate)? {
+        Some(rate) => (rate, 1.0),
+        None if defaults == Defaults::Legacy => (10.0 * formula, 0.1),
+        None => (formula, 1.0),
+    };
+    let multiplier = positive("learning_rate_multiplier", asked.learning_rate_multiplier)?.unwrap_or(auto_multiplier);
+    Ok((base, multiplier))
+}
+
+/// Returns the weight of prompts in the loss, of which `pairs` of texts have none.
+fn checked_prompt_loss_weight(asked: &Hyperparameters, defaults: Defaults, pairs: bool) -> Result<f64> {
+    let legacy = defaults == Defaults::Legacy;
+    let prompt_loss_weight = asked.prompt_loss_weight.unwrap_or(if legacy { 0.01 } else { 0.0 });
+    if !(0.0..=1.0).contains(&prompt_loss_weight) {
+        return Err(Error::Setting {
+            name: "prompt_loss_weight",
+            message: "prompt_loss_weight must be from 0 to 1".into(),
+        });
+    }
+    if pairs && !legacy && prompt_loss_weight > 0.0 {
+        let message =
+            "prompt_loss_weight is for prompts, but the training file has pairs of texts: leave it out".into();
+        return Err(Error::Setting { name: "prompt_loss_weight", message });
+    }
+    Ok(if pairs { 0.0 } else { prompt_loss_weight })
+}
+
 /// Tokens of a sequence at the most: needed to render the file, before the rest can be resolved.
 pub fn max_sequence_tokens(asked: &Hyperparameters, config: &ModelConfig) -> Result<usize> {
     let context = config.max_position_embeddings;
@@ -293,35 +255,6 @@ pub fn max_sequence_tokens(asked: &Hyperparameters, config: &ModelConfig) -> Res
 /// Weight of prompt tokens: needed to render the file, before the rest can be resolved.
 pub fn prompt_loss_weight(asked: &Hyperparameters, defaults: Defaults) -> f32 {
     asked.prompt_loss_weight.unwrap_or(if defaults == Defaults::Legacy { 0.01 } else { 0.0 }) as f32
-}
-
-fn auto_warmup(total_steps: usize) -> usize {
-    (total_steps / 10).min(100)
-}
-
-fn auto_epochs(examples: usize) -> u32 {
-    let epochs = match examples * 3 {
-        seen if seen < 100 => (100 / examples).min(25),
-        seen if seen > 25_000 => (25_000 / examples).max(1),
-        _ => 3,
-    };
-    epochs as u32
-}
-
-fn auto_batch_size(examples: usize, epochs: u32) -> u32 {
-    let mut size = ((examples as f64 * 0.002).round() as usize).clamp(8, MAX_BATCH_SIZE as usize).min(examples);
-    while size > 1 && examples.div_ceil(size) * (epochs as usize) < 50 {
-        size /= 2;
-    }
-    size as u32
-}
-
-fn auto_pairs(examples: usize, epochs: u32) -> u32 {
-    let mut size = ((examples as f64 * 0.002).round() as usize).clamp(PAIRS_PER_STEP, MAX_BATCH_SIZE as usize);
-    while size > 8 && examples.div_ceil(size) * (epochs as usize) < 30 {
-        size /= 2;
-    }
-    size.min(examples) as u32
 }
 
 fn bounded(name: &'static str, value: u32, limit: u32) -> Result<u32> {
@@ -344,32 +277,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn automatic_epochs_follow_the_published_formula() {
-        for (examples, epochs) in [(10, 10), (4, 25), (33, 3), (34, 3), (500, 3), (8_333, 3), (10_000, 2), (60_000, 1)]
-        {
-            assert_eq!(auto_epochs(examples), epochs, "{examples} examples");
-        }
-    }
-
-    #[test]
-    fn automatic_batches_leave_small_files_fifty_steps_and_grow_with_large_ones() {
-        for (examples, epochs, size) in [(10, 10, 2), (100, 3, 4), (500, 3, 8), (10_000, 2, 20), (1_000_000, 1, 256)] {
-            assert_eq!(auto_batch_size(examples, epochs), size, "{examples} examples");
-        }
-        assert_eq!(auto_batch_size(1, 1), 1);
-    }
-
-    #[test]
-    fn automatic_batches_of_pairs_are_large_where_there_are_steps_enough() {
-        for (examples, epochs, size) in
-            [(10, 10, 8), (100, 3, 8), (200, 3, 16), (300, 3, 32), (16_000, 1, 32), (50_000, 1, 100), (200_000, 1, 256)]
-        {
-            assert_eq!(auto_pairs(examples, epochs), size, "{examples} examples");
-        }
-        assert_eq!(auto_pairs(5, 25), 5);
-    }
-
-    #[test]
     fn a_share_of_warmup_is_the_number_of_steps_that_it_was_made_of() {
         for total in 1..3000 {
             let warmup = Some(auto_warmup(total) as f64 / total as f64);
@@ -387,19 +294,5 @@ mod tests {
         let asked =
             Hyperparameters { rank: Some(16), alpha: Some(10.0), use_rslora: Some(true), ..Hyperparameters::default() };
         assert!((TrainSettings::new(&asked, 0).alpha - 40.0).abs() < 1e-12);
-    }
-
-    #[test]
-    fn the_serialized_form_that_checkpoints_are_recognised_by_stays_as_it_is() {
-        let asked = Hyperparameters { target_modules: Some(vec![Site::Query]), ..Hyperparameters::default() };
-        let of = |beta, scale, batch_rows| {
-            let settings = TrainSettings::new(&Hyperparameters { beta, scale, ..asked.clone() }, 7);
-            serde_json::to_string(&TrainSettings { batch_rows, ..settings }).unwrap()
-        };
-        let common = r#"{"rank":16,"alpha":32.0,"sites":["q_proj"],"epochs":1,"batch_size":1,"learning_rate":0.0002,"seed":7,"warmup":null,"schedule":"linear","adam":{"beta1":0.9,"beta2":0.999,"epsilon":1e-8,"weight_decay":0.0},"clip":1.0,"dropout":0.0,"patience":0,"keep_best":false,"#;
-        assert_eq!(of(None, None, BATCH_ROWS), format!(r#"{common}"beta":null}}"#));
-        assert_eq!(of(Some(0.1), None, BATCH_ROWS), format!(r#"{common}"beta":0.1}}"#));
-        assert_eq!(of(None, Some(20.0), BATCH_ROWS), format!(r#"{common}"beta":null,"scale":20.0}}"#));
-        assert_eq!(of(None, None, 4096), format!(r#"{common}"beta":null,"batch_rows":4096}}"#));
     }
 }
