@@ -14,6 +14,7 @@ mod forecast;
 mod inputs;
 mod job_run;
 mod lease;
+mod progress;
 mod report;
 mod results;
 mod training;

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::Sender;
 use super::cancellable_reader::cancellable;
 use super::compatibility::take_shape;
 use super::lease::Control;
-use super::training::Progress;
+use super::progress::Progress;
 use crate::datasets::classes::{self, Wanted};
 use crate::datasets::{self, Dataset, DatasetReport, ExampleStore, Purpose, RenderSettings};
 use crate::engine::priority::Priority;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Worker;
 use super::forecast::{Forecast, RunAccount};
-use super::training::{Trained, TrainingPlan};
+use super::progress::{Trained, TrainingPlan};
 use crate::datasets::DatasetReport;
 use crate::jobs::Error;
 use crate::jobs::Job;

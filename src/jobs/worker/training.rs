@@ -12,19 +12,18 @@ use super::compatibility::{check_alike, check_told_apart};
 use super::forecast::{Busy, Forecast, ForecastInputs, RunAccount};
 use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt};
-use crate::adapters::peft::{self, PeftFiles};
-use crate::datasets::{Dataset, DatasetReport, Purpose};
+use super::progress::{Progress, Trained, TrainingPlan};
+use crate::adapters::peft::{self};
+use crate::datasets::{Dataset, Purpose};
 use crate::engine::priority::{Priority, TrainingTurns};
 use crate::jobs::JobApi;
 use crate::jobs::worker::results;
 use crate::jobs::{Error, Result};
-use crate::model::lora::Adapter;
 use crate::model::{BaseModel, device};
 use crate::system::MemoryWatch;
 use crate::train::calibration;
 use crate::train::classification::ClassificationTask;
 use crate::train::estimate::TrainingRate;
-use crate::train::hyperparameters::Hyperparameters;
 use crate::train::{BeforeMicroStep, HeldOut, Question, StepReport, Trainer, TrainingMethod, Validation};
 
 /// Time between checkpoints; the end of an epoch has one besides.
@@ -35,55 +34,6 @@ const METRICS_EVENTS: usize = 150;
 const QUESTIONS: usize = 3;
 /// How long a piece of work waits for requests at most, so that training never stands still.
 const YIELD: Duration = Duration::from_millis(250);
-
-/// What the thread reports while it works.
-pub(super) enum Progress {
-    /// The files are read, training begins.
-    Planned(Box<TrainingPlan>),
-    /// A step that is worth an event.
-    Step { step: StepReport, validation: Option<Validation>, tokens_per_second: f64, remaining: Duration },
-    /// How well the validation file is sorted into classes: figures by name.
-    Classified(Vec<(String, f64)>),
-    /// An epoch is complete.
-    Epoch { done: usize, of: usize },
-    /// The adapter at the end of an epoch, to be used as a model.
-    Model { step: StepReport, validation: Option<Validation>, files: PeftFiles },
-    /// A state to go on from.
-    Checkpoint { step: usize, state: Vec<u8> },
-}
-
-/// What will be done.
-pub(super) struct TrainingPlan {
-    pub method: TrainingMethod,
-    pub resolved: Hyperparameters,
-    pub training: DatasetReport,
-    pub validation: Option<DatasetReport>,
-    pub total_steps: usize,
-    /// Steps that an earlier attempt has done.
-    pub resumed_at: usize,
-    /// Why the checkpoint of an earlier attempt is not used.
-    pub checkpoint_fault: Option<String>,
-    /// Validation examples that are sorted into classes, and those that are not.
-    pub classified: Option<(usize, usize)>,
-    pub forecast: Forecast,
-}
-
-/// The result.
-pub(super) struct Trained {
-    pub files: PeftFiles,
-    /// The same, ready to be asked.
-    pub adapter: Arc<Adapter>,
-    /// Tokens read, repeats counted.
-    pub tokens: u64,
-    pub result_file: Vec<u8>,
-    pub account: RunAccount,
-    /// The first questions of the validation file.
-    pub questions: Vec<Question>,
-    /// The step that the adapter is from, where that is not the last.
-    pub chosen: Option<usize>,
-    /// The last step, where more were planned.
-    pub ended_early: Option<usize>,
-}
 
 /// Trains to the end; [`Error::Cancelled`] after an interrupt, with the last state reported where the job may go on later.
 pub(super) fn train(inputs: Inputs) -> Result<Trained> {
