@@ -36,7 +36,8 @@ impl Clock {
         self.shown.seconds += time.as_secs_f64();
     }
 
-    /// Returns the tokens per second since this was asked last, and the time that is left after `step` of `total` steps.
+    /// Returns the tokens per second since this was asked last, and the time that is left after `step` of `total`
+    /// steps.
     pub fn speed(&mut self, step: usize, total: usize) -> (f64, Duration) {
         let tokens_per_second = self.tokens as f64 / self.since.elapsed().as_secs_f64().max(1e-9);
         (self.since, self.tokens) = (Instant::now(), 0);

@@ -1,5 +1,5 @@
-//! What the files, the settings and the model to continue of one job must have in common. Called by [`super::training`] before
-//! the first step.
+//! What the files, the settings and the model to continue of one job must have in common. Called by [`super::training`]
+//! before the first step.
 
 use attune_train::FileFault;
 
@@ -9,7 +9,8 @@ use crate::model::lora::{Adapter, Site};
 use crate::train::Trainer;
 use crate::train::hyperparameters::{Classification, Hyperparameters};
 
-/// Refuses files and wishes that do not fit to each other: pairs of texts teach vectors, everything else teaches answers.
+/// Refuses files and wishes that do not fit to each other: pairs of texts teach vectors, everything else teaches
+/// answers.
 pub(super) fn check_alike(
     texts: bool,
     validation: Option<&Dataset>,

@@ -1,6 +1,6 @@
-//! What a job would take, without a job: the file is read, the settings are decided and the machine's rate is measured where
-//! it is not known, as the worker does before a job's first step. `api` asks for uploaded files, the command line for files
-//! on the disk.
+//! What a job would take, without a job: the file is read, the settings are decided and the machine's rate is measured
+//! where it is not known, as the worker does before a job's first step. `api` asks for uploaded files, the command line
+//! for files on the disk.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -108,8 +108,8 @@ impl Drop for Stopper {
     }
 }
 
-/// What a job on files of this disk would take, and the rate that was measured for it, with its setup, where `rates` has none.
-/// `scratch` is a folder for temporary files. Slow: call it off the async threads.
+/// What a job on files of this disk would take, and the rate that was measured for it, with its setup, where `rates`
+/// has none. `scratch` is a folder for temporary files. Slow: call it off the async threads.
 pub fn estimate_files(
     model: Arc<BaseModel>,
     spec: &JobSpec,

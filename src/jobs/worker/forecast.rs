@@ -58,8 +58,8 @@ pub(super) struct ForecastInputs<'a> {
 }
 
 impl Forecast {
-    /// The forecast of a run that is about to begin. Measures the machine where its rate is not known; `before` is asked
-    /// before each piece of that.
+    /// The forecast of a run that is about to begin. Measures the machine where its rate is not known; `before` is
+    /// asked before each piece of that.
     pub fn new(grounds: &ForecastInputs<'_>, before: BeforeMicroStep<'_>) -> Result<Self> {
         let ForecastInputs { model, trainer, training, .. } = *grounds;
         let setup = setup(model, trainer, grounds.resolved);
@@ -95,8 +95,8 @@ impl Forecast {
     }
 }
 
-/// Counts what trains and calibrates in this process: a calibration beside another one, or beside a job, is slower than the
-/// machine is.
+/// Counts what trains and calibrates in this process: a calibration beside another one, or beside a job, is slower than
+/// the machine is.
 pub(super) struct Busy {
     /// Nothing else did when it began.
     alone: bool,
@@ -117,8 +117,8 @@ impl Drop for Busy {
     }
 }
 
-/// What a rate depends on beside machine and model: the program, where and how the weights are held, the adapter's shape, its
-/// dropout, whether vectors are compared in place of words, and what is computed again.
+/// What a rate depends on beside machine and model: the program, where and how the weights are held, the adapter's
+/// shape, its dropout, whether vectors are compared in place of words, and what is computed again.
 fn setup(model: &BaseModel, trainer: &Trainer, resolved: &Hyperparameters) -> String {
     let device = if model.decoder.device().is_cpu() { "cpu" } else { "gpu" };
     let (version, bytes) = (env!("CARGO_PKG_VERSION"), model.decoder.weight_bytes());

@@ -1,5 +1,5 @@
-//! What the training thread is given, and the first thing that it makes of it: the files as tokens and the settings as numbers.
-//! Called by [`super::training`].
+//! What the training thread is given, and the first thing that it makes of it: the files as tokens and the settings as
+//! numbers. Called by [`super::training`].
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -54,7 +54,8 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Gathers what a new job of `spec` needs on `model`: it continues no adapter, measures no classes, and nothing disturbs it.
+    /// Gathers what a new job of `spec` needs on `model`: it continues no adapter, measures no classes, and nothing
+    /// disturbs it.
     pub fn new(
         model: Arc<BaseModel>,
         api: JobApi,

@@ -139,7 +139,8 @@ pub(super) fn seconds_from_now(seconds: f64) -> i64 {
     jiff::Timestamp::now().as_second().saturating_add(seconds.ceil() as i64)
 }
 
-/// What the owner of the files should know of their examples: a sentence each, and the lines or the number that it is about.
+/// What the owner of the files should know of their examples: a sentence each, and the lines or the number that it is
+/// about.
 pub(super) fn warnings(plan: &TrainingPlan) -> Vec<(String, Value)> {
     let (mut found, labels) = (Vec::new(), plan.method.labels());
     let validation = plan.validation.as_ref().map(|report| ("validation", report));

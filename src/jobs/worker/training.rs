@@ -1,7 +1,7 @@
 //! The part of a job that computes: runs on a thread of its own, reads the files, trains, and reports over a channel.
 //!
-//! It neither writes nor asks anything of the database: [`super::job_run`] does that, so that a slow database never holds up
-//! a step and a lost lease is noticed while a step runs.
+//! It neither writes nor asks anything of the database: [`super::job_run`] does that, so that a slow database never
+//! holds up a step and a lost lease is noticed while a step runs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,7 +54,8 @@ pub(super) struct Trained {
     pub ended_early: Option<usize>,
 }
 
-/// Trains to the end; [`Error::Cancelled`] after an interrupt, with the last state reported where the job may go on later.
+/// Trains to the end; [`Error::Cancelled`] after an interrupt, with the last state reported where the job may go on
+/// later.
 pub(super) fn train(inputs: Inputs) -> Result<Trained> {
     let control = Arc::clone(&inputs.control);
     let health = inputs.model.health.clone();
@@ -196,8 +197,8 @@ impl Run {
         self.result(RunAccount { forecast, seconds, tokens, rate, peak_bytes })
     }
 
-    /// Measures the adapter on the validation file if that is due after a step: at the end of an epoch, and of the run, on all
-    /// of it.
+    /// Measures the adapter on the validation file if that is due after a step: at the end of an epoch, and of the run,
+    /// on all of it.
     fn validate_after(
         &mut self,
         report: &StepReport,
@@ -214,8 +215,8 @@ impl Run {
         Ok(validation)
     }
 
-    /// Measures at the end of an epoch how the validation file is sorted into classes, if the job asks for that: figures by
-    /// name.
+    /// Measures at the end of an epoch how the validation file is sorted into classes, if the job asks for that:
+    /// figures by name.
     fn classify_after(
         &mut self,
         report: &StepReport,

@@ -1,8 +1,8 @@
 //! The training loop, one optimizer step at a time: order, pack, micro-steps, clip, update, record.
 //!
 //! `jobs/worker/training.rs` calls [`Trainer::step`] until it has no more, and saves, stops and evaluates
-//! ([`super::evaluation`]) in between. Every step is a function of the state that [`Trainer::save`] writes, so a resumed run is bit-identical to an uninterrupted one on the
-//! same machine.
+//! ([`super::evaluation`]) in between. Every step is a function of the state that [`Trainer::save`] writes, so a
+//! resumed run is bit-identical to an uninterrupted one on the same machine.
 
 use std::sync::Arc;
 
@@ -33,11 +33,11 @@ pub struct Trainer {
     pub(super) state: AdapterState,
     /// One entry per step done.
     pub(super) history: Vec<StepRecord>,
-    /// The parameters of the lowest validation loss, where the settings ask for them.
+    /// The parameters of the lowest validation loss, if the settings ask for them.
     pub(super) best: Option<Vec<Vec<f32>>>,
     /// What each step trains on.
     batches: Batches,
-    /// The model that training began with, where that is not the base.
+    /// The model that training began with; `None` if that is the base.
     beginning: Option<Adapter>,
     /// What it thinks of the examples' two answers; empty if the method does not ask it.
     reference: Vec<ReferenceLogProbs>,
@@ -45,7 +45,7 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A run over `examples` that begins from `initial`, or from a new adapter of the settings' shape.
+    /// Prepares a run over `examples` that begins from `initial`, or from a new adapter of the settings' shape.
     pub fn new(
         model: Arc<BaseModel>,
         settings: TrainSettings,
@@ -92,58 +92,60 @@ impl Trainer {
         })
     }
 
-    /// Takes another way between time and memory. It changes no bit of the run, so it may differ from attempt to attempt.
+    /// Takes another way between time and memory. It changes no bit of the run, so it may differ from attempt to
+    /// attempt.
     pub fn recompute(&mut self, recomputation: Recomputation) {
         self.recomputation = recomputation;
     }
 
-    /// The way between time and memory.
+    /// Returns the way between time and memory.
     pub fn recomputation(&self) -> Recomputation {
         self.recomputation
     }
 
-    /// What determines the run.
+    /// Returns what determines the run.
     pub fn settings(&self) -> &TrainSettings {
         &self.settings
     }
 
-    /// Numbers that training changes.
+    /// Counts the numbers that training changes.
     pub fn parameter_count(&self) -> usize {
         self.state.parameter_count()
     }
 
-    /// Steps of the whole run.
+    /// Counts the steps of the whole run.
     pub fn total_steps(&self) -> usize {
         self.batches.ends().last().copied().unwrap_or(0)
     }
 
-    /// Steps of the first epoch, and of every other one but for pairs of texts that repeat; the last takes the examples that
-    /// are left.
+    /// Counts the steps of the first epoch, which every other one has too, unless pairs of texts repeat. The last step
+    /// takes the examples that are left.
     pub fn steps_per_epoch(&self) -> usize {
         self.batches.ends().first().copied().unwrap_or(0)
     }
 
-    /// The epoch that ends with `step`, both counted from 1.
+    /// Returns the epoch that ends with `step`, both counted from 1; `None` if none does.
     pub fn epoch_ending_with(&self, step: usize) -> Option<usize> {
         self.batches.ends().binary_search(&step).ok().map(|epoch| epoch + 1)
     }
 
-    /// Steps done.
+    /// Counts the steps that are done.
     pub fn step_number(&self) -> usize {
         self.history.len()
     }
 
-    /// Tokens read so far, repeats counted.
+    /// Counts the tokens read so far, repeats too.
     pub fn trained_tokens(&self) -> u64 {
         self.history.last().map_or(0, |record| record.elapsed_tokens)
     }
 
-    /// The records of all steps done.
+    /// Returns the records of all steps done.
     pub fn history(&self) -> &[StepRecord] {
         &self.history
     }
 
-    /// Does one step; `None` when the run is complete. After an error nothing has changed and the step can be done again.
+    /// Does one step; `None` when the run is complete. After an error nothing has changed and the step can be done
+    /// again.
     pub fn step(&mut self, before_micro_step: BeforeMicroStep<'_>) -> Result<Option<StepReport>> {
         if self.is_complete() {
             return Ok(None);
@@ -220,12 +222,12 @@ impl Trainer {
         }
     }
 
-    /// The adapter as it stands, on the model's device; it has no name until its files are written.
+    /// Returns the adapter as it stands, on the model's device; it has no name until its files are written.
     pub fn adapter(&self) -> Result<Adapter> {
         self.state.adapter_of(&self.state.values()?, self.source.device())
     }
 
-    /// Everything that [`Trainer::restore`] needs to go on from here.
+    /// Writes everything that [`Trainer::restore`] needs to go on from here.
     pub fn save(&self) -> Result<Vec<u8>> {
         let (best, reference) = (self.best.as_deref(), self.reference.as_slice());
         let (values, optimizer) = (self.state.values()?, self.state.optimizer()?);

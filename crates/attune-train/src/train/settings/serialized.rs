@@ -9,7 +9,8 @@ use crate::train::schedule::Schedule;
 use crate::train::training_method::TrainingMethod;
 use attune_model::lora::Site;
 
-/// The form of [`TrainSettings`] that is hashed. Another name or order of its fields would refuse all checkpoints that exist.
+/// The form of [`TrainSettings`] that is hashed. Another name or order of its fields would refuse all checkpoints that
+/// exist.
 #[derive(Serialize)]
 pub(super) struct SerializedSettings {
     rank: usize,
