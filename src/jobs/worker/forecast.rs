@@ -22,7 +22,7 @@ pub(super) struct Forecast {
     pub share: f64,
     /// What the rate depends on beside machine and model.
     pub setup: String,
-    /// The rate that was measured, where none was known and nothing disturbed it.
+    /// The rate that was measured, if none was known and nothing disturbed it.
     pub calibrated: Option<TrainingRate>,
     work: WorkFactors,
 }
@@ -58,7 +58,7 @@ pub(super) struct ForecastInputs<'a> {
 }
 
 impl Forecast {
-    /// The forecast of a run that is about to begin. Measures the machine where its rate is not known; `before` is
+    /// Forecasts a run that is about to begin. Measures the machine if its rate is not known; `before` is
     /// asked before each piece of that.
     pub fn new(grounds: &ForecastInputs<'_>, before: BeforeMicroStep<'_>) -> Result<Self> {
         let ForecastInputs { model, trainer, training, .. } = *grounds;
@@ -84,12 +84,12 @@ impl Forecast {
         Ok(Self { estimate, share, setup, calibrated, work })
     }
 
-    /// The work of a step, in tokens that are trained on.
+    /// Returns the work of a step, in tokens that are trained on.
     pub fn work_of(&self, step: &StepReport, steps_per_epoch: usize) -> f64 {
         step.tokens as f64 * if step.step <= steps_per_epoch { self.work.first_epoch } else { self.work.later }
     }
 
-    /// Seconds that this attempt should take.
+    /// Returns the seconds that this attempt should take.
     pub fn seconds(&self) -> f64 {
         self.share * self.estimate.seconds
     }
@@ -117,8 +117,8 @@ impl Drop for Busy {
     }
 }
 
-/// What a rate depends on beside machine and model: the program, where and how the weights are held, the adapter's
-/// shape, its dropout, whether vectors are compared in place of words, and what is computed again.
+/// Describes what a rate depends on beside machine and model: the program, where and how the weights are held, the
+/// adapter's shape, its dropout, whether vectors are compared in place of words, and what is computed again.
 fn setup(model: &BaseModel, trainer: &Trainer, resolved: &Hyperparameters) -> String {
     let device = if model.decoder.device().is_cpu() { "cpu" } else { "gpu" };
     let (version, bytes) = (env!("CARGO_PKG_VERSION"), model.decoder.weight_bytes());

@@ -48,13 +48,13 @@ pub(super) struct Trained {
     pub account: RunAccount,
     /// The first questions of the validation file.
     pub questions: Vec<Question>,
-    /// The step that the adapter is from, where that is not the last.
+    /// The step that the adapter is from; `None` if that is the last.
     pub chosen: Option<usize>,
-    /// The last step, where more were planned.
+    /// The last step, if more were planned.
     pub ended_early: Option<usize>,
 }
 
-/// Trains to the end; [`Error::Cancelled`] after an interrupt, with the last state reported where the job may go on
+/// Trains to the end; [`Error::Cancelled`] after an interrupt, with the last state reported if the job may go on
 /// later.
 pub(super) fn train(inputs: Inputs) -> Result<Trained> {
     let control = Arc::clone(&inputs.control);
@@ -70,7 +70,7 @@ pub(super) fn train(inputs: Inputs) -> Result<Trained> {
     }
 }
 
-/// What the job would do, without doing it.
+/// Plans what the job would do, without doing it.
 pub(super) fn plan(mut inputs: Inputs) -> Result<TrainingPlan> {
     let control = Arc::clone(&inputs.control);
     let (progress, mut reports) = tokio::sync::mpsc::channel(1);
@@ -84,7 +84,8 @@ pub(super) fn plan(mut inputs: Inputs) -> Result<TrainingPlan> {
     }
 }
 
-/// What is asked before each piece of work: it ends with the job's interrupt, and lets requests go first.
+/// Makes what is asked before each piece of work: it ends the work when the job is interrupted, and lets requests go
+/// first.
 fn yielding(control: &Arc<Control>, priority: &Arc<Priority>) -> impl FnMut() -> attune_train::Result<()> + use<> {
     let (control, mut turns) = (Arc::clone(control), TrainingTurns::new(Arc::clone(priority), YIELD));
     move || {
@@ -248,7 +249,7 @@ impl Run {
         Ok(())
     }
 
-    /// Measures the adapter on the validation file, where there is one, and notes its figures.
+    /// Measures the adapter on the validation file, if there is one, and notes its figures.
     fn validate(&mut self, whole: bool, before_micro_step: BeforeMicroStep<'_>) -> Result<Option<Validation>> {
         let Some(held_out) = &mut self.validation else { return Ok(None) };
         let validation = self.trainer.validate(held_out, whole, before_micro_step)?;
@@ -258,7 +259,8 @@ impl Run {
         Ok(validation)
     }
 
-    /// After an error in a step: an interrupt that the job may go on from saves the last whole step.
+    /// Ends the run after an error in a step. Saves the last whole step if it was an interrupt that the job may go on
+    /// from.
     fn stopped(&self, error: Error) -> Result<Trained> {
         if matches!(self.control.raised(), Some(Interrupt::Shutdown | Interrupt::Pause)) {
             self.checkpoint()?;
