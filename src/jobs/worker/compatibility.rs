@@ -1,5 +1,5 @@
-//! What the files, the settings and the model to continue of one job must have in common. Called by [`super::training`] before
-//! the first step.
+//! What the files, the settings and the model to continue of one job must have in common. Called by [`super::training`]
+//! before the first step.
 
 use attune_train::FileFault;
 
@@ -9,7 +9,8 @@ use crate::model::lora::{Adapter, Site};
 use crate::train::Trainer;
 use crate::train::hyperparameters::{Classification, Hyperparameters};
 
-/// Refuses files and wishes that do not fit to each other: pairs of texts teach vectors, everything else teaches answers.
+/// Refuses files and wishes that do not fit to each other: pairs of texts teach vectors, everything else teaches
+/// answers.
 pub(super) fn check_alike(
     texts: bool,
     validation: Option<&Dataset>,
@@ -42,7 +43,7 @@ pub(super) fn check_told_apart(trainer: &Trainer, training: &DatasetReport) -> R
     Ok(())
 }
 
-/// A continued adapter keeps its rank, alpha and layers; a request for others is refused.
+/// Takes rank, alpha and layers of a continued adapter over into the settings; a request for others is refused.
 pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: &Adapter) -> Result<()> {
     let pair = initial.layers.iter().flat_map(|layer| Site::ALL.map(|site| layer.get(site))).flatten().next();
     let pair = pair.ok_or_else(|| Error::Internal("the adapter to continue has no layers".into()))?;
@@ -75,12 +76,12 @@ pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters
     Ok(())
 }
 
-/// The error of a file that does not go with the others.
+/// Makes the error of a file that does not go with the others.
 fn unfit(purpose: Purpose, message: &str) -> Error {
     attune_train::Error::File { purpose, fault: FileFault::Content, message: message.into() }.into()
 }
 
-/// The error of a setting that does not go with the model to continue.
+/// Makes the error of a setting that does not go with the model to continue.
 fn setting(name: &'static str, message: impl Into<String>) -> Error {
     attune_train::Error::Setting { name, message: message.into() }.into()
 }

@@ -1,6 +1,6 @@
-//! What a job would take, without a job: the file is read, the settings are decided and the machine's rate is measured where
-//! it is not known, as the worker does before a job's first step. `api` asks for uploaded files, the command line for files
-//! on the disk.
+//! What a job would take, without a job: the file is read, the settings are decided and the machine's rate is measured
+//! where it is not known, as the worker does before a job's first step. `api` asks for uploaded files, the command line
+//! for files on the disk.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -57,12 +57,12 @@ pub struct Estimator {
 }
 
 impl Estimator {
-    /// An estimator with the files, models and prices of `worker`.
+    /// Makes an estimator with the files, models and prices of `worker`.
     pub fn new(worker: Worker) -> Self {
         Self { worker, turn: Arc::new(Semaphore::new(1)) }
     }
 
-    /// What the organisation's job would take. It stops where the caller goes away, and on `shutdown`.
+    /// Estimates what the organisation's job would take. It stops if the caller goes away, and on `shutdown`.
     pub async fn estimate(
         &self,
         organization: &str,
@@ -109,8 +109,8 @@ impl Drop for Stopper {
     }
 }
 
-/// What a job on files of this disk would take, and the rate that was measured for it, with its setup, where `rates` has none.
-/// `scratch` is a folder for temporary files. Slow: call it off the async threads.
+/// Estimates what a job on files of this disk would take; returns the rate that was measured for it and its setup, too,
+/// if `rates` has none. `scratch` is a folder for temporary files. Slow: call it off the async threads.
 pub fn estimate_files(
     model: Arc<BaseModel>,
     spec: &JobSpec,

@@ -22,7 +22,7 @@ pub(super) struct Forecast {
     pub share: f64,
     /// What the rate depends on beside machine and model.
     pub setup: String,
-    /// The rate that was measured, where none was known and nothing disturbed it.
+    /// The rate that was measured, if none was known and nothing disturbed it.
     pub calibrated: Option<TrainingRate>,
     work: WorkFactors,
 }
@@ -95,8 +95,8 @@ impl Forecast {
     }
 }
 
-/// Counts what trains and calibrates in this process: a calibration beside another one, or beside a job, is slower than the
-/// machine is.
+/// Counts what trains and calibrates in this process: a calibration beside another one, or beside a job, is slower than
+/// the machine is.
 pub(super) struct Busy {
     /// Nothing else did when it began.
     alone: bool,
@@ -117,8 +117,8 @@ impl Drop for Busy {
     }
 }
 
-/// What a rate depends on beside machine and model: the program, where and how the weights are held, the adapter's shape, its
-/// dropout, whether vectors are compared in place of words, and what is computed again.
+/// Describes what a rate depends on beside machine and model: the program, where and how the weights are held, the
+/// adapter's shape, its dropout, whether vectors are compared in place of words, and what is computed again.
 fn setup(model: &BaseModel, trainer: &Trainer, resolved: &Hyperparameters) -> String {
     let device = if model.decoder.device().is_cpu() { "cpu" } else { "gpu" };
     let (version, bytes) = (env!("CARGO_PKG_VERSION"), model.decoder.weight_bytes());

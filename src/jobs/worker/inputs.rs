@@ -41,7 +41,7 @@ pub(super) struct Inputs {
     pub validation_file: Option<File>,
     /// The adapter to continue.
     pub initial: Option<Arc<Adapter>>,
-    /// What to measure of classes, where the client asked for it.
+    /// What to measure of classes, if the client asked for it.
     pub classification: Option<Classification>,
     /// The state of an earlier attempt.
     pub checkpoint: Option<Bytes>,

@@ -19,7 +19,7 @@ use crate::train::{Evaluation, Rewards, StepReport, Validation};
 use crate::{format, system};
 
 impl Worker {
-    /// What the training thread found and settled before its first step.
+    /// Tells what the training thread found and settled before its first step.
     pub(super) async fn tell_plan(&self, job: &Job, base: &str, plan: &TrainingPlan) {
         if let Some(fault) = &plan.checkpoint_fault {
             tracing::warn!(job = job.id, "{fault}");
@@ -54,13 +54,13 @@ impl Worker {
         }
     }
 
-    /// A step's figures, as a metrics event.
+    /// Tells a step's figures, as a metrics event.
     pub(super) async fn tell_step(&self, job: &Job, report: &StepReport, validation: Option<Validation>, speed: Speed) {
         let data = metrics(report, validation, speed);
         self.add_event(job, "info", "metrics", &step_message(report, validation), Some(data)).await;
     }
 
-    /// What the training took beside what was expected; the next job's estimate knows it.
+    /// Tells what the training took beside what was expected; the next job's estimate knows it.
     pub(super) async fn tell_account(&self, job: &Job, base: &str, account: &RunAccount) {
         let RunAccount { forecast, seconds, rate, .. } = account;
         let tokens = forecast.estimate.trained_tokens;
@@ -87,7 +87,7 @@ impl Worker {
         self.say(job, "info", &message, None).await;
     }
 
-    /// How training came to its end, where it is not the planned one.
+    /// Tells how training came to its end, if that is not the planned one.
     pub(super) async fn tell_end(&self, job: &Job, trained: &Trained) {
         if let Some(step) = trained.ended_early {
             let message = format!("Training ended early after step {step}: the validation loss does not fall any more");
@@ -99,7 +99,7 @@ impl Worker {
         }
     }
 
-    /// An event for people.
+    /// Writes an event for people.
     pub(super) async fn say(&self, job: &Job, level: &str, message: &str, data: Option<Value>) {
         self.add_event(job, level, "message", message, data).await;
     }
@@ -111,7 +111,7 @@ impl Worker {
         }
     }
 
-    /// What the client is told about an error, and whether the job is tried again.
+    /// Decides what the client is told about an error, and whether the job is tried again.
     pub(super) fn failure(&self, job: &Job, error: &Error) -> Outcome {
         let fault = (self.describe_fault)(error, &job.spec);
         if error.is_transient() {
@@ -133,12 +133,13 @@ pub(super) struct Speed {
     pub remaining: Duration,
 }
 
-/// The unix second that is `seconds` from now.
+/// Returns the unix second that is `seconds` from now.
 pub(super) fn seconds_from_now(seconds: f64) -> i64 {
     jiff::Timestamp::now().as_second().saturating_add(seconds.ceil() as i64)
 }
 
-/// What the owner of the files should know of their examples: a sentence each, and the lines or the number that it is about.
+/// What the owner of the files should know of their examples: a sentence each, and the lines or the number that it is
+/// about.
 pub(super) fn warnings(plan: &TrainingPlan) -> Vec<(String, Value)> {
     let (mut found, labels) = (Vec::new(), plan.method.labels());
     let validation = plan.validation.as_ref().map(|report| ("validation", report));
@@ -167,7 +168,7 @@ pub(super) fn warnings(plan: &TrainingPlan) -> Vec<(String, Value)> {
     found
 }
 
-/// What is expected of the `seconds` before an attempt.
+/// Words what is expected of the `seconds` before an attempt.
 fn estimate_event(estimate: &Estimate, seconds: f64, cost: &Cost) -> (String, Value) {
     let message = format!(
         "Expected: {} at {} tokens per second, {} of memory at the peak ({}){}",
@@ -180,7 +181,7 @@ fn estimate_event(estimate: &Estimate, seconds: f64, cost: &Cost) -> (String, Va
     (message, json!({"estimate": estimate, "duration_seconds": seconds, "cost": cost}))
 }
 
-/// What was expected and what came of it.
+/// Words what was expected and what came of it.
 fn account_event(account: &RunAccount, [estimated, actual]: &[Cost; 2]) -> (String, Value) {
     let RunAccount { forecast, seconds, tokens, rate, peak_bytes } = account;
     let (estimate, expected) = (&forecast.estimate, forecast.seconds());
@@ -258,7 +259,7 @@ fn step_message(report: &StepReport, validation: Option<Validation>) -> String {
     message
 }
 
-/// The data of a metrics event.
+/// Makes the data of a metrics event.
 fn metrics(report: &StepReport, validation: Option<Validation>, speed: Speed) -> Value {
     let figures = |evaluation: Option<Evaluation>| {
         (evaluation.map(|figures| figures.loss), evaluation.map(|figures| figures.token_accuracy))
@@ -285,7 +286,7 @@ fn metrics(report: &StepReport, validation: Option<Validation>, speed: Speed) ->
     data
 }
 
-/// The figures of pairs of answers, where training is on preferences.
+/// Adds the figures of pairs of answers, if training is on preferences.
 fn add_rewards(data: &mut Value, report: &StepReport, validation: Option<Validation>) {
     let judged = [("train", report.rewards), ("valid", validation.and_then(|validation| validation.sample.rewards))];
     for (name, Rewards { margin, accuracy }) in judged.into_iter().filter_map(|(name, rewards)| Some((name, rewards?)))
@@ -295,7 +296,7 @@ fn add_rewards(data: &mut Value, report: &StepReport, validation: Option<Validat
     }
 }
 
-/// The figures of a checkpoint; those of the validation file only where there is one.
+/// Makes the figures of a checkpoint; those of the validation file only if there is one.
 pub(super) fn checkpoint_metrics(report: &StepReport, validation: Option<Validation>) -> Value {
     let named = report.method.labels().accuracy;
     let mut metrics = json!({

@@ -1,11 +1,12 @@
-//! The result file of a job as CSV, in the form of the resource that the job was created through. Called by the worker when
-//! training is complete.
+//! The result file of a job as CSV, in the form of the resource that the job was created through. Called by the worker
+//! when training is complete.
 //!
-//! Cells are numbers, or empty where nothing was measured. Losses count every target token by its weight: the completion or
-//! answer with its end token, and the prompt's tokens where `prompt_loss_weight` is above 0. Accuracies count the tokens of
-//! full weight only; a sequence is right where all of its tokens of full weight are. Of pairs of texts, losses are means over
-//! the anchors, and accuracies shares of the anchors to which their own positive was the nearest. The older resource's validation columns
-//! are of the whole file; the current one has those of the sample and, in `full_…`, of the whole file.
+//! Cells are numbers, or empty if nothing was measured. Losses count every target token by its weight: the
+//! completion or answer with its end token, and the prompt's tokens if `prompt_loss_weight` is above 0. Accuracies
+//! count the tokens of full weight only; a sequence is right if all of its tokens of full weight are. Of pairs of
+//! texts, losses are means over the anchors, and accuracies shares of the anchors to which their own positive was the
+//! nearest. The older resource's validation columns are of the whole file; the current one has those of the sample and,
+//! in `full_…`, of the whole file.
 
 use crate::jobs::JobApi;
 use crate::jobs::{Error, Result};
@@ -120,7 +121,7 @@ fn row(api: JobApi, step: usize, record: &StepRecord, validated: bool) -> Vec<St
     }
 }
 
-/// Empty where the figure is not defined.
+/// Writes a figure; empty if it is not defined.
 fn number(value: f64) -> String {
     if value.is_nan() { String::new() } else { format!("{value:.5}") }
 }

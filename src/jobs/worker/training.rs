@@ -1,7 +1,7 @@
 //! The part of a job that computes: runs on a thread of its own, reads the files, trains, and reports over a channel.
 //!
-//! It neither writes nor asks anything of the database: [`super::job_run`] does that, so that a slow database never holds up
-//! a step and a lost lease is noticed while a step runs.
+//! It neither writes nor asks anything of the database: [`super::job_run`] does that, so that a slow database never
+//! holds up a step and a lost lease is noticed while a step runs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ pub(super) fn train(inputs: Inputs) -> Result<Trained> {
     }
 }
 
-/// What the job would do, without doing it.
+/// Plans what the job would do, without doing it.
 pub(super) fn plan(mut inputs: Inputs) -> Result<TrainingPlan> {
     let control = Arc::clone(&inputs.surroundings.control);
     let (progress, mut reports) = tokio::sync::mpsc::channel(1);
@@ -265,7 +265,7 @@ impl Run {
         Ok(())
     }
 
-    /// Measures the adapter on the validation file, where there is one, and notes its figures.
+    /// Measures the adapter on the validation file, if there is one, and notes its figures.
     fn validate(&mut self, whole: bool, before_micro_step: BeforeMicroStep<'_>) -> Result<Option<Validation>> {
         let Some(held_out) = &mut self.validation else { return Ok(None) };
         let validation = self.trainer.validate(held_out, whole, before_micro_step)?;
@@ -275,7 +275,8 @@ impl Run {
         Ok(validation)
     }
 
-    /// After an error in a step: an interrupt that the job may go on from saves the last whole step.
+    /// Ends the run after an error in a step. Saves the last whole step if it was an interrupt that the job may go on
+    /// from.
     fn stopped(&self, error: Error) -> Result<Trained> {
         if matches!(self.control.raised(), Some(Interrupt::Shutdown | Interrupt::Pause)) {
             self.checkpoint()?;

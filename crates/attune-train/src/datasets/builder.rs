@@ -1,4 +1,5 @@
-//! Collects what the lines of a file are trained on, cut to the model's context, and counts it. Called by [`super::read`].
+//! Collects what the lines of a file are trained on, cut to the model's context, and counts it. Called by
+//! [`super::read`].
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -21,16 +22,16 @@ pub(super) struct Builder {
 }
 
 impl Builder {
-    pub fn new(settings: &RenderSettings) -> Result<Self> {
+    pub(crate) fn new(settings: &RenderSettings) -> Result<Self> {
         let max_tokens = settings.max_tokens;
         let examples = ExampleWriter::new(&settings.scratch)?;
         let (report, noted, seen) = (DatasetReport::default(), [0; 3], HashSet::new());
         Ok(Self { examples, report, max_tokens, line: 0, noted, seen })
     }
 
-    /// Adds what is trained on together, or leaves it out together. Two answers that are the same as far as they fit teach
-    /// nothing.
-    pub fn add<const N: usize>(&mut self, mut sequences: [TokenizedExample; N]) -> Result<()> {
+    /// Adds what is trained on together, or leaves it out together. Two answers that are the same as far as they fit
+    /// teach nothing.
+    pub(crate) fn add<const N: usize>(&mut self, mut sequences: [TokenizedExample; N]) -> Result<()> {
         let Self { report, line, noted: [truncated, dropped, repeated], .. } = self;
         if sequences.each_mut().map(|sequence| sequence.truncate(self.max_tokens)).contains(&true) {
             report.truncated.note(*line, truncated);
@@ -60,8 +61,9 @@ impl Builder {
         Ok(())
     }
 
-    /// Adds the texts of a pair. Some may be the same as far as they fit: such a negative is left out, such a pair as a whole.
-    pub fn add_texts(&mut self, texts: Vec<Vec<u32>>) -> Result<()> {
+    /// Adds the texts of a pair. Some may be the same as far as they fit: such a negative is left out, such a pair as a
+    /// whole.
+    pub(crate) fn add_texts(&mut self, texts: Vec<Vec<u32>>) -> Result<()> {
         let Self { report, line, noted: [truncated, dropped, repeated], .. } = self;
         if texts.iter().any(|text| text.len() > self.max_tokens) {
             report.truncated.note(*line, truncated);
@@ -91,7 +93,7 @@ impl Builder {
         self.examples.push_texts(&distinct)
     }
 
-    pub fn finish(self) -> Result<Dataset> {
+    pub(crate) fn finish(self) -> Result<Dataset> {
         Ok(Dataset { examples: self.examples.finish()?, report: self.report })
     }
 }

@@ -1,6 +1,6 @@
 //! A training and a validation file of prompts and completions as a task of sorting: the classes are the distinct
-//! completions of the training file, and the prompts of the validation file are what shall be sorted into them. Called by
-//! the worker for jobs with classification metrics, after both files have been read for training.
+//! completions of the training file, and the prompts of the validation file are what shall be sorted into them. Called
+//! by the worker for jobs with classification metrics, after both files have been read for training.
 
 use std::collections::HashMap;
 use std::io::BufRead;

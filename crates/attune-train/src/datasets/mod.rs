@@ -1,6 +1,6 @@
-//! Training files: JSONL read line by line and checked ([`parse`]), then rendered to tokens with a weight for each one as a
-//! target ([`render`]) and kept in a file ([`store`]); [`preference`] checks pairs of answers, [`pairs`] texts that belong together, [`classes`] reads a file as
-//! a task of sorting.
+//! Training files: JSONL read line by line and checked ([`parse`]), then rendered to tokens with a weight for each one
+//! as a target ([`render`]) and kept in a file ([`store`]); [`preference`] checks pairs of answers, [`pairs`] texts
+//! that belong together, [`classes`] reads a file as a task of sorting.
 //!
 //! `jobs/worker/training.rs` calls [`read`] or [`read_preferences`] for the training and the validation file. A file with
 //! faults gives one error that names the lines and says what to change.
@@ -38,12 +38,12 @@ pub struct TokenizedExample {
 }
 
 impl TokenizedExample {
-    /// Tokens that count as targets.
+    /// Counts the tokens that count as targets.
     pub fn targets(&self) -> usize {
         self.weights.iter().skip(1).filter(|weight| **weight > 0.0).count()
     }
 
-    /// Cuts it to `max_tokens`; true where that takes something away.
+    /// Cuts it to `max_tokens`; returns true if that takes something away.
     fn truncate(&mut self, max_tokens: usize) -> bool {
         let longer = self.tokens.len() > max_tokens;
         self.tokens.truncate(max_tokens);
@@ -114,7 +114,7 @@ pub struct DatasetReport {
 }
 
 impl DatasetReport {
-    /// True for a file of pairs of texts.
+    /// Returns true for a file of pairs of texts.
     pub const fn is_of_pairs(&self) -> bool {
         self.texts > 0
     }

@@ -1,8 +1,8 @@
-//! One line of a file of pairs: two texts that belong together, and texts that do not belong to the first one. Called by
-//! [`super::read`]; embeddings are trained on them.
+//! One line of a file of pairs: two texts that belong together, and texts that do not belong to the first one. Called
+//! by [`super::read`]; embeddings are trained on them.
 //!
-//! The form is that of sentence-transformers, `{"anchor": …, "positive": …}` with an optional `negative`, a text or a list of a
-//! few; `query` or `sentence1` may stand for `anchor`, and `document` or `sentence2` for `positive`.
+//! The form is that of sentence-transformers, `{"anchor": …, "positive": …}` with an optional `negative`, a text or a
+//! list of a few; `query` or `sentence1` may stand for `anchor`, and `document` or `sentence2` for `positive`.
 
 use serde_json::{Map, Value};
 

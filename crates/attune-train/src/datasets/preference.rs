@@ -2,8 +2,8 @@
 //! [`super::read_preferences`].
 //!
 //! `OpenAI`'s form is `{"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}`, with one
-//! assistant message in each output; TRL's is `{"prompt": …, "chosen": …, "rejected": …}`, all three texts, or all three
-//! lists of messages.
+//! assistant message in each output; TRL's is `{"prompt": …, "chosen": …, "rejected": …}`, all three texts, or all
+//! three lists of messages.
 
 use serde_json::{Map, Value};
 
@@ -29,7 +29,7 @@ const OPENAI: Keys = Keys { chosen: "preferred_output", rejected: "non_preferred
 const TRL: Keys = Keys { chosen: "chosen", rejected: "rejected" };
 
 impl Preference {
-    /// The form of its prompt, which all lines of a file share.
+    /// Returns the form of its prompt, which all lines of a file share.
     pub const fn format(&self) -> Format {
         self.chosen.format()
     }

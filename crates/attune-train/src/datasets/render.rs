@@ -1,5 +1,5 @@
-//! Turns a checked example into tokens, such that the prompt has exactly the token ids that the server would send to the
-//! model at inference and the targets are exactly what the model must then produce. Called by [`super::read`].
+//! Turns a checked example into tokens, such that the prompt has exactly the token ids that the server would send to
+//! the model at inference and the targets are exactly what the model must then produce. Called by [`super::read`].
 //!
 //! - **Prompt and completion**: the two are tokenized apart, since at inference the prompt arrives alone. The completion
 //!   ends with the model's end token, added where the text does not end with one: without it the model never learns to

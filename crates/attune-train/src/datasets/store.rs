@@ -1,9 +1,9 @@
-//! Rendered examples in a temporary file, so that a training file may be larger than memory: what stays in memory is the
-//! place of each example, 16 bytes. [`super::read`] writes them, the trainer reads those of a step, in any order.
+//! Rendered examples in a temporary file, so that a training file may be larger than memory: what stays in memory is
+//! the place of each example, 16 bytes. [`super::read`] writes them, the trainer reads those of a step, in any order.
 //!
 //! A record is the tokens, then the weights as runs of equal ones (a prompt's zeros, an answer's ones), all in little
-//! endian. The record of a pair of texts has a run for each text, with the number of the text in place of a weight. Files of
-//! usual size never leave the system's cache.
+//! endian. The record of a pair of texts has a run for each text, with the number of the text in place of a weight.
+//! Files of usual size never leave the system's cache.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -15,6 +15,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::TokenizedExample;
 use crate::{Error, Result};
+
+/// The length and the value of each run.
+type Runs = Vec<(usize, f32)>;
 
 /// Bytes that are collected before they are written.
 const BUFFER: usize = 1 << 20;
@@ -56,7 +59,7 @@ pub struct ExampleWriter {
 }
 
 impl ExampleWriter {
-    /// An empty file in `folder`, without a name: the system takes it away with the process, however that ends.
+    /// Makes an empty file in `folder`, without a name: the system takes it away with the process, however that ends.
     pub fn new(folder: &Path) -> Result<Self> {
         let file = tempfile::tempfile_in(folder);
         let file = file.map_err(Error::io(format!("make a temporary file in {}", folder.display())))?;
@@ -97,7 +100,7 @@ impl ExampleWriter {
         Ok(())
     }
 
-    /// No more examples come.
+    /// Ends the writing: no more examples come.
     pub fn finish(mut self) -> Result<ExampleStore> {
         self.flush()?;
         let Self { file, places, digest, of_texts, .. } = self;
@@ -112,7 +115,7 @@ impl ExampleWriter {
 }
 
 impl ExampleStore {
-    /// A store of `examples`, in the system's temporary folder: for a few that a program makes itself.
+    /// Makes a store of `examples`, in the system's temporary folder: for a few that a program makes itself.
     pub fn of(examples: impl IntoIterator<Item = TokenizedExample>) -> Result<Self> {
         let mut writer = ExampleWriter::new(&std::env::temp_dir())?;
         for example in examples {
@@ -130,22 +133,22 @@ impl ExampleStore {
         writer.finish()
     }
 
-    /// How many there are.
+    /// Counts the examples.
     pub fn len(&self) -> usize {
         self.places.len()
     }
 
-    /// True where there are none.
+    /// Returns true if there are no examples.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
     }
 
-    /// Tokens of the example at `index`.
+    /// Counts the tokens of the example at `index`.
     pub fn tokens(&self, index: usize) -> usize {
         self.places[index].tokens as usize
     }
 
-    /// A hash of all examples in their order.
+    /// Returns a hash of all examples in their order.
     pub const fn digest(&self) -> &[u8; 32] {
         &self.digest
     }
@@ -174,7 +177,7 @@ impl ExampleStore {
     }
 
     /// Reads the record at `index`: its tokens, and its runs as length and value.
-    fn read(&self, index: usize) -> Result<(Vec<u32>, Vec<(usize, f32)>)> {
+    fn read(&self, index: usize) -> Result<(Vec<u32>, Runs)> {
         let place = self.places[index];
         let mut bytes = vec![0; place.bytes()];
         self.file.read_exact_at(&mut bytes, place.offset).map_err(Error::io("read a temporary file"))?;

@@ -39,7 +39,7 @@ pub struct PassOptions<'a> {
 }
 
 impl PassOptions<'_> {
-    /// Without dropout, and in one go.
+    /// Returns options without dropout, for a pass in one go.
     pub fn recomputing(recomputation: Recomputation) -> Self {
         Self { recomputation, ..Self::default() }
     }
@@ -48,7 +48,7 @@ impl PassOptions<'_> {
 /// Gradients of A and B, shaped like the adapter's layers (`scale` copies the adapter's).
 pub type Gradients = Vec<LoraLayer>;
 
-/// Loss of `batch` and the gradients of `loss_sum / normalizer` with respect to every A and B.
+/// Computes the loss of `batch` and the gradients of `loss_sum / normalizer` with respect to every A and B.
 ///
 /// `normalizer` is the weight sum of the whole optimizer step, so that micro-batches add up exactly.
 pub fn loss_and_gradients(
@@ -60,7 +60,7 @@ pub fn loss_and_gradients(
     objective_and_gradients(decoder, adapter, batch, Objective::Targets, normalizer, PassOptions::default())
 }
 
-/// The same for any objective, in any manner.
+/// Does the same as [`loss_and_gradients`] for any objective, in any manner.
 pub fn objective_and_gradients(
     decoder: &Decoder,
     adapter: &Adapter,
@@ -89,8 +89,8 @@ pub fn objective_and_gradients(
     })
 }
 
-/// The gradients of whatever `head` makes of the hidden states after the final norm, `[rows, hidden]`, given with their gradient
-/// times `scale`.
+/// Computes the gradients of whatever `head` makes of the hidden states after the final norm, `[rows, hidden]`, given
+/// with their gradient times `scale`.
 pub(super) fn gradients_from_hidden<T>(
     decoder: &Decoder,
     adapter: &Adapter,
@@ -130,12 +130,12 @@ pub(super) fn gradients_from_hidden<T>(
     Ok((result, gradients))
 }
 
-/// Loss of `batch` alone, for evaluation.
+/// Computes the loss of `batch` alone, for evaluation.
 pub fn loss(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<LossReport> {
     objective(decoder, adapter, batch, Objective::Targets, YieldPolicy::default())
 }
 
-/// The same for any objective.
+/// Does the same as [`loss`] for any objective.
 pub fn objective(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
@@ -151,7 +151,7 @@ pub fn objective(
     })
 }
 
-/// The log probability of each sequence's targets together, in nats.
+/// Computes the log probability of each sequence's targets together, in nats.
 pub fn log_likelihoods(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
@@ -162,12 +162,12 @@ pub fn log_likelihoods(
     Ok(loss::log_likelihoods(batch, &vocabulary_loss(decoder, &hidden, batch, None)?.0))
 }
 
-/// The hidden states after the final norm as training sees them, `[rows, hidden]`.
+/// Computes the hidden states after the final norm as training sees them, `[rows, hidden]`.
 pub fn hidden_states(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Tensor> {
     hidden_states_with(decoder, adapter, batch, None, YieldPolicy::default())
 }
 
-/// The same with `dropout` on the adapter's inputs, and with `pace` between the blocks.
+/// Does the same as [`hidden_states`] with `dropout` on the adapter's inputs, and with `pace` between the blocks.
 pub(super) fn hidden_states_with(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
@@ -210,7 +210,7 @@ impl<'a> TrainContext<'a> {
         self.adapter.and_then(|adapter| adapter.layers[layer].get(site))
     }
 
-    /// What the adapter's part of a layer sees of `x`, the layer's input; its gradient takes the same way back.
+    /// Returns what the adapter's part of a layer sees of `x`, the layer's input; its gradient takes the same way back.
     fn drop_out(&self, layer: usize, site: Site, x: &Tensor) -> attune_model::Result<Tensor> {
         self.dropout.map_or_else(|| Ok(x.clone()), |dropout| dropout.apply(layer, site, x))
     }
@@ -291,8 +291,8 @@ impl BlockBackward<'_, '_> {
         Ok(Some(kernels::add_rms_norm_backward(&dmiddle, &saved.input, norm, eps, &dattention_input)?))
     }
 
-    /// The gradient of a linear layer's input, `[rows, in]`, from that of its output, `[rows, out]`; added to what other layers
-    /// with the same input have left.
+    /// The gradient of a linear layer's input, `[rows, in]`, from that of its output, `[rows, out]`; added to what
+    /// other layers with the same input have left.
     fn linear(&mut self, others: Option<Tensor>, site: Site, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let layer = self.block.linear(site);
         let dx = match others {

@@ -14,7 +14,7 @@ pub struct PackedBatch {
 }
 
 impl PackedBatch {
-    /// Index of the sequence that a target belongs to.
+    /// Returns the index of the sequence that a target belongs to.
     pub fn sequence_of(&self, target: &Target) -> usize {
         self.sequences.partition_point(|rows| rows.end <= target.row)
     }
@@ -46,7 +46,7 @@ pub struct LossReport {
     pub sequences: usize,
     /// Those of them where each such target has the highest logit.
     pub exact: usize,
-    /// Pairs of answers, where training is on preferences.
+    /// Pairs of answers; 0 unless training is on preferences.
     pub pairs: usize,
     /// Σ margin of the pairs' rewards.
     pub margin_sum: f64,

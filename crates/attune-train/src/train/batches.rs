@@ -1,9 +1,9 @@
 //! Which examples each step of a run trains on. Called by the trainer and, for pairs of texts, by its evaluation.
 //!
-//! An epoch takes all examples in an order of its own, so many at a time. Pairs of texts are compared with each other, so no
-//! text may stand twice in a batch: a pair one of whose texts is there already goes to the first later batch that has none of
-//! them, as the no-duplicates sampler of sentence-transformers does. All is a function of seed, epoch and examples, so that a
-//! resumed run needs no saved state.
+//! An epoch takes all examples in an order of its own, so many at a time. Pairs of texts are compared with each other,
+//! so no text may stand twice in a batch: a pair one of whose texts is there already goes to the first later batch that
+//! has none of them, as the no-duplicates sampler of sentence-transformers does. All is a function of seed, epoch and
+//! examples, so that a resumed run needs no saved state.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -12,8 +12,8 @@ use crate::Result;
 use crate::datasets::ExampleStore;
 use crate::train::parameters::epoch_order;
 
-/// Batches that still take pairs, at the most: of more, the oldest is left as it is. It bounds the search in files whose
-/// texts repeat very often.
+/// Batches that still take pairs, at the most: of more, the oldest is left as it is. It bounds the search in files
+/// whose texts repeat very often.
 const OPEN_BATCHES: usize = 64;
 
 /// The texts of pairs as numbers: equal ones have the same.
@@ -28,7 +28,7 @@ pub(crate) struct Texts {
 
 impl Texts {
     /// Numbers the texts of `pairs`.
-    pub fn of(pairs: impl Iterator<Item = Result<Vec<Vec<u32>>>>) -> Result<Self> {
+    pub(crate) fn of(pairs: impl Iterator<Item = Result<Vec<Vec<u32>>>>) -> Result<Self> {
         // A collision would only keep two pairs apart.
         let mut known: HashMap<u64, u32> = HashMap::new();
         let mut texts = Self { numbers: Vec::new(), starts: vec![0], unique: true };
@@ -50,8 +50,8 @@ impl Texts {
         &self.numbers[self.starts[pair]..self.starts[pair + 1]]
     }
 
-    /// Batches of at most `size` of the pairs in `order`, none of which has a text twice.
-    pub fn batches(&self, order: &[usize], size: usize) -> Vec<Vec<usize>> {
+    /// Makes batches of at most `size` of the pairs in `order`, none of which has a text twice.
+    pub(crate) fn batches(&self, order: &[usize], size: usize) -> Vec<Vec<usize>> {
         if self.unique {
             return in_turn(order, size);
         }
@@ -89,7 +89,7 @@ impl Texts {
     }
 }
 
-/// `size` at a time, in their order.
+/// Takes `size` at a time, in their order.
 fn in_turn(order: &[usize], size: usize) -> Vec<Vec<usize>> {
     order.chunks(size).map(<[usize]>::to_vec).collect()
 }
@@ -100,7 +100,7 @@ pub(crate) struct Batches {
     seed: u64,
     size: usize,
     examples: usize,
-    /// What may not meet, where training is on pairs of texts.
+    /// The texts that may not meet in a batch; `None` unless training is on pairs of texts.
     texts: Option<Texts>,
     /// The number of steps at the end of each epoch.
     ends: Vec<usize>,
@@ -109,15 +109,15 @@ pub(crate) struct Batches {
 }
 
 impl Batches {
-    /// Of `epochs` passes over `examples` examples, `size` of them in a step.
-    pub fn new(seed: u64, epochs: usize, examples: usize, size: usize) -> Self {
+    /// Plans `epochs` passes over `examples` examples, `size` of them in a step.
+    pub(crate) fn new(seed: u64, epochs: usize, examples: usize, size: usize) -> Self {
         let per_epoch = examples.div_ceil(size);
         let ends = (1..=epochs).map(|epoch| epoch * per_epoch).collect();
         Self { seed, size, examples, texts: None, ends, current: None }
     }
 
-    /// The same over the pairs of `store`.
-    pub fn of_pairs(seed: u64, epochs: usize, store: &ExampleStore, size: usize) -> Result<Self> {
+    /// Plans the same over the pairs of texts in `store`.
+    pub(crate) fn of_pairs(seed: u64, epochs: usize, store: &ExampleStore, size: usize) -> Result<Self> {
         let texts = Texts::of((0..store.len()).map(|index| store.texts(index)))?;
         let mut batches = Self { texts: Some(texts), ..Self::new(seed, epochs, store.len(), size) };
         let steps = |epoch| batches.of_epoch(epoch).len();
@@ -129,13 +129,13 @@ impl Batches {
         Ok(batches)
     }
 
-    /// The number of steps at the end of each epoch.
-    pub fn ends(&self) -> &[usize] {
+    /// Returns the number of steps at the end of each epoch.
+    pub(crate) fn ends(&self) -> &[usize] {
         &self.ends
     }
 
-    /// The examples of `step`, counted from 0.
-    pub fn of_step(&mut self, step: usize) -> Vec<usize> {
+    /// Returns the examples of `step`, counted from 0.
+    pub(crate) fn of_step(&mut self, step: usize) -> Vec<usize> {
         let epoch = self.ends.partition_point(|end| *end <= step);
         let current = self.current.take().filter(|(known, _)| *known == epoch);
         let current = current.unwrap_or_else(|| (epoch, self.of_epoch(epoch)));

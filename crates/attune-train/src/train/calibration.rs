@@ -1,5 +1,5 @@
-//! How fast this machine trains a model, found out with the model itself: a few batches of the job's own examples, for some
-//! seconds at the most. Called by the worker where neither a calibration nor a finished job has told before.
+//! How fast this machine trains a model, found out with the model itself: a few batches of the job's own examples, for
+//! some seconds at the most. Called by the worker where neither a calibration nor a finished job has told before.
 
 use std::time::{Duration, Instant};
 
@@ -35,8 +35,8 @@ pub fn samples(training: TrainingMethod, examples: &ExampleStore) -> Result<Vec<
     Ok((0..examples.len()).step_by(every).map(read).collect::<Result<Vec<_>>>()?.concat())
 }
 
-/// Measures the rate of steps of `step_tokens` tokens on [`samples`], with an adapter of the job's shape. The adapter does not
-/// change. `before` is asked before each batch, as in a step: requests go first, and that time does not count.
+/// Measures the rate of steps of `step_tokens` tokens on [`samples`], with an adapter of the job's shape. The adapter
+/// does not change. `before` is asked before each batch, as in a step: requests go first, and that time does not count.
 pub fn calibrate(
     decoder: &Decoder,
     adapter: &Adapter,
@@ -76,8 +76,8 @@ pub fn calibrate(
     Ok(TrainingRate { tokens: measured.tokens, seconds })
 }
 
-/// Examples from the beginning of `samples` that fit into `budget` rows together; the first one is cut where it alone does
-/// not.
+/// Examples from the beginning of `samples` that fit into `budget` rows together; the first one is cut where it alone
+/// does not.
 fn fitting(samples: &[TokenizedExample], budget: usize) -> Vec<TokenizedExample> {
     let mut taken = Vec::new();
     let mut used = 0;

@@ -1,6 +1,6 @@
-//! The state of a run as one safetensors blob: A and B, both moments, A and B of the lowest validation loss where they are
-//! kept, what the reference thinks of pairs of answers, and the record of every step. Its position needs nothing more: data order, warmup and dropout are functions of
-//! the settings and the number of steps. Called by the trainer.
+//! The state of a run as one safetensors blob: A and B, both moments, A and B of the lowest validation loss where they
+//! are kept, what the reference thinks of pairs of answers, and the record of every step. Its position needs nothing
+//! more: data order, warmup and dropout are functions of the settings and the number of steps. Called by the trainer.
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest as _, Sha256};
@@ -33,7 +33,7 @@ pub(super) struct SavedState {
     pub reference: Vec<ReferenceLogProbs>,
 }
 
-/// A hash of all that determines a run: settings, examples (of which it takes the hash), and the adapter it begins from.
+/// Hashes all that determines a run: settings, examples (of which it takes the hash), and the adapter it begins from.
 pub(super) fn fingerprint(settings: &TrainSettings, examples: &[u8], beginning: Option<&str>) -> Result<String> {
     let settings = serde_json::to_vec(settings).map_err(|error| Error::Internal(format!("settings: {error}")))?;
     let mut hash = Sha256::new();
@@ -84,8 +84,8 @@ pub(super) fn write(
     safetensors::serialize(views, Some(metadata)).map_err(unwritable)
 }
 
-/// Reads a checkpoint of the run `expected` whose parameters have the sizes of `shapes`, and which has asked the reference
-/// about `pairs` pairs of answers at the most.
+/// Reads a checkpoint of the run `expected` whose parameters have the sizes of `shapes`, and which has asked the
+/// reference about `pairs` pairs of answers at the most.
 pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>], pairs: usize) -> Result<SavedState> {
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
     let found = header.metadata().as_ref().and_then(|metadata| metadata.get(FINGERPRINT));
@@ -188,7 +188,7 @@ fn rewards(numbers: &[f64]) -> Option<Rewards> {
     (!accuracy.is_nan()).then_some(Rewards { margin, accuracy })
 }
 
-/// Index of the record, number of its figures, the figures; nothing where none were measured.
+/// Returns the index of the record, the number of its figures, and the figures; nothing if none were measured.
 fn class_numbers(index: usize, record: &StepRecord) -> Vec<f64> {
     let figures = &record.classification;
     if figures.is_empty() {

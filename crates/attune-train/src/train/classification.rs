@@ -17,7 +17,8 @@ pub struct ClassificationTask {
 }
 
 impl ClassificationTask {
-    /// The task of `data`, with an F-beta score for each of `betas` (1 where there are none) if it has a positive class.
+    /// The task of `data`, with an F-beta score for each of `betas` (1 where there are none) if it has a positive
+    /// class.
     pub fn new(data: ClassificationData, betas: &[f64]) -> Self {
         let mut distinct: Vec<f64> = Vec::new();
         for beta in betas {

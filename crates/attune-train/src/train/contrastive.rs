@@ -1,12 +1,13 @@
 //! Training of embeddings: the loss with negatives from the batch that sentence-transformers calls
 //! `MultipleNegativesRankingLoss` (Henderson et al., 2017), and its gradient. Called by the trainer and its evaluation.
 //!
-//! Every anchor of a batch is compared with all positives and negatives of the batch: scores are cosine similarities times a
-//! scale, and the loss is the cross entropy of the anchor's own positive under their softmax, on average over the anchors.
+//! Every anchor of a batch is compared with all positives and negatives of the batch: scores are cosine similarities
+//! times a scale, and the loss is the cross entropy of the anchor's own positive under their softmax, on average over
+//! the anchors.
 //!
-//! A batch whose texts exceed the rows of one pack is computed as `GradCache` does (Gao et al., 2021): first the vectors of all
-//! texts, keeping no activations, then the loss's gradient with respect to each vector, then each pack forward and backward
-//! with these. The result is that of computing all at once.
+//! A batch whose texts exceed the rows of one pack is computed as `GradCache` does (Gao et al., 2021): first the
+//! vectors of all texts, keeping no activations, then the loss's gradient with respect to each vector, then each pack
+//! forward and backward with these. The result is that of computing all at once.
 
 use std::ops::Range;
 
@@ -48,7 +49,7 @@ struct Packs {
 }
 
 impl Contrast<'_> {
-    /// The loss alone.
+    /// Computes the loss alone.
     pub fn loss(
         &self,
         decoder: &Decoder,
@@ -60,7 +61,7 @@ impl Contrast<'_> {
         Ok(compare(&vectors, &pairs, self.scale).0)
     }
 
-    /// Sums over the anchors, and the gradients of the mean loss. `before` is asked before each pack.
+    /// Computes the sums over the anchors, and the gradients of the mean loss. `before` is asked before each pack.
     pub fn loss_and_gradients(
         &self,
         decoder: &Decoder,
@@ -102,7 +103,7 @@ impl Contrast<'_> {
         Packs { packs: pack_texts(&texts, self.budget), pairs }
     }
 
-    /// The vectors of all texts, in their order.
+    /// Computes the vectors of all texts, in their order.
     fn vectors(
         &self,
         decoder: &Decoder,
@@ -119,7 +120,8 @@ impl Contrast<'_> {
         Ok(in_order(packs, vectors))
     }
 
-    /// The adapter's gradients from those of the vectors of one pack's `batch`, which `slopes` makes of the vectors.
+    /// Computes the adapter's gradients from those of the vectors of one pack's `batch`, which `slopes` makes of the
+    /// vectors.
     fn vector_gradients<T>(
         &self,
         decoder: &Decoder,
@@ -145,7 +147,7 @@ impl Contrast<'_> {
     }
 }
 
-/// The vectors of the sequences of `batch`, as `/embeddings` answers them.
+/// Computes the vectors of the sequences of `batch`, as `/embeddings` answers them.
 pub fn embed(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
@@ -157,7 +159,7 @@ pub fn embed(
     Ok(Pooled::of(&hidden, batch)?.vectors)
 }
 
-/// The vectors of packs in the order of the texts.
+/// Brings the vectors of packs into the order of the texts.
 fn in_order(packs: &[Packed], vectors: Vec<Vec<Vec<f64>>>) -> Vec<Vec<f64>> {
     let mut ordered = vec![Vec::new(); packs.iter().map(|pack| pack.units.len()).sum()];
     for (text, vector) in packs.iter().flat_map(|pack| &pack.units).zip(vectors.into_iter().flatten()) {
@@ -166,14 +168,14 @@ fn in_order(packs: &[Packed], vectors: Vec<Vec<Vec<f64>>>) -> Vec<Vec<f64>> {
     ordered
 }
 
-/// The slopes of a pack's texts in the order of its sequences.
+/// Returns the slopes of a pack's texts in the order of its sequences.
 fn slopes_of(pack: &Packed, slopes: &[Vec<f64>]) -> Vec<Vec<f64>> {
     pack.units.iter().map(|text| slopes[*text].clone()).collect()
 }
 
-/// The loss of the pairs whose texts have these vectors, and the gradient of its mean over the pairs with respect to each
-/// vector. The first text of a pair is its anchor, the second its positive. An anchor is right where its positive is nearer
-/// than every other text that is no anchor.
+/// Computes the loss of the pairs whose texts have these vectors, and the gradient of its mean over the pairs with
+/// respect to each vector. The first text of a pair is its anchor, the second its positive. An anchor is right if its
+/// positive is nearer than every other text that is no anchor.
 pub fn compare(vectors: &[Vec<f64>], pairs: &[Range<usize>], scale: f64) -> (LossReport, Vec<Vec<f64>>) {
     let mut slopes: Vec<Vec<f64>> = vectors.iter().map(|vector| vec![0.0; vector.len()]).collect();
     let mut report = LossReport::default();

@@ -1,8 +1,8 @@
-//! What a training run will take, before it runs: its work, its time, its memory. The worker tells it when a job begins and
-//! `POST /fine_tuning/jobs/estimate` before that.
+//! What a training run will take, before it runs: its work, its time, its memory. The worker tells it when a job begins
+//! and `POST /fine_tuning/jobs/estimate` before that.
 //!
-//! Time is tokens ÷ rate, where the rate is one that this machine has shown ([`super::calibration`], finished jobs). Memory
-//! is what the process holds (the weights among it) and what training adds, each part by its formula; see
+//! Time is tokens ÷ rate, where the rate is one that this machine has shown ([`super::calibration`], finished jobs).
+//! Memory is what the process holds (the weights among it) and what training adds, each part by its formula; see
 //! [`TrainingMemory`].
 
 use serde::Serialize;
@@ -61,7 +61,7 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// The estimate of a run of `steps` with these files, at `rate`.
+    /// Estimates a run of `steps` with these files, at `rate`.
     pub fn new(
         settings: &TrainSettings,
         steps: usize,
@@ -100,21 +100,21 @@ pub struct TrainingMemory {
     pub process: u64,
     /// The base model's weight matrices, a part of what the process holds.
     pub weights: u64,
-    /// A and B twice (in host memory and as the model uses them), their gradients (three times: those of the batch, their sum
-    /// and their copy in host memory), and the optimizer's two moments: seven times 4 bytes for each parameter, eight where
-    /// the best adapter is kept.
+    /// A and B twice (in host memory and as the model uses them), their gradients (three times: those of the batch,
+    /// their sum and their copy in host memory), and the optimizer's two moments: seven times 4 bytes for each
+    /// parameter, eight if the best adapter is kept.
     pub adapter: u64,
-    /// What the forward pass keeps of the largest batch for the backward pass, and what the backward pass of one block adds,
-    /// with what it computes again.
+    /// What the forward pass keeps of the largest batch for the backward pass, and what the backward pass of one block
+    /// adds, with what it computes again.
     pub activations: u64,
-    /// Logits and their gradient of one chunk of targets, over the whole vocabulary, and the gradients of the batch's hidden
-    /// states.
+    /// Logits and their gradient of one chunk of targets, over the whole vocabulary, and the gradients of the batch's
+    /// hidden states.
     pub loss: u64,
     /// What the allocator holds beside that: blocks of changing sizes leave room between them.
     pub allocator: u64,
     /// All of it, the process included.
     pub peak: u64,
-    /// What the run may add to the process: what is free or allowed, less a reserve. Absent where nobody knows.
+    /// What the run may add to the process: what is free or allowed, less a reserve. `None` if nobody knows.
     pub available: Option<u64>,
     /// What is computed again to need no more.
     #[serde(skip)]
@@ -122,7 +122,8 @@ pub struct TrainingMemory {
 }
 
 impl TrainingMemory {
-    /// The formula for a run on `model` with an adapter of `parameters` numbers, beside what the process holds now.
+    /// Computes the memory of a run on `model` with an adapter of `parameters` numbers, beside what the process holds
+    /// now.
     pub fn new(
         model: &BaseModel,
         parameters: usize,
@@ -180,19 +181,19 @@ impl TrainingMemory {
         }
     }
 
-    /// What the run adds to the process.
+    /// Returns the bytes that the run adds to the process.
     pub fn added(&self) -> u64 {
         self.peak - self.process
     }
 }
 
-/// Texts of a pair, rounded up; 1 of everything else.
+/// Counts the texts of a pair, rounded up; 1 for everything else.
 fn texts_of(training: &DatasetReport) -> usize {
     training.texts.div_ceil(training.sequences.max(1)).max(1)
 }
 
-/// Rows of the largest batch: examples are packed up to `batch_rows`, a longer one has a batch to itself, and a step has
-/// no more than its own.
+/// Counts the rows of the largest batch: examples are packed up to `batch_rows`, a longer one has a batch to itself,
+/// and a step has no more than its own.
 fn largest_batch(settings: &TrainSettings, training: &DatasetReport) -> usize {
     let step = settings.batch_size.saturating_mul(training.longest).saturating_mul(texts_of(training));
     settings.batch_rows.min(step).min(training.tokens).max(training.longest)

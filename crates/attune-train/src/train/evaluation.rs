@@ -1,5 +1,5 @@
-//! Measurements of a run on held-out examples, and what follows from them: when it ends early and which of its adapters is
-//! the best. Called by `jobs/worker/training.rs` between steps.
+//! Measurements of a run on held-out examples, and what follows from them: when it ends early and which of its adapters
+//! is the best. Called by `jobs/worker/training.rs` between steps.
 
 use std::borrow::Cow;
 
@@ -32,20 +32,21 @@ pub struct HeldOut {
     sample: usize,
     /// Steps from one evaluation between epochs to the next.
     every: Option<usize>,
-    /// What the reference thinks of each batch of the sample and of the rest, once it was asked, where training is on
-    /// preferences.
+    /// Log probabilities of the sequences under the reference, for each batch of the sample and of the rest: what a
+    /// method that asks it has asked so far.
     reference: [Vec<Vec<f64>>; 2],
 }
 
 impl HeldOut {
-    /// To measure on all of `examples`, `width` sequences at a time, at the ends of epochs alone.
+    /// Prepares to measure on all of `examples`, `width` sequences at a time, at the ends of epochs alone.
     pub fn new(examples: ExampleStore, width: usize) -> Self {
         let sample = examples.len();
         Self { examples, width, sample, every: None, reference: [Vec::new(), Vec::new()] }
     }
 
     /// Measures between the ends of epochs as well, about ten times in a run of `steps` steps that trains on
-    /// `trained_tokens`: fewer times, and not on all examples, where that would take more than a small part of the time.
+    /// `trained_tokens`: fewer times, and not on all examples, where that would take more than a small part of the
+    /// time.
     #[must_use]
     pub fn between_epochs(mut self, trained_tokens: usize, steps: usize) -> Self {
         let budget = trained_tokens / TRAINED_PER_EVALUATED;
@@ -65,8 +66,8 @@ impl HeldOut {
         self
     }
 
-    /// Tokens that the evaluations of a run read: the sample each time that one is due, all examples at the ends of epochs, and
-    /// all of them once more where a reference is asked.
+    /// Counts the tokens that the evaluations of a run read: the sample each time that one is due, all examples at the
+    /// ends of epochs, and all of them once more if a reference is asked.
     pub fn tokens_read(&self, run: &Trainer) -> usize {
         let sample: usize = (0..self.sample).map(|index| self.examples.tokens(index)).sum();
         let between =
@@ -75,17 +76,17 @@ impl HeldOut {
         between.count() * sample + wholes * self.tokens()
     }
 
-    /// Tokens of all examples.
+    /// Counts the tokens of all examples.
     pub fn tokens(&self) -> usize {
         (0..self.examples.len()).map(|index| self.examples.tokens(index)).sum()
     }
 
-    /// True where an evaluation follows on step `step`, counted from 1.
+    /// Returns true if an evaluation follows on step `step`, counted from 1.
     pub fn is_due(&self, step: usize) -> bool {
         self.every.is_some_and(|every| step.is_multiple_of(every))
     }
 
-    /// The first example at `place`; `None` where there are fewer.
+    /// Reads the first sequence of the example at `place`; `None` if there are fewer examples.
     pub fn example(&self, place: usize) -> Result<Option<TokenizedExample>> {
         let index = place * self.width;
         if index < self.examples.len() { self.examples.get(index).map(Some) } else { Ok(None) }
@@ -93,8 +94,8 @@ impl HeldOut {
 }
 
 impl Trainer {
-    /// Measures the current adapter on a part of the held-out examples, or on the `whole` of them; `None` where they have no
-    /// targets.
+    /// Measures the current adapter on a part of the held-out examples, or on the `whole` of them; `None` if they have
+    /// no targets.
     pub fn validate(
         &self,
         held_out: &mut HeldOut,
@@ -139,7 +140,7 @@ impl Trainer {
         Ok(task.figures(&log_likelihoods))
     }
 
-    /// Notes figures of the validation file with the last step, and keeps its adapter where it is the best one so far.
+    /// Notes figures of the validation file with the last step, and keeps its adapter if it is the best one so far.
     pub fn record_validation(&mut self, validation: Validation) -> Result<()> {
         if let Some(record) = self.history.last_mut() {
             record.validation = Some(validation);
@@ -157,28 +158,28 @@ impl Trainer {
         }
     }
 
-    /// The step whose adapter has the lowest validation loss so far, the earliest of equals, counted from 1.
+    /// Returns the step, counted from 1, whose adapter has the lowest validation loss so far, the earliest of equals.
     pub fn best_step(&self) -> Option<usize> {
         let losses =
             self.history.iter().zip(1..).filter_map(|(record, step)| Some((record.validation?.sample.loss, step)));
         losses.filter(|(loss, _)| !loss.is_nan()).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, step)| step)
     }
 
-    /// True where the settings end the run before its last step, since the validation loss has not fallen for as many
-    /// evaluations as they allow.
+    /// Returns true if the settings end the run before its last step, since the validation loss has not fallen for as
+    /// many evaluations as they allow.
     pub fn has_ended_early(&self) -> bool {
         let after_best = &self.history[self.best_step().unwrap_or(0)..];
         let in_vain = after_best.iter().filter(|record| record.validation.is_some()).count();
         self.settings.patience > 0 && in_vain >= self.settings.patience
     }
 
-    /// True where no step is left.
+    /// Returns true if no step is left.
     pub fn is_complete(&self) -> bool {
         self.step_number() >= self.total_steps() || self.has_ended_early()
     }
 
-    /// What the run results in, on the host, and the step that it comes from: the best adapter where the settings ask for it and
-    /// there is one, else the last.
+    /// Returns the adapter that the run results in, on the host, and the step that it comes from: the best one if the
+    /// settings ask for it and there is one, else the last.
     pub fn result(&self) -> Result<(Adapter, usize)> {
         let (values, step) = match (&self.best, self.best_step()) {
             (Some(values), Some(step)) if self.settings.keep_best => (Cow::Borrowed(values.as_slice()), step),

@@ -1,5 +1,5 @@
-//! What a client may set of a fine-tune, before every `auto` is turned into a number ([`super::settings`]). Stored with the
-//! job, so names and defaults stay readable for old rows.
+//! What a client may set of a fine-tune, before every `auto` is turned into a number ([`super::settings`]). Stored with
+//! the job, so names and defaults stay readable for old rows.
 
 use attune_model::lora::Site;
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,5 @@
-//! The loss over the vocabulary, in chunks of targets: never the logits of the whole batch, and no head product for rows
-//! without a target.
+//! The loss over the vocabulary, in chunks of targets: never the logits of the whole batch, and no head product for
+//! rows without a target.
 
 use candle_core::{Device, Tensor};
 
@@ -13,7 +13,7 @@ const CHUNK: usize = 128;
 /// The same on a GPU, which each chunk is read back from.
 const GPU_CHUNK: usize = 1024;
 
-/// Targets whose logits exist at one time on `device`.
+/// Returns the number of targets whose logits exist at one time on `device`.
 pub fn chunk_targets(device: &Device) -> usize {
     if kernels::on_host(device) { CHUNK } else { GPU_CHUNK }
 }
@@ -27,9 +27,9 @@ pub struct TargetScore {
     pub correct: bool,
 }
 
-/// The scores of the targets of `batch`, in their order, from the hidden states after the final norm, `[rows, hidden]`, and,
-/// where `divisor` is given, the gradient of each target's weighted cross entropy divided by it with respect to the hidden
-/// state that predicts it, `[targets, hidden]`.
+/// Computes the scores of the targets of `batch`, in their order, from the hidden states after the final norm,
+/// `[rows, hidden]`, and, if `divisor` is given, the gradient of each target's weighted cross entropy divided by it with
+/// respect to the hidden state that predicts it, `[targets, hidden]`.
 pub fn vocabulary_loss(
     decoder: &Decoder,
     hidden: &Tensor,
@@ -39,7 +39,7 @@ pub fn vocabulary_loss(
     vocabulary_loss_by(chunk_targets(decoder.device()), decoder, hidden, batch, divisor)
 }
 
-/// [`vocabulary_loss`] in chunks of `size` targets.
+/// Does the same as [`vocabulary_loss`] in chunks of `size` targets.
 fn vocabulary_loss_by(
     size: usize,
     decoder: &Decoder,
@@ -67,7 +67,8 @@ fn vocabulary_loss_by(
     Ok((scores, gradient))
 }
 
-/// The gradients of targets, `[targets, hidden]`, as those of all rows, `[rows, hidden]`: zero where nothing is predicted.
+/// Spreads the gradients of targets, `[targets, hidden]`, over all rows, `[rows, hidden]`: zero for rows that predict
+/// nothing.
 pub fn spread(hidden: &Tensor, batch: &PackedBatch, gradient: Option<Tensor>) -> Result<Tensor> {
     let zeros = hidden.zeros_like()?;
     let Some(gradient) = gradient else { return Ok(zeros) };
@@ -76,7 +77,7 @@ pub fn spread(hidden: &Tensor, batch: &PackedBatch, gradient: Option<Tensor>) ->
     Ok(zeros.index_add(&Tensor::new(rows, hidden.device())?, &gradient, 0)?)
 }
 
-/// The sums of a batch whose targets were predicted so.
+/// Computes the sums of a batch whose targets were predicted so.
 pub fn report(batch: &PackedBatch, scores: &[TargetScore]) -> LossReport {
     let mut report = LossReport::default();
     // For each sequence: targets of full weight, and those of them that were missed.
@@ -99,7 +100,7 @@ pub fn report(batch: &PackedBatch, scores: &[TargetScore]) -> LossReport {
     report
 }
 
-/// The log probability of each sequence's targets together.
+/// Computes the log probability of each sequence's targets together.
 pub fn log_likelihoods(batch: &PackedBatch, scores: &[TargetScore]) -> Vec<f64> {
     let mut sums = vec![0.0; batch.sequences.len()];
     for (target, score) in batch.targets.iter().zip(scores) {

@@ -21,9 +21,9 @@ pub struct MemoryBounds {
 }
 
 impl MemoryBounds {
-    /// The fastest way that fits into what is free, and what it takes; an error where none does.
+    /// Picks the fastest way that fits into what is free, and returns what it takes; an error if none does.
     ///
-    /// `memory` is the estimate for each way, `longest` the tokens of the longest example. Where nothing is known of the
+    /// `memory` is the estimate for each way, `longest` the tokens of the longest example. If nothing is known of the
     /// memory, everything fits.
     pub fn choose(
         &self,
@@ -45,7 +45,7 @@ impl MemoryBounds {
         least.map_or_else(|| Err(Error::Internal("no way to train".into())), |memory| Err(refusal(&memory, longest)))
     }
 
-    /// Bytes that training may add to a process of `process` bytes.
+    /// Returns the bytes that training may add to a process of `process` bytes; `None` if nobody knows.
     fn room(&self, process: u64, free: Option<FreeMemory>) -> Option<u64> {
         let reserved = |memory: FreeMemory| (memory.total / RESERVED_SHARE).min(MAX_RESERVED);
         let free = free.map(|memory| memory.free.saturating_sub(reserved(memory)));

@@ -1,6 +1,6 @@
-//! What each method of training does, a file for each: what a step trains on, its loss and gradients, how held-out examples are
-//! measured, what that takes of time and memory, and what its figures are called. Called by the trainer, the estimate and the
-//! calibration.
+//! What each method of training does, a file for each: what a step trains on, its loss and gradients, how held-out
+//! examples are measured, what that takes of time and memory, and what its figures are called. Called by the trainer,
+//! the estimate and the calibration.
 
 mod answers;
 mod preferences;
@@ -26,8 +26,8 @@ use crate::{Error, Result};
 use attune_model::decoder::Decoder;
 use attune_model::lora::Adapter;
 
-/// To evaluate a token takes this share of the time that training on it takes: the forward pass alone is two of the four
-/// operations for each weight.
+/// To evaluate a token takes this share of the time that training on it takes: the forward pass alone is two of the
+/// four operations for each weight.
 pub(crate) const EVALUATION_SHARE: f64 = 0.5;
 /// Bytes of f32.
 pub(crate) const FLOAT: u64 = 4;
@@ -45,12 +45,12 @@ pub(crate) trait Method: Send + Sync {
         Ok(Batches::new(seed, epochs, examples.len() / self.width(), batch_size))
     }
 
-    /// Computes loss and gradients of one optimizer step: sums over its micro-batches, divided by the weights of the whole
-    /// step, so that the split into micro-batches changes nothing but rounding.
+    /// Computes loss and gradients of one optimizer step: sums over its micro-batches, divided by the weights of the
+    /// whole step, so that the split into micro-batches changes nothing but rounding.
     fn gradients(&self, step: &StepInputs<'_>, before: BeforeMicroStep<'_>) -> Result<StepOutcome>;
 
-    /// Sums over the held-out sequences or pairs of texts at `places`. `reference` holds what the reference was asked for by
-    /// earlier evaluations of the same places, batch by batch, and takes what it is asked for now.
+    /// Sums over the held-out sequences or pairs of texts at `places`. `reference` holds what the reference was asked
+    /// for by earlier evaluations of the same places, batch by batch, and takes what it is asked for now.
     fn evaluate(
         &self,
         run: &RunInputs<'_>,

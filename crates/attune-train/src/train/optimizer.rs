@@ -1,9 +1,9 @@
-//! `AdamW` with decoupled weight decay on host memory: adapters are small, and moments in plain vectors can be saved and
-//! restored to the bit. Called by [`AdapterState`](super::state) once per step, which has a GPU do the same where one holds the
-//! adapter.
+//! `AdamW` with decoupled weight decay on host memory: adapters are small, and moments in plain vectors can be saved
+//! and restored to the bit. Called by [`AdapterState`](super::state) once per step, which has a GPU do the same where
+//! one holds the adapter.
 //!
-//! With gradient `g`, step `t` counted from 1 and learning rate `lr`, per element (Loshchilov and Hutter, algorithm 2, in
-//! `PyTorch`'s order):
+//! With gradient `g`, step `t` counted from 1 and learning rate `lr`, per element (Loshchilov and Hutter, algorithm 2,
+//! in `PyTorch`'s order):
 //!
 //! ```text
 //! p ← p · (1 − lr · weight_decay)
@@ -105,8 +105,8 @@ pub fn global_norm(gradients: &[Vec<f32>]) -> f64 {
     gradients.iter().flatten().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt()
 }
 
-/// The factor on gradients of this `norm`: `min(1, limit / (norm + 1e-6))`, as in `PyTorch`'s `clip_grad_norm_`; a `limit` of 0
-/// is none.
+/// The factor on gradients of this `norm`: `min(1, limit / (norm + 1e-6))`, as in `PyTorch`'s `clip_grad_norm_`; a
+/// `limit` of 0 is none.
 pub fn clip_factor(norm: f64, limit: f64) -> f64 {
     if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }

@@ -8,18 +8,19 @@ use crate::datasets::TokenizedExample;
 use crate::train::batch::{PackedBatch, Target};
 use attune_model::kernels;
 
-/// Rows of a batch: large enough for the matrix products to be efficient, small enough that activations stay in reach of the
-/// caches and that requests wait only briefly for a micro-step to end. Measured faster than 1,024 (`benches/decoder.rs`).
+/// Rows of a batch: large enough for the matrix products to be efficient, small enough that activations stay in reach
+/// of the caches and that requests wait only briefly for a micro-step to end. Measured faster than 1,024
+/// (`benches/decoder.rs`).
 pub const BATCH_ROWS: usize = 512;
 /// The same on a GPU, whose products are efficient from thousands of rows on.
 const GPU_BATCH_ROWS: usize = 4096;
 
-/// Rows of a batch on `device`.
+/// Returns the rows of a batch on `device`.
 pub fn batch_rows(device: &Device) -> usize {
     if kernels::on_host(device) { BATCH_ROWS } else { GPU_BATCH_ROWS }
 }
 
-/// Rows that training on `example` needs: all tokens before its last target, which itself is only predicted.
+/// Counts the rows that training on `example` needs: all tokens before its last target, which itself is only predicted.
 pub fn rows(example: &TokenizedExample) -> usize {
     example.weights.iter().rposition(|weight| *weight > 0.0).unwrap_or(0)
 }
@@ -33,9 +34,9 @@ pub struct Packed {
     pub units: Vec<usize>,
 }
 
-/// Distributes units of `width` sequences each over batches of at most `budget` rows (a longer unit has a batch to itself):
-/// the longest first, each into the fullest batch that still takes it (best fit decreasing). A unit is what has to be
-/// computed at once: an example, or the two answers of a preference. The same units give the same batches.
+/// Distributes units of `width` sequences each over batches of at most `budget` rows (a longer unit has a batch to
+/// itself): the longest first, each into the fullest batch that still takes it (best fit decreasing). A unit is what
+/// has to be computed at once: an example, or the two answers of a preference. The same units give the same batches.
 pub fn pack(examples: &[TokenizedExample], width: usize, budget: usize) -> Vec<Packed> {
     let units: Vec<&[TokenizedExample]> = examples.chunks(width).collect();
     let needed: Vec<usize> = units.iter().map(|unit| unit.iter().map(rows).sum()).collect();
@@ -75,8 +76,8 @@ fn distribute(
     packs
 }
 
-/// Distributes `examples` over batches of at most `budget` rows in their order, so that the sequences of all batches, one
-/// after the other, are the examples. Each must have a target.
+/// Distributes `examples` over batches of at most `budget` rows in their order, so that the sequences of all batches,
+/// one after the other, are the examples. Each must have a target.
 pub fn pack_in_order(examples: &[TokenizedExample], budget: usize) -> Vec<PackedBatch> {
     let mut batches: Vec<PackedBatch> = Vec::new();
     for example in examples {

@@ -1,5 +1,5 @@
-//! The numbers that training changes: A and B of every adapted layer, in host memory. The trainer makes an [`Adapter`] of
-//! them for each step and brings the step's gradients back.
+//! The numbers that training changes: A and B of every adapted layer, in host memory. The trainer makes an [`Adapter`]
+//! of them for each step and brings the step's gradients back.
 
 use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
@@ -39,8 +39,8 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// A new adapter on the layers at `sites`: A uniform within ±1/√in (PEFT's Kaiming initialisation with a = √5), B zero,
-    /// so that the model begins as its base.
+    /// A new adapter on the layers at `sites`: A uniform within ±1/√in (PEFT's Kaiming initialisation with a = √5), B
+    /// zero, so that the model begins as its base.
     pub fn fresh(config: &ModelConfig, settings: &TrainSettings) -> Self {
         let TrainSettings { rank, alpha, .. } = *settings;
         let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
@@ -124,14 +124,14 @@ fn host(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(tensor.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)
 }
 
-/// Uniform from -1 up to 1, from the upper 24 bits: our own formula, so that a seed means the same in every version of the
-/// random library.
+/// Uniform from -1 up to 1, from the upper 24 bits: our own formula, so that a seed means the same in every version of
+/// the random library.
 fn symmetric_unit(random: &mut ChaCha8Rng) -> f32 {
     (random.next_u32() >> 8) as f32 / (1u32 << 23) as f32 - 1.0
 }
 
-/// The order of `count` examples in an epoch: a permutation that depends on nothing but seed and epoch, so that a resumed
-/// run needs no saved random state.
+/// The order of `count` examples in an epoch: a permutation that depends on nothing but seed and epoch, so that a
+/// resumed run needs no saved random state.
 pub fn epoch_order(seed: u64, epoch: usize, count: usize) -> Vec<usize> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     // Stream 0 initialises A.

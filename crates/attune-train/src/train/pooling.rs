@@ -1,5 +1,5 @@
-//! From hidden states to the vectors that `/embeddings` answers, the sum of a text's rows at length 1, and the way back for
-//! gradients. Called by [`super::contrastive`]; serving has the same in `engine/request.rs`, which adds row by row.
+//! From hidden states to the vectors that `/embeddings` answers, the sum of a text's rows at length 1, and the way back
+//! for gradients. Called by [`super::contrastive`]; serving has the same in `engine/request.rs`, which adds row by row.
 //!
 //! With s the sum of a text's rows and v = s / |s|, the gradient of each of the rows is (dv − (dv · v) v) / |s|.
 

@@ -1,10 +1,11 @@
 //! Training on preferences: the loss of direct preference optimisation (Rafailov et al., 2023) over pairs of sequences,
 //! and its gradient. Called by [`super::backward`]; the trainer brings the reference's log probabilities.
 //!
-//! With the log probabilities of a chosen and a rejected answer under the adapter (π) and under the reference, the model
-//! that training began with, a pair's rewards are β · (log π − log reference) each, its margin m their difference, and
-//! its loss −log σ(m). The slope with respect to an answer's log probability is ∓β · σ(−m): since that is the negated sum of
-//! its tokens' cross entropies, the gradient of an answer is that of its cross entropy times this slope.
+//! With the log probabilities of a chosen and a rejected answer under the adapter (π) and under the reference, the
+//! model that training began with, a pair's rewards are β · (log π − log reference) each, its margin m their
+//! difference, and its loss −log σ(m). The slope with respect to an answer's log probability is ∓β · σ(−m): since that
+//! is the negated sum of its tokens' cross entropies, the gradient of an answer is that of its cross entropy times this
+//! slope.
 
 use crate::train::batch::{LossReport, PackedBatch};
 use crate::train::loss::{TargetScore, log_likelihoods, report};
@@ -19,8 +20,8 @@ pub struct Preferences<'a> {
 }
 
 impl Preferences<'_> {
-    /// The sums over the pairs whose targets were predicted so, and for each target the slope of the loss with respect to
-    /// its cross entropy. Accuracies are those of the chosen answers.
+    /// Computes the sums over the pairs whose targets were predicted so, and for each target the slope of the loss with
+    /// respect to its cross entropy. Accuracies are those of the chosen answers.
     pub(super) fn judge(&self, batch: &PackedBatch, scores: &[TargetScore]) -> (LossReport, Vec<f64>) {
         let log_likelihoods = log_likelihoods(batch, scores);
         let rewards: Vec<f64> =
@@ -56,7 +57,7 @@ impl Preferences<'_> {
     }
 }
 
-/// −log σ(x), without overflow on either side. NaN stays NaN.
+/// Computes −log σ(x), without overflow on either side. NaN stays NaN.
 fn minus_log_sigmoid(x: f64) -> f64 {
     if x > 0.0 { (-x).exp().ln_1p() } else { x.exp().ln_1p() - x }
 }

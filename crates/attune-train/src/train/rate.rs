@@ -10,7 +10,7 @@ pub struct TrainingRate {
 }
 
 impl TrainingRate {
-    /// Tokens per second.
+    /// Returns the tokens per second.
     pub fn tokens_per_second(&self) -> f64 {
         self.tokens / self.seconds.max(1e-9)
     }

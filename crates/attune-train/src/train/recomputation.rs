@@ -1,6 +1,7 @@
 //! What the forward pass keeps of each block for the backward pass, and what is computed again there: time for memory.
 //!
-//! [`super::backward`] keeps and computes again, to the very same bits; [`super::memory_bounds`] picks the way of a job.
+//! [`super::backward`] keeps and computes again, to the very same bits; [`super::memory_bounds`] picks the way of a
+//! job.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -16,8 +17,8 @@ pub enum Recomputation {
     /// Nothing: all activations are kept.
     #[default]
     None,
-    /// What costs almost nothing: the outputs of norms and activation functions, and rotations behind norms. The results of
-    /// products and of attention are kept.
+    /// What costs almost nothing: the outputs of norms and activation functions, and rotations behind norms. The
+    /// results of products and of attention are kept.
     Selective,
     /// Everything: of each block its input alone is kept.
     Full,
@@ -27,11 +28,11 @@ impl Recomputation {
     /// All of them, the one that needs the most memory first.
     pub const ALL: [Self; 3] = [Self::None, Self::Selective, Self::Full];
 
-    /// Those that are chosen from, the fastest first. To keep everything is slower than to make the cheap part again: fresh
-    /// memory costs more than a norm (`benches/decoder.rs`).
+    /// Those that are chosen from, the fastest first. To keep everything is slower than to make the cheap part again:
+    /// fresh memory costs more than a norm (`benches/decoder.rs`).
     pub(crate) const CHOSEN: [Self; 2] = [Self::Selective, Self::Full];
 
-    /// As it is called in the configuration.
+    /// Returns its name in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -40,7 +41,7 @@ impl Recomputation {
         }
     }
 
-    /// What is done with activations, for people.
+    /// Says what is done with activations, for people.
     pub const fn in_words(self) -> &'static str {
         match self {
             Self::None => "activations are kept",
@@ -75,7 +76,7 @@ pub(crate) struct Products {
 }
 
 impl SavedActivations {
-    /// What `recomputation` keeps of a block's activations.
+    /// Keeps what `recomputation` says of a block's activations.
     pub(crate) fn of(activations: Activations, recomputation: Recomputation) -> Self {
         match recomputation {
             Recomputation::None => Self::Everything(Box::new(activations)),
@@ -88,7 +89,8 @@ impl SavedActivations {
         }
     }
 
-    /// All activations of `block` again, to the bit: by the forward pass's own formulas, from the same numbers.
+    /// Computes all activations of `block` again, to the bit: by the forward pass's own formulas, from the same
+    /// numbers.
     pub(crate) fn activations(self, block: &Block, context: &impl Context) -> Result<Activations> {
         let Products { input, q, k, v, attended, log_sum_exp, middle, gate, up } = match self {
             Self::Everything(activations) => return Ok(*activations),

@@ -1,5 +1,5 @@
-//! What training says about itself: a report of each step for the worker, and the record that is kept of it for the result
-//! file, for a checkpoint, and for the decision to end early.
+//! What training says about itself: a report of each step for the worker, and the record that is kept of it for the
+//! result file, for a checkpoint, and for the decision to end early.
 
 use crate::datasets::TokenizedExample;
 use crate::train::batch::LossReport;
@@ -26,10 +26,10 @@ pub struct StepReport {
     pub tokens: usize,
     /// The epoch that ended with this step, counted from 1.
     pub completed_epoch: Option<usize>,
-    /// Of the step's pairs before its update, where training is on preferences.
+    /// Of the step's pairs before its update; `None` unless training is on preferences.
     pub rewards: Option<Rewards>,
-    /// What is trained on. Of pairs of texts, both accuracies are the share of the anchors to which their own positive was the
-    /// nearest of the batch, and the loss is the mean over the anchors.
+    /// What is trained on. Of pairs of texts, both accuracies are the share of the anchors to which their own positive
+    /// was the nearest of the batch, and the loss is the mean over the anchors.
     pub method: TrainingMethod,
 }
 
@@ -51,12 +51,12 @@ pub struct Evaluation {
     pub token_accuracy: f64,
     /// Share of the examples whose targets all had the highest logit.
     pub sequence_accuracy: f64,
-    /// Where training is on preferences.
+    /// `None` unless training is on preferences.
     pub rewards: Option<Rewards>,
 }
 
 impl Evaluation {
-    /// The means of a report's sums; `None` where it has no targets.
+    /// Computes the means of a report's sums; `None` if it has no targets.
     pub(super) fn of(report: &LossReport) -> Option<Self> {
         let rewards = (report.pairs > 0).then(|| Rewards {
             margin: report.margin_sum / report.pairs as f64,
@@ -81,7 +81,7 @@ pub struct Question {
 }
 
 impl Question {
-    /// The first question of an example; `None` where it answers nothing.
+    /// Finds the first question of an example; `None` if it answers nothing.
     pub fn of(example: &TokenizedExample) -> Option<Self> {
         let is_answer = |weight: &f32| *weight >= 1.0;
         let begin = example.weights.iter().position(is_answer)?;
@@ -115,9 +115,9 @@ pub struct StepRecord {
     pub sequence_accuracy: f64,
     /// As in [`StepReport`].
     pub rewards: Option<Rewards>,
-    /// Of the validation file, where it was measured after this step.
+    /// Of the validation file; `None` if it was not measured after this step.
     pub validation: Option<Validation>,
-    /// Of its classes, where they were measured after this step: one figure for each of the task's columns, NaN where it is
+    /// Of its classes, if they were measured after this step: one figure for each of the task's columns, NaN if it is
     /// not defined.
     pub classification: Vec<f64>,
 }

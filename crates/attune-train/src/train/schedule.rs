@@ -18,8 +18,8 @@ pub enum Schedule {
 impl Schedule {
     /// The factor on the peak learning rate in `step` of `total` (both counted from 0).
     ///
-    /// The first `warmup` steps rise by equal amounts, `(step + 1) / warmup`; step `warmup` is the first of the fall and
-    /// still has the peak.
+    /// The first `warmup` steps rise by equal amounts, `(step + 1) / warmup`; step `warmup` is the first of the fall
+    /// and still has the peak.
     pub fn factor(self, step: usize, warmup: usize, total: usize) -> f64 {
         if step < warmup {
             return (step + 1) as f64 / warmup as f64;

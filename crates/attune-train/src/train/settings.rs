@@ -1,4 +1,5 @@
-//! From what a client asked for to numbers: the one place where `auto` is decided. Called by the worker before training.
+//! From what a client asked for to numbers: the one place where `auto` is decided. Called by the worker before
+//! training.
 
 use candle_core::Device;
 use serde::Serialize;
@@ -19,13 +20,14 @@ use attune_model::lora::Site;
 const MAX_EPOCHS: u32 = 50;
 /// Examples per step that the current API allows at most.
 const MAX_BATCH_SIZE: u32 = 256;
-/// Tokens of a training sequence at the most, where the model's context is longer: attention keeps rows × rows numbers per
-/// head for the backward pass.
+/// Tokens of a training sequence at the most, where the model's context is longer: attention keeps rows × rows numbers
+/// per head for the backward pass.
 pub const MAX_SEQUENCE_TOKENS: u32 = 4096;
 /// A peak learning rate above this diverged in most of the published sweeps.
 const MAX_AUTO_LEARNING_RATE: f64 = 3e-3;
 
-/// Whose defaults replace `auto`: those that `OpenAI` documented for its older fine-tuning resource, or those of the current one.
+/// Whose defaults replace `auto`: those that `OpenAI` documented for its older fine-tuning resource, or those of the
+/// current one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Defaults {
     /// 4 epochs, and prompts that count 0.01 in the loss.
@@ -42,8 +44,8 @@ pub enum Defaults {
 pub struct TrainSettings {
     /// Rank of the adapter.
     pub rank: usize,
-    /// Alpha of the adapter; its updates are scaled by alpha / rank. Under rsLoRA √rank times what was asked for, so that
-    /// every reader of the files, which divides by the rank, comes to alpha / √rank.
+    /// Alpha of the adapter; its updates are scaled by alpha / rank. Under rsLoRA √rank times what was asked for, so
+    /// that every reader of the files, which divides by the rank, comes to alpha / √rank.
     pub alpha: f64,
     /// The linear layers that a new adapter changes, in the order of the forward pass.
     pub sites: Vec<Site>,
@@ -134,7 +136,7 @@ fn is_usual(batch_rows: &usize) -> bool {
 }
 
 impl TrainSettings {
-    /// The settings of resolved hyperparameters; a field that is still `None` has its default.
+    /// Takes the settings of resolved hyperparameters; a field that is still `None` has its default.
     pub fn new(resolved: &Hyperparameters, seed: u64) -> Self {
         let rank = resolved.rank.unwrap_or(DEFAULT_RANK);
         let alpha = resolved.alpha.unwrap_or(2.0 * f64::from(rank));
@@ -159,13 +161,13 @@ impl TrainSettings {
         }
     }
 
-    /// The same for a model on `device`.
+    /// Sets the rows of a batch for a model on `device`.
     #[must_use]
     pub fn on(self, device: &Device) -> Self {
         Self { batch_rows: batch_rows(device), ..self }
     }
 
-    /// Warmup steps of a run of `total` steps.
+    /// Counts the warmup steps of a run of `total` steps.
     pub fn warmup_steps(&self, total: usize) -> usize {
         match self.warmup {
             Some(ratio) => (ratio * total as f64).round() as usize,
@@ -291,7 +293,7 @@ fn checked_prompt_loss_weight(asked: &Hyperparameters, legacy: bool, pairs: bool
     Ok(if pairs { 0.0 } else { weight })
 }
 
-/// Tokens of a sequence at the most: needed to render the file, before the rest can be resolved.
+/// Returns the tokens of a sequence at the most: needed to render the file, before the rest can be resolved.
 pub fn max_sequence_tokens(asked: &Hyperparameters, config: &ModelConfig) -> Result<usize> {
     let context = config.max_position_embeddings;
     match asked.max_seq_length.map(|length| length as usize) {
@@ -301,7 +303,7 @@ pub fn max_sequence_tokens(asked: &Hyperparameters, config: &ModelConfig) -> Res
     }
 }
 
-/// Weight of prompt tokens: needed to render the file, before the rest can be resolved.
+/// Returns the weight of prompt tokens: needed to render the file, before the rest can be resolved.
 pub fn prompt_loss_weight(asked: &Hyperparameters, defaults: Defaults) -> f32 {
     asked.prompt_loss_weight.unwrap_or(if defaults == Defaults::Legacy { 0.01 } else { 0.0 }) as f32
 }

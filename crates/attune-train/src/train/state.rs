@@ -1,5 +1,6 @@
-//! The state of an adapter in training: its numbers and the optimizer's moments. On the CPU they are vectors; where a GPU computes
-//! they stay on it from step to step, since to bring them there and back would take as long as a step. Called by the trainer.
+//! The state of an adapter in training: its numbers and the optimizer's moments. On the CPU they are vectors; where a
+//! GPU computes they stay on it from step to step, since to bring them there and back would take as long as a step.
+//! Called by the trainer.
 
 use std::borrow::Cow;
 
@@ -40,8 +41,9 @@ pub(crate) struct UpdateScales {
 }
 
 impl AdapterState {
-    /// The beginning of a run from `parameters`, whose losses are computed on `device`, with products of `dtype` on a GPU.
-    pub fn new(parameters: Parameters, settings: AdamSettings, device: &Device, dtype: DType) -> Result<Self> {
+    /// The beginning of a run from `parameters`, whose losses are computed on `device`, with products of `dtype` on a
+    /// GPU.
+    pub(crate) fn new(parameters: Parameters, settings: AdamSettings, device: &Device, dtype: DType) -> Result<Self> {
         let optimizer = AdamW::new(settings, &parameters.values);
         let on_device = if kernels::on_host(device) {
             None
@@ -52,13 +54,13 @@ impl AdapterState {
     }
 
     /// Numbers that training changes.
-    pub fn parameter_count(&self) -> usize {
+    pub(crate) fn parameter_count(&self) -> usize {
         self.parameters.values.iter().map(Vec::len).sum()
     }
 
-    /// The adapter as it stands, for losses on `device`; on a GPU rounded at once to what products take, not by each of them. A step
-    /// may change its tensors.
-    pub fn adapter(&self, device: &Device) -> Result<Adapter> {
+    /// The adapter as it stands, for losses on `device`; on a GPU rounded at once to what products take, not by each of
+    /// them. A step may change its tensors.
+    pub(crate) fn adapter(&self, device: &Device) -> Result<Adapter> {
         let Some(OnDevice { values, dtype, .. }) = &self.on_device else { return self.parameters.adapter(device) };
         let values = values.to_dtype(*dtype)?;
         let mut start = 0;
@@ -70,12 +72,12 @@ impl AdapterState {
     }
 
     /// The adapter with other `values`, which were its own at another time.
-    pub fn adapter_of(&self, values: &[Vec<f32>], device: &Device) -> Result<Adapter> {
+    pub(crate) fn adapter_of(&self, values: &[Vec<f32>], device: &Device) -> Result<Adapter> {
         self.parameters.adapter_of(|index, shape| Ok(Tensor::from_slice(&values[index], shape, device)?))
     }
 
     /// One update, after `check` of the gradients' norm, which it returns. Nothing changes where that fails.
-    pub fn step(
+    pub(crate) fn step(
         &mut self,
         gradients: &Gradients,
         step: UpdateScales,
@@ -115,7 +117,7 @@ impl AdapterState {
     }
 
     /// A and B of each place in turn.
-    pub fn values(&self) -> Result<Cow<'_, [Vec<f32>]>> {
+    pub(crate) fn values(&self) -> Result<Cow<'_, [Vec<f32>]>> {
         match &self.on_device {
             None => Ok(Cow::Borrowed(&self.parameters.values)),
             Some(state) => Ok(Cow::Owned(self.parts(&state.values)?)),
@@ -123,7 +125,7 @@ impl AdapterState {
     }
 
     /// The optimizer with the moments as they stand.
-    pub fn optimizer(&self) -> Result<Cow<'_, AdamW>> {
+    pub(crate) fn optimizer(&self) -> Result<Cow<'_, AdamW>> {
         let Some(state) = &self.on_device else { return Ok(Cow::Borrowed(&self.optimizer)) };
         let moments = self.parts(&state.first)?.into_iter().zip(self.parts(&state.second)?);
         let moments = moments.map(|(first, second)| Moments { first, second }).collect();
@@ -131,7 +133,7 @@ impl AdapterState {
     }
 
     /// Goes on from what [`AdapterState::values`] and [`AdapterState::optimizer`] told after `updates` updates.
-    pub fn restore(&mut self, values: Vec<Vec<f32>>, moments: Vec<Moments>, updates: u64) -> Result<()> {
+    pub(crate) fn restore(&mut self, values: Vec<Vec<f32>>, moments: Vec<Moments>, updates: u64) -> Result<()> {
         if let Some(state) = &mut self.on_device {
             *state = OnDevice::new(&values, &moments, &state.values.device().clone(), state.dtype)?;
         } else {

@@ -45,7 +45,7 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A run over `examples` that begins from `initial`, or from a new adapter of the settings' shape.
+    /// Prepares a run over `examples` that begins from `initial`, or from a new adapter of the settings' shape.
     pub fn new(
         model: Arc<BaseModel>,
         settings: TrainSettings,
@@ -102,48 +102,49 @@ impl Trainer {
         self.recomputation
     }
 
-    /// What determines the run.
+    /// Returns what determines the run.
     pub fn settings(&self) -> &TrainSettings {
         &self.settings
     }
 
-    /// Numbers that training changes.
+    /// Counts the numbers that training changes.
     pub fn parameter_count(&self) -> usize {
         self.state.parameter_count()
     }
 
-    /// Steps of the whole run.
+    /// Counts the steps of the whole run.
     pub fn total_steps(&self) -> usize {
         self.batches.ends().last().copied().unwrap_or(0)
     }
 
-    /// Steps of the first epoch, and of every other one but for pairs of texts that repeat; the last takes the examples that
-    /// are left.
+    /// Counts the steps of the first epoch, which every other one has too, unless pairs of texts repeat. The last step
+    /// takes the examples that are left.
     pub fn steps_per_epoch(&self) -> usize {
         self.batches.ends().first().copied().unwrap_or(0)
     }
 
-    /// The epoch that ends with `step`, both counted from 1.
+    /// Returns the epoch that ends with `step`, both counted from 1; `None` if none does.
     pub fn epoch_ending_with(&self, step: usize) -> Option<usize> {
         self.batches.ends().binary_search(&step).ok().map(|epoch| epoch + 1)
     }
 
-    /// Steps done.
+    /// Counts the steps that are done.
     pub fn step_number(&self) -> usize {
         self.history.len()
     }
 
-    /// Tokens read so far, repeats counted.
+    /// Counts the tokens read so far, repeats too.
     pub fn trained_tokens(&self) -> u64 {
         self.history.last().map_or(0, |record| record.elapsed_tokens)
     }
 
-    /// The records of all steps done.
+    /// Returns the records of all steps done.
     pub fn history(&self) -> &[StepRecord] {
         &self.history
     }
 
-    /// Does one step; `None` when the run is complete. After an error nothing has changed and the step can be done again.
+    /// Does one step; `None` when the run is complete. After an error nothing has changed and the step can be done
+    /// again.
     pub fn step(&mut self, before_micro_step: BeforeMicroStep<'_>) -> Result<Option<StepReport>> {
         if self.is_complete() {
             return Ok(None);
@@ -220,12 +221,12 @@ impl Trainer {
         }
     }
 
-    /// The adapter as it stands, on the model's device; it has no name until its files are written.
+    /// Returns the adapter as it stands, on the model's device; it has no name until its files are written.
     pub fn adapter(&self) -> Result<Adapter> {
         self.state.adapter_of(&self.state.values()?, self.source.device())
     }
 
-    /// Everything that [`Trainer::restore`] needs to go on from here.
+    /// Writes everything that [`Trainer::restore`] needs to go on from here.
     pub fn save(&self) -> Result<Vec<u8>> {
         let (best, reference) = (self.best.as_deref(), self.reference.as_slice());
         let (values, optimizer) = (self.state.values()?, self.state.optimizer()?);

@@ -1,4 +1,5 @@
-//! The loop with the models of the test fixtures: dropout, preferences, and twenty steps beside those of `PyTorch` and PEFT.
+//! The loop with the models of the test fixtures: dropout, preferences, and twenty steps beside those of `PyTorch` and
+//! PEFT.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,8 +1,8 @@
 //! Pieces of a pass over the decoder's blocks, so that requests need not wait for a whole one.
 //!
-//! A GPU is given work far ahead of what it does: all of a batch, which for a large model is most of a second of it, would lie in
-//! front of a request that comes meanwhile. So the pass goes no further ahead than [`AHEAD`] blocks, and asks before each of them
-//! what it asks before each batch. On the CPU that is soon enough.
+//! A GPU is given work far ahead of what it does: all of a batch, which for a large model is most of a second of it,
+//! would lie in front of a request that comes meanwhile. So the pass goes no further ahead than [`AHEAD`] blocks, and
+//! asks before each of them what it asks before each batch. On the CPU that is soon enough.
 
 use std::collections::VecDeque;
 
@@ -14,8 +14,8 @@ use attune_model::kernels::{self, DeviceEvent};
 /// Blocks whose work may wait in the GPU's queue: one that it computes and one to follow.
 const AHEAD: usize = 2;
 
-/// Asked before each micro-step, on a GPU between its blocks too: may wait for requests to go first; an error ends the step with
-/// nothing changed.
+/// Asked before each micro-step, on a GPU between its blocks too: may wait for requests to go first; an error ends the
+/// step with nothing changed.
 pub type BeforeMicroStep<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// How a pass over the blocks goes on from one to the next.

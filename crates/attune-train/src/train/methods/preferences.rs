@@ -1,4 +1,5 @@
-//! Training on preferences: pairs of answers, judged beside the model that training began with ([`crate::train::preference`]).
+//! Training on preferences: pairs of answers, judged beside the model that training began with
+//! ([`crate::train::preference`]).
 
 use std::ops::Range;
 
