@@ -201,7 +201,7 @@ impl Run {
         if let Some(initial) = &inputs.initial {
             take_shape(&mut resolved, &asked, initial)?;
         }
-        let settings = TrainSettings::new(&resolved, inputs.seed).on(model.decoder.device());
+        let settings = TrainSettings::new(&resolved, inputs.seed).on(model.decoder.kernels());
         let (width, epochs) = (settings.width(), settings.epochs);
         let report = training.report;
         let samples = samples(&training.examples)?;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 
 use crate::datasets::TokenizedExample;
 use crate::train::backward::{self, Objective, PassOptions};
@@ -17,6 +17,7 @@ use crate::train::state::{AdapterState, UpdateScales};
 use crate::train::trainer::BeforeMicroStep;
 use crate::{Error, Result};
 use attune_model::decoder::Decoder;
+use attune_model::kernels::Kernels;
 use attune_model::lora::Adapter;
 
 /// Time to measure at the most, besides the first, small batch.
@@ -40,7 +41,7 @@ pub fn calibrate(
     recomputation: Recomputation,
     before: BeforeMicroStep<'_>,
 ) -> Result<TrainingRate> {
-    let (update, most_rows) = (update_seconds(adapter, decoder.device())?, batch_rows(decoder.device()));
+    let (update, most_rows) = (update_seconds(adapter, decoder.kernels())?, batch_rows(decoder.kernels()));
     let mut batch = |examples: &[TokenizedExample]| -> Result<TrainingRate> {
         let (mut seconds, mut tokens) = (0.0, 0);
         if let Some(scale) = scale {
@@ -114,13 +115,13 @@ fn fitting(samples: &[TokenizedExample], budget: usize) -> Vec<TokenizedExample>
     taken
 }
 
-/// Seconds of one update of the adapter's numbers, where the decoder's `device` has it done.
-fn update_seconds(adapter: &Adapter, device: &Device) -> Result<f64> {
-    let mut state = AdapterState::new(Parameters::of(adapter)?, AdamSettings::default(), device, DType::F32)?;
+/// Seconds of one update of the adapter's numbers, where the decoder's `kernels` take it.
+fn update_seconds(adapter: &Adapter, kernels: &Kernels) -> Result<f64> {
+    let mut state = AdapterState::new(Parameters::of(adapter)?, AdamSettings::default(), kernels, DType::F32)?;
     let gradients = adapter.layers.clone();
     let begin = Instant::now();
     state.step(&gradients, UpdateScales { learning_rate: 1e-6, clip: 0.0 }, |_| Ok(()))?;
-    device.synchronize()?;
+    kernels.device().synchronize()?;
     Ok(begin.elapsed().as_secs_f64())
 }
 

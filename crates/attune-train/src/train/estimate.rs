@@ -185,7 +185,7 @@ impl TrainingMemory {
         let backward = 3 * intermediate + 4 * hidden + 2 * queries + 2 * keys;
         let element = model.decoder.activation_dtype().size_in_bytes() as u64;
         let activations_bytes = element * rows * (config.num_hidden_layers as u64 * kept + again + backward);
-        let chunk = rows.min(chunk_targets(model.decoder.device()) as u64);
+        let chunk = rows.min(chunk_targets(model.decoder.kernels()) as u64);
         let loss_bytes = match settings.scale {
             None => element * (2 * chunk * config.vocab_size as u64 + 3 * rows * hidden),
             // The vectors of a step's texts and their gradients, in f64 and twice each, in place of logits.

@@ -12,11 +12,14 @@ use crate::train::trainer::BeforeMicroStep;
 use crate::train::yielding::YieldPolicy;
 use attune_model::BaseModel;
 use attune_model::decoder::Decoder;
+use attune_model::kernels::Kernels;
 use attune_model::lora::Adapter;
 
 /// Where losses and gradients come from: the model, or a formula in tests of the loop.
 pub(crate) trait LossSource: Send + Sync {
     fn device(&self) -> &Device;
+    /// The kernels that losses are computed with.
+    fn kernels(&self) -> &Kernels;
     /// The type of its products on a GPU.
     fn dtype(&self) -> DType;
     fn loss_and_gradients(
@@ -62,6 +65,10 @@ impl Borrow<Decoder> for SharedDecoder {
 impl<D: Borrow<Decoder> + Send + Sync> LossSource for D {
     fn device(&self) -> &Device {
         self.borrow().device()
+    }
+
+    fn kernels(&self) -> &Kernels {
+        self.borrow().kernels()
     }
 
     fn dtype(&self) -> DType {

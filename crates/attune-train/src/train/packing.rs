@@ -2,11 +2,9 @@
 
 use std::cmp::Reverse;
 
-use candle_core::Device;
-
 use crate::datasets::TokenizedExample;
 use crate::train::backward::{PackedBatch, Target};
-use attune_model::kernels;
+use attune_model::kernels::Kernels;
 
 /// Rows of a batch: large enough for the matrix products to be efficient, small enough that activations stay in reach of the
 /// caches and that requests wait only briefly for a micro-step to end. Measured faster than 1,024 (`benches/decoder.rs`).
@@ -14,9 +12,9 @@ pub const BATCH_ROWS: usize = 512;
 /// The same on a GPU, whose products are efficient from thousands of rows on.
 const GPU_BATCH_ROWS: usize = 4096;
 
-/// Rows of a batch on `device`.
-pub fn batch_rows(device: &Device) -> usize {
-    if kernels::on_host(device) { BATCH_ROWS } else { GPU_BATCH_ROWS }
+/// Rows of a batch on the device of `kernels`.
+pub fn batch_rows(kernels: &Kernels) -> usize {
+    if kernels.is_cpu() { BATCH_ROWS } else { GPU_BATCH_ROWS }
 }
 
 /// Rows that training on `example` needs: all tokens before its last target, which itself is only predicted.

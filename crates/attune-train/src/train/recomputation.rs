@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use crate::train::estimate::TrainingMemory;
 use crate::{Error, Result};
 use attune_model::decoder::{Activations, Block, Context, RotatedHeads};
-use attune_model::kernels;
 use attune_support::format;
 use attune_support::system::FreeMemory;
 
@@ -108,10 +107,11 @@ impl SavedActivations {
             Some(_) => block.norm_and_rotate(q, k, context.angles())?,
             None => RotatedHeads { q, k, unnormed: None },
         };
+        let kernels = block.kernels();
         Ok(Activations {
-            attention_input: kernels::rms_norm(&input, &block.input_norm, block.norm_eps)?,
-            mlp_input: kernels::rms_norm(&middle, &block.post_attention_norm, block.norm_eps)?,
-            gated: kernels::swiglu(&gate, &up)?,
+            attention_input: kernels.rms_norm(&input, &block.input_norm, block.norm_eps)?,
+            mlp_input: kernels.rms_norm(&middle, &block.post_attention_norm, block.norm_eps)?,
+            gated: kernels.swiglu(&gate, &up)?,
             input,
             unnormed,
             q,

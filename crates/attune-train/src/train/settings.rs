@@ -1,6 +1,5 @@
 //! From what a client asked for to numbers: the one place where `auto` is decided. Called by the worker before training.
 
-use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::datasets::DatasetReport;
@@ -11,6 +10,7 @@ use crate::train::schedule::Schedule;
 use crate::{Error, Result};
 use attune_model::ModelConfig;
 use attune_model::config::Family;
+use attune_model::kernels::Kernels;
 use attune_model::lora::MAX_RANK;
 use attune_model::lora::Site;
 
@@ -111,10 +111,10 @@ impl TrainSettings {
         }
     }
 
-    /// The same for a model on `device`.
+    /// The same for a model on `kernels`.
     #[must_use]
-    pub fn on(self, device: &Device) -> Self {
-        Self { batch_rows: batch_rows(device), ..self }
+    pub fn on(self, kernels: &Kernels) -> Self {
+        Self { batch_rows: batch_rows(kernels), ..self }
     }
 
     /// Sequences that are trained on together: one, or the two answers of a preference.

@@ -91,7 +91,7 @@ impl Trainer {
                 examples.digest(),
                 beginning.as_ref().map(|adapter| adapter.id.as_str()),
             )?,
-            state: AdapterState::new(parameters, settings.adam, source.device(), source.dtype())?,
+            state: AdapterState::new(parameters, settings.adam, source.kernels(), source.dtype())?,
             batches,
             reference: if settings.beta.is_some() { vec![[f64::NAN; 2]; units] } else { Vec::new() },
             history: Vec::new(),

@@ -12,6 +12,7 @@ use crate::train::evaluation::HeldOut;
 use crate::train::parameters::ParameterSpan;
 use crate::train::records::{Evaluation, Validation};
 use crate::train::schedule::Schedule;
+use attune_model::kernels::Kernels;
 use attune_model::lora::{LoraLayer, LoraPair, Site};
 
 /// Pulls every parameter towards a value that depends on the batch's tokens: cheap, deterministic, and different for
@@ -24,6 +25,10 @@ struct Pull {
 impl LossSource for Pull {
     fn device(&self) -> &Device {
         &Device::Cpu
+    }
+
+    fn kernels(&self) -> &Kernels {
+        &Kernels::Cpu
     }
 
     fn dtype(&self) -> DType {

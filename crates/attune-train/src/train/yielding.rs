@@ -6,11 +6,9 @@
 
 use std::collections::VecDeque;
 
-use candle_core::Device;
-
 use crate::Result;
 use crate::train::trainer::BeforeMicroStep;
-use attune_model::kernels::{self, DeviceEvent};
+use attune_model::kernels::{DeviceEvent, Kernels};
 
 /// Blocks whose work may wait in the GPU's queue: one that it computes and one to follow.
 const AHEAD: usize = 2;
@@ -28,11 +26,11 @@ impl<'a> YieldPolicy<'a> {
         Self { before: Some(before), marks: VecDeque::new() }
     }
 
-    /// To be called when the work of a block was handed to `device`.
-    pub(super) fn next(&mut self, device: &Device) -> Result<()> {
+    /// To be called when the work of a block was handed to the device of `kernels`.
+    pub(super) fn next(&mut self, kernels: &Kernels) -> Result<()> {
         let Some(before) = &mut self.before else { return Ok(()) };
-        let Some(mark) = kernels::mark(device)? else { return Ok(()) };
-        self.marks.push_back(mark);
+        let Some(gpu) = kernels.gpu() else { return Ok(()) };
+        self.marks.push_back(gpu.mark()?);
         if self.marks.len() > AHEAD
             && let Some(mark) = self.marks.pop_front()
         {
