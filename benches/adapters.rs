@@ -5,8 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use attune::adapters::host::HostAdapter;
 use attune::adapters::peft;
+use attune::adapters::peft::host::HostAdapter;
 use attune::model::ModelConfig;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, MAX_RANK, Site};
 use bytes::Bytes;

@@ -10,7 +10,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::registry::AdapterRegistry;
-use crate::api::{self, ApiState};
+use crate::api;
+use crate::api::ApiState;
 use crate::config::Config;
 use crate::engine::catalog::{Catalog, CatalogEntry};
 use crate::engine::native::NativeEngine;
@@ -21,6 +22,7 @@ use crate::jobs::worker::Worker;
 use crate::jobs::worker::estimate::Estimator;
 use crate::model::entry::ModelEntry;
 use crate::model::{BaseModel, device};
+use crate::off_thread::off_thread;
 use crate::store::Store;
 use crate::store::key_directory::KeyDirectory;
 use crate::store::postgres::PrivatePostgres;
@@ -31,8 +33,8 @@ use crate::{Error, Result};
 const GRACE: Duration = Duration::from_secs(10);
 /// How long a new connection may take to send its first request. Nothing but a scan or an attack needs longer.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the head of a later request may take, the quiet time between two requests included: longer than the pools of
-/// common clients and proxies keep a connection, so that it is the client who closes it.
+/// How long the head of a later request may take, the quiet time between two requests included: longer than the pools
+/// of common clients and proxies keep a connection, so that it is the client who closes it.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(3);
 
 /// The whole server, built and not yet running.
@@ -44,7 +46,7 @@ pub struct App {
 }
 
 impl App {
-    /// Starts the database where it is private, loads the models and starts an engine for each.
+    /// Starts the database if it is private, loads the models and starts an engine for each.
     pub async fn build(config: Config) -> Result<Self> {
         api::record_metrics()?;
         let (store, postgres) = open_store(&config).await?;
@@ -53,7 +55,7 @@ impl App {
         let usage = UsageRecorder::new(store.clone());
         let queue = Queue::open(store.clone()).await?;
         if postgres.is_some() {
-            // Nobody else has this database: what still runs by its rows ran in a process that was killed.
+            // Nobody else uses this database: jobs that its rows call running belonged to a process that was killed.
             let lost = queue.reap_all().await?;
             if lost > 0 {
                 tracing::warn!(lost, "took back the jobs of a server that was killed");
@@ -71,6 +73,7 @@ impl App {
             priority,
             pricing: Pricing::of(&config),
             memory: config.training.memory(),
+            describe_fault: api::describe_fault,
         };
         let estimator = Estimator::new(worker.clone());
         let shutdown = CancellationToken::new();
@@ -79,12 +82,12 @@ impl App {
         Ok(Self { state, worker, _postgres: postgres })
     }
 
-    /// The models that it serves.
+    /// Returns the models that it serves.
     pub fn catalog(&self) -> &Catalog {
         &self.state.catalog
     }
 
-    /// Serves HTTP on `listener`, and runs jobs where the configuration says so, until `shutdown`.
+    /// Serves HTTP on `listener`, and runs jobs if the configuration says so, until `shutdown`.
     pub async fn run(mut self, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
         self.state.shutdown = shutdown.clone();
         let address = listener.local_addr().map_err(Error::io("read the address of the server"))?;
@@ -112,10 +115,10 @@ impl App {
                 server.await
             }
         };
-        // The listener may have failed on its own; the job must still be put down.
+        // The listener may have failed on its own; the job must still be checkpointed and released.
         shutdown.cancel();
         finish(worker).await;
-        // After the requests, so that the last batch holds all that they used.
+        // Stopped after the requests, so that the last batch holds all usage.
         recorded.cancel();
         if tokio::time::timeout(GRACE, recorder).await.is_err() {
             tracing::error!("the usage of the last second could not be written within {} s", GRACE.as_secs());
@@ -136,12 +139,12 @@ impl App {
     }
 }
 
-/// Why the process ends: whoever watches over it starts it again, and jobs go on.
+/// Returns the error that ends the process; its supervisor starts it again, and jobs go on.
 fn lost_device() -> Error {
     Error::Setup("the GPU does not answer any more; start the server again, jobs go on where they were".into())
 }
 
-/// Removes blobs that no row names: what a process left behind that was killed between writing the two.
+/// Removes blobs that no row names: a process that was killed between writing blob and row left them.
 async fn sweep(store: Store) {
     match store.sweep().await {
         Ok(swept) => tracing::debug!(?swept, "swept the blobs"),
@@ -165,8 +168,8 @@ pub async fn open_store(config: &Config) -> Result<(Store, Option<PrivatePostgre
     Ok((Store::connect(url, data_dir).await?, postgres))
 }
 
-/// The store for a command that may run beside a server on the same data folder: it talks to that server's private Postgres
-/// where one runs.
+/// Opens the store for a command that may run beside a server on the same data folder; it shares that server's private
+/// Postgres if one runs.
 pub async fn open_store_beside(config: &Config) -> Result<(Store, Option<PrivatePostgres>)> {
     let data_dir = &config.data_dir;
     let (url, postgres) = match &config.database_url {
@@ -185,7 +188,7 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
     let mut limits = config.limits.engine();
     if !device.is_cpu() {
         limits = limits.on_gpu();
-        // What all weights leave of a GPU is known only now.
+        // Only now, with all weights loaded, is it known what they leave of the GPU's memory.
         if let (None, Some(memory)) = (limits.kv_cache_mib, device::free_memory(&device)) {
             limits.kv_cache_mib = Some(device::cache_share(memory, models.len()).max(1));
         }
@@ -201,13 +204,13 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
 async fn load_model(entry: ModelEntry, device: candle_core::Device) -> Result<Arc<BaseModel>> {
     tracing::info!(model = entry.id, path = %entry.path.display(), "loading");
     let began = std::time::Instant::now();
-    let loaded = tokio::task::spawn_blocking(move || BaseModel::load(&entry, &device)).await;
-    let model = loaded.map_err(|error| Error::Internal(format!("load a model: {error}")))??;
+    let model = off_thread("load a model", move || Ok::<_, Error>(BaseModel::load(&entry, &device)?)).await?;
     tracing::info!(model = model.id, seconds = began.elapsed().as_secs_f64(), "loaded");
     Ok(Arc::new(model))
 }
 
-/// Answers requests until `shutdown`, then [`GRACE`] longer for those in flight. Slow and silent connections are closed.
+/// Answers requests until `shutdown`, then [`GRACE`] longer for those in flight. Slow and silent connections are
+/// closed.
 fn serve_http(
     listener: TcpListener,
     routes: axum::Router,

@@ -1,11 +1,11 @@
-//! The command line: parses arguments, sets up logging, and calls what a command needs. Called by `main`; larger commands are
-//! in files of their own.
+//! The command line: parses arguments, sets up logging, and calls what a command needs. Called by `main`; larger
+//! commands are in files of their own.
 
 mod client;
-pub mod costs;
-pub mod estimate;
-pub mod jobs;
-pub mod keys;
+mod costs;
+mod estimate;
+mod jobs;
+mod keys;
 mod table;
 
 use std::net::SocketAddr;
@@ -35,7 +35,7 @@ const DEFAULT_LOG: &str = "info";
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// What to log, for example `info`, `attune=debug` or `warn,crate::api=info`.
+    /// Log this, for example `info`, `attune=debug` or `warn,attune::api=info`.
     #[arg(long, env = "ATTUNE_LOG", default_value = DEFAULT_LOG, global = true)]
     log: String,
 }
@@ -48,51 +48,51 @@ enum Command {
     Worker(Options),
     /// Bring the database up to date.
     Migrate(Options),
-    /// Make, list and revoke API keys; works beside a running server on the same data or database.
+    /// Create, list and revoke API keys. The server may run meanwhile, on the same data folder or database.
     Keys {
         #[command(subcommand)]
         command: KeysCommand,
     },
-    /// Tell what a fine-tune of a file would take: tokens, steps, time, memory and money.
+    /// Estimate what fine-tuning on a file takes: tokens, steps, time, memory and money.
     Estimate(Box<EstimateOptions>),
     /// List and follow the fine-tune jobs of a running server.
     Jobs {
         #[command(subcommand)]
         command: JobsCommand,
     },
-    /// Compare an own machine with paying per token: costs, and the requests per day from which on it is cheaper.
+    /// Compare the cost of your own machine with per-token prices and print the break-even requests per day.
     Costs(CostsOptions),
     /// Print the OpenAPI document.
     Openapi {
-        /// Compare with this file instead; fails where it differs.
+        /// Compare the document with this file instead, and fail if they differ.
         #[arg(long)]
         check: Option<PathBuf>,
     },
 }
 
-/// Where the configuration and the database are.
+/// Flags that say where the configuration and the database are.
 #[derive(Debug, Clone, Args)]
-pub struct DataDirArgs {
-    /// Configuration file.
+pub(crate) struct DataDirArgs {
+    /// Read the configuration from this file.
     #[arg(long, env = "ATTUNE_CONFIG")]
     config: Option<PathBuf>,
-    /// Folder for files, adapters, checkpoints and the private database [default: data].
+    /// Keep files, adapters, checkpoints and the private database in this folder [default: data].
     #[arg(long)]
     data_dir: Option<PathBuf>,
-    /// Postgres to use; without it a private one runs inside the data folder.
+    /// Use this Postgres instead of a private one inside the data folder.
     #[arg(long)]
     database_url: Option<String>,
 }
 
-/// Settings; each one can stand in the configuration file too, or in the environment (`ATTUNE_DATA_DIR`, …).
+/// Flags for settings that the configuration file and the environment (`ATTUNE_DATA_DIR`, …) can hold too.
 #[derive(Debug, Args)]
 struct Options {
     #[command(flatten)]
     place: DataDirArgs,
-    /// A base model to serve; may be given more than once [default: demo=models/demo].
+    /// Serve this base model; may be given more than once [default: demo=models/demo].
     #[arg(long = "model", value_name = "ID=PATH")]
     models: Vec<ModelEntry>,
-    /// Where models run: auto, cpu or cuda:N [default: auto].
+    /// Run models on this device: auto, cpu or cuda:N [default: auto].
     #[arg(long)]
     device: Option<DeviceChoice>,
 }
@@ -101,7 +101,7 @@ struct Options {
 struct ServeOptions {
     #[command(flatten)]
     options: Options,
-    /// Address to listen on; port 0 picks a free one [default: 127.0.0.1:8080].
+    /// Listen on this address; port 0 picks a free one [default: 127.0.0.1:8080].
     #[arg(long)]
     listen: Option<SocketAddr>,
     /// Do not run fine-tune jobs in this process.
@@ -110,8 +110,8 @@ struct ServeOptions {
 }
 
 impl DataDirArgs {
-    /// Defaults, file, environment, then these flags.
-    pub(crate) fn load(&self) -> Result<Config> {
+    /// Loads the configuration: defaults, file, environment, then these flags.
+    fn load(&self) -> Result<Config> {
         let mut config = Config::load(self.config.as_deref())?;
         if let Some(data_dir) = &self.data_dir {
             config.data_dir.clone_from(data_dir);
@@ -124,7 +124,7 @@ impl DataDirArgs {
 }
 
 impl Options {
-    /// Defaults, file, environment, then these flags.
+    /// Loads the configuration: defaults, file, environment, then these flags.
     fn load(self) -> Result<Config> {
         let mut config = self.place.load()?;
         if !self.models.is_empty() {
@@ -137,7 +137,7 @@ impl Options {
     }
 }
 
-/// Runs the command that the program's arguments ask for; the exit status says how it ended.
+/// Runs the command that the program's arguments ask for, and returns its exit status.
 pub fn run() -> ExitCode {
     match start(Cli::parse()) {
         Ok(code) => code,
@@ -149,7 +149,7 @@ pub fn run() -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<ExitCode> {
-    // What the database's start says would hide the answer of a command that is short.
+    // The log of the database's start would hide the few lines that a short command prints.
     let quiet = if cli.log == DEFAULT_LOG { "warn" } else { &cli.log };
     match cli.command {
         Command::Openapi { check } => openapi(check),
@@ -168,7 +168,7 @@ fn start(cli: Cli) -> Result<ExitCode> {
         }
         Command::Worker(options) => {
             let mut config = options.load()?;
-            // It does not listen, so no key is asked for.
+            // A worker does not listen, so the check must not ask for an API key.
             config.listen = Config::default().listen;
             let config = config.check()?;
             block_on(&cli.log, config.log_json, work(config))
@@ -190,12 +190,12 @@ fn block_on<T>(log: &str, json: bool, work: impl Future<Output = Result<T>>) -> 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(Error::io("start the async runtime"))?;
     let result = runtime.block_on(work);
-    // Blocking work that is past its time must not keep the process.
+    // Blocking work that has not ended by then must not keep the process alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result
 }
 
-/// The log goes to standard error; standard output is for scripts.
+/// Sends the log to standard error; standard output is for scripts.
 fn start_logging(filter: &str, json: bool) -> Result<()> {
     let filter = EnvFilter::try_new(filter).map_err(|error| Error::Setup(format!("--log {filter}: {error}")))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -209,7 +209,7 @@ fn start_logging(filter: &str, json: bool) -> Result<()> {
 
 async fn serve(config: Config) -> Result<()> {
     let shutdown = stop_on_signals()?;
-    // Bound before the slow part: an address in use is told at once.
+    // Bound before models are loaded, so that an address in use is reported at once.
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.map_err(Error::io(format!("listen on {}", config.listen)))?;
     let Some(app) = until(&shutdown, Box::pin(App::build(config))).await? else { return Ok(()) };
@@ -228,7 +228,7 @@ async fn migrate(config: Config) -> Result<()> {
     Ok(())
 }
 
-/// The outcome of `work`, or nothing where a signal came first.
+/// Returns the outcome of `work`; `None` if a signal came first.
 async fn until<T>(shutdown: &CancellationToken, work: impl Future<Output = Result<T>>) -> Result<Option<T>> {
     tokio::select! {
         result = work => result.map(Some),

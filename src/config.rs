@@ -20,10 +20,17 @@ pub use crate::model::entry::ModelEntry;
 pub use crate::model::linear::Dtype;
 use crate::store::names::is_job_name;
 use crate::train::recomputation::{MemoryBounds, Recomputation};
-use crate::{Error, Result};
 
-/// Everything that an operator can set. Field names are the keys of `attune.toml`; `ATTUNE_` and the upper-case name set
-/// the same from the environment (`ATTUNE_LISTEN`, `ATTUNE_DATA_DIR`, …); flags win over both.
+/// The result of everything that reads or checks the configuration.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A setting that cannot be used; the message names it and says what to write instead.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct Error(pub String);
+
+/// Everything that an operator can set. Field names are the keys of `attune.toml`; `ATTUNE_` and the upper-case name
+/// set the same from the environment (`ATTUNE_LISTEN`, `ATTUNE_DATA_DIR`, …); flags win over both.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -41,31 +48,31 @@ pub struct Config {
     pub device: DeviceChoice,
     /// Run fine-tune jobs inside `serve`.
     pub worker: bool,
-    /// Keys that clients must send as `Authorization: Bearer …`, beside those of the database: admin keys of `organization`.
-    /// With none at all the server is open, which only a loopback address allows.
+    /// Keys that clients must send as `Authorization: Bearer …`, beside those of the database: admin keys of
+    /// `organization`. With none at all the server is open, which only a loopback address allows.
     pub api_keys: Vec<String>,
-    /// Organisation of who has one of `api_keys` or needs no key: it owns files, jobs and adapters, and appears in the names
-    /// of fine-tuned models.
+    /// Organisation of callers with one of `api_keys`, or without a key on an open server: it owns files, jobs and
+    /// adapters, and appears in the names of fine-tuned models.
     pub organization: String,
     /// Limits that keep one client from exhausting the server.
     pub limits: Limits,
-    /// What a base model's tokens cost, and those of the models that are fine-tuned from it, by the base's id.
+    /// Token prices of a base model and of the models fine-tuned from it, by the base's id.
     pub prices: BTreeMap<String, Price>,
-    /// What training costs beside its tokens.
+    /// Settings of training: the price of the machine, and memory.
     pub training: TrainingOptions,
-    /// The money of `prices`, and of `training`.
+    /// The currency of `prices` and `training`.
     pub currency: String,
     /// Log lines as JSON instead of text.
     pub log_json: bool,
 }
 
-/// What tokens cost: money per million of them.
+/// Token prices, in money per million tokens.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Price {
     /// Tokens of prompts, and of inputs to embed.
     pub prompt: f64,
-    /// Those of them that need not be computed; absent: the same.
+    /// Tokens of prompts that were found in the cache; `None`: the same as `prompt`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cached_prompt: Option<f64>,
     /// Tokens drawn.
@@ -74,23 +81,24 @@ pub struct Price {
     pub training: f64,
 }
 
-/// What an operator says of training.
+/// An operator's settings for training.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainingOptions {
-    /// What an hour of the machine costs: estimates and jobs tell their duration in money.
+    /// Price of an hour of the machine: estimates and jobs state their duration in money too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub price_per_hour: Option<f64>,
-    /// Memory of the whole process, in MiB, that no job may lead beyond; absent: what the machine or the container has.
+    /// Memory of the whole process, in MiB, that no job may exceed; `None`: what the machine or the container has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_limit_mib: Option<u64>,
-    /// What is computed again in the backward pass of every job, to need less memory; absent: `selective`, or `full` where memory is scarce.
+    /// What every job computes again in the backward pass, to need less memory; `None`: `selective`, or `full` if
+    /// memory is scarce.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recomputation: Option<Recomputation>,
 }
 
 impl TrainingOptions {
-    /// What is said of memory.
+    /// Returns the settings of memory, in bytes.
     pub fn memory(&self) -> MemoryBounds {
         let limit = self.memory_limit_mib.map(|mib| mib.saturating_mul(1 << 20));
         MemoryBounds { recomputation: self.recomputation, limit }
@@ -119,22 +127,23 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Merges defaults, `file` and the environment; flags are laid over the result by `main`, then [`Config::check`] runs.
+    /// Merges defaults, `file` and the environment; flags are laid over the result by `main`, then [`Config::check`]
+    /// runs.
     pub fn load(file: Option<&Path>) -> Result<Self> {
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         if let Some(file) = file {
             if !file.is_file() {
-                return Err(Error::Setup(format!("configuration file {} does not exist", file.display())));
+                return Err(Error(format!("configuration file {} does not exist", file.display())));
             }
             figment = figment.merge(Toml::file(file));
         }
         figment
             .merge(Env::prefixed("ATTUNE_").ignore(&["config", "log", "url", "api_key"]).split("__"))
             .extract()
-            .map_err(|error| Error::Setup(format!("configuration: {error}")))
+            .map_err(|error| Error(format!("configuration: {error}")))
     }
 
-    /// Refuses what cannot work or is not safe, and fills in the demo model where none is named.
+    /// Refuses what cannot work or is not safe, and fills in the demo model if no model is named.
     pub fn check(mut self) -> Result<Self> {
         if self.models.is_empty() {
             self.models.push(ModelEntry::new("demo", demo_model_path()?));
@@ -142,46 +151,44 @@ impl Config {
         for (index, model) in self.models.iter().enumerate() {
             if model.id.is_empty() || is_job_name(&model.id) {
                 let message = "must not be empty, begin with `ft:` or hold `:ft-`";
-                return Err(Error::Setup(format!("model id `{}`: {message}", model.id)));
+                return Err(Error(format!("model id `{}`: {message}", model.id)));
             }
             if self.models[..index].iter().any(|other| other.id == model.id) {
-                return Err(Error::Setup(format!("model id `{}` is given twice", model.id)));
+                return Err(Error(format!("model id `{}` is given twice", model.id)));
             }
-            model
-                .storage(&Device::Cpu)
-                .check()
-                .map_err(|error| Error::Setup(format!("model `{}`: {error}", model.id)))?;
+            model.storage(&Device::Cpu).check().map_err(|error| Error(format!("model `{}`: {error}", model.id)))?;
         }
         self.check_aliases()?;
         if self.api_keys.iter().any(|key| key.trim().is_empty()) {
-            return Err(Error::Setup("api_keys: a key is empty".into()));
+            return Err(Error("api_keys: a key is empty".into()));
         }
         self.limits.check()?;
         self.check_prices()?;
         if self.training.memory_limit_mib == Some(0) {
-            return Err(Error::Setup("training: memory_limit_mib must be at least 1".into()));
+            return Err(Error("training: memory_limit_mib must be at least 1".into()));
         }
         Ok(self)
     }
 
-    /// Refuses prices that are none.
+    /// Rejects negative or non-finite prices.
     pub fn check_prices(&self) -> Result<()> {
         for (model, price) in &self.prices {
             let prices = [price.prompt, price.cached_prompt.unwrap_or_default(), price.completion, price.training];
             if !prices.iter().all(|price| price.is_finite() && *price >= 0.0) {
-                return Err(Error::Setup(format!("prices of `{model}`: every price must be a number of at least 0")));
+                return Err(Error(format!("prices of `{model}`: every price must be a number of at least 0")));
             }
         }
         if self.training.price_per_hour.is_some_and(|price| !price.is_finite() || price < 0.0) {
-            return Err(Error::Setup("training: price_per_hour must be a number of at least 0".into()));
+            return Err(Error("training: price_per_hour must be a number of at least 0".into()));
         }
         Ok(())
     }
 
-    /// Refuses an address that others reach where nobody has a key; `database_has_keys` says whether one was ever made.
+    /// Refuses an address that others can reach if there is no API key; `database_has_keys` says whether one was ever
+    /// made.
     pub fn check_closed(&self, database_has_keys: bool) -> Result<()> {
         if !self.listen.ip().is_loopback() && self.api_keys.is_empty() && !database_has_keys {
-            return Err(Error::Setup(format!(
+            return Err(Error(format!(
                 "refusing to listen on {} without an API key: make one (attune keys create --org ORG), set api_keys \
                  (ATTUNE_API_KEYS='[\"…\"]') or listen on 127.0.0.1",
                 self.listen
@@ -193,7 +200,7 @@ impl Config {
     fn check_aliases(&self) -> Result<()> {
         let is_base = |name: &str| self.models.iter().any(|model| model.id == name);
         for (alias, name) in &self.aliases {
-            let fault = |what: &str| Error::Setup(format!("aliases: `{alias}` = `{name}`: {what}"));
+            let fault = |what: &str| Error(format!("aliases: `{alias}` = `{name}`: {what}"));
             if alias.trim() != alias || alias.is_empty() || alias.chars().any(char::is_control) {
                 return Err(fault("an alias needs a name of visible characters"));
             }
@@ -213,7 +220,7 @@ impl Config {
     }
 }
 
-/// The model that ships with Attune: beside the working directory, beside the binary, or in the source tree.
+/// Returns the path of the demo model: in the working directory, beside the binary, installed, or in the source tree.
 fn demo_model_path() -> Result<PathBuf> {
     let beside_binary = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join("models/demo")));
     let candidates = [
@@ -222,9 +229,11 @@ fn demo_model_path() -> Result<PathBuf> {
         Some(PathBuf::from("/usr/share/attune/models/demo")),
         Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo")),
     ];
-    candidates.into_iter().flatten().find(|path| path.join("config.json").is_file()).ok_or_else(|| {
-        Error::Setup("no model is configured and models/demo was not found: give --model ID=PATH".into())
-    })
+    candidates
+        .into_iter()
+        .flatten()
+        .find(|path| path.join("config.json").is_file())
+        .ok_or_else(|| Error("no model is configured and models/demo was not found: give --model ID=PATH".into()))
 }
 
 #[cfg(test)]
@@ -232,7 +241,7 @@ mod tests {
     use super::*;
 
     fn check(alias: &str, name: &str) -> Result<Config> {
-        let models = vec!["demo=somewhere".parse().map_err(Error::Setup)?];
+        let models = vec!["demo=somewhere".parse().map_err(Error)?];
         Config { models, aliases: [(alias.into(), name.into())].into(), ..Config::default() }.check()
     }
 
@@ -242,7 +251,7 @@ mod tests {
             let models: Vec<ModelEntry> =
                 Figment::from(Toml::string(&format!("[[models]]\nid = \"a\"\npath = \"b\"\n{text}")))
                     .extract_inner("models")
-                    .map_err(|error| Error::Setup(error.to_string()))?;
+                    .map_err(|error| Error(error.to_string()))?;
             Config { models, ..Config::default() }.check()
         };
         for text in ["", "dtype = \"bf16\"", "quantize = \"q8_0\"", "quantize = \"q4_k\"\ndtype = \"bf16\""] {
@@ -262,7 +271,7 @@ mod tests {
     fn a_price_that_is_none_is_refused() {
         let check = |text: &str| {
             let config = Figment::from(Serialized::defaults(Config::default())).merge(Toml::string(text));
-            config.extract::<Config>().map_err(|error| Error::Setup(error.to_string()))?.check_prices()
+            config.extract::<Config>().map_err(|error| Error(error.to_string()))?.check_prices()
         };
         for text in ["", "[training]\nprice_per_hour = 0.2", "[prices.a]\nprompt = 1.0\ntraining = 0"] {
             assert!(check(text).is_ok(), "{text}");
@@ -277,7 +286,7 @@ mod tests {
     fn what_is_said_of_trainings_memory_is_read() {
         let read = |text: &str| {
             let options = Figment::from(Toml::string(text)).extract_inner::<TrainingOptions>("training");
-            options.map_err(|error| Error::Setup(error.to_string()))
+            options.map_err(|error| Error(error.to_string()))
         };
         let said = read("[training]\nmemory_limit_mib = 2048\nrecomputation = \"full\"").expect("fine").memory();
         assert_eq!(said, MemoryBounds { recomputation: Some(Recomputation::Full), limit: Some(2 << 30) });

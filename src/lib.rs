@@ -1,21 +1,27 @@
 //! Attune serves language models and embeddings behind OpenAI's API, fine-tunes LoRA adapters on request, and puts each
 //! finished adapter into the running engine: no restart, no second copy of the base model.
 //!
-//! The map, from the outside in:
-//! - [`config`] is the one typed configuration; [`app`] builds everything once and runs it.
-//! - [`api`] speaks HTTP and nothing else: routes, bodies, errors, server-sent events, the OpenAPI document.
-//! - [`engine`] turns token ids into tokens and vectors: it batches rows of many requests and adapters into one step.
-//! - [`model`] is what a model is: configuration, weights, tokenizer, chat template, and the decoder's forward pass over
-//!   the kernels for CPU and GPU.
-//! - [`adapters`] are LoRA weights: PEFT files in and out, and the registry from names to immutable generations.
-//! - [`datasets`] reads and checks training files and renders them to tokens with a loss mask.
-//! - [`train`] fits an adapter to a dataset: explicit backward pass, loss, optimizer, checkpoints.
-//! - [`jobs`] is the queue in Postgres, its events, and the worker that runs a job.
-//! - [`machine`] tells of the machine and of the process's memory, [`words`] writes figures for people.
-//! - [`store`] is all other SQL, the private Postgres and the blobs on disk.
+//! The layers, from the top down. Each imports only from those below it; `tests/layers.rs` reads this list and fails where
+//! an import goes upwards, and from the engine down each layer is a crate, so that the compiler refuses it:
 //!
-//! Calls go downwards only: nothing but `api` knows HTTP, and SQL stands in `store` and `jobs` alone. One request and one
-//! job are followed from end to end in `docs/architecture.md`.
+//! 1. [`cli`]: the command line.
+//! 2. [`app`]: builds everything once and runs it.
+//! 3. [`error`]: what ends the program or a command; it wraps the errors of the layers below.
+//! 4. [`api`]: HTTP and nothing else: routes, bodies, errors, server-sent events, the OpenAPI document.
+//! 5. [`jobs`]: the queue of fine-tunes in Postgres, its events, and the worker that runs a job.
+//! 6. [`adapters`]: PEFT files in and out, and the registry from names to immutable generations.
+//! 7. [`config`]: the one typed configuration, checked once.
+//! 8. [`store`]: all other SQL, the private Postgres, and the blobs on disk.
+//! 9. `off_thread`: work that takes its time, away from the threads that serve requests.
+//! 10. [`engine`]: token ids to tokens and vectors; rows of many requests and adapters in one step.
+//! 11. [`train`], [`datasets`]: fits an adapter to a dataset; reads training files and renders them to tokens.
+//! 12. [`model`]: weights, tokenizer, chat template, LoRA, and the decoder over the kernels for CPU and GPU.
+//! 13. [`system`], [`format`]: the machine and the process's memory; figures for people.
+//!
+//! Nothing but `api` knows HTTP, and SQL stands in `store` and `jobs` alone. One request and one job are followed from end to
+//! end in `docs/architecture.md`.
+
+#![allow(missing_docs, reason = "the program exports nothing: its items are public for its own tests")]
 
 pub mod adapters;
 pub mod api;
@@ -24,6 +30,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod jobs;
+mod off_thread;
 pub mod store;
 
 pub use attune_engine as engine;

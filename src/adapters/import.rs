@@ -1,7 +1,7 @@
 //! Adapters that come from elsewhere: the two PEFT files out of a folder or a tar archive, with strict limits.
 //!
-//! Called by `api/lora_adapters.rs` off the async threads. Only names and sizes are judged here; [`super::peft`] judges what
-//! the files hold.
+//! Called by `api/models/lora_adapters.rs` off the async threads. Only names and sizes are judged here; [`super::peft`]
+//! judges the content of the files.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read};
@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use tar::EntryType;
 
 use crate::adapters::peft::PeftFiles;
-use crate::{Error, Result};
+use crate::adapters::{Error, Result};
 
 /// The files of a PEFT folder.
 const CONFIG: &str = "adapter_config.json";
@@ -27,17 +27,18 @@ const ARCHIVE_BYTES: u64 = MAX_CONFIG_BYTES + MAX_ENTRIES as u64 * (MAX_NOTE_BYT
 /// Where the server keeps its own things inside the data folder.
 const OWN_FOLDERS: [&str; 3] = ["blobs", "postgres", "tmp"];
 
-/// Bytes of an archive at the most, where weights may have `max_weights` bytes.
+/// Returns the bytes that an archive may have if its weights may have `max_weights`.
 pub const fn max_archive_bytes(max_weights: u64) -> u64 {
     max_weights.saturating_add(ARCHIVE_BYTES)
 }
 
-/// A path or an archive that cannot be taken, and why.
+/// Returns the error for a path or an archive that cannot be taken because of `why`.
 fn refuse(why: impl std::fmt::Display) -> Error {
-    Error::invalid_code("lora_path", "invalid_value", format!("'lora_path' cannot be used: {why}."))
+    Error::Source(why.to_string())
 }
 
-/// The open files of a PEFT folder. What is read is what was judged, whatever happens to the folder meanwhile.
+/// The open files of a PEFT folder. They are opened before they are judged, so a change of the folder meanwhile does
+/// not matter.
 pub struct Folder {
     config: File,
     weights: File,
@@ -45,8 +46,8 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Opens the PEFT folder at `path`, which must lie below `data_dir`; a path that is not absolute begins there. Links are
-    /// followed where they stay below it.
+    /// Opens the PEFT folder at `path`, which must lie below `data_dir`; a path that is not absolute begins there.
+    /// Links are followed if they stay below it.
     pub fn open(data_dir: &Path, path: &Path, max_weights: u64) -> Result<Self> {
         let root = data_dir.canonicalize().map_err(Error::io(format!("find {}", data_dir.display())))?;
         let folder = inside(&root, data_dir, path)?;
@@ -76,12 +77,12 @@ impl Folder {
     }
 }
 
-/// True where `path`, which has no links, is or lies in one of the server's own folders.
+/// True if `path`, which has no links, is or lies in one of the server's own folders.
 fn is_own(root: &Path, path: &Path) -> bool {
     OWN_FOLDERS.iter().any(|own| path.starts_with(root.join(own)))
 }
 
-/// The real place of `path`; nothing outside `root` is looked at, so that nobody learns what is there.
+/// Resolves `path` to a folder below `root`. Nothing outside `root` is looked at, so that nobody learns what is there.
 fn inside(root: &Path, data_dir: &Path, path: &Path) -> Result<PathBuf> {
     let outside = || refuse("it must be a folder below the server's data_dir, or the id of an uploaded file");
     if path.components().any(|part| matches!(part, Component::ParentDir)) {
@@ -98,7 +99,7 @@ fn inside(root: &Path, data_dir: &Path, path: &Path) -> Result<PathBuf> {
         Ok(place) if place.starts_with(root) => Ok(place),
         Ok(_) => Err(outside()),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Err(Error::NotFound { kind: "adapter folder", id: asked.display().to_string() })
+            Err(Error::FolderNotFound(asked.display().to_string()))
         }
         Err(error) => Err(refuse(format_args!("it cannot be read ({error})"))),
     }

@@ -43,7 +43,7 @@ fn of_bytes(bytes: &[u8]) -> File {
 
 fn refusal<T: std::fmt::Debug>(read: Result<T>) -> String {
     match read {
-        Err(Error::Invalid { message, param: Some(param), .. }) if param == "lora_path" => message,
+        Err(Error::Source(why)) => why,
         other => panic!("{other:?}"),
     }
 }
@@ -216,7 +216,7 @@ fn what_changes_after_it_was_judged_is_not_read() {
 #[test]
 fn missing_oversized_and_odd_files_are_refused() {
     let fixture = Fixture::new();
-    assert!(matches!(fixture.read("none"), Err(Error::NotFound { .. })));
+    assert!(matches!(fixture.read("none"), Err(Error::FolderNotFound(_))));
     let weights = fixture.data.path().join("mine").join(WEIGHTS);
     std::fs::write(&weights, [7; 1001]).expect("a file");
     assert!(refusal(fixture.read("mine")).contains("larger than 1000 bytes"));
@@ -228,5 +228,5 @@ fn missing_oversized_and_odd_files_are_refused() {
     std::fs::remove_file(&weights).expect("removed");
     std::fs::create_dir(&weights).expect("a folder");
     assert!(refusal(fixture.read("mine")).contains("not a file"));
-    assert!(matches!(fixture.read(format!("mine/{CONFIG}")), Err(Error::Invalid { .. })));
+    assert!(matches!(fixture.read(format!("mine/{CONFIG}")), Err(Error::Source(_))));
 }

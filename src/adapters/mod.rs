@@ -1,11 +1,13 @@
 //! LoRA adapters outside the decoder: their PEFT files, and the registry from names to immutable generations.
 //!
 //! The trainer makes adapters, the engine applies them, the API resolves names to them. [`registry`] hands leases out;
-//! [`tiers`] says what is in memory; [`host`] and [`peft`] read the files.
+//! [`tiers`] says what is in memory; [`peft`] reads and writes the files.
 
-pub mod host;
+mod error;
 pub mod import;
 pub mod peft;
 pub mod registry;
 pub mod status;
 pub mod tiers;
+
+pub use error::{Error, Result};

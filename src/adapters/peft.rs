@@ -1,10 +1,12 @@
-//! PEFT folders in and out: `adapter_config.json` and `adapter_model.safetensors`, as PEFT, vLLM and mistral.rs read them.
+//! PEFT folders in and out: `adapter_config.json` and `adapter_model.safetensors`, as PEFT, vLLM and mistral.rs read
+//! them.
 //!
-//! The worker writes what it trained; the registry, and whoever brings an adapter from elsewhere, reads, through
-//! [`HostAdapter`]. What Attune cannot apply exactly is refused by name rather than applied in part; no content of a file
-//! may panic.
+//! The worker writes trained adapters; the registry reads them and adapters from elsewhere, through [`HostAdapter`]. A
+//! setting that Attune cannot apply exactly is refused by name rather than applied in part; no content of a file may
+//! panic.
 
 pub mod config;
+pub mod host;
 
 use bytes::Bytes;
 use candle_core::{DType, Device, Tensor};
@@ -12,10 +14,10 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::adapters::host::HostAdapter;
+use crate::adapters::peft::host::HostAdapter;
+use crate::adapters::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::lora::{Adapter, LoraPair, MAX_RANK, Site};
-use crate::{Error, Result};
 
 /// What PEFT puts before the name of a layer of a causal language model.
 pub(super) const PREFIX: &str = "base_model.model.";
@@ -42,7 +44,7 @@ pub(super) fn generation(config: &[u8], weights: &[u8]) -> String {
     format!("{digest:x}")
 }
 
-/// The PEFT files of `adapter`, trained on the model `base`. The same adapter gives the same bytes.
+/// Writes `adapter`, trained on the model `base`, as PEFT files. The same adapter gives the same bytes.
 pub fn write(adapter: &Adapter, base: &str) -> Result<PeftFiles> {
     let mut tensors = Vec::new();
     for (path, pair) in pairs(adapter) {
@@ -76,8 +78,8 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect())
 }
 
-/// One rank and one alpha where the adapter has one, which is all that some readers understand; patterns only where an
-/// adapter from elsewhere has several. Layer names are given in full where not every block has the same layers.
+/// Writes `adapter_config.json`: one rank and one alpha if the adapter has one of each, which is all that some readers
+/// understand, else patterns for the others; layers by module, or by full name if blocks differ in their layers.
 fn write_config(adapter: &Adapter, base: &str) -> Result<Vec<u8>> {
     let mut scalings = Vec::new();
     for (path, pair) in pairs(adapter) {
@@ -129,7 +131,8 @@ fn write_config(adapter: &Adapter, base: &str) -> Result<Vec<u8>> {
     serde_json::to_vec_pretty(&config).map_err(|error| Error::Internal(format!("write adapter_config.json: {error}")))
 }
 
-/// The alpha that gives `scale` at `rank` when read back: the whole number where there is one (`scale` is rounded to f32).
+/// Returns the alpha that gives `scale` at `rank` when read back: a whole number if one does (`scale` is rounded to
+/// f32).
 fn alpha(scale: f32, rank: usize) -> f64 {
     let exact = f64::from(scale) * rank as f64;
     let whole = exact.round();
@@ -140,9 +143,9 @@ fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
 }
 
-/// An adapter that cannot be used, and why.
+/// Returns the error for an adapter that cannot be used because of `why`.
 pub(super) fn refuse(why: impl std::fmt::Display) -> Error {
-    Error::invalid_code("adapter", "invalid_adapter", format!("The adapter cannot be used: {why}"))
+    Error::Invalid(why.to_string())
 }
 
 /// Reads the two files of a PEFT folder for a model of shape `model`, onto `device`.
@@ -150,7 +153,7 @@ pub fn read(config: &[u8], weights: &[u8], model: &ModelConfig, device: &Device)
     HostAdapter::check(config, Bytes::copy_from_slice(weights), model, MAX_RANK)?.to_adapter(device)
 }
 
-/// The base model that `adapter_config.json` says the adapter was trained on, if it says so.
+/// Returns the base model that `adapter_config.json` names, if it names one.
 pub fn base_name(config: &[u8]) -> Option<String> {
     let config: Value = serde_json::from_slice(config).ok()?;
     Some(config["base_model_name_or_path"].as_str()?.to_owned())

@@ -1,36 +1,40 @@
-//! From a model's name to its adapter: what is in memory, brought there from the store on first use. Names point to immutable
-//! generations and are re-pointed atomically; a lease is an `Arc` that outlives the name.
+//! Leads from a model's name to its adapter, which the first use brings from the store into memory. Names point to
+//! immutable generations and are re-pointed atomically; a lease is an `Arc` that outlives the name.
 //!
-//! The API leases before it queues a request; a finished job publishes. The row in the store is the one truth about names
-//! and is read for every lease, so that models made, re-pointed or deleted by another process are noticed at once, and so
-//! that nobody reaches another organisation's adapter because it happens to be in memory. Memory itself is the business of
-//! [`Tiers`], by generation, so that names of one generation share it.
+//! The API leases before it queues a request; a finished job publishes. The row in the store is the one truth about
+//! names and is read for every lease, so that models made, re-pointed or deleted by another process are noticed at
+//! once, and so that nobody reaches another organisation's adapter because it happens to be in memory. Memory itself is
+//! the business of [`Tiers`], by generation, so that names of one generation share it.
 //!
-//! Loads run in tasks of their own, several at a time: a client that leaves ends none, and a slow one holds up nobody who
-//! wants another generation.
+//! Loads run in tasks of their own, several at a time: a client that leaves ends none, and a slow one holds up nobody
+//! who wants another generation.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::adapters::host::HostAdapter;
 use crate::adapters::peft::PeftFiles;
+use crate::adapters::peft::host::HostAdapter;
 use crate::adapters::status::{LoadCounts, Source, Status};
 use crate::adapters::tiers::{Budgets, Key, NoRoom, Reservation, Tiers};
+use crate::adapters::{Error, Result};
 use crate::config::Limits;
 use crate::engine::catalog::Catalog;
 use crate::model::lora::{Adapter, AdapterLease};
-use crate::store::Store;
+use crate::off_thread::off_thread;
 use crate::store::models::{FineTunedModel, NewModel};
-use crate::{Error, Result};
+use crate::store::{self, Store};
 
 /// Files that are being read and checked may take this much host memory together, beside the host tier.
 const LOADING_MIB: u32 = 256;
+/// The work in errors that nothing else explains.
+const LOADING: &str = "loading an adapter";
 /// The share that a load of a small file takes, so that few run at a time.
 const LOAD_MIB: u32 = 16;
 /// An `Arc` tells nobody that it drops, so whoever waits for room looks again.
@@ -55,7 +59,7 @@ pub struct RegistryLimits {
     pub budgets: Budgets,
     /// The largest rank of an adapter from elsewhere.
     pub max_rank: usize,
-    /// How long a request waits for room on the device where everything there is leased.
+    /// How long a request waits for room on the device while everything there is leased.
     pub room_wait: Duration,
     /// How long a load waits for its share of the memory for files.
     pub turn_wait: Duration,
@@ -94,8 +98,8 @@ struct Inner {
     counts: LoadCounts,
 }
 
-/// A load under way; the error is shared by all who wait.
-type Load = Shared<BoxFuture<'static, Result<AdapterLease, Arc<Error>>>>;
+/// A load under way; all who wait get its result.
+type Load = Shared<BoxFuture<'static, Result<AdapterLease>>>;
 
 impl AdapterRegistry {
     /// An empty registry over the stored models with the default limits; adapters go to the device of their base in
@@ -112,9 +116,10 @@ impl AdapterRegistry {
         Self { inner: Arc::new(Inner { store, catalog, limits, tiers, loads: Mutex::default(), loading, counts }) }
     }
 
-    /// The base model's id and the current generation of `name`, a model of the organisation or one that it has permission
-    /// for, brought to the device where it is not there; [`crate::Error::ModelNotFound`] where there is no such name,
-    /// [`crate::Error::Overloaded`] where requests lease all that fits the device.
+    /// Leases the current generation of `name`, a model of the organisation or one that it has permission for, and
+    /// brings it to the device if it is not there; also returns the base model's id. Fails with
+    /// [`store::Error::ModelNotFound`] if there is no such name, and with [`Error::Overloaded`] while requests lease
+    /// all that fits the device.
     pub async fn lease(&self, organization: &str, name: &str) -> Result<(String, AdapterLease)> {
         let mut row = self.row(organization, name).await?;
         for _ in 0..LEASE_ATTEMPTS {
@@ -127,7 +132,7 @@ impl AdapterRegistry {
             if let Err(error) = loaded.as_ref()
                 && !is_missing(error)
             {
-                return Err(again(error));
+                return Err(error.clone());
             }
             // That took its time: the name may have been deleted or re-pointed meanwhile.
             let now = self.row(organization, name).await?;
@@ -143,30 +148,30 @@ impl AdapterRegistry {
         Err(Error::Internal(format!("the files of adapter {} are missing", row.adapter)))
     }
 
-    /// The adapter that `name` points to as its files have it, in f32, in main memory and apart from that for serving: what training
-    /// begins from. With the base model's id.
+    /// Loads the stored adapter behind `name` (f32, host memory, not laid out for serving) to continue training it;
+    /// also returns the base model's id.
     pub async fn original(&self, organization: &str, name: &str) -> Result<(String, Arc<Adapter>)> {
         let row = self.row(organization, name).await?;
         let key = key(&row.base, &row.adapter);
         self.inner.catalog.get(&key.base)?;
         let (host, _, _share) = self.on_host(&key).await?;
-        let adapter = off_thread(move || host.to_adapter(&candle_core::Device::Cpu)).await?;
+        let adapter = off_thread(LOADING, move || host.to_adapter(&candle_core::Device::Cpu)).await?;
         Ok((row.base, Arc::new(adapter)))
     }
 
-    /// What the name points to now.
+    /// Reads the row that the name has now.
     async fn row(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
         let row = self.inner.store.usable_model(organization, name).await;
-        if matches!(row, Err(Error::ModelNotFound(_))) {
+        if matches!(row, Err(store::Error::ModelNotFound(_))) {
             self.forget(organization, name);
         }
-        row
+        Ok(row?)
     }
 
-    /// The generation, once the load that is under way or begins now has ended.
-    async fn bring(&self, key: &Key) -> Result<AdapterLease, Arc<Error>> {
+    /// Waits for the load of the generation that is under way, or begins one.
+    async fn bring(&self, key: &Key) -> Result<AdapterLease> {
         let load = {
-            let mut loads = lock(&self.inner.loads);
+            let mut loads = self.inner.loads.lock();
             let begin = || {
                 let ending = EndOfLoad { registry: self.clone(), key: key.clone() };
                 let task = tokio::spawn(async move {
@@ -177,8 +182,8 @@ impl AdapterRegistry {
                     })
                 });
                 let joined = task.map(|ended| match ended {
-                    Ok(loaded) => loaded.map_err(Arc::new),
-                    Err(error) => Err(Arc::new(Error::Internal(format!("loading an adapter: {error}")))),
+                    Ok(loaded) => loaded,
+                    Err(error) => Err(Error::Internal(format!("{LOADING}: {error}"))),
                 });
                 joined.boxed().shared()
             };
@@ -187,7 +192,7 @@ impl AdapterRegistry {
         load.await
     }
 
-    /// From host memory or from the store to the device.
+    /// Brings a generation from host memory or from the store to the device.
     async fn load(&self, key: &Key) -> Result<AdapterLease> {
         // Another load may have ended between the look into memory and this one.
         if let Some(lease) = self.inner.tiers.on_device(key) {
@@ -202,7 +207,8 @@ impl AdapterRegistry {
         Ok(lease)
     }
 
-    /// A generation's checked files: from host memory, else from the store, with the share that goes along with them.
+    /// Returns a generation's checked files from host memory, else from the store with the share that [`Self::fetch`]
+    /// keeps.
     async fn on_host(&self, key: &Key) -> Result<(Arc<HostAdapter>, Source, Option<OwnedSemaphorePermit>)> {
         if let Some(host) = self.inner.tiers.in_host(key) {
             return Ok((host, Source::Host, None));
@@ -211,8 +217,8 @@ impl AdapterRegistry {
         Ok((host, Source::Disk, share))
     }
 
-    /// Reads a generation's files and checks them. They are kept in the host tier; where that has no room for them, the
-    /// share of the memory for loads goes along with them.
+    /// Reads a generation's files and checks them. They stay in the host tier; if that has no room for them, the caller
+    /// gets their share of the memory for loads, to hold as long as the files.
     async fn fetch(&self, key: &Key) -> Result<(Arc<HostAdapter>, Option<OwnedSemaphorePermit>)> {
         let model = Arc::clone(&self.inner.catalog.get(&key.base)?.model);
         let blobs = &self.inner.store.blobs;
@@ -222,33 +228,31 @@ impl AdapterRegistry {
         let (config, weights) = self.in_time(reading).await?;
         let generation = key.generation.clone();
         let check = move || HostAdapter::check_stored(&generation, &config, weights, &model.config);
-        let host = Arc::new(off_thread(check).await?);
+        let host = Arc::new(off_thread(LOADING, check).await?);
         let kept = self.inner.tiers.keep_in_host(key, &host);
         Ok((host, (!kept).then_some(share)))
     }
 
-    /// What the store answers, where it does within the time that it has.
-    async fn in_time<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::time::timeout(self.inner.limits.read_wait, answer).await.unwrap_or_else(|_| {
-            let message = "The storage of adapters does not answer in time. Please try again.";
-            Err(Error::Unavailable(message.into()))
-        })
+    /// Waits for the store, within the time that it has.
+    async fn in_time<T>(&self, answer: impl Future<Output = store::Result<T>>) -> Result<T> {
+        let late = Error::Unavailable("The storage of adapters does not answer in time. Please try again.");
+        Ok(tokio::time::timeout(self.inner.limits.read_wait, answer).await.map_err(|_| late)??)
     }
 
     async fn to_device(&self, key: &Key, host: Arc<HostAdapter>, room: Reservation) -> Result<AdapterLease> {
         let model = Arc::clone(&self.inner.catalog.get(&key.base)?.model);
-        let make = move || Ok(model.decoder.served(&host.to_adapter(model.decoder.device())?)?);
-        let adapter = off_thread(make).await?;
+        let make = move || Ok::<_, Error>(model.decoder.served(&host.to_adapter(model.decoder.device())?)?);
+        let adapter = off_thread(LOADING, make).await?;
         Ok(self.inner.tiers.keep(room, key.clone(), Arc::new(adapter)))
     }
 
-    /// Room on the device, waited for while everything there is leased.
+    /// Reserves room on the device; waits while everything there is leased.
     async fn room(&self, bytes: u64) -> Result<Reservation> {
         let deadline = Instant::now() + self.inner.limits.room_wait;
         loop {
             match self.inner.tiers.reserve(bytes) {
                 Ok(room) => return Ok(room),
-                Err(NoRoom::TooLarge(limit)) => return Err(too_large(bytes, limit)),
+                Err(NoRoom::TooLarge(limit)) => return Err(Error::TooLarge { bytes, limit }),
                 Err(NoRoom::Busy) if Instant::now() < deadline => tokio::time::sleep(LOOK_AGAIN).await,
                 Err(NoRoom::Busy) => {
                     let what = "the adapters of running requests fill the memory for adapters";
@@ -258,8 +262,8 @@ impl AdapterRegistry {
         }
     }
 
-    /// The right to have files of `bytes` in memory while they are read and checked; [`Error::Overloaded`] where others
-    /// take too long.
+    /// Takes the right to have files of `bytes` in memory while they are read and checked; [`Error::Overloaded`] if
+    /// others take too long.
     pub async fn share(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
         let mib = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(LOADING_MIB).clamp(LOAD_MIB, LOADING_MIB);
         let turn = Arc::clone(&self.inner.loading).acquire_many_owned(mib);
@@ -272,9 +276,9 @@ impl AdapterRegistry {
         }
     }
 
-    /// Brings an adapter from elsewhere in under `name`: checks that it fits `base` and the limits, stores it and keeps it in
-    /// memory where there is room. What was under the name before is replaced if `replace`, else the name is refused; leases
-    /// on it live on. The caller holds a [`AdapterRegistry::share`] for the files.
+    /// Adds an adapter from elsewhere under `name`: checks that it fits `base` and the limits, stores it and keeps it
+    /// in memory if there is room. An adapter that has the name is replaced if `replace`, else the new one is refused;
+    /// leases live on. The caller holds a [`AdapterRegistry::share`] for the files.
     pub async fn install(
         &self,
         organization: &str,
@@ -289,10 +293,10 @@ impl AdapterRegistry {
         let blobs = (config.clone(), weights.clone());
         let precision = model.decoder.adapter_precision();
         let check = move || HostAdapter::check(&config, weights, &model.config, max_rank);
-        let host = Arc::new(off_thread(check).await?);
+        let host = Arc::new(off_thread(LOADING, check).await?);
         let bytes = host.device_bytes(precision);
         if bytes > budgets.device {
-            return Err(too_large(bytes, budgets.device));
+            return Err(Error::TooLarge { bytes, limit: budgets.device });
         }
         let key = key(base, host.id());
         let blobs = vec![(config_key(host.id()), blobs.0), (weights_key(host.id()), blobs.1)];
@@ -316,9 +320,9 @@ impl AdapterRegistry {
         Ok(())
     }
 
-    /// Keeps a generation that is in memory already, so that the first lease of `name` needs no file: what a finishing job
-    /// in this process calls before it commits. The name itself becomes visible with its row. Where there is no room, the
-    /// first lease loads it.
+    /// Keeps a generation that is in memory already, so that the first lease of `name` needs no file. A finishing job
+    /// in this process calls it before it commits: the name becomes visible with its row. If there is no room, the
+    /// first lease loads the adapter.
     pub fn publish(&self, organization: &str, name: &str, base: &str, adapter: Arc<Adapter>) {
         let key = key(base, &adapter.id);
         match self.inner.tiers.reserve(adapter.bytes() as u64) {
@@ -338,14 +342,14 @@ impl AdapterRegistry {
         self.inner.tiers.forget(&(organization.into(), name.into()));
     }
 
-    /// What is in memory and under way now.
+    /// Counts adapters in memory and loads under way.
     pub fn status(&self) -> Status {
-        let loading = lock(&self.inner.loads).len();
+        let loading = self.inner.loads.lock().len();
         Status::new(self.inner.tiers.snapshot(), loading, &self.inner.counts)
     }
 }
 
-/// Takes a load away at its end, also where it panics.
+/// Removes a load from the list at its end, also if it panics.
 struct EndOfLoad {
     registry: AdapterRegistry,
     key: Key,
@@ -353,48 +357,14 @@ struct EndOfLoad {
 
 impl Drop for EndOfLoad {
     fn drop(&mut self) {
-        lock(&self.registry.inner.loads).remove(&self.key);
+        self.registry.inner.loads.lock().remove(&self.key);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn key(base: &str, generation: &str) -> Key {
     Key { base: base.into(), generation: generation.into() }
 }
 
-/// Runs `work` where it may take its time.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let worked = tokio::task::spawn_blocking(work).await;
-    worked.map_err(|error| Error::Internal(format!("loading an adapter: {error}")))?
-}
-
-fn too_large(bytes: u64, limit: u64) -> Error {
-    let message = format!(
-        "The adapter cannot be used: it needs {bytes} bytes on the device; this server's limits.adapter_device_mib allows \
-         {limit}. Use a smaller rank, or raise the limit."
-    );
-    Error::invalid_code("model", "invalid_adapter", message)
-}
-
 fn is_missing(error: &Error) -> bool {
-    matches!(error, Error::Blob(object_store::Error::NotFound { .. }))
-}
-
-/// The same error once more, for another who waited for the same load.
-fn again(error: &Error) -> Error {
-    match error {
-        Error::Invalid { message, param, code } => {
-            Error::Invalid { message: message.clone(), param: param.clone(), code: *code }
-        }
-        Error::Overloaded { what, retry_after } => Error::Overloaded { what, retry_after: *retry_after },
-        Error::Unavailable(message) => Error::Unavailable(message.clone()),
-        Error::OutOfMemory => Error::OutOfMemory,
-        Error::ModelNotFound(name) => Error::ModelNotFound(name.clone()),
-        Error::Internal(message) => Error::Internal(message.clone()),
-        error if error.is_transient() => Error::io("load an adapter")(std::io::Error::other(error.to_string())),
-        error => Error::Internal(error.to_string()),
-    }
+    matches!(error, Error::Store(store::Error::BlobNotFound(_)))
 }

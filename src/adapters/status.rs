@@ -1,4 +1,4 @@
-//! What operators see of the registry: how many adapters are where, what loading costs, what was let go. `api` shows it as
+//! Figures of the registry for operators: adapters by tier, the time of loads, evictions. `api` shows it as
 //! JSON and sets the gauges whenever `/metrics` is read, so that they are true at that moment.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,14 +1,16 @@
-//! Which adapter generations are in memory: on the device, ready to compute, and in host memory, ready to be copied there.
-//! Each tier has a budget in bytes; the least recently used generation that nobody leases goes first.
+//! Which adapter generations are in memory: on the device, ready to compute, and in host memory, ready to be copied
+//! there. Each tier has a budget in bytes; the least recently used generation that nobody leases goes first.
 //!
-//! Bookkeeping only, under a lock that is held for a look-up: the registry loads, and asks here for room before anything is
-//! allocated. A lease is an `Arc`, so what is leased cannot be let go, and counts until the last one drops, also when no
-//! name leads to it any more (it is *retired* then).
+//! Bookkeeping only, under a lock that is held for a look-up: the registry loads, and asks here for room before
+//! anything is allocated. A lease is an `Arc`, so what is leased cannot be let go, and counts until the last one drops,
+//! also when no name leads to it any more (it is *retired* then).
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
-use crate::adapters::host::HostAdapter;
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::adapters::peft::host::HostAdapter;
 use crate::model::lora::{Adapter, AdapterLease};
 
 /// Bytes that each tier may hold.
@@ -94,13 +96,13 @@ pub struct Residency {
     pub names: Vec<Name>,
     /// The largest rank.
     pub rank: usize,
-    /// Bytes on the device; 0 where it is not there.
+    /// Bytes on the device; 0 if it is not there.
     pub device_bytes: u64,
-    /// Bytes in host memory; 0 where it is not there.
+    /// Bytes in host memory; 0 if it is not there.
     pub host_bytes: u64,
     /// Who holds it: each request at least once, and once more for each of its sequences.
     pub leases: usize,
-    /// True where only its leases keep it: no name leads to it any more.
+    /// True if only its leases keep it: no name leads to it any more.
     pub retired: bool,
 }
 
@@ -163,7 +165,7 @@ impl Tiers {
         Some(host)
     }
 
-    /// Sets `bytes` of the device aside, letting go of generations that nobody leases where there is need.
+    /// Sets `bytes` of the device aside; evicts generations that nobody leases if it must.
     pub fn reserve(&self, bytes: u64) -> Result<Reservation, NoRoom> {
         let mut state = self.state();
         let evicted = state.make_room(bytes)?;
@@ -174,7 +176,7 @@ impl Tiers {
         Ok(Reservation { tiers: self.clone(), bytes })
     }
 
-    /// Keeps a loaded adapter in the room that was set aside for it. Where another load was faster, its adapter stays.
+    /// Keeps a loaded adapter in the room that was set aside for it. If another load was faster, its adapter stays.
     pub fn keep(&self, reservation: Reservation, key: Key, adapter: Arc<Adapter>) -> AdapterLease {
         let mut state = self.state();
         let used = state.tick();
@@ -191,8 +193,8 @@ impl Tiers {
         lease
     }
 
-    /// Keeps the checked files in host memory where there is room, after letting go of less recently used ones. True where
-    /// they are kept.
+    /// Keeps the checked files in host memory if there is room after evicting less recently used ones; false if there
+    /// is not.
     pub fn keep_in_host(&self, key: &Key, host: &Arc<HostAdapter>) -> bool {
         let mut state = self.state();
         let Some(evicted) = state.make_host_room(key, host.host_bytes()) else { return false };
@@ -207,7 +209,7 @@ impl Tiers {
         true
     }
 
-    /// Notes that `name` leads to `key` now; what it led to before goes where no other name leads there.
+    /// Notes that `name` leads to `key` now. The generation before goes unless another name leads to it.
     pub fn point(&self, name: Name, key: &Key) {
         let mut state = self.state();
         if state.names.get(&name) == Some(key) {
@@ -222,7 +224,7 @@ impl Tiers {
         drop(freed);
     }
 
-    /// Forgets `name`, and lets what it led to go where no other name leads there. Leases live on.
+    /// Forgets `name`. Its generation goes unless another name leads to it; leases live on.
     pub fn forget(&self, name: &Name) {
         let freed = self.state().forget(name);
         drop(freed);
@@ -243,7 +245,7 @@ impl Tiers {
     }
 
     fn state(&self) -> MutexGuard<'_, TierState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -262,7 +264,7 @@ impl TierState {
         self.clock
     }
 
-    /// Lets go of what stands in the way of `bytes` more on the device; of nothing where that would not be enough.
+    /// Evicts idle generations until `bytes` more fit the device; none if evicting all of them would not be enough.
     fn make_room(&mut self, bytes: u64) -> Result<Vec<AdapterLease>, NoRoom> {
         self.prune();
         if bytes > self.budgets.device {
@@ -290,7 +292,7 @@ impl TierState {
         Ok(evicted)
     }
 
-    /// The same for host memory and the files of `key`; `None` where there can be no room.
+    /// As [`TierState::make_room`], for the files of `key` in host memory; `None` if there can be no room.
     fn make_host_room(&mut self, key: &Key, bytes: u64) -> Option<Vec<Arc<HostAdapter>>> {
         let limit = self.budgets.host;
         let others = self.generations.iter_mut().filter(|(other, _)| *other != key);
@@ -331,7 +333,7 @@ impl TierState {
         freed
     }
 
-    /// Drops the records of what is in no tier.
+    /// Drops the records of generations that are in no tier.
     fn prune(&mut self) {
         let Self { generations, names, .. } = self;
         generations.retain(|_, generation| {
@@ -345,7 +347,7 @@ impl TierState {
 }
 
 impl Generation {
-    /// True where it is on the device and nobody leases it. Only the tiers hand out leases, under their lock, so none can
+    /// True if it is on the device and nobody leases it. Only the tiers hand out leases, under their lock, so none can
     /// be made of a single `Arc` meanwhile.
     fn is_idle(&self) -> bool {
         self.kept.as_ref().is_some_and(|kept| Arc::strong_count(kept) == 1)

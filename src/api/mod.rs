@@ -1,39 +1,19 @@
-//! HTTP and nothing else. [`routes`] is the one list of routes; it yields the `OpenAPI` document too. A file per resource
-//! holds its handlers, and its bodies, which larger resources have in a folder of the same name; `error` is the one table
-//! from failure to status.
+//! HTTP and nothing else. [`routes`](fn@routes) is the one list of routes, and the `OpenAPI` document is made from it.
+//! A room per subject has a file per resource with its handlers and bodies; larger resources have a folder of the same
+//! name. From the bottom up, each room knows only those before it:
+//! - [`http`]: bodies, errors, lists, event streams, and what surrounds all routes;
+//! - [`access`]: keys, limits, and the tokens that a request is charged;
+//! - [`operations`]: health, usage, files; [`models`]: models, adapters, permissions;
+//! - [`generation`]: completions, chat, embeddings, tokens; [`fine_tuning`]: jobs and their events, in both forms.
 //!
-//! `app` builds the [`ApiState`] and runs the [`router`]; handlers call `engine`, `jobs` and `store`.
+//! `app` builds the [`ApiState`] and runs the [`router`]; handlers call `engine`, `adapters`, `jobs` and `store`.
 
-mod adapter_list;
-mod auth;
-mod chat;
-mod checkpoint_permissions;
-mod checks;
-mod completions;
-mod docs;
-mod embeddings;
-mod engines;
-mod error;
-mod event_stream;
-mod extract;
-mod files;
-mod fine_tunes;
-mod fine_tuning_jobs;
-mod foreign_tokens;
-mod generate;
-mod health;
-mod job_rules;
-mod limits;
-mod list;
-mod lora_adapters;
-mod meter;
+mod access;
+mod fine_tuning;
+mod generation;
+mod http;
 mod models;
-mod sse;
-mod target;
-mod tokenize;
-mod transport;
-mod upload;
-mod usage;
+mod operations;
 
 use std::sync::Arc;
 
@@ -46,8 +26,14 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
+use self::access::auth;
+use self::access::auth::Gate;
+use self::fine_tuning::{fine_tunes, fine_tuning_jobs};
+use self::generation::{chat, completions, embeddings, engines, tokenize};
+use self::http::{docs, transport};
+use self::models::{checkpoint_permissions, lora_adapters, model_resource};
+use self::operations::{files, health, usage};
 use crate::adapters::registry::AdapterRegistry;
-use crate::api::auth::Gate;
 use crate::config::Config;
 use crate::engine::catalog::Catalog;
 use crate::jobs::queue::Queue;
@@ -57,44 +43,23 @@ use crate::store::key_directory::KeyDirectory;
 use crate::store::usage_recorder::UsageRecorder;
 use crate::{Error, Result};
 
-pub use fine_tuning_jobs::estimate::show as show_estimate;
-pub use fine_tuning_jobs::read_spec;
-pub use health::record_metrics;
+pub use self::fine_tuning::event_text::event_text;
+pub use self::fine_tuning::fine_tuning_jobs::estimate::show as show_estimate;
+pub use self::fine_tuning::fine_tuning_jobs::read_spec;
+pub use self::fine_tuning::job_faults::describe_fault;
+pub use self::operations::health::record_metrics;
 
-/// What handlers work with. Cheap to clone.
-#[derive(Clone)]
-pub struct ApiState {
-    /// Limits, keys and the owner of what is made.
-    pub config: Arc<Config>,
-    /// The base models.
-    pub catalog: Catalog,
-    /// From names to adapters.
-    pub registry: AdapterRegistry,
-    /// Files and models.
-    pub store: Store,
-    /// Fine-tune jobs.
-    pub queue: Queue,
-    /// Tells what a fine-tune job would take.
-    pub estimator: Estimator,
-    /// The keys of the database.
-    pub keys: KeyDirectory,
-    /// Takes down what requests use.
-    pub usage: UsageRecorder,
-    /// Cancelled when the server stops: long streams end.
-    pub shutdown: CancellationToken,
-}
-
-/// All routes, each under `/v1` and at the root.
+/// Lists the routes that need a key, each served under `/v1` and at the root.
 fn routes() -> OpenApiRouter<ApiState> {
     OpenApiRouter::new()
         .routes(routes!(completions::create))
         .routes(routes!(chat::create))
         .routes(routes!(embeddings::create))
         // Models.
-        .routes(routes!(models::list))
-        .merge(documented(routes!(models::retrieve, models::delete)))
-        .merge(documented(routes!(models::download)))
-        .route("/models/{*model}", get(models::get).delete(models::delete))
+        .routes(routes!(model_resource::list))
+        .merge(documented(routes!(model_resource::retrieve, model_resource::delete)))
+        .merge(documented(routes!(model_resource::download)))
+        .route("/models/{*model}", get(model_resource::get).delete(model_resource::delete))
         .routes(routes!(lora_adapters::list))
         .routes(routes!(lora_adapters::load))
         .routes(routes!(lora_adapters::unload))
@@ -139,41 +104,65 @@ fn routes() -> OpenApiRouter<ApiState> {
         )
 }
 
-/// Routes at the root only, open without a key.
+/// Lists the routes that are open without a key, at the root only.
 fn open_routes() -> OpenApiRouter<ApiState> {
     OpenApiRouter::new().routes(routes!(health::health)).routes(routes!(health::ready)).routes(routes!(health::metrics))
 }
 
-/// Only the description of routes whose path is wider than it reads: a model's name may hold slashes.
+/// Adds routes to the `OpenAPI` document only. Model names may contain slashes, so the served routes are wildcards.
 fn documented(routes: UtoipaMethodRouter<ApiState>) -> OpenApiRouter<ApiState> {
     OpenApiRouter::with_openapi(OpenApiRouter::new().routes(routes).into_openapi())
 }
 
+/// Returns all routes with the frame of the `OpenAPI` document.
 fn all_routes() -> OpenApiRouter<ApiState> {
     OpenApiRouter::with_openapi(docs::frame()).nest("/v1", routes()).merge(open_routes())
 }
 
-/// The `OpenAPI` document.
+/// Returns the `OpenAPI` document.
 pub fn document() -> OpenApi {
     all_routes().into_openapi()
 }
 
-/// The `OpenAPI` document as it is committed.
+/// Returns the `OpenAPI` document as the text of `openapi/openapi.json`.
 pub fn document_text() -> Result<String> {
     let text = document().to_pretty_json();
     Ok(text.map_err(|error| Error::Internal(format!("write the OpenAPI document: {error}")))? + "\n")
 }
 
-/// The server's routes with everything around them.
-pub fn router(state: ApiState) -> Router {
-    let door = Gate::new(&state.config, state.keys.clone(), state.usage.clone());
-    let max_body = DefaultBodyLimit::max(state.config.limits.max_body_bytes);
-    let layer = from_fn_with_state(door.clone(), auth::authenticate);
-    let routes = assemble(|guarded| guarded.layer(max_body).layer(layer)).with_state(state);
-    transport::dress(routes.merge(docs::routes(document())), move || door.was_open())
+/// The state that all handlers work with. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiState {
+    /// The server's configuration: limits, keys, prices.
+    pub config: Arc<Config>,
+    /// The base models and their engines.
+    pub catalog: Catalog,
+    /// The adapters, found by name.
+    pub registry: AdapterRegistry,
+    /// Files, models and usage in the database, and blobs on disk.
+    pub store: Store,
+    /// The queue of fine-tune jobs.
+    pub queue: Queue,
+    /// Estimates the time and memory of a fine-tune job.
+    pub estimator: Estimator,
+    /// The API keys in the database.
+    pub keys: KeyDirectory,
+    /// Records the tokens that requests use.
+    pub usage: UsageRecorder,
+    /// Cancelled when the server stops, which ends long streams.
+    pub shutdown: CancellationToken,
 }
 
-/// All routes; `guard` puts the layers around those that need a key.
+/// Returns the server's routes with the layers around them: keys, limits, body size, logging, CORS.
+pub fn router(state: ApiState) -> Router {
+    let gate = Gate::new(&state.config, state.keys.clone(), state.usage.clone());
+    let max_body = DefaultBodyLimit::max(state.config.limits.max_body_bytes);
+    let layer = from_fn_with_state(gate.clone(), auth::authenticate);
+    let routes = assemble(|guarded| guarded.layer(max_body).layer(layer)).with_state(state);
+    transport::dress(routes.merge(docs::routes(document())), move || gate.was_open())
+}
+
+/// Returns all routes, both under `/v1` and at the root; `guard` puts the layers around those that need a key.
 fn assemble(guard: impl FnOnce(Router<ApiState>) -> Router<ApiState>) -> Router<ApiState> {
     let (routes, _) = routes().split_for_parts();
     let guarded = guard(Router::new().nest("/v1", routes.clone()).merge(routes));

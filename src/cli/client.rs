@@ -1,4 +1,4 @@
-//! A running server, asked over HTTP: what `attune jobs` and `attune estimate --url` have in common.
+//! An HTTP client for a running server, used by `attune jobs` and `attune estimate --url`.
 
 use std::time::Duration;
 
@@ -7,22 +7,22 @@ use clap::Args;
 use reqwest::{Method, RequestBuilder, Url};
 use serde_json::Value;
 
-/// How long a connection, the answer to a question and that to a piece of work may take.
+/// The longest that connecting, a plain answer, and an answer that needs computing or an upload may take.
 const CONNECT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(30);
 const WORK: Duration = Duration::from_mins(12);
 
-/// Which server, and who asks.
+/// The flag for the key to ask with.
 #[derive(Debug, Clone, Args)]
-pub struct AccountArgs {
-    /// Key of the server; better in the environment, where others cannot see it.
+pub(super) struct AccountArgs {
+    /// Send this API key; better set in the environment, where other users of the machine cannot see it.
     #[arg(long, env = "ATTUNE_API_KEY", hide_env_values = true, value_name = "KEY")]
     api_key: Option<String>,
 }
 
-/// A server that answers, or should.
+/// A server to ask, with the key to ask it with.
 #[derive(Debug, Clone)]
-pub struct Server {
+pub(super) struct Server {
     http: reqwest::Client,
     url: Url,
     key: Option<String>,
@@ -30,7 +30,7 @@ pub struct Server {
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub enum Failure {
+pub(super) enum Failure {
     /// The server cannot be reached, is starting, stopping or busy: asking again may help.
     Away(String),
     /// The server says no.
@@ -47,15 +47,15 @@ impl From<Failure> for Error {
 }
 
 impl Server {
-    /// The server at `url`, for who has the account's key.
-    pub fn new(url: &str, account: &AccountArgs) -> Result<Self> {
+    /// Prepares to ask the server at `url` with the account's key; fails if `url` is not an HTTP address.
+    pub(super) fn new(url: &str, account: &AccountArgs) -> Result<Self> {
         let fault =
             |reason: &str| Error::Setup(format!("--url {url}: {reason}, use for example http://127.0.0.1:8080"));
         let mut parsed: Url = url.parse().map_err(|_| fault("not an address"))?;
         if !matches!(parsed.scheme(), "http" | "https") || parsed.host_str().is_none() {
             return Err(fault("not an address of HTTP"));
         }
-        // With and without `/v1`, as OpenAI's clients have it.
+        // OpenAI's clients take addresses that end in `/v1`; both forms are accepted.
         let path = parsed.path().trim_end_matches('/').trim_end_matches("/v1").to_owned();
         parsed.set_path(&path);
         let mut http = reqwest::Client::builder().connect_timeout(CONNECT).timeout(WORK);
@@ -68,8 +68,8 @@ impl Server {
         Ok(Self { http, url: parsed, key: account.api_key.clone().filter(|key| !key.is_empty()) })
     }
 
-    /// A request to `/v1/{path}`, whose parts are escaped.
-    pub fn request(&self, method: Method, path: &[&str], query: &[(&str, &str)]) -> RequestBuilder {
+    /// Builds a request to `/v1/{path}`; the parts of the path are escaped.
+    pub(super) fn request(&self, method: Method, path: &[&str], query: &[(&str, &str)]) -> RequestBuilder {
         let mut url = self.url.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().push("v1").extend(path);
@@ -84,13 +84,13 @@ impl Server {
         }
     }
 
-    /// The JSON answer to a GET.
-    pub async fn get(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
+    /// Sends a GET and returns the JSON answer.
+    pub(super) async fn get(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
         self.answer(self.request(Method::GET, path, query).timeout(ANSWER)).await
     }
 
-    /// The JSON answer to a request.
-    pub async fn answer(&self, request: RequestBuilder) -> Result<Value, Failure> {
+    /// Sends `request` and returns the JSON answer.
+    pub(super) async fn answer(&self, request: RequestBuilder) -> Result<Value, Failure> {
         let away =
             |error: reqwest::Error| Failure::Away(format!("{} does not answer: {}", self.url, innermost(&error)));
         let response = request.send().await.map_err(away)?;
@@ -109,7 +109,7 @@ impl Server {
     }
 }
 
-/// What is at the bottom of an error: the layers above only say that something failed.
+/// Returns the text of an error's innermost cause: the layers above it only say that something failed.
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(deeper) = cause.source() {

@@ -1,5 +1,5 @@
-//! `attune costs`: what answers cost on an own machine and by the token, and from how many requests per day on the machine is
-//! cheaper. The prices are the configuration's; the formula is in `docs/costs.md`.
+//! `attune costs`: compares the cost of answers on your own machine with per-token prices, and finds the number of
+//! requests per day at which both cost the same. The prices are the configuration's; the formula is in `docs/costs.md`.
 
 use crate::config::{Config, Price};
 use crate::{Error, Result, format};
@@ -11,32 +11,34 @@ const TOKENS_PER_PRICE: f64 = 1e6;
 const SECONDS_PER_HOUR: f64 = 3600.0;
 const DAYS_PER_MONTH: f64 = 30.0;
 
+/// The flags of `attune costs`.
 #[derive(Debug, Args)]
-pub struct CostsOptions {
+pub(super) struct CostsOptions {
     #[command(flatten)]
     place: DataDirArgs,
-    /// Requests in a day.
+    /// Answer this many requests per day.
     #[arg(long, value_name = "N", value_parser = positive)]
     requests_per_day: f64,
-    /// Tokens of a prompt.
+    /// Expect this many tokens in a prompt.
     #[arg(long, value_name = "P", value_parser = at_least_zero)]
     prompt_tokens: f64,
-    /// Tokens of an answer.
+    /// Expect this many tokens in an answer.
     #[arg(long, value_name = "C", value_parser = at_least_zero)]
     completion_tokens: f64,
-    /// Whose tokens are paid for: an entry of `prices` [default: the only one].
+    /// Compare with the token prices of this entry of `prices` [default: the only one].
     #[arg(long, value_name = "MODEL")]
     against: Option<String>,
-    /// Hours in a day that the machine is paid for.
+    /// Pay for the machine this many hours per day.
     #[arg(long, default_value_t = 24.0, value_name = "H", value_parser = hours)]
     hours_per_day: f64,
-    /// Tokens of answers that the machine draws in a second, as measured; without it one machine does it all.
+    /// Assume that a machine generates this many tokens per second, as measured; without it one machine serves
+    /// everything.
     #[arg(long, value_name = "R", value_parser = positive)]
     tokens_per_second: Option<f64>,
-    /// Tokens of one fine-tune, repeats counted, as `attune estimate` tells them.
+    /// Train on this many tokens in one fine-tune, all epochs counted, as `attune estimate` prints them.
     #[arg(long, default_value_t = 0.0, value_name = "T", value_parser = at_least_zero)]
     training_tokens: f64,
-    /// Fine-tunes in a month.
+    /// Run this many fine-tunes per month.
     #[arg(long, default_value_t = 1.0, value_name = "K", value_parser = at_least_zero)]
     trainings_per_month: f64,
 }
@@ -57,28 +59,28 @@ fn hours(text: &str) -> Result<f64, String> {
     number(text, |number| number > 0.0 && number <= 24.0, "a number of hours above 0, at most 24")
 }
 
-/// Both ways, in money per day.
+/// The cost of both ways, in money per day.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Comparison {
-    /// One request, by the token.
+    /// One request, by token prices.
     request: f64,
-    /// The fine-tunes, by the token.
+    /// The fine-tunes, by token prices.
     training: f64,
-    /// All of it, by the token.
+    /// All requests and fine-tunes, by token prices.
     by_token: f64,
     /// One machine.
     machine: f64,
     /// Machines that the requests need.
     machines: f64,
-    /// Requests that one machine answers; absent where its speed is not known.
+    /// Requests per day that one machine answers; `None` if its speed is not known.
     capacity: Option<f64>,
-    /// Requests from which on the machine is cheaper; absent where that is never so.
+    /// Requests per day from which on the machine is cheaper; `None` if it never is.
     break_even: Option<f64>,
 }
 
 impl CostsOptions {
-    /// Carries the command out.
-    pub fn run(&self) -> Result<()> {
+    /// Prints the comparison.
+    pub(super) fn run(&self) -> Result<()> {
         let config = self.place.load()?;
         config.check_prices()?;
         let (name, price) = self.price(&config)?;
@@ -91,7 +93,7 @@ impl CostsOptions {
         Ok(())
     }
 
-    /// Whose tokens are paid for.
+    /// Returns the entry of `prices` to compare with, and its name.
     fn price<'a>(&self, config: &'a Config) -> Result<(&'a str, &'a Price)> {
         let known = || config.prices.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let found = match &self.against {
@@ -120,9 +122,9 @@ impl CostsOptions {
             .filter(|_| self.completion_tokens > 0.0)
             .map(|rate| rate * SECONDS_PER_HOUR * self.hours_per_day / self.completion_tokens);
         let machines = capacity.map_or(1.0, |capacity| (self.requests_per_day / capacity).ceil().max(1.0));
-        // Rounded up, but for what is only the rounding of the division.
+        // Rounded up; the factor keeps an error of the division from adding a whole request.
         let wanted = ((machine - training) / request * (1.0 - 1e-12)).max(0.0).ceil();
-        // Beyond what one machine answers, each further machine costs as much for no more requests.
+        // Beyond one machine's capacity a further machine is needed, which costs as much again: no break-even there.
         let reached = wanted.is_finite() && capacity.is_none_or(|capacity| wanted <= capacity);
         Comparison {
             request,

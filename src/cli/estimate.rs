@@ -1,5 +1,5 @@
-//! `attune estimate`: what a fine-tune of a file would take, before it runs. Without `--url` the model is loaded and measured
-//! in this process; with it the server is asked, and the file is there only for that moment.
+//! `attune estimate`: estimates what fine-tuning on a file takes, before it runs. Without `--url` the model is loaded
+//! and measured in this process; with it the server is asked, and the uploaded file is deleted afterwards.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,33 +12,39 @@ use crate::jobs::cost::Pricing;
 use crate::jobs::worker::estimate::{JobEstimate, estimate_files};
 use crate::model::entry::ModelEntry;
 use crate::model::{BaseModel, device};
+use crate::off_thread::off_thread;
 use crate::train::Recomputation;
 use crate::train::estimate::TrainingRate;
 use crate::{Error, Result, api, format, system};
 use clap::Args;
 use reqwest::Method;
+use reqwest::multipart::{Form, Part};
 use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
+use tokio::io::AsyncReadExt as _;
+use tokio_util::io::ReaderStream;
 
 use super::client::{AccountArgs, Server};
 use crate::cli::DataDirArgs;
 
+/// The flags of `attune estimate`.
 #[derive(Debug, Args)]
-pub struct EstimateOptions {
+pub(super) struct EstimateOptions {
     #[command(flatten)]
     place: DataDirArgs,
     /// The training file (JSON Lines).
     file: PathBuf,
-    /// A file to measure on at the end of each epoch.
+    /// Validate on this file at the end of each epoch.
     #[arg(long, value_name = "FILE")]
     validation: Option<PathBuf>,
-    /// The base model: an id of the configuration, or ID=PATH; with --url any model of the server [default: the first].
+    /// Train this base model: an id of the configuration or ID=PATH; with --url any model of the server [default: the
+    /// first].
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// A setting of the training, such as `n_epochs=3` or `rank=32`; may be given more than once.
+    /// Set a hyperparameter, such as `n_epochs=3` or `rank=32`; may be given more than once.
     #[arg(long = "set", value_name = "NAME=VALUE")]
     settings: Vec<String>,
-    /// The method of training.
+    /// Train with this method.
     #[arg(long, default_value = "supervised")]
     method: String,
     /// Ask this server instead of loading the model here.
@@ -46,19 +52,19 @@ pub struct EstimateOptions {
     url: Option<String>,
     #[command(flatten)]
     account: AccountArgs,
-    /// Print the answer as JSON.
+    /// Print the estimate as JSON.
     #[arg(long)]
     json: bool,
 }
 
 impl EstimateOptions {
-    /// Where configuration and database are.
-    pub fn place(&self) -> &DataDirArgs {
+    /// Returns the flags that say where configuration and database are.
+    pub(super) fn place(&self) -> &DataDirArgs {
         &self.place
     }
 
-    /// Carries the command out.
-    pub async fn run(self, config: Config) -> Result<()> {
+    /// Prints the estimate.
+    pub(super) async fn run(self, config: Config) -> Result<()> {
         let estimate = match &self.url {
             Some(url) => self.ask(&Server::new(url, &self.account)?).await?,
             None => self.measure(config).await?,
@@ -71,7 +77,7 @@ impl EstimateOptions {
         Ok(())
     }
 
-    /// The body that would create the job.
+    /// Returns the body of the request that would create the job.
     fn body(&self, model: &str, training_file: &str, validation_file: Option<&str>) -> Result<Value> {
         let mut settings = Map::new();
         for setting in &self.settings {
@@ -79,7 +85,7 @@ impl EstimateOptions {
                 .split_once('=')
                 .filter(|(name, _)| !name.is_empty())
                 .ok_or_else(|| Error::Setup(format!("--set {setting}: use NAME=VALUE, for example n_epochs=3")))?;
-            // A number, a list or a truth value as JSON has them; anything else is text.
+            // A value that is not JSON, such as `auto`, is text.
             settings.insert(name.into(), serde_json::from_str(value).unwrap_or_else(|_| value.into()));
         }
         let method = &self.method;
@@ -91,7 +97,7 @@ impl EstimateOptions {
         }))
     }
 
-    /// The server's estimate; the files are deleted again.
+    /// Uploads the files, asks the server for the estimate, and deletes the files again.
     async fn ask(&self, server: &Server) -> Result<Value> {
         let model = if let Some(model) = &self.model {
             model.clone()
@@ -122,7 +128,7 @@ impl EstimateOptions {
         asked
     }
 
-    /// An estimate on this machine, with the model loaded for it.
+    /// Loads the model and estimates on this machine.
     async fn measure(&self, mut config: Config) -> Result<Value> {
         if let Some(entry) = self.model.as_deref().and_then(|model| model.parse::<ModelEntry>().ok()) {
             config.models = vec![entry];
@@ -153,23 +159,22 @@ impl EstimateOptions {
         };
         eprintln!("loading {} and reading {} …", entry.id, self.file.display());
         let work = WorkAnswer { entry, config, spec, training, validation, rates };
-        let joined = tokio::task::spawn_blocking(move || work.estimate()).await;
-        let (spec, estimate, measured) =
-            joined.map_err(|error| Error::Internal(format!("the estimating thread: {error}")))??;
+        let (spec, estimate, measured) = off_thread("the estimating thread", move || work.estimate()).await?;
         if let (Some((store, _)), Some((setup, rate))) = (&store, measured) {
             store.add_training_rate(&machine, &id, &setup, rate).await?;
         }
-        api::show_estimate(spec, estimate)
+        api::show_estimate(spec, estimate).map_err(|problem| Error::Setup(problem.to_string()))
     }
 
     fn spec(&self, model: &str) -> Result<JobSpec> {
         let name = |path: &Path| path.display().to_string();
         let validation = self.validation.as_deref().map(name);
-        api::read_spec(self.body(model, &name(&self.file), validation.as_deref())?.to_string().as_bytes())
+        let body = self.body(model, &name(&self.file), validation.as_deref())?;
+        api::read_spec(body.to_string().as_bytes()).map_err(|problem| Error::Setup(problem.to_string()))
     }
 }
 
-/// What the thread that computes needs.
+/// The inputs of the estimate, for the thread that computes it.
 struct WorkAnswer {
     entry: ModelEntry,
     config: Config,
@@ -179,7 +184,7 @@ struct WorkAnswer {
     rates: BTreeMap<String, TrainingRate>,
 }
 
-/// A rate with its setup.
+/// A measured training rate with the name of its setup; `None` if nothing was measured.
 type Measured = Option<(String, TrainingRate)>;
 
 impl WorkAnswer {
@@ -199,35 +204,22 @@ fn open(path: &Path) -> Result<std::fs::File> {
     std::fs::File::open(path).map_err(Error::io(format!("read {}", path.display())))
 }
 
-/// Uploads a file for training; its id.
+/// Uploads a file for training and returns its id.
 async fn upload(server: &Server, path: &Path) -> Result<String> {
-    const BOUNDARY: &str = "attune-estimate-7b1c0c3f5d9e4e0f";
     let fault = || Error::io(format!("read {}", path.display()));
     let file = tokio::fs::File::open(path).await.map_err(fault())?;
     let length = file.metadata().await.map_err(fault())?.len();
+    // A file that grows meanwhile is cut where it ended: the length is announced first.
+    let content = reqwest::Body::wrap_stream(ReaderStream::new(file.take(length)));
     // The file's own name does not matter: it is gone after the estimate.
-    let head = format!(
-        "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nfine-tune\r\n--{BOUNDARY}\r\n\
-         Content-Disposition: form-data; name=\"file\"; filename=\"estimate.jsonl\"\r\n\
-         Content-Type: application/octet-stream\r\n\r\n"
-    );
-    let tail = format!("\r\n--{BOUNDARY}--\r\n");
-    let total = head.len() as u64 + length + tail.len() as u64;
-    let parts = futures::stream::iter([Ok(bytes::Bytes::from(head))]);
-    let end = futures::stream::iter([Ok(bytes::Bytes::from(tail))]);
-    let content = tokio_util::io::ReaderStream::new(tokio::io::AsyncReadExt::take(file, length));
-    let body = futures::StreamExt::chain(futures::StreamExt::chain(parts, content), end);
-    let request = server
-        .request(Method::POST, &["files"], &[])
-        .header("content-type", format!("multipart/form-data; boundary={BOUNDARY}"))
-        .header("content-length", total)
-        .body(reqwest::Body::wrap_stream(body));
-    let file = server.answer(request).await?;
+    let content = Part::stream_with_length(content, length).file_name("estimate.jsonl");
+    let form = Form::new().text("purpose", "fine-tune").part("file", content);
+    let file = server.answer(server.request(Method::POST, &["files"], &[]).multipart(form)).await?;
     let id = file["id"].as_str().ok_or_else(|| Error::Setup("the server's answer to the upload has no id".into()))?;
     Ok(id.to_owned())
 }
 
-/// Deletes what was uploaded.
+/// Deletes uploaded files; a failure is printed, not returned.
 async fn forget(server: &Server, files: &[String]) {
     for id in files {
         if let Err(error) = server.answer(server.request(Method::DELETE, &["files", id], &[])).await {
@@ -242,17 +234,31 @@ fn print(file: &Path, estimate: &Value) {
     }
 }
 
-/// The estimate as lines of name and value.
+/// Returns the estimate as lines of name and value.
 fn lines(file: &Path, estimate: &Value) -> Vec<(&'static str, String)> {
+    let mut lines = training_lines(file, estimate);
+    lines.push(("memory", memory_line(estimate)));
+    let cost = &estimate["cost"];
+    let currency = cost["currency"].as_str().unwrap_or_default();
+    for (name, what) in [("machine", "machine time"), ("tokens", "tokens")] {
+        if let Some(amount) = cost[name].as_f64() {
+            lines.push(("cost", format!("{} for {what}", format::money(amount, currency))));
+        }
+    }
+    for warning in estimate["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        lines.push(("warning", warning.to_owned()));
+    }
+    lines
+}
+
+/// Returns the lines about what is trained, how, and for how long.
+fn training_lines(file: &Path, estimate: &Value) -> Vec<(&'static str, String)> {
     let number = |name: &str| estimate[name].as_f64().unwrap_or_default();
     let count = |name: &str| format::count(number(name));
     let settings = &estimate["hyperparameters"];
     let setting = |name: &str| settings[name].as_f64().unwrap_or_default();
-    let memory = |name: &str| format::bytes(estimate["memory_bytes"][name].as_u64().unwrap_or_default());
-    // A server that does not know the word yet keeps them.
-    let recomputation = Recomputation::deserialize(&estimate["recomputation"]).unwrap_or_default();
     let rate = setting("learning_rate") * settings["learning_rate_multiplier"].as_f64().unwrap_or(1.0);
-    let mut lines = vec![
+    vec![
         ("model", estimate["model"].as_str().unwrap_or_default().to_owned()),
         ("file", format!("{}: {} examples", file.display(), count("examples"))),
         (
@@ -278,31 +284,25 @@ fn lines(file: &Path, estimate: &Value) -> Vec<(&'static str, String)> {
                 count("tokens_per_second")
             ),
         ),
-        (
-            "memory",
-            format!(
-                "{} at the peak: {} of the process, {} of the adapter, {} of activations, {} of the loss, {} of the allocator; {}",
-                memory("peak"),
-                memory("process"),
-                memory("adapter"),
-                memory("activations"),
-                memory("loss"),
-                memory("allocator"),
-                recomputation.in_words()
-            ),
-        ),
-    ];
-    let cost = &estimate["cost"];
-    let currency = cost["currency"].as_str().unwrap_or_default();
-    for (name, what) in [("machine", "machine time"), ("tokens", "tokens")] {
-        if let Some(amount) = cost[name].as_f64() {
-            lines.push(("cost", format!("{} for {what}", format::money(amount, currency))));
-        }
-    }
-    for warning in estimate["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        lines.push(("warning", warning.to_owned()));
-    }
-    lines
+    ]
+}
+
+/// Describes the memory at the peak of training, and what is computed again to need less.
+fn memory_line(estimate: &Value) -> String {
+    let memory = |name: &str| format::bytes(estimate["memory_bytes"][name].as_u64().unwrap_or_default());
+    // A server that does not know the word yet computes nothing again.
+    let recomputation = Recomputation::deserialize(&estimate["recomputation"]).unwrap_or_default();
+    format!(
+        "{} at the peak: {} of the process, {} of the adapter, {} of activations, {} of the loss, \
+         {} of the allocator; {}",
+        memory("peak"),
+        memory("process"),
+        memory("adapter"),
+        memory("activations"),
+        memory("loss"),
+        memory("allocator"),
+        recomputation.in_words()
+    )
 }
 
 #[cfg(test)]

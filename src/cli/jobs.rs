@@ -1,4 +1,5 @@
-//! `attune jobs`: follows fine-tune jobs of a running server. `list` prints a table; [`watch`] shows one job until it ends.
+//! `attune jobs`: follows fine-tune jobs of a running server. `list` prints a table; [`watch`] shows one job until it
+//! ends.
 
 mod watch;
 
@@ -13,24 +14,25 @@ use super::client::{AccountArgs, Server};
 use super::table;
 use watch::WatchOptions;
 
+/// The subcommands of `attune jobs`.
 #[derive(Debug, Subcommand)]
-pub enum JobsCommand {
+pub(super) enum JobsCommand {
     /// List the jobs, newest first.
     List {
         #[command(flatten)]
         place: ServerPlace,
-        /// Jobs at the most, 1 to 100.
+        /// Print at most this many jobs, 1 to 100.
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100))]
         limit: u32,
     },
-    /// Show a job's progress until it ends; the exit status says how: 0 succeeded, 3 failed, 4 cancelled, 1 not known.
+    /// Follow a job's progress until it ends. Exit status: 0 succeeded, 3 failed, 4 cancelled, 1 unknown.
     Watch(WatchOptions),
 }
 
-/// Where the server is.
+/// Flags that say which server to ask.
 #[derive(Debug, Args)]
-pub struct ServerPlace {
-    /// Address of the server.
+pub(super) struct ServerPlace {
+    /// Ask the server at this address.
     #[arg(long, env = "ATTUNE_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
     #[command(flatten)]
@@ -44,8 +46,8 @@ impl ServerPlace {
 }
 
 impl JobsCommand {
-    /// Carries the command out.
-    pub async fn run(self) -> Result<ExitCode> {
+    /// Runs the subcommand.
+    pub(super) async fn run(self) -> Result<ExitCode> {
         match self {
             Self::List { place, limit } => {
                 list(&place.server()?, limit).await?;
@@ -66,7 +68,7 @@ async fn list(server: &Server, limit: u32) -> Result<()> {
     Ok(())
 }
 
-/// A job's row: when it ended, or how long it should still take.
+/// Returns a job's row: when it ended, or how long it should still take.
 fn row(job: &Value, now: i64) -> Vec<String> {
     let text = |name: &str| job[name].as_str().unwrap_or("-").replace(char::is_control, " ");
     let time =

@@ -1,5 +1,5 @@
-//! `attune keys`: makes, lists and revokes API keys in the database. Standard output is for scripts: `create` prints the
-//! key alone on a line.
+//! `attune keys`: makes, lists and revokes API keys in the database. Standard output is for scripts: `create` prints
+//! the key alone on a line.
 
 use crate::app::open_store_beside;
 use crate::config::Config;
@@ -11,62 +11,64 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use crate::cli::DataDirArgs;
 
+/// The subcommands of `attune keys`.
 #[derive(Debug, Subcommand)]
-pub enum KeysCommand {
-    /// Make a key and print it: it cannot be shown again.
+pub(super) enum KeysCommand {
+    /// Create a key and print it: it cannot be shown again.
     Create(CreateOptions),
-    /// List keys, revoked and expired ones too.
+    /// List keys, including revoked and expired ones.
     List {
         #[command(flatten)]
         place: DataDirArgs,
-        /// Only this organisation's.
+        /// List only the keys of this organisation.
         #[arg(long)]
         org: Option<String>,
     },
-    /// Refuse a key from now on.
+    /// Revoke a key: the server refuses it from now on.
     Revoke {
         #[command(flatten)]
         place: DataDirArgs,
-        /// Its id, as `list` shows it: `key_…`.
+        /// The key's id, as `list` prints it: `key_…`.
         id: String,
     },
 }
 
+/// The flags of `attune keys create`.
 #[derive(Debug, Args)]
-pub struct CreateOptions {
+pub(super) struct CreateOptions {
     #[command(flatten)]
     place: DataDirArgs,
-    /// Owner of the files, jobs and models that are made with the key: letters, digits, `-` and `_`.
+    /// Give the key to this organisation, which owns what is made with it: letters, digits, `-` and `_`.
     #[arg(long)]
     org: String,
-    /// A note for people.
+    /// Note a name for people to recognise the key by.
     #[arg(long)]
     name: Option<String>,
-    /// Let the key do what concerns the whole server, such as reading every organisation's usage.
+    /// Allow what concerns the whole server, such as reading every organisation's usage.
     #[arg(long)]
     admin: bool,
-    /// Requests per minute [default: `limits.requests_per_minute`].
+    /// Allow this many requests per minute [default: `limits.requests_per_minute`].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     rpm: Option<u64>,
-    /// Tokens per minute [default: `limits.tokens_per_minute`].
+    /// Allow this many tokens per minute [default: `limits.tokens_per_minute`].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     tpm: Option<u64>,
-    /// When the key ends: after a time (30d, 12h, 45m, 10s) or at the beginning of a UTC day (2027-01-31) [default: never].
+    /// Expire the key after a time (30d, 12h, 45m, 10s) or at the start of a UTC day (2027-01-31) [default: never].
     #[arg(long, value_name = "TIME")]
     expires: Option<String>,
 }
 
 impl KeysCommand {
-    /// Where the database is.
-    pub fn place(&self) -> &DataDirArgs {
+    /// Returns the flags that say where the database is.
+    pub(super) fn place(&self) -> &DataDirArgs {
         match self {
             Self::Create(CreateOptions { place, .. }) | Self::List { place, .. } | Self::Revoke { place, .. } => place,
         }
     }
 
-    /// Carries the command out.
-    pub async fn run(self, config: Config) -> Result<()> {
-        // What is wrong with the arguments is said before a database is started for them.
+    /// Runs the subcommand.
+    pub(super) async fn run(self, config: Config) -> Result<()> {
+        // Arguments are checked before a database is started for them.
         let new = match &self {
             Self::Create(options) => Some(options.new_key()?),
             _ => None,
@@ -135,18 +137,15 @@ fn row(key: ApiKey) -> [String; 11] {
     ]
 }
 
-/// Unix seconds as people read them.
+/// Formats Unix seconds as UTC time.
 fn time(seconds: i64) -> String {
     Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
 }
 
-/// Unix seconds of `30d`, `12h`, `45m` or `10s` from `now`, or of the beginning of a UTC day.
+/// Parses `30d`, `12h`, `45m` or `10s` from `now`, or a UTC day (its start), to Unix seconds; the past is refused.
 fn expiry(text: &str, now: Timestamp) -> Result<i64> {
     let fault = || {
-        Error::invalid(
-            "expires",
-            format!("--expires {text}: use a time such as 30d, 12h, 45m, 10s, or a day such as 2027-01-31"),
-        )
+        Error::Setup(format!("--expires {text}: use a time such as 30d, 12h, 45m, 10s, or a day such as 2027-01-31"))
     };
     let end = if let Ok(day) = text.parse::<jiff::civil::Date>() {
         day.to_zoned(TimeZone::UTC).map_err(|_| fault())?.timestamp().as_second()
@@ -166,7 +165,7 @@ fn expiry(text: &str, now: Timestamp) -> Result<i64> {
         return Err(fault());
     }
     if end <= now.as_second() {
-        return Err(Error::invalid("expires", format!("--expires {text}: that is in the past")));
+        return Err(Error::Setup(format!("--expires {text}: that is in the past")));
     }
     Ok(end)
 }

@@ -1,7 +1,7 @@
 //! Rows of text in columns, for people.
 
 /// Prints `rows`, the head first, in columns as wide as their widest cell.
-pub fn print(rows: &[Vec<String>]) {
+pub(super) fn print(rows: &[Vec<String>]) {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();

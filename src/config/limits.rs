@@ -1,22 +1,22 @@
-//! The limits on requests: what an operator can set under `limits`, what they are when nothing is set, and what is refused.
+//! The limits on requests that an operator can set under `limits`, with their defaults and checks.
 
 use attune_engine::EngineLimits;
 use serde::{Deserialize, Serialize};
 
+use super::{Error, Result};
 use crate::model::lora::MAX_RANK;
-use crate::{Error, Result};
 
-/// More memory than any machine has; what is above is a mistake.
+/// More memory, in MiB, than any machine has: a larger setting is a mistake.
 const MAX_MIB: u64 = 1 << 30;
 
 /// Limits on requests; every one is bounded by default.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Sequences that run in one step; absent: 64, on a GPU 256.
+    /// Sequences that run in one step; `None`: 64, on a GPU 256.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_sequences: Option<usize>,
-    /// Tokens (prompt and new ones) in one step; absent: 512, on a GPU 2,048.
+    /// Tokens (prompt and new ones) in one step; `None`: 512, on a GPU 2,048.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_step_tokens: Option<usize>,
     /// Requests that wait for a place before new ones are answered with 429.
@@ -27,7 +27,8 @@ pub struct Limits {
     pub max_request_seconds: u64,
     /// Keep the keys and values of past prompts and answers in free cache blocks, for requests that begin alike.
     pub prefix_cache: bool,
-    /// Memory for keys and values per base model, in MiB; absent: 1024 in main memory, on a GPU a part of what is left of it.
+    /// Memory for keys and values per base model, in MiB; `None`: 1024 in main memory, on a GPU a part of what is left
+    /// of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_cache_mib: Option<usize>,
     /// Bytes of a JSON request body.
@@ -77,7 +78,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The limits of each engine.
+    /// Returns the limits of each engine.
     pub fn engine(&self) -> EngineLimits {
         EngineLimits {
             max_sequences: self.max_sequences,
@@ -90,26 +91,24 @@ impl Limits {
         }
     }
 
-    /// Refuses what lets nothing through, or more than can be meant.
+    /// Refuses limits that let nothing through, or that are too large to be meant.
     pub(super) fn check(&self) -> Result<()> {
         if [self.max_sequences, self.max_step_tokens, self.kv_cache_mib].contains(&Some(0)) {
-            return Err(Error::Setup(
-                "limits: max_sequences, max_step_tokens and kv_cache_mib must be at least 1".into(),
-            ));
+            return Err(Error("limits: max_sequences, max_step_tokens and kv_cache_mib must be at least 1".into()));
         }
         if self.max_queue_seconds == 0 || self.max_request_seconds == 0 {
-            return Err(Error::Setup("limits: max_queue_seconds and max_request_seconds must be at least 1".into()));
+            return Err(Error("limits: max_queue_seconds and max_request_seconds must be at least 1".into()));
         }
         if !(1..=MAX_RANK).contains(&self.max_adapter_rank) {
-            return Err(Error::Setup(format!("limits: max_adapter_rank must be 1 to {MAX_RANK}")));
+            return Err(Error(format!("limits: max_adapter_rank must be 1 to {MAX_RANK}")));
         }
         if !(1..=MAX_MIB).contains(&self.adapter_device_mib) || self.adapter_host_mib > MAX_MIB {
-            return Err(Error::Setup(format!(
+            return Err(Error(format!(
                 "limits: adapter_device_mib must be 1 to {MAX_MIB}, adapter_host_mib 0 to {MAX_MIB}"
             )));
         }
         if self.requests_per_minute == 0 || self.tokens_per_minute == 0 || self.concurrent_requests == 0 {
-            return Err(Error::Setup(
+            return Err(Error(
                 "limits: requests_per_minute, tokens_per_minute and concurrent_requests must be at least 1".into(),
             ));
         }

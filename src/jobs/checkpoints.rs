@@ -1,11 +1,10 @@
-//! Checkpoints of a job that serve as models: one at the end of each epoch, of which the last few are kept. The worker adds
-//! them, `api` lists them. What a job resumes from is something else: its `checkpoint` in the row.
+//! Checkpoints of a job that serve as models: one at the end of each epoch, of which the last few are kept. The worker
+//! adds them, `api` lists them. The state that a job resumes from is another thing: the `checkpoint` in its row.
 
 use serde_json::Value;
 
-use crate::Result;
-use crate::jobs::Job;
 use crate::jobs::queue::Queue;
+use crate::jobs::{Job, Result, sql};
 use crate::store::files::{Page, cut_page};
 use crate::store::new_id;
 
@@ -19,15 +18,15 @@ pub struct ModelCheckpoint {
     pub id: String,
     /// The model's name.
     pub model: String,
-    /// Steps that it was trained for.
+    /// Optimizer steps that it was trained for.
     pub step: i64,
-    /// Figures of that step, by `OpenAI`'s names.
+    /// Metrics of that step, by `OpenAI`'s names.
     pub metrics: Value,
     /// Unix seconds.
     pub created_at: i64,
 }
 
-/// A checkpoint that the worker has stored and that waits for its row.
+/// A checkpoint whose files the worker has stored and whose row is yet to be added.
 #[derive(Debug, Clone)]
 pub struct NewCheckpoint {
     /// The model's name.
@@ -36,56 +35,36 @@ pub struct NewCheckpoint {
     pub base: String,
     /// SHA-256 of the adapter.
     pub adapter: String,
-    /// Steps that it was trained for.
+    /// Optimizer steps that it was trained for.
     pub step: i64,
-    /// Figures of that step.
+    /// Metrics of that step.
     pub metrics: Value,
 }
 
 impl Queue {
-    /// Makes a stored adapter a model of the job's organisation, and drops the checkpoints that are too many now, with
-    /// their blobs where nobody else needs them; the names that are gone. A step that an earlier attempt has made a
-    /// checkpoint of keeps that one. `None`: the lease is lost, nothing was written.
+    /// Makes a stored adapter a model of the job's organisation and drops the oldest checkpoints beyond the last three,
+    /// with their blobs unless another model uses them. Returns the names of the dropped ones; `None` if the lease is
+    /// lost and nothing was written. If an earlier attempt has made a checkpoint of the same name, that one stays.
     pub async fn add_checkpoint(&self, job: &Job, new: &NewCheckpoint) -> Result<Option<Vec<String>>> {
-        // Every part of the statement sees the table as it was before, so the new step is added by hand.
-        let rows: Vec<(Option<String>, Option<String>)> = sqlx::query_as(
-            "with held as materialized (
-                 select id, organization from jobs where key = $1 and attempt = $2 and status = 'running' for no key update
-             ), added as (
-                 insert into fine_tuned_models (organization, name, base, adapter, job, checkpoint, step, metrics)
-                 select organization, $3, $4, $5, id, $6, $7, $8 from held
-                 on conflict (organization, name) do nothing
-             ), dropped as (
-                 delete from fine_tuned_models old using held
-                  where old.organization = held.organization and old.job = held.id and old.step is not null
-                    and old.step not in (
-                        select step from (
-                            select step from fine_tuned_models kept
-                             where kept.organization = held.organization and kept.job = held.id and kept.step is not null
-                            union select $7
-                        ) steps order by step desc limit $9)
-                 returning old.name, old.adapter
-             )
-             select name, adapter from held left join dropped on true",
-        )
-        .bind(job.key)
-        .bind(job.attempt)
-        .bind(&new.model)
-        .bind(&new.base)
-        .bind(&new.adapter)
-        .bind(new_id("ftckpt_"))
-        .bind(new.step)
-        .bind(&new.metrics)
-        .bind(KEPT)
-        .fetch_all(&self.store.pool)
-        .await?;
-        // A job that is still this attempt's has one row at the least, without a name where nothing was dropped.
+        let rows: Vec<(Option<String>, Option<String>)> = sqlx::query_as(sql::ADD_CHECKPOINT)
+            .bind(job.key)
+            .bind(job.attempt)
+            .bind(&new.model)
+            .bind(&new.base)
+            .bind(&new.adapter)
+            .bind(new_id("ftckpt_"))
+            .bind(new.step)
+            .bind(&new.metrics)
+            .bind(KEPT)
+            .fetch_all(&self.store.pool)
+            .await?;
+        // A job that is still this attempt's has one row at least, without a name if nothing was dropped.
         if rows.is_empty() {
             return Ok(None);
         }
         let mut dropped = Vec::new();
         for (model, adapter) in rows.into_iter().filter_map(|(model, adapter)| model.zip(adapter)) {
-            // Files that stay are swept up; the checkpoint is made in any case.
+            // The sweep removes files that stay behind; the checkpoint is made in any case.
             if let Err(error) = self.store.remove_unused_adapter(&adapter, Some(job.key)).await {
                 tracing::warn!(job = job.id, model, "cannot delete the files of a checkpoint: {error}");
             }
@@ -94,22 +73,16 @@ impl Queue {
         Ok(Some(dropped))
     }
 
-    /// A page of the job's checkpoints, newest first, and whether there are more.
+    /// Returns a page of the job's checkpoints, newest first, and whether there are more.
     pub async fn checkpoints(&self, job: &Job, page: Page) -> Result<(Vec<ModelCheckpoint>, bool)> {
         let limit = page.bounded_limit();
-        let checkpoints = sqlx::query_as(
-            "select checkpoint as id, name as model, step, metrics, extract(epoch from created_at)::bigint as created_at
-               from fine_tuned_models
-              where organization = $1 and job = $2 and step is not null and ($3::text is null or step < (
-                  select step from fine_tuned_models where organization = $1 and job = $2 and checkpoint = $3))
-              order by step desc limit $4",
-        )
-        .bind(&job.organization)
-        .bind(&job.id)
-        .bind(page.after)
-        .bind(limit + 1)
-        .fetch_all(&self.store.pool)
-        .await?;
+        let checkpoints = sqlx::query_as(sql::CHECKPOINTS)
+            .bind(&job.organization)
+            .bind(&job.id)
+            .bind(page.after)
+            .bind(limit + 1)
+            .fetch_all(&self.store.pool)
+            .await?;
         Ok(cut_page(checkpoints, limit))
     }
 }

@@ -1,5 +1,5 @@
-//! What training costs, in money: by the hour of the machine and by the token, where the configuration has the price. The
-//! worker tells it with its estimates and when a job ends.
+//! The cost of training in money: by the hour of the machine and by the token, if the configuration has the price. The
+//! worker reports it with its estimates and when a job ends.
 
 use std::collections::BTreeMap;
 
@@ -11,31 +11,31 @@ use crate::format;
 const SECONDS_PER_HOUR: f64 = 3600.0;
 const TOKENS_PER_PRICE: f64 = 1e6;
 
-/// The prices of training.
+/// Prices of training.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Pricing {
-    /// The money.
+    /// Currency of the prices, such as `EUR`.
     pub currency: String,
-    /// An hour of the machine.
+    /// Price of an hour of the machine.
     pub per_hour: Option<f64>,
-    /// A million trained tokens, by base model.
+    /// Price of a million trained tokens, by base model id.
     pub per_million_tokens: BTreeMap<String, f64>,
 }
 
-/// What a run costs. A part is absent where it has no price.
+/// Cost of a run; a part without a price is `None`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Cost {
-    /// The money.
+    /// Currency of the amounts.
     pub currency: String,
-    /// The hours of the machine.
+    /// Cost of the machine's hours.
     pub machine: Option<f64>,
-    /// The trained tokens, as `/v1/usage` counts them.
+    /// Cost of the trained tokens, as `/v1/usage` counts them.
     pub tokens: Option<f64>,
 }
 
 impl Pricing {
-    /// The configuration's prices.
-    pub fn of(config: &Config) -> Self {
+    /// Returns the configuration's prices.
+    pub(crate) fn of(config: &Config) -> Self {
         Self {
             currency: config.currency.clone(),
             per_hour: config.training.price_per_hour,
@@ -43,7 +43,7 @@ impl Pricing {
         }
     }
 
-    /// The cost of `seconds` in which `tokens` are trained on the base model `base`.
+    /// Returns the cost of training the base model `base` for `seconds` on `tokens`.
     pub fn cost(&self, base: &str, seconds: f64, tokens: u64) -> Cost {
         Cost {
             currency: self.currency.clone(),
@@ -54,8 +54,8 @@ impl Pricing {
 }
 
 impl Cost {
-    /// The parts that have a price, for people.
-    pub fn in_words(&self) -> Vec<String> {
+    /// Returns the parts that have a price, as texts for people.
+    pub(crate) fn in_words(&self) -> Vec<String> {
         let parts = [(self.machine, "machine time"), (self.tokens, "tokens")];
         let priced = parts.into_iter().filter_map(|(amount, what)| Some((amount?, what)));
         priced.map(|(amount, what)| format!("{} for {what}", format::money(amount, &self.currency))).collect()

@@ -1,18 +1,17 @@
-//! Events of a job: what happened, in order, for clients to read and stream. `api` reads them, the worker and the queue
+//! Events of a job in their order, for clients to read and stream. `api` reads and words them, the worker and the queue
 //! write them.
 
 use serde_json::Value;
 
-use crate::Result;
-use crate::jobs::Job;
 use crate::jobs::queue::Queue;
+use crate::jobs::{Job, Result, sql};
 use crate::store::MAX_PAGE;
 use crate::store::files::cut_page;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
 pub struct JobEvent {
-    /// Ascending; the cursor of streams and pages. Public id: `ftevent-{seq}`.
+    /// Ascending number; the cursor of streams and pages. Public id: `ftevent-{seq}`.
     pub seq: i64,
     /// Unix seconds.
     pub created_at: i64,
@@ -20,41 +19,67 @@ pub struct JobEvent {
     pub level: String,
     /// `message` or `metrics`
     pub kind: String,
-    /// For people.
+    /// Text for people; empty if there is a `change`, which `api` words.
     pub message: String,
-    /// For programs.
+    /// Change of the job's state; `None` if the event is a text. Older versions stored changes as texts.
+    pub change: Option<JobChange>,
+    /// Reason, number or name that belongs to the change; see [`JobChange`].
+    pub detail: Option<String>,
+    /// Number of the job's attempt.
+    pub attempt: i32,
+    /// Data for programs.
     pub data: Option<Value>,
 }
 
-/// A query's text around its condition.
-macro_rules! event_query {
-    ($after:literal) => {
-        concat!(
-            "select seq, extract(epoch from at)::bigint as created_at, level, kind, message, data from job_events where ",
-            $after
-        )
-    };
+/// A change of a job's state, as its event tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::Type)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum JobChange {
+    /// The client created it.
+    Created,
+    /// It stands in the queue of the older resource; the detail is its number there.
+    Enqueued,
+    /// It waits for a worker; the detail is why the last attempt ended, if something went wrong.
+    Queued,
+    /// A worker runs it: for the first time, or again.
+    Running,
+    /// It was paused; the detail as for [`Self::Queued`].
+    Paused,
+    /// It failed; the detail is why.
+    Failed,
+    /// It was cancelled; the detail as for [`Self::Queued`].
+    Cancelled,
+    /// Its worker is asked to end it for good.
+    CancelRequested,
+    /// Its worker is asked to stop it until it is resumed.
+    PauseRequested,
+    /// Its model was published; the detail is the model's name.
+    ModelCreated,
+    /// A result file was stored, which only the older resource tells; the detail is the file's id.
+    ResultFileUploaded,
+    /// It ended with a model.
+    Succeeded,
 }
 
 impl Queue {
-    /// The job's events after `seq`, oldest first, at most `limit`.
+    /// Returns the job's events after `seq`, oldest first, at most `limit`.
     pub async fn events_after(&self, job: &Job, seq: i64, limit: i64) -> Result<Vec<JobEvent>> {
-        let events = sqlx::query_as(event_query!("job = $1 and seq > $2 order by seq limit $3"));
+        let events = sqlx::query_as(sql::EVENTS_AFTER);
         Ok(events.bind(job.key).bind(seq).bind(limit.clamp(0, MAX_PAGE)).fetch_all(&self.store.pool).await?)
     }
 
-    /// A page of the job's events, newest first, older than `before` where given, and whether there are more.
+    /// Returns a page of the job's events, newest first, and whether there are more; only events older than `before` if
+    /// it is given.
     pub async fn events_page(&self, job: &Job, before: Option<i64>, limit: i64) -> Result<(Vec<JobEvent>, bool)> {
         let limit = limit.clamp(0, MAX_PAGE);
-        let events =
-            sqlx::query_as(event_query!("job = $1 and ($2::bigint is null or seq < $2) order by seq desc limit $3"));
+        let events = sqlx::query_as(sql::EVENTS_BEFORE);
         let events = events.bind(job.key).bind(before).bind(limit + 1).fetch_all(&self.store.pool).await?;
         Ok(cut_page(events, limit))
     }
 
-    /// Appends an event, fenced by the job's attempt: nothing is written where another attempt has begun, or where `job`
-    /// says that it runs and it does not any more. So a worker adds what it has to say before it calls
-    /// [`Queue::finish`], or with the job that this returned.
+    /// Appends an event, fenced by the job's attempt: nothing is written if another attempt has begun, or if `job` says
+    /// that it runs and it does not any more. So a worker adds its events before it calls [`Queue::finish`], or with
+    /// the job that this returned.
     pub async fn add_event(
         &self,
         job: &Job,
@@ -63,25 +88,16 @@ impl Queue {
         message: &str,
         data: Option<Value>,
     ) -> Result<()> {
-        // The row's lock comes before the event's number; see `job_change`.
-        sqlx::query(
-            "with held as materialized (
-                 select key from jobs
-                  where key = $1 and attempt = $2 and ($3::job_status <> 'running' or status = 'running')
-                    for no key update
-             )
-             insert into job_events (job, attempt, level, kind, message, data)
-             select key, $2, $4, $5, $6, $7 from held",
-        )
-        .bind(job.key)
-        .bind(job.attempt)
-        .bind(job.status)
-        .bind(level)
-        .bind(kind)
-        .bind(message)
-        .bind(data)
-        .execute(&self.store.pool)
-        .await?;
+        sqlx::query(sql::ADD_EVENT)
+            .bind(job.key)
+            .bind(job.attempt)
+            .bind(job.status)
+            .bind(level)
+            .bind(kind)
+            .bind(message)
+            .bind(data)
+            .execute(&self.store.pool)
+            .await?;
         Ok(())
     }
 }

@@ -1,17 +1,21 @@
-//! Fine-tune jobs: the queue in Postgres (the only writer of a job's status), its events, and the worker. `api` enqueues,
-//! stops and reads; the worker claims, reports and finishes.
+//! Fine-tune jobs: the queue in Postgres (the only writer of a job's status), its events, and the worker. `api`
+//! enqueues, stops and reads; the worker claims, reports and finishes.
 //!
-//! The row *is* the queue entry and the API's resource. A worker claims it with a lease and an attempt number; every write
-//! of the worker carries that number (the fence), so a worker that lost its lease changes nothing.
+//! The row *is* the queue entry and the API's resource. A worker claims it with a lease and an attempt number; every
+//! write of the worker carries that number (the fence), so a worker that lost its lease changes nothing.
 
 mod changes;
 pub mod checkpoints;
 pub mod cost;
+mod error;
 pub mod events;
 pub mod queue;
 mod rows;
+mod sql;
 mod training_rates;
 pub mod worker;
+
+pub use error::{Error, Result};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -19,7 +23,7 @@ use uuid::Uuid;
 use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
 use crate::train::settings::Defaults;
 
-/// The life of a job; the diagram is in `docs/architecture.md`.
+/// State of a job; the diagram of the changes is in `docs/architecture.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::Type, Serialize, Deserialize)]
 #[sqlx(type_name = "job_status", rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
@@ -39,13 +43,13 @@ pub enum JobStatus {
 }
 
 impl JobStatus {
-    /// True for the states that nothing leaves.
+    /// Returns true for the states that a job never leaves.
     pub const fn is_final(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
     }
 }
 
-/// Which of `OpenAI`'s two resources a job was created through; it decides the id's form and the model's name.
+/// The one of `OpenAI`'s two resources that a job was created through; it decides the id's form and the model's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::Type, Serialize, Deserialize)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
@@ -57,23 +61,23 @@ pub enum JobApi {
 }
 
 impl JobApi {
-    /// Where public ids begin.
-    pub const fn id_prefix(self) -> &'static str {
+    /// Returns the beginning of public ids.
+    pub(crate) const fn id_prefix(self) -> &'static str {
         match self {
             Self::FineTunes => "ft-",
             Self::FineTuningJobs => "ftjob-",
         }
     }
 
-    /// Whose defaults replace `auto`.
-    pub const fn defaults(self) -> Defaults {
+    /// Returns which resource's defaults replace `auto`.
+    pub(crate) const fn defaults(self) -> Defaults {
         match self {
             Self::FineTunes => Defaults::Legacy,
             Self::FineTuningJobs => Defaults::Current,
         }
     }
 
-    /// The object's kind in errors.
+    /// Returns the object's kind, as errors name it.
     pub const fn kind(self) -> &'static str {
         match self {
             Self::FineTunes => "FineTune",
@@ -82,61 +86,62 @@ impl JobApi {
     }
 }
 
-/// What the client asked for, with every `auto` already turned into a number where that needs no file.
+/// The client's request, with `auto` already turned into a number unless that needs the files.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JobSpec {
-    /// The base model, or an earlier fine-tuned one to continue.
+    /// Name of the base model, or of an earlier fine-tuned one to continue.
     pub model: String,
-    /// The alias of that model that the client asked for; what the client is told, and where the new model's name begins.
+    /// Alias by which the client asked for that model, if it did; answers name it, and the new model's name begins with
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<String>,
-    /// File id.
+    /// Id of the file to train on.
     pub training_file: String,
-    /// File id.
+    /// Id of the file to measure on.
     pub validation_file: Option<String>,
-    /// Part of the new model's name.
+    /// Text in the new model's name, chosen by the client.
     pub suffix: Option<String>,
-    /// Seed of initialisation and data order.
+    /// Seed of the adapter's initialisation and of the data order.
     pub seed: u64,
-    /// What it trains on.
+    /// Training method.
     #[serde(default)]
     pub method: Method,
     /// Settings as asked for; `None` means `auto`.
     pub hyperparameters: Hyperparameters,
     /// The client's own notes.
     pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
-    /// How well the model sorts texts into classes is measured, where the client asked for it.
+    /// Classification metrics to compute; `None` if the client did not ask for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classification: Option<Classification>,
 }
 
-/// The metadata that listed jobs must have.
+/// Metadata that listed jobs must have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum MetadataFilter {
-    /// Whatever they have.
+    /// Any or none.
     #[default]
     Any,
-    /// None at all.
+    /// No metadata.
     None,
     /// These pairs, among others.
     All(serde_json::Map<String, serde_json::Value>),
 }
 
 impl JobSpec {
-    /// The model as the client named it.
-    pub fn asked_model(&self) -> &str {
+    /// Returns the model as the client named it.
+    pub(crate) fn asked_model(&self) -> &str {
         self.alias.as_deref().unwrap_or(&self.model)
     }
 }
 
-/// Why a job failed, for the client.
+/// Reason for which a job failed, for the client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobFault {
-    /// A stable word, such as `invalid_training_file`.
+    /// Stable word, such as `invalid_training_file`.
     pub code: String,
-    /// What to change.
+    /// Text that says what to change.
     pub message: String,
-    /// The field at fault.
+    /// Field of the request at fault.
     pub param: Option<String>,
 }
 
@@ -147,36 +152,36 @@ pub struct Job {
     pub key: Uuid,
     /// `ft-…` or `ftjob-…`
     pub id: String,
-    /// The resource it was created through.
+    /// Resource it was created through.
     pub api: JobApi,
-    /// The owner.
+    /// Organisation that owns it.
     pub organization: String,
-    /// Where it stands.
+    /// Its state.
     pub status: JobStatus,
-    /// The request.
+    /// The client's request.
     pub spec: JobSpec,
-    /// The settings that training uses, once known: every field a number.
+    /// Settings that training uses, every field a number; `None` until training has chosen them.
     pub resolved: Option<Hyperparameters>,
-    /// `cancel` or `pause`, while running.
+    /// `cancel` or `pause` if the client asked for it and the worker has yet to stop.
     pub stop_request: Option<String>,
-    /// The resumable state's place, `{step, key}`.
+    /// Where the state to resume from is stored: `{step, key}`.
     pub checkpoint: Option<serde_json::Value>,
-    /// The fencing token.
+    /// Number of the attempt; the fence of the worker's writes.
     pub attempt: i32,
-    /// Why it failed.
+    /// Reason of the failure; `None` unless it failed.
     pub error: Option<JobFault>,
-    /// The published model.
+    /// Name of the published model.
     pub fine_tuned_model: Option<String>,
-    /// Tokens trained on, repeats counted.
+    /// Tokens trained on, those of every epoch counted.
     pub trained_tokens: Option<i64>,
     /// Ids of result files.
     pub result_files: Vec<String>,
-    /// When the worker expects to finish.
+    /// Time at which the worker expects to finish.
     pub estimated_finish: Option<i64>,
-    /// When it was asked for.
+    /// Time of the request.
     pub created_at: i64,
-    /// Last change of status.
+    /// Time of the last change of status.
     pub updated_at: i64,
-    /// When it reached a final state.
+    /// Time at which it reached a final state.
     pub finished_at: Option<i64>,
 }

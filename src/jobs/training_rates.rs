@@ -1,48 +1,39 @@
-//! How fast machines have trained models. The worker reads it to tell how long a job will take, and adds what jobs and
-//! calibrations showed.
+//! Speeds at which machines have trained models. The worker reads them to tell how long a job will take, and adds those
+//! that jobs and calibrations showed.
 
 use std::collections::BTreeMap;
 
-use crate::Result;
+use crate::jobs::{Result, sql};
 use crate::store::Store;
 use crate::train::estimate::TrainingRate;
 
-/// Seconds of training that a rate remembers at the most: what is new counts for more than what is long past.
+/// Seconds of training that a rate remembers at most, so that new measurements count for more than old ones.
 const MEMORY_SECONDS: f64 = 3600.0;
 
 impl Store {
-    /// The rates of a base model on a machine, by setup.
+    /// Returns the rates of a base model on a machine, by setup.
     pub async fn training_rates(&self, machine: &str, model: &str) -> Result<BTreeMap<String, TrainingRate>> {
         let rows: Vec<(String, f64, f64)> =
-            sqlx::query_as("select setup, tokens, seconds from training_rates where machine = $1 and model = $2")
-                .bind(machine)
-                .bind(model)
-                .fetch_all(&self.pool)
-                .await?;
+            sqlx::query_as(sql::TRAINING_RATES).bind(machine).bind(model).fetch_all(&self.pool).await?;
         Ok(rows.into_iter().map(|(setup, tokens, seconds)| (setup, TrainingRate { tokens, seconds })).collect())
     }
 
-    /// Adds what was shown now to what is known, each by its seconds. What is no rate is left out.
+    /// Adds a measurement to the known rate, each weighted by its seconds. Ignores one without positive, finite tokens
+    /// and seconds.
     pub async fn add_training_rate(&self, machine: &str, model: &str, setup: &str, shown: TrainingRate) -> Result<()> {
         let TrainingRate { tokens, seconds } = shown;
         if !(tokens > 0.0 && seconds > 0.0 && tokens.is_finite() && seconds.is_finite()) {
             return Ok(());
         }
-        sqlx::query(
-            "insert into training_rates as known (machine, model, setup, tokens, seconds) values ($1, $2, $3, $4, $5)
-             on conflict (machine, model, setup) do update set
-                 tokens = known.tokens * least(1, $6 / known.seconds) + excluded.tokens,
-                 seconds = known.seconds * least(1, $6 / known.seconds) + excluded.seconds,
-                 updated_at = now()",
-        )
-        .bind(machine)
-        .bind(model)
-        .bind(setup)
-        .bind(tokens)
-        .bind(seconds)
-        .bind(MEMORY_SECONDS)
-        .execute(&self.pool)
-        .await?;
+        sqlx::query(sql::ADD_TRAINING_RATE)
+            .bind(machine)
+            .bind(model)
+            .bind(setup)
+            .bind(tokens)
+            .bind(seconds)
+            .bind(MEMORY_SECONDS)
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 }

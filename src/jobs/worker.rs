@@ -11,6 +11,7 @@ mod checkpoints;
 mod compatibility;
 pub mod estimate;
 mod forecast;
+mod inputs;
 mod job_run;
 mod lease;
 mod report;
@@ -29,6 +30,7 @@ use crate::engine::catalog::Catalog;
 use crate::engine::priority::Priority;
 use crate::jobs::cost::Pricing;
 use crate::jobs::queue::Queue;
+use crate::jobs::{Error, JobFault, JobSpec};
 use crate::store::Store;
 use crate::train::recomputation::MemoryBounds;
 
@@ -56,6 +58,8 @@ pub struct Worker {
     pub pricing: Pricing,
     /// What training may take of memory.
     pub memory: MemoryBounds,
+    /// Words an error for the owner of the job that it ended; `api` has the table.
+    pub describe_fault: fn(&Error, &JobSpec) -> JobFault,
 }
 
 impl Worker {

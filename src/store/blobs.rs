@@ -1,8 +1,13 @@
-//! Contents too large for rows, by key, through `object_store` on the local disk: `files/{id}`,
-//! `adapters/{sha256}/adapter_model.safetensors`, `checkpoints/{job}/…`. A written blob is complete or absent. Called by
-//! the rest of `store`, by the worker and by the adapter registry.
+//! Contents too large for rows, by key, in a folder of this machine: `files/{id}`,
+//! `adapters/{sha256}/adapter_model.safetensors`, `checkpoints/{job}/…`. A written blob is complete or absent. Called
+//! by the rest of `store`, by the worker and by the adapter registry.
+//!
+//! `object_store` is kept for S3-compatible storage, which servers and workers on several machines will share. On a
+//! folder, whole files go past it: they are renamed into place and opened where they lie.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, ErrorKind, Seek as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -15,7 +20,8 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use tokio::io::AsyncWriteExt as _;
 
-use crate::{Error, Result};
+use crate::off_thread::off_thread;
+use crate::store::{Error, Result};
 
 /// Pieces in which files travel to the store: few enough calls, little memory.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -26,6 +32,8 @@ const PUT_ATTEMPTS: usize = 5;
 #[derive(Debug, Clone)]
 pub struct Blobs {
     store: Arc<dyn ObjectStore>,
+    /// The folder of `store` if it is one of this machine: whole files are renamed into it and read from it.
+    folder: Option<Arc<Path>>,
 }
 
 /// A stored blob, as a listing shows it.
@@ -41,16 +49,16 @@ pub struct BlobEntry {
 
 impl Blobs {
     /// Opens (and makes) the folder.
-    pub fn open(folder: &std::path::Path) -> Result<Self> {
+    pub fn in_folder(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(Error::io(format!("create {}", folder.display())))?;
         // A row that names a blob is durable once committed, so the blob must be as well.
         let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true).with_automatic_cleanup(true);
-        Ok(Self::over(Arc::new(store)))
+        Ok(Self { store: Arc::new(store), folder: Some(folder.into()) })
     }
 
-    /// Blobs in any object store.
+    /// Keeps blobs in any object store.
     pub fn over(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store }
+        Self { store, folder: None }
     }
 
     /// Stores `content` under `key`, whole or not at all.
@@ -66,8 +74,20 @@ impl Blobs {
         }
     }
 
-    /// Moves a complete local file into the store under `key`, without reading it into memory.
-    pub async fn put_file(&self, key: &str, path: PathBuf) -> Result<()> {
+    /// Makes the complete file at `path` the blob `key`, whole or not at all: renamed if it is on the blobs' disk, else
+    /// copied. The file at `path` is gone afterwards.
+    pub async fn adopt(&self, key: &str, path: PathBuf) -> Result<()> {
+        let Some(folder) = self.folder.clone() else { return self.copy_in(key, path).await };
+        let (target, source) = (folder.join(checked(key)?.as_ref()), path.clone());
+        let rename = move || Ok::<_, Error>(rename_durably(&source, &target, &folder));
+        match off_thread("store a blob", rename).await? {
+            Err(error) if error.kind() == ErrorKind::CrossesDevices => self.copy_in(key, path).await,
+            renamed => renamed.map_err(Error::io(format!("store {} as {key}", path.display()))),
+        }
+    }
+
+    /// Copies the file at `path` into the store without reading it into memory, then removes it.
+    async fn copy_in(&self, key: &str, path: PathBuf) -> Result<()> {
         let key = checked(key)?;
         let context = || format!("store {} as {key}", path.display());
         let mut source = tokio::fs::File::open(&path).await.map_err(Error::io(context()))?;
@@ -84,12 +104,37 @@ impl Blobs {
         tokio::fs::remove_file(&path).await.map_err(Error::io(format!("remove {}", path.display())))
     }
 
-    /// Bytes of the content under `key`; an [`crate::Error::Blob`] of kind `NotFound` where there is none.
+    /// Opens the content under `key` for reading; [`Error::BlobNotFound`] if there is none. Whoever holds the file can
+    /// read all of it, also after the blob was deleted.
+    pub async fn open(&self, key: &str) -> Result<File> {
+        let Some(folder) = &self.folder else { return self.download(key).await };
+        match tokio::fs::File::open(folder.join(checked(key)?.as_ref())).await {
+            Ok(file) => Ok(file.into_std().await),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::BlobNotFound(key.into())),
+            Err(error) => Err(Error::io(format!("open the blob {key}"))(error)),
+        }
+    }
+
+    /// Copies the content under `key` from a store that is no folder into a temporary file.
+    async fn download(&self, key: &str) -> Result<File> {
+        let context = || Error::io(format!("copy the blob {key}"));
+        let mut content = self.stream(key).await?;
+        let mut local = tokio::fs::File::from_std(tempfile::tempfile().map_err(context())?);
+        while let Some(chunk) = content.try_next().await? {
+            local.write_all(&chunk).await.map_err(context())?;
+        }
+        local.flush().await.map_err(context())?;
+        let mut local = local.into_std().await;
+        local.rewind().map_err(context())?;
+        Ok(local)
+    }
+
+    /// Returns the size of the content under `key` in bytes; [`Error::BlobNotFound`] if there is none.
     pub async fn size(&self, key: &str) -> Result<u64> {
         Ok(self.store.head(&checked(key)?).await?.size)
     }
 
-    /// True where there is a blob under `key`.
+    /// True if there is a blob under `key`.
     pub async fn exists(&self, key: &str) -> Result<bool> {
         match self.store.head(&checked(key)?).await {
             Ok(_) => Ok(true),
@@ -98,17 +143,17 @@ impl Blobs {
         }
     }
 
-    /// The content under `key`; an [`crate::Error::Blob`] of kind `NotFound` where there is none.
+    /// Reads the content under `key`; [`Error::BlobNotFound`] if there is none.
     pub async fn get(&self, key: &str) -> Result<Bytes> {
         Ok(self.store.get(&checked(key)?).await?.bytes().await?)
     }
 
-    /// The content as a stream of chunks, for downloads.
+    /// Streams the content in chunks, for downloads.
     pub async fn stream(&self, key: &str) -> Result<BoxStream<'static, Result<Bytes>>> {
         Ok(self.store.get(&checked(key)?).await?.into_stream().map_err(Error::from).boxed())
     }
 
-    /// The blobs whose key begins with the segments of `prefix`, in no particular order.
+    /// Lists the blobs whose key begins with the segments of `prefix`, in no particular order.
     pub fn list(&self, prefix: &str) -> Result<BoxStream<'static, Result<BlobEntry>>> {
         let entries = self.store.list(Some(&checked(prefix)?));
         Ok(entries
@@ -143,11 +188,30 @@ impl Blobs {
     }
 }
 
-/// True where the local disk says that something on the way to the blob is not there.
+/// Renames `path` to `target`, which lies below `folder`; both survive a power cut once it returns.
+fn rename_durably(path: &Path, target: &Path, folder: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()?;
+    let parent = target.parent().unwrap_or(folder);
+    let mut attempt = 1;
+    loop {
+        match std::fs::create_dir_all(parent).and_then(|()| std::fs::rename(path, target)) {
+            // As for `put`: a deletion took the folder away.
+            Err(error) if error.kind() == ErrorKind::NotFound && attempt < PUT_ATTEMPTS => attempt += 1,
+            renamed => break renamed?,
+        }
+    }
+    // Folders on the way may be new, too.
+    for changed in parent.ancestors().take_while(|changed| changed.starts_with(folder)) {
+        File::open(changed)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// True if the local disk says that a folder on the way to the blob is missing.
 fn is_missing_folder(error: &object_store::Error) -> bool {
     let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    let mut causes = causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>());
-    causes.any(|cause| cause.kind() == std::io::ErrorKind::NotFound)
+    let mut causes = causes.filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.kind() == ErrorKind::NotFound)
 }
 
 /// A folder that vanishes while it is listed holds nothing any more.
@@ -158,7 +222,7 @@ fn absent_is_empty(error: object_store::Error) -> Result<Vec<Key>> {
     }
 }
 
-/// Keys are plain words between slashes, so that none can leave the folder or hide from a listing.
+/// Checks that `key` is plain words between slashes, so that none can leave the folder or hide from a listing.
 fn checked(key: &str) -> Result<Key> {
     let plain = |part: &str| {
         (1..=255).contains(&part.len())

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+use crate::store::{Error, Result};
 use crate::store::{MAX_PAGE, Store, new_id};
-use crate::{Error, Result};
 
 /// A file as clients see it.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
@@ -37,11 +37,11 @@ pub struct NewFile {
     pub purpose: String,
 }
 
-/// One page of a list; `after` is the id of the last item of the previous page. Nothing follows an item that is not (or no
-/// longer) in the list: such a page is empty, so that a reader of pages comes to an end.
+/// One page of a list; `after` is the id of the last item of the previous page. Nothing follows an item that is not (or
+/// no longer) in the list: such a page is empty, so that a reader of pages comes to an end.
 #[derive(Debug, Clone)]
 pub struct Page {
-    /// Id of the last item of the page before; none starts at the beginning.
+    /// Id of the last item of the page before; `None` starts at the beginning.
     pub after: Option<String>,
     /// Items at the most.
     pub limit: i64,
@@ -50,7 +50,7 @@ pub struct Page {
 }
 
 impl Page {
-    /// The limit within what one answer may hold.
+    /// Returns the limit, cut to the items that one answer may hold.
     pub(crate) fn bounded_limit(&self) -> i64 {
         self.limit.clamp(0, MAX_PAGE)
     }
@@ -76,36 +76,52 @@ macro_rules! file_query {
 }
 
 impl Store {
-    /// Stores the content of `path` (moved into the blobs) and its row.
+    /// Makes the file at `path` the content of a new file; nothing is left at `path`.
     pub async fn add_file(&self, new: NewFile, path: PathBuf) -> Result<File> {
         let store = self.clone();
-        // Content first: a row without content would be a file that cannot be read. The other way round is swept up.
         Self::to_the_end(async move {
             let id = new_id("file-");
             let context = format!("read {}", path.display());
-            let bytes = tokio::fs::metadata(&path).await.map_err(Error::io(context))?.len() as i64;
-            store.blobs.put_file(&blob_key(&id), path).await?;
-            let added = sqlx::query_as(file_query!(
-                "insert into files (id, organization, filename, purpose, bytes) values ($1, $2, $3, $4, $5) returning",
-                ""
-            ))
-            .bind(&id)
-            .bind(new.organization)
-            .bind(new.filename)
-            .bind(new.purpose)
-            .bind(bytes)
-            .fetch_one(&store.pool)
-            .await;
-            if added.is_err() {
-                // Best effort: the sweep removes what stays.
-                let _ = store.blobs.delete_prefix(&blob_key(&id)).await;
-            }
-            Ok(added?)
+            let bytes = tokio::fs::metadata(&path).await.map_err(Error::io(context))?.len();
+            store.blobs.adopt(&blob_key(&id), path).await?;
+            store.add_file_row(&id, new, bytes).await
         })
         .await
     }
 
-    /// The organisation's file, or [`crate::Error::NotFound`].
+    /// Stores `content` as a new file.
+    pub async fn add_content(&self, new: NewFile, content: Bytes) -> Result<File> {
+        let store = self.clone();
+        Self::to_the_end(async move {
+            let (id, bytes) = (new_id("file-"), content.len() as u64);
+            store.blobs.put(&blob_key(&id), content).await?;
+            store.add_file_row(&id, new, bytes).await
+        })
+        .await
+    }
+
+    /// Writes the row of a file whose content is stored. Content first: a row without content would be a file that
+    /// cannot be read; the other way round is swept up.
+    async fn add_file_row(&self, id: &str, new: NewFile, bytes: u64) -> Result<File> {
+        let added = sqlx::query_as(file_query!(
+            "insert into files (id, organization, filename, purpose, bytes) values ($1, $2, $3, $4, $5) returning",
+            ""
+        ))
+        .bind(id)
+        .bind(new.organization)
+        .bind(new.filename)
+        .bind(new.purpose)
+        .bind(bytes as i64)
+        .fetch_one(&self.pool)
+        .await;
+        if added.is_err() {
+            // Best effort: the sweep removes what stays.
+            let _ = self.blobs.delete_prefix(&blob_key(id)).await;
+        }
+        Ok(added?)
+    }
+
+    /// Reads the organisation's file, or [`Error::NotFound`].
     pub async fn file(&self, organization: &str, id: &str) -> Result<File> {
         sqlx::query_as(file_query!("select", "from files where organization = $1 and id = $2"))
             .bind(organization)
@@ -115,12 +131,17 @@ impl Store {
             .ok_or_else(|| no_such_file(id))
     }
 
-    /// A file's content as a stream of chunks.
+    /// Streams a file's content in chunks.
     pub async fn file_content(&self, file: &File) -> Result<BoxStream<'static, Result<Bytes>>> {
         self.blobs.stream(&blob_key(&file.id)).await
     }
 
-    /// A page of the organisation's files, and whether there are more.
+    /// Opens a file's content for reading; it can be read to its end even if the file is deleted meanwhile.
+    pub async fn open_file(&self, file: &File) -> Result<std::fs::File> {
+        self.blobs.open(&blob_key(&file.id)).await
+    }
+
+    /// Lists a page of the organisation's files, and tells whether there are more.
     pub async fn files(&self, organization: &str, purpose: Option<&str>, page: Page) -> Result<(Vec<File>, bool)> {
         let query = if page.ascending {
             file_query!(
@@ -148,7 +169,7 @@ impl Store {
         Ok(cut_page(files, limit))
     }
 
-    /// Deletes row and content, or [`crate::Error::NotFound`]; [`crate::Error::Invalid`] while a job needs the file.
+    /// Deletes row and content, or [`Error::NotFound`]; [`Error::FileInUse`] while a job needs the file.
     pub async fn delete_file(&self, organization: &str, id: &str) -> Result<()> {
         let (store, organization, id) = (self.clone(), organization.to_owned(), id.to_owned());
         Self::to_the_end(async move {
@@ -169,9 +190,7 @@ impl Store {
             .await?;
             match job {
                 None => Err(no_such_file(&id)),
-                Some(Some(job)) => {
-                    Err(Error::invalid("file_id", format!("File {id} is in use by job {job}: cancel the job first.")))
-                }
+                Some(Some(job)) => Err(Error::FileInUse { file: id, job }),
                 Some(None) => store.blobs.delete_prefix(&blob_key(&id)).await,
             }
         })
@@ -179,7 +198,7 @@ impl Store {
     }
 }
 
-/// Where a file's content lies in the blobs.
+/// Returns the key of a file's content in the blobs.
 fn blob_key(id: &str) -> String {
     format!("files/{id}")
 }

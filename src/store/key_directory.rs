@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::store::Store;
 use crate::store::keys::{ApiKey, KeyHash, PREFIX, hash};
 use crate::store::notifications;
-use crate::{Error, Result};
+use crate::store::{Error, Result};
 
 /// The database's channel; a trigger of the migrations writes to it.
 const CHANNEL: &str = "api_keys";
@@ -25,7 +25,7 @@ const MAX_ENTRIES: u64 = 10_000;
 /// Lookups at a time: made-up keys must leave most of the pool's connections to the requests that are let in.
 const LOOKUPS: usize = 4;
 
-/// Counts what the database has notified of.
+/// Number of notifications from the database so far.
 type Generation = u64;
 
 /// Why a lookup has no key to keep.
@@ -77,7 +77,7 @@ impl KeyDirectory {
         Ok(directory)
     }
 
-    /// The live key with this text.
+    /// Finds the live key with this text.
     pub async fn find(&self, text: &str) -> Result<Option<Arc<ApiKey>>> {
         if !text.starts_with(PREFIX) {
             return Ok(None);
@@ -100,35 +100,27 @@ impl KeyDirectory {
                     inner.unknown.insert(entry, ()).await;
                     Ok(None)
                 }
-                Miss::Failed(error) => Err(shared(error)),
+                Miss::Failed(error) => Err(error.clone()),
             },
         }
     }
 
-    /// True where a key was ever made, so that requests need one.
+    /// True if a key was ever made, so that requests need one.
     pub async fn is_closed(&self) -> Result<bool> {
         let inner = &self.inner;
         if self.was_closed() {
             return Ok(true);
         }
         let generation = inner.generation.load(Ordering::SeqCst);
-        let any = inner.any.try_get_with(generation, inner.store.has_keys()).await.map_err(|error| shared(&error))?;
+        let any = inner.any.try_get_with(generation, inner.store.has_keys()).await.map_err(|error| (*error).clone())?;
         if any && !inner.closed.swap(true, Ordering::SeqCst) {
             tracing::info!("the database holds API keys: every request needs one");
         }
         Ok(any)
     }
 
-    /// What [`KeyDirectory::is_closed`] last found.
+    /// Returns the last answer of [`KeyDirectory::is_closed`].
     pub fn was_closed(&self) -> bool {
         self.inner.closed.load(Ordering::SeqCst)
-    }
-}
-
-/// The error of a lookup that several requests waited for.
-fn shared(error: &Error) -> Error {
-    match error {
-        Error::Unavailable(message) => Error::Unavailable(message.clone()),
-        error => Error::Internal(format!("look up a key: {error}")),
     }
 }

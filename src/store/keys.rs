@@ -6,8 +6,8 @@
 
 use sha2::{Digest as _, Sha256};
 
+use crate::store::{Error, Result};
 use crate::store::{MAX_PAGE, Store, new_id, with_random_letters};
-use crate::{Error, Result};
 
 /// Where the text of every key begins.
 pub const PREFIX: &str = "sk-attune-";
@@ -24,17 +24,17 @@ pub type KeyHash = [u8; 32];
 /// What a new key may do.
 #[derive(Debug, Clone, Default)]
 pub struct NewKey {
-    /// Owner of what is made with the key; see [`normal_organization`].
+    /// Owner of everything that is made with the key; see [`normal_organization`].
     pub organization: String,
     /// A note for people.
     pub name: Option<String>,
-    /// May do what concerns the whole server, or other organisations.
+    /// True if it may manage the whole server and other organisations.
     pub admin: bool,
-    /// Requests per minute; absent: the configuration's.
+    /// Requests per minute; `None` takes the configuration's.
     pub requests_per_minute: Option<u64>,
-    /// Tokens per minute; absent: the configuration's.
+    /// Tokens per minute; `None` takes the configuration's.
     pub tokens_per_minute: Option<u64>,
-    /// Unix seconds; absent: never.
+    /// Unix seconds; `None` never expires.
     pub expires_at: Option<i64>,
 }
 
@@ -43,17 +43,17 @@ pub struct NewKey {
 pub struct ApiKey {
     /// `key_…`
     pub id: String,
-    /// Owner of what is made with it.
+    /// Owner of everything that is made with it.
     pub organization: String,
     /// A note for people.
     pub name: Option<String>,
     /// The ends of its text.
     pub masked: String,
-    /// May do what concerns the whole server, or other organisations.
+    /// True if it may manage the whole server and other organisations.
     pub admin: bool,
-    /// Requests per minute; absent: the configuration's.
+    /// Requests per minute; `None` takes the configuration's.
     pub requests_per_minute: Option<i64>,
-    /// Tokens per minute; absent: the configuration's.
+    /// Tokens per minute; `None` takes the configuration's.
     pub tokens_per_minute: Option<i64>,
     /// When it was made.
     pub created_at: i64,
@@ -66,7 +66,7 @@ pub struct ApiKey {
 }
 
 impl ApiKey {
-    /// True where `now`, in unix seconds, is past its end.
+    /// True if `now`, in unix seconds, is past its end.
     pub fn has_expired(&self, now: i64) -> bool {
         self.expires_at.is_some_and(|end| end <= now)
     }
@@ -85,7 +85,7 @@ macro_rules! key_query {
     };
 }
 
-/// The hash that finds a key.
+/// Hashes a key's text; the hash finds the key.
 pub fn hash(text: &str) -> KeyHash {
     Sha256::digest(text).into()
 }
@@ -100,7 +100,7 @@ pub fn normal_organization(name: &str) -> Result<String> {
             "organisation `{name}`: use 1 to {MAX_ORGANIZATION} letters (a to z), digits, `-` and `_`; it becomes a part \
              of the names of fine-tuned models"
         );
-        return Err(Error::invalid("organization", message));
+        return Err(Error::KeySetting(message));
     }
     Ok(normal)
 }
@@ -110,12 +110,12 @@ impl Store {
     pub async fn create_key(&self, new: NewKey) -> Result<(ApiKey, String)> {
         let organization = normal_organization(&new.organization)?;
         if new.name.as_ref().is_some_and(|name| name.chars().count() > MAX_NAME) {
-            return Err(Error::invalid("name", format!("the name of a key has at most {MAX_NAME} characters")));
+            return Err(Error::KeySetting(format!("the name of a key has at most {MAX_NAME} characters")));
         }
-        let limit = |param: &str, limit: Option<u64>| match limit.map(i64::try_from) {
+        let limit = |name: &str, limit: Option<u64>| match limit.map(i64::try_from) {
             None => Ok(None),
             Some(Ok(limit @ 1..)) => Ok(Some(limit)),
-            Some(_) => Err(Error::invalid(param, format!("{param} must be at least 1, and no more than {}", i64::MAX))),
+            Some(_) => Err(Error::KeySetting(format!("{name} must be at least 1, and no more than {}", i64::MAX))),
         };
         let text = with_random_letters(PREFIX, RANDOM);
         let key = sqlx::query_as(key_query!(
@@ -138,7 +138,7 @@ impl Store {
         Ok((key, text))
     }
 
-    /// All keys, of one organisation where it is given, oldest first.
+    /// Lists all keys, or those of one organisation, oldest first.
     pub async fn keys(&self, organization: Option<&str>) -> Result<Vec<ApiKey>> {
         let keys = sqlx::query_as(key_query!(
             "select",
@@ -147,7 +147,7 @@ impl Store {
         Ok(keys.bind(organization).bind(MAX_PAGE).fetch_all(&self.pool).await?)
     }
 
-    /// Ends a key for good, or [`crate::Error::NotFound`]. Revoking it again changes nothing.
+    /// Ends a key for good, or [`Error::NotFound`]. Revoking it again changes nothing.
     pub async fn revoke_key(&self, id: &str) -> Result<ApiKey> {
         sqlx::query_as(key_query!(
             "update api_keys set revoked_at = coalesce(revoked_at, now()) where id = $1 returning",
@@ -159,7 +159,7 @@ impl Store {
         .ok_or_else(|| Error::NotFound { kind: "key", id: id.into() })
     }
 
-    /// The key with this hash, unless it is revoked or has expired.
+    /// Finds the key with this hash, unless it is revoked or has expired.
     pub async fn live_key(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
         Ok(sqlx::query_as(key_query!(
             "select",
@@ -170,7 +170,7 @@ impl Store {
         .await?)
     }
 
-    /// True where a key was ever made, live or not: a server is not opened again by revoking its last key.
+    /// True if a key was ever made, live or not: a server is not opened again by revoking its last key.
     pub async fn has_keys(&self) -> Result<bool> {
         Ok(sqlx::query_scalar("select exists (select from api_keys)").fetch_one(&self.pool).await?)
     }

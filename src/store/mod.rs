@@ -1,7 +1,8 @@
-//! All SQL but the job queue's: uploaded files, fine-tuned models, API keys, usage; the private Postgres; blobs on disk.
-//! Called by `api` and `jobs`.
+//! All SQL but the job queue's: uploaded files, fine-tuned models, API keys, usage; the private Postgres; blobs on
+//! disk. Called by `api` and `jobs`.
 
 pub mod blobs;
+mod error;
 pub mod files;
 pub mod key_directory;
 pub mod keys;
@@ -19,11 +20,12 @@ use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::Rng as _;
+use rand::distr::Alphanumeric;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, PgPool, Row as _};
-use uuid::Uuid;
 
-use crate::{Error, Result};
+pub use error::{Error, Result};
 pub use sweep::Swept;
 
 /// Connections of one process. A private Postgres allows 50, so that a server and a few workers share it.
@@ -41,7 +43,7 @@ pub struct Store {
     pub(crate) pool: PgPool,
     /// Contents of files, adapters and checkpoints.
     pub blobs: blobs::Blobs,
-    /// The folder for files that live no longer than what makes them.
+    /// The folder for temporary files.
     pub scratch: Arc<Path>,
 }
 
@@ -58,7 +60,7 @@ impl Store {
             .application_name("attune");
         migrate(&options).await?;
         let options = options.options([("idle_in_transaction_session_timeout", "30s"), ("statement_timeout", "60s")]);
-        let blobs = blobs::Blobs::open(&data_dir.join("blobs"))?;
+        let blobs = blobs::Blobs::in_folder(&data_dir.join("blobs"))?;
         let scratch = data_dir.join("tmp");
         std::fs::create_dir_all(&scratch).map_err(Error::io(format!("create {}", scratch.display())))?;
         Ok(Self { pool: pool(options, connections), blobs, scratch: scratch.into() })
@@ -75,7 +77,7 @@ impl Store {
         matches!(tokio::time::timeout(READY_TIMEOUT, answer).await, Ok(Ok(1)))
     }
 
-    /// Runs `work` to its end even where the caller goes away: for steps that belong together but that one statement
+    /// Runs `work` to its end even if the caller goes away: for steps that belong together but that one statement
     /// cannot join, such as a row and its blob. axum drops a handler when its client hangs up.
     async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
         tokio::spawn(work).await.map_err(|error| Error::Internal(format!("storage task: {error}")))?
@@ -97,7 +99,7 @@ async fn migrate(options: &PgConnectOptions) -> Result<()> {
     Ok(connection.close().await?)
 }
 
-/// A pool that hands out clean connections only.
+/// Makes a pool that hands out clean connections only.
 fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections)
@@ -117,24 +119,15 @@ fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
         .connect_lazy_with(options)
 }
 
-/// A public id: `prefix` and 24 random letters and digits.
+/// Makes a public id: `prefix` and 24 random letters and digits.
 pub(crate) fn new_id(prefix: &str) -> String {
     with_random_letters(prefix, 24)
 }
 
-/// `prefix` and `count` letters and digits that nobody can guess: UUIDs of version 4 come from the system's generator.
+/// Makes a text of `prefix` and `count` letters and digits that nobody can guess: the generator is a cryptographic one.
 fn with_random_letters(prefix: &str, count: usize) -> String {
-    const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-    let mut text = String::with_capacity(prefix.len() + count);
-    text.push_str(prefix);
-    while text.len() < prefix.len() + count {
-        // Bytes 6 and 8 hold the UUID's version; bytes of 248 and more would favour some letters.
-        let bytes = Uuid::new_v4().into_bytes().into_iter().enumerate();
-        let even = bytes.filter(|(index, byte)| !matches!(index, 6 | 8) && *byte < 248);
-        let letters = even.map(|(_, byte)| char::from(ALPHABET[usize::from(byte) % ALPHABET.len()]));
-        text.extend(letters.take(prefix.len() + count - text.len()));
-    }
-    text
+    let letters = rand::rng().sample_iter(Alphanumeric).take(count).map(char::from);
+    prefix.chars().chain(letters).collect()
 }
 
 #[cfg(test)]

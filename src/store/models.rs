@@ -1,18 +1,18 @@
-//! Fine-tuned models: a name, its base and the adapter generation it points to; a job's checkpoints are some, too. The job
-//! queue publishes them, or `api` brings them from elsewhere; `api` and the adapter registry read and delete them.
+//! Fine-tuned models: a name, its base and the adapter generation it points to; a job's checkpoints are some, too. The
+//! job queue publishes them, or `api` brings them from elsewhere; `api` and the adapter registry read and delete them.
 
 use bytes::Bytes;
 use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
+use crate::store::{Error, Result};
 use crate::store::{MAX_PAGE, Store};
-use crate::{Error, Result};
 
 /// A fine-tuned model. Its adapter lies in the blobs `adapters/{adapter}/…`.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct FineTunedModel {
-    /// `ft:{base}:{org}:{suffix}:{id}` or `{base}:ft-{org}:{suffix}-{time}-{id}`, of a checkpoint with `:ckpt-step-{step}`
-    /// behind it, or what the caller chose for an adapter from elsewhere.
+    /// `ft:{base}:{org}:{suffix}:{id}` or `{base}:ft-{org}:{suffix}-{time}-{id}`, of a checkpoint with
+    /// `:ckpt-step-{step}` behind it, or a name that the caller chose for an adapter from elsewhere.
     pub name: String,
     /// The owner.
     pub organization: String,
@@ -20,7 +20,7 @@ pub struct FineTunedModel {
     pub base: String,
     /// SHA-256 of the adapter generation.
     pub adapter: String,
-    /// Public id of the job that made it; none for an adapter from elsewhere.
+    /// Public id of the job that made it; `None` for an adapter from elsewhere.
     pub job: Option<String>,
     /// Unix seconds.
     pub created_at: i64,
@@ -55,7 +55,7 @@ macro_rules! model_query {
 pub(super) use model_query;
 
 impl Store {
-    /// The organisation's model, or [`crate::Error::ModelNotFound`].
+    /// Reads the organisation's model, or [`Error::ModelNotFound`].
     pub async fn fine_tuned_model(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
         sqlx::query_as(model_query!("select", "from fine_tuned_models where organization = $1 and name = $2"))
             .bind(organization)
@@ -65,8 +65,8 @@ impl Store {
             .ok_or_else(|| Error::ModelNotFound(name.into()))
     }
 
-    /// All models that the organisation may use, oldest first: its own, their checkpoints among them, and those of others
-    /// that it has permission for.
+    /// Lists all models that the organisation may use, oldest first: its own, their checkpoints among them, and those
+    /// of others that it has permission for.
     pub async fn usable_models(&self, organization: &str) -> Result<Vec<FineTunedModel>> {
         let models = sqlx::query_as(model_query!(
             "select",
@@ -78,9 +78,9 @@ impl Store {
         Ok(models.bind(organization).bind(MAX_PAGE).fetch_all(&self.pool).await?)
     }
 
-    /// Stores the adapter's blobs (key and content) and its name. Where the organisation has the name already it is
-    /// re-pointed if `replace`, else refused with [`crate::Error::Invalid`]; a job's model is never replaced. What is refused
-    /// leaves no blobs.
+    /// Stores the adapter's blobs (key and content) and its name. If the organisation has the name already, it is
+    /// re-pointed if `replace`, else refused with [`Error::NameTaken`]; a job's model is never replaced
+    /// ([`Error::NameOfJob`]). A refused adapter leaves no blobs.
     pub async fn add_model(&self, new: NewModel, blobs: Vec<(String, Bytes)>, replace: bool) -> Result<FineTunedModel> {
         let store = self.clone();
         Self::to_the_end(async move {
@@ -115,7 +115,8 @@ impl Store {
         Err(Error::Unavailable("The same adapter is being deleted at the same time.".into()))
     }
 
-    /// Writes the row, and tells which adapter the name had before. `None`: a deletion took the blobs in the meantime.
+    /// Writes the row, and returns which adapter the name had before. `None`: a deletion took the blobs in the
+    /// meantime.
     async fn name_model(
         &self,
         new: &NewModel,
@@ -154,16 +155,16 @@ impl Store {
         Ok(Some((model, before.map(|before| before.adapter))))
     }
 
-    /// A transaction during which no other one names or removes an adapter's blobs.
+    /// Begins a transaction during which no other one names or removes an adapter's blobs.
     async fn lock_adapters(&self) -> Result<Transaction<'static, Postgres>> {
         let mut transaction = self.pool.begin().await?;
         sqlx::query("select pg_advisory_xact_lock(hashtext('adapters'))").execute(&mut *transaction).await?;
         Ok(transaction)
     }
 
-    /// Removes a generation's blobs where no name points to it.
+    /// Removes a generation's blobs unless a name points to it.
     ///
-    /// Blobs are named by content, and a running job (other than `job`, which knows what it does) may be about to publish
+    /// Blobs are named by content, and a running job (other than `job`, which asks) may be about to publish
     /// the same content; then they stay for the sweep to judge.
     pub(crate) async fn remove_unused_adapter(&self, adapter: &str, job: Option<Uuid>) -> Result<()> {
         let mut transaction = self.lock_adapters().await?;
@@ -181,7 +182,7 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
-    /// Removes the name, and the adapter's blobs where no other name points to it.
+    /// Removes the name, and the adapter's blobs unless another name points to it.
     pub async fn delete_fine_tuned_model(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
         let (store, organization, name) = (self.clone(), organization.to_owned(), name.to_owned());
         Self::to_the_end(async move {
@@ -202,17 +203,9 @@ impl Store {
 }
 
 fn check_replaceable(before: &FineTunedModel, replace: bool) -> Result<()> {
-    let name = &before.name;
-    if before.job.is_some() {
-        let message = format!("A fine-tune job made the model '{name}': choose another name.");
-        return Err(Error::invalid_code("lora_name", "invalid_value", message));
+    match (&before.job, replace) {
+        (Some(_), _) => Err(Error::NameOfJob(before.name.clone())),
+        (None, false) => Err(Error::NameTaken(before.name.clone())),
+        (None, true) => Ok(()),
     }
-    if !replace {
-        let message = format!(
-            "The lora adapter '{name}' has already been loaded. Set 'load_inplace' to true to replace it, or choose \
-             another name."
-        );
-        return Err(Error::invalid_code("lora_name", "invalid_value", message));
-    }
-    Ok(())
 }

@@ -1,12 +1,12 @@
-//! Hears what the database's triggers notify of. The job queue and the keys listen, each on a connection of its own that
-//! serves the whole process.
+//! Listens to the notifications of the database's triggers. The job queue and the keys listen, each on a connection of
+//! its own that serves the whole process.
 
 use std::time::Duration;
 
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::Result;
+use crate::store::Result;
 use crate::store::Store;
 
 /// Pauses between attempts to connect again.
@@ -17,7 +17,8 @@ const RETRY: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=D
 pub(crate) enum Heard<'a> {
     /// A notification, with its payload.
     Payload(&'a str),
-    /// The connection was lost and is back: notifications of the time between are lost too, so anything may have changed.
+    /// The connection was lost and is back: notifications of the time between are lost too, so anything may have
+    /// changed.
     Gap,
 }
 

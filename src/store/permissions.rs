@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use crate::store::files::{Page, cut_page};
 use crate::store::models::{FineTunedModel, model_query};
+use crate::store::{Error, Result};
 use crate::store::{Store, new_id};
-use crate::{Error, Result};
 
 /// One organisation's leave to use one model of another.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
@@ -27,8 +27,8 @@ macro_rules! permission_query {
 }
 
 impl Store {
-    /// The model that `organization` means by `name`: its own, else one that it has permission for;
-    /// [`crate::Error::ModelNotFound`] otherwise.
+    /// Finds the model that `organization` means by `name`: its own, else one that it has permission for;
+    /// [`Error::ModelNotFound`] otherwise.
     pub async fn usable_model(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
         sqlx::query_as(model_query!(
             "select",
@@ -45,8 +45,8 @@ impl Store {
         .ok_or_else(|| Error::ModelNotFound(name.into()))
     }
 
-    /// Lets organisations use the owner's model `name`; the permissions in the order of `project_ids`, of which those that
-    /// were there before are unchanged. [`crate::Error::ModelNotFound`] where the owner has no such model.
+    /// Lets organisations use the owner's model `name`; returns the permissions in the order of `project_ids`, of which
+    /// those that were there before are unchanged. [`Error::ModelNotFound`] if the owner has no such model.
     pub async fn grant(&self, owner: &str, name: &str, project_ids: &[String]) -> Result<Vec<Permission>> {
         // In one order for all, so that two grants never wait for each other; and each once, as `on conflict` demands.
         let projects: Vec<&String> = project_ids.iter().collect::<BTreeSet<_>>().into_iter().collect();
@@ -74,7 +74,8 @@ impl Store {
         Ok(granted)
     }
 
-    /// A page of the permissions for the owner's model, newest first unless asked otherwise, and whether there are more.
+    /// Lists a page of the permissions for the owner's model, newest first unless asked otherwise, and whether there
+    /// are more.
     pub async fn permissions(
         &self,
         owner: &str,

@@ -1,5 +1,5 @@
-//! Removes blobs that no row names: what a killed process left between writing a blob and its row, or between deleting
-//! the row and the blob. Called by `app` at start.
+//! Removes blobs that no row names: a process was killed between writing a blob and its row, or between deleting the
+//! row and the blob. Called by `app` at start.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use std::time::{Duration, SystemTime};
 use futures::TryStreamExt as _;
 
 use crate::store::Store;
-use crate::{Error, Result};
+use crate::store::{Error, Result};
 
 /// Younger blobs may belong to a row that another process is about to write.
 const GRACE: Duration = Duration::from_hours(1);
 /// Objects removed in one call, so that it ends soon; the next call goes on.
 const MAX_REMOVED: usize = 1_000;
 
-/// What a sweep did.
+/// The work of one sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Blobs seen.
@@ -25,8 +25,8 @@ pub struct Swept {
 }
 
 impl Store {
-    /// Removes files, adapters and checkpoints that no row names, and short-lived files, that are older than an hour. Bounded
-    /// in work; safe beside other processes and beside requests.
+    /// Removes files, adapters and checkpoints that no row names, and short-lived files, that are older than an hour.
+    /// Bounded in work; safe beside other processes and beside requests.
     pub async fn sweep(&self) -> Result<Swept> {
         self.sweep_older_than(GRACE).await
     }
@@ -45,7 +45,7 @@ impl Store {
                 "select found from unnest($1::text[]) found
                   where not exists (select from fine_tuned_models where adapter = found)",
             ),
-            // A finished job never resumes; the worker may name its folder by the job's key or by its public id.
+            // A finished job never resumes. Folders are named by the job's public id; a key would be as good a name.
             (
                 "checkpoints",
                 "select found from unnest($1::text[]) found where not exists (

@@ -1,15 +1,16 @@
-//! What each key used, by model and UTC day: the sums that `GET /v1/usage` shows. The [recorder](super::usage_recorder)
-//! writes what requests used; a job's tokens are written by the statement that finishes it, in `jobs::queue`.
+//! The use of each key, by model and UTC day: the sums that `GET /v1/usage` shows. The
+//! [recorder](super::usage_recorder) writes the use of requests; a job's tokens are written by the statement that
+//! finishes it, in `jobs::queue`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::Result;
+use crate::store::Result;
 use crate::store::{MAX_PAGE, Store};
 
-/// Whose sums, and of what: a row of the table.
+/// The key of a row: whose sums, and of which model.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UsageEntry {
     /// The owner of the key.
@@ -48,10 +49,10 @@ impl Counts {
 /// Sums that go to the database together, by UTC day (`2026-01-31`) and entry.
 pub type UsageRows = BTreeMap<(Arc<str>, UsageEntry), Counts>;
 
-/// What to select, and how to sum it up. Days are UTC, `2026-01-31`.
+/// Which rows to select, and how to sum them up. Days are UTC, `2026-01-31`.
 #[derive(Debug, Clone, Default)]
 pub struct UsageQuery {
-    /// Only this organisation's; absent: all of them, and a row for each.
+    /// Only this organisation's; `None` sums all of them, with a row for each.
     pub organization: Option<String>,
     /// The first day.
     pub start: String,
@@ -63,7 +64,7 @@ pub struct UsageQuery {
     pub by_model: bool,
     /// A row for each key.
     pub by_key: bool,
-    /// What tokens cost.
+    /// Prices of tokens.
     pub prices: Vec<BasePrice>,
     /// Rows at the most.
     pub limit: i64,
@@ -86,7 +87,7 @@ pub struct BasePrice {
     pub training: f64,
 }
 
-/// One row of the answer. What the query does not group by is absent.
+/// One row of the answer. Columns that the query does not group by are `None`.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
 pub struct UsageRow {
     /// UTC day.
@@ -95,7 +96,7 @@ pub struct UsageRow {
     pub organization: Option<String>,
     /// The model, as asked for.
     pub model: Option<String>,
-    /// Id of the key; empty where it is not known.
+    /// Id of the key; empty if it is not known.
     pub key: Option<String>,
     /// Requests that ran a model.
     pub requests: i64,
@@ -107,13 +108,13 @@ pub struct UsageRow {
     pub completion_tokens: i64,
     /// Tokens trained on.
     pub trained_tokens: i64,
-    /// Money; absent where a base model in the sum has no price.
+    /// Money; `None` if a base model in the sum has no price.
     pub cost: Option<f64>,
 }
 
 impl Store {
-    /// Adds the sums of a process's batch. Batches are numbered upwards; one that is there already is not added again, so
-    /// that a batch can be sent once more where it is not known whether it arrived.
+    /// Adds the sums of a process's batch. Batches are numbered upwards; one that is there already is not added again,
+    /// so that a batch can be sent once more if it is not known whether it arrived.
     pub async fn add_usage(&self, writer: Uuid, batch: i64, rows: &UsageRows) -> Result<()> {
         let column = |value: fn(&Counts) -> i64| rows.values().map(value).collect::<Vec<i64>>();
         let texts = |value: fn(&UsageEntry) -> &str| rows.keys().map(|(_, entry)| value(entry)).collect::<Vec<&str>>();

@@ -1,20 +1,21 @@
-//! Gathers what requests use and writes it in batches, off their path. `api` records, `app` runs the writer.
+//! Gathers the use of requests and writes it in batches, off their path. `api` records, `app` runs the writer.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::Result;
+use crate::store::Result;
 use crate::store::Store;
 use crate::store::usage::{Counts, UsageEntry, UsageRows};
 
 /// Pause between batches.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Sums that wait for the database at the most. Beyond it what fine-tuned models use is summed up under their base, so
-/// that the number of sums is bounded by keys and base models, and nothing is lost.
+/// Sums that wait for the database at the most. Beyond it the use of fine-tuned models is summed up under their base,
+/// so that the number of sums is bounded by keys and base models, and nothing is lost.
 const MAX_WAITING: usize = 20_000;
 
 /// The recorder. Cheap to clone.
@@ -126,7 +127,7 @@ impl UsageRecorder {
 
 impl Inner {
     fn with_waiting<T>(&self, work: impl FnOnce(&mut Waiting) -> T) -> T {
-        work(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut self.waiting.lock())
     }
 }
 

@@ -9,14 +9,14 @@ use attune::datasets::{Dataset, DatasetReport, TextCodec, TokenizedExample};
 use attune::model::{Error, Result};
 use serde_json::Value;
 
-pub const END: u32 = 1000;
+pub(crate) const END: u32 = 1000;
 
 /// One token per character, `<end>` being one token, and a template of the common form.
-pub struct Characters {
+pub(crate) struct Characters {
     pub template: Template,
 }
 
-pub enum Template {
+pub(crate) enum Template {
     None,
     /// `[role]content<end>\n` for each message.
     Plain,
@@ -81,20 +81,20 @@ impl TextCodec for Characters {
 }
 
 /// The targets of an example as text, `$` for the end token.
-pub fn targets(example: &TokenizedExample) -> String {
+pub(crate) fn targets(example: &TokenizedExample) -> String {
     let weighted = example.tokens.iter().zip(&example.weights).filter(|(_, weight)| **weight > 0.0);
     weighted.map(|(token, _)| if *token == END { '$' } else { char::from_u32(*token).unwrap() }).collect()
 }
 
 /// A file as tokens, in memory.
 #[derive(Debug)]
-pub struct Rendered {
+pub(crate) struct Rendered {
     pub examples: Vec<TokenizedExample>,
     pub report: DatasetReport,
 }
 
 impl Rendered {
-    pub fn of(data: Dataset) -> attune_train::Result<Self> {
+    pub(crate) fn of(data: Dataset) -> attune_train::Result<Self> {
         Ok(Self { examples: data.examples.range(0..data.examples.len())?, report: data.report })
     }
 }

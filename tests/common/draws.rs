@@ -3,7 +3,7 @@
 use attune::model::kernels::Draw;
 
 /// What a draw has to choose from, in its order: tokens and what they weigh.
-pub fn candidates(logits: &[f32], draw: &Draw) -> Vec<(usize, f64)> {
+pub(crate) fn candidates(logits: &[f32], draw: &Draw) -> Vec<(usize, f64)> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |logit: &f32| f64::from((logit - largest) / draw.temperature).exp();
     let mut tokens: Vec<(usize, f64)> = logits.iter().map(weight).enumerate().collect();

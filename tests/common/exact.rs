@@ -13,14 +13,14 @@ use attune::train::backward::PackedBatch;
 use candle_core::{DType, Device};
 
 /// `x` `[rows, inputs]` times `weight` `[outputs, inputs]`, transposed.
-pub fn linear(x: &[f64], weight: &[f64], inputs: usize) -> Vec<f64> {
+pub(crate) fn linear(x: &[f64], weight: &[f64], inputs: usize) -> Vec<f64> {
     let products = x.chunks_exact(inputs).flat_map(|row| {
         weight.chunks_exact(inputs).map(move |column| row.iter().zip(column).map(|(a, b)| a * b).sum::<f64>())
     });
     products.collect()
 }
 
-pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
+pub(crate) fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
     let rows = x.chunks_exact(weight.len()).flat_map(|row| {
         let square = row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64;
         row.iter().zip(weight).map(move |(x, weight)| x / (square + eps).sqrt() * weight)
@@ -29,7 +29,7 @@ pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
 }
 
 /// Rotates each head's halves: `x` `[rows, heads, width]`; `angles` `[rows, width / 2]`.
-pub fn rope(x: &[f64], heads: usize, width: usize, angles: &[f64]) -> Vec<f64> {
+pub(crate) fn rope(x: &[f64], heads: usize, width: usize, angles: &[f64]) -> Vec<f64> {
     let half = width / 2;
     let mut y = x.to_vec();
     for (row, y) in y.chunks_exact_mut(heads * width).enumerate() {
@@ -45,13 +45,13 @@ pub fn rope(x: &[f64], heads: usize, width: usize, angles: &[f64]) -> Vec<f64> {
     y
 }
 
-pub fn swiglu(gate: &[f64], up: &[f64]) -> Vec<f64> {
+pub(crate) fn swiglu(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect()
 }
 
 /// The shape of attention: query heads, key heads, the width of a head, tokens that it looks back.
 #[derive(Clone, Copy)]
-pub struct Heads {
+pub(crate) struct Heads {
     pub queries: usize,
     pub keys: usize,
     pub width: usize,
@@ -59,7 +59,7 @@ pub struct Heads {
 }
 
 /// Causal attention inside each of `sequences`.
-pub fn attention(q: &[f64], k: &[f64], v: &[f64], sequences: &[Range<usize>], heads: Heads) -> Vec<f64> {
+pub(crate) fn attention(q: &[f64], k: &[f64], v: &[f64], sequences: &[Range<usize>], heads: Heads) -> Vec<f64> {
     let Heads { queries, keys, width, window } = heads;
     let mut out = vec![0.0; q.len()];
     for rows in sequences {
@@ -87,27 +87,27 @@ pub fn attention(q: &[f64], k: &[f64], v: &[f64], sequences: &[Range<usize>], he
 }
 
 /// The cross entropy of `target` under `logits`.
-pub fn cross_entropy(logits: &[f64], target: u32) -> f64 {
+pub(crate) fn cross_entropy(logits: &[f64], target: u32) -> f64 {
     let largest = logits.iter().copied().fold(f64::MIN, f64::max);
     largest + logits.iter().map(|logit| (logit - largest).exp()).sum::<f64>().ln() - logits[target as usize]
 }
 
 /// A and B of one layer.
 #[derive(Clone)]
-pub struct Pair {
+pub(crate) struct Pair {
     pub a: Vec<f64>,
     pub b: Vec<f64>,
     pub scale: f64,
 }
 
 /// A decoder without stretched frequencies.
-pub struct Model {
+pub(crate) struct Model {
     config: ModelConfig,
     weights: HashMap<String, Vec<f64>>,
 }
 
 impl Model {
-    pub fn read(folder: &Path) -> Self {
+    pub(crate) fn read(folder: &Path) -> Self {
         let tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
         let numbers = |tensor: candle_core::Tensor| {
             tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
@@ -117,7 +117,7 @@ impl Model {
     }
 
     /// Σ weight · cross entropy of the batch's targets.
-    pub fn loss(&self, adapter: &HashMap<(usize, Site), Pair>, batch: &PackedBatch) -> f64 {
+    pub(crate) fn loss(&self, adapter: &HashMap<(usize, Site), Pair>, batch: &PackedBatch) -> f64 {
         let config = &self.config;
         let (hidden, width, eps) = (config.hidden_size, config.head_dim, f64::from(config.rms_norm_eps));
         let embedding = &self.weights["model.embed_tokens.weight"];

@@ -22,7 +22,7 @@ use candle_core::{Device, Tensor};
 use serde_json::json;
 
 /// Every family with its particulars.
-pub const FAMILIES: [&str; 9] = [
+pub(crate) const FAMILIES: [&str; 9] = [
     "llama",
     "llama3_rope",
     "llama_bias_heads",
@@ -35,34 +35,34 @@ pub const FAMILIES: [&str; 9] = [
 ];
 
 /// Families that come with a PEFT adapter and a training run.
-pub const TRAINED_FAMILIES: [&str; 4] = ["llama", "qwen2", "qwen3", "smollm3"];
+pub(crate) const TRAINED_FAMILIES: [&str; 4] = ["llama", "qwen2", "qwen3", "smollm3"];
 
 /// The device under test: the first GPU in a build with the feature `cuda`, else the CPU.
-pub fn device() -> Device {
+pub(crate) fn device() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     let choice = if cfg!(feature = "cuda") { DeviceChoice::Cuda(0) } else { DeviceChoice::Cpu };
     // Tensors that meet must be of one device, and a GPU that is opened twice is two.
     DEVICE.get_or_init(|| attune::model::device::select(choice).expect("this build tests a GPU")).clone()
 }
 
-pub fn folder(family: &str) -> PathBuf {
+pub(crate) fn folder(family: &str) -> PathBuf {
     // The binary may run on another machine than the one that built it; there it runs in the repository's root.
     let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let here = PathBuf::from("tests/fixtures");
     if here.is_dir() { here.join(family) } else { built.join(family) }
 }
 
-pub fn load(family: &str, device: &Device) -> (ModelConfig, Decoder) {
+pub(crate) fn load(family: &str, device: &Device) -> (ModelConfig, Decoder) {
     load_as(family, device, &Storage::default())
 }
 
 /// The same with its weights held as `storage` says.
-pub fn load_as(family: &str, device: &Device, storage: &Storage) -> (ModelConfig, Decoder) {
+pub(crate) fn load_as(family: &str, device: &Device, storage: &Storage) -> (ModelConfig, Decoder) {
     load_on(family, &Kernels::of(device).unwrap(), storage)
 }
 
 /// The same over `kernels`.
-pub fn load_on(family: &str, kernels: &Kernels, storage: &Storage) -> (ModelConfig, Decoder) {
+pub(crate) fn load_on(family: &str, kernels: &Kernels, storage: &Storage) -> (ModelConfig, Decoder) {
     let folder = folder(family);
     let config = ModelConfig::read(&folder).unwrap();
     let weights = Weights::open(&folder, kernels.device()).unwrap();
@@ -71,17 +71,20 @@ pub fn load_on(family: &str, kernels: &Kernels, storage: &Storage) -> (ModelConf
 }
 
 /// A fixture as a whole model. It has no tokenizer of its own: each of its ids becomes a word.
-pub fn whole_model(family: &str) -> Arc<BaseModel> {
+pub(crate) fn whole_model(family: &str) -> Arc<BaseModel> {
     whole_model_of(family, |_, _| {})
 }
 
 /// The same over `kernels`.
-pub fn whole_model_on(family: &str, kernels: &Kernels) -> Arc<BaseModel> {
+pub(crate) fn whole_model_on(family: &str, kernels: &Kernels) -> Arc<BaseModel> {
     make_whole_model(family, kernels, |_, _| {})
 }
 
 /// The same after a change of its weights.
-pub fn whole_model_of(family: &str, change: impl FnOnce(&mut HashMap<String, Tensor>, &ModelConfig)) -> Arc<BaseModel> {
+pub(crate) fn whole_model_of(
+    family: &str,
+    change: impl FnOnce(&mut HashMap<String, Tensor>, &ModelConfig),
+) -> Arc<BaseModel> {
     make_whole_model(family, &Kernels::of(&device()).unwrap(), change)
 }
 
@@ -109,31 +112,31 @@ fn make_whole_model(
 }
 
 /// The tensors of a reference file, on the CPU.
-pub struct Reference(pub HashMap<String, Tensor>);
+pub(crate) struct Reference(pub HashMap<String, Tensor>);
 
 impl Reference {
-    pub fn read(family: &str, file: &str) -> Self {
+    pub(crate) fn read(family: &str, file: &str) -> Self {
         Self(candle_core::safetensors::load(folder(family).join(file), &Device::Cpu).unwrap())
     }
 
-    pub fn tensor(&self, name: &str) -> &Tensor {
+    pub(crate) fn tensor(&self, name: &str) -> &Tensor {
         self.0.get(name).unwrap_or_else(|| panic!("the reference has no `{name}`"))
     }
 
-    pub fn ids(&self, name: &str) -> Vec<u32> {
+    pub(crate) fn ids(&self, name: &str) -> Vec<u32> {
         self.tensor(name).to_vec1::<i64>().unwrap().into_iter().map(|id| id as u32).collect()
     }
 
-    pub fn floats(&self, name: &str) -> Vec<f32> {
+    pub(crate) fn floats(&self, name: &str) -> Vec<f32> {
         self.tensor(name).flatten_all().unwrap().to_vec1().unwrap()
     }
 
-    pub fn scalar(&self, name: &str) -> f32 {
+    pub(crate) fn scalar(&self, name: &str) -> f32 {
         self.floats(name)[0]
     }
 
     /// The adapter whose tensors are called `{prefix}base_model.model.model.layers.…`.
-    pub fn adapter(&self, prefix: &str, config: &ModelConfig, scale: f32, device: &Device) -> Adapter {
+    pub(crate) fn adapter(&self, prefix: &str, config: &ModelConfig, scale: f32, device: &Device) -> Adapter {
         let layers = (0..config.num_hidden_layers)
             .map(|index| {
                 let mut layer = LoraLayer::default();
@@ -150,7 +153,7 @@ impl Reference {
     }
 
     /// The training batch: four sequences of unequal lengths.
-    pub fn batch(&self) -> PackedBatch {
+    pub(crate) fn batch(&self) -> PackedBatch {
         let tokens = self.ids("batch_tokens");
         let mask = self.ids("batch_targets_mask");
         let mut sequences: Vec<Range<usize>> = Vec::new();
@@ -168,28 +171,28 @@ impl Reference {
     }
 }
 
-pub fn tensor_name(layer: usize, site: Site) -> String {
+pub(crate) fn tensor_name(layer: usize, site: Site) -> String {
     format!("base_model.model.model.layers.{layer}.{}", site.path())
 }
 
 /// One sequence without targets.
 #[allow(clippy::single_range_in_vec_init, reason = "one sequence is meant")]
-pub fn one_sequence(tokens: &[u32]) -> PackedBatch {
+pub(crate) fn one_sequence(tokens: &[u32]) -> PackedBatch {
     PackedBatch { tokens: tokens.to_vec(), sequences: vec![0..tokens.len()], targets: Vec::new() }
 }
 
-pub fn floats(tensor: &Tensor) -> Vec<f32> {
+pub(crate) fn floats(tensor: &Tensor) -> Vec<f32> {
     tensor.to_device(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// The largest absolute difference.
-pub fn max_difference(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn max_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 /// ‖a − b‖ / ‖b‖
-pub fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let difference: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
     let norm: f64 = b.iter().map(|b| f64::from(*b).powi(2)).sum();
@@ -197,7 +200,7 @@ pub fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// Holds a gradient against central differences of `loss` along random directions, one for each of the linear layers.
-pub fn assert_gradient(adapter: &Adapter, gradients: &[LoraLayer], loss: impl Fn(&Adapter) -> f64) {
+pub(crate) fn assert_gradient(adapter: &Adapter, gradients: &[LoraLayer], loss: impl Fn(&Adapter) -> f64) {
     for site in Site::ALL {
         let directions: Vec<Option<(Tensor, Tensor)>> = adapter
             .layers
@@ -241,10 +244,10 @@ fn random_like(tensor: &Tensor) -> Tensor {
 }
 
 /// A request for the most probable tokens after `prompt`.
-pub fn greedy(prompt: &[u32], max_tokens: usize, adapter: Option<&AdapterLease>) -> GenerateRequest {
+pub(crate) fn greedy(prompt: &[u32], max_tokens: usize, adapter: Option<&AdapterLease>) -> GenerateRequest {
     GenerateRequest {
         organization: "org".into(),
-        prompt: prompt.to_vec(),
+        prompt: prompt.into(),
         adapter: adapter.cloned(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         max_tokens,

@@ -22,7 +22,7 @@ static TURNS: Semaphore = Semaphore::const_new(4);
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 
 /// An empty database with a store on it.
-pub struct TestDatabase {
+pub(crate) struct TestDatabase {
     pub store: Store,
     pub url: String,
     pub data_dir: tempfile::TempDir,
@@ -30,12 +30,12 @@ pub struct TestDatabase {
 }
 
 impl TestDatabase {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with_connections(8).await
     }
 
     /// With a pool of that size.
-    pub async fn with_connections(connections: u32) -> Self {
+    pub(crate) async fn with_connections(connections: u32) -> Self {
         let turn = TURNS.acquire().await.unwrap();
         let cluster = CLUSTER.get_or_init(start_cluster).await;
         let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
@@ -47,12 +47,12 @@ impl TestDatabase {
     }
 
     /// Runs `sql` on a connection of its own, for what a test must arrange behind the store's back.
-    pub async fn execute(&self, sql: &str) -> u64 {
+    pub(crate) async fn execute(&self, sql: &str) -> u64 {
         execute(&self.url, sql).await
     }
 
     /// The one value that `sql` selects.
-    pub async fn value<T>(&self, sql: &str) -> T
+    pub(crate) async fn value<T>(&self, sql: &str) -> T
     where
         T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {

@@ -33,12 +33,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::postgres::TestDatabase;
 
-pub const ORG: &str = "acme";
+pub(crate) const ORG: &str = "acme";
 /// Far above what any wait here takes.
 const LIMIT: Duration = Duration::from_mins(4);
 
 /// Jobs need no engine.
-pub struct NoEngine;
+pub(crate) struct NoEngine;
 
 impl Backend for NoEngine {
     fn generate(&self, _: GenerateRequest) -> Result<UnboundedReceiver<Event>> {
@@ -50,7 +50,7 @@ impl Backend for NoEngine {
     }
 }
 
-pub fn catalog() -> Catalog {
+pub(crate) fn catalog() -> Catalog {
     static MODEL: OnceLock<Arc<BaseModel>> = OnceLock::new();
     let model = MODEL.get_or_init(|| {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
@@ -60,7 +60,7 @@ pub fn catalog() -> Catalog {
 }
 
 /// A database with a queue; workers are started by the tests.
-pub struct Fixture {
+pub(crate) struct Fixture {
     pub database: TestDatabase,
     pub queue: Queue,
     pub registry: AdapterRegistry,
@@ -69,32 +69,32 @@ pub struct Fixture {
 }
 
 /// A worker that runs until stopped.
-pub struct Running {
+pub(crate) struct Running {
     shutdown: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Running {
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         tokio::time::timeout(LIMIT, self.task).await.unwrap().unwrap();
     }
 }
 
 impl Fixture {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let database = TestDatabase::new().await;
         let queue = Queue::open(database.store.clone()).await.unwrap();
         let registry = AdapterRegistry::new(database.store.clone(), catalog());
         Self { database, queue, registry, memory: MemoryBounds::default() }
     }
 
-    pub fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Store {
         &self.database.store
     }
 
     /// A worker that does not run.
-    pub fn parts(&self) -> Worker {
+    pub(crate) fn parts(&self) -> Worker {
         self.parts_with(catalog())
     }
 
@@ -106,22 +106,23 @@ impl Fixture {
             registry: self.registry.clone(),
             priority: Arc::new(Priority::default()),
             memory: self.memory,
+            describe_fault: attune::api::describe_fault,
             pricing: Pricing { currency: "EUR".into(), per_hour: Some(3.6), ..Pricing::default() },
         }
     }
 
-    pub fn worker(&self) -> Running {
+    pub(crate) fn worker(&self) -> Running {
         self.worker_with(catalog())
     }
 
     /// A worker with models of the test's own.
-    pub fn worker_with(&self, catalog: Catalog) -> Running {
+    pub(crate) fn worker_with(&self, catalog: Catalog) -> Running {
         let shutdown = CancellationToken::new();
         let worker = self.parts_with(catalog);
         Running { shutdown: shutdown.clone(), task: tokio::spawn(worker.run(shutdown)) }
     }
 
-    pub async fn upload(&self, content: &str) -> String {
+    pub(crate) async fn upload(&self, content: &str) -> String {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(content.as_bytes()).unwrap();
         let (_, path) = file.keep().unwrap();
@@ -129,12 +130,12 @@ impl Fixture {
         self.store().add_file(new, path).await.unwrap().id
     }
 
-    pub async fn enqueue(&self, api: JobApi, spec: JobSpec) -> Job {
+    pub(crate) async fn enqueue(&self, api: JobApi, spec: JobSpec) -> Job {
         self.queue.enqueue(ORG, api, spec).await.unwrap()
     }
 
     /// A worker in the middle of a job: its first checkpoint is written.
-    pub async fn begin_training(&self, examples: usize, epochs: u32) -> (Running, Job) {
+    pub(crate) async fn begin_training(&self, examples: usize, epochs: u32) -> (Running, Job) {
         let file = self.upload(&tickets(examples)).await;
         let settings = Hyperparameters { n_epochs: Some(epochs), ..spec(file.clone()).hyperparameters };
         let job = self.enqueue(JobApi::FineTunes, JobSpec { hyperparameters: settings, ..spec(file) }).await;
@@ -143,7 +144,7 @@ impl Fixture {
     }
 
     /// Pauses the job after its first checkpoint and lets it go on, unless it ends before.
-    pub async fn interrupt(&self, job: &Job) {
+    pub(crate) async fn interrupt(&self, job: &Job) {
         let running = self.wait(job, |job| job.checkpoint.is_some()).await;
         if self.queue.stop(&running, StopRequest::Pause).await.is_ok() {
             let stopped = self.wait(job, |job| job.status == JobStatus::Paused || job.status.is_final()).await;
@@ -154,7 +155,7 @@ impl Fixture {
     }
 
     /// Waits until the job is as wanted.
-    pub async fn wait(&self, job: &Job, wanted: impl Fn(&Job) -> bool) -> Job {
+    pub(crate) async fn wait(&self, job: &Job, wanted: impl Fn(&Job) -> bool) -> Job {
         let mut changes = self.queue.changes();
         let waiting = async {
             loop {
@@ -169,24 +170,30 @@ impl Fixture {
         tokio::time::timeout(LIMIT, waiting).await.expect("the job did not come to the wanted state")
     }
 
-    pub async fn wait_for(&self, job: &Job, status: JobStatus) -> Job {
+    pub(crate) async fn wait_for(&self, job: &Job, status: JobStatus) -> Job {
         let row = self.wait(job, |row| row.status == status || row.status.is_final()).await;
         assert_eq!(row.status, status, "{:?}", row.error);
         row
     }
 
-    pub async fn messages(&self, job: &Job) -> Vec<String> {
-        self.queue.events_after(job, 0, 1000).await.unwrap().into_iter().map(|event| event.message).collect()
+    pub(crate) async fn messages(&self, job: &Job) -> Vec<String> {
+        self.queue
+            .events_after(job, 0, 1000)
+            .await
+            .unwrap()
+            .iter()
+            .map(|event| attune::api::event_text(job, event))
+            .collect()
     }
 
     /// The generation that a finished job published.
-    pub async fn generation(&self, job: &Job) -> String {
+    pub(crate) async fn generation(&self, job: &Job) -> String {
         let name = job.fine_tuned_model.as_deref().expect("a model");
         self.store().fine_tuned_model(ORG, name).await.unwrap().adapter
     }
 
     /// Files in a folder of the blobs.
-    pub fn blobs(&self, folder: &str) -> usize {
+    pub(crate) fn blobs(&self, folder: &str) -> usize {
         fn count(path: &Path) -> usize {
             let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
             entries.map(|entry| if entry.path().is_dir() { count(&entry.path()) } else { 1 }).sum()
@@ -196,12 +203,12 @@ impl Fixture {
 }
 
 /// Tickets from the demo's training file.
-pub fn tickets(count: usize) -> String {
+pub(crate) fn tickets(count: usize) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/tickets/train.jsonl");
     std::fs::read_to_string(path).unwrap().split_inclusive('\n').take(count).collect()
 }
 
-pub fn spec(training_file: String) -> JobSpec {
+pub(crate) fn spec(training_file: String) -> JobSpec {
     JobSpec {
         model: "demo".into(),
         alias: None,

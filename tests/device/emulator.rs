@@ -15,7 +15,7 @@ use candle_core::{DType, Device, Tensor};
 use libloading::Library;
 
 /// Compilers' sanitizers to compile the kernels with: `tools/sanitize-kernels` sets it.
-pub const SANITIZER: &str = "EMULATOR_SANITIZER";
+pub(crate) const SANITIZER: &str = "EMULATOR_SANITIZER";
 
 type Entry = unsafe extern "C" fn(*const c_void, usize, c_uint, c_uint, c_uint, c_int) -> c_int;
 
@@ -25,12 +25,12 @@ type Libraries = HashMap<(String, Vec<String>), Arc<Mutex<Library>>>;
 static LIBRARIES: Mutex<Option<Libraries>> = Mutex::new(None);
 
 /// The kernels that `launcher` runs on tensors of the CPU.
-pub fn kernels(launcher: Arc<dyn Launcher>) -> Kernels {
+pub(crate) fn kernels(launcher: Arc<dyn Launcher>) -> Kernels {
     Kernels::Gpu(GpuKernels::new(launcher, Device::Cpu))
 }
 
 /// Runs kernels on tensors of the CPU.
-pub struct Emulator {
+pub(crate) struct Emulator {
     /// The last thread of a block goes first.
     pub reversed: bool,
 }

@@ -1,5 +1,5 @@
-//! Many adapters in one step: the sums of the kernel are those of plain loops, a row has the bits that it has alone, and an
-//! adapter beside its base is the base with the adapter merged into it.
+//! Many adapters in one step: the sums of the kernel are those of plain loops, a row has the bits that it has alone,
+//! and an adapter beside its base is the base with the adapter merged into it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 // A GPU promises close numbers, not equal bits; `model.rs` has its tests.

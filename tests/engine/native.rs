@@ -1,6 +1,6 @@
-//! The engine under load, disconnects, overload and broken steps, over a model that is arithmetic: its logits are a hash of
-//! all tokens that its cache holds for the sequence, read back through the block table, so that a wrong block, a lost row or
-//! a neighbour's influence changes the answer.
+//! The engine under load, disconnects, overload and broken steps, over a model that is arithmetic: its logits are a
+//! hash of all tokens that its cache holds for the sequence, read back through the block table, so that a wrong block,
+//! a lost row or a neighbour's influence changes the answer.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -98,7 +98,7 @@ struct Fake {
     poisoned: bool,
     gate: Arc<Gate>,
     faults: Arc<Faults>,
-    /// RowMatrix computed so far.
+    /// Rows computed so far.
     rows: Arc<AtomicUsize>,
 }
 
@@ -268,7 +268,7 @@ fn adapter(id: &str) -> AdapterLease {
 fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
         organization: "org".into(),
-        prompt: prompt.to_vec(),
+        prompt: prompt.into(),
         adapter: None,
         sampling: Sampling { seed: Some(1), ..Sampling::default() },
         max_tokens,
@@ -348,7 +348,7 @@ fn a_mixed_batch_gives_each_request_what_it_gets_alone() {
     for (max_sequences, max_step_tokens) in [(8, 16), (64, 300), (3, 2)] {
         let together = engine(&limits(max_sequences, max_step_tokens, 1000));
         let events: Vec<_> = requests.iter().map(|one| together.generate(one.clone()).unwrap()).collect();
-        let inputs: Vec<Vec<u32>> = requests.iter().map(|one| one.prompt.clone()).collect();
+        let inputs: Vec<Vec<u32>> = requests.iter().map(|one| one.prompt.to_vec()).collect();
         let vectors = block_on(together.embed(embed_request(inputs))).unwrap();
         assert_eq!(vectors.len(), requests.len());
         let answers: Vec<_> = events.into_iter().map(|events| read(events).unwrap()).collect();
@@ -521,7 +521,8 @@ fn a_model_that_draws_itself_gives_the_same_answers() {
         waiting.into_iter().map(|events| read(events).unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(answers(&drawing), answers(&plain));
-    // A step that fails is repeated by halves, with the same draws: the one of a request alone, then the first of all others.
+    // A step that fails is repeated by halves, with the same draws: the one of a request alone, then the first of all
+    // others.
     let expected = answers(&plain);
     drawing.gate.set(true);
     let alone = drawing.engine.generate(request(&[7], 1)).unwrap();

@@ -14,7 +14,7 @@ fn byte_character(byte: u8) -> char {
 }
 
 /// A byte-level tokenizer: ids 0 to 255 are the bytes, then one id per piece, then `<end>`, which is special.
-pub fn byte_level(pieces: &[&[u8]]) -> Tokenizer {
+pub(crate) fn byte_level(pieces: &[&[u8]]) -> Tokenizer {
     let mut vocabulary = Map::new();
     for byte in 0..=255 {
         vocabulary.insert(byte_character(byte).to_string(), json!(byte));
@@ -40,7 +40,7 @@ pub fn byte_level(pieces: &[&[u8]]) -> Tokenizer {
 /// A tokenizer as Llama 2's: words with `▁`, bytes as `<0x…>` where a character is missing, a leading blank removed.
 /// Ids 0 to 255 are the bytes, then the words.
 #[allow(dead_code, reason = "not every test program uses it")]
-pub fn byte_fallback(words: &[&str]) -> Tokenizer {
+pub(crate) fn byte_fallback(words: &[&str]) -> Tokenizer {
     let mut vocabulary = Map::new();
     for byte in 0..=255_u32 {
         vocabulary.insert(format!("<0x{byte:02X}>"), json!(byte));

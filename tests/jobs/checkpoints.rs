@@ -5,13 +5,13 @@
 use std::time::Duration;
 
 use crate::training::{Fixture, ORG, catalog, spec, tickets};
-use attune::Error;
 use attune::adapters::registry::AdapterRegistry;
 use attune::jobs::checkpoints::{ModelCheckpoint, NewCheckpoint};
 use attune::jobs::queue::{Outcome, StopRequest};
 use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
 use attune::store::files::Page;
 use attune::train::hyperparameters::Hyperparameters;
+use attune::{adapters, store};
 use serde_json::json;
 
 const RIVAL: &str = "rival";
@@ -61,8 +61,9 @@ async fn first_checkpoint(fixture: &Fixture, job: &Job) -> ModelCheckpoint {
     tokio::time::timeout(Duration::from_mins(4), waiting).await.expect("no checkpoint came")
 }
 
-fn is_unknown<T>(result: &Result<T, Error>) -> bool {
-    matches!(result, Err(Error::ModelNotFound(_)))
+fn is_unknown<T>(result: &Result<T, impl Clone + Into<adapters::Error>>) -> bool {
+    let error = result.as_ref().err().cloned().map(Into::into);
+    matches!(error, Some(adapters::Error::Store(store::Error::ModelNotFound(_))))
 }
 
 // --- Made by a job -----------------------------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ async fn another_organisation_uses_a_checkpoint_as_long_as_it_has_permission() {
     store.revoke(ORG, &checkpoint, &permission.id).await.unwrap();
     assert!(is_unknown(&registry.lease(RIVAL, &checkpoint).await));
     assert!(store.usable_models(RIVAL).await.unwrap().is_empty());
-    assert!(matches!(store.revoke(ORG, &checkpoint, &permission.id).await, Err(Error::NotFound { .. })));
+    assert!(matches!(store.revoke(ORG, &checkpoint, &permission.id).await, Err(store::Error::NotFound { .. })));
     assert!(registry.lease(ORG, &checkpoint).await.is_ok());
 
     // A permission goes with its model, and does not come back with another one of the name.

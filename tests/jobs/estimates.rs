@@ -7,15 +7,16 @@ use attune::jobs::worker::estimate::{Estimator, JobEstimate};
 use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
 use attune::train::estimate::{Estimate, TrainingRate};
 use attune::train::hyperparameters::{Hyperparameters, Method};
-use attune::{Error, system};
+use attune::{adapters, jobs, store, system};
+use attune_train::FileFault;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-async fn estimate(fixture: &Fixture, spec: &JobSpec) -> Result<JobEstimate, Error> {
+async fn estimate(fixture: &Fixture, spec: &JobSpec) -> jobs::Result<JobEstimate> {
     estimate_of(ORG, fixture, spec).await
 }
 
-async fn estimate_of(organization: &str, fixture: &Fixture, spec: &JobSpec) -> Result<JobEstimate, Error> {
+async fn estimate_of(organization: &str, fixture: &Fixture, spec: &JobSpec) -> jobs::Result<JobEstimate> {
     Estimator::new(fixture.parts()).estimate(organization, spec, &CancellationToken::new()).await
 }
 
@@ -158,12 +159,18 @@ async fn an_estimate_of_what_cannot_train_fails_as_the_job_would() {
     let fixture = Fixture::new().await;
     let faulty = fixture.upload(&tickets(12).replacen("\"messages\"", "\"mesages\"", 1)).await;
     let error = estimate(&fixture, &spec(faulty)).await.unwrap_err();
-    assert!(matches!(&error, Error::Invalid { code: Some("invalid_training_file"), .. }), "{error}");
+    assert!(
+        matches!(&error, jobs::Error::Train(attune_train::Error::File { fault: FileFault::Content, .. })),
+        "{error}"
+    );
     assert!(error.to_string().contains("Line 1 "), "{error}");
     let file = fixture.upload(&tickets(12)).await;
     let elsewhere = estimate_of("others", &fixture, &spec(file.clone())).await;
-    assert!(matches!(elsewhere, Err(Error::NotFound { .. })));
+    assert!(matches!(elsewhere, Err(jobs::Error::Store(store::Error::NotFound { .. }))));
     let unknown = JobSpec { model: "ft:demo:acme::00000000".into(), ..spec(file) };
-    assert!(matches!(estimate(&fixture, &unknown).await, Err(Error::ModelNotFound(_))));
+    assert!(matches!(
+        estimate(&fixture, &unknown).await,
+        Err(jobs::Error::Adapters(adapters::Error::Store(store::Error::ModelNotFound(_))))
+    ));
     assert!(rates(&fixture).await.is_empty());
 }

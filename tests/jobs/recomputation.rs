@@ -4,7 +4,7 @@
 
 use crate::fixtures::{FAMILIES, device, floats, load_as};
 use crate::training::{Fixture, ORG, spec, tickets};
-use attune::Error;
+use attune::jobs::Error;
 use attune::jobs::worker::estimate::Estimator;
 use attune::jobs::{JobApi, JobSpec, JobStatus};
 use attune::model::ModelConfig;
@@ -116,7 +116,7 @@ async fn a_job_that_cannot_fit_is_refused_before_its_first_step_as_its_estimate_
     let file = fixture.upload(&tickets(12)).await;
     let asked = JobSpec { hyperparameters: Hyperparameters::default(), ..spec(file) };
     let estimated = Estimator::new(fixture.parts()).estimate(ORG, &asked, &CancellationToken::new()).await.unwrap_err();
-    assert!(matches!(&estimated, Error::Invalid { code: Some("insufficient_memory"), .. }), "{estimated}");
+    assert!(matches!(&estimated, Error::Train(attune_train::Error::InsufficientMemory(_))), "{estimated}");
     let job = fixture.enqueue(JobApi::FineTuningJobs, asked).await;
     let worker = fixture.worker();
     let failed = fixture.wait_for(&job, JobStatus::Failed).await;

@@ -4,12 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use crate::training::{Fixture, ORG, catalog, spec, tickets};
-use attune::Error;
 use attune::adapters::registry::AdapterRegistry;
 use attune::jobs::queue::StopRequest;
 use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
 use attune::model::lora::{Adapter, Site};
 use attune::train::hyperparameters::Hyperparameters;
+use attune::{adapters, store};
 use serde_json::json;
 
 fn numbers(adapter: &Adapter) -> Vec<f32> {
@@ -34,7 +34,10 @@ async fn a_job_becomes_a_model_that_is_in_memory_and_in_the_store() {
     // Another process reads the same numbers from the files.
     let elsewhere = AdapterRegistry::new(fixture.store().clone(), catalog());
     assert_eq!(numbers(&elsewhere.lease(ORG, &name).await.unwrap().1), numbers(&lease));
-    assert!(matches!(fixture.registry.lease("others", &name).await, Err(Error::ModelNotFound(_))));
+    assert!(matches!(
+        fixture.registry.lease("others", &name).await,
+        Err(adapters::Error::Store(store::Error::ModelNotFound(_)))
+    ));
 
     let resolved = done.resolved.unwrap();
     assert!(resolved.learning_rate.is_some() && resolved.alpha == Some(8.0) && resolved.n_epochs == Some(3));

@@ -4,10 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-use attune::Error;
-use attune::adapters::host::HostAdapter;
+use attune::adapters::Error;
 use attune::adapters::peft;
 use attune::adapters::peft::config::PeftConfig;
+use attune::adapters::peft::host::HostAdapter;
 use attune::model::ModelConfig;
 use attune::model::lora::MAX_RANK;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
@@ -56,7 +56,7 @@ fn refusal(change: impl FnOnce(&mut Value)) -> String {
     change(&mut config);
     let config = serde_json::to_vec(&config).unwrap();
     match peft::read(&config, &weights, &model("llama"), &Device::Cpu) {
-        Err(Error::Invalid { message, code: Some("invalid_adapter"), .. }) => message,
+        Err(error @ Error::Invalid(_)) => error.to_string(),
         other => panic!("{other:?}"),
     }
 }
@@ -287,7 +287,7 @@ fn headers_that_lie_are_errors_with_a_reason() {
         format!(r#""{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}"#)
     };
     let read = |file: &[u8]| match peft::read(&config, file, &model("llama"), &Device::Cpu) {
-        Err(Error::Invalid { message, code: Some("invalid_adapter"), .. }) => message,
+        Err(error @ Error::Invalid(_)) => error.to_string(),
         other => panic!("{other:?}"),
     };
     let huge = u64::MAX / 2;

@@ -139,9 +139,9 @@ HERE = {
 
 # What HTTP alone cannot bring about, or takes a server of its own: file and test.
 ELSEWHERE = {
-    (408, None): ("src/api/extract.rs", "a_body_that_never_comes_is_given_up"),
-    (500, None): ("src/api/error.rs", "what_happens_inside_the_server_stays_in_the_log"),
-    (503, None): ("tests/store.rs", "Error::Unavailable"),
+    (408, None): ("src/api/http/extract.rs", "a_body_that_never_comes_is_given_up"),
+    (500, None): ("src/api/http/error.rs", "what_happens_inside_the_server_stays_in_the_log"),
+    (503, None): ("tests/store/store.rs", "Error::Unavailable"),
     (504, "request_timeout"): ("tests/sdk/test_deadlines.py", "test_an_answer_that_takes_too_long_is_ended_with_504"),
 }
 
@@ -296,11 +296,11 @@ JOBS_HERE = {
 
 JOBS_IN_RUST = {
     # A file that a job needs cannot be deleted over HTTP.
-    "file_not_found": ("tests/training_jobs.rs", "a_fault_of_the_request_fails_the_job_with_a_message_that_helps"),
+    "file_not_found": ("tests/jobs/runs.rs", "a_fault_of_the_request_fails_the_job_with_a_message_that_helps"),
     # The older resource tells it in an event alone.
-    "invalid_classes": ("tests/classification.rs", "other_classes_than_were_asked_for_fail_the_job_before_it_trains"),
-    "server_error": ("tests/jobs.rs", "another_fault_is_tried_again_three_times_in_all"),
-    "worker_lost": ("tests/jobs.rs", "a_job_that_kills_every_worker_fails_after_three"),
+    "invalid_classes": ("tests/jobs/classification.rs", "other_classes_than_were_asked_for_fail_the_job_before_it_trains"),
+    "server_error": ("tests/jobs/queue/life.rs", "another_fault_is_tried_again_three_times_in_all"),
+    "worker_lost": ("tests/jobs/queue/leases.rs", "a_job_that_kills_every_worker_fails_after_three"),
 }
 
 

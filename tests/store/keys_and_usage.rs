@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::postgres::TestDatabase;
-use attune::Error;
 use attune::jobs::queue::{Outcome, Queue};
 use attune::jobs::{JobApi, JobFault, JobSpec};
+use attune::store::Error;
 use attune::store::Store;
 use attune::store::key_directory::KeyDirectory;
 use attune::store::keys::{ApiKey, NewKey, hash};
@@ -96,7 +96,7 @@ async fn what_a_key_cannot_have_is_refused() {
         NewKey { name: Some("x".repeat(201)), ..new_key("acme") },
     ] {
         let error = database.store.create_key(new.clone()).await.unwrap_err();
-        assert!(matches!(error, Error::Invalid { .. }), "{new:?}: {error:?}");
+        assert!(matches!(error, Error::KeySetting(_)), "{new:?}: {error:?}");
     }
     assert!(!database.store.has_keys().await.unwrap());
 }

@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should panic")]
 
+use std::io::Read as _;
+use std::path::Path;
 use std::task::Poll;
 use std::time::Duration;
 
 use crate::postgres::TestDatabase;
-use attune::Error;
+use attune::jobs;
 use attune::jobs::queue::{Outcome, Queue, StopRequest};
 use attune::jobs::{Job, JobApi, JobSpec};
+use attune::store::Error;
 use attune::store::Store;
 use attune::store::files::{File, NewFile, Page};
 use attune::store::models::NewModel;
@@ -47,7 +50,7 @@ fn spec(training_file: &str, validation_file: Option<&str>) -> JobSpec {
 }
 
 fn is_absent<T>(result: &Result<T, Error>) -> bool {
-    matches!(result, Err(Error::Blob(object_store::Error::NotFound { .. })))
+    matches!(result, Err(Error::BlobNotFound(_)))
 }
 
 // --- Files -------------------------------------------------------------------------------------------------------------
@@ -140,7 +143,7 @@ async fn a_file_that_an_unfinished_job_needs_is_kept() {
     let job = queue.enqueue(ORG, JobApi::FineTunes, spec(&train.id, Some(&valid.id))).await.unwrap();
     for file in [&train, &valid] {
         let error = database.store.delete_file(ORG, &file.id).await.unwrap_err();
-        assert!(matches!(error, Error::Invalid { .. }), "clients retry a 409: {error:?}");
+        assert!(matches!(error, Error::FileInUse { .. }), "clients retry a 409: {error:?}");
         assert!(error.to_string().contains(&job.id), "{error}");
         assert!(database.store.blobs.get(&format!("files/{}", file.id)).await.is_ok());
     }
@@ -154,10 +157,10 @@ async fn text_that_postgres_cannot_hold_is_the_callers_fault() {
     let database = TestDatabase::new().await;
     let queue = Queue::open(database.store.clone()).await.unwrap();
     let error = database.store.file(ORG, "file-\0").await.unwrap_err();
-    assert!(matches!(error, Error::Invalid { .. }), "{error:?}");
+    assert!(matches!(error, Error::NulInText), "{error:?}");
     let with_nul = JobSpec { suffix: Some("a\0b".into()), ..spec("file-x", None) };
     let error = queue.enqueue(ORG, JobApi::FineTunes, with_nul).await.unwrap_err();
-    assert!(matches!(error, Error::Invalid { .. }), "{error:?}");
+    assert!(matches!(error, jobs::Error::Store(Error::NulInText)), "{error:?}");
 }
 
 // --- Models ------------------------------------------------------------------------------------------------------------
@@ -243,13 +246,13 @@ async fn an_adapter_from_elsewhere_keeps_its_name_until_it_is_replaced_and_takes
     publish(&database, &queue, ORG, "ft:a", "aa").await;
     let store = &database.store;
     assert_eq!(load(store, "mine", "ab", false).await.unwrap(), "ab");
-    assert!(matches!(load(store, "mine", "ac", false).await, Err(Error::Invalid { .. })), "the name is taken");
+    assert!(matches!(load(store, "mine", "ac", false).await, Err(Error::NameTaken(_))));
     assert_eq!(store.fine_tuned_model(ORG, "mine").await.unwrap().adapter, "ab");
     assert_eq!(load(store, "mine", "ac", true).await.unwrap(), "ac");
     assert!(is_absent(&store.blobs.get("adapters/ab/adapter_config.json").await));
     assert!(store.blobs.get("adapters/ac/adapter_config.json").await.is_ok());
     for replace in [false, true] {
-        assert!(matches!(load(store, "ft:a", "ac", replace).await, Err(Error::Invalid { .. })), "a job made it");
+        assert!(matches!(load(store, "ft:a", "ac", replace).await, Err(Error::NameOfJob(_))));
     }
     assert_eq!(store.fine_tuned_model(ORG, "ft:a").await.unwrap().adapter, "aa");
 }
@@ -273,6 +276,36 @@ async fn a_name_never_points_to_files_that_a_deletion_took_at_the_same_time() {
 }
 
 // --- Blobs -------------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn an_open_file_can_be_read_to_its_end_after_it_was_deleted() {
+    let database = TestDatabase::new().await;
+    let content: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+    let file = add(&database, "train", "fine-tune", &content).await;
+    let mut open = database.store.open_file(&file).await.unwrap();
+    database.store.delete_file(ORG, &file.id).await.unwrap();
+    assert!(matches!(database.store.open_file(&file).await, Err(Error::BlobNotFound(_))));
+    let mut read = Vec::new();
+    open.read_to_end(&mut read).unwrap();
+    assert!(read == content);
+}
+
+#[tokio::test]
+async fn a_file_of_another_disk_is_copied_and_a_missing_one_leaves_nothing() {
+    let database = TestDatabase::new().await;
+    let blobs = &database.store.blobs;
+    let missing = database.data_dir.path().join("none");
+    assert!(blobs.adopt("files/none", missing).await.is_err());
+    assert!(is_absent(&blobs.get("files/none").await));
+    // Memory is another disk where it is mounted; anywhere else the file is renamed, which must look the same.
+    let folder =
+        Some(Path::new("/dev/shm")).filter(|folder| folder.is_dir()).map_or_else(std::env::temp_dir, Into::into);
+    let elsewhere = tempfile::NamedTempFile::new_in(folder).unwrap().into_temp_path();
+    std::fs::write(&elsewhere, "content").unwrap();
+    blobs.adopt("files/elsewhere", elsewhere.to_path_buf()).await.unwrap();
+    assert!(!elsewhere.exists());
+    assert_eq!(blobs.get("files/elsewhere").await.unwrap(), "content");
+}
 
 #[tokio::test]
 async fn a_prefix_removes_whole_segments_only() {

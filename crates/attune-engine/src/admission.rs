@@ -1,4 +1,4 @@
-//! What a request must pass before it may queue: it fits the model and the cache, and the queue has room. Asked on the
+//! Checks a request before it may queue: it must fit the model and the cache, and the queue must have room. Runs on the
 //! caller's thread, so that a refusal is immediate.
 
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use std::time::Duration;
 use crate::{Error, Result};
 use attune_model::kv_cache::BLOCK_TOKENS;
 
-/// What a client that meets a full queue is told to wait: a few answers end in that time.
-pub(super) const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long a client that meets a full queue is told to wait: a few answers end in that time.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The limits of one engine. Cheap to clone; clones share the queue's count.
 #[derive(Debug, Clone)]
-pub struct Admission {
+pub(crate) struct Admission {
     context: usize,
     cache_tokens: usize,
     max_waiting: usize,
@@ -22,33 +22,34 @@ pub struct Admission {
 
 /// A place in the queue, given back when dropped.
 #[derive(Debug)]
-pub struct Ticket {
+pub(crate) struct Ticket {
     waiting: Arc<AtomicUsize>,
     /// Shared by the tickets of one request.
     begun: Arc<AtomicBool>,
 }
 
 impl Ticket {
-    /// A part of the request runs.
-    pub fn begin(&self) {
+    /// Notes that a sequence of the request runs.
+    pub(crate) fn begin(&self) {
         self.begun.store(true, Ordering::Release);
     }
 
-    /// True once a part of the request has run.
-    pub fn has_begun(&self) -> bool {
+    /// Returns `true` once a sequence of the request has run.
+    pub(crate) fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Acquire)
     }
 }
 
 impl Admission {
-    /// For a model with `context` positions, a cache of `blocks` blocks and a queue of `max_waiting` requests.
-    pub fn new(context: usize, blocks: usize, max_waiting: usize) -> Self {
+    /// Admits to a model with `context` positions, a cache of `blocks` blocks and a queue of `max_waiting` requests.
+    pub(crate) fn new(context: usize, blocks: usize, max_waiting: usize) -> Self {
         Self { context, cache_tokens: blocks * BLOCK_TOKENS, max_waiting, waiting: Arc::default() }
     }
 
-    /// New tokens that an answer may have. More than the context holds is refused; where the cache is smaller than the
-    /// model's context, the answer ends where the cache does.
-    pub fn answer_tokens(&self, prompt: usize, completion: usize) -> Result<usize> {
+    /// Returns how many new tokens an answer may have. More than the context holds is refused; if the cache is smaller
+    /// than the context, the answer ends where the cache does. `api` checks the context too, before it charges for the
+    /// prompt.
+    pub(crate) fn answer_tokens(&self, prompt: usize, completion: usize) -> Result<usize> {
         self.check_prompt(prompt)?;
         if prompt.saturating_add(completion) > self.context {
             return Err(Error::ContextLength { limit: self.context, prompt, completion });
@@ -58,7 +59,7 @@ impl Admission {
     }
 
     /// Refuses a prompt that is empty or can never run.
-    pub fn check_prompt(&self, prompt: usize) -> Result<()> {
+    pub(crate) fn check_prompt(&self, prompt: usize) -> Result<()> {
         if prompt == 0 {
             return Err(Error::EmptyPrompt);
         }
@@ -69,12 +70,12 @@ impl Admission {
     }
 
     /// Takes a place in the queue.
-    pub fn enter(&self) -> Result<Arc<Ticket>> {
+    pub(crate) fn enter(&self) -> Result<Arc<Ticket>> {
         self.enter_many(1).map(|mut tickets| tickets.remove(0))
     }
 
     /// Takes a place for each of the `count` sequences of one request, or none at all.
-    pub fn enter_many(&self, count: usize) -> Result<Vec<Arc<Ticket>>> {
+    pub(crate) fn enter_many(&self, count: usize) -> Result<Vec<Arc<Ticket>>> {
         let begun = Arc::<AtomicBool>::default();
         let ticket = |_| Arc::new(Ticket { waiting: self.waiting.clone(), begun: begun.clone() });
         // Counted first, then checked: of two that come at once to the last place, one gets it.

@@ -1,5 +1,5 @@
-//! The base models that this process serves, by id, and the other names that the operator gave models. Built by `app`, read
-//! by `api` and the worker.
+//! The base models that this process serves, by id, and the other names that the operator gave models. Built by `app`,
+//! read by `api` and the worker.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,38 +25,38 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// A catalog of `entries`.
+    /// Creates a catalog of `entries`.
     pub fn new(entries: Vec<CatalogEntry>) -> Self {
         Self { entries: entries.into(), aliases: Arc::default() }
     }
 
-    /// The same with `aliases`, from each to the base model or fine-tuned model that it stands for.
+    /// Adds `aliases`, each with the base model or fine-tuned model that it stands for.
     #[must_use]
     pub fn with_aliases(self, aliases: BTreeMap<String, String>) -> Self {
         Self { aliases: Arc::new(aliases), ..self }
     }
 
-    /// What `name` stands for where it is an alias, else `name` itself.
+    /// Returns what `name` stands for if it is an alias, else `name` itself.
     pub fn real_name<'a>(&'a self, name: &'a str) -> &'a str {
         self.aliases.get(name).map_or(name, String::as_str)
     }
 
-    /// True where `name` is an alias.
+    /// Returns `true` if `name` is an alias.
     pub fn is_alias(&self, name: &str) -> bool {
         self.aliases.contains_key(name)
     }
 
-    /// Every alias with what it stands for.
+    /// Iterates over every alias with what it stands for.
     pub fn aliases(&self) -> impl Iterator<Item = (&str, &str)> {
         self.aliases.iter().map(|(alias, name)| (alias.as_str(), name.as_str()))
     }
 
-    /// The base model with this id.
+    /// Returns the base model with this id.
     pub fn get(&self, id: &str) -> Result<&CatalogEntry> {
         self.entries.iter().find(|entry| entry.model.id == id).ok_or_else(|| Error::UnknownModel(id.into()))
     }
 
-    /// Ends when the device of one of the models is found lost.
+    /// Waits until the device of one of the models is found lost.
     pub async fn lost_device(&self) {
         let lost = self.entries.iter().map(|entry| Box::pin(entry.model.health.lost()));
         if lost.len() == 0 {

@@ -15,8 +15,8 @@ pub enum Error {
 
     /// Prompt and answer together do not fit the model's context.
     #[error(
-        "This model's maximum context length is {limit} tokens. However, you requested {} tokens ({prompt} in the prompt, \
-         {completion} in the completion). Please shorten the prompt or ask for fewer tokens.", prompt + completion
+        "This model's maximum context length is {limit} tokens. However, you requested {} tokens ({prompt} in the \
+         prompt, {completion} in the completion). Please shorten the prompt or ask for fewer tokens.", prompt + completion
     )]
     ContextLength {
         /// Tokens that the model can attend to.
@@ -92,6 +92,13 @@ pub enum Error {
     /// A defect in Attune itself; the message goes to the log, not to the client.
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+impl Error {
+    /// Returns the error of requests that an engine no longer serves.
+    pub(crate) fn stopped() -> Self {
+        Self::Unavailable("The engine of this model has stopped.")
+    }
 }
 
 impl From<candle_core::Error> for Error {

@@ -1,8 +1,10 @@
-//! Constrained decoding: which tokens may come next. The API compiles a [`Grammar`] from a JSON schema or from rules around
-//! several, off the engine thread; the sampler keeps one [`GrammarState`] per answer, which bans all other tokens.
+//! Constrained decoding: which tokens may come next. The API compiles a [`Grammar`] from a JSON schema or from rules
+//! around several, off the engine thread; the sampler keeps one [`GrammarState`] per answer, which bans all other
+//! tokens.
 //!
-//! llguidance does the work: an Earley parser over a lexer of regular expressions, walked along the trie of the vocabulary.
-//! Everything is bounded: the size of what is compiled, the work for one token, and the states that a parser keeps.
+//! llguidance does the work: an Earley parser over a lexer of regular expressions, walked along the trie of the
+//! vocabulary. Everything is bounded: the size of what is compiled, the work for one token, and the states that a
+//! parser keeps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -17,7 +19,7 @@ use attune_model::vocabulary::Vocabulary;
 
 /// Schemas may nest and refer to each other; the compiler recurses into them.
 const COMPILER_STACK: usize = 64 << 20;
-/// Longest reason of the compiler that a client is shown.
+/// The most characters of the compiler's reason that a client is shown.
 const REASON_CHARACTERS: usize = 500;
 const TOO_COMPLEX: &str = "The schema is too complex to follow: make its patterns and alternatives smaller.";
 
@@ -58,9 +60,9 @@ impl std::fmt::Debug for Grammar {
 }
 
 impl Grammar {
-    /// Compiles `source` for the tokens of `vocabulary`; `param` is the request's field that is blamed where the grammar
-    /// turns out to be too complex. Fails with the compiler's reason. Takes milliseconds to seconds: call it off the async
-    /// threads.
+    /// Compiles `source` for the tokens of `vocabulary`; `param` is the request's field to name in the error if the
+    /// grammar turns out to be too complex. Fails with the compiler's reason. Takes milliseconds to seconds: call it
+    /// off the async threads.
     pub fn compile(vocabulary: &Vocabulary, param: &str, mut source: GrammarSource) -> Result<Self, String> {
         let shown_tokens = std::mem::take(&mut source.shown_tokens);
         // A schema of many references recurses deeper than the stacks of the runtime's threads allow.
@@ -73,14 +75,14 @@ impl Grammar {
         Ok(Self { compiled: Arc::new(Compiled { matcher, shown_tokens, param: param.to_owned() }) })
     }
 
-    /// True where `token` is a special one whose name is part of the answer's text.
+    /// Returns `true` if `token` is a special one whose name is part of the answer's text.
     pub fn shows(&self, token: u32) -> bool {
         self.compiled.shown_tokens.contains(&token)
     }
 
-    /// The state of one answer before its first token.
+    /// Returns the state of one answer before its first token.
     pub fn begin(&self) -> GrammarState {
-        // Nothing shared: what one answer's parser caches and spends must not reach another's.
+        // A deep copy: what one answer's parser caches and spends must not reach another's.
         let place = Matching { matcher: self.compiled.matcher.deep_clone(), allowed: None };
         GrammarState { place: Arc::new(Mutex::new(place)), complete: false, grammar: self.clone() }
     }
@@ -106,12 +108,13 @@ fn first_matcher(vocabulary: &Vocabulary, source: GrammarSource) -> Result<Match
         )
         .map_err(|error| reason(&error))?;
     let mut matcher = Matcher::new(Ok(parser));
-    // The first mask shows what no document can satisfy, and fills the lexer's cache that all answers begin with.
+    // The first mask fails if no document can satisfy the schema, and fills the lexer's cache that all answers begin
+    // with.
     matcher.compute_mask().map_err(|error| reason(&error))?;
     Ok(matcher)
 }
 
-/// At most one blank after a comma or colon and none elsewhere: a model must not run on in blanks.
+/// Allows one blank after a comma or colon and none elsewhere: a model must not run on in blanks.
 fn json_options() -> JsonCompileOptions {
     JsonCompileOptions {
         item_separator: ", ?".into(),
@@ -121,7 +124,8 @@ fn json_options() -> JsonCompileOptions {
     }
 }
 
-/// Work for one token stays in the tens of milliseconds, memory of one answer in the tens of megabytes.
+/// Returns limits that keep the work for one token in the tens of milliseconds, the memory of one answer in the tens of
+/// MB.
 fn limits() -> ParserLimits {
     ParserLimits {
         initial_lexer_fuel: 500_000,
@@ -134,7 +138,7 @@ fn limits() -> ParserLimits {
     }
 }
 
-/// The compiler's reason in one short line, without what only its developers read.
+/// Shortens the compiler's reason to one line, without the parts that only its developers read.
 fn reason(error: &anyhow::Error) -> String {
     let text = error.to_string();
     if text.starts_with("panic:") {
@@ -152,9 +156,10 @@ fn reason(error: &anyhow::Error) -> String {
     }
 }
 
-/// Where one answer stands in its grammar.
+/// One answer's position in its grammar.
 pub struct GrammarState {
-    /// Shared with the thread that works out in advance what may come next; it holds the lock meanwhile.
+    /// Shared with the thread that works out in advance what may come next; it holds the lock meanwhile. The lock is
+    /// the standard library's, since a panic of that thread must poison it.
     place: Arc<Mutex<Matching>>,
     complete: bool,
     grammar: Grammar,
@@ -162,7 +167,7 @@ pub struct GrammarState {
 
 struct Matching {
     matcher: Matcher,
-    /// The tokens that may come next, once they are known.
+    /// The tokens that may come next; `None` until they are computed.
     allowed: Option<anyhow::Result<SimpleVob>>,
 }
 
@@ -180,19 +185,19 @@ impl std::fmt::Debug for GrammarState {
 }
 
 impl GrammarState {
-    /// Begins to work out which tokens may come next on a thread of the pool, so that they are known when the logits are.
-    /// Where none is free until then, [`Self::mask`] does it itself.
+    /// Starts computing on a thread of the pool which tokens may come next, so that they are known when the logits are.
+    /// If no thread is free until then, [`Self::mask`] computes them.
     pub fn prepare(&self) {
         let place = Arc::clone(&self.place);
         rayon::spawn(move || {
-            // Whoever has the lock is about to do the same. A panic poisons it, and fails the answer at its next token.
+            // Who holds the lock computes the same. A panic poisons it, and fails the answer at its next token.
             let work = || place.try_lock().is_ok_and(|mut place| place.allowed().is_ok());
             let _ = catch_unwind(AssertUnwindSafe(work));
         });
     }
 
-    /// Sets the logits of all tokens that may not come next to negative infinity. At least one token is left; end tokens
-    /// are among them only where the grammar may end.
+    /// Sets the logits of all tokens that may not come next to negative infinity. Fails if no token is left; end tokens
+    /// are left only if the grammar may end.
     pub fn mask(&mut self, logits: &mut [f32]) -> Result<()> {
         let mut place = self.place.lock().map_err(|_| broken())?;
         let any = match place.allowed() {
@@ -211,12 +216,13 @@ impl GrammarState {
         accepted.map_err(|error| self.failed(&error))
     }
 
-    /// True where nothing may follow.
+    /// Returns `true` once nothing may follow.
     pub fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// The matcher takes no token that it has not allowed, so what stops it is one of its limits, or a defect.
+    /// Explains why the matcher stopped. It takes only tokens that it has allowed, so one of its limits was met, or it
+    /// has a defect.
     fn failed(&self, error: &anyhow::Error) -> Error {
         let text = error.to_string();
         if text.starts_with("panic:") {
@@ -239,7 +245,7 @@ fn broken() -> Error {
     Error::Internal("grammar: the parser panicked".into())
 }
 
-/// False where nothing is left.
+/// Bans all tokens but the allowed ones; returns `false` if no token is left.
 fn ban(allowed: &SimpleVob, logits: &mut [f32]) -> bool {
     let mut any = false;
     let words = allowed.as_slice();

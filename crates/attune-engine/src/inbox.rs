@@ -1,45 +1,32 @@
 //! How requests reach the engine thread, and how it sleeps until one comes.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
-
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
-use super::admission::Ticket;
+use super::sequence::NewSequence;
 use super::{Event, GenerateRequest};
 use crate::{Error, Result};
-use attune_model::lora::AdapterLease;
 
-/// A request that passed the [door](super::door).
+/// A sequence that passed [`Admission`](super::admission::Admission) and is not yet in the schedule.
+pub(super) type Arrival = NewSequence<Asked>;
+
+/// What a client asks for, and where the result goes.
 #[derive(Debug)]
-pub(super) enum Arrival {
-    /// An answer is wanted.
-    Generate {
-        request: GenerateRequest,
-        max_tokens: usize,
-        events: UnboundedSender<Event>,
-        submitted: Instant,
-        ticket: Arc<Ticket>,
-    },
-    /// A vector is wanted; one arrival per input.
-    Embed {
-        input: Vec<u32>,
-        organization: Arc<str>,
-        adapter: Option<AdapterLease>,
-        submitted: Instant,
-        reply: oneshot::Sender<Result<Vec<f32>>>,
-        ticket: Arc<Ticket>,
-    },
+pub(super) enum Asked {
+    /// Tokens. The request's adapter has moved into the sequence.
+    Answer { request: Box<GenerateRequest>, events: UnboundedSender<Event> },
+    /// The vector of one input.
+    Vector { reply: oneshot::Sender<Result<Vec<f32>>> },
 }
 
-impl Arrival {
+impl Asked {
     /// Tells the client what went wrong.
     pub(super) fn fail(self, error: Error) {
-        // Whoever has gone meanwhile needs no answer.
+        // A client that has gone meanwhile needs no answer.
         match self {
-            Self::Generate { events, .. } => drop(events.send(Event::Failed(error))),
-            Self::Embed { reply, .. } => drop(reply.send(Err(error))),
+            Self::Answer { events, .. } => drop(events.send(Event::Failed(error))),
+            Self::Vector { reply } => drop(reply.send(Err(error))),
         }
     }
 }
@@ -58,9 +45,9 @@ struct Queued {
 }
 
 impl Inbox {
-    /// Hands arrivals over; false once the engine has stopped.
+    /// Hands arrivals over; returns `false` once the engine has stopped.
     pub(super) fn put(&self, arrivals: impl IntoIterator<Item = Arrival>) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if state.stopped {
             return false;
         }
@@ -69,21 +56,21 @@ impl Inbox {
         true
     }
 
-    /// What has arrived; sleeps until something does where `wait`. `None` once the engine is to stop.
+    /// Takes what has arrived; with `wait` it sleeps until something has. `None` once the engine is to stop.
     pub(super) fn take(&self, wait: bool) -> Option<Vec<Arrival>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         while wait && state.arrivals.is_empty() && !state.stopped {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
         (!state.stopped).then(|| std::mem::take(&mut state.arrivals))
     }
 
     /// Ends the engine thread before its next step, and fails what it has not taken.
     pub(super) fn stop(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         state.stopped = true;
         for arrival in state.arrivals.drain(..) {
-            arrival.fail(super::native::stopped());
+            arrival.owner.fail(Error::stopped());
         }
         self.changed.notify_all();
     }

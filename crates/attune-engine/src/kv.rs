@@ -1,11 +1,13 @@
-//! Which cache block belongs to whom. The scheduler takes a [`BlockTable`] for each sequence that runs; dropping the table
-//! gives the blocks back, on every path that a sequence can end by.
+//! Keeps account of which sequence uses which cache block. The scheduler takes a [`BlockTable`] for each sequence that
+//! runs; dropping the table gives the blocks back, on every path that a sequence can end by.
 //!
 //! A block is free, or used by one or more tables, or kept: nobody uses it, but its content may serve the next request
 //! (`prefix_cache.rs`). Kept blocks are taken again, the longest unused first, once none is free. Only full blocks are
 //! shared, and nobody writes into a full block, so no table ever sees another's tokens.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::prefix_cache::{PrefixCache, PrefixKey};
 use attune_model::kv_cache::BLOCK_TOKENS;
@@ -33,7 +35,7 @@ pub struct BlockTable {
 }
 
 impl BlockAllocator {
-    /// All `total` blocks are free.
+    /// Creates an allocator of `total` free blocks.
     pub fn new(total: usize) -> Self {
         // Taken from the end: low numbers first, which keeps a small load in one part of the cache.
         let free = (0..total as u32).rev().collect();
@@ -41,19 +43,19 @@ impl BlockAllocator {
         Self { pool: Arc::new(Mutex::new(pool)), total }
     }
 
-    /// Blocks that `tokens` take.
+    /// Returns how many blocks `tokens` tokens take.
     pub fn blocks_for(tokens: usize) -> usize {
         tokens.div_ceil(BLOCK_TOKENS)
     }
 
-    /// A table without blocks.
+    /// Returns a table without blocks.
     pub fn empty_table(&self) -> BlockTable {
         BlockTable { blocks: Vec::new(), allocator: self.clone() }
     }
 
-    /// A table for `tokens` tokens that begins with what is known of `prefix`, and the number of blocks that are. Nothing
-    /// where less than `spare` blocks would be left.
-    pub fn reserve(&self, prefix: &[PrefixKey], tokens: usize, spare: usize) -> Option<(BlockTable, usize)> {
+    /// Returns a table for `tokens` tokens, and how many blocks at its beginning are shared ones that hold `prefix`
+    /// already. `None` if fewer than `spare` blocks would be left.
+    pub(crate) fn reserve(&self, prefix: &[PrefixKey], tokens: usize, spare: usize) -> Option<(BlockTable, usize)> {
         let mut pool = self.lock();
         let mut blocks: Vec<u32> = prefix.iter().map_while(|key| pool.prefixes.find(key)).collect();
         let shared = blocks.len();
@@ -79,51 +81,51 @@ impl BlockAllocator {
         pool.free.extend(idle.into_iter().rev());
     }
 
-    /// Blocks without content.
+    /// Returns the number of blocks without content.
     pub fn free(&self) -> usize {
         self.lock().free.len()
     }
 
-    /// Blocks that nobody uses, kept for the next request that begins as they do.
+    /// Returns the number of blocks that nobody uses, kept for the next request that begins as they do.
     pub fn kept(&self) -> usize {
         self.lock().prefixes.idle()
     }
 
-    /// Blocks in tables.
+    /// Returns the number of blocks in tables.
     pub fn used(&self) -> usize {
         self.total - self.lock().available()
     }
 
-    /// Blocks in all.
+    /// Returns the number of all blocks.
     pub fn total(&self) -> usize {
         self.total
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pool.lock()
     }
 }
 
 impl Pool {
-    /// Blocks that can be taken.
+    /// Returns the number of blocks that can be taken.
     fn available(&self) -> usize {
         self.free.len() + self.prefixes.idle()
     }
 
-    /// A block without content for a first user.
+    /// Takes a block without content for its first user.
     fn take(&mut self) -> Option<u32> {
         let block = self.free.pop().or_else(|| self.prefixes.evict())?;
         self.users[block as usize] = 1;
         Some(block)
     }
 
-    /// One more user of a block with content.
+    /// Adds a user to a block with content.
     fn join(&mut self, block: u32) {
         self.prefixes.wake(block);
         self.users[block as usize] += 1;
     }
 
-    /// One user less.
+    /// Removes a user of a block.
     fn leave(&mut self, block: u32) {
         let users = &mut self.users[block as usize];
         *users -= 1;
@@ -134,12 +136,12 @@ impl Pool {
 }
 
 impl BlockTable {
-    /// The blocks, for the decoder.
+    /// Returns the blocks, for the decoder.
     pub fn blocks(&self) -> &[u32] {
         &self.blocks
     }
 
-    /// Makes place for `tokens` tokens; false where no block is left.
+    /// Takes blocks until `tokens` tokens fit; returns `false` if no block is left.
     pub fn grow(&mut self, tokens: usize) -> bool {
         let wanted = BlockAllocator::blocks_for(tokens);
         if self.blocks.len() >= wanted {
@@ -156,8 +158,8 @@ impl BlockTable {
         true
     }
 
-    /// Uses the block that holds `key` in the place of its own at `index`, which goes back; false where there is none.
-    pub fn share(&mut self, index: usize, key: &PrefixKey) -> bool {
+    /// Replaces its own block at `index` by the one that holds `key`; returns `false` if there is none.
+    pub(crate) fn share(&mut self, index: usize, key: &PrefixKey) -> bool {
         let mut pool = self.allocator.lock();
         let Some(shared) = pool.prefixes.find(key) else { return false };
         if shared != self.blocks[index] {
@@ -167,9 +169,9 @@ impl BlockTable {
         true
     }
 
-    /// The block at `index` is full: whoever begins with the same tokens may use it. Where another holds the same already,
-    /// that one is used from now on.
-    pub fn publish(&mut self, index: usize, key: PrefixKey) {
+    /// Lets sequences that begin with the same tokens use the block at `index`, which is full. If another block holds
+    /// the same already, the table uses that one from now on.
+    pub(crate) fn publish(&mut self, index: usize, key: PrefixKey) {
         if !self.share(index, &key) {
             self.allocator.lock().prefixes.insert(key, self.blocks[index]);
         }

@@ -1,7 +1,7 @@
 //! Turns token ids into tokens and vectors. The API hands in requests, already tokenized, with the adapter lease that
 //! they run under; the engine batches rows of many requests and adapters into one step and sends events back.
 
-pub mod admission;
+mod admission;
 pub mod catalog;
 pub mod error;
 pub mod grammar;
@@ -12,14 +12,14 @@ pub mod logprobs;
 mod metrics;
 pub mod native;
 mod pool;
-pub mod prefix_cache;
+mod prefix_cache;
 pub mod priority;
-pub mod queue;
+mod queue;
 mod request;
 mod runner;
-pub mod sampler;
-pub mod scheduler;
-pub mod sequence;
+mod sampler;
+mod scheduler;
+mod sequence;
 pub mod step_model;
 pub mod text;
 
@@ -35,15 +35,16 @@ pub use self::limits::EngineLimits;
 use self::logprobs::TokenLogprobs;
 use attune_model::lora::AdapterLease;
 
-/// Serves one base model. The native engine implements it; a backend over another library can stand beside it.
+/// Serves one base model. The native engine implements it in this process; the trait is kept for a second backend,
+/// which will run another library in a process of its own (`docs/adr/0001-own-engine.md`).
 pub trait Backend: Send + Sync {
     /// Queues a request; its events arrive on the channel. Dropping the receiver cancels it within one step.
     ///
     /// Fails with [`Error::Overloaded`] when the queue is full and with [`Error::ContextLength`] when it cannot fit.
     fn generate(&self, request: GenerateRequest) -> Result<UnboundedReceiver<Event>>;
 
-    /// The same for the sequences of one client's request, all or none of them: it has begun when the first one runs, and
-    /// the others may then wait for as long as the request may take.
+    /// Queues all sequences of one client's request, or none. The request has begun when the first one runs; the others
+    /// may then wait for as long as the request may take.
     fn generate_all(&self, requests: Vec<GenerateRequest>) -> Result<Vec<UnboundedReceiver<Event>>> {
         requests.into_iter().map(|request| self.generate(request)).collect()
     }
@@ -61,8 +62,8 @@ pub struct GenerateRequest {
     /// Who asks: requests share the engine by organisation, and find nothing of another one's in the cache.
     pub organization: Arc<str>,
     /// The prompt's token ids; at least one.
-    pub prompt: Vec<u32>,
-    /// The adapter's generation, leased before queueing; none runs the base.
+    pub prompt: Arc<[u32]>,
+    /// The adapter's generation, leased before queueing; `None` runs the base.
     pub adapter: Option<AdapterLease>,
     /// How tokens are drawn.
     pub sampling: Sampling,
@@ -72,11 +73,13 @@ pub struct GenerateRequest {
     pub stop: Vec<String>,
     /// Token ids that end the answer (the model's end-of-sequence tokens).
     pub stop_tokens: Vec<u32>,
-    /// Send the log probability of every token drawn, and those of this many most probable ones; 0 sends its own alone.
+    /// Send each drawn token's log probability and those of this many most probable tokens; `None` sends no log
+    /// probabilities, 0 the drawn token's alone.
     pub logprobs: Option<usize>,
-    /// The same for every token of the prompt after the first. The prompt is then computed even where `max_tokens` is 0.
+    /// Send the same for every token of the prompt after the first.
     pub prompt_logprobs: Option<usize>,
-    /// What the answer must follow; it ends with [`FinishReason::Stop`] where the grammar is complete.
+    /// The grammar that the answer must follow; the answer ends with [`FinishReason::Stop`] once the grammar is
+    /// complete.
     pub grammar: Option<Grammar>,
 }
 
@@ -91,13 +94,14 @@ pub struct Sampling {
     pub top_k: usize,
     /// Keep tokens at least this probable, relative to the most probable one.
     pub min_p: f32,
-    /// The same seed gives the same text, whatever else is in the batch; absent means a random one.
+    /// The same seed gives the same text, whatever else is in the batch; `None` draws a random seed.
     pub seed: Option<u64>,
     /// Subtracted once from the logit of every token already generated.
     pub presence_penalty: f32,
     /// Subtracted from a generated token's logit for each time it occurred.
     pub frequency_penalty: f32,
-    /// Divides the logit, or multiplies it where it is below 0, of every token of prompt and answer; 1 changes nothing.
+    /// Divides the positive logits of the tokens of prompt and answer, and multiplies the negative ones; 1 changes
+    /// nothing.
     pub repetition_penalty: f32,
     /// Added to logits, by token id.
     pub logit_bias: Vec<(u32, f32)>,
@@ -119,24 +123,24 @@ impl Default for Sampling {
     }
 }
 
-/// What a request's channel carries, in order: `Prompt` where it was asked for, any number of `Token`, then one `Finished`
+/// An event on a request's channel. In order: `Prompt` if it was asked for, any number of `Token`, then one `Finished`
 /// or `Failed`.
 #[derive(Debug)]
 pub enum Event {
-    /// The prompt was computed, of a request with [`GenerateRequest::prompt_logprobs`].
+    /// The prompt was computed; sent if [`GenerateRequest::prompt_logprobs`] is set.
     Prompt {
         /// One entry for each token after the first.
         tokens: Vec<TokenLogprobs>,
     },
     /// A token was drawn. `text` is what may be shown now: whole characters only, and nothing that could still become
-    /// part of a stop text; it may be empty. A token that ends the answer is sent only where its log probability was
-    /// asked for; it has no text.
+    /// part of a stop text; it may be empty. A token that ends the answer is sent only if its log probability was asked
+    /// for; it has no text.
     Token {
         /// The token's id.
         id: u32,
         /// Text that became safe to show.
         text: String,
-        /// What the model thought of it, where the request asked.
+        /// The token's log probabilities, if the request asked for them.
         logprobs: Option<TokenLogprobs>,
     },
     /// The answer is complete.
@@ -145,7 +149,7 @@ pub enum Event {
         text: String,
         /// Why it ended.
         reason: FinishReason,
-        /// Tokens drawn, the ending one included where one was drawn.
+        /// Tokens drawn, including an end token.
         completion_tokens: usize,
         /// Tokens of the prompt that were not computed, because the cache held them from an earlier request.
         cached_tokens: usize,
@@ -170,6 +174,6 @@ pub struct EmbedRequest {
     pub organization: Arc<str>,
     /// Token ids of each input; none is empty.
     pub inputs: Vec<Vec<u32>>,
-    /// The adapter's generation; none runs the base.
+    /// The adapter's generation; `None` runs the base.
     pub adapter: Option<AdapterLease>,
 }

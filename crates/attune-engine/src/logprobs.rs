@@ -1,28 +1,28 @@
-//! Log probabilities of tokens, by the model's raw logits. Called by `request.rs` for drawn tokens and for the tokens of
-//! prompts, of requests that asked for them only.
+//! Computes log probabilities of tokens from the model's raw logits. Called by `request.rs` for drawn tokens and for
+//! the tokens of prompts, if the request asked for them.
 //!
-//! Raw means before bias, penalties, grammar, temperature and `top_p`: what the model itself thinks of a token, however
+//! Raw means before bias, penalties, grammar, temperature and `top_p`: the model's own probability of a token, however
 //! it came to be drawn. Prompts have no other, so prompt and answer are measured alike.
 
 use crate::{Error, Result};
 use attune_model::kernels::cpu::logits::all_finite;
 
-/// What the model thought of one token.
+/// One token's log probability, and the most probable tokens in its place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprobs {
-    /// The token that was drawn, or stands in the prompt.
+    /// The token that was drawn, or is in the prompt.
     pub id: u32,
     /// Its log probability (natural logarithm).
     pub logprob: f32,
-    /// The most probable tokens with theirs, the most probable first, of equals the lowest id. Where `id` is among them,
-    /// its value has the very bits of `logprob`.
+    /// The most probable tokens with their log probabilities, the most probable first, of equals the lowest id. If `id`
+    /// is among them, its value has the very bits of `logprob`.
     pub top: Vec<(u32, f32)>,
 }
 
 impl TokenLogprobs {
-    /// Token `id` and the `count` most probable ones under one row of logits.
+    /// Returns token `id` and the `count` most probable tokens under one row of logits.
     ///
-    /// Fails where a logit is not a finite number: the model or the adapter is broken.
+    /// Fails if a logit is not a finite number: the model or the adapter is broken.
     pub fn of(logits: &[f32], id: u32, count: usize) -> Result<Self> {
         let Some(&logit) = logits.get(id as usize) else {
             return Err(Error::Internal(format!("token {id} has no logit")));
@@ -38,14 +38,14 @@ impl TokenLogprobs {
     }
 }
 
-/// ln Σ exp(x), in f64: over a vocabulary of 100,000 an f32 sum would lose the digits that tests compare.
+/// Returns ln Σ exp(x), in f64: over a vocabulary of 100,000 an f32 sum would lose the digits that tests compare.
 fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - max).exp()).sum();
     max + sum.ln()
 }
 
-/// The `count` largest values with their indices, in one pass: `count` is small.
+/// Returns the `count` largest values with their indices, in one pass: `count` is small.
 fn largest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     let mut top: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
     for (id, &logit) in logits.iter().enumerate() {

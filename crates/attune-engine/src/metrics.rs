@@ -1,5 +1,5 @@
-//! What an engine counts and measures, for `/metrics`. One [`EngineMetrics`] per engine, labelled with the base model's id:
-//! the handles are made once, since some are used for every token.
+//! What an engine counts and measures, for `/metrics`. One [`EngineMetrics`] per engine, labelled with the base model's
+//! id: the handles are made once, since some are used for every token.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The native engine: the [`Backend`] over our own decoder. `app` starts one per base model, `api` hands it requests; one
-//! thread per engine ([`runner`](super::runner)) owns the schedule and the cache and computes all steps.
+//! The native engine: the [`Backend`] over our own decoder. `app` starts one per base model, `api` hands it requests;
+//! one thread per engine ([`runner`](super::runner)) owns the schedule and the cache and computes all steps.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -9,13 +9,13 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 
 use super::admission::Admission;
-use super::inbox::{Arrival, Inbox};
+use super::inbox::{Arrival, Asked, Inbox};
 use super::kv::BlockAllocator;
 use super::priority::Priority;
 use super::runner::Runner;
 use super::scheduler::Scheduler;
 use super::step_model::{BaseStepModel, StepModel};
-use super::{Backend, EmbedRequest, Event, FinishReason, GenerateRequest, Vectors};
+use super::{Backend, EmbedRequest, Event, GenerateRequest, Vectors};
 use crate::limits::EngineLimits;
 use crate::{Error, Result};
 use attune_model::BaseModel;
@@ -36,7 +36,7 @@ impl NativeEngine {
         Self::start_with(BaseStepModel::new(model, limits)?, limits, priority)
     }
 
-    /// The same over any model that can compute a step.
+    /// Starts an engine over any model that can compute a step.
     pub fn start_with<M: StepModel>(model: M, limits: &EngineLimits, priority: Arc<Priority>) -> Result<Arc<Self>> {
         let allocator = BlockAllocator::new(model.blocks());
         let admission = Admission::new(model.context(), model.blocks(), limits.max_waiting);
@@ -52,12 +52,13 @@ impl NativeEngine {
         Ok(Arc::new(Self { admission, vocabulary_size, allocator, inbox, thread: Some(thread) }))
     }
 
-    /// The blocks of the engine's cache, to watch their balance.
+    /// Returns the blocks of the engine's cache, to watch their balance.
     pub fn blocks(&self) -> &BlockAllocator {
         &self.allocator
     }
 
-    /// A token id outside the model's embedding would fail the whole step that it is in.
+    /// Refuses token ids outside the model's embedding: one would fail the whole step that it is in. `api` has refused
+    /// a client's by then, in the words of the request's field.
     fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
         match tokens.iter().find(|id| **id as usize >= self.vocabulary_size) {
             Some(id) => Err(Error::UnknownToken { id: *id, vocabulary: self.vocabulary_size }),
@@ -66,7 +67,7 @@ impl NativeEngine {
     }
 
     fn put(&self, arrivals: Vec<Arrival>) -> Result<()> {
-        if self.inbox.put(arrivals) { Ok(()) } else { Err(stopped()) }
+        if self.inbox.put(arrivals) { Ok(()) } else { Err(Error::stopped()) }
     }
 
     fn submit_inputs(&self, request: EmbedRequest) -> Result<Vec<oneshot::Receiver<Result<Vec<f32>>>>> {
@@ -81,13 +82,14 @@ impl NativeEngine {
         let mut replies = Vec::with_capacity(request.inputs.len());
         for input in request.inputs {
             let (reply, vector) = oneshot::channel();
-            arrivals.push(Arrival::Embed {
-                input,
+            arrivals.push(Arrival {
                 organization: request.organization.clone(),
+                prompt: input.into(),
+                max_tokens: 0,
                 adapter: request.adapter.clone(),
                 submitted,
-                reply,
                 ticket: ticket.clone(),
+                owner: Asked::Vector { reply },
             });
             replies.push(vector);
         }
@@ -103,23 +105,25 @@ impl Backend for NativeEngine {
 
     fn generate_all(&self, requests: Vec<GenerateRequest>) -> Result<Vec<UnboundedReceiver<Event>>> {
         let mut receivers = Vec::with_capacity(requests.len());
-        let mut to_run = Vec::with_capacity(requests.len());
-        for request in requests {
-            let max_tokens = self.admission.answer_tokens(request.prompt.len(), request.max_tokens)?;
+        let mut admitted = Vec::with_capacity(requests.len());
+        for mut request in requests {
+            request.max_tokens = self.admission.answer_tokens(request.prompt.len(), request.max_tokens)?;
             self.check_tokens(&request.prompt)?;
+            admitted.push(request);
+        }
+        let (tickets, submitted) = (self.admission.enter_many(admitted.len())?, Instant::now());
+        let arrivals = admitted.into_iter().zip(tickets).map(|(mut request, ticket)| {
             let (events, receiver) = unbounded_channel();
             receivers.push(receiver);
-            if max_tokens == 0 && request.prompt_logprobs.is_none() {
-                let (text, reason) = (String::new(), FinishReason::Length);
-                let finished = Event::Finished { text, reason, completion_tokens: 0, cached_tokens: 0 };
-                events.send(finished).map_err(|_| stopped())?;
-            } else {
-                to_run.push((request, max_tokens, events));
+            Arrival {
+                organization: request.organization.clone(),
+                prompt: request.prompt.clone(),
+                max_tokens: request.max_tokens,
+                adapter: request.adapter.take(),
+                submitted,
+                ticket,
+                owner: Asked::Answer { request: Box::new(request), events },
             }
-        }
-        let (tickets, submitted) = (self.admission.enter_many(to_run.len())?, Instant::now());
-        let arrivals = to_run.into_iter().zip(tickets).map(|((request, max_tokens, events), ticket)| {
-            Arrival::Generate { request, max_tokens, events, submitted, ticket }
         });
         self.put(arrivals.collect())?;
         Ok(receivers)
@@ -132,7 +136,7 @@ impl Backend for NativeEngine {
             let replies = submitted?;
             let mut vectors = Vec::with_capacity(replies.len());
             for reply in replies {
-                vectors.push(reply.await.map_err(|_| stopped())??);
+                vectors.push(reply.await.map_err(|_| Error::stopped())??);
             }
             Ok(vectors)
         })
@@ -157,9 +161,4 @@ impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.stop();
     }
-}
-
-/// What requests get that the engine no longer serves.
-pub(super) fn stopped() -> Error {
-    Error::Unavailable("The engine of this model has stopped.")
 }

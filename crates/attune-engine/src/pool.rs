@@ -1,15 +1,19 @@
 //! Where steps are computed: inside the process's one pool of threads. Called by `runner.rs`.
 //!
-//! A step forks hundreds of times. From a thread of the pool that costs a fraction of a microsecond, from any other thread
-//! about twenty: the pool has to be woken, and the caller after it. So an engine's thread hands each step over as a whole.
+//! A step forks hundreds of times. From a thread of the pool that costs a fraction of a microsecond, from any other
+//! thread about twenty: the pool has to be woken, and the caller after it. So an engine's thread hands each step over
+//! as a whole.
 //!
 //! A thread of the pool that waits for a piece of its own work takes other work meanwhile. That must not be another
 //! engine's step, which would keep the first one waiting for its whole length, and others on top of it: engines take
-//! turns, in the order in which they ask. So an engine waits for one step of each other engine at the most. Of a trainer,
-//! which works from a thread of its own, a step can meet a piece of one kernel at a time. Nothing in the pool waits for a
-//! lock that a waiting step holds, so there is nothing to lock up.
+//! turns, in the order in which they ask. So an engine waits for one step of each other engine at the most. Of a
+//! trainer, which works from a thread of its own, a step can meet a piece of one kernel at a time. Nothing in the pool
+//! waits for a lock that a waiting step holds, so there is nothing to lock up.
+//!
+//! `parking_lot::FairMutex` is not enough: it keeps the order of the threads that sleep, and one that still spins is
+//! overtaken by whoever comes back first; on a busy machine that is an engine's next step.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 static TURNS: Turns = Turns::new();
 
@@ -38,13 +42,13 @@ impl Turns {
         let number = state.0;
         state.0 += 1;
         while state.1 != number {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
         Turn(self)
     }
 
     fn lock(&self) -> MutexGuard<'_, (u64, u64)> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -1,9 +1,9 @@
-//! Which full cache blocks hold the keys and values of which tokens, so that a request need not compute a prompt's beginning
-//! that an earlier one computed. The index of `kv.rs`, which counts who uses a block; this module knows what is in it.
+//! Knows which full cache blocks hold the keys and values of which tokens, so that a request need not compute a
+//! prompt's beginning that an earlier one computed. It is the index of `kv.rs`, which counts the users of each block.
 //!
-//! A block is named by a chained hash: of the organisation and the weights (the base or one adapter generation), then of
-//! its own 16 tokens and all before them. So nobody meets a prefix of another organisation, and a name that was given new
-//! weights never meets those of the old ones.
+//! A block is named by a chained hash: of the organisation and the weights (the base or one adapter generation), then
+//! of its own 16 tokens and all before them. So nobody meets a prefix of another organisation, and a name that was
+//! given new weights never meets those of the old ones.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,11 +17,11 @@ const BLOCK: [u8; 1] = [1];
 
 /// The name of a block's content: SHA-256, so that equal names mean equal content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PrefixKey([u8; 32]);
+pub(crate) struct PrefixKey([u8; 32]);
 
 impl PrefixKey {
-    /// What all prefixes of an organisation on the base (`None`) or on an adapter generation begin with.
-    pub fn root(organization: &str, adapter: Option<&str>) -> Self {
+    /// Returns the root of all chains of an organisation on the base (`None`) or on an adapter generation.
+    pub(crate) fn root(organization: &str, adapter: Option<&str>) -> Self {
         let mut hash = Sha256::new_with_prefix(ROOT);
         hash.update((organization.len() as u64).to_le_bytes());
         hash.update(organization);
@@ -30,9 +30,9 @@ impl PrefixKey {
         Self(hash.finalize().into())
     }
 
-    /// The block of `tokens` after the one of this name.
+    /// Returns the name of the block of `tokens` that follows the block of this name.
     #[must_use]
-    pub fn next(&self, tokens: &[u32]) -> Self {
+    pub(crate) fn next(&self, tokens: &[u32]) -> Self {
         let mut hash = Sha256::new_with_prefix(BLOCK);
         hash.update(self.0);
         for token in tokens {
@@ -42,21 +42,21 @@ impl PrefixKey {
     }
 }
 
-/// The names of a sequence's full blocks, made as far as they are asked for.
+/// The names of a sequence's full blocks, computed only as far as they are asked for.
 #[derive(Debug)]
-pub struct PrefixChain {
+pub(crate) struct PrefixChain {
     root: PrefixKey,
     keys: Vec<PrefixKey>,
 }
 
 impl PrefixChain {
-    /// A chain before its first block.
-    pub fn new(root: PrefixKey) -> Self {
+    /// Creates a chain before its first block.
+    pub(crate) fn new(root: PrefixKey) -> Self {
         Self { root, keys: Vec::new() }
     }
 
-    /// The names of the first `blocks` blocks of `tokens`, all full.
-    pub fn keys(&mut self, tokens: &[u32], blocks: usize) -> &[PrefixKey] {
+    /// Returns the names of the first `blocks` blocks of `tokens`, all full.
+    pub(crate) fn keys(&mut self, tokens: &[u32], blocks: usize) -> &[PrefixKey] {
         for block in tokens[..blocks * BLOCK_TOKENS].chunks_exact(BLOCK_TOKENS).skip(self.keys.len()) {
             let key = self.keys.last().unwrap_or(&self.root).next(block);
             self.keys.push(key);
@@ -67,7 +67,7 @@ impl PrefixChain {
 
 /// The blocks whose content is known, and which of them nobody uses.
 #[derive(Debug, Default)]
-pub struct PrefixCache {
+pub(crate) struct PrefixCache {
     blocks: HashMap<PrefixKey, u32>,
     /// The reverse of `blocks`.
     keys: HashMap<u32, PrefixKey>,
@@ -79,22 +79,23 @@ pub struct PrefixCache {
 }
 
 impl PrefixCache {
-    /// The block with this content.
-    pub fn find(&self, key: &PrefixKey) -> Option<u32> {
+    /// Returns the block with this content.
+    pub(crate) fn find(&self, key: &PrefixKey) -> Option<u32> {
         self.blocks.get(key).copied()
     }
 
-    /// Makes known what a block that somebody uses holds.
-    pub fn insert(&mut self, key: PrefixKey, block: u32) {
+    /// Records the content of a block in use.
+    pub(crate) fn insert(&mut self, key: PrefixKey, block: u32) {
         self.blocks.insert(key, block);
         self.keys.insert(block, key);
     }
 
-    /// The last user of a block has gone. False where its content is not known: then the block is simply free.
+    /// Notes that a block's last user has gone. Returns `false` if its content is not known: then the block is simply
+    /// free.
     ///
-    /// Who gives back several blocks begins with the last one. A block is used by all who use the ones after it, so each
-    /// block's last use is then before that of the blocks that it builds on: they outlive it.
-    pub fn rest(&mut self, block: u32) -> bool {
+    /// Who gives back several blocks begins with the last one. A block is used by all who use the ones after it, so
+    /// each block's last use is then before that of the blocks that it builds on: they outlive it.
+    pub(crate) fn rest(&mut self, block: u32) -> bool {
         if !self.keys.contains_key(&block) {
             return false;
         }
@@ -104,25 +105,25 @@ impl PrefixCache {
         true
     }
 
-    /// Somebody uses the block again.
-    pub fn wake(&mut self, block: u32) {
+    /// Notes that a block is in use again.
+    pub(crate) fn wake(&mut self, block: u32) {
         if let Some(since) = self.since.remove(&block) {
             self.idle.remove(&since);
         }
     }
 
-    /// True where nobody uses the block, but its content is kept.
-    pub fn is_idle(&self, block: u32) -> bool {
+    /// Returns `true` if nobody uses the block, but its content is kept.
+    pub(crate) fn is_idle(&self, block: u32) -> bool {
         self.since.contains_key(&block)
     }
 
-    /// Blocks that nobody uses and whose content is kept.
-    pub fn idle(&self) -> usize {
+    /// Returns the number of blocks that nobody uses and whose content is kept.
+    pub(crate) fn idle(&self) -> usize {
         self.idle.len()
     }
 
     /// Forgets the block that was not used for the longest time, and hands it out.
-    pub fn evict(&mut self) -> Option<u32> {
+    pub(crate) fn evict(&mut self) -> Option<u32> {
         let (_, block) = self.idle.pop_first()?;
         self.since.remove(&block);
         if let Some(key) = self.keys.remove(&block) {
@@ -132,7 +133,7 @@ impl PrefixCache {
     }
 
     /// Forgets everything; returns the blocks that nobody uses.
-    pub fn clear(&mut self) -> Vec<u32> {
+    pub(crate) fn clear(&mut self) -> Vec<u32> {
         let idle = std::mem::take(&mut self.idle).into_values().collect();
         *self = Self { clock: self.clock, ..Self::default() };
         idle

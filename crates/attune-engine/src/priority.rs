@@ -1,8 +1,10 @@
-//! Requests before training: the trainer asks here between pieces of work and waits while requests run, for a bounded
-//! time, so that neither starves the other.
+//! Puts requests before training: the trainer asks here between pieces of work and waits while requests run, for a
+//! bounded time, so that neither starves the other.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 /// Counts engine steps that are running or due. Shared by the engines and the trainer of a device.
 #[derive(Debug, Default)]
@@ -18,18 +20,18 @@ pub struct BusyGuard<'a>(&'a Priority);
 impl Priority {
     /// Marks requests as running until the guard drops.
     pub fn busy(&self) -> BusyGuard<'_> {
-        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *self.busy.lock() += 1;
         BusyGuard(self)
     }
 
-    /// Waits until no request runs, `at_most` this long.
+    /// Waits until no request runs, but `at_most` this long.
     pub fn yield_to_requests(&self, at_most: Duration) {
-        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.idle.wait_timeout_while(busy, at_most, |busy| *busy > 0));
+        let mut busy = self.busy.lock();
+        self.idle.wait_while_for(&mut busy, |busy| *busy > 0, at_most);
     }
 }
 
-/// Training's turns between requests, of which it gets half of the time where they run all the time.
+/// Training's turns between requests. If requests run all the time, training gets half of the time.
 #[derive(Debug)]
 pub struct TrainingTurns {
     priority: Arc<Priority>,
@@ -38,12 +40,12 @@ pub struct TrainingTurns {
 }
 
 impl TrainingTurns {
-    /// Waits `at_most` this long at a time, and no longer than the piece of work before it took.
+    /// Yields at most `at_most` at a time, and never longer than the previous piece of work took.
     pub fn new(priority: Arc<Priority>, at_most: Duration) -> Self {
         Self { priority, at_most, began: Instant::now() }
     }
 
-    /// To be called before each piece of work: lets requests go first.
+    /// Lets requests go first; call it before each piece of work.
     pub fn next(&mut self) {
         self.priority.yield_to_requests(self.at_most.min(self.began.elapsed()));
         self.began = Instant::now();
@@ -52,7 +54,7 @@ impl TrainingTurns {
 
 impl Drop for BusyGuard<'_> {
     fn drop(&mut self) {
-        let mut busy = self.0.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut busy = self.0.busy.lock();
         *busy -= 1;
         if *busy == 0 {
             self.0.idle.notify_all();

@@ -1,35 +1,35 @@
-//! Who is next: waiting sequences, shared out fairly between organisations, then between each one's adapters. The scheduler
-//! has one queue for answers and one for embeddings.
+//! Decides which waiting sequence is next. Turns are shared out fairly between organisations, then between each one's
+//! adapters. The scheduler has one queue for answers and one for embeddings.
 //!
 //! The rule is the virtual token counter of S-LoRA's authors ("Fairness in Serving Large Language Models"): each
-//! organisation has a counter of the tokens that it was served, and the lowest one is next; under it, so has each adapter;
-//! under that, first in, first out. Who comes back after a pause is lifted to the lowest counter of those that are active,
-//! so nobody saves up credit while away. Nobody is passed over for ever: a counter stands still while its owner waits, and
-//! those of the others rise.
+//! organisation has a counter of the tokens that it was served, and the lowest one is next; under it, so has each
+//! adapter; under that, first in, first out. Who comes back after a pause is lifted to the lowest counter of those that
+//! are active, so nobody saves up credit while away. Nobody is passed over for ever: a counter stands still while its
+//! owner waits, and those of the others rise.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// What a drawn token counts, where one of a prompt counts 1: it takes a step of its own.
-pub const DRAWN_TOKEN: u64 = 2;
+/// Served tokens that a drawn token counts as; one of a prompt counts 1. A drawn token takes a step of its own.
+pub(crate) const DRAWN_TOKEN: u64 = 2;
 
-/// Where a sequence belongs.
+/// The line that a sequence waits in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Position {
+pub(crate) struct Position {
     /// Who asked.
-    pub organization: Arc<str>,
+    pub(crate) organization: Arc<str>,
     /// The adapter generation; empty for the base.
-    pub adapter: Arc<str>,
+    pub(crate) adapter: Arc<str>,
 }
 
 /// Waiting sequences of one lane.
 #[derive(Debug)]
-pub struct FairQueue<S> {
+pub(crate) struct FairQueue<S> {
     organizations: Shares<Shares<Line<S>>>,
     waiting: usize,
 }
 
-/// Sequences of one place with the numbers of their arrival.
+/// Sequences of one line with the numbers of their arrival.
 type Line<S> = VecDeque<(u64, S)>;
 
 /// Counters of the tokens served, by name, and what lies under each.
@@ -57,34 +57,35 @@ impl<S> Default for FairQueue<S> {
 
 impl<S> FairQueue<S> {
     /// Puts a sequence at the end of its line; arrivals are numbered upwards. It is active until [`Self::leave`].
-    pub fn push(&mut self, place: &Position, arrival: u64, sequence: S) {
+    pub(crate) fn push(&mut self, place: &Position, arrival: u64, sequence: S) {
         let adapters = self.organizations.enter(&place.organization);
         adapters.enter(&place.adapter).push_back((arrival, sequence));
         self.waiting += 1;
     }
 
-    /// Whose line is next; nothing where nobody waits. Of equal counters, that of the fewest sequences, then who came first.
-    pub fn next(&self) -> Option<Position> {
+    /// Returns the line that is next; `None` if nobody waits. Of equal counters the one with the fewest sequences is
+    /// next, then the one that came first.
+    pub(crate) fn next(&self) -> Option<Position> {
         let head = |line: &Line<S>| line.front().map(|(arrival, _)| *arrival);
         let (organization, _) = self.organizations.lowest(|adapters| Some(adapters.lowest(head)?.1))?;
         let (adapter, _) = self.organizations.entries.get(organization)?.under.lowest(head)?;
         Some(Position { organization: organization.clone(), adapter: adapter.clone() })
     }
 
-    /// The first in the line of `place`.
-    pub fn front(&mut self, place: &Position) -> Option<&mut S> {
+    /// Returns the first in the line of `place`.
+    pub(crate) fn front(&mut self, place: &Position) -> Option<&mut S> {
         self.line(place)?.front_mut().map(|(_, sequence)| sequence)
     }
 
     /// Takes the first in the line of `place`; it stays active.
-    pub fn pop(&mut self, place: &Position) -> Option<S> {
+    pub(crate) fn pop(&mut self, place: &Position) -> Option<S> {
         let (_, sequence) = self.line(place)?.pop_front()?;
         self.waiting -= 1;
         Some(sequence)
     }
 
-    /// `tokens` were served to somebody at `place`.
-    pub fn charge(&mut self, place: &Position, tokens: u64) {
+    /// Counts `tokens` as served to `place`.
+    pub(crate) fn charge(&mut self, place: &Position, tokens: u64) {
         if let Some(organization) = self.organizations.entries.get_mut(&place.organization) {
             organization.served += tokens;
             if let Some(adapter) = organization.under.entries.get_mut(&place.adapter) {
@@ -93,16 +94,16 @@ impl<S> FairQueue<S> {
         }
     }
 
-    /// A sequence of `place` has ended.
-    pub fn leave(&mut self, place: &Position) {
+    /// Notes that a sequence of `place` has ended.
+    pub(crate) fn leave(&mut self, place: &Position) {
         if let Some(adapters) = self.organizations.get_mut(&place.organization) {
             adapters.leave(&place.adapter);
         }
         self.organizations.leave(&place.organization);
     }
 
-    /// Takes out every waiting sequence that `is_wanted` does not keep; they leave.
-    pub fn extract(&mut self, mut is_wanted: impl FnMut(&S) -> bool) -> Vec<S> {
+    /// Takes out every waiting sequence for which `is_wanted` is `false`, and lets it leave.
+    pub(crate) fn extract(&mut self, mut is_wanted: impl FnMut(&S) -> bool) -> Vec<S> {
         let mut taken = Vec::new();
         let mut places = Vec::new();
         for (organization, adapters) in &mut self.organizations.entries {
@@ -127,13 +128,13 @@ impl<S> FairQueue<S> {
         taken
     }
 
-    /// Sequences that wait.
-    pub fn len(&self) -> usize {
+    /// Returns how many sequences wait.
+    pub(crate) fn len(&self) -> usize {
         self.waiting
     }
 
-    /// True where nobody waits.
-    pub fn is_empty(&self) -> bool {
+    /// Returns `true` if nobody waits.
+    pub(crate) fn is_empty(&self) -> bool {
         self.waiting == 0
     }
 
@@ -149,12 +150,13 @@ impl<V> Default for Shares<V> {
 }
 
 impl<V: Default> Shares<V> {
-    /// One more sequence under `name`.
+    /// Adds a sequence under `name`.
     fn enter(&mut self, name: &Arc<str>) -> &mut V {
         if self.entries.get(name).is_none_or(|share| share.active == 0) {
             let active = self.entries.values().filter(|share| share.active > 0);
             let lowest = active.map(|share| share.served).min().unwrap_or(0);
-            // What an absent one was served beyond the others stays on its account; what is less is lifted anyway.
+            // A name without sequences keeps its counter if it is above the lowest one; a lower counter is lifted
+            // anyway.
             self.entries.retain(|_, share| share.active > 0 || share.served > lowest);
             let lifted = Share { served: lowest, active: 0, under: V::default() };
             self.entries.entry(name.clone()).or_insert(lifted);
@@ -172,7 +174,7 @@ impl<V: Default> Shares<V> {
             self.active -= 1;
         }
         if self.active == 0 {
-            // Nobody competes: what was served is forgotten.
+            // Nobody competes: counters begin anew.
             self.entries.clear();
         }
     }
@@ -181,7 +183,8 @@ impl<V: Default> Shares<V> {
         self.entries.get_mut(name).map(|share| &mut share.under)
     }
 
-    /// The name with the lowest counter of those with a `head`, the arrival of their first sequence, and that arrival.
+    /// Returns the name with the lowest counter of those that have a `head` (the arrival of their first sequence), and
+    /// that arrival.
     fn lowest(&self, head: impl Fn(&V) -> Option<u64>) -> Option<(&Arc<str>, u64)> {
         let heads = self.entries.iter().filter_map(|(name, share)| Some((name, share, head(&share.under)?)));
         let lowest = heads.min_by_key(|(_, share, arrival)| (share.served, share.active, *arrival));

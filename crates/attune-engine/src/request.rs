@@ -1,6 +1,7 @@
-//! One request's state on the engine thread: an answer that grows token by token, or an input's hidden states on the way to
-//! a vector. Made and driven by `runner.rs`.
+//! One request's state on the engine thread: an answer that grows token by token, or an input's hidden states on the
+//! way to a vector. Made and driven by `runner.rs`.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
@@ -10,7 +11,7 @@ use tokio::sync::oneshot;
 use super::grammar::Grammar;
 use super::logprobs::TokenLogprobs;
 use super::sampler::Sampler;
-use super::sequence::Owner;
+use super::sequence::{Lane, Owner};
 use super::text::TextStream;
 use super::{Event, FinishReason, GenerateRequest};
 use crate::{Error, Result};
@@ -44,14 +45,14 @@ pub(super) struct Answer {
     cached_tokens: usize,
     /// As [`GenerateRequest::logprobs`].
     logprobs: Option<usize>,
-    /// The prompt's log probabilities while it is being computed, where they were asked for.
+    /// The prompt's log probabilities while it is being computed; `None` if not asked for.
     prompt: Option<PromptLogprobs>,
 }
 
 /// A prompt's log probabilities, gathered piece by piece as the prompt is computed.
 #[derive(Debug)]
 struct PromptLogprobs {
-    prompt: Vec<u32>,
+    prompt: Arc<[u32]>,
     /// As [`GenerateRequest::prompt_logprobs`].
     count: usize,
     /// Of the prompt's tokens from the second on, so far.
@@ -66,16 +67,16 @@ pub(super) struct Embedding {
     reply: Option<oneshot::Sender<Result<Vec<f32>>>>,
 }
 
-/// What a step says of the next token.
+/// What a step yields for the next token.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Next<'a> {
-    /// What it is to be drawn from.
+    /// The logits to draw it from.
     Logits(&'a [f32]),
-    /// It was drawn as [`Answer::plain_draw`] asked.
+    /// The token, which the model drew as [`Answer::plain_draw`] asked.
     Token(u32),
 }
 
-/// What became of a sequence in a step.
+/// The outcome of a step for one sequence.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Drawn {
     /// Nothing to show yet.
@@ -89,13 +90,20 @@ pub(super) enum Drawn {
 /// How long a client waited for a token.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum TokenTime {
-    /// For the first one, since the request came.
+    /// For the first token: since the request arrived.
     First(Duration),
-    /// Since the token before.
+    /// For a later token: since the one before.
     Next(Duration),
 }
 
 impl Owner for Work {
+    fn lane(&self) -> Lane {
+        match self {
+            Self::Answer(_) => Lane::Answer,
+            Self::Embedding(_) => Lane::Embed,
+        }
+    }
+
     fn is_gone(&self) -> bool {
         match self {
             Self::Answer(answer) => answer.events.is_closed(),
@@ -139,11 +147,10 @@ impl Work {
 }
 
 impl Answer {
-    /// The answer to `request` before its first token. `max_tokens` is what the door lets it have.
+    /// Begins the answer to `request`, before its first token.
     pub(super) fn new(
         tokenizer: &Tokenizer,
         request: GenerateRequest,
-        max_tokens: usize,
         events: UnboundedSender<Event>,
         submitted: Instant,
     ) -> Result<Self> {
@@ -159,7 +166,7 @@ impl Answer {
             text,
             stop_tokens: request.stop_tokens,
             grammar,
-            max_tokens,
+            max_tokens: request.max_tokens,
             drawn: 0,
             submitted,
             last_token: None,
@@ -169,7 +176,7 @@ impl Answer {
         })
     }
 
-    /// True while every row of the prompt is wanted, not the last one alone.
+    /// Returns `true` while the logits of all rows of the prompt are read, not of the last one alone.
     pub(super) fn reads_prompt(&self) -> bool {
         self.prompt.is_some()
     }
@@ -185,7 +192,8 @@ impl Answer {
         Ok(())
     }
 
-    /// The next draw where it needs nothing but the logits and the client wants to know nothing else of them.
+    /// Returns the next draw if it needs the logits only and the client asked for no log probabilities; the model can
+    /// do it.
     pub(super) fn plain_draw(&self) -> Option<Draw> {
         let reads_logits = self.logprobs.is_some() || self.reads_prompt() || self.max_tokens == 0;
         if reads_logits { None } else { self.sampler.plain_draw() }
@@ -236,7 +244,7 @@ impl Answer {
         Ok(Drawn::Token(id))
     }
 
-    /// How long the client waited for the token that was just drawn, where one was.
+    /// Returns how long the client waited for the token just drawn; `None` if none was drawn yet.
     pub(super) fn token_time(&mut self, now: Instant) -> Option<TokenTime> {
         if self.drawn == 0 {
             return None;
@@ -267,7 +275,7 @@ impl Answer {
 }
 
 impl Embedding {
-    /// An input before its first row.
+    /// Begins an input, before its first row.
     pub(super) fn new(reply: oneshot::Sender<Result<Vec<f32>>>) -> Self {
         Self { sum: Vec::new(), reply: Some(reply) }
     }
@@ -280,7 +288,7 @@ impl Embedding {
         }
     }
 
-    /// Sends the vector: the mean of all rows at length 1. The length makes the division by their number needless.
+    /// Sends the vector: the mean of all rows, scaled to length 1. The scaling makes dividing by their number needless.
     pub(super) fn finish(&mut self) {
         let norm = self.sum.iter().map(|value| value * value).sum::<f64>().sqrt();
         let vector = if norm.is_finite() {

@@ -1,9 +1,9 @@
 //! The engine thread's loop: take what arrived, compose a step, compute it, hand out what came of it.
 //!
-//! Nothing that one request does may reach another: channels are unbounded, so a slow reader stalls nothing; a send to a
-//! client that has gone is not an error; a step that fails or panics is repeated by halves until only the request is left
-//! that cannot be computed, and that one fails. Should the loop itself panic, what is in flight fails and it starts anew. Where the
-//! device is lost the loop ends: `app` ends the process then.
+//! Nothing that one request does may reach another: channels are unbounded, so a slow reader stalls nothing; a send to
+//! a client that has gone is not an error; a step that fails or panics is repeated by halves until only the request is
+//! left that cannot be computed, and that one fails. If the loop itself panics, the requests in flight fail and the
+//! loop starts anew. If the device is lost the loop ends, and `app` ends the process.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -14,20 +14,19 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::Event;
-use super::inbox::{Arrival, Inbox};
+use super::inbox::{Arrival, Asked, Inbox};
 use super::metrics::EngineMetrics;
-use super::native::stopped;
 use super::pool;
 use super::priority::Priority;
 use super::request::{Answer, Drawn, Embedding, Next, Work};
 use super::scheduler::{Overdue, Scheduler, Step};
-use super::sequence::{Lane, NewSequence, Sequence};
+use super::sequence::Sequence;
 use super::step_model::{StepModel, StepOutput, WantedRows};
 use crate::limits::EngineLimits;
 use crate::{Error, Result};
 use attune_model::tokenizer::Tokenizer;
 
-/// What a client is told to wait whose request waited in vain: the queue is long.
+/// How long a client whose request waited in vain is told to wait: the queue is long.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// Everything that the engine thread owns.
@@ -38,17 +37,17 @@ pub(super) struct Runner<M> {
     metrics: EngineMetrics,
     /// Taken from the inbox and not yet in the schedule.
     arrived: VecDeque<Arrival>,
-    /// The device computes nothing any more.
+    /// The device is lost and computes nothing any more.
     lost: bool,
 }
 
-/// Where a part's results stand in the step's output.
+/// Where a part's results are in the step's output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Results {
     /// The sequence has no rows in this step.
     None,
-    /// Rows of logits: those of a prompt's piece where the client wants its log probabilities, then the one to draw from
-    /// where the piece is the last.
+    /// Rows of logits: `prompt` has those of a prompt's piece if the client wants its log probabilities, `draw` the row
+    /// to draw from if the piece is the last.
     Logits { prompt: Range<usize>, draw: Option<usize> },
     /// The token that the model drew.
     Token(usize),
@@ -68,10 +67,10 @@ impl<M: StepModel> Runner<M> {
             self.start_anew(text(&*panic));
         }
         for arrival in self.arrived {
-            arrival.fail(stopped());
+            arrival.owner.fail(Error::stopped());
         }
         for mut work in self.scheduler.drain() {
-            work.fail(stopped());
+            work.fail(Error::stopped());
         }
     }
 
@@ -98,7 +97,7 @@ impl<M: StepModel> Runner<M> {
         }
     }
 
-    /// The loop has panicked: nothing that it was working on can be trusted any more.
+    /// Fails all requests after a panic of the loop, and replaces schedule and cache: neither can be trusted any more.
     fn start_anew(&mut self, panic: &str) {
         tracing::error!(model = self.model.id(), panic, "the engine's loop panicked; it starts anew");
         self.metrics.restarted();
@@ -118,39 +117,23 @@ impl<M: StepModel> Runner<M> {
     }
 
     fn accept(&mut self, arrival: Arrival) {
-        let sequence = match arrival {
-            Arrival::Generate { mut request, max_tokens, events, submitted, ticket } => {
-                let organization = request.organization.clone();
-                let adapter = request.adapter.take();
-                let prompt = request.prompt.clone();
-                let model = &self.model;
-                let begin = || Answer::new(model.tokenizer(), request, max_tokens, events.clone(), submitted);
-                match caught(begin) {
-                    Ok(answer) => NewSequence {
-                        lane: Lane::Answer,
-                        organization,
-                        prompt,
-                        max_tokens,
-                        adapter,
-                        submitted,
-                        ticket,
-                        owner: Work::Answer(Box::new(answer)),
-                    },
-                    Err(error) => return drop(events.send(Event::Failed(error))),
+        let (tokenizer, submitted) = (self.model.tokenizer(), arrival.submitted);
+        let sequence = arrival.with_owner(|asked| match asked {
+            Asked::Answer { request, events } => {
+                match caught(|| Answer::new(tokenizer, *request, events.clone(), submitted)) {
+                    Ok(answer) => Some(Work::Answer(Box::new(answer))),
+                    Err(error) => {
+                        // A client that has gone meanwhile needs no answer.
+                        let _ = events.send(Event::Failed(error));
+                        None
+                    }
                 }
             }
-            Arrival::Embed { input, organization, adapter, submitted, reply, ticket } => NewSequence {
-                lane: Lane::Embed,
-                organization,
-                prompt: input,
-                max_tokens: 0,
-                adapter,
-                submitted,
-                ticket,
-                owner: Work::Embedding(Embedding::new(reply)),
-            },
-        };
-        self.scheduler.submit(sequence);
+            Asked::Vector { reply } => Some(Work::Embedding(Embedding::new(reply))),
+        });
+        if let Some(sequence) = sequence {
+            self.scheduler.submit(sequence);
+        }
     }
 
     fn step(&mut self) {
@@ -162,7 +145,8 @@ impl<M: StepModel> Runner<M> {
         self.metrics.happened(&self.scheduler.take_happenings());
         self.metrics.load(&self.scheduler);
         if step.parts.is_empty() {
-            // The door lets in only what fits an empty cache, so nothing can be left waiting; if it is, do not spin on it.
+            // Admission lets in only what fits an empty cache, so nothing can be left waiting; if it is, do not spin on
+            // it.
             for mut work in self.scheduler.drain() {
                 work.fail(Error::Internal("a request fits no empty cache".into()));
             }
@@ -258,33 +242,28 @@ impl<M: StepModel> Runner<M> {
     }
 }
 
-/// Which rows of `step` are read back, and where each part finds its own.
+/// Returns which rows of `step` are read back, and where each part finds its results.
 fn wanted_rows(step: &Step, running: &[Sequence<Work>], model_draws: bool) -> (WantedRows, Vec<Results>) {
     let mut wanted = WantedRows::default();
-    let results = step.parts.iter().map(|part| match part.lane {
-        Lane::Answer => {
+    let results = step.parts.iter().map(|part| match &running[part.sequence].owner {
+        Work::Answer(answer) => {
             let last = part.rows.end - usize::from(part.complete);
-            let answer = match &running[part.sequence].owner {
-                Work::Answer(answer) => Some(answer),
-                Work::Embedding(_) => None,
-            };
             if part.complete
                 && model_draws
-                && let Some(draw) = answer.and_then(|answer| answer.plain_draw())
+                && let Some(draw) = answer.plain_draw()
             {
                 wanted.draws.push((last as u32, draw));
                 return Results::Token(wanted.draws.len() - 1);
             }
-            let reads_prompt = answer.is_some_and(|answer| answer.reads_prompt());
             let from = wanted.logits.len();
-            let prompt = if reads_prompt { part.rows.start..last } else { last..last };
+            let prompt = if answer.reads_prompt() { part.rows.start..last } else { last..last };
             wanted.logits.extend(prompt.map(|row| row as u32));
             let prompt = from..wanted.logits.len();
             let draw = part.complete.then_some(prompt.end);
             wanted.logits.extend(draw.map(|_| last as u32));
             Results::Logits { prompt, draw }
         }
-        Lane::Embed => {
+        Work::Embedding(_) => {
             let from = wanted.hidden.len();
             wanted.hidden.extend(part.rows.clone().map(|row| row as u32));
             Results::Hidden { rows: from..wanted.hidden.len(), last: part.complete }
@@ -338,14 +317,14 @@ fn deliver(
     progress
 }
 
-/// Runs `work`; a panic becomes an error. What it touched is thrown away by the caller then, so no half-changed state is
-/// seen.
+/// Runs `work` and turns a panic into an error. The caller then throws away what `work` touched, so that no
+/// half-changed state is seen.
 fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|panic| Err(Error::Internal(format!("panic: {}", text(&*panic)))))
 }
 
-/// What requests get that were in flight when the engine's loop panicked.
+/// Returns the error of requests that were in flight when the engine's loop panicked.
 fn restarted() -> Error {
     Error::Unavailable("The engine of this model had to be started again. Please send the request again.")
 }

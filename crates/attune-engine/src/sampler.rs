@@ -1,5 +1,5 @@
 //! Draws tokens: one [`Sampler`] per request, with its own random numbers, so that a seed gives the same text whatever
-//! else is in the batch. Called by the engine thread (`native.rs`) with one row of logits per token.
+//! else is in the batch. Called by `request.rs`, on the engine thread, with one row of logits per token.
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,59 +20,59 @@ const LARGEST_LOGIT: f32 = 1e30;
 
 /// The state of one request's draws.
 #[derive(Debug)]
-pub struct Sampler {
+pub(crate) struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
-    /// How often each token was drawn; only kept where a penalty asks for it.
+    /// How often each token was drawn; kept only if a penalty needs it.
     drawn: HashMap<u32, u32>,
-    /// Tokens of the prompt and the answer; only kept where the repetition penalty asks for it.
+    /// Tokens of the prompt and the answer; kept only if the repetition penalty needs them.
     seen: HashSet<u32>,
     /// Logits as this request sees them, then weights; kept to allocate once.
     scratch: Vec<f32>,
-    /// Where the answer stands in its grammar.
+    /// The answer's position in its grammar.
     grammar: Option<GrammarState>,
 }
 
 impl Sampler {
-    /// A sampler at its first token.
-    pub fn new(sampling: Sampling) -> Self {
+    /// Creates a sampler at its first token.
+    pub(crate) fn new(sampling: Sampling) -> Self {
         let random = sampling.seed.map_or_else(ChaCha8Rng::from_os_rng, ChaCha8Rng::seed_from_u64);
         let (drawn, seen, scratch) = (HashMap::new(), HashSet::new(), Vec::new());
         Self { sampling, random, drawn, seen, scratch, grammar: None }
     }
 
-    /// Draws what follows `prompt`, which the repetition penalty counts.
+    /// Counts the tokens of `prompt` for the repetition penalty.
     #[must_use]
-    pub fn with_prompt(mut self, prompt: &[u32]) -> Self {
+    pub(crate) fn with_prompt(mut self, prompt: &[u32]) -> Self {
         if self.penalises_repetition() {
             self.seen.extend(prompt);
         }
         self
     }
 
-    /// Draws only what `grammar` allows.
+    /// Lets only what `grammar` allows be drawn.
     #[must_use]
-    pub fn with_grammar(mut self, grammar: Option<GrammarState>) -> Self {
+    pub(crate) fn with_grammar(mut self, grammar: Option<GrammarState>) -> Self {
         self.grammar = grammar;
         self
     }
 
-    /// True where the grammar has come to its end: nothing may follow.
-    pub fn is_complete(&self) -> bool {
+    /// Returns `true` once the grammar has come to its end: nothing may follow.
+    pub(crate) fn is_complete(&self) -> bool {
         self.grammar.as_ref().is_some_and(GrammarState::is_complete)
     }
 
-    /// Begins to work out what the grammar allows next, on another thread; the next draw waits for it. To be called when
+    /// Starts computing on another thread what the grammar allows next; the next draw waits for it. Call it only if
     /// another draw follows.
-    pub fn prepare(&self) {
+    pub(crate) fn prepare(&self) {
         if let Some(grammar) = &self.grammar {
             grammar.prepare();
         }
     }
 
-    /// The next token. Fails where a logit is not a finite number: the model or the adapter is broken. Fails also where
-    /// the grammar cannot be followed any further.
-    pub fn draw(&mut self, logits: &[f32]) -> Result<u32> {
+    /// Draws the next token. Fails if a logit is not a finite number (the model or the adapter is broken), or if the
+    /// grammar cannot be followed any further.
+    pub(crate) fn draw(&mut self, logits: &[f32]) -> Result<u32> {
         if logits.is_empty() || !row::all_finite(logits) {
             return Err(broken_logits());
         }
@@ -100,8 +100,9 @@ impl Sampler {
         Ok(token)
     }
 
-    /// The next draw where it needs nothing but the logits. It may be asked for again: only [`Self::drew`] moves on.
-    pub fn plain_draw(&self) -> Option<Draw> {
+    /// Returns the next draw if it needs nothing but the logits. Asking again gives the same: only [`Self::drew`] moves
+    /// on.
+    pub(crate) fn plain_draw(&self) -> Option<Draw> {
         let &Sampling { temperature, top_k, top_p, min_p, presence_penalty, frequency_penalty, .. } = &self.sampling;
         let counts = presence_penalty != 0.0 || frequency_penalty != 0.0;
         if self.changes_logits() || counts || self.penalises_repetition() {
@@ -113,8 +114,8 @@ impl Sampler {
         Some(Draw { temperature, point: self.random.clone().random(), top_k, top_p, min_p })
     }
 
-    /// Takes the token that [`Self::plain_draw`] led to elsewhere.
-    pub fn drew(&mut self, token: u32) -> Result<u32> {
+    /// Takes in the token that the model drew by [`Self::plain_draw`].
+    pub(crate) fn drew(&mut self, token: u32) -> Result<u32> {
         if token == NO_TOKEN {
             return Err(broken_logits());
         }
@@ -135,7 +136,7 @@ impl Sampler {
             && self.grammar.is_none())
     }
 
-    /// In vLLM's order: bias, repetition, then how often and whether a token was drawn.
+    /// Applies bias and penalties in vLLM's order: bias, repetition, frequency, presence.
     fn apply_bias_and_penalties(&mut self) {
         for &(token, bias) in &self.sampling.logit_bias {
             if let Some(logit) = self.scratch.get_mut(token as usize) {
@@ -156,7 +157,7 @@ impl Sampler {
         }
     }
 
-    /// Draws by the logits in `scratch`, which become weights.
+    /// Draws by the logits in `scratch`, and turns them into weights.
     fn draw_by_weight(&mut self) -> u32 {
         // One number per token on every path, so that a seed's stream does not depend on the logits.
         let point = self.random.random::<f64>();
@@ -180,7 +181,7 @@ fn broken_logits() -> Error {
     Error::Internal("the model's logits are not finite".into())
 }
 
-/// The token at `point` (0..1) of all weights laid end to end.
+/// Returns the token at `point` (0..1) of all weights laid end to end.
 fn draw_from_all(weights: &[f32], point: f64) -> u32 {
     let mut sums = Vec::new();
     row::block_sums(weights, &mut sums);
@@ -201,9 +202,9 @@ fn draw_from_all(weights: &[f32], point: f64) -> u32 {
     walk(block.iter().enumerate().map(|(place, weight)| ((first + place) as u32, *weight)), rest)
 }
 
-/// What is left of `weights`, of which the largest is 1, in the order of transformers: the `top_k` most probable tokens; of
-/// these the fewest whose share of their sum is at least `top_p`; of these, those above `min_p`. At least one token, the
-/// most probable ones first, of equal ones the lowest first.
+/// Filters `weights`, of which the largest is 1, in the order of transformers: the `top_k` most probable tokens; of
+/// these the fewest whose share of their sum is at least `top_p`; of these, those above `min_p`. Returns at least one
+/// token, the most probable first, of equals the lowest id.
 fn kept(weights: &[f32], sampling: &Sampling) -> Vec<(u32, f32)> {
     let sum = |tokens: &[(u32, f32)]| tokens.iter().map(|(_, weight)| f64::from(*weight)).sum::<f64>();
     let top_p = f64::from(sampling.top_p);
@@ -239,10 +240,10 @@ fn kept(weights: &[f32], sampling: &Sampling) -> Vec<(u32, f32)> {
     tokens
 }
 
-/// The `count` tokens of the largest weights, from the largest on; of equal ones the lowest first. `maxima` are those of
+/// Returns the `count` tokens of the largest weights, the largest first, of equals the lowest id. `maxima` are those of
 /// the weights' blocks.
 fn most_probable(weights: &[f32], maxima: &[f32], count: usize) -> Vec<(u32, f32)> {
-    // As many blocks have a weight of at least this, so at least as many weights are.
+    // `count` blocks have a maximum of at least this, so at least `count` weights are as large.
     let least = if count <= maxima.len() {
         let mut maxima = maxima.to_vec();
         *maxima.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1
@@ -266,7 +267,7 @@ fn most_probable(weights: &[f32], maxima: &[f32], count: usize) -> Vec<(u32, f32
     tokens
 }
 
-/// The first token at which the running sum passes `target`; the last one with any weight where rounding lets none.
+/// Returns the first token at which the running sum passes `target`; if rounding lets none, the last with any weight.
 fn walk(tokens: impl Iterator<Item = (u32, f32)>, target: f64) -> u32 {
     let mut sum = 0.0;
     let mut last = 0;

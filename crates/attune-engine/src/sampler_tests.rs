@@ -61,7 +61,8 @@ fn top_p_keeps_the_fewest_most_probable_tokens() {
     close(&shares(sampler(|sampling| sampling.top_p = 0.75), &logits), &[0.0, 0.625, 0.375]);
     close(&shares(sampler(|sampling| sampling.top_p = 0.4), &logits), &[0.0, 1.0, 0.0]);
     close(&shares(sampler(|sampling| sampling.top_p = 0.0), &logits), &[0.0, 1.0, 0.0]);
-    // A flat distribution needs more candidates than the first look takes; equal weights are kept from the lowest id on.
+    // A flat distribution needs more candidates than the first look takes; equal weights are kept from the lowest id
+    // on.
     let flat = shares(sampler(|sampling| sampling.top_p = 0.5), &[1.0; 1000]);
     assert!(flat[..500].iter().all(|share| *share > 0.0) && flat[501..].iter().all(|share| *share == 0.0));
 }

@@ -1,20 +1,20 @@
-//! Composes steps: which sequences run, which wait, and whose rows the next step computes. A plain data structure without
-//! tensors and threads; the engine thread (`runner.rs`) owns it.
+//! Composes steps: which sequences run, which wait, and whose rows the next step computes. A plain data structure
+//! without tensors and threads; the engine thread (`runner.rs`) owns it.
 //!
 //! The rules:
-//! - A sequence is admitted once there are blocks for the tokens that it has, beside one for each running sequence that may
-//!   need another; it takes further blocks as it grows. Who is next is [`FairQueue`]'s business; it is waited for, not
-//!   overtaken, so a large one is not starved by small ones.
-//! - When a running sequence needs a block and none is left, the one admitted last gives up all of its own. It keeps its
-//!   tokens and its owner's state, comes before everything that waits, and is computed again from its tokens: its text is
-//!   what it would have been. So the oldest always goes on, and everyone becomes the oldest.
+//! - A sequence is admitted once there are blocks for the tokens that it has, beside one for each running sequence that
+//!   may need another; it takes further blocks as it grows. Who is next is [`FairQueue`]'s business; it is waited for,
+//!   not overtaken, so a large one is not starved by small ones.
+//! - When a running sequence needs a block and none is left, the one admitted last gives up all of its own. It keeps
+//!   its tokens and its owner's state, comes before everything that waits, and is computed again from its tokens: its
+//!   text is what it would have been. So the oldest always goes on, and everyone becomes the oldest.
 //! - Answers and embeddings queue in lanes of their own, admitted in turn: a bulk embedding job delays no chat.
-//! - A step has one row of every sequence that is answering, then pieces of prompts within the budget: a quarter of what is
-//!   left for the oldest one, the rest for those that need least. So a long prompt delays no short one, and short ones
-//!   delay no long one without end.
+//! - A step has one row of every sequence that is answering, then pieces of prompts within the budget: a quarter of
+//!   what is left for the oldest one, the rest for those that need least. So a long prompt delays no short one, and
+//!   short ones delay no long one without end.
 //! - Where two prompts begin alike, the younger waits for the older one's blocks instead of computing the same.
 //! - Rows of one adapter generation stand next to each other, the base first.
-//! - Whose client has gone leaves at the next composition, waiting or running, and its blocks with it.
+//! - A sequence whose client has gone leaves at the next sweep, waiting or running, and its blocks with it.
 
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use super::kv::BlockAllocator;
 use super::queue::{DRAWN_TOKEN, FairQueue};
-pub use super::sequence::{Lane, NewSequence, Owner, Sequence};
+pub(crate) use super::sequence::{Lane, NewSequence, Owner, Sequence};
 use crate::limits::EngineLimits;
 use attune_model::decoder::SequenceRows;
 
@@ -34,29 +34,27 @@ const OLDEST_PROMPT: usize = 4;
 
 /// One step's rows.
 #[derive(Debug, Default)]
-pub struct Step {
+pub(crate) struct Step {
     /// The tokens of all parts.
-    pub tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// One part per sequence, rows of one adapter next to each other.
-    pub parts: Vec<StepPart>,
+    pub(crate) parts: Vec<StepPart>,
 }
 
 /// One sequence's share of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StepPart {
+pub(crate) struct StepPart {
     /// Index of the sequence in [`Scheduler::running`].
-    pub sequence: usize,
+    pub(crate) sequence: usize,
     /// Its rows in the step.
-    pub rows: Range<usize>,
-    /// What is wanted of the rows.
-    pub lane: Lane,
-    /// True where the rows reach the last known token: a token can be drawn, an embedding is complete.
-    pub complete: bool,
+    pub(crate) rows: Range<usize>,
+    /// The rows reach the last known token: a token can be drawn, or an embedding is complete.
+    pub(crate) complete: bool,
 }
 
 /// A limit on time that a sequence has met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Overdue {
+pub(crate) enum Overdue {
     /// It waited longer than `limits.max_queue_seconds`.
     Waiting,
     /// Its answer took longer than `limits.max_request_seconds`.
@@ -65,18 +63,18 @@ pub enum Overdue {
 
 /// What happened while steps were composed, for the metrics.
 #[derive(Debug, Default)]
-pub struct Happenings {
+pub(crate) struct Happenings {
     /// How long each sequence waited that was admitted.
-    pub waits: Vec<Duration>,
+    pub(crate) waits: Vec<Duration>,
     /// Tokens of prompts that sequences found in the cache.
-    pub reused_tokens: usize,
+    pub(crate) reused_tokens: usize,
     /// Sequences that had to give up their blocks.
-    pub preemptions: u64,
+    pub(crate) preemptions: u64,
 }
 
 /// Waiting and running sequences of one engine.
 #[derive(Debug)]
-pub struct Scheduler<T> {
+pub(crate) struct Scheduler<T> {
     limits: EngineLimits,
     allocator: BlockAllocator,
     /// Indexed by [`Lane`].
@@ -93,8 +91,8 @@ pub struct Scheduler<T> {
 }
 
 impl Step {
-    /// The first half of the parts and the second one, each a step.
-    pub fn halves(&self) -> (Self, Self) {
+    /// Splits the step into one with the first half of the parts and one with the second.
+    pub(crate) fn halves(&self) -> (Self, Self) {
         let middle = self.parts.len() / 2;
         let half = |parts: &[StepPart]| {
             let mut step = Self::default();
@@ -111,7 +109,7 @@ impl Step {
 
 impl<T: Owner> Scheduler<T> {
     /// An empty scheduler over the blocks of `allocator`.
-    pub fn new(limits: &EngineLimits, allocator: BlockAllocator) -> Self {
+    pub(crate) fn new(limits: &EngineLimits, allocator: BlockAllocator) -> Self {
         Self {
             limits: limits.clone(),
             allocator,
@@ -125,20 +123,21 @@ impl<T: Owner> Scheduler<T> {
         }
     }
 
-    /// Puts a sequence at the end of its queue. The [door](super::door) has made sure that it can run.
-    pub fn submit(&mut self, new: NewSequence<T>) {
+    /// Puts a sequence at the end of its queue. [`Admission`](super::admission::Admission) has made sure that it can
+    /// run.
+    pub(crate) fn submit(&mut self, new: NewSequence<T>) {
         let sequence = Sequence::new(new, &self.allocator, self.limits.prefix_cache);
         self.arrivals += 1;
-        self.waiting[sequence.lane as usize].push(&sequence.place.clone(), self.arrivals, sequence);
+        self.waiting[sequence.owner.lane() as usize].push(&sequence.place.clone(), self.arrivals, sequence);
     }
 
-    /// Takes out what nobody waits for any more, and returns the owners of what has taken too long.
-    pub fn sweep(&mut self, now: Instant) -> Vec<(T, Overdue)> {
+    /// Takes out sequences whose client has gone or whose time is over, and returns the owners of the latter.
+    pub(crate) fn sweep(&mut self, now: Instant) -> Vec<(T, Overdue)> {
         let max_wait = Duration::from_secs(self.limits.max_queue_seconds);
         let max_time = Duration::from_secs(self.limits.max_request_seconds);
         let overdue = |sequence: &Sequence<T>| {
             let age = now.saturating_duration_since(sequence.submitted);
-            // Of a request with many sequences only the first one's wait counts.
+            // A request with many sequences has begun when the first one runs: the others may wait longer.
             let has_begun = sequence.ticket.as_ref().is_none_or(|ticket| ticket.has_begun());
             let late = (age > max_time).then_some(Overdue::Running);
             late.or((age > max_wait && !has_begun).then_some(Overdue::Waiting))
@@ -151,7 +150,7 @@ impl<T: Owner> Scheduler<T> {
             taken.extend(gone);
         }
         for sequence in &taken {
-            self.waiting[sequence.lane as usize].leave(&sequence.place);
+            self.waiting[sequence.owner.lane() as usize].leave(&sequence.place);
         }
         self.sweeps += 1;
         if self.waiting_count() <= LONG_QUEUE || self.sweeps.is_multiple_of(LAZY_SWEEP) {
@@ -161,12 +160,13 @@ impl<T: Owner> Scheduler<T> {
         taken.filter_map(|sequence| overdue(&sequence).map(|what| (sequence.owner, what))).collect()
     }
 
-    /// Makes place for what runs, admits what fits, and composes the next step; it has no parts where nothing runs.
-    pub fn compose(&mut self, now: Instant) -> Step {
+    /// Takes blocks for running sequences, admits what fits, and composes the next step; without parts if nothing runs.
+    pub(crate) fn compose(&mut self, now: Instant) -> Step {
         self.grow();
         self.admit(now);
         let mut shares = self.shares();
-        // `None` (the base) is less than every adapter; the sort is stable, so each group stays in the order of admission.
+        // `None` (the base) is less than every adapter; the sort is stable, so each group stays in the order of
+        // admission.
         let adapter = |index: usize| self.running[index].adapter.as_ref().map(|adapter| &adapter.id);
         shares.sort_by(|(a, _), (b, _)| adapter(*a).cmp(&adapter(*b)));
         let mut step = Step::default();
@@ -177,15 +177,14 @@ impl<T: Owner> Scheduler<T> {
             step.parts.push(StepPart {
                 sequence: index,
                 rows: from..from + rows,
-                lane: sequence.lane,
                 complete: sequence.pending() == rows,
             });
         }
         step
     }
 
-    /// Blocks for every token that running sequences have, the oldest first. Who was admitted last gives up its own where
-    /// there are too few.
+    /// Takes blocks for every token of the running sequences, the oldest first. If there are too few, the sequence
+    /// admitted last gives up its own.
     fn grow(&mut self) {
         let mut index = 0;
         while index < self.running.len() {
@@ -207,7 +206,7 @@ impl<T: Owner> Scheduler<T> {
     }
 
     fn admit(&mut self, now: Instant) {
-        // So that an old one need not take back tomorrow what a new one got today.
+        // Keep one spare block per growing sequence; otherwise the new sequence is preempted at the next step.
         let mut spare = self.running.iter().filter(|sequence| sequence.may_grow()).count();
         while self.running.len() < self.limits.sequences() {
             let sequence = if let Some(oldest) = self.preempted.front_mut() {
@@ -224,7 +223,7 @@ impl<T: Owner> Scheduler<T> {
         }
     }
 
-    /// The next in line with its blocks, where there are enough.
+    /// Takes the next sequence in line, with its blocks; `None` if there are too few.
     fn admit_next(&mut self, spare: usize, now: Instant) -> Option<Sequence<T>> {
         if self.waiting[self.turn].is_empty() {
             self.turn = 1 - self.turn;
@@ -242,7 +241,7 @@ impl<T: Owner> Scheduler<T> {
         Some(sequence)
     }
 
-    /// Indices of running sequences with their number of rows, in the order of admission.
+    /// Returns the indices of running sequences with their number of rows in the next step, in the order of admission.
     fn shares(&mut self) -> Vec<(usize, usize)> {
         let mut budget = self.limits.step_tokens();
         if let Some(index) = self.running.iter().position(|sequence| sequence.suspect_until.is_some()) {
@@ -276,8 +275,8 @@ impl<T: Owner> Scheduler<T> {
         shares.into_iter().enumerate().filter(|(_, rows)| *rows > 0).collect()
     }
 
-    /// The decoder's view of `step`.
-    pub fn rows<'a>(&'a self, step: &Step) -> Vec<SequenceRows<'a>> {
+    /// Returns the decoder's view of `step`.
+    pub(crate) fn rows<'a>(&'a self, step: &Step) -> Vec<SequenceRows<'a>> {
         let rows = step.parts.iter().map(|part| {
             let sequence = &self.running[part.sequence];
             SequenceRows {
@@ -290,43 +289,45 @@ impl<T: Owner> Scheduler<T> {
         rows.collect()
     }
 
-    /// The step was computed: its tokens are in the cache.
-    pub fn advance(&mut self, step: &Step) {
+    /// Notes that the step was computed: its tokens are in the cache.
+    pub(crate) fn advance(&mut self, step: &Step) {
         for part in &step.parts {
             let sequence = &mut self.running[part.sequence];
             sequence.advance(part.rows.len());
-            if part.complete && part.lane == Lane::Answer {
-                self.waiting[part.lane as usize].charge(&sequence.place, DRAWN_TOKEN);
+            let lane = sequence.owner.lane();
+            if part.complete && lane == Lane::Answer {
+                self.waiting[lane as usize].charge(&sequence.place, DRAWN_TOKEN);
             }
         }
     }
 
-    /// Running sequences in the order of admission, as [`StepPart::sequence`] counts them until the next [`Self::remove`].
-    pub fn running(&mut self) -> &mut [Sequence<T>] {
+    /// Returns the running sequences in the order of admission, as [`StepPart::sequence`] counts them until the next
+    /// [`Self::remove`].
+    pub(crate) fn running(&mut self) -> &mut [Sequence<T>] {
         &mut self.running
     }
 
     /// Takes out the sequences at `indices`; their blocks are free when the result drops.
-    pub fn remove(&mut self, mut indices: Vec<usize>) -> Vec<Sequence<T>> {
+    pub(crate) fn remove(&mut self, mut indices: Vec<usize>) -> Vec<Sequence<T>> {
         indices.sort_unstable();
         indices.dedup();
         let removed: Vec<_> = indices.into_iter().rev().map(|index| self.running.remove(index)).collect();
         for sequence in &removed {
-            self.waiting[sequence.lane as usize].leave(&sequence.place);
+            self.waiting[sequence.owner.lane() as usize].leave(&sequence.place);
         }
         removed
     }
 
-    /// One of the sequences of `step` breaks the cache: from now on each is computed alone until it is past this place.
-    pub fn suspect(&mut self, step: &Step) {
+    /// Computes each sequence of `step` alone until it is past this step: one of them breaks the cache.
+    pub(crate) fn suspect(&mut self, step: &Step) {
         for part in &step.parts {
             let sequence = &mut self.running[part.sequence];
             sequence.suspect_until = Some(sequence.tokens.len());
         }
     }
 
-    /// The cache's content is lost: all that ran is computed again.
-    pub fn lose_cache(&mut self) {
+    /// Notes that the cache's content is lost: all that ran is computed again.
+    pub(crate) fn lose_cache(&mut self) {
         while !self.running.is_empty() {
             self.preempt_youngest();
         }
@@ -334,7 +335,7 @@ impl<T: Owner> Scheduler<T> {
     }
 
     /// Takes out everything, waiting and running.
-    pub fn drain(&mut self) -> Vec<T> {
+    pub(crate) fn drain(&mut self) -> Vec<T> {
         let running = self.running.drain(..).chain(self.preempted.drain(..)).map(|sequence| sequence.owner);
         let mut drained: Vec<T> = running.collect();
         for lane in &mut self.waiting {
@@ -344,28 +345,28 @@ impl<T: Owner> Scheduler<T> {
         drained
     }
 
-    /// What happened since the last call.
-    pub fn take_happenings(&mut self) -> Happenings {
+    /// Returns what happened since the last call.
+    pub(crate) fn take_happenings(&mut self) -> Happenings {
         std::mem::take(&mut self.happenings)
     }
 
-    /// True where there is nothing to do.
-    pub fn is_idle(&self) -> bool {
+    /// Returns `true` if there is nothing to do.
+    pub(crate) fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting_count() == 0
     }
 
-    /// Sequences that wait for admission, for the first time or again.
-    pub fn waiting_count(&self) -> usize {
+    /// Returns how many sequences wait for admission, for the first time or again.
+    pub(crate) fn waiting_count(&self) -> usize {
         self.preempted.len() + self.waiting.iter().map(FairQueue::len).sum::<usize>()
     }
 
-    /// Sequences that run.
-    pub fn running_count(&self) -> usize {
+    /// Returns how many sequences run.
+    pub(crate) fn running_count(&self) -> usize {
         self.running.len()
     }
 
-    /// The cache's blocks.
-    pub fn allocator(&self) -> &BlockAllocator {
+    /// Returns the cache's blocks.
+    pub(crate) fn allocator(&self) -> &BlockAllocator {
         &self.allocator
     }
 }

@@ -1,5 +1,5 @@
-//! The scheduler under random load: requests come, end and leave, blocks run out, the cache is lost; each step's rows are
-//! checked against what a cache would hold.
+//! The scheduler under random load: requests come, end and leave, blocks run out, the cache is lost; each step's rows
+//! are checked against what a cache would hold.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -38,10 +38,10 @@ fn under_random_load_blocks_balance_all_requests_end_and_none_starves() {
             let mut new = request(&client, lane, random.random_range(1..=6 * BLOCK_TOKENS), max_tokens, adapter);
             new.organization = ["x", "y"][random.random_range(0..2)].into();
             // Many begin alike.
-            new.prompt.fill(random.random_range(0..3));
+            new.prompt = vec![random.random_range(0..3); new.prompt.len()].into();
             known.insert(
                 client.number,
-                Known { client, lane, tokens: new.prompt.clone(), left: max_tokens, ended: false },
+                Known { client, lane, tokens: new.prompt.to_vec(), left: max_tokens, ended: false },
             );
             scheduler.submit(new);
         }

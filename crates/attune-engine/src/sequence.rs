@@ -1,5 +1,5 @@
-//! One sequence on its way through the scheduler: its tokens, how many of them are in the cache, and its blocks there. It
-//! keeps everything but its blocks when it has to give them up for an older one.
+//! One sequence on its way through the scheduler: its tokens, how many of them are in the cache, and its blocks there.
+//! It keeps everything but its blocks when it has to give them up for an older one.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,23 +12,26 @@ use attune_model::kv_cache::BLOCK_TOKENS;
 use attune_model::lora::AdapterLease;
 
 /// What a sequence is computed for: the engine's reply channel and sampling state, opaque to the scheduler.
-pub trait Owner {
-    /// True where nobody waits for the result any more.
+pub(crate) trait Owner {
+    /// Returns which queue its sequence waits in, and what is wanted of the rows.
+    fn lane(&self) -> Lane;
+
+    /// Returns `true` once nobody waits for the result any more.
     fn is_gone(&self) -> bool;
 
-    /// True where the owner needs to see every row, so that none may be taken from the cache.
+    /// Returns `true` if the owner needs every row, so that none may be taken from the cache.
     fn needs_all_rows(&self) -> bool;
 
-    /// This many more tokens of the prompt were found in the cache.
+    /// Notes that this many more tokens of the prompt were found in the cache.
     fn reused(&mut self, tokens: usize);
 
-    /// The sequence is computed once more from its first row: what was gathered from its rows so far comes again.
+    /// Drops what was gathered from the rows so far: the sequence is computed again from its first row.
     fn restarted(&mut self);
 }
 
-/// Which queue a sequence waits in, and what is wanted of its rows.
+/// What is wanted of a sequence's rows. Each lane has a queue of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lane {
+pub(crate) enum Lane {
     /// A token after the last row.
     Answer,
     /// The hidden states of all rows.
@@ -37,67 +40,72 @@ pub enum Lane {
 
 /// A sequence that asks to be computed.
 #[derive(Debug)]
-pub struct NewSequence<T> {
-    /// What is wanted.
-    pub lane: Lane,
+pub(crate) struct NewSequence<T> {
     /// Who asks.
-    pub organization: Arc<str>,
+    pub(crate) organization: Arc<str>,
     /// The tokens given; at least one.
-    pub prompt: Vec<u32>,
+    pub(crate) prompt: Arc<[u32]>,
     /// New tokens at the most; 0 for embeddings.
-    pub max_tokens: usize,
+    pub(crate) max_tokens: usize,
     /// The adapter of its rows.
-    pub adapter: Option<AdapterLease>,
+    pub(crate) adapter: Option<AdapterLease>,
     /// When it came.
-    pub submitted: Instant,
+    pub(crate) submitted: Instant,
     /// Its place in the queue, given back at admission; the inputs of one request share one.
-    pub ticket: Arc<Ticket>,
+    pub(crate) ticket: Arc<Ticket>,
     /// Who gets the result.
-    pub owner: T,
+    pub(crate) owner: T,
+}
+
+impl<T> NewSequence<T> {
+    /// Replaces the owner by what `change` makes of it; `None` if that is `None`.
+    pub(crate) fn with_owner<U>(self, change: impl FnOnce(T) -> Option<U>) -> Option<NewSequence<U>> {
+        let Self { organization, prompt, max_tokens, adapter, submitted, ticket, owner } = self;
+        let owner = change(owner)?;
+        Some(NewSequence { organization, prompt, max_tokens, adapter, submitted, ticket, owner })
+    }
 }
 
 /// A sequence that waits or runs.
 #[derive(Debug)]
-pub struct Sequence<T> {
+pub(crate) struct Sequence<T> {
     /// Who gets the result.
-    pub owner: T,
-    pub(super) lane: Lane,
-    pub(super) place: Position,
+    pub(crate) owner: T,
+    pub(crate) place: Position,
     /// The prompt, then the tokens drawn.
-    pub(super) tokens: Vec<u32>,
-    pub(super) prompt_tokens: usize,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) prompt_tokens: usize,
     max_tokens: usize,
     /// Tokens whose keys and values are in the cache.
-    pub(super) cached: usize,
-    pub(super) table: BlockTable,
-    pub(super) adapter: Option<AdapterLease>,
-    pub(super) submitted: Instant,
-    /// Present until it first runs.
-    pub(super) ticket: Option<Arc<Ticket>>,
-    /// The names of its blocks, where it takes part in the prefix cache.
+    pub(crate) cached: usize,
+    pub(crate) table: BlockTable,
+    pub(crate) adapter: Option<AdapterLease>,
+    pub(crate) submitted: Instant,
+    /// `None` once it has run.
+    pub(crate) ticket: Option<Arc<Ticket>>,
+    /// The names of its blocks; `None` if it takes no part in the prefix cache.
     chain: Option<PrefixChain>,
     /// Leading blocks whose content others can find.
     published: usize,
-    /// It had to give up its blocks: what it finds in the cache may be its own.
+    /// It had to give up its blocks: what it finds in the cache may have been its own.
     restarted: bool,
-    /// It was in a step that broke the cache: it is computed alone until this many tokens are in the cache.
-    pub(super) suspect_until: Option<usize>,
+    /// Computes it alone until this many tokens are in the cache, since it was in a step that broke the cache.
+    pub(crate) suspect_until: Option<usize>,
 }
 
 impl<T: Owner> Sequence<T> {
-    /// `new` before its first row.
-    pub(super) fn new(new: NewSequence<T>, allocator: &BlockAllocator, prefix_cache: bool) -> Self {
+    /// Begins `new`, before its first row.
+    pub(crate) fn new(new: NewSequence<T>, allocator: &BlockAllocator, prefix_cache: bool) -> Self {
         let adapter_id = new.adapter.as_ref().map(|adapter| adapter.id.as_str());
-        // An input to embed neither finds nor leaves anything: all its rows are computed, and each text is its own.
-        let chain = (prefix_cache && new.lane == Lane::Answer)
+        // An input to embed takes no part in the prefix cache: all its rows are needed, and inputs rarely begin alike.
+        let chain = (prefix_cache && new.owner.lane() == Lane::Answer)
             .then(|| PrefixChain::new(PrefixKey::root(&new.organization, adapter_id)));
         let place = Position { organization: new.organization, adapter: adapter_id.unwrap_or_default().into() };
         Self {
             owner: new.owner,
-            lane: new.lane,
             place,
             prompt_tokens: new.prompt.len(),
-            tokens: new.prompt,
+            tokens: new.prompt.to_vec(),
             max_tokens: new.max_tokens,
             cached: 0,
             table: allocator.empty_table(),
@@ -112,30 +120,30 @@ impl<T: Owner> Sequence<T> {
     }
 
     /// Appends a drawn token; the next step computes its row.
-    pub fn push(&mut self, token: u32) {
+    pub(crate) fn push(&mut self, token: u32) {
         self.tokens.push(token);
     }
 
-    /// Tokens that are not yet in the cache.
-    pub(super) fn pending(&self) -> usize {
+    /// Returns how many tokens are not yet in the cache.
+    pub(crate) fn pending(&self) -> usize {
         self.tokens.len() - self.cached
     }
 
-    /// True where the next row is that of the token drawn last.
-    pub(super) fn is_answering(&self) -> bool {
+    /// Returns `true` if the next row is that of the token drawn last.
+    pub(crate) fn is_answering(&self) -> bool {
         self.tokens.len() > self.prompt_tokens && self.pending() == 1
     }
 
-    /// True where it may yet need a block more than it has.
-    pub(super) fn may_grow(&self) -> bool {
-        // The last token drawn is never fed back, so it needs no place.
+    /// Returns `true` if it may yet need more blocks than it has.
+    pub(crate) fn may_grow(&self) -> bool {
+        // The last token drawn is never fed back, so it needs no slot in the cache.
         let most = self.prompt_tokens + self.max_tokens.saturating_sub(1);
         BlockAllocator::blocks_for(most) > self.table.blocks().len()
     }
 
-    /// Takes blocks for all tokens so far, and uses what the cache holds of them; nothing where fewer than `spare` would be
-    /// left. Returns the tokens of others that it found.
-    pub(super) fn reserve(&mut self, allocator: &BlockAllocator, spare: usize) -> Option<usize> {
+    /// Takes blocks for all tokens so far, and uses what the cache holds of them. Returns how many tokens of others it
+    /// found; `None`, and takes nothing, if fewer than `spare` blocks would be left.
+    pub(crate) fn reserve(&mut self, allocator: &BlockAllocator, spare: usize) -> Option<usize> {
         let reusable = self.reusable_blocks();
         let keys = self.chain.as_mut().map_or(&[][..], |chain| chain.keys(&self.tokens, reusable));
         let (table, shared) = allocator.reserve(keys, self.tokens.len(), spare)?;
@@ -145,7 +153,7 @@ impl<T: Owner> Sequence<T> {
     }
 
     /// Uses what another sequence has computed of the same beginning since this one was admitted; returns its tokens.
-    pub(super) fn catch_up(&mut self) -> usize {
+    pub(crate) fn catch_up(&mut self) -> usize {
         let mut reused = 0;
         while let Some(key) = self.next_block() {
             let index = self.cached / BLOCK_TOKENS;
@@ -158,16 +166,16 @@ impl<T: Owner> Sequence<T> {
         reused
     }
 
-    /// The name of the block that the next row lies in, where its content may come from another sequence.
-    pub(super) fn next_block(&mut self) -> Option<PrefixKey> {
+    /// Returns the name of the block of the next row; `None` if its content can't come from another sequence.
+    pub(crate) fn next_block(&mut self) -> Option<PrefixKey> {
         let index = self.cached / BLOCK_TOKENS;
         let reusable = self.reusable_blocks();
         let chain = self.chain.as_mut().filter(|_| index < reusable)?;
         chain.keys(&self.tokens, index + 1).last().copied()
     }
 
-    /// `rows` more tokens are in the cache.
-    pub(super) fn advance(&mut self, rows: usize) {
+    /// Notes that `rows` more tokens are in the cache, and publishes blocks that became full.
+    pub(crate) fn advance(&mut self, rows: usize) {
         self.cached += rows;
         if self.suspect_until.is_some_and(|until| self.cached >= until) {
             self.suspect_until = None;
@@ -181,7 +189,7 @@ impl<T: Owner> Sequence<T> {
     }
 
     /// Gives all blocks back; everything is computed again later.
-    pub(super) fn give_up_blocks(&mut self, allocator: &BlockAllocator) {
+    pub(crate) fn give_up_blocks(&mut self, allocator: &BlockAllocator) {
         self.table = allocator.empty_table();
         self.cached = 0;
         self.published = 0;
@@ -189,12 +197,12 @@ impl<T: Owner> Sequence<T> {
         self.owner.restarted();
     }
 
-    /// Full blocks that may come from the cache: the last token is always computed, since its row is what is wanted.
+    /// Returns how many full blocks may come from the cache: the last token is always computed, since its row is read.
     fn reusable_blocks(&self) -> usize {
         if self.owner.needs_all_rows() { 0 } else { (self.tokens.len() - 1) / BLOCK_TOKENS }
     }
 
-    /// `blocks` more are in the cache already. Returns their tokens, where others have computed them.
+    /// Notes that the cache holds `blocks` more. Returns their tokens; 0 if the sequence may have computed them itself.
     fn note_reused(&mut self, blocks: usize) -> usize {
         let tokens = blocks * BLOCK_TOKENS;
         self.cached += tokens;

@@ -1,15 +1,19 @@
-//! Text that grows token by token: never half a character, never a stop text, at a cost per token that does not grow.
-//! Called by the engine thread (`native.rs`) for every drawn token.
+//! Turns drawn tokens into text: never half a character, never a stop text, at a cost per token that does not grow.
+//! Called by `request.rs`, on the engine thread, for every drawn token.
+//!
+//! `tokenizers::DecodeStream` is not used: it shows nothing while the text ends in a replacement character, so broken
+//! bytes at the end of an answer are lost and its window of tokens grows with them; where a decoder rewrites a
+//! character that was shown, it fails.
 
 use crate::Result;
 use attune_model::tokenizer::Tokenizer;
 
 /// Prompt tokens that the first piece is decoded with, so that it keeps its leading blank.
 const CONTEXT_TOKENS: usize = 8;
-/// Tokens that the window keeps when it is cut without a clean boundary: those of all unsettled characters (a replacement
-/// character stands for at most 3 bytes, a token has at least one) and of the whole character before them.
+/// Tokens that the window keeps when it is cut without a clean boundary: those of all unsettled characters (a
+/// replacement character stands for at most 3 bytes, a token has at least one) and of the whole character before them.
 const KEPT_TOKENS: usize = 3 * UNSETTLED_CHARACTERS + 4;
-/// Tokens in the window before it is cut at any rate (a model that writes nothing but broken bytes).
+/// Tokens in the window after which it is cut in any case (a model that writes nothing but broken bytes).
 const WINDOW_TOKENS: usize = 64;
 /// Replacement characters at the end that may still change. Decoders with byte fallback write one per byte, and rewrite
 /// the finished character before (4 bytes) together with the unfinished one (3 bytes).
@@ -20,7 +24,7 @@ const UNSETTLED_CHARACTERS: usize = 7;
 pub struct TextPiece {
     /// Whole characters, and nothing that may still become part of a stop text.
     pub text: String,
-    /// A stop text was met: `text` is the last there is.
+    /// A stop text was met: `text` is the last piece.
     pub stopped: bool,
 }
 
@@ -32,12 +36,12 @@ pub struct TextStream {
 }
 
 impl TextStream {
-    /// The answer to `prompt`, ended by the first of `stops` that is complete.
+    /// Begins the answer to `prompt`, which the first complete one of `stops` ends.
     pub fn new(tokenizer: &Tokenizer, prompt: &[u32], stops: &[String]) -> Result<Self> {
         Ok(Self { detokenizer: Detokenizer::after(tokenizer, prompt)?, stops: StopFilter::new(stops) })
     }
 
-    /// Adds a token.
+    /// Adds a token and returns the text that became safe to show.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<TextPiece> {
         let text = self.detokenizer.push(tokenizer, id)?;
         Ok(self.stops.push(&text))
@@ -52,7 +56,7 @@ impl TextStream {
         Ok(piece)
     }
 
-    /// Ends the answer: what was held back, an unfinished character included.
+    /// Ends the answer and returns what was held back, including an unfinished character.
     pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<TextPiece> {
         let text = self.detokenizer.finish(tokenizer)?;
         let mut piece = self.stops.push(&text);
@@ -115,13 +119,13 @@ impl Detokenizer {
     }
 }
 
-/// Bytes before the replacement characters at the end, which later tokens may still complete.
+/// Returns the bytes before the replacement characters at the end, which later tokens may still complete.
 fn settled_bytes(text: &str) -> usize {
     let open = text.chars().rev().take(UNSETTLED_CHARACTERS).take_while(|c| *c == char::REPLACEMENT_CHARACTER).count();
     text.len() - open * char::REPLACEMENT_CHARACTER.len_utf8()
 }
 
-/// `text[from..to]`, from the next character where a decoder rewrote what was shown.
+/// Returns `text[from..to]`; begins at the next character if a decoder rewrote what was shown.
 fn text_between(text: &str, from: usize, to: usize) -> String {
     let from = (from..=text.len()).find(|index| text.is_char_boundary(*index)).unwrap_or(text.len());
     text.get(from..to).unwrap_or_default().to_owned()
@@ -168,7 +172,7 @@ impl StopFilter {
         TextPiece { text: std::mem::replace(&mut self.held, rest), stopped: false }
     }
 
-    /// What was held back; a stop text begins anew after it.
+    /// Returns what was held back; stop texts begin anew after it.
     fn take(&mut self) -> String {
         for stop in &mut self.stops {
             stop.matched = 0;
@@ -192,7 +196,7 @@ impl StopText {
         Self { bytes, fallback, matched: 0 }
     }
 
-    /// The stop text's length where `byte` completes it.
+    /// Returns the stop text's length if `byte` completes it.
     fn advance(&mut self, byte: u8) -> Option<usize> {
         while self.matched > 0 && self.bytes[self.matched] != byte {
             self.matched = self.fallback[self.matched];

@@ -42,25 +42,36 @@ pub struct Decoder {
     training: OnceLock<Option<Box<Decoder>>>,
 }
 
-/// One decoder block. Fields are called as in the checkpoint, without the suffix.
+/// One decoder block: attention and MLP, each behind a norm, added to the residual stream.
 #[derive(Debug)]
 pub struct Block {
+    /// Number of the block, from 0.
     pub index: usize,
+    /// `input_layernorm`: the norm before attention, `[hidden]`.
     pub input_norm: Tensor,
+    /// `self_attn.q_proj`
     pub q: Linear,
+    /// `self_attn.k_proj`
     pub k: Linear,
+    /// `self_attn.v_proj`
     pub v: Linear,
+    /// `self_attn.o_proj`
     pub o: Linear,
     /// `[head_dim]` each, for query and key (Qwen 3).
     pub query_key_norm: Option<(Tensor, Tensor)>,
+    /// `post_attention_layernorm`: the norm before the MLP, `[hidden]`.
     pub post_attention_norm: Tensor,
+    /// `mlp.gate_proj`
     pub gate: Linear,
+    /// `mlp.up_proj`
     pub up: Linear,
+    /// `mlp.down_proj`
     pub down: Linear,
     /// Tokens that attention looks back, itself included.
     pub window: Option<usize>,
     /// False where positions are not rotated.
     pub rotary: bool,
+    /// Added to the mean of the squares in every norm of the block.
     pub norm_eps: f32,
     heads: usize,
     kv_heads: usize,
@@ -118,8 +129,11 @@ pub struct Activations {
 
 /// The result of [`Block::norm_and_rotate`], in the words of [`Activations`].
 pub struct RotatedHeads {
+    /// Rotated queries, `[rows, heads, head_dim]`.
     pub q: Tensor,
+    /// Rotated keys, `[rows, kv_heads, head_dim]`.
     pub k: Tensor,
+    /// Query and key before their norms (Qwen 3), `[rows, heads, head_dim]`; `None` if they have none.
     pub unnormed: Option<(Tensor, Tensor)>,
 }
 

@@ -1,4 +1,4 @@
-//! What is known of the machine and of this process's memory. The worker asks it to tell what training takes.
+//! Describes the machine and this process's memory. The worker uses it to estimate what training takes.
 
 mod free;
 
@@ -11,27 +11,27 @@ use std::time::Duration;
 
 pub use free::{FreeMemory, free_memory};
 
-/// Time between looks at the memory: less than a training batch takes on a model of any use.
+/// Time between measurements of the memory: less than a training batch takes on a model of any use.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Milliseconds after which freed memory goes back to the system. Steps and batches take and free the same tens of MiB again
-/// and again; with the allocator's own 10 ms, clearing them anew took a tenth of the time of long prompts.
+/// Milliseconds after which freed memory goes back to the system. Steps and batches take and free the same tens of MiB
+/// again and again; with the allocator's own 10 ms, clearing them anew took a tenth of the time of long prompts.
 const KEEP_FREED_MS: c_long = 1000;
 
 /// `mi_option_purge_delay` of mimalloc.h, which the crate has no name for.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
-/// Lets mimalloc, where that is the program's allocator, keep freed memory for a while.
+/// Lets mimalloc, if that is the program's allocator, keep freed memory for a while.
 ///
 /// # Safety
 /// No other thread may be running yet.
 pub unsafe fn keep_freed_memory() {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that no other thread runs.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, KEEP_FREED_MS) };
 }
 
-/// The processor's name and the threads that compute on it, such as `AMD EPYC 7B13, 2 threads`: machines of one name are as
-/// fast as each other.
+/// Returns the processor's name and the number of threads that compute, such as `AMD EPYC 7B13, 2 threads`: machines of
+/// one name are as fast as each other.
 pub fn name() -> String {
     let processors = read_to_string("/proc/cpuinfo").unwrap_or_default();
     let value = |line: &str| Some(line.split_once(':')?.1.trim().to_owned());
@@ -40,7 +40,7 @@ pub fn name() -> String {
     format!("{}, {threads} threads", model.unwrap_or_else(|| std::env::consts::ARCH.to_owned()))
 }
 
-/// Bytes of this process that are in main memory now; absent where the system does not tell.
+/// Returns the bytes of this process that are in main memory now; `None` if the system does not tell.
 pub fn resident_bytes() -> Option<u64> {
     let status = read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -48,10 +48,10 @@ pub fn resident_bytes() -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Tells bytes of memory that are in use; none where the system does not.
+/// Returns the bytes of memory in use; `None` if the system does not tell.
 type Used = Arc<dyn Fn() -> Option<u64> + Send + Sync>;
 
-/// Notes the most memory in use while it lives, on a thread of its own.
+/// Measures the most memory in use while it lives, on a thread of its own.
 pub struct MemoryWatch {
     used: Used,
     state: Arc<(AtomicBool, AtomicU64)>,
@@ -59,7 +59,7 @@ pub struct MemoryWatch {
 }
 
 impl MemoryWatch {
-    /// Begins to look at what `used` tells.
+    /// Starts measuring with `used`.
     pub fn start(used: impl Fn() -> Option<u64> + Send + Sync + 'static) -> Self {
         let used: Used = Arc::new(used);
         let state = Arc::new((AtomicBool::new(false), AtomicU64::new(used().unwrap_or(0))));
@@ -71,12 +71,12 @@ impl MemoryWatch {
                 std::thread::park_timeout(LOOK_EVERY);
             }
         };
-        // Without the thread the figure is that of the beginning and the end.
+        // Without the thread the result is the larger of the first and the last measurement.
         let thread = std::thread::Builder::new().name("memory-watch".into()).spawn(look).ok();
         Self { used, state, thread }
     }
 
-    /// The largest figure so far; absent where the system does not tell.
+    /// Returns the largest figure so far, in bytes; `None` if the system does not tell.
     pub fn peak_bytes(&self) -> Option<u64> {
         let now = (self.used)()?;
         Some(self.state.1.fetch_max(now, Ordering::Relaxed).max(now))

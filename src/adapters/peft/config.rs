@@ -1,13 +1,13 @@
 //! `adapter_config.json`: which layers the adapter changes, with which rank and scale, as PEFT reads it.
 //!
-//! [`crate::adapters::host`] asks while it checks an adapter. Every field that would make PEFT compute something else than
-//! `y += scale · B(A x)` on a decoder's seven linear layers is refused by name.
+//! [`crate::adapters::host`] asks while it checks an adapter. Every field that would make PEFT compute something else
+//! than `y += scale · B(A x)` on a decoder's seven linear layers is refused by name.
 
 use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::Result;
+use crate::adapters::Result;
 use crate::adapters::peft::refuse;
 use crate::model::lora::MAX_RANK;
 
@@ -73,7 +73,7 @@ pub struct PeftConfig {
     alphas: Vec<(Pattern, f64)>,
     targets: Modules,
     excluded: Modules,
-    /// Blocks that are changed; all of them where absent.
+    /// Blocks that are changed; `None` changes all of them.
     blocks: Option<Vec<u64>>,
     /// Each finds the number of a block in a layer's name.
     block_number: Vec<Regex>,
@@ -129,7 +129,7 @@ impl PeftConfig {
         })
     }
 
-    /// True where the adapter changes the layer at `path`, such as `model.layers.0.self_attn.q_proj`.
+    /// True if the adapter changes the layer at `path`, such as `model.layers.0.self_attn.q_proj`.
     pub fn changes(&self, path: &str) -> bool {
         if self.excluded.contain(path) || !self.targets.contain(path) {
             return false;
@@ -142,7 +142,7 @@ impl PeftConfig {
         found.and_then(|found| found.name("idx")?.as_str().parse().ok()).is_some_and(|index| blocks.contains(&index))
     }
 
-    /// The first of `target_modules` that names none of `paths`, but for what is excluded.
+    /// Returns the first of `target_modules` that names none of `paths`, excluded ones apart.
     pub fn unknown_target(&self, paths: &[String]) -> Option<&str> {
         let Modules::Names(names) = &self.targets else { return None };
         let unknown = |name: &&String| !self.excluded.contain(name) && !paths.iter().any(|path| is_named(name, path));
@@ -269,7 +269,7 @@ fn block_numbers(value: Option<Value>) -> Result<Option<Vec<u64>>> {
     }
 }
 
-/// `layers_pattern`: what stands before a block's number. Without one, any two parts before the first number do.
+/// Reads `layers_pattern`, the text before a block's number. Without one, any two parts before the first number do.
 fn block_patterns(value: Option<Value>) -> Result<Vec<Regex>> {
     let names = match value {
         None | Some(Value::Null) => Vec::new(),

@@ -1,5 +1,5 @@
-//! `attune jobs watch`: a job's progress as a bar, or as plain lines where standard output is no terminal, until it ends. A
-//! server that is away, because it starts anew, is asked again.
+//! `attune jobs watch`: shows a job's progress until it ends, as a bar, or as plain lines if standard output is no
+//! terminal. A server that does not answer, for example during a restart, is asked again.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -14,27 +14,29 @@ use serde_json::Value;
 use super::ServerPlace;
 use crate::cli::client::{Failure, Server};
 
-/// Exit statuses beside 0, for a job that succeeded, and 1, where that is not known.
+/// Exit statuses beside 0 (the job succeeded) and 1 (its end is not known).
 const FAILED: u8 = 3;
 const CANCELLED: u8 = 4;
-/// Time between two looks.
+/// Time between two polls of the server.
 const EVERY: Duration = Duration::from_secs(1);
-/// Events in one answer, and answers at the most that are read for one look.
+/// Events per page, and the most pages that one poll reads.
 const PAGE: &str = "100";
 const MAX_PAGES: usize = 50;
 
+/// The flags of `attune jobs watch`.
 #[derive(Debug, Args)]
-pub struct WatchOptions {
+pub(in crate::cli) struct WatchOptions {
     #[command(flatten)]
     place: ServerPlace,
-    /// The job: `ftjob-…`.
+    /// The job's id: `ftjob-…`.
     id: String,
-    /// Seconds after which a server that does not answer is given up.
+    /// Give up after this many seconds without an answer from the server.
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     patience: u64,
 }
 
 impl WatchOptions {
+    /// Follows the job, and returns the exit status that says how it ended.
     pub(super) async fn run(self) -> Result<ExitCode> {
         if !self.id.starts_with("ftjob-") {
             let message =
@@ -72,9 +74,10 @@ impl WatchOptions {
     }
 }
 
-/// The job, and its events after `newest`, oldest first. At the first look the last page tells enough.
+/// Returns the job, and its events after `newest`, oldest first; the last page of events if `newest` is `None`.
 async fn look(server: &Server, id: &str, newest: Option<&str>) -> Result<(Value, Vec<Value>), Failure> {
-    // The job first: an event that comes in between belongs to the next look, and one that ends the job is there already.
+    // The job is read first: an event that arrives in between is read by the next poll, and the events of a job that
+    // has ended are all there.
     let job = server.get(&["fine_tuning", "jobs", id], &[]).await?;
     let mut events: Vec<Value> = Vec::new();
     for _ in 0..MAX_PAGES {
@@ -112,7 +115,7 @@ impl End {
         }
     }
 
-    /// The last line, and the exit status.
+    /// Prints the last line, and returns the exit status.
     fn tell(self, job: &Value) -> Result<ExitCode> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (line, code) = match self {
@@ -125,7 +128,7 @@ impl End {
     }
 }
 
-/// A bar with lines above it, or lines alone.
+/// A progress bar with lines above it, or lines only.
 struct Display {
     bar: Option<ProgressBar>,
 }
@@ -184,7 +187,7 @@ impl Display {
     }
 }
 
-/// `step 12/300: loss 1.23, 1,020 tokens/s, 3 min 2 s left`.
+/// Formats a step: `step 12/300: loss 1.23, 1,020 tokens/s, 3 min 2 s left`.
 fn step_line(metrics: &Value) -> String {
     let count = |name: &str| metrics[name].as_u64().unwrap_or_default();
     let left = metrics["remaining_seconds"].as_f64();
@@ -192,11 +195,12 @@ fn step_line(metrics: &Value) -> String {
     format!("step {}/{}: {}{left}", count("step"), count("total_steps"), figures(metrics))
 }
 
-/// `loss 1.23, 1,020 tokens/s`, the validation's loss where it was measured, and the accuracies of embeddings.
+/// Formats `loss 1.23, 1,020 tokens/s`, with the validation loss if it was measured and accuracies when training on
+/// pairs.
 fn figures(metrics: &Value) -> String {
     let number = |name: &str| metrics[name].as_f64();
     let mut parts = vec![format!("loss {:.3}", number("train_loss").unwrap_or(f64::NAN))];
-    // Of pairs of texts; that of tokens says less than the loss.
+    // Training on pairs reports an accuracy; for tokens the loss says more.
     parts.extend(number("train_accuracy").map(|share| format!("accuracy {share:.2}")));
     parts.extend(number("valid_loss").map(|loss| format!("validation loss {loss:.3}")));
     parts.extend(number("valid_accuracy").map(|share| format!("validation accuracy {share:.2}")));
@@ -204,18 +208,18 @@ fn figures(metrics: &Value) -> String {
     parts.join(", ")
 }
 
-/// The time of an event, UTC, of the day.
+/// Formats an event's time of day, UTC.
 fn time(event: &Value) -> String {
     let at = event["created_at"].as_i64().and_then(|seconds| Timestamp::from_second(seconds).ok());
     at.map_or_else(|| "--:--:--".into(), |at| at.strftime("%H:%M:%S").to_string())
 }
 
-/// Messages hold what clients wrote, such as names: nothing of it may move the cursor.
+/// Replaces control characters: messages hold what clients wrote, such as names, which must not move the cursor.
 fn clean(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
-/// A line that is seen at once, also through a pipe; where nobody reads any more, watching ends.
+/// Prints and flushes a line, so that a pipe shows it at once. Fails if nobody reads any more, which ends the watch.
 fn print_line(line: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Error::io("write to standard output"))

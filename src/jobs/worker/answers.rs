@@ -13,10 +13,10 @@ use super::lease::Control;
 use crate::datasets::parse::shorten;
 use crate::engine::{Backend, Event, GenerateRequest, Sampling};
 use crate::jobs::Job;
+use crate::jobs::{Error, Result};
 use crate::model::BaseModel;
 use crate::model::lora::{Adapter, AdapterLease};
 use crate::train::Question;
-use crate::{Error, Result};
 
 /// Tokens of an answer at the most.
 const ANSWER_TOKENS: usize = 64;
@@ -97,7 +97,7 @@ async fn answer(
 ) -> Result<String> {
     let mut events = backend.generate(GenerateRequest {
         organization: organization.into(),
-        prompt,
+        prompt: prompt.into(),
         adapter,
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         max_tokens: ANSWER_TOKENS,
@@ -116,7 +116,7 @@ async fn answer(
             Event::Failed(error) => return Err(error.into()),
         }
     }
-    Err(Error::Unavailable("the engine stopped in the middle of an answer".into()))
+    Err(Error::Unavailable("the engine stopped in the middle of an answer"))
 }
 
 /// The database stores no NUL.

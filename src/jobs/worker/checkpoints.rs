@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
-use super::job_run::model_name;
 use super::lease::{Control, Interrupt};
 use super::report::checkpoint_metrics;
 use super::{LEASE, Worker};
 use crate::adapters::peft::PeftFiles;
 use crate::adapters::registry::{config_key, weights_key};
-use crate::jobs::Job;
+use crate::jobs::Result;
 use crate::jobs::checkpoints::NewCheckpoint;
+use crate::jobs::{Job, JobApi};
+use crate::store;
 use crate::train::{StepReport, Validation};
-use crate::{Error, Result};
 
 /// Attempts to publish a checkpoint while database or storage do not answer, a second apart. The next state to go on from
 /// waits for it, so that the checkpoint is not lost with this attempt.
@@ -29,11 +30,11 @@ impl Worker {
         };
         match self.store.blobs.get(key).await {
             Ok(state) => Ok(Some(state)),
-            Err(Error::Blob(object_store::Error::NotFound { .. })) => {
+            Err(store::Error::BlobNotFound(_)) => {
                 self.say(job, "warn", "The checkpoint is gone; training starts over", None).await;
                 Ok(None)
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -108,4 +109,24 @@ impl Worker {
 /// Where the states of a job lie.
 pub(super) fn states(job: &Job) -> String {
     format!("checkpoints/{}", job.id)
+}
+
+/// `ft:{base}:{organization}:{suffix}:{8 characters}`, or of the older resource
+/// `{base}:ft-{organization}:{suffix}-{time of creation}-{8 characters}`. All of it follows from the job, so that every
+/// attempt makes the same name. An alias that was asked for stands in the base's place.
+pub(super) fn model_name(job: &Job, base: &str) -> String {
+    let base = job.spec.alias.as_deref().unwrap_or(base);
+    let organization = &job.organization;
+    let suffix = job.spec.suffix.as_deref();
+    let digest = format!("{:x}", Sha256::digest(job.id.as_bytes()));
+    // Two jobs may be created in one second, and names are taken once.
+    let tail = &digest[..8];
+    match job.api {
+        JobApi::FineTuningJobs => format!("ft:{base}:{organization}:{}:{tail}", suffix.unwrap_or_default()),
+        JobApi::FineTunes => {
+            let suffix = suffix.map(|suffix| format!(":{suffix}")).unwrap_or_default();
+            let created = jiff::Timestamp::from_second(job.created_at).unwrap_or_default();
+            format!("{base}:ft-{organization}{suffix}-{}-{tail}", created.strftime("%Y-%m-%d-%H-%M-%S"))
+        }
+    }
 }

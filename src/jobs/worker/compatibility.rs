@@ -1,11 +1,13 @@
 //! What the files, the settings and the model to continue of one job must have in common. Called by [`super::training`] before
 //! the first step.
 
-use crate::datasets::{Dataset, DatasetReport};
+use attune_train::FileFault;
+
+use crate::datasets::{Dataset, DatasetReport, Purpose};
+use crate::jobs::{Error, Result};
 use crate::model::lora::{Adapter, Site};
 use crate::train::Trainer;
 use crate::train::hyperparameters::{Classification, Hyperparameters};
-use crate::{Error, Result};
 
 /// Refuses files and wishes that do not fit to each other: pairs of texts teach vectors, everything else teaches answers.
 pub(super) fn check_alike(
@@ -19,12 +21,10 @@ pub(super) fn check_alike(
         } else {
             "Validation file: it has pairs of texts, but the training file has answers: give the same format"
         };
-        return Err(Error::invalid_code("validation_file", "invalid_training_file", message));
+        return Err(unfit(Purpose::Validation, message));
     }
     if texts && classification.is_some_and(|asked| asked.compute == Some(true)) {
-        let message = "compute_classification_metrics is for prompts and completions, but the training file has pairs \
-                       of texts: leave it out";
-        return Err(Error::invalid("compute_classification_metrics", message));
+        return Err(Error::ClassesOfPairs);
     }
     Ok(())
 }
@@ -37,7 +37,7 @@ pub(super) fn check_told_apart(trainer: &Trainer, training: &DatasetReport) -> R
     if settings.scale.is_some() && alone && !negatives {
         let message = "Training file: any two of its pairs share a text, so there is nothing that a pair could be told apart \
                        from: give pairs of different texts, or a `negative` to each";
-        return Err(Error::invalid_code("training_file", "invalid_training_file", message));
+        return Err(unfit(Purpose::Training, message));
     }
     Ok(())
 }
@@ -49,16 +49,16 @@ pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters
     let rank = pair.a.dim(0)? as u32;
     if let Some(other) = asked.rank.filter(|other| *other != rank) {
         let message = format!("rank is {other}, but the model to continue has rank {rank}: leave rank out");
-        return Err(Error::invalid("rank", message));
+        return Err(setting("rank", message));
     }
     let alpha = f64::from(pair.scale) * f64::from(rank);
     if let Some(other) = asked.alpha.filter(|other| (other - alpha).abs() > 1e-3) {
         let message = format!("alpha is {other}, but the model to continue has alpha {alpha}: leave alpha out");
-        return Err(Error::invalid("alpha", message));
+        return Err(setting("alpha", message));
     }
     if asked.use_rslora == Some(true) {
         let message = "use_rslora is for new adapters, but the model to continue has its scale already: leave it out";
-        return Err(Error::invalid("use_rslora", message));
+        return Err(setting("use_rslora", message));
     }
     let has = |site: &Site| initial.layers.iter().any(|layer| layer.get(*site).is_some());
     let sites: Vec<Site> = Site::ALL.into_iter().filter(has).collect();
@@ -66,11 +66,21 @@ pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters
         let names = sites.iter().map(|site| site.module()).collect::<Vec<_>>().join(", ");
         let message =
             format!("target_modules are others than those of the model to continue, {names}: leave target_modules out");
-        return Err(Error::invalid("target_modules", message));
+        return Err(setting("target_modules", message));
     }
     resolved.rank = Some(rank);
     resolved.alpha = Some(alpha);
     resolved.use_rslora = Some(false);
     resolved.target_modules = Some(sites);
     Ok(())
+}
+
+/// The error of a file that does not go with the others.
+fn unfit(purpose: Purpose, message: &str) -> Error {
+    attune_train::Error::File { purpose, fault: FileFault::Content, message: message.into() }.into()
+}
+
+/// The error of a setting that does not go with the model to continue.
+fn setting(name: &'static str, message: impl Into<String>) -> Error {
+    attune_train::Error::Setting { name, message: message.into() }.into()
 }

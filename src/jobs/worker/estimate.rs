@@ -8,21 +8,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use attune_train::FileFault;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
+use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt};
 use super::report::warnings;
-use super::training::{Inputs, TrainingPlan, plan};
+use super::training::{TrainingPlan, plan};
+use crate::datasets::Purpose;
 use crate::engine::priority::Priority;
 use crate::jobs::cost::{Cost, Pricing};
+use crate::jobs::{Error, Result};
 use crate::jobs::{JobApi, JobSpec};
 use crate::model::BaseModel;
 use crate::train::estimate::{Estimate, TrainingRate};
 use crate::train::hyperparameters::Hyperparameters;
 use crate::train::recomputation::MemoryBounds;
-use crate::{Error, Result};
 
 /// How long an estimate waits for others before it is refused. Each takes seconds, for large files minutes.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
@@ -84,9 +87,10 @@ impl Estimator {
                     "The file could not be read within {} minutes: create the job, whose first events tell what it takes.",
                     LONGEST.as_secs() / 60
                 );
-                return Err(Error::invalid_code("training_file", "invalid_training_file", message));
+                let (purpose, fault) = (Purpose::Training, FileFault::Content);
+                return Err(attune_train::Error::File { purpose, fault, message }.into());
             }
-            () = shutdown.cancelled() => return Err(Error::Unavailable("The server is shutting down.".into())),
+            () = shutdown.cancelled() => return Err(Error::Unavailable("The server is shutting down.")),
         };
         if let Some(rate) = plan.forecast.calibrated {
             self.worker.keep_rate(&base, &plan.forecast.setup, rate).await;
@@ -109,7 +113,7 @@ impl Drop for Stopper {
 pub fn estimate_files(
     model: Arc<BaseModel>,
     spec: &JobSpec,
-    (training_file, validation_file): (File, Option<File>),
+    files: (File, Option<File>),
     rates: BTreeMap<String, TrainingRate>,
     pricing: &Pricing,
     memory: MemoryBounds,
@@ -117,25 +121,15 @@ pub fn estimate_files(
 ) -> Result<(JobEstimate, Option<(String, TrainingRate)>)> {
     let (progress, _) = mpsc::channel(1);
     let base = model.id.clone();
-    let plan = plan(Inputs {
-        model,
-        api: JobApi::FineTuningJobs,
-        method: spec.method,
-        asked: spec.hyperparameters.clone(),
-        resolved: None,
-        seed: spec.seed,
-        training_file,
-        validation_file,
-        initial: None,
-        classification: None,
-        checkpoint: None,
+    let surroundings = Surroundings {
         rates,
         memory,
         scratch,
         priority: Arc::new(Priority::default()),
         control: Arc::new(Control::default()),
         progress,
-    })?;
+    };
+    let plan = plan(Inputs::new(model, JobApi::FineTuningJobs, spec, files, surroundings))?;
     let measured = plan.forecast.calibrated.map(|rate| (plan.forecast.setup.clone(), rate));
     Ok((JobEstimate::new(base, plan, pricing), measured))
 }

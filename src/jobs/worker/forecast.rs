@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::Result;
 use crate::datasets::{DatasetReport, ExampleStore, TokenizedExample};
+use crate::jobs::Result;
 use crate::model::BaseModel;
 use crate::train::calibration::{self, calibrate};
 use crate::train::estimate::{Estimate, Evaluated, TrainingMemory, TrainingRate, first_epoch_work, later_work};
@@ -63,7 +63,7 @@ pub(super) struct ForecastInputs<'a> {
 impl Forecast {
     /// The forecast of a run that is about to begin. Measures the machine where its rate is not known; `before` is asked
     /// before each piece of that.
-    pub fn new(grounds: &ForecastInputs<'_>, before: BeforeMicroStep<'_>) -> Result<Self> {
+    pub(super) fn new(grounds: &ForecastInputs<'_>, before: BeforeMicroStep<'_>) -> Result<Self> {
         let ForecastInputs { model, trainer, training, .. } = *grounds;
         let setup = setup(model, trainer, grounds.resolved);
         let (rate, calibrated) = if let Some(known) = grounds.rates.get(&setup) {
@@ -91,12 +91,12 @@ impl Forecast {
     }
 
     /// The work of a step, in tokens that are trained on.
-    pub fn work_of(&self, step: &StepReport, steps_per_epoch: usize) -> f64 {
+    pub(super) fn work_of(&self, step: &StepReport, steps_per_epoch: usize) -> f64 {
         step.tokens as f64 * if step.step <= steps_per_epoch { self.first_epoch } else { self.later }
     }
 
     /// Seconds that this attempt should take.
-    pub fn seconds(&self) -> f64 {
+    pub(super) fn seconds(&self) -> f64 {
         self.share * self.estimate.seconds
     }
 }
@@ -112,7 +112,7 @@ static BUSY: AtomicUsize = AtomicUsize::new(0);
 
 impl Busy {
     /// Counts until it drops.
-    pub fn enter() -> Self {
+    pub(super) fn enter() -> Self {
         Self { alone: BUSY.fetch_add(1, Ordering::Relaxed) == 0 }
     }
 }

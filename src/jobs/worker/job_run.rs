@@ -2,30 +2,27 @@
 //! publishes the model, or says why there is none. What a job without a model made is deleted, but for its checkpoints that
 //! are models.
 
-use std::io::Seek as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryStreamExt as _;
-use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::checkpoints::states;
+use super::checkpoints::{model_name, states};
+use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt, keep};
-use super::report::{Speed, failure, seconds_from_now};
-use super::training::{Inputs, Progress, Trained, train};
+use super::report::{Speed, seconds_from_now};
+use super::training::{Progress, Trained, train};
 use super::{LEASE, Worker};
 use crate::adapters::registry::{config_key, weights_key};
 use crate::jobs::queue::Outcome;
 use crate::jobs::worker::results;
+use crate::jobs::{Error, Result};
 use crate::jobs::{Job, JobApi, JobSpec, JobStatus};
 use crate::store::files::NewFile;
 use crate::system;
 use crate::train::hyperparameters::Hyperparameters;
-use crate::{Error, Result};
 
 /// Reports that may wait for the database before training waits, too.
 const PROGRESS_REPORTS: usize = 16;
@@ -67,7 +64,7 @@ impl Worker {
             (_, Ok(stored)) => (stored.outcome(), Some(stored)),
             (Some(Interrupt::Shutdown), Err(Error::Cancelled)) => (Outcome::Released, None),
             (Some(_), Err(Error::Cancelled)) => (Outcome::Stopped, None),
-            (_, Err(error)) => (failure(&job, &error), None),
+            (_, Err(error)) => (self.failure(&job, &error), None),
         };
         self.end(&job, outcome, stored).await;
         drop(keeper);
@@ -144,23 +141,12 @@ impl Worker {
             (base, Some(adapter))
         };
         let model = Arc::clone(&self.catalog.get(&base)?.model);
-        let training_file = self.fetch(organization, &spec.training_file, control).await?;
+        let training_file = self.fetch(organization, &spec.training_file).await?;
         let validation_file = match &spec.validation_file {
-            Some(id) => Some(self.fetch(organization, id, control).await?),
+            Some(id) => Some(self.fetch(organization, id).await?),
             None => None,
         };
-        let inputs = Inputs {
-            model,
-            api,
-            method: spec.method,
-            asked: spec.hyperparameters.clone(),
-            resolved: None,
-            seed: spec.seed,
-            training_file,
-            validation_file,
-            initial,
-            classification: spec.classification.clone(),
-            checkpoint: None,
+        let surroundings = Surroundings {
             rates: self.store.training_rates(&system::name(), &base).await?,
             memory: self.memory,
             scratch: self.store.scratch.to_path_buf(),
@@ -168,23 +154,14 @@ impl Worker {
             control: Arc::clone(control),
             progress,
         };
-        Ok((base, inputs))
+        let inputs = Inputs::new(model, api, spec, (training_file, validation_file), surroundings);
+        Ok((base, Inputs { initial, classification: spec.classification.clone(), ..inputs }))
     }
 
-    /// The content of an uploaded file, on the local disk.
-    async fn fetch(&self, organization: &str, id: &str, control: &Control) -> Result<std::fs::File> {
+    /// Opens an uploaded file of the organisation.
+    async fn fetch(&self, organization: &str, id: &str) -> Result<std::fs::File> {
         let file = self.store.file(organization, id).await?;
-        let mut content = self.store.file_content(&file).await?;
-        let local = tempfile::tempfile_in(&*self.store.scratch).map_err(Error::io("make a temporary file"))?;
-        let mut writer = tokio::fs::File::from_std(local);
-        while let Some(chunk) = content.try_next().await? {
-            control.check()?;
-            writer.write_all(&chunk).await.map_err(Error::io("write a temporary file"))?;
-        }
-        writer.flush().await.map_err(Error::io("write a temporary file"))?;
-        let mut local = writer.into_std().await;
-        local.rewind().map_err(Error::io("read a temporary file"))?;
-        Ok(local)
+        Ok(self.store.open_file(&file).await?)
     }
 
     /// Writes down what the training thread reports, until it ends.
@@ -249,14 +226,12 @@ impl Worker {
     }
 
     async fn store_result_file(&self, job: &Job, content: Vec<u8>) -> Result<String> {
-        let file = tempfile::NamedTempFile::new_in(&*self.store.scratch).map_err(Error::io("make a temporary file"))?;
-        tokio::fs::write(file.path(), content).await.map_err(Error::io("write the result file"))?;
         let new = NewFile {
             organization: job.organization.clone(),
             filename: results::file_name(job.api).into(),
             purpose: "fine-tune-results".into(),
         };
-        Ok(self.store.add_file(new, file.path().to_path_buf()).await?.id)
+        Ok(self.store.add_content(new, content.into()).await?.id)
     }
 
     /// Takes back what was stored for a model that did not come to be; checkpoints are models already and stay. The adapter's files stay: another attempt makes the
@@ -283,26 +258,6 @@ impl Stored {
             adapter: self.adapter.clone(),
             trained_tokens: self.trained_tokens,
             result_files: vec![self.result_file.clone()],
-        }
-    }
-}
-
-/// `ft:{base}:{organization}:{suffix}:{8 characters}`, or of the older resource
-/// `{base}:ft-{organization}:{suffix}-{time of creation}-{8 characters}`. All of it follows from the job, so that every
-/// attempt makes the same name. An alias that was asked for stands in the base's place.
-pub(super) fn model_name(job: &Job, base: &str) -> String {
-    let base = job.spec.alias.as_deref().unwrap_or(base);
-    let organization = &job.organization;
-    let suffix = job.spec.suffix.as_deref();
-    let digest = format!("{:x}", Sha256::digest(job.id.as_bytes()));
-    // Two jobs may be created in one second, and names are taken once.
-    let tail = &digest[..8];
-    match job.api {
-        JobApi::FineTuningJobs => format!("ft:{base}:{organization}:{}:{tail}", suffix.unwrap_or_default()),
-        JobApi::FineTunes => {
-            let suffix = suffix.map(|suffix| format!(":{suffix}")).unwrap_or_default();
-            let created = jiff::Timestamp::from_second(job.created_at).unwrap_or_default();
-            format!("{base}:ft-{organization}{suffix}-{}-{tail}", created.strftime("%Y-%m-%d-%H-%M-%S"))
         }
     }
 }

@@ -39,22 +39,22 @@ pub(super) enum Interrupt {
 pub(super) struct Control(AtomicU8);
 
 impl Control {
-    pub fn raise(&self, interrupt: Interrupt) {
+    pub(super) fn raise(&self, interrupt: Interrupt) {
         self.0.fetch_max(interrupt as u8, Ordering::Relaxed);
     }
 
-    pub fn raised(&self) -> Option<Interrupt> {
+    pub(super) fn raised(&self) -> Option<Interrupt> {
         use Interrupt::{Cancel, Lost, Pause, Shutdown};
         [Shutdown, Pause, Cancel, Lost].into_iter().find(|interrupt| *interrupt as u8 == self.0.load(Ordering::Relaxed))
     }
 
     /// [`Error::Cancelled`] once anything was raised.
-    pub fn check(&self) -> attune_train::Result<()> {
+    pub(super) fn check(&self) -> attune_train::Result<()> {
         self.raised().map_or(Ok(()), |_| Err(attune_train::Error::Cancelled))
     }
 
     /// Takes over what a heartbeat brought back; `None` is a lost lease.
-    pub fn hear(&self, answer: Option<HeartbeatAnswer>) {
+    pub(super) fn hear(&self, answer: Option<HeartbeatAnswer>) {
         match answer {
             None => self.raise(Interrupt::Lost),
             Some(HeartbeatAnswer { stop: Some(StopRequest::Cancel) }) => self.raise(Interrupt::Cancel),

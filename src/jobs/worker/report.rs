@@ -10,13 +10,14 @@ use super::Worker;
 use super::forecast::{Forecast, RunAccount};
 use super::training::{Trained, TrainingPlan};
 use crate::datasets::DatasetReport;
+use crate::jobs::Error;
+use crate::jobs::Job;
 use crate::jobs::cost::Cost;
 use crate::jobs::queue::Outcome;
-use crate::jobs::{Job, JobFault};
 use crate::train::estimate::{Estimate, TrainingRate};
 use crate::train::hyperparameters::Method;
 use crate::train::{Evaluation, Rewards, StepReport, Validation};
-use crate::{Error, format, system};
+use crate::{format, system};
 
 impl Worker {
     /// What the training thread found and settled before its first step.
@@ -110,44 +111,16 @@ impl Worker {
             tracing::warn!(job = job.id, message, "cannot write an event: {error}");
         }
     }
-}
 
-/// What the client is told about an error, and whether the job is tried again.
-pub(super) fn failure(job: &Job, error: &Error) -> Outcome {
-    let fault = |code: &str, param: Option<&str>, message: String| JobFault {
-        code: code.into(),
-        message,
-        param: param.map(str::to_owned),
-    };
-    match error {
-        Error::Invalid { message, param, code } => {
-            Outcome::Failed(fault(code.unwrap_or("invalid_request"), param.as_deref(), message.clone()))
-        }
-        Error::ModelNotFound(_) => Outcome::Failed(fault("model_not_found", Some("model"), error.to_string())),
-        Error::NotFound { id, .. } => {
-            let training = *id == job.spec.training_file;
-            let param = if training { "training_file" } else { "validation_file" };
-            Outcome::Failed(fault("file_not_found", Some(param), error.to_string()))
-        }
-        Error::ContextLength { .. } | Error::Forbidden(_) | Error::Conflict(_) => {
-            Outcome::Failed(fault("invalid_request", None, error.to_string()))
-        }
-        Error::OutOfMemory => {
-            tracing::warn!(job = job.id, "the device has no memory left for the job");
-            let message = "The device had no memory left for the job beside the requests that it served; the job is tried again. \
-                           A shorter max_seq_length or a smaller rank takes less.";
-            Outcome::Retry(fault("insufficient_memory", Some("max_seq_length"), message.into()))
-        }
-        error if error.is_transient() => {
+    /// What the client is told about an error, and whether the job is tried again.
+    pub(super) fn failure(&self, job: &Job, error: &Error) -> Outcome {
+        let fault = (self.describe_fault)(error, &job.spec);
+        if error.is_transient() {
             tracing::warn!(job = job.id, "the attempt failed: {error}");
-            let message = "A part of the server did not answer; the job is tried again.".into();
-            Outcome::Retry(fault("server_error", None, message))
+            return Outcome::Retry(fault);
         }
-        error => {
-            tracing::error!(job = job.id, "the job failed: {error}");
-            let message = "The job failed because of an error in the server; its log has the details.".into();
-            Outcome::Failed(fault("server_error", None, message))
-        }
+        tracing::info!(job = job.id, code = fault.code, "the job failed: {error}");
+        Outcome::Failed(fault)
     }
 }
 

@@ -8,11 +8,11 @@
 //! are of the whole file; the current one has those of the sample and, in `full_…`, of the whole file.
 
 use crate::jobs::JobApi;
+use crate::jobs::{Error, Result};
 use crate::train::records::{Evaluation, Rewards, StepRecord};
-use crate::{Error, Result};
 
 /// The file's name.
-pub const fn file_name(api: JobApi) -> &'static str {
+pub(super) const fn file_name(api: JobApi) -> &'static str {
     match api {
         JobApi::FineTunes => "compiled_results.csv",
         JobApi::FineTuningJobs => "step_metrics.csv",
@@ -21,7 +21,7 @@ pub const fn file_name(api: JobApi) -> &'static str {
 
 /// The file's content; `texts` says that the job trained on pairs of texts, `classification` names the figures of classes,
 /// where the job has them.
-pub fn csv(
+pub(super) fn csv(
     api: JobApi,
     history: &[StepRecord],
     validated: bool,

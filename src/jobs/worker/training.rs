@@ -3,34 +3,29 @@
 //! It neither writes nor asks anything of the database: [`super::job_run`] does that, so that a slow database never holds up
 //! a step and a lost lease is noticed while a step runs.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::mpsc::Sender;
 
-use super::cancellable_reader::cancellable;
-use super::compatibility::{check_alike, check_told_apart, take_shape};
+use super::compatibility::{check_alike, check_told_apart};
 use super::forecast::{Busy, Forecast, ForecastInputs, RunAccount, samples};
+use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt};
 use crate::adapters::peft::{self, PeftFiles};
-use crate::datasets::classes::{self, Wanted};
-use crate::datasets::{self, Dataset, DatasetReport, Purpose, RenderSettings};
+use crate::datasets::{Dataset, DatasetReport, Purpose};
 use crate::engine::priority::{Priority, TrainingTurns};
 use crate::jobs::JobApi;
 use crate::jobs::worker::results;
+use crate::jobs::{Error, Result};
 use crate::model::lora::Adapter;
 use crate::model::{BaseModel, device};
 use crate::system::MemoryWatch;
 use crate::train::classification::ClassificationTask;
-use crate::train::estimate::{TrainingMemory, TrainingRate};
-use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
-use crate::train::recomputation::MemoryBounds;
+use crate::train::estimate::TrainingRate;
+use crate::train::hyperparameters::{Hyperparameters, Method};
 use crate::train::trainer::BeforeMicroStep;
-use crate::train::{HeldOut, Question, StepReport, TrainSettings, Trainer, Validation, settings};
-use crate::{Error, Result};
+use crate::train::{HeldOut, Question, StepReport, Trainer, Validation};
 
 /// Time between checkpoints; the end of an epoch has one besides.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
@@ -40,34 +35,6 @@ const METRICS_EVENTS: usize = 150;
 const QUESTIONS: usize = 3;
 /// How long a piece of work waits for requests at most, so that training never stands still.
 const YIELD: Duration = Duration::from_millis(250);
-
-/// All that the thread needs.
-pub(super) struct Inputs {
-    pub model: Arc<BaseModel>,
-    pub api: JobApi,
-    pub method: Method,
-    pub asked: Hyperparameters,
-    /// The settings of an earlier attempt, which this one goes on with.
-    pub resolved: Option<Hyperparameters>,
-    pub seed: u64,
-    pub training_file: std::fs::File,
-    pub validation_file: Option<std::fs::File>,
-    /// The adapter to continue.
-    pub initial: Option<Arc<Adapter>>,
-    /// What to measure of classes, where the client asked for it.
-    pub classification: Option<Classification>,
-    /// The state of an earlier attempt.
-    pub checkpoint: Option<Bytes>,
-    /// How fast this machine has trained the model, by setup.
-    pub rates: BTreeMap<String, TrainingRate>,
-    /// What the operator says of memory.
-    pub memory: MemoryBounds,
-    /// The folder for temporary files.
-    pub scratch: PathBuf,
-    pub priority: Arc<Priority>,
-    pub control: Arc<Control>,
-    pub progress: Sender<Progress>,
-}
 
 /// What the thread reports while it works.
 pub(super) enum Progress {
@@ -120,7 +87,7 @@ pub(super) struct Trained {
 
 /// Trains to the end; [`Error::Cancelled`] after an interrupt, with the last state reported where the job may go on later.
 pub(super) fn train(inputs: Inputs) -> Result<Trained> {
-    let control = Arc::clone(&inputs.control);
+    let control = Arc::clone(&inputs.surroundings.control);
     let health = inputs.model.health.clone();
     match Run::prepare(inputs).and_then(Run::complete) {
         // Reading a file ends with an error of its own when interrupted.
@@ -128,22 +95,69 @@ pub(super) fn train(inputs: Inputs) -> Result<Trained> {
             tracing::debug!("training stopped: {error}");
             Err(Error::Cancelled)
         }
-        Err(Error::Tensor(_) | Error::Internal(_)) if !health.check() => Err(crate::model::Error::DeviceLost.into()),
+        Err(error) if error.may_be_of_device() && !health.check() => Err(crate::model::Error::DeviceLost.into()),
         outcome => outcome,
     }
 }
 
 /// What the job would do, without doing it.
 pub(super) fn plan(mut inputs: Inputs) -> Result<TrainingPlan> {
-    let control = Arc::clone(&inputs.control);
+    let control = Arc::clone(&inputs.surroundings.control);
     let (progress, mut reports) = tokio::sync::mpsc::channel(1);
-    inputs.progress = progress;
+    inputs.surroundings.progress = progress;
     let prepared = Run::prepare(inputs);
     control.check()?;
     drop(prepared?);
     match reports.try_recv() {
         Ok(Progress::Planned(plan)) => Ok(*plan),
         _ => Err(Error::Internal("no plan was made".into())),
+    }
+}
+
+/// Returns what is done before each piece of work: an interrupt ends it, and requests go first.
+fn before_piece(control: &Arc<Control>, priority: &Arc<Priority>) -> impl FnMut() -> attune_train::Result<()> + use<> {
+    let (control, mut turns) = (Arc::clone(control), TrainingTurns::new(Arc::clone(priority), YIELD));
+    move || {
+        control.check()?;
+        turns.next();
+        Ok(())
+    }
+}
+
+/// Measures how fast an attempt trains.
+struct Meter {
+    begin: Instant,
+    /// Steps that earlier attempts have done.
+    resumed_at: usize,
+    /// Tokens read since the last event, and since when.
+    latest: (usize, Instant),
+    /// Tokens read by this attempt.
+    tokens: usize,
+    /// Work done and the seconds of its steps alone.
+    work: TrainingRate,
+}
+
+impl Meter {
+    fn start(resumed_at: usize) -> Self {
+        let begin = Instant::now();
+        let work = TrainingRate { tokens: 0.0, seconds: 0.0 };
+        Self { begin, resumed_at, latest: (0, begin), tokens: 0, work }
+    }
+
+    /// Counts a step that did `work` in `time`.
+    fn add(&mut self, report: &StepReport, work: f64, time: Duration) {
+        self.latest.0 += report.tokens;
+        self.tokens += report.tokens;
+        self.work.tokens += work;
+        self.work.seconds += time.as_secs_f64();
+    }
+
+    /// Returns the tokens per second since the last call, and the time to the last step.
+    fn speed(&mut self, report: &StepReport) -> (f64, Duration) {
+        let (tokens, since) = std::mem::replace(&mut self.latest, (0, Instant::now()));
+        let tokens_per_second = tokens as f64 / since.elapsed().as_secs_f64().max(1e-9);
+        let per_step = self.begin.elapsed() / (report.step - self.resumed_at).max(1) as u32;
+        (tokens_per_second, per_step.saturating_mul((report.total_steps - report.step) as u32))
     }
 }
 
@@ -160,126 +174,66 @@ struct Run {
 }
 
 impl Run {
-    fn prepare(inputs: Inputs) -> Result<Self> {
-        let Inputs { model, api, method, asked, control, .. } = inputs;
-        let device = model.decoder.device();
+    fn prepare(mut inputs: Inputs) -> Result<Self> {
+        let device = inputs.model.decoder.device();
         let (process_bytes, free) = (device::used_memory(device), device::free_memory(device));
-        let render = RenderSettings {
-            prompt_loss_weight: settings::prompt_loss_weight(&asked, api.defaults()),
-            max_tokens: settings::max_sequence_tokens(&asked, &model.config)?,
-            scratch: inputs.scratch,
-        };
-        let (training_file, validation_file) = (inputs.training_file, inputs.validation_file);
-        let read = |file, purpose| {
-            let file = cancellable(file, &control)?;
-            match method {
-                Method::Supervised => datasets::read(file, purpose, &*model, &render),
-                Method::Dpo => datasets::read_preferences(file, purpose, &*model, &render),
-            }
-        };
-        let training = read(&training_file, Purpose::Training)?;
-        let validation = validation_file.as_ref().map(|file| read(file, Purpose::Validation)).transpose()?;
-        let texts = training.report.is_of_pairs();
-        check_alike(texts, validation.as_ref(), inputs.classification.as_ref())?;
-        let classification = match (&inputs.classification, &validation_file) {
-            (Some(asked), Some(file)) if asked.compute == Some(true) => {
-                let wanted = Wanted {
-                    n_classes: asked.n_classes.map(|number| number as usize),
-                    positive_class: asked.positive_class.as_deref(),
-                };
-                let files = (cancellable(&training_file, &control)?, cancellable(file, &control)?);
-                let data = classes::read(files.0, files.1, &*model, wanted, render.max_tokens)?;
-                Some(ClassificationTask::new(data, asked.betas.as_deref().unwrap_or_default()))
-            }
-            _ => None,
-        };
+        let render = inputs.render_settings()?;
+        let Dataset { examples, report } = inputs.read(&inputs.training_file, Purpose::Training, &render)?;
+        let validation = inputs.validation_file.as_ref();
+        let validation = validation.map(|file| inputs.read(file, Purpose::Validation, &render)).transpose()?;
+        check_alike(report.is_of_pairs(), validation.as_ref(), inputs.classification.as_ref())?;
+        let classification = inputs.classification_task(render.max_tokens)?;
 
-        let mut resolved = match inputs.resolved {
-            Some(resolved) => resolved,
-            None => settings::resolve(&asked, api.defaults(), method, &training.report, &model.config)?,
-        };
-        if let Some(initial) = &inputs.initial {
-            take_shape(&mut resolved, &asked, initial)?;
-        }
-        let settings = TrainSettings::new(&resolved, inputs.seed).on(model.decoder.kernels());
-        let (width, epochs) = (settings.width(), settings.epochs);
-        let report = training.report;
-        let samples = samples(&training.examples)?;
-        let mut trainer = Trainer::new(Arc::clone(&model), settings, training.examples, inputs.initial.as_deref())?;
-        let checkpoint_fault =
-            inputs.checkpoint.and_then(|checkpoint| trainer.restore(&checkpoint).err()).map(|error| error.to_string());
+        let resolved = inputs.resolve(&report)?;
+        let samples = samples(&examples)?;
+        let (mut trainer, checkpoint_fault) = inputs.trainer(&resolved, examples)?;
         check_told_apart(&trainer, &report)?;
-        let memory_of = |way| {
-            let (parameters, settings) = (trainer.parameter_count(), trainer.settings());
-            TrainingMemory::new(&model, parameters, settings, &report, process_bytes, way)
-        };
-        let memory = inputs.memory.choose(memory_of, free, report.longest)?;
+        let memory = inputs.choose_memory(&trainer, &report, process_bytes, free)?;
         trainer.recompute(memory.recomputation);
-        let mut turns = TrainingTurns::new(Arc::clone(&inputs.priority), YIELD);
-        let mut before_piece = || {
-            control.check()?;
-            turns.next();
-            Ok(())
-        };
-        let steps = trainer.total_steps();
-        let held_out = |Dataset { examples, report: counts }| {
-            (HeldOut::new(examples, width).between_epochs(epochs * report.tokens, steps), counts)
-        };
+
+        let (steps, width) = (trainer.total_steps(), trainer.settings().width());
+        let read = trainer.settings().epochs * report.tokens;
+        let held_out =
+            |Dataset { examples, report: counts }| (HeldOut::new(examples, width).between_epochs(read, steps), counts);
         let (held_out, validation) = validation.map(held_out).unzip();
+        let Surroundings { rates, priority, control, progress, .. } = inputs.surroundings;
         let grounds = ForecastInputs {
-            model: &model,
+            model: &inputs.model,
             trainer: &trainer,
             resolved: &resolved,
             training: &report,
             validation: held_out.as_ref(),
             samples: &samples,
-            rates: &inputs.rates,
+            rates: &rates,
             memory,
         };
-        let forecast = Forecast::new(&grounds, &mut before_piece)?;
+        let forecast = Forecast::new(&grounds, &mut before_piece(&control, &priority))?;
         let plan = TrainingPlan {
             resolved,
             training: report,
             validation,
-            method,
+            method: inputs.method,
             total_steps: steps,
             resumed_at: trainer.step_number(),
             checkpoint_fault,
             classified: classification.as_ref().map(ClassificationTask::counts),
             forecast: forecast.clone(),
         };
-        let run = Self {
-            trainer,
-            forecast,
-            validation: held_out,
-            classification,
-            model,
-            api,
-            priority: inputs.priority,
-            control,
-            progress: inputs.progress,
-        };
+        let (validation, model, api) = (held_out, inputs.model, inputs.api);
+        let run = Self { trainer, forecast, validation, classification, model, api, priority, control, progress };
         run.report(Progress::Planned(Box::new(plan)))?;
         Ok(run)
     }
 
     fn complete(mut self) -> Result<Trained> {
-        let total = self.trainer.total_steps();
-        let (per_epoch, epochs) = (self.trainer.steps_per_epoch(), self.trainer.settings().epochs);
-        let every = total.div_ceil(METRICS_EVENTS).max(1);
-        let (begin, resumed_at) = (Instant::now(), self.trainer.step_number());
-        let (mut since, mut tokens) = (begin, 0);
-        let mut saved = begin;
+        let every = self.trainer.total_steps().div_ceil(METRICS_EVENTS).max(1);
+        let per_epoch = self.trainer.steps_per_epoch();
+        let mut meter = Meter::start(self.trainer.step_number());
+        let mut saved = meter.begin;
         let _busy = Busy::enter();
         let device = self.model.decoder.device().clone();
         let memory = MemoryWatch::start(move || device::used_memory(&device));
-        let (mut shown, mut read) = (TrainingRate { tokens: 0.0, seconds: 0.0 }, 0);
-        let (control, mut turns) = (Arc::clone(&self.control), TrainingTurns::new(Arc::clone(&self.priority), YIELD));
-        let mut before_micro_step = move || {
-            control.check()?;
-            turns.next();
-            Ok(())
-        };
+        let mut before_micro_step = before_piece(&self.control, &self.priority);
         loop {
             let step_began = Instant::now();
             let report = match self.trainer.step(&mut before_micro_step) {
@@ -287,45 +241,16 @@ impl Run {
                 Ok(None) => break,
                 Err(error) => return self.stopped(error.into()),
             };
-            tokens += report.tokens;
-            read += report.tokens;
-            shown.tokens += self.forecast.work_of(&report, per_epoch);
-            shown.seconds += step_began.elapsed().as_secs_f64();
-            let mut validation = None;
-            // Interrupted here, the job goes on from the checkpoint before, so that no evaluation is missing.
-            let whole = report.completed_epoch.is_some();
-            if whole || self.validation.as_ref().is_some_and(|held_out| held_out.is_due(report.step)) {
-                validation = self.validate(whole, &mut before_micro_step)?;
-            }
-            if !whole && validation.is_some() && self.trainer.has_ended_early() {
-                validation = self.validate(true, &mut before_micro_step)?;
-            }
-            let figures = match (report.completed_epoch, &self.classification) {
-                (Some(_), Some(task)) => {
-                    let figures = self.trainer.classify(task, &mut before_micro_step)?;
-                    self.trainer.record_classification(figures.clone());
-                    Some(task.columns().into_iter().zip(figures).collect())
-                }
-                _ => None,
-            };
+            meter.add(&report, self.forecast.work_of(&report, per_epoch), step_began.elapsed());
+            let validation = self.validate_after(&report, &mut before_micro_step)?;
+            let figures = self.classify_after(&report, &mut before_micro_step)?;
             let complete = self.trainer.is_complete();
             if report.step % every == 0 || complete || validation.is_some() {
-                let tokens_per_second = tokens as f64 / since.elapsed().as_secs_f64().max(1e-9);
-                (since, tokens) = (Instant::now(), 0);
-                let per_step = begin.elapsed() / (report.step - resumed_at).max(1) as u32;
-                let remaining = per_step.saturating_mul((total - report.step) as u32);
+                let (tokens_per_second, remaining) = meter.speed(&report);
                 self.report(Progress::Step { step: report, validation, tokens_per_second, remaining })?;
             }
             if let Some(done) = report.completed_epoch {
-                if let Some(figures) = figures {
-                    self.report(Progress::Classified(figures))?;
-                }
-                self.report(Progress::Epoch { done, of: epochs })?;
-                // Before the state to go on from: an attempt that is lost between the two makes this model again.
-                if self.api == JobApi::FineTuningJobs {
-                    let files = peft::write(&self.trainer.adapter()?, &self.model.id)?;
-                    self.report(Progress::Model { step: report, validation, files })?;
-                }
+                self.report_epoch(done, report, validation, figures)?;
             }
             // The last state needs no checkpoint: publishing takes less time than restoring.
             if !complete && (report.completed_epoch.is_some() || saved.elapsed() >= CHECKPOINT_EVERY) {
@@ -333,9 +258,60 @@ impl Run {
                 saved = Instant::now();
             }
         }
-        let (seconds, peak_bytes) = (begin.elapsed().as_secs_f64(), memory.peak_bytes());
-        let account = RunAccount { forecast: self.forecast.clone(), seconds, tokens: read, rate: shown, peak_bytes };
-        self.result(account)
+        let (seconds, peak_bytes) = (meter.begin.elapsed().as_secs_f64(), memory.peak_bytes());
+        let (forecast, tokens, rate) = (self.forecast.clone(), meter.tokens, meter.work);
+        self.result(RunAccount { forecast, seconds, tokens, rate, peak_bytes })
+    }
+
+    /// Measures the adapter on the validation file if an evaluation is due after this step.
+    fn validate_after(
+        &mut self,
+        report: &StepReport,
+        before_micro_step: BeforeMicroStep<'_>,
+    ) -> Result<Option<Validation>> {
+        let mut validation = None;
+        // Interrupted here, the job goes on from the checkpoint before, so that no evaluation is missing.
+        let whole = report.completed_epoch.is_some();
+        if whole || self.validation.as_ref().is_some_and(|held_out| held_out.is_due(report.step)) {
+            validation = self.validate(whole, before_micro_step)?;
+        }
+        if !whole && validation.is_some() && self.trainer.has_ended_early() {
+            validation = self.validate(true, before_micro_step)?;
+        }
+        Ok(validation)
+    }
+
+    /// Sorts the validation file into classes at the end of an epoch, and records the figures. Returns them by column name;
+    /// `None` within an epoch, and if no classes are measured.
+    fn classify_after(
+        &mut self,
+        report: &StepReport,
+        before_micro_step: BeforeMicroStep<'_>,
+    ) -> Result<Option<Vec<(String, f64)>>> {
+        let (Some(_), Some(task)) = (report.completed_epoch, &self.classification) else { return Ok(None) };
+        let figures = self.trainer.classify(task, before_micro_step)?;
+        self.trainer.record_classification(figures.clone());
+        Ok(Some(task.columns().into_iter().zip(figures).collect()))
+    }
+
+    /// Reports epoch `done`, its figures of classes, and its adapter as a model.
+    fn report_epoch(
+        &self,
+        done: usize,
+        step: StepReport,
+        validation: Option<Validation>,
+        figures: Option<Vec<(String, f64)>>,
+    ) -> Result<()> {
+        if let Some(figures) = figures {
+            self.report(Progress::Classified(figures))?;
+        }
+        self.report(Progress::Epoch { done, of: self.trainer.settings().epochs })?;
+        // Before the state to go on from: an attempt that is lost between the two makes this model again.
+        if self.api == JobApi::FineTuningJobs {
+            let files = peft::write(&self.trainer.adapter()?, &self.model.id)?;
+            self.report(Progress::Model { step, validation, files })?;
+        }
+        Ok(())
     }
 
     /// Measures the adapter on the validation file, where there is one, and notes its figures.

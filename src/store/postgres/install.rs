@@ -6,19 +6,19 @@ use std::process::Command;
 
 use nix::unistd::{Gid, Uid, User};
 
-use crate::{Error, Result};
+use crate::store::{Error, Result};
 
 /// Users that a server started by root runs its database as, the first that exists.
 const UNPRIVILEGED: [&str; 2] = ["postgres", "nobody"];
 
-/// The system user of the cluster: ourselves, or an unprivileged user where we are root.
+/// The system user of the cluster: ourselves, or an unprivileged user if we are root.
 #[derive(Debug, Clone)]
 pub(super) struct ServiceUser {
     pub uid: Uid,
     pub gid: Gid,
     /// For messages.
     pub name: String,
-    /// True where this is not the user that we run as.
+    /// True if this is not the user that we run as.
     pub other: bool,
 }
 
@@ -40,7 +40,7 @@ pub(super) fn service_user() -> Result<ServiceUser> {
 
 impl ServiceUser {
     /// A command that runs as this user, from a folder that it can enter.
-    pub fn command(&self, program: &Path) -> Command {
+    pub(super) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.current_dir("/");
         if self.other {
@@ -50,7 +50,7 @@ impl ServiceUser {
     }
 
     /// Makes `path` this user's.
-    pub fn give(&self, path: &Path) -> std::io::Result<()> {
+    pub(super) fn give(&self, path: &Path) -> std::io::Result<()> {
         if self.other {
             std::os::unix::fs::chown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw()))?;
         }
@@ -70,7 +70,7 @@ pub(super) struct Installation {
 
 impl Installation {
     /// The newest one, for a new cluster.
-    pub fn newest(user: &ServiceUser) -> Result<Self> {
+    pub(super) fn newest(user: &ServiceUser) -> Result<Self> {
         let number = |installation: &Self| installation.major.parse().unwrap_or(0_u32);
         installed(user).into_iter().max_by_key(number).ok_or_else(|| {
             Error::Setup(
@@ -82,7 +82,7 @@ impl Installation {
     }
 
     /// One that can open the cluster: the files of one major version mean nothing to another.
-    pub fn of_major(user: &ServiceUser, major: &str, cluster: &Path) -> Result<Self> {
+    pub(super) fn of_major(user: &ServiceUser, major: &str, cluster: &Path) -> Result<Self> {
         let all = installed(user);
         if let Some(found) = all.iter().find(|installation| installation.major == major) {
             return Ok(found.clone());
@@ -97,7 +97,8 @@ impl Installation {
     }
 }
 
-/// Every set of binaries that the user can run: in the search path, in the packages' folders, where `pg_config` says.
+/// Finds every set of binaries that the user can run: in the search path, in the packages' folders, and in the folder
+/// that `pg_config` names.
 fn installed(user: &ServiceUser) -> Vec<Installation> {
     let mut folders = vec![PathBuf::new()];
     for parent in ["/usr/lib/postgresql", "/usr/local/lib/postgresql", "/opt/homebrew/opt"] {
@@ -108,7 +109,7 @@ fn installed(user: &ServiceUser) -> Vec<Installation> {
     folders.iter().filter_map(|folder| probe(user, folder)).collect()
 }
 
-/// The binaries in `folder` (in the search path where it is empty), if the user can run them.
+/// Finds the binaries in `folder` (in the search path if it is empty), if the user can run them.
 fn probe(user: &ServiceUser, folder: &Path) -> Option<Installation> {
     let (initdb, postgres) = (folder.join("initdb"), folder.join("postgres"));
     output(user.command(&initdb).arg("--version"))?;

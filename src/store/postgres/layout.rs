@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use super::install::ServiceUser;
 use super::{beside, setup_error};
-use crate::{Error, Result};
+use crate::store::{Error, Result};
 
-/// Holds the state folder's path where the cluster is not inside the data folder.
+/// Holds the state folder's path if the cluster is not inside the data folder.
 const LOCATION_FILE: &str = "postgres.location";
 
 /// The cluster's folders. The locks last as long as this value.
@@ -28,7 +28,7 @@ pub(super) struct DataLayout {
 
 impl DataLayout {
     /// Finds or chooses the place of `data_dir`'s cluster and locks it.
-    pub fn choose(data_dir: &Path, user: &ServiceUser) -> Result<Self> {
+    pub(super) fn choose(data_dir: &Path, user: &ServiceUser) -> Result<Self> {
         std::fs::create_dir_all(data_dir).map_err(|error| setup_error("create", data_dir, &error))?;
         let data_dir = data_dir.canonicalize().map_err(|error| setup_error("open", data_dir, &error))?;
         // The lock comes before the choice, so that two first starts cannot choose twice.
@@ -49,8 +49,8 @@ impl DataLayout {
         Ok(Self { log: state.join("postgres.log"), cluster, socket_dir, _locks: locks })
     }
 
-    /// The major version that made the cluster; none where there is no cluster yet.
-    pub fn existing_major(&self) -> Result<Option<String>> {
+    /// Reads the major version that made the cluster; `None` if there is no cluster yet.
+    pub(super) fn existing_major(&self) -> Result<Option<String>> {
         match std::fs::read_to_string(self.cluster.join("PG_VERSION")) {
             Ok(version) => Ok(Some(version.trim().to_owned())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !self.cluster.exists() => Ok(None),
@@ -73,7 +73,7 @@ fn lock(folder: &Path) -> Result<File> {
         File::options().create(true).append(true).open(&path).map_err(|error| setup_error("open", &path, &error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Conflict(format!(
+        Err(TryLockError::WouldBlock) => Err(Error::FolderInUse(format!(
             "another attune uses {}: stop it, choose another data_dir, or give both the same database_url",
             folder.display()
         ))),
@@ -81,7 +81,8 @@ fn lock(folder: &Path) -> Result<File> {
     }
 }
 
-/// The folder of the running cluster's socket, for who wants to talk to it beside its server. Nothing is made or locked.
+/// The folder of the running cluster's socket, for who wants to talk to it beside its server. Nothing is made or
+/// locked.
 pub(super) fn socket_of_running(data_dir: &Path) -> Option<PathBuf> {
     let data_dir = data_dir.canonicalize().ok()?;
     let state = std::fs::read_to_string(data_dir.join(LOCATION_FILE)).map(|path| PathBuf::from(path.trim()));
@@ -89,8 +90,8 @@ pub(super) fn socket_of_running(data_dir: &Path) -> Option<PathBuf> {
     folder.is_dir().then_some(folder)
 }
 
-/// The data folder where the user can reach it, else a folder that it can reach. The decision is kept: a cluster must be
-/// found again also after permissions have changed.
+/// Chooses the data folder if the user can reach it, else a folder that it can reach. The decision is kept: a cluster
+/// must be found again also after permissions have changed.
 fn state_folder(data_dir: &Path, user: &ServiceUser) -> Result<PathBuf> {
     let location = data_dir.join(LOCATION_FILE);
     match std::fs::read_to_string(&location) {
@@ -121,7 +122,7 @@ fn state_folder(data_dir: &Path, user: &ServiceUser) -> Result<PathBuf> {
     Ok(state)
 }
 
-/// True where every folder on the way can be entered. Mode bits only: an access list that grants more is not needed, one
+/// True if every folder on the way can be entered. Mode bits only: an access list that grants more is not needed, one
 /// that grants less makes initdb say so.
 fn can_reach(user: &ServiceUser, folder: &Path) -> bool {
     folder.ancestors().all(|ancestor| {
@@ -138,8 +139,8 @@ fn can_reach(user: &ServiceUser, folder: &Path) -> bool {
     })
 }
 
-/// A new folder that survives a reboot and that everyone can pass through; the cluster inside is closed. Its random name
-/// keeps the database of a data folder that was removed from coming back under a new one of the same path.
+/// A new folder that survives a reboot and that everyone can pass through; the cluster inside is closed. Its random
+/// name keeps the database of a data folder that was removed from coming back under a new one of the same path.
 fn new_state_folder() -> Result<PathBuf> {
     let name = Uuid::new_v4().simple().to_string();
     let candidates = [format!("/var/lib/attune/{name}"), format!("/var/tmp/attune-{name}")].map(PathBuf::from);

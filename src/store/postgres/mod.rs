@@ -1,8 +1,8 @@
-//! The private Postgres: a cluster inside the data folder, on a unix socket only, started from the installed binaries when
-//! no `database_url` is given, and stopped with the server. Called by `app` and by the tests.
+//! The private Postgres: a cluster inside the data folder, on a unix socket only, started from the installed binaries
+//! when no `database_url` is given, and stopped with the server. Called by `app` and by the tests.
 //!
 //! - [`install`] finds the binaries and the system user that runs them (Postgres refuses to run as root).
-//! - [`place`] decides where the cluster and its socket live, and locks them.
+//! - [`layout`] decides where the cluster and its socket live, and locks them.
 //! - [`server`] initialises, starts, watches and stops the server process.
 
 mod install;
@@ -15,12 +15,13 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _};
 
-use crate::{Error, Result};
+use crate::off_thread::off_thread;
+use crate::store::{Error, Result};
 use install::Installation;
 use layout::DataLayout;
 use server::Server;
 
-/// The role and the database; the socket's folder is what protects them.
+/// The role and the database; the socket's folder protects them.
 const NAME: &str = "attune";
 /// How long a command waits for a server that is just starting or stopping on the same folder.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,12 +38,10 @@ pub struct PrivatePostgres {
 }
 
 impl PrivatePostgres {
-    /// Initialises the cluster where needed and starts it; says so in the log.
+    /// Initialises the cluster if there is none and starts it; says so in the log.
     pub async fn start(data_dir: &Path) -> Result<Self> {
         let data_dir = data_dir.to_owned();
-        let (place, server) = tokio::task::spawn_blocking(move || start(&data_dir))
-            .await
-            .map_err(|error| Error::Internal(format!("starting the private Postgres: {error}")))??;
+        let (place, server) = off_thread("starting the private Postgres", move || start(&data_dir)).await?;
         let url = url(&place.socket_dir);
         server.wait_until_ready(&place).await?;
         make_database(&place).await?;
@@ -55,8 +54,8 @@ impl PrivatePostgres {
         Ok(Self { url, _server: server, place })
     }
 
-    /// For commands beside a server: the URL of the cluster that runs on the folder, else the cluster, started for as long
-    /// as the value lives.
+    /// For commands beside a server: the URL of the cluster that runs on the folder, else the cluster, started for as
+    /// long as the value lives.
     pub async fn attach_or_start(data_dir: &Path) -> Result<(String, Option<Self>)> {
         let deadline = tokio::time::Instant::now() + ATTACH_TIMEOUT;
         loop {
@@ -70,7 +69,7 @@ impl PrivatePostgres {
             match Self::start(data_dir).await {
                 Ok(started) => return Ok((started.url.clone(), Some(started))),
                 // A server that holds the folder is about to answer, or to let it go.
-                Err(Error::Conflict(_)) if tokio::time::Instant::now() < deadline => {
+                Err(Error::FolderInUse(_)) if tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(ATTACH_PAUSE).await;
                 }
                 Err(error) => return Err(error),
@@ -78,13 +77,13 @@ impl PrivatePostgres {
         }
     }
 
-    /// The URL to connect to.
+    /// Returns the URL to connect to.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Where the cluster's files are: inside the data folder, or in a state folder where the database's user cannot reach
-    /// that.
+    /// Returns the folder of the cluster's files: inside the data folder, or in a state folder where the database's
+    /// user cannot reach that.
     pub fn cluster(&self) -> &Path {
         &self.place.cluster
     }
@@ -109,7 +108,7 @@ fn url(socket_dir: &Path) -> String {
     format!("postgres://{NAME}@localhost/{NAME}?host={}", socket_dir.display())
 }
 
-/// Connects as the cluster's owner to `database`.
+/// Returns the options to connect as the cluster's owner to `database`.
 fn connect_options(socket_dir: &Path, database: &str) -> PgConnectOptions {
     PgConnectOptions::new_without_pgpass().socket(socket_dir).port(server::PORT).username(NAME).database(database)
 }
@@ -127,12 +126,12 @@ async fn make_database(place: &DataLayout) -> Result<()> {
     Ok(connection.close().await?)
 }
 
-/// An [`Error::Setup`] about `path`.
+/// Makes an [`Error::Setup`] about `path`.
 fn setup_error(what: &str, path: &Path, error: &std::io::Error) -> Error {
     Error::Setup(format!("private PostgreSQL: cannot {what} {}: {error}", path.display()))
 }
 
-/// `path` with `suffix` added to its last part.
+/// Returns `path` with `suffix` added to its last part.
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

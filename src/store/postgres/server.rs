@@ -1,7 +1,7 @@
 //! The server process: made, started, watched, stopped.
 //!
-//! One thread starts it, waits for it and stops it. It must be a thread that lives as long as the server: the system ties
-//! "tell me when my parent dies" to the thread that started the child.
+//! One thread starts it, waits for it and stops it. It must be a thread that lives as long as the server: the system
+//! ties "tell me when my parent dies" to the thread that started the child.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -21,11 +21,11 @@ use tokio::sync::watch;
 use super::install::Installation;
 use super::layout::DataLayout;
 use super::{NAME, beside, connect_options, setup_error};
-use crate::{Error, Result};
+use crate::store::{Error, Result};
 
 /// Names the socket; no TCP port is opened.
 pub(super) const PORT: u16 = 5432;
-/// A start after a crash replays what was not yet in the tables' files.
+/// A start after a crash first replays changes that were not yet in the tables' files.
 const READY_TIMEOUT: Duration = Duration::from_mins(5);
 /// A fast stop writes a checkpoint; then the harder ways.
 const STOP_STEPS: [(Signal, Duration); 3] = [
@@ -130,7 +130,7 @@ pub(super) struct Server {
 
 impl Server {
     /// Starts the process; [`Server::wait_until_ready`] tells when it answers.
-    pub fn spawn(place: &DataLayout, installation: Installation) -> Result<Self> {
+    pub(super) fn spawn(place: &DataLayout, installation: Installation) -> Result<Self> {
         let (stop, stopped) = channel();
         let (end, ended) = watch::channel(None);
         let (started, start) = channel();
@@ -154,12 +154,12 @@ impl Server {
     }
 
     /// Version of the binaries.
-    pub fn major(&self) -> &str {
+    pub(super) fn major(&self) -> &str {
         &self.major
     }
 
     /// Waits until the server answers queries; fails as soon as its process ends.
-    pub async fn wait_until_ready(&self, place: &DataLayout) -> Result<()> {
+    pub(super) async fn wait_until_ready(&self, place: &DataLayout) -> Result<()> {
         let options = connect_options(&place.socket_dir, "postgres");
         let mut ended = self.ended.clone();
         let answers = async {
@@ -193,7 +193,7 @@ impl Drop for Server {
     }
 }
 
-/// The thread's life: waits for the order to stop, and starts the process again where it ends without one.
+/// Runs the thread: waits for the order to stop, and starts the process again if it ends without one.
 fn watch_process(
     mut child: Child,
     spawn: impl Fn() -> Result<Child>,
@@ -283,8 +283,8 @@ fn die_with_us(command: &mut std::process::Command) {
         // We may have been killed before the request was made.
         if nix::unistd::getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
     };
-    // SAFETY: between fork and exec only system calls are made and nothing is allocated. The standard library changes the
-    // user before it runs this, which matters because that change would undo the request.
+    // SAFETY: between fork and exec only system calls are made and nothing is allocated. The standard library changes
+    // the user before it runs this, which matters because that change would undo the request.
     unsafe { command.pre_exec(ask) };
 }
 

@@ -1,5 +1,5 @@
-//! Log probabilities of drawn tokens and of prompts, over the arithmetic model: however the prompt is cut into steps and
-//! whoever shares them, each value is the log-softmax of the logits that the model gives after the tokens before.
+//! Log probabilities of drawn tokens and of prompts, over the arithmetic model: however the prompt is cut into steps
+//! and whoever shares them, each value is the log-softmax of the logits that the model gives after the tokens before.
 
 use attune::engine::logprobs::TokenLogprobs;
 
@@ -77,7 +77,7 @@ fn prompts_and_answers_have_the_models_log_probabilities_however_steps_are_cut()
                 continue;
             };
             assert_eq!(drawn.len(), completion_tokens);
-            let mut tokens = request.prompt.clone();
+            let mut tokens = request.prompt.to_vec();
             for one in &drawn {
                 assert_close(one, &expected(&tokens, one.id, count));
                 tokens.push(one.id);

@@ -1,5 +1,5 @@
-//! Everything at once, from a fixed seed: whatever happens to others, an undisturbed request gets its answer, and nothing is
-//! left behind.
+//! Everything at once, from a fixed seed: whatever happens to others, an undisturbed request gets its answer, and
+//! nothing is left behind.
 
 use super::scheduling::alike_requests;
 use super::*;

@@ -1,5 +1,6 @@
-//! What a schedule must not change: the answer is that of the request alone, whether blocks run out, prompts begin alike or
-//! weights are swapped; and what it must keep: limits on time, and walls between organisations and generations.
+//! What a schedule must not change: the answer is that of the request alone, whether blocks run out, prompts begin
+//! alike or weights are swapped; and what it must keep: limits on time, and walls between organisations and
+//! generations.
 
 use super::*;
 
@@ -8,15 +9,14 @@ fn without_prefix_cache(max_sequences: usize, max_step_tokens: usize, max_waitin
 }
 
 /// Requests of a few organisations and generations whose prompts begin in a few ways.
-pub fn alike_requests(random: &mut ChaCha8Rng, count: usize) -> Vec<GenerateRequest> {
+pub(super) fn alike_requests(random: &mut ChaCha8Rng, count: usize) -> Vec<GenerateRequest> {
     let beginnings: Vec<Vec<u32>> =
         [20, 40, 64].map(|length| (0..length).map(|_| random.random_range(FIRST_PLAIN..256)).collect()).to_vec();
     let make = |_| {
         let mut request = random_request(random);
         let beginning = &beginnings[random.random_range(0..3)];
         let kept = random.random_range(0..=beginning.len());
-        request.prompt.splice(..0, beginning[..kept].iter().copied());
-        request.prompt.truncate(100);
+        request.prompt = beginning[..kept].iter().chain(request.prompt.iter()).copied().take(100).collect();
         request.organization = ["x", "y"][random.random_range(0..2)].into();
         request
     };
@@ -29,7 +29,7 @@ fn a_cache_of_a_few_blocks_gives_every_request_what_it_gets_alone() {
     let requests = alike_requests(&mut random, 80);
     let alone = engine(&without_prefix_cache(1, 512, 1000));
     let expected: Vec<_> = requests.iter().map(|one| read(alone.generate(one.clone()).unwrap()).unwrap()).collect();
-    let inputs: Vec<Vec<u32>> = requests.iter().map(|one| one.prompt.clone()).collect();
+    let inputs: Vec<Vec<u32>> = requests.iter().map(|one| one.prompt.to_vec()).collect();
     let vectors = block_on(alone.embed(embed_request(inputs.clone()))).unwrap();
     let needed: usize = inputs.iter().map(Vec::len).sum::<usize>() * 2
         + expected.iter().map(|(.., completion_tokens)| completion_tokens - 1).sum::<usize>();

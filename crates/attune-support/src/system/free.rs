@@ -1,23 +1,27 @@
-//! Memory that this process may still take: the machine's, and that of each container around it (cgroups of both versions).
+//! Memory that this process may still take: the machine's, and that of each container around it (cgroups of both
+//! versions).
+//!
+//! Own code, since the crate sysinfo reads the outermost group alone, not those that the process is in, and does not
+//! count as free what the kernel holds of files.
 
 use std::fs::read_to_string;
 use std::path::Path;
 
-/// Memory of the machine, or of the container where that has less left.
+/// Memory of the machine, or of the container if that has less left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FreeMemory {
     /// All of it, in bytes.
     pub total: u64,
-    /// What is left of it, in bytes; what holds files that can be read again counts as left.
+    /// Free memory, in bytes, including the kernel's cache of files, which can be read again.
     pub free: u64,
 }
 
-/// What is left for this process; absent where the system does not tell.
+/// Returns the memory that this process may still take; `None` if the system does not tell.
 pub fn free_memory() -> Option<FreeMemory> {
     read(Path::new("/"))
 }
 
-/// The same of a system whose files lie in `root`.
+/// Reads the same for a system whose files lie in `root`.
 fn read(root: &Path) -> Option<FreeMemory> {
     containers(root).into_iter().chain(machine(root)).min_by_key(|memory| memory.free)
 }
@@ -31,7 +35,7 @@ fn machine(root: &Path) -> Option<FreeMemory> {
     Some(FreeMemory { total: value("MemTotal:")?, free: value("MemAvailable:")? })
 }
 
-/// Where the files of a version of cgroups lie, and what they are called.
+/// Where a version of cgroups has its files, and what they are called.
 struct Version {
     mount: &'static str,
     limit: &'static str,
@@ -48,7 +52,7 @@ const FIRST: Version = Version {
 const SECOND: Version =
     Version { mount: "sys/fs/cgroup", limit: "memory.max", used: "memory.current", cache: "inactive_file" };
 
-/// The limits of the groups that this process is in, from the inmost outwards.
+/// Returns the limits of the groups that this process is in, from the innermost outwards.
 fn containers(root: &Path) -> Vec<FreeMemory> {
     let groups = read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let mut found = Vec::new();
@@ -62,7 +66,7 @@ fn containers(root: &Path) -> Vec<FreeMemory> {
             _ => continue,
         };
         let mount = root.join(version.mount);
-        // Seen from inside a container the path may be the host's: then nothing but the mount itself is there.
+        // Inside a container the path may be the host's: then only the mount itself exists.
         for group in Path::new(path.trim_start_matches('/')).ancestors() {
             found.extend(container(&mount.join(group), &version));
         }
@@ -72,7 +76,7 @@ fn containers(root: &Path) -> Vec<FreeMemory> {
 
 fn container(folder: &Path, version: &Version) -> Option<FreeMemory> {
     let number = |file: &str| read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok();
-    // `max`, which is no number, is no limit.
+    // `max` is not a number: the group has no limit.
     let (total, used) = (number(version.limit)?, number(version.used)?);
     let statistics = read_to_string(folder.join("memory.stat")).unwrap_or_default();
     let of_cache = |line: &str| line.strip_prefix(version.cache)?.strip_prefix(' ')?.trim().parse::<u64>().ok();

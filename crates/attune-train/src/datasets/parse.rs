@@ -101,18 +101,49 @@ impl Faults {
     }
 }
 
-/// The lines of a file with their 1-based numbers, without byte order mark, line ends and blank lines at the end.
-pub struct Lines<R> {
+/// The bytes of a file's lines, one line in memory at a time. The upload judges them by rules of its own, [`Lines`] by those
+/// of training files.
+pub struct RawLines<R> {
     reader: R,
     buffer: Vec<u8>,
     number: usize,
+}
+
+impl<R: BufRead> RawLines<R> {
+    /// The lines of `reader`.
+    pub fn new(reader: R) -> Self {
+        Self { reader, buffer: Vec::new(), number: 0 }
+    }
+
+    /// Reads the next line; false at the end of the file. A line above [`MAX_LINE_BYTES`] is cut one byte behind them.
+    pub fn advance(&mut self) -> std::io::Result<bool> {
+        self.buffer.clear();
+        let read = (&mut self.reader).take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut self.buffer)?;
+        self.number += usize::from(read > 0);
+        Ok(read > 0)
+    }
+
+    /// The line that was read last, with its line break.
+    pub fn bytes(&self) -> &[u8] {
+        &self.buffer
+    }
+
+    /// Its number; the first line is 1.
+    pub const fn number(&self) -> usize {
+        self.number
+    }
+}
+
+/// The lines of a file with their 1-based numbers, without byte order mark, line ends and blank lines at the end.
+pub struct Lines<R> {
+    raw: RawLines<R>,
     ended: bool,
 }
 
 impl<R: BufRead> Lines<R> {
     /// The lines of `reader`.
     pub fn new(reader: R) -> Self {
-        Self { reader, buffer: Vec::new(), number: 0, ended: false }
+        Self { raw: RawLines::new(reader), ended: false }
     }
 
     /// The next line, or what is wrong with it; `None` at the end of the file.
@@ -122,37 +153,35 @@ impl<R: BufRead> Lines<R> {
         }
         let mut blank = None;
         loop {
-            self.buffer.clear();
-            let mut bounded = (&mut self.reader).take(MAX_LINE_BYTES + 1);
-            let read = bounded.read_until(b'\n', &mut self.buffer).map_err(Error::io("read the training file"))?;
-            if read == 0 {
+            if !self.raw.advance().map_err(Error::io("read the training file"))? {
                 self.ended = true;
                 return Ok(None);
             }
-            self.number += 1;
-            if read as u64 > MAX_LINE_BYTES {
+            let number = self.raw.number();
+            if self.raw.bytes().len() as u64 > MAX_LINE_BYTES {
                 self.ended = true;
                 let limit = MAX_LINE_BYTES >> 20;
-                return Ok(Some((self.number, Err(format!("is longer than {limit} MiB: split the example")))));
+                return Ok(Some((number, Err(format!("is longer than {limit} MiB: split the example")))));
             }
-            if !self.buffer.trim_ascii().is_empty() && self.buffer.trim_ascii() != b"\xef\xbb\xbf" {
+            let content = self.raw.bytes().trim_ascii();
+            if !content.is_empty() && content != b"\xef\xbb\xbf" {
                 break;
             }
-            blank.get_or_insert(self.number);
+            blank.get_or_insert(number);
         }
         if let Some(blank) = blank {
             // What follows would be read again as another line; the count of faults matters less than the first one.
             self.ended = true;
             return Ok(Some((blank, Err("is empty: remove it".into()))));
         }
-        let mut bytes = self.buffer.as_slice();
-        if self.number == 1 {
+        let (number, mut bytes) = (self.raw.number(), self.raw.bytes());
+        if number == 1 {
             bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         }
         let line = std::str::from_utf8(bytes)
             .map(str::trim)
             .map_err(|error| format!("is not UTF-8 (byte {}): save the file as UTF-8", error.valid_up_to() + 1));
-        Ok(Some((self.number, line)))
+        Ok(Some((number, line)))
     }
 }
 

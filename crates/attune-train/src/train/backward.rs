@@ -71,7 +71,7 @@ pub struct LossReport {
     pub preferred: usize,
 }
 
-/// What training makes small.
+/// The loss to minimise.
 #[derive(Debug, Clone, Copy)]
 pub enum Objective<'a> {
     /// The cross entropy of the targets.
@@ -80,14 +80,14 @@ pub enum Objective<'a> {
     Preferences(Preferences<'a>),
 }
 
-/// How a pass forwards and backwards is done.
+/// Options of one forward and backward pass.
 #[derive(Default)]
 pub struct PassOptions<'a> {
-    /// What is left out of the adapter's inputs.
+    /// Dropout of the adapter's inputs; `None` keeps all of them.
     pub dropout: Option<&'a Dropout>,
     /// What the backward pass computes again; it changes no bit of the result.
     pub recomputation: Recomputation,
-    /// What happens between the blocks.
+    /// Called between the blocks.
     pub pace: YieldPolicy<'a>,
 }
 

@@ -43,18 +43,11 @@ pub fn calibrate(
 ) -> Result<TrainingRate> {
     let (update, most_rows) = (update_seconds(adapter, decoder.kernels())?, batch_rows(decoder.kernels()));
     let mut batch = |examples: &[TokenizedExample]| -> Result<TrainingRate> {
-        let (mut seconds, mut tokens) = (0.0, 0);
         if let Some(scale) = scale {
             before()?;
-            let begin = Instant::now();
-            // Which texts are told apart makes no difference to the time. All of them are one pack.
-            let texts: Vec<_> = examples.iter().map(|example| example.tokens.clone()).collect();
-            let pair = [TokenizedExample::of_texts(&texts)];
-            let batch = Contrast { pairs: &pair, scale, budget: usize::MAX, dropout: None, recomputation };
-            batch.loss_and_gradients(decoder, adapter, &mut || Ok(()))?;
-            let tokens = pair[0].tokens.len() as f64;
-            return Ok(TrainingRate { tokens, seconds: begin.elapsed().as_secs_f64() });
+            return time_texts(decoder, adapter, examples, scale, recomputation);
         }
+        let (mut seconds, mut tokens) = (0.0, 0);
         for Packed { batch, .. } in pack(examples, 1, most_rows) {
             before()?;
             let begin = Instant::now();
@@ -92,6 +85,23 @@ pub fn calibrate(
     let measured = if sum.tokens > 0.0 { sum } else { probe };
     let seconds = measured.seconds + update * measured.tokens / step_tokens.max(1.0);
     Ok(TrainingRate { tokens: measured.tokens, seconds })
+}
+
+/// Times one pass over single texts, all in one pack. Which texts are told apart makes no difference to the time.
+fn time_texts(
+    decoder: &Decoder,
+    adapter: &Adapter,
+    examples: &[TokenizedExample],
+    scale: f64,
+    recomputation: Recomputation,
+) -> Result<TrainingRate> {
+    let begin = Instant::now();
+    let texts: Vec<_> = examples.iter().map(|example| example.tokens.clone()).collect();
+    let pair = [TokenizedExample::of_texts(&texts)];
+    let batch = Contrast { pairs: &pair, scale, budget: usize::MAX, dropout: None, recomputation };
+    batch.loss_and_gradients(decoder, adapter, &mut || Ok(()))?;
+    let tokens = pair[0].tokens.len() as f64;
+    Ok(TrainingRate { tokens, seconds: begin.elapsed().as_secs_f64() })
 }
 
 /// Examples from the beginning of `samples` that fit into `budget` rows together; the first one is cut where it alone does

@@ -186,33 +186,10 @@ pub fn resolve(
         Some(0) | None => auto_batch_size(examples, n_epochs),
         Some(size) => bounded("batch_size", size, MAX_BATCH_SIZE)?,
     };
-    let exponent = if matches!(config.family, Family::Qwen2 | Family::Qwen3) { 0.0775 } else { 0.781 };
-    let formula = 5e-4 * (2000.0 / config.hidden_size as f64).powf(exponent);
-    let formula = match method {
-        Method::Supervised => formula.min(MAX_AUTO_LEARNING_RATE),
-        Method::Dpo => (formula * PREFERENCE_RATE).min(MAX_AUTO_LEARNING_RATE),
-    };
-    let (base, auto_multiplier) = match positive("learning_rate", asked.learning_rate)? {
-        Some(rate) => (rate, 1.0),
-        None if legacy => (10.0 * formula, 0.1),
-        None => (formula, 1.0),
-    };
-    let multiplier = positive("learning_rate_multiplier", asked.learning_rate_multiplier)?.unwrap_or(auto_multiplier);
+    let (learning_rate, multiplier) = learning_rate(asked, legacy, method, config)?;
     let rank = bounded("rank", asked.rank.unwrap_or(DEFAULT_RANK), MAX_RANK as u32)?;
     let alpha = positive("alpha", asked.alpha)?.unwrap_or(2.0 * f64::from(rank));
-    let prompt_loss_weight = asked.prompt_loss_weight.unwrap_or(if legacy { 0.01 } else { 0.0 });
-    if !(0.0..=1.0).contains(&prompt_loss_weight) {
-        return Err(Error::Setting {
-            name: "prompt_loss_weight",
-            message: "prompt_loss_weight must be from 0 to 1".into(),
-        });
-    }
-    if pairs && !legacy && prompt_loss_weight > 0.0 {
-        let message =
-            "prompt_loss_weight is for prompts, but the training file has pairs of texts: leave it out".into();
-        return Err(Error::Setting { name: "prompt_loss_weight", message });
-    }
-    let prompt_loss_weight = if pairs { 0.0 } else { prompt_loss_weight };
+    let prompt_loss_weight = checked_prompt_loss_weight(asked, legacy, pairs)?;
     let total_steps = n_epochs as usize * data.sequences.div_ceil(batch_size as usize);
     Ok(Hyperparameters {
         n_epochs: Some(n_epochs),
@@ -223,7 +200,7 @@ pub fn resolve(
         scale: pairs.then(|| asked.scale.unwrap_or(DEFAULT_SCALE)),
         rank: Some(rank),
         alpha: Some(alpha),
-        learning_rate: Some(base),
+        learning_rate: Some(learning_rate),
         target_modules: Some(asked.target_modules.clone().unwrap_or_else(|| Site::ALL.to_vec())),
         lr_scheduler: Some(asked.lr_scheduler.unwrap_or_default()),
         warmup_ratio: asked.warmup_ratio.or(Some(auto_warmup(total_steps) as f64 / total_steps.max(1) as f64)),
@@ -235,6 +212,40 @@ pub fn resolve(
         early_stopping_patience: asked.early_stopping_patience.or(Some(0)),
         keep_best: asked.keep_best.or(Some(false)),
     })
+}
+
+/// Returns the learning rate before the multiplier, and the multiplier.
+fn learning_rate(asked: &Hyperparameters, legacy: bool, method: Method, config: &ModelConfig) -> Result<(f64, f64)> {
+    let exponent = if matches!(config.family, Family::Qwen2 | Family::Qwen3) { 0.0775 } else { 0.781 };
+    let formula = 5e-4 * (2000.0 / config.hidden_size as f64).powf(exponent);
+    let formula = match method {
+        Method::Supervised => formula.min(MAX_AUTO_LEARNING_RATE),
+        Method::Dpo => (formula * PREFERENCE_RATE).min(MAX_AUTO_LEARNING_RATE),
+    };
+    let (rate, auto_multiplier) = match positive("learning_rate", asked.learning_rate)? {
+        Some(rate) => (rate, 1.0),
+        None if legacy => (10.0 * formula, 0.1),
+        None => (formula, 1.0),
+    };
+    let multiplier = positive("learning_rate_multiplier", asked.learning_rate_multiplier)?.unwrap_or(auto_multiplier);
+    Ok((rate, multiplier))
+}
+
+/// Returns the weight of a prompt's tokens in the loss; 0 for pairs of texts, which have no prompt.
+fn checked_prompt_loss_weight(asked: &Hyperparameters, legacy: bool, pairs: bool) -> Result<f64> {
+    let weight = asked.prompt_loss_weight.unwrap_or(if legacy { 0.01 } else { 0.0 });
+    if !(0.0..=1.0).contains(&weight) {
+        return Err(Error::Setting {
+            name: "prompt_loss_weight",
+            message: "prompt_loss_weight must be from 0 to 1".into(),
+        });
+    }
+    if pairs && !legacy && weight > 0.0 {
+        let message =
+            "prompt_loss_weight is for prompts, but the training file has pairs of texts: leave it out".into();
+        return Err(Error::Setting { name: "prompt_loss_weight", message });
+    }
+    Ok(if pairs { 0.0 } else { weight })
 }
 
 /// Tokens of a sequence at the most: needed to render the file, before the rest can be resolved.

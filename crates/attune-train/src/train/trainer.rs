@@ -1,8 +1,8 @@
 //! The training loop, one optimizer step at a time: order, pack, micro-steps, clip, update, record.
 //!
 //! `jobs/worker/training.rs` calls [`Trainer::step`] until it has no more, and saves, stops and evaluates
-//! ([`super::evaluation`]) in between. Every step is a function of the state that [`Trainer::save`] writes, so a resumed run is bit-identical to an uninterrupted one on the
-//! same machine.
+//! ([`super::evaluation`]) in between. Every step is a function of the state that [`Trainer::save`] writes, so a resumed
+//! run is bit-identical to an uninterrupted one on the same machine.
 
 use std::sync::Arc;
 
@@ -39,18 +39,18 @@ pub struct Trainer {
     pub(super) state: AdapterState,
     /// One entry per step done.
     pub(super) history: Vec<StepRecord>,
-    /// The parameters of the lowest validation loss, where the settings ask for them.
+    /// Parameters of the lowest validation loss; `None` unless the settings keep the best.
     pub(super) best: Option<Vec<Vec<f32>>>,
     /// What each step trains on.
     batches: Batches,
-    /// The model that training began with, where that is not the base.
+    /// Adapter that training continues, which is also DPO's reference model; `None` if that is the base model.
     beginning: Option<Adapter>,
-    /// What it thinks of the examples' two answers, where training is on preferences; NaN where nobody has asked yet.
+    /// DPO: the reference model's log-probabilities of [chosen, rejected] per pair; NaN until computed.
     reference: Vec<[f64; 2]>,
     recomputation: Recomputation,
 }
 
-/// What the reference thinks of examples, by their places.
+/// Reference log-probabilities of [chosen, rejected], by index of the pair.
 type ReferenceLogProbs = Vec<(usize, [f64; 2])>;
 
 impl Trainer {
@@ -104,12 +104,12 @@ impl Trainer {
         })
     }
 
-    /// Takes another way between time and memory. It changes no bit of the run, so it may differ from attempt to attempt.
+    /// Sets what the backward pass computes again to save memory. It changes no bit of the run, so it may differ from attempt to attempt.
     pub fn recompute(&mut self, recomputation: Recomputation) {
         self.recomputation = recomputation;
     }
 
-    /// The way between time and memory.
+    /// Returns what the backward pass computes again.
     pub fn recomputation(&self) -> Recomputation {
         self.recomputation
     }
@@ -272,7 +272,7 @@ impl Trainer {
         }
     }
 
-    /// What the model that training began with thinks of the two answers of the pairs in `batch`.
+    /// Computes the reference model's log-probabilities of the two answers of each pair in `batch`.
     pub(super) fn ask_reference(
         &self,
         batch: &PackedBatch,

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::lanes::Portable;
 use super::level::Level;
+use super::portable::Portable;
 use super::product::{Format, Input, Job, unit};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};

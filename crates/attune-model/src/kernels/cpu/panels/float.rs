@@ -83,8 +83,16 @@ impl Stored for Words {
     }
 }
 
+/// The micro-kernels over floats of one instruction set.
+pub(super) trait Floats: Lanes {
+    /// Panels at once and most rows in one tile, for a product of `rows` rows of floats.
+    fn float_shape(rows: usize) -> (usize, usize);
+    /// Runs the micro-kernel of `rows` rows and `panels` panels.
+    unsafe fn float_tile<W: Stored>(rows: usize, panels: usize, tile: &FloatTile);
+}
+
 #[allow(clippy::inline_always, reason = "part of the kernels")]
-impl<S: Lanes, W: Stored> Format<S> for W {
+impl<S: Floats, W: Stored> Format<S> for W {
     type Input = FloatRows;
     const DEPTH: usize = W::DEPTH;
 

@@ -10,7 +10,7 @@
 //! | `level` | which instruction set the CPU has |
 //! | `pack` | weights into panels, and rows and tiles of them back |
 //! | `product`, `dispatch` | the loops around the micro-kernels, compiled for each instruction set |
-//! | `lanes`, `x86` | 16 values at a time, in each instruction set |
+//! | `lanes`, `portable`, `x86` | 16 values at a time, in each instruction set |
 //! | `float`, `bytes` | the kernels for f32 and bf16, and for 8 bit |
 //! | `narrow` | products with the small matrices of adapters |
 //! | `gradient` | `dy · W`, by panels of the transposed weight that are made on the way |
@@ -28,6 +28,7 @@ mod lanes;
 mod level;
 pub(super) mod narrow;
 mod pack;
+mod portable;
 mod product;
 mod share;
 mod tensors;

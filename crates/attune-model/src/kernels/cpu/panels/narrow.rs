@@ -6,9 +6,9 @@
 use half::bf16;
 
 use super::LANES;
-use super::float::{F32, FloatRows, Stored, Words};
-use super::lanes::{Lanes, Portable};
+use super::float::{F32, FloatRows, Floats, Stored, Words};
 use super::level::Level;
+use super::portable::Portable;
 use super::product::{Ahead, Format, MOST_ROWS, Tile, pieces};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
@@ -131,7 +131,7 @@ unsafe fn avx512<E: Element>(y: &mut [f32], x: &[f32], rows: usize, matrix: Narr
 /// `x` and `y` must hold the rows; the CPU must have the instruction set.
 #[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
 #[inline(always)]
-unsafe fn add<S: Lanes, E: Element>(y: &mut [f32], x: &[f32], rows: usize, matrix: Narrow<'_, E>, next: *const u8) {
+unsafe fn add<S: Floats, E: Element>(y: &mut [f32], x: &[f32], rows: usize, matrix: Narrow<'_, E>, next: *const u8) {
     const STRIDE: usize = 2 * LANES;
     let (at_once, most_rows) = <E::Stored as Format<S>>::shape(rows);
     let panels = matrix.width.div_ceil(LANES);

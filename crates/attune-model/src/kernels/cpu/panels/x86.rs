@@ -1,4 +1,4 @@
-//! [`Lanes`] and [`Bytes`] in the intrinsics of AVX2 and AVX-512.
+//! [`Lanes`], [`Floats`] and [`Bytes`] in the intrinsics of AVX2 and AVX-512.
 //!
 //! SAFETY of all blocks: the callers promise good pointers and the instruction set (see `lanes`).
 
@@ -13,7 +13,7 @@ use std::arch::x86_64::{
 };
 
 use super::bytes::{ByteTile, Bytes, byte_kernel};
-use super::float::{FloatTile, Stored, kernel};
+use super::float::{FloatTile, Floats, Stored, kernel};
 use super::lanes::{Lanes, by_rows};
 
 /// Two registers of 8.
@@ -26,22 +26,6 @@ pub(super) struct Avx512(pub(super) __m512);
 
 #[allow(clippy::inline_always, reason = "kernels must be compiled as one function, see above")]
 impl Lanes for Avx2 {
-    #[inline(always)]
-    fn float_shape(rows: usize) -> (usize, usize) {
-        // 12 of the 16 registers hold sums.
-        if rows <= 3 { (2, 3) } else { (1, 6) }
-    }
-
-    #[inline(always)]
-    unsafe fn float_tile<W: Stored>(rows: usize, panels: usize, tile: &FloatTile) {
-        unsafe {
-            match panels {
-                1 => by_rows!(rows, kernel, [Self, W], 1, tile; 1 2 3 4 5 6),
-                _ => by_rows!(rows, kernel, [Self, W], 2, tile; 1 2 3),
-            }
-        }
-    }
-
     #[inline(always)]
     unsafe fn zero() -> Self {
         unsafe { Self(_mm256_setzero_ps(), _mm256_setzero_ps()) }
@@ -83,6 +67,25 @@ impl Lanes for Avx2 {
         unsafe {
             let x = _mm256_set1_ps(x);
             Self(_mm256_fmadd_ps(weights.0, x, self.0), _mm256_fmadd_ps(weights.1, x, self.1))
+        }
+    }
+}
+
+#[allow(clippy::inline_always, reason = "as above")]
+impl Floats for Avx2 {
+    #[inline(always)]
+    fn float_shape(rows: usize) -> (usize, usize) {
+        // 12 of the 16 registers hold sums.
+        if rows <= 3 { (2, 3) } else { (1, 6) }
+    }
+
+    #[inline(always)]
+    unsafe fn float_tile<W: Stored>(rows: usize, panels: usize, tile: &FloatTile) {
+        unsafe {
+            match panels {
+                1 => by_rows!(rows, kernel, [Self, W], 1, tile; 1 2 3 4 5 6),
+                _ => by_rows!(rows, kernel, [Self, W], 2, tile; 1 2 3),
+            }
         }
     }
 }
@@ -192,22 +195,6 @@ impl Bytes for Avx512 {
 #[allow(clippy::inline_always, reason = "as above")]
 impl Lanes for Avx512 {
     #[inline(always)]
-    fn float_shape(rows: usize) -> (usize, usize) {
-        // 24 of the 32 registers hold sums; up to 16 rows, one pass over the weights is worth more.
-        if (13..=16).contains(&rows) { (1, 16) } else { (2, 12) }
-    }
-
-    #[inline(always)]
-    unsafe fn float_tile<W: Stored>(rows: usize, panels: usize, tile: &FloatTile) {
-        unsafe {
-            match panels {
-                1 => by_rows!(rows, kernel, [Self, W], 1, tile; 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16),
-                _ => by_rows!(rows, kernel, [Self, W], 2, tile; 1 2 3 4 5 6 7 8 9 10 11 12),
-            }
-        }
-    }
-
-    #[inline(always)]
     unsafe fn zero() -> Self {
         unsafe { Self(_mm512_setzero_ps()) }
     }
@@ -233,5 +220,24 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn add_product(self, weights: Self, x: f32) -> Self {
         unsafe { Self(_mm512_fmadd_ps(weights.0, _mm512_set1_ps(x), self.0)) }
+    }
+}
+
+#[allow(clippy::inline_always, reason = "as above")]
+impl Floats for Avx512 {
+    #[inline(always)]
+    fn float_shape(rows: usize) -> (usize, usize) {
+        // 24 of the 32 registers hold sums; up to 16 rows, one pass over the weights is worth more.
+        if (13..=16).contains(&rows) { (1, 16) } else { (2, 12) }
+    }
+
+    #[inline(always)]
+    unsafe fn float_tile<W: Stored>(rows: usize, panels: usize, tile: &FloatTile) {
+        unsafe {
+            match panels {
+                1 => by_rows!(rows, kernel, [Self, W], 1, tile; 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16),
+                _ => by_rows!(rows, kernel, [Self, W], 2, tile; 1 2 3 4 5 6 7 8 9 10 11 12),
+            }
+        }
     }
 }

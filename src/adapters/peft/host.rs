@@ -1,0 +1,301 @@
+//! An adapter in host memory: its checked file, and where in it each matrix lies. It becomes an [`Adapter`] on a device
+//! by copying alone, which takes far less time than one prefill.
+//!
+//! The registry checks every adapter this way, from the file's header before anything is allocated, and keeps the
+//! result in the tier between device and disk. No content of a file may panic.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+
+use bytes::Bytes;
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::{Dtype, SafeTensors, TensorInfo};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserializer as _, de};
+
+use crate::adapters::peft::config::PeftConfig;
+use crate::adapters::peft::{self, PREFIX, refuse};
+use crate::adapters::{Error, Result};
+use crate::model::ModelConfig;
+use crate::model::kernels::cpu::lora::padded_output;
+use crate::model::lora::MAX_RANK;
+use crate::model::lora::{Adapter, LoraLayer, LoraPair, Site};
+
+/// Bytes of the header of `adapter_model.safetensors` at the most; the largest model's adapter needs a tenth of it.
+const MAX_HEADER_BYTES: u64 = 4 << 20;
+
+/// The checked files of one generation.
+pub struct HostAdapter {
+    id: String,
+    weights: Bytes,
+    blocks: usize,
+    rank: usize,
+    updates: Vec<Update>,
+}
+
+/// The update of one layer.
+struct Update {
+    block: usize,
+    site: Site,
+    scale: f32,
+    a: Matrix,
+    b: Matrix,
+}
+
+/// One matrix in the file.
+#[derive(Debug, Clone)]
+struct Matrix {
+    bytes: Range<usize>,
+    dtype: Dtype,
+    shape: (usize, usize),
+}
+
+impl fmt::Debug for HostAdapter {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = formatter.debug_struct("HostAdapter");
+        shown
+            .field("id", &self.id)
+            .field("rank", &self.rank)
+            .field("bytes", &self.weights.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl HostAdapter {
+    /// Checks the two files of a PEFT folder for a model of shape `model`: the configuration, the header, the shapes,
+    /// then the numbers. Nothing but a small plan is allocated.
+    pub fn check(config: &[u8], weights: Bytes, model: &ModelConfig, max_rank: usize) -> Result<Self> {
+        Self::checked(peft::generation(config, &weights), config, weights, model, max_rank)
+    }
+
+    /// As [`HostAdapter::check`], for files that were stored as `generation`: not a byte of them may have changed.
+    pub fn check_stored(generation: &str, config: &[u8], weights: Bytes, model: &ModelConfig) -> Result<Self> {
+        let id = peft::generation(config, &weights);
+        if id != generation {
+            // Checked first: a damaged file is our fault (500), not the client's.
+            return Err(Error::Internal(format!("the files of adapter {generation} do not match its hash")));
+        }
+        Self::checked(id, config, weights, model, MAX_RANK)
+    }
+
+    fn checked(id: String, config: &[u8], weights: Bytes, model: &ModelConfig, max_rank: usize) -> Result<Self> {
+        let config = PeftConfig::read(config)?;
+        let halves = places(&weights, model)?;
+        let paths: Vec<String> = all_places(model).map(|(block, site)| path(block, site)).collect();
+        if let Some(unknown) = config.unknown_target(&paths) {
+            return Err(refuse(format_args!(
+                "target_modules names `{unknown}`, which is none of the layers that can be adapted: q_proj, k_proj, \
+                 v_proj, o_proj, gate_proj, up_proj, down_proj"
+            )));
+        }
+        let mut adapter = Self { id, weights, blocks: model.num_hidden_layers, rank: 0, updates: Vec::new() };
+        for ((block, site), path) in all_places(model).zip(&paths) {
+            match (halves.get(&(block, site)), config.changes(path)) {
+                (None, false) => {}
+                (None, true) => {
+                    return Err(refuse(format_args!("target_modules names `{path}`, for which there are no tensors")));
+                }
+                (Some(_), false) => {
+                    return Err(refuse(format_args!(
+                        "there are tensors for `{path}`, which target_modules does not name"
+                    )));
+                }
+                (Some([Some(a), Some(b)]), true) => {
+                    let (rank, scale) = config.scaling(path, max_rank)?;
+                    let (out, input) = site.shape(model);
+                    let a = a.checked(&format!("{path}.lora_A"), (rank, input))?;
+                    let b = b.checked(&format!("{path}.lora_B"), (out, rank))?;
+                    adapter.rank = adapter.rank.max(rank);
+                    adapter.updates.push(Update { block, site, scale, a, b });
+                }
+                (Some(_), true) => {
+                    return Err(refuse(format_args!("`{path}` has only one of lora_A and lora_B")));
+                }
+            }
+        }
+        adapter.check_values()?;
+        Ok(adapter)
+    }
+
+    /// SHA-256 over the two files, in hex.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The largest rank.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Bytes in host memory.
+    pub fn host_bytes(&self) -> u64 {
+        (self.weights.len() + self.updates.len() * size_of::<Update>()) as u64
+    }
+
+    /// Bytes on the device, its matrices held in `precision`.
+    pub fn device_bytes(&self, precision: DType) -> u64 {
+        let elements = |Update { a, b, .. }: &Update| {
+            let ((rank, input), (output, _)) = (a.shape, b.shape);
+            rank * (input + padded_output(output))
+        };
+        (self.updates.iter().map(elements).sum::<usize>() * precision.size_in_bytes()) as u64
+    }
+
+    /// Copies the adapter to `device`, ready to compute, in f32.
+    pub fn to_adapter(&self, device: &Device) -> Result<Adapter> {
+        let mut layers = vec![LoraLayer::default(); self.blocks];
+        for Update { block, site, scale, a, b } in &self.updates {
+            let tensor = |matrix: &Matrix| Tensor::from_vec(self.values(matrix), matrix.shape, device);
+            layers[*block].set(*site, LoraPair { a: tensor(a)?, b: tensor(b)?, scale: *scale });
+        }
+        Ok(Adapter::new(self.id.clone(), layers))
+    }
+
+    fn values(&self, matrix: &Matrix) -> Vec<f32> {
+        let data = &self.weights[matrix.bytes.clone()];
+        let bits = |bytes: &[u8]| u16::from_le_bytes([bytes[0], bytes[1]]);
+        match matrix.dtype {
+            Dtype::F16 => data.chunks_exact(2).map(|bytes| half::f16::from_bits(bits(bytes)).to_f32()).collect(),
+            Dtype::BF16 => data.chunks_exact(2).map(|bytes| half::bf16::from_bits(bits(bytes)).to_f32()).collect(),
+            _ => {
+                data.chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])).collect()
+            }
+        }
+    }
+
+    /// Refuses matrices with infinities or NaN, by their bits alone.
+    fn check_values(&self) -> Result<()> {
+        for Update { block, site, a, b, .. } in &self.updates {
+            for (matrix, half) in [(a, 'A'), (b, 'B')] {
+                if !matrix.is_finite(&self.weights) {
+                    let path = path(*block, *site);
+                    return Err(refuse(format_args!("`{path}.lora_{half}` has values that are not finite")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Matrix {
+    /// Returns the matrix if its type can be read and `shape` is its own; else the error names it `name`.
+    fn checked(&self, name: &str, shape: (usize, usize)) -> Result<Self> {
+        if !matches!(self.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Err(refuse(format_args!("`{name}` is {:?}; use F32, F16 or BF16", self.dtype)));
+        }
+        if self.shape != shape {
+            return Err(refuse(format_args!(
+                "`{name}` has the shape {:?}; rank and model require {shape:?}",
+                self.shape
+            )));
+        }
+        Ok(self.clone())
+    }
+
+    /// True if no value in the file is infinite or not a number: those have every bit of the exponent set.
+    fn is_finite(&self, file: &[u8]) -> bool {
+        let short = |exponent: u16| {
+            let finite = move |bytes: &[u8; 2]| u16::from_le_bytes(*bytes) & exponent != exponent;
+            file[self.bytes.clone()].as_chunks().0.iter().all(finite)
+        };
+        match self.dtype {
+            Dtype::F16 => short(0x7c00),
+            Dtype::BF16 => short(0x7f80),
+            _ => {
+                let finite = |bytes: &[u8; 4]| f32::from_le_bytes(*bytes).is_finite();
+                file[self.bytes.clone()].as_chunks().0.iter().all(finite)
+            }
+        }
+    }
+}
+
+/// Every place that an adapter of the model can have.
+fn all_places(model: &ModelConfig) -> impl Iterator<Item = (usize, Site)> {
+    (0..model.num_hidden_layers).flat_map(|block| Site::ALL.map(|site| (block, site)))
+}
+
+fn path(block: usize, site: Site) -> String {
+    format!("model.layers.{block}.{}", site.path())
+}
+
+/// A and B of each place, as the file's header has them.
+type Halves = BTreeMap<(usize, Site), [Option<Matrix>; 2]>;
+
+fn places(weights: &[u8], model: &ModelConfig) -> Result<Halves> {
+    let damaged = |why: &dyn fmt::Display| refuse(format_args!("adapter_model.safetensors is damaged: {why}"));
+    let length = weights.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+    if length.is_none_or(|length| length > MAX_HEADER_BYTES) {
+        return Err(damaged(&format_args!("its header must have at most {MAX_HEADER_BYTES} bytes")));
+    }
+    let (header, metadata) = SafeTensors::read_metadata(weights).map_err(|error| damaged(&error))?;
+    refuse_duplicates(&weights[8..8 + header]).map_err(|error| damaged(&error))?;
+    let tensors = metadata.tensors();
+    if tensors.is_empty() {
+        return Err(refuse("adapter_model.safetensors has no tensors"));
+    }
+    let mut halves = Halves::new();
+    for (name, info) in &tensors {
+        let (block, site, half) =
+            parse_name(name).filter(|(block, ..)| *block < model.num_hidden_layers).ok_or_else(|| no_place(name))?;
+        halves.entry((block, site)).or_default()[half] = Some(matrix(name, info, 8 + header)?);
+    }
+    Ok(halves)
+}
+
+fn no_place(name: &str) -> Error {
+    let why = if name.contains("lora_magnitude_vector") {
+        " (DoRA is not supported)"
+    } else if name.contains("embed") || name.contains("lm_head") {
+        " (the embedding and the output head cannot be changed)"
+    } else {
+        ""
+    };
+    refuse(format_args!("the model has no place for the tensor `{name}`{why}"))
+}
+
+fn matrix(name: &str, info: &TensorInfo, data: usize) -> Result<Matrix> {
+    let [rows, columns] = info.shape[..] else {
+        return Err(refuse(format_args!("`{name}` has the shape {:?}, not two dimensions", info.shape)));
+    };
+    let (start, end) = info.data_offsets;
+    Ok(Matrix { bytes: data + start..data + end, dtype: info.dtype, shape: (rows, columns) })
+}
+
+/// Block, site and half (0 for A, 1 for B) of a tensor's name.
+fn parse_name(name: &str) -> Option<(usize, Site, usize)> {
+    let rest = name.strip_prefix(PREFIX)?.strip_prefix("model.layers.")?;
+    let (index, rest) = rest.split_once('.')?;
+    let block: usize = index.parse().ok()?;
+    let (path, half) = match rest.strip_suffix(".lora_A.weight") {
+        Some(path) => (path, 0),
+        None => (rest.strip_suffix(".lora_B.weight")?, 1),
+    };
+    let site = Site::ALL.into_iter().find(|site| site.path() == path)?;
+    // `01` is another spelling of 1, which would let two tensors claim one place.
+    (block.to_string() == index).then_some((block, site, half))
+}
+
+/// A header that has a name twice means different tensors to different readers.
+fn refuse_duplicates(header: &[u8]) -> serde_json::Result<()> {
+    struct Names;
+    impl<'de> Visitor<'de> for Names {
+        type Value = ();
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("an object")
+        }
+
+        fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<(), M::Error> {
+            let mut names = std::collections::HashSet::new();
+            while let Some((name, _)) = map.next_entry::<String, IgnoredAny>()? {
+                if names.contains(&name) {
+                    return Err(de::Error::custom(format_args!("`{name}` is there twice")));
+                }
+                names.insert(name);
+            }
+            Ok(())
+        }
+    }
+    serde_json::Deserializer::from_slice(header).deserialize_map(Names)
+}

@@ -1,0 +1,150 @@
+//! `/fine_tunes` (and `/fine-tunes`): the older fine-tuning resource, with its event stream.
+//!
+//! This file holds the handlers; [`request`] is the body that creates a fine-tune, [`response`] the bodies of answers.
+
+mod event_stream;
+mod request;
+pub(super) mod response;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use self::request::CreateFineTune;
+use self::response::{Files, FineTune, FineTuneEvent, read_events, with_events};
+use crate::api::ApiState;
+use crate::api::access::auth::Caller;
+use crate::api::fine_tuning::job_rules::admitted;
+use crate::api::http::error::{ErrorBody, Problem, Result};
+use crate::api::http::extract::{Body, Path, Query};
+use crate::api::http::list::{Cursor, List, PageOf};
+use crate::api::http::sse;
+use crate::api::models::model_resource::{self, DeletedModel};
+use crate::jobs;
+use crate::jobs::queue::StopRequest;
+use crate::jobs::{JobApi, MetadataFilter};
+
+/// Largest number of jobs in a list, and the default: the resource's first form has no pages.
+const MAX_JOBS: i64 = 1000;
+
+/// How to send events.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct EventQuery {
+    /// As a stream that ends with the fine-tune.
+    pub stream: Option<bool>,
+}
+
+/// Create a fine-tune
+#[utoipa::path(
+    post, path = "/fine_tunes", operation_id = "createFineTune", tag = "Fine-tunes",
+    request_body = CreateFineTune,
+    responses((status = 200, body = FineTune), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn create(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Body(request): Body<CreateFineTune>,
+) -> Result<Json<FineTune>, Problem> {
+    let spec = admitted(&state, &caller, request.spec(&state)?).await?;
+    let job = state.queue.enqueue_for(&caller.organization, Some(&caller.key), JobApi::FineTunes, spec).await?;
+    Ok(Json(with_events(&state, job).await?))
+}
+
+/// List fine-tunes
+#[utoipa::path(
+    get, path = "/fine_tunes", operation_id = "listFineTunes", tag = "Fine-tunes", params(Cursor),
+    responses((status = 200, body = PageOf<FineTune>), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn list(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Query(cursor): Query<Cursor>,
+) -> Result<Json<PageOf<FineTune>>, Problem> {
+    let page = cursor.page(MAX_JOBS, MAX_JOBS);
+    let (jobs, has_more) = state.queue.jobs(&caller.organization, JobApi::FineTunes, MetadataFilter::Any, page).await?;
+    let mut files = Files::default();
+    let mut data = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        data.push(files.describe(&state, job).await?);
+    }
+    Ok(Json(PageOf::new(data, has_more)))
+}
+
+/// Read a fine-tune
+#[utoipa::path(
+    get, path = "/fine_tunes/{fine_tune_id}", operation_id = "retrieveFineTune", tag = "Fine-tunes",
+    params(("fine_tune_id" = String, Path)),
+    responses((status = 200, body = FineTune), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn retrieve(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<FineTune>, Problem> {
+    let job = state.queue.job(&caller.organization, JobApi::FineTunes, &id).await?;
+    Ok(Json(with_events(&state, job).await?))
+}
+
+/// Cancel a fine-tune
+#[utoipa::path(
+    post, path = "/fine_tunes/{fine_tune_id}/cancel", operation_id = "cancelFineTune", tag = "Fine-tunes",
+    params(("fine_tune_id" = String, Path)),
+    responses((status = 200, body = FineTune), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn cancel(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<FineTune>, Problem> {
+    let job = state.queue.job(&caller.organization, JobApi::FineTunes, &id).await?;
+    let job = state.queue.stop(&job, StopRequest::Cancel).await?;
+    Ok(Json(with_events(&state, job).await?))
+}
+
+/// Read or stream a fine-tune's events
+///
+/// With `stream=true` the answer is `text/event-stream`: all events so far, then new ones as they happen, then `[DONE]`.
+#[utoipa::path(
+    get, path = "/fine_tunes/{fine_tune_id}/events", operation_id = "listFineTuneEvents", tag = "Fine-tunes",
+    params(("fine_tune_id" = String, Path), EventQuery),
+    responses(
+        (status = 200, content((List<FineTuneEvent> = "application/json"), (FineTuneEvent = "text/event-stream"))),
+        (status = "4XX", body = ErrorBody),
+    ),
+)]
+pub(crate) async fn events(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Query(query): Query<EventQuery>,
+) -> Result<Response, Problem> {
+    let job = state.queue.job(&caller.organization, JobApi::FineTunes, &id).await?;
+    if query.stream == Some(true) {
+        return Ok(sse::respond(event_stream::follow(state, job)));
+    }
+    Ok(Json(List::new(read_events(&state, &job).await?)).into_response())
+}
+
+/// Delete a fine-tune's model
+///
+/// Takes the id of a fine-tune or the name of its model.
+#[utoipa::path(
+    delete, path = "/fine_tunes/{fine_tune_id}", operation_id = "deleteFineTuneModel", tag = "Fine-tunes",
+    params(("fine_tune_id" = String, Path)),
+    responses((status = 200, body = DeletedModel), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn delete(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<DeletedModel>, Problem> {
+    let name = match state.queue.job(&caller.organization, JobApi::FineTunes, &id).await {
+        Ok(job) => job.fine_tuned_model.ok_or_else(|| Problem::model_not_found(&id))?,
+        Err(jobs::Error::NotFound { .. }) => id,
+        Err(error) => return Err(error.into()),
+    };
+    model_resource::delete(State(state), caller, Path(name)).await
+}

@@ -1,0 +1,191 @@
+//! The bodies of answers of `fine_tunes`, made from jobs, their files and their events.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::request::{DEFAULT_EPOCHS, DEFAULT_PROMPT_LOSS_WEIGHT};
+use crate::api::ApiState;
+use crate::api::fine_tuning::event_text::event_text;
+use crate::api::http::error::Result;
+use crate::api::operations::files::FileObject;
+use crate::jobs::events::JobEvent;
+use crate::jobs::{Job, JobStatus};
+use crate::store;
+use crate::train::hyperparameters::Classification;
+
+/// Largest number of events in one body.
+const MAX_EVENTS: i64 = 10_000;
+
+/// A fine-tune.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct FineTune {
+    /// `ft-…`
+    pub id: String,
+    /// Always `fine-tune`.
+    pub object: &'static str,
+    /// The model that is trained.
+    pub model: String,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// Unix seconds of the last change of status.
+    pub updated_at: i64,
+    /// The new model, once there is one.
+    pub fine_tuned_model: Option<String>,
+    /// The owner.
+    pub organization_id: String,
+    /// `pending`, `running`, `succeeded`, `failed` or `cancelled`.
+    pub status: &'static str,
+    /// The settings, always numbers.
+    pub hyperparams: FineTuneSettings,
+    /// The files to train on.
+    pub training_files: Vec<FileObject>,
+    /// The files to measure on.
+    pub validation_files: Vec<FileObject>,
+    /// What training wrote.
+    pub result_files: Vec<FileObject>,
+    /// What happened, oldest first; not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub events: Option<Vec<FineTuneEvent>>,
+}
+
+/// The settings of a fine-tune.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct FineTuneSettings {
+    /// Passes over the training file.
+    pub n_epochs: u32,
+    /// Examples per step; 1 until training has chosen it.
+    pub batch_size: u32,
+    /// Factor on the learning rate.
+    pub learning_rate_multiplier: f64,
+    /// Weight of the prompt's tokens in the loss.
+    pub prompt_loss_weight: f64,
+    /// As it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compute_classification_metrics: Option<bool>,
+    /// As it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classification_n_classes: Option<u32>,
+    /// As it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classification_positive_class: Option<String>,
+    /// As they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classification_betas: Option<Vec<f64>>,
+}
+
+/// Something that happened to a fine-tune.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct FineTuneEvent {
+    /// Always `fine-tune-event`.
+    pub object: &'static str,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// `info`, `warn` or `error`.
+    pub level: String,
+    /// What happened.
+    pub message: String,
+}
+
+/// Cache of file descriptions: the jobs of a list often share their files.
+#[derive(Default)]
+pub(crate) struct Files(HashMap<String, Option<FileObject>>);
+
+impl Files {
+    /// Returns the description of a file; `None` if the file was deleted.
+    async fn get(&mut self, state: &ApiState, organization: &str, id: &str) -> Result<Option<FileObject>> {
+        if let Some(known) = self.0.get(id) {
+            return Ok(known.clone());
+        }
+        let file = match state.store.file(organization, id).await {
+            Ok(file) => Some(FileObject::from(file)),
+            Err(store::Error::NotFound { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        self.0.insert(id.to_owned(), file.clone());
+        Ok(file)
+    }
+
+    async fn all(&mut self, state: &ApiState, organization: &str, ids: &[String]) -> Result<Vec<FileObject>> {
+        let mut files = Vec::with_capacity(ids.len());
+        for id in ids {
+            files.extend(self.get(state, organization, id).await?);
+        }
+        Ok(files)
+    }
+
+    /// Makes the body for a job, without its events.
+    pub(crate) async fn describe(&mut self, state: &ApiState, job: Job) -> Result<FineTune> {
+        let owner = job.organization.as_str();
+        let training_files = self.all(state, owner, std::slice::from_ref(&job.spec.training_file)).await?;
+        let validation_files = self.all(state, owner, job.spec.validation_file.as_slice()).await?;
+        let result_files = self.all(state, owner, &job.result_files).await?;
+        Ok(FineTune {
+            hyperparams: FineTuneSettings::of(&job),
+            id: job.id,
+            object: "fine-tune",
+            model: job.spec.asked_model().to_owned(),
+            created_at: job.created_at,
+            updated_at: job.updated_at,
+            fine_tuned_model: job.fine_tuned_model,
+            organization_id: job.organization,
+            status: status_name(job.status),
+            training_files,
+            validation_files,
+            result_files,
+            events: None,
+        })
+    }
+}
+
+impl FineTuneSettings {
+    fn of(job: &Job) -> Self {
+        let settings = job.resolved.as_ref().unwrap_or(&job.spec.hyperparameters);
+        let Classification { compute, n_classes, positive_class, betas } =
+            job.spec.classification.clone().unwrap_or_default();
+        Self {
+            n_epochs: settings.n_epochs.unwrap_or(DEFAULT_EPOCHS),
+            batch_size: settings.batch_size.unwrap_or(1),
+            learning_rate_multiplier: settings.learning_rate_multiplier.unwrap_or(0.1),
+            prompt_loss_weight: settings.prompt_loss_weight.unwrap_or(DEFAULT_PROMPT_LOSS_WEIGHT),
+            compute_classification_metrics: compute,
+            classification_n_classes: n_classes,
+            classification_positive_class: positive_class,
+            classification_betas: betas,
+        }
+    }
+}
+
+/// Makes the body for a job, with its events.
+pub(crate) async fn with_events(state: &ApiState, job: Job) -> Result<FineTune> {
+    let events = read_events(state, &job).await?;
+    let mut fine_tune = Files::default().describe(state, job).await?;
+    fine_tune.events = Some(events);
+    Ok(fine_tune)
+}
+
+/// Reads the events of a job, oldest first.
+pub(crate) async fn read_events(state: &ApiState, job: &Job) -> Result<Vec<FineTuneEvent>> {
+    let events = state.queue.events_after(job, 0, MAX_EVENTS).await?;
+    Ok(events.into_iter().map(|event| FineTuneEvent::new(job, event)).collect())
+}
+
+const fn status_name(status: JobStatus) -> &'static str {
+    match status {
+        // The older resource has no word for a paused job.
+        JobStatus::Queued | JobStatus::Paused => "pending",
+        JobStatus::Running => "running",
+        JobStatus::Succeeded => "succeeded",
+        JobStatus::Failed => "failed",
+        JobStatus::Cancelled => "cancelled",
+    }
+}
+
+impl FineTuneEvent {
+    /// Returns the body for an event of `job`.
+    pub(crate) fn new(job: &Job, event: JobEvent) -> Self {
+        let message = event_text(job, &event);
+        Self { object: "fine-tune-event", created_at: event.created_at, level: event.level, message }
+    }
+}

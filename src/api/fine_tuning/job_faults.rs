@@ -1,0 +1,37 @@
+//! What a failed job tells its owner: the table of HTTP errors, in a job's words. The worker is handed
+//! [`describe_fault`], so that it knows no fields of requests.
+
+use crate::api::http::error::Problem;
+use crate::jobs::{self, JobFault, JobSpec};
+use crate::{adapters, store};
+
+/// Words an error that ended an attempt at the job of `spec`.
+pub fn describe_fault(error: &jobs::Error, spec: &JobSpec) -> JobFault {
+    use jobs::Error as Jobs;
+    if error.is_out_of_memory() {
+        let message = "The device had no memory left for the job beside the requests that it served; the job is tried again. \
+                       A shorter max_seq_length or a smaller rank takes less.";
+        return fault("insufficient_memory", Some("max_seq_length"), message);
+    }
+    if error.is_transient() {
+        return fault("server_error", None, "A part of the server did not answer; the job is tried again.");
+    }
+    if let Jobs::Store(store::Error::NotFound { id, .. })
+    | Jobs::Adapters(adapters::Error::Store(store::Error::NotFound { id, .. })) = error
+    {
+        let param = if *id == spec.training_file { "training_file" } else { "validation_file" };
+        return fault("file_not_found", Some(param), &error.to_string());
+    }
+    let problem = Problem::from(error.clone());
+    if problem.status.is_server_error() {
+        let message = "The job failed because of an error in the server; its log has the details.";
+        return fault("server_error", None, message);
+    }
+    let problem = if problem.is_model_not_found() { problem.param("model") } else { problem };
+    let object = problem.error;
+    fault(object.code.unwrap_or("invalid_request"), object.param.as_deref(), &object.message)
+}
+
+fn fault(code: &str, param: Option<&str>, message: &str) -> JobFault {
+    JobFault { code: code.into(), message: message.into(), param: param.map(str::to_owned) }
+}

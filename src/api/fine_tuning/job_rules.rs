@@ -1,0 +1,174 @@
+//! The checks that both fine-tune resources make before a job is queued: files, model, suffix, seed, ranges of
+//! settings.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::api::ApiState;
+use crate::api::access::auth::Caller;
+use crate::api::http::error::{Problem, Result};
+use crate::api::operations::checks::within;
+use crate::jobs::JobSpec;
+use crate::store;
+use crate::train::settings::max_sequence_tokens;
+
+/// A number, or `"auto"` to let the server choose.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, ToSchema)]
+#[serde(untagged, expecting = "expected \"auto\" or a number in range")]
+pub(crate) enum AutoOr<T> {
+    /// `"auto"`
+    Word(Auto),
+    /// The number.
+    Number(T),
+}
+
+/// The word `"auto"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Auto {
+    /// The server chooses.
+    Auto,
+}
+
+impl<T> AutoOr<T> {
+    /// Returns the number, or `None` for `"auto"`.
+    pub(crate) fn number(self) -> Option<T> {
+        match self {
+            Self::Word(_) => None,
+            Self::Number(number) => Some(number),
+        }
+    }
+}
+
+impl<T> From<Option<T>> for AutoOr<T> {
+    fn from(number: Option<T>) -> Self {
+        number.map_or(Self::Word(Auto::Auto), Self::Number)
+    }
+}
+
+/// Returns the job as it may be queued: an alias of the model is resolved, and files and model are checked to be the
+/// caller's.
+pub(crate) async fn admitted(state: &ApiState, caller: &Caller, mut spec: JobSpec) -> Result<JobSpec, Problem> {
+    follow_alias(state, &mut spec);
+    check_inputs(state, caller, &spec).await?;
+    Ok(spec)
+}
+
+/// Replaces an alias by the model that it stands for, so that workers need not know aliases.
+fn follow_alias(state: &ApiState, spec: &mut JobSpec) {
+    if state.catalog.is_alias(&spec.model) {
+        let real = state.catalog.real_name(&spec.model).to_owned();
+        spec.alias = Some(std::mem::replace(&mut spec.model, real));
+    }
+}
+
+/// Checks that the files and the model are the caller's own (or a base model) and that no setting exceeds what the
+/// model can do.
+async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<(), Problem> {
+    let base = check_model(state, caller, spec).await.map_err(|problem| problem.param("model"))?;
+    // The base of a fine-tuned model may not be served any more; the job reports that.
+    if let Ok(entry) = state.catalog.get(&base) {
+        max_sequence_tokens(&spec.hyperparameters, &entry.model.config)?;
+    }
+    check_file(state, caller, "training_file", &spec.training_file).await?;
+    if let Some(file) = &spec.validation_file {
+        check_file(state, caller, "validation_file", file).await?;
+    }
+    Ok(())
+}
+
+/// Checks that the file is the caller's and has the purpose `fine-tune`; an error names the field `param`.
+async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str) -> Result<()> {
+    let file = match state.store.file(&caller.organization, id).await {
+        Err(store::Error::NotFound { .. }) => {
+            let message = format!("The file '{id}' does not exist: upload it with the purpose 'fine-tune' first.");
+            return Err(Problem::invalid_code(param, "invalid_training_file", message));
+        }
+        file => file?,
+    };
+    if file.purpose != "fine-tune" {
+        let message = format!(
+            "The file '{id}' has the purpose '{}': upload it again with the purpose 'fine-tune'.",
+            file.purpose
+        );
+        return Err(Problem::invalid_code(param, "invalid_training_file", message));
+    }
+    Ok(())
+}
+
+/// Checks that the model is a base model or a fine-tuned one of the caller; returns the id of its base model.
+async fn check_model(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Result<String> {
+    if state.catalog.get(&spec.model).is_ok() {
+        return Ok(spec.model.clone());
+    }
+    let found = state.store.fine_tuned_model(&caller.organization, &spec.model).await;
+    Ok(found.map_err(|error| Problem::from(error).about_model(spec.asked_model()))?.base)
+}
+
+/// Normalises a suffix for the name of a model: lower case, with each run of other characters as one `-`.
+pub(crate) fn normal_suffix(suffix: Option<&str>, max: usize) -> Result<Option<String>> {
+    let Some(suffix) = suffix else { return Ok(None) };
+    let length = suffix.chars().count();
+    if !(1..=max).contains(&length) {
+        let message = format!("'suffix' must have 1 to {max} characters; it has {length}.");
+        return Err(Problem::invalid_code("suffix", "invalid_value", message));
+    }
+    let words = suffix.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let normal = words.collect::<Vec<_>>().join("-").to_ascii_lowercase();
+    if normal.is_empty() {
+        let message = "'suffix' must hold at least one letter (a to z) or digit.";
+        return Err(Problem::invalid_code("suffix", "invalid_value", message));
+    }
+    Ok(Some(normal))
+}
+
+/// Returns the seed that was asked for, or a random one if `None`; the client is told it in either case.
+pub(crate) fn seed(asked: Option<i64>) -> Result<u64> {
+    let asked = within("seed", asked, 0, i64::from(i32::MAX))?;
+    Ok(asked.map_or_else(|| u64::from(rand::random::<u32>() >> 1), |seed| seed as u64))
+}
+
+/// Returns `value` if it is `None` or a positive finite number; else an error that names the field `param`.
+pub(crate) fn positive(param: &str, value: Option<f64>) -> Result<Option<f64>> {
+    match value {
+        Some(value) if !(value > 0.0 && value.is_finite()) => {
+            let message = format!("Invalid '{param}': {value} is not greater than 0.");
+            Err(Problem::invalid_code(param, "invalid_value", message))
+        }
+        value => Ok(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suffix_is_made_fit_for_a_models_name() {
+        let normal = |suffix| normal_suffix(Some(suffix), 40);
+        assert_eq!(normal("My  Model: v2!").expect("fine").as_deref(), Some("my-model-v2"));
+        assert_eq!(normal_suffix(None, 40).expect("none"), None);
+        assert!(normal("").is_err() && normal("!!!").is_err() && normal(&"x".repeat(41)).is_err());
+    }
+
+    #[test]
+    fn auto_is_a_word_or_a_number() {
+        let read = |json: &str| serde_json::from_str::<AutoOr<u32>>(json).map(AutoOr::number);
+        assert_eq!(read(r#""auto""#).expect("auto"), None);
+        assert_eq!(read("3").expect("a number"), Some(3));
+        for json in [r#""often""#, "-1", "1.5", "{}"] {
+            assert!(read(json).is_err(), "{json}");
+        }
+        assert_eq!(serde_json::to_string(&AutoOr::<u32>::from(None)).expect("JSON"), r#""auto""#);
+        assert_eq!(serde_json::to_string(&AutoOr::from(Some(3))).expect("JSON"), "3");
+    }
+
+    #[test]
+    fn seeds_and_settings_have_ranges() {
+        assert_eq!(seed(Some(42)).expect("in range"), 42);
+        assert!(seed(None).expect("random") <= 0x7fff_ffff);
+        assert!(seed(Some(-1)).is_err() && seed(Some(1 << 31)).is_err());
+        assert!(within("n", Some(51), 1, 50).is_err() && within("n", Some(50), 1, 50).is_ok());
+        assert!(positive("x", Some(0.0)).is_err() && positive("x", Some(0.1)).is_ok());
+    }
+}

@@ -1,0 +1,186 @@
+//! `POST /chat/completions`: the assistant's answer to a conversation, rendered with the model's own template.
+//!
+//! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`] and [`format`];
+//! [`tools`] checks the tools and writes their grammar. [`response`] holds the bodies of answers, with the calls that
+//! [`tool_calls`] finds.
+
+mod format;
+mod messages;
+mod request;
+mod response;
+mod schema;
+mod tool_calls;
+mod tools;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use tokio::sync::Semaphore;
+
+use self::format::ResponseFormat;
+use self::messages::add_to_system;
+pub(crate) use self::messages::{ChatMessage, template_messages};
+use self::request::ChatRequest;
+use self::response::{ChatChoice, ChatCompletion, ChatCompletionChunk, Writer};
+use self::tool_calls::CallFormat;
+use self::tools::Tools;
+use crate::api::ApiState;
+use crate::api::access::auth::Caller;
+use crate::api::generation::generate::body::{SYSTEM_FINGERPRINT, new_id, now, stream_chunks};
+use crate::api::generation::generate::fields::{StopTexts, StreamOptions, check_n};
+use crate::api::generation::generate::logprobs::TokenTexts;
+use crate::api::generation::generate::{Answer, GenerationPlan};
+use crate::api::generation::target::Target;
+use crate::api::http::error::{ErrorBody, Problem, Result};
+use crate::api::http::extract::Body;
+use crate::api::http::sse;
+use crate::engine::GenerateRequest;
+use crate::engine::grammar::{Grammar, GrammarSource};
+use crate::model::tool_syntax::ToolSyntax;
+use crate::off_thread::off_thread;
+
+/// Answer a conversation
+///
+/// With `stream` the answer is `text/event-stream`: each event holds one `ChatCompletionChunk`, the last one is `[DONE]`.
+#[utoipa::path(
+    post, path = "/chat/completions", operation_id = "createChatCompletion", tag = "Chat",
+    request_body = ChatRequest,
+    responses(
+        (status = 200, content((ChatCompletion = "application/json"), (ChatCompletionChunk = "text/event-stream"))),
+        (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody),
+    ),
+)]
+pub(crate) async fn create(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Body(request): Body<ChatRequest>,
+) -> Result<Response, Problem> {
+    let target = Target::resolve(&state, &caller, &request.model).await?;
+    let tokens = request.logprobs()?.map(|_| TokenTexts::new(target.model().clone()));
+    let (plan, calls) = request.plan(&state, target).await.map_err(blame_messages)?;
+    let running = plan.start().map_err(blame_messages)?;
+    let stream_usage = StreamOptions::wants_usage(request.stream_options.as_ref());
+    let (id, created, parsers) = (new_id("chatcmpl"), now(), Vec::new());
+    let writer = Writer { id, created, model: request.model, stream_usage, tokens, calls, parsers };
+    if request.stream == Some(true) {
+        return Ok(sse::respond(stream_chunks(running, writer)));
+    }
+    let (answers, usage) = running.collect().await?;
+    let choice = |(index, answer): (usize, Answer)| {
+        let logprobs = writer.logprobs(&answer.tokens);
+        ChatChoice::new(index, answer, logprobs, writer.calls.as_ref())
+    };
+    let choices = answers.into_iter().enumerate().map(choice).collect();
+    let completion = ChatCompletion {
+        id: writer.id,
+        object: "chat.completion",
+        created: writer.created,
+        model: writer.model,
+        choices,
+        usage,
+        system_fingerprint: SYSTEM_FINGERPRINT,
+    };
+    Ok(Json(completion).into_response())
+}
+
+/// Names the field `messages` in an error about a prompt that is too long.
+fn blame_messages(problem: Problem) -> Problem {
+    if problem.is_context_length() { problem.param("messages") } else { problem }
+}
+
+impl ChatRequest {
+    /// Returns the sequences to run, and the format of the calls that answers may have; `None` if they may have none.
+    async fn plan(&self, state: &ApiState, target: Target) -> Result<(GenerationPlan, Option<CallFormat>)> {
+        let stop = StopTexts::check(self.stop.clone())?;
+        let sampling = self.sampling_fields().check(target.model().config.vocab_size)?;
+        let n = check_n(self.n, 1, state.config.limits.max_waiting)?;
+        let template = target.model().chat_template.as_ref().ok_or_else(|| {
+            let message = format!("The model `{}` has no chat template: use /v1/completions with it.", self.model);
+            Problem::invalid("model", message)
+        })?;
+        let syntax = template.tool_syntax();
+        let tools = Tools::of(self)?;
+        let mut messages = template_messages(&self.messages, syntax)?;
+        let mut shown = None;
+        match &tools {
+            Some(tools) if syntax.in_template => shown = Some(tools.for_template()),
+            Some(tools) => add_to_system(&mut messages, &tools.in_words(syntax)),
+            None => {}
+        }
+        let text = template.render(&messages, shown.as_deref(), true)?;
+        // The template has written the special tokens itself.
+        let prompts = target.encode(vec![text], false).await?;
+        let used = prompts.iter().map(Vec::len).max().unwrap_or_default();
+        if used == 0 {
+            return Err(Problem::invalid("messages", "'messages' render to an empty prompt: send some content."));
+        }
+        let rest = target.context().saturating_sub(used).max(1);
+        let max_tokens = self.max_completion_tokens.or(self.max_tokens).unwrap_or(rest);
+        let (grammar, calls) = self.constraint(&target, syntax, tools).await?;
+        let logprobs = self.logprobs()?;
+        let request = GenerateRequest { max_tokens, sampling, stop, logprobs, grammar, ..target.request() };
+        let prompts = prompts.into_iter().map(Arc::from).collect();
+        let plan = GenerationPlan { target, prompts, n, request };
+        Ok((plan, calls))
+    }
+
+    /// Compiles the grammar that answers must follow, and returns it with the format of the calls that they may have;
+    /// `None` for what the request does not ask for.
+    async fn constraint(
+        &self,
+        target: &Target,
+        syntax: ToolSyntax,
+        tools: Option<Tools>,
+    ) -> Result<(Option<Grammar>, Option<CallFormat>)> {
+        let response = self.response_format.as_ref().map(ResponseFormat::schema).transpose()?.flatten();
+        let Some(tools) = tools else {
+            let Some(schema) = response else { return Ok((None, None)) };
+            let grammar = compile(target, "response_format", GrammarSource::json(schema), None).await?;
+            return Ok((Some(grammar), None));
+        };
+        let calls = CallFormat {
+            syntax,
+            names: tools.names(),
+            required: tools.required,
+            json_answers: response.is_some() && !tools.required,
+            legacy: tools.legacy,
+        };
+        let param = tools.param();
+        let source = tools.grammar(syntax, &target.model().tokenizer, response);
+        let grammar = compile(target, param, source, Some(tools)).await?;
+        Ok((Some(grammar), Some(calls)))
+    }
+}
+
+/// Limits how many grammars are compiled at once; each takes a core for up to seconds.
+static COMPILERS: Semaphore = Semaphore::const_new(2);
+
+/// Compiles `source`. A failure is blamed on the first of the `tools` that cannot be compiled alone, else on `param`.
+async fn compile(target: &Target, param: &'static str, source: GrammarSource, tools: Option<Tools>) -> Result<Grammar> {
+    let turn = COMPILERS.acquire().await.map_err(|_| Problem::defect("the compilers are closed"))?;
+    let model = target.model().clone();
+    let work = move || {
+        // Held to the end of the work: a client that hangs up does not end it.
+        let _turn = turn;
+        let vocabulary = model.vocabulary.as_ref().ok_or_else(|| {
+            let message =
+                format!("'{param}' needs a tokenizer with the bytes of its tokens, which this model has not.");
+            Problem::invalid_code(param, "unsupported_parameter", message)
+        })?;
+        let refused = |param: String, reason: String| {
+            let message = format!("'{param}' has a JSON schema that is not supported: {reason}.");
+            Problem::invalid_code(param, "invalid_schema", message)
+        };
+        Grammar::compile(vocabulary, param, source).map_err(|reason| {
+            let blamed = tools.iter().flat_map(Tools::single_grammars).find_map(|(param, source)| {
+                let reason = Grammar::compile(vocabulary, &param, source).err()?;
+                Some((param, reason))
+            });
+            let (param, reason) = blamed.unwrap_or_else(|| (param.to_owned(), reason));
+            refused(param, reason)
+        })
+    };
+    off_thread("compile a grammar", work).await
+}

@@ -1,0 +1,198 @@
+//! The body of a chat request. Used by `chat::create`; `tools` reads the fields of tools.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::format::ResponseFormat;
+use super::messages::ChatMessage;
+use crate::api::generation::generate::fields::{SamplingFields, StopTexts, StreamOptions};
+use crate::api::http::error::{Problem, Result};
+use crate::api::operations::checks::within;
+
+/// A request for an answer in a conversation.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct ChatRequest {
+    /// A base model or a fine-tuned one.
+    pub model: String,
+    /// The conversation so far.
+    pub messages: Vec<ChatMessage>,
+    /// New tokens for each choice at the most; by default until the model ends its answer or the context is full.
+    pub max_completion_tokens: Option<usize>,
+    /// The older name of `max_completion_tokens`.
+    pub max_tokens: Option<usize>,
+    /// 0 takes the most probable token each time.
+    #[schema(minimum = 0, maximum = 2, default = 1)]
+    pub temperature: Option<f32>,
+    /// Draw among the most probable tokens whose probabilities sum to this.
+    #[schema(minimum = 0, maximum = 1, default = 1)]
+    pub top_p: Option<f32>,
+    /// Extension: draw among this many of the most probable tokens; 0 and -1 mean all.
+    #[schema(minimum = -1, default = 0)]
+    pub top_k: Option<i64>,
+    /// Extension: draw among tokens that are at least this probable, relative to the most probable one.
+    #[schema(minimum = 0, maximum = 1, default = 0)]
+    pub min_p: Option<f32>,
+    /// Choices.
+    #[schema(minimum = 1, maximum = 128, default = 1)]
+    pub n: Option<usize>,
+    /// Send events as tokens are drawn.
+    pub stream: Option<bool>,
+    /// Options of the events.
+    pub stream_options: Option<StreamOptions>,
+    /// Texts that end a choice; they are not part of it.
+    pub stop: Option<StopTexts>,
+    /// The same seed gives the same text.
+    pub seed: Option<i64>,
+    /// Lowers tokens that have occurred.
+    #[schema(minimum = -2, maximum = 2, default = 0)]
+    pub presence_penalty: Option<f32>,
+    /// Lowers tokens by how often they have occurred.
+    #[schema(minimum = -2, maximum = 2, default = 0)]
+    pub frequency_penalty: Option<f32>,
+    /// Extension: lowers tokens of the prompt and the answer where it is above 1, and raises them below 1.
+    #[schema(exclusive_minimum = 0, default = 1)]
+    pub repetition_penalty: Option<f32>,
+    /// Added to logits, by token id: -100 bans, 100 forces.
+    pub logit_bias: Option<HashMap<String, f32>>,
+    /// The form that the answer must have: text, any JSON object, or JSON that follows a schema.
+    pub response_format: Option<ResponseFormat>,
+    /// Tools that the model may call; at most 128.
+    pub tools: Option<Vec<Tool>>,
+    /// What it may do with them: `auto` by default.
+    pub tool_choice: Option<ToolChoice>,
+    /// The answer may have several calls.
+    #[schema(default = true)]
+    pub parallel_tool_calls: Option<bool>,
+    /// Deprecated: the older form of `tools`.
+    pub functions: Option<Vec<FunctionDefinition>>,
+    /// Deprecated: the older form of `tool_choice`.
+    pub function_call: Option<FunctionChoice>,
+    /// Answer with the log probability of each token.
+    pub logprobs: Option<bool>,
+    /// And with those of this many most probable tokens at its place; needs `logprobs`.
+    #[schema(minimum = 0, maximum = 20)]
+    pub top_logprobs: Option<usize>,
+}
+
+/// A tool that the model may call.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub(crate) struct Tool {
+    /// Only `function` is supported.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What it is.
+    pub function: FunctionDefinition,
+}
+
+/// A function that the model may call.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub(crate) struct FunctionDefinition {
+    /// Up to 64 letters, digits, `_` and `-`.
+    pub name: String,
+    /// What it does, for the model to read.
+    pub description: Option<String>,
+    /// JSON schema of its arguments, an object; any object without one. Objects with `properties` get no others unless the
+    /// schema says so.
+    #[schema(value_type = Option<Object>)]
+    pub parameters: Option<Value>,
+    /// Ignored: arguments always follow the schema.
+    #[expect(dead_code, reason = "checked for its type and shown in the API's description")]
+    pub strict: Option<bool>,
+}
+
+/// What the model may do with the tools.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(
+    untagged,
+    expecting = "expected none, auto, required or {\"type\": \"function\", \"function\": {\"name\": \"…\"}}"
+)]
+pub(crate) enum ToolChoice {
+    /// `none`, `auto` or `required`.
+    Mode(String),
+    /// This one.
+    Named(NamedTool),
+}
+
+/// The one tool to call.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub(crate) struct NamedTool {
+    /// Only `function` is supported.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The function.
+    pub function: FunctionName,
+}
+
+/// A function by its name.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub(crate) struct FunctionName {
+    /// Its name.
+    pub name: String,
+}
+
+/// Deprecated: what the model may do with the functions.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected none, auto or {\"name\": \"…\"}")]
+pub(crate) enum FunctionChoice {
+    /// `none` or `auto`.
+    Mode(String),
+    /// This one.
+    Named(FunctionName),
+}
+
+impl ChatRequest {
+    /// Returns how many of the most probable tokens to show with each token; `None` if no log probabilities are wanted.
+    pub(crate) fn logprobs(&self) -> Result<Option<usize>> {
+        let top = within("top_logprobs", self.top_logprobs, 0, 20)?.unwrap_or(0);
+        match self.logprobs {
+            Some(true) => Ok(Some(top)),
+            _ if top > 0 => {
+                Err(Problem::invalid("top_logprobs", "'top_logprobs' needs 'logprobs': set 'logprobs' to true."))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Returns the fields that say how tokens are drawn.
+    pub(crate) fn sampling_fields(&self) -> SamplingFields<'_> {
+        SamplingFields {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            seed: self.seed,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            repetition_penalty: self.repetition_penalty,
+            logit_bias: self.logit_bias.as_ref(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::http::extract::parse;
+
+    fn request(json: &str) -> ChatRequest {
+        parse(json.as_bytes()).expect("a request")
+    }
+
+    #[test]
+    fn log_probabilities_are_asked_for_by_two_fields() {
+        for (extra, expected) in [
+            (r#""n":1"#, Some(None)),
+            (r#""logprobs":false,"top_logprobs":0"#, Some(None)),
+            (r#""logprobs":true"#, Some(Some(0))),
+            (r#""logprobs":true,"top_logprobs":20"#, Some(Some(20))),
+            (r#""logprobs":true,"top_logprobs":21"#, None),
+            (r#""top_logprobs":2"#, None),
+        ] {
+            let request = request(&format!(r#"{{"model":"m","messages":[],{extra}}}"#));
+            assert_eq!(request.logprobs().ok(), expected, "{extra}");
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The tools of a chat request, checked: those that the model is shown, those that it may call, and the grammar that
+//! makes its answer a text or calls that follow the schemas. Used by `chat::create`.
+
+use serde_json::{Value, json};
+
+use super::format::check_name;
+use super::request::{ChatRequest, FunctionChoice, FunctionDefinition, ToolChoice};
+use super::schema::{SCHEMA_BYTES, prepare};
+use crate::api::http::error::{Problem, Result};
+use crate::engine::grammar::GrammarSource;
+use crate::model::tokenizer::Tokenizer;
+use crate::model::tool_syntax::ToolSyntax;
+
+/// Largest number of tools of one request.
+const MAX_TOOLS: usize = 128;
+/// Largest number of calls in one answer.
+const MAX_CALLS: usize = 32;
+
+/// The tools of a request, checked; there is at least one.
+#[derive(Debug)]
+pub(super) struct Tools {
+    /// Functions that the model is shown.
+    offered: Vec<FunctionDefinition>,
+    /// Functions that it may call: their index in `offered`, and the schema of their arguments.
+    callable: Vec<(usize, Value)>,
+    /// True if the model must call a function.
+    pub required: bool,
+    /// True if the model may call more than once.
+    parallel: bool,
+    /// True if the tools came as `functions`; the answer then has the older form too.
+    pub legacy: bool,
+}
+
+impl Tools {
+    /// Checks the tools of `request`; `None` if it has none or wants none to be called.
+    pub(super) fn of(request: &ChatRequest) -> Result<Option<Self>> {
+        let (offered, legacy) = offered(request)?;
+        let choice = Choice::of(request, legacy)?;
+        if offered.is_empty() {
+            if matches!(choice, Choice::Required | Choice::Named { .. }) {
+                let param = if legacy { "function_call" } else { "tool_choice" };
+                return Err(Problem::invalid(
+                    param,
+                    format!("'{param}' asks for a call, but there is nothing to call."),
+                ));
+            }
+            return Ok(None);
+        }
+        let kind = if legacy { "functions" } else { "tools" };
+        let mut callable = Vec::with_capacity(offered.len());
+        let mut bytes = 0;
+        for (index, function) in offered.iter().enumerate() {
+            let param = parameters_param(legacy, index);
+            let schema = arguments_schema(function.parameters.clone(), &param)?;
+            bytes += schema.to_string().len();
+            callable.push((index, schema));
+        }
+        if bytes > SCHEMA_BYTES {
+            let message = format!("'{kind}' have {bytes} bytes of JSON schemas; at most {SCHEMA_BYTES} are allowed.");
+            return Err(Problem::invalid_code(kind, "string_above_max_length", message));
+        }
+        match &choice {
+            Choice::None => return Ok(None),
+            Choice::Auto | Choice::Required => {}
+            Choice::Named { name, param } => {
+                callable.retain(|(index, _)| offered[*index].name == *name);
+                if callable.is_empty() {
+                    let message = format!("'{param}' names '{name}', which is not among the {kind}.");
+                    return Err(Problem::invalid_code(*param, "invalid_value", message));
+                }
+            }
+        }
+        // A named function is called once.
+        let named = matches!(choice, Choice::Named { .. });
+        let parallel = !legacy && !named && request.parallel_tool_calls.unwrap_or(true);
+        let required = !matches!(choice, Choice::Auto);
+        Ok(Some(Self { offered, callable, required, parallel, legacy }))
+    }
+
+    /// Returns the names of the functions that may be called.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.callable.iter().map(|(index, _)| self.offered[*index].name.clone()).collect()
+    }
+
+    /// Returns the tools in the form that templates read.
+    pub(super) fn for_template(&self) -> Vec<Value> {
+        let describe = |function: &FunctionDefinition| {
+            let mut described = json!({"name": function.name});
+            if let Some(description) = &function.description {
+                described["description"] = description.as_str().into();
+            }
+            let any = || json!({"type": "object", "properties": {}});
+            described["parameters"] = function.parameters.clone().unwrap_or_else(any);
+            json!({"type": "function", "function": described})
+        };
+        self.offered.iter().map(describe).collect()
+    }
+
+    /// Describes the tools in words, for models whose template does not show tools.
+    pub(super) fn in_words(&self, syntax: ToolSyntax) -> String {
+        let listed: Vec<String> = self.for_template().iter().map(|tool| tool["function"].to_string()).collect();
+        format!(
+            "You can call functions. Each line describes one, with the JSON schema of its arguments:\n{}\n\
+             To call a function, answer with\n{}{}{{\"name\": \"its name\", \"{}\": {{its arguments}}}}{}",
+            listed.join("\n"),
+            syntax.trigger,
+            syntax.open,
+            syntax.arguments_key,
+            syntax.close
+        )
+    }
+
+    /// Writes the grammar of an answer: calls or, if none is required, a text; `response` is the schema of that text,
+    /// `None` if any will do.
+    pub(super) fn grammar(&self, syntax: ToolSyntax, tokenizer: &Tokenizer, response: Option<Value>) -> GrammarSource {
+        let mut schemas: Vec<(String, Value)> =
+            self.callable.iter().map(|(index, schema)| (format!("arguments_{index}"), schema.clone())).collect();
+        let call = |(index, _): &(usize, Value)| {
+            let (name, key) = (&self.offered[*index].name, syntax.arguments_key);
+            // The lexer takes the longest piece that it can and never turns back. Where a call looks like another JSON
+            // answer until its name is known, its pieces must be no longer than those of JSON.
+            let head = if syntax.trigger.is_empty() {
+                let pieces = ["{", "\"name\"", ": ", &format!("\"{name}\""), ", ", &format!("\"{key}\""), ": "];
+                pieces.map(quoted).join(" ")
+            } else {
+                quoted(&format!("{{\"name\": \"{name}\", \"{key}\": "))
+            };
+            format!("{head} @arguments_{index} \"}}\"")
+        };
+        let calls: Vec<String> = self.callable.iter().map(call).collect();
+        // Marks that are special tokens are drawn as such and shown in the text.
+        let specials: Vec<(&str, u32)> =
+            ToolSyntax::MARKS.iter().filter_map(|mark| Some((*mark, tokenizer.special_token(mark)?))).collect();
+        let literal = |text: &str| marked(text, &specials);
+        let more = if self.parallel {
+            format!("({} call){{0,{}}}", literal(syntax.separator), MAX_CALLS - 1)
+        } else {
+            String::new()
+        };
+        let list = format!("{} call {more} {}", literal(syntax.open), literal(syntax.close));
+        let trigger = literal(syntax.trigger);
+        let token = tokenizer.special_token(syntax.trigger);
+        let start = match (self.required, response) {
+            (true, _) => format!("start: {trigger} calls\n"),
+            (false, Some(schema)) => {
+                schemas.push(("response".into(), schema));
+                format!("start: @response | {trigger} calls\n")
+            }
+            // Only the first character tells a call from a text.
+            (false, None) if syntax.trigger.is_empty() => "start: TEXT | calls\nTEXT: /([^{](.|\\n)*)?/\n".into(),
+            (false, None) => {
+                let spelled = regex(syntax.trigger);
+                // A trigger that is a special token means the same if it is written out in letters.
+                let single = token.map(|id| format!(" | TEXT <[{id}]> calls")).unwrap_or_default();
+                format!("start: TEXT | spelled calls{single}\nspelled[lazy]: /(.|\\n)*{spelled}/\nTEXT: /(.|\\n)*/\n")
+            }
+        };
+        let rules = format!("{start}calls: {list}\ncall: {}\n", calls.join(" | "));
+        GrammarSource { rules, schemas, shown_tokens: specials.into_iter().map(|(_, id)| id).collect() }
+    }
+
+    /// Returns the grammar of each tool alone with the field that it comes from, to find out which one cannot be
+    /// compiled.
+    pub(super) fn single_grammars(&self) -> impl Iterator<Item = (String, GrammarSource)> + '_ {
+        let single = |(index, schema): &(usize, Value)| {
+            (parameters_param(self.legacy, *index), GrammarSource::json(schema.clone()))
+        };
+        self.callable.iter().map(single)
+    }
+
+    /// Returns the name of the field that holds the tools.
+    pub(super) fn param(&self) -> &'static str {
+        if self.legacy { "functions" } else { "tools" }
+    }
+}
+
+fn parameters_param(legacy: bool, index: usize) -> String {
+    if legacy { format!("functions[{index}].parameters") } else { format!("tools[{index}].function.parameters") }
+}
+
+/// Returns the functions of the request, checked, and whether they came in the older form.
+fn offered(request: &ChatRequest) -> Result<(Vec<FunctionDefinition>, bool)> {
+    let tools = request.tools.as_deref().unwrap_or_default();
+    let functions = request.functions.as_deref().unwrap_or_default();
+    let legacy = tools.is_empty() && (!functions.is_empty() || request.function_call.is_some());
+    if !tools.is_empty() && !functions.is_empty() {
+        return Err(Problem::invalid("functions", "'functions' is the older form of 'tools': send one of them."));
+    }
+    let (kind, count) = if legacy { ("functions", functions.len()) } else { ("tools", tools.len()) };
+    if count > MAX_TOOLS {
+        let message = format!("'{kind}' has {count} entries; at most {MAX_TOOLS} are allowed.");
+        return Err(Problem::invalid_code(kind, "array_above_max_length", message));
+    }
+    if let Some((index, tool)) = tools.iter().enumerate().find(|(_, tool)| tool.kind != "function") {
+        let message = format!("'{}' is not a supported type of tools: use 'function'.", tool.kind);
+        return Err(Problem::invalid_code(format!("tools[{index}].type"), "invalid_value", message));
+    }
+    let offered: Vec<FunctionDefinition> =
+        if legacy { functions.to_vec() } else { tools.iter().map(|tool| tool.function.clone()).collect() };
+    for (index, function) in offered.iter().enumerate() {
+        let param = if legacy { format!("functions[{index}].name") } else { format!("tools[{index}].function.name") };
+        check_name(&param, &function.name)?;
+        if offered[..index].iter().any(|other| other.name == function.name) {
+            let message = format!("The name '{}' is given twice.", function.name);
+            return Err(Problem::invalid_code(param, "invalid_value", message));
+        }
+    }
+    Ok((offered, legacy))
+}
+
+/// Returns the schema of a function's arguments, which must be an object.
+fn arguments_schema(parameters: Option<Value>, param: &str) -> Result<Value> {
+    let mut schema = prepare(parameters.unwrap_or_else(|| json!({"type": "object"})), param)?;
+    match &schema["type"] {
+        Value::Null => schema["type"] = "object".into(),
+        Value::String(kind) if kind == "object" => {}
+        _ => {
+            let message = format!("'{param}' must be a schema of the type 'object'.");
+            return Err(Problem::invalid_code(param, "invalid_value", message));
+        }
+    }
+    Ok(schema)
+}
+
+enum Choice {
+    None,
+    Auto,
+    Required,
+    Named { name: String, param: &'static str },
+}
+
+impl Choice {
+    fn of(request: &ChatRequest, legacy: bool) -> Result<Self> {
+        let mode = |mode: &str, param: &str| match mode {
+            "none" => Ok(Self::None),
+            "auto" => Ok(Self::Auto),
+            "required" if !legacy => Ok(Self::Required),
+            other => {
+                let message =
+                    format!("'{other}' is not a choice: use none, auto, required or one function by its name.");
+                Err(Problem::invalid_code(param, "invalid_value", message))
+            }
+        };
+        if legacy {
+            return match &request.function_call {
+                None => Ok(Self::Auto),
+                Some(FunctionChoice::Mode(choice)) => mode(choice, "function_call"),
+                Some(FunctionChoice::Named(named)) => {
+                    Ok(Self::Named { name: named.name.clone(), param: "function_call" })
+                }
+            };
+        }
+        match &request.tool_choice {
+            None => Ok(Self::Auto),
+            Some(ToolChoice::Mode(choice)) => mode(choice, "tool_choice"),
+            Some(ToolChoice::Named(named)) if named.kind == "function" => {
+                Ok(Self::Named { name: named.function.name.clone(), param: "tool_choice" })
+            }
+            Some(ToolChoice::Named(named)) => {
+                let message = format!("'{}' is not a supported type of choice: use 'function'.", named.kind);
+                Err(Problem::invalid_code("tool_choice.type", "invalid_value", message))
+            }
+        }
+    }
+}
+
+/// Writes `text` as literals of the grammar, with special tokens in their places; nothing if it is empty.
+fn marked(text: &str, specials: &[(&str, u32)]) -> String {
+    let first = specials.iter().filter_map(|(mark, id)| Some((text.find(mark)?, mark, id))).min();
+    match first {
+        Some((at, mark, id)) => {
+            let (before, after) = (marked(&text[..at], &[]), marked(&text[at + mark.len()..], specials));
+            format!("{before} <[{id}]> {after}")
+        }
+        None if text.is_empty() => String::new(),
+        None => quoted(text),
+    }
+}
+
+/// Writes `text` as a literal of the grammar, whose strings have JSON's syntax.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+/// Writes `text` as a regular expression of the grammar's syntax.
+fn regex(text: &str) -> String {
+    let escaped = |character: char| {
+        if character.is_ascii_alphanumeric() || matches!(character, '<' | '>' | '_') {
+            character.to_string()
+        } else {
+            format!("\\{character}")
+        }
+    };
+    text.chars().map(escaped).collect()
+}
+
+#[cfg(test)]
+#[path = "tools_tests.rs"]
+mod tests;

@@ -1,0 +1,133 @@
+//! `/engines`: models under the first name of that resource, and requests that name the model in the path. Old clients
+//! call it; each request is passed on to its successor without `/engines`.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::handler::Handler as _;
+use axum::http::{Method, header};
+use axum::response::{IntoResponse as _, Response};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::api::ApiState;
+use crate::api::access::auth::Caller;
+use crate::api::generation::chat;
+use crate::api::generation::completions;
+use crate::api::generation::embeddings;
+use crate::api::http::error::{ErrorBody, Problem};
+use crate::api::http::extract::{self, Path};
+use crate::api::http::list::List;
+use crate::api::models::model_resource::{self, Model, blame_model};
+
+/// A model under its first name.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Engine {
+    /// The model's name.
+    pub id: String,
+    /// Always `engine`.
+    pub object: &'static str,
+    /// `attune` for base models, else the organisation that trained it.
+    pub owner: String,
+    /// Always true.
+    pub ready: bool,
+}
+
+impl From<Model> for Engine {
+    fn from(model: Model) -> Self {
+        Self { id: model.id, object: "engine", owner: model.owned_by, ready: true }
+    }
+}
+
+/// List engines
+#[utoipa::path(
+    get, path = "/engines", operation_id = "listEngines", tag = "Engines",
+    responses((status = 200, body = List<Engine>), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Engine>>, Problem> {
+    let models = model_resource::all(&state, &caller).await?;
+    Ok(Json(List::new(models.into_iter().map(Engine::from).collect())))
+}
+
+/// Read an engine
+#[utoipa::path(
+    get, path = "/engines/{engine}", operation_id = "retrieveEngine", tag = "Engines",
+    params(("engine" = String, Path, description = "The model's name; slashes may be raw or encoded.")),
+    responses((status = 200, body = Engine), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn retrieve(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<Engine>, Problem> {
+    let model = model_resource::find(&state, &caller, &name).await.map_err(blame_model)?;
+    Ok(Json(model.into()))
+}
+
+/// Send a request to an engine
+///
+/// `{request}` is `completions`, `chat/completions` or `embeddings`. The body is that of the route of this name, without
+/// `model`.
+#[utoipa::path(
+    post, path = "/engines/{engine}/{request}", operation_id = "requestEngine", tag = "Engines",
+    params(
+        ("engine" = String, Path, description = "The model's name; slashes may be raw or encoded."),
+        ("request" = String, Path, description = "`completions`, `chat/completions` or `embeddings`."),
+    ),
+    request_body = Object,
+    responses((status = 200, description = "As without the engine."), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn request(
+    State(state): State<ApiState>,
+    Path(path): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    // A name may hold slashes, so the end of the path tells the request.
+    if let Some(engine) = path.strip_suffix("/chat/completions") {
+        let request = naming(engine, request, &state).await?;
+        return Ok(chat::create.call(request, state).await);
+    }
+    if let Some(engine) = path.strip_suffix("/completions") {
+        let request = naming(engine, request, &state).await?;
+        return Ok(completions::create.call(request, state).await);
+    }
+    if let Some(engine) = path.strip_suffix("/embeddings") {
+        let request = naming(engine, request, &state).await?;
+        return Ok(embeddings::create.call(request, state).await.into_response());
+    }
+    Err(Problem::unknown_url(Method::POST.as_str(), &format!("/engines/{path}")))
+}
+
+/// Returns the same request with the engine as the `model` of its body.
+async fn naming(engine: &str, request: Request, state: &ApiState) -> Result<Request, Problem> {
+    let (mut parts, body) = request.into_parts();
+    let bytes = extract::read(Request::from_parts(parts.clone(), body), state).await?;
+    let bytes = with_model(engine, &bytes).map_or(bytes, Into::into);
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Ok(Request::from_parts(parts, Body::from(bytes)))
+}
+
+/// Returns `body` with `model` set to `engine`; `None` if it isn't a JSON object, which the handler reports.
+fn with_model(engine: &str, body: &[u8]) -> Option<Vec<u8>> {
+    let mut fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
+    fields.insert("model".into(), engine.into());
+    serde_json::to_vec(&fields).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engine_is_the_model_whatever_the_body_names() {
+        for body in [r#"{"prompt":"a"}"#, r#"{"model":"b","prompt":"a"}"#, r#"{"model":null,"prompt":"a"}"#] {
+            let named: Value =
+                serde_json::from_slice(&with_model("x/y", body.as_bytes()).expect("an object")).expect("JSON");
+            assert_eq!((&named["model"], &named["prompt"]), (&"x/y".into(), &"a".into()));
+        }
+        for body in ["", "[]", "{", "3"] {
+            assert!(with_model("x", body.as_bytes()).is_none(), "{body}");
+        }
+    }
+}

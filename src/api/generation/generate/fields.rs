@@ -1,0 +1,192 @@
+//! Fields of a request that completions and chat share, and their ranges: sampling, stop texts, the number of answers.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use crate::api::http::error::{Problem, Result};
+use crate::api::operations::checks::within;
+use crate::engine::Sampling;
+
+/// One text or up to four.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected a string or an array of strings")]
+pub(crate) enum StopTexts {
+    /// One text.
+    One(String),
+    /// Up to four texts.
+    Many(Vec<String>),
+}
+
+impl StopTexts {
+    /// Returns the texts: at most four, none empty.
+    pub(crate) fn check(stop: Option<Self>) -> Result<Vec<String>> {
+        let texts = match stop {
+            None => Vec::new(),
+            Some(Self::One(text)) => vec![text],
+            Some(Self::Many(texts)) => texts,
+        };
+        if texts.len() > 4 {
+            let message = format!("'stop' has {} texts; at most 4 are allowed.", texts.len());
+            return Err(Problem::invalid_code("stop", "array_above_max_length", message));
+        }
+        if texts.iter().any(String::is_empty) {
+            return Err(Problem::invalid("stop", "'stop' must not hold an empty text."));
+        }
+        Ok(texts)
+    }
+}
+
+/// The fields of a request that say how tokens are drawn.
+#[derive(Debug, Default)]
+pub(crate) struct SamplingFields<'a> {
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<i64>,
+    pub min_p: Option<f32>,
+    pub seed: Option<i64>,
+    pub presence_penalty: Option<f32>,
+    pub frequency_penalty: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub logit_bias: Option<&'a HashMap<String, f32>>,
+}
+
+impl SamplingFields<'_> {
+    /// Returns the sampling settings, checked for a model with `vocabulary` tokens.
+    pub(crate) fn check(&self, vocabulary: usize) -> Result<Sampling> {
+        let default = Sampling::default();
+        let mut logit_bias = Vec::new();
+        for (token, bias) in self.logit_bias.into_iter().flatten() {
+            let id = token.parse::<u32>().ok().filter(|id| (*id as usize) < vocabulary).ok_or_else(|| {
+                Problem::invalid(
+                    "logit_bias",
+                    format!("'logit_bias' has the key '{token}', which is no token id of this model."),
+                )
+            })?;
+            within("logit_bias", Some(*bias), -100.0, 100.0)?;
+            logit_bias.push((id, *bias));
+        }
+        // Sorted: a map has no order, and the engine's sums depend on it.
+        logit_bias.sort_unstable_by_key(|(id, _)| *id);
+        Ok(Sampling {
+            temperature: within("temperature", self.temperature, 0.0, 2.0)?.unwrap_or(default.temperature),
+            top_p: within("top_p", self.top_p, 0.0, 1.0)?.unwrap_or(default.top_p),
+            top_k: self.top_k()?,
+            min_p: within("min_p", self.min_p, 0.0, 1.0)?.unwrap_or(default.min_p),
+            seed: self.seed.map(|seed| seed as u64),
+            presence_penalty: within("presence_penalty", self.presence_penalty, -2.0, 2.0)?.unwrap_or(0.0),
+            frequency_penalty: within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?.unwrap_or(0.0),
+            repetition_penalty: self.repetition_penalty()?,
+            logit_bias,
+        })
+    }
+
+    /// Returns the number of tokens to draw among; 0 for all tokens, which clients also write as -1.
+    fn top_k(&self) -> Result<usize> {
+        match self.top_k.unwrap_or(0) {
+            -1 => Ok(0),
+            count => usize::try_from(count).map_err(|_| {
+                let message = format!("Invalid 'top_k': {count} is no number of tokens; 0 and -1 keep all.");
+                Problem::invalid_code("top_k", "invalid_value", message)
+            }),
+        }
+    }
+
+    fn repetition_penalty(&self) -> Result<f32> {
+        let penalty = self.repetition_penalty.unwrap_or(1.0);
+        if penalty > 0.0 && penalty.is_finite() {
+            return Ok(penalty);
+        }
+        let message = format!("Invalid 'repetition_penalty': {penalty} is not above 0; 1 changes nothing.");
+        Err(Problem::invalid_code("repetition_penalty", "invalid_value", message))
+    }
+}
+
+/// Returns the number of answers to each prompt; a request has at most `waiting` sequences.
+pub(crate) fn check_n(n: Option<usize>, prompts: usize, waiting: usize) -> Result<usize> {
+    let n = within("n", n, 1, 128)?.unwrap_or(1);
+    if n * prompts > waiting {
+        let message =
+            format!("{prompts} prompts with {n} answers each are more than the {waiting} sequences of one request.");
+        return Err(Problem::invalid("n", message));
+    }
+    Ok(n)
+}
+
+/// Options of a streamed answer.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(default)]
+pub(crate) struct StreamOptions {
+    /// Send the usage in a last chunk without choices.
+    pub include_usage: Option<bool>,
+}
+
+impl StreamOptions {
+    /// Returns true if the client asked for the usage chunk.
+    pub(crate) fn wants_usage(options: Option<&Self>) -> bool {
+        options.and_then(|options| options.include_usage).unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sampling_fields_have_the_ranges_of_the_contract() {
+        let fields =
+            SamplingFields { temperature: Some(0.0), top_p: Some(1.0), seed: Some(-1), ..SamplingFields::default() };
+        let sampling = fields.check(10).expect("in range");
+        assert_eq!((sampling.temperature, sampling.top_p, sampling.seed), (0.0, 1.0, Some(u64::MAX)));
+        for fields in [
+            SamplingFields { temperature: Some(2.1), ..SamplingFields::default() },
+            SamplingFields { temperature: Some(f32::INFINITY), ..SamplingFields::default() },
+            SamplingFields { top_p: Some(-0.1), ..SamplingFields::default() },
+            SamplingFields { presence_penalty: Some(-2.5), ..SamplingFields::default() },
+            SamplingFields { frequency_penalty: Some(3.0), ..SamplingFields::default() },
+            SamplingFields { top_k: Some(-2), ..SamplingFields::default() },
+            SamplingFields { min_p: Some(1.5), ..SamplingFields::default() },
+            SamplingFields { repetition_penalty: Some(0.0), ..SamplingFields::default() },
+            SamplingFields { repetition_penalty: Some(f32::INFINITY), ..SamplingFields::default() },
+        ] {
+            assert!(fields.check(10).is_err(), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn all_tokens_are_kept_by_zero_minus_one_and_silence() {
+        for (top_k, kept) in [(None, 0), (Some(0), 0), (Some(-1), 0), (Some(40), 40)] {
+            let fields = SamplingFields { top_k, ..SamplingFields::default() };
+            assert_eq!(fields.check(10).expect("in range").top_k, kept);
+        }
+    }
+
+    #[test]
+    fn logit_bias_takes_token_ids_of_the_model_only() {
+        for (key, bias, fine) in [("3", 5.0, true), ("10", 5.0, false), ("foo", 0.0, false), ("3", 101.0, false)] {
+            let map = HashMap::from([(key.to_owned(), bias)]);
+            let fields = SamplingFields { logit_bias: Some(&map), ..SamplingFields::default() };
+            assert_eq!(fields.check(10).is_ok(), fine, "{key} {bias}");
+        }
+    }
+
+    #[test]
+    fn stop_takes_up_to_four_texts() {
+        let read = |json: &str| StopTexts::check(serde_json::from_str(json).expect("a stop"));
+        assert_eq!(read("null").expect("none"), Vec::<String>::new());
+        assert_eq!(read(r#""a""#).expect("one"), ["a"]);
+        assert_eq!(read(r#"["a","b","c","d"]"#).expect("four").len(), 4);
+        assert!(read(r#"["a","b","c","d","e"]"#).is_err());
+        assert!(read(r#"[""]"#).is_err());
+    }
+
+    #[test]
+    fn a_request_has_a_bounded_number_of_sequences() {
+        assert_eq!(check_n(None, 3, 8).expect("default"), 1);
+        assert_eq!(check_n(Some(4), 2, 8).expect("fits"), 4);
+        assert!(
+            check_n(Some(5), 2, 8).is_err() && check_n(Some(0), 1, 8).is_err() && check_n(Some(129), 1, 999).is_err()
+        );
+    }
+}

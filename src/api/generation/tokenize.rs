@@ -1,0 +1,173 @@
+//! `POST /tokenize` and `POST /detokenize`: texts and conversations to token ids, and ids to text. Extensions in vLLM's
+//! form.
+
+use axum::Json;
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::api::ApiState;
+use crate::api::access::auth::Caller;
+use crate::api::generation::chat::{ChatMessage, template_messages};
+use crate::api::generation::target::Target;
+use crate::api::http::error::{ErrorBody, Problem, Result};
+use crate::api::http::extract::Body;
+use crate::api::operations::checks::not_supported;
+use crate::off_thread::off_thread;
+
+/// A text or a conversation to turn into tokens; exactly one of `prompt` and `messages`.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct TokenizeRequest {
+    /// The model whose tokenizer is asked; may be left out where only one base model is served.
+    pub model: Option<String>,
+    /// A text.
+    pub prompt: Option<String>,
+    /// A conversation, rendered with the model's chat template.
+    pub messages: Option<Vec<ChatMessage>>,
+    /// Put around the text what the tokenizer puts there. True by default for a prompt, false for messages: a chat template
+    /// writes these tokens itself.
+    pub add_special_tokens: Option<bool>,
+    /// Send the tokens' spellings as well.
+    #[schema(default = false)]
+    pub return_token_strs: Option<bool>,
+    /// End the conversation where the assistant's answer begins.
+    #[schema(default = true)]
+    pub add_generation_prompt: Option<bool>,
+    /// Tools that the template tells the model of.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub tools: Option<Vec<Value>>,
+    /// Not supported.
+    pub continue_final_message: Option<bool>,
+    /// Not supported: the model's own template is used.
+    pub chat_template: Option<String>,
+    /// Not supported.
+    #[schema(value_type = Option<Object>)]
+    pub chat_template_kwargs: Option<Map<String, Value>>,
+}
+
+/// Tokens.
+#[expect(clippy::struct_field_names, reason = "vLLM's names")]
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Tokens {
+    /// How many.
+    pub count: usize,
+    /// Tokens that the model can attend to.
+    pub max_model_len: usize,
+    /// Their ids.
+    pub tokens: Vec<u32>,
+    /// Their spellings in the vocabulary, where asked for.
+    pub token_strs: Option<Vec<String>>,
+}
+
+/// Tokens to turn into text.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct DetokenizeRequest {
+    /// The model whose tokenizer is asked; may be left out where only one base model is served.
+    pub model: Option<String>,
+    /// Token ids.
+    pub tokens: Vec<u32>,
+}
+
+/// The text of tokens.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Detokenized {
+    /// The text, special tokens by their names.
+    pub prompt: String,
+}
+
+/// Turn a text or a conversation into tokens
+///
+/// An extension of this server.
+#[utoipa::path(
+    post, path = "/tokenize", operation_id = "tokenize", tag = "Tokens", request_body = TokenizeRequest,
+    responses((status = 200, body = Tokens), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn tokenize(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Body(request): Body<TokenizeRequest>,
+) -> Result<Json<Tokens>, Problem> {
+    request.refuse_unsupported()?;
+    let target = resolve(&state, &caller, request.model.as_deref()).await?;
+    let (text, special) = request.text(&target)?;
+    let tokens = target.encode(vec![text], special).await?.concat();
+    let token_strs = (request.return_token_strs == Some(true)).then(|| {
+        let tokenizer = &target.model().tokenizer;
+        tokens.iter().map(|id| tokenizer.spelling(*id).unwrap_or_default()).collect()
+    });
+    Ok(Json(Tokens { count: tokens.len(), max_model_len: target.context(), tokens, token_strs }))
+}
+
+/// Turn tokens into text
+///
+/// An extension of this server.
+#[utoipa::path(
+    post, path = "/detokenize", operation_id = "detokenize", tag = "Tokens", request_body = DetokenizeRequest,
+    responses((status = 200, body = Detokenized), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn detokenize(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Body(request): Body<DetokenizeRequest>,
+) -> Result<Json<Detokenized>, Problem> {
+    let target = resolve(&state, &caller, request.model.as_deref()).await?;
+    let model = target.model().clone();
+    let ids = model.tokenizer.vocabulary_size();
+    if let Some(id) = request.tokens.iter().find(|id| **id as usize >= ids) {
+        let message =
+            format!("'tokens' holds the id {id}; this model's tokenizer has the ids 0 to {}.", ids.saturating_sub(1));
+        return Err(Problem::invalid_code("tokens", "invalid_value", message));
+    }
+    let decode = move || Ok::<_, Problem>(model.tokenizer.decode(&request.tokens, false)?);
+    let prompt = off_thread("detokenize", decode).await?;
+    Ok(Json(Detokenized { prompt }))
+}
+
+/// Returns the model that was named, or the only one if `name` is `None`.
+async fn resolve(state: &ApiState, caller: &Caller, name: Option<&str>) -> Result<Target, Problem> {
+    let name = match (name, state.catalog.entries()) {
+        (Some(name), _) => name,
+        (None, [only]) => &only.model.id,
+        (None, _) => return Err(Problem::missing("model")),
+    };
+    Target::resolve(state, caller, name).await
+}
+
+impl TokenizeRequest {
+    fn refuse_unsupported(&self) -> Result<()> {
+        for (field, given) in [
+            ("continue_final_message", self.continue_final_message == Some(true)),
+            ("chat_template", self.chat_template.is_some()),
+            ("chat_template_kwargs", self.chat_template_kwargs.as_ref().is_some_and(|given| !given.is_empty())),
+        ] {
+            if given {
+                return Err(not_supported(field));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the text to tokenize, and whether the tokenizer adds its special tokens to it.
+    fn text(&self, target: &Target) -> Result<(String, bool)> {
+        match (&self.prompt, &self.messages) {
+            (Some(prompt), None) => Ok((prompt.clone(), self.add_special_tokens.unwrap_or(true))),
+            (None, Some(messages)) => {
+                let model = target.model();
+                let template = model.chat_template.as_ref().ok_or_else(|| {
+                    let message = format!("The model `{}` has no chat template: send a 'prompt'.", model.id);
+                    Problem::invalid("model", message)
+                })?;
+                let messages = template_messages(messages, template.tool_syntax())?;
+                let begin_answer = self.add_generation_prompt.unwrap_or(true);
+                let text = template.render(&messages, self.tools.as_deref(), begin_answer)?;
+                Ok((text, self.add_special_tokens.unwrap_or(false)))
+            }
+            (None, None) => {
+                let message = "Missing required parameter: 'prompt' or 'messages'.";
+                Err(Problem::invalid_code("prompt", "missing_required_parameter", message))
+            }
+            (Some(_), Some(_)) => Err(Problem::invalid("messages", "Send either 'prompt' or 'messages', not both.")),
+        }
+    }
+}

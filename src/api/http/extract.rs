@@ -1,0 +1,154 @@
+//! Extractors of handlers: the JSON body, the path and the query of a request. A refusal is an error object that names
+//! the field at fault.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::StatusCode;
+use serde::de::DeserializeOwned;
+
+use crate::api::ApiState;
+use crate::api::http::error::Problem;
+
+/// Time after which a client that sends nothing is given up.
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// A JSON body. The content type is not asked for, unknown fields are ignored, and `null` for an optional field is as
+/// if it were absent.
+#[derive(Debug)]
+pub(crate) struct Body<T>(pub T);
+
+/// Percent-decoded parts of the path.
+#[derive(Debug, FromRequestParts)]
+#[from_request(via(axum::extract::Path), rejection(Problem))]
+pub(crate) struct Path<T>(pub T);
+
+/// The query.
+#[derive(Debug, FromRequestParts)]
+#[from_request(via(axum::extract::Query), rejection(Problem))]
+pub(crate) struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<ApiState> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &ApiState) -> Result<Self, Problem> {
+        parse(&read(request, state).await?).map(Self)
+    }
+}
+
+/// Reads the whole body, within the limits of size and time.
+pub(crate) async fn read(request: Request, state: &ApiState) -> Result<Bytes, Problem> {
+    in_time(BODY_TIMEOUT, Bytes::from_request(request, state))
+        .await?
+        .map_err(|rejection| unreadable(&rejection, state.config.limits.max_body_bytes))
+}
+
+/// Waits for what the client sends, or answers 408 after `limit`.
+pub(crate) async fn in_time<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Problem> {
+    tokio::time::timeout(limit, work).await.map_err(|_| Problem::slow_body())
+}
+
+fn unreadable(rejection: &BytesRejection, limit: usize) -> Problem {
+    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        return Problem::too_large("The request's body", limit);
+    }
+    Problem::bad_request(format!("The request's body could not be read: {}", rejection.body_text()))
+}
+
+/// Reads `T` from JSON; an error names the field at fault.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // serde would read an array as the fields of a struct in their order.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Problem::wrong_type("body", "expected an object"));
+    }
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        if !inner.is_data() {
+            return not_json(&inner);
+        }
+        let reason = without_position(&inner);
+        if let Some(name) = reason.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+            return Problem::missing(if path == "." { name.to_owned() } else { format!("{path}.{name}") });
+        }
+        let param = if path == "." { Cow::Borrowed("body") } else { Cow::Owned(path) };
+        Problem::wrong_type(param, &reason)
+    })?;
+    json.end().map_err(|error| not_json(&error))?;
+    Ok(value)
+}
+
+fn not_json(error: &serde_json::Error) -> Problem {
+    Problem::bad_request(format!("We could not parse the JSON body of your request: {error}."))
+}
+
+/// Returns the message without serde's ` at line … column …`: the name of the field says more.
+fn without_position(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let position = format!(" at line {} column {}", error.line(), error.column());
+    message.strip_suffix(&position).map(str::to_owned).unwrap_or(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Wanted {
+        model: String,
+        temperature: Option<f32>,
+        #[serde(default)]
+        nested: Vec<Inner>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Inner {
+        role: String,
+    }
+
+    fn fault(json: &str) -> (Option<String>, Option<&'static str>) {
+        let problem = parse::<Wanted>(json.as_bytes()).expect_err("the body is wrong");
+        assert_eq!(problem.status, 400);
+        (problem.error.param.map(Cow::into_owned), problem.error.code)
+    }
+
+    #[test]
+    fn null_and_unknown_fields_are_as_if_absent() {
+        let wanted: Wanted = parse(br#"{"model":"m","temperature":null,"extra":[1]}"#).expect("fine");
+        assert_eq!((wanted.model.as_str(), wanted.temperature, wanted.nested.len()), ("m", None, 0));
+    }
+
+    #[test]
+    fn a_fault_names_its_field() {
+        assert_eq!(fault("{}"), (Some("model".into()), Some("missing_required_parameter")));
+        assert_eq!(fault(r#"{"model":1}"#), (Some("model".into()), Some("invalid_type")));
+        assert_eq!(
+            fault(r#"{"model":"m","nested":[{"role":3}]}"#),
+            (Some("nested[0].role".into()), Some("invalid_type"))
+        );
+        let (param, code) = fault(r#"{"model":"m","nested":[{}]}"#);
+        assert_eq!((param.as_deref(), code), (Some("nested[0].role"), Some("missing_required_parameter")));
+        assert_eq!(parse::<Wanted>(br#"{"model":"m","nested":[{"role":"x"}]}"#).expect("fine").nested[0].role, "x");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_never_comes_is_given_up() {
+        let problem = in_time(Duration::ZERO, std::future::pending::<()>()).await.expect_err("nothing comes");
+        assert_eq!((problem.status.as_u16(), problem.error.code), (408, None));
+        assert_eq!(in_time(BODY_TIMEOUT, std::future::ready(1)).await.expect("it is there"), 1);
+    }
+
+    #[test]
+    fn what_is_not_json_is_a_400() {
+        assert_eq!(fault(""), (None, None));
+        assert_eq!(fault("{"), (None, None));
+        assert_eq!(fault(r#"{"model":"m"} x"#), (None, None));
+        assert_eq!(fault("[1]"), (Some("body".into()), Some("invalid_type")));
+    }
+}

@@ -1,0 +1,191 @@
+//! Receives an upload: the parts of a form in any order, the file to disk as it arrives, and the check that a training
+//! file holds one JSON object on each line. Called by `files::create`.
+
+use std::fs::Permissions;
+use std::io::BufReader;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use axum::extract::multipart::{Field, Multipart, MultipartError};
+use serde::de::IgnoredAny;
+use tempfile::{NamedTempFile, TempPath};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::api::http::error::{Problem, Result};
+use crate::api::http::extract::{BODY_TIMEOUT, in_time};
+use crate::datasets::parse::{MAX_LINE_BYTES, RawLines};
+
+/// Bytes of a form field that is not the file.
+const MAX_FIELD_BYTES: usize = 4096;
+/// Parts of a form; more are not read.
+const MAX_PARTS: usize = 32;
+
+/// An upload on disk; the file is removed when this drops, unless it was moved away.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    /// Where the content lies.
+    pub path: TempPath,
+    /// The name that the uploader gave.
+    pub filename: String,
+    /// What it is for, as sent.
+    pub purpose: String,
+}
+
+/// Reads the whole form; the file lies in `folder` and has at most `limit` bytes.
+pub(crate) async fn receive(mut form: Multipart, folder: &Path, limit: usize) -> Result<Upload, Problem> {
+    let (mut file, mut purpose, mut parts) = (None, None, 0);
+    while let Some(mut field) = timed(form.next_field()).await? {
+        parts += 1;
+        if parts > MAX_PARTS {
+            return Err(Problem::bad_request(format!("The form has more than {MAX_PARTS} parts.")));
+        }
+        match field.name().unwrap_or_default() {
+            "file" => {
+                let filename = field.file_name().unwrap_or("upload").chars().take(255).collect::<String>();
+                file = Some((spool(&mut field, folder, limit).await?, filename));
+            }
+            "purpose" => purpose = Some(small_text(&mut field).await?),
+            _ => drop(small_text(&mut field).await?),
+        }
+    }
+    let (path, filename) = file.ok_or_else(|| Problem::missing("file"))?;
+    let purpose = purpose.ok_or_else(|| Problem::missing("purpose"))?;
+    Ok(Upload { path, filename, purpose })
+}
+
+/// Waits for the client, within limits.
+async fn timed<T>(work: impl Future<Output = Result<T, MultipartError>>) -> Result<T, Problem> {
+    in_time(BODY_TIMEOUT, work)
+        .await?
+        .map_err(|error| Problem::bad_request(format!("The form could not be read: {}", error.body_text())))
+}
+
+async fn spool(field: &mut Field<'_>, folder: &Path, limit: usize) -> Result<TempPath, Problem> {
+    let context = || format!("write an upload to {}", folder.display());
+    tokio::fs::create_dir_all(folder).await.map_err(Problem::io(context()))?;
+    let (file, path) = upload_file(folder).map_err(Problem::io(context()))?.into_parts();
+    let mut file = tokio::fs::File::from_std(file);
+    let mut bytes = 0;
+    while let Some(chunk) = timed(field.chunk()).await? {
+        bytes += chunk.len();
+        if bytes > limit {
+            return Err(Problem::too_large("The file", limit).param("file"));
+        }
+        file.write_all(&chunk).await.map_err(Problem::io(context()))?;
+    }
+    file.flush().await.map_err(Problem::io(context()))?;
+    Ok(path)
+}
+
+/// A temporary file with the permissions of any new file: it becomes the blob itself.
+fn upload_file(folder: &Path) -> std::io::Result<NamedTempFile> {
+    tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)
+}
+
+async fn small_text(field: &mut Field<'_>) -> Result<String, Problem> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = timed(field.chunk()).await? {
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() > MAX_FIELD_BYTES {
+            let name = field.name().unwrap_or_default();
+            return Err(Problem::bad_request(format!(
+                "The form field '{name}' is longer than {MAX_FIELD_BYTES} bytes."
+            )));
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| Problem::bad_request("A form field is not UTF-8 text."))
+}
+
+/// Checks that every line of the file is a JSON object. Reads the whole file: call it off the async threads.
+pub(crate) fn check_lines(path: &Path) -> Result<()> {
+    let context = || format!("read the upload {}", path.display());
+    let file = std::fs::File::open(path).map_err(Problem::io(context()))?;
+    let mut lines = RawLines::new(BufReader::with_capacity(1 << 20, file));
+    let (mut objects, mut blank) = (0_usize, None);
+    while lines.advance().map_err(Problem::io(context()))? {
+        let (number, line) = (lines.number(), lines.bytes());
+        if line.len() as u64 > MAX_LINE_BYTES && line.last() != Some(&b'\n') {
+            return Err(fault(
+                number,
+                &format!("is longer than {MAX_LINE_BYTES} bytes"),
+                "end each example with a line break",
+            ));
+        }
+        let content = if number == 1 { line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line) } else { line };
+        let content = content.trim_ascii();
+        if content.is_empty() {
+            blank.get_or_insert(number);
+            continue;
+        }
+        if let Some(blank) = blank {
+            return Err(fault(blank, "is empty", "remove it; only the end of the file may have empty lines"));
+        }
+        check_line(number, content)?;
+        objects += 1;
+    }
+    if objects == 0 {
+        let message = "The file is empty. Expected file to have JSONL format, where every line is a JSON dictionary.";
+        return Err(Problem::bad_request(message));
+    }
+    Ok(())
+}
+
+fn check_line(number: usize, line: &[u8]) -> Result<()> {
+    if std::str::from_utf8(line).is_err() {
+        return Err(fault(number, "is not UTF-8 text", "save the file as UTF-8"));
+    }
+    if !line.starts_with(b"{") {
+        return Err(fault(number, "is not a dictionary", "line starts with: \"{...\""));
+    }
+    match serde_json::from_slice::<IgnoredAny>(line) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(fault(number, &format!("is not valid JSON ({error})"), "write one whole object on each line"))
+        }
+    }
+}
+
+fn fault(line: usize, what: &str, hint: &str) -> Problem {
+    let message = format!(
+        "Expected file to have JSONL format, where every line is a JSON dictionary. Line {line} {what} (HINT: {hint})."
+    );
+    Problem::bad_request(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(content: &[u8]) -> Option<String> {
+        let file = NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), content).expect("written");
+        check_lines(file.path()).err().map(|problem| problem.error.message)
+    }
+
+    #[test]
+    fn one_object_on_each_line_is_fine() {
+        assert_eq!(check(b"{\"prompt\":\"a\"}\n{\"b\":{}}"), None);
+        assert_eq!(check("\u{feff}{}\r\n{}\r\n\n\n".as_bytes()), None);
+    }
+
+    #[test]
+    fn a_fault_names_its_line_and_what_to_change() {
+        for (content, line) in [
+            (&b"{}\n[1]\n"[..], "Line 2 is not a dictionary (HINT: line starts with: \"{...\")"),
+            (b"{}\n{}\n{\"a\":\n", "Line 3 is not valid JSON"),
+            (b"{}\n\n{}\n", "Line 2 is empty"),
+            (b"{\"a\":\"\xff\"}\n", "Line 1 is not UTF-8"),
+            (b"prompt,completion\n", "Line 1 is not a dictionary"),
+        ] {
+            let message = check(content).expect("a fault");
+            assert!(message.contains(line), "{message}");
+        }
+    }
+
+    #[test]
+    fn an_empty_file_is_refused() {
+        for content in [&b""[..], b"\n\n", "\u{feff}".as_bytes()] {
+            assert!(check(content).is_some_and(|message| message.contains("empty")));
+        }
+    }
+}

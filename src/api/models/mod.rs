@@ -1,0 +1,11 @@
+//! Models and adapters as resources. [`model_resource`] lists, reads, deletes and downloads models,
+//! [`checkpoint_permissions`] lets other organisations use one. [`lora_adapters`] loads and unloads adapters that were
+//! trained elsewhere, and answers with [`adapter_list`] which adapters are in memory.
+//!
+//! [`routes`](fn@super::routes) lists the handlers; they call `store` and `adapters`. `generation::engines` and
+//! `fine_tuning::fine_tunes` use [`model_resource`] too.
+
+pub(super) mod adapter_list;
+pub(super) mod checkpoint_permissions;
+pub(super) mod lora_adapters;
+pub(super) mod model_resource;

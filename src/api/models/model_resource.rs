@@ -1,0 +1,266 @@
+//! `/models`: lists and reads models, downloads the adapter of a fine-tuned model, and deletes it.
+
+use std::collections::HashMap;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse as _, Response};
+use futures::stream;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::adapters::registry::{config_key, weights_key};
+use crate::api::ApiState;
+use crate::api::access::auth::Caller;
+use crate::api::http::error::{ErrorBody, Problem, Result};
+use crate::api::http::extract::Path;
+use crate::api::http::list::List;
+use crate::model::BaseModel;
+use crate::store::models::FineTunedModel;
+
+/// A model that requests can name.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Model {
+    /// The name.
+    pub id: String,
+    /// Always `model`.
+    pub object: &'static str,
+    /// Unix seconds.
+    pub created: i64,
+    /// `attune` for base models, else the organisation that trained it.
+    pub owned_by: String,
+    /// The base model of a fine-tuned one; what an alias stands for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    /// The base model of a fine-tuned one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+}
+
+/// A model that is gone.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct DeletedModel {
+    /// The name.
+    pub id: String,
+    /// Always `model`.
+    pub object: &'static str,
+    /// Always true.
+    pub deleted: bool,
+}
+
+/// List models
+#[utoipa::path(
+    get, path = "/models", operation_id = "listModels", tag = "Models",
+    responses((status = 200, body = List<Model>), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Model>>, Problem> {
+    Ok(Json(List::new(all(&state, &caller).await?)))
+}
+
+/// Returns every model that the caller may use: base models, fine-tuned ones, then aliases of both.
+pub(crate) async fn all(state: &ApiState, caller: &Caller) -> Result<Vec<Model>> {
+    let fine_tuned = state.store.usable_models(&caller.organization).await?;
+    let base = state.catalog.entries().iter().map(|entry| Model::from(&*entry.model));
+    // A name that has become an alias hides the fine-tuned model that had it before.
+    let fine_tuned = fine_tuned.into_iter().map(Model::from).filter(|model| !state.catalog.is_alias(&model.id));
+    let models: Vec<Model> = base.chain(fine_tuned).collect();
+    // An alias of a fine-tuned model exists for the model's owner alone.
+    let known: HashMap<&str, &Model> = models.iter().map(|model| (model.id.as_str(), model)).collect();
+    let aliases: Vec<Model> =
+        state.catalog.aliases().filter_map(|(alias, name)| Some(known.get(name)?.called(alias))).collect();
+    Ok(models.into_iter().chain(aliases).collect())
+}
+
+/// Reads a model or downloads its adapter: model names may contain slashes, so one route takes everything after
+/// `/models/`.
+pub(crate) async fn get(state: State<ApiState>, caller: Caller, Path(path): Path<String>) -> Result<Response, Problem> {
+    match path.strip_suffix("/adapter") {
+        Some(name) if state.catalog.get(&path).is_err() => download(state, caller, Path(name.to_owned())).await,
+        _ => Ok(retrieve(state, caller, Path(path)).await?.into_response()),
+    }
+}
+
+/// Read a model
+#[utoipa::path(
+    get, path = "/models/{model}", operation_id = "retrieveModel", tag = "Models",
+    params(("model" = String, Path, description = "The name; slashes may be raw or encoded.")),
+    responses((status = 200, body = Model), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn retrieve(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<Model>, Problem> {
+    Ok(Json(find(&state, &caller, &name).await.map_err(blame_model)?))
+}
+
+/// Returns the model of this name that the caller may use: a base model, a fine-tuned one, or an alias of either.
+pub(crate) async fn find(state: &ApiState, caller: &Caller, name: &str) -> Result<Model> {
+    let real = state.catalog.real_name(name);
+    let model = if let Ok(entry) = state.catalog.get(real) {
+        Model::from(&*entry.model)
+    } else {
+        let row = state.store.usable_model(&caller.organization, real).await;
+        row.map_err(|error| Problem::from(error).about_model(name))?.into()
+    };
+    Ok(if state.catalog.is_alias(name) { model.called(name) } else { model })
+}
+
+/// Delete a fine-tuned model
+///
+/// Requests in flight end undisturbed. Base models and aliases cannot be deleted.
+#[utoipa::path(
+    delete, path = "/models/{model}", operation_id = "deleteModel", tag = "Models",
+    params(("model" = String, Path, description = "The name; slashes may be raw or encoded.")),
+    responses((status = 200, body = DeletedModel), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn delete(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<DeletedModel>, Problem> {
+    if state.catalog.get(&name).is_ok() {
+        let message = format!("The model `{name}` is a base model; only fine-tuned models can be deleted.");
+        return Err(Problem::forbidden(message));
+    }
+    if state.catalog.is_alias(&name) {
+        let real = state.catalog.real_name(&name);
+        let message = format!("`{name}` is an alias of the model `{real}`; the server's configuration holds it.");
+        return Err(Problem::forbidden(message));
+    }
+    let deleted = state.store.delete_fine_tuned_model(&caller.organization, &name).await;
+    let model = deleted.map_err(|error| blame_model(error.into()))?;
+    state.registry.forget(&caller.organization, &model.name);
+    Ok(Json(DeletedModel { id: model.name, object: "model", deleted: true }))
+}
+
+/// Download the adapter of a fine-tuned model
+///
+/// A tar archive with `adapter_config.json` and `adapter_model.safetensors`: a folder that PEFT loads. An extension of
+/// this server.
+#[utoipa::path(
+    get, path = "/models/{model}/adapter", operation_id = "downloadAdapter", tag = "Models",
+    params(("model" = String, Path, description = "The name of a fine-tuned model.")),
+    responses(
+        (status = 200, description = "The archive.", content_type = "application/x-tar", body = Vec<u8>),
+        (status = "4XX", body = ErrorBody),
+    ),
+)]
+pub(crate) async fn download(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Response, Problem> {
+    let real = state.catalog.real_name(&name);
+    if state.catalog.get(real).is_ok() {
+        let message = format!("The model `{name}` is a base model and has no adapter.");
+        return Err(Problem::invalid("model", message));
+    }
+    // For the owner only: the permission to use a model does not include its weights.
+    let row = state.store.fine_tuned_model(&caller.organization, real).await;
+    let model = row.map_err(|error| blame_model(Problem::from(error).about_model(&name)))?;
+    let files = vec![
+        ("adapter_config.json", state.store.blobs.get(&config_key(&model.adapter)).await?),
+        ("adapter_model.safetensors", state.store.blobs.get(&weights_key(&model.adapter)).await?),
+    ];
+    let parts = archive(files, model.created_at)?;
+    let length: usize = parts.iter().map(Bytes::len).sum();
+    let headers = [
+        (header::CONTENT_TYPE, "application/x-tar".to_owned()),
+        (header::CONTENT_LENGTH, length.to_string()),
+        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"adapter-{:.12}.tar\"", model.adapter)),
+    ];
+    Ok((headers, Body::from_stream(stream::iter(parts.into_iter().map(Ok::<_, std::io::Error>)))).into_response())
+}
+
+/// Writes a tar archive as a list of parts, so that the weights are not copied into one buffer.
+fn archive(files: Vec<(&str, Bytes)>, modified: i64) -> Result<Vec<Bytes>> {
+    const BLOCK: usize = 512;
+    let mut parts = Vec::new();
+    for (name, content) in files {
+        let mut head = tar::Header::new_ustar();
+        head.set_path(name).map_err(Problem::io(format!("archive {name}")))?;
+        head.set_size(content.len() as u64);
+        head.set_mode(0o644);
+        head.set_mtime(modified.max(0) as u64);
+        head.set_cksum();
+        let padding = content.len().next_multiple_of(BLOCK) - content.len();
+        parts.extend([Bytes::copy_from_slice(head.as_bytes()), content, Bytes::from(vec![0; padding])]);
+    }
+    parts.push(Bytes::from_static(&[0; 2 * BLOCK]));
+    Ok(parts)
+}
+
+/// Names the field `model` in an error about a model that does not exist.
+pub(crate) fn blame_model(problem: Problem) -> Problem {
+    if problem.is_model_not_found() { problem.param("model") } else { problem }
+}
+
+impl Model {
+    /// Returns the entry of an alias of this model.
+    fn called(&self, alias: &str) -> Self {
+        Self {
+            id: alias.into(),
+            object: self.object,
+            created: self.created,
+            owned_by: self.owned_by.clone(),
+            root: Some(self.id.clone()),
+            parent: self.parent.clone(),
+        }
+    }
+}
+
+impl From<&BaseModel> for Model {
+    fn from(model: &BaseModel) -> Self {
+        let (id, created) = (model.id.clone(), model.created);
+        Self { id, object: "model", created, owned_by: "attune".into(), root: None, parent: None }
+    }
+}
+
+impl From<FineTunedModel> for Model {
+    fn from(model: FineTunedModel) -> Self {
+        Self {
+            id: model.name,
+            object: "model",
+            created: model.created_at,
+            owned_by: model.organization,
+            root: Some(model.base.clone()),
+            parent: Some(model.base),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    #[test]
+    fn the_archive_holds_both_files_unchanged() {
+        let weights = vec![7_u8; 1000];
+        let files = vec![
+            ("adapter_config.json", Bytes::from_static(b"{}")),
+            ("adapter_model.safetensors", weights.clone().into()),
+        ];
+        let bytes = archive(files, 12).expect("an archive").concat();
+        let mut read = tar::Archive::new(bytes.as_slice());
+        let contents: Vec<(String, Vec<u8>)> = read
+            .entries()
+            .expect("entries")
+            .map(|entry| {
+                let mut entry = entry.expect("an entry");
+                let name = entry.path().expect("a path").to_string_lossy().into_owned();
+                let mut content = Vec::new();
+                entry.read_to_end(&mut content).expect("its content");
+                (name, content)
+            })
+            .collect();
+        assert_eq!(
+            contents,
+            [("adapter_config.json".into(), b"{}".to_vec()), ("adapter_model.safetensors".into(), weights)]
+        );
+    }
+}

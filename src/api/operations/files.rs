@@ -1,0 +1,246 @@
+//! `/files`: upload, list, read and delete the files that fine-tunes read and write.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::multipart::{Multipart, MultipartRejection};
+use axum::extract::{FromRequest as _, Request, State};
+use axum::http::header;
+use axum::response::{IntoResponse as _, Response};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::api::ApiState;
+use crate::api::access::auth::Caller;
+use crate::api::http::error::{ErrorBody, Problem, Result};
+use crate::api::http::extract::{Path, Query};
+use crate::api::http::list::{BoundedPageOf, Cursor};
+use crate::api::http::upload;
+use crate::off_thread::off_thread;
+use crate::store::files::{File, NewFile};
+
+/// Purposes that a file may be uploaded for.
+const PURPOSES: [&str; 6] = ["fine-tune", "assistants", "batch", "vision", "user_data", "evals"];
+/// Largest number of items in a page, and the default.
+const MAX_PAGE: i64 = 10_000;
+
+/// A stored file.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct FileObject {
+    /// `file-…`
+    pub id: String,
+    /// Always `file`.
+    pub object: &'static str,
+    /// Size of the content.
+    pub bytes: i64,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// Always null: files stay until they are deleted.
+    pub expires_at: Option<i64>,
+    /// The name that the uploader gave.
+    pub filename: String,
+    /// `fine-tune`, `fine-tune-results`, …
+    pub purpose: String,
+    /// Always `processed`.
+    pub status: &'static str,
+    /// Always null.
+    pub status_details: Option<String>,
+}
+
+/// The form of an upload.
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "describes the form, which is read part by part")]
+pub(crate) struct UploadForm {
+    /// The content; for the purpose `fine-tune` one JSON object on each line.
+    #[schema(value_type = String, format = Binary)]
+    file: Vec<u8>,
+    /// `fine-tune`, `assistants`, `batch`, `vision`, `user_data` or `evals`.
+    purpose: String,
+}
+
+/// A file that is gone.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct DeletedFile {
+    /// `file-…`
+    pub id: String,
+    /// Always `file`.
+    pub object: &'static str,
+    /// Always true.
+    pub deleted: bool,
+}
+
+/// Which files to list.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct FileQuery {
+    /// Only files with this purpose.
+    pub purpose: Option<String>,
+    /// Id of the last file of the page before.
+    pub after: Option<String>,
+    /// Files at the most, 1 to 10000.
+    pub limit: Option<i64>,
+    /// `asc` or `desc` (newest first, the default).
+    #[param(inline)]
+    pub order: Option<Order>,
+}
+
+/// By the time of creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Order {
+    /// Oldest first.
+    Asc,
+    /// Newest first.
+    Desc,
+}
+
+/// Upload a file
+#[utoipa::path(
+    post, path = "/files", operation_id = "createFile", tag = "Files",
+    request_body(content = UploadForm, content_type = "multipart/form-data"),
+    responses((status = 200, body = FileObject), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn create(
+    State(state): State<ApiState>,
+    caller: Caller,
+    request: Request,
+) -> Result<Json<FileObject>, Problem> {
+    let form = Multipart::from_request(request, &state).await.map_err(|rejection| not_a_form(&rejection))?;
+    let upload = upload::receive(form, &state.store.scratch, state.config.limits.max_file_bytes).await?;
+    check_purpose(&upload.purpose)?;
+    if upload.purpose == "fine-tune" {
+        let path = upload.path.to_path_buf();
+        off_thread("check an upload", move || upload::check_lines(&path)).await?;
+    }
+    let organization = caller.organization.to_string();
+    let new = NewFile { organization, filename: upload.filename, purpose: upload.purpose };
+    let file = state.store.add_file(new, upload.path.to_path_buf()).await?;
+    Ok(Json(file.into()))
+}
+
+/// List files
+#[utoipa::path(
+    get, path = "/files", operation_id = "listFiles", tag = "Files", params(FileQuery),
+    responses((status = 200, body = BoundedPageOf<FileObject>), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn list(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Query(query): Query<FileQuery>,
+) -> Result<Json<BoundedPageOf<FileObject>>, Problem> {
+    let mut page = Cursor { after: query.after, limit: query.limit }.page(MAX_PAGE, MAX_PAGE);
+    page.ascending = query.order == Some(Order::Asc);
+    let (files, has_more) = state.store.files(&caller.organization, query.purpose.as_deref(), page).await?;
+    let files: Vec<FileObject> = files.into_iter().map(FileObject::from).collect();
+    Ok(Json(BoundedPageOf::new(files, has_more, |file| file.id.clone())))
+}
+
+/// Read a file's description
+#[utoipa::path(
+    get, path = "/files/{file_id}", operation_id = "retrieveFile", tag = "Files", params(("file_id" = String, Path)),
+    responses((status = 200, body = FileObject), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn retrieve(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<FileObject>, Problem> {
+    Ok(Json(state.store.file(&caller.organization, &id).await?.into()))
+}
+
+/// Download a file
+#[utoipa::path(
+    get, path = "/files/{file_id}/content", operation_id = "downloadFile", tag = "Files",
+    params(("file_id" = String, Path)),
+    responses(
+        (status = 200, description = "The content.", content_type = "application/octet-stream", body = Vec<u8>),
+        (status = "4XX", body = ErrorBody),
+    ),
+)]
+pub(crate) async fn content(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    let file = state.store.file(&caller.organization, &id).await?;
+    let content = state.store.file_content(&file).await?;
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+        (header::CONTENT_LENGTH, file.bytes.to_string()),
+        (header::CONTENT_DISPOSITION, disposition(&file.filename)),
+    ];
+    Ok((headers, Body::from_stream(content)).into_response())
+}
+
+/// Delete a file
+#[utoipa::path(
+    delete, path = "/files/{file_id}", operation_id = "deleteFile", tag = "Files", params(("file_id" = String, Path)),
+    responses((status = 200, body = DeletedFile), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn delete(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<DeletedFile>, Problem> {
+    state.store.delete_file(&caller.organization, &id).await?;
+    Ok(Json(DeletedFile { id, object: "file", deleted: true }))
+}
+
+fn not_a_form(rejection: &MultipartRejection) -> Problem {
+    Problem::unsupported_media_type(format!(
+        "Send the file as multipart/form-data with the parts 'file' and 'purpose': {}",
+        rejection.body_text()
+    ))
+}
+
+fn check_purpose(purpose: &str) -> Result<()> {
+    if PURPOSES.contains(&purpose) {
+        return Ok(());
+    }
+    let message = format!("'{purpose}' is not one of the purposes: {}.", PURPOSES.join(", "));
+    Err(Problem::invalid_code("purpose", "invalid_value", message))
+}
+
+/// Writes the header `Content-Disposition`: the file name in plain ASCII for old clients, and in full for others (RFC
+/// 6266).
+fn disposition(filename: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ' ') { c } else { '_' };
+    let ascii: String = filename.chars().map(plain).collect();
+    format!("attachment; filename=\"{ascii}\"; filename*=UTF-8''{}", utf8_percent_encode(filename, NON_ALPHANUMERIC))
+}
+
+impl From<File> for FileObject {
+    fn from(file: File) -> Self {
+        Self {
+            id: file.id,
+            object: "file",
+            bytes: file.bytes,
+            created_at: file.created_at,
+            expires_at: None,
+            filename: file.filename,
+            purpose: file.purpose,
+            status: "processed",
+            status_details: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostile_file_name_cannot_leave_its_header() {
+        let header = disposition("a\"\r\nX: y/é.jsonl");
+        assert_eq!(
+            header,
+            "attachment; filename=\"a___X_ y__.jsonl\"; filename*=UTF-8''a%22%0D%0AX%3A%20y%2F%C3%A9%2Ejsonl"
+        );
+    }
+
+    #[test]
+    fn only_known_purposes_pass() {
+        assert!(check_purpose("fine-tune").is_ok() && check_purpose("user_data").is_ok());
+        assert!(check_purpose("fine-tune-results").is_err() && check_purpose("").is_err());
+    }
+}

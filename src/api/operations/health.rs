@@ -1,0 +1,113 @@
+//! Health, readiness and metrics, for programs that watch the server. Open without a key.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::api::ApiState;
+use crate::{Error, Result};
+
+/// Time after which a database that does not answer counts as gone.
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Upper bounds in seconds, from a status request to a long completion.
+const DURATION_BUCKETS: [f64; 12] = [0.002, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
+
+/// Upper bounds in seconds, from a step of a small model to the wait in a long queue.
+const LATENCY_BUCKETS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
+const ROW_BUCKETS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 2048.0];
+/// Metrics whose histograms have the bounds [`LATENCY_BUCKETS`].
+const LATENCIES: [&str; 3] =
+    ["attune_queue_seconds", "attune_time_to_first_token_seconds", "attune_time_between_tokens_seconds"];
+/// Time between sorting measurements into buckets: they pile up in memory until then, even if nobody asks for
+/// `/metrics`.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Handle of the metrics recorder: a process can install one only.
+static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// How the server is.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Health {
+    /// `ok`, `ready` or `not ready`.
+    pub status: &'static str,
+}
+
+/// Whether the process is alive
+#[utoipa::path(
+    get, path = "/health", operation_id = "health", tag = "Operations", security(()),
+    responses((status = 200, body = Health)),
+)]
+pub(crate) async fn health() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// Whether requests can be served
+///
+/// The models are loaded before the server listens, so this asks the database, and whether the GPU was lost.
+#[utoipa::path(
+    get, path = "/ready", operation_id = "ready", tag = "Operations", security(()),
+    responses((status = 200, body = Health), (status = 503, body = Health)),
+)]
+pub(crate) async fn ready(State(state): State<ApiState>) -> Response {
+    let answers = tokio::time::timeout(READY_TIMEOUT, state.store.is_ready()).await.unwrap_or(false);
+    let has_device = state.catalog.entries().iter().all(|entry| !entry.model.health.is_lost());
+    if answers && has_device && !state.shutdown.is_cancelled() {
+        Json(Health { status: "ready" }).into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "not ready" })).into_response()
+    }
+}
+
+/// Numbers for Prometheus
+#[utoipa::path(
+    get, path = "/metrics", operation_id = "metrics", tag = "Operations", security(()),
+    responses((status = 200, description = "Prometheus text format.", content_type = "text/plain", body = String)),
+)]
+pub(crate) async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
+    state.registry.status().record();
+    let text = METRICS.get().map(|metrics| {
+        metrics.run_upkeep();
+        metrics.render()
+    });
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text.unwrap_or_default())
+}
+
+/// Starts to record metrics; a second call changes nothing.
+pub fn record_metrics() -> Result<()> {
+    if METRICS.get().is_some() {
+        return Ok(());
+    }
+    let fault = |error| Error::Internal(format!("metrics: {error}"));
+    let durations = Matcher::Full("attune_http_request_duration_seconds".into());
+    let rows = Matcher::Full("attune_step_rows".into());
+    let mut builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(durations, &DURATION_BUCKETS)
+        .and_then(|builder| builder.set_buckets_for_metric(rows, &ROW_BUCKETS))
+        .map_err(fault)?;
+    for name in LATENCIES {
+        let matcher = Matcher::Full(name.into());
+        builder = builder.set_buckets_for_metric(matcher, &LATENCY_BUCKETS).map_err(fault)?;
+    }
+    let recorder = builder.build_recorder();
+    let handle = METRICS.get_or_init(|| recorder.handle());
+    // Another recorder means another server in this process, or a test's own: its numbers are as good.
+    if metrics::set_global_recorder(recorder).is_err() {
+        handle.run_upkeep();
+    }
+    let upkeep = move || {
+        loop {
+            std::thread::sleep(UPKEEP);
+            handle.run_upkeep();
+        }
+    };
+    std::thread::Builder::new().name("metrics".into()).spawn(upkeep).map_err(Error::io("start the metrics' thread"))?;
+    Ok(())
+}

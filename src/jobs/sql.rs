@@ -1,0 +1,26 @@
+//! The statements on jobs, their events and checkpoints: a file each in `sql/`. `tests/jobs/statements.rs` lets the
+//! database prepare them all.
+//!
+//! A statement that changes a job's state also adds the event of the change (`said`): the new status, or the stop that
+//! the client asked for; `api` words it. Each locks the job's row before an event takes its number, so that the events
+//! of one job become visible in the order of their numbers and a reader's cursor misses none.
+
+pub(super) const ADD_CHECKPOINT: &str = include_str!("sql/add_checkpoint.sql");
+pub(super) const ADD_EVENT: &str = include_str!("sql/add_event.sql");
+pub(super) const ADD_TRAINING_RATE: &str = include_str!("sql/add_training_rate.sql");
+pub(super) const CHECKPOINTS: &str = include_str!("sql/checkpoints.sql");
+pub(super) const CLAIM: &str = include_str!("sql/claim.sql");
+pub(super) const END_ATTEMPT: &str = include_str!("sql/end_attempt.sql");
+pub(super) const ENQUEUE: &str = include_str!("sql/enqueue.sql");
+pub(super) const EVENTS_AFTER: &str = include_str!("sql/events_after.sql");
+pub(super) const EVENTS_BEFORE: &str = include_str!("sql/events_before.sql");
+pub(super) const FIND: &str = include_str!("sql/find.sql");
+pub(super) const HEARTBEAT: &str = include_str!("sql/heartbeat.sql");
+pub(super) const LIST_ASCENDING: &str = include_str!("sql/list_ascending.sql");
+pub(super) const LIST_DESCENDING: &str = include_str!("sql/list_descending.sql");
+pub(super) const REAP: &str = include_str!("sql/reap.sql");
+pub(super) const RECORD_PLAN: &str = include_str!("sql/record_plan.sql");
+pub(super) const RESUME: &str = include_str!("sql/resume.sql");
+pub(super) const STOP: &str = include_str!("sql/stop.sql");
+pub(super) const SUCCEED: &str = include_str!("sql/succeed.sql");
+pub(super) const TRAINING_RATES: &str = include_str!("sql/training_rates.sql");

@@ -1,0 +1,168 @@
+//! What a training thread is given, and the phases of its preparation that depend on nothing else: reading the files, turning
+//! every `auto` into a number, building the trainer. Gathered by [`super::job_run`] and [`super::estimate`], used by
+//! [`super::training`].
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc::Sender;
+
+use super::cancellable_reader::cancellable;
+use super::compatibility::take_shape;
+use super::lease::Control;
+use super::training::Progress;
+use crate::datasets::classes::{self, Wanted};
+use crate::datasets::{self, Dataset, DatasetReport, ExampleStore, Purpose, RenderSettings};
+use crate::engine::priority::Priority;
+use crate::jobs::Result;
+use crate::jobs::{JobApi, JobSpec};
+use crate::model::BaseModel;
+use crate::model::lora::Adapter;
+use crate::system::FreeMemory;
+use crate::train::classification::ClassificationTask;
+use crate::train::estimate::{TrainingMemory, TrainingRate};
+use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
+use crate::train::recomputation::MemoryBounds;
+use crate::train::{TrainSettings, Trainer, settings};
+
+/// All that the thread needs.
+pub(super) struct Inputs {
+    pub model: Arc<BaseModel>,
+    pub api: JobApi,
+    pub method: Method,
+    pub asked: Hyperparameters,
+    /// The settings of an earlier attempt, which this one goes on with.
+    pub resolved: Option<Hyperparameters>,
+    pub seed: u64,
+    pub training_file: File,
+    pub validation_file: Option<File>,
+    /// The adapter to continue.
+    pub initial: Option<Arc<Adapter>>,
+    /// What to measure of classes, where the client asked for it.
+    pub classification: Option<Classification>,
+    /// The state of an earlier attempt.
+    pub checkpoint: Option<Bytes>,
+    pub surroundings: Surroundings,
+}
+
+/// What the thread gets from its server or command, whatever the job asks for.
+pub(super) struct Surroundings {
+    /// How fast this machine has trained the model, by setup.
+    pub rates: BTreeMap<String, TrainingRate>,
+    /// What the operator says of memory.
+    pub memory: MemoryBounds,
+    /// The folder for temporary files.
+    pub scratch: PathBuf,
+    pub priority: Arc<Priority>,
+    pub control: Arc<Control>,
+    pub progress: Sender<Progress>,
+}
+
+impl Inputs {
+    /// Builds the inputs of a first attempt at `spec`: a new adapter, and nothing to measure of classes.
+    pub(super) fn new(
+        model: Arc<BaseModel>,
+        api: JobApi,
+        spec: &JobSpec,
+        (training_file, validation_file): (File, Option<File>),
+        surroundings: Surroundings,
+    ) -> Self {
+        Self {
+            model,
+            api,
+            method: spec.method,
+            asked: spec.hyperparameters.clone(),
+            resolved: None,
+            seed: spec.seed,
+            training_file,
+            validation_file,
+            initial: None,
+            classification: None,
+            checkpoint: None,
+            surroundings,
+        }
+    }
+
+    /// Returns how the files are rendered to tokens.
+    pub(super) fn render_settings(&self) -> Result<RenderSettings> {
+        Ok(RenderSettings {
+            prompt_loss_weight: settings::prompt_loss_weight(&self.asked, self.api.defaults()),
+            max_tokens: settings::max_sequence_tokens(&self.asked, &self.model.config)?,
+            scratch: self.surroundings.scratch.clone(),
+        })
+    }
+
+    /// Reads and tokenises one of the files, as the method wants its lines.
+    pub(super) fn read(&self, file: &File, purpose: Purpose, render: &RenderSettings) -> Result<Dataset> {
+        let file = cancellable(file, &self.surroundings.control)?;
+        let dataset = match self.method {
+            Method::Supervised => datasets::read(file, purpose, &*self.model, render),
+            Method::Dpo => datasets::read_preferences(file, purpose, &*self.model, render),
+        };
+        Ok(dataset?)
+    }
+
+    /// Reads both files as a task of sorting into classes; `None` if the client asked for none or there is no validation
+    /// file.
+    pub(super) fn classification_task(&self, max_tokens: usize) -> Result<Option<ClassificationTask>> {
+        let (Some(asked), Some(validation_file)) = (&self.classification, &self.validation_file) else {
+            return Ok(None);
+        };
+        if asked.compute != Some(true) {
+            return Ok(None);
+        }
+        let wanted = Wanted {
+            n_classes: asked.n_classes.map(|number| number as usize),
+            positive_class: asked.positive_class.as_deref(),
+        };
+        let control = &self.surroundings.control;
+        let (training, validation) =
+            (cancellable(&self.training_file, control)?, cancellable(validation_file, control)?);
+        let data = classes::read(training, validation, &*self.model, wanted, max_tokens)?;
+        Ok(Some(ClassificationTask::new(data, asked.betas.as_deref().unwrap_or_default())))
+    }
+
+    /// Returns the settings of an earlier attempt, or turns every `auto` into a number; an adapter to continue gives its
+    /// shape.
+    pub(super) fn resolve(&self, report: &DatasetReport) -> Result<Hyperparameters> {
+        let mut resolved = match &self.resolved {
+            Some(resolved) => resolved.clone(),
+            None => settings::resolve(&self.asked, self.api.defaults(), self.method, report, &self.model.config)?,
+        };
+        if let Some(initial) = &self.initial {
+            take_shape(&mut resolved, &self.asked, initial)?;
+        }
+        Ok(resolved)
+    }
+
+    /// Builds the trainer and restores the checkpoint of an earlier attempt. Also returns why it could not be restored, if
+    /// so; the run then begins anew.
+    pub(super) fn trainer(
+        &mut self,
+        resolved: &Hyperparameters,
+        examples: ExampleStore,
+    ) -> Result<(Trainer, Option<String>)> {
+        let settings = TrainSettings::new(resolved, self.seed).on(self.model.decoder.kernels());
+        let mut trainer = Trainer::new(Arc::clone(&self.model), settings, examples, self.initial.as_deref())?;
+        let fault = self.checkpoint.take().and_then(|checkpoint| trainer.restore(&checkpoint).err());
+        Ok((trainer, fault.map(|error| error.to_string())))
+    }
+
+    /// Chooses how much the backward pass computes again, so that the run fits into the memory.
+    pub(super) fn choose_memory(
+        &self,
+        trainer: &Trainer,
+        report: &DatasetReport,
+        process_bytes: Option<u64>,
+        free: Option<FreeMemory>,
+    ) -> Result<TrainingMemory> {
+        let memory_of = |way| {
+            let (parameters, settings) = (trainer.parameter_count(), trainer.settings());
+            TrainingMemory::new(&self.model, parameters, settings, report, process_bytes, way)
+        };
+        Ok(self.surroundings.memory.choose(memory_of, free, report.longest)?)
+    }
+}

@@ -1,0 +1,152 @@
+//! What can go wrong with stored things. The layers above wrap [`Error`] in their own; `api` maps each variant to a
+//! status.
+//!
+//! Database and blobs are known here alone: nobody above looks into `sqlx`'s or `object_store`'s errors.
+
+use std::sync::Arc;
+
+use crate::off_thread::Lost;
+
+/// The result of everything in this module that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failure of the store, with a message that its reader can act on.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// No object of this kind has the id.
+    #[error("No such {kind} object: {id}")]
+    NotFound {
+        /// `File`, `key`, …
+        kind: &'static str,
+        /// The id as the caller wrote it.
+        id: String,
+    },
+
+    /// No fine-tuned model of this caller has the name.
+    #[error("The model `{0}` does not exist or you do not have access to it.")]
+    ModelNotFound(String),
+
+    /// An unfinished job reads the file, so it cannot be deleted.
+    #[error("File {file} is in use by job {job}: cancel the job first.")]
+    FileInUse {
+        /// Id of the file.
+        file: String,
+        /// Public id of the job.
+        job: String,
+    },
+
+    /// An adapter from elsewhere already has the name, and the caller did not ask to replace it.
+    #[error("An adapter named '{0}' is stored already: replace it, or choose another name.")]
+    NameTaken(String),
+
+    /// A job's model has the name; those are never replaced.
+    #[error("A fine-tune job made the model '{0}': choose another name.")]
+    NameOfJob(String),
+
+    /// A field of a new API key is out of its range; the message says which and what is allowed.
+    #[error("{0}")]
+    KeySetting(String),
+
+    /// Postgres stores no NUL in text or JSON.
+    #[error("Text must not contain the NUL character.")]
+    NulInText,
+
+    /// The database does not answer now, or not in time.
+    #[error("{0}")]
+    Unavailable(String),
+
+    /// The connection to the database cannot be secured.
+    #[error("database: {0}")]
+    Tls(Arc<sqlx::Error>),
+
+    /// A query failed.
+    #[error("database: {0}")]
+    Database(Arc<sqlx::Error>),
+
+    /// The blob is not there (any more).
+    #[error("storage: there is no blob `{0}`")]
+    BlobNotFound(String),
+
+    /// Reading or writing a blob failed.
+    #[error("storage: {0}")]
+    Blob(Arc<object_store::Error>),
+
+    /// The database cannot be set up or used; the message says which part and why.
+    #[error("{0}")]
+    Setup(String),
+
+    /// Another process has the private Postgres of this data folder.
+    #[error("{0}")]
+    FolderInUse(String),
+
+    /// Reading or writing a file failed.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being done, with the path.
+        context: String,
+        /// What the system said.
+        source: Arc<std::io::Error>,
+    },
+
+    /// A defect in Attune itself; the message goes to the log, not to the client.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// An input or output failure while doing `context`; use as `.map_err(Error::io("read an upload"))`.
+    pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let context = context.into();
+        move |source| Self::Io { context, source: Arc::new(source) }
+    }
+
+    /// True if trying the same again later can help.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::Unavailable(_)
+                | Self::Tls(_)
+                | Self::Database(_)
+                | Self::BlobNotFound(_)
+                | Self::Blob(_)
+                | Self::Io { .. }
+        )
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::PoolTimedOut => Self::Unavailable("The database is busy or does not answer.".into()),
+            sqlx::Error::PoolClosed => Self::Unavailable("The server is shutting down.".into()),
+            sqlx::Error::Io(error) => Self::Unavailable(format!("The database does not answer: {error}.")),
+            // It shuts down (57P01, 57P02), starts up (57P03) or has no connection left (53300).
+            sqlx::Error::Database(error)
+                if matches!(error.code().as_deref(), Some("57P01" | "57P02" | "57P03" | "53300")) =>
+            {
+                Self::Unavailable(format!("The database does not answer: {error}."))
+            }
+            // NUL in text (22021) or JSON (22P05), which only a client can have sent.
+            sqlx::Error::Database(error) if matches!(error.code().as_deref(), Some("22021" | "22P05")) => {
+                Self::NulInText
+            }
+            error @ sqlx::Error::Tls(_) => Self::Tls(Arc::new(error)),
+            error => Self::Database(Arc::new(error)),
+        }
+    }
+}
+
+impl From<object_store::Error> for Error {
+    fn from(error: object_store::Error) -> Self {
+        match error {
+            object_store::Error::NotFound { path, .. } => Self::BlobNotFound(path),
+            error => Self::Blob(Arc::new(error)),
+        }
+    }
+}
+
+impl From<Lost> for Error {
+    fn from(lost: Lost) -> Self {
+        Self::Internal(lost.0)
+    }
+}
