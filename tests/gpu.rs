@@ -24,3 +24,10 @@ mod round_trip;
 mod speed;
 #[path = "device/training.rs"]
 mod training;
+
+use attune::model::kernels::Kernels;
+
+/// The kernels under test.
+fn kernels() -> Kernels {
+    Kernels::of(&fixtures::device()).unwrap()
+}

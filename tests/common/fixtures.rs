@@ -11,6 +11,7 @@ use attune::engine::{GenerateRequest, Sampling};
 use attune::model::decoder::Decoder;
 use attune::model::device::DeviceChoice;
 use attune::model::entry::ModelEntry;
+use attune::model::kernels::Kernels;
 use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
 use attune::model::lora::{Adapter, AdapterLease, LoraLayer, LoraPair, Site};
@@ -57,10 +58,15 @@ pub(crate) fn load(family: &str, device: &Device) -> (ModelConfig, Decoder) {
 
 /// The same with its weights held as `storage` says.
 pub(crate) fn load_as(family: &str, device: &Device, storage: &Storage) -> (ModelConfig, Decoder) {
+    load_on(family, &Kernels::of(device).unwrap(), storage)
+}
+
+/// The same over `kernels`.
+pub(crate) fn load_on(family: &str, kernels: &Kernels, storage: &Storage) -> (ModelConfig, Decoder) {
     let folder = folder(family);
     let config = ModelConfig::read(&folder).unwrap();
-    let weights = Weights::open(&folder, device).unwrap();
-    let decoder = Decoder::load(&config, &weights, storage).unwrap();
+    let weights = Weights::open(&folder, kernels.device()).unwrap();
+    let decoder = Decoder::load_on(&config, &weights, storage, kernels).unwrap();
     (config, decoder)
 }
 
@@ -69,9 +75,22 @@ pub(crate) fn whole_model(family: &str) -> Arc<BaseModel> {
     whole_model_of(family, |_, _| {})
 }
 
+/// The same over `kernels`.
+pub(crate) fn whole_model_on(family: &str, kernels: &Kernels) -> Arc<BaseModel> {
+    make_whole_model(family, kernels, |_, _| {})
+}
+
 /// The same after a change of its weights.
 pub(crate) fn whole_model_of(
     family: &str,
+    change: impl FnOnce(&mut HashMap<String, Tensor>, &ModelConfig),
+) -> Arc<BaseModel> {
+    make_whole_model(family, &Kernels::of(&device()).unwrap(), change)
+}
+
+fn make_whole_model(
+    family: &str,
+    kernels: &Kernels,
     change: impl FnOnce(&mut HashMap<String, Tensor>, &ModelConfig),
 ) -> Arc<BaseModel> {
     let target = tempfile::tempdir().unwrap();
@@ -89,7 +108,7 @@ pub(crate) fn whole_model_of(
     }
     // What transformers computed, it computed in f32.
     let entry = ModelEntry { dtype: Some(Dtype::F32), ..ModelEntry::new(family, target.path()) };
-    Arc::new(BaseModel::load(&entry, &device()).unwrap())
+    Arc::new(BaseModel::load_on(&entry, kernels).unwrap())
 }
 
 /// The tensors of a reference file, on the CPU.

@@ -8,7 +8,8 @@ use attune::engine::{Backend as _, EmbedRequest, Event, GenerateRequest, Samplin
 use attune::model::BaseModel;
 use attune::model::lora::AdapterLease;
 
-use crate::fixtures::{Reference, device, greedy, max_difference, whole_model};
+use crate::fixtures::{Reference, device, greedy, max_difference, whole_model_on};
+use crate::kernels;
 
 fn tokens(engine: &NativeEngine, request: GenerateRequest) -> Vec<u32> {
     let mut events = engine.generate(request).unwrap();
@@ -24,7 +25,7 @@ fn tokens(engine: &NativeEngine, request: GenerateRequest) -> Vec<u32> {
 }
 
 fn start(family: &str) -> (Arc<BaseModel>, Arc<NativeEngine>) {
-    let model = whole_model(family);
+    let model = whole_model_on(family, &kernels());
     let engine = NativeEngine::start(model.clone(), &EngineLimits::default(), Arc::default()).unwrap();
     (model, engine)
 }

@@ -9,8 +9,9 @@ use attune::train::backward::{self, hidden_states};
 use candle_core::{DType, Device, Tensor};
 
 use crate::fixtures::{
-    FAMILIES, Reference, TRAINED_FAMILIES, device, load_as, one_sequence, relative_difference, tensor_name,
+    FAMILIES, Reference, TRAINED_FAMILIES, device, load_on, one_sequence, relative_difference, tensor_name,
 };
+use crate::kernels;
 
 /// A type of two bytes, and what it may be off by, in parts of what bf16 may.
 struct Half {
@@ -47,7 +48,7 @@ fn logits_in_two_bytes_are_near_those_of_transformers_in_training_and_in_serving
     let mut differences = Vec::new();
     for (family, half) in FAMILIES.into_iter().flat_map(|family| halves().map(|half| (family, half))) {
         let Half { storage, dtype, share } = half;
-        let (config, decoder) = load_as(family, &device(), &storage);
+        let (config, decoder) = load_on(family, &kernels(), &storage);
         let reference = Reference::read(family, "reference.safetensors");
         let tokens = reference.ids("input_ids");
         let expected = reference.floats("logits");
@@ -79,7 +80,7 @@ fn gradients_in_two_bytes_are_near_those_of_peft() {
     let mut differences = Vec::new();
     for (family, half) in TRAINED_FAMILIES.into_iter().flat_map(|family| halves().map(|half| (family, half))) {
         let Half { storage, dtype, share } = half;
-        let (config, decoder) = load_as(family, &device(), &storage);
+        let (config, decoder) = load_on(family, &kernels(), &storage);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let reference = Reference::read(family, "peft/reference.safetensors");
         let batch = reference.batch();
@@ -113,7 +114,7 @@ fn gradients_in_two_bytes_are_near_those_of_peft() {
 fn adapters_served_in_two_bytes_are_near_those_of_peft() {
     for (family, half) in TRAINED_FAMILIES.into_iter().flat_map(|family| halves().map(|half| (family, half))) {
         let Half { storage, dtype, share } = half;
-        let (config, decoder) = load_as(family, &device(), &storage);
+        let (config, decoder) = load_on(family, &kernels(), &storage);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let adapter = decoder.served(&adapter).unwrap();
         let reference = Reference::read(family, "peft/reference.safetensors");

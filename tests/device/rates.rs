@@ -3,14 +3,13 @@
 
 use std::time::Instant;
 
-use attune::model::kernels::{
-    self, AttentionState, CachedRows, CachedStep, Dense, LoraRun, NewHeads, Norm, PackedRows,
-};
+use attune::model::kernels::{AttentionState, CachedStep, Dense, LoraRun, NewHeads, Norm, PackedRows, SequenceRows};
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use candle_core::{DType, Shape, Tensor};
 
 use crate::fixtures::device;
+use crate::kernels;
 
 const ON_GPU: bool = cfg!(feature = "cuda");
 const HIDDEN: usize = if ON_GPU { 4096 } else { 32 };
@@ -54,17 +53,18 @@ fn say_operations(what: &str, seconds: f64, operations: f64) {
 /// What everything else is to be compared with.
 #[test]
 fn copies_and_products() {
+    let kernels = kernels();
     let size = if ON_GPU { 1 << 30 } else { 100 };
     let from = Tensor::zeros(size, DType::U8, &device()).unwrap();
     let took = seconds(|_| drop(from.copy().unwrap()));
     say_bytes("a copy in the GPU's memory", took, 2 * size);
     let side = if ON_GPU { 8192 } else { 8 };
     let (a, b) = (random((side, side)), random((side, side)));
-    let took = seconds(|_| drop(kernels::linear(&a, &b).unwrap()));
+    let took = seconds(|_| drop(kernels.linear(&a, &b).unwrap()));
     say_operations("a square product", took, 2.0 * (side as f64).powi(3));
     for rows in [SEQUENCES, ROWS] {
         let (x, w) = (random((rows, HIDDEN)), (0..4).map(|_| random((INTERMEDIATE, HIDDEN))).collect::<Vec<_>>());
-        let took = seconds(|time| drop(kernels::linear(&x, &w[time % w.len()]).unwrap()));
+        let took = seconds(|time| drop(kernels.linear(&x, &w[time % w.len()]).unwrap()));
         say_operations(&format!("{rows} rows with a layer"), took, 2.0 * (rows * HIDDEN * INTERMEDIATE) as f64);
         say_bytes("its weights alone", took, BYTES * HIDDEN * INTERMEDIATE);
     }
@@ -73,16 +73,18 @@ fn copies_and_products() {
 /// Products of few rows, by weights that no cache holds.
 #[test]
 fn few_rows() {
+    let kernels = kernels();
+    let gpu = kernels.gpu().unwrap();
     let weights: Vec<Tensor> = (0..8).map(|_| random((INTERMEDIATE, HIDDEN))).collect();
     let norm = Tensor::ones(HIDDEN, DType::F32, &device()).unwrap();
     let dense = |index: usize| Dense { weight: &weights[index % weights.len()], bias: None, residual: None };
     for rows in [1, 4] {
         let x = random((rows, HIDDEN));
         let norm = Norm { weight: &norm, eps: 1e-5 };
-        let took = seconds(|time| drop(kernels::project(&x, None, &[dense(time)]).unwrap()));
+        let took = seconds(|time| drop(gpu.project(&x, None, &[dense(time)]).unwrap()));
         say_bytes(&format!("{rows} rows with a layer"), took, BYTES * HIDDEN * INTERMEDIATE);
         let took = seconds(|time| {
-            drop(kernels::project_gated(&x, norm, [dense(2 * time), dense(2 * time + 1)]).unwrap());
+            drop(gpu.project_gated(&x, norm, [dense(2 * time), dense(2 * time + 1)]).unwrap());
         });
         say_bytes("with norm, gate and activation", took, 2 * BYTES * HIDDEN * INTERMEDIATE);
     }
@@ -91,23 +93,25 @@ fn few_rows() {
 /// Attention of one sequence, whose operations are counted where keys are seen.
 #[test]
 fn attention_forwards_and_backwards() {
+    let kernels = kernels();
     let q = random((ROWS, HEADS, HEAD_DIM));
     let (k, v) = (random((ROWS, KV_HEADS, HEAD_DIM)), random((ROWS, KV_HEADS, HEAD_DIM)));
     #[allow(clippy::single_range_in_vec_init, reason = "one sequence")]
     let sequences = [0..ROWS];
-    let rows = PackedRows::new(&sequences, &device()).unwrap();
+    let rows = PackedRows::new(&sequences, &kernels).unwrap();
     let operations = 2.0 * (ROWS * ROWS * HEADS * HEAD_DIM) as f64;
-    let took = seconds(|_| drop(kernels::packed_attention(&q, &k, &v, &rows, None).unwrap()));
+    let took = seconds(|_| drop(kernels.packed_attention(&q, &k, &v, &rows, None).unwrap()));
     say_operations(&format!("attention of {ROWS} rows"), took, operations);
-    let (out, log_sum_exp) = kernels::packed_attention(&q, &k, &v, &rows, None).unwrap();
+    let (out, log_sum_exp) = kernels.packed_attention(&q, &k, &v, &rows, None).unwrap();
     let state = AttentionState { q: &q, k: &k, v: &v, out: &out, log_sum_exp: &log_sum_exp };
-    let took = seconds(|_| drop(kernels::packed_attention_backward(state, &out, &rows, None).unwrap()));
+    let took = seconds(|_| drop(kernels.packed_attention_backward(state, &out, &rows, None).unwrap()));
     say_operations("backwards", took, 2.5 * operations);
 }
 
 /// Attention of sequences with one new row each, one of them alone and many.
 #[test]
 fn attention_over_the_cache() {
+    let kernels = kernels();
     for count in [1, SEQUENCES] {
         let each = ROWS / BLOCK_TOKENS + 1;
         let slots = (each * count * BLOCK_TOKENS, KV_HEADS, HEAD_DIM);
@@ -116,12 +120,13 @@ fn attention_over_the_cache() {
         let (k, v) = (random((count, KV_HEADS, HEAD_DIM)), random((count, KV_HEADS, HEAD_DIM)));
         let blocks: Vec<Vec<u32>> =
             (0..count).map(|one| (0..each).map(|block| (block * count + one) as u32).collect()).collect();
-        let rows = |one: usize| CachedRows { rows: one..one + 1, start: ROWS, blocks: &blocks[one] };
-        let step = CachedStep::new((0..count).map(rows).collect(), &device()).unwrap();
+        let rows = |one: usize| SequenceRows { rows: one..one + 1, start: ROWS, blocks: &blocks[one], adapter: None };
+        let sequences: Vec<_> = (0..count).map(rows).collect();
+        let step = CachedStep::new(&sequences, &kernels).unwrap();
         let new = NewHeads { q: &q, k: &k, v: &v, norms: None, angles: None };
         let took = seconds(|time| {
             let (keys, values) = &caches[time % caches.len()];
-            drop(kernels::attend_new(new, keys, values, &step, None).unwrap());
+            drop(kernels.attend_new(new, keys, values, &step, None).unwrap());
         });
         let bytes = 2 * BYTES * count * ROWS * KV_HEADS * HEAD_DIM;
         say_bytes(&format!("attention of {count} rows over {ROWS} tokens each"), took, bytes);
@@ -131,6 +136,8 @@ fn attention_over_the_cache() {
 /// An adapter for each of many rows, and one for the rows of a prompt, at query, key and value.
 #[test]
 fn adapters_of_rows_and_of_a_prompt() {
+    let kernels = kernels();
+    let gpu = kernels.gpu().unwrap();
     let widths = [HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM];
     let adapter = || {
         let layer = |_| {
@@ -150,7 +157,7 @@ fn adapters_of_rows_and_of_a_prompt() {
         let runs: Vec<LoraRun<'_>> = (0..count)
             .map(|one| LoraRun { rows: one * rows..(one + 1) * rows, pointers: adapters[one].pointers().unwrap() })
             .collect();
-        let took = seconds(|time| kernels::add_lora_runs(&outputs, &x, &runs, time % 8, Site::Query).unwrap());
+        let took = seconds(|time| gpu.add_lora_runs(&outputs, &x, &runs, time % 8, Site::Query).unwrap());
         let of_rows = BYTES * count * rows * widths.map(|width| HIDDEN + 2 * width).iter().sum::<usize>();
         say_bytes(&format!("{count} adapters of {rows} rows each"), took, count * matrices + of_rows);
     }
@@ -159,19 +166,20 @@ fn adapters_of_rows_and_of_a_prompt() {
 /// What is between the products of training.
 #[test]
 fn norms_activations_and_the_loss() {
+    let kernels = kernels();
     let (x, norm) = (random((ROWS, HIDDEN)), Tensor::ones(HIDDEN, DType::F32, &device()).unwrap());
     let bytes = BYTES * ROWS * HIDDEN;
-    say_bytes("norms", seconds(|_| drop(kernels::rms_norm(&x, &norm, 1e-5).unwrap())), 2 * bytes);
-    let took = seconds(|_| drop(kernels::rms_norm_backward(&x, &norm, 1e-5, &x).unwrap()));
+    say_bytes("norms", seconds(|_| drop(kernels.rms_norm(&x, &norm, 1e-5).unwrap())), 2 * bytes);
+    let took = seconds(|_| drop(kernels.rms_norm_backward(&x, &norm, 1e-5, &x).unwrap()));
     say_bytes("backwards", took, 3 * bytes);
     let (gate, up) = (random((ROWS, INTERMEDIATE)), random((ROWS, INTERMEDIATE)));
     let bytes = BYTES * ROWS * INTERMEDIATE;
-    say_bytes("activations", seconds(|_| drop(kernels::swiglu(&gate, &up).unwrap())), 3 * bytes);
-    let took = seconds(|_| drop(kernels::swiglu_backward(&gate, &up, &up).unwrap()));
+    say_bytes("activations", seconds(|_| drop(kernels.swiglu(&gate, &up).unwrap())), 3 * bytes);
+    let took = seconds(|_| drop(kernels.swiglu_backward(&gate, &up, &up).unwrap()));
     say_bytes("backwards", took, 5 * bytes);
     let rows = ROWS / 4;
     let logits = random((rows, VOCABULARY));
     let (targets, weights) = (vec![1; rows], vec![1.0; rows]);
-    let took = seconds(|_| drop(kernels::cross_entropy(logits.clone(), &targets, &weights).unwrap()));
+    let took = seconds(|_| drop(kernels.cross_entropy(logits.clone(), &targets, &weights).unwrap()));
     say_bytes(&format!("the loss of {rows} rows"), took, 2 * BYTES * rows * VOCABULARY);
 }

@@ -24,7 +24,8 @@ use attune::train::{Recomputation, TrainSettings, Trainer};
 use candle_core::{DType, Tensor};
 use serde_json::json;
 
-use crate::fixtures::{device, greedy, whole_model};
+use crate::fixtures::{device, greedy, whole_model_on};
+use crate::kernels;
 
 const ON_GPU: bool = cfg!(feature = "cuda");
 /// What an H200 reaches: bytes of memory and operations on bf16 in a second.
@@ -66,7 +67,7 @@ impl Bench {
         std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         let config = ModelConfig::read(folder.path()).unwrap();
         let storage = Storage { dtype: Dtype::Bf16, quantize: None };
-        let decoder = Decoder::load(&config, &Weights::random(&device()), &storage).unwrap();
+        let decoder = Decoder::load_on(&config, &Weights::random(&device()), &storage, &kernels()).unwrap();
         Self { config, decoder }
     }
 
@@ -95,7 +96,7 @@ impl Bench {
 
     /// The whole model. Its tokenizer only turns tokens into some text.
     fn model(self) -> Arc<BaseModel> {
-        let small = Arc::into_inner(whole_model("llama")).unwrap();
+        let small = Arc::into_inner(whole_model_on("llama", &kernels())).unwrap();
         Arc::new(BaseModel { config: self.config, decoder: self.decoder, end_tokens: Vec::new(), ..small })
     }
 

@@ -8,7 +8,8 @@ use attune::train::schedule::Schedule;
 use attune::train::{TrainSettings, Trainer, TrainingMethod, YieldPolicy};
 use attune_train::Error;
 
-use crate::fixtures::{Reference, device, floats, relative_difference, tensor_name, whole_model};
+use crate::fixtures::{Reference, device, floats, relative_difference, tensor_name, whole_model_on};
+use crate::kernels;
 
 /// Twenty steps as PEFT's run in `curve.safetensors` has them.
 fn settings() -> TrainSettings {
@@ -33,7 +34,7 @@ fn settings() -> TrainSettings {
 }
 
 fn trainer() -> Trainer {
-    let model = whole_model("llama");
+    let model = whole_model_on("llama", &kernels());
     let batch = Reference::read("llama", "peft/reference.safetensors").batch();
     let example = |rows: &std::ops::Range<usize>| {
         let mut weights = vec![0.0; rows.len()];
@@ -86,7 +87,7 @@ fn twenty_steps_on_the_device_are_those_of_peft_and_can_be_taken_in_two_parts() 
 /// Requests need not wait for a whole batch: training asks before each block, and ends where it is told to.
 #[test]
 fn a_batch_is_done_in_pieces() {
-    let model = whole_model("qwen3");
+    let model = whole_model_on("qwen3", &kernels());
     let decoder = model.decoder.for_training();
     let adapter =
         Reference::read("qwen3", "peft/adapter_model.safetensors").adapter("", &model.config, 2.0, decoder.device());

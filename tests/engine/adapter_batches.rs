@@ -14,7 +14,7 @@ use attune::engine::native::NativeEngine;
 use attune::engine::{Backend as _, EmbedRequest};
 use attune::model::ModelConfig;
 use attune::model::decoder::{Decoder, SequenceRows};
-use attune::model::kernels::{self, LoraRows};
+use attune::model::kernels::{LoraRows, cpu};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
@@ -77,7 +77,7 @@ fn adapters_of_every_rank_and_precision_add_what_a_plain_loop_adds() {
                 .map(|((rows, _), pair)| LoraRows { rows: rows.clone(), output: 0, pair })
                 .collect();
             let mut ours = [y.copy().unwrap()];
-            kernels::add_lora_rows(&mut ours, &x, &tasks).unwrap();
+            cpu::lora::add(&mut ours, &x, &tasks).unwrap();
             let (before, after) = (y.to_vec2::<f32>().unwrap(), ours[0].to_vec2::<f32>().unwrap());
             let x = x.to_vec2::<f32>().unwrap();
             for row in 0..rows {

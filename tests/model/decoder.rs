@@ -1,18 +1,23 @@
-//! The decoder equals transformers, with and without an adapter, in training and in serving: on the CPU, and on the first
-//! GPU in a build with the feature `cuda`.
-
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! The decoder equals transformers, with and without an adapter, in training and in serving: over the kernels of the program that
+//! this is a part of, those of the CPU, of a GPU, or of an emulated one.
 
 use crate::fixtures::{
-    FAMILIES, Reference, TRAINED_FAMILIES, device, floats, load, max_difference, one_sequence, relative_difference,
+    FAMILIES, Reference, TRAINED_FAMILIES, device, floats, load_on, max_difference, one_sequence, relative_difference,
 };
+use attune::model::ModelConfig;
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
+use attune::model::linear::Storage;
 use attune::model::lora::Adapter;
 use attune::train::YieldPolicy;
 use attune::train::backward::{self, Objective, PassOptions, hidden_states};
 use attune::train::preference::Preferences;
 use candle_core::{DType, Tensor};
+
+/// The fixture over the kernels under test, in f32.
+fn load(family: &str) -> (ModelConfig, Decoder) {
+    load_on(family, &crate::kernels(), &Storage::default())
+}
 
 /// Largest absolute difference of a logit, in f32.
 const LOGIT_TOLERANCE: f32 = 1e-4;
@@ -20,7 +25,7 @@ const LOGIT_TOLERANCE: f32 = 1e-4;
 #[test]
 fn logits_and_hidden_states_equal_transformers_for_every_family() {
     for family in FAMILIES {
-        let (_, decoder) = load(family, &device());
+        let (_, decoder) = load(family);
         let reference = Reference::read(family, "reference.safetensors");
         let hidden = hidden_states(&decoder, None, &one_sequence(&reference.ids("input_ids"))).unwrap();
         let logits = decoder.logits(&hidden).unwrap();
@@ -39,7 +44,7 @@ fn stepwise_logits(
     steps: &[usize],
     adapter: Option<&Adapter>,
 ) -> Tensor {
-    let config = load(family, &device()).0;
+    let config = load(family).0;
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).rev().map(|block| block * 2 + 1).collect();
     let cache = KvCache::new(&config, blocks.len() * 2 + 2, DType::F32, decoder.device()).unwrap();
     let mut start = 0;
@@ -56,7 +61,7 @@ fn stepwise_logits(
 #[test]
 fn serving_in_chunks_over_the_paged_cache_gives_the_logits_of_transformers() {
     for family in FAMILIES {
-        let (_, decoder) = load(family, &device());
+        let (_, decoder) = load(family);
         let reference = Reference::read(family, "reference.safetensors");
         let tokens = reference.ids("input_ids");
         let rest = tokens.len() - 7 - 1 - 1 - 20 - 1;
@@ -69,7 +74,7 @@ fn serving_in_chunks_over_the_paged_cache_gives_the_logits_of_transformers() {
 #[test]
 fn an_adapter_gives_the_logits_of_peft_in_training_and_in_serving() {
     for family in TRAINED_FAMILIES {
-        let (config, decoder) = load(family, &device());
+        let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let reference = Reference::read(family, "peft/reference.safetensors");
         let tokens = reference.ids("input_ids");
@@ -85,7 +90,7 @@ fn an_adapter_gives_the_logits_of_peft_in_training_and_in_serving() {
 #[test]
 fn an_adapter_whose_b_is_zero_changes_no_bit() {
     for family in TRAINED_FAMILIES {
-        let (config, decoder) = load(family, &device());
+        let (config, decoder) = load(family);
         let zero = Reference::read(family, "peft/curve.safetensors").adapter("init.", &config, 2.0, &device());
         let tokens = Reference::read(family, "reference.safetensors").ids("input_ids");
         let bits = |logits: Tensor| floats(&logits).into_iter().map(f32::to_bits).collect::<Vec<_>>();
@@ -100,7 +105,7 @@ fn an_adapter_whose_b_is_zero_changes_no_bit() {
 #[test]
 fn loss_and_gradients_equal_peft() {
     for family in TRAINED_FAMILIES {
-        let (config, decoder) = load(family, &device());
+        let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let reference = Reference::read(family, "peft/reference.safetensors");
         let batch = reference.batch();
@@ -125,7 +130,7 @@ fn loss_and_gradients_equal_peft() {
 
 #[test]
 fn packed_sequences_have_the_loss_and_gradients_of_separate_ones() {
-    let (config, decoder) = load("qwen2", &device());
+    let (config, decoder) = load("qwen2");
     let adapter = Reference::read("qwen2", "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
     let batch = Reference::read("qwen2", "peft/reference.safetensors").batch();
     let normalizer = batch.targets.len() as f64;
@@ -157,7 +162,7 @@ fn packed_sequences_have_the_loss_and_gradients_of_separate_ones() {
 #[test]
 fn gradients_with_dropout_are_those_of_the_loss() {
     use attune::train::dropout::Dropout;
-    let (config, decoder) = load("qwen3", &device());
+    let (config, decoder) = load("qwen3");
     let adapter = Reference::read("qwen3", "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
     let batch = Reference::read("qwen3", "peft/reference.safetensors").batch();
     let normalizer = batch.targets.len() as f64;
@@ -184,7 +189,7 @@ fn gradients_with_dropout_are_those_of_the_loss() {
 #[test]
 fn preferences_have_the_gradient_of_their_loss() {
     for family in TRAINED_FAMILIES {
-        let (config, decoder) = load(family, &device());
+        let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let batch = Reference::read(family, "peft/reference.safetensors").batch();
         assert_eq!(batch.sequences.len(), 4);
@@ -232,7 +237,7 @@ fn greedy_together(
     requests: &[(&[u32], Option<&Adapter>)],
     count: usize,
 ) -> Vec<Vec<u32>> {
-    let config = load(family, &device()).0;
+    let config = load(family).0;
     let blocks_each = 5;
     let cache = KvCache::new(&config, blocks_each * requests.len(), DType::F32, decoder.device()).unwrap();
     let blocks: Vec<Vec<u32>> = (0..requests.len())
@@ -264,7 +269,7 @@ fn greedy_together(
 #[test]
 fn greedy_tokens_equal_transformers() {
     for family in FAMILIES {
-        let (_, decoder) = load(family, &device());
+        let (_, decoder) = load(family);
         let reference = Reference::read(family, "reference.safetensors");
         let prompt = &reference.ids("input_ids")[..12];
         let tokens = greedy_together(family, &decoder, &[(prompt, None)], 24);
@@ -275,7 +280,7 @@ fn greedy_tokens_equal_transformers() {
 #[test]
 fn a_batch_of_mixed_adapters_gives_the_greedy_tokens_of_each_request_alone() {
     for family in TRAINED_FAMILIES {
-        let (config, decoder) = load(family, &device());
+        let (config, decoder) = load(family);
         let first = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let second = Reference::read(family, "peft/curve.safetensors").adapter("final.", &config, 2.0, &device());
         let ids = Reference::read(family, "reference.safetensors").ids("input_ids");
@@ -302,7 +307,7 @@ fn a_batch_of_mixed_adapters_gives_the_greedy_tokens_of_each_request_alone() {
 fn write_adapters_for_peft() {
     let out = std::path::PathBuf::from(std::env::var("PARITY_OUT").expect("PARITY_OUT names the folder to write to"));
     for family in TRAINED_FAMILIES {
-        let (config, decoder) = load(family, &device());
+        let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/curve.safetensors").adapter("final.", &config, 2.0, &device());
         let files = attune::adapters::peft::write(&adapter, family).unwrap();
         let reread = attune::adapters::peft::read(&files.config, &files.weights, &config, &device()).unwrap();

@@ -8,13 +8,14 @@ use std::ops::Range;
 
 use crate::exact::{Heads, Pair};
 use crate::fixtures::{Reference, TRAINED_FAMILIES, floats, load};
-use attune::model::kernels::{self, AttentionState, PackedRows};
+use attune::model::kernels::{AttentionState, Kernels, PackedRows};
 use attune::model::lora::Site;
 use attune::model::rope::Angles;
 use attune::train::backward;
 use candle_core::{Device, Tensor};
 
 const CPU: Device = Device::Cpu;
+const KERNELS: Kernels = Kernels::Cpu;
 /// Half the distance of the two places: its square is the error of the differences.
 const STEP: f64 = 1e-5;
 /// ‖gradient − differences‖ / ‖differences‖: sums of f32, whose steps are 6e-8, over some tens of terms.
@@ -66,7 +67,7 @@ fn assert_gradient(what: &str, gradient: &Tensor, expected: &[f64]) {
 fn of_the_norm() {
     for (rows, width) in [(1, 8), (5, 33), (7, 64)] {
         let (x, weight, dy) = (numbers(rows * width, 1), numbers(width, 2), numbers(rows * width, 3));
-        let backward = kernels::rms_norm_backward;
+        let backward = |x: &Tensor, weight: &Tensor, eps, dy: &Tensor| KERNELS.rms_norm_backward(x, weight, eps, dy);
         let shape = (rows, width);
         let gradient = backward(&tensor(&x, shape), &tensor(&weight, width), 1e-5, &tensor(&dy, shape)).unwrap();
         let eps = f64::from(1e-5_f32);
@@ -82,7 +83,7 @@ fn of_the_rotation() {
     let angles = Angles { cos: table(f64::cos), sin: table(f64::sin) };
     let (x, dy) = (numbers(rows * heads * width, 2), numbers(rows * heads * width, 3));
     let dy_of_keys = tensor(&dy[..rows * width], (rows, 1, width));
-    let (gradient, _) = kernels::rope_backward(&tensor(&dy, (rows, heads, width)), &dy_of_keys, &angles).unwrap();
+    let (gradient, _) = KERNELS.rope_backward(&tensor(&dy, (rows, heads, width)), &dy_of_keys, &angles).unwrap();
     assert_gradient("rotation", &gradient, &slopes(&x, |x| dot(&crate::exact::rope(x, heads, width, &angle), &dy)));
 }
 
@@ -92,7 +93,7 @@ fn of_the_activation() {
     // Far out on both sides the sigmoid is flat.
     let gate: Vec<f64> = gate.into_iter().map(|gate| gate * 6.0).map(|gate| f64::from(gate as f32)).collect();
     let [gates, ups, dys] = [&gate, &up, &dy].map(|numbers| tensor(numbers, (13, 11)));
-    let (dgate, dup) = kernels::swiglu_backward(&gates, &ups, &dys).unwrap();
+    let (dgate, dup) = KERNELS.swiglu_backward(&gates, &ups, &dys).unwrap();
     assert_gradient("gate", &dgate, &slopes(&gate, |gate| dot(&crate::exact::swiglu(gate, &up), &dy)));
     assert_gradient("up", &dup, &slopes(&up, |up| dot(&crate::exact::swiglu(&gate, up), &dy)));
 }
@@ -102,7 +103,7 @@ const SEQUENCES: [Range<usize>; 4] = [0..1, 1..70, 70..75, 75..91];
 
 #[test]
 fn of_attention() {
-    let packed = PackedRows::new(&SEQUENCES, &Device::Cpu).unwrap();
+    let packed = PackedRows::new(&SEQUENCES, &KERNELS).unwrap();
     for (queries, keys, window) in [(2, 2, None), (4, 2, Some(1)), (4, 1, Some(9)), (2, 1, Some(66))] {
         let (rows, width) = (91, 8);
         let heads = Heads { queries, keys, width, window };
@@ -110,9 +111,9 @@ fn of_attention() {
         let [k, v] = [3, 4].map(|seed| numbers(rows * keys * width, seed));
         let [tq, tdout] = [&q, &dout].map(|numbers| tensor(numbers, (rows, queries, width)));
         let [tk, tv] = [&k, &v].map(|numbers| tensor(numbers, (rows, keys, width)));
-        let (out, sums) = kernels::packed_attention(&tq, &tk, &tv, &packed, window).unwrap();
+        let (out, sums) = KERNELS.packed_attention(&tq, &tk, &tv, &packed, window).unwrap();
         let state = AttentionState { q: &tq, k: &tk, v: &tv, out: &out, log_sum_exp: &sums };
-        let (dq, dk, dv) = kernels::packed_attention_backward(state, &tdout, &packed, window).unwrap();
+        let (dq, dk, dv) = KERNELS.packed_attention_backward(state, &tdout, &packed, window).unwrap();
         let score = |q: &[f64], k: &[f64], v: &[f64]| dot(&crate::exact::attention(q, k, v, &SEQUENCES, heads), &dout);
         if window == Some(1) {
             // A row sees itself alone: neither query nor key changes anything.
@@ -135,7 +136,7 @@ fn of_cross_entropy() {
         let rows = logits.chunks_exact(classes).zip(&targets).zip(weights);
         rows.map(|((logits, target), weight)| f64::from(weight) * crate::exact::cross_entropy(logits, *target)).sum()
     };
-    let ours = kernels::cross_entropy(tensor(&logits, (rows, classes)), &targets, &weights).unwrap();
+    let ours = KERNELS.cross_entropy(tensor(&logits, (rows, classes)), &targets, &weights).unwrap();
     assert_gradient("cross entropy", &ours.gradient, &slopes(&logits, loss));
 }
 

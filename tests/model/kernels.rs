@@ -1,17 +1,18 @@
 //! Our CPU kernels against the same formulas in plain candle operations, and both backward passes against central
-//! differences. `device_kernels.rs` holds the GPU's kernels against the same formulas.
+//! differences. `tests/device/kernels.rs` holds the GPU's kernels against the same formulas.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ops::Range;
 
-use attune::model::kernels::{self, AttentionState, CachedRows, CachedStep, LoraRows, PackedRows, reference};
+use attune::model::kernels::{AttentionState, CachedStep, Kernels, LoraRows, PackedRows, SequenceRows, cpu, reference};
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::lora::LoraPair;
 use attune::model::rope::Angles;
 use candle_core::{DType, Device, Tensor};
 
 const CPU: Device = Device::Cpu;
+const KERNELS: Kernels = Kernels::Cpu;
 
 /// Values of about normal size, the same in every run.
 fn random(shape: impl Into<candle_core::Shape>, seed: u64) -> Tensor {
@@ -54,11 +55,11 @@ fn products_of_every_number_of_rows_agree() {
     let weight = random((96, 80), 1);
     for rows in [1, 2, 3, 16, 47, 48, 49, 64, 200] {
         let x = random((rows, 80), rows as u64);
-        assert_close(&kernels::linear(&x, &weight).unwrap(), &reference::linear(&x, &weight).unwrap(), 1e-4);
+        assert_close(&KERNELS.linear(&x, &weight).unwrap(), &reference::linear(&x, &weight).unwrap(), 1e-4);
     }
     let (a, b) = (random((33, 96), 2), random((33, 80), 3));
-    assert_close(&kernels::matmul(&a, &weight).unwrap(), &a.matmul(&weight).unwrap(), 1e-4);
-    assert_close(&kernels::matmul_transposed(&a, &b).unwrap(), &a.t().unwrap().matmul(&b).unwrap(), 1e-4);
+    assert_close(&KERNELS.matmul(&a, &weight).unwrap(), &a.matmul(&weight).unwrap(), 1e-4);
+    assert_close(&KERNELS.matmul_transposed(&a, &b).unwrap(), &a.t().unwrap().matmul(&b).unwrap(), 1e-4);
 }
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
@@ -90,7 +91,7 @@ fn adapters_of_mixed_ranks_change_their_own_rows_only() {
             }
         }
         let mut ours = before.each_ref().map(|y| y.copy().unwrap());
-        kernels::add_lora_rows(&mut ours, &x, &tasks).unwrap();
+        cpu::lora::add(&mut ours, &x, &tasks).unwrap();
         for (index, before) in before.iter().enumerate() {
             let mut plain = before.copy().unwrap();
             let mut touched = [false; 35];
@@ -116,7 +117,7 @@ fn adapters_of_mixed_ranks_change_their_own_rows_only() {
                     )
                     .unwrap()];
                     let task = LoraRows { rows: 0..1, output: 0, pair: task.pair };
-                    kernels::add_lora_rows(&mut alone, &x.narrow(0, row, 1).unwrap(), &[task]).unwrap();
+                    cpu::lora::add(&mut alone, &x.narrow(0, row, 1).unwrap(), &[task]).unwrap();
                     assert_eq!(bits(&alone[0]), after[place], "row {row} alone");
                 }
             }
@@ -131,7 +132,7 @@ fn an_adapter_whose_b_is_zero_changes_no_bit() {
     assert!(bits(&before).contains(&(-0.0_f32).to_bits()));
     let mut after = [before.copy().unwrap()];
     let task = LoraRows { rows: 0..3, output: 0, pair: &pair };
-    kernels::add_lora_rows(&mut after, &random((3, 32), 2), &[task]).unwrap();
+    cpu::lora::add(&mut after, &random((3, 32), 2), &[task]).unwrap();
     assert_eq!(bits(&before), bits(&after[0]));
 }
 
@@ -145,22 +146,21 @@ fn an_adapter_in_bf16_is_the_rounded_one() {
     let (x, y) = (random((5, 72), 1), random((5, 33), 2));
     let add = |pair: &LoraPair| {
         let mut y = [y.copy().unwrap()];
-        kernels::add_lora_rows(&mut y, &x, &[LoraRows { rows: 1..4, output: 0, pair }]).unwrap();
+        cpu::lora::add(&mut y, &x, &[LoraRows { rows: 1..4, output: 0, pair }]).unwrap();
         bits(&y[0])
     };
     assert_eq!(add(&short), add(&long));
     let mixed = LoraPair { a: short.a.clone(), b: long.b.clone(), scale: 2.0 };
-    let failed =
-        kernels::add_lora_rows(&mut [y.copy().unwrap()], &x, &[LoraRows { rows: 1..4, output: 0, pair: &mixed }]);
+    let failed = cpu::lora::add(&mut [y.copy().unwrap()], &x, &[LoraRows { rows: 1..4, output: 0, pair: &mixed }]);
     assert!(failed.is_err());
 }
 
 #[test]
 fn norms_agree_and_their_backward_is_the_gradient() {
     let (x, weight, dy) = (random((300, 64), 1), random(64, 2), random((300, 64), 3));
-    let forward = |x: &Tensor| kernels::rms_norm(x, &weight, 1e-5).unwrap();
+    let forward = |x: &Tensor| KERNELS.rms_norm(x, &weight, 1e-5).unwrap();
     assert_close(&forward(&x), &reference::rms_norm(&x, &weight, 1e-5).unwrap(), 1e-5);
-    let gradient = kernels::rms_norm_backward(&x, &weight, 1e-5, &dy).unwrap();
+    let gradient = KERNELS.rms_norm_backward(&x, &weight, 1e-5, &dy).unwrap();
     assert_close(&gradient, &reference::rms_norm_backward(&x, &weight, 1e-5, &dy).unwrap(), 1e-5);
     assert_is_gradient(forward, &x, &dy, &gradient);
 }
@@ -172,8 +172,8 @@ fn rotations_agree_and_turn_back() {
     let table =
         |f: fn(f32) -> f32| Tensor::from_vec(angle.iter().map(|x| f(*x)).collect::<Vec<_>>(), (50, 8), &CPU).unwrap();
     let angles = Angles { cos: table(f32::cos), sin: table(f32::sin) };
-    let rotated = kernels::rope(&q, &k, &angles).unwrap();
-    let back = kernels::rope_backward(&rotated.0, &rotated.1, &angles).unwrap();
+    let rotated = KERNELS.rope(&q, &k, &angles).unwrap();
+    let back = KERNELS.rope_backward(&rotated.0, &rotated.1, &angles).unwrap();
     for (x, rotated, back) in [(&q, &rotated.0, &back.0), (&k, &rotated.1, &back.1)] {
         assert_close(rotated, &reference::rope(x, &angles, 1.0).unwrap(), 1e-6);
         assert_close(back, x, 1e-5);
@@ -184,13 +184,13 @@ fn rotations_agree_and_turn_back() {
 #[test]
 fn swiglu_agrees_and_its_backward_is_the_gradient() {
     let (gate, up, dy) = (random((90, 70), 1), random((90, 70), 2), random((90, 70), 3));
-    assert_close(&kernels::swiglu(&gate, &up).unwrap(), &reference::swiglu(&gate, &up).unwrap(), 1e-5);
-    let (dgate, dup) = kernels::swiglu_backward(&gate, &up, &dy).unwrap();
+    assert_close(&KERNELS.swiglu(&gate, &up).unwrap(), &reference::swiglu(&gate, &up).unwrap(), 1e-5);
+    let (dgate, dup) = KERNELS.swiglu_backward(&gate, &up, &dy).unwrap();
     let (plain_dgate, plain_dup) = reference::swiglu_backward(&gate, &up, &dy).unwrap();
     assert_close(&dgate, &plain_dgate, 1e-5);
     assert_close(&dup, &plain_dup, 1e-5);
-    assert_is_gradient(|gate| kernels::swiglu(gate, &up).unwrap(), &gate, &dy, &dgate);
-    assert_is_gradient(|up| kernels::swiglu(&gate, up).unwrap(), &up, &dy, &dup);
+    assert_is_gradient(|gate| KERNELS.swiglu(gate, &up).unwrap(), &gate, &dy, &dgate);
+    assert_is_gradient(|up| KERNELS.swiglu(&gate, up).unwrap(), &up, &dy, &dup);
 }
 
 /// Lengths around the tile size, one token alone, and more than one tile.
@@ -198,17 +198,17 @@ const SEQUENCES: [Range<usize>; 5] = [0..1, 1..64, 64..129, 129..132, 132..282];
 
 #[test]
 fn packed_attention_agrees_and_its_backward_is_the_gradient() {
-    let packed = PackedRows::new(&SEQUENCES, &CPU).unwrap();
+    let packed = PackedRows::new(&SEQUENCES, &KERNELS).unwrap();
     for window in [None, Some(1), Some(10), Some(70)] {
         let (q, k, v) = (random((282, 4, 16), 1), random((282, 2, 16), 2), random((282, 2, 16), 3));
         let dout = random((282, 4, 16), 4);
-        let forward = |q: &Tensor, k: &Tensor, v: &Tensor| kernels::packed_attention(q, k, v, &packed, window).unwrap();
+        let forward = |q: &Tensor, k: &Tensor, v: &Tensor| KERNELS.packed_attention(q, k, v, &packed, window).unwrap();
         let (out, sums) = forward(&q, &k, &v);
         let (plain_out, plain_sums) = reference::packed_attention(&q, &k, &v, &SEQUENCES, window).unwrap();
         assert_close(&out, &plain_out, 1e-5);
         assert_close(&sums, &plain_sums, 1e-4);
         let state = AttentionState { q: &q, k: &k, v: &v, out: &out, log_sum_exp: &sums };
-        let (dq, dk, dv) = kernels::packed_attention_backward(state, &dout, &packed, window).unwrap();
+        let (dq, dk, dv) = KERNELS.packed_attention_backward(state, &dout, &packed, window).unwrap();
         let plain = reference::packed_attention_backward(state, &dout, &SEQUENCES, window).unwrap();
         assert_close(&dq, &plain.0, 1e-4);
         assert_close(&dk, &plain.1, 1e-4);
@@ -219,8 +219,8 @@ fn packed_attention_agrees_and_its_backward_is_the_gradient() {
     }
 }
 
-fn step<'a>(sequences: &[CachedRows<'a>]) -> CachedStep<'a> {
-    CachedStep::new(sequences.to_vec(), &CPU).unwrap()
+fn step<'a>(sequences: &'a [SequenceRows<'a>]) -> CachedStep<'a> {
+    CachedStep::new(sequences, &KERNELS).unwrap()
 }
 
 #[test]
@@ -229,12 +229,12 @@ fn attention_over_the_cache_agrees_for_decode_and_prefill_rows_together() {
     let (keys, values) = (random((slots, 2, 16), 1), random((slots, 2, 16), 2));
     let q = random((22, 4, 16), 3);
     let sequences = [
-        CachedRows { rows: 0..1, start: 40, blocks: &[7, 2, 9] },
-        CachedRows { rows: 1..20, start: 0, blocks: &[4, 0] },
-        CachedRows { rows: 20..22, start: 15, blocks: &[11, 5] },
+        SequenceRows { rows: 0..1, start: 40, blocks: &[7, 2, 9], adapter: None },
+        SequenceRows { rows: 1..20, start: 0, blocks: &[4, 0], adapter: None },
+        SequenceRows { rows: 20..22, start: 15, blocks: &[11, 5], adapter: None },
     ];
     for window in [None, Some(5), Some(33)] {
-        let ours = kernels::cached_attention(&q, &keys, &values, &step(&sequences), window).unwrap();
+        let ours = KERNELS.cached_attention(&q, &keys, &values, &step(&sequences), window).unwrap();
         let plain = reference::cached_attention(&q, &keys, &values, &sequences, window).unwrap();
         assert_close(&ours, &plain, 1e-5);
     }
@@ -255,16 +255,20 @@ fn attention_has_the_same_bits_however_a_prompt_is_cut_and_whatever_is_beside_it
             let rows_q = q.narrow(0, rows.start, rows.len()).unwrap();
             let q = if beside { Tensor::cat(&[&extra, &rows_q], 0).unwrap() } else { rows_q };
             let first = if beside { 2 } else { 0 };
-            let mut sequences =
-                vec![CachedRows { rows: first..first + rows.len(), start: rows.start, blocks: &blocks }];
+            let mut sequences = vec![SequenceRows {
+                rows: first..first + rows.len(),
+                start: rows.start,
+                blocks: &blocks,
+                adapter: None,
+            }];
             if beside {
-                sequences.insert(0, CachedRows { rows: 0..2, start: 20, blocks: &other });
+                sequences.insert(0, SequenceRows { rows: 0..2, start: 20, blocks: &other, adapter: None });
             }
-            let out = kernels::cached_attention(&q, &keys, &values, &step(&sequences), window).unwrap();
+            let out = KERNELS.cached_attention(&q, &keys, &values, &step(&sequences), window).unwrap();
             out.narrow(0, first, rows.len()).unwrap()
         };
         let whole = part(0..LENGTH, false);
-        let plain = CachedRows { rows: 0..LENGTH, start: 0, blocks: &blocks };
+        let plain = SequenceRows { rows: 0..LENGTH, start: 0, blocks: &blocks, adapter: None };
         assert_close(&whole, &reference::cached_attention(&q, &keys, &values, &[plain], window).unwrap(), 1e-5);
         let whole = bits(&whole);
         for size in [1, 7, 16, 100] {
@@ -282,13 +286,13 @@ fn attention_has_the_same_bits_however_a_prompt_is_cut_and_whatever_is_beside_it
 fn rows_are_written_to_their_places_of_the_cache() {
     let (k, v) = (random((30, 2, 8), 1), random((30, 2, 8), 2));
     let sequences = [
-        CachedRows { rows: 0..20, start: 14, blocks: &[3, 1, 5] },
-        CachedRows { rows: 20..21, start: 0, blocks: &[0] },
-        CachedRows { rows: 21..30, start: 16, blocks: &[2, 4] },
+        SequenceRows { rows: 0..20, start: 14, blocks: &[3, 1, 5], adapter: None },
+        SequenceRows { rows: 20..21, start: 0, blocks: &[0], adapter: None },
+        SequenceRows { rows: 21..30, start: 16, blocks: &[2, 4], adapter: None },
     ];
     let empty = || random((6 * BLOCK_TOKENS, 2, 8), 3);
     let (keys, values, plain) = (empty(), empty(), empty());
-    kernels::write_cache(&keys, &values, &k, &v, &step(&sequences)).unwrap();
+    KERNELS.write_cache(&keys, &values, &k, &v, &step(&sequences)).unwrap();
     reference::write_cache(&plain, &k, &sequences).unwrap();
     assert_eq!(bits(&keys), bits(&plain));
     reference::write_cache(&plain, &v, &sequences).unwrap();
@@ -301,7 +305,7 @@ fn cross_entropy_agrees_and_its_gradient_is_the_slope() {
     let logits = (random((40, 150), 1) * 4.0).unwrap();
     let targets: Vec<u32> = (0..40).map(|row| (row * 37) % 150).collect();
     let weights: Vec<f32> = (0..40).map(|row| if row % 5 == 0 { 0.0 } else { 0.25 }).collect();
-    let ours = kernels::cross_entropy(logits.copy().unwrap(), &targets, &weights).unwrap();
+    let ours = KERNELS.cross_entropy(logits.copy().unwrap(), &targets, &weights).unwrap();
     let plain = reference::cross_entropy(&logits, &targets, &weights).unwrap();
     assert_close(&ours.gradient, &plain.gradient, 1e-6);
     assert_eq!(ours.correct, plain.correct);
@@ -310,7 +314,7 @@ fn cross_entropy_agrees_and_its_gradient_is_the_slope() {
     }
     let weighted = Tensor::new(weights.clone(), &CPU).unwrap();
     let losses = |x: &Tensor| {
-        Tensor::new(kernels::cross_entropy(x.copy().unwrap(), &targets, &weights).unwrap().losses, &CPU).unwrap()
+        Tensor::new(KERNELS.cross_entropy(x.copy().unwrap(), &targets, &weights).unwrap().losses, &CPU).unwrap()
     };
     assert_is_gradient(losses, &logits, &weighted, &ours.gradient);
 }
@@ -320,5 +324,5 @@ fn not_a_number_in_the_logits_makes_the_loss_not_a_number() {
     let mut values = vec![0.5_f32; 30];
     values[7] = f32::NAN;
     let logits = Tensor::from_vec(values, (1, 30), &CPU).unwrap();
-    assert!(kernels::cross_entropy(logits, &[3], &[1.0]).unwrap().losses[0].is_nan());
+    assert!(KERNELS.cross_entropy(logits, &[3], &[1.0]).unwrap().losses[0].is_nan());
 }

@@ -12,3 +12,10 @@ mod gradients;
 mod kernels;
 mod peft;
 mod precision;
+
+use attune::model::kernels::Kernels;
+
+/// The kernels under test: those of the device.
+fn kernels() -> Kernels {
+    Kernels::of(&fixtures::device()).unwrap()
+}

@@ -8,6 +8,7 @@ use crate::fixtures::{
 };
 use attune::model::ModelConfig;
 use attune::model::decoder::Decoder;
+use attune::model::kernels::Kernels;
 use attune::model::linear::Dtype;
 use attune::model::linear::{Linear, Storage};
 use attune::model::weights::Weights;
@@ -132,10 +133,10 @@ fn every_quantized_format_is_close_or_says_what_it_needs() {
     let tensor =
         |shape: (usize, usize), seed| Tensor::from_vec(values(shape.0 * shape.1, seed), shape, &Device::Cpu).unwrap();
     let (x, weight, dy) = (tensor((rows, input), 1), tensor((output, input), 2), tensor((rows, output), 3));
-    let dense = Linear::new(&weight, None, &Storage::default()).unwrap();
+    let dense = Linear::new(&weight, None, &Storage::default(), &Kernels::Cpu).unwrap();
     let difference = |a: Tensor, b: Tensor| relative_difference(&floats(&a), &floats(&b));
     for (format, bound) in [("q8_0", 2e-2), ("q6_k", 6e-2), ("q5_0", 0.2), ("q4_0", 0.2), ("q4_k", 0.2)] {
-        let layer = Linear::new(&weight, None, &quantized(format)).unwrap();
+        let layer = Linear::new(&weight, None, &quantized(format), &Kernels::Cpu).unwrap();
         let forward = difference(layer.forward(&x).unwrap(), dense.forward(&x).unwrap());
         assert!(forward < bound, "{format}: outputs differ by {forward:e}");
         let backward = difference(layer.input_gradient(&dy).unwrap(), dense.input_gradient(&dy).unwrap());

@@ -13,6 +13,7 @@ use crate::fixtures::{floats, relative_difference};
 use attune::datasets::{self, Dataset, Purpose, RenderSettings};
 use attune::model::BaseModel;
 use attune::model::entry::ModelEntry;
+use attune::model::kernels::Kernels;
 use attune::model::linear::{Linear, Storage};
 use attune::model::lora::{Adapter, Site};
 use attune::train::backward::{self, LossReport, PackedBatch};
@@ -39,7 +40,7 @@ fn dequantized(weight: &Tensor, format: &str) -> Tensor {
     if format == "q8_0" {
         let storage = Storage { quantize: Some(format.into()), ..Storage::default() };
         let all: Vec<u32> = (0..weight.dim(0).unwrap() as u32).collect();
-        return Linear::table(weight, &storage).unwrap().rows(&all).unwrap();
+        return Linear::table(weight, &storage, &Kernels::Cpu).unwrap().rows(&all).unwrap();
     }
     assert_eq!(format, "q4_0");
     QTensor::quantize(weight, GgmlDType::Q4_0).unwrap().dequantize(&CPU).unwrap()
@@ -104,7 +105,7 @@ fn a_layers_backward_pass_is_that_of_its_dequantized_weight() {
         let storage = Storage { quantize: Some(format.into()), ..Storage::default() };
         for rows in [1, 7, 130] {
             let (weight, dy) = (random((96, 160)), random((rows, 96)));
-            let ours = Linear::new(&weight, None, &storage).unwrap().input_gradient(&dy).unwrap();
+            let ours = Linear::new(&weight, None, &storage, &Kernels::Cpu).unwrap().input_gradient(&dy).unwrap();
             let expected = dy.matmul(&dequantized(&weight, format)).unwrap();
             let difference = relative_difference(&floats(&ours), &floats(&expected));
             assert!(difference < 1e-6, "{format}, {rows} rows: {difference:e}");

@@ -9,9 +9,8 @@ use crate::limits::EngineLimits;
 use crate::{Error, Result};
 use attune_model::BaseModel;
 use attune_model::decoder::SequenceRows;
-use attune_model::kernels::{self, Draw};
+use attune_model::kernels::Draw;
 use attune_model::kv_cache::{BLOCK_TOKENS, KvCache};
-use attune_model::lora::Adapter;
 use attune_model::tokenizer::Tokenizer;
 
 /// A model with its cache, owned by one engine thread.
@@ -102,9 +101,6 @@ impl RowMatrix {
     }
 }
 
-/// Adapters in a step from which on kernels take more of them.
-const MANY_ADAPTERS: usize = kernels::cuda::lora::FEW_TASKS / 3 + 1;
-
 /// The memory for keys and values of one model where nothing else is said, in MiB.
 const USUAL_CACHE_MIB: usize = 1024;
 
@@ -140,41 +136,8 @@ impl BaseStepModel {
         }
         let cache = KvCache::new(&model.config, blocks, model.decoder.activation_dtype(), model.decoder.device())?;
         let model = Self { model, cache };
-        if model.draws() {
-            model.warm_up(limits.sequences())?;
-        }
+        model.model.decoder.warm_up(&model.model.config, &model.cache, limits.sequences())?;
         Ok(model)
-    }
-
-    /// Computes steps of every kind, so that a GPU's kernels are compiled before the first request: answers, few of them and up to
-    /// `most`, after short and long texts, and prompts, without and with adapters. What they leave in the cache is nobody's.
-    fn warm_up(&self, most: usize) -> Result<()> {
-        let context = self.context();
-        let blocks = vec![0; context.div_ceil(BLOCK_TOKENS)];
-        let zero = self.model.decoder.served(&Adapter::zero(&self.model.config)?)?;
-        // One would be the adapter of all rows together.
-        let adapter = |index: usize| Adapter::new(index.to_string(), zero.layers.clone());
-        let adapters: Vec<Adapter> = (0..most.min(MANY_ADAPTERS)).map(adapter).collect();
-        let step = |counts: &[usize], start: usize, adapters: &[Adapter]| {
-            let mut end = 0;
-            let sequence = |(index, count): (usize, &usize)| {
-                end += count;
-                SequenceRows { rows: end - count..end, start, blocks: &blocks, adapter: adapters.get(index) }
-            };
-            let sequences: Vec<_> = counts.iter().enumerate().map(sequence).collect();
-            let hidden = self.model.decoder.step(&vec![0; end], &sequences, &self.cache)?;
-            kernels::draw(&self.model.decoder.logits(&hidden)?, &vec![Draw::GREEDY; end])?;
-            Ok(())
-        };
-        let prompt = [BLOCK_TOKENS.min(context)];
-        for answers in (1..=most.min(kernels::cuda::product::FEW_ROWS)).chain([most.min(MANY_ADAPTERS)]) {
-            step(&vec![1; answers], 0, &[])?;
-        }
-        step(&[1], context - 1, &[])?;
-        step(&prompt, 0, &[])?;
-        step(&prompt, 0, &adapters)?;
-        step(&[1], 0, &adapters)?;
-        step(&vec![1; adapters.len()], 0, &adapters)
     }
 }
 
@@ -204,7 +167,7 @@ impl StepModel for BaseStepModel {
     }
 
     fn draws(&self) -> bool {
-        !kernels::on_host(self.model.decoder.device())
+        self.model.decoder.kernels().gpu().is_some()
     }
 
     fn step(&mut self, tokens: &[u32], sequences: &[SequenceRows<'_>], wanted: &WantedRows) -> Result<StepOutput> {
@@ -217,7 +180,8 @@ impl StepModel for BaseStepModel {
         if !wanted.draws.is_empty() {
             let (rows, draws): (Vec<u32>, Vec<Draw>) = wanted.draws.iter().copied().unzip();
             let logits = decoder.logits(&select(&hidden, &rows)?)?;
-            output.tokens = kernels::draw(&logits, &draws)?;
+            let gpu = decoder.kernels().gpu().ok_or_else(|| Error::Internal("only a GPU draws tokens".into()))?;
+            output.tokens = gpu.draw(&logits, &draws)?;
         }
         if !wanted.hidden.is_empty() {
             output.hidden = RowMatrix::from_tensor(&select(&hidden, &wanted.hidden)?)?;

@@ -5,6 +5,7 @@
 
 mod second_stream;
 mod serving;
+mod warm_up;
 
 use std::sync::OnceLock;
 
@@ -12,12 +13,12 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::ModelConfig;
 use crate::Result;
-use crate::kernels;
+use crate::kernels::Kernels;
+pub use crate::kernels::SequenceRows;
 use crate::linear::{Linear, Storage};
 use crate::lora::{Adapter, Site};
 use crate::rope::{Angles, Rope};
 use crate::weights::Weights;
-pub use serving::SequenceRows;
 
 /// The weights and the forward pass.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ pub struct Decoder {
     pub rope: Rope,
     /// Added inside the norms.
     pub norm_eps: f32,
-    device: Device,
+    kernels: Kernels,
     activation_dtype: DType,
     adapter_precision: DType,
     /// See [`Decoder::for_training`].
@@ -75,6 +76,7 @@ pub struct Block {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    kernels: Kernels,
 }
 
 /// What adapters add inside a block.
@@ -136,7 +138,13 @@ pub struct RotatedHeads {
 }
 
 impl Block {
-    fn load(index: usize, config: &ModelConfig, weights: &Weights, storage: &Storage) -> Result<Self> {
+    fn load(
+        index: usize,
+        config: &ModelConfig,
+        weights: &Weights,
+        storage: &Storage,
+        kernels: &Kernels,
+    ) -> Result<Self> {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let query_width = config.num_attention_heads * config.head_dim;
         let key_width = config.num_key_value_heads * config.head_dim;
@@ -146,7 +154,7 @@ impl Block {
             let name = format!("{prefix}.{}", site.path());
             let weight = weights.get(&format!("{name}.weight"), &[output, input])?;
             let bias = weights.get_optional(&format!("{name}.bias"), &[output])?;
-            Linear::new(&weight, bias, storage)
+            Linear::new(&weight, bias, storage, kernels)
         };
         let query_key_norm = if config.query_key_norm {
             Some((norm("self_attn.q_norm", config.head_dim)?, norm("self_attn.k_norm", config.head_dim)?))
@@ -171,7 +179,13 @@ impl Block {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
+            kernels: kernels.clone(),
         })
+    }
+
+    /// The kernels that the block's layers run on.
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 
     /// The frozen layer at `site`.
@@ -214,7 +228,7 @@ impl Block {
         let rows = x.dim(0)?;
 
         // Attention: middle = x + W_o · attend(q, k, v)
-        let attention_input = kernels::rms_norm(&x, &self.input_norm, self.norm_eps)?; // [rows, hidden]
+        let attention_input = self.kernels.rms_norm(&x, &self.input_norm, self.norm_eps)?; // [rows, hidden]
         let [q, k, v] = self.project([Site::Query, Site::Key, Site::Value], &attention_input, context)?;
         let q = q.reshape((rows, self.heads, self.head_dim))?;
         let k = k.reshape((rows, self.kv_heads, self.head_dim))?;
@@ -225,9 +239,9 @@ impl Block {
         let middle = self.project_onto(&x, Site::Output, &attended, context)?; // [rows, hidden]
 
         // MLP: y = middle + W_down · (silu(W_gate · m) · (W_up · m))
-        let mlp_input = kernels::rms_norm(&middle, &self.post_attention_norm, self.norm_eps)?; // [rows, hidden]
+        let mlp_input = self.kernels.rms_norm(&middle, &self.post_attention_norm, self.norm_eps)?; // [rows, hidden]
         let [gate, up] = self.project([Site::Gate, Site::Up], &mlp_input, context)?; // [rows, intermediate] each
-        let gated = kernels::swiglu(&gate, &up)?; // [rows, intermediate]
+        let gated = self.kernels.swiglu(&gate, &up)?; // [rows, intermediate]
 
         Ok(Activations {
             input: x,
@@ -250,27 +264,33 @@ impl Block {
     pub fn norm_and_rotate(&self, mut q: Tensor, mut k: Tensor, angles: &Angles) -> Result<RotatedHeads> {
         let mut unnormed = None;
         if let Some((q_norm, k_norm)) = &self.query_key_norm {
-            let normed_q = kernels::rms_norm(&q, q_norm, self.norm_eps)?;
-            let normed_k = kernels::rms_norm(&k, k_norm, self.norm_eps)?;
+            let normed_q = self.kernels.rms_norm(&q, q_norm, self.norm_eps)?;
+            let normed_k = self.kernels.rms_norm(&k, k_norm, self.norm_eps)?;
             unnormed = Some((std::mem::replace(&mut q, normed_q), std::mem::replace(&mut k, normed_k)));
         }
         if self.rotary {
-            (q, k) = kernels::rope(&q, &k, angles)?;
+            (q, k) = self.kernels.rope(&q, &k, angles)?;
         }
         Ok(RotatedHeads { q, k, unnormed })
     }
 }
 
 impl Decoder {
-    /// Builds the decoder from a checkpoint's tensors, its weight matrices held as `storage` says.
+    /// Builds the decoder from a checkpoint's tensors, its weight matrices held as `storage` says, on the device that `weights`
+    /// are loaded onto.
     pub fn load(config: &ModelConfig, weights: &Weights, storage: &Storage) -> Result<Self> {
-        storage.check_on(weights.device())?;
+        Self::load_on(config, weights, storage, &Kernels::of(weights.device())?)
+    }
+
+    /// Builds the same decoder over `kernels`, whose device `weights` are loaded onto.
+    pub fn load_on(config: &ModelConfig, weights: &Weights, storage: &Storage, kernels: &Kernels) -> Result<Self> {
+        storage.check_on(kernels)?;
         let table = |name: &str| -> Result<Linear> {
-            Linear::table(&weights.get(name, &[config.vocab_size, config.hidden_size])?, storage)
+            Linear::table(&weights.get(name, &[config.vocab_size, config.hidden_size])?, storage, kernels)
         };
         let embedding = table("model.embed_tokens.weight")?;
         let untied_head = if config.tie_word_embeddings { None } else { Some(table("lm_head.weight")?) };
-        let blocks = (0..config.num_hidden_layers).map(|index| Block::load(index, config, weights, storage));
+        let blocks = (0..config.num_hidden_layers).map(|index| Block::load(index, config, weights, storage, kernels));
         Ok(Self {
             embedding,
             blocks: blocks.collect::<Result<_>>()?,
@@ -278,27 +298,27 @@ impl Decoder {
             untied_head,
             rope: Rope::new(config),
             norm_eps: config.rms_norm_eps,
-            device: weights.device().clone(),
-            activation_dtype: storage.activation_dtype(weights.device()),
-            adapter_precision: storage.adapter_precision(weights.device()),
+            kernels: kernels.clone(),
+            activation_dtype: storage.activation_dtype(kernels),
+            adapter_precision: storage.adapter_precision(kernels),
             training: OnceLock::new(),
         })
     }
 
-    /// What adapters are held in while they are served, f32 or bf16: as precise as the weights that they change.
+    /// The type that adapters are held in while they are served, f32, bf16 or f16: as precise as the weights that they change.
     pub fn adapter_precision(&self) -> DType {
         self.adapter_precision
     }
 
     /// The adapter as this decoder's steps read it best.
     pub fn served(&self, adapter: &Adapter) -> Result<Adapter> {
-        if kernels::on_host(&self.device) {
-            return adapter.for_serving(self.adapter_precision);
+        match &self.kernels {
+            Kernels::Cpu => adapter.for_serving(self.adapter_precision),
+            Kernels::Gpu(gpu) => adapter.on(gpu.device(), self.adapter_precision),
         }
-        adapter.on(&self.device, self.adapter_precision)
     }
 
-    /// What lies between the layers: f32, or bf16 beside weights in bf16 on a GPU.
+    /// The type between the layers: f32 on the CPU, on a GPU that of the weights (f32, bf16 or f16).
     pub fn activation_dtype(&self) -> DType {
         self.activation_dtype
     }
@@ -311,7 +331,12 @@ impl Decoder {
 
     /// The device that the weights are on.
     pub fn device(&self) -> &Device {
-        &self.device
+        self.kernels.device()
+    }
+
+    /// The kernels that the decoder runs on.
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 
     /// Embeddings of `tokens`, `[rows, hidden]`.

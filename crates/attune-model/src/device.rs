@@ -111,16 +111,6 @@ pub fn used_memory(device: &Device) -> Option<u64> {
     }
 }
 
-/// Another queue for work of the same device, where it has queues.
-#[cfg_attr(not(feature = "cuda"), allow(clippy::unnecessary_wraps, reason = "a GPU can refuse"))]
-pub(super) fn second_stream(device: &Device) -> Result<Device> {
-    match device {
-        #[cfg(feature = "cuda")]
-        Device::Cuda(device) => super::gpu::second_stream(device),
-        other => Ok(other.clone()),
-    }
-}
-
 /// `tensor` for work on `device`, a queue of the same device: not a copy. Nothing writes it, and it outlives what this returns.
 #[cfg_attr(not(feature = "cuda"), allow(clippy::unnecessary_wraps, reason = "a GPU can refuse"))]
 pub(super) fn shared(tensor: &Tensor, device: &Device) -> Result<Tensor> {

@@ -74,11 +74,12 @@ fn bytes(device: &CudaDevice, attribute: Attribute) -> Option<u64> {
     Some(bytes)
 }
 
-/// Another stream of the same GPU, as a device of its own. What is on the GPU already is there for it.
-pub(super) fn second_stream(device: &CudaDevice) -> Result<Device> {
+/// Opens another stream of the same GPU, as a device of its own, after all work on the first one is done: the new one sees its
+/// results.
+pub(super) fn second_stream(device: &CudaDevice) -> Result<CudaDevice> {
     let stream = device.cuda_stream();
-    let second = Device::new_cuda_with_stream(stream.context().ordinal())?;
-    disable_event_tracking(second.as_cuda_device()?);
+    let second = Device::new_cuda_with_stream(stream.context().ordinal())?.as_cuda_device()?.clone();
+    disable_event_tracking(&second);
     Device::Cuda(device.clone()).synchronize()?;
     Ok(second)
 }

@@ -30,6 +30,7 @@ use crate::chat_template::ChatTemplate;
 use crate::decoder::Decoder;
 use crate::device::DeviceHealth;
 use crate::entry::ModelEntry;
+use crate::kernels::Kernels;
 use crate::tokenizer::Tokenizer;
 use crate::vocabulary::Vocabulary;
 
@@ -61,10 +62,16 @@ pub struct BaseModel {
 impl BaseModel {
     /// Loads the folder of `entry` onto `device`. Slow: call it off the async threads.
     pub fn load(entry: &ModelEntry, device: &Device) -> Result<Self> {
+        Self::load_on(entry, &Kernels::of(device)?)
+    }
+
+    /// Loads the folder of `entry` onto the device of `kernels`, which its decoder runs on.
+    pub fn load_on(entry: &ModelEntry, kernels: &Kernels) -> Result<Self> {
+        let device = kernels.device();
         let path = entry.path.as_path();
         let config = ModelConfig::read(path)?;
         let weights = weights::Weights::open(path, device)?;
-        let decoder = Decoder::load(&config, &weights, &entry.storage(device))?;
+        let decoder = Decoder::load_on(&config, &weights, &entry.storage(device), kernels)?;
         let tokenizer = Tokenizer::read(path)?;
         if tokenizer.vocabulary_size() > config.vocab_size {
             return Err(Error::Setup(format!(

@@ -1,17 +1,17 @@
 //! Frozen linear layers: `y = W x + b` and the gradient with respect to `x`. No gradient of W is ever formed.
 //!
-//! On the CPU, f32, bf16 and `q8_0` weights are packed for our own products (`kernels::cpu::panels`); on a GPU f32 and bf16 ones
-//! are multiplied by cuBLAS. For quantized formats otherwise the product is `mistralrs_quant`'s [`QuantMethod`].
+//! On the CPU, f32, bf16 and `q8_0` weights are packed for our own products (`kernels::cpu::panels`); on a GPU f32, bf16 and f16
+//! ones are multiplied by cuBLAS. For quantized formats otherwise the product is `mistralrs_quant`'s [`QuantMethod`].
 
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use mistralrs_quant::{GgufMatMul, QuantMethod, QuantMethodConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::kernels::cpu::panels::{self, Panels, Precision};
-use crate::kernels::{self, Dense, Norm};
+use crate::kernels::{Dense, GpuKernels, Kernels, Norm};
 use crate::{Error, Result};
 
 /// How a weight is held. On the CPU arithmetic is f32 with all of them; on a GPU sums are.
@@ -38,9 +38,9 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// Refuses what `device` cannot hold.
-    pub(super) fn check_on(&self, device: &Device) -> Result<()> {
-        if self.dtype == Dtype::F16 && kernels::on_host(device) {
+    /// Refuses a storage that the device of `kernels` cannot hold.
+    pub(super) fn check_on(&self, kernels: &Kernels) -> Result<()> {
+        if self.dtype == Dtype::F16 && kernels.is_cpu() {
             return Err(Error::Setup("dtype = \"f16\" is for GPUs: take f32 or bf16 on the CPU".into()));
         }
         self.check()
@@ -61,9 +61,9 @@ impl Storage {
     }
 
     /// f32 on the CPU. On a GPU the type of the weights, as its products take both in one.
-    pub(super) fn activation_dtype(&self, device: &Device) -> DType {
+    pub(super) fn activation_dtype(&self, kernels: &Kernels) -> DType {
         match self.dtype {
-            _ if kernels::on_host(device) => DType::F32,
+            _ if kernels.is_cpu() => DType::F32,
             Dtype::F32 => DType::F32,
             Dtype::Bf16 => DType::BF16,
             Dtype::F16 => DType::F16,
@@ -71,11 +71,11 @@ impl Storage {
     }
 
     /// f32 beside weights in f32, bf16 beside those that are rounded more; on a GPU as the activations.
-    pub(super) fn adapter_precision(&self, device: &Device) -> DType {
-        if kernels::on_host(device) && self.precision() != Precision::F32 {
+    pub(super) fn adapter_precision(&self, kernels: &Kernels) -> DType {
+        if kernels.is_cpu() && self.precision() != Precision::F32 {
             return DType::BF16;
         }
-        self.activation_dtype(device)
+        self.activation_dtype(kernels)
     }
 
     /// The precision of all weight matrices where our own products take them, else that of embedding and head.
@@ -94,44 +94,44 @@ pub struct Linear {
     weight: Weight,
     /// `[out]`
     bias: Option<Tensor>,
+    kernels: Kernels,
 }
 
 #[derive(Debug)]
 enum Weight {
     /// Packed for our own product.
     Packed(Panels),
-    /// `[out, in]`, on a GPU.
-    Dense(Tensor),
+    /// `[out, in]`, on a GPU, whose kernels multiply it.
+    Dense(Tensor, GpuKernels),
     /// Quantized blocks, with mistral.rs's product.
     Quantized { method: Arc<dyn QuantMethod>, blocks: Arc<QTensor> },
 }
 
 impl Linear {
     /// A layer of `weight` `[out, in]` and `bias` `[out]`, held as `storage` says.
-    pub fn new(weight: &Tensor, bias: Option<Tensor>, storage: &Storage) -> Result<Self> {
-        let bias = bias.map(|bias| bias.to_dtype(storage.activation_dtype(weight.device()))).transpose()?;
+    pub fn new(weight: &Tensor, bias: Option<Tensor>, storage: &Storage, kernels: &Kernels) -> Result<Self> {
+        let bias = bias.map(|bias| bias.to_dtype(storage.activation_dtype(kernels))).transpose()?;
         match storage.quantize.as_deref() {
-            None => Self::unquantized(weight, bias, storage),
-            Some("q8_0") if kernels::on_host(weight.device()) => Self::unquantized(weight, bias, storage),
-            Some(format) => Self::blocks(weight, bias, format),
+            None => Self::unquantized(weight, bias, storage, kernels),
+            Some("q8_0") if kernels.is_cpu() => Self::unquantized(weight, bias, storage, kernels),
+            Some(format) => Self::blocks(weight, bias, format, kernels),
         }
     }
 
     /// An embedding or output head, `[vocabulary, hidden]`: never in the blocks of mistral.rs, which have no rows to look up.
-    pub fn table(weight: &Tensor, storage: &Storage) -> Result<Self> {
-        Self::unquantized(weight, None, storage)
+    pub fn table(weight: &Tensor, storage: &Storage, kernels: &Kernels) -> Result<Self> {
+        Self::unquantized(weight, None, storage, kernels)
     }
 
-    fn unquantized(weight: &Tensor, bias: Option<Tensor>, storage: &Storage) -> Result<Self> {
-        let weight = if kernels::on_host(weight.device()) {
-            Weight::Packed(Panels::of(weight, storage.precision())?)
-        } else {
-            Weight::Dense(weight.to_dtype(storage.activation_dtype(weight.device()))?)
+    fn unquantized(weight: &Tensor, bias: Option<Tensor>, storage: &Storage, kernels: &Kernels) -> Result<Self> {
+        let weight = match kernels {
+            Kernels::Cpu => Weight::Packed(Panels::of(weight, storage.precision())?),
+            Kernels::Gpu(gpu) => Weight::Dense(weight.to_dtype(storage.activation_dtype(kernels))?, gpu.clone()),
         };
-        Ok(Self { weight, bias })
+        Ok(Self { weight, bias, kernels: kernels.clone() })
     }
 
-    fn blocks(weight: &Tensor, bias: Option<Tensor>, format: &str) -> Result<Self> {
+    fn blocks(weight: &Tensor, bias: Option<Tensor>, format: &str, kernels: &Kernels) -> Result<Self> {
         let dtype = block_format(format)?;
         let (_, columns) = weight.dims2()?;
         if !columns.is_multiple_of(dtype.block_size()) {
@@ -142,21 +142,26 @@ impl Linear {
         }
         let blocks = Arc::new(QTensor::quantize(weight, dtype)?);
         let method = GgufMatMul::new(QuantMethodConfig::Gguf { q_weight: blocks.clone(), b: None })?;
-        Ok(Self { weight: Weight::Quantized { method: Arc::new(method), blocks }, bias })
+        Ok(Self { weight: Weight::Quantized { method: Arc::new(method), blocks }, bias, kernels: kernels.clone() })
     }
 
-    /// The same layer with what `change` makes of its tensors; none where it has something else than tensors.
-    pub(super) fn with(&self, change: &impl Fn(&Tensor) -> Result<Tensor>) -> Result<Option<Self>> {
-        let Weight::Dense(weight) = &self.weight else { return Ok(None) };
+    /// Maps the layer's tensors for `kernels`; `None` for packed or quantized weights.
+    pub(super) fn with(
+        &self,
+        kernels: &GpuKernels,
+        change: &impl Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<Option<Self>> {
+        let Weight::Dense(weight, _) = &self.weight else { return Ok(None) };
         let bias = self.bias.as_ref().map(change).transpose()?;
-        Ok(Some(Self { weight: Weight::Dense(change(weight)?), bias }))
+        let weight = Weight::Dense(change(weight)?, kernels.clone());
+        Ok(Some(Self { weight, bias, kernels: Kernels::Gpu(kernels.clone()) }))
     }
 
     /// Bytes of the weight in memory.
     pub fn bytes(&self) -> usize {
         match &self.weight {
             Weight::Packed(weight) => weight.bytes(),
-            Weight::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Weight::Dense(weight, _) => weight.elem_count() * weight.dtype().size_in_bytes(),
             Weight::Quantized { blocks, .. } => blocks.storage_size_in_bytes(),
         }
     }
@@ -165,7 +170,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
             Weight::Packed(weight) => return Ok(panels::project(x, &[(weight, self.bias.as_ref())])?.remove(0)),
-            Weight::Dense(weight) => return Ok(kernels::project(x, None, &[self.dense(weight, None)])?.remove(0)),
+            Weight::Dense(weight, gpu) => return Ok(gpu.project(x, None, &[self.dense(weight, None)])?.remove(0)),
             // Its products on a GPU take f32.
             Weight::Quantized { method, .. } => method.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?,
         };
@@ -178,10 +183,13 @@ impl Linear {
     /// [`Linear::forward`] of each of `layers` for the same `x`, all at once where they are held alike; for `norm(x)` where there
     /// is a norm.
     pub fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor, norm: Option<Norm<'_>>) -> Result<[Tensor; N]> {
-        let outputs = if let Some(dense) = Self::all_dense(layers) {
-            kernels::project(x, norm, &dense)?
+        let outputs = if let Some((gpu, dense)) = Self::all_dense(layers) {
+            gpu.project(x, norm, &dense)?
         } else {
-            let x = &norm.map_or(Ok(x.clone()), |norm| norm.of(x))?;
+            let x = &match (norm, layers.first()) {
+                (Some(norm), Some(layer)) => norm.of(&layer.kernels, x)?,
+                _ => x.clone(),
+            };
             let packed: Vec<_> = layers.iter().filter_map(|layer| layer.packed()).collect();
             if packed.len() == N {
                 panels::project(x, &packed)?
@@ -194,19 +202,20 @@ impl Linear {
 
     /// `silu(gate(x)) · up(x)` with `norm(x)` for x, in one pass where that can be.
     pub fn forward_gated(gate_and_up: [&Self; 2], x: &Tensor, norm: Norm<'_>) -> Result<Tensor> {
-        if let Some(dense) = Self::all_dense(gate_and_up) {
-            return kernels::project_gated(x, norm, dense);
+        if let Some((gpu, dense)) = Self::all_dense(gate_and_up) {
+            return gpu.project_gated(x, norm, dense);
         }
+        let kernels = &gate_and_up[0].kernels;
         let [gate, up] = Self::forward_each(gate_and_up, x, Some(norm))?;
-        kernels::swiglu(&gate, &up)
+        kernels.swiglu(&gate, &up)
     }
 
     /// `residual + forward(x)`, in one pass where that can be.
     pub fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         match (&self.weight, &self.bias) {
             (Weight::Packed(weight), None) => panels::project_onto(residual, x, weight),
-            (Weight::Dense(weight), _) => {
-                Ok(kernels::project(x, None, &[self.dense(weight, Some(residual))])?.remove(0))
+            (Weight::Dense(weight, gpu), _) => {
+                Ok(gpu.project(x, None, &[self.dense(weight, Some(residual))])?.remove(0))
             }
             _ => Ok((residual + self.forward(x)?)?),
         }
@@ -215,7 +224,7 @@ impl Linear {
     /// The same for a residual that nothing else holds.
     pub fn forward_into(&self, residual: Tensor, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
-            Weight::Dense(weight) => kernels::project_into(residual, x, self.dense(weight, None)),
+            Weight::Dense(weight, gpu) => gpu.project_into(residual, x, self.dense(weight, None)),
             _ => self.forward_onto(&residual, x),
         }
     }
@@ -224,12 +233,14 @@ impl Linear {
         if let Weight::Packed(weight) = &self.weight { Some((weight, self.bias.as_ref())) } else { None }
     }
 
-    fn all_dense<const N: usize>(layers: [&Self; N]) -> Option<[Dense<'_>; N]> {
+    /// Returns the layers as a GPU's kernels take them; `None` if one of them is packed or quantized.
+    fn all_dense<'a, const N: usize>(layers: [&'a Self; N]) -> Option<(&'a GpuKernels, [Dense<'a>; N])> {
+        let Weight::Dense(_, gpu) = &layers.first()?.weight else { return None };
         let dense = layers.iter().filter_map(|layer| match &layer.weight {
-            Weight::Dense(weight) => Some(layer.dense(weight, None)),
+            Weight::Dense(weight, _) => Some(layer.dense(weight, None)),
             _ => None,
         });
-        dense.collect::<Vec<_>>().try_into().ok()
+        Some((gpu, dense.collect::<Vec<_>>().try_into().ok()?))
     }
 
     fn dense<'a>(&'a self, weight: &'a Tensor, residual: Option<&'a Tensor>) -> Dense<'a> {
@@ -240,8 +251,8 @@ impl Linear {
     pub fn input_gradient(&self, dy: &Tensor) -> Result<Tensor> {
         match &self.weight {
             Weight::Packed(weight) => weight.input_gradient(dy),
-            Weight::Dense(weight) => kernels::matmul(dy, weight),
-            Weight::Quantized { blocks, .. } => kernels::matmul(dy, &blocks.dequantize(dy.device())?),
+            Weight::Dense(weight, _) => self.kernels.matmul(dy, weight),
+            Weight::Quantized { blocks, .. } => self.kernels.matmul(dy, &blocks.dequantize(dy.device())?),
         }
     }
 
@@ -249,8 +260,8 @@ impl Linear {
     pub fn add_input_gradient(&self, dx: Tensor, dy: &Tensor) -> Result<Tensor> {
         match &self.weight {
             Weight::Packed(weight) => Ok((dx + weight.input_gradient(dy)?)?),
-            Weight::Dense(weight) => kernels::add_product(dx, dy, weight),
-            Weight::Quantized { blocks, .. } => kernels::add_product(dx, dy, &blocks.dequantize(dy.device())?),
+            Weight::Dense(weight, _) => self.kernels.add_product(dx, dy, weight),
+            Weight::Quantized { blocks, .. } => self.kernels.add_product(dx, dy, &blocks.dequantize(dy.device())?),
         }
     }
 
@@ -258,7 +269,7 @@ impl Linear {
     pub fn rows(&self, indices: &[u32]) -> Result<Tensor> {
         match &self.weight {
             Weight::Packed(weight) => weight.rows(indices),
-            Weight::Dense(weight) => Ok(weight.index_select(&Tensor::new(indices, weight.device())?, 0)?),
+            Weight::Dense(weight, _) => Ok(weight.index_select(&Tensor::new(indices, weight.device())?, 0)?),
             Weight::Quantized { .. } => Err(Error::Internal("an embedding is never held in quantized blocks".into())),
         }
     }

@@ -5,18 +5,16 @@ use candle_core::Tensor;
 
 use super::{Block, Decoder};
 use crate::Result;
+use crate::device;
+use crate::kernels::{GpuKernels, Kernels};
 use crate::linear::Linear;
-use crate::{device, kernels};
 
 impl Decoder {
     /// The decoder that training computes with: these weights on another stream of their GPU. On the CPU, and with quantized
     /// blocks, whose products know but one stream, this very decoder.
     pub fn for_training(&self) -> &Self {
         let training = self.training.get_or_init(|| {
-            if kernels::on_host(&self.device) {
-                return None;
-            }
-            let training = self.on_second_stream();
+            let training = self.on_second_stream(self.kernels.gpu()?);
             if let Err(error) = &training {
                 tracing::warn!(%error, "training shares the stream of requests");
             }
@@ -25,14 +23,14 @@ impl Decoder {
         training.as_deref().unwrap_or(self)
     }
 
-    fn on_second_stream(&self) -> Result<Option<Self>> {
-        let device = device::second_stream(&self.device)?;
-        let shared = |tensor: &Tensor| device::shared(tensor, &device);
-        let Some(embedding) = self.embedding.with(&shared)? else { return Ok(None) };
-        let head = self.untied_head.as_ref().map(|head| head.with(&shared)).transpose()?;
+    fn on_second_stream(&self, first: &GpuKernels) -> Result<Option<Self>> {
+        let kernels = &first.on_second_stream()?;
+        let shared = |tensor: &Tensor| device::shared(tensor, kernels.device());
+        let Some(embedding) = self.embedding.with(kernels, &shared)? else { return Ok(None) };
+        let head = self.untied_head.as_ref().map(|head| head.with(kernels, &shared)).transpose()?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
-            let Some(block) = block.with(&shared)? else { return Ok(None) };
+            let Some(block) = block.with(kernels, &shared)? else { return Ok(None) };
             blocks.push(block);
         }
         Ok(Some(Self {
@@ -42,7 +40,7 @@ impl Decoder {
             untied_head: head.flatten(),
             rope: self.rope.clone(),
             norm_eps: self.norm_eps,
-            device: device.clone(),
+            kernels: Kernels::Gpu(kernels.clone()),
             activation_dtype: self.activation_dtype,
             adapter_precision: self.adapter_precision,
             training: std::sync::OnceLock::new(),
@@ -51,9 +49,9 @@ impl Decoder {
 }
 
 impl Block {
-    /// The same block with what `change` makes of its tensors; none where its layers are held in blocks.
-    fn with(&self, change: &impl Fn(&Tensor) -> Result<Tensor>) -> Result<Option<Self>> {
-        let layer = |layer: &Linear| layer.with(change);
+    /// Maps the block's tensors for `kernels`; `None` if its layers are packed or quantized.
+    fn with(&self, kernels: &GpuKernels, change: &impl Fn(&Tensor) -> Result<Tensor>) -> Result<Option<Self>> {
+        let layer = |layer: &Linear| layer.with(kernels, change);
         let layers = [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down].map(layer);
         let [Some(q), Some(k), Some(v), Some(o), Some(gate), Some(up), Some(down)] = all(layers)? else {
             return Ok(None);
@@ -70,6 +68,7 @@ impl Block {
             gate,
             up,
             down,
+            kernels: Kernels::Gpu(kernels.clone()),
             ..*self
         }))
     }

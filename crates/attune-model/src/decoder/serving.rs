@@ -1,36 +1,15 @@
 //! The forward pass of serving, called by `engine`: new rows of many sequences over the paged cache, each with its own adapter.
 
-use std::ops::Range;
-
 use candle_core::Tensor;
 
 use super::{Block, Decoder, LowRank};
 use crate::Result;
-use crate::kernels::{self, CachedRows, CachedStep, NewHeads, Norm};
+use crate::kernels::{CachedStep, NewHeads, Norm, SequenceRows};
 use crate::kv_cache::KvCache;
 use crate::linear::Linear;
+use crate::lora::Site;
 use crate::lora::routes::Routes;
-use crate::lora::{Adapter, Site};
 use crate::rope::Angles;
-
-/// The rows of one sequence in a step.
-#[derive(Debug)]
-pub struct SequenceRows<'a> {
-    /// Its rows in the step's token list.
-    pub rows: Range<usize>,
-    /// Position of the first row: the tokens that the cache already holds.
-    pub start: usize,
-    /// Blocks of the cache, enough for `start + rows.len()` tokens.
-    pub blocks: &'a [u32],
-    /// The adapter of its rows.
-    pub adapter: Option<&'a Adapter>,
-}
-
-impl SequenceRows<'_> {
-    fn cached_rows(&self) -> CachedRows<'_> {
-        CachedRows { rows: self.rows.clone(), start: self.start, blocks: self.blocks }
-    }
-}
 
 impl Decoder {
     /// One step: `tokens` are the new rows of all `sequences`, in order; sequences of one adapter stand next to each other.
@@ -38,22 +17,21 @@ impl Decoder {
     pub fn step(&self, tokens: &[u32], sequences: &[SequenceRows<'_>], cache: &KvCache) -> Result<Tensor> {
         let positions: Vec<usize> =
             sequences.iter().flat_map(|sequence| sequence.start..sequence.start + sequence.rows.len()).collect();
-        let cached = sequences.iter().map(SequenceRows::cached_rows).collect();
         let context = ServeContext {
-            step: CachedStep::new(cached, &self.device)?,
+            step: CachedStep::new(sequences, &self.kernels)?,
             routes: Routes::new(
                 self.blocks.len(),
-                &self.device,
+                &self.kernels,
                 sequences.iter().map(|sequence| (sequence.rows.clone(), sequence.adapter)),
             )?,
             cache,
-            angles: self.rope.angles(positions.iter().copied(), &self.device)?,
+            angles: self.rope.angles(positions.iter().copied(), self.device())?,
         };
         let mut x = self.embed(tokens)?; // [rows, hidden]
         for block in &self.blocks {
             x = block.serve(x, &context)?;
         }
-        kernels::rms_norm(&x, &self.final_norm, self.norm_eps)
+        self.kernels.rms_norm(&x, &self.final_norm, self.norm_eps)
     }
 }
 
@@ -105,7 +83,7 @@ impl Block {
             angles: self.rotary.then_some(&context.angles),
         };
         let (keys, values) = (&context.cache.keys[self.index], &context.cache.values[self.index]);
-        let attended = kernels::attend_new(new, keys, values, &context.step, self.window)?; // [rows, heads, head_dim]
+        let attended = self.kernels.attend_new(new, keys, values, &context.step, self.window)?; // [rows, heads, head_dim]
         Ok(attended.reshape((rows, self.heads * self.head_dim))?)
     }
 
@@ -116,7 +94,7 @@ impl Block {
             return Linear::forward_gated([&self.gate, &self.up], middle, norm);
         }
         let [gate, up] = self.project_normed([Site::Gate, Site::Up], middle, norm, context)?; // [rows, intermediate] each
-        kernels::swiglu(&gate, &up)
+        self.kernels.swiglu(&gate, &up)
     }
 
     /// [`Block::project`] of the normed `x` `[rows, in]`.
@@ -127,12 +105,12 @@ impl Block {
         norm: Norm<'_>,
         context: &ServeContext<'_>,
     ) -> Result<[Tensor; N]> {
-        if !kernels::norms_on_the_way(x)? {
-            return self.project(sites, &norm.of(x)?, context);
+        if !self.kernels.norms_on_the_way(x)? {
+            return self.project(sites, &norm.of(&self.kernels, x)?, context);
         }
         let mut outputs = Linear::forward_each(sites.map(|site| self.linear(site)), x, Some(norm))?;
         if context.routes.change(self.index, sites[0]) {
-            context.add_lora(self.index, &sites, &norm.of(x)?, &mut outputs)?;
+            context.add_lora(self.index, &sites, &norm.of(&self.kernels, x)?, &mut outputs)?;
         }
         Ok(outputs)
     }

@@ -6,18 +6,18 @@ use std::ops::Range;
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::{AttentionState, CachedRows, CrossEntropy};
+use super::{AttentionState, CrossEntropy, SequenceRows};
 use crate::Result;
 use crate::kv_cache::BLOCK_TOKENS;
 use crate::lora::LoraPair;
 use crate::rope::Angles;
 
-/// See [`super::linear`].
+/// See [`super::Kernels::linear`].
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     Ok(x.matmul(&weight.t()?)?)
 }
 
-/// See [`super::add_lora`].
+/// See [`super::Kernels::add_lora`].
 pub fn add_lora(y: Tensor, x: &Tensor, rows: Range<usize>, pair: &LoraPair) -> Result<Tensor> {
     let shrunk = x.narrow(0, rows.start, rows.len())?.matmul(&pair.a.t()?)?; // [rows, rank]
     let delta = shrunk.matmul(&pair.b.t()?)?.affine(f64::from(pair.scale), 0.0)?; // [rows, out]
@@ -34,7 +34,7 @@ fn inverse_rms(x: &Tensor, eps: f32) -> Result<Tensor> {
     Ok((x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?.recip()?)
 }
 
-/// See [`super::rms_norm`].
+/// See [`super::Kernels::rms_norm`].
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     Ok(x.broadcast_mul(&inverse_rms(x, eps)?)?.broadcast_mul(weight)?)
 }
@@ -62,7 +62,7 @@ fn sigmoid(x: &Tensor) -> Result<Tensor> {
     Ok((x.neg()?.exp()? + 1.0)?.recip()?)
 }
 
-/// See [`super::swiglu`].
+/// See [`super::Kernels::swiglu`].
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     Ok(((gate * sigmoid(gate)?)? * up)?)
 }
@@ -107,7 +107,7 @@ fn by_head(x: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
     Ok(x.narrow(0, rows.start, rows.len())?.transpose(0, 1)?.contiguous()?)
 }
 
-/// See [`super::packed_attention`].
+/// See [`super::Kernels::packed_attention`].
 pub fn packed_attention(
     q: &Tensor,
     k: &Tensor,
@@ -128,7 +128,7 @@ pub fn packed_attention(
     Ok((Tensor::cat(&outs, 0)?, Tensor::cat(&sums, 0)?))
 }
 
-/// See [`super::packed_attention_backward`].
+/// See [`super::Kernels::packed_attention_backward`].
 pub fn packed_attention_backward(
     state: AttentionState<'_>,
     dout: &Tensor,
@@ -160,8 +160,8 @@ pub fn packed_attention_backward(
     Ok((Tensor::cat(&dqs, 0)?, Tensor::cat(&dks, 0)?, Tensor::cat(&dvs, 0)?))
 }
 
-/// See [`super::write_cache`]: copies the rows of `source` `[rows, kv_heads, d]` into `cache`, block by block.
-pub fn write_cache(cache: &Tensor, source: &Tensor, sequences: &[CachedRows<'_>]) -> Result<()> {
+/// See [`super::Kernels::write_cache`]: copies the rows of `source` `[rows, kv_heads, d]` into `cache`, block by block.
+pub fn write_cache(cache: &Tensor, source: &Tensor, sequences: &[SequenceRows<'_>]) -> Result<()> {
     for sequence in sequences {
         let mut position = sequence.start;
         let mut row = sequence.rows.start;
@@ -177,12 +177,12 @@ pub fn write_cache(cache: &Tensor, source: &Tensor, sequences: &[CachedRows<'_>]
     Ok(())
 }
 
-/// See [`super::cached_attention`].
+/// See [`super::Kernels::cached_attention`].
 pub fn cached_attention(
     q: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    sequences: &[CachedRows<'_>],
+    sequences: &[SequenceRows<'_>],
     window: Option<usize>,
 ) -> Result<Tensor> {
     let heads = q.dim(1)?;
@@ -204,7 +204,7 @@ pub fn cached_attention(
     Ok(Tensor::cat(&outs, 0)?)
 }
 
-/// See [`super::cross_entropy`].
+/// See [`super::Kernels::cross_entropy`].
 pub fn cross_entropy(logits: &Tensor, targets: &[u32], weights: &[f32]) -> Result<CrossEntropy> {
     let device = logits.device();
     let (rows, classes) = logits.dims2()?;

@@ -3,11 +3,11 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::{Adapter, Site};
 use crate::Result;
-use crate::kernels::{self, LoraRows, LoraRun};
+use crate::kernels::{GpuKernels, Kernels, LoraRows, LoraRun, cpu};
 
 /// The sites of a block that have one input and are computed together.
 pub const GROUPS: [&[Site]; 4] =
@@ -23,24 +23,24 @@ const FEW_ROWS: usize = 8;
 pub struct Routes<'a> {
     /// By layer and group: true where some row is changed. Empty where no row has an adapter.
     changes: Vec<bool>,
-    ways: Products<'a>,
+    products: Products<'a>,
 }
 
-/// What the products of a device are made of.
+/// The products of a step, as its device computes them.
 #[derive(Debug)]
 enum Products<'a> {
     /// Tasks for the cores, and where those of each layer and group begin; one entry more than there are.
-    Host { tasks: Vec<LoraRows<'a>>, starts: Vec<usize> },
+    Cpu { tasks: Vec<LoraRows<'a>>, starts: Vec<usize> },
     /// For a GPU the adapters with all of their rows.
-    Device(Vec<LoraRun<'a>>),
+    Gpu { kernels: &'a GpuKernels, runs: Vec<LoraRun<'a>> },
 }
 
 impl<'a> Routes<'a> {
-    /// Routes over `layers` decoder blocks on `device` for sequences with these rows and adapters, in the order of the rows.
+    /// Routes over `layers` decoder blocks on `kernels` for sequences with these rows and adapters, in the order of the rows.
     /// Neighbouring sequences of one adapter share its products.
     pub fn new(
         layers: usize,
-        device: &Device,
+        kernels: &'a Kernels,
         sequences: impl IntoIterator<Item = (Range<usize>, Option<&'a Adapter>)>,
     ) -> Result<Self> {
         let runs = runs(sequences);
@@ -51,18 +51,18 @@ impl<'a> Routes<'a> {
             pairs.any(|pairs| sites.iter().any(|site| pairs.get(*site).is_some()))
         };
         let changes = groups.clone().map(has).collect();
-        let ways = if kernels::on_host(device) {
+        let products = if let Some(kernels) = kernels.gpu() {
+            let runs = runs.into_iter().map(|(rows, adapter)| Ok(LoraRun { rows, pointers: adapter.pointers()? }));
+            Products::Gpu { kernels, runs: runs.collect::<Result<_>>()? }
+        } else {
             let (mut tasks, mut starts) = (Vec::new(), vec![0]);
             for (layer, sites) in groups {
                 tasks.extend(runs.iter().flat_map(|(rows, adapter)| tasks_of(rows, adapter, layer, sites)));
                 starts.push(tasks.len());
             }
-            Products::Host { tasks, starts }
-        } else {
-            let runs = runs.into_iter().map(|(rows, adapter)| Ok(LoraRun { rows, pointers: adapter.pointers()? }));
-            Products::Device(runs.collect::<Result<_>>()?)
+            Products::Cpu { tasks, starts }
         };
-        Ok(Self { changes, ways })
+        Ok(Self { changes, products })
     }
 
     /// True where something is added at the group of sites that begins with `first`.
@@ -76,14 +76,14 @@ impl<'a> Routes<'a> {
         if !self.change(layer, first) {
             return Ok(());
         }
-        match &self.ways {
-            Products::Host { .. } => kernels::add_lora_rows(outputs, x, self.tasks(layer, first)),
-            Products::Device(runs) => kernels::add_lora_runs(outputs, x, runs, layer, first),
+        match &self.products {
+            Products::Cpu { .. } => cpu::lora::add(outputs, x, self.tasks(layer, first)),
+            Products::Gpu { kernels, runs } => kernels.add_lora_runs(outputs, x, runs, layer, first),
         }
     }
 
     fn tasks(&self, layer: usize, first: Site) -> &[LoraRows<'a>] {
-        let Products::Host { tasks, starts } = &self.ways else { return &[] };
+        let Products::Cpu { tasks, starts } = &self.products else { return &[] };
         let range = index(layer, first).and_then(|index| starts.get(index..index + 2));
         range.map_or(&[], |range| &tasks[range[0]..range[1]])
     }
@@ -134,7 +134,7 @@ fn pieces(rows: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
+    use candle_core::{DType, Device};
 
     use super::*;
     use crate::lora::{LoraLayer, LoraPair};
@@ -159,20 +159,20 @@ mod tests {
     fn neighbours_of_one_adapter_are_one_run_and_absent_sites_are_left_out() {
         let (one, two) = (adapter(&[&[Site::Value, Site::Up], &[]]), adapter(&[&[Site::Query], &[Site::Down]]));
         let sequences = [(0..1, Some(&one)), (1..2, None), (2..4, Some(&two)), (4..5, Some(&two)), (5..6, Some(&one))];
-        let routes = Routes::new(2, &Device::Cpu, sequences).expect("routes");
+        let routes = Routes::new(2, &Kernels::Cpu, sequences).expect("routes");
         assert_eq!(shape(routes.tasks(0, Site::Query)), [(0..1, 2), (2..5, 0), (5..6, 2)]);
         assert_eq!(shape(routes.tasks(0, Site::Gate)), [(0..1, 1), (5..6, 1)]);
         assert_eq!(shape(routes.tasks(1, Site::Down)), [(2..5, 0)]);
         assert!(routes.change(0, Site::Query) && routes.change(1, Site::Down));
         assert!(!routes.change(0, Site::Output) && !routes.change(1, Site::Query));
-        let none = Routes::new(2, &Device::Cpu, [(0..4, None)]).expect("routes");
+        let none = Routes::new(2, &Kernels::Cpu, [(0..4, None)]).expect("routes");
         assert!(!none.change(1, Site::Down) && none.tasks(1, Site::Down).is_empty());
     }
 
     #[test]
     fn long_runs_are_cut_without_gaps() {
         let one = adapter(&[&[Site::Output]]);
-        let routes = Routes::new(1, &Device::Cpu, [(3..500, Some(&one))]).expect("routes");
+        let routes = Routes::new(1, &Kernels::Cpu, [(3..500, Some(&one))]).expect("routes");
         let tasks = shape(routes.tasks(0, Site::Output));
         assert!(tasks.len() > 8 && tasks.iter().all(|(rows, _)| !rows.is_empty() && rows.len() <= TASK_ROWS));
         assert!(tasks.windows(2).all(|pair| pair[0].0.end == pair[1].0.start));

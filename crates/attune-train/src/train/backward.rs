@@ -14,7 +14,7 @@ use crate::train::recomputation::{Recomputation, SavedActivations};
 use crate::train::yielding::YieldPolicy;
 use crate::{Error, Result};
 use attune_model::decoder::{Activations, Block, Context, Decoder, LowRank};
-use attune_model::kernels::{self, AttentionState, PackedRows};
+use attune_model::kernels::{AttentionState, Kernels, PackedRows};
 use attune_model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use attune_model::rope::Angles;
 
@@ -107,13 +107,13 @@ pub(super) fn gradients_from_hidden<T>(
         let (y, activations) = block.forward(x, &context)?;
         tape.push(SavedActivations::of(activations, recomputation));
         x = y;
-        pace.next(decoder.device())?;
+        pace.next(decoder.kernels())?;
     }
-    let hidden = kernels::rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?;
+    let hidden = decoder.kernels().rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?;
     let (result, dhidden) = head(&hidden)?;
     let dhidden = dhidden.to_dtype(hidden.dtype())?;
 
-    let mut dx = kernels::rms_norm_backward(&x, &decoder.final_norm, decoder.norm_eps, &dhidden)?;
+    let mut dx = decoder.kernels().rms_norm_backward(&x, &decoder.final_norm, decoder.norm_eps, &dhidden)?;
     let mut gradients: Gradients = vec![LoraLayer::default(); decoder.blocks.len()];
     for (block, kept) in decoder.blocks.iter().zip(tape).rev() {
         let activations = kept.activations(block, &context)?;
@@ -122,7 +122,7 @@ pub(super) fn gradients_from_hidden<T>(
             Some(dx) => dx,
             None => break, // The first block's input is the frozen embedding.
         };
-        pace.next(decoder.device())?;
+        pace.next(decoder.kernels())?;
     }
     if scale > 1.0 {
         gradients = gradients.iter().map(|layer| layer.times(1.0 / scale)).collect::<attune_model::Result<_>>()?;
@@ -179,13 +179,14 @@ pub(super) fn hidden_states_with(
     let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
     for block in &decoder.blocks {
         (x, _) = block.forward(x, &context)?;
-        pace.next(decoder.device())?;
+        pace.next(decoder.kernels())?;
     }
-    Ok(kernels::rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?)
+    Ok(decoder.kernels().rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?)
 }
 
 /// Training: attention inside each packed sequence, one adapter for all rows.
 struct TrainContext<'a> {
+    kernels: &'a Kernels,
     adapter: Option<&'a Adapter>,
     dropout: Option<&'a Dropout>,
     sequences: PackedRows<'a>,
@@ -194,7 +195,7 @@ struct TrainContext<'a> {
 }
 
 impl<'a> TrainContext<'a> {
-    fn new(decoder: &Decoder, adapter: Option<&'a Adapter>, batch: &'a PackedBatch) -> Result<Self> {
+    fn new(decoder: &'a Decoder, adapter: Option<&'a Adapter>, batch: &'a PackedBatch) -> Result<Self> {
         let rows = batch.tokens.len();
         let covered = batch.sequences.iter().try_fold(0, |end, rows| (rows.start == end).then_some(rows.end));
         if rows == 0 || covered != Some(rows) || batch.targets.iter().any(|target| target.row >= rows) {
@@ -202,8 +203,8 @@ impl<'a> TrainContext<'a> {
         }
         let positions: Vec<usize> = batch.sequences.iter().flat_map(|rows| 0..rows.len()).collect();
         let angles = decoder.rope.angles(positions.iter().copied(), decoder.device())?;
-        let sequences = PackedRows::new(&batch.sequences, decoder.device())?;
-        Ok(Self { adapter, dropout: None, sequences, rows, angles })
+        let sequences = PackedRows::new(&batch.sequences, decoder.kernels())?;
+        Ok(Self { kernels: decoder.kernels(), adapter, dropout: None, sequences, rows, angles })
     }
 
     fn pair(&self, layer: usize, site: Site) -> Option<&'a LoraPair> {
@@ -220,7 +221,7 @@ impl LowRank for TrainContext<'_> {
     fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> attune_model::Result<()> {
         for (site, output) in sites.iter().zip(outputs) {
             if let Some(pair) = self.pair(layer, *site) {
-                *output = kernels::add_lora(output.clone(), &self.drop_out(layer, *site, x)?, pair)?;
+                *output = self.kernels.add_lora(output.clone(), &self.drop_out(layer, *site, x)?, pair)?;
             }
         }
         Ok(())
@@ -229,7 +230,7 @@ impl LowRank for TrainContext<'_> {
 
 impl Context for TrainContext<'_> {
     fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> attune_model::Result<(Tensor, Tensor)> {
-        kernels::packed_attention(q, k, v, &self.sequences, block.window)
+        self.kernels.packed_attention(q, k, v, &self.sequences, block.window)
     }
 
     fn angles(&self) -> &Angles {
@@ -251,14 +252,15 @@ impl BlockBackward<'_, '_> {
         let block = self.block;
         let eps = block.norm_eps;
         let rows = self.context.rows;
+        let kernels = self.context.kernels;
 
         // MLP: y = middle + W_down · (silu(W_gate · m) · (W_up · m))
         let dgated = self.linear(None, Site::Down, &saved.gated, &dy)?; // [rows, intermediate]
-        let (dgate, dup) = kernels::swiglu_backward(&saved.gate, &saved.up, &dgated)?;
+        let (dgate, dup) = kernels.swiglu_backward(&saved.gate, &saved.up, &dgated)?;
         let dmlp_input = self.linear(None, Site::Gate, &saved.mlp_input, &dgate)?;
         let dmlp_input = self.linear(Some(dmlp_input), Site::Up, &saved.mlp_input, &dup)?;
         let norm = &block.post_attention_norm;
-        let dmiddle = kernels::add_rms_norm_backward(&dy, &saved.middle, norm, eps, &dmlp_input)?;
+        let dmiddle = kernels.add_rms_norm_backward(&dy, &saved.middle, norm, eps, &dmlp_input)?;
         drop(dy);
 
         // Attention: middle = x + W_o · attend(q, k, v)
@@ -268,13 +270,13 @@ impl BlockBackward<'_, '_> {
         let state =
             AttentionState { q: &saved.q, k: &saved.k, v: &saved.v, out: &attended, log_sum_exp: &saved.log_sum_exp };
         let (mut dq, mut dk, dv) =
-            kernels::packed_attention_backward(state, &dattended, &self.context.sequences, block.window)?;
+            kernels.packed_attention_backward(state, &dattended, &self.context.sequences, block.window)?;
         if block.rotary {
-            (dq, dk) = kernels::rope_backward(&dq, &dk, &self.context.angles)?;
+            (dq, dk) = kernels.rope_backward(&dq, &dk, &self.context.angles)?;
         }
         if let (Some((q_norm, k_norm)), Some((q, k))) = (&block.query_key_norm, &saved.unnormed) {
-            dq = kernels::rms_norm_backward(q, q_norm, eps, &dq)?;
-            dk = kernels::rms_norm_backward(k, k_norm, eps, &dk)?;
+            dq = kernels.rms_norm_backward(q, q_norm, eps, &dq)?;
+            dk = kernels.rms_norm_backward(k, k_norm, eps, &dk)?;
         }
         let (dq, dk, dv) = (dq.reshape((rows, ()))?, dk.reshape((rows, ()))?, dv.reshape((rows, ()))?);
         let x = &saved.attention_input;
@@ -288,22 +290,23 @@ impl BlockBackward<'_, '_> {
         let dattention_input = self.linear(Some(dattention_input), Site::Key, x, &dk)?;
         let dattention_input = self.linear(Some(dattention_input), Site::Value, x, &dv)?;
         let norm = &block.input_norm;
-        Ok(Some(kernels::add_rms_norm_backward(&dmiddle, &saved.input, norm, eps, &dattention_input)?))
+        Ok(Some(kernels.add_rms_norm_backward(&dmiddle, &saved.input, norm, eps, &dattention_input)?))
     }
 
     /// The gradient of a linear layer's input, `[rows, in]`, from that of its output, `[rows, out]`; added to what
     /// other layers with the same input have left.
     fn linear(&mut self, others: Option<Tensor>, site: Site, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let layer = self.block.linear(site);
+        let kernels = self.context.kernels;
         let dx = match others {
             Some(dx) => layer.add_input_gradient(dx, dy)?,
             None => layer.input_gradient(dy)?,
         };
         match self.low_rank(site, x, dy)? {
             // dx += drop((s · dy B) A)
-            Some((dshrunk, pair)) if self.context.dropout.is_none() => Ok(kernels::add_product(dx, &dshrunk, &pair.a)?),
+            Some((dshrunk, pair)) if self.context.dropout.is_none() => Ok(kernels.add_product(dx, &dshrunk, &pair.a)?),
             Some((dshrunk, pair)) => {
-                let through_adapter = kernels::matmul(&dshrunk, &pair.a)?;
+                let through_adapter = kernels.matmul(&dshrunk, &pair.a)?;
                 Ok((dx + self.context.drop_out(self.block.index, site, &through_adapter)?)?)
             }
             None => Ok(dx),
@@ -315,10 +318,11 @@ impl BlockBackward<'_, '_> {
         let Some(pair) = self.context.pair(self.block.index, site) else { return Ok(None) };
         let scale = f64::from(pair.scale);
         let x = &self.context.drop_out(self.block.index, site, x)?;
-        let shrunk = kernels::linear(x, &pair.a)?; // x Aᵀ, [rows, rank]
-        let b = kernels::matmul_transposed(dy, &(shrunk * scale)?)?; // [out, rank]
-        let dshrunk = (kernels::matmul(dy, &pair.b)? * scale)?; // [rows, rank]
-        let a = kernels::matmul_transposed(&dshrunk, x)?; // [rank, in]
+        let kernels = self.context.kernels;
+        let shrunk = kernels.linear(x, &pair.a)?; // x Aᵀ, [rows, rank]
+        let b = kernels.matmul_transposed(dy, &(shrunk * scale)?)?; // [out, rank]
+        let dshrunk = (kernels.matmul(dy, &pair.b)? * scale)?; // [rows, rank]
+        let a = kernels.matmul_transposed(&dshrunk, x)?; // [rank, in]
         self.gradients.set(site, LoraPair { a, b, scale: pair.scale });
         Ok(Some((dshrunk, pair.clone())))
     }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 
 use crate::datasets::{ExampleStore, TokenizedExample};
 use crate::train::methods::{Probe, method};
@@ -17,6 +17,7 @@ use crate::train::training_method::TrainingMethod;
 use crate::train::yielding::BeforeMicroStep;
 use crate::{Error, Result};
 use attune_model::decoder::Decoder;
+use attune_model::kernels::Kernels;
 use attune_model::lora::Adapter;
 
 /// Time to measure at the most, besides the first, small batch.
@@ -46,7 +47,7 @@ pub fn calibrate(
     recomputation: Recomputation,
     before: BeforeMicroStep<'_>,
 ) -> Result<TrainingRate> {
-    let (update, most_rows) = (update_seconds(adapter, decoder.device())?, batch_rows(decoder.device()));
+    let (update, most_rows) = (update_seconds(adapter, decoder.kernels())?, batch_rows(decoder.kernels()));
     let (method, probe) = (method(training), Probe { decoder, adapter, rows: most_rows, recomputation });
     let first = fitting(samples, FIRST_ROWS);
     if first.is_empty() {
@@ -97,13 +98,13 @@ fn fitting(samples: &[TokenizedExample], budget: usize) -> Vec<TokenizedExample>
     taken
 }
 
-/// Seconds of one update of the adapter's numbers, where the decoder's `device` has it done.
-fn update_seconds(adapter: &Adapter, device: &Device) -> Result<f64> {
-    let mut state = AdapterState::new(Parameters::of(adapter)?, AdamSettings::default(), device, DType::F32)?;
+/// Seconds of one update of the adapter's numbers, where the decoder's `kernels` take it.
+fn update_seconds(adapter: &Adapter, kernels: &Kernels) -> Result<f64> {
+    let mut state = AdapterState::new(Parameters::of(adapter)?, AdamSettings::default(), kernels, DType::F32)?;
     let gradients = adapter.layers.clone();
     let begin = Instant::now();
     state.step(&gradients, UpdateScales { learning_rate: 1e-6, clip: 0.0 }, |_| Ok(()))?;
-    device.synchronize()?;
+    kernels.device().synchronize()?;
     Ok(begin.elapsed().as_secs_f64())
 }
 

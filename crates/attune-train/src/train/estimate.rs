@@ -159,7 +159,7 @@ impl TrainingMemory {
             element,
             rows,
             hidden,
-            chunk: rows.min(chunk_targets(model.decoder.device()) as u64),
+            chunk: rows.min(chunk_targets(model.decoder.kernels()) as u64),
             vocabulary: config.vocab_size as u64,
             texts: (settings.batch_size * texts_of(training)) as u64,
         });

@@ -1,21 +1,21 @@
 //! The loss over the vocabulary, in chunks of targets: never the logits of the whole batch, and no head product for
 //! rows without a target.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use crate::Result;
 use crate::train::batch::{LossReport, PackedBatch, Target};
 use attune_model::decoder::Decoder;
-use attune_model::kernels;
+use attune_model::kernels::Kernels;
 
 /// Targets whose logits exist at one time.
 const CHUNK: usize = 128;
 /// The same on a GPU, which each chunk is read back from.
 const GPU_CHUNK: usize = 1024;
 
-/// Returns the number of targets whose logits exist at one time on `device`.
-pub fn chunk_targets(device: &Device) -> usize {
-    if kernels::on_host(device) { CHUNK } else { GPU_CHUNK }
+/// Returns the number of targets whose logits exist at one time on kernels.
+pub fn chunk_targets(kernels: &Kernels) -> usize {
+    if kernels.is_cpu() { CHUNK } else { GPU_CHUNK }
 }
 
 /// How one target was predicted.
@@ -36,7 +36,7 @@ pub fn vocabulary_loss(
     batch: &PackedBatch,
     divisor: Option<f64>,
 ) -> Result<(Vec<TargetScore>, Option<Tensor>)> {
-    vocabulary_loss_by(chunk_targets(decoder.device()), decoder, hidden, batch, divisor)
+    vocabulary_loss_by(chunk_targets(decoder.kernels()), decoder, hidden, batch, divisor)
 }
 
 /// Does the same as [`vocabulary_loss`] in chunks of `size` targets.
@@ -56,7 +56,7 @@ fn vocabulary_loss_by(
         let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
         let weight = |target: &Target| (f64::from(target.weight) / divisor.unwrap_or(1.0)) as f32;
         let weights: Vec<f32> = targets.iter().map(weight).collect();
-        let chunk = kernels::cross_entropy(logits, &tokens, &weights)?;
+        let chunk = decoder.kernels().cross_entropy(logits, &tokens, &weights)?;
         let pairs = chunk.losses.iter().zip(&chunk.correct);
         scores.extend(pairs.map(|(loss, correct)| TargetScore { loss: *loss, correct: *correct }));
         if divisor.is_some() {

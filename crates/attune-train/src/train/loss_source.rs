@@ -10,6 +10,7 @@ use crate::train::batch::{LossReport, PackedBatch};
 use crate::train::yielding::YieldPolicy;
 use attune_model::BaseModel;
 use attune_model::decoder::Decoder;
+use attune_model::kernels::Kernels;
 use attune_model::lora::Adapter;
 
 /// Where losses and gradients come from. A formula in place of a model replaces what is computed of sequences.
@@ -19,6 +20,11 @@ pub(crate) trait LossSource: Send + Sync {
 
     fn device(&self) -> &Device {
         self.decoder().device()
+    }
+
+    /// Returns the kernels that losses are computed with.
+    fn kernels(&self) -> &Kernels {
+        self.decoder().kernels()
     }
 
     /// Returns the type of its products on a GPU.

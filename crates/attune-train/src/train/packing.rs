@@ -2,11 +2,9 @@
 
 use std::cmp::Reverse;
 
-use candle_core::Device;
-
 use crate::datasets::TokenizedExample;
 use crate::train::batch::{PackedBatch, Target};
-use attune_model::kernels;
+use attune_model::kernels::Kernels;
 
 /// Rows of a batch: large enough for the matrix products to be efficient, small enough that activations stay in reach
 /// of the caches and that requests wait only briefly for a micro-step to end. Measured faster than 1,024
@@ -16,8 +14,8 @@ pub const BATCH_ROWS: usize = 512;
 const GPU_BATCH_ROWS: usize = 4096;
 
 /// Returns the rows of a batch on `device`.
-pub fn batch_rows(device: &Device) -> usize {
-    if kernels::on_host(device) { BATCH_ROWS } else { GPU_BATCH_ROWS }
+pub fn batch_rows(kernels: &Kernels) -> usize {
+    if kernels.is_cpu() { BATCH_ROWS } else { GPU_BATCH_ROWS }
 }
 
 /// Counts the rows that training on `example` needs: all tokens before its last target, which itself is only predicted.

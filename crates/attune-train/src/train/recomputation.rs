@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use attune_model::decoder::{Activations, Block, Context, RotatedHeads};
-use attune_model::kernels;
 
 /// How much of the forward pass is computed again in the backward pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,10 +100,11 @@ impl SavedActivations {
             Some(_) => block.norm_and_rotate(q, k, context.angles())?,
             None => RotatedHeads { q, k, unnormed: None },
         };
+        let kernels = block.kernels();
         Ok(Activations {
-            attention_input: kernels::rms_norm(&input, &block.input_norm, block.norm_eps)?,
-            mlp_input: kernels::rms_norm(&middle, &block.post_attention_norm, block.norm_eps)?,
-            gated: kernels::swiglu(&gate, &up)?,
+            attention_input: kernels.rms_norm(&input, &block.input_norm, block.norm_eps)?,
+            mlp_input: kernels.rms_norm(&middle, &block.post_attention_norm, block.norm_eps)?,
+            gated: kernels.swiglu(&gate, &up)?,
             input,
             unnormed,
             q,

@@ -1,7 +1,6 @@
 //! From what a client asked for to numbers: the one place where `auto` is decided. Called by the worker before
 //! training.
 
-use candle_core::Device;
 use serde::Serialize;
 
 use crate::datasets::DatasetReport;
@@ -13,6 +12,7 @@ use crate::train::training_method::TrainingMethod;
 use crate::{Error, Result};
 use attune_model::ModelConfig;
 use attune_model::config::Family;
+use attune_model::kernels::Kernels;
 use attune_model::lora::MAX_RANK;
 use attune_model::lora::Site;
 
@@ -161,10 +161,10 @@ impl TrainSettings {
         }
     }
 
-    /// Sets the rows of a batch for a model on `device`.
+    /// Sets the rows of a batch for a model on the device of `kernels`.
     #[must_use]
-    pub fn on(self, device: &Device) -> Self {
-        Self { batch_rows: batch_rows(device), ..self }
+    pub fn on(self, kernels: &Kernels) -> Self {
+        Self { batch_rows: batch_rows(kernels), ..self }
     }
 
     /// Counts the warmup steps of a run of `total` steps.

@@ -10,7 +10,7 @@ use crate::train::backward::Gradients;
 use crate::train::optimizer::{AdamSettings, AdamW, Moments, clip_factor, global_norm};
 use crate::train::parameters::Parameters;
 use crate::{Error, Result};
-use attune_model::kernels;
+use attune_model::kernels::{GpuKernels, Kernels};
 use attune_model::lora::Adapter;
 
 /// A and B, and what the optimizer knows of them.
@@ -24,6 +24,7 @@ pub(crate) struct AdapterState {
 
 /// What a GPU holds, `[parameters]` each, f32; A and B of each place in turn.
 struct OnDevice {
+    kernels: GpuKernels,
     values: Tensor,
     first: Tensor,
     second: Tensor,
@@ -41,15 +42,12 @@ pub(crate) struct UpdateScales {
 }
 
 impl AdapterState {
-    /// The beginning of a run from `parameters`, whose losses are computed on `device`, with products of `dtype` on a
+    /// The beginning of a run from `parameters`, whose losses are computed with `kernels`, with products of `dtype` on a
     /// GPU.
-    pub(crate) fn new(parameters: Parameters, settings: AdamSettings, device: &Device, dtype: DType) -> Result<Self> {
+    pub(crate) fn new(parameters: Parameters, settings: AdamSettings, kernels: &Kernels, dtype: DType) -> Result<Self> {
         let optimizer = AdamW::new(settings, &parameters.values);
-        let on_device = if kernels::on_host(device) {
-            None
-        } else {
-            Some(OnDevice::new(&parameters.values, &optimizer.moments, device, dtype)?)
-        };
+        let on_device =
+            kernels.gpu().map(|gpu| OnDevice::new(&parameters.values, &optimizer.moments, gpu, dtype)).transpose()?;
         Ok(Self { parameters, optimizer, on_device })
     }
 
@@ -92,10 +90,10 @@ impl AdapterState {
             return Ok(norm);
         };
         let gradients = self.in_order(gradients)?;
-        let norm = kernels::sum_of_squares(&gradients)?.sqrt();
+        let norm = state.kernels.sum_of_squares(&gradients)?.sqrt();
         check(norm)?;
         let by = self.optimizer.advance(step.learning_rate, clip_factor(norm, step.clip));
-        kernels::adam_w([&state.values, &state.first, &state.second], &gradients, by)?;
+        state.kernels.adam_w([&state.values, &state.first, &state.second], &gradients, by)?;
         Ok(norm)
     }
 
@@ -135,7 +133,7 @@ impl AdapterState {
     /// Goes on from what [`AdapterState::values`] and [`AdapterState::optimizer`] told after `updates` updates.
     pub(crate) fn restore(&mut self, values: Vec<Vec<f32>>, moments: Vec<Moments>, updates: u64) -> Result<()> {
         if let Some(state) = &mut self.on_device {
-            *state = OnDevice::new(&values, &moments, &state.values.device().clone(), state.dtype)?;
+            *state = OnDevice::new(&values, &moments, &state.kernels.clone(), state.dtype)?;
         } else {
             self.parameters.values = values;
             self.optimizer.moments = moments;
@@ -157,12 +155,13 @@ impl AdapterState {
 }
 
 impl OnDevice {
-    fn new(values: &[Vec<f32>], moments: &[Moments], device: &Device, dtype: DType) -> Result<Self> {
+    fn new(values: &[Vec<f32>], moments: &[Moments], kernels: &GpuKernels, dtype: DType) -> Result<Self> {
         let whole = |parts: Vec<&Vec<f32>>| -> Result<Tensor> {
             let all: Vec<f32> = parts.into_iter().flatten().copied().collect();
-            Ok(Tensor::new(all, device)?)
+            Ok(Tensor::new(all, kernels.device())?)
         };
         Ok(Self {
+            kernels: kernels.clone(),
             values: whole(values.iter().collect())?,
             first: whole(moments.iter().map(|moments| &moments.first).collect())?,
             second: whole(moments.iter().map(|moments| &moments.second).collect())?,

@@ -78,7 +78,7 @@ impl Trainer {
                 examples.digest(),
                 beginning.as_ref().map(|adapter| adapter.id.as_str()),
             )?,
-            state: AdapterState::new(parameters, settings.adam, source.device(), source.dtype())?,
+            state: AdapterState::new(parameters, settings.adam, source.kernels(), source.dtype())?,
             batches: method.batches(&settings, &examples)?,
             reference: vec![None; asked],
             method,

@@ -16,6 +16,7 @@ use crate::train::schedule::Schedule;
 use crate::train::training_method::TrainingMethod;
 use crate::train::yielding::YieldPolicy;
 use attune_model::decoder::Decoder;
+use attune_model::kernels::Kernels;
 use attune_model::lora::{LoraLayer, LoraPair, Site};
 
 /// Pulls every parameter towards a value that depends on the batch's tokens: cheap, deterministic, and different for
@@ -32,6 +33,10 @@ impl LossSource for Pull {
 
     fn device(&self) -> &Device {
         &Device::Cpu
+    }
+
+    fn kernels(&self) -> &Kernels {
+        &Kernels::Cpu
     }
 
     fn dtype(&self) -> DType {

@@ -6,10 +6,8 @@
 
 use std::collections::VecDeque;
 
-use candle_core::Device;
-
 use crate::Result;
-use attune_model::kernels::{self, DeviceEvent};
+use attune_model::kernels::{DeviceEvent, Kernels};
 
 /// Blocks whose work may wait in the GPU's queue: one that it computes and one to follow.
 const AHEAD: usize = 2;
@@ -32,10 +30,10 @@ impl<'a> YieldPolicy<'a> {
     }
 
     /// To be called when the work of a block was handed to `device`.
-    pub(super) fn next(&mut self, device: &Device) -> Result<()> {
+    pub(super) fn next(&mut self, kernels: &Kernels) -> Result<()> {
         let Some(before) = &mut self.before else { return Ok(()) };
-        let Some(mark) = kernels::mark(device)? else { return Ok(()) };
-        self.marks.push_back(mark);
+        let Some(gpu) = kernels.gpu() else { return Ok(()) };
+        self.marks.push_back(gpu.mark()?);
         if self.marks.len() > AHEAD
             && let Some(mark) = self.marks.pop_front()
         {

@@ -15,7 +15,7 @@ use super::dots::{dot_8, weighted_sum};
 use super::lanes::{Kernel, LANES, Lanes, dispatch};
 use super::{SharedSlice, Values, tensor, vector, with_values_mut};
 use crate::Result;
-use crate::kernels::CachedRows;
+use crate::kernels::SequenceRows;
 use crate::kv_cache::BLOCK_TOKENS;
 
 /// Positions in a span; a whole number of blocks.
@@ -56,7 +56,7 @@ struct Attention<'a> {
 /// Some rows of a sequence with all query heads of one key-value head, over some of their spans.
 #[derive(Clone)]
 struct HeadTask<'a> {
-    sequence: &'a CachedRows<'a>,
+    sequence: &'a SequenceRows<'a>,
     rows: Range<usize>,
     kv_head: usize,
     spans: Range<usize>,
@@ -64,12 +64,12 @@ struct HeadTask<'a> {
     parts: Option<usize>,
 }
 
-/// See [`crate::kernels::cached_attention`].
+/// See [`crate::kernels::Kernels::cached_attention`].
 pub fn forward(
     q: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    sequences: &[CachedRows<'_>],
+    sequences: &[SequenceRows<'_>],
     window: Option<usize>,
 ) -> Result<Tensor> {
     let (rows, heads, head_dim) = q.dims3()?;
@@ -92,8 +92,8 @@ pub fn forward(
     tensor(out, (rows, heads, head_dim))
 }
 
-/// See [`crate::kernels::write_cache`]: both tensors of the `cache` in one pass.
-pub fn write(cache: &[Tensor; 2], k: &Tensor, v: &Tensor, sequences: &[CachedRows<'_>]) -> Result<()> {
+/// See [`crate::kernels::Kernels::write_cache`]: both tensors of the `cache` in one pass.
+pub fn write(cache: &[Tensor; 2], k: &Tensor, v: &Tensor, sequences: &[SequenceRows<'_>]) -> Result<()> {
     let (_, kv_heads, head_dim) = k.dims3()?;
     let width = kv_heads * head_dim;
     let sources = [Values::of(k)?, Values::of(v)?];
@@ -111,7 +111,7 @@ pub fn write(cache: &[Tensor; 2], k: &Tensor, v: &Tensor, sequences: &[CachedRow
     })
 }
 
-impl CachedRows<'_> {
+impl SequenceRows<'_> {
     /// The cache's slot of a position.
     fn slot(&self, position: usize) -> usize {
         self.blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS
@@ -134,7 +134,7 @@ impl Attention<'_> {
     }
 
     /// Rows in tiles, and few rows with many spans by spans, too; with the number of parts that the latter leave.
-    fn tasks<'a>(&self, sequences: &'a [CachedRows<'a>]) -> (Vec<HeadTask<'a>>, usize) {
+    fn tasks<'a>(&self, sequences: &'a [SequenceRows<'a>]) -> (Vec<HeadTask<'a>>, usize) {
         let mut tasks = Vec::new();
         let mut parts = 0;
         for sequence in sequences {

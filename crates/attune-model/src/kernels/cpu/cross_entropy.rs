@@ -7,7 +7,7 @@ use super::{SharedSlice, Values, tensor, vector};
 use crate::Result;
 use crate::kernels::CrossEntropy;
 
-/// See [`crate::kernels::cross_entropy`].
+/// See [`crate::kernels::Kernels::cross_entropy`].
 pub fn forward(logits: Tensor, targets: &[u32], weights: &[f32]) -> Result<CrossEntropy> {
     let (rows, classes) = logits.dims2()?;
     let mut gradient = Values::of(&logits)?.to_vec();

@@ -7,7 +7,7 @@ use super::{Values, tensor, vector};
 use crate::Result;
 use crate::rope::Angles;
 
-/// See [`crate::kernels::rms_norm`].
+/// See [`crate::kernels::Kernels::rms_norm`].
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let width = weight.elem_count();
     let (values, weight) = (Values::of(x)?, Values::of(weight)?);
@@ -64,7 +64,7 @@ pub fn rope(x: &Tensor, angles: &Angles, direction: f32) -> Result<Tensor> {
     tensor(y, x.shape())
 }
 
-/// See [`crate::kernels::swiglu`].
+/// See [`crate::kernels::Kernels::swiglu`].
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (_, width) = gate.dims2()?;
     let (gates, ups) = (Values::of(gate)?, Values::of(up)?);
@@ -76,7 +76,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     tensor(y, gate.shape())
 }
 
-/// See [`crate::kernels::swiglu_backward`].
+/// See [`crate::kernels::Kernels::swiglu_backward`].
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     let (_, width) = gate.dims2()?;
     let (gates, ups, dy) = (Values::of(gate)?, Values::of(up)?, Values::of(dy)?);

@@ -19,7 +19,10 @@ thread_local! {
     static SHRUNK: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// See [`crate::kernels::add_lora_rows`].
+/// Adds the low-rank part of many adapters, each to its own rows of one of `outputs`: the products `[rows, out]` of `x`
+/// `[rows, in]` with the layers that share it as their input, fresh tensors that nothing else holds.
+///
+/// A row's result does not depend on the other rows; rows without an adapter, and rows of one whose B is 0, keep every bit.
 pub fn add(outputs: &[Tensor], x: &Tensor, tasks: &[LoraRows<'_>]) -> Result<()> {
     let (_, input) = x.dims2()?;
     let widths = outputs.iter().map(|output| Ok(output.dims2()?.1)).collect::<Result<Vec<_>>>()?;

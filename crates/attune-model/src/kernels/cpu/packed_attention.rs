@@ -82,7 +82,7 @@ fn tiles(sequence: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> 
     sequence.clone().step_by(TILE).map(move |start| start..(start + TILE).min(end))
 }
 
-/// See [`crate::kernels::packed_attention`].
+/// See [`crate::kernels::Kernels::packed_attention`].
 pub fn forward(
     q: &Tensor,
     k: &Tensor,

@@ -76,7 +76,7 @@ fn parts<'a>(launcher: &dyn Launcher, q: &Tensor, tables: &'a RowTables) -> Vec<
     tiles.into_iter().chain(others).collect()
 }
 
-/// See [`packed_attention`](crate::kernels::packed_attention).
+/// See [`packed_attention`](crate::kernels::Kernels::packed_attention).
 pub fn packed(
     launcher: &dyn Launcher,
     q: &Tensor,
@@ -90,7 +90,7 @@ pub fn packed(
     Ok((attention(launcher, q, k, v, tables, window, Some(&log_sums))?, log_sums))
 }
 
-/// See [`cached_attention`](crate::kernels::cached_attention).
+/// See [`cached_attention`](crate::kernels::Kernels::cached_attention).
 pub fn cached(
     launcher: &dyn Launcher,
     q: &Tensor,
@@ -161,7 +161,7 @@ struct AttentionBackward {
 // SAFETY: as in `attention.cu` and `flash.cu`.
 unsafe impl Arguments for AttentionBackward {}
 
-/// See [`packed_attention_backward`](crate::kernels::packed_attention_backward).
+/// See [`packed_attention_backward`](crate::kernels::Kernels::packed_attention_backward).
 pub fn packed_backward(
     launcher: &dyn Launcher,
     state: AttentionState<'_>,

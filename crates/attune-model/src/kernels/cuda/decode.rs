@@ -58,7 +58,7 @@ struct Join {
 // SAFETY: as in `decode.cu`.
 unsafe impl Arguments for Join {}
 
-/// See [`attend_new`](crate::kernels::attend_new): the output, or none where sequences have several rows or heads are
+/// See [`attend_new`](crate::kernels::Kernels::attend_new): the output, or none where sequences have several rows or heads are
 /// more or larger than the kernel takes.
 pub fn attention(
     launcher: &dyn Launcher,

@@ -21,7 +21,7 @@ struct DrawArguments {
 // SAFETY: as in `draw.cu`.
 unsafe impl Arguments for DrawArguments {}
 
-/// See [`draw`](crate::kernels::draw).
+/// See [`draw`](crate::kernels::GpuKernels::draw).
 pub fn draw(launcher: &dyn Launcher, logits: &Tensor, draws: &[Draw]) -> Result<Vec<u32>> {
     let ((rows, classes), logits) = (logits.dims2()?, logits.contiguous()?);
     if draws.len() != rows {

@@ -24,12 +24,12 @@ fn compiled<T>(look: impl FnOnce(&mut Compiled) -> T) -> T {
 }
 
 /// The driver of one GPU.
-pub(super) struct Driver {
+pub(crate) struct Driver {
     device: CudaDevice,
 }
 
 impl Driver {
-    pub(super) fn new(device: CudaDevice) -> Self {
+    pub(crate) fn new(device: CudaDevice) -> Self {
         Self { device }
     }
 

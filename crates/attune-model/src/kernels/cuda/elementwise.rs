@@ -22,7 +22,7 @@ struct RmsNorm {
 // SAFETY: as in `norm.cu`.
 unsafe impl Arguments for RmsNorm {}
 
-/// See [`rms_norm`](crate::kernels::rms_norm); the weight is f32.
+/// See [`rms_norm`](crate::kernels::Kernels::rms_norm); the weight is f32.
 pub fn rms_norm(launcher: &dyn Launcher, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let (x, y) = (x.contiguous()?, output(x.shape(), x.dtype(), x)?);
     let width = weight.elem_count();
@@ -47,7 +47,7 @@ struct RmsNormBackward {
 // SAFETY: as in `norm.cu`.
 unsafe impl Arguments for RmsNormBackward {}
 
-/// See [`rms_norm_backward`](crate::kernels::rms_norm_backward).
+/// See [`rms_norm_backward`](crate::kernels::Kernels::rms_norm_backward).
 pub fn rms_norm_backward(
     launcher: &dyn Launcher,
     x: &Tensor,
@@ -133,7 +133,7 @@ struct SwiGlu {
 // SAFETY: as in `elementwise.cu`.
 unsafe impl Arguments for SwiGlu {}
 
-/// See [`swiglu`](crate::kernels::swiglu).
+/// See [`swiglu`](crate::kernels::Kernels::swiglu).
 pub fn swiglu(launcher: &dyn Launcher, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (gate, up, y) = (gate.contiguous()?, up.contiguous()?, output(gate.shape(), gate.dtype(), gate)?);
     let count = gate.elem_count();
@@ -157,7 +157,7 @@ struct SwiGluBackward {
 // SAFETY: as in `elementwise.cu`.
 unsafe impl Arguments for SwiGluBackward {}
 
-/// See [`swiglu_backward`](crate::kernels::swiglu_backward).
+/// See [`swiglu_backward`](crate::kernels::Kernels::swiglu_backward).
 pub fn swiglu_backward(launcher: &dyn Launcher, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     let (gate, up, dy) = (gate.contiguous()?, up.contiguous()?, dy.contiguous()?);
     let make = || output(gate.shape(), gate.dtype(), &gate);

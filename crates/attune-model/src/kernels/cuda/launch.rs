@@ -140,47 +140,24 @@ pub trait Launcher: Send + Sync {
     /// Starts `kernel` with the structure `arguments` as its memory holds it.
     fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> Result<()>;
 
-    /// A place behind all that was started so far.
-    fn mark(&self) -> Result<Box<dyn DeviceEvent>> {
-        Ok(Box::new(Done))
-    }
+    /// Records an event behind all work that was started so far.
+    fn mark(&self) -> Result<Box<dyn DeviceEvent>>;
 
-    /// True where there are matrix units for bf16.
-    fn has_matrix_units(&self) -> bool {
-        true
-    }
+    /// True if there are matrix units for bf16.
+    fn has_matrix_units(&self) -> bool;
 
-    /// `a · b`, `[m, k]` times `[k, n]` in one type, either of them transposed or not, summed in f32 and rounded to `dtype`.
-    fn product(&self, a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor> {
-        Ok(a.to_dtype(DType::F32)?.matmul(&b.to_dtype(DType::F32)?)?.to_dtype(dtype)?)
-    }
+    /// Computes `a · b`, `[m, k]` times `[k, n]` in one type, either of them transposed or not, summed in f32 and rounded to
+    /// `dtype`.
+    fn product(&self, a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor>;
 
     /// Adds `a · b` to `y` `[m, n]`, in place: as [`Launcher::product`] in one type, but rounded after the sum.
-    fn add_product(&self, y: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
-        let sum = (y.to_dtype(DType::F32)? + self.product(a, b, DType::F32)?)?.to_dtype(y.dtype())?;
-        let (from, to) = (address(&sum)?, address(y)?);
-        // SAFETY: both are contiguous tensors of main memory, of one size and type.
-        unsafe {
-            let bytes = y.elem_count() * y.dtype().size_in_bytes();
-            std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes);
-        }
-        Ok(())
-    }
+    fn add_product(&self, y: &Tensor, a: &Tensor, b: &Tensor) -> Result<()>;
 }
 
-/// A place in the work that a device was given.
+/// An event in a device's stream of work.
 pub trait DeviceEvent {
-    /// Waits until the device has come to it.
+    /// Waits until the device has done all work before it.
     fn wait(self: Box<Self>) -> Result<()>;
-}
-
-/// A place in work that is done as soon as it is given.
-struct Done;
-
-impl DeviceEvent for Done {
-    fn wait(self: Box<Self>) -> Result<()> {
-        Ok(())
-    }
 }
 
 /// True for the types of two bytes that matrix units take.

@@ -123,7 +123,7 @@ enum LoraKernel {
     Tiles,
 }
 
-/// See [`add_lora_runs`](crate::kernels::add_lora_runs): two launches, whatever the number of adapters; two more where some
+/// See [`add_lora_runs`](crate::kernels::GpuKernels::add_lora_runs): two launches, whatever the number of adapters; two more where some
 /// have many rows and matrix units take them.
 pub fn add(
     launcher: &dyn Launcher,

@@ -23,7 +23,7 @@ struct CrossEntropyArguments {
 // SAFETY: as in `cross_entropy.cu`.
 unsafe impl Arguments for CrossEntropyArguments {}
 
-/// See [`cross_entropy`](crate::kernels::cross_entropy): the gradient takes the place of `logits`, which nothing else may
+/// See [`cross_entropy`](crate::kernels::Kernels::cross_entropy): the gradient takes the place of `logits`, which nothing else may
 /// hold.
 pub fn cross_entropy(
     launcher: &dyn Launcher,

@@ -43,7 +43,7 @@ struct Gemv {
 // SAFETY: as in `gemv.cu`.
 unsafe impl Arguments for Gemv {}
 
-/// See [`project`](crate::kernels::project): a few rows in one launch, more by a product for each matrix.
+/// See [`project`](crate::kernels::GpuKernels::project): a few rows in one launch, more by a product for each matrix.
 pub fn project(
     launcher: &dyn Launcher,
     x: &Tensor,
@@ -60,7 +60,7 @@ pub fn project(
     Ok(outputs)
 }
 
-/// See [`project_gated`](crate::kernels::project_gated).
+/// See [`project_gated`](crate::kernels::GpuKernels::project_gated).
 pub fn project_gated(launcher: &dyn Launcher, x: &Tensor, norm: Norm<'_>, matrices: [Dense<'_>; 2]) -> Result<Tensor> {
     if !is_few(x)? {
         let x = normed(launcher, x, Some(norm))?;
@@ -72,7 +72,7 @@ pub fn project_gated(launcher: &dyn Launcher, x: &Tensor, norm: Norm<'_>, matric
     Ok(y)
 }
 
-/// See [`project_into`](crate::kernels::project_into).
+/// See [`project_into`](crate::kernels::GpuKernels::project_into).
 pub fn project_into(launcher: &dyn Launcher, residual: Tensor, x: &Tensor, matrix: Dense<'_>) -> Result<Tensor> {
     if is_few(x)? {
         let matrix = Dense { residual: Some(&residual), ..matrix };
@@ -85,7 +85,7 @@ pub fn project_into(launcher: &dyn Launcher, residual: Tensor, x: &Tensor, matri
     }
 }
 
-/// See [`add_product`](crate::kernels::add_product).
+/// See [`add_product`](crate::kernels::Kernels::add_product).
 pub fn add_product(launcher: &dyn Launcher, y: Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     launcher.add_product(&y, a, &like(a, b)?)?;
     Ok(y)
@@ -159,7 +159,7 @@ pub fn matmul_transposed(launcher: &dyn Launcher, a: &Tensor, b: &Tensor) -> Res
     launcher.product(&a.t()?, &like(a, b)?, DType::F32)
 }
 
-/// See [`add_lora`](crate::kernels::add_lora): A and B in any type.
+/// See [`add_lora`](crate::kernels::Kernels::add_lora): A and B in any type.
 pub fn add_lora(launcher: &dyn Launcher, y: Tensor, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
     if lora::takes_tiles(launcher, x, pair) {
         lora::add_to_all(launcher, &y, x, pair)?;

@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 
 use super::launch::address;
 use crate::Result;
-use crate::kernels::CachedRows;
+use crate::kernels::SequenceRows;
 use crate::kv_cache::BLOCK_TOKENS;
 
 /// The rows of sequences, as `rows.cuh` describes them.
@@ -67,7 +67,7 @@ impl RowTables {
     }
 
     /// Sequences in the order of their rows whose keys are in the cache's blocks.
-    pub fn cached(sequences: &[CachedRows<'_>], device: &Device) -> Result<Self> {
+    pub fn cached(sequences: &[SequenceRows<'_>], device: &Device) -> Result<Self> {
         let blocks = sequences.iter().map(|sequence| sequence.blocks.len()).max().unwrap_or(0);
         let (mut of_rows, mut positions, mut slots, mut places) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (index, sequence) in sequences.iter().enumerate() {

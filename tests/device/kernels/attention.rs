@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use attune::model::kernels::cuda::RowTables;
-use attune::model::kernels::{AttentionState, CachedRows, NewHeads, Norm, cuda, reference};
+use attune::model::kernels::{AttentionState, NewHeads, Norm, SequenceRows, cuda, reference};
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::rope::Angles;
 use candle_core::DType;
@@ -43,9 +43,9 @@ fn attention_over_packed_sequences_and_its_gradients() {
 #[test]
 fn attention_over_the_cache_and_what_is_written_to_it() {
     let sequences = [
-        CachedRows { rows: 0..1, start: 40, blocks: &[7, 2, 9] },
-        CachedRows { rows: 1..20, start: 0, blocks: &[4, 0] },
-        CachedRows { rows: 20..22, start: 15, blocks: &[11, 5] },
+        SequenceRows { rows: 0..1, start: 40, blocks: &[7, 2, 9], adapter: None },
+        SequenceRows { rows: 1..20, start: 0, blocks: &[4, 0], adapter: None },
+        SequenceRows { rows: 20..22, start: 15, blocks: &[11, 5], adapter: None },
     ];
     for (heads, kv_heads, head_dim) in [(4, 2, 64), (3, 1, 36)] {
         for window in [None, Some(5)] {
@@ -75,13 +75,15 @@ fn attention_over_the_cache_and_what_is_written_to_it() {
 fn attention_of_single_rows_with_all_that_comes_before_it() {
     let many: Vec<u32> = (0..1100_u32.div_ceil(BLOCK_TOKENS as u32)).map(|block| 3 + block * 7 % 69).collect();
     let short = [
-        CachedRows { rows: 0..1, start: 40, blocks: &[7, 2, 9] },
-        CachedRows { rows: 1..2, start: 0, blocks: &[4] },
-        CachedRows { rows: 2..3, start: 15, blocks: &[11] },
-        CachedRows { rows: 3..4, start: 31, blocks: &[5, 0] },
+        SequenceRows { rows: 0..1, start: 40, blocks: &[7, 2, 9], adapter: None },
+        SequenceRows { rows: 1..2, start: 0, blocks: &[4], adapter: None },
+        SequenceRows { rows: 2..3, start: 15, blocks: &[11], adapter: None },
+        SequenceRows { rows: 3..4, start: 31, blocks: &[5, 0], adapter: None },
     ];
-    let long =
-        [CachedRows { rows: 0..1, start: 1090, blocks: &many }, CachedRows { rows: 1..2, start: 3, blocks: &[1] }];
+    let long = [
+        SequenceRows { rows: 0..1, start: 1090, blocks: &many, adapter: None },
+        SequenceRows { rows: 1..2, start: 3, blocks: &[1], adapter: None },
+    ];
     let heads = [(4, 2, 64), (3, 1, 36), (5, 1, 16), (2, 2, 256)];
     for (sequences, heads) in [(&short[..], &heads[..]), (&long[..], &heads[..1])] {
         for &(heads, kv_heads, head_dim) in heads {

@@ -8,7 +8,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use attune::model::kernels::cuda::{Kernel, Launcher, Shape};
+use attune::model::Result;
+use attune::model::kernels::cuda::{DeviceEvent, Kernel, Launcher, Shape};
+use attune::model::kernels::{GpuKernels, Kernels};
+use candle_core::{DType, Device, Tensor};
 use libloading::Library;
 
 /// Compilers' sanitizers to compile the kernels with: `tools/sanitize-kernels` sets it.
@@ -21,6 +24,11 @@ type Libraries = HashMap<(String, Vec<String>), Arc<Mutex<Library>>>;
 
 static LIBRARIES: Mutex<Option<Libraries>> = Mutex::new(None);
 
+/// The kernels that `launcher` runs on tensors of the CPU.
+pub(crate) fn kernels(launcher: Arc<dyn Launcher>) -> Kernels {
+    Kernels::Gpu(GpuKernels::new(launcher, Device::Cpu))
+}
+
 /// Runs kernels on tensors of the CPU.
 pub(crate) struct Emulator {
     /// The last thread of a block goes first.
@@ -28,7 +36,7 @@ pub(crate) struct Emulator {
 }
 
 impl Launcher for Emulator {
-    fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> attune::model::Result<()> {
+    fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> Result<()> {
         let library = library(kernel);
         let library = library.lock().unwrap();
         // Structures are aligned to eight bytes in the source.
@@ -44,6 +52,32 @@ impl Launcher for Emulator {
             entry(aligned.as_ptr().cast(), arguments.len(), columns, rows, shape.threads, c_int::from(self.reversed))
         };
         assert_eq!(status, 0, "the arguments of `{}` are laid out differently in its source", kernel.name);
+        Ok(())
+    }
+
+    fn mark(&self) -> Result<Box<dyn DeviceEvent>> {
+        Ok(Box::new(Done))
+    }
+
+    fn has_matrix_units(&self) -> bool {
+        true
+    }
+
+    fn product(&self, a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor> {
+        Ok(a.to_dtype(DType::F32)?.matmul(&b.to_dtype(DType::F32)?)?.to_dtype(dtype)?)
+    }
+
+    fn add_product(&self, y: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
+        let sum = (y.to_dtype(DType::F32)? + self.product(a, b, DType::F32)?)?.to_dtype(y.dtype())?;
+        Ok(y.slice_set(&sum, 0, 0)?)
+    }
+}
+
+/// An event behind work that was done as soon as it was started.
+struct Done;
+
+impl DeviceEvent for Done {
+    fn wait(self: Box<Self>) -> Result<()> {
         Ok(())
     }
 }

@@ -1,47 +1,56 @@
 //! How often a step starts something on a GPU: not more often for more sequences or more adapters.
 
-#![cfg(not(feature = "cuda"))]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod device;
-#[path = "common/fixtures.rs"]
-mod fixtures;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use attune::model::Result;
 use attune::model::decoder::SequenceRows;
-use attune::model::kernels::cuda::{self, Kernel, Launcher, Shape};
+use attune::model::kernels::cuda::{DeviceEvent, Kernel, Launcher, Shape};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
 use attune::model::lora::Adapter;
 use candle_core::{DType, Device, Tensor};
-use fixtures::{Reference, load_as};
+
+use crate::emulator::{self, Emulator};
+use crate::fixtures::{Reference, load_on};
 
 /// Counts kernels and products.
 struct Counter {
-    emulator: device::Emulator,
+    emulator: Emulator,
     launches: AtomicUsize,
 }
 
 impl Launcher for Counter {
-    fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> attune::model::Result<()> {
+    fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> Result<()> {
         self.launches.fetch_add(1, Ordering::SeqCst);
         self.emulator.launch_bytes(kernel, arguments, shape)
     }
 
-    fn product(&self, a: &Tensor, b: &Tensor, dtype: DType) -> attune::model::Result<Tensor> {
+    fn product(&self, a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor> {
         self.launches.fetch_add(1, Ordering::SeqCst);
         self.emulator.product(a, b, dtype)
+    }
+
+    fn add_product(&self, y: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
+        self.launches.fetch_add(1, Ordering::SeqCst);
+        self.emulator.add_product(y, a, b)
+    }
+
+    fn mark(&self) -> Result<Box<dyn DeviceEvent>> {
+        self.emulator.mark()
+    }
+
+    fn has_matrix_units(&self) -> bool {
+        self.emulator.has_matrix_units()
     }
 }
 
 #[test]
 fn a_step_of_many_adapters_starts_as_much_as_a_step_of_one() {
-    let counter = Arc::new(Counter { emulator: device::Emulator { reversed: true }, launches: AtomicUsize::new(0) });
-    cuda::emulate_with(counter.clone());
-    let (config, decoder) = load_as("llama", &Device::Cpu, &Storage { dtype: Dtype::Bf16, quantize: None });
+    let counter = Arc::new(Counter { emulator: Emulator { reversed: true }, launches: AtomicUsize::new(0) });
+    let kernels = emulator::kernels(counter.clone());
+    let (config, decoder) = load_on("llama", &kernels, &Storage { dtype: Dtype::Bf16, quantize: None });
     let adapter = Reference::read("llama", "peft/adapter_model.safetensors").adapter("", &config, 2.0, &Device::Cpu);
     let adapters: Vec<Adapter> = (0..40).map(|_| decoder.served(&adapter).unwrap()).collect();
     // Each sequence has one row, and its own adapter where there are adapters.

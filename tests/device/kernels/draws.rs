@@ -3,7 +3,8 @@
 use attune::model::kernels::{Draw, NO_TOKEN, cuda};
 use candle_core::Tensor;
 
-use super::{CPU, draws, each, random, wide};
+use super::{CPU, each, random, wide};
+use crate::draws;
 
 #[test]
 fn tokens_are_drawn_by_their_weights() {

@@ -1,26 +1,19 @@
 //! The GPU's kernels, run on the CPU thread by thread, against the same formulas in plain candle operations.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-#[path = "device_kernels/adapters.rs"]
 mod adapters;
-#[path = "device_kernels/attention.rs"]
 mod attention;
-mod device;
-#[path = "device_kernels/draws.rs"]
-mod drawing;
-#[path = "common/draws.rs"]
 mod draws;
 
 use attune::model::kernels::{Dense, Norm, cuda, reference};
 use attune::model::rope::Angles;
 use candle_core::{DType, Device, Tensor};
-use device::Emulator;
+
+use crate::emulator::{Emulator, SANITIZER};
 
 const CPU: Device = Device::Cpu;
 
 fn is_sanitized() -> bool {
-    std::env::var_os(device::SANITIZER).is_some()
+    std::env::var_os(SANITIZER).is_some()
 }
 
 /// Each kind of element, with the relative error of rounding to it, and each order of threads; one order is enough for a

@@ -6,8 +6,8 @@ use attune::model::kernels::{LoraRun, cuda, reference};
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use candle_core::{DType, Tensor};
 
-use super::device::Emulator;
 use super::{CPU, assert_close, each, each_but_few_sanitized, floats, random, wide};
+use crate::emulator::Emulator;
 
 /// The first of the layers that share an input.
 const FIRST: Site = Site::Query;

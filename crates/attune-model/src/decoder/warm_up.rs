@@ -1,0 +1,46 @@
+//! Compiles a GPU's kernels before the first request: they are compiled when they are first used. Called by `engine`.
+
+use super::Decoder;
+use crate::kernels::cuda::{lora, product};
+use crate::kernels::{Draw, SequenceRows};
+use crate::kv_cache::{BLOCK_TOKENS, KvCache};
+use crate::lora::Adapter;
+use crate::{ModelConfig, Result};
+
+/// Distinct adapters in a step from which on the kernels for many tasks run: one more than those for few tasks take at query, key
+/// and value together.
+const MANY_ADAPTERS: usize = lora::FEW_TASKS / 3 + 1;
+
+impl Decoder {
+    /// Computes steps of every kind on a GPU: answers, few of them and up to `sequences`, after short and long texts, and prompts,
+    /// without and with adapters. Overwrites the first block of `cache`, so nothing may be in it yet. Does nothing on the CPU.
+    pub fn warm_up(&self, config: &ModelConfig, cache: &KvCache, sequences: usize) -> Result<()> {
+        let Some(gpu) = self.kernels.gpu() else { return Ok(()) };
+        let context = config.max_position_embeddings;
+        let blocks = vec![0; context.div_ceil(BLOCK_TOKENS)];
+        let zero = self.served(&Adapter::zero(config)?)?;
+        // Distinct adapters: `Routes` merges neighbouring rows that share one.
+        let adapter = |index: usize| Adapter::new(index.to_string(), zero.layers.clone());
+        let adapters: Vec<Adapter> = (0..sequences.min(MANY_ADAPTERS)).map(adapter).collect();
+        let step = |counts: &[usize], start: usize, adapters: &[Adapter]| {
+            let mut end = 0;
+            let sequence = |(index, count): (usize, &usize)| {
+                end += count;
+                SequenceRows { rows: end - count..end, start, blocks: &blocks, adapter: adapters.get(index) }
+            };
+            let sequences: Vec<_> = counts.iter().enumerate().map(sequence).collect();
+            let hidden = self.step(&vec![0; end], &sequences, cache)?;
+            gpu.draw(&self.logits(&hidden)?, &vec![Draw::GREEDY; end])?;
+            Ok(())
+        };
+        let prompt = [BLOCK_TOKENS.min(context)];
+        for answers in (1..=sequences.min(product::FEW_ROWS)).chain([sequences.min(MANY_ADAPTERS)]) {
+            step(&vec![1; answers], 0, &[])?;
+        }
+        step(&[1], context - 1, &[])?;
+        step(&prompt, 0, &[])?;
+        step(&prompt, 0, &adapters)?;
+        step(&[1], 0, &adapters)?;
+        step(&vec![1; adapters.len()], 0, &adapters)
+    }
+}
