@@ -104,18 +104,7 @@ impl ModelConfig {
 
     fn parse(text: &str) -> Result<Self, String> {
         let raw: Raw = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let family = match raw.model_type.as_str() {
-            "llama" => Family::Llama,
-            "mistral" => Family::Mistral,
-            "qwen2" => Family::Qwen2,
-            "qwen3" => Family::Qwen3,
-            "smollm3" => Family::SmolLm3,
-            other => {
-                return Err(format!(
-                    "model_type `{other}` is not supported; supported are llama, mistral, qwen2, qwen3 and smollm3"
-                ));
-            }
-        };
+        let family = Family::of(&raw.model_type)?;
         let layers = raw.num_hidden_layers;
         let heads = raw.num_attention_heads;
         if layers == 0 || heads == 0 || raw.hidden_size == 0 || raw.vocab_size == 0 {
@@ -129,15 +118,7 @@ impl ModelConfig {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(format!("head_dim {head_dim} must be even"));
         }
-        if let Some(activation) = raw.hidden_act.as_deref().filter(|name| *name != "silu") {
-            return Err(format!("hidden_act `{activation}` is not supported; supported is silu"));
-        }
-        if raw.partial_rotary_factor.is_some_and(|factor| factor < 1.0) {
-            return Err("partial_rotary_factor below 1 is not supported".into());
-        }
-        if raw.quantization_config.is_some() {
-            return Err("checkpoints that are quantized already are not supported; use the original weights".into());
-        }
+        raw.check_supported()?;
         let rope = raw.rope_parameters.as_ref().or(raw.rope_scaling.as_ref());
         let rope_theta = rope
             .and_then(|parameters| parameters["rope_theta"].as_f64())
@@ -167,6 +148,38 @@ impl ModelConfig {
             sliding_windows,
             rotary,
         })
+    }
+}
+
+impl Family {
+    /// Returns the family of a `model_type`; an error that lists the supported ones if it is none of them.
+    fn of(model_type: &str) -> Result<Self, String> {
+        match model_type {
+            "llama" => Ok(Self::Llama),
+            "mistral" => Ok(Self::Mistral),
+            "qwen2" => Ok(Self::Qwen2),
+            "qwen3" => Ok(Self::Qwen3),
+            "smollm3" => Ok(Self::SmolLm3),
+            other => Err(format!(
+                "model_type `{other}` is not supported; supported are llama, mistral, qwen2, qwen3 and smollm3"
+            )),
+        }
+    }
+}
+
+impl Raw {
+    /// Refuses by name what the decoder would not apply.
+    fn check_supported(&self) -> Result<(), String> {
+        if let Some(activation) = self.hidden_act.as_deref().filter(|name| *name != "silu") {
+            return Err(format!("hidden_act `{activation}` is not supported; supported is silu"));
+        }
+        if self.partial_rotary_factor.is_some_and(|factor| factor < 1.0) {
+            return Err("partial_rotary_factor below 1 is not supported".into());
+        }
+        if self.quantization_config.is_some() {
+            return Err("checkpoints that are quantized already are not supported; use the original weights".into());
+        }
+        Ok(())
     }
 }
 

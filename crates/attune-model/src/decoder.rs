@@ -81,7 +81,7 @@ pub struct Block {
 
 /// What adapters add inside a block.
 pub trait LowRank {
-    /// The low-rank parts of the linear layers at `sites` (one of [`GROUPS`](crate::lora::routes::GROUPS)), added to
+    /// The low-rank parts of the linear layers at `sites` (one of [`GROUPS`](crate::routes::GROUPS)), added to
     /// `outputs` `[rows, out]`, the base's products of `x` `[rows, in]`.
     fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> Result<()>;
 }

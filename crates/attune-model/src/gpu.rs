@@ -87,7 +87,7 @@ pub(super) fn second_stream(device: &CudaDevice) -> Result<CudaDevice> {
 /// The memory of `tensor` as a tensor of `device`, another stream of its GPU. Both only read it, and the original must outlive
 /// what this returns.
 pub(super) fn shared(tensor: &Tensor, device: &CudaDevice) -> Result<Tensor> {
-    let (address, count) = (super::kernels::address_of(tensor)?, tensor.elem_count());
+    let (address, count) = (crate::address::address(tensor)?, tensor.elem_count());
     let stream = device.cuda_stream();
     // SAFETY: so many elements are there, and they stay there as long as the original does.
     let slice = unsafe {

@@ -1,6 +1,7 @@
 //! What a model is: configuration, weights, tokenizer, chat template, and the decoder whose one set of weights both serves
 //! and trains. Called by `engine` (steps over a paged cache) and by `train` (packed sequences, explicit backward).
 
+mod address;
 pub mod chat_template;
 pub mod config;
 pub mod decoder;
@@ -14,6 +15,7 @@ pub mod kv_cache;
 pub mod linear;
 pub mod lora;
 pub mod rope;
+pub mod routes;
 pub mod tokenizer;
 pub mod tool_syntax;
 pub mod vocabulary;

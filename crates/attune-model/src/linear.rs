@@ -234,7 +234,7 @@ impl Linear {
     }
 
     /// Returns the layers as a GPU's kernels take them; `None` if one of them is packed or quantized.
-    fn all_dense<'a, const N: usize>(layers: [&'a Self; N]) -> Option<(&'a GpuKernels, [Dense<'a>; N])> {
+    fn all_dense<const N: usize>(layers: [&Self; N]) -> Option<(&GpuKernels, [Dense<'_>; N])> {
         let Weight::Dense(_, gpu) = &layers.first()?.weight else { return None };
         let dense = layers.iter().filter_map(|layer| match &layer.weight {
             Weight::Dense(weight, _) => Some(layer.dense(weight, None)),

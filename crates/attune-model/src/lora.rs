@@ -4,7 +4,8 @@
 //! "LoRA: Low-Rank Adaptation of Large Language Models", Hu et al., 2021.
 
 pub mod adapter;
-pub mod routes;
+pub mod layout;
+pub mod pointers;
 
 pub use adapter::{Adapter, AdapterLease};
 use candle_core::Tensor;

@@ -18,8 +18,8 @@ use crate::adapters::peft::config::PeftConfig;
 use crate::adapters::peft::{self, PREFIX, refuse};
 use crate::adapters::{Error, Result};
 use crate::model::ModelConfig;
-use crate::model::kernels::cpu::lora::padded_output;
 use crate::model::lora::MAX_RANK;
+use crate::model::lora::layout::padded_output;
 use crate::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 
 /// Bytes of the header of `adapter_model.safetensors` at the most; the largest model's adapter needs a tenth of it.

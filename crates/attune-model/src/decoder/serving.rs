@@ -8,8 +8,8 @@ use crate::kernels::{CachedStep, NewHeads, Norm, SequenceRows};
 use crate::kv_cache::KvCache;
 use crate::linear::Linear;
 use crate::lora::Site;
-use crate::lora::routes::Routes;
 use crate::rope::Angles;
+use crate::routes::Routes;
 
 impl Decoder {
     /// One step: `tokens` are the new rows of all `sequences`, in order; sequences of one adapter stand next to each other.

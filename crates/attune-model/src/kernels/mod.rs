@@ -18,18 +18,12 @@ use std::ops::Range;
 pub use attention::{AttentionState, CachedStep, NewHeads, PackedRows, SequenceRows};
 use candle_core::Tensor;
 pub use cuda::DeviceEvent;
-use cuda::lora::AdapterPointers;
 pub use gpu::GpuKernels;
 pub use operations::Kernels;
 
 use crate::Result;
 use crate::lora::LoraPair;
-
-/// The address of a contiguous tensor's first element.
-#[cfg(feature = "cuda")]
-pub(super) fn address_of(tensor: &Tensor) -> Result<u64> {
-    cuda::launch::address(tensor)
-}
+use crate::lora::pointers::AdapterPointers;
 
 /// A matrix that is multiplied as it is, and what is added to the product.
 #[derive(Debug, Clone, Copy)]

@@ -5,9 +5,9 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Tensor};
 
+use super::layout::lay_out;
+use super::pointers::AdapterPointers;
 use super::{LoraLayer, LoraPair, Site};
-use crate::kernels::cpu::lora::lay_out;
-use crate::kernels::cuda::lora::AdapterPointers;
 use crate::{ModelConfig, Result};
 
 /// One immutable generation of an adapter, on the device of its base model.

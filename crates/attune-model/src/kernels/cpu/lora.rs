@@ -4,14 +4,15 @@
 use std::cell::Cell;
 use std::sync::{OnceLock, RwLockReadGuard};
 
-use candle_core::{CpuStorage, DType, Layout, Storage, Tensor};
+use candle_core::{CpuStorage, Layout, Storage, Tensor};
 use half::bf16;
 
 use super::panels::narrow::{Element, Narrow, add_product};
-use super::panels::{LANES, share};
+use super::panels::share;
 use super::{Values, with_values_mut};
 use crate::kernels::LoraRows;
 use crate::lora::LoraPair;
+use crate::lora::layout::lay_out;
 use crate::{Error, Result};
 
 thread_local! {
@@ -85,44 +86,6 @@ fn product<E: Element>(y: &mut [f32], x: &[f32], task: &LoraRows<'_>, matrices: 
     }
     add_product(y, &shrunk, rows, b, next);
     SHRUNK.set(shrunk);
-}
-
-/// The pairs as [`add`] reads them best: in one stretch of memory, in the order in which they are read, each A transposed and
-/// each B `[⌈out / 16⌉, rank, 16]`. Measured a third faster than matrices on their own, which compete for the same places of
-/// the caches.
-pub fn lay_out(pairs: &[&LoraPair], precision: DType) -> Result<Vec<LoraPair>> {
-    let Some(first) = pairs.first() else { return Ok(Vec::new()) };
-    let mut parts = Vec::new();
-    for pair in pairs {
-        let (output, rank) = pair.b.dims2()?;
-        let padded = padded_output(output);
-        let b = pair.b.pad_with_zeros(0, 0, padded - output)?.reshape((padded / LANES, LANES, rank))?;
-        for matrix in [pair.a.t()?, b.transpose(1, 2)?] {
-            parts.push(matrix.flatten_all()?.to_dtype(precision)?);
-        }
-    }
-    // Sixteen values are read at a time, of the last column too.
-    parts.push(Tensor::zeros(LANES, precision, first.a.device())?);
-    let all = Tensor::cat(&parts, 0)?;
-    let mut place = 0;
-    let mut take = |count: usize| {
-        place += count;
-        all.narrow(0, place - count, count)
-    };
-    let mut laid_out = Vec::with_capacity(pairs.len());
-    for pair in pairs {
-        let ((rank, input), output) = (pair.a.dims2()?, pair.b.dim(0)?);
-        let padded = padded_output(output);
-        let a = take(input * rank)?.reshape((input, rank))?.t()?;
-        let b = take(padded * rank)?.reshape((padded / LANES, rank, LANES))?;
-        laid_out.push(LoraPair { a, b, scale: pair.scale });
-    }
-    Ok(laid_out)
-}
-
-/// Outputs that [`lay_out`] makes of `output`.
-pub fn padded_output(output: usize) -> usize {
-    output.next_multiple_of(LANES)
 }
 
 fn is_laid_out(pair: &LoraPair) -> bool {

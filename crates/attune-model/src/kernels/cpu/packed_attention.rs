@@ -145,6 +145,8 @@ pub fn backward(
     let rows = state.q.dim(0)?;
     let (q, k, v) = (Values::of(state.q)?, Values::of(state.k)?, Values::of(state.v)?);
     let (out, sums, dout) = (Values::of(state.out)?, Values::of(state.log_sum_exp)?, Values::of(dout)?);
+    let inputs = BackwardInputs { shape, q, k, v, out, sums, dout };
+    let shape = &inputs.shape;
     let mut dq = vec![0.0; rows * shape.query_stride()];
     let mut dk = vec![0.0; rows * shape.key_stride()];
     let mut dv = vec![0.0; rows * shape.key_stride()];
@@ -162,44 +164,7 @@ pub fn backward(
         buffers.dv.resize(sequence.len() * shape.head_dim, 0.0);
         for head in kv_head * group..(kv_head + 1) * group {
             for tile in tiles(sequence) {
-                let keys = shape.keys_of(sequence, &tile);
-                let dout_view = shape.head(&dout, shape.heads, head, &tile);
-                // P, from the saved sums
-                shape.scores(&mut buffers.scores, &q, &k, head, &tile, &keys);
-                for (row, scores) in tile.clone().zip(buffers.scores.chunks_exact_mut(keys.len())) {
-                    let seen = shape.seen_by(row, &keys);
-                    scores[..seen.start].fill(0.0);
-                    scores[seen.end..].fill(0.0);
-                    vector::exp_and_sum(&mut scores[seen], sums[row * shape.heads + head]);
-                }
-                let probabilities = View::dense(&buffers.scores, tile.len(), keys.len());
-                // dV += Pᵀ dO
-                let offset = (keys.start - sequence.start) * shape.head_dim;
-                let dv = &mut buffers.dv[offset..];
-                multiply(dv, shape.head_dim, Some(1.0), probabilities.transposed(), dout_view, 1.0, false);
-                // dP = dO Vᵀ
-                buffers.dscores.resize(tile.len() * keys.len(), 0.0);
-                let v = shape.head(&v, shape.kv_heads, kv_head, &keys);
-                multiply(&mut buffers.dscores, keys.len(), None, dout_view, v.transposed(), 1.0, false);
-                // dS = P · (dP − rowsum(dO · O))
-                for (index, row) in tile.clone().enumerate() {
-                    let start = row * shape.query_stride() + head * shape.head_dim;
-                    let place = start..start + shape.head_dim;
-                    let delta = vector::dot(&dout[place.clone()], &out[place]);
-                    let line = index * keys.len()..(index + 1) * keys.len();
-                    for (ds, p) in buffers.dscores[line.clone()].iter_mut().zip(&buffers.scores[line]) {
-                        *ds = p * (*ds - delta);
-                    }
-                }
-                let dscores = View::dense(&buffers.dscores, tile.len(), keys.len());
-                // dK += scale · dSᵀ Q
-                let q = shape.head(&q, shape.heads, head, &tile);
-                let dk = &mut buffers.dk[offset..];
-                multiply(dk, shape.head_dim, Some(1.0), dscores.transposed(), q, shape.scale, false);
-                // dQ = scale · dS K
-                buffers.dq.resize(TILE * shape.head_dim, 0.0);
-                let k = shape.head(&k, shape.kv_heads, kv_head, &keys);
-                multiply(&mut buffers.dq, shape.head_dim, None, dscores, k, shape.scale, false);
+                inputs.tile(buffers, sequence, (head, kv_head), tile.clone());
                 for (row, dq) in tile.zip(buffers.dq.chunks_exact(shape.head_dim)) {
                     let start = row * shape.query_stride() + head * shape.head_dim;
                     // SAFETY: each row and head is handled once.
@@ -222,6 +187,68 @@ pub fn backward(
         tensor(dk, (rows, shape.kv_heads, shape.head_dim))?,
         tensor(dv, (rows, shape.kv_heads, shape.head_dim))?,
     ))
+}
+
+/// The values that one backward pass reads.
+struct BackwardInputs<'a> {
+    shape: HeadShape,
+    q: Values<'a>,
+    k: Values<'a>,
+    v: Values<'a>,
+    out: Values<'a>,
+    sums: Values<'a>,
+    dout: Values<'a>,
+}
+
+impl BackwardInputs<'_> {
+    /// Adds a tile of rows to dK and dV of its key-value head, and writes its dQ, in `buffers`.
+    fn tile(
+        &self,
+        buffers: &mut Buffers,
+        sequence: &Range<usize>,
+        (head, kv_head): (usize, usize),
+        tile: Range<usize>,
+    ) {
+        let Self { shape, q, k, v, out, sums, dout } = self;
+        let keys = shape.keys_of(sequence, &tile);
+        let dout_view = shape.head(dout, shape.heads, head, &tile);
+        // P, from the saved sums
+        shape.scores(&mut buffers.scores, q, k, head, &tile, &keys);
+        for (row, scores) in tile.clone().zip(buffers.scores.chunks_exact_mut(keys.len())) {
+            let seen = shape.seen_by(row, &keys);
+            scores[..seen.start].fill(0.0);
+            scores[seen.end..].fill(0.0);
+            vector::exp_and_sum(&mut scores[seen], sums[row * shape.heads + head]);
+        }
+        let probabilities = View::dense(&buffers.scores, tile.len(), keys.len());
+        // dV += Pᵀ dO
+        let offset = (keys.start - sequence.start) * shape.head_dim;
+        let dv = &mut buffers.dv[offset..];
+        multiply(dv, shape.head_dim, Some(1.0), probabilities.transposed(), dout_view, 1.0, false);
+        // dP = dO Vᵀ
+        buffers.dscores.resize(tile.len() * keys.len(), 0.0);
+        let v = shape.head(v, shape.kv_heads, kv_head, &keys);
+        multiply(&mut buffers.dscores, keys.len(), None, dout_view, v.transposed(), 1.0, false);
+        // dS = P · (dP − rowsum(dO · O))
+        for (index, row) in tile.clone().enumerate() {
+            let start = row * shape.query_stride() + head * shape.head_dim;
+            let place = start..start + shape.head_dim;
+            let delta = vector::dot(&dout[place.clone()], &out[place]);
+            let line = index * keys.len()..(index + 1) * keys.len();
+            for (ds, p) in buffers.dscores[line.clone()].iter_mut().zip(&buffers.scores[line]) {
+                *ds = p * (*ds - delta);
+            }
+        }
+        let dscores = View::dense(&buffers.dscores, tile.len(), keys.len());
+        // dK += scale · dSᵀ Q
+        let q = shape.head(q, shape.heads, head, &tile);
+        let dk = &mut buffers.dk[offset..];
+        multiply(dk, shape.head_dim, Some(1.0), dscores.transposed(), q, shape.scale, false);
+        // dQ = scale · dS K
+        buffers.dq.resize(TILE * shape.head_dim, 0.0);
+        let k = shape.head(k, shape.kv_heads, kv_head, &keys);
+        multiply(&mut buffers.dq, shape.head_dim, None, dscores, k, shape.scale, false);
+    }
 }
 
 /// Scratch memory of one thread.

@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Tensor};
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, address, is_half, launch, output};
+use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, is_half, launch, output};
 use super::rows::{RowArguments, RowTables};
+use crate::address::address;
 use crate::kernels::AttentionState;
 use crate::{Error, Result};
 

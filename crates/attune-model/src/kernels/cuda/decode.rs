@@ -2,9 +2,10 @@
 
 use candle_core::{DType, Tensor};
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, address, launch, output};
+use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, launch, output};
 use super::rows::{RowArguments, RowTables};
 use crate::Result;
+use crate::address::address;
 use crate::kernels::NewHeads;
 
 const DECODE: &str = include_str!("sources/decode.cu");

@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Tensor};
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, address, launch, output};
+use super::launch::{Arguments, Kernel, Launcher, Shape, launch, output};
+use crate::address::address;
 use crate::kernels::Draw;
 use crate::{Error, Result};
 

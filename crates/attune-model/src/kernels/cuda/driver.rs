@@ -12,6 +12,7 @@ use candle_core::cuda_backend::{CudaDevice, CudaStorage};
 use candle_core::{DType, Storage, Tensor};
 
 use super::launch::{DeviceEvent, Kernel, KernelKey, Launcher, Shape, output};
+use crate::address::address_of_storage;
 use crate::{Error, Result};
 
 /// Compiled functions by GPU and kernel.
@@ -138,7 +139,7 @@ impl Driver {
                 type_of_a,
                 a.stride,
                 std::ptr::from_ref(&keep).cast(),
-                super::launch::address(c)? as *mut _,
+                crate::address::address(c)? as *mut _,
                 type_of_c,
                 n as i32,
                 blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
@@ -180,7 +181,7 @@ impl Operand {
             return Err(Error::Internal("a matrix is not on the GPU".into()));
         };
         let offset = layout.start_offset() * matrix.dtype().size_in_bytes();
-        let start = address(storage, matrix.dtype())? + offset as u64;
+        let start = address_of_storage(storage, matrix.dtype())? + offset as u64;
         match *layout.stride() {
             [stride, 1] if stride == columns => {
                 Ok(Self { start, operation: blas::cublasOperation_t::CUBLAS_OP_N, stride: columns as i32 })
@@ -191,18 +192,4 @@ impl Operand {
             _ => Err(Error::Internal("cuBLAS takes matrices whose rows or columns lie one after the other".into())),
         }
     }
-}
-
-/// The address of what `storage` begins with.
-pub(super) fn address(storage: &CudaStorage, dtype: DType) -> Result<u64> {
-    let stream = storage.device().cuda_stream();
-    Ok(match dtype {
-        DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(&stream).0,
-        DType::BF16 => storage.as_cuda_slice::<half::bf16>()?.device_ptr(&stream).0,
-        DType::F16 => storage.as_cuda_slice::<half::f16>()?.device_ptr(&stream).0,
-        DType::F64 => storage.as_cuda_slice::<f64>()?.device_ptr(&stream).0,
-        DType::U32 => storage.as_cuda_slice::<u32>()?.device_ptr(&stream).0,
-        DType::U8 => storage.as_cuda_slice::<u8>()?.device_ptr(&stream).0,
-        other => return Err(Error::Internal(format!("kernels take no tensor of {other:?}"))),
-    })
 }

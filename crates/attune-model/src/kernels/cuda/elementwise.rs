@@ -2,8 +2,9 @@
 
 use candle_core::Tensor;
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, VECTOR_BYTES, address, launch, output};
+use super::launch::{Arguments, Kernel, Launcher, Shape, launch, output};
 use crate::Result;
+use crate::address::{VECTOR_BYTES, address};
 use crate::rope::Angles;
 
 const NORM: &str = include_str!("sources/norm.cu");

@@ -1,14 +1,12 @@
 //! What all kernels have in common on the host: their sources, the addresses of tensors, and who starts them.
 
-use candle_core::{DType, Shape as TensorShape, Storage, Tensor};
+use candle_core::{DType, Shape as TensorShape, Tensor};
 
 use crate::kv_cache::BLOCK_TOKENS;
 use crate::{Error, Result};
 
 /// Threads of a warp.
 pub(super) const WARP: usize = 32;
-/// What a thread reads at a time at the most, `Vector` of `common.cuh`.
-pub(super) const VECTOR_BYTES: usize = 16;
 
 /// A kernel, ready to be compiled.
 #[derive(Debug, Clone, Copy)]
@@ -181,27 +179,6 @@ pub(super) fn launch(launcher: &dyn Launcher, kernel: Kernel, arguments: &impl A
     // SAFETY: `Arguments` are plain, and borrowed for the call.
     let bytes = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(arguments).cast(), size_of_val(arguments)) };
     launcher.launch_bytes(&kernel, bytes, shape)
-}
-
-/// The address of a tensor's first element, on the device that it is on. The tensor is contiguous.
-pub(crate) fn address(tensor: &Tensor) -> Result<u64> {
-    let (storage, layout) = tensor.storage_and_layout();
-    if !layout.is_contiguous() {
-        return Err(Error::Internal("kernels take contiguous tensors".into()));
-    }
-    let offset = layout.start_offset() * tensor.dtype().size_in_bytes();
-    let start = match (&*storage, tensor.dtype()) {
-        (Storage::Cpu(storage), DType::F32) => storage.as_slice::<f32>()?.as_ptr() as u64,
-        (Storage::Cpu(storage), DType::BF16) => storage.as_slice::<half::bf16>()?.as_ptr() as u64,
-        (Storage::Cpu(storage), DType::F16) => storage.as_slice::<half::f16>()?.as_ptr() as u64,
-        (Storage::Cpu(storage), DType::F64) => storage.as_slice::<f64>()?.as_ptr() as u64,
-        (Storage::Cpu(storage), DType::U32) => storage.as_slice::<u32>()?.as_ptr() as u64,
-        (Storage::Cpu(storage), DType::U8) => storage.as_slice::<u8>()?.as_ptr() as u64,
-        #[cfg(feature = "cuda")]
-        (Storage::Cuda(storage), dtype) => super::driver::address(storage, dtype)?,
-        (_, dtype) => return Err(Error::Internal(format!("kernels take no tensor of {dtype:?} on this device"))),
-    };
-    Ok(start + offset as u64)
 }
 
 /// A tensor like `like` in type and place, to be written in full by a kernel.

@@ -2,9 +2,11 @@
 
 use candle_core::{DType, Tensor};
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, VECTOR_BYTES, WARP, address, is_half, launch, output};
+use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, is_half, launch, output};
+use crate::address::address;
 use crate::kernels::LoraRun;
-use crate::lora::{LoraLayer, LoraPair, Site};
+use crate::lora::pointers::{PairPointers, fits_tiles};
+use crate::lora::{LoraPair, Site};
 use crate::{Error, Result};
 
 const LORA: &str = include_str!("sources/lora.cu");
@@ -51,63 +53,9 @@ struct Lora<const TASKS: usize> {
 // SAFETY: as in `lora.cuh`.
 unsafe impl<const TASKS: usize> Arguments for Lora<TASKS> {}
 
-/// Device addresses of an adapter's matrices.
-#[derive(Debug)]
-pub struct AdapterPointers {
-    /// By layer and site.
-    pairs: Vec<[Option<PairPointers>; Site::ALL.len()]>,
-    /// Their type; none where there are no matrices.
-    dtype: Option<DType>,
-    /// True where matrix units take all of them.
-    fits_tiles: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct PairPointers {
-    a: u64,
-    b: u64,
-    rank: u16,
-    scale: f32,
-}
-
-impl PairPointers {
-    fn of(pair: &LoraPair) -> Result<Self> {
-        Ok(Self { a: address(&pair.a)?, b: address(&pair.b)?, rank: pair.a.dims()[0] as u16, scale: pair.scale })
-    }
-}
-
-impl AdapterPointers {
-    /// The addresses of the matrices of `layers`, all of which have one type. The adapter keeps them no longer than it lives.
-    pub(crate) fn of(layers: &[LoraLayer]) -> Result<Self> {
-        let mut pointers = Self { pairs: Vec::new(), dtype: None, fits_tiles: true };
-        for layer in layers {
-            let mut of_layer = [None; Site::ALL.len()];
-            for site in Site::ALL {
-                let Some(pair) = layer.get(site) else { continue };
-                of_layer[site as usize] = Some(PairPointers::of(pair)?);
-                pointers.fits_tiles &= fits_tiles(pair);
-                for matrix in [&pair.a, &pair.b] {
-                    if *pointers.dtype.get_or_insert(matrix.dtype()) != matrix.dtype() {
-                        return Err(Error::Internal("an adapter's matrices have several types".into()));
-                    }
-                }
-            }
-            pointers.pairs.push(of_layer);
-        }
-        Ok(pointers)
-    }
-}
-
 /// True where matrix units can add `pair`'s part for inputs like `x`.
 pub fn takes_tiles(launcher: &dyn Launcher, x: &Tensor, pair: &LoraPair) -> bool {
     fits_tiles(pair) && has_tiles(launcher, x)
-}
-
-fn fits_tiles(pair: &LoraPair) -> bool {
-    let (rank, input, output) = (pair.a.dims()[0], pair.a.dims()[1], pair.b.dims()[0]);
-    // Rows of A are read by vectors; it may be a part of a larger tensor.
-    let is_aligned = address(&pair.a).is_ok_and(|start| start.is_multiple_of(VECTOR_BYTES as u64));
-    is_aligned && rank.is_multiple_of(2) && output.is_multiple_of(2) && input.is_multiple_of(8)
 }
 
 fn has_tiles(launcher: &dyn Launcher, x: &Tensor) -> bool {

@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Tensor};
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, address, launch, output};
+use super::launch::{Arguments, Kernel, Launcher, Shape, launch, output};
 use crate::Result;
+use crate::address::address;
 use crate::kernels::CrossEntropy;
 
 const CROSS_ENTROPY: &str = include_str!("sources/cross_entropy.cu");

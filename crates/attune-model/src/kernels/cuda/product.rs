@@ -3,9 +3,10 @@
 use candle_core::{DType, Tensor};
 
 use super::elementwise::{rms_norm, swiglu};
-use super::launch::{Arguments, Kernel, Launcher, Shape, VECTOR_BYTES, WARP, address, launch, output};
+use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, launch, output};
 use super::lora;
 use crate::Result;
+use crate::address::{VECTOR_BYTES, address};
 use crate::kernels::{Dense, Norm};
 use crate::lora::LoraPair;
 

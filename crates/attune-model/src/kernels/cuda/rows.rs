@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
-use super::launch::address;
 use crate::Result;
+use crate::address::address;
 use crate::kernels::SequenceRows;
 use crate::kv_cache::BLOCK_TOKENS;
 

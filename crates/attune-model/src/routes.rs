@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use super::{Adapter, Site};
 use crate::Result;
 use crate::kernels::{GpuKernels, Kernels, LoraRows, LoraRun, cpu};
+use crate::lora::{Adapter, Site};
 
 /// The sites of a block that have one input and are computed together.
 pub const GROUPS: [&[Site]; 4] =
