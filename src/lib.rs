@@ -6,8 +6,8 @@
 //!
 //! 1. [`cli`]: the command line.
 //! 2. [`app`]: builds everything once and runs it.
-//! 3. [`error`]: what ends the program or a command; it wraps the errors of the layers below.
-//! 4. [`api`]: HTTP and nothing else: routes, bodies, errors, server-sent events, the OpenAPI document.
+//! 3. [`api`]: HTTP and nothing else: routes, bodies, errors, server-sent events, the OpenAPI document.
+//! 4. [`error`]: what ends the program or a command; it wraps the errors of the layers below.
 //! 5. [`jobs`]: the queue of fine-tunes in Postgres, its events, and the worker that runs a job.
 //! 6. [`adapters`]: PEFT files in and out, and the registry from names to immutable generations.
 //! 7. [`config`]: the one typed configuration, checked once.

@@ -76,8 +76,8 @@ fn adapters_of_every_rank_and_precision_add_what_a_plain_loop_adds() {
                 .zip(&pairs)
                 .map(|((rows, _), pair)| LoraRows { rows: rows.clone(), output: 0, pair })
                 .collect();
-            let mut ours = [y.copy().unwrap()];
-            cpu::lora::add(&mut ours, &x, &tasks).unwrap();
+            let ours = [y.copy().unwrap()];
+            cpu::lora::add(&ours, &x, &tasks).unwrap();
             let (before, after) = (y.to_vec2::<f32>().unwrap(), ours[0].to_vec2::<f32>().unwrap());
             let x = x.to_vec2::<f32>().unwrap();
             for row in 0..rows {

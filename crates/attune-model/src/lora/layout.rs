@@ -42,6 +42,6 @@ pub(crate) fn lay_out(pairs: &[&LoraPair], precision: DType) -> Result<Vec<LoraP
 }
 
 /// Outputs that [`lay_out`] makes of `output`.
-pub(crate) fn padded_output(output: usize) -> usize {
+pub fn padded_output(output: usize) -> usize {
     output.next_multiple_of(LANES)
 }
