@@ -184,7 +184,7 @@ def test_unloading_drains_and_the_metrics_show_it(start_server, endless):
 
 
 def test_every_metric_of_adapters_is_there_and_documented(start_server):
-    document = (adapterlib.attunelib.ROOT / "docs" / "architecture.md").read_text()
+    document = (adapterlib.attunelib.ROOT / "docs" / "operations.md").read_text()
     with small(start_server) as (server, http):
         for seed in range(3):
             path = adapterlib.put(server.data_dir / "made" / str(seed), seed, WIDE)
