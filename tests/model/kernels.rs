@@ -90,7 +90,7 @@ fn adapters_of_mixed_ranks_change_their_own_rows_only() {
                 tasks.push(LoraRows { rows: rows.clone(), output, pair });
             }
         }
-        let mut ours = before.each_ref().map(|y| y.copy().unwrap());
+        let ours = before.each_ref().map(|y| y.copy().unwrap());
         cpu::lora::add(&ours, &x, &tasks).unwrap();
         for (index, before) in before.iter().enumerate() {
             let mut plain = before.copy().unwrap();
@@ -110,7 +110,7 @@ fn adapters_of_mixed_ranks_change_their_own_rows_only() {
             for task in tasks.iter().filter(|task| task.output == index) {
                 for row in task.rows.clone() {
                     let place = row * outputs[index]..(row + 1) * outputs[index];
-                    let mut alone = [Tensor::from_vec(
+                    let alone = [Tensor::from_vec(
                         before[place.clone()].iter().copied().map(f32::from_bits).collect(),
                         (1, outputs[index]),
                         &CPU,
@@ -130,7 +130,7 @@ fn an_adapter_whose_b_is_zero_changes_no_bit() {
     let pair = LoraPair { b: Tensor::zeros((40, 4), DType::F32, &CPU).unwrap(), ..pair(32, 40, 4) };
     let before = random((3, 40), 1).clamp(0.0, 1.0).unwrap().neg().unwrap(); // with zeros below zero
     assert!(bits(&before).contains(&(-0.0_f32).to_bits()));
-    let mut after = [before.copy().unwrap()];
+    let after = [before.copy().unwrap()];
     let task = LoraRows { rows: 0..3, output: 0, pair: &pair };
     cpu::lora::add(&after, &random((3, 32), 2), &[task]).unwrap();
     assert_eq!(bits(&before), bits(&after[0]));
@@ -145,7 +145,7 @@ fn an_adapter_in_bf16_is_the_rounded_one() {
     let long = LoraPair { a: wide(&exact.a), b: wide(&exact.b), scale: 2.0 };
     let (x, y) = (random((5, 72), 1), random((5, 33), 2));
     let add = |pair: &LoraPair| {
-        let mut y = [y.copy().unwrap()];
+        let y = [y.copy().unwrap()];
         cpu::lora::add(&y, &x, &[LoraRows { rows: 1..4, output: 0, pair }]).unwrap();
         bits(&y[0])
     };

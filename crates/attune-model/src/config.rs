@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::rope::RopeScaling;
+use crate::rope_scaling::RopeScaling;
 use crate::{Error, Result};
 
 /// The families that the decoder knows; they differ in flags only.

@@ -15,6 +15,7 @@ pub mod kv_cache;
 pub mod linear;
 pub mod lora;
 pub mod rope;
+pub mod rope_scaling;
 pub mod routes;
 pub mod tokenizer;
 pub mod tool_syntax;

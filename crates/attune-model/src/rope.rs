@@ -6,88 +6,10 @@
 use std::f64::consts::PI;
 
 use candle_core::{Device, Tensor};
-use serde_json::Value;
 
 use crate::ModelConfig;
 use crate::Result;
-
-/// How frequencies are stretched so that a model reaches beyond the context that it was first trained on.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// Every frequency divided by `factor`.
-    Linear {
-        /// The stretch.
-        factor: f64,
-    },
-    /// Llama 3.1: long wavelengths stretched, short ones kept, a smooth passage between.
-    Llama3 {
-        /// The stretch of long wavelengths.
-        factor: f64,
-        /// Wavelengths above `original / low` are stretched.
-        low_frequency_factor: f64,
-        /// Wavelengths below `original / high` are kept.
-        high_frequency_factor: f64,
-        /// The context first trained on, in tokens.
-        original_context: f64,
-    },
-    /// YaRN: a ramp between stretched and kept frequencies, and cosines and sines scaled by `attention_factor`.
-    Yarn {
-        /// The stretch.
-        factor: f64,
-        /// Rotations over the original context from which a frequency is kept.
-        beta_fast: f64,
-        /// Rotations up to which a frequency is stretched.
-        beta_slow: f64,
-        /// The context first trained on, in tokens.
-        original_context: f64,
-        /// Factor on cosines and sines.
-        attention_factor: f64,
-        /// Round the ends of the ramp to whole dimensions.
-        truncate: bool,
-    },
-}
-
-impl RopeScaling {
-    /// Reads `rope_parameters` or the older `rope_scaling`.
-    pub fn parse(parameters: Option<&Value>, context: usize) -> Result<Self, String> {
-        let Some(parameters) = parameters.filter(|value| !value.is_null()) else { return Ok(Self::None) };
-        let kind = parameters["rope_type"].as_str().or(parameters["type"].as_str()).unwrap_or("default");
-        let number = |name: &str| parameters[name].as_f64();
-        let required = |name: &str| number(name).ok_or(format!("rope type `{kind}` needs `{name}`"));
-        let original_context = number("original_max_position_embeddings").unwrap_or(context as f64);
-        match kind {
-            "default" => Ok(Self::None),
-            "linear" => Ok(Self::Linear { factor: required("factor")? }),
-            "llama3" => Ok(Self::Llama3 {
-                factor: required("factor")?,
-                low_frequency_factor: required("low_freq_factor")?,
-                high_frequency_factor: required("high_freq_factor")?,
-                original_context,
-            }),
-            "yarn" => {
-                let factor = required("factor")?;
-                let scale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-                let default_factor = match (number("mscale"), number("mscale_all_dim")) {
-                    (Some(m), Some(all)) if m != 0.0 && all != 0.0 => scale(m) / scale(all),
-                    _ => scale(1.0),
-                };
-                Ok(Self::Yarn {
-                    factor,
-                    beta_fast: number("beta_fast").unwrap_or(32.0),
-                    beta_slow: number("beta_slow").unwrap_or(1.0),
-                    original_context,
-                    attention_factor: number("attention_factor").unwrap_or(default_factor),
-                    truncate: parameters["truncate"].as_bool().unwrap_or(true),
-                })
-            }
-            other => {
-                Err(format!("rope type `{other}` is not supported; supported are default, linear, llama3 and yarn"))
-            }
-        }
-    }
-}
+use crate::rope_scaling::RopeScaling;
 
 /// The frequencies of a model.
 #[derive(Debug, Clone)]

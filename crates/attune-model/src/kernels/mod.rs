@@ -12,14 +12,16 @@ pub mod cuda;
 mod gpu;
 mod operations;
 pub mod reference;
+mod sequences;
 
 use std::ops::Range;
 
-pub use attention::{AttentionState, CachedStep, NewHeads, PackedRows, SequenceRows};
+pub use attention::{CachedStep, PackedRows};
 use candle_core::Tensor;
 pub use cuda::DeviceEvent;
 pub use gpu::GpuKernels;
 pub use operations::Kernels;
+pub use sequences::{AttentionState, NewHeads, SequenceRows};
 
 use crate::Result;
 use crate::lora::LoraPair;
