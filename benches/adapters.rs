@@ -1,7 +1,7 @@
-//! What bringing an adapter to the device costs: rank 16 on all linear layers of a model of SmolLM2-135M's shape, from the
-//! disk and from host memory.
+//! Measures the cost of bringing an adapter to the device: rank 16 on all linear layers of a model of SmolLM2-135M's
+//! shape, from the disk and from host memory.
 //!
-//! `cargo bench --bench adapters`; figures are medians, and vary by a fifth on a shared machine.
+//! Run with `cargo bench --bench adapters`; figures are medians, and vary by a fifth on a shared machine.
 
 use std::time::{Duration, Instant};
 
@@ -53,7 +53,7 @@ fn adapter(model: &ModelConfig) -> Result<Adapter, Failure> {
     Ok(Adapter::new(String::new(), layers))
 }
 
-/// The median time of 21 runs.
+/// Measures the median time of 21 runs.
 fn median(mut work: impl FnMut() -> Result<Adapter, Failure>) -> Result<Duration, Failure> {
     let mut times = Vec::new();
     for _ in 0..21 {

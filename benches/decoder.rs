@@ -1,7 +1,7 @@
-//! Speed of the decoder alone, on random weights of SmolLM2-135M's shape: prefill, decode, and one training step, with
-//! the weights in f32, bf16 and 8 bit.
+//! Measures the speed of the decoder alone, on random weights of SmolLM2-135M's shape: prefill, decode, and one
+//! training step, with the weights in f32, bf16 and 8 bit.
 //!
-//! `cargo bench --bench decoder`; figures are medians, and vary by a fifth on a shared machine.
+//! Run with `cargo bench --bench decoder`; figures are medians, and vary by a fifth on a shared machine.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -41,7 +41,7 @@ fn main() -> Result<(), Failure> {
     for (_, storage) in &storages {
         decoders.push(Decoder::load(&config, &weights, storage)?);
     }
-    // In turn, so that what else the machine does meets all alike.
+    // In turn, so that other load on the machine affects all of them alike.
     let rates = |count: usize, times: usize, work: &dyn Fn(&Decoder) -> Result<(), Failure>| {
         let times = medians(&decoders, times, work)?;
         Ok::<_, Failure>(
@@ -71,7 +71,7 @@ fn main() -> Result<(), Failure> {
     recomputations(&decoders[0], &adapter, &batch(&config, 512))
 }
 
-/// What it costs to compute activations again, the ways in turn.
+/// Measures the cost of recomputing activations, the kinds in turn.
 fn recomputations(decoder: &Decoder, adapter: &Adapter, batch: &PackedBatch) -> Result<(), Failure> {
     let mut times = Recomputation::ALL.map(|_| Vec::new());
     for _ in 0..9 {
@@ -194,7 +194,7 @@ fn inside_the_pool(work: impl FnOnce() -> attune::model::Result<Tensor> + Send) 
     rayon::scope(|_| work()).map(drop).map_err(Failure::from)
 }
 
-/// The median time of `work` with each decoder, taken in turn.
+/// Measures the median time of `work` with each decoder, in turn.
 fn medians(
     decoders: &[Decoder],
     times: usize,
@@ -220,7 +220,7 @@ fn medians(
         .collect())
 }
 
-/// What adapters cost beside the base alone, each pair measured in turns, and a long context.
+/// Measures the cost of adapters relative to the base alone, each pair in turn, and a long context.
 fn adapters_and_contexts(config: &ModelConfig, decoder: &Decoder) -> Result<(), Failure> {
     let adapters = (0..16).map(|_| adapter(config, 16)).collect::<Result<Vec<_>, _>>()?;
     let held = |precision| adapters.iter().map(|one| one.for_serving(precision)).collect::<Result<Vec<_>, _>>();
@@ -243,7 +243,7 @@ fn adapters_and_contexts(config: &ModelConfig, decoder: &Decoder) -> Result<(), 
     in_turns("decode, 1 sequence", decoder, &contexts.collect::<Result<Vec<_>, Failure>>()?, 9)
 }
 
-/// One step's input over a cache of its own.
+/// Input of one step over a cache of its own.
 struct Input<'a> {
     tokens: Vec<u32>,
     starts: Vec<usize>,
@@ -288,7 +288,8 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Medians of steps that take turns, so that what else the machine does meets all of them, and their ratios to the first.
+/// Measures median times of `steps`, in turn so that other load affects all of them, and prints their ratios to the
+/// first.
 fn in_turns(title: &str, decoder: &Decoder, steps: &[(&str, Input<'_>)], times: usize) -> Result<(), Failure> {
     let mut measured = vec![Vec::new(); steps.len()];
     for round in 0..=times {

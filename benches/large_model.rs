@@ -1,10 +1,10 @@
-//! Training of a model of a billion parameters on this machine: what it takes of memory beside what the estimate says, and
-//! how fast it is, with the weights in f32 and bf16 and with each way to compute activations again.
+//! Measures training of a model of a billion parameters on this machine: its memory compared with the estimate, and its
+//! speed, with the weights in f32 and bf16 and with each kind of recomputation.
 //!
-//! `cargo bench --bench large_model [-- SHAPE [FOLDER [DTYPE]]]`: SHAPE is `1b` (Llama-3.2-1B, the default) or `135m`
-//! (SmolLM2-135M), with random weights. The checkpoint, 2.5 GB for `1b`, is written below FOLDER, the system's temporary folder
-//! by default, and deleted afterwards. DTYPE, one of `f32`, `bf16`, `q8_0` and `q4_0`, takes the place of the first two. Each row
-//! is a process of its own. 24 GB of memory are enough.
+//! Run with `cargo bench --bench large_model [-- SHAPE [FOLDER [DTYPE]]]`: SHAPE is `1b` (Llama-3.2-1B, the default) or
+//! `135m` (SmolLM2-135M), with random weights. The checkpoint, 2.5 GB for `1b`, is written below FOLDER, the system's
+//! temporary folder by default, and deleted afterwards. DTYPE, one of `f32`, `bf16`, `q8_0` and `q4_0`, replaces f32
+//! and bf16. Each row of the table is a process of its own. 24 GB of memory are enough.
 
 use std::ffi::OsString;
 use std::io::{BufWriter, Write as _};
@@ -42,7 +42,7 @@ const SMALL: &str = r#"{"model_type":"llama","hidden_size":576,"intermediate_siz
 
 /// Steps of a row; the first wakes the machine up and is not timed.
 const STEPS: usize = 3;
-/// A step: so many examples of so many tokens, which are one batch.
+/// Examples of a step, which are one batch, and the tokens of each.
 const EXAMPLES: usize = 4;
 const TOKENS: usize = 129;
 
@@ -78,7 +78,7 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// One line of the table.
+/// Measures one row of the table.
 fn row(folder: &Path, dtype: &str, way: &str) -> Result<(), Failure> {
     // As the server does.
     // SAFETY: no other thread is running yet.
@@ -100,7 +100,7 @@ fn row(folder: &Path, dtype: &str, way: &str) -> Result<(), Failure> {
     let settings = TrainSettings::new(&asked, 1);
     let report =
         DatasetReport { examples: count, tokens: count * TOKENS, longest: TOKENS - 1, ..DatasetReport::default() };
-    // From here on: loading takes more for a moment than the weights do.
+    // Measured from here on: loading briefly takes more memory than the weights.
     let (process, memory) = (system::resident_bytes(), MemoryWatch::start(system::resident_bytes));
     let examples = ExampleStore::of((0..count).map(example))?;
     let mut trainer = Trainer::new(Arc::clone(&model), settings.clone(), examples, None)?;
@@ -119,7 +119,7 @@ fn row(folder: &Path, dtype: &str, way: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A checkpoint of random bf16 weights with the standard deviation 0.02, and a tokenizer of a thousand words.
+/// Writes a checkpoint of random bf16 weights with a standard deviation of 0.02, and a tokenizer of a thousand words.
 fn write_model(folder: &Path, config: &str) -> Result<(), Failure> {
     std::fs::write(folder.join("config.json"), config)?;
     let vocabulary: serde_json::Map<_, _> = (0..1000).map(|id| (format!("w{id}"), json!(id))).collect();
@@ -152,7 +152,7 @@ fn write_model(folder: &Path, config: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// From -1 to 1 (xorshift64).
+/// Draws from -1 to 1 (xorshift64).
 fn uniform(state: &mut u64) -> f32 {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -160,7 +160,7 @@ fn uniform(state: &mut u64) -> f32 {
     (*state >> 40) as f32 / (1_u32 << 23) as f32 - 1.0
 }
 
-/// Names and shapes of a checkpoint's tensors.
+/// Returns the names and shapes of a checkpoint's tensors.
 fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
     let queries = config.num_attention_heads * config.head_dim;

@@ -1,8 +1,8 @@
 //! Attune serves language models and embeddings behind OpenAI's API, fine-tunes LoRA adapters on request, and puts each
 //! finished adapter into the running engine: no restart, no second copy of the base model.
 //!
-//! The layers, from the top down. Each imports only from those below it; `tests/layers.rs` reads this list and fails where
-//! an import goes upwards, and from the engine down each layer is a crate, so that the compiler refuses it:
+//! The layers, from the top down. Each imports only from those below it; `tests/layers.rs` reads this list and fails
+//! where an import goes upwards, and from the engine down each layer is a crate, so that the compiler refuses it:
 //!
 //! 1. [`cli`]: the command line.
 //! 2. [`app`]: builds everything once and runs it.
@@ -18,8 +18,8 @@
 //! 12. [`model`]: weights, tokenizer, chat template, LoRA, and the decoder over the kernels for CPU and GPU.
 //! 13. [`system`], [`format`]: the machine and the process's memory; figures for people.
 //!
-//! Nothing but `api` knows HTTP, and SQL stands in `store` and `jobs` alone. One request and one job are followed from end to
-//! end in `docs/architecture.md`.
+//! Nothing but `api` knows HTTP, and SQL stands in `store` and `jobs` alone. One request and one job are followed from
+//! end to end in `docs/architecture.md`.
 
 #![allow(missing_docs, reason = "the program exports nothing: its items are public for its own tests")]
 

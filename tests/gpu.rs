@@ -1,4 +1,4 @@
-//! Everything that must hold on a GPU, in one program that `tools/gpu-check` carries to a machine that has one.
+//! All tests for a GPU in one program, which `tools/gpu-check` carries to a machine that has one.
 #![cfg(feature = "cuda")]
 #![allow(
     clippy::unwrap_used,
@@ -27,7 +27,7 @@ mod training;
 
 use attune::model::kernels::Kernels;
 
-/// The kernels under test.
+/// Returns the kernels under test.
 fn kernels() -> Kernels {
     Kernels::of(&fixtures::device()).unwrap()
 }

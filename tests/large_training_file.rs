@@ -1,4 +1,5 @@
-//! A training file larger than what reading it may take of memory. One test in a process of its own, since it measures that.
+//! Reads a training file that is larger than the memory that reading may take. One test in a process of its own, since
+//! it measures the process.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -9,12 +10,12 @@ use attune::model::Result;
 use serde_json::{Value, json};
 
 const LINES: usize = 40_000;
-/// Tokens of an example, prompt and end token included.
+/// Tokens of an example, including prompt and end token.
 const TOKENS: usize = 1_000;
-/// Numbers, of which a line has three for each token.
+/// Digits of a token in a line.
 const FIELD: usize = 3;
 
-/// The lines of the file, made when they are read.
+/// Lines of the file, generated when they are read.
 struct Lines {
     next: usize,
     line: Vec<u8>,
@@ -42,7 +43,7 @@ impl Read for Lines {
     }
 }
 
-/// Three digits are a token.
+/// Codec with one token for three digits.
 struct Digits;
 
 impl TextCodec for Digits {
@@ -63,7 +64,7 @@ impl TextCodec for Digits {
     }
 }
 
-/// The most memory that this process had so far, in bytes.
+/// Returns the peak memory of this process so far, in bytes.
 fn peak_memory() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
@@ -77,7 +78,7 @@ fn a_file_is_read_within_a_small_part_of_its_size_in_memory() {
     let lines = BufReader::new(Lines { next: 0, line: Vec::new(), read: 0 });
     let data = datasets::read(lines, Purpose::Training, &Digits, &settings).unwrap();
     assert_eq!((data.report.examples, data.report.tokens), (LINES, LINES * TOKENS));
-    // As a step reads them: anywhere.
+    // In any order, as training steps read.
     for number in (0..LINES).rev().step_by(997) {
         let TokenizedExample { tokens, weights } = data.examples.get(number).unwrap();
         let expected: Vec<u32> = (0..TOKENS - 2).map(|token| ((number + token) % 1000) as u32).collect();

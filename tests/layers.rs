@@ -1,8 +1,9 @@
-//! The house holds together: imports between the modules of the program go downwards only, in the order that `src/lib.rs`
-//! lists, and no modules of one crate import each other in a circle. Between crates the compiler holds the same.
+//! Checks the module structure: imports between the modules of the program go downwards only, in the order that
+//! `src/lib.rs` lists, and no modules of one crate import each other in a circle. Between crates the compiler checks
+//! the same.
 //!
-//! A circle is one of neighbours: modules with the same parent, each with all that lies below it. A parent and its own
-//! children may know each other.
+//! Circles are checked among neighbours: modules with the same parent, each with everything below it. A parent and its
+//! own children may import each other.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,18 +14,18 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemUse, Macro, UseTree, Visibility};
 
-/// A path as it is written, or the path of a module from the crate's root.
+/// A path as written, or the path of a module from the crate's root.
 type Segments = Vec<String>;
 
-/// A crate's modules by their paths.
+/// Modules of a crate by their paths.
 struct Crate(BTreeMap<Segments, Module>);
 
-/// What one file refers to.
+/// References of one file.
 #[derive(Default)]
 struct Module {
-    /// Paths to other modules, and to what is in them, as they are written.
+    /// Paths to other modules and to their items, as written.
     references: BTreeSet<Segments>,
-    /// Names that the file brings in by `use`, with the paths that they stand for.
+    /// Names that the file imports by `use`, with the paths that they stand for.
     names: BTreeMap<String, Segments>,
 }
 
@@ -111,15 +112,15 @@ impl Crate {
         Self(modules)
     }
 
-    /// The modules that `module` refers to, itself left out.
+    /// Returns the modules that `module` refers to, without itself.
     fn targets(&self, module: &Segments) -> BTreeSet<Segments> {
         let references = self.0[module].references.iter();
         let targets = references.filter_map(|written| self.resolve(module, written, 0));
         targets.filter(|target| target != module).collect()
     }
 
-    /// The module that holds what `written` in `module` stands for, followed through what modules bring in by `use`; `None`
-    /// for what is outside the crate.
+    /// Returns the module of the path `written` in `module`, followed through the imports of modules; `None` for paths
+    /// outside the crate.
     fn resolve(&self, module: &Segments, written: &[String], followed: usize) -> Option<Segments> {
         let rest = |count: usize| written[count..].to_vec();
         let whole: Segments = match written.first()?.as_str() {
@@ -146,9 +147,9 @@ impl Crate {
         }
     }
 
-    /// The circles among neighbours, each as one line.
+    /// Returns the circles among neighbours, one line for each.
     fn circles(&self) -> Vec<String> {
-        // By parent: from neighbour to neighbour, with an import as an example.
+        // By parent: edges from neighbour to neighbour, each with an import as an example.
         let mut edges: BTreeMap<Segments, BTreeMap<String, BTreeMap<String, String>>> = BTreeMap::new();
         for module in self.0.keys() {
             for target in self.targets(module) {
@@ -174,7 +175,7 @@ impl Crate {
     }
 }
 
-/// The imports that lead from `from` to `to`, one after the other.
+/// Returns the imports that lead from `from` to `to`, one after the other.
 fn way(neighbours: &BTreeMap<String, BTreeMap<String, String>>, from: &str, to: &str) -> Option<String> {
     let mut open = vec![(from.to_owned(), Vec::new())];
     let mut seen = BTreeSet::new();
@@ -211,7 +212,7 @@ impl<'ast> Visit<'ast> for Module {
 
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
         for (path, name) in leaves(&item.tree) {
-            // What is handed on is nothing that the file needs itself.
+            // A re-exported item is not something that the file needs itself.
             if matches!(item.vis, Visibility::Inherited) {
                 self.references.insert(path.clone());
             }
@@ -272,7 +273,7 @@ impl Module {
     }
 }
 
-/// The paths of a `use`, each with the name that it brings in; `None` for `*`.
+/// Returns the paths of a `use`, each with the name that it imports; `None` for `*`.
 fn leaves(tree: &UseTree) -> Vec<(Segments, Option<String>)> {
     match tree {
         UseTree::Path(path) => {

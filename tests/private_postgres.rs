@@ -14,7 +14,7 @@ use attune::store::postgres::PrivatePostgres;
 use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 
-/// A folder that the database's user can reach, also where the tests run as root.
+/// Creates a folder that the database's user can reach, also if the tests run as root.
 fn open_folder() -> TempDir {
     let folder = TempDir::with_prefix_in("attune-test-", "/tmp").unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -32,7 +32,7 @@ async fn number(url: &str, sql: &'static str) -> i32 {
     sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap()
 }
 
-/// Process id of the server in the cluster.
+/// Reads the process id of the server in the cluster.
 fn server_pid(cluster: &Path) -> i32 {
     let file = std::fs::read_to_string(cluster.join("postmaster.pid")).unwrap();
     file.lines().next().unwrap().trim().parse().unwrap()
@@ -174,7 +174,7 @@ async fn the_database_of_a_killed_server_is_stopped_and_its_data_kept() {
     assert_eq!(number(postgres.url(), "select number from kept").await, 7);
 }
 
-/// The process that [`the_database_of_a_killed_server_is_stopped_and_its_data_kept`] kills.
+/// Helper process that [`the_database_of_a_killed_server_is_stopped_and_its_data_kept`] kills.
 #[tokio::test]
 #[ignore = "a helper of another test"]
 async fn serve_until_killed() {
@@ -195,7 +195,7 @@ async fn a_server_that_was_left_behind_is_taken_over() {
     assert_eq!(number(postgres.url(), "select number from kept").await, 7);
 }
 
-/// Runs a server on the folder's cluster that nothing ties to an attune.
+/// Runs a server on the folder's cluster that is tied to no attune process.
 async fn leave_a_server_behind(folder: &Path) -> (Child, i32) {
     let postgres = PrivatePostgres::start(folder).await.unwrap();
     execute(postgres.url(), "create table kept as select 7 as number").await;
@@ -226,7 +226,7 @@ async fn a_pid_file_that_names_an_unrelated_process_harms_nobody() {
     let postgres = PrivatePostgres::start(folder.path()).await.unwrap();
     let cluster = postgres.cluster().to_owned();
     drop(postgres);
-    // As after a crash of the machine, when the number has gone to another process: here, to this test.
+    // As after a crash of the machine, if another process has received the number: here, this test.
     std::fs::write(cluster.join("postmaster.pid"), format!("{}\n{}\n", std::process::id(), cluster.display())).unwrap();
     let postgres = PrivatePostgres::start(folder.path()).await.unwrap();
     assert_eq!(number(postgres.url(), "select 1").await, 1);

@@ -1,5 +1,5 @@
-//! What a training run has resident: no more at its 200th step than at its 20th, and no more than the estimate says. Each run
-//! is in a process of its own, since it measures that; it has the program's allocator and settings.
+//! Resident memory of a training run: no more at its 200th step than at its 20th, and no more than the estimate. Each
+//! run is in a process of its own, since it measures the process; it has the program's allocator and settings.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -20,19 +20,21 @@ use candle_core::Device;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What a child measures: a way to compute activations again, and one of the two sets of examples.
+/// Environment variable that tells a child its measurement: a kind of recomputation, and one of the two sets of
+/// examples.
 const RUN: &str = "TRAINING_MEMORY_RUN";
 
-/// Steps that look the same take the same blocks again; what is left are the allocator's own books and the run's record of
-/// each step. A leak of the smallest gradient alone, 16 KiB for each step and layer, would be 14 MiB.
+/// Most bytes that the peak may grow between steps 20 and 200. Steps of the same shape take the same blocks again; the
+/// rest is the allocator's own bookkeeping and the run's record of each step. A leak of the smallest gradient alone, 16
+/// KiB for each step and layer, would be 14 MiB.
 const GROWTH: u64 = 4 << 20;
 
 /// Resident bytes, in the order in which they were measured.
 struct Measured {
     before: u64,
-    /// The peak up to the 20th step.
+    /// Peak up to the 20th step.
     early: u64,
-    /// The peak of the whole run.
+    /// Peak of the whole run.
     late: u64,
     estimate: u64,
 }
@@ -112,14 +114,14 @@ fn one_run() {
     println!("\nmeasured {process} {early} {} {}", peak(), estimate.peak);
 }
 
-/// The most that this process had resident since [`reset_peak`], in bytes.
+/// Returns the peak resident bytes of this process since [`reset_peak`].
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
-/// Loading a model takes more for a moment than the model does.
+/// Resets the peak, since loading a model briefly takes more memory than the model.
 fn reset_peak() {
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
 }

@@ -1,5 +1,6 @@
-//! `attune estimate`: estimates what fine-tuning on a file takes, before it runs. Without `--url` the model is loaded
-//! and measured in this process; with it the server is asked, and the uploaded file is deleted afterwards.
+//! `attune estimate`: estimates the time, memory and cost of fine-tuning on a file, before it runs. Without `--url` the
+//! model is loaded and measured in this process; with it the server is asked, and the uploaded file is deleted
+//! afterwards.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -38,13 +38,13 @@ pub(super) enum KeysCommand {
 pub(super) struct CreateOptions {
     #[command(flatten)]
     place: DataDirArgs,
-    /// Give the key to this organisation, which owns what is made with it: letters, digits, `-` and `_`.
+    /// Give the key to this organisation, which will own everything made with it: letters, digits, `-` and `_`.
     #[arg(long)]
     org: String,
     /// Note a name for people to recognise the key by.
     #[arg(long)]
     name: Option<String>,
-    /// Allow what concerns the whole server, such as reading every organisation's usage.
+    /// Allow requests that concern the whole server, such as reading every organisation's usage.
     #[arg(long)]
     admin: bool,
     /// Allow this many requests per minute [default: `limits.requests_per_minute`].

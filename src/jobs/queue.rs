@@ -13,7 +13,7 @@ use tokio::sync::broadcast;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-pub use self::attempts::{HeartbeatAnswer, Outcome};
+pub use self::attempts::{HeartbeatAnswer, Outcome, TrainedModel};
 use crate::jobs::rows::JobRow;
 use crate::jobs::{Error, Job, JobApi, JobSpec, JobStatus, MetadataFilter, Result, changes, sql};
 use crate::store::files::{Page, cut_page};

@@ -1,9 +1,9 @@
 //! Claims jobs and runs them: file to tokens, tokens to adapter, adapter to model. Runs inside `serve`, or alone.
 //!
-//! This file is the claim loop; [`job_run`] is one job from claim to end, [`training`] its part on a thread of its own,
-//! [`checkpoints`] what it keeps on its way, [`report`] what its client is told, [`answers`] what the models say in the end,
-//! and [`lease`] keeps the claim alive and brings requests to stop. [`estimate`] tells what a job would take, with the
-//! figures of [`forecast`].
+//! This file is the claim loop. [`job_run`] is one job from claim to end, and [`training`] its part on a thread of its
+//! own. [`checkpoints`] stores the states of a running job, [`report`] writes its events, [`answers`] asks the models
+//! at its end, [`lease`] keeps the claim alive and brings requests to stop. [`estimate`] tells the time, memory and
+//! cost of a job, with the figures of [`forecast`].
 
 mod answers;
 mod cancellable_reader;
@@ -35,31 +35,31 @@ use crate::jobs::{Error, JobFault, JobSpec};
 use crate::store::Store;
 use crate::train::memory_bounds::MemoryBounds;
 
-/// How long a claim lasts without a heartbeat.
+/// Time that a claim lasts without a heartbeat.
 const LEASE: Duration = Duration::from_mins(1);
-/// How often a worker looks for jobs where no notification woke it.
+/// Time between looks for jobs without a notification.
 const POLL: Duration = Duration::from_secs(5);
-/// How often jobs of lost workers are taken back.
+/// Time between searches for jobs of lost workers.
 const REAP: Duration = Duration::from_secs(10);
 
-/// One worker; it trains one job at a time.
+/// Worker that trains one job at a time.
 #[derive(Clone)]
 pub struct Worker {
-    /// Where jobs come from.
+    /// Queue that jobs are claimed from.
     pub queue: Queue,
     /// Files and adapters.
     pub store: Store,
-    /// The base models.
+    /// Base models.
     pub catalog: Catalog,
-    /// Where finished adapters become models.
+    /// Registry that serves finished adapters as models.
     pub registry: AdapterRegistry,
-    /// Lets requests go first.
+    /// Priority of requests over training.
     pub priority: Arc<Priority>,
-    /// What training costs.
+    /// Price of training.
     pub pricing: Pricing,
-    /// What training may take of memory.
+    /// Bounds of the memory that training takes.
     pub memory: MemoryBounds,
-    /// Words an error for the owner of the job that it ended; `api` has the table.
+    /// Function that words an error for the owner of the job that it ended; `api` has the table.
     pub describe_fault: fn(&Error, &JobSpec) -> JobFault,
 }
 
@@ -82,7 +82,7 @@ impl Worker {
                 Err(error) => tracing::warn!("cannot look for jobs: {error}"),
             }
             let woken = async {
-                // Hints that came meanwhile are about jobs that the claim above has seen or will see.
+                // Notifications missed meanwhile are about jobs that the claim above has seen or will see.
                 if changes.recv().await == Err(RecvError::Closed) {
                     std::future::pending::<()>().await;
                 }

@@ -1,17 +1,17 @@
-//! What each layer may know, read from the sources: HTTP and the fields of requests belong to `api`, the database to the store
-//! and the queue (`docs/adr/0005-errors-by-layer.md`).
+//! Checks in the sources what each layer may use: HTTP and the fields of requests belong to `api`, the database to the
+//! store and the queue (`docs/adr/0005-errors-by-layer.md`).
 
 use std::path::{Path, PathBuf};
 
-/// Folders and files below the repository's root whose Rust sources are held to the rules.
+/// Folders and files below the repository's root whose Rust sources are checked.
 const SOURCES: [&str; 2] = ["src", "crates"];
 
-/// Texts that may stand in code at these places alone.
+/// Texts that may stand in code only at these places.
 const RULES: [(&[&str], &[&str]); 4] = [
     (&["axum", "StatusCode"], &["src/api", "src/app.rs"]),
     (&["sqlx::"], &["src/store", "src/jobs"]),
     (&["object_store::"], &["src/store"]),
-    // Errors that are worded for clients: a field at fault, or a code for programs.
+    // Errors in words for clients: a field at fault, or a code for programs.
     (
         &[
             "invalid_code(",

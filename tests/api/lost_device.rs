@@ -1,4 +1,4 @@
-//! A server whose GPU is lost says so and ends, so that whoever watches over it starts it again.
+//! A server whose GPU is lost reports it and ends, so that its supervisor starts it again.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -24,7 +24,7 @@ async fn a_server_without_its_device_is_not_ready_and_ends_with_an_error() {
     let address = format!("http://{}", listener.local_addr().unwrap());
     let server = tokio::spawn(app.run(listener, CancellationToken::new()));
 
-    // A failure on a device that answers is no reason to end.
+    // A failure on a device that still answers is no reason to end.
     assert!(health.check());
     assert_eq!(status(&format!("{address}/ready")).await.unwrap(), 200);
     health.lose();

@@ -1,4 +1,4 @@
-//! The committed document of the API is the one that the routes yield.
+//! The committed API document equals the one that the routes yield.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! A codec that can be read: one token per character. Use as `#[path = "common/characters.rs"] mod characters;`.
+//! A readable codec: one token per character. Use as `#[path = "common/characters.rs"] mod characters;`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test file uses a part")]
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 pub(crate) const END: u32 = 1000;
 
-/// One token per character, `<end>` being one token, and a template of the common form.
+/// Codec with one token per character and one for `<end>`, and a template of the common form.
 pub(crate) struct Characters {
     pub template: Template,
 }
@@ -20,9 +20,9 @@ pub(crate) enum Template {
     None,
     /// `[role]content<end>\n` for each message.
     Plain,
-    /// The same, but answers before the last one lose what stands before `|`, as reasoning does in some templates.
+    /// The same, but answers before the last one lose the text before `|`, as reasoning does in some templates.
     Forgetful,
-    /// The generation prompt opens a tag that the history leaves out.
+    /// The generation prompt opens a tag that the history omits.
     OpensTag,
     /// Tools before the chat, calls in place of texts, results as messages.
     Tools,
@@ -80,18 +80,18 @@ impl TextCodec for Characters {
     }
 }
 
-/// The targets of an example as text, `$` for the end token.
+/// Returns the targets of an example as text, with `$` for the end token.
 pub(crate) fn targets(example: &TokenizedExample) -> String {
     let weighted = example.tokens.iter().zip(&example.weights).filter(|(_, weight)| **weight > 0.0);
     weighted.map(|(token, _)| if *token == END { '$' } else { char::from_u32(*token).unwrap() }).collect()
 }
 
-/// A file as tokens, in memory.
+/// A file's examples in memory.
 #[derive(Debug)]
 pub(crate) struct Rendered {
-    /// The sequences; none in a file of pairs of texts.
+    /// Sequences; empty for a file of pairs of texts.
     pub examples: Vec<TokenizedExample>,
-    /// The texts of each pair; none in a file of anything else.
+    /// Texts of each pair; empty for any other file.
     pub texts: Vec<Vec<Vec<u32>>>,
     pub report: DatasetReport,
 }

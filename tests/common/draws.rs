@@ -1,8 +1,8 @@
-//! What a draw chooses from, worked out by sorting.
+//! Computes the candidates of a draw by sorting, to check the model's draws against.
 
 use attune::model::kernels::Draw;
 
-/// What a draw has to choose from, in its order: tokens and what they weigh.
+/// Returns the candidates of a draw in its order: tokens with their weights.
 pub(crate) fn candidates(logits: &[f32], draw: &Draw) -> Vec<(usize, f64)> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |logit: &f32| f64::from((logit - largest) / draw.temperature).exp();

@@ -1,5 +1,5 @@
-//! The decoder's formulas once more, in f64, one number after the other: slow, plain, and independent of the kernels. Matrices
-//! are row by row. Use as `#[path = "common/exact.rs"] mod exact;`.
+//! The decoder's formulas once more in f64, one number after the other: slow, plain, and independent of the kernels.
+//! Matrices are stored row by row. Use as `#[path = "common/exact.rs"] mod exact;`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,7 +12,7 @@ use attune::model::lora::Site;
 use attune::train::backward::PackedBatch;
 use candle_core::{DType, Device};
 
-/// `x` `[rows, inputs]` times `weight` `[outputs, inputs]`, transposed.
+/// Multiplies `x` `[rows, inputs]` by the transposed `weight` `[outputs, inputs]`.
 pub(crate) fn linear(x: &[f64], weight: &[f64], inputs: usize) -> Vec<f64> {
     let products = x.chunks_exact(inputs).flat_map(|row| {
         weight.chunks_exact(inputs).map(move |column| row.iter().zip(column).map(|(a, b)| a * b).sum::<f64>())
@@ -49,7 +49,7 @@ pub(crate) fn swiglu(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect()
 }
 
-/// The shape of attention: query heads, key heads, the width of a head, tokens that it looks back.
+/// Shape of attention: query heads, key heads, head width, and number of tokens that it looks back.
 #[derive(Clone, Copy)]
 pub(crate) struct Heads {
     pub queries: usize,
@@ -58,7 +58,7 @@ pub(crate) struct Heads {
     pub window: Option<usize>,
 }
 
-/// Causal attention inside each of `sequences`.
+/// Computes causal attention inside each of `sequences`.
 pub(crate) fn attention(q: &[f64], k: &[f64], v: &[f64], sequences: &[Range<usize>], heads: Heads) -> Vec<f64> {
     let Heads { queries, keys, width, window } = heads;
     let mut out = vec![0.0; q.len()];
@@ -86,13 +86,13 @@ pub(crate) fn attention(q: &[f64], k: &[f64], v: &[f64], sequences: &[Range<usiz
     out
 }
 
-/// The cross entropy of `target` under `logits`.
+/// Computes the cross entropy of `target` under `logits`.
 pub(crate) fn cross_entropy(logits: &[f64], target: u32) -> f64 {
     let largest = logits.iter().copied().fold(f64::MIN, f64::max);
     largest + logits.iter().map(|logit| (logit - largest).exp()).sum::<f64>().ln() - logits[target as usize]
 }
 
-/// A and B of one layer.
+/// Matrices A and B of one layer.
 #[derive(Clone)]
 pub(crate) struct Pair {
     pub a: Vec<f64>,
@@ -116,7 +116,7 @@ impl Model {
         Self { config: ModelConfig::read(folder).unwrap(), weights }
     }
 
-    /// Σ weight · cross entropy of the batch's targets.
+    /// Computes Σ weight · cross entropy over the batch's targets.
     pub(crate) fn loss(&self, adapter: &HashMap<(usize, Site), Pair>, batch: &PackedBatch) -> f64 {
         let config = &self.config;
         let (hidden, width, eps) = (config.hidden_size, config.head_dim, f64::from(config.rms_norm_eps));

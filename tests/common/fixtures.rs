@@ -1,4 +1,4 @@
-//! Tiny random checkpoints and what transformers and PEFT compute with them; see `tests/parity/README.md`.
+//! Loads tiny random checkpoints and the results of transformers and PEFT on them; see `tests/parity/README.md`.
 
 #![allow(dead_code, clippy::unwrap_used, reason = "each test binary uses a part, and fails by panicking")]
 
@@ -21,7 +21,7 @@ use attune::train::backward::{PackedBatch, Target};
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
-/// Every family with its particulars.
+/// All families, each with its particulars.
 pub(crate) const FAMILIES: [&str; 9] = [
     "llama",
     "llama3_rope",
@@ -37,11 +37,11 @@ pub(crate) const FAMILIES: [&str; 9] = [
 /// Families that come with a PEFT adapter and a training run.
 pub(crate) const TRAINED_FAMILIES: [&str; 4] = ["llama", "qwen2", "qwen3", "smollm3"];
 
-/// The device under test: the first GPU in a build with the feature `cuda`, else the CPU.
+/// Returns the device under test: the first GPU in a build with the feature `cuda`, else the CPU.
 pub(crate) fn device() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     let choice = if cfg!(feature = "cuda") { DeviceChoice::Cuda(0) } else { DeviceChoice::Cpu };
-    // Tensors that meet must be of one device, and a GPU that is opened twice is two.
+    // Tensors that are combined must be on one device, and a GPU that is opened twice counts as two.
     DEVICE.get_or_init(|| attune::model::device::select(choice).expect("this build tests a GPU")).clone()
 }
 
@@ -56,12 +56,12 @@ pub(crate) fn load(family: &str, device: &Device) -> (ModelConfig, Decoder) {
     load_as(family, device, &Storage::default())
 }
 
-/// The same with its weights held as `storage` says.
+/// Loads the same with its weights held as `storage`.
 pub(crate) fn load_as(family: &str, device: &Device, storage: &Storage) -> (ModelConfig, Decoder) {
     load_on(family, &Kernels::of(device).unwrap(), storage)
 }
 
-/// The same over `kernels`.
+/// Loads the same over `kernels`.
 pub(crate) fn load_on(family: &str, kernels: &Kernels, storage: &Storage) -> (ModelConfig, Decoder) {
     let folder = folder(family);
     let config = ModelConfig::read(&folder).unwrap();
@@ -70,17 +70,17 @@ pub(crate) fn load_on(family: &str, kernels: &Kernels, storage: &Storage) -> (Mo
     (config, decoder)
 }
 
-/// A fixture as a whole model. It has no tokenizer of its own: each of its ids becomes a word.
+/// Loads a fixture as a whole model. It has no tokenizer of its own: each of its ids becomes a word.
 pub(crate) fn whole_model(family: &str) -> Arc<BaseModel> {
     whole_model_of(family, |_, _| {})
 }
 
-/// The same over `kernels`.
+/// Loads the same over `kernels`.
 pub(crate) fn whole_model_on(family: &str, kernels: &Kernels) -> Arc<BaseModel> {
     make_whole_model(family, kernels, |_, _| {})
 }
 
-/// The same after a change of its weights.
+/// Loads the same after a change of its weights.
 pub(crate) fn whole_model_of(
     family: &str,
     change: impl FnOnce(&mut HashMap<String, Tensor>, &ModelConfig),
@@ -106,12 +106,12 @@ fn make_whole_model(
     for (name, value) in [("tokenizer.json", tokenizer), ("tokenizer_config.json", json!({}))] {
         std::fs::write(target.path().join(name), value.to_string()).unwrap();
     }
-    // What transformers computed, it computed in f32.
+    // The results of transformers are in f32.
     let entry = ModelEntry { dtype: Some(Dtype::F32), ..ModelEntry::new(family, target.path()) };
     Arc::new(BaseModel::load_on(&entry, kernels).unwrap())
 }
 
-/// The tensors of a reference file, on the CPU.
+/// Tensors of a reference file, on the CPU.
 pub(crate) struct Reference(pub HashMap<String, Tensor>);
 
 impl Reference {
@@ -135,7 +135,7 @@ impl Reference {
         self.floats(name)[0]
     }
 
-    /// The adapter whose tensors are called `{prefix}base_model.model.model.layers.…`.
+    /// Returns the adapter whose tensors are called `{prefix}base_model.model.model.layers.…`.
     pub(crate) fn adapter(&self, prefix: &str, config: &ModelConfig, scale: f32, device: &Device) -> Adapter {
         let layers = (0..config.num_hidden_layers)
             .map(|index| {
@@ -152,7 +152,7 @@ impl Reference {
         Adapter::new(prefix.to_owned(), layers)
     }
 
-    /// The training batch: four sequences of unequal lengths.
+    /// Returns the training batch: four sequences of unequal lengths.
     pub(crate) fn batch(&self) -> PackedBatch {
         let tokens = self.ids("batch_tokens");
         let mask = self.ids("batch_targets_mask");
@@ -175,7 +175,7 @@ pub(crate) fn tensor_name(layer: usize, site: Site) -> String {
     format!("base_model.model.model.layers.{layer}.{}", site.path())
 }
 
-/// One sequence without targets.
+/// Returns a batch of one sequence without targets.
 #[allow(clippy::single_range_in_vec_init, reason = "one sequence is meant")]
 pub(crate) fn one_sequence(tokens: &[u32]) -> PackedBatch {
     PackedBatch { tokens: tokens.to_vec(), sequences: vec![0..tokens.len()], targets: Vec::new() }
@@ -185,13 +185,13 @@ pub(crate) fn floats(tensor: &Tensor) -> Vec<f32> {
     tensor.to_device(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// The largest absolute difference.
+/// Returns the largest absolute difference.
 pub(crate) fn max_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// ‖a − b‖ / ‖b‖
+/// Returns ‖a − b‖ / ‖b‖.
 pub(crate) fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let difference: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
@@ -199,7 +199,7 @@ pub(crate) fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
     (difference / norm.max(f64::MIN_POSITIVE)).sqrt()
 }
 
-/// Holds a gradient against central differences of `loss` along random directions, one for each of the linear layers.
+/// Checks a gradient against central differences of `loss` along random directions, one for each of the linear layers.
 pub(crate) fn assert_gradient(adapter: &Adapter, gradients: &[LoraLayer], loss: impl Fn(&Adapter) -> f64) {
     for site in Site::ALL {
         let directions: Vec<Option<(Tensor, Tensor)>> = adapter
@@ -223,11 +223,11 @@ pub(crate) fn assert_gradient(adapter: &Adapter, gradients: &[LoraLayer], loss: 
             expected += dot(&gradient.a, a) + dot(&gradient.b, b);
             square += dot(&gradient.a, &gradient.a) + dot(&gradient.b, &gradient.b);
         }
-        // Extrapolated to a step of none (Richardson). The steps are as small as f32 allows: the loss bends sharply.
+        // Extrapolated to a step of 0 (Richardson). The steps are as small as f32 allows: the loss bends sharply.
         let difference = |step: f64| (moved(step) - moved(-step)) / (2.0 * step);
         let (wide, narrow) = (difference(1e-3), difference(5e-4));
         let measured = (4.0 * narrow - wide) / 3.0;
-        // Along numbers of about 1, the slope is of the size of the gradient's norm.
+        // Along numbers of about 1, the slope has the size of the gradient's norm.
         let tolerance = 2e-2 * square.sqrt();
         assert!(
             (measured - expected).abs() < tolerance,
@@ -236,14 +236,14 @@ pub(crate) fn assert_gradient(adapter: &Adapter, gradients: &[LoraLayer], loss: 
     }
 }
 
-/// Numbers of about 1, the same each time.
+/// Returns numbers of about 1, the same each time.
 fn random_like(tensor: &Tensor) -> Tensor {
     let count = tensor.elem_count();
     let values = (0..count).map(|i| ((i * 7919 + count) as f32 * 0.618).sin() * 1.4).collect::<Vec<_>>();
     Tensor::from_vec(values, tensor.shape(), tensor.device()).unwrap()
 }
 
-/// A request for the most probable tokens after `prompt`.
+/// Creates a request for the most probable tokens after `prompt`.
 pub(crate) fn greedy(prompt: &[u32], max_tokens: usize, adapter: Option<&AdapterLease>) -> GenerateRequest {
     GenerateRequest {
         organization: "org".into(),

@@ -1,7 +1,7 @@
 //! A real Postgres for tests: one private cluster per test process, one empty database per test.
 //!
-//! Use as `#[path = "common/postgres.rs"] mod postgres;`. The clusters lie in the system's folder for temporary files and are
-//! used again by the next run; the system stops them with the test process.
+//! Use as `#[path = "common/postgres.rs"] mod postgres;`. The clusters lie in the system's folder for temporary files
+//! and are used again by the next run; the system stops them with the test process.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test file uses a part")]
@@ -13,7 +13,7 @@ use attune::store::postgres::PrivatePostgres;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
-/// Processes that may run tests at the same time.
+/// Most processes that run tests at the same time.
 const SLOTS: u32 = 64;
 
 static CLUSTER: OnceCell<PrivatePostgres> = OnceCell::const_new();
@@ -21,7 +21,7 @@ static CLUSTER: OnceCell<PrivatePostgres> = OnceCell::const_new();
 static TURNS: Semaphore = Semaphore::const_new(4);
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 
-/// An empty database with a store on it.
+/// An empty database and a store on it.
 pub(crate) struct TestDatabase {
     pub store: Store,
     pub url: String,
@@ -34,7 +34,7 @@ impl TestDatabase {
         Self::with_connections(8).await
     }
 
-    /// With a pool of that size.
+    /// Creates a database with a pool of that size.
     pub(crate) async fn with_connections(connections: u32) -> Self {
         let turn = TURNS.acquire().await.unwrap();
         let cluster = CLUSTER.get_or_init(start_cluster).await;
@@ -46,12 +46,12 @@ impl TestDatabase {
         Self { store, url, data_dir, _turn: turn }
     }
 
-    /// Runs `sql` on a connection of its own, for what a test must arrange behind the store's back.
+    /// Runs `sql` on a connection of its own, for changes that a test makes behind the store's back.
     pub(crate) async fn execute(&self, sql: &str) -> u64 {
         execute(&self.url, sql).await
     }
 
-    /// The one value that `sql` selects.
+    /// Returns the one value that `sql` selects.
     pub(crate) async fn value<T>(&self, sql: &str) -> T
     where
         T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
@@ -68,7 +68,7 @@ async fn execute(url: &str, sql: &str) -> u64 {
     done.rows_affected()
 }
 
-/// The first cluster that no other test process uses, without the databases of earlier runs.
+/// Starts the first cluster that no other test process uses, without the databases of earlier runs.
 async fn start_cluster() -> PrivatePostgres {
     // The system's folder for temporary files, since the unprivileged user of a root's cluster reaches that.
     let folder = std::env::temp_dir().join(format!("attune-tests-{}", nix::unistd::getuid()));

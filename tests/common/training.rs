@@ -34,10 +34,10 @@ use tokio_util::sync::CancellationToken;
 use crate::postgres::TestDatabase;
 
 pub(crate) const ORG: &str = "acme";
-/// Far above what any wait here takes.
+/// Time limit of all waits, far above the time that any of them takes.
 const LIMIT: Duration = Duration::from_mins(4);
 
-/// Jobs need no engine.
+/// Backend for jobs, which need no engine.
 pub(crate) struct NoEngine;
 
 impl Backend for NoEngine {
@@ -64,7 +64,7 @@ pub(crate) struct Fixture {
     pub database: TestDatabase,
     pub queue: Queue,
     pub registry: AdapterRegistry,
-    /// What its workers are told of memory.
+    /// Memory bounds given to its workers.
     pub memory: MemoryBounds,
 }
 
@@ -93,7 +93,7 @@ impl Fixture {
         &self.database.store
     }
 
-    /// A worker that does not run.
+    /// Creates a worker that does not run.
     pub(crate) fn parts(&self) -> Worker {
         self.parts_with(catalog())
     }
@@ -115,7 +115,7 @@ impl Fixture {
         self.worker_with(catalog())
     }
 
-    /// A worker with models of the test's own.
+    /// Runs a worker with models of the test's own.
     pub(crate) fn worker_with(&self, catalog: Catalog) -> Running {
         let shutdown = CancellationToken::new();
         let worker = self.parts_with(catalog);
@@ -134,7 +134,7 @@ impl Fixture {
         self.queue.enqueue(ORG, api, spec).await.unwrap()
     }
 
-    /// A worker in the middle of a job: its first checkpoint is written.
+    /// Runs a worker up to the middle of a job: its first checkpoint is written.
     pub(crate) async fn begin_training(&self, examples: usize, epochs: u32) -> (Running, Job) {
         let file = self.upload(&tickets(examples)).await;
         let settings = Hyperparameters { n_epochs: Some(epochs), ..spec(file.clone()).hyperparameters };
@@ -154,7 +154,7 @@ impl Fixture {
         }
     }
 
-    /// Waits until the job is as wanted.
+    /// Waits until the job satisfies `wanted`.
     pub(crate) async fn wait(&self, job: &Job, wanted: impl Fn(&Job) -> bool) -> Job {
         let mut changes = self.queue.changes();
         let waiting = async {
@@ -186,13 +186,13 @@ impl Fixture {
             .collect()
     }
 
-    /// The generation that a finished job published.
+    /// Returns the generation that a finished job published.
     pub(crate) async fn generation(&self, job: &Job) -> String {
         let name = job.fine_tuned_model.as_deref().expect("a model");
         self.store().fine_tuned_model(ORG, name).await.unwrap().adapter
     }
 
-    /// Files in a folder of the blobs.
+    /// Counts the files in a folder of the blobs.
     pub(crate) fn blobs(&self, folder: &str) -> usize {
         fn count(path: &Path) -> usize {
             let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
@@ -202,7 +202,7 @@ impl Fixture {
     }
 }
 
-/// Tickets from the demo's training file.
+/// Returns lines with tickets from the demo's training file.
 pub(crate) fn tickets(count: usize) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/tickets/train.jsonl");
     std::fs::read_to_string(path).unwrap().split_inclusive('\n').take(count).collect()

@@ -1,5 +1,5 @@
-//! Runs the GPU's kernels on the CPU: compiles a kernel's source with the machine's C++ compiler behind `emulator.h`, and calls
-//! it.
+//! Runs the GPU's kernels on the CPU: compiles a kernel's source with the machine's C++ compiler behind `emulator.h`,
+//! and calls it.
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_uint, c_void};
@@ -14,24 +14,24 @@ use attune::model::kernels::{GpuKernels, Kernels};
 use candle_core::{DType, Device, Tensor};
 use libloading::Library;
 
-/// Compilers' sanitizers to compile the kernels with: `tools/sanitize-kernels` sets it.
+/// Environment variable with the compiler's sanitizers for the kernels: `tools/sanitize-kernels` sets it.
 pub(crate) const SANITIZER: &str = "EMULATOR_SANITIZER";
 
 type Entry = unsafe extern "C" fn(*const c_void, usize, c_uint, c_uint, c_uint, c_int) -> c_int;
 
-/// Compiled sources by their text and options. A library has one block at a time: calls take turns.
+/// Compiled sources by their text and options. A library runs one block at a time: calls take turns.
 type Libraries = HashMap<(String, Vec<String>), Arc<Mutex<Library>>>;
 
 static LIBRARIES: Mutex<Option<Libraries>> = Mutex::new(None);
 
-/// The kernels that `launcher` runs on tensors of the CPU.
+/// Returns the kernels that `launcher` runs on tensors of the CPU.
 pub(crate) fn kernels(launcher: Arc<dyn Launcher>) -> Kernels {
     Kernels::Gpu(GpuKernels::new(launcher, Device::Cpu))
 }
 
 /// Runs kernels on tensors of the CPU.
 pub(crate) struct Emulator {
-    /// The last thread of a block goes first.
+    /// Whether the last thread of a block goes first.
     pub reversed: bool,
 }
 
@@ -39,7 +39,7 @@ impl Launcher for Emulator {
     fn launch_bytes(&self, kernel: &Kernel, arguments: &[u8], shape: Shape) -> Result<()> {
         let library = library(kernel);
         let library = library.lock().unwrap();
-        // Structures are aligned to eight bytes in the source.
+        // The source aligns structures to eight bytes.
         let mut aligned = vec![0_u64; arguments.len().div_ceil(8)];
         // SAFETY: as many bytes as there are.
         unsafe {
@@ -73,7 +73,7 @@ impl Launcher for Emulator {
     }
 }
 
-/// An event behind work that was done as soon as it was started.
+/// An event of work that was done as soon as it was started.
 struct Done;
 
 impl DeviceEvent for Done {
@@ -94,7 +94,7 @@ fn compile(source: &str, options: &[String]) -> Library {
     let out = tempfile::Builder::new().suffix(".so").tempfile().unwrap().into_temp_path();
     let mut compiler = Command::new(std::env::var("CXX").unwrap_or_else(|_| "c++".into()))
         .args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-shared"])
-        // Shared memory must not be that of another library too, as it would be with visible names.
+        // Hidden visibility, since with visible names two libraries would share one block's shared memory.
         .args(["-fvisibility=hidden", "-DEMULATED", "-include"])
         .arg(header)
         .args(options)

@@ -38,7 +38,7 @@ fn tokens_drawn_on_the_device_are_those_of_transformers() {
     let drawn = tokens(&engine, greedy(prompt, 24, None));
     assert_eq!(drawn, reference.ids("greedy")[..drawn.len()]);
     assert!(drawn.len() > 4);
-    // With log probabilities the logits are read, and the host draws.
+    // With log probabilities the logits are read back, and the host draws.
     let read = GenerateRequest { logprobs: Some(1), ..greedy(prompt, 24, None) };
     assert_eq!(tokens(&engine, read), drawn);
     let sampled = |seed| GenerateRequest {
@@ -46,7 +46,7 @@ fn tokens_drawn_on_the_device_are_those_of_transformers() {
         ..greedy(prompt, 16, None)
     };
     assert_eq!(tokens(&engine, sampled(1)), tokens(&engine, sampled(1)));
-    // From the most probable ones both draw the same, too.
+    // Draws among the most probable tokens are the same, too.
     let cut = Sampling { seed: Some(3), temperature: 1.2, top_k: 20, top_p: 0.9, min_p: 0.02, ..Sampling::default() };
     let on_device = GenerateRequest { sampling: cut, ..greedy(prompt, 16, None) };
     let on_host = GenerateRequest { logprobs: Some(1), ..on_device.clone() };
@@ -72,7 +72,7 @@ fn embeddings_are_the_means_of_the_hidden_states_of_transformers() {
         let (_, engine) = start(family);
         let reference = Reference::read(family, "reference.safetensors");
         let (ids, hidden) = (reference.ids("input_ids"), reference.tensor("hidden").to_vec2::<f32>().unwrap());
-        // Attention looks back, so that the beginning of the text has the same hidden states.
+        // Attention looks only back, so the beginning of the text has the same hidden states.
         let lengths = [ids.len(), 7, 1];
         let inputs = lengths.iter().map(|length| ids[..*length].to_vec()).collect();
         let request = EmbedRequest { organization: "org".into(), inputs, adapter: None };

@@ -13,7 +13,7 @@ use crate::fixtures::{
 };
 use crate::kernels;
 
-/// A type of two bytes, and what it may be off by, in parts of what bf16 may.
+/// A type of two bytes, with its allowed error relative to that of bf16.
 struct Half {
     storage: Storage,
     dtype: DType,
@@ -32,11 +32,11 @@ fn wide(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).unwrap().to_device(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// What transformers and PEFT in bf16 are off by, at the most, on these models of random weights.
+/// Largest relative errors of transformers and PEFT in bf16 on these models of random weights.
 const LOGITS: f64 = 5.1e-2;
 const GRADIENTS: f64 = 0.15;
 
-/// Prints what the values of a test are off by in parts of a hundred, from the family that is nearest to the one that is not.
+/// Prints the errors of a test's values in percent, from the best family to the worst.
 fn say(what: &str, dtype: DType, differences: &[(DType, f64)]) {
     let of_type = differences.iter().filter(|(of, _)| *of == dtype).map(|(_, difference)| 100.0 * difference);
     let least = of_type.clone().fold(f64::INFINITY, f64::min);

@@ -1,4 +1,4 @@
-//! The GPU's kernels, run on the CPU thread by thread, against the same formulas in plain candle operations.
+//! Checks the GPU's kernels, run on the CPU thread by thread, against the same formulas in plain candle operations.
 
 mod adapters;
 mod attention;
@@ -16,13 +16,13 @@ fn is_sanitized() -> bool {
     std::env::var_os(SANITIZER).is_some()
 }
 
-/// Each kind of element, with the relative error of rounding to it, and each order of threads; one order is enough for a
-/// sanitizer, which knows what has none.
+/// Runs `test` for each type of element, with the relative error of rounding to it, and each order of threads; one
+/// order is enough for a sanitizer, which detects missing synchronisation itself.
 fn each(test: impl Fn(&Emulator, DType, f32)) {
     let orders: &[bool] = if is_sanitized() { &[false] } else { &[false, true] };
     for &reversed in orders {
         for (dtype, rounding) in [(DType::F32, 1e-5), (DType::BF16, 8e-3), (DType::F16, 1e-3)] {
-            // The same code as bf16's.
+            // The code is the same as bf16's.
             if dtype != DType::F16 || orders.len() > 1 {
                 test(&Emulator { reversed }, dtype, rounding);
             }
@@ -30,7 +30,8 @@ fn each(test: impl Fn(&Emulator, DType, f32)) {
     }
 }
 
-/// The same for tests that take minutes with a sanitizer, which get bf16 alone: the code is the same for all types.
+/// Does the same for tests that take minutes with a sanitizer, which run with bf16 alone: the code is the same for all
+/// types.
 fn each_but_few_sanitized(test: impl Fn(&Emulator, DType, f32)) {
     each(|emulator, dtype, rounding| {
         if !is_sanitized() || dtype == DType::BF16 {
@@ -39,7 +40,7 @@ fn each_but_few_sanitized(test: impl Fn(&Emulator, DType, f32)) {
     });
 }
 
-/// Values of about normal size as `dtype` holds them, the same in every run.
+/// Returns values of about normal size as `dtype` holds them, the same in every run.
 fn random(shape: impl Into<candle_core::Shape>, seed: u64, dtype: DType) -> Tensor {
     use rand::{Rng, SeedableRng};
     let shape = shape.into();
@@ -48,7 +49,7 @@ fn random(shape: impl Into<candle_core::Shape>, seed: u64, dtype: DType) -> Tens
     Tensor::from_vec(values, shape, &CPU).unwrap().to_dtype(dtype).unwrap()
 }
 
-/// The same values in f32.
+/// Returns the same values in f32.
 fn wide(tensor: &Tensor) -> Tensor {
     tensor.to_dtype(DType::F32).unwrap()
 }
@@ -57,7 +58,7 @@ fn floats(tensor: &Tensor) -> Vec<f32> {
     wide(tensor).flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Holds `ours` against the exact values: off by no more than `rounding`, relative to the largest of them.
+/// Compares `ours` with the exact values: off by at most `rounding`, relative to the largest of them.
 #[track_caller]
 fn assert_close(ours: &Tensor, exact: &Tensor, rounding: f32) {
     assert_eq!(ours.shape(), exact.shape());
@@ -101,7 +102,7 @@ fn rotations_forwards_and_backwards() {
     });
 }
 
-/// Few rows, which our kernel takes, and more; inputs that are no whole number of vectors, too.
+/// Few rows, for which we have a kernel of our own, and more; also inputs that are no whole number of vectors.
 const INPUTS: [(usize, usize); 5] = [(1, 328), (3, 64), (4, 16), (2, 9), (7, 64)];
 
 fn exact_product(x: &Tensor, matrix: &Dense<'_>) -> Tensor {
@@ -149,7 +150,7 @@ fn products_that_are_added_to_a_residual() {
                 let ours = cuda::product::project_into(emulator, fresh, &x, matrix).unwrap();
                 assert_close(&ours, &exact, rounding);
             }
-            // As gradients take it: the right matrix as it is.
+            // As for gradients: the right matrix is not transposed.
             let (right, y) = (random((input, 23), 5, dtype), random((rows, 23), 6, dtype));
             let exact = (wide(&y) + wide(&x).matmul(&wide(&right)).unwrap()).unwrap();
             let ours = cuda::product::add_product(emulator, y.copy().unwrap(), &x, &right).unwrap();
@@ -209,7 +210,7 @@ fn losses_and_their_gradients() {
     });
 }
 
-/// More gradients than a launch takes, of sizes about those of a block's threads.
+/// Covers more gradients than a launch takes, of sizes around the number of a block's threads.
 #[test]
 fn steps_of_the_optimizer_are_those_of_the_host() {
     use attune::train::optimizer::{AdamSettings, AdamW, global_norm};

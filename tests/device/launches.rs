@@ -1,4 +1,4 @@
-//! How often a step starts something on a GPU: not more often for more sequences or more adapters.
+//! Number of launches on a GPU per step: not more for more sequences or more adapters.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -53,7 +53,7 @@ fn a_step_of_many_adapters_starts_as_much_as_a_step_of_one() {
     let (config, decoder) = load_on("llama", &kernels, &Storage { dtype: Dtype::Bf16, quantize: None });
     let adapter = Reference::read("llama", "peft/adapter_model.safetensors").adapter("", &config, 2.0, &Device::Cpu);
     let adapters: Vec<Adapter> = (0..40).map(|_| decoder.served(&adapter).unwrap()).collect();
-    // Each sequence has one row, and its own adapter where there are adapters.
+    // Each sequence has one row, and an adapter of its own if there are adapters.
     let launches = |count: usize, adapters: &[Adapter]| {
         let blocks: Vec<[u32; 1]> = (0..count as u32).map(|block| [block]).collect();
         let cache = KvCache::new(&config, count, DType::BF16, &Device::Cpu).unwrap();
@@ -70,13 +70,14 @@ fn a_step_of_many_adapters_starts_as_much_as_a_step_of_one() {
         counter.launches.load(Ordering::SeqCst) - before
     };
     let layers = config.num_hidden_layers;
-    // Query, key and value with the norm before them, attention with all that it begins with, its output, gate and up with norm
-    // and activation, down; and the norm at the end.
+    // Query, key and value with the norm before them; attention with everything that precedes it; its output; gate and
+    // up with norm and activation; down. Then the norm at the end.
     assert_eq!(launches(1, &[]), 5 * layers + 1);
     assert_eq!(launches(4, &[]), launches(1, &[]));
-    // With more rows, each of the seven products is one, what it is added to included; two norms and the activation come beside.
+    // With more rows each of the seven products is one launch, including the addition; two norms and the activation are
+    // launches of their own.
     assert_eq!(launches(20, &[]), 11 * layers + 1);
-    // Two for each of four groups of layers. What adapters add comes behind norms and before the activation.
+    // Two for each of four groups of layers. The adapters' parts run behind norms and before the activation.
     assert_eq!(launches(1, &adapters), 8 * layers + 1 + 8 * layers);
     for count in [20, 40] {
         assert_eq!(launches(count, &adapters), launches(count, &[]) + 8 * layers);

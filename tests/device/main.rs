@@ -1,6 +1,6 @@
-//! A GPU's code on the CPU, in an emulator that runs every kernel thread by thread: the kernels against plain formulas, how often
-//! a step starts them, and the whole way from embedding to gradients: the tests of the model in f32, and the same models in bf16
-//! and f16. `gpu.rs` runs the tests of the model on a GPU.
+//! Runs a GPU's code on the CPU, in an emulator that runs every kernel thread by thread: the kernels against plain
+//! formulas, the number of launches of a step, and the whole way from embedding to gradients with the tests of the
+//! model in f32 and the same models in bf16 and f16. `gpu.rs` runs the tests of the model on a GPU.
 
 #![cfg(not(feature = "cuda"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -23,7 +23,7 @@ mod model;
 
 use attune::model::kernels::Kernels;
 
-/// The kernels under test.
+/// Returns the kernels under test.
 fn kernels() -> Kernels {
     emulator::kernels(std::sync::Arc::new(emulator::Emulator { reversed: false }))
 }

@@ -1,4 +1,4 @@
-//! What a GPU without memory left means.
+//! Errors of a GPU without free memory.
 
 use attune::model::Error;
 use attune::model::device::{DeviceHealth, free_memory};

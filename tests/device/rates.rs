@@ -1,5 +1,5 @@
-//! How near each kernel comes to what a GPU can do, at the shapes of Llama-3.1-8B: where a whole step is slower than it should be,
-//! this tells by what. `tools/gpu-check` prints it; in the emulator tiny shapes show that it runs.
+//! Measures how near each kernel comes to the limits of a GPU, at the shapes of Llama-3.1-8B: if a whole step is too
+//! slow, this shows which kernel causes it. `tools/gpu-check` prints it; in the emulator tiny shapes show that it runs.
 
 use std::time::Instant;
 
@@ -27,7 +27,8 @@ fn random(shape: impl Into<Shape>) -> Tensor {
     Tensor::randn(0.0_f32, 1.0, shape, &device()).unwrap().to_dtype(DType::BF16).unwrap()
 }
 
-/// Seconds of each call of `run` with a number of its own, all of them queued one behind the other.
+/// Measures the seconds per call of `run`, which gets the number of the call; all calls are queued one behind the
+/// other.
 fn seconds(mut run: impl FnMut(usize)) -> f64 {
     let (warm, times) = if ON_GPU { (3, 30) } else { (0, 1) };
     (0..warm).for_each(&mut run);
@@ -50,7 +51,7 @@ fn say_operations(what: &str, seconds: f64, operations: f64) {
     say(what, seconds, operations, "TFLOP/s");
 }
 
-/// What everything else is to be compared with.
+/// Measures the baseline for everything else.
 #[test]
 fn copies_and_products() {
     let kernels = kernels();
@@ -70,7 +71,7 @@ fn copies_and_products() {
     }
 }
 
-/// Products of few rows, by weights that no cache holds.
+/// Measures products of few rows, with weights that no cache holds.
 #[test]
 fn few_rows() {
     let kernels = kernels();
@@ -90,7 +91,7 @@ fn few_rows() {
     }
 }
 
-/// Attention of one sequence, whose operations are counted where keys are seen.
+/// Measures attention of one sequence, counting only the operations on visible keys.
 #[test]
 fn attention_forwards_and_backwards() {
     let kernels = kernels();
@@ -108,7 +109,7 @@ fn attention_forwards_and_backwards() {
     say_operations("backwards", took, 2.5 * operations);
 }
 
-/// Attention of sequences with one new row each, one of them alone and many.
+/// Measures attention of sequences with one new row each, one of them alone and many.
 #[test]
 fn attention_over_the_cache() {
     let kernels = kernels();
@@ -133,7 +134,7 @@ fn attention_over_the_cache() {
     }
 }
 
-/// An adapter for each of many rows, and one for the rows of a prompt, at query, key and value.
+/// Measures an adapter for each of many rows, and one for the rows of a prompt, at query, key and value.
 #[test]
 fn adapters_of_rows_and_of_a_prompt() {
     let kernels = kernels();
@@ -163,7 +164,7 @@ fn adapters_of_rows_and_of_a_prompt() {
     }
 }
 
-/// What is between the products of training.
+/// Measures the work between the products of training.
 #[test]
 fn norms_activations_and_the_loss() {
     let kernels = kernels();

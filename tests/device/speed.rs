@@ -1,8 +1,8 @@
-//! How fast a GPU is with random bf16 weights of Llama-3.1-8B's shape; `tools/gpu-check` prints what these tests measure. In the
-//! emulator a tiny shape takes the same way, which shows that it can be taken.
+//! Measures the speed of a GPU with random bf16 weights of Llama-3.1-8B's shape; `tools/gpu-check` prints the
+//! measurements. In the emulator a tiny shape runs the same code, to show that it runs.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use attune::datasets::{ExampleStore, TokenizedExample};
@@ -28,15 +28,15 @@ use crate::fixtures::{device, greedy, whole_model_on};
 use crate::kernels;
 
 const ON_GPU: bool = cfg!(feature = "cuda");
-/// What an H200 reaches: bytes of memory and operations on bf16 in a second.
+/// Limits of an H200: bytes of memory and bf16 operations per second.
 const BYTES_PER_SECOND: f64 = 4.3e12;
 const OPERATIONS_PER_SECOND: f64 = 790e12;
 const RANK: usize = 16;
-/// Sequences that decode at once, tokens in front of each, and those of a prompt and of a training batch.
+/// Sequences that decode at once, the tokens before each, and the tokens of a prompt and of a training batch.
 const SEQUENCES: usize = if ON_GPU { 32 } else { 5 };
 const CONTEXT: usize = if ON_GPU { 512 } else { 20 };
 const LONG: usize = if ON_GPU { 4096 } else { 70 };
-/// Requests beside which training runs, and tokens of each answer.
+/// Requests that run beside training, and tokens of each answer.
 const STREAMS: usize = if ON_GPU { 16 } else { 3 };
 const ANSWER: usize = if ON_GPU { 256 } else { 4 };
 
@@ -48,8 +48,8 @@ struct Bench {
     decoder: Decoder,
 }
 
-/// Widths of hidden states and of the MLP, layers, heads of queries and of keys, and tokens: Llama-3.1-8B's, and those of BGE-base
-/// and E5-base.
+/// Widths of hidden states and of the MLP, layers, heads of queries and of keys, and tokens: Llama-3.1-8B's, and those
+/// of BGE-base and E5-base.
 type Shape = [usize; 6];
 const LARGE: Shape = if ON_GPU { [4096, 14336, 32, 32, 8, 128_256] } else { TINY };
 const BASE: Shape = if ON_GPU { [768, 3072, 12, 12, 12, 30_522] } else { TINY };
@@ -94,20 +94,26 @@ impl Bench {
         Adapter::new(seed.to_string(), (0..config.num_hidden_layers).map(layer).collect())
     }
 
-    /// The whole model. Its tokenizer only turns tokens into some text.
+    /// Returns the whole model. Its tokenizer only turns tokens into some text.
     fn model(self) -> Arc<BaseModel> {
         let small = Arc::into_inner(whole_model_on("llama", &kernels())).unwrap();
-        Arc::new(BaseModel { config: self.config, decoder: self.decoder, end_tokens: Vec::new(), ..small })
+        Arc::new(BaseModel {
+            config: self.config,
+            decoder: self.decoder,
+            end_tokens: Vec::new(),
+            second_decoder: OnceLock::new(),
+            ..small
+        })
     }
 
-    /// Operations of the products for one token: two for each weight but those of the embedding.
+    /// Counts the operations of the products for one token: two for each weight except the embedding's.
     fn operations(&self) -> f64 {
         let embedding = self.config.vocab_size * self.config.hidden_size;
         2.0 * (self.decoder.weight_bytes() / 2 - embedding) as f64
     }
 }
 
-/// Seconds of one of `times` runs after two that are not counted; each ends with something read back.
+/// Returns the seconds per run over `times` runs, after two uncounted ones; each run ends by reading something back.
 fn seconds(times: usize, mut run: impl FnMut()) -> f64 {
     let (warm, times) = if ON_GPU { (2, times) } else { (0, 1) };
     for _ in 0..warm {
@@ -120,7 +126,7 @@ fn seconds(times: usize, mut run: impl FnMut()) -> f64 {
     began.elapsed().as_secs_f64() / times as f64
 }
 
-/// Tokens in a second of `count` sequences that decode, sequence i with adapter i of `adapters`.
+/// Returns the tokens per second of `count` sequences that decode, sequence i with adapter i of `adapters`.
 fn decoding(bench: &Bench, count: usize, adapters: &[Adapter]) -> f64 {
     let each = CONTEXT.div_ceil(BLOCK_TOKENS) + 1;
     let cache = KvCache::new(&bench.config, each * count, DType::BF16, &device()).unwrap();
@@ -180,7 +186,7 @@ fn a_long_prompt() {
     println!("measured: with an adapter {adapted:.0} tokens/s, {:.0} % of that", 100.0 * adapted / base);
 }
 
-/// A run of one long sequence a step, with every part that a job's steps have.
+/// Prepares a run with one long sequence per step and all parts of a job's steps.
 fn trainer(model: &Arc<BaseModel>, way: Recomputation) -> Trainer {
     let mut weights = vec![1.0; LONG];
     weights[0] = 0.0;
@@ -208,7 +214,7 @@ fn training_on_one_long_sequence() {
         let mut trainer = trainer(&model, way);
         let memory = MemoryWatch::start(|| used_memory(&device()));
         let took = seconds(3, || step(&mut trainer, &mut || Ok(())));
-        // Forward, and the gradients of the inputs.
+        // Forward pass and the gradients of the inputs.
         let rate = LONG as f64 / took;
         let share = 100.0 * rate * 2.0 * operations / OPERATIONS_PER_SECOND;
         let peak = memory.peak_bytes().map_or(f64::NAN, |bytes| bytes as f64 / f64::from(1 << 30));
@@ -217,8 +223,8 @@ fn training_on_one_long_sequence() {
     }
 }
 
-/// New tokens in a second of [`STREAMS`] requests at once, and the longest time in milliseconds from one token of the first request
-/// to its next.
+/// Returns the new tokens per second of [`STREAMS`] requests at once, and the longest time in milliseconds between two
+/// tokens of the first request.
 fn streaming(engine: &NativeEngine) -> (f64, f64) {
     let began = Instant::now();
     let events: Vec<_> =
@@ -274,7 +280,7 @@ fn training_while_requests_stream() {
     });
 }
 
-/// Texts of 16 to 240 tokens, 128 on average, by a decoder of the width and depth of the usual encoders.
+/// Embeds texts of 16 to 240 tokens, 128 on average, with a decoder of the width and depth of the usual encoders.
 #[test]
 fn embeddings_of_many_texts() {
     let model = Bench::new(BASE).model();

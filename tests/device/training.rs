@@ -11,7 +11,7 @@ use attune_train::Error;
 use crate::fixtures::{Reference, device, floats, relative_difference, tensor_name, whole_model_on};
 use crate::kernels;
 
-/// Twenty steps as PEFT's run in `curve.safetensors` has them.
+/// Returns the settings of PEFT's run of twenty steps in `curve.safetensors`.
 fn settings() -> TrainSettings {
     TrainSettings {
         rank: 4,
@@ -38,7 +38,7 @@ fn trainer() -> Trainer {
     let batch = Reference::read("llama", "peft/reference.safetensors").batch();
     let example = |rows: &std::ops::Range<usize>| {
         let mut weights = vec![0.0; rows.len()];
-        // A target stands with the row before it.
+        // A target is at the row before it.
         for target in batch.targets.iter().filter(|target| rows.contains(&target.row)) {
             weights[target.row - rows.start + 1] = target.weight;
         }
@@ -78,17 +78,17 @@ fn twenty_steps_on_the_device_are_those_of_peft_and_can_be_taken_in_two_parts() 
                 let difference = relative_difference(&floats(ours), &wanted);
                 assert!(difference < 1e-3, "{index} {site:?} {half}: {difference:e}");
             }
-            // What the trainer gave away stays as it was.
+            // An adapter that the trainer returned does not change afterwards.
             assert_ne!(floats(&at_twelve.layers[index].get(site).unwrap().b), floats(&pair.b));
         }
     }
 }
 
-/// Requests need not wait for a whole batch: training asks before each block, and ends where it is told to.
+/// Requests need not wait for a whole batch: training yields before each block, and stops if told to.
 #[test]
 fn a_batch_is_done_in_pieces() {
     let model = whole_model_on("qwen3", &kernels());
-    let decoder = model.decoder.for_training();
+    let decoder = model.training_decoder();
     let adapter =
         Reference::read("qwen3", "peft/adapter_model.safetensors").adapter("", &model.config, 2.0, decoder.device());
     let batch = Reference::read("qwen3", "peft/reference.safetensors").batch();

@@ -1,5 +1,5 @@
-//! Many adapters in one step: the sums of the kernel are those of plain loops, a row has the bits that it has alone,
-//! and an adapter beside its base is the base with the adapter merged into it.
+//! Many adapters in one step: the kernel's sums equal those of plain loops, a row has the same bits as alone, and an
+//! adapter beside its base equals the base with the adapter merged into it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 // A GPU promises close numbers, not equal bits; `model.rs` has its tests.
@@ -26,7 +26,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 const CPU: Device = Device::Cpu;
-/// Ranks that fill no lane, one, some in part, and many.
+/// Ranks that fill no lane, one lane, some lanes in part, and many lanes.
 const RANKS: [usize; 10] = [1, 2, 3, 7, 8, 9, 12, 33, 64, 256];
 
 fn random(random: &mut ChaCha8Rng, shape: (usize, usize), most: f32) -> Tensor {
@@ -38,7 +38,7 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
     floats(tensor).into_iter().map(f32::to_bits).collect()
 }
 
-/// `y + scale · B(A x)` of one row, by the definition, with the matrices' own rounding.
+/// Computes `y + scale · B(A x)` of one row, by the definition, with the matrices' own rounding.
 fn naive(y: &[f32], x: &[f32], pair: &LoraPair) -> Vec<f64> {
     let wide = |matrix: &Tensor| matrix.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
     let dot = |a: &[f32], b: &[f64]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * b).sum::<f64>();
@@ -53,7 +53,7 @@ fn adapters_of_every_rank_and_precision_add_what_a_plain_loop_adds() {
     let mut seed = ChaCha8Rng::seed_from_u64(1);
     for precision in [DType::F32, DType::BF16] {
         for (input, output) in [(77, 93), (64, 40), (5, 1)] {
-            // One row, many, and none, with rows of the base before, between and behind them.
+            // Groups of one row, many rows and no row, with rows of the base before, between and behind them.
             let mut groups: Vec<(Range<usize>, usize)> = Vec::new();
             let mut end = 1;
             for (index, rank) in RANKS.into_iter().enumerate() {
@@ -94,7 +94,7 @@ fn adapters_of_every_rank_and_precision_add_what_a_plain_loop_adds() {
     }
 }
 
-/// An adapter whose layers have the ranks that `rank` gives them, none where it gives none.
+/// Creates an adapter whose layers have the ranks returned by `rank`; `None` leaves a layer out.
 fn adapter(config: &ModelConfig, id: &str, rank: impl Fn(usize, Site) -> Option<usize>) -> Adapter {
     let mut seed = ChaCha8Rng::seed_from_u64(id.bytes().map(u64::from).sum());
     let mut layers = vec![LoraLayer::default(); config.num_hidden_layers];
@@ -109,13 +109,13 @@ fn adapter(config: &ModelConfig, id: &str, rank: impl Fn(usize, Site) -> Option<
     Adapter::new(id.into(), layers)
 }
 
-/// A sequence, with the rows that it has in each step: none, one as an answer has, or a piece of a prompt.
+/// A sequence with its number of rows in each step: 0, 1 as for an answer, or more for a piece of a prompt.
 struct Request<'a> {
     adapter: Option<&'a Adapter>,
     rows: &'static [usize],
 }
 
-/// The bits of the logits of each request's rows, all requests in the same steps.
+/// Returns the bits of the logits of each request's rows, all requests in the same steps.
 fn logits(decoder: &Decoder, config: &ModelConfig, ids: &[u32], requests: &[&Request<'_>]) -> Vec<Vec<u32>> {
     const BLOCKS: usize = 4;
     let cache = KvCache::new(config, BLOCKS * requests.len(), DType::F32, &CPU).unwrap();
@@ -192,7 +192,7 @@ fn a_row_has_the_bits_that_it_has_alone_whatever_is_in_the_batch() {
             }
             assert!(together[0] == together[7], "{family}: an adapter without layers changes the base");
             assert!(together[0][..config.vocab_size] != together[6][..config.vocab_size], "{family}: no effect");
-            // The order of the rows has no say either.
+            // The order of the rows does not matter either.
             let backwards: Vec<_> = requests.iter().rev().collect();
             let reordered = logits(&decoder, &config, &ids, &backwards);
             assert!(together.iter().eq(reordered.iter().rev()), "{family}, {storage:?}: the order of the rows counts");
@@ -200,7 +200,7 @@ fn a_row_has_the_bits_that_it_has_alone_whatever_is_in_the_batch() {
     }
 }
 
-/// W + scale · B A in place of each W that the adapter changes.
+/// Replaces each W that the adapter changes by W + scale · B A.
 fn merge(weights: &mut std::collections::HashMap<String, Tensor>, adapter: &Adapter) {
     for (index, layer) in adapter.layers.iter().enumerate() {
         for site in Site::ALL {
@@ -214,7 +214,7 @@ fn merge(weights: &mut std::collections::HashMap<String, Tensor>, adapter: &Adap
 
 #[test]
 fn an_adapter_beside_its_base_is_the_base_with_the_adapter_merged_into_it() {
-    // In f32, of logits of size 1 to 10; PEFT's own logits are met as closely.
+    // In f32, for logits of size 1 to 10; PEFT's own logits are matched as closely.
     const TOLERANCE: f32 = 1e-4;
     for family in TRAINED_FAMILIES {
         let (config, decoder) = load(family, &CPU);

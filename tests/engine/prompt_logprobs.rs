@@ -15,7 +15,7 @@ use attune::engine::{Backend as _, Event, GenerateRequest};
 const TOLERANCE: f32 = 1e-4;
 const TOP: usize = 5;
 
-/// The prompt's log probabilities, and those of `max_tokens` greedy tokens.
+/// Returns the prompt's log probabilities, and those of `max_tokens` greedy tokens.
 fn score(engine: &NativeEngine, prompt: &[u32], max_tokens: usize) -> (Vec<TokenLogprobs>, Vec<TokenLogprobs>) {
     let request =
         GenerateRequest { logprobs: Some(TOP), prompt_logprobs: Some(TOP), ..greedy(prompt, max_tokens, None) };
@@ -60,7 +60,7 @@ fn a_prompts_log_probabilities_equal_transformers_for_every_family() {
             let values: Vec<f32> = top.iter().map(|(_, logprob)| *logprob).collect();
             let difference = max_difference(&values, &top_logprobs);
             assert!(difference <= TOLERANCE, "{family}: the highest log probabilities differ by {difference:e}");
-            // Where two tokens are further apart than the tolerance, their order is certain.
+            // If two tokens are further apart than the tolerance, their order is certain.
             for (place, (id, logprob)) in top.iter().enumerate() {
                 let row = &top_logprobs[place / TOP * TOP..][..TOP];
                 let twins = row.iter().filter(|other| (*other - logprob).abs() <= 2.0 * TOLERANCE).count();

@@ -1,5 +1,5 @@
-//! The engine over real weights: neither the cache nor the company changes a token or its log probability, and broken
-//! weights break their own request.
+//! The engine over real weights: neither the cache nor other requests in the batch change a token or its log
+//! probability, and broken weights fail only their own request.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -17,7 +17,7 @@ use attune::model::lora::{Adapter, AdapterLease, LoraPair, Site};
 use attune::model::tokenizer::Tokenizer;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-/// The tokens, and how many of the prompt were found in the cache.
+/// Reads the tokens, and the number of the prompt's tokens found in the cache.
 fn read(mut events: UnboundedReceiver<Event>) -> Result<(Vec<u32>, usize)> {
     let mut tokens = Vec::new();
     loop {
@@ -30,7 +30,7 @@ fn read(mut events: UnboundedReceiver<Event>) -> Result<(Vec<u32>, usize)> {
     }
 }
 
-/// A prompt of `length` tokens of the fixture's own.
+/// Returns a prompt of `length` tokens of the fixture's own.
 fn prompt(family: &str, length: usize) -> Vec<u32> {
     Reference::read(family, "reference.safetensors").ids("input_ids").into_iter().cycle().take(length).collect()
 }
@@ -56,10 +56,10 @@ fn a_prompt_found_in_the_cache_gives_the_same_tokens() {
     }
 }
 
-/// What a client can see of an answer: its tokens with their log probabilities, and those of its prompt.
+/// Client's view of an answer: tokens, their log probabilities, and those of the prompt.
 type Scored = (Vec<u32>, Vec<TokenLogprobs>, Vec<TokenLogprobs>);
 
-/// The answer, and how many tokens of the prompt were found in the cache.
+/// Reads the answer, and the number of the prompt's tokens found in the cache.
 fn read_scored(mut events: UnboundedReceiver<Event>) -> (Scored, usize) {
     let (mut ids, mut drawn, mut prompt) = (Vec::new(), Vec::new(), Vec::new());
     loop {
@@ -75,7 +75,7 @@ fn read_scored(mut events: UnboundedReceiver<Event>) -> (Scored, usize) {
     }
 }
 
-/// Requests that draw at random, each with a seed, of the base and two adapters, whose prompts begin alike.
+/// Returns requests that draw at random, each with a seed, of the base and two adapters, whose prompts begin alike.
 fn sampled_requests(family: &str) -> Vec<GenerateRequest> {
     let config = crate::fixtures::load(family, &device()).0;
     let reference = Reference::read(family, "peft/curve.safetensors");
@@ -125,7 +125,7 @@ fn sampled_answers_are_the_same_alone_together_and_from_the_cache_with_their_log
     }
 }
 
-/// On the CPU to the last bit; on a GPU sums depend on the batch's shape.
+/// Compares to the last bit on the CPU; on a GPU sums depend on the batch's shape.
 #[track_caller]
 fn assert_same(one: &Scored, other: &Scored, what: &str) {
     if !cfg!(feature = "cuda") {

@@ -1,4 +1,4 @@
-//! Text that grows token by token equals the text of all tokens, whatever the tokens cut apart.
+//! Text that grows token by token equals the text of all tokens, however the tokens cut characters and words.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,7 +10,7 @@ use attune::model::tokenizer::Tokenizer;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
-/// What a client sees, delta by delta, and whether a stop text ended it.
+/// Returns the text that a client receives, delta by delta, and whether a stop text ended it.
 fn stream(tokenizer: &Tokenizer, prompt: &[u32], ids: &[u32], stops: &[&str]) -> (Vec<String>, bool) {
     let stops: Vec<String> = stops.iter().map(|stop| (*stop).to_owned()).collect();
     let mut text = TextStream::new(tokenizer, prompt, &stops).unwrap();
@@ -62,7 +62,7 @@ fn deltas_join_to_the_whole_text_for_any_cut() {
         let (deltas, _) = stream(&tokenizer, &[], &ids, &[]);
         assert_eq!(deltas.concat(), text);
         assert!(deltas.iter().all(|delta| !delta.contains('\u{fffd}')), "half a character in {deltas:?}");
-        // After a prompt that ends between characters, the answer is what follows.
+        // The prompt ends between characters, so the answer is the rest of the text.
         let prompt = tokenizer.decode(&ids[..split], true).unwrap();
         if !prompt.ends_with('\u{fffd}') {
             let (deltas, _) = stream(&tokenizer, &ids[..split], &ids[split..], &[]);
@@ -105,7 +105,7 @@ fn a_stop_text_never_shows_and_what_is_before_it_does() {
             .collect();
         let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
         let (deltas, stopped) = stream(&tokenizer, &[], &ids, &stops);
-        // The stop text that is complete first, the longest of those, found without any cleverness.
+        // Finds the stop text that is complete first, of several the longest, by plain search.
         let first = stops.iter().filter_map(|stop| Some((text.find(stop)? + stop.len(), stop.len())));
         let expected = first.min_by_key(|(end, length)| (*end, usize::MAX - length));
         match expected {
@@ -127,7 +127,7 @@ fn what_may_become_a_stop_text_waits_and_is_shown_when_it_does_not() {
     assert!(!stopped);
     let (deltas, stopped) = stream(&tokenizer, &[], &ids("aababac"), &["abac"]);
     assert_eq!((deltas.concat().as_str(), stopped), ("aab", true));
-    // The answer ends in the middle of a stop text: it was none.
+    // The answer ends inside a stop text, which is therefore shown.
     assert_eq!(stream(&tokenizer, &[], &ids("xaba"), &["abac"]).0.concat(), "xaba");
     // A stop text inside one token, and an empty one, which stops nothing.
     assert_eq!(stream(&tokenizer, &[], &[b'x'.into(), 257], &["b", ""]).0.concat(), "xa");
@@ -177,7 +177,7 @@ fn a_special_token_that_is_shown_ends_the_text_before_it() {
     }
     assert_eq!(shown, "", "held back: it may become the stop text");
     assert_eq!(text.push_special(&tokenizer, end).unwrap().text, "st<end>");
-    // The stop text begins anew: `op<` alone is none.
+    // The stop text begins anew: `op<` alone is not one.
     let mut after = String::new();
     for id in b"op<stop<".map(u32::from) {
         let piece = text.push(&tokenizer, id).unwrap();

@@ -1,9 +1,9 @@
-//! Small tokenizers, written as files and read as any model's.
+//! Small tokenizers, written as files and loaded like those of models.
 
 use attune::model::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
-/// The character that byte-level tokenizers write for a byte (GPT-2's table).
+/// Returns the character that byte-level tokenizers write for a byte (GPT-2's table).
 fn byte_character(byte: u8) -> char {
     let printable = |byte: u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     if printable(byte) {
@@ -13,7 +13,7 @@ fn byte_character(byte: u8) -> char {
     char::from_u32(256 + index).unwrap()
 }
 
-/// A byte-level tokenizer: ids 0 to 255 are the bytes, then one id per piece, then `<end>`, which is special.
+/// Creates a byte-level tokenizer: ids 0 to 255 are the bytes, then one id per piece, then `<end>`, which is special.
 pub(crate) fn byte_level(pieces: &[&[u8]]) -> Tokenizer {
     let mut vocabulary = Map::new();
     for byte in 0..=255 {
@@ -37,8 +37,8 @@ pub(crate) fn byte_level(pieces: &[&[u8]]) -> Tokenizer {
     }))
 }
 
-/// A tokenizer as Llama 2's: words with `▁`, bytes as `<0x…>` where a character is missing, a leading blank removed.
-/// Ids 0 to 255 are the bytes, then the words.
+/// Creates a tokenizer like Llama 2's: words with `▁`, bytes as `<0x…>` if a character is missing, a leading blank
+/// removed. Ids 0 to 255 are the bytes, then the words.
 #[allow(dead_code, reason = "not every test program uses it")]
 pub(crate) fn byte_fallback(words: &[&str]) -> Tokenizer {
     let mut vocabulary = Map::new();

@@ -1,7 +1,9 @@
-//! The registry over a real Postgres and real files: budgets, evictions in any order, many askers, failures, tenants, and
-//! what is left in memory and on the disk afterwards.
+//! The registry over a real Postgres and real files: budgets, evictions in any order, many requests, failures, tenants,
+//! and the remains in memory and on the disk afterwards.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod waits;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -29,14 +31,14 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 const RIVAL: &str = "rival";
-/// Longer than anything here takes.
+/// Time limit that nothing here reaches.
 const LONG: Duration = Duration::from_mins(2);
 
 fn model() -> ModelConfig {
     catalog().get("demo").unwrap().model.config.clone()
 }
 
-/// An adapter of that rank on the queries of every block, with numbers of its own.
+/// Returns an adapter of that rank on the queries of every block, with its own numbers for each seed.
 fn files(seed: u64, rank: usize) -> PeftFiles {
     let (config, mut random) = (model(), ChaCha8Rng::seed_from_u64(seed));
     let mut layers = vec![LoraLayer::default(); config.num_hidden_layers];
@@ -51,7 +53,7 @@ fn files(seed: u64, rank: usize) -> PeftFiles {
     peft::write(&Adapter::new(String::new(), layers), "demo").unwrap()
 }
 
-/// Bytes of one of [`files`] on the device.
+/// Returns the bytes of one of [`files`] on the device.
 fn bytes(rank: usize) -> u64 {
     let config = model();
     let (output, input) = Site::Query.shape(&config);
@@ -63,7 +65,7 @@ fn numbers(adapter: impl AsRef<Adapter>) -> Vec<f32> {
     let pairs = adapter.as_ref().layers.iter().map(|layer| layer.get(Site::Query).unwrap());
     pairs
         .flat_map(|LoraPair { a, b, .. }| {
-            // On the device, 16 outputs after the other.
+            // On the device, B is stored in groups of 16 outputs.
             let b = if b.dims().len() == 3 { b.transpose(1, 2).unwrap().flatten(0, 1).unwrap() } else { b.clone() };
             [a.clone(), b.narrow(0, 0, output).unwrap()]
                 .map(|half| half.flatten_all().unwrap().to_vec1().unwrap())
@@ -99,7 +101,7 @@ async fn until(what: &str, done: impl Fn() -> bool) {
     tokio::time::timeout(LONG, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
-/// The same store, whose blobs answer after `delay` only.
+/// Returns a store on the same database whose blobs answer only after `delay`.
 async fn slow(database: &TestDatabase, delay: Duration) -> Store {
     let blobs = InMemory::new();
     let local = LocalFileSystem::new_with_prefix(database.data_dir.path().join("blobs")).unwrap();
@@ -117,7 +119,7 @@ fn blob(database: &TestDatabase, generation: &str) -> PathBuf {
     database.data_dir.path().join("blobs").join(weights_key(generation))
 }
 
-/// Folders of adapters on the disk.
+/// Counts the folders of adapters on the disk.
 fn stored(database: &TestDatabase) -> usize {
     let adapters = std::fs::read_dir(database.data_dir.path().join("blobs/adapters")).into_iter().flatten();
     adapters.flatten().filter(|folder| std::fs::read_dir(folder.path()).unwrap().next().is_some()).count()
@@ -126,7 +128,7 @@ fn stored(database: &TestDatabase) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn five_adapters_in_room_for_two_come_back_unchanged_in_any_order() {
     let database = TestDatabase::new().await;
-    // The files are a little larger than what they hold.
+    // The files are a little larger than their tensors.
     for host in [0, bytes(4) * 7 / 2, 1 << 30] {
         let registry = registry(&database.store, limits(bytes(4) * 2, host));
         let mut wanted = HashMap::new();
@@ -158,36 +160,6 @@ async fn five_adapters_in_room_for_two_come_back_unchanged_in_any_order() {
 
 fn peft_adapter(files: &PeftFiles) -> AdapterLease {
     Arc::new(peft::read(&files.config, &files.weights, &model(), &Device::Cpu).unwrap())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_device_full_of_leases_makes_others_wait_a_bounded_time() {
-    let database = TestDatabase::new().await;
-    let setup = registry(&database.store, limits(bytes(4) * 2, 1 << 30));
-    for seed in 0..3 {
-        install(&setup, &format!("adapter-{seed}"), files(seed, 4)).await.unwrap();
-    }
-    let held = (lease(&setup, "adapter-0").await, lease(&setup, "adapter-1").await);
-    let evictions = setup.status().memory.evictions;
-    match setup.lease(ORG, "adapter-2").await {
-        Err(Error::Overloaded { retry_after, .. }) => assert!(retry_after >= Duration::from_secs(1)),
-        other => panic!("{:?}", other.map(|(base, _)| base)),
-    }
-    // What is leased is at hand for others, too.
-    assert!(Arc::ptr_eq(&lease(&setup, "adapter-0").await, &held.0));
-    assert_eq!(setup.status().memory.evictions, evictions, "nothing was let go in vain");
-
-    let patient = registry(&database.store, RegistryLimits { room_wait: LONG, ..limits(bytes(4) * 2, 1 << 30) });
-    let held = (lease(&patient, "adapter-0").await, lease(&patient, "adapter-1").await);
-    let waiting = tokio::spawn({
-        let patient = patient.clone();
-        async move { lease(&patient, "adapter-2").await.id.clone() }
-    });
-    until("a load that waits for room", || patient.status().loading == 1).await;
-    assert_eq!(patient.status().memory.device_bytes(), bytes(4) * 2);
-    drop(held.0);
-    assert_eq!(waiting.await.unwrap(), files(2, 4).id());
-    assert!(Arc::ptr_eq(&lease(&patient, "adapter-1").await, &held.1), "what was leased all the time is still there");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -228,7 +200,7 @@ async fn many_askers_share_one_load_that_outlives_a_client_who_leaves() {
     assert_eq!((now.loads_from_disk, now.loading, now.failed_loads), (1, 0, 0));
     until("the end of all leases", || registry.status().leases() == 0).await;
 
-    // Also where nobody waits any more.
+    // Even if nobody waits any more.
     registry.forget(ORG, "one");
     let leaving = ask();
     until("another load", || registry.status().loading == 1).await;
@@ -244,7 +216,7 @@ async fn a_slow_load_holds_up_nobody_else() {
         install(&fast, &format!("adapter-{seed}"), files(seed, 4)).await.unwrap();
     }
     let registry = registry(&slow(&database, Duration::from_secs(2)).await, limits(bytes(4) * 2, 1 << 30));
-    // 1 and 2 are in host memory from here on, and share the device with what comes.
+    // 1 and 2 are in host memory from here on, and share the device with later adapters.
     for name in ["adapter-1", "adapter-2"] {
         drop(lease(&registry, name).await);
     }
@@ -290,7 +262,7 @@ async fn a_restart_finds_what_was_loaded_and_trusts_no_changed_file() {
         assert!(is_named(after.lease(ORG, "changed").await, &files(2, 4).id()), "{what} was lost");
         assert_eq!(numbers(lease(&after, "kept").await), numbers(peft_adapter(&files(1, 4))));
     }
-    // The configuration is as much a part of it: another alpha is another adapter.
+    // The configuration is part of the content: another alpha is another adapter.
     std::fs::write(&place, &content).unwrap();
     let config = database.data_dir.path().join("blobs").join(config_key(&files(2, 4).id()));
     let text = std::fs::read_to_string(&config).unwrap();
@@ -320,7 +292,7 @@ async fn what_is_in_memory_for_one_organisation_is_not_there_for_another() {
     assert!(Arc::ptr_eq(&own, &same));
     assert_eq!(registry.status().memory.generations.len(), 1);
     assert!(matches!(registry.lease(RIVAL, "secret").await, Err(Error::Store(store::Error::ModelNotFound(_)))));
-    // Whoever deletes takes nothing from the other.
+    // Deleting one name leaves the other untouched.
     database.store.delete_fine_tuned_model(ORG, "secret").await.unwrap();
     registry.forget(ORG, "secret");
     assert!(matches!(registry.lease(ORG, "secret").await, Err(Error::Store(store::Error::ModelNotFound(_)))));
@@ -350,7 +322,7 @@ async fn an_unloaded_adapter_takes_room_until_its_last_lease_drops() {
     let third = lease(&registry, "third").await;
     assert_eq!((registry.status().retired(), registry.status().leases()), (0, 2));
 
-    // The same for a name that is re-pointed.
+    // The same if the name points to another adapter.
     registry.install(ORG, "new", "demo", files(4, 4), true).await.unwrap();
     assert_eq!(registry.status().retired(), 1);
     assert_eq!(new.id, files(2, 4).id());
@@ -377,7 +349,7 @@ async fn of_many_who_create_one_name_at_once_one_wins_and_the_others_leave_nothi
     assert_eq!(stored(&database), 1);
     assert_eq!(registry.status().memory.generations.len(), 1);
 
-    // Replacing with the same content changes nothing, from however many at once.
+    // Replacing with the same content changes nothing, even by many at once.
     let same = (0..8).map(|_| {
         let (registry, files) = (registry.clone(), files(winner, 4));
         tokio::spawn(async move { registry.install(ORG, "wanted", "demo", files, true).await })
@@ -399,23 +371,4 @@ async fn of_many_who_create_one_name_at_once_one_wins_and_the_others_leave_nothi
         assert_eq!(lease(&registry, &format!("other-{seed}")).await.id, files(seed, 4).id());
     }
     assert_eq!(stored(&database), 8);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_does_not_answer_and_a_turn_that_does_not_come_are_waited_for_a_bounded_time() {
-    let database = TestDatabase::new().await;
-    install(&registry(&database.store, limits(1 << 30, 0)), "one", files(1, 4)).await.unwrap();
-    let store = slow(&database, LONG).await;
-    let hurried = RegistryLimits { read_wait: Duration::from_millis(100), ..limits(1 << 30, 1 << 30) };
-    let registry = registry(&store, hurried);
-    assert!(matches!(registry.lease(ORG, "one").await, Err(Error::Unavailable(_))));
-    let now = registry.status();
-    assert_eq!((now.failed_loads, now.loading, now.memory.reserved, now.memory.generations.len()), (1, 0, 0, 0));
-
-    let hurried = RegistryLimits { turn_wait: Duration::from_millis(100), ..limits(1 << 30, 1 << 30) };
-    let registry = self::registry(&database.store, hurried);
-    let all = registry.share(u64::MAX).await.unwrap();
-    assert!(matches!(registry.lease(ORG, "one").await, Err(Error::Overloaded { .. })));
-    drop(all);
-    assert_eq!(lease(&registry, "one").await.id, files(1, 4).id());
 }

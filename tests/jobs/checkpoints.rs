@@ -1,4 +1,5 @@
-//! Checkpoints that serve as models: made by a job, kept, leased, listed, deleted; and who else may use them.
+//! Checkpoints that serve as models: made by a job, kept, leased, listed, deleted; and other organisations' permissions
+//! to use them.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -21,14 +22,14 @@ fn page(after: Option<&str>, limit: i64) -> Page {
     Page { after: after.map(Into::into), limit, ascending: false }
 }
 
-/// A job of three steps in an epoch.
+/// Enqueues a job with three steps per epoch.
 async fn enqueue(fixture: &Fixture, epochs: u32) -> Job {
     let file = fixture.upload(&tickets(12)).await;
     let settings = Hyperparameters { n_epochs: Some(epochs), ..spec(String::new()).hyperparameters };
     fixture.enqueue(JobApi::FineTuningJobs, JobSpec { hyperparameters: settings, ..spec(file) }).await
 }
 
-/// A job that a worker of the test's own imagination has claimed.
+/// Enqueues a job and claims it as an imaginary worker.
 async fn claimed(fixture: &Fixture) -> Job {
     fixture.enqueue(JobApi::FineTuningJobs, spec("file-x".into())).await;
     fixture.queue.claim("w", LEASE).await.unwrap().unwrap()
@@ -100,7 +101,7 @@ async fn the_last_three_epochs_of_a_job_are_models_and_the_last_one_is_the_final
     assert!(generations[0] != generations[1] && generations[1] != generations[2]);
     assert_eq!(fixture.blobs("adapters"), 6, "the files of dropped checkpoints are gone");
 
-    // Each is deleted by its name alone.
+    // Each can be deleted by its name alone.
     let store = fixture.store();
     store.delete_fine_tuned_model(ORG, &name).await.unwrap();
     assert!(fixture.registry.lease(ORG, &checkpoints[0].model).await.is_ok());
@@ -138,7 +139,7 @@ async fn a_resumed_job_keeps_the_checkpoints_of_its_earlier_attempt() {
     let worker = fixture.worker();
     let first = first_checkpoint(&fixture, &job).await;
     let running = fixture.queue.job(ORG, JobApi::FineTuningJobs, &job.id).await.unwrap();
-    // It may have come to its end already; then there is nothing to resume and nothing to lose.
+    // The job may have ended already; then there is nothing to resume and nothing to lose.
     if fixture.queue.stop(&running, StopRequest::Pause).await.is_ok() {
         let paused = fixture.wait(&job, |job| job.status == JobStatus::Paused || job.status.is_final()).await;
         if paused.status == JobStatus::Paused {
@@ -281,7 +282,7 @@ async fn another_organisation_uses_a_checkpoint_as_long_as_it_has_permission() {
     };
     assert_eq!(names(store.usable_models(RIVAL).await.unwrap()), std::slice::from_ref(&checkpoint));
     assert_eq!(names(store.usable_models(ORG).await.unwrap()).len(), 2);
-    // Nothing but its use: the final model is another one, and the checkpoint stays its owner's.
+    // A permission covers only the use of this checkpoint: not the final model, and no ownership.
     assert!(is_unknown(&registry.lease(RIVAL, done.fine_tuned_model.as_ref().unwrap()).await));
     assert!(is_unknown(&registry.lease("third", &checkpoint).await));
     assert!(is_unknown(&store.fine_tuned_model(RIVAL, &checkpoint).await));
@@ -296,7 +297,7 @@ async fn another_organisation_uses_a_checkpoint_as_long_as_it_has_permission() {
     assert!(matches!(store.revoke(ORG, &checkpoint, &permission.id).await, Err(store::Error::NotFound { .. })));
     assert!(registry.lease(ORG, &checkpoint).await.is_ok());
 
-    // A permission goes with its model, and does not come back with another one of the name.
+    // A permission ends with its model, and does not return with another model of the same name.
     store.grant(ORG, &checkpoint, &[RIVAL.into()]).await.unwrap();
     store.delete_fine_tuned_model(ORG, &checkpoint).await.unwrap();
     assert_eq!(fixture.database.value::<i64>("select count(*) from model_permissions").await, 0);

@@ -1,5 +1,5 @@
-//! Classification metrics of a fine-tune, from the files to the result file, against figures computed one sequence at a
-//! time; and what is said where the files have other classes than was asked for.
+//! Classification metrics of a fine-tune, from the files to the result file, against metrics computed one sequence at a
+//! time; and messages for files with other classes than requested.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,7 +14,7 @@ use attune::train::backward::{self, PackedBatch, Target};
 use attune::train::hyperparameters::{Classification, Hyperparameters};
 use serde_json::json;
 
-/// Things and the words for them: which word follows is the class.
+/// Things and the words for them: the class is the word that follows.
 const THINGS: [(&str, usize); 12] = [
     ("lamp", 0),
     ("table", 0),
@@ -35,7 +35,7 @@ fn line(prompt: &str, class: usize) -> String {
     json!({"prompt": prompt, "completion": WORDS[class]}).to_string()
 }
 
-/// Lines of the first `classes` classes, with prompts that no two files share.
+/// Returns lines of the first `classes` classes, with prompts that no two files share.
 fn file(classes: usize, question: &str) -> (String, Vec<(String, usize)>) {
     let (mut text, mut examples) = (String::new(), Vec::new());
     for (thing, class) in THINGS.iter().filter(|(_, class)| *class < classes) {
@@ -48,7 +48,7 @@ fn file(classes: usize, question: &str) -> (String, Vec<(String, usize)>) {
     (text, examples)
 }
 
-/// A fine-tune of three epochs in batches of 6.
+/// Enqueues a fine-tune of three epochs in batches of 6.
 async fn enqueue(fixture: &Fixture, training: &str, validation: &str, asked: Classification) -> Job {
     let (training, validation) = (fixture.upload(training).await, fixture.upload(validation).await);
     let hyperparameters = Hyperparameters {
@@ -63,7 +63,7 @@ async fn enqueue(fixture: &Fixture, training: &str, validation: &str, asked: Cla
     fixture.enqueue(JobApi::FineTunes, spec).await
 }
 
-/// The rows of the job's result file, by column.
+/// Reads the rows of the job's result file, by column.
 async fn results(fixture: &Fixture, job: &Job) -> Vec<HashMap<String, String>> {
     let content = fixture.store().blobs.get(&format!("files/{}", job.result_files[0])).await.unwrap();
     let text = String::from_utf8(content.to_vec()).unwrap();
@@ -72,7 +72,7 @@ async fn results(fixture: &Fixture, job: &Job) -> Vec<HashMap<String, String>> {
     lines.map(|cells| header.iter().cloned().zip(cells).collect()).collect()
 }
 
-/// The log probability of a class after a prompt, with its end token, as one sequence.
+/// Computes the log probability of a class after a prompt, with its end token, as one sequence.
 fn log_probability(model: &BaseModel, adapter: &Adapter, prompt: &str, class: usize) -> f64 {
     let mut tokens = model.tokenizer.encode(prompt, true).unwrap();
     let begin = tokens.len();
@@ -87,7 +87,7 @@ fn log_probability(model: &BaseModel, adapter: &Adapter, prompt: &str, class: us
     -backward::loss(&model.decoder, Some(adapter), &batch).unwrap().loss_sum
 }
 
-/// What the finished model makes of the examples: the right class, and the log probabilities of all.
+/// Returns for each example the true class, and the log probabilities of all classes under the finished model.
 async fn judged(fixture: &Fixture, job: &Job, examples: &[(String, usize)], classes: usize) -> Vec<(usize, Vec<f64>)> {
     let name = job.fine_tuned_model.as_deref().unwrap();
     let (base, adapter) = fixture.registry.original(ORG, name).await.unwrap();

@@ -1,4 +1,4 @@
-//! What a job is expected to take, before it runs and beside what it took, with the demo model and a real Postgres.
+//! Estimates of a job, before it runs and compared with its real cost, with the demo model and a real Postgres.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -24,7 +24,7 @@ async fn rates(fixture: &Fixture) -> Vec<(String, TrainingRate)> {
     fixture.store().training_rates(&system::name(), "demo").await.unwrap().into_iter().collect()
 }
 
-/// The data of the job's only event whose message begins so.
+/// Returns the data of the job's only event whose message has this beginning.
 async fn told(fixture: &Fixture, job: &Job, beginning: &str) -> Value {
     let events = fixture.queue.events_after(job, 0, 1000).await.unwrap();
     let mut found = events.into_iter().filter(|event| event.message.starts_with(beginning));
@@ -144,7 +144,7 @@ async fn rates_are_added_by_their_seconds_and_forget_what_is_long_past() {
     };
     assert_eq!(add(100.0, 1.0).await, TrainingRate { tokens: 100.0, seconds: 1.0 });
     assert_eq!(add(900.0, 3.0).await, TrainingRate { tokens: 1000.0, seconds: 4.0 });
-    // What is no rate changes nothing.
+    // Invalid rates change nothing.
     for (tokens, seconds) in [(0.0, 1.0), (1.0, 0.0), (f64::NAN, 1.0), (1.0, f64::INFINITY)] {
         assert!((add(tokens, seconds).await.seconds - 4.0).abs() < 1e-9);
     }

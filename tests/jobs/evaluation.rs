@@ -1,4 +1,4 @@
-//! What a job measures on its validation file, and what the models say to its prompts in the end.
+//! Measurements of a job on its validation file, and the final answers of the models to its prompts.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,7 +12,7 @@ use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
 use attune::train::hyperparameters::Hyperparameters;
 use serde_json::Value;
 
-/// Lines of the demo's training file from `skip` on.
+/// Returns lines of the demo's training file from `skip` on.
 fn lines(skip: usize, count: usize) -> String {
     tickets(skip + count).split_inclusive('\n').skip(skip).collect()
 }

@@ -8,7 +8,7 @@ use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
 use attune::train::hyperparameters::{Classification, Hyperparameters, Method};
 use serde_json::{Value, json};
 
-/// Letters with their tickets; each third one twice, so that batches have to keep them apart.
+/// Returns letters with their tickets; each third one twice, so that batches have to keep them apart.
 fn pairs(skip: usize, count: usize) -> String {
     let lines = tickets(skip + count);
     let line = |(index, line): (usize, &str)| {
@@ -72,7 +72,7 @@ async fn a_job_learns_which_texts_belong_together() {
     let resumed = fixture.wait_for(&paused, JobStatus::Succeeded).await;
     assert_eq!(fixture.generation(&resumed).await, fixture.generation(&whole).await);
 
-    // The older resource takes the same files.
+    // The older resource accepts the same files.
     let legacy = fixture.enqueue(JobApi::FineTunes, job).await;
     let legacy = fixture.wait_for(&legacy, JobStatus::Succeeded).await;
     let result = fixture.store().blobs.get(&format!("files/{}", legacy.result_files[0])).await.unwrap();

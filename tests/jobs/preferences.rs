@@ -10,7 +10,7 @@ use crate::training::{Fixture, spec, tickets};
 use attune::train::hyperparameters::{Hyperparameters, Method};
 use serde_json::{Value, json};
 
-/// Letters with their own ticket as the preferred answer and the next letter's as the other one.
+/// Returns letters with their own ticket as the preferred answer and the next letter's as the other one.
 fn preferences(skip: usize, count: usize) -> String {
     let lines: Vec<Value> =
         tickets(skip + count + 1).lines().skip(skip).map(|line| serde_json::from_str(line).unwrap()).collect();

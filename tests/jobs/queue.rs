@@ -1,5 +1,4 @@
-//! The job queue against a real Postgres: the life of a job, leases and fences, what clients may ask, and what they
-//! see.
+//! The job queue against a real Postgres: the life of a job, leases and fences, and the requests and views of clients.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should panic")]
 
@@ -18,7 +17,7 @@ use std::time::Duration;
 use crate::postgres::TestDatabase;
 use attune::api::event_text;
 use attune::jobs::Error;
-use attune::jobs::queue::{Outcome, Queue};
+use attune::jobs::queue::{Outcome, Queue, TrainedModel};
 use attune::jobs::{Job, JobApi, JobFault, JobSpec};
 use attune::store::files::Page;
 use attune::train::hyperparameters::Hyperparameters;
@@ -52,7 +51,7 @@ impl Fixture {
         self.enqueue(ORG, JobApi::FineTuningJobs, spec()).await.unwrap()
     }
 
-    /// A new job that worker `w` runs.
+    /// Returns a new job that worker `w` runs.
     async fn running(&self) -> Job {
         let job = self.enqueued().await;
         let claimed = self.claimed().await;
@@ -105,13 +104,13 @@ fn fault(code: &str) -> JobFault {
 }
 
 fn success(model: &str) -> Outcome {
-    Outcome::Succeeded {
+    Outcome::Succeeded(TrainedModel {
         model: model.into(),
         base: "demo".into(),
         adapter: "a".repeat(64),
         trained_tokens: 1234,
         result_files: vec!["file-result".into()],
-    }
+    })
 }
 
 fn other_organization(job: &Job) -> Job {

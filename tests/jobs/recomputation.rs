@@ -1,4 +1,4 @@
-//! What the backward pass computes again is what it would have kept, to the bit; and how a job comes to its way.
+//! Recomputed activations equal kept ones to the bit; and how the kind of recomputation of a job is chosen.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -20,7 +20,7 @@ use attune::train::preference::Preferences;
 use candle_core::Tensor;
 use tokio_util::sync::CancellationToken;
 
-/// Numbers in every A and B, the same each time.
+/// Returns an adapter with numbers in every A and B, the same each time.
 fn adapter(config: &ModelConfig) -> Adapter {
     let tensor = |rows: usize, columns: usize, seed: usize| {
         let value = |i: usize| ((i * 7919 + seed * 104_729 + 1) as f32 * 0.618).sin() * 0.05;
@@ -38,7 +38,7 @@ fn adapter(config: &ModelConfig) -> Adapter {
     Adapter::new(String::new(), layers.collect())
 }
 
-/// Four sequences of unequal lengths, two of them longer than the sliding windows of the fixtures.
+/// Returns four sequences of unequal lengths, two of them longer than the sliding windows of the fixtures.
 fn batch() -> PackedBatch {
     let mut batch = PackedBatch::default();
     for length in [37, 5, 29, 11] {

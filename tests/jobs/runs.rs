@@ -1,5 +1,5 @@
-//! Fine-tune jobs from file to model, with the demo model and a real Postgres: what a job leaves behind, how it stops and
-//! goes on, and what it says when it fails.
+//! Fine-tune jobs from file to model, with the demo model and a real Postgres: results of a job, stopping and resuming,
+//! and messages of failures.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -31,7 +31,7 @@ async fn a_job_becomes_a_model_that_is_in_memory_and_in_the_store() {
     assert!(name.starts_with("ft:demo:acme:desk:") && name.len() == "ft:demo:acme:desk:".len() + 8, "{name}");
     let (base, lease) = fixture.registry.lease(ORG, &name).await.unwrap();
     assert_eq!((base.as_str(), &lease.id), ("demo", &fixture.generation(&done).await));
-    // Another process reads the same numbers from the files.
+    // Another process must read the same numbers from the files.
     let elsewhere = AdapterRegistry::new(fixture.store().clone(), catalog());
     assert_eq!(numbers(&elsewhere.lease(ORG, &name).await.unwrap().1), numbers(&lease));
     assert!(matches!(

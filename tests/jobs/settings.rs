@@ -12,7 +12,7 @@ use attune::train::hyperparameters::Hyperparameters;
 use attune::train::schedule::Schedule;
 use serde_json::Value;
 
-/// Every setting other than its default.
+/// Returns hyperparameters that all differ from their defaults.
 fn unusual() -> Hyperparameters {
     Hyperparameters {
         target_modules: Some(vec![Site::Query, Site::Value]),
@@ -47,7 +47,7 @@ async fn settings_shape_the_adapter_and_its_training() {
     let done = fixture.enqueue(JobApi::FineTuningJobs, unusual.clone()).await;
     let done = fixture.wait_for(&done, JobStatus::Succeeded).await;
 
-    // As asked for, and told as it is used.
+    // Returned as requested, and as resolved.
     let resolved = done.resolved.clone().unwrap();
     assert_eq!(resolved.target_modules, Some(vec![Site::Query, Site::Value]));
     assert_eq!((resolved.lr_scheduler, resolved.warmup_ratio), (Some(Schedule::Cosine), Some(0.25)));
@@ -61,7 +61,7 @@ async fn settings_shape_the_adapter_and_its_training() {
         assert!((rate - peak * Schedule::Cosine.factor(step, 3, 12)).abs() < 1e-12, "step {step}");
     }
 
-    // The files of the model, as another process and other programs read them.
+    // The files of the model, as other programs read them.
     let name = done.fine_tuned_model.clone().unwrap();
     let (_, lease) = AdapterRegistry::new(fixture.store().clone(), catalog()).lease(ORG, &name).await.unwrap();
     assert_eq!(sites(&lease), [Site::Query, Site::Value]);
@@ -70,7 +70,7 @@ async fn settings_shape_the_adapter_and_its_training() {
     assert_eq!(config["target_modules"], serde_json::json!(["q_proj", "v_proj"]));
     assert_eq!((&config["lora_alpha"], &config["use_rslora"]), (&16.into(), &false.into()), "8 · √4, as plain LoRA");
 
-    // It can be continued in its own shape alone.
+    // It can only be continued in its own shape.
     let again = Hyperparameters { rank: None, ..spec(String::new()).hyperparameters };
     let again = JobSpec { model: name.clone(), hyperparameters: again, ..spec(file.clone()) };
     let next = fixture.enqueue(JobApi::FineTuningJobs, again).await;
@@ -101,7 +101,7 @@ async fn settings_shape_the_adapter_and_its_training() {
 async fn a_job_ends_where_it_learns_nothing_more_and_publishes_its_best_adapter() {
     let fixture = Fixture::new().await;
     let training = fixture.upload(&tickets(12)).await;
-    // Answers to other letters: what is learned by heart makes them worse soon.
+    // The answers belong to other letters: learning them by heart soon makes the loss worse.
     let all = tickets(60);
     let lines: Vec<Value> = all.lines().skip(40).map(|line| serde_json::from_str(line).unwrap()).collect();
     let mut wrong = String::new();

@@ -1,4 +1,4 @@
-//! The SQL of `src/jobs/sql`: the database takes every statement, and the program uses every file.
+//! SQL of `src/jobs/sql`: the database accepts every statement, and the program uses every file.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! The decoder equals transformers, with and without an adapter, in training and in serving: over the kernels of the program that
-//! this is a part of, those of the CPU, of a GPU, or of an emulated one.
+//! The decoder equals transformers, with and without an adapter, in training and in serving. Part of several programs:
+//! each runs it over its own kernels, those of the CPU, of a GPU, or of an emulated GPU.
 
 use crate::fixtures::{
     FAMILIES, Reference, TRAINED_FAMILIES, device, floats, load_on, max_difference, one_sequence, relative_difference,
@@ -14,7 +14,7 @@ use attune::train::backward::{self, Objective, PassOptions, hidden_states};
 use attune::train::preference::Preferences;
 use candle_core::{DType, Tensor};
 
-/// The fixture over the kernels under test, in f32.
+/// Loads the fixture over the kernels under test, in f32.
 fn load(family: &str) -> (ModelConfig, Decoder) {
     load_on(family, &crate::kernels(), &Storage::default())
 }
@@ -36,7 +36,8 @@ fn logits_and_hidden_states_equal_transformers_for_every_family() {
     }
 }
 
-/// Logits of every row of `tokens`, computed in steps of the given sizes over a paged cache whose blocks are out of order.
+/// Computes the logits of every row of `tokens`, in steps of the given sizes over a paged cache whose blocks are out of
+/// order.
 fn stepwise_logits(
     family: &str,
     decoder: &Decoder,
@@ -158,7 +159,7 @@ fn packed_sequences_have_the_loss_and_gradients_of_separate_ones() {
     assert!(difference < 1e-5, "gradients differ by {difference:e}");
 }
 
-/// The gradient of dropped inputs against central differences of the loss along random directions.
+/// Checks the gradient with dropout against central differences of the loss along random directions.
 #[test]
 fn gradients_with_dropout_are_those_of_the_loss() {
     use attune::train::dropout::Dropout;
@@ -185,7 +186,8 @@ fn gradients_with_dropout_are_those_of_the_loss() {
     crate::fixtures::assert_gradient(&adapter, &gradients, |adapter| run(adapter).0.loss_sum / normalizer);
 }
 
-/// Two pairs of answers: the loss of a model that is its own reference is ln 2, and the gradient that of the loss.
+/// Uses two pairs of answers: the loss of a model that is its own reference is ln 2, and the gradient is that of the
+/// loss.
 #[test]
 fn preferences_have_the_gradient_of_their_loss() {
     for family in TRAINED_FAMILIES {
@@ -209,7 +211,8 @@ fn preferences_have_the_gradient_of_their_loss() {
         let expected: f64 = margins.iter().map(|margin| (1.0 + (-margin).exp()).ln()).sum();
         assert!((report.loss_sum - expected).abs() < 1e-9, "{family}: {report:?}");
         assert!((report.margin_sum - margins.iter().sum::<f64>()).abs() < 1e-9);
-        // It is the gradient of cross entropies whose weights are the slopes, the rejected answers' below 0.
+        // It is the gradient of cross entropies whose weights are the slopes; those of the rejected answers are below
+        // 0.
         let mut weighted = batch.clone();
         for target in &mut weighted.targets {
             let sequence = batch.sequence_of(target);
@@ -230,7 +233,7 @@ fn flatten(gradients: &backward::Gradients) -> Vec<f32> {
     pairs.flat_map(|pair| [floats(&pair.a), floats(&pair.b)].concat()).collect()
 }
 
-/// Greedy continuations of several prompts, each with its own adapter or none, all rows in the same steps.
+/// Continues several prompts greedily, each with its own adapter or the base, all rows in the same steps.
 fn greedy_together(
     family: &str,
     decoder: &Decoder,
@@ -301,7 +304,7 @@ fn a_batch_of_mixed_adapters_gives_the_greedy_tokens_of_each_request_alone() {
     }
 }
 
-/// Writes adapters with our own writer, and the logits that we compute with them, for `make parity` to load with PEFT.
+/// Writes adapters with our own writer, and our logits with them, for `make parity` to load with PEFT.
 #[test]
 #[ignore = "writes files for the Python side of `make parity`"]
 fn write_adapters_for_peft() {

@@ -1,5 +1,5 @@
-//! Every backward pass against central differences in f64: of each kernel by itself, number by number, and of whole models
-//! along random directions in each A and each B. The formulas in f64 are those of `common/exact.rs`.
+//! Checks every backward pass against central differences in f64: of each kernel by itself, number by number, and of
+//! whole models along random directions in each A and each B. The formulas in f64 are those of `common/exact.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,12 +16,12 @@ use candle_core::{Device, Tensor};
 
 const CPU: Device = Device::Cpu;
 const KERNELS: Kernels = Kernels::Cpu;
-/// Half the distance of the two places: its square is the error of the differences.
+/// Half the distance of the two points of a difference: its square is the error of the differences.
 const STEP: f64 = 1e-5;
 /// ‖gradient − differences‖ / ‖differences‖: sums of f32, whose steps are 6e-8, over some tens of terms.
 const TOLERANCE: f64 = 1e-5;
 
-/// Numbers of about 1, the same in every run, that f32 holds exactly.
+/// Returns numbers of about 1, the same in every run, that f32 holds exactly.
 fn numbers(count: usize, seed: u64) -> Vec<f64> {
     use rand::{Rng, SeedableRng};
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
@@ -41,7 +41,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// The slopes of `f` at `x`, one after the other.
+/// Computes the slopes of `f` at `x`, one after the other.
 fn slopes(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     let slope = |index: usize| {
         let at = |step: f64| {
@@ -90,7 +90,7 @@ fn of_the_rotation() {
 #[test]
 fn of_the_activation() {
     let [gate, up, dy] = [1, 2, 3].map(|seed| numbers(13 * 11, seed));
-    // Far out on both sides the sigmoid is flat.
+    // Large values of both signs: the sigmoid is flat there.
     let gate: Vec<f64> = gate.into_iter().map(|gate| gate * 6.0).map(|gate| f64::from(gate as f32)).collect();
     let [gates, ups, dys] = [&gate, &up, &dy].map(|numbers| tensor(numbers, (13, 11)));
     let (dgate, dup) = KERNELS.swiglu_backward(&gates, &ups, &dys).unwrap();
@@ -116,7 +116,7 @@ fn of_attention() {
         let (dq, dk, dv) = KERNELS.packed_attention_backward(state, &tdout, &packed, window).unwrap();
         let score = |q: &[f64], k: &[f64], v: &[f64]| dot(&crate::exact::attention(q, k, v, &SEQUENCES, heads), &dout);
         if window == Some(1) {
-            // A row sees itself alone: neither query nor key changes anything.
+            // A row that sees only itself: neither query nor key changes anything.
             assert!(widened(&dq).iter().chain(&widened(&dk)).all(|number| number.abs() < 1e-6));
         } else {
             assert_gradient("query", &dq, &slopes(&q, |q| score(q, &k, &v)));
@@ -140,7 +140,7 @@ fn of_cross_entropy() {
     assert_gradient("cross entropy", &ours.gradient, &slopes(&logits, loss));
 }
 
-/// The whole way through every A and every B: each is moved along a random direction.
+/// Checks the whole way through every A and every B: each is moved along a random direction.
 #[test]
 fn of_whole_models() {
     for family in TRAINED_FAMILIES {
@@ -181,7 +181,7 @@ fn of_whole_models() {
                 let gradient = widened(gradient);
                 let size = dot(&gradient, &gradient).sqrt();
                 assert!(size > 0.0, "{family}: layer {layer}, {site:?}: {half} has no gradient");
-                // Along numbers of about 1, a slope is of the size of the gradient.
+                // Along numbers of about 1, a slope has the size of the gradient.
                 let error = (slope - dot(&gradient, &direction)).abs() / size;
                 assert!(error < 2.0 * TOLERANCE, "{family}: layer {layer}, {site:?}, {half}: off by {error:e}");
             }

@@ -1,5 +1,5 @@
-//! Our CPU kernels against the same formulas in plain candle operations, and both backward passes against central
-//! differences. `tests/device/kernels.rs` holds the GPU's kernels against the same formulas.
+//! Checks our CPU kernels against the same formulas in plain candle operations, and both backward passes against
+//! central differences. `tests/device/kernels.rs` checks the GPU's kernels against the same formulas.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Tensor};
 const CPU: Device = Device::Cpu;
 const KERNELS: Kernels = Kernels::Cpu;
 
-/// Values of about normal size, the same in every run.
+/// Returns values of about normal size, the same in every run.
 fn random(shape: impl Into<candle_core::Shape>, seed: u64) -> Tensor {
     use rand::{Rng, SeedableRng};
     let shape = shape.into();
@@ -71,14 +71,14 @@ fn pair(input: usize, output: usize, rank: usize) -> LoraPair {
     LoraPair { a: random((rank, input), seed), b: random((output, rank), seed + 1), scale: 0.5 }
 }
 
-/// Ranks that fill eight lanes, leave some empty, or take many; the last adapter lacks the second layer.
+/// Returns ranks that fill eight lanes, leave some empty, or take many; the last adapter lacks the second layer.
 fn ranks() -> Vec<(Range<usize>, usize)> {
     vec![(1..2, 1), (2..5, 3), (5..6, 8), (7..18, 16), (18..30, 20), (31..32, 256), (32..34, 4)]
 }
 
 #[test]
 fn adapters_of_mixed_ranks_change_their_own_rows_only() {
-    // Widths that are no multiples of eight, too.
+    // Includes widths that are no multiples of eight.
     for (input, outputs) in [(80, [96, 40]), (77, [93, 5])] {
         let x = random((35, input), 3);
         let before = outputs.map(|output| random((35, output), 4));
@@ -193,7 +193,7 @@ fn swiglu_agrees_and_its_backward_is_the_gradient() {
     assert_is_gradient(|up| KERNELS.swiglu(&gate, up).unwrap(), &up, &dy, &dup);
 }
 
-/// Lengths around the tile size, one token alone, and more than one tile.
+/// Lengths: one token alone, around the tile size, and more than one tile.
 const SEQUENCES: [Range<usize>; 5] = [0..1, 1..64, 64..129, 129..132, 132..282];
 
 #[test]
@@ -240,7 +240,7 @@ fn attention_over_the_cache_agrees_for_decode_and_prefill_rows_together() {
     }
 }
 
-/// A long prompt, with a head size that is no multiple of eight, too.
+/// Uses a long prompt, also with a head size that is no multiple of eight.
 #[test]
 fn attention_has_the_same_bits_however_a_prompt_is_cut_and_whatever_is_beside_it() {
     const LENGTH: usize = 1700;

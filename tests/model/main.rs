@@ -15,7 +15,7 @@ mod precision;
 
 use attune::model::kernels::Kernels;
 
-/// The kernels under test: those of the device.
+/// Returns the kernels under test: those of the device.
 fn kernels() -> Kernels {
     Kernels::of(&fixtures::device()).unwrap()
 }

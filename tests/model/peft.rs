@@ -1,4 +1,5 @@
-//! PEFT folders: what PEFT wrote is read, what Attune writes is read back to the bit, and what it cannot apply is refused.
+//! PEFT folders: files written by PEFT are read, files written by Attune are read back to the bit, and adapters that
+//! Attune cannot apply are refused.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -49,7 +50,7 @@ fn assert_same(one: &Adapter, two: &Adapter) {
     }
 }
 
-/// The message of a refusal of the llama adapter with a changed configuration.
+/// Returns the message that refuses the llama adapter with a changed configuration.
 fn refusal(change: impl FnOnce(&mut Value)) -> String {
     let (config, weights) = files("llama");
     let mut config: Value = serde_json::from_slice(&config).unwrap();
@@ -156,7 +157,7 @@ fn half_precision_weights_are_widened_and_must_be_numbers() {
         for (one, two) in numbers(&one.a).iter().zip(numbers(&two.a)) {
             assert!((one - two).abs() <= tolerance * one.abs().max(1e-3));
         }
-        // The largest number passes; an infinity and both signs of what is none are refused.
+        // The largest number of either sign passes; infinity, and NaN of either sign, are refused.
         let largest = if dtype == DType::F16 { 65504.0 } else { f64::from(f32::from_bits(0x7f7f_0000)) };
         for (value, passes) in
             [(largest, true), (-largest, true), (f64::INFINITY, false), (f64::NAN, false), (-f64::NAN, false)]
@@ -270,7 +271,7 @@ fn layers_that_the_configuration_names_must_be_there() {
     assert!(error.contains("`model.layers.1.self_attn.q_proj`, for which there are no tensors"), "{error}");
 }
 
-/// A file of safetensors with this header, and as many bytes behind it.
+/// Creates a safetensors file with this header and as many bytes behind it.
 fn with_header(header: &str, data: usize) -> Vec<u8> {
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.as_bytes());

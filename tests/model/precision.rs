@@ -1,4 +1,4 @@
-//! What bf16 and 8-bit weights change: logits against transformers, gradients and choices against f32.
+//! Effect of bf16 and 8-bit weights: logits against transformers, gradients and choices against f32.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(not(feature = "cuda"))]
@@ -23,15 +23,16 @@ fn quantized(format: &str) -> Storage {
     Storage { dtype: Dtype::F32, quantize: Some(format.into()) }
 }
 
-/// A way to hold weights, and how far it may move the norms of logits and gradients, and choices: about twice what was
-/// measured on the worst family, 2.3e-2 and 4.5e-2 for bf16, 8.9e-2 and 0.19 for 8 bit, with more than 98 % of the choices
-/// for both. The families' random weights amplify rounding far more than trained ones do.
+/// Bounds for one storage of weights on the relative norms of errors in logits and gradients, and on changed choices:
+/// about twice the measurements on the worst family, 2.3e-2 and 4.5e-2 for bf16, 8.9e-2 and 0.19 for 8 bit, with more
+/// than 98 % of the choices unchanged for both. The families' random weights amplify rounding far more than trained
+/// ones do.
 struct Bounds {
     name: &'static str,
     storage: Storage,
     logits: f64,
     gradients: f64,
-    /// Share of the demo model's choices that stay.
+    /// Share of the demo model's choices that do not change.
     choices: f64,
 }
 
@@ -116,7 +117,8 @@ fn weights_take_the_memory_of_their_precision() {
 
 #[test]
 fn every_quantized_format_is_close_or_says_what_it_needs() {
-    // The fixtures' intermediate width, 112, is no multiple of 32: our own 8-bit product fills up, the others refuse.
+    // The fixtures' intermediate width, 112, is no multiple of 32: our own 8-bit product pads it, the other formats
+    // refuse.
     let folder = crate::fixtures::folder("llama");
     let config = ModelConfig::read(&folder).unwrap();
     let weights = Weights::open(&folder, &Device::Cpu).unwrap();

@@ -1,4 +1,4 @@
-//! API keys, their directory, and what they used, against a real Postgres.
+//! API keys, their directory, and their usage, against a real Postgres.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should panic")]
 
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::postgres::TestDatabase;
-use attune::jobs::queue::{Outcome, Queue};
+use attune::jobs::queue::{Outcome, Queue, TrainedModel};
 use attune::jobs::{JobApi, JobFault, JobSpec};
 use attune::store::Error;
 use attune::store::Store;
@@ -29,7 +29,7 @@ fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// Asks again until `condition` holds: a notification of the database is on its way.
+/// Checks again and again until `condition` holds: a notification of the database is on its way.
 async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     for _ in 0..600 {
         if condition().await {
@@ -121,12 +121,12 @@ async fn the_directory_asks_the_database_once_for_many_requests() {
     let database = TestDatabase::new().await;
     let directory = KeyDirectory::open(database.store.clone()).await.unwrap();
     let (_, text) = key(&database.store).await;
-    // From here on no notification is on its way that would empty the cache.
+    // No notification that would empty the cache is on its way any more.
     eventually("the notification of the key", async || directory.is_closed().await.unwrap()).await;
     let made_up = "sk-attune-made-up";
     assert!(directory.find(&text).await.unwrap().is_some());
     assert!(directory.find(made_up).await.unwrap().is_none());
-    // Without the trigger: who asked the database again would see it.
+    // Deletes without the trigger: only a second query of the database would notice.
     let behind_its_back = format!(
         "set session_replication_role = replica; delete from api_keys;
          insert into api_keys (id, organization, hash, masked) values ('key_x', 'x', sha256('{made_up}'), 'x')"
@@ -169,7 +169,7 @@ fn query(organization: Option<&str>) -> UsageQuery {
     }
 }
 
-/// The requests of each row, by the row's place.
+/// Returns the number of requests in each row, with the names that the row is grouped by.
 async fn requests(store: &Store, query: UsageQuery) -> Vec<(Vec<String>, i64)> {
     let place = |row: &UsageRow| {
         [&row.day, &row.organization, &row.model, &row.key].into_iter().flatten().cloned().collect::<Vec<String>>()
@@ -265,12 +265,14 @@ async fn a_jobs_tokens_are_charged_once_to_the_key_that_made_it_and_only_if_it_s
         hyperparameters: Hyperparameters::default(),
         metadata: None,
     };
-    let success = |model: &str| Outcome::Succeeded {
-        model: model.into(),
-        base: "demo".into(),
-        adapter: "aa".into(),
-        trained_tokens: 1234,
-        result_files: Vec::new(),
+    let success = |model: &str| {
+        Outcome::Succeeded(TrainedModel {
+            model: model.into(),
+            base: "demo".into(),
+            adapter: "aa".into(),
+            trained_tokens: 1234,
+            result_files: Vec::new(),
+        })
     };
     let fault = JobFault { code: "x".into(), message: "x".into(), param: None };
     for outcome in [Outcome::Failed(fault), success("ft:one"), success("ft:two")] {

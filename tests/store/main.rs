@@ -1,9 +1,13 @@
-//! What is stored: files, models, keys and usage, against a real Postgres.
+//! The store: files, models, keys and usage, against a real Postgres.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "../common/postgres.rs"]
 mod postgres;
 
+mod blobs;
+mod files;
 mod keys_and_usage;
-mod store;
+mod models;
+mod pool;
+mod support;

@@ -1,5 +1,5 @@
-//! Embeddings in training: their vectors are the server's, loss and gradients are those of sentence-transformers and PEFT, and
-//! a batch in many packs is the batch in one.
+//! Embeddings in training: their vectors equal the server's, loss and gradients equal those of sentence-transformers
+//! and PEFT, and a batch in many packs equals the batch in one.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -20,7 +20,7 @@ use attune::train::dropout::Dropout;
 use attune::train::packing::pack_texts;
 use attune::train::recomputation::Recomputation;
 
-/// The texts of a family's triplets.
+/// Returns the texts of a family's triplets.
 fn texts(reference: &Reference) -> Vec<Vec<u32>> {
     let mut tokens = reference.ids("texts").into_iter();
     reference.ids("lengths").iter().map(|length| tokens.by_ref().take(*length as usize).collect()).collect()
@@ -95,7 +95,7 @@ fn vectors_loss_and_gradients_equal_sentence_transformers_and_peft() {
 fn a_batch_in_many_packs_is_the_batch_in_one() {
     let case = case("qwen3");
     let mut pairs = pairs(&texts(&case.reference));
-    // One with two negatives, one with none.
+    // One pair with two negatives, one without.
     pairs.push(vec![vec![5, 6, 7], vec![8, 9], vec![10], vec![11, 12, 13, 14]]);
     pairs.push(vec![vec![20, 21], vec![22]]);
     let (direct, gradients) = case.run(&pairs, 4096, None);
@@ -122,7 +122,7 @@ fn gradients_in_many_packs_are_the_differences_of_the_loss_under_dropout() {
     for (budget, dropout) in
         [(4096, None), (20, None), (20, Some(Dropout { probability: 0.3, seed: 5, step: 2, batch: 0 }))]
     {
-        // A small scale: the loss bends less sharply, and differences in f32 tell more.
+        // With a small scale the loss bends less sharply, and differences in f32 are more precise.
         let batch = Contrast { pairs: &pairs, scale: 3.0, budget, dropout, recomputation: Recomputation::None };
         let (_, gradients) = batch.loss_and_gradients(&case.decoder, &case.adapter, &mut || Ok(())).unwrap();
         assert_gradient(&case.adapter, &gradients, |adapter| {

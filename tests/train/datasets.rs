@@ -1,4 +1,4 @@
-//! Training files: what is refused and how it is explained, and what becomes a target.
+//! Training files: messages that refuse them, and the choice of targets.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -19,7 +19,7 @@ fn read(file: &str, template: Template) -> Result<Rendered> {
     read_as(file, template, Purpose::Validation, 4096)
 }
 
-/// The message and the code of a refusal.
+/// Returns the message and the kind of a refusal.
 fn fault(file: &str) -> (String, FileFault) {
     match read(file, Template::Plain) {
         Err(Error::File { purpose: Purpose::Validation, fault, message }) => (message, fault),

@@ -1,5 +1,5 @@
-//! What must not change a run, and what a run must come to: packing, order and split of the examples; a batch that is learned
-//! by heart; an adapter that is merged into the weights.
+//! Changes that must not affect a run: packing, order and split of the examples. Results that a run must reach: a batch
+//! learned by heart, and an adapter that equals its merge into the weights.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -19,7 +19,7 @@ use attune::train::{TrainSettings, Trainer};
 use candle_core::Device;
 
 const CPU: Device = Device::Cpu;
-/// Gradients of the same examples in another order: f32 adds them up in another order, too.
+/// Relative difference allowed for gradients of reordered examples: f32 adds them up in another order.
 const REORDERED: f64 = 1e-5;
 
 fn numbers(gradients: &Gradients) -> Vec<f32> {
@@ -31,7 +31,7 @@ fn adapter(family: &str, config: &attune::model::ModelConfig) -> Adapter {
     Reference::read(family, "peft/adapter_model.safetensors").adapter("", config, 2.0, &CPU)
 }
 
-/// Examples of very unequal lengths, whose targets are not all of them and not all alike.
+/// Returns examples of very unequal lengths, with targets on some tokens only and of unequal weights.
 fn examples() -> Vec<TokenizedExample> {
     let lengths = [41, 2, 17, 3, 29, 5, 11, 36, 8, 23];
     let example = |(number, length): (usize, &usize)| TokenizedExample {
@@ -40,7 +40,7 @@ fn examples() -> Vec<TokenizedExample> {
     };
     let mut examples: Vec<_> = lengths.iter().enumerate().map(example).collect();
     for example in &mut examples {
-        // Each has something to learn.
+        // Each example has at least one target.
         *example.weights.last_mut().unwrap() = 1.0;
     }
     examples

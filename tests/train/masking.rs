@@ -1,4 +1,4 @@
-//! What is learned and what is not, from the line of a file to the gradient: masks, weights of prompts, end tokens, tools.
+//! Masks from the line of a file to the gradient: targets, weights of prompts, end tokens, tools.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -23,7 +23,7 @@ fn model() -> &'static Arc<BaseModel> {
     })
 }
 
-/// An adapter of the demo model that does something.
+/// Returns an adapter of the demo model with an effect.
 fn adapter() -> Adapter {
     let config = &model().config;
     let matrix = |rows: usize, columns: usize, seed: f32| {
@@ -50,7 +50,7 @@ fn render(line: &Value, prompt_loss_weight: f32) -> TokenizedExample {
     data.examples.get(0).unwrap()
 }
 
-/// Sums of loss and weights, and the gradient of the sum.
+/// Returns sums of loss and weights, and the gradient of the sum.
 fn learn(example: &TokenizedExample) -> (LossReport, Gradients) {
     let batch = pack(std::slice::from_ref(example), 1, 512).remove(0).batch;
     backward::loss_and_gradients(&model().decoder, &adapter(), &batch, 1.0).unwrap()
@@ -158,7 +158,7 @@ fn an_example_that_is_cut_before_its_answer_is_left_out_and_a_file_of_them_refus
     let settings = RenderSettings { prompt_loss_weight: 1.0, max_tokens: 100, scratch: std::env::temp_dir() };
     let read = |file: String| datasets::read(Cursor::new(file), Purpose::Validation, &**model(), &settings);
     let data = read(format!("{good}\n{long}\n{good}")).unwrap();
-    // With weight on prompts the cut example still has targets, all of its prompt.
+    // With weight on prompts the cut example still has targets: its whole prompt.
     assert_eq!((data.examples.len(), data.report.truncated.first.as_slice()), (3, [2].as_slice()));
     let settings = RenderSettings { prompt_loss_weight: 0.0, ..settings };
     let read = |file: String| datasets::read(Cursor::new(file), Purpose::Validation, &**model(), &settings);

@@ -1,4 +1,4 @@
-//! Files of pairs of texts: their spellings, what becomes of a line, and how a wrong one is explained.
+//! Files of pairs of texts: their spellings, the result of each line, and messages for wrong lines.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -15,14 +15,14 @@ fn read_as(file: &str, purpose: Purpose, max_tokens: usize) -> Result<Rendered> 
     Rendered::of(datasets::read(Cursor::new(file), purpose, &codec, &settings)?)
 }
 
-/// Reads lines behind a good one: a single pair is too few.
+/// Reads lines after a good one, since a single pair is too few.
 fn read(lines: &[Value]) -> Result<Rendered> {
     let good = json!({"anchor": "first", "positive": "line"});
     let file: String = std::iter::once(&good).chain(lines).map(|line| line.to_string() + "\n").collect();
     read_as(&file, Purpose::Validation, 4096)
 }
 
-/// The texts of an example; each begins with what the tokenizer puts before a text.
+/// Returns the texts of an example; each begins with the tokenizer's prefix of a text.
 fn texts(data: &Rendered, example: usize) -> Vec<String> {
     let text = |tokens: &[u32]| {
         assert_eq!(tokens[0], 999, "tokenized as a text that is sent to be embedded");

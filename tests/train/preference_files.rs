@@ -1,4 +1,4 @@
-//! Files of preferences: the two forms, what becomes of a line, and how a wrong one is explained.
+//! Files of preferences: the two formats, the result of each line, and messages for wrong lines.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -68,7 +68,7 @@ fn a_pair_is_cut_left_out_and_counted_as_one() {
         pair("ab", "cdefgh", "x"),
         pair("ab", "cd", "x"),
         pair("abcdefgh", "c", "x"),
-        // The same as far as they fit.
+        // Equal once cut.
         pair("abc", "defgh", "defxy"),
         pair("ab", "cd", "x"),
     ]

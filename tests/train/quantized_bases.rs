@@ -1,5 +1,4 @@
-//! Training over a base in 8 or 4 bits (QLoRA): its gradients are those over the weights that the bits stand for, and it
-//! learns.
+//! Training over a base in 8 or 4 bits (QLoRA): its gradients equal those over the dequantized weights, and it learns.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(not(feature = "cuda"))]
@@ -35,7 +34,7 @@ fn model(folder: &Path, format: Option<&str>) -> Arc<BaseModel> {
     Arc::new(BaseModel::load(&entry, &CPU).unwrap())
 }
 
-/// The numbers that `weight` is held as.
+/// Returns the numbers that `weight` is stored as.
 fn dequantized(weight: &Tensor, format: &str) -> Tensor {
     if format == "q8_0" {
         let storage = Storage { quantize: Some(format.into()), ..Storage::default() };
@@ -46,7 +45,7 @@ fn dequantized(weight: &Tensor, format: &str) -> Tensor {
     QTensor::quantize(weight, GgmlDType::Q4_0).unwrap().dequantize(&CPU).unwrap()
 }
 
-/// The demo model in f32, with the weights that it has in `format`.
+/// Returns the demo model in f32, with its weights dequantized from `format`.
 fn dequantized_model(format: &str) -> Arc<BaseModel> {
     let folder = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(demo()).unwrap() {
@@ -67,7 +66,7 @@ fn dequantized_model(format: &str) -> Arc<BaseModel> {
     model(folder.path(), None)
 }
 
-/// The demo's first tickets.
+/// Returns the demo's first tickets.
 fn tickets(model: &BaseModel, count: usize) -> Dataset {
     let text = std::fs::read_to_string(demo().join("tickets/train.jsonl")).unwrap();
     let text: String = text.split_inclusive('\n').take(count).collect();
@@ -80,7 +79,7 @@ fn batch(model: &BaseModel) -> PackedBatch {
     pack(&examples.range(0..10).unwrap(), 1, 2048).remove(0).batch
 }
 
-/// An adapter as one is in the middle of its training: A and B both not 0.
+/// Returns an adapter as in the middle of training: A and B both not 0.
 fn adapter(model: &Arc<BaseModel>) -> Adapter {
     let asked = Hyperparameters { rank: Some(8), batch_size: Some(4), ..Hyperparameters::default() };
     let examples = tickets(model, 40).examples;
@@ -96,8 +95,8 @@ fn numbers(gradients: &backward::Gradients) -> Vec<f32> {
     pairs.flat_map(|pair| [floats(&pair.a), floats(&pair.b)].concat()).collect()
 }
 
-/// The backward pass rounds nothing: its products are those of f32 with the weights that the bits stand for, but for the
-/// order of their sums, some 1e-7 for each of a hundred terms.
+/// The backward pass rounds nothing: its products equal those in f32 with the dequantized weights, up to the order of
+/// their sums, some 1e-7 for each of a hundred terms.
 #[test]
 fn a_layers_backward_pass_is_that_of_its_dequantized_weight() {
     let random = |shape: (usize, usize)| Tensor::randn(0.0_f32, 1.0, shape, &CPU).unwrap();
@@ -113,10 +112,10 @@ fn a_layers_backward_pass_is_that_of_its_dequantized_weight() {
     }
 }
 
-/// The forward pass rounds the inputs of each product to 8 bits, as it does where the model is served: by up to 1/254 of the
-/// largest of 32 inputs, so each product by 0.5 % or so of its norm, and what 35 layers do so adds up like independent errors,
-/// 0.005 · √35 = 3e-2. Measured on the demo model: 2.4e-2 for 8 bits, 3.0e-2 for 4 bits, whose own loss changes the gradients by
-/// 0.32: a product with other weights than those that are held could not hide there.
+/// The forward pass rounds the inputs of each product to 8 bits, as in serving, by up to 1/254 of the largest of 32
+/// inputs. That changes each product by about 0.5 % of its norm, and over 35 layers it adds up like independent errors,
+/// 0.005 · √35 = 3e-2. Measured on the demo model: 2.4e-2 for 8 bits, 3.0e-2 for 4 bits. The loss of precision of 4-bit
+/// weights themselves changes the gradients by 0.32, so a product with other than the stored weights would show.
 #[test]
 fn gradients_of_a_and_b_are_those_over_the_dequantized_weights() {
     for format in FORMATS {

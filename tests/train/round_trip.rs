@@ -1,6 +1,6 @@
-//! Train, publish and serve in one process without a database: an adapter for the demo model's ticket task is trained, its
-//! PEFT files are read back, and the engine answers with it while the base goes on. On the CPU, and on the first GPU in a
-//! build with the feature `cuda`.
+//! Trains, publishes and serves in one process without a database: an adapter for the demo model's ticket task is
+//! trained, its PEFT files are read back, and the engine answers with it while the base goes on serving. On the CPU,
+//! and on the first GPU in a build with the feature `cuda`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -64,7 +64,7 @@ fn train_then_serve_round_trip() {
     let after: Evaluation = trainer.validate(&mut held_out, false, &mut nothing).unwrap().unwrap().sample;
     assert!(after.loss < before.loss / 4.0, "held-out loss went from {} to {}", before.loss, after.loss);
 
-    // Through the files, as another process would get it.
+    // Through the files, as another process would load it.
     let files = peft::write(&trainer.adapter().unwrap(), "demo").unwrap();
     let adapter = peft::read(&files.config, &files.weights, &model.config, model.decoder.device()).unwrap();
     let adapter = Arc::new(adapter);

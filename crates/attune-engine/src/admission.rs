@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::{Error, Result};
 use attune_model::kv_cache::BLOCK_TOKENS;
 
-/// How long a client that meets a full queue is told to wait: a few answers end in that time.
+/// Time that a client is told to wait if the queue is full: a few answers end in that time.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The limits of one engine. Cheap to clone; clones share the queue's count.
+/// Limits of one engine. Cheap to clone; clones share the queue's count.
 #[derive(Debug, Clone)]
 pub(crate) struct Admission {
     context: usize,
@@ -24,7 +24,7 @@ pub(crate) struct Admission {
 #[derive(Debug)]
 pub(crate) struct Ticket {
     waiting: Arc<AtomicUsize>,
-    /// Shared by the tickets of one request.
+    /// Whether a sequence of the request has run; shared by the tickets of one request.
     begun: Arc<AtomicBool>,
 }
 
@@ -41,12 +41,13 @@ impl Ticket {
 }
 
 impl Admission {
-    /// Admits to a model with `context` positions, a cache of `blocks` blocks and a queue of `max_waiting` requests.
+    /// Creates the admission of a model with `context` positions, a cache of `blocks` blocks and a queue of
+    /// `max_waiting` requests.
     pub(crate) fn new(context: usize, blocks: usize, max_waiting: usize) -> Self {
         Self { context, cache_tokens: blocks * BLOCK_TOKENS, max_waiting, waiting: Arc::default() }
     }
 
-    /// Returns how many new tokens an answer may have. More than the context holds is refused; if the cache is smaller
+    /// Returns how many new tokens an answer may have. Refuses more than the context holds; if the cache is smaller
     /// than the context, the answer ends where the cache does. `api` checks the context too, before it charges for the
     /// prompt.
     pub(crate) fn answer_tokens(&self, prompt: usize, completion: usize) -> Result<usize> {
@@ -69,16 +70,17 @@ impl Admission {
         Ok(())
     }
 
-    /// Takes a place in the queue.
+    /// Takes a place in the queue; an error if it is full.
     pub(crate) fn enter(&self) -> Result<Arc<Ticket>> {
         self.enter_many(1).map(|mut tickets| tickets.remove(0))
     }
 
-    /// Takes a place for each of the `count` sequences of one request, or none at all.
+    /// Takes a place for each of the `count` sequences of one request; an error, without taking any, if there are too
+    /// few.
     pub(crate) fn enter_many(&self, count: usize) -> Result<Vec<Arc<Ticket>>> {
         let begun = Arc::<AtomicBool>::default();
         let ticket = |_| Arc::new(Ticket { waiting: self.waiting.clone(), begun: begun.clone() });
-        // Counted first, then checked: of two that come at once to the last place, one gets it.
+        // Counted first, then checked: if two requests come at once to the last place, only one gets it.
         let before = self.waiting.fetch_add(count, Ordering::AcqRel);
         let tickets = (0..count).map(ticket).collect();
         if count == 0 || before + count <= self.max_waiting {

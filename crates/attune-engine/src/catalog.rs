@@ -1,5 +1,5 @@
-//! The base models that this process serves, by id, and the other names that the operator gave models. Built by `app`,
-//! read by `api` and the worker.
+//! Catalog of the base models that this process serves, by id, and of the aliases that the operator gave models. Built
+//! by `app`, read by `api` and the worker.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use attune_model::BaseModel;
 /// One base model with the engine that runs it.
 #[derive(Clone)]
 pub struct CatalogEntry {
-    /// Weights, tokenizer, template.
+    /// Weights, tokenizer and template.
     pub model: Arc<BaseModel>,
-    /// Runs requests on it.
+    /// Engine that runs requests on it.
     pub backend: Arc<dyn Backend>,
 }
 
@@ -30,13 +30,13 @@ impl Catalog {
         Self { entries: entries.into(), aliases: Arc::default() }
     }
 
-    /// Adds `aliases`, each with the base model or fine-tuned model that it stands for.
+    /// Adds `aliases`: names of base models or fine-tuned models by alias.
     #[must_use]
     pub fn with_aliases(self, aliases: BTreeMap<String, String>) -> Self {
         Self { aliases: Arc::new(aliases), ..self }
     }
 
-    /// Returns what `name` stands for if it is an alias, else `name` itself.
+    /// Returns the model that `name` is an alias of, else `name` itself.
     pub fn real_name<'a>(&'a self, name: &'a str) -> &'a str {
         self.aliases.get(name).map_or(name, String::as_str)
     }
@@ -46,12 +46,12 @@ impl Catalog {
         self.aliases.contains_key(name)
     }
 
-    /// Iterates over every alias with what it stands for.
+    /// Iterates over all aliases with their models.
     pub fn aliases(&self) -> impl Iterator<Item = (&str, &str)> {
         self.aliases.iter().map(|(alias, name)| (alias.as_str(), name.as_str()))
     }
 
-    /// Returns the base model with this id.
+    /// Returns the base model with this id; an error if there is none.
     pub fn get(&self, id: &str) -> Result<&CatalogEntry> {
         self.entries.iter().find(|entry| entry.model.id == id).ok_or_else(|| Error::UnknownModel(id.into()))
     }
@@ -65,7 +65,7 @@ impl Catalog {
         futures::future::select_all(lost).await;
     }
 
-    /// All base models.
+    /// Returns all base models.
     pub fn entries(&self) -> &[CatalogEntry] {
         &self.entries
     }

@@ -1,12 +1,12 @@
-//! What can go wrong with a request to an engine. `api` maps each variant to a status.
+//! Errors of requests to an engine. `api` maps each variant to a status.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The result of everything in this crate that can fail.
+/// Result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failure of a request or of an engine, with a message that its reader can act on.
+/// A failure of a request or of an engine, with a message that tells its reader what to change.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The model failed.
@@ -23,7 +23,7 @@ pub enum Error {
         limit: usize,
         /// Tokens in the prompt.
         prompt: usize,
-        /// Tokens asked for.
+        /// Requested tokens.
         completion: usize,
     },
 
@@ -34,18 +34,19 @@ pub enum Error {
     /// The prompt has a token id that is not in the vocabulary.
     #[error("Token id {id} is not in this model's vocabulary of {vocabulary} tokens.")]
     UnknownToken {
-        /// The id.
+        /// Token id.
         id: u32,
         /// Tokens in the vocabulary.
         vocabulary: usize,
     },
 
-    /// The answer's grammar cannot be compiled or followed; `field` is the part of the request that asked for it.
+    /// The answer's grammar cannot be compiled or followed; `field` is the part of the request that holds the grammar.
     #[error("{message}")]
     Grammar {
-        /// What is wrong with the schema or the grammar.
+        /// Fault of the schema or the grammar.
         message: String,
-        /// The part of the request that the grammar came from, as [`crate::grammar::Compiled`] was told.
+        /// Part of the request that the grammar came from, as given to
+        /// [`Grammar::compile`](crate::grammar::Grammar::compile).
         field: String,
     },
 
@@ -56,9 +57,9 @@ pub enum Error {
     /// Every queue is full; try again after the given time.
     #[error("The server is busy: {what}. Please try again in {} s.", retry_after.as_secs())]
     Overloaded {
-        /// The limit that was met.
+        /// Limit that was met.
         what: &'static str,
-        /// A sound time to wait.
+        /// Time after which to try again.
         retry_after: Duration,
     },
 
@@ -68,7 +69,7 @@ pub enum Error {
          answer and go on from what has come.", limit.as_secs()
     )]
     TimedOut {
-        /// The time that a request may take.
+        /// Longest time that a request may take.
         limit: Duration,
     },
 
@@ -83,9 +84,9 @@ pub enum Error {
     /// The engine's thread cannot be started.
     #[error("{context}: {source}")]
     Io {
-        /// What was being done.
+        /// Operation that failed.
         context: &'static str,
-        /// What the system said.
+        /// Error of the system.
         source: Arc<std::io::Error>,
     },
 

@@ -1,10 +1,10 @@
-//! Constrained decoding: which tokens may come next. The API compiles a [`Grammar`] from a JSON schema or from rules
-//! around several, off the engine thread; the sampler keeps one [`GrammarState`] per answer, which bans all other
+//! Constrains decoding: decides which tokens may come next. The API compiles a [`Grammar`] from a JSON schema or from
+//! rules around several, off the engine thread; the sampler keeps one [`GrammarState`] per answer, which bans all other
 //! tokens.
 //!
 //! llguidance does the work: an Earley parser over a lexer of regular expressions, walked along the trie of the
-//! vocabulary. Everything is bounded: the size of what is compiled, the work for one token, and the states that a
-//! parser keeps.
+//! vocabulary. Everything is bounded: the size of a grammar, the work for one token, and the states that a parser
+//! keeps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -17,25 +17,25 @@ use serde_json::Value;
 use crate::{Error, Result};
 use attune_model::vocabulary::Vocabulary;
 
-/// Schemas may nest and refer to each other; the compiler recurses into them.
+/// Stack of the compiler's thread, in bytes. Schemas may nest and refer to each other; the compiler recurses into them.
 const COMPILER_STACK: usize = 64 << 20;
-/// The most characters of the compiler's reason that a client is shown.
+/// Most characters of the compiler's reason that a client is shown.
 const REASON_CHARACTERS: usize = 500;
 const TOO_COMPLEX: &str = "The schema is too complex to follow: make its patterns and alternatives smaller.";
 
-/// What is compiled: rules in llguidance's Lark syntax, which start at `start`, and the schemas that they refer to.
+/// Source of a grammar: rules in llguidance's Lark syntax, which start at `start`, and the schemas that they refer to.
 #[derive(Debug, Clone)]
 pub struct GrammarSource {
-    /// The rules; `@name` stands for a JSON document that follows the schema `name`.
+    /// Rules; `@name` stands for a JSON document that follows the schema `name`.
     pub rules: String,
     /// JSON schemas by name; each is an object.
     pub schemas: Vec<(String, Value)>,
-    /// Special tokens whose names shall be part of the answer's text, which leaves special tokens out otherwise.
+    /// Special tokens to show by name in the answer's text, which leaves special tokens out otherwise.
     pub shown_tokens: Vec<u32>,
 }
 
 impl GrammarSource {
-    /// One JSON document that follows `schema`.
+    /// Creates the source of one JSON document that follows `schema`.
     pub fn json(schema: Value) -> Self {
         Self { rules: "start: @document".into(), schemas: vec![("document".into(), schema)], shown_tokens: Vec::new() }
     }
@@ -60,9 +60,9 @@ impl std::fmt::Debug for Grammar {
 }
 
 impl Grammar {
-    /// Compiles `source` for the tokens of `vocabulary`; `param` is the request's field to name in the error if the
-    /// grammar turns out to be too complex. Fails with the compiler's reason. Takes milliseconds to seconds: call it
-    /// off the async threads.
+    /// Compiles `source` for the tokens of `vocabulary`; `param` is the field of the request that errors name if the
+    /// grammar later turns out to be too complex. An error is the compiler's reason. Takes milliseconds to seconds:
+    /// call it off the async threads.
     pub fn compile(vocabulary: &Vocabulary, param: &str, mut source: GrammarSource) -> Result<Self, String> {
         let shown_tokens = std::mem::take(&mut source.shown_tokens);
         // A schema of many references recurses deeper than the stacks of the runtime's threads allow.
@@ -75,14 +75,14 @@ impl Grammar {
         Ok(Self { compiled: Arc::new(Compiled { matcher, shown_tokens, param: param.to_owned() }) })
     }
 
-    /// Returns `true` if `token` is a special one whose name is part of the answer's text.
+    /// Returns `true` if `token` is a special token whose name is part of the answer's text.
     pub fn shows(&self, token: u32) -> bool {
         self.compiled.shown_tokens.contains(&token)
     }
 
     /// Returns the state of one answer before its first token.
     pub fn begin(&self) -> GrammarState {
-        // A deep copy: what one answer's parser caches and spends must not reach another's.
+        // A deep copy: the state and budget of one answer's parser must not affect another's.
         let place = Matching { matcher: self.compiled.matcher.deep_clone(), allowed: None };
         GrammarState { place: Arc::new(Mutex::new(place)), complete: false, grammar: self.clone() }
     }
@@ -108,13 +108,13 @@ fn first_matcher(vocabulary: &Vocabulary, source: GrammarSource) -> Result<Match
         )
         .map_err(|error| reason(&error))?;
     let mut matcher = Matcher::new(Ok(parser));
-    // The first mask fails if no document can satisfy the schema, and fills the lexer's cache that all answers begin
-    // with.
+    // The first mask fails if no document can satisfy the schema, and fills the lexer's cache, which all answers share
+    // at their start.
     matcher.compute_mask().map_err(|error| reason(&error))?;
     Ok(matcher)
 }
 
-/// Allows one blank after a comma or colon and none elsewhere: a model must not run on in blanks.
+/// Allows one blank after a comma or colon and no others: a model must not run on in blanks.
 fn json_options() -> JsonCompileOptions {
     JsonCompileOptions {
         item_separator: ", ?".into(),
@@ -124,8 +124,8 @@ fn json_options() -> JsonCompileOptions {
     }
 }
 
-/// Returns limits that keep the work for one token in the tens of milliseconds, the memory of one answer in the tens of
-/// MB.
+/// Returns limits that keep the work for one token in the tens of milliseconds and the memory of one answer in the tens
+/// of MB.
 fn limits() -> ParserLimits {
     ParserLimits {
         initial_lexer_fuel: 500_000,
@@ -138,7 +138,7 @@ fn limits() -> ParserLimits {
     }
 }
 
-/// Shortens the compiler's reason to one line, without the parts that only its developers read.
+/// Shortens the compiler's reason to one line, without the parts for its developers.
 fn reason(error: &anyhow::Error) -> String {
     let text = error.to_string();
     if text.starts_with("panic:") {
@@ -156,10 +156,10 @@ fn reason(error: &anyhow::Error) -> String {
     }
 }
 
-/// One answer's position in its grammar.
+/// State of one answer in its grammar.
 pub struct GrammarState {
-    /// Shared with the thread that works out in advance what may come next; it holds the lock meanwhile. The lock is
-    /// the standard library's, since a panic of that thread must poison it.
+    /// Shared with the thread that computes the allowed tokens in advance and holds the lock meanwhile. A lock of the
+    /// standard library, since a panic of that thread must poison it.
     place: Arc<Mutex<Matching>>,
     complete: bool,
     grammar: Grammar,
@@ -185,19 +185,20 @@ impl std::fmt::Debug for GrammarState {
 }
 
 impl GrammarState {
-    /// Starts computing on a thread of the pool which tokens may come next, so that they are known when the logits are.
-    /// If no thread is free until then, [`Self::mask`] computes them.
+    /// Starts computing the allowed tokens on a thread of the pool, so that they are known when the logits are. If no
+    /// thread is free until then, [`Self::mask`] computes them.
     pub fn prepare(&self) {
         let place = Arc::clone(&self.place);
         rayon::spawn(move || {
-            // Who holds the lock computes the same. A panic poisons it, and fails the answer at its next token.
+            // Whoever else holds the lock computes the same. A panic poisons it, and fails the answer at its next
+            // token.
             let work = || place.try_lock().is_ok_and(|mut place| place.allowed().is_ok());
             let _ = catch_unwind(AssertUnwindSafe(work));
         });
     }
 
-    /// Sets the logits of all tokens that may not come next to negative infinity. Fails if no token is left; end tokens
-    /// are left only if the grammar may end.
+    /// Sets the logits of all banned tokens to negative infinity. Fails if no token is allowed; end tokens are allowed
+    /// only if the grammar may end.
     pub fn mask(&mut self, logits: &mut [f32]) -> Result<()> {
         let mut place = self.place.lock().map_err(|_| broken())?;
         let any = match place.allowed() {
@@ -207,7 +208,7 @@ impl GrammarState {
         if any { Ok(()) } else { Err(self.dead_end()) }
     }
 
-    /// Takes in the token that was drawn.
+    /// Advances the grammar by the drawn token.
     pub fn accept(&mut self, token: u32) -> Result<()> {
         let mut place = self.place.lock().map_err(|_| broken())?;
         place.allowed = None;
@@ -216,13 +217,13 @@ impl GrammarState {
         accepted.map_err(|error| self.failed(&error))
     }
 
-    /// Returns `true` once nothing may follow.
+    /// Returns `true` once no token may follow.
     pub fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// Explains why the matcher stopped. It takes only tokens that it has allowed, so one of its limits was met, or it
-    /// has a defect.
+    /// Explains why the matcher stopped. It gets only tokens that it has allowed, so it met one of its limits or has a
+    /// defect.
     fn failed(&self, error: &anyhow::Error) -> Error {
         let text = error.to_string();
         if text.starts_with("panic:") {

@@ -1,4 +1,4 @@
-//! What a sampler with a grammar draws from logits that know nothing of it.
+//! Tests of a sampler with a grammar, on random logits.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -165,7 +165,7 @@ fn recursion_and_large_choices_are_fine() {
 
 #[test]
 fn what_is_too_complex_to_follow_is_the_schemas_fault() {
-    // So many keys may come next that the parser gives up at the first of them.
+    // So many keys are possible that the parser gives up at the first of them.
     let properties: serde_json::Map<String, Value> = (0..2500).map(|index| (format!("p{index}"), json!({}))).collect();
     let grammar = compile(json!({"type": "object", "properties": properties})).unwrap();
     let mut sampler = Sampler::new(seeded(1)).with_grammar(Some(grammar.begin()));

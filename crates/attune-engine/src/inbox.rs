@@ -1,4 +1,4 @@
-//! How requests reach the engine thread, and how it sleeps until one comes.
+//! Passes requests to the engine thread, which sleeps here until one comes.
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::mpsc::UnboundedSender;
@@ -11,19 +11,19 @@ use crate::{Error, Result};
 /// A sequence that passed [`Admission`](super::admission::Admission) and is not yet in the schedule.
 pub(super) type Arrival = NewSequence<Asked>;
 
-/// What a client asks for, and where the result goes.
+/// Request of a client, and the channel for its result.
 #[derive(Debug)]
 pub(super) enum Asked {
-    /// Tokens. The request's adapter has moved into the sequence.
+    /// Tokens of an answer. The request's adapter has moved into the sequence.
     Answer { request: Box<GenerateRequest>, events: UnboundedSender<Event> },
-    /// The vector of one input.
+    /// Vector of one input.
     Vector { reply: oneshot::Sender<Result<Vec<f32>>> },
 }
 
 impl Asked {
-    /// Tells the client what went wrong.
+    /// Tells the client the error.
     pub(super) fn fail(self, error: Error) {
-        // A client that has gone meanwhile needs no answer.
+        // Sending fails only if the client has gone; that is fine.
         match self {
             Self::Answer { events, .. } => drop(events.send(Event::Failed(error))),
             Self::Vector { reply } => drop(reply.send(Err(error))),
@@ -45,7 +45,7 @@ struct Queued {
 }
 
 impl Inbox {
-    /// Hands arrivals over; returns `false` once the engine has stopped.
+    /// Adds arrivals; returns `false` once the engine has stopped.
     pub(super) fn put(&self, arrivals: impl IntoIterator<Item = Arrival>) -> bool {
         let mut state = self.state.lock();
         if state.stopped {
@@ -56,7 +56,7 @@ impl Inbox {
         true
     }
 
-    /// Takes what has arrived; with `wait` it sleeps until something has. `None` once the engine is to stop.
+    /// Takes all arrivals; with `wait` it sleeps until there is one. `None` once the engine is to stop.
     pub(super) fn take(&self, wait: bool) -> Option<Vec<Arrival>> {
         let mut state = self.state.lock();
         while wait && state.arrivals.is_empty() && !state.stopped {
@@ -65,7 +65,7 @@ impl Inbox {
         (!state.stopped).then(|| std::mem::take(&mut state.arrivals))
     }
 
-    /// Ends the engine thread before its next step, and fails what it has not taken.
+    /// Stops the engine thread before its next step, and fails the arrivals that it has not taken.
     pub(super) fn stop(&self) {
         let mut state = self.state.lock();
         state.stopped = true;

@@ -1,9 +1,9 @@
 //! Keeps account of which sequence uses which cache block. The scheduler takes a [`BlockTable`] for each sequence that
 //! runs; dropping the table gives the blocks back, on every path that a sequence can end by.
 //!
-//! A block is free, or used by one or more tables, or kept: nobody uses it, but its content may serve the next request
-//! (`prefix_cache.rs`). Kept blocks are taken again, the longest unused first, once none is free. Only full blocks are
-//! shared, and nobody writes into a full block, so no table ever sees another's tokens.
+//! A block is free, or used by one or more tables, or kept: no table uses it, but its content may serve the next
+//! request (`prefix_cache.rs`). Once no block is free, kept blocks are reused, the longest unused first. Only full
+//! blocks are shared, and nobody writes into a full block, so no table ever sees another's tokens.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub struct BlockAllocator {
 #[derive(Debug)]
 struct Pool {
     free: Vec<u32>,
-    /// Tables that use each block.
+    /// Number of tables that use each block.
     users: Vec<u32>,
     prefixes: PrefixCache,
 }
@@ -43,7 +43,7 @@ impl BlockAllocator {
         Self { pool: Arc::new(Mutex::new(pool)), total }
     }
 
-    /// Returns how many blocks `tokens` tokens take.
+    /// Returns the number of blocks for `tokens` tokens.
     pub fn blocks_for(tokens: usize) -> usize {
         tokens.div_ceil(BLOCK_TOKENS)
     }
@@ -53,8 +53,8 @@ impl BlockAllocator {
         BlockTable { blocks: Vec::new(), allocator: self.clone() }
     }
 
-    /// Returns a table for `tokens` tokens, and how many blocks at its beginning are shared ones that hold `prefix`
-    /// already. `None` if fewer than `spare` blocks would be left.
+    /// Returns a table for `tokens` tokens, and the number of blocks at its beginning that are shared because they hold
+    /// `prefix` already. `None` if fewer than `spare` blocks would be left.
     pub(crate) fn reserve(&self, prefix: &[PrefixKey], tokens: usize, spare: usize) -> Option<(BlockTable, usize)> {
         let mut pool = self.lock();
         let mut blocks: Vec<u32> = prefix.iter().map_while(|key| pool.prefixes.find(key)).collect();
@@ -74,7 +74,7 @@ impl BlockAllocator {
         Some((BlockTable { blocks, allocator: self.clone() }, shared))
     }
 
-    /// Forgets what the blocks hold: the cache's content is lost.
+    /// Forgets the content of all blocks: the cache is lost.
     pub fn forget(&self) {
         let mut pool = self.lock();
         let idle = pool.prefixes.clear();
@@ -86,7 +86,7 @@ impl BlockAllocator {
         self.lock().free.len()
     }
 
-    /// Returns the number of blocks that nobody uses, kept for the next request that begins as they do.
+    /// Returns the number of unused blocks whose content is kept for the next request that begins with it.
     pub fn kept(&self) -> usize {
         self.lock().prefixes.idle()
     }
@@ -158,7 +158,7 @@ impl BlockTable {
         true
     }
 
-    /// Replaces its own block at `index` by the one that holds `key`; returns `false` if there is none.
+    /// Replaces the table's own block at `index` by the block that holds `key`; returns `false` if there is none.
     pub(crate) fn share(&mut self, index: usize, key: &PrefixKey) -> bool {
         let mut pool = self.allocator.lock();
         let Some(shared) = pool.prefixes.find(key) else { return false };
@@ -169,8 +169,8 @@ impl BlockTable {
         true
     }
 
-    /// Lets sequences that begin with the same tokens use the block at `index`, which is full. If another block holds
-    /// the same already, the table uses that one from now on.
+    /// Lets sequences that begin with the same tokens use the block at `index`, which is full. If another block has the
+    /// same content already, the table uses that one from now on.
     pub(crate) fn publish(&mut self, index: usize, key: PrefixKey) {
         if !self.share(index, &key) {
             self.allocator.lock().prefixes.insert(key, self.blocks[index]);
@@ -181,7 +181,7 @@ impl BlockTable {
 impl Drop for BlockTable {
     fn drop(&mut self) {
         let mut pool = self.allocator.lock();
-        // From the end, so that a prefix outlives what builds on it.
+        // From the end, so that a prefix outlives the blocks that build on it.
         for block in self.blocks.drain(..).rev() {
             pool.leave(block);
         }

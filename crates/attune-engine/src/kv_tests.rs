@@ -1,4 +1,4 @@
-//! Blocks balance, whoever shares them; what is kept is found again and goes in the right order.
+//! Tests that blocks balance under sharing, and that kept blocks are found again and evicted in the right order.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -15,7 +15,7 @@ fn keys(tokens: &[u32]) -> Vec<PrefixKey> {
     PrefixChain::new(PrefixKey::root("org", None)).keys(tokens, blocks).to_vec()
 }
 
-/// Computes `tokens` in a table of their own and makes all full blocks known.
+/// Computes `tokens` in a table of their own and publishes all full blocks.
 fn computed(allocator: &BlockAllocator, tokens: &[u32]) -> BlockTable {
     let (mut table, shared) = allocator.reserve(&keys(tokens), tokens.len(), 0).unwrap();
     for (index, key) in keys(tokens).into_iter().enumerate().skip(shared) {
@@ -110,13 +110,13 @@ fn under_random_use_blocks_balance_and_content_is_never_mistaken() {
     const BLOCKS: usize = 16;
     let mut random = ChaCha8Rng::seed_from_u64(4);
     let allocator = BlockAllocator::new(BLOCKS);
-    // What was last written into each block.
+    // Last tokens written into each block.
     let mut content: HashMap<u32, Vec<u32>> = HashMap::new();
     let mut tables: Vec<(BlockTable, Vec<u32>)> = Vec::new();
     let mut hits = 0;
     for _ in 0..20_000 {
         if random.random_bool(0.5) {
-            // Few beginnings, so that many are shared.
+            // Few different beginnings, so that many are shared.
             let length = random.random_range(1..=5 * BLOCK_TOKENS);
             let mut tokens = vec![0; length];
             for start in (0..length).step_by(BLOCK_TOKENS) {

@@ -53,13 +53,14 @@ pub trait Backend: Send + Sync {
     fn embed(&self, request: EmbedRequest) -> Vectors<'_>;
 }
 
-/// The vectors of an [`EmbedRequest`], in the order of its inputs. Dropping it cancels what is left within one step.
+/// Vectors of an [`EmbedRequest`], in the order of its inputs. Dropping the future cancels the rest within one step.
 pub type Vectors<'a> = Pin<Box<dyn Future<Output = Result<Vec<Vec<f32>>>> + Send + 'a>>;
 
 /// One sequence to continue.
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {
-    /// Who asks: requests share the engine by organisation, and find nothing of another one's in the cache.
+    /// Organisation of the client: requests share the engine by organisation, and never find another one's tokens in
+    /// the cache.
     pub organization: Arc<str>,
     /// The prompt's token ids; at least one.
     pub prompt: Arc<[u32]>,
@@ -67,7 +68,7 @@ pub struct GenerateRequest {
     pub adapter: Option<AdapterLease>,
     /// How tokens are drawn.
     pub sampling: Sampling,
-    /// New tokens at the most.
+    /// Most new tokens.
     pub max_tokens: usize,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
@@ -127,52 +128,52 @@ impl Default for Sampling {
 /// or `Failed`.
 #[derive(Debug)]
 pub enum Event {
-    /// The prompt was computed; sent if [`GenerateRequest::prompt_logprobs`] is set.
+    /// The prompt was computed; sent only if [`GenerateRequest::prompt_logprobs`] is set.
     Prompt {
-        /// One entry for each token after the first.
+        /// Log probabilities of each token after the first.
         tokens: Vec<TokenLogprobs>,
     },
-    /// A token was drawn. `text` is what may be shown now: whole characters only, and nothing that could still become
-    /// part of a stop text; it may be empty. A token that ends the answer is sent only if its log probability was asked
-    /// for; it has no text.
+    /// A token was drawn. `text` is the text that may be shown now: whole characters, and nothing that could still
+    /// become part of a stop text; it may be empty. A token that ends the answer has no text and is sent only if log
+    /// probabilities were requested.
     Token {
-        /// The token's id.
+        /// Token id.
         id: u32,
         /// Text that became safe to show.
         text: String,
-        /// The token's log probabilities, if the request asked for them.
+        /// Log probabilities of the token, if the request asked for them.
         logprobs: Option<TokenLogprobs>,
     },
     /// The answer is complete.
     Finished {
         /// Text held back until now.
         text: String,
-        /// Why it ended.
+        /// Reason for the end.
         reason: FinishReason,
         /// Tokens drawn, including an end token.
         completion_tokens: usize,
-        /// Tokens of the prompt that were not computed, because the cache held them from an earlier request.
+        /// Tokens of the prompt that the cache held from an earlier request, so that they were not computed.
         cached_tokens: usize,
     },
     /// The request failed; nothing follows.
     Failed(Error),
 }
 
-/// Why an answer ended.
+/// Reason for the end of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
     /// A stop text or an end-of-sequence token.
     Stop,
-    /// The number of tokens asked for, or the end of the context.
+    /// The requested number of tokens, or the end of the context.
     Length,
 }
 
 /// Inputs to embed, each one vector.
 #[derive(Debug, Clone)]
 pub struct EmbedRequest {
-    /// Who asks: requests share the engine by organisation.
+    /// Organisation of the client: requests share the engine by organisation.
     pub organization: Arc<str>,
-    /// Token ids of each input; none is empty.
+    /// Token ids of each input; at least one per input.
     pub inputs: Vec<Vec<u32>>,
     /// The adapter's generation; `None` runs the base.
     pub adapter: Option<AdapterLease>,

@@ -1,6 +1,6 @@
-//! The limits of one engine: how much runs in a step, how much waits, and for how long.
+//! Limits of one engine: how much runs in a step, how much waits, and for how long. Given to the engine when it starts.
 
-/// The limits of one engine. The operator sets them under `limits` in the configuration.
+/// Limits of one engine. The operator sets them under `limits` in the configuration.
 #[derive(Debug, Clone)]
 pub struct EngineLimits {
     /// Sequences that run in one step; `None`: 64, on a GPU 256.
@@ -15,7 +15,7 @@ pub struct EngineLimits {
     pub max_request_seconds: u64,
     /// Keep the keys and values of past prompts and answers in free cache blocks, for requests that begin alike.
     pub prefix_cache: bool,
-    /// Memory for keys and values, in MiB; `None`: 1024 in main memory, on a GPU a part of what is left of it.
+    /// Memory for keys and values, in MiB; `None`: 1024 in main memory, on a GPU a part of what the weights leave.
     pub kv_cache_mib: Option<usize>,
 }
 
@@ -34,12 +34,12 @@ impl Default for EngineLimits {
 }
 
 impl EngineLimits {
-    /// Sequences that run in one step.
+    /// Returns the most sequences that run in one step.
     pub fn sequences(&self) -> usize {
         self.max_sequences.unwrap_or(64)
     }
 
-    /// Tokens in one step.
+    /// Returns the most tokens in one step.
     pub fn step_tokens(&self) -> usize {
         self.max_step_tokens.unwrap_or(512)
     }

@@ -2,20 +2,20 @@
 //! the tokens of prompts, if the request asked for them.
 //!
 //! Raw means before bias, penalties, grammar, temperature and `top_p`: the model's own probability of a token, however
-//! it came to be drawn. Prompts have no other, so prompt and answer are measured alike.
+//! it was drawn. Prompts have no other, so prompt and answer are measured alike.
 
 use crate::{Error, Result};
 use attune_model::kernels::cpu::logits::all_finite;
 
-/// One token's log probability, and the most probable tokens in its place.
+/// Log probability of one token, and the most probable tokens in its position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprobs {
-    /// The token that was drawn, or is in the prompt.
+    /// Token that was drawn, or is in the prompt.
     pub id: u32,
-    /// Its log probability (natural logarithm).
+    /// Log probability of the token (natural logarithm).
     pub logprob: f32,
-    /// The most probable tokens with their log probabilities, the most probable first, of equals the lowest id. If `id`
-    /// is among them, its value has the very bits of `logprob`.
+    /// Most probable tokens with their log probabilities, in descending order, of equals the lowest id first. If `id`
+    /// is among them, its value is bit-identical to `logprob`.
     pub top: Vec<(u32, f32)>,
 }
 
@@ -31,7 +31,7 @@ impl TokenLogprobs {
             return Err(Error::Internal("the model's logits are not finite".into()));
         }
         let normalizer = log_sum_exp(logits);
-        // Finite logits can lie so far apart that their difference is beyond f32; JSON has no infinity.
+        // Finite logits can differ by more than f32 holds; JSON has no infinity.
         let logprob = |logit: f32| (f64::from(logit) - normalizer).max(f64::from(f32::MIN)) as f32;
         let top = largest(logits, count).into_iter().map(|(id, logit)| (id, logprob(logit))).collect();
         Ok(Self { id, logprob: logprob(logit), top })

@@ -1,5 +1,5 @@
-//! What an engine counts and measures, for `/metrics`. One [`EngineMetrics`] per engine, labelled with the base model's
-//! id: the handles are made once, since some are used for every token.
+//! Counts and measures an engine's work, for `/metrics`. One [`EngineMetrics`] per engine, labelled with the base
+//! model's id: the handles are made once, since some are used for every token.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::request::TokenTime;
 use super::scheduler::{Happenings, Scheduler};
 use super::sequence::Owner;
 
-/// One engine's numbers.
+/// Metrics of one engine.
 #[derive(Clone)]
 pub(super) struct EngineMetrics {
     steps: Counter,
@@ -31,7 +31,7 @@ pub(super) struct EngineMetrics {
 }
 
 impl EngineMetrics {
-    /// The numbers of the engine of `model`.
+    /// Creates the metrics of the engine of `model`.
     pub(super) fn new(model: &str) -> Self {
         describe();
         let model = || model.to_owned();
@@ -53,30 +53,30 @@ impl EngineMetrics {
         }
     }
 
-    /// A step of `rows` rows begins.
+    /// Counts a step of `rows` rows that begins.
     pub(super) fn step(&self, rows: usize) {
         self.steps.increment(1);
         self.step_rows.record(rows as f64);
     }
 
-    /// A step could not be computed.
+    /// Counts a step that could not be computed.
     pub(super) fn step_failed(&self) {
         self.failed_steps.increment(1);
     }
 
-    /// The engine's loop had to be started again.
+    /// Counts a restart of the engine's loop.
     pub(super) fn restarted(&self) {
         self.restarts.increment(1);
     }
 
-    /// What the scheduler did.
+    /// Counts the scheduler's happenings.
     pub(super) fn happened(&self, happenings: &Happenings) {
         self.preemptions.increment(happenings.preemptions);
         self.prefix_hits.increment(happenings.reused_tokens as u64);
         happenings.waits.iter().for_each(|wait| self.queue_time.record(wait.as_secs_f64()));
     }
 
-    /// A token was drawn.
+    /// Counts a drawn token and records its time.
     pub(super) fn token(&self, time: TokenTime) {
         let record = |histogram: &Histogram, time: Duration| histogram.record(time.as_secs_f64());
         match time {
@@ -85,7 +85,7 @@ impl EngineMetrics {
         }
     }
 
-    /// How much there is to do.
+    /// Sets the gauges of waiting and running work.
     pub(super) fn load<T: Owner>(&self, scheduler: &Scheduler<T>) {
         self.waiting.set(scheduler.waiting_count() as f64);
         self.running.set(scheduler.running_count() as f64);

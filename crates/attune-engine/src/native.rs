@@ -57,8 +57,8 @@ impl NativeEngine {
         &self.allocator
     }
 
-    /// Refuses token ids outside the model's embedding: one would fail the whole step that it is in. `api` has refused
-    /// a client's by then, in the words of the request's field.
+    /// Refuses token ids outside the model's embedding: one would fail its whole step. `api` has refused a client's
+    /// before, in the words of the request's field.
     fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
         match tokens.iter().find(|id| **id as usize >= self.vocabulary_size) {
             Some(id) => Err(Error::UnknownToken { id: *id, vocabulary: self.vocabulary_size }),
@@ -132,7 +132,7 @@ impl Backend for NativeEngine {
     fn embed(&self, request: EmbedRequest) -> Vectors<'_> {
         let submitted = self.submit_inputs(request);
         Box::pin(async move {
-            // Dropping the future drops the receivers, which takes the inputs out of the engine.
+            // Dropping the future drops the receivers, which removes the inputs from the engine.
             let replies = submitted?;
             let mut vectors = Vec::with_capacity(replies.len());
             for reply in replies {
@@ -154,7 +154,7 @@ impl Drop for NativeEngine {
     }
 }
 
-/// Closes the inbox when the thread ends, however it does: requests are then refused instead of queued for nobody.
+/// Closes the inbox when the thread ends, however it ends: requests are then refused instead of queued for nobody.
 struct StopOnDrop(Arc<Inbox>);
 
 impl Drop for StopOnDrop {

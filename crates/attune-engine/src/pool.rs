@@ -1,17 +1,17 @@
-//! Where steps are computed: inside the process's one pool of threads. Called by `runner.rs`.
+//! Computes steps inside the process's one pool of threads. Called by `runner.rs`.
 //!
 //! A step forks hundreds of times. From a thread of the pool that costs a fraction of a microsecond, from any other
 //! thread about twenty: the pool has to be woken, and the caller after it. So an engine's thread hands each step over
 //! as a whole.
 //!
 //! A thread of the pool that waits for a piece of its own work takes other work meanwhile. That must not be another
-//! engine's step, which would keep the first one waiting for its whole length, and others on top of it: engines take
-//! turns, in the order in which they ask. So an engine waits for one step of each other engine at the most. Of a
-//! trainer, which works from a thread of its own, a step can meet a piece of one kernel at a time. Nothing in the pool
-//! waits for a lock that a waiting step holds, so there is nothing to lock up.
+//! engine's step, which would delay the first one by its whole length, and others on top of it: engines take turns, in
+//! the order in which they ask. So an engine waits for at most one step of each other engine. A trainer works from a
+//! thread of its own, so a step meets at most one piece of one of its kernels at a time. No work in the pool waits for
+//! a lock that a waiting step holds, so there is no deadlock.
 //!
-//! `parking_lot::FairMutex` is not enough: it keeps the order of the threads that sleep, and one that still spins is
-//! overtaken by whoever comes back first; on a busy machine that is an engine's next step.
+//! `parking_lot::FairMutex` is not enough: it keeps the order of sleeping threads, but a thread that still spins is
+//! overtaken by the first to come back; on a busy machine that is an engine's next step.
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -23,9 +23,9 @@ pub(super) fn compute<T: Send>(step: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| step())
 }
 
-/// A lock that is given in the order in which it was asked for.
+/// A lock that threads get in the order in which they ask for it.
 struct Turns {
-    /// The number that the next one to ask gets, and the number whose turn it is.
+    /// Next number to give out, and the number whose turn it is.
     state: Mutex<(u64, u64)>,
     changed: Condvar,
 }
@@ -80,7 +80,7 @@ mod tests {
                     let _turn = turns.take();
                     report.send(index).expect("a receiver");
                 });
-                // Each has asked before the next one is there.
+                // Each thread has asked before the next one starts.
                 while turns.lock().0 != index + 2 {
                     std::thread::yield_now();
                 }

@@ -1,9 +1,9 @@
-//! Knows which full cache blocks hold the keys and values of which tokens, so that a request need not compute a
-//! prompt's beginning that an earlier one computed. It is the index of `kv.rs`, which counts the users of each block.
+//! Index of the full cache blocks by the tokens whose keys and values they hold, so that a request need not compute the
+//! beginning of a prompt that an earlier one computed. Used by `kv.rs`, which counts the users of each block.
 //!
 //! A block is named by a chained hash: of the organisation and the weights (the base or one adapter generation), then
-//! of its own 16 tokens and all before them. So nobody meets a prefix of another organisation, and a name that was
-//! given new weights never meets those of the old ones.
+//! of its own 16 tokens and all before them. So a request never finds a prefix of another organisation, and a model
+//! name that was given new weights never finds blocks of the old ones.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,11 +11,12 @@ use sha2::{Digest as _, Sha256};
 
 use attune_model::kv_cache::BLOCK_TOKENS;
 
-/// Begins the hash of a chain's root, and of each block after it: no input of one can be an input of the other.
+/// First byte of the hash of a chain's root, different from that of each block after it: no input of one can be an
+/// input of the other.
 const ROOT: [u8; 1] = [0];
 const BLOCK: [u8; 1] = [1];
 
-/// The name of a block's content: SHA-256, so that equal names mean equal content.
+/// Name of a block's content: SHA-256, so that equal names mean equal content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PrefixKey([u8; 32]);
 
@@ -30,7 +31,7 @@ impl PrefixKey {
         Self(hash.finalize().into())
     }
 
-    /// Returns the name of the block of `tokens` that follows the block of this name.
+    /// Returns the name of the block that holds `tokens` and follows the block named by `self`.
     #[must_use]
     pub(crate) fn next(&self, tokens: &[u32]) -> Self {
         let mut hash = Sha256::new_with_prefix(BLOCK);
@@ -42,7 +43,7 @@ impl PrefixKey {
     }
 }
 
-/// The names of a sequence's full blocks, computed only as far as they are asked for.
+/// Names of a sequence's full blocks, computed only as far as needed.
 #[derive(Debug)]
 pub(crate) struct PrefixChain {
     root: PrefixKey,
@@ -65,21 +66,21 @@ impl PrefixChain {
     }
 }
 
-/// The blocks whose content is known, and which of them nobody uses.
+/// Blocks with known content, and which of them are unused.
 #[derive(Debug, Default)]
 pub(crate) struct PrefixCache {
     blocks: HashMap<PrefixKey, u32>,
-    /// The reverse of `blocks`.
+    /// Reverse of `blocks`.
     keys: HashMap<u32, PrefixKey>,
-    /// Blocks that nobody uses, by the time of their last use.
+    /// Unused blocks by the time of their last use.
     idle: BTreeMap<u64, u32>,
-    /// The reverse of `idle`.
+    /// Reverse of `idle`.
     since: HashMap<u32, u64>,
     clock: u64,
 }
 
 impl PrefixCache {
-    /// Returns the block with this content.
+    /// Returns the block with this content; `None` if there is none.
     pub(crate) fn find(&self, key: &PrefixKey) -> Option<u32> {
         self.blocks.get(key).copied()
     }
@@ -93,8 +94,8 @@ impl PrefixCache {
     /// Notes that a block's last user has gone. Returns `false` if its content is not known: then the block is simply
     /// free.
     ///
-    /// Who gives back several blocks begins with the last one. A block is used by all who use the ones after it, so
-    /// each block's last use is then before that of the blocks that it builds on: they outlive it.
+    /// Give back the blocks of a sequence from the last to the first. All users of a block also use the blocks before
+    /// it, so each block is then older than the blocks that it builds on, and these outlive it.
     pub(crate) fn rest(&mut self, block: u32) -> bool {
         if !self.keys.contains_key(&block) {
             return false;
@@ -112,17 +113,17 @@ impl PrefixCache {
         }
     }
 
-    /// Returns `true` if nobody uses the block, but its content is kept.
+    /// Returns `true` if the block is unused and its content is kept.
     pub(crate) fn is_idle(&self, block: u32) -> bool {
         self.since.contains_key(&block)
     }
 
-    /// Returns the number of blocks that nobody uses and whose content is kept.
+    /// Returns the number of unused blocks whose content is kept.
     pub(crate) fn idle(&self) -> usize {
         self.idle.len()
     }
 
-    /// Forgets the block that was not used for the longest time, and hands it out.
+    /// Forgets the unused block with the oldest last use and returns it; `None` if there is none.
     pub(crate) fn evict(&mut self) -> Option<u32> {
         let (_, block) = self.idle.pop_first()?;
         self.since.remove(&block);
@@ -132,7 +133,7 @@ impl PrefixCache {
         Some(block)
     }
 
-    /// Forgets everything; returns the blocks that nobody uses.
+    /// Forgets everything; returns the unused blocks.
     pub(crate) fn clear(&mut self) -> Vec<u32> {
         let idle = std::mem::take(&mut self.idle).into_values().collect();
         *self = Self { clock: self.clock, ..Self::default() };
@@ -157,11 +158,11 @@ mod tests {
                 }
             }
         }
-        // The same 16 tokens elsewhere are another block.
+        // The same 16 tokens at another position are another block.
         let mut repeated = PrefixChain::new(PrefixKey::root("a", None));
         let keys = repeated.keys(&[7; 48], 3).to_vec();
         assert!(keys[0] != keys[1] && keys[1] != keys[2]);
-        // Equal beginnings have equal names, also where they are asked for bit by bit.
+        // Equal beginnings have equal names, also if the names are computed piece by piece.
         let mut longer = PrefixChain::new(PrefixKey::root("a", None));
         longer.keys(&[7; 16], 1);
         assert_eq!(longer.keys(&[[7; 32], [8; 32]].concat(), 3)[..2], keys[..2]);

@@ -1,4 +1,4 @@
-//! Puts requests before training: the trainer asks here between pieces of work and waits while requests run, for a
+//! Puts requests before training: the trainer calls this between pieces of work and waits while requests run, for a
 //! bounded time, so that neither starves the other.
 
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// Counts engine steps that are running or due. Shared by the engines and the trainer of a device.
+/// Number of engine steps that are running or due. Shared by the engines and the trainer of a device.
 #[derive(Debug, Default)]
 pub struct Priority {
     busy: Mutex<usize>,
     idle: Condvar,
 }
 
-/// While it lives, requests are running.
+/// Guard that marks requests as running while it lives.
 #[derive(Debug)]
 pub struct BusyGuard<'a>(&'a Priority);
 
@@ -24,14 +24,14 @@ impl Priority {
         BusyGuard(self)
     }
 
-    /// Waits until no request runs, but `at_most` this long.
+    /// Waits until no request runs, at most `at_most`.
     pub fn yield_to_requests(&self, at_most: Duration) {
         let mut busy = self.busy.lock();
         self.idle.wait_while_for(&mut busy, |busy| *busy > 0, at_most);
     }
 }
 
-/// Training's turns between requests. If requests run all the time, training gets half of the time.
+/// Turns of training between requests. If requests run all the time, training gets half of the time.
 #[derive(Debug)]
 pub struct TrainingTurns {
     priority: Arc<Priority>,

@@ -1,24 +1,24 @@
-//! Decides which waiting sequence is next. Turns are shared out fairly between organisations, then between each one's
-//! adapters. The scheduler has one queue for answers and one for embeddings.
+//! Decides which waiting sequence is next. Turns are shared fairly between organisations, then between the adapters of
+//! each. The scheduler has one queue for answers and one for embeddings.
 //!
 //! The rule is the virtual token counter of S-LoRA's authors ("Fairness in Serving Large Language Models"): each
-//! organisation has a counter of the tokens that it was served, and the lowest one is next; under it, so has each
-//! adapter; under that, first in, first out. Who comes back after a pause is lifted to the lowest counter of those that
-//! are active, so nobody saves up credit while away. Nobody is passed over for ever: a counter stands still while its
-//! owner waits, and those of the others rise.
+//! organisation has a counter of the tokens that it was served, and the lowest counter is next; the same among the
+//! adapters of an organisation; then first in, first out. An organisation that comes back after a pause is lifted to
+//! the lowest counter of the active ones, so nobody saves up credit while away. Nobody is passed over for ever: a
+//! counter stands still while its owner waits, and the others rise.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Served tokens that a drawn token counts as; one of a prompt counts 1. A drawn token takes a step of its own.
+/// Weight of a drawn token in the counters; a token of a prompt counts 1. A drawn token takes a step of its own.
 pub(crate) const DRAWN_TOKEN: u64 = 2;
 
-/// The line that a sequence waits in.
+/// Line that a sequence waits in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Position {
-    /// Who asked.
+    /// Organisation of the client.
     pub(crate) organization: Arc<str>,
-    /// The adapter generation; empty for the base.
+    /// Adapter generation; empty for the base.
     pub(crate) adapter: Arc<str>,
 }
 
@@ -32,24 +32,24 @@ pub(crate) struct FairQueue<S> {
 /// Sequences of one line with the numbers of their arrival.
 type Line<S> = VecDeque<(u64, S)>;
 
-/// Counters of the tokens served, by name, and what lies under each.
+/// Counters of served tokens by name, with the queues below each name.
 #[derive(Debug)]
 struct Shares<V> {
     entries: HashMap<Arc<str>, Share<V>>,
-    /// Sequences under all names.
+    /// Number of sequences under all names.
     active: usize,
 }
 
 #[derive(Debug)]
 struct Share<V> {
     served: u64,
-    /// Sequences that wait or run.
+    /// Number of sequences that wait or run.
     active: usize,
     under: V,
 }
 
 impl<S> Default for FairQueue<S> {
-    /// Nothing waits and nobody was served.
+    /// Creates an empty queue, with no counters.
     fn default() -> Self {
         Self { organizations: Shares::default(), waiting: 0 }
     }
@@ -63,8 +63,8 @@ impl<S> FairQueue<S> {
         self.waiting += 1;
     }
 
-    /// Returns the line that is next; `None` if nobody waits. Of equal counters the one with the fewest sequences is
-    /// next, then the one that came first.
+    /// Returns the next line; `None` if nobody waits. Of equal counters the one with the fewest sequences is next, then
+    /// the one that came first.
     pub(crate) fn next(&self) -> Option<Position> {
         let head = |line: &Line<S>| line.front().map(|(arrival, _)| *arrival);
         let (organization, _) = self.organizations.lowest(|adapters| Some(adapters.lowest(head)?.1))?;
@@ -72,12 +72,12 @@ impl<S> FairQueue<S> {
         Some(Position { organization: organization.clone(), adapter: adapter.clone() })
     }
 
-    /// Returns the first in the line of `place`.
+    /// Returns the first sequence in the line of `place`; `None` if the line is empty.
     pub(crate) fn front(&mut self, place: &Position) -> Option<&mut S> {
         self.line(place)?.front_mut().map(|(_, sequence)| sequence)
     }
 
-    /// Takes the first in the line of `place`; it stays active.
+    /// Takes the first sequence in the line of `place`; it stays active.
     pub(crate) fn pop(&mut self, place: &Position) -> Option<S> {
         let (_, sequence) = self.line(place)?.pop_front()?;
         self.waiting -= 1;
@@ -102,7 +102,7 @@ impl<S> FairQueue<S> {
         self.organizations.leave(&place.organization);
     }
 
-    /// Takes out every waiting sequence for which `is_wanted` is `false`, and lets it leave.
+    /// Removes every waiting sequence for which `is_wanted` is `false`, as if each had called [`Self::leave`].
     pub(crate) fn extract(&mut self, mut is_wanted: impl FnMut(&S) -> bool) -> Vec<S> {
         let mut taken = Vec::new();
         let mut places = Vec::new();
@@ -174,7 +174,7 @@ impl<V: Default> Shares<V> {
             self.active -= 1;
         }
         if self.active == 0 {
-            // Nobody competes: counters begin anew.
+            // Nobody competes: counters start again from zero.
             self.entries.clear();
         }
     }
@@ -200,7 +200,7 @@ mod tests {
         Position { organization: organization.into(), adapter: adapter.into() }
     }
 
-    /// Takes out who is next and serves it `tokens`.
+    /// Pops the next sequence and charges it `tokens`.
     fn serve(queue: &mut FairQueue<u64>, tokens: u64) -> u64 {
         let place = queue.next().expect("somebody waits");
         let number = queue.pop(&place).expect("the line of who is next has a first");
@@ -258,7 +258,7 @@ mod tests {
     fn who_was_away_has_saved_up_nothing_and_owes_what_it_owed() {
         let mut queue = queue(&[("busy", ""), ("busy", ""), ("other", "")]);
         assert_eq!((serve(&mut queue, 3000), serve(&mut queue, 1000)), (2, 0));
-        // `other` was served 3000 and `busy` 1000: there a newcomer begins.
+        // `other` was served 3000 and `busy` 1000: a newcomer starts at 1000.
         queue.push(&place("new", ""), 3, 3);
         assert_eq!((serve(&mut queue, 100), serve(&mut queue, 100)), (3, 1));
         queue.leave(&place("other", ""));
@@ -275,7 +275,7 @@ mod tests {
             queue.leave(&place(name.0, name.1));
         }
         assert!(queue.organizations.entries.is_empty());
-        // Names that are gone leave nothing behind even where the queue is never idle.
+        // Names without sequences leave nothing behind even if the queue is never idle.
         queue.push(&place("stays", ""), 0, 0);
         for number in 1..2000 {
             let visitor = place(&number.to_string(), &number.to_string());

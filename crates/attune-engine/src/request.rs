@@ -1,4 +1,4 @@
-//! One request's state on the engine thread: an answer that grows token by token, or an input's hidden states on the
+//! State of one request on the engine thread: an answer that grows token by token, or an input's hidden states on the
 //! way to a vector. Made and driven by `runner.rs`.
 
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::{Error, Result};
 use attune_model::kernels::Draw;
 use attune_model::tokenizer::Tokenizer;
 
-/// What a sequence is computed for.
+/// Result that a sequence is computed for.
 #[derive(Debug)]
 pub(super) enum Work {
     /// Tokens for a client.
@@ -34,18 +34,18 @@ pub(super) struct Answer {
     sampler: Sampler,
     text: TextStream,
     stop_tokens: Vec<u32>,
-    /// Knows the special tokens that are part of the text.
+    /// Grammar, which knows the special tokens that are part of the text.
     grammar: Option<Grammar>,
     max_tokens: usize,
     drawn: usize,
     submitted: Instant,
-    /// When the last token was drawn.
+    /// Time of the last drawn token.
     last_token: Option<Instant>,
     /// Tokens of the prompt that were found in the cache.
     cached_tokens: usize,
-    /// As [`GenerateRequest::logprobs`].
+    /// Copy of [`GenerateRequest::logprobs`].
     logprobs: Option<usize>,
-    /// The prompt's log probabilities while it is being computed; `None` if not asked for.
+    /// Log probabilities of the prompt while it is being computed; `None` if not requested.
     prompt: Option<PromptLogprobs>,
 }
 
@@ -53,9 +53,9 @@ pub(super) struct Answer {
 #[derive(Debug)]
 struct PromptLogprobs {
     prompt: Arc<[u32]>,
-    /// As [`GenerateRequest::prompt_logprobs`].
+    /// Copy of [`GenerateRequest::prompt_logprobs`].
     count: usize,
-    /// Of the prompt's tokens from the second on, so far.
+    /// Log probabilities so far, from the prompt's second token on.
     tokens: Vec<TokenLogprobs>,
 }
 
@@ -67,32 +67,32 @@ pub(super) struct Embedding {
     reply: Option<oneshot::Sender<Result<Vec<f32>>>>,
 }
 
-/// What a step yields for the next token.
+/// Result of a step for the next token.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Next<'a> {
-    /// The logits to draw it from.
+    /// Logits to draw it from.
     Logits(&'a [f32]),
-    /// The token, which the model drew as [`Answer::plain_draw`] asked.
+    /// Token that the model drew as [`Answer::plain_draw`] asked.
     Token(u32),
 }
 
-/// The outcome of a step for one sequence.
+/// Outcome of a step for one sequence.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Drawn {
     /// Nothing to show yet.
     Continues,
     /// This token was drawn; another follows.
     Token(u32),
-    /// The client has all that it will get.
+    /// The client has received everything.
     Ended,
 }
 
-/// How long a client waited for a token.
+/// Time that a client waited for a token.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum TokenTime {
-    /// For the first token: since the request arrived.
+    /// Time to the first token, since the request arrived.
     First(Duration),
-    /// For a later token: since the one before.
+    /// Time to a later token, since the one before.
     Next(Duration),
 }
 
@@ -137,7 +137,7 @@ impl Owner for Work {
 }
 
 impl Work {
-    /// Tells the client what went wrong; nothing follows.
+    /// Sends the client an error; nothing follows.
     pub(super) fn fail(&mut self, error: Error) {
         match self {
             Self::Answer(answer) => drop(answer.send_failed(error)),
@@ -176,15 +176,15 @@ impl Answer {
         })
     }
 
-    /// Returns `true` while the logits of all rows of the prompt are read, not of the last one alone.
+    /// Returns `true` while the logits of all rows of the prompt are read, not only of the last one.
     pub(super) fn reads_prompt(&self) -> bool {
         self.prompt.is_some()
     }
 
-    /// Takes the next rows of the prompt's logits, without the last one, which [`Self::draw`] gets.
+    /// Takes the logits of the prompt's next rows, without the last row, which [`Self::draw`] gets.
     pub(super) fn read_prompt(&mut self, rows: &[&[f32]]) -> Result<()> {
         let Some(PromptLogprobs { prompt, count, tokens }) = &mut self.prompt else { return Ok(()) };
-        // Row i is what the model expects at place i + 1.
+        // Row i predicts the token at position i + 1.
         let expected = &prompt[tokens.len() + 1..];
         let piece: Result<Vec<_>> =
             rows.par_iter().zip(expected).map(|(logits, id)| TokenLogprobs::of(logits, *id, *count)).collect();
@@ -192,14 +192,14 @@ impl Answer {
         Ok(())
     }
 
-    /// Returns the next draw if it needs the logits only and the client asked for no log probabilities; the model can
-    /// do it.
+    /// Returns the next draw if the model can do it: it needs only the logits, and the client asked for no log
+    /// probabilities.
     pub(super) fn plain_draw(&self) -> Option<Draw> {
         let reads_logits = self.logprobs.is_some() || self.reads_prompt() || self.max_tokens == 0;
         if reads_logits { None } else { self.sampler.plain_draw() }
     }
 
-    /// Takes the next token and sends what it makes safe to show.
+    /// Takes the next token and sends the text that may be shown.
     pub(super) fn draw(&mut self, tokenizer: &Tokenizer, next: Next<'_>) -> Result<Drawn> {
         if let Some(prompt) = self.prompt.take()
             && self.events.send(Event::Prompt { tokens: prompt.tokens }).is_err()
@@ -267,7 +267,7 @@ impl Answer {
         Drawn::Ended
     }
 
-    /// Tells the client what went wrong. One that has gone meanwhile needs no answer.
+    /// Sends the client an error. Sending fails only if the client has gone; that is fine.
     pub(super) fn send_failed(&self, error: Error) -> Drawn {
         let _ = self.events.send(Event::Failed(error));
         Drawn::Ended
@@ -303,7 +303,7 @@ impl Embedding {
 
     fn send(&mut self, result: Result<Vec<f32>>) {
         if let Some(reply) = self.reply.take() {
-            // The client may have gone in this very step.
+            // Sending fails only if the client has gone; that is fine.
             let _ = reply.send(result);
         }
     }

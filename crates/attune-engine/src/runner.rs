@@ -1,8 +1,9 @@
-//! The engine thread's loop: take what arrived, compose a step, compute it, hand out what came of it.
+//! Runs the loop of the engine thread: take arrivals, compose a step, compute it, hand out its results. Started by
+//! `native.rs`.
 //!
 //! Nothing that one request does may reach another: channels are unbounded, so a slow reader stalls nothing; a send to
-//! a client that has gone is not an error; a step that fails or panics is repeated by halves until only the request is
-//! left that cannot be computed, and that one fails. If the loop itself panics, the requests in flight fail and the
+//! a client that has gone is not an error; a step that fails or panics is repeated by halves until only the request
+//! that cannot be computed is left, and that one fails. If the loop itself panics, the requests in flight fail and the
 //! loop starts anew. If the device is lost the loop ends, and `app` ends the process.
 
 use std::any::Any;
@@ -26,32 +27,32 @@ use crate::limits::EngineLimits;
 use crate::{Error, Result};
 use attune_model::tokenizer::Tokenizer;
 
-/// How long a client whose request waited in vain is told to wait: the queue is long.
+/// Time that a client is told to wait if its request was never admitted: the queue is long.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// Everything that the engine thread owns.
+/// Data that the engine thread owns.
 pub(super) struct Runner<M> {
     model: M,
     scheduler: Scheduler<Work>,
     limits: EngineLimits,
     metrics: EngineMetrics,
-    /// Taken from the inbox and not yet in the schedule.
+    /// Arrivals that were taken from the inbox and are not yet in the schedule.
     arrived: VecDeque<Arrival>,
-    /// The device is lost and computes nothing any more.
+    /// Whether the device is lost and computes nothing any more.
     lost: bool,
 }
 
-/// Where a part's results are in the step's output.
+/// Position of a part's results in the step's output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Results {
     /// The sequence has no rows in this step.
     None,
-    /// Rows of logits: `prompt` has those of a prompt's piece if the client wants its log probabilities, `draw` the row
-    /// to draw from if the piece is the last.
+    /// Rows of logits: `prompt` are those of a prompt's piece if the client wants its log probabilities, `draw` is the
+    /// row to draw from if the piece is the last.
     Logits { prompt: Range<usize>, draw: Option<usize> },
-    /// The token that the model drew.
+    /// Index of the token that the model drew.
     Token(usize),
-    /// Rows of hidden states; the input is complete with them where `last`.
+    /// Rows of hidden states; with `last` the input is complete.
     Hidden { rows: Range<usize>, last: bool },
 }
 
@@ -123,7 +124,7 @@ impl<M: StepModel> Runner<M> {
                 match caught(|| Answer::new(tokenizer, *request, events.clone(), submitted)) {
                     Ok(answer) => Some(Work::Answer(Box::new(answer))),
                     Err(error) => {
-                        // A client that has gone meanwhile needs no answer.
+                        // Sending fails only if the client has gone; that is fine.
                         let _ = events.send(Event::Failed(error));
                         None
                     }
@@ -145,8 +146,8 @@ impl<M: StepModel> Runner<M> {
         self.metrics.happened(&self.scheduler.take_happenings());
         self.metrics.load(&self.scheduler);
         if step.parts.is_empty() {
-            // Admission lets in only what fits an empty cache, so nothing can be left waiting; if it is, do not spin on
-            // it.
+            // Admission accepts only requests that fit an empty cache, so nothing can be left waiting; if it is, do not
+            // spin on it.
             for mut work in self.scheduler.drain() {
                 work.fail(Error::Internal("a request fits no empty cache".into()));
             }
@@ -165,8 +166,8 @@ impl<M: StepModel> Runner<M> {
         }
     }
 
-    /// Computes `step` and hands out its results. Where it fails, each half is tried again, and so on, until only what
-    /// cannot be computed alone is left: that request fails, the others lose nothing.
+    /// Computes `step` and hands out its results. If it fails, each half is tried again, and so on, until only a
+    /// request that cannot be computed alone is left: that one fails, the others lose nothing.
     fn compute(&mut self, step: Step) {
         let mut ended = Vec::new();
         let mut cache_lost = false;
@@ -225,7 +226,7 @@ impl<M: StepModel> Runner<M> {
     }
 
     /// Gives each sequence its results, on all cores: drawing from a large vocabulary costs as much as a small layer.
-    /// Returns the indices of those that have ended.
+    /// Returns the indices of the sequences that have ended.
     fn hand_out(&mut self, step: &Step, results: &[Results], output: &StepOutput) -> Vec<usize> {
         let mut by_sequence = vec![Results::None; self.scheduler.running_count()];
         for (part, result) in step.parts.iter().zip(results) {
@@ -242,7 +243,7 @@ impl<M: StepModel> Runner<M> {
     }
 }
 
-/// Returns which rows of `step` are read back, and where each part finds its results.
+/// Returns the rows of `step` to read back, and the position of each part's results in them.
 fn wanted_rows(step: &Step, running: &[Sequence<Work>], model_draws: bool) -> (WantedRows, Vec<Results>) {
     let mut wanted = WantedRows::default();
     let results = step.parts.iter().map(|part| match &running[part.sequence].owner {
@@ -317,7 +318,7 @@ fn deliver(
     progress
 }
 
-/// Runs `work` and turns a panic into an error. The caller then throws away what `work` touched, so that no
+/// Runs `work` and turns a panic into an error. The caller then discards the data that `work` changed, so that no
 /// half-changed state is seen.
 fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work))

@@ -13,28 +13,28 @@ use crate::{Error, Result};
 use attune_model::kernels::cpu::logits as row;
 use attune_model::kernels::{Draw, NO_TOKEN};
 
-/// Tokens that are looked at first when `top_p` is below 1; a peaked distribution needs no more.
+/// Candidates of the first attempt if `top_p` is below 1; a peaked distribution needs no more.
 const FIRST_CANDIDATES: usize = 64;
-/// Logits stay within this on both sides under any penalty, so that their differences are numbers.
+/// Bound on the size of logits under any penalty, so that their differences are finite.
 const LARGEST_LOGIT: f32 = 1e30;
 
-/// The state of one request's draws.
+/// State of one request's draws.
 #[derive(Debug)]
 pub(crate) struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
-    /// How often each token was drawn; kept only if a penalty needs it.
+    /// Number of times that each token was drawn; kept only if a penalty needs it.
     drawn: HashMap<u32, u32>,
     /// Tokens of the prompt and the answer; kept only if the repetition penalty needs them.
     seen: HashSet<u32>,
-    /// Logits as this request sees them, then weights; kept to allocate once.
+    /// Logits after the request's bias and penalties, then weights; kept to allocate once.
     scratch: Vec<f32>,
-    /// The answer's position in its grammar.
+    /// State of the answer's grammar; `None` without one.
     grammar: Option<GrammarState>,
 }
 
 impl Sampler {
-    /// Creates a sampler at its first token.
+    /// Creates a sampler before its first token.
     pub(crate) fn new(sampling: Sampling) -> Self {
         let random = sampling.seed.map_or_else(ChaCha8Rng::from_os_rng, ChaCha8Rng::seed_from_u64);
         let (drawn, seen, scratch) = (HashMap::new(), HashSet::new(), Vec::new());
@@ -50,20 +50,20 @@ impl Sampler {
         self
     }
 
-    /// Lets only what `grammar` allows be drawn.
+    /// Restricts draws to the tokens that `grammar` allows.
     #[must_use]
     pub(crate) fn with_grammar(mut self, grammar: Option<GrammarState>) -> Self {
         self.grammar = grammar;
         self
     }
 
-    /// Returns `true` once the grammar has come to its end: nothing may follow.
+    /// Returns `true` once the grammar is complete: no token may follow.
     pub(crate) fn is_complete(&self) -> bool {
         self.grammar.as_ref().is_some_and(GrammarState::is_complete)
     }
 
-    /// Starts computing on another thread what the grammar allows next; the next draw waits for it. Call it only if
-    /// another draw follows.
+    /// Starts computing the tokens that the grammar allows next on another thread; the next draw waits for it. Call it
+    /// only if another draw follows.
     pub(crate) fn prepare(&self) {
         if let Some(grammar) = &self.grammar {
             grammar.prepare();
@@ -100,8 +100,8 @@ impl Sampler {
         Ok(token)
     }
 
-    /// Returns the next draw if it needs nothing but the logits. Asking again gives the same: only [`Self::drew`] moves
-    /// on.
+    /// Returns the next draw if it needs nothing but the logits, else `None`. Calling it again returns the same: only
+    /// [`Self::drew`] moves on.
     pub(crate) fn plain_draw(&self) -> Option<Draw> {
         let &Sampling { temperature, top_k, top_p, min_p, presence_penalty, frequency_penalty, .. } = &self.sampling;
         let counts = presence_penalty != 0.0 || frequency_penalty != 0.0;
@@ -114,7 +114,7 @@ impl Sampler {
         Some(Draw { temperature, point: self.random.clone().random(), top_k, top_p, min_p })
     }
 
-    /// Takes in the token that the model drew by [`Self::plain_draw`].
+    /// Records the token that the model drew by [`Self::plain_draw`].
     pub(crate) fn drew(&mut self, token: u32) -> Result<u32> {
         if token == NO_TOKEN {
             return Err(broken_logits());
@@ -157,7 +157,7 @@ impl Sampler {
         }
     }
 
-    /// Draws by the logits in `scratch`, and turns them into weights.
+    /// Draws from the logits in `scratch` and turns them into weights.
     fn draw_by_weight(&mut self) -> u32 {
         // One number per token on every path, so that a seed's stream does not depend on the logits.
         let point = self.random.random::<f64>();
@@ -202,9 +202,9 @@ fn draw_from_all(weights: &[f32], point: f64) -> u32 {
     walk(block.iter().enumerate().map(|(place, weight)| ((first + place) as u32, *weight)), rest)
 }
 
-/// Filters `weights`, of which the largest is 1, in the order of transformers: the `top_k` most probable tokens; of
-/// these the fewest whose share of their sum is at least `top_p`; of these, those above `min_p`. Returns at least one
-/// token, the most probable first, of equals the lowest id.
+/// Filters `weights`, whose largest is 1, in the order of transformers: the `top_k` most probable tokens; of these the
+/// fewest whose share of their sum is at least `top_p`; of these, those of at least `min_p`. Returns at least one
+/// token, in descending order, of equals the lowest id first.
 fn kept(weights: &[f32], sampling: &Sampling) -> Vec<(u32, f32)> {
     let sum = |tokens: &[(u32, f32)]| tokens.iter().map(|(_, weight)| f64::from(*weight)).sum::<f64>();
     let top_p = f64::from(sampling.top_p);
@@ -240,8 +240,8 @@ fn kept(weights: &[f32], sampling: &Sampling) -> Vec<(u32, f32)> {
     tokens
 }
 
-/// Returns the `count` tokens of the largest weights, the largest first, of equals the lowest id. `maxima` are those of
-/// the weights' blocks.
+/// Returns the `count` tokens of the largest weights, in descending order, of equals the lowest id first. `maxima` are
+/// those of the weights' blocks.
 fn most_probable(weights: &[f32], maxima: &[f32], count: usize) -> Vec<(u32, f32)> {
     // `count` blocks have a maximum of at least this, so at least `count` weights are as large.
     let least = if count <= maxima.len() {
@@ -267,7 +267,8 @@ fn most_probable(weights: &[f32], maxima: &[f32], count: usize) -> Vec<(u32, f32
     tokens
 }
 
-/// Returns the first token at which the running sum passes `target`; if rounding lets none, the last with any weight.
+/// Returns the first token at which the running sum passes `target`; if rounding prevents that, the last token with a
+/// weight.
 fn walk(tokens: impl Iterator<Item = (u32, f32)>, target: f64) -> u32 {
     let mut sum = 0.0;
     let mut last = 0;

@@ -1,4 +1,4 @@
-//! Draws against the probabilities that the definition gives.
+//! Tests that draws have the probabilities of the definition.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,7 +10,7 @@ fn sampler(change: impl FnOnce(&mut Sampling)) -> Sampler {
     Sampler::new(sampling)
 }
 
-/// Shares of 20,000 draws.
+/// Returns the share of each token in 20,000 draws.
 fn shares(mut sampler: Sampler, logits: &[f32]) -> Vec<f64> {
     let mut shares = vec![0.0; logits.len()];
     for _ in 0..20_000 {
@@ -61,13 +61,12 @@ fn top_p_keeps_the_fewest_most_probable_tokens() {
     close(&shares(sampler(|sampling| sampling.top_p = 0.75), &logits), &[0.0, 0.625, 0.375]);
     close(&shares(sampler(|sampling| sampling.top_p = 0.4), &logits), &[0.0, 1.0, 0.0]);
     close(&shares(sampler(|sampling| sampling.top_p = 0.0), &logits), &[0.0, 1.0, 0.0]);
-    // A flat distribution needs more candidates than the first look takes; equal weights are kept from the lowest id
-    // on.
+    // A flat distribution needs more candidates than the first attempt has; of equal weights the lowest ids are kept.
     let flat = shares(sampler(|sampling| sampling.top_p = 0.5), &[1.0; 1000]);
     assert!(flat[..500].iter().all(|share| *share > 0.0) && flat[501..].iter().all(|share| *share == 0.0));
 }
 
-/// What `kept` keeps, by the definition: sort all, cut three times.
+/// Filters by the definition: sort all, cut three times.
 fn kept_by_definition(weights: &[f32], sampling: &Sampling) -> Vec<u32> {
     let mut order: Vec<usize> = (0..weights.len()).collect();
     order.sort_by(|a, b| weights[*b].total_cmp(&weights[*a]).then(a.cmp(b)));
@@ -92,7 +91,7 @@ fn kept_by_definition(weights: &[f32], sampling: &Sampling) -> Vec<u32> {
 fn what_is_kept_is_what_the_definition_keeps() {
     let mut random = ChaCha8Rng::seed_from_u64(3);
     for case in 0..400 {
-        // Some with many equal weights, some peaked, some flat; more and fewer than a block.
+        // Some have many equal weights, some are peaked, some flat; more and fewer than a block.
         let (count, spread) = ([1, 5, 64, 65, 1000, 5000][case % 6], [0.01, 1.0, 4.0, 30.0][case % 4]);
         let mut weights: Vec<f32> =
             (0..count)
@@ -107,7 +106,7 @@ fn what_is_kept_is_what_the_definition_keeps() {
         row::to_weights(&mut weights, 1.0);
         let sampling = Sampling {
             top_k: [0, 1, 3, 50, 64, 70, 2000, 9000][random.random_range(0..8)],
-            // No shares that equal weights reach exactly: the two sums round differently.
+            // Avoids shares that equal weights reach exactly: the two sums round differently.
             top_p: [1.0, 0.913, 0.513, 0.013, 0.0][random.random_range(0..5)],
             min_p: [0.0, 0.05, 0.5, 1.0][random.random_range(0..4)],
             ..Sampling::default()
@@ -123,7 +122,7 @@ fn top_k_and_min_p_share_out_what_is_left() {
     close(&shares(sampler(|sampling| sampling.top_k = 2), &logits), &[0.0, 4.0 / 7.0, 3.0 / 7.0, 0.0]);
     close(&shares(sampler(|sampling| sampling.top_k = 9), &logits), &[0.2, 0.4, 0.3, 0.1]);
     close(&shares(sampler(|sampling| sampling.min_p = 0.45), &logits), &[2.0 / 9.0, 4.0 / 9.0, 3.0 / 9.0, 0.0]);
-    // The share of top_p is one of the three that top_k leaves: 0.4 + 0.3 of 0.9.
+    // The share of top_p is one of the three tokens that top_k keeps: 0.4 + 0.3 of 0.9.
     let both = |sampling: &mut Sampling| (sampling.top_k, sampling.top_p) = (3, 0.75);
     close(&shares(sampler(both), &logits), &[0.0, 4.0 / 7.0, 3.0 / 7.0, 0.0]);
 }
@@ -149,7 +148,7 @@ fn the_repetition_penalty_counts_prompt_and_answer() {
     // Below zero it multiplies: -0.5 becomes -0.6 · 1.0.
     let mut below = sampler(greedy(1.5)).with_prompt(&[0]);
     assert_eq!(below.draw(&[-0.5, -0.6]).unwrap(), 1);
-    // A penalty below 1 favours what was there; the smallest one overflows nothing.
+    // A penalty below 1 favours earlier tokens; the smallest one overflows nothing.
     for penalty in [0.9, f32::MIN_POSITIVE] {
         let mut favoured = sampler(|sampling| {
             greedy(penalty)(sampling);

@@ -1,20 +1,20 @@
-//! Composes steps: which sequences run, which wait, and whose rows the next step computes. A plain data structure
-//! without tensors and threads; the engine thread (`runner.rs`) owns it.
+//! Composes steps: decides which sequences run, which wait, and which rows the next step computes. A plain data
+//! structure without tensors and threads; the engine thread (`runner.rs`) owns it.
 //!
 //! The rules:
-//! - A sequence is admitted once there are blocks for the tokens that it has, beside one for each running sequence that
-//!   may need another; it takes further blocks as it grows. Who is next is [`FairQueue`]'s business; it is waited for,
-//!   not overtaken, so a large one is not starved by small ones.
+//! - A sequence is admitted once there are blocks for its tokens, plus one spare block for each running sequence that
+//!   may need another; it takes further blocks as it grows. [`FairQueue`] decides which sequence is next; the others
+//!   wait for it and do not overtake it, so a large one is not starved by small ones.
 //! - When a running sequence needs a block and none is left, the one admitted last gives up all of its own. It keeps
 //!   its tokens and its owner's state, comes before everything that waits, and is computed again from its tokens: its
-//!   text is what it would have been. So the oldest always goes on, and everyone becomes the oldest.
+//!   text does not change. So the oldest always goes on, and everyone becomes the oldest.
 //! - Answers and embeddings queue in lanes of their own, admitted in turn: a bulk embedding job delays no chat.
-//! - A step has one row of every sequence that is answering, then pieces of prompts within the budget: a quarter of
-//!   what is left for the oldest one, the rest for those that need least. So a long prompt delays no short one, and
+//! - A step has one row of every sequence that is answering, then pieces of prompts within the budget: a quarter of the
+//!   rest for the oldest prompt, the remainder for those that need least. So a long prompt delays no short one, and
 //!   short ones delay no long one without end.
-//! - Where two prompts begin alike, the younger waits for the older one's blocks instead of computing the same.
+//! - If two prompts begin alike, the younger waits for the older one's blocks instead of computing the same.
 //! - Rows of one adapter generation stand next to each other, the base first.
-//! - A sequence whose client has gone leaves at the next sweep, waiting or running, and its blocks with it.
+//! - A sequence whose client has gone is removed with its blocks at the next sweep, waiting or running.
 
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
@@ -26,13 +26,13 @@ pub(crate) use super::sequence::{Lane, NewSequence, Owner, Sequence};
 use crate::limits::EngineLimits;
 use attune_model::decoder::SequenceRows;
 
-/// Beyond this many waiting sequences, only every [`LAZY_SWEEP`]th step looks for those whose client has gone.
+/// Number of waiting sequences beyond which only every [`LAZY_SWEEP`]th step looks for those whose client has gone.
 const LONG_QUEUE: usize = 4096;
 const LAZY_SWEEP: u64 = 16;
-/// The oldest prompt's part of the budget for prompts.
+/// Divisor of the prompts' budget for the oldest prompt's part.
 const OLDEST_PROMPT: usize = 4;
 
-/// One step's rows.
+/// Rows of one step.
 #[derive(Debug, Default)]
 pub(crate) struct Step {
     /// The tokens of all parts.
@@ -46,9 +46,9 @@ pub(crate) struct Step {
 pub(crate) struct StepPart {
     /// Index of the sequence in [`Scheduler::running`].
     pub(crate) sequence: usize,
-    /// Its rows in the step.
+    /// Rows of the sequence in the step.
     pub(crate) rows: Range<usize>,
-    /// The rows reach the last known token: a token can be drawn, or an embedding is complete.
+    /// Whether the rows reach the last known token: a token can be drawn, or an embedding is complete.
     pub(crate) complete: bool,
 }
 
@@ -61,14 +61,14 @@ pub(crate) enum Overdue {
     Running,
 }
 
-/// What happened while steps were composed, for the metrics.
+/// Counts of events while steps were composed, for the metrics.
 #[derive(Debug, Default)]
 pub(crate) struct Happenings {
-    /// How long each sequence waited that was admitted.
+    /// Waiting time of each admitted sequence.
     pub(crate) waits: Vec<Duration>,
     /// Tokens of prompts that sequences found in the cache.
     pub(crate) reused_tokens: usize,
-    /// Sequences that had to give up their blocks.
+    /// Number of sequences that had to give up their blocks.
     pub(crate) preemptions: u64,
 }
 
@@ -77,13 +77,13 @@ pub(crate) struct Happenings {
 pub(crate) struct Scheduler<T> {
     limits: EngineLimits,
     allocator: BlockAllocator,
-    /// Indexed by [`Lane`].
+    /// Waiting sequences, indexed by [`Lane`].
     waiting: [FairQueue<Sequence<T>>; 2],
-    /// The lane whose turn it is.
+    /// Lane whose turn it is.
     turn: usize,
-    /// In the order of their first admission.
+    /// Running sequences in the order of their first admission.
     running: Vec<Sequence<T>>,
-    /// Those that gave up their blocks, in the same order; all were admitted after those that run.
+    /// Sequences that gave up their blocks, in the same order; all were admitted after the running ones.
     preempted: VecDeque<Sequence<T>>,
     arrivals: u64,
     sweeps: u64,
@@ -108,7 +108,7 @@ impl Step {
 }
 
 impl<T: Owner> Scheduler<T> {
-    /// An empty scheduler over the blocks of `allocator`.
+    /// Creates an empty scheduler over the blocks of `allocator`.
     pub(crate) fn new(limits: &EngineLimits, allocator: BlockAllocator) -> Self {
         Self {
             limits: limits.clone(),
@@ -123,15 +123,14 @@ impl<T: Owner> Scheduler<T> {
         }
     }
 
-    /// Puts a sequence at the end of its queue. [`Admission`](super::admission::Admission) has made sure that it can
-    /// run.
+    /// Puts a sequence at the end of its queue. [`Admission`](super::admission::Admission) has checked that it can run.
     pub(crate) fn submit(&mut self, new: NewSequence<T>) {
         let sequence = Sequence::new(new, &self.allocator, self.limits.prefix_cache);
         self.arrivals += 1;
         self.waiting[sequence.owner.lane() as usize].push(&sequence.place.clone(), self.arrivals, sequence);
     }
 
-    /// Takes out sequences whose client has gone or whose time is over, and returns the owners of the latter.
+    /// Removes sequences whose client has gone or whose time is over; returns the owners of the latter.
     pub(crate) fn sweep(&mut self, now: Instant) -> Vec<(T, Overdue)> {
         let max_wait = Duration::from_secs(self.limits.max_queue_seconds);
         let max_time = Duration::from_secs(self.limits.max_request_seconds);
@@ -160,7 +159,8 @@ impl<T: Owner> Scheduler<T> {
         taken.filter_map(|sequence| overdue(&sequence).map(|what| (sequence.owner, what))).collect()
     }
 
-    /// Takes blocks for running sequences, admits what fits, and composes the next step; without parts if nothing runs.
+    /// Takes blocks for running sequences, admits new ones, and composes the next step; it has no parts if nothing
+    /// runs.
     pub(crate) fn compose(&mut self, now: Instant) -> Step {
         self.grow();
         self.admit(now);
@@ -223,7 +223,7 @@ impl<T: Owner> Scheduler<T> {
         }
     }
 
-    /// Takes the next sequence in line, with its blocks; `None` if there are too few.
+    /// Takes the next sequence in line, with its blocks; `None` if nobody waits or there are too few blocks.
     fn admit_next(&mut self, spare: usize, now: Instant) -> Option<Sequence<T>> {
         if self.waiting[self.turn].is_empty() {
             self.turn = 1 - self.turn;
@@ -249,7 +249,7 @@ impl<T: Owner> Scheduler<T> {
         }
         let mut shares = vec![0; self.running.len()];
         let mut prompts = Vec::new();
-        // Blocks that some prompt is about to compute.
+        // Blocks that a prompt is about to compute.
         let mut begun = HashSet::new();
         for (index, sequence) in self.running.iter_mut().enumerate() {
             if sequence.is_answering() {
@@ -289,7 +289,7 @@ impl<T: Owner> Scheduler<T> {
         rows.collect()
     }
 
-    /// Notes that the step was computed: its tokens are in the cache.
+    /// Notes that the step was computed, so that its tokens are in the cache.
     pub(crate) fn advance(&mut self, step: &Step) {
         for part in &step.parts {
             let sequence = &mut self.running[part.sequence];
@@ -307,7 +307,7 @@ impl<T: Owner> Scheduler<T> {
         &mut self.running
     }
 
-    /// Takes out the sequences at `indices`; their blocks are free when the result drops.
+    /// Removes the sequences at `indices`; their blocks are free when the result drops.
     pub(crate) fn remove(&mut self, mut indices: Vec<usize>) -> Vec<Sequence<T>> {
         indices.sort_unstable();
         indices.dedup();
@@ -318,7 +318,7 @@ impl<T: Owner> Scheduler<T> {
         removed
     }
 
-    /// Computes each sequence of `step` alone until it is past this step: one of them breaks the cache.
+    /// Marks each sequence of `step` to be computed alone until it is past this step: one of them breaks the cache.
     pub(crate) fn suspect(&mut self, step: &Step) {
         for part in &step.parts {
             let sequence = &mut self.running[part.sequence];
@@ -326,7 +326,7 @@ impl<T: Owner> Scheduler<T> {
         }
     }
 
-    /// Notes that the cache's content is lost: all that ran is computed again.
+    /// Notes that the cache's content is lost: all running sequences are computed again.
     pub(crate) fn lose_cache(&mut self) {
         while !self.running.is_empty() {
             self.preempt_youngest();
@@ -334,7 +334,7 @@ impl<T: Owner> Scheduler<T> {
         self.allocator.forget();
     }
 
-    /// Takes out everything, waiting and running.
+    /// Removes all sequences, waiting and running, and returns their owners.
     pub(crate) fn drain(&mut self) -> Vec<T> {
         let running = self.running.drain(..).chain(self.preempted.drain(..)).map(|sequence| sequence.owner);
         let mut drained: Vec<T> = running.collect();
@@ -345,7 +345,7 @@ impl<T: Owner> Scheduler<T> {
         drained
     }
 
-    /// Returns what happened since the last call.
+    /// Returns the counts since the last call and resets them.
     pub(crate) fn take_happenings(&mut self) -> Happenings {
         std::mem::take(&mut self.happenings)
     }

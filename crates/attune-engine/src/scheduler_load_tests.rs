@@ -1,5 +1,5 @@
-//! The scheduler under random load: requests come, end and leave, blocks run out, the cache is lost; each step's rows
-//! are checked against what a cache would hold.
+//! The scheduler under load. A flood from one side keeps no other waiting. Under random load requests come, end and
+//! leave, blocks run out, the cache is lost; each step's rows are checked against the content of a simulated cache.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,11 +8,51 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 
-/// What the test knows of a request under random load.
+#[test]
+fn an_organization_that_floods_the_queue_keeps_no_other_waiting() {
+    let mut scheduler = scheduler(4, 100, 200);
+    for number in 0..500 {
+        scheduler.submit(NewSequence { organization: "flood".into(), ..answer(number, 10, 20) });
+    }
+    run_step(&mut scheduler);
+    scheduler.submit(NewSequence { organization: "single".into(), ..answer(999, 10, 20) });
+    end(&mut scheduler, 0);
+    let next = run_step(&mut scheduler);
+    assert!(next.contains(&(999, 10)), "{next:?}");
+}
+
+#[test]
+fn an_adapter_that_floods_the_queue_keeps_no_other_waiting() {
+    let mut scheduler = scheduler(4, 100, 200);
+    for number in 0..500 {
+        scheduler.submit(request(&Client::new(number), Lane::Answer, 10, 20, Some("hot")));
+    }
+    run_step(&mut scheduler);
+    scheduler.submit(request(&Client::new(998), Lane::Answer, 10, 20, Some("cold")));
+    scheduler.submit(answer(999, 10, 20));
+    end(&mut scheduler, 0);
+    end(&mut scheduler, 1);
+    let next = run_step(&mut scheduler);
+    assert!(next.contains(&(998, 10)) && next.contains(&(999, 10)), "{next:?}");
+}
+
+#[test]
+fn a_bulk_of_embeddings_does_not_keep_an_answer_waiting() {
+    let mut scheduler = scheduler(2, 100, 100);
+    for number in 0..50 {
+        scheduler.submit(request(&Client::new(number), Lane::Embed, 10, 0, None));
+    }
+    assert_eq!(run_step(&mut scheduler), [(0, 10), (1, 10)]);
+    scheduler.submit(answer(99, 5, 5));
+    let next = run_step(&mut scheduler);
+    assert!(next.contains(&(99, 5)), "{next:?}");
+}
+
+/// State of a request under random load, as the test knows it.
 struct Known {
     client: Client,
     lane: Lane,
-    /// The prompt and what was drawn.
+    /// Tokens of the prompt and drawn tokens.
     tokens: Vec<u32>,
     left: usize,
     ended: bool,
@@ -26,7 +66,7 @@ fn under_random_load_blocks_balance_all_requests_end_and_none_starves() {
     let mut random = ChaCha8Rng::seed_from_u64(11);
     let mut scheduler = scheduler(SEQUENCES, BUDGET, BLOCKS);
     let mut known: BTreeMap<usize, Known> = BTreeMap::new();
-    // What was last written into each slot of the cache.
+    // Token last written into each slot of the cache.
     let mut cache: HashMap<usize, u32> = HashMap::new();
     let (mut preemptions, mut reused) = (0, 0);
     for round in 0..12_000 {
@@ -37,7 +77,7 @@ fn under_random_load_blocks_balance_all_requests_end_and_none_starves() {
             let adapter = [None, Some("a"), Some("b")][random.random_range(0..3)];
             let mut new = request(&client, lane, random.random_range(1..=6 * BLOCK_TOKENS), max_tokens, adapter);
             new.organization = ["x", "y"][random.random_range(0..2)].into();
-            // Many begin alike.
+            // Many prompts begin alike.
             new.prompt = vec![random.random_range(0..3); new.prompt.len()].into();
             known.insert(
                 client.number,

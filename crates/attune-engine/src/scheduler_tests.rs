@@ -1,4 +1,4 @@
-//! The scheduler's rules, one by one; `load` has them all together.
+//! Tests of the scheduler's rules, one by one; `load` tests them under load.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -59,7 +59,7 @@ fn ticket() -> Arc<Ticket> {
     Admission::new(1, 1, 1).enter().unwrap()
 }
 
-/// A request of `prompt` tokens, each the client's number.
+/// Creates a request of `prompt` tokens, each the client's number.
 fn request(
     client: &Client,
     lane: Lane,
@@ -96,7 +96,7 @@ fn compose(scheduler: &mut Scheduler<Client>) -> Step {
     scheduler.compose(Instant::now())
 }
 
-/// Clients of the step's parts with their number of rows.
+/// Returns the clients of the step's parts with their number of rows.
 fn parts(scheduler: &mut Scheduler<Client>, step: &Step) -> Vec<(usize, usize)> {
     let running = scheduler.running();
     step.parts.iter().map(|part| (running[part.sequence].owner.number, part.rows.len())).collect()
@@ -242,11 +242,11 @@ fn when_blocks_run_out_the_youngest_waits_and_the_oldest_goes_on() {
     assert_eq!(shares, [(1, 1)]);
     assert_eq!((scheduler.take_happenings().preemptions, scheduler.waiting_count()), (1, 1));
     assert_eq!([0, 1].map(|index: usize| clients[index].restarts.load(Ordering::Relaxed)), [0, 1]);
-    // Whoever came later does not come before it.
+    // A later request does not overtake it.
     scheduler.submit(answer(3, 1, 1));
     assert_eq!(run_step(&mut scheduler), [(1, 1)]);
     end(&mut scheduler, 1);
-    // Its own blocks are still known, all but the one that was taken and the last row.
+    // Its own blocks are still known, except the one that was taken and the last row.
     let shares = run_step(&mut scheduler);
     assert_eq!((shares[0].0, shares.len()), (2, 2));
     assert!(shares[0].1 <= 2 * BLOCK_TOKENS, "{shares:?}");
@@ -294,46 +294,6 @@ fn of_two_prompts_that_begin_alike_one_is_computed() {
     assert_eq!(run_step(&mut scheduler), [(7, 1), (7, 6), (7, 6), (7, 6)]);
     assert_eq!(scheduler.take_happenings().reused_tokens, 3 * 64);
     assert_eq!(scheduler.allocator().used(), 4 + 4);
-}
-
-#[test]
-fn an_organization_that_floods_the_queue_keeps_no_other_waiting() {
-    let mut scheduler = scheduler(4, 100, 200);
-    for number in 0..500 {
-        scheduler.submit(NewSequence { organization: "flood".into(), ..answer(number, 10, 20) });
-    }
-    run_step(&mut scheduler);
-    scheduler.submit(NewSequence { organization: "single".into(), ..answer(999, 10, 20) });
-    end(&mut scheduler, 0);
-    let next = run_step(&mut scheduler);
-    assert!(next.contains(&(999, 10)), "{next:?}");
-}
-
-#[test]
-fn an_adapter_that_floods_the_queue_keeps_no_other_waiting() {
-    let mut scheduler = scheduler(4, 100, 200);
-    for number in 0..500 {
-        scheduler.submit(request(&Client::new(number), Lane::Answer, 10, 20, Some("hot")));
-    }
-    run_step(&mut scheduler);
-    scheduler.submit(request(&Client::new(998), Lane::Answer, 10, 20, Some("cold")));
-    scheduler.submit(answer(999, 10, 20));
-    end(&mut scheduler, 0);
-    end(&mut scheduler, 1);
-    let next = run_step(&mut scheduler);
-    assert!(next.contains(&(998, 10)) && next.contains(&(999, 10)), "{next:?}");
-}
-
-#[test]
-fn a_bulk_of_embeddings_does_not_keep_an_answer_waiting() {
-    let mut scheduler = scheduler(2, 100, 100);
-    for number in 0..50 {
-        scheduler.submit(request(&Client::new(number), Lane::Embed, 10, 0, None));
-    }
-    assert_eq!(run_step(&mut scheduler), [(0, 10), (1, 10)]);
-    scheduler.submit(answer(99, 5, 5));
-    let next = run_step(&mut scheduler);
-    assert!(next.contains(&(99, 5)), "{next:?}");
 }
 
 #[test]

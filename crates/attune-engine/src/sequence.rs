@@ -1,5 +1,5 @@
-//! One sequence on its way through the scheduler: its tokens, how many of them are in the cache, and its blocks there.
-//! It keeps everything but its blocks when it has to give them up for an older one.
+//! State of one sequence on its way through the scheduler: its tokens, how many of them are in the cache, and its
+//! blocks there. If it has to give up its blocks for an older sequence, it keeps everything else.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,25 +11,25 @@ use super::queue::Position;
 use attune_model::kv_cache::BLOCK_TOKENS;
 use attune_model::lora::AdapterLease;
 
-/// What a sequence is computed for: the engine's reply channel and sampling state, opaque to the scheduler.
+/// Owner of a sequence: the engine's reply channel and sampling state, opaque to the scheduler.
 pub(crate) trait Owner {
-    /// Returns which queue its sequence waits in, and what is wanted of the rows.
+    /// Returns the lane: the queue to wait in and the kind of result.
     fn lane(&self) -> Lane;
 
     /// Returns `true` once nobody waits for the result any more.
     fn is_gone(&self) -> bool;
 
-    /// Returns `true` if the owner needs every row, so that none may be taken from the cache.
+    /// Returns `true` if the owner needs every row, so that no row may come from the cache.
     fn needs_all_rows(&self) -> bool;
 
     /// Notes that this many more tokens of the prompt were found in the cache.
     fn reused(&mut self, tokens: usize);
 
-    /// Drops what was gathered from the rows so far: the sequence is computed again from its first row.
+    /// Drops results of rows so far: the sequence is computed again from its first row.
     fn restarted(&mut self);
 }
 
-/// What is wanted of a sequence's rows. Each lane has a queue of its own.
+/// Kind of result of a sequence. Each lane has a queue of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     /// A token after the last row.
@@ -38,27 +38,27 @@ pub(crate) enum Lane {
     Embed,
 }
 
-/// A sequence that asks to be computed.
+/// A sequence that is to be computed.
 #[derive(Debug)]
 pub(crate) struct NewSequence<T> {
-    /// Who asks.
+    /// Organisation of the client.
     pub(crate) organization: Arc<str>,
-    /// The tokens given; at least one.
+    /// Given tokens; at least one.
     pub(crate) prompt: Arc<[u32]>,
-    /// New tokens at the most; 0 for embeddings.
+    /// Most new tokens; 0 for embeddings.
     pub(crate) max_tokens: usize,
-    /// The adapter of its rows.
+    /// Adapter of the rows; `None` is the base.
     pub(crate) adapter: Option<AdapterLease>,
-    /// When it came.
+    /// Time of arrival.
     pub(crate) submitted: Instant,
-    /// Its place in the queue, given back at admission; the inputs of one request share one.
+    /// Place in the queue, given back at admission; the inputs of one request share one.
     pub(crate) ticket: Arc<Ticket>,
-    /// Who gets the result.
+    /// Receiver of the result.
     pub(crate) owner: T,
 }
 
 impl<T> NewSequence<T> {
-    /// Replaces the owner by what `change` makes of it; `None` if that is `None`.
+    /// Replaces the owner by the result of `change`; `None` if that is `None`.
     pub(crate) fn with_owner<U>(self, change: impl FnOnce(T) -> Option<U>) -> Option<NewSequence<U>> {
         let Self { organization, prompt, max_tokens, adapter, submitted, ticket, owner } = self;
         let owner = change(owner)?;
@@ -69,7 +69,7 @@ impl<T> NewSequence<T> {
 /// A sequence that waits or runs.
 #[derive(Debug)]
 pub(crate) struct Sequence<T> {
-    /// Who gets the result.
+    /// Receiver of the result.
     pub(crate) owner: T,
     pub(crate) place: Position,
     /// The prompt, then the tokens drawn.
@@ -81,15 +81,15 @@ pub(crate) struct Sequence<T> {
     pub(crate) table: BlockTable,
     pub(crate) adapter: Option<AdapterLease>,
     pub(crate) submitted: Instant,
-    /// `None` once it has run.
+    /// Place in the queue; `None` once the sequence has run.
     pub(crate) ticket: Option<Arc<Ticket>>,
-    /// The names of its blocks; `None` if it takes no part in the prefix cache.
+    /// Names of the blocks; `None` if the sequence takes no part in the prefix cache.
     chain: Option<PrefixChain>,
-    /// Leading blocks whose content others can find.
+    /// Number of leading blocks whose content others can find.
     published: usize,
-    /// It had to give up its blocks: what it finds in the cache may have been its own.
+    /// Whether it had to give up its blocks: blocks that it finds in the cache may have been its own.
     restarted: bool,
-    /// Computes it alone until this many tokens are in the cache, since it was in a step that broke the cache.
+    /// Number of cached tokens until which it is computed alone, since it was in a step that broke the cache.
     pub(crate) suspect_until: Option<usize>,
 }
 
@@ -129,20 +129,20 @@ impl<T: Owner> Sequence<T> {
         self.tokens.len() - self.cached
     }
 
-    /// Returns `true` if the next row is that of the token drawn last.
+    /// Returns `true` if the next row is that of the last drawn token.
     pub(crate) fn is_answering(&self) -> bool {
         self.tokens.len() > self.prompt_tokens && self.pending() == 1
     }
 
-    /// Returns `true` if it may yet need more blocks than it has.
+    /// Returns `true` if it may still need more blocks than it has.
     pub(crate) fn may_grow(&self) -> bool {
         // The last token drawn is never fed back, so it needs no slot in the cache.
         let most = self.prompt_tokens + self.max_tokens.saturating_sub(1);
         BlockAllocator::blocks_for(most) > self.table.blocks().len()
     }
 
-    /// Takes blocks for all tokens so far, and uses what the cache holds of them. Returns how many tokens of others it
-    /// found; `None`, and takes nothing, if fewer than `spare` blocks would be left.
+    /// Takes blocks for all tokens so far, using cached ones where possible. Returns the number of tokens found that
+    /// others computed; `None`, and takes nothing, if fewer than `spare` blocks would be left.
     pub(crate) fn reserve(&mut self, allocator: &BlockAllocator, spare: usize) -> Option<usize> {
         let reusable = self.reusable_blocks();
         let keys = self.chain.as_mut().map_or(&[][..], |chain| chain.keys(&self.tokens, reusable));
@@ -152,7 +152,8 @@ impl<T: Owner> Sequence<T> {
         Some(self.note_reused(shared))
     }
 
-    /// Uses what another sequence has computed of the same beginning since this one was admitted; returns its tokens.
+    /// Uses blocks of the same beginning that another sequence has computed since this one was admitted; returns their
+    /// tokens.
     pub(crate) fn catch_up(&mut self) -> usize {
         let mut reused = 0;
         while let Some(key) = self.next_block() {
@@ -166,7 +167,7 @@ impl<T: Owner> Sequence<T> {
         reused
     }
 
-    /// Returns the name of the block of the next row; `None` if its content can't come from another sequence.
+    /// Returns the name of the next row's block; `None` if its content cannot come from another sequence.
     pub(crate) fn next_block(&mut self) -> Option<PrefixKey> {
         let index = self.cached / BLOCK_TOKENS;
         let reusable = self.reusable_blocks();

@@ -1,5 +1,6 @@
-//! What the engine thread asks of a model: one batched step. [`BaseStepModel`] answers with a base model's decoder and its
-//! cache; tests answer with arithmetic, so that the engine is tested without weights.
+//! Interface between the engine thread and a model: [`StepModel`] computes one batched step. [`BaseStepModel`] does so
+//! with a base model's decoder and cache; tests implement it with arithmetic, so that the engine is tested without
+//! weights.
 
 use std::sync::Arc;
 
@@ -15,40 +16,40 @@ use attune_model::tokenizer::Tokenizer;
 
 /// A model with its cache, owned by one engine thread.
 pub trait StepModel: Send + 'static {
-    /// The id that clients use, for metrics and logs.
+    /// Returns the id that clients use, for metrics and logs.
     fn id(&self) -> &str;
 
-    /// Token ids to text.
+    /// Returns the tokenizer, which turns token ids into text.
     fn tokenizer(&self) -> &Tokenizer;
 
-    /// Ids that a prompt may have.
+    /// Returns the size of the vocabulary: a prompt's token ids must be below it.
     fn vocabulary_size(&self) -> usize;
 
-    /// Tokens that the model can attend to.
+    /// Returns the number of tokens that the model can attend to.
     fn context(&self) -> usize;
 
-    /// Blocks of its cache.
+    /// Returns the number of blocks in the cache.
     fn blocks(&self) -> usize;
 
-    /// True where steps are computed by the threads of the pool, false where by a GPU.
+    /// Returns true if the threads of the pool compute the steps, false if a GPU does.
     fn uses_pool(&self) -> bool {
         true
     }
 
-    /// True where the model draws tokens where it computes, so that their logits need not be read.
+    /// Returns true if the model draws tokens on its own device, so that their logits need not be read back.
     fn draws(&self) -> bool {
         false
     }
 
-    /// Computes the rows of all sequences, and returns what is wanted of them.
+    /// Computes the rows of all sequences and returns the results of the `wanted` rows.
     fn step(&mut self, tokens: &[u32], sequences: &[SequenceRows<'_>], wanted: &WantedRows) -> Result<StepOutput>;
 
-    /// True where the cache can still be used after a step that failed: what it held before the step is all there.
+    /// Returns true if the cache is still usable after a failed step: all that it held before the step is there.
     fn is_intact(&self) -> bool {
         true
     }
 
-    /// False where the device is lost, so that no step will ever succeed; asked after one that failed.
+    /// Returns false if the device is lost, so that no step will ever succeed; called after a failed step.
     fn has_device(&self) -> bool {
         true
     }
@@ -60,36 +61,37 @@ pub trait StepModel: Send + 'static {
 /// Rows of a step whose results the engine reads, in rising order.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct WantedRows {
-    /// Rows after which a token is drawn, and all rows of prompts whose log probabilities are wanted.
+    /// Rows whose logits are read: those after which a token is drawn, and all rows of prompts whose log probabilities
+    /// were asked for.
     pub logits: Vec<u32>,
-    /// Rows after which the model itself draws a token, and how; of models that draw.
+    /// Rows after which the model itself draws a token, and how; only for models that draw ([`StepModel::draws`]).
     pub draws: Vec<(u32, Draw)>,
-    /// Rows of inputs to embed.
+    /// Rows whose hidden states are read: those of inputs to embed.
     pub hidden: Vec<u32>,
 }
 
-/// What a step yields, on the host.
+/// Results of a step, in host memory.
 #[derive(Debug, Default)]
 pub struct StepOutput {
-    /// `[wanted.logits, vocabulary]`
+    /// Logits, `[wanted.logits, vocabulary]`.
     pub logits: RowMatrix,
-    /// The tokens of `wanted.draws`.
+    /// Tokens drawn for `wanted.draws`.
     pub tokens: Vec<u32>,
-    /// `[wanted.hidden, hidden]`, after the final norm.
+    /// Hidden states after the final norm, `[wanted.hidden, hidden]`.
     pub hidden: RowMatrix,
 }
 
-/// A matrix by rows.
+/// A row-major matrix.
 #[derive(Debug, Default)]
 pub struct RowMatrix {
     /// All values, row after row.
     pub values: Vec<f32>,
-    /// Values in a row.
+    /// Number of values in a row.
     pub width: usize,
 }
 
 impl RowMatrix {
-    /// The row at `index`.
+    /// Returns the row at `index`.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.values[index * self.width..][..self.width]
     }
@@ -101,10 +103,10 @@ impl RowMatrix {
     }
 }
 
-/// The memory for keys and values of one model where nothing else is said, in MiB.
+/// Memory for keys and values of one model unless the limits set it, in MiB.
 const USUAL_CACHE_MIB: usize = 1024;
 
-/// A base model's decoder over one cache.
+/// A base model's decoder with its cache.
 #[derive(Debug)]
 pub struct BaseStepModel {
     model: Arc<BaseModel>,
@@ -112,7 +114,7 @@ pub struct BaseStepModel {
 }
 
 impl BaseStepModel {
-    /// Allocates the cache: `limits.kv_cache_mib`, by default [`USUAL_CACHE_MIB`], but no more than all sequences can use.
+    /// Allocates the cache: `limits.kv_cache_mib` or [`USUAL_CACHE_MIB`], but no more than all sequences can use.
     pub fn new(model: Arc<BaseModel>, limits: &EngineLimits) -> Result<Self> {
         let block_bytes = KvCache::block_bytes(&model.config, model.decoder.activation_dtype());
         let context = model.config.max_position_embeddings;
@@ -190,8 +192,8 @@ impl StepModel for BaseStepModel {
     }
 
     fn is_intact(&self) -> bool {
-        // A panic while a tensor was written poisons its lock; whoever takes it then panics. A step writes its own rows
-        // alone, which are written again when it is repeated.
+        // A panic while a tensor was written poisons its lock, and taking the lock then panics. A step writes only its
+        // own rows, which are written again when it is repeated.
         let take_locks =
             || (self.cache.keys.iter().chain(&self.cache.values)).for_each(|t| drop(t.storage_and_layout()));
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(take_locks)).is_ok()
@@ -209,7 +211,7 @@ impl StepModel for BaseStepModel {
     }
 }
 
-/// The wanted rows of `hidden`, without a copy where that is all of them (a step of answers only).
+/// Returns the wanted `rows` of `hidden`, without a copy if that is all of them (a step of answers only).
 fn select(hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
     if rows.len() == hidden.dim(0)? {
         return Ok(hidden.clone());

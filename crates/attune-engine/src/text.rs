@@ -2,33 +2,33 @@
 //! Called by `request.rs`, on the engine thread, for every drawn token.
 //!
 //! `tokenizers::DecodeStream` is not used: it shows nothing while the text ends in a replacement character, so broken
-//! bytes at the end of an answer are lost and its window of tokens grows with them; where a decoder rewrites a
-//! character that was shown, it fails.
+//! bytes at the end of an answer are lost and its window of tokens grows with them; and it fails if a decoder rewrites
+//! a character that was shown.
 
 use crate::Result;
 use attune_model::tokenizer::Tokenizer;
 
-/// Prompt tokens that the first piece is decoded with, so that it keeps its leading blank.
+/// Prompt tokens that are decoded before the first piece, so that it keeps its leading blank.
 const CONTEXT_TOKENS: usize = 8;
-/// Tokens that the window keeps when it is cut without a clean boundary: those of all unsettled characters (a
-/// replacement character stands for at most 3 bytes, a token has at least one) and of the whole character before them.
+/// Tokens that remain when the window is cut without a clean boundary: those of all unsettled characters (a replacement
+/// character stands for at most 3 bytes, a token has at least one) and of the whole character before them.
 const KEPT_TOKENS: usize = 3 * UNSETTLED_CHARACTERS + 4;
-/// Tokens in the window after which it is cut in any case (a model that writes nothing but broken bytes).
+/// Tokens in the window after which it is cut in any case (for a model that writes only broken bytes).
 const WINDOW_TOKENS: usize = 64;
 /// Replacement characters at the end that may still change. Decoders with byte fallback write one per byte, and rewrite
 /// the finished character before (4 bytes) together with the unfinished one (3 bytes).
 const UNSETTLED_CHARACTERS: usize = 7;
 
-/// What became safe to show.
+/// Text that may now be shown.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct TextPiece {
-    /// Whole characters, and nothing that may still become part of a stop text.
+    /// Whole characters, without any that may still become part of a stop text.
     pub text: String,
-    /// A stop text was met: `text` is the last piece.
+    /// Whether a stop text was met: `text` is then the last piece.
     pub stopped: bool,
 }
 
-/// The text of one answer.
+/// Text of one answer.
 #[derive(Debug)]
 pub struct TextStream {
     detokenizer: Detokenizer,
@@ -36,18 +36,18 @@ pub struct TextStream {
 }
 
 impl TextStream {
-    /// Begins the answer to `prompt`, which the first complete one of `stops` ends.
+    /// Begins the answer to `prompt`, which the first complete stop text of `stops` ends.
     pub fn new(tokenizer: &Tokenizer, prompt: &[u32], stops: &[String]) -> Result<Self> {
         Ok(Self { detokenizer: Detokenizer::after(tokenizer, prompt)?, stops: StopFilter::new(stops) })
     }
 
-    /// Adds a token and returns the text that became safe to show.
+    /// Adds a token and returns the text that may now be shown.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<TextPiece> {
         let text = self.detokenizer.push(tokenizer, id)?;
         Ok(self.stops.push(&text))
     }
 
-    /// Adds a special token whose name is part of the text. No text runs across it, so what was held back comes first.
+    /// Adds a special token whose name is part of the text. No text continues across it, so held-back text comes first.
     pub fn push_special(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<TextPiece> {
         let mut piece = self.finish(tokenizer)?;
         if !piece.stopped {
@@ -56,7 +56,7 @@ impl TextStream {
         Ok(piece)
     }
 
-    /// Ends the answer and returns what was held back, including an unfinished character.
+    /// Ends the answer and returns the held-back text, including an unfinished character.
     pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<TextPiece> {
         let text = self.detokenizer.finish(tokenizer)?;
         let mut piece = self.stops.push(&text);
@@ -68,13 +68,13 @@ impl TextStream {
 }
 
 /// Decodes a window over the last tokens: those since the last clean boundary, and those before it as context, because
-/// decoders treat the first token of a text differently. The difference to what was shown is new.
+/// decoders treat the first token of a text differently. Text beyond the shown bytes is new.
 #[derive(Debug)]
 struct Detokenizer {
     window: Vec<u32>,
-    /// Tokens at the front of `window` that are context: all their text is shown.
+    /// Number of tokens at the front of `window` that are context: all their text is shown.
     context: usize,
-    /// Bytes of the window's text that are shown.
+    /// Number of bytes of the window's text that are shown.
     shown: usize,
 }
 
@@ -119,22 +119,22 @@ impl Detokenizer {
     }
 }
 
-/// Returns the bytes before the replacement characters at the end, which later tokens may still complete.
+/// Returns the number of bytes before the replacement characters at the end, which later tokens may still complete.
 fn settled_bytes(text: &str) -> usize {
     let open = text.chars().rev().take(UNSETTLED_CHARACTERS).take_while(|c| *c == char::REPLACEMENT_CHARACTER).count();
     text.len() - open * char::REPLACEMENT_CHARACTER.len_utf8()
 }
 
-/// Returns `text[from..to]`; begins at the next character if a decoder rewrote what was shown.
+/// Returns `text[from..to]`; if a decoder rewrote the shown text, begins at the next character.
 fn text_between(text: &str, from: usize, to: usize) -> String {
     let from = (from..=text.len()).find(|index| text.is_char_boundary(*index)).unwrap_or(text.len());
     text.get(from..to).unwrap_or_default().to_owned()
 }
 
-/// Finds stop texts in a stream, independent of how it is cut, and holds back what may become one.
+/// Finds stop texts in a stream, independent of how it is cut, and holds back text that may become one.
 ///
-/// The stop text that is complete first ends the answer; of several complete at the same character, the longest is cut
-/// away. Knuth-Morris-Pratt keeps the cost at a constant per byte, however long a stop text a client sends.
+/// The stop text that is complete first ends the answer; if several are complete at the same character, the longest is
+/// cut away. Knuth-Morris-Pratt keeps the cost at a constant per byte, however long a stop text a client sends.
 #[derive(Debug)]
 struct StopFilter {
     stops: Vec<StopText>,
@@ -144,9 +144,9 @@ struct StopFilter {
 #[derive(Debug)]
 struct StopText {
     bytes: Vec<u8>,
-    /// For each length of a matched prefix: the longest proper prefix that is also its suffix.
+    /// Length of the longest proper prefix that is also a suffix, for each length of a matched prefix.
     fallback: Vec<usize>,
-    /// Bytes of the stop text that the stream now ends with.
+    /// Number of bytes of the stop text that the stream now ends with.
     matched: usize,
 }
 
@@ -172,7 +172,7 @@ impl StopFilter {
         TextPiece { text: std::mem::replace(&mut self.held, rest), stopped: false }
     }
 
-    /// Returns what was held back; stop texts begin anew after it.
+    /// Returns the held-back text; stop texts begin anew after it.
     fn take(&mut self) -> String {
         for stop in &mut self.stops {
             stop.matched = 0;

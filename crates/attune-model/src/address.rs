@@ -1,4 +1,4 @@
-//! Addresses of tensors, as kernels in CUDA C take them.
+//! Addresses of tensors, as kernels in CUDA C take them. Called by `kernels::cuda`, `lora` and `gpu`.
 
 #[cfg(feature = "cuda")]
 use candle_core::backend::BackendStorage;

@@ -15,7 +15,7 @@ use super::tokenizer::{read_json, special_tokens};
 use super::tool_syntax::ToolSyntax;
 use crate::{Error, Result};
 
-/// The name of the one template in the environment.
+/// Name of the one template in the environment.
 const TEMPLATE: &str = "chat";
 
 /// A compiled chat template.
@@ -26,7 +26,7 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Reads `chat_template.jinja`, or `chat_template` of `tokenizer_config.json`; `None` where there is neither.
+    /// Reads `chat_template.jinja`, or `chat_template` of `tokenizer_config.json`; `None` if there is neither.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let Some((source, origin)) = find_source(folder)? else { return Ok(None) };
         let mut environment = Environment::new();
@@ -49,22 +49,23 @@ impl ChatTemplate {
         Ok(Some(Self { environment, tool_syntax }))
     }
 
-    /// How the model writes the calls of tools.
+    /// Returns the syntax in which the model writes tool calls.
     pub fn tool_syntax(&self) -> ToolSyntax {
         self.tool_syntax
     }
 
-    /// The prompt text of `messages` (objects with `role` and `content`), ending where the assistant's answer begins when
-    /// `add_generation_prompt`. A template's own complaint (`raise_exception`) is an [`crate::Error::Template`].
+    /// Renders the prompt for `messages` (objects with `role` and `content`), ending where the assistant's answer
+    /// begins if `add_generation_prompt`. A template's own complaint (`raise_exception`) is an
+    /// [`crate::Error::Template`].
     pub fn render(&self, messages: &[Value], tools: Option<&[Value]>, add_generation_prompt: bool) -> Result<String> {
         let template = self
             .environment
             .get_template(TEMPLATE)
             .map_err(|error| Error::Internal(format!("chat template: {error}")))?;
-        // `tools` and `documents` are defined and none where absent, as in transformers: templates test both ways.
+        // `tools` and `documents` are always defined, `none` if absent, as in transformers: templates test both ways.
         let variables = context! { messages, tools, documents => (), add_generation_prompt };
         template.render(variables).map_err(|error| {
-            // What else fails while rendering does so on these messages: a missing `content`, a list where text belongs.
+            // Any other failure is due to these messages too: a missing `content`, a list instead of a text.
             let message = complaint(&error).unwrap_or_else(|| {
                 format!("The model's chat template cannot render these messages: {error}. Check roles and contents.")
             });
@@ -73,7 +74,7 @@ impl ChatTemplate {
     }
 }
 
-/// The template's text and the file it came from. A list of named templates yields the one named `default`.
+/// Returns the template's text and the file it came from; of a list of named templates, the one named `default`.
 fn find_source(folder: &Path) -> Result<Option<(String, String)>> {
     let file = folder.join("chat_template.jinja");
     if file.is_file() {
@@ -97,8 +98,8 @@ fn find_source(folder: &Path) -> Result<Option<(String, String)>> {
     Ok(Some((source, file.display().to_string())))
 }
 
-/// transformers marks the assistant's part with `{% generation %}`, which only its mask of training tokens reads: the
-/// tags become conditions that always hold, which keeps their whitespace control.
+/// Replaces `{% generation %}` tags by conditions that always hold, which keeps their whitespace control. transformers
+/// marks the assistant's part with these tags, which only its mask of training tokens reads.
 fn without_generation_tags(source: &str) -> String {
     let mut output = String::with_capacity(source.len());
     let mut rest = source;
@@ -119,7 +120,7 @@ fn without_generation_tags(source: &str) -> String {
     output
 }
 
-/// What a template says through `raise_exception`, carried through the engine's error to tell it from a failure.
+/// Message of a template's `raise_exception`, kept as the source of the engine's error to tell it from other failures.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Complaint(String);
@@ -139,13 +140,14 @@ fn complaint(error: &minijinja::Error) -> Option<String> {
     None
 }
 
-/// Today's local date and time in C's format, as Python's `datetime.now().strftime`.
+/// Returns today's local date and time in C's format, like Python's `datetime.now().strftime`.
 fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
     jiff::fmt::strtime::format(format, &jiff::Zoned::now())
         .map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
 }
 
-/// `json.dumps(value, ensure_ascii=False, indent=indent)`: minijinja's own `tojson` escapes for HTML and writes no blanks.
+/// Serializes like `json.dumps(value, ensure_ascii=False, indent=indent)`: minijinja's own `tojson` escapes for HTML
+/// and writes no blanks.
 #[allow(clippy::needless_pass_by_value, reason = "the engine hands a filter its options by value")]
 fn to_json(value: &JinjaValue, indent: Option<usize>, options: Kwargs) -> Result<JinjaValue, minijinja::Error> {
     let failed = |error: &dyn std::fmt::Display| {
@@ -169,7 +171,7 @@ fn to_json(value: &JinjaValue, indent: Option<usize>, options: Kwargs) -> Result
     Ok(JinjaValue::from_safe_string(text))
 }
 
-/// Python's separators: `", "` and `": "`.
+/// JSON formatter with Python's separators, `", "` and `": "`.
 struct PythonJson;
 
 impl serde_json::ser::Formatter for PythonJson {

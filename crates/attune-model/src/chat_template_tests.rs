@@ -1,4 +1,4 @@
-//! Templates in the styles of ChatML, Llama 3 and Mistral, against what transformers renders for them.
+//! Chat templates in the styles of ChatML, Llama 3 and Mistral, compared with the output of transformers.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

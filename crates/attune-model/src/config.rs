@@ -1,5 +1,6 @@
-//! The shape of a decoder, read from a checkpoint's `config.json` as transformers writes it, in the current spelling
-//! (`rope_parameters`, `layer_types`) and in the older one (`rope_theta`, `rope_scaling`, `use_sliding_window`).
+//! The shape of a decoder, read from a checkpoint's `config.json` as transformers writes it: in the current spelling
+//! (`rope_parameters`, `layer_types`) and in the older one (`rope_theta`, `rope_scaling`, `use_sliding_window`). Read
+//! when a model is loaded, used by the decoder.
 
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
-    /// Llama 1 to 3, SmolLM 1 and 2, and everything that calls itself so.
+    /// Llama 1 to 3, SmolLM 1 and 2, and every other model of the type `llama`.
     Llama,
     /// Mistral (dense).
     Mistral,
@@ -27,7 +28,7 @@ pub enum Family {
 /// The shape of a decoder.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
-    /// Which family's conventions hold.
+    /// Family, which sets the conventions.
     pub family: Family,
     /// Width of the hidden state.
     pub hidden_size: usize,
@@ -35,7 +36,7 @@ pub struct ModelConfig {
     pub num_hidden_layers: usize,
     /// Query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads (grouped-query attention where fewer than query heads).
+    /// Key and value heads; fewer than query heads with grouped-query attention.
     pub num_key_value_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
@@ -45,23 +46,23 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Tokens that the model can attend to.
     pub max_position_embeddings: usize,
-    /// Added to the mean square inside the norms.
+    /// Epsilon that the norms add to the mean square.
     pub rms_norm_eps: f32,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// How the rotary frequencies are stretched for long contexts.
+    /// Stretching of the rotary frequencies for long contexts.
     pub rope_scaling: RopeScaling,
-    /// The output head is the embedding.
+    /// True if the output head is the embedding.
     pub tie_word_embeddings: bool,
-    /// Norms of query and key heads before the rotation (Qwen 3).
+    /// True if the query and the key of each head are normed before the rotation (Qwen 3).
     pub query_key_norm: bool,
-    /// Per block: tokens that attention looks back, itself included; none is all.
+    /// Per block: number of tokens that attention looks back, the current one included; `None` for all.
     pub sliding_windows: Vec<Option<usize>>,
-    /// Per block: false where positions are not rotated (SmolLM 3).
+    /// Per block: false if positions are not rotated (SmolLM 3).
     pub rotary: Vec<bool>,
 }
 
-/// `config.json` as found.
+/// Fields of `config.json` as found in the file.
 #[derive(Debug, Deserialize)]
 struct Raw {
     model_type: String,
@@ -152,7 +153,7 @@ impl ModelConfig {
 }
 
 impl Family {
-    /// Returns the family of a `model_type`; an error that lists the supported ones if it is none of them.
+    /// Returns the family of a `model_type`, or an error that lists the supported ones.
     fn of(model_type: &str) -> Result<Self, String> {
         match model_type {
             "llama" => Ok(Self::Llama),
@@ -168,7 +169,7 @@ impl Family {
 }
 
 impl Raw {
-    /// Refuses by name what the decoder would not apply.
+    /// Refuses, by name, settings that the decoder would not apply.
     fn check_supported(&self) -> Result<(), String> {
         if let Some(activation) = self.hidden_act.as_deref().filter(|name| *name != "silu") {
             return Err(format!("hidden_act `{activation}` is not supported; supported is silu"));
@@ -183,8 +184,8 @@ impl Raw {
     }
 }
 
-/// The window of each block. Mistral slides everywhere; Qwen and SmolLM slide where `layer_types` says so, and in the
-/// older spelling from `max_window_layers` on, if at all.
+/// Returns the attention window of each block. Mistral has one in every block; Qwen and SmolLM have one where
+/// `layer_types` says so, in the older spelling from `max_window_layers` on, if at all.
 fn sliding_windows(raw: &Raw, family: Family) -> Vec<Option<usize>> {
     let Some(window) = raw.sliding_window else { return vec![None; raw.num_hidden_layers] };
     match (family, &raw.layer_types) {
@@ -199,7 +200,8 @@ fn sliding_windows(raw: &Raw, family: Family) -> Vec<Option<usize>> {
     }
 }
 
-/// SmolLM 3 leaves every `no_rope_layer_interval`-th block (4th by default) without rotation; 1 in its list means rotated.
+/// Returns for each block whether positions are rotated. SmolLM 3 leaves every `no_rope_layer_interval`-th block (4th
+/// by default) without rotation; 1 in its list means rotated.
 fn rotary_layers(raw: &Raw, family: Family) -> Vec<bool> {
     if family != Family::SmolLm3 {
         return vec![true; raw.num_hidden_layers];

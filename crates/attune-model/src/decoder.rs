@@ -1,13 +1,12 @@
 //! The decoder of all families: one set of weights, one forward pass, two contexts.
 //!
-//! Serving ([`Decoder::step`], called by `engine`) attends over a paged cache and applies each row's own adapter. Training
-//! (`train/backward.rs`) attends over packed sequences and keeps the activations that [`Block::forward`] returns.
+//! Serving ([`Decoder::step`], called by `engine`) attends over a paged cache and applies each row's own adapter.
+//! Training (`train/backward.rs`) attends over packed sequences and keeps the activations that [`Block::forward`]
+//! returns.
 
 mod second_stream;
 mod serving;
 mod warm_up;
-
-use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -20,26 +19,24 @@ use crate::lora::{Adapter, Site};
 use crate::rope::{Angles, Rope};
 use crate::weights::Weights;
 
-/// The weights and the forward pass.
+/// Weights of a model, and the forward pass over them.
 #[derive(Debug)]
 pub struct Decoder {
     /// `[vocabulary, hidden]`
     embedding: Linear,
-    /// The decoder blocks, bottom first.
+    /// Decoder blocks, bottom first.
     pub blocks: Vec<Block>,
     /// `[hidden]`
     pub final_norm: Tensor,
-    /// `[vocabulary, hidden]`; absent where the embedding is the head too.
+    /// `[vocabulary, hidden]`; `None` if the embedding is the head, too.
     untied_head: Option<Linear>,
-    /// The rotary frequencies.
+    /// Rotary frequencies.
     pub rope: Rope,
     /// Added inside the norms.
     pub norm_eps: f32,
     kernels: Kernels,
     activation_dtype: DType,
     adapter_precision: DType,
-    /// See [`Decoder::for_training`].
-    training: OnceLock<Option<Box<Decoder>>>,
 }
 
 /// One decoder block: attention and MLP, each behind a norm, added to the residual stream.
@@ -48,7 +45,7 @@ pub struct Block {
     /// Number of the block, from 0.
     pub index: usize,
     /// `input_layernorm`: the norm before attention, `[hidden]`.
-    pub input_norm: Tensor,
+    pub input_layernorm: Tensor,
     /// `self_attn.q_proj`
     pub q: Linear,
     /// `self_attn.k_proj`
@@ -57,10 +54,10 @@ pub struct Block {
     pub v: Linear,
     /// `self_attn.o_proj`
     pub o: Linear,
-    /// `[head_dim]` each, for query and key (Qwen 3).
+    /// `self_attn.q_norm` and `self_attn.k_norm`, `[head_dim]` each; `None` if the family has none (Qwen 3 has).
     pub query_key_norm: Option<(Tensor, Tensor)>,
     /// `post_attention_layernorm`: the norm before the MLP, `[hidden]`.
-    pub post_attention_norm: Tensor,
+    pub post_attention_layernorm: Tensor,
     /// `mlp.gate_proj`
     pub gate: Linear,
     /// `mlp.up_proj`
@@ -79,31 +76,31 @@ pub struct Block {
     kernels: Kernels,
 }
 
-/// What adapters add inside a block.
+/// Adapters of the rows of a block.
 pub trait LowRank {
-    /// The low-rank parts of the linear layers at `sites` (one of [`GROUPS`](crate::routes::GROUPS)), added to
-    /// `outputs` `[rows, out]`, the base's products of `x` `[rows, in]`.
+    /// Adds the low-rank parts of the linear layers at `sites` (one of [`GROUPS`](crate::routes::GROUPS)) to `outputs`
+    /// `[rows, out]`, the base's products of `x` `[rows, in]`.
     fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> Result<()>;
 }
 
-/// What [`Block::forward`] knows of the rows beside their values.
+/// Rows of a forward pass beside their values: adapters, sequences and positions.
 pub trait Context: LowRank {
-    /// Causal attention of `q` `[rows, heads, head_dim]` over `k`, `v` `[rows, kv_heads, head_dim]`: the output `[rows, heads,
-    /// head_dim]`, and the logarithm of each softmax's sum `[rows, heads]`.
+    /// Computes causal attention of `q` `[rows, heads, head_dim]` over `k`, `v` `[rows, kv_heads, head_dim]`: the
+    /// output `[rows, heads, head_dim]`, and the logarithm of each softmax's sum `[rows, heads]`.
     fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)>;
 
-    /// Cosines and sines of the rows' positions.
+    /// Returns cosines and sines of the rows' positions.
     fn angles(&self) -> &Angles;
 }
 
-/// What a block computed on the way, as the backward pass needs it. Rows are tokens.
+/// Intermediate results of a block, as the backward pass needs them. Rows are tokens.
 #[derive(Debug)]
 pub struct Activations {
-    /// The block's input, `[rows, hidden]`.
+    /// Input of the block, `[rows, hidden]`.
     pub input: Tensor,
     /// Normed input of attention, `[rows, hidden]`.
     pub attention_input: Tensor,
-    /// Query and key before their norms (Qwen 3), `[rows, heads, head_dim]`.
+    /// Query and key before their norms, `[rows, heads, head_dim]`; `None` if the family has none.
     pub unnormed: Option<(Tensor, Tensor)>,
     /// Rotated queries, `[rows, heads, head_dim]`.
     pub q: Tensor,
@@ -115,7 +112,7 @@ pub struct Activations {
     pub attended: Tensor,
     /// Logarithm of each softmax's sum, `[rows, heads]`.
     pub log_sum_exp: Tensor,
-    /// The residual stream between attention and MLP, `[rows, hidden]`.
+    /// Residual stream between attention and MLP, `[rows, hidden]`.
     pub middle: Tensor,
     /// Normed input of the MLP, `[rows, hidden]`.
     pub mlp_input: Tensor,
@@ -127,13 +124,13 @@ pub struct Activations {
     pub gated: Tensor,
 }
 
-/// The result of [`Block::norm_and_rotate`], in the words of [`Activations`].
+/// Queries and keys as attention takes them, the result of [`Block::norm_and_rotate`].
 pub struct RotatedHeads {
     /// Rotated queries, `[rows, heads, head_dim]`.
     pub q: Tensor,
     /// Rotated keys, `[rows, kv_heads, head_dim]`.
     pub k: Tensor,
-    /// Query and key before their norms (Qwen 3), `[rows, heads, head_dim]`; `None` if they have none.
+    /// Query and key before their norms, `[rows, heads, head_dim]`; `None` if the family has none.
     pub unnormed: Option<(Tensor, Tensor)>,
 }
 
@@ -163,13 +160,13 @@ impl Block {
         };
         Ok(Self {
             index,
-            input_norm: norm("input_layernorm", hidden)?,
+            input_layernorm: norm("input_layernorm", hidden)?,
             q: linear(Site::Query, hidden, query_width)?,
             k: linear(Site::Key, hidden, key_width)?,
             v: linear(Site::Value, hidden, key_width)?,
             o: linear(Site::Output, query_width, hidden)?,
             query_key_norm,
-            post_attention_norm: norm("post_attention_layernorm", hidden)?,
+            post_attention_layernorm: norm("post_attention_layernorm", hidden)?,
             gate: linear(Site::Gate, hidden, intermediate)?,
             up: linear(Site::Up, hidden, intermediate)?,
             down: linear(Site::Down, intermediate, hidden)?,
@@ -183,12 +180,12 @@ impl Block {
         })
     }
 
-    /// The kernels that the block's layers run on.
+    /// Returns the kernels that the block's layers run on.
     pub fn kernels(&self) -> &Kernels {
         &self.kernels
     }
 
-    /// The frozen layer at `site`.
+    /// Returns the frozen layer at `site`.
     pub fn linear(&self, site: Site) -> &Linear {
         match site {
             Site::Query => &self.q,
@@ -201,14 +198,15 @@ impl Block {
         }
     }
 
-    /// The products of `x` `[rows, in]` with the layers at `sites`, adapters included, `[rows, out]` each.
+    /// Computes the products of `x` `[rows, in]` with the layers at `sites`, adapters included, `[rows, out]` each.
     fn project<const N: usize>(&self, sites: [Site; N], x: &Tensor, context: &impl LowRank) -> Result<[Tensor; N]> {
         let mut outputs = Linear::forward_each(sites.map(|site| self.linear(site)), x, None)?;
         context.add_lora(self.index, &sites, x, &mut outputs)?;
         Ok(outputs)
     }
 
-    /// `residual` plus the product of `x` `[rows, in]` with the layer at `site`, adapters included, `[rows, out]`.
+    /// Computes `residual` plus the product of `x` `[rows, in]` with the layer at `site`, adapters included,
+    /// `[rows, out]`.
     fn project_onto(&self, residual: &Tensor, site: Site, x: &Tensor, context: &impl LowRank) -> Result<Tensor> {
         let mut output = [self.linear(site).forward_onto(residual, x)?];
         context.add_lora(self.index, &[site], x, &mut output)?;
@@ -216,19 +214,19 @@ impl Block {
         Ok(output)
     }
 
-    /// `x` `[rows, hidden]` to the block's output `[rows, hidden]`, and everything on the way.
+    /// Computes the block's output `[rows, hidden]` of `x` `[rows, hidden]`, and all intermediate results.
     pub fn forward(&self, x: Tensor, context: &impl Context) -> Result<(Tensor, Activations)> {
         let activations = self.activations(x, context)?;
         let y = self.project_onto(&activations.middle, Site::Down, &activations.gated, context)?; // [rows, hidden]
         Ok((y, activations))
     }
 
-    /// All of [`Block::forward`] but its last product.
+    /// Computes the intermediate results of [`Block::forward`]: all but its last product.
     pub fn activations(&self, x: Tensor, context: &impl Context) -> Result<Activations> {
         let rows = x.dim(0)?;
 
         // Attention: middle = x + W_o · attend(q, k, v)
-        let attention_input = self.kernels.rms_norm(&x, &self.input_norm, self.norm_eps)?; // [rows, hidden]
+        let attention_input = self.kernels.rms_norm(&x, &self.input_layernorm, self.norm_eps)?; // [rows, hidden]
         let [q, k, v] = self.project([Site::Query, Site::Key, Site::Value], &attention_input, context)?;
         let q = q.reshape((rows, self.heads, self.head_dim))?;
         let k = k.reshape((rows, self.kv_heads, self.head_dim))?;
@@ -239,7 +237,7 @@ impl Block {
         let middle = self.project_onto(&x, Site::Output, &attended, context)?; // [rows, hidden]
 
         // MLP: y = middle + W_down · (silu(W_gate · m) · (W_up · m))
-        let mlp_input = self.kernels.rms_norm(&middle, &self.post_attention_norm, self.norm_eps)?; // [rows, hidden]
+        let mlp_input = self.kernels.rms_norm(&middle, &self.post_attention_layernorm, self.norm_eps)?; // [rows, hidden]
         let [gate, up] = self.project([Site::Gate, Site::Up], &mlp_input, context)?; // [rows, intermediate] each
         let gated = self.kernels.swiglu(&gate, &up)?; // [rows, intermediate]
 
@@ -260,7 +258,7 @@ impl Block {
         })
     }
 
-    /// Query and key `[rows, heads, head_dim]` as attention takes them.
+    /// Norms, if the family does, and rotates query and key `[rows, heads, head_dim]`.
     pub fn norm_and_rotate(&self, mut q: Tensor, mut k: Tensor, angles: &Angles) -> Result<RotatedHeads> {
         let mut unnormed = None;
         if let Some((q_norm, k_norm)) = &self.query_key_norm {
@@ -276,8 +274,8 @@ impl Block {
 }
 
 impl Decoder {
-    /// Builds the decoder from a checkpoint's tensors, its weight matrices held as `storage` says, on the device that `weights`
-    /// are loaded onto.
+    /// Builds the decoder from a checkpoint's tensors, its weight matrices held as `storage` says, on the device that
+    /// `weights` are loaded onto.
     pub fn load(config: &ModelConfig, weights: &Weights, storage: &Storage) -> Result<Self> {
         Self::load_on(config, weights, storage, &Kernels::of(weights.device())?)
     }
@@ -301,16 +299,16 @@ impl Decoder {
             kernels: kernels.clone(),
             activation_dtype: storage.activation_dtype(kernels),
             adapter_precision: storage.adapter_precision(kernels),
-            training: OnceLock::new(),
         })
     }
 
-    /// The type that adapters are held in while they are served, f32, bf16 or f16: as precise as the weights that they change.
+    /// Returns the type that adapters are held in while they are served, f32, bf16 or f16: as precise as the weights
+    /// that they change.
     pub fn adapter_precision(&self) -> DType {
         self.adapter_precision
     }
 
-    /// The adapter as this decoder's steps read it best.
+    /// Converts the adapter to the layout and type that steps of this decoder read fastest.
     pub fn served(&self, adapter: &Adapter) -> Result<Adapter> {
         match &self.kernels {
             Kernels::Cpu => adapter.for_serving(self.adapter_precision),
@@ -318,44 +316,44 @@ impl Decoder {
         }
     }
 
-    /// The type between the layers: f32 on the CPU, on a GPU that of the weights (f32, bf16 or f16).
+    /// Returns the type of values between the layers: f32 on the CPU, on a GPU that of the weights (f32, bf16 or f16).
     pub fn activation_dtype(&self) -> DType {
         self.activation_dtype
     }
 
-    /// Factor on the gradients between the layers, about `wanted`: without one those of f16 would be too small for its range
-    /// (Micikevicius et al., "Mixed precision training", 2018).
+    /// Returns the factor on the gradients between the layers, about `wanted`: without it those of f16 would be too
+    /// small for its range (Micikevicius et al., "Mixed precision training", 2018). 1 for other types.
     pub fn gradient_scale(&self, wanted: f64) -> f64 {
         if self.activation_dtype == DType::F16 { wanted.max(1.0).log2().floor().exp2() } else { 1.0 }
     }
 
-    /// The device that the weights are on.
+    /// Returns the device that the weights are on.
     pub fn device(&self) -> &Device {
         self.kernels.device()
     }
 
-    /// The kernels that the decoder runs on.
+    /// Returns the kernels that the decoder runs on.
     pub fn kernels(&self) -> &Kernels {
         &self.kernels
     }
 
-    /// Embeddings of `tokens`, `[rows, hidden]`.
+    /// Looks up the embeddings of `tokens`, `[rows, hidden]`.
     pub fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
         self.embedding.rows(tokens)
     }
 
-    /// Logits of hidden states, `[rows, hidden]` to `[rows, vocabulary]`, in the type of the hidden states.
+    /// Computes logits `[rows, vocabulary]` of hidden states `[rows, hidden]`, in their type.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.head().forward(hidden)
     }
 
-    /// Bytes of the weight matrices in memory.
+    /// Counts the bytes of the weight matrices in memory.
     pub fn weight_bytes(&self) -> usize {
         let layers = self.blocks.iter().flat_map(|block| Site::ALL.map(|site| block.linear(site).bytes()));
         layers.sum::<usize>() + self.embedding.bytes() + self.untied_head.as_ref().map_or(0, Linear::bytes)
     }
 
-    /// The layer from hidden states to logits.
+    /// Returns the layer from hidden states to logits.
     pub fn head(&self) -> &Linear {
         self.untied_head.as_ref().unwrap_or(&self.embedding)
     }

@@ -13,7 +13,7 @@ use attune_support::system::{self, FreeMemory};
 /// The device that models run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
-    /// The first GPU where the binary and the machine have one, else the CPU.
+    /// The first GPU if the binary and the machine support one, else the CPU.
     #[default]
     Auto,
     /// The CPU.
@@ -60,7 +60,7 @@ impl<'de> Deserialize<'de> for DeviceChoice {
     }
 }
 
-/// The device for `choice`; `auto` takes the first GPU where binary and machine have one.
+/// Opens the device for `choice`; `auto` falls back to the CPU if the first GPU cannot be used.
 pub fn select(choice: DeviceChoice) -> Result<Device> {
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),
@@ -82,7 +82,7 @@ fn open(index: usize) -> candle_core::Result<Device> {
     Device::new_cuda(index)
 }
 
-/// True where `device` multiplies bf16: GPUs do from compute capability 8.0 on.
+/// Returns true if `device` multiplies bf16: GPUs do from compute capability 8.0 on.
 pub fn has_bf16(device: &Device) -> bool {
     match device {
         #[cfg(feature = "cuda")]
@@ -91,7 +91,7 @@ pub fn has_bf16(device: &Device) -> bool {
     }
 }
 
-/// What is left of the memory that tensors on `device` take; absent where it cannot be told.
+/// Returns the memory that is left for tensors on `device`; `None` if it is unknown.
 pub fn free_memory(device: &Device) -> Option<FreeMemory> {
     match device {
         Device::Cpu => system::free_memory(),
@@ -101,7 +101,7 @@ pub fn free_memory(device: &Device) -> Option<FreeMemory> {
     }
 }
 
-/// Bytes of the memory that tensors on `device` take which this process has; absent where it cannot be told.
+/// Returns the bytes that this process has of the memory for tensors on `device`; `None` if unknown.
 pub fn used_memory(device: &Device) -> Option<u64> {
     match device {
         Device::Cpu => system::resident_bytes(),
@@ -111,7 +111,8 @@ pub fn used_memory(device: &Device) -> Option<u64> {
     }
 }
 
-/// `tensor` for work on `device`, a queue of the same device: not a copy. Nothing writes it, and it outlives what this returns.
+/// Returns `tensor`, not copied, for work on `device`, another queue of the same device. Nothing may write it, and it
+/// must outlive the result.
 #[cfg_attr(not(feature = "cuda"), allow(clippy::unnecessary_wraps, reason = "a GPU can refuse"))]
 pub(super) fn shared(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     match device {
@@ -121,15 +122,15 @@ pub(super) fn shared(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     }
 }
 
-/// MiB of a GPU for the keys and values of each of `models` models, where `memory` is what their weights leave. The rest is for
-/// adapters, activations and training.
+/// Returns the MiB of a GPU for the keys and values of each of `models` models, given the `memory` that their weights
+/// leave. The rest is for adapters, activations and training.
 pub fn cache_share(memory: FreeMemory, models: usize) -> usize {
     const SHARE: f64 = 0.6;
     (memory.free as f64 * SHARE / models.max(1) as f64) as usize >> 20
 }
 
-/// Whether a model's device still computes. A GPU can be lost, after which the process can do nothing with it: it has to end
-/// and be started again. What is merely out of memory is not lost.
+/// Health of a model's device. After a GPU is lost, this process can do nothing with it and has to be restarted.
+/// Running out of memory does not count as lost.
 #[derive(Debug, Clone)]
 pub struct DeviceHealth {
     device: Device,
@@ -137,12 +138,12 @@ pub struct DeviceHealth {
 }
 
 impl DeviceHealth {
-    /// The health of `device`, good so far.
+    /// Makes the health of `device`, good so far.
     pub fn new(device: Device) -> Self {
         Self { device, lost: CancellationToken::new() }
     }
 
-    /// True where the device still computes, to be asked after something failed.
+    /// Returns true if the device still computes; to be called after a failure.
     pub fn check(&self) -> bool {
         if !self.is_lost()
             && let Err(error) = answers(&self.device)
@@ -153,29 +154,30 @@ impl DeviceHealth {
         !self.is_lost()
     }
 
-    /// Returns `error` unchanged, or [`Error::DeviceLost`] if the GPU was lost, so that the caller retries elsewhere or later.
+    /// Returns `error` unchanged, or [`Error::DeviceLost`] if the GPU was lost, so that the caller retries elsewhere or
+    /// later.
     pub fn or_device_lost(&self, error: Error) -> Error {
         let is_of_device = matches!(error, Error::Tensor(_) | Error::Internal(_));
         if is_of_device && !self.check() { Error::DeviceLost } else { error }
     }
 
-    /// From now on the device counts as lost.
+    /// Marks the device as lost.
     pub fn lose(&self) {
         self.lost.cancel();
     }
 
-    /// True once the device was found lost.
+    /// Returns true once the device was found lost.
     pub fn is_lost(&self) -> bool {
         self.lost.is_cancelled()
     }
 
-    /// Ends when the device is found lost.
+    /// Completes when the device is found lost.
     pub async fn lost(&self) {
         self.lost.cancelled().await;
     }
 }
 
-/// Computes a sum on `device`.
+/// Computes a sum on `device`; an error if it does not answer.
 fn answers(device: &Device) -> candle_core::Result<()> {
     if device.is_cpu() {
         return Ok(());

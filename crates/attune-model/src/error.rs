@@ -1,8 +1,8 @@
-//! What can go wrong with a model: its files, its chat template, its device. The layers above wrap [`Error`] in their own.
+//! Errors about a model's files, its chat template, its device. The layers above wrap [`Error`] in their own.
 
 use std::sync::Arc;
 
-/// The result of everything in this crate that can fail.
+/// Result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure of a model, with a message that its reader can act on.
@@ -20,7 +20,7 @@ pub enum Error {
     #[error("The text cannot be turned into tokens of this model: {0}")]
     NotEncodable(String),
 
-    /// The device has no memory left for what was to be computed; it goes on with all else.
+    /// The device has no memory left for this computation; all other work on it goes on.
     #[error("The device has no memory left for this at the moment. Please try again later, or with less at a time.")]
     OutOfMemory,
 
@@ -35,9 +35,9 @@ pub enum Error {
     /// Reading a file failed.
     #[error("{context}: {source}")]
     Io {
-        /// What was being done, with the path.
+        /// Operation that failed, with the path.
         context: String,
-        /// What the system said.
+        /// The system's error.
         source: Arc<std::io::Error>,
     },
 
@@ -52,14 +52,15 @@ impl From<candle_core::Error> for Error {
     }
 }
 
-/// True for the texts of the GPU's driver and of cuBLAS when an allocation fails: candle 0.10 has no variant for it.
+/// Returns true for the messages of the GPU's driver and of cuBLAS about a failed allocation: candle 0.10 has no
+/// variant for it.
 pub(crate) fn is_out_of_memory(error: &candle_core::Error) -> bool {
     let text = error.to_string();
     ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|name| text.contains(name))
 }
 
 impl Error {
-    /// An input or output failure while doing `context`; use as `.map_err(Error::io("read config.json"))`.
+    /// Wraps an I/O error with its `context`; use as `.map_err(Error::io("read config.json"))`.
     pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let context = context.into();
         move |source| Self::Io { context, source: Arc::new(source) }

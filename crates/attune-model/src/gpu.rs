@@ -1,5 +1,5 @@
-//! A GPU as this process uses it: its memory is kept for reuse, and training has a stream of its own on which it reads the very
-//! weights that serve. Called by [`super::device`].
+//! A GPU as this process uses it: freed memory is kept for reuse, and training has a stream of its own, on which it
+//! reads the same weights that serve. Called by [`super::device`].
 
 use candle_core::cuda_backend::cudarc::driver::result::{device, mem_pool};
 use candle_core::cuda_backend::cudarc::driver::sys::CUmemPool_attribute as Attribute;
@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Storage, Tensor};
 use crate::{Error, Result};
 use attune_support::system::FreeMemory;
 
-/// The GPU number `index`.
+/// Opens the GPU number `index`.
 pub(super) fn open(index: usize) -> candle_core::Result<Device> {
     let device = Device::new_cuda(index)?;
     let cuda = device.as_cuda_device()?;
@@ -20,19 +20,19 @@ pub(super) fn open(index: usize) -> candle_core::Result<Device> {
     Ok(device)
 }
 
-/// True where products of bf16 exist.
+/// Returns true if the GPU multiplies bf16.
 pub(super) fn has_bf16(device: &CudaDevice) -> bool {
     device.cuda_stream().context().compute_capability().is_ok_and(|(major, _)| major >= 8)
 }
 
-/// Spares two events for each tensor.
+/// Turns off candle's event tracking, which costs two events per tensor.
 fn disable_event_tracking(device: &CudaDevice) {
-    // SAFETY: the tensors of a `CudaDevice` are used on its own stream, in the order of the calls. What two streams read,
-    // neither writes (`shared`).
+    // SAFETY: the tensors of a `CudaDevice` are used on its own stream, in the order of the calls. Tensors that two
+    // streams read are written by neither (`shared`).
     unsafe { device.disable_event_tracking() };
 }
 
-/// By default a GPU gives what was freed back at each synchronization, and so takes it anew for each step.
+/// Keeps freed memory in the pool: by default a GPU gives it back at each synchronization, then takes it anew.
 fn keep_freed_memory(device: &CudaDevice) {
     let mut all = u64::MAX;
     let Some(pool) = pool(device) else { return };
@@ -45,7 +45,7 @@ fn keep_freed_memory(device: &CudaDevice) {
     }
 }
 
-/// What tensors are allocated from; none where the GPU has no pools.
+/// Returns the pool that tensors are allocated from; `None` if the GPU has no pools.
 fn pool(device: &CudaDevice) -> Option<CUmemoryPool> {
     let stream = device.cuda_stream();
     let context = stream.context();
@@ -53,7 +53,7 @@ fn pool(device: &CudaDevice) -> Option<CUmemoryPool> {
     context.has_async_alloc().then(|| unsafe { device::get_mem_pool(context.cu_device()) }.ok()).flatten()
 }
 
-/// What is left for tensors: what nobody has, and what the pool keeps.
+/// Returns the memory left for tensors: the GPU's free memory and what the pool keeps unused; `None` if unknown.
 pub(super) fn free_memory(device: &CudaDevice) -> Option<FreeMemory> {
     let (free, total) = device.cuda_stream().context().mem_get_info().ok()?;
     let kept = bytes(device, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)
@@ -61,12 +61,12 @@ pub(super) fn free_memory(device: &CudaDevice) -> Option<FreeMemory> {
     Some(FreeMemory { total: total as u64, free: free as u64 + kept.unwrap_or(0) })
 }
 
-/// Bytes of all tensors.
+/// Returns the bytes of all tensors; `None` if unknown.
 pub(super) fn used_memory(device: &CudaDevice) -> Option<u64> {
     bytes(device, Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
 }
 
-/// What the pool tells of itself.
+/// Reads a size of the pool, in bytes; `None` if the GPU has no pools.
 fn bytes(device: &CudaDevice, attribute: Attribute) -> Option<u64> {
     let mut bytes = 0_u64;
     // SAFETY: the pool is the device's, the attribute a 64-bit number.
@@ -74,8 +74,8 @@ fn bytes(device: &CudaDevice, attribute: Attribute) -> Option<u64> {
     Some(bytes)
 }
 
-/// Opens another stream of the same GPU, as a device of its own, after all work on the first one is done: the new one sees its
-/// results.
+/// Opens another stream of the same GPU, as a device of its own, after all work on the first one is done, so that the
+/// new one sees its results.
 pub(super) fn second_stream(device: &CudaDevice) -> Result<CudaDevice> {
     let stream = device.cuda_stream();
     let second = Device::new_cuda_with_stream(stream.context().ordinal())?.as_cuda_device()?.clone();
@@ -84,12 +84,12 @@ pub(super) fn second_stream(device: &CudaDevice) -> Result<CudaDevice> {
     Ok(second)
 }
 
-/// The memory of `tensor` as a tensor of `device`, another stream of its GPU. Both only read it, and the original must outlive
-/// what this returns.
+/// Returns the memory of `tensor` as a tensor of `device`, another stream of its GPU. Both may only read it, and the
+/// original must outlive the result.
 pub(super) fn shared(tensor: &Tensor, device: &CudaDevice) -> Result<Tensor> {
     let (address, count) = (crate::address::address(tensor)?, tensor.elem_count());
     let stream = device.cuda_stream();
-    // SAFETY: so many elements are there, and they stay there as long as the original does.
+    // SAFETY: `count` elements are at `address`, and they stay there as long as the original does.
     let slice = unsafe {
         match tensor.dtype() {
             DType::F32 => CudaStorageSlice::F32(stream.upgrade_device_ptr(address, count)),
@@ -100,7 +100,7 @@ pub(super) fn shared(tensor: &Tensor, device: &CudaDevice) -> Result<Tensor> {
     };
     let storage = Storage::Cuda(CudaStorage { slice, device: device.clone() });
     let shared = Tensor::from_storage(storage, tensor.shape(), BackpropOp::none(), false);
-    // The last owner would free what belongs to the original.
+    // Never dropped: the last owner would free memory that belongs to the original.
     std::mem::forget(shared.clone());
     Ok(shared)
 }

@@ -1,5 +1,5 @@
-//! Keys and values of running sequences, in blocks of [`BLOCK_TOKENS`] tokens: the storage that attention reads. Which
-//! block belongs to whom is `engine/kv.rs`'s business.
+//! Keys and values of running sequences, in blocks of [`BLOCK_TOKENS`] tokens: the storage that attention reads.
+//! `engine/kv.rs` decides which block belongs to which sequence.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -29,7 +29,7 @@ impl KvCache {
         Ok(Self { keys, values, blocks })
     }
 
-    /// Bytes that one block takes over all layers.
+    /// Returns the bytes of one block over all layers.
     pub fn block_bytes(config: &ModelConfig, dtype: DType) -> usize {
         2 * dtype.size_in_bytes()
             * BLOCK_TOKENS
@@ -38,7 +38,7 @@ impl KvCache {
             * config.head_dim
     }
 
-    /// Blocks in all.
+    /// Returns the number of blocks.
     pub fn blocks(&self) -> usize {
         self.blocks
     }

@@ -1,5 +1,5 @@
-//! What a model is: configuration, weights, tokenizer, chat template, and the decoder whose one set of weights both serves
-//! and trains. Called by `engine` (steps over a paged cache) and by `train` (packed sequences, explicit backward).
+//! Base models: configuration, weights, tokenizer, chat template, and the decoder, which serves and trains with one set
+//! of weights. Called by `engine` (steps over a paged cache) and by `train` (packed sequences, explicit backward).
 
 mod address;
 pub mod chat_template;
@@ -23,6 +23,7 @@ pub mod vocabulary;
 pub mod weights;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use candle_core::Device;
 
@@ -37,24 +38,26 @@ use crate::kernels::Kernels;
 use crate::tokenizer::Tokenizer;
 use crate::vocabulary::Vocabulary;
 
-/// A loaded base model: immutable, shared by the engine and the trainer.
+/// Loaded base model: immutable, shared by the engine and the trainer.
 #[derive(Debug)]
 pub struct BaseModel {
-    /// The id that clients use.
+    /// Id that clients use.
     pub id: String,
-    /// The folder it was loaded from.
+    /// Folder that the model was loaded from.
     pub path: PathBuf,
-    /// The shape of the decoder.
+    /// Shape of the decoder.
     pub config: ModelConfig,
-    /// The weights and the forward pass.
+    /// Weights and forward pass.
     pub decoder: Decoder,
-    /// Whether the decoder's device still computes.
+    /// The decoder on training's own stream, made for the first job; `None` if training computes with `decoder`.
+    pub second_decoder: OnceLock<Option<Decoder>>,
+    /// Health of the decoder's device.
     pub health: DeviceHealth,
     /// Text to token ids and back.
     pub tokenizer: Tokenizer,
-    /// The bytes of each token; absent where the tokenizer's tokens have none.
+    /// Bytes of each token; `None` if the tokenizer's tokens have no bytes of their own.
     pub vocabulary: Option<Vocabulary>,
-    /// Renders chats; absent where the folder has no template.
+    /// Template that renders chats; `None` if the folder has none.
     pub chat_template: Option<ChatTemplate>,
     /// Tokens that end an answer.
     pub end_tokens: Vec<u32>,
@@ -97,6 +100,7 @@ impl BaseModel {
             path: path.to_path_buf(),
             config,
             decoder,
+            second_decoder: OnceLock::new(),
             health: DeviceHealth::new(device.clone()),
             tokenizer,
             vocabulary,
@@ -105,9 +109,22 @@ impl BaseModel {
             created,
         })
     }
+
+    /// Returns the decoder that training computes with: the same weights on another stream of their GPU. On the CPU,
+    /// and for quantized blocks, that is [`BaseModel::decoder`] itself.
+    pub fn training_decoder(&self) -> &Decoder {
+        let second = self.second_decoder.get_or_init(|| {
+            let second = self.decoder.on_second_stream();
+            if let Err(error) = &second {
+                tracing::warn!(%error, "training shares the stream of requests");
+            }
+            second.ok().flatten()
+        });
+        second.as_ref().unwrap_or(&self.decoder)
+    }
 }
 
-/// `eos_token_id` of `generation_config.json`, else of `config.json`, else the tokenizer's end token.
+/// Reads `eos_token_id` of `generation_config.json`, else of `config.json`; else returns the tokenizer's end token.
 fn end_tokens(folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     for name in ["generation_config.json", "config.json"] {
         let file = folder.join(name);

@@ -1,7 +1,8 @@
 //! Frozen linear layers: `y = W x + b` and the gradient with respect to `x`. No gradient of W is ever formed.
 //!
-//! On the CPU, f32, bf16 and `q8_0` weights are packed for our own products (`kernels::cpu::panels`); on a GPU f32, bf16 and f16
-//! ones are multiplied by cuBLAS. For quantized formats otherwise the product is `mistralrs_quant`'s [`QuantMethod`].
+//! On the CPU, f32, bf16 and `q8_0` weights are packed for our own products (`kernels::cpu::panels`); on a GPU f32,
+//! bf16 and f16 ones are multiplied by cuBLAS. For quantized formats otherwise the product is `mistralrs_quant`'s
+//! [`QuantMethod`].
 
 use std::sync::Arc;
 
@@ -14,26 +15,27 @@ use crate::kernels::cpu::panels::{self, Panels, Precision};
 use crate::kernels::{Dense, GpuKernels, Kernels, Norm};
 use crate::{Error, Result};
 
-/// How a weight is held. On the CPU arithmetic is f32 with all of them; on a GPU sums are.
+/// Type in which a weight is held. Arithmetic is f32 with all types on the CPU; on a GPU, sums are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// 4 bytes: exact.
     #[default]
     F32,
-    /// 2 bytes: half the memory, and faster answers. Exact where the checkpoint is bf16 itself. On a GPU what lies between the
-    /// layers is bf16 too.
+    /// 2 bytes: half the memory, and faster answers. Exact if the checkpoint is bf16 itself. On a GPU, activations
+    /// between the layers are bf16 too.
     Bf16,
-    /// 2 bytes with three more digits, and a range that ends at 65,504: for checkpoints in f16. On a GPU only.
+    /// 2 bytes with three more bits of precision, and a range up to 65,504: for checkpoints in f16, on a GPU only.
     F16,
 }
 
-/// How a model's weight matrices are held.
+/// Storage of a model's weight matrices.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Storage {
-    /// What is not quantized.
+    /// Type of the weights that are not quantized.
     pub dtype: Dtype,
-    /// A block format for the linear layers, such as `q4_0`. `q8_0` takes embedding and head in too, on the CPU.
+    /// Block format of the linear layers, such as `q4_0`; `None` if they are not quantized. `q8_0` takes embedding and
+    /// head in too, on the CPU.
     pub quantize: Option<String>,
 }
 
@@ -46,7 +48,7 @@ impl Storage {
         self.check()
     }
 
-    /// Refuses what does not exist or does not go together.
+    /// Refuses formats that do not exist, and combinations that do not go together.
     pub fn check(&self) -> Result<()> {
         let Some(format) = &self.quantize else { return Ok(()) };
         block_format(format)?;
@@ -60,7 +62,8 @@ impl Storage {
         Ok(())
     }
 
-    /// f32 on the CPU. On a GPU the type of the weights, as its products take both in one.
+    /// Returns the type of activations: f32 on the CPU; on a GPU the type of the weights, since its products take both
+    /// in one type.
     pub(super) fn activation_dtype(&self, kernels: &Kernels) -> DType {
         match self.dtype {
             _ if kernels.is_cpu() => DType::F32,
@@ -70,7 +73,8 @@ impl Storage {
         }
     }
 
-    /// f32 beside weights in f32, bf16 beside those that are rounded more; on a GPU as the activations.
+    /// Returns the type of adapters: f32 beside weights in f32, bf16 beside weights that are rounded more; on a GPU the
+    /// type of activations.
     pub(super) fn adapter_precision(&self, kernels: &Kernels) -> DType {
         if kernels.is_cpu() && self.precision() != Precision::F32 {
             return DType::BF16;
@@ -78,7 +82,7 @@ impl Storage {
         self.activation_dtype(kernels)
     }
 
-    /// The precision of all weight matrices where our own products take them, else that of embedding and head.
+    /// Returns the precision of all weight matrices if our own products take them, else that of embedding and head.
     fn precision(&self) -> Precision {
         match (self.quantize.as_deref(), self.dtype) {
             (Some("q8_0"), _) => Precision::Q8,
@@ -101,14 +105,14 @@ pub struct Linear {
 enum Weight {
     /// Packed for our own product.
     Packed(Panels),
-    /// `[out, in]`, on a GPU, whose kernels multiply it.
+    /// Tensor `[out, in]`, multiplied by a GPU's kernels.
     Dense(Tensor, GpuKernels),
-    /// Quantized blocks, with mistral.rs's product.
+    /// Quantized blocks, multiplied by mistral.rs.
     Quantized { method: Arc<dyn QuantMethod>, blocks: Arc<QTensor> },
 }
 
 impl Linear {
-    /// A layer of `weight` `[out, in]` and `bias` `[out]`, held as `storage` says.
+    /// Makes a layer of `weight` `[out, in]` and `bias` `[out]`, held as `storage` says.
     pub fn new(weight: &Tensor, bias: Option<Tensor>, storage: &Storage, kernels: &Kernels) -> Result<Self> {
         let bias = bias.map(|bias| bias.to_dtype(storage.activation_dtype(kernels))).transpose()?;
         match storage.quantize.as_deref() {
@@ -118,7 +122,8 @@ impl Linear {
         }
     }
 
-    /// An embedding or output head, `[vocabulary, hidden]`: never in the blocks of mistral.rs, which have no rows to look up.
+    /// Makes an embedding or output head, `[vocabulary, hidden]`: never in the blocks of mistral.rs, which have no rows
+    /// to look up.
     pub fn table(weight: &Tensor, storage: &Storage, kernels: &Kernels) -> Result<Self> {
         Self::unquantized(weight, None, storage, kernels)
     }
@@ -157,7 +162,7 @@ impl Linear {
         Ok(Some(Self { weight, bias, kernels: Kernels::Gpu(kernels.clone()) }))
     }
 
-    /// Bytes of the weight in memory.
+    /// Returns the bytes of the weight in memory.
     pub fn bytes(&self) -> usize {
         match &self.weight {
             Weight::Packed(weight) => weight.bytes(),
@@ -166,12 +171,12 @@ impl Linear {
         }
     }
 
-    /// `x` `[rows, in]` to `[rows, out]`.
+    /// Computes `W x + b`: `x` `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
             Weight::Packed(weight) => return Ok(panels::project(x, &[(weight, self.bias.as_ref())])?.remove(0)),
             Weight::Dense(weight, gpu) => return Ok(gpu.project(x, None, &[self.dense(weight, None)])?.remove(0)),
-            // Its products on a GPU take f32.
+            // mistral.rs's products on a GPU take f32.
             Weight::Quantized { method, .. } => method.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?,
         };
         match &self.bias {
@@ -180,8 +185,8 @@ impl Linear {
         }
     }
 
-    /// [`Linear::forward`] of each of `layers` for the same `x`, all at once where they are held alike; for `norm(x)` where there
-    /// is a norm.
+    /// Computes [`Linear::forward`] of each of `layers` for the same `x`, or for `norm(x)` if there is a norm; all at
+    /// once if they are held alike.
     pub fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor, norm: Option<Norm<'_>>) -> Result<[Tensor; N]> {
         let outputs = if let Some((gpu, dense)) = Self::all_dense(layers) {
             gpu.project(x, norm, &dense)?
@@ -200,7 +205,7 @@ impl Linear {
         outputs.try_into().map_err(|_| Error::Internal("one output for each layer".into()))
     }
 
-    /// `silu(gate(x)) · up(x)` with `norm(x)` for x, in one pass where that can be.
+    /// Computes `silu(gate(norm(x))) · up(norm(x))`, in one pass if possible.
     pub fn forward_gated(gate_and_up: [&Self; 2], x: &Tensor, norm: Norm<'_>) -> Result<Tensor> {
         if let Some((gpu, dense)) = Self::all_dense(gate_and_up) {
             return gpu.project_gated(x, norm, dense);
@@ -210,7 +215,7 @@ impl Linear {
         kernels.swiglu(&gate, &up)
     }
 
-    /// `residual + forward(x)`, in one pass where that can be.
+    /// Computes `residual + forward(x)`, in one pass if possible.
     pub fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         match (&self.weight, &self.bias) {
             (Weight::Packed(weight), None) => panels::project_onto(residual, x, weight),
@@ -221,7 +226,7 @@ impl Linear {
         }
     }
 
-    /// The same for a residual that nothing else holds.
+    /// Computes [`Linear::forward_onto`] for a residual that nothing else holds.
     pub fn forward_into(&self, residual: Tensor, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
             Weight::Dense(weight, gpu) => gpu.project_into(residual, x, self.dense(weight, None)),
@@ -247,7 +252,7 @@ impl Linear {
         Dense { weight, bias: self.bias.as_ref(), residual }
     }
 
-    /// The gradient with respect to `x`: `dy` `[rows, out]` to `dy · W`, `[rows, in]`.
+    /// Computes the gradient with respect to `x`: `dy` `[rows, out]` to `dy · W`, `[rows, in]`.
     pub fn input_gradient(&self, dy: &Tensor) -> Result<Tensor> {
         match &self.weight {
             Weight::Packed(weight) => weight.input_gradient(dy),
@@ -256,7 +261,7 @@ impl Linear {
         }
     }
 
-    /// `dx` plus the gradient with respect to `x`, of a `dx` `[rows, in]` that nothing else holds.
+    /// Computes `dx` plus the gradient with respect to `x`; `dx` `[rows, in]` must not be held by anything else.
     pub fn add_input_gradient(&self, dx: Tensor, dy: &Tensor) -> Result<Tensor> {
         match &self.weight {
             Weight::Packed(weight) => Ok((dx + weight.input_gradient(dy)?)?),
@@ -265,7 +270,7 @@ impl Linear {
         }
     }
 
-    /// The weight's rows `indices`, `[rows, in]`: what an embedding is asked for.
+    /// Returns the weight's rows `indices`, `[rows, in]`, as an embedding is read.
     pub fn rows(&self, indices: &[u32]) -> Result<Tensor> {
         match &self.weight {
             Weight::Packed(weight) => weight.rows(indices),

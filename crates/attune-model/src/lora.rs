@@ -1,5 +1,5 @@
-//! LoRA adapters as the decoder applies them: the layers that an adapter may change, its matrices, and which rows of a step
-//! go through which of them. Made by `adapters` (files) and by training; applied by the decoder.
+//! LoRA adapters as the decoder applies them: the layers that an adapter may change, its matrices, and which rows of a
+//! step go through which of them. Made by `adapters` (files) and by training; applied by the decoder.
 //!
 //! "LoRA: Low-Rank Adaptation of Large Language Models", Hu et al., 2021.
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ModelConfig, Result};
 
-/// The largest rank that is accepted; no published adapter comes near it.
+/// Largest rank that is accepted; no published adapter comes near it.
 pub const MAX_RANK: usize = 512;
 
 /// The seven linear layers of a decoder block that an adapter can change. Written as in PEFT's `target_modules`.
@@ -47,7 +47,7 @@ impl Site {
     /// All sites in the order of the forward pass.
     pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
 
-    /// The checkpoint's name of the layer inside its block, such as `self_attn.q_proj`.
+    /// Returns the checkpoint's name of the layer inside its block, such as `self_attn.q_proj`.
     pub const fn path(self) -> &'static str {
         match self {
             Self::Query => "self_attn.q_proj",
@@ -60,12 +60,12 @@ impl Site {
         }
     }
 
-    /// The name in PEFT's `target_modules`, such as `q_proj`.
+    /// Returns the name in PEFT's `target_modules`, such as `q_proj`.
     pub fn module(self) -> &'static str {
         self.path().rsplit('.').next().unwrap_or_default()
     }
 
-    /// `(out, in)` of the layer in a model of this shape.
+    /// Returns `(out, in)` of the layer in a model of this shape.
     pub const fn shape(self, model: &ModelConfig) -> (usize, usize) {
         let queries = model.num_attention_heads * model.head_dim;
         let keys = model.num_key_value_heads * model.head_dim;
@@ -82,9 +82,9 @@ impl Site {
 /// The low-rank update of one linear layer: `y += scale · B(A x)`.
 #[derive(Debug, Clone)]
 pub struct LoraPair {
-    /// A, `[rank, in]`, f32; bf16 where [`Adapter::for_serving`] made it so.
+    /// A, `[rank, in]`, in f32; in bf16 if [`Adapter::for_serving`] made it so.
     pub a: Tensor,
-    /// B, `[out, rank]`, as A; `[⌈out / 16⌉, rank, 16]` where [`Adapter::for_serving`] made it so.
+    /// B, `[out, rank]`, in the type of A; `[⌈out / 16⌉, rank, 16]` if [`Adapter::for_serving`] made it so.
     pub b: Tensor,
     /// alpha / rank (alpha / √rank under rsLoRA).
     pub scale: f32,
@@ -95,7 +95,7 @@ pub struct LoraPair {
 pub struct LoraLayer([Option<LoraPair>; 7]);
 
 impl LoraLayer {
-    /// The update at `site`, if the adapter has one there.
+    /// Returns the update at `site`; `None` if the adapter has none there.
     pub fn get(&self, site: Site) -> Option<&LoraPair> {
         self.0[site as usize].as_ref()
     }
@@ -105,7 +105,7 @@ impl LoraLayer {
         self.0[site as usize] = Some(pair);
     }
 
-    /// A and B of each update times `factor`, as their gradients may need.
+    /// Returns A and B of each update times `factor`, for gradients that are held in this form.
     pub fn times(&self, factor: f64) -> Result<Self> {
         let mut times = Self::default();
         for site in Site::ALL {

@@ -1,7 +1,7 @@
 //! Rotary position embedding: the frequencies of a model, and the cosines and sines of a step's positions.
 //!
-//! Su et al., "RoFormer" (2021); scaling as in transformers' `modeling_rope_utils`: linear, Llama 3.1, YaRN (Peng et al.,
-//! 2023).
+//! Su et al., "RoFormer" (2021); scaling as in transformers' `modeling_rope_utils`: linear, Llama 3.1, YaRN (Peng et
+//! al., 2023).
 
 use std::f64::consts::PI;
 
@@ -11,7 +11,7 @@ use crate::ModelConfig;
 use crate::Result;
 use crate::rope_scaling::RopeScaling;
 
-/// The frequencies of a model.
+/// Rotary frequencies of a model.
 #[derive(Debug, Clone)]
 pub struct Rope {
     /// Radians per position, `[head_dim / 2]`.
@@ -30,7 +30,7 @@ pub struct Angles {
 }
 
 impl Rope {
-    /// The frequencies that `config` asks for.
+    /// Computes the frequencies that `config` asks for.
     pub fn new(config: &ModelConfig) -> Self {
         let dim = config.head_dim as f64;
         let plain = (0..config.head_dim / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / dim));
@@ -75,7 +75,7 @@ impl Rope {
         Self { frequencies, scale }
     }
 
-    /// Cosines and sines of `positions`. Angles are rounded to f32 before the cosine, as the reference does.
+    /// Computes the cosines and sines of `positions`. Angles are rounded to f32 first, as in the reference.
     pub fn angles(&self, positions: impl ExactSizeIterator<Item = usize>, device: &Device) -> Result<Angles> {
         let (rows, half) = (positions.len(), self.frequencies.len());
         let mut cos = Vec::with_capacity(rows * half);

@@ -1,12 +1,12 @@
-//! How the rotary embedding of a model reaches beyond the context that the model was first trained on, as `config.json` says it.
+//! Scaling of the rotary embedding beyond the context that a model was first trained on, as given in `config.json`.
 //! Read by [`crate::config`], applied by [`crate::rope`].
 
 use serde_json::Value;
 
-/// How frequencies are stretched so that a model reaches beyond the context that it was first trained on.
+/// Stretching of the frequencies for contexts longer than the one first trained on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
-    /// Not at all.
+    /// No stretching.
     None,
     /// Every frequency divided by `factor`.
     Linear {
@@ -36,7 +36,7 @@ pub enum RopeScaling {
         original_context: f64,
         /// Factor on cosines and sines.
         attention_factor: f64,
-        /// Round the ends of the ramp to whole dimensions.
+        /// True if the ends of the ramp are rounded to whole dimensions.
         truncate: bool,
     },
 }

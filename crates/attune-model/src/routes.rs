@@ -1,5 +1,5 @@
-//! Which rows of a step go through which matrices of which adapter: worked out once per step by the decoder, used at every
-//! layer.
+//! Routes of a step: which rows go through which matrices of which adapter. Made once per step by the decoder, used at
+//! every layer.
 
 use std::ops::Range;
 
@@ -9,35 +9,36 @@ use crate::Result;
 use crate::kernels::{GpuKernels, Kernels, LoraRows, LoraRun, cpu};
 use crate::lora::{Adapter, Site};
 
-/// The sites of a block that have one input and are computed together.
+/// Sites of a block that have the same input and are computed together.
 pub const GROUPS: [&[Site]; 4] =
     [&[Site::Query, Site::Key, Site::Value], &[Site::Output], &[Site::Gate, Site::Up], &[Site::Down]];
 
-/// Rows of one task at the most: what a core works through while the matrices stay in its cache.
+/// Most rows of one task: as many as a core works through while the matrices stay in its cache.
 const TASK_ROWS: usize = 32;
-/// Rows that are not split further for want of tasks: reading the matrices again would cost more.
+/// Rows that are not split further even if tasks are few: reading the matrices again would cost more.
 const FEW_ROWS: usize = 8;
 
 /// The routes of one step.
 #[derive(Debug)]
 pub struct Routes<'a> {
-    /// By layer and group: true where some row is changed. Empty where no row has an adapter.
+    /// True, by layer and group, if an adapter changes some row. Empty if no row has an adapter.
     changes: Vec<bool>,
     products: Products<'a>,
 }
 
-/// The products of a step, as its device computes them.
+/// Products of a step, as its device computes them.
 #[derive(Debug)]
 enum Products<'a> {
-    /// Tasks for the cores, and where those of each layer and group begin; one entry more than there are.
+    /// Tasks for the cores, and the index at which those of each layer and group begin, with the number of tasks at the
+    /// end.
     Cpu { tasks: Vec<LoraRows<'a>>, starts: Vec<usize> },
-    /// For a GPU the adapters with all of their rows.
+    /// Adapters with all of their rows, for a GPU.
     Gpu { kernels: &'a GpuKernels, runs: Vec<LoraRun<'a>> },
 }
 
 impl<'a> Routes<'a> {
-    /// Routes over `layers` decoder blocks on `kernels` for sequences with these rows and adapters, in the order of the rows.
-    /// Neighbouring sequences of one adapter share its products.
+    /// Makes the routes over `layers` decoder blocks on `kernels` for sequences with these rows and adapters, in the
+    /// order of the rows. Neighbouring sequences of one adapter share its products.
     pub fn new(
         layers: usize,
         kernels: &'a Kernels,
@@ -65,13 +66,13 @@ impl<'a> Routes<'a> {
         Ok(Self { changes, products })
     }
 
-    /// True where something is added at the group of sites that begins with `first`.
+    /// Returns true if something is added at the group of sites that begins with `first`.
     pub fn change(&self, layer: usize, first: Site) -> bool {
         index(layer, first).and_then(|index| self.changes.get(index).copied()).unwrap_or(false)
     }
 
-    /// Adds to `outputs` `[rows, out]`, the base's products of `x` `[rows, in]` with the layers of the group of sites that begins
-    /// with `first`, fresh tensors that nothing else holds.
+    /// Adds the adapters' parts to `outputs` `[rows, out]`: the base's products of `x` `[rows, in]` with the layers of
+    /// the group of sites that begins with `first`, fresh tensors that nothing else holds.
     pub fn add(&self, layer: usize, first: Site, x: &Tensor, outputs: &mut [Tensor]) -> Result<()> {
         if !self.change(layer, first) {
             return Ok(());
@@ -89,13 +90,13 @@ impl<'a> Routes<'a> {
     }
 }
 
-/// The place of the group of sites that begins with `first` among those of all layers.
+/// Returns the index, over all layers, of the group of sites that begins with `first`; `None` if no group does.
 fn index(layer: usize, first: Site) -> Option<usize> {
     let group = GROUPS.iter().position(|sites| sites[0] == first)?;
     Some(layer * GROUPS.len() + group)
 }
 
-/// What `adapter` adds to `rows` at `sites` of `layer`, cut into tasks.
+/// Returns the updates of `adapter` to `rows` at `sites` of `layer`, cut into tasks.
 fn tasks_of<'a>(
     rows: &Range<usize>,
     adapter: &'a Adapter,
@@ -124,7 +125,7 @@ fn runs<'a>(
     runs
 }
 
-/// `rows` in even pieces, enough for all cores.
+/// Splits `rows` into even pieces, enough for all cores.
 fn pieces(rows: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
     let most = rows.len().div_ceil(rayon::current_num_threads()).clamp(FEW_ROWS, TASK_ROWS);
     let count = rows.len().div_ceil(most).max(1);

@@ -1,7 +1,7 @@
 //! Text to token ids and back, from a folder's `tokenizer.json` and `tokenizer_config.json`.
 //!
-//! Called by `api` and `datasets` (text in), by `engine/text.rs` (text out) and by the chat template (names of the special
-//! tokens).
+//! Called by `api` and `datasets` (text in), by `engine/text.rs` (text out) and by the chat template (names of the
+//! special tokens).
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// The special tokens that `tokenizer_config.json` names and that chat templates may use.
+/// Special tokens that `tokenizer_config.json` names and that chat templates may use.
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
@@ -31,7 +31,7 @@ impl Tokenizer {
             return Err(setup(&"the file does not exist; the model folder needs its tokenizer"));
         }
         let mut inner = tokenizers::Tokenizer::from_file(&file).map_err(|error| setup(&error))?;
-        // Both are settings of whoever trained the tokenizer; here they would silently cut or lengthen a prompt.
+        // Both are settings from the tokenizer's training; here they would silently cut or lengthen a prompt.
         inner.with_truncation(None).map_err(|error| setup(&error))?;
         inner.with_padding(None);
         let added = inner.get_added_tokens_decoder();
@@ -45,16 +45,17 @@ impl Tokenizer {
         Ok(Self { inner, special, end_token })
     }
 
-    /// Token ids of `text`; `special` adds what the tokenizer puts around a text (for example a begin token).
+    /// Returns the token ids of `text`; `special` adds the tokens that the tokenizer puts around a text (such as a
+    /// begin token).
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, special).map_err(|error| not_encodable(&error))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Characters of `text` before each of its tokens, special ones around it included.
+    /// Returns, for each token of `text` and the special ones around it, the number of characters before it.
     pub fn character_offsets(&self, text: &str) -> Result<Vec<usize>> {
         let encoding = self.inner.encode_char_offsets(text, true).map_err(|error| not_encodable(&error))?;
-        // Tokens that the tokenizer puts around the text stand nowhere in it: they have an empty range at 0.
+        // Tokens that the tokenizer puts around the text have an empty range at 0.
         let length = text.chars().count();
         let mut end = 0;
         let special = encoding.get_special_tokens_mask();
@@ -68,34 +69,34 @@ impl Tokenizer {
         Ok(offsets.collect())
     }
 
-    /// The text of `ids`; special tokens are left out when `skip_special`. Ids outside the vocabulary have no text.
+    /// Returns the text of `ids`, without special tokens if `skip_special`. Ids outside the vocabulary have no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.inner.decode(ids, skip_special).map_err(|error| Error::Internal(format!("decode tokens: {error}")))
     }
 
-    /// The vocabulary's own spelling of `id`, where a blank may be `Ġ`; none outside the vocabulary.
+    /// Returns the vocabulary's own spelling of `id`, in which a blank may be `Ġ`; `None` outside the vocabulary.
     pub fn spelling(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Number of ids, added tokens included.
+    /// Returns the number of ids, added tokens included.
     pub fn vocabulary_size(&self) -> usize {
-        // Added tokens may lie beyond a gap, and what counts for the model's embedding is the highest id.
+        // Added tokens may lie beyond a gap, and the highest id counts for the model's embedding.
         let highest_added = self.inner.get_added_tokens_decoder().keys().max().map_or(0, |id| *id as usize + 1);
         self.inner.get_vocab_size(true).max(highest_added)
     }
 
-    /// The id of `tokenizer_config.json`'s `eos_token`.
+    /// Returns the id of `tokenizer_config.json`'s `eos_token`; `None` if there is none.
     pub fn end_token(&self) -> Option<u32> {
         self.end_token
     }
 
-    /// The id of the special token with this name.
+    /// Returns the id of the special token `name`; `None` if there is none of this name.
     pub fn special_token(&self, name: &str) -> Option<u32> {
         self.inner.token_to_id(name).filter(|id| self.special.contains(id))
     }
 
-    /// True where `id` adds to the text that a client sees: it is in the vocabulary and not a special token.
+    /// Returns true if `id` adds to the text that a client sees: it is in the vocabulary and not a special token.
     pub fn is_visible(&self, id: u32) -> bool {
         !self.special.contains(&id) && self.inner.id_to_token(id).is_some()
     }
@@ -105,8 +106,8 @@ fn not_encodable(error: &tokenizers::Error) -> Error {
     Error::NotEncodable(error.to_string())
 }
 
-/// The special tokens by role (`bos_token`, `eos_token`, …) of `tokenizer_config.json`, else of `special_tokens_map.json`;
-/// each is a string or an object with `content`.
+/// Reads the special tokens by role (`bos_token`, `eos_token`, …) of `tokenizer_config.json`, else of
+/// `special_tokens_map.json`; each is a string or an object with `content`.
 pub(crate) fn special_tokens(folder: &Path) -> Result<BTreeMap<&'static str, String>> {
     let mut tokens = BTreeMap::new();
     for name in ["tokenizer_config.json", "special_tokens_map.json"] {
@@ -121,7 +122,7 @@ pub(crate) fn special_tokens(folder: &Path) -> Result<BTreeMap<&'static str, Str
     Ok(tokens)
 }
 
-/// The JSON value in `file`; `None` where there is no such file.
+/// Reads the JSON value in `file`; `None` if there is no such file.
 pub(crate) fn read_json(file: &Path) -> Result<Option<Value>> {
     if !file.is_file() {
         return Ok(None);
@@ -138,7 +139,7 @@ mod tests {
 
     use super::*;
 
-    /// Words; `<begin>` stands before every text, and blanks belong to no word.
+    /// Makes a tokenizer of words: `<begin>` stands before every text, and blanks belong to no word.
     fn tokenizer() -> Tokenizer {
         let folder = tempfile::tempdir().expect("a folder");
         let tokenizer = json!({

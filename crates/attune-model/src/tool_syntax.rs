@@ -1,26 +1,26 @@
-//! How a model writes the calls of tools, found out once from its chat template. The template is the one place where a model
-//! says so: it shows the tools to the model and renders the calls of earlier turns.
+//! The syntax of a model's tool calls, found out once from its chat template, which alone tells it: it shows the tools
+//! to the model and renders the calls of earlier turns.
 //!
-//! Read by `api/chat`, which makes the grammar of an answer from it, finds the calls in the answer, and renders the messages
-//! itself for models whose template knows nothing of tools.
+//! Read by `api/chat`, which makes the grammar of an answer from it, finds the calls in the answer, and renders the
+//! messages itself for models whose template knows nothing of tools.
 
 /// The markup of calls: `trigger`, `open`, the calls with `separator` between them, `close`. A call is
 /// `{"name": "…", "arguments_key": {…}}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ToolSyntax {
-    /// Begins the calls, wherever it stands in an answer. Where it is empty, calls begin with the answer or not at all.
+    /// Text that begins the calls, anywhere in an answer. If it is empty, calls begin with the answer or not at all.
     pub trigger: &'static str,
-    /// Between the trigger and the first call.
+    /// Text between the trigger and the first call.
     pub open: &'static str,
-    /// Before the arguments: `arguments` or `parameters`.
+    /// Key of the arguments: `arguments` or `parameters`.
     pub arguments_key: &'static str,
-    /// Between two calls.
+    /// Text between two calls.
     pub separator: &'static str,
-    /// After the last call.
+    /// Text after the last call.
     pub close: &'static str,
-    /// The template shows tools and renders calls; without it both are written into the messages as text.
+    /// True if the template shows tools and renders calls; otherwise both are written into the messages as text.
     pub in_template: bool,
-    /// Ids of calls must be nine letters or digits (Mistral's templates insist).
+    /// True if ids of calls must be nine letters or digits (Mistral's templates insist).
     pub short_ids: bool,
 }
 
@@ -39,7 +39,7 @@ impl ToolSyntax {
         short_ids: false,
     };
 
-    /// The same for models whose template does not show tools, or in a form that is not known here.
+    /// [`ToolSyntax::HERMES`] for models whose template does not show tools, or shows them in an unknown form.
     pub const PLAIN: Self = Self { in_template: false, ..Self::HERMES };
 
     /// A JSON object that is the whole answer: Llama 3.1 and later.
@@ -64,7 +64,7 @@ impl ToolSyntax {
         short_ids: true,
     };
 
-    /// The syntax that a template with this `source` shows; `reads_tools` where it reads the variable `tools`.
+    /// Returns the syntax that a template with this `source` shows; `reads_tools` if it reads the variable `tools`.
     pub fn of_template(source: &str, reads_tools: bool) -> Self {
         let has = |text: &str| source.contains(text);
         if !reads_tools {

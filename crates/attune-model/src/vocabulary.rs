@@ -1,7 +1,7 @@
 //! The bytes of every token, and the trie over them that grammars walk.
 //!
-//! Log probabilities show a token alone, where its bytes need not be whole characters (`api`); a grammar decides byte by
-//! byte which tokens may come next (`engine`). Both read this table, loaded once per model.
+//! Log probabilities show a token alone, where its bytes need not be whole characters (`api`); a grammar decides byte
+//! by byte which tokens may come next (`engine`). Both read this table, loaded once per model.
 
 use std::panic::catch_unwind;
 use std::path::Path;
@@ -14,7 +14,7 @@ use toktrie_hf_tokenizers::{ByteTokenizer, ByteTokenizerEnv};
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// Every token as bytes.
+/// Bytes of every token of a model, and the parsers of grammars over them.
 pub struct Vocabulary {
     environment: TokEnv,
     /// Built for the first grammar: it sorts the whole vocabulary, and many models never need it.
@@ -28,15 +28,16 @@ impl std::fmt::Debug for Vocabulary {
 }
 
 impl Vocabulary {
-    /// The table for `tokenizer.json` in `folder`, widened to the `size` of the model's embedding. `None`, with a warning,
-    /// where the tokenizer is of a kind whose tokens have no bytes of their own (neither byte-level nor byte-fallback).
+    /// Reads the table from `tokenizer.json` in `folder`, widened to the `size` of the model's embedding. `None`, with
+    /// a warning, if the tokenizer's tokens have no bytes of their own (neither byte-level nor byte-fallback).
     pub fn read(folder: &Path, tokenizer: &Tokenizer, size: usize, end_tokens: &[u32]) -> Result<Option<Self>> {
         let file = folder.join("tokenizer.json");
         let json = std::fs::read(&file).map_err(Error::io(format!("read {}", file.display())))?;
         let highest = tokenizer.vocabulary_size();
         let ends: Vec<u32> = end_tokens.iter().copied().filter(|id| (*id as usize) < highest).collect();
         let visible: Vec<bool> = (0..highest).map(|id| tokenizer.is_visible(id as u32)).collect();
-        // The bridge asserts what it expects of a tokenizer; one that differs must not keep the model from being served.
+        // The bridge asserts what it expects of a tokenizer; one that differs must not keep the model from being
+        // served.
         let built = catch_unwind(move || {
             let mut bytes = ByteTokenizer::from_json_bytes(&json)?;
             if !ends.is_empty() {
@@ -57,12 +58,12 @@ impl Vocabulary {
         Ok(None)
     }
 
-    /// Ids that have an entry.
+    /// Returns the number of ids that have an entry.
     pub fn size(&self) -> usize {
         self.environment.tok_trie().vocab_size()
     }
 
-    /// The bytes of token `id`, for a special token those of its name; empty outside the vocabulary.
+    /// Returns the bytes of token `id`, for a special token those of its name; empty outside the vocabulary.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         if id as usize >= self.size() {
             return &[];
@@ -71,12 +72,8 @@ impl Vocabulary {
         bytes.strip_prefix(&[TokTrie::SPECIAL_TOKEN_MARKER]).unwrap_or(bytes)
     }
 
-    /// The trie, for grammars. Its end tokens are those of the model.
-    pub fn token_environment(&self) -> &TokEnv {
-        &self.environment
-    }
-
-    /// What makes parsers for this vocabulary. The first call is slow with a large one: call it off the async threads.
+    /// Returns the factory of parsers for this vocabulary; `None` if it cannot be built. The first call is slow with a
+    /// large vocabulary: call it off the async threads.
     pub fn parsers(&self) -> Option<&ParserFactory> {
         let build = || {
             let mut factory = ParserFactory::new_simple(&self.environment).ok()?;
@@ -87,8 +84,8 @@ impl Vocabulary {
     }
 }
 
-/// The bridge takes every added token of the form `<…>` for a control token, which no text may hold. Those that the
-/// tokenizer shows, such as `<tool_call>` or `<think>` of many models, are text like any other.
+/// Makes the visible ones of the added tokens ordinary text. The bridge takes every added token of the form `<…>` for a
+/// control token, which no text may hold, but `<tool_call>` or `<think>` of many models are text like any other.
 fn with_visible_tokens_as_text(trie: &TokTrie, visible: &[bool]) -> TokTrie {
     let mut words = trie.all_tokens();
     for (word, _) in words.iter_mut().zip(visible).filter(|(_, visible)| **visible) {
@@ -127,7 +124,7 @@ mod tests {
         let end = tokenizer.end_token().expect("an end");
         let name = tokenizer.decode(&[end], false).expect("a name");
         assert_eq!(vocabulary.token_bytes(end), name.as_bytes());
-        assert_eq!(vocabulary.token_environment().tok_trie().eos_token(), end);
+        assert_eq!(vocabulary.environment.tok_trie().eos_token(), end);
         assert!(vocabulary.token_bytes(u32::MAX).is_empty());
     }
 }

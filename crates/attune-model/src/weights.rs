@@ -1,5 +1,5 @@
-//! Tensors of a checkpoint folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists. The files
-//! are mapped, and each tensor is converted to f32 on its device as it is asked for.
+//! Tensors of a checkpoint folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists. The
+//! files are mapped, and each tensor is converted to f32 on its device as it is asked for. Called by `decoder`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{Error, Result};
 
-/// The tensors of a checkpoint.
+/// Tensors of a checkpoint, read one by one.
 pub struct Weights {
     source: Source,
     device: Device,
@@ -20,7 +20,7 @@ enum Source {
         files: MmapedSafetensors,
         folder: PathBuf,
     },
-    /// Numbers with this standard deviation; norms are 1.
+    /// Normally distributed numbers with this standard deviation; norms are 1.
     Random {
         deviation: f32,
     },
@@ -30,19 +30,20 @@ impl Weights {
     /// Maps the folder's safetensors files.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
         let paths = shard_paths(folder)?;
-        // SAFETY: the files are mapped read-only; as for every server of such files, changing them while they are mapped
-        // is the operator's fault, and can at worst change weights, since the header is checked once here.
+        // SAFETY: the files are mapped read-only; as for every server of such files, changing them while they are
+        // mapped is the operator's fault, and can at worst change weights, since the header is checked once here.
         let files = unsafe { MmapedSafetensors::multi(&paths) }
             .map_err(|error| Error::Setup(format!("{}: cannot read the weights: {error}", folder.display())))?;
         Ok(Self { source: Source::Folder { files, folder: folder.to_path_buf() }, device: device.clone() })
     }
 
-    /// Any tensor that is asked for, of random numbers: for measurements, whose speed does not depend on the values.
+    /// Makes any tensor that is asked for of random numbers: for measurements, whose speed does not depend on the
+    /// values.
     pub fn random(device: &Device) -> Self {
         Self { source: Source::Random { deviation: 0.02 }, device: device.clone() }
     }
 
-    /// The tensor `name` as f32; its shape must be `shape`.
+    /// Loads the tensor `name` as f32; refuses one whose shape is not `shape`.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let (files, folder) = match &self.source {
             Source::Folder { files, folder } => (files, folder),
@@ -58,7 +59,7 @@ impl Weights {
         Ok(tensor.to_dtype(DType::F32)?.contiguous()?)
     }
 
-    /// The tensor `name` where the checkpoint has it.
+    /// Loads the tensor `name`; `None` if the checkpoint has none.
     pub fn get_optional(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
         match &self.source {
             Source::Folder { files, .. } if files.get(name).is_ok() => self.get(name, shape).map(Some),
@@ -66,7 +67,7 @@ impl Weights {
         }
     }
 
-    /// The device that tensors are loaded onto.
+    /// Returns the device that tensors are loaded onto.
     pub fn device(&self) -> &Device {
         &self.device
     }

@@ -1,8 +1,8 @@
-//! Figures as people read them: durations, sizes, counts and money. Used in events and by the command line.
+//! Formats durations, sizes, counts and money for people. Used in events and by the command line.
 //!
 //! Own code, since events that clients read hold these texts: indicatif writes `3.40 MiB`, jiff `12m 3s`.
 
-/// `0.4 s`, `42 s`, `12 min 3 s`, `3 h 5 min`, `2 d 4 h`.
+/// Formats a duration: `0.4 s`, `42 s`, `12 min 3 s`, `3 h 5 min`, `2 d 4 h`.
 pub fn duration(seconds: f64) -> String {
     if seconds < 9.95 {
         return format!("{seconds:.1} s");
@@ -17,7 +17,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// `512 B`, `3.4 MiB`, `1.2 GiB`.
+/// Formats a size: `512 B`, `3.4 MiB`, `1.2 GiB`.
 pub fn bytes(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
@@ -32,7 +32,7 @@ pub fn bytes(bytes: u64) -> String {
     if name == "B" { format!("{bytes} B") } else { format!("{value:.1} {name}") }
 }
 
-/// `12,345`; figures below 100 with one decimal where they have one.
+/// Formats a count: `12,345`; below 100 with one decimal unless it is whole.
 pub fn count(number: f64) -> String {
     if number.abs() < 99.95 && number.fract().abs() > 0.05 {
         return format!("{number:.1}");
@@ -48,7 +48,7 @@ pub fn count(number: f64) -> String {
     if number < 0.0 { format!("-{text}") } else { text }
 }
 
-/// `12.30 USD`; below a cent with two digits that say something, such as `0.0042 USD`.
+/// Formats an amount of money: `12.30 USD`; below a cent with two significant digits, such as `0.0042 USD`.
 pub fn money(amount: f64, currency: &str) -> String {
     if amount == 0.0 || amount.abs() >= 0.01 {
         return format!("{amount:.2} {currency}");
@@ -57,7 +57,7 @@ pub fn money(amount: f64, currency: &str) -> String {
     format!("{amount:.places$} {currency}")
 }
 
-/// `, one, two`: what follows a list's beginning.
+/// Formats the rest of a list: `, one, two`.
 pub fn listed(parts: &[String]) -> String {
     parts.iter().fold(String::new(), |text, part| text + ", " + part)
 }

@@ -1,5 +1,5 @@
-//! Small helpers for every layer: [`system`] tells of the machine and of this process's memory, [`format`] writes
-//! figures for people.
+//! Small helpers for every layer: [`system`] describes the machine and this process's memory, [`format`] writes figures
+//! for people.
 
 pub mod format;
 pub mod system;

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 pub use free::{FreeMemory, free_memory};
 
-/// Time between measurements of the memory: less than a training batch takes on a model of any use.
+/// Time between measurements of the memory: less than a training batch takes on a model of useful size.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Milliseconds after which freed memory goes back to the system. Steps and batches take and free the same tens of MiB
-/// again and again; with the allocator's own 10 ms, clearing them anew took a tenth of the time of long prompts.
+/// again and again; with the allocator's own 10 ms, clearing fresh memory took a tenth of the time of long prompts.
 const KEEP_FREED_MS: c_long = 1000;
 
-/// `mi_option_purge_delay` of mimalloc.h, which the crate has no name for.
+/// Value of `mi_option_purge_delay` of mimalloc.h, for which the crate has no name.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
 /// Lets mimalloc, if that is the program's allocator, keep freed memory for a while.
@@ -30,8 +30,8 @@ pub unsafe fn keep_freed_memory() {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, KEEP_FREED_MS) };
 }
 
-/// Returns the processor's name and the number of threads that compute, such as `AMD EPYC 7B13, 2 threads`: machines of
-/// one name are as fast as each other.
+/// Returns the processor's name and the number of threads that compute, such as `AMD EPYC 7B13, 2 threads`: machines
+/// with the same name are equally fast.
 pub fn name() -> String {
     let processors = read_to_string("/proc/cpuinfo").unwrap_or_default();
     let value = |line: &str| Some(line.split_once(':')?.1.trim().to_owned());
@@ -40,7 +40,7 @@ pub fn name() -> String {
     format!("{}, {threads} threads", model.unwrap_or_else(|| std::env::consts::ARCH.to_owned()))
 }
 
-/// Returns the bytes of this process that are in main memory now; `None` if the system does not tell.
+/// Returns the bytes of this process that are in main memory now; `None` if the system does not report it.
 pub fn resident_bytes() -> Option<u64> {
     let status = read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -48,10 +48,10 @@ pub fn resident_bytes() -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Returns the bytes of memory in use; `None` if the system does not tell.
+/// Function that returns the bytes of memory in use; `None` if the system does not report it.
 type Used = Arc<dyn Fn() -> Option<u64> + Send + Sync>;
 
-/// Measures the most memory in use while it lives, on a thread of its own.
+/// Measures peak memory in use while it lives, on a thread of its own.
 pub struct MemoryWatch {
     used: Used,
     state: Arc<(AtomicBool, AtomicU64)>,
@@ -71,12 +71,12 @@ impl MemoryWatch {
                 std::thread::park_timeout(LOOK_EVERY);
             }
         };
-        // Without the thread the result is the larger of the first and the last measurement.
+        // If the thread cannot start, the result is the larger of the first and the last measurement.
         let thread = std::thread::Builder::new().name("memory-watch".into()).spawn(look).ok();
         Self { used, state, thread }
     }
 
-    /// Returns the largest figure so far, in bytes; `None` if the system does not tell.
+    /// Returns the largest measurement so far, in bytes; `None` if the system does not report it.
     pub fn peak_bytes(&self) -> Option<u64> {
         let now = (self.used)()?;
         Some(self.state.1.fetch_max(now, Ordering::Relaxed).max(now))
@@ -88,7 +88,7 @@ impl Drop for MemoryWatch {
         self.state.0.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // It ends at once; a panic in it has nothing to tell.
+            // The thread ends at once; a panic in it does not matter.
             drop(thread.join());
         }
     }

@@ -1,14 +1,14 @@
-//! What can go wrong with training files and training runs. The worker turns each variant into a failed or repeated job,
-//! `api` into a status.
+//! Errors of training files and training runs. The worker turns each variant into a failed or repeated job, `api` into
+//! a status.
 
 use std::sync::Arc;
 
 use crate::purpose::Purpose;
 
-/// The result of everything in this crate that can fail.
+/// Result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What is wrong with a training or validation file.
+/// Kinds of faults of a training or validation file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileFault {
     /// Lines that cannot be read, or examples that cannot be trained on.
@@ -17,18 +17,18 @@ pub enum FileFault {
     TooFewExamples,
 }
 
-/// What disagrees where a job's classes cannot be measured.
+/// Reasons why a job's classes cannot be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClassFault {
-    /// A line of one of the job's files.
+    /// A line of one of the job's files does not fit.
     File(Purpose),
-    /// The number of classes that was given.
+    /// The given number of classes does not fit.
     Number,
-    /// The positive class that was given.
+    /// The given positive class does not fit.
     PositiveClass,
 }
 
-/// A failure of a training run, with a message that its reader can act on.
+/// A failure of a training run, with a message that tells its reader what to change.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The model failed.
@@ -38,36 +38,36 @@ pub enum Error {
     /// A training or validation file cannot be used; the message names lines.
     #[error("{message}")]
     File {
-        /// Which of the job's files.
+        /// File that is at fault.
         purpose: Purpose,
         /// The kind of fault.
         fault: FileFault,
-        /// What is wrong, by line, and what to change.
+        /// Faults by line and the changes to make.
         message: String,
     },
 
     /// The files do not have the classes that classification metrics need.
     #[error("{message}")]
     Classes {
-        /// What disagrees.
+        /// Reason.
         fault: ClassFault,
-        /// What is wrong and what to change.
+        /// Fault and the change to make.
         message: String,
     },
 
     /// A setting of the fine-tune is out of its range or does not go with the others.
     #[error("{message}")]
     Setting {
-        /// The field of [`Hyperparameters`](crate::train::hyperparameters::Hyperparameters).
+        /// Field of [`Hyperparameters`](crate::train::hyperparameters::Hyperparameters).
         name: &'static str,
-        /// The range, and what to change.
+        /// Allowed range and the change to make.
         message: String,
     },
 
     /// `max_seq_length` is above the model's context.
     #[error("max_seq_length is {asked}, but the model reads at most {context} tokens: make it smaller or leave it out")]
     SequenceTooLong {
-        /// Tokens asked for.
+        /// Requested tokens.
         asked: usize,
         /// Tokens that the model can attend to.
         context: usize,
@@ -77,11 +77,11 @@ pub enum Error {
     #[error("{0}")]
     InsufficientMemory(String),
 
-    /// Loss or gradient are no finite numbers any more.
+    /// Loss or gradient is no longer a finite number.
     #[error("{0}")]
     NonFiniteLoss(String),
 
-    /// The saved state of a run cannot be gone on from.
+    /// The saved state of a run cannot be continued.
     #[error("{0}")]
     Checkpoint(String),
 
@@ -92,9 +92,9 @@ pub enum Error {
     /// Reading or writing a file failed.
     #[error("{context}: {source}")]
     Io {
-        /// What was being done, with the path.
+        /// Operation that failed, with the path.
         context: String,
-        /// What the system said.
+        /// Error of the system.
         source: Arc<std::io::Error>,
     },
 
@@ -110,7 +110,7 @@ impl From<candle_core::Error> for Error {
 }
 
 impl Error {
-    /// An input or output failure while doing `context`; use as `.map_err(Error::io("read the training file"))`.
+    /// Wraps an input or output failure while doing `context`; use as `.map_err(Error::io("read the training file"))`.
     pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let context = context.into();
         move |source| Self::Io { context, source: Arc::new(source) }

@@ -1,5 +1,5 @@
-//! Training files and training: [`datasets`] reads and checks files and renders them to tokens with a weight each; [`train`]
-//! fits a LoRA adapter to them over the very base weights that are serving. Driven by the worker of `jobs`.
+//! Training files and training: [`datasets`] reads and checks files and renders them to tokens, each with a weight;
+//! [`train`] fits a LoRA adapter to them over the same base weights that are serving. Driven by the worker of `jobs`.
 
 pub mod datasets;
 pub mod error;

@@ -1,16 +1,16 @@
-//! What a file of examples is for; errors name it as the datasets do.
+//! Purpose of a file of examples; the datasets and their errors use it.
 
-/// What the file is for: it decides how many examples it must have and which field of the request is at fault.
+/// Purpose of the file. It decides how many examples the file must have and which field of the request is at fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// The file to train on.
+    /// Training.
     Training,
-    /// The file to measure on.
+    /// Validation.
     Validation,
 }
 
 impl Purpose {
-    /// Returns the name of the file that messages begin with.
+    /// Returns the file's name, with which messages begin.
     pub(crate) const fn title(self) -> &'static str {
         match self {
             Self::Training => "Training file",

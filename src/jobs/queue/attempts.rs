@@ -19,22 +19,26 @@ const MAX_FAILURES: i32 = 3;
 /// Jobs taken back in one statement at most.
 const REAP_BATCH: i64 = 100;
 
+/// Model that a job made, whose files are stored.
+#[derive(Debug, Clone)]
+pub struct TrainedModel {
+    /// Name of the model.
+    pub model: String,
+    /// Id of its base model.
+    pub base: String,
+    /// SHA-256 of its adapter.
+    pub adapter: String,
+    /// Tokens trained on, repeats counted.
+    pub trained_tokens: i64,
+    /// Ids of result files.
+    pub result_files: Vec<String>,
+}
+
 /// End of an attempt.
 #[derive(Debug, Clone)]
 pub enum Outcome {
     /// Training is done: publish the model and finish the job, in one statement.
-    Succeeded {
-        /// Name of the new model.
-        model: String,
-        /// Id of its base model.
-        base: String,
-        /// SHA-256 of its adapter.
-        adapter: String,
-        /// Tokens trained on.
-        trained_tokens: i64,
-        /// Ids of result files.
-        result_files: Vec<String>,
-    },
+    Succeeded(TrainedModel),
     /// The request's fault; not tried again.
     Failed(JobFault),
     /// Not the request's fault; tried again while attempts are left.
@@ -98,7 +102,7 @@ impl Queue {
     /// Ends the attempt and returns the changed job; `None` if the lease was lost and nothing was written.
     pub async fn finish(&self, job: &Job, outcome: Outcome) -> Result<Option<Job>> {
         let row = match outcome {
-            Outcome::Succeeded { model, base, adapter, trained_tokens, result_files } => {
+            Outcome::Succeeded(TrainedModel { model, base, adapter, trained_tokens, result_files }) => {
                 sqlx::query_as(sql::SUCCEED)
                     .bind(job.key)
                     .bind(job.attempt)

@@ -1,5 +1,6 @@
-//! What the base and the fine-tuned model answer to the first prompts of the validation file, as an event at the end of a
-//! job: the quickest look at what was learned. Called by [`super::job_run`] before the model is published.
+//! Asks the base and the fine-tuned model the first prompts of the validation file and writes their answers into an
+//! event at the end of a job: the quickest look at what was learned. Called by [`super::job_run`] before the model is
+//! published.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -18,17 +19,18 @@ use crate::model::BaseModel;
 use crate::model::lora::{Adapter, AdapterLease};
 use crate::train::Question;
 
-/// Tokens of an answer at the most.
+/// Most tokens of an answer.
 const ANSWER_TOKENS: usize = 64;
-/// The job does not wait longer for the answers; a busy server goes without them.
+/// Longest time that a job waits for the answers; on a busy server it ends without them.
 const LIMIT: Duration = Duration::from_mins(1);
-/// How often a job that waits for answers looks whether it must stop.
+/// Time between checks of a waiting job for a request to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Characters of a text in the event's data, counted from its end for prompts: that is where they ask.
+/// Most characters of a text in the event's data: of prompts the last ones, which hold the question, else the first.
 const SHOWN: usize = 500;
 
 impl Worker {
-    /// Asks both models and tells what they said. What cannot be asked is left out: the job does not depend on it.
+    /// Asks both models and writes an event with their answers. Leaves out questions that fail: the job does not depend
+    /// on them.
     pub(super) async fn tell_answers(
         &self,
         job: &Job,
@@ -87,7 +89,7 @@ impl Worker {
     }
 }
 
-/// The most probable answer.
+/// Generates the most probable answer.
 async fn answer(
     backend: &dyn Backend,
     model: &BaseModel,
@@ -119,7 +121,7 @@ async fn answer(
     Err(Error::Unavailable("the engine stopped in the middle of an answer"))
 }
 
-/// The database stores no NUL.
+/// Replaces NUL, which the database cannot store.
 fn printable(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }

@@ -1,11 +1,12 @@
-//! A file that is read until the job must stop. [`super::training`] reads training files through it.
+//! Reads a file until the job must stop. Called by [`super::inputs`] for training and validation files.
 
 use std::io::{BufReader, Read, Seek as _};
 
 use super::lease::Control;
 use attune_train::{Error, Result};
 
-/// A file from its beginning, whose reading ends when the job must stop: a large one takes minutes to tokenize.
+/// Opens the file at its beginning for reading that fails once the job must stop: a large file takes minutes to
+/// tokenize.
 pub(super) fn cancellable<'a>(
     mut file: &'a std::fs::File,
     control: &'a Control,
@@ -14,7 +15,7 @@ pub(super) fn cancellable<'a>(
     Ok(BufReader::with_capacity(1 << 16, CancellableReader { file, control }))
 }
 
-/// The reader of [`cancellable`].
+/// Reader that [`cancellable`] makes.
 pub(super) struct CancellableReader<'a> {
     file: &'a std::fs::File,
     control: &'a Control,

@@ -1,5 +1,5 @@
-//! What a running job keeps of its way: the state that another attempt goes on from, and at the end of each epoch a model.
-//! Called by [`super::job_run`].
+//! Stores the checkpoints of a running job: the state that another attempt goes on from, and a model at the end of each
+//! epoch. Called by [`super::job_run`].
 
 use std::time::Duration;
 
@@ -18,12 +18,12 @@ use crate::jobs::{Job, JobApi};
 use crate::store;
 use crate::train::{StepReport, Validation};
 
-/// Attempts to publish a checkpoint while database or storage do not answer, a second apart. The next state to go on from
-/// waits for it, so that the checkpoint is not lost with this attempt.
+/// Attempts to publish a checkpoint while database or storage do not answer, a second apart. The next state waits for
+/// it, so that the checkpoint is not lost with this attempt.
 const PUBLISH_ATTEMPTS: u32 = 10;
 
 impl Worker {
-    /// The state that an earlier attempt left, if it is still there.
+    /// Reads the state that an earlier attempt stored; `None` if there is none any more.
     pub(super) async fn last_checkpoint(&self, job: &Job) -> Result<Option<Bytes>> {
         let Some(key) = job.checkpoint.as_ref().and_then(|checkpoint| checkpoint["key"].as_str()) else {
             return Ok(None);
@@ -38,7 +38,7 @@ impl Worker {
         }
     }
 
-    /// Stores a state and makes it the one to go on from; its key.
+    /// Stores a state, makes it the one that a next attempt goes on from, and returns its key.
     pub(super) async fn keep_state(&self, job: &Job, step: usize, state: Vec<u8>, control: &Control) -> Result<String> {
         let key = format!("{}/attempt-{}/step-{step}.safetensors", states(job), job.attempt);
         self.store.blobs.put(&key, state.into()).await?;
@@ -47,8 +47,8 @@ impl Worker {
         Ok(key)
     }
 
-    /// Makes the adapter at the end of an epoch a model, `{fine_tuned_model}:ckpt-step-{step}`, and tells so; where that
-    /// fails for long, training goes on without it.
+    /// Publishes the adapter at the end of an epoch as the model `{fine_tuned_model}:ckpt-step-{step}`. If all attempts
+    /// fail, training goes on without it and an event says so.
     pub(super) async fn publish_checkpoint(
         &self,
         job: &Job,
@@ -84,7 +84,8 @@ impl Worker {
         }
     }
 
-    /// Blobs first: a row whose blobs are missing would be a model that cannot be used, and blobs without a row are swept up.
+    /// Stores the blobs, then the row: a row whose blobs are missing would be a model that cannot be used, and blobs
+    /// without a row are swept up.
     async fn add_checkpoint(
         &self,
         job: &Job,
@@ -106,20 +107,20 @@ impl Worker {
     }
 }
 
-/// Where the states of a job lie.
+/// Returns the prefix of the blobs that hold the states of a job.
 pub(super) fn states(job: &Job) -> String {
     format!("checkpoints/{}", job.id)
 }
 
-/// `ft:{base}:{organization}:{suffix}:{8 characters}`, or of the older resource
-/// `{base}:ft-{organization}:{suffix}-{time of creation}-{8 characters}`. All of it follows from the job, so that every
-/// attempt makes the same name. An alias that was asked for stands in the base's place.
+/// Names the job's model: `ft:{base}:{organization}:{suffix}:{8 characters}`, or for the older resource
+/// `{base}:ft-{organization}:{suffix}-{time of creation}-{8 characters}`. The alias that the client asked for replaces
+/// the base. The name follows from the job alone, so that every attempt makes the same one.
 pub(super) fn model_name(job: &Job, base: &str) -> String {
     let base = job.spec.alias.as_deref().unwrap_or(base);
     let organization = &job.organization;
     let suffix = job.spec.suffix.as_deref();
     let digest = format!("{:x}", Sha256::digest(job.id.as_bytes()));
-    // Two jobs may be created in one second, and names are taken once.
+    // The time alone is not unique: two jobs may be created in one second.
     let tail = &digest[..8];
     match job.api {
         JobApi::FineTuningJobs => format!("ft:{base}:{organization}:{}:{tail}", suffix.unwrap_or_default()),

@@ -1,4 +1,4 @@
-//! What the files, the settings and the model to continue of one job must have in common. Called by [`super::training`]
+//! Checks that the files, the settings and the model to continue of one job fit together. Called by [`super::training`]
 //! before the first step.
 
 use attune_train::FileFault;
@@ -9,8 +9,8 @@ use crate::model::lora::{Adapter, Site};
 use crate::train::Trainer;
 use crate::train::hyperparameters::{Classification, Hyperparameters};
 
-/// Refuses files and wishes that do not fit to each other: pairs of texts teach vectors, everything else teaches
-/// answers.
+/// Refuses a validation file or classification metrics of another kind than the training file: pairs of texts teach
+/// vectors, everything else teaches answers.
 pub(super) fn check_alike(
     texts: bool,
     validation: Option<&Dataset>,
@@ -30,7 +30,7 @@ pub(super) fn check_alike(
     Ok(())
 }
 
-/// Refuses pairs of texts of which every batch holds a single one without negatives.
+/// Refuses pairs of texts if every batch would hold a single pair without negatives.
 pub(super) fn check_told_apart(trainer: &Trainer, training: &DatasetReport) -> Result<()> {
     let settings = trainer.settings();
     let negatives = training.texts > 2 * training.sequences;
@@ -43,7 +43,7 @@ pub(super) fn check_told_apart(trainer: &Trainer, training: &DatasetReport) -> R
     Ok(())
 }
 
-/// Takes rank, alpha and layers of a continued adapter over into the settings; a request for others is refused.
+/// Copies rank, alpha and layers of a continued adapter into the settings; refuses a request for others.
 pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: &Adapter) -> Result<()> {
     let pair = initial.layers.iter().flat_map(|layer| Site::ALL.map(|site| layer.get(site))).flatten().next();
     let pair = pair.ok_or_else(|| Error::Internal("the adapter to continue has no layers".into()))?;
@@ -76,12 +76,12 @@ pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters
     Ok(())
 }
 
-/// Makes the error of a file that does not go with the others.
+/// Makes the error of a file that does not fit the others.
 fn unfit(purpose: Purpose, message: &str) -> Error {
     attune_train::Error::File { purpose, fault: FileFault::Content, message: message.into() }.into()
 }
 
-/// Makes the error of a setting that does not go with the model to continue.
+/// Makes the error of a setting that does not fit the model to continue.
 fn setting(name: &'static str, message: impl Into<String>) -> Error {
     attune_train::Error::Setting { name, message: message.into() }.into()
 }

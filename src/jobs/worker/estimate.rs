@@ -1,6 +1,6 @@
-//! What a job would take, without a job: the file is read, the settings are decided and the machine's rate is measured
-//! where it is not known, as the worker does before a job's first step. `api` asks for uploaded files, the command line
-//! for files on the disk.
+//! Estimates the time, memory and cost of a job without creating it: reads the file, decides the settings and measures
+//! the machine's rate if it is not known, as the worker does before a job's first step. `api` asks for uploaded files,
+//! the command line for files on the disk.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -28,28 +28,28 @@ use crate::train::estimate::{Estimate, TrainingRate};
 use crate::train::hyperparameters::Hyperparameters;
 use crate::train::memory_bounds::MemoryBounds;
 
-/// How long an estimate waits for others before it is refused. Each takes seconds, for large files minutes.
+/// Longest time that an estimate waits for others before it is refused. Each takes seconds, for large files minutes.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
-/// How long an estimate may take: about as long as half a gigabyte of text takes to become tokens.
+/// Longest time that an estimate may take: about that of tokenizing half a gigabyte of text.
 const LONGEST: Duration = Duration::from_mins(10);
 
-/// What a job would take.
+/// Settings, time, memory and cost of a job that would be created.
 #[derive(Debug, Clone)]
 pub struct JobEstimate {
-    /// The base model.
+    /// Id of the base model.
     pub base: String,
-    /// Every setting as a number.
+    /// Settings, each `auto` replaced by a number.
     pub resolved: Hyperparameters,
     /// Work, time and memory.
     pub estimate: Estimate,
-    /// Money.
+    /// Cost by the operator's prices.
     pub cost: Cost,
-    /// What the owner of the file should know.
+    /// Warnings about the files for their owner.
     pub warnings: Vec<String>,
 }
 
-/// Estimates jobs, one at a time: each takes the whole machine. Cheap to clone.
+/// Estimator of jobs, one at a time: each takes the whole machine. Cheap to clone.
 #[derive(Clone)]
 pub struct Estimator {
     worker: Worker,
@@ -77,7 +77,7 @@ impl Estimator {
         let (progress, _) = mpsc::channel(1);
         let (base, inputs) = self.worker.gather(organization, JobApi::FineTuningJobs, spec, &control, progress).await?;
         let planning = tokio::task::spawn_blocking(move || {
-            // The turn ends with the thread, which a caller who goes away does not end at once.
+            // The turn lasts as long as the thread, which does not end at once if the caller goes away.
             let _turn = turn;
             plan(inputs)
         });
@@ -100,7 +100,7 @@ impl Estimator {
     }
 }
 
-/// Ends the thread's work when the caller is gone.
+/// Guard that cancels the thread's work when the caller is gone.
 struct Stopper(Arc<Control>);
 
 impl Drop for Stopper {
@@ -109,8 +109,8 @@ impl Drop for Stopper {
     }
 }
 
-/// Estimates what a job on files of this disk would take; returns the rate that was measured for it and its setup, too,
-/// if `rates` has none. `scratch` is a folder for temporary files. Slow: call it off the async threads.
+/// Estimates a job on files of this disk. If `rates` has no rate for its setup, measures one and returns it with the
+/// setup. `scratch` is a folder for temporary files. Slow: call it off the async threads.
 pub fn estimate_files(
     model: Arc<BaseModel>,
     spec: &JobSpec,

@@ -1,5 +1,5 @@
-//! What a run is expected to take, and what it took: the figures that the training thread makes for the worker to tell.
-//! Called by [`super::training`].
+//! Forecasts the time and memory of a run, and accounts for them at its end; the worker writes both into events. Called
+//! by [`super::training`].
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,53 +13,53 @@ use crate::train::hyperparameters::Hyperparameters;
 use crate::train::methods::WorkFactors;
 use crate::train::{BeforeMicroStep, HeldOut, Recomputation, StepReport, Trainer};
 
-/// What is expected.
+/// Expected time and memory of a run.
 #[derive(Debug, Clone)]
 pub(super) struct Forecast {
-    /// Of the whole run.
+    /// Estimate of the whole run.
     pub estimate: Estimate,
-    /// Share of the run that this attempt has before it.
+    /// Share of the run that this attempt has to do, 1 for a first attempt.
     pub share: f64,
-    /// What the rate depends on beside machine and model.
+    /// Setup that the rate was measured with, see [`setup`].
     pub setup: String,
-    /// The rate that was measured, if none was known and nothing disturbed it.
+    /// Rate measured for this forecast; `None` if one was known, or if other work disturbed the measurement.
     pub calibrated: Option<TrainingRate>,
     work: WorkFactors,
 }
 
-/// What a finished attempt took.
+/// Time and memory of a finished attempt.
 #[derive(Debug)]
 pub(super) struct RunAccount {
-    /// What was expected.
+    /// Forecast made before the first step.
     pub forecast: Forecast,
-    /// From the first step to the last, evaluations included.
+    /// Seconds from the first step to the last, evaluations included.
     pub seconds: f64,
-    /// Tokens of the steps.
+    /// Tokens read in the steps.
     pub tokens: usize,
-    /// The steps' work in tokens that are trained on, and the time that it took.
+    /// Work of the steps, in tokens that are trained on, and its seconds.
     pub rate: TrainingRate,
-    /// The most memory that the process had resident meanwhile.
+    /// Most resident memory of the process in bytes; `None` if the system does not tell.
     pub peak_bytes: Option<u64>,
 }
 
-/// What a forecast is made of.
+/// Inputs of [`Forecast::new`].
 pub(super) struct ForecastInputs<'a> {
     pub model: &'a BaseModel,
     pub trainer: &'a Trainer,
     pub resolved: &'a Hyperparameters,
     pub training: &'a DatasetReport,
     pub validation: Option<&'a HeldOut>,
-    /// Some of the examples, as [`calibrate`] takes them.
+    /// Sample of the examples for [`calibrate`].
     pub samples: &'a [TokenizedExample],
-    /// What is known of this machine and model, by setup.
+    /// Known rates of this machine and model, by setup.
     pub rates: &'a BTreeMap<String, TrainingRate>,
-    /// What the run takes of memory.
+    /// Memory of the run.
     pub memory: TrainingMemory,
 }
 
 impl Forecast {
-    /// The forecast of a run that is about to begin. Measures the machine where its rate is not known; `before` is asked
-    /// before each piece of that.
+    /// Forecasts a run that is about to begin. Measures the machine's rate if it is not known, and calls `before`
+    /// before each piece of that work.
     pub(super) fn new(grounds: &ForecastInputs<'_>, before: BeforeMicroStep<'_>) -> Result<Self> {
         let ForecastInputs { model, trainer, training, .. } = *grounds;
         let setup = setup(model, trainer, grounds.resolved);
@@ -69,7 +69,7 @@ impl Forecast {
             let busy = Busy::enter();
             let step_tokens = training.tokens as f64 / trainer.steps_per_epoch() as f64;
             let (adapter, way) = (trainer.adapter()?, trainer.recomputation());
-            let (decoder, method) = (model.decoder.for_training(), trainer.settings().method);
+            let (decoder, method) = (model.training_decoder(), trainer.settings().method);
             let rate = calibrate(decoder, &adapter, grounds.samples, method, step_tokens, way, before)?;
             (rate, busy.alone.then_some(rate))
         };
@@ -84,28 +84,28 @@ impl Forecast {
         Ok(Self { estimate, share, setup, calibrated, work })
     }
 
-    /// The work of a step, in tokens that are trained on.
+    /// Returns the work of a step, in tokens that are trained on.
     pub(super) fn work_of(&self, step: &StepReport, steps_per_epoch: usize) -> f64 {
         step.tokens as f64 * if step.step <= steps_per_epoch { self.work.first_epoch } else { self.work.later }
     }
 
-    /// Seconds that this attempt should take.
+    /// Returns the seconds that this attempt should take.
     pub(super) fn seconds(&self) -> f64 {
         self.share * self.estimate.seconds
     }
 }
 
-/// Counts what trains and calibrates in this process: a calibration beside another one, or beside a job, is slower than
-/// the machine is.
+/// Count of the runs and calibrations of this process: a calibration beside another one, or beside a job, measures less
+/// than the machine's speed.
 pub(super) struct Busy {
-    /// Nothing else did when it began.
+    /// True if nothing else ran when this began.
     alone: bool,
 }
 
 static BUSY: AtomicUsize = AtomicUsize::new(0);
 
 impl Busy {
-    /// Counts until it drops.
+    /// Counts one more run until the value is dropped.
     pub(super) fn enter() -> Self {
         Self { alone: BUSY.fetch_add(1, Ordering::Relaxed) == 0 }
     }
@@ -117,8 +117,8 @@ impl Drop for Busy {
     }
 }
 
-/// Describes what a rate depends on beside machine and model: the program, where and how the weights are held, the
-/// adapter's shape, its dropout, whether vectors are compared in place of words, and what is computed again.
+/// Describes what a rate depends on beside machine and model: the program's version, device and type of the weights,
+/// the adapter's shape, its dropout, whether vectors are compared in place of words, and how much is recomputed.
 fn setup(model: &BaseModel, trainer: &Trainer, resolved: &Hyperparameters) -> String {
     let device = if model.decoder.device().is_cpu() { "cpu" } else { "gpu" };
     let (version, bytes) = (env!("CARGO_PKG_VERSION"), model.decoder.weight_bytes());

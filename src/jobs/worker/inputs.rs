@@ -1,5 +1,5 @@
-//! What a training thread is given, and the phases of its preparation that depend on nothing else: reading the files, turning
-//! every `auto` into a number, building the trainer. Gathered by [`super::job_run`] and [`super::estimate`], used by
+//! Inputs of a training thread, and the preparations that need nothing else: reading the files, turning every `auto`
+//! into a number, building the trainer. Gathered by [`super::job_run`] and [`super::estimate`], used by
 //! [`super::training`].
 
 use std::collections::BTreeMap;
@@ -28,33 +28,33 @@ use crate::train::estimate::{TrainingMemory, TrainingRate};
 use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
 use crate::train::{TrainSettings, Trainer, settings};
 
-/// All that the thread needs.
+/// Inputs of a training thread.
 pub(super) struct Inputs {
     pub model: Arc<BaseModel>,
     pub api: JobApi,
     pub method: Method,
     pub asked: Hyperparameters,
-    /// The settings of an earlier attempt, which this one goes on with.
+    /// Settings of an earlier attempt, which this one goes on with; `None` for a first attempt.
     pub resolved: Option<Hyperparameters>,
     pub seed: u64,
     pub training_file: File,
     pub validation_file: Option<File>,
-    /// The adapter to continue.
+    /// Adapter to continue; `None` for a new one.
     pub initial: Option<Arc<Adapter>>,
-    /// What to measure of classes, if the client asked for it.
+    /// Classification metrics that the client asked for.
     pub classification: Option<Classification>,
-    /// The state of an earlier attempt.
+    /// State of an earlier attempt; `None` to begin at the first step.
     pub checkpoint: Option<Bytes>,
     pub surroundings: Surroundings,
 }
 
-/// What the thread gets from its server or command, whatever the job asks for.
+/// Inputs that come from the server or the command, and not from the job.
 pub(super) struct Surroundings {
-    /// How fast this machine has trained the model, by setup.
+    /// Known rates of this machine and model, by setup.
     pub rates: BTreeMap<String, TrainingRate>,
-    /// What the operator says of memory.
+    /// Operator's bounds of memory.
     pub memory: MemoryBounds,
-    /// The folder for temporary files.
+    /// Folder for temporary files.
     pub scratch: PathBuf,
     pub priority: Arc<Priority>,
     pub control: Arc<Control>,
@@ -62,7 +62,7 @@ pub(super) struct Surroundings {
 }
 
 impl Inputs {
-    /// Builds the inputs of a first attempt at `spec`: a new adapter, and nothing to measure of classes.
+    /// Builds the inputs of a first attempt at `spec`, with a new adapter and without classification metrics.
     pub(super) fn new(
         model: Arc<BaseModel>,
         api: JobApi,
@@ -86,7 +86,7 @@ impl Inputs {
         }
     }
 
-    /// Returns how the files are rendered to tokens.
+    /// Returns the settings of rendering the files to tokens.
     pub(super) fn render_settings(&self) -> Result<RenderSettings> {
         Ok(RenderSettings {
             prompt_loss_weight: settings::prompt_loss_weight(&self.asked, self.api.defaults()),
@@ -95,7 +95,7 @@ impl Inputs {
         })
     }
 
-    /// Reads and tokenises one of the files, as the method wants its lines.
+    /// Reads and tokenizes one of the files in the format of the training method.
     pub(super) fn read(&self, file: &File, purpose: Purpose, render: &RenderSettings) -> Result<Dataset> {
         let file = cancellable(file, &self.surroundings.control)?;
         let dataset = match self.method {
@@ -105,8 +105,8 @@ impl Inputs {
         Ok(dataset?)
     }
 
-    /// Reads both files as a task of sorting into classes; `None` if the client asked for none or there is no validation
-    /// file.
+    /// Reads both files as a classification task; `None` if the client did not ask for its metrics or there is no
+    /// validation file.
     pub(super) fn classification_task(&self, max_tokens: usize) -> Result<Option<ClassificationTask>> {
         let (Some(asked), Some(validation_file)) = (&self.classification, &self.validation_file) else {
             return Ok(None);
@@ -125,8 +125,8 @@ impl Inputs {
         Ok(Some(ClassificationTask::new(data, asked.betas.as_deref().unwrap_or_default())))
     }
 
-    /// Returns the settings of an earlier attempt, or turns every `auto` into a number; an adapter to continue gives its
-    /// shape.
+    /// Returns the settings of an earlier attempt, or turns every `auto` into a number; an adapter to continue gives
+    /// its shape.
     pub(super) fn resolve(&self, report: &DatasetReport) -> Result<Hyperparameters> {
         let mut resolved = match &self.resolved {
             Some(resolved) => resolved.clone(),
@@ -138,8 +138,8 @@ impl Inputs {
         Ok(resolved)
     }
 
-    /// Builds the trainer and restores the checkpoint of an earlier attempt. Also returns why it could not be restored, if
-    /// so; the run then begins anew.
+    /// Builds the trainer and restores the checkpoint of an earlier attempt. Returns the reason, too, if it could not
+    /// be restored; the run then begins anew.
     pub(super) fn trainer(
         &mut self,
         resolved: &Hyperparameters,
@@ -151,7 +151,7 @@ impl Inputs {
         Ok((trainer, fault.map(|error| error.to_string())))
     }
 
-    /// Chooses how much the backward pass computes again, so that the run fits into the memory.
+    /// Chooses how much the backward pass recomputes, so that the run fits into the memory.
     pub(super) fn choose_memory(
         &self,
         trainer: &Trainer,

@@ -1,6 +1,6 @@
-//! One job from claim to end: fetches what it needs, lets a thread train, writes events and checkpoints meanwhile, then
-//! publishes the model, or says why there is none. What a job without a model made is deleted, but for its checkpoints that
-//! are models.
+//! Runs one job from claim to end: fetches its inputs, lets a thread train, writes events and checkpoints meanwhile,
+//! then publishes the model, or writes why there is none. Files of a job that ends without a model are deleted, but for
+//! its checkpoints that are models. Called by the claim loop.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::report::{Speed, seconds_from_now};
 use super::training::train;
 use super::{LEASE, Worker};
 use crate::adapters::registry::{config_key, weights_key};
-use crate::jobs::queue::Outcome;
+use crate::jobs::queue::{Outcome, TrainedModel};
 use crate::jobs::worker::results;
 use crate::jobs::{Error, Result};
 use crate::jobs::{Job, JobApi, JobSpec, JobStatus};
@@ -25,19 +25,10 @@ use crate::store::files::NewFile;
 use crate::system;
 use crate::train::hyperparameters::Hyperparameters;
 
-/// Reports that may wait for the database before training waits, too.
+/// Most reports that wait for the database before training waits, too.
 const PROGRESS_REPORTS: usize = 16;
-/// Attempts to write a job's end while the database does not answer, a second apart: less than a lease in all.
+/// Attempts to write a job's end while the database does not answer, a second apart: less than a lease in total.
 const FINISH_ATTEMPTS: u32 = 20;
-
-/// A trained model that is stored and waits for its row.
-struct Stored {
-    model: String,
-    base: String,
-    adapter: String,
-    trained_tokens: i64,
-    result_file: String,
-}
 
 impl Worker {
     /// Runs a claimed job to its end or to the loss of its lease.
@@ -62,7 +53,7 @@ impl Worker {
                 }
                 return;
             }
-            (_, Ok(stored)) => (stored.outcome(), Some(stored)),
+            (_, Ok(stored)) => (Outcome::Succeeded(stored.clone()), Some(stored)),
             (Some(Interrupt::Shutdown), Err(Error::Cancelled)) => (Outcome::Released, None),
             (Some(_), Err(Error::Cancelled)) => (Outcome::Stopped, None),
             (_, Err(error)) => (self.failure(&job, &error), None),
@@ -71,8 +62,8 @@ impl Worker {
         drop(keeper);
     }
 
-    /// Writes how the job ended, and deletes what nobody needs any more.
-    async fn end(&self, job: &Job, outcome: Outcome, stored: Option<Stored>) {
+    /// Writes how the job ended, and deletes the files that nobody needs any more.
+    async fn end(&self, job: &Job, outcome: Outcome, stored: Option<TrainedModel>) {
         match self.finish(job, &outcome).await {
             Ok(Some(ended)) => {
                 tracing::info!(job = job.id, status = ?ended.status, "job ended");
@@ -93,8 +84,9 @@ impl Worker {
         }
     }
 
-    /// [`crate::jobs::queue::Queue::finish`], tried again while the database does not answer. An answer that was lost on
-    /// its way looks like a lost lease the next time: the row tells.
+    /// Calls [`Queue::finish`](crate::jobs::queue::Queue::finish), again and again while the database does not answer.
+    /// If an answer was lost on its way, the next call finds a lost lease; then the row tells whether the job has
+    /// ended.
     async fn finish(&self, job: &Job, outcome: &Outcome) -> Result<Option<Job>> {
         let mut attempt = 1;
         loop {
@@ -113,7 +105,7 @@ impl Worker {
         }
     }
 
-    /// Fetches the job's inputs and trains; the base model's id and the result.
+    /// Fetches the job's inputs and trains. Returns the base model's id and the result.
     async fn train(&self, job: &Job, control: &Arc<Control>) -> Result<(String, Trained)> {
         let (progress, reports) = mpsc::channel(PROGRESS_REPORTS);
         let (base, inputs) = self.gather(&job.organization, job.api, &job.spec, control, progress).await?;
@@ -126,7 +118,7 @@ impl Worker {
         Ok((base, trained))
     }
 
-    /// The base model's id, and all that its training takes, for a job that begins.
+    /// Fetches the inputs of a job's first attempt. Returns the base model's id and the inputs.
     pub(super) async fn gather(
         &self,
         organization: &str,
@@ -171,7 +163,7 @@ impl Worker {
         let mut resolved = Hyperparameters::default();
         let mut newest = job.checkpoint.as_ref().and_then(|checkpoint| Some(checkpoint["key"].as_str()?.to_owned()));
         while let Some(progress) = reports.recv().await {
-            // The thread notices as well; what it sends until then is not written.
+            // The thread notices as well; reports that it sends until then are not written.
             if control.raised() == Some(Interrupt::Lost) {
                 continue;
             }
@@ -201,29 +193,33 @@ impl Worker {
                             self.delete_blobs(&old).await;
                         }
                     }
-                    // The one before is still named, so nothing is lost but some steps.
+                    // The job still names the one before, so only some steps are lost.
                     Err(error) => tracing::warn!(job = job.id, step, "cannot keep a checkpoint: {error}"),
                 },
             }
         }
     }
 
-    /// Stores adapter and result file, and puts the adapter into memory: once the row is written, the model serves.
-    async fn store_model(&self, job: &Job, base: String, trained: Trained, control: &Control) -> Result<Stored> {
-        // A fresh lease covers the rest, which is short: shorter than to pause here or to go on later.
+    /// Stores adapter and result file, and puts the adapter into memory, ready to serve once the row is written.
+    async fn store_model(&self, job: &Job, base: String, trained: Trained, control: &Control) -> Result<TrainedModel> {
+        // A fresh lease covers the rest, which takes less time than to pause here and to go on later.
         control.hear(self.queue.heartbeat(job, LEASE, None).await?);
         if matches!(control.raised(), Some(Interrupt::Cancel | Interrupt::Lost)) {
             return Err(Error::Cancelled);
         }
         self.tell_end(job, &trained).await;
-        let Trained { files, adapter, tokens, result_file, .. } = trained;
-        let model = model_name(job, &base);
+        let Trained { files, adapter, trained_tokens, result_file, .. } = trained;
         self.store.blobs.put(&weights_key(&adapter.id), files.weights.into()).await?;
         self.store.blobs.put(&config_key(&adapter.id), files.config.into()).await?;
-        let result_file = self.store_result_file(job, result_file).await?;
-        let stored = Stored { model, base, adapter: adapter.id.clone(), trained_tokens: tokens as i64, result_file };
-        self.registry.publish(&job.organization, &stored.model, &stored.base, adapter);
-        Ok(stored)
+        let new = TrainedModel {
+            model: model_name(job, &base),
+            base,
+            adapter: adapter.id.clone(),
+            trained_tokens,
+            result_files: vec![self.store_result_file(job, result_file).await?],
+        };
+        self.registry.publish(&job.organization, &new.model, &new.base, adapter);
+        Ok(new)
     }
 
     async fn store_result_file(&self, job: &Job, content: Vec<u8>) -> Result<String> {
@@ -235,30 +231,20 @@ impl Worker {
         Ok(self.store.add_content(new, content.into()).await?.id)
     }
 
-    /// Takes back what was stored for a model that did not come to be; checkpoints are models already and stay. The adapter's files stay: another attempt makes the
-    /// very same ones, and files without a row are swept up.
-    async fn discard(&self, job: &Job, stored: &Stored) {
+    /// Takes back a model that did not come to be, and deletes its result file. Checkpoints are models already and
+    /// stay, as do the adapter's files: another attempt makes the very same ones, and files without a row are swept up.
+    async fn discard(&self, job: &Job, stored: &TrainedModel) {
         self.registry.forget(&job.organization, &stored.model);
-        if let Err(error) = self.store.delete_file(&job.organization, &stored.result_file).await {
-            tracing::warn!(job = job.id, "cannot delete a result file: {error}");
+        for file in &stored.result_files {
+            if let Err(error) = self.store.delete_file(&job.organization, file).await {
+                tracing::warn!(job = job.id, "cannot delete a result file: {error}");
+            }
         }
     }
 
     async fn delete_blobs(&self, prefix: &str) {
         if let Err(error) = self.store.blobs.delete_prefix(prefix).await {
             tracing::warn!(prefix, "cannot delete blobs: {error}");
-        }
-    }
-}
-
-impl Stored {
-    fn outcome(&self) -> Outcome {
-        Outcome::Succeeded {
-            model: self.model.clone(),
-            base: self.base.clone(),
-            adapter: self.adapter.clone(),
-            trained_tokens: self.trained_tokens,
-            result_files: vec![self.result_file.clone()],
         }
     }
 }

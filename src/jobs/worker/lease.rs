@@ -13,14 +13,14 @@ use super::LEASE;
 use crate::jobs::Job;
 use crate::jobs::queue::{HeartbeatAnswer, Queue, StopRequest};
 
-/// Time between heartbeats where nothing happens.
+/// Longest time between heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// Time between heartbeats at least: a job's own events are changes, too.
+/// Shortest time between heartbeats: the job's own events wake the keeper, too.
 const SHORTEST: Duration = Duration::from_millis(250);
-/// A lease that could not be renewed counts as lost this long before others may claim it.
+/// Time before its end at which a lease that could not be renewed counts as lost, so that two workers never hold a job.
 const MARGIN: Duration = Duration::from_secs(10);
 
-/// Why a job must stop; a later one replaces an earlier one.
+/// Reason why a job must stop; a later variant replaces an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum Interrupt {
@@ -34,7 +34,7 @@ pub(super) enum Interrupt {
     Lost = 4,
 }
 
-/// The flag between the lease's keeper and the training thread.
+/// Flag by which the lease's keeper stops the training thread.
 #[derive(Debug, Default)]
 pub(super) struct Control(AtomicU8);
 
@@ -48,12 +48,12 @@ impl Control {
         [Shutdown, Pause, Cancel, Lost].into_iter().find(|interrupt| *interrupt as u8 == self.0.load(Ordering::Relaxed))
     }
 
-    /// [`Error::Cancelled`] once anything was raised.
+    /// Returns [`Error::Cancelled`] once an interrupt was raised.
     pub(super) fn check(&self) -> attune_train::Result<()> {
         self.raised().map_or(Ok(()), |_| Err(attune_train::Error::Cancelled))
     }
 
-    /// Takes over what a heartbeat brought back; `None` is a lost lease.
+    /// Raises the interrupt that a heartbeat's answer asks for; `None` is a lost lease.
     pub(super) fn hear(&self, answer: Option<HeartbeatAnswer>) {
         match answer {
             None => self.raise(Interrupt::Lost),

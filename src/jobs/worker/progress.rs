@@ -1,5 +1,5 @@
-//! Reports of the training thread to the worker that started it: progress on the way, the plan before the first step, the
-//! result at the end. Sent by [`super::training`], written down by `job_run.rs`.
+//! Reports of the training thread to the worker that started it: the plan before the first step, progress on the way,
+//! the result at the end. Sent by [`super::training`], written down by [`super::job_run`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,23 +11,23 @@ use crate::model::lora::Adapter;
 use crate::train::hyperparameters::Hyperparameters;
 use crate::train::{Question, StepReport, TrainingMethod, Validation};
 
-/// What the thread reports while it works.
+/// Report of the thread while it works.
 pub(super) enum Progress {
     /// The files are read, training begins.
     Planned(Box<TrainingPlan>),
-    /// A step that is worth an event.
+    /// Figures of a step, for an event.
     Step { step: StepReport, validation: Option<Validation>, tokens_per_second: f64, remaining: Duration },
-    /// How well the validation file is sorted into classes: figures by name.
+    /// Classification metrics of the validation file, by name.
     Classified(Vec<(String, f64)>),
     /// An epoch is complete.
     Epoch { done: usize, of: usize },
     /// The adapter at the end of an epoch, to be used as a model.
     Model { step: StepReport, validation: Option<Validation>, files: PeftFiles },
-    /// A state to go on from.
+    /// State that another attempt can go on from.
     Checkpoint { step: usize, state: Vec<u8> },
 }
 
-/// What will be done.
+/// Files, settings and forecast of a run, before its first step.
 pub(super) struct TrainingPlan {
     pub method: TrainingMethod,
     pub resolved: Hyperparameters,
@@ -36,26 +36,26 @@ pub(super) struct TrainingPlan {
     pub total_steps: usize,
     /// Steps that an earlier attempt has done.
     pub resumed_at: usize,
-    /// Why the checkpoint of an earlier attempt is not used.
+    /// Reason why the checkpoint of an earlier attempt cannot be used; `None` if it is, or if there is none.
     pub checkpoint_fault: Option<String>,
-    /// Validation examples that are sorted into classes, and those that are not.
+    /// Numbers of validation examples that are classified and of those left out; `None` without classification metrics.
     pub classified: Option<(usize, usize)>,
     pub forecast: Forecast,
 }
 
-/// The result.
+/// Result of a run.
 pub(super) struct Trained {
     pub files: PeftFiles,
-    /// The same, ready to be asked.
+    /// Adapter of `files`, ready to serve.
     pub adapter: Arc<Adapter>,
     /// Tokens read, repeats counted.
-    pub tokens: u64,
+    pub trained_tokens: i64,
     pub result_file: Vec<u8>,
     pub account: RunAccount,
-    /// The first questions of the validation file.
+    /// First questions of the validation file.
     pub questions: Vec<Question>,
-    /// The step that the adapter is from, where that is not the last.
+    /// Step that the adapter is from; `None` if that is the last.
     pub chosen: Option<usize>,
-    /// The last step, where more were planned.
+    /// Last step of a run that ended early; `None` if all planned steps were done.
     pub ended_early: Option<usize>,
 }

@@ -1,5 +1,4 @@
-//! What a running job tells its client: the texts and figures of its events, and the message of its failure. Called by
-//! `job_run`.
+//! Words the events of a running job for its client, and the message of its failure. Called by [`super::job_run`].
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -19,7 +18,7 @@ use crate::train::{Evaluation, Rewards, StepReport, Validation};
 use crate::{format, system};
 
 impl Worker {
-    /// Tells what the training thread found and settled before its first step.
+    /// Writes the plan that the training thread made before its first step: settings, warnings, forecast.
     pub(super) async fn tell_plan(&self, job: &Job, base: &str, plan: &TrainingPlan) {
         if let Some(fault) = &plan.checkpoint_fault {
             tracing::warn!(job = job.id, "{fault}");
@@ -54,13 +53,13 @@ impl Worker {
         }
     }
 
-    /// Tells a step's figures, as a metrics event.
+    /// Writes a step's figures as a metrics event.
     pub(super) async fn tell_step(&self, job: &Job, report: &StepReport, validation: Option<Validation>, speed: Speed) {
         let data = metrics(report, validation, speed);
         self.add_event(job, "info", "metrics", &step_message(report, validation), Some(data)).await;
     }
 
-    /// Tells what the training took beside what was expected; the next job's estimate knows it.
+    /// Writes time, memory and cost of the training beside the expected ones, and keeps the rate for the next estimate.
     pub(super) async fn tell_account(&self, job: &Job, base: &str, account: &RunAccount) {
         let RunAccount { forecast, seconds, rate, .. } = account;
         let tokens = forecast.estimate.trained_tokens;
@@ -70,14 +69,14 @@ impl Worker {
         self.keep_rate(base, &forecast.setup, *rate).await;
     }
 
-    /// Estimates inform; nothing fails for a rate that could not be written.
+    /// Stores a rate. Estimates only inform: nothing fails if it could not be written.
     pub(super) async fn keep_rate(&self, base: &str, setup: &str, rate: TrainingRate) {
         if let Err(error) = self.store.add_training_rate(&system::name(), base, setup, rate).await {
             tracing::warn!(model = base, "cannot write how fast training was: {error}");
         }
     }
 
-    /// Figures of classes, as an event for people; the result file has them for programs.
+    /// Writes classification metrics as an event for people; the result file has them for programs.
     pub(super) async fn tell_classes(&self, job: &Job, figures: &[(String, f64)]) {
         let defined = figures.iter().filter(|(_, figure)| !figure.is_nan());
         let text = |(name, figure): &(String, f64)| {
@@ -87,7 +86,7 @@ impl Worker {
         self.say(job, "info", &message, None).await;
     }
 
-    /// Tells how training came to its end, if that is not the planned one.
+    /// Writes how training ended, if it ended early or the model is not the last step's.
     pub(super) async fn tell_end(&self, job: &Job, trained: &Trained) {
         if let Some(step) = trained.ended_early {
             let message = format!("Training ended early after step {step}: the validation loss does not fall any more");
@@ -104,14 +103,14 @@ impl Worker {
         self.add_event(job, level, "message", message, data).await;
     }
 
-    /// Events inform; a job does not fail for one that could not be written.
+    /// Writes an event. Events only inform: a job does not fail if one could not be written.
     async fn add_event(&self, job: &Job, level: &str, kind: &str, message: &str, data: Option<Value>) {
         if let Err(error) = self.queue.add_event(job, level, kind, message, data).await {
             tracing::warn!(job = job.id, message, "cannot write an event: {error}");
         }
     }
 
-    /// Decides what the client is told about an error, and whether the job is tried again.
+    /// Words an error for the client, and decides whether the job is tried again.
     pub(super) fn failure(&self, job: &Job, error: &Error) -> Outcome {
         let fault = (self.describe_fault)(error, &job.spec);
         if error.is_transient() {
@@ -123,13 +122,13 @@ impl Worker {
     }
 }
 
-/// How fast training goes.
+/// Speed of training.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Speed {
     pub tokens_per_second: f64,
-    /// Since this attempt began.
+    /// Time since this attempt began.
     pub elapsed: Duration,
-    /// To the last step.
+    /// Expected time to the last step.
     pub remaining: Duration,
 }
 
@@ -138,8 +137,8 @@ pub(super) fn seconds_from_now(seconds: f64) -> i64 {
     jiff::Timestamp::now().as_second().saturating_add(seconds.ceil() as i64)
 }
 
-/// What the owner of the files should know of their examples: a sentence each, and the lines or the number that it is
-/// about.
+/// Words warnings about the examples for the owner of the files: a sentence each, and the lines or the number that it
+/// is about.
 pub(super) fn warnings(plan: &TrainingPlan) -> Vec<(String, Value)> {
     let (mut found, labels) = (Vec::new(), plan.method.labels());
     let validation = plan.validation.as_ref().map(|report| ("validation", report));
@@ -157,7 +156,7 @@ pub(super) fn warnings(plan: &TrainingPlan) -> Vec<(String, Value)> {
     }
     let (epochs, size) = (plan.resolved.n_epochs.unwrap_or(1), plan.resolved.batch_size.unwrap_or(1));
     let pairs = (epochs as usize * plan.training.sequences) as f64 / plan.total_steps.max(1) as f64;
-    // The last step of an epoch has what is left, so that few pairs make a mean below the size, too.
+    // The last step of an epoch has the pairs that are left, so that few pairs make a mean below the size, too.
     if plan.training.is_of_pairs() && pairs < f64::from(size) / 2.0 && plan.training.sequences > 2 * size as usize {
         let message = format!(
             "A step has {pairs:.1} pairs on average in place of {size}, since texts of the training file repeat, and no step \
@@ -168,7 +167,7 @@ pub(super) fn warnings(plan: &TrainingPlan) -> Vec<(String, Value)> {
     found
 }
 
-/// Words what is expected of the `seconds` before an attempt.
+/// Words the estimate of an attempt that should take `seconds`.
 fn estimate_event(estimate: &Estimate, seconds: f64, cost: &Cost) -> (String, Value) {
     let message = format!(
         "Expected: {} at {} tokens per second, {} of memory at the peak ({}){}",
@@ -181,7 +180,7 @@ fn estimate_event(estimate: &Estimate, seconds: f64, cost: &Cost) -> (String, Va
     (message, json!({"estimate": estimate, "duration_seconds": seconds, "cost": cost}))
 }
 
-/// Words what was expected and what came of it.
+/// Words time, memory and cost of a finished run beside the expected ones.
 fn account_event(account: &RunAccount, [estimated, actual]: &[Cost; 2]) -> (String, Value) {
     let RunAccount { forecast, seconds, tokens, rate, peak_bytes } = account;
     let (estimate, expected) = (&forecast.estimate, forecast.seconds());

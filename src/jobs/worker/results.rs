@@ -1,5 +1,5 @@
-//! The result file of a job as CSV, in the form of the resource that the job was created through. Called by the worker
-//! when training is complete.
+//! Writes the result file of a job as CSV, in the form of the resource that the job was created through. Called by
+//! [`super::training`] when training is complete.
 //!
 //! Cells are numbers, or empty if nothing was measured. Losses count every target token by its weight: the
 //! completion or answer with its end token, and the prompt's tokens if `prompt_loss_weight` is above 0. Accuracies
@@ -13,7 +13,7 @@ use crate::jobs::{Error, Result};
 use crate::train::methods::Labels;
 use crate::train::records::{Evaluation, Rewards, StepRecord};
 
-/// The file's name.
+/// Returns the file's name.
 pub(super) const fn file_name(api: JobApi) -> &'static str {
     match api {
         JobApi::FineTunes => "compiled_results.csv",
@@ -21,8 +21,8 @@ pub(super) const fn file_name(api: JobApi) -> &'static str {
     }
 }
 
-/// Writes the file's content. `labels` are those of the method of training, `classification` names the figures of classes,
-/// if the job has some.
+/// Writes the file's content. `labels` are those of the training method; `classification` names the classification
+/// metrics, if the job has some.
 pub(super) fn csv(
     api: JobApi,
     history: &[StepRecord],
@@ -50,7 +50,7 @@ pub(super) fn csv(
                 cells.extend([figure(|rewards| rewards.margin), figure(|rewards| rewards.accuracy)]);
             }
         }
-        // Measured at the end of an epoch alone.
+        // These are measured at the end of an epoch only.
         let mut figures = record.classification.iter();
         cells.extend(classification.iter().map(|_| figures.next().copied().map_or_else(String::new, number)));
         writer.write_record(cells).map_err(failed)?;

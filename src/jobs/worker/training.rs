@@ -1,7 +1,8 @@
-//! The part of a job that computes: runs on a thread of its own, reads the files, trains, and reports over a channel.
+//! Computes a job on a thread of its own: reads the files, trains, and reports over a channel. Called by
+//! [`super::job_run`] and [`super::estimate`].
 //!
-//! It neither writes nor asks anything of the database: [`super::job_run`] does that, so that a slow database never
-//! holds up a step and a lost lease is noticed while a step runs.
+//! It never talks to the database: [`super::job_run`] does that, so that a slow database never holds up a step and a
+//! lost lease is noticed while a step runs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,14 +29,15 @@ use crate::train::{BeforeMicroStep, HeldOut, Question, StepReport, Trainer, Trai
 
 /// Time between checkpoints; the end of an epoch has one besides.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
-/// Metrics events of a job, besides those at the ends of epochs.
+/// Most metrics events of a job, besides those at the ends of epochs.
 const METRICS_EVENTS: usize = 150;
-/// Prompts of the validation file that base and fine-tuned model are asked at the end.
+/// Number of prompts of the validation file that base and fine-tuned model are asked at the end.
 const QUESTIONS: usize = 3;
-/// How long a piece of work waits for requests at most, so that training never stands still.
+/// Longest time that a piece of work waits for requests, so that training never stands still.
 const YIELD: Duration = Duration::from_millis(250);
 
-/// Trains to the end; [`Error::Cancelled`] after an interrupt, with the last state reported where the job may go on later.
+/// Trains to the end. Returns [`Error::Cancelled`] after an interrupt; if the job may go on later, its last state is
+/// reported.
 pub(super) fn train(inputs: Inputs) -> Result<Trained> {
     let control = Arc::clone(&inputs.surroundings.control);
     let health = inputs.model.health.clone();
@@ -64,7 +66,7 @@ pub(super) fn plan(mut inputs: Inputs) -> Result<TrainingPlan> {
     }
 }
 
-/// Returns what is done before each piece of work: an interrupt ends it, and requests go first.
+/// Returns the function that runs before each piece of work: it fails after an interrupt, and lets requests go first.
 fn before_piece(control: &Arc<Control>, priority: &Arc<Priority>) -> impl FnMut() -> attune_train::Result<()> + use<> {
     let (control, mut turns) = (Arc::clone(control), TrainingTurns::new(Arc::clone(priority), YIELD));
     move || {
@@ -74,16 +76,16 @@ fn before_piece(control: &Arc<Control>, priority: &Arc<Priority>) -> impl FnMut(
     }
 }
 
-/// Measures how fast an attempt trains.
+/// Speedometer of an attempt.
 struct Meter {
     begin: Instant,
     /// Steps that earlier attempts have done.
     resumed_at: usize,
-    /// Tokens read since the last event, and since when.
+    /// Tokens read since the last event, and the time of that event.
     latest: (usize, Instant),
     /// Tokens read by this attempt.
     tokens: usize,
-    /// Work done and the seconds of its steps alone.
+    /// Work done, and the seconds of the steps alone.
     work: TrainingRate,
 }
 
@@ -221,7 +223,7 @@ impl Run {
         before_micro_step: BeforeMicroStep<'_>,
     ) -> Result<Option<Validation>> {
         let mut validation = None;
-        // Interrupted here, the job goes on from the checkpoint before, so that no evaluation is missing.
+        // After an interrupt here the job goes on from the checkpoint before, so that no evaluation is missing.
         let whole = report.completed_epoch.is_some();
         if whole || self.validation.as_ref().is_some_and(|held_out| held_out.is_due(report.step)) {
             validation = self.validate(whole, before_micro_step)?;
@@ -232,8 +234,8 @@ impl Run {
         Ok(validation)
     }
 
-    /// Sorts the validation file into classes at the end of an epoch, and records the figures. Returns them by column name;
-    /// `None` within an epoch, and if no classes are measured.
+    /// Sorts the validation file into classes at the end of an epoch, and records the figures. Returns them by column
+    /// name; `None` within an epoch, and if no classes are measured.
     fn classify_after(
         &mut self,
         report: &StepReport,
@@ -257,7 +259,7 @@ impl Run {
             self.report(Progress::Classified(figures))?;
         }
         self.report(Progress::Epoch { done, of: self.trainer.settings().epochs })?;
-        // Before the state to go on from: an attempt that is lost between the two makes this model again.
+        // This goes before the checkpoint: an attempt that is lost between the two makes this model again.
         if self.api == JobApi::FineTuningJobs {
             let files = peft::write(&self.trainer.adapter()?, &self.model.id)?;
             self.report(Progress::Model { step, validation, files })?;
@@ -265,7 +267,7 @@ impl Run {
         Ok(())
     }
 
-    /// Measures the adapter on the validation file, if there is one, and notes its figures.
+    /// Measures the adapter on the validation file and records the figures; `None` if there is no such file.
     fn validate(&mut self, whole: bool, before_micro_step: BeforeMicroStep<'_>) -> Result<Option<Validation>> {
         let Some(held_out) = &mut self.validation else { return Ok(None) };
         let validation = self.trainer.validate(held_out, whole, before_micro_step)?;
@@ -298,9 +300,9 @@ impl Run {
             questions.extend(example.as_ref().and_then(Question::of));
         }
         let ended_early = self.trainer.has_ended_early().then(|| self.trainer.step_number());
-        let tokens = self.trainer.trained_tokens();
+        let trained_tokens = self.trainer.trained_tokens() as i64;
         let adapter = Arc::new(self.model.decoder.served(&adapter)?);
-        Ok(Trained { files, adapter, tokens, result_file, account, questions, chosen, ended_early })
+        Ok(Trained { files, adapter, trained_tokens, result_file, account, questions, chosen, ended_early })
     }
 
     fn checkpoint(&self) -> Result<()> {

@@ -1,4 +1,4 @@
-//! The low-rank parts of many adapters.
+//! Low-rank products of many adapters.
 
 use std::ops::Range;
 
@@ -9,10 +9,10 @@ use candle_core::{DType, Tensor};
 use super::{CPU, assert_close, each, each_but_few_sanitized, floats, random, wide};
 use crate::emulator::Emulator;
 
-/// The first of the layers that share an input.
+/// First of the layers that share an input.
 const FIRST: Site = Site::Query;
 
-/// An adapter of `rank` for layers of these widths, the second block's; without the last of them where it is partial.
+/// Creates an adapter of `rank` on layers of these widths in the second block; without the last layer if `is_partial`.
 fn adapter(rank: usize, input: usize, widths: [usize; 3], is_partial: bool, dtype: DType) -> Adapter {
     let mut layer = LoraLayer::default();
     for (site, width) in [Site::Query, Site::Key, Site::Value].into_iter().zip(widths).take(3 - usize::from(is_partial))
@@ -24,7 +24,7 @@ fn adapter(rank: usize, input: usize, widths: [usize; 3], is_partial: bool, dtyp
     Adapter::new(String::new(), vec![LoraLayer::default(), layer])
 }
 
-/// Holds what the kernels add for `runs`, rows with an adapter, against the formula; all other rows keep every bit.
+/// Checks the kernels' result for `runs`, rows with an adapter, against the formula; all other rows keep every bit.
 fn check_adapters(
     emulator: &Emulator,
     all_rows: usize,
@@ -57,7 +57,7 @@ fn check_adapters(
     }
 }
 
-/// Of a step with few adapters, and of one with so many that the kernels need more room for them.
+/// Covers a step with few adapters, and one with so many that the kernels need more room for them.
 #[test]
 fn adapters_of_mixed_ranks_change_their_own_rows_only() {
     let few: [(Range<usize>, usize); 7] =
@@ -75,7 +75,7 @@ fn adapters_of_mixed_ranks_change_their_own_rows_only() {
     });
 }
 
-/// Prompts of several adapters, which matrix units take where the widths allow it, beside a row that decodes.
+/// Covers prompts of several adapters, computed on matrix units if the widths allow it, beside a row that decodes.
 #[test]
 fn adapters_of_prompts_change_their_own_rows_only() {
     let prompts: [(Range<usize>, usize); 4] = [(1..2, 16), (2..40, 16), (41..58, 6), (58..138, 40)];

@@ -10,7 +10,7 @@ use candle_core::DType;
 
 use super::{CPU, assert_close, each, each_but_few_sanitized, random, wide};
 
-/// Two sequences that fill more than one warp's keys, and short ones.
+/// Lengths of two sequences with more keys than one warp takes, and of short ones.
 const SEQUENCES: [Range<usize>; 4] = [0..1, 1..80, 80..83, 83..120];
 
 #[test]
@@ -70,7 +70,8 @@ fn attention_over_the_cache_and_what_is_written_to_it() {
     }
 }
 
-/// Steps in which every sequence has one row: short ones; and one of so many keys that several blocks share them.
+/// Covers steps in which every sequence has one row: short sequences, and one with so many keys that several blocks
+/// share them.
 #[test]
 fn attention_of_single_rows_with_all_that_comes_before_it() {
     let many: Vec<u32> = (0..1100_u32.div_ceil(BLOCK_TOKENS as u32)).map(|block| 3 + block * 7 % 69).collect();

@@ -1,4 +1,4 @@
-//! Tokens that are drawn.
+//! Draws of tokens.
 
 use attune::model::kernels::{Draw, NO_TOKEN, cuda};
 use candle_core::Tensor;
@@ -33,11 +33,11 @@ fn tokens_are_drawn_by_their_weights() {
         for classes in [7, 1500] {
             let logits = (random((requests.len(), classes), 1, dtype) * 3.0).unwrap();
             let mut rows: Vec<Vec<f32>> = wide(&logits).to_vec2().unwrap();
-            // Equal ones, of which the first counts, and one that is no number.
+            // Equal logits, of which the first counts, and one NaN.
             rows[6][2] = 40.0;
             rows[6][5] = 40.0;
             rows[8][3] = f32::NAN;
-            // Cuts that go through equal ones; of both zeros, too.
+            // Cuts that go through equal logits; also through zeros of both signs.
             for row in rows.iter_mut().skip(10) {
                 for (place, value) in [(1, 2.0), (3, 2.0), (4, 2.0), (5, 0.0), (6, -0.0)] {
                     row[place] = value;

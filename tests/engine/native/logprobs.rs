@@ -1,11 +1,11 @@
 //! Log probabilities of drawn tokens and of prompts, over the arithmetic model: however the prompt is cut into steps
-//! and whoever shares them, each value is the log-softmax of the logits that the model gives after the tokens before.
+//! and shared with other requests, each value is the log-softmax of the model's logits after the tokens before.
 
 use attune::engine::logprobs::TokenLogprobs;
 
 use super::*;
 
-/// What the model says after `tokens`, by the definition.
+/// Returns the model's log probabilities after `tokens`, by the definition.
 fn expected(tokens: &[u32], id: u32, count: usize) -> TokenLogprobs {
     let state = tokens.iter().fold(0, |state, token| mix(state, u64::from(*token)));
     let logits: Vec<f32> =
@@ -26,7 +26,7 @@ fn assert_close(one: &TokenLogprobs, expected: &TokenLogprobs) {
     assert!(one.top.iter().zip(&expected.top).all(|(one, expected)| (one.1 - expected.1).abs() < 1e-5));
 }
 
-/// The prompt's log probabilities, those of the drawn tokens, why it ended and how many tokens were drawn.
+/// Log probabilities of the prompt and of the drawn tokens, reason of the end, and number of drawn tokens.
 type Scored = (Option<Vec<TokenLogprobs>>, Vec<TokenLogprobs>, FinishReason, usize);
 
 fn read_scored(mut events: UnboundedReceiver<Event>) -> Scored {
@@ -54,7 +54,7 @@ fn prompts_and_answers_have_the_models_log_probabilities_however_steps_are_cut()
     for (index, request) in requests.iter_mut().enumerate() {
         request.adapter = None;
         request.stop = Vec::new();
-        // Biased to what the model finds improbable: the log probabilities must not show the bias.
+        // Biased towards improbable tokens: the log probabilities must not show the bias.
         request.sampling.logit_bias = vec![(65, 50.0), (66, 49.0)];
         request.logprobs = [Some(0), Some(5), None][index % 3];
         request.prompt_logprobs = [None, Some(0), Some(20), Some(1)][index % 4];
@@ -96,7 +96,7 @@ fn asking_for_log_probabilities_changes_no_token() {
         let plain = read(engine.generate(request.clone()).unwrap()).unwrap();
         (request.logprobs, request.prompt_logprobs) = (Some(3), Some(3));
         let (mut tokens, text, reason, count) = read(engine.generate(request.clone()).unwrap()).unwrap();
-        // An end token shows itself only to who asks for its probability.
+        // An end token is sent only if log probabilities are requested.
         tokens.retain(|token| !request.stop_tokens.contains(token));
         assert_eq!((tokens, text, reason, count), plain);
     }
@@ -146,7 +146,7 @@ fn broken_logits_in_the_middle_of_a_prompt_fail_its_request_alone() {
     let mut bad = request(&[8, BROKEN, 9], 5);
     bad.prompt_logprobs = Some(0);
     let bad = engine.generate(bad).unwrap();
-    // Whoever does not look at the row is not disturbed by it.
+    // A request that does not read the row's logits is not disturbed.
     let good = engine.generate(request(&[8, BROKEN, 9], 5)).unwrap();
     gate.set(false);
     assert!(matches!(read(bad), Err(Error::Internal(_))));

@@ -1,5 +1,5 @@
-//! Everything at once, from a fixed seed: whatever happens to others, an undisturbed request gets its answer, and
-//! nothing is left behind.
+//! Everything at once, from a fixed seed: whatever happens to other requests, an undisturbed request gets its answer,
+//! and nothing is left behind.
 
 use super::scheduling::alike_requests;
 use super::*;
@@ -8,7 +8,7 @@ const MAX_WAITING: usize = 64;
 const FEW_BLOCKS: usize = 12;
 
 struct Open {
-    /// Its number in the list of requests; none is to fail.
+    /// Number in the list of requests; `None` if the request is to fail.
     number: Option<usize>,
     events: UnboundedReceiver<Event>,
 }
@@ -64,7 +64,7 @@ fn a_thousand_random_operations_leave_nothing_behind_and_disturb_nobody() {
                     Err(error) => panic!("{error}"),
                 }
             }
-            // Waiting, in its prompt or answering.
+            // The request may be waiting, in its prompt, or answering.
             50..62 if !open.is_empty() => drop(open.swap_remove(random.random_range(0..open.len()))),
             62..70 => embeddings.push(engine.embed(embed_request(inputs.clone()))),
             70..73 if !embeddings.is_empty() => {
@@ -94,13 +94,13 @@ fn a_thousand_random_operations_leave_nothing_behind_and_disturb_nobody() {
     assert!(failed <= injected, "{failed} failed of {injected} failures");
 
     wait_until_all_blocks_are_free(engine);
-    // Every place in the queue was given back: as many fit at once as ever.
+    // Every place in the queue was given back: as many requests fit at once as ever.
     rig.faults.failing_steps.store(0, Ordering::SeqCst);
     let full: Vec<_> = (0..MAX_WAITING).map(|_| engine.generate(request(&[5], 2)).unwrap()).collect();
     for events in full {
         read(events).unwrap();
     }
-    // What the cache keeps can all be taken.
+    // All blocks that the cache keeps can be taken.
     let whole = vec![77; FEW_BLOCKS * BLOCK_TOKENS];
     assert_eq!(read(engine.generate(request(&whole, 1)).unwrap()).unwrap().3, 1);
     let deadline = Instant::now() + Duration::from_secs(30);

@@ -1,8 +1,8 @@
-//! What goes wrong in a step or beside it reaches the request at fault and no other.
+//! Failures in a step or beside it reach the request at fault and no other.
 
 use super::*;
 
-/// Healthy requests of several generations with what each gets alone.
+/// Returns healthy requests of several generations with the answer that each gets alone.
 fn healthy() -> Vec<(GenerateRequest, Answer)> {
     let alone = engine(&limits(1, 512, 100));
     let mut random = ChaCha8Rng::seed_from_u64(8);
@@ -10,7 +10,7 @@ fn healthy() -> Vec<(GenerateRequest, Answer)> {
     requests.map(|one| (one.clone(), read(alone.generate(one).unwrap()).unwrap())).collect()
 }
 
-/// Lets all requests into one step: the engine is held by another until all have arrived.
+/// Puts all requests into one step: another request holds the engine until all have arrived.
 fn together(rig: &Rig, requests: Vec<GenerateRequest>) -> Vec<UnboundedReceiver<Event>> {
     rig.gate.set(true);
     let first = rig.engine.generate(request(&[7], 1)).unwrap();
@@ -55,7 +55,7 @@ fn a_failure_that_passes_costs_a_batch_nothing() {
     rig.faults.failing_steps.store(1, Ordering::SeqCst);
     rig.gate.set(false);
     let outcomes: Vec<_> = events.into_iter().map(read).collect();
-    // Had the first one been alone in the step that failed, it would be the culprit.
+    // If the first one had been alone in the failing step, it would be the culprit.
     assert!(outcomes[1..].iter().zip(&healthy[1..]).all(|(outcome, (_, alone))| outcome.as_ref().unwrap() == alone));
     wait_until_all_blocks_are_free(&rig.engine);
 }

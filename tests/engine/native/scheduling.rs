@@ -1,6 +1,5 @@
-//! What a schedule must not change: the answer is that of the request alone, whether blocks run out, prompts begin
-//! alike or weights are swapped; and what it must keep: limits on time, and walls between organisations and
-//! generations.
+//! Guarantees of a schedule: the answer is that of the request alone, even if blocks run out, prompts begin alike or
+//! weights are swapped; limits on time hold, and so does the separation of organisations and generations.
 
 use super::*;
 
@@ -8,7 +7,7 @@ fn without_prefix_cache(max_sequences: usize, max_step_tokens: usize, max_waitin
     EngineLimits { prefix_cache: false, ..limits(max_sequences, max_step_tokens, max_waiting) }
 }
 
-/// Requests of a few organisations and generations whose prompts begin in a few ways.
+/// Returns requests of a few organisations and generations whose prompts begin in a few ways.
 pub(super) fn alike_requests(random: &mut ChaCha8Rng, count: usize) -> Vec<GenerateRequest> {
     let beginnings: Vec<Vec<u32>> =
         [20, 40, 64].map(|length| (0..length).map(|_| random.random_range(FIRST_PLAIN..256)).collect()).to_vec();
@@ -77,7 +76,7 @@ fn what_was_computed_before_is_found_and_changes_nothing() {
     let next = request(&[&prompt[..], &first.0, &[9; 10]].concat(), 5);
     assert_eq!(ask(&next).1, 112);
 
-    // Another organisation, another generation: nothing of it.
+    // Another organisation or generation finds nothing of it.
     let other = GenerateRequest { organization: "other".into(), ..base.clone() };
     assert_eq!(ask(&other), (first.clone(), 0, 119));
     assert_eq!(ask(&other).1, 96);
@@ -88,7 +87,7 @@ fn what_was_computed_before_is_found_and_changes_nothing() {
         assert_eq!(ask(&adapted), (answer.clone(), 96, 4 + answer.3 - 1));
     }
 
-    // Who wants the log probabilities of the prompt has it computed, and leaves it to others.
+    // A request for the prompt's log probabilities computes the prompt itself, and leaves it in the cache for others.
     let fresh: Vec<u32> = prompt.iter().rev().copied().collect();
     let scored = GenerateRequest { prompt_logprobs: Some(0), ..request(&fresh, 3) };
     assert_eq!((ask(&scored).1, ask(&scored).1), (0, 0));
@@ -113,7 +112,7 @@ fn answers_to_one_prompt_compute_it_once() {
     for events in events {
         read(events).unwrap();
     }
-    // The last block of the prompt is not full, so each computes its own.
+    // The last block of the prompt is not full, so each request computes its own.
     assert!(rig.rows.load(Ordering::SeqCst) <= 200 + 7 * 8 + 64, "{} rows", rig.rows.load(Ordering::SeqCst));
 }
 
@@ -170,7 +169,7 @@ fn a_request_of_many_answers_is_queued_whole_or_refused_whole() {
     let waiting = engine.generate_all(two()).unwrap();
     assert!(matches!(engine.generate_all(two()), Err(Error::Overloaded { .. })));
     let last = engine.generate(request(&[5], 2)).expect("the refused one has left its places");
-    // One that cannot run takes the others along.
+    // A request that cannot run makes the whole group fail.
     assert!(engine.generate_all(vec![request(&[5], 2), request(&[], 2)]).is_err());
     gate.set(false);
     for events in waiting.into_iter().chain([first, last]) {
@@ -195,7 +194,7 @@ fn who_waits_or_answers_too_long_is_told_so() {
     rig.gate.set(false);
     let error = read(running).unwrap_err();
     assert!(matches!(error, Error::TimedOut { limit } if limit == Duration::from_secs(2)), "{error}");
-    // It waited for as long, but its own limit comes first or at the same step.
+    // It waited as long as the other, but its own limit comes first or at the same step.
     let error = read(waiting).unwrap_err();
     assert!(matches!(error, Error::TimedOut { .. } | Error::Overloaded { .. }), "{error}");
     assert_eq!(read(late).unwrap().3, 2);

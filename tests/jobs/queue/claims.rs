@@ -36,7 +36,7 @@ async fn one_organisation_cannot_keep_the_others_waiting() {
     for organization in ["many", "many", "many", "few", "other"] {
         queue.enqueue(organization, JobApi::FineTuningJobs, spec()).await.unwrap();
     }
-    // With many workers the least busy goes first; with one, whose turn is the longest ago.
+    // With many workers the least busy one goes first; with one worker, the one whose last turn is longest ago.
     let mut order = Vec::new();
     for _ in 0..4 {
         let job = queue.claimed().await;

@@ -1,4 +1,4 @@
-//! Events: in order, in pages, and none missed.
+//! Events: in order, in pages, without gaps.
 
 use attune::api::event_text;
 use attune::jobs::JobApi;

@@ -1,4 +1,4 @@
-//! Leases and fences: what a worker that lives, dies or comes too late may do.
+//! Leases and fences: permissions of a worker that lives, dies or comes too late.
 
 use attune::jobs::JobStatus;
 use attune::jobs::queue::{HeartbeatAnswer, Outcome};
@@ -123,7 +123,7 @@ async fn the_jobs_of_a_server_that_was_killed_are_free_at_once_when_it_starts_ag
         queue.claimed().await;
     }
     assert_eq!(queue.again(&waiting).await.status, JobStatus::Running);
-    // Each of these counts as a lost attempt: a job that kills its server must not do so for ever.
+    // Each of these counts as a lost attempt: a job that kills its server must not be retried for ever.
     for _ in 0..2 {
         assert_eq!(queue.reap_all().await.unwrap(), 3);
         while queue.claim("w", LEASE).await.unwrap().is_some() {}

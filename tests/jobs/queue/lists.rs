@@ -1,4 +1,4 @@
-//! Lists of jobs: filters by metadata, and pages that end where the list does.
+//! Lists of jobs: filters by metadata, and pages that end with the list.
 
 use crate::postgres::TestDatabase;
 use attune::jobs::queue::Queue;
@@ -29,7 +29,7 @@ async fn enqueue(queue: &Queue, organization: &str, metadata: &Value) -> String 
     queue.enqueue(organization, JobApi::FineTuningJobs, spec).await.unwrap().id
 }
 
-/// All jobs that the filter keeps, oldest first, read in pages of `limit`; and the number of pages.
+/// Reads all jobs that pass the filter, oldest first, in pages of `limit`; also returns the number of pages.
 async fn read(queue: &Queue, filter: &MetadataFilter, limit: i64) -> (Vec<String>, usize) {
     let (mut ids, mut pages) = (Vec::<String>::new(), 0);
     loop {

@@ -26,7 +26,7 @@ async fn a_new_job_a_new_event_and_a_change_wake_listeners_in_every_process() {
     hint(&mut changes, job.key).await;
     queue.add_event(&job, "info", "message", "x", None).await.unwrap();
     hint(&mut changes, job.key).await;
-    // A heartbeat is nobody's news: the next hint is the marker's.
+    // A heartbeat sends no hint: the next hint is the marker's.
     queue.heartbeat(&job, LEASE, Some(json!({"step": 1}))).await.unwrap();
     let marker = queue.enqueued().await;
     assert_eq!(tokio::time::timeout(SOON, changes.recv()).await.unwrap().unwrap(), marker.key);

@@ -1,4 +1,4 @@
-//! Any order of operations against a model of the state machine.
+//! Runs operations in any order against a model of the state machine.
 
 use attune::jobs::Error;
 use attune::jobs::queue::{Outcome, StopRequest};
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{Fixture, LEASE, fault, success};
 
-/// What may happen to a job; `stale` operations come from a worker that lost its lease.
+/// Operations on a job; `stale` ones come from a worker that lost its lease.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Claim,
@@ -81,7 +81,7 @@ impl Model {
     }
 }
 
-/// Does `step` to the job and tells whether the queue accepted it.
+/// Does `step` to the job; returns whether the queue accepted it.
 async fn perform(queue: &Fixture, job: &Job, claims: &mut Vec<Job>, step: Step) -> bool {
     // A stale worker holds an earlier claim; before any claim, the job as it was enqueued.
     let worker = |stale| match claims.as_slice() {

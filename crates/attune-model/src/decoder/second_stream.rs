@@ -1,5 +1,6 @@
-//! The same weights for training, whose work a GPU does on a stream of its own: it neither waits for the steps that serve nor
-//! stands in their way in one queue, and has its own workspace for products. There is one copy of the weights.
+//! A second decoder over the same weights for training, whose work a GPU does on a stream of its own: it neither waits
+//! for the steps that serve nor stands in their way in one queue, and has its own workspace for products. There is one
+//! copy of the weights. Called by [`BaseModel::training_decoder`](crate::BaseModel::training_decoder).
 
 use candle_core::Tensor;
 
@@ -10,20 +11,10 @@ use crate::kernels::{GpuKernels, Kernels};
 use crate::linear::Linear;
 
 impl Decoder {
-    /// The decoder that training computes with: these weights on another stream of their GPU. On the CPU, and with quantized
-    /// blocks, whose products know but one stream, this very decoder.
-    pub fn for_training(&self) -> &Self {
-        let training = self.training.get_or_init(|| {
-            let training = self.on_second_stream(self.kernels.gpu()?);
-            if let Err(error) = &training {
-                tracing::warn!(%error, "training shares the stream of requests");
-            }
-            training.ok().flatten().map(Box::new)
-        });
-        training.as_deref().unwrap_or(self)
-    }
-
-    fn on_second_stream(&self, first: &GpuKernels) -> Result<Option<Self>> {
+    /// Returns these weights as a decoder whose work is done on another stream of the GPU; `None` on the CPU, and for
+    /// quantized blocks, whose products know one stream only.
+    pub(crate) fn on_second_stream(&self) -> Result<Option<Self>> {
+        let Some(first) = self.kernels.gpu() else { return Ok(None) };
         let kernels = &first.on_second_stream()?;
         let shared = |tensor: &Tensor| device::shared(tensor, kernels.device());
         let Some(embedding) = self.embedding.with(kernels, &shared)? else { return Ok(None) };
@@ -43,7 +34,6 @@ impl Decoder {
             kernels: Kernels::Gpu(kernels.clone()),
             activation_dtype: self.activation_dtype,
             adapter_precision: self.adapter_precision,
-            training: std::sync::OnceLock::new(),
         }))
     }
 }
@@ -58,13 +48,13 @@ impl Block {
         };
         let norms = self.query_key_norm.as_ref().map(|(q, k)| Ok::<_, crate::Error>((change(q)?, change(k)?)));
         Ok(Some(Self {
-            input_norm: change(&self.input_norm)?,
+            input_layernorm: change(&self.input_layernorm)?,
             q,
             k,
             v,
             o,
             query_key_norm: norms.transpose()?,
-            post_attention_norm: change(&self.post_attention_norm)?,
+            post_attention_layernorm: change(&self.post_attention_layernorm)?,
             gate,
             up,
             down,
@@ -74,7 +64,7 @@ impl Block {
     }
 }
 
-/// All of them, or the first error.
+/// Returns all values, or the first error.
 fn all<T, const N: usize>(results: [Result<T>; N]) -> Result<[T; N]> {
     let values: Vec<T> = results.into_iter().collect::<Result<_>>()?;
     values.try_into().map_err(|_| crate::Error::Internal("as many as there were".into()))

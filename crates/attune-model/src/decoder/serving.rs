@@ -1,4 +1,5 @@
-//! The forward pass of serving, called by `engine`: new rows of many sequences over the paged cache, each with its own adapter.
+//! The forward pass of serving, called by `engine`: new rows of many sequences over the paged cache, each with its own
+//! adapter.
 
 use candle_core::Tensor;
 
@@ -12,8 +13,9 @@ use crate::rope::Angles;
 use crate::routes::Routes;
 
 impl Decoder {
-    /// One step: `tokens` are the new rows of all `sequences`, in order; sequences of one adapter stand next to each other.
-    /// Writes their keys and values into `cache`; returns the hidden states after the final norm, `[rows, hidden]`.
+    /// Computes one step: `tokens` are the new rows of all `sequences`, in order; sequences of one adapter stand next
+    /// to each other. Writes their keys and values into `cache`; returns the hidden states after the final norm,
+    /// `[rows, hidden]`.
     pub fn step(&self, tokens: &[u32], sequences: &[SequenceRows<'_>], cache: &KvCache) -> Result<Tensor> {
         let positions: Vec<usize> =
             sequences.iter().flat_map(|sequence| sequence.start..sequence.start + sequence.rows.len()).collect();
@@ -35,7 +37,7 @@ impl Decoder {
     }
 }
 
-/// The sequences of a step.
+/// Context of a step over the paged cache.
 struct ServeContext<'a> {
     step: CachedStep<'a>,
     routes: Routes<'a>,
@@ -50,8 +52,8 @@ impl LowRank for ServeContext<'_> {
 }
 
 impl Block {
-    /// `x` `[rows, hidden]` to the block's output `[rows, hidden]`: what [`Block::forward`] computes, with norms, products and
-    /// activation in one where that is faster. An adapter whose B is 0 changes no bit of it.
+    /// Computes the block's output `[rows, hidden]` of `x` `[rows, hidden]` as [`Block::forward`] does, with norms,
+    /// products and activation in one kernel if that is faster. An adapter whose B is 0 changes no bit of it.
     fn serve(&self, x: Tensor, context: &ServeContext<'_>) -> Result<Tensor> {
         // Attention: middle = x + W_o · attend(q, k, v)
         let attended = self.attend(&x, context)?; // [rows, heads · head_dim]
@@ -62,7 +64,7 @@ impl Block {
         self.project_into(middle, Site::Down, &gated, context) // [rows, hidden]
     }
 
-    /// [`Block::project_onto`] a residual that nothing else holds.
+    /// Computes [`Block::project_onto`] in place: nothing else holds `residual`.
     fn project_into(&self, residual: Tensor, site: Site, x: &Tensor, context: &ServeContext<'_>) -> Result<Tensor> {
         let mut output = [self.linear(site).forward_into(residual, x)?];
         context.add_lora(self.index, &[site], x, &mut output)?;
@@ -70,10 +72,10 @@ impl Block {
         Ok(output)
     }
 
-    /// Attention of the normed `x` `[rows, hidden]`, `[rows, heads · head_dim]`.
+    /// Computes attention of the normed `x` `[rows, hidden]`, `[rows, heads · head_dim]`.
     fn attend(&self, x: &Tensor, context: &ServeContext<'_>) -> Result<Tensor> {
         let rows = x.dim(0)?;
-        let norm = self.norm(&self.input_norm);
+        let norm = self.norm(&self.input_layernorm);
         let [q, k, v] = self.project_normed([Site::Query, Site::Key, Site::Value], x, norm, context)?;
         let new = NewHeads {
             q: &q.reshape((rows, self.heads, self.head_dim))?,
@@ -87,9 +89,9 @@ impl Block {
         Ok(attended.reshape((rows, self.heads * self.head_dim))?)
     }
 
-    /// `silu(W_gate · m) · (W_up · m)` with m, the normed `middle` `[rows, hidden]`; `[rows, intermediate]`.
+    /// Computes `silu(W_gate · m) · (W_up · m)`, `[rows, intermediate]`, of the normed `middle` m `[rows, hidden]`.
     fn gate(&self, middle: &Tensor, context: &ServeContext<'_>) -> Result<Tensor> {
-        let norm = self.norm(&self.post_attention_norm);
+        let norm = self.norm(&self.post_attention_layernorm);
         if !context.routes.change(self.index, Site::Gate) {
             return Linear::forward_gated([&self.gate, &self.up], middle, norm);
         }
@@ -97,7 +99,7 @@ impl Block {
         self.kernels.swiglu(&gate, &up)
     }
 
-    /// [`Block::project`] of the normed `x` `[rows, in]`.
+    /// Computes [`Block::project`] of the normed `x` `[rows, in]`.
     fn project_normed<const N: usize>(
         &self,
         sites: [Site; N],

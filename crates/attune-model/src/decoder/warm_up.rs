@@ -1,4 +1,4 @@
-//! Compiles a GPU's kernels before the first request: they are compiled when they are first used. Called by `engine`.
+//! Compiles a GPU's kernels before the first request, since each is compiled at its first use. Called by `engine`.
 
 use super::Decoder;
 use crate::kernels::cuda::{lora, product};
@@ -7,13 +7,14 @@ use crate::kv_cache::{BLOCK_TOKENS, KvCache};
 use crate::lora::Adapter;
 use crate::{ModelConfig, Result};
 
-/// Distinct adapters in a step from which on the kernels for many tasks run: one more than those for few tasks take at query, key
-/// and value together.
+/// Distinct adapters in a step from which the kernels for many tasks run: one more than the kernels for few tasks take
+/// at query, key and value together.
 const MANY_ADAPTERS: usize = lora::FEW_TASKS / 3 + 1;
 
 impl Decoder {
-    /// Computes steps of every kind on a GPU: answers, few of them and up to `sequences`, after short and long texts, and prompts,
-    /// without and with adapters. Overwrites the first block of `cache`, so nothing may be in it yet. Does nothing on the CPU.
+    /// Computes steps of every kind on a GPU: answers, few of them and up to `sequences`, after short and long texts,
+    /// and prompts, without and with adapters. Overwrites the first block of `cache`, which must be empty. Does nothing
+    /// on the CPU.
     pub fn warm_up(&self, config: &ModelConfig, cache: &KvCache, sequences: usize) -> Result<()> {
         let Some(gpu) = self.kernels.gpu() else { return Ok(()) };
         let context = config.max_position_embeddings;

@@ -1,4 +1,4 @@
-//! Attention over packed sequences and over the paged cache: what the decoder calls, on the CPU and on a GPU.
+//! Attention over packed sequences and over the paged cache, on the CPU and on a GPU. Called by the decoder.
 
 use std::ops::Range;
 
@@ -8,11 +8,11 @@ use super::cuda::{self, RowTables};
 use super::{AttentionState, Kernels, NewHeads, SequenceRows, cpu};
 use crate::Result;
 
-/// Whole sequences that lie one after the other: attention stays inside each.
+/// Whole sequences that lie one after the other; attention stays inside each.
 #[derive(Debug)]
 pub struct PackedRows<'a> {
     sequences: &'a [Range<usize>],
-    /// Read by a GPU's kernels.
+    /// Tables for a GPU's kernels; `None` on the CPU.
     tables: Option<RowTables>,
 }
 
@@ -28,7 +28,7 @@ impl<'a> PackedRows<'a> {
 #[derive(Debug)]
 pub struct CachedStep<'a> {
     sequences: &'a [SequenceRows<'a>],
-    /// Read by a GPU's kernels.
+    /// Tables for a GPU's kernels; `None` on the CPU.
     tables: Option<RowTables>,
 }
 
@@ -41,8 +41,8 @@ impl<'a> CachedStep<'a> {
 }
 
 impl Kernels {
-    /// Computes causal attention inside each sequence of `rows`: `q` `[rows, heads, d]`, `k`, `v` `[rows, kv_heads, d]` to the
-    /// output `[rows, heads, d]` and the logarithm of each softmax's sum `[rows, heads]`, f32.
+    /// Computes causal attention inside each sequence of `rows`: `q` `[rows, heads, d]`, `k`, `v` `[rows, kv_heads, d]`
+    /// to the output `[rows, heads, d]` and the logarithm of each softmax's sum `[rows, heads]`, f32.
     pub fn packed_attention(
         &self,
         q: &Tensor,
@@ -57,8 +57,8 @@ impl Kernels {
         }
     }
 
-    /// Computes the gradients of [`Kernels::packed_attention`] with respect to q, k and v, the probabilities computed again from
-    /// the saved sums (Dao et al., "FlashAttention", 2022).
+    /// Computes the gradients of [`Kernels::packed_attention`] with respect to q, k and v. The probabilities are
+    /// recomputed from the saved sums (Dao et al., "FlashAttention", 2022).
     pub fn packed_attention_backward(
         &self,
         state: AttentionState<'_>,
@@ -74,8 +74,8 @@ impl Kernels {
         }
     }
 
-    /// Puts the rows `k` and `v` `[rows, kv_heads, d]` of a step into their slots of the cache, `keys` and `values` `[slots,
-    /// kv_heads, d]`.
+    /// Writes the rows `k` and `v` `[rows, kv_heads, d]` of a step into their slots of the cache, `keys` and `values`
+    /// `[slots, kv_heads, d]`.
     pub fn write_cache(
         &self,
         keys: &Tensor,
@@ -90,8 +90,8 @@ impl Kernels {
         }
     }
 
-    /// Computes causal attention of each sequence's rows over its blocks of the cache, which already hold the rows' own keys and
-    /// values: `q` `[rows, heads, d]`, `keys` and `values` `[slots, kv_heads, d]` to `[rows, heads, d]`.
+    /// Computes causal attention of each sequence's rows over its blocks of the cache, which already hold the rows' own
+    /// keys and values: `q` `[rows, heads, d]`, `keys` and `values` `[slots, kv_heads, d]` to `[rows, heads, d]`.
     pub fn cached_attention(
         &self,
         q: &Tensor,
@@ -106,8 +106,8 @@ impl Kernels {
         }
     }
 
-    /// Norms and rotates new rows, puts them into the cache and attends over it, `[rows, heads, d]`: [`Kernels::rms_norm`],
-    /// [`Kernels::rope`], [`Kernels::write_cache`] and [`Kernels::cached_attention`] in one.
+    /// Norms and rotates new rows, writes them into the cache and attends over it, `[rows, heads, d]`:
+    /// [`Kernels::rms_norm`], [`Kernels::rope`], [`Kernels::write_cache`] and [`Kernels::cached_attention`] in one.
     pub fn attend_new(
         &self,
         new: NewHeads<'_>,

@@ -1,4 +1,4 @@
-//! [`GpuKernels`]: what starts kernels on a GPU, and the operations that the CPU has no counterpart of.
+//! [`GpuKernels`]: starts kernels on a GPU, and has the operations without a counterpart on the CPU.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::{AdamCoefficients, Dense, Draw, LoraRun, Norm};
 use crate::Result;
 use crate::lora::Site;
 
-/// The kernels of one GPU. Cheap to clone.
+/// Kernels of one GPU. Cheap to clone.
 #[derive(Clone)]
 pub struct GpuKernels {
     launcher: Arc<dyn Launcher>,
@@ -29,7 +29,8 @@ impl GpuKernels {
         Self::new(Arc::new(driver), Device::Cuda(device.clone()))
     }
 
-    /// Returns the kernels of the same GPU on another stream, as a device of its own; itself where a device has no streams.
+    /// Returns the kernels of the same GPU on another stream, as a device of its own; the same kernels if the device
+    /// has no streams.
     #[cfg_attr(not(feature = "cuda"), allow(clippy::unnecessary_wraps, reason = "a GPU can refuse"))]
     pub(crate) fn on_second_stream(&self) -> Result<Self> {
         match &self.device {
@@ -43,34 +44,35 @@ impl GpuKernels {
         &*self.launcher
     }
 
-    /// The device whose tensors the kernels take.
+    /// Returns the device whose tensors the kernels take.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Records an event behind all work that was started so far.
+    /// Records an event after all work that was started so far.
     pub fn mark(&self) -> Result<Box<dyn DeviceEvent>> {
         self.launcher.mark()
     }
 
-    /// Computes `residual + norm(x) · Wᵀ + bias` for each of `matrices`, `[rows, out]` each: layers that share the input `x`
-    /// `[rows, in]`.
+    /// Computes `residual + norm(x) · Wᵀ + bias` for each of `matrices`, `[rows, out]` each: layers that share the
+    /// input `x` `[rows, in]`.
     pub fn project(&self, x: &Tensor, norm: Option<Norm<'_>>, matrices: &[Dense<'_>]) -> Result<Vec<Tensor>> {
         cuda::product::project(self.launcher(), x, norm, matrices)
     }
 
-    /// Computes `residual + x · Wᵀ + bias`, of a residual that nothing else holds: the result may be written into it.
+    /// Computes `residual + x · Wᵀ + bias`. Nothing else may hold the residual: the result may be written into it.
     pub fn project_into(&self, residual: Tensor, x: &Tensor, matrix: Dense<'_>) -> Result<Tensor> {
         cuda::product::project_into(self.launcher(), residual, x, matrix)
     }
 
-    /// Computes `silu(gate(x)) · up(x)` with `norm(x)` for x, `[rows, in]` to `[rows, out]`.
+    /// Computes `silu(gate(norm(x))) · up(norm(x))`, `[rows, in]` to `[rows, out]`.
     pub fn project_gated(&self, x: &Tensor, norm: Norm<'_>, gate_and_up: [Dense<'_>; 2]) -> Result<Tensor> {
         cuda::product::project_gated(self.launcher(), x, norm, gate_and_up)
     }
 
-    /// Adds the low-rank part of many adapters, each to its own rows of one of `outputs`: what `runs` add in the block `layer` at
-    /// the sites from `first` on, one for each of `outputs`. Else as [`cpu::lora::add`](super::cpu::lora::add).
+    /// Adds the low-rank part of many adapters, each to its own rows of one of `outputs`: the updates of `runs` in the
+    /// block `layer` at the sites from `first` on, one site for each of `outputs`. Otherwise like
+    /// [`cpu::lora::add`](super::cpu::lora::add).
     pub fn add_lora_runs(
         &self,
         outputs: &[Tensor],
@@ -82,8 +84,8 @@ impl GpuKernels {
         cuda::lora::add(self.launcher(), outputs, x, runs, layer, first)
     }
 
-    /// Draws a token for each row of `logits` `[rows, classes]`; [`NO_TOKEN`](super::NO_TOKEN) if a logit of the row is not
-    /// finite.
+    /// Draws a token for each row of `logits` `[rows, classes]`; [`NO_TOKEN`](super::NO_TOKEN) if a logit of the row is
+    /// not finite.
     pub fn draw(&self, logits: &Tensor, draws: &[Draw]) -> Result<Vec<u32>> {
         cuda::draw::draw(self.launcher(), logits, draws)
     }
@@ -93,7 +95,8 @@ impl GpuKernels {
         cuda::optimizer::sum_of_squares(self.launcher(), gradients)
     }
 
-    /// Takes a step of `AdamW` in place: `values` and both moments `[parameters]`, f32, `gradients` theirs, one after the other.
+    /// Takes a step of `AdamW` in place: `values` and both moments are `[parameters]`, f32, `gradients` their
+    /// gradients, one after the other.
     pub fn adam_w(&self, values_and_moments: [&Tensor; 3], gradients: &[Tensor], by: AdamCoefficients) -> Result<()> {
         cuda::optimizer::adam_w(self.launcher(), values_and_moments, gradients, by)
     }

@@ -1,7 +1,7 @@
-//! The numeric kernels behind one small interface: methods of [`Kernels`], called by the decoder's forward and backward.
+//! The numeric kernels behind one small interface: methods of [`Kernels`], called by the decoder's passes.
 //!
-//! On the CPU they run our own f32 code ([`cpu`], spread over the one rayon pool), on a GPU kernels of our own ([`cuda`]). Tests
-//! hold both against the same formulas in plain candle operations ([`reference`]).
+//! On the CPU they run our own f32 code ([`cpu`], spread over the one rayon pool), on a GPU kernels of our own
+//! ([`cuda`]). Tests hold both against the same formulas in plain candle operations ([`reference`]).
 //!
 //! Shapes are written `[rows, width]`; rows are tokens. Backward methods take the gradient of the output and return the
 //! gradient of the input; no gradient of a frozen weight is ever formed.
@@ -27,23 +27,23 @@ use crate::Result;
 use crate::lora::LoraPair;
 use crate::lora::pointers::AdapterPointers;
 
-/// A matrix that is multiplied as it is, and what is added to the product.
+/// A dense weight matrix, and the terms that are added to its product.
 #[derive(Debug, Clone, Copy)]
 pub struct Dense<'a> {
-    /// `[out, in]`
+    /// Weight, `[out, in]`.
     pub weight: &'a Tensor,
-    /// `[out]`
+    /// Bias, `[out]`.
     pub bias: Option<&'a Tensor>,
-    /// `[rows, out]`
+    /// Residual, `[rows, out]`.
     pub residual: Option<&'a Tensor>,
 }
 
 /// An RMS norm, see [`Kernels::rms_norm`].
 #[derive(Debug, Clone, Copy)]
 pub struct Norm<'a> {
-    /// `[width]`, f32
+    /// Weight, `[width]`, f32.
     pub weight: &'a Tensor,
-    /// Added to the mean of the squares.
+    /// Epsilon that is added to the mean of the squares.
     pub eps: f32,
 }
 
@@ -74,46 +74,47 @@ pub struct LoraRun<'a> {
     pub pointers: &'a AdapterPointers,
 }
 
-/// How a token is drawn from a row of logits.
+/// Settings by which a token is drawn from a row of logits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Draw {
-    /// 0 takes the most probable token. Else a token weighs exp(logit / temperature).
+    /// Temperature: a token weighs exp(logit / temperature); 0 takes the most probable token.
     pub temperature: f32,
-    /// The token at this point, 0 to 1, of all weights laid end to end: in the order of the tokens, or from the most probable one on
-    /// where there is a `top_k` or a `top_p`.
+    /// Point, 0 to 1, on all weights laid end to end, at which the token lies. Weights are in the order of the tokens,
+    /// or from the most probable one on if there is a `top_k` or a `top_p`.
     pub point: f64,
-    /// Only that many of the most probable tokens; 0 for all.
+    /// Number of the most probable tokens to draw from; 0 for all.
     pub top_k: usize,
-    /// Of these the fewest that have at least this share of their weights; 1 for all.
+    /// Share of the weights: of the tokens so far, the fewest that have at least this share are drawn from; 1 for all.
     pub top_p: f32,
-    /// Of these those that weigh at least this part of the most probable one; 0 for all.
+    /// Part of the largest weight: of the tokens so far, those that weigh at least this part of it are drawn from; 0
+    /// for all.
     pub min_p: f32,
 }
 
 impl Draw {
-    /// The most probable token.
+    /// Draw of the most probable token.
     pub const GREEDY: Self = Self { temperature: 0.0, point: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 }
 
-/// The token that [`GpuKernels::draw`] returns for logits that are not finite.
+/// Token that [`GpuKernels::draw`] returns for logits that are not finite.
 pub const NO_TOKEN: u32 = u32::MAX;
 
-/// The result of [`Kernels::cross_entropy`].
+/// Result of [`Kernels::cross_entropy`].
 #[derive(Debug)]
 pub struct CrossEntropy {
-    /// Natural logarithm, per row, not weighted.
+    /// Cross entropy per row, with the natural logarithm, not weighted.
     pub losses: Vec<f32>,
-    /// Per row: the target is the most probable class.
+    /// True per row if the target is the most probable class.
     pub correct: Vec<bool>,
-    /// `[rows, classes]`
+    /// Gradient with respect to the logits, `[rows, classes]`.
     pub gradient: Tensor,
 }
 
 /// Factors of one step of `AdamW`, computed by the optimizer of training.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct AdamCoefficients {
-    /// Factor on the gradients, 1 where they are not clipped.
+    /// Factor on the gradients; 1 if they are not clipped.
     pub clip: f32,
     /// 1 − lr · weight decay.
     pub keep: f32,

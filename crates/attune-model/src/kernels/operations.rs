@@ -35,12 +35,12 @@ impl Kernels {
         }
     }
 
-    /// True where our own code for the CPU computes.
+    /// Returns true if our own code for the CPU computes.
     pub fn is_cpu(&self) -> bool {
         matches!(self, Self::Cpu)
     }
 
-    /// The device whose tensors the kernels take.
+    /// Returns the device whose tensors the kernels take.
     pub fn device(&self) -> &Device {
         match self {
             Self::Cpu => &Device::Cpu,
@@ -56,7 +56,7 @@ impl Kernels {
         }
     }
 
-    /// True if [`GpuKernels::project`] norms `x` `[rows, in]` on the way, in one launch with the products.
+    /// Returns true if [`GpuKernels::project`] norms `x` `[rows, in]` on the way, in one launch with the products.
     pub(crate) fn norms_on_the_way(&self, x: &Tensor) -> Result<bool> {
         Ok(!self.is_cpu() && cuda::product::is_few(x)?)
     }
@@ -69,8 +69,8 @@ impl Kernels {
         }
     }
 
-    /// Computes `y + a · b`: `[m, k]` times `[k, n]`, added to `y` `[m, n]`, a fresh tensor of the same type that nothing else
-    /// holds.
+    /// Computes `y + a · b`: `[m, k]` times `[k, n]`, added to `y` `[m, n]`, a fresh tensor of the same type that
+    /// nothing else holds.
     pub fn add_product(&self, y: Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         match self {
             Self::Cpu => Ok((y + cpu::product::matmul(a, b, false)?)?),
@@ -160,8 +160,9 @@ impl Kernels {
         }
     }
 
-    /// Computes per row of `logits` `[rows, classes]` the cross entropy of `targets[row]`, whether it is the most probable
-    /// class, and the gradient `weights[row] · (softmax − onehot)`, `[rows, classes]`, for which `logits` is consumed.
+    /// Computes per row of `logits` `[rows, classes]` the cross entropy of `targets[row]`, whether it is the most
+    /// probable class, and the gradient `weights[row] · (softmax − onehot)`, `[rows, classes]`, for which `logits` is
+    /// consumed.
     pub fn cross_entropy(&self, logits: Tensor, targets: &[u32], weights: &[f32]) -> Result<CrossEntropy> {
         match self {
             Self::Cpu => cpu::cross_entropy::forward(logits, targets, weights),

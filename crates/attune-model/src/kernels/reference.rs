@@ -1,4 +1,4 @@
-//! The kernels in plain candle operations: what our own code for the CPU and for GPUs is tested against.
+//! The kernels in plain candle operations, against which tests check our own code for the CPU and for GPUs.
 //!
 //! Written for exactness; attention here forms whole score matrices per sequence.
 
@@ -29,7 +29,7 @@ pub fn add_lora(y: Tensor, x: &Tensor, rows: Range<usize>, pair: &LoraPair) -> R
     Ok(y)
 }
 
-/// `1 / rms(x)` over the last dimension, which stays with size 1.
+/// Computes `1 / rms(x)` over the last dimension, which stays with size 1.
 fn inverse_rms(x: &Tensor, eps: f32) -> Result<Tensor> {
     Ok((x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?.recip()?)
 }
@@ -39,7 +39,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     Ok(x.broadcast_mul(&inverse_rms(x, eps)?)?.broadcast_mul(weight)?)
 }
 
-/// With r = 1 / rms(x) and g = dy · weight: dx = r · g − x · r³ · mean(g · x).
+/// Computes the gradient of [`rms_norm`]. With r = 1 / rms(x) and g = dy · weight: dx = r · g − x · r³ · mean(g · x).
 pub fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor) -> Result<Tensor> {
     let inverse = inverse_rms(x, eps)?;
     let g = dy.broadcast_mul(weight)?;
@@ -67,7 +67,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     Ok(((gate * sigmoid(gate)?)? * up)?)
 }
 
-/// d gate = dy · up · σ(g)(1 + g(1 − σ(g))), d up = dy · silu(g).
+/// Computes d gate = dy · up · σ(g)(1 + g(1 − σ(g))) and d up = dy · silu(g).
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     let sigma = sigmoid(gate)?;
     let dup = ((dy * gate)? * &sigma)?;
@@ -76,14 +76,14 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
     Ok((dgate, dup))
 }
 
-/// `[keys, kv_heads, d]` to `[heads, keys, d]`: each key-value head stands for its group of query heads.
+/// Repeats each key-value head for its group of query heads: `[keys, kv_heads, d]` to `[heads, keys, d]`.
 fn repeat_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
     let (keys, kv_heads, d) = x.dims3()?;
     let x = x.transpose(0, 1)?.unsqueeze(1)?.expand((kv_heads, heads / kv_heads, keys, d))?;
     Ok(x.contiguous()?.reshape((heads, keys, d))?)
 }
 
-/// 0 where the query at `first_query + i` sees key j, −∞ elsewhere, `[queries, keys]`.
+/// Returns the mask `[queries, keys]`: 0 if the query at `first_query + i` sees key j, else −∞.
 fn mask(queries: usize, first_query: usize, keys: usize, window: Option<usize>, device: &Device) -> Result<Tensor> {
     let seen = |query: usize, key: usize| key <= query && window.is_none_or(|window| key + window > query);
     let values: Vec<f32> = (first_query..first_query + queries)
@@ -92,7 +92,7 @@ fn mask(queries: usize, first_query: usize, keys: usize, window: Option<usize>, 
     Ok(Tensor::from_vec(values, (queries, keys), device)?)
 }
 
-/// Softmax probabilities `[heads, queries, keys]` and the logarithms of their sums `[heads, queries, 1]`.
+/// Computes softmax probabilities `[heads, queries, keys]` and the logarithms of their sums `[heads, queries, 1]`.
 fn softmax(q: &Tensor, k: &Tensor, mask: &Tensor) -> Result<(Tensor, Tensor)> {
     let scale = 1.0 / (q.dim(D::Minus1)? as f64).sqrt();
     let scores = (q.matmul(&k.t()?)? * scale)?.broadcast_add(mask)?; // [heads, queries, keys]
@@ -102,7 +102,7 @@ fn softmax(q: &Tensor, k: &Tensor, mask: &Tensor) -> Result<(Tensor, Tensor)> {
     Ok((exp.broadcast_div(&sum)?, (sum.log()? + max)?))
 }
 
-/// Rows of one sequence as `[heads, rows, d]`.
+/// Returns rows of one sequence as `[heads, rows, d]`.
 fn by_head(x: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
     Ok(x.narrow(0, rows.start, rows.len())?.transpose(0, 1)?.contiguous()?)
 }

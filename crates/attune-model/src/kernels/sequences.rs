@@ -1,4 +1,4 @@
-//! What attention is given: the rows of sequences, their queries, keys and values. Read by the kernels of both devices.
+//! Inputs of attention: the rows of sequences, their queries, keys and values. Read by the kernels of both devices.
 
 use std::ops::Range;
 
@@ -11,13 +11,13 @@ use crate::rope::Angles;
 /// The rows of one sequence in a step over the paged cache.
 #[derive(Debug, Clone)]
 pub struct SequenceRows<'a> {
-    /// Its rows in the step's token list.
+    /// Rows in the step's token list.
     pub rows: Range<usize>,
-    /// Position of the first row: the tokens that the cache already holds.
+    /// Position of the first row, which is the number of tokens that the cache already holds.
     pub start: usize,
     /// Blocks of the cache, enough for `start + rows.len()` tokens.
     pub blocks: &'a [u32],
-    /// The adapter of its rows, which attention itself does not look at.
+    /// Adapter of the rows, which attention itself does not read.
     pub adapter: Option<&'a Adapter>,
 }
 
@@ -39,14 +39,14 @@ pub struct AttentionState<'a> {
 /// Queries, keys and values of new rows, as their layers compute them.
 #[derive(Debug, Clone, Copy)]
 pub struct NewHeads<'a> {
-    /// `[rows, heads, d]`
+    /// Queries, `[rows, heads, d]`.
     pub q: &'a Tensor,
-    /// `[rows, kv_heads, d]`
+    /// Keys, `[rows, kv_heads, d]`.
     pub k: &'a Tensor,
-    /// `[rows, kv_heads, d]`
+    /// Values, `[rows, kv_heads, d]`.
     pub v: &'a Tensor,
-    /// Norms of each query and of each key (Qwen 3).
+    /// Norms of the queries and of the keys (Qwen 3); `None` if they are not normed.
     pub norms: Option<[Norm<'a>; 2]>,
-    /// Rotates queries and keys; `None` where positions are not rotated.
+    /// Angles that rotate queries and keys; `None` if positions are not rotated.
     pub angles: Option<&'a Angles>,
 }

@@ -1,5 +1,5 @@
-//! An [`Adapter`]: one immutable generation of LoRA matrices. Publishing a new generation re-points a name; whoever holds the
-//! old `Arc` (the *lease*) keeps computing with it.
+//! An [`Adapter`]: one immutable generation of LoRA matrices. Publishing a new generation re-points a name; holders of
+//! the old `Arc` (the *lease*) keep computing with it.
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,7 +17,7 @@ pub struct Adapter {
     pub id: String,
     /// One entry per decoder block.
     pub layers: Vec<LoraLayer>,
-    /// Where a GPU's kernels find the updates, once they were asked for.
+    /// Addresses of the updates for a GPU's kernels, once they were asked for.
     pointers: OnceLock<AdapterPointers>,
 }
 
@@ -25,12 +25,12 @@ pub struct Adapter {
 pub type AdapterLease = Arc<Adapter>;
 
 impl Adapter {
-    /// The generation `id` of these updates, one entry per decoder block.
+    /// Makes the generation `id` of these updates, one entry per decoder block.
     pub fn new(id: String, layers: Vec<LoraLayer>) -> Self {
         Self { id, layers, pointers: OnceLock::new() }
     }
 
-    /// An adapter of all layers of a model of the shape `model` that changes nothing, in main memory.
+    /// Makes an adapter of all layers of a model of the shape `model` that changes nothing, in main memory.
     pub fn zero(model: &ModelConfig) -> Result<Self> {
         // Matrix units take no odd ranks.
         const RANK: usize = 2;
@@ -43,18 +43,18 @@ impl Adapter {
         Ok(Self::new("zero".into(), vec![layer; model.num_hidden_layers]))
     }
 
-    /// The same adapter on `device`.
+    /// Returns the same adapter on `device`.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         self.map(|matrix| matrix.to_device(device))
     }
 
-    /// The same adapter on `device`, held as `dtype`.
+    /// Returns the same adapter on `device`, held as `dtype`.
     pub fn on(&self, device: &Device, dtype: DType) -> Result<Self> {
         self.map(|matrix| matrix.to_device(device)?.to_dtype(dtype)?.contiguous())
     }
 
-    /// The same adapter as a serving step on the CPU wants it ([`lay_out`]). In `precision` bf16 a step reads half as much of
-    /// it as in f32. It can be served then, but neither trained further nor written to files.
+    /// Returns the same adapter, laid out for a serving step on the CPU ([`lay_out`]). In `precision` bf16 a step reads
+    /// half as much of it as in f32. It can then be served, but neither trained further nor written to files.
     pub fn for_serving(&self, precision: DType) -> Result<Self> {
         let laid_out = lay_out(&self.pairs().collect::<Vec<_>>(), precision)?;
         let mut layers = self.layers.clone();
@@ -77,12 +77,12 @@ impl Adapter {
         Ok(Self::new(self.id.clone(), layers))
     }
 
-    /// All updates, in the order of the forward pass.
+    /// Returns all updates, in the order of the forward pass.
     fn pairs(&self) -> impl Iterator<Item = &LoraPair> {
         self.layers.iter().flat_map(|layer| layer.0.iter().flatten())
     }
 
-    /// The addresses of its matrices on the GPU, looked up once.
+    /// Returns the addresses of the matrices on the GPU, looked up once.
     pub fn pointers(&self) -> Result<&AdapterPointers> {
         if let Some(pointers) = self.pointers.get() {
             return Ok(pointers);
@@ -91,12 +91,12 @@ impl Adapter {
         Ok(self.pointers.get_or_init(|| pointers))
     }
 
-    /// The largest rank of its updates; 0 where it has none.
+    /// Returns the largest rank of the updates; 0 if there are none.
     pub fn rank(&self) -> usize {
         self.pairs().map(|pair| pair.a.dims()[0]).max().unwrap_or(0)
     }
 
-    /// Bytes of A and B together.
+    /// Returns the bytes of A and B together.
     pub fn bytes(&self) -> usize {
         let matrices = self.pairs().flat_map(|pair| [&pair.a, &pair.b]);
         matrices.map(|matrix| matrix.elem_count() * matrix.dtype().size_in_bytes()).sum()

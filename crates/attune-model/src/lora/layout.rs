@@ -1,4 +1,4 @@
-//! How the matrices of an adapter lie in memory while a CPU serves them.
+//! The layout of an adapter's matrices in memory while a CPU serves them.
 
 use candle_core::{DType, Tensor};
 
@@ -8,9 +8,9 @@ use crate::Result;
 /// Outputs that are computed together, as in the panels of the base's weights.
 const LANES: usize = 16;
 
-/// Lays the pairs out as a serving step on the CPU reads them best: in one stretch of memory, in the order in which they are read, each A transposed and
-/// each B `[⌈out / 16⌉, rank, 16]`. Measured a third faster than matrices on their own, which compete for the same places of
-/// the caches.
+/// Lays the pairs out as a serving step on the CPU reads them best: in one stretch of memory, in the order in which
+/// they are read, each A transposed and each B `[⌈out / 16⌉, rank, 16]`. Measured a third faster than matrices on their
+/// own, which compete for the same places of the caches.
 pub(crate) fn lay_out(pairs: &[&LoraPair], precision: DType) -> Result<Vec<LoraPair>> {
     let Some(first) = pairs.first() else { return Ok(Vec::new()) };
     let mut parts = Vec::new();
@@ -22,7 +22,7 @@ pub(crate) fn lay_out(pairs: &[&LoraPair], precision: DType) -> Result<Vec<LoraP
             parts.push(matrix.flatten_all()?.to_dtype(precision)?);
         }
     }
-    // Sixteen values are read at a time, of the last column too.
+    // Padding: sixteen values are read at a time, of the last column too.
     parts.push(Tensor::zeros(LANES, precision, first.a.device())?);
     let all = Tensor::cat(&parts, 0)?;
     let mut place = 0;
@@ -41,7 +41,7 @@ pub(crate) fn lay_out(pairs: &[&LoraPair], precision: DType) -> Result<Vec<LoraP
     Ok(laid_out)
 }
 
-/// Outputs that [`lay_out`] makes of `output`.
+/// Returns the number of outputs that [`lay_out`] makes of `output`.
 pub fn padded_output(output: usize) -> usize {
     output.next_multiple_of(LANES)
 }

@@ -1,4 +1,4 @@
-//! Where the matrices of an adapter lie on its device, looked up once for each adapter and handed to the kernels of a GPU.
+//! Device addresses of an adapter's matrices, looked up once per adapter and handed to the kernels of a GPU.
 
 use candle_core::DType;
 
@@ -9,11 +9,11 @@ use crate::{Error, Result};
 /// Device addresses of an adapter's matrices.
 #[derive(Debug)]
 pub struct AdapterPointers {
-    /// By layer and site.
+    /// Addresses by layer and site.
     pub(crate) pairs: Vec<[Option<PairPointers>; Site::ALL.len()]>,
-    /// Their type; `None` if there are no matrices.
+    /// Type of the matrices; `None` if there are none.
     pub(crate) dtype: Option<DType>,
-    /// True if matrix units take all of them.
+    /// True if matrix units take all matrices.
     pub(crate) fits_tiles: bool,
 }
 
@@ -32,7 +32,8 @@ impl PairPointers {
 }
 
 impl AdapterPointers {
-    /// The addresses of the matrices of `layers`, all of which have one type. The adapter keeps them no longer than it lives.
+    /// Looks up the addresses of the matrices of `layers`, all of one type. The adapter keeps them no longer than it
+    /// lives.
     pub(crate) fn of(layers: &[LoraLayer]) -> Result<Self> {
         let mut pointers = Self { pairs: Vec::new(), dtype: None, fits_tiles: true };
         for layer in layers {
@@ -56,7 +57,7 @@ impl AdapterPointers {
 /// Returns true if matrix units can take the matrices of `pair`.
 pub(crate) fn fits_tiles(pair: &LoraPair) -> bool {
     let (rank, input, output) = (pair.a.dims()[0], pair.a.dims()[1], pair.b.dims()[0]);
-    // Rows of A are read by vectors; it may be a part of a larger tensor.
+    // Rows of A are read as vectors, and A may be a part of a larger tensor.
     let is_aligned = address(&pair.a).is_ok_and(|start| start.is_multiple_of(VECTOR_BYTES as u64));
     is_aligned && rank.is_multiple_of(2) && output.is_multiple_of(2) && input.is_multiple_of(8)
 }

@@ -1,27 +1,27 @@
-//! Memory that this process may still take: the machine's, and that of each container around it (cgroups of both
-//! versions).
+//! Finds the memory that this process may still take: the machine's, and that of each container around it (cgroups of
+//! both versions). Called by `attune-model` for models on the CPU.
 //!
-//! Own code, since the crate sysinfo reads the outermost group alone, not those that the process is in, and does not
-//! count as free what the kernel holds of files.
+//! Own code, since the crate sysinfo reads only the outermost group, not those that the process is in, and does not
+//! count the kernel's cache of files as free.
 
 use std::fs::read_to_string;
 use std::path::Path;
 
-/// Memory of the machine, or of the container if that has less left.
+/// Memory of the machine, or of a container if that has less left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FreeMemory {
-    /// All of it, in bytes.
+    /// Total memory, in bytes.
     pub total: u64,
     /// Free memory, in bytes, including the kernel's cache of files, which can be read again.
     pub free: u64,
 }
 
-/// Returns the memory that this process may still take; `None` if the system does not tell.
+/// Returns the memory that this process may still take; `None` if the system does not report it.
 pub fn free_memory() -> Option<FreeMemory> {
     read(Path::new("/"))
 }
 
-/// Reads the same for a system whose files lie in `root`.
+/// Does the same for a system whose files lie in `root`.
 fn read(root: &Path) -> Option<FreeMemory> {
     containers(root).into_iter().chain(machine(root)).min_by_key(|memory| memory.free)
 }
@@ -35,7 +35,7 @@ fn machine(root: &Path) -> Option<FreeMemory> {
     Some(FreeMemory { total: value("MemTotal:")?, free: value("MemAvailable:")? })
 }
 
-/// Where a version of cgroups has its files, and what they are called.
+/// File locations and names of one version of cgroups.
 struct Version {
     mount: &'static str,
     limit: &'static str,
@@ -52,7 +52,7 @@ const FIRST: Version = Version {
 const SECOND: Version =
     Version { mount: "sys/fs/cgroup", limit: "memory.max", used: "memory.current", cache: "inactive_file" };
 
-/// Returns the limits of the groups that this process is in, from the innermost outwards.
+/// Returns the limits of this process's groups, from the innermost outwards.
 fn containers(root: &Path) -> Vec<FreeMemory> {
     let groups = read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let mut found = Vec::new();

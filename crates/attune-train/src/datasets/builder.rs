@@ -1,4 +1,4 @@
-//! Collects what the lines of a file are trained on, cut to the model's context, and counts it. Called by
+//! Collects the sequences or texts of a file's examples, cut to the model's context, and counts them. Called by
 //! [`super::read`].
 
 use std::collections::HashSet;
@@ -13,9 +13,9 @@ pub(super) struct Builder {
     examples: ExampleWriter,
     pub report: DatasetReport,
     max_tokens: usize,
-    /// Number of the line that sequences come from.
+    /// Number of the line that the sequences come from.
     pub line: usize,
-    /// The lines that were noted last: truncated, dropped, repeated.
+    /// Numbers of the last noted lines: truncated, dropped, repeated.
     noted: [usize; 3],
     /// Hashes of the sequences so far. A collision would only miscount a duplicate.
     seen: HashSet<u64>,
@@ -29,7 +29,7 @@ impl Builder {
         Ok(Self { examples, report, max_tokens, line: 0, noted, seen })
     }
 
-    /// Adds what is trained on together, or leaves it out together. Two answers that are the same as far as they fit
+    /// Adds sequences that are trained on together, or leaves all of them out. Two answers that are equal once cut
     /// teach nothing.
     pub(crate) fn add<const N: usize>(&mut self, mut sequences: [TokenizedExample; N]) -> Result<()> {
         let Self { report, line, noted: [truncated, dropped, repeated], .. } = self;
@@ -61,8 +61,8 @@ impl Builder {
         Ok(())
     }
 
-    /// Adds the texts of a pair. Some may be the same as far as they fit: such a negative is left out, such a pair as a
-    /// whole.
+    /// Adds the texts of a pair. Texts may be equal once cut: a negative that repeats an earlier text is left out; if
+    /// the positive equals the anchor, the whole pair is.
     pub(crate) fn add_texts(&mut self, texts: Vec<Vec<u32>>) -> Result<()> {
         let Self { report, line, noted: [truncated, dropped, repeated], .. } = self;
         if texts.iter().any(|text| text.len() > self.max_tokens) {
@@ -88,7 +88,7 @@ impl Builder {
         report.texts += distinct.len();
         report.longest = tokens.clone().fold(report.longest, usize::max);
         report.tokens += tokens.clone().sum::<usize>();
-        // All of them are learned from.
+        // Every text counts as learned.
         report.target_tokens += tokens.sum::<usize>();
         self.examples.push_texts(&distinct)
     }

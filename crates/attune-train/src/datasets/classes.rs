@@ -1,6 +1,6 @@
-//! A training and a validation file of prompts and completions as a task of sorting: the classes are the distinct
-//! completions of the training file, and the prompts of the validation file are what shall be sorted into them. Called
-//! by the worker for jobs with classification metrics, after both files have been read for training.
+//! Reads a training and a validation file of prompts and completions as a classification task. The classes are the
+//! distinct completions of the training file; the prompts of the validation file are to be classified. Called by the
+//! worker for jobs with classification metrics, after both files have been read for training.
 
 use std::collections::HashMap;
 use std::io::BufRead;
@@ -10,41 +10,41 @@ use super::render::{TextCodec, completion_tokens, prompt_tokens};
 use crate::datasets::Purpose;
 use crate::{ClassFault, Error, FileFault, Result};
 
-/// Classes of a task at the most.
+/// Most classes in a task.
 pub const MAX_CLASSES: usize = 100;
-/// Validation examples that are measured at the most.
+/// Most validation examples that are measured.
 const MAX_EXAMPLES: usize = 1_000;
-/// Completions that one measurement computes at the most: every class of every example is one.
+/// Most completions that one measurement computes: examples times classes.
 const MAX_COMPLETIONS: usize = 20_000;
 
-/// What the classes must be like.
+/// Requirements on the classes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wanted<'a> {
-    /// Their number.
+    /// Number of classes; `None` accepts any.
     pub n_classes: Option<usize>,
-    /// The completion that is the positive one of two.
+    /// Completion that is the positive class of two.
     pub positive_class: Option<&'a str>,
 }
 
 /// Prompts and the classes to sort them into.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ClassificationData {
-    /// The classes in the order in which the training file has them first.
+    /// Classes in the order of their first occurrence in the training file.
     pub classes: Vec<Class>,
-    /// Index of the positive class.
+    /// Index of the positive class; `None` if the job has none.
     pub positive: Option<usize>,
-    /// What is measured.
+    /// Examples to measure.
     pub examples: Vec<ClassifiedExample>,
-    /// Lines of the validation file that are not measured: beyond the limit, or too long for the model.
+    /// Number of validation lines that are not measured: beyond the limit, or too long for the model.
     pub left_out: usize,
 }
 
 /// A distinct completion.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Class {
-    /// Its text.
+    /// Text of the completion.
     pub text: String,
-    /// Its tokens with the end token, as training has them.
+    /// Tokens of the completion with the end token, as in training.
     pub tokens: Vec<u32>,
 }
 
@@ -53,11 +53,11 @@ pub struct Class {
 pub struct ClassifiedExample {
     /// Tokens of the prompt.
     pub prompt: Vec<u32>,
-    /// Index of the class that is right.
+    /// Index of the true class.
     pub class: usize,
 }
 
-/// Reads both files; prompts that do not fit into `max_tokens` with every class are left out.
+/// Reads both files. Prompts that exceed `max_tokens` together with the longest class are left out.
 pub fn read(
     training: impl BufRead,
     validation: impl BufRead,
@@ -100,11 +100,11 @@ pub fn read(
     Ok(data)
 }
 
-/// The distinct completions, which the model tells apart by their tokens.
+/// Distinct completions; completions with equal tokens are one class.
 #[derive(Default)]
 struct Classes {
     list: Vec<Class>,
-    /// Places in the list, by tokens.
+    /// Indices into `list`, by tokens.
     index: HashMap<Vec<u32>, usize>,
 }
 
@@ -131,7 +131,7 @@ impl Classes {
         Ok(classes)
     }
 
-    /// The positive class's index, if the classes are as wanted.
+    /// Checks the classes against `wanted`; returns the positive class's index.
     fn check(&self, codec: &impl TextCodec, wanted: Wanted<'_>) -> Result<Option<usize>> {
         let fault = match wanted.positive_class {
             Some(_) => ClassFault::PositiveClass,
@@ -158,7 +158,7 @@ impl Classes {
         Ok(Some(*positive))
     }
 
-    /// The first classes in words.
+    /// Lists the first classes for a message.
     fn some(&self) -> String {
         const SHOWN: usize = 5;
         let shown = self.list.iter().take(SHOWN).map(|class| format!("{:?}", shorten(&class.text)));
@@ -167,7 +167,7 @@ impl Classes {
     }
 }
 
-/// A line's prompt and completion; `purpose` says which file the line is of.
+/// Returns the prompt and the completion on a line of the file `purpose`.
 fn pair(purpose: Purpose, number: usize, line: Result<&str, String>) -> Result<(String, String)> {
     match line.and_then(parse::example) {
         Ok(Example::Completion { prompt, completion }) => Ok((prompt, completion)),

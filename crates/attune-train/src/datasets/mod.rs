@@ -2,8 +2,8 @@
 //! as a target ([`render`]) and kept in a file ([`store`]); [`preference`] checks pairs of answers, [`pairs`] texts
 //! that belong together, [`classes`] reads a file as a task of sorting.
 //!
-//! `jobs/worker/training.rs` calls [`read`] or [`read_preferences`] for the training and the validation file. A file with
-//! faults gives one error that names the lines and says what to change.
+//! `jobs/worker/training.rs` calls [`read`] or [`read_preferences`] for the training and the validation file. A file
+//! with faults gives one error that names the lines and says what to change.
 
 mod builder;
 pub mod classes;
@@ -25,25 +25,25 @@ pub use store::ExampleStore;
 
 /// Examples that a training file must have at least; the number and the message are `OpenAI`'s.
 pub const MIN_EXAMPLES: usize = 10;
-/// Pairs of texts that a validation file must have at least: a single one is told apart from nothing.
+/// Pairs of texts that a validation file must have at least: a single pair has nothing to be compared with.
 const MIN_VALIDATION_PAIRS: usize = 2;
 
-/// Tokens of one sequence, and how much each counts as a target.
+/// Tokens of one sequence, with the weight of each as a target.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenizedExample {
     /// Token ids, prompt and answers.
     pub tokens: Vec<u32>,
-    /// Weight of token `i` as a target, predicted from the tokens before it; the first token is never one.
+    /// Weight of token `i` as a target, predicted from the tokens before it; that of the first token is 0.
     pub weights: Vec<f32>,
 }
 
 impl TokenizedExample {
-    /// Counts the tokens that count as targets.
+    /// Counts the tokens that are targets.
     pub fn targets(&self) -> usize {
         self.weights.iter().skip(1).filter(|weight| **weight > 0.0).count()
     }
 
-    /// Cuts it to `max_tokens`; returns true if that takes something away.
+    /// Cuts the sequence to `max_tokens`; returns true if that removed tokens.
     fn truncate(&mut self, max_tokens: usize) -> bool {
         let longer = self.tokens.len() > max_tokens;
         self.tokens.truncate(max_tokens);
@@ -52,20 +52,20 @@ impl TokenizedExample {
     }
 }
 
-/// Lines that something is to be said about: all of them counted, the first ones by their numbers.
+/// Lines with a remark, such as truncated ones: the number of all and the numbers of the first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NotedLines {
-    /// How many there are.
+    /// Number of lines.
     pub count: usize,
-    /// The first of them, counted from 1.
+    /// Numbers of the first lines, counted from 1.
     pub first: Vec<usize>,
 }
 
 impl NotedLines {
-    /// Line numbers that are kept.
+    /// Most line numbers that are kept.
     const LISTED: usize = 20;
 
-    /// Notes line `number`; lines come in their order, and one that is noted again is still one.
+    /// Notes line `number`; lines come in order, and a line noted twice counts once.
     fn note(&mut self, number: usize, latest: &mut usize) {
         if *latest != number {
             *latest = number;
@@ -90,12 +90,12 @@ impl std::fmt::Display for NotedLines {
     }
 }
 
-/// What a file holds.
+/// Counts of a file's contents.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DatasetReport {
     /// Examples in the file.
     pub examples: usize,
-    /// What they are trained on as: a chat may be several sequences, or none; two answers to a prompt count as one.
+    /// Units of training: a chat may be several sequences or none; two answers to a prompt count as one.
     pub sequences: usize,
     /// Tokens that one epoch reads.
     pub tokens: usize,
@@ -103,18 +103,18 @@ pub struct DatasetReport {
     pub target_tokens: usize,
     /// Tokens of the longest example, pair of answers, or text of a pair, after it was cut.
     pub longest: usize,
-    /// Texts of all pairs; 0 in a file of anything else.
+    /// Texts of all pairs; 0 unless the file has pairs of texts.
     pub texts: usize,
     /// Examples cut at the end to fit the model's context.
     pub truncated: NotedLines,
-    /// Examples left out, all or in part, since no target fits the context.
+    /// Examples left out, all or in part, because no target fits the context.
     pub dropped: NotedLines,
     /// Examples that repeat an earlier one.
     pub duplicates: NotedLines,
 }
 
 impl DatasetReport {
-    /// Returns true for a file of pairs of texts.
+    /// Returns true if the file has pairs of texts.
     pub const fn is_of_pairs(&self) -> bool {
         self.texts > 0
     }
@@ -123,13 +123,13 @@ impl DatasetReport {
 /// A whole file as tokens. A chat that cannot be one sequence (see [`render`]) is several examples.
 #[derive(Debug)]
 pub struct Dataset {
-    /// The sequences, in the order of the file; those of a preference next to each other.
+    /// Sequences in the order of the file; the two of a preference are next to each other.
     pub examples: ExampleStore,
-    /// Counts for people.
+    /// Counts for the job's events.
     pub report: DatasetReport,
 }
 
-/// Returns the number of examples that a file must have, of `pairs` of texts or of anything else.
+/// Returns the number of examples that a file must have at least; `pairs` is true for pairs of texts.
 const fn minimum(purpose: Purpose, pairs: bool) -> usize {
     match purpose {
         Purpose::Training => MIN_EXAMPLES,
@@ -195,23 +195,23 @@ pub fn read_preferences(
     })
 }
 
-/// What a line is trained on as.
+/// Units of training on one line.
 enum Rendered {
-    /// It was only checked.
+    /// The line was only checked.
     Nothing,
-    /// Each by itself.
+    /// Independent sequences.
     Sequences(Vec<TokenizedExample>),
     /// The preferred answer and the other one.
     Pair([TokenizedExample; 2]),
-    /// The texts of a pair.
+    /// Texts of a pair.
     Texts(Vec<Vec<u32>>),
 }
 
-/// Why a line is not rendered.
+/// Reasons why a line is not rendered.
 enum Fault {
-    /// The line's own fault.
+    /// Fault of the line itself.
     Line(String),
-    /// Something else, which ends the reading.
+    /// Any other error, which ends the reading.
     Other(Error),
 }
 
@@ -238,7 +238,7 @@ impl From<attune_model::Error> for Fault {
     }
 }
 
-/// Notes the format of a line, which must be that of all others.
+/// Callback that notes the format of a line and fails if other lines have another one.
 type NoteFormat<'a> = &'a mut dyn FnMut(Format) -> Result<(), String>;
 
 fn read_lines(

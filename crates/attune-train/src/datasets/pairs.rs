@@ -1,8 +1,8 @@
-//! One line of a file of pairs: two texts that belong together, and texts that do not belong to the first one. Called
-//! by [`super::read`]; embeddings are trained on them.
+//! Checks one line of a file of text pairs: two texts that belong together, and texts that do not belong to the first
+//! one. Called by [`super::read`]; embeddings are trained on them.
 //!
-//! The form is that of sentence-transformers, `{"anchor": …, "positive": …}` with an optional `negative`, a text or a
-//! list of a few; `query` or `sentence1` may stand for `anchor`, and `document` or `sentence2` for `positive`.
+//! The format is that of sentence-transformers, `{"anchor": …, "positive": …}` with an optional `negative`, a text or a
+//! list of a few; `query` or `sentence1` may replace `anchor`, and `document` or `sentence2` may replace `positive`.
 
 use serde_json::{Map, Value};
 
@@ -10,18 +10,18 @@ use super::parse::{kind, shorten};
 use super::render::TextCodec;
 use crate::Result;
 
-/// Negatives of one line at the most.
+/// Most negatives in one line.
 const MAX_NEGATIVES: usize = 16;
 
 const ANCHOR: [&str; 3] = ["anchor", "query", "sentence1"];
 const POSITIVE: [&str; 3] = ["positive", "document", "sentence2"];
 const NEGATIVE: [&str; 2] = ["negative", "negatives"];
 
-/// The texts of a line: the anchor, its positive, its negatives; no two are the same.
+/// Texts of a line, all different: the anchor, its positive, its negatives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextPair(Vec<String>);
 
-/// True where an object is meant as a pair of texts.
+/// Returns true if an object is meant as a pair of texts.
 pub(super) fn is_pair(object: &Map<String, Value>) -> bool {
     let has = |keys: &[&str]| keys.iter().any(|key| object.contains_key(*key));
     (has(&ANCHOR) || has(&POSITIVE)) && !has(&["messages", "prompt", "completion"])
@@ -45,13 +45,13 @@ impl TextPair {
         Ok(Self(texts.into_iter().map(|(_, text)| text).collect()))
     }
 
-    /// The tokens of each text, as `/embeddings` makes them.
+    /// Tokenizes each text as `/embeddings` does.
     pub(super) fn tokens(&self, codec: &impl TextCodec) -> Result<Vec<Vec<u32>>> {
         self.0.iter().map(|text| Ok(codec.encode(text, true)?)).collect()
     }
 }
 
-/// The text under one of `keys`, with its key.
+/// Takes the text under one of `keys`, with its key; an error if there is none.
 fn required(object: &mut Map<String, Value>, keys: &[&'static str; 3]) -> Result<(&'static str, String), String> {
     match take(object, keys)? {
         Some((key, value)) => Ok((key, text(key, value)?)),
@@ -59,7 +59,7 @@ fn required(object: &mut Map<String, Value>, keys: &[&'static str; 3]) -> Result
     }
 }
 
-/// What stands under one of `keys`; two of them are one too many.
+/// Takes the value under one of `keys`; `None` if none is there, an error if two are.
 fn take(object: &mut Map<String, Value>, keys: &[&'static str]) -> Result<Option<(&'static str, Value)>, String> {
     let mut found = None;
     for key in keys {

@@ -38,18 +38,18 @@ impl std::fmt::Display for Format {
 /// A checked example.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Example {
-    /// A text and how it continues.
+    /// Text and its continuation.
     Completion {
-        /// May be empty.
+        /// Prompt; may be empty.
         prompt: String,
-        /// Never empty.
+        /// Completion; never empty.
         completion: String,
     },
-    /// A conversation.
+    /// Conversation.
     Chat {
         /// Objects as the chat template takes them, `weight` removed and text parts joined.
         messages: Vec<Value>,
-        /// For each message: whether it is trained on (an assistant message of weight 1).
+        /// Whether each message is trained on (an assistant message of weight 1).
         trained: Vec<bool>,
         /// Tool definitions for the template.
         tools: Option<Vec<Value>>,
@@ -57,7 +57,7 @@ pub enum Example {
 }
 
 impl Example {
-    /// Which of the formats it has.
+    /// Returns the format of the example.
     pub const fn format(&self) -> Format {
         match self {
             Self::Completion { .. } => Format::Completion,
@@ -66,7 +66,7 @@ impl Example {
     }
 }
 
-/// Faults by line: the first ones in words, all of them counted.
+/// Faults by line: all are counted, the first ones are kept as text.
 #[derive(Debug, Default)]
 pub struct Faults {
     listed: Vec<(usize, String)>,
@@ -74,7 +74,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Notes what is wrong with line `number`.
+    /// Notes the fault of line `number`.
     pub fn push(&mut self, number: usize, fault: String) {
         self.count += 1;
         if self.listed.len() < MAX_LISTED_FAULTS {
@@ -82,12 +82,12 @@ impl Faults {
         }
     }
 
-    /// True while no line is at fault.
+    /// Returns true if no line has a fault.
     pub const fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// The message for the client.
+    /// Returns the message for the client.
     pub fn describe(&self, title: &str) -> String {
         let mut text = format!("{title} has {} fault(s).", self.count);
         for (number, fault) in &self.listed {
@@ -100,8 +100,8 @@ impl Faults {
     }
 }
 
-/// The bytes of a file's lines, one line in memory at a time. The upload judges them by rules of its own, [`Lines`] by those
-/// of training files.
+/// Reads a file's lines as bytes, one line in memory at a time. Uploads check them by rules of their own, [`Lines`] by
+/// those of training files.
 pub struct RawLines<R> {
     reader: R,
     buffer: Vec<u8>,
@@ -109,12 +109,13 @@ pub struct RawLines<R> {
 }
 
 impl<R: BufRead> RawLines<R> {
-    /// The lines of `reader`.
+    /// Creates a reader of the lines of `reader`.
     pub fn new(reader: R) -> Self {
         Self { reader, buffer: Vec::new(), number: 0 }
     }
 
-    /// Reads the next line; false at the end of the file. A line above [`MAX_LINE_BYTES`] is cut one byte behind them.
+    /// Reads the next line; returns false at the end of the file. A line above [`MAX_LINE_BYTES`] is cut one byte after
+    /// the limit.
     pub fn advance(&mut self) -> std::io::Result<bool> {
         self.buffer.clear();
         let read = (&mut self.reader).take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut self.buffer)?;
@@ -122,30 +123,30 @@ impl<R: BufRead> RawLines<R> {
         Ok(read > 0)
     }
 
-    /// The line that was read last, with its line break.
+    /// Returns the line that was read last, with its line break.
     pub fn bytes(&self) -> &[u8] {
         &self.buffer
     }
 
-    /// Its number; the first line is 1.
+    /// Returns the number of that line, counted from 1.
     pub const fn number(&self) -> usize {
         self.number
     }
 }
 
-/// The lines of a file with their 1-based numbers, without byte order mark, line ends and blank lines at the end.
+/// Reads the lines of a file with their numbers from 1, without byte order mark, line ends and blank lines at the end.
 pub struct Lines<R> {
     raw: RawLines<R>,
     ended: bool,
 }
 
 impl<R: BufRead> Lines<R> {
-    /// The lines of `reader`.
+    /// Creates a reader of the lines of `reader`.
     pub fn new(reader: R) -> Self {
         Self { raw: RawLines::new(reader), ended: false }
     }
 
-    /// The next line, or what is wrong with it; `None` at the end of the file.
+    /// Returns the next line with its number, or its fault; `None` at the end of the file.
     pub fn next_line(&mut self) -> Result<Option<(usize, Result<&str, String>)>> {
         if self.ended {
             return Ok(None);
@@ -169,7 +170,8 @@ impl<R: BufRead> Lines<R> {
             blank.get_or_insert(number);
         }
         if let Some(blank) = blank {
-            // What follows would be read again as another line; the count of faults matters less than the first one.
+            // The rest of an overlong line would be read as another line; an exact count of faults matters less than
+            // the first one.
             self.ended = true;
             return Ok(Some((blank, Err("is empty: remove it".into()))));
         }
@@ -184,7 +186,7 @@ impl<R: BufRead> Lines<R> {
     }
 }
 
-/// The object on a line.
+/// Parses a line as a JSON object.
 pub(super) fn object(line: &str) -> Result<Map<String, Value>, String> {
     let value: Value =
         serde_json::from_str(line).map_err(|error| format!("is not JSON ({error}): write one JSON object per line"))?;
@@ -253,13 +255,13 @@ fn chat_example(object: &mut Map<String, Value>) -> Result<Example, String> {
     Ok(Example::Chat { messages, trained, tools })
 }
 
-/// Brings messages into the template's form, and says of each whether it is trained on.
+/// Brings messages into the template's form; returns for each whether it is trained on.
 pub(super) fn check_messages(messages: &mut [Value]) -> Result<Vec<bool>, String> {
     let checked = |(index, message)| check_message(message).map_err(|fault| format!("message {}: {fault}", index + 1));
     messages.iter_mut().enumerate().map(checked).collect()
 }
 
-/// The tools of a chat.
+/// Takes the tools of a chat.
 pub(super) fn take_tools(object: &mut Map<String, Value>) -> Result<Option<Vec<Value>>, String> {
     match (object.remove("tools"), object.remove("functions")) {
         (Some(_), Some(_)) => Err("has both `tools` and `functions`: keep `tools`".into()),
@@ -272,7 +274,7 @@ pub(super) fn take_tools(object: &mut Map<String, Value>) -> Result<Option<Vec<V
     }
 }
 
-/// Checks a message, brings it into the template's form, and says whether it is trained on.
+/// Checks a message and brings it into the template's form; returns whether it is trained on.
 fn check_message(message: &mut Value) -> Result<bool, String> {
     const KEYS: [&str; 8] =
         ["role", "content", "name", "weight", "function_call", "tool_calls", "tool_call_id", "refusal"];
@@ -308,7 +310,7 @@ fn check_message(message: &mut Value) -> Result<bool, String> {
         None | Some(Value::Null) => return Err("has no `content`".into()),
         Some(other) => return Err(format!("has {} as `content`: give a string", kind(other))),
     }
-    // As the server does for requests, so that training and inference render alike.
+    // The server does the same with requests, so that training and inference render alike.
     if role == "developer" {
         message.insert("role".into(), "system".into());
     }
@@ -347,14 +349,14 @@ pub(super) fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// Returns true if an object is meant as a pair of answers, whose preferred one is `preferred_output` or `chosen`.
+/// Returns true if an object is meant as a pair of answers (it has `preferred_output` or `chosen`).
 pub(super) fn is_preference(object: &Map<String, Value>) -> bool {
     ["preferred_output", "non_preferred_output", "preferred_completion", "chosen", "rejected"]
         .iter()
         .any(|key| object.contains_key(*key))
 }
 
-/// The client's text inside a message, cut to a readable length.
+/// Shortens the client's text for a message.
 pub fn shorten(text: &str) -> String {
     const LENGTH: usize = 40;
     let mut short: String = text.chars().take(LENGTH).collect();

@@ -1,4 +1,4 @@
-//! One line of a file of preferences: a prompt and two answers, of which one is preferred. Called by
+//! Checks one line of a file of preferences: a prompt and two answers, one of which is preferred. Called by
 //! [`super::read_preferences`].
 //!
 //! `OpenAI`'s form is `{"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}`, with one
@@ -9,16 +9,16 @@ use serde_json::{Map, Value};
 
 use super::parse::{self, Example, Format, is_preference, kind, shorten};
 
-/// Two answers to one prompt, each as the example that it would be alone.
+/// Two answers to one prompt, each as a complete example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preference {
-    /// The one that is preferred.
+    /// Example with the preferred answer.
     pub chosen: Example,
-    /// The other one.
+    /// Example with the other answer.
     pub rejected: Example,
 }
 
-/// The keys of a form: where it has the preferred and the other answer.
+/// Keys of the preferred and the other answer in one format.
 #[derive(Debug, Clone, Copy)]
 struct Keys {
     chosen: &'static str,
@@ -29,7 +29,7 @@ const OPENAI: Keys = Keys { chosen: "preferred_output", rejected: "non_preferred
 const TRL: Keys = Keys { chosen: "chosen", rejected: "rejected" };
 
 impl Preference {
-    /// Returns the form of its prompt, which all lines of a file share.
+    /// Returns the format of the prompt, which must be the same on all lines of a file.
     pub const fn format(&self) -> Format {
         self.chosen.format()
     }
@@ -94,7 +94,7 @@ fn trl(object: &mut Map<String, Value>) -> Result<Preference, String> {
     }
 }
 
-/// A conversation with one of two messages at its end.
+/// Builds a conversation that ends with one of the two messages.
 fn chat(
     mut messages: Vec<Value>,
     tools: Option<&Vec<Value>>,

@@ -1,15 +1,16 @@
-//! Turns a checked example into tokens, such that the prompt has exactly the token ids that the server would send to
-//! the model at inference and the targets are exactly what the model must then produce. Called by [`super::read`].
+//! Turns a checked example into tokens: a prompt has exactly the token ids that the server would send to the model at
+//! inference, and the targets are exactly the tokens that the model must then produce. Called by [`super::read`].
 //!
-//! - **Prompt and completion**: the two are tokenized apart, since at inference the prompt arrives alone. The completion
-//!   ends with the model's end token, added where the text does not end with one: without it the model never learns to
-//!   stop (`OpenAI`'s legacy files relied on a stop text instead; one that is in the completion still works). An empty
-//!   prompt becomes the end token, which separated the texts that the model was pretrained on.
-//! - **Chat**: an answer's prompt is the template's text of the messages before it, the generation prompt included; its
-//!   target is what the template adds for the answer, up to and including the first end token (not the line feed that
-//!   templates put behind it, which the model never produces). Answers of one chat share a sequence while the prompt of
-//!   the next one begins with the very tokens so far; where it does not (templates that drop earlier reasoning, or text
-//!   that tokenizes differently in context), a new sequence begins. History is therefore never seen other than it will be.
+//! - **Prompt and completion**: the two are tokenized apart, since at inference the prompt arrives alone. The
+//!   completion ends with the model's end token, which is added if the text does not end with one: without it the model
+//!   never learns to stop (`OpenAI`'s legacy files relied on a stop text instead; a stop text inside the completion
+//!   still works). An empty prompt becomes the end token, which separated the texts that the model was pretrained on.
+//! - **Chat**: an answer's prompt is the template's text of the messages before it, including the generation prompt.
+//!   Its target is the text that the template adds for the answer, up to and including the first end token (not the
+//!   line feed that templates put behind it, which the model never produces). Answers of one chat share a sequence as
+//!   long as each prompt begins with exactly the tokens so far. If it does not (the template drops earlier reasoning,
+//!   or text tokenizes differently in context), a new sequence begins. So history in training is always as it will be
+//!   at inference.
 
 use std::path::PathBuf;
 
@@ -21,12 +22,12 @@ use super::parse::Example;
 use crate::Result;
 use attune_model::BaseModel;
 
-/// What rendering needs of a model; [`BaseModel`] is the one outside tests.
+/// Functions of a model that rendering needs; outside tests, [`BaseModel`] implements them.
 pub trait TextCodec {
-    /// Token ids of `text`; `special` adds what the tokenizer puts around a text.
+    /// Tokenizes `text`; `special` adds the special tokens that the tokenizer puts around a text.
     fn encode(&self, text: &str, special: bool) -> attune_model::Result<Vec<u32>>;
 
-    /// The text of a chat; `None` where the model has no template.
+    /// Renders a chat to text; `None` if the model has no chat template.
     fn render_chat(
         &self,
         messages: &[Value],
@@ -34,7 +35,7 @@ pub trait TextCodec {
         generate: bool,
     ) -> attune_model::Result<Option<String>>;
 
-    /// Tokens that end an answer, the usual one first.
+    /// Returns the tokens that end an answer, the usual one first.
     fn end_tokens(&self) -> &[u32];
 }
 
@@ -57,18 +58,18 @@ impl TextCodec for BaseModel {
     }
 }
 
-/// How examples become tokens.
+/// Settings for turning examples into tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RenderSettings {
     /// Weight of a prompt's tokens as targets; prompts of chats always have weight 0.
     pub prompt_loss_weight: f32,
-    /// Tokens that a sequence may have; longer ones are cut at the end.
+    /// Most tokens in a sequence; longer ones are cut at the end.
     pub max_tokens: usize,
     /// The folder of the temporary file that holds the examples.
     pub scratch: PathBuf,
 }
 
-/// The sequences of one example; several only for chats whose history renders differently from turn to turn.
+/// Renders one example to sequences; several only for chats whose history renders differently from turn to turn.
 pub(super) fn render(
     example: &Example,
     codec: &impl TextCodec,
@@ -101,7 +102,7 @@ fn render_completion(
     Ok(TokenizedExample { tokens, weights })
 }
 
-/// Tokens of a prompt; never none where the model has an end token.
+/// Tokenizes a prompt; empty only if the model has no end token either.
 pub(super) fn prompt_tokens(prompt: &str, codec: &impl TextCodec) -> Result<Vec<u32>> {
     let mut tokens = codec.encode(prompt, true)?;
     if tokens.is_empty() {
@@ -110,7 +111,7 @@ pub(super) fn prompt_tokens(prompt: &str, codec: &impl TextCodec) -> Result<Vec<
     Ok(tokens)
 }
 
-/// Tokens of a completion with its end token.
+/// Tokenizes a completion, with the end token behind it.
 pub(super) fn completion_tokens(completion: &str, codec: &impl TextCodec) -> Result<Vec<u32>> {
     let mut tokens = codec.encode(completion, false)?;
     if !tokens.last().is_some_and(|last| codec.end_tokens().contains(last)) {
@@ -138,7 +139,7 @@ fn render_chat(
                 sequences.push(sequence);
             }
         }
-        // Nothing of a later turn can fit; stopping here also bounds the work for a chat of very many turns.
+        // No later turn can fit; stopping here also bounds the work for a chat of very many turns.
         if overlong {
             break;
         }
@@ -146,7 +147,7 @@ fn render_chat(
     Ok(sequences)
 }
 
-/// Continues `sequence`, the beginning of `prompt`, to the end of `target`.
+/// Extends `sequence`, whose tokens `prompt` begins with, to the end of `target`.
 fn extend(sequence: &mut TokenizedExample, prompt: Vec<u32>, target: &[u32]) {
     sequence.tokens = prompt;
     sequence.weights.resize(sequence.tokens.len(), 0.0);
@@ -154,7 +155,7 @@ fn extend(sequence: &mut TokenizedExample, prompt: Vec<u32>, target: &[u32]) {
     sequence.weights.resize(sequence.tokens.len(), 1.0);
 }
 
-/// The prompt's and the target's tokens of the assistant message at `turn`.
+/// Tokenizes the prompt and the target of the assistant message at `turn`.
 fn render_turn(
     messages: &[Value],
     turn: usize,
@@ -167,8 +168,8 @@ fn render_turn(
     let whole = codec.render_chat(&messages[..=turn], tools, false)?.ok_or_else(no_template)?;
     let answer = match (whole.strip_prefix(prompt.as_str()), messages[turn]["content"].as_str()) {
         (Some(answer), _) => answer,
-        // Templates that open the answer with text which they leave out of the history (a reasoning tag): the answer
-        // itself is what has to follow the prompt.
+        // Some templates open the answer with text that they leave out of the history (a reasoning tag). Then the
+        // answer's own text has to follow the prompt.
         (None, Some(content)) if !has_calls(&messages[turn]) => content,
         (None, _) => {
             let turn = turn + 1;

@@ -1,5 +1,6 @@
-//! Rendered examples in a temporary file, so that a training file may be larger than memory: what stays in memory is
-//! the place of each example, 16 bytes. [`super::read`] writes them, the trainer reads those of a step, in any order.
+//! Keeps rendered examples in a temporary file, so that a training file may be larger than memory: only the position of
+//! each example stays in memory, 16 bytes. [`super::read`] writes them, the trainer reads those of a step, in any
+//! order.
 //!
 //! A record is the tokens, then the weights as runs of equal ones (a prompt's zeros, an answer's ones), all in little
 //! endian. The record of a pair of texts has a run for each text, with the number of the text in place of a weight.
@@ -16,23 +17,23 @@ use sha2::{Digest as _, Sha256};
 use super::TokenizedExample;
 use crate::{Error, Result};
 
-/// The length and the value of each run.
+/// Length and value of each run.
 type Runs = Vec<(usize, f32)>;
 
-/// Bytes that are collected before they are written.
+/// Bytes that are collected before a write.
 const BUFFER: usize = 1 << 20;
 
-/// Examples that were written and can be read.
+/// Written examples, for reading.
 #[derive(Debug)]
 pub struct ExampleStore {
     file: File,
     places: Vec<ExampleSpan>,
     digest: [u8; 32],
-    /// The examples are pairs of texts.
+    /// Whether the examples are pairs of texts.
     of_texts: bool,
 }
 
-/// Where an example lies.
+/// Position of an example in the file.
 #[derive(Debug, Clone, Copy)]
 struct ExampleSpan {
     offset: u64,
@@ -51,7 +52,7 @@ impl ExampleSpan {
 pub struct ExampleWriter {
     file: File,
     buffer: Vec<u8>,
-    /// Bytes so far, those in the buffer included.
+    /// Bytes so far, including those in the buffer.
     end: u64,
     places: Vec<ExampleSpan>,
     digest: Sha256,
@@ -59,7 +60,7 @@ pub struct ExampleWriter {
 }
 
 impl ExampleWriter {
-    /// Makes an empty file in `folder`, without a name: the system takes it away with the process, however that ends.
+    /// Creates an empty file in `folder`, without a name: the system deletes it with the process, however that ends.
     pub fn new(folder: &Path) -> Result<Self> {
         let file = tempfile::tempfile_in(folder);
         let file = file.map_err(Error::io(format!("make a temporary file in {}", folder.display())))?;
@@ -72,7 +73,7 @@ impl ExampleWriter {
         self.append(&example.tokens, runs.map(|run| (run.len(), run[0])))
     }
 
-    /// Appends the texts of a pair, none of them empty. A store holds either such pairs or sequences.
+    /// Appends the texts of a pair, each with at least one token. A store holds either pairs or sequences.
     pub fn push_texts(&mut self, texts: &[Vec<u32>]) -> Result<()> {
         self.of_texts = true;
         self.append(&texts.concat(), texts.iter().enumerate().map(|(number, text)| (text.len(), number as f32)))
@@ -100,7 +101,7 @@ impl ExampleWriter {
         Ok(())
     }
 
-    /// Ends the writing: no more examples come.
+    /// Ends the writing and returns the store.
     pub fn finish(mut self) -> Result<ExampleStore> {
         self.flush()?;
         let Self { file, places, digest, of_texts, .. } = self;
@@ -115,7 +116,7 @@ impl ExampleWriter {
 }
 
 impl ExampleStore {
-    /// Makes a store of `examples`, in the system's temporary folder: for a few that a program makes itself.
+    /// Creates a store of `examples` in the system's temporary folder, for a few that the program makes itself.
     pub fn of(examples: impl IntoIterator<Item = TokenizedExample>) -> Result<Self> {
         let mut writer = ExampleWriter::new(&std::env::temp_dir())?;
         for example in examples {
@@ -124,7 +125,7 @@ impl ExampleStore {
         writer.finish()
     }
 
-    /// Makes a store of pairs of texts in the system's temporary folder.
+    /// Creates a store of pairs of texts in the system's temporary folder.
     pub fn of_texts(pairs: impl IntoIterator<Item = Vec<Vec<u32>>>) -> Result<Self> {
         let mut writer = ExampleWriter::new(&std::env::temp_dir())?;
         for texts in pairs {
@@ -148,12 +149,12 @@ impl ExampleStore {
         self.places[index].tokens as usize
     }
 
-    /// Returns a hash of all examples in their order.
+    /// Returns a hash of all examples in order.
     pub const fn digest(&self) -> &[u8; 32] {
         &self.digest
     }
 
-    /// Reads the sequence at `index`. An error if the store holds pairs of texts.
+    /// Reads the sequence at `index`; an error if the store holds pairs of texts.
     pub fn get(&self, index: usize) -> Result<TokenizedExample> {
         if self.of_texts {
             return Err(Error::Internal("pairs of texts were read as sequences".into()));
@@ -166,7 +167,7 @@ impl ExampleStore {
         Ok(TokenizedExample { tokens, weights })
     }
 
-    /// Reads the texts of the pair at `index`. An error if the store holds sequences.
+    /// Reads the texts of the pair at `index`; an error if the store holds sequences.
     pub fn texts(&self, index: usize) -> Result<Vec<Vec<u32>>> {
         if !self.of_texts {
             return Err(Error::Internal("sequences were read as pairs of texts".into()));
@@ -176,7 +177,7 @@ impl ExampleStore {
         Ok(runs.into_iter().map(|(length, _)| rest.by_ref().take(length).collect()).collect())
     }
 
-    /// Reads the record at `index`: its tokens, and its runs as length and value.
+    /// Reads the tokens and the runs of the record at `index`.
     fn read(&self, index: usize) -> Result<(Vec<u32>, Runs)> {
         let place = self.places[index];
         let mut bytes = vec![0; place.bytes()];
@@ -216,7 +217,7 @@ mod tests {
 
     #[test]
     fn examples_come_back_to_the_bit_in_any_order() {
-        // More than one buffer.
+        // Enough for more than one buffer.
         let examples = examples(20_000);
         let store = ExampleStore::of(examples.clone()).unwrap();
         assert_eq!(store.len(), 20_000);

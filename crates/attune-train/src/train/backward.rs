@@ -21,25 +21,25 @@ use attune_model::rope::Angles;
 /// The loss to minimise.
 #[derive(Debug, Clone, Copy)]
 pub enum Objective<'a> {
-    /// The cross entropy of the targets.
+    /// Cross entropy of the targets.
     Targets,
-    /// The loss of pairs of answers.
+    /// Loss of pairs of answers.
     Preferences(Preferences<'a>),
 }
 
 /// Options of one forward and backward pass.
 #[derive(Default)]
 pub struct PassOptions<'a> {
-    /// Dropout of the adapter's inputs; `None` keeps all of them.
+    /// Dropout on the adapter's inputs; `None` keeps all of them.
     pub dropout: Option<&'a Dropout>,
-    /// What the backward pass computes again; it changes no bit of the result.
+    /// Activations that the backward pass computes again; changes no bit of the result.
     pub recomputation: Recomputation,
     /// Called between the blocks.
     pub pace: YieldPolicy<'a>,
 }
 
 impl PassOptions<'_> {
-    /// Returns options without dropout, for a pass in one go.
+    /// Returns options without dropout, for a pass that yields to nobody.
     pub fn recomputing(recomputation: Recomputation) -> Self {
         Self { recomputation, ..Self::default() }
     }
@@ -60,7 +60,7 @@ pub fn loss_and_gradients(
     objective_and_gradients(decoder, adapter, batch, Objective::Targets, normalizer, PassOptions::default())
 }
 
-/// Does the same as [`loss_and_gradients`] for any objective, in any manner.
+/// Does the same as [`loss_and_gradients`] for any objective and options.
 pub fn objective_and_gradients(
     decoder: &Decoder,
     adapter: &Adapter,
@@ -69,7 +69,7 @@ pub fn objective_and_gradients(
     normalizer: f64,
     manner: PassOptions<'_>,
 ) -> Result<(LossReport, Gradients)> {
-    // That of a target whose token was not expected is then about 1.
+    // The gradient of a target whose token was not expected is then about 1.
     let scale = decoder.gradient_scale(normalizer);
     gradients_from_hidden(decoder, adapter, batch, manner, scale, |hidden| {
         let (scores, gradient) = vocabulary_loss(decoder, hidden, batch, Some(normalizer / scale))?; // [targets, hidden]
@@ -89,8 +89,8 @@ pub fn objective_and_gradients(
     })
 }
 
-/// Computes the gradients of whatever `head` makes of the hidden states after the final norm, `[rows, hidden]`, given
-/// with their gradient times `scale`.
+/// Computes the gradients of a function `head` of the hidden states after the final norm, `[rows, hidden]`. `head`
+/// returns its value with the gradient of the hidden states times `scale`.
 pub(super) fn gradients_from_hidden<T>(
     decoder: &Decoder,
     adapter: &Adapter,
@@ -151,7 +151,7 @@ pub fn objective(
     })
 }
 
-/// Computes the log probability of each sequence's targets together, in nats.
+/// Computes the summed log probability of each sequence's targets, in nats.
 pub fn log_likelihoods(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
@@ -162,12 +162,12 @@ pub fn log_likelihoods(
     Ok(loss::log_likelihoods(batch, &vocabulary_loss(decoder, &hidden, batch, None)?.0))
 }
 
-/// Computes the hidden states after the final norm as training sees them, `[rows, hidden]`.
+/// Computes the hidden states after the final norm as in training, `[rows, hidden]`.
 pub fn hidden_states(decoder: &Decoder, adapter: Option<&Adapter>, batch: &PackedBatch) -> Result<Tensor> {
     hidden_states_with(decoder, adapter, batch, None, YieldPolicy::default())
 }
 
-/// Does the same as [`hidden_states`] with `dropout` on the adapter's inputs, and with `pace` between the blocks.
+/// Does the same as [`hidden_states`], with `dropout` on the adapter's inputs and `pace` between the blocks.
 pub(super) fn hidden_states_with(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
@@ -184,7 +184,7 @@ pub(super) fn hidden_states_with(
     Ok(decoder.kernels().rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?)
 }
 
-/// Training: attention inside each packed sequence, one adapter for all rows.
+/// Context of training: attention inside each packed sequence, one adapter for all rows.
 struct TrainContext<'a> {
     kernels: &'a Kernels,
     adapter: Option<&'a Adapter>,
@@ -211,7 +211,7 @@ impl<'a> TrainContext<'a> {
         self.adapter.and_then(|adapter| adapter.layers[layer].get(site))
     }
 
-    /// Returns what the adapter's part of a layer sees of `x`, the layer's input; its gradient takes the same way back.
+    /// Applies dropout to `x`, the input of a layer's adapter; the gradient takes the same mask.
     fn drop_out(&self, layer: usize, site: Site, x: &Tensor) -> attune_model::Result<Tensor> {
         self.dropout.map_or_else(|| Ok(x.clone()), |dropout| dropout.apply(layer, site, x))
     }
@@ -238,7 +238,7 @@ impl Context for TrainContext<'_> {
     }
 }
 
-/// The backward pass of one block.
+/// Backward pass of one block.
 struct BlockBackward<'a, 'c> {
     block: &'a Block,
     context: &'a TrainContext<'c>,
@@ -246,8 +246,8 @@ struct BlockBackward<'a, 'c> {
 }
 
 impl BlockBackward<'_, '_> {
-    /// From `dy`, the gradient of the block's output, to that of its input, `[rows, hidden]` both; `None` for the first
-    /// block, whose input needs none. Fills in the gradients of the block's A and B.
+    /// Turns `dy`, the gradient of the block's output, into that of its input, `[rows, hidden]` both; `None` for the
+    /// first block, whose input needs no gradient. Stores the gradients of the block's A and B.
     fn run(&mut self, saved: &Activations, dy: Tensor) -> Result<Option<Tensor>> {
         let block = self.block;
         let eps = block.norm_eps;
@@ -259,7 +259,7 @@ impl BlockBackward<'_, '_> {
         let (dgate, dup) = kernels.swiglu_backward(&saved.gate, &saved.up, &dgated)?;
         let dmlp_input = self.linear(None, Site::Gate, &saved.mlp_input, &dgate)?;
         let dmlp_input = self.linear(Some(dmlp_input), Site::Up, &saved.mlp_input, &dup)?;
-        let norm = &block.post_attention_norm;
+        let norm = &block.post_attention_layernorm;
         let dmiddle = kernels.add_rms_norm_backward(&dy, &saved.middle, norm, eps, &dmlp_input)?;
         drop(dy);
 
@@ -289,12 +289,12 @@ impl BlockBackward<'_, '_> {
         let dattention_input = self.linear(None, Site::Query, x, &dq)?;
         let dattention_input = self.linear(Some(dattention_input), Site::Key, x, &dk)?;
         let dattention_input = self.linear(Some(dattention_input), Site::Value, x, &dv)?;
-        let norm = &block.input_norm;
+        let norm = &block.input_layernorm;
         Ok(Some(kernels.add_rms_norm_backward(&dmiddle, &saved.input, norm, eps, &dattention_input)?))
     }
 
-    /// The gradient of a linear layer's input, `[rows, in]`, from that of its output, `[rows, out]`; added to what
-    /// other layers with the same input have left.
+    /// Turns the gradient of a linear layer's output, `[rows, out]`, into that of its input, `[rows, in]`, and adds it
+    /// to `others`, the gradients from other layers with the same input.
     fn linear(&mut self, others: Option<Tensor>, site: Site, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let layer = self.block.linear(site);
         let kernels = self.context.kernels;

@@ -1,15 +1,15 @@
-//! What a pass over the model takes and what it tells: sequences packed into a batch, and sums over its targets.
+//! Input and output of a pass over the model: sequences packed into a batch, and sums over its targets.
 
 use std::ops::Range;
 
-/// Whole sequences, one after the other; no attention and no target crosses from one to the next.
+/// Whole sequences, one after the other; attention and targets stay inside each sequence.
 #[derive(Debug, Clone, Default)]
 pub struct PackedBatch {
     /// Token ids of all sequences, `[tokens]`.
     pub tokens: Vec<u32>,
     /// The rows of each sequence; positions restart at each start.
     pub sequences: Vec<Range<usize>>,
-    /// What is to be predicted.
+    /// Predictions that count.
     pub targets: Vec<Target>,
 }
 
@@ -23,11 +23,11 @@ impl PackedBatch {
 /// One prediction that counts.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// The row whose hidden state predicts.
+    /// Row whose hidden state predicts the token.
     pub row: usize,
-    /// The token that should follow.
+    /// Expected token.
     pub token: u32,
-    /// Its weight in the loss.
+    /// Weight in the loss.
     pub weight: f32,
 }
 
@@ -38,13 +38,13 @@ pub struct LossReport {
     pub loss_sum: f64,
     /// Σ weight.
     pub weight_sum: f64,
-    /// Targets of full weight: what accuracy is measured on.
+    /// Targets of full weight; accuracy is measured on these.
     pub targets: usize,
-    /// Those of them whose token has the highest logit.
+    /// Targets of full weight whose token has the highest logit.
     pub correct: usize,
     /// Sequences with targets of full weight.
     pub sequences: usize,
-    /// Those of them where each such target has the highest logit.
+    /// Sequences in which each target of full weight has the highest logit.
     pub exact: usize,
     /// Pairs of answers; 0 unless training is on preferences.
     pub pairs: usize,

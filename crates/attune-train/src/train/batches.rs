@@ -1,9 +1,10 @@
-//! Which examples each step of a run trains on. Called by the trainer and, for pairs of texts, by its evaluation.
+//! Decides which examples each step of a run trains on. Called by the trainer and, for pairs of texts, by its
+//! evaluation.
 //!
-//! An epoch takes all examples in an order of its own, so many at a time. Pairs of texts are compared with each other,
-//! so no text may stand twice in a batch: a pair one of whose texts is there already goes to the first later batch that
-//! has none of them, as the no-duplicates sampler of sentence-transformers does. All is a function of seed, epoch and
-//! examples, so that a resumed run needs no saved state.
+//! Each epoch orders all examples anew and cuts the order into steps. Pairs of texts are compared with each other, so a
+//! text may occur only once in a batch: a pair with a text that is already there goes to the first later batch without
+//! any of its texts, as in the no-duplicates sampler of sentence-transformers. Everything is a function of seed, epoch
+//! and examples, so that a resumed run needs no saved state.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -12,17 +13,17 @@ use crate::Result;
 use crate::datasets::ExampleStore;
 use crate::train::parameters::epoch_order;
 
-/// Batches that still take pairs, at the most: of more, the oldest is left as it is. It bounds the search in files
-/// whose texts repeat very often.
+/// Most batches that still take pairs; beyond this, the oldest is closed. Bounds the search in files whose texts repeat
+/// very often.
 const OPEN_BATCHES: usize = 64;
 
-/// The texts of pairs as numbers: equal ones have the same.
+/// Texts of pairs as numbers; equal texts have equal numbers.
 #[derive(Debug, Default)]
 pub(crate) struct Texts {
     numbers: Vec<u32>,
-    /// Where each pair's texts begin, and the end of the last.
+    /// Position of each pair's first text, and the end of the last pair.
     starts: Vec<usize>,
-    /// No text occurs twice.
+    /// Whether no text occurs twice.
     unique: bool,
 }
 
@@ -50,7 +51,7 @@ impl Texts {
         &self.numbers[self.starts[pair]..self.starts[pair + 1]]
     }
 
-    /// Makes batches of at most `size` of the pairs in `order`, none of which has a text twice.
+    /// Makes batches of at most `size` of the pairs in `order`; no batch has a text twice.
     pub(crate) fn batches(&self, order: &[usize], size: usize) -> Vec<Vec<usize>> {
         if self.unique {
             return in_turn(order, size);
@@ -89,22 +90,22 @@ impl Texts {
     }
 }
 
-/// Takes `size` at a time, in their order.
+/// Cuts `order` into batches of `size`.
 fn in_turn(order: &[usize], size: usize) -> Vec<Vec<usize>> {
     order.chunks(size).map(<[usize]>::to_vec).collect()
 }
 
-/// The batches of a run.
+/// Batches of a run.
 #[derive(Debug)]
 pub(crate) struct Batches {
     seed: u64,
     size: usize,
     examples: usize,
-    /// The texts that may not meet in a batch; `None` unless training is on pairs of texts.
+    /// Texts that must not repeat in a batch; `None` unless training is on pairs of texts.
     texts: Option<Texts>,
-    /// The number of steps at the end of each epoch.
+    /// Number of steps up to the end of each epoch.
     ends: Vec<usize>,
-    /// The epoch that was asked for last, and its batches.
+    /// Most recently used epoch and its batches.
     current: Option<(usize, Vec<Vec<usize>>)>,
 }
 
@@ -129,7 +130,7 @@ impl Batches {
         Ok(batches)
     }
 
-    /// Returns the number of steps at the end of each epoch.
+    /// Returns the number of steps up to the end of each epoch.
     pub(crate) fn ends(&self) -> &[usize] {
         &self.ends
     }
@@ -165,7 +166,8 @@ mod tests {
         Texts::of(pairs.iter().map(|(anchor, positive)| Ok(pair(*anchor, *positive)))).unwrap()
     }
 
-    /// The no-duplicates sampler as it is told: each batch goes through what is left and takes what it may.
+    /// Implements the no-duplicates sampler by its definition: each batch scans the remaining pairs and takes all that
+    /// it may.
     fn by_scanning(texts: &Texts, order: &[usize], size: usize) -> Vec<Vec<usize>> {
         let mut left = order.to_vec();
         let mut batches = Vec::new();

@@ -1,5 +1,5 @@
-//! How fast this machine trains a model, found out with the model itself: a few batches of the job's own examples, for
-//! some seconds at the most. Called by the worker where neither a calibration nor a finished job has told before.
+//! Measures how fast this machine trains a model, with the model itself: a few batches of the job's own examples, for a
+//! few seconds at most. Called by the worker if neither a calibration nor a finished job has measured it before.
 
 use std::time::{Duration, Instant};
 
@@ -20,16 +20,16 @@ use attune_model::decoder::Decoder;
 use attune_model::kernels::Kernels;
 use attune_model::lora::Adapter;
 
-/// Time to measure at the most, besides the first, small batch.
+/// Longest time to measure, besides the first, small batch.
 const LIMIT: Duration = Duration::from_secs(3);
-/// Batches to measure at the most.
+/// Most batches to measure.
 const MAX_BATCHES: usize = 6;
-/// Rows of the first batch: it wakes the machine up and tells how large a batch the time allows.
+/// Rows of the first batch, which wakes the machine up and shows how large a batch the time allows.
 const FIRST_ROWS: usize = 32;
-/// Examples that a calibration looks at.
+/// Examples that a calibration reads.
 const SAMPLES: usize = 64;
 
-/// Reads some examples from all over the file, to measure with.
+/// Reads some examples from all over the file to measure with.
 pub fn samples(training: TrainingMethod, examples: &ExampleStore) -> Result<Vec<TokenizedExample>> {
     let (every, method) = (examples.len().div_ceil(SAMPLES).max(1), method(training));
     let read = |index| method.samples(examples, index);
@@ -37,7 +37,7 @@ pub fn samples(training: TrainingMethod, examples: &ExampleStore) -> Result<Vec<
 }
 
 /// Measures the rate of steps of `step_tokens` tokens on [`samples`], with an adapter of the job's shape. The adapter
-/// does not change. `before` is asked before each batch, as in a step: requests go first, and that time does not count.
+/// does not change. Calls `before` before each batch, as in a step: requests go first, and that time does not count.
 pub fn calibrate(
     decoder: &Decoder,
     adapter: &Adapter,
@@ -54,7 +54,7 @@ pub fn calibrate(
         return Err(Error::Internal("nothing to calibrate with".into()));
     }
     let woken = method.calibrate(probe, &first, before)?;
-    // Larger batches are not slower by the token, so this many rows take a third of the time at the most.
+    // The time per token does not grow with the batch, so this many rows take at most a third of the time.
     let affordable = LIMIT.as_secs_f64() / 3.0 * woken.tokens_per_second();
     let mut sum = TrainingRate { tokens: 0.0, seconds: 0.0 };
     let begin = Instant::now();
@@ -77,8 +77,8 @@ pub fn calibrate(
     Ok(TrainingRate { tokens: measured.tokens, seconds })
 }
 
-/// Examples from the beginning of `samples` that fit into `budget` rows together; the first one is cut where it alone
-/// does not.
+/// Returns examples from the beginning of `samples` that fit into `budget` rows together; cuts the first one if it does
+/// not fit alone.
 fn fitting(samples: &[TokenizedExample], budget: usize) -> Vec<TokenizedExample> {
     let mut taken = Vec::new();
     let mut used = 0;
@@ -98,7 +98,7 @@ fn fitting(samples: &[TokenizedExample], budget: usize) -> Vec<TokenizedExample>
     taken
 }
 
-/// Seconds of one update of the adapter's numbers, where the decoder's `kernels` take it.
+/// Measures the seconds of one update of the adapter's parameters, on the device of the decoder's `kernels`.
 fn update_seconds(adapter: &Adapter, kernels: &Kernels) -> Result<f64> {
     let mut state = AdapterState::new(Parameters::of(adapter)?, AdamSettings::default(), kernels, DType::F32)?;
     let gradients = adapter.layers.clone();

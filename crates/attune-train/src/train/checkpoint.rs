@@ -1,6 +1,7 @@
-//! The state of a run as one safetensors blob: A and B, both moments, A and B of the lowest validation loss where they
-//! are kept, what the reference thinks of pairs of answers, and the record of every step. Its position needs nothing
-//! more: data order, warmup and dropout are functions of the settings and the number of steps. Called by the trainer.
+//! Writes and reads the state of a run as one safetensors blob: A and B, both moments, A and B of the lowest validation
+//! loss if they are kept, the reference's log probabilities of pairs of answers, and the record of every step. The
+//! run's position needs nothing more: data order, warmup and dropout are functions of the settings and the number of
+//! steps. Called by the trainer.
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest as _, Sha256};
@@ -11,20 +12,21 @@ use crate::train::records::{Evaluation, Rewards, StepRecord, Validation};
 use crate::train::settings::TrainSettings;
 use crate::{Error, Result};
 
-/// The key of the blob's only metadata entry.
+/// Key of the blob's only metadata entry.
 const FINGERPRINT: &str = "attune_run";
-/// Numbers of a [`StepRecord`] in the tensor `history`; the figures of classes are in a tensor of their own.
+/// Numbers of a [`StepRecord`] in the tensor `history`; classification metrics have a tensor of their own.
 const RECORD: usize = 17;
-/// The tensors with A and B of the lowest validation loss.
+/// Tensor with A and B of the lowest validation loss.
 const BEST: &str = "best";
-/// The tensor with what the reference thinks of pairs of answers.
+/// Tensor with the reference's log probabilities of pairs of answers.
 const REFERENCE: &str = "reference";
-/// The tensor with the figures of classes.
+/// Tensor with the classification metrics.
 const CLASSES: &str = "classification";
-/// Changes with the form of the blob, so that one of another form is refused as one of another run is.
+/// Version of the blob's format; it enters the fingerprint, so a blob of another version is refused like one of another
+/// run.
 const FORM: &[u8] = b"attune checkpoint 3";
 
-/// What a checkpoint holds.
+/// Contents of a checkpoint.
 pub(super) struct SavedState {
     pub values: Vec<Vec<f32>>,
     pub moments: Vec<Moments>,
@@ -33,7 +35,7 @@ pub(super) struct SavedState {
     pub reference: Vec<ReferenceLogProbs>,
 }
 
-/// Hashes all that determines a run: settings, examples (of which it takes the hash), and the adapter it begins from.
+/// Hashes everything that determines a run: settings, examples (by their hash), and the adapter it begins from.
 pub(super) fn fingerprint(settings: &TrainSettings, examples: &[u8], beginning: Option<&str>) -> Result<String> {
     let settings = serde_json::to_vec(settings).map_err(|error| Error::Internal(format!("settings: {error}")))?;
     let mut hash = Sha256::new();
@@ -72,7 +74,7 @@ pub(super) fn write(
         history.iter().enumerate().flat_map(|(index, record)| class_numbers(index, record)).collect();
     let bytes = classes.iter().flat_map(|number| number.to_le_bytes()).collect();
     tensors.push((CLASSES.to_string(), Dtype::F64, classes.len(), bytes));
-    // NaN stands for "not asked yet".
+    // NaN stands for "not computed yet".
     let reference: Vec<[f64; 2]> = reference.iter().map(|known| known.unwrap_or([f64::NAN; 2])).collect();
     let bytes = reference.iter().flatten().flat_map(|number| number.to_le_bytes()).collect();
     tensors.push((REFERENCE.to_string(), Dtype::F64, 2 * reference.len(), bytes));
@@ -84,8 +86,8 @@ pub(super) fn write(
     safetensors::serialize(views, Some(metadata)).map_err(unwritable)
 }
 
-/// Reads a checkpoint of the run `expected` whose parameters have the sizes of `shapes`, and which has asked the
-/// reference about `pairs` pairs of answers at the most.
+/// Reads a checkpoint of the run `expected`, with parameters of the sizes of `shapes` and log probabilities of at most
+/// `pairs` pairs of answers.
 pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>], pairs: usize) -> Result<SavedState> {
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
     let found = header.metadata().as_ref().and_then(|metadata| metadata.get(FINGERPRINT));
@@ -141,7 +143,7 @@ fn name(kind: &str, index: usize) -> String {
     format!("{kind}.{index:05}")
 }
 
-/// Counts stay exact up to 2⁵³; NaN stands for "not measured".
+/// Converts a record to numbers. Counts stay exact up to 2⁵³; NaN stands for "not measured".
 fn numbers(record: &StepRecord) -> Vec<f64> {
     let StepRecord { elapsed_tokens, elapsed_examples, loss, token_accuracy, sequence_accuracy, rewards, .. } = *record;
     let mut numbers = vec![elapsed_tokens as f64, elapsed_examples as f64, loss, token_accuracy, sequence_accuracy];
@@ -172,7 +174,7 @@ fn evaluation_numbers(evaluation: Option<Evaluation>) -> [f64; 5] {
     [loss, token_accuracy, sequence_accuracy, margin, accuracy]
 }
 
-/// A loss may be NaN, an accuracy is not.
+/// Reads an evaluation; `None` if the accuracy is NaN, which stands for "not measured" (a loss may be NaN).
 fn evaluation(numbers: &[f64]) -> Option<Evaluation> {
     let (loss, token_accuracy, sequence_accuracy) = (numbers[0], numbers[1], numbers[2]);
     let rewards = rewards(&numbers[3..5]);
@@ -188,7 +190,8 @@ fn rewards(numbers: &[f64]) -> Option<Rewards> {
     (!accuracy.is_nan()).then_some(Rewards { margin, accuracy })
 }
 
-/// Returns the index of the record, the number of its figures, and the figures; nothing if none were measured.
+/// Returns the index of the record, the number of its classification metrics, and the metrics; nothing if none were
+/// measured.
 fn class_numbers(index: usize, record: &StepRecord) -> Vec<f64> {
     let figures = &record.classification;
     if figures.is_empty() {

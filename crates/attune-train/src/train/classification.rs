@@ -1,24 +1,24 @@
-//! How well a model sorts prompts into classes: the prediction is the class whose completion is the likeliest after the
-//! prompt, and the probabilities of the classes are the softmax over those likelihoods. Measured by
+//! Measures how well a model classifies prompts. The prediction is the class whose completion is the most likely after
+//! the prompt; the probabilities of the classes are the softmax over those likelihoods. Measured by
 //! [`super::trainer::Trainer::classify`] at the end of each epoch; the worker makes the task.
 
 use crate::datasets::TokenizedExample;
 use crate::datasets::classes::{ClassificationData, ClassifiedExample};
 use crate::train::classification_metrics::{BinaryPrediction, binary, multiclass};
 
-/// Examples whose candidates exist at one time.
+/// Examples whose candidates are in memory at one time.
 const EXAMPLES_AT_ONCE: usize = 16;
 
-/// What to sort, and which figures to compute.
+/// Prompts to classify and metrics to compute.
 pub struct ClassificationTask {
     data: ClassificationData,
-    /// The F-beta scores of two classes.
+    /// Betas of the F-beta scores, for two classes.
     betas: Vec<f64>,
 }
 
 impl ClassificationTask {
-    /// The task of `data`, with an F-beta score for each of `betas` (1 where there are none) if it has a positive
-    /// class.
+    /// Creates the task of `data`. With a positive class it has an F-beta score for each of `betas` (for 1 if there are
+    /// none).
     pub fn new(data: ClassificationData, betas: &[f64]) -> Self {
         let mut distinct: Vec<f64> = Vec::new();
         for beta in betas {
@@ -32,12 +32,12 @@ impl ClassificationTask {
         Self { data, betas: distinct }
     }
 
-    /// Examples that are measured, and those of the validation file that are not.
+    /// Returns the number of measured examples and the number of validation lines left out.
     pub fn counts(&self) -> (usize, usize) {
         (self.data.examples.len(), self.data.left_out)
     }
 
-    /// Names of the figures, as the result file has them.
+    /// Returns the names of the metrics, as in the result file.
     pub fn columns(&self) -> Vec<String> {
         let mut names = vec!["accuracy".to_owned()];
         if self.data.positive.is_some() {
@@ -49,7 +49,7 @@ impl ClassificationTask {
         names.into_iter().map(|name| format!("classification/{name}")).collect()
     }
 
-    /// Every example with every class as its completion, in parts; what counts is the completion.
+    /// Yields every example with every class as its completion, in parts; only completions have weight.
     pub(super) fn candidates(&self) -> impl Iterator<Item = Vec<TokenizedExample>> {
         let candidates = |example: &ClassifiedExample| {
             let prompt = example.prompt.clone();
@@ -63,8 +63,8 @@ impl ClassificationTask {
         self.data.examples.chunks(EXAMPLES_AT_ONCE).map(move |part| part.iter().flat_map(candidates).collect())
     }
 
-    /// The figures of [`ClassificationTask::columns`] from the log likelihoods of all candidates; NaN where one is not
-    /// defined.
+    /// Computes the metrics of [`ClassificationTask::columns`] from the log likelihoods of all candidates; NaN if a
+    /// metric is not defined.
     pub(super) fn figures(&self, log_likelihoods: &[f64]) -> Vec<f64> {
         let rows = self.data.examples.iter().zip(log_likelihoods.chunks_exact(self.data.classes.len().max(1)));
         let Some(positive) = self.data.positive else {
@@ -86,7 +86,7 @@ impl ClassificationTask {
     }
 }
 
-/// Index of the largest number, the first of equals.
+/// Returns the index of the largest number, the first of equals.
 fn likeliest(row: &[f64]) -> usize {
     let mut best = 0;
     for (index, value) in row.iter().enumerate() {
@@ -97,7 +97,7 @@ fn likeliest(row: &[f64]) -> usize {
     best
 }
 
-/// The softmax of `row` at `index`.
+/// Computes the softmax of `row` at `index`.
 fn probability(row: &[f64], index: usize) -> f64 {
     let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     (row[index] - top).exp() / row.iter().map(|value| (value - top).exp()).sum::<f64>()
@@ -126,7 +126,8 @@ mod tests {
         let names = task.columns();
         let names: Vec<_> = names.iter().map(|name| name.strip_prefix("classification/").unwrap()).collect();
         assert_eq!(names, ["accuracy", "precision", "recall", "auroc", "auprc", "f0.5", "f2.0"]);
-        // Log likelihoods of " 0" and " 1": right, wrong, right, right; the wrong one has the second highest probability.
+        // Log likelihoods of " 0" and " 1": right, wrong, right, right; the wrong one has the second highest
+        // probability.
         let figures = task.figures(&[-9.0, -1.0, -3.0, -2.0, -2.0, -1.5, -1.0, -8.0]);
         assert_close(&figures, &[0.75, 2.0 / 3.0, 1.0, 0.75, 5.0 / 6.0, 5.0 / 7.0, 10.0 / 11.0]);
     }

@@ -1,44 +1,44 @@
-//! The arithmetic of classification: accuracy, precision, recall, F-beta, and the areas under the ROC and the
-//! precision-recall curve. Definitions are scikit-learn's, with `zero_division=0`. Called by [`super::classification`].
+//! Computes accuracy, precision, recall, F-beta, and the areas under the ROC and the precision-recall curve.
+//! Definitions are scikit-learn's, with `zero_division=0`. Called by [`super::classification`].
 
-/// Figures of a file that is sorted into a positive and a negative class.
+/// Metrics of a classification into a positive and a negative class.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BinaryMetrics {
-    /// Share of right predictions.
+    /// Share of correct predictions.
     pub accuracy: f64,
-    /// Share of the predicted positives that are positive; 0 where none is predicted.
+    /// Share of the predicted positives that are positive; 0 if none is predicted.
     pub precision: f64,
-    /// Share of the positives that are found; 0 where there are none.
+    /// Share of the positives that are found; 0 if there are none.
     pub recall: f64,
-    /// Area under the ROC curve; `None` where one of the classes does not occur.
+    /// Area under the ROC curve; `None` if one of the classes does not occur.
     pub auroc: Option<f64>,
-    /// Area under the precision-recall curve, as average precision; `None` where there are no positives.
+    /// Area under the precision-recall curve, as average precision; `None` if there are no positives.
     pub auprc: Option<f64>,
-    /// F-beta for each beta asked for.
+    /// F-beta for each requested beta.
     pub f_scores: Vec<f64>,
 }
 
-/// Figures of a file that is sorted into several classes.
+/// Metrics of a classification into several classes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MulticlassMetrics {
-    /// Share of right predictions.
+    /// Share of correct predictions.
     pub accuracy: f64,
     /// F1 of each class against all others, averaged with the class's share of the file as its weight.
     pub weighted_f1_score: f64,
 }
 
-/// One example of two classes.
+/// Prediction for one example of two classes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BinaryPrediction {
-    /// It is in the positive class.
+    /// Whether the example is in the positive class.
     pub positive: bool,
-    /// It was predicted to be.
+    /// Whether it was predicted to be.
     pub predicted: bool,
-    /// The positive class's probability.
+    /// Probability of the positive class.
     pub score: f64,
 }
 
-/// Right and wrong predictions of one class.
+/// Counts of correct and wrong predictions of one class.
 #[derive(Debug, Clone, Copy, Default)]
 struct Counts {
     true_positives: usize,
@@ -61,7 +61,7 @@ impl Counts {
         ratio(self.true_positives as f64, (self.true_positives + self.false_negatives) as f64)
     }
 
-    /// (1 + β²) TP / ((1 + β²) TP + β² FN + FP)
+    /// Computes (1 + β²) TP / ((1 + β²) TP + β² FN + FP).
     fn f_score(self, beta: f64) -> f64 {
         let square = beta * beta;
         let hits = (1.0 + square) * self.true_positives as f64;
@@ -69,12 +69,12 @@ impl Counts {
     }
 }
 
-/// The quotient, 0 where there is nothing to divide by.
+/// Divides `part` by `whole`; 0 if `whole` is 0.
 fn ratio(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
 
-/// Figures of two classes.
+/// Computes the metrics of two classes.
 pub fn binary(predictions: &[BinaryPrediction], betas: &[f64]) -> BinaryMetrics {
     let mut counts = Counts::default();
     for prediction in predictions {
@@ -92,7 +92,7 @@ pub fn binary(predictions: &[BinaryPrediction], betas: &[f64]) -> BinaryMetrics 
     }
 }
 
-/// Figures of any number of classes, from pairs of the true and the predicted one.
+/// Computes the metrics of any number of classes, from pairs of the true and the predicted class.
 pub fn multiclass(predictions: &[(usize, usize)], classes: usize) -> MulticlassMetrics {
     let total = predictions.len() as f64;
     let right = predictions.iter().filter(|(actual, predicted)| actual == predicted).count();
@@ -109,8 +109,8 @@ pub fn multiclass(predictions: &[(usize, usize)], classes: usize) -> MulticlassM
     MulticlassMetrics { accuracy: ratio(right as f64, total), weighted_f1_score }
 }
 
-/// From the highest score down: how many positives and negatives have each score. Equal scores are one step, since no
-/// threshold parts them.
+/// Counts positives and negatives of each score, from the highest down. Equal scores are one step, since no threshold
+/// separates them.
 fn score_steps(predictions: &[BinaryPrediction]) -> Vec<(f64, f64)> {
     let mut sorted: Vec<_> = predictions.iter().collect();
     sorted.sort_by(|left, right| right.score.total_cmp(&left.score));
@@ -122,7 +122,8 @@ fn score_steps(predictions: &[BinaryPrediction]) -> Vec<(f64, f64)> {
     sorted.chunk_by(same).map(count).collect()
 }
 
-/// By trapezoids: the chance that a positive has a higher score than a negative, ties counting one half.
+/// Computes the area by trapezoids: the chance that a positive has a higher score than a negative, ties counting one
+/// half.
 fn roc_area(steps: &[(f64, f64)]) -> Option<f64> {
     let (mut found, mut negatives, mut area) = (0.0, 0.0, 0.0);
     for (positive, negative) in steps {
@@ -133,7 +134,7 @@ fn roc_area(steps: &[(f64, f64)]) -> Option<f64> {
     (found > 0.0 && negatives > 0.0).then(|| area / (found * negatives))
 }
 
-/// Σ (Rₙ − Rₙ₋₁) Pₙ over the thresholds.
+/// Computes Σ (Rₙ − Rₙ₋₁) Pₙ over the thresholds.
 fn average_precision(steps: &[(f64, f64)]) -> Option<f64> {
     let (mut found, mut seen, mut area) = (0.0, 0.0, 0.0);
     for (positive, negative) in steps {
@@ -148,7 +149,7 @@ fn average_precision(steps: &[(f64, f64)]) -> Option<f64> {
 mod tests {
     use super::*;
 
-    /// Predicted positive from a score of one half on.
+    /// Counts a score of one half or more as predicted positive.
     fn predictions(labels: &[u8], scores: &[f64]) -> Vec<BinaryPrediction> {
         let prediction = |(label, score): (&u8, &f64)| BinaryPrediction {
             positive: *label == 1,

@@ -1,4 +1,4 @@
-//! Training of embeddings: the loss with negatives from the batch that sentence-transformers calls
+//! Trains embeddings: computes the loss with negatives from the batch that sentence-transformers calls
 //! `MultipleNegativesRankingLoss` (Henderson et al., 2017), and its gradient. Called by the trainer and its evaluation.
 //!
 //! Every anchor of a batch is compared with all positives and negatives of the batch: scores are cosine similarities
@@ -23,28 +23,28 @@ use crate::{Error, Result};
 use attune_model::decoder::Decoder;
 use attune_model::lora::Adapter;
 
-/// What brings the slopes of unit vectors, divided by the tokens of their texts, near to 1.
+/// Scale that brings the slopes of unit vectors, divided by the tokens of their texts, near to 1.
 const GRADIENT_SCALE: f64 = 1024.0;
 
-/// A batch of pairs of texts.
+/// A batch of pairs of texts and the options of its loss.
 #[derive(Debug, Clone, Copy)]
 pub struct Contrast<'a> {
-    /// The pairs, as the tokens of their texts: an anchor, its positive, its negatives.
+    /// Tokens of each pair's texts: an anchor, its positive, its negatives.
     pub pairs: &'a [Vec<Vec<u32>>],
     /// Factor on the similarities.
     pub scale: f64,
-    /// Rows of a pack at the most.
+    /// Most rows of a pack.
     pub budget: usize,
-    /// What the first pack leaves out of the adapter's inputs; the others have masks of their own.
+    /// Dropout of the first pack; the others have masks of their own.
     pub dropout: Option<Dropout>,
-    /// What the backward pass computes again.
+    /// Activations that the backward pass computes again.
     pub recomputation: Recomputation,
 }
 
-/// The texts of a batch in packs.
+/// Texts of a batch in packs.
 struct Packs {
     packs: Vec<Packed>,
-    /// The texts of each pair.
+    /// Positions of each pair's texts.
     pairs: Vec<Range<usize>>,
 }
 
@@ -61,7 +61,7 @@ impl Contrast<'_> {
         Ok(compare(&vectors, &pairs, self.scale).0)
     }
 
-    /// Computes the sums over the anchors, and the gradients of the mean loss. `before` is asked before each pack.
+    /// Computes the sums over the anchors and the gradients of the mean loss. Calls `before` before each pack.
     pub fn loss_and_gradients(
         &self,
         decoder: &Decoder,
@@ -103,7 +103,7 @@ impl Contrast<'_> {
         Packs { packs: pack_texts(&texts, self.budget), pairs }
     }
 
-    /// Computes the vectors of all texts, in their order.
+    /// Computes the vectors of all texts, in order.
     fn vectors(
         &self,
         decoder: &Decoder,
@@ -120,8 +120,7 @@ impl Contrast<'_> {
         Ok(in_order(packs, vectors))
     }
 
-    /// Computes the adapter's gradients from those of the vectors of one pack's `batch`, which `slopes` makes of the
-    /// vectors.
+    /// Computes the adapter's gradients for one pack's `batch`; `slopes` turns the vectors into their gradients.
     fn vector_gradients<T>(
         &self,
         decoder: &Decoder,
@@ -147,7 +146,7 @@ impl Contrast<'_> {
     }
 }
 
-/// Computes the vectors of the sequences of `batch`, as `/embeddings` answers them.
+/// Computes the vectors of the sequences of `batch`, equal to the answers of `/embeddings`.
 pub fn embed(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
@@ -159,7 +158,7 @@ pub fn embed(
     Ok(Pooled::of(&hidden, batch)?.vectors)
 }
 
-/// Brings the vectors of packs into the order of the texts.
+/// Reorders the vectors of packs into the order of the texts.
 fn in_order(packs: &[Packed], vectors: Vec<Vec<Vec<f64>>>) -> Vec<Vec<f64>> {
     let mut ordered = vec![Vec::new(); packs.iter().map(|pack| pack.units.len()).sum()];
     for (text, vector) in packs.iter().flat_map(|pack| &pack.units).zip(vectors.into_iter().flatten()) {
@@ -173,9 +172,9 @@ fn slopes_of(pack: &Packed, slopes: &[Vec<f64>]) -> Vec<Vec<f64>> {
     pack.units.iter().map(|text| slopes[*text].clone()).collect()
 }
 
-/// Computes the loss of the pairs whose texts have these vectors, and the gradient of its mean over the pairs with
-/// respect to each vector. The first text of a pair is its anchor, the second its positive. An anchor is right if its
-/// positive is nearer than every other text that is no anchor.
+/// Computes the loss of the pairs of `vectors`, and the gradient of its mean over the pairs with respect to each
+/// vector. The first text of a pair is its anchor, the second its positive. An anchor counts as correct if its positive
+/// is nearer than every other text that is not an anchor.
 pub fn compare(vectors: &[Vec<f64>], pairs: &[Range<usize>], scale: f64) -> (LossReport, Vec<Vec<f64>>) {
     let mut slopes: Vec<Vec<f64>> = vectors.iter().map(|vector| vec![0.0; vector.len()]).collect();
     let mut report = LossReport::default();
@@ -221,7 +220,8 @@ fn add(sum: &mut [f64], factor: f64, vector: &[f64]) {
 mod tests {
     use super::*;
 
-    /// Two pairs, the second with two negatives; lengths differ from 1, since the gradient is that of any vectors.
+    /// Returns two pairs, the second with two negatives; lengths differ from 1, since the gradient must hold for any
+    /// vectors.
     fn texts() -> (Vec<Vec<f64>>, Vec<Range<usize>>) {
         let vector = |text: usize| (0..4).map(|i| ((text * 5 + i * 3) as f64 * 0.37).sin() * 0.6).collect();
         ((0..6).map(vector).collect(), vec![0..2, 2..6])

@@ -1,10 +1,10 @@
-//! Dropout on the input of an adapter's layers, as PEFT applies it: each layer draws its own mask for `x` in `B(A drop(x))`,
-//! what is kept is divided by the share that is kept, and the frozen layer sees the whole `x`. Called by
-//! [`super::backward`], which draws a mask again in place of keeping it.
+//! Dropout on the input of an adapter's layers, as PEFT applies it: each layer draws its own mask for `x` in `B(A
+//! drop(x))`, kept elements are divided by the share that is kept, and the frozen layer sees the whole `x`. Called by
+//! [`super::backward`], which draws a mask again instead of keeping it.
 //!
-//! The masks are a function of the seed and of their place in the run: step, micro-batch and layer. So the random state is
-//! the number of steps that a checkpoint holds, a resumed run is bit-identical to an uninterrupted one, and a step that
-//! was interrupted is done again with the same masks.
+//! The masks are a function of the seed and of step, micro-batch and layer. So the random state is the number of steps
+//! that a checkpoint holds, a resumed run is bit-identical to an uninterrupted one, and an interrupted step is repeated
+//! with the same masks.
 
 use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
@@ -14,31 +14,31 @@ use rayon::prelude::*;
 use attune_model::Result;
 use attune_model::lora::Site;
 
-/// The dropout of one micro-batch.
+/// Dropout of one micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Dropout {
-    /// Share that is left out, from 0 up to 1.
+    /// Share of elements that is dropped, from 0 up to 1.
     pub probability: f64,
-    /// The run's seed.
+    /// Seed of the run.
     pub seed: u64,
-    /// Steps done before this one.
+    /// Number of steps done before this one.
     pub step: usize,
-    /// The micro-batch in the step.
+    /// Index of the micro-batch in the step.
     pub batch: usize,
 }
 
 impl Dropout {
-    /// `x` `[rows, in]` with elements left out and the others scaled up, for the layer at `site`.
+    /// Drops elements of `x` `[rows, in]` and scales up the others, for the layer at `site`.
     pub fn apply(&self, layer: usize, site: Site, x: &Tensor) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
         let mask = self.mask(layer, site, rows, width, x.device())?;
         Ok((x * mask.to_dtype(x.dtype())?)?)
     }
 
-    /// The factors of the layer's input, `[rows, width]`: 0, or 1 / (1 − probability).
+    /// Draws the factors for the layer's input, `[rows, width]`: 0, or 1 / (1 − probability).
     fn mask(&self, layer: usize, site: Site, rows: usize, width: usize, device: &Device) -> Result<Tensor> {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
-        // The upper half of the streams: initialisation and data order have the lower one.
+        // The upper half of the streams: initialisation and data order use the lower one.
         let place = (layer * Site::ALL.len() + site as usize) as u64;
         random.set_stream(1 << 63 | (self.step as u64) << 32 | (self.batch as u64 & 0xffff) << 16 | place & 0xffff);
         let threshold = (self.probability * f64::from(u32::MAX)) as u32;

@@ -1,9 +1,8 @@
-//! What a training run will take, before it runs: its work, its time, its memory. The worker tells it when a job begins
-//! and `POST /fine_tuning/jobs/estimate` before that.
+//! Estimates a training run before it runs: its work, its time, its memory. Used by the worker when a job begins and by
+//! `POST /fine_tuning/jobs/estimate` before that.
 //!
-//! Time is tokens ÷ rate, where the rate is one that this machine has shown ([`super::calibration`], finished jobs).
-//! Memory is what the process holds (the weights among it) and what training adds, each part by its formula; see
-//! [`TrainingMemory`].
+//! Time is tokens ÷ rate, with a rate measured on this machine ([`super::calibration`], finished jobs). Memory is that
+//! of the process (including the weights) and the additions of training, each by its formula; see [`TrainingMemory`].
 
 use serde::Serialize;
 
@@ -15,28 +14,28 @@ pub use crate::train::rate::TrainingRate;
 use crate::train::recomputation::Recomputation;
 use attune_model::BaseModel;
 
-/// The allocator keeps this much of what small models take, where blocks are small and many.
+/// Bytes that the allocator keeps with small models, whose blocks are small and many.
 const ALLOCATOR_BYTES: u64 = 48 << 20;
-/// And this share of what any model takes.
+/// Divisor of the share that the allocator keeps with any model.
 const ALLOCATOR_SHARE: u64 = 8;
 
 /// Tokens of the validation file that a run reads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Evaluated {
-    /// In an evaluation of all of it.
+    /// Tokens of one evaluation of the whole file.
     pub once: usize,
-    /// In all evaluations together.
+    /// Tokens of all evaluations together.
     pub in_all: usize,
 }
 
-/// What a run will take.
+/// Estimate of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Estimate {
     /// Examples in the training file.
     pub examples: usize,
     /// Tokens that an epoch reads.
     pub tokens_per_epoch: usize,
-    /// Those of them that an epoch learns.
+    /// Tokens of an epoch that are targets.
     pub target_tokens_per_epoch: usize,
     /// Passes over the file.
     pub epochs: usize,
@@ -44,16 +43,16 @@ pub struct Estimate {
     pub steps: usize,
     /// Tokens read in all, as a finished job's `trained_tokens` count them.
     pub trained_tokens: u64,
-    /// Those of them that are learned.
+    /// Tokens read that are targets.
     pub target_tokens: u64,
     /// Tokens that one evaluation of the validation file reads.
     pub validation_tokens: usize,
-    /// How fast this machine trains.
+    /// Training speed of this machine.
     pub tokens_per_second: f64,
     /// Seconds from the first step to the last, evaluations included, on a machine with nothing else to do.
     #[serde(rename = "duration_seconds")]
     pub seconds: f64,
-    /// What the backward pass computes again, to need less memory.
+    /// Activations that the backward pass computes again, to need less memory.
     pub recomputation: Recomputation,
     /// Memory of the process.
     #[serde(rename = "memory_bytes")]
@@ -93,36 +92,36 @@ impl Estimate {
     }
 }
 
-/// The most memory that a run should take, in bytes.
+/// Most memory that a run should take, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct TrainingMemory {
-    /// What the process holds without the run: programs, caches, the weights of all models.
+    /// Memory of the process without the run: programs, caches, the weights of all models.
     pub process: u64,
-    /// The base model's weight matrices, a part of what the process holds.
+    /// Weight matrices of the base model, a part of `process`.
     pub weights: u64,
     /// A and B twice (in host memory and as the model uses them), their gradients (three times: those of the batch,
     /// their sum and their copy in host memory), and the optimizer's two moments: seven times 4 bytes for each
     /// parameter, eight if the best adapter is kept.
     pub adapter: u64,
-    /// What the forward pass keeps of the largest batch for the backward pass, and what the backward pass of one block
-    /// adds, with what it computes again.
+    /// Activations that the forward pass keeps of the largest batch for the backward pass, and the additions of one
+    /// block's backward pass, including recomputed activations.
     pub activations: u64,
     /// Logits and their gradient of one chunk of targets, over the whole vocabulary, and the gradients of the batch's
     /// hidden states.
     pub loss: u64,
-    /// What the allocator holds beside that: blocks of changing sizes leave room between them.
+    /// Extra memory that the allocator holds: blocks of changing sizes leave gaps between them.
     pub allocator: u64,
-    /// All of it, the process included.
+    /// Sum of all, including the process.
     pub peak: u64,
-    /// What the run may add to the process: what is free or allowed, less a reserve. `None` if nobody knows.
+    /// Memory that the run may add to the process: free or allowed memory, less a reserve; `None` if unknown.
     pub available: Option<u64>,
-    /// What is computed again to need no more.
+    /// Recomputation that this estimate assumes.
     #[serde(skip)]
     pub recomputation: Recomputation,
 }
 
 impl TrainingMemory {
-    /// Computes the memory of a run on `model` with an adapter of `parameters` numbers, beside what the process holds
+    /// Computes the memory of a run on `model` with an adapter of `parameters` numbers, on top of the process's memory
     /// now.
     pub fn new(
         model: &BaseModel,
@@ -138,13 +137,13 @@ impl TrainingMemory {
         let queries = (config.num_attention_heads * config.head_dim) as u64;
         let keys = (config.num_key_value_heads * config.head_dim) as u64;
         let heads = config.num_attention_heads as u64;
-        // As listed in `decoder::Activations`: input, attention_input, middle, mlp_input; q, attended; k, v; log_sum_exp;
-        // gate, up, gated; where query and key are normed, both before it too.
+        // As listed in `decoder::Activations`: input, attention_input, middle, mlp_input; q, attended; k, v;
+        // log_sum_exp; gate, up, gated; if query and key are normed, also both before their norms.
         let unnormed = if config.query_key_norm { queries + keys } else { 0 };
         let everything = 4 * hidden + 2 * queries + 2 * keys + heads + 3 * intermediate + unnormed;
         let (kept, again) = match recomputation {
             Recomputation::None => (everything, 0),
-            // Both normed inputs, gated; where query and key are normed, both after it.
+            // Both normed inputs, gated; if query and key are normed, also both after their norms.
             Recomputation::Selective => {
                 let cheap = 2 * hidden + intermediate + unnormed;
                 (everything - cheap, cheap)
@@ -187,13 +186,13 @@ impl TrainingMemory {
     }
 }
 
-/// Counts the texts of a pair, rounded up; 1 for everything else.
+/// Counts the texts per pair, rounded up; 1 if the file has no pairs of texts.
 fn texts_of(training: &DatasetReport) -> usize {
     training.texts.div_ceil(training.sequences.max(1)).max(1)
 }
 
-/// Counts the rows of the largest batch: examples are packed up to `batch_rows`, a longer one has a batch to itself,
-/// and a step has no more than its own.
+/// Counts the rows of the largest batch. Examples are packed up to `batch_rows`, a longer one has a batch to itself,
+/// and a batch never exceeds its step.
 fn largest_batch(settings: &TrainSettings, training: &DatasetReport) -> usize {
     let step = settings.batch_size.saturating_mul(training.longest).saturating_mul(texts_of(training));
     settings.batch_rows.min(step).min(training.tokens).max(training.longest)
@@ -232,7 +231,7 @@ mod tests {
             let texts = Estimate::new(&settings, 6, &training, Evaluated::default(), rate, TrainingMemory::default());
             assert!((texts.seconds - seconds).abs() < 1e-9 && texts.trained_tokens == 3000, "{}", texts.seconds);
         }
-        // Of pairs of answers, the reference reads each token once.
+        // With pairs of answers, the reference reads each token once.
         let pairs = estimate(
             &TrainSettings { method: TrainingMethod::Preferences { beta: 0.1 }, ..settings(3, 5) },
             Evaluated::default(),

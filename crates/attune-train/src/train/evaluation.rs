@@ -1,5 +1,5 @@
-//! Measurements of a run on held-out examples, and what follows from them: when it ends early and which of its adapters
-//! is the best. Called by `jobs/worker/training.rs` between steps.
+//! Measures a run on held-out examples, and decides from that when the run ends early and which of its adapters is the
+//! best. Called by `jobs/worker/training.rs` between steps.
 
 use std::borrow::Cow;
 
@@ -15,38 +15,37 @@ use crate::train::trainer::Trainer;
 use crate::train::yielding::{BeforeMicroStep, YieldPolicy};
 use attune_model::lora::Adapter;
 
-/// Evaluations between those at the ends of epochs, at the most.
+/// Most evaluations between those at the ends of epochs.
 const EVALUATIONS: usize = 10;
-/// Examples that an evaluation between epochs measures at the least, where there are so many.
+/// Fewest examples that an evaluation between epochs measures, if the file has as many.
 const MIN_SAMPLE: usize = 16;
-/// The evaluations between epochs together read one token for so many that are trained on. Reading one takes about half
-/// the time of training on it, so that they take about a tenth of a job at the most.
+/// All evaluations between epochs together read one token per this many trained tokens. Reading a token takes about
+/// half the time of training on it, so they take about a tenth of a job at most.
 const TRAINED_PER_EVALUATED: usize = 5;
 
-/// Examples to measure on.
+/// Held-out examples to measure on.
 pub struct HeldOut {
     examples: ExampleStore,
-    /// Sequences that are measured together: one, or the two answers of a preference.
+    /// Number of sequences that are measured together: one, or the two answers of a preference.
     width: usize,
-    /// Sequences, from the first on, that every evaluation measures.
+    /// Number of sequences, from the first on, that every evaluation measures.
     sample: usize,
     /// Steps from one evaluation between epochs to the next.
     every: Option<usize>,
-    /// Log probabilities of the sequences under the reference, for each batch of the sample and of the rest: what a
-    /// method that asks it has asked so far.
+    /// Log probabilities of the sequences under the reference, by batch, of the sample and of the rest; filled by
+    /// methods that use a reference.
     reference: [Vec<Vec<f64>>; 2],
 }
 
 impl HeldOut {
-    /// Prepares to measure on all of `examples`, `width` sequences at a time, at the ends of epochs alone.
+    /// Prepares to measure on all of `examples`, `width` sequences at a time, only at the ends of epochs.
     pub fn new(examples: ExampleStore, width: usize) -> Self {
         let sample = examples.len();
         Self { examples, width, sample, every: None, reference: [Vec::new(), Vec::new()] }
     }
 
-    /// Measures between the ends of epochs as well, about ten times in a run of `steps` steps that trains on
-    /// `trained_tokens`: fewer times, and not on all examples, where that would take more than a small part of the
-    /// time.
+    /// Adds measurements between the ends of epochs, about ten times in a run of `steps` steps that trains on
+    /// `trained_tokens`; fewer times, and not on all examples, if that would take more than a small part of the time.
     #[must_use]
     pub fn between_epochs(mut self, trained_tokens: usize, steps: usize) -> Self {
         let budget = trained_tokens / TRAINED_PER_EVALUATED;
@@ -61,13 +60,13 @@ impl HeldOut {
         }
         let times = (budget / tokens.max(1)).min(EVALUATIONS);
         self.sample = sample;
-        // The last step needs none: an epoch ends there.
+        // The last step needs no evaluation of its own: an epoch ends there.
         self.every = (times > 0).then(|| steps.div_ceil(times + 1).max(1));
         self
     }
 
-    /// Counts the tokens that the evaluations of a run read: the sample each time that one is due, all examples at the
-    /// ends of epochs, and all of them once more if a reference is asked.
+    /// Counts the tokens that the evaluations of a run read: the sample each time one is due, all examples at the ends
+    /// of epochs, and all of them once more if the method uses a reference.
     pub fn tokens_read(&self, run: &Trainer) -> usize {
         let sample: usize = (0..self.sample).map(|index| self.examples.tokens(index)).sum();
         let between =
@@ -81,7 +80,7 @@ impl HeldOut {
         (0..self.examples.len()).map(|index| self.examples.tokens(index)).sum()
     }
 
-    /// Returns true if an evaluation follows on step `step`, counted from 1.
+    /// Returns true if an evaluation follows step `step`, counted from 1.
     pub fn is_due(&self, step: usize) -> bool {
         self.every.is_some_and(|every| step.is_multiple_of(every))
     }
@@ -94,7 +93,7 @@ impl HeldOut {
 }
 
 impl Trainer {
-    /// Measures the current adapter on a part of the held-out examples, or on the `whole` of them; `None` if they have
+    /// Measures the current adapter on the sample and, if `whole`, on all held-out examples; `None` if the sample has
     /// no targets.
     pub fn validate(
         &self,
@@ -126,7 +125,7 @@ impl Trainer {
         self.method.evaluate(&self.run_inputs(examples, &adapter), places, &mut reference[part], before_micro_step)
     }
 
-    /// Measures how the current adapter sorts the task's prompts into classes: a figure for each of its columns.
+    /// Measures how the current adapter classifies the task's prompts: a number for each of the task's columns.
     pub fn classify(&self, task: &ClassificationTask, before_micro_step: BeforeMicroStep<'_>) -> Result<Vec<f64>> {
         let adapter = self.state.adapter(self.source.device())?;
         let mut log_likelihoods = Vec::new();
@@ -140,7 +139,7 @@ impl Trainer {
         Ok(task.figures(&log_likelihoods))
     }
 
-    /// Notes figures of the validation file with the last step, and keeps its adapter if it is the best one so far.
+    /// Records validation metrics with the last step, and keeps its adapter if it is the best one so far.
     pub fn record_validation(&mut self, validation: Validation) -> Result<()> {
         if let Some(record) = self.history.last_mut() {
             record.validation = Some(validation);
@@ -151,7 +150,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Notes figures of the classes with the last step.
+    /// Records classification metrics with the last step.
     pub fn record_classification(&mut self, figures: Vec<f64>) {
         if let Some(record) = self.history.last_mut() {
             record.classification = figures;
@@ -165,8 +164,8 @@ impl Trainer {
         losses.filter(|(loss, _)| !loss.is_nan()).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, step)| step)
     }
 
-    /// Returns true if the settings end the run before its last step, since the validation loss has not fallen for as
-    /// many evaluations as they allow.
+    /// Returns true if the run is to end before its last step: the validation loss has not fallen for as many
+    /// evaluations as the settings allow.
     pub fn has_ended_early(&self) -> bool {
         let after_best = &self.history[self.best_step().unwrap_or(0)..];
         let in_vain = after_best.iter().filter(|record| record.validation.is_some()).count();
@@ -178,8 +177,8 @@ impl Trainer {
         self.step_number() >= self.total_steps() || self.has_ended_early()
     }
 
-    /// Returns the adapter that the run results in, on the host, and the step that it comes from: the best one if the
-    /// settings ask for it and there is one, else the last.
+    /// Returns the run's resulting adapter, on the host, and its step: the best adapter if the settings ask for it and
+    /// there is one, else the last.
     pub fn result(&self) -> Result<(Adapter, usize)> {
         let (values, step) = match (&self.best, self.best_step()) {
             (Some(values), Some(step)) if self.settings.keep_best => (Cow::Borrowed(values.as_slice()), step),
@@ -193,7 +192,7 @@ impl Trainer {
 mod tests {
     use super::*;
 
-    /// Held-out examples of ten tokens each.
+    /// Creates held-out examples of ten tokens each.
     fn held_out(count: usize) -> HeldOut {
         let example = TokenizedExample { tokens: vec![7; 10], weights: vec![1.0; 10] };
         HeldOut::new(ExampleStore::of((0..count).map(|_| example.clone())).unwrap(), 1)
@@ -211,7 +210,7 @@ mod tests {
         assert_eq!(plan(30, 100_000, 7), (30, Some(1)), "not more than one in a step");
         // A part of a large one: 2,000 tokens at a time.
         assert_eq!(plan(10_000, 100_000, 300), (200, Some(28)));
-        // Fewer where even the smallest part is long beside the training, and none where it is too long.
+        // Fewer evaluations if even the smallest part is long compared with training, and none if it is too long.
         assert_eq!(plan(10_000, 4_000, 300), (16, Some(50)));
         assert_eq!(plan(10_000, 500, 300), (16, None));
         assert_eq!(plan(3, 500, 300), (3, Some(75)));

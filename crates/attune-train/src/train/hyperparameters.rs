@@ -1,19 +1,19 @@
-//! What a client may set of a fine-tune, before every `auto` is turned into a number ([`super::settings`]). Stored with
-//! the job, so names and defaults stay readable for old rows.
+//! Settings of a fine-tune as a client gives them, before every `auto` becomes a number ([`super::settings`]). Stored
+//! with the job, so names and defaults stay readable for old rows.
 
 use attune_model::lora::Site;
 use serde::{Deserialize, Serialize};
 
 use crate::train::schedule::Schedule;
 
-/// What a job trains on.
+/// Methods of training, as the client names them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// Answers to learn.
+    /// Learning given answers.
     #[default]
     Supervised,
-    /// Pairs of answers, of which one is preferred: direct preference optimisation.
+    /// Direct preference optimisation on pairs of answers, one of which is preferred.
     Dpo,
 }
 
@@ -29,9 +29,9 @@ pub struct Hyperparameters {
     pub learning_rate_multiplier: Option<f64>,
     /// Weight of the prompt's tokens in the loss (0 trains on completions only).
     pub prompt_loss_weight: Option<f64>,
-    /// How strongly the adapter is held to the model that it began as, where training is on preferences.
+    /// For preferences: strength of the pull towards the model that training began with.
     pub beta: Option<f64>,
-    /// Own extension: factor on the similarities, where training is on pairs of texts.
+    /// Own extension: factor on the similarities, for pairs of texts.
     pub scale: Option<f64>,
     /// Own extension: rank of the adapter.
     pub rank: Option<u32>,
@@ -41,36 +41,36 @@ pub struct Hyperparameters {
     pub learning_rate: Option<f64>,
     /// Own extension: the linear layers that the adapter changes.
     pub target_modules: Option<Vec<Site>>,
-    /// Own extension: how the learning rate falls.
+    /// Own extension: decay of the learning rate.
     pub lr_scheduler: Option<Schedule>,
     /// Own extension: share of the steps in which the learning rate rises.
     pub warmup_ratio: Option<f64>,
     /// Own extension: the optimizer's weight decay.
     pub weight_decay: Option<f64>,
-    /// Own extension: largest norm of a step's gradient; 0 leaves it as it is.
+    /// Own extension: largest norm of a step's gradient; 0 does not clip.
     pub max_grad_norm: Option<f64>,
-    /// Own extension: share of the adapter's inputs that a training step leaves out.
+    /// Own extension: dropout on the adapter's inputs.
     pub lora_dropout: Option<f64>,
     /// Own extension: scale the adapter by alpha / √rank in place of alpha / rank.
     pub use_rslora: Option<bool>,
-    /// Own extension: tokens of a training sequence at the most.
+    /// Own extension: most tokens of a training sequence.
     pub max_seq_length: Option<u32>,
-    /// Own extension: evaluations without a lower validation loss after which training ends; 0 goes on to the end.
+    /// Own extension: evaluations without a lower validation loss after which training ends; 0 never ends early.
     pub early_stopping_patience: Option<u32>,
-    /// Own extension: publish the adapter of the lowest validation loss in place of the last one.
+    /// Own extension: publish the adapter of the lowest validation loss instead of the last one.
     pub keep_best: Option<bool>,
 }
 
-/// What the older resource's `classification_…` fields asked for; a field is `None` where the client gave none.
+/// Values of the older resource's `classification_…` fields; `None` if the client did not set the field.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Classification {
-    /// Measure at the end of each epoch.
+    /// Whether to measure at the end of each epoch.
     pub compute: Option<bool>,
-    /// How many classes the training file has.
+    /// Number of classes in the training file.
     pub n_classes: Option<u32>,
-    /// The completion that is the positive class, of two.
+    /// Completion that is the positive class, of two.
     pub positive_class: Option<String>,
-    /// The betas of the F-beta scores, of two classes.
+    /// Betas of the F-beta scores, of two classes.
     pub betas: Option<Vec<f64>>,
 }

@@ -1,5 +1,5 @@
-//! The loss over the vocabulary, in chunks of targets: never the logits of the whole batch, and no head product for
-//! rows without a target.
+//! Computes the loss over the vocabulary in chunks of targets: never the logits of the whole batch, and no head product
+//! for rows without a target.
 
 use candle_core::Tensor;
 
@@ -8,28 +8,28 @@ use crate::train::batch::{LossReport, PackedBatch, Target};
 use attune_model::decoder::Decoder;
 use attune_model::kernels::Kernels;
 
-/// Targets whose logits exist at one time.
+/// Targets whose logits are in memory at one time.
 const CHUNK: usize = 128;
-/// The same on a GPU, which each chunk is read back from.
+/// The same on a GPU, where each chunk costs a read back to the host.
 const GPU_CHUNK: usize = 1024;
 
-/// Returns the number of targets whose logits exist at one time on kernels.
+/// Returns the number of targets whose logits are in memory at one time on `kernels`.
 pub fn chunk_targets(kernels: &Kernels) -> usize {
     if kernels.is_cpu() { CHUNK } else { GPU_CHUNK }
 }
 
-/// How one target was predicted.
+/// Score of one target's prediction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TargetScore {
-    /// Its cross entropy in nats: minus its log probability.
+    /// Cross entropy in nats: minus the log probability.
     pub loss: f32,
-    /// It has the highest logit.
+    /// Whether the target has the highest logit.
     pub correct: bool,
 }
 
-/// Computes the scores of the targets of `batch`, in their order, from the hidden states after the final norm,
-/// `[rows, hidden]`, and, if `divisor` is given, the gradient of each target's weighted cross entropy divided by it with
-/// respect to the hidden state that predicts it, `[targets, hidden]`.
+/// Computes the scores of the targets of `batch`, in order, from the hidden states after the final norm, `[rows,
+/// hidden]`. If `divisor` is given, also returns the gradient of each target's weighted cross entropy divided by
+/// `divisor`, with respect to the predicting hidden state, `[targets, hidden]`.
 pub fn vocabulary_loss(
     decoder: &Decoder,
     hidden: &Tensor,
@@ -67,8 +67,8 @@ fn vocabulary_loss_by(
     Ok((scores, gradient))
 }
 
-/// Spreads the gradients of targets, `[targets, hidden]`, over all rows, `[rows, hidden]`: zero for rows that predict
-/// nothing.
+/// Spreads the gradients of targets, `[targets, hidden]`, over all rows, `[rows, hidden]`: zero for rows without a
+/// target.
 pub fn spread(hidden: &Tensor, batch: &PackedBatch, gradient: Option<Tensor>) -> Result<Tensor> {
     let zeros = hidden.zeros_like()?;
     let Some(gradient) = gradient else { return Ok(zeros) };
@@ -77,7 +77,7 @@ pub fn spread(hidden: &Tensor, batch: &PackedBatch, gradient: Option<Tensor>) ->
     Ok(zeros.index_add(&Tensor::new(rows, hidden.device())?, &gradient, 0)?)
 }
 
-/// Computes the sums of a batch whose targets were predicted so.
+/// Sums the scores of a batch's targets.
 pub fn report(batch: &PackedBatch, scores: &[TargetScore]) -> LossReport {
     let mut report = LossReport::default();
     // For each sequence: targets of full weight, and those of them that were missed.
@@ -85,7 +85,7 @@ pub fn report(batch: &PackedBatch, scores: &[TargetScore]) -> LossReport {
     for (target, score) in batch.targets.iter().zip(scores) {
         report.loss_sum += f64::from(target.weight) * f64::from(score.loss);
         report.weight_sum += f64::from(target.weight);
-        // Prompt tokens with a small weight shape the loss; how well prompts are guessed is nobody's measure.
+        // Prompt tokens with a small weight shape the loss, but the accuracy of guessing prompts interests nobody.
         if target.weight >= 1.0 {
             report.targets += 1;
             report.correct += usize::from(score.correct);
@@ -100,7 +100,7 @@ pub fn report(batch: &PackedBatch, scores: &[TargetScore]) -> LossReport {
     report
 }
 
-/// Computes the log probability of each sequence's targets together.
+/// Computes the summed log probability of each sequence's targets.
 pub fn log_likelihoods(batch: &PackedBatch, scores: &[TargetScore]) -> Vec<f64> {
     let mut sums = vec![0.0; batch.sequences.len()];
     for (target, score) in batch.targets.iter().zip(scores) {
@@ -122,7 +122,7 @@ mod tests {
         Decoder::load(&ModelConfig::read(&folder).unwrap(), &weights, &Storage::default()).unwrap()
     }
 
-    /// Hidden states of `rows` rows, each of which predicts a token.
+    /// Returns hidden states of `rows` rows, each of which predicts a token.
     #[allow(clippy::single_range_in_vec_init, reason = "one sequence is meant")]
     fn predictions(decoder: &Decoder, rows: usize) -> (Tensor, PackedBatch) {
         let tokens: Vec<u32> = (0..rows as u32).map(|i| i * 7 % 150).collect();
@@ -200,13 +200,13 @@ mod tests {
             tokens: vec![0; 9],
             sequences: vec![0..3, 3..6, 6..8, 8..9],
             targets: vec![
-                // A prompt token that is missed does not count; two answer tokens that are right do.
+                // A missed prompt token does not count; two correct answer tokens do.
                 target(0, 0.1),
                 target(1, 1.0),
                 target(2, 1.0),
                 target(4, 1.0),
                 target(5, 1.0),
-                // Only a prompt: no completion to get right.
+                // Only a prompt, without a completion to get right.
                 target(6, 0.1),
                 target(8, 1.0),
             ],

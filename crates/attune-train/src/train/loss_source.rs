@@ -1,4 +1,4 @@
-//! Where the trainer's losses and gradients come from: the model, or a formula in tests of the loop.
+//! Source of the trainer's losses and gradients: the model, or a formula in tests of the loop.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use attune_model::decoder::Decoder;
 use attune_model::kernels::Kernels;
 use attune_model::lora::Adapter;
 
-/// Where losses and gradients come from. A formula in place of a model replaces what is computed of sequences.
+/// Computes losses and gradients. A formula in place of a model overrides the functions on sequences.
 pub(crate) trait LossSource: Send + Sync {
     /// Returns the decoder that computes.
     fn decoder(&self) -> &Decoder;
@@ -22,12 +22,12 @@ pub(crate) trait LossSource: Send + Sync {
         self.decoder().device()
     }
 
-    /// Returns the kernels that losses are computed with.
+    /// Returns the kernels that compute losses.
     fn kernels(&self) -> &Kernels {
         self.decoder().kernels()
     }
 
-    /// Returns the type of its products on a GPU.
+    /// Returns the data type of the model's products on a GPU.
     fn dtype(&self) -> DType {
         self.decoder().activation_dtype()
     }
@@ -63,12 +63,12 @@ pub(crate) trait LossSource: Send + Sync {
     }
 }
 
-/// The decoder of a model that serves at the same time, on training's own stream.
+/// Decoder of a model that serves at the same time, on training's own stream.
 pub(crate) struct SharedDecoder(pub Arc<BaseModel>);
 
 impl LossSource for SharedDecoder {
     fn decoder(&self) -> &Decoder {
-        self.0.decoder.for_training()
+        self.0.training_decoder()
     }
 }
 

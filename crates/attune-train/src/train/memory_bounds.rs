@@ -1,4 +1,4 @@
-//! How the worker picks between time and memory for a job, from what the estimate says that each way would take.
+//! Picks between time and memory for a job, from the estimate of each kind of recomputation. Called by the worker.
 
 use crate::train::estimate::TrainingMemory;
 use crate::train::recomputation::Recomputation;
@@ -6,24 +6,25 @@ use crate::{Error, Result};
 use attune_support::format;
 use attune_support::system::FreeMemory;
 
-/// The share of all memory that training leaves free, for requests and for other programs.
+/// Divisor of the share of all memory that training leaves free, for requests and for other programs.
 const RESERVED_SHARE: u64 = 16;
-/// It leaves no more than this, in bytes.
+/// Largest such reserve, in bytes.
 const MAX_RESERVED: u64 = 512 << 20;
 
-/// What an operator says of the memory that training takes.
+/// The operator's limits on the memory of training.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryBounds {
-    /// The way that every job takes; `None` chooses for each.
+    /// Recomputation that every job uses; `None` chooses for each job.
     pub recomputation: Option<Recomputation>,
-    /// Bytes of the whole process, the models that it serves among them, that no job may lead beyond.
+    /// Most bytes of the whole process, including the models that it serves, that a job may lead to.
     pub limit: Option<u64>,
 }
 
 impl MemoryBounds {
-    /// Picks the fastest way that fits into what is free, and returns what it takes; an error if none does.
+    /// Picks the fastest kind of recomputation that fits into free memory and returns its memory; an error if none
+    /// fits.
     ///
-    /// `memory` is the estimate for each way, `longest` the tokens of the longest example. If nothing is known of the
+    /// `memory` is the estimate for each kind, `longest` the tokens of the longest example. If nothing is known of the
     /// memory, everything fits.
     pub fn choose(
         &self,
@@ -45,7 +46,7 @@ impl MemoryBounds {
         least.map_or_else(|| Err(Error::Internal("no way to train".into())), |memory| Err(refusal(&memory, longest)))
     }
 
-    /// Returns the bytes that training may add to a process of `process` bytes; `None` if nobody knows.
+    /// Returns the bytes that training may add to a process of `process` bytes; `None` if unknown.
     fn room(&self, process: u64, free: Option<FreeMemory>) -> Option<u64> {
         let reserved = |memory: FreeMemory| (memory.total / RESERVED_SHARE).min(MAX_RESERVED);
         let free = free.map(|memory| memory.free.saturating_sub(reserved(memory)));
@@ -84,7 +85,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// 100, 60 or 20 MiB beside a process of 500 MiB.
+    /// Returns 100, 60 or 20 MiB on top of a process of 500 MiB.
     fn estimate(recomputation: Recomputation) -> TrainingMemory {
         let activations = match recomputation {
             Recomputation::None => 90 * MIB,

@@ -1,6 +1,5 @@
-//! What each method of training does, a file for each: what a step trains on, its loss and gradients, how held-out
-//! examples are measured, what that takes of time and memory, and what its figures are called. Called by the trainer,
-//! the estimate and the calibration.
+//! The methods of training, one file for each: data of a step, loss and gradients, evaluation on held-out examples,
+//! cost in time and memory, and names of metrics. Called by the trainer, the estimate and the calibration.
 
 mod answers;
 mod preferences;
@@ -26,20 +25,20 @@ use crate::{Error, Result};
 use attune_model::decoder::Decoder;
 use attune_model::lora::Adapter;
 
-/// To evaluate a token takes this share of the time that training on it takes: the forward pass alone is two of the
-/// four operations for each weight.
+/// Time of evaluating a token as a share of the time of training on it: the forward pass alone is two of the four
+/// operations for each weight.
 pub(crate) const EVALUATION_SHARE: f64 = 0.5;
 /// Bytes of f32.
 pub(crate) const FLOAT: u64 = 4;
 /// Examples that one round of evaluation packs, so that packed copies never exceed a part of a large file.
 const EVALUATION_EXAMPLES: usize = 256;
 
-/// Log probabilities of the two answers of a pair under the reference, in nats; `None` if it has not been asked yet.
+/// Log probabilities of the two answers of a pair under the reference model, in nats; `None` if not yet computed.
 pub(crate) type ReferenceLogProbs = Option<[f64; 2]>;
 
-/// What differs from method to method.
+/// Behaviour that differs between the methods of training.
 pub(crate) trait Method: Send + Sync {
-    /// Plans what each step of a run over `examples` trains on.
+    /// Plans the batches of a run over `examples`.
     fn batches(&self, settings: &TrainSettings, examples: &ExampleStore) -> Result<Batches> {
         let TrainSettings { seed, epochs, batch_size, .. } = *settings;
         Ok(Batches::new(seed, epochs, examples.len() / self.width(), batch_size))
@@ -49,8 +48,8 @@ pub(crate) trait Method: Send + Sync {
     /// whole step, so that the split into micro-batches changes nothing but rounding.
     fn gradients(&self, step: &StepInputs<'_>, before: BeforeMicroStep<'_>) -> Result<StepOutcome>;
 
-    /// Sums over the held-out sequences or pairs of texts at `places`. `reference` holds what the reference was asked
-    /// for by earlier evaluations of the same places, batch by batch, and takes what it is asked for now.
+    /// Sums over the held-out sequences or pairs of texts at `places`. `reference` holds the reference's log
+    /// probabilities from earlier evaluations of the same places, batch by batch, and receives new ones.
     fn evaluate(
         &self,
         run: &RunInputs<'_>,
@@ -59,33 +58,33 @@ pub(crate) trait Method: Send + Sync {
         before: BeforeMicroStep<'_>,
     ) -> Result<LossReport>;
 
-    /// Returns the sequences that are trained on together.
+    /// Returns the number of sequences that are trained on together.
     fn width(&self) -> usize {
         1
     }
 
-    /// Returns true if the model that training began with is asked about each example once.
+    /// Returns true if the model that training began with computes log probabilities of each example once.
     fn asks_reference(&self) -> bool {
         false
     }
 
-    /// Returns the work of a token, in tokens that are trained on.
+    /// Returns the work per token, relative to a token that is trained on once.
     fn work(&self, _settings: &TrainSettings, _training: &DatasetReport) -> WorkFactors {
         WorkFactors { first_epoch: 1.0, later: 1.0 }
     }
 
-    /// Returns the bytes that the loss takes.
+    /// Returns the memory of the loss, in bytes.
     fn loss_bytes(&self, shape: &LossShape) -> u64 {
         let LossShape { element, rows, hidden, chunk, vocabulary, .. } = *shape;
         element * (2 * chunk * vocabulary + 3 * rows * hidden)
     }
 
-    /// Reads the example at `index` as what a calibration passes through the model.
+    /// Reads the sequences of the example at `index`, for a calibration.
     fn samples(&self, examples: &ExampleStore, index: usize) -> Result<Vec<TokenizedExample>> {
         Ok(vec![examples.get(index)?])
     }
 
-    /// Measures how fast `samples` are trained on. `before` is asked before each batch.
+    /// Measures how fast `samples` are trained on. Calls `before` before each batch.
     fn calibrate(
         &self,
         probe: Probe<'_>,
@@ -105,11 +104,11 @@ pub(crate) trait Method: Send + Sync {
         Ok(TrainingRate { tokens: tokens as f64, seconds })
     }
 
-    /// Returns what the method's examples and figures are called.
+    /// Returns the names of the method's examples and metrics.
     fn labels(&self) -> Labels;
 }
 
-/// Returns what does the work of `method`: the one place that tells the methods apart.
+/// Returns the implementation of `method`: the one place that distinguishes the methods.
 pub(crate) fn method(method: TrainingMethod) -> Box<dyn Method> {
     match method {
         TrainingMethod::Answers => Box::new(answers::Answers),
@@ -119,95 +118,95 @@ pub(crate) fn method(method: TrainingMethod) -> Box<dyn Method> {
 }
 
 impl TrainingMethod {
-    /// Returns the sequences that are trained on together: one, or the two answers of a preference.
+    /// Returns the number of sequences that are trained on together: one, or the two answers of a preference.
     pub fn width(self) -> usize {
         method(self).width()
     }
 
-    /// Returns the work of a token of the first epoch and of all others, in tokens that are trained on.
+    /// Returns the work per token of the first epoch and of the others, relative to a token that is trained on once.
     pub fn work(self, settings: &TrainSettings, training: &DatasetReport) -> WorkFactors {
         method(self).work(settings, training)
     }
 
-    /// Returns what its examples and figures are called.
+    /// Returns the names of the method's examples and metrics.
     pub fn labels(self) -> Labels {
         method(self).labels()
     }
 }
 
-/// What examples and figures are called, for people and in result files.
+/// Names of examples and metrics, for people and for result files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Labels {
-    /// Several examples.
+    /// Plural name of the examples.
     pub examples: &'static str,
-    /// The accuracy of targets in metrics.
+    /// Name of the targets' accuracy among the metrics.
     pub accuracy: &'static str,
-    /// What happened to examples that nothing can be learned from.
+    /// Sentence about examples from which nothing can be learned.
     pub left_out: &'static str,
-    /// The adapter learns vectors, not answers: there are no targets to count and no questions to ask.
+    /// Whether the adapter learns vectors, not answers, so that there are no targets to count and no questions to ask.
     pub vectors: bool,
-    /// There are rewards.
+    /// Whether there are rewards.
     pub rewards: bool,
 }
 
-/// Why an answer is left out.
+/// Reason why an answer is left out.
 const PROMPT_FILLS_CONTEXT: &str = "were left out, since their prompts fill the model's context";
 
-/// The work of a token, in tokens that are trained on: more than 1 where it is read more than once.
+/// Work per token, relative to a token that is trained on once; more than 1 if it is read more than once.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WorkFactors {
-    /// Of the first epoch.
+    /// Work in the first epoch.
     pub first_epoch: f64,
-    /// Of every other epoch.
+    /// Work in every other epoch.
     pub later: f64,
 }
 
-/// What the memory of a loss depends on.
+/// Sizes that the memory of a loss depends on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LossShape {
-    /// Bytes of an activation.
+    /// Bytes per activation.
     pub element: u64,
     /// Rows of the largest batch.
     pub rows: u64,
     /// Width of a hidden state.
     pub hidden: u64,
-    /// Targets whose logits exist at one time.
+    /// Targets whose logits are in memory at one time.
     pub chunk: u64,
     /// Tokens of the vocabulary.
     pub vocabulary: u64,
-    /// Texts of a step, if the examples have some.
+    /// Texts of a step; 0 if the examples have none.
     pub texts: u64,
 }
 
-/// What a calibration measures with.
+/// Model and options of a calibration.
 #[derive(Clone, Copy)]
 pub(crate) struct Probe<'a> {
     pub decoder: &'a Decoder,
     pub adapter: &'a Adapter,
-    /// Rows of a batch at the most.
+    /// Most rows in a batch.
     pub rows: usize,
     pub recomputation: Recomputation,
 }
 
-/// What a run computes losses with.
+/// Model, settings and data of a run, for computing losses.
 pub(crate) struct RunInputs<'a> {
     pub source: &'a dyn LossSource,
     pub settings: &'a TrainSettings,
     pub examples: &'a ExampleStore,
     pub adapter: &'a Adapter,
-    /// The model that training began with; `None` if that is the base.
+    /// Model that training began with; `None` if it is the base model.
     pub beginning: Option<&'a Adapter>,
 }
 
 impl RunInputs<'_> {
-    /// Reads the sequences at `places` in rounds of so many units of `width` sequences as are packed at once.
+    /// Reads the sequences at `places` in rounds of as many units, of `width` sequences each, as are packed at once.
     fn rounds(&self, places: Range<usize>, width: usize) -> impl Iterator<Item = Result<Vec<TokenizedExample>>> {
         let at_once = EVALUATION_EXAMPLES * width;
         let end = places.end;
         places.step_by(at_once).map(move |start| self.examples.range(start..(start + at_once).min(end)))
     }
 
-    /// Asks the model that training began with for the log probability of each sequence of `batch`, in nats.
+    /// Computes the log probability of each sequence of `batch` under the model that training began with, in nats.
     fn ask_reference(&self, batch: &PackedBatch, before: BeforeMicroStep<'_>) -> Result<Vec<f64>> {
         self.source.log_likelihoods(self.beginning, batch, YieldPolicy::asking(before))
     }
@@ -217,33 +216,33 @@ impl RunInputs<'_> {
     }
 }
 
-/// What one optimizer step is computed from.
+/// Inputs of one optimizer step.
 pub(crate) struct StepInputs<'a> {
     pub run: RunInputs<'a>,
-    /// The examples of the step, by their places.
+    /// Indices of the step's examples.
     pub units: &'a [usize],
-    /// Steps before this one.
+    /// Number of steps before this one.
     pub step: usize,
-    /// What the reference has been asked for so far, by the examples' places.
+    /// Log probabilities under the reference so far, by index of the example.
     pub reference: &'a [ReferenceLogProbs],
     pub recomputation: Recomputation,
 }
 
 impl StepInputs<'_> {
-    /// Reads the sequences of the step and packs them, `width` of them together.
+    /// Reads the sequences of the step and packs them, keeping each `width` neighbours together.
     fn packs(&self, width: usize) -> Result<Vec<Packed>> {
         let sequences = self.units.iter().flat_map(|unit| unit * width..(unit + 1) * width);
         let examples = sequences.map(|sequence| self.run.examples.get(sequence)).collect::<Result<Vec<_>>>()?;
         Ok(pack(&examples, width, self.run.settings.batch_rows))
     }
 
-    /// Returns what the micro-batch `batch` leaves out of the adapter's inputs.
+    /// Returns the dropout of the micro-batch `batch`; `None` if the settings have none.
     fn dropout(&self, batch: usize) -> Option<Dropout> {
         let TrainSettings { dropout: probability, seed, .. } = *self.run.settings;
         (probability > 0.0).then_some(Dropout { probability, seed, step: self.step, batch })
     }
 
-    /// Computes loss and gradients of the micro-batch of number `index`.
+    /// Computes loss and gradients of the micro-batch with the number `index`.
     fn micro_step(
         &self,
         index: usize,
@@ -259,11 +258,11 @@ impl StepInputs<'_> {
     }
 }
 
-/// What one optimizer step came to.
+/// Result of one optimizer step.
 pub(crate) struct StepOutcome {
     pub report: LossReport,
     pub gradients: Gradients,
-    /// What the reference had to be asked for, by the examples' places.
+    /// Newly computed log probabilities under the reference, with the index of the example.
     pub asked: Vec<(usize, [f64; 2])>,
 }
 

@@ -1,13 +1,13 @@
 //! Fits a LoRA adapter to a dataset. `jobs/worker/training.rs` drives a [`Trainer`] step by step; the base model is the
 //! one that is serving, shared and frozen.
 //!
-//! [`settings`] turns what was asked for into numbers; [`trainer`] is the loop; [`methods`] does what differs with what
-//! is trained on. `batches` and [`packing`] make its batches, [`backward`], [`loss`], [`preference`], [`contrastive`]
-//! and [`dropout`] its gradients, `yielding` lets requests in between, [`optimizer`] and [`schedule`] make its updates
-//! on the [`parameters`] in `state`; [`checkpoint`] makes it resumable to the bit; [`evaluation`] measures it and says
-//! when it ends, [`classification`] how prompts are sorted into classes; [`records`] is what is told of each step.
-//! [`estimate`] tells what a run will take, from what a [`calibration`] measures; [`recomputation`] trades time for
-//! memory if that is scarce, within [`memory_bounds`].
+//! [`settings`] turns a client's hyperparameters into numbers; [`trainer`] is the loop; [`methods`] holds the code that
+//! differs between kinds of training. `batches` and [`packing`] make the loop's batches; [`backward`], [`loss`],
+//! [`preference`], [`contrastive`] and [`dropout`] compute its gradients; `yielding` lets requests in between;
+//! [`optimizer`] and [`schedule`] update the [`parameters`] in `state`. [`checkpoint`] makes a run resumable to the
+//! bit; [`evaluation`] measures it and decides when it ends; [`classification`] measures how well it classifies
+//! prompts; [`records`] holds the record of each step. [`estimate`] predicts the cost of a run, from the measurements
+//! of [`calibration`]; [`recomputation`] trades time for memory if that is scarce, within [`memory_bounds`].
 
 pub mod backward;
 pub mod batch;

@@ -1,6 +1,6 @@
-//! `AdamW` with decoupled weight decay on host memory: adapters are small, and moments in plain vectors can be saved
-//! and restored to the bit. Called by [`AdapterState`](super::state) once per step, which has a GPU do the same where
-//! one holds the adapter.
+//! Updates parameters by `AdamW` with decoupled weight decay, in host memory: adapters are small, and moments in plain
+//! vectors can be saved and restored to the bit. Called by [`AdapterState`](super::state) once per step; if a GPU holds
+//! the adapter, it computes the same update there.
 //!
 //! With gradient `g`, step `t` counted from 1 and learning rate `lr`, per element (Loshchilov and Hutter, algorithm 2,
 //! in `PyTorch`'s order):
@@ -19,13 +19,13 @@ use attune_model::kernels::AdamCoefficients;
 /// Constants of the update.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AdamSettings {
-    /// β₁
+    /// Decay β₁ of the first moment.
     pub beta1: f64,
-    /// β₂
+    /// Decay β₂ of the second moment.
     pub beta2: f64,
-    /// ε
+    /// Term ε that keeps the divisor above zero.
     pub epsilon: f64,
-    /// Decay per unit of learning rate.
+    /// Weight decay per unit of learning rate.
     pub weight_decay: f64,
 }
 
@@ -35,7 +35,7 @@ impl Default for AdamSettings {
     }
 }
 
-/// First and second moment of one parameter tensor.
+/// First and second moments of one parameter tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moments {
     /// Running mean of gradients.
@@ -44,30 +44,30 @@ pub struct Moments {
     pub second: Vec<f32>,
 }
 
-/// The optimizer's state.
+/// State of the optimizer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW {
     settings: AdamSettings,
-    /// Updates so far.
+    /// Number of updates so far.
     pub updates: u64,
-    /// One entry per parameter tensor.
+    /// Moments, one entry per parameter tensor.
     pub moments: Vec<Moments>,
 }
 
 impl AdamW {
-    /// A fresh state for `parameters`.
+    /// Creates a fresh state for `parameters`.
     pub fn new(settings: AdamSettings, parameters: &[Vec<f32>]) -> Self {
         let zeros = |values: &Vec<f32>| Moments { first: vec![0.0; values.len()], second: vec![0.0; values.len()] };
         Self { settings, updates: 0, moments: parameters.iter().map(zeros).collect() }
     }
 
-    /// The same with other moments.
+    /// Returns the same state with other moments.
     #[must_use]
     pub fn with(&self, moments: Vec<Moments>) -> Self {
         Self { moments, ..*self }
     }
 
-    /// Counts another update and tells what it multiplies with, gradients with `clip`. Computed in f64.
+    /// Counts an update and returns its coefficients, computed in f64; `clip` is the factor on the gradients.
     pub fn advance(&mut self, learning_rate: f64, clip: f64) -> AdamCoefficients {
         let AdamSettings { beta1, beta2, epsilon, weight_decay } = self.settings;
         self.updates += 1;
@@ -84,7 +84,7 @@ impl AdamW {
         }
     }
 
-    /// One update of every tensor, elements in f32.
+    /// Updates every tensor once, elements in f32.
     pub fn update(&mut self, by: AdamCoefficients, parameters: &mut [Vec<f32>], gradients: &[Vec<f32>]) {
         let AdamCoefficients { clip, keep, step_size, root_correction, decay1, gain1, decay2, gain2, epsilon } = by;
         for ((values, gradient), moments) in parameters.iter_mut().zip(gradients).zip(&mut self.moments) {
@@ -100,13 +100,13 @@ impl AdamW {
     }
 }
 
-/// The Euclidean norm over all tensors, summed in f64.
+/// Computes the Euclidean norm over all tensors, summed in f64.
 pub fn global_norm(gradients: &[Vec<f32>]) -> f64 {
     gradients.iter().flatten().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt()
 }
 
-/// The factor on gradients of this `norm`: `min(1, limit / (norm + 1e-6))`, as in `PyTorch`'s `clip_grad_norm_`; a
-/// `limit` of 0 is none.
+/// Returns the factor on gradients of this `norm`: `min(1, limit / (norm + 1e-6))`, as in `PyTorch`'s
+/// `clip_grad_norm_`; 1 if `limit` is 0.
 pub fn clip_factor(norm: f64, limit: f64) -> f64 {
     if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
@@ -115,7 +115,7 @@ pub fn clip_factor(norm: f64, limit: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// A gradient that depends on step and element, of changing sign and size.
+    /// Returns a gradient that depends on step and element, of changing sign and size.
     fn gradient(step: usize, element: usize) -> f32 {
         let x = (step * 7 + element * 13) as f32;
         (x * 0.37).sin() * 10f32.powi(element as i32 % 4 - 2)

@@ -13,7 +13,7 @@ pub const BATCH_ROWS: usize = 512;
 /// The same on a GPU, whose products are efficient from thousands of rows on.
 const GPU_BATCH_ROWS: usize = 4096;
 
-/// Returns the rows of a batch on `device`.
+/// Returns the rows of a batch on the device of `kernels`.
 pub fn batch_rows(kernels: &Kernels) -> usize {
     if kernels.is_cpu() { BATCH_ROWS } else { GPU_BATCH_ROWS }
 }
@@ -23,18 +23,18 @@ pub fn rows(example: &TokenizedExample) -> usize {
     example.weights.iter().rposition(|weight| *weight > 0.0).unwrap_or(0)
 }
 
-/// A batch, and which units it holds.
+/// A batch and the units in it.
 #[derive(Debug, Clone, Default)]
 pub struct Packed {
-    /// The sequences of the units, one unit after the other.
+    /// Sequences of the units, one unit after the other.
     pub batch: PackedBatch,
-    /// The units' places among those that were packed.
+    /// Indices of the units in the list that was packed.
     pub units: Vec<usize>,
 }
 
 /// Distributes units of `width` sequences each over batches of at most `budget` rows (a longer unit has a batch to
-/// itself): the longest first, each into the fullest batch that still takes it (best fit decreasing). A unit is what
-/// has to be computed at once: an example, or the two answers of a preference. The same units give the same batches.
+/// itself): the longest first, each into the fullest batch with room for it (best fit decreasing). A unit is computed
+/// as a whole: an example, or the two answers of a preference. The same units give the same batches.
 pub fn pack(examples: &[TokenizedExample], width: usize, budget: usize) -> Vec<Packed> {
     let units: Vec<&[TokenizedExample]> = examples.chunks(width).collect();
     let needed: Vec<usize> = units.iter().map(|unit| unit.iter().map(rows).sum()).collect();
@@ -43,7 +43,7 @@ pub fn pack(examples: &[TokenizedExample], width: usize, budget: usize) -> Vec<P
     distribute(order, &needed, budget, |batch, unit| units[unit].iter().for_each(|example| append(batch, example)))
 }
 
-/// Distributes texts, each of them whole and without targets, in the same way.
+/// Distributes texts in the same way, each whole and without targets.
 pub fn pack_texts(texts: &[&[u32]], budget: usize) -> Vec<Packed> {
     let needed: Vec<usize> = texts.iter().map(|text| text.len()).collect();
     distribute((0..texts.len()).collect(), &needed, budget, |batch, text| {
@@ -53,7 +53,7 @@ pub fn pack_texts(texts: &[&[u32]], budget: usize) -> Vec<Packed> {
     })
 }
 
-/// Best fit decreasing of the units in `order`, which need so many rows each.
+/// Distributes the units in `order` by best fit decreasing; the rows of each are given.
 fn distribute(
     mut order: Vec<usize>,
     needed: &[usize],
@@ -74,8 +74,8 @@ fn distribute(
     packs
 }
 
-/// Distributes `examples` over batches of at most `budget` rows in their order, so that the sequences of all batches,
-/// one after the other, are the examples. Each must have a target.
+/// Distributes `examples` over batches of at most `budget` rows in order, so that the sequences of all batches, one
+/// after the other, are the examples. Each example must have a target.
 pub fn pack_in_order(examples: &[TokenizedExample], budget: usize) -> Vec<PackedBatch> {
     let mut batches: Vec<PackedBatch> = Vec::new();
     for example in examples {

@@ -1,4 +1,4 @@
-//! The numbers that training changes: A and B of every adapted layer, in host memory. The trainer makes an [`Adapter`]
+//! Parameters that training changes: A and B of every adapted layer, in host memory. The trainer makes an [`Adapter`]
 //! of them for each step and brings the step's gradients back.
 
 use candle_core::{Device, Tensor};
@@ -11,12 +11,12 @@ use crate::{Error, Result};
 use attune_model::ModelConfig;
 use attune_model::lora::{Adapter, LoraLayer, LoraPair, Site};
 
-/// Place and shape of one adapted layer.
+/// Position and shape of one adapted layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ParameterSpan {
     /// Index of the decoder block.
     pub layer: usize,
-    /// The linear layer in it.
+    /// Linear layer in the block.
     pub site: Site,
     /// Rank of the pair.
     pub rank: usize,
@@ -28,19 +28,19 @@ pub struct ParameterSpan {
     pub scale: f32,
 }
 
-/// All A and B.
+/// All A and B of an adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parameters {
     layers: usize,
-    /// One entry per adapted layer, in the order of the forward pass.
+    /// Adapted layers, in the order of the forward pass.
     pub places: Vec<ParameterSpan>,
     /// A and B of each place in turn, row by row.
     pub values: Vec<Vec<f32>>,
 }
 
 impl Parameters {
-    /// A new adapter on the layers at `sites`: A uniform within ±1/√in (PEFT's Kaiming initialisation with a = √5), B
-    /// zero, so that the model begins as its base.
+    /// Creates a new adapter on the layers at `sites`: A uniform within ±1/√in (PEFT's Kaiming initialisation with a =
+    /// √5), B zero, so that the model begins as its base.
     pub fn fresh(config: &ModelConfig, settings: &TrainSettings) -> Self {
         let TrainSettings { rank, alpha, .. } = *settings;
         let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
@@ -57,7 +57,7 @@ impl Parameters {
         Self { layers: config.num_hidden_layers, places, values }
     }
 
-    /// A copy of `adapter`, to continue it.
+    /// Copies `adapter`, to continue its training.
     pub fn of(adapter: &Adapter) -> Result<Self> {
         let (mut places, mut values) = (Vec::new(), Vec::new());
         for (layer, pairs) in adapter.layers.iter().enumerate() {
@@ -72,12 +72,12 @@ impl Parameters {
         Ok(Self { layers: adapter.layers.len(), places, values })
     }
 
-    /// The adapter on `device`, without a name: it is not a published generation.
+    /// Makes an adapter on `device`, without a name: it is not a published generation.
     pub fn adapter(&self, device: &Device) -> Result<Adapter> {
         self.adapter_of(|index, shape| Ok(Tensor::from_slice(&self.values[index], shape, device)?))
     }
 
-    /// The same of other matrices: `matrix` makes the one at each index of `values`, of the shape that it is given.
+    /// Makes an adapter of other matrices: `matrix` gets each index of `values` and the matrix's shape.
     pub fn adapter_of(&self, mut matrix: impl FnMut(usize, (usize, usize)) -> Result<Tensor>) -> Result<Adapter> {
         let mut layers = vec![LoraLayer::default(); self.layers];
         for (index, place) in self.places.iter().enumerate() {
@@ -88,7 +88,7 @@ impl Parameters {
         Ok(Adapter::new(String::new(), layers))
     }
 
-    /// Gradients in the order of `values`.
+    /// Brings gradients into the order of `values`.
     pub fn gradients(&self, gradients: &Gradients) -> Result<Vec<Vec<f32>>> {
         let mut values = Vec::with_capacity(self.values.len());
         for place in &self.places {
@@ -106,7 +106,7 @@ impl Parameters {
     }
 }
 
-/// Adds the gradients of another micro-batch, where they are.
+/// Adds the gradients of another micro-batch, on their device.
 pub fn add_gradients(sum: &mut Gradients, other: &Gradients) -> Result<()> {
     for (sum, other) in sum.iter_mut().zip(other) {
         for site in Site::ALL {
@@ -124,13 +124,13 @@ fn host(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(tensor.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)
 }
 
-/// Uniform from -1 up to 1, from the upper 24 bits: our own formula, so that a seed means the same in every version of
-/// the random library.
+/// Draws uniformly from -1 up to 1, from the upper 24 bits: our own formula, so that a seed means the same in every
+/// version of the random library.
 fn symmetric_unit(random: &mut ChaCha8Rng) -> f32 {
     (random.next_u32() >> 8) as f32 / (1u32 << 23) as f32 - 1.0
 }
 
-/// The order of `count` examples in an epoch: a permutation that depends on nothing but seed and epoch, so that a
+/// Returns the order of `count` examples in an epoch: a permutation that depends only on seed and epoch, so that a
 /// resumed run needs no saved random state.
 pub fn epoch_order(seed: u64, epoch: usize, count: usize) -> Vec<usize> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);

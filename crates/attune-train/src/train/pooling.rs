@@ -1,5 +1,5 @@
-//! From hidden states to the vectors that `/embeddings` answers, the sum of a text's rows at length 1, and the way back
-//! for gradients. Called by [`super::contrastive`]; serving has the same in `engine/request.rs`, which adds row by row.
+//! Pools hidden states to the vectors of `/embeddings`, each the sum of a text's rows scaled to length 1, and takes
+//! gradients the way back. Called by [`super::contrastive`]; serving does the same in `engine/request.rs`, row by row.
 //!
 //! With s the sum of a text's rows and v = s / |s|, the gradient of each of the rows is (dv − (dv · v) v) / |s|.
 
@@ -8,12 +8,12 @@ use candle_core::{DType, Device, Tensor};
 use crate::Result;
 use crate::train::batch::PackedBatch;
 
-/// The vectors of a batch's sequences.
+/// Vectors of a batch's sequences.
 #[derive(Debug)]
 pub struct Pooled {
-    /// One for each sequence, at length 1; all zeros where the sum is.
+    /// Vector of each sequence, of length 1; all zeros if the sum is.
     pub vectors: Vec<Vec<f64>>,
-    /// The lengths of the sums.
+    /// Lengths of the sums.
     lengths: Vec<f64>,
 }
 
@@ -39,7 +39,7 @@ impl Pooled {
         Ok(Self { vectors, lengths })
     }
 
-    /// The gradient of the hidden states, `[rows, hidden]`, from `slopes`, that of each vector.
+    /// Computes the gradient of the hidden states, `[rows, hidden]`, from `slopes`, the gradient of each vector.
     pub fn backward(&self, slopes: &[Vec<f64>], hidden: &Tensor, batch: &PackedBatch) -> Result<Tensor> {
         let mut gradient = Vec::with_capacity(hidden.elem_count());
         for (index, rows) in batch.sequences.iter().enumerate() {

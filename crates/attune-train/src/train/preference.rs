@@ -1,5 +1,5 @@
-//! Training on preferences: the loss of direct preference optimisation (Rafailov et al., 2023) over pairs of sequences,
-//! and its gradient. Called by [`super::backward`]; the trainer brings the reference's log probabilities.
+//! Computes the loss of direct preference optimisation (Rafailov et al., 2023) over pairs of sequences, and its
+//! gradient. Called by [`super::backward`]; the trainer supplies the reference's log probabilities.
 //!
 //! With the log probabilities of a chosen and a rejected answer under the adapter (π) and under the reference, the
 //! model that training began with, a pair's rewards are β · (log π − log reference) each, its margin m their
@@ -10,24 +10,24 @@
 use crate::train::batch::{LossReport, PackedBatch};
 use crate::train::loss::{TargetScore, log_likelihoods, report};
 
-/// The pairs of a batch: sequences 2k and 2k + 1 are the chosen and the rejected answer of a pair.
+/// Pairs of a batch: sequences 2k and 2k + 1 are the chosen and the rejected answer of a pair.
 #[derive(Debug, Clone, Copy)]
 pub struct Preferences<'a> {
-    /// How strongly the adapter is held to the reference.
+    /// Strength β of the pull towards the reference.
     pub beta: f64,
-    /// The log probability of each sequence's targets under the reference, in nats.
+    /// Log probability of each sequence's targets under the reference, in nats.
     pub reference: &'a [f64],
 }
 
 impl Preferences<'_> {
-    /// Computes the sums over the pairs whose targets were predicted so, and for each target the slope of the loss with
+    /// Computes the sums over the pairs from their targets' scores, and for each target the slope of the loss with
     /// respect to its cross entropy. Accuracies are those of the chosen answers.
     pub(super) fn judge(&self, batch: &PackedBatch, scores: &[TargetScore]) -> (LossReport, Vec<f64>) {
         let log_likelihoods = log_likelihoods(batch, scores);
         let rewards: Vec<f64> =
             log_likelihoods.iter().zip(self.reference).map(|(own, reference)| own - reference).collect();
         let chosen = |sequence: usize| sequence.is_multiple_of(2);
-        // A copy of the chosen answers' targets: what is told of tokens is how well the wanted answers are predicted.
+        // A copy of the chosen answers' targets: the reported accuracy is that of the wanted answers.
         let (mut wanted, mut wanted_scores) = (PackedBatch { targets: Vec::new(), ..batch.clone() }, Vec::new());
         let mut sequences = Vec::with_capacity(batch.targets.len());
         for (target, score) in batch.targets.iter().zip(scores) {

@@ -1,11 +1,11 @@
-//! How fast a machine trains: shown by [`super::calibration`] and by finished jobs, used by [`super::estimate`].
+//! Training speed of a machine: measured by [`super::calibration`] and by finished jobs, used by [`super::estimate`].
 
-/// How fast a machine trains: tokens of examples, and the seconds that the steps on them took.
+/// Tokens of examples and the seconds that the steps on them took.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TrainingRate {
     /// Tokens that were trained on.
     pub tokens: f64,
-    /// Seconds that it took.
+    /// Seconds of those steps.
     pub seconds: f64,
 }
 

@@ -1,7 +1,8 @@
-//! What the forward pass keeps of each block for the backward pass, and what is computed again there: time for memory.
+//! Trades time for memory: decides which activations of each block the forward pass keeps for the backward pass, and
+//! computes the others again.
 //!
-//! [`super::backward`] keeps and computes again, to the very same bits; [`super::memory_bounds`] picks the way of a
-//! job.
+//! [`super::backward`] keeps and recomputes, with bit-identical results; [`super::memory_bounds`] picks the kind of
+//! recomputation for a job.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -9,29 +10,29 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use attune_model::decoder::{Activations, Block, Context, RotatedHeads};
 
-/// How much of the forward pass is computed again in the backward pass.
+/// Part of the forward pass that the backward pass computes again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Recomputation {
-    /// Nothing: all activations are kept.
+    /// Recomputes nothing: all activations are kept.
     #[default]
     None,
-    /// What costs almost nothing: the outputs of norms and activation functions, and rotations behind norms. The
+    /// Recomputes cheap activations: the outputs of norms and activation functions, and rotations behind norms. The
     /// results of products and of attention are kept.
     Selective,
-    /// Everything: of each block its input alone is kept.
+    /// Recomputes everything: only each block's input is kept.
     Full,
 }
 
 impl Recomputation {
-    /// All of them, the one that needs the most memory first.
+    /// All kinds, the one that needs the most memory first.
     pub const ALL: [Self; 3] = [Self::None, Self::Selective, Self::Full];
 
-    /// Those that are chosen from, the fastest first. To keep everything is slower than to make the cheap part again:
-    /// fresh memory costs more than a norm (`benches/decoder.rs`).
+    /// Kinds that are chosen automatically, the fastest first. Keeping everything is slower than recomputing the cheap
+    /// part: fresh memory costs more than a norm (`benches/decoder.rs`).
     pub(crate) const CHOSEN: [Self; 2] = [Self::Selective, Self::Full];
 
-    /// Returns its name in the configuration.
+    /// Returns the name in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -40,7 +41,7 @@ impl Recomputation {
         }
     }
 
-    /// Says what is done with activations, for people.
+    /// Describes the treatment of activations for people.
     pub const fn in_words(self) -> &'static str {
         match self {
             Self::None => "activations are kept",
@@ -50,20 +51,20 @@ impl Recomputation {
     }
 }
 
-/// What is kept of a block until the backward pass comes to it.
+/// Activations of a block that are kept until its backward pass.
 pub(crate) enum SavedActivations {
     /// All activations.
     Everything(Box<Activations>),
-    /// The input, and what products and attention made.
+    /// Input, and results of products and attention.
     Products(Box<Products>),
-    /// The input, `[rows, hidden]`.
+    /// Input, `[rows, hidden]`.
     Input(Tensor),
 }
 
-/// The fields of [`Activations`] that are dear to make.
+/// Fields of [`Activations`] that are expensive to compute.
 pub(crate) struct Products {
     input: Tensor,
-    /// Query and key: before their norms where they have some, else rotated.
+    /// Query and key: before their norms if they have some, else rotated.
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -75,7 +76,7 @@ pub(crate) struct Products {
 }
 
 impl SavedActivations {
-    /// Keeps what `recomputation` says of a block's activations.
+    /// Keeps the part of a block's activations that `recomputation` asks for.
     pub(crate) fn of(activations: Activations, recomputation: Recomputation) -> Self {
         match recomputation {
             Recomputation::None => Self::Everything(Box::new(activations)),
@@ -88,8 +89,7 @@ impl SavedActivations {
         }
     }
 
-    /// Computes all activations of `block` again, to the bit: by the forward pass's own formulas, from the same
-    /// numbers.
+    /// Recomputes all activations of `block`, to the bit: by the forward pass's own formulas, from the same numbers.
     pub(crate) fn activations(self, block: &Block, context: &impl Context) -> Result<Activations> {
         let Products { input, q, k, v, attended, log_sum_exp, middle, gate, up } = match self {
             Self::Everything(activations) => return Ok(*activations),
@@ -102,8 +102,8 @@ impl SavedActivations {
         };
         let kernels = block.kernels();
         Ok(Activations {
-            attention_input: kernels.rms_norm(&input, &block.input_norm, block.norm_eps)?,
-            mlp_input: kernels.rms_norm(&middle, &block.post_attention_norm, block.norm_eps)?,
+            attention_input: kernels.rms_norm(&input, &block.input_layernorm, block.norm_eps)?,
+            mlp_input: kernels.rms_norm(&middle, &block.post_attention_layernorm, block.norm_eps)?,
             gated: kernels.swiglu(&gate, &up)?,
             input,
             unnormed,

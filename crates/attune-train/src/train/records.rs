@@ -1,11 +1,11 @@
-//! What training says about itself: a report of each step for the worker, and the record that is kept of it for the
-//! result file, for a checkpoint, and for the decision to end early.
+//! Reports of training: one of each step for the worker, and the record of the step that is kept for the result file,
+//! for a checkpoint, and for the decision to end early.
 
 use crate::datasets::TokenizedExample;
 use crate::train::batch::LossReport;
 use crate::train::training_method::TrainingMethod;
 
-/// What one step did.
+/// Report of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
     /// Steps so far, this one included.
@@ -24,16 +24,17 @@ pub struct StepReport {
     pub gradient_norm: f64,
     /// Tokens of the step's examples.
     pub tokens: usize,
-    /// The epoch that ended with this step, counted from 1.
+    /// Epoch that ended with this step, counted from 1; `None` if none did.
     pub completed_epoch: Option<usize>,
-    /// Of the step's pairs before its update; `None` unless training is on preferences.
+    /// Rewards of the step's pairs before its update; `None` unless training is on preferences.
     pub rewards: Option<Rewards>,
-    /// What is trained on. Of pairs of texts, both accuracies are the share of the anchors to which their own positive
-    /// was the nearest of the batch, and the loss is the mean over the anchors.
+    /// Method of training. With pairs of texts, both accuracies are the share of the anchors whose own positive was the
+    /// nearest of the batch, and the loss is the mean over the anchors.
     pub method: TrainingMethod,
 }
 
-/// How an adapter judges pairs of answers. Its reward for an answer is β times what it added to the log probability.
+/// Rewards of an adapter on pairs of answers. The reward of an answer is β times the increase of its log probability
+/// over the reference.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rewards {
     /// Mean of the chosen answers' rewards less the rejected ones'.
@@ -42,7 +43,7 @@ pub struct Rewards {
     pub accuracy: f64,
 }
 
-/// Figures of held-out examples.
+/// Metrics of held-out examples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Evaluation {
     /// Weighted mean cross entropy of all targets, in nats.
@@ -51,7 +52,7 @@ pub struct Evaluation {
     pub token_accuracy: f64,
     /// Share of the examples whose targets all had the highest logit.
     pub sequence_accuracy: f64,
-    /// `None` unless training is on preferences.
+    /// Rewards of the pairs; `None` unless training is on preferences.
     pub rewards: Option<Rewards>,
 }
 
@@ -71,17 +72,17 @@ impl Evaluation {
     }
 }
 
-/// A prompt of the validation file and the answer that it has there, as tokens.
+/// A prompt of the validation file and its answer there, as tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
-    /// All before the first token of an answer.
+    /// Tokens before the first token of an answer.
     pub prompt: Vec<u32>,
-    /// The first answer.
+    /// Tokens of the first answer.
     pub answer: Vec<u32>,
 }
 
 impl Question {
-    /// Finds the first question of an example; `None` if it answers nothing.
+    /// Finds the first question of an example; `None` if it has no answer.
     pub fn of(example: &TokenizedExample) -> Option<Self> {
         let is_answer = |weight: &f32| *weight >= 1.0;
         let begin = example.weights.iter().position(is_answer)?;
@@ -91,12 +92,12 @@ impl Question {
     }
 }
 
-/// Figures of the validation file after a step.
+/// Metrics of the validation file after a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Validation {
-    /// Of its first examples, always the same ones, so that evaluations can be compared with each other.
+    /// Metrics of the file's first examples, always the same ones, so that evaluations can be compared with each other.
     pub sample: Evaluation,
-    /// Of all its examples, at the end of an epoch.
+    /// Metrics of all examples, at the end of an epoch.
     pub full: Option<Evaluation>,
 }
 
@@ -115,10 +116,10 @@ pub struct StepRecord {
     pub sequence_accuracy: f64,
     /// As in [`StepReport`].
     pub rewards: Option<Rewards>,
-    /// Of the validation file; `None` if it was not measured after this step.
+    /// Metrics of the validation file; `None` if it was not measured after this step.
     pub validation: Option<Validation>,
-    /// Of its classes, if they were measured after this step: one figure for each of the task's columns, NaN if it is
-    /// not defined.
+    /// Classification metrics, one for each of the task's columns, NaN if not defined; empty if not measured after this
+    /// step.
     pub classification: Vec<f64>,
 }
 

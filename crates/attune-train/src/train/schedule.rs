@@ -1,24 +1,24 @@
-//! The learning rate of each step, in closed form. Called by the trainer.
+//! Computes the learning rate of each step, in closed form. Called by the trainer.
 
 use serde::{Deserialize, Serialize};
 
-/// How the learning rate falls after the warmup.
+/// Decay of the learning rate after the warmup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
-    /// In a straight line, to reach zero one step after the last.
+    /// Straight line that reaches zero one step after the last.
     #[default]
     Linear,
-    /// Along half a cosine, to reach zero one step after the last.
+    /// Half a cosine that reaches zero one step after the last.
     Cosine,
-    /// Not at all.
+    /// No decay.
     Constant,
 }
 
 impl Schedule {
-    /// The factor on the peak learning rate in `step` of `total` (both counted from 0).
+    /// Returns the factor on the peak learning rate in `step` of `total` (both counted from 0).
     ///
-    /// The first `warmup` steps rise by equal amounts, `(step + 1) / warmup`; step `warmup` is the first of the fall
+    /// The first `warmup` steps rise by equal amounts, `(step + 1) / warmup`; step `warmup` is the first of the decay
     /// and still has the peak.
     pub fn factor(self, step: usize, warmup: usize, total: usize) -> f64 {
         if step < warmup {

@@ -1,4 +1,4 @@
-//! From what a client asked for to numbers: the one place where `auto` is decided. Called by the worker before
+//! Turns a client's hyperparameters into numbers: the one place where `auto` is decided. Called by the worker before
 //! training.
 
 use serde::Serialize;
@@ -16,38 +16,38 @@ use attune_model::kernels::Kernels;
 use attune_model::lora::MAX_RANK;
 use attune_model::lora::Site;
 
-/// Epochs that the current API allows at most.
+/// Most epochs that the current API allows.
 const MAX_EPOCHS: u32 = 50;
-/// Examples per step that the current API allows at most.
+/// Most examples per step that the current API allows.
 const MAX_BATCH_SIZE: u32 = 256;
-/// Tokens of a training sequence at the most, where the model's context is longer: attention keeps rows × rows numbers
-/// per head for the backward pass.
+/// Most tokens in a training sequence, even if the model's context is longer: attention keeps rows × rows numbers per
+/// head for the backward pass.
 pub const MAX_SEQUENCE_TOKENS: u32 = 4096;
 /// A peak learning rate above this diverged in most of the published sweeps.
 const MAX_AUTO_LEARNING_RATE: f64 = 3e-3;
 
-/// Whose defaults replace `auto`: those that `OpenAI` documented for its older fine-tuning resource, or those of the
-/// current one.
+/// Set of defaults that replaces `auto`: those that `OpenAI` documented for its older fine-tuning resource, or those of
+/// the current one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Defaults {
-    /// 4 epochs, and prompts that count 0.01 in the loss.
+    /// 4 epochs, and prompts with weight 0.01 in the loss.
     Legacy,
-    /// Epochs by the number of examples, and prompts that do not count.
+    /// Epochs by the number of examples, and prompts with weight 0 in the loss.
     Current,
 }
 
-/// All that determines a training run besides model, data and the adapter it begins from.
+/// Settings that determine a training run, besides model, data and the adapter it begins from.
 ///
-/// Its serialized form enters the fingerprint of checkpoints.
+/// Their serialized form enters the fingerprint of checkpoints.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(into = "SerializedSettings")]
 pub struct TrainSettings {
     /// Rank of the adapter.
     pub rank: usize,
-    /// Alpha of the adapter; its updates are scaled by alpha / rank. Under rsLoRA √rank times what was asked for, so
-    /// that every reader of the files, which divides by the rank, comes to alpha / √rank.
+    /// Alpha of the adapter; its updates are scaled by alpha / rank. Under rsLoRA this is √rank times the requested
+    /// alpha, so that every reader of the files, which divides by the rank, gets alpha / √rank.
     pub alpha: f64,
-    /// The linear layers that a new adapter changes, in the order of the forward pass.
+    /// Linear layers that a new adapter changes, in the order of the forward pass.
     pub sites: Vec<Site>,
     /// Passes over the examples.
     pub epochs: usize,
@@ -59,25 +59,25 @@ pub struct TrainSettings {
     pub seed: u64,
     /// Share of the steps in which the learning rate rises; `None` takes a tenth of all steps, 100 at most.
     pub warmup: Option<f64>,
-    /// How the learning rate falls.
+    /// Decay of the learning rate.
     pub schedule: Schedule,
     /// Constants of the optimizer.
     pub adam: AdamSettings,
-    /// Largest norm of a step's gradient; 0 leaves it as it is.
+    /// Largest norm of a step's gradient; 0 does not clip.
     pub clip: f64,
-    /// Share of the adapter's inputs that a step leaves out.
+    /// Dropout on the adapter's inputs.
     pub dropout: f64,
-    /// Evaluations without a lower validation loss after which the run ends; 0 goes on to the end.
+    /// Evaluations without a lower validation loss after which the run ends; 0 never ends early.
     pub patience: usize,
-    /// The result is the adapter of the lowest validation loss, not the last one.
+    /// Whether the result is the adapter of the lowest validation loss, not the last one.
     pub keep_best: bool,
-    /// What is trained on.
+    /// Method of training.
     pub method: TrainingMethod,
-    /// Rows of a batch: examples are packed up to so many.
+    /// Most rows that examples are packed into for one batch.
     pub batch_rows: usize,
 }
 
-/// The form of [`TrainSettings`] that is hashed. Another name or order of its fields would refuse all checkpoints that exist.
+/// Hashed form of [`TrainSettings`]. Renaming or reordering its fields would refuse all existing checkpoints.
 #[derive(Serialize)]
 struct SerializedSettings {
     rank: usize,
@@ -136,7 +136,7 @@ fn is_usual(batch_rows: &usize) -> bool {
 }
 
 impl TrainSettings {
-    /// Takes the settings of resolved hyperparameters; a field that is still `None` has its default.
+    /// Creates settings from resolved hyperparameters; a field that is still `None` gets its default.
     pub fn new(resolved: &Hyperparameters, seed: u64) -> Self {
         let rank = resolved.rank.unwrap_or(DEFAULT_RANK);
         let alpha = resolved.alpha.unwrap_or(2.0 * f64::from(rank));
@@ -161,7 +161,7 @@ impl TrainSettings {
         }
     }
 
-    /// Sets the rows of a batch for a model on the device of `kernels`.
+    /// Sets the rows of a batch for the device of `kernels`.
     #[must_use]
     pub fn on(self, kernels: &Kernels) -> Self {
         Self { batch_rows: batch_rows(kernels), ..self }
@@ -178,14 +178,14 @@ impl TrainSettings {
 
 /// A rank at which LoRA with all linear layers learns small and medium datasets as well as full fine-tuning does.
 const DEFAULT_RANK: u32 = 16;
-/// Share of the learning rate that training on preferences takes: it moves what the model can do already, and loses its
-/// language at rates that teach answers well.
+/// Share of the learning rate that training on preferences uses: it shifts abilities that the model already has, and
+/// rates that teach answers well destroy its language.
 const PREFERENCE_RATE: f64 = 0.1;
 /// The β that most published runs of direct preference optimisation use.
 const DEFAULT_BETA: f64 = 0.1;
 /// The factor on cosine similarities that sentence-transformers uses: a temperature of 0.05.
 const DEFAULT_SCALE: f64 = 20.0;
-/// Pairs of texts in a step at the least, where nobody says: the others of a batch are what a pair is told apart from.
+/// Fewest pairs of texts in an automatic step: a pair is compared with the other texts of its batch.
 const PAIRS_PER_STEP: usize = 32;
 /// Gradients of a larger norm are scaled down to it.
 const DEFAULT_CLIP: f64 = 1.0;
@@ -205,7 +205,7 @@ const DEFAULT_CLIP: f64 = 1.0;
 ///   the recommended range surrounds the same rate. Training on preferences takes a tenth of the formula's rate.
 /// - **Prompt loss weight**: 0.01 for the legacy resource, its documented default; otherwise 0.
 /// - **Rank** 16, **alpha** twice the rank, all linear layers; the learning rate falls in a straight line after it rose for
-///   a tenth of the steps, 100 at the most; gradients of a norm above 1 are scaled down. All else is off.
+///   a tenth of the steps, at most 100; gradients of a norm above 1 are scaled down. All else is off.
 pub fn resolve(
     asked: &Hyperparameters,
     defaults: Defaults,
@@ -293,7 +293,7 @@ fn checked_prompt_loss_weight(asked: &Hyperparameters, legacy: bool, pairs: bool
     Ok(if pairs { 0.0 } else { weight })
 }
 
-/// Returns the tokens of a sequence at the most: needed to render the file, before the rest can be resolved.
+/// Returns the most tokens in a sequence: needed to render the file, before the rest can be resolved.
 pub fn max_sequence_tokens(asked: &Hyperparameters, config: &ModelConfig) -> Result<usize> {
     let context = config.max_position_embeddings;
     match asked.max_seq_length.map(|length| length as usize) {

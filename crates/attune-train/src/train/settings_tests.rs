@@ -1,4 +1,4 @@
-//! Automatic settings, and the form in which settings are kept.
+//! Tests of automatic settings and of the serialized form of settings.
 
 use super::*;
 

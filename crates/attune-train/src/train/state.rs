@@ -1,6 +1,6 @@
-//! The state of an adapter in training: its numbers and the optimizer's moments. On the CPU they are vectors; where a
-//! GPU computes they stay on it from step to step, since to bring them there and back would take as long as a step.
-//! Called by the trainer.
+//! State of an adapter in training: its parameters and the optimizer's moments. On the CPU they are vectors. On a GPU
+//! they stay on it from step to step, since copying them there and back would take as long as a step. Called by the
+//! trainer.
 
 use std::borrow::Cow;
 
@@ -13,37 +13,37 @@ use crate::{Error, Result};
 use attune_model::kernels::{GpuKernels, Kernels};
 use attune_model::lora::Adapter;
 
-/// A and B, and what the optimizer knows of them.
+/// Parameters A and B with the optimizer's state.
 pub(crate) struct AdapterState {
-    /// Their places, and on the host their values.
+    /// Places of the parameters; their values too, if the CPU computes.
     parameters: Parameters,
-    /// On the host with the moments.
+    /// Optimizer; with its moments, if the CPU computes.
     optimizer: AdamW,
     on_device: Option<OnDevice>,
 }
 
-/// What a GPU holds, `[parameters]` each, f32; A and B of each place in turn.
+/// Tensors on a GPU, `[parameters]` each, f32: A and B of each place in turn.
 struct OnDevice {
     kernels: GpuKernels,
     values: Tensor,
     first: Tensor,
     second: Tensor,
-    /// What products take.
+    /// Data type of the model's products.
     dtype: DType,
 }
 
-/// What a step does with the gradients.
+/// Scales of one update.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct UpdateScales {
-    /// The learning rate.
+    /// Learning rate.
     pub learning_rate: f64,
-    /// Gradients are brought to this norm where theirs is larger; 0 leaves them.
+    /// Largest norm of the gradients, which are scaled down to it; 0 does not clip.
     pub clip: f64,
 }
 
 impl AdapterState {
-    /// The beginning of a run from `parameters`, whose losses are computed with `kernels`, with products of `dtype` on a
-    /// GPU.
+    /// Creates the state at the beginning of a run from `parameters`. `kernels` compute the losses, with products of
+    /// `dtype` on a GPU.
     pub(crate) fn new(parameters: Parameters, settings: AdamSettings, kernels: &Kernels, dtype: DType) -> Result<Self> {
         let optimizer = AdamW::new(settings, &parameters.values);
         let on_device =
@@ -51,13 +51,13 @@ impl AdapterState {
         Ok(Self { parameters, optimizer, on_device })
     }
 
-    /// Numbers that training changes.
+    /// Counts the numbers that training changes.
     pub(crate) fn parameter_count(&self) -> usize {
         self.parameters.values.iter().map(Vec::len).sum()
     }
 
-    /// The adapter as it stands, for losses on `device`; on a GPU rounded at once to what products take, not by each of
-    /// them. A step may change its tensors.
+    /// Returns the current adapter for losses on `device`. On a GPU it is rounded once to the data type of products,
+    /// not in each of them. A later step may change its tensors.
     pub(crate) fn adapter(&self, device: &Device) -> Result<Adapter> {
         let Some(OnDevice { values, dtype, .. }) = &self.on_device else { return self.parameters.adapter(device) };
         let values = values.to_dtype(*dtype)?;
@@ -69,12 +69,13 @@ impl AdapterState {
         })
     }
 
-    /// The adapter with other `values`, which were its own at another time.
+    /// Returns the adapter with `values` from another step.
     pub(crate) fn adapter_of(&self, values: &[Vec<f32>], device: &Device) -> Result<Adapter> {
         self.parameters.adapter_of(|index, shape| Ok(Tensor::from_slice(&values[index], shape, device)?))
     }
 
-    /// One update, after `check` of the gradients' norm, which it returns. Nothing changes where that fails.
+    /// Does one update and returns the gradients' norm. Calls `check` with the norm first; if that fails, nothing
+    /// changes.
     pub(crate) fn step(
         &mut self,
         gradients: &Gradients,
@@ -97,7 +98,7 @@ impl AdapterState {
         Ok(norm)
     }
 
-    /// The gradients of the places' A and B in turn.
+    /// Returns the gradients of A and B of each place in turn.
     fn in_order(&self, gradients: &Gradients) -> Result<Vec<Tensor>> {
         let mut ordered = Vec::with_capacity(self.parameters.values.len());
         for place in &self.parameters.places {
@@ -114,7 +115,7 @@ impl AdapterState {
         Ok(ordered)
     }
 
-    /// A and B of each place in turn.
+    /// Returns A and B of each place in turn.
     pub(crate) fn values(&self) -> Result<Cow<'_, [Vec<f32>]>> {
         match &self.on_device {
             None => Ok(Cow::Borrowed(&self.parameters.values)),
@@ -122,7 +123,7 @@ impl AdapterState {
         }
     }
 
-    /// The optimizer with the moments as they stand.
+    /// Returns the optimizer with its current moments.
     pub(crate) fn optimizer(&self) -> Result<Cow<'_, AdamW>> {
         let Some(state) = &self.on_device else { return Ok(Cow::Borrowed(&self.optimizer)) };
         let moments = self.parts(&state.first)?.into_iter().zip(self.parts(&state.second)?);
@@ -130,7 +131,7 @@ impl AdapterState {
         Ok(Cow::Owned(self.optimizer.with(moments)))
     }
 
-    /// Goes on from what [`AdapterState::values`] and [`AdapterState::optimizer`] told after `updates` updates.
+    /// Continues from the results of [`AdapterState::values`] and [`AdapterState::optimizer`] after `updates` updates.
     pub(crate) fn restore(&mut self, values: Vec<Vec<f32>>, moments: Vec<Moments>, updates: u64) -> Result<()> {
         if let Some(state) = &mut self.on_device {
             *state = OnDevice::new(&values, &moments, &state.kernels.clone(), state.dtype)?;

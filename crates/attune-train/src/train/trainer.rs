@@ -1,8 +1,8 @@
 //! The training loop, one optimizer step at a time: order, pack, micro-steps, clip, update, record.
 //!
 //! `jobs/worker/training.rs` calls [`Trainer::step`] until it has no more, and saves, stops and evaluates
-//! ([`super::evaluation`]) in between. Every step is a function of the state that [`Trainer::save`] writes, so a resumed
-//! run is bit-identical to an uninterrupted one on the same machine.
+//! ([`super::evaluation`]) in between. Every step is a function of the state that [`Trainer::save`] writes, so a
+//! resumed run is bit-identical to an uninterrupted one on the same machine.
 
 use std::sync::Arc;
 
@@ -25,17 +25,17 @@ use attune_model::lora::Adapter;
 pub struct Trainer {
     pub(super) source: Box<dyn LossSource>,
     pub(super) settings: TrainSettings,
-    /// What the settings' method does.
+    /// Implementation of the settings' method.
     pub(super) method: Box<dyn Method>,
     examples: ExampleStore,
-    /// Hash of everything that determines the run; a checkpoint of another one is refused.
+    /// Hash of everything that determines the run; a checkpoint with another one is refused.
     fingerprint: String,
     pub(super) state: AdapterState,
     /// One entry per step done.
     pub(super) history: Vec<StepRecord>,
     /// Parameters of the lowest validation loss; `None` unless the settings keep the best.
     pub(super) best: Option<Vec<Vec<f32>>>,
-    /// What each step trains on.
+    /// Examples of each step.
     batches: Batches,
     /// Adapter that training continues, which is also DPO's reference model; `None` if that is the base model.
     beginning: Option<Adapter>,
@@ -56,7 +56,7 @@ impl Trainer {
             Some(adapter) => Parameters::of(adapter)?,
             None => Parameters::fresh(&model.config, &settings),
         };
-        let beginning = initial.map(|adapter| adapter.to_device(model.decoder.for_training().device())).transpose()?;
+        let beginning = initial.map(|adapter| adapter.to_device(model.training_decoder().device())).transpose()?;
         Self::with_source(Box::new(SharedDecoder(model)), settings, examples, parameters, beginning)
     }
 
@@ -92,17 +92,18 @@ impl Trainer {
         })
     }
 
-    /// Sets what the backward pass computes again to save memory. It changes no bit of the run, so it may differ from attempt to attempt.
+    /// Sets which activations the backward pass recomputes to save memory. It changes no bit of the run, so it may
+    /// differ from attempt to attempt.
     pub fn recompute(&mut self, recomputation: Recomputation) {
         self.recomputation = recomputation;
     }
 
-    /// Returns what the backward pass computes again.
+    /// Returns which activations the backward pass recomputes.
     pub fn recomputation(&self) -> Recomputation {
         self.recomputation
     }
 
-    /// Returns what determines the run.
+    /// Returns the run's settings.
     pub fn settings(&self) -> &TrainSettings {
         &self.settings
     }
@@ -117,13 +118,13 @@ impl Trainer {
         self.batches.ends().last().copied().unwrap_or(0)
     }
 
-    /// Counts the steps of the first epoch, which every other one has too, unless pairs of texts repeat. The last step
-    /// takes the examples that are left.
+    /// Counts the steps of the first epoch; all epochs have as many, unless pairs of texts repeat. The last step takes
+    /// the examples that are left.
     pub fn steps_per_epoch(&self) -> usize {
         self.batches.ends().first().copied().unwrap_or(0)
     }
 
-    /// Returns the epoch that ends with `step`, both counted from 1; `None` if none does.
+    /// Returns the epoch that ends with `step`, both counted from 1; `None` if no epoch does.
     pub fn epoch_ending_with(&self, step: usize) -> Option<usize> {
         self.batches.ends().binary_search(&step).ok().map(|epoch| epoch + 1)
     }
@@ -133,7 +134,7 @@ impl Trainer {
         self.history.len()
     }
 
-    /// Counts the tokens read so far, repeats too.
+    /// Counts the tokens read so far, including repeats.
     pub fn trained_tokens(&self) -> u64 {
         self.history.last().map_or(0, |record| record.elapsed_tokens)
     }
@@ -143,8 +144,7 @@ impl Trainer {
         &self.history
     }
 
-    /// Does one step; `None` when the run is complete. After an error nothing has changed and the step can be done
-    /// again.
+    /// Does one step; `None` when the run is complete. After an error nothing has changed and the step can be repeated.
     pub fn step(&mut self, before_micro_step: BeforeMicroStep<'_>) -> Result<Option<StepReport>> {
         if self.is_complete() {
             return Ok(None);
@@ -177,7 +177,7 @@ impl Trainer {
         self.method.gradients(&StepInputs { run, units, step, reference, recomputation }, before_micro_step)
     }
 
-    /// Returns what losses of `adapter` on `examples` are computed with.
+    /// Returns the inputs for losses of `adapter` on `examples`.
     pub(super) fn run_inputs<'a>(&'a self, examples: &'a ExampleStore, adapter: &'a Adapter) -> RunInputs<'a> {
         let (source, settings, beginning) = (self.source.as_ref(), &self.settings, self.beginning.as_ref());
         RunInputs { source, settings, examples, adapter, beginning }
@@ -221,20 +221,20 @@ impl Trainer {
         }
     }
 
-    /// Returns the adapter as it stands, on the model's device; it has no name until its files are written.
+    /// Returns the current adapter, on the model's device; it has no name until its files are written.
     pub fn adapter(&self) -> Result<Adapter> {
         self.state.adapter_of(&self.state.values()?, self.source.device())
     }
 
-    /// Writes everything that [`Trainer::restore`] needs to go on from here.
+    /// Writes everything that [`Trainer::restore`] needs to continue from here.
     pub fn save(&self) -> Result<Vec<u8>> {
         let (best, reference) = (self.best.as_deref(), self.reference.as_slice());
         let (values, optimizer) = (self.state.values()?, self.state.optimizer()?);
         checkpoint::write(&self.fingerprint, &values, &optimizer, &self.history, best, reference)
     }
 
-    /// Goes on from a checkpoint of the same run: same settings, same examples, same beginning. An error leaves the run
-    /// where it was.
+    /// Continues from a checkpoint of the same run: same settings, same examples, same beginning. An error leaves the
+    /// run unchanged.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<()> {
         let state = checkpoint::read(bytes, &self.fingerprint, &self.state.values()?, self.reference.len())?;
         if state.history.len() > self.total_steps() {

@@ -1,5 +1,5 @@
-//! The loop with the models of the test fixtures: dropout, preferences, and twenty steps beside those of `PyTorch` and
-//! PEFT.
+//! Tests of the training loop with the models of the test fixtures: dropout, preferences, and twenty steps compared
+//! with those of `PyTorch` and PEFT.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -74,7 +74,7 @@ fn what_is_computed_again_changes_no_bit_and_a_run_may_go_on_with_another_way() 
     }
 }
 
-/// Pairs of answers to prompts: the chosen one rises, the rejected one falls.
+/// Returns pairs of answers to prompts: the chosen one rises, the rejected one falls.
 fn preferences(count: u32) -> ExampleStore {
     let answer = |prompt: u32, last: [u32; 3]| TokenizedExample {
         tokens: [&[prompt % 90, 7 + prompt % 5], last.as_slice()].concat(),
@@ -110,7 +110,7 @@ fn training_on_preferences_begins_at_ln_2_and_learns_to_prefer() {
     assert_eq!(trainer.history().last().unwrap().elapsed_examples, 40);
     let after = whole(&trainer, &mut held_out);
     assert!(after.loss < before.loss && after.rewards.unwrap().accuracy > 0.99);
-    // What the reference thinks was asked once; asking it again gives the same.
+    // The reference's log probabilities were computed once; computing them again gives the same.
     let again = whole(&trainer, &mut HeldOut::new(preferences(6), 2));
     assert_eq!(again, after);
 }
@@ -141,7 +141,8 @@ fn the_reference_of_a_continued_model_is_that_model() {
     assert!(reports[11].loss < reports[0].loss);
 }
 
-/// Pairs of texts, some with a negative; the positives are five texts, so that no batch holds more than five pairs.
+/// Returns pairs of texts, some with a negative; the positives are five texts, so that no batch holds more than five
+/// pairs.
 fn text_pairs(count: u32) -> ExampleStore {
     let pair = |i: u32| {
         let mut texts = vec![vec![5 + i % 40, 50 + i % 7, 60], vec![90 + i % 5, 70 + i % 5, 3]];
@@ -204,7 +205,8 @@ fn resumed_training_on_pairs_of_texts_is_bit_identical() {
     }
 }
 
-/// `tests/parity/README.md` describes the run; tolerances are its own, 1e-5 in float32 against float64, times ten.
+/// Follows the run that `tests/parity/README.md` describes; the tolerances are ten times its own of 1e-5 (float32
+/// against float64).
 #[test]
 fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
     let device = Device::Cpu;

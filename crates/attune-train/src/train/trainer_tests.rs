@@ -1,4 +1,4 @@
-//! The loop with a formula in place of the model.
+//! Tests of the training loop with a formula in place of the model.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -84,7 +84,7 @@ impl LossSource for Pull {
         })
     }
 
-    /// The larger a sequence's last target, the likelier.
+    /// Makes a sequence likelier the larger its last target is.
     fn log_likelihoods(&self, _: Option<&Adapter>, batch: &PackedBatch, _: YieldPolicy<'_>) -> Result<Vec<f64>> {
         let last = |rows: &std::ops::Range<usize>| batch.targets.iter().rfind(|target| rows.contains(&target.row));
         Ok(batch.sequences.iter().map(|rows| last(rows).map_or(0.0, |target| f64::from(target.token))).collect())
@@ -196,12 +196,12 @@ fn validation(loss: f64) -> Validation {
     Validation { sample, full: (loss < 2.0).then_some(sample) }
 }
 
-/// Figures of all held-out examples.
+/// Returns the metrics of all held-out examples.
 pub(super) fn whole(trainer: &Trainer, held_out: &mut HeldOut) -> Evaluation {
     trainer.validate(held_out, true, &mut || Ok(())).unwrap().unwrap().full.unwrap()
 }
 
-/// Runs with an evaluation of these losses after each step.
+/// Runs with an evaluation of these losses after each step; returns the number of steps.
 fn run_with_losses(trainer: &mut Trainer, losses: &[f64]) -> usize {
     while trainer.step(&mut || Ok(())).unwrap().is_some() {
         trainer.record_validation(validation(losses[trainer.step_number() - 1])).unwrap();
@@ -337,7 +337,7 @@ fn every_prompt_is_measured_with_every_class() {
         batches += 1;
         Ok(())
     });
-    // The larger token always wins, which is right for each third example; F1 of that class is 1/2.
+    // The larger token always wins, which is correct for each third example; F1 of that class is 1/2.
     for (figure, expected) in figures.unwrap().into_iter().zip([1.0 / 3.0, 0.5 / 3.0]) {
         assert!((figure - expected).abs() < 1e-12, "{figure} is not {expected}");
     }

@@ -1,18 +1,18 @@
-//! The methods of training, as settings name them. [`super::methods`] says what each of them does.
+//! The methods of training, as settings name them. [`super::methods`] implements each of them.
 
 use crate::train::hyperparameters::Hyperparameters;
 
-/// What a run trains on, with the numbers that only this method has.
+/// Kind of training, with the numbers that only this kind has.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum TrainingMethod {
-    /// Answers to learn: the cross entropy of their tokens.
+    /// Learning given answers: the cross entropy of their tokens.
     Answers,
-    /// Pairs of answers, of which one is preferred: direct preference optimisation.
+    /// Direct preference optimisation on pairs of answers, one of which is preferred.
     Preferences {
-        /// How strongly the adapter is held to the model that training began with.
+        /// Strength of the pull towards the model that training began with.
         beta: f64,
     },
-    /// Pairs of texts whose vectors are to be near to each other.
+    /// Pulling the vectors of paired texts near to each other.
     TextPairs {
         /// Factor on the similarities.
         scale: f64,

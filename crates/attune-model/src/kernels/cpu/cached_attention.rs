@@ -28,7 +28,7 @@ const SERIAL_WORK: usize = 1 << 16;
 const TASK_WORK: usize = 1 << 19;
 
 thread_local! {
-    /// Scratch memory. Taken out while it is used, so that it cannot be met twice.
+    /// Scratch memory. Taken out while in use, so that it is never used twice at a time.
     static BUFFERS: Cell<Buffers> = const { Cell::new(Buffers { scores: Vec::new(), sum: Vec::new(), part: Vec::new() }) };
 }
 
@@ -36,13 +36,13 @@ thread_local! {
 struct Buffers {
     /// Scores of one span, then their exponentials, `[queries, SPAN]`.
     scores: Vec<f32>,
-    /// What the spans so far give, `[queries, head_dim + 2]`.
+    /// Merged results of the spans so far, `[queries, head_dim + 2]`.
     sum: Vec<f32>,
-    /// What one span gives, as `sum`.
+    /// Result of one span, laid out like `sum`.
     part: Vec<f32>,
 }
 
-/// What all tasks of a call share.
+/// Inputs and sizes that all tasks of a call share.
 struct Attention<'a> {
     queries: &'a [f32],
     keys: &'a [f32],
@@ -60,7 +60,8 @@ struct HeadTask<'a> {
     rows: Range<usize>,
     kv_head: usize,
     spans: Range<usize>,
-    /// The place of its first part where it has some of the spans only: `[spans, queries]` parts of `head_dim + 2` values.
+    /// Index of the task's first part, of parts `[spans, queries]` with `head_dim + 2` values each; `None` if the task
+    /// has all spans.
     parts: Option<usize>,
 }
 
@@ -92,7 +93,7 @@ pub fn forward(
     tensor(out, (rows, heads, head_dim))
 }
 
-/// See [`crate::kernels::Kernels::write_cache`]: both tensors of the `cache` in one pass.
+/// Writes both tensors of the `cache` in one pass, see [`crate::kernels::Kernels::write_cache`].
 pub fn write(cache: &[Tensor; 2], k: &Tensor, v: &Tensor, sequences: &[SequenceRows<'_>]) -> Result<()> {
     let (_, kv_heads, head_dim) = k.dims3()?;
     let width = kv_heads * head_dim;
@@ -102,7 +103,7 @@ pub fn write(cache: &[Tensor; 2], k: &Tensor, v: &Tensor, sequences: &[SequenceR
             for sequence in sequences {
                 for (row, position) in sequence.rows.clone().zip(sequence.start..) {
                     let slot = sequence.slot(position) * width;
-                    // SAFETY: one place at a time.
+                    // SAFETY: no other slice of the cache is in use.
                     unsafe { cache.slice(slot..slot + width) }.copy_from_slice(&source[row * width..(row + 1) * width]);
                 }
             }
@@ -112,12 +113,12 @@ pub fn write(cache: &[Tensor; 2], k: &Tensor, v: &Tensor, sequences: &[SequenceR
 }
 
 impl SequenceRows<'_> {
-    /// The cache's slot of a position.
+    /// Returns the cache's slot of `position`.
     fn slot(&self, position: usize) -> usize {
         self.blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS
     }
 
-    /// The positions that `row` sees.
+    /// Returns the positions that `row` sees.
     fn seen(&self, row: usize, window: Option<usize>) -> Range<usize> {
         let end = self.start + (row - self.rows.start) + 1;
         window.map_or(0, |window| end.saturating_sub(window))..end
@@ -133,7 +134,8 @@ impl Attention<'_> {
         self.head_dim + 2
     }
 
-    /// Rows in tiles, and few rows with many spans by spans, too; with the number of parts that the latter leave.
+    /// Splits the rows into tiles, and few rows with many spans by spans too. Also returns the number of parts that the
+    /// latter tasks write.
     fn tasks<'a>(&self, sequences: &'a [SequenceRows<'a>]) -> (Vec<HeadTask<'a>>, usize) {
         let mut tasks = Vec::new();
         let mut parts = 0;
@@ -144,7 +146,7 @@ impl Attention<'_> {
                     ..sequence.seen(rows.end - 1, self.window).end.div_ceil(SPAN);
                 let work = rows.len() * self.group() * SPAN * self.head_dim * 2;
                 let spans_each = (TASK_WORK / work).max(1);
-                // A tile of many rows is work enough for one task; it keeps no parts then.
+                // A tile of many rows is enough work for one task, which then writes no parts.
                 let whole = rows.len() > 1 || spans.len() < 2 * spans_each;
                 for kv_head in 0..self.kv_heads {
                     if whole {
@@ -216,7 +218,7 @@ impl Attention<'_> {
         BUFFERS.set(Buffers { scores, sum, part });
     }
 
-    /// Brings together what tasks over some of a row's spans have left; such tasks follow each other.
+    /// Merges the parts of tasks over some of a row's spans; such tasks follow each other.
     fn merge_split(&self, tasks: &[HeadTask<'_>], split: &[f32], out: SharedSlice<'_>) {
         let mut sums = Vec::new();
         for same in tasks.chunk_by(|a, b| a.rows == b.rows && a.kv_head == b.kv_head) {
@@ -242,7 +244,7 @@ impl Attention<'_> {
         vector::scale(out, 1.0 / sum[1]);
     }
 
-    /// Where the query, counted within the task, begins in queries and output.
+    /// Returns the offset of the `query`, counted within the task, in queries and output.
     fn place(&self, task: &HeadTask<'_>, query: usize) -> usize {
         let row = task.rows.start + query / self.group();
         let head = task.kv_head * self.group() + query % self.group();
@@ -251,7 +253,7 @@ impl Attention<'_> {
 }
 
 impl HeadTask<'_> {
-    /// The positions that the task's row `index` sees.
+    /// Returns the positions that the task's row `index` sees.
     fn seen_by(&self, index: usize, window: Option<usize>) -> Range<usize> {
         self.sequence.seen(self.rows.start + index, window)
     }
@@ -262,8 +264,8 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
     start..a.end.min(b.end).max(start)
 }
 
-/// Adds what a span gives to what the spans before it gave: both are the largest score, the sum of the exponentials below
-/// it, which is 0 where no position is seen, and the sum of the values that they weigh.
+/// Merges a span's result into that of the spans before it. Both consist of the largest score, the sum of the
+/// exponentials relative to it (0 if no position is seen) and the sum of the values weighted by them.
 fn merge(sum: &mut [f32], part: &[f32], first: bool) {
     if first || sum[1] == 0.0 {
         sum.copy_from_slice(part);
@@ -277,7 +279,7 @@ fn merge(sum: &mut [f32], part: &[f32], first: bool) {
     }
 }
 
-/// The scaled products of a task's queries with the keys at `positions`; those that a query does not see are undefined.
+/// Scaled products of a task's queries with the keys at `positions`, undefined for keys that a query does not see.
 struct Scores<'a> {
     attention: &'a Attention<'a>,
     task: &'a HeadTask<'a>,
@@ -297,7 +299,7 @@ impl Kernel for Scores<'_> {
         assert!(to.len() >= task.rows.len() * group * SPAN, "every query has its scores");
         let all = task.seen_by(0, window).start..task.seen_by(task.rows.len() - 1, window).end;
         let all = overlap(&all, positions);
-        // Eight keys at a time, which lie in one block, are read once for all queries.
+        // Eight keys at a time, all in one block, are read once for all queries.
         for first in (all.start - all.start % LANES..all.end).step_by(LANES) {
             let slot = task.sequence.slot(first);
             assert!((slot + LANES) * kv_heads * head_dim <= keys.len(), "blocks lie inside the cache");
@@ -326,7 +328,7 @@ impl Kernel for Scores<'_> {
     }
 }
 
-/// The sums of the values at `positions` by their weights, added to what follows the first two values of each part.
+/// Sums of the values at `positions` by their weights, added to each part after its first two values.
 struct Outputs<'a> {
     attention: &'a Attention<'a>,
     task: &'a HeadTask<'a>,

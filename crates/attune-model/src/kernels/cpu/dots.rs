@@ -1,11 +1,11 @@
-//! Products of one row with lines of memory: what attention over the paged cache is made of.
+//! Products of one row with lines of memory, from which [`super::cached_attention`] is built.
 //!
-//! Every value is summed in the same order whatever else is computed beside it: a row's result depends neither on the number of
-//! rows nor on how they are split among threads.
+//! Every value is summed in the same order whatever else is computed beside it: a row's result depends neither on the
+//! number of rows nor on how they are split among threads.
 
 use super::lanes::{LANES, Lanes};
 
-/// The dot products of `x` with eight lines of `depth` values.
+/// Returns the dot products of `x` with eight lines of `depth` values.
 ///
 /// # Safety
 /// The pointers must be valid for `depth` values, and the CPU must have the instructions of `L`.
@@ -35,7 +35,7 @@ pub(super) unsafe fn dot_8<L: Lanes>(x: *const f32, lines: [*const f32; LANES], 
     }
 }
 
-/// `sum += weights[line] · lines[line]` over all lines, in their order; lines begin `stride` values apart.
+/// Computes `sum += weights[line] · lines[line]` over all lines, in their order; lines begin `stride` values apart.
 ///
 /// # Safety
 /// The CPU must have the instructions of `L`.
@@ -68,10 +68,10 @@ pub(super) unsafe fn weighted_sum<L: Lanes>(sum: &mut [f32], weights: &[f32], li
     }
 }
 
-/// The same for `8 · N` neighbouring values.
+/// Computes [`weighted_sum`] for `8 · N` neighbouring values.
 ///
 /// # Safety
-/// The pointers must be valid for them on every line, and the CPU must have the instructions of `L`.
+/// The pointers must be valid for these values on every line, and the CPU must have the instructions of `L`.
 #[allow(clippy::inline_always, reason = "must be compiled with the instructions of the caller")]
 #[allow(clippy::needless_range_loop, reason = "unrolled by lane")]
 #[inline(always)]

@@ -22,7 +22,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     tensor(y, x.shape())
 }
 
-/// With r = 1 / rms(x) and g = dy · weight: dx = r · g − x · r³ · (g · x) / width.
+/// Computes the gradient of [`rms_norm`]. With r = 1 / rms(x) and g = dy · weight:
+/// dx = r · g − x · r³ · (g · x) / width.
 pub fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor) -> Result<Tensor> {
     let width = weight.elem_count();
     let (values, weight, dy) = (Values::of(x)?, Values::of(weight)?, Values::of(dy)?);

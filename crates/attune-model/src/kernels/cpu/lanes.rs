@@ -1,8 +1,8 @@
-//! Eight floats at a time: the few operations that the serving kernels ([`super::dots`], [`super::cached_attention`]) are
-//! written in, once with AVX2 and FMA and once in plain Rust, chosen at run time.
+//! Eight floats at a time: the few operations that the serving kernels ([`super::dots`], [`super::cached_attention`])
+//! are written in, once with AVX2 and FMA and once in plain Rust, chosen at run time.
 //!
-//! Other loops leave it to the compiler to find the lanes (`vector.rs`); here sums across lanes would cost more than the
-//! products, and the compiler does not find the shuffles that save them.
+//! Other loops leave it to the compiler to find the lanes (`vector.rs`); here sums across lanes would cost more than
+//! the products, and the compiler does not find the shuffles that save them.
 
 /// Floats in one value of [`Lanes`].
 pub(super) const LANES: usize = 8;
@@ -10,24 +10,26 @@ pub(super) const LANES: usize = 8;
 /// Eight floats.
 ///
 /// # Safety
-/// A type's functions may be called only where the CPU has its instructions, which [`dispatch`] sees to. Pointers must be
-/// valid for the floats that are read or written; they need not be aligned.
+/// A type's functions may be called only if the CPU has its instructions, which [`dispatch`] makes sure of. Pointers
+/// must be valid for the floats that are read or written; they need not be aligned.
 pub(super) trait Lanes: Copy {
     unsafe fn zero() -> Self;
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
-    /// The first `count` (below 8) floats, zeros after them.
+    /// Loads the first `count` (below 8) floats, with zeros after them.
     unsafe fn load_first(from: *const f32, count: usize) -> Self;
     unsafe fn store(self, to: *mut f32);
-    /// `self + a · b`
+    /// Returns `self + a · b`.
     unsafe fn plus_product(self, a: Self, b: Self) -> Self;
     unsafe fn times(self, other: Self) -> Self;
-    /// The sum of each of eight values across its lanes.
+    /// Returns the sum of each of eight values across its lanes.
     unsafe fn sums(values: [Self; LANES]) -> Self;
 }
 
 /// Work that is compiled for each kind of [`Lanes`]. `run` and what it calls must be `#[inline(always)]`.
 pub(super) trait Kernel {
+    /// Does the work in the instructions of `L`.
+    ///
     /// # Safety
     /// The CPU must have the instructions of `L`.
     unsafe fn run<L: Lanes>(self);
@@ -54,9 +56,11 @@ mod avx2 {
 
     use super::{Kernel, LANES, Lanes};
 
-    /// The eight entries from `8 − count` on choose the first `count` lanes.
+    /// Lane masks: the eight entries from `8 − count` on choose the first `count` lanes.
     static MASKS: [i32; 2 * LANES] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 
+    /// Runs `kernel` with AVX2 and FMA.
+    ///
     /// # Safety
     /// The CPU must have AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
@@ -182,7 +186,7 @@ impl Lanes for Plain {
 mod tests {
     use super::*;
 
-    /// Eight results of everything that the trait offers.
+    /// Work that writes eight results of every function of the trait.
     struct Everything<'a>(&'a mut [f32; 4 * LANES]);
 
     impl Kernel for Everything<'_> {

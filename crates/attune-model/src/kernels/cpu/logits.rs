@@ -1,4 +1,4 @@
-//! Passes over one row of logits, as wide as the vocabulary: what drawing a token needs. Called by `engine/sampler.rs`.
+//! Passes over one row of logits, as wide as the vocabulary, for drawing a token. Called by `engine/sampler.rs`.
 
 use multiversion::multiversion;
 
@@ -7,7 +7,7 @@ use super::vector;
 /// Values in a block of [`block_maxima`] and [`block_sums`].
 pub const BLOCK: usize = 64;
 
-/// True where every value is a finite number.
+/// Returns true if every value is finite.
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub fn all_finite(values: &[f32]) -> bool {
     const EXPONENT: u32 = 0x7f80_0000;
@@ -15,7 +15,7 @@ pub fn all_finite(values: &[f32]) -> bool {
     !values.chunks(1024).any(broken)
 }
 
-/// The place of the largest value, the lowest one of equals. Values must not be NaN.
+/// Returns the index of the largest value, the lowest among equals. Values must not be NaN.
 pub fn position_of_max(values: &[f32]) -> usize {
     let max = vector::max(values);
     let mut start = 0;
@@ -28,7 +28,8 @@ pub fn position_of_max(values: &[f32]) -> usize {
     0
 }
 
-/// Logits to probabilities times a constant: the largest weight is 1. `temperature` is above 0; values may be −∞.
+/// Turns logits into weights, which are probabilities times a constant: the largest weight is 1. `temperature` must be
+/// above 0; values may be −∞.
 pub fn to_weights(logits: &mut [f32], temperature: f32) {
     let max = vector::max(logits);
     to_weights_below(logits, max, temperature);
@@ -37,19 +38,19 @@ pub fn to_weights(logits: &mut [f32], temperature: f32) {
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 fn to_weights_below(logits: &mut [f32], max: f32, temperature: f32) {
     for logit in logits {
-        // A quotient, since the inverse of a tiny temperature is infinite and the largest logit's place would be NaN.
+        // A quotient, since the inverse of a tiny temperature is infinite and would turn the largest logit into NaN.
         *logit = vector::exp((*logit - max) / temperature);
     }
 }
 
-/// The largest value of each block of [`BLOCK`] values.
+/// Writes the largest value of each block of [`BLOCK`] values to `maxima`.
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub fn block_maxima(values: &[f32], maxima: &mut Vec<f32>) {
     maxima.clear();
     maxima.extend(values.chunks(BLOCK).map(vector::max_in_lanes));
 }
 
-/// The sum of each block of [`BLOCK`] values.
+/// Writes the sum of each block of [`BLOCK`] values to `sums`.
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub fn block_sums(values: &[f32], sums: &mut Vec<f64>) {
     sums.clear();

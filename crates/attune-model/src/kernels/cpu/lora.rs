@@ -1,5 +1,5 @@
-//! The low-rank part of linear layers in a serving step: many adapters, each on its own rows, for all layers that share an
-//! input, in one parallel section.
+//! The low-rank part of linear layers in a serving step: many adapters, each on its own rows, for all layers that share
+//! an input, in one parallel section.
 
 use std::cell::Cell;
 use std::sync::{OnceLock, RwLockReadGuard};
@@ -16,14 +16,15 @@ use crate::lora::layout::lay_out;
 use crate::{Error, Result};
 
 thread_local! {
-    /// A x of the rows at hand. Taken out while it is used, so that it cannot be met twice.
+    /// The product A x of the rows at hand. Taken out while in use, so that it is never used twice at a time.
     static SHRUNK: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// Adds the low-rank part of many adapters, each to its own rows of one of `outputs`: the products `[rows, out]` of `x`
 /// `[rows, in]` with the layers that share it as their input, fresh tensors that nothing else holds.
 ///
-/// A row's result does not depend on the other rows; rows without an adapter, and rows of one whose B is 0, keep every bit.
+/// A row's result does not depend on the other rows; rows without an adapter, and rows of one whose B is 0, keep every
+/// bit.
 pub fn add(outputs: &[Tensor], x: &Tensor, tasks: &[LoraRows<'_>]) -> Result<()> {
     let (_, input) = x.dims2()?;
     let widths = outputs.iter().map(|output| Ok(output.dims2()?.1)).collect::<Result<Vec<_>>>()?;
@@ -69,7 +70,8 @@ fn add_pair(y: &mut [f32], x: &[f32], task: &LoraRows<'_>, next: Option<&LoraRow
     Ok(())
 }
 
-/// `matrices` are Aᵀ `[in, rank]` and B `[⌈out / 16⌉, rank, 16]`; `next` is where the next task's begin.
+/// Adds the update of `task` to `y`. `matrices` are Aᵀ `[in, rank]` and B `[⌈out / 16⌉, rank, 16]`; `next` is the
+/// address of the next task's matrices, which are fetched ahead.
 fn product<E: Element>(y: &mut [f32], x: &[f32], task: &LoraRows<'_>, matrices: [&[E]; 2], next: *const u8) {
     let (rows, rank) = (task.rows.len(), task.pair.a.dims()[0]);
     if rows == 0 || rank == 0 {
@@ -109,12 +111,12 @@ impl<'a> Stored<'a> {
         Self { storage, layout }
     }
 
-    /// Its values, and what comes after them in memory.
+    /// Returns the tensor's values, and those after them in memory.
     fn elements(&self) -> Result<Elements<'_>> {
         self.elements_if(self.layout.is_contiguous())
     }
 
-    /// The values of its transpose, and what comes after them.
+    /// Returns the values of the tensor's transpose, and those after them in memory.
     fn transposed(&self) -> Result<Elements<'_>> {
         self.elements_if(self.layout.is_fortran_contiguous())
     }
@@ -131,7 +133,7 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// Where its first value is.
+    /// Returns the address of the first value.
     fn address(&self) -> *const u8 {
         let start = self.layout.start_offset();
         match &*self.storage {

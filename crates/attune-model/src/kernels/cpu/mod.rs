@@ -1,5 +1,5 @@
 //! Our own f32 kernels for the CPU, spread over the one rayon pool, compiled for several instruction sets and chosen at
-//! run time.
+//! run time. Called through [`Kernels`](super::Kernels).
 
 pub mod cached_attention;
 pub mod cross_entropy;
@@ -47,18 +47,18 @@ impl Deref for Values<'_> {
     fn deref(&self) -> &[f32] {
         match &*self.storage {
             Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
-            // `of` lets nothing else in.
+            // `of` accepts nothing else.
             _ => &[],
         }
     }
 }
 
-/// Asks for a line of memory that will be read soon; any address will do.
+/// Prefetches the cache line at `from`, which will be read soon; any address is allowed.
 #[allow(clippy::inline_always, reason = "part of the kernels")]
 #[inline(always)]
 fn fetch(from: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86 CPU of 64 bits has it, and it reads nothing.
+    // SAFETY: every 64-bit x86 CPU has the instruction, and it reads nothing.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(from.cast());
     }
@@ -70,8 +70,8 @@ fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tens
     Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
 }
 
-/// A slice that several threads write at the same time, each its own places. It carries no lock: whoever splits the work
-/// must hand out places that do not overlap.
+/// A slice that several threads write at the same time, each in places of its own. It has no lock: the code that splits
+/// the work must hand out places that do not overlap.
 #[derive(Clone, Copy)]
 struct SharedSlice<'a> {
     start: *mut f32,
@@ -89,7 +89,7 @@ impl<'a> SharedSlice<'a> {
         Self { start: values.as_mut_ptr(), len: values.len(), _owner: std::marker::PhantomData }
     }
 
-    /// The places `range`.
+    /// Returns the places `range`, to be written.
     ///
     /// # Safety
     /// No other thread may hold an overlapping range at the same time.
@@ -100,13 +100,13 @@ impl<'a> SharedSlice<'a> {
     }
 }
 
-/// Runs `work` on the values of `tensors`, to be changed in place: contiguous f32 tensors on the CPU, each with a storage of
-/// its own.
+/// Runs `work` on the values of `tensors`, which it changes in place: contiguous f32 tensors on the CPU, each with a
+/// storage of its own.
 fn with_values_mut(tensors: &[Tensor], work: &dyn Fn(&[SharedSlice<'_>]) -> Result<()>) -> Result<()> {
     Open { rest: tensors, slices: Vec::new(), work }.go_on()
 }
 
-/// Opens one tensor after the other: candle lends a storage's values for the time of one call.
+/// Borrows all tensors mutably at once by nesting calls: candle lends a storage's values only for the time of one call.
 struct Open<'a> {
     rest: &'a [Tensor],
     slices: Vec<SharedSlice<'a>>,

@@ -1,5 +1,5 @@
 //! Attention for training: causal inside each packed sequence, in tiles of queries, so that no T×T matrix is kept. The
-//! backward pass computes the probabilities again from the saved logarithms of their sums (FlashAttention, section 3).
+//! backward pass recomputes the probabilities from the saved logarithms of their sums (FlashAttention, section 3).
 
 use std::ops::Range;
 
@@ -31,35 +31,35 @@ impl HeadShape {
         Ok(Self { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window })
     }
 
-    /// Values between the rows of a tensor of queries.
+    /// Returns the number of values between the rows of a tensor of queries.
     fn query_stride(self) -> usize {
         self.heads * self.head_dim
     }
 
-    /// Values between the rows of a tensor of keys.
+    /// Returns the number of values between the rows of a tensor of keys.
     fn key_stride(self) -> usize {
         self.kv_heads * self.head_dim
     }
 
-    /// One head's rows of an interleaved tensor with `heads` heads, as a matrix `[rows, head_dim]`.
+    /// Returns one head's rows of an interleaved tensor with `heads` heads, as a matrix `[rows, head_dim]`.
     fn head<'a>(self, values: &'a [f32], heads: usize, head: usize, rows: &Range<usize>) -> View<'a> {
         let stride = heads * self.head_dim;
         View::strided(&values[rows.start * stride + head * self.head_dim..], rows.len(), self.head_dim, stride)
     }
 
-    /// The keys that the rows of `tile` see together: from the first row's window to the last row.
+    /// Returns the keys that the rows of `tile` see together: from the first row's window to the last row.
     fn keys_of(self, sequence: &Range<usize>, tile: &Range<usize>) -> Range<usize> {
         let first = self.window.map_or(sequence.start, |window| (tile.start + 1).saturating_sub(window));
         first.max(sequence.start)..tile.end
     }
 
-    /// The keys inside `keys` that `row` sees.
+    /// Returns the keys that `row` sees, as a range within `keys`.
     fn seen_by(self, row: usize, keys: &Range<usize>) -> Range<usize> {
         let first = self.window.map_or(keys.start, |window| (row + 1).saturating_sub(window).max(keys.start));
         first - keys.start..row + 1 - keys.start
     }
 
-    /// Scaled products of the tile's queries with `keys`, `[tile, keys]`.
+    /// Computes the scaled products of the tile's queries with `keys`, `[tile, keys]`.
     fn scores(
         self,
         scores: &mut Vec<f32>,
@@ -133,7 +133,7 @@ pub fn forward(
     Ok((tensor(out, (rows, shape.heads, shape.head_dim))?, tensor(log_sum_exp, (rows, shape.heads))?))
 }
 
-/// Per tile, with P the probabilities and dO the gradient of the output:
+/// Computes the gradients, tile by tile. With P the probabilities and dO the gradient of the output:
 /// dV += Pᵀ dO, dP = dO Vᵀ, dS = P · (dP − rowsum(dO · O)), dQ = scale · dS K, dK += scale · dSᵀ Q.
 pub fn backward(
     state: AttentionState<'_>,
@@ -189,7 +189,7 @@ pub fn backward(
     ))
 }
 
-/// The values that one backward pass reads.
+/// Inputs of one backward pass.
 struct BackwardInputs<'a> {
     shape: HeadShape,
     q: Values<'a>,
@@ -212,7 +212,7 @@ impl BackwardInputs<'_> {
         let Self { shape, q, k, v, out, sums, dout } = self;
         let keys = shape.keys_of(sequence, &tile);
         let dout_view = shape.head(dout, shape.heads, head, &tile);
-        // P, from the saved sums
+        // P, recomputed from the saved sums
         shape.scores(&mut buffers.scores, q, k, head, &tile, &keys);
         for (row, scores) in tile.clone().zip(buffers.scores.chunks_exact_mut(keys.len())) {
             let seen = shape.seen_by(row, &keys);

@@ -7,8 +7,8 @@ use super::{Values, tensor, with_values_mut};
 use crate::Result;
 use crate::lora::LoraPair;
 
-/// Products of up to this many rows are computed as (W · xᵀ)ᵀ: with W on the left, `gemm` does not pack the large matrix
-/// for so little work. Measured about three times faster between 2 and 32 rows.
+/// Products of up to this many rows are computed as (W · xᵀ)ᵀ: with W on the left, `gemm` does not pack the large
+/// matrix for so little work. Measured about three times faster between 2 and 32 rows.
 const TRANSPOSED_ROWS: usize = 48;
 
 /// A matrix in memory.
@@ -22,12 +22,12 @@ pub(super) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// Row-major, without gaps.
+    /// Views `values` as row-major, without gaps.
     pub(super) fn dense(values: &'a [f32], rows: usize, columns: usize) -> Self {
         Self { values, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
-    /// Rows of `columns` values that begin `row_stride` apart: one head of an interleaved tensor.
+    /// Views rows of `columns` values that begin `row_stride` apart, such as one head of an interleaved tensor.
     pub(super) fn strided(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         Self { values, rows, columns, row_stride, column_stride: 1 }
     }
@@ -48,7 +48,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// `dst = keep · dst + scale · a · b`; `dst` is row-major with rows `row_stride` apart.
+/// Computes `dst = keep · dst + scale · a · b`; `dst` is row-major with rows `row_stride` apart.
 pub(super) fn multiply(
     dst: &mut [f32],
     row_stride: usize,
@@ -94,7 +94,7 @@ pub(super) fn multiply(
     }
 }
 
-/// `x · Wᵀ`: `[rows, in]`, `[out, in]` to `[rows, out]`.
+/// Computes `x · Wᵀ`: `[rows, in]`, `[out, in]` to `[rows, out]`.
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let (rows, input) = x.dims2()?;
     let (output, _) = weight.dims2()?;
@@ -115,7 +115,7 @@ pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     tensor(y, (rows, output))
 }
 
-/// `a · b`, or `aᵀ · b` when `transpose`.
+/// Computes `a · b`, or `aᵀ · b` if `transpose`.
 pub fn matmul(a: &Tensor, b: &Tensor, transpose: bool) -> Result<Tensor> {
     let (a_rows, a_columns) = a.dims2()?;
     let (b_rows, b_columns) = b.dims2()?;
@@ -144,7 +144,7 @@ pub fn add_lora(y: Tensor, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
     Ok(y)
 }
 
-/// Runs `work` for each row of `dst` (`width` values), in parallel where that pays.
+/// Runs `work` for each row of `dst` (`width` values), in parallel if that pays.
 pub(super) fn for_rows(dst: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
     const VALUES_PER_TASK: usize = 1 << 14;
     if dst.len() <= VALUES_PER_TASK {

@@ -3,7 +3,7 @@
 
 use multiversion::multiversion;
 
-/// e^x, within 2 units in the last place; 0 below −87, which softmax and silu want.
+/// Computes e^x, within 2 units in the last place; 0 below −87, as softmax and silu want.
 #[allow(clippy::inline_always, reason = "must be compiled into each version of the loops below")]
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
@@ -48,7 +48,7 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + tail
 }
 
-/// `y += scale · x`
+/// Computes `y += scale · x`.
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn add_scaled(y: &mut [f32], scale: f32, x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
@@ -80,7 +80,7 @@ pub(super) fn max(values: &[f32]) -> f32 {
     max_in_lanes(values)
 }
 
-/// The body of [`max`], for loops that are compiled for several instruction sets themselves.
+/// Returns the largest value: the body of [`max`], for loops that are compiled for several instruction sets themselves.
 #[allow(clippy::inline_always, reason = "must be compiled into each version of the loops that call it")]
 #[inline(always)]
 pub(super) fn max_in_lanes(values: &[f32]) -> f32 {
@@ -102,7 +102,7 @@ pub(super) fn scale(values: &mut [f32], factor: f32) {
     }
 }
 
-/// `out = silu(gate) · up`
+/// Computes `out = silu(gate) · up`.
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn swiglu(out: &mut [f32], gate: &[f32], up: &[f32]) {
     for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
@@ -110,7 +110,7 @@ pub(super) fn swiglu(out: &mut [f32], gate: &[f32], up: &[f32]) {
     }
 }
 
-/// d gate = dy · up · σ(g)(1 + g(1 − σ(g))), d up = dy · silu(g)
+/// Computes d gate = dy · up · σ(g)(1 + g(1 − σ(g))) and d up = dy · silu(g).
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn swiglu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
     for ((((dgate, dup), &gate), &up), &dy) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dy) {

@@ -1,8 +1,9 @@
-//! Attention over packed sequences and over the paged cache, and its gradient.
+//! Attention over packed sequences and over the paged cache, and its gradient, on a GPU.
 
+use bytemuck::{Pod, Zeroable};
 use candle_core::{DType, Tensor};
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, is_half, launch, output};
+use super::launch::{Kernel, Launcher, Shape, WARP, is_half, launch, output};
 use super::rows::{RowArguments, RowTables};
 use crate::address::address;
 use crate::kernels::AttentionState;
@@ -14,9 +15,10 @@ const CACHE: &str = include_str!("sources/cache.cu");
 /// Warps of a block, `WARPS` of `attention.cu` and of `flash.cu`.
 const MOST_WARPS: usize = 8;
 const FLASH_WARPS: usize = 4;
-/// What `flash.cu` takes: its tiles of larger heads would not fit into shared memory.
+/// Largest head that `flash.cu` takes: tiles of larger heads would not fit into shared memory.
 const MOST_FLASH_HEAD_DIM: usize = 128;
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `attention.cu` and `flash.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Attention {
     q: u64,
@@ -32,16 +34,13 @@ struct Attention {
     padding: u32,
 }
 
-// SAFETY: as in `attention.cu` and `flash.cu`.
-unsafe impl Arguments for Attention {}
-
-/// Who computes which rows.
+/// A part of the work: the rows that one kernel computes.
 struct KeyPart<'a> {
-    /// By matrix units, 64 rows at a time.
+    /// True for matrix units, 64 rows at a time.
     is_flash: bool,
-    /// The tiles or the rows; none for all rows.
+    /// Tiles or rows to compute; `None` for all rows.
     work: Option<&'a Tensor>,
-    /// How many these are.
+    /// Number of these tiles or rows.
     blocks: usize,
 }
 
@@ -60,12 +59,12 @@ impl KeyPart<'_> {
         if self.is_flash {
             return FLASH_WARPS * WARP;
         }
-        // As many warps as have keys to look at.
+        // As many warps as have keys to read.
         WARP * tables.longest(window).div_ceil(WARP).next_power_of_two().clamp(1, MOST_WARPS)
     }
 }
 
-/// Sequences with enough rows for matrix units are computed by them where they can; all others row by row.
+/// Splits the work: sequences with enough rows go to matrix units if these can compute them, all others row by row.
 fn parts<'a>(launcher: &dyn Launcher, q: &Tensor, tables: &'a RowTables) -> Vec<KeyPart<'a>> {
     let (rows, head_dim) = (q.dims()[0], q.dims()[2]);
     let fits = is_half(q.dtype()) && head_dim.is_multiple_of(16) && head_dim <= MOST_FLASH_HEAD_DIM;
@@ -103,8 +102,8 @@ pub fn cached(
     attention(launcher, q, keys, values, tables, window, None)
 }
 
-/// Causal attention of `q` `[rows, heads, d]` over `keys` and `values` `[rows or slots, kv_heads, d]`, `[rows, heads, d]`;
-/// `log_sums` `[rows, heads]` are filled in.
+/// Computes causal attention of `q` `[rows, heads, d]` over `keys` and `values` `[rows or slots, kv_heads, d]`,
+/// `[rows, heads, d]`; fills in `log_sums` `[rows, heads]`.
 fn attention(
     launcher: &dyn Launcher,
     q: &Tensor,
@@ -138,7 +137,8 @@ fn attention(
     Ok(out)
 }
 
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `attention.cu` and `flash.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct AttentionBackward {
     q: u64,
@@ -158,9 +158,6 @@ struct AttentionBackward {
     scale: f32,
     padding: u32,
 }
-
-// SAFETY: as in `attention.cu` and `flash.cu`.
-unsafe impl Arguments for AttentionBackward {}
 
 /// See [`packed_attention_backward`](crate::kernels::Kernels::packed_attention_backward).
 pub fn packed_backward(
@@ -193,7 +190,7 @@ pub fn packed_backward(
         scale: scale(head_dim),
         padding: 0,
     };
-    // A row's delta is there before any key is looked at.
+    // The queries' kernels write the deltas that the keys' kernels read.
     for (heads, names) in [
         (heads, ["attention_backward_queries", "flash_backward_queries"]),
         (kv_heads, ["attention_backward_keys", "flash_backward_keys"]),
@@ -207,7 +204,8 @@ pub fn packed_backward(
     Ok((dq, dk, dv))
 }
 
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `cache.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct WriteCache {
     k: u64,
@@ -219,10 +217,8 @@ struct WriteCache {
     padding: u32,
 }
 
-// SAFETY: as in `cache.cu`.
-unsafe impl Arguments for WriteCache {}
-
-/// Puts the rows `k` and `v` `[rows, kv_heads, d]` into their slots of `keys` and `values` `[slots, kv_heads, d]`, in place.
+/// Writes the rows `k` and `v` `[rows, kv_heads, d]` to their slots of `keys` and `values` `[slots, kv_heads, d]`, in
+/// place.
 pub fn write_cache(
     launcher: &dyn Launcher,
     keys: &Tensor,

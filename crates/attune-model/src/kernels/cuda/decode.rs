@@ -1,28 +1,31 @@
-//! Attention of steps in which every sequence has one new row: with what comes before it, in one launch.
+//! Attention of steps in which every sequence has one new row, on a GPU: in one launch with the norms, the rotation and
+//! the writing of the cache before it.
 
+use bytemuck::{Pod, Zeroable};
 use candle_core::{DType, Tensor};
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, launch, output};
+use super::launch::{Kernel, Launcher, Shape, WARP, launch, output};
 use super::rows::{RowArguments, RowTables};
 use crate::Result;
 use crate::address::address;
 use crate::kernels::NewHeads;
 
 const DECODE: &str = include_str!("sources/decode.cu");
-/// Query heads of a key-value head that a block takes at the most: their sums stay in its registers.
+/// Most query heads of a key-value head that one block takes: their sums stay in its registers.
 const MOST_GROUP: usize = 8;
 const MOST_HEAD_DIM: usize = 256;
-/// Warps of a block at the most, `WARPS` of `decode.cu`; fewer for many heads, and where there are many blocks.
+/// Most warps of a block, `WARPS` of `decode.cu`; fewer for many heads or many blocks.
 const MOST_WARPS: usize = 16;
 const FEWER_WARPS: usize = 8;
 /// Query heads up to which a block may have the most warps.
 const FEW_HEADS: usize = 4;
-/// Blocks with which a large GPU is busy.
+/// Number of blocks that keep a large GPU busy.
 const MANY_BLOCKS: usize = 128;
-/// Keys of a sequence from which it pays to share them among blocks, which takes a second launch.
+/// Keys of a sequence from which sharing them among blocks is worth a second launch.
 const MANY_KEYS: usize = 1024;
 
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `decode.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Decode {
     q: u64,
@@ -44,10 +47,8 @@ struct Decode {
     eps: f32,
 }
 
-// SAFETY: as in `decode.cu`.
-unsafe impl Arguments for Decode {}
-
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `decode.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Join {
     parts: u64,
@@ -56,10 +57,7 @@ struct Join {
     padding: u32,
 }
 
-// SAFETY: as in `decode.cu`.
-unsafe impl Arguments for Join {}
-
-/// See [`attend_new`](crate::kernels::Kernels::attend_new): the output, or none where sequences have several rows or heads are
+/// Computes [`attend_new`](crate::kernels::Kernels::attend_new); `None` if sequences have several rows, or if heads are
 /// more or larger than the kernel takes.
 pub fn attention(
     launcher: &dyn Launcher,

@@ -1,15 +1,17 @@
-//! Draws tokens, so that only they come back from the device and not their logits.
+//! Draws tokens on the GPU, so that only they are read back and not their logits.
 
+use bytemuck::{Pod, Zeroable};
 use candle_core::{DType, Tensor};
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, launch, output};
+use super::launch::{Kernel, Launcher, Shape, launch, output};
 use crate::address::address;
 use crate::kernels::Draw;
 use crate::{Error, Result};
 
 const DRAW: &str = include_str!("sources/draw.cu");
 
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `draw.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct DrawArguments {
     logits: u64,
@@ -18,9 +20,6 @@ struct DrawArguments {
     classes: u32,
     padding: u32,
 }
-
-// SAFETY: as in `draw.cu`.
-unsafe impl Arguments for DrawArguments {}
 
 /// See [`draw`](crate::kernels::GpuKernels::draw).
 pub fn draw(launcher: &dyn Launcher, logits: &Tensor, draws: &[Draw]) -> Result<Vec<u32>> {

@@ -1,4 +1,4 @@
-//! Starts kernels on an NVIDIA GPU: compiled by NVRTC when they are first used, for the GPU that is there.
+//! Starts kernels on an NVIDIA GPU: NVRTC compiles them at their first use, for the GPU at hand.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// Compiled functions by GPU and kernel.
 type Compiled = HashMap<(usize, KernelKey), CudaFunction>;
 
-/// What `look` finds in, or does to, the functions that were compiled so far.
+/// Runs `look` on the cache of compiled kernels.
 fn compiled<T>(look: impl FnOnce(&mut Compiled) -> T) -> T {
     static COMPILED: Mutex<Option<Compiled>> = Mutex::new(None);
     look(COMPILED.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
@@ -48,7 +48,8 @@ impl Driver {
         if let Some(function) = compiled(|all| all.get(&key).cloned()) {
             return Ok(function);
         }
-        // Others go on with their kernels meanwhile: training's first step compiles many while requests run.
+        // Compiled without the lock, so that others can start their kernels meanwhile: training's first step compiles
+        // many while requests run.
         let failed = |why: &dyn std::fmt::Display| Error::Internal(format!("the kernel `{}`: {why}", kernel.name));
         let (major, minor) = self.capability()?;
         let mut options = kernel.definitions();
@@ -60,7 +61,7 @@ impl Driver {
         let module = context.load_module(ptx).map_err(|error| failed(&error))?;
         let function = module.load_function(kernel.name).map_err(|error| failed(&error))?;
         tracing::debug!(kernel = kernel.name, ms = began.elapsed().as_millis(), "compiled");
-        // What somebody else compiled meanwhile may be running, and must stay.
+        // A function that somebody else compiled meanwhile may be running, and must stay.
         Ok(compiled(|all| all.entry(key).or_insert(function).clone()))
     }
 }
@@ -77,14 +78,14 @@ impl Launcher for Driver {
             block_dim: (shape.threads, 1, 1),
             shared_mem_bytes: 0,
         };
-        // SAFETY: who made the arguments promised that they are the kernel's (`Arguments`).
+        // SAFETY: the callers of `launch` make the arguments as the kernel's source takes them.
         unsafe { builder.launch(config) }
             .map_err(|error| Error::Internal(format!("the kernel `{}` did not start: {error}", kernel.name)))?;
         Ok(())
     }
 
     fn mark(&self) -> Result<Box<dyn DeviceEvent>> {
-        // Whoever waits for it leaves the processor to others.
+        // A thread that waits for the event leaves the processor to others.
         let event = self.device.cuda_stream().record_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC));
         Ok(Box::new(event.map_err(|error| Error::Internal(format!("the GPU marks no place: {error}")))?))
     }
@@ -93,7 +94,7 @@ impl Launcher for Driver {
         self.capability().is_ok_and(|(major, _)| major >= 8)
     }
 
-    /// By cuBLAS.
+    /// Computes the product by cuBLAS.
     fn product(&self, a: &Tensor, b: &Tensor, dtype: DType) -> Result<Tensor> {
         if a.dtype() == dtype {
             return Ok(a.matmul(b)?);
@@ -109,7 +110,7 @@ impl Launcher for Driver {
 }
 
 impl Driver {
-    /// `a · b + keep · c` to `c`, by cuBLAS.
+    /// Computes `a · b + keep · c` into `c`, by cuBLAS.
     fn multiply(&self, c: &Tensor, a: &Tensor, b: &Tensor, keep: f32) -> Result<()> {
         let ((m, k), n) = (a.dims2()?, b.dim(1)?);
         if b.dim(0)? != k || c.dims2()? != (m, n) || a.dtype() != b.dtype() {
@@ -149,7 +150,7 @@ impl Driver {
     }
 }
 
-/// What cuBLAS calls the type.
+/// Returns cuBLAS's name of the type.
 fn data_type(dtype: DType) -> Result<blas::cudaDataType> {
     match dtype {
         DType::F32 => Ok(blas::cudaDataType::CUDA_R_32F),
@@ -165,7 +166,7 @@ impl DeviceEvent for CudaEvent {
     }
 }
 
-/// A matrix as cuBLAS takes it: by its rows, or by the rows of what it is the transpose of.
+/// A matrix as cuBLAS takes it: its rows, or the rows of the matrix that it is the transpose of.
 struct Operand {
     start: u64,
     operation: blas::cublasOperation_t,

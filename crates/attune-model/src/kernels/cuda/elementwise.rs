@@ -1,8 +1,9 @@
-//! Norms, rotary positions and SwiGLU, with their gradients.
+//! Norms, rotary positions and SwiGLU on a GPU, with their gradients.
 
+use bytemuck::{Pod, Zeroable};
 use candle_core::Tensor;
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, launch, output};
+use super::launch::{Kernel, Launcher, Shape, launch, output};
 use crate::Result;
 use crate::address::{VECTOR_BYTES, address};
 use crate::rope::Angles;
@@ -10,7 +11,8 @@ use crate::rope::Angles;
 const NORM: &str = include_str!("sources/norm.cu");
 const ELEMENTWISE: &str = include_str!("sources/elementwise.cu");
 
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `norm.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct RmsNorm {
     x: u64,
@@ -19,9 +21,6 @@ struct RmsNorm {
     width: u32,
     eps: f32,
 }
-
-// SAFETY: as in `norm.cu`.
-unsafe impl Arguments for RmsNorm {}
 
 /// See [`rms_norm`](crate::kernels::Kernels::rms_norm); the weight is f32.
 pub fn rms_norm(launcher: &dyn Launcher, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
@@ -33,7 +32,8 @@ pub fn rms_norm(launcher: &dyn Launcher, x: &Tensor, weight: &Tensor, eps: f32) 
     Ok(y)
 }
 
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `norm.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct RmsNormBackward {
     x: u64,
@@ -44,9 +44,6 @@ struct RmsNormBackward {
     width: u32,
     eps: f32,
 }
-
-// SAFETY: as in `norm.cu`.
-unsafe impl Arguments for RmsNormBackward {}
 
 /// See [`rms_norm_backward`](crate::kernels::Kernels::rms_norm_backward).
 pub fn rms_norm_backward(
@@ -73,7 +70,7 @@ pub fn rms_norm_backward(
     Ok(dx)
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Heads {
     x: u64,
@@ -82,7 +79,8 @@ struct Heads {
     in_row: u64,
 }
 
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `elementwise.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Rope {
     both: [Heads; 2],
@@ -91,9 +89,6 @@ struct Rope {
     half: u32,
     direction: f32,
 }
-
-// SAFETY: as in `elementwise.cu`.
-unsafe impl Arguments for Rope {}
 
 /// Rotates queries and keys `[rows, heads, d]` forwards (`direction` 1) or backwards (−1).
 pub fn rope(
@@ -122,7 +117,8 @@ pub fn rope(
     Ok((rotated_q, rotated_k))
 }
 
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `elementwise.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct SwiGlu {
     gate: u64,
@@ -130,9 +126,6 @@ struct SwiGlu {
     y: u64,
     count: u64,
 }
-
-// SAFETY: as in `elementwise.cu`.
-unsafe impl Arguments for SwiGlu {}
 
 /// See [`swiglu`](crate::kernels::Kernels::swiglu).
 pub fn swiglu(launcher: &dyn Launcher, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
@@ -144,7 +137,8 @@ pub fn swiglu(launcher: &dyn Launcher, gate: &Tensor, up: &Tensor) -> Result<Ten
     Ok(y)
 }
 
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `elementwise.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct SwiGluBackward {
     gate: u64,
@@ -154,9 +148,6 @@ struct SwiGluBackward {
     dup: u64,
     count: u64,
 }
-
-// SAFETY: as in `elementwise.cu`.
-unsafe impl Arguments for SwiGluBackward {}
 
 /// See [`swiglu_backward`](crate::kernels::Kernels::swiglu_backward).
 pub fn swiglu_backward(launcher: &dyn Launcher, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -176,7 +167,7 @@ pub fn swiglu_backward(launcher: &dyn Launcher, gate: &Tensor, up: &Tensor, dy: 
     Ok((dgate, dup))
 }
 
-/// Vectors of `count` elements of the type of `like`, the last of which may not be full.
+/// Returns the number of vectors for `count` elements of the type of `like`; the last one may not be full.
 fn vectors(count: usize, like: &Tensor) -> usize {
     (count * like.dtype().size_in_bytes()).div_ceil(VECTOR_BYTES)
 }

@@ -1,8 +1,9 @@
-//! The low-rank parts of all adapters of a step.
+//! The low-rank parts of all adapters of a step, on a GPU.
 
+use bytemuck::{Pod, Zeroable};
 use candle_core::{DType, Tensor};
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, is_half, launch, output};
+use super::launch::{Kernel, Launcher, Shape, WARP, is_half, launch, output};
 use crate::address::address;
 use crate::kernels::LoraRun;
 use crate::lora::pointers::{PairPointers, fits_tiles};
@@ -13,8 +14,8 @@ const LORA: &str = include_str!("sources/lora.cu");
 const LORA_TILES: &str = include_str!("sources/lora_tiles.cu");
 /// Outputs of a launch, as in `lora.cuh`.
 const OUTPUTS: usize = 3;
-/// Tasks of a launch: those of 32 adapters at query, key and value; and as many as a kernel's arguments, 32,764 bytes, have room
-/// for, which is more than a step has sequences.
+/// Tasks of a launch: few, those of 32 adapters at query, key and value; or many, as many as fit into a kernel's
+/// arguments of 32,764 bytes, which is more than a step has sequences.
 pub const FEW_TASKS: usize = 96;
 const MANY_TASKS: usize = 1000;
 /// Warps of a block, and rows of A that it takes together, as in `lora.cu`.
@@ -25,7 +26,7 @@ const SIDE: usize = 16;
 const EXPAND_COLUMNS: usize = 64;
 const EXPAND_WARPS: usize = 4;
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
 struct LoraTask {
     a: u64,
@@ -37,7 +38,8 @@ struct LoraTask {
     scale: f32,
 }
 
-#[derive(Clone, Copy)]
+/// Arguments of the kernels that `lora.cuh` declares.
+#[derive(Clone, Copy, Zeroable)]
 #[repr(C)]
 struct Lora<const TASKS: usize> {
     x: u64,
@@ -50,10 +52,12 @@ struct Lora<const TASKS: usize> {
     tasks: [LoraTask; TASKS],
 }
 
-// SAFETY: as in `lora.cuh`.
-unsafe impl<const TASKS: usize> Arguments for Lora<TASKS> {}
+// SAFETY: plain numbers without padding, since the fields before the tasks fill whole multiples of a task's alignment.
+unsafe impl<const TASKS: usize> Pod for Lora<TASKS> {}
 
-/// True where matrix units can add `pair`'s part for inputs like `x`.
+const _: () = assert!(size_of::<Lora<1>>() == (2 + OUTPUTS) * 8 + (OUTPUTS + 3) * 4 + size_of::<LoraTask>());
+
+/// Returns true if matrix units can add `pair`'s part for inputs like `x`.
 pub fn takes_tiles(launcher: &dyn Launcher, x: &Tensor, pair: &LoraPair) -> bool {
     fits_tiles(pair) && has_tiles(launcher, x)
 }
@@ -62,17 +66,17 @@ fn has_tiles(launcher: &dyn Launcher, x: &Tensor) -> bool {
     is_half(x.dtype()) && launcher.has_matrix_units()
 }
 
-/// How tasks are computed.
+/// The way in which tasks are computed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum LoraKernel {
-    /// A block for a few ranks, a thread for each column, one row after the other.
+    /// One block for a few ranks, one thread for each column, one row after the other.
     Rows,
     /// By matrix units.
     Tiles,
 }
 
-/// See [`add_lora_runs`](crate::kernels::GpuKernels::add_lora_runs): two launches, whatever the number of adapters; two more where some
-/// have many rows and matrix units take them.
+/// Adds the updates of all adapters, see [`add_lora_runs`](crate::kernels::GpuKernels::add_lora_runs): two launches,
+/// whatever the number of adapters; two more if some have many rows and matrix units take them.
 pub fn add(
     launcher: &dyn Launcher,
     outputs: &[Tensor],
@@ -100,9 +104,9 @@ pub fn add(
     start(launcher, outputs, x, &tiled, LoraKernel::Tiles)
 }
 
-/// Adds to `y` what `pair` makes of all rows of `x`, by matrix units, which must take it.
+/// Adds `pair`'s update for all rows of `x` to `y`, by matrix units, which must take it.
 pub fn add_to_all(launcher: &dyn Launcher, y: &Tensor, x: &Tensor, pair: &LoraPair) -> Result<()> {
-    // An adapter that is neither served nor in training may be f32. Copies live until the launch.
+    // An adapter that is neither served nor trained may be f32. The copies live until the launch.
     let alike = |matrix: &Tensor| matrix.to_dtype(x.dtype())?.contiguous();
     let pair = LoraPair { a: alike(&pair.a)?, b: alike(&pair.b)?, scale: pair.scale };
     let PairPointers { a, b, rank, scale } = PairPointers::of(&pair)?;
@@ -121,7 +125,7 @@ fn start(launcher: &dyn Launcher, outputs: &[Tensor], x: &Tensor, tasks: &[LoraT
     tasks.chunks(MANY_TASKS).try_for_each(|tasks| start_some::<MANY_TASKS>(launcher, outputs, &x, tasks, way))
 }
 
-/// The two launches for up to `TASKS` tasks.
+/// Starts the two launches for up to `TASKS` tasks.
 fn start_some<const TASKS: usize>(
     launcher: &dyn Launcher,
     outputs: &[Tensor],

@@ -1,15 +1,17 @@
-//! Cross entropy over the vocabulary.
+//! Cross entropy over the vocabulary, on a GPU.
 
+use bytemuck::{Pod, Zeroable};
 use candle_core::{DType, Tensor};
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, launch, output};
+use super::launch::{Kernel, Launcher, Shape, launch, output};
 use crate::Result;
 use crate::address::address;
 use crate::kernels::CrossEntropy;
 
 const CROSS_ENTROPY: &str = include_str!("sources/cross_entropy.cu");
 
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `cross_entropy.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct CrossEntropyArguments {
     logits: u64,
@@ -21,11 +23,8 @@ struct CrossEntropyArguments {
     padding: u32,
 }
 
-// SAFETY: as in `cross_entropy.cu`.
-unsafe impl Arguments for CrossEntropyArguments {}
-
-/// See [`cross_entropy`](crate::kernels::Kernels::cross_entropy): the gradient takes the place of `logits`, which nothing else may
-/// hold.
+/// Computes [`cross_entropy`](crate::kernels::Kernels::cross_entropy): the gradient takes the place of `logits`, which
+/// nothing else may hold.
 pub fn cross_entropy(
     launcher: &dyn Launcher,
     logits: &Tensor,

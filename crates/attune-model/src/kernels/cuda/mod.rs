@@ -1,7 +1,8 @@
-//! The kernels in CUDA C: what runs on a GPU. `sources/` holds them, this module and its parts give them tensors.
+//! Kernels in CUDA C for a GPU: `sources/` holds them, this module and its parts launch them on tensors.
 //!
-//! Every function takes a [`Launcher`]. In the engine that is the GPU's driver; tests run the same kernels on the CPU, thread
-//! by thread, and hold them against [`reference`](super::reference). Elements are f32, bf16 or f16, arithmetic is f32.
+//! Every function takes a [`Launcher`]. In the engine this is the GPU's driver; tests run the same kernels on the CPU,
+//! thread by thread, and compare them with [`reference`](super::reference). Elements are f32, bf16 or f16, arithmetic
+//! is f32.
 
 pub mod attention;
 pub mod decode;

@@ -1,20 +1,21 @@
-//! The optimizer's arithmetic where a GPU holds an adapter in training: all of its matrices in a few launches.
+//! The optimizer's arithmetic for an adapter that is trained on a GPU: all of its matrices in a few launches.
 
+use bytemuck::{Pod, Zeroable};
 use candle_core::{DType, Tensor};
 
-use super::launch::{Arguments, Kernel, Launcher, Shape, launch, output};
+use super::launch::{Kernel, Launcher, Shape, launch, output};
 use crate::address::address;
 use crate::kernels::AdamCoefficients;
 use crate::{Error, Result};
 
 const OPTIMIZER: &str = include_str!("sources/optimizer.cu");
-/// Gradients of a launch, and threads of a block, as in `optimizer.cu`.
+/// Gradients of a launch and threads of a block, as in `optimizer.cu`.
 const PIECES: usize = 128;
 const THREADS: usize = 256;
 /// Blocks that share a gradient.
 const SHARES: usize = 16;
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
 struct ParameterPiece {
     gradient: u64,
@@ -22,32 +23,28 @@ struct ParameterPiece {
     count: u64,
 }
 
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `optimizer.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Squares {
     sums: u64,
     pieces: [ParameterPiece; PIECES],
 }
 
-// SAFETY: as in `optimizer.cu`.
-unsafe impl Arguments for Squares {}
-
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `optimizer.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct AdamW {
     values: u64,
     first: u64,
     second: u64,
     by: AdamCoefficients,
-    /// Makes the padding before `pieces` bytes that may be read.
+    /// Explicit padding before `pieces`, so that all bytes may be read.
     _padding: u32,
     pieces: [ParameterPiece; PIECES],
 }
 
-// SAFETY: as in `optimizer.cu`.
-unsafe impl Arguments for AdamW {}
-
-/// The sum of the squares of all `gradients`, f32 each, in f64 and always in the same order.
+/// Returns the sum of the squares of all `gradients`, f32 each, in f64 and always in the same order.
 pub fn sum_of_squares(launcher: &dyn Launcher, gradients: &[Tensor]) -> Result<f64> {
     let pieces = pieces(gradients)?;
     let mut sums = Vec::with_capacity(pieces.len().div_ceil(PIECES));
@@ -64,8 +61,8 @@ pub fn sum_of_squares(launcher: &dyn Launcher, gradients: &[Tensor]) -> Result<f
     Ok(sum)
 }
 
-/// A step of all parameters: `values`, `first` and `second` are `[parameters]`, f32, changed in place; `gradients` are theirs, one
-/// after the other.
+/// Takes a step of all parameters: `values`, `first` and `second` are `[parameters]`, f32, changed in place;
+/// `gradients` are their gradients, one after the other.
 pub fn adam_w(
     launcher: &dyn Launcher,
     [values, first, second]: [&Tensor; 3],

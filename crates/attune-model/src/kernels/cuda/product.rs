@@ -1,9 +1,10 @@
-//! Matrix products, and the low-rank part of one adapter for all rows, as training needs it.
+//! Matrix products on a GPU, and the low-rank part of one adapter for all rows, for training.
 
+use bytemuck::{Pod, Zeroable};
 use candle_core::{DType, Tensor};
 
 use super::elementwise::{rms_norm, swiglu};
-use super::launch::{Arguments, Kernel, Launcher, Shape, WARP, launch, output};
+use super::launch::{Kernel, Launcher, Shape, WARP, launch, output};
 use super::lora;
 use crate::Result;
 use crate::address::{VECTOR_BYTES, address};
@@ -15,11 +16,11 @@ const GEMV: &str = include_str!("sources/gemv.cu");
 const MATRICES: usize = 3;
 /// Rows of weights that a warp takes, `TOGETHER` of `gemv.cu`.
 const TOGETHER: usize = 4;
-/// Rows up to which a product is bound by reading its weights alone, and our kernel reads them once.
+/// Most rows that our own kernel takes: with so few, a product is bound by reading its weights, which it reads once.
 pub const FEW_ROWS: usize = 4;
 const WARPS: usize = 4;
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
 struct Matrix {
     weight: u64,
@@ -29,7 +30,8 @@ struct Matrix {
     width: u64,
 }
 
-#[derive(Clone, Copy)]
+/// Arguments of kernels in `gemv.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Gemv {
     x: u64,
@@ -41,10 +43,7 @@ struct Gemv {
     eps: f32,
 }
 
-// SAFETY: as in `gemv.cu`.
-unsafe impl Arguments for Gemv {}
-
-/// See [`project`](crate::kernels::GpuKernels::project): a few rows in one launch, more by a product for each matrix.
+/// Computes [`project`](crate::kernels::GpuKernels::project): a few rows in one launch, more by a product each.
 pub fn project(
     launcher: &dyn Launcher,
     x: &Tensor,
@@ -92,13 +91,13 @@ pub fn add_product(launcher: &dyn Launcher, y: Tensor, a: &Tensor, b: &Tensor) -
     Ok(y)
 }
 
-/// True where our own product takes `x`, and norms it on the way.
+/// Returns true if our own kernel takes `x`, which it can norm on the way.
 pub fn is_few(x: &Tensor) -> Result<bool> {
     let (rows, input) = x.dims2()?;
     Ok(rows <= FEW_ROWS && (input * x.dtype().size_in_bytes()).is_multiple_of(VECTOR_BYTES))
 }
 
-/// The products with `matrices` into as many `outputs`, or with one output silu of the first times the second.
+/// Computes the products with `matrices` into as many `outputs`; with fewer outputs, silu(first) · second.
 fn gemv(
     launcher: &dyn Launcher,
     x: &Tensor,
@@ -145,22 +144,22 @@ fn one_by_one(launcher: &dyn Launcher, x: &Tensor, matrix: &Dense<'_>) -> Result
     matrix.residual.map_or(Ok(y.clone()), |residual| Ok((residual + y)?))
 }
 
-/// `x · Wᵀ` in the type of `x`.
+/// Computes `x · Wᵀ` in the type of `x`.
 pub fn linear(launcher: &dyn Launcher, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     launcher.product(x, &like(x, weight)?.t()?, x.dtype())
 }
 
-/// `a · b` in the type of `a`.
+/// Computes `a · b` in the type of `a`.
 pub fn matmul(launcher: &dyn Launcher, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     launcher.product(a, &like(a, b)?, a.dtype())
 }
 
-/// `aᵀ · b` in f32: gradients of adapters, which add up over micro-batches.
+/// Computes `aᵀ · b` in f32: gradients of adapters, which add up over micro-batches.
 pub fn matmul_transposed(launcher: &dyn Launcher, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     launcher.product(&a.t()?, &like(a, b)?, DType::F32)
 }
 
-/// See [`add_lora`](crate::kernels::Kernels::add_lora): A and B in any type.
+/// Computes [`add_lora`](crate::kernels::Kernels::add_lora), with A and B in any type.
 pub fn add_lora(launcher: &dyn Launcher, y: Tensor, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
     if lora::takes_tiles(launcher, x, pair) {
         lora::add_to_all(launcher, &y, x, pair)?;
@@ -170,7 +169,7 @@ pub fn add_lora(launcher: &dyn Launcher, y: Tensor, x: &Tensor, pair: &LoraPair)
     Ok((y + linear(launcher, &shrunk, &pair.b)?)?)
 }
 
-/// `matrix` in the type of `x`.
+/// Returns `matrix` in the type of `x`.
 fn like(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
     Ok(matrix.to_dtype(x.dtype())?)
 }

@@ -1,7 +1,8 @@
-//! Which sequence each row of a step or a packed batch belongs to, on the device: made once, read by attention in every layer.
+//! Device tables with the sequence of each row of a step or packed batch: made once, read by attention in every layer.
 
 use std::ops::Range;
 
+use bytemuck::{Pod, Zeroable};
 use candle_core::{Device, Tensor};
 
 use crate::Result;
@@ -9,34 +10,35 @@ use crate::address::address;
 use crate::kernels::SequenceRows;
 use crate::kv_cache::BLOCK_TOKENS;
 
-/// The rows of sequences, as `rows.cuh` describes them.
+/// Tables of the rows of sequences, as `rows.cuh` describes them.
 #[derive(Debug)]
 pub struct RowTables {
-    /// `[rows]`
+    /// Sequence of each row, `[rows]`.
     sequences: Tensor,
-    /// `[rows]`
+    /// Position of each row in its sequence, `[rows]`.
     positions: Tensor,
-    /// `[sequences, blocks]`, or `[sequences + 1]` where the keys lie in rows.
+    /// Blocks of the cache, `[sequences, blocks]`; or first rows, `[sequences + 1]`, if the keys lie in rows.
     places: Tensor,
-    /// `[rows]`, where each row's own key and value go; of cached sequences.
+    /// Slot in the cache for each row's own key and value, `[rows]`; `None` for packed sequences.
     slots: Option<Tensor>,
-    /// `[tiles, 2]`: the first and the number of up to [`TILE`] rows of one sequence that has enough of them.
+    /// First row and number of rows, `[tiles, 2]`: up to [`TILE`] rows of one sequence that has at least
+    /// [`FEWEST_ROWS`]; `None` if no sequence has so many.
     tiles: Option<Tensor>,
-    /// The rows of all other sequences.
+    /// Rows of all other sequences; `None` if there are no others.
     others: Option<Tensor>,
     blocks: usize,
-    /// Tokens that the row sees which sees most.
+    /// Most tokens that any row sees.
     longest: usize,
     single_rows: bool,
 }
 
-/// Rows of a tile at most, `TILE` of `flash.cu`.
+/// Most rows of a tile, `TILE` of `flash.cu`.
 const TILE: usize = 64;
-/// Rows of a sequence from which matrix units pay: what they compute for fewer is mostly nothing.
+/// Rows of a sequence from which matrix units pay: for fewer, most of their results would be unused.
 const FEWEST_ROWS: usize = 8;
 
 /// The structure `Rows` of `rows.cuh`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct RowArguments {
     sequences: u64,
@@ -47,7 +49,7 @@ pub(super) struct RowArguments {
 }
 
 impl RowTables {
-    /// Sequences that lie one after the other and are whole.
+    /// Makes the tables of whole sequences that lie one after the other.
     pub fn packed(sequences: &[Range<usize>], device: &Device) -> Result<Self> {
         let rows = sequences.iter().enumerate().flat_map(|(index, rows)| (0..rows.len()).map(move |at| (index, at)));
         let (of_rows, positions): (Vec<u32>, Vec<u32>) = rows.map(|(index, at)| (index as u32, at as u32)).unzip();
@@ -66,7 +68,7 @@ impl RowTables {
         })
     }
 
-    /// Sequences in the order of their rows whose keys are in the cache's blocks.
+    /// Makes the tables of sequences, in the order of their rows, that have their keys in the cache's blocks.
     pub fn cached(sequences: &[SequenceRows<'_>], device: &Device) -> Result<Self> {
         let blocks = sequences.iter().map(|sequence| sequence.blocks.len()).max().unwrap_or(0);
         let (mut of_rows, mut positions, mut slots, mut places) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -94,27 +96,28 @@ impl RowTables {
         })
     }
 
-    /// Where the rows' own keys and values go, `[rows]`; of cached sequences.
+    /// Returns the slots for the rows' own keys and values, `[rows]`; `None` for packed sequences.
     pub(super) fn slots(&self) -> Option<&Tensor> {
         self.slots.as_ref()
     }
 
-    /// `[tiles, 2]`: the first and the number of up to 64 rows, for sequences that have at least eight.
+    /// Returns the tiles, `[tiles, 2]`: the first row and the number of up to 64 rows, for sequences that have at least
+    /// eight; `None` if no sequence has so many.
     pub(super) fn tiles(&self) -> Option<&Tensor> {
         self.tiles.as_ref()
     }
 
-    /// The rows of all other sequences.
+    /// Returns the rows of all other sequences; `None` if there are no others.
     pub(super) fn others(&self) -> Option<&Tensor> {
         self.others.as_ref()
     }
 
-    /// Tokens that a row sees at most.
+    /// Returns the most tokens that any row sees.
     pub(super) fn longest(&self, window: Option<usize>) -> usize {
         window.map_or(self.longest, |window| window.min(self.longest))
     }
 
-    /// True where each sequence has one row.
+    /// Returns true if each sequence has one row.
     pub(super) fn has_single_rows(&self) -> bool {
         self.single_rows
     }
@@ -130,8 +133,8 @@ impl RowTables {
     }
 }
 
-/// Those of sequences with these rows, the first at this position. What sees most comes first, so that no long work is left over
-/// at the end.
+/// Returns the tiles of sequences, given by their rows and the position of the first one. Tiles that see most come
+/// first, so that no long work is left over at the end.
 fn tiles<'a>(sequences: impl Iterator<Item = (&'a Range<usize>, usize)>, device: &Device) -> Result<Option<Tensor>> {
     let long = sequences.filter(|(rows, _)| rows.len() >= FEWEST_ROWS);
     let mut tiles: Vec<(usize, [u32; 2])> = long

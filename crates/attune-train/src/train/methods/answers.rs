@@ -1,4 +1,4 @@
-//! Training on answers: the cross entropy of their tokens.
+//! Training on answers: the cross entropy of their tokens. Called through [`super::Method`].
 
 use std::ops::Range;
 

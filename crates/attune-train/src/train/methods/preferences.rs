@@ -1,5 +1,5 @@
-//! Training on preferences: pairs of answers, judged beside the model that training began with
-//! ([`crate::train::preference`]).
+//! Training on preferences: pairs of answers, compared with the model that training began with
+//! ([`crate::train::preference`]). Called through [`super::Method`].
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ use crate::train::settings::TrainSettings;
 use crate::train::yielding::BeforeMicroStep;
 
 pub(super) struct AnswerPairs {
-    /// How strongly the adapter is held to the reference.
+    /// Strength of the pull towards the reference model.
     pub beta: f64,
 }
 
@@ -60,7 +60,7 @@ impl Method for AnswerPairs {
         for examples in run.rounds(places, self.width()) {
             for Packed { batch, .. } in pack(&examples?, self.width(), run.settings.batch_rows) {
                 before()?;
-                // In every evaluation the batches are the same ones in the same order.
+                // Every evaluation has the same batches in the same order.
                 if batches == reference.len() {
                     reference.push(run.ask_reference(&batch, before)?);
                 }

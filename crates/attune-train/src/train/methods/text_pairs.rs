@@ -1,4 +1,5 @@
-//! Training on pairs of texts: their vectors, compared with each other ([`crate::train::contrastive`]).
+//! Training on pairs of texts: their vectors are compared with each other ([`crate::train::contrastive`]). Called
+//! through [`super::Method`].
 
 use std::ops::Range;
 use std::time::Instant;
@@ -56,7 +57,7 @@ impl Method for TextPairs {
             let indices = start..(start + at_once).min(places.end);
             let pairs = indices.map(|index| run.examples.texts(index)).collect::<Result<Vec<_>>>()?;
             let texts = Texts::of(pairs.iter().cloned().map(Ok))?;
-            // As even as they can be: a pair that was left alone would always be right.
+            // Batches of nearly equal sizes: a pair alone in a batch would always count as correct.
             let even = pairs.len().div_ceil(pairs.len().div_ceil(size));
             for batch in texts.batches(&(0..pairs.len()).collect::<Vec<_>>(), even) {
                 let batch: Vec<_> = batch.into_iter().map(|place| pairs[place].clone()).collect();
@@ -80,19 +81,19 @@ impl Method for TextPairs {
         WorkFactors { first_epoch: work, later: work }
     }
 
-    /// The vectors of a step's texts and their gradients, in f64 and twice each, in place of logits.
+    /// In place of logits: the vectors of a step's texts and their gradients, in f64 and twice each.
     fn loss_bytes(&self, shape: &LossShape) -> u64 {
         let LossShape { rows, hidden, texts, .. } = *shape;
         FLOAT * (8 * texts * hidden + 3 * rows * hidden)
     }
 
-    /// Each text is an example of its own, all of which is read.
+    /// Each text is an example of its own, read to its end.
     fn samples(&self, examples: &ExampleStore, index: usize) -> Result<Vec<TokenizedExample>> {
         let whole = |text: Vec<u32>| TokenizedExample { weights: vec![1.0; text.len()], tokens: text };
         Ok(examples.texts(index)?.into_iter().map(whole).collect())
     }
 
-    /// Which texts are told apart makes no difference to the time. All of them are one pack.
+    /// The time does not depend on which texts are compared. All of them are one pack.
     fn calibrate(
         &self,
         probe: Probe<'_>,

@@ -1,8 +1,8 @@
-//! The micro-kernel over 8-bit weights and 8-bit activations: whole numbers inside a block of 32 inputs, f32 from block to
-//! block.
+//! The micro-kernel over 8-bit weights and 8-bit activations: integer sums inside a block of 32 inputs, f32 across
+//! blocks.
 //!
-//! A block of a panel is 9 cache lines: 8 of weights, each with 4 inputs of 16 outputs, and one with the 16 outputs' scales.
-//! Activations are quantized per row and block as they come in.
+//! A block of a panel is 9 cache lines: 8 of weights, each with 4 inputs of 16 outputs, and one with the 16 outputs'
+//! scales. Activations are quantized per row and block as they come in.
 
 use std::array;
 
@@ -32,11 +32,11 @@ pub(super) struct ByteRows {
     values: *const i8,
     /// Values from one row to the next.
     stride: usize,
-    /// Of each block.
+    /// Scale of each block.
     scales: *const f32,
-    /// What the whole-number sum of each block starts from.
+    /// Start of each block's integer sum.
     starts: *const i32,
-    /// Blocks of a row.
+    /// Blocks in a row.
     blocks: usize,
 }
 
@@ -62,13 +62,13 @@ impl Input for ByteRows {
 
 pub(super) type ByteTile = Tile<ByteRows>;
 
-/// Products of bytes, added to whole numbers.
+/// Products of bytes in one instruction set, summed as integers.
 pub(super) trait Bytes: Lanes {
-    /// 4 inputs of 16 outputs.
+    /// Weights of 4 inputs for 16 outputs.
     type Quad: Copy;
-    /// Whole-number sums of 16 outputs.
+    /// Integer sums of 16 outputs.
     type Sums: Copy;
-    /// Panels at once and most rows in one tile, for a product of `rows` rows of bytes.
+    /// Returns the panels at once and the most rows in one tile, for a product of `rows` rows of bytes.
     fn byte_shape(rows: usize) -> (usize, usize);
     /// Runs the micro-kernel of `rows` rows and `panels` panels.
     unsafe fn byte_tile(rows: usize, panels: usize, tile: &ByteTile);
@@ -76,11 +76,11 @@ pub(super) trait Bytes: Lanes {
     unsafe fn sums(start: i32) -> Self::Sums;
     /// Adds the products with 4 inputs, which lie in the bytes of `x`.
     unsafe fn dot(sums: Self::Sums, weights: Self::Quad, x: i32) -> Self::Sums;
-    /// `self + sums · scales · x_scale`
+    /// Returns `self + sums · scales · x_scale`.
     unsafe fn add_scaled(self, sums: Self::Sums, scales: Self, x_scale: f32) -> Self;
 }
 
-/// 8 bits and a scale for each 32.
+/// Weight format of 8 bits and a scale for each 32 inputs.
 pub(super) struct Q8;
 
 #[allow(clippy::inline_always, reason = "part of the kernels")]
@@ -105,7 +105,7 @@ impl<S: Bytes> Format<S> for Q8 {
     }
 }
 
-/// `y = start + x · Wᵀ`, as the kernel for floats: each sum in order, whatever `ROWS` and `PANELS` are.
+/// Computes `y = start + x · Wᵀ` like the kernel for floats: each sum in order, whatever `ROWS` and `PANELS` are.
 #[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
 #[inline(always)]
 pub(super) unsafe fn byte_kernel<S: Bytes, const ROWS: usize, const PANELS: usize>(tile: &ByteTile) {
@@ -156,7 +156,7 @@ pub(super) unsafe fn byte_kernel<S: Bytes, const ROWS: usize, const PANELS: usiz
     }
 }
 
-/// A row of activations and where it goes: values, and each block's scale and start.
+/// A row of activations and its quantized form: the values, and each block's scale and start.
 type Row<'a> = ((&'a [f32], &'a mut [i8]), (&'a mut [f32], &'a mut [i32]));
 
 /// Rows of activations, quantized for one instruction set.
@@ -180,7 +180,7 @@ impl Activations {
         if x.is_empty() {
             return activations;
         }
-        // Weights that are stored with 128 added give 128 times the sum of the activations too much.
+        // Weights stored with 128 added make each sum too large by 128 times the sum of the activations.
         let factor = if level.offsets_bytes() { -128 } else { 0 };
         let quantize = |((x, values), (scales, starts)): Row<'_>| {
             quantize_row(x, values, scales);
@@ -221,13 +221,13 @@ impl Activations {
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn quantize_row(x: &[f32], values: &mut [i8], scales: &mut [f32]) {
     for ((x, values), scale) in x.chunks(BLOCK).zip(values.chunks_exact_mut(BLOCK)).zip(scales) {
-        // Compared as whole numbers, so that what is not a number is the largest of all and stays in the scale.
+        // Compared as integers, so that NaN counts as the largest and stays in the scale.
         let largest = x.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().map_or(0.0, f32::from_bits);
         *scale = largest / LIMIT;
-        // A block of (almost) nothing is nothing.
+        // A block of (almost) zeros becomes zeros.
         let inverse = if largest < 1e-30 { 0.0 } else { LIMIT / largest };
         for (value, x) in values.iter_mut().zip(x) {
-            // Adding 1.5·2^23 rounds to the nearest whole number, and leaves it in the lowest bits.
+            // Adding 1.5·2^23 rounds to the nearest integer, and leaves it in the lowest bits.
             let rounded = x * inverse + 12_582_912.0_f32;
             *value = (rounded.to_bits() as i32).wrapping_sub(0x4b40_0000) as i8;
         }

@@ -24,7 +24,7 @@ pub(super) trait Everywhere<X>: Format<Portable, Input = X> {}
 #[cfg(not(target_arch = "x86_64"))]
 impl<X: Input, F: Format<Portable, Input = X>> Everywhere<X> for F {}
 
-/// [`unit`] in the instruction set that the panels were packed for.
+/// Runs [`unit`] in the instruction set that the panels were packed for.
 ///
 /// # Safety
 /// As for [`unit`]; the CPU must have the instruction set.

@@ -28,17 +28,17 @@ impl Input for FloatRows {
 
 pub(super) type FloatTile = Tile<FloatRows>;
 
-/// How a weight is stored.
+/// A storage format of single weights.
 pub(super) trait Stored {
     /// Bytes of one weight.
     const BYTES: usize;
-    /// Depth of a pass over a tile's rows: what stays in the first-level cache.
+    /// Depth of a pass over a tile's rows, small enough to stay in the first-level cache.
     const DEPTH: usize;
     /// Loads 16 weights.
     unsafe fn load<S: Lanes>(from: *const u8) -> S;
 }
 
-/// 4 bytes.
+/// Weights of 4 bytes.
 pub(in super::super) struct F32;
 
 #[allow(clippy::inline_always, reason = "part of the kernels")]
@@ -53,7 +53,7 @@ impl Stored for F32 {
     }
 }
 
-/// 2 bytes: the upper half of an f32.
+/// Weights of 2 bytes: the upper half of an f32.
 pub(super) struct Bf16;
 
 #[allow(clippy::inline_always, reason = "part of the kernels")]
@@ -68,7 +68,7 @@ impl Stored for Bf16 {
     }
 }
 
-/// The same, with its values in their order at every level.
+/// [`Bf16`] with its values in their own order at every level.
 pub(in super::super) struct Words;
 
 #[allow(clippy::inline_always, reason = "part of the kernels")]
@@ -85,7 +85,7 @@ impl Stored for Words {
 
 /// The micro-kernels over floats of one instruction set.
 pub(super) trait Floats: Lanes {
-    /// Panels at once and most rows in one tile, for a product of `rows` rows of floats.
+    /// Returns the panels at once and the most rows in one tile, for a product of `rows` rows of floats.
     fn float_shape(rows: usize) -> (usize, usize);
     /// Runs the micro-kernel of `rows` rows and `panels` panels.
     unsafe fn float_tile<W: Stored>(rows: usize, panels: usize, tile: &FloatTile);
@@ -113,8 +113,8 @@ impl<S: Floats, W: Stored> Format<S> for W {
     }
 }
 
-/// `y = start + x · Wᵀ` for `ROWS` rows and `PANELS` panels. Each sum runs over the depth in order, whatever `ROWS` and
-/// `PANELS` are: a row's result does not depend on its company.
+/// Computes `y = start + x · Wᵀ` for `ROWS` rows and `PANELS` panels. Each sum runs over the depth in order, whatever
+/// `ROWS` and `PANELS` are: a row's result does not depend on the rows beside it.
 #[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
 #[inline(always)]
 pub(super) unsafe fn kernel<S: Lanes, W: Stored, const ROWS: usize, const PANELS: usize>(tile: &FloatTile) {

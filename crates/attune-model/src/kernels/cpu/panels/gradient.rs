@@ -1,5 +1,5 @@
-//! `dy · W` from the panels of W: the transposed weight is made panel by panel, each just before it is used, and multiplied
-//! with the forward pass's own kernel. So training needs no second copy of the weights.
+//! The gradient `dy · W` from the panels of W. Each panel of the transposed weight is made just before it is used, and
+//! multiplied with the forward pass's own kernel. So training needs no second copy of the weights.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -14,10 +14,11 @@ use super::{LANES, Line, Panels, Precision, dispatch};
 /// Outputs of the weight that are transposed at a time.
 const DEPTH: usize = 512;
 
-/// Rows of `dy` that one transposed panel serves: enough for the transposing to vanish beside the product.
+/// Rows of `dy` that share one transposed panel: so many that transposing costs next to nothing beside the product.
 const CHUNK: usize = 512;
 
-/// Most transposed panels at a time, which the second-level cache holds beside their rows of `dy`: each reads all of `dy`.
+/// Most transposed panels at a time: as many as the second-level cache holds beside their rows of `dy`, since each pass
+/// over them reads all of `dy`.
 const MOST_PANELS: usize = 6;
 
 thread_local! {
@@ -25,7 +26,7 @@ thread_local! {
 }
 
 impl Panels {
-    /// `dy` `[rows, outputs]` to `dy · W`, `[rows, inputs]`.
+    /// Computes `dy · W`, `[rows, inputs]`, from `dy` `[rows, outputs]`.
     pub fn gradient(&self, dy: &[f32], rows: usize) -> Vec<f32> {
         assert_eq!(dy.len(), rows * self.outputs, "the gradient has the weight's height");
         let mut dx = vec![0.0; rows * self.inputs];
@@ -46,6 +47,8 @@ impl Panels {
         dx
     }
 
+    /// Computes `rows` and `columns` of `dx`.
+    ///
     /// # Safety
     /// No other thread may be at the same rows and columns of `dx`, which must have room for them.
     unsafe fn gradient_unit(
@@ -74,7 +77,8 @@ impl Panels {
         }
     }
 
-    /// Panels of `columns` of the weight as outputs, with `outputs` as the depth; `lines` is used again.
+    /// Returns the transposed weight's panels: `columns` of the weight as outputs, `outputs` as the depth. Reuses the
+    /// memory of `lines`.
     fn transpose(&self, outputs: Range<usize>, columns: Range<usize>, mut lines: Vec<Line>) -> Self {
         let depth = outputs.len();
         let count = columns.len().div_ceil(LANES);

@@ -1,7 +1,8 @@
 //! Sixteen f32 values at a time, in each instruction set: what the micro-kernels are written with.
 //!
-//! Every method is `unsafe` for two reasons alone: pointers must be good for what is read or written, and the CPU must have
-//! the instruction set. All are inlined into a function that is compiled for it ([`super::dispatch`]).
+//! Every method is `unsafe` for two reasons alone: pointers must be valid for the values that are read or written, and
+//! the CPU must have the instruction set. All are inlined into a function that is compiled for it
+//! ([`super::dispatch`]).
 
 /// Sixteen f32 values: one row of a panel.
 pub(super) trait Lanes: Copy {
@@ -17,7 +18,7 @@ pub(super) trait Lanes: Copy {
         unsafe { Self::load_bf16(from) }
     }
     unsafe fn store(self, to: *mut f32);
-    /// `self + weights · x`
+    /// Returns `self + weights · x`.
     unsafe fn add_product(self, weights: Self, x: f32) -> Self;
 }
 
@@ -35,8 +36,8 @@ macro_rules! by_rows {
 }
 pub(super) use by_rows;
 
-/// Repeats `body` for each row below `rows`, a constant: loops that the compiler may leave as loops would put the sums into
-/// memory.
+/// Repeats `body` for each row below `rows`, a constant: loops that the compiler may leave as loops would put the sums
+/// into memory.
 macro_rules! each_row {
     ($rows:ident, $row:ident, $body:block) => {
         each_row!(@all $rows $row $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 /// An instruction set. Weights are packed for one and multiplied with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// Plain loops, which the compiler turns into whatever the target has.
+    /// Plain loops, which the compiler vectorizes for the target.
     Portable,
     /// AVX2 and FMA: x86 since 2013.
     Avx2,
@@ -14,13 +14,13 @@ pub enum Level {
 }
 
 impl Level {
-    /// The best one of this CPU.
+    /// Returns the best instruction set of this CPU.
     pub fn best() -> Self {
         static BEST: OnceLock<Level> = OnceLock::new();
         *BEST.get_or_init(|| Self::available().last().copied().unwrap_or(Self::Portable))
     }
 
-    /// Those of this CPU, the best last.
+    /// Returns the instruction sets of this CPU, the best last.
     pub fn available() -> Vec<Self> {
         #[allow(unused_mut, reason = "other targets have the first one only")]
         let mut levels = vec![Self::Portable];
@@ -40,12 +40,12 @@ impl Level {
         levels
     }
 
-    /// bf16 rows hold lanes j and j + 8 side by side, so that widening them is one shift and one AND.
+    /// Returns true if bf16 rows hold lanes j and j + 8 side by side, so that widening them is one shift and one AND.
     pub(super) const fn interleaves_bf16(self) -> bool {
         matches!(self, Self::Avx2)
     }
 
-    /// 8-bit weights are stored with 128 added, as VNNI's product of unsigned and signed bytes wants them.
+    /// Returns true if 8-bit weights are stored with 128 added, as VNNI's product of unsigned and signed bytes needs.
     pub(super) const fn offsets_bytes(self) -> bool {
         matches!(self, Self::Avx512)
     }

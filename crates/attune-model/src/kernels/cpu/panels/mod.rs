@@ -1,24 +1,24 @@
-//! Frozen weights packed for products on the CPU, and the products: `x · Wᵀ` for the forward pass, `dy · W` for the backward
-//! pass. Called by `model::linear`.
+//! Frozen weights packed for products on the CPU, and the products: `x · Wᵀ` for the forward pass, `dy · W` for the
+//! backward pass. Called by `model::linear`.
 //!
 //! A **panel** holds 16 output rows of the weight, the input (the *depth*) outermost, so that a micro-kernel reads one
-//! stream and each load gives 16 outputs the weight that one input has for them. Weights are f32, bf16 or 8 bit; arithmetic
-//! is f32 but for the latter, whose activations become 8 bit too. The last panel is filled up with zeros.
+//! stream and each load yields one input's weights for 16 outputs. Weights are f32, bf16 or 8 bit. Arithmetic is f32;
+//! with 8-bit weights, activations become 8 bit too. The last panel is filled up with zeros.
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `level` | which instruction set the CPU has |
-//! | `pack` | weights into panels, and rows and tiles of them back |
+//! | `level` | the instruction sets, and the best one of the CPU |
+//! | `pack` | packs weights into panels, and unpacks rows and tiles of them |
 //! | `product`, `dispatch` | the loops around the micro-kernels, compiled for each instruction set |
 //! | `lanes`, `portable`, `x86` | 16 values at a time, in each instruction set |
 //! | `float`, `bytes` | the kernels for f32 and bf16, and for 8 bit |
 //! | `narrow` | products with the small matrices of adapters |
-//! | `gradient` | `dy · W`, by panels of the transposed weight that are made on the way |
-//! | `share` | units of work over the threads |
-//! | `tensors` | the same with tensors |
+//! | `gradient` | `dy · W`, from panels of the transposed weight that are made on the way |
+//! | `share` | spreads units of work over the threads |
+//! | `tensors` | the same products on tensors |
 //!
-//! A row's result does not depend on the rows beside it: every sum runs in the same order for every number of rows. That the
-//! same seed gives the same text whatever else is in the batch rests on this.
+//! A row's result does not depend on the rows beside it: every sum runs in the same order for every number of rows.
+//! This is why the same seed gives the same text whatever else is in the batch.
 
 mod bytes;
 mod dispatch;
@@ -41,6 +41,7 @@ pub use level::Level;
 pub(super) use share::share;
 pub use tensors::{project, project_onto};
 
+use bytemuck::{Pod, Zeroable};
 use bytes::{Activations, Q8};
 use float::{Bf16, F32, FloatRows};
 use product::{Input, Job, UNIT_PANELS, chunks};
@@ -48,7 +49,7 @@ use product::{Input, Job, UNIT_PANELS, chunks};
 /// Output rows of a panel.
 pub(super) const LANES: usize = 16;
 
-/// How weights are stored.
+/// Storage format of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// 4 bytes a weight.
@@ -60,7 +61,7 @@ pub enum Precision {
 }
 
 /// A cache line of packed weights.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
@@ -71,24 +72,24 @@ pub struct Panels {
     lines_per_panel: usize,
     outputs: usize,
     inputs: usize,
-    /// `inputs`, or more where the format's blocks need it.
+    /// `inputs`, rounded up to whole blocks if the format has blocks.
     padded_inputs: usize,
     precision: Precision,
     level: Level,
 }
 
 impl Panels {
-    /// Rows of the weight.
+    /// Returns the number of rows of the weight.
     pub fn outputs(&self) -> usize {
         self.outputs
     }
 
-    /// Columns of the weight.
+    /// Returns the number of columns of the weight.
     pub fn inputs(&self) -> usize {
         self.inputs
     }
 
-    /// Memory that the weights take.
+    /// Returns the memory of the weights, in bytes.
     pub fn bytes(&self) -> usize {
         self.lines.len() * size_of::<Line>()
     }
@@ -101,20 +102,20 @@ impl Panels {
         self.lines_per_panel * size_of::<Line>()
     }
 
-    /// Where a panel begins; beyond the last one, an address that may only be fetched ahead.
+    /// Returns the address of a panel's start; beyond the last one, an address that may only be prefetched.
     fn panel(&self, index: usize) -> *const u8 {
         self.lines.as_ptr().wrapping_add(index * self.lines_per_panel).cast()
     }
 }
 
-/// What the sums of a product start from.
+/// Start values of a product's sums.
 #[derive(Debug, Clone, Copy)]
 pub enum Start<'a> {
-    /// 0.
+    /// Zeros.
     Zero,
-    /// The same for each row, `[out]`.
+    /// One value per output, the same for each row, `[out]`.
     Bias(&'a [f32]),
-    /// One for each row, `[rows, out]`.
+    /// One value per output and row, `[rows, out]`.
     Rows(&'a [f32]),
 }
 
@@ -123,12 +124,12 @@ pub enum Start<'a> {
 pub struct Product<'a> {
     /// The weight, `[out, in]`.
     pub panels: &'a Panels,
-    /// What is added to it.
+    /// Values that are added to the product.
     pub start: Start<'a>,
 }
 
-/// `start + x · Wᵀ` of each weight, `[rows, out]`; `x` is `[rows, in]`. Weights of one call have the same width and
-/// precision; they share one fork, so that small ones do not pay for their own.
+/// Computes `start + x · Wᵀ` for each weight, `[rows, out]`; `x` is `[rows, in]`. Weights of one call have the same
+/// width and precision; they share one fork, so that small ones do not pay for their own.
 pub fn products(x: &[f32], rows: usize, products: &[Product<'_>]) -> Vec<Vec<f32>> {
     let Some(Product { panels: first, .. }) = products.first() else { return Vec::new() };
     assert_eq!(x.len(), rows * first.inputs, "activations have the weight's width");

@@ -1,7 +1,8 @@
-//! Products with small matrices that are read straight through, as adapters' are: from memory, for a row or two each (Chen et
-//! al., "Punica", 2023, section 4, has the same two products for a GPU). Called by `cpu::lora`.
+//! Products with the small matrices of adapters, which are read straight through from memory for a row or two each
+//! (Chen et al., "Punica", 2023, section 4, has the same two products for a GPU). Called by `cpu::lora`.
 //!
-//! The micro-kernels are those of the panels, on whatever thread calls. A row's result does not depend on the rows beside it.
+//! The micro-kernels are those of the panels, run on the calling thread. A row's result does not depend on the rows
+//! beside it.
 
 use half::bf16;
 
@@ -13,13 +14,13 @@ use super::product::{Ahead, Format, MOST_ROWS, Tile, pieces};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
 
-/// Bytes that are fetched into the cache before their turn. The CPU's own prefetching ends with each page of memory, and the
-/// matrices of many adapters have many pages.
+/// Distance, in bytes, at which the matrix is prefetched into the cache. The CPU's own prefetching ends with each page
+/// of memory, and the matrices of many adapters have many pages.
 const AHEAD: usize = 8192;
 
-/// A number as adapters keep it.
+/// A number type that adapters are kept in.
 pub(in super::super) trait Element: Copy {
-    /// How the kernels read it.
+    /// The kernels' format of the type.
     #[expect(private_bounds, reason = "known to the kernels alone")]
     type Stored: Stored;
 }
@@ -45,12 +46,12 @@ pub(in super::super) struct Narrow<'a, E> {
 }
 
 impl<'a, E> Narrow<'a, E> {
-    /// `[depth, width]`, and at least 15 values of anything after it.
+    /// Wraps a matrix `[depth, width]`, with at least 15 arbitrary values after it.
     pub(in super::super) fn lines(values: &'a [E], depth: usize, width: usize) -> Self {
         Self::new(values, depth, width, width, LANES)
     }
 
-    /// `[⌈width / 16⌉, depth, 16]`: 16 columns after the other.
+    /// Wraps a matrix `[⌈width / 16⌉, depth, 16]`: one group of 16 columns after the other.
     pub(in super::super) fn panels(values: &'a [E], depth: usize, width: usize) -> Self {
         Self::new(values, depth, width, LANES, depth * LANES)
     }
@@ -61,19 +62,19 @@ impl<'a, E> Narrow<'a, E> {
         Self { values, depth, width, line, panel }
     }
 
-    /// Where it begins.
+    /// Returns the address of the first value.
     pub(in super::super) fn address(&self) -> *const u8 {
         self.values.as_ptr().cast()
     }
 
-    /// What comes [`AHEAD`] after the `start`-th byte: of itself, or of what is read `next`.
+    /// Returns the address [`AHEAD`] bytes after the `start`-th byte: in this matrix or in the `next` one.
     fn ahead(&self, start: usize, next: *const u8) -> *const u8 {
         let (place, end) = (start + AHEAD, self.depth * self.width.next_multiple_of(LANES) * size_of::<E>());
         if place < end { self.address().wrapping_add(place) } else { next.wrapping_add(place - end) }
     }
 }
 
-/// `y += x · matrix` with `x` `[rows, depth]` and `y` `[rows, width]`; a product of zero leaves every bit as it was.
+/// Computes `y += x · matrix` with `x` `[rows, depth]` and `y` `[rows, width]`; a product of zero changes no bit.
 pub(in super::super) fn add_product<E: Element>(
     y: &mut [f32],
     x: &[f32],
@@ -85,10 +86,10 @@ pub(in super::super) fn add_product<E: Element>(
     unsafe { add_product_for(Level::best(), y, x, rows, matrix, next) }
 }
 
-/// The same in one instruction set.
+/// Computes [`add_product`] in one instruction set.
 ///
 /// # Safety
-/// The CPU must have it.
+/// The CPU must have the instruction set.
 pub(super) unsafe fn add_product_for<E: Element>(
     level: Level,
     y: &mut [f32],
@@ -127,6 +128,8 @@ unsafe fn avx512<E: Element>(y: &mut [f32], x: &[f32], rows: usize, matrix: Narr
     unsafe { add::<Avx512, E>(y, x, rows, matrix, next) }
 }
 
+/// Computes [`add_product`] in the instruction set of `S`.
+///
 /// # Safety
 /// `x` and `y` must hold the rows; the CPU must have the instruction set.
 #[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
@@ -161,7 +164,7 @@ unsafe fn add<S: Floats, E: Element>(y: &mut [f32], x: &[f32], rows: usize, matr
             for (row, sums) in tile_rows.zip(sums.chunks_exact(STRIDE)) {
                 let y = &mut y[row * matrix.width..][columns.clone()];
                 for (y, sum) in y.iter_mut().zip(sums) {
-                    // The sum would lose the sign of a zero.
+                    // Adding zero would lose the sign of a zero in `y`.
                     *y = if *sum == 0.0 { *y } else { *y + *sum };
                 }
             }

@@ -1,4 +1,5 @@
-//! Weights into panels, and back: rows for the embedding, tiles for the backward pass.
+//! Packs weights into panels when a model is loaded, and unpacks them: rows for the embedding, tiles for the backward
+//! pass.
 
 use half::bf16;
 use rayon::prelude::*;
@@ -13,7 +14,7 @@ impl Panels {
         Self::pack_for(Level::best(), values, outputs, inputs, precision)
     }
 
-    /// The same for an instruction set that the CPU must have.
+    /// Packs `values` for an instruction set that the CPU must have.
     pub fn pack_for(level: Level, values: &[f32], outputs: usize, inputs: usize, precision: Precision) -> Self {
         assert_eq!(values.len(), outputs * inputs, "the weight has its shape");
         assert!(Level::available().contains(&level), "the CPU has the instruction set");
@@ -39,7 +40,7 @@ impl Panels {
         Self { lines, lines_per_panel, outputs, inputs, padded_inputs, precision, level }
     }
 
-    /// The weight's row `index` into `row`, `[inputs]`.
+    /// Unpacks the weight's row `index` into `row`, `[inputs]`.
     pub fn unpack_row(&self, index: usize, row: &mut [f32]) {
         assert!(index < self.outputs && row.len() == self.inputs, "the row exists");
         let lines = self.panel_lines(index / LANES);
@@ -64,7 +65,7 @@ impl Panels {
         }
     }
 
-    /// The 16 weights of a panel at each depth of `depths`, in the order of the outputs.
+    /// Unpacks the 16 weights of a panel at each depth from `first_depth` on, in the order of the outputs, into `tile`.
     pub(super) fn unpack_tile(&self, panel: usize, first_depth: usize, tile: &mut [[f32; LANES]]) {
         let lines = self.panel_lines(panel);
         match self.precision {
@@ -92,7 +93,7 @@ impl Panels {
     }
 }
 
-/// Where a bf16 row of 16 holds `lane`.
+/// Returns the place of `lane` in a bf16 row of 16.
 const fn bf16_place(level: Level, lane: usize) -> usize {
     if level.interleaves_bf16() { lane % 8 * 2 + lane / 8 } else { lane }
 }
@@ -101,31 +102,27 @@ fn widened(word: u16) -> f32 {
     f32::from_bits(u32::from(word) << 16)
 }
 
-/// The lines as rows of 16 f32.
+/// Views the lines as rows of 16 f32.
 fn floats(lines: &[Line]) -> &[[f32; LANES]] {
-    const { assert!(size_of::<Line>() == size_of::<[f32; LANES]>()) };
-    // SAFETY: the same size and a finer alignment; every pattern of bits is a value.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len()) }
+    bytemuck::must_cast_slice(lines)
 }
 
-/// The lines as rows of 16 f32.
+/// Views the lines as rows of 16 f32.
 pub(super) fn floats_mut(lines: &mut [Line]) -> &mut [[f32; LANES]] {
-    // SAFETY: as above.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len()) }
+    bytemuck::must_cast_slice_mut(lines)
 }
 
-/// The lines as rows of 16 words, two to a line.
+/// Views the lines as rows of 16 words, two to a line.
 fn words(lines: &[Line]) -> &[[u16; LANES]] {
-    // SAFETY: as above.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), 2 * lines.len()) }
+    bytemuck::must_cast_slice(lines)
 }
 
+/// Views the lines as rows of 16 words, two to a line.
 fn words_mut(lines: &mut [Line]) -> &mut [[u16; LANES]] {
-    // SAFETY: as above.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), 2 * lines.len()) }
+    bytemuck::must_cast_slice_mut(lines)
 }
 
-/// `rows` are up to 16 rows of the weight.
+/// Packs up to 16 rows of the weight into the lines of one panel, in f32.
 fn pack_f32(rows: &[f32], inputs: usize, lines: &mut [Line]) {
     for (lane, row) in rows.chunks_exact(inputs).enumerate() {
         for (value, panel) in row.iter().zip(floats_mut(lines)) {
@@ -143,7 +140,7 @@ fn pack_bf16(rows: &[f32], inputs: usize, level: Level, lines: &mut [Line]) {
     }
 }
 
-/// What turns a signed byte into the stored one, and back: adding 128 flips the highest bit.
+/// Returns the mask that turns a signed byte into the stored one, and back: adding 128 flips the highest bit.
 const fn byte_flip(level: Level) -> u8 {
     if level.offsets_bytes() { 0x80 } else { 0 }
 }

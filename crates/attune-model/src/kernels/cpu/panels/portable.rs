@@ -1,10 +1,10 @@
-//! [`Lanes`], [`Floats`] and [`Bytes`] as plain loops, for CPUs without an instruction set of their own here.
+//! [`Lanes`], [`Floats`] and [`Bytes`] as plain loops, for CPUs without AVX2 and for other architectures.
 
 use super::bytes::{ByteTile, Bytes, byte_kernel};
 use super::float::{FloatTile, Floats, Stored, kernel};
 use super::lanes::{Lanes, by_rows};
 
-/// Plain loops.
+/// Sixteen values in plain loops.
 #[derive(Clone, Copy)]
 pub(super) struct Portable(pub(super) [f32; 16]);
 
@@ -37,7 +37,7 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn add_product(mut self, weights: Self, x: f32) -> Self {
         for (sum, weight) in self.0.iter_mut().zip(weights.0) {
-            // Where it is no instruction, `mul_add` is a slow call.
+            // `mul_add` is a slow call on targets without the instruction.
             *sum = if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
                 weight.mul_add(x, *sum)
             } else {

@@ -7,7 +7,7 @@ use super::{LANES, Panels};
 
 /// Rows of activations in a product, as a format reads them.
 pub(super) trait Input: Copy + Send + Sync {
-    /// The same from `row` and `depth` on.
+    /// Returns the activations from `row` and `depth` on.
     unsafe fn at(self, row: usize, depth: usize) -> Self;
 }
 
@@ -16,15 +16,15 @@ pub(super) trait Format<S: Lanes> {
     type Input: Input;
     /// Depth of a pass over a chunk's rows.
     const DEPTH: usize;
-    /// Bytes from the start of a panel to `depth`.
+    /// Returns the bytes from the start of a panel to `depth`.
     fn offset(depth: usize) -> usize;
-    /// Panels at once and most rows in one tile, for a chunk of `rows` rows.
+    /// Returns the panels at once and the most rows in one tile, for a chunk of `rows` rows.
     fn shape(rows: usize) -> (usize, usize);
     /// Runs the micro-kernel.
     unsafe fn tile(rows: usize, panels: usize, tile: &Tile<Self::Input>);
 }
 
-/// What a micro-kernel computes.
+/// Work of one call of a micro-kernel.
 pub(super) struct Tile<X> {
     pub(super) x: X,
     pub(super) weights: *const u8,
@@ -33,20 +33,20 @@ pub(super) struct Tile<X> {
     /// Bytes from one input to the next, in the formats of floats.
     pub(super) line_bytes: usize,
     pub(super) depth: usize,
-    /// What the sums start from; null: zeros.
+    /// Start values of the sums; null for zeros.
     pub(super) start: *const f32,
-    /// Values from one row of `start` to the next; 0 where all rows share one.
+    /// Values from one row of `start` to the next; 0 if all rows share one.
     pub(super) start_stride: usize,
     pub(super) y: *mut f32,
     pub(super) y_stride: usize,
     pub(super) ahead: Ahead,
 }
 
-/// The weights that come after a tile's own, which it fetches into the cache as it goes: the CPU's own prefetching ends with each
-/// page of memory, and would leave the arithmetic waiting at the next.
+/// Weights after a tile's own, which it prefetches as it goes: the CPU's own prefetching ends with each page of memory,
+/// and would leave the arithmetic waiting at the next.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
-    /// This tile's part of them.
+    /// This tile's part of those weights.
     pub(super) weights: *const u8,
     /// Tiles among which they are split.
     pub(super) tiles: usize,
@@ -92,10 +92,10 @@ impl<X> Tile<X> {
 /// One product: `y = start + x · Wᵀ`.
 pub(super) struct Job<'a> {
     pub(super) panels: &'a Panels,
-    /// What the sums start from, as in [`Tile`].
+    /// Start values of the sums, as in [`Tile`].
     pub(super) start: *const f32,
     pub(super) start_stride: usize,
-    /// `[rows, out]`
+    /// Output, `[rows, out]`.
     pub(super) y: *mut f32,
     pub(super) y_stride: usize,
 }
@@ -105,19 +105,19 @@ unsafe impl Send for Job<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Job<'_> {}
 
-/// Panels of a unit of work.
+/// Panels in a unit of work.
 pub(super) const UNIT_PANELS: usize = 2;
 
-/// Rows of a product that are computed at a time: about what the second-level cache holds of them.
+/// Most rows of a product that are computed at a time: about as many as the second-level cache holds.
 pub(super) const CHUNK: usize = 96;
 
-/// `rows` in even pieces of at most `most`.
+/// Splits `rows` into even pieces of at most `most`.
 pub(super) fn pieces(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     let count = rows.div_ceil(most);
     (0..count).map(move |piece| piece * rows / count..(piece + 1) * rows / count)
 }
 
-/// `rows` in even chunks.
+/// Splits `rows` into even chunks of at most [`CHUNK`].
 pub(super) fn chunks(rows: usize) -> Vec<Range<usize>> {
     pieces(rows, CHUNK).collect()
 }
@@ -125,7 +125,8 @@ pub(super) fn chunks(rows: usize) -> Vec<Range<usize>> {
 /// Computes `rows` of `job` for the panels from `first_panel` on, [`UNIT_PANELS`] of them.
 ///
 /// # Safety
-/// `x` must hold the rows, `job.y` and `job.start` must have room for them, and no other thread may be at the same unit.
+/// `x` must hold the rows, `job.y` and `job.start` must have room for them, and no other thread may be at the same
+/// unit.
 #[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
 #[inline(always)]
 pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(job: &Job<'_>, x: F::Input, rows: Range<usize>, first_panel: usize) {
@@ -187,7 +188,7 @@ pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(job: &Job<'_>, x: F::Input, ro
 /// Most rows of a tile in any instruction set.
 pub(super) const MOST_ROWS: usize = 16;
 
-/// A tile of which only `columns` columns exist: computed beside the output, then copied.
+/// Computes a tile of which only `columns` columns exist: into a buffer, from which they are copied to the output.
 ///
 /// # Safety
 /// As for [`Format::tile`], for the columns that exist.

@@ -2,21 +2,21 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The units of one thread; a cache line of its own, since all threads count on it.
+/// Units of one thread, in a cache line of its own, since all threads count on it.
 #[repr(align(64))]
 struct Share {
     next: AtomicUsize,
     end: usize,
 }
 
-/// A thread takes one of this many parts of the units that are left of a share.
+/// Parts that the remaining units of a share are divided into; a thread takes one of them at a time.
 const PARTS: usize = 4;
 
 /// Multiply-adds below which a fork costs more than it saves, from inside the pool and from outside.
 const SMALL_INSIDE: usize = 1 << 16;
 const SMALL_OUTSIDE: usize = 1 << 20;
 
-/// Calls `work` with each number below `units`, on the threads of the one pool. `cost` is in multiply-adds, all together.
+/// Calls `work` with each number below `units`, on the threads of the one pool. `cost` is the total in multiply-adds.
 pub(in super::super) fn share(units: usize, cost: usize, work: impl Fn(usize) + Sync) {
     let small = if rayon::current_thread_index().is_some() { SMALL_INSIDE } else { SMALL_OUTSIDE };
     let threads = rayon::current_num_threads().min(units);
@@ -29,8 +29,8 @@ pub(in super::super) fn share(units: usize, cost: usize, work: impl Fn(usize) + 
     fork(0, threads, &|first| {
         for share in shares[first..].iter().chain(&shares[..first]) {
             loop {
-                // A part of what is left, so that threads end together. Counting waits until all that was begun is
-                // done, which is dear where a unit waits for memory.
+                // Only a part of the rest, so that threads end together. Not a single unit, since counting waits for
+                // all memory accesses before it, which is costly if units wait for memory.
                 let left = share.end.saturating_sub(share.next.load(Ordering::Relaxed));
                 let taken = (left / PARTS).max(1);
                 let first = share.next.fetch_add(taken, Ordering::Relaxed);
@@ -43,7 +43,7 @@ pub(in super::super) fn share(units: usize, cost: usize, work: impl Fn(usize) + 
     });
 }
 
-/// Calls `work` with `first` to `end`, each where a thread is free.
+/// Calls `work` with each number from `first` up to `end`, in parallel while threads are free.
 fn fork(first: usize, end: usize, work: &(impl Fn(usize) + Sync)) {
     if end - first == 1 {
         return work(first);

@@ -1,4 +1,4 @@
-//! The same with tensors, as `model::linear` calls them.
+//! Products of panels with tensors. Called by `model::linear`.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -8,7 +8,7 @@ use super::{Panels, Precision, Product, Start, products};
 use crate::{Error, Result};
 
 impl Panels {
-    /// Packs a weight `[out, in]`. One that is to be f32 is held in bf16 where that keeps every bit of it, as it does of a
+    /// Packs a weight `[out, in]`. Weights to be held in f32 are held in bf16 if that keeps every bit, as it does for a
     /// checkpoint in bf16: products are the same, and half the memory is read for them.
     pub fn of(weight: &Tensor, precision: Precision) -> Result<Self> {
         let (outputs, inputs) = weight.dims2()?;
@@ -17,13 +17,13 @@ impl Panels {
         Ok(Self::pack(&values, outputs, inputs, if lossless { Precision::Bf16 } else { precision }))
     }
 
-    /// `dy` `[rows, out]` to `dy · W`, `[rows, in]`.
+    /// Computes `dy · W`, `[rows, in]`, from `dy` `[rows, out]`.
     pub fn input_gradient(&self, dy: &Tensor) -> Result<Tensor> {
         let rows = rows_of(dy, self.outputs())?;
         tensor(self.gradient(&Values::of(dy)?, rows), (rows, self.inputs()))
     }
 
-    /// The weight's rows `indices`, `[rows, in]`.
+    /// Returns the weight's rows `indices`, `[rows, in]`.
     pub fn rows(&self, indices: &[u32]) -> Result<Tensor> {
         if let Some(index) = indices.iter().find(|index| **index as usize >= self.outputs()) {
             return Err(Error::Internal(format!("row {index} of a weight with {} rows", self.outputs())));
@@ -41,13 +41,13 @@ impl Panels {
     }
 }
 
-/// Whether bf16 holds each of the values.
+/// Returns true if bf16 holds each of the values exactly.
 fn is_bf16(values: &[f32]) -> bool {
     values.iter().fold(0, |bits, value| bits | value.to_bits()).trailing_zeros() >= 16
 }
 
-/// `x` `[rows, in]` to `x · Wᵀ + bias`, `[rows, out]`, of each weight and bias `[out]`; in one fork where weights are of one
-/// precision.
+/// Computes `x · Wᵀ + bias`, `[rows, out]`, for each weight and bias `[out]`; `x` is `[rows, in]`. Weights of the same
+/// precision share one fork.
 pub fn project(x: &Tensor, layers: &[(&Panels, Option<&Tensor>)]) -> Result<Vec<Tensor>> {
     let Some((first, _)) = layers.first() else { return Ok(Vec::new()) };
     let rows = rows_of(x, first.inputs())?;
@@ -67,7 +67,7 @@ pub fn project(x: &Tensor, layers: &[(&Panels, Option<&Tensor>)]) -> Result<Vec<
     outputs.into_iter().zip(layers).map(|(y, (panels, _))| tensor(y, (rows, panels.outputs()))).collect()
 }
 
-/// `x` `[rows, in]` to `residual + x · Wᵀ`, `[rows, out]`.
+/// Computes `residual + x · Wᵀ`, `[rows, out]`, from `x` `[rows, in]`.
 pub fn project_onto(residual: &Tensor, x: &Tensor, panels: &Panels) -> Result<Tensor> {
     let rows = rows_of(x, panels.inputs())?;
     if rows_of(residual, panels.outputs())? != rows {

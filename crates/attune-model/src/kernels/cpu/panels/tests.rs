@@ -1,11 +1,11 @@
-//! Every kernel of every instruction set against a naive product in f64.
+//! Checks every kernel of every instruction set against a naive product in f64.
 
 use candle_core::{Device, Tensor};
 
 use super::narrow::{Narrow, add_product_for};
 use super::*;
 
-/// Values in −1 to 1, the same in every run.
+/// Returns values in −1 to 1, the same in every run.
 fn values(count: usize, seed: usize) -> Vec<f32> {
     let mut state = (seed as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -15,7 +15,7 @@ fn values(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-/// `x · Wᵀ` in f64, `[rows, outputs]`.
+/// Computes `x · Wᵀ` in f64, `[rows, outputs]`.
 fn naive(x: &[f32], weight: &[f32], outputs: usize, inputs: usize) -> Vec<f64> {
     x.chunks_exact(inputs)
         .flat_map(|x| {
@@ -27,7 +27,7 @@ fn naive(x: &[f32], weight: &[f32], outputs: usize, inputs: usize) -> Vec<f64> {
         .collect()
 }
 
-/// The weight as the panels hold it.
+/// Returns the weight as the panels hold it.
 fn unpacked(panels: &Panels) -> Vec<f32> {
     let mut weight = vec![0.0; panels.outputs() * panels.inputs()];
     for (index, row) in weight.chunks_exact_mut(panels.inputs()).enumerate() {
@@ -51,7 +51,7 @@ fn assert_close(ours: &[f32], exact: &[f64], tolerance: f64, what: &str) {
 
 const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Q8];
 
-/// The activations as a product sees them.
+/// Returns the activations as a product sees them.
 fn seen(x: &[f32], inputs: usize, precision: Precision) -> Vec<f32> {
     if precision != Precision::Q8 {
         return x.to_vec();
@@ -66,7 +66,7 @@ fn seen(x: &[f32], inputs: usize, precision: Precision) -> Vec<f32> {
         .collect()
 }
 
-/// Outputs and inputs that are no multiples of anything, and some that are.
+/// Numbers of outputs and inputs, with and without a remainder in panels and blocks.
 const SHAPES: [(usize, usize); 12] = [
     (1, 1),
     (17, 3),
@@ -261,7 +261,7 @@ fn small_matrices_multiply_in_both_layouts_and_a_row_has_the_same_bits_in_any_co
                 .zip(&before)
                 .map(|(product, before)| product + f64::from(*before))
                 .collect();
-            // What comes after a line's own values must not matter.
+            // Values after a line's own must not matter.
             let mut lines = vec![half::bf16::NAN; depth * width + 15];
             let mut panels = vec![half::bf16::NAN; depth * width.next_multiple_of(16)];
             for (output, row) in weight.chunks_exact(depth).enumerate() {

@@ -179,7 +179,7 @@ impl Bytes for Avx512 {
 
     #[inline(always)]
     unsafe fn dot(sums: Self::Sums, weights: Self::Quad, x: i32) -> Self::Sums {
-        // Weights are stored with 128 added, which the sums' start takes back.
+        // Weights are stored with 128 added, which the start of the sums takes back.
         unsafe { _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(x)) }
     }
 

@@ -1,15 +1,16 @@
-// Causal attention for any precision and head size, over a paged cache or over packed sequences, and its gradient (Dao et al.,
-// "FlashAttention", 2022): no matrix of scores is ever in memory. Each lane of a warp takes one key, 32 keys at a time.
+// Causal attention for any precision and head size, over a paged cache or over packed sequences, and its gradient (Dao
+// et al., "FlashAttention", 2022): no matrix of scores is ever in memory. Each lane of a warp takes one key, 32 keys at
+// a time.
 
 const u32 WARPS = 8;
 const u32 PER_LANE = (HEAD_DIM + WARP - 1) / WARP;
 
-// The block's row.
+// Returns the block's row.
 template <typename Arguments> __device__ inline u32 row_of_block(const Arguments& arguments) {
     return arguments.work != 0 ? arguments.work[blockIdx.x] : blockIdx.x;
 }
 
-// a · b of a head; `a` in shared memory.
+// Returns a · b of a head; `a` is in shared memory.
 __device__ inline float head_dot(const float* a, const element* b) {
     float sum = 0.0f;
     if (HEAD_DIM % VECTOR == 0) {
@@ -36,7 +37,7 @@ __device__ inline void load_head(float* to, const element* from) {
     for (u32 i = threadIdx.x; i < HEAD_DIM; i += blockDim.x) to[i] = wide(from[i]);
 }
 
-// The sum of all warps' shares at `place`, each times its factor; all threads take part.
+// Returns the sum of all warps' shares at `place`, each times its factor; all threads take part.
 __device__ inline float gather(float (*of_warps)[HEAD_DIM], const float* factors, u32 place) {
     float sum = 0.0f;
     for (u32 warp = 0; warp < blockDim.x / WARP; warp++) sum += factors[warp] * of_warps[warp][place];
@@ -55,8 +56,8 @@ struct Attention {
     const element* keys;   // [slots, kv_heads, HEAD_DIM]
     const element* values; // [slots, kv_heads, HEAD_DIM]
     element* out;          // [rows, heads, HEAD_DIM]
-    float* log_sums;       // [rows, heads]: the logarithm of each softmax's sum; or none
-    const u32* work;       // The rows to compute; all where there are none
+    float* log_sums;       // [rows, heads]: the logarithm of each softmax's sum; or null
+    const u32* work;       // The rows to compute; null for all
     Rows rows;
     u32 heads;
     u32 kv_heads;
@@ -123,7 +124,7 @@ struct AttentionBackward {
     element* dq;
     element* dk;
     element* dv;
-    const u32* work; // As above.
+    const u32* work; // As in Attention.
     Rows rows;       // Of packed sequences.
     u32 heads;
     u32 kv_heads;
@@ -169,8 +170,8 @@ KERNEL(attention_backward_queries, AttentionBackward) {
         arguments.dq[head * HEAD_DIM + place] = narrow(gather(shares, factors, place));
 }
 
-// Blocks: (rows, key-value heads). Each lane takes one query that sees the row's key: dk = scale · Σ ds q, dv = Σ p dout, over
-// all query heads of the key-value head's group.
+// Blocks: (rows, key-value heads). Each lane takes one query that sees the row's key. Over all query heads of the
+// key-value head's group: dk = scale · Σ ds q, dv = Σ p dout.
 KERNEL(attention_backward_keys, AttentionBackward) {
     const Rows& rows = arguments.rows;
     const u32 row = row_of_block(arguments);

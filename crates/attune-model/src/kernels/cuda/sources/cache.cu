@@ -1,4 +1,4 @@
-// Keys and values of new rows into their slots of the cache: one block for each row.
+// Writes the keys and values of new rows to their slots of the cache: one block for each row.
 
 struct WriteCache {
     const element* k; // [rows, width]

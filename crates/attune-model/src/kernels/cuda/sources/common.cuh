@@ -1,5 +1,5 @@
-// What all kernels share: it stands before each of them when they are compiled, at run time with NVRTC and without headers,
-// for one ELEMENT: float, bf16 or f16. Arithmetic is in float throughout; elements are what memory holds.
+// Definitions that all kernels share. They precede each kernel when it is compiled, at run time with NVRTC and without
+// headers, for one ELEMENT: float, bf16 or f16. Arithmetic is in float throughout; memory holds elements.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -14,18 +14,18 @@ struct f16 {
 };
 
 typedef ELEMENT element;
-// What matrix units take: bf16 or f16, which is ELEMENT where that is one of them.
+// The type that matrix units take, bf16 or f16: ELEMENT if it is one of them.
 typedef HALF half_element;
 
 const u32 WARP = 32;
 const u32 WHOLE_WARP = 0xffffffffu;
 #define INFINITE __uint_as_float(0x7f800000u)
 
-// Before loops over registers, which have no addresses.
+// Unrolls loops over registers, which have no addresses.
 #define UNROLL _Pragma("unroll")
 
-// A kernel takes one structure of arguments by value, so that whoever launches it needs to know nothing but its bytes. What
-// else the compiler must know of it may follow.
+// A kernel takes one structure of arguments by value, so that its launcher needs to know only the bytes. Further
+// attributes for the compiler may follow.
 #ifndef KERNEL
 #define KERNEL(name, Arguments, ...) extern "C" __global__ void __VA_ARGS__ name(const __grid_constant__ Arguments arguments)
 #endif
@@ -53,7 +53,7 @@ template <> struct Narrow<float> {
     static __device__ inline float of(float x) { return x; }
 };
 template <> struct Narrow<bf16> {
-    // To the nearest, ties to even; what is not a number stays so.
+    // Rounds to the nearest, ties to even; NaN stays NaN.
     static __device__ inline bf16 of(float x) {
 #if !defined(EMULATED) && __CUDA_ARCH__ >= 800
         u16 bits;
@@ -73,10 +73,10 @@ __device__ inline element narrow(float x) { return Narrow<element>::of(x); }
 
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// silu(gate) · up (Shazeer, 2020), to the same bit wherever it is computed.
+// Returns silu(gate) · up (Shazeer, 2020), to the same bit in every kernel.
 __device__ inline element swiglu_of(element gate, element up) { return narrow(wide(gate) * sigmoid(wide(gate)) * wide(up)); }
 
-// Sixteen bytes of elements: the most that a thread reads at a time.
+// Sixteen bytes of elements, the most that a thread reads at a time.
 const u32 VECTOR = 16 / sizeof(element);
 struct __align__(16) Vector {
     element values[VECTOR];
@@ -87,7 +87,7 @@ struct __align__(16) Floats {
 
 __device__ inline bool begins_vector(const void* place) { return (u64)place % 16 == 0; }
 
-// What is at `at` of `count` elements or floats, as many as a vector has; zeros beyond the end.
+// Loads as many of `count` elements or floats as a vector has, from `at` on; zeros beyond the end.
 template <typename Many, typename One> __device__ inline Many load_many(const One* from, u64 at, u64 count) {
     if (at + VECTOR <= count && begins_vector(from + at)) return *(const Many*)(from + at);
     Many many = {};
@@ -117,18 +117,18 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
-// The sum over a block of whole warps, known to all its threads.
+// Returns the sum over a block of whole warps to all its threads.
 __device__ inline float block_sum(float x) {
     __shared__ float of_warps[WARP];
     x = warp_sum(x);
-    __syncthreads(); // A sum before this one may still be read.
+    __syncthreads(); // Threads may still read the previous sum.
     if (lane_of_warp() == 0) of_warps[threadIdx.x / WARP] = x;
     __syncthreads();
     x = lane_of_warp() < blockDim.x / WARP ? of_warps[lane_of_warp()] : 0.0f;
     return warp_sum(x);
 }
 
-// a · b over `length` elements, by the lanes of a warp together.
+// Returns a · b over `length` elements, computed by the lanes of a warp together.
 __device__ inline float warp_dot(const element* a, const element* b, u32 length) {
     float sum = 0.0f;
     if (length % VECTOR == 0) {

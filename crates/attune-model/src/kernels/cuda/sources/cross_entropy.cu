@@ -6,7 +6,7 @@ struct CrossEntropy {
     const u32* targets;
     const float* weights;
     float* losses;
-    // 1 where no class is more probable than the target.
+    // 1 if no class is more probable than the target.
     u8* correct;
     u32 classes;
 };
@@ -30,14 +30,14 @@ KERNEL(cross_entropy, CrossEntropy) {
     if (lane_of_warp() == 0) largest_of_warps[threadIdx.x / WARP] = of_warp;
     __syncthreads();
     const float all = warp_max(lane_of_warp() < blockDim.x / WARP ? largest_of_warps[lane_of_warp()] : -INFINITE);
-    // A thread without a class has −∞ and 0.
+    // A thread without a class has largest −∞ and sum 0.
     sum = block_sum(sum == 0.0f ? 0.0f : sum * expf(largest - all));
     above = block_sum(above);
     if (threadIdx.x == 0) {
         arguments.losses[row] = logf(sum) + all - of_target;
         arguments.correct[row] = above == 0.0f;
     }
-    __syncthreads(); // The target's logit has been read by all.
+    __syncthreads(); // All threads have read the target's logit.
     const float weight = arguments.weights[row];
     for (u32 i = threadIdx.x; i < arguments.classes; i += blockDim.x) {
         const float probability = expf(wide(logits[i]) - all) / sum;

@@ -1,12 +1,13 @@
-// Attention of steps in which each sequence has one new row, over the paged cache, for any precision and head size: norms query and
-// key, rotates them, puts key and value into the cache and attends, in one launch. A block has the GROUP query heads of one
-// key-value head, so that keys and values are read once. Where sequences are long and few, several blocks share the keys of
-// each and `join` adds up what they found (Dao et al., "Flash-Decoding", 2023).
+// Attention of steps in which each sequence has one new row, over the paged cache, for any precision and head size:
+// norms query and key, rotates them, writes key and value to the cache and attends, in one launch. A block has the
+// GROUP query heads of one key-value head, so that keys and values are read once. If sequences are long and few,
+// several blocks share the keys of each, and `join` adds up their results (Dao et al., "Flash-Decoding", 2023).
 
-// Half as many threads have twice the registers.
+// With half as many threads, each has twice the registers.
 const u32 WARPS = GROUP > 4 ? 8 : 16;
 const u32 HALF_HEAD = HEAD_DIM / 2;
-// Lanes that read a value together, VECTOR elements each, where that comes out even; else each reads every 32nd element.
+// Lanes that read a value together, VECTOR elements each, if this divides evenly; else each lane reads every 32nd
+// element.
 const u32 LANES_OF_HEAD = HEAD_DIM / VECTOR;
 #define IN_VECTORS (HEAD_DIM % VECTOR == 0 && LANES_OF_HEAD <= WARP && WARP % LANES_OF_HEAD == 0)
 const u32 AT_ONCE = IN_VECTORS ? WARP / LANES_OF_HEAD : 1;
@@ -16,15 +17,15 @@ struct Decode {
     const element* q;      // [rows, heads, HEAD_DIM]
     const element* k;      // [rows, kv_heads, HEAD_DIM]
     const element* v;      // [rows, kv_heads, HEAD_DIM]
-    const float* q_norm;   // [HEAD_DIM], the weight of an RMS norm of each query, or none
-    const float* k_norm;   // [HEAD_DIM], of each key
-    const float* cos;      // [rows, HEAD_DIM / 2], or none where nothing is rotated
+    const float* q_norm;   // [HEAD_DIM], the weight of an RMS norm of each query; or null
+    const float* k_norm;   // [HEAD_DIM], of each key; or null
+    const float* cos;      // [rows, HEAD_DIM / 2]; null if positions are not rotated
     const float* sin;
     element* keys;         // [slots, kv_heads, HEAD_DIM]
     element* values;       // [slots, kv_heads, HEAD_DIM]
-    const u32* slots;      // [rows], where the rows' own keys and values go
+    const u32* slots;      // [rows], slots of the rows' own keys and values
     element* out;          // [rows, heads, HEAD_DIM]
-    float* parts;          // [rows, heads, splits, HEAD_DIM + 2], where there are splits
+    float* parts;          // [rows, heads, splits, HEAD_DIM + 2], if there are splits
     Rows rows;
     u32 kv_heads;
     u32 splits;            // Blocks that share the keys of a row.
@@ -32,7 +33,7 @@ struct Decode {
     float eps;             // Of the norms.
 };
 
-// Where element `i` of the lane's share of a head is; HEAD_DIM or more where there is none.
+// Returns the place in a head of element `i` of the lane's share; HEAD_DIM or more if there is none.
 __device__ inline u32 place_of(u32 i) {
     return IN_VECTORS ? lane_of_warp() % LANES_OF_HEAD * VECTOR + i : i * WARP + lane_of_warp();
 }
@@ -46,7 +47,7 @@ __device__ inline void load_share(float* to, const element* head) {
     }
 }
 
-// A head by a warp: normed and rotated.
+// Norms and rotates a head, by one warp.
 __device__ inline void prepare(float* to, const element* from, const float* norm, const Decode& arguments) {
     const u32 lane = lane_of_warp();
     float inverse = 1.0f;
@@ -71,7 +72,7 @@ __device__ inline void prepare(float* to, const element* from, const float* norm
     }
 }
 
-// The products of each query with `key`.
+// Computes the products of each query with `key`.
 __device__ inline void scores(float* to, const float (*q)[HEAD_DIM], const element* key) {
     UNROLL for (u32 g = 0; g < GROUP; g++) to[g] = 0.0f;
     if (HEAD_DIM % VECTOR == 0) {
@@ -88,7 +89,7 @@ __device__ inline void scores(float* to, const float (*q)[HEAD_DIM], const eleme
     }
 }
 
-// Blocks: (rows, kv_heads · splits). The warps of a block take turns with the keys, each lane of a warp has one of 32.
+// Blocks: (rows, kv_heads · splits). The warps of a block take turns with the keys; each lane of a warp has one of 32.
 KERNEL(decode, Decode, __launch_bounds__(WARPS * WARP, 1)) {
     const Rows& rows = arguments.rows;
     const u32 row = blockIdx.x, kv_head = blockIdx.y / arguments.splits, split = blockIdx.y % arguments.splits;
@@ -99,7 +100,8 @@ KERNEL(decode, Decode, __launch_bounds__(WARPS * WARP, 1)) {
     const u64 first_head = ((u64)row * arguments.kv_heads + kv_head) * GROUP;
     __shared__ float q[GROUP][HEAD_DIM], outs[WARPS][HEAD_DIM], largests[WARPS][GROUP], sums[WARPS][GROUP], factors[WARPS][GROUP];
 
-    // Of the blocks that share the keys of a row, only the one that has the row's own writes it, and only that one reads it.
+    // Of the blocks that share the keys of a row, only the one whose share includes the row's own key writes it, and
+    // only that block reads it.
     for (u32 head = warp; head <= GROUP; head += warps) {
         if (head < GROUP) {
             prepare(q[head], arguments.q + (first_head + head) * HEAD_DIM, arguments.q_norm, arguments);
@@ -139,7 +141,7 @@ KERNEL(decode, Decode, __launch_bounds__(WARPS * WARP, 1)) {
             largest[g] = larger;
             UNROLL for (u32 i = 0; i < PER_LANE; i++) out[g][i] *= kept;
         }
-        // Probabilities of keys that are not there are 0.
+        // Keys beyond the end have probability 0.
         const u32 mine = lane / (WARP / AT_ONCE), here = min(WARP, end - first);
 #pragma unroll 4
         for (u32 other = 0; other < here; other += AT_ONCE) {
@@ -163,14 +165,14 @@ KERNEL(decode, Decode, __launch_bounds__(WARPS * WARP, 1)) {
         const u32 of = threadIdx.x / GROUP, g = threadIdx.x % GROUP;
         float all = -INFINITE;
         for (u32 other = 0; other < warps; other++) all = fmaxf(all, largests[other][g]);
-        // Neither a warp nor a block must have a key.
+        // A warp, or even a block, may have no key.
         factors[of][g] = all == -INFINITE ? 0.0f : expf(largests[of][g] - all);
     }
     UNROLL for (u32 g = 0; g < GROUP; g++) {
-        // What lanes of different keys have at the same place.
+        // Adds up the values that lanes of different keys have at the same place.
         UNROLL for (u32 i = 0; i < PER_LANE; i++)
             for (u32 other = WARP / AT_ONCE; other < WARP; other *= 2) out[g][i] += __shfl_xor_sync(WHOLE_WARP, out[g][i], other);
-        __syncthreads(); // What was there has been read, and the factors are there.
+        __syncthreads(); // All threads have read the old values of outs, and the factors are there.
         if (lane < WARP / AT_ONCE)
             UNROLL for (u32 i = 0; i < PER_LANE; i++)
                 if (place_of(i) < HEAD_DIM) outs[warp][place_of(i)] = out[g][i];
@@ -197,7 +199,7 @@ KERNEL(decode, Decode, __launch_bounds__(WARPS * WARP, 1)) {
 }
 
 struct Join {
-    const float* parts; // [rows · heads, splits, HEAD_DIM + 2]: sums of values, the largest score, the sum of probabilities
+    const float* parts; // [rows · heads, splits, HEAD_DIM + 2]: sums of values, largest score, sum of probabilities
     element* out;       // [rows · heads, HEAD_DIM]
     u32 splits;
     u32 padding;

@@ -1,10 +1,10 @@
-// Draws a token for each row of logits: the most probable one, or one by its probability, from all or from the most probable ones.
-// One block for each row.
+// Draws a token for each row of logits: the most probable one, or one by its probability, from all tokens or from the
+// most probable ones. One block for each row.
 
-// How a row is drawn; see `Draw` in `kernels/mod.rs`.
+// Settings of a draw; see `Draw` in `kernels/mod.rs`.
 struct Request {
-    double temperature; // 0 takes the most probable token, of equals the first.
-    double point;       // 0 to 1: where the weights laid end to end are cut.
+    double temperature; // 0 takes the most probable token, the first among equals.
+    double point;       // 0 to 1: the point at which the weights laid end to end are cut.
     double top_k;       // 0 for all
     double top_p;       // 1 for all
     double min_p;       // 0 for all
@@ -13,7 +13,7 @@ struct Request {
 struct Draw {
     const element* logits;   // [rows, classes]
     const Request* requests; // [rows]
-    u32* tokens;             // [rows]; NONE where a logit is no finite number
+    u32* tokens;             // [rows]; NONE if a logit is not finite
     u32 classes;
 };
 
@@ -26,7 +26,7 @@ struct Cut {
     const element* logits;
     float largest;
     float temperature;
-    float floor; // What weighs less weighs nothing.
+    float floor; // Smaller weights count as 0.
 };
 
 __device__ inline double weight_at(const Cut& cut, float logit) {
@@ -42,7 +42,8 @@ __device__ inline double weights_of(const Cut& cut, u32 first, u32 end) {
     return sum;
 }
 
-// The first of `count` pieces that reaches beyond `rest`, the last with any weight where none does; `rest` is then within it.
+// Returns the first of `count` pieces that reaches beyond `rest`, or the last with any weight if there is no such
+// piece; `rest` is then within it.
 __device__ inline u32 piece_at(const double* sums, u32 count, double& rest) {
     u32 chosen = 0;
     for (u32 i = 0; i < count; i++) {
@@ -54,8 +55,9 @@ __device__ inline u32 piece_at(const double* sums, u32 count, double& rest) {
     return chosen;
 }
 
-// Tokens in the order of their logits, without sorting them: a logit has a key, a whole number, larger for the larger, and of a key
-// it is asked how much weighs what has it or a larger one. Digits that elements do not have are left out.
+// Tokens in the order of their logits, without sorting them. Each logit has a key, a whole number, larger for a larger
+// logit; a search over keys asks for the weight of all tokens with a given key or a larger one. Digits that elements do
+// not have are left out.
 template <typename T> struct Missing {
     static const u32 DIGITS = 0;
 };
@@ -68,7 +70,7 @@ template <> struct Missing<f16> {
 const u32 MISSING = Missing<element>::DIGITS;
 
 __device__ inline u32 key_of(float logit) {
-    const u32 bits = __float_as_uint(logit + 0.0f); // Zero has one key.
+    const u32 bits = __float_as_uint(logit + 0.0f); // Both zeros have one key.
     return (bits >> 31 != 0 ? ~bits : bits | 0x80000000u) >> MISSING;
 }
 
@@ -77,13 +79,14 @@ __device__ inline float logit_of(u32 key) {
     return __uint_as_float(bits >> 31 != 0 ? bits & 0x7fffffffu : ~(bits | ((1u << MISSING) - 1)));
 }
 
-// The most probable tokens: all with a key above `least`, and the first `equals` of those that have it.
+// A set of the most probable tokens: all with a key above `least`, and the first `equals` of those with the key
+// `least`.
 struct Kept {
     u32 least;
     u32 equals;
 };
 
-// The sum over a block, known to all its threads.
+// Returns the sum over a block to all its threads.
 __device__ inline double block_total(double x) {
     __shared__ double of_warps[WARP];
     for (u32 other = WARP / 2; other > 0; other /= 2) x += __shfl_xor_sync(WHOLE_WARP, x, other);
@@ -95,7 +98,7 @@ __device__ inline double block_total(double x) {
     return sum;
 }
 
-// What the kept tokens with `key` or a larger one weigh, or their number.
+// Returns the weight of the kept tokens with `key` or a larger one, or their number if `counts`.
 __device__ inline double reach(const Cut& cut, u32 classes, const Kept& kept, u32 key, bool counts) {
     double sum = 0.0;
     for (u32 i = threadIdx.x; i < classes; i += blockDim.x) {
@@ -108,7 +111,7 @@ __device__ inline double reach(const Cut& cut, u32 classes, const Kept& kept, u3
     return sum;
 }
 
-// The largest key that reaches `wanted`, or goes beyond it; the least one always does.
+// Returns the largest key that reaches `wanted`, or goes beyond it if `beyond`; the least key always does.
 __device__ inline u32 search(const Cut& cut, u32 classes, const Kept& kept, double wanted, bool counts, bool beyond) {
     u32 low = kept.least, high = key_of(cut.largest);
     while (low < high) {
@@ -120,7 +123,7 @@ __device__ inline u32 search(const Cut& cut, u32 classes, const Kept& kept, doub
     return low;
 }
 
-// The kept tokens with `key`.
+// Returns the number of kept tokens with `key`.
 __device__ inline u32 equals_at(const Cut& cut, u32 classes, const Kept& kept, u32 key) {
     if (key == kept.least) return kept.equals;
     double count = 0.0;
@@ -128,7 +131,8 @@ __device__ inline u32 equals_at(const Cut& cut, u32 classes, const Kept& kept, u
     return (u32)block_total(count);
 }
 
-// The token number `index` of those with `key`, known to the first thread. Each thread counts those of a piece of all tokens.
+// Returns token number `index` of those with `key`, to the first thread. Each thread counts those in one piece of all
+// tokens.
 __device__ inline u32 token_at(const Cut& cut, u32 classes, u32 key, u32 index) {
     __shared__ u32 counts[MOST_THREADS];
     const u32 piece = (classes + blockDim.x - 1) / blockDim.x;
@@ -145,10 +149,11 @@ __device__ inline u32 token_at(const Cut& cut, u32 classes, u32 key, u32 index) 
     return NONE;
 }
 
-// Draws from the most probable tokens, in the order of transformers: `top_k` of them; of these the fewest whose share is `top_p`; of
-// these, those that weigh `min_p` of the first. They lie end to end from the most probable one on, of equals the lowest first.
+// Draws from the most probable tokens, in the order of transformers: `top_k` of them; of these the fewest with a share
+// of `top_p`; of these, those that weigh `min_p` of the first. They lie end to end from the most probable one on, the
+// lowest first among equals.
 __device__ inline u32 draw_from_most_probable(Cut cut, u32 classes, const Request& request) {
-    Kept kept = {0, 0}; // No finite logit has that key: all.
+    Kept kept = {0, 0}; // No finite logit has the key 0: all are kept.
     if (request.top_k > 0.0 && request.top_k < classes) {
         kept.least = search(cut, classes, kept, request.top_k, true, false);
         kept.equals = (u32)(request.top_k - reach(cut, classes, {0, 0}, kept.least + 1, true));
@@ -197,7 +202,7 @@ KERNEL(draw, Draw) {
         largests[threadIdx.x / WARP] = cut.largest;
         positions[threadIdx.x / WARP] = position;
     }
-    broken = block_sum(broken); // It waits for all threads.
+    broken = block_sum(broken); // This waits for all threads.
     for (u32 warp = 0; warp < blockDim.x / WARP; warp++)
         if (largests[warp] > cut.largest || (largests[warp] == cut.largest && positions[warp] < position)) {
             cut.largest = largests[warp];
@@ -215,7 +220,8 @@ KERNEL(draw, Draw) {
     }
     cut.floor = request.min_p;
 
-    // A piece of all tokens for each thread, then a part of the chosen piece for each lane, then its tokens.
+    // Narrowed down in three steps: a piece of all tokens for each thread, a part of the chosen piece for each lane,
+    // its tokens.
     __shared__ double sums[MOST_THREADS];
     __shared__ double rest;
     __shared__ u32 chosen;

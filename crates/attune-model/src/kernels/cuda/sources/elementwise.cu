@@ -1,14 +1,14 @@
-// Rotary positions and SwiGLU with their gradients: one thread for each pair, or for as many elements as a vector has.
+// Rotary positions and SwiGLU with their gradients: one thread for each pair, or for each vector of elements.
 
 struct Heads {
     const element* x; // [rows, heads, 2 · half]
     element* y;
     u64 pairs;
-    u64 in_row; // Heads of a row.
+    u64 in_row; // Heads in a row.
 };
 
 struct Rope {
-    // Queries, and keys or nothing.
+    // Queries and keys.
     Heads both[2];
     const float* cos; // [rows, half]
     const float* sin;
@@ -17,7 +17,7 @@ struct Rope {
     float direction;
 };
 
-// The halves of a head are rotated against each other.
+// Rotates the halves of a head against each other.
 KERNEL(rope, Rope) {
     u64 pair = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     const u32 second_one = pair >= arguments.both[0].pairs;

@@ -1,6 +1,7 @@
-// Causal attention by matrix units, for bf16 and f16 and head sizes of whole 16s up to 128, over a paged cache or packed sequences, and
-// its gradient (Dao, "FlashAttention-2", 2023). A block has 64 queries or keys, each of its four warps 16 of them; scores live
-// in registers. dk and dv are one kernel and dq another, so that each element is added up by one thread, in one order.
+// Causal attention by matrix units, for bf16 and f16 and head sizes of whole 16s up to 128, over a paged cache or
+// packed sequences, and its gradient (Dao, "FlashAttention-2", 2023). A block has 64 queries or keys, each of its four
+// warps 16 of them; scores live in registers. dk and dv are one kernel and dq another, so that each element is added up
+// by one thread, in one order.
 
 const u32 TILE = 64;
 // Rows are a bit longer in shared memory, so that eight of them begin in different banks.
@@ -8,32 +9,33 @@ const u32 PITCH = HEAD_DIM + 8;
 const u32 STEPS = HEAD_DIM / 16;
 const u32 COLUMNS = HEAD_DIM / 8;
 const u32 THREADS = 128;
-// Keys that dq takes at a time, and queries that dk and dv do: while they are computed with, the next ones are on their way.
+// Keys of a step of dq, and queries of a step of dk and dv: the next ones are copied while these are computed with.
 const u32 PART = 32;
 
 struct __align__(16) Row {
     half_element values[PITCH];
 };
 
-// The left operand: 16 rows of `rows`, columns from `column` on.
+// Loads the left operand: 16 rows of `rows`, columns from `column` on.
 __device__ inline void load_left(u32* to, const Row* rows, u32 column) {
     const u32 lane = lane_of_warp();
     load_matrices(to, &rows[lane % 16].values[column + lane / 16 * 8]);
 }
 
-// The right operands of two products, b[column][place] for 16 of the rows of `rows`.
+// Loads the right operands of two products, b[column][place] for 16 of the rows of `rows`.
 __device__ inline void load_right(u32* to, const Row* rows, u32 column) {
     const u32 lane = lane_of_warp();
     load_matrices(to, &rows[lane / 16 * 8 + lane % 8].values[column + lane / 8 % 2 * 8]);
 }
 
-// The same for b[row][column], 16 columns of it.
+// Loads the right operands of two products, b[row][column], 16 columns of it.
 __device__ inline void load_right_rows(u32* to, const Row* rows, u32 column) {
     const u32 lane = lane_of_warp();
     load_transposed(to, &rows[lane / 8 % 2 * 8 + lane % 8].values[column + lane / 16 * 8]);
 }
 
-// Copies `count` rows of heads to shared memory on the side, and zeros up to `SIZE`; `place` tells where each begins.
+// Copies `count` rows of heads to shared memory asynchronously, and zeros up to `SIZE`; `place` returns the offset of a
+// row.
 template <u32 SIZE, typename Place>
 __device__ inline void copy_tile(Row* to, u32 count, const half_element* from, Place place) {
     UNROLL for (u32 i = threadIdx.x; i < SIZE * COLUMNS; i += THREADS) {
@@ -42,13 +44,13 @@ __device__ inline void copy_tile(Row* to, u32 count, const half_element* from, P
     }
 }
 
-// Waits until what was copied is there, for all threads, and all of them have read what was there before.
+// Waits until all copies are there, for all threads, and all threads have read the data before them.
 __device__ inline void wait_for_tiles() {
     wait_for_groups();
     __syncthreads();
 }
 
-// The warp's 16 rows against `N` rows: c[i / 8] has columns i to i + 7.
+// Multiplies the warp's 16 rows with `N` rows: c[i / 8] has columns i to i + 7.
 template <u32 N> __device__ inline void scores(float (*c)[4], const u32 (*left)[4], const Row* right) {
     UNROLL for (u32 i = 0; i < N / 8; i++) c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0.0f;
     UNROLL for (u32 step = 0; step < STEPS; step++)
@@ -74,7 +76,7 @@ template <u32 N> __device__ inline void accumulate(float (*c)[4], const float (*
     }
 }
 
-// Exponents are taken to the base of two, which is what the hardware has.
+// Exponents are to the base of two, for which the hardware has an instruction.
 const float LOG2_OF_E = 1.4426950408889634f;
 #ifndef EMULATED
 __device__ inline float power_of_two(float x) {
@@ -86,15 +88,17 @@ __device__ inline float power_of_two(float x) {
 inline float power_of_two(float x) { return exp2f(x); }
 #endif
 
-// The warp's first row of a tile.
+// Returns the warp's first row of a tile.
 __device__ inline u32 first_of_warp() { return threadIdx.x / WARP * 16; }
 
-// True where queries at the positions from `first` to `last` see all keys from `from` up to `to`: most tiles need no mask.
+// Returns true if queries at the positions from `first` to `last` see all keys from `from` up to `to`: most tiles need
+// no mask.
 __device__ inline bool sees_all(const Rows& rows, u32 first, u32 last, u32 from, u32 to) {
     return to <= first && from >= first_seen(rows, last);
 }
 
-// Takes from the scores `[16, N]` of the warp's queries, the first at `position`, the keys from `from` on that they do not see.
+// Masks the scores `[16, N]` of the warp's queries, the first at `position`: keys, from `from` on, that a query does
+// not see.
 template <u32 N> __device__ inline void mask_keys(float (*p)[4], const Rows& rows, u32 position, u32 from) {
     const u32 lane = lane_of_warp();
     UNROLL for (u32 j = 0; j < 4; j++) {
@@ -106,12 +110,12 @@ template <u32 N> __device__ inline void mask_keys(float (*p)[4], const Rows& row
     }
 }
 
-// Fragments of the warp's rows in shared memory.
+// Loads fragments of the warp's rows from shared memory.
 __device__ inline void load_lefts(u32 (*to)[4], const Row* rows) {
     UNROLL for (u32 step = 0; step < STEPS; step++) load_left(to[step], rows + first_of_warp(), step * 16);
 }
 
-// Writes row `row` of the warp's 16 (this lane's first or second), each value times `factor`.
+// Writes the lane's first or second row of the warp's 16, each value times `factor`.
 __device__ inline void store_row(half_element* to, const float (*c)[4], u32 second, float factor) {
     UNROLL for (u32 i = 0; i < COLUMNS; i++) {
         const u32 column = i * 8 + lane_of_warp() % 4 * 2;
@@ -124,7 +128,7 @@ struct Flash {
     const half_element* keys;   // [rows or slots, kv_heads, HEAD_DIM]
     const half_element* values; // [rows or slots, kv_heads, HEAD_DIM]
     half_element* out;          // [rows, heads, HEAD_DIM]
-    float* log_sums;            // [rows, heads], or none
+    float* log_sums;            // [rows, heads], or null
     const u32* work;            // [tiles, 2]: up to 64 rows of one sequence, the first and their number
     Rows rows;
     u32 heads;
@@ -205,7 +209,7 @@ struct FlashBackward {
     half_element* dq;
     half_element* dk;
     half_element* dv;
-    const u32* work; // As above.
+    const u32* work; // As in Flash.
     Rows rows;       // Of packed sequences.
     u32 heads;
     u32 kv_heads;
@@ -221,7 +225,7 @@ KERNEL(flash_backward_queries, FlashBackward, __launch_bounds__(THREADS)) {
     const u32 lane = lane_of_warp(), mine = first_of_warp() + lane / 4;
     __shared__ Row keys[2 * PART], values[2 * PART];
     const auto query = [&](u32 row) { return ((u64)(first + row) * arguments.heads + head) * HEAD_DIM; };
-    // The queries and their gradients pass through the places of all keys and values.
+    // Queries and their gradients pass through the memory for keys and values.
     copy_tile<TILE>(keys, count, arguments.q, query);
     copy_tile<TILE>(values, count, arguments.dout, query);
     end_group();
@@ -275,11 +279,11 @@ KERNEL(flash_backward_queries, FlashBackward, __launch_bounds__(THREADS)) {
             store_row(arguments.dq + query(mine + second * 8), dq, second, arguments.scale);
 }
 
-// Blocks: (tiles of keys, key-value heads). Scores are transposed here, rows are keys: dk = scale · Σ ds q, dv = Σ p dout, over
-// all query heads of the key-value head's group.
+// Blocks: (tiles of keys, key-value heads). Scores are transposed here: rows are keys. Over all query heads of the
+// key-value head's group: dk = scale · Σ ds q, dv = Σ p dout.
 KERNEL(flash_backward_keys, FlashBackward, __launch_bounds__(THREADS)) {
     const Rows& rows = arguments.rows;
-    // The first keys are seen most: their blocks begin first.
+    // The first keys are seen by most queries: their blocks begin first.
     const u32* work = arguments.work + 2 * (gridDim.x - 1 - blockIdx.x);
     const u32 first = work[0], count = work[1];
     const u32 sequence = rows.sequences[first], start = rows.positions[first], last = start + count - 1;
@@ -290,7 +294,7 @@ KERNEL(flash_backward_keys, FlashBackward, __launch_bounds__(THREADS)) {
     __shared__ Row queries[2 * PART], douts[2 * PART];
     __shared__ float log_sums[2 * PART], deltas[2 * PART];
     const auto key_place = [&](u32 row) { return ((u64)(first + row) * arguments.kv_heads + blockIdx.y) * HEAD_DIM; };
-    // The keys and values pass through the places of all queries and gradients.
+    // Keys and values pass through the memory for queries and gradients.
     copy_tile<TILE>(queries, count, arguments.k, key_place);
     copy_tile<TILE>(douts, count, arguments.v, key_place);
     end_group();

@@ -1,23 +1,23 @@
-// Products of a few rows, ROWS, with weights: what decoding for few sequences consists of. The weights are read once, and reading
-// them is all that should take time. Up to three weights that have the same input in one launch; the norm before them and the
-// SwiGLU after them happen on the way.
+// Products of a few rows, ROWS, with weights, which decoding for few sequences consists of. The weights are read once,
+// and reading them is all that should take time. One launch takes up to three weights with the same input, the norm
+// before them and the SwiGLU after them.
 
 const u32 MATRICES = 3;
-// Rows of weights that a warp takes at a time: what it makes of the input serves all of them.
+// Rows of weights that a warp takes at a time: they share the work on the input.
 const u32 TOGETHER = 4;
 
 struct Matrix {
     const element* weight;   // [width, input]
-    const element* bias;     // [width], or none
-    const element* residual; // [ROWS, width], or none
+    const element* bias;     // [width], or null
+    const element* residual; // [ROWS, width], or null
     element* y;              // [ROWS, width]
     u64 width;
 };
 
 struct Gemv {
     const element* x;  // [ROWS, input]
-    const float* norm; // [input], the weight of an RMS norm of the input; or none
-    // Each gives its product; or, with `gated`, the first two are gate and up, and the first one's y is silu(gate) · up.
+    const float* norm; // [input], the weight of an RMS norm of the input; or null
+    // Each gives its product; but if `gated`, the first two are gate and up, and the first one's y is silu(gate) · up.
     Matrix matrices[MATRICES];
     u32 count;
     u32 input;
@@ -25,8 +25,8 @@ struct Gemv {
     float eps; // Of the norm.
 };
 
-// Adds the lane's part of the products of each row of the input with `weights`; with a norm, but not yet divided by the root of
-// the mean of the `squares`.
+// Adds the lane's part of the products of each row of the input with `weights`. With a norm, the products are not yet
+// divided by the root of the mean of the `squares`, which are added up too.
 template <bool NORMED>
 __device__ inline void multiply_rows(const Gemv& arguments, const Vector* const* weights, float (*sums)[ROWS], float* squares) {
     const u32 vectors = arguments.input / VECTOR;
@@ -51,7 +51,7 @@ __device__ inline void multiply_rows(const Gemv& arguments, const Vector* const*
     }
 }
 
-// The product at `row` of the matrix, with what is added to it.
+// Returns the product at `row` of the matrix plus its bias and residual.
 __device__ inline float whole(const Matrix& matrix, u64 row, u32 r, float sum) {
     if (matrix.bias != 0) sum += wide(matrix.bias[row]);
     if (matrix.residual != 0) sum += wide(matrix.residual[r * matrix.width + row]);
@@ -73,7 +73,7 @@ KERNEL(gemv, Gemv) {
 
     const Vector* weights[TOGETHER];
     UNROLL for (u32 t = 0; t < TOGETHER; t++) {
-        // Beyond the last row the last one is read again.
+        // Beyond the last row, the last one is read again.
         const u64 row = gated ? first + t % (TOGETHER / 2) : first + t;
         const element* weight = gated && t >= TOGETHER / 2 ? second.weight : matrix.weight;
         weights[t] = (const Vector*)(weight + min(row, matrix.width - 1) * arguments.input);

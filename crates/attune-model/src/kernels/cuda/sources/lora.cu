@@ -1,11 +1,13 @@
-// The low-rank parts of all adapters of a step, in two launches whatever their number and ranks: `shrink` computes s · A x
-// for each task, `expand` adds B of that to the task's rows (Chen et al., "Punica", 2023; Sheng et al., "S-LoRA", 2023).
+// The low-rank parts of all adapters of a step, in two launches whatever their number and ranks: for each task, `shrink`
+// computes s · A x, and `expand` adds B times this to the task's rows (Chen et al., "Punica", 2023; Sheng et al.,
+// "S-LoRA", 2023).
 
 // Rows of A that a block takes together, and its warps.
 const u32 RANKS = 4;
 const u32 WARPS = 8;
 
-// The thread's part of the products of `x` with RANKS rows of A; beyond the last the last one again.
+// Computes the thread's part of the products of `x` with RANKS rows of A; beyond the last row, the last one is used
+// again.
 __device__ inline void multiply_rows(float* sums, const element* x, const element* a, u32 first, u32 rank, u32 length) {
     const element* rows[RANKS];
     UNROLL for (u32 r = 0; r < RANKS; r++) {
@@ -37,7 +39,7 @@ KERNEL(shrink, Lora) {
         const u64 row = task.start + i;
         float sums[RANKS];
         multiply_rows(sums, arguments.x + row * arguments.input, task.a, first, task.rank, arguments.input);
-        __syncthreads(); // The sums of the row before have been read.
+        __syncthreads(); // All threads have read the previous row's sums.
         UNROLL for (u32 r = 0; r < RANKS; r++) {
             const float sum = warp_sum(sums[r]);
             if (lane_of_warp() == 0) of_warps[threadIdx.x / WARP][r] = sum;
@@ -51,7 +53,7 @@ KERNEL(shrink, Lora) {
     }
 }
 
-// a · b by one thread.
+// Returns a · b, computed by one thread.
 __device__ inline float thread_dot(const element* a, const float* b, u32 length) {
     float sum = 0.0f;
     if (length % VECTOR == 0) {

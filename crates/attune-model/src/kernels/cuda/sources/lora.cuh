@@ -1,13 +1,13 @@
-// What kernels of adapters take.
+// Arguments of the kernels for adapters.
 
-// What one adapter adds to some rows of one of the outputs that share an input.
+// The update of one adapter to some rows of one of the outputs that share an input.
 struct Task {
     const element* a; // [rank, input]
     const element* b; // [output, rank]
-    u32 start;        // The first of its rows,
-    u32 rows;         // and their number.
+    u32 start;        // First row.
+    u32 rows;         // Number of rows.
     u16 rank;
-    u16 output;       // Which of the outputs.
+    u16 output;       // Index of the output.
     float scale;
 };
 

@@ -1,16 +1,17 @@
-// The same as `lora.cu` by matrix units, for bf16 and f16 and tasks of many rows: prompts, and training. Widths and ranks are even and the
-// input's width is a multiple of eight. What lies between the two launches is in the same type, `[outputs, all rows, most]` with `most` a
-// multiple of 16, zero beyond a task's rank.
+// The kernels of `lora.cu` by matrix units, for bf16 and f16 and tasks of many rows: prompts, and training. Widths and
+// ranks are even, and the input's width is a multiple of eight. Between the two launches, values are in the same type,
+// `[outputs, all rows, most]` with `most` a multiple of 16, zero beyond a task's rank.
 
 const u32 SHRINK_WARPS = 8;
 const u32 SIDE = 16; // Rows of a fragment, and ranks that a block of `shrink_tiles` takes.
 
-// Eight neighbours of a row as pairs.
+// Eight neighbours of a row, as pairs.
 struct __align__(16) Pairs {
     u32 values[4];
 };
 
-// Blocks: (tasks, ranks / 16 · rows / 16). Each warp has a share of the input's columns; their sums are added up at the end.
+// Blocks: (tasks, ranks / 16 · rows / 16). Each warp has a share of the input's columns; their sums are added up at the
+// end.
 KERNEL(shrink_tiles, Lora) {
     const Task& task = arguments.tasks[blockIdx.x];
     const u32 blocks_of_ranks = arguments.most / SIDE;
@@ -29,7 +30,7 @@ KERNEL(shrink_tiles, Lora) {
     const Pairs none = {};
 #pragma unroll 4
     for (u32 k = warp * WARP; k < arguments.input; k += SHRINK_WARPS * WARP) {
-        // A lane takes eight neighbours where a fragment has four pairs: left and right do, so the sum is the same.
+        // A lane takes eight neighbours for the four pairs of a fragment, left and right alike, so the sum is the same.
         const bool within = k + column < arguments.input;
         Pairs left[2], right[2];
         UNROLL for (u32 i = 0; i < 2; i++) {
@@ -45,7 +46,7 @@ KERNEL(shrink_tiles, Lora) {
     UNROLL for (u32 i = 0; i < 2; i++)
         UNROLL for (u32 j = 0; j < 4; j++) of_warps[warp][group + j / 2 * 8][i * 8 + lane % 4 * 2 + j % 2] = sums[i][j];
     __syncthreads();
-    // As many threads as a tile has places.
+    // One thread for each place of a tile.
     const u32 row = first_row + threadIdx.x / SIDE, rank = first_rank + threadIdx.x % SIDE;
     if (row >= task.rows) return;
     float sum = 0.0f;
@@ -57,7 +58,7 @@ KERNEL(shrink_tiles, Lora) {
 const u32 EXPAND_COLUMNS = 64;
 const u32 FRAGMENTS = EXPAND_COLUMNS / 8;
 
-// `y` with `sum` added; an adapter whose B is 0 changes no bit, not even the sign of a zero.
+// Returns `y` with the sums added; an adapter whose B is 0 changes no bit, not even the sign of a zero.
 __device__ inline u32 added(u32 y, float first, float second) {
     const half_element low = {(u16)y}, high = {(u16)(y >> 16)};
     return (u32)(first == 0.0f ? low : narrow(wide(low) + first)).bits |

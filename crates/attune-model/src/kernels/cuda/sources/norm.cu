@@ -1,5 +1,5 @@
-// RMS norm and its gradient (Zhang and Sennrich, 2019). One block for each row, whose threads take a vector at a time; the weight is in
-// float.
+// RMS norm and its gradient (Zhang and Sennrich, 2019). One block for each row, whose threads take a vector at a time;
+// the weight is in float.
 
 struct RmsNorm {
     const element* x;
@@ -32,7 +32,7 @@ struct RmsNormBackward {
     const element* x;
     const float* weight;
     const element* dy;
-    const element* residual; // What dx is added to, or none.
+    const element* residual; // Added to dx; or null.
     element* dx;
     u32 width;
     float eps;

@@ -1,6 +1,7 @@
-// AdamW for all matrices of an adapter together, and the norm of their gradients. Everything is in float, whatever ELEMENT is.
+// AdamW for all matrices of an adapter together, and the norm of their gradients. Everything is in float, whatever
+// ELEMENT is.
 
-// A gradient, and where its parameters lie among all of them.
+// A gradient, and the place of its parameters among all of them.
 struct Piece {
     const float* gradient;
     u64 start;
@@ -30,13 +31,13 @@ KERNEL(squares, Squares) {
     if (threadIdx.x == 0) arguments.sums[(u64)blockIdx.x * gridDim.y + blockIdx.y] = sums[0];
 }
 
-// What a step multiplies with; see `train/optimizer.rs` for the formula.
+// Factors of a step; see `train/optimizer.rs` for the formula.
 struct Coefficients {
     float clip, keep, step_size, root_correction, decay1, gain1, decay2, gain2, epsilon;
 };
 
 struct AdamW {
-    float* values; // [all parameters], and so are their moments
+    float* values; // [all parameters], like their moments
     float* first;
     float* second;
     Coefficients by;
