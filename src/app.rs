@@ -1,12 +1,14 @@
 //! Builds everything once and runs it: database, models, engines, queue, worker, HTTP. Called by `main` and by tests.
 
+use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum_server::accept::NoDelayAcceptor;
 use hyper_util::rt::TokioTimer;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::registry::AdapterRegistry;
@@ -29,8 +31,15 @@ use crate::store::postgres::PrivatePostgres;
 use crate::store::usage_recorder::UsageRecorder;
 use crate::{Error, Result};
 
-/// How long requests and the running job may take to end after a signal.
-const GRACE: Duration = Duration::from_secs(10);
+/// Times after a signal, all within the 10 seconds that Docker waits before it kills. Answers that are not complete by then
+/// end with an error.
+const ANSWERS_GRACE: Duration = Duration::from_secs(5);
+/// Connections that are still open by then are cut.
+const CONNECTIONS_GRACE: Duration = Duration::from_secs(6);
+/// A running job that is not released by then is left to the end of its lease.
+const JOB_GRACE: Duration = Duration::from_secs(7);
+/// Time for the last batch of usage, after requests and job.
+const USAGE_GRACE: Duration = Duration::from_secs(2);
 /// How long a new connection may take to send its first request. Nothing but a scan or an attack needs longer.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the head of a later request may take, the quiet time between two requests included: longer than the pools
@@ -99,49 +108,86 @@ impl App {
             );
         }
         let recorded = CancellationToken::new();
-        let recorder = tokio::spawn(self.state.usage.clone().run(recorded.clone()));
-        let worker = config.worker.then(|| tokio::spawn(self.worker.clone().run(shutdown.clone())));
+        let mut recorder = tokio::spawn(self.state.usage.clone().run(recorded.clone()));
+        let mut worker = config.worker.then(|| tokio::spawn(self.worker.clone().run(shutdown.clone())));
         let server = serve_http(listener, api::router(self.state.clone()), shutdown.clone())?;
+        tokio::spawn(end_answers(self.state.catalog.clone(), shutdown.clone()));
+        let job_end = tokio::spawn(after(shutdown.clone(), JOB_GRACE));
 
-        println!("listening on http://{address}");
+        // Whoever waits for this line may have gone, or be in no hurry to read it.
+        tokio::task::spawn_blocking(move || writeln!(std::io::stdout(), "listening on http://{address}"));
 
         let catalog = self.state.catalog.clone();
-        let (mut server, mut lost) = (std::pin::pin!(server), false);
-        let served = tokio::select! {
-            served = &mut server => served,
-            () = catalog.lost_device() => {
-                lost = true;
-                shutdown.cancel();
-                server.await
-            }
+        let mut server = std::pin::pin!(server);
+        let (served, fault) = tokio::select! {
+            served = &mut server => (Some(served), None),
+            fault = lost_part(&catalog, &mut recorder, &mut worker) => (None, Some(fault)),
         };
+        // After a signal the worker may end before the last request.
+        let fault = fault.filter(|_| !shutdown.is_cancelled());
         // The listener may have failed on its own; the job must still be checkpointed and released.
         shutdown.cancel();
-        finish(worker).await;
+        let served = match served {
+            Some(served) => served,
+            None => server.await,
+        };
+        finish(worker, job_end).await;
         // Stopped after the requests, so that the last batch holds all usage.
         recorded.cancel();
-        if tokio::time::timeout(GRACE, recorder).await.is_err() {
-            tracing::error!("the usage of the last second could not be written within {} s", GRACE.as_secs());
+        if !recorder.is_finished() && tokio::time::timeout(USAGE_GRACE, recorder).await.is_err() {
+            tracing::error!("the usage of the last second could not be written within {} s", USAGE_GRACE.as_secs());
         }
-        if lost { Err(lost_device()) } else { served }
+        fault.map_or(served, Err)
     }
 
     /// Runs jobs only, until `shutdown`.
     pub async fn work(self, shutdown: CancellationToken) -> Result<()> {
-        let worker = tokio::spawn(self.worker.clone().run(shutdown.clone()));
+        let mut worker = Some(tokio::spawn(self.worker.clone().run(shutdown.clone())));
+        let job_end = tokio::spawn(after(shutdown.clone(), JOB_GRACE));
         let lost = tokio::select! {
-            () = shutdown.cancelled() => Ok(()),
-            () = self.state.catalog.lost_device() => Err(lost_device()),
+            () = shutdown.cancelled() => None,
+            () = self.state.catalog.lost_device() => Some(lost_device()),
+            end = ended(&mut worker) => {
+                worker = None;
+                Some(ended_early("the worker", end))
+            }
         };
+        let lost = lost.filter(|_| !shutdown.is_cancelled());
         shutdown.cancel();
-        finish(Some(worker)).await;
-        lost
+        finish(worker, job_end).await;
+        lost.map_or(Ok(()), Err)
     }
 }
 
 /// Returns the error that ends the process; its supervisor starts it again, and jobs go on.
 fn lost_device() -> Error {
     Error::Setup("the GPU does not answer any more; start the server again, jobs go on where they were".into())
+}
+
+/// Waits until the server has lost one of its parts. It must not live on without it: its supervisor starts it again.
+async fn lost_part(catalog: &Catalog, recorder: &mut JoinHandle<()>, worker: &mut Option<JoinHandle<()>>) -> Error {
+    tokio::select! {
+        () = catalog.lost_device() => lost_device(),
+        end = recorder => ended_early("the recorder of usage", end),
+        end = ended(worker) => {
+            *worker = None;
+            ended_early("the worker", end)
+        }
+    }
+}
+
+/// Waits for the end of a task that should not end; for ever if there is none.
+async fn ended(task: &mut Option<JoinHandle<()>>) -> std::result::Result<(), JoinError> {
+    match task {
+        Some(task) => task.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns the error of a task that ended before the server.
+fn ended_early(part: &str, ended: std::result::Result<(), JoinError>) -> Error {
+    let reason = ended.err().map_or_else(|| "it ended by itself".to_owned(), |error| error.to_string());
+    Error::Internal(format!("{part} stopped: {reason}"))
 }
 
 /// Removes blobs that no row names: a process that was killed between writing blob and row left them.
@@ -152,10 +198,24 @@ async fn sweep(store: Store) {
     }
 }
 
+/// Refuses a data folder that this user may not write, such as a folder of root that is mounted into a container.
+fn check_writable(data_dir: &Path) -> Result<()> {
+    use nix::unistd::{AccessFlags, Gid, Uid, eaccess};
+    eaccess(data_dir, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| {
+        let (folder, user, group) = (data_dir.display(), Uid::effective(), Gid::effective());
+        Error::Setup(format!(
+            "the data folder {folder} cannot be written by user {user} (group {group}): {}. Give it to that user (chown -R \
+             {user} {folder}), or choose another with data_dir; in a container a named volume is theirs already",
+            error.desc()
+        ))
+    })
+}
+
 /// Connects to the configured Postgres, or to a private one that it starts, and applies migrations.
 pub async fn open_store(config: &Config) -> Result<(Store, Option<PrivatePostgres>)> {
     let data_dir = &config.data_dir;
     std::fs::create_dir_all(data_dir).map_err(Error::io(format!("make the data folder {}", data_dir.display())))?;
+    check_writable(data_dir)?;
     let postgres = match &config.database_url {
         Some(_) => None,
         None => Some(PrivatePostgres::start(data_dir).await?),
@@ -188,10 +248,13 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
     let mut limits = config.limits.engine();
     if !device.is_cpu() {
         limits = limits.on_gpu();
-        // Only now, with all weights loaded, is it known what they leave of the GPU's memory.
-        if let (None, Some(memory)) = (limits.kv_cache_mib, device::free_memory(&device)) {
-            limits.kv_cache_mib = Some(device::cache_share(memory, models.len()).max(1));
-        }
+    }
+    // Only now, with all weights loaded, is it known what they leave of the memory of the GPU, the machine or the container.
+    if let (None, Some(memory)) = (limits.kv_cache_mib, device::free_memory(&device)) {
+        let share = device::cache_share(memory, models.len()).max(1);
+        let room = if device.is_cpu() { share.min(limits.cache_mib()) } else { share };
+        tracing::info!(mib = room, "memory for the keys and values of each model");
+        limits.kv_cache_mib = Some(room);
     }
     let mut entries = Vec::with_capacity(models.len());
     for model in models {
@@ -209,7 +272,22 @@ async fn load_model(entry: ModelEntry, device: candle_core::Device) -> Result<Ar
     Ok(Arc::new(model))
 }
 
-/// Answers requests until `shutdown`, then [`GRACE`] longer for those in flight. Slow and silent connections are
+/// Completes `grace` after `shutdown`.
+async fn after(shutdown: CancellationToken, grace: Duration) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(grace).await;
+}
+
+/// Ends the answers that are not complete [`ANSWERS_GRACE`] after `shutdown`: their clients get an error, and their use is
+/// recorded, which a cut connection would not give them.
+async fn end_answers(catalog: Catalog, shutdown: CancellationToken) {
+    after(shutdown, ANSWERS_GRACE).await;
+    for entry in catalog.entries() {
+        entry.backend.stop();
+    }
+}
+
+/// Answers requests until `shutdown`, then [`CONNECTIONS_GRACE`] longer for those in flight. Slow and silent connections are
 /// closed.
 fn serve_http(
     listener: TcpListener,
@@ -228,19 +306,22 @@ fn serve_http(
     server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     tokio::spawn(async move {
         shutdown.cancelled().await;
-        handle.graceful_shutdown(Some(GRACE));
+        handle.graceful_shutdown(Some(CONNECTIONS_GRACE));
     });
     Ok(async move { server.serve(routes.into_make_service()).await.map_err(Error::io("serve HTTP")) })
 }
 
-/// Waits for the worker to checkpoint and release its job.
-async fn finish(worker: Option<JoinHandle<()>>) {
+/// Waits for the worker to checkpoint and release its job, until `end` completes.
+async fn finish(worker: Option<JoinHandle<()>>, end: JoinHandle<()>) {
     let Some(worker) = worker else { return };
-    match tokio::time::timeout(GRACE, worker).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!("the worker failed: {error}"),
-        Err(_) => {
-            tracing::warn!("the running job was not released within {} s; its lease will run out", GRACE.as_secs());
+    tokio::select! {
+        ended = worker => {
+            if let Err(error) = ended {
+                tracing::error!("the worker failed: {error}");
+            }
+        }
+        _ = end => {
+            tracing::warn!("the running job was not released within {} s; its lease will run out", JOB_GRACE.as_secs());
         }
     }
 }

@@ -4,8 +4,11 @@
 mod client;
 mod costs;
 mod estimate;
+mod health;
 mod jobs;
 mod keys;
+mod log;
+mod output;
 mod table;
 
 use std::net::SocketAddr;
@@ -25,7 +28,6 @@ use clap::{Args, Parser, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 const DEFAULT_LOG: &str = "info";
 
@@ -46,6 +48,8 @@ enum Command {
     Serve(ServeOptions),
     /// Run fine-tune jobs only.
     Worker(Options),
+    /// Ask the server with this configuration whether it is ready: 0 if it is, for health checks.
+    Health(HealthOptions),
     /// Bring the database up to date.
     Migrate(Options),
     /// Create, list and revoke API keys. The server may run meanwhile, on the same data folder or database.
@@ -109,6 +113,23 @@ struct ServeOptions {
     no_worker: bool,
 }
 
+#[derive(Debug, Args)]
+struct HealthOptions {
+    #[command(flatten)]
+    place: DataDirArgs,
+    /// Ask at this address, as given to `serve` [default: 127.0.0.1:8080].
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+}
+
+impl HealthOptions {
+    fn load(self) -> Result<Config> {
+        let mut config = self.place.load()?;
+        config.listen = self.listen.unwrap_or(config.listen);
+        Ok(config)
+    }
+}
+
 impl DataDirArgs {
     /// Loads the configuration: defaults, file, environment, then these flags.
     fn load(&self) -> Result<Config> {
@@ -142,7 +163,9 @@ pub fn run() -> ExitCode {
     match start(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("attune: {error}");
+            if !output::is_reader_gone(&error) {
+                output::note(format_args!("attune: {error}"));
+            }
             ExitCode::FAILURE
         }
     }
@@ -173,6 +196,10 @@ fn start(cli: Cli) -> Result<ExitCode> {
             let config = config.check()?;
             block_on(&cli.log, config.log_json, work(config))
         }
+        Command::Health(options) => {
+            let config = options.load()?;
+            block_on(quiet, config.log_json, health::ask(config.listen))
+        }
         Command::Migrate(options) => {
             let config = options.load()?;
             block_on(&cli.log, config.log_json, migrate(config))
@@ -186,25 +213,13 @@ fn start(cli: Cli) -> Result<ExitCode> {
 }
 
 fn block_on<T>(log: &str, json: bool, work: impl Future<Output = Result<T>>) -> Result<T> {
-    start_logging(log, json)?;
+    let _log = log::start(log, json)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(Error::io("start the async runtime"))?;
     let result = runtime.block_on(work);
     // Blocking work that has not ended by then must not keep the process alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result
-}
-
-/// Sends the log to standard error; standard output is for scripts.
-fn start_logging(filter: &str, json: bool) -> Result<()> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| Error::Setup(format!("--log {filter}: {error}")))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if json {
-        log.json().init();
-    } else {
-        log.init();
-    }
-    Ok(())
 }
 
 async fn serve(config: Config) -> Result<()> {
@@ -224,8 +239,7 @@ async fn work(config: Config) -> Result<()> {
 
 async fn migrate(config: Config) -> Result<()> {
     open_store(&config).await?;
-    println!("the database is up to date");
-    Ok(())
+    output::line("the database is up to date")
 }
 
 /// Returns the outcome of `work`; `None` if a signal came first.
@@ -246,8 +260,8 @@ fn stop_on_signals() -> Result<CancellationToken> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::info!("stopping");
         stop.cancel();
+        tracing::info!("stopping");
     });
     Ok(shutdown)
 }
@@ -255,8 +269,7 @@ fn stop_on_signals() -> Result<CancellationToken> {
 fn openapi(check: Option<PathBuf>) -> Result<()> {
     let document = api::document_text()?;
     let Some(file) = check else {
-        print!("{document}");
-        return Ok(());
+        return output::line(document.trim_end());
     };
     let committed = std::fs::read_to_string(&file).map_err(Error::io(format!("read {}", file.display())))?;
     if committed == document {

@@ -8,10 +8,12 @@ pub mod limits;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use candle_core::Device;
 use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 pub use self::limits::Limits;
@@ -105,6 +107,26 @@ impl TrainingOptions {
     }
 }
 
+/// Returns the settings of the environment: the variables that begin with `ATTUNE_`, but for those that Kubernetes puts into
+/// every pod of a namespace with a Service whose name begins with `attune`.
+fn environment() -> Env {
+    let links: Vec<String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, value)| is_service_link(name, value))
+        .map(|(name, _)| name["ATTUNE_".len()..].to_owned())
+        .collect();
+    Env::prefixed("ATTUNE_").filter(move |key| !links.iter().any(|link| *key == link.as_str()))
+}
+
+/// Returns `true` for a variable that tells the address of a Kubernetes Service. No setting has such a name.
+fn is_service_link(name: &str, value: &str) -> bool {
+    const FORM: &str = r"^ATTUNE_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$";
+    static LINK: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(FORM).ok());
+    let is_port = name.starts_with("ATTUNE_") && name.ends_with("_PORT");
+    let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
+    is_port && is_address || LINK.as_ref().is_some_and(|link| link.is_match(name))
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -138,7 +160,7 @@ impl Config {
             figment = figment.merge(Toml::file(file));
         }
         figment
-            .merge(Env::prefixed("ATTUNE_").ignore(&["config", "log", "url", "api_key"]).split("__"))
+            .merge(environment().ignore(&["config", "log", "url", "api_key"]).split("__"))
             .extract()
             .map_err(|error| Error(format!("configuration: {error}")))
     }

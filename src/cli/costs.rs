@@ -5,6 +5,7 @@ use crate::config::{Config, Price};
 use crate::{Error, Result, format};
 use clap::Args;
 
+use super::output;
 use crate::cli::DataDirArgs;
 
 const TOKENS_PER_PRICE: f64 = 1e6;
@@ -88,7 +89,7 @@ impl CostsOptions {
             Error::Setup("the price of the machine is not known: set price_per_hour in [training]".into())
         })?;
         for line in self.lines(name, &self.compare(price, hour), hour, &config.currency) {
-            println!("{line}");
+            output::line(line)?;
         }
         Ok(())
     }

@@ -26,6 +26,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio_util::io::ReaderStream;
 
 use super::client::{AccountArgs, Server};
+use super::output::{self, note};
 use crate::cli::DataDirArgs;
 
 /// The flags of `attune estimate`.
@@ -71,9 +72,9 @@ impl EstimateOptions {
             None => self.measure(config).await?,
         };
         if self.json {
-            println!("{estimate:#}");
+            output::line(format_args!("{estimate:#}"))?;
         } else {
-            print(&self.file, &estimate);
+            print(&self.file, &estimate)?;
         }
         Ok(())
     }
@@ -149,7 +150,7 @@ impl EstimateOptions {
         let store = match open_store_beside(&config).await {
             Ok(store) => Some(store),
             Err(error) => {
-                eprintln!("attune: the machine is measured anew, without what is known of it: {error}");
+                note(format_args!("attune: the machine is measured anew, without what is known of it: {error}"));
                 None
             }
         };
@@ -158,7 +159,7 @@ impl EstimateOptions {
             Some((store, _)) => store.training_rates(&machine, &id).await?,
             None => BTreeMap::new(),
         };
-        eprintln!("loading {} and reading {} …", entry.id, self.file.display());
+        note(format_args!("loading {} and reading {} …", entry.id, self.file.display()));
         let work = WorkAnswer { entry, config, spec, training, validation, rates };
         let (spec, estimate, measured) = off_thread("the estimating thread", move || work.estimate()).await?;
         if let (Some((store, _)), Some((setup, rate))) = (&store, measured) {
@@ -224,15 +225,16 @@ async fn upload(server: &Server, path: &Path) -> Result<String> {
 async fn forget(server: &Server, files: &[String]) {
     for id in files {
         if let Err(error) = server.answer(server.request(Method::DELETE, &["files", id], &[])).await {
-            eprintln!("attune: the uploaded file {id} could not be deleted: {}", Error::from(error));
+            note(format_args!("attune: the uploaded file {id} could not be deleted: {}", Error::from(error)));
         }
     }
 }
 
-fn print(file: &Path, estimate: &Value) {
+fn print(file: &Path, estimate: &Value) -> Result<()> {
     for (name, value) in lines(file, estimate) {
-        println!("{name:<10}  {value}");
+        output::line(format_args!("{name:<10}  {value}"))?;
     }
+    Ok(())
 }
 
 /// Returns the estimate as lines of name and value.

@@ -64,8 +64,7 @@ async fn list(server: &Server, limit: u32) -> Result<()> {
     let now = Timestamp::now().as_second();
     let head = ["ID", "STATUS", "MODEL", "CREATED", "ENDS", "TOKENS", "FINE-TUNED MODEL"].map(str::to_owned).to_vec();
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(jobs.iter().map(|job| row(job, now))).collect();
-    table::print(&rows);
-    Ok(())
+    table::print(&rows)
 }
 
 /// Returns a job's row: when it ended, or how long it should still take.

@@ -9,6 +9,7 @@ use crate::{Error, Result};
 use clap::{Args, Subcommand};
 use jiff::{Timestamp, tz::TimeZone};
 
+use super::output::{line, note};
 use crate::cli::DataDirArgs;
 
 /// The subcommands of `attune keys`.
@@ -78,8 +79,7 @@ impl KeysCommand {
             (Self::List { org, .. }, _) => list(&store, org.as_deref()).await,
             (Self::Revoke { id, .. }, _) => {
                 let key = store.revoke_key(&id).await?;
-                println!("{} of {} is revoked", key.id, key.organization);
-                Ok(())
+                line(format_args!("{} of {} is revoked", key.id, key.organization))
             }
             (Self::Create(_), new) => create(&store, new.unwrap_or_default()).await,
         }
@@ -101,11 +101,17 @@ impl CreateOptions {
 
 async fn create(store: &Store, new: NewKey) -> Result<()> {
     let (key, text) = store.create_key(new).await?;
-    println!("{text}");
+    if let Err(error) = line(text) {
+        // Nobody knows the key, so nobody may use it.
+        store.revoke_key(&key.id).await?;
+        return Err(error);
+    }
     let ApiKey { id, organization, .. } = &key;
     let admin = if key.admin { "admin " } else { "" };
     let end = key.expires_at.map_or_else(|| "does not expire".into(), |end| format!("expires {}", time(end)));
-    eprintln!("{admin}key {id} of the organisation {organization}: {end}. Keep it now, it is not shown again.");
+    note(format_args!(
+        "{admin}key {id} of the organisation {organization}: {end}. Keep it now, it is not shown again."
+    ));
     Ok(())
 }
 
@@ -114,8 +120,7 @@ async fn list(store: &Store, organization: Option<&str>) -> Result<()> {
     let head = ["ID", "ORG", "KEY", "NAME", "ADMIN", "RPM", "TPM", "CREATED", "EXPIRES", "REVOKED", "LAST USED"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(store.keys(organization.as_deref()).await?.into_iter().map(|key| row(key).to_vec()));
-    super::table::print(&rows);
-    Ok(())
+    super::table::print(&rows)
 }
 
 fn row(key: ApiKey) -> [String; 11] {

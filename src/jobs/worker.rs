@@ -19,9 +19,11 @@ mod report;
 mod results;
 mod training;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -75,7 +77,11 @@ impl Worker {
         while !shutdown.is_cancelled() {
             match self.queue.claim(&name, LEASE).await {
                 Ok(Some(job)) => {
-                    Box::pin(self.run_job(job, shutdown)).await;
+                    let id = job.id.clone();
+                    // A job that panics must not end the worker: its lease runs out, and it fails after some attempts.
+                    if AssertUnwindSafe(Box::pin(self.run_job(job, shutdown))).catch_unwind().await.is_err() {
+                        tracing::error!(job = id, "the job panicked; it is taken back when its lease has run out");
+                    }
                     continue;
                 }
                 Ok(None) => {}

@@ -1,8 +1,10 @@
 //! Listens to the notifications of the database's triggers. The job queue and the keys listen, each on a connection of
 //! its own that serves the whole process.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -33,8 +35,11 @@ pub(crate) async fn listen(
     let task = tokio::spawn(async move {
         let mut pause = *RETRY.start();
         loop {
-            let error = pass_on(&mut listener, &hear).await;
-            tracing::warn!(channel, "lost the connection that hears of changes: {error}");
+            // A panic must not end the listening, or this process would never hear of a change again.
+            match AssertUnwindSafe(pass_on(&mut listener, &hear)).catch_unwind().await {
+                Ok(error) => tracing::warn!(channel, "lost the connection that hears of changes: {error}"),
+                Err(_) => tracing::error!(channel, "hearing of a change panicked; connecting anew"),
+            }
             listener = loop {
                 tokio::time::sleep(pause).await;
                 match connect(&store, channel).await {

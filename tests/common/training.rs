@@ -48,6 +48,8 @@ impl Backend for NoEngine {
     fn embed(&self, _: EmbedRequest) -> Pin<Box<dyn Future<Output = Result<Vec<Vec<f32>>>> + Send + '_>> {
         Box::pin(async { Err(Error::Internal("no engine".into())) })
     }
+
+    fn stop(&self) {}
 }
 
 pub(crate) fn catalog() -> Catalog {

@@ -9,7 +9,6 @@ use crate::support::{ORG, add, is_absent, publish, spec};
 use attune::jobs::JobApi;
 use attune::jobs::queue::Queue;
 use attune::store::Error;
-use sqlx::Row as _;
 
 #[tokio::test]
 async fn an_open_file_can_be_read_to_its_end_after_it_was_deleted() {

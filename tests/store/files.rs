@@ -6,10 +6,7 @@ use attune::jobs;
 use attune::jobs::queue::{Queue, StopRequest};
 use attune::jobs::{JobApi, JobSpec};
 use attune::store::Error;
-use attune::store::Store;
-use attune::store::files::File;
 use futures::TryStreamExt as _;
-use sqlx::Row as _;
 
 #[tokio::test]
 async fn a_file_is_stored_with_its_content_and_both_go_when_it_is_deleted() {

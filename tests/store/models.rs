@@ -9,7 +9,6 @@ use attune::jobs::queue::Queue;
 use attune::store::Error;
 use attune::store::Store;
 use attune::store::models::NewModel;
-use sqlx::Row as _;
 
 #[tokio::test]
 async fn models_are_listed_oldest_first_and_belong_to_their_organisation() {

@@ -98,7 +98,7 @@ pub enum Error {
 impl Error {
     /// Returns the error of requests that an engine no longer serves.
     pub(crate) fn stopped() -> Self {
-        Self::Unavailable("The engine of this model has stopped.")
+        Self::Unavailable("The server is stopping.")
     }
 }
 

@@ -51,6 +51,9 @@ pub trait Backend: Send + Sync {
 
     /// Pools the last hidden states of each input into one unit vector of [`attune_model::ModelConfig::hidden_size`].
     fn embed(&self, request: EmbedRequest) -> Vectors<'_>;
+
+    /// Ends all requests with [`Error::Unavailable`] after the step that runs, and refuses new ones.
+    fn stop(&self);
 }
 
 /// Vectors of an [`EmbedRequest`], in the order of its inputs. Dropping the future cancels the rest within one step.

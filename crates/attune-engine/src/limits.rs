@@ -15,7 +15,7 @@ pub struct EngineLimits {
     pub max_request_seconds: u64,
     /// Keep the keys and values of past prompts and answers in free cache blocks, for requests that begin alike.
     pub prefix_cache: bool,
-    /// Memory for keys and values, in MiB; `None`: 1024 in main memory, on a GPU a part of what the weights leave.
+    /// Memory for keys and values, in MiB; `None`: 1024. `app` sets what the weights leave room for.
     pub kv_cache_mib: Option<usize>,
 }
 
@@ -42,6 +42,11 @@ impl EngineLimits {
     /// Returns the most tokens in one step.
     pub fn step_tokens(&self) -> usize {
         self.max_step_tokens.unwrap_or(512)
+    }
+
+    /// Returns the memory for keys and values, in MiB.
+    pub fn cache_mib(&self) -> usize {
+        self.kv_cache_mib.unwrap_or(1024)
     }
 
     /// Fills in the defaults of a GPU, where a step that is too small takes as long as a larger one.

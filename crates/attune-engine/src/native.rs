@@ -141,6 +141,10 @@ impl Backend for NativeEngine {
             Ok(vectors)
         })
     }
+
+    fn stop(&self) {
+        self.inbox.stop();
+    }
 }
 
 impl Drop for NativeEngine {

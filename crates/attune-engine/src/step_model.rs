@@ -103,9 +103,6 @@ impl RowMatrix {
     }
 }
 
-/// Memory for keys and values of one model unless the limits set it, in MiB.
-const USUAL_CACHE_MIB: usize = 1024;
-
 /// A base model's decoder with its cache.
 #[derive(Debug)]
 pub struct BaseStepModel {
@@ -114,11 +111,11 @@ pub struct BaseStepModel {
 }
 
 impl BaseStepModel {
-    /// Allocates the cache: `limits.kv_cache_mib` or [`USUAL_CACHE_MIB`], but no more than all sequences can use.
+    /// Allocates the cache: `limits.cache_mib()`, but no more than all sequences can use.
     pub fn new(model: Arc<BaseModel>, limits: &EngineLimits) -> Result<Self> {
         let block_bytes = KvCache::block_bytes(&model.config, model.decoder.activation_dtype());
         let context = model.config.max_position_embeddings;
-        let cache_mib = limits.kv_cache_mib.unwrap_or(USUAL_CACHE_MIB);
+        let cache_mib = limits.cache_mib();
         let affordable = (cache_mib << 20) / block_bytes.max(1);
         let usable = limits.sequences().saturating_mul(context.div_ceil(BLOCK_TOKENS));
         let blocks = affordable.min(usable);

@@ -20,6 +20,8 @@ use crate::api::http::headers::{self, is_local};
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING: HeaderName = HeaderName::from_static("openai-processing-ms");
 const VERSION: HeaderName = HeaderName::from_static("openai-version");
+/// Routes that machines ask all the time.
+const PROBES: [&str; 3] = ["/health", "/ready", "/metrics"];
 const RETRY: [HeaderName; 2] = [RETRY_AFTER, HeaderName::from_static("retry-after-ms")];
 
 /// Puts the layers around all routes. While `open` returns true, since no key is needed, browsers may not show answers
@@ -65,13 +67,21 @@ async fn observe(request: Request, next: Next) -> Response {
     let id = format!("req_{}", uuid::Uuid::new_v4().simple());
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
-    let span = tracing::info_span!("request", %id, %method, route);
+    let span = tracing::info_span!("request", %id, %method, route = route.as_str());
 
     let mut response = next.run(request).instrument(span.clone()).await;
 
     let elapsed = began.elapsed();
     let status = response.status();
-    span.in_scope(|| tracing::info!(status = status.as_u16(), ms = elapsed.as_millis() as u64, "answered"));
+    let (code, ms) = (status.as_u16(), elapsed.as_millis() as u64);
+    span.in_scope(|| {
+        // Probes and scrapes come every few seconds.
+        if status.is_success() && PROBES.contains(&route.as_str()) {
+            tracing::debug!(status = code, ms, "answered");
+        } else {
+            tracing::info!(status = code, ms, "answered");
+        }
+    });
     let labels = [("route", route), ("method", method_label(&method).into()), ("status", status.as_u16().to_string())];
     metrics::counter!("attune_http_requests_total", &labels).increment(1);
     metrics::histogram!("attune_http_request_duration_seconds", &labels).record(elapsed.as_secs_f64());

@@ -75,7 +75,7 @@ impl Installation {
         installed(user).into_iter().max_by_key(number).ok_or_else(|| {
             Error::Setup(
                 "no database_url is set and PostgreSQL is not installed. Install it: apt-get install postgresql \
-                 (Debian, Ubuntu), or set database_url to a server of yours"
+                 (Debian, Ubuntu), or set database_url (in the environment ATTUNE_DATABASE_URL) to a server of yours"
                     .into(),
             )
         })
