@@ -83,7 +83,7 @@ fn one_run() {
     let model = Arc::new(BaseModel::load(&ModelEntry::new("demo", &folder), &Device::Cpu).unwrap());
     let text = std::fs::read_to_string(folder.join("tickets/train.jsonl")).unwrap();
     let render = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 1024, scratch: std::env::temp_dir() };
-    let Dataset { examples: mut store, mut report } =
+    let Dataset { examples: mut store, mut report, .. } =
         datasets::read(Cursor::new(text), Purpose::Training, &*model, &render).unwrap();
     let (mut batch_size, mut steps) = (8, 60);
     if examples == "alike" {

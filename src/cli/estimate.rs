@@ -29,6 +29,10 @@ use super::client::{AccountArgs, Server};
 use super::output::{self, note};
 use crate::cli::DataDirArgs;
 
+/// The warning of an estimate that nobody has named a model for.
+const DEMO_MODEL: &str = "no server and no model was named, so these figures are for the demo model and not for yours: ask \
+                          your server with --url (or ATTUNE_URL), or name the model with --model ID=PATH (or --config)";
+
 /// The flags of `attune estimate`.
 #[derive(Debug, Args)]
 pub(super) struct EstimateOptions {
@@ -67,10 +71,17 @@ impl EstimateOptions {
 
     /// Prints the estimate.
     pub(super) async fn run(self, config: Config) -> Result<()> {
-        let estimate = match &self.url {
+        let by_default = self.url.is_none() && self.model.is_none() && config.models.is_empty();
+        let mut estimate = match &self.url {
             Some(url) => self.ask(&Server::new(url, &self.account)?).await?,
             None => self.measure(config).await?,
         };
+        if by_default {
+            eprintln!("attune: {DEMO_MODEL}");
+            if let Some(warnings) = estimate["warnings"].as_array_mut() {
+                warnings.insert(0, DEMO_MODEL.into());
+            }
+        }
         if self.json {
             output::line(format_args!("{estimate:#}"))?;
         } else {

@@ -18,6 +18,7 @@ mod progress;
 mod report;
 mod results;
 mod training;
+mod warnings;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

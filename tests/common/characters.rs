@@ -98,7 +98,7 @@ pub(crate) struct Rendered {
 
 impl Rendered {
     pub(crate) fn of(data: Dataset) -> attune_train::Result<Self> {
-        let Dataset { examples: store, report } = data;
+        let Dataset { examples: store, report, .. } = data;
         let all = 0..store.len();
         let (examples, texts) = if report.is_of_pairs() {
             (Vec::new(), all.map(|index| store.texts(index)).collect::<attune_train::Result<_>>()?)

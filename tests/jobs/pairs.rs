@@ -98,11 +98,15 @@ async fn what_does_not_fit_to_pairs_of_texts_fails_and_says_what_to_change() {
     let on = |file: &String| Some(file.clone());
     let classes = Some(Classification { compute: Some(true), n_classes: Some(2), ..Classification::default() });
     let cases = [
-        (JobSpec { validation_file: on(&chats), ..of(&pairs, plain()) }, "validation_file", "give pairs to measure on"),
+        (
+            JobSpec { validation_file: on(&chats), ..of(&pairs, plain()) },
+            "validation_file",
+            "each line of the training file is a pair of texts",
+        ),
         (JobSpec { validation_file: on(&pairs), ..of(&chats, plain()) }, "validation_file", "give the same format"),
         (of(&chats, with_scale()), "scale", "leave it out"),
         (of(&pairs, with_weight()), "prompt_loss_weight", "leave it out"),
-        (JobSpec { method: Method::Dpo, ..of(&pairs, plain()) }, "training_file", "is no preference pair"),
+        (JobSpec { method: Method::Dpo, ..of(&pairs, plain()) }, "training_file", "no preference pair"),
         (of(&one_text, plain()), "training_file", "any two of its pairs share a text"),
         (
             JobSpec { validation_file: on(&pairs), classification: classes, ..of(&pairs, plain()) },

@@ -156,10 +156,43 @@ async fn warnings_name_the_lines_of_both_files() {
     let messages = fixture.messages(&job).await;
     for expected in [
         "2 of the training examples repeat an earlier one (lines 11 and 12)",
-        "1 of the validation examples repeat an earlier one (line 4)",
+        "1 of the validation examples repeats an earlier one (line 4)",
+        "Every example of the validation file is in the training file, too: the validation figures show what the model \
+         knows by heart, not what it does with new examples",
     ] {
         assert!(messages.iter().any(|message| message == expected), "{expected} is not in {messages:?}");
     }
     let cut = "of the training examples were cut at the end to fit the model's context (line";
     assert!(messages.iter().any(|message| message.contains(cut)), "{messages:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contradictions_known_validation_examples_and_unusual_rates_are_warned_of() {
+    let fixture = Fixture::new().await;
+    let line = |prompt: usize, answer: usize| {
+        serde_json::json!({"prompt": format!("Number {prompt}:"), "completion": format!(" {answer}")}).to_string()
+            + "\n"
+    };
+    let training: String = (0..12).map(|number| line(number % 10, number)).collect();
+    let held_out = [line(3, 3), line(50, 50), line(51, 51)].concat();
+    let (training, held_out) = (fixture.upload(&training).await, fixture.upload(&held_out).await);
+    let settings = Hyperparameters {
+        n_epochs: Some(1),
+        learning_rate_multiplier: Some(50.0),
+        ..spec(String::new()).hyperparameters
+    };
+    let spec = JobSpec { validation_file: Some(held_out), hyperparameters: settings, ..spec(training) };
+    let job = fixture.enqueue(JobApi::FineTuningJobs, spec).await;
+    let worker = fixture.worker();
+    fixture.wait(&job, |job| job.status.is_final()).await;
+    worker.stop().await;
+    let messages = fixture.messages(&job).await;
+    for expected in [
+        "2 of the training examples contradict an earlier one: the same prompt has different answers (on line 1 and line 11, \
+         for example), and the model cannot learn both (lines 11 and 12)",
+        "1 of the validation examples is in the training file, too (line 1): it measures nothing new",
+    ] {
+        assert!(messages.iter().any(|message| message == expected), "{expected} is not in {messages:?}");
+    }
+    assert!(messages.iter().any(|message| message.contains("50 times as high as the automatic one")), "{messages:?}");
 }

@@ -56,3 +56,31 @@ def test_too_few_examples_are_counted(client, tickets):
     assert "3" in job.error.message
     assert "10" in job.error.message
     assert model_ids(client) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"prompt": "a", "response": "b"}, "rename `response` to `completion`"),
+        ({"instruction": "a", "input": "b", "output": "c"}, "rename `output` to `completion`"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "`from` to `role`"),
+        ({"question": "a", "answer": "b"}, "rename `question` to `prompt` and rename `answer` to `completion`"),
+        ({"text": "a", "label": "b"}, "rename `text` to `prompt` and rename `label` to `completion`"),
+        ({"text": "a"}, "has only `text`"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}]}, "use `assistant`"),
+    ],
+)
+def test_the_names_of_other_programs_are_translated_once_for_all_lines(client, http, line, told):
+    file = upload(client, [line] * 12)
+    answer = http.post("/v1/fine_tuning/jobs/estimate", json={"model": "demo", "training_file": file})
+    message = answer.json()["error"]["message"]
+    told = told if not told.startswith("has ") else "have" + told[3:]
+    assert message.startswith("Training file has faults on 12 lines. Lines 1, 2, ") and message.count(told) == 1, message
+    assert "remove it" not in message
+
+
+def test_a_validation_file_of_another_format_is_refused(client, tickets):
+    files = upload(client, tickets[:12]), upload(client, as_prompts(tickets[12:16]))
+    job = wait_for_end(client, create_job(client, files[0], validation_file=files[1]).id)
+    assert (job.status, job.error.param) == ("failed", "validation_file")
+    assert "give the same format in both" in job.error.message

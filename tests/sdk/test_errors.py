@@ -62,6 +62,11 @@ REQUESTS = {
     (400, "missing_required_parameter"): ("POST", "/v1/completions", {"json": {"prompt": "x"}}),
     (400, "invalid_type"): ("POST", "/v1/completions", {"json": {"model": "demo", "prompt": "x", "n": "many"}}),
     (400, "invalid_value"): ("POST", "/v1/completions", {"json": {"model": "demo", "prompt": "x", "temperature": 9}}),
+    (400, "unknown_parameter"): (
+        "POST",
+        "/v1/fine_tuning/jobs",
+        {"json": {"model": "demo", "training_file": "file-x", "n_epochs": 3}},
+    ),
     (400, "unsupported_parameter"): (
         "POST",
         "/v1/completions",

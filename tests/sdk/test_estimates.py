@@ -131,6 +131,9 @@ def test_the_command_line_says_the_same_with_and_without_a_server(binary, priced
     # Beside the server on the same data, whose rates it finds.
     here = command(binary, *options, "--data-dir", priced.data_dir)
     assert here.returncode == 0, here.stderr
+    assert "for the demo model and not for yours" in here.stderr
+    assert "for the demo model and not for yours" in json.loads(here.stdout)["warnings"][0]
+    assert "demo model" not in asked.stderr
     asked, here = json.loads(asked.stdout), json.loads(here.stdout)
     for figure in ("examples", "tokens_per_epoch", "target_tokens_per_epoch", "steps", "trained_tokens",
                    "hyperparameters", "tokens_per_second", "model"):  # fmt: skip

@@ -85,6 +85,32 @@ def test_a_broken_training_file_is_refused_with_its_line(client, content, compla
     assert [file.id for file in client.files.list()] == before
 
 
+LINE = b'{"prompt": "a", "completion": " b"}'
+
+
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        (b"prompt,completion\na,b\nc,d\n", "table (CSV)"),
+        (b"question\tanswer\na\tb\n", "table (CSV)"),
+        (b"PK\x03\x04\x14\x00\x06\x00[Content_Types].xml", "Word or Excel"),
+        (b"\x1f\x8b\x08\x00", "gunzip"),
+        (b"%PDF-1.4\n%\xe2\xe3", "PDF"),
+        (LINE.decode().encode("utf-16"), "UTF-8"),
+        (b"[" + LINE + b", " + LINE + b"]", "one JSON array"),
+        (b"[\n  " + LINE + b",\n  " + LINE + b"\n]\n", "one JSON array"),
+        ((LINE + b",\n") * 3, "Lines 1, 2 and 3 end with a comma: remove the comma at the end."),
+        (b"{'prompt': 'a', 'completion': 'b'}\n" * 2, "use double quotes"),
+        (LINE + b'\n{"prompt": "a", "completion": "\\ud83d"}\n', "Line 2 (column 38) has half of a character"),
+        (LINE + b'\n{"prompt": "a", "prompt": "b", "completion": "c"}\n', "Line 2 has the key `prompt` twice"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_by_its_name_with_what_to_do(client, content, remedy):
+    with pytest.raises(openai.BadRequestError) as fault:
+        client.files.create(file=("train.jsonl", content), purpose="fine-tune")
+    assert remedy in fault.value.message
+
+
 def test_an_unknown_purpose_is_refused(client, content):
     with pytest.raises(openai.BadRequestError) as fault:
         client.files.create(file=("letters.jsonl", content), purpose="mischief")

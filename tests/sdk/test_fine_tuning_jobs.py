@@ -274,6 +274,25 @@ def test_a_wrong_field_of_a_new_job_is_named(client, tickets, settings, param):
     assert fault.value.param == param
 
 
-def test_a_new_job_on_an_unknown_model_is_refused(client, tickets):
-    with pytest.raises((openai.NotFoundError, openai.BadRequestError)):
+@pytest.mark.parametrize(
+    ("settings", "param", "advice"),
+    [
+        ({"method": {"type": "supervised", "supervised": {"hyperparameters": {"epochs": 5}}}},
+         "method.supervised.hyperparameters.epochs", "Did you mean 'n_epochs'?"),
+        ({"hyperparameters": {"lr": 1e-4}}, "hyperparameters.lr", "Did you mean 'learning_rate'?"),
+        ({"n_epochs": 3}, "n_epochs", "It belongs inside 'method.supervised.hyperparameters'."),
+        ({"hyperparameters": {"n_epochs": "3"}}, "hyperparameters.n_epochs", "write 3 without quotation marks"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/estimate"])
+def test_a_misspelt_setting_is_refused_with_the_one_that_was_meant(http, path, settings, param, advice):
+    answer = http.post(path, json={"model": "demo", "training_file": "file-x", **settings})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert advice in error["message"]
+
+
+def test_a_new_job_on_an_unknown_model_is_refused_and_told_which_there_are(client, tickets):
+    with pytest.raises(openai.NotFoundError) as fault:
         client.fine_tuning.jobs.create(model="nobody", training_file=upload(client, tickets[:10]))
+    assert "Base models of this server: `demo`." in fault.value.message

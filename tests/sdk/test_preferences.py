@@ -81,4 +81,4 @@ def test_a_wrong_setting_is_named(client, tickets, settings, param):
 def test_answers_are_no_preferences(client, tickets):
     job = wait_for_end(client, create(client, upload(client, tickets[:10]), QUICK).id)
     assert (job.status, job.error.param) == ("failed", "training_file")
-    assert "Line 1 is no preference pair" in job.error.message
+    assert "Lines 1, 2, 3, 4, 5, 6, 7, 8, 9 and 10 are no preference pair" in job.error.message

@@ -112,7 +112,7 @@ fn developers_are_systems_and_text_parts_are_joined_as_the_server_does_for_reque
 fn overlong_examples_are_cut_and_left_out_where_no_target_remains() {
     let file = "{\"prompt\":\"ab\",\"completion\":\"cdefgh\"}\n{\"prompt\":\"abcdefgh\",\"completion\":\"c\"}\n";
     let data = read_as(file, Template::None, Purpose::Validation, 6).unwrap();
-    assert_eq!((data.report.truncated.count, data.report.dropped.count, data.examples.len()), (2, 1, 1));
+    assert_eq!((data.report.truncated.count, data.report.dropped.count, data.examples.len()), (1, 1, 1));
     assert_eq!(targets(&data.examples[0]), "cde");
 }
 
@@ -151,7 +151,7 @@ fn a_training_file_has_at_least_ten_examples() {
 fn every_fault_names_its_line_and_what_to_change() {
     let good = r#"{"prompt":"a","completion":"b"}"#;
     let cases = [
-        ("{\"prompt\":\"a\"", "is not JSON"),
+        ("{\"prompt\":\"a\"", "(column 13) ends before its object does"),
         ("[1]", "is an array, not a JSON object"),
         ("{}", "has neither `messages` nor `prompt` and `completion`, nor `anchor` and `positive`"),
         (r#"{"prompt":"a"}"#, "has no `completion`"),
@@ -162,11 +162,11 @@ fn every_fault_names_its_line_and_what_to_change() {
         (r#"{"input":{},"preferred_output":[],"non_preferred_output":[]}"#, "is a preference pair"),
         (r#"{"messages":[]}"#, "has no messages"),
         (r#"{"messages":{}}"#, "has `messages` that is not an array"),
-        (r#"{"messages":[1]}"#, "message 1: is a number"),
-        (r#"{"messages":[{"content":"a"}]}"#, "message 1: has no `role`"),
-        (r#"{"messages":[{"role":"bot","content":"a"}]}"#, "has the role `bot`"),
+        (r#"{"messages":[1]}"#, "(message 1) is a number"),
+        (r#"{"messages":[{"content":"a"}]}"#, "(message 1) has no `role`"),
+        (r#"{"messages":[{"role":"bot","content":"a"}]}"#, "(message 1) has the role `bot`: use `assistant`"),
         (r#"{"messages":[{"role":"user","content":"a"}]}"#, "has no assistant message"),
-        (r#"{"messages":[{"role":"user"},{"role":"assistant","content":"a"}]}"#, "message 1: has no `content`"),
+        (r#"{"messages":[{"role":"user"},{"role":"assistant","content":"a"}]}"#, "(message 1) has no `content`"),
         (r#"{"messages":[{"role":"assistant","content":"a","weight":0.5}]}"#, "neither 0 nor 1"),
         (r#"{"messages":[{"role":"assistant","content":"a","weight":0}]}"#, "only assistant messages of weight 0"),
         (r#"{"messages":[{"role":"user","content":"a","weight":1}]}"#, "only assistant messages may have"),
@@ -187,7 +187,7 @@ fn every_fault_names_its_line_and_what_to_change() {
 #[test]
 fn a_templates_own_complaint_is_a_fault_of_its_line() {
     let file = chat(&json!([{"role": "tool", "content": "t"}, {"role": "assistant", "content": "a"}]));
-    assert!(fault(&file).0.contains("Line 1 this template has no tools"));
+    assert!(fault(&file).0.ends_with("Line 1: this template has no tools."));
 }
 
 #[test]
@@ -198,10 +198,71 @@ fn a_chat_needs_a_model_with_a_template() {
 }
 
 #[test]
-fn many_faults_are_counted_and_the_first_twenty_listed() {
+fn every_line_with_a_fault_is_counted_and_each_fault_is_told_once() {
     let (message, _) = fault(&"{}\n".repeat(50));
-    assert!(message.contains("50 fault(s)") && message.contains("And 30 more."), "{message}");
-    assert!(message.contains("Line 20 ") && !message.contains("Line 21 "), "{message}");
+    assert!(message.starts_with("Validation file has faults on 50 lines. Lines 1, 2, 3, "), "{message}");
+    assert!(message.contains(", 20 and 30 more have neither `messages` nor") && message.len() < 300, "{message}");
+    // The template finds its faults only when it renders.
+    let tool = chat(&json!([{"role": "tool", "content": "t"}, {"role": "assistant", "content": "a"}]));
+    let (message, _) = fault(&format!("{tool}\n{{}}\n{tool}\n{tool}\n"));
+    assert!(message.starts_with("Validation file has faults on 4 lines. Lines 1, 3 and 4: this template"), "{message}");
+}
+
+#[test]
+fn a_file_of_another_kind_is_called_by_its_name_and_its_lines_are_not_read() {
+    for (file, expected) in [
+        ("prompt,completion\na,b\n", "Line 1 looks like the beginning of a table (CSV) with the columns `prompt`, "),
+        ("[\n{\"prompt\":\"a\",\"completion\":\"b\"}\n]", "Line 1 is the beginning of one JSON array"),
+        ("PK\u{3}\u{4}\n\n", "Line 1 is the beginning of a Word or Excel file"),
+    ] {
+        let (message, _) = fault(file);
+        assert!(
+            message.starts_with("Validation file has a fault on 1 line. ") && message.contains(expected),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn examples_that_contradict_an_earlier_one_are_noted_with_the_first_such_lines() {
+    let line = |prompt: &str, completion: &str| json!({"prompt": prompt, "completion": completion}).to_string();
+    let file = [
+        line("ab", "c"),
+        line("ab", "d"),
+        line("x", "y"),
+        line("ab", "c"),
+        line("ab", "e"),
+        line("", "1"),
+        line("", "2"),
+    ];
+    let report = read(&file.join("\n"), Template::None).unwrap().report;
+    assert_eq!(report.contradictions.first, [2, 5], "what repeats the first answer does not contradict");
+    assert_eq!(report.first_contradiction, Some((2, 1)));
+    let chats = |answers: [&str; 2]| {
+        let turn = |asked: &str, answer: &str| {
+            [json!({"role": "user", "content": asked}), json!({"role": "assistant", "content": answer})]
+        };
+        chat(&json!([turn("hello", answers[0]), turn("and", answers[1])].concat()))
+    };
+    let file = [chats(["hi", "a"]), chats(["hi", "b"]), chats(["ho", "b"])].join("\n");
+    let report = read(&file, Template::Plain).unwrap().report;
+    assert_eq!(report.contradictions.first, [2, 3], "each answer is compared with those to the same messages");
+    let same = read(&[chats(["hi", "a"]), chats(["hi", "a"])].join("\n"), Template::Plain).unwrap().report;
+    assert_eq!((same.contradictions.count, same.duplicates.count), (0, 1));
+}
+
+#[test]
+fn examples_of_another_file_are_found_again() {
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 100, scratch: std::env::temp_dir() };
+    let read = |numbers: &[usize]| {
+        let line = |number| json!({"prompt": format!("n{number}"), "completion": "c"}).to_string() + "\n";
+        let file = numbers.iter().map(line).collect::<String>();
+        datasets::read(Cursor::new(file), Purpose::Validation, &Characters { template: Template::None }, &settings)
+            .unwrap()
+    };
+    let (training, held_out) = (read(&[1, 2, 3, 3]), read(&[7, 3, 8, 2, 3]));
+    assert_eq!(held_out.digests.shared_with(&training.digests).first, [2, 4]);
+    assert_eq!(read(&[9]).digests.shared_with(&training.digests).count, 0);
 }
 
 #[test]
@@ -210,7 +271,7 @@ fn text_that_is_not_utf8_is_a_fault_of_its_line() {
     let file = Cursor::new(b"{\"prompt\":\"\xff\",\"completion\":\"b\"}".to_vec());
     let codec = Characters { template: Template::None };
     let error = datasets::read(file, Purpose::Training, &codec, &settings).unwrap_err().to_string();
-    assert!(error.contains("Line 1 is not UTF-8 (byte 12)"), "{error}");
+    assert!(error.contains("Line 1 (byte 12) is not UTF-8"), "{error}");
 }
 
 #[test]
@@ -226,7 +287,7 @@ fn what_is_told_of_lines_names_them() {
     ]
     .concat();
     let report = read_as(&file, Template::None, Purpose::Validation, 6).unwrap().report;
-    assert_eq!(report.truncated.first, [2, 4, 6]);
+    assert_eq!(report.truncated.first, [2, 6], "a line that is left out is not counted as cut, too");
     assert_eq!(report.dropped.first, [4]);
     assert_eq!(report.duplicates.first, [3, 5, 6], "what is cut to the same is the same");
     let many = line("a", "b").repeat(100);

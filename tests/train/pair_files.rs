@@ -70,7 +70,7 @@ fn long_texts_are_cut_and_what_is_then_the_same_is_left_out() {
     assert_eq!(found[2], ["othe", "abcd"]);
     let report = &data.report;
     assert_eq!((report.examples, report.sequences), (4, 3));
-    assert_eq!((report.truncated.first.clone(), report.dropped.first.clone()), (vec![1, 2, 3, 4], vec![2]));
+    assert_eq!((report.truncated.first.clone(), report.dropped.first.clone()), (vec![1, 3, 4], vec![2]));
 }
 
 #[test]
@@ -94,7 +94,12 @@ fn every_fault_names_its_line_and_what_to_change() {
         (json!({"anchor": "a", "positive": "a"}), "has the same text as `anchor` and `positive`"),
         (json!({"query": "a", "document": "b", "negative": "b"}), "has the same text as `document` and `negative`"),
         (json!({"anchor": "a", "positive": "b", "negative": ["c", "c"]}), "as `negative` and `negative`"),
-        (json!({"sentence1": "a", "sentence2": "b", "score": 0.5}), "has the unknown key `score`: remove it"),
+        (
+            json!({"sentence1": "a", "sentence2": "b", "score": 0.5}),
+            "has the unknown key `score`: every pair is learned as",
+        ),
+        (json!({"sentence1": "a", "sentence2": "b", "id": 5}), "has the unknown key `id`: remove it"),
+        (json!({"query": "a", "response": "b"}), "rename `query` to `prompt` and rename `response` to `completion`"),
         (json!({"messages": [{"role": "user", "content": "u"}]}), "has no assistant message"),
         (
             json!({"prompt": "a", "completion": "b"}),
@@ -118,7 +123,7 @@ fn all_faults_of_a_file_are_told_at_once() {
         [json!({"anchor": "a"}), json!({"anchor": "a", "positive": "b"}), json!({"anchor": "a", "positive": ""})];
     let message = read(&lines).unwrap_err().to_string();
     assert!(
-        message.contains("has 2 fault(s)") && message.contains("Line 2 ") && message.contains("Line 4 "),
+        message.contains("has faults on 2 lines") && message.contains("Line 2 ") && message.contains("Line 4 "),
         "{message}"
     );
 }

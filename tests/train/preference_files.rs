@@ -75,7 +75,7 @@ fn a_pair_is_cut_left_out_and_counted_as_one() {
     .concat();
     let data = read_as(&file, Purpose::Validation, 6).unwrap();
     let report = &data.report;
-    assert_eq!((report.examples, report.sequences, report.truncated.count), (5, 3, 3));
+    assert_eq!((report.examples, report.sequences, report.truncated.count), (5, 3, 1));
     assert_eq!((report.dropped.count, report.duplicates.count), (2, 1));
     assert_eq!(data.examples.iter().map(targets).collect::<Vec<_>>(), ["cde", "x$", "cd$", "x$", "cd$", "x$"]);
 }
@@ -96,6 +96,7 @@ fn every_fault_names_its_line_and_what_to_change() {
         (json!({"prompt": "a", "chosen": "b", "rejected": ""}), "has an empty `rejected`"),
         (json!({"prompt": "a", "chosen": 1, "rejected": "b"}), "has a number as `chosen`"),
         (json!({"chosen": "a", "rejected": "b"}), "has no `prompt`"),
+        (json!({"question": "x", "chosen": "a", "rejected": "b"}), "rename `question` to `prompt`"),
         (json!({"prompt": "a", "chosen": "b", "rejected": "b"}), "has the same answer twice"),
         (json!({"prompt": "a", "chosen": "b", "rejected": "c", "x": 1}), "has the unknown key `x`"),
         (json!({"preferred_output": [assistant], "non_preferred_output": [assistant]}), "has no `input`"),
@@ -103,7 +104,10 @@ fn every_fault_names_its_line_and_what_to_change() {
         (with("input", json!({})), "an `input` without `messages`"),
         (with("input", json!({"messages": [], "x": 1})), "unknown key `x` in `input`"),
         (with("input", json!({"messages": []})), "has no messages"),
-        (with("input", json!({"messages": [{"role": "bot", "content": "a"}]})), "message 1: has the role `bot`"),
+        (
+            with("input", json!({"messages": [{"role": "bot", "content": "a"}]})),
+            "(message 1) has the role `bot`: use `assistant`",
+        ),
         (
             with("preferred_output", json!("a")),
             "has a `preferred_output` that is not an array of one assistant message",
@@ -113,7 +117,7 @@ fn every_fault_names_its_line_and_what_to_change() {
         (with("non_preferred_output", json!([{"role": "user", "content": "a"}])), "has a `non_preferred_output` that"),
         (
             with("non_preferred_output", json!([{"role": "assistant"}])),
-            "`non_preferred_output`, message 1: has no `content`",
+            "(`non_preferred_output`, message 1) has no `content`",
         ),
         (with("preferred_output", json!([{"role": "assistant", "content": "a", "weight": 0}])), "of weight 0"),
     ];
@@ -134,4 +138,12 @@ fn every_fault_names_its_line_and_what_to_change() {
 fn a_training_file_has_at_least_ten_pairs() {
     let error = read_as(&openai("good", "bad").to_string(), Purpose::Training, 4096).unwrap_err().to_string();
     assert!(error.contains("has 1 example(s), but must have at least 10"), "{error}");
+}
+
+#[test]
+fn opposite_preferences_contradict_each_other() {
+    let file = [openai("good", "bad"), openai("good", "worse"), openai("bad", "good")];
+    let file = file.map(|line| line.to_string()).join("\n");
+    let report = read_as(&file, Purpose::Validation, 4096).unwrap().report;
+    assert_eq!((report.contradictions.first, report.first_contradiction), (vec![3], Some((3, 1))));
 }

@@ -16,9 +16,10 @@ use self::request::CreateFineTune;
 use self::response::{Files, FineTune, FineTuneEvent, read_events, with_events};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
+use crate::api::fine_tuning::fields::JobBody;
 use crate::api::fine_tuning::job_rules::admitted;
 use crate::api::http::error::{ErrorBody, Problem, Result};
-use crate::api::http::extract::{Body, Path, Query};
+use crate::api::http::extract::{Path, Query};
 use crate::api::http::list::{Cursor, List, PageOf};
 use crate::api::http::sse;
 use crate::api::models::model_resource::{self, DeletedModel};
@@ -46,7 +47,7 @@ pub(crate) struct EventQuery {
 pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
-    Body(request): Body<CreateFineTune>,
+    JobBody(request): JobBody<CreateFineTune>,
 ) -> Result<Json<FineTune>, Problem> {
     let spec = admitted(&state, &caller, request.spec(&state)?).await?;
     let job = state.queue.enqueue_for(&caller.organization, Some(&caller.key), JobApi::FineTunes, spec).await?;

@@ -18,9 +18,10 @@ use self::request::CreateJob;
 use self::response::{Checkpoint, FineTuningEvent, FineTuningJob};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
+use crate::api::fine_tuning::fields::{JobBody, parse};
 use crate::api::fine_tuning::job_rules::admitted;
 use crate::api::http::error::{ErrorBody, Problem, Result};
-use crate::api::http::extract::{Body, Path, Query, parse};
+use crate::api::http::extract::{Path, Query};
 use crate::api::http::list::{BoundedPageOf, Cursor, PageOf};
 use crate::jobs::queue::StopRequest;
 use crate::jobs::{Job, JobApi, JobSpec};
@@ -39,7 +40,7 @@ const MAX_PAGE: i64 = 100;
 pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
-    Body(request): Body<CreateJob>,
+    JobBody(request): JobBody<CreateJob>,
 ) -> Result<Json<FineTuningJob>, Problem> {
     let spec = admitted(&state, &caller, request.spec()?).await?;
     let job = state.queue.enqueue_for(&caller.organization, Some(&caller.key), JobApi::FineTuningJobs, spec).await?;

@@ -1,20 +1,23 @@
 //! The checks that both fine-tune resources make before a job is queued: files, model, suffix, seed, ranges of
 //! settings.
 
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::http::error::{Problem, Result};
+use crate::api::http::extract::is_number;
 use crate::api::operations::checks::within;
 use crate::jobs::JobSpec;
 use crate::store;
 use crate::train::settings::max_sequence_tokens;
 
 /// A number, or `"auto"` to let the server choose.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, ToSchema)]
-#[serde(untagged, expecting = "expected \"auto\" or a number in range")]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
+#[serde(untagged)]
 pub(crate) enum AutoOr<T> {
     /// `"auto"`
     Word(Auto),
@@ -28,6 +31,24 @@ pub(crate) enum AutoOr<T> {
 pub(crate) enum Auto {
     /// The server chooses.
     Auto,
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for AutoOr<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let reason = match &value {
+            Value::String(text) if text == "auto" => return Ok(Self::Word(Auto::Auto)),
+            Value::String(text) if is_number(text) => format!("write {text} without quotation marks"),
+            Value::Number(number) if number.as_f64().is_some_and(|number| number.fract() != 0.0) => {
+                "expected \"auto\" or a whole number in range".into()
+            }
+            _ => "expected \"auto\" or a number in range".into(),
+        };
+        if value.is_number() {
+            return T::deserialize(value).map(Self::Number).map_err(|_| D::Error::custom(reason));
+        }
+        Err(D::Error::custom(reason))
+    }
 }
 
 impl<T> AutoOr<T> {
@@ -102,7 +123,23 @@ async fn check_model(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Resul
         return Ok(spec.model.clone());
     }
     let found = state.store.fine_tuned_model(&caller.organization, &spec.model).await;
-    Ok(found.map_err(|error| Problem::from(error).about_model(spec.asked_model()))?.base)
+    let named = |error| {
+        let problem = Problem::from(error).about_model(spec.asked_model());
+        if problem.is_model_not_found() { naming_models(state, problem) } else { problem }
+    };
+    Ok(found.map_err(named)?.base)
+}
+
+/// Adds the base models of this server to the message, for a client that knows another one's names.
+fn naming_models(state: &ApiState, mut problem: Problem) -> Problem {
+    const SHOWN: usize = 10;
+    let entries = state.catalog.entries();
+    let mut named: Vec<String> = entries.iter().take(SHOWN).map(|entry| format!("`{}`", entry.model.id)).collect();
+    if entries.len() > SHOWN {
+        named.push(format!("{} more", entries.len() - SHOWN));
+    }
+    problem.error.message += &format!(" Base models of this server: {}.", named.join(", "));
+    problem
 }
 
 /// Normalises a suffix for the name of a model: lower case, with each run of other characters as one `-`.
@@ -156,8 +193,15 @@ mod tests {
         let read = |json: &str| serde_json::from_str::<AutoOr<u32>>(json).map(AutoOr::number);
         assert_eq!(read(r#""auto""#).expect("auto"), None);
         assert_eq!(read("3").expect("a number"), Some(3));
-        for json in [r#""often""#, "-1", "1.5", "{}"] {
-            assert!(read(json).is_err(), "{json}");
+        for (json, says) in [
+            (r#""often""#, "\"auto\" or a number"),
+            (r#""3""#, "write 3 without quotation marks"),
+            ("-1", "a number in range"),
+            ("1.5", "a whole number"),
+            ("{}", "\"auto\" or a number"),
+        ] {
+            let message = read(json).expect_err(json).to_string();
+            assert!(message.contains(says), "{json}: {message}");
         }
         assert_eq!(serde_json::to_string(&AutoOr::<u32>::from(None)).expect("JSON"), r#""auto""#);
         assert_eq!(serde_json::to_string(&AutoOr::from(Some(3))).expect("JSON"), "3");

@@ -58,8 +58,37 @@ fn unreadable(rejection: &BytesRejection, limit: usize) -> Problem {
     Problem::bad_request(format!("The request's body could not be read: {}", rejection.body_text()))
 }
 
+/// A field that a structure does not have, although it denies unknown ones.
+#[derive(Debug)]
+pub(crate) struct UnknownField {
+    /// Path of the object that has the field; empty for the body.
+    pub parent: String,
+    /// Name of the field.
+    pub name: String,
+    /// Names that the object may have.
+    pub known: Vec<String>,
+}
+
+impl UnknownField {
+    /// Reads serde's words: ``unknown field `x`, expected one of `a`, `b` ``; `None` if they are others.
+    fn read(reason: &str, path: &str) -> Option<Self> {
+        let (name, known) = reason.strip_prefix("unknown field `")?.rsplit_once("`, expected ")?;
+        let known = known.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        let parent = path.strip_suffix(name).unwrap_or(path).trim_end_matches('.').to_owned();
+        Some(Self { parent, name: name.to_owned(), known })
+    }
+}
+
 /// Reads `T` from JSON; an error names the field at fault.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    parse_or(bytes, |field| Problem::wrong_type(field.name.clone(), "no such field"))
+}
+
+/// Reads `T` from JSON, as [`parse`] does; `unknown` words the error for a field that `T` denies.
+pub(crate) fn parse_or<T: DeserializeOwned>(
+    bytes: &[u8],
+    unknown: impl FnOnce(&UnknownField) -> Problem,
+) -> Result<T, Problem> {
     // serde would read an array as the fields of a struct in their order.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
         return Err(Problem::wrong_type("body", "expected an object"));
@@ -75,11 +104,29 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         if let Some(name) = reason.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
             return Problem::missing(if path == "." { name.to_owned() } else { format!("{path}.{name}") });
         }
+        if let Some(field) = UnknownField::read(&reason, &path) {
+            return unknown(&field);
+        }
         let param = if path == "." { Cow::Borrowed("body") } else { Cow::Owned(path) };
-        Problem::wrong_type(param, &reason)
+        Problem::wrong_type(param, quoted(&reason).as_deref().unwrap_or(&reason))
     })?;
     json.end().map_err(|error| not_json(&error))?;
     Ok(value)
+}
+
+/// Words the error for a number or a boolean that was sent as text; `None` if `reason` is another one.
+fn quoted(reason: &str) -> Option<String> {
+    let (text, expected) = reason.strip_prefix("invalid type: string \"")?.rsplit_once("\", expected ")?;
+    let fits = match expected {
+        "a boolean" => matches!(text, "true" | "false"),
+        _ => matches!(expected.as_bytes(), [b'u' | b'i' | b'f', b'1'..=b'9', ..]) && is_number(text),
+    };
+    fits.then(|| format!("\"{text}\" is a text: write {text} without quotation marks"))
+}
+
+/// Returns true if `text` is a number as JSON writes it.
+pub(crate) fn is_number(text: &str) -> bool {
+    serde_json::from_str::<serde_json::Number>(text).is_ok()
 }
 
 fn not_json(error: &serde_json::Error) -> Problem {
@@ -135,6 +182,15 @@ mod tests {
         let (param, code) = fault(r#"{"model":"m","nested":[{}]}"#);
         assert_eq!((param.as_deref(), code), (Some("nested[0].role"), Some("missing_required_parameter")));
         assert_eq!(parse::<Wanted>(br#"{"model":"m","nested":[{"role":"x"}]}"#).expect("fine").nested[0].role, "x");
+    }
+
+    #[test]
+    fn a_number_in_quotation_marks_is_told_so() {
+        let said = |json: &str| parse::<Wanted>(json.as_bytes()).expect_err(json).error.message;
+        let message = said(r#"{"model":"m","temperature":"0.5"}"#);
+        assert_eq!(message, "Invalid type for 'temperature': \"0.5\" is a text: write 0.5 without quotation marks.");
+        assert!(!said(r#"{"model":"m","temperature":"hot"}"#).contains("quotation"));
+        assert!(!said(r#"{"model":["3"]}"#).contains("quotation"));
     }
 
     #[tokio::test]

@@ -7,13 +7,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use axum::extract::multipart::{Field, Multipart, MultipartError};
-use serde::de::IgnoredAny;
 use tempfile::{NamedTempFile, TempPath};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::extract::{BODY_TIMEOUT, in_time};
-use crate::datasets::parse::{MAX_LINE_BYTES, RawLines};
+use crate::datasets::faults::Faults;
+use crate::datasets::json;
+use crate::datasets::lines::Lines;
 
 /// Bytes of a form field that is not the file.
 const MAX_FIELD_BYTES: usize = 4096;
@@ -98,58 +99,23 @@ async fn small_text(field: &mut Field<'_>) -> Result<String, Problem> {
 
 /// Checks that every line of the file is a JSON object. Reads the whole file: call it off the async threads.
 pub(crate) fn check_lines(path: &Path) -> Result<()> {
-    let context = || format!("read the upload {}", path.display());
-    let file = std::fs::File::open(path).map_err(Problem::io(context()))?;
-    let mut lines = RawLines::new(BufReader::with_capacity(1 << 20, file));
-    let (mut objects, mut blank) = (0_usize, None);
-    while lines.advance().map_err(Problem::io(context()))? {
-        let (number, line) = (lines.number(), lines.bytes());
-        if line.len() as u64 > MAX_LINE_BYTES && line.last() != Some(&b'\n') {
-            return Err(fault(
-                number,
-                &format!("is longer than {MAX_LINE_BYTES} bytes"),
-                "end each example with a line break",
-            ));
+    const EXPECTED: &str = "Expected file to have JSONL format, where every line is a JSON dictionary.";
+    let file = std::fs::File::open(path).map_err(Problem::io(format!("read the upload {}", path.display())))?;
+    let mut lines = Lines::new(BufReader::with_capacity(1 << 20, file));
+    let (mut faults, mut objects) = (Faults::default(), 0_usize);
+    while let Some((number, line)) = lines.next_line()? {
+        match line.and_then(json::check) {
+            Ok(()) => objects += 1,
+            Err(fault) => faults.push(number, &fault),
         }
-        let content = if number == 1 { line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line) } else { line };
-        let content = content.trim_ascii();
-        if content.is_empty() {
-            blank.get_or_insert(number);
-            continue;
-        }
-        if let Some(blank) = blank {
-            return Err(fault(blank, "is empty", "remove it; only the end of the file may have empty lines"));
-        }
-        check_line(number, content)?;
-        objects += 1;
+    }
+    if !faults.is_empty() {
+        return Err(Problem::bad_request(format!("{EXPECTED}{}", faults.sentences())));
     }
     if objects == 0 {
-        let message = "The file is empty. Expected file to have JSONL format, where every line is a JSON dictionary.";
-        return Err(Problem::bad_request(message));
+        return Err(Problem::bad_request(format!("The file is empty. {EXPECTED}")));
     }
     Ok(())
-}
-
-fn check_line(number: usize, line: &[u8]) -> Result<()> {
-    if std::str::from_utf8(line).is_err() {
-        return Err(fault(number, "is not UTF-8 text", "save the file as UTF-8"));
-    }
-    if !line.starts_with(b"{") {
-        return Err(fault(number, "is not a dictionary", "line starts with: \"{...\""));
-    }
-    match serde_json::from_slice::<IgnoredAny>(line) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            Err(fault(number, &format!("is not valid JSON ({error})"), "write one whole object on each line"))
-        }
-    }
-}
-
-fn fault(line: usize, what: &str, hint: &str) -> Problem {
-    let message = format!(
-        "Expected file to have JSONL format, where every line is a JSON dictionary. Line {line} {what} (HINT: {hint})."
-    );
-    Problem::bad_request(message)
 }
 
 #[cfg(test)]
@@ -171,11 +137,15 @@ mod tests {
     #[test]
     fn a_fault_names_its_line_and_what_to_change() {
         for (content, line) in [
-            (&b"{}\n[1]\n"[..], "Line 2 is not a dictionary (HINT: line starts with: \"{...\")"),
-            (b"{}\n{}\n{\"a\":\n", "Line 3 is not valid JSON"),
-            (b"{}\n\n{}\n", "Line 2 is empty"),
-            (b"{\"a\":\"\xff\"}\n", "Line 1 is not UTF-8"),
-            (b"prompt,completion\n", "Line 1 is not a dictionary"),
+            (&b"{}\n[1]\n"[..], "Line 2 is an array, not a JSON object: write one JSON object on each line."),
+            (b"{}\n{}\n{\"a\":\n", "Line 3 (column 5) ends before its object does"),
+            (b"{}\n\n{}\n", "Line 2 is empty: remove it"),
+            (b"{\"a\":\"\xff\"}\n", "Line 1 (byte 7) is not UTF-8: save the file as UTF-8."),
+            (b"prompt,completion\na,b\n", "Line 1 looks like the beginning of a table (CSV)"),
+            (b"{\"a\":1},\n{\"a\":2},\n{}\n", "Lines 1 and 2 end with a comma: remove the comma at the end."),
+            (b"[\n{\"a\":1}\n]\n", "Line 1 is the beginning of one JSON array"),
+            (b"{}\n{\"a\":\"\\ud83d\"}\n", "Line 2 (column 13) has half of a character"),
+            (b"{}\n{\"a\":1,\"a\":2}\n", "Line 2 has the key `a` twice"),
         ] {
             let message = check(content).expect("a fault");
             assert!(message.contains(line), "{message}");

@@ -3,28 +3,29 @@
 
 use attune_train::FileFault;
 
-use crate::datasets::{Dataset, DatasetReport, Purpose};
+use crate::datasets::{DatasetReport, Purpose};
 use crate::jobs::{Error, Result};
 use crate::model::lora::{Adapter, Site};
 use crate::train::Trainer;
 use crate::train::hyperparameters::{Classification, Hyperparameters};
 
-/// Refuses a validation file or classification metrics of another kind than the training file: pairs of texts teach
-/// vectors, everything else teaches answers.
+/// Refuses a validation file of another format than the training file, and classification metrics for pairs of texts.
 pub(super) fn check_alike(
-    texts: bool,
-    validation: Option<&Dataset>,
+    training: &DatasetReport,
+    validation: Option<&DatasetReport>,
     classification: Option<&Classification>,
 ) -> Result<()> {
-    if validation.is_some_and(|validation| validation.report.is_of_pairs() != texts) {
-        let message = if texts {
-            "Validation file: the training file has pairs of texts, so give pairs to measure on, too"
-        } else {
-            "Validation file: it has pairs of texts, but the training file has answers: give the same format"
-        };
+    let formats = (training.format, validation.and_then(|validation| validation.format));
+    if let (Some(learned), Some(measured)) = formats
+        && learned != measured
+    {
+        let message = format!(
+            "Validation file: each of its lines is {measured}, but each line of the training file is {learned}: give the \
+             same format in both"
+        );
         return Err(unfit(Purpose::Validation, message));
     }
-    if texts && classification.is_some_and(|asked| asked.compute == Some(true)) {
+    if training.is_of_pairs() && classification.is_some_and(|asked| asked.compute == Some(true)) {
         return Err(Error::ClassesOfPairs);
     }
     Ok(())
@@ -77,7 +78,7 @@ pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters
 }
 
 /// Makes the error of a file that does not fit the others.
-fn unfit(purpose: Purpose, message: &str) -> Error {
+fn unfit(purpose: Purpose, message: impl Into<String>) -> Error {
     attune_train::Error::File { purpose, fault: FileFault::Content, message: message.into() }.into()
 }
 

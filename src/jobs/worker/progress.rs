@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::forecast::{Forecast, RunAccount};
 use crate::adapters::peft::PeftFiles;
-use crate::datasets::DatasetReport;
+use crate::datasets::{DatasetReport, NotedLines};
 use crate::model::lora::Adapter;
 use crate::train::hyperparameters::Hyperparameters;
 use crate::train::{Question, StepReport, TrainingMethod, Validation};
@@ -33,6 +33,10 @@ pub(super) struct TrainingPlan {
     pub resolved: Hyperparameters,
     pub training: DatasetReport,
     pub validation: Option<DatasetReport>,
+    /// Lines of the validation file whose examples the training file has, too.
+    pub shared: NotedLines,
+    /// Learning rate that a request without one would get.
+    pub automatic_rate: f64,
     pub total_steps: usize,
     /// Steps that an earlier attempt has done.
     pub resumed_at: usize,

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::Worker;
 use super::forecast::{Forecast, RunAccount};
 use super::progress::{Trained, TrainingPlan};
+use super::warnings::warnings;
 use crate::datasets::DatasetReport;
 use crate::jobs::Error;
 use crate::jobs::Job;
@@ -135,36 +136,6 @@ pub(super) struct Speed {
 /// Returns the unix second that is `seconds` from now.
 pub(super) fn seconds_from_now(seconds: f64) -> i64 {
     jiff::Timestamp::now().as_second().saturating_add(seconds.ceil() as i64)
-}
-
-/// Words warnings about the examples for the owner of the files: a sentence each, and the lines or the number that it
-/// is about.
-pub(super) fn warnings(plan: &TrainingPlan) -> Vec<(String, Value)> {
-    let (mut found, labels) = (Vec::new(), plan.method.labels());
-    let validation = plan.validation.as_ref().map(|report| ("validation", report));
-    for (name, report) in std::iter::once(("training", &plan.training)).chain(validation) {
-        for (lines, what) in [
-            (&report.truncated, "were cut at the end to fit the model's context"),
-            (&report.dropped, labels.left_out),
-            (&report.duplicates, "repeat an earlier one"),
-        ] {
-            if lines.count > 0 {
-                let message = format!("{} of the {name} examples {what} ({lines})", lines.count);
-                found.push((message, json!({"lines": lines.first})));
-            }
-        }
-    }
-    let (epochs, size) = (plan.resolved.n_epochs.unwrap_or(1), plan.resolved.batch_size.unwrap_or(1));
-    let pairs = (epochs as usize * plan.training.sequences) as f64 / plan.total_steps.max(1) as f64;
-    // The last step of an epoch has the pairs that are left, so that few pairs make a mean below the size, too.
-    if plan.training.is_of_pairs() && pairs < f64::from(size) / 2.0 && plan.training.sequences > 2 * size as usize {
-        let message = format!(
-            "A step has {pairs:.1} pairs on average in place of {size}, since texts of the training file repeat, and no step \
-             takes a text twice: the fewer there are, the less a pair is told apart from"
-        );
-        found.push((message, json!({"pairs_per_step": pairs})));
-    }
-    found
 }
 
 /// Words the estimate of an attempt that should take `seconds`.

@@ -25,6 +25,7 @@ use crate::system::MemoryWatch;
 use crate::train::calibration;
 use crate::train::classification::ClassificationTask;
 use crate::train::estimate::TrainingRate;
+use crate::train::settings;
 use crate::train::{BeforeMicroStep, HeldOut, Question, StepReport, Trainer, TrainingMethod, Validation};
 
 /// Time between checkpoints; the end of an epoch has one besides.
@@ -130,13 +131,16 @@ impl Run {
         let device = inputs.model.decoder.device();
         let (process_bytes, free) = (device::used_memory(device), device::free_memory(device));
         let render = inputs.render_settings()?;
-        let Dataset { examples, report } = inputs.read(&inputs.training_file, Purpose::Training, &render)?;
+        let Dataset { examples, report, digests } = inputs.read(&inputs.training_file, Purpose::Training, &render)?;
         let validation = inputs.validation_file.as_ref();
         let validation = validation.map(|file| inputs.read(file, Purpose::Validation, &render)).transpose()?;
-        check_alike(report.is_of_pairs(), validation.as_ref(), inputs.classification.as_ref())?;
+        check_alike(&report, validation.as_ref().map(|data| &data.report), inputs.classification.as_ref())?;
+        let shared = validation.as_ref().map(|data| data.digests.shared_with(&digests)).unwrap_or_default();
+        drop(digests);
         let classification = inputs.classification_task(render.max_tokens)?;
 
         let resolved = inputs.resolve(&report)?;
+        let automatic_rate = settings::automatic_rate(inputs.method, &inputs.model.config);
         let samples = calibration::samples(TrainingMethod::of(&resolved), &examples)?;
         let (mut trainer, checkpoint_fault) = inputs.trainer(&resolved, examples)?;
         check_told_apart(&trainer, &report)?;
@@ -145,7 +149,7 @@ impl Run {
 
         let (steps, method) = (trainer.total_steps(), trainer.settings().method);
         let read = trainer.settings().epochs * report.tokens;
-        let held_out = |Dataset { examples, report: counts }| {
+        let held_out = |Dataset { examples, report: counts, .. }| {
             (HeldOut::new(examples, method.width()).between_epochs(read, steps), counts)
         };
         let (held_out, validation) = validation.map(held_out).unzip();
@@ -165,6 +169,8 @@ impl Run {
             resolved,
             training: report,
             validation,
+            shared,
+            automatic_rate,
             method,
             total_steps: steps,
             resumed_at: trainer.step_number(),

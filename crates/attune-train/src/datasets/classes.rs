@@ -5,8 +5,11 @@
 use std::collections::HashMap;
 use std::io::BufRead;
 
-use super::parse::{self, Example, Lines, shorten};
+use super::faults::on_line;
+use super::lines::Lines;
+use super::parse::{self, Example};
 use super::render::{TextCodec, completion_tokens, prompt_tokens};
+use super::words::shorten;
 use crate::datasets::Purpose;
 use crate::{ClassFault, Error, FileFault, Result};
 
@@ -177,7 +180,7 @@ fn pair(purpose: Purpose, number: usize, line: Result<&str, String>) -> Result<(
             Err(invalid_classes(ClassFault::File(purpose), message))
         }
         Err(fault) => {
-            let message = format!("Line {number} {fault}.");
+            let message = on_line(number, &fault);
             Err(Error::File { purpose, fault: FileFault::Content, message })
         }
     }

@@ -1,26 +1,39 @@
-//! Training files: JSONL read line by line and checked ([`parse`]), then rendered to tokens with a weight for each one
-//! as a target ([`render`]) and kept in a file ([`store`]); [`preference`] checks pairs of answers, [`pairs`] texts
-//! that belong together, [`classes`] reads a file as a task of sorting.
+//! Training files: JSONL read line by line ([`lines`], [`json`]) and checked ([`parse`]), then rendered to tokens with
+//! a weight for each one as a target ([`render`]) and kept in a file ([`store`]); [`preference`] checks pairs of
+//! answers, [`pairs`] texts that belong together, [`classes`] reads a file as a task of sorting.
 //!
 //! `jobs/worker/training.rs` calls [`read`] or [`read_preferences`] for the training and the validation file. A file
-//! with faults gives one error that names the lines and says what to change.
+//! with faults gives one error that names the lines and says what to change ([`faults`]); `file_kinds` and
+//! `foreign_keys` recognise what other programs write, [`spelling`] what was misspelt.
 
 mod builder;
 pub mod classes;
+pub mod faults;
+mod file_kinds;
+mod foreign_keys;
+pub mod json;
+pub mod lines;
 pub mod pairs;
 pub mod parse;
 pub mod preference;
 pub mod render;
+mod report;
+pub mod spelling;
 pub mod store;
+mod words;
 
 use std::io::BufRead;
 
 pub use crate::purpose::Purpose;
 use crate::{Error, FileFault, Result};
 use builder::Builder;
+pub use builder::Digests;
+use faults::Faults;
+use lines::Lines;
 use pairs::{TextPair, is_pair};
-use parse::{Faults, Format, Lines};
+use parse::Format;
 pub use render::{RenderSettings, TextCodec};
+pub use report::{DatasetReport, NotedLines};
 pub use store::ExampleStore;
 
 /// Examples that a training file must have at least; the number and the message are `OpenAI`'s.
@@ -52,74 +65,6 @@ impl TokenizedExample {
     }
 }
 
-/// Lines with a remark, such as truncated ones: the number of all and the numbers of the first.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NotedLines {
-    /// Number of lines.
-    pub count: usize,
-    /// Numbers of the first lines, counted from 1.
-    pub first: Vec<usize>,
-}
-
-impl NotedLines {
-    /// Most line numbers that are kept.
-    const LISTED: usize = 20;
-
-    /// Notes line `number`; lines come in order, and a line noted twice counts once.
-    fn note(&mut self, number: usize, latest: &mut usize) {
-        if *latest != number {
-            *latest = number;
-            self.count += 1;
-            if self.first.len() < Self::LISTED {
-                self.first.push(number);
-            }
-        }
-    }
-}
-
-impl std::fmt::Display for NotedLines {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let numbers: Vec<_> = self.first.iter().map(ToString::to_string).collect();
-        let more = self.count - self.first.len().min(self.count);
-        match numbers.as_slice() {
-            [] => Ok(()),
-            [one] => write!(formatter, "line {one}"),
-            all if more > 0 => write!(formatter, "lines {} and {more} more", all.join(", ")),
-            [all @ .., last] => write!(formatter, "lines {} and {last}", all.join(", ")),
-        }
-    }
-}
-
-/// Counts of a file's contents.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DatasetReport {
-    /// Examples in the file.
-    pub examples: usize,
-    /// Units of training: a chat may be several sequences or none; two answers to a prompt count as one.
-    pub sequences: usize,
-    /// Tokens that one epoch reads.
-    pub tokens: usize,
-    /// Tokens that one epoch trains on.
-    pub target_tokens: usize,
-    /// Tokens of the longest example, pair of answers, or text of a pair, after it was cut.
-    pub longest: usize,
-    /// Texts of all pairs; 0 unless the file has pairs of texts.
-    pub texts: usize,
-    /// Examples cut at the end to fit the model's context.
-    pub truncated: NotedLines,
-    /// Examples left out, all or in part, because no target fits the context.
-    pub dropped: NotedLines,
-    /// Examples that repeat an earlier one.
-    pub duplicates: NotedLines,
-}
-
-impl DatasetReport {
-    /// Returns true if the file has pairs of texts.
-    pub const fn is_of_pairs(&self) -> bool {
-        self.texts > 0
-    }
-}
-
 /// A whole file as tokens. A chat that cannot be one sequence (see [`render`]) is several examples.
 #[derive(Debug)]
 pub struct Dataset {
@@ -127,6 +72,8 @@ pub struct Dataset {
     pub examples: ExampleStore,
     /// Counts for the job's events.
     pub report: DatasetReport,
+    /// Hashes of the examples, to find those that another file has, too.
+    pub digests: Digests,
 }
 
 /// Returns the number of examples that a file must have at least; `pairs` is true for pairs of texts.
@@ -138,28 +85,23 @@ const fn minimum(purpose: Purpose, pairs: bool) -> usize {
     }
 }
 
-/// Reads a JSONL file and renders it, one line in memory at a time.
-///
-/// After the first fault the remaining lines are only checked, so that the error names every line without the cost of
-/// rendering a file that is refused anyway.
+/// Reads a JSONL file and renders it, one line in memory at a time. An error names every line with a fault, also those
+/// that cannot be rendered.
 pub fn read(
     reader: impl BufRead,
     purpose: Purpose,
     codec: &impl TextCodec,
     settings: &RenderSettings,
 ) -> Result<Dataset> {
-    read_lines(reader, purpose, settings, |line, check_only, format| {
-        let object = parse::object(line)?;
+    read_lines(reader, purpose, settings, |line, format| {
+        let object = json::object(line)?;
         if is_pair(&object) {
             let pair = TextPair::read(object)?;
             format(Format::Pair)?;
-            return if check_only { Ok(Rendered::Nothing) } else { render_texts(&pair, codec) };
+            return render_texts(&pair, codec);
         }
         let example = parse::example_of(object)?;
         format(example.format())?;
-        if check_only {
-            return Ok(Rendered::Nothing);
-        }
         Ok(Rendered::Sequences(render::render(&example, codec, settings)?))
     })
 }
@@ -180,12 +122,9 @@ pub fn read_preferences(
     codec: &impl TextCodec,
     settings: &RenderSettings,
 ) -> Result<Dataset> {
-    read_lines(reader, purpose, settings, |line, check_only, format| {
+    read_lines(reader, purpose, settings, |line, format| {
         let pair = preference::preference(line)?;
         format(pair.format())?;
-        if check_only {
-            return Ok(Rendered::Nothing);
-        }
         let alone = |example| {
             let mut sequences = render::render(example, codec, settings)?;
             let one = || Error::Internal("an answer that is trained on is one sequence".into());
@@ -197,8 +136,6 @@ pub fn read_preferences(
 
 /// Units of training on one line.
 enum Rendered {
-    /// The line was only checked.
-    Nothing,
     /// Independent sequences.
     Sequences(Vec<TokenizedExample>),
     /// The preferred answer and the other one.
@@ -245,15 +182,14 @@ fn read_lines(
     reader: impl BufRead,
     purpose: Purpose,
     settings: &RenderSettings,
-    render: impl Fn(&str, bool, NoteFormat<'_>) -> Result<Rendered, Fault>,
+    render: impl Fn(&str, NoteFormat<'_>) -> Result<Rendered, Fault>,
 ) -> Result<Dataset> {
     let mut lines = Lines::new(reader);
     let mut faults = Faults::default();
     let mut first_format = None;
     let mut builder = Builder::new(settings)?;
     while let Some((number, line)) = lines.next_line()? {
-        builder.report.examples += 1;
-        builder.line = number;
+        builder.begin_line(number);
         let mut note_format = |format: Format| {
             let (first_line, first) = *first_format.get_or_insert((number, format));
             if format == first {
@@ -261,23 +197,25 @@ fn read_lines(
             }
             Err(format!("is {format}, but line {first_line} is {first}: use one format"))
         };
-        let check_only = !faults.is_empty();
-        match line.map_err(Fault::from).and_then(|line| render(line, check_only, &mut note_format)) {
-            Ok(Rendered::Nothing) => {}
+        match line.map_err(Fault::from).and_then(|line| render(line, &mut note_format)) {
+            // A file with a fault is refused: of the other lines only the faults matter.
+            Ok(_) if !faults.is_empty() => {}
             Ok(Rendered::Sequences(sequences)) => {
                 sequences.into_iter().try_for_each(|sequence| builder.add([sequence]))?;
             }
             Ok(Rendered::Pair(pair)) => builder.add(pair)?,
             Ok(Rendered::Texts(texts)) => builder.add_texts(texts)?,
-            Err(Fault::Line(fault)) => faults.push(number, fault),
+            Err(Fault::Line(fault)) => faults.push(number, &fault),
             Err(Fault::Other(error)) => return Err(error),
         }
+        builder.end_line();
     }
     if !faults.is_empty() {
         return Err(Error::File { purpose, fault: FileFault::Content, message: faults.describe(purpose.title()) });
     }
+    builder.report.format = first_format.map(|(_, format)| format);
     let dataset = builder.finish()?;
-    let pairs = first_format.is_some_and(|(_, format)| format == Format::Pair);
+    let pairs = dataset.report.format == Some(Format::Pair);
     let (found, minimum) = (dataset.report.examples, minimum(purpose, pairs));
     if found < minimum {
         let message = format!("{} has {found} example(s), but must have at least {minimum} examples", purpose.title());
@@ -295,26 +233,4 @@ fn read_lines(
         return Err(Error::File { purpose, fault: FileFault::Content, message });
     }
     Ok(dataset)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::NotedLines;
-
-    #[test]
-    fn lines_are_listed_up_to_a_limit_and_counted_beyond_it() {
-        let noted = |lines: &[usize]| {
-            let (mut noted, mut latest) = (NotedLines::default(), 0);
-            for line in lines {
-                noted.note(*line, &mut latest);
-            }
-            noted
-        };
-        assert_eq!(noted(&[4]).to_string(), "line 4");
-        assert_eq!(noted(&[4, 4, 9]).to_string(), "lines 4 and 9");
-        assert_eq!(noted(&[4, 9, 12]).to_string(), "lines 4, 9 and 12");
-        let many = noted(&(1..=37).collect::<Vec<_>>());
-        assert_eq!((many.count, many.first.len()), (37, 20));
-        assert!(many.to_string().ends_with(", 19, 20 and 17 more"), "{many}");
-    }
 }

@@ -6,8 +6,10 @@
 
 use serde_json::{Map, Value};
 
-use super::parse::{kind, shorten};
+use super::foreign_keys::has_answer;
 use super::render::TextCodec;
+use super::spelling::plain;
+use super::words::{kind, shorten};
 use crate::Result;
 
 /// Most negatives in one line.
@@ -24,7 +26,9 @@ pub struct TextPair(Vec<String>);
 /// Returns true if an object is meant as a pair of texts.
 pub(super) fn is_pair(object: &Map<String, Value>) -> bool {
     let has = |keys: &[&str]| keys.iter().any(|key| object.contains_key(*key));
-    (has(&ANCHOR) || has(&POSITIVE)) && !has(&["messages", "prompt", "completion"])
+    // A query or a document alone, with an answer or a class beside it, is a prompt by another name.
+    let meant = (has(&ANCHOR) && has(&POSITIVE)) || ((has(&ANCHOR) || has(&POSITIVE)) && !has_answer(object));
+    meant && !has(&["messages", "prompt", "completion"])
 }
 
 impl TextPair {
@@ -35,7 +39,7 @@ impl TextPair {
             texts.extend(negatives(key, value)?.into_iter().map(|text| (key, text)));
         }
         if let Some(key) = object.keys().next() {
-            return Err(format!("has the unknown key `{}`: remove it", shorten(key)));
+            return Err(unknown_key(key));
         }
         for (index, (key, text)) in texts.iter().enumerate() {
             if let Some((first, _)) = texts[..index].iter().find(|(_, earlier)| earlier == text) {
@@ -49,6 +53,17 @@ impl TextPair {
     pub(super) fn tokens(&self, codec: &impl TextCodec) -> Result<Vec<Vec<u32>>> {
         self.0.iter().map(|text| Ok(codec.encode(text, true)?)).collect()
     }
+}
+
+/// Words the fault of a key that pairs do not have. Without its score a pair of unlike texts would be learned as alike.
+fn unknown_key(key: &str) -> String {
+    let scores = ["score", "scores", "label", "labels", "similarity", "relevance", "distance"];
+    let remedy = if scores.contains(&plain(key).as_str()) {
+        "every pair is learned as two texts that belong together: leave out the lines whose texts do not, and remove it"
+    } else {
+        "remove it"
+    };
+    format!("has the unknown key `{}`: {remedy}", shorten(key))
 }
 
 /// Takes the text under one of `keys`, with its key; an error if there is none.

@@ -1,18 +1,12 @@
-//! One line of a training file: read with a bound on its length, checked key by key, and turned into an [`Example`].
-//! Called by [`super::read`]. Every fault says what is wrong and what to change; the caller adds the line number.
-
-use std::fmt::Write as _;
-use std::io::{BufRead, Read as _};
+//! One line of a training file: checked key by key, and turned into an [`Example`]. Called by [`super::read`]. Every
+//! fault says what is wrong and what to change; [`super::faults`] adds the line number.
 
 use serde_json::{Map, Value, json};
 
-use crate::{Error, Result};
-
-/// Bytes that one line may have. A line is held in memory as a whole; no model's context holds more text.
-pub const MAX_LINE_BYTES: u64 = 8 << 20;
-
-/// Faults that an error lists before it only counts.
-const MAX_LISTED_FAULTS: usize = 20;
+use super::foreign_keys::{unknown_key, unknown_layout, unknown_message_key, unknown_role};
+use super::json;
+use super::words::kind;
+pub use super::words::shorten;
 
 /// The formats of a training file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,139 +60,9 @@ impl Example {
     }
 }
 
-/// Faults by line: all are counted, the first ones are kept as text.
-#[derive(Debug, Default)]
-pub struct Faults {
-    listed: Vec<(usize, String)>,
-    count: usize,
-}
-
-impl Faults {
-    /// Notes the fault of line `number`.
-    pub fn push(&mut self, number: usize, fault: String) {
-        self.count += 1;
-        if self.listed.len() < MAX_LISTED_FAULTS {
-            self.listed.push((number, fault));
-        }
-    }
-
-    /// Returns true if no line has a fault.
-    pub const fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// Returns the message for the client.
-    pub fn describe(&self, title: &str) -> String {
-        let mut text = format!("{title} has {} fault(s).", self.count);
-        for (number, fault) in &self.listed {
-            let _ = write!(text, " Line {number} {fault}.");
-        }
-        if self.count > self.listed.len() {
-            let _ = write!(text, " And {} more.", self.count - self.listed.len());
-        }
-        text
-    }
-}
-
-/// Reads a file's lines as bytes, one line in memory at a time. Uploads check them by rules of their own, [`Lines`] by
-/// those of training files.
-pub struct RawLines<R> {
-    reader: R,
-    buffer: Vec<u8>,
-    number: usize,
-}
-
-impl<R: BufRead> RawLines<R> {
-    /// Creates a reader of the lines of `reader`.
-    pub fn new(reader: R) -> Self {
-        Self { reader, buffer: Vec::new(), number: 0 }
-    }
-
-    /// Reads the next line; returns false at the end of the file. A line above [`MAX_LINE_BYTES`] is cut one byte after
-    /// the limit.
-    pub fn advance(&mut self) -> std::io::Result<bool> {
-        self.buffer.clear();
-        let read = (&mut self.reader).take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut self.buffer)?;
-        self.number += usize::from(read > 0);
-        Ok(read > 0)
-    }
-
-    /// Returns the line that was read last, with its line break.
-    pub fn bytes(&self) -> &[u8] {
-        &self.buffer
-    }
-
-    /// Returns the number of that line, counted from 1.
-    pub const fn number(&self) -> usize {
-        self.number
-    }
-}
-
-/// Reads the lines of a file with their numbers from 1, without byte order mark, line ends and blank lines at the end.
-pub struct Lines<R> {
-    raw: RawLines<R>,
-    ended: bool,
-}
-
-impl<R: BufRead> Lines<R> {
-    /// Creates a reader of the lines of `reader`.
-    pub fn new(reader: R) -> Self {
-        Self { raw: RawLines::new(reader), ended: false }
-    }
-
-    /// Returns the next line with its number, or its fault; `None` at the end of the file.
-    pub fn next_line(&mut self) -> Result<Option<(usize, Result<&str, String>)>> {
-        if self.ended {
-            return Ok(None);
-        }
-        let mut blank = None;
-        loop {
-            if !self.raw.advance().map_err(Error::io("read the training file"))? {
-                self.ended = true;
-                return Ok(None);
-            }
-            let number = self.raw.number();
-            if self.raw.bytes().len() as u64 > MAX_LINE_BYTES {
-                self.ended = true;
-                let limit = MAX_LINE_BYTES >> 20;
-                return Ok(Some((number, Err(format!("is longer than {limit} MiB: split the example")))));
-            }
-            let content = self.raw.bytes().trim_ascii();
-            if !content.is_empty() && content != b"\xef\xbb\xbf" {
-                break;
-            }
-            blank.get_or_insert(number);
-        }
-        if let Some(blank) = blank {
-            // The rest of an overlong line would be read as another line; an exact count of faults matters less than
-            // the first one.
-            self.ended = true;
-            return Ok(Some((blank, Err("is empty: remove it".into()))));
-        }
-        let (number, mut bytes) = (self.raw.number(), self.raw.bytes());
-        if number == 1 {
-            bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        }
-        let line = std::str::from_utf8(bytes)
-            .map(str::trim)
-            .map_err(|error| format!("is not UTF-8 (byte {}): save the file as UTF-8", error.valid_up_to() + 1));
-        Ok(Some((number, line)))
-    }
-}
-
-/// Parses a line as a JSON object.
-pub(super) fn object(line: &str) -> Result<Map<String, Value>, String> {
-    let value: Value =
-        serde_json::from_str(line).map_err(|error| format!("is not JSON ({error}): write one JSON object per line"))?;
-    match value {
-        Value::Object(object) => Ok(object),
-        other => Err(format!("is {}, not a JSON object", kind(&other))),
-    }
-}
-
 /// Checks one line.
 pub fn example(line: &str) -> Result<Example, String> {
-    example_of(object(line)?)
+    example_of(json::object(line)?)
 }
 
 /// Checks a line's object.
@@ -215,11 +79,11 @@ pub(super) fn example_of(mut object: Map<String, Value>) -> Result<Example, Stri
     }
     let known: &[&str] =
         if chat { &["messages", "tools", "functions", "parallel_tool_calls"] } else { &["prompt", "completion"] };
-    if !chat && !known.iter().any(|key| object.contains_key(*key)) {
-        return Err("has neither `messages` nor `prompt` and `completion`, nor `anchor` and `positive`".into());
+    if !chat && !known.iter().all(|key| object.contains_key(*key)) {
+        return Err(unknown_layout(&object));
     }
     if let Some(key) = object.keys().find(|key| !known.contains(&key.as_str())) {
-        return Err(format!("has the unknown key `{}`: remove it", shorten(key)));
+        return Err(unknown_key(key, chat));
     }
     if chat { chat_example(&mut object) } else { completion_example(&mut object) }
 }
@@ -227,6 +91,9 @@ pub(super) fn example_of(mut object: Map<String, Value>) -> Result<Example, Stri
 fn completion_example(object: &mut Map<String, Value>) -> Result<Example, String> {
     let mut text = |key: &str| match object.remove(key) {
         Some(Value::String(text)) => Ok(text),
+        Some(Value::Array(_)) => {
+            Err(format!("has an array as `{key}`: give a string, or write all messages into one list, `messages`"))
+        }
         Some(other) => Err(format!("has {} as `{key}`: give a string", kind(&other))),
         None => Err(format!("has no `{key}`")),
     };
@@ -238,8 +105,16 @@ fn completion_example(object: &mut Map<String, Value>) -> Result<Example, String
 }
 
 fn chat_example(object: &mut Map<String, Value>) -> Result<Example, String> {
-    let Some(Value::Array(mut messages)) = object.remove("messages") else {
-        return Err("has `messages` that is not an array".into());
+    let mut messages = match object.remove("messages") {
+        Some(Value::Array(messages)) => messages,
+        Some(Value::String(_)) => {
+            return Err(
+                "has `messages` that is not an array but a text: write the list itself, without quotation marks \
+                        around it"
+                    .into(),
+            );
+        }
+        _ => return Err("has `messages` that is not an array".into()),
     };
     if messages.is_empty() {
         return Err("has no messages".into());
@@ -282,7 +157,7 @@ fn check_message(message: &mut Value) -> Result<bool, String> {
         return Err(format!("is {}, not an object", kind(message)));
     };
     if let Some(key) = message.keys().find(|key| !KEYS.contains(&key.as_str())) {
-        return Err(format!("has the unknown key `{}`: remove it", shorten(key)));
+        return Err(unknown_message_key(key, &KEYS));
     }
     let role = match message.get("role") {
         Some(Value::String(role)) => role.clone(),
@@ -290,10 +165,7 @@ fn check_message(message: &mut Value) -> Result<bool, String> {
         None => return Err("has no `role`".into()),
     };
     if !["system", "developer", "user", "assistant", "tool", "function"].contains(&role.as_str()) {
-        return Err(format!(
-            "has the role `{}`: use system, developer, user, assistant, tool or function",
-            shorten(&role)
-        ));
+        return Err(unknown_role(&role));
     }
     let assistant = role == "assistant";
     let calls = assistant && ["tool_calls", "function_call"].iter().any(|key| !is_absent(message.get(*key)));
@@ -338,30 +210,9 @@ fn is_absent(value: Option<&Value>) -> bool {
     value.is_none_or(|value| value.is_null() || value.as_array().is_some_and(Vec::is_empty))
 }
 
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
-}
-
 /// Returns true if an object is meant as a pair of answers (it has `preferred_output` or `chosen`).
 pub(super) fn is_preference(object: &Map<String, Value>) -> bool {
     ["preferred_output", "non_preferred_output", "preferred_completion", "chosen", "rejected"]
         .iter()
         .any(|key| object.contains_key(*key))
-}
-
-/// Shortens the client's text for a message.
-pub fn shorten(text: &str) -> String {
-    const LENGTH: usize = 40;
-    let mut short: String = text.chars().take(LENGTH).collect();
-    if short.len() < text.len() {
-        short.push('…');
-    }
-    short
 }

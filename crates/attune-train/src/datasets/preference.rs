@@ -7,7 +7,10 @@
 
 use serde_json::{Map, Value};
 
-use super::parse::{self, Example, Format, is_preference, kind, shorten};
+use super::foreign_keys::{prompt_key, unknown_key};
+use super::json;
+use super::parse::{self, Example, Format, is_preference};
+use super::words::{kind, shorten};
 
 /// Two answers to one prompt, each as a complete example.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,7 +40,7 @@ impl Preference {
 
 /// Checks one line.
 pub fn preference(line: &str) -> Result<Preference, String> {
-    let mut object = parse::object(line)?;
+    let mut object = json::object(line)?;
     if !is_preference(&object) {
         return Err(
             "is no preference pair: give `input`, `preferred_output` and `non_preferred_output`, or train it with \
@@ -51,7 +54,7 @@ pub fn preference(line: &str) -> Result<Preference, String> {
         trl(&mut object)?
     };
     if let Some(key) = object.keys().next() {
-        return Err(format!("has the unknown key `{}`: remove it", shorten(key)));
+        return Err(unknown_key(key, false));
     }
     if pair.chosen == pair.rejected {
         return Err("has the same answer twice: there is nothing to prefer".into());
@@ -90,7 +93,10 @@ fn trl(object: &mut Map<String, Value>) -> Result<Preference, String> {
         }
         Some(Value::Array(messages)) => chat(messages, tools.as_ref(), object, TRL),
         Some(other) => Err(format!("has {} as `prompt`: give a string or an array of messages", kind(&other))),
-        None => Err("has no `prompt`: give what `chosen` and `rejected` answer".into()),
+        None => Err(match prompt_key(object) {
+            Some(key) => format!("has no `prompt`: rename `{}` to `prompt`", shorten(key)),
+            None => "has no `prompt`: give what `chosen` and `rejected` answer".into(),
+        }),
     }
 }
 

@@ -150,7 +150,7 @@ pub struct Labels {
 }
 
 /// Reason why an answer is left out.
-const PROMPT_FILLS_CONTEXT: &str = "were left out, since their prompts fill the model's context";
+const PROMPT_FILLS_CONTEXT: &str = "were left out, since the prompt fills the model's context";
 
 /// Work per token, relative to a token that is trained on once; more than 1 if it is read more than once.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -259,14 +259,19 @@ pub fn resolve(
     })
 }
 
-/// Returns the learning rate before the multiplier, and the multiplier.
-fn learning_rate(asked: &Hyperparameters, legacy: bool, method: Method, config: &ModelConfig) -> Result<(f64, f64)> {
+/// Returns the learning rate, multiplied, of a run that asks for none.
+pub fn automatic_rate(method: Method, config: &ModelConfig) -> f64 {
     let exponent = if matches!(config.family, Family::Qwen2 | Family::Qwen3) { 0.0775 } else { 0.781 };
     let formula = 5e-4 * (2000.0 / config.hidden_size as f64).powf(exponent);
-    let formula = match method {
+    match method {
         Method::Supervised => formula.min(MAX_AUTO_LEARNING_RATE),
         Method::Dpo => (formula * PREFERENCE_RATE).min(MAX_AUTO_LEARNING_RATE),
-    };
+    }
+}
+
+/// Returns the learning rate before the multiplier, and the multiplier.
+fn learning_rate(asked: &Hyperparameters, legacy: bool, method: Method, config: &ModelConfig) -> Result<(f64, f64)> {
+    let formula = automatic_rate(method, config);
     let (rate, auto_multiplier) = match positive("learning_rate", asked.learning_rate)? {
         Some(rate) => (rate, 1.0),
         None if legacy => (10.0 * formula, 0.1),

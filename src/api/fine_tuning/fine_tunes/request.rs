@@ -4,6 +4,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::api::ApiState;
+use crate::api::fine_tuning::fields::JobRequest;
 use crate::api::fine_tuning::job_rules::{AutoOr, normal_suffix, positive, seed};
 use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
@@ -20,6 +21,7 @@ const MAX_BETAS: usize = 10;
 
 /// A request for a fine-tune.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct CreateFineTune {
     /// Id of a file with the purpose `fine-tune`.
     pub training_file: String,
@@ -58,9 +60,18 @@ pub(crate) struct CreateFineTune {
 
 /// Settings that some clients send in an object of their own.
 #[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct NestedSettings {
     /// Passes over the training file.
     pub n_epochs: Option<AutoOr<u32>>,
+}
+
+impl JobRequest for CreateFineTune {
+    fn inner() -> Vec<(&'static str, Vec<String>)> {
+        Vec::new()
+    }
+
+    const HINT: &'static str = "/fine_tuning/jobs has more settings.";
 }
 
 impl CreateFineTune {
@@ -130,6 +141,12 @@ impl CreateFineTune {
     fn settings(&self) -> Result<Hyperparameters> {
         let chosen = |number: Option<u32>| number.filter(|number| *number > 0);
         let nested = self.hyperparameters.as_ref().and_then(|nested| nested.n_epochs?.number());
+        if let (Some(one), Some(other)) = (chosen(self.n_epochs), nested)
+            && one != other
+        {
+            let message = format!("'n_epochs' is given twice, as {one} and as {other} in 'hyperparameters': keep one.");
+            return Err(Problem::invalid_code("n_epochs", "invalid_value", message));
+        }
         let n_epochs = within("n_epochs", chosen(self.n_epochs).or(nested), 1, 50)?;
         let multiplier = self.learning_rate_multiplier.filter(|multiplier| *multiplier != 0.0);
         let weight = within("prompt_loss_weight", self.prompt_loss_weight, 0.0, 1.0)?;
@@ -146,7 +163,7 @@ impl CreateFineTune {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::http::extract::parse;
+    use crate::api::fine_tuning::fields::parse;
 
     fn settings(extra: &str) -> Result<Hyperparameters> {
         let request: CreateFineTune =
@@ -179,7 +196,26 @@ mod tests {
     fn epochs_may_stand_in_an_object_of_their_own() {
         assert_eq!(settings(r#","hyperparameters":{"n_epochs":7}"#).expect("fine").n_epochs, Some(7));
         assert_eq!(settings(r#","hyperparameters":{"n_epochs":"auto"}"#).expect("fine").n_epochs, Some(4));
+        assert!(settings(r#","n_epochs":3,"hyperparameters":{"n_epochs":7}"#).is_err());
     }
+
+    #[test]
+    fn a_field_that_is_not_known_is_refused_with_the_one_that_was_meant() {
+        let said = |extra: &str| {
+            let json = format!(r#"{{"training_file":"file-1"{extra}}}"#);
+            parse::<CreateFineTune>(json.as_bytes()).expect_err(extra).error.message
+        };
+        for (extra, expected) in [
+            (r#","epochs":3"#, "'epochs'. Did you mean 'n_epochs'?"),
+            (r#","hyperparameters":{"batch_size":3}"#, "'hyperparameters.batch_size'. It belongs at the top level"),
+            (r#","rank":3"#, "/fine_tuning/jobs has more settings."),
+            (r#","n_epochs":"3""#, "write 3 without quotation marks"),
+        ] {
+            let message = said(extra);
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
     fn classification(extra: &str) -> Result<Option<Classification>> {
         let json = format!(r#"{{"training_file":"file-1"{extra}}}"#);
         parse::<CreateFineTune>(json.as_bytes()).expect("a request").classification()

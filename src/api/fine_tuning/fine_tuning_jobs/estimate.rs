@@ -10,9 +10,9 @@ use utoipa::ToSchema;
 use super::request::CreateJob;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
+use crate::api::fine_tuning::fields::JobBody;
 use crate::api::fine_tuning::job_rules::admitted;
 use crate::api::http::error::{ErrorBody, Problem, Result};
-use crate::api::http::extract::Body;
 use crate::jobs::JobSpec;
 use crate::jobs::worker::estimate::JobEstimate;
 
@@ -104,7 +104,7 @@ pub(crate) struct EstimatedCost {
 pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
-    Body(request): Body<CreateJob>,
+    JobBody(request): JobBody<CreateJob>,
 ) -> Result<Json<FineTuningJobEstimate>, Problem> {
     let spec = admitted(&state, &caller, request.spec()?).await?;
     match state.estimator.estimate(&caller.organization, &spec, &state.shutdown).await {

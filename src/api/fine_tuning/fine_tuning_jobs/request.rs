@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::metadata::check_metadata;
 use super::settings::{Settings, check_measured};
+use crate::api::fine_tuning::fields::{JobRequest, fields_of};
 use crate::api::fine_tuning::job_rules::{normal_suffix, seed};
 use crate::api::http::error::{Problem, Result};
 use crate::datasets::parse::shorten;
@@ -17,6 +18,7 @@ const MAX_INTEGRATIONS: usize = 5;
 
 /// A request for a fine-tuning job.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct CreateJob {
     /// A base model or an earlier fine-tuned one.
     pub model: String,
@@ -38,12 +40,40 @@ pub(crate) struct CreateJob {
     #[schema(value_type = Option<std::collections::HashMap<String, String>>)]
     pub metadata: Option<Map<String, Value>>,
     /// Services to report to, 5 at the most. None is supported: they are taken and not used.
-    #[schema(value_type = Option<Vec<Object>>, max_items = 5)]
-    pub integrations: Option<Vec<Map<String, Value>>>,
+    #[schema(max_items = 5)]
+    pub integrations: Option<Vec<Integration>>,
+}
+
+/// A service to report to.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "services are taken and not used")]
+pub(crate) struct Integration {
+    /// The service, such as `wandb`.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// Where to report to at Weights and Biases.
+    pub wandb: Option<WeightsAndBiases>,
+}
+
+/// Where to report to at Weights and Biases.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "services are taken and not used")]
+pub(crate) struct WeightsAndBiases {
+    /// The project.
+    pub project: Option<String>,
+    /// The name of the run.
+    pub name: Option<String>,
+    /// The team or user.
+    pub entity: Option<String>,
+    /// Tags of the run.
+    pub tags: Option<Vec<String>>,
 }
 
 /// How to train.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Method {
     /// `supervised` trains on answers, or on pairs of texts where the file has them, `dpo` on pairs of answers of which one is preferred.
     #[serde(rename = "type")]
@@ -52,37 +82,40 @@ pub(crate) struct Method {
     pub supervised: Option<MethodSettings>,
     /// The settings of `dpo`.
     pub dpo: Option<MethodSettings>,
+    /// The settings of `reinforcement`, which is not supported.
+    #[schema(value_type = Option<Object>)]
+    pub reinforcement: Option<Map<String, Value>>,
 }
 
 /// The settings of a method.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct MethodSettings {
     /// The settings.
     pub hyperparameters: Option<Settings>,
 }
 
+impl JobRequest for CreateJob {
+    fn inner() -> Vec<(&'static str, Vec<String>)> {
+        vec![
+            ("method.supervised", fields_of::<MethodSettings>()),
+            ("method.supervised.hyperparameters", fields_of::<Settings>()),
+        ]
+    }
+
+    const HINT: &'static str = "";
+}
+
 impl CreateJob {
     /// Returns the job to queue, or the fault of the first field that is out of its range.
     pub(crate) fn spec(self) -> Result<JobSpec> {
-        let (method, settings) = match self.method {
-            None => (hyperparameters::Method::Supervised, None),
-            Some(Method { kind, supervised, dpo }) => match kind.as_str() {
-                "supervised" => (hyperparameters::Method::Supervised, supervised),
-                "dpo" => (hyperparameters::Method::Dpo, dpo),
-                other => {
-                    let message =
-                        format!("The method '{}' is not supported: use 'supervised' or 'dpo'.", shorten(other));
-                    return Err(Problem::invalid_code("method", "unsupported_value", message));
-                }
-            },
-        };
-        let settings = settings.and_then(|settings| settings.hyperparameters).or(self.hyperparameters);
+        let (method, settings) = asked_method(self.method, self.hyperparameters)?;
         check_metadata(self.metadata.as_ref())?;
         if self.integrations.is_some_and(|integrations| integrations.len() > MAX_INTEGRATIONS) {
             let message = format!("'integrations' has more than {MAX_INTEGRATIONS} items.");
             return Err(Problem::invalid_code("integrations", "array_above_max_length", message));
         }
-        let hyperparameters = settings.unwrap_or_default().check(method)?;
+        let hyperparameters = settings.check(method)?;
         check_measured(&hyperparameters, self.validation_file.as_deref())?;
         Ok(JobSpec {
             model: self.model,
@@ -99,10 +132,47 @@ impl CreateJob {
     }
 }
 
+/// Returns the method and its settings, which stand in the method or in the older place. Settings that would not be used
+/// are refused.
+fn asked_method(asked: Option<Method>, older: Option<Settings>) -> Result<(hyperparameters::Method, Settings)> {
+    let settings =
+        |method: Option<MethodSettings>| method.and_then(|method| method.hyperparameters).unwrap_or_default();
+    let older = older.unwrap_or_default();
+    let Some(Method { kind, supervised, dpo, reinforcement }) = asked else {
+        return Ok((hyperparameters::Method::Supervised, older));
+    };
+    let (method, own, others, elsewhere) = match kind.as_str() {
+        "supervised" => (hyperparameters::Method::Supervised, settings(supervised), settings(dpo), "dpo"),
+        "dpo" => (hyperparameters::Method::Dpo, settings(dpo), settings(supervised), "supervised"),
+        other => {
+            let message = format!("The method '{}' is not supported: use 'supervised' or 'dpo'.", shorten(other));
+            return Err(Problem::invalid_code("method", "unsupported_value", message));
+        }
+    };
+    let none = Settings::default();
+    let unsupported = reinforcement.is_some_and(|settings| !settings.is_empty());
+    let elsewhere = if unsupported { "reinforcement" } else { elsewhere };
+    if own == none && older == none && (others != none || unsupported) {
+        let message = format!(
+            "'method.type' is '{kind}', but the settings are in 'method.{elsewhere}': put them into 'method.{kind}', or \
+             change the type."
+        );
+        return Err(Problem::invalid_code(format!("method.{elsewhere}"), "invalid_value", message));
+    }
+    if own != none && older != none && own != older {
+        let message = format!(
+            "There are settings in 'hyperparameters' and in 'method.{kind}.hyperparameters': put all of them into \
+             'method.{kind}.hyperparameters'."
+        );
+        return Err(Problem::invalid_code("hyperparameters", "invalid_value", message));
+    }
+    Ok((method, if own == none { older } else { own }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::http::extract::parse;
+    use crate::api::fine_tuning::fields::parse;
 
     fn spec(extra: &str) -> Result<JobSpec> {
         let json = format!(r#"{{"model":"m","training_file":"file-1"{extra}}}"#);
@@ -112,7 +182,7 @@ mod tests {
     #[test]
     fn settings_are_read_from_the_method_or_the_older_place() {
         let method =
-            r#","method":{"type":"supervised","dpo":{"x":1},"supervised":{"hyperparameters":{"n_epochs":2,"rank":8}}}"#;
+            r#","method":{"type":"supervised","dpo":{},"supervised":{"hyperparameters":{"n_epochs":2,"rank":8}}}"#;
         let settings = spec(method).expect("fine").hyperparameters;
         assert_eq!((settings.n_epochs, settings.batch_size, settings.rank), (Some(2), None, Some(8)));
         let older = r#","hyperparameters":{"n_epochs":"auto","batch_size":4}"#;
@@ -145,6 +215,9 @@ mod tests {
             r#","method":{"type":"supervised","supervised":{"hyperparameters":{"beta":0.1}}}"#,
             r#","method":{"type":"dpo","dpo":{"hyperparameters":{"scale":20}}}"#,
             r#","method":{"type":"reinforcement"}"#,
+            r#","method":{"type":"supervised","dpo":{"hyperparameters":{"n_epochs":2}}}"#,
+            r#","method":{"type":"supervised","reinforcement":{"hyperparameters":{"n_epochs":2}}}"#,
+            r#","hyperparameters":{"rank":4},"method":{"type":"dpo","dpo":{"hyperparameters":{"n_epochs":2}}}"#,
             r#","seed":-1"#,
             r#","suffix":"""#,
             r#","metadata":{"a":1}"#,
@@ -152,6 +225,39 @@ mod tests {
         ] {
             assert!(spec(extra).is_err(), "{extra}");
         }
+        let same = r#","hyperparameters":{"rank":4},"method":{"type":"dpo","dpo":{"hyperparameters":{"rank":4}}}"#;
+        assert_eq!(spec(same).expect("said twice").hyperparameters.rank, Some(4));
         assert!(spec(r#","integrations":[{"type":"wandb"}],"metadata":{"a":"b"},"validation_file":null"#).is_ok());
+    }
+
+    #[test]
+    fn a_field_that_is_not_known_is_refused_at_every_level_and_those_of_openai_are_taken() {
+        for (extra, expected) in [
+            (r#""method":{"type":"supervised","supervised":{"hyperparameters":{"epochs":5}}}"#, "'n_epochs'?"),
+            (r#""hyperparameters":{"n_epochs":2,"lr":1e-4}"#, "'hyperparameters.lr'. Did you mean 'learning_rate'?"),
+            (r#""hyperparameters":{"loraRank":2}"#, "Did you mean 'rank'?"),
+            (r#""n_epochs":3"#, "It belongs inside 'method.supervised.hyperparameters'."),
+            (r#""method":{"type":"dpo","dpo":{"beta":1}}"#, "It belongs inside 'method.dpo.hyperparameters'."),
+            (r#""method":{"type":"dpo","hyperparameters":{}}"#, "It belongs inside 'method.supervised'."),
+            (r#""method":{"type":"dpo","supervized":{}}"#, "Did you mean 'supervised'?"),
+            (r#""hyperparams":{}"#, "Did you mean 'hyperparameters'?"),
+            (r#""validationFile":"file-2""#, "Did you mean 'validation_file'?"),
+            (r#""hyperparameters":{"suffix":"x"}"#, "It belongs at the top level"),
+            (
+                r#""integrations":[{"type":"wandb","wandb":{"projekt":"x"}}]"#,
+                "'integrations[0].wandb.projekt'. Did you",
+            ),
+            (r#""hyperparameters":{"n_epochs":"3"}"#, "write 3 without quotation marks"),
+            (r#""hyperparameters":{"keep_best":"true"}"#, "write true without quotation marks"),
+        ] {
+            let json = format!(r#"{{"model":"m","training_file":"file-1",{extra}}}"#);
+            let message = parse::<CreateJob>(json.as_bytes()).expect_err(extra).error.message;
+            assert!(message.contains(expected), "{message}");
+        }
+        let all = r#","suffix":"x","seed":1,"validation_file":null,"metadata":{"a":"b"},"hyperparameters":{},
+            "integrations":[{"type":"wandb","wandb":{"project":"p","name":null,"entity":"e","tags":["t"]}}],
+            "method":{"type":"supervised","dpo":null,"reinforcement":null,"supervised":{"hyperparameters":
+            {"n_epochs":"auto","batch_size":"auto","learning_rate_multiplier":"auto"}}}"#;
+        assert!(spec(all).is_ok());
     }
 }

@@ -29,6 +29,7 @@ const MAX_PATIENCE: u32 = 1000;
 /// Settings of training. The numbers may also be `"auto"`, which is the same as leaving one out. All after `beta` are
 /// extensions of this server.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
     /// Passes over the training file, 1 to 50.
     pub n_epochs: Option<AutoOr<u32>>,

@@ -114,7 +114,7 @@ impl Method for TextPairs {
         Labels {
             examples: "pairs of texts",
             accuracy: "accuracy",
-            left_out: "were left out, since their two texts are the same as far as they fit the model's context",
+            left_out: "were left out, since the two texts are the same as far as they fit the model's context",
             vectors: true,
             rewards: false,
         }

@@ -1,0 +1,178 @@
+//! Collects the faults of a file's lines and words them: equal faults once, with the lines that have them. Called by
+//! [`super::read`], and by `api` for uploads.
+//!
+//! A fault is the rest of a sentence that begins with its line: `has no messages`, or `is empty: remove it`. It may
+//! begin with its place in the line, `message 2: has no content`; faults that differ in their place alone are equal.
+
+use std::fmt::Write as _;
+
+use super::report::NotedLines;
+
+/// Different faults that an error lists before it only counts lines.
+const MAX_LISTED_FAULTS: usize = 20;
+
+/// Verbs that faults begin with.
+const VERBS: [(&str, &str); 5] =
+    [("has", "have"), ("is", "are"), ("ends", "end"), ("begins", "begin"), ("looks", "look")];
+
+/// Faults by line. All lines are counted, and the first different faults are kept with their lines.
+#[derive(Debug, Default)]
+pub struct Faults {
+    listed: Vec<Group>,
+    /// Lines with a fault.
+    lines: usize,
+    /// Lines whose fault is not listed.
+    others: usize,
+}
+
+/// Lines with the same fault.
+#[derive(Debug)]
+struct Group {
+    fault: String,
+    lines: NotedLines,
+    /// Place of the fault in the first line; `None` for the line as a whole.
+    place: Option<String>,
+    /// Whether the fault is at this place of every line.
+    same_place: bool,
+}
+
+impl Faults {
+    /// Notes the fault of line `number`; lines come in order, each with one fault.
+    pub fn push(&mut self, number: usize, fault: &str) {
+        let (place, fault) = split_place(fault.trim_end_matches('.'));
+        self.lines += 1;
+        let group = match self.listed.iter().position(|group| group.fault == fault) {
+            Some(known) => &mut self.listed[known],
+            None if self.listed.len() < MAX_LISTED_FAULTS => {
+                let (fault, place) = (fault.to_owned(), place.map(str::to_owned));
+                self.listed.push(Group { fault, lines: NotedLines::default(), place, same_place: true });
+                let last = self.listed.len() - 1;
+                &mut self.listed[last]
+            }
+            None => {
+                self.others += 1;
+                return;
+            }
+        };
+        group.same_place &= group.place.as_deref() == place;
+        group.lines.note(number);
+    }
+
+    /// Returns true if no line has a fault.
+    pub const fn is_empty(&self) -> bool {
+        self.lines == 0
+    }
+
+    /// Returns the message for the client, about the file called `title`.
+    pub fn describe(&self, title: &str) -> String {
+        match self.lines {
+            1 => format!("{title} has a fault on 1 line.{}", self.sentences()),
+            lines => format!("{title} has faults on {lines} lines.{}", self.sentences()),
+        }
+    }
+
+    /// Returns a sentence for each fault, with a blank before it.
+    pub fn sentences(&self) -> String {
+        let mut text = String::new();
+        for group in &self.listed {
+            let _ = write!(text, " {}", group.sentence());
+        }
+        match self.others {
+            0 => {}
+            1 => text.push_str(" 1 more line has another fault."),
+            others => {
+                let _ = write!(text, " {others} more lines have other faults.");
+            }
+        }
+        text
+    }
+}
+
+impl Group {
+    fn sentence(&self) -> String {
+        let mut text = self.lines.to_string();
+        text[..1].make_ascii_uppercase();
+        match &self.place {
+            None => {}
+            Some(place) if self.same_place => {
+                let _ = write!(text, " ({place})");
+            }
+            Some(place) => {
+                let _ = write!(text, " ({place} of line {})", self.lines.first.first().unwrap_or(&0));
+            }
+        }
+        text + &predicate(&self.fault, self.lines.count > 1) + "."
+    }
+}
+
+/// Words a fault of line `number` as a sentence.
+pub(super) fn on_line(number: usize, fault: &str) -> String {
+    let mut faults = Faults::default();
+    faults.push(number, fault);
+    faults.sentences().trim_start().to_owned()
+}
+
+/// Returns the fault as it follows one or many lines; a fault without a verb of its own follows a colon.
+fn predicate(fault: &str, many: bool) -> String {
+    let verb = VERBS.iter().find_map(|(one, all)| Some((one, all, fault.strip_prefix(one)?.strip_prefix(' ')?)));
+    match verb {
+        Some((one, all, rest)) => format!(" {} {rest}", if many { all } else { one }),
+        None => format!(": {fault}"),
+    }
+}
+
+/// Splits a fault into its place (`message 2`, `column 7`) and the rest.
+fn split_place(fault: &str) -> (Option<&str>, &str) {
+    let Some((place, rest)) = fault.split_once(": ") else { return (None, fault) };
+    let last = place.rsplit(", ").next().unwrap_or_default();
+    let numbered = ["message ", "column ", "byte "].iter().find_map(|kind| last.strip_prefix(kind));
+    let is_place = numbered.is_some_and(|number| number.bytes().all(|digit| digit.is_ascii_digit()));
+    if is_place { (Some(place), rest) } else { (None, fault) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(faults: &[(usize, &str)]) -> String {
+        let mut all = Faults::default();
+        faults.iter().for_each(|(number, fault)| all.push(*number, fault));
+        all.describe("Training file")
+    }
+
+    #[test]
+    fn equal_faults_are_one_sentence_with_all_their_lines() {
+        let bot = "message 2: has the role `bot`: use `assistant`";
+        assert_eq!(
+            told(&[(3, bot)]),
+            "Training file has a fault on 1 line. Line 3 (message 2) has the role `bot`: use `assistant`."
+        );
+        assert_eq!(
+            told(&[(1, bot), (2, "is empty: remove it"), (3, bot)]),
+            "Training file has faults on 3 lines. Lines 1 and 3 (message 2) have the role `bot`: use `assistant`. \
+             Line 2 is empty: remove it."
+        );
+        let elsewhere = "message 4: has the role `bot`: use `assistant`";
+        let message = told(&[(5, elsewhere), (7, bot)]);
+        assert!(message.contains("Lines 5 and 7 (message 4 of line 5) have the role `bot`"), "{message}");
+    }
+
+    #[test]
+    fn sentences_of_others_keep_their_own_beginning_and_end_once() {
+        let message = told(&[(1, "The template fails: check roles."), (2, "The template fails: check roles.")]);
+        assert!(message.ends_with("Lines 1 and 2: The template fails: check roles."), "{message}");
+        let output = told(&[(1, "`chosen`, message 1: has no `content`")]);
+        assert!(output.ends_with("Line 1 (`chosen`, message 1) has no `content`."), "{output}");
+    }
+
+    #[test]
+    fn what_differs_is_listed_up_to_a_limit_and_all_lines_are_counted() {
+        let faults: Vec<String> = (1..=50).map(|number| format!("has the unknown key `{number}`: remove it")).collect();
+        let faults: Vec<(usize, &str)> =
+            faults.iter().enumerate().map(|(at, fault)| (at + 1, fault.as_str())).collect();
+        let message = told(&faults);
+        assert!(message.starts_with("Training file has faults on 50 lines. Line 1 has"), "{message}");
+        assert!(message.contains("Line 20 ") && !message.contains("Line 21 "), "{message}");
+        assert!(message.ends_with("30 more lines have other faults."), "{message}");
+    }
+}
