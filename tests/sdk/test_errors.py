@@ -146,7 +146,7 @@ HERE = {
 ELSEWHERE = {
     (408, None): ("src/api/http/extract.rs", "a_body_that_never_comes_is_given_up"),
     (500, None): ("src/api/http/error.rs", "what_happens_inside_the_server_stays_in_the_log"),
-    (503, None): ("tests/store/store.rs", "Error::Unavailable"),
+    (503, None): ("tests/store/pool.rs", "Error::Unavailable"),
     (504, "request_timeout"): ("tests/sdk/test_deadlines.py", "test_an_answer_that_takes_too_long_is_ended_with_504"),
 }
 

@@ -208,14 +208,14 @@ impl Worker {
             return Err(Error::Cancelled);
         }
         self.tell_end(job, &trained).await;
-        let Trained { files, adapter, trained_tokens, result_file, .. } = trained;
+        let Trained { files, adapter, tokens, result_file, .. } = trained;
         self.store.blobs.put(&weights_key(&adapter.id), files.weights.into()).await?;
         self.store.blobs.put(&config_key(&adapter.id), files.config.into()).await?;
         let new = TrainedModel {
             model: model_name(job, &base),
             base,
             adapter: adapter.id.clone(),
-            trained_tokens,
+            trained_tokens: tokens,
             result_files: vec![self.store_result_file(job, result_file).await?],
         };
         self.registry.publish(&job.organization, &new.model, &new.base, adapter);

@@ -53,7 +53,7 @@ pub(super) struct Trained {
     /// Adapter of `files`, ready to serve.
     pub adapter: Arc<Adapter>,
     /// Tokens read, repeats counted.
-    pub trained_tokens: i64,
+    pub tokens: i64,
     pub result_file: Vec<u8>,
     pub account: RunAccount,
     /// First questions of the validation file.

@@ -306,9 +306,9 @@ impl Run {
             questions.extend(example.as_ref().and_then(Question::of));
         }
         let ended_early = self.trainer.has_ended_early().then(|| self.trainer.step_number());
-        let trained_tokens = self.trainer.trained_tokens() as i64;
+        let tokens = self.trainer.trained_tokens() as i64;
         let adapter = Arc::new(self.model.decoder.served(&adapter)?);
-        Ok(Trained { files, adapter, trained_tokens, result_file, account, questions, chosen, ended_early })
+        Ok(Trained { files, adapter, tokens, result_file, account, questions, chosen, ended_early })
     }
 
     fn checkpoint(&self) -> Result<()> {
