@@ -138,7 +138,8 @@ fn naming_models(state: &ApiState, mut problem: Problem) -> Problem {
     if entries.len() > SHOWN {
         named.push(format!("{} more", entries.len() - SHOWN));
     }
-    problem.error.message += &format!(" Base models of this server: {}.", named.join(", "));
+    let message = &mut problem.error.message;
+    *message = format!("{message} Base models of this server: {}.", named.join(", "));
     problem
 }
 

@@ -46,8 +46,8 @@ struct Line {
     number: usize,
     /// Whether a part of it is trained on.
     kept: bool,
+    /// Whether something of it is missing.
     cut: bool,
-    left_out: bool,
     repeated: bool,
     /// Earlier line with the same prompt and another answer, or with the opposite preference.
     contradicts: Option<usize>,
@@ -85,10 +85,10 @@ impl Builder {
 
     /// Notes the remarks on the line. A line of which nothing is left counts as left out alone.
     pub(crate) fn end_line(&mut self) {
-        let (Line { number, kept, cut, left_out, repeated, contradicts }, report) = (&self.line, &mut self.report);
-        if *left_out && !kept {
+        let (Line { number, kept, cut, repeated, contradicts }, report) = (&self.line, &mut self.report);
+        if *cut && !kept {
             report.dropped.note(*number);
-        } else if *cut || *left_out {
+        } else if *cut {
             report.truncated.note(*number);
         }
         if *repeated {
@@ -106,7 +106,7 @@ impl Builder {
         self.line.cut |= sequences.each_mut().map(|sequence| sequence.truncate(self.max_tokens)).contains(&true);
         let same = sequences.windows(2).any(|pair| pair[0] == pair[1]);
         if same || sequences.iter().any(|sequence| sequence.targets() == 0) {
-            self.line.left_out = true;
+            self.line.cut = true;
             return Ok(());
         }
         self.line.kept = true;
@@ -172,7 +172,7 @@ impl Builder {
             if !distinct.contains(&text) {
                 distinct.push(text);
             } else if index == 1 {
-                self.line.left_out = true;
+                self.line.cut = true;
                 return Ok(());
             }
         }
