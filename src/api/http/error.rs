@@ -122,13 +122,15 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, message).code("insufficient_permissions")
     }
 
-    /// A web page of another site calls a server that has no keys.
-    pub fn foreign_origin() -> Self {
-        Self::new(
-            StatusCode::FORBIDDEN,
-            INVALID_REQUEST,
-            "This server has no API keys, so it answers web pages of this machine only. Set api_keys to open it.",
-        )
+    /// A request to a server without keys has an `Origin` or a `Host` that a web page of another site may have.
+    pub fn foreign(header: &str, value: &str) -> Self {
+        let message = format!(
+            "This server has no API keys, so it does not answer under the {header} '{value}', which a web page of \
+             another site could use as well: it takes localhost and, as Host, any IP address. Send the request to \
+             http://localhost or http://127.0.0.1, or give the server a key with `attune keys create` or `api_keys` \
+             and send it: then it answers under every name."
+        );
+        Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, message)
     }
 
     /// The body is larger than `limit` bytes.
