@@ -1,11 +1,12 @@
 //! What HTTP is to every resource; knows no other room. [`extract`] reads JSON bodies, paths and queries, [`upload`]
-//! spools the file of a form to disk. [`error`] is the failure of a request, with the one table from the errors of each
-//! layer to status and error object. [`list`] pages lists, [`sse`] streams events. [`transport`] puts request ids, the
+//! spools the file of a form to disk, [`disposition`] reads the names in it. [`error`] is the failure of a request, with the
+//! one table from the errors of each layer to status and error object. [`list`] pages lists, [`sse`] streams events. [`transport`] puts request ids, the
 //! log, metrics and CORS around all routes, [`headers`] names the headers that several rooms know, [`docs`] serves the
 //! `OpenAPI` document.
 //!
 //! Handlers of every room call it; [`router`](super::router) calls [`transport`] and [`docs`].
 
+mod disposition;
 pub(super) mod docs;
 pub(super) mod error;
 pub(super) mod extract;
