@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::http::error::{Problem, Result};
+use crate::api::http::values::{self, Number};
 use crate::api::operations::checks::within;
 use crate::jobs::JobSpec;
 use crate::store;
@@ -14,12 +15,12 @@ use crate::train::settings::max_sequence_tokens;
 
 /// A number, or `"auto"` to let the server choose.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, ToSchema)]
-#[serde(untagged, expecting = "expected \"auto\" or a number in range")]
+#[serde(untagged, expecting = "expected \"auto\" or a number in range", bound(deserialize = "T: Number"))]
 pub(crate) enum AutoOr<T> {
     /// `"auto"`
     Word(Auto),
     /// The number.
-    Number(T),
+    Number(#[serde(deserialize_with = "values::number")] T),
 }
 
 /// The word `"auto"`.
@@ -156,6 +157,7 @@ mod tests {
         let read = |json: &str| serde_json::from_str::<AutoOr<u32>>(json).map(AutoOr::number);
         assert_eq!(read(r#""auto""#).expect("auto"), None);
         assert_eq!(read("3").expect("a number"), Some(3));
+        assert_eq!(read("3.0").expect("a number"), Some(3));
         for json in [r#""often""#, "-1", "1.5", "{}"] {
             assert!(read(json).is_err(), "{json}");
         }

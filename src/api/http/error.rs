@@ -10,7 +10,7 @@ use std::fmt;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -211,6 +211,19 @@ impl Problem {
         if self.is_model_not_found() { Self::model_not_found(name) } else { self }
     }
 
+    /// The same failure; one about a model that was not found names the models that every caller may use.
+    #[must_use]
+    pub fn offering(mut self, models: &[&str]) -> Self {
+        const SHOWN: usize = 10;
+        if self.is_model_not_found() && !models.is_empty() {
+            let more = if models.len() > SHOWN { ", …" } else { "" };
+            let names = models.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            let own = std::mem::take(&mut self.error.message);
+            self.error.message = format!("{own} This server has {names}{more}; GET /v1/models also lists your own.");
+        }
+        self
+    }
+
     /// True if there is no such model.
     pub fn is_model_not_found(&self) -> bool {
         self.error.code == Some("model_not_found")
@@ -258,12 +271,6 @@ impl fmt::Display for Problem {
 impl From<PathRejection> for Problem {
     fn from(rejection: PathRejection) -> Self {
         Self::bad_request(format!("The path of the request is not valid: {}", rejection.body_text()))
-    }
-}
-
-impl From<QueryRejection> for Problem {
-    fn from(rejection: QueryRejection) -> Self {
-        Self::bad_request(format!("The query of the request is not valid: {}", rejection.body_text()))
     }
 }
 
