@@ -56,6 +56,12 @@ impl Catalog {
         self.entries.iter().find(|entry| entry.model.id == id).ok_or_else(|| Error::UnknownModel(id.into()))
     }
 
+    /// Returns the names of all base models, then the aliases of these.
+    pub fn served(&self) -> Vec<&str> {
+        let own = self.entries.iter().map(|entry| entry.model.id.as_str());
+        own.chain(self.aliases().filter(|(_, name)| self.get(name).is_ok()).map(|(alias, _)| alias)).collect()
+    }
+
     /// Waits until the device of one of the models is found lost.
     pub async fn lost_device(&self) {
         let lost = self.entries.iter().map(|entry| Box::pin(entry.model.health.lost()));

@@ -96,6 +96,16 @@ impl Tokenizer {
         self.inner.token_to_id(name).filter(|id| self.special.contains(id))
     }
 
+    /// Returns the special tokens whose names `text` holds, with their names, in the order of their places.
+    pub fn special_tokens_within(&self, text: &str) -> Vec<(u32, String)> {
+        let named = self.special.iter().filter_map(|id| Some((*id, self.inner.id_to_token(*id)?)));
+        let found =
+            named.filter_map(|(id, name)| if name.is_empty() { None } else { Some((text.find(&name)?, id, name)) });
+        let mut found: Vec<_> = found.collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, id, name)| (id, name)).collect()
+    }
+
     /// Returns true if `id` adds to the text that a client sees: it is in the vocabulary and not a special token.
     pub fn is_visible(&self, id: u32) -> bool {
         !self.special.contains(&id) && self.inner.id_to_token(id).is_some()

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::api::access::limits::{self, Allowance, Limiter, Limiters};
 use crate::api::http::error::Problem;
-use crate::api::http::headers::is_local;
+use crate::api::http::headers::{is_local_host, is_local_origin};
 use crate::config::Config;
 use crate::store::key_directory::KeyDirectory;
 use crate::store::keys::{ApiKey, KeyHash, hash};
@@ -98,13 +98,13 @@ impl Gate {
         self.configured.hashes.is_empty() && !self.directory.was_closed()
     }
 
-    async fn check(&self, headers: &HeaderMap) -> Result<Caller, Problem> {
+    async fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<Caller, Problem> {
         let key = bearer(headers);
         if let Some(number) = key.and_then(|key| self.configured.find(key)) {
             return Ok(self.operator(format!("config-{number}").into()));
         }
         if self.configured.hashes.is_empty() && !self.directory.is_closed().await? {
-            return check_local(headers).map(|()| self.operator(LOCAL.into()));
+            return check_local(uri, headers).map(|()| self.operator(LOCAL.into()));
         }
         let key = key.ok_or_else(Problem::missing_key)?;
         match self.directory.find(key).await? {
@@ -141,17 +141,25 @@ pub(crate) async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let caller = door.check(request.headers()).await?;
+    let caller = door.check(request.uri(), request.headers()).await?;
     request.extensions_mut().insert(caller.clone());
     Ok(limits::enforce(&caller.limiter, &caller.organization, request, next).await)
 }
 
 /// Refuses web pages of other sites on a server without keys. A page that the user of this machine visits could call it
 /// directly, which the `Origin` shows, or under a name of its own that resolves to this machine, which the `Host`
-/// shows.
-fn check_local(headers: &HeaderMap) -> Result<(), Problem> {
-    let foreign = |name| headers.get(name).is_some_and(|value| !is_local(value));
-    if foreign(header::ORIGIN) || foreign(header::HOST) { Err(Problem::foreign_origin()) } else { Ok(()) }
+/// shows, or the authority of a request over HTTP/2.
+fn check_local(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if let Some(origin) = headers.get_all(header::ORIGIN).iter().find(|origin| !is_local_origin(origin)) {
+        return Err(Problem::foreign("Origin", &shown(origin.as_bytes())));
+    }
+    let authority = uri.authority().map(|authority| authority.as_str().as_bytes());
+    let mut hosts = headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes).chain(authority);
+    match hosts.find(|host| !is_local_host(host)) {
+        Some(host) => Err(Problem::foreign("Host", &shown(host))),
+        None => Ok(()),
+    }
 }
 
 /// Returns the key of `Authorization: Bearer KEY`, or `None` if the header is absent or has another form.
@@ -181,13 +189,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Admin {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
-
     use super::*;
 
     fn status(header: Option<(header::HeaderName, &'static str)>) -> u16 {
         let headers = header.map(|(name, value)| (name, HeaderValue::from_static(value))).into_iter().collect();
-        check_local(&headers).map_or_else(|problem| problem.status.as_u16(), |()| 200)
+        check_local(&Uri::from_static("/v1/models"), &headers).map_or_else(|problem| problem.status.as_u16(), |()| 200)
     }
 
     #[test]
@@ -211,6 +217,14 @@ mod tests {
         assert_eq!(status(Some((header::HOST, "localhost:8080"))), 200);
         assert_eq!(status(Some((header::HOST, "[::1]:8080"))), 200);
         assert_eq!(status(Some((header::HOST, "rebound.example.com:8080"))), 403);
+        // Over HTTP/2 it is a part of the URI.
+        let over_http2 = |uri: &'static str| check_local(&Uri::from_static(uri), &HeaderMap::new());
+        assert!(over_http2("http://127.0.0.1:8080/v1/models").is_ok());
+        let refused = over_http2("http://rebound.example.com:8080/v1/models").expect_err("a foreign name");
+        let message = refused.error.message;
+        for part in ["rebound.example.com:8080", "127.0.0.1", "api_keys", "attune keys create"] {
+            assert!(message.contains(part), "{message}");
+        }
     }
 
     #[test]

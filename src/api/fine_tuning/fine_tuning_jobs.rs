@@ -21,8 +21,9 @@ use crate::api::access::auth::Caller;
 use crate::api::fine_tuning::fields::{JobBody, parse};
 use crate::api::fine_tuning::job_rules::admitted;
 use crate::api::http::error::{ErrorBody, Problem, Result};
-use crate::api::http::extract::{Path, Query};
+use crate::api::http::extract::Path;
 use crate::api::http::list::{BoundedPageOf, Cursor, PageOf};
+use crate::api::http::query::{Query, QueryPairs};
 use crate::jobs::queue::StopRequest;
 use crate::jobs::{Job, JobApi, JobSpec};
 
@@ -59,7 +60,7 @@ pub(crate) async fn list(
     State(state): State<ApiState>,
     caller: Caller,
     Query(cursor): Query<Cursor>,
-    Query(pairs): Query<Vec<(String, String)>>,
+    QueryPairs(pairs): QueryPairs,
 ) -> Result<Json<PageOf<FineTuningJob>>, Problem> {
     let (filter, page) = (read_filter(&pairs), cursor.page(DEFAULT_PAGE, MAX_PAGE));
     let (jobs, has_more) = state.queue.jobs(&caller.organization, JobApi::FineTuningJobs, filter, page).await?;

@@ -1,7 +1,7 @@
 //! The checks that both fine-tune resources make before a job is queued: files, model, suffix, seed, ranges of
 //! settings.
 
-use serde::de::{DeserializeOwned, Error as _};
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::http::error::{Problem, Result};
-use crate::api::http::extract::is_number;
+use crate::api::http::faults::is_number;
+use crate::api::http::values::{self, Number};
 use crate::api::operations::checks::within;
 use crate::jobs::JobSpec;
 use crate::store;
@@ -22,7 +23,7 @@ pub(crate) enum AutoOr<T> {
     /// `"auto"`
     Word(Auto),
     /// The number.
-    Number(T),
+    Number(#[serde(deserialize_with = "values::number")] T),
 }
 
 /// The word `"auto"`.
@@ -33,7 +34,7 @@ pub(crate) enum Auto {
     Auto,
 }
 
-impl<'de, T: DeserializeOwned> Deserialize<'de> for AutoOr<T> {
+impl<'de, T: Number> Deserialize<'de> for AutoOr<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
         let reason = match &value {
@@ -45,7 +46,7 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for AutoOr<T> {
             _ => "expected \"auto\" or a number in range".into(),
         };
         if value.is_number() {
-            return T::deserialize(value).map(Self::Number).map_err(|_| D::Error::custom(reason));
+            return values::number(value).map(Self::Number).map_err(|_| D::Error::custom(reason));
         }
         Err(D::Error::custom(reason))
     }
@@ -194,6 +195,7 @@ mod tests {
         let read = |json: &str| serde_json::from_str::<AutoOr<u32>>(json).map(AutoOr::number);
         assert_eq!(read(r#""auto""#).expect("auto"), None);
         assert_eq!(read("3").expect("a number"), Some(3));
+        assert_eq!(read("3.0").expect("a number"), Some(3));
         for (json, says) in [
             (r#""often""#, "\"auto\" or a number"),
             (r#""3""#, "write 3 without quotation marks"),

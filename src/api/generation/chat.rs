@@ -28,13 +28,13 @@ use self::tool_calls::CallFormat;
 use self::tools::Tools;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
+use crate::api::generation::foreign_fields::KnownBody;
 use crate::api::generation::generate::body::{SYSTEM_FINGERPRINT, new_id, now, stream_chunks};
-use crate::api::generation::generate::fields::{StopTexts, StreamOptions, check_n};
+use crate::api::generation::generate::fields::{StreamOptions, check_n};
 use crate::api::generation::generate::logprobs::TokenTexts;
 use crate::api::generation::generate::{Answer, GenerationPlan};
 use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
-use crate::api::http::extract::Body;
 use crate::api::http::sse;
 use crate::engine::GenerateRequest;
 use crate::engine::grammar::{Grammar, GrammarSource};
@@ -55,7 +55,7 @@ use crate::off_thread::off_thread;
 pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
-    Body(request): Body<ChatRequest>,
+    KnownBody(request): KnownBody<ChatRequest>,
 ) -> Result<Response, Problem> {
     let target = Target::resolve(&state, &caller, &request.model).await?;
     let tokens = request.logprobs()?.map(|_| TokenTexts::new(target.model().clone()));
@@ -93,8 +93,11 @@ fn blame_messages(problem: Problem) -> Problem {
 impl ChatRequest {
     /// Returns the sequences to run, and the format of the calls that answers may have; `None` if they may have none.
     async fn plan(&self, state: &ApiState, target: Target) -> Result<(GenerationPlan, Option<CallFormat>)> {
-        let stop = StopTexts::check(self.stop.clone())?;
-        let sampling = self.sampling_fields().check(target.model().config.vocab_size)?;
+        let model = target.model();
+        let vocabulary = model.config.vocab_size;
+        let stops = self.stop_fields().check(&model.tokenizer, &model.end_tokens, vocabulary)?;
+        let sampling = self.sampling_fields().check(vocabulary)?;
+        let max_tokens = self.max_tokens()?;
         let n = check_n(self.n, 1, state.config.limits.max_waiting)?;
         let template = target.model().chat_template.as_ref().ok_or_else(|| {
             let message = format!("The model `{}` has no chat template: use /v1/completions with it.", self.model);
@@ -117,10 +120,22 @@ impl ChatRequest {
             return Err(Problem::invalid("messages", "'messages' render to an empty prompt: send some content."));
         }
         let rest = target.context().saturating_sub(used).max(1);
-        let max_tokens = self.max_completion_tokens.or(self.max_tokens).unwrap_or(rest);
+        let max_tokens = max_tokens.unwrap_or(rest);
         let (grammar, calls) = self.constraint(&target, syntax, tools).await?;
-        let logprobs = self.logprobs()?;
-        let request = GenerateRequest { max_tokens, sampling, stop, logprobs, grammar, ..target.request() };
+        if grammar.is_some() && self.ignore_eos == Some(true) {
+            let message = "'ignore_eos' cannot be used with 'response_format' or tools, whose answers end where they \
+                           are complete: leave it out.";
+            return Err(Problem::invalid_code("ignore_eos", "invalid_value", message));
+        }
+        let request = GenerateRequest {
+            max_tokens,
+            sampling,
+            stop: stops.texts,
+            stop_tokens: stops.tokens,
+            logprobs: self.logprobs()?,
+            grammar,
+            ..target.request()
+        };
         let prompts = prompts.into_iter().map(Arc::from).collect();
         let plan = GenerationPlan { target, prompts, n, request };
         Ok((plan, calls))

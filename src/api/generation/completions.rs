@@ -16,14 +16,16 @@ use utoipa::ToSchema;
 use self::response::{Completion, Prompts, ShownPrompt, Writer};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
+use crate::api::generation::foreign_fields::{KnownBody, Route, RouteBody};
 use crate::api::generation::generate::body::stream_chunks;
-use crate::api::generation::generate::fields::{SamplingFields, StopTexts, StreamOptions, check_n};
+use crate::api::generation::generate::fields::{SamplingFields, StreamOptions, check_n};
 use crate::api::generation::generate::logprobs::TokenTexts;
+use crate::api::generation::generate::stops::{StopFields, StopTexts};
 use crate::api::generation::generate::{GenerationPlan, best};
 use crate::api::generation::target::{Input, Item, Target};
 use crate::api::http::error::{ErrorBody, Problem, Result};
-use crate::api::http::extract::Body;
 use crate::api::http::sse;
+use crate::api::http::values;
 use crate::api::operations::checks::within;
 use crate::engine::GenerateRequest;
 
@@ -40,6 +42,7 @@ pub(crate) struct CompletionRequest {
     pub prompt: Option<Input>,
     /// New tokens for each choice at the most; 0 draws none.
     #[schema(default = 16)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub max_tokens: Option<usize>,
     /// 0 takes the most probable token each time.
     #[schema(minimum = 0, maximum = 2, default = 1)]
@@ -49,12 +52,14 @@ pub(crate) struct CompletionRequest {
     pub top_p: Option<f32>,
     /// Extension: draw among this many of the most probable tokens; 0 and -1 mean all.
     #[schema(minimum = -1, default = 0)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub top_k: Option<i64>,
     /// Extension: draw among tokens that are at least this probable, relative to the most probable one.
     #[schema(minimum = 0, maximum = 1, default = 0)]
     pub min_p: Option<f32>,
     /// Choices for each prompt.
     #[schema(minimum = 1, maximum = 128, default = 1)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub n: Option<usize>,
     /// Send events as tokens are drawn.
     pub stream: Option<bool>,
@@ -62,7 +67,15 @@ pub(crate) struct CompletionRequest {
     pub stream_options: Option<StreamOptions>,
     /// Texts that end a choice; they are not part of it.
     pub stop: Option<StopTexts>,
+    /// Extension: token ids that end a choice.
+    #[serde(default, deserialize_with = "values::optional_list")]
+    #[schema(max_items = 128)]
+    pub stop_token_ids: Option<Vec<u32>>,
+    /// Extension: go on where the model would end its text.
+    #[schema(default = false)]
+    pub ignore_eos: Option<bool>,
     /// The same seed gives the same text.
+    #[serde(default, deserialize_with = "values::optional")]
     pub seed: Option<i64>,
     /// Lowers tokens that have occurred.
     #[schema(minimum = -2, maximum = 2, default = 0)]
@@ -82,10 +95,12 @@ pub(crate) struct CompletionRequest {
     /// Draw this many choices for each prompt and answer with the `n` whose tokens are the most probable on average; 0
     /// draws `n`. Not with `stream`.
     #[schema(minimum = 0, maximum = 20, default = 0)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub best_of: Option<usize>,
     /// Answer with each token's log probability and those of this many most probable ones at its place. With `echo` the
     /// prompt's tokens have theirs, too.
     #[schema(minimum = 0, maximum = 5)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub logprobs: Option<usize>,
 }
 
@@ -104,7 +119,7 @@ pub(crate) struct CompletionRequest {
 pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
-    Body(request): Body<CompletionRequest>,
+    KnownBody(request): KnownBody<CompletionRequest>,
 ) -> Result<Response, Problem> {
     request.refuse_unsupported()?;
     let target = Target::resolve(&state, &caller, &request.model).await?;
@@ -121,6 +136,10 @@ pub(crate) async fn create(
     Ok(Json(writer.whole(best(answers, candidates, n), usage)).into_response())
 }
 
+impl RouteBody for CompletionRequest {
+    const ROUTE: Route = Route::Completions;
+}
+
 impl CompletionRequest {
     fn refuse_unsupported(&self) -> Result<()> {
         if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
@@ -133,8 +152,10 @@ impl CompletionRequest {
     /// Returns the sequences to run, and the prompts as the choices show them.
     async fn plan(&self, state: &ApiState, target: Target) -> Result<(GenerationPlan, Prompts)> {
         let limits = &state.config.limits;
-        let stop = StopTexts::check(self.stop.clone())?;
-        let sampling = self.sampling_fields().check(target.model().config.vocab_size)?;
+        let model = target.model();
+        let vocabulary = model.config.vocab_size;
+        let stops = self.stop_fields().check(&model.tokenizer, &model.end_tokens, vocabulary)?;
+        let sampling = self.sampling_fields().check(vocabulary)?;
         let logprobs = within("logprobs", self.logprobs, 0, 5)?;
         let prompt = self.prompt.clone().unwrap_or_else(|| Input::Text(String::new()));
         let items = prompt.into_items("prompt", limits.max_inputs)?;
@@ -158,7 +179,15 @@ impl CompletionRequest {
         let max_tokens = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
         // The best are chosen by their log probabilities, also where the client does not ask for them.
         let logprobs = logprobs.or((candidates > n).then_some(0));
-        let request = GenerateRequest { max_tokens, sampling, stop, logprobs, prompt_logprobs, ..target.request() };
+        let request = GenerateRequest {
+            max_tokens,
+            sampling,
+            stop: stops.texts,
+            stop_tokens: stops.tokens,
+            logprobs,
+            prompt_logprobs,
+            ..target.request()
+        };
         let prompts = prompts.into_iter().map(Arc::from).collect();
         let plan = GenerationPlan { target, prompts, n: candidates, request };
         Ok((plan, Prompts { shown, n, echo }))
@@ -187,6 +216,11 @@ impl CompletionRequest {
             return Err(Problem::invalid("best_of", message));
         }
         Ok(candidates)
+    }
+
+    fn stop_fields(&self) -> StopFields {
+        let (stop, stop_token_ids) = (self.stop.clone(), self.stop_token_ids.clone());
+        StopFields { stop, stop_token_ids, ignore_eos: self.ignore_eos == Some(true) }
     }
 
     fn sampling_fields(&self) -> SamplingFields<'_> {

@@ -9,10 +9,11 @@ use utoipa::ToSchema;
 
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
+use crate::api::generation::foreign_fields::{KnownBody, Route, RouteBody};
 use crate::api::generation::foreign_tokens;
 use crate::api::generation::target::{Input, Item, Target, count_tokens};
 use crate::api::http::error::{ErrorBody, Problem, Result};
-use crate::api::http::extract::Body;
+use crate::api::http::values;
 use crate::engine;
 use crate::engine::EmbedRequest;
 
@@ -30,6 +31,7 @@ pub(crate) struct EmbeddingRequest {
     pub encoding_format: Option<EncodingFormat>,
     /// Only the model's own width is accepted.
     #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub dimensions: Option<usize>,
 }
 
@@ -99,7 +101,7 @@ pub(crate) struct EmbeddingUsage {
 pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
-    Body(request): Body<EmbeddingRequest>,
+    KnownBody(request): KnownBody<EmbeddingRequest>,
 ) -> Result<Json<EmbeddingList>, Problem> {
     let target = Target::resolve(&state, &caller, &request.model).await?;
     check_dimensions(request.dimensions, target.model().config.hidden_size)?;
@@ -132,6 +134,10 @@ pub(crate) async fn create(
         model: request.model,
         usage: EmbeddingUsage { prompt_tokens: tokens, total_tokens: tokens },
     }))
+}
+
+impl RouteBody for EmbeddingRequest {
+    const ROUTE: Route = Route::Embeddings;
 }
 
 impl EncodingFormat {

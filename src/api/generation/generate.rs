@@ -1,11 +1,12 @@
 //! Generation for completions and chat: runs many sequences at once and gathers their events into answers.
 //!
-//! [`fields`] holds the fields that both have in requests, [`body`] the parts that both have in answers, [`logprobs`]
-//! the forms in which each shows log probabilities.
+//! [`fields`] and [`stops`] hold the fields that both have in requests, [`body`] the parts that both have in answers,
+//! [`logprobs`] the forms in which each shows log probabilities.
 
 pub(crate) mod body;
 pub(crate) mod fields;
 pub(crate) mod logprobs;
+pub(crate) mod stops;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -10,6 +10,7 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::access::meter::Account;
 use crate::api::http::error::{Problem, Result};
+use crate::api::http::values;
 use crate::engine::catalog::CatalogEntry;
 use crate::engine::{GenerateRequest, Sampling};
 use crate::model::BaseModel;
@@ -39,7 +40,8 @@ impl Target {
             return Ok(Self { base: base.clone(), adapter: None, account });
         }
         let leased = state.registry.lease(&caller.organization, real).await;
-        let (base, adapter) = leased.map_err(|error| Problem::from(error).about_model(name))?;
+        let not_found = |error| Problem::from(error).about_model(name).offering(&state.catalog.served());
+        let (base, adapter) = leased.map_err(not_found)?;
         let account = Account::new(state, caller, name, &base);
         Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter), account })
     }
@@ -111,9 +113,9 @@ pub(crate) enum Input {
     /// Many texts.
     Texts(Vec<String>),
     /// One text as token ids.
-    Tokens(Vec<u32>),
+    Tokens(#[serde(deserialize_with = "values::list")] Vec<u32>),
     /// Many texts as token ids.
-    TokenLists(Vec<Vec<u32>>),
+    TokenLists(#[serde(deserialize_with = "values::lists")] Vec<Vec<u32>>),
 }
 
 /// One text of an [`Input`].
@@ -202,7 +204,7 @@ mod tests {
     fn all_four_forms_are_read() {
         assert_eq!(items(r#""a""#).expect("a text"), [Item::Text("a".into())]);
         assert_eq!(items(r#"["a","b"]"#).expect("texts"), [Item::Text("a".into()), Item::Text("b".into())]);
-        assert_eq!(items("[1,2]").expect("one text as ids"), [Item::Tokens(vec![1, 2])]);
+        assert_eq!(items("[1,2.0]").expect("one text as ids"), [Item::Tokens(vec![1, 2])]);
         assert_eq!(items("[[1],[2]]").expect("texts as ids"), [Item::Tokens(vec![1]), Item::Tokens(vec![2])]);
     }
 

@@ -10,9 +10,11 @@ use utoipa::ToSchema;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::chat::{ChatMessage, template_messages};
+use crate::api::generation::foreign_fields::{KnownBody, Route, RouteBody};
 use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
+use crate::api::http::values;
 use crate::api::operations::checks::not_supported;
 use crate::off_thread::off_thread;
 
@@ -66,6 +68,7 @@ pub(crate) struct DetokenizeRequest {
     /// The model whose tokenizer is asked; may be left out where only one base model is served.
     pub model: Option<String>,
     /// Token ids.
+    #[serde(deserialize_with = "values::list")]
     pub tokens: Vec<u32>,
 }
 
@@ -86,7 +89,7 @@ pub(crate) struct Detokenized {
 pub(crate) async fn tokenize(
     State(state): State<ApiState>,
     caller: Caller,
-    Body(request): Body<TokenizeRequest>,
+    KnownBody(request): KnownBody<TokenizeRequest>,
 ) -> Result<Json<Tokens>, Problem> {
     request.refuse_unsupported()?;
     let target = resolve(&state, &caller, request.model.as_deref()).await?;
@@ -132,6 +135,10 @@ async fn resolve(state: &ApiState, caller: &Caller, name: Option<&str>) -> Resul
         (None, _) => return Err(Problem::missing("model")),
     };
     Target::resolve(state, caller, name).await
+}
+
+impl RouteBody for TokenizeRequest {
+    const ROUTE: Route = Route::Tokenize;
 }
 
 impl TokenizeRequest {

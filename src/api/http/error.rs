@@ -10,7 +10,7 @@ use std::fmt;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -122,13 +122,15 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, message).code("insufficient_permissions")
     }
 
-    /// A web page of another site calls a server that has no keys.
-    pub fn foreign_origin() -> Self {
-        Self::new(
-            StatusCode::FORBIDDEN,
-            INVALID_REQUEST,
-            "This server has no API keys, so it answers web pages of this machine only. Set api_keys to open it.",
-        )
+    /// A request to a server without keys has an `Origin` or a `Host` that a web page of another site may have.
+    pub fn foreign(header: &str, value: &str) -> Self {
+        let message = format!(
+            "This server has no API keys, so it does not answer under the {header} '{value}', which a web page of \
+             another site could use as well: it takes localhost and, as Host, any IP address. Send the request to \
+             http://localhost or http://127.0.0.1, or give the server a key with `attune keys create` or `api_keys` \
+             and send it: then it answers under every name."
+        );
+        Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, message)
     }
 
     /// The body is larger than `limit` bytes.
@@ -209,6 +211,19 @@ impl Problem {
         if self.is_model_not_found() { Self::model_not_found(name) } else { self }
     }
 
+    /// The same failure; one about a model that was not found names the models that every caller may use.
+    #[must_use]
+    pub fn offering(mut self, models: &[&str]) -> Self {
+        const SHOWN: usize = 10;
+        if self.is_model_not_found() && !models.is_empty() {
+            let more = if models.len() > SHOWN { ", …" } else { "" };
+            let names = models.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            let own = std::mem::take(&mut self.error.message);
+            self.error.message = format!("{own} This server has {names}{more}; GET /v1/models also lists your own.");
+        }
+        self
+    }
+
     /// True if there is no such model.
     pub fn is_model_not_found(&self) -> bool {
         self.error.code == Some("model_not_found")
@@ -256,12 +271,6 @@ impl fmt::Display for Problem {
 impl From<PathRejection> for Problem {
     fn from(rejection: PathRejection) -> Self {
         Self::bad_request(format!("The path of the request is not valid: {}", rejection.body_text()))
-    }
-}
-
-impl From<QueryRejection> for Problem {
-    fn from(rejection: QueryRejection) -> Self {
-        Self::bad_request(format!("The query of the request is not valid: {}", rejection.body_text()))
     }
 }
 

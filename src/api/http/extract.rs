@@ -1,7 +1,6 @@
-//! Extractors of handlers: the JSON body, the path and the query of a request. A refusal is an error object that names
-//! the field at fault.
+//! Extractors of handlers: the JSON body and the path of a request; `query` has that of the query. A refusal is an
+//! error object that names the field at fault.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -12,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::ApiState;
 use crate::api::http::error::Problem;
+use crate::api::http::faults::fault;
 
 /// Time after which a client that sends nothing is given up.
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_mins(1);
@@ -25,11 +25,6 @@ pub(crate) struct Body<T>(pub T);
 #[derive(Debug, FromRequestParts)]
 #[from_request(via(axum::extract::Path), rejection(Problem))]
 pub(crate) struct Path<T>(pub T);
-
-/// The query.
-#[derive(Debug, FromRequestParts)]
-#[from_request(via(axum::extract::Query), rejection(Problem))]
-pub(crate) struct Query<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<ApiState> for Body<T> {
     type Rejection = Problem;
@@ -91,7 +86,7 @@ pub(crate) fn parse_or<T: DeserializeOwned>(
 ) -> Result<T, Problem> {
     // serde would read an array as the fields of a struct in their order.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
-        return Err(Problem::wrong_type("body", "expected an object"));
+        return Err(Problem::wrong_type("body", "expected an object, got an array"));
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
@@ -101,35 +96,17 @@ pub(crate) fn parse_or<T: DeserializeOwned>(
             return not_json(&inner);
         }
         let reason = without_position(&inner);
-        if let Some(name) = reason.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
-            return Problem::missing(if path == "." { name.to_owned() } else { format!("{path}.{name}") });
+        match UnknownField::read(&reason, &path) {
+            Some(field) => unknown(&field),
+            None => fault(&path, &reason),
         }
-        if let Some(field) = UnknownField::read(&reason, &path) {
-            return unknown(&field);
-        }
-        let param = if path == "." { Cow::Borrowed("body") } else { Cow::Owned(path) };
-        Problem::wrong_type(param, quoted(&reason).as_deref().unwrap_or(&reason))
     })?;
     json.end().map_err(|error| not_json(&error))?;
     Ok(value)
 }
 
-/// Words the error for a number or a boolean that was sent as text; `None` if `reason` is another one.
-fn quoted(reason: &str) -> Option<String> {
-    let (text, expected) = reason.strip_prefix("invalid type: string \"")?.rsplit_once("\", expected ")?;
-    let fits = match expected {
-        "a boolean" => matches!(text, "true" | "false"),
-        _ => matches!(expected.as_bytes(), [b'u' | b'i' | b'f', b'1'..=b'9', ..]) && is_number(text),
-    };
-    fits.then(|| format!("\"{text}\" is a text: write {text} without quotation marks"))
-}
-
-/// Returns true if `text` is a number as JSON writes it.
-pub(crate) fn is_number(text: &str) -> bool {
-    serde_json::from_str::<serde_json::Number>(text).is_ok()
-}
-
-fn not_json(error: &serde_json::Error) -> Problem {
+/// Makes the error for a body that is not JSON.
+pub(crate) fn not_json(error: &serde_json::Error) -> Problem {
     Problem::bad_request(format!("We could not parse the JSON body of your request: {error}."))
 }
 
@@ -142,6 +119,8 @@ fn without_position(error: &serde_json::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use serde::Deserialize;
 
     use super::*;

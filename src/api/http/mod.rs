@@ -1,16 +1,21 @@
-//! What HTTP is to every resource; knows no other room. [`extract`] reads JSON bodies, paths and queries, [`upload`]
-//! spools the file of a form to disk. [`error`] is the failure of a request, with the one table from the errors of each
-//! layer to status and error object. [`list`] pages lists, [`sse`] streams events. [`transport`] puts request ids, the
-//! log, metrics and CORS around all routes, [`headers`] names the headers that several rooms know, [`docs`] serves the
-//! `OpenAPI` document.
+//! What HTTP is to every resource; knows no other room. [`extract`] reads JSON bodies and paths, [`query`] queries,
+//! [`values`] single values as clients write them; [`faults`] words what is wrong with them. [`upload`] spools the file
+//! of a form to disk, [`disposition`] reads the names in it. [`error`] is the failure of a request, with the one table
+//! from the errors of each layer to status and error object. [`list`] pages lists, [`sse`] streams events.
+//! [`transport`] puts request ids, the log, metrics and CORS around all routes, [`headers`] names the headers that
+//! several rooms know, [`docs`] serves the `OpenAPI` document.
 //!
 //! Handlers of every room call it; [`router`](super::router) calls [`transport`] and [`docs`].
 
+mod disposition;
 pub(super) mod docs;
 pub(super) mod error;
 pub(super) mod extract;
+mod faults;
 pub(super) mod headers;
 pub(super) mod list;
+pub(super) mod query;
 pub(super) mod sse;
 pub(super) mod transport;
 pub(super) mod upload;
+pub(super) mod values;

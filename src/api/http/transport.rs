@@ -1,13 +1,13 @@
-//! The layers around all routes: request id, timing, metrics, a line in the log, CORS, and an error object instead of
-//! plain text for unknown routes, wrong methods and panics. Called by `api::router`.
+//! The layers around all routes: request id, timing, metrics, a line in the log, CORS, the charset of texts, and an
+//! error object instead of plain text for unknown routes, wrong methods and panics. Called by `api::router`.
 
 use std::any::Any;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
-use axum::http::header::RETRY_AFTER;
-use axum::http::{HeaderName, HeaderValue, Method, Uri};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -15,7 +15,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tracing::Instrument as _;
 
 use crate::api::http::error::Problem;
-use crate::api::http::headers::{self, is_local};
+use crate::api::http::headers::{self, is_local_origin};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING: HeaderName = HeaderName::from_static("openai-processing-ms");
@@ -54,7 +54,7 @@ fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response {
 fn cors(open: impl Fn() -> bool + Clone + Send + Sync + 'static) -> CorsLayer {
     let limits = headers::RATE_LIMITS.into_iter().chain([headers::ORGANIZATION]);
     CorsLayer::new()
-        .allow_origin(AllowOrigin::predicate(move |origin, _| !open() || is_local(origin)))
+        .allow_origin(AllowOrigin::predicate(move |origin, _| !open() || is_local_origin(origin)))
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([REQUEST_ID, PROCESSING, VERSION].into_iter().chain(RETRY).chain(limits).collect::<Vec<_>>())
@@ -87,12 +87,26 @@ async fn observe(request: Request, next: Next) -> Response {
     metrics::histogram!("attune_http_request_duration_seconds", &labels).record(elapsed.as_secs_f64());
 
     let headers = response.headers_mut();
+    name_charset(headers);
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(REQUEST_ID, id);
     }
     headers.insert(PROCESSING, HeaderValue::from(elapsed.as_millis() as u64));
     headers.insert(VERSION, HeaderValue::from_static("2020-10-01"));
     response
+}
+
+/// Names the charset of a text that names none: clients take it for Latin-1 otherwise. JSON is always UTF-8.
+fn name_charset(headers: &mut HeaderMap) {
+    let Some(kind) = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else { return };
+    let lower = kind.to_ascii_lowercase();
+    let is_text = lower.starts_with("text/") || lower.starts_with("application/javascript");
+    if is_text
+        && !lower.contains("charset=")
+        && let Ok(full) = HeaderValue::from_str(&format!("{kind}; charset=utf-8"))
+    {
+        headers.insert(CONTENT_TYPE, full);
+    }
 }
 
 /// Returns the label of a method in metrics. Unknown methods share one, since clients may invent any number of them.
@@ -140,6 +154,22 @@ mod tests {
             assert!(headers["openai-processing-ms"].to_str().expect("text").parse::<u64>().is_ok(), "{path}");
             assert!(headers.contains_key("openai-version"), "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn every_text_names_its_charset() {
+        let full = |kind: &'static str| {
+            let mut headers: HeaderMap = [(CONTENT_TYPE, HeaderValue::from_static(kind))].into_iter().collect();
+            name_charset(&mut headers);
+            headers[CONTENT_TYPE].to_str().expect("text").to_owned()
+        };
+        assert_eq!(full("text/event-stream"), "text/event-stream; charset=utf-8");
+        assert_eq!(full("text/plain; version=0.0.4"), "text/plain; version=0.0.4; charset=utf-8");
+        for complete in ["text/plain; Charset=UTF-8", "application/json", "application/octet-stream"] {
+            assert_eq!(full(complete), complete);
+        }
+        let (response, _) = answer(true, request("GET", "/fine")).await;
+        assert_eq!(response.headers()["content-type"], "text/plain; charset=utf-8");
     }
 
     #[tokio::test]

@@ -7,9 +7,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use axum::extract::multipart::{Field, Multipart, MultipartError};
+use axum::http::header::CONTENT_DISPOSITION;
 use tempfile::{NamedTempFile, TempPath};
 use tokio::io::AsyncWriteExt as _;
 
+use crate::api::http::disposition::Disposition;
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::extract::{BODY_TIMEOUT, in_time};
 use crate::datasets::faults::Faults;
@@ -40,13 +42,16 @@ pub(crate) async fn receive(mut form: Multipart, folder: &Path, limit: usize) ->
         if parts > MAX_PARTS {
             return Err(Problem::bad_request(format!("The form has more than {MAX_PARTS} parts.")));
         }
-        match field.name().unwrap_or_default() {
+        let header = field.headers().get(CONTENT_DISPOSITION);
+        let Disposition { name, filename } = header.map(|it| Disposition::parse(it.as_bytes())).unwrap_or_default();
+        let name = name.unwrap_or_default();
+        match name.as_str() {
             "file" => {
-                let filename = field.file_name().unwrap_or("upload").chars().take(255).collect::<String>();
+                let filename = filename.as_deref().unwrap_or("upload").chars().take(255).collect::<String>();
                 file = Some((spool(&mut field, folder, limit).await?, filename));
             }
-            "purpose" => purpose = Some(small_text(&mut field).await?),
-            _ => drop(small_text(&mut field).await?),
+            "purpose" => purpose = Some(small_text(&mut field, &name).await?),
+            _ => drop(small_text(&mut field, &name).await?),
         }
     }
     let (path, filename) = file.ok_or_else(|| Problem::missing("file"))?;
@@ -83,12 +88,11 @@ fn upload_file(folder: &Path) -> std::io::Result<NamedTempFile> {
     tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)
 }
 
-async fn small_text(field: &mut Field<'_>) -> Result<String, Problem> {
+async fn small_text(field: &mut Field<'_>, name: &str) -> Result<String, Problem> {
     let mut bytes = Vec::new();
     while let Some(chunk) = timed(field.chunk()).await? {
         bytes.extend_from_slice(&chunk);
         if bytes.len() > MAX_FIELD_BYTES {
-            let name = field.name().unwrap_or_default();
             return Err(Problem::bad_request(format!(
                 "The form field '{name}' is longer than {MAX_FIELD_BYTES} bytes."
             )));

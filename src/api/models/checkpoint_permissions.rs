@@ -13,8 +13,9 @@ use utoipa::{IntoParams, ToSchema};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::http::error::{ErrorBody, Problem, Result};
-use crate::api::http::extract::{Body, Path, Query};
+use crate::api::http::extract::{Body, Path};
 use crate::api::http::list::{BoundedPageOf, Cursor};
+use crate::api::http::query::Query;
 use crate::store;
 use crate::store::permissions::Permission;
 

@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::api::ApiState;
 use crate::api::access::auth::{Admin, Caller};
 use crate::api::http::error::{ErrorBody, Problem, Result};
-use crate::api::http::extract::Query;
+use crate::api::http::query::{Query, QueryPairs};
 use crate::api::operations::checks::within;
 use crate::config::Config;
 use crate::store::usage::{BasePrice, UsageQuery, UsageRow};
@@ -99,10 +99,15 @@ pub(crate) async fn read(
     State(state): State<ApiState>,
     caller: Caller,
     admin: Result<Admin, Problem>,
-    Query(params): Query<UsageParams>,
+    Query(mut params): Query<UsageParams>,
+    QueryPairs(pairs): QueryPairs,
 ) -> Result<Json<UsageReport>, Problem> {
     if params.organization.as_ref().is_some_and(|asked| **asked != *caller.organization) {
         admin.map_err(|problem| problem.param("organization"))?;
+    }
+    // Empty, it asks for one sum, and is not as if absent.
+    if pairs.iter().any(|(name, value)| name == "group_by" && value.is_empty()) {
+        params.group_by.get_or_insert_default();
     }
     let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
     let query = params.query(&caller.organization, today, prices(&state.config))?;

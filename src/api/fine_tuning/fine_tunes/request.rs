@@ -7,6 +7,7 @@ use crate::api::ApiState;
 use crate::api::fine_tuning::fields::JobRequest;
 use crate::api::fine_tuning::job_rules::{AutoOr, normal_suffix, positive, seed};
 use crate::api::http::error::{Problem, Result};
+use crate::api::http::values;
 use crate::api::operations::checks::within;
 use crate::datasets::classes::MAX_CLASSES;
 use crate::jobs::JobSpec;
@@ -26,14 +27,18 @@ pub(crate) struct CreateFineTune {
     /// Id of a file with the purpose `fine-tune`.
     pub training_file: String,
     /// Id of a file to measure on.
+    #[serde(default, deserialize_with = "values::text")]
     pub validation_file: Option<String>,
     /// A base model or an earlier fine-tuned one; by default the first base model.
+    #[serde(default, deserialize_with = "values::text")]
     pub model: Option<String>,
     /// Passes over the training file.
     #[schema(minimum = 1, maximum = 50, default = 4)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub n_epochs: Option<u32>,
     /// Examples per step; by default chosen from the size of the file.
     #[schema(maximum = 256)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub batch_size: Option<u32>,
     /// Factor on the learning rate.
     pub learning_rate_multiplier: Option<f64>,
@@ -42,12 +47,14 @@ pub(crate) struct CreateFineTune {
     pub prompt_loss_weight: Option<f64>,
     /// Part of the new model's name.
     #[schema(min_length = 1, max_length = 40)]
+    #[serde(default, deserialize_with = "values::text")]
     pub suffix: Option<String>,
     /// Measure at the end of each epoch how well the model sorts the validation file's prompts into classes. Needs
     /// `validation_file`, and `classification_n_classes` or `classification_positive_class`.
     pub compute_classification_metrics: Option<bool>,
     /// How many different completions the training file has.
     #[schema(minimum = 2, maximum = 100)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub classification_n_classes: Option<u32>,
     /// The completion that is the positive one of two, with the space that it begins with.
     pub classification_positive_class: Option<String>,
@@ -178,6 +185,14 @@ mod tests {
         assert_eq!((defaults.batch_size, defaults.learning_rate_multiplier), (None, None));
         let zeros = settings(r#","n_epochs":0,"batch_size":0,"learning_rate_multiplier":0,"suffix":null"#);
         assert_eq!(zeros.expect("zero lets the server choose"), defaults);
+    }
+
+    #[test]
+    fn an_empty_text_is_as_if_absent_and_a_whole_number_may_have_a_point() {
+        let json = br#"{"training_file":"file-1","validation_file":"","suffix":"","model":"","n_epochs":3.0}"#;
+        let request: CreateFineTune = parse(json).expect("a request");
+        assert_eq!((request.validation_file, request.suffix, request.model), (None, None, None));
+        assert_eq!(request.n_epochs, Some(3));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::settings::{Settings, check_measured};
 use crate::api::fine_tuning::fields::{JobRequest, fields_of};
 use crate::api::fine_tuning::job_rules::{normal_suffix, seed};
 use crate::api::http::error::{Problem, Result};
+use crate::api::http::values;
 use crate::datasets::parse::shorten;
 use crate::jobs::JobSpec;
 use crate::train::hyperparameters;
@@ -25,12 +26,15 @@ pub(crate) struct CreateJob {
     /// Id of a file with the purpose `fine-tune`.
     pub training_file: String,
     /// Id of a file to measure on.
+    #[serde(default, deserialize_with = "values::text")]
     pub validation_file: Option<String>,
     /// Part of the new model's name.
     #[schema(min_length = 1, max_length = 64)]
+    #[serde(default, deserialize_with = "values::text")]
     pub suffix: Option<String>,
     /// The same seed and file give the same model.
     #[schema(minimum = 0, maximum = 2_147_483_647)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub seed: Option<i64>,
     /// How to train.
     pub method: Option<Method>,
@@ -204,6 +208,14 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_text_is_as_if_absent_and_a_whole_number_may_have_a_point() {
+        let extra = r#","validation_file":"","suffix":"","seed":7.0,"hyperparameters":{"n_epochs":2.0}"#;
+        let asked = spec(extra).expect("fine");
+        assert_eq!((asked.validation_file, asked.suffix, asked.seed), (None, None, 7));
+        assert_eq!(asked.hyperparameters.n_epochs, Some(2));
+    }
+
+    #[test]
     fn what_is_out_of_range_or_not_supported_is_refused() {
         for extra in [
             r#","hyperparameters":{"n_epochs":0}"#,
@@ -219,7 +231,6 @@ mod tests {
             r#","method":{"type":"supervised","reinforcement":{"hyperparameters":{"n_epochs":2}}}"#,
             r#","hyperparameters":{"rank":4},"method":{"type":"dpo","dpo":{"hyperparameters":{"n_epochs":2}}}"#,
             r#","seed":-1"#,
-            r#","suffix":"""#,
             r#","metadata":{"a":1}"#,
             r#","integrations":[{},{},{},{},{},{}]"#,
         ] {

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::schema::prepare;
 use crate::api::http::error::{Problem, Result};
+use crate::datasets::parse::shorten;
 
 /// The form that the answer must have.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -15,6 +16,12 @@ pub(crate) struct ResponseFormat {
     pub kind: String,
     /// The schema, for `json_schema`.
     pub json_schema: Option<JsonSchemaFormat>,
+    /// Extension: the schema, for `json_object`.
+    #[schema(value_type = Option<Object>)]
+    pub schema: Option<Value>,
+    /// Not supported: the schema of other servers.
+    #[schema(ignore)]
+    pub value: Option<Value>,
 }
 
 /// A named JSON schema.
@@ -36,9 +43,13 @@ pub(crate) struct JsonSchemaFormat {
 impl ResponseFormat {
     /// Returns the schema that the answer must follow; `None` if any text will do.
     pub(crate) fn schema(&self) -> Result<Option<Value>> {
+        self.refuse_misplaced()?;
         match self.kind.as_str() {
             "text" => Ok(None),
-            "json_object" => Ok(Some(json!({"type": "object"}))),
+            "json_object" => match &self.schema {
+                None => Ok(Some(json!({"type": "object"}))),
+                Some(schema) => prepare(schema.clone(), "response_format.schema").map(Some),
+            },
             "json_schema" => {
                 let format = self.json_schema.as_ref().ok_or_else(|| {
                     let message = "'response_format' of type 'json_schema' needs the field 'json_schema'.";
@@ -53,6 +64,26 @@ impl ResponseFormat {
                 Err(Problem::invalid_code("response_format.type", "invalid_value", message))
             }
         }
+    }
+
+    /// Refuses a schema where the type has no place for it, since the answer would not follow it.
+    fn refuse_misplaced(&self) -> Result<()> {
+        for (field, given, home) in [
+            ("json_schema", self.json_schema.is_some(), Some("json_schema")),
+            ("schema", self.schema.is_some(), Some("json_object")),
+            ("value", self.value.is_some(), None),
+        ] {
+            if given && home != Some(self.kind.as_str()) {
+                let param = format!("response_format.{field}");
+                let message = format!(
+                    "'{param}' is not supported with the type '{}': send the schema as 'json_schema' with the type \
+                     'json_schema'.",
+                    shorten(&self.kind)
+                );
+                return Err(Problem::invalid_code(param, "unsupported_parameter", message));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -79,6 +110,8 @@ mod tests {
     fn each_type_has_its_schema() {
         assert_eq!(schema(json!({"type": "text"})).expect("fine"), None);
         assert_eq!(schema(json!({"type": "json_object"})).expect("fine"), Some(json!({"type": "object"})));
+        let beside = json!({"type": "json_object", "schema": {"type": "null"}});
+        assert_eq!(schema(beside).expect("fine"), Some(json!({"type": "null"})));
         let given =
             json!({"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": {"type": "null"}}});
         assert_eq!(schema(given).expect("fine"), Some(json!({"type": "null"})));
@@ -89,6 +122,9 @@ mod tests {
         for (format, field) in [
             (json!({"type": "xml"}), "response_format.type"),
             (json!({"type": "json_schema"}), "response_format.json_schema"),
+            (json!({"type": "text", "schema": {}}), "response_format.schema"),
+            (json!({"type": "json_object", "json_schema": {"name": "a"}}), "response_format.json_schema"),
+            (json!({"type": "json_object", "value": {}}), "response_format.value"),
             (json!({"type": "json_schema", "json_schema": {"name": "a b"}}), "response_format.json_schema.name"),
             (
                 json!({"type": "json_schema", "json_schema": {"name": "a".repeat(65)}}),

@@ -8,8 +8,11 @@ use utoipa::ToSchema;
 
 use super::format::ResponseFormat;
 use super::messages::ChatMessage;
-use crate::api::generation::generate::fields::{SamplingFields, StopTexts, StreamOptions};
+use crate::api::generation::foreign_fields::{Route, RouteBody};
+use crate::api::generation::generate::fields::{SamplingFields, StreamOptions};
+use crate::api::generation::generate::stops::{StopFields, StopTexts};
 use crate::api::http::error::{Problem, Result};
+use crate::api::http::values;
 use crate::api::operations::checks::within;
 
 /// A request for an answer in a conversation.
@@ -20,8 +23,12 @@ pub(crate) struct ChatRequest {
     /// The conversation so far.
     pub messages: Vec<ChatMessage>,
     /// New tokens for each choice at the most; by default until the model ends its answer or the context is full.
+    #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub max_completion_tokens: Option<usize>,
     /// The older name of `max_completion_tokens`.
+    #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub max_tokens: Option<usize>,
     /// 0 takes the most probable token each time.
     #[schema(minimum = 0, maximum = 2, default = 1)]
@@ -31,12 +38,14 @@ pub(crate) struct ChatRequest {
     pub top_p: Option<f32>,
     /// Extension: draw among this many of the most probable tokens; 0 and -1 mean all.
     #[schema(minimum = -1, default = 0)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub top_k: Option<i64>,
     /// Extension: draw among tokens that are at least this probable, relative to the most probable one.
     #[schema(minimum = 0, maximum = 1, default = 0)]
     pub min_p: Option<f32>,
     /// Choices.
     #[schema(minimum = 1, maximum = 128, default = 1)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub n: Option<usize>,
     /// Send events as tokens are drawn.
     pub stream: Option<bool>,
@@ -44,7 +53,15 @@ pub(crate) struct ChatRequest {
     pub stream_options: Option<StreamOptions>,
     /// Texts that end a choice; they are not part of it.
     pub stop: Option<StopTexts>,
+    /// Extension: token ids that end a choice.
+    #[serde(default, deserialize_with = "values::optional_list")]
+    #[schema(max_items = 128)]
+    pub stop_token_ids: Option<Vec<u32>>,
+    /// Extension: go on where the model would end its answer.
+    #[schema(default = false)]
+    pub ignore_eos: Option<bool>,
     /// The same seed gives the same text.
+    #[serde(default, deserialize_with = "values::optional")]
     pub seed: Option<i64>,
     /// Lowers tokens that have occurred.
     #[schema(minimum = -2, maximum = 2, default = 0)]
@@ -74,6 +91,7 @@ pub(crate) struct ChatRequest {
     pub logprobs: Option<bool>,
     /// And with those of this many most probable tokens at its place; needs `logprobs`.
     #[schema(minimum = 0, maximum = 20)]
+    #[serde(default, deserialize_with = "values::optional")]
     pub top_logprobs: Option<usize>,
 }
 
@@ -143,7 +161,28 @@ pub(crate) enum FunctionChoice {
     Named(FunctionName),
 }
 
+impl RouteBody for ChatRequest {
+    const ROUTE: Route = Route::Chat;
+}
+
 impl ChatRequest {
+    /// Returns the largest number of new tokens; `None` if the request does not limit it.
+    pub(crate) fn max_tokens(&self) -> Result<Option<usize>> {
+        for (param, limit) in [("max_completion_tokens", self.max_completion_tokens), ("max_tokens", self.max_tokens)] {
+            if limit == Some(0) {
+                let message = format!("Invalid '{param}': expected a whole number of at least 1, got 0.");
+                return Err(Problem::invalid_code(param, "invalid_value", message));
+            }
+        }
+        Ok(self.max_completion_tokens.or(self.max_tokens))
+    }
+
+    /// Returns the fields that say where an answer ends.
+    pub(crate) fn stop_fields(&self) -> StopFields {
+        let (stop, stop_token_ids) = (self.stop.clone(), self.stop_token_ids.clone());
+        StopFields { stop, stop_token_ids, ignore_eos: self.ignore_eos == Some(true) }
+    }
+
     /// Returns how many of the most probable tokens to show with each token; `None` if no log probabilities are wanted.
     pub(crate) fn logprobs(&self) -> Result<Option<usize>> {
         let top = within("top_logprobs", self.top_logprobs, 0, 20)?.unwrap_or(0);
@@ -179,6 +218,20 @@ mod tests {
 
     fn request(json: &str) -> ChatRequest {
         parse(json.as_bytes()).expect("a request")
+    }
+
+    #[test]
+    fn an_answer_has_at_least_one_token() {
+        for (extra, expected) in [
+            (r#""n":1.0"#, Some(None)),
+            (r#""max_tokens":5.0"#, Some(Some(5))),
+            (r#""max_tokens":5,"max_completion_tokens":7"#, Some(Some(7))),
+            (r#""max_completion_tokens":0"#, None),
+            (r#""max_tokens":0"#, None),
+        ] {
+            let request = request(&format!(r#"{{"model":"m","messages":[],{extra}}}"#));
+            assert_eq!(request.max_tokens().ok(), expected, "{extra}");
+        }
     }
 
     #[test]

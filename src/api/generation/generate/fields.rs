@@ -1,4 +1,4 @@
-//! Fields of a request that completions and chat share, and their ranges: sampling, stop texts, the number of answers.
+//! Fields of a request that completions and chat share, and their ranges: sampling and the number of answers.
 
 use std::collections::HashMap;
 
@@ -8,35 +8,6 @@ use utoipa::ToSchema;
 use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
 use crate::engine::Sampling;
-
-/// One text or up to four.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected a string or an array of strings")]
-pub(crate) enum StopTexts {
-    /// One text.
-    One(String),
-    /// Up to four texts.
-    Many(Vec<String>),
-}
-
-impl StopTexts {
-    /// Returns the texts: at most four, none empty.
-    pub(crate) fn check(stop: Option<Self>) -> Result<Vec<String>> {
-        let texts = match stop {
-            None => Vec::new(),
-            Some(Self::One(text)) => vec![text],
-            Some(Self::Many(texts)) => texts,
-        };
-        if texts.len() > 4 {
-            let message = format!("'stop' has {} texts; at most 4 are allowed.", texts.len());
-            return Err(Problem::invalid_code("stop", "array_above_max_length", message));
-        }
-        if texts.iter().any(String::is_empty) {
-            return Err(Problem::invalid("stop", "'stop' must not hold an empty text."));
-        }
-        Ok(texts)
-    }
-}
 
 /// The fields of a request that say how tokens are drawn.
 #[derive(Debug, Default)]
@@ -169,16 +140,6 @@ mod tests {
             let fields = SamplingFields { logit_bias: Some(&map), ..SamplingFields::default() };
             assert_eq!(fields.check(10).is_ok(), fine, "{key} {bias}");
         }
-    }
-
-    #[test]
-    fn stop_takes_up_to_four_texts() {
-        let read = |json: &str| StopTexts::check(serde_json::from_str(json).expect("a stop"));
-        assert_eq!(read("null").expect("none"), Vec::<String>::new());
-        assert_eq!(read(r#""a""#).expect("one"), ["a"]);
-        assert_eq!(read(r#"["a","b","c","d"]"#).expect("four").len(), 4);
-        assert!(read(r#"["a","b","c","d","e"]"#).is_err());
-        assert!(read(r#"[""]"#).is_err());
     }
 
     #[test]
