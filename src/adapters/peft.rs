@@ -155,6 +155,6 @@ pub fn read(config: &[u8], weights: &[u8], model: &ModelConfig, device: &Device)
 
 /// Returns the base model that `adapter_config.json` names, if it names one.
 pub fn base_name(config: &[u8]) -> Option<String> {
-    let config: Value = serde_json::from_slice(config).ok()?;
+    let config = config::parse(config).ok()?;
     Some(config["base_model_name_or_path"].as_str()?.to_owned())
 }

@@ -7,6 +7,7 @@ mod exact;
 #[path = "../common/fixtures.rs"]
 mod fixtures;
 
+mod checkpoints;
 mod decoder;
 mod gradients;
 mod kernels;

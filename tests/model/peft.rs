@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod forms;
+
 use std::path::{Path, PathBuf};
 
 use attune::adapters::Error;
@@ -200,7 +202,6 @@ fn what_cannot_be_applied_is_refused_by_name() {
         assert!(refusal(|config| config["init_lora_weights"] = json!(init)).contains("`init_lora_weights`"), "{init}");
     }
     for field in [
-        "fan_in_fan_out",
         "use_qalora",
         "use_bdlora",
         "use_something_new",

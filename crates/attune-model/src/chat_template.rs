@@ -1,52 +1,65 @@
 //! Renders chats with the model's own Jinja template, as Hugging Face's tokenizers do.
 //!
-//! Called by `api` (chat completions) and by `datasets` (chats of a training file). The environment follows
-//! `transformers/utils/chat_template_utils.py`: blocks are trimmed, loop controls are on, Python's methods on strings,
-//! lists and dictionaries work, `tojson` writes what `json.dumps(ensure_ascii=False)` writes.
+//! Called by `api` (chat completions) and by `datasets` (chats of a training file). `sources.rs` finds the templates,
+//! `engine.rs` sets up minijinja as transformers sets up Jinja2; the other files give it Python's values, filters and
+//! methods.
+
+mod arguments;
+mod data;
+mod engine;
+mod filters;
+mod json;
+mod kinds;
+mod methods;
+mod python;
+mod sequences;
+mod sources;
 
 use std::path::Path;
 
-use minijinja::value::{Kwargs, Value as JinjaValue};
-use minijinja::{Environment, ErrorKind, context};
-use serde::Serialize as _;
+use minijinja::{Environment, context};
 use serde_json::Value;
 
-use super::tokenizer::{read_json, special_tokens};
+use super::tokenizer::special_tokens;
 use super::tool_syntax::ToolSyntax;
 use crate::{Error, Result};
 
-/// Name of the one template in the environment.
-const TEMPLATE: &str = "chat";
+/// Name of the template that renders chats for which there is no other.
+const DEFAULT: &str = "default";
+/// Name of the template that renders chats with tools, if the model has one.
+const TOOL_USE: &str = "tool_use";
 
-/// A compiled chat template.
+/// A model's compiled chat templates: most have one, some another for chats with tools.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    names: Vec<String>,
     tool_syntax: ToolSyntax,
 }
 
 impl ChatTemplate {
-    /// Reads `chat_template.jinja`, or `chat_template` of `tokenizer_config.json`; `None` if there is neither.
+    /// Reads the folder's templates: `chat_template.jinja` and `additional_chat_templates/*.jinja`, or `chat_template`
+    /// of `tokenizer_config.json`; `None` if there are none.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
-        let Some((source, origin)) = find_source(folder)? else { return Ok(None) };
-        let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_filter("tojson", to_json);
+        let sources = sources::find(folder)?;
+        if sources.is_empty() {
+            return Ok(None);
+        }
+        let mut environment = engine::environment();
         for (role, token) in special_tokens(folder)? {
             environment.add_global(role, token);
         }
-        environment
-            .add_template_owned(TEMPLATE, without_generation_tags(&source))
-            .map_err(|error| Error::Setup(format!("{origin}: chat template: {error}")))?;
-        let variables = environment.get_template(TEMPLATE).map(|template| template.undeclared_variables(false));
-        let reads_tools = variables.is_ok_and(|variables| variables.contains("tools"));
-        let tool_syntax = ToolSyntax::of_template(&source, reads_tools);
-        Ok(Some(Self { environment, tool_syntax }))
+        let mut tool_syntax = ToolSyntax::PLAIN;
+        // The one for tools, if there is one, tells how the model writes calls.
+        for (name, source) in sources.iter().filter(|(name, _)| [DEFAULT, TOOL_USE].contains(&name.as_str())) {
+            environment
+                .add_template_owned(name.clone(), engine::prepare(&source.text))
+                .map_err(|error| Error::Setup(format!("{}: chat template: {error}", source.origin)))?;
+            let variables = environment.get_template(name).map(|template| template.undeclared_variables(false));
+            let reads_tools = variables.is_ok_and(|variables| variables.contains("tools"));
+            tool_syntax = ToolSyntax::of_template(&source.text, reads_tools);
+        }
+        Ok(Some(Self { environment, names: sources.into_keys().collect(), tool_syntax }))
     }
 
     /// Returns the syntax in which the model writes tool calls.
@@ -55,136 +68,28 @@ impl ChatTemplate {
     }
 
     /// Renders the prompt for `messages` (objects with `role` and `content`), ending where the assistant's answer
-    /// begins if `add_generation_prompt`. A template's own complaint (`raise_exception`) is an
+    /// begins if `add_generation_prompt`. With tools it is the template `tool_use` that renders, if the model has one;
+    /// an empty list of tools is none. A template's own complaint (`raise_exception`) is an
     /// [`crate::Error::Template`].
     pub fn render(&self, messages: &[Value], tools: Option<&[Value]>, add_generation_prompt: bool) -> Result<String> {
-        let template = self
-            .environment
-            .get_template(TEMPLATE)
-            .map_err(|error| Error::Internal(format!("chat template: {error}")))?;
+        let tools = tools.filter(|tools| !tools.is_empty());
+        let has_tool_use = self.names.iter().any(|name| name == TOOL_USE);
+        let name = if tools.is_some() && has_tool_use { TOOL_USE } else { DEFAULT };
+        let template = self.environment.get_template(name).map_err(|_| {
+            let names = self.names.join(", ");
+            Error::Template(format!("The model has no chat template for this chat: it has {names}, but no {name}."))
+        })?;
+        let list = |items: &[Value]| data::list(items.iter().map(data::from_json).collect());
+        let (messages, tools) = (list(messages), tools.map(list));
         // `tools` and `documents` are always defined, `none` if absent, as in transformers: templates test both ways.
         let variables = context! { messages, tools, documents => (), add_generation_prompt };
         template.render(variables).map_err(|error| {
             // Any other failure is due to these messages too: a missing `content`, a list instead of a text.
-            let message = complaint(&error).unwrap_or_else(|| {
+            let message = engine::complaint(&error).unwrap_or_else(|| {
                 format!("The model's chat template cannot render these messages: {error}. Check roles and contents.")
             });
             Error::Template(message)
         })
-    }
-}
-
-/// Returns the template's text and the file it came from; of a list of named templates, the one named `default`.
-fn find_source(folder: &Path) -> Result<Option<(String, String)>> {
-    let file = folder.join("chat_template.jinja");
-    if file.is_file() {
-        let source = std::fs::read_to_string(&file).map_err(Error::io(format!("read {}", file.display())))?;
-        return Ok(Some((source, file.display().to_string())));
-    }
-    let file = folder.join("tokenizer_config.json");
-    let Some(config) = read_json(&file)? else { return Ok(None) };
-    let source = match &config["chat_template"] {
-        Value::Null => return Ok(None),
-        Value::String(source) => source.clone(),
-        Value::Array(named) => {
-            let default = named.iter().find(|entry| entry["name"] == "default").or_else(|| named.first());
-            let source = default.and_then(|entry| entry["template"].as_str());
-            source.map(str::to_owned).ok_or_else(|| {
-                Error::Setup(format!("{}: chat_template is a list without `name` and `template`", file.display()))
-            })?
-        }
-        _ => return Err(Error::Setup(format!("{}: chat_template is neither text nor a list", file.display()))),
-    };
-    Ok(Some((source, file.display().to_string())))
-}
-
-/// Replaces `{% generation %}` tags by conditions that always hold, which keeps their whitespace control. transformers
-/// marks the assistant's part with these tags, which only its mask of training tokens reads.
-fn without_generation_tags(source: &str) -> String {
-    let mut output = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(open) = rest.find("{%") {
-        let Some(length) = rest[open..].find("%}") else { break };
-        let tag = &rest[open + 2..open + length];
-        let name = tag.trim_matches(|character: char| matches!(character, '-' | '+') || character.is_whitespace());
-        output.push_str(&rest[..open + 2]);
-        match name {
-            "generation" => output.push_str(&tag.replace(name, " if true ")),
-            "endgeneration" => output.push_str(&tag.replace(name, " endif ")),
-            _ => output.push_str(tag),
-        }
-        output.push_str("%}");
-        rest = &rest[open + length + 2..];
-    }
-    output.push_str(rest);
-    output
-}
-
-/// Message of a template's `raise_exception`, kept as the source of the engine's error to tell it from other failures.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Complaint(String);
-
-fn raise_exception(message: String) -> Result<JinjaValue, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Complaint(message)))
-}
-
-fn complaint(error: &minijinja::Error) -> Option<String> {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        if let Some(Complaint(message)) = error.downcast_ref() {
-            return Some(message.clone());
-        }
-        source = error.source();
-    }
-    None
-}
-
-/// Returns today's local date and time in C's format, like Python's `datetime.now().strftime`.
-fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
-    jiff::fmt::strtime::format(format, &jiff::Zoned::now())
-        .map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
-}
-
-/// Serializes like `json.dumps(value, ensure_ascii=False, indent=indent)`: minijinja's own `tojson` escapes for HTML
-/// and writes no blanks.
-#[allow(clippy::needless_pass_by_value, reason = "the engine hands a filter its options by value")]
-fn to_json(value: &JinjaValue, indent: Option<usize>, options: Kwargs) -> Result<JinjaValue, minijinja::Error> {
-    let failed = |error: &dyn std::fmt::Display| {
-        minijinja::Error::new(ErrorKind::InvalidOperation, format!("cannot serialize to JSON: {error}"))
-    };
-    let indent = match indent {
-        Some(indent) => Some(indent),
-        None => options.get::<Option<usize>>("indent")?,
-    };
-    let mut output = Vec::new();
-    match indent {
-        Some(indent) => {
-            let blanks = vec![b' '; indent];
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(&blanks);
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut output, formatter))
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut output, PythonJson)),
-    }
-    .map_err(|error| failed(&error))?;
-    let text = String::from_utf8(output).map_err(|error| failed(&error))?;
-    Ok(JinjaValue::from_safe_string(text))
-}
-
-/// JSON formatter with Python's separators, `", "` and `": "`.
-struct PythonJson;
-
-impl serde_json::ser::Formatter for PythonJson {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
-        writer.write_all(b": ")
     }
 }
 

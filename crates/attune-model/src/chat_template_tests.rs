@@ -97,6 +97,62 @@ fn tojson_indents_and_dates_are_written() {
 }
 
 #[test]
+fn templates_render_as_jinja2_renders_them() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/templates.json");
+    let table: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let (messages, tools) = (table["messages"].as_array().unwrap(), table["tools"].as_array().unwrap());
+    let mut wrong = Vec::new();
+    for pair in table["rendered"].as_array().unwrap() {
+        let template = template(&json!({"chat_template": pair[0]}));
+        let rendered = template.render(messages, Some(tools), true);
+        if rendered.as_deref().ok() != pair[1].as_str() {
+            wrong.push(format!("{}\n  expected {}\n  rendered {rendered:?}", pair[0], pair[1]));
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn a_chat_with_tools_takes_the_template_for_tools_and_any_other_the_default() {
+    let named = json!([
+        {"name": "default", "template": "plain"},
+        {"name": "tool_use", "template": "{{ tools | length }} tools <tool_call>"},
+    ]);
+    let template = template(&json!({"chat_template": named}));
+    let messages = chat(&[("user", "Hi")]);
+    assert_eq!(template.render(&messages, Some(&[json!({})]), true).unwrap(), "1 tools <tool_call>");
+    for tools in [None, Some([].as_slice())] {
+        assert_eq!(template.render(&messages, tools, true).unwrap(), "plain");
+    }
+    assert_eq!(template.tool_syntax(), ToolSyntax::HERMES);
+}
+
+#[test]
+fn additional_templates_are_read_from_their_folder_and_win_over_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("tokenizer_config.json", &json!({"chat_template": "old"}).to_string());
+    write("chat_template.jinja", "plain\r\ntext");
+    std::fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
+    write("additional_chat_templates/tool_use.jinja", "with {{ tools[0].name }}");
+    write("additional_chat_templates/rag.jinja", "{% broken");
+    let template = ChatTemplate::read(folder.path()).unwrap().unwrap();
+    assert_eq!(template.render(&[], None, true).unwrap(), "plain\ntext");
+    assert_eq!(template.render(&[], Some(&[json!({"name": "f"})]), true).unwrap(), "with f");
+    std::fs::remove_file(folder.path().join("chat_template.jinja")).unwrap();
+    let template = ChatTemplate::read(folder.path()).unwrap().unwrap();
+    let error = template.render(&[], None, true).unwrap_err().to_string();
+    assert!(error.contains("rag, tool_use") && error.contains("no default"), "{error}");
+}
+
+#[test]
+fn a_template_in_the_file_of_a_processor_is_read_if_there_is_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("chat_template.json"), json!({"chat_template": "x"}).to_string()).unwrap();
+    assert_eq!(ChatTemplate::read(folder.path()).unwrap().unwrap().render(&[], None, true).unwrap(), "x");
+}
+
+#[test]
 fn the_file_of_its_own_wins_and_a_broken_template_names_its_file() {
     let folder = tempfile::tempdir().unwrap();
     assert!(ChatTemplate::read(folder.path()).unwrap().is_none());

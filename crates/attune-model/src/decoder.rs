@@ -4,6 +4,7 @@
 //! Training (`train/backward.rs`) attends over packed sequences and keeps the activations that [`Block::forward`]
 //! returns.
 
+mod head;
 mod second_stream;
 mod serving;
 mod warm_up;
@@ -150,7 +151,20 @@ impl Block {
         let linear = |site: Site, input: usize, output: usize| -> Result<Linear> {
             let name = format!("{prefix}.{}", site.path());
             let weight = weights.get(&format!("{name}.weight"), &[output, input])?;
-            let bias = weights.get_optional(&format!("{name}.bias"), &[output])?;
+            let bias_name = format!("{name}.bias");
+            let has_bias = match site {
+                Site::Query | Site::Key | Site::Value => config.biases.query_key_value,
+                Site::Output => config.biases.output,
+                Site::Gate | Site::Up | Site::Down => config.biases.mlp,
+            };
+            let bias = if has_bias {
+                weights.get_optional(&bias_name, &[output])?
+            } else {
+                if weights.has(&bias_name) {
+                    tracing::warn!(tensor = bias_name, "config.json has no such bias: it is not read");
+                }
+                None
+            };
             Linear::new(&weight, bias, storage, kernels)
         };
         let query_key_norm = if config.query_key_norm {
@@ -283,11 +297,11 @@ impl Decoder {
     /// Builds the same decoder over `kernels`, whose device `weights` are loaded onto.
     pub fn load_on(config: &ModelConfig, weights: &Weights, storage: &Storage, kernels: &Kernels) -> Result<Self> {
         storage.check_on(kernels)?;
-        let table = |name: &str| -> Result<Linear> {
-            Linear::table(&weights.get(name, &[config.vocab_size, config.hidden_size])?, storage, kernels)
-        };
-        let embedding = table("model.embed_tokens.weight")?;
-        let untied_head = if config.tie_word_embeddings { None } else { Some(table("lm_head.weight")?) };
+        let embedding = weights.get("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?;
+        let untied_head = head::untied(config, weights, &embedding)?;
+        let table = |weight: &Tensor| Linear::table(weight, storage, kernels);
+        let untied_head = untied_head.as_ref().map(table).transpose()?;
+        let embedding = table(&embedding)?;
         let blocks = (0..config.num_hidden_layers).map(|index| Block::load(index, config, weights, storage, kernels));
         Ok(Self {
             embedding,

@@ -42,13 +42,15 @@ pub enum RopeScaling {
 }
 
 impl RopeScaling {
-    /// Reads `rope_parameters` or the older `rope_scaling`.
-    pub fn parse(parameters: Option<&Value>, context: usize) -> Result<Self, String> {
+    /// Reads `rope_parameters` or the older `rope_scaling` of a model with a `context` in tokens. What the configuration
+    /// itself calls its `original_context` wins over what the parameters call so.
+    pub fn parse(parameters: Option<&Value>, context: usize, original_context: Option<f64>) -> Result<Self, String> {
         let Some(parameters) = parameters.filter(|value| !value.is_null()) else { return Ok(Self::None) };
         let kind = parameters["rope_type"].as_str().or(parameters["type"].as_str()).unwrap_or("default");
         let number = |name: &str| parameters[name].as_f64();
         let required = |name: &str| number(name).ok_or(format!("rope type `{kind}` needs `{name}`"));
-        let original_context = number("original_max_position_embeddings").unwrap_or(context as f64);
+        let context = context as f64;
+        let original_context = original_context.or(number("original_max_position_embeddings")).unwrap_or(context);
         match kind {
             "default" => Ok(Self::None),
             "linear" => Ok(Self::Linear { factor: required("factor")? }),
@@ -59,7 +61,11 @@ impl RopeScaling {
                 original_context,
             }),
             "yarn" => {
-                let factor = required("factor")?;
+                // Present and `null`, it is the ratio of the two contexts.
+                let factor = match parameters.get("factor") {
+                    Some(Value::Null) => context / original_context,
+                    _ => required("factor")?,
+                };
                 let scale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
                 let default_factor = match (number("mscale"), number("mscale_all_dim")) {
                     (Some(m), Some(all)) if m != 0.0 && all != 0.0 => scale(m) / scale(all),
@@ -67,8 +73,8 @@ impl RopeScaling {
                 };
                 Ok(Self::Yarn {
                     factor,
-                    beta_fast: number("beta_fast").unwrap_or(32.0),
-                    beta_slow: number("beta_slow").unwrap_or(1.0),
+                    beta_fast: number("beta_fast").filter(|beta| *beta != 0.0).unwrap_or(32.0),
+                    beta_slow: number("beta_slow").filter(|beta| *beta != 0.0).unwrap_or(1.0),
                     original_context,
                     attention_factor: number("attention_factor").unwrap_or(default_factor),
                     truncate: parameters["truncate"].as_bool().unwrap_or(true),

@@ -19,22 +19,23 @@ enum Source {
     Folder {
         files: MmapedSafetensors,
         folder: PathBuf,
+        /// True if names lack `model.`: those of a checkpoint of hidden states alone, such as an embedding model's.
+        flat: bool,
     },
     /// Normally distributed numbers with this standard deviation; norms are 1.
-    Random {
-        deviation: f32,
-    },
+    Random { deviation: f32 },
 }
 
 impl Weights {
     /// Maps the folder's safetensors files.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
-        let paths = shard_paths(folder)?;
+        let paths = files(folder)?;
         // SAFETY: the files are mapped read-only; as for every server of such files, changing them while they are
         // mapped is the operator's fault, and can at worst change weights, since the header is checked once here.
         let files = unsafe { MmapedSafetensors::multi(&paths) }
             .map_err(|error| Error::Setup(format!("{}: cannot read the weights: {error}", folder.display())))?;
-        Ok(Self { source: Source::Folder { files, folder: folder.to_path_buf() }, device: device.clone() })
+        let flat = files.get("model.embed_tokens.weight").is_err() && files.get("embed_tokens.weight").is_ok();
+        Ok(Self { source: Source::Folder { files, folder: folder.to_path_buf(), flat }, device: device.clone() })
     }
 
     /// Makes any tensor that is asked for of random numbers: for measurements, whose speed does not depend on the
@@ -45,12 +46,12 @@ impl Weights {
 
     /// Loads the tensor `name` as f32; refuses one whose shape is not `shape`.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let (files, folder) = match &self.source {
-            Source::Folder { files, folder } => (files, folder),
+        let (files, folder, name) = match &self.source {
+            Source::Folder { files, folder, flat } => (files, folder, stored_name(name, *flat)),
             Source::Random { .. } if shape.len() == 1 => return Ok(Tensor::ones(shape, DType::F32, &self.device)?),
             Source::Random { deviation } => return Ok(Tensor::randn(0.0_f32, *deviation, shape, &self.device)?),
         };
-        let fault = |message: &str| Error::Setup(format!("{}: {message}", folder.display()));
+        let fault = |message: &str| setup(folder, message);
         let view = files.get(name).map_err(|_| fault(&format!("the tensor `{name}` is missing")))?;
         if view.shape() != shape {
             return Err(fault(&format!("the tensor `{name}` has shape {:?}, expected {shape:?}", view.shape())));
@@ -62,8 +63,24 @@ impl Weights {
     /// Loads the tensor `name`; `None` if the checkpoint has none.
     pub fn get_optional(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
         match &self.source {
-            Source::Folder { files, .. } if files.get(name).is_ok() => self.get(name, shape).map(Some),
+            Source::Folder { .. } if self.has(name) => self.get(name, shape).map(Some),
             _ => Ok(None),
+        }
+    }
+
+    /// Returns an error about the checkpoint, which it names.
+    pub(super) fn fault(&self, message: &str) -> Error {
+        match &self.source {
+            Source::Folder { folder, .. } => setup(folder, message),
+            Source::Random { .. } => Error::Setup(message.into()),
+        }
+    }
+
+    /// Returns true if the checkpoint has the tensor `name`; random weights have none before they are asked for.
+    pub fn has(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Folder { files, flat, .. } => files.get(stored_name(name, *flat)).is_ok(),
+            Source::Random { .. } => false,
         }
     }
 
@@ -79,7 +96,17 @@ impl std::fmt::Debug for Weights {
     }
 }
 
-fn shard_paths(folder: &Path) -> Result<Vec<PathBuf>> {
+fn setup(folder: &Path, message: &str) -> Error {
+    Error::Setup(format!("{}: {message}", folder.display()))
+}
+
+/// Returns the name that the checkpoint has for the tensor `name`.
+fn stored_name(name: &str, flat: bool) -> &str {
+    name.strip_prefix("model.").filter(|_| flat).unwrap_or(name)
+}
+
+/// Returns the paths of the folder's safetensors files.
+pub(super) fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let single = folder.join("model.safetensors");
     if single.is_file() {
         return Ok(vec![single]);

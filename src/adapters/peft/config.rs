@@ -19,10 +19,9 @@ const MAX_EXPRESSIONS: usize = 256;
 const AMBIGUOUS: [&str; 3] = ["&&", "--", "~~"];
 
 /// Fields that must be absent, false or empty.
-const UNSUPPORTED: [&str; 14] = [
+const UNSUPPORTED: [&str; 13] = [
     "modules_to_save",
     "lora_bias",
-    "fan_in_fan_out",
     "layer_replication",
     "trainable_token_indices",
     "target_parameters",
@@ -102,8 +101,8 @@ enum Pattern {
 impl PeftConfig {
     /// Reads and judges the file.
     pub fn read(config: &[u8]) -> Result<Self> {
-        let fields: Fields =
-            serde_json::from_slice(config).map_err(|error| refuse(format_args!("adapter_config.json: {error}")))?;
+        let fields = Fields::deserialize(parse(config)?)
+            .map_err(|error| refuse(format_args!("adapter_config.json: {error}")))?;
         if fields.peft_type != "LORA" {
             return Err(refuse(format_args!("its peft_type is `{}`, only LORA is supported", fields.peft_type)));
         }
@@ -142,11 +141,12 @@ impl PeftConfig {
         found.and_then(|found| found.name("idx")?.as_str().parse().ok()).is_some_and(|index| blocks.contains(&index))
     }
 
-    /// Returns the first of `target_modules` that names none of `paths`, excluded ones apart.
-    pub fn unknown_target(&self, paths: &[String]) -> Option<&str> {
+    /// Returns the first of `target_modules` that names one of `paths`, excluded ones apart. Names that the model does
+    /// not have at all change nothing, as in PEFT: many adapters list those of several families.
+    pub fn named_target<'a>(&self, paths: &'a [String]) -> Option<&'a str> {
         let Modules::Names(names) = &self.targets else { return None };
-        let unknown = |name: &&String| !self.excluded.contain(name) && !paths.iter().any(|path| is_named(name, path));
-        names.iter().find(unknown).map(String::as_str)
+        let named = |path: &&String| names.iter().any(|name| is_named(name, path)) && !self.excluded.contain(path);
+        paths.iter().find(named).map(String::as_str)
     }
 
     /// Rank and scale of the layer at `path`; ranks above `max_rank` are refused.
@@ -180,6 +180,35 @@ impl Modules {
             Self::AllLinear => true,
         }
     }
+}
+
+/// Parses `adapter_config.json` as Python does: a mark of the byte order is skipped, the last of equal keys counts, and
+/// `NaN` and `Infinity` are values, here texts of which no field takes one.
+pub(super) fn parse(config: &[u8]) -> Result<Value> {
+    let config = config.strip_prefix(b"\xef\xbb\xbf").unwrap_or(config);
+    serde_json::from_slice(config)
+        .or_else(|error| serde_json::from_str(&with_quoted_numbers(config).ok_or(error)?))
+        .map_err(|error| refuse(format_args!("adapter_config.json: {error}")))
+}
+
+/// Puts quotation marks around the numbers that JSON does not have; `None` if `config` is not text.
+fn with_quoted_numbers(config: &[u8]) -> Option<String> {
+    let mut rest = std::str::from_utf8(config).ok()?;
+    let mut output = String::with_capacity(rest.len());
+    let (mut inside, mut escaped) = (false, false);
+    while let Some(character) = rest.chars().next() {
+        let number = ["NaN", "Infinity", "-Infinity"].into_iter().find(|number| !inside && rest.starts_with(number));
+        if let Some(number) = number {
+            output.extend(["\"", number, "\""]);
+            rest = &rest[number.len()..];
+            continue;
+        }
+        inside ^= character == '"' && !escaped;
+        escaped = character == '\\' && !escaped;
+        output.push(character);
+        rest = &rest[character.len_utf8()..];
+    }
+    Some(output)
 }
 
 /// Whether `name` is the layer at `path` in full or its last parts.

@@ -83,9 +83,9 @@ impl HostAdapter {
         let config = PeftConfig::read(config)?;
         let halves = places(&weights, model)?;
         let paths: Vec<String> = all_places(model).map(|(block, site)| path(block, site)).collect();
-        if let Some(unknown) = config.unknown_target(&paths) {
+        if let Some(other) = config.named_target(&other_modules(model)) {
             return Err(refuse(format_args!(
-                "target_modules names `{unknown}`, which is none of the layers that can be adapted: q_proj, k_proj, \
+                "target_modules names `{other}`, which is none of the layers that can be adapted: q_proj, k_proj, \
                  v_proj, o_proj, gate_proj, up_proj, down_proj"
             )));
         }
@@ -219,6 +219,18 @@ fn path(block: usize, site: Site) -> String {
     format!("model.layers.{block}.{}", site.path())
 }
 
+/// Returns the names of everything in the model that is no linear layer of a block.
+fn other_modules(model: &ModelConfig) -> Vec<String> {
+    let outside = ["model", "model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head"];
+    let mut inside = vec!["", ".self_attn", ".mlp", ".mlp.act_fn", ".input_layernorm", ".post_attention_layernorm"];
+    if model.query_key_norm {
+        inside.extend([".self_attn.q_norm", ".self_attn.k_norm"]);
+    }
+    let blocks = (0..model.num_hidden_layers)
+        .flat_map(|block| inside.iter().map(move |module| format!("model.layers.{block}{module}")));
+    outside.into_iter().map(str::to_owned).chain(blocks).collect()
+}
+
 /// A and B of each place, as the file's header has them.
 type Halves = BTreeMap<(usize, Site), [Option<Matrix>; 2]>;
 
@@ -238,7 +250,10 @@ fn places(weights: &[u8], model: &ModelConfig) -> Result<Halves> {
     for (name, info) in &tensors {
         let (block, site, half) =
             parse_name(name).filter(|(block, ..)| *block < model.num_hidden_layers).ok_or_else(|| no_place(name))?;
-        halves.entry((block, site)).or_default()[half] = Some(matrix(name, info, 8 + header)?);
+        let place = &mut halves.entry((block, site)).or_default()[half];
+        if place.replace(matrix(name, info, 8 + header)?).is_some() {
+            return Err(refuse(format_args!("`{name}` is there twice, with and without the adapter's name")));
+        }
     }
     Ok(halves)
 }
@@ -267,9 +282,12 @@ fn parse_name(name: &str) -> Option<(usize, Site, usize)> {
     let rest = name.strip_prefix(PREFIX)?.strip_prefix("model.layers.")?;
     let (index, rest) = rest.split_once('.')?;
     let block: usize = index.parse().ok()?;
-    let (path, half) = match rest.strip_suffix(".lora_A.weight") {
+    // A state that was saved without PEFT's own function keeps the adapter's name.
+    let rest = rest.strip_suffix(".weight")?;
+    let rest = rest.strip_suffix(".default").unwrap_or(rest);
+    let (path, half) = match rest.strip_suffix(".lora_A") {
         Some(path) => (path, 0),
-        None => (rest.strip_suffix(".lora_B.weight")?, 1),
+        None => (rest.strip_suffix(".lora_B")?, 1),
     };
     let site = Site::ALL.into_iter().find(|site| site.path() == path)?;
     // `01` is another spelling of 1, which would let two tensors claim one place.

@@ -1,0 +1,70 @@
+//! Fields of `config.json` by name, as Python reads them: a field that is missing has its family's default, which is not
+//! always that of one that is `null`.
+
+use serde_json::{Map, Value};
+
+/// The fields of one `config.json`.
+pub(super) struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// Parses the file's text.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        match serde_json::from_str(text) {
+            Ok(Value::Object(fields)) => Ok(Self(fields)),
+            Ok(_) => Err("the file must hold a JSON object".into()),
+            Err(error) => Err(format!("not JSON: {error}")),
+        }
+    }
+
+    /// Returns the field `name`; `None` if it is missing or `null`.
+    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Returns true if the field is there, even as `null`.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// Returns a text; `None` if it is missing.
+    pub(super) fn text(&self, name: &str) -> Result<Option<&str>, String> {
+        self.get(name).map(|value| value.as_str().ok_or_else(|| wrong(name, "a text"))).transpose()
+    }
+
+    /// Returns a size of at least 1; `default` if it is missing.
+    pub(super) fn size(&self, name: &str, default: usize) -> Result<usize, String> {
+        Ok(self.optional_size(name)?.unwrap_or(default))
+    }
+
+    /// Returns a size of at least 1; `None` if it is missing or `null`.
+    pub(super) fn optional_size(&self, name: &str) -> Result<Option<usize>, String> {
+        let size = |value: &Value| value.as_u64().filter(|size| *size > 0).map(|size| size as usize);
+        self.get(name).map(|value| size(value).ok_or_else(|| wrong(name, "a whole number of at least 1"))).transpose()
+    }
+
+    /// Returns a number; `None` if it is missing.
+    pub(super) fn number(&self, name: &str) -> Result<Option<f64>, String> {
+        self.get(name).map(|value| value.as_f64().ok_or_else(|| wrong(name, "a number"))).transpose()
+    }
+
+    /// Returns a flag; `default` if it is missing.
+    pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool, String> {
+        let Some(value) = self.get(name) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| wrong(name, "true or false"))
+    }
+
+    /// Returns a list, its items read by `item`; `None` if it is missing.
+    pub(super) fn list<'a, T>(
+        &'a self,
+        name: &str,
+        item: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, String> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let items = value.as_array().and_then(|items| items.iter().map(item).collect::<Option<Vec<T>>>());
+        items.map(Some).ok_or_else(|| wrong(name, "a list"))
+    }
+}
+
+fn wrong(name: &str, kind: &str) -> String {
+    format!("`{name}` must be {kind}")
+}

@@ -1,0 +1,143 @@
+//! Configurations, against what transformers reads in them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use super::*;
+
+#[test]
+fn an_unknown_family_is_refused_with_the_list_of_known_ones() {
+    let error = ModelConfig::parse(
+        r#"{"model_type":"gpt2","hidden_size":8,"num_hidden_layers":1,"num_attention_heads":1,"intermediate_size":8,
+            "vocab_size":8,"max_position_embeddings":8,"rms_norm_eps":1e-5}"#,
+    )
+    .unwrap_err();
+    assert!(error.contains("gpt2") && error.contains("qwen3"), "{error}");
+}
+
+#[test]
+fn smollm3_rotates_three_of_four_blocks_by_default() {
+    let config = ModelConfig::parse(
+        r#"{"model_type":"smollm3","hidden_size":8,"num_hidden_layers":5,"num_attention_heads":2,"num_key_value_heads":2,
+            "intermediate_size":8,"vocab_size":8,"max_position_embeddings":8,"rms_norm_eps":1e-5}"#,
+    )
+    .unwrap();
+    assert_eq!(config.rotary, [true, true, true, false, true]);
+}
+
+#[test]
+fn both_spellings_of_a_configuration_mean_the_same() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    for family in ["llama", "llama3_rope", "llama_linear_rope", "llama_yarn", "mistral", "qwen2", "qwen3", "smollm3"] {
+        let new = ModelConfig::read_file(&fixtures.join(family).join("config.json")).unwrap();
+        let old = ModelConfig::read_file(&fixtures.join(family).join("config_old_style.json")).unwrap();
+        assert_eq!(format!("{new:?}"), format!("{old:?}"), "{family}");
+    }
+}
+
+const SHAPE: &str =
+    r#""hidden_size":64,"num_hidden_layers":4,"num_attention_heads":8,"intermediate_size":8,"vocab_size":8"#;
+
+fn parse(family: &str, more: &str) -> Result<ModelConfig, String> {
+    ModelConfig::parse(&format!(r#"{{"model_type":"{family}",{SHAPE}{more}}}"#))
+}
+
+#[test]
+fn the_family_is_looked_at_before_anything_else() {
+    for text in [r#"{"model_type":"bert"}"#, r#"{"model_type":"bert","hidden_size":"x","quantization_config":{}}"#] {
+        assert!(ModelConfig::parse(text).unwrap_err().contains("model_type `bert` is not supported"), "{text}");
+    }
+    assert!(ModelConfig::parse("{}").unwrap_err().contains("`model_type` is missing"));
+    assert!(ModelConfig::parse("[1]").unwrap_err().contains("JSON object"));
+}
+
+#[test]
+fn missing_fields_have_the_defaults_of_their_family() {
+    // key-value heads, head_dim, context, tied, window of the first block, theta
+    for (family, expected) in [
+        ("llama", (8, 8, 2048, false, None, 1e4)),
+        ("mistral", (8, 8, 131_072, false, Some(4096), 1e4)),
+        ("qwen2", (32, 8, 32_768, false, None, 1e4)),
+        ("qwen3", (32, 128, 32_768, false, None, 1e4)),
+        ("smollm3", (4, 8, 32_768, true, None, 2e6)),
+    ] {
+        // Qwen's default fits 32 heads only.
+        let more = if family.starts_with("qwen") { r#","num_attention_heads":32,"hidden_size":256"# } else { "" };
+        let config = parse(family, more).unwrap();
+        assert_eq!(
+            (
+                config.num_key_value_heads,
+                config.head_dim,
+                config.max_position_embeddings,
+                config.tie_word_embeddings,
+                config.sliding_windows[0],
+                config.rope_theta
+            ),
+            expected,
+            "{family}"
+        );
+        assert_eq!(config.rms_norm_eps.to_bits(), 1e-6_f32.to_bits(), "{family}");
+        let more = format!(r#"{more},"num_key_value_heads":null,"sliding_window":null"#);
+        let null = parse(family, &more).unwrap();
+        assert_eq!((null.num_key_value_heads, null.sliding_windows[0]), (null.num_attention_heads, None), "{family}");
+    }
+}
+
+#[test]
+fn windows_stand_where_layer_types_says() {
+    let types = r#","layer_types":["sliding_attention","full_attention","sliding_attention","full_attention"],
+        "sliding_window":16"#;
+    let windows = vec![Some(16), None, Some(16), None];
+    assert_eq!(parse("mistral", types).unwrap().sliding_windows, windows);
+    for family in ["qwen3", "smollm3"] {
+        let heads = format!(r#"{types},"num_key_value_heads":4"#);
+        assert_eq!(parse(family, &heads).unwrap().sliding_windows, vec![None; 4], "{family}: switched off");
+        let on = format!(r#"{heads},"use_sliding_window":true"#);
+        assert_eq!(parse(family, &on).unwrap().sliding_windows, windows, "{family}");
+    }
+    assert_eq!(parse("llama", types).unwrap().sliding_windows, vec![None; 4]);
+    // SmolLM 3 looks back less where it does not rotate.
+    let on = r#","use_sliding_window":true,"sliding_window":16,"no_rope_layer_interval":2"#;
+    assert_eq!(parse("smollm3", on).unwrap().sliding_windows, [None, Some(16), None, Some(16)]);
+    let unknown = r#","layer_types":["chunked_attention","full_attention","full_attention","full_attention"]"#;
+    assert!(parse("mistral", unknown).unwrap_err().contains("chunked_attention"));
+    assert!(parse("mistral", r#","layer_types":["full_attention"]"#).unwrap_err().contains("4 entries"));
+}
+
+#[test]
+fn rope_scaling_wins_over_rope_parameters_with_its_own_theta() {
+    let both = r#","num_key_value_heads":8,"max_position_embeddings":256,
+        "rope_parameters":{"rope_type":"default","rope_theta":1000000.0},
+        "rope_scaling":{"type":"yarn","factor":null,"original_max_position_embeddings":64}"#;
+    let config = parse("qwen2", both).unwrap();
+    let RopeScaling::Yarn { factor, original_context, .. } = config.rope_scaling else { panic!("not scaled") };
+    assert_eq!((factor, original_context, config.rope_theta), (4.0, 64.0, 10_000.0));
+    let with_theta = format!(r#"{both},"rope_theta":5000.0"#);
+    assert_eq!(parse("qwen2", &with_theta).unwrap().rope_theta.to_bits(), 5000_f64.to_bits());
+    let empty = r#","rope_scaling":{},"rope_parameters":{"rope_type":"linear","factor":2.0,"rope_theta":7.0}"#;
+    let config = parse("llama", empty).unwrap();
+    assert_eq!((config.rope_scaling, config.rope_theta), (RopeScaling::Linear { factor: 2.0 }, 7.0));
+    let nested = r#","rope_parameters":{"full_attention":{"rope_type":"default"}}"#;
+    assert!(parse("llama", nested).unwrap_err().contains("differ between layers"));
+    assert!(parse("llama", r#","rope_scaling":{"type":"yarn"}"#).unwrap_err().contains("needs `factor`"));
+}
+
+#[test]
+fn biases_are_those_of_the_configuration() {
+    let biases = |family: &str, more: &str| {
+        let biases = parse(family, &format!(r#","num_key_value_heads":8{more}"#)).unwrap().biases;
+        [biases.query_key_value, biases.output, biases.mlp]
+    };
+    let both = r#","attention_bias":true,"mlp_bias":true"#;
+    assert_eq!(biases("llama", ""), [false, false, false]);
+    assert_eq!(biases("llama", both), [true, true, true]);
+    assert_eq!(biases("smollm3", both), [true, true, true]);
+    assert_eq!(biases("qwen3", both), [true, true, false]);
+    assert_eq!(biases("qwen2", both), [true, false, false]);
+    assert_eq!(biases("mistral", both), [false, false, false]);
+}
+
+#[test]
+fn swish_is_silu_and_other_activations_are_refused() {
+    assert!(parse("llama", r#","hidden_act":"swish""#).is_ok());
+    assert!(parse("llama", r#","hidden_act":"gelu""#).unwrap_err().contains("gelu"));
+}

@@ -1,0 +1,62 @@
+//! Checkpoints whose tensors and configuration do not match, read as transformers reads them.
+
+use std::collections::HashMap;
+
+use attune::model::BaseModel;
+use candle_core::{Device, Tensor};
+
+use crate::fixtures::{Reference, device, floats, max_difference, one_sequence, whole_model_of};
+use attune::train::backward::hidden_states;
+
+fn logits(model: &BaseModel, family: &str) -> Vec<f32> {
+    let tokens = Reference::read(family, "reference.safetensors").ids("input_ids");
+    let hidden = hidden_states(&model.decoder, None, &one_sequence(&tokens)).unwrap();
+    floats(&model.decoder.logits(&hidden).unwrap())
+}
+
+fn assert_as_transformers(family: &str, change: impl FnOnce(&mut HashMap<String, Tensor>)) {
+    let model = whole_model_of(family, |weights, _| change(weights));
+    let expected = Reference::read(family, "reference.safetensors").floats("logits");
+    let difference = max_difference(&logits(&model, family), &expected);
+    assert!(difference <= 1e-4, "{family}: logits differ by {difference:e}");
+}
+
+#[test]
+fn a_head_of_its_own_is_kept_beside_tied_embeddings() {
+    let random = Tensor::rand(-1f32, 1f32, (160, 64), &Device::Cpu).unwrap();
+    let head = random.clone();
+    let model = whole_model_of("qwen3", |weights, _| drop(weights.insert("lm_head.weight".into(), head)));
+    let tokens = Reference::read("qwen3", "reference.safetensors").ids("input_ids");
+    let hidden = hidden_states(&model.decoder, None, &one_sequence(&tokens)).unwrap();
+    let expected = hidden.matmul(&random.to_device(&device()).unwrap().t().unwrap()).unwrap();
+    assert!(max_difference(&logits(&model, "qwen3"), &floats(&expected)) <= 1e-4);
+    // The same head again is the embedding.
+    assert_as_transformers("qwen3", |weights| {
+        let embedding = weights["model.embed_tokens.weight"].clone();
+        weights.insert("lm_head.weight".into(), embedding);
+    });
+}
+
+#[test]
+fn biases_that_the_configuration_does_not_have_are_not_read() {
+    for (family, name, width) in
+        [("llama", "self_attn.q_proj", 64), ("llama", "mlp.down_proj", 64), ("qwen2", "self_attn.o_proj", 64)]
+    {
+        assert_as_transformers(family, |weights| {
+            let bias = Tensor::ones(width, candle_core::DType::F32, &Device::Cpu).unwrap();
+            weights.insert(format!("model.layers.1.{name}.bias"), bias);
+        });
+    }
+}
+
+#[test]
+fn tensors_without_the_prefix_of_a_causal_model_are_found() {
+    assert_as_transformers("qwen3", |weights| {
+        let named = weights.drain().collect::<Vec<_>>();
+        weights.extend(
+            named
+                .into_iter()
+                .map(|(name, tensor)| (name.strip_prefix("model.").map_or(name.clone(), str::to_owned), tensor)),
+        );
+    });
+}
