@@ -1,15 +1,17 @@
 //! Renders chats with the model's own Jinja template, as Hugging Face's tokenizers do.
 //!
-//! Called by `api` (chat completions) and by `datasets` (chats of a training file). The environment follows
-//! `transformers/utils/chat_template_utils.py`: blocks are trimmed, loop controls are on, Python's methods on strings,
-//! lists and dictionaries work, `tojson` writes what `json.dumps(ensure_ascii=False)` writes.
+//! Called by [`super::chat`] alone, which brings messages and tools into the form that templates read. The environment
+//! follows `transformers/utils/chat_template_utils.py`: blocks are trimmed, loop controls are on, Python's methods on
+//! strings, lists and dictionaries work, `tojson` writes what `json.dumps(ensure_ascii=False)` writes.
 
 use std::path::Path;
 
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
 use minijinja::value::{Kwargs, Value as JinjaValue};
 use minijinja::{Environment, ErrorKind, context};
 use serde::Serialize as _;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::tokenizer::{read_json, special_tokens};
 use super::tool_syntax::ToolSyntax;
@@ -17,6 +19,25 @@ use crate::{Error, Result};
 
 /// Name of the one template in the environment.
 const TEMPLATE: &str = "chat";
+
+/// Inputs of a rendering beside the conversation.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TemplateOptions {
+    /// True to end where the assistant's answer begins.
+    pub begin_answer: bool,
+    /// The template's own variables, such as `enable_thinking`.
+    pub variables: Map<String, Value>,
+    /// Unix second that the template takes for the present, in UTC; `None` for the clock and time zone of this machine.
+    pub now: Option<i64>,
+}
+
+impl TemplateOptions {
+    fn present(&self) -> Result<Zoned> {
+        let Some(second) = self.now else { return Ok(Zoned::now()) };
+        let timestamp = Timestamp::from_second(second).map_err(|error| Error::Internal(format!("a time: {error}")))?;
+        Ok(timestamp.to_zoned(TimeZone::UTC))
+    }
+}
 
 /// A compiled chat template.
 #[derive(Debug)]
@@ -35,7 +56,6 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
         for (role, token) in special_tokens(folder)? {
             environment.add_global(role, token);
@@ -54,16 +74,27 @@ impl ChatTemplate {
         self.tool_syntax
     }
 
-    /// Renders the prompt for `messages` (objects with `role` and `content`), ending where the assistant's answer
-    /// begins if `add_generation_prompt`. A template's own complaint (`raise_exception`) is an
-    /// [`crate::Error::Template`].
-    pub fn render(&self, messages: &[Value], tools: Option<&[Value]>, add_generation_prompt: bool) -> Result<String> {
+    /// Renders `messages` (objects with `role` and `content`) and `tools` as they are. A template's own complaint
+    /// (`raise_exception`) is an [`crate::Error::Template`].
+    pub(crate) fn apply(
+        &self,
+        messages: &[Value],
+        tools: Option<&[Value]>,
+        options: &TemplateOptions,
+    ) -> Result<String> {
         let template = self
             .environment
             .get_template(TEMPLATE)
             .map_err(|error| Error::Internal(format!("chat template: {error}")))?;
+        let add_generation_prompt = options.begin_answer;
         // `tools` and `documents` are always defined, `none` if absent, as in transformers: templates test both ways.
-        let variables = context! { messages, tools, documents => (), add_generation_prompt };
+        let documents = options.variables.get("documents").unwrap_or(&Value::Null);
+        let now = options.present()?;
+        // A variable, and not a function of the environment: a job's examples must render alike on any day.
+        let clock = move |format: String| strftime(&format, &now);
+        let variables = context! { messages, tools, documents, add_generation_prompt };
+        let clock = context! { strftime_now => JinjaValue::from_function(clock) };
+        let variables = context! { ..clock, ..variables, ..JinjaValue::from_serialize(&options.variables) };
         template.render(variables).map_err(|error| {
             // Any other failure is due to these messages too: a missing `content`, a list instead of a text.
             let message = complaint(&error).unwrap_or_else(|| {
@@ -140,9 +171,9 @@ fn complaint(error: &minijinja::Error) -> Option<String> {
     None
 }
 
-/// Returns today's local date and time in C's format, like Python's `datetime.now().strftime`.
-fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
-    jiff::fmt::strtime::format(format, &jiff::Zoned::now())
+/// Writes a date and time in C's format, like Python's `datetime.now().strftime`.
+fn strftime(format: &str, now: &Zoned) -> Result<String, minijinja::Error> {
+    jiff::fmt::strtime::format(format, now)
         .map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
 }
 

@@ -147,6 +147,11 @@ pub(super) fn warnings(plan: &TrainingPlan) -> Vec<(String, Value)> {
             (&report.truncated, "were cut at the end to fit the model's context"),
             (&report.dropped, labels.left_out),
             (&report.duplicates, "repeat an earlier one"),
+            (
+                &report.altered,
+                "have an answer that the chat template changes or leaves out in part: it is not learned as it stands",
+            ),
+            (&report.ends_named, "have an answer that names a token that ends answers: a served answer ends there"),
         ] {
             if lines.count > 0 {
                 let message = format!("{} of the {name} examples {what} ({lines})", lines.count);

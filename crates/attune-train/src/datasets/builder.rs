@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
+use super::render::RenderedExample;
 use super::store::ExampleWriter;
 use super::{Dataset, DatasetReport, RenderSettings, TokenizedExample};
 use crate::Result;
@@ -17,6 +18,8 @@ pub(super) struct Builder {
     pub line: usize,
     /// Numbers of the last noted lines: truncated, dropped, repeated.
     noted: [usize; 3],
+    /// Numbers of the last lines with an answer that is altered or names an end token.
+    noted_answers: [usize; 2],
     /// Hashes of the sequences so far. A collision would only miscount a duplicate.
     seen: HashSet<u64>,
 }
@@ -26,7 +29,18 @@ impl Builder {
         let max_tokens = settings.max_tokens;
         let examples = ExampleWriter::new(&settings.scratch)?;
         let (report, noted, seen) = (DatasetReport::default(), [0; 3], HashSet::new());
-        Ok(Self { examples, report, max_tokens, line: 0, noted, seen })
+        Ok(Self { examples, report, max_tokens, line: 0, noted, noted_answers: [0; 2], seen })
+    }
+
+    /// Notes what the owner of the file should know about the answers of an example.
+    pub(crate) fn note_answers(&mut self, example: &RenderedExample) {
+        let Self { report, line, noted_answers: [altered, ends_named], .. } = self;
+        if example.altered {
+            report.altered.note(*line, altered);
+        }
+        if example.names_end {
+            report.ends_named.note(*line, ends_named);
+        }
     }
 
     /// Adds sequences that are trained on together, or leaves all of them out. Two answers that are equal once cut

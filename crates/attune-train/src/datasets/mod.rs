@@ -1,5 +1,5 @@
 //! Training files: JSONL read line by line and checked ([`parse`]), then rendered to tokens with a weight for each one
-//! as a target ([`render`]) and kept in a file ([`store`]); [`preference`] checks pairs of answers, [`pairs`] texts
+//! as a target ([`render`], each answer of a chat in [`turn`]) and kept in a file ([`store`]); [`preference`] checks pairs of answers, [`pairs`] texts
 //! that belong together, [`classes`] reads a file as a task of sorting.
 //!
 //! `jobs/worker/training.rs` calls [`read`] or [`read_preferences`] for the training and the validation file. A file
@@ -7,20 +7,25 @@
 
 mod builder;
 pub mod classes;
+mod codec;
 pub mod pairs;
 pub mod parse;
 pub mod preference;
 pub mod render;
 pub mod store;
+mod turn;
+mod turn_text;
 
 use std::io::BufRead;
 
 pub use crate::purpose::Purpose;
 use crate::{Error, FileFault, Result};
 use builder::Builder;
+pub use codec::TextCodec;
 use pairs::{TextPair, is_pair};
 use parse::{Faults, Format, Lines};
-pub use render::{RenderSettings, TextCodec};
+pub use render::RenderSettings;
+use render::RenderedExample;
 pub use store::ExampleStore;
 
 /// Examples that a training file must have at least; the number and the message are `OpenAI`'s.
@@ -111,6 +116,10 @@ pub struct DatasetReport {
     pub dropped: NotedLines,
     /// Examples that repeat an earlier one.
     pub duplicates: NotedLines,
+    /// Examples with an answer whose text does not stand in its target.
+    pub altered: NotedLines,
+    /// Examples with an answer that names an end token.
+    pub ends_named: NotedLines,
 }
 
 impl DatasetReport {
@@ -160,7 +169,7 @@ pub fn read(
         if check_only {
             return Ok(Rendered::Nothing);
         }
-        Ok(Rendered::Sequences(render::render(&example, codec, settings)?))
+        Ok(Rendered::Example(render::render(&example, codec, settings)?))
     })
 }
 
@@ -186,12 +195,9 @@ pub fn read_preferences(
         if check_only {
             return Ok(Rendered::Nothing);
         }
-        let alone = |example| {
-            let mut sequences = render::render(example, codec, settings)?;
-            let one = || Error::Internal("an answer that is trained on is one sequence".into());
-            Ok::<_, Fault>(sequences.pop().ok_or_else(one)?)
-        };
-        Ok(Rendered::Pair([alone(&pair.chosen)?, alone(&pair.rejected)?]))
+        let (chosen, rejected) =
+            (render::render(&pair.chosen, codec, settings)?, render::render(&pair.rejected, codec, settings)?);
+        Ok(Rendered::Pair([chosen, rejected]))
     })
 }
 
@@ -200,9 +206,9 @@ enum Rendered {
     /// The line was only checked.
     Nothing,
     /// Independent sequences.
-    Sequences(Vec<TokenizedExample>),
-    /// The preferred answer and the other one.
-    Pair([TokenizedExample; 2]),
+    Example(RenderedExample),
+    /// The preferred answer and the other one, one sequence each.
+    Pair([RenderedExample; 2]),
     /// Texts of a pair.
     Texts(Vec<Vec<u32>>),
 }
@@ -264,10 +270,16 @@ fn read_lines(
         let check_only = !faults.is_empty();
         match line.map_err(Fault::from).and_then(|line| render(line, check_only, &mut note_format)) {
             Ok(Rendered::Nothing) => {}
-            Ok(Rendered::Sequences(sequences)) => {
-                sequences.into_iter().try_for_each(|sequence| builder.add([sequence]))?;
+            Ok(Rendered::Example(example)) => {
+                builder.note_answers(&example);
+                example.sequences.into_iter().try_for_each(|sequence| builder.add([sequence]))?;
             }
-            Ok(Rendered::Pair(pair)) => builder.add(pair)?,
+            Ok(Rendered::Pair(pair)) => {
+                pair.iter().for_each(|answer| builder.note_answers(answer));
+                let one = || Error::Internal("an answer that is trained on is one sequence".into());
+                let [chosen, rejected] = pair.map(|mut answer| answer.sequences.pop().ok_or_else(one));
+                builder.add([chosen?, rejected?])?;
+            }
             Ok(Rendered::Texts(texts)) => builder.add_texts(texts)?,
             Err(Fault::Line(fault)) => faults.push(number, fault),
             Err(Fault::Other(error)) => return Err(error),

@@ -6,8 +6,8 @@
 
 use serde_json::{Map, Value};
 
+use super::codec::TextCodec;
 use super::parse::{kind, shorten};
-use super::render::TextCodec;
 use crate::Result;
 
 /// Most negatives in one line.

@@ -8,6 +8,7 @@
 use serde_json::{Map, Value};
 
 use super::parse::{self, Example, Format, is_preference, kind, shorten};
+use attune_model::chat::{Role, ToolDefinition};
 
 /// Two answers to one prompt, each as a complete example.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,7 +74,7 @@ fn openai(object: &mut Map<String, Value>) -> Result<Preference, String> {
     if let Some(key) = input.keys().next() {
         return Err(format!("has the unknown key `{}` in `input`: remove it", shorten(key)));
     }
-    chat(messages, tools.as_ref(), object, OPENAI)
+    chat(messages, &tools, object, OPENAI)
 }
 
 fn trl(object: &mut Map<String, Value>) -> Result<Preference, String> {
@@ -88,7 +89,7 @@ fn trl(object: &mut Map<String, Value>) -> Result<Preference, String> {
             };
             Ok(Preference { chosen: answer(TRL.chosen)?, rejected: answer(TRL.rejected)? })
         }
-        Some(Value::Array(messages)) => chat(messages, tools.as_ref(), object, TRL),
+        Some(Value::Array(messages)) => chat(messages, &tools, object, TRL),
         Some(other) => Err(format!("has {} as `prompt`: give a string or an array of messages", kind(&other))),
         None => Err("has no `prompt`: give what `chosen` and `rejected` answer".into()),
     }
@@ -96,28 +97,28 @@ fn trl(object: &mut Map<String, Value>) -> Result<Preference, String> {
 
 /// Builds a conversation that ends with one of the two messages.
 fn chat(
-    mut messages: Vec<Value>,
-    tools: Option<&Vec<Value>>,
+    messages: Vec<Value>,
+    tools: &[ToolDefinition],
     object: &mut Map<String, Value>,
     keys: Keys,
 ) -> Result<Preference, String> {
     if messages.is_empty() {
         return Err("has no messages".into());
     }
-    parse::check_messages(&mut messages)?;
+    let (messages, _) = parse::read_messages(messages)?;
     let mut answer = |key: &str| {
         let fault = || format!("has a `{key}` that is not an array of one assistant message");
-        let Some(Value::Array(mut output)) = object.remove(key) else { return Err(fault()) };
-        if output.len() != 1 || output[0]["role"] != "assistant" {
+        let Some(Value::Array(output)) = object.remove(key) else { return Err(fault()) };
+        if output.len() != 1 || output[0]["role"] != Role::Assistant.name() {
             return Err(fault());
         }
-        let trained = parse::check_messages(&mut output).map_err(|fault| format!("`{key}`, {fault}"))?;
+        let (output, trained) = parse::read_messages(output).map_err(|fault| format!("`{key}`, {fault}"))?;
         if trained != [true] {
             return Err(format!("has a `{key}` of weight 0: there is nothing to learn"));
         }
         let mut trained = vec![false; messages.len()];
         trained.push(true);
-        Ok(Example::Chat { messages: [messages.as_slice(), &output].concat(), trained, tools: tools.cloned() })
+        Ok(Example::Chat { messages: [messages.as_slice(), &output].concat(), trained, tools: tools.to_vec() })
     };
     Ok(Preference { chosen: answer(keys.chosen)?, rejected: answer(keys.rejected)? })
 }
