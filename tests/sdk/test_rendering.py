@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import time
 
 import attunelib
 import httpx
 import openai
 import pytest
-from conftest import sdk, upload
+from conftest import QUICK, events, sdk, steps, upload, wait_for, wait_for_end
 
 TAKEOFF = {
     "type": "function",
@@ -34,14 +35,25 @@ THINKS = """{% for message in messages %}<|im_start|>{{ message.role }}
 {% endif %}{% endif %}"""
 
 
-@pytest.fixture(scope="module")
-def thinking(start_server, tmp_path_factory):
-    """A server whose model has a template with a switch."""
-    folder = tmp_path_factory.mktemp("thinking") / "model"
+# Writes the time of the day, to the second.
+DATED = "{{ strftime_now('%d %b %Y %H:%M:%S') }}" + THINKS
+
+
+def with_template(folder, template):
+    """A copy of the demo model with another chat template."""
     shutil.copytree(attunelib.DEMO, folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": THINKS}))
-    server = start_server("--model", f"thinking={folder}")
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def thinking(start_server, tmp_path_factory):
+    """A server whose models have templates with a switch, and with the time."""
+    folder = tmp_path_factory.mktemp("templates")
+    models = [("thinking", THINKS), ("dated", DATED)]
+    named = [f"{name}={with_template(folder / name, template)}" for name, template in models]
+    server = start_server(*(part for model in named for part in ("--model", model)))
     yield server
     server.stop()
 
@@ -146,3 +158,26 @@ def test_a_call_without_arguments_has_an_empty_object(http, arguments):
     call = {"id": "c", "type": None, "function": {"name": "takeoff", "arguments": arguments}}
     messages = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}, USER]
     assert '"arguments": {}}' in text(str(http.base_url).rstrip("/"), "demo", messages=messages)
+
+
+def test_a_job_whose_template_writes_the_time_goes_on_later(thinking):
+    client = sdk(thinking)
+    lines = [
+        {"messages": [{"role": "user", "content": f"Say {number}"}, {"role": "assistant", "content": f"Number {number}."}]}
+        for number in range(64)
+    ]
+    method = {"type": "supervised", "supervised": {"hyperparameters": {**QUICK, "n_epochs": 50}}}
+    job = client.fine_tuning.jobs.create(model="dated", training_file=upload(client, lines), method=method, seed=7).id
+    wait_for(lambda: steps(client, job), "the first step")
+    client.fine_tuning.jobs.pause(job)
+    wait_for(lambda: client.fine_tuning.jobs.retrieve(job).status == "paused", "the pause")
+    second = int(time.time())
+    wait_for(lambda: int(time.time()) > second, "another second")
+    client.fine_tuning.jobs.resume(job)
+    told = wait_for(
+        lambda: [event.message for event in events(client, job) if event.message.startswith(("Resumed", "The checkpoint"))],
+        "the second attempt",
+    )
+    client.fine_tuning.jobs.cancel(job)
+    wait_for_end(client, job)
+    assert told[0].startswith("Resumed after step"), told
