@@ -7,7 +7,9 @@ use std::io::{BufReader, Read};
 
 use attune::datasets::{self, Purpose, RenderSettings, TextCodec, TokenizedExample};
 use attune::model::Result;
-use serde_json::{Value, json};
+use attune::model::chat::{Message, ToolDefinition};
+use attune::model::chat_template::TemplateOptions;
+use serde_json::json;
 
 const LINES: usize = 40_000;
 /// Tokens of an example, including prompt and end token.
@@ -55,7 +57,11 @@ impl TextCodec for Digits {
             .collect())
     }
 
-    fn render_chat(&self, _: &[Value], _: Option<&[Value]>, _: bool) -> Result<Option<String>> {
+    fn decode(&self, tokens: &[u32]) -> Result<String> {
+        Ok(tokens.iter().map(|token| format!("{token:0width$}", width = FIELD)).collect())
+    }
+
+    fn render_chat(&self, _: &[Message], _: &[ToolDefinition], _: &TemplateOptions) -> Result<Option<String>> {
         Ok(None)
     }
 
@@ -73,7 +79,7 @@ fn peak_memory() -> usize {
 
 #[test]
 fn a_file_is_read_within_a_small_part_of_its_size_in_memory() {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 4096, scratch: std::env::temp_dir() };
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 4096, scratch: std::env::temp_dir(), now: 0 };
     let before = peak_memory();
     let lines = BufReader::new(Lines { next: 0, line: Vec::new(), read: 0 });
     let data = datasets::read(lines, Purpose::Training, &Digits, &settings).unwrap();

@@ -6,8 +6,9 @@
 use std::fmt::Write as _;
 
 use attune::datasets::{Dataset, DatasetReport, TextCodec, TokenizedExample};
+use attune::model::chat::{Message, ToolDefinition};
+use attune::model::chat_template::TemplateOptions;
 use attune::model::{Error, Result};
-use serde_json::Value;
 
 pub(crate) const END: u32 = 1000;
 
@@ -40,20 +41,32 @@ impl TextCodec for Characters {
         Ok(tokens)
     }
 
-    fn render_chat(&self, messages: &[Value], tools: Option<&[Value]>, generate: bool) -> Result<Option<String>> {
+    fn decode(&self, tokens: &[u32]) -> Result<String> {
+        let text = |token: &u32| match *token {
+            END => "<end>".into(),
+            token => char::from_u32(token).unwrap().to_string(),
+        };
+        Ok(tokens.iter().map(text).collect())
+    }
+
+    fn render_chat(
+        &self,
+        messages: &[Message],
+        tools: &[ToolDefinition],
+        options: &TemplateOptions,
+    ) -> Result<Option<String>> {
         if matches!(self.template, Template::None) {
             return Ok(None);
         }
         let mut text = String::new();
         let with_tools = matches!(self.template, Template::Tools);
-        if let Some(tools) = tools.filter(|_| with_tools) {
-            let names = tools.iter().map(|tool| tool["function"]["name"].as_str().unwrap());
+        if with_tools && !tools.is_empty() {
+            let names = tools.iter().map(|tool| tool.name.as_str());
             writeln!(text, "[tools]{}<end>", names.collect::<Vec<_>>().join(",")).unwrap();
         }
         for (index, message) in messages.iter().enumerate() {
-            let (role, mut content) =
-                (message["role"].as_str().unwrap(), message["content"].as_str().unwrap_or("call"));
-            let call = message["tool_calls"][0]["function"]["name"].as_str().map(|name| format!("{name}()"));
+            let (role, mut content) = (message.role.name(), message.content.as_str());
+            let call = message.calls.first().map(|call| format!("{}()", call.name));
             if let Some(call) = call.as_deref().filter(|_| with_tools) {
                 content = call;
             }
@@ -65,7 +78,7 @@ impl TextCodec for Characters {
             }
             writeln!(text, "[{role}]{content}<end>").unwrap();
         }
-        if generate {
+        if options.begin_answer {
             text.push_str(if matches!(self.template, Template::OpensTag) {
                 "[assistant]<think>"
             } else {

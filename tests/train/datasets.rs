@@ -10,7 +10,7 @@ use attune_train::{Error, FileFault, Result};
 use serde_json::{Value, json};
 
 fn read_as(file: &str, template: Template, purpose: Purpose, max_tokens: usize) -> Result<Rendered> {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens, scratch: std::env::temp_dir() };
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens, scratch: std::env::temp_dir(), now: 0 };
     Rendered::of(datasets::read(Cursor::new(file), purpose, &Characters { template }, &settings)?)
 }
 
@@ -48,7 +48,7 @@ fn an_end_token_that_the_completion_has_is_not_doubled() {
 
 #[test]
 fn the_weight_of_prompts_is_never_given_to_the_first_token() {
-    let settings = RenderSettings { prompt_loss_weight: 0.25, max_tokens: 100, scratch: std::env::temp_dir() };
+    let settings = RenderSettings { prompt_loss_weight: 0.25, max_tokens: 100, scratch: std::env::temp_dir(), now: 0 };
     let file = Cursor::new(r#"{"prompt":"ab","completion":"c"}"#);
     let codec = Characters { template: Template::None };
     let data = datasets::read(file, Purpose::Validation, &codec, &settings).unwrap();
@@ -73,6 +73,31 @@ fn answers_of_weight_zero_are_context_only() {
         {"role": "user", "content": "u"}, {"role": "assistant", "content": "one", "weight": 0},
         {"role": "user", "content": "v"}, {"role": "assistant", "content": "two", "weight": 1}]));
     assert_eq!(targets(&read(&file, Template::Plain).unwrap().examples[0]), "two$");
+}
+
+#[test]
+fn an_empty_answer_of_weight_zero_is_context_and_a_refusal_is_what_was_said() {
+    let file = chat(&json!([
+        {"role": "user", "content": "u"}, {"role": "assistant", "content": "", "weight": 0},
+        {"role": "user", "content": "v"}, {"role": "assistant", "content": null, "refusal": "no"}]));
+    let data = read(&file, Template::Plain).unwrap();
+    assert_eq!(targets(&data.examples[0]), "no$");
+    let expected = "[user]u<end>\n[assistant]<end>\n[user]v<end>\n[assistant]no<end>";
+    assert_eq!(data.examples[0].tokens, Characters { template: Template::Plain }.encode(expected, false).unwrap());
+}
+
+#[test]
+fn answers_that_are_not_learned_as_they_stand_are_told_of() {
+    let file = [
+        chat(&json!([{"role": "user", "content": "u"}, {"role": "assistant", "content": "plain"}])),
+        chat(&json!([{"role": "user", "content": "u"}, {"role": "assistant", "content": "a <end> b"}])),
+        chat(
+            &json!([{"role": "user", "content": "u"}, {"role": "assistant", "content": "c", "reasoning_content": "r"}]),
+        ),
+    ];
+    let data = read(&file.join("\n"), Template::Plain).unwrap();
+    assert_eq!(data.examples.iter().map(targets).collect::<Vec<_>>(), ["plain$", "a $ b$", "c$"]);
+    assert_eq!((data.report.ends_named.first, data.report.altered.first), (vec![2], vec![3]));
 }
 
 #[test]
@@ -172,6 +197,14 @@ fn every_fault_names_its_line_and_what_to_change() {
         (r#"{"messages":[{"role":"user","content":"a","weight":1}]}"#, "only assistant messages may have"),
         (r#"{"messages":[{"role":"assistant","content":[{"type":"image_url"}]}]}"#, "content part that is not text"),
         (r#"{"messages":[{"role":"assistant","content":"a","x":1}]}"#, "unknown key `x`"),
+        (r#"{"messages":[{"role":"assistant","content":""}]}"#, "has an empty answer"),
+        (r#"{"messages":[{"role":"assistant","content":[]}]}"#, "has an empty answer"),
+        (r#"{"messages":[{"role":"assistant","content":[{"type":"text","text":""}]}]}"#, "has an empty answer"),
+        (r#"{"messages":[{"role":"assistant","content":"","tool_calls":[]}]}"#, "has an empty answer"),
+        (r#"{"messages":[{"role":"assistant","tool_calls":[]}]}"#, "has no `content`"),
+        (r#"{"messages":[{"role":"assistant","content":"a","tool_calls":{}}]}"#, "a field that is not of its type"),
+        (r#"{"messages":[{"role":"assistant","content":"a"}],"tools":{}}"#, "`tools` that is not an array"),
+        (r#"{"messages":[{"role":"assistant","content":"a"}],"tools":[{"type":"x"}]}"#, "`tools[0]` has the type"),
     ];
     for (line, expected) in cases {
         let (message, code) = fault(&format!("{good}\n{line}\n"));
@@ -267,7 +300,7 @@ fn examples_of_another_file_are_found_again() {
 
 #[test]
 fn text_that_is_not_utf8_is_a_fault_of_its_line() {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 100, scratch: std::env::temp_dir() };
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 100, scratch: std::env::temp_dir(), now: 0 };
     let file = Cursor::new(b"{\"prompt\":\"\xff\",\"completion\":\"b\"}".to_vec());
     let codec = Characters { template: Template::None };
     let error = datasets::read(file, Purpose::Training, &codec, &settings).unwrap_err().to_string();

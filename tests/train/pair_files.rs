@@ -10,7 +10,7 @@ use attune_train::{Error, FileFault, Result};
 use serde_json::{Value, json};
 
 fn read_as(file: &str, purpose: Purpose, max_tokens: usize) -> Result<Rendered> {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens, scratch: std::env::temp_dir() };
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens, scratch: std::env::temp_dir(), now: 0 };
     let codec = Characters { template: Template::Plain };
     Rendered::of(datasets::read(Cursor::new(file), purpose, &codec, &settings)?)
 }

@@ -10,7 +10,7 @@ use attune_train::{Error, FileFault, Result};
 use serde_json::{Value, json};
 
 fn read_as(file: &str, purpose: Purpose, max_tokens: usize) -> Result<Rendered> {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens, scratch: std::env::temp_dir() };
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens, scratch: std::env::temp_dir(), now: 0 };
     let codec = Characters { template: Template::Plain };
     Rendered::of(datasets::read_preferences(Cursor::new(file), purpose, &codec, &settings)?)
 }
@@ -120,6 +120,7 @@ fn every_fault_names_its_line_and_what_to_change() {
             "(`non_preferred_output`, message 1) has no `content`",
         ),
         (with("preferred_output", json!([{"role": "assistant", "content": "a", "weight": 0}])), "of weight 0"),
+        (with("preferred_output", json!([{"role": "assistant", "content": []}])), "message 1: has an empty answer"),
     ];
     for (line, expected) in cases {
         let file = format!("{good}\n{line}\n");

@@ -70,7 +70,7 @@ fn dequantized_model(format: &str) -> Arc<BaseModel> {
 fn tickets(model: &BaseModel, count: usize) -> Dataset {
     let text = std::fs::read_to_string(demo().join("tickets/train.jsonl")).unwrap();
     let text: String = text.split_inclusive('\n').take(count).collect();
-    let render = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 512, scratch: std::env::temp_dir() };
+    let render = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 512, scratch: std::env::temp_dir(), now: 0 };
     datasets::read(Cursor::new(text), Purpose::Training, model, &render).unwrap()
 }
 

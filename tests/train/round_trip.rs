@@ -16,6 +16,8 @@ use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
 use attune::engine::{Backend, EmbedRequest, Event, GenerateRequest};
 use attune::model::BaseModel;
+use attune::model::chat::{self, Message, WrittenMessage};
+use attune::model::chat_template::TemplateOptions;
 use attune::model::entry::ModelEntry;
 use attune::model::lora::Adapter;
 use attune::train::hyperparameters::{Hyperparameters, Method};
@@ -33,7 +35,7 @@ fn lines(file: &str) -> Vec<String> {
 }
 
 fn read(model: &BaseModel, lines: &[String]) -> datasets::Dataset {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 512, scratch: std::env::temp_dir() };
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 512, scratch: std::env::temp_dir(), now: 0 };
     datasets::read(Cursor::new(lines.join("\n")), Purpose::Training, model, &settings).unwrap()
 }
 
@@ -90,7 +92,10 @@ fn answer_events(
     messages: &[Value],
     adapter: Option<&Arc<Adapter>>,
 ) -> tokio::sync::mpsc::UnboundedReceiver<Event> {
-    let prompt = model.chat_template.as_ref().unwrap().render(messages, None, true).unwrap();
+    let messages: Vec<WrittenMessage> = serde_json::from_value(messages.into()).unwrap();
+    let messages: Vec<_> = messages.into_iter().map(|message| Message::read(message).unwrap()).collect();
+    let options = TemplateOptions { begin_answer: true, ..TemplateOptions::default() };
+    let prompt = chat::render(model.chat_template.as_ref().unwrap(), &messages, &[], &options).unwrap();
     let prompt = model.tokenizer.encode(&prompt, false).unwrap();
     let request =
         GenerateRequest { stop_tokens: model.end_tokens.clone(), ..crate::fixtures::greedy(&prompt, 80, adapter) };

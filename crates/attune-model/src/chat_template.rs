@@ -1,8 +1,8 @@
 //! Renders chats with the model's own Jinja template, as Hugging Face's tokenizers do.
 //!
-//! Called by `api` (chat completions) and by `datasets` (chats of a training file). `sources.rs` finds the templates,
-//! `engine.rs` sets up minijinja as transformers sets up Jinja2; the other files give it Python's values, filters and
-//! methods.
+//! Called by [`super::chat`] alone, which brings messages and tools into the form that templates read. `sources.rs` finds
+//! the templates, `engine.rs` sets up minijinja as transformers sets up Jinja2; the other files give it Python's values,
+//! filters and methods.
 
 mod arguments;
 mod data;
@@ -15,10 +15,14 @@ mod python;
 mod sequences;
 mod sources;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
+use minijinja::value::Value as JinjaValue;
 use minijinja::{Environment, context};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::tokenizer::special_tokens;
 use super::tool_syntax::ToolSyntax;
@@ -28,6 +32,25 @@ use crate::{Error, Result};
 const DEFAULT: &str = "default";
 /// Name of the template that renders chats with tools, if the model has one.
 const TOOL_USE: &str = "tool_use";
+
+/// Inputs of a rendering beside the conversation.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TemplateOptions {
+    /// True to end where the assistant's answer begins.
+    pub begin_answer: bool,
+    /// The template's own variables, such as `enable_thinking`.
+    pub variables: Map<String, Value>,
+    /// Unix second that the template takes for the present, in UTC; `None` for the clock and time zone of this machine.
+    pub now: Option<i64>,
+}
+
+impl TemplateOptions {
+    fn present(&self) -> Result<Zoned> {
+        let Some(second) = self.now else { return Ok(Zoned::now()) };
+        let timestamp = Timestamp::from_second(second).map_err(|error| Error::Internal(format!("a time: {error}")))?;
+        Ok(timestamp.to_zoned(TimeZone::UTC))
+    }
+}
 
 /// A model's compiled chat templates: most have one, some another for chats with tools.
 #[derive(Debug)]
@@ -67,11 +90,15 @@ impl ChatTemplate {
         self.tool_syntax
     }
 
-    /// Renders the prompt for `messages` (objects with `role` and `content`), ending where the assistant's answer
-    /// begins if `add_generation_prompt`. With tools it is the template `tool_use` that renders, if the model has one;
-    /// an empty list of tools is none. A template's own complaint (`raise_exception`) is an
-    /// [`crate::Error::Template`].
-    pub fn render(&self, messages: &[Value], tools: Option<&[Value]>, add_generation_prompt: bool) -> Result<String> {
+    /// Renders `messages` (objects with `role` and `content`) and `tools` as they are. With tools it is the template
+    /// `tool_use` that renders, if the model has one; an empty list of tools is none. A template's own complaint
+    /// (`raise_exception`) is an [`crate::Error::Template`].
+    pub(crate) fn apply(
+        &self,
+        messages: &[Value],
+        tools: Option<&[Value]>,
+        options: &TemplateOptions,
+    ) -> Result<String> {
         let tools = tools.filter(|tools| !tools.is_empty());
         let has_tool_use = self.names.iter().any(|name| name == TOOL_USE);
         let name = if tools.is_some() && has_tool_use { TOOL_USE } else { DEFAULT };
@@ -81,8 +108,16 @@ impl ChatTemplate {
         })?;
         let list = |items: &[Value]| data::list(items.iter().map(data::from_json).collect());
         let (messages, tools) = (list(messages), tools.map(list));
+        let add_generation_prompt = options.begin_answer;
+        let now = options.present()?;
+        // A variable, and not a function of the environment: a job's examples must render alike on any day.
+        let clock = JinjaValue::from_function(move |format: String| engine::strftime(&format, &now));
         // `tools` and `documents` are always defined, `none` if absent, as in transformers: templates test both ways.
-        let variables = context! { messages, tools, documents => (), add_generation_prompt };
+        let documents = options.variables.get("documents").map(data::from_json).unwrap_or(JinjaValue::from(()));
+        let usual = context! { messages, tools, documents, add_generation_prompt, strftime_now => clock };
+        let own = options.variables.iter().map(|(name, value)| (name.clone(), data::from_json(value)));
+        let own: BTreeMap<String, JinjaValue> = own.collect();
+        let variables = context! { ..usual, ..JinjaValue::from(own) };
         template.render(variables).map_err(|error| {
             // Any other failure is due to these messages too: a missing `content`, a list instead of a text.
             let message = engine::complaint(&error).unwrap_or_else(|| {

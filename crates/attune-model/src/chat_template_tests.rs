@@ -41,6 +41,12 @@ fn template(config: &Value) -> ChatTemplate {
     ChatTemplate::read(folder.path()).unwrap().unwrap()
 }
 
+impl ChatTemplate {
+    fn render(&self, messages: &[Value], tools: Option<&[Value]>, begin_answer: bool) -> Result<String> {
+        self.apply(messages, tools, &TemplateOptions { begin_answer, ..TemplateOptions::default() })
+    }
+}
+
 fn chat(turns: &[(&str, &str)]) -> Vec<Value> {
     turns.iter().map(|(role, content)| json!({"role": role, "content": content})).collect()
 }
@@ -163,4 +169,16 @@ fn the_file_of_its_own_wins_and_a_broken_template_names_its_file() {
     std::fs::write(folder.path().join("chat_template.jinja"), "{% if %}").unwrap();
     let error = ChatTemplate::read(folder.path()).unwrap_err().to_string();
     assert!(error.contains("chat_template.jinja"), "{error}");
+}
+
+#[test]
+fn the_present_is_the_one_that_was_given_and_variables_reach_the_template() {
+    let source = "{% macro date() %}{{ strftime_now('%d %b %Y %H:%M') }}{% endmacro %}{{ date() }}|\
+                  {{ 'on' if enable_thinking else 'off' }}|{{ 'none' if documents is none }}|{{ messages | length }}";
+    let template = template(&json!({"chat_template": source}));
+    let now = Some(1_700_000_000);
+    let Value::Object(variables) = json!({"enable_thinking": false, "messages": []}) else { unreachable!() };
+    let options = TemplateOptions { now, variables, ..TemplateOptions::default() };
+    let text = template.apply(&chat(&[("user", "a"), ("user", "b")]), None, &options).unwrap();
+    assert_eq!(text, "14 Nov 2023 22:13|off|none|2", "a variable never replaces the conversation");
 }

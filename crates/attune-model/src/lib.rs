@@ -2,6 +2,7 @@
 //! of weights. Called by `engine` (steps over a paged cache) and by `train` (packed sequences, explicit backward).
 
 mod address;
+pub mod chat;
 pub mod chat_template;
 pub mod config;
 pub mod decoder;
@@ -60,7 +61,7 @@ pub struct BaseModel {
     pub vocabulary: Option<Vocabulary>,
     /// Template that renders chats; `None` if the folder has none.
     pub chat_template: Option<ChatTemplate>,
-    /// Tokens that end an answer.
+    /// Tokens that end an answer, the usual one first; the mark behind an answer in the chat template is one of them.
     pub end_tokens: Vec<u32>,
     /// Unix seconds of the checkpoint's last change, shown as the model's `created`.
     pub created: i64,
@@ -90,7 +91,10 @@ impl BaseModel {
             )));
         }
         let chat_template = ChatTemplate::read(path)?;
-        let end_tokens = end_tokens(path, &tokenizer)?;
+        let mut end_tokens = end_tokens(path, &tokenizer)?;
+        let end_mark = |template| chat::end_mark(template, &tokenizer, &end_tokens);
+        let end_mark = chat_template.as_ref().and_then(end_mark);
+        end_tokens.extend(end_mark);
         let vocabulary = Vocabulary::read(path, &tokenizer, config.vocab_size, &end_tokens)?;
         let created = std::fs::metadata(path.join("config.json"))
             .and_then(|metadata| metadata.modified())

@@ -106,6 +106,11 @@ impl Tokenizer {
         found.into_iter().map(|(_, id, name)| (id, name)).collect()
     }
 
+    /// Returns true if `id` is a special token.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
     /// Returns true if `id` adds to the text that a client sees: it is in the vocabulary and not a special token.
     pub fn is_visible(&self, id: u32) -> bool {
         !self.special.contains(&id) && self.inner.id_to_token(id).is_some()

@@ -1,6 +1,6 @@
 //! `POST /chat/completions`: the assistant's answer to a conversation, rendered with the model's own template.
 //!
-//! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`] and [`format`];
+//! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`], [`template_fields`] and [`format`];
 //! [`tools`] checks the tools and writes their grammar. [`response`] holds the bodies of answers, with the calls that
 //! [`tool_calls`] finds.
 
@@ -9,6 +9,7 @@ mod messages;
 mod request;
 mod response;
 mod schema;
+mod template_fields;
 mod tool_calls;
 mod tools;
 
@@ -20,12 +21,14 @@ use axum::response::{IntoResponse as _, Response};
 use tokio::sync::Semaphore;
 
 use self::format::ResponseFormat;
-use self::messages::add_to_system;
-pub(crate) use self::messages::{ChatMessage, template_messages};
+pub(crate) use self::messages::ChatMessage;
 use self::request::ChatRequest;
+pub(crate) use self::request::Tool;
 use self::response::{ChatChoice, ChatCompletion, ChatCompletionChunk, Writer};
+pub(crate) use self::template_fields::TemplateFields;
 use self::tool_calls::CallFormat;
 use self::tools::Tools;
+pub(crate) use self::tools::shown_tools;
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::foreign_fields::KnownBody;
@@ -105,14 +108,8 @@ impl ChatRequest {
         })?;
         let syntax = template.tool_syntax();
         let tools = Tools::of(self)?;
-        let mut messages = template_messages(&self.messages, syntax)?;
-        let mut shown = None;
-        match &tools {
-            Some(tools) if syntax.in_template => shown = Some(tools.for_template()),
-            Some(tools) => add_to_system(&mut messages, &tools.in_words(syntax)),
-            None => {}
-        }
-        let text = template.render(&messages, shown.as_deref(), true)?;
+        let shown = tools.as_ref().map(Tools::shown).unwrap_or_default();
+        let text = self.template_fields().render(template, &self.messages, &shown)?;
         // The template has written the special tokens itself.
         let prompts = target.encode(vec![text], false).await?;
         let used = prompts.iter().map(Vec::len).max().unwrap_or_default();
@@ -199,3 +196,6 @@ async fn compile(target: &Target, param: &'static str, source: GrammarSource, to
     };
     off_thread("compile a grammar", work).await
 }
+
+#[cfg(test)]
+mod rendering_tests;

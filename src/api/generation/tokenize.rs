@@ -9,13 +9,11 @@ use utoipa::ToSchema;
 
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
-use crate::api::generation::chat::{ChatMessage, template_messages};
+use crate::api::generation::chat::{ChatMessage, TemplateFields, Tool, shown_tools};
 use crate::api::generation::foreign_fields::{KnownBody, Route, RouteBody};
 use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
-use crate::api::http::extract::Body;
 use crate::api::http::values;
-use crate::api::operations::checks::not_supported;
 use crate::off_thread::off_thread;
 
 /// A text or a conversation to turn into tokens; exactly one of `prompt` and `messages`.
@@ -36,16 +34,18 @@ pub(crate) struct TokenizeRequest {
     /// End the conversation where the assistant's answer begins.
     #[schema(default = true)]
     pub add_generation_prompt: Option<bool>,
-    /// Tools that the template tells the model of.
-    #[schema(value_type = Option<Vec<Object>>)]
-    pub tools: Option<Vec<Value>>,
-    /// Not supported.
+    /// Tools that the model is told of.
+    pub tools: Option<Vec<Tool>>,
+    /// End the conversation where the text of its last message does, which is the assistant's.
+    #[schema(default = false)]
     pub continue_final_message: Option<bool>,
     /// Not supported: the model's own template is used.
     pub chat_template: Option<String>,
-    /// Not supported.
+    /// Variables of the chat template, such as `{"enable_thinking": false}`.
     #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// Not supported: a variable of the template, for `chat_template_kwargs`.
+    pub enable_thinking: Option<bool>,
 }
 
 /// Tokens.
@@ -91,7 +91,6 @@ pub(crate) async fn tokenize(
     caller: Caller,
     KnownBody(request): KnownBody<TokenizeRequest>,
 ) -> Result<Json<Tokens>, Problem> {
-    request.refuse_unsupported()?;
     let target = resolve(&state, &caller, request.model.as_deref()).await?;
     let (text, special) = request.text(&target)?;
     let tokens = target.encode(vec![text], special).await?.concat();
@@ -142,19 +141,6 @@ impl RouteBody for TokenizeRequest {
 }
 
 impl TokenizeRequest {
-    fn refuse_unsupported(&self) -> Result<()> {
-        for (field, given) in [
-            ("continue_final_message", self.continue_final_message == Some(true)),
-            ("chat_template", self.chat_template.is_some()),
-            ("chat_template_kwargs", self.chat_template_kwargs.as_ref().is_some_and(|given| !given.is_empty())),
-        ] {
-            if given {
-                return Err(not_supported(field));
-            }
-        }
-        Ok(())
-    }
-
     /// Returns the text to tokenize, and whether the tokenizer adds its special tokens to it.
     fn text(&self, target: &Target) -> Result<(String, bool)> {
         match (&self.prompt, &self.messages) {
@@ -165,9 +151,16 @@ impl TokenizeRequest {
                     let message = format!("The model `{}` has no chat template: send a 'prompt'.", model.id);
                     Problem::invalid("model", message)
                 })?;
-                let messages = template_messages(messages, template.tool_syntax())?;
-                let begin_answer = self.add_generation_prompt.unwrap_or(true);
-                let text = template.render(&messages, self.tools.as_deref(), begin_answer)?;
+                let fields = TemplateFields {
+                    add_generation_prompt: self.add_generation_prompt,
+                    continue_final_message: self.continue_final_message,
+                    chat_template: self.chat_template.as_deref(),
+                    chat_template_kwargs: self.chat_template_kwargs.as_ref(),
+                    enable_thinking: self.enable_thinking,
+                    now: None,
+                };
+                let tools = shown_tools(self.tools.as_deref().unwrap_or_default())?;
+                let text = fields.render(template, messages, &tools)?;
                 Ok((text, self.add_special_tokens.unwrap_or(false)))
             }
             (None, None) => {

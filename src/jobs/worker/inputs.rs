@@ -45,6 +45,8 @@ pub(super) struct Inputs {
     pub classification: Option<Classification>,
     /// State of an earlier attempt; `None` to begin at the first step.
     pub checkpoint: Option<Bytes>,
+    /// Unix second that chat templates take for the present.
+    pub now: i64,
     pub surroundings: Surroundings,
 }
 
@@ -82,6 +84,7 @@ impl Inputs {
             initial: None,
             classification: None,
             checkpoint: None,
+            now: jiff::Timestamp::now().as_second(),
             surroundings,
         }
     }
@@ -92,6 +95,7 @@ impl Inputs {
             prompt_loss_weight: settings::prompt_loss_weight(&self.asked, self.api.defaults()),
             max_tokens: settings::max_sequence_tokens(&self.asked, &self.model.config)?,
             scratch: self.surroundings.scratch.clone(),
+            now: self.now,
         })
     }
 

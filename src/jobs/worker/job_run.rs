@@ -110,7 +110,9 @@ impl Worker {
         let (progress, reports) = mpsc::channel(PROGRESS_REPORTS);
         let (base, inputs) = self.gather(&job.organization, job.api, &job.spec, control, progress).await?;
         let checkpoint = self.last_checkpoint(job).await?;
-        let inputs = Inputs { resolved: job.resolved.clone(), checkpoint, ..inputs };
+        // The present of every attempt, so that all of them read the same examples.
+        let now = job.created_at;
+        let inputs = Inputs { resolved: job.resolved.clone(), checkpoint, now, ..inputs };
         let training = tokio::task::spawn_blocking(move || train(inputs));
         Box::pin(self.follow(job, &base, reports, control)).await;
         let trained = training.await.map_err(|error| Error::Internal(format!("the training thread: {error}")))??;

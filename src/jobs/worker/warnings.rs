@@ -33,6 +33,11 @@ fn about_examples(plan: &TrainingPlan) -> Vec<(String, Value)> {
             (&report.dropped, plan.method.labels().left_out),
             (&report.duplicates, "repeat an earlier one"),
             (&report.contradictions, contradict.as_str()),
+            (
+                &report.altered,
+                "have an answer that the chat template changes or leaves out in part: it is not learned as it stands",
+            ),
+            (&report.ends_named, "have an answer that names a token that ends answers: a served answer ends there"),
         ] {
             if lines.count > 0 {
                 found.push((sentence(lines, name, what), json!({"lines": lines.first})));
@@ -42,14 +47,17 @@ fn about_examples(plan: &TrainingPlan) -> Vec<(String, Value)> {
     found
 }
 
+/// Verbs of several examples, and of one.
+const SINGULAR: [(&str, &str); 4] =
+    [("were ", "was "), ("repeat ", "repeats "), ("contradict ", "contradicts "), ("have ", "has ")];
+
 /// Words how many of the examples are meant, which, and what is the matter with them.
 fn sentence(lines: &NotedLines, name: &str, what: &str) -> String {
     let what = match lines.count {
-        1 => what.replacen("were ", "was ", 1).replacen("repeat ", "repeats ", 1).replacen(
-            "contradict ",
-            "contradicts ",
-            1,
-        ),
+        1 => SINGULAR.iter().fold(what.to_owned(), |what, (many, one)| match what.strip_prefix(many) {
+            Some(rest) => format!("{one}{rest}"),
+            None => what,
+        }),
         _ => what.to_owned(),
     };
     format!("{} of the {name} examples {what} ({lines})", lines.count)

@@ -25,7 +25,6 @@ pub(super) fn environment() -> Environment<'static> {
     kinds::add_to(&mut environment);
     environment.add_filter("tojson", json::to_json);
     environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", strftime_now);
     environment.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.0));
     environment.add_function("joiner", minijinja_contrib::globals::joiner);
     environment
@@ -76,8 +75,8 @@ pub(super) fn complaint(error: &Error) -> Option<String> {
     None
 }
 
-/// Returns today's local date and time in C's format, like Python's `datetime.now().strftime`.
-fn strftime_now(format: &str) -> Result<String, Error> {
-    jiff::fmt::strtime::format(format, &jiff::Zoned::now())
+/// Writes a date and time in C's format, like Python's `datetime.now().strftime`.
+pub(super) fn strftime(format: &str, now: &jiff::Zoned) -> Result<String, Error> {
+    jiff::fmt::strtime::format(format, now)
         .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
 }

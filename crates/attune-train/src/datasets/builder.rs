@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
+use super::render::RenderedExample;
 use super::store::ExampleWriter;
 use super::{Dataset, DatasetReport, NotedLines, RenderSettings, TokenizedExample};
 use crate::Result;
@@ -49,6 +50,10 @@ struct Line {
     /// Whether something of it is missing.
     cut: bool,
     repeated: bool,
+    /// Whether the text of an answer does not stand in its target.
+    altered: bool,
+    /// Whether an answer names an end token.
+    names_end: bool,
     /// Earlier line with the same prompt and another answer, or with the opposite preference.
     contradicts: Option<usize>,
 }
@@ -83,9 +88,16 @@ impl Builder {
         self.line = Line { number, ..Line::default() };
     }
 
+    /// Notes what the owner of the file should know about the answers of an example.
+    pub(crate) fn note_answers(&mut self, example: &RenderedExample) {
+        self.line.altered |= example.altered;
+        self.line.names_end |= example.names_end;
+    }
+
     /// Notes the remarks on the line. A line of which nothing is left counts as left out alone.
     pub(crate) fn end_line(&mut self) {
-        let (Line { number, kept, cut, repeated, contradicts }, report) = (&self.line, &mut self.report);
+        let (Line { number, kept, cut, repeated, altered, names_end, contradicts }, report) =
+            (&self.line, &mut self.report);
         if *cut && !kept {
             report.dropped.note(*number);
         } else if *cut {
@@ -97,6 +109,12 @@ impl Builder {
         if let Some(earlier) = *contradicts {
             report.contradictions.note(*number);
             report.first_contradiction.get_or_insert((*number, earlier));
+        }
+        if *altered {
+            report.altered.note(*number);
+        }
+        if *names_end {
+            report.ends_named.note(*number);
         }
     }
 

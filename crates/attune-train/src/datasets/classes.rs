@@ -5,10 +5,11 @@
 use std::collections::HashMap;
 use std::io::BufRead;
 
+use super::codec::TextCodec;
 use super::faults::on_line;
 use super::lines::Lines;
 use super::parse::{self, Example};
-use super::render::{TextCodec, completion_tokens, prompt_tokens};
+use super::render::{completion_tokens, ended, prompt_tokens};
 use super::words::shorten;
 use crate::datasets::Purpose;
 use crate::{ClassFault, Error, FileFault, Result};
@@ -32,8 +33,8 @@ pub struct Wanted<'a> {
 /// Prompts and the classes to sort them into.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ClassificationData {
-    /// Classes in the order of their first occurrence in the training file.
-    pub classes: Vec<Class>,
+    /// Completions that are the classes, in the order of their first occurrence in the training file.
+    pub classes: Vec<String>,
     /// Index of the positive class; `None` if the job has none.
     pub positive: Option<usize>,
     /// Examples to measure.
@@ -42,20 +43,13 @@ pub struct ClassificationData {
     pub left_out: usize,
 }
 
-/// A distinct completion.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Class {
-    /// Text of the completion.
-    pub text: String,
-    /// Tokens of the completion with the end token, as in training.
-    pub tokens: Vec<u32>,
-}
-
 /// A line of the validation file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClassifiedExample {
     /// Tokens of the prompt.
     pub prompt: Vec<u32>,
+    /// Tokens of each class as the completion of this prompt, with the end token, as in training.
+    pub completions: Vec<Vec<u32>>,
     /// Index of the true class.
     pub class: usize,
 }
@@ -71,7 +65,6 @@ pub fn read(
     let classes = Classes::read(training, codec)?;
     let positive = classes.check(codec, wanted)?;
     let Classes { list, index } = classes;
-    let longest = list.iter().map(|class| class.tokens.len()).max().unwrap_or_default();
     let limit = MAX_EXAMPLES.min(MAX_COMPLETIONS / list.len().max(1));
     let mut data = ClassificationData { classes: list, positive, ..ClassificationData::default() };
     let mut lines = Lines::new(validation);
@@ -81,7 +74,7 @@ pub fn read(
             continue;
         }
         let (prompt, completion) = pair(Purpose::Validation, number, line)?;
-        let Some(class) = index.get(&completion_tokens(&completion, codec)?).copied() else {
+        let Some(class) = index.get(&tokens_alone(&completion, codec)?).copied() else {
             let message = format!(
                 "Line {number} of the validation file has the completion {:?}, which the training file does \
                  not have: every class needs training examples.",
@@ -89,11 +82,12 @@ pub fn read(
             );
             return Err(invalid_classes(ClassFault::File(Purpose::Validation), message));
         };
-        let prompt = prompt_tokens(&prompt, codec)?;
-        if prompt.is_empty() || prompt.len() + longest > max_tokens {
+        let example = classified(&prompt, class, &data.classes, codec)?;
+        let longest = example.completions.iter().map(Vec::len).max().unwrap_or_default();
+        if example.prompt.is_empty() || example.prompt.len() + longest > max_tokens {
             data.left_out += 1;
         } else {
-            data.examples.push(ClassifiedExample { prompt, class });
+            data.examples.push(example);
         }
     }
     if data.examples.is_empty() {
@@ -103,10 +97,23 @@ pub fn read(
     Ok(data)
 }
 
+/// Tokenizes a prompt, and each class as its completion.
+fn classified(prompt: &str, class: usize, classes: &[String], codec: &impl TextCodec) -> Result<ClassifiedExample> {
+    let tokens = prompt_tokens(prompt, codec)?;
+    let completion = |text: &String| completion_tokens(prompt, &tokens, text, codec);
+    let completions = classes.iter().map(completion).collect::<Result<_>>()?;
+    Ok(ClassifiedExample { prompt: tokens, completions, class })
+}
+
+/// Tokenizes a completion without its prompt, to compare it with others.
+fn tokens_alone(completion: &str, codec: &impl TextCodec) -> Result<Vec<u32>> {
+    Ok(ended(codec.encode(completion, false)?, codec))
+}
+
 /// Distinct completions; completions with equal tokens are one class.
 #[derive(Default)]
 struct Classes {
-    list: Vec<Class>,
+    list: Vec<String>,
     /// Indices into `list`, by tokens.
     index: HashMap<Vec<u32>, usize>,
 }
@@ -117,7 +124,7 @@ impl Classes {
         let mut lines = Lines::new(training);
         while let Some((number, line)) = lines.next_line()? {
             let (_, text) = pair(Purpose::Training, number, line)?;
-            let tokens = completion_tokens(&text, codec)?;
+            let tokens = tokens_alone(&text, codec)?;
             if classes.index.contains_key(&tokens) {
                 continue;
             }
@@ -128,8 +135,8 @@ impl Classes {
                 );
                 return Err(invalid_classes(ClassFault::File(Purpose::Training), message));
             }
-            classes.index.insert(tokens.clone(), classes.list.len());
-            classes.list.push(Class { text, tokens });
+            classes.index.insert(tokens, classes.list.len());
+            classes.list.push(text);
         }
         Ok(classes)
     }
@@ -150,7 +157,7 @@ impl Classes {
             return Err(invalid_classes(fault, message));
         }
         let Some(text) = wanted.positive_class else { return Ok(None) };
-        let Some(positive) = self.index.get(&completion_tokens(text, codec)?) else {
+        let Some(positive) = self.index.get(&tokens_alone(text, codec)?) else {
             let message = format!(
                 "No completion of the training file is {text:?}; they are {}. Give the positive class exactly, with the \
                  space that it begins with.",
@@ -164,7 +171,7 @@ impl Classes {
     /// Lists the first classes for a message.
     fn some(&self) -> String {
         const SHOWN: usize = 5;
-        let shown = self.list.iter().take(SHOWN).map(|class| format!("{:?}", shorten(&class.text)));
+        let shown = self.list.iter().take(SHOWN).map(|class| format!("{:?}", shorten(class)));
         let more = (self.list.len() > SHOWN).then(|| "…".to_owned());
         shown.chain(more).collect::<Vec<_>>().join(", ")
     }

@@ -1,6 +1,7 @@
 //! Training files: JSONL read line by line ([`lines`], [`json`]) and checked ([`parse`]), then rendered to tokens with
-//! a weight for each one as a target ([`render`]) and kept in a file ([`store`]); [`preference`] checks pairs of
-//! answers, [`pairs`] texts that belong together, [`classes`] reads a file as a task of sorting.
+//! a weight for each one as a target ([`render`], each answer of a chat in [`turn`]) and kept in a file ([`store`]);
+//! [`preference`] checks pairs of answers, [`pairs`] texts that belong together, [`classes`] reads a file as a task of
+//! sorting.
 //!
 //! `jobs/worker/training.rs` calls [`read`] or [`read_preferences`] for the training and the validation file. A file
 //! with faults gives one error that names the lines and says what to change ([`faults`]); `file_kinds` and
@@ -8,6 +9,7 @@
 
 mod builder;
 pub mod classes;
+mod codec;
 pub mod faults;
 mod file_kinds;
 mod foreign_keys;
@@ -20,6 +22,8 @@ pub mod render;
 mod report;
 pub mod spelling;
 pub mod store;
+mod turn;
+mod turn_text;
 mod words;
 
 use std::io::BufRead;
@@ -28,11 +32,13 @@ pub use crate::purpose::Purpose;
 use crate::{Error, FileFault, Result};
 use builder::Builder;
 pub use builder::Digests;
+pub use codec::TextCodec;
 use faults::Faults;
 use lines::Lines;
 use pairs::{TextPair, is_pair};
 use parse::Format;
-pub use render::{RenderSettings, TextCodec};
+pub use render::RenderSettings;
+use render::RenderedExample;
 pub use report::{DatasetReport, NotedLines};
 pub use store::ExampleStore;
 
@@ -102,7 +108,7 @@ pub fn read(
         }
         let example = parse::example_of(object)?;
         format(example.format())?;
-        Ok(Rendered::Sequences(render::render(&example, codec, settings)?))
+        Ok(Rendered::Example(render::render(&example, codec, settings)?))
     })
 }
 
@@ -125,21 +131,18 @@ pub fn read_preferences(
     read_lines(reader, purpose, settings, |line, format| {
         let pair = preference::preference(line)?;
         format(pair.format())?;
-        let alone = |example| {
-            let mut sequences = render::render(example, codec, settings)?;
-            let one = || Error::Internal("an answer that is trained on is one sequence".into());
-            Ok::<_, Fault>(sequences.pop().ok_or_else(one)?)
-        };
-        Ok(Rendered::Pair([alone(&pair.chosen)?, alone(&pair.rejected)?]))
+        let (chosen, rejected) =
+            (render::render(&pair.chosen, codec, settings)?, render::render(&pair.rejected, codec, settings)?);
+        Ok(Rendered::Pair([chosen, rejected]))
     })
 }
 
 /// Units of training on one line.
 enum Rendered {
     /// Independent sequences.
-    Sequences(Vec<TokenizedExample>),
-    /// The preferred answer and the other one.
-    Pair([TokenizedExample; 2]),
+    Example(RenderedExample),
+    /// The preferred answer and the other one, one sequence each.
+    Pair([RenderedExample; 2]),
     /// Texts of a pair.
     Texts(Vec<Vec<u32>>),
 }
@@ -200,10 +203,16 @@ fn read_lines(
         match line.map_err(Fault::from).and_then(|line| render(line, &mut note_format)) {
             // A file with a fault is refused: of the other lines only the faults matter.
             Ok(_) if !faults.is_empty() => {}
-            Ok(Rendered::Sequences(sequences)) => {
-                sequences.into_iter().try_for_each(|sequence| builder.add([sequence]))?;
+            Ok(Rendered::Example(example)) => {
+                builder.note_answers(&example);
+                example.sequences.into_iter().try_for_each(|sequence| builder.add([sequence]))?;
             }
-            Ok(Rendered::Pair(pair)) => builder.add(pair)?,
+            Ok(Rendered::Pair(pair)) => {
+                pair.iter().for_each(|answer| builder.note_answers(answer));
+                let one = || Error::Internal("an answer that is trained on is one sequence".into());
+                let [chosen, rejected] = pair.map(|mut answer| answer.sequences.pop().ok_or_else(one));
+                builder.add([chosen?, rejected?])?;
+            }
             Ok(Rendered::Texts(texts)) => builder.add_texts(texts)?,
             Err(Fault::Line(fault)) => faults.push(number, &fault),
             Err(Fault::Other(error)) => return Err(error),

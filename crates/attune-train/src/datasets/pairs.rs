@@ -6,8 +6,8 @@
 
 use serde_json::{Map, Value};
 
+use super::codec::TextCodec;
 use super::foreign_keys::has_answer;
-use super::render::TextCodec;
 use super::spelling::plain;
 use super::words::{kind, shorten};
 use crate::Result;

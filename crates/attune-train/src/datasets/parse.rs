@@ -1,12 +1,13 @@
 //! One line of a training file: checked key by key, and turned into an [`Example`]. Called by [`super::read`]. Every
 //! fault says what is wrong and what to change; [`super::faults`] adds the line number.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::foreign_keys::{unknown_key, unknown_layout, unknown_message_key, unknown_role};
 use super::json;
 use super::words::kind;
 pub use super::words::shorten;
+use attune_model::chat::{Message, Role, ToolDefinition, WrittenMessage};
 
 /// The formats of a training file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,12 +42,12 @@ pub enum Example {
     },
     /// Conversation.
     Chat {
-        /// Objects as the chat template takes them, `weight` removed and text parts joined.
-        messages: Vec<Value>,
+        /// Messages, in the form that requests have, too.
+        messages: Vec<Message>,
         /// Whether each message is trained on (an assistant message of weight 1).
         trained: Vec<bool>,
-        /// Tool definitions for the template.
-        tools: Option<Vec<Value>>,
+        /// Tools that the model is shown.
+        tools: Vec<ToolDefinition>,
     },
 }
 
@@ -105,7 +106,7 @@ fn completion_example(object: &mut Map<String, Value>) -> Result<Example, String
 }
 
 fn chat_example(object: &mut Map<String, Value>) -> Result<Example, String> {
-    let mut messages = match object.remove("messages") {
+    let messages = match object.remove("messages") {
         Some(Value::Array(messages)) => messages,
         Some(Value::String(_)) => {
             return Err(
@@ -119,8 +120,8 @@ fn chat_example(object: &mut Map<String, Value>) -> Result<Example, String> {
     if messages.is_empty() {
         return Err("has no messages".into());
     }
-    let trained = check_messages(&mut messages)?;
-    if !messages.iter().any(|message| message["role"] == "assistant") {
+    let (messages, trained) = read_messages(messages)?;
+    if !messages.iter().any(|message| message.role == Role::Assistant) {
         return Err("has no assistant message: there is nothing to learn".into());
     }
     if !trained.contains(&true) {
@@ -130,31 +131,41 @@ fn chat_example(object: &mut Map<String, Value>) -> Result<Example, String> {
     Ok(Example::Chat { messages, trained, tools })
 }
 
-/// Brings messages into the template's form; returns for each whether it is trained on.
-pub(super) fn check_messages(messages: &mut [Value]) -> Result<Vec<bool>, String> {
-    let checked = |(index, message)| check_message(message).map_err(|fault| format!("message {}: {fault}", index + 1));
-    messages.iter_mut().enumerate().map(checked).collect()
+/// Reads messages; returns for each whether it is trained on.
+pub(super) fn read_messages(messages: Vec<Value>) -> Result<(Vec<Message>, Vec<bool>), String> {
+    let read = |(index, message)| read_message(message).map_err(|fault| format!("message {}: {fault}", index + 1));
+    messages.into_iter().enumerate().map(read).collect::<Result<Vec<_>, _>>().map(|read| read.into_iter().unzip())
 }
 
 /// Takes the tools of a chat.
-pub(super) fn take_tools(object: &mut Map<String, Value>) -> Result<Option<Vec<Value>>, String> {
-    match (object.remove("tools"), object.remove("functions")) {
-        (Some(_), Some(_)) => Err("has both `tools` and `functions`: keep `tools`".into()),
-        (Some(Value::Array(tools)), None) => Ok(Some(tools)),
-        (None, Some(Value::Array(functions))) => {
-            Ok(Some(functions.into_iter().map(|function| json!({"type": "function", "function": function})).collect()))
-        }
-        (Some(Value::Null), None) | (None, Some(Value::Null) | None) => Ok(None),
-        _ => Err("has `tools` that is not an array".into()),
-    }
+pub(super) fn take_tools(object: &mut Map<String, Value>) -> Result<Vec<ToolDefinition>, String> {
+    let mut take = |key: &str| object.remove(key).filter(|tools| !tools.is_null());
+    let (key, tools) = match (take("tools"), take("functions")) {
+        (Some(_), Some(_)) => return Err("has both `tools` and `functions`: keep `tools`".into()),
+        (Some(tools), None) => ("tools", tools),
+        (None, Some(functions)) => ("functions", functions),
+        (None, None) => return Ok(Vec::new()),
+    };
+    let Value::Array(tools) = tools else { return Err(format!("has `{key}` that is not an array")) };
+    let read = |(index, tool)| ToolDefinition::read(tool).map_err(|fault| format!("`{key}[{index}]` {fault}"));
+    tools.into_iter().enumerate().map(read).collect()
 }
 
-/// Checks a message and brings it into the template's form; returns whether it is trained on.
-fn check_message(message: &mut Value) -> Result<bool, String> {
-    const KEYS: [&str; 8] =
-        ["role", "content", "name", "weight", "function_call", "tool_calls", "tool_call_id", "refusal"];
-    let Value::Object(message) = message else {
-        return Err(format!("is {}, not an object", kind(message)));
+/// Reads a message; returns whether it is trained on, too.
+fn read_message(message: Value) -> Result<(Message, bool), String> {
+    const KEYS: [&str; 9] = [
+        "role",
+        "content",
+        "name",
+        "weight",
+        "function_call",
+        "tool_calls",
+        "tool_call_id",
+        "refusal",
+        "reasoning_content",
+    ];
+    let Value::Object(mut message) = message else {
+        return Err(format!("is {}, not an object", kind(&message)));
     };
     if let Some(key) = message.keys().find(|key| !KEYS.contains(&key.as_str())) {
         return Err(unknown_message_key(key, &KEYS));
@@ -168,46 +179,43 @@ fn check_message(message: &mut Value) -> Result<bool, String> {
         return Err(unknown_role(&role));
     }
     let assistant = role == "assistant";
-    let calls = assistant && ["tool_calls", "function_call"].iter().any(|key| !is_absent(message.get(*key)));
-    match message.get("content") {
-        Some(Value::String(text)) if text.is_empty() && assistant && !calls => {
-            return Err("has an empty answer: there is nothing to learn".into());
+    let content = message.get("content").filter(|content| !content.is_null());
+    let has_content = content.is_some();
+    match content {
+        Some(Value::Array(parts)) if !parts.iter().all(|part| is_text(part, assistant)) => {
+            return Err("has a content part that is not text: use `{\"type\": \"text\", \"text\": …}`".into());
         }
-        Some(Value::String(_)) => {}
-        Some(Value::Array(parts)) => {
-            let text = join_text_parts(parts)?;
-            message.insert("content".into(), Value::String(text));
-        }
-        None | Some(Value::Null) if calls => {}
-        None | Some(Value::Null) => return Err("has no `content`".into()),
+        Some(Value::String(_) | Value::Array(_)) => {}
+        None if assistant || role == "function" => {}
+        None => return Err("has no `content`".into()),
         Some(other) => return Err(format!("has {} as `content`: give a string", kind(other))),
     }
-    // The server does the same with requests, so that training and inference render alike.
-    if role == "developer" {
-        message.insert("role".into(), "system".into());
+    let trained = match message.remove("weight") {
+        None | Some(Value::Null) => assistant,
+        Some(_) if !assistant => {
+            return Err("has a `weight`, which only assistant messages may have: remove it".into());
+        }
+        Some(weight) if weight.as_f64() == Some(0.0) => false,
+        Some(weight) if weight.as_f64() == Some(1.0) => true,
+        Some(_) => return Err("has a `weight` that is neither 0 nor 1".into()),
+    };
+    let written: WrittenMessage = serde_json::from_value(Value::Object(message))
+        .map_err(|error| format!("has a field that is not of its type ({error})"))?;
+    let read = Message::read(written).map_err(|fault| format!("`{}`: {}", fault.field, fault.message))?;
+    if trained && read.is_empty() {
+        let fault = if has_content { "has an empty answer: there is nothing to learn" } else { "has no `content`" };
+        return Err(fault.into());
     }
-    for key in ["name", "refusal"] {
-        message.remove(key);
-    }
-    match message.remove("weight") {
-        None | Some(Value::Null) => Ok(assistant),
-        Some(_) if !assistant => Err("has a `weight`, which only assistant messages may have: remove it".into()),
-        Some(weight) if weight.as_f64() == Some(0.0) => Ok(false),
-        Some(weight) if weight.as_f64() == Some(1.0) => Ok(true),
-        Some(_) => Err("has a `weight` that is neither 0 nor 1".into()),
-    }
+    Ok((read, trained))
 }
 
-fn join_text_parts(parts: &[Value]) -> Result<String, String> {
-    let texts = parts.iter().map(|part| match (part["type"].as_str(), part["text"].as_str()) {
-        (Some("text"), Some(text)) => Ok(text),
-        _ => Err("has a content part that is not text: use `{\"type\": \"text\", \"text\": …}`".to_string()),
-    });
-    texts.collect()
-}
-
-fn is_absent(value: Option<&Value>) -> bool {
-    value.is_none_or(|value| value.is_null() || value.as_array().is_some_and(Vec::is_empty))
+/// Returns true if a part of a content is text; an assistant may also refuse.
+fn is_text(part: &Value, assistant: bool) -> bool {
+    match part["type"].as_str() {
+        Some("text") => part["text"].is_string(),
+        Some("refusal") => assistant && part["refusal"].is_string(),
+        _ => false,
+    }
 }
 
 /// Returns true if an object is meant as a pair of answers (it has `preferred_output` or `chosen`).

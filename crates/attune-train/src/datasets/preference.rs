@@ -11,6 +11,7 @@ use super::foreign_keys::{prompt_key, unknown_key};
 use super::json;
 use super::parse::{self, Example, Format, is_preference};
 use super::words::{kind, shorten};
+use attune_model::chat::{Role, ToolDefinition};
 
 /// Two answers to one prompt, each as a complete example.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,7 +77,7 @@ fn openai(object: &mut Map<String, Value>) -> Result<Preference, String> {
     if let Some(key) = input.keys().next() {
         return Err(format!("has the unknown key `{}` in `input`: remove it", shorten(key)));
     }
-    chat(messages, tools.as_ref(), object, OPENAI)
+    chat(messages, &tools, object, OPENAI)
 }
 
 fn trl(object: &mut Map<String, Value>) -> Result<Preference, String> {
@@ -91,7 +92,7 @@ fn trl(object: &mut Map<String, Value>) -> Result<Preference, String> {
             };
             Ok(Preference { chosen: answer(TRL.chosen)?, rejected: answer(TRL.rejected)? })
         }
-        Some(Value::Array(messages)) => chat(messages, tools.as_ref(), object, TRL),
+        Some(Value::Array(messages)) => chat(messages, &tools, object, TRL),
         Some(other) => Err(format!("has {} as `prompt`: give a string or an array of messages", kind(&other))),
         None => Err(match prompt_key(object) {
             Some(key) => format!("has no `prompt`: rename `{}` to `prompt`", shorten(key)),
@@ -102,28 +103,28 @@ fn trl(object: &mut Map<String, Value>) -> Result<Preference, String> {
 
 /// Builds a conversation that ends with one of the two messages.
 fn chat(
-    mut messages: Vec<Value>,
-    tools: Option<&Vec<Value>>,
+    messages: Vec<Value>,
+    tools: &[ToolDefinition],
     object: &mut Map<String, Value>,
     keys: Keys,
 ) -> Result<Preference, String> {
     if messages.is_empty() {
         return Err("has no messages".into());
     }
-    parse::check_messages(&mut messages)?;
+    let (messages, _) = parse::read_messages(messages)?;
     let mut answer = |key: &str| {
         let fault = || format!("has a `{key}` that is not an array of one assistant message");
-        let Some(Value::Array(mut output)) = object.remove(key) else { return Err(fault()) };
-        if output.len() != 1 || output[0]["role"] != "assistant" {
+        let Some(Value::Array(output)) = object.remove(key) else { return Err(fault()) };
+        if output.len() != 1 || output[0]["role"] != Role::Assistant.name() {
             return Err(fault());
         }
-        let trained = parse::check_messages(&mut output).map_err(|fault| format!("`{key}`, {fault}"))?;
+        let (output, trained) = parse::read_messages(output).map_err(|fault| format!("`{key}`, {fault}"))?;
         if trained != [true] {
             return Err(format!("has a `{key}` of weight 0: there is nothing to learn"));
         }
         let mut trained = vec![false; messages.len()];
         trained.push(true);
-        Ok(Example::Chat { messages: [messages.as_slice(), &output].concat(), trained, tools: tools.cloned() })
+        Ok(Example::Chat { messages: [messages.as_slice(), &output].concat(), trained, tools: tools.to_vec() })
     };
     Ok(Preference { chosen: answer(keys.chosen)?, rejected: answer(keys.rejected)? })
 }

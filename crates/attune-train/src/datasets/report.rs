@@ -59,6 +59,10 @@ pub struct DatasetReport {
     pub truncated: NotedLines,
     /// Examples left out, because no target fits the context.
     pub dropped: NotedLines,
+    /// Examples with an answer whose text does not stand in its target.
+    pub altered: NotedLines,
+    /// Examples with an answer that names an end token.
+    pub ends_named: NotedLines,
     /// Examples that repeat an earlier one.
     pub duplicates: NotedLines,
     /// Examples with the prompt of an earlier one and another answer, or with the opposite preference.

@@ -51,14 +51,14 @@ impl ClassificationTask {
 
     /// Yields every example with every class as its completion, in parts; only completions have weight.
     pub(super) fn candidates(&self) -> impl Iterator<Item = Vec<TokenizedExample>> {
-        let candidates = |example: &ClassifiedExample| {
-            let prompt = example.prompt.clone();
-            self.data.classes.iter().map(move |class| {
-                let tokens = [prompt.as_slice(), &class.tokens].concat();
-                let mut weights = vec![0.0; prompt.len()];
-                weights.resize(tokens.len(), 1.0);
-                TokenizedExample { tokens, weights }
-            })
+        let candidate = |example: &ClassifiedExample, completion: &Vec<u32>| {
+            let tokens = [example.prompt.as_slice(), completion].concat();
+            let mut weights = vec![0.0; example.prompt.len()];
+            weights.resize(tokens.len(), 1.0);
+            TokenizedExample { tokens, weights }
+        };
+        let candidates = move |example: &ClassifiedExample| -> Vec<TokenizedExample> {
+            example.completions.iter().map(|completion| candidate(example, completion)).collect()
         };
         self.data.examples.chunks(EXAMPLES_AT_ONCE).map(move |part| part.iter().flat_map(candidates).collect())
     }
@@ -106,11 +106,13 @@ fn probability(row: &[f64], index: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datasets::classes::Class;
 
     fn task(classes: usize, positive: Option<usize>, right: &[usize], betas: &[f64]) -> ClassificationTask {
-        let classes = (0..classes).map(|i| Class { text: format!(" {i}"), tokens: vec![i as u32, 99] }).collect();
-        let examples = right.iter().map(|class| ClassifiedExample { prompt: vec![5, 6], class: *class }).collect();
+        let completions: Vec<_> = (0..classes).map(|i| vec![i as u32, 99]).collect();
+        let classes = (0..classes).map(|i| format!(" {i}")).collect();
+        let example =
+            |class: &usize| ClassifiedExample { prompt: vec![5, 6], completions: completions.clone(), class: *class };
+        let examples = right.iter().map(example).collect();
         ClassificationTask::new(ClassificationData { classes, positive, examples, left_out: 0 }, betas)
     }
 

@@ -6,7 +6,7 @@ use candle_core::{DType, Device};
 
 use super::*;
 use crate::datasets::TokenizedExample;
-use crate::datasets::classes::{Class, ClassificationData, ClassifiedExample};
+use crate::datasets::classes::{ClassificationData, ClassifiedExample};
 use crate::train::backward::{Gradients, LossReport, Objective, PackedBatch, PassOptions};
 use crate::train::classification::ClassificationTask;
 use crate::train::evaluation::HeldOut;
@@ -328,9 +328,13 @@ fn evaluation_averages_over_all_targets() {
 
 #[test]
 fn every_prompt_is_measured_with_every_class() {
-    let class = |text: &str, token| Class { text: text.into(), tokens: vec![token] };
-    let examples = (0..300).map(|i| ClassifiedExample { prompt: vec![7; 1 + i % 5], class: i % 3 % 2 }).collect();
-    let data = ClassificationData { classes: vec![class("a", 4), class("b", 5)], examples, ..Default::default() };
+    let example = |i: usize| ClassifiedExample {
+        prompt: vec![7; 1 + i % 5],
+        completions: vec![vec![4], vec![5]],
+        class: i % 3 % 2,
+    };
+    let examples = (0..300).map(example).collect();
+    let data = ClassificationData { classes: vec!["a".into(), "b".into()], examples, ..Default::default() };
     let task = ClassificationTask::new(data, &[]);
     let mut batches = 0;
     let figures = trainer().classify(&task, &mut || {

@@ -1,19 +1,24 @@
-//! The messages of a chat request, and the form in which templates read them. Used by `chat::create` and `tokenize`.
+//! The messages of a chat request. Used by `chat::create` and `tokenize`.
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use crate::api::http::error::{Problem, Result};
-use crate::model::tool_syntax::ToolSyntax;
+use crate::model::chat::{
+    Message, MessageFault, WrittenCall, WrittenContent, WrittenFunction, WrittenMessage, WrittenPart,
+};
 
 /// One message.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 pub(crate) struct ChatMessage {
     /// `system`, `developer` (the same as `system`), `user`, `assistant`, `tool`, or `function` (deprecated).
     pub role: String,
     /// What was said; an assistant that calls tools may have said nothing.
     pub content: Option<ChatContent>,
+    /// Extension: the assistant's reasoning, for templates that have a place for it.
+    pub reasoning_content: Option<String>,
+    /// What an assistant said that refused; its content is then null.
+    pub refusal: Option<String>,
     /// The name of the function, in a message of the role `function`.
     pub name: Option<String>,
     /// The calls that the assistant made.
@@ -25,7 +30,7 @@ pub(crate) struct ChatMessage {
 }
 
 /// A text, or parts that are joined to one.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a string or an array of parts such as {\"type\": \"text\", \"text\": \"…\"}")]
 pub(crate) enum ChatContent {
     /// The whole text.
@@ -35,33 +40,31 @@ pub(crate) enum ChatContent {
 }
 
 /// A part of a message.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 pub(crate) struct ContentPart {
-    /// Only `text` is supported.
+    /// `text`, or `refusal` in a message of the assistant.
     #[serde(rename = "type")]
     pub kind: String,
     /// The text.
     pub text: Option<String>,
+    /// The text of a refusal.
+    pub refusal: Option<String>,
 }
 
 /// A call in an earlier message of the assistant.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 pub(crate) struct MessageToolCall {
     /// The id that the answer to it names.
     pub id: String,
     /// Always `function`.
-    #[serde(rename = "type", default = "function_type")]
-    pub kind: String,
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
     /// What was called.
     pub function: MessageFunction,
 }
 
-fn function_type() -> String {
-    "function".into()
-}
-
 /// A function with its arguments.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 pub(crate) struct MessageFunction {
     /// The function.
     pub name: String,
@@ -69,175 +72,111 @@ pub(crate) struct MessageFunction {
     pub arguments: String,
 }
 
-/// Returns the messages in the form that templates read, with calls in the form of `syntax`.
-pub(crate) fn template_messages(messages: &[ChatMessage], syntax: ToolSyntax) -> Result<Vec<Value>> {
+/// Checks the messages of a request, and brings them into the form that training files have, too.
+pub(crate) fn read_messages(messages: &[ChatMessage]) -> Result<Vec<Message>> {
     if messages.is_empty() {
         return Err(Problem::invalid("messages", "'messages' must hold at least one message."));
     }
-    let rendered = messages.iter().enumerate().map(|(index, message)| message.for_template(index, syntax));
-    let rendered = rendered.collect::<Result<Vec<_>>>()?;
-    Ok(if syntax.in_template { rendered } else { join_tool_answers(rendered) })
-}
-
-/// Appends `text` to the first message if that is a system message, else inserts a system message.
-pub(super) fn add_to_system(messages: &mut Vec<Value>, text: &str) {
-    match messages.first_mut() {
-        Some(first) if first["role"] == "system" => {
-            let content = first["content"].as_str().unwrap_or_default();
-            first["content"] = format!("{content}\n\n{text}").trim_start().into();
-        }
-        _ => messages.insert(0, json!({"role": "system", "content": text})),
-    }
+    messages.iter().enumerate().map(|(index, message)| message.read(index)).collect()
 }
 
 impl ChatMessage {
-    fn for_template(&self, index: usize, syntax: ToolSyntax) -> Result<Value> {
-        let role = match self.role.as_str() {
-            "developer" => "system",
-            "function" => "tool",
-            role @ ("system" | "user" | "assistant" | "tool") => role,
-            other => {
-                let message =
-                    format!("'{other}' is not a role: use system, developer, user, assistant, tool or function.");
-                return Err(Problem::invalid_code(format!("messages[{index}].role"), "invalid_value", message));
+    fn read(&self, index: usize) -> Result<Message> {
+        let missing =
+            |field: &str, message: &str| MessageFault { field: field.into(), missing: true, message: message.into() };
+        let checked = match self.role.as_str() {
+            "tool" if self.tool_call_id.is_none() => {
+                Err(missing("tool_call_id", "A message of the role 'tool' must name the call that it answers."))
             }
+            "function" if self.name.is_none() => {
+                Err(missing("name", "A message of the role 'function' must name its function."))
+            }
+            _ => Message::read(self.clone().into()),
         };
-        let missing = |field: &str, message: &str| {
-            Problem::invalid_code(format!("messages[{index}].{field}"), "missing_required_parameter", message)
-        };
-        if self.role == "tool" && self.tool_call_id.is_none() {
-            return Err(missing("tool_call_id", "A message of the role 'tool' must name the call that it answers."));
-        }
-        if self.role == "function" && self.name.is_none() {
-            return Err(missing("name", "A message of the role 'function' must name its function."));
-        }
-        let calls = if role == "assistant" { self.calls(index)? } else { Vec::new() };
-        let content = match &self.content {
-            Some(ChatContent::Text(text)) => text.clone(),
-            Some(ChatContent::Parts(parts)) => parts.iter().map(|part| part.text(index)).collect::<Result<String>>()?,
-            None if role == "assistant" => String::new(),
-            None => return Err(missing("content", "The message has no content.")),
-        };
-        if !syntax.in_template {
-            return Ok(plain(role, &content, &calls, syntax));
-        }
-        let mut message = json!({"role": role, "content": content});
-        if !calls.is_empty() {
-            message["tool_calls"] = calls
-                .iter()
-                .map(|call| {
-                    let function = json!({"name": call.function.name, "arguments": call.function.parsed_arguments()});
-                    json!({"id": call_id(call.id, syntax), "type": "function", "function": function})
-                })
-                .collect();
-        }
-        if role == "tool" {
-            if let Some(id) = &self.tool_call_id {
-                message["tool_call_id"] = call_id(id, syntax).into();
-            }
-            if let Some(name) = &self.name {
-                message["name"] = name.as_str().into();
-            }
-        }
-        Ok(message)
-    }
-
-    /// Returns the calls of the message, including one in the older form.
-    fn calls(&self, index: usize) -> Result<Vec<Call<'_>>> {
-        let mut calls = Vec::new();
-        for (number, call) in self.tool_calls.iter().flatten().enumerate() {
-            if call.kind != "function" {
-                let message = format!("'{}' is not a type of calls: only 'function' is supported.", call.kind);
-                let param = format!("messages[{index}].tool_calls[{number}].type");
-                return Err(Problem::invalid_code(param, "invalid_value", message));
-            }
-            calls.push(Call { id: &call.id, function: &call.function });
-        }
-        if let Some(function) = &self.function_call {
-            calls.push(Call { id: &function.name, function });
-        }
-        Ok(calls)
-    }
-}
-
-struct Call<'a> {
-    id: &'a str,
-    function: &'a MessageFunction,
-}
-
-impl MessageFunction {
-    /// Returns the arguments as a JSON object for the templates, or as text if they are no JSON object.
-    fn parsed_arguments(&self) -> Value {
-        serde_json::from_str::<Map<String, Value>>(&self.arguments)
-            .map_or_else(|_| self.arguments.as_str().into(), Value::Object)
-    }
-}
-
-impl ContentPart {
-    fn text(&self, index: usize) -> Result<&str> {
-        match (self.kind.as_str(), &self.text) {
-            ("text", Some(text)) => Ok(text),
-            (kind, _) => {
-                let message =
-                    format!("A part of type '{kind}' is not supported: send {{\"type\": \"text\", \"text\": \"…\"}}.");
-                Err(Problem::invalid_code(format!("messages[{index}].content"), "invalid_value", message))
-            }
-        }
-    }
-}
-
-/// Returns the id of a call in the form that the template takes: shortened to 9 characters if `syntax.short_ids`.
-fn call_id(id: &str, syntax: ToolSyntax) -> String {
-    if !syntax.short_ids {
-        return id.to_owned();
-    }
-    let last: Vec<char> = id.chars().rev().filter(char::is_ascii_alphanumeric).take(9).collect();
-    let last: String = last.into_iter().rev().collect();
-    format!("{last:0>9}")
-}
-
-/// Writes the message as text alone, for templates that know neither calls nor the role `tool`.
-fn plain(role: &str, content: &str, calls: &[Call<'_>], syntax: ToolSyntax) -> Value {
-    if role == "tool" {
-        return json!({"role": role, "content": format!("<tool_response>\n{content}\n</tool_response>")});
-    }
-    if calls.is_empty() {
-        return json!({"role": role, "content": content});
-    }
-    let calls: Vec<String> = calls
-        .iter()
-        .map(|Call { function, .. }| {
-            let (name, arguments) = (Value::from(function.name.as_str()), function.parsed_arguments());
-            format!("{{\"name\": {name}, \"{}\": {arguments}}}", syntax.arguments_key)
+        checked.map_err(|fault| {
+            let code = if fault.missing { "missing_required_parameter" } else { "invalid_value" };
+            Problem::invalid_code(format!("messages[{index}].{}", fault.field), code, fault.message)
         })
-        .collect();
-    let calls = format!("{}{}{}{}", syntax.trigger, syntax.open, calls.join(syntax.separator), syntax.close);
-    let content = if content.is_empty() { calls } else { format!("{content}\n{calls}") };
-    json!({"role": role, "content": content})
+    }
 }
 
-/// Turns the answers of tools into messages of the user, with all answers to one turn in one message: many templates
-/// allow no other role, and no two messages of one role in a row.
-fn join_tool_answers(messages: Vec<Value>) -> Vec<Value> {
-    let mut joined: Vec<Value> = Vec::with_capacity(messages.len());
-    let mut after_tool = false;
-    for mut message in messages {
-        let is_tool = message["role"] == "tool";
-        if is_tool {
-            message["role"] = "user".into();
+impl From<ChatMessage> for WrittenMessage {
+    fn from(message: ChatMessage) -> Self {
+        let content = |content| match content {
+            ChatContent::Text(text) => WrittenContent::Text(text),
+            ChatContent::Parts(parts) => WrittenContent::Parts(parts.into_iter().map(Into::into).collect()),
+        };
+        let call =
+            |MessageToolCall { id, kind, function }| WrittenCall { id: Some(id), kind, function: function.into() };
+        Self {
+            role: message.role,
+            content: message.content.map(content),
+            reasoning_content: message.reasoning_content,
+            refusal: message.refusal,
+            name: message.name,
+            tool_calls: message.tool_calls.map(|calls| calls.into_iter().map(call).collect()),
+            tool_call_id: message.tool_call_id,
+            function_call: message.function_call.map(Into::into),
         }
-        match joined.last_mut() {
-            Some(last) if is_tool && after_tool => {
-                let (before, more) = (last["content"].as_str(), message["content"].as_str());
-                last["content"] = format!("{}\n{}", before.unwrap_or_default(), more.unwrap_or_default()).into();
-            }
-            _ => joined.push(message),
-        }
-        after_tool = is_tool;
     }
-    joined
+}
+
+impl From<ContentPart> for WrittenPart {
+    fn from(ContentPart { kind, text, refusal }: ContentPart) -> Self {
+        Self { kind, text, refusal }
+    }
+}
+
+impl From<MessageFunction> for WrittenFunction {
+    fn from(MessageFunction { name, arguments }: MessageFunction) -> Self {
+        Self { name, arguments: Some(arguments.into()) }
+    }
 }
 
 #[cfg(test)]
-#[path = "messages_tests.rs"]
-mod tests;
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read(json: Value) -> Result<Vec<Message>> {
+        let messages: Vec<ChatMessage> = serde_json::from_value(json).expect("messages");
+        read_messages(&messages)
+    }
+
+    #[test]
+    fn what_cannot_be_rendered_is_refused_by_its_field() {
+        let call = json!([{"id": "x", "type": "magic", "function": {"name": "g", "arguments": ""}}]);
+        for (wrong, field) in [
+            (json!([]), "messages"),
+            (json!([{"role": "king", "content": "x"}]), "messages[0].role"),
+            (json!([{"role": "user"}]), "messages[0].content"),
+            (
+                json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+                "messages[0].content",
+            ),
+            (json!([{"role": "tool", "content": "x"}]), "messages[0].tool_call_id"),
+            (json!([{"role": "function", "content": "x"}]), "messages[0].name"),
+            (json!([{"role": "assistant", "tool_calls": call}]), "messages[0].tool_calls[0].type"),
+        ] {
+            let Err(problem) = read(wrong) else { panic!("{field} was not refused") };
+            assert_eq!(problem.error.param.as_deref(), Some(field));
+        }
+    }
+
+    #[test]
+    fn null_is_the_same_as_a_field_left_out() {
+        let call = json!({"id": "x", "type": null, "function": {"name": "f", "arguments": "{}"}});
+        let given = json!([
+            {"role": "assistant", "content": null, "tool_calls": [call], "refusal": null, "reasoning_content": null,
+             "name": null, "tool_call_id": null, "function_call": null},
+            {"role": "function", "name": "f", "content": null},
+        ]);
+        let left_out = json!([
+            {"role": "assistant",
+             "tool_calls": [{"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "function", "name": "f"},
+        ]);
+        assert_eq!(read(given).expect("fine"), read(left_out).expect("fine"));
+    }
+}

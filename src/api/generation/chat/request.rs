@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::format::ResponseFormat;
 use super::messages::ChatMessage;
+use super::template_fields::TemplateFields;
 use crate::api::generation::foreign_fields::{Route, RouteBody};
 use crate::api::generation::generate::fields::{SamplingFields, StreamOptions};
 use crate::api::generation::generate::stops::{StopFields, StopTexts};
@@ -87,6 +88,19 @@ pub(crate) struct ChatRequest {
     pub functions: Option<Vec<FunctionDefinition>>,
     /// Deprecated: the older form of `tool_choice`.
     pub function_call: Option<FunctionChoice>,
+    /// Extension: variables of the chat template, such as `{"enable_thinking": false}`.
+    #[schema(value_type = Option<Object>)]
+    pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// Extension: end the prompt where the assistant's answer begins.
+    #[schema(default = true)]
+    pub add_generation_prompt: Option<bool>,
+    /// Extension: go on with the last message, which is the assistant's; the answer is what follows it.
+    #[schema(default = false)]
+    pub continue_final_message: Option<bool>,
+    /// Not supported: the model's own template is used.
+    pub chat_template: Option<String>,
+    /// Not supported: a variable of the template, for `chat_template_kwargs`.
+    pub enable_thinking: Option<bool>,
     /// Answer with the log probability of each token.
     pub logprobs: Option<bool>,
     /// And with those of this many most probable tokens at its place; needs `logprobs`.
@@ -181,6 +195,18 @@ impl ChatRequest {
     pub(crate) fn stop_fields(&self) -> StopFields {
         let (stop, stop_token_ids) = (self.stop.clone(), self.stop_token_ids.clone());
         StopFields { stop, stop_token_ids, ignore_eos: self.ignore_eos == Some(true) }
+    }
+
+    /// Returns the fields that say how the messages are rendered.
+    pub(super) fn template_fields(&self) -> TemplateFields<'_> {
+        TemplateFields {
+            add_generation_prompt: self.add_generation_prompt,
+            continue_final_message: self.continue_final_message,
+            chat_template: self.chat_template.as_deref(),
+            chat_template_kwargs: self.chat_template_kwargs.as_ref(),
+            enable_thinking: self.enable_thinking,
+            now: None,
+        }
     }
 
     /// Returns how many of the most probable tokens to show with each token; `None` if no log probabilities are wanted.

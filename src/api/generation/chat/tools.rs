@@ -4,10 +4,11 @@
 use serde_json::{Value, json};
 
 use super::format::check_name;
-use super::request::{ChatRequest, FunctionChoice, FunctionDefinition, ToolChoice};
+use super::request::{ChatRequest, FunctionChoice, FunctionDefinition, Tool, ToolChoice};
 use super::schema::{SCHEMA_BYTES, prepare};
 use crate::api::http::error::{Problem, Result};
 use crate::engine::grammar::GrammarSource;
+use crate::model::chat::ToolDefinition;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::tool_syntax::ToolSyntax;
 
@@ -34,7 +35,10 @@ pub(super) struct Tools {
 impl Tools {
     /// Checks the tools of `request`; `None` if it has none or wants none to be called.
     pub(super) fn of(request: &ChatRequest) -> Result<Option<Self>> {
-        let (offered, legacy) = offered(request)?;
+        let tools = request.tools.as_deref().unwrap_or_default();
+        let functions = request.functions.as_deref().unwrap_or_default();
+        let legacy = tools.is_empty() && (!functions.is_empty() || request.function_call.is_some());
+        let offered = offered(tools, functions, legacy)?;
         let choice = Choice::of(request, legacy)?;
         if offered.is_empty() {
             if matches!(choice, Choice::Required | Choice::Named { .. }) {
@@ -82,32 +86,9 @@ impl Tools {
         self.callable.iter().map(|(index, _)| self.offered[*index].name.clone()).collect()
     }
 
-    /// Returns the tools in the form that templates read.
-    pub(super) fn for_template(&self) -> Vec<Value> {
-        let describe = |function: &FunctionDefinition| {
-            let mut described = json!({"name": function.name});
-            if let Some(description) = &function.description {
-                described["description"] = description.as_str().into();
-            }
-            let any = || json!({"type": "object", "properties": {}});
-            described["parameters"] = function.parameters.clone().unwrap_or_else(any);
-            json!({"type": "function", "function": described})
-        };
-        self.offered.iter().map(describe).collect()
-    }
-
-    /// Describes the tools in words, for models whose template does not show tools.
-    pub(super) fn in_words(&self, syntax: ToolSyntax) -> String {
-        let listed: Vec<String> = self.for_template().iter().map(|tool| tool["function"].to_string()).collect();
-        format!(
-            "You can call functions. Each line describes one, with the JSON schema of its arguments:\n{}\n\
-             To call a function, answer with\n{}{}{{\"name\": \"its name\", \"{}\": {{its arguments}}}}{}",
-            listed.join("\n"),
-            syntax.trigger,
-            syntax.open,
-            syntax.arguments_key,
-            syntax.close
-        )
+    /// Returns the tools that the model is shown.
+    pub(super) fn shown(&self) -> Vec<ToolDefinition> {
+        shown(&self.offered)
     }
 
     /// Writes the grammar of an answer: calls or, if none is required, a text; `response` is the schema of that text,
@@ -178,11 +159,22 @@ fn parameters_param(legacy: bool, index: usize) -> String {
     if legacy { format!("functions[{index}].parameters") } else { format!("tools[{index}].function.parameters") }
 }
 
-/// Returns the functions of the request, checked, and whether they came in the older form.
-fn offered(request: &ChatRequest) -> Result<(Vec<FunctionDefinition>, bool)> {
-    let tools = request.tools.as_deref().unwrap_or_default();
-    let functions = request.functions.as_deref().unwrap_or_default();
-    let legacy = tools.is_empty() && (!functions.is_empty() || request.function_call.is_some());
+/// Checks tools that the model is shown and does not answer, those of `tokenize`.
+pub(crate) fn shown_tools(tools: &[Tool]) -> Result<Vec<ToolDefinition>> {
+    Ok(shown(&offered(tools, &[], false)?))
+}
+
+fn shown(functions: &[FunctionDefinition]) -> Vec<ToolDefinition> {
+    let definition = |function: &FunctionDefinition| ToolDefinition {
+        name: function.name.clone(),
+        description: function.description.clone(),
+        parameters: function.parameters.clone(),
+    };
+    functions.iter().map(definition).collect()
+}
+
+/// Returns the functions of a request, checked; `legacy` if they came in the older form.
+fn offered(tools: &[Tool], functions: &[FunctionDefinition], legacy: bool) -> Result<Vec<FunctionDefinition>> {
     if !tools.is_empty() && !functions.is_empty() {
         return Err(Problem::invalid("functions", "'functions' is the older form of 'tools': send one of them."));
     }
@@ -205,7 +197,7 @@ fn offered(request: &ChatRequest) -> Result<(Vec<FunctionDefinition>, bool)> {
             return Err(Problem::invalid_code(param, "invalid_value", message));
         }
     }
-    Ok((offered, legacy))
+    Ok(offered)
 }
 
 /// Returns the schema of a function's arguments, which must be an object.

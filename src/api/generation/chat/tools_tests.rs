@@ -194,14 +194,6 @@ fn the_older_form_means_the_same_with_one_call() {
 }
 
 #[test]
-fn tools_in_words_name_every_function() {
-    let words = tools(json!({"tools": two_tools()})).unwrap().in_words(ToolSyntax::PLAIN);
-    for part in ["\"weather\"", "Looks.", "\"time\"", "<tool_call>\n{\"name\": ", "\n</tool_call>"] {
-        assert!(words.contains(part), "{part} is not in {words}");
-    }
-}
-
-#[test]
 fn what_is_wrong_is_refused_by_its_field() {
     let tool = |name: &str, parameters: Value| json!([{"type": "function", "function": {"name": name, "parameters": parameters}}]);
     let many: Vec<Value> = (0..129).map(|index| tool(&format!("f{index}"), Value::Null)[0].clone()).collect();
