@@ -21,7 +21,7 @@ use crate::jobs::queue::Queue;
 use crate::jobs::worker::Worker;
 use crate::jobs::worker::estimate::Estimator;
 use crate::model::entry::ModelEntry;
-use crate::model::{BaseModel, device};
+use crate::model::{BaseModel, device, folder};
 use crate::off_thread::off_thread;
 use crate::store::Store;
 use crate::store::key_directory::KeyDirectory;
@@ -49,6 +49,10 @@ impl App {
     /// Starts the database if it is private, loads the models and starts an engine for each.
     pub async fn build(config: Config) -> Result<Self> {
         api::record_metrics()?;
+        // A path that is no model's is told at once, not after a database has been set up.
+        for entry in &config.models {
+            folder::check(&entry.path)?;
+        }
         let (store, postgres) = open_store(&config).await?;
         config.check_closed(store.has_keys().await?)?;
         let keys = KeyDirectory::open(store.clone()).await?;

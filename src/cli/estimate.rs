@@ -12,7 +12,7 @@ use crate::jobs::JobSpec;
 use crate::jobs::cost::Pricing;
 use crate::jobs::worker::estimate::{JobEstimate, estimate_files};
 use crate::model::entry::ModelEntry;
-use crate::model::{BaseModel, device};
+use crate::model::{BaseModel, device, folder};
 use crate::off_thread::off_thread;
 use crate::train::Recomputation;
 use crate::train::estimate::TrainingRate;
@@ -143,6 +143,7 @@ impl EstimateOptions {
             let known: Vec<&str> = config.models.iter().map(|entry| entry.id.as_str()).collect();
             Error::Setup(format!("--model: no such model; use {}, ID=PATH, or --url for a server's", known.join(", ")))
         })?;
+        folder::check(&entry.path)?;
         let spec = self.spec(&entry.id)?;
         let training = open(&self.file)?;
         let validation = self.validation.as_deref().map(open).transpose()?;

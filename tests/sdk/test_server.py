@@ -71,6 +71,32 @@ def test_a_missing_model_folder_is_named(binary, tmp_path):
     assert str(missing).lower() in said
 
 
+def test_a_path_that_is_no_model_is_told_before_a_database_starts(binary, tmp_path):
+    gguf = tmp_path / "model-q4_0.gguf"
+    gguf.write_bytes(b"GGUF")
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "config.json").write_text('{"model_type": "bert"}')
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for path, says in [
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "nothing is downloaded"),
+        (gguf, "gguf files do not load"),
+        (attunelib.DEMO / "model.safetensors", f"give its folder, {attunelib.DEMO}"),
+        (encoder, "`bert` is not supported (an encoder"),
+        (empty, "has no config.json"),
+    ]:
+        data = tmp_path / "data"
+        for command in ["serve", "worker"]:
+            arguments = ["--data-dir", data, "--model", f"mine={path}"]
+            done = subprocess.run(
+                [binary, command, *arguments], capture_output=True, text=True, timeout=60, env=attunelib.environment()
+            )
+            assert done.returncode != 0
+            assert says.lower() in done.stderr.lower(), done.stderr
+            assert not (data / "postgres").exists()
+
+
 def test_only_the_right_key_opens_the_server(start_server):
     server = start_server(settings={"ATTUNE_API_KEYS": '["secret"]'})
     assert "demo" in [model.id for model in sdk(server, "secret").models.list()]

@@ -8,6 +8,7 @@ pub mod decoder;
 pub mod device;
 pub mod entry;
 pub mod error;
+pub mod folder;
 #[cfg(feature = "cuda")]
 mod gpu;
 pub mod kernels;
@@ -75,6 +76,7 @@ impl BaseModel {
     pub fn load_on(entry: &ModelEntry, kernels: &Kernels) -> Result<Self> {
         let device = kernels.device();
         let path = entry.path.as_path();
+        folder::check(path)?;
         let config = ModelConfig::read(path)?;
         let weights = weights::Weights::open(path, device)?;
         let decoder = Decoder::load_on(&config, &weights, &entry.storage(device), kernels)?;

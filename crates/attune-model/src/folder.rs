@@ -1,0 +1,166 @@
+//! Checks a model's folder before anything else is started: in the first moment, from names and small files alone, and
+//! with advice on what to do about what is there instead. Called by `app` and `cli` at the start, and by
+//! [`BaseModel`](crate::BaseModel).
+
+use std::io::{ErrorKind, Read as _};
+use std::path::Path;
+
+use crate::{Error, ModelConfig, Result, weights};
+
+/// What a model's folder must hold, for messages.
+const NEEDED: &str = "config.json, *.safetensors and tokenizer.json";
+/// First bytes of a file that Git LFS has not fetched.
+const LFS_POINTER: &[u8] = b"version https://git-lfs";
+
+/// Refuses a path that no model can be loaded from.
+pub fn check(path: &Path) -> Result<()> {
+    let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => missing(path),
+        _ => fault(path, &format!("the folder cannot be read: {error}")),
+    })?;
+    if metadata.is_file() {
+        return Err(not_a_folder(path));
+    }
+    let names = list(path)?;
+    if !names.iter().any(|name| name == "config.json") {
+        return Err(without_config(path, &names));
+    }
+    ModelConfig::read(path)?;
+    check_weights(path, &names)?;
+    if !names.iter().any(|name| name == "tokenizer.json") {
+        let advice = if names.iter().any(|name| name == "tokenizer.model") {
+            "; transformers makes it from tokenizer.model: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        } else {
+            "; the model's page has it"
+        };
+        return Err(fault(path, &format!("the folder has no tokenizer.json{advice}")));
+    }
+    Ok(())
+}
+
+fn fault(path: &Path, message: &str) -> Error {
+    Error::Setup(format!("{}: {message}", path.display()))
+}
+
+/// Returns the names in the folder, sorted.
+fn list(path: &Path) -> Result<Vec<String>> {
+    let unreadable = |error: std::io::Error| fault(path, &format!("the folder cannot be read: {error}"));
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(unreadable)? {
+        names.push(entry.map_err(unreadable)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Says what to do where nothing is: what looks like a model's name on a hub is not downloaded.
+fn missing(path: &Path) -> Error {
+    let text = path.to_string_lossy();
+    let plain = |part: &str| {
+        let allowed = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+        !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)
+    };
+    match text.split_once('/') {
+        Some((owner, name)) if plain(owner) && plain(name) => fault(
+            path,
+            &format!(
+                "there is no such folder, and nothing is downloaded. If you mean the model of this name on Hugging Face, \
+                 get it with `hf download {text} --local-dir models/{name}` and give the folder models/{name}"
+            ),
+        ),
+        _ => fault(path, &format!("there is no such folder; give one with {NEEDED} (nothing is downloaded)")),
+    }
+}
+
+fn not_a_folder(path: &Path) -> Error {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if is_gguf(path) {
+        return fault(
+            path,
+            &format!(
+                "GGUF files do not load. Give the folder of the original model, with {NEEDED}; `quantize = \"q8_0\"` makes it \
+                 as small in memory"
+            ),
+        );
+    }
+    let parts = ["safetensors", "json", "bin", "pt", "pth", "model", "jinja"];
+    let is_part = path.extension().and_then(|end| end.to_str()).is_some_and(|end| parts.contains(&end));
+    if is_part {
+        return fault(path, &format!("this is one file of a model: give its folder, {}", folder.display()));
+    }
+    fault(path, &format!("this is a file; give a model's folder, with {NEEDED}"))
+}
+
+fn is_gguf(path: &Path) -> bool {
+    let named = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+    named || begins_with(path, b"GGUF")
+}
+
+fn begins_with(file: &Path, start: &[u8]) -> bool {
+    let mut bytes = Vec::new();
+    let opened = std::fs::File::open(file).map(|file| file.take(start.len() as u64).read_to_end(&mut bytes));
+    matches!(opened, Ok(Ok(_))) && bytes == start
+}
+
+/// Returns the first of `names` that ends with `end`.
+fn ending<'a>(names: &'a [String], end: &str) -> Option<&'a String> {
+    names.iter().find(|name| name.ends_with(end))
+}
+
+/// Says what the folder is instead of a model's.
+fn without_config(path: &Path, names: &[String]) -> Error {
+    if names.iter().any(|name| name == "adapter_config.json") {
+        return fault(
+            path,
+            "this is a PEFT adapter, not a base model: serve the model that it was trained on, and load the adapter with \
+             POST /v1/load_lora_adapter",
+        );
+    }
+    if let Some(file) = ending(names, ".gguf") {
+        return fault(path, &format!("GGUF files such as {file} do not load; the folder must hold {NEEDED}"));
+    }
+    // The cache of Hugging Face's own programs.
+    let snapshots = list(&path.join("snapshots")).unwrap_or_default();
+    if let Some(snapshot) = snapshots.first() {
+        let folder = path.join("snapshots").join(snapshot);
+        return fault(path, &format!("this is the cache of a download: give its folder {}", folder.display()));
+    }
+    let below = names.iter().find(|name| path.join(name).join("config.json").is_file());
+    if let Some(name) = below {
+        return fault(path, &format!("the folder has no config.json, but {name} in it has: give that folder"));
+    }
+    fault(path, &format!("the folder has no config.json; a model's folder holds {NEEDED}"))
+}
+
+/// Looks at the headers of the weights.
+fn check_weights(path: &Path, names: &[String]) -> Result<()> {
+    let has = |name: &str| names.iter().any(|known| known == name);
+    if !has("model.safetensors") && !has("model.safetensors.index.json") {
+        let other = [".bin", ".pt", ".pth", ".gguf", ".safetensors"].iter().find_map(|end| ending(names, end));
+        let advice = match other {
+            Some(file) => format!(
+                "{file} is not read; transformers saves a model in this form: \
+                 AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            ),
+            None => "the download is not complete".into(),
+        };
+        let message = format!("neither model.safetensors nor its index is there: {advice}");
+        return Err(fault(path, &message));
+    }
+    for file in weights::files(path)? {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let size =
+            std::fs::metadata(&file).map_err(|error| fault(path, &format!("the weights {name}: {error}")))?.len();
+        if begins_with(&file, LFS_POINTER) {
+            return Err(fault(path, &format!("{name} is only a pointer of Git LFS: run `git lfs pull` in the folder")));
+        }
+        if size == 0 {
+            return Err(fault(path, &format!("{name} is empty: the download is not complete")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "folder_tests.rs"]
+mod tests;
