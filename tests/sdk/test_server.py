@@ -77,12 +77,14 @@ def test_a_path_that_is_no_model_is_told_before_a_database_starts(binary, tmp_pa
     encoder = tmp_path / "encoder"
     encoder.mkdir()
     (encoder / "config.json").write_text('{"model_type": "bert"}')
+    empty = tmp_path / "empty"
+    empty.mkdir()
     for path, says in [
         ("HuggingFaceTB/SmolLM2-135M-Instruct", "nothing is downloaded"),
         (gguf, "gguf files do not load"),
         (attunelib.DEMO / "model.safetensors", f"give its folder, {attunelib.DEMO}"),
         (encoder, "`bert` is not supported (an encoder"),
-        (tmp_path, "has no config.json"),
+        (empty, "has no config.json"),
     ]:
         data = tmp_path / "data"
         for command in ["serve", "worker"]:

@@ -13,6 +13,7 @@ use crate::api::generation::chat::{ChatMessage, TemplateFields, Tool, shown_tool
 use crate::api::generation::foreign_fields::{KnownBody, Route, RouteBody};
 use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
+use crate::api::http::extract::Body;
 use crate::api::http::values;
 use crate::off_thread::off_thread;
 

@@ -11,7 +11,7 @@ mod disposition;
 pub(super) mod docs;
 pub(super) mod error;
 pub(super) mod extract;
-mod faults;
+pub(crate) mod faults;
 pub(super) mod headers;
 pub(super) mod list;
 pub(super) mod query;
