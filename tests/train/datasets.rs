@@ -286,7 +286,7 @@ fn examples_that_contradict_an_earlier_one_are_noted_with_the_first_such_lines()
 
 #[test]
 fn examples_of_another_file_are_found_again() {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 100, scratch: std::env::temp_dir() };
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 100, scratch: std::env::temp_dir(), now: 0 };
     let read = |numbers: &[usize]| {
         let line = |number| json!({"prompt": format!("n{number}"), "completion": "c"}).to_string() + "\n";
         let file = numbers.iter().map(line).collect::<String>();
