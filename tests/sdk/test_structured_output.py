@@ -133,6 +133,103 @@ def test_answers_with_and_without_a_form_do_not_disturb_each_other(client):
         assert list(pool.map(ask, range(len(formats)))) == alone
 
 
+def tagged(kind):
+    return {"type": "object", "properties": {"kind": {"const": kind}, "n": {"type": "integer"}}, "required": ["kind"]}
+
+
+SMALL = {"type": "string", "maxLength": 4}
+# Each of these was refused or not kept at some time, beside others of its kind.
+KINDS = {
+    "large constant": {"const": 1234567890123456789},
+    "large constants": {"enum": [9007199254740993, 18446744073709551615, -9223372036854775808]},
+    "large bounds": {"type": "integer", "minimum": 9007199254740993, "maximum": 9007199254740995},
+    "64 bits": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+    "from 10^18": {"type": "integer", "minimum": 10**18},
+    "excluded zero": {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5},
+    "excluded whole bound": {"type": "number", "exclusiveMinimum": 1, "maximum": 1.5},
+    "excluded upper zero": {"type": "number", "minimum": -0.5, "exclusiveMaximum": 0},
+    "excluded half": {"type": "number", "exclusiveMinimum": 0.5, "exclusiveMaximum": 0.75},
+    "any number": {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3},
+    "cents": {"type": "number", "multipleOf": 0.01, "minimum": 0, "maximum": 100},
+    "multiples": {"type": "integer", "multipleOf": 7, "minimum": -100, "exclusiveMaximum": 700},
+    "one of references": {
+        "oneOf": [{"$ref": "#/$defs/car"}, {"$ref": "#/$defs/bike"}, {"type": "null"}],
+        "$defs": {"car": tagged("car"), "bike": tagged("bike")},
+    },
+    "one of numbers": {"oneOf": [{"const": 1}, {"const": 2}, {"type": "integer", "minimum": 10, "maximum": 12}]},
+    "one of formats": {"type": "string", "oneOf": [{"format": "date"}, {"format": "ipv4"}, {"format": "uuid"}]},
+    "patterns of listed names": {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}},
+        "patternProperties": {"^a$": {"type": "boolean"}, "^(b|c)$": {"type": "null"}},
+        "additionalProperties": False,
+    },
+    "counted properties": {
+        "type": "object",
+        "properties": {name: {"type": "boolean"} for name in "abcd"},
+        "additionalProperties": False,
+        "minProperties": 2,
+        "maxProperties": 3,
+    },
+    "named like keywords": {
+        "type": "object",
+        "properties": {"allOf": {"type": "boolean"}, "enum": {"type": "boolean"}, "type": {"type": "null"}},
+        "required": ["allOf", "enum", "type"],
+    },
+    "all of": {
+        "allOf": [{"$ref": "#/$defs/base"}, {"properties": {"b": SMALL}, "required": ["b"]}],
+        "$defs": {"base": {"type": "object", "properties": {"a": SMALL}, "required": ["a"]}},
+    },
+    "either is required": {
+        "type": "object",
+        "properties": {"a": SMALL, "b": SMALL},
+        "anyOf": [{"required": ["a"]}, {"required": ["b"]}],
+    },
+    "unknown format": {"type": "string", "format": "starts_with", "pattern": "^ab[a-z]{1,4}$"},
+    "foreign dialect": {"$schema": "https://example.com/dialect", "$id": "a b", "type": "boolean"},
+    "says nothing": {
+        "type": "array",
+        "uniqueItems": False,
+        "maxItems": 2.0,
+        "items": {"type": "object", "properties": {"a": SMALL}, "additionalProperties": {"not": {}}},
+    },
+    "dates": {
+        "type": "array",
+        "prefixItems": [{"type": "string", "format": name} for name in ("date", "time", "date-time", "duration")],
+        "items": False,
+        "minItems": 4,
+    },
+    "addresses": {
+        "type": "array",
+        "prefixItems": [{"type": "string", "format": name} for name in ("ipv4", "ipv6", "uuid", "email")],
+        "items": False,
+        "minItems": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_schema_is_followed(client, name):
+    answer = chat(client, schema_format(KINDS[name]), temperature=1, seed=1, n=24, max_tokens=900)
+    validator = jsonschema.Draft202012Validator(KINDS[name], format_checker=jsonschema.FormatChecker())
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop", choice
+        validator.validate(json.loads(choice.message.content))
+
+
+def test_what_overlaps_or_cannot_be_enforced_is_refused_by_its_keyword(client):
+    for schema, word in [
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "anyOf"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"not": {"type": "string"}}, "not"),
+        ({"const": 12345678901234567890123}, "64 bits"),
+        ({"type": "string", "format": "date", "pattern": "^2026-02-29$"}, "no document"),
+    ]:
+        with pytest.raises(openai.BadRequestError, match=word) as fault:
+            chat(client, schema_format(schema))
+        assert "coerce" not in str(fault.value)
+
+
 @pytest.mark.parametrize(
     "response_format",
     [

@@ -1,4 +1,4 @@
-//! Headers that several rooms know: those that `access` writes into answers and `transport` lets web pages read, and
+//! Headers that several rooms know: those that `access` and `generation` write into answers and `transport` lets web pages read, and
 //! whether the origin or the host of a request is this machine.
 
 use axum::http::{HeaderName, HeaderValue, Uri};
@@ -14,6 +14,9 @@ pub(crate) const RATE_LIMITS: [HeaderName; 6] = [
 ];
 /// The organisation that an answer belongs to; `access::limits` writes it.
 pub(crate) const ORGANIZATION: HeaderName = HeaderName::from_static("openai-organization");
+
+/// The keywords of tools' schemas that an answer does not follow; `generation::chat` writes it.
+pub(crate) const LOOSENED: HeaderName = HeaderName::from_static("x-attune-loosened");
 
 /// Returns true for an `Origin` or a `Host` that is this machine itself.
 pub(crate) fn is_local(origin: &HeaderValue) -> bool {

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::schema::prepare;
+use super::schema::checked;
 use crate::api::http::error::{Problem, Result};
 
 /// The form that the answer must have.
@@ -46,7 +46,7 @@ impl ResponseFormat {
                 })?;
                 check_name("response_format.json_schema.name", &format.name)?;
                 let schema = format.schema.clone().unwrap_or_else(|| json!({"type": "object"}));
-                prepare(schema, "response_format.json_schema.schema").map(Some)
+                checked(schema, "response_format.json_schema.schema").map(Some)
             }
             other => {
                 let message = format!("'{other}' is not a form of answers: use text, json_object or json_schema.");

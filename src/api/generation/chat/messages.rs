@@ -166,11 +166,47 @@ struct Call<'a> {
 }
 
 impl MessageFunction {
-    /// Returns the arguments as a JSON object for the templates, or as text if they are no JSON object.
+    /// Returns the arguments as a JSON object for the templates, or as text if they are no JSON object or have whole
+    /// numbers that reading would round.
     fn parsed_arguments(&self) -> Value {
-        serde_json::from_str::<Map<String, Value>>(&self.arguments)
-            .map_or_else(|_| self.arguments.as_str().into(), Value::Object)
+        match self.object() {
+            Some(object) if keeps_digits(&self.arguments) => object.into(),
+            _ => self.arguments.as_str().into(),
+        }
     }
+
+    /// Writes the arguments as JSON: a string of them if they are no JSON object.
+    fn written_arguments(&self) -> String {
+        let rounded = self.object().is_some() && !keeps_digits(&self.arguments);
+        if rounded { self.arguments.clone() } else { self.parsed_arguments().to_string() }
+    }
+
+    fn object(&self) -> Option<Map<String, Value>> {
+        serde_json::from_str(&self.arguments).ok()
+    }
+}
+
+/// Returns true if all whole numbers in the JSON `text` fit 64 bits, so that reading it keeps their digits.
+fn keeps_digits(text: &str) -> bool {
+    let (mut in_string, mut escaped) = (false, false);
+    let outside = |character: char| {
+        match character {
+            _ if escaped => escaped = false,
+            '\\' => escaped = in_string,
+            '"' => in_string = !in_string,
+            _ if !in_string => return character,
+            _ => {}
+        }
+        ' '
+    };
+    let numbers: String = text.chars().map(outside).collect();
+    let mut numbers =
+        numbers.split(|character: char| !(character.is_ascii_alphanumeric() || "+-.".contains(character)));
+    numbers.all(|number| {
+        let digits = number.strip_prefix('-').unwrap_or(number);
+        let whole = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        !whole || number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok()
+    })
 }
 
 impl ContentPart {
@@ -207,7 +243,7 @@ fn plain(role: &str, content: &str, calls: &[Call<'_>], syntax: ToolSyntax) -> V
     let calls: Vec<String> = calls
         .iter()
         .map(|Call { function, .. }| {
-            let (name, arguments) = (Value::from(function.name.as_str()), function.parsed_arguments());
+            let (name, arguments) = (Value::from(function.name.as_str()), function.written_arguments());
             format!("{{\"name\": {name}, \"{}\": {arguments}}}", syntax.arguments_key)
         })
         .collect();

@@ -107,3 +107,22 @@ fn what_cannot_be_rendered_is_refused_by_its_field() {
         assert_eq!(problem.error.param.as_deref(), Some(field));
     }
 }
+
+#[test]
+fn whole_numbers_of_more_than_64_bits_keep_their_digits() {
+    let arguments = "{\"id\": 12345678901234567890123, \"text\": \"a \\\" 1\"}";
+    let call = |arguments: &str| {
+        messages(&json!([{"role": "assistant", "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}]}]))
+    };
+    let plain = template_messages(&call(arguments), ToolSyntax::PLAIN).expect("fine");
+    assert!(plain[0]["content"].as_str().expect("a text").contains(arguments), "{plain:?}");
+    let rendered = template_messages(&call(arguments), ToolSyntax::HERMES).expect("fine");
+    assert_eq!(rendered[0]["tool_calls"][0]["function"]["arguments"], arguments);
+    for exact in
+        ["{\"a\": 18446744073709551615}", "{\"a\": -9223372036854775808}", "{\"a\": \"12345678901234567890123\"}"]
+    {
+        let rendered = template_messages(&call(exact), ToolSyntax::HERMES).expect("fine");
+        assert!(rendered[0]["tool_calls"][0]["function"]["arguments"].is_object(), "{exact}");
+    }
+}
