@@ -3,6 +3,9 @@
 import enum
 import json
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date, datetime, time
+from decimal import Decimal
+from random import Random
 
 import jsonschema
 import openai
@@ -211,10 +214,69 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_schema_is_followed(client, name):
     answer = chat(client, schema_format(KINDS[name]), temperature=1, seed=1, n=24, max_tokens=900)
-    validator = jsonschema.Draft202012Validator(KINDS[name], format_checker=jsonschema.FormatChecker())
+    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+    validator = jsonschema.Draft202012Validator(KINDS[name], format_checker=checker)
     for choice in answer.choices:
         assert choice.finish_reason == "stop", choice
         validator.validate(json.loads(choice.message.content))
+
+
+def random_schema(random, depth=2):
+    """Makes a schema of a few random keywords; it need not have a document."""
+    kind = random.choice(["integer", "number", "string", "enum", "array", "object", "anyOf", "oneOf", "allOf"][: 9 if depth else 4])
+    low = random.choice([None, -(10**19), -100, -1.5, -0.1, 0, 0.25, 1, 7, 2**53 + 1])
+    number = {random.choice(["minimum", "exclusiveMinimum"]): low} if low is not None else {}
+    if random.random() < 0.6:
+        number[random.choice(["maximum", "exclusiveMaximum"])] = (low or 0) + random.choice([0, 0.3, 1, 2, 50, 10**6])
+    if random.random() < 0.3:
+        number["multipleOf"] = random.choice([1, 3, 10, 0.1, 0.25, 0.01])
+    children = [random_schema(random, depth - 1) for _ in range(3)] if depth else []
+    match kind:
+        case "integer" | "number":
+            return {"type": kind, **number}
+        case "string":
+            pattern = random.choice([{}, {"pattern": "^[a-c]{2,3}$"}, {"pattern": "x"}, {"format": "date"}, {"format": "time"}])
+            return {"type": "string", "minLength": random.randrange(3), "maxLength": random.choice([3, 5, 25]), **pattern}
+        case "enum":
+            return {"enum": random.sample([None, True, 0, 1, -2.5, 2**60 + 1, "a", "b\"", [1, "c"], {"d": 0.5}], 3)}
+        case "array":
+            least = random.randrange(3)
+            return {"type": "array", "prefixItems": children[:1], "items": children[1], "minItems": least, "maxItems": 2}
+        case "object":
+            listed = dict(zip(random.sample(["a", "b", "allOf", "type"], 3), children))
+            schema = {"type": "object", "properties": listed, "required": random.sample(list(listed), random.randrange(3))}
+            extra = [{}, {"additionalProperties": False}, {"minProperties": 1, "maxProperties": 2, "additionalProperties": False}]
+            return schema | random.choice([*extra, {"patternProperties": {"^(a|z)$": children[0]}}])
+    return {kind: children[: random.choice([2, 3])], **random.choice([{}, {"type": ["integer", "string", "object"]}])}
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_schemas_are_followed_or_refused(http, seed):
+    schema = random_schema(Random(seed))
+    body = {"model": "demo", "messages": MESSAGES, "max_tokens": 300, "temperature": 1, "seed": seed, "n": 6}
+    answer = http.post("/v1/chat/completions", json={**body, "response_format": schema_format(schema)})
+    if answer.status_code != 200:
+        error = answer.json()["error"]
+        assert answer.status_code == 400, error
+        assert error["code"] == "invalid_schema", (schema, error)
+        return
+    for choice in answer.json()["choices"]:
+        if choice["finish_reason"] == "stop":
+            document = json.loads(choice["message"]["content"], parse_float=Decimal)
+            jsonschema.validate(document, as_decimals(schema), jsonschema.Draft202012Validator)
+
+
+def as_decimals(schema):
+    """Reads the numbers of `schema` exactly: as floats, 0.3 is no multiple of 0.1."""
+    return json.loads(json.dumps(schema), parse_float=Decimal)
+
+
+def test_dates_and_times_are_those_of_the_calendar(client):
+    parsers = {"date": date.fromisoformat, "date-time": datetime.fromisoformat, "time": time.fromisoformat}
+    for name, parse in parsers.items():
+        schema = {"type": "string", "format": name, **({"pattern": "-02-29"} if name != "time" else {})}
+        for choice in chat(client, schema_format(schema), temperature=1, seed=1, n=24).choices:
+            parse(json.loads(choice.message.content))
 
 
 def test_what_overlaps_or_cannot_be_enforced_is_refused_by_its_keyword(client):

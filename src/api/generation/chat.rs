@@ -40,7 +40,9 @@ use crate::api::http::extract::Body;
 use crate::api::http::{headers, sse};
 use crate::engine::GenerateRequest;
 use crate::engine::grammar::{Grammar, GrammarSource};
+use crate::model::BaseModel;
 use crate::model::tool_syntax::ToolSyntax;
+use crate::model::vocabulary::Vocabulary;
 use crate::off_thread::off_thread;
 
 /// Answer a conversation
@@ -145,7 +147,12 @@ impl ChatRequest {
         let response = self.response_format.as_ref().map(ResponseFormat::schema).transpose()?.flatten();
         let Some(tools) = tools else {
             let Some(schema) = response else { return Ok((None, None, None)) };
-            let (grammar, _) = compile(target, "response_format", Form::Document(schema)).await?;
+            let source = GrammarSource::json(schema);
+            let grammar = compile(target, |model| {
+                let param = "response_format";
+                Grammar::compile(vocabulary(model, param)?, param, source).map_err(|reason| refused(param, &reason))
+            });
+            let grammar = grammar.await?;
             return Ok((Some(grammar), None, None));
         };
         let calls = CallFormat {
@@ -155,65 +162,68 @@ impl ChatRequest {
             json_answers: response.is_some() && !tools.required,
             legacy: tools.legacy,
         };
-        let (grammar, loosened) = compile(target, tools.param(), Form::Tools { tools, syntax, response }).await?;
+        let work = move |model: &BaseModel| compile_calls(model, tools, syntax, response.as_ref());
+        let (grammar, loosened) = compile(target, work).await?;
         Ok((Some(grammar), Some(calls), loosened))
     }
-}
-
-/// What the grammar of an answer allows.
-enum Form {
-    /// One JSON document that follows a schema.
-    Document(Value),
-    /// Calls of tools, or a text, which may have a schema.
-    Tools { tools: Tools, syntax: ToolSyntax, response: Option<Value> },
 }
 
 /// Limits how many grammars are compiled at once; each takes a core for up to seconds.
 static COMPILERS: Semaphore = Semaphore::const_new(2);
 
-/// Compiles the grammar of `form`, and returns it with the keywords of schemas that it does not follow. A failure is
-/// blamed on `param` or on the tool that cannot be compiled alone.
-async fn compile(target: &Target, param: &'static str, form: Form) -> Result<(Grammar, Option<HeaderValue>)> {
+/// Compiles a grammar by `work` when it is its turn.
+async fn compile<T: Send + 'static>(
+    target: &Target,
+    work: impl FnOnce(&BaseModel) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let turn = COMPILERS.acquire().await.map_err(|_| Problem::defect("the compilers are closed"))?;
     let model = target.model().clone();
     let work = move || {
         // Held to the end of the work: a client that hangs up does not end it.
         let _turn = turn;
-        let vocabulary = model.vocabulary.as_ref().ok_or_else(|| {
-            let message =
-                format!("'{param}' needs a tokenizer with the bytes of its tokens, which this model has not.");
-            Problem::invalid_code(param, "unsupported_parameter", message)
-        })?;
-        let compile = |source| Grammar::compile(vocabulary, param, source);
-        let (mut tools, syntax, response) = match form {
-            Form::Tools { tools, syntax, response } => (tools, syntax, response),
-            Form::Document(schema) => {
-                let grammar = compile(GrammarSource::json(schema)).map_err(|reason| refused(param, &reason))?;
-                return Ok((grammar, None));
-            }
-        };
-        loop {
-            let reason = match compile(tools.grammar(syntax, &model.tokenizer, response.clone())) {
-                Ok(grammar) => {
-                    let loosened = tools.loosened(&grammar);
-                    return Ok((grammar, loosened));
-                }
-                Err(reason) => reason,
-            };
-            let failed = tools.single_grammars().filter_map(|(index, source)| Some((index, compile(source).err()?)));
-            let failed: Vec<(usize, String)> = failed.collect();
-            if failed.is_empty() {
-                return Err(refused(param, &reason));
-            }
-            // One tool that cannot be followed does not take the others down.
-            for (index, reason) in failed {
-                if !tools.open(index) {
-                    return Err(refused(&tools.parameters_param(index), &reason));
-                }
-            }
-        }
+        work(&model)
     };
     off_thread("compile a grammar", work).await
+}
+
+fn vocabulary<'a>(model: &'a BaseModel, param: &str) -> Result<&'a Vocabulary> {
+    model.vocabulary.as_ref().ok_or_else(|| {
+        let message = format!("'{param}' needs a tokenizer with the bytes of its tokens, which this model has not.");
+        Problem::invalid_code(param, "unsupported_parameter", message)
+    })
+}
+
+/// Compiles the grammar of calls and texts, and returns it with the keywords of schemas that it does not follow. A
+/// failure is blamed on the first tool that cannot be compiled alone.
+fn compile_calls(
+    model: &BaseModel,
+    mut tools: Tools,
+    syntax: ToolSyntax,
+    response: Option<&Value>,
+) -> Result<(Grammar, Option<HeaderValue>)> {
+    let param = tools.param();
+    let vocabulary = vocabulary(model, param)?;
+    let compile = |source| Grammar::compile(vocabulary, param, source);
+    loop {
+        let reason = match compile(tools.grammar(syntax, &model.tokenizer, response.cloned())) {
+            Ok(grammar) => {
+                let loosened = tools.loosened(&grammar);
+                return Ok((grammar, loosened));
+            }
+            Err(reason) => reason,
+        };
+        let failed = tools.single_grammars().filter_map(|(index, source)| Some((index, compile(source).err()?)));
+        let failed: Vec<(usize, String)> = failed.collect();
+        if failed.is_empty() {
+            return Err(refused(param, &reason));
+        }
+        // One tool that cannot be followed does not take the others down.
+        for (index, reason) in failed {
+            if !tools.open(index) {
+                return Err(refused(&tools.parameters_param(index), &reason));
+            }
+        }
+    }
 }
 
 fn refused(param: &str, reason: &str) -> Problem {

@@ -96,12 +96,12 @@ impl Writer<'_> {
         let used = matches!(self.memo.get(&key), Some(Memo::Open { used: true, .. }));
         let symbol = match body {
             Some(body) if used || body.contains([' ', '"']) => {
-                self.rules.push_str(&format!("{rule}: {body}\n"));
+                self.rules.extend([rule.as_str(), ": ", &body, "\n"]);
                 Some(rule)
             }
             // A rule that only leads to itself has no document.
             None if used => {
-                self.rules.push_str(&format!("{rule}: {rule}\n"));
+                self.rules.extend([rule.as_str(), ": ", &rule, "\n"]);
                 None
             }
             symbol => symbol,
@@ -205,7 +205,7 @@ impl Writer<'_> {
         let next = format!("{kind}{}", self.known.len());
         let name = self.known.entry(body.to_owned()).or_insert_with(|| next.clone()).clone();
         if name == next {
-            self.rules.push_str(&format!("{name}: {body}\n"));
+            self.rules.extend([name.as_str(), ": ", body, "\n"]);
         }
         name
     }

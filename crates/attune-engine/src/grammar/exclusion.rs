@@ -77,11 +77,11 @@ impl Schemas<'_> {
         match kind {
             "integer" | "number" => {
                 let ((low_a, high_a), (low_b, high_b)) = (number::bounds(a)?, number::bounds(b)?);
-                let below = |high: &number::Bound, low: &number::Bound| match (high, low) {
+                let below = |high: Option<&number::Bound>, low: Option<&number::Bound>| match (high, low) {
                     (Some(high), Some(low)) => high.0 < low.0 || (high.0 == low.0 && !(high.1 && low.1)),
                     _ => false,
                 };
-                Ok(below(&high_a, &low_b) || below(&high_b, &low_a))
+                Ok(below(high_a.as_ref(), low_b.as_ref()) || below(high_b.as_ref(), low_a.as_ref()))
             }
             "string" => {
                 let formats = text::formats(b);

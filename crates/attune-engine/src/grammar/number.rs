@@ -25,10 +25,10 @@ pub(super) enum Form {
 }
 
 /// A bound, and whether it is allowed itself.
-pub(super) type Bound = Option<(Decimal, bool)>;
+pub(super) type Bound = (Decimal, bool);
 
 /// Returns the lower and the upper bound of the schema `map`, whose keywords were checked.
-pub(super) fn bounds(map: &Map<String, Value>) -> Result<(Bound, Bound), String> {
+pub(super) fn bounds(map: &Map<String, Value>) -> Result<(Option<Bound>, Option<Bound>), String> {
     let lower = strictest(bound(map, "minimum")?, bound(map, "exclusiveMinimum")?, true);
     let upper = strictest(bound(map, "maximum")?, bound(map, "exclusiveMaximum")?, false);
     Ok((lower, upper))
@@ -39,7 +39,7 @@ fn bound(map: &Map<String, Value>, keyword: &str) -> Result<Option<Decimal>, Str
     Decimal::of(number).map(Some).ok_or_else(|| format!("'{keyword}' is {number}, which is out of range"))
 }
 
-fn strictest(included: Option<Decimal>, excluded: Option<Decimal>, lower: bool) -> Bound {
+fn strictest(included: Option<Decimal>, excluded: Option<Decimal>, lower: bool) -> Option<Bound> {
     match (included, excluded) {
         (None, None) => None,
         (Some(included), None) => Some((included, true)),
@@ -64,15 +64,16 @@ pub(super) fn constant(number: &Number) -> Result<String, String> {
 /// Returns the form of the numbers, whole ones only if `integer`, that the schema `map` allows; `None` if there is none.
 pub(super) fn form(map: &Map<String, Value>, integer: bool) -> Result<Option<Form>, String> {
     let (lower, upper) = bounds(map)?;
+    let (lower, upper) = (lower.as_ref(), upper.as_ref());
     match map.get("multipleOf").and_then(Value::as_number) {
-        None if integer => Ok(whole_numbers(lower.as_ref(), upper.as_ref())?.map(Form::Pattern)),
-        None => Ok(decimals(&lower, &upper, None).map(Form::Pattern)),
-        Some(step) => multiples(step, integer, &lower, &upper),
+        None if integer => Ok(whole_numbers(lower, upper)?.map(Form::Pattern)),
+        None => Ok(decimals(lower, upper, None).map(Form::Pattern)),
+        Some(step) => multiples(step, integer, lower, upper),
     }
 }
 
 /// Returns the whole numbers within the bounds. They fit 64 bits, signed if they may.
-fn whole_limits(lower: Option<&(Decimal, bool)>, upper: Option<&(Decimal, bool)>) -> Result<(i128, i128), String> {
+fn whole_limits(lower: Option<&Bound>, upper: Option<&Bound>) -> Result<(i128, i128), String> {
     let low = lower.map(|(bound, included)| {
         let (floor, exact) = bound.scaled(0);
         if exact && *included { floor } else { floor + 1 }
@@ -90,7 +91,7 @@ fn whole_limits(lower: Option<&(Decimal, bool)>, upper: Option<&(Decimal, bool)>
     Ok((low, high.unwrap_or(default).min(most)))
 }
 
-fn whole_numbers(lower: Option<&(Decimal, bool)>, upper: Option<&(Decimal, bool)>) -> Result<Option<String>, String> {
+fn whole_numbers(lower: Option<&Bound>, upper: Option<&Bound>) -> Result<Option<String>, String> {
     let (low, high) = whole_limits(lower, upper)?;
     let mut parts = Vec::new();
     if low <= high && low < 0 {
@@ -103,23 +104,23 @@ fn whole_numbers(lower: Option<&(Decimal, bool)>, upper: Option<&(Decimal, bool)
 }
 
 /// Writes the numbers within the bounds with at most `digits` after the point, or as many as are sensible.
-fn decimals(lower: &Bound, upper: &Bound, digits: Option<usize>) -> Option<String> {
+fn decimals(lower: Option<&Bound>, upper: Option<&Bound>, digits: Option<usize>) -> Option<String> {
     if lower.is_none() && upper.is_none() && digits.is_none() {
         return Some(ANY.into());
     }
     let digits = digits.unwrap_or_else(|| fraction_digits(lower, upper));
     let end = Decimal::parse(END)?;
-    let magnitude = |bound: &(Decimal, bool)| (bound.0.magnitude(), bound.1);
+    let magnitude = |bound: &Bound| (bound.0.magnitude(), bound.1);
     let zero = |included| (Decimal::zero(), included);
     let mut parts = Vec::new();
-    if lower.as_ref().is_none_or(|(lower, _)| lower.is_negative()) {
-        let low = upper.as_ref().filter(|(upper, _)| upper.is_negative()).map_or(zero(false), magnitude);
-        let high = lower.as_ref().map_or((end.clone(), false), magnitude);
+    if lower.is_none_or(|(lower, _)| lower.is_negative()) {
+        let low = upper.filter(|(upper, _)| upper.is_negative()).map_or(zero(false), magnitude);
+        let high = lower.map_or((end.clone(), false), magnitude);
         parts.extend(not_negative(&low, &high, digits).map(|numbers| format!("-{numbers}")));
     }
-    if upper.as_ref().is_none_or(|(upper, _)| !upper.is_negative()) {
-        let low = lower.as_ref().filter(|(lower, _)| !lower.is_negative()).map_or(zero(true), magnitude);
-        let high = upper.as_ref().map_or((end, false), magnitude);
+    if upper.is_none_or(|(upper, _)| !upper.is_negative()) {
+        let low = lower.filter(|(lower, _)| !lower.is_negative()).map_or(zero(true), magnitude);
+        let high = upper.map_or((end, false), magnitude);
         parts.extend(not_negative(&low, &high, digits));
     }
     (!parts.is_empty()).then(|| either(&parts))
@@ -127,18 +128,18 @@ fn decimals(lower: &Bound, upper: &Bound, digits: Option<usize>) -> Option<Strin
 
 /// Returns how many digits after the point keep a number away from its excluded bounds when a client reads it as a
 /// 64-bit float.
-fn fraction_digits(lower: &Bound, upper: &Bound) -> usize {
+fn fraction_digits(lower: Option<&Bound>, upper: Option<&Bound>) -> usize {
     let mut digits = FRACTION_DIGITS;
-    for (bound, included) in lower.iter().chain(upper) {
+    for (bound, included) in lower.into_iter().chain(upper) {
         if !included {
             digits = digits.min(FRACTION_DIGITS.saturating_sub(bound.whole_digits()));
         }
     }
-    let needed = lower.iter().chain(upper).map(|(bound, _)| bound.fraction.len()).max().unwrap_or(0);
+    let needed = lower.into_iter().chain(upper).map(|(bound, _)| bound.fraction.len()).max().unwrap_or(0);
     digits.max(needed)
 }
 
-fn not_negative(low: &(Decimal, bool), high: &(Decimal, bool), digits: usize) -> Option<String> {
+fn not_negative(low: &Bound, high: &Bound, digits: usize) -> Option<String> {
     if low.0 > high.0 || (low.0 == high.0 && !(low.1 && high.1)) {
         return None;
     }
@@ -160,12 +161,17 @@ fn not_negative(low: &(Decimal, bool), high: &(Decimal, bool), digits: usize) ->
 }
 
 /// Returns the form of the multiples of `step` within the bounds.
-fn multiples(step: &Number, integer: bool, lower: &Bound, upper: &Bound) -> Result<Option<Form>, String> {
+fn multiples(
+    step: &Number,
+    integer: bool,
+    lower: Option<&Bound>,
+    upper: Option<&Bound>,
+) -> Result<Option<Form>, String> {
     let out_of_range = || format!("'multipleOf' is {step}, which is out of range");
     let decimal = Decimal::of(step).ok_or_else(out_of_range)?.magnitude();
     let scale = decimal.fraction.len();
     if scale == 0 && decimal.whole() == 1 {
-        return Ok(whole_numbers(lower.as_ref(), upper.as_ref())?.map(Form::Pattern));
+        return Ok(whole_numbers(lower, upper)?.map(Form::Pattern));
     }
     if !integer && decimal.scaled(scale).0 == 1 && scale <= 20 {
         return Ok(decimals(lower, upper, Some(scale)).map(Form::Pattern));
@@ -179,12 +185,12 @@ fn multiples(step: &Number, integer: bool, lower: &Bound, upper: &Bound) -> Resu
     let (step, unit) = if integer { (digits / greatest_divisor(digits, unit), 1) } else { (digits, unit) };
     let scale = if integer { 0 } else { scale };
     let limit = MULTIPLES / step * step;
-    let low = lower.as_ref().map_or(-limit, |(bound, included)| {
+    let low = lower.map_or(-limit, |(bound, included)| {
         let (floor, exact) = bound.scaled(scale);
         let least = if exact && *included { floor } else { floor + 1 };
         (least.div_euclid(step) + i128::from(least.rem_euclid(step) != 0)) * step
     });
-    let high = upper.as_ref().map_or(limit, |(bound, included)| {
+    let high = upper.map_or(limit, |(bound, included)| {
         let (floor, exact) = bound.scaled(scale);
         (if exact && !included { floor - 1 } else { floor }).div_euclid(step) * step
     });

@@ -168,7 +168,7 @@ pub(super) fn whole(pattern: &str) -> String {
         let (start, part) = part.strip_prefix('^').map_or(("(?s:.*)", part), |rest| ("", rest));
         let slashes = part.strip_suffix('$').map(|rest| rest.len() - rest.trim_end_matches('\\').len());
         match slashes {
-            Some(slashes) if slashes % 2 == 0 => format!("{start}(?:{})", &part[..part.len() - 1]),
+            Some(slashes) if slashes.is_multiple_of(2) => format!("{start}(?:{})", &part[..part.len() - 1]),
             _ => format!("{start}(?:{part})(?s:.*)"),
         }
     });
