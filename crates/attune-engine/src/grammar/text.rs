@@ -26,6 +26,8 @@ const PATTERN_LENGTH: u64 = 2048;
 const MAX_NAMES: usize = 64;
 /// Largest work to find out whether a pattern has any text.
 const FUEL: u64 = 50_000;
+/// The same, a little below that of llguidance, which refuses a pattern that takes more.
+const LEAF_FUEL: u64 = 8_000;
 
 const DATE: &str = concat!(
     // Any year but 0000.
@@ -86,13 +88,17 @@ pub(super) fn matches(pattern: &str, text: &str) -> Result<bool, String> {
 
 /// Returns true if no text matches all the patterns `with` and none of `without`, and is none of `names`.
 pub(super) fn is_empty(with: &[String], without: &[String], names: &[String]) -> Result<bool, String> {
+    is_empty_within(FUEL, with, without, names)
+}
+
+fn is_empty_within(fuel: u64, with: &[String], without: &[String], names: &[String]) -> Result<bool, String> {
     let search = |pattern: &String| RegexAst::SearchRegex(regex_to_lark(pattern, "dw"));
     let mut parts: Vec<RegexAst> = with.iter().map(search).collect();
     let excluded = without.iter().map(search).chain(names.iter().map(|name| RegexAst::Literal(name.clone())));
     parts.push(RegexAst::Not(Box::new(RegexAst::Or(excluded.collect()))));
     let mut builder = RegexBuilder::new();
     let regex = builder.mk(&RegexAst::And(parts)).map_err(|error| error.to_string())?;
-    let regex = builder.to_regex_limited(regex, FUEL);
+    let regex = builder.to_regex_limited(regex, fuel);
     Ok(regex.map_err(|_| format!("the patterns {with:?} are too complex"))?.always_empty())
 }
 
@@ -119,10 +125,7 @@ pub(super) fn leaf(map: &Map<String, Value>) -> Value {
     let formats = formats(map);
     let mut leaf = json!({"type": "string"});
     let least = map.get("minLength").and_then(Value::as_u64).unwrap_or(0);
-    let limits = formats.iter().filter_map(|name| FORMATS.iter().find(|(known, _)| known == name)?.1);
-    let unbounded = patterns.iter().any(|pattern| repeats(pattern)).then_some(PATTERN_LENGTH);
-    let longest = limits.chain(unbounded).min().filter(|longest| least <= *longest);
-    let longest = map.get("maxLength").and_then(Value::as_u64).or(longest);
+    let longest = map.get("maxLength").and_then(Value::as_u64).or_else(|| longest(&patterns, &formats, least));
     if least > 0 {
         leaf["minLength"] = least.into();
     }
@@ -137,6 +140,27 @@ pub(super) fn leaf(map: &Map<String, Value>) -> Value {
     leaf
 }
 
+/// Returns the largest length of texts whose schema names none; `None` if a bound would leave no text, or if it would be
+/// too much work for llguidance to find that out.
+fn longest(patterns: &[String], formats: &[&str], least: u64) -> Option<u64> {
+    if patterns.is_empty() {
+        let limits = formats.iter().filter_map(|name| FORMATS.iter().find(|(known, _)| known == name)?.1);
+        return limits.min().filter(|longest| least <= *longest);
+    }
+    if formats.iter().any(|name| format_pattern(name).is_none()) || !patterns.iter().any(|pattern| repeats(pattern)) {
+        return None;
+    }
+    let mut bounded = patterns.to_vec();
+    bounded.push(length_pattern(least, Some(PATTERN_LENGTH)));
+    let some = least <= PATTERN_LENGTH && is_empty_within(LEAF_FUEL, &bounded, &[], &[]) == Ok(false);
+    some.then_some(PATTERN_LENGTH)
+}
+
+fn length_pattern(least: u64, most: Option<u64>) -> String {
+    let most = most.map_or_else(String::new, |most| most.to_string());
+    format!("^(?s:.{{{least},{most}}})$")
+}
+
 /// Returns true if it is certain that no text follows the schema `map`.
 pub(super) fn is_never(map: &Map<String, Value>) -> bool {
     let count = |keyword: &str| map.get(keyword).and_then(Value::as_u64);
@@ -146,19 +170,17 @@ pub(super) fn is_never(map: &Map<String, Value>) -> bool {
     }
     let mut patterns = patterns(map);
     if !patterns.is_empty() && (least.is_some() || most.is_some()) {
-        let most = most.map_or_else(String::new, |most| most.to_string());
-        patterns.push(format!("^(?s:.{{{},{most}}})$", least.unwrap_or(0)));
+        patterns.push(length_pattern(least.unwrap_or(0), most));
     }
     !patterns.is_empty() && is_empty(&patterns, &[], &[]).unwrap_or(false)
 }
 
-/// Returns true if `pattern` describes a whole text and repeats something without end.
+/// Returns true if `pattern` describes a whole text and repeats one thing without end. Several repetitions times all lengths
+/// would be too many states.
 fn repeats(pattern: &str) -> bool {
     let Ok(hir) = regex_syntax::parse(pattern) else { return false };
-    let whole = pattern.starts_with('^') && pattern.ends_with('$');
-    let properties = hir.properties();
-    // Minimal lengths near the limit would leave no text.
-    whole && properties.maximum_len().is_none() && properties.minimum_len().is_some_and(|least| least <= 500)
+    let once = pattern.matches(['*', '+']).count() + pattern.matches(",}").count() == 1;
+    once && pattern.starts_with('^') && pattern.ends_with('$') && hir.properties().maximum_len().is_none()
 }
 
 /// Writes `pattern` as an expression that matches a whole text rather than a part of it.
