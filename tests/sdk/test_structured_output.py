@@ -3,6 +3,9 @@
 import enum
 import json
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date, datetime, time
+from decimal import Decimal
+from random import Random
 
 import jsonschema
 import openai
@@ -131,6 +134,162 @@ def test_answers_with_and_without_a_form_do_not_disturb_each_other(client):
     alone = [ask(index) for index in range(len(formats))]
     with ThreadPoolExecutor(len(formats)) as pool:
         assert list(pool.map(ask, range(len(formats)))) == alone
+
+
+def tagged(kind):
+    return {"type": "object", "properties": {"kind": {"const": kind}, "n": {"type": "integer"}}, "required": ["kind"]}
+
+
+SMALL = {"type": "string", "maxLength": 4}
+# Each of these was refused or not kept at some time, beside others of its kind.
+KINDS = {
+    "large constant": {"const": 1234567890123456789},
+    "large constants": {"enum": [9007199254740993, 18446744073709551615, -9223372036854775808]},
+    "large bounds": {"type": "integer", "minimum": 9007199254740993, "maximum": 9007199254740995},
+    "64 bits": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+    "from 10^18": {"type": "integer", "minimum": 10**18},
+    "excluded zero": {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5},
+    "excluded whole bound": {"type": "number", "exclusiveMinimum": 1, "maximum": 1.5},
+    "excluded upper zero": {"type": "number", "minimum": -0.5, "exclusiveMaximum": 0},
+    "excluded half": {"type": "number", "exclusiveMinimum": 0.5, "exclusiveMaximum": 0.75},
+    "any number": {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3},
+    "cents": {"type": "number", "multipleOf": 0.01, "minimum": 0, "maximum": 100},
+    "multiples": {"type": "integer", "multipleOf": 7, "minimum": -100, "exclusiveMaximum": 700},
+    "one of references": {
+        "oneOf": [{"$ref": "#/$defs/car"}, {"$ref": "#/$defs/bike"}, {"type": "null"}],
+        "$defs": {"car": tagged("car"), "bike": tagged("bike")},
+    },
+    "one of numbers": {"oneOf": [{"const": 1}, {"const": 2}, {"type": "integer", "minimum": 10, "maximum": 12}]},
+    "one of formats": {"type": "string", "oneOf": [{"format": "date"}, {"format": "ipv4"}, {"format": "uuid"}]},
+    "patterns of listed names": {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}},
+        "patternProperties": {"^a$": {"type": "boolean"}, "^(b|c)$": {"type": "null"}},
+        "additionalProperties": False,
+    },
+    "counted properties": {
+        "type": "object",
+        "properties": {name: {"type": "boolean"} for name in "abcd"},
+        "additionalProperties": False,
+        "minProperties": 2,
+        "maxProperties": 3,
+    },
+    "named like keywords": {
+        "type": "object",
+        "properties": {"allOf": {"type": "boolean"}, "enum": {"type": "boolean"}, "type": {"type": "null"}},
+        "required": ["allOf", "enum", "type"],
+    },
+    "all of": {
+        "allOf": [{"$ref": "#/$defs/base"}, {"properties": {"b": SMALL}, "required": ["b"]}],
+        "$defs": {"base": {"type": "object", "properties": {"a": SMALL}, "required": ["a"]}},
+    },
+    "either is required": {
+        "type": "object",
+        "properties": {"a": SMALL, "b": SMALL},
+        "anyOf": [{"required": ["a"]}, {"required": ["b"]}],
+    },
+    "unknown format": {"type": "string", "format": "starts_with", "pattern": "^ab[a-z]{1,4}$"},
+    "foreign dialect": {"$schema": "https://example.com/dialect", "$id": "a b", "type": "boolean"},
+    "says nothing": {
+        "type": "array",
+        "uniqueItems": False,
+        "maxItems": 2.0,
+        "items": {"type": "object", "properties": {"a": SMALL}, "additionalProperties": {"not": {}}},
+    },
+    "dates": {
+        "type": "array",
+        "prefixItems": [{"type": "string", "format": name} for name in ("date", "time", "date-time", "duration")],
+        "items": False,
+        "minItems": 4,
+    },
+    "addresses": {
+        "type": "array",
+        "prefixItems": [{"type": "string", "format": name} for name in ("ipv4", "ipv6", "uuid", "email")],
+        "items": False,
+        "minItems": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_schema_is_followed(client, name):
+    answer = chat(client, schema_format(KINDS[name]), temperature=1, seed=1, n=24, max_tokens=900)
+    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+    validator = jsonschema.Draft202012Validator(KINDS[name], format_checker=checker)
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop", choice
+        validator.validate(json.loads(choice.message.content))
+
+
+def random_schema(random, depth=2):
+    """Makes a schema of a few random keywords; it need not have a document."""
+    kind = random.choice(["integer", "number", "string", "enum", "array", "object", "anyOf", "oneOf", "allOf"][: 9 if depth else 4])
+    low = random.choice([None, -(10**19), -100, -1.5, -0.1, 0, 0.25, 1, 7, 2**53 + 1])
+    number = {random.choice(["minimum", "exclusiveMinimum"]): low} if low is not None else {}
+    if random.random() < 0.6:
+        number[random.choice(["maximum", "exclusiveMaximum"])] = (low or 0) + random.choice([0, 0.3, 1, 2, 50, 10**6])
+    if random.random() < 0.3:
+        number["multipleOf"] = random.choice([1, 3, 10, 0.1, 0.25, 0.01])
+    children = [random_schema(random, depth - 1) for _ in range(3)] if depth else []
+    match kind:
+        case "integer" | "number":
+            return {"type": kind, **number}
+        case "string":
+            pattern = random.choice([{}, {"pattern": "^[a-c]{2,3}$"}, {"pattern": "x"}, {"format": "date"}, {"format": "time"}])
+            return {"type": "string", "minLength": random.randrange(3), "maxLength": random.choice([3, 5, 25]), **pattern}
+        case "enum":
+            return {"enum": random.sample([None, True, 0, 1, -2.5, 2**60 + 1, "a", "b\"", [1, "c"], {"d": 0.5}], 3)}
+        case "array":
+            least = random.randrange(3)
+            return {"type": "array", "prefixItems": children[:1], "items": children[1], "minItems": least, "maxItems": 2}
+        case "object":
+            listed = dict(zip(random.sample(["a", "b", "allOf", "type"], 3), children))
+            schema = {"type": "object", "properties": listed, "required": random.sample(list(listed), random.randrange(3))}
+            extra = [{}, {"additionalProperties": False}, {"minProperties": 1, "maxProperties": 2, "additionalProperties": False}]
+            return schema | random.choice([*extra, {"patternProperties": {"^(a|z)$": children[0]}}])
+    return {kind: children[: random.choice([2, 3])], **random.choice([{}, {"type": ["integer", "string", "object"]}])}
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_schemas_are_followed_or_refused(http, seed):
+    schema = random_schema(Random(seed))
+    body = {"model": "demo", "messages": MESSAGES, "max_tokens": 300, "temperature": 1, "seed": seed, "n": 6}
+    answer = http.post("/v1/chat/completions", json={**body, "response_format": schema_format(schema)})
+    if answer.status_code != 200:
+        error = answer.json()["error"]
+        assert answer.status_code == 400, error
+        assert error["code"] == "invalid_schema", (schema, error)
+        return
+    for choice in answer.json()["choices"]:
+        if choice["finish_reason"] == "stop":
+            document = json.loads(choice["message"]["content"], parse_float=Decimal)
+            jsonschema.validate(document, as_decimals(schema), jsonschema.Draft202012Validator)
+
+
+def as_decimals(schema):
+    """Reads the numbers of `schema` exactly: as floats, 0.3 is no multiple of 0.1."""
+    return json.loads(json.dumps(schema), parse_float=Decimal)
+
+
+def test_dates_and_times_are_those_of_the_calendar(client):
+    parsers = {"date": date.fromisoformat, "date-time": datetime.fromisoformat, "time": time.fromisoformat}
+    for name, parse in parsers.items():
+        schema = {"type": "string", "format": name, **({"pattern": "-02-29"} if name != "time" else {})}
+        for choice in chat(client, schema_format(schema), temperature=1, seed=1, n=24).choices:
+            parse(json.loads(choice.message.content))
+
+
+def test_what_overlaps_or_cannot_be_enforced_is_refused_by_its_keyword(client):
+    for schema, word in [
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "anyOf"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"not": {"type": "string"}}, "not"),
+        ({"const": 12345678901234567890123}, "64 bits"),
+        ({"type": "string", "format": "date", "pattern": "^2026-02-29$"}, "no document"),
+    ]:
+        with pytest.raises(openai.BadRequestError, match=word) as fault:
+            chat(client, schema_format(schema))
+        assert "coerce" not in str(fault.value)
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,7 @@ def test_an_answer_beside_tools_follows_the_response_format(client):
                         "type": "function",
                         "function": {
                             "name": "f",
+                            "strict": True,
                             "parameters": {"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}},
                         },
                     },
@@ -266,6 +267,63 @@ def test_tools_that_cannot_be_offered_are_refused_by_their_field(client, setting
     with pytest.raises(openai.BadRequestError) as fault:
         chat(client, **settings)
     assert fault.value.param == param
+
+
+ODD = {
+    "type": "object",
+    "properties": {
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3, "uniqueItems": True},
+        "id": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+        "code": {"type": "string", "pattern": "^(?=a)b$", "maxLength": 4},
+        "map": {
+            "type": "object",
+            "propertyNames": {"type": "string"},
+            "additionalProperties": {"type": "null"},
+            "maxProperties": 2,
+        },
+    },
+    "required": ["tags", "id", "code", "map"],
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_tool_cannot_enforce_is_dropped_and_told(client, stream):
+    tools = [*TOOLS, {"type": "function", "function": {"name": "odd", "parameters": ODD}}]
+    answer = client.chat.completions.with_raw_response.create(
+        model="demo", messages=MESSAGES, tools=tools, max_tokens=5, stream=stream
+    )
+    assert answer.headers["x-attune-loosened"] == "tools[2].function.parameters: uniqueItems, pattern"
+    plain = client.chat.completions.with_raw_response.create(
+        model="demo", messages=MESSAGES, tools=TOOLS, max_tokens=5, stream=stream
+    )
+    assert "x-attune-loosened" not in plain.headers
+
+
+def test_the_rest_of_a_loosened_schema_is_enforced(client):
+    tools = [*TOOLS, {"type": "function", "function": {"name": "odd", "parameters": ODD}}]
+    choice = {"type": "function", "function": {"name": "odd"}}
+    rest = json.loads(json.dumps(ODD).replace('"uniqueItems": true', '"uniqueItems": false'))
+    del rest["properties"]["code"]["pattern"]
+    for seed in range(4):
+        (call,) = chat(client, tools=tools, tool_choice=choice, seed=seed).choices[0].message.tool_calls
+        jsonschema.validate(json.loads(call.function.arguments), rest)
+
+
+@pytest.mark.parametrize("keyword", ["uniqueItems", "pattern"])
+def test_a_strict_tool_is_refused_rather_than_loosened(client, keyword):
+    value = {"uniqueItems": True, "pattern": "^(?=a)b$"}[keyword]
+    parameters = {"type": "object", "properties": {"a": {keyword: value}}}
+    function = {"name": "odd", "parameters": parameters, "strict": True}
+    with pytest.raises(openai.BadRequestError, match=keyword) as fault:
+        chat(client, tools=[*TOOLS, {"type": "function", "function": function}])
+    assert fault.value.param == "tools[2].function.parameters"
+
+
+def test_a_tool_that_is_too_complex_takes_any_object(client):
+    parameters = {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 1234567}}, "required": ["a"]}
+    tools = [*TOOLS, {"type": "function", "function": {"name": "odd", "parameters": parameters}}]
+    answer = client.chat.completions.with_raw_response.create(model="demo", messages=MESSAGES, tools=tools, max_tokens=5)
+    assert answer.headers["x-attune-loosened"] == "tools[2].function.parameters: all"
 
 
 def test_a_result_names_its_call(client):

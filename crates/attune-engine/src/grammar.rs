@@ -5,6 +5,20 @@
 //! llguidance does the work: an Earley parser over a lexer of regular expressions, walked along the trie of the
 //! vocabulary. Everything is bounded: the size of a grammar, the work for one token, and the states that a parser
 //! keeps.
+//!
+//! [`document`] writes the rules of a JSON schema: [`keywords`] reads one schema, [`references`], [`flat`] and
+//! [`merge`] make one of all that it combines, [`exclusion`] compares schemas, [`objects`], [`number`] and [`text`] write the parts.
+
+mod decimal;
+mod document;
+mod exclusion;
+mod flat;
+mod keywords;
+mod merge;
+mod number;
+mod objects;
+mod references;
+mod text;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -28,16 +42,28 @@ const TOO_COMPLEX: &str = "The schema is too complex to follow: make its pattern
 pub struct GrammarSource {
     /// Rules; `@name` stands for a JSON document that follows the schema `name`.
     pub rules: String,
-    /// JSON schemas by name; each is an object.
-    pub schemas: Vec<(String, Value)>,
+    /// The schemas that they refer to.
+    pub schemas: Vec<DocumentSchema>,
     /// Special tokens to show by name in the answer's text, which leaves special tokens out otherwise.
     pub shown_tokens: Vec<u32>,
+}
+
+/// The JSON schema of documents in a grammar.
+#[derive(Debug, Clone)]
+pub struct DocumentSchema {
+    /// Its name in the rules.
+    pub name: String,
+    /// The schema, an object.
+    pub schema: Value,
+    /// True if keywords that cannot be followed are dropped; else they are an error.
+    pub loosen: bool,
 }
 
 impl GrammarSource {
     /// Creates the source of one JSON document that follows `schema`.
     pub fn json(schema: Value) -> Self {
-        Self { rules: "start: @document".into(), schemas: vec![("document".into(), schema)], shown_tokens: Vec::new() }
+        let schema = DocumentSchema { name: "document".into(), schema, loosen: false };
+        Self { rules: "start: @document".into(), schemas: vec![schema], shown_tokens: Vec::new() }
     }
 }
 
@@ -50,6 +76,7 @@ pub struct Grammar {
 struct Compiled {
     matcher: Matcher,
     shown_tokens: Vec<u32>,
+    dropped: Vec<(String, Vec<String>)>,
     param: String,
 }
 
@@ -66,13 +93,18 @@ impl Grammar {
     pub fn compile(vocabulary: &Vocabulary, param: &str, mut source: GrammarSource) -> Result<Self, String> {
         let shown_tokens = std::mem::take(&mut source.shown_tokens);
         // A schema of many references recurses deeper than the stacks of the runtime's threads allow.
-        let matcher = std::thread::scope(|scope| {
+        let (matcher, dropped) = std::thread::scope(|scope| {
             let compile = || first_matcher(vocabulary, source);
             let thread = std::thread::Builder::new().name("grammar".into()).stack_size(COMPILER_STACK);
             let thread = thread.spawn_scoped(scope, compile).map_err(|error| error.to_string())?;
             thread.join().unwrap_or_else(|_| Err("the compiler failed".into()))
         })?;
-        Ok(Self { compiled: Arc::new(Compiled { matcher, shown_tokens, param: param.to_owned() }) })
+        Ok(Self { compiled: Arc::new(Compiled { matcher, shown_tokens, dropped, param: param.to_owned() }) })
+    }
+
+    /// Returns the names of the schemas of which keywords were dropped, each with these keywords.
+    pub fn dropped(&self) -> &[(String, Vec<String>)] {
+        &self.compiled.dropped
     }
 
     /// Returns `true` if `token` is a special token whose name is part of the answer's text.
@@ -88,15 +120,26 @@ impl Grammar {
     }
 }
 
-fn first_matcher(vocabulary: &Vocabulary, source: GrammarSource) -> Result<Matcher, String> {
+/// A matcher before the first token, and the keywords that were dropped, by the names of their schemas.
+type FirstMatcher = (Matcher, Vec<(String, Vec<String>)>);
+
+fn first_matcher(vocabulary: &Vocabulary, source: GrammarSource) -> Result<FirstMatcher, String> {
     let factory = vocabulary.parsers().ok_or("the vocabulary cannot be used with grammars")?;
     let mut grammars = vec![GrammarWithLexer::from_lark(source.rules)];
-    for (name, mut schema) in source.schemas {
+    let mut dropped = Vec::new();
+    for DocumentSchema { name, schema, loosen } in source.schemas {
         if !schema.is_object() {
             return Err("a schema must be an object".into());
         }
-        json_options().apply_to(&mut schema);
-        grammars.push(GrammarWithLexer { name: Some(name), json_schema: Some(schema), lark_grammar: None });
+        let rules = document::rules(&name, &schema, loosen).map_err(|error| shortened(&error))?;
+        for (name, mut schema) in rules.leaves {
+            json_options().apply_to(&mut schema);
+            grammars.push(GrammarWithLexer { name: Some(name), json_schema: Some(schema), lark_grammar: None });
+        }
+        if !rules.dropped.is_empty() {
+            dropped.push((name.clone(), rules.dropped));
+        }
+        grammars.push(GrammarWithLexer { name: Some(name), json_schema: None, lark_grammar: Some(rules.lark) });
     }
     let grammar = TopLevelGrammar { grammars, max_tokens: None };
     let parser = factory
@@ -111,17 +154,12 @@ fn first_matcher(vocabulary: &Vocabulary, source: GrammarSource) -> Result<Match
     // The first mask fails if no document can satisfy the schema, and fills the lexer's cache, which all answers share
     // at their start.
     matcher.compute_mask().map_err(|error| reason(&error))?;
-    Ok(matcher)
+    Ok((matcher, dropped))
 }
 
-/// Allows one blank after a comma or colon and no others: a model must not run on in blanks.
+/// Allows no blanks around a text or number.
 fn json_options() -> JsonCompileOptions {
-    JsonCompileOptions {
-        item_separator: ", ?".into(),
-        key_separator: ": ?".into(),
-        whitespace_flexible: false,
-        ..JsonCompileOptions::default()
-    }
+    JsonCompileOptions { whitespace_flexible: false, ..JsonCompileOptions::default() }
 }
 
 /// Returns limits that keep the work for one token in the tens of milliseconds and the memory of one answer in the tens
@@ -148,6 +186,10 @@ fn reason(error: &anyhow::Error) -> String {
     if text.starts_with("NoExtension") {
         return "no document satisfies it".into();
     }
+    shortened(&text)
+}
+
+fn shortened(text: &str) -> String {
     let line = text.replace("<non-verbose/>", "").split_whitespace().collect::<Vec<_>>().join(" ");
     let line = line.trim_end_matches('.');
     match line.char_indices().nth(REASON_CHARACTERS) {
@@ -264,5 +306,4 @@ fn ban(allowed: &SimpleVob, logits: &mut [f32]) -> bool {
 }
 
 #[cfg(test)]
-#[path = "grammar_tests.rs"]
 mod tests;

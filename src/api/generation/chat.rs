@@ -17,7 +17,9 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderValue;
 use axum::response::{IntoResponse as _, Response};
+use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use self::format::ResponseFormat;
@@ -38,10 +40,12 @@ use crate::api::generation::generate::logprobs::TokenTexts;
 use crate::api::generation::generate::{Answer, GenerationPlan};
 use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
-use crate::api::http::sse;
+use crate::api::http::{headers, sse};
 use crate::engine::GenerateRequest;
 use crate::engine::grammar::{Grammar, GrammarSource};
+use crate::model::BaseModel;
 use crate::model::tool_syntax::ToolSyntax;
+use crate::model::vocabulary::Vocabulary;
 use crate::off_thread::off_thread;
 
 /// Answer a conversation
@@ -62,13 +66,14 @@ pub(crate) async fn create(
 ) -> Result<Response, Problem> {
     let target = Target::resolve(&state, &caller, &request.model).await?;
     let tokens = request.logprobs()?.map(|_| TokenTexts::new(target.model().clone()));
-    let (plan, calls) = request.plan(&state, target).await.map_err(blame_messages)?;
+    let (plan, calls, loosened) = request.plan(&state, target).await.map_err(blame_messages)?;
     let running = plan.start().map_err(blame_messages)?;
+    let loosened = loosened.map(|schemas| [(headers::LOOSENED, schemas)]);
     let stream_usage = StreamOptions::wants_usage(request.stream_options.as_ref());
     let (id, created, parsers) = (new_id("chatcmpl"), now(), Vec::new());
     let writer = Writer { id, created, model: request.model, stream_usage, tokens, calls, parsers };
     if request.stream == Some(true) {
-        return Ok(sse::respond(stream_chunks(running, writer)));
+        return Ok((loosened, sse::respond(stream_chunks(running, writer))).into_response());
     }
     let (answers, usage) = running.collect().await?;
     let choice = |(index, answer): (usize, Answer)| {
@@ -85,7 +90,7 @@ pub(crate) async fn create(
         usage,
         system_fingerprint: SYSTEM_FINGERPRINT,
     };
-    Ok(Json(completion).into_response())
+    Ok((loosened, Json(completion)).into_response())
 }
 
 /// Names the field `messages` in an error about a prompt that is too long.
@@ -94,8 +99,13 @@ fn blame_messages(problem: Problem) -> Problem {
 }
 
 impl ChatRequest {
-    /// Returns the sequences to run, and the format of the calls that answers may have; `None` if they may have none.
-    async fn plan(&self, state: &ApiState, target: Target) -> Result<(GenerationPlan, Option<CallFormat>)> {
+    /// Returns the sequences to run, the format of the calls that answers may have, `None` if they may have none, and
+    /// the keywords of schemas that they do not follow.
+    async fn plan(
+        &self,
+        state: &ApiState,
+        target: Target,
+    ) -> Result<(GenerationPlan, Option<CallFormat>, Option<HeaderValue>)> {
         let model = target.model();
         let vocabulary = model.config.vocab_size;
         let stops = self.stop_fields().check(&model.tokenizer, &model.end_tokens, vocabulary)?;
@@ -118,7 +128,7 @@ impl ChatRequest {
         }
         let rest = target.context().saturating_sub(used).max(1);
         let max_tokens = max_tokens.unwrap_or(rest);
-        let (grammar, calls) = self.constraint(&target, syntax, tools).await?;
+        let (grammar, calls, loosened) = self.constraint(&target, syntax, tools).await?;
         if grammar.is_some() && self.ignore_eos == Some(true) {
             let message = "'ignore_eos' cannot be used with 'response_format' or tools, whose answers end where they \
                            are complete: leave it out.";
@@ -135,22 +145,27 @@ impl ChatRequest {
         };
         let prompts = prompts.into_iter().map(Arc::from).collect();
         let plan = GenerationPlan { target, prompts, n, request };
-        Ok((plan, calls))
+        Ok((plan, calls, loosened))
     }
 
-    /// Compiles the grammar that answers must follow, and returns it with the format of the calls that they may have;
-    /// `None` for what the request does not ask for.
+    /// Compiles the grammar that answers must follow, and returns it with the format of the calls that they may have
+    /// and the keywords of schemas that it does not follow; `None` for what the request does not ask for.
     async fn constraint(
         &self,
         target: &Target,
         syntax: ToolSyntax,
         tools: Option<Tools>,
-    ) -> Result<(Option<Grammar>, Option<CallFormat>)> {
+    ) -> Result<(Option<Grammar>, Option<CallFormat>, Option<HeaderValue>)> {
         let response = self.response_format.as_ref().map(ResponseFormat::schema).transpose()?.flatten();
         let Some(tools) = tools else {
-            let Some(schema) = response else { return Ok((None, None)) };
-            let grammar = compile(target, "response_format", GrammarSource::json(schema), None).await?;
-            return Ok((Some(grammar), None));
+            let Some(schema) = response else { return Ok((None, None, None)) };
+            let source = GrammarSource::json(schema);
+            let grammar = compile(target, |model| {
+                let param = "response_format";
+                Grammar::compile(vocabulary(model, param)?, param, source).map_err(|reason| refused(param, &reason))
+            });
+            let grammar = grammar.await?;
+            return Ok((Some(grammar), None, None));
         };
         let calls = CallFormat {
             syntax,
@@ -159,42 +174,73 @@ impl ChatRequest {
             json_answers: response.is_some() && !tools.required,
             legacy: tools.legacy,
         };
-        let param = tools.param();
-        let source = tools.grammar(syntax, &target.model().tokenizer, response);
-        let grammar = compile(target, param, source, Some(tools)).await?;
-        Ok((Some(grammar), Some(calls)))
+        let work = move |model: &BaseModel| compile_calls(model, tools, syntax, response.as_ref());
+        let (grammar, loosened) = compile(target, work).await?;
+        Ok((Some(grammar), Some(calls), loosened))
     }
 }
 
 /// Limits how many grammars are compiled at once; each takes a core for up to seconds.
 static COMPILERS: Semaphore = Semaphore::const_new(2);
 
-/// Compiles `source`. A failure is blamed on the first of the `tools` that cannot be compiled alone, else on `param`.
-async fn compile(target: &Target, param: &'static str, source: GrammarSource, tools: Option<Tools>) -> Result<Grammar> {
+/// Compiles a grammar by `work` when it is its turn.
+async fn compile<T: Send + 'static>(
+    target: &Target,
+    work: impl FnOnce(&BaseModel) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let turn = COMPILERS.acquire().await.map_err(|_| Problem::defect("the compilers are closed"))?;
     let model = target.model().clone();
     let work = move || {
         // Held to the end of the work: a client that hangs up does not end it.
         let _turn = turn;
-        let vocabulary = model.vocabulary.as_ref().ok_or_else(|| {
-            let message =
-                format!("'{param}' needs a tokenizer with the bytes of its tokens, which this model has not.");
-            Problem::invalid_code(param, "unsupported_parameter", message)
-        })?;
-        let refused = |param: String, reason: String| {
-            let message = format!("'{param}' has a JSON schema that is not supported: {reason}.");
-            Problem::invalid_code(param, "invalid_schema", message)
-        };
-        Grammar::compile(vocabulary, param, source).map_err(|reason| {
-            let blamed = tools.iter().flat_map(Tools::single_grammars).find_map(|(param, source)| {
-                let reason = Grammar::compile(vocabulary, &param, source).err()?;
-                Some((param, reason))
-            });
-            let (param, reason) = blamed.unwrap_or_else(|| (param.to_owned(), reason));
-            refused(param, reason)
-        })
+        work(&model)
     };
     off_thread("compile a grammar", work).await
+}
+
+fn vocabulary<'a>(model: &'a BaseModel, param: &str) -> Result<&'a Vocabulary> {
+    model.vocabulary.as_ref().ok_or_else(|| {
+        let message = format!("'{param}' needs a tokenizer with the bytes of its tokens, which this model has not.");
+        Problem::invalid_code(param, "unsupported_parameter", message)
+    })
+}
+
+/// Compiles the grammar of calls and texts, and returns it with the keywords of schemas that it does not follow. A
+/// failure is blamed on the first tool that cannot be compiled alone.
+fn compile_calls(
+    model: &BaseModel,
+    mut tools: Tools,
+    syntax: ToolSyntax,
+    response: Option<&Value>,
+) -> Result<(Grammar, Option<HeaderValue>)> {
+    let param = tools.param();
+    let vocabulary = vocabulary(model, param)?;
+    let compile = |source| Grammar::compile(vocabulary, param, source);
+    loop {
+        let reason = match compile(tools.grammar(syntax, &model.tokenizer, response.cloned())) {
+            Ok(grammar) => {
+                let loosened = tools.loosened(&grammar);
+                return Ok((grammar, loosened));
+            }
+            Err(reason) => reason,
+        };
+        let failed = tools.single_grammars().filter_map(|(index, source)| Some((index, compile(source).err()?)));
+        let failed: Vec<(usize, String)> = failed.collect();
+        if failed.is_empty() {
+            return Err(refused(param, &reason));
+        }
+        // One tool that cannot be followed does not take the others down.
+        for (index, reason) in failed {
+            if !tools.open(index) {
+                return Err(refused(&tools.parameters_param(index), &reason));
+            }
+        }
+    }
+}
+
+fn refused(param: &str, reason: &str) -> Problem {
+    let message = format!("'{param}' has a JSON schema that is not supported: {reason}.");
+    Problem::invalid_code(param, "invalid_schema", message)
 }
 
 #[cfg(test)]

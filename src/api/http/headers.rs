@@ -1,5 +1,5 @@
-//! Headers that several rooms know: those that `access` writes into answers and `transport` lets web pages read, and
-//! whether the origin or the host of a request is this machine.
+//! Headers that several rooms know: those that `access` and `generation` write into answers and `transport` lets web
+//! pages read, and whether the origin or the host of a request is this machine.
 
 use std::net::IpAddr;
 
@@ -16,6 +16,9 @@ pub(crate) const RATE_LIMITS: [HeaderName; 6] = [
 ];
 /// The organisation that an answer belongs to; `access::limits` writes it.
 pub(crate) const ORGANIZATION: HeaderName = HeaderName::from_static("openai-organization");
+
+/// The keywords of tools' schemas that an answer does not follow; `generation::chat` writes it.
+pub(crate) const LOOSENED: HeaderName = HeaderName::from_static("x-attune-loosened");
 
 /// Returns true for an `Origin` of this machine itself: its page was served by a program that runs here.
 pub(crate) fn is_local_origin(origin: &HeaderValue) -> bool {

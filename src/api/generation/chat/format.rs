@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::schema::prepare;
+use super::schema::checked;
 use crate::api::http::error::{Problem, Result};
 use crate::datasets::parse::shorten;
 
@@ -48,7 +48,7 @@ impl ResponseFormat {
             "text" => Ok(None),
             "json_object" => match &self.schema {
                 None => Ok(Some(json!({"type": "object"}))),
-                Some(schema) => prepare(schema.clone(), "response_format.schema").map(Some),
+                Some(schema) => checked(schema.clone(), "response_format.schema").map(Some),
             },
             "json_schema" => {
                 let format = self.json_schema.as_ref().ok_or_else(|| {
@@ -57,7 +57,7 @@ impl ResponseFormat {
                 })?;
                 check_name("response_format.json_schema.name", &format.name)?;
                 let schema = format.schema.clone().unwrap_or_else(|| json!({"type": "object"}));
-                prepare(schema, "response_format.json_schema.schema").map(Some)
+                checked(schema, "response_format.json_schema.schema").map(Some)
             }
             other => {
                 let message = format!("'{other}' is not a form of answers: use text, json_object or json_schema.");

@@ -130,8 +130,8 @@ pub(crate) struct FunctionDefinition {
     /// schema says so.
     #[schema(value_type = Option<Object>)]
     pub parameters: Option<Value>,
-    /// Ignored: arguments always follow the schema.
-    #[expect(dead_code, reason = "checked for its type and shown in the API's description")]
+    /// Refuse keywords of the schema that cannot be enforced, rather than drop them.
+    #[schema(default = false)]
     pub strict: Option<bool>,
 }
 

@@ -1,13 +1,14 @@
 //! The tools of a chat request, checked: those that the model is shown, those that it may call, and the grammar that
 //! makes its answer a text or calls that follow the schemas. Used by `chat::create`.
 
+use axum::http::HeaderValue;
 use serde_json::{Value, json};
 
 use super::format::check_name;
 use super::request::{ChatRequest, FunctionChoice, FunctionDefinition, Tool, ToolChoice};
-use super::schema::{SCHEMA_BYTES, prepare};
+use super::schema::{SCHEMA_BYTES, checked};
 use crate::api::http::error::{Problem, Result};
-use crate::engine::grammar::GrammarSource;
+use crate::engine::grammar::{DocumentSchema, Grammar, GrammarSource};
 use crate::model::chat::ToolDefinition;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::tool_syntax::ToolSyntax;
@@ -16,6 +17,8 @@ use crate::model::tool_syntax::ToolSyntax;
 const MAX_TOOLS: usize = 128;
 /// Largest number of calls in one answer.
 const MAX_CALLS: usize = 32;
+/// Largest length of the header that names dropped keywords, in bytes.
+const LOOSENED_BYTES: usize = 1000;
 
 /// The tools of a request, checked; there is at least one.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub(super) struct Tools {
     offered: Vec<FunctionDefinition>,
     /// Functions that it may call: their index in `offered`, and the schema of their arguments.
     callable: Vec<(usize, Value)>,
+    /// Those whose arguments are any object because their schema cannot be followed.
+    opened: Vec<usize>,
     /// True if the model must call a function.
     pub required: bool,
     /// True if the model may call more than once.
@@ -78,7 +83,7 @@ impl Tools {
         let named = matches!(choice, Choice::Named { .. });
         let parallel = !legacy && !named && request.parallel_tool_calls.unwrap_or(true);
         let required = !matches!(choice, Choice::Auto);
-        Ok(Some(Self { offered, callable, required, parallel, legacy }))
+        Ok(Some(Self { offered, callable, opened: Vec::new(), required, parallel, legacy }))
     }
 
     /// Returns the names of the functions that may be called.
@@ -94,8 +99,7 @@ impl Tools {
     /// Writes the grammar of an answer: calls or, if none is required, a text; `response` is the schema of that text,
     /// `None` if any will do.
     pub(super) fn grammar(&self, syntax: ToolSyntax, tokenizer: &Tokenizer, response: Option<Value>) -> GrammarSource {
-        let mut schemas: Vec<(String, Value)> =
-            self.callable.iter().map(|(index, schema)| (format!("arguments_{index}"), schema.clone())).collect();
+        let mut schemas: Vec<DocumentSchema> = self.callable.iter().map(|callable| self.arguments(callable)).collect();
         let call = |(index, _): &(usize, Value)| {
             let (name, key) = (&self.offered[*index].name, syntax.arguments_key);
             // The lexer takes the longest piece that it can and never turns back. Where a call looks like another JSON
@@ -124,7 +128,7 @@ impl Tools {
         let start = match (self.required, response) {
             (true, _) => format!("start: {trigger} calls\n"),
             (false, Some(schema)) => {
-                schemas.push(("response".into(), schema));
+                schemas.push(DocumentSchema { name: "response".into(), schema, loosen: false });
                 format!("start: @response | {trigger} calls\n")
             }
             // Only the first character tells a call from a text.
@@ -140,13 +144,47 @@ impl Tools {
         GrammarSource { rules, schemas, shown_tokens: specials.into_iter().map(|(_, id)| id).collect() }
     }
 
-    /// Returns the grammar of each tool alone with the field that it comes from, to find out which one cannot be
+    fn arguments(&self, (index, schema): &(usize, Value)) -> DocumentSchema {
+        let loosen = self.offered[*index].strict != Some(true);
+        DocumentSchema { name: format!("arguments_{index}"), schema: schema.clone(), loosen }
+    }
+
+    /// Returns the grammar of each tool's arguments alone with the tool's index, to find out which ones cannot be
     /// compiled.
-    pub(super) fn single_grammars(&self) -> impl Iterator<Item = (String, GrammarSource)> + '_ {
-        let single = |(index, schema): &(usize, Value)| {
-            (parameters_param(self.legacy, *index), GrammarSource::json(schema.clone()))
+    pub(super) fn single_grammars(&self) -> impl Iterator<Item = (usize, GrammarSource)> + '_ {
+        let single = |callable: &(usize, Value)| {
+            let rules = format!("start: @arguments_{}", callable.0);
+            (callable.0, GrammarSource { rules, schemas: vec![self.arguments(callable)], shown_tokens: Vec::new() })
         };
         self.callable.iter().map(single)
+    }
+
+    /// Takes any object as the arguments of a tool; false if the tool is strict or does so already.
+    pub(super) fn open(&mut self, index: usize) -> bool {
+        let may = self.offered[index].strict != Some(true) && !self.opened.contains(&index);
+        let callable = self.callable.iter_mut().find(|(callable, _)| *callable == index);
+        let Some((_, schema)) = callable.filter(|_| may) else { return false };
+        *schema = json!({"type": "object"});
+        self.opened.push(index);
+        true
+    }
+
+    /// Returns which keywords of the tools' schemas `grammar` does not follow, as a header; `None` if it follows all.
+    pub(super) fn loosened(&self, grammar: &Grammar) -> Option<HeaderValue> {
+        let dropped = grammar.dropped().iter().filter_map(|(name, keywords)| {
+            let index: usize = name.strip_prefix("arguments_")?.parse().ok()?;
+            Some(format!("{}: {}", self.parameters_param(index), keywords.join(", ")))
+        });
+        let opened = self.opened.iter().map(|index| format!("{}: all", self.parameters_param(*index)));
+        let mut text = dropped.chain(opened).collect::<Vec<_>>().join("; ");
+        text.retain(|character| character.is_ascii_graphic() || character == ' ');
+        text.truncate(LOOSENED_BYTES);
+        HeaderValue::from_str(&text).ok().filter(|header| !header.is_empty())
+    }
+
+    /// Returns the name of the field that holds the schema of the function at `index`.
+    pub(super) fn parameters_param(&self, index: usize) -> String {
+        parameters_param(self.legacy, index)
     }
 
     /// Returns the name of the field that holds the tools.
@@ -202,10 +240,11 @@ fn offered(tools: &[Tool], functions: &[FunctionDefinition], legacy: bool) -> Re
 
 /// Returns the schema of a function's arguments, which must be an object.
 fn arguments_schema(parameters: Option<Value>, param: &str) -> Result<Value> {
-    let mut schema = prepare(parameters.unwrap_or_else(|| json!({"type": "object"})), param)?;
+    let mut schema = checked(parameters.unwrap_or_else(|| json!({"type": "object"})), param)?;
     match &schema["type"] {
         Value::Null => schema["type"] = "object".into(),
         Value::String(kind) if kind == "object" => {}
+        Value::Array(kinds) if kinds.iter().any(|kind| kind == "object") => schema["type"] = "object".into(),
         _ => {
             let message = format!("'{param}' must be a schema of the type 'object'.");
             return Err(Problem::invalid_code(param, "invalid_value", message));

@@ -218,3 +218,25 @@ fn what_is_wrong_is_refused_by_its_field() {
         assert_eq!(problem.error.param.as_deref(), Some(field));
     }
 }
+
+#[test]
+fn a_tool_that_cannot_be_followed_is_opened_unless_it_is_strict() {
+    let odd = |strict: bool| {
+        let parameters = json!({"type": "object", "properties": {"a": {"uniqueItems": true}}});
+        json!([two_tools()[0], {"type": "function", "function": {"name": "odd", "strict": strict, "parameters": parameters}}])
+    };
+    let compile = |tools: &Tools| {
+        let source = tools.grammar(ToolSyntax::HERMES, &DEMO.0, None);
+        Grammar::compile(&DEMO.1, "tools", source)
+    };
+    let mut loose = tools(json!({"tools": odd(false)})).unwrap();
+    let header = loose.loosened(&compile(&loose).unwrap()).unwrap();
+    assert_eq!(header, "tools[1].function.parameters: uniqueItems");
+    assert!(loose.open(1) && !loose.open(1));
+    assert_eq!(loose.loosened(&compile(&loose).unwrap()).unwrap(), "tools[1].function.parameters: all");
+    let mut strict = tools(json!({"tools": odd(true)})).unwrap();
+    assert!(compile(&strict).is_err_and(|reason| reason.contains("uniqueItems")));
+    assert!(!strict.open(1));
+    let plain = tools(json!({"tools": two_tools()})).unwrap();
+    assert!(plain.loosened(&compile(&plain).unwrap()).is_none());
+}

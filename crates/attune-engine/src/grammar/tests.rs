@@ -40,7 +40,7 @@ fn draw(grammar: &Grammar, seed: u64, sampling: Sampling) -> String {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut sampler = Sampler::new(sampling).with_grammar(Some(grammar.begin()));
     let mut ids = Vec::new();
-    for _ in 0..2000 {
+    for _ in 0..3000 {
         let logits: Vec<f32> = (0..DEMO.size).map(|_| random.random_range(-4.0..4.0)).collect();
         let id = sampler.draw(&logits).unwrap();
         if id == DEMO.end {
@@ -173,3 +173,5 @@ fn what_is_too_complex_to_follow_is_the_schemas_fault() {
     let Some(Error::Grammar { message, field }) = failed else { panic!("not the schema's fault: {failed:?}") };
     assert_eq!((message.as_str(), field.as_str()), (TOO_COMPLEX, "response_format"));
 }
+
+mod schemas;
