@@ -163,14 +163,13 @@ fn conversations() -> Vec<Value> {
 
 /// Makes a vocabulary of one of the kinds.
 fn tokenizer(kind: &str) -> Value {
-    let mut tokenizer = match kind {
-        "Prepend" | "Metaspace" => pieces(kind),
-        _ => {
-            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/tokenizer.json");
-            let mut tokenizer: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
-            tokenizer["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = (kind != "bytes").into();
-            tokenizer
-        }
+    let mut tokenizer = if kind.starts_with("bytes") {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/tokenizer.json");
+        let mut tokenizer: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+        tokenizer["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = (kind != "bytes").into();
+        tokenizer
+    } else {
+        pieces(kind)
     };
     let mut known = tokenizer["model"]["vocab"].as_object().unwrap().len();
     let added = tokenizer["added_tokens"].as_array_mut().unwrap();
@@ -184,7 +183,7 @@ fn tokenizer(kind: &str) -> Value {
     tokenizer
 }
 
-/// Makes a vocabulary in the manner of SentencePiece, which joins a blank and the letter behind it.
+/// Makes a vocabulary in the manner of `SentencePiece`, which joins a blank and the letter behind it.
 fn pieces(kind: &str) -> Value {
     let mut names: Vec<String> = vec!["<unk>".into()];
     names.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
