@@ -302,6 +302,27 @@ fn answers_are_tokenized_where_they_stand_and_chats_stay_one_sequence() {
 }
 
 #[test]
+fn completions_are_tokenized_where_they_stand() {
+    for vocabulary in VOCABULARIES {
+        let codec = Codec::new(vocabulary, &template("chatml"), &ENDS);
+        let tokens = |prompt: &str, completion: &str| {
+            let line = json!({"prompt": prompt, "completion": completion});
+            codec.trained(&line, NOW).unwrap().0.remove(0).tokens
+        };
+        for (prompt, completion) in [("Q: 4+4=", "Yes"), ("Order:", " Yes")] {
+            let both = codec.tokenizer.encode(&format!("{prompt}{completion}"), true).unwrap();
+            assert_eq!(tokens(prompt, completion), [both, vec![codec.ends[0]]].concat(), "{vocabulary}");
+        }
+        // A blank and the letter behind it are one token: the answer begins behind the blank.
+        let prompt = codec.tokenizer.encode("A: ", true).unwrap();
+        let whole = tokens("A: ", "Yes");
+        let target = whole.strip_prefix(prompt.as_slice()).unwrap().split_last().unwrap().1;
+        let spelled: String = target.iter().map(|id| codec.tokenizer.spelling(*id).unwrap()).collect();
+        assert_eq!(spelled, "Yes", "{vocabulary}");
+    }
+}
+
+#[test]
 fn the_base_models_own_end_token_does_not_take_the_line_feed_behind_an_answer_along() {
     let codec = Codec::new("bytes", &template("chatml"), &["<|endoftext|>", "<|im_end|>"]);
     assert_eq!(codec.targets(&conversations()[0]), ["Number 50.<|im_end|>"]);
