@@ -163,14 +163,13 @@ fn conversations() -> Vec<Value> {
 
 /// Makes a vocabulary of one of the kinds.
 fn tokenizer(kind: &str) -> Value {
-    let mut tokenizer = match kind {
-        "Prepend" | "Metaspace" => pieces(kind),
-        _ => {
-            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/tokenizer.json");
-            let mut tokenizer: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
-            tokenizer["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = (kind != "bytes").into();
-            tokenizer
-        }
+    let mut tokenizer = if kind.starts_with("bytes") {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/tokenizer.json");
+        let mut tokenizer: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+        tokenizer["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = (kind != "bytes").into();
+        tokenizer
+    } else {
+        pieces(kind)
     };
     let mut known = tokenizer["model"]["vocab"].as_object().unwrap().len();
     let added = tokenizer["added_tokens"].as_array_mut().unwrap();
@@ -184,7 +183,7 @@ fn tokenizer(kind: &str) -> Value {
     tokenizer
 }
 
-/// Makes a vocabulary in the manner of SentencePiece, which joins a blank and the letter behind it.
+/// Makes a vocabulary in the manner of `SentencePiece`, which joins a blank and the letter behind it.
 fn pieces(kind: &str) -> Value {
     let mut names: Vec<String> = vec!["<unk>".into()];
     names.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
@@ -299,6 +298,27 @@ fn answers_are_tokenized_where_they_stand_and_chats_stay_one_sequence() {
             let (examples, _) = codec.trained(chat, NOW).unwrap();
             assert_eq!(examples.len(), 1, "{vocabulary}, {name}");
         }
+    }
+}
+
+#[test]
+fn completions_are_tokenized_where_they_stand() {
+    for vocabulary in VOCABULARIES {
+        let codec = Codec::new(vocabulary, &template("chatml"), &ENDS);
+        let tokens = |prompt: &str, completion: &str| {
+            let line = json!({"prompt": prompt, "completion": completion});
+            codec.trained(&line, NOW).unwrap().0.remove(0).tokens
+        };
+        for (prompt, completion) in [("Q: 4+4=", "Yes"), ("Order:", " Yes")] {
+            let both = codec.tokenizer.encode(&format!("{prompt}{completion}"), true).unwrap();
+            assert_eq!(tokens(prompt, completion), [both, vec![codec.ends[0]]].concat(), "{vocabulary}");
+        }
+        // A blank and the letter behind it are one token: the answer begins behind the blank.
+        let prompt = codec.tokenizer.encode("A: ", true).unwrap();
+        let whole = tokens("A: ", "Yes");
+        let target = whole.strip_prefix(prompt.as_slice()).unwrap().split_last().unwrap().1;
+        let spelled: String = target.iter().map(|id| codec.tokenizer.spelling(*id).unwrap()).collect();
+        assert_eq!(spelled, "Yes", "{vocabulary}");
     }
 }
 
