@@ -47,12 +47,21 @@ def with_template(folder, template):
     return folder
 
 
+def with_end_of_text(folder):
+    """A copy of the demo model that ends texts with another token than the mark behind an answer, as base models do."""
+    shutil.copytree(attunelib.DEMO, folder)
+    for name in ("config.json", "generation_config.json"):
+        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), "eos_token_id": 0}))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def thinking(start_server, tmp_path_factory):
-    """A server whose models have templates with a switch, and with the time."""
+    """A server whose models have templates with a switch, with the time, and another end token."""
     folder = tmp_path_factory.mktemp("templates")
     models = [("thinking", THINKS), ("dated", DATED)]
     named = [f"{name}={with_template(folder / name, template)}" for name, template in models]
+    named.append(f"base={with_end_of_text(folder / 'base')}")
     server = start_server(*(part for model in named for part in ("--model", model)))
     yield server
     server.stop()
@@ -102,6 +111,20 @@ def test_an_answer_is_trained_behind_the_prompt_that_is_served(server, answer, t
     # The line feed behind the answer is not learned.
     assert (len(history) - 1) * 10 == found["tokens_per_epoch"]
     assert found["warnings"] == []
+
+
+def test_the_mark_behind_an_answer_ends_it_where_texts_end_with_another_token(thinking):
+    said = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "Number 1."}]
+    lines = [{"messages": [*said, {"role": "user", "content": f"{number}"}, said[1]]} for number in range(10, 20)]
+    found = estimate(thinking, "base", lines)
+    history = tokenize(thinking.url, "base", messages=lines[0]["messages"], add_generation_prompt=False)
+    assert (len(history) - 1) * 10 == found["tokens_per_epoch"], "both turns are one sequence, up to the last mark"
+    answer = tokenize(thinking.url, "base", prompt="Number 1.<|im_end|>")
+    assert 2 * len(answer) * 10 == found["target_tokens_per_epoch"]
+    chat = sdk(thinking).chat.completions.create
+    for end in ("0", "2"):
+        choice = chat(model="base", messages=said[:1], max_tokens=5, logit_bias={end: 100}).choices[0]
+        assert (choice.message.content, choice.finish_reason) == ("", "stop")
 
 
 def test_a_switch_of_the_template_reaches_it_in_chats_and_tokenize(thinking):
@@ -162,10 +185,8 @@ def test_a_call_without_arguments_has_an_empty_object(http, arguments):
 
 def test_a_job_whose_template_writes_the_time_goes_on_later(thinking):
     client = sdk(thinking)
-    lines = [
-        {"messages": [{"role": "user", "content": f"Say {number}"}, {"role": "assistant", "content": f"Number {number}."}]}
-        for number in range(64)
-    ]
+    answers = [{"role": "assistant", "content": f"Number {number}."} for number in range(64)]
+    lines = [{"messages": [USER, answer]} for answer in answers]
     method = {"type": "supervised", "supervised": {"hyperparameters": {**QUICK, "n_epochs": 50}}}
     job = client.fine_tuning.jobs.create(model="dated", training_file=upload(client, lines), method=method, seed=7).id
     wait_for(lambda: steps(client, job), "the first step")
@@ -174,8 +195,9 @@ def test_a_job_whose_template_writes_the_time_goes_on_later(thinking):
     second = int(time.time())
     wait_for(lambda: int(time.time()) > second, "another second")
     client.fine_tuning.jobs.resume(job)
+    begins = ("Resumed", "The checkpoint")
     told = wait_for(
-        lambda: [event.message for event in events(client, job) if event.message.startswith(("Resumed", "The checkpoint"))],
+        lambda: [event.message for event in events(client, job) if event.message.startswith(begins)],
         "the second attempt",
     )
     client.fine_tuning.jobs.cancel(job)
