@@ -13,8 +13,8 @@ use crate::{Error, Result};
 /// Sends the log to standard error, as JSON if `json`; standard output is for scripts. Lines are written until the guard is
 /// dropped, which waits for those in the queue, a second at most.
 pub(super) fn start(filter: &str, json: bool) -> Result<WorkerGuard> {
-    // Each start brings the schema up to date, and Postgres notices each time that there is one.
-    let filter = EnvFilter::try_new(format!("sqlx::postgres::notice=warn,{filter}"))
+    // Each start brings the schema up to date, and Postgres notices each time that there is one. `filter` may name sqlx, too.
+    let filter = EnvFilter::try_new(format!("sqlx=warn,{filter}"))
         .map_err(|error| Error::Setup(format!("--log {filter}: {error}")))?;
     let (writer, guard) = tracing_appender::non_blocking(stderr());
     let log = tracing_subscriber::fmt()

@@ -115,16 +115,7 @@ impl Schemas<'_> {
 
     /// Returns true if `value` follows the flat schema `map`.
     pub(super) fn accepts(&mut self, map: &Map<String, Value>, value: &Value) -> Result<bool> {
-        let kind = match value {
-            Value::Null => "null",
-            Value::Bool(_) => "boolean",
-            Value::Number(_) => "number",
-            Value::String(_) => "string",
-            Value::Array(_) => "array",
-            Value::Object(_) => "object",
-        };
-        let whole = value.as_number().and_then(Decimal::of).is_some_and(|number| number.fraction.is_empty());
-        if !types(map).iter().any(|allowed| *allowed == kind || (whole && *allowed == "integer")) {
+        if !has_type(map, value) {
             return Ok(false);
         }
         if map.get("enum").and_then(Value::as_array).is_some_and(|values| !values.contains(value)) {
@@ -183,6 +174,20 @@ impl Schemas<'_> {
             None => Ok(false),
         }
     }
+}
+
+/// Returns true if `value` has one of the types that `map` allows.
+fn has_type(map: &Map<String, Value>, value: &Value) -> bool {
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    let whole = value.as_number().and_then(Decimal::of).is_some_and(|number| number.fraction.is_empty());
+    types(map).iter().any(|allowed| *allowed == kind || (whole && *allowed == "integer"))
 }
 
 fn accepts_number(map: &Map<String, Value>, number: &serde_json::Number) -> Result<bool> {

@@ -147,6 +147,24 @@ enum Rendered {
     Texts(Vec<Vec<u32>>),
 }
 
+impl Rendered {
+    fn add_to(self, builder: &mut Builder) -> Result<()> {
+        match self {
+            Self::Example(example) => {
+                builder.note_answers(&example);
+                example.sequences.into_iter().try_for_each(|sequence| builder.add([sequence]))
+            }
+            Self::Pair(pair) => {
+                pair.iter().for_each(|answer| builder.note_answers(answer));
+                let one = || Error::Internal("an answer that is trained on is one sequence".into());
+                let [chosen, rejected] = pair.map(|mut answer| answer.sequences.pop().ok_or_else(one));
+                builder.add([chosen?, rejected?])
+            }
+            Self::Texts(texts) => builder.add_texts(texts),
+        }
+    }
+}
+
 /// Reasons why a line is not rendered.
 enum Fault {
     /// Fault of the line itself.
@@ -203,17 +221,7 @@ fn read_lines(
         match line.map_err(Fault::from).and_then(|line| render(line, &mut note_format)) {
             // A file with a fault is refused: of the other lines only the faults matter.
             Ok(_) if !faults.is_empty() => {}
-            Ok(Rendered::Example(example)) => {
-                builder.note_answers(&example);
-                example.sequences.into_iter().try_for_each(|sequence| builder.add([sequence]))?;
-            }
-            Ok(Rendered::Pair(pair)) => {
-                pair.iter().for_each(|answer| builder.note_answers(answer));
-                let one = || Error::Internal("an answer that is trained on is one sequence".into());
-                let [chosen, rejected] = pair.map(|mut answer| answer.sequences.pop().ok_or_else(one));
-                builder.add([chosen?, rejected?])?;
-            }
-            Ok(Rendered::Texts(texts)) => builder.add_texts(texts)?,
+            Ok(rendered) => rendered.add_to(&mut builder)?,
             Err(Fault::Line(fault)) => faults.push(number, &fault),
             Err(Fault::Other(error)) => return Err(error),
         }
@@ -224,6 +232,12 @@ fn read_lines(
     }
     builder.report.format = first_format.map(|(_, format)| format);
     let dataset = builder.finish()?;
+    check_size(&dataset, purpose, settings.max_tokens)?;
+    Ok(dataset)
+}
+
+/// Refuses a file with too few examples, or with nothing that can be learned in `max_tokens`.
+fn check_size(dataset: &Dataset, purpose: Purpose, max_tokens: usize) -> Result<()> {
     let pairs = dataset.report.format == Some(Format::Pair);
     let (found, minimum) = (dataset.report.examples, minimum(purpose, pairs));
     if found < minimum {
@@ -231,7 +245,7 @@ fn read_lines(
         return Err(Error::File { purpose, fault: FileFault::TooFewExamples, message });
     }
     if dataset.examples.is_empty() {
-        let (title, limit) = (purpose.title(), settings.max_tokens);
+        let (title, limit) = (purpose.title(), max_tokens);
         let message = if pairs {
             format!(
                 "{title}: the two texts of every pair are the same in their first {limit} tokens; shorten their beginnings"
@@ -241,5 +255,5 @@ fn read_lines(
         };
         return Err(Error::File { purpose, fault: FileFault::Content, message });
     }
-    Ok(dataset)
+    Ok(())
 }
