@@ -31,8 +31,8 @@ use crate::store::postgres::PrivatePostgres;
 use crate::store::usage_recorder::UsageRecorder;
 use crate::{Error, Result};
 
-/// Times after a signal, all within the 10 seconds that Docker waits before it kills. Answers that are not complete by then
-/// end with an error.
+/// Times after a signal, all within the 10 seconds that Docker waits before it kills. Answers that are not complete by
+/// then end with an error.
 const ANSWERS_GRACE: Duration = Duration::from_secs(5);
 /// Connections that are still open by then are cut.
 const CONNECTIONS_GRACE: Duration = Duration::from_secs(6);
@@ -253,7 +253,8 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
     if !device.is_cpu() {
         limits = limits.on_gpu();
     }
-    // Only now, with all weights loaded, is it known what they leave of the memory of the GPU, the machine or the container.
+    // Only now, with all weights loaded, is it known what they leave of the memory of the GPU, the machine or the
+    // container.
     if let (None, Some(memory)) = (limits.kv_cache_mib, device::free_memory(&device)) {
         let share = device::cache_share(memory, models.len()).max(1);
         let room = if device.is_cpu() { share.min(limits.cache_mib()) } else { share };
@@ -282,8 +283,8 @@ async fn after(shutdown: CancellationToken, grace: Duration) {
     tokio::time::sleep(grace).await;
 }
 
-/// Ends the answers that are not complete [`ANSWERS_GRACE`] after `shutdown`: their clients get an error, and their use is
-/// recorded, which a cut connection would not give them.
+/// Ends the answers that are not complete [`ANSWERS_GRACE`] after `shutdown`: their clients get an error, and their use
+/// is recorded, which a cut connection would not give them.
 async fn end_answers(catalog: Catalog, shutdown: CancellationToken) {
     after(shutdown, ANSWERS_GRACE).await;
     for entry in catalog.entries() {
@@ -291,8 +292,8 @@ async fn end_answers(catalog: Catalog, shutdown: CancellationToken) {
     }
 }
 
-/// Answers requests until `shutdown`, then [`CONNECTIONS_GRACE`] longer for those in flight. Slow and silent connections are
-/// closed.
+/// Answers requests until `shutdown`, then [`CONNECTIONS_GRACE`] longer for those in flight. Slow and silent
+/// connections are closed.
 fn serve_http(
     listener: TcpListener,
     routes: axum::Router,

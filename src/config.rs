@@ -107,8 +107,8 @@ impl TrainingOptions {
     }
 }
 
-/// Returns the settings of the environment: the variables that begin with `ATTUNE_`, but for those that Kubernetes puts into
-/// every pod of a namespace with a Service whose name begins with `attune`.
+/// Returns the settings of the environment: the variables that begin with `ATTUNE_`, but for those that Kubernetes puts
+/// into every pod of a namespace with a Service whose name begins with `attune`.
 fn environment() -> Env {
     let links: Vec<String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

@@ -58,7 +58,7 @@ impl TextCodec for Digits {
     }
 
     fn decode(&self, tokens: &[u32]) -> Result<String> {
-        Ok(tokens.iter().map(|token| format!("{token:0width$}", width = FIELD)).collect())
+        Ok(tokens.iter().map(|token| format!("{token:0FIELD$}")).collect::<Vec<_>>().concat())
     }
 
     fn render_chat(&self, _: &[Message], _: &[ToolDefinition], _: &TemplateOptions) -> Result<Option<String>> {

@@ -1,7 +1,7 @@
 //! Sets up the log, on standard error. Called once by each command that may log.
 //!
-//! The server must not depend on whoever reads its log. A thread of its own writes the lines, so that a pipe that nobody
-//! empties holds up no request; lines beyond its queue are dropped, and errors of writing are ignored.
+//! The server must not depend on whoever reads its log. A thread of its own writes the lines, so that a pipe that
+//! nobody empties holds up no request; lines beyond its queue are dropped, and errors of writing are ignored.
 
 use std::io::{IsTerminal as _, stderr};
 
@@ -10,10 +10,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{Error, Result};
 
-/// Sends the log to standard error, as JSON if `json`; standard output is for scripts. Lines are written until the guard is
-/// dropped, which waits for those in the queue, a second at most.
+/// Sends the log to standard error, as JSON if `json`; standard output is for scripts. Lines are written until the
+/// guard is dropped, which waits for those in the queue, a second at most.
 pub(super) fn start(filter: &str, json: bool) -> Result<WorkerGuard> {
-    // Each start brings the schema up to date, and Postgres notices each time that there is one. `filter` may name sqlx, too.
+    // Each start brings the schema up to date, and Postgres notices each time that there is one. `filter` may name
+    // sqlx, too.
     let filter = EnvFilter::try_new(format!("sqlx=warn,{filter}"))
         .map_err(|error| Error::Setup(format!("--log {filter}: {error}")))?;
     let (writer, guard) = tracing_appender::non_blocking(stderr());

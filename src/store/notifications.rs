@@ -36,10 +36,9 @@ pub(crate) async fn listen(
         let mut pause = *RETRY.start();
         loop {
             // A panic must not end the listening, or this process would never hear of a change again.
-            match AssertUnwindSafe(pass_on(&mut listener, &hear)).catch_unwind().await {
-                Ok(error) => tracing::warn!(channel, "lost the connection that hears of changes: {error}"),
-                Err(_) => tracing::error!(channel, "hearing of a change panicked; connecting anew"),
-            }
+            let ended = AssertUnwindSafe(pass_on(&mut listener, &hear)).catch_unwind().await;
+            let reason = ended.map_or_else(|_| "a change panicked".to_owned(), |error| error.to_string());
+            tracing::warn!(channel, "lost the connection that hears of changes: {reason}");
             listener = loop {
                 tokio::time::sleep(pause).await;
                 match connect(&store, channel).await {

@@ -96,7 +96,7 @@ async fn a_file_for_another_method_fails_the_job_and_says_which_one_it_is_for() 
         let job = fixture.enqueue(JobApi::FineTuningJobs, JobSpec { method, ..spec(file) }).await;
         let error = fixture.wait_for(&job, JobStatus::Failed).await.error.unwrap();
         assert_eq!((error.code.as_str(), error.param.as_deref()), ("invalid_training_file", Some("training_file")));
-        assert!(error.message.contains("Line 1 ") && error.message.contains(expected), "{}", error.message);
+        assert!(error.message.contains("Lines 1, 2, ") && error.message.contains(expected), "{}", error.message);
     }
     worker.stop().await;
 }

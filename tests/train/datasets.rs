@@ -208,7 +208,7 @@ fn every_fault_names_its_line_and_what_to_change() {
     ];
     for (line, expected) in cases {
         let (message, code) = fault(&format!("{good}\n{line}\n"));
-        assert!(message.contains("Line 2 ") && message.contains(expected), "{line}: {message}");
+        assert!(message.contains("Line 2") && message.contains(expected), "{line}: {message}");
         assert_eq!(code, FileFault::Content);
     }
     let chat_line = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;

@@ -120,7 +120,7 @@ fn every_fault_names_its_line_and_what_to_change() {
             "(`non_preferred_output`, message 1) has no `content`",
         ),
         (with("preferred_output", json!([{"role": "assistant", "content": "a", "weight": 0}])), "of weight 0"),
-        (with("preferred_output", json!([{"role": "assistant", "content": []}])), "message 1: has an empty answer"),
+        (with("preferred_output", json!([{"role": "assistant", "content": []}])), "message 1) has an empty answer"),
     ];
     for (line, expected) in cases {
         let file = format!("{good}\n{line}\n");

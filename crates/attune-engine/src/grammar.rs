@@ -7,7 +7,8 @@
 //! keeps.
 //!
 //! [`document`] writes the rules of a JSON schema: [`keywords`] reads one schema, [`references`], [`flat`] and
-//! [`merge`] make one of all that it combines, [`exclusion`] compares schemas, [`objects`], [`number`] and [`text`] write the parts.
+//! [`merge`] make one of all that it combines, [`exclusion`] compares schemas, [`objects`], [`number`] and [`text`]
+//! write the parts.
 
 mod decimal;
 mod document;

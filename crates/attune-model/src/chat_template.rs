@@ -1,8 +1,8 @@
 //! Renders chats with the model's own Jinja template, as Hugging Face's tokenizers do.
 //!
-//! Called by [`super::chat`] alone, which brings messages and tools into the form that templates read. `sources.rs` finds
-//! the templates, `engine.rs` sets up minijinja as transformers sets up Jinja2; the other files give it Python's values,
-//! filters and methods.
+//! Called by [`super::chat`] alone, which brings messages and tools into the form that templates read. `sources.rs`
+//! finds the templates, `engine.rs` sets up minijinja as transformers sets up Jinja2; the other files give it Python's
+//! values, filters and methods.
 
 mod arguments;
 mod data;
@@ -113,7 +113,7 @@ impl ChatTemplate {
         // A variable, and not a function of the environment: a job's examples must render alike on any day.
         let clock = JinjaValue::from_function(move |format: String| engine::strftime(&format, &now));
         // `tools` and `documents` are always defined, `none` if absent, as in transformers: templates test both ways.
-        let documents = options.variables.get("documents").map(data::from_json).unwrap_or(JinjaValue::from(()));
+        let documents = options.variables.get("documents").map_or_else(|| JinjaValue::from(()), data::from_json);
         let usual = context! { messages, tools, documents, add_generation_prompt, strftime_now => clock };
         let own = options.variables.iter().map(|(name, value)| (name.clone(), data::from_json(value)));
         let own: BTreeMap<String, JinjaValue> = own.collect();

@@ -178,7 +178,7 @@ fn the_present_is_the_one_that_was_given_and_variables_reach_the_template() {
     let template = template(&json!({"chat_template": source}));
     let now = Some(1_700_000_000);
     let Value::Object(variables) = json!({"enable_thinking": false, "messages": []}) else { unreachable!() };
-    let options = TemplateOptions { now, variables, ..TemplateOptions::default() };
+    let options = TemplateOptions { variables, now, ..TemplateOptions::default() };
     let text = template.apply(&chat(&[("user", "a"), ("user", "b")]), None, &options).unwrap();
     assert_eq!(text, "14 Nov 2023 22:13|off|none|2", "a variable never replaces the conversation");
 }

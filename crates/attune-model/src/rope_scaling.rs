@@ -42,8 +42,8 @@ pub enum RopeScaling {
 }
 
 impl RopeScaling {
-    /// Reads `rope_parameters` or the older `rope_scaling` of a model with a `context` in tokens. What the configuration
-    /// itself calls its `original_context` wins over what the parameters call so.
+    /// Reads `rope_parameters` or the older `rope_scaling` of a model with a `context` in tokens. What the
+    /// configuration itself calls its `original_context` wins over what the parameters call so.
     pub fn parse(parameters: Option<&Value>, context: usize, original_context: Option<f64>) -> Result<Self, String> {
         let Some(parameters) = parameters.filter(|value| !value.is_null()) else { return Ok(Self::None) };
         let kind = parameters["rope_type"].as_str().or(parameters["type"].as_str()).unwrap_or("default");

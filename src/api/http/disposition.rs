@@ -82,7 +82,7 @@ fn escaped_text(text: &str) -> Option<(String, &str)> {
         match character {
             '"' => return Some((value, &text[index + 1..])),
             '\\' => {
-                value.push(characters.next_if(|(_, next)| matches!(next, '"' | '\\')).map_or('\\', |(_, next)| next))
+                value.push(characters.next_if(|(_, next)| matches!(next, '"' | '\\')).map_or('\\', |(_, next)| next));
             }
             other => value.push(other),
         }

@@ -53,13 +53,11 @@ fn host(text: &[u8]) -> Option<Host> {
     let uri = Uri::try_from(text).ok()?;
     let host = uri.host()?;
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    Some(match address {
-        Ok(address) => Host::Address(address.to_canonical()),
-        Err(_) => {
-            let name = host.to_ascii_lowercase();
-            Host::Name(name.strip_suffix('.').map(str::to_owned).unwrap_or(name))
-        }
-    })
+    if let Ok(address) = address {
+        return Some(Host::Address(address.to_canonical()));
+    }
+    let name = host.to_ascii_lowercase();
+    Some(Host::Name(name.strip_suffix('.').map(str::to_owned).unwrap_or(name)))
 }
 
 /// Returns true for `localhost` and the names below it, which are this machine everywhere (RFC 6761).

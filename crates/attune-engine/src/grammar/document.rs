@@ -1,5 +1,5 @@
-//! Writes the rules of the JSON documents that follow a schema, in llguidance's Lark syntax. llguidance's own compiler of
-//! schemas writes only texts and multiples: it takes all numbers as 64-bit floats and leaves their digits unbounded.
+//! Writes the rules of the JSON documents that follow a schema, in llguidance's Lark syntax. llguidance's own compiler
+//! of schemas writes only texts and multiples: it takes all numbers as 64-bit floats and leaves their digits unbounded.
 //! Used by `Grammar::compile`.
 
 use std::collections::HashMap;

@@ -40,7 +40,7 @@ impl Schemas<'_> {
                 Err(reason) => self.reader.give_up("$ref", &format!("cannot be followed: {reason}"))?,
             }
         }
-        for schema in all.iter().flat_map(Value::as_array).flatten() {
+        for schema in all.iter().filter_map(|all| all.as_array()).flatten() {
             parts.push(self.flatten(schema, seen)?);
         }
         let Some(mut parts) = parts.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };

@@ -75,7 +75,9 @@ impl Reader {
                 "anyOf" | "oneOf" | "allOf" => {
                     let given = value.as_array().ok_or_else(|| format!("'{keyword}' must be a list of schemas"))?;
                     if keyword == "allOf" {
-                        given.iter().for_each(|schema| add_all_of(&mut map, schema.clone()));
+                        for schema in given {
+                            add_all_of(&mut map, schema.clone());
+                        }
                     } else {
                         map.insert(keyword.clone(), value.clone());
                     }
@@ -190,11 +192,11 @@ impl Reader {
             "dependentRequired" | "dependentSchemas" | "dependencies" if all_empty(value) => None,
             "unevaluatedItems" | "unevaluatedProperties" if is_any(value) => None,
             "unevaluatedProperties" if !combined && has("additionalProperties") => None,
+            // After merging, an object has no properties but those of all its schemas unless it speaks of others.
+            "unevaluatedProperties" if combined && is_never(value) => None,
             "unevaluatedProperties" if !combined => map.insert("additionalProperties".into(), value.clone()),
             "unevaluatedItems" if !combined && has("items") => None,
             "unevaluatedItems" if !combined => map.insert("items".into(), value.clone()),
-            // After merging, an object has no properties but those of all its schemas unless it speaks of others.
-            "unevaluatedProperties" if is_never(value) => None,
             "$recursiveRef" | "$dynamicRef" if value == "#" => map.insert("$ref".into(), value.clone()),
             _ => {
                 self.give_up(keyword, "cannot be enforced while the answer is written: leave it out")?;

@@ -132,7 +132,9 @@ fn merge_arrays(a: &mut Map<String, Value>, b: &mut Map<String, Value>) {
     let merged: Vec<Value> = (0..first.len().max(second.len()))
         .map(|index| all_of(vec![at(&first, &first_rest, index), at(&second, &second_rest, index)]))
         .collect();
-    ARRAY.iter().for_each(|keyword| drop(b.shift_remove(*keyword)));
+    for keyword in ARRAY {
+        b.shift_remove(keyword);
+    }
     if !merged.is_empty() {
         a.insert("prefixItems".into(), merged.into());
     }
@@ -192,13 +194,15 @@ fn merge_objects(a: &mut Map<String, Value>, b: &mut Map<String, Value>) -> Resu
             merged.insert(keyword.into(), schemas.into());
         }
     }
-    OBJECT.iter().for_each(|keyword| drop(b.shift_remove(*keyword)));
+    for keyword in OBJECT {
+        b.shift_remove(keyword);
+    }
     merged.into_iter().for_each(|(keyword, value)| drop(a.insert(keyword, value)));
     Ok(())
 }
 
-/// Returns true if the object has no other properties than those that `map` lists. JSON Schema leaves it open then, and a
-/// small model would go on inventing properties.
+/// Returns true if the object has no other properties than those that `map` lists. JSON Schema leaves it open then, and
+/// a small model would go on inventing properties.
 pub(super) fn is_closed(map: &Map<String, Value>) -> bool {
     let speaks_of_others =
         ["additionalProperties", "patternProperties", "minProperties"].iter().any(|keyword| map.contains_key(*keyword));

@@ -61,7 +61,8 @@ pub(super) fn constant(number: &Number) -> Result<String, String> {
     Ok(text)
 }
 
-/// Returns the form of the numbers, whole ones only if `integer`, that the schema `map` allows; `None` if there is none.
+/// Returns the form of the numbers, whole ones only if `integer`, that the schema `map` allows; `None` if there is
+/// none.
 pub(super) fn form(map: &Map<String, Value>, integer: bool) -> Result<Option<Form>, String> {
     let (lower, upper) = bounds(map)?;
     let (lower, upper) = (lower.as_ref(), upper.as_ref());

@@ -11,7 +11,8 @@ type Result<T> = std::result::Result<T, String>;
 
 /// Texts of keys that are not listed: without escapes of other characters, so that no name has two spellings.
 const KEY_TEXT: &str = r#"(?:[^"\\\x00-\x1F\x7F]|\\["\\bfnrt])*"#;
-/// Pattern of keys that have to match or miss other patterns: without what needs escapes, which would hide it from them.
+/// Pattern of keys that have to match or miss other patterns: without what needs escapes, which would hide it from
+/// them.
 const PLAIN_TEXT: &str = r#"^[^"\\\x00-\x1F\x7F]*$"#;
 /// Largest number of states of an object that counts its properties.
 const MAX_STATES: usize = 4_000;

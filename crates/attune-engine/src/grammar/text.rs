@@ -140,8 +140,8 @@ pub(super) fn leaf(map: &Map<String, Value>) -> Value {
     leaf
 }
 
-/// Returns the largest length of texts whose schema names none; `None` if a bound would leave no text, or if it would be
-/// too much work for llguidance to find that out.
+/// Returns the largest length of texts whose schema names none; `None` if a bound would leave no text, or if it would
+/// be too much work for llguidance to find that out.
 fn longest(patterns: &[String], formats: &[&str], least: u64) -> Option<u64> {
     if patterns.is_empty() {
         let limits = formats.iter().filter_map(|name| FORMATS.iter().find(|(known, _)| known == name)?.1);
@@ -175,8 +175,8 @@ pub(super) fn is_never(map: &Map<String, Value>) -> bool {
     !patterns.is_empty() && is_empty(&patterns, &[], &[]).unwrap_or(false)
 }
 
-/// Returns true if `pattern` describes a whole text and repeats one thing without end. Several repetitions times all lengths
-/// would be too many states.
+/// Returns true if `pattern` describes a whole text and repeats one thing without end. Several repetitions times all
+/// lengths would be too many states.
 fn repeats(pattern: &str) -> bool {
     let Ok(hir) = regex_syntax::parse(pattern) else { return false };
     let once = pattern.matches(['*', '+']).count() + pattern.matches(",}").count() == 1;

@@ -1,5 +1,5 @@
-//! Messages and tools as a template sees them, and Python's `str()` and `repr()`. Templates are written for Jinja2, whose
-//! output of a list, a number or `None` is Python's.
+//! Messages and tools as a template sees them, and Python's `str()` and `repr()`. Templates are written for Jinja2,
+//! whose output of a list, a number or `None` is Python's.
 
 use std::fmt;
 use std::fmt::Write as _;

@@ -16,7 +16,8 @@ pub(super) struct Source {
 
 /// Finds the templates by name; one without a name is called `default`. The files `chat_template.jinja` and
 /// `additional_chat_templates/NAME.jinja` win over `chat_template` of `tokenizer_config.json`, which is a text, a list
-/// of named ones or a dictionary of them; `chat_template.json`, which processors have, is read if there is nothing else.
+/// of named ones or a dictionary of them; `chat_template.json`, which processors have, is read if there is nothing
+/// else.
 pub(super) fn find(folder: &Path) -> Result<BTreeMap<String, Source>> {
     let found = from_files(folder)?;
     if !found.is_empty() {

@@ -1,5 +1,5 @@
-//! Fields of `config.json` by name, as Python reads them: a field that is missing has its family's default, which is not
-//! always that of one that is `null`.
+//! Fields of `config.json` by name, as Python reads them: a field that is missing has its family's default, which is
+//! not always that of one that is `null`.
 
 use serde_json::{Map, Value};
 

@@ -25,7 +25,9 @@ impl Digests {
         lines.sort_unstable();
         lines.dedup();
         let mut noted = NotedLines::default();
-        lines.into_iter().for_each(|line| noted.note(line as usize));
+        for line in lines {
+            noted.note(line as usize);
+        }
         noted
     }
 
@@ -43,6 +45,7 @@ impl Digests {
 
 /// Remarks on the line that is being read.
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools, reason = "independent remarks, each counted for itself")]
 struct Line {
     number: usize,
     /// Whether a part of it is trained on.
@@ -158,7 +161,9 @@ impl Builder {
                 part.hash(&mut answer);
                 self.note_answer(context.finish(), answer.finish());
             }
-            part.iter().for_each(|token| context.write_u32(*token));
+            for token in part {
+                context.write_u32(*token);
+            }
             at += run.len();
         }
     }

@@ -50,8 +50,8 @@ impl TextCodec for BaseModel {
 }
 
 /// Tokenizes `text` as it goes on from `before`, whose tokens are `tokens`: together with it, if the tokens of both
-/// begin with those. Otherwise the vocabulary joins letters over the border, where a model cannot follow; `text` is then
-/// tokenized as on a new line, without the blank that some vocabularies put before a text.
+/// begin with those. Otherwise the vocabulary joins letters over the border, where a model cannot follow; `text` is
+/// then tokenized as on a new line, without the blank that some vocabularies put before a text.
 pub(super) fn continuation(
     codec: &impl TextCodec,
     before: &str,

@@ -136,7 +136,9 @@ mod tests {
 
     fn told(faults: &[(usize, &str)]) -> String {
         let mut all = Faults::default();
-        faults.iter().for_each(|(number, fault)| all.push(*number, fault));
+        for (number, fault) in faults {
+            all.push(*number, fault);
+        }
         all.describe("Training file")
     }
 

@@ -37,13 +37,13 @@ impl<R: BufRead> Lines<R> {
             if self.number == 1
                 && let Some(fault) = file_kinds::other_kind(self.content())
             {
-                return Ok(self.end(self.number, fault));
+                return Ok(Some(self.end(self.number, fault)));
             }
             if self.buffer.len() as u64 > MAX_LINE_BYTES && self.buffer.last() != Some(&b'\n') {
                 // The rest of an overlong line would be read as another line; an exact count of faults matters less
                 // than the first one.
                 let limit = MAX_LINE_BYTES >> 20;
-                return Ok(self.end(self.number, format!("is longer than {limit} MiB: split the example")));
+                return Ok(Some(self.end(self.number, format!("is longer than {limit} MiB: split the example"))));
             }
             if !self.content().is_empty() {
                 break;
@@ -52,7 +52,7 @@ impl<R: BufRead> Lines<R> {
         }
         if let Some(blank) = blank {
             let fault = "is empty: remove it; only the end of the file may have empty lines";
-            return Ok(self.end(blank, fault.into()));
+            return Ok(Some(self.end(blank, fault.into())));
         }
         let number = self.number;
         let line = std::str::from_utf8(self.content())
@@ -62,9 +62,9 @@ impl<R: BufRead> Lines<R> {
     }
 
     /// Ends the reading with a fault.
-    fn end(&mut self, number: usize, fault: String) -> Option<(usize, Result<&str, String>)> {
+    fn end(&mut self, number: usize, fault: String) -> (usize, Result<&str, String>) {
         self.ended = true;
-        Some((number, Err(fault)))
+        (number, Err(fault))
     }
 
     /// Reads the next line; returns false at the end of the file. An overlong line is cut one byte after the limit.

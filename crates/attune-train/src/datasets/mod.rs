@@ -155,7 +155,9 @@ impl Rendered {
                 example.sequences.into_iter().try_for_each(|sequence| builder.add([sequence]))
             }
             Self::Pair(pair) => {
-                pair.iter().for_each(|answer| builder.note_answers(answer));
+                for answer in &pair {
+                    builder.note_answers(answer);
+                }
                 let one = || Error::Internal("an answer that is trained on is one sequence".into());
                 let [chosen, rejected] = pair.map(|mut answer| answer.sequences.pop().ok_or_else(one));
                 builder.add([chosen?, rejected?])

@@ -86,7 +86,9 @@ mod tests {
     fn lines_are_listed_up_to_a_limit_and_counted_beyond_it() {
         let noted = |lines: &[usize]| {
             let mut noted = NotedLines::default();
-            lines.iter().for_each(|line| noted.note(*line));
+            for line in lines {
+                noted.note(*line);
+            }
             noted
         };
         assert_eq!(noted(&[4]).to_string(), "line 4");

@@ -2,6 +2,7 @@
 //! vocabularies of four kinds.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::float_cmp, reason = "weights are 0 or 1")]
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
