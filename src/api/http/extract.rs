@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::ApiState;
 use crate::api::http::error::Problem;
-use crate::api::http::faults::fault;
+use crate::api::http::faults::{OUT_OF_RANGE, fault};
 
 /// Time after which a client that sends nothing is given up.
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_mins(1);
@@ -92,10 +92,11 @@ pub(crate) fn parse_or<T: DeserializeOwned>(
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
-        if !inner.is_data() {
+        let reason = without_position(&inner);
+        // A number that its field cannot hold is JSON all the same.
+        if !inner.is_data() && reason != OUT_OF_RANGE {
             return not_json(&inner);
         }
-        let reason = without_position(&inner);
         match UnknownField::read(&reason, &path) {
             Some(field) => unknown(&field),
             None => fault(&path, &reason),
@@ -154,6 +155,10 @@ mod tests {
     fn a_fault_names_its_field() {
         assert_eq!(fault("{}"), (Some("model".into()), Some("missing_required_parameter")));
         assert_eq!(fault(r#"{"model":1}"#), (Some("model".into()), Some("invalid_type")));
+        for number in ["1e300", "-1e999"] {
+            let body = format!(r#"{{"model":"m","temperature":{number}}}"#);
+            assert_eq!(fault(&body), (Some("temperature".into()), Some("invalid_value")), "{number}");
+        }
         assert_eq!(
             fault(r#"{"model":"m","nested":[{"role":3}]}"#),
             (Some("nested[0].role".into()), Some("invalid_type"))

@@ -4,6 +4,9 @@
 use crate::api::http::error::Problem;
 use crate::datasets::parse::shorten;
 
+/// What serde says of a number that its type cannot hold.
+pub(crate) const OUT_OF_RANGE: &str = "number out of range";
+
 /// Returns the problem that serde reports as `reason` at `path`, which is `.` for the whole.
 pub(crate) fn fault(path: &str, reason: &str) -> Problem {
     if let Some(name) = quoted_after(reason, "missing field ") {
@@ -15,6 +18,10 @@ pub(crate) fn fault(path: &str, reason: &str) -> Problem {
         return Problem::invalid_code(param, "invalid_value", message);
     }
     let param = if path == "." { "body" } else { path };
+    if reason == OUT_OF_RANGE {
+        let message = format!("Invalid '{param}': the number is too large.");
+        return Problem::invalid_code(param.to_owned(), "invalid_value", message);
+    }
     if let Some((got, expected)) = parts(reason, "invalid type: ") {
         if let Some(text) = quoted(got, type_name(expected)) {
             let reason = format!("\"{text}\" is a text: write {text} without quotation marks");
