@@ -96,6 +96,8 @@ pub(crate) async fn request(
         let request = naming(engine, request, &state).await?;
         return Ok(embeddings::create.call(request, state).await.into_response());
     }
+    // A connection whose request is not read to its end is closed, and its client may have sent the next one already.
+    extract::read(request, &state).await?;
     Err(Problem::unknown_url(Method::POST.as_str(), &format!("/engines/{path}")))
 }
 
