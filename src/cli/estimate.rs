@@ -77,7 +77,7 @@ impl EstimateOptions {
             None => self.measure(config).await?,
         };
         if by_default {
-            eprintln!("attune: {DEMO_MODEL}");
+            note(format_args!("attune: {DEMO_MODEL}"));
             if let Some(warnings) = estimate["warnings"].as_array_mut() {
                 warnings.insert(0, DEMO_MODEL.into());
             }

@@ -6,9 +6,12 @@ use std::io::{ErrorKind, Write as _, stderr, stdout};
 
 use crate::{Error, Result};
 
+/// Names the action in the error of [`line`].
+const CONTEXT: &str = "write to standard output";
+
 /// Writes a line to standard output; an error if it cannot be written, so that no script takes half a list for a whole.
 pub(super) fn line(text: impl Display) -> Result<()> {
-    writeln!(stdout(), "{text}").map_err(Error::io("write to standard output"))
+    writeln!(stdout(), "{text}").map_err(Error::io(CONTEXT))
 }
 
 /// Writes a line for people to standard error. Nothing depends on it: an error is ignored.
@@ -18,5 +21,5 @@ pub(super) fn note(text: impl Display) {
 
 /// Returns `true` if the reader of standard output has gone, as `head` does after its lines: it wants no message.
 pub(super) fn is_reader_gone(error: &Error) -> bool {
-    matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::BrokenPipe)
+    matches!(error, Error::Io { context, source } if context == CONTEXT && source.kind() == ErrorKind::BrokenPipe)
 }

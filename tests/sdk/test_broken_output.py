@@ -1,5 +1,6 @@
 """The server does not depend on whoever reads its output: closed, full, broken and unread, at its start and later."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -50,9 +51,11 @@ def unread():
 KEPT = []
 
 
-def serve(binary, data_dir, stdout, stderr):
-    """Starts a server with these outputs. Returns the process and its address, on a loopback address of its own: with
-    its standard output gone it cannot tell which port it chose."""
+@contextlib.contextmanager
+def serve(binary, stdout, stderr):
+    """A server with these outputs: the process and its address, on a loopback address of its own, since with its
+    standard output gone it cannot tell which port it chose."""
+    data_dir = attunelib.data_folder()
     address = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}.{random.randrange(2, 255)}:8080"
     redirect = "".join(f" {number}>&-" for number, output in ((1, stdout), (2, stderr)) if output is None)
     command = [str(binary), "serve", "--listen", address, "--data-dir", str(data_dir), "--log", "debug"]
@@ -68,7 +71,12 @@ def serve(binary, data_dir, stdout, stderr):
     for output in (stdout, stderr):
         if output is not None:
             os.close(output)
-    return process, f"http://{address}"
+    try:
+        yield process, f"http://{address}"
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(data_dir, ignore_errors=True)
 
 
 def is_ready(process, url):
@@ -92,28 +100,18 @@ def stops(process):
 @pytest.mark.parametrize("output", [closed, full, broken, unread])
 @pytest.mark.parametrize("which", ["stdout", "stderr"])
 def test_a_server_whose_output_cannot_be_written_serves_and_stops(binary, which, output):
-    data_dir = attunelib.data_folder()
-    outputs = {"stdout": os.open(os.devnull, os.O_WRONLY), "stderr": os.open(os.devnull, os.O_WRONLY)}
-    os.close(outputs[which])
-    outputs[which] = output()
-    process, url = serve(binary, data_dir, **outputs)
-    try:
+    outputs = {name: output() if name == which else os.open(os.devnull, os.O_WRONLY) for name in ("stdout", "stderr")}
+    with serve(binary, **outputs) as (process, url):
         wait_for(lambda: is_ready(process, url), "the server", within=90)
         assert answers(url)
         assert httpx.get(f"{url}/v1/nowhere").status_code == 404
         assert answers(url)
         assert stops(process) == 0
-    finally:
-        process.kill()
-        process.wait()
-        shutil.rmtree(data_dir, ignore_errors=True)
 
 
 def test_a_server_whose_log_breaks_while_it_serves_goes_on_and_stops(binary):
-    data_dir = attunelib.data_folder()
     reader, writer = os.pipe()
-    process, url = serve(binary, data_dir, os.open(os.devnull, os.O_WRONLY), writer)
-    try:
+    with serve(binary, os.open(os.devnull, os.O_WRONLY), writer) as (process, url):
         # The log is read until the server is ready, by whatever then dies.
         supervisor = subprocess.Popen(["cat"], stdin=reader, stdout=subprocess.DEVNULL)
         os.close(reader)
@@ -123,10 +121,6 @@ def test_a_server_whose_log_breaks_while_it_serves_goes_on_and_stops(binary):
         for _ in range(3):
             assert answers(url)
         assert stops(process) == 0
-    finally:
-        process.kill()
-        process.wait()
-        shutil.rmtree(data_dir, ignore_errors=True)
 
 
 def test_a_command_whose_reader_has_gone_says_nothing(binary):

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::api::ApiState;
 use crate::api::http::error::Problem;
 use crate::api::http::faults::{OUT_OF_RANGE, fault};
+use crate::datasets::json::without_position;
 
 /// Time after which a client that sends nothing is given up.
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_mins(1);
@@ -109,13 +110,6 @@ pub(crate) fn parse_or<T: DeserializeOwned>(
 /// Makes the error for a body that is not JSON.
 pub(crate) fn not_json(error: &serde_json::Error) -> Problem {
     Problem::bad_request(format!("We could not parse the JSON body of your request: {error}."))
-}
-
-/// Returns the message without serde's ` at line … column …`: the name of the field says more.
-fn without_position(error: &serde_json::Error) -> String {
-    let message = error.to_string();
-    let position = format!(" at line {} column {}", error.line(), error.column());
-    message.strip_suffix(&position).map(str::to_owned).unwrap_or(message)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `attune jobs watch`: shows a job's progress until it ends, as a bar, or as plain lines if standard output is no
 //! terminal. A server that does not answer, for example during a restart, is asked again.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::ServerPlace;
 use crate::cli::client::{Failure, Server};
+use crate::cli::output;
 
 /// Exit statuses beside 0 (the job succeeded) and 1 (its end is not known).
 const FAILED: u8 = 3;
@@ -123,7 +124,7 @@ impl End {
             Self::Failed => (format!("failed: {}", text(&job["error"]["message"])), FAILED),
             Self::Cancelled => ("cancelled".to_owned(), CANCELLED),
         };
-        print_line(&line)?;
+        output::line(&line)?;
         Ok(code.into())
     }
 }
@@ -176,7 +177,7 @@ impl Display {
                 bar.println(line);
                 Ok(())
             }
-            None => print_line(line),
+            None => output::line(line),
         }
     }
 
@@ -217,12 +218,6 @@ fn time(event: &Value) -> String {
 /// Replaces control characters: messages hold what clients wrote, such as names, which must not move the cursor.
 fn clean(text: &str) -> String {
     text.replace(char::is_control, " ")
-}
-
-/// Prints and flushes a line, so that a pipe shows it at once. Fails if nobody reads any more, which ends the watch.
-fn print_line(line: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Error::io("write to standard output"))
 }
 
 #[cfg(test)]

@@ -165,8 +165,8 @@ fn no_object(line: &str) -> &'static str {
     }
 }
 
-/// Returns the message without serde's ` at line 1 column …`.
-fn without_position(error: &serde_json::Error) -> String {
+/// Returns the message without serde's ` at line … column …`: whoever words the fault knows a better place.
+pub fn without_position(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let position = format!(" at line {} column {}", error.line(), error.column());
     message.strip_suffix(&position).map(str::to_owned).unwrap_or(message)
