@@ -134,7 +134,8 @@ async fn the_steps_of_jobs_are_the_rate_of_later_estimates_which_measure_nothing
 #[tokio::test(flavor = "multi_thread")]
 async fn sorting_the_validation_file_into_classes_is_part_of_the_expected_time() {
     let fixture = Fixture::new().await;
-    let line = |number: usize| json!({"prompt": format!("{number} is"), "completion": [" even", " odd"][number % 2]});
+    let class = |number: usize| if number.is_multiple_of(2) { " even" } else { " odd" };
+    let line = |number| json!({"prompt": format!("{number} is"), "completion": class(number)});
     let lines = |numbers: std::ops::Range<usize>| numbers.map(|number| line(number).to_string() + "\n").collect();
     let (file, held_out): (String, String) = (lines(0..12), lines(12..20));
     let spec = JobSpec { validation_file: Some(fixture.upload(&held_out).await), ..spec(fixture.upload(&file).await) };
