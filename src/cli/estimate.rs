@@ -39,8 +39,8 @@ pub(super) struct EstimateOptions {
     /// Validate on this file at the end of each epoch.
     #[arg(long, value_name = "FILE")]
     validation: Option<PathBuf>,
-    /// Train this model: ID=PATH or an id of the configuration; with --url any model of the server [default: the only one
-    /// of the configuration or of the server].
+    /// Train this model: ID=PATH or an id of the configuration; with --url any model of the server [default: the only
+    /// one of the configuration or of the server].
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// Set a hyperparameter, such as `n_epochs=3` or `rank=32`; may be given more than once.
@@ -170,7 +170,8 @@ impl EstimateOptions {
         } else if self.model.is_none() && config.models.is_empty() {
             let file = self.file.display();
             return Err(Error::Setup(format!(
-                "no model is named. Ask the server that has yours:\n  attune estimate {file} --url http://127.0.0.1:8080\n\
+                "no model is named. Ask the server that has yours:\n  \
+                 attune estimate {file} --url http://127.0.0.1:8080\n\
                  or measure a model here:\n  attune estimate {file} --model ID=PATH\n\
                  (--config takes the model of a configuration, --model demo the one that comes with Attune)"
             )));

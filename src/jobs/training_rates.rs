@@ -21,8 +21,8 @@ impl Store {
         Ok(rows.into_iter().map(rate).collect())
     }
 
-    /// Adds a measurement to the known rate, each weighted by its seconds, so that the steps of jobs soon count for more
-    /// than a calibration of some seconds. Ignores one without positive, finite tokens and seconds.
+    /// Adds a measurement to the known rate, each weighted by its seconds, so that the steps of jobs soon count for
+    /// more than a calibration of some seconds. Ignores one without positive, finite tokens and seconds.
     pub async fn add_training_rate(&self, machine: &str, model: &str, setup: &str, shown: TrainingRate) -> Result<()> {
         let TrainingRate { tokens, seconds, idle_seconds, spread } = shown;
         if ![tokens, seconds, idle_seconds].iter().all(|figure| *figure > 0.0 && figure.is_finite()) {

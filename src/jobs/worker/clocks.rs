@@ -1,5 +1,5 @@
-//! Clocks of this machine for the trainer and its estimates: the wall's, those of the computing threads, and the time in
-//! which this process computes something else. Used by [`super::forecast`] and [`super::training`].
+//! Clocks of this machine for the trainer and its estimates: the wall's, those of the computing threads, and the time
+//! in which this process computes something else. Used by [`super::forecast`] and [`super::training`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

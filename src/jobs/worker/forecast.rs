@@ -24,7 +24,8 @@ pub(super) struct Forecast {
     pub share: f64,
     /// Setup that the rate was measured with, see [`setup`].
     pub setup: String,
-    /// Rate measured for this forecast, to be kept; `None` if one was known, or if other work disturbed the measurement.
+    /// Rate measured for this forecast, to be kept; `None` if one was known, or if other work disturbed the
+    /// measurement.
     pub calibrated: Option<TrainingRate>,
     work: WorkFactors,
 }

@@ -1,6 +1,6 @@
 //! Measures how fast this machine trains a model, with the model itself: a few batches of the job's own examples, for a
-//! few seconds at most. Called by the worker if neither a calibration on an idle machine nor a finished job has measured
-//! it before.
+//! few seconds at most. Called by the worker if neither a calibration on an idle machine nor a finished job has
+//! measured it before.
 
 use std::time::{Duration, Instant};
 

@@ -2,8 +2,9 @@
 //! `POST /fine_tuning/jobs/estimate` before that.
 //!
 //! Time is tokens ÷ rate, with a rate measured on this machine ([`super::calibration`], finished jobs). Its bounds are
-//! the machine with nothing else to do and the machine at its present load, each widened by the rate's spread. Memory is
-//! that of the process (including the weights) and the additions of training, each by its formula; see [`TrainingMemory`].
+//! the machine with nothing else to do and the machine at its present load, each widened by the rate's spread. Memory
+//! is that of the process (including the weights) and the additions of training, each by its formula; see
+//! [`TrainingMemory`].
 
 use serde::Serialize;
 

@@ -12,8 +12,8 @@ fn near(left: f64, right: f64) {
     assert!((left - right).abs() < 1e-9, "{left} is not {right}");
 }
 
-/// Clocks that advance by a second with each look, in which two threads compute for `used` seconds together and wait for
-/// `waited`.
+/// Clocks that advance by a second with each look, in which two threads compute for `used` seconds together and wait
+/// for `waited`.
 pub(crate) struct Fixed {
     looks: Cell<f64>,
     used: f64,

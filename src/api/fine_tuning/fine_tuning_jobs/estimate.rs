@@ -54,8 +54,8 @@ pub(crate) struct FineTuningJobEstimate {
     pub duration_low_seconds: f64,
     /// The most seconds that this should take at the present load of the machine.
     pub duration_high_seconds: f64,
-    /// Why the duration is uncertain: `the machine is busy`, `the speed was measured for a few seconds only` or `the speed
-    /// of the machine changes a little`.
+    /// Why the duration is uncertain: `the machine is busy`, `the speed was measured for a few seconds only` or `the
+    /// speed of the machine changes a little`.
     pub uncertainty: &'static str,
     /// What the backward pass computes again, to need less memory: `none`, `selective` or `full`.
     pub recomputation: &'static str,
