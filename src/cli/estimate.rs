@@ -2,6 +2,8 @@
 //! model is loaded and measured in this process; with it the server is asked, and the uploaded file is deleted
 //! afterwards.
 
+mod lines;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,13 +16,11 @@ use crate::jobs::worker::estimate::{JobEstimate, estimate_files};
 use crate::model::entry::ModelEntry;
 use crate::model::{BaseModel, device, folder};
 use crate::off_thread::off_thread;
-use crate::train::Recomputation;
 use crate::train::estimate::TrainingRate;
-use crate::{Error, Result, api, format, system};
+use crate::{Error, Result, api, system};
 use clap::Args;
 use reqwest::Method;
 use reqwest::multipart::{Form, Part};
-use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::ReaderStream;
@@ -28,10 +28,6 @@ use tokio_util::io::ReaderStream;
 use super::client::{AccountArgs, Server};
 use super::output::{self, note};
 use crate::cli::DataDirArgs;
-
-/// The warning of an estimate that nobody has named a model for.
-const DEMO_MODEL: &str = "no server and no model was named, so these figures are for the demo model and not for yours: ask \
-                          your server with --url (or ATTUNE_URL), or name the model with --model ID=PATH (or --config)";
 
 /// The flags of `attune estimate`.
 #[derive(Debug, Args)]
@@ -43,8 +39,8 @@ pub(super) struct EstimateOptions {
     /// Validate on this file at the end of each epoch.
     #[arg(long, value_name = "FILE")]
     validation: Option<PathBuf>,
-    /// Train this base model: an id of the configuration or ID=PATH; with --url any model of the server [default: the
-    /// first].
+    /// Train this model: ID=PATH or an id of the configuration; with --url any model of the server [default: the only
+    /// one of the configuration or of the server].
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// Set a hyperparameter, such as `n_epochs=3` or `rank=32`; may be given more than once.
@@ -71,17 +67,10 @@ impl EstimateOptions {
 
     /// Prints the estimate.
     pub(super) async fn run(self, config: Config) -> Result<()> {
-        let by_default = self.url.is_none() && self.model.is_none() && config.models.is_empty();
-        let mut estimate = match &self.url {
+        let estimate = match &self.url {
             Some(url) => self.ask(&Server::new(url, &self.account)?).await?,
             None => self.measure(config).await?,
         };
-        if by_default {
-            note(format_args!("attune: {DEMO_MODEL}"));
-            if let Some(warnings) = estimate["warnings"].as_array_mut() {
-                warnings.insert(0, DEMO_MODEL.into());
-            }
-        }
         if self.json {
             output::line(format_args!("{estimate:#}"))?;
         } else {
@@ -112,12 +101,16 @@ impl EstimateOptions {
 
     /// Uploads the files, asks the server for the estimate, and deletes the files again.
     async fn ask(&self, server: &Server) -> Result<Value> {
-        let model = if let Some(model) = &self.model {
-            model.clone()
-        } else {
-            let models = server.get(&["models"], &[]).await?;
-            let first = models["data"][0]["id"].as_str();
-            first.ok_or_else(|| Error::Setup("the server has no models".into()))?.to_owned()
+        let model = match &self.model {
+            Some(model) if model.parse::<ModelEntry>().is_ok() => {
+                let message = format!(
+                    "--model {model}: the server at --url (or ATTUNE_URL) is asked for a model by its id; to measure a \
+                     folder here, leave the server out"
+                );
+                return Err(Error::Setup(message));
+            }
+            Some(model) => model.clone(),
+            None => only_base(&server.get(&["models"], &[]).await?)?,
         };
         let mut files = Vec::new();
         for file in std::iter::once(&self.file).chain(&self.validation) {
@@ -142,19 +135,8 @@ impl EstimateOptions {
     }
 
     /// Loads the model and estimates on this machine.
-    async fn measure(&self, mut config: Config) -> Result<Value> {
-        if let Some(entry) = self.model.as_deref().and_then(|model| model.parse::<ModelEntry>().ok()) {
-            config.models = vec![entry];
-        }
-        let config = config.check()?;
-        let entry = match &self.model {
-            Some(model) if !model.contains('=') => config.models.iter().find(|entry| entry.id == *model),
-            _ => config.models.first(),
-        };
-        let entry = entry.cloned().ok_or_else(|| {
-            let known: Vec<&str> = config.models.iter().map(|entry| entry.id.as_str()).collect();
-            Error::Setup(format!("--model: no such model; use {}, ID=PATH, or --url for a server's", known.join(", ")))
-        })?;
+    async fn measure(&self, config: Config) -> Result<Value> {
+        let (config, entry) = self.choose(config)?;
         folder::check(&entry.path)?;
         let spec = self.spec(&entry.id)?;
         let training = open(&self.file)?;
@@ -180,11 +162,55 @@ impl EstimateOptions {
         api::show_estimate(spec, estimate).map_err(|problem| Error::Setup(problem.to_string()))
     }
 
+    /// Returns the checked configuration and the model that is meant; refuses to guess between several, or to take the
+    /// demo model for a model that nobody named.
+    fn choose(&self, mut config: Config) -> Result<(Config, ModelEntry)> {
+        if let Some(entry) = self.model.as_deref().and_then(|model| model.parse::<ModelEntry>().ok()) {
+            config.models = vec![entry];
+        } else if self.model.is_none() && config.models.is_empty() {
+            let file = self.file.display();
+            return Err(Error::Setup(format!(
+                "no model is named. Ask the server that has yours:\n  \
+                 attune estimate {file} --url http://127.0.0.1:8080\n\
+                 or measure a model here:\n  attune estimate {file} --model ID=PATH\n\
+                 (--config takes the model of a configuration, --model demo the one that comes with Attune)"
+            )));
+        }
+        let config = config.check()?;
+        let known = || config.models.iter().map(|entry| entry.id.as_str()).collect::<Vec<_>>().join(", ");
+        let entry = match &self.model {
+            Some(model) if !model.contains('=') => config.models.iter().find(|entry| entry.id == *model),
+            None if config.models.len() > 1 => return Err(Error::Setup(several(&known()))),
+            _ => config.models.first(),
+        };
+        let entry = entry.cloned().ok_or_else(|| {
+            Error::Setup(format!("--model: no such model; use {}, ID=PATH, or --url for a server's", known()))
+        })?;
+        Ok((config, entry))
+    }
+
     fn spec(&self, model: &str) -> Result<JobSpec> {
         let name = |path: &Path| path.display().to_string();
         let validation = self.validation.as_deref().map(name);
         let body = self.body(model, &name(&self.file), validation.as_deref())?;
         api::read_spec(body.to_string().as_bytes()).map_err(|problem| Error::Setup(problem.to_string()))
+    }
+}
+
+/// Words the refusal to choose between models.
+fn several(known: &str) -> String {
+    format!("there are several models: say which one is to be trained with --model ({known})")
+}
+
+/// Returns the id of the only base model in a server's list of models.
+fn only_base(models: &Value) -> Result<String> {
+    let models = models["data"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let is_base = |model: &&Value| model["root"].is_null() && model["parent"].is_null();
+    let bases: Vec<&str> = models.iter().filter(is_base).filter_map(|model| model["id"].as_str()).collect();
+    match bases[..] {
+        [] => Err(Error::Setup("the server has no models".into())),
+        [only] => Ok(only.to_owned()),
+        _ => Err(Error::Setup(several(&bases.join(", ")))),
     }
 }
 
@@ -243,81 +269,10 @@ async fn forget(server: &Server, files: &[String]) {
 }
 
 fn print(file: &Path, estimate: &Value) -> Result<()> {
-    for (name, value) in lines(file, estimate) {
+    for (name, value) in lines::lines(file, estimate) {
         output::line(format_args!("{name:<10}  {value}"))?;
     }
     Ok(())
-}
-
-/// Returns the estimate as lines of name and value.
-fn lines(file: &Path, estimate: &Value) -> Vec<(&'static str, String)> {
-    let mut lines = training_lines(file, estimate);
-    lines.push(("memory", memory_line(estimate)));
-    let cost = &estimate["cost"];
-    let currency = cost["currency"].as_str().unwrap_or_default();
-    for (name, what) in [("machine", "machine time"), ("tokens", "tokens")] {
-        if let Some(amount) = cost[name].as_f64() {
-            lines.push(("cost", format!("{} for {what}", format::money(amount, currency))));
-        }
-    }
-    for warning in estimate["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        lines.push(("warning", warning.to_owned()));
-    }
-    lines
-}
-
-/// Returns the lines about what is trained, how, and for how long.
-fn training_lines(file: &Path, estimate: &Value) -> Vec<(&'static str, String)> {
-    let number = |name: &str| estimate[name].as_f64().unwrap_or_default();
-    let count = |name: &str| format::count(number(name));
-    let settings = &estimate["hyperparameters"];
-    let setting = |name: &str| settings[name].as_f64().unwrap_or_default();
-    let rate = setting("learning_rate") * settings["learning_rate_multiplier"].as_f64().unwrap_or(1.0);
-    vec![
-        ("model", estimate["model"].as_str().unwrap_or_default().to_owned()),
-        ("file", format!("{}: {} examples", file.display(), count("examples"))),
-        (
-            "tokens",
-            format!("{} an epoch, {} of them learned", count("tokens_per_epoch"), count("target_tokens_per_epoch")),
-        ),
-        (
-            "training",
-            format!(
-                "{} epochs, {} tokens, {} steps of {} examples",
-                count("epochs"),
-                count("trained_tokens"),
-                count("steps"),
-                setting("batch_size")
-            ),
-        ),
-        ("settings", format!("learning rate {rate:.2e}, rank {}, alpha {}", setting("rank"), setting("alpha"))),
-        (
-            "duration",
-            format!(
-                "{} at {} tokens per second",
-                format::duration(number("duration_seconds")),
-                count("tokens_per_second")
-            ),
-        ),
-    ]
-}
-
-/// Describes the memory at the peak of training, and what is computed again to need less.
-fn memory_line(estimate: &Value) -> String {
-    let memory = |name: &str| format::bytes(estimate["memory_bytes"][name].as_u64().unwrap_or_default());
-    // A server that does not know the word yet computes nothing again.
-    let recomputation = Recomputation::deserialize(&estimate["recomputation"]).unwrap_or_default();
-    format!(
-        "{} at the peak: {} of the process, {} of the adapter, {} of activations, {} of the loss, \
-         {} of the allocator; {}",
-        memory("peak"),
-        memory("process"),
-        memory("adapter"),
-        memory("activations"),
-        memory("loss"),
-        memory("allocator"),
-        recomputation.in_words()
-    )
 }
 
 #[cfg(test)]
@@ -346,5 +301,44 @@ mod tests {
             assert!(said.contains(says), "{setting}: {said}");
         }
         assert!(options(&["--method", "sorcery"]).spec("demo").is_err());
+    }
+
+    fn config(models: &[&str]) -> Config {
+        let models = models.iter().map(|model| model.parse().expect("ID=PATH")).collect();
+        Config { models, ..Config::default() }
+    }
+
+    #[test]
+    fn the_model_is_the_one_that_is_named_or_the_only_one_and_never_the_demo_by_default() {
+        let chosen = |arguments: &[&str], models: &[&str]| {
+            let chosen = options(arguments).choose(config(models));
+            chosen.map(|(_, entry)| entry.id).map_err(|error| error.to_string())
+        };
+        assert_eq!(chosen(&[], &["mine=a"]), Ok("mine".into()));
+        assert_eq!(chosen(&["--model", "b"], &["a=x", "b=y"]), Ok("b".into()));
+        assert_eq!(chosen(&["--model", "c=z"], &["a=x", "b=y"]), Ok("c".into()));
+        assert_eq!(chosen(&["--model", "c=z"], &[]), Ok("c".into()));
+        assert_eq!(chosen(&["--model", "demo"], &[]), Ok("demo".into()), "whoever names it means it");
+        for (arguments, models, says) in [
+            (&[][..], &[][..], "--model ID=PATH"),
+            (&[], &[], "--url http://127.0.0.1:8080"),
+            (&[], &["a=x", "b=y"], "--model (a, b)"),
+            (&["--model", "c"], &["a=x", "b=y"], "use a, b"),
+            (&["--model", "demo"], &["mine=a"], "use mine"),
+        ] {
+            let said = chosen(arguments, models).expect_err(says);
+            assert!(said.contains(says), "{arguments:?} {models:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_server_with_one_base_model_leaves_no_choice_and_one_with_several_asks() {
+        let base = |id: &str| json!({"id": id, "owned_by": "attune"});
+        let tuned = json!({"id": "ft:a:acme::1", "owned_by": "acme", "root": "a", "parent": "a"});
+        let alias = json!({"id": "gpt", "owned_by": "attune", "root": "a"});
+        let only = |models: Vec<Value>| only_base(&json!({"data": models})).map_err(|error| error.to_string());
+        assert_eq!(only(vec![base("a"), tuned.clone(), alias]), Ok("a".into()));
+        assert!(only(vec![base("a"), base("b"), tuned]).is_err_and(|said| said.contains("--model (a, b)")));
+        assert!(only(Vec::new()).is_err());
     }
 }

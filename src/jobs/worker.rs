@@ -8,6 +8,7 @@
 mod answers;
 mod cancellable_reader;
 mod checkpoints;
+mod clocks;
 mod compatibility;
 pub mod estimate;
 mod forecast;

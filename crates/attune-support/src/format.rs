@@ -17,6 +17,23 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// Formats the bounds of a duration: `33 to 45 s`, `13 to 57 min`, `50 s to 3 min 5 s`; one duration if both look the
+/// same.
+pub fn duration_range(low: f64, high: f64) -> String {
+    let [first, last] = [low, high].map(duration);
+    if first == last {
+        return first;
+    }
+    if low >= 600.0 && high < 3600.0 {
+        let [low, high] = [low, high].map(|seconds| (seconds / 60.0).round());
+        return if low < high { format!("{low} to {high} min") } else { format!("{low} min") };
+    }
+    match (first.strip_suffix(" s"), last.strip_suffix(" s")) {
+        (Some(low), Some(_)) if high < 59.5 => format!("{low} to {last}"),
+        _ => format!("{first} to {last}"),
+    }
+}
+
 /// Formats a size: `512 B`, `3.4 MiB`, `1.2 GiB`.
 pub fn bytes(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
@@ -72,6 +89,17 @@ mod tests {
             [(0.42, "0.4 s"), (42.4, "42 s"), (723.0, "12 min 3 s"), (11_100.0, "3 h 5 min"), (187_200.0, "2 d 4 h")]
         {
             assert_eq!(duration(seconds), text);
+        }
+        for (low, high, text) in [
+            (0.42, 0.8, "0.4 to 0.8 s"),
+            (33.2, 45.0, "33 to 45 s"),
+            (42.0, 42.3, "42 s"),
+            (50.0, 185.0, "50 s to 3 min 5 s"),
+            (780.0, 3432.0, "13 to 57 min"),
+            (780.0, 790.0, "13 min"),
+            (3000.0, 11_100.0, "50 min 0 s to 3 h 5 min"),
+        ] {
+            assert_eq!(duration_range(low, high), text);
         }
         assert_eq!([bytes(512), bytes(3_565_158), bytes(5 << 30)], ["512 B", "3.4 MiB", "5.0 GiB"]);
         assert_eq!([count(5.0), count(45.25), count(1234.4), count(1_234_567.0)], ["5", "45.2", "1,234", "1,234,567"]);

@@ -45,6 +45,8 @@ pub struct JobEstimate {
     pub estimate: Estimate,
     /// Cost by the operator's prices.
     pub cost: Cost,
+    /// Cost if it takes the fewest and the most seconds.
+    pub cost_bounds: [Cost; 2],
     /// Warnings about the files for their owner.
     pub warnings: Vec<String>,
 }
@@ -139,7 +141,8 @@ impl JobEstimate {
     fn new(base: String, plan: TrainingPlan, pricing: &Pricing) -> Self {
         let warnings = warnings(&plan).into_iter().map(|(warning, _)| warning).collect();
         let estimate = plan.forecast.estimate;
-        let cost = pricing.cost(&base, estimate.seconds, estimate.trained_tokens);
-        Self { base, resolved: plan.resolved, estimate, cost, warnings }
+        let cost = |seconds| pricing.cost(&base, seconds, estimate.trained_tokens);
+        let (cost_bounds, cost) = ([estimate.low, estimate.high].map(cost), cost(estimate.seconds));
+        Self { base, resolved: plan.resolved, estimate, cost, cost_bounds, warnings }
     }
 }

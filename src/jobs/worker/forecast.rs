@@ -2,13 +2,15 @@
 //! by [`super::training`].
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 
+use super::clocks::{Busy, MachineClocks};
 use crate::datasets::{DatasetReport, TokenizedExample};
+use crate::engine::priority::Priority;
 use crate::jobs::Result;
 use crate::model::BaseModel;
-use crate::train::calibration::calibrate;
-use crate::train::estimate::{Estimate, Evaluated, TrainingMemory, TrainingRate};
+use crate::train::calibration::{Calibration, calibrate};
+use crate::train::estimate::{Estimate, Evaluated, ForwardPasses, Pace, TrainingMemory, TrainingRate};
 use crate::train::hyperparameters::Hyperparameters;
 use crate::train::methods::WorkFactors;
 use crate::train::{BeforeMicroStep, HeldOut, Recomputation, StepReport, Trainer};
@@ -22,7 +24,8 @@ pub(super) struct Forecast {
     pub share: f64,
     /// Setup that the rate was measured with, see [`setup`].
     pub setup: String,
-    /// Rate measured for this forecast; `None` if one was known, or if other work disturbed the measurement.
+    /// Rate measured for this forecast, to be kept; `None` if one was known, or if other work disturbed the
+    /// measurement.
     pub calibrated: Option<TrainingRate>,
     work: WorkFactors,
 }
@@ -36,8 +39,8 @@ pub(super) struct RunAccount {
     pub seconds: f64,
     /// Tokens read in the steps.
     pub tokens: usize,
-    /// Work of the steps, in tokens that are trained on, and its seconds.
-    pub rate: TrainingRate,
+    /// Work of the steps, in tokens that are trained on, and its seconds; `None` if there was no step.
+    pub rate: Option<TrainingRate>,
     /// Most resident memory of the process in bytes; `None` if the system does not tell.
     pub peak_bytes: Option<u64>,
 }
@@ -49,12 +52,16 @@ pub(super) struct ForecastInputs<'a> {
     pub resolved: &'a Hyperparameters,
     pub training: &'a DatasetReport,
     pub validation: Option<&'a HeldOut>,
+    /// Forward passes of the run beside its training and its evaluations.
+    pub passes: &'a [ForwardPasses],
     /// Sample of the examples for [`calibrate`].
     pub samples: &'a [TokenizedExample],
     /// Known rates of this machine and model, by setup.
     pub rates: &'a BTreeMap<String, TrainingRate>,
     /// Memory of the run.
     pub memory: TrainingMemory,
+    /// Requests that run beside.
+    pub priority: &'a Arc<Priority>,
 }
 
 impl Forecast {
@@ -63,24 +70,30 @@ impl Forecast {
     pub(super) fn new(grounds: &ForecastInputs<'_>, before: BeforeMicroStep<'_>) -> Result<Self> {
         let ForecastInputs { model, trainer, training, .. } = *grounds;
         let setup = setup(model, trainer, grounds.resolved);
-        let (rate, calibrated) = if let Some(known) = grounds.rates.get(&setup) {
-            (*known, None)
-        } else {
-            let busy = Busy::enter();
-            let step_tokens = training.tokens as f64 / trainer.steps_per_epoch() as f64;
-            let (adapter, way) = (trainer.adapter()?, trainer.recomputation());
-            let (decoder, method) = (model.training_decoder(), trainer.settings().method);
-            let rate = calibrate(decoder, &adapter, grounds.samples, method, step_tokens, way, before)?;
-            (rate, busy.alone.then_some(rate))
-        };
+        let busy = Busy::enter();
+        let clocks = MachineClocks::new(model.decoder.device(), Arc::clone(grounds.priority), &busy);
+        let (pace, calibrated) = Pace::find(grounds.rates.get(&setup).copied(), &clocks, || {
+            let adapter = trainer.adapter()?;
+            let wanted = Calibration {
+                decoder: model.training_decoder(),
+                adapter: &adapter,
+                training: trainer.settings().method,
+                step_tokens: training.tokens as f64 / trainer.steps_per_epoch() as f64,
+                recomputation: trainer.recomputation(),
+                clocks: &clocks,
+            };
+            calibrate(&wanted, grounds.samples, before)
+        })?;
         let (settings, steps) = (trainer.settings(), trainer.total_steps());
         let share = steps.saturating_sub(trainer.step_number()) as f64 / steps.max(1) as f64;
         let evaluated = Evaluated {
             once: grounds.validation.map_or(0, HeldOut::tokens),
             in_all: grounds.validation.map_or(0, |held_out| held_out.tokens_read(trainer)),
         };
-        let estimate = Estimate::new(settings, steps, training, evaluated, rate, grounds.memory);
+        let evaluated = evaluated.and(grounds.passes);
+        let estimate = Estimate::new(settings, steps, training, evaluated, pace, grounds.memory);
         let work = settings.method.work(settings, training);
+        let calibrated = calibrated.filter(|_| busy.is_alone());
         Ok(Self { estimate, share, setup, calibrated, work })
     }
 
@@ -89,31 +102,19 @@ impl Forecast {
         step.tokens as f64 * if step.step <= steps_per_epoch { self.work.first_epoch } else { self.work.later }
     }
 
-    /// Returns the seconds that this attempt should take.
+    /// Returns the seconds that this attempt should take on a machine with nothing else to do.
     pub(super) fn seconds(&self) -> f64 {
         self.share * self.estimate.seconds
     }
-}
 
-/// Count of the runs and calibrations of this process: a calibration beside another one, or beside a job, measures less
-/// than the machine's speed.
-pub(super) struct Busy {
-    /// True if nothing else ran when this began.
-    alone: bool,
-}
-
-static BUSY: AtomicUsize = AtomicUsize::new(0);
-
-impl Busy {
-    /// Counts one more run until the value is dropped.
-    pub(super) fn enter() -> Self {
-        Self { alone: BUSY.fetch_add(1, Ordering::Relaxed) == 0 }
+    /// Returns the fewest and the most seconds that this attempt should take.
+    pub(super) fn bounds(&self) -> [f64; 2] {
+        [self.share * self.estimate.low, self.share * self.estimate.high]
     }
-}
 
-impl Drop for Busy {
-    fn drop(&mut self) {
-        BUSY.fetch_sub(1, Ordering::Relaxed);
+    /// Returns the seconds that this attempt should take at the present load.
+    pub(super) fn present_seconds(&self) -> f64 {
+        self.share * self.estimate.present
     }
 }
 

@@ -14,7 +14,7 @@ use crate::jobs::Error;
 use crate::jobs::Job;
 use crate::jobs::cost::Cost;
 use crate::jobs::queue::Outcome;
-use crate::train::estimate::{Estimate, TrainingRate};
+use crate::train::estimate::TrainingRate;
 use crate::train::{Evaluation, Rewards, StepReport, Validation};
 use crate::{format, system};
 
@@ -25,7 +25,7 @@ impl Worker {
             tracing::warn!(job = job.id, "{fault}");
             self.say(job, "warn", "The checkpoint cannot be used; training starts over", None).await;
         }
-        let finish = seconds_from_now(plan.forecast.seconds());
+        let finish = seconds_from_now(plan.forecast.present_seconds());
         if let Err(error) = self.queue.record_plan(job, &plan.resolved, Some(finish)).await {
             tracing::warn!(job = job.id, "cannot write the settings: {error}");
         }
@@ -42,9 +42,8 @@ impl Worker {
         let (message, data) = plan_event(plan);
         self.say(job, "info", &message, Some(data)).await;
         let Forecast { estimate, setup, calibrated, .. } = &plan.forecast;
-        let seconds = plan.forecast.seconds();
-        let (message, data) =
-            estimate_event(estimate, seconds, &self.pricing.cost(base, seconds, estimate.trained_tokens));
+        let cost = self.pricing.cost(base, plan.forecast.seconds(), estimate.trained_tokens);
+        let (message, data) = estimate_event(&plan.forecast, &cost);
         self.say(job, "info", &message, Some(data)).await;
         if let Some(rate) = calibrated {
             self.keep_rate(base, setup, *rate).await;
@@ -67,7 +66,9 @@ impl Worker {
         let costs = [forecast.seconds(), *seconds].map(|seconds| self.pricing.cost(base, seconds, tokens));
         let (message, data) = account_event(account, &costs);
         self.say(job, "info", &message, Some(data)).await;
-        self.keep_rate(base, &forecast.setup, *rate).await;
+        if let Some(rate) = rate {
+            self.keep_rate(base, &forecast.setup, *rate).await;
+        }
     }
 
     /// Stores a rate. Estimates only inform: nothing fails if it could not be written.
@@ -138,29 +139,39 @@ pub(super) fn seconds_from_now(seconds: f64) -> i64 {
     jiff::Timestamp::now().as_second().saturating_add(seconds.ceil() as i64)
 }
 
-/// Words the estimate of an attempt that should take `seconds`.
-fn estimate_event(estimate: &Estimate, seconds: f64, cost: &Cost) -> (String, Value) {
+/// Words the estimate of an attempt.
+fn estimate_event(forecast: &Forecast, cost: &Cost) -> (String, Value) {
+    let (estimate, [low, high]) = (&forecast.estimate, forecast.bounds());
     let message = format!(
-        "Expected: {} at {} tokens per second, {} of memory at the peak ({}){}",
-        format::duration(seconds),
+        "Expected: {} ({}) at {} tokens per second, {} of memory at the peak ({}){}",
+        format::duration_range(low, high),
+        estimate.uncertainty.in_words(),
         format::count(estimate.tokens_per_second),
         format::bytes(estimate.memory.peak),
         estimate.recomputation.in_words(),
         format::listed(&cost.in_words()),
     );
-    (message, json!({"estimate": estimate, "duration_seconds": seconds, "cost": cost}))
+    let data = json!({
+        "estimate": estimate,
+        "duration_seconds": forecast.seconds(),
+        "duration_low_seconds": low,
+        "duration_high_seconds": high,
+        "cost": cost,
+    });
+    (message, data)
 }
 
 /// Words time, memory and cost of a finished run beside the expected ones.
 fn account_event(account: &RunAccount, [estimated, actual]: &[Cost; 2]) -> (String, Value) {
     let RunAccount { forecast, seconds, tokens, rate, peak_bytes } = account;
-    let (estimate, expected) = (&forecast.estimate, forecast.seconds());
-    let tokens_per_second = *tokens as f64 / rate.seconds.max(1e-9);
+    let (estimate, [low, high]) = (&forecast.estimate, forecast.bounds());
+    let tokens_per_second = *tokens as f64 / rate.map_or(0.0, |rate| rate.seconds).max(1e-9);
     let memory = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".into(), format::bytes);
     let mut message = format!(
-        "Took {} (expected {}) at {} tokens per second ({}), {} of memory at the peak ({})",
+        "Took {} ({} {}) at {} tokens per second ({}), {} of memory at the peak ({})",
         format::duration(*seconds),
-        format::duration(expected),
+        compared(*seconds, [low, high]),
+        format::duration_range(low, high),
         format::count(tokens_per_second),
         format::count(estimate.tokens_per_second),
         memory(*peak_bytes),
@@ -171,11 +182,25 @@ fn account_event(account: &RunAccount, [estimated, actual]: &[Cost; 2]) -> (Stri
     }
     let figures = |seconds: f64, rate: f64, peak: Option<u64>, cost: &Cost| json!({"duration_seconds": seconds, "tokens_per_second": rate, "peak_resident_bytes": peak, "cost": cost});
     let expected_peak = Some(estimate.memory.peak);
-    let data = json!({
-        "estimated": figures(expected, estimate.tokens_per_second, expected_peak, estimated),
+    let mut data = json!({
+        "estimated": figures(forecast.seconds(), estimate.tokens_per_second, expected_peak, estimated),
         "actual": figures(*seconds, tokens_per_second, *peak_bytes, actual),
     });
+    data["estimated"]["duration_low_seconds"] = low.into();
+    data["estimated"]["duration_high_seconds"] = high.into();
+    data["estimated"]["uncertainty"] = estimate.uncertainty.in_words().into();
     (message, data)
+}
+
+/// Compares a duration with the bounds that were expected, in words that stand before them.
+fn compared(seconds: f64, [low, high]: [f64; 2]) -> &'static str {
+    if seconds < low {
+        "shorter than expected:"
+    } else if seconds > high {
+        "longer than expected:"
+    } else {
+        "expected"
+    }
 }
 
 fn plan_event(plan: &TrainingPlan) -> (String, Value) {
@@ -283,4 +308,16 @@ pub(super) fn checkpoint_metrics(report: &StepReport, validation: Option<Validat
     }
     add_rewards(&mut metrics, report, validation);
     metrics
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_compared_with_the_bounds_that_were_expected() {
+        let words = |seconds| compared(seconds, [780.0, 3432.0]);
+        assert_eq!([780.0, 3432.0].map(words), ["expected"; 2]);
+        assert_eq!([779.0, 3433.0].map(words), ["shorter than expected:", "longer than expected:"]);
+    }
 }

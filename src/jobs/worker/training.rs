@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
 
+use super::clocks::{Busy, MachineClocks};
 use super::compatibility::{check_alike, check_told_apart};
-use super::forecast::{Busy, Forecast, ForecastInputs, RunAccount};
+use super::forecast::{Forecast, ForecastInputs, RunAccount};
 use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt};
 use super::progress::{Progress, Trained, TrainingPlan};
@@ -24,7 +25,8 @@ use crate::model::{BaseModel, device};
 use crate::system::MemoryWatch;
 use crate::train::calibration;
 use crate::train::classification::ClassificationTask;
-use crate::train::estimate::TrainingRate;
+use crate::train::estimate::ForwardPasses;
+use crate::train::rate::{RateSum, Timing, Watch};
 use crate::train::settings;
 use crate::train::{BeforeMicroStep, HeldOut, Question, StepReport, Trainer, TrainingMethod, Validation};
 
@@ -86,23 +88,21 @@ struct Meter {
     latest: (usize, Instant),
     /// Tokens read by this attempt.
     tokens: usize,
-    /// Work done, and the seconds of the steps alone.
-    work: TrainingRate,
+    /// Work done, and the time of the steps alone.
+    work: RateSum,
 }
 
 impl Meter {
     fn start(resumed_at: usize) -> Self {
         let begin = Instant::now();
-        let work = TrainingRate { tokens: 0.0, seconds: 0.0 };
-        Self { begin, resumed_at, latest: (0, begin), tokens: 0, work }
+        Self { begin, resumed_at, latest: (0, begin), tokens: 0, work: RateSum::default() }
     }
 
     /// Counts a step that did `work` in `time`.
-    fn add(&mut self, report: &StepReport, work: f64, time: Duration) {
+    fn add(&mut self, report: &StepReport, work: f64, time: Timing) {
         self.latest.0 += report.tokens;
         self.tokens += report.tokens;
-        self.work.tokens += work;
-        self.work.seconds += time.as_secs_f64();
+        self.work.add(work, time);
     }
 
     /// Returns the tokens per second since the last call, and the time to the last step.
@@ -154,15 +154,19 @@ impl Run {
         };
         let (held_out, validation) = validation.map(held_out).unzip();
         let Surroundings { rates, priority, control, progress, .. } = inputs.surroundings;
+        let sorted = classification.as_ref().map_or(0, ClassificationTask::tokens);
+        let passes = [ForwardPasses { tokens: sorted, times: trainer.settings().epochs }];
         let grounds = ForecastInputs {
             model: &inputs.model,
             trainer: &trainer,
             resolved: &resolved,
             training: &report,
             validation: held_out.as_ref(),
+            passes: &passes,
             samples: &samples,
             rates: &rates,
             memory,
+            priority: &priority,
         };
         let forecast = Forecast::new(&grounds, &mut before_piece(&control, &priority))?;
         let plan = TrainingPlan {
@@ -189,18 +193,19 @@ impl Run {
         let per_epoch = self.trainer.steps_per_epoch();
         let mut meter = Meter::start(self.trainer.step_number());
         let mut saved = meter.begin;
-        let _busy = Busy::enter();
+        let busy = Busy::enter();
         let device = self.model.decoder.device().clone();
+        let clocks = MachineClocks::new(&device, Arc::clone(&self.priority), &busy);
         let memory = MemoryWatch::start(move || device::used_memory(&device));
         let mut before_micro_step = before_piece(&self.control, &self.priority);
         loop {
-            let step_began = Instant::now();
-            let report = match self.trainer.step(&mut before_micro_step) {
+            let mut watch = Watch::start(&clocks);
+            let report = match self.trainer.step(&mut || watch.pause(&mut before_micro_step)) {
                 Ok(Some(report)) => report,
                 Ok(None) => break,
                 Err(error) => return self.stopped(error.into()),
             };
-            meter.add(&report, self.forecast.work_of(&report, per_epoch), step_began.elapsed());
+            meter.add(&report, self.forecast.work_of(&report, per_epoch), watch.stop());
             let validation = self.validate_after(&report, &mut before_micro_step)?;
             let figures = self.classify_after(&report, &mut before_micro_step)?;
             let complete = self.trainer.is_complete();
@@ -218,7 +223,7 @@ impl Run {
             }
         }
         let (seconds, peak_bytes) = (meter.begin.elapsed().as_secs_f64(), memory.peak_bytes());
-        let (forecast, tokens, rate) = (self.forecast.clone(), meter.tokens, meter.work);
+        let (forecast, tokens, rate) = (self.forecast.clone(), meter.tokens, meter.work.rate());
         self.result(RunAccount { forecast, seconds, tokens, rate, peak_bytes })
     }
 

@@ -1,5 +1,6 @@
 //! Measures how fast this machine trains a model, with the model itself: a few batches of the job's own examples, for a
-//! few seconds at most. Called by the worker if neither a calibration nor a finished job has measured it before.
+//! few seconds at most. Called by the worker if neither a calibration on an idle machine nor a finished job has
+//! measured it before.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use crate::train::methods::{Probe, method};
 use crate::train::optimizer::AdamSettings;
 use crate::train::packing::{batch_rows, rows};
 use crate::train::parameters::Parameters;
-use crate::train::rate::TrainingRate;
+use crate::train::rate::{Clocks, RateSum, Timing, TrainingRate, Watch};
 use crate::train::recomputation::Recomputation;
 use crate::train::state::{AdapterState, UpdateScales};
 use crate::train::training_method::TrainingMethod;
@@ -36,45 +37,59 @@ pub fn samples(training: TrainingMethod, examples: &ExampleStore) -> Result<Vec<
     Ok((0..examples.len()).step_by(every).map(read).collect::<Result<Vec<_>>>()?.concat())
 }
 
-/// Measures the rate of steps of `step_tokens` tokens on [`samples`], with an adapter of the job's shape. The adapter
-/// does not change. Calls `before` before each batch, as in a step: requests go first, and that time does not count.
+/// Model and options of a calibration.
+pub struct Calibration<'a> {
+    /// Base model.
+    pub decoder: &'a Decoder,
+    /// Adapter of the job's shape; it does not change.
+    pub adapter: &'a Adapter,
+    /// Method of training.
+    pub training: TrainingMethod,
+    /// Tokens of a step.
+    pub step_tokens: f64,
+    /// Activations that the backward pass computes again.
+    pub recomputation: Recomputation,
+    /// Clocks to measure with.
+    pub clocks: &'a dyn Clocks,
+}
+
+/// Measures the rate of training on [`samples`]. Calls `before` before each batch, as in a step: requests go first, and
+/// that time does not count.
 pub fn calibrate(
-    decoder: &Decoder,
-    adapter: &Adapter,
+    wanted: &Calibration<'_>,
     samples: &[TokenizedExample],
-    training: TrainingMethod,
-    step_tokens: f64,
-    recomputation: Recomputation,
     before: BeforeMicroStep<'_>,
 ) -> Result<TrainingRate> {
-    let (update, most_rows) = (update_seconds(adapter, decoder.kernels())?, batch_rows(decoder.kernels()));
-    let (method, probe) = (method(training), Probe { decoder, adapter, rows: most_rows, recomputation });
-    let first = fitting(samples, FIRST_ROWS);
-    if first.is_empty() {
-        return Err(Error::Internal("nothing to calibrate with".into()));
-    }
-    let woken = method.calibrate(probe, &first, before)?;
+    let Calibration { decoder, adapter, training, step_tokens, recomputation, clocks } = *wanted;
+    let update = update_time(adapter, decoder.kernels(), clocks)?;
+    let most_rows = batch_rows(decoder.kernels());
+    let (method, probe) = (method(training), Probe { decoder, adapter, rows: most_rows, recomputation, clocks });
+    let mut woken = RateSum::default();
+    method.calibrate(probe, &fitting(samples, FIRST_ROWS), before, &mut woken)?;
+    let woken = woken.rate().ok_or_else(|| Error::Internal("nothing to calibrate with".into()))?;
     // The time per token does not grow with the batch, so this many rows take at most a third of the time.
-    let affordable = LIMIT.as_secs_f64() / 3.0 * woken.tokens_per_second();
-    let mut sum = TrainingRate { tokens: 0.0, seconds: 0.0 };
+    let affordable = LIMIT.as_secs_f64() / 3.0 * woken.tokens / woken.seconds.max(1e-9);
+    let mut sum = RateSum::default();
     let begin = Instant::now();
     if affordable as usize > FIRST_ROWS {
         let budget = most_rows.min(affordable as usize);
         let mut left = samples;
         for _ in 0..MAX_BATCHES {
             let part = fitting(left, budget);
-            let measured = method.calibrate(probe, &part, before)?;
-            sum.tokens += measured.tokens;
-            sum.seconds += measured.seconds;
+            method.calibrate(probe, &part, before, &mut sum)?;
             left = left.get(part.len()..).filter(|left| !left.is_empty()).unwrap_or(samples);
             if begin.elapsed() >= LIMIT {
                 break;
             }
         }
     }
-    let measured = if sum.tokens > 0.0 { sum } else { woken };
-    let seconds = measured.seconds + update * measured.tokens / step_tokens.max(1.0);
-    Ok(TrainingRate { tokens: measured.tokens, seconds })
+    let measured = sum.rate().unwrap_or(woken);
+    let updates = measured.tokens / step_tokens.max(1.0);
+    Ok(TrainingRate {
+        seconds: measured.seconds + update.seconds * updates,
+        idle_seconds: measured.idle_seconds + update.idle_seconds() * updates,
+        ..measured
+    })
 }
 
 /// Returns examples from the beginning of `samples` that fit into `budget` rows together; cuts the first one if it does
@@ -98,14 +113,14 @@ fn fitting(samples: &[TokenizedExample], budget: usize) -> Vec<TokenizedExample>
     taken
 }
 
-/// Measures the seconds of one update of the adapter's parameters, on the device of the decoder's `kernels`.
-fn update_seconds(adapter: &Adapter, kernels: &Kernels) -> Result<f64> {
+/// Measures one update of the adapter's parameters, on the device of the decoder's `kernels`.
+fn update_time(adapter: &Adapter, kernels: &Kernels, clocks: &dyn Clocks) -> Result<Timing> {
     let mut state = AdapterState::new(Parameters::of(adapter)?, AdamSettings::default(), kernels, DType::F32)?;
     let gradients = adapter.layers.clone();
-    let begin = Instant::now();
+    let watch = Watch::start(clocks);
     state.step(&gradients, UpdateScales { learning_rate: 1e-6, clip: 0.0 }, |_| Ok(()))?;
     kernels.device().synchronize()?;
-    Ok(begin.elapsed().as_secs_f64())
+    Ok(watch.stop())
 }
 
 #[cfg(test)]

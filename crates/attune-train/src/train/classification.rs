@@ -37,6 +37,14 @@ impl ClassificationTask {
         (self.data.examples.len(), self.data.left_out)
     }
 
+    /// Counts the tokens that one measurement reads.
+    pub fn tokens(&self) -> usize {
+        let read = |example: &ClassifiedExample| -> usize {
+            example.completions.iter().map(|completion| example.prompt.len() + completion.len()).sum()
+        };
+        self.data.examples.iter().map(read).sum()
+    }
+
     /// Returns the names of the metrics, as in the result file.
     pub fn columns(&self) -> Vec<String> {
         let mut names = vec!["accuracy".to_owned()];
@@ -138,6 +146,7 @@ mod tests {
     fn several_classes_have_accuracy_and_weighted_f1() {
         let task = task(3, None, &[0, 1, 2], &[]);
         assert_eq!(task.columns(), ["classification/accuracy", "classification/weighted_f1_score"]);
+        assert_eq!(task.tokens(), 36, "three examples, each with three completions of two tokens after its two");
         let figures = task.figures(&[-1.0, -2.0, -3.0, -2.0, -1.0, -3.0, -1.0, -2.0, -3.0]);
         assert_close(&figures, &[2.0 / 3.0, 5.0 / 9.0]);
     }

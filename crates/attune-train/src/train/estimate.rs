@@ -1,8 +1,10 @@
 //! Estimates a training run before it runs: its work, its time, its memory. Used by the worker when a job begins and by
 //! `POST /fine_tuning/jobs/estimate` before that.
 //!
-//! Time is tokens ÷ rate, with a rate measured on this machine ([`super::calibration`], finished jobs). Memory is that
-//! of the process (including the weights) and the additions of training, each by its formula; see [`TrainingMemory`].
+//! Time is tokens ÷ rate, with a rate measured on this machine ([`super::calibration`], finished jobs). Its bounds are
+//! the machine with nothing else to do and the machine at its present load, each widened by the rate's spread. Memory
+//! is that of the process (including the weights) and the additions of training, each by its formula; see
+//! [`TrainingMemory`].
 
 use serde::Serialize;
 
@@ -10,7 +12,7 @@ use crate::datasets::DatasetReport;
 use crate::train::TrainSettings;
 use crate::train::loss::chunk_targets;
 use crate::train::methods::{EVALUATION_SHARE, FLOAT, LossShape, WorkFactors, method};
-pub use crate::train::rate::TrainingRate;
+pub use crate::train::rate::{Pace, TrainingRate};
 use crate::train::recomputation::Recomputation;
 use attune_model::BaseModel;
 
@@ -19,13 +21,31 @@ const ALLOCATOR_BYTES: u64 = 48 << 20;
 /// Divisor of the share that the allocator keeps with any model.
 const ALLOCATOR_SHARE: u64 = 8;
 
-/// Tokens of the validation file that a run reads.
+/// Tokens that a run reads without training on them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Evaluated {
-    /// Tokens of one evaluation of the whole file.
+    /// Tokens of one evaluation of the whole validation file.
     pub once: usize,
-    /// Tokens of all evaluations together.
+    /// Tokens of all evaluations together, and of all other forward passes.
     pub in_all: usize,
+}
+
+/// Forward passes of a run beside its training and its evaluations, such as those that sort examples into classes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ForwardPasses {
+    /// Tokens that each of them reads.
+    pub tokens: usize,
+    /// Number of passes in a run.
+    pub times: usize,
+}
+
+impl Evaluated {
+    /// Adds other forward passes.
+    #[must_use]
+    pub fn and(mut self, passes: &[ForwardPasses]) -> Self {
+        self.in_all += passes.iter().map(|pass| pass.tokens * pass.times).sum::<usize>();
+        self
+    }
 }
 
 /// Estimate of a run.
@@ -47,11 +67,22 @@ pub struct Estimate {
     pub target_tokens: u64,
     /// Tokens that one evaluation of the validation file reads.
     pub validation_tokens: usize,
-    /// Training speed of this machine.
+    /// Training speed of this machine with nothing else to do.
     pub tokens_per_second: f64,
     /// Seconds from the first step to the last, evaluations included, on a machine with nothing else to do.
     #[serde(rename = "duration_seconds")]
     pub seconds: f64,
+    /// Fewest seconds that this should take.
+    #[serde(rename = "duration_low_seconds")]
+    pub low: f64,
+    /// Most seconds that this should take at the present load.
+    #[serde(rename = "duration_high_seconds")]
+    pub high: f64,
+    /// Seconds at the present load, as far as it is known.
+    #[serde(skip)]
+    pub present: f64,
+    /// Reason why the duration is uncertain.
+    pub uncertainty: Uncertainty,
     /// Activations that the backward pass computes again, to need less memory.
     pub recomputation: Recomputation,
     /// Memory of the process.
@@ -59,14 +90,50 @@ pub struct Estimate {
     pub memory: TrainingMemory,
 }
 
+/// Reason why a duration is uncertain: the most important one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Uncertainty {
+    /// Other work takes processors.
+    Busy,
+    /// The speed was measured for this estimate.
+    Measured,
+    /// The speed is known from before.
+    Known,
+}
+
+impl Serialize for Uncertainty {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.in_words())
+    }
+}
+
+impl Uncertainty {
+    /// Returns the reason in words.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Busy => "the machine is busy",
+            Self::Measured => "the speed was measured for a few seconds only",
+            Self::Known => "the speed of the machine changes a little",
+        }
+    }
+
+    fn of(pace: &Pace) -> Self {
+        match (pace.is_busy(), pace.measured_now) {
+            (true, _) => Self::Busy,
+            (false, true) => Self::Measured,
+            (false, false) => Self::Known,
+        }
+    }
+}
+
 impl Estimate {
-    /// Estimates a run of `steps` with these files, at `rate`.
+    /// Estimates a run of `steps` with these files, at `pace`.
     pub fn new(
         settings: &TrainSettings,
         steps: usize,
         training: &DatasetReport,
         evaluated: Evaluated,
-        rate: TrainingRate,
+        pace: Pace,
         memory: TrainingMemory,
     ) -> Self {
         let epochs = settings.epochs;
@@ -74,7 +141,9 @@ impl Estimate {
         let WorkFactors { first_epoch: first, later } = settings.method.work(settings, training);
         let training_work = trained_tokens * later + training.tokens as f64 * (first - later);
         let evaluation_work = EVALUATION_SHARE * evaluated.in_all as f64;
-        let rate = rate.tokens_per_second().max(1e-9);
+        let rate = pace.rate.tokens_per_second().max(1e-9);
+        let seconds = (training_work + evaluation_work) / rate;
+        let present = seconds * pace.slowdown.max(1.0);
         Self {
             examples: training.examples,
             tokens_per_epoch: training.tokens,
@@ -85,7 +154,11 @@ impl Estimate {
             target_tokens: (training.target_tokens * epochs) as u64,
             validation_tokens: evaluated.once,
             tokens_per_second: rate * trained_tokens / training_work.max(1.0),
-            seconds: (training_work + evaluation_work) / rate,
+            seconds,
+            low: seconds * (1.0 - pace.rate.spread),
+            high: present * (1.0 + pace.rate.spread),
+            present,
+            uncertainty: Uncertainty::of(&pace),
             recomputation: memory.recomputation,
             memory,
         }
@@ -211,10 +284,45 @@ mod tests {
         TrainSettings::new(&resolved, 1)
     }
 
+    /// A hundred tokens a second on an idle machine.
+    const PACE: Pace = Pace {
+        rate: TrainingRate { tokens: 300.0, seconds: 3.0, idle_seconds: 3.0, spread: 0.1 },
+        slowdown: 1.0,
+        measured_now: false,
+    };
+
+    #[test]
+    fn a_duration_lies_between_the_idle_machine_and_the_present_load() {
+        let training = DatasetReport { examples: 10, tokens: 26_000, ..DatasetReport::default() };
+        let estimate =
+            |pace| Estimate::new(&settings(3, 5), 6, &training, Evaluated::default(), pace, TrainingMemory::default());
+        // 780 seconds of work, and a machine on which it takes four times as long now.
+        let idle = estimate(PACE);
+        let near = |left: f64, right: f64| assert!((left - right).abs() < 1e-6, "{left} is not {right}");
+        near(idle.low, 702.0);
+        near(idle.seconds, 780.0);
+        near(idle.high, 858.0);
+        assert_eq!(idle.uncertainty, Uncertainty::Known);
+        let busy = estimate(Pace { slowdown: 4.0, ..PACE });
+        near(busy.low, 702.0);
+        near(busy.seconds, 780.0);
+        near(busy.present, 3120.0);
+        near(busy.high, 3432.0);
+        near(busy.tokens_per_second, 100.0);
+        assert_eq!(busy.uncertainty.in_words(), "the machine is busy");
+        let short = estimate(Pace { measured_now: true, rate: TrainingRate { spread: 0.25, ..PACE.rate }, ..PACE });
+        near(short.low, 585.0);
+        near(short.high, 975.0);
+        assert_eq!(short.uncertainty, Uncertainty::Measured);
+        let told = serde_json::to_value(&busy).expect("figures");
+        assert_eq!(told["uncertainty"], "the machine is busy");
+        assert!(told["duration_low_seconds"].as_f64() < told["duration_high_seconds"].as_f64());
+    }
+
     #[test]
     fn time_is_tokens_by_rate_and_evaluations_count_half() {
         let training = DatasetReport { examples: 10, tokens: 1000, target_tokens: 400, ..DatasetReport::default() };
-        let rate = TrainingRate { tokens: 300.0, seconds: 3.0 };
+        let rate = PACE;
         let estimate = |settings: &TrainSettings, evaluated| {
             Estimate::new(settings, 6, &training, evaluated, rate, TrainingMemory::default())
         };
@@ -223,6 +331,10 @@ mod tests {
         assert!((alone.tokens_per_second - 100.0).abs() < 1e-9 && (alone.seconds - 30.0).abs() < 1e-9);
         let measured = estimate(&settings(3, 5), Evaluated { once: 500, in_all: 1500 });
         assert!((measured.seconds - 37.5).abs() < 1e-9, "{}", measured.seconds);
+        // So do other forward passes: three of 100 tokens, two of 50.
+        let passes = [ForwardPasses { tokens: 100, times: 3 }, ForwardPasses { tokens: 50, times: 2 }];
+        let sorted = estimate(&settings(3, 5), Evaluated { once: 500, in_all: 1500 }.and(&passes));
+        assert!((sorted.seconds - 39.5).abs() < 1e-9 && sorted.validation_tokens == 500, "{}", sorted.seconds);
         // The texts of a step that exceed a batch are read once more.
         let training = DatasetReport { sequences: 10, texts: 20, ..training.clone() };
         for (batch_size, seconds) in [(5, 30.0), (6, 45.0)] {

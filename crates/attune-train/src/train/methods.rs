@@ -6,7 +6,6 @@ mod preferences;
 mod text_pairs;
 
 use std::ops::Range;
-use std::time::Instant;
 
 use crate::datasets::{DatasetReport, ExampleStore, TokenizedExample};
 use crate::train::backward::{self, Gradients, Objective, PassOptions};
@@ -16,7 +15,7 @@ use crate::train::dropout::Dropout;
 use crate::train::loss_source::LossSource;
 use crate::train::packing::{Packed, pack};
 use crate::train::parameters::add_gradients;
-use crate::train::rate::TrainingRate;
+use crate::train::rate::{Clocks, RateSum, Watch};
 use crate::train::recomputation::Recomputation;
 use crate::train::settings::TrainSettings;
 use crate::train::training_method::TrainingMethod;
@@ -84,24 +83,23 @@ pub(crate) trait Method: Send + Sync {
         Ok(vec![examples.get(index)?])
     }
 
-    /// Measures how fast `samples` are trained on. Calls `before` before each batch.
+    /// Measures how fast `samples` are trained on, and adds that to `sum`. Calls `before` before each batch.
     fn calibrate(
         &self,
         probe: Probe<'_>,
         samples: &[TokenizedExample],
         before: BeforeMicroStep<'_>,
-    ) -> Result<TrainingRate> {
-        let (mut seconds, mut tokens) = (0.0, 0);
+        sum: &mut RateSum,
+    ) -> Result<()> {
         for Packed { batch, .. } in pack(samples, 1, probe.rows) {
             before()?;
-            let begin = Instant::now();
+            let watch = Watch::start(probe.clocks);
             let (objective, manner) = (Objective::Targets, PassOptions::recomputing(probe.recomputation));
             backward::objective_and_gradients(probe.decoder, probe.adapter, &batch, objective, 1.0, manner)?;
-            seconds += begin.elapsed().as_secs_f64();
             // The last token of an example is predicted, not read.
-            tokens += batch.tokens.len() + batch.sequences.len();
+            sum.add((batch.tokens.len() + batch.sequences.len()) as f64, watch.stop());
         }
-        Ok(TrainingRate { tokens: tokens as f64, seconds })
+        Ok(())
     }
 
     /// Returns the names of the method's examples and metrics.
@@ -186,6 +184,7 @@ pub(crate) struct Probe<'a> {
     /// Most rows in a batch.
     pub rows: usize,
     pub recomputation: Recomputation,
+    pub clocks: &'a dyn Clocks,
 }
 
 /// Model, settings and data of a run, for computing losses.

@@ -8,7 +8,9 @@ use candle_core::Device;
 use super::tests::{run, settings, stored, whole};
 use super::*;
 use crate::datasets::TokenizedExample;
+use crate::train::calibration::{Calibration, calibrate};
 use crate::train::evaluation::HeldOut;
+use crate::train::rate::tests::Fixed;
 use crate::train::recomputation::Recomputation;
 use crate::train::training_method::TrainingMethod;
 use attune_model::lora::{LoraLayer, LoraPair, Site};
@@ -71,6 +73,34 @@ fn what_is_computed_again_changes_no_bit_and_a_run_may_go_on_with_another_way() 
         after.recompute(way);
         assert_eq!(run(&mut after), reports[3..]);
         assert_eq!(after.save().unwrap(), plain.save().unwrap(), "{way:?}");
+    }
+}
+
+#[test]
+fn a_calibration_on_a_busy_machine_tells_the_time_of_an_idle_one() {
+    for method in [TrainingMethod::Answers, TrainingMethod::TextPairs { scale: 20.0 }] {
+        let measured = |used, waited| {
+            let (config, decoder) = fixture("llama");
+            let adapter = {
+                let parameters = Parameters::fresh(&config, &settings());
+                let source = Box::new(fixture("llama").1);
+                Trainer::with_source(source, settings(), stored(10), parameters, None).unwrap().adapter().unwrap()
+            };
+            let wanted = Calibration {
+                decoder: &decoder,
+                adapter: &adapter,
+                training: method,
+                step_tokens: 40.0,
+                recomputation: Recomputation::None,
+                clocks: &Fixed::new(used, waited, 1.0),
+            };
+            let samples: Vec<_> = (0..4).map(|index| stored(10).get(index).unwrap()).collect();
+            calibrate(&wanted, &samples, &mut || Ok(())).unwrap()
+        };
+        let (idle, busy) = (measured(2.0, 0.0), measured(0.5, 1.5));
+        assert_eq!((busy.tokens, busy.seconds), (idle.tokens, idle.seconds), "the wall's clock tells no difference");
+        assert!((idle.slowdown() - 1.0).abs() < 1e-9 && (busy.slowdown() - 4.0).abs() < 1e-9, "{idle:?} {busy:?}");
+        assert!((busy.tokens_per_second() - 4.0 * idle.tokens_per_second()).abs() < 1e-9, "{idle:?} {busy:?}");
     }
 }
 

@@ -46,10 +46,17 @@ pub(crate) struct FineTuningJobEstimate {
     pub target_tokens: u64,
     /// Tokens that one evaluation of the validation file reads.
     pub validation_tokens: usize,
-    /// How fast this machine trains, as measured.
+    /// How fast this machine trains with nothing else to do, as measured.
     pub tokens_per_second: f64,
-    /// From the first step to the last on a machine with nothing else to do.
+    /// From the first step to the last on a machine with nothing else to do, evaluations included.
     pub duration_seconds: f64,
+    /// The fewest seconds that this should take.
+    pub duration_low_seconds: f64,
+    /// The most seconds that this should take at the present load of the machine.
+    pub duration_high_seconds: f64,
+    /// Why the duration is uncertain: `the machine is busy`, `the speed was measured for a few seconds only` or `the
+    /// speed of the machine changes a little`.
+    pub uncertainty: &'static str,
     /// What the backward pass computes again, to need less memory: `none`, `selective` or `full`.
     pub recomputation: &'static str,
     /// The most memory of the process.
@@ -86,8 +93,12 @@ pub(crate) struct EstimatedMemory {
 pub(crate) struct EstimatedCost {
     /// The money.
     pub currency: String,
-    /// The hours of the machine, at `training.price_per_hour`.
+    /// The hours of the machine, at `training.price_per_hour`, for `duration_seconds`.
     pub machine: Option<f64>,
+    /// The same for `duration_low_seconds`.
+    pub machine_low: Option<f64>,
+    /// The same for `duration_high_seconds`.
+    pub machine_high: Option<f64>,
     /// The tokens, at the base model's price for training.
     pub tokens: Option<f64>,
 }
@@ -121,7 +132,7 @@ pub fn show(spec: JobSpec, estimate: JobEstimate) -> Result<Value> {
 
 impl FineTuningJobEstimate {
     fn new(spec: JobSpec, made: JobEstimate) -> Result<Self> {
-        let JobEstimate { resolved, estimate, cost, warnings, .. } = made;
+        let JobEstimate { resolved, estimate, cost, cost_bounds: [cheapest, dearest], warnings, .. } = made;
         let hyperparameters =
             serde_json::to_value(resolved).map_err(|error| Problem::defect(format!("settings as JSON: {error}")))?;
         let memory = estimate.memory;
@@ -141,6 +152,9 @@ impl FineTuningJobEstimate {
             validation_tokens: estimate.validation_tokens,
             tokens_per_second: estimate.tokens_per_second,
             duration_seconds: estimate.seconds,
+            duration_low_seconds: estimate.low,
+            duration_high_seconds: estimate.high,
+            uncertainty: estimate.uncertainty.in_words(),
             recomputation: estimate.recomputation.name(),
             memory_bytes: EstimatedMemory {
                 peak: memory.peak,
@@ -152,7 +166,13 @@ impl FineTuningJobEstimate {
                 allocator: memory.allocator,
                 available: memory.available,
             },
-            cost: EstimatedCost { currency: cost.currency, machine: cost.machine, tokens: cost.tokens },
+            cost: EstimatedCost {
+                currency: cost.currency,
+                machine: cost.machine,
+                machine_low: cheapest.machine,
+                machine_high: dearest.machine,
+                tokens: cost.tokens,
+            },
             warnings,
         })
     }

@@ -2,7 +2,6 @@
 //! through [`super::Method`].
 
 use std::ops::Range;
-use std::time::Instant;
 
 use super::{
     EVALUATION_EXAMPLES, EVALUATION_SHARE, FLOAT, Labels, LossShape, Method, Probe, RunInputs, StepInputs, StepOutcome,
@@ -13,7 +12,7 @@ use crate::datasets::{DatasetReport, ExampleStore, TokenizedExample};
 use crate::train::batch::LossReport;
 use crate::train::batches::{Batches, Texts};
 use crate::train::contrastive::Contrast;
-use crate::train::rate::TrainingRate;
+use crate::train::rate::{RateSum, Watch};
 use crate::train::recomputation::Recomputation;
 use crate::train::settings::TrainSettings;
 use crate::train::yielding::BeforeMicroStep;
@@ -99,15 +98,16 @@ impl Method for TextPairs {
         probe: Probe<'_>,
         samples: &[TokenizedExample],
         before: BeforeMicroStep<'_>,
-    ) -> Result<TrainingRate> {
+        sum: &mut RateSum,
+    ) -> Result<()> {
         before()?;
-        let begin = Instant::now();
+        let watch = Watch::start(probe.clocks);
         let pair: [Vec<Vec<u32>>; 1] = [samples.iter().map(|sample| sample.tokens.clone()).collect()];
         let (scale, recomputation) = (self.scale, probe.recomputation);
         let batch = Contrast { pairs: &pair, scale, budget: usize::MAX, dropout: None, recomputation };
         batch.loss_and_gradients(probe.decoder, probe.adapter, &mut || Ok(()))?;
-        let tokens = samples.iter().map(|sample| sample.tokens.len()).sum::<usize>() as f64;
-        Ok(TrainingRate { tokens, seconds: begin.elapsed().as_secs_f64() })
+        sum.add(samples.iter().map(|sample| sample.tokens.len()).sum::<usize>() as f64, watch.stop());
+        Ok(())
     }
 
     fn labels(&self) -> Labels {
