@@ -23,6 +23,7 @@ use crate::jobs::queue::Queue;
 use crate::jobs::worker::Worker;
 use crate::jobs::worker::estimate::Estimator;
 use crate::model::entry::ModelEntry;
+use crate::model::generation::GenerationDefaults;
 use crate::model::{BaseModel, device, folder};
 use crate::off_thread::off_thread;
 use crate::store::Store;
@@ -61,6 +62,7 @@ impl App {
         // A path that is no model's is told at once, not after a database has been set up.
         for entry in &config.models {
             folder::check(&entry.path)?;
+            GenerationDefaults::read(entry, usize::MAX)?;
         }
         let (store, postgres) = open_store(&config).await?;
         config.check_closed(store.has_keys().await?)?;
@@ -274,7 +276,30 @@ async fn load_model(entry: ModelEntry, device: candle_core::Device) -> Result<Ar
     let began = std::time::Instant::now();
     let model = off_thread("load a model", move || Ok::<_, Error>(BaseModel::load(&entry, &device)?)).await?;
     tracing::info!(model = model.id, seconds = began.elapsed().as_secs_f64(), "loaded");
+    log_defaults(&model);
     Ok(Arc::new(model))
+}
+
+/// Tells how the model answers where a request does not say, and what its authors want that is not done.
+fn log_defaults(model: &BaseModel) {
+    let defaults = &model.generation;
+    tracing::info!(
+        model = model.id,
+        temperature = %defaults.temperature,
+        top_p = %defaults.top_p,
+        top_k = defaults.top_k,
+        min_p = %defaults.min_p,
+        presence_penalty = %defaults.presence_penalty,
+        frequency_penalty = %defaults.frequency_penalty,
+        repetition_penalty = %defaults.repetition_penalty,
+        max_tokens = defaults.max_tokens,
+        from_generation_config = defaults.from_file.join(", "),
+        "answers where a request does not say"
+    );
+    if !defaults.not_applied.is_empty() {
+        let settings = defaults.not_applied.join(", ");
+        tracing::warn!(model = model.id, settings, "generation_config.json has settings that are not applied");
+    }
 }
 
 /// Completes `grace` after `shutdown`.

@@ -12,11 +12,13 @@ use std::sync::LazyLock;
 
 use candle_core::Device;
 use figment::Figment;
+use figment::error::Kind;
 use figment::providers::{Env, Format as _, Serialized, Toml};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 pub use self::limits::Limits;
+use crate::datasets::spelling::nearest;
 pub use crate::model::device::DeviceChoice;
 pub use crate::model::entry::ModelEntry;
 pub use crate::model::linear::Dtype;
@@ -162,7 +164,7 @@ impl Config {
         figment
             .merge(environment().ignore(&["config", "log", "url", "api_key"]).split("__"))
             .extract()
-            .map_err(|error| Error(format!("configuration: {error}")))
+            .map_err(|error| Error(format!("configuration: {}", describe(error))))
     }
 
     /// Refuses what cannot work or is not safe, and fills in the demo model if no model is named.
@@ -178,7 +180,9 @@ impl Config {
             if self.models[..index].iter().any(|other| other.id == model.id) {
                 return Err(Error(format!("model id `{}` is given twice", model.id)));
             }
-            model.storage(&Device::Cpu).check().map_err(|error| Error(format!("model `{}`: {error}", model.id)))?;
+            let fault = |what: String| Error(format!("model `{}`: {what}", model.id));
+            model.storage(&Device::Cpu).check().map_err(|error| fault(error.to_string()))?;
+            model.check_answers().map_err(fault)?;
         }
         self.check_aliases()?;
         if self.api_keys.iter().any(|key| key.trim().is_empty()) {
@@ -242,6 +246,35 @@ impl Config {
     }
 }
 
+/// Says what is wrong with the settings, in words of the configuration, with the name that was probably meant.
+fn describe(errors: figment::Error) -> String {
+    let describe = |mut error: figment::Error| {
+        error.kind = match error.kind {
+            Kind::InvalidType(found, expected) => Kind::InvalidType(found, plain_type(expected)),
+            Kind::InvalidValue(found, expected) => Kind::InvalidValue(found, plain_type(expected)),
+            kind => kind,
+        };
+        match &error.kind {
+            Kind::UnknownField(name, known) => match nearest(name, known.iter().copied()) {
+                Some(meant) => format!("{error}. Did you mean `{meant}`?"),
+                None => error.to_string(),
+            },
+            _ => error.to_string(),
+        }
+    };
+    errors.into_iter().map(describe).collect::<Vec<_>>().join("\n")
+}
+
+/// Returns the words for a type that Rust's own names stand for.
+fn plain_type(expected: String) -> String {
+    match expected.as_str() {
+        "f32" | "f64" => "a number".into(),
+        "i64" => "a whole number".into(),
+        "usize" | "u64" | "u32" => "a whole number of at least 0".into(),
+        _ => expected,
+    }
+}
+
 /// Returns the path of the demo model: in the working directory, beside the binary, installed, or in the source tree.
 fn demo_model_path() -> Result<PathBuf> {
     let beside_binary = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join("models/demo")));
@@ -287,6 +320,51 @@ mod tests {
             let said = check(text).expect_err("refused").to_string();
             assert!(said.contains(says), "{text}: {said}");
         }
+    }
+
+    /// Reads a configuration as the file has it, and checks it.
+    fn load(text: &str) -> Result<Config> {
+        let folder = tempfile::tempdir().map_err(|error| Error(error.to_string()))?;
+        let file = folder.path().join("attune.toml");
+        std::fs::write(&file, text).map_err(|error| Error(error.to_string()))?;
+        Config::load(Some(&file))?.check()
+    }
+
+    #[test]
+    fn how_a_model_answers_is_read_and_values_out_of_range_are_named() {
+        let model = |text: &str| load(&format!("[[models]]\nid = \"a\"\npath = \"b\"\n{text}"));
+        let text = "max_answer_tokens = 100\ngeneration_config = false\nsampling = {temperature = 1, top_k = -1}";
+        let config = model(text).expect("fine");
+        let entry = &config.models[0];
+        assert_eq!((entry.max_answer_tokens, entry.generation_config), (Some(100), false));
+        assert_eq!((entry.sampling.temperature, entry.sampling.top_k), (Some(1.0), Some(-1)));
+        let silent = model("").expect("fine");
+        assert!(silent.models[0].generation_config && silent.models[0].sampling.is_empty());
+        for (text, says) in [
+            (
+                "sampling = {temperature = 2.1}",
+                "model `a`: sampling.temperature is 2.1, and must be a number from 0 to 2",
+            ),
+            ("sampling = {temperature = nan}", "sampling.temperature is NaN, and must be a number from 0 to 2"),
+            ("sampling = {top_p = -0.1}", "sampling.top_p is -0.1, and must be a number from 0 to 1"),
+            ("sampling = {min_p = 1.5}", "sampling.min_p is 1.5, and must be a number from 0 to 1"),
+            ("sampling = {top_k = -2}", "sampling.top_k is -2, and must be a whole number"),
+            ("sampling = {presence_penalty = 3}", "sampling.presence_penalty is 3, and must be a number from -2 to 2"),
+            ("sampling = {frequency_penalty = inf}", "sampling.frequency_penalty is inf, and must be a number from -2"),
+            ("sampling = {repetition_penalty = 0}", "sampling.repetition_penalty is 0, and must be a number above 0"),
+            ("max_answer_tokens = 0", "max_answer_tokens is 0, and must be a whole number of at least 1"),
+            ("max_answer_tokens = -1", "expected a whole number of at least 0"),
+            ("sampling = {temperature = \"hot\"}", "found string \"hot\", expected a number"),
+            ("sampling = {top_k = 1.5}", "expected a whole number"),
+            ("sampling = {temprature = 1}", "Did you mean `temperature`?"),
+            ("max_answer_token = 1", "Did you mean `max_answer_tokens`?"),
+            ("generation-config = false", "Did you mean `generation_config`?"),
+        ] {
+            let said = model(text).expect_err(text).to_string();
+            assert!(said.contains(says), "{text}: {said}");
+        }
+        let said = load("[limits]\nmax_wating = 3").expect_err("misspelt").to_string();
+        assert!(said.contains("Did you mean `max_waiting`?"), "{said}");
     }
 
     #[test]

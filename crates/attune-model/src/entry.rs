@@ -7,10 +7,11 @@ use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::device;
+use crate::generation::SamplingSettings;
 use crate::linear::{Dtype, Storage};
 
 /// One base model: the id that clients use and the folder in Hugging Face form.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct ModelEntry {
     /// The id that clients use.
@@ -25,12 +26,34 @@ pub struct ModelEntry {
     /// and head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
+    /// How tokens are drawn where a request does not say.
+    #[serde(default, skip_serializing_if = "SamplingSettings::is_empty")]
+    pub sampling: SamplingSettings,
+    /// Tokens of the longest answer: what a request gets that names no limit, and the most that it may ask for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_answer_tokens: Option<usize>,
+    /// Take what is not said here from the defaults in the folder's `generation_config.json`.
+    #[serde(default = "yes")]
+    pub generation_config: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl ModelEntry {
-    /// Makes an entry for the model in `path`, held in its device's usual type.
+    /// Makes an entry for the model in `path`, held in its device's usual type, that says nothing about answers.
     pub fn new(id: impl Into<String>, path: impl Into<PathBuf>) -> Self {
-        Self { id: id.into(), path: path.into(), dtype: None, quantize: None }
+        let (id, path, sampling) = (id.into(), path.into(), SamplingSettings::default());
+        Self { id, path, dtype: None, quantize: None, sampling, max_answer_tokens: None, generation_config: true }
+    }
+
+    /// Refuses settings of answers that cannot be meant; the message names setting, value and range.
+    pub fn check_answers(&self) -> Result<(), String> {
+        if self.max_answer_tokens == Some(0) {
+            return Err("max_answer_tokens is 0, and must be a whole number of at least 1".into());
+        }
+        self.sampling.check()
     }
 
     /// Returns how the model's weight matrices are held on `device`.

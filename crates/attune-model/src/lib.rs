@@ -10,12 +10,14 @@ pub mod device;
 pub mod entry;
 pub mod error;
 pub mod folder;
+pub mod generation;
 #[cfg(feature = "cuda")]
 mod gpu;
 pub mod kernels;
 pub mod kv_cache;
 pub mod linear;
 pub mod lora;
+pub mod python_json;
 pub mod rope;
 pub mod rope_scaling;
 pub mod routes;
@@ -36,6 +38,7 @@ use crate::chat_template::ChatTemplate;
 use crate::decoder::Decoder;
 use crate::device::DeviceHealth;
 use crate::entry::ModelEntry;
+use crate::generation::GenerationDefaults;
 use crate::kernels::Kernels;
 use crate::tokenizer::Tokenizer;
 use crate::vocabulary::Vocabulary;
@@ -63,6 +66,8 @@ pub struct BaseModel {
     pub chat_template: Option<ChatTemplate>,
     /// Tokens that end an answer, the usual one first; the mark behind an answer in the chat template is one of them.
     pub end_tokens: Vec<u32>,
+    /// How it answers where a request does not say.
+    pub generation: GenerationDefaults,
     /// Unix seconds of the checkpoint's last change, shown as the model's `created`.
     pub created: i64,
 }
@@ -79,6 +84,7 @@ impl BaseModel {
         let path = entry.path.as_path();
         folder::check(path)?;
         let config = ModelConfig::read(path)?;
+        let generation = GenerationDefaults::read(entry, config.max_position_embeddings)?;
         let weights = weights::Weights::open(path, device)?;
         let decoder = Decoder::load_on(&config, &weights, &entry.storage(device), kernels)?;
         let tokenizer = Tokenizer::read(path)?;
@@ -112,6 +118,7 @@ impl BaseModel {
             vocabulary,
             chat_template,
             end_tokens,
+            generation,
             created,
         })
     }
@@ -133,13 +140,7 @@ impl BaseModel {
 /// Reads `eos_token_id` of `generation_config.json`, else of `config.json`; else returns the tokenizer's end token.
 fn end_tokens(folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     for name in ["generation_config.json", "config.json"] {
-        let file = folder.join(name);
-        if !file.is_file() {
-            continue;
-        }
-        let text = std::fs::read_to_string(&file).map_err(Error::io(format!("read {}", file.display())))?;
-        let value: serde_json::Value = serde_json::from_str(&text)
-            .map_err(|error| Error::Setup(format!("{}: not JSON: {error}", file.display())))?;
+        let Some(value) = generation::read_json(&folder.join(name))? else { continue };
         let ids: Vec<u32> = match &value["eos_token_id"] {
             serde_json::Value::Array(ids) => ids.iter().filter_map(|id| Some(id.as_u64()? as u32)).collect(),
             id => id.as_u64().map(|id| id as u32).into_iter().collect(),

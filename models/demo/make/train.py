@@ -80,7 +80,7 @@ def save(model, out):
     half = half.to(torch.float16)
     half.config.dtype = torch.float16
     half.save_pretrained(out)
-    generation = {"eos_token_id": [IM_END, END], "pad_token_id": PAD, "do_sample": False, "max_new_tokens": 128}
+    generation = {"eos_token_id": [IM_END, END], "pad_token_id": PAD}
     (Path(out) / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     (Path(out) / "model.safetensors").chmod(0o644)
     # Plain, widely read spellings of two fields that newer versions write differently.

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use crate::adapters::Result;
 use crate::adapters::peft::refuse;
 use crate::model::lora::MAX_RANK;
+use crate::model::python_json;
 
 /// Bytes of one compiled expression, so that a short text cannot ask for much memory.
 const MAX_EXPRESSION_BYTES: usize = 1 << 18;
@@ -182,33 +183,9 @@ impl Modules {
     }
 }
 
-/// Parses `adapter_config.json` as Python does: a mark of the byte order is skipped, the last of equal keys counts, and
-/// `NaN` and `Infinity` are values, here texts of which no field takes one.
+/// Parses `adapter_config.json` as Python does.
 pub(super) fn parse(config: &[u8]) -> Result<Value> {
-    let config = config.strip_prefix(b"\xef\xbb\xbf").unwrap_or(config);
-    serde_json::from_slice(config)
-        .or_else(|error| serde_json::from_str(&with_quoted_numbers(config).ok_or(error)?))
-        .map_err(|error| refuse(format_args!("adapter_config.json: {error}")))
-}
-
-/// Puts quotation marks around the numbers that JSON does not have; `None` if `config` is not text.
-fn with_quoted_numbers(config: &[u8]) -> Option<String> {
-    let mut rest = std::str::from_utf8(config).ok()?;
-    let mut output = String::with_capacity(rest.len());
-    let (mut inside, mut escaped) = (false, false);
-    while let Some(character) = rest.chars().next() {
-        let number = ["NaN", "Infinity", "-Infinity"].into_iter().find(|number| !inside && rest.starts_with(number));
-        if let Some(number) = number {
-            output.extend(["\"", number, "\""]);
-            rest = &rest[number.len()..];
-            continue;
-        }
-        inside ^= character == '"' && !escaped;
-        escaped = character == '\\' && !escaped;
-        output.push(character);
-        rest = &rest[character.len_utf8()..];
-    }
-    Some(output)
+    python_json::parse(config).map_err(|error| refuse(format_args!("adapter_config.json: {error}")))
 }
 
 /// Whether `name` is the layer at `path` in full or its last parts.

@@ -35,7 +35,7 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::foreign_fields::KnownBody;
 use crate::api::generation::generate::body::{SYSTEM_FINGERPRINT, new_id, now, stream_chunks};
-use crate::api::generation::generate::fields::{StreamOptions, check_n};
+use crate::api::generation::generate::fields::{StreamOptions, check_max_tokens, check_n};
 use crate::api::generation::generate::logprobs::TokenTexts;
 use crate::api::generation::generate::{Answer, GenerationPlan};
 use crate::api::generation::target::Target;
@@ -109,8 +109,9 @@ impl ChatRequest {
         let model = target.model();
         let vocabulary = model.config.vocab_size;
         let stops = self.stop_fields().check(&model.tokenizer, &model.end_tokens, vocabulary)?;
-        let sampling = self.sampling_fields().check(vocabulary)?;
-        let max_tokens = self.max_tokens()?;
+        let sampling = self.sampling_fields().check(vocabulary, &model.generation)?;
+        let (param, asked) = self.max_tokens()?;
+        let longest = check_max_tokens(param, asked, usize::MAX, &model.generation)?;
         let n = check_n(self.n, 1, state.config.limits.max_waiting)?;
         let template = target.model().chat_template.as_ref().ok_or_else(|| {
             let message = format!("The model `{}` has no chat template: use /v1/completions with it.", self.model);
@@ -126,8 +127,9 @@ impl ChatRequest {
         if used == 0 {
             return Err(Problem::invalid("messages", "'messages' render to an empty prompt: send some content."));
         }
+        // Only a number that was asked for may be more than there is room for, and is then refused.
         let rest = target.context().saturating_sub(used).max(1);
-        let max_tokens = max_tokens.unwrap_or(rest);
+        let max_tokens = asked.unwrap_or_else(|| longest.min(rest));
         let (grammar, calls, loosened) = self.constraint(&target, syntax, tools).await?;
         if grammar.is_some() && self.ignore_eos == Some(true) {
             let message = "'ignore_eos' cannot be used with 'response_format' or tools, whose answers end where they \

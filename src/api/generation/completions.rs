@@ -18,7 +18,7 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::foreign_fields::{KnownBody, Route, RouteBody};
 use crate::api::generation::generate::body::stream_chunks;
-use crate::api::generation::generate::fields::{SamplingFields, StreamOptions, check_n};
+use crate::api::generation::generate::fields::{SamplingFields, StreamOptions, check_max_tokens, check_n};
 use crate::api::generation::generate::logprobs::TokenTexts;
 use crate::api::generation::generate::stops::{StopFields, StopTexts};
 use crate::api::generation::generate::{GenerationPlan, best};
@@ -32,7 +32,7 @@ use crate::engine::GenerateRequest;
 /// Default of `max_tokens`.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
-/// A request for completions.
+/// A request for completions. The model's `defaults` say what holds for sampling fields that are left out or null.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct CompletionRequest {
     /// A base model or a fine-tuned one.
@@ -40,22 +40,22 @@ pub(crate) struct CompletionRequest {
     /// One or many prompts, as text or as token ids.
     #[serde(default)]
     pub prompt: Option<Input>,
-    /// New tokens for each choice at the most; 0 draws none.
-    #[schema(default = 16)]
+    /// New tokens for each choice at the most; 0 draws none. By default 16, or the model's `max_tokens` if that is less.
+    #[schema(minimum = 0)]
     #[serde(default, deserialize_with = "values::optional")]
     pub max_tokens: Option<usize>,
-    /// 0 takes the most probable token each time.
-    #[schema(minimum = 0, maximum = 2, default = 1)]
+    /// 0 takes the most probable token each time. 1 unless the model has another default.
+    #[schema(minimum = 0, maximum = 2)]
     pub temperature: Option<f32>,
-    /// Draw among the most probable tokens whose probabilities sum to this.
-    #[schema(minimum = 0, maximum = 1, default = 1)]
+    /// Draw among the most probable tokens whose probabilities sum to this. 1 unless the model has another default.
+    #[schema(minimum = 0, maximum = 1)]
     pub top_p: Option<f32>,
     /// Extension: draw among this many of the most probable tokens; 0 and -1 mean all.
-    #[schema(minimum = -1, default = 0)]
+    #[schema(minimum = -1)]
     #[serde(default, deserialize_with = "values::optional")]
     pub top_k: Option<i64>,
     /// Extension: draw among tokens that are at least this probable, relative to the most probable one.
-    #[schema(minimum = 0, maximum = 1, default = 0)]
+    #[schema(minimum = 0, maximum = 1)]
     pub min_p: Option<f32>,
     /// Choices for each prompt.
     #[schema(minimum = 1, maximum = 128, default = 1)]
@@ -78,13 +78,13 @@ pub(crate) struct CompletionRequest {
     #[serde(default, deserialize_with = "values::optional")]
     pub seed: Option<i64>,
     /// Lowers tokens that have occurred.
-    #[schema(minimum = -2, maximum = 2, default = 0)]
+    #[schema(minimum = -2, maximum = 2)]
     pub presence_penalty: Option<f32>,
     /// Lowers tokens by how often they have occurred.
-    #[schema(minimum = -2, maximum = 2, default = 0)]
+    #[schema(minimum = -2, maximum = 2)]
     pub frequency_penalty: Option<f32>,
     /// Extension: lowers tokens of the prompt and the answer where it is above 1, and raises them below 1.
-    #[schema(exclusive_minimum = 0, default = 1)]
+    #[schema(exclusive_minimum = 0)]
     pub repetition_penalty: Option<f32>,
     /// Added to logits, by token id: -100 bans, 100 forces.
     pub logit_bias: Option<HashMap<String, f32>>,
@@ -155,7 +155,8 @@ impl CompletionRequest {
         let model = target.model();
         let vocabulary = model.config.vocab_size;
         let stops = self.stop_fields().check(&model.tokenizer, &model.end_tokens, vocabulary)?;
-        let sampling = self.sampling_fields().check(vocabulary)?;
+        let sampling = self.sampling_fields().check(vocabulary, &model.generation)?;
+        let max_tokens = check_max_tokens("max_tokens", self.max_tokens, DEFAULT_MAX_TOKENS, &model.generation)?;
         let logprobs = within("logprobs", self.logprobs, 0, 5)?;
         let prompt = self.prompt.clone().unwrap_or_else(|| Input::Text(String::new()));
         let items = prompt.into_items("prompt", limits.max_inputs)?;
@@ -176,7 +177,6 @@ impl CompletionRequest {
         for (shown, prompt) in shown.iter_mut().zip(&prompts) {
             shown.first_token = prompt[0];
         }
-        let max_tokens = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
         // The best are chosen by their log probabilities, also where the client does not ask for them.
         let logprobs = logprobs.or((candidates > n).then_some(0));
         let request = GenerateRequest {

@@ -18,6 +18,7 @@ use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Path;
 use crate::api::http::list::List;
 use crate::model::BaseModel;
+use crate::model::generation::GenerationDefaults;
 use crate::store::models::FineTunedModel;
 
 /// A model that requests can name.
@@ -37,6 +38,33 @@ pub(crate) struct Model {
     /// The base model of a fine-tuned one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
+    /// Extension: what requests get for fields that they leave out; absent if the base model is not served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub defaults: Option<ModelDefaults>,
+}
+
+/// What a request gets for the fields that it leaves out or sends as null: from the server's configuration, else from the
+/// model's `generation_config.json`, else as in OpenAI's API.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub(crate) struct ModelDefaults {
+    /// As the request's field.
+    pub temperature: f32,
+    /// As the request's field.
+    pub top_p: f32,
+    /// As the request's field; 0 keeps all tokens.
+    pub top_k: usize,
+    /// As the request's field.
+    pub min_p: f32,
+    /// As the request's field.
+    pub presence_penalty: f32,
+    /// As the request's field.
+    pub frequency_penalty: f32,
+    /// As the request's field.
+    pub repetition_penalty: f32,
+    /// Tokens of a chat's answer at the most, fewer if the context has no room; completions have 16 if that is less.
+    pub max_tokens: usize,
+    /// Most tokens that a request may ask for; null: as many as the context has room for.
+    pub max_answer_tokens: Option<usize>,
 }
 
 /// A model that is gone.
@@ -64,7 +92,8 @@ pub(crate) async fn all(state: &ApiState, caller: &Caller) -> Result<Vec<Model>>
     let fine_tuned = state.store.usable_models(&caller.organization).await?;
     let base = state.catalog.entries().iter().map(|entry| Model::from(&*entry.model));
     // A name that has become an alias hides the fine-tuned model that had it before.
-    let fine_tuned = fine_tuned.into_iter().map(Model::from).filter(|model| !state.catalog.is_alias(&model.id));
+    let fine_tuned =
+        fine_tuned.into_iter().map(|row| Model::of(row, state)).filter(|model| !state.catalog.is_alias(&model.id));
     let models: Vec<Model> = base.chain(fine_tuned).collect();
     // An alias of a fine-tuned model exists for the model's owner alone.
     let known: HashMap<&str, &Model> = models.iter().map(|model| (model.id.as_str(), model)).collect();
@@ -103,7 +132,7 @@ pub(crate) async fn find(state: &ApiState, caller: &Caller, name: &str) -> Resul
         Model::from(&*entry.model)
     } else {
         let row = state.store.usable_model(&caller.organization, real).await;
-        row.map_err(|error| Problem::from(error).about_model(name))?.into()
+        Model::of(row.map_err(|error| Problem::from(error).about_model(name))?, state)
     };
     Ok(if state.catalog.is_alias(name) { model.called(name) } else { model })
 }
@@ -208,6 +237,20 @@ impl Model {
             owned_by: self.owned_by.clone(),
             root: Some(self.id.clone()),
             parent: self.parent.clone(),
+            defaults: self.defaults,
+        }
+    }
+
+    /// Returns the entry of a fine-tuned model, whose defaults are those of its base.
+    fn of(model: FineTunedModel, state: &ApiState) -> Self {
+        Self {
+            id: model.name,
+            object: "model",
+            created: model.created_at,
+            owned_by: model.organization,
+            root: Some(model.base.clone()),
+            defaults: state.catalog.get(&model.base).ok().map(|entry| (&entry.model.generation).into()),
+            parent: Some(model.base),
         }
     }
 }
@@ -215,19 +258,23 @@ impl Model {
 impl From<&BaseModel> for Model {
     fn from(model: &BaseModel) -> Self {
         let (id, created) = (model.id.clone(), model.created);
-        Self { id, object: "model", created, owned_by: "attune".into(), root: None, parent: None }
+        let defaults = Some((&model.generation).into());
+        Self { id, object: "model", created, owned_by: "attune".into(), root: None, parent: None, defaults }
     }
 }
 
-impl From<FineTunedModel> for Model {
-    fn from(model: FineTunedModel) -> Self {
+impl From<&GenerationDefaults> for ModelDefaults {
+    fn from(defaults: &GenerationDefaults) -> Self {
         Self {
-            id: model.name,
-            object: "model",
-            created: model.created_at,
-            owned_by: model.organization,
-            root: Some(model.base.clone()),
-            parent: Some(model.base),
+            temperature: defaults.temperature,
+            top_p: defaults.top_p,
+            top_k: defaults.top_k,
+            min_p: defaults.min_p,
+            presence_penalty: defaults.presence_penalty,
+            frequency_penalty: defaults.frequency_penalty,
+            repetition_penalty: defaults.repetition_penalty,
+            max_tokens: defaults.max_tokens,
+            max_answer_tokens: defaults.max_answer_tokens,
         }
     }
 }

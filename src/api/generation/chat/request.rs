@@ -16,14 +16,15 @@ use crate::api::http::error::{Problem, Result};
 use crate::api::http::values;
 use crate::api::operations::checks::within;
 
-/// A request for an answer in a conversation.
+/// A request for an answer in a conversation. The model's `defaults` say what holds for sampling fields that are left out
+/// or null.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct ChatRequest {
     /// A base model or a fine-tuned one.
     pub model: String,
     /// The conversation so far.
     pub messages: Vec<ChatMessage>,
-    /// New tokens for each choice at the most; by default until the model ends its answer or the context is full.
+    /// New tokens for each choice at the most; by default the model's `max_tokens`, or until the context is full.
     #[schema(minimum = 1)]
     #[serde(default, deserialize_with = "values::optional")]
     pub max_completion_tokens: Option<usize>,
@@ -31,18 +32,18 @@ pub(crate) struct ChatRequest {
     #[schema(minimum = 1)]
     #[serde(default, deserialize_with = "values::optional")]
     pub max_tokens: Option<usize>,
-    /// 0 takes the most probable token each time.
-    #[schema(minimum = 0, maximum = 2, default = 1)]
+    /// 0 takes the most probable token each time. 1 unless the model has another default.
+    #[schema(minimum = 0, maximum = 2)]
     pub temperature: Option<f32>,
-    /// Draw among the most probable tokens whose probabilities sum to this.
-    #[schema(minimum = 0, maximum = 1, default = 1)]
+    /// Draw among the most probable tokens whose probabilities sum to this. 1 unless the model has another default.
+    #[schema(minimum = 0, maximum = 1)]
     pub top_p: Option<f32>,
     /// Extension: draw among this many of the most probable tokens; 0 and -1 mean all.
-    #[schema(minimum = -1, default = 0)]
+    #[schema(minimum = -1)]
     #[serde(default, deserialize_with = "values::optional")]
     pub top_k: Option<i64>,
     /// Extension: draw among tokens that are at least this probable, relative to the most probable one.
-    #[schema(minimum = 0, maximum = 1, default = 0)]
+    #[schema(minimum = 0, maximum = 1)]
     pub min_p: Option<f32>,
     /// Choices.
     #[schema(minimum = 1, maximum = 128, default = 1)]
@@ -65,13 +66,13 @@ pub(crate) struct ChatRequest {
     #[serde(default, deserialize_with = "values::optional")]
     pub seed: Option<i64>,
     /// Lowers tokens that have occurred.
-    #[schema(minimum = -2, maximum = 2, default = 0)]
+    #[schema(minimum = -2, maximum = 2)]
     pub presence_penalty: Option<f32>,
     /// Lowers tokens by how often they have occurred.
-    #[schema(minimum = -2, maximum = 2, default = 0)]
+    #[schema(minimum = -2, maximum = 2)]
     pub frequency_penalty: Option<f32>,
     /// Extension: lowers tokens of the prompt and the answer where it is above 1, and raises them below 1.
-    #[schema(exclusive_minimum = 0, default = 1)]
+    #[schema(exclusive_minimum = 0)]
     pub repetition_penalty: Option<f32>,
     /// Added to logits, by token id: -100 bans, 100 forces.
     pub logit_bias: Option<HashMap<String, f32>>,
@@ -180,15 +181,18 @@ impl RouteBody for ChatRequest {
 }
 
 impl ChatRequest {
-    /// Returns the largest number of new tokens; `None` if the request does not limit it.
-    pub(crate) fn max_tokens(&self) -> Result<Option<usize>> {
+    /// Returns the largest number of new tokens, `None` if the request does not limit it, after the name of its field.
+    pub(crate) fn max_tokens(&self) -> Result<(&'static str, Option<usize>)> {
         for (param, limit) in [("max_completion_tokens", self.max_completion_tokens), ("max_tokens", self.max_tokens)] {
             if limit == Some(0) {
                 let message = format!("Invalid '{param}': expected a whole number of at least 1, got 0.");
                 return Err(Problem::invalid_code(param, "invalid_value", message));
             }
         }
-        Ok(self.max_completion_tokens.or(self.max_tokens))
+        Ok(match self.max_completion_tokens {
+            None => ("max_tokens", self.max_tokens),
+            limit => ("max_completion_tokens", limit),
+        })
     }
 
     /// Returns the fields that say where an answer ends.
@@ -256,7 +260,7 @@ mod tests {
             (r#""max_tokens":0"#, None),
         ] {
             let request = request(&format!(r#"{{"model":"m","messages":[],{extra}}}"#));
-            assert_eq!(request.max_tokens().ok(), expected, "{extra}");
+            assert_eq!(request.max_tokens().ok().map(|(_, limit)| limit), expected, "{extra}");
         }
     }
 

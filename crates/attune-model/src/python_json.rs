@@ -1,0 +1,43 @@
+//! Reads the JSON files that Python programs write beside a model: `generation_config.json` and `adapter_config.json`.
+
+use serde_json::Value;
+
+/// Parses a file as Python does: a mark of the byte order is skipped, the last of equal keys counts, and `NaN` and
+/// `Infinity` are values, here texts of which no field takes one.
+pub fn parse(file: &[u8]) -> serde_json::Result<Value> {
+    let file = file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file);
+    serde_json::from_slice(file).or_else(|error| serde_json::from_str(&with_quoted_numbers(file).ok_or(error)?))
+}
+
+/// Puts quotation marks around the numbers that JSON does not have; `None` if `file` is not text.
+fn with_quoted_numbers(file: &[u8]) -> Option<String> {
+    let mut rest = std::str::from_utf8(file).ok()?;
+    let mut output = String::with_capacity(rest.len());
+    let (mut inside, mut escaped) = (false, false);
+    while let Some(character) = rest.chars().next() {
+        let number = ["NaN", "Infinity", "-Infinity"].into_iter().find(|number| !inside && rest.starts_with(number));
+        if let Some(number) = number {
+            output.extend(["\"", number, "\""]);
+            rest = &rest[number.len()..];
+            continue;
+        }
+        inside ^= character == '"' && !escaped;
+        escaped = character == '\\' && !escaped;
+        output.push(character);
+        rest = &rest[character.len_utf8()..];
+    }
+    Some(output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn numbers_that_json_does_not_have_are_read_as_texts_and_texts_stay_as_they_are() {
+        let text = "\u{feff}{\"a\": NaN, \"b\": [-Infinity, 1], \"c\\\"\": \"NaN \\\" Infinity\", \"a\": Infinity}";
+        let value = parse(text.as_bytes()).expect("JSON of Python");
+        assert_eq!(value, serde_json::json!({"a": "Infinity", "b": ["-Infinity", 1], "c\"": "NaN \" Infinity"}));
+        assert!(parse(b"{").is_err() && parse(b"\xff").is_err());
+    }
+}
