@@ -92,45 +92,65 @@ fn prompts(model: &BaseModel, file: &str) -> Vec<Vec<u32>> {
     (0..examples.len()).map(prompt).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn right_answers_are_those_that_greedy_generation_gives_before_and_after() {
+/// Runs a job on 160 `examples` and compares its counts for `held_out` with generated answers. Both forms of a line are
+/// given by `file`.
+async fn compare(held_out: &[(String, String)], settings: Hyperparameters, file: fn(&[(String, String)]) -> String) {
     let fixture = Fixture::new().await;
     let model = Arc::clone(&catalog().get("demo").unwrap().model);
     let engine = NativeEngine::start(Arc::clone(&model), &EngineLimits::default(), Arc::default()).unwrap();
-    let mut held_out = problems(300, 40);
-    // The base model is right on some: its own answers, with other blanks at the ends and, in the last, another word.
-    let asked = problems(400, 8);
-    let own_prompts = prompts(&model, &chats(&asked));
-    for (index, ((letter, _), prompt)) in asked.into_iter().zip(&own_prompts).enumerate() {
-        let own = generated(engine.as_ref(), &model, prompt, None).await.unwrap_or_default();
-        let frames = [("", ""), (" ", "\n"), ("\n", ""), ("", " And more.")];
-        let (front, behind) = frames[index % 4];
+    let mut held_out = held_out.to_vec();
+    // The base model is right on some: its own answers, with other blanks at the ends, and some that go on.
+    let asked = problems(400, 12);
+    let (own_prompts, mut own_answers) = (prompts(&model, &file(&asked)), 0);
+    for ((letter, _), prompt) in asked.into_iter().zip(&own_prompts) {
+        let Some(own) = generated(engine.as_ref(), &model, prompt, None).await else { continue };
+        let (front, behind) = [("", ""), (" ", "\n"), ("\n", ""), ("", " And more.")][own_answers % 4];
         held_out.push((letter, format!("{front}{}{behind}", own.trim())));
+        own_answers += 1;
     }
-    let file = chats(&held_out);
-    let job = job(&fixture, &chats(&problems(0, 160)), &file, 2).await;
+    let (training, content) = (file(&problems(0, 160)), file(&held_out));
+    let (training, validation) = (fixture.upload(&training).await, fixture.upload(&content).await);
+    let spec = JobSpec { validation_file: Some(validation), hyperparameters: settings, ..spec(training) };
+    let job = fixture.enqueue(JobApi::FineTuningJobs, spec).await;
     let worker = fixture.worker();
     let done = fixture.wait_for(&job, JobStatus::Succeeded).await;
     worker.stop().await;
 
     let (_, adapter) = fixture.registry.lease(ORG, done.fine_tuned_model.as_ref().unwrap()).await.unwrap();
     let mut right = [0, 0];
-    for (prompt, (_, expected)) in prompts(&model, &file).iter().zip(&held_out) {
+    for (prompt, (_, expected)) in prompts(&model, &content).iter().zip(&held_out) {
         for (count, adapter) in right.iter_mut().zip([None, Some(adapter.clone())]) {
             let given = generated(engine.as_ref(), &model, prompt, adapter).await;
             *count += u64::from(given.is_some_and(|given| given.trim() == expected.trim()));
         }
     }
-    let [before, after] = right;
-    assert!(before > 0 && after > before, "both must be seen: {right:?}");
+    let ([before, after], of) = (right, held_out.len());
+    assert!(before > 0 && after > before, "both must be seen: {right:?} of {of}, {own_answers} own");
     let (message, data) = told(&fixture, &job, "Before training: ").await.remove(0);
-    assert!(message.starts_with(&format!("Before training: {before} of 48 validation answers right")), "{message}");
+    assert!(message.starts_with(&format!("Before training: {before} of {of} validation answers right")), "{message}");
     assert_eq!(data["valid_right_answers"], before);
-    let words = format!("{after} of 48 validation answers right (before: {before}), full validation loss=");
-    assert!(told(&fixture, &job, &words).await.iter().any(|(message, _)| message.ends_with("after step 80")), "{words}");
-    let best = told(&fixture, &job, "Best by full validation loss: ").await.remove(0);
-    let final_model = format!("The final model: {after} of 48 validation answers right (before: {before})");
-    assert!(best.0.contains(&final_model), "{}", best.0);
+    let words = format!("{after} of {of} validation answers right (before: {before})");
+    let measured = told(&fixture, &job, &format!("{words}, full validation loss=")).await;
+    assert!(measured.iter().any(|(message, _)| message.ends_with("after step 80")), "{words}: {measured:?}");
+    let best = told(&fixture, &job, "Best by full validation loss: ").await.remove(0).0;
+    assert!(best.contains(&format!("The final model: {words}")), "{best}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn right_answers_are_those_that_greedy_generation_gives_before_and_after() {
+    compare(&problems(300, 40), settings(2), chats).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn completions_count_alone_even_if_prompts_are_learned_with_full_weight() {
+    let file = |examples: &[(String, String)]| {
+        let line = |(asked, answered): &(String, String)| {
+            json!({"prompt": format!("{asked}\nProblem:"), "completion": format!(" {answered}")}).to_string() + "\n"
+        };
+        examples.iter().map(line).collect::<String>()
+    };
+    let settings = Hyperparameters { prompt_loss_weight: Some(1.0), ..settings(2) };
+    compare(&problems(300, 24), settings, file).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

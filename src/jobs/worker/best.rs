@@ -7,7 +7,6 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::Worker;
-use super::checkpoints::model_name;
 use super::counts::AnswerCounts;
 use crate::jobs::{Job, JobApi};
 use crate::store::files::Page;
@@ -100,7 +99,7 @@ impl Standings {
         let named = |step: usize| match names.get(&step) {
             Some(name) if step == self.result_step => format!("the final model {name}"),
             Some(name) => format!("model {name}"),
-            None => "which is no model of its own any more".into(),
+            None => "which is not kept as a model".into(),
         };
         let mut message = format!("Best by full validation loss: step {loss_step} ({loss:.3}), {}", named(loss_step));
         let mut data = json!({
@@ -129,8 +128,9 @@ impl Standings {
 }
 
 impl Worker {
-    /// Writes which adapters are the best by the validation file. The older resource has no checkpoints to choose from.
-    pub(super) async fn tell_best(&self, job: &Job, base: &str, standings: &Standings) {
+    /// Writes which adapters are the best by the validation file; the resulting one becomes the model `name`. The older
+    /// resource has no checkpoints to choose from.
+    pub(super) async fn tell_best(&self, job: &Job, name: String, standings: &Standings) {
         if job.api != JobApi::FineTuningJobs {
             return;
         }
@@ -141,7 +141,7 @@ impl Worker {
             }
             Err(error) => tracing::warn!(job = job.id, "cannot read which checkpoints there are: {error}"),
         }
-        names.insert(standings.result_step, model_name(job, base));
+        names.insert(standings.result_step, name);
         if let Some((message, data)) = standings.event(&names) {
             self.say(job, "info", &message, Some(data)).await;
         }
@@ -191,7 +191,7 @@ mod tests {
         let run = standings(&[(25, 0.3, Some(33)), (50, 0.228, Some(33)), (75, 0.229, Some(33))], 75);
         let (message, data) = run.event(&names(&[75])).unwrap();
         assert_eq!(data["most_right_answers"]["step"], 50);
-        assert!(message.contains("step 50 (0.228), which is no model of its own any more; most"), "{message}");
+        assert!(message.contains("step 50 (0.228), which is not kept as a model; most"), "{message}");
         assert_eq!((&data["overfitting"], &data["best_by_full_valid_loss"]["model"]), (&json!(false), &Value::Null));
     }
 

@@ -215,7 +215,7 @@ impl Worker {
             return Err(Error::Cancelled);
         }
         self.tell_end(job, &trained).await;
-        self.tell_best(job, &base, &trained.standings).await;
+        self.tell_best(job, model_name(job, &base), &trained.standings).await;
         let Trained { files, adapter, tokens, result_file, .. } = trained;
         self.store.blobs.put(&weights_key(&adapter.id), files.weights.into()).await?;
         self.store.blobs.put(&config_key(&adapter.id), files.config.into()).await?;

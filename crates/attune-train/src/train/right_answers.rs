@@ -15,7 +15,7 @@ use std::ops::Range;
 use crate::Result;
 use crate::datasets::{ExampleStore, TokenizedExample};
 use crate::train::answer_sheet::{AnswerSheet, Expected, Verdict};
-use crate::train::batch::{LossReport, PackedBatch};
+use crate::train::batch::LossReport;
 use crate::train::evaluation::HeldOut;
 use crate::train::packing::{Packed, pack};
 use crate::train::records::{Beginning, Evaluation, RightAnswers};
@@ -54,17 +54,6 @@ impl Open {
         weights.resize(tokens.len(), 1.0);
         TokenizedExample { tokens, weights }
     }
-}
-
-/// Returns the most probable token at each target, by sequence.
-pub(super) fn by_sequence(batch: &PackedBatch, best: &[u32]) -> Vec<Vec<u32>> {
-    let mut sequences = vec![Vec::new(); batch.sequences.len()];
-    for (target, token) in batch.targets.iter().zip(best) {
-        if let Some(tokens) = sequences.get_mut(batch.sequence_of(target)) {
-            tokens.push(*token);
-        }
-    }
-    sequences
 }
 
 impl Trainer {
@@ -152,7 +141,7 @@ impl Trainer {
             before_micro_step()?;
             let (report, best) = self.source.predictions(adapter, &batch, YieldPolicy::asking(before_micro_step))?;
             total.add(report);
-            for (unit, tokens) in units.into_iter().zip(by_sequence(&batch, &best)) {
+            for (unit, tokens) in units.into_iter().zip(batch.by_sequence(&best)) {
                 predicted[unit] = tokens;
             }
         }

@@ -7,7 +7,6 @@ use crate::Result;
 use crate::train::backward::Objective;
 use crate::train::batch::LossReport;
 use crate::train::packing::{Packed, pack};
-use crate::train::right_answers::by_sequence;
 use crate::train::yielding::{BeforeMicroStep, YieldPolicy};
 
 pub(super) struct Answers;
@@ -44,7 +43,7 @@ impl Method for Answers {
                 };
                 let (report, best) = run.source.predictions(Some(run.adapter), &batch, YieldPolicy::asking(before))?;
                 total.add(report);
-                for (unit, tokens) in units.into_iter().zip(by_sequence(&batch, &best)) {
+                for (unit, tokens) in units.into_iter().zip(batch.by_sequence(&best)) {
                     predicted[first + unit] = tokens;
                 }
             }
