@@ -211,7 +211,11 @@ async fn the_best_by_loss_and_by_right_answers_stay_beside_the_newest() {
         let new = NewCheckpoint { metrics, ..new_checkpoint(&job, step, &format!("a{step}")) };
         fixture.queue.add_checkpoint(&job, &new).await.unwrap().unwrap();
     }
-    assert_eq!(steps(&all(&fixture, &job).await), [6, 5, 4, 3, 2], "of equally many right answers the lower loss stays");
+    assert_eq!(
+        steps(&all(&fixture, &job).await),
+        [6, 5, 4, 3, 2],
+        "of equally many right answers the lower loss stays"
+    );
     // A better one takes their place.
     let metrics = json!({"step": 7, "full_valid_loss": 0.1, "valid_right_answers": 20});
     let new = NewCheckpoint { metrics, ..new_checkpoint(&job, 7, "a7") };

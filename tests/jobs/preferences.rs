@@ -61,7 +61,10 @@ async fn a_job_learns_what_is_preferred_beginning_from_indifference() {
     let messages = fixture.messages(&whole).await;
     let said = |words: &str| messages.iter().any(|message| message.contains(words));
     assert!(said("Right answers are not counted: a preference says which of two answers is better"), "{messages:?}");
-    assert!(said(", reward accuracy=") && said("Best by full validation loss: ") && !said("answers right"), "{messages:?}");
+    assert!(
+        said(", reward accuracy=") && said("Best by full validation loss: ") && !said("answers right"),
+        "{messages:?}"
+    );
     assert!(number(last, "valid_loss") < LN_2 && number(last, "valid_reward_accuracy") > 0.5, "{last}");
     let messages = fixture.messages(&whole).await;
     assert!(

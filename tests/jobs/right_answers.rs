@@ -30,8 +30,7 @@ fn problems(skip: usize, count: usize) -> Vec<(String, String)> {
 
 fn chats(examples: &[(String, String)]) -> String {
     let chat = |(asked, answered): &(String, String)| {
-        let messages =
-            [json!({"role": "user", "content": asked}), json!({"role": "assistant", "content": answered})];
+        let messages = [json!({"role": "user", "content": asked}), json!({"role": "assistant", "content": answered})];
         json!({"messages": messages}).to_string() + "\n"
     };
     examples.iter().map(chat).collect()
@@ -55,7 +54,12 @@ async fn told(fixture: &Fixture, job: &Job, words: &str) -> Vec<(String, Value)>
 }
 
 /// Generates the answer that a request with temperature 0 gets; `None` if it does not end.
-async fn generated(engine: &dyn Backend, model: &BaseModel, prompt: &[u32], adapter: Option<AdapterLease>) -> Option<String> {
+async fn generated(
+    engine: &dyn Backend,
+    model: &BaseModel,
+    prompt: &[u32],
+    adapter: Option<AdapterLease>,
+) -> Option<String> {
     let request = GenerateRequest {
         organization: ORG.into(),
         prompt: prompt.to_vec().into(),
@@ -85,8 +89,7 @@ async fn generated(engine: &dyn Backend, model: &BaseModel, prompt: &[u32], adap
 
 /// Reads the prompts of a validation file.
 fn prompts(model: &BaseModel, file: &str) -> Vec<Vec<u32>> {
-    let settings =
-        RenderSettings { prompt_loss_weight: 0.0, max_tokens: 1024, scratch: std::env::temp_dir(), now: 0 };
+    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 1024, scratch: std::env::temp_dir(), now: 0 };
     let examples = datasets::read(file.as_bytes(), Purpose::Validation, model, &settings).unwrap().examples;
     let prompt = |index| Question::of(&examples.get(index).unwrap()).unwrap().prompt;
     (0..examples.len()).map(prompt).collect()
@@ -204,5 +207,8 @@ async fn what_cannot_be_counted_is_said_and_the_best_checkpoint_named_all_the_sa
     assert!(told(&fixture, &job, "answers right").await.is_empty());
     assert_eq!(told(&fixture, &job, "Full validation loss=").await.len(), 2);
     let (message, data) = told(&fixture, &job, "Best by full validation loss: ").await.remove(0);
-    assert!(data["best_by_full_valid_loss"]["model"].is_string() && data.get("most_right_answers").is_none(), "{message}");
+    assert!(
+        data["best_by_full_valid_loss"]["model"].is_string() && data.get("most_right_answers").is_none(),
+        "{message}"
+    );
 }
