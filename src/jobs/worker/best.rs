@@ -1,5 +1,5 @@
-//! Words at a job's end which of its adapters are the best by the validation file, the names to use them by, and whether
-//! training went on for too long. Called by [`super::job_run`].
+//! Words at a job's end which of its adapters are the best by the validation file, the names to use them by, and
+//! whether training went on for too long. Called by [`super::job_run`].
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
