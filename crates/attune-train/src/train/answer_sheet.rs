@@ -1,5 +1,5 @@
-//! The held-out answers that are counted as right or wrong ([`super::right_answers`]): which they are, their classes, and
-//! how the beginning of a greedy answer is judged.
+//! Lists the held-out answers that are counted as right or wrong ([`super::right_answers`]), with their classes, and
+//! judges the beginning of a greedy answer.
 
 use std::ops::Range;
 

@@ -225,8 +225,8 @@ fn class_numbers(index: usize, record: &StepRecord) -> Vec<f64> {
     [index as f64, figures.len() as f64].into_iter().chain(figures.iter().copied()).collect()
 }
 
-/// Returns for each count of right answers the number of its step, 0 for the model that training begins with, the number
-/// of its classes, the right answers, all answers, and the right answers of each class.
+/// Returns for each count of right answers the number of its step (0 for the model that training begins with), the
+/// number of its classes, the right answers, all answers, and the right answers of each class.
 fn answer_numbers(history: &[StepRecord], before: Option<&Beginning>) -> Vec<f64> {
     let before = before.map(|before| (0, &before.answers));
     let steps = history.iter().zip(1..).filter_map(|(record, step)| Some((step, record.right_answers.as_ref()?)));

@@ -62,8 +62,8 @@ fn most_probable(kernels: &Kernels, logits: &Tensor) -> Result<Vec<u32>> {
     Ok(rows.iter().map(|row| position_of_max(row) as u32).collect())
 }
 
-/// Does the same as [`vocabulary_loss`] in chunks of `size` targets, and adds the most probable tokens to `best` if it is
-/// given.
+/// Does the same as [`vocabulary_loss`] in chunks of `size` targets, and adds the most probable tokens to `best` if it
+/// is given.
 fn vocabulary_loss_by(
     size: usize,
     decoder: &Decoder,

@@ -6,9 +6,9 @@
 //! [`preference`], [`contrastive`] and [`dropout`] compute its gradients; `yielding` lets requests in between;
 //! [`optimizer`] and [`schedule`] update the [`parameters`] in `state`. [`checkpoint`] makes a run resumable to the
 //! bit; [`evaluation`] measures it and decides when it ends; [`classification`] measures how well it classifies
-//! prompts, [`right_answers`] counts the
-//! right answers of an [`answer_sheet`]; [`records`] holds the record of each step. [`estimate`] predicts the cost of a run, from the measurements
-//! of [`calibration`]; [`recomputation`] trades time for memory if that is scarce, within [`memory_bounds`].
+//! prompts, [`right_answers`] counts those of an [`answer_sheet`]; [`records`] holds the record of each step.
+//! [`estimate`] predicts the cost of a run, from the measurements of [`calibration`]; [`recomputation`] trades time for
+//! memory if that is scarce, within [`memory_bounds`].
 
 pub mod answer_sheet;
 pub mod backward;
