@@ -2,8 +2,9 @@
 //!
 //! This file is the claim loop. [`job_run`] is one job from claim to end, and [`training`] its part on a thread of its
 //! own. [`checkpoints`] stores the states of a running job, [`report`] writes its events, [`counts`] those of right
-//! answers, [`answers`] asks the models at its end, [`best`] names the best of its adapters, [`lease`] keeps the claim alive and brings requests to stop. [`estimate`] tells the time, memory and
-//! cost of a job, with the figures of [`forecast`].
+//! answers, [`answers`] asks the models at its end, [`best`] names the best of its adapters, [`lease`] keeps the claim
+//! alive and brings requests to stop. [`estimate`] tells the time, memory and cost of a job, with the figures of
+//! [`forecast`].
 
 mod answers;
 mod best;

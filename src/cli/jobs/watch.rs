@@ -188,8 +188,8 @@ impl Display {
     }
 }
 
-/// Formats an event for people: its message; of the answers to validation prompts each text on a line of its own, as long
-/// as the server gives it.
+/// Formats an event for people: its message; of the answers to validation prompts each text on a line of its own, as
+/// long as the server gives it.
 fn message_lines(event: &Value) -> Vec<String> {
     let message = clean(event["message"].as_str().unwrap_or_default());
     let Some(answers) = event["data"]["answers"].as_array() else {
@@ -215,8 +215,8 @@ fn step_line(metrics: &Value) -> String {
     format!("step {}/{}: {}{left}", count("step"), count("total_steps"), figures(metrics))
 }
 
-/// Formats `loss 1.23, 1,020 tokens/s`, with the validation figures if they were measured and accuracies when training on
-/// pairs.
+/// Formats `loss 1.23, 1,020 tokens/s`, with the validation figures if they were measured and accuracies when training
+/// on pairs.
 fn figures(metrics: &Value) -> String {
     let number = |name: &str| metrics[name].as_f64();
     let mut parts = vec![format!("loss {:.3}", number("train_loss").unwrap_or(f64::NAN))];

@@ -78,8 +78,8 @@ impl Standings {
         let last = self.standings.iter().rev().find(|standing| standing.loss.is_some())?;
         let loss = last.loss.filter(|loss| *loss > RISE * lowest && last.step > step)?;
         let mut words = format!(
-            "From step {step} to step {} the full validation loss rose from {lowest:.3} to {loss:.3}: the model began to \
-             learn its examples by heart (overfitting)",
+            "From step {step} to step {} the full validation loss rose from {lowest:.3} to {loss:.3}: the model began \
+             to learn its examples by heart (overfitting)",
             last.step
         );
         let right_at = |step| self.standings.iter().find(|standing| standing.step == step)?.right;
@@ -177,9 +177,10 @@ mod tests {
         assert_eq!(
             message,
             "Best by full validation loss: step 50 (0.228), model ft:m:50; most right answers: step 75 (34 of 40), the \
-             final model ft:m:75. The final model: 34 of 40 validation answers right (before: 0). From step 50 to step 75 \
-             the full validation loss rose from 0.228 to 0.336: the model began to learn its examples by heart \
-             (overfitting), though its right answers did not become fewer (33, then 34). Fewer epochs or more examples help"
+             final model ft:m:75. The final model: 34 of 40 validation answers right (before: 0). From step 50 to step \
+             75 the full validation loss rose from 0.228 to 0.336: the model began to learn its examples by heart \
+             (overfitting), though its right answers did not become fewer (33, then 34). Fewer epochs or more examples \
+             help"
         );
         assert_eq!(data["best_by_full_valid_loss"]["model"], "ft:m:50");
         assert_eq!(data["most_right_answers"], json!({"step": 75, "right": 34, "of": 40, "model": "ft:m:75"}));

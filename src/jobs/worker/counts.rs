@@ -226,8 +226,8 @@ mod tests {
         };
         assert_eq!(
             before((40, 40), 0).0,
-            "Before training: 1 of 40 validation answers right, full validation loss=0.228. By answer: \"database\" 1 of \
-             20, \"mail\" 0 of 20"
+            "Before training: 1 of 40 validation answers right, full validation loss=0.228. By answer: \"database\" 1 \
+             of 20, \"mail\" 0 of 20"
         );
         let (message, data) = before((40, 900), 2);
         assert!(message.contains(", their loss=0.228. Counted are the answers of the first 40 of 900 "), "{message}");
