@@ -1,5 +1,6 @@
-//! Checkpoints of a job that serve as models: one at the end of each epoch, of which the last few are kept. The worker
-//! adds them, `api` lists them. The state that a job resumes from is another thing: the `checkpoint` in its row.
+//! Checkpoints of a job that serve as models: one at the end of each epoch, of which the last few and the best are kept.
+//! The worker adds them, `api` lists them. The state that a job resumes from is another thing: the `checkpoint` in its
+//! row.
 
 use serde_json::Value;
 
@@ -8,7 +9,7 @@ use crate::jobs::{Job, Result, sql};
 use crate::store::files::{Page, cut_page};
 use crate::store::new_id;
 
-/// Checkpoints of a job that are kept.
+/// Newest checkpoints of a job that are kept; the best ones are besides.
 const KEPT: i64 = 3;
 
 /// A checkpoint as clients see it.
@@ -43,8 +44,9 @@ pub struct NewCheckpoint {
 
 impl Queue {
     /// Makes a stored adapter a model of the job's organisation and drops the oldest checkpoints beyond the last three,
-    /// with their blobs unless another model uses them. Returns the names of the dropped ones; `None` if the lease is
-    /// lost and nothing was written. If an earlier attempt has made a checkpoint of the same name, that one stays.
+    /// except for the best by full validation loss and by right answers, with their blobs unless another model uses
+    /// them. Returns the names of the dropped ones; `None` if the lease is lost and nothing was written. If an earlier
+    /// attempt has made a checkpoint of the same name, that one stays.
     pub async fn add_checkpoint(&self, job: &Job, new: &NewCheckpoint) -> Result<Option<Vec<String>>> {
         let rows: Vec<(Option<String>, Option<String>)> = sqlx::query_as(sql::ADD_CHECKPOINT)
             .bind(job.key)

@@ -1,15 +1,18 @@
 //! Claims jobs and runs them: file to tokens, tokens to adapter, adapter to model. Runs inside `serve`, or alone.
 //!
 //! This file is the claim loop. [`job_run`] is one job from claim to end, and [`training`] its part on a thread of its
-//! own. [`checkpoints`] stores the states of a running job, [`report`] writes its events, [`answers`] asks the models
-//! at its end, [`lease`] keeps the claim alive and brings requests to stop. [`estimate`] tells the time, memory and
-//! cost of a job, with the figures of [`forecast`].
+//! own. [`checkpoints`] stores the states of a running job, [`report`] writes its events, [`counts`] those of right
+//! answers, [`answers`] asks the models at its end, [`best`] names the best of its adapters, [`lease`] keeps the claim
+//! alive and brings requests to stop. [`estimate`] tells the time, memory and cost of a job, with the figures of
+//! [`forecast`].
 
 mod answers;
+mod best;
 mod cancellable_reader;
 mod checkpoints;
 mod clocks;
 mod compatibility;
+mod counts;
 pub mod estimate;
 mod forecast;
 mod inputs;

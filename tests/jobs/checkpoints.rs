@@ -202,6 +202,28 @@ async fn a_step_has_one_checkpoint_and_a_lost_lease_none() {
 }
 
 #[tokio::test]
+async fn the_best_by_loss_and_by_right_answers_stay_beside_the_newest() {
+    let fixture = Fixture::new().await;
+    let job = claimed(&fixture).await;
+    let figures = [(1, 0.5, 9), (2, 0.2, 3), (3, 0.3, 9), (4, 0.6, 0), (5, 0.7, 2), (6, 0.8, 1)];
+    for (step, loss, right) in figures {
+        let metrics = json!({"step": step, "full_valid_loss": loss, "valid_right_answers": right});
+        let new = NewCheckpoint { metrics, ..new_checkpoint(&job, step, &format!("a{step}")) };
+        fixture.queue.add_checkpoint(&job, &new).await.unwrap().unwrap();
+    }
+    assert_eq!(
+        steps(&all(&fixture, &job).await),
+        [6, 5, 4, 3, 2],
+        "of equally many right answers the lower loss stays"
+    );
+    // A better one takes their place.
+    let metrics = json!({"step": 7, "full_valid_loss": 0.1, "valid_right_answers": 20});
+    let new = NewCheckpoint { metrics, ..new_checkpoint(&job, 7, "a7") };
+    assert_eq!(fixture.queue.add_checkpoint(&job, &new).await.unwrap().unwrap().len(), 3);
+    assert_eq!(steps(&all(&fixture, &job).await), [7, 6, 5]);
+}
+
+#[tokio::test]
 async fn older_checkpoints_make_room_with_the_files_that_nobody_else_needs() {
     let fixture = Fixture::new().await;
     let job = claimed(&fixture).await;

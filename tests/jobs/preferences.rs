@@ -58,6 +58,13 @@ async fn a_job_learns_what_is_preferred_beginning_from_indifference() {
     assert_eq!((number(first, "train_reward_margin"), number(first, "train_reward_accuracy")), (0.0, 0.0));
     assert!(number(last, "train_loss") < LN_2 && number(last, "train_reward_margin") > 0.0, "{last}");
     assert!(number(last, "train_reward_accuracy") > 0.7, "{last}");
+    let messages = fixture.messages(&whole).await;
+    let said = |words: &str| messages.iter().any(|message| message.contains(words));
+    assert!(said("Right answers are not counted: a preference says which of two answers is better"), "{messages:?}");
+    assert!(
+        said(", reward accuracy=") && said("Best by full validation loss: ") && !said("answers right"),
+        "{messages:?}"
+    );
     assert!(number(last, "valid_loss") < LN_2 && number(last, "valid_reward_accuracy") > 0.5, "{last}");
     let messages = fixture.messages(&whole).await;
     assert!(

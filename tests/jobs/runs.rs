@@ -54,7 +54,8 @@ async fn a_job_becomes_a_model_that_is_in_memory_and_in_the_store() {
     let result = fixture.store().blobs.get(&format!("files/{}", done.result_files[0])).await.unwrap();
     let result = String::from_utf8(result.to_vec()).unwrap();
     let header = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy";
-    assert_eq!(result.lines().next().unwrap(), format!("{header},full_valid_loss,full_valid_mean_token_accuracy"));
+    let measured = "full_valid_loss,full_valid_mean_token_accuracy,valid_right_answers,valid_counted_answers";
+    assert_eq!(result.lines().next().unwrap(), format!("{header},{measured}"));
     assert_eq!(result.lines().count(), 13);
     let file = fixture.store().file(ORG, &done.result_files[0]).await.unwrap();
     assert_eq!((file.filename.as_str(), file.purpose.as_str()), ("step_metrics.csv", "fine-tune-results"));

@@ -50,6 +50,25 @@ def test_lines_of_a_pipe_show_each_step_once_and_the_end(binary, server, client,
         assert words in out, words
 
 
+def test_a_job_with_a_validation_file_shows_its_right_answers_and_the_best_checkpoint(
+    binary, server, client, tickets, heldout
+):
+    files = [upload(client, lines) for lines in (tickets[:24], heldout[:6])]
+    job = create_job(client, files[0], validation_file=files[1])
+    done = wait_for_end(client, job.id)
+    assert done.status == "succeeded", done.error
+    shown = command(binary, "watch", job.id, "--url", server.url)
+    lines = shown.stdout.splitlines()
+    assert re.search(r"full validation loss [\d.]+, \d of 6 answers right \(before: 0\)", shown.stdout), shown.stdout
+    assert re.search(r"^\S+ \d of 6 validation answers right \(before: 0\), full", shown.stdout, re.MULTILINE)
+    assert "Best by full validation loss: step " in shown.stdout and done.fine_tuned_model in shown.stdout
+    place = next(number for number, line in enumerate(lines) if line.endswith(" Answers to 3 validation prompts:"))
+    names = [line[6:].split()[0] for line in lines[place + 1 : place + 13]]
+    assert names == ["prompt", "expected", "base", "fine-tuned"] * 3
+    letter, expected = (message["content"] for message in heldout[0]["messages"])
+    assert letter in lines[place + 1] and lines[place + 2].endswith(expected), lines[place : place + 5]
+
+
 def test_the_exit_status_says_how_a_job_ended(binary, server, client, tickets):
     few = create_job(client, upload(client, tickets[:3]))
     wait_for_end(client, few.id)

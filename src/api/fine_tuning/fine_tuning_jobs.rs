@@ -149,7 +149,8 @@ pub(crate) async fn events(
 
 /// List a job's checkpoints
 ///
-/// One is made at the end of each epoch and can be used as a model at once; the last three are kept.
+/// One is made at the end of each epoch and can be used as a model at once; the last three are kept, and the best
+/// by the validation file.
 #[utoipa::path(
     get, path = "/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints", operation_id = "listFineTuningJobCheckpoints",
     tag = "Fine-tuning", params(("fine_tuning_job_id" = String, Path), Cursor),

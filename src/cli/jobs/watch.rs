@@ -155,7 +155,7 @@ impl Display {
                     bar.set_message(figures(metrics));
                 }
                 (None, Value::Object(_)) => self.line(&format!("{} {}", time(event), step_line(metrics)))?,
-                _ => self.line(&format!("{} {}", time(event), clean(event["message"].as_str().unwrap_or_default())))?,
+                _ => message_lines(event).iter().try_for_each(|line| self.line(line))?,
             }
         }
         if let Some(bar) = &self.bar {
@@ -188,6 +188,25 @@ impl Display {
     }
 }
 
+/// Formats an event for people: its message; of the answers to validation prompts each text on a line of its own, as
+/// long as the server gives it.
+fn message_lines(event: &Value) -> Vec<String> {
+    let message = clean(event["message"].as_str().unwrap_or_default());
+    let Some(answers) = event["data"]["answers"].as_array() else {
+        return vec![format!("{} {message}", time(event))];
+    };
+    let (head, _) = message.split_once(':').unwrap_or((&message, ""));
+    let mut lines = vec![format!("{} {head}:", time(event))];
+    for (number, answer) in (1..).zip(answers) {
+        let shown = [("prompt", "prompt"), ("expected", "expected"), ("base", "base"), ("fine-tuned", "fine_tuned")];
+        for (index, (name, field)) in shown.into_iter().enumerate() {
+            let number = if index == 0 { format!("({number})") } else { String::new() };
+            lines.push(format!("  {number:<4}{name:<10} {}", clean(answer[field].as_str().unwrap_or_default().trim())));
+        }
+    }
+    lines
+}
+
 /// Formats a step: `step 12/300: loss 1.23, 1,020 tokens/s, 3 min 2 s left`.
 fn step_line(metrics: &Value) -> String {
     let count = |name: &str| metrics[name].as_u64().unwrap_or_default();
@@ -196,8 +215,8 @@ fn step_line(metrics: &Value) -> String {
     format!("step {}/{}: {}{left}", count("step"), count("total_steps"), figures(metrics))
 }
 
-/// Formats `loss 1.23, 1,020 tokens/s`, with the validation loss if it was measured and accuracies when training on
-/// pairs.
+/// Formats `loss 1.23, 1,020 tokens/s`, with the validation figures if they were measured and accuracies when training
+/// on pairs.
 fn figures(metrics: &Value) -> String {
     let number = |name: &str| metrics[name].as_f64();
     let mut parts = vec![format!("loss {:.3}", number("train_loss").unwrap_or(f64::NAN))];
@@ -205,6 +224,12 @@ fn figures(metrics: &Value) -> String {
     parts.extend(number("train_accuracy").map(|share| format!("accuracy {share:.2}")));
     parts.extend(number("valid_loss").map(|loss| format!("validation loss {loss:.3}")));
     parts.extend(number("valid_accuracy").map(|share| format!("validation accuracy {share:.2}")));
+    parts.extend(number("full_valid_loss").map(|loss| format!("full validation loss {loss:.3}")));
+    let count = |name: &str| metrics[name].as_u64();
+    if let (Some(right), Some(of)) = (count("valid_right_answers"), count("valid_counted_answers")) {
+        let before = count("valid_right_answers_before").map_or_else(String::new, |n| format!(" (before: {n})"));
+        parts.push(format!("{right} of {of} answers right{before}"));
+    }
     parts.extend(number("tokens_per_second").map(|rate| format!("{} tokens/s", format::count(rate))));
     parts.join(", ")
 }
@@ -236,6 +261,30 @@ mod tests {
         let pairs = json!({"train_loss": 0.5, "train_accuracy": 0.875, "valid_loss": 0.25, "valid_accuracy": 1.0});
         assert_eq!(figures(&pairs), "loss 0.500, accuracy 0.88, validation loss 0.250, validation accuracy 1.00");
         assert_eq!(step_line(&last), "step 3/3: loss 0.500, validation loss 0.750, 9.5 tokens/s, 0.0 s left");
+    }
+
+    #[test]
+    fn the_whole_validation_file_has_its_own_figures() {
+        let metrics = json!({"train_loss": 0.5, "valid_loss": 0.25, "full_valid_loss": 0.228, "valid_right_answers": 33,
+            "valid_counted_answers": 40, "valid_right_answers_before": 0});
+        let expected =
+            "loss 0.500, validation loss 0.250, full validation loss 0.228, 33 of 40 answers right (before: 0)";
+        assert_eq!(figures(&metrics), expected);
+    }
+
+    #[test]
+    fn answers_stand_below_each_other_with_prompt_and_expected_answer() {
+        let answers = json!([{"prompt": "long\nprompt", "expected": "yes", "base": "no", "fine_tuned": "yes"}]);
+        let message = "Answers to 1 validation prompts: (1) base: \"no\"";
+        let event = json!({"created_at": 0, "message": message, "data": {"answers": answers}});
+        let expected = [
+            "00:00:00 Answers to 1 validation prompts:",
+            "  (1) prompt     long prompt",
+            "      expected   yes",
+            "      base       no",
+            "      fine-tuned yes",
+        ];
+        assert_eq!(message_lines(&event), expected);
     }
 
     #[test]

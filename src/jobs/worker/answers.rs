@@ -12,7 +12,7 @@ use serde_json::json;
 use super::Worker;
 use super::lease::Control;
 use crate::datasets::parse::shorten;
-use crate::engine::{Backend, Event, GenerateRequest, Sampling};
+use crate::engine::{Backend, Event, FinishReason, GenerateRequest, Sampling};
 use crate::jobs::Job;
 use crate::jobs::{Error, Result};
 use crate::model::BaseModel;
@@ -27,6 +27,8 @@ const LIMIT: Duration = Duration::from_mins(1);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Most characters of a text in the event's data: of prompts the last ones, which hold the question, else the first.
 const SHOWN: usize = 500;
+/// Sign in place of what is cut off.
+const CUT: &str = "…";
 
 impl Worker {
     /// Asks both models and writes an event with their answers. Leaves out questions that fail: the job does not depend
@@ -73,8 +75,14 @@ impl Worker {
             let text = |tokens: &[u32]| model.tokenizer.decode(tokens, true).map(|text| printable(&text));
             let (Ok(prompt), Ok(expected)) = (text(&question.prompt), text(&question.answer)) else { continue };
             let (own, tuned) = (printable(&own), printable(&tuned));
-            let _ =
-                write!(message, " ({}) base: {:?}, fine-tuned: {:?}.", data.len() + 1, shorten(&own), shorten(&tuned));
+            let _ = write!(
+                message,
+                " ({}) base: {:?}, fine-tuned: {:?}, expected: {:?}.",
+                data.len() + 1,
+                shorten(&own),
+                shorten(&tuned),
+                shorten(expected.trim())
+            );
             data.push(json!({
                 "prompt": last_characters(&prompt),
                 "expected": first_characters(&expected),
@@ -114,7 +122,10 @@ async fn answer(
         match event {
             Event::Prompt { .. } => {}
             Event::Token { text, .. } => answer += &text,
-            Event::Finished { text, .. } => return Ok(answer + &text),
+            Event::Finished { text, reason, .. } => {
+                let cut = if reason == FinishReason::Length { CUT } else { "" };
+                return Ok(answer + &text + cut);
+            }
             Event::Failed(error) => return Err(error.into()),
         }
     }
@@ -122,17 +133,19 @@ async fn answer(
 }
 
 /// Replaces NUL, which the database cannot store.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
 fn first_characters(text: &str) -> String {
-    text.chars().take(SHOWN).collect()
+    let cut = if text.chars().nth(SHOWN).is_some() { CUT } else { "" };
+    text.chars().take(SHOWN).chain(cut.chars()).collect()
 }
 
 fn last_characters(text: &str) -> String {
     let skipped = text.chars().count().saturating_sub(SHOWN);
-    text.chars().skip(skipped).collect()
+    let cut = if skipped > 0 { CUT } else { "" };
+    cut.chars().chain(text.chars().skip(skipped)).collect()
 }
 
 #[cfg(test)]
@@ -142,8 +155,9 @@ mod tests {
     #[test]
     fn long_texts_are_cut_where_they_matter_least() {
         let text = format!("{}é", "a".repeat(SHOWN));
-        assert_eq!(first_characters(&text), "a".repeat(SHOWN));
-        assert!(last_characters(&text).ends_with("aé") && last_characters(&text).chars().count() == SHOWN);
+        assert_eq!(first_characters(&text), format!("{}…", "a".repeat(SHOWN)));
+        let last = last_characters(&text);
+        assert!(last.starts_with("…a") && last.ends_with("aé") && last.chars().count() == SHOWN + 1, "{last}");
         assert_eq!((first_characters("é"), last_characters("é")), ("é".into(), "é".into()));
         assert_eq!(printable("a\0b"), "a\u{fffd}b");
     }

@@ -8,6 +8,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::lease::{Control, Interrupt};
+use super::progress::StepFigures;
 use super::report::checkpoint_metrics;
 use super::{LEASE, Worker};
 use crate::adapters::peft::PeftFiles;
@@ -16,7 +17,6 @@ use crate::jobs::Result;
 use crate::jobs::checkpoints::NewCheckpoint;
 use crate::jobs::{Job, JobApi};
 use crate::store;
-use crate::train::{StepReport, Validation};
 
 /// Attempts to publish a checkpoint while database or storage do not answer, a second apart. The next state waits for
 /// it, so that the checkpoint is not lost with this attempt.
@@ -53,17 +53,17 @@ impl Worker {
         &self,
         job: &Job,
         base: &str,
-        step: &StepReport,
-        validation: Option<Validation>,
+        figures: &StepFigures,
         files: PeftFiles,
         control: &Control,
     ) {
+        let step = &figures.step;
         let new = NewCheckpoint {
             model: format!("{}:ckpt-step-{}", model_name(job, base), step.step),
             base: base.into(),
             adapter: files.id(),
             step: step.step as i64,
-            metrics: checkpoint_metrics(step, validation),
+            metrics: checkpoint_metrics(figures),
         };
         let (weights, config) = (Bytes::from(files.weights), Bytes::from(files.config));
         let mut attempt = 1;

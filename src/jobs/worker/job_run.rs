@@ -174,10 +174,15 @@ impl Worker {
                     resolved = plan.resolved.clone();
                     self.tell_plan(job, base, &plan).await;
                 }
-                Progress::Step { step: report, validation, tokens_per_second, remaining } => {
+                Progress::Before(measured) => self.tell_before(job, &measured).await,
+                Progress::NotCounted(why) => {
+                    self.say(job, "info", &format!("Right answers are not counted: {why}"), None).await;
+                }
+                Progress::Measured(measured) => self.tell_measured(job, &measured).await,
+                Progress::Step { figures, tokens_per_second, remaining } => {
                     let finish = seconds_from_now(remaining.as_secs_f64());
                     let speed = Speed { tokens_per_second, elapsed: begin.elapsed(), remaining };
-                    self.tell_step(job, &report, validation, speed).await;
+                    self.tell_step(job, &figures, speed).await;
                     if let Err(error) = self.queue.record_plan(job, &resolved, Some(finish)).await {
                         tracing::warn!(job = job.id, "cannot write the expected end: {error}");
                     }
@@ -186,8 +191,8 @@ impl Worker {
                 Progress::Epoch { done, of } => {
                     self.say(job, "info", &format!("Completed epoch {done}/{of}"), None).await;
                 }
-                Progress::Model { step, validation, files } => {
-                    self.publish_checkpoint(job, base, &step, validation, files, control).await;
+                Progress::Model { figures, files } => {
+                    self.publish_checkpoint(job, base, &figures, files, control).await;
                 }
                 Progress::Checkpoint { step, state } => match self.keep_state(job, step, state, control).await {
                     Ok(key) => {
@@ -210,6 +215,7 @@ impl Worker {
             return Err(Error::Cancelled);
         }
         self.tell_end(job, &trained).await;
+        self.tell_best(job, model_name(job, &base), &trained.standings).await;
         let Trained { files, adapter, tokens, result_file, .. } = trained;
         self.store.blobs.put(&weights_key(&adapter.id), files.weights.into()).await?;
         self.store.blobs.put(&config_key(&adapter.id), files.config.into()).await?;

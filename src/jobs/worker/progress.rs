@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::best::Standings;
+use super::counts::{AnswerCounts, Measured, MeasuredBefore};
 use super::forecast::{Forecast, RunAccount};
 use crate::adapters::peft::PeftFiles;
 use crate::datasets::{DatasetReport, NotedLines};
@@ -15,16 +17,32 @@ use crate::train::{Question, StepReport, TrainingMethod, Validation};
 pub(super) enum Progress {
     /// The files are read, training begins.
     Planned(Box<TrainingPlan>),
+    /// Right answers and loss of the model that training begins with.
+    Before(Box<MeasuredBefore>),
+    /// Answers are not counted, and why.
+    NotCounted(&'static str),
     /// Figures of a step, for an event.
-    Step { step: StepReport, validation: Option<Validation>, tokens_per_second: f64, remaining: Duration },
+    Step { figures: StepFigures, tokens_per_second: f64, remaining: Duration },
+    /// Figures of the whole validation file.
+    Measured(Box<Measured>),
     /// Classification metrics of the validation file, by name.
     Classified(Vec<(String, f64)>),
     /// An epoch is complete.
     Epoch { done: usize, of: usize },
     /// The adapter at the end of an epoch, to be used as a model.
-    Model { step: StepReport, validation: Option<Validation>, files: PeftFiles },
+    Model { figures: StepFigures, files: PeftFiles },
     /// State that another attempt can go on from.
     Checkpoint { step: usize, state: Vec<u8> },
+}
+
+/// Figures of a step.
+#[derive(Debug, Clone)]
+pub(super) struct StepFigures {
+    pub step: StepReport,
+    /// Metrics of the validation file; `None` if they were not measured after this step.
+    pub validation: Option<Validation>,
+    /// Right answers of the validation file; `None` if they were not counted after this step.
+    pub counts: Option<AnswerCounts>,
 }
 
 /// Files, settings and forecast of a run, before its first step.
@@ -58,6 +76,8 @@ pub(super) struct Trained {
     pub account: RunAccount,
     /// First questions of the validation file.
     pub questions: Vec<Question>,
+    /// Figures of the validation file in the whole run.
+    pub standings: Standings,
     /// Step that the adapter is from; `None` if that is the last.
     pub chosen: Option<usize>,
     /// Last step of a run that ended early; `None` if all planned steps were done.

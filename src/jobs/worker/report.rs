@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Worker;
 use super::forecast::{Forecast, RunAccount};
-use super::progress::{Trained, TrainingPlan};
+use super::progress::{StepFigures, Trained, TrainingPlan};
 use super::warnings::warnings;
 use crate::datasets::DatasetReport;
 use crate::jobs::Error;
@@ -54,9 +54,9 @@ impl Worker {
     }
 
     /// Writes a step's figures as a metrics event.
-    pub(super) async fn tell_step(&self, job: &Job, report: &StepReport, validation: Option<Validation>, speed: Speed) {
-        let data = metrics(report, validation, speed);
-        self.add_event(job, "info", "metrics", &step_message(report, validation), Some(data)).await;
+    pub(super) async fn tell_step(&self, job: &Job, figures: &StepFigures, speed: Speed) {
+        let (message, data) = (step_message(&figures.step, figures.validation), metrics(figures, speed));
+        self.add_event(job, "info", "metrics", &message, Some(data)).await;
     }
 
     /// Writes time, memory and cost of the training beside the expected ones, and keeps the rate for the next estimate.
@@ -255,7 +255,9 @@ fn step_message(report: &StepReport, validation: Option<Validation>) -> String {
 }
 
 /// Makes the data of a metrics event.
-fn metrics(report: &StepReport, validation: Option<Validation>, speed: Speed) -> Value {
+fn metrics(figures: &StepFigures, speed: Speed) -> Value {
+    let StepFigures { step: report, validation, counts } = figures;
+    let validation = *validation;
     let figures = |evaluation: Option<Evaluation>| {
         (evaluation.map(|figures| figures.loss), evaluation.map(|figures| figures.token_accuracy))
     };
@@ -278,6 +280,9 @@ fn metrics(report: &StepReport, validation: Option<Validation>, speed: Speed) ->
         "remaining_seconds": speed.remaining.as_secs_f64(),
     });
     add_rewards(&mut data, report, validation);
+    if let Some(counts) = counts {
+        counts.add_to(&mut data);
+    }
     data
 }
 
@@ -292,7 +297,9 @@ fn add_rewards(data: &mut Value, report: &StepReport, validation: Option<Validat
 }
 
 /// Makes the figures of a checkpoint; those of the validation file only if there is one.
-pub(super) fn checkpoint_metrics(report: &StepReport, validation: Option<Validation>) -> Value {
+pub(super) fn checkpoint_metrics(figures: &StepFigures) -> Value {
+    let StepFigures { step: report, validation, counts } = figures;
+    let validation = *validation;
     let named = report.method.labels().accuracy;
     let mut metrics = json!({
         "step": report.step,
@@ -307,6 +314,9 @@ pub(super) fn checkpoint_metrics(report: &StepReport, validation: Option<Validat
         }
     }
     add_rewards(&mut metrics, report, validation);
+    if let Some(counts) = counts {
+        counts.add_to(&mut metrics);
+    }
     metrics
 }
 

@@ -6,12 +6,12 @@
 //! count the tokens of full weight only; a sequence is right if all of its tokens of full weight are. Of pairs of
 //! texts, losses are means over the anchors, and accuracies shares of the anchors to which their own positive was the
 //! nearest. The older resource's validation columns are of the whole file; the current one has those of the sample and,
-//! in `full_…`, of the whole file.
+//! in `full_…`, of the whole file, with two more if answers are counted: how many were right, of how many.
 
 use crate::jobs::JobApi;
 use crate::jobs::{Error, Result};
 use crate::train::methods::Labels;
-use crate::train::records::{Evaluation, Rewards, StepRecord};
+use crate::train::records::{Evaluation, Rewards, RightAnswers, StepRecord};
 
 /// Returns the file's name.
 pub(super) const fn file_name(api: JobApi) -> &'static str {
@@ -33,6 +33,10 @@ pub(super) fn csv(
     let mut writer = csv::Writer::from_writer(Vec::new());
     let failed = |error: csv::Error| Error::Internal(format!("write the result file: {error}"));
     let mut columns = header(api, validated, labels);
+    let counted = api == JobApi::FineTuningJobs && history.iter().any(|record| record.right_answers.is_some());
+    if counted {
+        columns.extend(["valid_right_answers", "valid_counted_answers"]);
+    }
     if labels.rewards {
         columns.extend([
             "train_reward_margin",
@@ -44,6 +48,12 @@ pub(super) fn csv(
     writer.write_record(columns.into_iter().chain(classification.iter().map(String::as_str))).map_err(failed)?;
     for (index, record) in history.iter().enumerate() {
         let mut cells = row(api, index + 1, record, validated);
+        if counted {
+            let answers = record.right_answers.as_ref();
+            let count =
+                |count: fn(&RightAnswers) -> usize| answers.map_or_else(String::new, |of| count(of).to_string());
+            cells.extend([count(|answers| answers.right), count(|answers| answers.of)]);
+        }
         if labels.rewards {
             for rewards in [record.rewards, record.validation.and_then(|validation| validation.sample.rewards)] {
                 let figure = |figure: fn(Rewards) -> f64| rewards.map(figure).map_or_else(String::new, number);
@@ -142,6 +152,7 @@ mod tests {
             rewards: None,
             validation: None,
             classification: Vec::new(),
+            right_answers: None,
         };
         let full = Evaluation { loss: 0.5, token_accuracy: 0.75, sequence_accuracy: 0.625, rewards: None };
         let sample = Evaluation { loss: 0.25, ..full };
@@ -181,6 +192,18 @@ mod tests {
         assert!(
             text(JobApi::FineTunes, true, &[]).ends_with("2,80,8,1.52347,0.25000,0.00000,0.50000,0.62500,0.75000\n")
         );
+    }
+
+    #[test]
+    fn right_answers_have_columns_where_they_are_counted() {
+        let mut history = history();
+        history[1].right_answers = Some(RightAnswers { right: 33, of: 40, by_class: Vec::new() });
+        let labels = TrainingMethod::Answers.labels();
+        let text = |api| String::from_utf8(csv(api, &history, true, labels, &[]).unwrap()).unwrap();
+        let lines: Vec<_> = text(JobApi::FineTuningJobs).lines().map(str::to_owned).collect();
+        assert!(lines[0].ends_with(",full_valid_mean_token_accuracy,valid_right_answers,valid_counted_answers"));
+        assert!(lines[1].ends_with(",,,,,,") && lines[2].ends_with(",0.75000,33,40"), "{lines:?}");
+        assert!(!text(JobApi::FineTunes).contains("right"), "the older file stays as it was");
     }
 
     #[test]

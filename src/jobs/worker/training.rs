@@ -9,18 +9,21 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
 
+use super::best::Standings;
 use super::clocks::{Busy, MachineClocks};
 use super::compatibility::{check_alike, check_told_apart};
+use super::counts::{AnswerCounts, Measured, MeasuredBefore, why_not_counted};
 use super::forecast::{Forecast, ForecastInputs, RunAccount};
 use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt};
-use super::progress::{Progress, Trained, TrainingPlan};
+use super::progress::{Progress, StepFigures, Trained, TrainingPlan};
 use crate::adapters::peft::{self};
 use crate::datasets::{Dataset, Purpose};
 use crate::engine::priority::{Priority, TrainingTurns};
 use crate::jobs::JobApi;
 use crate::jobs::worker::results;
 use crate::jobs::{Error, Result};
+use crate::model::lora::Adapter;
 use crate::model::{BaseModel, device};
 use crate::system::MemoryWatch;
 use crate::train::calibration;
@@ -149,10 +152,14 @@ impl Run {
 
         let (steps, method) = (trainer.total_steps(), trainer.settings().method);
         let read = trainer.settings().epochs * report.tokens;
-        let held_out = |Dataset { examples, report: counts, .. }| {
-            (HeldOut::new(examples, method.width()).between_epochs(read, steps), counts)
+        let held_out = |Dataset { examples, report: counts, .. }| -> Result<_> {
+            let mut held_out = HeldOut::new(examples, method.width()).between_epochs(read, steps);
+            if inputs.api == JobApi::FineTuningJobs && method == TrainingMethod::Answers {
+                held_out = held_out.counting_answers(read, &inputs.model)?;
+            }
+            Ok((held_out, counts))
         };
-        let (held_out, validation) = validation.map(held_out).unzip();
+        let (held_out, validation) = validation.map(held_out).transpose()?.unzip();
         let Surroundings { rates, priority, control, progress, .. } = inputs.surroundings;
         let sorted = classification.as_ref().map_or(0, ClassificationTask::tokens);
         let passes = [ForwardPasses { tokens: sorted, times: trainer.settings().epochs }];
@@ -191,13 +198,15 @@ impl Run {
     fn complete(mut self) -> Result<Trained> {
         let every = self.trainer.total_steps().div_ceil(METRICS_EVENTS).max(1);
         let per_epoch = self.trainer.steps_per_epoch();
-        let mut meter = Meter::start(self.trainer.step_number());
-        let mut saved = meter.begin;
         let busy = Busy::enter();
         let device = self.model.decoder.device().clone();
         let clocks = MachineClocks::new(&device, Arc::clone(&self.priority), &busy);
         let memory = MemoryWatch::start(move || device::used_memory(&device));
         let mut before_micro_step = before_piece(&self.control, &self.priority);
+        let began = Instant::now();
+        self.count_before(&mut before_micro_step)?;
+        let mut meter = Meter::start(self.trainer.step_number());
+        let mut saved = meter.begin;
         loop {
             let mut watch = Watch::start(&clocks);
             let report = match self.trainer.step(&mut || watch.pause(&mut before_micro_step)) {
@@ -207,14 +216,16 @@ impl Run {
             };
             meter.add(&report, self.forecast.work_of(&report, per_epoch), watch.stop());
             let validation = self.validate_after(&report, &mut before_micro_step)?;
-            let figures = self.classify_after(&report, &mut before_micro_step)?;
+            let classes = self.classify_after(&report, &mut before_micro_step)?;
             let complete = self.trainer.is_complete();
+            let figures = StepFigures { step: report, validation, counts: self.counts() };
             if report.step % every == 0 || complete || validation.is_some() {
                 let (tokens_per_second, remaining) = meter.speed(&report);
-                self.report(Progress::Step { step: report, validation, tokens_per_second, remaining })?;
+                self.report(Progress::Step { figures: figures.clone(), tokens_per_second, remaining })?;
             }
+            self.report_measured(&figures)?;
             if let Some(done) = report.completed_epoch {
-                self.report_epoch(done, report, validation, figures)?;
+                self.report_epoch(done, figures, classes)?;
             }
             // The last state needs no checkpoint: publishing takes less time than restoring.
             if !complete && (report.completed_epoch.is_some() || saved.elapsed() >= CHECKPOINT_EVERY) {
@@ -222,9 +233,39 @@ impl Run {
                 saved = Instant::now();
             }
         }
-        let (seconds, peak_bytes) = (meter.begin.elapsed().as_secs_f64(), memory.peak_bytes());
+        let (seconds, peak_bytes) = (began.elapsed().as_secs_f64(), memory.peak_bytes());
         let (forecast, tokens, rate) = (self.forecast.clone(), meter.tokens, meter.work.rate());
-        self.result(RunAccount { forecast, seconds, tokens, rate, peak_bytes })
+        self.result(RunAccount { forecast, seconds, tokens, rate, peak_bytes }, &mut before_micro_step)
+    }
+
+    /// Counts the right answers of the model that training begins with, and reports them in a first attempt; later ones
+    /// have them from the checkpoint.
+    fn count_before(&mut self, before_micro_step: BeforeMicroStep<'_>) -> Result<()> {
+        let Some(held_out) = &self.validation else { return Ok(()) };
+        let (first, reports) = (self.trainer.step_number() == 0, self.api == JobApi::FineTuningJobs);
+        if let Some(why) = why_not_counted(held_out, self.trainer.settings().method).filter(|_| reports) {
+            return if first { self.report(Progress::NotCounted(why)) } else { Ok(()) };
+        }
+        self.trainer.count_before(held_out, &self.model, before_micro_step)?;
+        match self.trainer.before().and_then(|before| MeasuredBefore::new(held_out, before)).filter(|_| first) {
+            Some(before) => self.report(Progress::Before(Box::new(before))),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the right answers after the last step; `None` if they were not counted there.
+    fn counts(&self) -> Option<AnswerCounts> {
+        let answers = self.trainer.history().last()?.right_answers.clone()?;
+        let sheet = self.validation.as_ref()?.answers()?;
+        Some(AnswerCounts::new(sheet, answers, self.trainer.before()))
+    }
+
+    /// Reports the figures of the whole validation file, if they were measured.
+    fn report_measured(&self, figures: &StepFigures) -> Result<()> {
+        let StepFigures { step, validation, counts } = figures;
+        let Some(validation) = validation.filter(|validation| validation.full.is_some()) else { return Ok(()) };
+        let measured = Measured { step: step.step, method: step.method, validation, counts: counts.clone() };
+        self.report(Progress::Measured(Box::new(measured)))
     }
 
     /// Measures the adapter on the validation file if an evaluation is due after this step.
@@ -259,21 +300,15 @@ impl Run {
     }
 
     /// Reports epoch `done`, its figures of classes, and its adapter as a model.
-    fn report_epoch(
-        &self,
-        done: usize,
-        step: StepReport,
-        validation: Option<Validation>,
-        figures: Option<Vec<(String, f64)>>,
-    ) -> Result<()> {
-        if let Some(figures) = figures {
-            self.report(Progress::Classified(figures))?;
+    fn report_epoch(&self, done: usize, figures: StepFigures, classes: Option<Vec<(String, f64)>>) -> Result<()> {
+        if let Some(classes) = classes {
+            self.report(Progress::Classified(classes))?;
         }
         self.report(Progress::Epoch { done, of: self.trainer.settings().epochs })?;
         // This goes before the checkpoint: an attempt that is lost between the two makes this model again.
         if self.api == JobApi::FineTuningJobs {
             let files = peft::write(&self.trainer.adapter()?, &self.model.id)?;
-            self.report(Progress::Model { step, validation, files })?;
+            self.report(Progress::Model { figures, files })?;
         }
         Ok(())
     }
@@ -284,6 +319,9 @@ impl Run {
         let validation = self.trainer.validate(held_out, whole, before_micro_step)?;
         if let Some(figures) = validation {
             self.trainer.record_validation(figures)?;
+        }
+        if whole && validation.is_some() {
+            self.trainer.count_right(held_out, &self.model, before_micro_step)?;
         }
         Ok(validation)
     }
@@ -297,13 +335,15 @@ impl Run {
         Err(error)
     }
 
-    fn result(self, account: RunAccount) -> Result<Trained> {
+    fn result(self, account: RunAccount, before_micro_step: BeforeMicroStep<'_>) -> Result<Trained> {
         let (mut adapter, step) = self.trainer.result()?;
+        let counts = self.counts_of(&adapter, step, before_micro_step)?;
         let files = peft::write(&adapter, &self.model.id)?;
         adapter.id = files.id();
         let columns = self.classification.as_ref().map(ClassificationTask::columns).unwrap_or_default();
         let (history, labels) = (self.trainer.history(), self.trainer.settings().method.labels());
         let result_file = results::csv(self.api, history, self.validation.is_some(), labels, &columns)?;
+        let standings = Standings::new(history, step, counts);
         let chosen = (step < self.trainer.step_number()).then_some(step);
         let mut questions = Vec::new();
         for place in 0..if labels.vectors { 0 } else { QUESTIONS } {
@@ -313,7 +353,25 @@ impl Run {
         let ended_early = self.trainer.has_ended_early().then(|| self.trainer.step_number());
         let tokens = self.trainer.trained_tokens() as i64;
         let adapter = Arc::new(self.model.decoder.served(&adapter)?);
-        Ok(Trained { files, adapter, tokens, result_file, account, questions, chosen, ended_early })
+        Ok(Trained { files, adapter, tokens, result_file, account, questions, standings, chosen, ended_early })
+    }
+
+    /// Returns the right answers of the resulting `adapter`, which is that of `step`; counts them if that step was not
+    /// measured as a whole.
+    fn counts_of(
+        &self,
+        adapter: &Adapter,
+        step: usize,
+        before_micro_step: BeforeMicroStep<'_>,
+    ) -> Result<Option<AnswerCounts>> {
+        let Some(held_out) = &self.validation else { return Ok(None) };
+        let known = self.trainer.history().get(step.saturating_sub(1)).and_then(|record| record.right_answers.clone());
+        let answers = match known {
+            Some(known) => Some(known),
+            None => self.trainer.count_right_of(adapter, held_out, &self.model, before_micro_step)?,
+        };
+        let counts = |(sheet, answers)| AnswerCounts::new(sheet, answers, self.trainer.before());
+        Ok(held_out.answers().zip(answers).map(counts))
     }
 
     fn checkpoint(&self) -> Result<()> {

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 pub use crate::train::batch::{LossReport, PackedBatch, Target};
 use crate::train::dropout::Dropout;
-use crate::train::loss::{self, vocabulary_loss};
+use crate::train::loss::{self, vocabulary_loss, vocabulary_predictions};
 use crate::train::preference::Preferences;
 use crate::train::recomputation::{Recomputation, SavedActivations};
 use crate::train::yielding::YieldPolicy;
@@ -149,6 +149,18 @@ pub fn objective(
         Objective::Targets => loss::report(batch, &scores),
         Objective::Preferences(preferences) => preferences.judge(batch, &scores).0,
     })
+}
+
+/// Computes the loss of `batch` and the most probable token at each of its targets.
+pub fn predictions(
+    decoder: &Decoder,
+    adapter: Option<&Adapter>,
+    batch: &PackedBatch,
+    pace: YieldPolicy<'_>,
+) -> Result<(LossReport, Vec<u32>)> {
+    let hidden = hidden_states_with(decoder, adapter, batch, None, pace)?;
+    let (scores, best) = vocabulary_predictions(decoder, &hidden, batch)?;
+    Ok((loss::report(batch, &scores), best))
 }
 
 /// Computes the summed log probability of each sequence's targets, in nats.

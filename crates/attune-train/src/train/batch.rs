@@ -18,6 +18,17 @@ impl PackedBatch {
     pub fn sequence_of(&self, target: &Target) -> usize {
         self.sequences.partition_point(|rows| rows.end <= target.row)
     }
+
+    /// Sorts one token for each target, in their order, by the sequences that the targets belong to.
+    pub(super) fn by_sequence(&self, tokens: &[u32]) -> Vec<Vec<u32>> {
+        let mut sequences = vec![Vec::new(); self.sequences.len()];
+        for (target, token) in self.targets.iter().zip(tokens) {
+            if let Some(sequence) = sequences.get_mut(self.sequence_of(target)) {
+                sequence.push(*token);
+            }
+        }
+        sequences
+    }
 }
 
 /// One prediction that counts.

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::train::methods::ReferenceLogProbs;
 use crate::train::optimizer::{AdamW, Moments};
-use crate::train::records::{Evaluation, Rewards, StepRecord, Validation};
+use crate::train::records::{Beginning, Evaluation, Rewards, RightAnswers, StepRecord, Validation};
 use crate::train::settings::TrainSettings;
 use crate::{Error, Result};
 
@@ -22,6 +22,10 @@ const BEST: &str = "best";
 const REFERENCE: &str = "reference";
 /// Tensor with the classification metrics.
 const CLASSES: &str = "classification";
+/// Tensor with the counts of right answers; older blobs have none.
+const ANSWERS: &str = "answers";
+/// Tensor with the metrics of the model that training begins with; older blobs have none.
+const BEFORE: &str = "before";
 /// Version of the blob's format; it enters the fingerprint, so a blob of another version is refused like one of another
 /// run.
 const FORM: &[u8] = b"attune checkpoint 3";
@@ -33,6 +37,14 @@ pub(super) struct SavedState {
     pub history: Vec<StepRecord>,
     pub best: Option<Vec<Vec<f32>>>,
     pub reference: Vec<ReferenceLogProbs>,
+    pub before: Option<Beginning>,
+}
+
+/// Records of a run.
+pub(super) struct RunRecords<'a> {
+    pub history: &'a [StepRecord],
+    pub before: Option<&'a Beginning>,
+    pub reference: &'a [ReferenceLogProbs],
 }
 
 /// Hashes everything that determines a run: settings, examples (by their hash), and the adapter it begins from.
@@ -51,10 +63,10 @@ pub(super) fn write(
     fingerprint: &str,
     values: &[Vec<f32>],
     optimizer: &AdamW,
-    history: &[StepRecord],
     best: Option<&[Vec<f32>]>,
-    reference: &[ReferenceLogProbs],
+    run: &RunRecords<'_>,
 ) -> Result<Vec<u8>> {
+    let RunRecords { history, before, reference } = *run;
     let mut tensors = Vec::with_capacity(4 * values.len() + 2);
     let mut add = |kind: &str, index: usize, numbers: &[f32]| {
         let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
@@ -70,14 +82,20 @@ pub(super) fn write(
     }
     let records: Vec<u8> = history.iter().flat_map(numbers).flat_map(f64::to_le_bytes).collect();
     tensors.push(("history".to_string(), Dtype::F64, history.len() * RECORD, records));
+    let mut add = |name: &str, numbers: &[f64]| {
+        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        tensors.push((name.to_string(), Dtype::F64, numbers.len(), bytes));
+    };
     let classes: Vec<f64> =
         history.iter().enumerate().flat_map(|(index, record)| class_numbers(index, record)).collect();
-    let bytes = classes.iter().flat_map(|number| number.to_le_bytes()).collect();
-    tensors.push((CLASSES.to_string(), Dtype::F64, classes.len(), bytes));
+    add(CLASSES, &classes);
     // NaN stands for "not computed yet".
-    let reference: Vec<[f64; 2]> = reference.iter().map(|known| known.unwrap_or([f64::NAN; 2])).collect();
-    let bytes = reference.iter().flatten().flat_map(|number| number.to_le_bytes()).collect();
-    tensors.push((REFERENCE.to_string(), Dtype::F64, 2 * reference.len(), bytes));
+    let known = reference.iter().flat_map(|known| known.unwrap_or([f64::NAN; 2]));
+    add(REFERENCE, &known.collect::<Vec<f64>>());
+    add(ANSWERS, &answer_numbers(history, before));
+    if let Some(before) = before {
+        add(BEFORE, &evaluation_numbers(Some(before.evaluation)));
+    }
     let mut views = Vec::with_capacity(tensors.len());
     for (name, dtype, length, bytes) in &tensors {
         views.push((name, TensorView::new(*dtype, vec![*length], bytes).map_err(unwritable)?));
@@ -136,7 +154,13 @@ pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>], pairs: usi
     if reference.len() != pairs {
         return Err(unreadable("it is about other pairs of answers"));
     }
-    Ok(SavedState { values, moments, history, best, reference })
+    let has = |name: &str| file.tensor(name).is_ok();
+    let counts = if has(ANSWERS) { doubles(ANSWERS)? } else { Vec::new() };
+    let answers = read_answers(&counts, &mut history)?;
+    let metrics = if has(BEFORE) { doubles(BEFORE)? } else { Vec::new() };
+    let metrics = if metrics.len() == 5 { evaluation(&metrics) } else { None };
+    let before = answers.zip(metrics).map(|(answers, evaluation)| Beginning { answers, evaluation });
+    Ok(SavedState { values, moments, history, best, reference, before })
 }
 
 fn name(kind: &str, index: usize) -> String {
@@ -163,6 +187,7 @@ fn record(numbers: &[f64]) -> StepRecord {
         rewards: rewards(&numbers[5..7]),
         validation: evaluation(&numbers[7..12]).map(|sample| Validation { sample, full: evaluation(&numbers[12..17]) }),
         classification: Vec::new(),
+        right_answers: None,
     }
 }
 
@@ -198,6 +223,36 @@ fn class_numbers(index: usize, record: &StepRecord) -> Vec<f64> {
         return Vec::new();
     }
     [index as f64, figures.len() as f64].into_iter().chain(figures.iter().copied()).collect()
+}
+
+/// Returns for each count of right answers the number of its step (0 for the model that training begins with), the
+/// number of its classes, the right answers, all answers, and the right answers of each class.
+fn answer_numbers(history: &[StepRecord], before: Option<&Beginning>) -> Vec<f64> {
+    let before = before.map(|before| (0, &before.answers));
+    let steps = history.iter().zip(1..).filter_map(|(record, step)| Some((step, record.right_answers.as_ref()?)));
+    let numbers = |(step, answers): (usize, &RightAnswers)| {
+        let by_class = answers.by_class.iter().copied();
+        [step, answers.by_class.len(), answers.right, answers.of].into_iter().chain(by_class).collect::<Vec<_>>()
+    };
+    before.into_iter().chain(steps).flat_map(numbers).map(|number| number as f64).collect()
+}
+
+/// Puts counts of right answers into the records of their steps. Returns those of the model that training begins with.
+fn read_answers(numbers: &[f64], history: &mut [StepRecord]) -> Result<Option<RightAnswers>> {
+    let mut before = None;
+    let mut rest = numbers;
+    while let [step, classes, right, of, counts @ ..] = rest {
+        let damaged = || unreadable("its counts of right answers are damaged");
+        let (by_class, others) = counts.split_at_checked(*classes as usize).ok_or_else(damaged)?;
+        let by_class = by_class.iter().map(|count| *count as usize).collect();
+        let answers = Some(RightAnswers { right: *right as usize, of: *of as usize, by_class });
+        match (*step as usize).checked_sub(1) {
+            None => before = answers,
+            Some(index) => history.get_mut(index).ok_or_else(damaged)?.right_answers = answers,
+        }
+        rest = others;
+    }
+    Ok(before)
 }
 
 fn unreadable(why: impl std::fmt::Display) -> Error {

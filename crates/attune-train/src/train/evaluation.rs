@@ -7,12 +7,15 @@ use crate::Result;
 use candle_core::Device;
 
 use crate::datasets::{ExampleStore, TokenizedExample};
+use crate::train::answer_sheet::AnswerSheet;
 use crate::train::batch::LossReport;
 use crate::train::classification::ClassificationTask;
+use crate::train::methods::EvaluationNotes;
 use crate::train::packing::pack_in_order;
 use crate::train::records::{Evaluation, Validation};
 use crate::train::trainer::Trainer;
 use crate::train::yielding::{BeforeMicroStep, YieldPolicy};
+use attune_model::BaseModel;
 use attune_model::lora::Adapter;
 
 /// Most evaluations between those at the ends of epochs.
@@ -25,7 +28,7 @@ const TRAINED_PER_EVALUATED: usize = 5;
 
 /// Held-out examples to measure on.
 pub struct HeldOut {
-    examples: ExampleStore,
+    pub(super) examples: ExampleStore,
     /// Number of sequences that are measured together: one, or the two answers of a preference.
     width: usize,
     /// Number of sequences, from the first on, that every evaluation measures.
@@ -35,13 +38,19 @@ pub struct HeldOut {
     /// Log probabilities of the sequences under the reference, by batch, of the sample and of the rest; filled by
     /// methods that use a reference.
     reference: [Vec<Vec<f64>>; 2],
+    /// Answers that are counted; `None` if none are.
+    pub(super) answers: Option<AnswerSheet>,
+    /// Most probable tokens at the targets of each sequence, noted when all of them are measured and answers are
+    /// counted.
+    pub(super) predicted: Vec<Vec<u32>>,
 }
 
 impl HeldOut {
     /// Prepares to measure on all of `examples`, `width` sequences at a time, only at the ends of epochs.
     pub fn new(examples: ExampleStore, width: usize) -> Self {
         let sample = examples.len();
-        Self { examples, width, sample, every: None, reference: [Vec::new(), Vec::new()] }
+        let reference = [Vec::new(), Vec::new()];
+        Self { examples, width, sample, every: None, reference, answers: None, predicted: Vec::new() }
     }
 
     /// Adds measurements between the ends of epochs, about ten times in a run of `steps` steps that trains on
@@ -65,19 +74,43 @@ impl HeldOut {
         self
     }
 
+    /// Adds a count of right answers ([`super::right_answers`]) before a run that trains on `trained_tokens`, and each
+    /// time that all examples are measured. The examples must be answers.
+    pub fn counting_answers(mut self, trained_tokens: usize, model: &BaseModel) -> Result<Self> {
+        let sheet = AnswerSheet::new(&self.examples, trained_tokens, model)?;
+        self.answers = Some(sheet).filter(|sheet| !sheet.is_empty());
+        Ok(self)
+    }
+
+    /// Returns the answers that are counted; `None` if none are, which is so if all of them are cut.
+    pub fn answers(&self) -> Option<&AnswerSheet> {
+        self.answers.as_ref()
+    }
+
     /// Counts the tokens that the evaluations of a run read: the sample each time one is due, all examples at the ends
-    /// of epochs, and all of them once more if the method uses a reference.
+    /// of epochs, all of them once more if the method uses a reference, and those whose answers are counted before the
+    /// first step.
     pub fn tokens_read(&self, run: &Trainer) -> usize {
         let sample: usize = (0..self.sample).map(|index| self.examples.tokens(index)).sum();
         let between =
             (1..=run.total_steps()).filter(|step| self.is_due(*step) && run.epoch_ending_with(*step).is_none());
         let wholes = run.settings().epochs + usize::from(run.method.asks_reference());
-        between.count() * sample + wholes * self.tokens()
+        between.count() * sample + wholes * self.tokens() + self.answers.as_ref().map_or(0, AnswerSheet::tokens)
     }
 
     /// Counts the tokens of all examples.
     pub fn tokens(&self) -> usize {
         (0..self.examples.len()).map(|index| self.examples.tokens(index)).sum()
+    }
+
+    /// Counts the examples.
+    pub fn len(&self) -> usize {
+        self.examples.len() / self.width
+    }
+
+    /// Returns true if there are no examples.
+    pub fn is_empty(&self) -> bool {
+        self.examples.is_empty()
     }
 
     /// Returns true if an evaluation follows step `step`, counted from 1.
@@ -101,6 +134,8 @@ impl Trainer {
         whole: bool,
         before_micro_step: BeforeMicroStep<'_>,
     ) -> Result<Option<Validation>> {
+        let predicted = (whole && held_out.answers.is_some()).then(|| vec![Vec::new(); held_out.examples.len()]);
+        held_out.predicted = predicted.unwrap_or_default();
         let mut total = self.measure(held_out, 0, before_micro_step)?;
         let Some(sample) = Evaluation::of(&total) else { return Ok(None) };
         let mut full = None;
@@ -119,10 +154,12 @@ impl Trainer {
         before_micro_step: BeforeMicroStep<'_>,
     ) -> Result<LossReport> {
         let adapter = self.state.adapter(self.source.device())?;
-        let HeldOut { examples, sample, reference, .. } = held_out;
+        let HeldOut { examples, sample, reference, predicted, .. } = held_out;
         let bounds = [0, *sample, examples.len()];
         let places = bounds[part]..bounds[part + 1];
-        self.method.evaluate(&self.run_inputs(examples, &adapter), places, &mut reference[part], before_micro_step)
+        let predicted = (!predicted.is_empty()).then_some(predicted.as_mut_slice());
+        let mut notes = EvaluationNotes { reference: &mut reference[part], predicted };
+        self.method.evaluate(&self.run_inputs(examples, &adapter), places, &mut notes, before_micro_step)
     }
 
     /// Measures how the current adapter classifies the task's prompts: a number for each of the task's columns.

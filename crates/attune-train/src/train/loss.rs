@@ -1,12 +1,13 @@
 //! Computes the loss over the vocabulary in chunks of targets: never the logits of the whole batch, and no head product
 //! for rows without a target.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::Result;
 use crate::train::batch::{LossReport, PackedBatch, Target};
 use attune_model::decoder::Decoder;
-use attune_model::kernels::Kernels;
+use attune_model::kernels::cpu::logits::position_of_max;
+use attune_model::kernels::{Draw, Kernels};
 
 /// Targets whose logits are in memory at one time.
 const CHUNK: usize = 128;
@@ -36,16 +37,40 @@ pub fn vocabulary_loss(
     batch: &PackedBatch,
     divisor: Option<f64>,
 ) -> Result<(Vec<TargetScore>, Option<Tensor>)> {
-    vocabulary_loss_by(chunk_targets(decoder.kernels()), decoder, hidden, batch, divisor)
+    vocabulary_loss_by(chunk_targets(decoder.kernels()), decoder, hidden, batch, divisor, None)
 }
 
-/// Does the same as [`vocabulary_loss`] in chunks of `size` targets.
+/// Computes the scores of the targets of `batch`, and the token that is the most probable in the place of each.
+pub fn vocabulary_predictions(
+    decoder: &Decoder,
+    hidden: &Tensor,
+    batch: &PackedBatch,
+) -> Result<(Vec<TargetScore>, Vec<u32>)> {
+    let mut best = Vec::with_capacity(batch.targets.len());
+    let size = chunk_targets(decoder.kernels());
+    let (scores, _) = vocabulary_loss_by(size, decoder, hidden, batch, None, Some(&mut best))?;
+    Ok((scores, best))
+}
+
+/// Returns the most probable token of each row of `logits`, `[rows, vocabulary]`, as the engine draws it at temperature
+/// 0.
+fn most_probable(kernels: &Kernels, logits: &Tensor) -> Result<Vec<u32>> {
+    if let Some(gpu) = kernels.gpu() {
+        return Ok(gpu.draw(logits, &vec![Draw::GREEDY; logits.dim(0)?])?);
+    }
+    let rows = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+    Ok(rows.iter().map(|row| position_of_max(row) as u32).collect())
+}
+
+/// Does the same as [`vocabulary_loss`] in chunks of `size` targets, and adds the most probable tokens to `best` if it
+/// is given.
 fn vocabulary_loss_by(
     size: usize,
     decoder: &Decoder,
     hidden: &Tensor,
     batch: &PackedBatch,
     divisor: Option<f64>,
+    mut best: Option<&mut Vec<u32>>,
 ) -> Result<(Vec<TargetScore>, Option<Tensor>)> {
     let mut scores = Vec::with_capacity(batch.targets.len());
     let mut gradients = Vec::new();
@@ -53,6 +78,9 @@ fn vocabulary_loss_by(
         let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
         let rows = Tensor::new(rows, hidden.device())?;
         let logits = decoder.logits(&hidden.index_select(&rows, 0)?)?; // [chunk, vocabulary]
+        if let Some(best) = &mut best {
+            best.extend(most_probable(decoder.kernels(), &logits)?);
+        }
         let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
         let weight = |target: &Target| (f64::from(target.weight) / divisor.unwrap_or(1.0)) as f32;
         let weights: Vec<f32> = targets.iter().map(weight).collect();
@@ -141,7 +169,7 @@ mod tests {
         let decoder = decoder();
         for rows in [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3] {
             let (hidden, batch) = predictions(&decoder, rows);
-            let by = |size| vocabulary_loss_by(size, &decoder, &hidden, &batch, Some(3.0)).unwrap();
+            let by = |size| vocabulary_loss_by(size, &decoder, &hidden, &batch, Some(3.0), None).unwrap();
             let (scores, gradient) = vocabulary_loss(&decoder, &hidden, &batch, Some(3.0)).unwrap();
             let gradient = gradient.unwrap();
             for size in [1, 7, 64, CHUNK, rows] {

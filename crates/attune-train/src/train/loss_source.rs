@@ -53,6 +53,16 @@ pub(crate) trait LossSource: Send + Sync {
         backward::objective(self.decoder(), Some(adapter), batch, objective, pace)
     }
 
+    /// Computes the sums of a loss and the most probable token at each target.
+    fn predictions(
+        &self,
+        adapter: Option<&Adapter>,
+        batch: &PackedBatch,
+        pace: YieldPolicy<'_>,
+    ) -> Result<(LossReport, Vec<u32>)> {
+        backward::predictions(self.decoder(), adapter, batch, pace)
+    }
+
     fn log_likelihoods(
         &self,
         adapter: Option<&Adapter>,

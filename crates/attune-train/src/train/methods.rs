@@ -47,13 +47,12 @@ pub(crate) trait Method: Send + Sync {
     /// whole step, so that the split into micro-batches changes nothing but rounding.
     fn gradients(&self, step: &StepInputs<'_>, before: BeforeMicroStep<'_>) -> Result<StepOutcome>;
 
-    /// Sums over the held-out sequences or pairs of texts at `places`. `reference` holds the reference's log
-    /// probabilities from earlier evaluations of the same places, batch by batch, and receives new ones.
+    /// Sums over the held-out sequences or pairs of texts at `places`.
     fn evaluate(
         &self,
         run: &RunInputs<'_>,
         places: Range<usize>,
-        reference: &mut Vec<Vec<f64>>,
+        notes: &mut EvaluationNotes<'_>,
         before: BeforeMicroStep<'_>,
     ) -> Result<LossReport>;
 
@@ -255,6 +254,15 @@ impl StepInputs<'_> {
         let manner = PassOptions { dropout: dropout.as_ref(), recomputation: self.recomputation, pace };
         self.run.source.loss_and_gradients(self.run.adapter, batch, objective, normalizer, manner)
     }
+}
+
+/// What evaluations of the same places note.
+pub(crate) struct EvaluationNotes<'a> {
+    /// The reference's log probabilities, batch by batch: those of earlier evaluations; receives new ones.
+    pub reference: &'a mut Vec<Vec<f64>>,
+    /// Receives the most probable token at each target of the sequences, by their place in the file; `None` if nobody
+    /// asks.
+    pub predicted: Option<&'a mut [Vec<u32>]>,
 }
 
 /// Result of one optimizer step.

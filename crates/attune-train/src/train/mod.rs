@@ -6,9 +6,11 @@
 //! [`preference`], [`contrastive`] and [`dropout`] compute its gradients; `yielding` lets requests in between;
 //! [`optimizer`] and [`schedule`] update the [`parameters`] in `state`. [`checkpoint`] makes a run resumable to the
 //! bit; [`evaluation`] measures it and decides when it ends; [`classification`] measures how well it classifies
-//! prompts; [`records`] holds the record of each step. [`estimate`] predicts the cost of a run, from the measurements
-//! of [`calibration`]; [`recomputation`] trades time for memory if that is scarce, within [`memory_bounds`].
+//! prompts, [`right_answers`] counts those of an [`answer_sheet`]; [`records`] holds the record of each step.
+//! [`estimate`] predicts the cost of a run, from the measurements of [`calibration`]; [`recomputation`] trades time for
+//! memory if that is scarce, within [`memory_bounds`].
 
+pub mod answer_sheet;
 pub mod backward;
 pub mod batch;
 mod batches;
@@ -33,6 +35,7 @@ pub mod preference;
 pub mod rate;
 pub mod recomputation;
 pub mod records;
+pub mod right_answers;
 pub mod schedule;
 pub mod settings;
 mod state;
@@ -43,7 +46,7 @@ mod yielding;
 pub use evaluation::HeldOut;
 pub use memory_bounds::MemoryBounds;
 pub use recomputation::Recomputation;
-pub use records::{Evaluation, Question, Rewards, StepReport, Validation};
+pub use records::{Beginning, Evaluation, Question, Rewards, RightAnswers, StepReport, Validation};
 pub use settings::TrainSettings;
 pub use trainer::Trainer;
 pub use training_method::TrainingMethod;

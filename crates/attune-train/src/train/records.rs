@@ -43,6 +43,26 @@ pub struct Rewards {
     pub accuracy: f64,
 }
 
+/// Count of the held-out answers that the model gives exactly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RightAnswers {
+    /// Right answers.
+    pub right: usize,
+    /// Answers that were counted.
+    pub of: usize,
+    /// Right answers of each class; empty if the answers are many.
+    pub by_class: Vec<usize>,
+}
+
+/// Figures of the model that training begins with, on the held-out examples whose answers are counted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Beginning {
+    /// Right answers.
+    pub answers: RightAnswers,
+    /// Other metrics.
+    pub evaluation: Evaluation,
+}
+
 /// Metrics of held-out examples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Evaluation {
@@ -121,6 +141,8 @@ pub struct StepRecord {
     /// Classification metrics, one for each of the task's columns, NaN if not defined; empty if not measured after this
     /// step.
     pub classification: Vec<f64>,
+    /// Right answers of the validation file; `None` if they were not counted after this step.
+    pub right_answers: Option<RightAnswers>,
 }
 
 #[cfg(test)]

@@ -308,9 +308,11 @@ pub fn max_sequence_tokens(asked: &Hyperparameters, config: &ModelConfig) -> Res
     }
 }
 
-/// Returns the weight of prompt tokens: needed to render the file, before the rest can be resolved.
+/// Returns the weight of prompt tokens: needed to render the file, before the rest can be resolved. It is always below
+/// 1, by which answers are told from prompts.
 pub fn prompt_loss_weight(asked: &Hyperparameters, defaults: Defaults) -> f32 {
-    asked.prompt_loss_weight.unwrap_or(if defaults == Defaults::Legacy { 0.01 } else { 0.0 }) as f32
+    let weight = asked.prompt_loss_weight.unwrap_or(if defaults == Defaults::Legacy { 0.01 } else { 0.0 }) as f32;
+    weight.min(1.0_f32.next_down())
 }
 
 fn auto_warmup(total_steps: usize) -> usize {

@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use crate::datasets::ExampleStore;
 use crate::train::batches::Batches;
-use crate::train::checkpoint;
+use crate::train::checkpoint::{self, RunRecords};
 use crate::train::loss_source::{LossSource, SharedDecoder};
 use crate::train::methods::{Method, ReferenceLogProbs, RunInputs, StepInputs, StepOutcome, method};
 use crate::train::parameters::Parameters;
 use crate::train::recomputation::Recomputation;
-use crate::train::records::{Evaluation, StepRecord, StepReport};
+use crate::train::records::{Beginning, Evaluation, StepRecord, StepReport};
 use crate::train::settings::TrainSettings;
 use crate::train::state::{AdapterState, UpdateScales};
 use crate::train::yielding::BeforeMicroStep;
@@ -38,7 +38,9 @@ pub struct Trainer {
     /// Examples of each step.
     batches: Batches,
     /// Adapter that training continues, which is also DPO's reference model; `None` if that is the base model.
-    beginning: Option<Adapter>,
+    pub(super) beginning: Option<Adapter>,
+    /// Figures of the model that training begins with; `None` if they were not measured.
+    pub(super) before: Option<Beginning>,
     /// DPO: the reference model's log-probabilities of each pair's answers, once computed; empty for other methods.
     reference: Vec<ReferenceLogProbs>,
     recomputation: Recomputation,
@@ -84,6 +86,7 @@ impl Trainer {
             method,
             history: Vec::new(),
             best: None,
+            before: None,
             source,
             settings,
             examples,
@@ -198,6 +201,7 @@ impl Trainer {
             rewards: figures.rewards,
             validation: None,
             classification: Vec::new(),
+            right_answers: None,
         });
         tokens
     }
@@ -230,7 +234,8 @@ impl Trainer {
     pub fn save(&self) -> Result<Vec<u8>> {
         let (best, reference) = (self.best.as_deref(), self.reference.as_slice());
         let (values, optimizer) = (self.state.values()?, self.state.optimizer()?);
-        checkpoint::write(&self.fingerprint, &values, &optimizer, &self.history, best, reference)
+        let run = RunRecords { history: &self.history, before: self.before.as_ref(), reference };
+        checkpoint::write(&self.fingerprint, &values, &optimizer, best, &run)
     }
 
     /// Continues from a checkpoint of the same run: same settings, same examples, same beginning. An error leaves the
@@ -242,6 +247,7 @@ impl Trainer {
         }
         self.state.restore(state.values, state.moments, state.history.len() as u64)?;
         self.history = state.history;
+        self.before = state.before;
         self.best = state.best;
         self.reference = state.reference;
         Ok(())

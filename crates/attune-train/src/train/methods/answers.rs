@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::{Labels, Method, PROMPT_FILLS_CONTEXT, RunInputs, StepInputs, StepOutcome, StepSum};
+use super::{EvaluationNotes, Labels, Method, PROMPT_FILLS_CONTEXT, RunInputs, StepInputs, StepOutcome, StepSum};
 use crate::Result;
 use crate::train::backward::Objective;
 use crate::train::batch::LossReport;
 use crate::train::packing::{Packed, pack};
-use crate::train::yielding::BeforeMicroStep;
+use crate::train::yielding::{BeforeMicroStep, YieldPolicy};
 
 pub(super) struct Answers;
 
@@ -28,15 +28,26 @@ impl Method for Answers {
         &self,
         run: &RunInputs<'_>,
         places: Range<usize>,
-        _: &mut Vec<Vec<f64>>,
+        notes: &mut EvaluationNotes<'_>,
         before: BeforeMicroStep<'_>,
     ) -> Result<LossReport> {
         let mut total = LossReport::default();
+        let mut first = places.start;
         for examples in run.rounds(places, self.width()) {
-            for Packed { batch, .. } in pack(&examples?, self.width(), run.settings.batch_rows) {
+            let examples = examples?;
+            for Packed { batch, units } in pack(&examples, self.width(), run.settings.batch_rows) {
                 before()?;
-                total.add(run.loss(&batch, Objective::Targets, before)?);
+                let Some(predicted) = &mut notes.predicted else {
+                    total.add(run.loss(&batch, Objective::Targets, before)?);
+                    continue;
+                };
+                let (report, best) = run.source.predictions(Some(run.adapter), &batch, YieldPolicy::asking(before))?;
+                total.add(report);
+                for (unit, tokens) in units.into_iter().zip(batch.by_sequence(&best)) {
+                    predicted[first + unit] = tokens;
+                }
             }
+            first += examples.len();
         }
         Ok(total)
     }

@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use super::{
-    EVALUATION_SHARE, Labels, Method, PROMPT_FILLS_CONTEXT, RunInputs, StepInputs, StepOutcome, StepSum, WorkFactors,
+    EVALUATION_SHARE, EvaluationNotes, Labels, Method, PROMPT_FILLS_CONTEXT, RunInputs, StepInputs, StepOutcome,
+    StepSum, WorkFactors,
 };
 use crate::Result;
 use crate::datasets::DatasetReport;
@@ -53,10 +54,11 @@ impl Method for AnswerPairs {
         &self,
         run: &RunInputs<'_>,
         places: Range<usize>,
-        reference: &mut Vec<Vec<f64>>,
+        notes: &mut EvaluationNotes<'_>,
         before: BeforeMicroStep<'_>,
     ) -> Result<LossReport> {
         let (mut total, mut batches) = (LossReport::default(), 0);
+        let reference = &mut *notes.reference;
         for examples in run.rounds(places, self.width()) {
             for Packed { batch, .. } in pack(&examples?, self.width(), run.settings.batch_rows) {
                 before()?;

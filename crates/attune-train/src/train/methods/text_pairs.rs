@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use super::{
-    EVALUATION_EXAMPLES, EVALUATION_SHARE, FLOAT, Labels, LossShape, Method, Probe, RunInputs, StepInputs, StepOutcome,
-    WorkFactors,
+    EVALUATION_EXAMPLES, EVALUATION_SHARE, EvaluationNotes, FLOAT, Labels, LossShape, Method, Probe, RunInputs,
+    StepInputs, StepOutcome, WorkFactors,
 };
 use crate::Result;
 use crate::datasets::{DatasetReport, ExampleStore, TokenizedExample};
@@ -46,7 +46,7 @@ impl Method for TextPairs {
         &self,
         run: &RunInputs<'_>,
         places: Range<usize>,
-        _: &mut Vec<Vec<f64>>,
+        _: &mut EvaluationNotes<'_>,
         before: BeforeMicroStep<'_>,
     ) -> Result<LossReport> {
         let size = run.settings.batch_size;
