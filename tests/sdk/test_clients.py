@@ -38,6 +38,7 @@ def surroundings(aliased):
         # Only the tables inside the packages: no download of prices and tokens, no reports to anyone.
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "LANGSMITH_TRACING": "false",
+        "OPENAI_AGENTS_DISABLE_TRACING": "1",
         "HF_HUB_OFFLINE": "1",
     }
 
@@ -60,7 +61,9 @@ def run_pytest(folder, surroundings, *arguments, **others):
     return check([*command, *arguments], {**surroundings, "PATH": path, **others})
 
 
-@pytest.mark.parametrize("name", ["openai_1_7", "openai_0_28", "llamaindex", "litellm"])
+@pytest.mark.parametrize(
+    "name", ["openai_1_7", "openai_0_28", "llamaindex", "litellm", "openai_agents", "pydantic_ai", "instructor"]
+)
 def test_the_checks_of_a_python_client_pass(surroundings, name):
     run_pytest(environments.prepare(name), surroundings, name)
 
@@ -82,9 +85,10 @@ def test_the_evaluation_harness_finds_what_transformers_finds(surroundings, tmp_
     run_pytest(environments.prepare("lm_eval"), surroundings, "lm_eval", HF_HOME=str(tmp_path))
 
 
-def test_the_package_for_node_works(surroundings):
-    folder = environments.prepare("node")
+@pytest.mark.parametrize("name", ["node", "vercel_ai"])
+def test_the_checks_of_a_client_for_node_pass(surroundings, name):
+    folder = environments.prepare(name)
     # A module finds its packages beside itself.
-    for script in (environments.CLIENTS / "node").glob("*.mjs"):
+    for script in (environments.CLIENTS / name).glob("*.mjs"):
         shutil.copy(script, folder)
     check(["node", "--test", "--test-reporter=spec"], surroundings, cwd=folder)

@@ -2,8 +2,8 @@
 //! [`values`] single values as clients write them; [`faults`] words what is wrong with them. [`upload`] spools the file
 //! of a form to disk, [`disposition`] reads the names in it. [`error`] is the failure of a request, with the one table
 //! from the errors of each layer to status and error object. [`list`] pages lists, [`sse`] streams events.
-//! [`transport`] puts request ids, the log, metrics and CORS around all routes, [`headers`] names the headers that
-//! several rooms know, [`docs`] serves the `OpenAPI` document.
+//! [`transport`] puts request ids, the log, metrics and CORS around all routes, [`lingering`] sees to bodies that no
+//! handler read, [`headers`] names the headers that several rooms know, [`docs`] serves the `OpenAPI` document.
 //!
 //! Handlers of every room call it; [`router`](super::router) calls [`transport`] and [`docs`].
 
@@ -13,6 +13,7 @@ pub(super) mod error;
 pub(super) mod extract;
 pub(crate) mod faults;
 pub(super) mod headers;
+mod lingering;
 pub(super) mod list;
 pub(super) mod query;
 pub(super) mod sse;

@@ -1,5 +1,6 @@
-//! The layers around all routes: request id, timing, metrics, a line in the log, CORS, the charset of texts, and an
-//! error object instead of plain text for unknown routes, wrong methods and panics. Called by `api::router`.
+//! The layers around all routes: request id, timing, metrics, a line in the log, CORS, the charset of texts, what is
+//! left of a body, and an error object instead of plain text for unknown routes, wrong methods and panics. Called by
+//! `api::router`.
 
 use std::any::Any;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use tracing::Instrument as _;
 
 use crate::api::http::error::Problem;
 use crate::api::http::headers::{self, is_local_origin};
+use crate::api::http::lingering::care_for_the_rest;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING: HeaderName = HeaderName::from_static("openai-processing-ms");
@@ -33,6 +35,7 @@ pub(crate) fn dress(routes: Router, open: impl Fn() -> bool + Clone + Send + Syn
         .layer(CatchPanicLayer::custom(panicked))
         .layer(cors(open))
         .layer(from_fn(observe))
+        .layer(from_fn(care_for_the_rest))
 }
 
 async fn unknown_url(method: Method, uri: Uri) -> Problem {
