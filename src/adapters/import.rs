@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use tar::EntryType;
 
 use crate::adapters::peft::PeftFiles;
+use crate::adapters::pieces::Pieces;
 use crate::adapters::{Error, Result};
 
 /// The files of a PEFT folder.
@@ -71,9 +72,10 @@ impl Folder {
     }
 
     /// The content of both files.
-    pub fn read(self) -> Result<PeftFiles> {
-        let config = read_all(self.config, CONFIG, MAX_CONFIG_BYTES)?;
-        Ok(PeftFiles { config, weights: read_all(self.weights, WEIGHTS, self.max_weights)? })
+    pub fn read(self, pieces: &mut Pieces<'_>) -> Result<PeftFiles> {
+        let bytes = self.bytes();
+        let config = read_all(self.config, CONFIG, 0, MAX_CONFIG_BYTES, pieces)?;
+        Ok(PeftFiles { config, weights: read_all(self.weights, WEIGHTS, bytes, self.max_weights, pieces)? })
     }
 }
 
@@ -117,10 +119,14 @@ fn open_file(path: &Path, name: &str) -> Result<File> {
     Ok(file)
 }
 
-fn read_all(mut content: impl Read, name: &str, limit: u64) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let read = Read::take(&mut content, limit.saturating_add(1)).read_to_end(&mut bytes);
-    read.map_err(|error| refuse(format_args!("{name} cannot be read: {error}")))?;
+/// Reads at most `limit` bytes, more of which are an error, in one stretch of memory if there are no more than
+/// `expected`.
+fn read_all(mut content: impl Read, name: &str, expected: u64, limit: u64, pieces: &mut Pieces<'_>) -> Result<Vec<u8>> {
+    let unreadable = |error| refuse(format_args!("{name} cannot be read: {error}"));
+    let mut bytes = pieces.read(&mut content, expected as usize, |_| {}).map_err(unreadable)?;
+    // What was not expected: a file that grows meanwhile.
+    let rest = limit.saturating_add(1).saturating_sub(bytes.len() as u64);
+    Read::take(&mut content, rest).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > limit {
         return Err(refuse(format_args!("{name} is larger than {limit} bytes")));
     }
@@ -128,7 +134,8 @@ fn read_all(mut content: impl Read, name: &str, limit: u64) -> Result<Vec<u8>> {
 }
 
 /// Reads a tar archive that holds the two files and nothing else, as the download of an adapter gives it.
-pub fn read_archive(archive: File, max_weights: u64) -> Result<PeftFiles> {
+pub fn read_archive(archive: File, max_weights: u64, pieces: &mut Pieces<'_>) -> Result<PeftFiles> {
+    let bytes = archive.metadata().map_or(0, |metadata| metadata.len());
     let mut archive = tar::Archive::new(std::io::BufReader::with_capacity(1 << 20, archive));
     let (mut config, mut weights) = (None, None);
     // Raw: names from notes, whose length nobody checks, and sparse files are not unfolded.
@@ -160,7 +167,7 @@ pub fn read_archive(archive: File, max_weights: u64) -> Result<PeftFiles> {
         if declared > limit {
             return Err(refuse(format_args!("{file} is larger than {limit} bytes")));
         }
-        let content = read_all(&mut entry, &file, limit)?;
+        let content = read_all(&mut entry, &file, declared.min(bytes), limit, pieces)?;
         if content.len() as u64 != declared {
             return Err(refuse(format_args!("the archive ends in the middle of {file}")));
         }

@@ -5,6 +5,11 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 
+/// Does `work` without letting anybody go first.
+fn at_once<T>(work: impl FnOnce(&mut Pieces<'_>) -> T) -> T {
+    work(&mut Pieces::new(&mut |_| {}))
+}
+
 /// What one entry of an archive is made of.
 struct Entry<'a> {
     name: &'a str,
@@ -57,7 +62,7 @@ fn an_archive_of_the_two_files_is_read_whatever_their_order() {
         vec![file(CONFIG, b"{}"), file(WEIGHTS, &[7; 1000])],
         vec![folder, file("./adapter_model.safetensors", &[7; 1000]), note, file("./adapter_config.json", b"{}")],
     ] {
-        assert_eq!(read_archive(archive(&entries), 1000).expect("an adapter"), expected);
+        assert_eq!(at_once(|pieces| read_archive(archive(&entries), 1000, pieces)).expect("an adapter"), expected);
     }
 }
 
@@ -88,7 +93,7 @@ fn an_archive_of_anything_else_is_refused() {
         (vec![file(CONFIG, &vec![b' '; (1 << 20) + 1])], "larger than 1048576 bytes"),
         ((0..40).map(|_| Entry { name: "./", kind: EntryType::Directory, content: b"" }).collect(), "16"),
     ] {
-        let message = refusal(read_archive(archive(&entries), 1000));
+        let message = refusal(at_once(|pieces| read_archive(archive(&entries), 1000, pieces)));
         assert!(message.contains(expected), "{expected}: {message}");
     }
 }
@@ -98,7 +103,7 @@ fn what_is_no_archive_is_refused() {
     let mut cut = Vec::new();
     archive(&[file(CONFIG, b"{}"), file(WEIGHTS, &[7; 1000])]).read_to_end(&mut cut).expect("bytes");
     for bytes in [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0][..], b"PK\x03\x04", &[b'a'; 5000], &cut[..1600], &cut[..700]] {
-        refusal(read_archive(of_bytes(bytes), 1000));
+        refusal(at_once(|pieces| read_archive(of_bytes(bytes), 1000, pieces)));
     }
 }
 
@@ -117,7 +122,8 @@ impl Fixture {
     }
 
     fn read(&self, path: impl AsRef<Path>) -> Result<PeftFiles> {
-        Folder::open(self.data.path(), path.as_ref(), 1000)?.read()
+        let folder = Folder::open(self.data.path(), path.as_ref(), 1000)?;
+        at_once(|pieces| folder.read(pieces))
     }
 }
 
@@ -200,7 +206,7 @@ fn what_changes_after_it_was_judged_is_not_read() {
             std::fs::remove_file(mine.join(name)).expect("removed");
             replace(&mine.join(name), &fixture.outside.path().join(name)).expect("another one");
         }
-        let files = folder.read().expect("an adapter");
+        let files = at_once(|pieces| folder.read(pieces)).expect("an adapter");
         assert_eq!((files.config, files.weights), (b"{}".to_vec(), vec![7; 10]));
         for name in [CONFIG, WEIGHTS] {
             std::fs::remove_file(mine.join(name)).expect("removed");
@@ -210,7 +216,7 @@ fn what_changes_after_it_was_judged_is_not_read() {
     put(&mine);
     let folder = open();
     std::fs::write(mine.join(WEIGHTS), [7; 1001]).expect("a longer file");
-    assert!(refusal(folder.read()).contains("larger than 1000 bytes"));
+    assert!(refusal(at_once(|pieces| folder.read(pieces))).contains("larger than 1000 bytes"));
 }
 
 #[test]

@@ -6,6 +6,7 @@
 mod error;
 pub mod import;
 pub mod peft;
+pub mod pieces;
 pub mod registry;
 pub mod status;
 pub mod tiers;

@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod host;
+mod matrix;
 
 use bytes::Bytes;
 use candle_core::{DType, Device, Tensor};
@@ -15,6 +16,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::adapters::peft::host::HostAdapter;
+use crate::adapters::pieces::Pieces;
 use crate::adapters::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::lora::{Adapter, LoraPair, MAX_RANK, Site};
@@ -39,9 +41,13 @@ impl PeftFiles {
 }
 
 /// The generation's name, see [`PeftFiles::id`].
-pub(super) fn generation(config: &[u8], weights: &[u8]) -> String {
-    let digest = Sha256::new().chain_update(weights).chain_update(config).finalize();
-    format!("{digest:x}")
+fn generation(config: &[u8], weights: &[u8]) -> String {
+    name(Sha256::new().chain_update(weights), config)
+}
+
+/// The generation's name, of a digest that has seen the weights.
+fn name(weights: Sha256, config: &[u8]) -> String {
+    format!("{:x}", weights.chain_update(config).finalize())
 }
 
 /// Writes `adapter`, trained on the model `base`, as PEFT files. The same adapter gives the same bytes.
@@ -150,7 +156,9 @@ pub(super) fn refuse(why: impl std::fmt::Display) -> Error {
 
 /// Reads the two files of a PEFT folder for a model of shape `model`, onto `device`.
 pub fn read(config: &[u8], weights: &[u8], model: &ModelConfig, device: &Device) -> Result<Adapter> {
-    HostAdapter::check(config, Bytes::copy_from_slice(weights), model, MAX_RANK)?.to_adapter(device)
+    let mut at_once = |_| {};
+    let pieces = &mut Pieces::new(&mut at_once);
+    HostAdapter::check(config, Bytes::copy_from_slice(weights), model, MAX_RANK, pieces)?.to_adapter(device, pieces)
 }
 
 /// Returns the base model that `adapter_config.json` names, if it names one.

@@ -7,13 +7,15 @@
 //! the business of [`Tiers`], by generation, so that names of one generation share it.
 //!
 //! Loads run in tasks of their own, several at a time: a client that leaves ends none, and a slow one holds up nobody
-//! who wants another generation.
+//! who wants another generation. Where the engines compute on the CPU, the work of all loads together goes on in small
+//! pieces beside their steps ([`SideWork`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use candle_core::Device;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
@@ -21,11 +23,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::adapters::peft::PeftFiles;
 use crate::adapters::peft::host::HostAdapter;
+use crate::adapters::pieces::Pieces;
 use crate::adapters::status::{LoadCounts, Source, Status};
 use crate::adapters::tiers::{Budgets, Key, NoRoom, Reservation, Tiers};
 use crate::adapters::{Error, Result};
 use crate::config::Limits;
 use crate::engine::catalog::Catalog;
+use crate::engine::priority::{Priority, SideTurns, SideWork};
 use crate::model::lora::{Adapter, AdapterLease};
 use crate::off_thread::off_thread;
 use crate::store::models::{FineTunedModel, NewModel};
@@ -96,6 +100,8 @@ struct Inner {
     /// MiB of files that may be in memory for being read and checked.
     loading: Arc<Semaphore>,
     counts: LoadCounts,
+    /// The work of loads, where it takes cores from the engines; `None` where those compute on a GPU.
+    side: Option<Arc<SideWork>>,
 }
 
 /// A load under way; all who wait get its result.
@@ -105,15 +111,19 @@ impl AdapterRegistry {
     /// An empty registry over the stored models with the default limits; adapters go to the device of their base in
     /// `catalog`.
     pub fn new(store: Store, catalog: Catalog) -> Self {
-        Self::with_limits(store, catalog, RegistryLimits::from(&Limits::default()))
+        Self::with_limits(store, catalog, RegistryLimits::from(&Limits::default()), Arc::default())
     }
 
-    /// [`AdapterRegistry::new`] with other limits.
-    pub fn with_limits(store: Store, catalog: Catalog, limits: RegistryLimits) -> Self {
+    /// [`AdapterRegistry::new`] with other limits, whose loads let the requests of `priority` go first.
+    pub fn with_limits(store: Store, catalog: Catalog, limits: RegistryLimits, priority: Arc<Priority>) -> Self {
+        let on_cpu = catalog.entries().iter().any(|entry| entry.model.decoder.device().is_cpu());
+        let side = on_cpu.then(|| Arc::new(SideWork::new(priority)));
         let tiers = Tiers::new(limits.budgets);
         let loading = Arc::new(Semaphore::new(LOADING_MIB as usize));
         let counts = LoadCounts::default();
-        Self { inner: Arc::new(Inner { store, catalog, limits, tiers, loads: Mutex::default(), loading, counts }) }
+        Self {
+            inner: Arc::new(Inner { store, catalog, limits, tiers, loads: Mutex::default(), loading, counts, side }),
+        }
     }
 
     /// Leases the current generation of `name`, a model of the organisation or one that it has permission for, and
@@ -155,7 +165,7 @@ impl AdapterRegistry {
         let key = key(&row.base, &row.adapter);
         self.inner.catalog.get(&key.base)?;
         let (host, _, _share) = self.on_host(&key).await?;
-        let adapter = off_thread(LOADING, move || host.to_adapter(&candle_core::Device::Cpu)).await?;
+        let adapter = self.in_pieces(move |pieces| host.to_adapter(&Device::Cpu, pieces)).await?;
         Ok((row.base, Arc::new(adapter)))
     }
 
@@ -223,26 +233,48 @@ impl AdapterRegistry {
         let model = Arc::clone(&self.inner.catalog.get(&key.base)?.model);
         let blobs = &self.inner.store.blobs;
         let (config_key, weights_key) = (config_key(&key.generation), weights_key(&key.generation));
-        let share = self.share(self.in_time(blobs.size(&weights_key)).await?).await?;
-        let reading = async { tokio::try_join!(blobs.get(&config_key), blobs.get(&weights_key)) };
-        let (config, weights) = self.in_time(reading).await?;
+        let bytes = self.in_time(blobs.size(&weights_key)).await?;
+        let share = self.share(bytes).await?;
+        let opening = async { tokio::try_join!(blobs.get(&config_key), blobs.open(&weights_key)) };
+        let (config, weights) = self.in_time(opening).await?;
         let generation = key.generation.clone();
-        let check = move || HostAdapter::check_stored(&generation, &config, weights, &model.config);
-        let host = Arc::new(off_thread(LOADING, check).await?);
+        let reading = self.in_pieces(move |pieces| {
+            HostAdapter::read_stored(&generation, &config, weights, bytes as usize, &model.config, pieces)
+        });
+        let host = Arc::new(self.in_time(reading).await?);
         let kept = self.inner.tiers.keep_in_host(key, &host);
         Ok((host, (!kept).then_some(share)))
     }
 
     /// Waits for the store, within the time that it has.
-    async fn in_time<T>(&self, answer: impl Future<Output = store::Result<T>>) -> Result<T> {
+    async fn in_time<T, E>(&self, answer: impl Future<Output = Result<T, E>>) -> Result<T>
+    where
+        Error: From<E>,
+    {
         let late = Error::Unavailable("The storage of adapters does not answer in time. Please try again.");
         Ok(tokio::time::timeout(self.inner.limits.read_wait, answer).await.map_err(|_| late)??)
     }
 
+    /// Does work on an adapter's bytes on a thread that may block; beside the steps of engines on the CPU.
+    pub async fn in_pieces<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Pieces<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let side = self.inner.side.clone();
+        off_thread(LOADING, move || {
+            let mut turns = side.map(SideTurns::new);
+            work(&mut Pieces::new(&mut |_| turns.iter_mut().for_each(SideTurns::next)))
+        })
+        .await
+    }
+
     async fn to_device(&self, key: &Key, host: Arc<HostAdapter>, room: Reservation) -> Result<AdapterLease> {
         let model = Arc::clone(&self.inner.catalog.get(&key.base)?.model);
-        let make = move || Ok::<_, Error>(model.decoder.served(&host.to_adapter(model.decoder.device())?)?);
-        let adapter = off_thread(LOADING, make).await?;
+        let make = move |pieces: &mut Pieces<'_>| match model.decoder.device() {
+            Device::Cpu => host.to_served(model.decoder.adapter_precision(), pieces),
+            device => Ok(model.decoder.served(&host.to_adapter(device, pieces)?)?),
+        };
+        let adapter = self.in_pieces(make).await?;
         Ok(self.inner.tiers.keep(room, key.clone(), Arc::new(adapter)))
     }
 
@@ -292,8 +324,9 @@ impl AdapterRegistry {
         let (config, weights) = (Bytes::from(files.config), Bytes::from(files.weights));
         let blobs = (config.clone(), weights.clone());
         let precision = model.decoder.adapter_precision();
-        let check = move || HostAdapter::check(&config, weights, &model.config, max_rank);
-        let host = Arc::new(off_thread(LOADING, check).await?);
+        let check =
+            move |pieces: &mut Pieces<'_>| HostAdapter::check(&config, weights, &model.config, max_rank, pieces);
+        let host = Arc::new(self.in_pieces(check).await?);
         let bytes = host.device_bytes(precision);
         if bytes > budgets.device {
             return Err(Error::TooLarge { bytes, limit: budgets.device });

@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::adapters::peft;
+use crate::adapters::pieces::Pieces;
 use crate::model::ModelConfig;
 use crate::model::lora::MAX_RANK;
 use crate::model::lora::{LoraLayer, LoraPair, Site};
@@ -25,7 +26,7 @@ fn files() -> Arc<HostAdapter> {
     let read = |name: &str| std::fs::read(folder.join("peft").join(name)).unwrap();
     let (config, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
     let model = ModelConfig::read(&folder).unwrap();
-    let host = HostAdapter::check(&config, weights.into(), &model, MAX_RANK).unwrap();
+    let host = HostAdapter::check(&config, weights.into(), &model, MAX_RANK, &mut Pieces::new(&mut |_| {})).unwrap();
     assert_eq!(host.id(), peft::PeftFiles { config, weights: read("adapter_model.safetensors") }.id());
     Arc::new(host)
 }

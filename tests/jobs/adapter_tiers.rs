@@ -80,7 +80,7 @@ fn limits(device: u64, host: u64) -> RegistryLimits {
 }
 
 fn registry(store: &Store, limits: RegistryLimits) -> AdapterRegistry {
-    AdapterRegistry::with_limits(store.clone(), catalog(), limits)
+    AdapterRegistry::with_limits(store.clone(), catalog(), limits, Arc::default())
 }
 
 async fn install(registry: &AdapterRegistry, name: &str, files: PeftFiles) -> adapters::Result<()> {

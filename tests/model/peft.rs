@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod forms;
+mod pieces;
 
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use attune::adapters::Error;
 use attune::adapters::peft;
 use attune::adapters::peft::config::PeftConfig;
 use attune::adapters::peft::host::HostAdapter;
+use attune::adapters::pieces::Pieces;
 use attune::model::ModelConfig;
 use attune::model::lora::MAX_RANK;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
@@ -251,12 +253,14 @@ fn which_layers_are_changed_by_what_is_as_peft_has_it() {
 #[test]
 fn a_rank_above_the_limit_is_refused_and_sizes_are_known_before_anything_is_allocated() {
     let (config, whole) = files("llama");
-    let refused = HostAdapter::check(&config, whole.clone().into(), &model("llama"), 3).unwrap_err();
+    let mut at_once = |_| {};
+    let pieces = &mut Pieces::new(&mut at_once);
+    let refused = HostAdapter::check(&config, whole.clone().into(), &model("llama"), 3, pieces).unwrap_err();
     assert!(refused.to_string().contains("limits.max_adapter_rank is 3"), "{refused}");
-    let adapter = HostAdapter::check(&config, whole.into(), &model("llama"), 4).unwrap();
+    let adapter = HostAdapter::check(&config, whole.into(), &model("llama"), 4, pieces).unwrap();
     assert_eq!(adapter.rank(), 4);
     for precision in [DType::F32, DType::BF16] {
-        let served = adapter.to_adapter(&Device::Cpu).unwrap().for_serving(precision).unwrap();
+        let served = adapter.to_adapter(&Device::Cpu, pieces).unwrap().for_serving(precision).unwrap();
         assert_eq!(adapter.device_bytes(precision), served.bytes() as u64);
     }
 }

@@ -1,25 +1,28 @@
 //! An adapter in host memory: its checked file, and where in it each matrix lies. It becomes an [`Adapter`] on a device
-//! by copying alone, which takes far less time than one prefill.
+//! by copying alone, which takes far less time than one prefill. All work on its bytes goes on in [`Pieces`].
 //!
 //! The registry checks every adapter this way, from the file's header before anything is allocated, and keeps the
 //! result in the tier between device and disk. No content of a file may panic.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
+use std::io::Read;
 
 use bytes::Bytes;
 use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::{Dtype, SafeTensors, TensorInfo};
+use safetensors::tensor::SafeTensors;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserializer as _, de};
+use sha2::{Digest as _, Sha256};
 
 use crate::adapters::peft::config::PeftConfig;
+use crate::adapters::peft::matrix::{Matrix, with_values};
 use crate::adapters::peft::{self, PREFIX, refuse};
+use crate::adapters::pieces::{PIECE_BYTES, Pieces, parts};
 use crate::adapters::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::lora::MAX_RANK;
-use crate::model::lora::layout::padded_output;
+use crate::model::lora::layout::{LANES, PairShape, Stretch};
 use crate::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 
 /// Bytes of the header of `adapter_model.safetensors` at the most; the largest model's adapter needs a tenth of it.
@@ -43,14 +46,6 @@ struct Update {
     b: Matrix,
 }
 
-/// One matrix in the file.
-#[derive(Debug, Clone)]
-struct Matrix {
-    bytes: Range<usize>,
-    dtype: Dtype,
-    shape: (usize, usize),
-}
-
 impl fmt::Debug for HostAdapter {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = formatter.debug_struct("HostAdapter");
@@ -65,21 +60,50 @@ impl fmt::Debug for HostAdapter {
 impl HostAdapter {
     /// Checks the two files of a PEFT folder for a model of shape `model`: the configuration, the header, the shapes,
     /// then the numbers. Nothing but a small plan is allocated.
-    pub fn check(config: &[u8], weights: Bytes, model: &ModelConfig, max_rank: usize) -> Result<Self> {
-        Self::checked(peft::generation(config, &weights), config, weights, model, max_rank)
+    pub fn check(
+        config: &[u8],
+        weights: Bytes,
+        model: &ModelConfig,
+        max_rank: usize,
+        pieces: &mut Pieces<'_>,
+    ) -> Result<Self> {
+        let mut digest = Sha256::new();
+        for piece in weights.chunks(PIECE_BYTES) {
+            pieces.work(piece.len());
+            digest.update(piece);
+        }
+        Self::checked(peft::name(digest, config), config, weights, model, max_rank, pieces)
     }
 
-    /// As [`HostAdapter::check`], for files that were stored as `generation`: not a byte of them may have changed.
-    pub fn check_stored(generation: &str, config: &[u8], weights: Bytes, model: &ModelConfig) -> Result<Self> {
-        let id = peft::generation(config, &weights);
+    /// As [`HostAdapter::check`], for files that were stored as `generation`, of which not a byte may have changed:
+    /// reads the `bytes` of `weights` as well, each piece hashed while it is in the core's cache.
+    pub fn read_stored(
+        generation: &str,
+        config: &[u8],
+        weights: impl Read,
+        bytes: usize,
+        model: &ModelConfig,
+        pieces: &mut Pieces<'_>,
+    ) -> Result<Self> {
+        let mut digest = Sha256::new();
+        let weights = pieces.read(weights, bytes, |piece| digest.update(piece));
+        let weights = weights.map_err(Error::io(format!("read the files of adapter {generation}")))?;
+        let id = peft::name(digest, config);
         if id != generation {
             // Checked first: a damaged file is our fault (500), not the client's.
             return Err(Error::Internal(format!("the files of adapter {generation} do not match its hash")));
         }
-        Self::checked(id, config, weights, model, MAX_RANK)
+        Self::checked(id, config, weights.into(), model, MAX_RANK, pieces)
     }
 
-    fn checked(id: String, config: &[u8], weights: Bytes, model: &ModelConfig, max_rank: usize) -> Result<Self> {
+    fn checked(
+        id: String,
+        config: &[u8],
+        weights: Bytes,
+        model: &ModelConfig,
+        max_rank: usize,
+        pieces: &mut Pieces<'_>,
+    ) -> Result<Self> {
         let config = PeftConfig::read(config)?;
         let halves = places(&weights, model)?;
         let paths: Vec<String> = all_places(model).map(|(block, site)| path(block, site)).collect();
@@ -114,7 +138,7 @@ impl HostAdapter {
                 }
             }
         }
-        adapter.check_values()?;
+        adapter.check_values(pieces)?;
         Ok(adapter)
     }
 
@@ -135,42 +159,59 @@ impl HostAdapter {
 
     /// Bytes on the device, its matrices held in `precision`.
     pub fn device_bytes(&self, precision: DType) -> u64 {
-        let elements = |Update { a, b, .. }: &Update| {
-            let ((rank, input), (output, _)) = (a.shape, b.shape);
-            rank * (input + padded_output(output))
-        };
-        (self.updates.iter().map(elements).sum::<usize>() * precision.size_in_bytes()) as u64
+        let elements = self.updates.iter().map(|update| update.shape().elements());
+        (elements.sum::<usize>() * precision.size_in_bytes()) as u64
     }
 
     /// Copies the adapter to `device`, ready to compute, in f32.
-    pub fn to_adapter(&self, device: &Device) -> Result<Adapter> {
+    pub fn to_adapter(&self, device: &Device, pieces: &mut Pieces<'_>) -> Result<Adapter> {
         let mut layers = vec![LoraLayer::default(); self.blocks];
         for Update { block, site, scale, a, b } in &self.updates {
-            let tensor = |matrix: &Matrix| Tensor::from_vec(self.values(matrix), matrix.shape, device);
+            let mut tensor = |matrix: &Matrix| {
+                let mut values = Vec::with_capacity(matrix.shape.0 * matrix.shape.1);
+                for piece in matrix.pieces() {
+                    pieces.work(piece.len());
+                    matrix.read(&self.weights[piece], &mut values);
+                }
+                Tensor::from_vec(values, matrix.shape, device)
+            };
             layers[*block].set(*site, LoraPair { a: tensor(a)?, b: tensor(b)?, scale: *scale });
         }
         Ok(Adapter::new(self.id.clone(), layers))
     }
 
-    fn values(&self, matrix: &Matrix) -> Vec<f32> {
-        let data = &self.weights[matrix.bytes.clone()];
-        let bits = |bytes: &[u8]| u16::from_le_bytes([bytes[0], bytes[1]]);
-        match matrix.dtype {
-            Dtype::F16 => data.chunks_exact(2).map(|bytes| half::f16::from_bits(bits(bytes)).to_f32()).collect(),
-            Dtype::BF16 => data.chunks_exact(2).map(|bytes| half::bf16::from_bits(bits(bytes)).to_f32()).collect(),
-            _ => {
-                data.chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])).collect()
+    /// Lays the adapter out for a serving step on the CPU: as [`Adapter::for_serving`], without the way over tensors.
+    pub fn to_served(&self, precision: DType, pieces: &mut Pieces<'_>) -> Result<Adapter> {
+        let shapes: Vec<PairShape> = self.updates.iter().map(Update::shape).collect();
+        let mut stretch = Stretch::new(precision, shapes.iter().map(PairShape::elements).sum())?;
+        for (update, shape) in self.updates.iter().zip(&shapes) {
+            // A piece is all of A's rows in some columns, or some panels of B.
+            for columns in parts(shape.input, shape.rank * size_of::<f32>()) {
+                pieces.work(columns.len() * shape.rank * size_of::<f32>());
+                with_values!(update.a, self.weights, |value| stretch.add_a(shape, columns, value));
+            }
+            for panels in parts(shape.panels(), shape.rank * LANES * size_of::<f32>()) {
+                pieces.work(panels.len() * shape.rank * LANES * size_of::<f32>());
+                with_values!(update.b, self.weights, |value| stretch.add_b(shape, panels, value));
             }
         }
+        let mut layers = vec![LoraLayer::default(); self.blocks];
+        for (Update { block, site, .. }, pair) in self.updates.iter().zip(stretch.pairs(&shapes)?) {
+            layers[*block].set(*site, pair);
+        }
+        Ok(Adapter::new(self.id.clone(), layers))
     }
 
     /// Refuses matrices with infinities or NaN, by their bits alone.
-    fn check_values(&self) -> Result<()> {
+    fn check_values(&self, pieces: &mut Pieces<'_>) -> Result<()> {
         for Update { block, site, a, b, .. } in &self.updates {
             for (matrix, half) in [(a, 'A'), (b, 'B')] {
-                if !matrix.is_finite(&self.weights) {
-                    let path = path(*block, *site);
-                    return Err(refuse(format_args!("`{path}.lora_{half}` has values that are not finite")));
+                for piece in matrix.pieces() {
+                    pieces.work(piece.len());
+                    if !matrix.are_finite(&self.weights[piece]) {
+                        let path = path(*block, *site);
+                        return Err(refuse(format_args!("`{path}.lora_{half}` has values that are not finite")));
+                    }
                 }
             }
         }
@@ -178,35 +219,10 @@ impl HostAdapter {
     }
 }
 
-impl Matrix {
-    /// Returns the matrix if its type can be read and `shape` is its own; else the error names it `name`.
-    fn checked(&self, name: &str, shape: (usize, usize)) -> Result<Self> {
-        if !matches!(self.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return Err(refuse(format_args!("`{name}` is {:?}; use F32, F16 or BF16", self.dtype)));
-        }
-        if self.shape != shape {
-            return Err(refuse(format_args!(
-                "`{name}` has the shape {:?}; rank and model require {shape:?}",
-                self.shape
-            )));
-        }
-        Ok(self.clone())
-    }
-
-    /// True if no value in the file is infinite or not a number: those have every bit of the exponent set.
-    fn is_finite(&self, file: &[u8]) -> bool {
-        let short = |exponent: u16| {
-            let finite = move |bytes: &[u8; 2]| u16::from_le_bytes(*bytes) & exponent != exponent;
-            file[self.bytes.clone()].as_chunks().0.iter().all(finite)
-        };
-        match self.dtype {
-            Dtype::F16 => short(0x7c00),
-            Dtype::BF16 => short(0x7f80),
-            _ => {
-                let finite = |bytes: &[u8; 4]| f32::from_le_bytes(*bytes).is_finite();
-                file[self.bytes.clone()].as_chunks().0.iter().all(finite)
-            }
-        }
+impl Update {
+    fn shape(&self) -> PairShape {
+        let ((rank, input), (output, _)) = (self.a.shape, self.b.shape);
+        PairShape { rank, input, output, scale: self.scale }
     }
 }
 
@@ -251,7 +267,7 @@ fn places(weights: &[u8], model: &ModelConfig) -> Result<Halves> {
         let (block, site, half) =
             parse_name(name).filter(|(block, ..)| *block < model.num_hidden_layers).ok_or_else(|| no_place(name))?;
         let place = &mut halves.entry((block, site)).or_default()[half];
-        if place.replace(matrix(name, info, 8 + header)?).is_some() {
+        if place.replace(Matrix::of(name, info, 8 + header)?).is_some() {
             return Err(refuse(format_args!("`{name}` is there twice, with and without the adapter's name")));
         }
     }
@@ -267,14 +283,6 @@ fn no_place(name: &str) -> Error {
         ""
     };
     refuse(format_args!("the model has no place for the tensor `{name}`{why}"))
-}
-
-fn matrix(name: &str, info: &TensorInfo, data: usize) -> Result<Matrix> {
-    let [rows, columns] = info.shape[..] else {
-        return Err(refuse(format_args!("`{name}` has the shape {:?}, not two dimensions", info.shape)));
-    };
-    let (start, end) = info.data_offsets;
-    Ok(Matrix { bytes: data + start..data + end, dtype: info.dtype, shape: (rows, columns) })
 }
 
 /// Block, site and half (0 for A, 1 for B) of a tensor's name.

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::adapters::peft::{self, PeftFiles};
+use crate::adapters::pieces::Pieces;
 use crate::adapters::{self, import};
 use crate::api::ApiState;
 use crate::api::access::auth::{Admin, Caller};
@@ -134,7 +135,7 @@ async fn bring_in(state: &ApiState, caller: &Caller, request: LoadAdapter) -> Re
     let source = Source::open(state, caller, &request.lora_path).await?;
     // Until the adapter is stored its files lie in memory.
     let _share = state.registry.share(source.bytes()).await?;
-    let files = source.read(state.config.limits.max_adapter_bytes).await?;
+    let files = source.read(state).await?;
     let base = choose_base(state, request.base_model_name.as_deref(), &files.config)?;
     let replace = request.load_inplace == Some(true);
     let installed = state.registry.install(&caller.organization, &request.lora_name, &base, files, replace).await;
@@ -181,12 +182,13 @@ impl Source {
         }
     }
 
-    async fn read(self, limit: u64) -> Result<PeftFiles> {
-        let read = move || match self {
-            Self::Folder(folder) => folder.read(),
-            Self::Archive { content, .. } => import::read_archive(content, limit),
+    async fn read(self, state: &ApiState) -> Result<PeftFiles> {
+        let limit = state.config.limits.max_adapter_bytes;
+        let read = move |pieces: &mut Pieces<'_>| match self {
+            Self::Folder(folder) => folder.read(pieces),
+            Self::Archive { content, .. } => import::read_archive(content, limit, pieces),
         };
-        off_thread("read an adapter", read).await.map_err(blame_path)
+        state.registry.in_pieces(read).await.map_err(blame_path)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Every wait for an adapter has a limit: for room on the device, for the store, for a turn.
 
 use super::*;
+use attune::engine::priority::Priority;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_full_of_leases_makes_others_wait_a_bounded_time() {
@@ -49,4 +50,28 @@ async fn a_store_that_does_not_answer_and_a_turn_that_does_not_come_are_waited_f
     assert!(matches!(registry.lease(ORG, "one").await, Err(Error::Overloaded { .. })));
     drop(all);
     assert_eq!(lease(&registry, "one").await.id, files(1, 4).id());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn adapters_are_loaded_and_installed_while_requests_run_all_the_time() {
+    let database = TestDatabase::new().await;
+    let priority = Arc::new(Priority::default());
+    let busy = priority.busy();
+    let limits = limits(bytes(512) * 2, 0);
+    let limits = RegistryLimits { max_rank: 512, ..limits };
+    let registry = AdapterRegistry::with_limits(database.store.clone(), catalog(), limits, Arc::clone(&priority));
+    for seed in 0..3 {
+        install(&registry, &format!("adapter-{seed}"), files(seed, 512)).await.unwrap();
+    }
+    // From the disk, since the host tier keeps nothing; many at once share the turns.
+    for seed in [0, 1, 2, 0] {
+        let name = format!("adapter-{seed}");
+        let both = futures::join!(lease(&registry, &name), lease(&registry, &name));
+        assert!(Arc::ptr_eq(&both.0, &both.1));
+        assert_eq!(numbers(both.0), numbers(peft_adapter(&files(seed, 512))));
+    }
+    assert!(registry.status().loads_from_disk >= 3);
+    let (_, original) = registry.original(ORG, "adapter-1").await.unwrap();
+    assert_eq!(numbers(original), numbers(peft_adapter(&files(1, 512))));
+    drop(busy);
 }

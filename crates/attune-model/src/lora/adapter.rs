@@ -53,7 +53,7 @@ impl Adapter {
         self.map(|matrix| matrix.to_device(device)?.to_dtype(dtype)?.contiguous())
     }
 
-    /// Returns the same adapter, laid out for a serving step on the CPU ([`lay_out`]). In `precision` bf16 a step reads
+    /// Returns the same adapter, laid out for a serving step on the CPU ([`super::layout`]). In `precision` bf16 a step reads
     /// half as much of it as in f32. It can then be served, but neither trained further nor written to files.
     pub fn for_serving(&self, precision: DType) -> Result<Self> {
         let laid_out = lay_out(&self.pairs().collect::<Vec<_>>(), precision)?;

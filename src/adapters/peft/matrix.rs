@@ -1,0 +1,112 @@
+//! One matrix in the file of an adapter: where it lies, of which type it is, and its values.
+
+use std::ops::Range;
+
+use safetensors::tensor::{Dtype, TensorInfo};
+
+use crate::adapters::Result;
+use crate::adapters::peft::refuse;
+use crate::adapters::pieces::parts;
+
+/// Values that are looked at before one that is not finite ends it: many at a time, without a branch for each.
+const TOGETHER: usize = 1024;
+
+/// One matrix in the file.
+#[derive(Debug, Clone)]
+pub(super) struct Matrix {
+    /// Where it lies.
+    pub bytes: Range<usize>,
+    /// Type of its values, F32, F16 or BF16 once it is checked.
+    pub dtype: Dtype,
+    /// Rows and columns.
+    pub shape: (usize, usize),
+}
+
+/// Runs `$run` with a function from the index of a value in `$matrix` to the value.
+macro_rules! with_values {
+    ($matrix:expr, $file:expr, |$value:ident| $run:expr) => {{
+        let data = &$file[$matrix.bytes.clone()];
+        match $matrix.dtype {
+            ::safetensors::tensor::Dtype::F16 => {
+                let data = data.as_chunks().0;
+                let $value = |index: usize| $crate::adapters::peft::matrix::f16_value(data[index]);
+                $run
+            }
+            ::safetensors::tensor::Dtype::BF16 => {
+                let data = data.as_chunks().0;
+                let $value = |index: usize| $crate::adapters::peft::matrix::bf16_value(data[index]);
+                $run
+            }
+            _ => {
+                let data = data.as_chunks().0;
+                let $value = |index: usize| f32::from_le_bytes(data[index]);
+                $run
+            }
+        }
+    }};
+}
+pub(super) use with_values;
+
+impl Matrix {
+    /// Reads the header's entry of `name` in a file whose data begins at `data`.
+    pub(super) fn of(name: &str, info: &TensorInfo, data: usize) -> Result<Self> {
+        let [rows, columns] = info.shape[..] else {
+            return Err(refuse(format_args!("`{name}` has the shape {:?}, not two dimensions", info.shape)));
+        };
+        let (start, end) = info.data_offsets;
+        Ok(Self { bytes: data + start..data + end, dtype: info.dtype, shape: (rows, columns) })
+    }
+
+    /// Returns the matrix if its type can be read and `shape` is its own; else the error names it `name`.
+    pub(super) fn checked(&self, name: &str, shape: (usize, usize)) -> Result<Self> {
+        if !matches!(self.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Err(refuse(format_args!("`{name}` is {:?}; use F32, F16 or BF16", self.dtype)));
+        }
+        if self.shape != shape {
+            return Err(refuse(format_args!(
+                "`{name}` has the shape {:?}; rank and model require {shape:?}",
+                self.shape
+            )));
+        }
+        Ok(self.clone())
+    }
+
+    /// Returns where its pieces are in the file.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let start = self.bytes.start;
+        parts(self.bytes.len(), 1).map(move |part| start + part.start..start + part.end)
+    }
+
+    /// Appends the values of `piece`, a part of its bytes, to `values`.
+    pub(super) fn read(&self, piece: &[u8], values: &mut Vec<f32>) {
+        match self.dtype {
+            Dtype::F16 => values.extend(piece.as_chunks().0.iter().map(|bytes| f16_value(*bytes))),
+            Dtype::BF16 => values.extend(piece.as_chunks().0.iter().map(|bytes| bf16_value(*bytes))),
+            _ => values.extend(piece.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes))),
+        }
+    }
+
+    /// True if no value of `piece` is infinite or not a number: those have every bit of the exponent set.
+    pub(super) fn are_finite(&self, piece: &[u8]) -> bool {
+        let short = |exponent: u16| {
+            let finite = |so_far: bool, bytes: &[u8; 2]| so_far & (u16::from_le_bytes(*bytes) & exponent != exponent);
+            piece.as_chunks().0.chunks(TOGETHER).all(|values| values.iter().fold(true, finite))
+        };
+        match self.dtype {
+            Dtype::F16 => short(0x7c00),
+            Dtype::BF16 => short(0x7f80),
+            _ => {
+                let finite = |so_far: bool, bytes: &[u8; 4]| so_far & f32::from_le_bytes(*bytes).is_finite();
+                piece.as_chunks().0.chunks(TOGETHER).all(|values| values.iter().fold(true, finite))
+            }
+        }
+    }
+}
+
+pub(super) fn f16_value(bytes: [u8; 2]) -> f32 {
+    half::f16::from_le_bytes(bytes).to_f32()
+}
+
+pub(super) fn bf16_value(bytes: [u8; 2]) -> f32 {
+    half::bf16::from_le_bytes(bytes).to_f32()
+}
