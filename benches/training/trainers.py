@@ -37,7 +37,7 @@ class Trained:
         )
 
 
-def attune(binary, model, home):
+def server_of(binary, model, home):
     """A server of the model in a folder, not started yet."""
     entry = f"[{{id={json.dumps(BASE)},path={json.dumps(str(model))}}}]"
     return attunelib.Server(binary, home, settings={"ATTUNE_MODELS": entry, "ATTUNE_DEVICE": "cpu"})
@@ -76,7 +76,7 @@ def with_attune(binary, model, chats, settings):
     """Trains on a server of its own."""
     home = attunelib.data_folder()
     try:
-        with attune(binary, model, home) as server:
+        with server_of(binary, model, home) as server:
             return run_job(server, chats, settings)[2]
     finally:
         shutil.rmtree(home, ignore_errors=True)
