@@ -22,7 +22,7 @@ import checkpoint  # noqa: E402
 import data  # noqa: E402
 from trainers import attunelib, in_process, with_attune  # noqa: E402
 
-BATCH = 4
+BATCH, FEWEST_STEPS = 4, 3
 SETTINGS = {
     "n_epochs": 1, "batch_size": BATCH, "rank": 16, "alpha": 32, "learning_rate": 2e-4, "learning_rate_multiplier": 1,
     "target_modules": list(dict.fromkeys(name.split(".")[1] for name in checkpoint.LAYERS)), "lr_scheduler": "linear",
@@ -113,6 +113,8 @@ def main():
     parser.add_argument("--chats", choices=data.KINDS, action="append", help="one kind of chats; may be given again")
     parser.add_argument("--work", type=Path, help="keep the made checkpoint here")
     arguments = parser.parse_args()
+    if arguments.steps is not None and arguments.steps < FEWEST_STEPS:
+        parser.error(f"--steps must be {FEWEST_STEPS} or more: a training file needs ten examples")
     work = arguments.work or attunelib.data_folder()
     work.mkdir(parents=True, exist_ok=True)
     sides = arguments.only or SIDES
