@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-rust test-sdk bench bench-serving bench-training check openapi parity sanitize
+.PHONY: help setup demo serve test test-rust test-sdk bench bench-serving bench-training quality check openapi parity sanitize
 
 PYTHON := .venv/bin/python
 
@@ -38,6 +38,9 @@ bench-serving: setup .venv-bench/.installed ## Measure serving beside llama.cpp 
 
 bench-training: setup .venv-bench-training/.installed ## Measure training beside transformers, PEFT and TRL (downloads torch)
 	@.venv-bench-training/bin/python benches/training
+
+quality: setup .venv-quality/.installed ## Fine-tune a real model on real texts, and count right answers beside PEFT (downloads torch)
+	@.venv-quality/bin/python benches/quality
 
 check: setup ## Formatting, lints as errors, and that openapi/openapi.json is up to date
 	@cargo fmt --all --check
@@ -78,6 +81,11 @@ parity: setup .venv-parity/.installed .venv-bench/.installed ## Compare with tra
 .venv-bench-training/.installed: benches/training/requirements.txt | setup
 	@python3 -m venv .venv-bench-training
 	@.venv-bench-training/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.venv-quality/.installed: benches/quality/requirements.txt | setup
+	@python3 -m venv .venv-quality
+	@.venv-quality/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 .venv-parity/.installed: tests/parity/requirements.txt | setup

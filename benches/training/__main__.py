@@ -1,9 +1,10 @@
 """Measures training side by side with transformers, PEFT and TRL, on random weights of SmolLM2-135M's shape, and prints a
-table: f32, LoRA of rank 16 on all linear layers, chats of mixed length. All take turns, each in a new process, so that what
+table for each kind of chats: f32, LoRA of rank 16 on all linear layers. All take turns, each in a new process, so that what
 disturbs the machine disturbs all of them; each figure is a median. `make bench-training` runs it.
 
-Tokens are those of the chats, padding not counted: the same number for all, which is checked. Memory is the most that the
-training process has resident while it trains, looked at from outside, in the same way for all.
+Tokens are those of the chats, padding not counted: the same number for all, which is checked. CPU seconds are those of the
+training process, of all its threads, while it trains, and memory is the most that it has resident meanwhile; both are looked
+at from outside, in the same way for all.
 """
 
 import argparse
@@ -12,47 +13,22 @@ import os
 import platform
 import shutil
 import statistics
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "serving"))
-sys.path.insert(0, str(HERE.parents[1] / "tools"))
-import attunelib  # noqa: E402
 import checkpoint  # noqa: E402
 import data  # noqa: E402
+from trainers import attunelib, in_process, with_attune  # noqa: E402
 
-RANK, ALPHA, BATCH, LOOK_EVERY = 16, 32, 4, 0.02
-
-
-class MemoryWatch:
-    """The most memory that a process has resident between `begin` and `end`, in bytes."""
-
-    def __init__(self, pid):
-        self.pid, self.peak, self.over = pid, 0, threading.Event()
-        self.thread = threading.Thread(target=self.watch, daemon=True)
-
-    def watch(self):
-        while not self.over.is_set():
-            try:
-                status = Path(f"/proc/{self.pid}/status").read_text()
-            except OSError:
-                return
-            resident = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-            self.peak = max([self.peak, *(int(line.split()[1]) << 10 for line in resident)])
-            self.over.wait(LOOK_EVERY)
-
-    def begin(self):
-        self.thread.start()
-        return self
-
-    def end(self):
-        self.over.set()
-        self.thread.join()
-        return self.peak
+BATCH, FEWEST_STEPS = 4, 3
+SETTINGS = {
+    "n_epochs": 1, "batch_size": BATCH, "rank": 16, "alpha": 32, "learning_rate": 2e-4, "learning_rate_multiplier": 1,
+    "target_modules": list(dict.fromkeys(name.split(".")[1] for name in checkpoint.LAYERS)), "lr_scheduler": "linear",
+    "warmup_ratio": 0, "weight_decay": 0, "max_grad_norm": 1, "lora_dropout": 0, "use_rslora": False,
+}  # fmt: skip
+SIDES = ("attune", "plain", "trl")
 
 
 def write_model(folder):
@@ -65,112 +41,95 @@ def write_model(folder):
     return folder
 
 
-def with_attune(binary, model, chats, work):
-    """Trains through the API; tokens, seconds and bytes."""
-    home = attunelib.data_folder()
-    try:
-        entry = f'[{{id="bench",path={json.dumps(str(model))}}}]'
-        with attunelib.Server(binary, home, settings={"ATTUNE_MODELS": entry, "ATTUNE_DEVICE": "cpu"}) as server:
-            client = attunelib.Client(server.url)
-            file = client.upload("chats.jsonl", chats.read_bytes())
-            settings = {"n_epochs": 1, "batch_size": BATCH, "rank": RANK, "alpha": ALPHA, "learning_rate": 2e-4}
-            body = {"model": "bench", "training_file": file["id"], "seed": 1,
-                    "method": {"type": "supervised", "supervised": {"hyperparameters": settings}}}  # fmt: skip
-            job = attunelib.Job(client, client.post("/v1/fine_tuning/jobs", body))
-            events, watch = [], None
-            while not job.refresh() or not job.is_over:
-                events += job.new_events()
-                # What begins before the first step, such as measuring the machine, is not training.
-                if watch is None and any(event["message"].startswith("Expected: ") for event in events):
-                    watch = MemoryWatch(server.process.pid).begin()
-                time.sleep(0.1)
-            events += job.new_events()
-            peak = watch.end() if watch else 0
-            if job.state["status"] != "succeeded":
-                raise RuntimeError(f"the job ended so: {job.state['error']}\n{server.tail()}")
-            took = next(event["data"] for event in events if event["message"].startswith("Took "))["actual"]
-            # Where the job ended between two looks, the server's own figure stands in.
-            return job.state["trained_tokens"], took["duration_seconds"], peak or took["peak_resident_bytes"]
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+def trainers(sides, binary, work):
+    """What trains on a file of chats, by its name in the table."""
+    model, told = write_model(work / "model"), work / "settings.json"
+    told.write_text(json.dumps({**SETTINGS, "seed": 1}))
+
+    def plain(threads):
+        return lambda chats: in_process("plain.py", work / "plain.log", model, chats, told, threads)
+
+    def trl(mode):
+        out = str(work / f"out-{mode}")
+        return lambda chats: in_process("peer.py", work / f"{mode}.log", model, chats, mode, PEER_OUT=out)
+
+    made = {}
+    if "attune" in sides:
+        made["Attune"] = lambda chats: with_attune(binary, model, chats, SETTINGS)
+    if "plain" in sides:
+        made["transformers + PEFT, a plain loop, one thread"] = plain(1)
+        made[f"transformers + PEFT, a plain loop, {os.cpu_count()} threads"] = plain(os.cpu_count())
+    if "trl" in sides:
+        made[f"transformers + PEFT + TRL, its defaults (batch {BATCH}, padded)"] = trl("padded")
+        made["transformers + PEFT + TRL, packed at 1,024"] = trl("packed")
+    return made
 
 
-def with_trl(mode, model, chats, work):
-    """Trains with TRL in a process of its own; tokens, seconds and bytes."""
-    surroundings = {**os.environ, "PEER_OUT": str(work / f"out-{mode}")}
-    command = [sys.executable, HERE / "peer.py", model, chats, mode]
-    log = (work / f"{mode}.log").open("w+")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=surroundings)
-    watch, last = MemoryWatch(process.pid), ""
-    for line in process.stdout:
-        last = line
-        if line == "begin\n":
-            watch.begin()
-        elif line == "end\n":
-            watch.end()
-    if process.wait() != 0:
-        log.seek(0)
-        raise RuntimeError(f"{mode}: {log.read()[-3000:]}")
-    told = json.loads(last)
-    return told["tokens"], told["seconds"], watch.peak
+def measured(made, chats, tokens, rounds):
+    """What each trainer took in each round."""
+    figures = {name: [] for name in made}
+    for turn in range(rounds):
+        for name, train in made.items():
+            trained = train(chats)
+            if trained.tokens != tokens:
+                raise RuntimeError(f"{name} trained on {trained.tokens} tokens, the chats have {tokens}")
+            figures[name].append(trained)
+            print(f"round {turn + 1}: {name}: {trained.in_words()}", flush=True)
+    return figures
+
+
+def median(figures, of):
+    """The median of each trainer's figure."""
+    return {name: statistics.median(map(of, trained)) for name, trained in figures.items()}
+
+
+def report(kind, count, tokens, rounds, figures):
+    """The table: medians, and each trainer's beside the first one's."""
+    print(
+        f"\nSmolLM2-135M's shape, f32, LoRA of rank {SETTINGS['rank']} on all linear layers, {count} {kind} chats with "
+        f"{tokens:,} tokens (mean {tokens / count:.0f}), {os.cpu_count()} cores, {platform.machine()}, medians of {rounds}\n"
+    )
+    print("| trainer | tokens/s | the first's beside it | tokens a CPU second | the first's beside it | peak resident MiB "
+          "| beside the first's |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|")
+    speed = median(figures, lambda trained: trained.tokens / trained.seconds)
+    thrift = median(figures, lambda trained: trained.tokens / trained.cpu_seconds)
+    peak = median(figures, lambda trained: trained.peak)
+    first = next(iter(figures))
+    for name in figures:
+        print(
+            f"| {name} | {speed[name]:,.1f} | {speed[first] / speed[name]:.2f} | {thrift[name]:,.1f} | "
+            f"{thrift[first] / thrift[name]:.2f} | {peak[name] / 2**20:,.0f} | {peak[name] / max(peak[first], 1):.2f} |"
+        )
+    print(flush=True)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=Path, help="measure this attune instead of building one")
     parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (default 3)")
-    parser.add_argument("--steps", type=int, default=30, help=f"steps of {BATCH} chats (default 30)")
-    parser.add_argument("--only", choices=("attune", "trl"), help="one side")
+    parser.add_argument("--steps", type=int, help=f"steps of {BATCH} chats (default: by the kind of chats)")
+    parser.add_argument("--only", choices=SIDES, action="append", help="one side; may be given again")
+    parser.add_argument("--chats", choices=data.KINDS, action="append", help="one kind of chats; may be given again")
     parser.add_argument("--work", type=Path, help="keep the made checkpoint here")
     arguments = parser.parse_args()
+    if arguments.steps is not None and arguments.steps < FEWEST_STEPS:
+        parser.error(f"--steps must be {FEWEST_STEPS} or more: a training file needs ten examples")
     work = arguments.work or attunelib.data_folder()
     work.mkdir(parents=True, exist_ok=True)
+    sides = arguments.only or SIDES
     try:
-        model = write_model(work / "model")
-        made = data.chats(BATCH * arguments.steps)
-        tokens = sum(map(data.tokens, made))
-        chats = data.write(work / "chats.jsonl", made)
-        trainers = {}
-        if arguments.only != "trl":
-            binary = arguments.binary or attunelib.build()
-            trainers["Attune"] = lambda: with_attune(binary, model, chats, work)
-        if arguments.only != "attune":
-            trainers[f"transformers + PEFT + TRL, its defaults (batch {BATCH}, padded)"] = lambda: with_trl(
-                "padded", model, chats, work
-            )
-            trainers["transformers + PEFT + TRL, packed at 1,024"] = lambda: with_trl("packed", model, chats, work)
-        speeds, peaks = ({name: [] for name in trainers} for _ in range(2))
-        for turn in range(arguments.rounds):
-            for name, train in trainers.items():
-                trained, seconds, peak = train()
-                if trained != tokens:
-                    raise RuntimeError(f"{name} trained on {trained} tokens, the chats have {tokens}")
-                speeds[name].append(trained / seconds)
-                peaks[name].append(peak)
-                print(f"round {turn + 1}: {name}: {trained / seconds:,.1f} tokens/s, {peak / 2**20:,.0f} MiB", flush=True)
+        made = trainers(sides, arguments.binary or ("attune" in sides and attunelib.build()), work)
+        for kind in arguments.chats or data.KINDS:
+            of_kind = data.KINDS[kind]
+            examples = data.chats(of_kind, BATCH * (arguments.steps or of_kind.steps))
+            tokens = sum(map(data.tokens, examples))
+            chats = data.write(work / f"{kind}.jsonl", examples)
+            report(kind, len(examples), tokens, arguments.rounds, measured(made, chats, tokens, arguments.rounds))
     finally:
         if arguments.work is None:
             shutil.rmtree(work, ignore_errors=True)
-    report(tokens, len(made), arguments.rounds, speeds, peaks)
     return 0
-
-
-def report(tokens, chats, rounds, speeds, peaks):
-    """The table: medians, and each trainer's beside the first one's."""
-    print(
-        f"\nSmolLM2-135M's shape, f32, LoRA of rank {RANK} on all linear layers, {chats} chats with {tokens:,} tokens (mean "
-        f"{tokens / chats:.0f}), {os.cpu_count()} cores, {platform.machine()}, medians of {rounds}\n"
-    )
-    print("| trainer | tokens/s | the first is faster by | peak resident MiB | times the first's |")
-    print("|---|---|---|---|---|")
-    speed = {name: statistics.median(values) for name, values in speeds.items()}
-    peak = {name: statistics.median(values) for name, values in peaks.items()}
-    first = next(iter(speed))
-    for name, value in speed.items():
-        print(
-            f"| {name} | {value:,.1f} | {speed[first] / value:.2f} | {peak[name] / 2**20:,.0f} | "
-            f"{peak[name] / max(peak[first], 1):.2f} |"
-        )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,35 @@
-"""Chats of mixed length for the benchmark: random words of small letters, of which the tokenizer makes a token for each
-character. The same seed gives the same chats."""
+"""Chats for the benchmark: random words of small letters, of which the tokenizer makes a token for each character. The same
+seed gives the same chats."""
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
-# Lengths in tokens: mostly short, some long, as real chats are. The mean is near MEAN.
-MEAN, SHORTEST, LONGEST = 200, 24, 1000
-# The spread of the lengths' logarithm.
-SPREAD = 0.7
-# Share of a chat that is the question.
-QUESTION = 0.6
+
+@dataclass
+class Kind:
+    """Lengths of chats, in tokens."""
+
+    # The mean is near this.
+    mean: int
+    shortest: int
+    longest: int
+    # The spread of the lengths' logarithm.
+    spread: float
+    # Share of a chat that is the question.
+    question: float
+    # Steps of a training, so that each kind takes about as long.
+    steps: int
+
+
+KINDS = {
+    # A sentence and its class.
+    "short": Kind(50, 30, 100, 0.2, 0.95, 50),
+    # Mostly short, some long, as real chats are.
+    "mixed": Kind(200, 24, 1000, 0.7, 0.6, 30),
+    "long": Kind(400, 250, 600, 0.2, 0.6, 10),
+}
 END = "<|end|>"
 # The same tokens for all: no generation prompt, an end after each answer.
 TEMPLATE = (
@@ -27,20 +46,20 @@ def words(letters, length):
     return text[:length]
 
 
-def lengths(count, seed):
+def lengths(kind, count, seed):
     """Tokens of each chat, its end included."""
     letters = random.Random(seed)
-    drawn = [letters.lognormvariate(0, SPREAD) for _ in range(count)]
-    scale = MEAN * count / sum(drawn)
-    return [round(min(LONGEST, max(SHORTEST, scale * value))) for value in drawn]
+    drawn = [letters.lognormvariate(0, kind.spread) for _ in range(count)]
+    scale = kind.mean * count / sum(drawn)
+    return [round(min(kind.longest, max(kind.shortest, scale * value))) for value in drawn]
 
 
-def chats(count, seed=1):
+def chats(kind, count, seed=1):
     """Chats of one question and one answer."""
     letters = random.Random(seed + 1)
     made = []
-    for length in lengths(count, seed):
-        question = max(1, round(QUESTION * (length - 1)))
+    for length in lengths(kind, count, seed):
+        question = max(1, round(kind.question * (length - 1)))
         made.append({"messages": [
             {"role": "user", "content": words(letters, question)},
             {"role": "assistant", "content": words(letters, length - 1 - question)},
