@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use candle_core::Device;
 use figment::Figment;
@@ -22,6 +23,11 @@ pub use crate::model::entry::ModelEntry;
 pub use crate::model::linear::Dtype;
 use crate::store::names::is_job_name;
 use crate::train::{MemoryBounds, Recomputation};
+
+/// Silence of a worker that is longer than any piece of work, on a slow processor and with a large model.
+const STUCK_AFTER: Duration = Duration::from_mins(10);
+/// An idle worker looks for jobs every five seconds.
+const LEAST_STUCK_AFTER: Duration = Duration::from_secs(10);
 
 /// The result of everything that reads or checks the configuration.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -38,6 +44,8 @@ pub struct Error(pub String);
 pub struct Config {
     /// Address of the HTTP server; port 0 picks a free one.
     pub listen: SocketAddr,
+    /// Address where `attune worker` tells whether it is well; `None`: nowhere. Port 0 picks a free one.
+    pub worker_listen: Option<SocketAddr>,
     /// Folder for files, adapters, checkpoints and the private database.
     pub data_dir: PathBuf,
     /// Postgres to use; without it a private one runs inside `data_dir`.
@@ -97,9 +105,17 @@ pub struct TrainingOptions {
     /// memory is scarce.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recomputation: Option<Recomputation>,
+    /// Seconds without a sign of life after which a worker counts as stuck; `None`: 600.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stuck_after_seconds: Option<u64>,
 }
 
 impl TrainingOptions {
+    /// Returns the time without a sign of life after which a worker counts as stuck.
+    pub fn stuck_after(&self) -> Duration {
+        self.stuck_after_seconds.map_or(STUCK_AFTER, Duration::from_secs)
+    }
+
     /// Returns the settings of memory, in bytes.
     pub fn memory(&self) -> MemoryBounds {
         let limit = self.memory_limit_mib.map(|mib| mib.saturating_mul(1 << 20));
@@ -131,6 +147,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            worker_listen: None,
             data_dir: "data".into(),
             database_url: None,
             models: Vec::new(),
@@ -188,6 +205,10 @@ impl Config {
         self.check_prices()?;
         if self.training.memory_limit_mib == Some(0) {
             return Err(Error("training: memory_limit_mib must be at least 1".into()));
+        }
+        if self.training.stuck_after() < LEAST_STUCK_AFTER {
+            let least = LEAST_STUCK_AFTER.as_secs();
+            return Err(Error(format!("training: stuck_after_seconds must be at least {least}")));
         }
         Ok(self)
     }
