@@ -263,7 +263,7 @@ pub async fn open_store(config: &Config) -> Result<(Store, Option<PrivatePostgre
         (None, Some(postgres)) => postgres.url(),
         (None, None) => return Err(Error::Internal("no database".into())),
     };
-    Ok((Store::connect(url, data_dir).await?, postgres))
+    Ok((Store::connect_with(url, data_dir, config.database_connections).await?, postgres))
 }
 
 /// Opens the store for a command that may run beside a server on the same data folder; it shares that server's private
@@ -274,7 +274,7 @@ pub async fn open_store_beside(config: &Config) -> Result<(Store, Option<Private
         Some(url) => (url.clone(), None),
         None => PrivatePostgres::attach_or_start(data_dir).await?,
     };
-    Ok((Store::connect(&url, data_dir).await?, postgres))
+    Ok((Store::connect_with(&url, data_dir, config.database_connections).await?, postgres))
 }
 
 async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalog> {

@@ -26,6 +26,8 @@ use crate::train::{MemoryBounds, Recomputation};
 
 /// Silence of a worker that is longer than any piece of work, on a slow processor and with a large model.
 const STUCK_AFTER: Duration = Duration::from_mins(10);
+/// Fewer and a job's heartbeat would wait for its own reports.
+const LEAST_CONNECTIONS: u32 = 4;
 /// An idle worker looks for jobs every five seconds.
 const LEAST_STUCK_AFTER: Duration = Duration::from_secs(10);
 
@@ -50,6 +52,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Postgres to use; without it a private one runs inside `data_dir`.
     pub database_url: Option<String>,
+    /// File with `database_url`, as secrets of containers are.
+    pub database_url_file: Option<PathBuf>,
+    /// Most connections of this process to the database.
+    pub database_connections: u32,
     /// Base models to serve.
     pub models: Vec<ModelEntry>,
     /// Other names for models, each with the base model or the fine-tuned one that it stands for.
@@ -61,6 +67,8 @@ pub struct Config {
     /// Keys that clients must send as `Authorization: Bearer …`, beside those of the database: admin keys of
     /// `organization`. With none at all the server is open, which only a loopback address allows.
     pub api_keys: Vec<String>,
+    /// File with `api_keys`, one in a line.
+    pub api_keys_file: Option<PathBuf>,
     /// Organisation of callers with one of `api_keys`, or without a key on an open server: it owns files, jobs and
     /// adapters, and appears in the names of fine-tuned models.
     pub organization: String,
@@ -150,11 +158,14 @@ impl Default for Config {
             worker_listen: None,
             data_dir: "data".into(),
             database_url: None,
+            database_url_file: None,
+            database_connections: 16,
             models: Vec::new(),
             aliases: BTreeMap::new(),
             device: DeviceChoice::Auto,
             worker: true,
             api_keys: Vec::new(),
+            api_keys_file: None,
             organization: "local".into(),
             limits: Limits::default(),
             prices: BTreeMap::new(),
@@ -178,8 +189,27 @@ impl Config {
         }
         figment
             .merge(environment().ignore(&["config", "log", "url", "api_key"]).split("__"))
-            .extract()
-            .map_err(|error| Error(format!("configuration: {error}")))
+            .extract::<Self>()
+            .map_err(|error| Error(format!("configuration: {error}")))?
+            .with_secrets()
+    }
+
+    /// Takes the secrets that stand in files of their own.
+    fn with_secrets(mut self) -> Result<Self> {
+        let twice = |name: &str| Error(format!("{name} and {name}_file are both set: remove one"));
+        if let Some(file) = &self.database_url_file {
+            if self.database_url.is_some() {
+                return Err(twice("database_url"));
+            }
+            self.database_url = Some(secrets("database_url_file", file)?.remove(0));
+        }
+        if let Some(file) = &self.api_keys_file {
+            if !self.api_keys.is_empty() {
+                return Err(twice("api_keys"));
+            }
+            self.api_keys = secrets("api_keys_file", file)?;
+        }
+        Ok(self)
     }
 
     /// Refuses what cannot work or is not safe, and fills in the demo model if no model is named.
@@ -202,6 +232,9 @@ impl Config {
             return Err(Error("api_keys: a key is empty".into()));
         }
         self.limits.check()?;
+        if self.database_connections < LEAST_CONNECTIONS {
+            return Err(Error(format!("database_connections must be at least {LEAST_CONNECTIONS}")));
+        }
         self.check_prices()?;
         if self.training.memory_limit_mib == Some(0) {
             return Err(Error("training: memory_limit_mib must be at least 1".into()));
@@ -261,6 +294,14 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Reads the secrets in `file`, at least one, each in a line.
+fn secrets(setting: &str, file: &Path) -> Result<Vec<String>> {
+    let fault = |reason: &dyn std::fmt::Display| Error(format!("{setting}: {}: {reason}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| fault(&error))?;
+    let lines: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    if lines.is_empty() { Err(fault(&"the file is empty")) } else { Ok(lines) }
 }
 
 /// Returns the path of the demo model: in the working directory, beside the binary, installed, or in the source tree.

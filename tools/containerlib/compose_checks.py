@@ -23,7 +23,8 @@ def install(engine):
     place = engine.folder / "podman-compose"
     if not (place / "bin" / "podman-compose").is_file():
         shutil.rmtree(place, ignore_errors=True)
-        for command in ([sys.executable, "-m", "venv", place], [place / "bin" / "pip", "install", "-q", PODMAN_COMPOSE]):
+        pip = [place / "bin" / "pip", "install", "-q", PODMAN_COMPOSE]
+        for command in ([sys.executable, "-m", "venv", place], pip):
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
             if done.returncode != 0:
                 shutil.rmtree(place, ignore_errors=True)

@@ -40,8 +40,8 @@ def install():
 
 
 def leave_network():
-    """Moves this process, and all containers that it will start, into a network without any other host: ports, names and
-    rules there disturb nobody, and end with it."""
+    """Moves this process, and all containers that it will start, into a network without any other host: ports, names
+    and rules there disturb nobody, and end with it."""
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET | CLONE_NEWNS) != 0:
         raise Skip(f"namespaces are not allowed here: {os.strerror(ctypes.get_errno())}")
     SHARED.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from . import bases
-from .report import Failure, expect
+from .report import expect
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "localhost/attune-program:check"
@@ -21,8 +21,7 @@ def pack_program(engine, program):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         subprocess.run(["strip", "-o", folder / "attune", program], check=True)
-        stub = "int cuInit(int f) { return 1; } int cuDeviceGetCount(int *n) { return 1; } int cuNew(void) { return 1; }"
-        library(folder / "libcuda.so", stub)
+        library(folder / "libcuda.so", "int cuInit(int f) { return 1; } int cuNew(void) { return 1; }")
         subprocess.run(
             [ROOT / "docker" / "optional-driver", folder / "libcuda.so", folder / "libattune-cuda.so"], check=True
         )
@@ -54,8 +53,8 @@ def build(engine, dockerfile, tag, *arguments):
         generated.flush()
         labels = [word for name, value in LABELS.items() for word in ("--build-arg", f"{name}={value}")]
         engine(
-            "build", "--network", "host", "--ignorefile", ROOT / ".dockerignore", "--file", generated.name, "--tag", tag,
-            *labels, *arguments, ROOT, timeout=900,
+            "build", "--network", "host", "--ignorefile", ROOT / ".dockerignore", "--file", generated.name,
+            "--tag", tag, *labels, *arguments, ROOT, timeout=900,
         )  # fmt: skip
     return engine.inspect(tag)["Size"] // 1_000_000
 
@@ -78,9 +77,3 @@ def remove(engine):
     for tag in (STANDALONE, CUDA, RUN, PROGRAM):
         engine.run("rmi", "--force", tag)
     engine.run("image", "prune", "--force")
-
-
-def fails_where(path):
-    """Fails a check that needs a file which is not there."""
-    if not Path(path).is_file():
-        raise Failure(f"{path} does not exist")
