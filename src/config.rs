@@ -1,9 +1,10 @@
 //! The one typed configuration, from defaults, a file, the environment and flags, checked once at start.
 //!
 //! Called by `main`; everything else receives the values it needs. Nothing else in the crate reads the environment.
-//! [`limits`] has the limits on requests.
+//! [`limits`] has the limits on requests, `secrets` reads what stands in files of its own.
 
 pub mod limits;
+mod secrets;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -194,24 +195,6 @@ impl Config {
             .with_secrets()
     }
 
-    /// Takes the secrets that stand in files of their own.
-    fn with_secrets(mut self) -> Result<Self> {
-        let twice = |name: &str| Error(format!("{name} and {name}_file are both set: remove one"));
-        if let Some(file) = &self.database_url_file {
-            if self.database_url.is_some() {
-                return Err(twice("database_url"));
-            }
-            self.database_url = Some(secrets("database_url_file", file)?.remove(0));
-        }
-        if let Some(file) = &self.api_keys_file {
-            if !self.api_keys.is_empty() {
-                return Err(twice("api_keys"));
-            }
-            self.api_keys = secrets("api_keys_file", file)?;
-        }
-        Ok(self)
-    }
-
     /// Refuses what cannot work or is not safe, and fills in the demo model if no model is named.
     pub fn check(mut self) -> Result<Self> {
         if self.models.is_empty() {
@@ -294,14 +277,6 @@ impl Config {
         }
         Ok(())
     }
-}
-
-/// Reads the secrets in `file`, at least one, each in a line.
-fn secrets(setting: &str, file: &Path) -> Result<Vec<String>> {
-    let fault = |reason: &dyn std::fmt::Display| Error(format!("{setting}: {}: {reason}", file.display()));
-    let text = std::fs::read_to_string(file).map_err(|error| fault(&error))?;
-    let lines: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
-    if lines.is_empty() { Err(fault(&"the file is empty")) } else { Ok(lines) }
 }
 
 /// Returns the path of the demo model: in the working directory, beside the binary, installed, or in the source tree.
