@@ -3,12 +3,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-rust test-sdk bench bench-serving bench-training quality check openapi parity sanitize
+.PHONY: help setup demo serve test test-rust test-sdk bench bench-serving bench-training quality check container-check openapi parity sanitize
 
 PYTHON := .venv/bin/python
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Install or name what is missing beside Rust (PostgreSQL, Python, Node.js, compilers of C and C++)
 	@tools/setup
@@ -52,6 +52,9 @@ openapi: setup ## Write openapi/openapi.json from the code
 	@mkdir -p openapi
 	@cargo run --locked --quiet -- openapi > openapi/.openapi.json.new
 	@mv openapi/.openapi.json.new openapi/openapi.json
+
+container-check: ## Build the images' run stages on stand-ins for their bases, run them and the compose file (root)
+	@tools/container-check
 
 sanitize: setup ## Run the GPU's kernels on the CPU under the compiler's sanitizers (5 minutes)
 	@tools/sanitize-kernels

@@ -4,8 +4,9 @@
 fn main() {
     println!("cargo:rerun-if-changed=migrations");
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
-        // A machine without a GPU has an empty library in the driver's place (`tools/cuda-build`). A linker that finds
-        // nothing in it would leave it out, and the program would not start where the real one is.
+        // A machine without a GPU has another library in the driver's place: an empty one (`tools/cuda-build`), or one that
+        // finds the driver at the start if there is one (`docker/optional-driver`). A linker that needs nothing of it
+        // would leave it out, and the program would not start where the driver is.
         println!("cargo:rustc-link-arg=-Wl,--push-state,--no-as-needed,-lcuda,--pop-state");
     }
 }

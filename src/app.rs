@@ -1,6 +1,7 @@
 //! Builds everything once and runs it: database, models, engines, queue, worker, HTTP. Called by `main` and by tests.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::jobs::cost::Pricing;
 use crate::jobs::queue::Queue;
 use crate::jobs::worker::Worker;
 use crate::jobs::worker::estimate::Estimator;
+use crate::jobs::worker::pulse::Pulse;
 use crate::model::entry::ModelEntry;
 use crate::model::generation::GenerationDefaults;
 use crate::model::{BaseModel, device, folder};
@@ -94,11 +96,23 @@ impl App {
             pricing: Pricing::of(&config),
             memory: config.training.memory(),
             describe_fault: api::describe_fault,
+            pulse: Pulse::default(),
         };
         let estimator = Estimator::new(worker.clone());
+        let pulse = worker.pulse.clone();
         let shutdown = CancellationToken::new();
-        let state =
-            ApiState { config: Arc::new(config), catalog, registry, store, queue, estimator, keys, usage, shutdown };
+        let state = ApiState {
+            config: Arc::new(config),
+            catalog,
+            registry,
+            store,
+            queue,
+            estimator,
+            keys,
+            pulse,
+            usage,
+            shutdown,
+        };
         Ok(Self { state, worker, _postgres: postgres })
     }
 
@@ -125,8 +139,7 @@ impl App {
         tokio::spawn(end_answers(self.state.catalog.clone(), shutdown.clone()));
         let job_end = tokio::spawn(after(shutdown.clone(), JOB_GRACE));
 
-        // Whoever waits for this line may have gone, or be in no hurry to read it.
-        tokio::task::spawn_blocking(move || writeln!(std::io::stdout(), "listening on http://{address}"));
+        tell_address(address);
 
         let catalog = self.state.catalog.clone();
         let mut server = std::pin::pin!(server);
@@ -151,13 +164,16 @@ impl App {
         fault.map_or(served, Err)
     }
 
-    /// Runs jobs only, until `shutdown`.
-    pub async fn work(self, shutdown: CancellationToken) -> Result<()> {
+    /// Runs jobs only, until `shutdown`. At `listener` it answers those who watch it.
+    pub async fn work(mut self, listener: Option<TcpListener>, shutdown: CancellationToken) -> Result<()> {
+        self.state.shutdown = shutdown.clone();
+        let mut watched = listener.map(|listener| self.watch(listener, shutdown.clone())).transpose()?;
         let mut worker = Some(tokio::spawn(self.worker.clone().run(shutdown.clone())));
         let job_end = tokio::spawn(after(shutdown.clone(), JOB_GRACE));
         let lost = tokio::select! {
             () = shutdown.cancelled() => None,
             () = self.state.catalog.lost_device() => Some(lost_device()),
+            end = ended(&mut watched) => Some(ended_early("the worker's listener", end)),
             end = ended(&mut worker) => {
                 worker = None;
                 Some(ended_early("the worker", end))
@@ -168,6 +184,24 @@ impl App {
         finish(worker, job_end).await;
         lost.map_or(Ok(()), Err)
     }
+
+    /// Answers those who watch the worker, and returns the task that does.
+    fn watch(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<JoinHandle<()>> {
+        let address = listener.local_addr().map_err(Error::io("read the address of the worker"))?;
+        let server = serve_http(listener, api::worker_router(self.state.clone()), shutdown)?;
+        tell_address(address);
+        Ok(tokio::spawn(async move {
+            if let Err(error) = server.await {
+                tracing::error!("the worker does not answer any more: {error}");
+            }
+        }))
+    }
+}
+
+/// Prints the address, once requests are answered there. Whoever waits for this line may have gone, or be in no hurry
+/// to read it.
+fn tell_address(address: SocketAddr) {
+    tokio::task::spawn_blocking(move || writeln!(std::io::stdout(), "listening on http://{address}"));
 }
 
 /// Returns the error that ends the process; its supervisor starts it again, and jobs go on.
@@ -236,7 +270,7 @@ pub async fn open_store(config: &Config) -> Result<(Store, Option<PrivatePostgre
         (None, Some(postgres)) => postgres.url(),
         (None, None) => return Err(Error::Internal("no database".into())),
     };
-    Ok((Store::connect(url, data_dir).await?, postgres))
+    Ok((Store::connect_with(url, data_dir, config.database_connections).await?, postgres))
 }
 
 /// Opens the store for a command that may run beside a server on the same data folder; it shares that server's private
@@ -247,7 +281,7 @@ pub async fn open_store_beside(config: &Config) -> Result<(Store, Option<Private
         Some(url) => (url.clone(), None),
         None => PrivatePostgres::attach_or_start(data_dir).await?,
     };
-    Ok((Store::connect(&url, data_dir).await?, postgres))
+    Ok((Store::connect_with(&url, data_dir, config.database_connections).await?, postgres))
 }
 
 async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalog> {

@@ -47,7 +47,7 @@ enum Command {
     /// Serve HTTP and run fine-tune jobs.
     Serve(ServeOptions),
     /// Run fine-tune jobs only.
-    Worker(Options),
+    Worker(WorkerOptions),
     /// Ask the server with this configuration whether it is ready: 0 if it is, for health checks.
     Health(HealthOptions),
     /// Bring the database up to date.
@@ -114,19 +114,45 @@ struct ServeOptions {
 }
 
 #[derive(Debug, Args)]
-struct HealthOptions {
+struct WorkerOptions {
     #[command(flatten)]
-    place: DataDirArgs,
-    /// Ask at this address, as given to `serve` [default: 127.0.0.1:8080].
+    options: Options,
+    /// Answer /health, /ready and /metrics at this address, and nothing else [default: listen nowhere].
     #[arg(long)]
     listen: Option<SocketAddr>,
 }
 
-impl HealthOptions {
+impl WorkerOptions {
     fn load(self) -> Result<Config> {
-        let mut config = self.place.load()?;
-        config.listen = self.listen.unwrap_or(config.listen);
-        Ok(config)
+        let mut config = self.options.load()?;
+        config.worker_listen = self.listen.or(config.worker_listen);
+        config.worker = true;
+        // A worker serves nobody, so the check must not ask for an API key.
+        config.listen = Config::default().listen;
+        Ok(config.check()?)
+    }
+}
+
+#[derive(Debug, Args)]
+struct HealthOptions {
+    #[command(flatten)]
+    place: DataDirArgs,
+    /// Ask at this address, as given to `serve` or `worker` [default: 127.0.0.1:8080].
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// Ask the worker, at `worker_listen`, instead of the server.
+    #[arg(long)]
+    worker: bool,
+}
+
+impl HealthOptions {
+    /// Returns the address to ask.
+    fn address(self) -> Result<SocketAddr> {
+        let config = self.place.load()?;
+        let configured = if self.worker { config.worker_listen } else { Some(config.listen) };
+        self.listen.or(configured).ok_or_else(|| {
+            Error::Setup("the worker listens nowhere: set worker_listen (ATTUNE_WORKER_LISTEN=127.0.0.1:8081)".into())
+        })
     }
 }
 
@@ -190,15 +216,12 @@ fn start(cli: Cli) -> Result<ExitCode> {
             block_on(&cli.log, config.log_json, serve(config))
         }
         Command::Worker(options) => {
-            let mut config = options.load()?;
-            // A worker does not listen, so the check must not ask for an API key.
-            config.listen = Config::default().listen;
-            let config = config.check()?;
+            let config = options.load()?;
             block_on(&cli.log, config.log_json, work(config))
         }
         Command::Health(options) => {
-            let config = options.load()?;
-            block_on(quiet, config.log_json, health::ask(config.listen))
+            let address = options.address()?;
+            block_on(quiet, false, health::ask(address))
         }
         Command::Migrate(options) => {
             let config = options.load()?;
@@ -224,17 +247,24 @@ fn block_on<T>(log: &str, json: bool, work: impl Future<Output = Result<T>>) -> 
 
 async fn serve(config: Config) -> Result<()> {
     let shutdown = stop_on_signals()?;
-    // Bound before models are loaded, so that an address in use is reported at once.
-    let listener = TcpListener::bind(config.listen).await;
-    let listener = listener.map_err(Error::io(format!("listen on {}", config.listen)))?;
+    let listener = bind(config.listen).await?;
     let Some(app) = until(&shutdown, Box::pin(App::build(config))).await? else { return Ok(()) };
     app.run(listener, shutdown).await
 }
 
 async fn work(config: Config) -> Result<()> {
     let shutdown = stop_on_signals()?;
+    let listener = match config.worker_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
     let Some(app) = until(&shutdown, Box::pin(App::build(config))).await? else { return Ok(()) };
-    app.work(shutdown).await
+    app.work(listener, shutdown).await
+}
+
+/// Listens on `address`, before models are loaded, so that an address in use is reported at once.
+async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(Error::io(format!("listen on {address}")))
 }
 
 async fn migrate(config: Config) -> Result<()> {

@@ -1,14 +1,16 @@
 //! The one typed configuration, from defaults, a file, the environment and flags, checked once at start.
 //!
 //! Called by `main`; everything else receives the values it needs. Nothing else in the crate reads the environment.
-//! [`limits`] has the limits on requests.
+//! [`limits`] has the limits on requests, `secrets` reads what stands in files of its own.
 
 pub mod limits;
+mod secrets;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use candle_core::Device;
 use figment::Figment;
@@ -25,6 +27,13 @@ pub use crate::model::linear::Dtype;
 use crate::store::names::is_job_name;
 use crate::train::{MemoryBounds, Recomputation};
 
+/// Silence of a worker that is longer than any piece of work, on a slow processor and with a large model.
+const STUCK_AFTER: Duration = Duration::from_mins(10);
+/// Fewer and a job's heartbeat would wait for its own reports.
+const LEAST_CONNECTIONS: u32 = 4;
+/// An idle worker looks for jobs every five seconds.
+const LEAST_STUCK_AFTER: Duration = Duration::from_secs(10);
+
 /// The result of everything that reads or checks the configuration.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -40,10 +49,16 @@ pub struct Error(pub String);
 pub struct Config {
     /// Address of the HTTP server; port 0 picks a free one.
     pub listen: SocketAddr,
+    /// Address where `attune worker` tells whether it is well; `None`: nowhere. Port 0 picks a free one.
+    pub worker_listen: Option<SocketAddr>,
     /// Folder for files, adapters, checkpoints and the private database.
     pub data_dir: PathBuf,
     /// Postgres to use; without it a private one runs inside `data_dir`.
     pub database_url: Option<String>,
+    /// File with `database_url`, as secrets of containers are.
+    pub database_url_file: Option<PathBuf>,
+    /// Most connections of this process to the database.
+    pub database_connections: u32,
     /// Base models to serve.
     pub models: Vec<ModelEntry>,
     /// Other names for models, each with the base model or the fine-tuned one that it stands for.
@@ -55,6 +70,8 @@ pub struct Config {
     /// Keys that clients must send as `Authorization: Bearer …`, beside those of the database: admin keys of
     /// `organization`. With none at all the server is open, which only a loopback address allows.
     pub api_keys: Vec<String>,
+    /// File with `api_keys`, one in a line.
+    pub api_keys_file: Option<PathBuf>,
     /// Organisation of callers with one of `api_keys`, or without a key on an open server: it owns files, jobs and
     /// adapters, and appears in the names of fine-tuned models.
     pub organization: String,
@@ -99,9 +116,17 @@ pub struct TrainingOptions {
     /// memory is scarce.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recomputation: Option<Recomputation>,
+    /// Seconds without a sign of life after which a worker counts as stuck; `None`: 600.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stuck_after_seconds: Option<u64>,
 }
 
 impl TrainingOptions {
+    /// Returns the time without a sign of life after which a worker counts as stuck.
+    pub fn stuck_after(&self) -> Duration {
+        self.stuck_after_seconds.map_or(STUCK_AFTER, Duration::from_secs)
+    }
+
     /// Returns the settings of memory, in bytes.
     pub fn memory(&self) -> MemoryBounds {
         let limit = self.memory_limit_mib.map(|mib| mib.saturating_mul(1 << 20));
@@ -133,13 +158,17 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            worker_listen: None,
             data_dir: "data".into(),
             database_url: None,
+            database_url_file: None,
+            database_connections: 16,
             models: Vec::new(),
             aliases: BTreeMap::new(),
             device: DeviceChoice::Auto,
             worker: true,
             api_keys: Vec::new(),
+            api_keys_file: None,
             organization: "local".into(),
             limits: Limits::default(),
             prices: BTreeMap::new(),
@@ -163,8 +192,9 @@ impl Config {
         }
         figment
             .merge(environment().ignore(&["config", "log", "url", "api_key"]).split("__"))
-            .extract()
-            .map_err(|error| Error(format!("configuration: {}", describe(error))))
+            .extract::<Self>()
+            .map_err(|error| Error(format!("configuration: {}", describe(error))))?
+            .with_secrets()
     }
 
     /// Refuses what cannot work or is not safe, and fills in the demo model if no model is named.
@@ -189,9 +219,16 @@ impl Config {
             return Err(Error("api_keys: a key is empty".into()));
         }
         self.limits.check()?;
+        if self.database_connections < LEAST_CONNECTIONS {
+            return Err(Error(format!("database_connections must be at least {LEAST_CONNECTIONS}")));
+        }
         self.check_prices()?;
         if self.training.memory_limit_mib == Some(0) {
             return Err(Error("training: memory_limit_mib must be at least 1".into()));
+        }
+        if self.training.stuck_after() < LEAST_STUCK_AFTER {
+            let least = LEAST_STUCK_AFTER.as_secs();
+            return Err(Error(format!("training: stuck_after_seconds must be at least {least}")));
         }
         Ok(self)
     }

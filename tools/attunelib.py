@@ -61,10 +61,10 @@ def environment(settings=None):
 
 
 class Server:
-    """A running `attune serve` on a free port of 127.0.0.1."""
+    """A running `attune serve` on a free port of 127.0.0.1, or `attune worker` by another `command`."""
 
-    def __init__(self, binary, data_dir, *arguments, settings=None, listen="127.0.0.1:0"):
-        self.command = [str(binary), "serve", "--listen", listen, "--data-dir", str(data_dir), *arguments]
+    def __init__(self, binary, data_dir, *arguments, settings=None, listen="127.0.0.1:0", command="serve"):
+        self.command = [str(binary), command, "--listen", listen, "--data-dir", str(data_dir), *arguments]
         self.settings = settings
         self.process = None
         self.url = None

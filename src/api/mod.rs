@@ -38,6 +38,7 @@ use crate::config::Config;
 use crate::engine::catalog::Catalog;
 use crate::jobs::queue::Queue;
 use crate::jobs::worker::estimate::Estimator;
+use crate::jobs::worker::pulse::Pulse;
 use crate::store::Store;
 use crate::store::key_directory::KeyDirectory;
 use crate::store::usage_recorder::UsageRecorder;
@@ -147,6 +148,8 @@ pub struct ApiState {
     pub estimator: Estimator,
     /// The API keys in the database.
     pub keys: KeyDirectory,
+    /// Tells when the worker of this process last gave a sign of life.
+    pub pulse: Pulse,
     /// Records the tokens that requests use.
     pub usage: UsageRecorder,
     /// Cancelled when the server stops, which ends long streams.
@@ -160,6 +163,15 @@ pub fn router(state: ApiState) -> Router {
     let layer = from_fn_with_state(gate.clone(), auth::authenticate);
     let routes = assemble(|guarded| guarded.layer(max_body).layer(layer)).with_state(state);
     transport::dress(routes.merge(docs::routes(document())), move || gate.was_open())
+}
+
+/// Returns the routes of a worker, for programs that watch it; they need no key.
+pub fn worker_router(state: ApiState) -> Router {
+    let routes = Router::new()
+        .route("/health", get(health::worker_health))
+        .route("/ready", get(health::worker_ready))
+        .route("/metrics", get(health::metrics));
+    transport::dress(routes.with_state(state), || true)
 }
 
 /// Returns all routes, both under `/v1` and at the root; `guard` puts the layers around those that need a key.

@@ -3,8 +3,8 @@
 //! This file is the claim loop. [`job_run`] is one job from claim to end, and [`training`] its part on a thread of its
 //! own. [`checkpoints`] stores the states of a running job, [`report`] writes its events, [`counts`] those of right
 //! answers, [`answers`] asks the models at its end, [`best`] names the best of its adapters, [`lease`] keeps the claim
-//! alive and brings requests to stop. [`estimate`] tells the time, memory and cost of a job, with the figures of
-//! [`forecast`].
+//! alive and brings requests to stop, [`pulse`] tells whether the worker turns. [`estimate`] tells the time, memory and
+//! cost of a job, with the figures of [`forecast`].
 
 mod answers;
 mod best;
@@ -19,6 +19,7 @@ mod inputs;
 mod job_run;
 mod lease;
 mod progress;
+pub mod pulse;
 mod report;
 mod results;
 mod training;
@@ -33,6 +34,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::pulse::Pulse;
 use crate::adapters::registry::AdapterRegistry;
 use crate::engine::catalog::Catalog;
 use crate::engine::priority::Priority;
@@ -68,11 +70,14 @@ pub struct Worker {
     pub memory: MemoryBounds,
     /// Function that words an error for the owner of the job that it ended; `api` has the table.
     pub describe_fault: fn(&Error, &JobSpec) -> JobFault,
+    /// Time of its last sign of life.
+    pub pulse: Pulse,
 }
 
 impl Worker {
     /// Runs until `shutdown`; then the running job is checkpointed and released.
     pub async fn run(self, shutdown: CancellationToken) {
+        pulse::describe();
         tokio::join!(self.claim_jobs(&shutdown), self.reap_jobs(&shutdown));
     }
 
@@ -80,6 +85,7 @@ impl Worker {
         let name = format!("{}-{}", std::process::id(), Uuid::new_v4().simple());
         let mut changes = self.queue.changes();
         while !shutdown.is_cancelled() {
+            self.pulse.beat();
             match self.queue.claim(&name, LEASE).await {
                 Ok(Some(job)) => {
                     let id = job.id.clone();

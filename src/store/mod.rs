@@ -28,7 +28,7 @@ use sqlx::{ConnectOptions as _, Connection as _, PgPool, Row as _};
 pub use error::{Error, Result};
 pub use sweep::Swept;
 
-/// Connections of one process. A private Postgres allows 50, so that a server and a few workers share it.
+/// Connections of a process that says no other number. A private Postgres allows 50.
 const POOL_CONNECTIONS: u32 = 16;
 /// A request waits this long for a connection, then is told to come back.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -19,6 +19,7 @@ use attune::engine::{Error, Result};
 use attune::jobs::cost::Pricing;
 use attune::jobs::queue::{Queue, StopRequest};
 use attune::jobs::worker::Worker;
+use attune::jobs::worker::pulse::Pulse;
 use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
 use attune::model::BaseModel;
 use attune::model::entry::ModelEntry;
@@ -109,6 +110,7 @@ impl Fixture {
             priority: Arc::new(Priority::default()),
             memory: self.memory,
             describe_fault: attune::api::describe_fault,
+            pulse: Pulse::default(),
             pricing: Pricing { currency: "EUR".into(), per_hour: Some(3.6), ..Pricing::default() },
         }
     }

@@ -76,3 +76,27 @@ def test_an_answer_that_is_cut_by_the_stop_ends_with_an_error_and_is_charged(sta
     rows = wait_for(lambda: httpx.get(server.url + "/v1/usage").json()["data"], "the usage")
     assert sum(row["completion_tokens"] for row in rows) > 5
     server.stop()
+
+
+def test_keys_and_the_database_can_stand_in_files_as_secrets_of_containers_do(binary, start_server, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("first\n\n second \n")
+    server = start_server(settings={"ATTUNE_API_KEYS_FILE": str(keys), "ATTUNE_DATABASE_CONNECTIONS": "4"})
+    for key, status in [("first", 200), ("second", 200), ("third", 401)]:
+        answer = httpx.get(server.url + "/v1/models", headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == status, key
+    server.stop()
+
+    url = tmp_path / "url"
+    url.write_text("postgres://attune@127.0.0.1:9/attune\n")
+    said = run(binary, "migrate", "--data-dir", tmp_path, settings={"ATTUNE_DATABASE_URL_FILE": str(url)})
+    assert said.returncode == 1 and "127.0.0.1" in said.stderr
+    for settings in (
+        {"ATTUNE_API_KEYS_FILE": str(keys), "ATTUNE_API_KEYS": '["other"]'},
+        {"ATTUNE_DATABASE_URL_FILE": str(url), "ATTUNE_DATABASE_URL": "postgres://other"},
+        {"ATTUNE_API_KEYS_FILE": str(tmp_path / "nowhere")},
+    ):
+        said = run(binary, "migrate", "--data-dir", tmp_path, settings=settings)
+        assert said.returncode == 1 and "_file" in said.stderr, settings
+    said = run(binary, "serve", "--data-dir", tmp_path, settings={"ATTUNE_DATABASE_CONNECTIONS": "1"})
+    assert said.returncode == 1 and "database_connections" in said.stderr

@@ -13,11 +13,21 @@ use attune_support::system::FreeMemory;
 
 /// Opens the GPU number `index`.
 pub(super) fn open(index: usize) -> candle_core::Result<Device> {
-    let device = Device::new_cuda(index)?;
+    let device = Device::new_cuda(index).map_err(or_no_driver)?;
     let cuda = device.as_cuda_device()?;
     disable_event_tracking(cuda);
     keep_freed_memory(cuda);
     Ok(device)
+}
+
+/// Says in plain words what an error means that comes from `docker/optional-driver` in the driver's place.
+fn or_no_driver(error: candle_core::Error) -> candle_core::Error {
+    if error.to_string().contains("CUDA_ERROR_STUB_LIBRARY") {
+        return candle_core::Error::msg(
+            "there is no NVIDIA driver, or one that is too old for CUDA 13; a container gets it with `--gpus all`",
+        );
+    }
+    error
 }
 
 /// Returns true if the GPU multiplies bf16.

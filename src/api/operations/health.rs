@@ -66,6 +66,24 @@ pub(crate) async fn ready(State(state): State<ApiState>) -> Response {
     }
 }
 
+/// Answers whether the worker's loop turns: a busy worker looks every few seconds whether it must stop, one that hangs
+/// does not.
+pub(crate) async fn worker_health(State(state): State<ApiState>) -> Response {
+    if is_stuck(&state) {
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "stuck" })).into_response();
+    }
+    health().await.into_response()
+}
+
+/// Answers whether the worker can take jobs: as [`ready`], and its loop turns.
+pub(crate) async fn worker_ready(state: State<ApiState>) -> Response {
+    if is_stuck(&state) { worker_health(state).await } else { ready(state).await }
+}
+
+fn is_stuck(state: &ApiState) -> bool {
+    state.pulse.silence() > state.config.training.stuck_after()
+}
+
 /// Numbers for Prometheus
 #[utoipa::path(
     get, path = "/metrics", operation_id = "metrics", tag = "Operations", security(()),
@@ -73,6 +91,9 @@ pub(crate) async fn ready(State(state): State<ApiState>) -> Response {
 )]
 pub(crate) async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
     state.registry.status().record();
+    if state.config.worker {
+        state.pulse.record();
+    }
     let text = METRICS.get().map(|metrics| {
         metrics.run_upkeep();
         metrics.render()

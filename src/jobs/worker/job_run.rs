@@ -13,6 +13,7 @@ use super::checkpoints::{model_name, states};
 use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt, keep};
 use super::progress::{Progress, Trained};
+use super::pulse::{RunningJob, count_attempt};
 use super::report::{Speed, seconds_from_now};
 use super::training::train;
 use super::{LEASE, Worker};
@@ -34,7 +35,8 @@ impl Worker {
     /// Runs a claimed job to its end or to the loss of its lease.
     pub(super) async fn run_job(&self, job: Job, shutdown: &CancellationToken) {
         tracing::info!(job = job.id, attempt = job.attempt, "job claimed");
-        let control = Arc::new(Control::default());
+        let _running = RunningJob::enter();
+        let control = Arc::new(Control::with_pulse(self.pulse.clone()));
         let keeper = keep(self.queue.clone(), job.clone(), Arc::clone(&control), shutdown.clone());
         let keeper = AbortOnDropHandle::new(tokio::spawn(keeper));
         let trained = Box::pin(self.train(&job, &control)).await;
@@ -48,6 +50,7 @@ impl Worker {
         let (outcome, stored) = match (control.raised(), stored) {
             (Some(Interrupt::Lost), stored) => {
                 tracing::warn!(job = job.id, "the lease is lost; another worker goes on");
+                count_attempt("lost");
                 if let Ok(stored) = stored {
                     self.discard(&job, &stored).await;
                 }
@@ -67,6 +70,7 @@ impl Worker {
         match self.finish(job, &outcome).await {
             Ok(Some(ended)) => {
                 tracing::info!(job = job.id, status = ?ended.status, "job ended");
+                count_attempt(ended.status.word());
                 if ended.status.is_final() {
                     self.delete_blobs(&states(job)).await;
                 }
@@ -76,6 +80,7 @@ impl Worker {
             }
             Ok(None) => {
                 tracing::warn!(job = job.id, "the lease was lost before the end was written");
+                count_attempt("lost");
                 if let Some(stored) = stored {
                     self.discard(job, &stored).await;
                 }
@@ -90,6 +95,7 @@ impl Worker {
     async fn finish(&self, job: &Job, outcome: &Outcome) -> Result<Option<Job>> {
         let mut attempt = 1;
         loop {
+            self.pulse.beat();
             match self.queue.finish(job, outcome.clone()).await {
                 Ok(None) if attempt > 1 => {
                     let row = self.queue.job(&job.organization, job.api, &job.id).await?;
@@ -165,6 +171,7 @@ impl Worker {
         let mut resolved = Hyperparameters::default();
         let mut newest = job.checkpoint.as_ref().and_then(|checkpoint| Some(checkpoint["key"].as_str()?.to_owned()));
         while let Some(progress) = reports.recv().await {
+            self.pulse.beat();
             // The thread notices as well; reports that it sends until then are not written.
             if control.raised() == Some(Interrupt::Lost) {
                 continue;

@@ -10,6 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::LEASE;
+use super::pulse::Pulse;
 use crate::jobs::Job;
 use crate::jobs::queue::{HeartbeatAnswer, Queue, StopRequest};
 
@@ -36,20 +37,32 @@ pub(super) enum Interrupt {
 
 /// Flag by which the lease's keeper stops the training thread.
 #[derive(Debug, Default)]
-pub(super) struct Control(AtomicU8);
+pub(super) struct Control {
+    interrupt: AtomicU8,
+    /// Beats whenever the job looks at the flag.
+    pulse: Pulse,
+}
 
 impl Control {
+    /// Makes the flag of a job of the worker with this pulse.
+    pub(super) fn with_pulse(pulse: Pulse) -> Self {
+        Self { interrupt: AtomicU8::new(0), pulse }
+    }
+
     pub(super) fn raise(&self, interrupt: Interrupt) {
-        self.0.fetch_max(interrupt as u8, Ordering::Relaxed);
+        self.interrupt.fetch_max(interrupt as u8, Ordering::Relaxed);
     }
 
     pub(super) fn raised(&self) -> Option<Interrupt> {
         use Interrupt::{Cancel, Lost, Pause, Shutdown};
-        [Shutdown, Pause, Cancel, Lost].into_iter().find(|interrupt| *interrupt as u8 == self.0.load(Ordering::Relaxed))
+        [Shutdown, Pause, Cancel, Lost]
+            .into_iter()
+            .find(|interrupt| *interrupt as u8 == self.interrupt.load(Ordering::Relaxed))
     }
 
     /// Returns [`Error::Cancelled`] once an interrupt was raised.
     pub(super) fn check(&self) -> attune_train::Result<()> {
+        self.pulse.beat();
         self.raised().map_or(Ok(()), |_| Err(attune_train::Error::Cancelled))
     }
 

@@ -17,6 +17,7 @@ use super::forecast::{Forecast, ForecastInputs, RunAccount};
 use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt};
 use super::progress::{Progress, StepFigures, Trained, TrainingPlan};
+use super::pulse::count_step;
 use crate::adapters::peft::{self};
 use crate::datasets::{Dataset, Purpose};
 use crate::engine::priority::{Priority, TrainingTurns};
@@ -214,6 +215,7 @@ impl Run {
                 Ok(None) => break,
                 Err(error) => return self.stopped(error.into()),
             };
+            count_step(&self.model.id, &report);
             meter.add(&report, self.forecast.work_of(&report, per_epoch), watch.stop());
             let validation = self.validate_after(&report, &mut before_micro_step)?;
             let classes = self.classify_after(&report, &mut before_micro_step)?;

@@ -1,0 +1,1 @@
+"""What `tools/container-check` does, in parts: the engine, stand-ins for base images, the images, and the checks."""
