@@ -119,11 +119,9 @@ impl AdapterRegistry {
         let on_cpu = catalog.entries().iter().any(|entry| entry.model.decoder.device().is_cpu());
         let side = on_cpu.then(|| Arc::new(SideWork::new(priority)));
         let tiers = Tiers::new(limits.budgets);
+        let (loads, counts) = (Mutex::default(), LoadCounts::default());
         let loading = Arc::new(Semaphore::new(LOADING_MIB as usize));
-        let counts = LoadCounts::default();
-        Self {
-            inner: Arc::new(Inner { store, catalog, limits, tiers, loads: Mutex::default(), loading, counts, side }),
-        }
+        Self { inner: Arc::new(Inner { store, catalog, limits, tiers, loads, loading, counts, side }) }
     }
 
     /// Leases the current generation of `name`, a model of the organisation or one that it has permission for, and
@@ -324,9 +322,8 @@ impl AdapterRegistry {
         let (config, weights) = (Bytes::from(files.config), Bytes::from(files.weights));
         let blobs = (config.clone(), weights.clone());
         let precision = model.decoder.adapter_precision();
-        let check =
-            move |pieces: &mut Pieces<'_>| HostAdapter::check(&config, weights, &model.config, max_rank, pieces);
-        let host = Arc::new(self.in_pieces(check).await?);
+        let check = self.in_pieces(move |pieces| HostAdapter::check(&config, weights, &model.config, max_rank, pieces));
+        let host = Arc::new(check.await?);
         let bytes = host.device_bytes(precision);
         if bytes > budgets.device {
             return Err(Error::TooLarge { bytes, limit: budgets.device });
