@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::adapters::registry::AdapterRegistry;
 use crate::api;
-use crate::api::ApiState;
+use crate::api::{ApiState, Grammars};
 use crate::config::Config;
 use crate::engine::catalog::{Catalog, CatalogEntry};
 use crate::engine::native::NativeEngine;
@@ -90,8 +90,9 @@ impl App {
         };
         let estimator = Estimator::new(worker.clone());
         let shutdown = CancellationToken::new();
-        let state =
-            ApiState { config: Arc::new(config), catalog, registry, store, queue, estimator, keys, usage, shutdown };
+        let grammars = Grammars::new(&config.limits);
+        let config = Arc::new(config);
+        let state = ApiState { config, catalog, registry, store, queue, estimator, keys, usage, grammars, shutdown };
         Ok(Self { state, worker, _postgres: postgres })
     }
 

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::document::{Writer, choice, key};
 use super::keywords::is_never;
 use super::merge::{all_of, is_closed, property, required};
-use super::text;
+use super::{text, weight};
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -134,6 +134,10 @@ impl Writer<'_> {
         additional: &Value,
         key_patterns: &[String],
     ) -> Result<Option<String>> {
+        if open.len() > weight::MAX_PATTERNS {
+            let (count, most) = (open.len(), weight::MAX_PATTERNS);
+            return Err(format!("'patternProperties' has {count} patterns; at most {most} are allowed in one object"));
+        }
         let schema = |pattern: &String| map["patternProperties"][pattern].clone();
         let mut kinds: Vec<(Vec<String>, Vec<String>, Value)> = Vec::new();
         for pattern in open {
