@@ -74,18 +74,24 @@ def test_nested_repetitions_of_one_word_are_not_written_out(attacker, memory):
     assert memory.grown() < ONE
 
 
-def test_the_same_schema_is_refused_in_a_tool_and_all_tools_share_the_time(attacker, memory):
-    def tools(count, strict):
-        function = {"name": "f", "parameters": many_patterns(600 // count), "strict": strict}
-        return [{"type": "function", "function": {**function, "name": f"f{index}"}} for index in range(count)]
+def test_a_tool_with_too_much_work_is_refused_or_opened_and_all_tools_share_the_time(attacker, memory):
+    def tools(count, size, strict=False):
+        parameters = {"type": "object", "patternProperties": {"^" + text: {} for text in words(size, 2)}}
+        functions = [{"name": f"f{index}", "parameters": parameters, "strict": strict} for index in range(count)]
+        return [{"type": "function", "function": function} for function in functions]
 
-    assert_refused(attacker.post(chat(tools=tools(1, True), tool_choice="required")), "tools[0].function.parameters", "32")
-    loose = attacker.post(chat(tools=tools(1, False), tool_choice="required"))
-    assert loose.status_code == 200 and loose.headers["x-attune-loosened"] == "tools[0].function.parameters: all"
-    for count in (16, 100):
-        answer, seconds = timed(lambda count=count: attacker.post(chat(tools=tools(count, False), tool_choice="required")))
-        assert answer.status_code in (200, 400), answer.text
-        assert seconds < 60
+    def call(tools):
+        return chat(tools=tools, tool_choice="required", max_tokens=4)
+
+    assert_refused(attacker.post(call(tools(1, 40, strict=True))), "tools[0].function.parameters", "32")
+    loose = attacker.post(call(tools(1, 40)))
+    assert loose.status_code == 200, loose.text
+    assert loose.headers["x-attune-loosened"] == "tools[0].function.parameters: all"
+    # More than the model can read: refused before anything is compiled.
+    for count, size in ((16, 31), (100, 6)):
+        answer, seconds = timed(lambda count=count, size=size: attacker.post(call(tools(count, size))))
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded", answer.text
+        assert seconds < FLOOR
     assert memory.grown() < ONE
 
 

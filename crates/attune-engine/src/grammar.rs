@@ -3,12 +3,13 @@
 //! tokens.
 //!
 //! llguidance does the work: an Earley parser over a lexer of regular expressions, walked along the trie of the
-//! vocabulary. Everything is bounded: the size of a grammar, the work for one token, and the states that a parser
-//! keeps.
+//! vocabulary. Everything is bounded: the size of a grammar, the work for one token, and what the parsers of a
+//! request and of an organisation keep.
 //!
 //! [`document`] writes the rules of a JSON schema: [`keywords`] reads one schema, [`references`], [`flat`] and
 //! [`merge`] make one of all that it combines, [`exclusion`] compares schemas, [`objects`], [`number`] and [`text`]
-//! write the parts.
+//! write the parts. [`weight`] refuses patterns that would be too much work, [`budget`] ends a compile that is late or
+//! that nobody waits for. [`state`] is the grammar while answers are written, within the [`memory`] of all.
 
 mod budget;
 mod decimal;
@@ -80,12 +81,11 @@ impl GrammarSource {
 #[derive(Clone)]
 pub struct Grammar {
     compiled: Arc<Compiled>,
-    /// The copy that the answers of one request share.
+    /// The parser that the answers of one request share.
     session: Arc<Session>,
 }
 
 struct Compiled {
-    parser: TokenParser,
     shown_tokens: Vec<u32>,
     dropped: Vec<(String, Vec<String>)>,
     param: String,
@@ -117,9 +117,9 @@ impl Grammar {
             let thread = thread.spawn_scoped(scope, compile).map_err(|error| error.to_string())?;
             thread.join().unwrap_or_else(|_| Err("the compiler failed".into()))
         })?;
-        let session = Arc::new(Session::new(&parser));
-        let bytes = rules * RULES_FACTOR + 2 * lexer_bytes(&parser);
-        let compiled = Arc::new(Compiled { parser, shown_tokens, dropped, param: param.to_owned(), bytes });
+        let bytes = rules * RULES_FACTOR + lexer_bytes(&parser);
+        let session = Arc::new(Session::new(parser));
+        let compiled = Arc::new(Compiled { shown_tokens, dropped, param: param.to_owned(), bytes });
         Ok(Self { compiled, session })
     }
 
@@ -127,9 +127,8 @@ impl Grammar {
     /// `memory` for what they hold: an error if the request, or its organisation, would hold too much. Takes
     /// milliseconds: call it off the async threads.
     pub fn for_request(&self, answers: usize, memory: &GrammarMemory, organization: Arc<str>) -> Result<Self> {
-        let Compiled { parser, param, .. } = &*self.compiled;
-        let session = Session::within(parser, answers, memory.share(organization));
-        let session = Arc::new(session.map_err(|full| full.into_error(param))?);
+        let session = self.session.copied(answers, memory.share(organization));
+        let session = Arc::new(session.map_err(|full| full.into_error(self.param()))?);
         Ok(Self { compiled: Arc::clone(&self.compiled), session })
     }
 

@@ -41,8 +41,8 @@ use crate::api::generation::grammars::{self, Grammars};
 use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::{headers, sse};
-use crate::engine::GenerateRequest;
 use crate::engine::grammar::{CompileBudget, Grammar, GrammarSource};
+use crate::engine::{self, GenerateRequest};
 use crate::model::BaseModel;
 use crate::model::tool_syntax::ToolSyntax;
 use crate::model::vocabulary::Vocabulary;
@@ -127,6 +127,11 @@ impl ChatRequest {
         }
         let rest = target.context().saturating_sub(used).max(1);
         let max_tokens = max_tokens.unwrap_or(rest);
+        if used + max_tokens > target.context() {
+            // Before the work of compiling a grammar.
+            let limit = target.context();
+            return Err(engine::Error::ContextLength { limit, prompt: used, completion: max_tokens }.into());
+        }
         let (grammar, calls, loosened) = self.constraint(&state.grammars, &target, n, (syntax, tools)).await?;
         if grammar.is_some() && self.ignore_eos == Some(true) {
             let message = "'ignore_eos' cannot be used with 'response_format' or tools, whose answers end where they \

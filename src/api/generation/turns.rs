@@ -153,6 +153,7 @@ mod tests {
         // A turn that was sent and never received is given back too.
         drop(running);
         assert!(ready(&mut last).is_some());
-        assert_eq!((turns.lines.lock().free, turns.lines.lock().organizations.len()), (2, 0));
+        let lines = turns.lines.lock();
+        assert_eq!((lines.free, lines.organizations.len()), (2, 0));
     }
 }

@@ -1,4 +1,4 @@
-//! The grammar of one request's answers: [`Session`] is the request's own copy of the compiled parser, and
+//! The grammar of one request's answers: [`Session`] is the request's own copy of a compiled parser, and
 //! [`GrammarState`] the state of one answer in it. The answers of a request share the lexer, which is the largest part
 //! by far, and fills as they are written; what all of them hold is asked of [`super::memory`] first.
 
@@ -24,7 +24,7 @@ const ITEM_BYTES: usize = 16;
 const ANSWER_BYTES: usize = 32 << 10;
 const TOO_COMPLEX: &str = "The schema is too complex to follow: make its patterns and alternatives smaller.";
 
-/// One request's copy of a compiled grammar, before the first token.
+/// A compiled grammar before the first token, for the answers of one request.
 pub(super) struct Session {
     parser: TokenParser,
     /// Bytes of the parsers of its answers, without the lexer.
@@ -34,13 +34,15 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Creates the session of one request by a deep copy: states and budgets of one request must not affect another's.
-    pub(super) fn new(parser: &TokenParser) -> Self {
-        Self { parser: parser.deep_clone(), parsers: AtomicUsize::new(0), share: None }
+    /// Creates the session of `parser`, whose memory nobody counts.
+    pub(super) fn new(parser: TokenParser) -> Self {
+        Self { parser, parsers: AtomicUsize::new(0), share: None }
     }
 
-    /// Creates the session of a request with `answers` answers, which holds `share`.
-    pub(super) fn within(parser: &TokenParser, answers: usize, mut share: Share) -> Result<Self, Full> {
+    /// Copies the session for a request with `answers` answers, which holds `share`: states and budgets of one request
+    /// must not affect another's.
+    pub(super) fn copied(&self, answers: usize, mut share: Share) -> Result<Self, Full> {
+        let parser = &self.parser;
         let parsers = answers.saturating_mul(ANSWER_BYTES + parser.token_env.tok_trie().vocab_size() / 4);
         // Asked before the copy.
         share.grow_to(parsers.saturating_add(lexer_bytes(parser)))?;
