@@ -58,6 +58,7 @@ def patience(bystander):
         (many_patterns(1000), "32"),
         ({"type": "string", "pattern": "^" + "\\p{L}?" * 1300 + "$"}, "parts"),
         ({"type": "string", "pattern": "a" * 9000}, "bytes"),
+        ({"const": "word " * 12_000}, "8192"),
     ],
 )
 def test_a_schema_with_too_much_work_is_refused_by_its_limit(attacker, memory, hostile, said):
@@ -125,17 +126,18 @@ def test_equal_schemas_are_compiled_once(attacker, memory):
     body = under({"type": "integer", "multipleOf": 49_991}, max_tokens=4)
     with ThreadPoolExecutor(40) as pool:
         statuses = {answer.status_code for answer in pool.map(attacker.post, [body] * 40)}
-    assert statuses <= {200, 429}, statuses
+    # A 400 where a random digit leads to more work than a token may take.
+    assert statuses <= {200, 400, 429}, statuses
     assert memory.grown() < HUNDRED
     again, seconds = timed(lambda: attacker.post(body))
-    assert again.status_code == 200 and seconds < FLOOR
+    assert again.status_code in (200, 400) and seconds < FLOOR
 
 
 @pytest.mark.parametrize(
     "heavy",
     [
         {"type": "integer", "multipleOf": 49_999},
-        {"const": "word " * 12_000},
+        {"const": "word " * 1_600},
         {"type": "array", "items": {"anyOf": [{"const": [i]} for i in range(1500)]}, "minItems": 300},
         {"type": "string", "pattern": "^(.*a.{900})*$"},
     ],

@@ -18,6 +18,8 @@ type Result<T> = std::result::Result<T, String>;
 const MAX_BYTES: usize = 32 << 20;
 /// Largest size of the rules of a schema, in bytes.
 const MAX_RULES: usize = 2 << 20;
+/// Largest size of a constant text, in bytes.
+const MAX_CONSTANT: usize = 8 << 10;
 /// Largest number of remainders of all divisors of a schema: the automaton of a divisor has a state for each.
 const MAX_REMAINDERS: i128 = 50_000;
 /// One blank at most after a comma or colon and no others: a model must not run on in blanks.
@@ -198,7 +200,12 @@ impl Writer<'_> {
             if !self.schemas.accepts(&others, value)? {
                 continue;
             }
-            if value.is_string() {
+            if let Some(text) = value.as_str() {
+                // Each byte of an answer costs a copy of what is left of it.
+                if text.len() > MAX_CONSTANT {
+                    let bytes = text.len();
+                    return Err(format!("a constant text has {bytes} bytes; at most {MAX_CONSTANT} are allowed"));
+                }
                 texts.push(value.clone());
             } else {
                 parts.push(constant(value)?);

@@ -24,6 +24,7 @@ fn schemas_with_too_much_work_are_refused_by_the_limit() {
         (json!({"type": "object", "patternProperties": patterns}), "at most 32"),
         (json!({"type": "string", "pattern": "\\p{L}?".repeat(1300)}), "parts"),
         (json!({"type": "string", "pattern": "a".repeat(9000)}), "bytes"),
+        (json!({"enum": ["a".repeat(9000), "b"]}), "at most 8192"),
         (json!({"type": "object", "patternProperties": {nested: {}}}), ""),
         (
             json!({"oneOf": (0..200).map(|at| json!({"pattern": format!("^{at}x"), "type": "string"})).collect::<Vec<_>>()}),
