@@ -1,6 +1,7 @@
 //! An arithmetic model, the engine over it, and requests to it, shared by the tests of [`super`].
 
 use super::*;
+use attune::engine::stops::StopTexts;
 
 pub(super) const VOCABULARY: usize = 257;
 pub(super) const CONTEXT: usize = 256;

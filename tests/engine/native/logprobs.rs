@@ -2,6 +2,7 @@
 //! and shared with other requests, each value is the log-softmax of the model's logits after the tokens before.
 
 use attune::engine::logprobs::TokenLogprobs;
+use attune::engine::stops::StopTexts;
 
 use super::*;
 
