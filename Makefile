@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-rust test-sdk bench bench-serving bench-training quality check container-check openapi parity sanitize
+.PHONY: help setup demo serve test test-rust test-sdk test-hostile hostile bench bench-serving bench-training quality check container-check openapi parity sanitize
 
 PYTHON := .venv/bin/python
 
@@ -20,7 +20,7 @@ serve: setup ## Build and run the server on http://127.0.0.1:8080 with its data 
 	@cargo build --locked --release
 	@"$$(tools/target-dir)/release/attune" serve --listen 127.0.0.1:8080 --data-dir data
 
-test: test-rust test-sdk ## Run every test: the Rust ones, then many clients against a real server
+test: test-rust test-sdk test-hostile ## Run every test: the Rust ones, then many clients against a real server
 
 test-rust: setup
 	@cargo test --workspace --locked
@@ -29,6 +29,14 @@ test-sdk: setup .venv/.installed
 	@cargo build --locked
 	@$(PYTHON) tests/sdk/environments.py
 	@$(PYTHON) -m pytest tests/sdk --binary "$$(tools/target-dir)/debug/attune"
+
+test-hostile: setup .venv/.installed
+	@cargo build --locked
+	@$(PYTHON) -m pytest tests/hostile --binary "$$(tools/target-dir)/debug/attune"
+
+hostile: setup .venv/.installed ## Send 10,000 hostile requests made by chance, and print the worst
+	@cargo build --locked --release
+	@$(PYTHON) tests/hostile/search.py --binary "$$(tools/target-dir)/release/attune" --count 10000 --seed 1
 
 bench: setup ## Measure serving, embedding and training on this machine
 	@tools/bench

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::adapters::registry::AdapterRegistry;
 use crate::api;
-use crate::api::ApiState;
+use crate::api::{ApiState, Grammars};
 use crate::config::Config;
 use crate::engine::catalog::{Catalog, CatalogEntry};
 use crate::engine::native::NativeEngine;
@@ -101,6 +101,7 @@ impl App {
         let estimator = Estimator::new(worker.clone());
         let pulse = worker.pulse.clone();
         let shutdown = CancellationToken::new();
+        let grammars = Grammars::new(&config.limits);
         let state = ApiState {
             config: Arc::new(config),
             catalog,
@@ -109,6 +110,7 @@ impl App {
             queue,
             estimator,
             keys,
+            grammars,
             pulse,
             usage,
             shutdown,

@@ -48,6 +48,7 @@ pub use self::fine_tuning::event_text::event_text;
 pub use self::fine_tuning::fine_tuning_jobs::estimate::show as show_estimate;
 pub use self::fine_tuning::fine_tuning_jobs::read_spec;
 pub use self::fine_tuning::job_faults::describe_fault;
+pub use self::generation::grammars::Grammars;
 pub use self::operations::health::record_metrics;
 
 /// Lists the routes that need a key, each served under `/v1` and at the root.
@@ -152,6 +153,8 @@ pub struct ApiState {
     pub pulse: Pulse,
     /// Records the tokens that requests use.
     pub usage: UsageRecorder,
+    /// The grammars of requests.
+    pub grammars: Grammars,
     /// Cancelled when the server stops, which ends long streams.
     pub shutdown: CancellationToken,
 }

@@ -37,6 +37,13 @@ pub struct Limits {
     pub max_file_bytes: usize,
     /// Texts in one embeddings request.
     pub max_inputs: usize,
+    /// Seconds that the schemas of a request may take to be compiled.
+    pub grammar_seconds: u64,
+    /// Memory for the grammars of running answers, in MiB; an organisation may hold a quarter of it, and a request a
+    /// quarter of that.
+    pub grammar_mib: u64,
+    /// Memory for compiled grammars that are kept for the same schemas, in MiB; 0 keeps none.
+    pub grammar_cache_mib: u64,
     /// Requests per minute of a key without a limit of its own.
     pub requests_per_minute: u64,
     /// Tokens per minute, prompts and answers together, of a key without a limit of its own.
@@ -66,6 +73,9 @@ impl Default for Limits {
             max_body_bytes: 8 << 20,
             max_file_bytes: 512 << 20,
             max_inputs: 2048,
+            grammar_seconds: 5,
+            grammar_mib: 2048,
+            grammar_cache_mib: 64,
             requests_per_minute: 60_000,
             tokens_per_minute: 100_000_000,
             concurrent_requests: 256,
@@ -107,6 +117,12 @@ impl Limits {
                 "limits: adapter_device_mib must be 1 to {MAX_MIB}, adapter_host_mib 0 to {MAX_MIB}"
             )));
         }
+        if self.grammar_seconds == 0 || !(16..=MAX_MIB).contains(&self.grammar_mib) || self.grammar_cache_mib > MAX_MIB
+        {
+            return Err(Error(format!(
+                "limits: grammar_seconds must be at least 1, grammar_mib 16 to {MAX_MIB}, grammar_cache_mib 0 to {MAX_MIB}"
+            )));
+        }
         if self.requests_per_minute == 0 || self.tokens_per_minute == 0 || self.concurrent_requests == 0 {
             return Err(Error(
                 "limits: requests_per_minute, tokens_per_minute and concurrent_requests must be at least 1".into(),
@@ -125,7 +141,7 @@ mod tests {
     #[test]
     fn a_limit_that_lets_nothing_through_or_means_too_much_is_named() {
         assert!(Limits::default().check().is_ok());
-        let refused: [(&str, Change); 12] = [
+        let refused: [(&str, Change); 15] = [
             ("max_sequences", |limits| limits.max_sequences = Some(0)),
             ("max_step_tokens", |limits| limits.max_step_tokens = Some(0)),
             ("kv_cache_mib", |limits| limits.kv_cache_mib = Some(0)),
@@ -135,6 +151,9 @@ mod tests {
             ("adapter_device_mib", |limits| limits.adapter_device_mib = 0),
             ("adapter_device_mib", |limits| limits.adapter_device_mib = MAX_MIB + 1),
             ("adapter_host_mib", |limits| limits.adapter_host_mib = MAX_MIB + 1),
+            ("grammar_seconds", |limits| limits.grammar_seconds = 0),
+            ("grammar_mib", |limits| limits.grammar_mib = 15),
+            ("grammar_cache_mib", |limits| limits.grammar_cache_mib = MAX_MIB + 1),
             ("requests_per_minute", |limits| limits.requests_per_minute = 0),
             ("tokens_per_minute", |limits| limits.tokens_per_minute = 0),
             ("concurrent_requests", |limits| limits.concurrent_requests = 0),

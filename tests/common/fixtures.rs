@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use attune::engine::stops::StopTexts;
 use attune::engine::{GenerateRequest, Sampling};
 use attune::model::decoder::Decoder;
 use attune::model::device::DeviceChoice;
@@ -251,7 +252,7 @@ pub(crate) fn greedy(prompt: &[u32], max_tokens: usize, adapter: Option<&Adapter
         adapter: adapter.cloned(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         max_tokens,
-        stop: Vec::new(),
+        stop: StopTexts::default(),
         stop_tokens: Vec::new(),
         logprobs: None,
         prompt_logprobs: None,

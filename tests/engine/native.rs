@@ -203,7 +203,7 @@ fn a_model_that_draws_itself_gives_the_same_answers() {
         // These draws need the logits.
         Sampling { seed: Some(3), top_p: 0.5, ..Sampling::default() },
         Sampling { seed: Some(4), frequency_penalty: 1.0, ..Sampling::default() },
-        Sampling { seed: Some(5), logit_bias: vec![(9, 3.0)], ..Sampling::default() },
+        Sampling { seed: Some(5), logit_bias: [(9, 3.0)].into(), ..Sampling::default() },
     ];
     let requests = || {
         let sampled =

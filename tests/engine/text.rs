@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use crate::engine_support::{byte_fallback, byte_level};
+use attune::engine::stops::StopTexts;
 use attune::engine::text::TextStream;
 use attune::model::tokenizer::Tokenizer;
 use rand::{Rng as _, SeedableRng as _};
@@ -13,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 /// Returns the text that a client receives, delta by delta, and whether a stop text ended it.
 fn stream(tokenizer: &Tokenizer, prompt: &[u32], ids: &[u32], stops: &[&str]) -> (Vec<String>, bool) {
     let stops: Vec<String> = stops.iter().map(|stop| (*stop).to_owned()).collect();
-    let mut text = TextStream::new(tokenizer, prompt, &stops).unwrap();
+    let mut text = TextStream::new(tokenizer, prompt, &StopTexts::new(&stops)).unwrap();
     let mut deltas = Vec::new();
     for id in ids {
         let piece = text.push(tokenizer, *id).unwrap();
@@ -170,7 +171,8 @@ fn a_tokenizer_neither_cuts_nor_pads_and_knows_its_end() {
 fn a_special_token_that_is_shown_ends_the_text_before_it() {
     let tokenizer = byte_level(&[]);
     let end = 256;
-    let mut text = TextStream::new(&tokenizer, b"x".map(u32::from).as_slice(), &["stop<".into()]).unwrap();
+    let mut text =
+        TextStream::new(&tokenizer, b"x".map(u32::from).as_slice(), &StopTexts::new(&["stop<".into()])).unwrap();
     let mut shown = String::new();
     for id in b"st".map(u32::from) {
         shown += &text.push(&tokenizer, id).unwrap().text;

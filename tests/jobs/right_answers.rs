@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::training::{Fixture, ORG, catalog, spec, tickets};
 use attune::datasets::{self, Purpose, RenderSettings};
 use attune::engine::native::NativeEngine;
+use attune::engine::stops::StopTexts;
 use attune::engine::{Backend, EngineLimits, Event, FinishReason, GenerateRequest, Sampling};
 use attune::jobs::{Job, JobApi, JobSpec, JobStatus};
 use attune::model::BaseModel;
@@ -66,7 +67,7 @@ async fn generated(
         adapter,
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         max_tokens: 80,
-        stop: Vec::new(),
+        stop: StopTexts::default(),
         stop_tokens: model.end_tokens.clone(),
         logprobs: None,
         prompt_logprobs: None,

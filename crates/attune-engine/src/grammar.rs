@@ -3,40 +3,49 @@
 //! tokens.
 //!
 //! llguidance does the work: an Earley parser over a lexer of regular expressions, walked along the trie of the
-//! vocabulary. Everything is bounded: the size of a grammar, the work for one token, and the states that a parser
-//! keeps.
+//! vocabulary. Everything is bounded: the size of a grammar, the work for one token, and what the parsers of a
+//! request and of an organisation keep.
 //!
 //! [`document`] writes the rules of a JSON schema: [`keywords`] reads one schema, [`references`], [`flat`] and
 //! [`merge`] make one of all that it combines, [`exclusion`] compares schemas, [`objects`], [`number`] and [`text`]
-//! write the parts.
+//! write the parts. [`weight`] refuses patterns that would be too much work, [`budget`] ends a compile that is late or
+//! that nobody waits for. [`state`] is the grammar while answers are written, within the [`memory`] of all.
 
+mod budget;
 mod decimal;
 mod document;
 mod exclusion;
 mod flat;
 mod keywords;
+mod memory;
 mod merge;
 mod number;
 mod objects;
 mod references;
+mod state;
 mod text;
+mod weight;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use llguidance::api::{GrammarInit, GrammarWithLexer, ParserLimits, TopLevelGrammar};
-use llguidance::toktrie::{InferenceCapabilities, SimpleVob};
-use llguidance::{JsonCompileOptions, Logger, Matcher};
+use llguidance::toktrie::InferenceCapabilities;
+use llguidance::{JsonCompileOptions, Logger, TokenParser};
 use serde_json::Value;
 
-use crate::{Error, Result};
+pub use self::budget::{AbandonOnDrop, CompileBudget, EarlyEnd};
+pub use self::memory::GrammarMemory;
+pub use self::state::GrammarState;
+use self::state::{Session, caught, lexer_bytes};
+use crate::Result;
 use attune_model::vocabulary::Vocabulary;
 
 /// Stack of the compiler's thread, in bytes. Schemas may nest and refer to each other; the compiler recurses into them.
 const COMPILER_STACK: usize = 64 << 20;
 /// Most characters of the compiler's reason that a client is shown.
 const REASON_CHARACTERS: usize = 500;
-const TOO_COMPLEX: &str = "The schema is too complex to follow: make its patterns and alternatives smaller.";
+/// Bytes of a compiled grammar for each byte of its source, beside its lexer.
+const RULES_FACTOR: usize = 20;
 
 /// Source of a grammar: rules in llguidance's Lark syntax, which start at `start`, and the schemas that they refer to.
 #[derive(Debug, Clone)]
@@ -72,13 +81,16 @@ impl GrammarSource {
 #[derive(Clone)]
 pub struct Grammar {
     compiled: Arc<Compiled>,
+    /// The parser that the answers of one request share.
+    session: Arc<Session>,
 }
 
 struct Compiled {
-    matcher: Matcher,
     shown_tokens: Vec<u32>,
     dropped: Vec<(String, Vec<String>)>,
     param: String,
+    /// Bytes that it takes, about.
+    bytes: usize,
 }
 
 impl std::fmt::Debug for Grammar {
@@ -88,24 +100,46 @@ impl std::fmt::Debug for Grammar {
 }
 
 impl Grammar {
-    /// Compiles `source` for the tokens of `vocabulary`; `param` is the field of the request that errors name if the
-    /// grammar later turns out to be too complex. An error is the compiler's reason. Takes milliseconds to seconds:
-    /// call it off the async threads.
-    pub fn compile(vocabulary: &Vocabulary, param: &str, mut source: GrammarSource) -> Result<Self, String> {
+    /// Compiles `source` for the tokens of `vocabulary` within `budget`; `param` is the field of the request that
+    /// errors name if the grammar later turns out to be too complex. An error is the compiler's reason. Takes
+    /// milliseconds to seconds: call it off the async threads.
+    pub fn compile(
+        vocabulary: &Vocabulary,
+        param: &str,
+        mut source: GrammarSource,
+        budget: &CompileBudget,
+    ) -> Result<Self, String> {
         let shown_tokens = std::mem::take(&mut source.shown_tokens);
         // A schema of many references recurses deeper than the stacks of the runtime's threads allow.
-        let (matcher, dropped) = std::thread::scope(|scope| {
-            let compile = || first_matcher(vocabulary, source);
+        let FirstParser { parser, dropped, rules } = std::thread::scope(|scope| {
+            let compile = || budget::within(budget, || first_parser(vocabulary, source));
             let thread = std::thread::Builder::new().name("grammar".into()).stack_size(COMPILER_STACK);
             let thread = thread.spawn_scoped(scope, compile).map_err(|error| error.to_string())?;
             thread.join().unwrap_or_else(|_| Err("the compiler failed".into()))
         })?;
-        Ok(Self { compiled: Arc::new(Compiled { matcher, shown_tokens, dropped, param: param.to_owned() }) })
+        let bytes = rules * RULES_FACTOR + lexer_bytes(&parser);
+        let session = Arc::new(Session::new(parser));
+        let compiled = Arc::new(Compiled { shown_tokens, dropped, param: param.to_owned(), bytes });
+        Ok(Self { compiled, session })
+    }
+
+    /// Returns the grammar of one request with `answers` answers, which share what fills as they are written. Asks
+    /// `memory` for what they hold: an error if the request, or its organisation, would hold too much. Takes
+    /// milliseconds: call it off the async threads.
+    pub fn for_request(&self, answers: usize, memory: &GrammarMemory, organization: Arc<str>) -> Result<Self> {
+        let session = self.session.copied(answers, memory.share(organization));
+        let session = Arc::new(session.map_err(|full| full.into_error(self.param()))?);
+        Ok(Self { compiled: Arc::clone(&self.compiled), session })
     }
 
     /// Returns the names of the schemas of which keywords were dropped, each with these keywords.
     pub fn dropped(&self) -> &[(String, Vec<String>)] {
         &self.compiled.dropped
+    }
+
+    /// Returns the bytes of memory that it takes, about.
+    pub fn bytes(&self) -> usize {
+        self.compiled.bytes
     }
 
     /// Returns `true` if `token` is a special token whose name is part of the answer's text.
@@ -115,47 +149,62 @@ impl Grammar {
 
     /// Returns the state of one answer before its first token.
     pub fn begin(&self) -> GrammarState {
-        // A deep copy: the state and budget of one answer's parser must not affect another's.
-        let place = Matching { matcher: self.compiled.matcher.deep_clone(), allowed: None };
-        GrammarState { place: Arc::new(Mutex::new(place)), complete: false, grammar: self.clone() }
+        GrammarState::new(&self.session, self.clone())
+    }
+
+    fn param(&self) -> &str {
+        &self.compiled.param
     }
 }
 
-/// A matcher before the first token, and the keywords that were dropped, by the names of their schemas.
-type FirstMatcher = (Matcher, Vec<(String, Vec<String>)>);
+/// A parser before the first token.
+struct FirstParser {
+    parser: TokenParser,
+    /// The keywords that were dropped, by the names of their schemas.
+    dropped: Vec<(String, Vec<String>)>,
+    /// Bytes of the rules that it was made of.
+    rules: usize,
+}
 
-fn first_matcher(vocabulary: &Vocabulary, source: GrammarSource) -> Result<FirstMatcher, String> {
+fn first_parser(vocabulary: &Vocabulary, source: GrammarSource) -> Result<FirstParser, String> {
     let factory = vocabulary.parsers().ok_or("the vocabulary cannot be used with grammars")?;
+    let mut rules = source.rules.len();
     let mut grammars = vec![GrammarWithLexer::from_lark(source.rules)];
     let mut dropped = Vec::new();
     for DocumentSchema { name, schema, loosen } in source.schemas {
         if !schema.is_object() {
             return Err("a schema must be an object".into());
         }
-        let rules = document::rules(&name, &schema, loosen).map_err(|error| shortened(&error))?;
-        for (name, mut schema) in rules.leaves {
+        let written = document::rules(&name, &schema, loosen).map_err(|error| shortened(&error))?;
+        for (name, mut schema) in written.leaves {
             json_options().apply_to(&mut schema);
             grammars.push(GrammarWithLexer { name: Some(name), json_schema: Some(schema), lark_grammar: None });
         }
-        if !rules.dropped.is_empty() {
-            dropped.push((name.clone(), rules.dropped));
+        if !written.dropped.is_empty() {
+            dropped.push((name.clone(), written.dropped));
         }
-        grammars.push(GrammarWithLexer { name: Some(name), json_schema: None, lark_grammar: Some(rules.lark) });
+        rules += written.lark.len();
+        grammars.push(GrammarWithLexer { name: Some(name), json_schema: None, lark_grammar: Some(written.lark) });
     }
     let grammar = TopLevelGrammar { grammars, max_tokens: None };
-    let parser = factory
-        .create_parser_from_init_ext(
-            GrammarInit::Serialized(grammar),
-            Logger::new(0, 0),
-            InferenceCapabilities::default(),
-            limits(),
-        )
-        .map_err(|error| reason(&error))?;
-    let mut matcher = Matcher::new(Ok(parser));
+    budget::check()?;
+    let created = factory.create_parser_from_init_ext(
+        GrammarInit::Serialized(grammar),
+        Logger::new(0, 0),
+        InferenceCapabilities::default(),
+        limits(),
+    );
+    let mut parser = created.map_err(|error| reason(&error))?;
+    budget::check()?;
     // The first mask fails if no document can satisfy the schema, and fills the lexer's cache, which all answers share
     // at their start.
-    matcher.compute_mask().map_err(|error| reason(&error))?;
-    Ok((matcher, dropped))
+    caught(|| {
+        parser.start_without_prompt();
+        parser.compute_mask()
+    })
+    .map_err(|error| reason(&error))?;
+    budget::check()?;
+    Ok(FirstParser { parser, dropped, rules })
 }
 
 /// Allows no blanks around a text or number.
@@ -197,113 +246,6 @@ fn shortened(text: &str) -> String {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line.to_owned(),
     }
-}
-
-/// State of one answer in its grammar.
-pub struct GrammarState {
-    /// Shared with the thread that computes the allowed tokens in advance and holds the lock meanwhile. A lock of the
-    /// standard library, since a panic of that thread must poison it.
-    place: Arc<Mutex<Matching>>,
-    complete: bool,
-    grammar: Grammar,
-}
-
-struct Matching {
-    matcher: Matcher,
-    /// The tokens that may come next; `None` until they are computed.
-    allowed: Option<anyhow::Result<SimpleVob>>,
-}
-
-impl Matching {
-    fn allowed(&mut self) -> &anyhow::Result<SimpleVob> {
-        let Self { matcher, allowed } = self;
-        allowed.get_or_insert_with(|| matcher.compute_mask())
-    }
-}
-
-impl std::fmt::Debug for GrammarState {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("GrammarState").field("grammar", &self.grammar).finish_non_exhaustive()
-    }
-}
-
-impl GrammarState {
-    /// Starts computing the allowed tokens on a thread of the pool, so that they are known when the logits are. If no
-    /// thread is free until then, [`Self::mask`] computes them.
-    pub fn prepare(&self) {
-        let place = Arc::clone(&self.place);
-        rayon::spawn(move || {
-            // Whoever else holds the lock computes the same. A panic poisons it, and fails the answer at its next
-            // token.
-            let work = || place.try_lock().is_ok_and(|mut place| place.allowed().is_ok());
-            let _ = catch_unwind(AssertUnwindSafe(work));
-        });
-    }
-
-    /// Sets the logits of all banned tokens to negative infinity. Fails if no token is allowed; end tokens are allowed
-    /// only if the grammar may end.
-    pub fn mask(&mut self, logits: &mut [f32]) -> Result<()> {
-        let mut place = self.place.lock().map_err(|_| broken())?;
-        let any = match place.allowed() {
-            Ok(allowed) => ban(allowed, logits),
-            Err(error) => return Err(self.failed(error)),
-        };
-        if any { Ok(()) } else { Err(self.dead_end()) }
-    }
-
-    /// Advances the grammar by the drawn token.
-    pub fn accept(&mut self, token: u32) -> Result<()> {
-        let mut place = self.place.lock().map_err(|_| broken())?;
-        place.allowed = None;
-        let accepted = place.matcher.consume_token(token);
-        self.complete = place.matcher.is_stopped();
-        accepted.map_err(|error| self.failed(&error))
-    }
-
-    /// Returns `true` once no token may follow.
-    pub fn is_complete(&self) -> bool {
-        self.complete
-    }
-
-    /// Explains why the matcher stopped. It gets only tokens that it has allowed, so it met one of its limits or has a
-    /// defect.
-    fn failed(&self, error: &anyhow::Error) -> Error {
-        let text = error.to_string();
-        if text.starts_with("panic:") {
-            return Error::Internal(format!("grammar: {}", reason(error)));
-        }
-        if text.contains("NoExtension") {
-            return self.dead_end();
-        }
-        tracing::info!(reason = reason(error), "a grammar is too complex to follow");
-        Error::Grammar { message: TOO_COMPLEX.into(), field: self.grammar.compiled.param.clone() }
-    }
-
-    fn dead_end(&self) -> Error {
-        let message = "No token of this model can continue an answer that follows the schema.".into();
-        Error::Grammar { message, field: self.grammar.compiled.param.clone() }
-    }
-}
-
-fn broken() -> Error {
-    Error::Internal("grammar: the parser panicked".into())
-}
-
-/// Bans all tokens but the allowed ones; returns `false` if no token is left.
-fn ban(allowed: &SimpleVob, logits: &mut [f32]) -> bool {
-    let mut any = false;
-    let words = allowed.as_slice();
-    for (word, logits) in logits.chunks_mut(32).enumerate() {
-        let bits = words.get(word).copied().unwrap_or(0);
-        for (bit, logit) in logits.iter_mut().enumerate() {
-            if bits >> bit & 1 == 0 {
-                *logit = f32::NEG_INFINITY;
-            } else {
-                any = true;
-            }
-        }
-    }
-    any
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod sampler;
 mod scheduler;
 mod sequence;
 pub mod step_model;
+pub mod stops;
 pub mod text;
 
 use std::future::Future;
@@ -33,6 +34,7 @@ pub use self::error::{Error, Result};
 use self::grammar::Grammar;
 pub use self::limits::EngineLimits;
 use self::logprobs::TokenLogprobs;
+use self::stops::StopTexts;
 use attune_model::lora::AdapterLease;
 
 /// Serves one base model. The native engine implements it in this process; the trait is kept for a second backend,
@@ -74,7 +76,7 @@ pub struct GenerateRequest {
     /// Most new tokens.
     pub max_tokens: usize,
     /// Texts that end the answer; they are not part of it.
-    pub stop: Vec<String>,
+    pub stop: StopTexts,
     /// Token ids that end the answer (the model's end-of-sequence tokens).
     pub stop_tokens: Vec<u32>,
     /// Send each drawn token's log probability and those of this many most probable tokens; `None` sends no log
@@ -108,7 +110,7 @@ pub struct Sampling {
     /// nothing.
     pub repetition_penalty: f32,
     /// Added to logits, by token id.
-    pub logit_bias: Vec<(u32, f32)>,
+    pub logit_bias: Arc<[(u32, f32)]>,
 }
 
 impl Default for Sampling {
@@ -122,7 +124,7 @@ impl Default for Sampling {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             repetition_penalty: 1.0,
-            logit_bias: Vec::new(),
+            logit_bias: Arc::default(),
         }
     }
 }

@@ -138,7 +138,7 @@ impl Sampler {
 
     /// Applies bias and penalties in vLLM's order: bias, repetition, frequency, presence.
     fn apply_bias_and_penalties(&mut self) {
-        for &(token, bias) in &self.sampling.logit_bias {
+        for &(token, bias) in self.sampling.logit_bias.iter() {
             if let Some(logit) = self.scratch.get_mut(token as usize) {
                 *logit += bias;
             }

@@ -31,7 +31,7 @@ fn greedy_takes_the_lowest_of_equals_and_obeys_bias_and_penalties() {
     assert_eq!(sampler(greedy).draw(&logits).unwrap(), 1);
     let mut biased = sampler(|sampling| {
         greedy(sampling);
-        sampling.logit_bias = vec![(1, -100.0), (3, 0.2), (400, 5.0)];
+        sampling.logit_bias = [(1, -100.0), (3, 0.2), (400, 5.0)].into();
     });
     assert_eq!(biased.draw(&logits).unwrap(), 3);
     let mut penalised = sampler(|sampling| {

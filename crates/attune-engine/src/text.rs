@@ -5,6 +5,7 @@
 //! bytes at the end of an answer are lost and its window of tokens grows with them; and it fails if a decoder rewrites
 //! a character that was shown.
 
+use super::stops::{StopFilter, StopTexts, TextPiece};
 use crate::Result;
 use attune_model::tokenizer::Tokenizer;
 
@@ -19,15 +20,6 @@ const WINDOW_TOKENS: usize = 64;
 /// the finished character before (4 bytes) together with the unfinished one (3 bytes).
 const UNSETTLED_CHARACTERS: usize = 7;
 
-/// Text that may now be shown.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct TextPiece {
-    /// Whole characters, without any that may still become part of a stop text.
-    pub text: String,
-    /// Whether a stop text was met: `text` is then the last piece.
-    pub stopped: bool,
-}
-
 /// Text of one answer.
 #[derive(Debug)]
 pub struct TextStream {
@@ -37,7 +29,7 @@ pub struct TextStream {
 
 impl TextStream {
     /// Begins the answer to `prompt`, which the first complete stop text of `stops` ends.
-    pub fn new(tokenizer: &Tokenizer, prompt: &[u32], stops: &[String]) -> Result<Self> {
+    pub fn new(tokenizer: &Tokenizer, prompt: &[u32], stops: &StopTexts) -> Result<Self> {
         Ok(Self { detokenizer: Detokenizer::after(tokenizer, prompt)?, stops: StopFilter::new(stops) })
     }
 
@@ -129,82 +121,4 @@ fn settled_bytes(text: &str) -> usize {
 fn text_between(text: &str, from: usize, to: usize) -> String {
     let from = (from..=text.len()).find(|index| text.is_char_boundary(*index)).unwrap_or(text.len());
     text.get(from..to).unwrap_or_default().to_owned()
-}
-
-/// Finds stop texts in a stream, independent of how it is cut, and holds back text that may become one.
-///
-/// The stop text that is complete first ends the answer; if several are complete at the same character, the longest is
-/// cut away. Knuth-Morris-Pratt keeps the cost at a constant per byte, however long a stop text a client sends.
-#[derive(Debug)]
-struct StopFilter {
-    stops: Vec<StopText>,
-    held: String,
-}
-
-#[derive(Debug)]
-struct StopText {
-    bytes: Vec<u8>,
-    /// Length of the longest proper prefix that is also a suffix, for each length of a matched prefix.
-    fallback: Vec<usize>,
-    /// Number of bytes of the stop text that the stream now ends with.
-    matched: usize,
-}
-
-impl StopFilter {
-    fn new(stops: &[String]) -> Self {
-        let stops = stops.iter().filter(|stop| !stop.is_empty()).map(|stop| StopText::new(stop)).collect();
-        Self { stops, held: String::new() }
-    }
-
-    fn push(&mut self, text: &str) -> TextPiece {
-        for (index, byte) in text.bytes().enumerate() {
-            let complete = self.stops.iter_mut().filter_map(|stop| stop.advance(byte)).max();
-            if let Some(length) = complete {
-                self.held.push_str(&text[..=index]);
-                self.held.truncate(self.held.len() - length);
-                return TextPiece { text: self.take(), stopped: true };
-            }
-        }
-        self.held.push_str(text);
-        // A stop text begins at a character's first byte, so this cut falls between characters.
-        let open = self.stops.iter().map(|stop| stop.matched).max().unwrap_or(0);
-        let rest = self.held.split_off(self.held.len() - open);
-        TextPiece { text: std::mem::replace(&mut self.held, rest), stopped: false }
-    }
-
-    /// Returns the held-back text; stop texts begin anew after it.
-    fn take(&mut self) -> String {
-        for stop in &mut self.stops {
-            stop.matched = 0;
-        }
-        std::mem::take(&mut self.held)
-    }
-}
-
-impl StopText {
-    fn new(stop: &str) -> Self {
-        let bytes = stop.as_bytes().to_vec();
-        let mut fallback = vec![0; bytes.len() + 1];
-        let mut length = 0;
-        for index in 1..bytes.len() {
-            while length > 0 && bytes[index] != bytes[length] {
-                length = fallback[length];
-            }
-            length += usize::from(bytes[index] == bytes[length]);
-            fallback[index + 1] = length;
-        }
-        Self { bytes, fallback, matched: 0 }
-    }
-
-    /// Returns the stop text's length if `byte` completes it.
-    fn advance(&mut self, byte: u8) -> Option<usize> {
-        while self.matched > 0 && self.bytes[self.matched] != byte {
-            self.matched = self.fallback[self.matched];
-        }
-        self.matched += usize::from(self.bytes[self.matched] == byte);
-        (self.matched == self.bytes.len()).then(|| {
-            self.matched = self.fallback[self.matched];
-            self.bytes.len()
-        })
-    }
 }

@@ -20,7 +20,6 @@ use axum::extract::State;
 use axum::http::HeaderValue;
 use axum::response::{IntoResponse as _, Response};
 use serde_json::Value;
-use tokio::sync::Semaphore;
 
 use self::format::ResponseFormat;
 pub(crate) use self::messages::ChatMessage;
@@ -38,15 +37,15 @@ use crate::api::generation::generate::body::{SYSTEM_FINGERPRINT, new_id, now, st
 use crate::api::generation::generate::fields::{StreamOptions, check_max_tokens, check_n};
 use crate::api::generation::generate::logprobs::TokenTexts;
 use crate::api::generation::generate::{Answer, GenerationPlan};
+use crate::api::generation::grammars::{self, Grammars};
 use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::{headers, sse};
-use crate::engine::GenerateRequest;
-use crate::engine::grammar::{Grammar, GrammarSource};
+use crate::engine::grammar::{CompileBudget, Grammar, GrammarSource};
+use crate::engine::{self, GenerateRequest};
 use crate::model::BaseModel;
 use crate::model::tool_syntax::ToolSyntax;
 use crate::model::vocabulary::Vocabulary;
-use crate::off_thread::off_thread;
 
 /// Answer a conversation
 ///
@@ -130,7 +129,12 @@ impl ChatRequest {
         // Only a number that was asked for may be more than there is room for, and is then refused.
         let rest = target.context().saturating_sub(used).max(1);
         let max_tokens = asked.unwrap_or_else(|| longest.min(rest));
-        let (grammar, calls, loosened) = self.constraint(&target, syntax, tools).await?;
+        if used.saturating_add(max_tokens) > target.context() {
+            // Before the work of compiling a grammar.
+            let limit = target.context();
+            return Err(engine::Error::ContextLength { limit, prompt: used, completion: max_tokens }.into());
+        }
+        let (grammar, calls, loosened) = self.constraint(&state.grammars, &target, n, (syntax, tools)).await?;
         if grammar.is_some() && self.ignore_eos == Some(true) {
             let message = "'ignore_eos' cannot be used with 'response_format' or tools, whose answers end where they \
                            are complete: leave it out.";
@@ -139,7 +143,7 @@ impl ChatRequest {
         let request = GenerateRequest {
             max_tokens,
             sampling,
-            stop: stops.texts,
+            stop: stops.tables(),
             stop_tokens: stops.tokens,
             logprobs: self.logprobs()?,
             grammar,
@@ -150,23 +154,26 @@ impl ChatRequest {
         Ok((plan, calls, loosened))
     }
 
-    /// Compiles the grammar that answers must follow, and returns it with the format of the calls that they may have
+    /// Gets the grammar that the `n` answers must follow, and returns it with the format of the calls that they may have
     /// and the keywords of schemas that it does not follow; `None` for what the request does not ask for.
     async fn constraint(
         &self,
+        grammars: &Grammars,
         target: &Target,
-        syntax: ToolSyntax,
-        tools: Option<Tools>,
+        n: usize,
+        (syntax, tools): (ToolSyntax, Option<Tools>),
     ) -> Result<(Option<Grammar>, Option<CallFormat>, Option<HeaderValue>)> {
         let response = self.response_format.as_ref().map(ResponseFormat::schema).transpose()?.flatten();
+        let (organization, model) = (target.account.organization(), Arc::clone(target.model()));
         let Some(tools) = tools else {
             let Some(schema) = response else { return Ok((None, None, None)) };
-            let source = GrammarSource::json(schema);
-            let grammar = compile(target, |model| {
-                let param = "response_format";
-                Grammar::compile(vocabulary(model, param)?, param, source).map_err(|reason| refused(param, &reason))
-            });
-            let grammar = grammar.await?;
+            let (param, source) = ("response_format", GrammarSource::json(schema));
+            let key = grammars::key(organization, &model.id, param, &source);
+            let work = move |budget: &CompileBudget| {
+                let grammar = Grammar::compile(vocabulary(&model, param)?, param, source, budget);
+                Ok((grammar.map_err(|reason| refused(param, &reason))?, None))
+            };
+            let (grammar, _) = grammars.get(key, organization, n, work).await?;
             return Ok((Some(grammar), None, None));
         };
         let calls = CallFormat {
@@ -176,28 +183,12 @@ impl ChatRequest {
             json_answers: response.is_some() && !tools.required,
             legacy: tools.legacy,
         };
-        let work = move |model: &BaseModel| compile_calls(model, tools, syntax, response.as_ref());
-        let (grammar, loosened) = compile(target, work).await?;
+        let source = tools.grammar(syntax, &model.tokenizer, response.clone());
+        let key = grammars::key(organization, &model.id, tools.param(), &source);
+        let work = move |budget: &CompileBudget| compile_calls(&model, tools, syntax, response.as_ref(), budget);
+        let (grammar, loosened) = grammars.get(key, organization, n, work).await?;
         Ok((Some(grammar), Some(calls), loosened))
     }
-}
-
-/// Limits how many grammars are compiled at once; each takes a core for up to seconds.
-static COMPILERS: Semaphore = Semaphore::const_new(2);
-
-/// Compiles a grammar by `work` when it is its turn.
-async fn compile<T: Send + 'static>(
-    target: &Target,
-    work: impl FnOnce(&BaseModel) -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let turn = COMPILERS.acquire().await.map_err(|_| Problem::defect("the compilers are closed"))?;
-    let model = target.model().clone();
-    let work = move || {
-        // Held to the end of the work: a client that hangs up does not end it.
-        let _turn = turn;
-        work(&model)
-    };
-    off_thread("compile a grammar", work).await
 }
 
 fn vocabulary<'a>(model: &'a BaseModel, param: &str) -> Result<&'a Vocabulary> {
@@ -214,21 +205,24 @@ fn compile_calls(
     mut tools: Tools,
     syntax: ToolSyntax,
     response: Option<&Value>,
+    budget: &CompileBudget,
 ) -> Result<(Grammar, Option<HeaderValue>)> {
     let param = tools.param();
     let vocabulary = vocabulary(model, param)?;
-    let compile = |source| Grammar::compile(vocabulary, param, source);
+    let compile = |source| Grammar::compile(vocabulary, param, source, budget);
     loop {
         let reason = match compile(tools.grammar(syntax, &model.tokenizer, response.cloned())) {
             Ok(grammar) => {
                 let loosened = tools.loosened(&grammar);
                 return Ok((grammar, loosened));
             }
+            // Out of time: no tool is to blame.
+            Err(reason) if budget.early_end().is_some() => return Err(refused(param, &reason)),
             Err(reason) => reason,
         };
         let failed = tools.single_grammars().filter_map(|(index, source)| Some((index, compile(source).err()?)));
         let failed: Vec<(usize, String)> = failed.collect();
-        if failed.is_empty() {
+        if failed.is_empty() || budget.early_end().is_some() {
             return Err(refused(param, &reason));
         }
         // One tool that cannot be followed does not take the others down.

@@ -4,7 +4,6 @@
 
 mod response;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -17,6 +16,7 @@ use self::response::{Completion, Prompts, ShownPrompt, Writer};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::foreign_fields::{KnownBody, Route, RouteBody};
+use crate::api::generation::generate::bias::LogitBias;
 use crate::api::generation::generate::body::stream_chunks;
 use crate::api::generation::generate::fields::{SamplingFields, StreamOptions, check_max_tokens, check_n};
 use crate::api::generation::generate::logprobs::TokenTexts;
@@ -87,7 +87,8 @@ pub(crate) struct CompletionRequest {
     #[schema(exclusive_minimum = 0)]
     pub repetition_penalty: Option<f32>,
     /// Added to logits, by token id: -100 bans, 100 forces.
-    pub logit_bias: Option<HashMap<String, f32>>,
+    #[schema(value_type = Option<HashMap<String, f32>>)]
+    pub logit_bias: Option<LogitBias>,
     /// Put the prompt before the text.
     pub echo: Option<bool>,
     /// Not supported: the models have no fill-in-the-middle.
@@ -182,7 +183,7 @@ impl CompletionRequest {
         let request = GenerateRequest {
             max_tokens,
             sampling,
-            stop: stops.texts,
+            stop: stops.tables(),
             stop_tokens: stops.tokens,
             logprobs,
             prompt_logprobs,

@@ -1,8 +1,9 @@
 //! Generation for completions and chat: runs many sequences at once and gathers their events into answers.
 //!
-//! [`fields`] and [`stops`] hold the fields that both have in requests, [`body`] the parts that both have in answers,
+//! [`fields`], [`bias`] and [`stops`] hold the fields that both have in requests, [`body`] the parts that both have in answers,
 //! [`logprobs`] the forms in which each shows log probabilities.
 
+pub(crate) mod bias;
 pub(crate) mod body;
 pub(crate) mod fields;
 pub(crate) mod logprobs;

@@ -12,6 +12,7 @@ use crate::api::access::meter::Account;
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::values;
 use crate::engine::catalog::CatalogEntry;
+use crate::engine::stops::StopTexts;
 use crate::engine::{GenerateRequest, Sampling};
 use crate::model::BaseModel;
 use crate::model::lora::AdapterLease;
@@ -59,7 +60,7 @@ impl Target {
             adapter: self.adapter.clone(),
             sampling: Sampling::default(),
             max_tokens: 0,
-            stop: Vec::new(),
+            stop: StopTexts::default(),
             stop_tokens: self.base.model.end_tokens.clone(),
             logprobs: None,
             prompt_logprobs: None,

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::Worker;
 use super::lease::Control;
 use crate::datasets::parse::shorten;
+use crate::engine::stops::StopTexts;
 use crate::engine::{Backend, Event, FinishReason, GenerateRequest, Sampling};
 use crate::jobs::Job;
 use crate::jobs::{Error, Result};
@@ -111,7 +112,7 @@ async fn answer(
         adapter,
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         max_tokens: ANSWER_TOKENS,
-        stop: Vec::new(),
+        stop: StopTexts::default(),
         stop_tokens: model.end_tokens.clone(),
         logprobs: None,
         prompt_logprobs: None,

@@ -1,6 +1,7 @@
 //! An arithmetic model, the engine over it, and requests to it, shared by the tests of [`super`].
 
 use super::*;
+use attune::engine::stops::StopTexts;
 
 pub(super) const VOCABULARY: usize = 257;
 pub(super) const CONTEXT: usize = 256;
@@ -244,7 +245,7 @@ pub(super) fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
         adapter: None,
         sampling: Sampling { seed: Some(1), ..Sampling::default() },
         max_tokens,
-        stop: Vec::new(),
+        stop: StopTexts::default(),
         stop_tokens: Vec::new(),
         logprobs: None,
         prompt_logprobs: None,
@@ -269,9 +270,9 @@ pub(super) fn random_request(random: &mut ChaCha8Rng) -> GenerateRequest {
         seed: Some(random.random()),
         presence_penalty: [0.0, 0.5][random.random_range(0..2)],
         frequency_penalty: 0.1,
-        logit_bias: vec![(65, 2.0)],
+        logit_bias: [(65, 2.0)].into(),
     };
-    request.stop = vec!["AA".into(), "A".repeat(3)];
+    request.stop = StopTexts::new(&["AA".into(), "A".repeat(3)]);
     request.stop_tokens = vec![256];
     request
 }

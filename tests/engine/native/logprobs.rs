@@ -2,6 +2,7 @@
 //! and shared with other requests, each value is the log-softmax of the model's logits after the tokens before.
 
 use attune::engine::logprobs::TokenLogprobs;
+use attune::engine::stops::StopTexts;
 
 use super::*;
 
@@ -53,9 +54,9 @@ fn prompts_and_answers_have_the_models_log_probabilities_however_steps_are_cut()
     let mut requests: Vec<_> = (0..40).map(|_| random_request(&mut random)).collect();
     for (index, request) in requests.iter_mut().enumerate() {
         request.adapter = None;
-        request.stop = Vec::new();
+        request.stop = StopTexts::default();
         // Biased towards improbable tokens: the log probabilities must not show the bias.
-        request.sampling.logit_bias = vec![(65, 50.0), (66, 49.0)];
+        request.sampling.logit_bias = [(65, 50.0), (66, 49.0)].into();
         request.logprobs = [Some(0), Some(5), None][index % 3];
         request.prompt_logprobs = [None, Some(0), Some(20), Some(1)][index % 4];
     }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
+use super::budget;
 use super::exclusion::types;
 use super::number::{self, Form};
 use super::references::Schemas;
@@ -15,6 +16,10 @@ type Result<T> = std::result::Result<T, String>;
 
 /// Largest size of all schemas that a schema unfolds to, as bytes of text.
 const MAX_BYTES: usize = 32 << 20;
+/// Largest size of the rules of a schema, in bytes.
+const MAX_RULES: usize = 2 << 20;
+/// Largest size of a constant text, in bytes.
+const MAX_CONSTANT: usize = 8 << 10;
 /// Largest number of remainders of all divisors of a schema: the automaton of a divisor has a state for each.
 const MAX_REMAINDERS: i128 = 50_000;
 /// One blank at most after a comma or colon and no others: a model must not run on in blanks.
@@ -45,6 +50,9 @@ pub(super) fn rules(name: &str, schema: &Value, loosen: bool) -> Result<Document
         memo: HashMap::new(),
     };
     let start = writer.value(schema)?.ok_or("no document satisfies it: unsatisfiable")?;
+    if writer.rules.len() > MAX_RULES {
+        return Err("it is too complex: make its alternatives fewer".into());
+    }
     let lark = format!("start: {start}\n{}", writer.rules);
     Ok(DocumentRules { lark, leaves: writer.leaves, dropped: writer.schemas.reader.notes })
 }
@@ -86,8 +94,9 @@ impl Writer<'_> {
             Some(Memo::Written(symbol)) => return Ok(symbol.clone()),
             None => {}
         }
+        budget::check()?;
         self.bytes += key.len();
-        if self.bytes > MAX_BYTES {
+        if self.bytes > MAX_BYTES || self.rules.len() > MAX_RULES {
             return Err("it is too complex: make its alternatives fewer".into());
         }
         let rule = format!("schema{}", self.memo.len());
@@ -155,7 +164,10 @@ impl Writer<'_> {
             "null" => Ok(Some("\"null\"".into())),
             "boolean" => Ok(Some("BOOLEAN".into())),
             "integer" | "number" => self.number(map, kind == "integer"),
-            "string" => Ok((!text::is_never(map)).then(|| self.leaf(text::leaf(map)))),
+            "string" => {
+                text::check_work(map)?;
+                Ok((!text::is_never(map)).then(|| self.leaf(text::leaf(map))))
+            }
             "array" => self.array(map),
             _ => self.object(map),
         }
@@ -188,7 +200,12 @@ impl Writer<'_> {
             if !self.schemas.accepts(&others, value)? {
                 continue;
             }
-            if value.is_string() {
+            if let Some(text) = value.as_str() {
+                // Each byte of an answer costs a copy of what is left of it.
+                if text.len() > MAX_CONSTANT {
+                    let bytes = text.len();
+                    return Err(format!("a constant text has {bytes} bytes; at most {MAX_CONSTANT} are allowed"));
+                }
                 texts.push(value.clone());
             } else {
                 parts.push(constant(value)?);

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::document::{Writer, choice, key};
 use super::keywords::is_never;
 use super::merge::{all_of, is_closed, property, required};
-use super::text;
+use super::{text, weight};
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -14,6 +14,8 @@ const KEY_TEXT: &str = r#"(?:[^"\\\x00-\x1F\x7F]|\\["\\bfnrt])*"#;
 /// Pattern of keys that have to match or miss other patterns: without what needs escapes, which would hide it from
 /// them.
 const PLAIN_TEXT: &str = r#"^[^"\\\x00-\x1F\x7F]*$"#;
+/// Largest number of patterns of keys in one object; a key follows a pattern of its own and one of `propertyNames` too.
+const MAX_KEY_PATTERNS: usize = weight::MAX_PATTERNS - 2;
 /// Largest number of states of an object that counts its properties.
 const MAX_STATES: usize = 4_000;
 
@@ -134,6 +136,10 @@ impl Writer<'_> {
         additional: &Value,
         key_patterns: &[String],
     ) -> Result<Option<String>> {
+        if open.len() > MAX_KEY_PATTERNS {
+            let (count, most) = (open.len(), MAX_KEY_PATTERNS);
+            return Err(format!("'patternProperties' has {count} patterns; at most {most} are allowed in one object"));
+        }
         let schema = |pattern: &String| map["patternProperties"][pattern].clone();
         let mut kinds: Vec<(Vec<String>, Vec<String>, Value)> = Vec::new();
         for pattern in open {

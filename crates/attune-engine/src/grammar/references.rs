@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::budget;
 use super::keywords::Reader;
 
 type Result<T> = std::result::Result<T, String>;
@@ -22,8 +23,9 @@ impl<'a> Schemas<'a> {
         Self { root, work: 0, reader: Reader { loosen, notes: Vec::new() } }
     }
 
-    /// Counts a schema that is read; an error if there were too many.
+    /// Counts a schema that is read; an error if there were too many, or once the compile must end.
     pub(super) fn spend(&mut self) -> Result<()> {
+        budget::check()?;
         self.work += 1;
         if self.work > MAX_WORK { Err("it is too complex: make its alternatives fewer".into()) } else { Ok(()) }
     }

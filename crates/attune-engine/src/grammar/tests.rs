@@ -4,14 +4,15 @@
 
 use std::path::Path;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
 use super::*;
-use crate::Sampling;
 use crate::sampler::Sampler;
+use crate::{Error, Sampling};
 use attune_model::tokenizer::Tokenizer;
 
 struct Demo {
@@ -32,7 +33,8 @@ static DEMO: LazyLock<Demo> = LazyLock::new(|| {
 });
 
 fn compile(schema: Value) -> Result<Grammar, String> {
-    Grammar::compile(&DEMO.vocabulary, "response_format", GrammarSource::json(schema))
+    let budget = CompileBudget::new(Duration::from_secs(60));
+    Grammar::compile(&DEMO.vocabulary, "response_format", GrammarSource::json(schema), &budget)
 }
 
 /// Draws from random logits until the grammar is complete or the end token comes.
@@ -88,10 +90,10 @@ fn random_logits_make_documents_that_follow_the_schema() {
 fn the_answer_ends_where_the_grammar_does_and_not_before() {
     let grammar = compile(json!({"const": "yes"})).unwrap();
     // The end token's bias would force it; the mask comes after the bias.
-    let sampling = Sampling { temperature: 0.0, logit_bias: vec![(DEMO.end, 100.0)], ..Sampling::default() };
+    let sampling = Sampling { temperature: 0.0, logit_bias: [(DEMO.end, 100.0)].into(), ..Sampling::default() };
     assert_eq!(draw(&grammar, 1, sampling), "\"yes\"");
     let open = compile(json!({"type": "integer"})).unwrap();
-    let sampling = Sampling { temperature: 0.0, logit_bias: vec![(DEMO.end, 100.0)], ..Sampling::default() };
+    let sampling = Sampling { temperature: 0.0, logit_bias: [(DEMO.end, 100.0)].into(), ..Sampling::default() };
     let digits = draw(&open, 1, sampling);
     assert!(digits.parse::<i64>().is_ok(), "ends at the first place where it may: {digits}");
 }
@@ -171,7 +173,11 @@ fn what_is_too_complex_to_follow_is_the_schemas_fault() {
     let mut sampler = Sampler::new(seeded(1)).with_grammar(Some(grammar.begin()));
     let failed = (0..50).find_map(|_| sampler.draw(&vec![0.0; DEMO.size]).err());
     let Some(Error::Grammar { message, field }) = failed else { panic!("not the schema's fault: {failed:?}") };
-    assert_eq!((message.as_str(), field.as_str()), (TOO_COMPLEX, "response_format"));
+    assert_eq!(
+        (message.as_str(), field.as_str()),
+        ("The schema is too complex to follow: make its patterns and alternatives smaller.", "response_format")
+    );
 }
 
+mod limits;
 mod schemas;

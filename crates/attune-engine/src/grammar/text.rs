@@ -6,6 +6,8 @@ use llguidance::regex_to_lark;
 use regex_syntax::hir::{Class, Hir, HirKind};
 use serde_json::{Map, Value, json};
 
+use super::{budget, weight};
+
 /// Formats that are enforced, each with the largest length of its texts; all others are annotations.
 const FORMATS: [(&str, Option<u64>); 10] = [
     ("date", None),
@@ -24,6 +26,8 @@ const FORMATS: [(&str, Option<u64>); 10] = [
 const PATTERN_LENGTH: u64 = 2048;
 /// Largest number of names that are listed in place of a pattern.
 const MAX_NAMES: usize = 64;
+/// Largest size of one of them, in bytes.
+const NAME_BYTES: usize = 1 << 10;
 /// Largest work to find out whether a pattern has any text.
 const FUEL: u64 = 50_000;
 /// The same, a little below that of llguidance, which refuses a pattern that takes more.
@@ -72,6 +76,8 @@ fn format_pattern(name: &str) -> Option<String> {
 
 /// Checks that `pattern` can be followed; an error says why it cannot.
 pub(super) fn check(pattern: &str) -> Result<(), String> {
+    budget::check()?;
+    weight::check_one(pattern)?;
     RegexBuilder::new()
         .mk_regex_for_serach(&regex_to_lark(pattern, "dw"))
         .map(|_| ())
@@ -80,6 +86,7 @@ pub(super) fn check(pattern: &str) -> Result<(), String> {
 
 /// Returns true if `text` matches `pattern`, which was checked.
 pub(super) fn matches(pattern: &str, text: &str) -> Result<bool, String> {
+    budget::compare()?;
     let mut builder = RegexBuilder::new();
     let regex = builder.mk_regex_for_serach(&regex_to_lark(pattern, "dw")).map_err(|error| error.to_string())?;
     let regex = builder.to_regex_limited(regex, FUEL);
@@ -92,6 +99,8 @@ pub(super) fn is_empty(with: &[String], without: &[String], names: &[String]) ->
 }
 
 fn is_empty_within(fuel: u64, with: &[String], without: &[String], names: &[String]) -> Result<bool, String> {
+    budget::compare()?;
+    weight::check(with, without)?;
     let search = |pattern: &String| RegexAst::SearchRegex(regex_to_lark(pattern, "dw"));
     let mut parts: Vec<RegexAst> = with.iter().map(search).collect();
     let excluded = without.iter().map(search).chain(names.iter().map(|name| RegexAst::Literal(name.clone())));
@@ -159,6 +168,15 @@ fn longest(patterns: &[String], formats: &[&str], least: u64) -> Option<u64> {
 fn length_pattern(least: u64, most: Option<u64>) -> String {
     let most = most.map_or_else(String::new, |most| most.to_string());
     format!("^(?s:.{{{least},{most}}})$")
+}
+
+/// Returns an error, which names the limit, if the texts of the schema `map` are too much work to follow.
+pub(super) fn check_work(map: &Map<String, Value>) -> Result<(), String> {
+    let mut patterns = patterns(map);
+    let known = formats(map).into_iter().filter(|name| format_pattern(name).is_none());
+    // llguidance has patterns of its own for these; each reads a byte in about as many ways as this one.
+    patterns.extend(known.map(|_| "[a-z][a-z0-9][a-zA-Z][0-9a-f][^@]".to_owned()));
+    weight::check(&patterns, &[])
 }
 
 /// Returns true if it is certain that no text follows the schema `map`.
@@ -255,10 +273,11 @@ fn words(hir: &Hir) -> Option<Vec<String>> {
         HirKind::Alternation(parts) => parts.iter().map(words).collect::<Option<Vec<_>>>()?.concat(),
         HirKind::Look(_) | HirKind::Class(Class::Bytes(_)) => return None,
     };
-    (found.len() <= MAX_NAMES).then_some(found)
+    (found.len() <= MAX_NAMES && found.iter().all(|name| name.len() <= NAME_BYTES)).then_some(found)
 }
 
 fn product(before: &[String], after: &[String]) -> Option<Vec<String>> {
-    let fits = before.len() * after.len() <= MAX_NAMES * MAX_NAMES;
+    let longest = |names: &[String]| names.iter().map(String::len).max().unwrap_or(0);
+    let fits = before.len() * after.len() <= MAX_NAMES * MAX_NAMES && longest(before) + longest(after) <= NAME_BYTES;
     fits.then(|| before.iter().flat_map(|start| after.iter().map(move |end| format!("{start}{end}"))).collect())
 }

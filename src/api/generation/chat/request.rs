@@ -1,7 +1,5 @@
 //! The body of a chat request. Used by `chat::create`; `tools` reads the fields of tools.
 
-use std::collections::HashMap;
-
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -10,6 +8,7 @@ use super::format::ResponseFormat;
 use super::messages::ChatMessage;
 use super::template_fields::TemplateFields;
 use crate::api::generation::foreign_fields::{Route, RouteBody};
+use crate::api::generation::generate::bias::LogitBias;
 use crate::api::generation::generate::fields::{SamplingFields, StreamOptions};
 use crate::api::generation::generate::stops::{StopFields, StopTexts};
 use crate::api::http::error::{Problem, Result};
@@ -75,7 +74,8 @@ pub(crate) struct ChatRequest {
     #[schema(exclusive_minimum = 0)]
     pub repetition_penalty: Option<f32>,
     /// Added to logits, by token id: -100 bans, 100 forces.
-    pub logit_bias: Option<HashMap<String, f32>>,
+    #[schema(value_type = Option<HashMap<String, f32>>)]
+    pub logit_bias: Option<LogitBias>,
     /// The form that the answer must have: text, any JSON object, or JSON that follows a schema.
     pub response_format: Option<ResponseFormat>,
     /// Tools that the model may call; at most 128.

@@ -4,9 +4,10 @@
 
 use std::path::Path;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use super::*;
-use crate::engine::grammar::Grammar;
+use crate::engine::grammar::{CompileBudget, Grammar};
 use crate::model::vocabulary::Vocabulary;
 
 static DEMO: LazyLock<(Tokenizer, Vocabulary)> = LazyLock::new(|| {
@@ -16,6 +17,10 @@ static DEMO: LazyLock<(Tokenizer, Vocabulary)> = LazyLock::new(|| {
     let vocabulary = Vocabulary::read(folder, &tokenizer, tokenizer.vocabulary_size(), &ends).unwrap().unwrap();
     (tokenizer, vocabulary)
 });
+
+fn budget() -> CompileBudget {
+    CompileBudget::new(Duration::from_secs(60))
+}
 
 fn request(mut fields: Value) -> ChatRequest {
     fields["model"] = "m".into();
@@ -48,7 +53,7 @@ fn takes_with(
     text: &str,
 ) -> bool {
     let source = tools.grammar(syntax, tokenizer, response);
-    let mut state = Grammar::compile(vocabulary, "tools", source).unwrap().begin();
+    let mut state = Grammar::compile(vocabulary, "tools", source, &budget()).unwrap().begin();
     for id in tokenizer.encode(text, false).unwrap() {
         let mut logits = vec![0.0; tokenizer.vocabulary_size()];
         if state.is_complete() || state.mask(&mut logits).is_err() || logits[id as usize] < 0.0 {
@@ -227,7 +232,7 @@ fn a_tool_that_cannot_be_followed_is_opened_unless_it_is_strict() {
     };
     let compile = |tools: &Tools| {
         let source = tools.grammar(ToolSyntax::HERMES, &DEMO.0, None);
-        Grammar::compile(&DEMO.1, "tools", source)
+        Grammar::compile(&DEMO.1, "tools", source, &budget())
     };
     let mut loose = tools(json!({"tools": odd(false)})).unwrap();
     let header = loose.loosened(&compile(&loose).unwrap()).unwrap();

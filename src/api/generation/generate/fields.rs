@@ -1,10 +1,9 @@
 //! Fields of a request that completions and chat share, and their ranges: sampling and the number of answers.
 
-use std::collections::HashMap;
-
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::bias::LogitBias;
 use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
 use crate::engine::Sampling;
@@ -21,26 +20,13 @@ pub(crate) struct SamplingFields<'a> {
     pub presence_penalty: Option<f32>,
     pub frequency_penalty: Option<f32>,
     pub repetition_penalty: Option<f32>,
-    pub logit_bias: Option<&'a HashMap<String, f32>>,
+    pub logit_bias: Option<&'a LogitBias>,
 }
 
 impl SamplingFields<'_> {
     /// Returns the sampling settings, checked for a model with `vocabulary` tokens; what the request leaves out is as
     /// `defaults` say.
     pub(crate) fn check(&self, vocabulary: usize, defaults: &GenerationDefaults) -> Result<Sampling> {
-        let mut logit_bias = Vec::new();
-        for (token, bias) in self.logit_bias.into_iter().flatten() {
-            let id = token.parse::<u32>().ok().filter(|id| (*id as usize) < vocabulary).ok_or_else(|| {
-                Problem::invalid(
-                    "logit_bias",
-                    format!("'logit_bias' has the key '{token}', which is no token id of this model."),
-                )
-            })?;
-            within("logit_bias", Some(*bias), -100.0, 100.0)?;
-            logit_bias.push((id, *bias));
-        }
-        // Sorted: a map has no order, and the engine's sums depend on it.
-        logit_bias.sort_unstable_by_key(|(id, _)| *id);
         Ok(Sampling {
             temperature: within("temperature", self.temperature, 0.0, 2.0)?.unwrap_or(defaults.temperature),
             top_p: within("top_p", self.top_p, 0.0, 1.0)?.unwrap_or(defaults.top_p),
@@ -50,7 +36,7 @@ impl SamplingFields<'_> {
             presence_penalty: penalty("presence_penalty", self.presence_penalty, defaults.presence_penalty)?,
             frequency_penalty: penalty("frequency_penalty", self.frequency_penalty, defaults.frequency_penalty)?,
             repetition_penalty: self.repetition_penalty()?.unwrap_or(defaults.repetition_penalty),
-            logit_bias,
+            logit_bias: self.logit_bias.map(|bias| bias.check(vocabulary)).transpose()?.unwrap_or_default(),
         })
     }
 
@@ -190,15 +176,6 @@ mod tests {
         for (top_k, kept) in [(None, 0), (Some(0), 0), (Some(-1), 0), (Some(40), 40)] {
             let fields = SamplingFields { top_k, ..SamplingFields::default() };
             assert_eq!(fields.check(10, &defaults()).expect("in range").top_k, kept);
-        }
-    }
-
-    #[test]
-    fn logit_bias_takes_token_ids_of_the_model_only() {
-        for (key, bias, fine) in [("3", 5.0, true), ("10", 5.0, false), ("foo", 0.0, false), ("3", 101.0, false)] {
-            let map = HashMap::from([(key.to_owned(), bias)]);
-            let fields = SamplingFields { logit_bias: Some(&map), ..SamplingFields::default() };
-            assert_eq!(fields.check(10, &defaults()).is_ok(), fine, "{key} {bias}");
         }
     }
 

@@ -5,10 +5,13 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::api::http::error::{Problem, Result};
+use crate::engine;
 use crate::model::tokenizer::Tokenizer;
 
 /// Largest number of stop texts.
 const MAX_TEXTS: usize = 4;
+/// Largest size of one of them, in bytes.
+const TEXT_BYTES: usize = 4 << 10;
 /// Largest number of stop tokens.
 const MAX_TOKENS: usize = 128;
 
@@ -39,6 +42,13 @@ pub(crate) struct Stops {
     pub tokens: Vec<u32>,
 }
 
+impl Stops {
+    /// Returns the texts, ready to be found, once for all answers.
+    pub(crate) fn tables(&self) -> engine::stops::StopTexts {
+        engine::stops::StopTexts::new(&self.texts)
+    }
+}
+
 impl StopFields {
     /// Returns what ends an answer of a model with the end tokens `ends` and `vocabulary` tokens. The name of a special
     /// token is a stop token, since the text of an answer never shows it.
@@ -63,7 +73,7 @@ impl StopFields {
     }
 }
 
-/// Returns the stop texts: at most four. Empty ones, which clients send for none, are left out.
+/// Returns the stop texts: at most four, of a bounded size. Empty ones, which clients send for none, are left out.
 fn texts(stop: Option<StopTexts>) -> Result<Vec<String>> {
     let mut texts = match stop {
         None => Vec::new(),
@@ -74,6 +84,10 @@ fn texts(stop: Option<StopTexts>) -> Result<Vec<String>> {
     if texts.len() > MAX_TEXTS {
         let message = format!("'stop' has {} texts; at most {MAX_TEXTS} are allowed.", texts.len());
         return Err(Problem::invalid_code("stop", "array_above_max_length", message));
+    }
+    if let Some(text) = texts.iter().find(|text| text.len() > TEXT_BYTES) {
+        let message = format!("'stop' has a text of {} bytes; at most {TEXT_BYTES} are allowed.", text.len());
+        return Err(Problem::invalid_code("stop", "string_above_max_length", message));
     }
     Ok(texts)
 }
@@ -118,6 +132,8 @@ mod tests {
         assert_eq!(texts(r#""a""#).expect("one"), ["a"]);
         assert_eq!(texts(r#"["a","b","c","d",""]"#).expect("four").len(), 4);
         assert!(texts(r#"["a","b","c","d","e"]"#).is_err());
+        let (long, longer) = ("x".repeat(TEXT_BYTES), "x".repeat(TEXT_BYTES + 1));
+        assert!(texts(&format!(r#""{long}""#)).is_ok() && texts(&format!(r#"["a", "{longer}"]"#)).is_err());
         assert_eq!(texts(r#"[""]"#).expect("none"), texts(r#""""#).expect("none"));
     }
 
