@@ -7,8 +7,8 @@ use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::device;
-use crate::generation::SamplingSettings;
 use crate::linear::{Dtype, Storage};
+use crate::sampling_settings::SamplingSettings;
 
 /// One base model: the id that clients use and the folder in Hugging Face form.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::*;
+use crate::sampling_settings::SamplingSettings;
 
 /// Makes a folder with this `generation_config.json` and returns what is read for the entry after `change`.
 fn read(file: &str, change: impl FnOnce(&mut ModelEntry)) -> std::result::Result<GenerationDefaults, String> {

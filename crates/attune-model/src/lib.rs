@@ -21,6 +21,7 @@ pub mod python_json;
 pub mod rope;
 pub mod rope_scaling;
 pub mod routes;
+pub mod sampling_settings;
 pub mod tokenizer;
 pub mod tool_syntax;
 pub mod vocabulary;

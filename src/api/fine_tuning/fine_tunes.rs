@@ -148,5 +148,5 @@ pub(crate) async fn delete(
         Err(jobs::Error::NotFound { .. }) => id,
         Err(error) => return Err(error.into()),
     };
-    model_resource::delete(State(state), caller, Path(name)).await
+    Box::pin(model_resource::delete(State(state), caller, Path(name))).await
 }

@@ -29,7 +29,7 @@ pub(super) struct Standing {
 #[derive(Debug)]
 pub(super) struct Standings {
     /// In the order of the steps.
-    pub standings: Vec<Standing>,
+    pub measured: Vec<Standing>,
     /// Right answers of the resulting adapter; `None` if they are not counted.
     pub result: Option<AnswerCounts>,
     /// Step that the resulting adapter is from.
@@ -39,7 +39,7 @@ pub(super) struct Standings {
 impl Standings {
     /// Collects the figures of a run that results in the adapter of `result_step`, which gives the answers `result`.
     pub(super) fn new(history: &[StepRecord], result_step: usize, result: Option<AnswerCounts>) -> Self {
-        let mut standings = Vec::new();
+        let mut measured = Vec::new();
         for (record, step) in history.iter().zip(1..) {
             let loss = record.validation.and_then(|validation| Some(validation.full?.loss));
             let mut right = record.right_answers.as_ref().map(|answers| answers.right);
@@ -47,22 +47,22 @@ impl Standings {
                 right = right.or(result.as_ref().map(|counts| counts.now.right));
             }
             if loss.is_some() || right.is_some() {
-                standings.push(Standing { step, loss: loss.filter(|loss| loss.is_finite()), right });
+                measured.push(Standing { step, loss: loss.filter(|loss| loss.is_finite()), right });
             }
         }
-        Self { standings, result, result_step }
+        Self { measured, result, result_step }
     }
 
     /// Returns the step of the lowest loss on the whole file, the earliest of equals, with the loss.
     fn lowest_loss(&self) -> Option<(usize, f64)> {
-        let losses = self.standings.iter().filter_map(|standing| Some((standing.step, standing.loss?)));
+        let losses = self.measured.iter().filter_map(|standing| Some((standing.step, standing.loss?)));
         losses.min_by(|a, b| a.1.total_cmp(&b.1))
     }
 
     /// Returns the step of the most right answers, of equals that of the lowest loss, with their number; `None` if none
     /// is right.
     fn most_right(&self) -> Option<(usize, usize)> {
-        let counted = self.standings.iter().filter(|standing| standing.right.is_some_and(|right| right > 0));
+        let counted = self.measured.iter().filter(|standing| standing.right.is_some_and(|right| right > 0));
         let order = |standing: &&Standing| (standing.right, standing.loss);
         let best = counted.reduce(|best, next| {
             let ((most, lowest), (right, loss)) = (order(&best), order(&next));
@@ -75,14 +75,14 @@ impl Standings {
     /// Words how the loss has risen since its lowest value; `None` if it has not.
     fn risen(&self) -> Option<String> {
         let (step, lowest) = self.lowest_loss()?;
-        let last = self.standings.iter().rev().find(|standing| standing.loss.is_some())?;
+        let last = self.measured.iter().rev().find(|standing| standing.loss.is_some())?;
         let loss = last.loss.filter(|loss| *loss > RISE * lowest && last.step > step)?;
         let mut words = format!(
             "From step {step} to step {} the full validation loss rose from {lowest:.3} to {loss:.3}: the model began \
              to learn its examples by heart (overfitting)",
             last.step
         );
-        let right_at = |step| self.standings.iter().find(|standing| standing.step == step)?.right;
+        let right_at = |step| self.measured.iter().find(|standing| standing.step == step)?.right;
         if let (Some(then), Some(now)) = (right_at(step), last.right) {
             let _ = match now.cmp(&then) {
                 std::cmp::Ordering::Less => write!(words, ", and its right answers became fewer ({then}, then {now})"),
@@ -163,7 +163,7 @@ mod tests {
         let answers = |right| RightAnswers { right, of: 40, by_class: Vec::new() };
         let result =
             last.map(|right| AnswerCounts { now: answers(right), before: Some(answers(0)), classes: Vec::new() });
-        Standings { standings: figures.iter().map(standing).collect(), result, result_step }
+        Standings { measured: figures.iter().map(standing).collect(), result, result_step }
     }
 
     fn names(steps: &[usize]) -> HashMap<usize, String> {

@@ -20,8 +20,9 @@ const MAX_BYTES: usize = 32 << 20;
 const MAX_RULES: usize = 2 << 20;
 /// Largest size of a constant text, in bytes.
 const MAX_CONSTANT: usize = 8 << 10;
-/// Largest number of remainders of all divisors of a schema: the automaton of a divisor has a state for each.
-const MAX_REMAINDERS: i128 = 50_000;
+/// Largest number of remainders of all divisors of a schema: the automaton of a divisor has a state for each, and a token
+/// may look at all of them, which takes some 28 of the 200,000 steps that it has for each.
+const MAX_REMAINDERS: i128 = 6_000;
 /// One blank at most after a comma or colon and no others: a model must not run on in blanks.
 const SEPARATORS: &str = "COMMA: /, ?/\nCOLON: /: ?/\nBOOLEAN: /true|false/\n";
 

@@ -33,7 +33,7 @@ static DEMO: LazyLock<Demo> = LazyLock::new(|| {
 });
 
 fn compile(schema: Value) -> Result<Grammar, String> {
-    let budget = CompileBudget::new(Duration::from_secs(60));
+    let budget = CompileBudget::new(Duration::from_mins(1));
     Grammar::compile(&DEMO.vocabulary, "response_format", GrammarSource::json(schema), &budget)
 }
 

@@ -67,8 +67,9 @@ fn format_pattern(name: &str) -> Option<String> {
         "time" => Some(format!("^(?:{TIME})$")),
         "date-time" => Some(format!("^(?:{DATE}T{TIME})$")),
         "duration" => {
+            // Of six digits each, all together are less than the largest duration of common libraries, 10^9 days.
             let parts = format!("^P(?:{date_parts}(?:{time_parts})?|{time_parts}|N1W)$");
-            Some(parts.replace("N1", "[0-9]{1,9}"))
+            Some(parts.replace("N1", "[0-9]{1,6}"))
         }
         _ => None,
     }

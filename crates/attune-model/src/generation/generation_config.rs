@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{PART, REPETITION_PENALTY, Range, SamplingSettings, TOP_K, kept_tokens};
+use crate::sampling_settings::{PART, REPETITION_PENALTY, Range, SamplingSettings, TOP_K, kept_tokens};
 use crate::{Error, Result, python_json};
 
 /// Name of the file.

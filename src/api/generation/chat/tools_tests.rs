@@ -19,7 +19,7 @@ static DEMO: LazyLock<(Tokenizer, Vocabulary)> = LazyLock::new(|| {
 });
 
 fn budget() -> CompileBudget {
-    CompileBudget::new(Duration::from_secs(60))
+    CompileBudget::new(Duration::from_mins(1))
 }
 
 fn request(mut fields: Value) -> ChatRequest {

@@ -7,7 +7,8 @@ use super::bias::LogitBias;
 use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
 use crate::engine::Sampling;
-use crate::model::generation::{GenerationDefaults, kept_tokens};
+use crate::model::generation::GenerationDefaults;
+use crate::model::sampling_settings::kept_tokens;
 
 /// The fields of a request that say how tokens are drawn.
 #[derive(Debug, Default)]
