@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use attune::adapters::peft;
 use attune::adapters::peft::host::HostAdapter;
+use attune::adapters::pieces::Pieces;
 use attune::model::ModelConfig;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, MAX_RANK, Site};
 use bytes::Bytes;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -32,10 +33,12 @@ fn main() -> Result<(), Failure> {
     println!("rank {RANK} on 7 layers of 30 blocks, {:.1} MB in f32", files.weights.len() as f64 / 1e6);
 
     let read = || Ok::<_, Failure>(Bytes::from(std::fs::read(&place)?));
-    let check = |weights| HostAdapter::check(&files.config, weights, &model, MAX_RANK);
+    // Nobody goes first between the pieces of the work.
+    let check = |weights| HostAdapter::check(&files.config, weights, &model, MAX_RANK, &mut Pieces::new(&mut |_| {}));
+    let lay_out = |host: &HostAdapter| host.to_served(DType::BF16, &mut Pieces::new(&mut |_| {}));
     let host = check(read()?)?;
-    let from_host = median(|| Ok(host.to_adapter(&Device::Cpu)?))?;
-    let from_disk = median(|| Ok(check(read()?)?.to_adapter(&Device::Cpu)?))?;
+    let from_host = median(|| Ok(lay_out(&host)?))?;
+    let from_disk = median(|| Ok(lay_out(&check(read()?)?)?))?;
     println!("from host memory            {:>7.2} ms", 1e3 * from_host.as_secs_f64());
     println!("from the disk, hash checked {:>7.2} ms", 1e3 * from_disk.as_secs_f64());
     Ok(())

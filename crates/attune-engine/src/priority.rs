@@ -194,7 +194,7 @@ mod tests {
         for _ in 0..pieces {
             turns.next();
             let begin = thread_time();
-            while thread_time() - begin < WORK {
+            while thread_time() < begin + WORK {
                 std::hint::spin_loop();
             }
         }
