@@ -16,7 +16,7 @@ import checkpoint
 from peers import Attune
 
 # Streams, their prompts and their new tokens.
-STREAMS, PROMPT, NEW_TOKENS = 8, 32, 64
+STREAMS, PROMPT, NEW_TOKENS = 8, 32, 256
 LOADS_A_SECOND = 10
 # The device has room for eight adapters of 19.5 MB: the streams' requests need none.
 DEVICE_MIB = "160"

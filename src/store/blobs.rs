@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Seek as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -25,6 +25,10 @@ use crate::store::{Error, Result};
 
 /// Pieces in which files travel to the store: few enough calls, little memory.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Rest after a piece that is written beside requests, as a multiple of the time that it took.
+const REST: u32 = 3;
+/// The same at the most: a slow disk takes no core.
+const LONGEST_REST: Duration = Duration::from_millis(10);
 /// Times that a deletion may take the folder away under a blob that is being written into it.
 const PUT_ATTEMPTS: usize = 5;
 
@@ -72,6 +76,39 @@ impl Blobs {
                 outcome => return Ok(outcome.map(drop)?),
             }
         }
+    }
+
+    /// [`Blobs::put`] for a large content, beside requests: in pieces, with a rest after each, so that a core is never
+    /// taken for long.
+    pub async fn put_with_rests(&self, key: &str, content: Bytes) -> Result<()> {
+        if content.len() <= CHUNK_BYTES {
+            return self.put(key, content).await;
+        }
+        let key = checked(key)?;
+        let mut attempt = 1;
+        loop {
+            match self.put_pieces(&key, &content).await {
+                Err(error) if attempt < PUT_ATTEMPTS && is_missing_folder(&error) => attempt += 1,
+                outcome => return Ok(outcome?),
+            }
+        }
+    }
+
+    async fn put_pieces(&self, key: &Key, content: &Bytes) -> object_store::Result<()> {
+        let mut upload = self.store.put_multipart(key).await?;
+        let written = async {
+            for start in (0..content.len()).step_by(CHUNK_BYTES) {
+                let end = content.len().min(start + CHUNK_BYTES);
+                let begin = Instant::now();
+                upload.put_part(content.slice(start..end).into()).await?;
+                tokio::time::sleep((REST * begin.elapsed()).min(LONGEST_REST)).await;
+            }
+            upload.complete().await
+        };
+        let Err(error) = written.await else { return Ok(()) };
+        // Nothing was published; what was staged goes, and the failure that matters is the first one.
+        let _ = upload.abort().await;
+        Err(error)
     }
 
     /// Makes the complete file at `path` the blob `key`, whole or not at all: renamed if it is on the blobs' disk, else

@@ -103,7 +103,7 @@ impl Store {
         }
         for _ in 0..ATTEMPTS {
             for (key, content) in blobs {
-                self.blobs.put(key, content.clone()).await?;
+                self.blobs.put_with_rests(key, content.clone()).await?;
             }
             if let Some((model, before)) = self.name_model(new, blobs, replace).await? {
                 if let Some(before) = before.filter(|before| *before != model.adapter) {
