@@ -5,10 +5,12 @@
 
 mod error;
 pub mod import;
+mod limits;
 pub mod peft;
 pub mod pieces;
 pub mod registry;
 pub mod status;
 pub mod tiers;
+mod verified;
 
 pub use error::{Error, Result};

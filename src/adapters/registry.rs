@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use candle_core::Device;
@@ -21,11 +21,13 @@ use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+pub use crate::adapters::limits::RegistryLimits;
 use crate::adapters::peft::PeftFiles;
 use crate::adapters::peft::host::HostAdapter;
 use crate::adapters::pieces::Pieces;
 use crate::adapters::status::{LoadCounts, Source, Status};
-use crate::adapters::tiers::{Budgets, Key, NoRoom, Reservation, Tiers};
+use crate::adapters::tiers::{Key, NoRoom, Reservation, Tiers};
+use crate::adapters::verified::Verified;
 use crate::adapters::{Error, Result};
 use crate::config::Limits;
 use crate::engine::catalog::Catalog;
@@ -56,34 +58,6 @@ pub fn weights_key(generation: &str) -> String {
     format!("adapters/{generation}/adapter_model.safetensors")
 }
 
-/// What the registry may use.
-#[derive(Debug, Clone, Copy)]
-pub struct RegistryLimits {
-    /// Bytes of the tiers.
-    pub budgets: Budgets,
-    /// The largest rank of an adapter from elsewhere.
-    pub max_rank: usize,
-    /// How long a request waits for room on the device while everything there is leased.
-    pub room_wait: Duration,
-    /// How long a load waits for its share of the memory for files.
-    pub turn_wait: Duration,
-    /// How long the store may take to give a generation's files.
-    pub read_wait: Duration,
-}
-
-impl From<&Limits> for RegistryLimits {
-    fn from(limits: &Limits) -> Self {
-        let budgets = Budgets { device: limits.adapter_device_mib << 20, host: limits.adapter_host_mib << 20 };
-        Self {
-            budgets,
-            max_rank: limits.max_adapter_rank,
-            room_wait: Duration::from_secs(5),
-            turn_wait: Duration::from_secs(30),
-            read_wait: Duration::from_mins(1),
-        }
-    }
-}
-
 /// The registry. Cheap to clone.
 #[derive(Clone)]
 pub struct AdapterRegistry {
@@ -100,6 +74,8 @@ struct Inner {
     /// MiB of files that may be in memory for being read and checked.
     loading: Arc<Semaphore>,
     counts: LoadCounts,
+    /// Files that need not be hashed again.
+    verified: Verified,
     /// The work of loads, where it takes cores from the engines; `None` where those compute on a GPU.
     side: Option<Arc<SideWork>>,
 }
@@ -121,7 +97,8 @@ impl AdapterRegistry {
         let tiers = Tiers::new(limits.budgets);
         let (loads, counts) = (Mutex::default(), LoadCounts::default());
         let loading = Arc::new(Semaphore::new(LOADING_MIB as usize));
-        Self { inner: Arc::new(Inner { store, catalog, limits, tiers, loads, loading, counts, side }) }
+        let verified = Verified::default();
+        Self { inner: Arc::new(Inner { store, catalog, limits, tiers, loads, loading, counts, verified, side }) }
     }
 
     /// Leases the current generation of `name`, a model of the organisation or one that it has permission for, and
@@ -234,10 +211,13 @@ impl AdapterRegistry {
         let bytes = self.in_time(blobs.size(&weights_key)).await?;
         let share = self.share(bytes).await?;
         let opening = async { tokio::try_join!(blobs.get(&config_key), blobs.open(&weights_key)) };
+        let now = SystemTime::now();
         let (config, weights) = self.in_time(opening).await?;
-        let generation = key.generation.clone();
+        let (generation, inner) = (key.generation.clone(), Arc::clone(&self.inner));
         let reading = self.in_pieces(move |pieces| {
-            HostAdapter::read_stored(&generation, &config, weights, bytes as usize, &model.config, pieces)
+            inner.verified.read(&generation, &config, &weights, now, |known| {
+                HostAdapter::read_stored(&generation, &config, &weights, bytes as usize, known, &model.config, pieces)
+            })
         });
         let host = Arc::new(self.in_time(reading).await?);
         let kept = self.inner.tiers.keep_in_host(key, &host);

@@ -101,7 +101,7 @@ fn all_work_on_an_adapter_asks_between_pieces_of_bounded_size() {
     let weights = bytes::Bytes::from(files.weights.clone());
     let mut host = None;
     asked("read, hash and check", 2, &mut |pieces| {
-        let read = HostAdapter::read_stored(&id, &files.config, &files.weights[..], total, &model, pieces);
+        let read = HostAdapter::read_stored(&id, &files.config, &files.weights[..], total, false, &model, pieces);
         host = Some(read.unwrap());
     });
     asked("hash and check", 2, &mut |pieces| {
@@ -125,7 +125,8 @@ fn a_stored_file_with_any_piece_changed_or_cut_off_is_refused_by_its_name() {
     let read = |weights: &[u8]| {
         let mut at_once = |_| {};
         let pieces = &mut Pieces::new(&mut at_once);
-        HostAdapter::read_stored(&id, &files.config, weights, total, &model, pieces).map(|host| host.id().to_owned())
+        HostAdapter::read_stored(&id, &files.config, weights, total, false, &model, pieces)
+            .map(|host| host.id().to_owned())
     };
     let said = format!("the files of adapter {id} do not match its hash");
     let is_refused = |weights: &[u8]| matches!(read(weights), Err(Error::Internal(message)) if message == said);
