@@ -6,23 +6,20 @@
 pub(crate) mod bucket;
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use http_body::{Frame, SizeHint};
 use parking_lot::{Mutex, MutexGuard};
 
 use self::bucket::{Bucket, Level};
 use crate::api::http::error::{Problem, RateLimit, Result};
 use crate::api::http::headers;
+use crate::api::http::holding_body::holding;
 
 /// Wait that clients are told while too many requests run: nobody knows when the next one ends.
 const BUSY: Duration = Duration::from_secs(1);
@@ -175,7 +172,7 @@ impl Limiters {
 pub(crate) async fn enforce(limiter: &Arc<Limiter>, organization: &str, request: Request, next: Next) -> Response {
     let mut response = match limiter.admit(organization, Instant::now()) {
         // Held until the last byte has gone: a stream is a running request.
-        Ok(permit) => next.run(request).await.map(|body| Body::new(Guarded { body, _permit: permit })),
+        Ok(permit) => next.run(request).await.map(|body| holding(body, permit)),
         Err(error) => error.into_response(),
     };
     let (requests, tokens) = limiter.levels(Instant::now());
@@ -211,32 +208,6 @@ pub(crate) fn duration_text(duration: Duration) -> String {
         (0, 0) => seconds,
         (0, minutes) => format!("{minutes}m{seconds}"),
         (hours, minutes) => format!("{hours}h{minutes}m{seconds}"),
-    }
-}
-
-/// The body of an answer, which holds the slot of its request until it is sent.
-struct Guarded {
-    body: Body,
-    _permit: Permit,
-}
-
-impl HttpBody for Guarded {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -20,6 +20,8 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
+use crate::api::http::holding_body::holding;
+
 /// Bytes of an unread body for which a connection is kept.
 const SHORT: u64 = 256 * 1024;
 /// Time in which these must come. An answer waits that long at most.
@@ -45,7 +47,7 @@ pub(super) async fn care_for_the_rest(request: Request, next: Next) -> Response 
     }
     let (mut head, answer) = response.into_parts();
     head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    Response::from_parts(head, Body::new(LastAnswer { answer, rest }))
+    Response::from_parts(head, holding(answer, Unread(rest)))
 }
 
 /// A request's body that can still be read when its handler has dropped it.
@@ -125,35 +127,12 @@ impl HttpBody for SharedBody {
     }
 }
 
-/// The body of the last answer on its connection. When it is sent, the rest of the request is thrown away.
-struct LastAnswer {
-    answer: Body,
-    rest: SharedBody,
-}
+/// The rest of a request on its connection's last answer. When that is sent, the rest is thrown away.
+struct Unread(SharedBody);
 
-impl HttpBody for LastAnswer {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.answer).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.answer.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.answer.size_hint()
-    }
-}
-
-impl Drop for LastAnswer {
+impl Drop for Unread {
     fn drop(&mut self) {
-        let rest = self.rest.clone();
+        let rest = self.0.clone();
         // There is no runtime any more where the process ends.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move { timeout(LINGER, rest.discard(u64::MAX, PAUSE)).await });

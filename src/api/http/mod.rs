@@ -13,6 +13,7 @@ pub(super) mod error;
 pub(super) mod extract;
 pub(crate) mod faults;
 pub(super) mod headers;
+pub(crate) mod holding_body;
 mod lingering;
 pub(super) mod list;
 pub(super) mod query;
