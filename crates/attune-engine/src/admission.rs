@@ -194,16 +194,16 @@ mod tests {
         assert!(admission.enter(&flood).is_err());
         let _largest = admission.enter_many(&organization("other"), 128).expect("the largest `n`");
         assert!(admission.enter(&organization("other")).is_err());
-        // Fifty that take all they can get still leave a place for each of fifty more.
+        // Thirty that take all they can get still leave a place for each of twenty more.
         let mut held = Vec::new();
-        for number in 0..50 {
+        for number in 0..30 {
             let before = held.len();
             while let Ok(ticket) = admission.enter(&organization(number)) {
                 held.push(ticket);
             }
             assert!(held.len() > before, "organisation {number}");
         }
-        for number in 50..100 {
+        for number in 30..50 {
             held.push(admission.enter(&organization(number)).expect("a place"));
         }
         assert!(waiting(&admission) <= 2048);
