@@ -10,7 +10,7 @@ from conftest import ONE, attunelib, sdk, timed
 
 # A token of somebody else may take this many times what it takes on an idle server, or this many seconds: the machine may
 # be busy with other things.
-TIMES, FLOOR = 25, 2.0
+TIMES, FLOOR = 15, 2.0
 # Prompts and answers to each that are all places for those who wait, and the longest answers that fit.
 PROMPTS, ANSWERS, TOKENS = 8, 128, 900
 
@@ -60,27 +60,27 @@ def running(tenant, *bodies):
         for reader, has_begun in zip(readers, begun):
             reader.start()
             assert has_begun.wait(60), "the answers never begin"
-        yield statuses
-        assert all(reader.is_alive() for reader in readers if statuses == [200] * len(bodies)), "too short to measure"
+        assert statuses == [200] * len(bodies)
+        yield
+        assert all(reader.is_alive() for reader in readers), "the answers have ended too soon to measure anything"
     finally:
         done.set()
         for reader in readers:
             reader.join(60)
 
 
-def bulk(endless, prompts=PROMPTS, answers=ANSWERS, words="The"):
-    prompt = [f"{number} {words}" for number in range(prompts)]
+def bulk(endless, prompts=PROMPTS, answers=ANSWERS):
+    prompt = [f"{number} The" for number in range(prompts)]
     return {"model": "demo", "prompt": prompt, "n": answers, "max_tokens": TOKENS, "logit_bias": endless}
 
 
 def test_a_request_that_fills_the_queue_shuts_nobody_out_and_keeps_nobody_waiting(
     attacker, bystander, memory, patience, endless
 ):
-    with running(attacker, bulk(endless)) as statuses:
-        assert statuses == [200]
-        # Further ones fill what its running ones have left, and are told to come back then.
-        refused = [attacker.post(bulk(endless, 1, 128), "/v1/completions", timeout=300) for _ in range(1)]
-        assert [answer.status_code for answer in refused] == [429], refused[0].text
+    with running(attacker, bulk(endless)):
+        # More of it than its running ones have left room for.
+        refused = attacker.post(bulk(endless, 1, 128), "/v1/completions")
+        assert refused.status_code == 429, refused.text
         seconds = [token(bystander) for _ in range(10)]
         seconds += [token(bystander, "/v1/embeddings") for _ in range(5)]
     assert max(seconds) < patience, seconds
@@ -88,16 +88,28 @@ def test_a_request_that_fills_the_queue_shuts_nobody_out_and_keeps_nobody_waitin
 
 
 def test_many_long_prompts_of_one_organisation_take_only_their_share_of_the_steps(attacker, bystander, patience, endless):
-    bodies = [bulk(endless, 4, 32, words="word " * 100) for _ in range(4)]
+    def prompt(first):
+        return [first] + [200] * 599
+
+    # No two begin alike.
+    bodies = [
+        {
+            "model": "demo",
+            "prompt": [prompt(300 + 64 * request + number) for number in range(64)],
+            "max_tokens": 300,
+            "logit_bias": endless,
+        }
+        for request in range(4)
+    ]
     with running(attacker, *bodies):
         seconds = [token(bystander) for _ in range(5)]
-        long = {"model": "demo", "prompt": "another " * 100, "max_tokens": 1}
-        answer, taken = timed(lambda: bystander.post(long, "/v1/completions"))
+        body = {"model": "demo", "prompt": prompt(299), "max_tokens": 1}
+        answer, taken = timed(lambda: bystander.post(body, "/v1/completions"))
         assert answer.status_code == 200, answer.text
-    assert max(*seconds, taken) < 2 * patience, (seconds, taken)
+    assert max(*seconds, taken) < patience, (seconds, taken)
 
 
-def test_two_organisations_with_much_to_do_get_about_as_much(binary, server, attacker, bystander, endless):
+def test_two_organisations_with_much_to_do_get_about_as_much(attacker, bystander, endless):
     """Counted in tokens of streams that run side by side, one of them far wider than the other."""
     counts = {}
 

@@ -73,6 +73,11 @@ impl<S> FairQueue<S> {
         self.organizations.heads(|adapters| Some(adapters.lowest(first)?.1))
     }
 
+    /// Returns `true` if no sequence of another organisation waits or runs.
+    pub(crate) fn has_only(&self, organization: &str) -> bool {
+        self.organizations.entries.iter().all(|(name, share)| share.active == 0 || **name == *organization)
+    }
+
     /// Returns the order of an organisation whose first sequence has run before and comes before all that wait.
     pub(crate) fn order(&self, organization: &str) -> Order {
         let share = self.organizations.entries.get(organization);

@@ -53,7 +53,7 @@ impl<T: Owner> Scheduler<T> {
     /// Admits sequences in turn until no place is left, or too few blocks for the next one: the others do not overtake
     /// it.
     pub(super) fn admit(&mut self, now: Instant) {
-        if self.waiting_count() == 0 {
+        if self.waiting_count() == 0 || self.is_full_of_one_organization() {
             return;
         }
         let mut running = Running::count(&self.running);
@@ -62,6 +62,13 @@ impl<T: Owner> Scheduler<T> {
             running.add(&sequence);
             self.insert(sequence);
         }
+    }
+
+    /// Returns `true` if all places are taken and nobody else wants one, so that there is nothing to look at.
+    fn is_full_of_one_organization(&self) -> bool {
+        let Some(first) = self.running.first() else { return false };
+        let organization = &first.place.organization;
+        self.running.len() >= self.places() && self.waiting.iter().all(|lane| lane.has_only(organization))
     }
 
     /// Returns whose turn it is; `None` if nobody waits.
