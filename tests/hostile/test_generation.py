@@ -2,6 +2,7 @@
 of one request, ends when its client leaves, and keeps no other organisation waiting."""
 
 import random
+import statistics
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -213,7 +214,8 @@ def test_a_hundred_heavy_requests_of_one_key_leave_room_for_others_and_give_it_b
         done.set()
         watching.result()
     assert statuses <= {200, 400, 429}, statuses
-    assert max(slowest) < patience
+    # Most wait for a few steps only; the slowest for many compiles at once.
+    assert max(slowest) < patience and statistics.median(slowest) < patience / 4, slowest
     assert memory.grown() < HUNDRED
     sdk.wait_for(lambda: memory.now() < memory.before + ONE, "the memory of the requests", 30)
 
