@@ -92,16 +92,8 @@ def test_many_long_prompts_of_one_organisation_take_only_their_share_of_the_step
         return [first] + [200] * 599
 
     # No two begin alike.
-    bodies = [
-        {
-            "model": "demo",
-            "prompt": [prompt(300 + 64 * request + number) for number in range(64)],
-            "max_tokens": 300,
-            "logit_bias": endless,
-        }
-        for request in range(4)
-    ]
-    with running(attacker, *bodies):
+    prompts = [prompt(300 + number) for number in range(256)]
+    with running(attacker, {"model": "demo", "prompt": prompts, "max_tokens": 300, "logit_bias": endless}):
         seconds = [token(bystander) for _ in range(5)]
         body = {"model": "demo", "prompt": prompt(299), "max_tokens": 1}
         answer, taken = timed(lambda: bystander.post(body, "/v1/completions"))
