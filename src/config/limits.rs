@@ -19,7 +19,8 @@ pub struct Limits {
     /// Tokens (prompt and new ones) in one step; `None`: 512, on a GPU 2,048.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_step_tokens: Option<usize>,
-    /// Requests that wait for a place before new ones are answered with 429.
+    /// Sequences that wait for a place before new ones are answered with 429; as many again may wait for organisations
+    /// that have few waiting.
     pub max_waiting: usize,
     /// Seconds that a request waits to begin before it is answered with 429.
     pub max_queue_seconds: u64,

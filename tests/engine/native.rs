@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod arithmetic;
+mod fairness;
 mod logprobs;
 mod random_load;
 mod robustness;

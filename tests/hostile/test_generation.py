@@ -2,8 +2,8 @@
 of one request, ends when its client leaves, and keeps no other organisation waiting."""
 
 import random
+import statistics
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -37,16 +37,7 @@ def small(tenant, **fields):
     name = f"n{random.getrandbits(40)}"
     body = under({"type": "object", "properties": {name: {"type": "boolean"}}}, max_tokens=4, **fields)
 
-    def until_it_is_let_in():
-        # The places for those who wait are not shared out: while one organisation fills them, others try again.
-        for _ in range(200):
-            answer = tenant.post(body)
-            if answer.status_code != 429:
-                return answer
-            time.sleep(0.1)
-        return answer
-
-    answer, seconds = timed(until_it_is_let_in)
+    answer, seconds = timed(lambda: tenant.post(body))
     assert answer.status_code == 200, answer.text
     return seconds
 
@@ -223,7 +214,8 @@ def test_a_hundred_heavy_requests_of_one_key_leave_room_for_others_and_give_it_b
         done.set()
         watching.result()
     assert statuses <= {200, 400, 429}, statuses
-    assert max(slowest) < patience
+    # Most wait for a few steps only; the slowest for many compiles at once.
+    assert max(slowest) < patience and statistics.median(slowest) < patience / 4, slowest
     assert memory.grown() < HUNDRED
     sdk.wait_for(lambda: memory.now() < memory.before + ONE, "the memory of the requests", 30)
 

@@ -5,6 +5,7 @@
 //! request (`prefix_cache.rs`). Once no block is free, kept blocks are reused, the longest unused first. Only full
 //! blocks are shared, and nobody writes into a full block, so no table ever sees another's tokens.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -72,6 +73,25 @@ impl BlockAllocator {
         }
         drop(pool);
         Some((BlockTable { blocks, allocator: self.clone() }, shared))
+    }
+
+    /// Returns how many blocks a table for `tokens` tokens that begins with `prefix` takes of those that can be taken.
+    pub(crate) fn wanted(&self, prefix: &[PrefixKey], tokens: usize) -> usize {
+        let pool = self.lock();
+        let shared = prefix.iter().map_while(|key| pool.prefixes.find(key));
+        let in_use = shared.filter(|block| !pool.prefixes.is_idle(*block)).count();
+        Self::blocks_for(tokens).saturating_sub(in_use)
+    }
+
+    /// Returns how many blocks could be taken once `tables` have given theirs back.
+    pub(crate) fn available_without<'a>(&self, tables: impl Iterator<Item = &'a BlockTable>) -> usize {
+        let mut leaving: HashMap<u32, u32> = HashMap::new();
+        for block in tables.flat_map(BlockTable::blocks) {
+            *leaving.entry(*block).or_default() += 1;
+        }
+        let pool = self.lock();
+        let freed = leaving.iter().filter(|(block, users)| pool.users[**block as usize] == **users).count();
+        pool.available() + freed
     }
 
     /// Forgets the content of all blocks: the cache is lost.

@@ -7,7 +7,8 @@ pub struct EngineLimits {
     pub max_sequences: Option<usize>,
     /// Tokens (prompt and new ones) in one step; `None`: 512, on a GPU 2,048.
     pub max_step_tokens: Option<usize>,
-    /// Requests that wait for a place before new ones are refused as [`Overloaded`](crate::Error::Overloaded).
+    /// Sequences that wait for a place before new ones are refused as [`Overloaded`](crate::Error::Overloaded); as many
+    /// again may wait for organisations that have few waiting.
     pub max_waiting: usize,
     /// Seconds that a request waits to begin before it is refused.
     pub max_queue_seconds: u64,

@@ -19,6 +19,7 @@ pub(super) struct EngineMetrics {
     restarts: Counter,
     step_rows: Histogram,
     preemptions: Counter,
+    yields: Counter,
     prefix_hits: Counter,
     queue_time: Histogram,
     time_to_first_token: Histogram,
@@ -41,6 +42,7 @@ impl EngineMetrics {
             restarts: counter!("attune_engine_restarts_total", "model" => model()),
             step_rows: histogram!("attune_step_rows", "model" => model()),
             preemptions: counter!("attune_preemptions_total", "model" => model()),
+            yields: counter!("attune_yields_total", "model" => model()),
             prefix_hits: counter!("attune_prefix_hit_tokens_total", "model" => model()),
             queue_time: histogram!("attune_queue_seconds", "model" => model()),
             time_to_first_token: histogram!("attune_time_to_first_token_seconds", "model" => model()),
@@ -72,6 +74,7 @@ impl EngineMetrics {
     /// Counts the scheduler's happenings.
     pub(super) fn happened(&self, happenings: &Happenings) {
         self.preemptions.increment(happenings.preemptions);
+        self.yields.increment(happenings.yields);
         self.prefix_hits.increment(happenings.reused_tokens as u64);
         happenings.waits.iter().for_each(|wait| self.queue_time.record(wait.as_secs_f64()));
     }
@@ -101,7 +104,8 @@ fn describe() {
     describe_counter!("attune_engine_failed_steps_total", "Steps that failed, and their repeated parts that did.");
     describe_counter!("attune_engine_restarts_total", "Times that an engine's loop had to be started again.");
     describe_histogram!("attune_step_rows", "Token rows in a step.");
-    describe_counter!("attune_preemptions_total", "Sequences that gave up their cache blocks for older ones.");
+    describe_counter!("attune_preemptions_total", "Sequences that gave up their cache blocks because none was left.");
+    describe_counter!("attune_yields_total", "Sequences that gave their place up to another organisation.");
     describe_counter!("attune_prefix_hit_tokens_total", "Prompt tokens found in the cache.");
     describe_histogram!("attune_queue_seconds", Unit::Seconds, "Time from a sequence's arrival to its admission.");
     describe_histogram!(

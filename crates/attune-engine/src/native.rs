@@ -76,7 +76,7 @@ impl NativeEngine {
             self.check_tokens(input)?;
         }
         // One place for the whole request: the number of its inputs has a limit of its own.
-        let ticket = self.admission.enter()?;
+        let ticket = self.admission.enter(&request.organization)?;
         let submitted = Instant::now();
         let mut arrivals = Vec::with_capacity(request.inputs.len());
         let mut replies = Vec::with_capacity(request.inputs.len());
@@ -111,7 +111,11 @@ impl Backend for NativeEngine {
             self.check_tokens(&request.prompt)?;
             admitted.push(request);
         }
-        let (tickets, submitted) = (self.admission.enter_many(admitted.len())?, Instant::now());
+        // All belong to one client.
+        let Some(organization) = admitted.first().map(|request| request.organization.clone()) else {
+            return Ok(receivers);
+        };
+        let (tickets, submitted) = (self.admission.enter_many(&organization, admitted.len())?, Instant::now());
         let arrivals = admitted.into_iter().zip(tickets).map(|(mut request, ticket)| {
             let (events, receiver) = unbounded_channel();
             receivers.push(receiver);

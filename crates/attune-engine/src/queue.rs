@@ -1,5 +1,6 @@
-//! Decides which waiting sequence is next. Turns are shared fairly between organisations, then between the adapters of
-//! each. The scheduler has one queue for answers and one for embeddings.
+//! Keeps the waiting sequences in order: turns are shared fairly between organisations, then between the adapters of
+//! each. The scheduler has one queue for answers and one for embeddings, and shares the running places out
+//! (`scheduler/places.rs`); this order decides among those who run equally many.
 //!
 //! The rule is the virtual token counter of S-LoRA's authors ("Fairness in Serving Large Language Models"): each
 //! organisation has a counter of the tokens that it was served, and the lowest counter is next; the same among the
@@ -21,6 +22,10 @@ pub(crate) struct Position {
     /// Adapter generation; empty for the base.
     pub(crate) adapter: Arc<str>,
 }
+
+/// Order among names: the lowest counter of served tokens first, of equal ones the fewest sequences, then the arrival
+/// of the first sequence.
+pub(crate) type Order = (u64, usize, u64);
 
 /// Waiting sequences of one lane.
 #[derive(Debug)]
@@ -63,12 +68,25 @@ impl<S> FairQueue<S> {
         self.waiting += 1;
     }
 
-    /// Returns the next line; `None` if nobody waits. Of equal counters the one with the fewest sequences is next, then
-    /// the one that came first.
-    pub(crate) fn next(&self) -> Option<Position> {
-        let head = |line: &Line<S>| line.front().map(|(arrival, _)| *arrival);
-        let (organization, _) = self.organizations.lowest(|adapters| Some(adapters.lowest(head)?.1))?;
-        let (adapter, _) = self.organizations.entries.get(organization)?.under.lowest(head)?;
+    /// Returns the organisations with sequences that wait, each with its order.
+    pub(crate) fn heads(&self) -> impl Iterator<Item = (&Arc<str>, Order)> {
+        self.organizations.heads(|adapters| Some(adapters.lowest(first)?.1))
+    }
+
+    /// Returns `true` if no sequence of another organisation waits or runs.
+    pub(crate) fn has_only(&self, organization: &str) -> bool {
+        self.organizations.entries.iter().all(|(name, share)| share.active == 0 || **name == *organization)
+    }
+
+    /// Returns the order of an organisation whose first sequence has run before and comes before all that wait.
+    pub(crate) fn order(&self, organization: &str) -> Order {
+        let share = self.organizations.entries.get(organization);
+        share.map_or((0, 0, 0), |share| (share.served, share.active, 0))
+    }
+
+    /// Returns the next line of `organization`; `None` if nothing of it waits.
+    pub(crate) fn next_of(&self, organization: &Arc<str>) -> Option<Position> {
+        let (adapter, _) = self.organizations.entries.get(organization)?.under.lowest(first)?;
         Some(Position { organization: organization.clone(), adapter: adapter.clone() })
     }
 
@@ -133,11 +151,6 @@ impl<S> FairQueue<S> {
         self.waiting
     }
 
-    /// Returns `true` if nobody waits.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.waiting == 0
-    }
-
     fn line(&mut self, place: &Position) -> Option<&mut Line<S>> {
         self.organizations.get_mut(&place.organization)?.get_mut(&place.adapter)
     }
@@ -183,13 +196,22 @@ impl<V: Default> Shares<V> {
         self.entries.get_mut(name).map(|share| &mut share.under)
     }
 
-    /// Returns the name with the lowest counter of those that have a `head` (the arrival of their first sequence), and
-    /// that arrival.
-    fn lowest(&self, head: impl Fn(&V) -> Option<u64>) -> Option<(&Arc<str>, u64)> {
-        let heads = self.entries.iter().filter_map(|(name, share)| Some((name, share, head(&share.under)?)));
-        let lowest = heads.min_by_key(|(_, share, arrival)| (share.served, share.active, *arrival));
-        lowest.map(|(name, _, arrival)| (name, arrival))
+    /// Returns the names that have a `head` (the arrival of their first sequence), each with its order.
+    fn heads(&self, head: impl Fn(&V) -> Option<u64>) -> impl Iterator<Item = (&Arc<str>, Order)> {
+        self.entries
+            .iter()
+            .filter_map(move |(name, share)| Some((name, (share.served, share.active, head(&share.under)?))))
     }
+
+    /// Returns the first of the names that have a `head`, and that arrival.
+    fn lowest(&self, head: impl Fn(&V) -> Option<u64>) -> Option<(&Arc<str>, u64)> {
+        self.heads(head).min_by_key(|(_, order)| *order).map(|(name, (.., arrival))| (name, arrival))
+    }
+}
+
+/// Returns the arrival of the first sequence of a line.
+fn first<S>(line: &Line<S>) -> Option<u64> {
+    line.front().map(|(arrival, _)| *arrival)
 }
 
 #[cfg(test)]
@@ -200,9 +222,13 @@ mod tests {
         Position { organization: organization.into(), adapter: adapter.into() }
     }
 
+    fn next(queue: &FairQueue<u64>) -> Option<Position> {
+        queue.next_of(queue.heads().min_by_key(|(_, order)| *order)?.0)
+    }
+
     /// Pops the next sequence and charges it `tokens`.
     fn serve(queue: &mut FairQueue<u64>, tokens: u64) -> u64 {
-        let place = queue.next().expect("somebody waits");
+        let place = next(queue).expect("somebody waits");
         let number = queue.pop(&place).expect("the line of who is next has a first");
         queue.charge(&place, tokens);
         number
@@ -221,7 +247,7 @@ mod tests {
         let mut queue = queue(&[("a", ""); 5]);
         let order: Vec<_> = (0..5).map(|_| serve(&mut queue, 10)).collect();
         assert_eq!(order, [0, 1, 2, 3, 4]);
-        assert!(queue.is_empty() && queue.next().is_none());
+        assert!(queue.len() == 0 && next(&queue).is_none());
     }
 
     #[test]
@@ -237,7 +263,7 @@ mod tests {
         let mut queue = queue(&[[("long", ""); 50], [("short", ""); 50]].concat());
         let mut served = [0, 0];
         for _ in 0..55 {
-            let long = queue.next().expect("somebody waits").organization.as_ref() == "long";
+            let long = next(&queue).expect("somebody waits").organization.as_ref() == "long";
             let tokens = if long { 100 } else { 10 };
             served[usize::from(!long)] += tokens;
             serve(&mut queue, tokens);

@@ -2,6 +2,7 @@
 //! else is in the batch. Called by `request.rs`, on the engine thread, with one row of logits per token.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
@@ -27,6 +28,8 @@ pub(crate) struct Sampler {
     drawn: HashMap<u32, u32>,
     /// Tokens of the prompt and the answer; kept only if the repetition penalty needs them.
     seen: HashSet<u32>,
+    /// The prompt until its tokens are in `seen`, at the first draw: what waits shares it.
+    prompt: Option<Arc<[u32]>>,
     /// Logits after the request's bias and penalties, then weights; kept to allocate once.
     scratch: Vec<f32>,
     /// State of the answer's grammar; `None` without one.
@@ -38,15 +41,13 @@ impl Sampler {
     pub(crate) fn new(sampling: Sampling) -> Self {
         let random = sampling.seed.map_or_else(ChaCha8Rng::from_os_rng, ChaCha8Rng::seed_from_u64);
         let (drawn, seen, scratch) = (HashMap::new(), HashSet::new(), Vec::new());
-        Self { sampling, random, drawn, seen, scratch, grammar: None }
+        Self { sampling, random, drawn, seen, prompt: None, scratch, grammar: None }
     }
 
     /// Counts the tokens of `prompt` for the repetition penalty.
     #[must_use]
-    pub(crate) fn with_prompt(mut self, prompt: &[u32]) -> Self {
-        if self.penalises_repetition() {
-            self.seen.extend(prompt);
-        }
+    pub(crate) fn with_prompt(mut self, prompt: &Arc<[u32]>) -> Self {
+        self.prompt = self.penalises_repetition().then(|| prompt.clone());
         self
     }
 
@@ -75,6 +76,9 @@ impl Sampler {
     pub(crate) fn draw(&mut self, logits: &[f32]) -> Result<u32> {
         if logits.is_empty() || !row::all_finite(logits) {
             return Err(broken_logits());
+        }
+        if let Some(prompt) = self.prompt.take() {
+            self.seen.extend(prompt.iter());
         }
         let greedy = self.sampling.temperature <= 0.0;
         let token = if greedy && !self.changes_logits() {

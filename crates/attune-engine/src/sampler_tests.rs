@@ -143,10 +143,10 @@ fn the_repetition_penalty_counts_prompt_and_answer() {
     let greedy =
         |penalty| move |sampling: &mut Sampling| (sampling.temperature, sampling.repetition_penalty) = (0.0, penalty);
     // 2.0 / 1.1 = 1.82 for the prompt's token 0, then 1.9 / 1.1 = 1.73 for token 1, drawn.
-    let mut draws = sampler(greedy(1.1)).with_prompt(&[0, 0, 700]);
+    let mut draws = sampler(greedy(1.1)).with_prompt(&[0, 0, 700].into());
     assert_eq!([0; 4].map(|_| draws.draw(&logits).unwrap()), [1, 0, 0, 0].map(|id: u32| id));
     // Below zero it multiplies: -0.5 becomes -0.6 · 1.0.
-    let mut below = sampler(greedy(1.5)).with_prompt(&[0]);
+    let mut below = sampler(greedy(1.5)).with_prompt(&[0].into());
     assert_eq!(below.draw(&[-0.5, -0.6]).unwrap(), 1);
     // A penalty below 1 favours earlier tokens; the smallest one overflows nothing.
     for penalty in [0.9, f32::MIN_POSITIVE] {
@@ -154,12 +154,12 @@ fn the_repetition_penalty_counts_prompt_and_answer() {
             greedy(penalty)(sampling);
             sampling.seed = Some(1);
         })
-        .with_prompt(&[2]);
+        .with_prompt(&[2].into());
         assert_eq!(favoured.draw(&[1.0, 1.05, 1.0]).unwrap(), 2);
     }
-    let mut drawn = sampler(|sampling| sampling.repetition_penalty = f32::MIN_POSITIVE).with_prompt(&[0, 1]);
+    let mut drawn = sampler(|sampling| sampling.repetition_penalty = f32::MIN_POSITIVE).with_prompt(&[0, 1].into());
     assert_eq!(drawn.draw(&[3.0, -3.0, 5.0]).unwrap(), 0);
-    assert_eq!(sampler(greedy(1.0)).with_prompt(&[0]).draw(&logits).unwrap(), 0);
+    assert_eq!(sampler(greedy(1.0)).with_prompt(&[0].into()).draw(&logits).unwrap(), 0);
 }
 
 #[test]

@@ -2,21 +2,25 @@
 //! structure without tensors and threads; the engine thread (`runner.rs`) owns it.
 //!
 //! The rules:
-//! - A sequence is admitted once there are blocks for its tokens, plus one spare block for each running sequence that
-//!   may need another; it takes further blocks as it grows. [`FairQueue`] decides which sequence is next; the others
-//!   wait for it and do not overtake it, so a large one is not starved by small ones.
-//! - When a running sequence needs a block and none is left, the one admitted last gives up all of its own. It keeps
-//!   its tokens and its owner's state, comes before everything that waits, and is computed again from its tokens: its
-//!   text does not change. So the oldest always goes on, and everyone becomes the oldest.
+//! - A sequence is admitted once there is a place and there are blocks for its tokens, plus one spare block for each
+//!   running sequence that may need another; it takes further blocks as it grows. Places and blocks are shared out among
+//!   organisations (`scheduler/places.rs`); the others wait for who is next and do not overtake it, so a large sequence
+//!   is not starved by small ones.
+//! - When a running sequence needs a block and none is left, the one admitted last gives up all of its own, of the
+//!   organisation that runs most. It keeps its tokens and its owner's state, comes before everything of its organisation
+//!   that waits, and is computed again from its tokens: its text does not change. So the oldest always goes on, and
+//!   everyone becomes the oldest.
 //! - Answers and embeddings queue in lanes of their own, admitted in turn: a bulk embedding job delays no chat.
-//! - A step has one row of every sequence that is answering, then pieces of prompts within the budget: a quarter of the
-//!   rest for the oldest prompt, the remainder for those that need least. So a long prompt delays no short one, and
-//!   short ones delay no long one without end.
+//! - A step has one row of every sequence that is answering, then pieces of prompts within the budget, in equal parts for
+//!   each organisation: a quarter of its part for its oldest prompt, the remainder for those that need least. So a long
+//!   prompt delays no short one, and short ones delay no long one without end.
 //! - If two prompts begin alike, the younger waits for the older one's blocks instead of computing the same.
 //! - Rows of one adapter generation stand next to each other, the base first.
 //! - A sequence whose client has gone is removed with its blocks at the next sweep, waiting or running.
 
-use std::collections::{HashSet, VecDeque};
+mod places;
+mod shares;
+
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -29,8 +33,6 @@ use attune_model::decoder::SequenceRows;
 /// Number of waiting sequences beyond which only every [`LAZY_SWEEP`]th step looks for those whose client has gone.
 const LONG_QUEUE: usize = 4096;
 const LAZY_SWEEP: u64 = 16;
-/// Divisor of the prompts' budget for the oldest prompt's part.
-const OLDEST_PROMPT: usize = 4;
 
 /// Rows of one step.
 #[derive(Debug, Default)]
@@ -68,8 +70,10 @@ pub(crate) struct Happenings {
     pub(crate) waits: Vec<Duration>,
     /// Tokens of prompts that sequences found in the cache.
     pub(crate) reused_tokens: usize,
-    /// Number of sequences that had to give up their blocks.
+    /// Number of sequences that had to give up their blocks because none was left.
     pub(crate) preemptions: u64,
+    /// Number of sequences that gave their place up to another organisation.
+    pub(crate) yields: u64,
 }
 
 /// Waiting and running sequences of one engine.
@@ -83,9 +87,10 @@ pub(crate) struct Scheduler<T> {
     turn: usize,
     /// Running sequences in the order of their first admission.
     running: Vec<Sequence<T>>,
-    /// Sequences that gave up their blocks, in the same order; all were admitted after the running ones.
-    preempted: VecDeque<Sequence<T>>,
+    /// Sequences that gave up their blocks, in the same order.
+    preempted: Vec<Sequence<T>>,
     arrivals: u64,
+    admissions: u64,
     sweeps: u64,
     happenings: Happenings,
 }
@@ -116,8 +121,9 @@ impl<T: Owner> Scheduler<T> {
             waiting: [FairQueue::default(), FairQueue::default()],
             turn: 0,
             running: Vec::new(),
-            preempted: VecDeque::new(),
+            preempted: Vec::new(),
             arrivals: 0,
+            admissions: 0,
             sweeps: 0,
             happenings: Happenings::default(),
         }
@@ -143,11 +149,7 @@ impl<T: Owner> Scheduler<T> {
         };
         let stays = |sequence: &Sequence<T>| !sequence.owner.is_gone() && overdue(sequence).is_none();
         let mut taken: Vec<Sequence<T>> = self.running.extract_if(.., |sequence| !stays(sequence)).collect();
-        if !self.preempted.iter().all(stays) {
-            let (kept, gone): (Vec<_>, Vec<_>) = self.preempted.drain(..).partition(stays);
-            self.preempted = kept.into();
-            taken.extend(gone);
-        }
+        taken.extend(self.preempted.extract_if(.., |sequence| !stays(sequence)));
         for sequence in &taken {
             self.waiting[sequence.owner.lane() as usize].leave(&sequence.place);
         }
@@ -183,96 +185,20 @@ impl<T: Owner> Scheduler<T> {
         step
     }
 
-    /// Takes blocks for every token of the running sequences, the oldest first. If there are too few, the sequence
-    /// admitted last gives up its own.
+    /// Takes blocks for every token of the running sequences, the oldest first, from others if there are too few.
     fn grow(&mut self) {
         let mut index = 0;
         while index < self.running.len() {
             let sequence = &mut self.running[index];
             if sequence.table.grow(sequence.tokens.len()) {
                 index += 1;
-            } else {
-                self.preempt_youngest();
-                self.happenings.preemptions += 1;
-            }
-        }
-    }
-
-    fn preempt_youngest(&mut self) {
-        if let Some(mut sequence) = self.running.pop() {
-            sequence.give_up_blocks(&self.allocator);
-            self.preempted.push_front(sequence);
-        }
-    }
-
-    fn admit(&mut self, now: Instant) {
-        // Keep one spare block per growing sequence; otherwise the new sequence is preempted at the next step.
-        let mut spare = self.running.iter().filter(|sequence| sequence.may_grow()).count();
-        while self.running.len() < self.limits.sequences() {
-            let sequence = if let Some(oldest) = self.preempted.front_mut() {
-                if oldest.reserve(&self.allocator, spare).is_none() {
-                    return;
-                }
-                self.preempted.pop_front()
-            } else {
-                self.admit_next(spare, now)
-            };
-            let Some(sequence) = sequence else { return };
-            spare += usize::from(sequence.may_grow());
-            self.running.push(sequence);
-        }
-    }
-
-    /// Takes the next sequence in line, with its blocks; `None` if nobody waits or there are too few blocks.
-    fn admit_next(&mut self, spare: usize, now: Instant) -> Option<Sequence<T>> {
-        if self.waiting[self.turn].is_empty() {
-            self.turn = 1 - self.turn;
-        }
-        let lane = &mut self.waiting[self.turn];
-        let place = lane.next()?;
-        self.happenings.reused_tokens += lane.front(&place)?.reserve(&self.allocator, spare)?;
-        let mut sequence = lane.pop(&place)?;
-        lane.charge(&place, (sequence.prompt_tokens - sequence.cached) as u64);
-        self.turn = 1 - self.turn;
-        if let Some(ticket) = sequence.ticket.take() {
-            ticket.begin();
-        }
-        self.happenings.waits.push(now.saturating_duration_since(sequence.submitted));
-        Some(sequence)
-    }
-
-    /// Returns the indices of running sequences with their number of rows in the next step, in the order of admission.
-    fn shares(&mut self) -> Vec<(usize, usize)> {
-        let mut budget = self.limits.step_tokens();
-        if let Some(index) = self.running.iter().position(|sequence| sequence.suspect_until.is_some()) {
-            return vec![(index, self.running[index].pending().min(budget))];
-        }
-        let mut shares = vec![0; self.running.len()];
-        let mut prompts = Vec::new();
-        // Blocks that a prompt is about to compute.
-        let mut begun = HashSet::new();
-        for (index, sequence) in self.running.iter_mut().enumerate() {
-            if sequence.is_answering() {
-                shares[index] = budget.min(1);
-                budget -= shares[index];
                 continue;
             }
-            self.happenings.reused_tokens += sequence.catch_up();
-            if sequence.next_block().is_none_or(|key| begun.insert(key)) {
-                prompts.push(index);
-            }
+            let Some(other) = self.who_gives_up_blocks() else { return };
+            self.preempt(other);
+            self.happenings.preemptions += 1;
+            index -= usize::from(other < index);
         }
-        if let Some(oldest) = prompts.first() {
-            shares[*oldest] = self.running[*oldest].pending().min(budget.div_ceil(OLDEST_PROMPT));
-            budget -= shares[*oldest];
-        }
-        prompts.sort_by_key(|index| self.running[*index].pending() - shares[*index]);
-        for index in prompts {
-            let more = (self.running[index].pending() - shares[index]).min(budget);
-            shares[index] += more;
-            budget -= more;
-        }
-        shares.into_iter().enumerate().filter(|(_, rows)| *rows > 0).collect()
     }
 
     /// Returns the decoder's view of `step`.
@@ -328,8 +254,8 @@ impl<T: Owner> Scheduler<T> {
 
     /// Notes that the cache's content is lost: all running sequences are computed again.
     pub(crate) fn lose_cache(&mut self) {
-        while !self.running.is_empty() {
-            self.preempt_youngest();
+        while let Some(youngest) = self.running.len().checked_sub(1) {
+            self.preempt(youngest);
         }
         self.allocator.forget();
     }

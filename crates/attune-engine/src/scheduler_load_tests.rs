@@ -69,7 +69,7 @@ fn under_random_load_blocks_balance_all_requests_end_and_none_starves() {
     // Token last written into each slot of the cache.
     let mut cache: HashMap<usize, u32> = HashMap::new();
     let (mut preemptions, mut reused) = (0, 0);
-    for round in 0..12_000 {
+    for round in 0..16_000 {
         if round < 8000 && random.random_bool(0.14) {
             let client = Client::new(known.len());
             let lane = if random.random_bool(0.3) { Lane::Embed } else { Lane::Answer };

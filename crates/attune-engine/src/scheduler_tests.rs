@@ -1,4 +1,4 @@
-//! Tests of the scheduler's rules, one by one; `load` tests them under load.
+//! Tests of the scheduler's rules, one by one; `fairness` those between organisations, `load` all of them under load.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,6 +11,8 @@ use crate::admission::{Admission, Ticket};
 use attune_model::kv_cache::BLOCK_TOKENS;
 use attune_model::lora::Adapter;
 
+#[path = "scheduler_fairness_tests.rs"]
+mod fairness;
 #[path = "scheduler_load_tests.rs"]
 mod load;
 
@@ -56,7 +58,7 @@ impl Owner for Client {
 }
 
 fn ticket() -> Arc<Ticket> {
-    Admission::new(1, 1, 1).enter().unwrap()
+    Admission::new(1, 1, 1).enter(&"org".into()).unwrap()
 }
 
 /// Creates a request of `prompt` tokens, each the client's number.
@@ -311,7 +313,7 @@ fn who_has_gone_leaves_at_the_next_step_with_its_blocks() {
     assert!(compose(&mut scheduler).parts.is_empty());
     assert!(scheduler.is_idle());
     assert_eq!(scheduler.allocator().used(), 0);
-    assert!(scheduler.waiting.iter().all(|lane| lane.next().is_none()));
+    assert!(scheduler.waiting.iter().all(|lane| lane.heads().next().is_none()));
 }
 
 #[test]

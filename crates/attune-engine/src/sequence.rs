@@ -1,5 +1,5 @@
 //! State of one sequence on its way through the scheduler: its tokens, how many of them are in the cache, and its
-//! blocks there. If it has to give up its blocks for an older sequence, it keeps everything else.
+//! blocks there. If it has to give up its blocks for another sequence, it keeps everything else.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,6 +10,12 @@ use super::prefix_cache::{PrefixChain, PrefixKey};
 use super::queue::Position;
 use attune_model::kv_cache::BLOCK_TOKENS;
 use attune_model::lora::AdapterLease;
+
+/// Tokens that a sequence may draw before it gives its place up to an organisation that runs nothing, if all others run
+/// one sequence at the most; and the part of its tokens at admission that it may draw besides, so that computing them
+/// again costs little of the time.
+const SLICE: usize = 64;
+const SLICE_PART: usize = 8;
 
 /// Owner of a sequence: the engine's reply channel and sampling state, opaque to the scheduler.
 pub(crate) trait Owner {
@@ -72,7 +78,9 @@ pub(crate) struct Sequence<T> {
     /// Receiver of the result.
     pub(crate) owner: T,
     pub(crate) place: Position,
-    /// The prompt, then the tokens drawn.
+    /// The prompt until it is copied to `tokens`: what waits shares it.
+    prompt: Option<Arc<[u32]>>,
+    /// The prompt, then the tokens drawn; empty before the first admission.
     pub(crate) tokens: Vec<u32>,
     pub(crate) prompt_tokens: usize,
     max_tokens: usize,
@@ -91,6 +99,10 @@ pub(crate) struct Sequence<T> {
     restarted: bool,
     /// Number of cached tokens until which it is computed alone, since it was in a step that broke the cache.
     pub(crate) suspect_until: Option<usize>,
+    /// Number of its first admission, counted upwards; 0 before it.
+    pub(crate) admission: u64,
+    /// Number of tokens at the last admission.
+    slice_from: usize,
 }
 
 impl<T: Owner> Sequence<T> {
@@ -105,7 +117,8 @@ impl<T: Owner> Sequence<T> {
             owner: new.owner,
             place,
             prompt_tokens: new.prompt.len(),
-            tokens: new.prompt.to_vec(),
+            prompt: Some(new.prompt),
+            tokens: Vec::new(),
             max_tokens: new.max_tokens,
             cached: 0,
             table: allocator.empty_table(),
@@ -116,6 +129,8 @@ impl<T: Owner> Sequence<T> {
             published: 0,
             restarted: false,
             suspect_until: None,
+            admission: 0,
+            slice_from: 0,
         }
     }
 
@@ -141,14 +156,29 @@ impl<T: Owner> Sequence<T> {
         BlockAllocator::blocks_for(most) > self.table.blocks().len()
     }
 
+    /// Returns how many blocks [`Self::reserve`] would take, without those to spare.
+    pub(crate) fn wanted_blocks(&mut self, allocator: &BlockAllocator) -> usize {
+        self.copy_prompt();
+        let reusable = self.reusable_blocks();
+        let keys = self.chain.as_mut().map_or(&[][..], |chain| chain.keys(&self.tokens, reusable));
+        allocator.wanted(keys, self.tokens.len())
+    }
+
+    /// Returns `true` once it has drawn so much since its last admission that others may have its place.
+    pub(crate) fn has_used_slice(&self) -> bool {
+        self.tokens.len() - self.slice_from >= SLICE + self.slice_from / SLICE_PART
+    }
+
     /// Takes blocks for all tokens so far, using cached ones where possible. Returns the number of tokens found that
     /// others computed; `None`, and takes nothing, if fewer than `spare` blocks would be left.
     pub(crate) fn reserve(&mut self, allocator: &BlockAllocator, spare: usize) -> Option<usize> {
+        self.copy_prompt();
         let reusable = self.reusable_blocks();
         let keys = self.chain.as_mut().map_or(&[][..], |chain| chain.keys(&self.tokens, reusable));
         let (table, shared) = allocator.reserve(keys, self.tokens.len(), spare)?;
         self.table = table;
         self.published = shared;
+        self.slice_from = self.tokens.len();
         Some(self.note_reused(shared))
     }
 
@@ -196,6 +226,12 @@ impl<T: Owner> Sequence<T> {
         self.published = 0;
         self.restarted = true;
         self.owner.restarted();
+    }
+
+    fn copy_prompt(&mut self) {
+        if let Some(prompt) = self.prompt.take() {
+            self.tokens = prompt.to_vec();
+        }
     }
 
     /// Returns how many full blocks may come from the cache: the last token is always computed, since its row is read.
