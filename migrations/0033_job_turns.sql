@@ -1,5 +1,5 @@
--- Whose turn it is: a row for each organisation with jobs, so that a claim costs the same however many jobs wait, and so that
--- an organisation's jobs can be counted exactly while one more is added.
+-- Whose turn it is: a row for each organisation with jobs, so that a claim costs the same however many jobs wait, and
+-- so that an organisation's jobs can be counted exactly while one more is added.
 
 create table job_turns (
     organization  text        primary key,
@@ -43,7 +43,8 @@ begin
     end if;
     return null;
 end $$;
--- Organisations in their order, so that two statements that change jobs of the same ones never wait for each other in a circle.
+-- Organisations in their order, so that two statements that change jobs of the same ones never wait for each other in
+-- a circle.
 create function count_changed_jobs() returns trigger language plpgsql as $$
 begin
     perform add_to_turn(organization, waiting, running, paused, last_claim) from (
@@ -66,10 +67,10 @@ create trigger jobs_recounted after update on jobs referencing old table as befo
     for each statement execute function count_changed_jobs();
 create trigger jobs_forgotten after truncate on jobs for each statement execute function forget_turns();
 
--- The organisation with the fewest running jobs goes first, then the one whose last claim is longest ago, then the one that
--- waits longest; of its jobs the oldest. Passed over are only jobs that wait before a further attempt, of which there are few,
--- and, by SKIP LOCKED, jobs that are being cancelled. The settings keep to the indexes whatever the statistics say: they are
--- wrong whenever a queue has just filled.
+-- The organisation with the fewest running jobs goes first, then the one whose last claim is longest ago, then the one
+-- that waits longest; of its jobs the oldest. Passed over are only jobs that wait before a further attempt, of which there
+-- are few, and, by SKIP LOCKED, jobs that are being cancelled. The settings keep to the indexes whatever the statistics
+-- say: they are wrong whenever a queue has just filled.
 create function lock_next_job() returns uuid language plpgsql volatile
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off as $$
 begin

@@ -1,7 +1,8 @@
 //! The one typed configuration, from defaults, a file, the environment and flags, checked once at start.
 //!
 //! Called by `main`; everything else receives the values it needs. Nothing else in the crate reads the environment.
-//! [`limits`] has the limits on requests, `retention` how long things are kept, `secrets` reads what stands in files of its own.
+//! [`limits`] has the limits on requests, `retention` how long things are kept; `secrets` reads what stands in files of
+//! its own.
 
 pub mod limits;
 mod retention;

@@ -1,9 +1,9 @@
-//! Removes what has ended and is older than the configuration keeps it: events of jobs, jobs, sums of usage. `app` runs it in
-//! every server and worker; the database lets one of them work at a time.
+//! Removes what has ended and is older than the configuration keeps it: events of jobs, jobs, sums of usage. `app` runs
+//! it in every server and worker; the database lets one of them work at a time.
 //!
-//! It works in small batches, each a statement of its own, so that nothing waits for it and a process that ends in the middle
-//! leaves nothing half done. Never removed are unfinished jobs, jobs of which a model is left, models, and files that clients
-//! uploaded.
+//! It works in small batches, each a statement of its own, so that nothing waits for it and a process that ends in the
+//! middle leaves nothing half done. Never removed are unfinished jobs, jobs of which a model is left, models, and files
+//! that clients uploaded.
 
 use std::time::Duration;
 

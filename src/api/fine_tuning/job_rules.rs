@@ -69,8 +69,8 @@ impl<T> From<Option<T>> for AutoOr<T> {
     }
 }
 
-/// Adds the job that the caller asks for to the queue. What was checked is looked at again by the statement that adds it, since
-/// a file or a model may be deleted in between.
+/// Adds the job that the caller asks for to the queue. What was checked is looked at again by the statement that adds
+/// it, since a file or a model may be deleted in between.
 pub(crate) async fn enqueue(state: &ApiState, caller: &Caller, api: JobApi, spec: JobSpec) -> Result<Job, Problem> {
     let spec = admitted(state, caller, spec).await?;
     let admission = Admission {

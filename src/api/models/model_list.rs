@@ -18,7 +18,8 @@ const MAX_PAGE: i64 = 10_000;
 
 /// List models
 ///
-/// Without `limit` all models, if there are no more than 10,000; `has_more` says whether there are, and `after` asks for them.
+/// Without `limit` all models, if there are no more than 10,000; `has_more` says whether there are, and `after` asks for
+/// them.
 #[utoipa::path(
     get, path = "/models", operation_id = "listModels", tag = "Models", params(Cursor),
     responses((status = 200, body = BoundedPageOf<Model>), (status = "4XX", body = ErrorBody)),
@@ -102,8 +103,8 @@ async fn models_from(state: &ApiState, caller: &Caller, start: Start<'_>, limit:
     Ok(models)
 }
 
-/// Returns up to `limit` aliases of models that the caller may use, without the first `skipped`. An alias of a fine-tuned
-/// model exists for those alone who may use that model.
+/// Returns up to `limit` aliases of models that the caller may use, without the first `skipped`. An alias of a
+/// fine-tuned model exists for those alone who may use that model.
 async fn usable_aliases(state: &ApiState, caller: &Caller, skipped: usize, limit: usize) -> Result<Vec<Model>> {
     let aliases: Vec<(&str, &str)> = state.catalog.aliases().skip(skipped).collect();
     let tuned = aliases.iter().map(|(_, name)| *name).filter(|name| state.catalog.get(name).is_err());

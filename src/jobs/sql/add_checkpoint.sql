@@ -1,7 +1,7 @@
--- Add checkpoint: makes a stored adapter a model of the job's organisation and drops all but the newest $9 of the job, the
--- one with the lowest full validation loss, the one with the most right answers (of equals the lower loss) and those that
--- another unfinished job continues.
--- A job that is still this attempt's has one row at least, without a name if nothing was dropped.
+-- Add checkpoint: makes a stored adapter a model of the job's organisation and drops all but the newest $9 of the
+-- job, the one with the lowest full validation loss, the one with the most right answers (of equals the lower loss)
+-- and those that another unfinished job continues. A job that is still this attempt's has one row at least, without a
+-- name if nothing was dropped.
 with held as materialized (
     select id, organization from jobs where key = $1 and attempt = $2 and status = 'running' for no key update
 ), added as (

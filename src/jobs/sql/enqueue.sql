@@ -1,8 +1,8 @@
--- Enqueue: adds a job with its first events, if the organisation $3 has fewer than $8 unfinished ones, its files $6 are there
--- and so is the fine-tuned model $7 (null: a base model). The row of answer says what was found; its job is null if none was
--- added. `turn` locks the organisation's row and reads its newest version, so that enqueues of one organisation count one after
--- the other; the locks on files and model let a deletion of them see the job, or the job see that they are gone.
--- Clients of the older resource show people where they stand in the queue.
+-- Enqueue: adds a job with its first events, if the organisation $3 has fewer than $8 unfinished ones, its files $6
+-- are there and so is the fine-tuned model $7 (null: a base model). The row of answer says what was found; its job is
+-- null if none was added. `turn` locks the organisation's row and reads its newest version, so that enqueues of one
+-- organisation count one after the other; the locks on files and model let a deletion of them see the job, or the job
+-- see that they are gone. Clients of the older resource show people where they stand in the queue.
 with turn as materialized (
     insert into job_turns as turn (organization) values ($3)
     on conflict (organization) do update set organization = excluded.organization
@@ -28,7 +28,8 @@ with turn as materialized (
 )
 select unfinished, (select coalesce(array_agg(held.id), '{}') from files_held held) as files_held,
        exists (select from model_held) as model_held,
-       key, created.id, api, organization, status, spec, resolved, stop_request, checkpoint, attempt, error, fine_tuned_model,
-       trained_tokens, result_files, estimated_finish, extract(epoch from created_at)::bigint as created_at,
+       key, created.id, api, organization, status, spec, resolved, stop_request, checkpoint, attempt, error,
+       fine_tuned_model, trained_tokens, result_files, estimated_finish,
+       extract(epoch from created_at)::bigint as created_at,
        extract(epoch from updated_at)::bigint as updated_at, extract(epoch from finished_at)::bigint as finished_at
   from turn left join created on true

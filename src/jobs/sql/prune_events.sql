@@ -1,5 +1,5 @@
--- Prune events: removes up to $3 events of up to $2 jobs that ended more than $1 days ago, and marks the jobs once all are
--- removed. Does nothing while another process prunes.
+-- Prune events: removes up to $3 events of up to $2 jobs that ended more than $1 days ago, and marks the jobs once
+-- all are removed. Does nothing while another process prunes.
 with turn as materialized (
     select pg_try_advisory_xact_lock(hashtext('jobs.retention')) as mine
 ), old as materialized (

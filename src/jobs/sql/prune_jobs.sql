@@ -1,5 +1,5 @@
--- Prune jobs: removes up to $2 jobs that ended more than $1 days ago and of which no model is left, with their events and the
--- rows of their result files, whose ids it returns. Does nothing while another process prunes.
+-- Prune jobs: removes up to $2 jobs that ended more than $1 days ago and of which no model is left, with their events
+-- and the rows of their result files, whose ids it returns. Does nothing while another process prunes.
 with turn as materialized (
     select pg_try_advisory_xact_lock(hashtext('jobs.retention')) as mine
 ), old as materialized (
@@ -11,7 +11,8 @@ with turn as materialized (
     delete from jobs using old where jobs.key = old.key returning jobs.key
 ), gone_files as (
     delete from files using old
-     where files.organization = old.organization and files.id = any(old.result_files) and files.purpose = 'fine-tune-results'
+     where files.organization = old.organization and files.id = any(old.result_files)
+       and files.purpose = 'fine-tune-results'
     returning files.id
 )
 select (select count(*) from gone) as removed, (select coalesce(array_agg(id), '{}') from gone_files) as files
