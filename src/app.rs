@@ -21,6 +21,7 @@ use crate::engine::native::NativeEngine;
 use crate::engine::priority::Priority;
 use crate::jobs::cost::Pricing;
 use crate::jobs::queue::Queue;
+use crate::jobs::retention;
 use crate::jobs::worker::Worker;
 use crate::jobs::worker::estimate::Estimator;
 use crate::jobs::worker::pulse::Pulse;
@@ -79,6 +80,7 @@ impl App {
             }
         }
         tokio::spawn(sweep(store.clone()));
+        tokio::spawn(retention::run(store.clone(), config.retention));
         let priority = Arc::new(Priority::default());
         let catalog = load_models(&config, &priority).await?;
         let registry = AdapterRegistry::with_limits(

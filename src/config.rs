@@ -1,9 +1,11 @@
 //! The one typed configuration, from defaults, a file, the environment and flags, checked once at start.
 //!
 //! Called by `main`; everything else receives the values it needs. Nothing else in the crate reads the environment.
-//! [`limits`] has the limits on requests, `secrets` reads what stands in files of its own.
+//! [`limits`] has the limits on requests, `retention` how long things are kept; `secrets` reads what stands in files of
+//! its own.
 
 pub mod limits;
+mod retention;
 mod secrets;
 
 use std::collections::BTreeMap;
@@ -20,6 +22,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 pub use self::limits::Limits;
+pub use self::retention::Retention;
 use crate::datasets::spelling::nearest;
 pub use crate::model::device::DeviceChoice;
 pub use crate::model::entry::ModelEntry;
@@ -33,6 +36,9 @@ const STUCK_AFTER: Duration = Duration::from_mins(10);
 const LEAST_CONNECTIONS: u32 = 4;
 /// An idle worker looks for jobs every five seconds.
 const LEAST_STUCK_AFTER: Duration = Duration::from_secs(10);
+
+/// More than anyone waits for, and few enough to look through all of them.
+const MAX_UNFINISHED_JOBS: u32 = 1_000;
 
 /// The result of everything that reads or checks the configuration.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -81,6 +87,8 @@ pub struct Config {
     pub prices: BTreeMap<String, Price>,
     /// Settings of training: the price of the machine, and memory.
     pub training: TrainingOptions,
+    /// How long what has ended is kept.
+    pub retention: Retention,
     /// The currency of `prices` and `training`.
     pub currency: String,
     /// Log lines as JSON instead of text.
@@ -119,9 +127,17 @@ pub struct TrainingOptions {
     /// Seconds without a sign of life after which a worker counts as stuck; `None`: 600.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stuck_after_seconds: Option<u64>,
+    /// Most jobs of an organisation that have not ended; `None`: 1,000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_unfinished_jobs: Option<u32>,
 }
 
 impl TrainingOptions {
+    /// Returns the most jobs of an organisation that have not ended.
+    pub fn max_unfinished_jobs(&self) -> u32 {
+        self.max_unfinished_jobs.unwrap_or(MAX_UNFINISHED_JOBS)
+    }
+
     /// Returns the time without a sign of life after which a worker counts as stuck.
     pub fn stuck_after(&self) -> Duration {
         self.stuck_after_seconds.map_or(STUCK_AFTER, Duration::from_secs)
@@ -173,6 +189,7 @@ impl Default for Config {
             limits: Limits::default(),
             prices: BTreeMap::new(),
             training: TrainingOptions::default(),
+            retention: Retention::default(),
             currency: "USD".into(),
             log_json: false,
         }
@@ -230,6 +247,10 @@ impl Config {
             let least = LEAST_STUCK_AFTER.as_secs();
             return Err(Error(format!("training: stuck_after_seconds must be at least {least}")));
         }
+        if self.training.max_unfinished_jobs == Some(0) {
+            return Err(Error("training: max_unfinished_jobs must be at least 1".into()));
+        }
+        self.retention.check()?;
         Ok(self)
     }
 

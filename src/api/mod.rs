@@ -31,7 +31,7 @@ use self::access::auth::Gate;
 use self::fine_tuning::{fine_tunes, fine_tuning_jobs};
 use self::generation::{chat, completions, embeddings, engines, tokenize};
 use self::http::{docs, transport};
-use self::models::{checkpoint_permissions, lora_adapters, model_resource};
+use self::models::{checkpoint_permissions, lora_adapters, model_list, model_resource};
 use self::operations::{files, health, usage};
 use crate::adapters::registry::AdapterRegistry;
 use crate::config::Config;
@@ -58,7 +58,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(chat::create))
         .routes(routes!(embeddings::create))
         // Models.
-        .routes(routes!(model_resource::list))
+        .routes(routes!(model_list::list))
         .merge(documented(routes!(model_resource::retrieve, model_resource::delete)))
         .merge(documented(routes!(model_resource::download)))
         .route("/models/{*model}", get(model_resource::get).delete(model_resource::delete))

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::client::{AccountArgs, Server};
+use super::output::note;
 use super::table;
 use watch::WatchOptions;
 
@@ -24,6 +25,9 @@ pub(super) enum JobsCommand {
         /// Print at most this many jobs, 1 to 100.
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100))]
         limit: u32,
+        /// Print the jobs that follow this one in the list: the last id of the page before.
+        #[arg(long, value_name = "ID")]
+        after: Option<String>,
     },
     /// Follow a job's progress until it ends. Exit status: 0 succeeded, 3 failed, 4 cancelled, 1 unknown.
     Watch(WatchOptions),
@@ -49,8 +53,8 @@ impl JobsCommand {
     /// Runs the subcommand.
     pub(super) async fn run(self) -> Result<ExitCode> {
         match self {
-            Self::List { place, limit } => {
-                list(&place.server()?, limit).await?;
+            Self::List { place, limit, after } => {
+                list(&place.server()?, limit, after.as_deref()).await?;
                 Ok(ExitCode::SUCCESS)
             }
             Self::Watch(options) => options.run().await,
@@ -58,13 +62,22 @@ impl JobsCommand {
     }
 }
 
-async fn list(server: &Server, limit: u32) -> Result<()> {
-    let answer = server.get(&["fine_tuning", "jobs"], &[("limit", &limit.to_string())]).await?;
+async fn list(server: &Server, limit: u32, after: Option<&str>) -> Result<()> {
+    let limit = limit.to_string();
+    let mut query = vec![("limit", limit.as_str())];
+    query.extend(after.map(|after| ("after", after)));
+    let answer = server.get(&["fine_tuning", "jobs"], &query).await?;
     let jobs = answer["data"].as_array().ok_or_else(|| Error::Setup("the server's answer has no jobs".into()))?;
     let now = Timestamp::now().as_second();
     let head = ["ID", "STATUS", "MODEL", "CREATED", "ENDS", "TOKENS", "FINE-TUNED MODEL"].map(str::to_owned).to_vec();
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(jobs.iter().map(|job| row(job, now))).collect();
-    table::print(&rows)
+    table::print(&rows)?;
+    if answer["has_more"] == true
+        && let Some(last) = rows.last().and_then(|row| row.first())
+    {
+        note(format_args!("There are more: --after {last}"));
+    }
+    Ok(())
 }
 
 /// Returns a job's row: when it ended, or how long it should still take.

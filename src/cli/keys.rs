@@ -119,8 +119,15 @@ async fn list(store: &Store, organization: Option<&str>) -> Result<()> {
     let organization = organization.map(normal_organization).transpose()?;
     let head = ["ID", "ORG", "KEY", "NAME", "ADMIN", "RPM", "TPM", "CREATED", "EXPIRES", "REVOKED", "LAST USED"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
-    rows.extend(store.keys(organization.as_deref()).await?.into_iter().map(|key| row(key).to_vec()));
-    super::table::print(&rows)
+    let mut last: Option<String> = None;
+    loop {
+        let (keys, more) = store.keys(organization.as_deref(), last.as_deref()).await?;
+        last = keys.last().map(|key| key.id.clone());
+        rows.extend(keys.into_iter().map(|key| row(key).to_vec()));
+        if !more {
+            return super::table::print(&rows);
+        }
+    }
 }
 
 fn row(key: ApiKey) -> [String; 11] {

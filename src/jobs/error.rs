@@ -53,6 +53,31 @@ pub enum Error {
         status: &'static str,
     },
 
+    /// The organisation has as many unfinished jobs as it may have.
+    #[error(
+        "Your organization has {unfinished} jobs that have not ended, and may have {most} \
+         (training.max_unfinished_jobs): wait until one has ended, or cancel one."
+    )]
+    TooManyJobs {
+        /// Its jobs that wait, run or are paused.
+        unfinished: i64,
+        /// The most that it may have.
+        most: i64,
+    },
+
+    /// A file was deleted before the job that names it was added.
+    #[error("The file '{id}' does not exist: upload it with the purpose 'fine-tune' first.")]
+    FileGone {
+        /// Field of the request that names it.
+        param: &'static str,
+        /// Id of the file.
+        id: String,
+    },
+
+    /// The fine-tuned model was deleted before the job that continues it was added.
+    #[error("The model `{0}` does not exist or you do not have access to it.")]
+    ModelGone(String),
+
     /// Classification metrics were asked for, but the training file has pairs of texts.
     #[error(
         "compute_classification_metrics is for prompts and completions, but the training file has pairs of texts: leave it \

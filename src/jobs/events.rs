@@ -73,7 +73,8 @@ impl Queue {
     pub async fn events_page(&self, job: &Job, before: Option<i64>, limit: i64) -> Result<(Vec<JobEvent>, bool)> {
         let limit = limit.clamp(0, MAX_PAGE);
         let events = sqlx::query_as(sql::EVENTS_BEFORE);
-        let events = events.bind(job.key).bind(before).bind(limit + 1).fetch_all(&self.store.pool).await?;
+        let events =
+            events.bind(job.key).bind(before.unwrap_or(i64::MAX)).bind(limit + 1).fetch_all(&self.store.pool).await?;
         Ok(cut_page(events, limit))
     }
 

@@ -10,6 +10,7 @@ pub mod cost;
 mod error;
 pub mod events;
 pub mod queue;
+pub mod retention;
 mod rows;
 mod sql;
 mod training_rates;

@@ -9,6 +9,7 @@ mod attempts;
 use std::sync::Arc;
 
 use sqlx::types::Json;
+use sqlx::{FromRow as _, Row as _};
 use tokio::sync::broadcast;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
@@ -42,6 +43,31 @@ impl StopRequest {
     }
 }
 
+/// What must hold for a job to be added. By default nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Admission<'a> {
+    /// API key that is charged with the job's trained tokens.
+    pub key: Option<&'a str>,
+    /// The organisation must have the files that the job names.
+    pub files: bool,
+    /// The job's model is a fine-tuned one of the organisation, which must be there.
+    pub fine_tuned: bool,
+    /// Most unfinished jobs of the organisation, this one among them.
+    pub max_unfinished: Option<u32>,
+}
+
+impl Admission<'_> {
+    /// Returns the ids of the files that must be there, each once.
+    fn files(&self, spec: &JobSpec) -> Vec<String> {
+        let mut files = Vec::new();
+        if self.files {
+            files.push(spec.training_file.clone());
+            files.extend(spec.validation_file.clone().filter(|file| *file != spec.training_file));
+        }
+        files
+    }
+}
+
 /// The queue. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Queue {
@@ -57,23 +83,39 @@ impl Queue {
         Ok(Self { store, changes, _listener: Arc::new(listener) })
     }
 
-    /// Writes a new job and its first events; no key is charged with its tokens.
+    /// Writes a new job and its first events, whatever files and model it names; no key is charged with its tokens.
     pub async fn enqueue(&self, organization: &str, api: JobApi, spec: JobSpec) -> Result<Job> {
-        self.enqueue_for(organization, None, api, spec).await
+        self.admit(organization, api, spec, Admission::default()).await
     }
 
-    /// Writes a new job and its first events; the API key `key` is charged with its trained tokens.
-    pub async fn enqueue_for(&self, organization: &str, key: Option<&str>, api: JobApi, spec: JobSpec) -> Result<Job> {
-        let id = new_id(api.id_prefix());
-        let row: JobRow = sqlx::query_as(sql::ENQUEUE)
-            .bind(id)
+    /// Writes a new job and its first events if the conditions of `admission` hold at that moment. One of these errors
+    /// otherwise: [`Error::TooManyJobs`], [`Error::FileGone`], [`Error::ModelGone`].
+    pub async fn admit(&self, organization: &str, api: JobApi, spec: JobSpec, admission: Admission<'_>) -> Result<Job> {
+        let files = admission.files(&spec);
+        let most = admission.max_unfinished.map_or(i64::MAX, i64::from);
+        let row = sqlx::query(sql::ENQUEUE)
+            .bind(new_id(api.id_prefix()))
             .bind(api)
             .bind(organization)
-            .bind(Json(spec))
-            .bind(key)
+            .bind(Json(&spec))
+            .bind(admission.key)
+            .bind(&files)
+            .bind(admission.fine_tuned.then_some(&spec.model))
+            .bind(most)
             .fetch_one(&self.store.pool)
             .await?;
-        Ok(row.into())
+        if row.try_get::<Option<Uuid>, _>("key")?.is_some() {
+            return Ok(JobRow::from_row(&row)?.into());
+        }
+        let held: Vec<String> = row.try_get("files_held")?;
+        if let Some(file) = files.iter().find(|file| !held.contains(file)) {
+            let param = if *file == spec.training_file { "training_file" } else { "validation_file" };
+            return Err(Error::FileGone { param, id: file.clone() });
+        }
+        if admission.fine_tuned && !row.try_get::<bool, _>("model_held")? {
+            return Err(Error::ModelGone(spec.asked_model().into()));
+        }
+        Err(Error::TooManyJobs { unfinished: row.try_get("unfinished")?, most })
     }
 
     /// Returns the organisation's job, or [`Error::NotFound`].

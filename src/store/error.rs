@@ -35,6 +35,15 @@ pub enum Error {
         job: String,
     },
 
+    /// An unfinished job continues the model, so it cannot be deleted.
+    #[error("The model {model} is in use by job {job}, which trains it further: cancel the job first.")]
+    ModelInUse {
+        /// Name of the model.
+        model: String,
+        /// Public id of the job.
+        job: String,
+    },
+
     /// An adapter from elsewhere already has the name, and the caller did not ask to replace it.
     #[error("An adapter named '{0}' is stored already: replace it, or choose another name.")]
     NameTaken(String),

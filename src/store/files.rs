@@ -146,15 +146,17 @@ impl Store {
         let query = if page.ascending {
             file_query!(
                 "select",
-                "from files where organization = $1 and ($2::text is null or purpose = $2) and ($3::text is null
-                 or (created_at, id) > (select created_at, id from files where organization = $1 and id = $3))
+                "from files where organization = $1 and ($2::text is null or purpose = $2) and (created_at, id) > (
+                     select created_at, id from files where organization = $1 and id = $3
+                     union all select '-infinity', '' where $3::text is null)
                  order by files.created_at, id limit $4"
             )
         } else {
             file_query!(
                 "select",
-                "from files where organization = $1 and ($2::text is null or purpose = $2) and ($3::text is null
-                 or (created_at, id) < (select created_at, id from files where organization = $1 and id = $3))
+                "from files where organization = $1 and ($2::text is null or purpose = $2) and (created_at, id) < (
+                     select created_at, id from files where organization = $1 and id = $3
+                     union all select 'infinity', '' where $3::text is null)
                  order by files.created_at desc, id desc limit $4"
             )
         };
@@ -174,15 +176,15 @@ impl Store {
         let (store, organization, id) = (self.clone(), organization.to_owned(), id.to_owned());
         Self::to_the_end(async move {
             let job: Option<Option<String>> = sqlx::query_scalar(
-                "with user_of as (
-                     select id from jobs
-                      where organization = $1 and status in ('queued', 'running', 'paused')
-                        and $2 in (spec->>'training_file', spec->>'validation_file')
-                      order by created_at limit 1
+                // Locked first and asked for its job then, which reads anew: a job that was being added is seen.
+                "with held as materialized (
+                     select organization, id from files where organization = $1 and id = $2 for update
+                 ), used as materialized (
+                     select id, job_with_file(organization, id) as job from held
                  ), gone as (
-                     delete from files where organization = $1 and id = $2 and not exists (select from user_of)
+                     delete from files using used where files.id = used.id and used.job is null
                  )
-                 select (select id from user_of) from files where organization = $1 and id = $2",
+                 select job from used",
             )
             .bind(&organization)
             .bind(&id)
@@ -191,10 +193,15 @@ impl Store {
             match job {
                 None => Err(no_such_file(&id)),
                 Some(Some(job)) => Err(Error::FileInUse { file: id, job }),
-                Some(None) => store.blobs.delete_prefix(&blob_key(&id)).await,
+                Some(None) => store.remove_content(&id).await,
             }
         })
         .await
+    }
+
+    /// Removes the content of a file whose row is gone.
+    pub(crate) async fn remove_content(&self, id: &str) -> Result<()> {
+        self.blobs.delete_prefix(&blob_key(id)).await
     }
 }
 

@@ -6,6 +6,7 @@
 
 use sha2::{Digest as _, Sha256};
 
+use crate::store::files::cut_page;
 use crate::store::{Error, Result};
 use crate::store::{MAX_PAGE, Store, new_id, with_random_letters};
 
@@ -138,13 +139,18 @@ impl Store {
         Ok((key, text))
     }
 
-    /// Lists all keys, or those of one organisation, oldest first.
-    pub async fn keys(&self, organization: Option<&str>) -> Result<Vec<ApiKey>> {
+    /// Lists a page of all keys, or of those of one organisation, oldest first, and tells whether there are more. It
+    /// begins after the key with the id `after`, and is empty if there is no such key.
+    pub async fn keys(&self, organization: Option<&str>, after: Option<&str>) -> Result<(Vec<ApiKey>, bool)> {
         let keys = sqlx::query_as(key_query!(
             "select",
-            "from api_keys where $1::text is null or organization = $1 order by api_keys.created_at, id limit $2"
+            "from api_keys where ($1::text is null or organization = $1) and (created_at, id) > (
+                 select created_at, id from api_keys where id = $2
+                 union all select '-infinity', '' where $2::text is null)
+              order by api_keys.created_at, id limit $3"
         ));
-        Ok(keys.bind(organization).bind(MAX_PAGE).fetch_all(&self.pool).await?)
+        let keys = keys.bind(organization).bind(after).bind(MAX_PAGE + 1).fetch_all(&self.pool).await?;
+        Ok(cut_page(keys, MAX_PAGE))
     }
 
     /// Ends a key for good, or [`Error::NotFound`]. Revoking it again changes nothing.

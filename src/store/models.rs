@@ -2,9 +2,10 @@
 //! job queue publishes them, or `api` brings them from elsewhere; `api` and the adapter registry read and delete them.
 
 use bytes::Bytes;
-use sqlx::{Postgres, Transaction};
+use sqlx::{FromRow as _, Postgres, Row as _, Transaction};
 use uuid::Uuid;
 
+use crate::store::files::cut_page;
 use crate::store::{Error, Result};
 use crate::store::{MAX_PAGE, Store};
 
@@ -65,17 +66,61 @@ impl Store {
             .ok_or_else(|| Error::ModelNotFound(name.into()))
     }
 
-    /// Lists all models that the organisation may use, oldest first: its own, their checkpoints among them, and those
-    /// of others that it has permission for.
-    pub async fn usable_models(&self, organization: &str) -> Result<Vec<FineTunedModel>> {
+    /// Lists a page of the models that the organisation may use, oldest first, and tells whether there are more: its own,
+    /// their checkpoints among them, and those of others that it has permission for. A name stands there once, for the
+    /// model that [`Store::usable_model`] finds by it; `hidden` names are left out. The page begins after the model
+    /// `after`, and is empty if there is no such model.
+    pub async fn usable_models(
+        &self,
+        organization: &str,
+        hidden: &[&str],
+        after: Option<&str>,
+        limit: i64,
+    ) -> Result<(Vec<FineTunedModel>, bool)> {
+        let limit = limit.clamp(0, MAX_PAGE);
         let models = sqlx::query_as(model_query!(
-            "select",
-            "from fine_tuned_models m
-              where organization = $1 or (organization, name) in (
-                  select p.organization, p.model from model_permissions p where p.project_id = $1)
-              order by m.created_at, name limit $2"
+            "with shared as (
+                 select m.* from model_permissions p
+                   join fine_tuned_models m on m.organization = p.organization and m.name = p.model
+                  where p.project_id = $1
+             ), start as (
+                 (select created_at, name from (
+                      select * from fine_tuned_models where organization = $1 and name = $3
+                      union all select * from shared where name = $3) named
+                   order by organization <> $1, created_at, organization limit 1)
+                 union all select '-infinity', '' where $3::text is null
+             ), own_page as (
+                 select * from fine_tuned_models
+                  where organization = $1 and (created_at, name) > (select created_at, name from start)
+                    and name <> all($2)
+                  order by created_at, name limit $4
+             ), shared_page as (
+                 select * from (
+                     select distinct on (name) * from shared order by name, created_at, organization) one
+                  where (created_at, name) > (select created_at, name from start) and name <> all($2)
+                    and not exists (
+                        select from fine_tuned_models own where own.organization = $1 and own.name = one.name)
+                  order by created_at, name limit $4
+             )
+             select",
+            "from (select * from own_page union all select * from shared_page) listed
+              order by listed.created_at, name limit $4"
         ));
-        Ok(models.bind(organization).bind(MAX_PAGE).fetch_all(&self.pool).await?)
+        let models = models.bind(organization).bind(hidden).bind(after).bind(limit + 1);
+        Ok(cut_page(models.fetch_all(&self.pool).await?, limit))
+    }
+
+    /// Returns those of the names that the organisation may use as models, as [`Store::usable_model`] finds them.
+    pub async fn usable_models_named(&self, organization: &str, names: &[&str]) -> Result<Vec<FineTunedModel>> {
+        let models = sqlx::query_as(model_query!(
+            "select distinct on (name)",
+            "from fine_tuned_models m
+              where name = any($2) and (organization = $1 or exists (
+                  select from model_permissions p
+                   where p.project_id = $1 and p.model = m.name and p.organization = m.organization))
+              order by name, organization <> $1, m.created_at, organization"
+        ));
+        Ok(models.bind(organization).bind(names).fetch_all(&self.pool).await?)
     }
 
     /// Stores the adapter's blobs (key and content) and its name. If the organisation has the name already, it is
@@ -182,19 +227,33 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
-    /// Removes the name, and the adapter's blobs unless another name points to it.
+    /// Removes the name, and the adapter's blobs unless another name points to it; [`Error::ModelInUse`] while a job is
+    /// to continue the model.
     pub async fn delete_fine_tuned_model(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
         let (store, organization, name) = (self.clone(), organization.to_owned(), name.to_owned());
         Self::to_the_end(async move {
-            let deleted: FineTunedModel = sqlx::query_as(model_query!(
-                "delete from fine_tuned_models where organization = $1 and name = $2 returning",
-                ""
+            // Locked first and asked for its job then, which reads anew: a job that was being added is seen.
+            let row = sqlx::query(model_query!(
+                "with held as materialized (
+                     select * from fine_tuned_models where organization = $1 and name = $2 for update
+                 ), used as materialized (
+                     select *, job_from_model(organization, name) as user_of from held
+                 ), gone as (
+                     delete from fine_tuned_models old using used
+                      where old.organization = used.organization and old.name = used.name and user_of is null
+                 )
+                 select user_of,",
+                "from used"
             ))
             .bind(organization)
             .bind(&name)
             .fetch_optional(&store.pool)
             .await?
-            .ok_or(Error::ModelNotFound(name))?;
+            .ok_or_else(|| Error::ModelNotFound(name.clone()))?;
+            if let Some(job) = row.try_get("user_of")? {
+                return Err(Error::ModelInUse { model: name, job });
+            }
+            let deleted = FineTunedModel::from_row(&row)?;
             store.remove_unused_adapter(&deleted.adapter, None).await?;
             Ok(deleted)
         })

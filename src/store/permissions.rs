@@ -36,7 +36,7 @@ impl Store {
               where name = $2 and (organization = $1 or exists (
                   select from model_permissions p
                    where p.project_id = $1 and p.model = m.name and p.organization = m.organization))
-              order by organization <> $1, m.created_at limit 1"
+              order by organization <> $1, m.created_at, organization limit 1"
         ))
         .bind(organization)
         .bind(name)
@@ -89,8 +89,9 @@ impl Store {
                 "select",
                 "from model_permissions
                   where organization = $1 and model = $2 and ($3::text is null or project_id = $3)
-                    and ($4::text is null or (created_at, id) > (
-                        select created_at, id from model_permissions where organization = $1 and model = $2 and id = $4))
+                    and (created_at, id) > (
+                        select created_at, id from model_permissions where organization = $1 and model = $2 and id = $4
+                        union all select '-infinity', '' where $4::text is null)
                   order by model_permissions.created_at, id limit $5"
             )
         } else {
@@ -98,8 +99,9 @@ impl Store {
                 "select",
                 "from model_permissions
                   where organization = $1 and model = $2 and ($3::text is null or project_id = $3)
-                    and ($4::text is null or (created_at, id) < (
-                        select created_at, id from model_permissions where organization = $1 and model = $2 and id = $4))
+                    and (created_at, id) < (
+                        select created_at, id from model_permissions where organization = $1 and model = $2 and id = $4
+                        union all select 'infinity', '' where $4::text is null)
                   order by model_permissions.created_at desc, id desc limit $5"
             )
         };

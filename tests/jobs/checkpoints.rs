@@ -302,8 +302,8 @@ async fn another_organisation_uses_a_checkpoint_as_long_as_it_has_permission() {
     let names = |models: Vec<attune::store::models::FineTunedModel>| {
         models.into_iter().map(|model| model.name).collect::<Vec<_>>()
     };
-    assert_eq!(names(store.usable_models(RIVAL).await.unwrap()), std::slice::from_ref(&checkpoint));
-    assert_eq!(names(store.usable_models(ORG).await.unwrap()).len(), 2);
+    assert_eq!(names(store.usable_models(RIVAL, &[], None, 100).await.unwrap().0), std::slice::from_ref(&checkpoint));
+    assert_eq!(names(store.usable_models(ORG, &[], None, 100).await.unwrap().0).len(), 2);
     // A permission covers only the use of this checkpoint: not the final model, and no ownership.
     assert!(is_unknown(&registry.lease(RIVAL, done.fine_tuned_model.as_ref().unwrap()).await));
     assert!(is_unknown(&registry.lease("third", &checkpoint).await));
@@ -315,7 +315,7 @@ async fn another_organisation_uses_a_checkpoint_as_long_as_it_has_permission() {
 
     store.revoke(ORG, &checkpoint, &permission.id).await.unwrap();
     assert!(is_unknown(&registry.lease(RIVAL, &checkpoint).await));
-    assert!(store.usable_models(RIVAL).await.unwrap().is_empty());
+    assert!(store.usable_models(RIVAL, &[], None, 100).await.unwrap().0.is_empty());
     assert!(matches!(store.revoke(ORG, &checkpoint, &permission.id).await, Err(store::Error::NotFound { .. })));
     assert!(registry.lease(ORG, &checkpoint).await.is_ok());
 

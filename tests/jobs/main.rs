@@ -18,6 +18,7 @@ mod pairs;
 mod preferences;
 mod queue;
 mod recomputation;
+mod retention;
 mod right_answers;
 mod runs;
 mod settings;

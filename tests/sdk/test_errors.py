@@ -274,23 +274,11 @@ def another_rank(client, tickets, learned):
     return client.fine_tuning.jobs.create(model=learned, training_file=upload(client, tickets[:12]), method=method)
 
 
-def deleted_model(client, tickets, learned):
-    """The worker is busy with another job while the model of the next one is deleted."""
-    first = create_job(client, upload(client, tickets[:60]), {**QUICK, "n_epochs": 50})
-    wait_for(lambda: client.fine_tuning.jobs.retrieve(first.id).status == "running", "the start of the first job")
-    job = client.fine_tuning.jobs.create(model=learned, training_file=upload(client, tickets[:12]))
-    client.models.delete(learned)
-    client.fine_tuning.jobs.cancel(first.id)
-    return job
-
-
 JOBS = {
     "invalid_n_examples": (few_examples, "training_file"),
     "invalid_training_file": (broken_line, "training_file"),
     "non_finite_loss": (blown_up, "learning_rate_multiplier"),
     "invalid_request": (another_rank, "rank"),
-    # The last one: it deletes the model that the others go on with.
-    "model_not_found": (deleted_model, "model"),
 }
 
 JOBS_HERE = {
@@ -300,8 +288,9 @@ JOBS_HERE = {
 }
 
 JOBS_IN_RUST = {
-    # A file that a job needs cannot be deleted over HTTP.
+    # A file and a model that a job needs cannot be deleted over HTTP.
     "file_not_found": ("tests/jobs/runs.rs", "a_fault_of_the_request_fails_the_job_with_a_message_that_helps"),
+    "model_not_found": ("tests/jobs/runs.rs", "a_fault_of_the_request_fails_the_job_with_a_message_that_helps"),
     # The older resource tells it in an event alone.
     "invalid_classes": ("tests/jobs/classification.rs", "other_classes_than_were_asked_for_fail_the_job_before_it_trains"),
     "server_error": ("tests/jobs/queue/life.rs", "another_fault_is_tried_again_three_times_in_all"),

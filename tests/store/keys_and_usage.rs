@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::postgres::TestDatabase;
-use attune::jobs::queue::{Outcome, Queue, TrainedModel};
+use attune::jobs::queue::{Admission, Outcome, Queue, TrainedModel};
 use attune::jobs::{JobApi, JobFault, JobSpec};
 use attune::store::Error;
 use attune::store::Store;
@@ -81,9 +81,9 @@ async fn a_revoked_or_expired_key_is_found_no_more_and_stays_in_the_list() {
     for (text, found) in [(revoked_text, false), (expired_text, false), (live_text, true)] {
         assert_eq!(store.live_key(&hash(&text)).await.unwrap().is_some(), found);
     }
-    let ids: Vec<String> = store.keys(Some("acme")).await.unwrap().into_iter().map(|key| key.id).collect();
+    let ids: Vec<String> = store.keys(Some("acme"), None).await.unwrap().0.into_iter().map(|key| key.id).collect();
     assert_eq!(ids, [revoked.id, expired.id, live.id]);
-    assert_eq!(store.keys(None).await.unwrap().len(), 4);
+    assert_eq!(store.keys(None, None).await.unwrap().0.len(), 4);
 }
 
 #[tokio::test]
@@ -245,7 +245,7 @@ async fn what_cannot_be_written_is_kept_and_written_once() {
         recorder.flush().await.unwrap();
         assert_eq!(requests(store, today()).await, [(vec![], 2)]);
     }
-    assert!(store.keys(None).await.unwrap()[0].last_used_on.is_some());
+    assert!(store.keys(None, None).await.unwrap().0[0].last_used_on.is_some());
 }
 
 #[tokio::test]
@@ -276,7 +276,8 @@ async fn a_jobs_tokens_are_charged_once_to_the_key_that_made_it_and_only_if_it_s
     };
     let fault = JobFault { code: "x".into(), message: "x".into(), param: None };
     for outcome in [Outcome::Failed(fault), success("ft:one"), success("ft:two")] {
-        queue.enqueue_for("acme", Some("key_1"), JobApi::FineTunes, spec.clone()).await.unwrap();
+        let admission = Admission { key: Some("key_1"), ..Admission::default() };
+        queue.admit("acme", JobApi::FineTunes, spec.clone(), admission).await.unwrap();
         let job = queue.claim("w", Duration::from_mins(1)).await.unwrap().unwrap();
         queue.finish(&job, outcome.clone()).await.unwrap().unwrap();
         assert!(queue.finish(&job, outcome).await.unwrap().is_none());

@@ -8,6 +8,7 @@ mod postgres;
 mod blobs;
 mod files;
 mod keys_and_usage;
+mod lists;
 mod models;
 mod pool;
 mod support;

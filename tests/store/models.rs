@@ -18,9 +18,10 @@ async fn models_are_listed_oldest_first_and_belong_to_their_organisation() {
         publish(&database, &queue, ORG, name, "aa").await;
     }
     let store = &database.store;
-    let names: Vec<String> = store.usable_models(ORG).await.unwrap().into_iter().map(|model| model.name).collect();
+    let names: Vec<String> =
+        store.usable_models(ORG, &[], None, 100).await.unwrap().0.into_iter().map(|model| model.name).collect();
     assert_eq!(names, ["ft:b", "ft:a"]);
-    assert!(store.usable_models("rival").await.unwrap().is_empty());
+    assert!(store.usable_models("rival", &[], None, 100).await.unwrap().0.is_empty());
     for error in [
         store.fine_tuned_model("rival", "ft:a").await.unwrap_err(),
         store.delete_fine_tuned_model("rival", "ft:a").await.unwrap_err(),

@@ -13,14 +13,14 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use self::request::CreateFineTune;
-use self::response::{Files, FineTune, FineTuneEvent, read_events, with_events};
+use self::response::{Files, FineTune, FineTuneEvent, MAX_EVENTS, read_events, with_events};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::fine_tuning::fields::JobBody;
-use crate::api::fine_tuning::job_rules::admitted;
+use crate::api::fine_tuning::job_rules::enqueue;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Path;
-use crate::api::http::list::{Cursor, List, PageOf};
+use crate::api::http::list::{BoundedPageOf, Cursor, PageOf};
 use crate::api::http::query::Query;
 use crate::api::http::sse;
 use crate::api::models::model_resource::{self, DeletedModel};
@@ -31,12 +31,16 @@ use crate::jobs::{JobApi, MetadataFilter};
 /// Largest number of jobs in a list, and the default: the resource's first form has no pages.
 const MAX_JOBS: i64 = 1000;
 
-/// How to send events.
+/// Which events to send, and how.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct EventQuery {
     /// As a stream that ends with the fine-tune.
     pub stream: Option<bool>,
+    /// Id of the last event of the page before; not with a stream.
+    pub after: Option<String>,
+    /// Events at the most, 10,000 by default; not with a stream.
+    pub limit: Option<i64>,
 }
 
 /// Create a fine-tune
@@ -50,8 +54,7 @@ pub(crate) async fn create(
     caller: Caller,
     JobBody(request): JobBody<CreateFineTune>,
 ) -> Result<Json<FineTune>, Problem> {
-    let spec = admitted(&state, &caller, request.spec(&state)?).await?;
-    let job = state.queue.enqueue_for(&caller.organization, Some(&caller.key), JobApi::FineTunes, spec).await?;
+    let job = enqueue(&state, &caller, JobApi::FineTunes, request.spec(&state)?).await?;
     Ok(Json(with_events(&state, job).await?))
 }
 
@@ -113,7 +116,7 @@ pub(crate) async fn cancel(
     get, path = "/fine_tunes/{fine_tune_id}/events", operation_id = "listFineTuneEvents", tag = "Fine-tunes",
     params(("fine_tune_id" = String, Path), EventQuery),
     responses(
-        (status = 200, content((List<FineTuneEvent> = "application/json"), (FineTuneEvent = "text/event-stream"))),
+        (status = 200, content((BoundedPageOf<FineTuneEvent> = "application/json"), (FineTuneEvent = "text/event-stream"))),
         (status = "4XX", body = ErrorBody),
     ),
 )]
@@ -127,7 +130,14 @@ pub(crate) async fn events(
     if query.stream == Some(true) {
         return Ok(sse::respond(event_stream::follow(state, job)));
     }
-    Ok(Json(List::new(read_events(&state, &job).await?)).into_response())
+    let page = Cursor { after: query.after, limit: query.limit }.page(MAX_EVENTS, MAX_EVENTS);
+    let (events, has_more) = read_events(&state, &job, page.after.as_deref().map_or(0, event_seq), page.limit).await?;
+    Ok(Json(BoundedPageOf::new(events, has_more, |event| event.id.clone())).into_response())
+}
+
+/// Returns the number in an event's id. Any other text gives a number behind all events, after which nothing follows.
+fn event_seq(id: &str) -> i64 {
+    id.strip_prefix("ftevent-").and_then(|seq| seq.parse().ok()).unwrap_or(i64::MAX)
 }
 
 /// Delete a fine-tune's model

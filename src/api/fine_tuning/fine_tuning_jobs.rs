@@ -19,7 +19,7 @@ use self::response::{Checkpoint, FineTuningEvent, FineTuningJob};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::fine_tuning::fields::{JobBody, parse};
-use crate::api::fine_tuning::job_rules::admitted;
+use crate::api::fine_tuning::job_rules::enqueue;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Path;
 use crate::api::http::list::{BoundedPageOf, Cursor, PageOf};
@@ -43,8 +43,7 @@ pub(crate) async fn create(
     caller: Caller,
     JobBody(request): JobBody<CreateJob>,
 ) -> Result<Json<FineTuningJob>, Problem> {
-    let spec = admitted(&state, &caller, request.spec()?).await?;
-    let job = state.queue.enqueue_for(&caller.organization, Some(&caller.key), JobApi::FineTuningJobs, spec).await?;
+    let job = enqueue(&state, &caller, JobApi::FineTuningJobs, request.spec()?).await?;
     Ok(Json(job.into()))
 }
 

@@ -12,7 +12,8 @@ use crate::api::http::error::{Problem, Result};
 use crate::api::http::faults::is_number;
 use crate::api::http::values::{self, Number};
 use crate::api::operations::checks::within;
-use crate::jobs::JobSpec;
+use crate::jobs::queue::Admission;
+use crate::jobs::{Job, JobApi, JobSpec};
 use crate::store;
 use crate::train::settings::max_sequence_tokens;
 
@@ -66,6 +67,19 @@ impl<T> From<Option<T>> for AutoOr<T> {
     fn from(number: Option<T>) -> Self {
         number.map_or(Self::Word(Auto::Auto), Self::Number)
     }
+}
+
+/// Adds the job that the caller asks for to the queue. What was checked is looked at again by the statement that adds
+/// it, since a file or a model may be deleted in between.
+pub(crate) async fn enqueue(state: &ApiState, caller: &Caller, api: JobApi, spec: JobSpec) -> Result<Job, Problem> {
+    let spec = admitted(state, caller, spec).await?;
+    let admission = Admission {
+        key: Some(&caller.key),
+        files: true,
+        fine_tuned: state.catalog.get(&spec.model).is_err(),
+        max_unfinished: Some(state.config.training.max_unfinished_jobs()),
+    };
+    Ok(state.queue.admit(&caller.organization, api, spec, admission).await?)
 }
 
 /// Returns the job as it may be queued: an alias of the model is resolved, and files and model are checked to be the

@@ -18,7 +18,9 @@ use crate::api::generation::completions;
 use crate::api::generation::embeddings;
 use crate::api::http::error::{ErrorBody, Problem};
 use crate::api::http::extract::{self, Path};
-use crate::api::http::list::List;
+use crate::api::http::list::{BoundedPageOf, Cursor};
+use crate::api::http::query::Query;
+use crate::api::models::model_list;
 use crate::api::models::model_resource::{self, Model, blame_model};
 
 /// A model under its first name.
@@ -42,12 +44,15 @@ impl From<Model> for Engine {
 
 /// List engines
 #[utoipa::path(
-    get, path = "/engines", operation_id = "listEngines", tag = "Engines",
-    responses((status = 200, body = List<Engine>), (status = "4XX", body = ErrorBody)),
+    get, path = "/engines", operation_id = "listEngines", tag = "Engines", params(Cursor),
+    responses((status = 200, body = BoundedPageOf<Engine>), (status = "4XX", body = ErrorBody)),
 )]
-pub(crate) async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Engine>>, Problem> {
-    let models = model_resource::all(&state, &caller).await?;
-    Ok(Json(List::new(models.into_iter().map(Engine::from).collect())))
+pub(crate) async fn list(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Query(cursor): Query<Cursor>,
+) -> Result<Json<BoundedPageOf<Engine>>, Problem> {
+    Ok(Json(model_list::page(&state, &caller, cursor).await?.map(Engine::from)))
 }
 
 /// Read an engine

@@ -5,15 +5,6 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::store::files::Page;
 
-/// A whole list.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct List<T> {
-    /// Always `list`.
-    pub object: &'static str,
-    /// The items.
-    pub data: Vec<T>,
-}
-
 /// A page of a list.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct PageOf<T> {
@@ -40,13 +31,6 @@ pub(crate) struct BoundedPageOf<T> {
     pub has_more: bool,
 }
 
-impl<T> List<T> {
-    /// Wraps all of `data`.
-    pub(crate) fn new(data: Vec<T>) -> Self {
-        Self { object: "list", data }
-    }
-}
-
 impl<T> PageOf<T> {
     /// Wraps one page.
     pub(crate) fn new(data: Vec<T>, has_more: bool) -> Self {
@@ -59,6 +43,12 @@ impl<T> BoundedPageOf<T> {
     pub(crate) fn new(data: Vec<T>, has_more: bool, id: impl Fn(&T) -> String) -> Self {
         let (first_id, last_id) = (data.first().map(&id), data.last().map(&id));
         Self { object: "list", data, first_id, last_id, has_more }
+    }
+
+    /// Turns each item into another one with the same id.
+    pub(crate) fn map<U>(self, turn: impl Fn(T) -> U) -> BoundedPageOf<U> {
+        let Self { object, data, first_id, last_id, has_more } = self;
+        BoundedPageOf { object, data: data.into_iter().map(turn).collect(), first_id, last_id, has_more }
     }
 }
 

@@ -88,7 +88,8 @@ pub(crate) async fn unload(
         let message = format!("A fine-tune job made the model '{name}': delete it with DELETE /v1/models instead.");
         return Err(Problem::invalid_code("lora_name", "invalid_value", message));
     }
-    state.store.delete_fine_tuned_model(&caller.organization, &name).await?;
+    let deleted = state.store.delete_fine_tuned_model(&caller.organization, &name).await;
+    deleted.map_err(|error| Problem::from(error).param("lora_name"))?;
     state.registry.forget(&caller.organization, &name);
     Ok(format!("Success: LoRA adapter '{name}' removed successfully."))
 }

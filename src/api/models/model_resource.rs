@@ -1,6 +1,4 @@
-//! `/models`: lists and reads models, downloads the adapter of a fine-tuned model, and deletes it.
-
-use std::collections::HashMap;
+//! `/models/{model}`: reads models, downloads the adapter of a fine-tuned model, and deletes it.
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -16,7 +14,6 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Path;
-use crate::api::http::list::List;
 use crate::model::BaseModel;
 use crate::model::generation::GenerationDefaults;
 use crate::store::models::FineTunedModel;
@@ -76,30 +73,6 @@ pub(crate) struct DeletedModel {
     pub object: &'static str,
     /// Always true.
     pub deleted: bool,
-}
-
-/// List models
-#[utoipa::path(
-    get, path = "/models", operation_id = "listModels", tag = "Models",
-    responses((status = 200, body = List<Model>), (status = "4XX", body = ErrorBody)),
-)]
-pub(crate) async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<List<Model>>, Problem> {
-    Ok(Json(List::new(all(&state, &caller).await?)))
-}
-
-/// Returns every model that the caller may use: base models, fine-tuned ones, then aliases of both.
-pub(crate) async fn all(state: &ApiState, caller: &Caller) -> Result<Vec<Model>> {
-    let fine_tuned = state.store.usable_models(&caller.organization).await?;
-    let base = state.catalog.entries().iter().map(|entry| Model::from(&*entry.model));
-    // A name that has become an alias hides the fine-tuned model that had it before.
-    let fine_tuned =
-        fine_tuned.into_iter().map(|row| Model::of(row, state)).filter(|model| !state.catalog.is_alias(&model.id));
-    let models: Vec<Model> = base.chain(fine_tuned).collect();
-    // An alias of a fine-tuned model exists for the model's owner alone.
-    let known: HashMap<&str, &Model> = models.iter().map(|model| (model.id.as_str(), model)).collect();
-    let aliases: Vec<Model> =
-        state.catalog.aliases().filter_map(|(alias, name)| Some(known.get(name)?.called(alias))).collect();
-    Ok(models.into_iter().chain(aliases).collect())
 }
 
 /// Reads a model or downloads its adapter: model names may contain slashes, so one route takes everything after
@@ -229,7 +202,7 @@ pub(crate) fn blame_model(problem: Problem) -> Problem {
 
 impl Model {
     /// Returns the entry of an alias of this model.
-    fn called(&self, alias: &str) -> Self {
+    pub(super) fn called(&self, alias: &str) -> Self {
         Self {
             id: alias.into(),
             object: self.object,
@@ -242,7 +215,7 @@ impl Model {
     }
 
     /// Returns the entry of a fine-tuned model, whose defaults are those of its base.
-    fn of(model: FineTunedModel, state: &ApiState) -> Self {
+    pub(super) fn of(model: FineTunedModel, state: &ApiState) -> Self {
         Self {
             id: model.name,
             object: "model",

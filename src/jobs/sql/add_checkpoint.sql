@@ -1,6 +1,7 @@
--- Add checkpoint: makes a stored adapter a model of the job's organisation and drops all but the newest $9 of the job, the
--- one with the lowest full validation loss and the one with the most right answers (of equals the lower loss).
--- A job that is still this attempt's has one row at least, without a name if nothing was dropped.
+-- Add checkpoint: makes a stored adapter a model of the job's organisation and drops all but the newest $9 of the
+-- job, the one with the lowest full validation loss, the one with the most right answers (of equals the lower loss)
+-- and those that another unfinished job continues. A job that is still this attempt's has one row at least, without a
+-- name if nothing was dropped.
 with held as materialized (
     select id, organization from jobs where key = $1 and attempt = $2 and status = 'running' for no key update
 ), added as (
@@ -20,10 +21,16 @@ with held as materialized (
     (select distinct step from made order by step desc limit $9)
     union (select step from measured where loss is not null order by loss, step limit 1)
     union (select step from measured where right_answers > 0 order by right_answers desc, loss, step limit 1)
-), dropped as (
-    delete from fine_tuned_models old using held
+), surplus as materialized (
+    -- One that a job is just being added for stays until the next checkpoint.
+    select old.organization, old.name from fine_tuned_models old, held
      where old.organization = held.organization and old.job = held.id and old.step is not null
        and old.step not in (select step from stay)
+       for update of old skip locked
+), dropped as (
+    delete from fine_tuned_models old using surplus
+     where old.organization = surplus.organization and old.name = surplus.name
+       and job_from_model(surplus.organization, surplus.name) is null
     returning old.name, old.adapter
 )
 select name, adapter from held left join dropped on true

@@ -7,6 +7,7 @@ select key, id, api, organization, status, spec, resolved, stop_request, checkpo
  where organization = $1 and api = $2
    and ($5::jsonb is null or spec->'metadata' @> $5)
    and (not $6 or coalesce(spec->'metadata', 'null') in ('null', '{}'))
-   and ($3::text is null or (created_at, id) < (
-       select created_at, id from jobs where organization = $1 and api = $2 and id = $3))
+   and (created_at, id) < (
+       select created_at, id from jobs where organization = $1 and api = $2 and id = $3
+       union all select 'infinity', '' where $3::text is null)
  order by jobs.created_at desc, id desc limit $4

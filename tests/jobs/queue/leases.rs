@@ -60,7 +60,10 @@ async fn a_stale_attempt_cannot_write() {
         }
         let after = (queue.again(&stale).await, queue.messages(&stale).await);
         assert_eq!(format!("{before:?}"), format!("{after:?}"));
-        assert!(queue.database.store.usable_models(ORG).await.unwrap().is_empty(), "nothing may be published");
+        assert!(
+            queue.database.store.usable_models(ORG, &[], None, 100).await.unwrap().0.is_empty(),
+            "nothing may be published"
+        );
     }
 }
 

@@ -16,7 +16,7 @@ use crate::store;
 use crate::train::hyperparameters::Classification;
 
 /// Largest number of events in one body.
-const MAX_EVENTS: i64 = 10_000;
+pub(super) const MAX_EVENTS: i64 = 10_000;
 
 /// A fine-tune.
 #[derive(Debug, Serialize, ToSchema)]
@@ -45,9 +45,12 @@ pub(crate) struct FineTune {
     pub validation_files: Vec<FileObject>,
     /// What training wrote.
     pub result_files: Vec<FileObject>,
-    /// What happened, oldest first; not in lists.
+    /// What happened, oldest first, 10,000 events at the most; not in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub events: Option<Vec<FineTuneEvent>>,
+    /// Extension: true where there are more events than these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub has_more_events: Option<bool>,
 }
 
 /// The settings of a fine-tune.
@@ -78,6 +81,8 @@ pub(crate) struct FineTuneSettings {
 /// Something that happened to a fine-tune.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct FineTuneEvent {
+    /// Extension: `ftevent-…`, for pages.
+    pub id: String,
     /// Always `fine-tune-event`.
     pub object: &'static str,
     /// Unix seconds.
@@ -135,6 +140,7 @@ impl Files {
             validation_files,
             result_files,
             events: None,
+            has_more_events: None,
         })
     }
 }
@@ -159,16 +165,26 @@ impl FineTuneSettings {
 
 /// Makes the body for a job, with its events.
 pub(crate) async fn with_events(state: &ApiState, job: Job) -> Result<FineTune> {
-    let events = read_events(state, &job).await?;
+    let (events, has_more) = read_events(state, &job, 0, MAX_EVENTS).await?;
     let mut fine_tune = Files::default().describe(state, job).await?;
     fine_tune.events = Some(events);
+    fine_tune.has_more_events = has_more.then_some(true);
     Ok(fine_tune)
 }
 
-/// Reads the events of a job, oldest first.
-pub(crate) async fn read_events(state: &ApiState, job: &Job) -> Result<Vec<FineTuneEvent>> {
-    let events = state.queue.events_after(job, 0, MAX_EVENTS).await?;
-    Ok(events.into_iter().map(|event| FineTuneEvent::new(job, event)).collect())
+/// Reads up to `limit` events of a job after the one numbered `seq`, oldest first, and tells whether there are more.
+pub(crate) async fn read_events(
+    state: &ApiState,
+    job: &Job,
+    seq: i64,
+    limit: i64,
+) -> Result<(Vec<FineTuneEvent>, bool)> {
+    let events = state.queue.events_after(job, seq, limit).await?;
+    let more = match events.last() {
+        Some(last) if events.len() as i64 == limit => !state.queue.events_after(job, last.seq, 1).await?.is_empty(),
+        _ => false,
+    };
+    Ok((events.into_iter().map(|event| FineTuneEvent::new(job, event)).collect(), more))
 }
 
 const fn status_name(status: JobStatus) -> &'static str {
@@ -186,6 +202,7 @@ impl FineTuneEvent {
     /// Returns the body for an event of `job`.
     pub(crate) fn new(job: &Job, event: JobEvent) -> Self {
         let message = event_text(job, &event);
-        Self { object: "fine-tune-event", created_at: event.created_at, level: event.level, message }
+        let id = format!("ftevent-{}", event.seq);
+        Self { id, object: "fine-tune-event", created_at: event.created_at, level: event.level, message }
     }
 }

@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 
-use super::{Problem, SERVER_ERROR};
+use super::{Problem, RateLimit, SERVER_ERROR};
 use crate::datasets::Purpose;
 use crate::off_thread::Lost;
 use crate::{adapters, engine, jobs, model, store};
@@ -95,6 +95,7 @@ impl From<store::Error> for Problem {
             Store::NotFound { .. } => Self::not_found(message),
             Store::ModelNotFound(name) => Self::model_not_found(&name),
             Store::FileInUse { .. } => Self::invalid("file_id", message),
+            Store::ModelInUse { .. } => Self::invalid("model", message),
             Store::NameOfJob(_) => Self::invalid_code("lora_name", "invalid_value", message),
             Store::NameTaken(name) => {
                 let message = format!(
@@ -154,6 +155,10 @@ impl From<jobs::Error> for Problem {
             Jobs::NotFound { .. } => Self::not_found(message).code("fine_tune_not_found").param("fine_tune_id"),
             // Not 409: clients retry that on their own, and a job that has ended stays so.
             Jobs::Conflict { .. } => Self::bad_request(message),
+            // Without a time to wait, so that clients do not try again on their own: a job may take hours to end.
+            Jobs::TooManyJobs { .. } => Self::rate_limited(RateLimit::Requests, message, None),
+            Jobs::FileGone { param, .. } => Self::invalid_code(param, "invalid_training_file", message),
+            Jobs::ModelGone(name) => Self::model_not_found(&name).param("model"),
             Jobs::ClassesOfPairs => Self::invalid("compute_classification_metrics", message),
             Jobs::Overloaded { retry_after, .. } => Self::overloaded(message, retry_after),
             Jobs::Unavailable(_) => Self::unavailable(message),
