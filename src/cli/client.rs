@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::config::Secret;
 use crate::{Error, Result};
 use clap::Args;
 use reqwest::{Method, RequestBuilder, Url};
@@ -17,7 +18,7 @@ const WORK: Duration = Duration::from_mins(12);
 pub(super) struct AccountArgs {
     /// Send this API key; better set in the environment, where other users of the machine cannot see it.
     #[arg(long, env = "ATTUNE_API_KEY", hide_env_values = true, value_name = "KEY")]
-    api_key: Option<String>,
+    api_key: Option<Secret>,
 }
 
 /// A server to ask, with the key to ask it with.
@@ -25,7 +26,7 @@ pub(super) struct AccountArgs {
 pub(super) struct Server {
     http: reqwest::Client,
     url: Url,
-    key: Option<String>,
+    key: Option<Secret>,
 }
 
 /// Why there is no answer.
@@ -65,7 +66,7 @@ impl Server {
             http = http.no_proxy();
         }
         let http = http.build().map_err(|error| Error::Setup(format!("set up HTTP: {error}")))?;
-        Ok(Self { http, url: parsed, key: account.api_key.clone().filter(|key| !key.is_empty()) })
+        Ok(Self { http, url: parsed, key: account.api_key.clone().filter(|key| !key.as_str().is_empty()) })
     }
 
     /// Builds a request to `/v1/{path}`; the parts of the path are escaped.
@@ -79,7 +80,7 @@ impl Server {
         }
         let request = self.http.request(method, url);
         match &self.key {
-            Some(key) => request.bearer_auth(key),
+            Some(key) => request.bearer_auth(key.as_str()),
             None => request,
         }
     }

@@ -65,14 +65,15 @@ impl Store {
             .ok_or_else(|| Error::ModelNotFound(name.into()))
     }
 
-    /// Lists all models that the organisation may use, oldest first: its own, their checkpoints among them, and those
-    /// of others that it has permission for.
+    /// Lists the models of the organisation, oldest first: its own, their checkpoints among them, and those of others
+    /// that it has permission for and has asked for by name.
     pub async fn usable_models(&self, organization: &str) -> Result<Vec<FineTunedModel>> {
         let models = sqlx::query_as(model_query!(
             "select",
             "from fine_tuned_models m
               where organization = $1 or (organization, name) in (
-                  select p.organization, p.model from model_permissions p where p.project_id = $1)
+                  select p.organization, p.model from model_permissions p
+                   where p.project_id = $1 and p.accepted_at is not null)
               order by m.created_at, name limit $2"
         ));
         Ok(models.bind(organization).bind(MAX_PAGE).fetch_all(&self.pool).await?)
