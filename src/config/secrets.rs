@@ -60,8 +60,14 @@ pub(super) fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Sec
             formatter.write_str("a list of texts, or one text")
         }
 
-        fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-            Ok(text.split(',').map(|key| key.trim().into()).collect())
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            let keys: Vec<&str> = text.split(',').map(str::trim).collect();
+            // These are of a list that lost a bracket or kept the quotes of a shell: nobody would ever send such keys.
+            let is_odd = |c: char| c.is_whitespace() || matches!(c, '[' | ']' | '{' | '}' | '"' | '\'' | '`');
+            if keys.iter().any(|key| key.contains(is_odd)) {
+                return Err(E::custom("neither a list nor keys"));
+            }
+            Ok(keys.into_iter().map(Secret::from).collect())
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {

@@ -26,6 +26,8 @@ const LIFETIME: Duration = Duration::from_secs(5);
 const MAX_ENTRIES: u64 = 10_000;
 /// Lookups at a time: made-up keys must leave most of the pool's connections to the requests that are let in.
 const LOOKUPS: usize = 4;
+/// The longest that a lookup may take: longer than the wait for a connection of the pool.
+const PATIENCE: Duration = Duration::from_secs(6);
 /// Pause before a database that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -171,7 +173,11 @@ impl Inner {
     /// Asks the database for a key.
     async fn look_up(&self, (generation, hash): (Generation, KeyHash)) -> Result<Arc<ApiKey>, Miss> {
         let _turn = self.lookups.acquire().await;
-        let Some(key) = self.store.live_key(&hash).await.map_err(Miss::Failed)? else {
+        // Whoever waited for the turn need not wait for the database as well.
+        if self.memory.is_away() {
+            return Err(Miss::Failed(away()));
+        }
+        let Some(key) = in_time(self.store.live_key(&hash)).await.map_err(Miss::Failed)? else {
             self.memory.forget(&hash).await;
             return Err(Miss::Unknown);
         };
@@ -182,7 +188,7 @@ impl Inner {
 
     /// Asks the database whether a key was ever made.
     async fn has_keys(&self, generation: Generation) -> Result<bool> {
-        let any = self.store.has_keys().await?;
+        let any = in_time(self.store.has_keys()).await?;
         if any {
             self.close();
         } else {
@@ -217,7 +223,7 @@ impl Inner {
     async fn confirm_memory(&self) {
         let (generation, hashes) = (self.generation(), self.memory.hashes());
         // What is not confirmed keeps its generation, and so does not count in an outage.
-        let Ok(live) = self.store.live_keys(&hashes).await else { return };
+        let Ok(live) = in_time(self.store.live_keys(&hashes)).await else { return };
         for hash in hashes {
             match live.get(&hash) {
                 Some(key) => self.memory.confirm(hash, generation, key).await,
@@ -245,6 +251,12 @@ impl Inner {
             }
         });
     }
+}
+
+/// Waits for the database for no longer than a connection to it may take: one that was lost in the middle of a query is
+/// silent for ever.
+async fn in_time<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| Err(away()))
 }
 
 /// Returns the key unless it has expired since it was read.

@@ -1,6 +1,10 @@
 """What goes on while the database is away, and who is let in then; a database that is not this program's."""
 
+import contextlib
+import os
+import signal
 import subprocess
+from pathlib import Path
 
 import attunelib
 import httpx
@@ -29,6 +33,7 @@ class Database:
     def __init__(self, start_server):
         self.owner = start_server("--no-worker")
         self.data_dir = self.owner.data_dir
+        self.frozen = []
         self.url = f"postgres://attune@localhost/attune?host={socket_dir(self.data_dir)}"
 
     def stop(self):
@@ -39,11 +44,29 @@ class Database:
         self.owner.start()
         assert socket_dir(self.data_dir) in self.url
 
+    def processes(self):
+        """The numbers of the database's processes, the first one of them first."""
+        first = (self.data_dir / "postgres" / "postmaster.pid").read_text().splitlines()[0]
+        return [int(first), *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
+
+    def freeze(self):
+        """Lets the database fall silent, as a lost network does: connections stay open, and nothing answers."""
+        self.frozen = self.processes()
+        for process in self.frozen:
+            os.kill(process, signal.SIGSTOP)
+
+    def thaw(self):
+        for process in self.frozen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
+        self.frozen = []
+
 
 @pytest.fixture
 def database(start_server):
     database = Database(start_server)
     yield database
+    database.thaw()
     database.owner.stop()
 
 
@@ -70,17 +93,18 @@ def is_ready(server):
     return httpx.get(server.url + "/ready", timeout=60).status_code == 200
 
 
-def take_away(database, server):
-    database.stop()
+def take_away(database, server, how="stopped"):
+    database.stop() if how == "stopped" else database.freeze()
     wait_for(lambda: not is_ready(server), "the outage")
 
 
 def bring_back(database, server):
-    database.start()
+    database.thaw() if database.frozen else database.start()
     wait_for(lambda: is_ready(server), "the end of the outage")
 
 
-def test_keys_in_use_go_on_without_the_database_and_their_usage_is_kept(binary, database, server_on):
+@pytest.mark.parametrize("how", ["stopped", "silent"])
+def test_keys_in_use_go_on_without_the_database_and_their_usage_is_kept(binary, database, server_on, how):
     acme, acme_id = create_key(binary, database.data_dir, "acme")
     revoked, revoked_id = create_key(binary, database.data_dir, "acme")
     unused, _ = create_key(binary, database.data_dir, "acme")
@@ -92,7 +116,7 @@ def test_keys_in_use_go_on_without_the_database_and_their_usage_is_kept(binary, 
     assert ask(server, acme).status_code == 200
     prompts = sum(ask(server, acme).json()["usage"]["prompt_tokens"] for _ in range(2))
 
-    take_away(database, server)
+    take_away(database, server, how)
     during = [ask(server, acme) for _ in range(5)]
     assert [answer.status_code for answer in during] == [200] * 5, during[0].text
     assert {answer.headers["openai-organization"] for answer in during} == {"acme"}
