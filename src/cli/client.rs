@@ -50,8 +50,8 @@ impl From<Failure> for Error {
 impl Server {
     /// Prepares to ask the server at `url` with the account's key; fails if `url` is not an HTTP address.
     pub(super) fn new(url: &str, account: &AccountArgs) -> Result<Self> {
-        let fault =
-            |reason: &str| Error::Setup(format!("--url {url}: {reason}, use for example http://127.0.0.1:8080"));
+        // What is there is not shown: an address may hold a password.
+        let fault = |reason: &str| Error::Setup(format!("--url: {reason}, use for example http://127.0.0.1:8080"));
         let mut parsed: Url = url.parse().map_err(|_| fault("not an address"))?;
         if !matches!(parsed.scheme(), "http" | "https") || parsed.host_str().is_none() {
             return Err(fault("not an address of HTTP"));
@@ -85,6 +85,14 @@ impl Server {
         }
     }
 
+    /// Returns the address without a password, for messages.
+    fn place(&self) -> Url {
+        let mut url = self.url.clone();
+        // An address of HTTP can be without both.
+        let _ = url.set_username("").and_then(|()| url.set_password(None));
+        url
+    }
+
     /// Sends a GET and returns the JSON answer.
     pub(super) async fn get(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
         self.answer(self.request(Method::GET, path, query).timeout(ANSWER)).await
@@ -92,17 +100,17 @@ impl Server {
 
     /// Sends `request` and returns the JSON answer.
     pub(super) async fn answer(&self, request: RequestBuilder) -> Result<Value, Failure> {
-        let away =
-            |error: reqwest::Error| Failure::Away(format!("{} does not answer: {}", self.url, innermost(&error)));
+        let place = self.place();
+        let away = |error: reqwest::Error| Failure::Away(format!("{place} does not answer: {}", innermost(&error)));
         let response = request.send().await.map_err(away)?;
         let status = response.status();
         let text = response.text().await.map_err(away)?;
         let body: Option<Value> = serde_json::from_str(&text).ok();
         if status.is_success() {
-            return body.ok_or_else(|| Failure::Refused(format!("{} answers no JSON: is it Attune?", self.url)));
+            return body.ok_or_else(|| Failure::Refused(format!("{place} answers no JSON: is it Attune?")));
         }
         let said = body.as_ref().and_then(|body| body["error"]["message"].as_str()).unwrap_or("no reason was given");
-        let message = format!("{} answers {}: {said}", self.url, status.as_u16());
+        let message = format!("{place} answers {}: {said}", status.as_u16());
         if status.is_server_error() || status.as_u16() == 429 {
             return Err(Failure::Away(message));
         }

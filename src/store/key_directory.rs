@@ -104,7 +104,7 @@ impl KeyDirectory {
         if inner.unknown.contains_key(&entry) {
             return Ok(None);
         }
-        if inner.memory.is_away() && !inner.known.contains_key(&entry) {
+        if inner.memory.is_away(entry.0) && !inner.known.contains_key(&entry) {
             return inner.remembered(entry, away()).await;
         }
         match inner.known.try_get_with(entry, inner.look_up(entry)).await {
@@ -118,7 +118,7 @@ impl KeyDirectory {
                     Ok(None)
                 }
                 Miss::Failed(error) => {
-                    Inner::note_outage(inner, error);
+                    Inner::note_outage(inner, entry.0, error);
                     inner.remembered(entry, error.clone()).await
                 }
             },
@@ -132,13 +132,13 @@ impl KeyDirectory {
             return Ok(true);
         }
         let generation = inner.generation();
-        if inner.memory.is_away() && !inner.any.contains_key(&generation) {
+        if inner.memory.is_away(generation) && !inner.any.contains_key(&generation) {
             return inner.remembered_open(generation, away());
         }
         match inner.any.try_get_with(generation, inner.has_keys(generation)).await {
             Ok(any) => Ok(any),
             Err(error) => {
-                Inner::note_outage(inner, &error);
+                Inner::note_outage(inner, generation, &error);
                 inner.remembered_open(generation, (*error).clone())
             }
         }
@@ -151,12 +151,12 @@ impl KeyDirectory {
         if self.was_closed() {
             return Ok(true);
         }
-        if inner.memory.is_away() {
+        let generation = inner.generation();
+        if inner.memory.is_away(generation) {
             return Err(away());
         }
         let _turn = inner.lookups.acquire().await;
-        let answer = inner.has_keys(inner.generation()).await;
-        answer.inspect_err(|error| Inner::note_outage(inner, error))
+        inner.has_keys(generation).await.inspect_err(|error| Inner::note_outage(inner, generation, error))
     }
 
     /// Returns the last answer of [`KeyDirectory::is_closed`].
@@ -174,7 +174,7 @@ impl Inner {
     async fn look_up(&self, (generation, hash): (Generation, KeyHash)) -> Result<Arc<ApiKey>, Miss> {
         let _turn = self.lookups.acquire().await;
         // Whoever waited for the turn need not wait for the database as well.
-        if self.memory.is_away() {
+        if self.memory.is_away(generation) {
             return Err(Miss::Failed(away()));
         }
         let Some(key) = in_time(self.store.live_key(&hash)).await.map_err(Miss::Failed)? else {
@@ -233,8 +233,8 @@ impl Inner {
     }
 
     /// Notes that the database does not answer, and asks it until it does.
-    fn note_outage(inner: &Arc<Self>, error: &Error) {
-        if !is_outage(error) || inner.memory.set_away(true) {
+    fn note_outage(inner: &Arc<Self>, generation: Generation, error: &Error) {
+        if !is_outage(error) || inner.memory.note_away(generation) {
             return;
         }
         tracing::warn!("cannot look up API keys; those that were in use go on for a while: {error}");
@@ -242,7 +242,7 @@ impl Inner {
         tokio::spawn(async move {
             while let Some(inner) = inner.upgrade() {
                 if inner.store.is_ready().await {
-                    inner.memory.set_away(false);
+                    inner.memory.note_back(generation);
                     tracing::info!("the database answers again: API keys are looked up");
                     return;
                 }

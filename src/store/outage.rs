@@ -5,7 +5,7 @@
 //! was open counts as open in the same way.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use moka::future::Cache;
@@ -25,14 +25,15 @@ pub(super) struct OutageMemory {
     /// When the database last said that there is no key, and what had been heard of changes by then.
     open: Mutex<Option<(Generation, Instant)>>,
     lifetime: Duration,
-    away: AtomicBool,
+    /// One more than the generation in which the database was found not to answer; 0: it answers.
+    away: AtomicU64,
 }
 
 impl OutageMemory {
     /// An empty memory, which keeps what it is told for `lifetime`; zero keeps nothing.
     pub(super) fn new(lifetime: Duration) -> Self {
         let keys = Cache::builder().max_capacity(MAX_KEYS).time_to_live(lifetime).build();
-        Self { keys, open: Mutex::default(), lifetime, away: AtomicBool::new(false) }
+        Self { keys, open: Mutex::default(), lifetime, away: AtomicU64::new(0) }
     }
 
     /// Notes that the database confirmed the key; `generation` is of the time before it was asked.
@@ -68,13 +69,74 @@ impl OutageMemory {
         self.open.lock().is_some_and(|(confirmed, at)| confirmed == generation && at.elapsed() < self.lifetime)
     }
 
-    /// Returns true while the database is known not to answer: there is no use in waiting for it.
-    pub(super) fn is_away(&self) -> bool {
-        self.away.load(Ordering::SeqCst)
+    /// Returns true while the database is known not to answer: there is no use in waiting for it. A notification that
+    /// came since then says that it is back.
+    pub(super) fn is_away(&self, generation: Generation) -> bool {
+        self.away.load(Ordering::SeqCst) == generation + 1
     }
 
-    /// Sets whether the database is away; returns what was set before.
-    pub(super) fn set_away(&self, away: bool) -> bool {
-        self.away.swap(away, Ordering::SeqCst)
+    /// Notes that the database did not answer; returns true if that was known.
+    pub(super) fn note_away(&self, generation: Generation) -> bool {
+        self.away.swap(generation + 1, Ordering::SeqCst) == generation + 1
+    }
+
+    /// Notes that the database answers again.
+    pub(super) fn note_back(&self, generation: Generation) {
+        let _ = self.away.compare_exchange(generation + 1, 0, Ordering::SeqCst, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> Arc<ApiKey> {
+        Arc::new(ApiKey {
+            id: "key_1".into(),
+            organization: "acme".into(),
+            name: None,
+            masked: String::new(),
+            admin: false,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            created_at: 0,
+            expires_at: None,
+            revoked_at: None,
+            last_used_on: None,
+        })
+    }
+
+    #[tokio::test]
+    async fn what_was_confirmed_counts_until_a_change_is_heard_of() {
+        let memory = OutageMemory::new(Duration::from_mins(1));
+        let hash = [1; 32];
+        assert!(memory.key(&hash, 3).await.is_none() && !memory.is_open(3), "nothing was confirmed");
+        memory.confirm(hash, 3, &key()).await;
+        memory.confirm_open(3);
+        assert!(memory.key(&hash, 3).await.is_some() && memory.is_open(3));
+        assert!(memory.key(&hash, 4).await.is_none() && !memory.is_open(4), "it may be what has changed");
+        assert!(memory.key(&[2; 32], 3).await.is_none());
+        memory.forget(&hash).await;
+        assert!(memory.key(&hash, 3).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn without_a_time_nothing_counts() {
+        let memory = OutageMemory::new(Duration::ZERO);
+        memory.confirm([1; 32], 0, &key()).await;
+        memory.confirm_open(0);
+        assert!(memory.key(&[1; 32], 0).await.is_none() && !memory.is_open(0));
+    }
+
+    #[test]
+    fn the_database_is_away_until_it_answers_or_is_heard() {
+        let memory = OutageMemory::new(Duration::from_mins(1));
+        assert!(!memory.is_away(0) && !memory.note_away(0) && memory.note_away(0));
+        assert!(memory.is_away(0) && !memory.is_away(1), "what is heard comes from the database");
+        assert!(!memory.note_away(1));
+        memory.note_back(0);
+        assert!(memory.is_away(1), "that was another outage");
+        memory.note_back(1);
+        assert!(!memory.is_away(1));
     }
 }

@@ -115,6 +115,8 @@ def test_a_key_of_the_commands_is_not_shown(binary):
         for arguments in (["jobs", "list", "--url", url, "--api-key", KEY], ["serve", f"--api-key={KEY}"]):
             refused(binary, "--log", "trace", *arguments)
         refused(binary, "--log", "trace", "jobs", "list", "--url", url, settings={"ATTUNE_API_KEY": KEY})
+        for odd in (url.replace("//", f"//me:{SECRET}@"), f"ftp://me:{SECRET}@127.0.0.1", f"me:{SECRET}"):
+            refused(binary, "jobs", "list", "--url", odd)
 
 
 @pytest.mark.parametrize(
