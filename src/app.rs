@@ -69,7 +69,7 @@ impl App {
         }
         let (store, postgres) = open_store(&config).await?;
         config.check_closed(store.has_keys().await?)?;
-        let keys = KeyDirectory::open(store.clone()).await?;
+        let keys = KeyDirectory::open(store.clone(), config.limits.keys_outage()).await?;
         let usage = UsageRecorder::new(store.clone());
         let queue = Queue::open(store.clone()).await?;
         if postgres.is_some() {
@@ -282,7 +282,7 @@ pub async fn open_store(config: &Config) -> Result<(Store, Option<PrivatePostgre
 pub async fn open_store_beside(config: &Config) -> Result<(Store, Option<PrivatePostgres>)> {
     let data_dir = &config.data_dir;
     let (url, postgres) = match &config.database_url {
-        Some(url) => (url.clone(), None),
+        Some(url) => (url.as_str().to_owned(), None),
         None => PrivatePostgres::attach_or_start(data_dir).await?,
     };
     Ok((Store::connect_with(&url, data_dir, config.database_connections).await?, postgres))

@@ -20,7 +20,7 @@ use self::estimate::EstimateOptions;
 use self::jobs::JobsCommand;
 use self::keys::KeysCommand;
 use crate::app::{App, open_store};
-use crate::config::Config;
+use crate::config::{Config, Secret};
 use crate::model::device::DeviceChoice;
 use crate::model::entry::ModelEntry;
 use crate::{Error, Result, api};
@@ -85,7 +85,7 @@ pub(crate) struct DataDirArgs {
     data_dir: Option<PathBuf>,
     /// Use this Postgres instead of a private one inside the data folder.
     #[arg(long)]
-    database_url: Option<String>,
+    database_url: Option<Secret>,
 }
 
 /// Flags for settings that the configuration file and the environment (`ATTUNE_DATA_DIR`, …) can hold too.

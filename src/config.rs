@@ -1,8 +1,7 @@
 //! The one typed configuration, from defaults, a file, the environment and flags, checked once at start.
 //!
 //! Called by `main`; everything else receives the values it needs. Nothing else in the crate reads the environment.
-//! [`limits`] has the limits on requests, `retention` how long things are kept; `secrets` reads what stands in files of
-//! its own.
+//! [`limits`] has the limits on requests, `retention` how long things are kept, `secrets` what no message may show.
 
 pub mod limits;
 mod retention;
@@ -23,11 +22,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::limits::Limits;
 pub use self::retention::Retention;
+pub use self::secrets::Secret;
 use crate::datasets::spelling::nearest;
 pub use crate::model::device::DeviceChoice;
 pub use crate::model::entry::ModelEntry;
 pub use crate::model::linear::Dtype;
-use crate::store::names::is_job_name;
+use crate::store::names::{VISIBLE, is_job_name, is_visible};
 use crate::train::{MemoryBounds, Recomputation};
 
 /// Silence of a worker that is longer than any piece of work, on a slow processor and with a large model.
@@ -60,7 +60,7 @@ pub struct Config {
     /// Folder for files, adapters, checkpoints and the private database.
     pub data_dir: PathBuf,
     /// Postgres to use; without it a private one runs inside `data_dir`.
-    pub database_url: Option<String>,
+    pub database_url: Option<Secret>,
     /// File with `database_url`, as secrets of containers are.
     pub database_url_file: Option<PathBuf>,
     /// Most connections of this process to the database.
@@ -75,7 +75,8 @@ pub struct Config {
     pub worker: bool,
     /// Keys that clients must send as `Authorization: Bearer …`, beside those of the database: admin keys of
     /// `organization`. With none at all the server is open, which only a loopback address allows.
-    pub api_keys: Vec<String>,
+    #[serde(deserialize_with = "secrets::keys")]
+    pub api_keys: Vec<Secret>,
     /// File with `api_keys`, one in a line.
     pub api_keys_file: Option<PathBuf>,
     /// Organisation of callers with one of `api_keys`, or without a key on an open server: it owns files, jobs and
@@ -220,9 +221,11 @@ impl Config {
             self.models.push(ModelEntry::new("demo", demo_model_path()?));
         }
         for (index, model) in self.models.iter().enumerate() {
-            if model.id.is_empty() || is_job_name(&model.id) {
-                let message = "must not be empty, begin with `ft:` or hold `:ft-`";
-                return Err(Error(format!("model id `{}`: {message}", model.id)));
+            if !is_visible(&model.id) {
+                return Err(Error(format!("model id {:?}: it must have {VISIBLE}", model.id)));
+            }
+            if is_job_name(&model.id) {
+                return Err(Error(format!("model id `{}`: it must not begin with `ft:` or hold `:ft-`", model.id)));
             }
             if self.models[..index].iter().any(|other| other.id == model.id) {
                 return Err(Error(format!("model id `{}` is given twice", model.id)));
@@ -232,7 +235,10 @@ impl Config {
             model.check_answers().map_err(fault)?;
         }
         self.check_aliases()?;
-        if self.api_keys.iter().any(|key| key.trim().is_empty()) {
+        if !is_visible(&self.organization) {
+            return Err(Error(format!("organization {:?}: it must have {VISIBLE}", self.organization)));
+        }
+        if self.api_keys.iter().any(|key| key.as_str().trim().is_empty()) {
             return Err(Error("api_keys: a key is empty".into()));
         }
         self.limits.check()?;
@@ -274,7 +280,7 @@ impl Config {
         if !self.listen.ip().is_loopback() && self.api_keys.is_empty() && !database_has_keys {
             return Err(Error(format!(
                 "refusing to listen on {} without an API key: make one (attune keys create --org ORG), set api_keys \
-                 (ATTUNE_API_KEYS='[\"…\"]') or listen on 127.0.0.1",
+                 (ATTUNE_API_KEYS=…) or listen on 127.0.0.1",
                 self.listen
             )));
         }
@@ -285,8 +291,8 @@ impl Config {
         let is_base = |name: &str| self.models.iter().any(|model| model.id == name);
         for (alias, name) in &self.aliases {
             let fault = |what: &str| Error(format!("aliases: `{alias}` = `{name}`: {what}"));
-            if alias.trim() != alias || alias.is_empty() || alias.chars().any(char::is_control) {
-                return Err(fault("an alias needs a name of visible characters"));
+            if !is_visible(alias) {
+                return Err(fault(&format!("an alias must have {VISIBLE}")));
             }
             if is_base(alias) {
                 return Err(fault("this is the id of a base model already"));
@@ -304,10 +310,15 @@ impl Config {
     }
 }
 
-/// Says what is wrong with the settings, in words of the configuration, with the name that was probably meant.
+/// Says what is wrong with the settings, in words of the configuration, with the name that was probably meant, and
+/// without a secret.
 fn describe(errors: figment::Error) -> String {
     let describe = |mut error: figment::Error| {
+        if let Some(text) = secrets::describe(&error) {
+            return text;
+        }
         error.kind = match error.kind {
+            Kind::Message(message) => Kind::Message(secrets::without_quotes(&message)),
             Kind::InvalidType(found, expected) => Kind::InvalidType(found, plain_type(expected)),
             Kind::InvalidValue(found, expected) => Kind::InvalidValue(found, plain_type(expected)),
             kind => kind,

@@ -94,21 +94,78 @@ async fn the_socket_is_closed_to_other_users_and_its_path_is_short() {
     assert!(!socket_dir.exists(), "nothing stays behind in /tmp");
 }
 
-#[tokio::test]
-async fn a_socket_folder_that_another_user_could_open_is_refused() {
-    let folder = open_folder();
-    let postgres = PrivatePostgres::start(folder.path()).await.unwrap();
-    let socket_dir = socket_dir(&postgres);
-    drop(postgres);
-    std::fs::create_dir(&socket_dir).unwrap();
+/// Returns the place of the socket on `folder` after a first start, which ends before this returns.
+async fn first_socket_dir(folder: &Path) -> PathBuf {
+    let postgres = PrivatePostgres::start(folder).await.unwrap();
+    execute(postgres.url(), "create table kept as select 7 as number").await;
+    socket_dir(&postgres)
+}
+
+/// Makes `path` a folder as another user of the machine would; without root's rights, one that others can enter.
+fn make_as_another_user(path: &Path) {
+    std::fs::create_dir(path).unwrap();
     if is_root() {
-        std::os::unix::fs::chown(&socket_dir, Some(12_345), Some(12_345)).unwrap();
+        std::os::unix::fs::chown(path, Some(12_345), Some(12_345)).unwrap();
     } else {
-        std::fs::set_permissions(&socket_dir, std::fs::Permissions::from_mode(0o777)).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
     }
-    let error = PrivatePostgres::start(folder.path()).await.unwrap_err().to_string();
-    let _ = std::fs::remove_dir(&socket_dir);
-    assert!(error.contains("closed to others"), "{error}");
+}
+
+#[tokio::test]
+async fn a_socket_folder_of_another_user_is_left_alone_and_the_one_instead_is_found_again() {
+    let folder = open_folder();
+    let taken = first_socket_dir(folder.path()).await;
+    make_as_another_user(&taken);
+    let postgres = PrivatePostgres::start(folder.path()).await.unwrap();
+    let instead = socket_dir(&postgres);
+    assert_ne!(instead, taken);
+    assert_eq!(std::fs::metadata(&instead).unwrap().mode() & 0o777, 0o700);
+    assert!(instead.join(".s.PGSQL.5432").exists() && !taken.join(".s.PGSQL.5432").exists());
+    assert_eq!(number(postgres.url(), "select number from kept").await, 7);
+    let (url, started) = PrivatePostgres::attach_or_start(folder.path()).await.unwrap();
+    assert!(started.is_none() && url == postgres.url(), "a command beside the server finds it: {url}");
+    drop(postgres);
+    assert!(taken.exists() && !instead.exists());
+
+    let again = PrivatePostgres::start(folder.path()).await.unwrap();
+    assert_eq!(socket_dir(&again), instead, "the choice is kept");
+    drop(again);
+    // A copy of the data folder is another cluster.
+    let copy = open_folder();
+    std::fs::copy(folder.path().join("postgres.socket"), copy.path().join("postgres.socket")).unwrap();
+    assert_ne!(first_socket_dir(copy.path()).await, instead);
+    std::fs::remove_dir(&taken).unwrap();
+}
+
+#[tokio::test]
+async fn commands_never_connect_to_a_database_in_the_socket_folder_of_another_user() {
+    let folder = open_folder();
+    let taken = first_socket_dir(folder.path()).await;
+    make_as_another_user(&taken);
+    let trap = std::os::unix::net::UnixListener::bind(taken.join(".s.PGSQL.5432")).unwrap();
+    trap.set_nonblocking(true).unwrap();
+    let (url, started) = PrivatePostgres::attach_or_start(folder.path()).await.unwrap();
+    assert!(started.is_some(), "a server of its own is started");
+    assert_eq!(number(&url, "select number from kept").await, 7);
+    assert_eq!(trap.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody may have knocked there");
+    drop(started);
+    std::fs::remove_dir_all(&taken).unwrap();
+}
+
+#[tokio::test]
+async fn a_link_is_no_socket_folder_wherever_it_leads() {
+    let folder = open_folder();
+    let taken = first_socket_dir(folder.path()).await;
+    let elsewhere = open_folder();
+    let target = elsewhere.path().join("closed");
+    std::fs::create_dir(&target).unwrap();
+    std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::symlink(&target, &taken).unwrap();
+    let postgres = PrivatePostgres::start(folder.path()).await.unwrap();
+    assert_ne!(socket_dir(&postgres), taken);
+    assert_eq!(std::fs::read_dir(&target).unwrap().count(), 0);
+    drop(postgres);
+    std::fs::remove_file(&taken).unwrap();
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::config::Secret;
 use crate::{Error, Result};
 use clap::Args;
 use reqwest::{Method, RequestBuilder, Url};
@@ -17,7 +18,7 @@ const WORK: Duration = Duration::from_mins(12);
 pub(super) struct AccountArgs {
     /// Send this API key; better set in the environment, where other users of the machine cannot see it.
     #[arg(long, env = "ATTUNE_API_KEY", hide_env_values = true, value_name = "KEY")]
-    api_key: Option<String>,
+    api_key: Option<Secret>,
 }
 
 /// A server to ask, with the key to ask it with.
@@ -25,7 +26,7 @@ pub(super) struct AccountArgs {
 pub(super) struct Server {
     http: reqwest::Client,
     url: Url,
-    key: Option<String>,
+    key: Option<Secret>,
 }
 
 /// Why there is no answer.
@@ -49,8 +50,8 @@ impl From<Failure> for Error {
 impl Server {
     /// Prepares to ask the server at `url` with the account's key; fails if `url` is not an HTTP address.
     pub(super) fn new(url: &str, account: &AccountArgs) -> Result<Self> {
-        let fault =
-            |reason: &str| Error::Setup(format!("--url {url}: {reason}, use for example http://127.0.0.1:8080"));
+        // What is there is not shown: an address may hold a password.
+        let fault = |reason: &str| Error::Setup(format!("--url: {reason}, use for example http://127.0.0.1:8080"));
         let mut parsed: Url = url.parse().map_err(|_| fault("not an address"))?;
         if !matches!(parsed.scheme(), "http" | "https") || parsed.host_str().is_none() {
             return Err(fault("not an address of HTTP"));
@@ -65,7 +66,7 @@ impl Server {
             http = http.no_proxy();
         }
         let http = http.build().map_err(|error| Error::Setup(format!("set up HTTP: {error}")))?;
-        Ok(Self { http, url: parsed, key: account.api_key.clone().filter(|key| !key.is_empty()) })
+        Ok(Self { http, url: parsed, key: account.api_key.clone().filter(|key| !key.as_str().is_empty()) })
     }
 
     /// Builds a request to `/v1/{path}`; the parts of the path are escaped.
@@ -79,9 +80,17 @@ impl Server {
         }
         let request = self.http.request(method, url);
         match &self.key {
-            Some(key) => request.bearer_auth(key),
+            Some(key) => request.bearer_auth(key.as_str()),
             None => request,
         }
+    }
+
+    /// Returns the address without a password, for messages.
+    fn place(&self) -> Url {
+        let mut url = self.url.clone();
+        // An address of HTTP can be without both.
+        let _ = url.set_username("").and_then(|()| url.set_password(None));
+        url
     }
 
     /// Sends a GET and returns the JSON answer.
@@ -91,17 +100,17 @@ impl Server {
 
     /// Sends `request` and returns the JSON answer.
     pub(super) async fn answer(&self, request: RequestBuilder) -> Result<Value, Failure> {
-        let away =
-            |error: reqwest::Error| Failure::Away(format!("{} does not answer: {}", self.url, innermost(&error)));
+        let place = self.place();
+        let away = |error: reqwest::Error| Failure::Away(format!("{place} does not answer: {}", innermost(&error)));
         let response = request.send().await.map_err(away)?;
         let status = response.status();
         let text = response.text().await.map_err(away)?;
         let body: Option<Value> = serde_json::from_str(&text).ok();
         if status.is_success() {
-            return body.ok_or_else(|| Failure::Refused(format!("{} answers no JSON: is it Attune?", self.url)));
+            return body.ok_or_else(|| Failure::Refused(format!("{place} answers no JSON: is it Attune?")));
         }
         let said = body.as_ref().and_then(|body| body["error"]["message"].as_str()).unwrap_or("no reason was given");
-        let message = format!("{} answers {}: {said}", self.url, status.as_u16());
+        let message = format!("{place} answers {}: {said}", status.as_u16());
         if status.is_server_error() || status.as_u16() == 429 {
             return Err(Failure::Away(message));
         }

@@ -1,5 +1,7 @@
 //! The limits on requests that an operator can set under `limits`, with their defaults and checks.
 
+use std::time::Duration;
+
 use attune_engine::EngineLimits;
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +10,8 @@ use crate::model::lora::MAX_RANK;
 
 /// More memory, in MiB, than any machine has: a larger setting is a mistake.
 const MAX_MIB: u64 = 1 << 30;
+/// The longest that a key may go on working without the database, in seconds: a day.
+const MAX_KEYS_OUTAGE: u64 = 86_400;
 
 /// Limits on requests; every one is bounded by default.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -51,6 +55,9 @@ pub struct Limits {
     pub tokens_per_minute: u64,
     /// Requests of one key that run at a time.
     pub concurrent_requests: usize,
+    /// Seconds since the database last confirmed a key for which the key goes on working while the database is away;
+    /// 0: none.
+    pub keys_outage_seconds: u64,
     /// Bytes of the weights of an adapter that is loaded from a folder or an archive.
     pub max_adapter_bytes: u64,
     /// Rank of such an adapter, 1 to 512.
@@ -80,6 +87,7 @@ impl Default for Limits {
             requests_per_minute: 60_000,
             tokens_per_minute: 100_000_000,
             concurrent_requests: 256,
+            keys_outage_seconds: 600,
             max_adapter_bytes: 1 << 30,
             max_adapter_rank: 256,
             adapter_device_mib: 1024,
@@ -100,6 +108,11 @@ impl Limits {
             prefix_cache: self.prefix_cache,
             kv_cache_mib: self.kv_cache_mib,
         }
+    }
+
+    /// Returns for how long a key goes on working without the database.
+    pub fn keys_outage(&self) -> Duration {
+        Duration::from_secs(self.keys_outage_seconds)
     }
 
     /// Refuses limits that let nothing through, or that are too large to be meant.
@@ -124,6 +137,9 @@ impl Limits {
                 "limits: grammar_seconds must be at least 1, grammar_mib 16 to {MAX_MIB}, grammar_cache_mib 0 to {MAX_MIB}"
             )));
         }
+        if self.keys_outage_seconds > MAX_KEYS_OUTAGE {
+            return Err(Error(format!("limits: keys_outage_seconds must be 0 to {MAX_KEYS_OUTAGE}")));
+        }
         if self.requests_per_minute == 0 || self.tokens_per_minute == 0 || self.concurrent_requests == 0 {
             return Err(Error(
                 "limits: requests_per_minute, tokens_per_minute and concurrent_requests must be at least 1".into(),
@@ -142,7 +158,7 @@ mod tests {
     #[test]
     fn a_limit_that_lets_nothing_through_or_means_too_much_is_named() {
         assert!(Limits::default().check().is_ok());
-        let refused: [(&str, Change); 15] = [
+        let refused: [(&str, Change); 16] = [
             ("max_sequences", |limits| limits.max_sequences = Some(0)),
             ("max_step_tokens", |limits| limits.max_step_tokens = Some(0)),
             ("kv_cache_mib", |limits| limits.kv_cache_mib = Some(0)),
@@ -155,6 +171,7 @@ mod tests {
             ("grammar_seconds", |limits| limits.grammar_seconds = 0),
             ("grammar_mib", |limits| limits.grammar_mib = 15),
             ("grammar_cache_mib", |limits| limits.grammar_cache_mib = MAX_MIB + 1),
+            ("keys_outage_seconds", |limits| limits.keys_outage_seconds = MAX_KEYS_OUTAGE + 1),
             ("requests_per_minute", |limits| limits.requests_per_minute = 0),
             ("tokens_per_minute", |limits| limits.tokens_per_minute = 0),
             ("concurrent_requests", |limits| limits.concurrent_requests = 0),

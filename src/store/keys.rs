@@ -4,14 +4,18 @@
 //! A key's text is shown once, when it is made. Stored are its SHA-256, which finds it again, and a masked form for
 //! people. A plain hash is enough: the text has 238 random bits, so there is nothing to guess.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use sha2::{Digest as _, Sha256};
 
 use crate::store::files::cut_page;
+use crate::store::names::{VISIBLE, is_visible};
 use crate::store::{Error, Result};
 use crate::store::{MAX_PAGE, Store, new_id, with_random_letters};
 
 /// Where the text of every key begins.
-pub const PREFIX: &str = "sk-attune-";
+const PREFIX: &str = "sk-attune-";
 /// Random letters and digits after it.
 const RANDOM: usize = 40;
 /// Characters of an organisation's name at the most: it is a part of the names of fine-tuned models.
@@ -86,6 +90,19 @@ macro_rules! key_query {
     };
 }
 
+/// A live key, with the hash that it was found by.
+#[derive(sqlx::FromRow)]
+struct Hashed {
+    hash: Vec<u8>,
+    #[sqlx(flatten)]
+    key: ApiKey,
+}
+
+/// True for the text of a key, be it known or not.
+pub fn is_key(text: &str) -> bool {
+    text.starts_with(PREFIX)
+}
+
 /// Hashes a key's text; the hash finds the key.
 pub fn hash(text: &str) -> KeyHash {
     Sha256::digest(text).into()
@@ -112,6 +129,9 @@ impl Store {
         let organization = normal_organization(&new.organization)?;
         if new.name.as_ref().is_some_and(|name| name.chars().count() > MAX_NAME) {
             return Err(Error::KeySetting(format!("the name of a key has at most {MAX_NAME} characters")));
+        }
+        if new.name.as_ref().is_some_and(|name| !is_visible(name)) {
+            return Err(Error::KeySetting(format!("the name of a key must have {VISIBLE}")));
         }
         let limit = |name: &str, limit: Option<u64>| match limit.map(i64::try_from) {
             None => Ok(None),
@@ -174,6 +194,21 @@ impl Store {
         .bind(hash.as_slice())
         .fetch_optional(&self.pool)
         .await?)
+    }
+
+    /// Finds those of the keys with these hashes that are neither revoked nor expired.
+    pub(super) async fn live_keys(&self, hashes: &[KeyHash]) -> Result<HashMap<KeyHash, Arc<ApiKey>>> {
+        let hashes: Vec<&[u8]> = hashes.iter().map(<[u8; 32]>::as_slice).collect();
+        let found: Vec<Hashed> = sqlx::query_as(key_query!(
+            "select hash,",
+            "from api_keys
+              where hash = any($1) and revoked_at is null and (expires_at is null or expires_at > now())"
+        ))
+        .bind(hashes)
+        .fetch_all(&self.pool)
+        .await?;
+        let entry = |found: Hashed| Some((found.hash.try_into().ok()?, Arc::new(found.key)));
+        Ok(found.into_iter().filter_map(entry).collect())
     }
 
     /// True if a key was ever made, live or not: a server is not opened again by revoking its last key.

@@ -2,6 +2,7 @@
 //! disk. Called by `api` and `jobs`.
 
 pub mod blobs;
+mod database_url;
 mod error;
 pub mod files;
 pub mod key_directory;
@@ -9,21 +10,22 @@ pub mod keys;
 pub mod models;
 pub mod names;
 pub(crate) mod notifications;
+mod outage;
 pub mod permissions;
 pub mod postgres;
+mod schema;
 mod sweep;
 pub mod usage;
 pub mod usage_recorder;
 
 use std::path::Path;
-use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng as _;
 use rand::distr::Alphanumeric;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, PgPool, Row as _};
+use sqlx::{PgPool, Row as _};
 
 pub use error::{Error, Result};
 pub use sweep::Swept;
@@ -55,10 +57,8 @@ impl Store {
 
     /// [`Store::connect`] with a pool of `connections`.
     pub async fn connect_with(database_url: &str, data_dir: &Path, connections: u32) -> Result<Self> {
-        let options = PgConnectOptions::from_str(database_url)
-            .map_err(|error| Error::Setup(format!("database_url: {error}")))?
-            .application_name("attune");
-        migrate(&options).await?;
+        let options = database_url::connect_options(database_url)?.application_name("attune");
+        schema::bring_up_to_date(&options).await?;
         let options = options.options([("idle_in_transaction_session_timeout", "30s"), ("statement_timeout", "60s")]);
         let blobs = blobs::Blobs::in_folder(&data_dir.join("blobs"))?;
         let scratch = data_dir.join("tmp");
@@ -82,21 +82,6 @@ impl Store {
     async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
         tokio::spawn(work).await.map_err(|error| Error::Internal(format!("storage task: {error}")))?
     }
-}
-
-/// Brings the schema up to date, on a connection of its own: a migration may take longer than a request's statement.
-async fn migrate(options: &PgConnectOptions) -> Result<()> {
-    let unreachable = |error: sqlx::Error| {
-        let place =
-            options.get_socket().map_or_else(|| options.get_host().into(), |socket| socket.display().to_string());
-        Error::Setup(format!("cannot connect to the database at {place}: {error}"))
-    };
-    let mut connection = options.connect().await.map_err(unreachable)?;
-    sqlx::migrate!()
-        .run(&mut connection)
-        .await
-        .map_err(|error| Error::Setup(format!("cannot bring the database's schema up to date: {error}")))?;
-    Ok(connection.close().await?)
 }
 
 /// Makes a pool that hands out clean connections only.

@@ -67,7 +67,8 @@ impl Store {
     }
 
     /// Lists a page of the models that the organisation may use, oldest first, and tells whether there are more: its own,
-    /// their checkpoints among them, and those of others that it has permission for. A name stands there once, for the
+    /// their checkpoints among them, and those of others that it has permission for and has asked for by name. A name
+    /// stands there once, for the
     /// model that [`Store::usable_model`] finds by it; `hidden` names are left out. The page begins after the model
     /// `after`, and is empty if there is no such model.
     pub async fn usable_models(
@@ -82,7 +83,7 @@ impl Store {
             "with shared as (
                  select m.* from model_permissions p
                    join fine_tuned_models m on m.organization = p.organization and m.name = p.model
-                  where p.project_id = $1
+                  where p.project_id = $1 and p.accepted_at is not null
              ), start as (
                  (select created_at, name from (
                       select * from fine_tuned_models where organization = $1 and name = $3

@@ -1,6 +1,71 @@
-//! The forms of model names. Asked by the configuration, the registry and the API.
+//! The forms of names. Asked by the configuration, the registry and the API.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+/// What [`is_visible`] asks of a name, for messages.
+pub const VISIBLE: &str = "visible characters with single spaces between them";
 
 /// True for names of the forms that jobs give their models: `ft:{base}:…` and `{base}:ft-…`.
 pub fn is_job_name(name: &str) -> bool {
     name.starts_with("ft:") || name.contains(":ft-")
+}
+
+/// True for a name that looks like what it is: no control character, none without width, none that changes the
+/// direction of the text, none that Unicode has not assigned, no blank but single spaces inside. Two names that are
+/// shown alike could otherwise be two.
+pub fn is_visible(name: &str) -> bool {
+    // Category C has control, format, private and unassigned characters; Z has every blank.
+    const HIDDEN: &str = r"[\p{C}[\p{Z}--\x20]\p{Default_Ignorable_Code_Point}\u{2800}]|^\x20|\x20$|\x20\x20";
+    static PATTERN: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(HIDDEN).ok());
+    !name.is_empty() && PATTERN.as_ref().is_some_and(|hidden| !hidden.is_match(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_visible;
+
+    #[test]
+    fn a_name_that_looks_like_what_it_is_passes() {
+        for name in ["sql", "team/My adapter:v2", "東京", "gpt-3.5-turbo", "naïve", "हिन्दी", "🙂"] {
+            assert!(is_visible(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_found() {
+        for name in ["", " ", " a", "a ", "a  b", "a\n", "a\tb", "a\0b", "a\u{7f}", "a\u{85}"] {
+            assert!(!is_visible(name), "{name:?}");
+        }
+        let hidden = [
+            '\u{a0}',
+            '\u{ad}',
+            '\u{34f}',
+            '\u{61c}',
+            '\u{115f}',
+            '\u{180e}',
+            '\u{200b}',
+            '\u{200d}',
+            '\u{200e}',
+            '\u{2028}',
+            '\u{2029}',
+            '\u{202e}',
+            '\u{2066}',
+            '\u{2800}',
+            '\u{3000}',
+            '\u{3164}',
+            '\u{fe0f}',
+            '\u{feff}',
+            '\u{fff9}',
+            '\u{e000}',
+            '\u{378}',
+            '\u{ffff}',
+            '\u{1d173}',
+            '\u{e0041}',
+        ];
+        for character in hidden {
+            assert!(!is_visible(&format!("a{character}b")), "{character:?}");
+        }
+    }
 }

@@ -19,6 +19,15 @@ pub struct Permission {
     pub created_at: i64,
 }
 
+/// A model that an organisation may use.
+#[derive(sqlx::FromRow)]
+struct Usable {
+    #[sqlx(flatten)]
+    model: FineTunedModel,
+    /// True if the organisation was given leave for it and has not asked for it yet.
+    is_new: bool,
+}
+
 /// A query's text around the columns of [`Permission`].
 macro_rules! permission_query {
     ($before:literal, $after:literal) => {
@@ -27,11 +36,13 @@ macro_rules! permission_query {
 }
 
 impl Store {
-    /// Finds the model that `organization` means by `name`: its own, else one that it has permission for;
-    /// [`Error::ModelNotFound`] otherwise.
+    /// Finds the model that `organization` means by `name`: its own, else one that it has permission for, which it
+    /// accepts by asking; [`Error::ModelNotFound`] otherwise.
     pub async fn usable_model(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
-        sqlx::query_as(model_query!(
-            "select",
+        let found: Option<Usable> = sqlx::query_as(model_query!(
+            "select coalesce((select p.accepted_at is null from model_permissions p
+                               where p.project_id = $1 and p.model = m.name and p.organization = m.organization),
+                             false) as is_new,",
             "from fine_tuned_models m
               where name = $2 and (organization = $1 or exists (
                   select from model_permissions p
@@ -41,8 +52,26 @@ impl Store {
         .bind(organization)
         .bind(name)
         .fetch_optional(&self.pool)
-        .await?
-        .ok_or_else(|| Error::ModelNotFound(name.into()))
+        .await?;
+        let Usable { model, is_new } = found.ok_or_else(|| Error::ModelNotFound(name.into()))?;
+        if is_new && model.organization != organization {
+            self.accept(organization, &model).await?;
+        }
+        Ok(model)
+    }
+
+    /// Notes that the organisation knows of its permission for another's model: from now on it lists the model.
+    async fn accept(&self, organization: &str, model: &FineTunedModel) -> Result<()> {
+        sqlx::query(
+            "update model_permissions set accepted_at = now()
+              where organization = $1 and model = $2 and project_id = $3 and accepted_at is null",
+        )
+        .bind(&model.organization)
+        .bind(&model.name)
+        .bind(organization)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     /// Lets organisations use the owner's model `name`; returns the permissions in the order of `project_ids`, of which

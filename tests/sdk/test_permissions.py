@@ -85,6 +85,17 @@ def test_permission_lets_another_organisation_ask_and_nothing_else(tenants, acme
     assert ask(acme, checkpoint)
 
 
+@pytest.mark.parametrize("how", ["a request", "a look at it"])
+def test_a_shared_model_is_listed_once_the_other_organisation_asked_for_it(acme, rival, checkpoint, clean, how):
+    permissions(acme).create(checkpoint, project_ids=["rival"])
+    assert checkpoint not in model_ids(rival), "nobody can put names into the lists of others"
+    if how == "a request":
+        assert ask(rival, checkpoint).choices
+    else:
+        assert rival.models.retrieve(checkpoint).id == checkpoint
+    assert checkpoint in model_ids(rival)
+
+
 def test_a_fine_tune_goes_on_only_from_models_of_its_own_organisation(acme, rival, tickets, checkpoint, clean):
     permissions(acme).create(checkpoint, project_ids=["rival"])
     with pytest.raises(openai.NotFoundError):
@@ -143,7 +154,8 @@ def test_the_checkpoint_may_be_written_in_any_way(tenants, checkpoint, clean):
 @pytest.mark.parametrize(
     "body",
     [{}, {"project_ids": []}, {"project_ids": "rival"}, {"project_ids": [""]}, {"project_ids": ["a"] * 51}]
-    + [{"project_ids": [1]}, {"project_ids": ["x" * 256]}, {"project_ids": ["a\0b"]}],
+    + [{"project_ids": [1]}, {"project_ids": ["x" * 256]}, {"project_ids": ["a\0b"]}]
+    + [{"project_ids": [name]} for name in ("a\u200bb", "\u202eb", "a\u00adb", "a\u2028b", " a", "a\u0378")],
 )
 def test_a_wrong_grant_is_refused(tenants, checkpoint, body):
     with tenants.http("acme") as http:

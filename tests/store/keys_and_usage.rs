@@ -40,6 +40,9 @@ async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     panic!("{what}: not within 30 s");
 }
 
+/// How long keys go on working without the database.
+const OUTAGE: Duration = Duration::from_mins(10);
+
 // --- Keys --------------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
@@ -104,7 +107,7 @@ async fn what_a_key_cannot_have_is_refused() {
 #[tokio::test]
 async fn the_directory_hears_of_new_and_of_revoked_keys() {
     let database = TestDatabase::new().await;
-    let directory = KeyDirectory::open(database.store.clone()).await.unwrap();
+    let directory = KeyDirectory::open(database.store.clone(), OUTAGE).await.unwrap();
     assert!(!directory.is_closed().await.unwrap());
     let (key, text) = key(&database.store).await;
     eventually("the first key closes the door", async || directory.is_closed().await.unwrap()).await;
@@ -119,7 +122,7 @@ async fn the_directory_hears_of_new_and_of_revoked_keys() {
 #[tokio::test]
 async fn the_directory_asks_the_database_once_for_many_requests() {
     let database = TestDatabase::new().await;
-    let directory = KeyDirectory::open(database.store.clone()).await.unwrap();
+    let directory = KeyDirectory::open(database.store.clone(), OUTAGE).await.unwrap();
     let (_, text) = key(&database.store).await;
     // No notification that would empty the cache is on its way any more.
     eventually("the notification of the key", async || directory.is_closed().await.unwrap()).await;
@@ -134,16 +137,44 @@ async fn the_directory_asks_the_database_once_for_many_requests() {
     database.execute(&behind_its_back).await;
     assert!(directory.find(&text).await.unwrap().is_some(), "a known key is remembered");
     assert!(directory.find(made_up).await.unwrap().is_none(), "so is what is no key");
-    let fresh = KeyDirectory::open(database.store.clone()).await.unwrap();
+    let fresh = KeyDirectory::open(database.store.clone(), OUTAGE).await.unwrap();
     assert!(fresh.find(&text).await.unwrap().is_none() && fresh.find(made_up).await.unwrap().is_some());
 }
 
 #[tokio::test]
 async fn a_key_that_expires_while_it_is_remembered_is_refused() {
     let database = TestDatabase::new().await;
-    let directory = KeyDirectory::open(database.store.clone()).await.unwrap();
+    let directory = KeyDirectory::open(database.store.clone(), OUTAGE).await.unwrap();
     let (_, text) = database.store.create_key(NewKey { expires_at: Some(now() + 2), ..new_key("acme") }).await.unwrap();
     eventually("the end of the key", async || directory.find(&text).await.unwrap().is_none()).await;
+}
+
+#[tokio::test]
+async fn the_first_key_is_known_and_closes_the_door_without_any_notification() {
+    let database = TestDatabase::new().await;
+    database.execute("alter table api_keys disable trigger user").await;
+    let directory = KeyDirectory::open(database.store.clone(), OUTAGE).await.unwrap();
+    assert!(!directory.is_closed().await.unwrap());
+    let (revoked, revoked_text) = key(&database.store).await;
+    database.store.revoke_key(&revoked.id).await.unwrap();
+    assert!(directory.find(&revoked_text).await.unwrap().is_none());
+    assert!(directory.is_closed_now().await.unwrap(), "a revoked key was made, too");
+    assert!(directory.was_closed());
+
+    let another = KeyDirectory::open(database.store.clone(), OUTAGE).await.unwrap();
+    let (made, text) = key(&database.store).await;
+    assert_eq!(another.find(&text).await.unwrap().unwrap().id, made.id);
+    assert!(another.was_closed());
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_found_is_no_reason_to_call_a_server_open_that_is_not() {
+    let database = TestDatabase::new().await;
+    database.execute("alter table api_keys disable trigger user").await;
+    let directory = KeyDirectory::open(database.store.clone(), OUTAGE).await.unwrap();
+    assert!(!directory.is_closed().await.unwrap() && !directory.is_closed_now().await.unwrap());
+    key(&database.store).await;
+    assert!(directory.is_closed_now().await.unwrap(), "what was remembered is not asked");
 }
 
 // --- Usage -------------------------------------------------------------------------------------------------------------

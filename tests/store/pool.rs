@@ -64,3 +64,24 @@ async fn a_database_that_cannot_be_reached_is_named() {
     let error = Store::connect("not a url", folder.path()).await.unwrap_err();
     assert!(error.to_string().contains("database_url"), "{error}");
 }
+
+#[tokio::test]
+async fn a_database_of_a_newer_program_is_refused_with_its_migrations_and_what_to_do() {
+    let database = TestDatabase::new().await;
+    let migrations = "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+                      values (9998, 'more columns', true, '', 0), (12345, 'other ideas', true, '', 0)";
+    database.execute(migrations).await;
+    let error = Store::connect(&database.url, database.data_dir.path()).await.unwrap_err().to_string();
+    for part in ["newer than this program", "9998 (more columns), 12345 (other ideas)", "backup"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_parameter_of_the_database_that_is_not_known_is_refused_and_not_shown() {
+    let database = TestDatabase::new().await;
+    let error =
+        Store::connect(&format!("{}&unknown=topsecret", database.url), database.data_dir.path()).await.unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("database_url") && said.contains("sslmode") && !said.contains("topsecret"), "{said}");
+}

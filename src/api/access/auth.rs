@@ -14,9 +14,9 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 use crate::api::access::limits::{self, Allowance, Limiter, Limiters};
 use crate::api::http::error::Problem;
 use crate::api::http::headers::{is_local_host, is_local_origin};
-use crate::config::Config;
+use crate::config::{Config, Secret};
 use crate::store::key_directory::KeyDirectory;
-use crate::store::keys::{ApiKey, KeyHash, hash};
+use crate::store::keys::{ApiKey, KeyHash, hash, is_key};
 use crate::store::usage_recorder::UsageRecorder;
 
 /// Id of the key in requests to a server that needs no key.
@@ -59,8 +59,8 @@ struct ConfiguredKeys {
 }
 
 impl ConfiguredKeys {
-    fn new(keys: &[String]) -> Self {
-        Self { hashes: keys.iter().map(|key| hash(key.trim())).collect() }
+    fn new(keys: &[Secret]) -> Self {
+        Self { hashes: keys.iter().map(|key| hash(key.as_str().trim())).collect() }
     }
 
     /// Returns the number of the key, counted from 1, or `None` if the configuration does not have it. Compares with
@@ -103,14 +103,29 @@ impl Gate {
         if let Some(number) = key.and_then(|key| self.configured.find(key)) {
             return Ok(self.operator(format!("config-{number}").into()));
         }
-        if self.configured.hashes.is_empty() && !self.directory.is_closed().await? {
+        // A key of the database is looked up before anything else is asked: whoever comes with the very first one must
+        // not pass for one of the callers who needed none until then.
+        let presented = key.filter(|key| is_key(key));
+        if let Some(text) = presented
+            && let Some(key) = self.directory.find(text).await?
+        {
+            return Ok(self.holder(&key));
+        }
+        if self.is_open_to(presented).await? {
             return check_local(uri, headers).map(|()| self.operator(LOCAL.into()));
         }
-        let key = key.ok_or_else(Problem::missing_key)?;
-        match self.directory.find(key).await? {
-            Some(key) => Ok(self.holder(&key)),
-            None => Err(Problem::wrong_key(key)),
+        Err(key.map_or_else(Problem::missing_key, Problem::wrong_key))
+    }
+
+    /// Returns true if no key is needed, for a caller who came with the key `unknown`, or with none of Attune's.
+    async fn is_open_to(&self, unknown: Option<&str>) -> Result<bool, Problem> {
+        if !self.configured.hashes.is_empty() {
+            return Ok(false);
         }
+        Ok(match unknown {
+            Some(_) => !self.directory.is_closed_now().await?,
+            None => !self.directory.is_closed().await?,
+        })
     }
 
     /// Returns the caller who runs the server: an admin with the configured limits.

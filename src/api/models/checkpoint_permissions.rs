@@ -1,8 +1,8 @@
 //! `/fine_tuning/checkpoints/{checkpoint}/permissions`: which other organisations of this server may use a fine-tuned
 //! model.
 //!
-//! The owner of a model or checkpoint names the organisations that may use it. They may send requests to it and see it
-//! in their list of models; only the owner may delete it, download its adapter and continue its training.
+//! The owner of a model or checkpoint names the organisations that may use it. They may send requests to it; their list
+//! of models has it once they have asked for it by its name, so that nobody puts names into the lists of others. Only the owner may delete it, download its adapter and continue its training.
 
 use axum::Json;
 use axum::extract::State;
@@ -17,6 +17,7 @@ use crate::api::http::extract::{Body, Path};
 use crate::api::http::list::{BoundedPageOf, Cursor};
 use crate::api::http::query::Query;
 use crate::store;
+use crate::store::names::{VISIBLE, is_visible};
 use crate::store::permissions::Permission;
 
 /// Default and largest number of items in a page.
@@ -85,7 +86,8 @@ pub(crate) enum Direction {
 
 /// Let other organisations use a model
 ///
-/// Those that already may keep the permission that they have.
+/// Those that already may keep the permission that they have. The model is in an organisation's list of models once
+/// that has asked for it by its name.
 #[utoipa::path(
     post, path = "/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions",
     operation_id = "createFineTuningCheckpointPermission", tag = "Fine-tuning",
@@ -213,6 +215,9 @@ impl GrantPermissions {
         if self.project_ids.iter().any(|id| !(1..=MAX_PROJECT_CHARACTERS).contains(&id.chars().count())) {
             let message = format!("Every item of 'project_ids' must have 1 to {MAX_PROJECT_CHARACTERS} characters.");
             return fault("invalid_value", message);
+        }
+        if !self.project_ids.iter().all(|id| is_visible(id)) {
+            return fault("invalid_value", format!("Every item of 'project_ids' must have {VISIBLE}."));
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use crate::api::http::extract::Body;
 use crate::api::models::adapter_list::AdapterList;
 use crate::off_thread::off_thread;
 use crate::store;
-use crate::store::names::is_job_name;
+use crate::store::names::{VISIBLE, is_job_name, is_visible};
 
 /// Characters of an adapter's name at the most.
 const MAX_NAME: usize = 256;
@@ -119,9 +119,8 @@ fn check_name(state: &ApiState, name: &str) -> Result<()> {
 
 fn check_form(name: &str) -> Result<()> {
     let fault = |message: String| Err(Problem::invalid_code("lora_name", "invalid_value", message));
-    let visible = |character: char| character == ' ' || !(character.is_control() || character.is_whitespace());
-    if !(1..=MAX_NAME).contains(&name.chars().count()) || !name.chars().all(visible) || name.trim() != name {
-        return fault(format!("'lora_name' must have 1 to {MAX_NAME} visible characters."));
+    if !(1..=MAX_NAME).contains(&name.chars().count()) || !is_visible(name) {
+        return fault(format!("'lora_name' must have 1 to {MAX_NAME} characters: {VISIBLE}."));
     }
     if is_job_name(name) {
         return fault(format!("'{name}' has the form of a fine-tune job's model: choose another name."));
@@ -237,7 +236,20 @@ mod tests {
             assert!(check_form(name).is_ok(), "{name}");
         }
         let long = "x".repeat(257);
-        for name in ["", " ", " a", "a\n", "a\tb", "a\0b", "ft:demo:a::b", "demo:ft-a", "a/adapter", &long] {
+        for name in [
+            "",
+            " ",
+            " a",
+            "a\n",
+            "a\tb",
+            "a\0b",
+            "a\u{200b}",
+            "a\u{202e}b",
+            "ft:demo:a::b",
+            "demo:ft-a",
+            "a/adapter",
+            &long,
+        ] {
             assert!(check_form(name).is_err(), "{name:?}");
         }
     }

@@ -1,14 +1,13 @@
-//! Where the cluster and its socket live, and the locks that keep a second server away.
+//! Where the cluster lives, and the locks that keep a second server away.
 
 use std::fs::{File, Permissions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::install::ServiceUser;
-use super::{beside, setup_error};
+use super::{setup_error, socket, write_whole};
 use crate::store::{Error, Result};
 
 /// Holds the state folder's path if the cluster is not inside the data folder.
@@ -45,7 +44,7 @@ impl DataLayout {
             );
         }
         let cluster = state.join("postgres");
-        let socket_dir = socket_dir(&cluster, user)?;
+        let socket_dir = socket::make(&state, &cluster, user)?;
         Ok(Self { log: state.join("postgres.log"), cluster, socket_dir, _locks: locks })
     }
 
@@ -81,13 +80,13 @@ fn lock(folder: &Path) -> Result<File> {
     }
 }
 
-/// The folder of the running cluster's socket, for who wants to talk to it beside its server. Nothing is made or
-/// locked.
+/// The folder of the running cluster's socket, for who wants to talk to it beside its server; `None` where there is none
+/// that belongs to the cluster's user. Nothing is made or locked.
 pub(super) fn socket_of_running(data_dir: &Path) -> Option<PathBuf> {
     let data_dir = data_dir.canonicalize().ok()?;
-    let state = std::fs::read_to_string(data_dir.join(LOCATION_FILE)).map(|path| PathBuf::from(path.trim()));
-    let folder = socket_name(&state.unwrap_or(data_dir).join("postgres"));
-    folder.is_dir().then_some(folder)
+    let location = std::fs::read_to_string(data_dir.join(LOCATION_FILE)).map(|path| PathBuf::from(path.trim()));
+    let state = location.unwrap_or(data_dir);
+    socket::of_running(&state, &state.join("postgres"))
 }
 
 /// Chooses the data folder if the user can reach it, else a folder that it can reach. The decision is kept: a cluster
@@ -114,11 +113,7 @@ fn state_folder(data_dir: &Path, user: &ServiceUser) -> Result<PathBuf> {
         return Ok(data_dir.to_owned());
     }
     let state = new_state_folder()?;
-    // Written whole or not at all: half a path would point elsewhere.
-    let draft = beside(&location, ".new");
-    std::fs::write(&draft, state.as_os_str().as_encoded_bytes())
-        .and_then(|()| std::fs::rename(&draft, &location))
-        .map_err(|error| setup_error("write", &location, &error))?;
+    write_whole(&location, state.as_os_str().as_encoded_bytes())?;
     Ok(state)
 }
 
@@ -163,34 +158,4 @@ fn new_state_folder() -> Result<PathBuf> {
 
 fn passable(folder: &Path) -> bool {
     folder.ancestors().all(|ancestor| std::fs::metadata(ancestor).is_ok_and(|metadata| metadata.mode() & 0o001 != 0))
-}
-
-/// A short folder (a socket's path holds 107 bytes) that only the cluster's user can enter: being inside is what
-/// authorises a connection. The name follows from the cluster, so that no start leaves another folder behind.
-fn socket_dir(cluster: &Path, user: &ServiceUser) -> Result<PathBuf> {
-    let folder = socket_name(cluster);
-    match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
-        Ok(()) => user.give(&folder).map_err(|error| setup_error("give away", &folder, &error))?,
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(setup_error("create", &folder, &error)),
-    }
-    // /tmp is open to all: a folder that another user made under this name is not ours, whatever it looks like.
-    let metadata = std::fs::symlink_metadata(&folder).map_err(|error| setup_error("open", &folder, &error))?;
-    if metadata.is_dir() && metadata.uid() == nix::unistd::Uid::effective().as_raw() && user.other {
-        // An earlier start was stopped between making it and giving it away.
-        user.give(&folder).map_err(|error| setup_error("give away", &folder, &error))?;
-    } else if !metadata.is_dir() || metadata.uid() != user.uid.as_raw() || metadata.mode() & 0o077 != 0 {
-        return Err(Error::Setup(format!(
-            "private PostgreSQL: {} is not a folder of the user `{}` that is closed to others: remove it",
-            folder.display(),
-            user.name
-        )));
-    }
-    Ok(folder)
-}
-
-fn socket_name(cluster: &Path) -> PathBuf {
-    let digest = Sha256::digest(cluster.as_os_str().as_encoded_bytes());
-    let hash = digest[..8].iter().fold(0_u64, |hash, byte| hash << 8 | u64::from(*byte));
-    PathBuf::from(format!("/tmp/attune-{hash:016x}"))
 }

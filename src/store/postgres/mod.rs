@@ -2,12 +2,13 @@
 //! when no `database_url` is given, and stopped with the server. Called by `app` and by the tests.
 //!
 //! - [`install`] finds the binaries and the system user that runs them (Postgres refuses to run as root).
-//! - [`layout`] decides where the cluster and its socket live, and locks them.
+//! - [`layout`] decides where the cluster lives, and locks it; [`socket`] where its socket is.
 //! - [`server`] initialises, starts, watches and stops the server process.
 
 mod install;
 mod layout;
 mod server;
+mod socket;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -136,4 +137,12 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+/// Writes a file whole or not at all: half a path would point elsewhere.
+fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
+    let draft = beside(path, ".new");
+    std::fs::write(&draft, content)
+        .and_then(|()| std::fs::rename(&draft, path))
+        .map_err(|error| setup_error("write", path, &error))
 }
