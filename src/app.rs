@@ -41,7 +41,7 @@ const CONNECTIONS_GRACE: Duration = Duration::from_millis(4500);
 /// A running job that is not released by then is left to the end of its lease.
 const JOB_GRACE: Duration = Duration::from_secs(6);
 /// The last use of requests that is not written by then is lost.
-const USAGE_GRACE: Duration = Duration::from_secs(7);
+const USAGE_GRACE: Duration = Duration::from_millis(6500);
 
 /// The whole server, built and not yet running.
 pub struct App {
