@@ -9,7 +9,8 @@ const ENOUGH: u64 = 1 << 20;
 /// Fewer, and a busy server would have to turn clients away.
 const FEW: u64 = 1024;
 
-/// Raises the soft limit to the hard one, and warns if it is low nevertheless. Programs that this one starts inherit it.
+/// Raises the soft limit to the hard one, and warns if it is low nevertheless. Programs that this one starts inherit
+/// it.
 pub(crate) fn raise_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         let wanted = hard.min(ENOUGH);

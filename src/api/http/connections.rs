@@ -3,8 +3,8 @@
 //!
 //! A connection belongs to the key that its last request had, and before the first to its address. All of them together
 //! are bounded, and those of one client. Where a place is missing, the connection that has been idle for the longest
-//! makes room, one without a key first; without a key even a running request does not keep it. So strangers displace each
-//! other, and a client with a key always finds a place, unless all are taken by running requests of keys.
+//! makes room, one without a key first; without a key even a running request does not keep it. So strangers displace
+//! each other, and a client with a key always finds a place, unless all are taken by running requests of keys.
 //!
 //! [`serving`]: super::serving
 
@@ -17,9 +17,13 @@ use std::time::{Duration, Instant};
 use axum::http::Version;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
 
 use self::table::{Holder, Table};
 use crate::config::limits::ConnectionLimits;
+
+/// Time for a connection to make room, before another is chosen.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why a connection must end before its client wishes so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +68,8 @@ impl Connections {
         Self { table: Arc::new(Mutex::new(Table::new(limits))), changed: Arc::default() }
     }
 
-    /// Enters a connection that was accepted from `peer`, once there is a place for it. The receiver says when it must end.
+    /// Enters a connection that was accepted from `peer`, once there is a place for it. The receiver says when it must
+    /// end.
     pub(super) async fn open(&self, peer: IpAddr) -> (Arc<Connection>, oneshot::Receiver<Ending>) {
         let holder = Holder::of_address(peer);
         loop {
@@ -72,7 +77,8 @@ impl Connections {
             if let Some((id, ended)) = self.table.lock().enter(&holder) {
                 return (Arc::new(Connection { connections: self.clone(), id }), ended);
             }
-            changed.await;
+            // The chosen one may have begun a request in the same moment: then another is chosen.
+            let _ = timeout(LOOK_AGAIN, changed).await;
         }
     }
 
@@ -109,19 +115,19 @@ impl Connection {
         self: &Arc<Self>,
         version: Version,
         is_probe: bool,
-    ) -> std::result::Result<RunningRequest, NoPlace> {
+    ) -> Result<RunningRequest, NoPlace> {
         self.connections.table.lock().begin(self.id, version, is_probe)?;
         Ok(RunningRequest { connection: Arc::clone(self), is_probe })
     }
 
     /// Notes that the connection's request has this key, or returns why it finds no place.
-    pub(crate) fn belongs_to(&self, key: &Arc<str>) -> std::result::Result<(), NoPlace> {
+    pub(crate) fn belongs_to(&self, key: &Arc<str>) -> Result<(), NoPlace> {
         self.connections.table.lock().hand_over(self.id, &Holder::Key(Arc::clone(key)))
     }
 
-    /// Returns true if it could be missed: no request of a key runs.
-    pub(super) fn is_idle(&self) -> bool {
-        self.connections.table.lock().is_idle(self.id)
+    /// Returns true if no request of a key runs, and none has begun or ended in the last `time`.
+    pub(super) fn is_idle_for(&self, time: Duration) -> bool {
+        self.connections.table.lock().is_idle_for(self.id, time)
     }
 }
 

@@ -3,8 +3,9 @@
 //! of a form to disk, [`disposition`] reads the names in it. [`error`] is the failure of a request, with the one table
 //! from the errors of each layer to status and error object. [`list`] pages lists, [`sse`] streams events.
 //! [`transport`] puts request ids, the log, metrics and CORS around all routes, [`lingering`] sees to bodies that no
-//! handler read. [`serving`] accepts connections and serves them, [`connections`] bounds their number, [`accepting`] tells when
-//! none can be accepted. [`headers`] names the headers that several rooms know, [`docs`] serves the `OpenAPI` document.
+//! handler read. [`serving`] accepts connections and serves them, [`connections`] bounds their number, [`accepting`]
+//! tells when none can be accepted. [`headers`] names the headers that several rooms know, [`docs`] serves the `OpenAPI`
+//! document.
 //!
 //! Handlers of every room call it; [`router`](super::router) calls [`transport`] and [`docs`], `app` calls [`serving`].
 

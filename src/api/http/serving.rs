@@ -35,15 +35,15 @@ const MAX_STREAMS: u32 = 128;
 /// Bytes of the head of a request over HTTP/2, and over HTTP/1 bytes that are read or written at a time.
 const MAX_HEAD: u32 = 32 << 10;
 const MAX_BUFFER: usize = 64 << 10;
-/// Time for a client to agree that its idle connection ends.
+/// Time for a client without a running request to agree that its connection ends.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Pause after a failure to accept that concerns all connections, such as a lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Time for what runs behind a connection that was cut to notice it.
 const AFTER_CUT: Duration = Duration::from_millis(500);
 
-/// Answers requests at `listener` with `routes` until `shutdown`, then `grace` longer those that run. All of them have ended
-/// when it returns, with what they used on record.
+/// Answers requests at `listener` with `routes` until `shutdown`, then `grace` longer those that run. All of them have
+/// ended when it returns, with what they used on record.
 pub(crate) async fn serve(
     listener: TcpListener,
     routes: Router,
@@ -146,14 +146,12 @@ impl Server {
         };
         // Tells a client over HTTP/2 which of its requests were not seen.
         served.as_mut().graceful_shutdown();
-        let wait = match ending {
-            Some(Ending::Displaced) => Duration::ZERO,
-            Some(Ending::Idle) => FAREWELL,
-            None => Duration::MAX,
-        };
+        let mut wait = if ending == Some(Ending::Displaced) { Duration::ZERO } else { FAREWELL };
         let served = async {
             // A request that came in the same moment is answered.
-            while timeout(wait, &mut served).await.is_err() && !(connection.is_idle() || wait.is_zero()) {}
+            while timeout(wait, &mut served).await.is_err() && !connection.is_idle_for(wait) {
+                wait = FAREWELL;
+            }
         };
         tokio::select! {
             () = served => {}

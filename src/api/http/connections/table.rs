@@ -104,8 +104,8 @@ impl Table {
         self.running == 0
     }
 
-    pub(super) fn is_idle(&self, id: u64) -> bool {
-        self.open.get(&id).is_none_or(Entry::is_idle)
+    pub(super) fn is_idle_for(&self, id: u64, time: Duration) -> bool {
+        self.open.get(&id).is_none_or(|entry| entry.is_idle() && entry.since.elapsed() >= time)
     }
 
     /// Enters a connection; `None` if it must wait for another to end.
@@ -220,7 +220,8 @@ impl Table {
 
     /// As [`displace`](Self::displace), but waits for one that was chosen before and has not ended yet.
     fn displace_one(&mut self, eligible: impl Fn(&Entry) -> bool) -> bool {
-        self.open.values().any(|entry| entry.displaced && eligible(entry)) || self.displace(eligible)
+        let ends = |entry: &Entry| entry.displaced && entry.is_idle() && eligible(entry);
+        self.open.values().any(ends) || self.displace(eligible)
     }
 
     /// Ends the connection that can be missed the most among the `eligible`: an idle one before a busy one, one without
