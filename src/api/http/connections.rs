@@ -111,11 +111,7 @@ impl Connections {
 
 impl Connection {
     /// Notes that a request began, or returns why it finds no place.
-    pub(super) fn begin(
-        self: &Arc<Self>,
-        version: Version,
-        is_probe: bool,
-    ) -> Result<RunningRequest, NoPlace> {
+    pub(super) fn begin(self: &Arc<Self>, version: Version, is_probe: bool) -> Result<RunningRequest, NoPlace> {
         self.connections.table.lock().begin(self.id, version, is_probe)?;
         Ok(RunningRequest { connection: Arc::clone(self), is_probe })
     }
