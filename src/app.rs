@@ -6,8 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum_server::accept::NoDelayAcceptor;
-use hyper_util::rt::TokioTimer;
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +14,7 @@ use crate::adapters::registry::AdapterRegistry;
 use crate::api;
 use crate::api::{ApiState, Grammars};
 use crate::config::Config;
+use crate::descriptors;
 use crate::engine::catalog::{Catalog, CatalogEntry};
 use crate::engine::native::NativeEngine;
 use crate::engine::priority::Priority;
@@ -37,18 +36,13 @@ use crate::{Error, Result};
 
 /// Times after a signal, all within the 10 seconds that Docker waits before it kills. Answers that are not complete by
 /// then end with an error.
-const ANSWERS_GRACE: Duration = Duration::from_secs(5);
+const ANSWERS_GRACE: Duration = Duration::from_secs(4);
 /// Connections that are still open by then are cut.
-const CONNECTIONS_GRACE: Duration = Duration::from_secs(6);
+const CONNECTIONS_GRACE: Duration = Duration::from_millis(4500);
 /// A running job that is not released by then is left to the end of its lease.
-const JOB_GRACE: Duration = Duration::from_secs(7);
-/// Time for the last batch of usage, after requests and job.
-const USAGE_GRACE: Duration = Duration::from_secs(2);
-/// How long a new connection may take to send its first request. Nothing but a scan or an attack needs longer.
-const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the head of a later request may take, the quiet time between two requests included: longer than the pools
-/// of common clients and proxies keep a connection, so that it is the client who closes it.
-const HEAD_TIMEOUT: Duration = Duration::from_mins(3);
+const JOB_GRACE: Duration = Duration::from_secs(6);
+/// The last use of requests that is not written by then is lost.
+const USAGE_GRACE: Duration = Duration::from_millis(6500);
 
 /// The whole server, built and not yet running.
 pub struct App {
@@ -137,35 +131,36 @@ impl App {
             );
         }
         let recorded = CancellationToken::new();
-        let mut recorder = tokio::spawn(self.state.usage.clone().run(recorded.clone()));
+        let mut recorder = Some(tokio::spawn(self.state.usage.clone().run(recorded.clone())));
         let mut worker = config.worker.then(|| tokio::spawn(self.worker.clone().run(shutdown.clone())));
-        let server = serve_http(listener, api::router(self.state.clone()), shutdown.clone())?;
+        let mut server = Some(self.serve(listener, api::router(self.state.clone()), shutdown.clone()));
         tokio::spawn(end_answers(self.state.catalog.clone(), shutdown.clone()));
         let job_end = tokio::spawn(after(shutdown.clone(), JOB_GRACE));
+        let usage_end = tokio::spawn(after(shutdown.clone(), USAGE_GRACE));
 
         tell_address(address);
 
-        let catalog = self.state.catalog.clone();
-        let mut server = std::pin::pin!(server);
-        let (served, fault) = tokio::select! {
-            served = &mut server => (Some(served), None),
-            fault = lost_part(&catalog, &mut recorder, &mut worker) => (None, Some(fault)),
+        let catalog = &self.state.catalog;
+        let fault = tokio::select! {
+            () = shutdown.cancelled() => None,
+            fault = lost_part(catalog, &mut server, &mut recorder, &mut worker) => Some(fault),
         };
         // After a signal the worker may end before the last request.
         let fault = fault.filter(|_| !shutdown.is_cancelled());
-        // The listener may have failed on its own; the job must still be checkpointed and released.
+        // Whatever was lost, the job must still be checkpointed and released.
         shutdown.cancel();
-        let served = match served {
-            Some(served) => served,
-            None => server.await,
-        };
-        finish(worker, job_end).await;
-        // Stopped after the requests, so that the last batch holds all usage.
+        finish_server(server).await;
+        // Only now, so that the last batch holds all usage.
         recorded.cancel();
-        if !recorder.is_finished() && tokio::time::timeout(USAGE_GRACE, recorder).await.is_err() {
-            tracing::error!("the usage of the last second could not be written within {} s", USAGE_GRACE.as_secs());
-        }
-        fault.map_or(served, Err)
+        tokio::join!(finish(worker, job_end), finish_usage(recorder, usage_end));
+        fault.map_or(Ok(()), Err)
+    }
+
+    /// Starts to serve HTTP until `shutdown`, and what runs then some seconds longer.
+    fn serve(&self, listener: TcpListener, routes: axum::Router, shutdown: CancellationToken) -> JoinHandle<()> {
+        let config = &self.state.config;
+        let limits = config.limits.connections(descriptors::limit(), config.database_connections);
+        tokio::spawn(api::serve(listener, routes, limits, shutdown, CONNECTIONS_GRACE))
     }
 
     /// Runs jobs only, until `shutdown`. At `listener` it answers those who watch it.
@@ -178,10 +173,7 @@ impl App {
             () = shutdown.cancelled() => None,
             () = self.state.catalog.lost_device() => Some(lost_device()),
             end = ended(&mut watched) => Some(ended_early("the worker's listener", end)),
-            end = ended(&mut worker) => {
-                worker = None;
-                Some(ended_early("the worker", end))
-            }
+            end = ended(&mut worker) => Some(ended_early("the worker", end)),
         };
         let lost = lost.filter(|_| !shutdown.is_cancelled());
         shutdown.cancel();
@@ -192,13 +184,9 @@ impl App {
     /// Answers those who watch the worker, and returns the task that does.
     fn watch(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<JoinHandle<()>> {
         let address = listener.local_addr().map_err(Error::io("read the address of the worker"))?;
-        let server = serve_http(listener, api::worker_router(self.state.clone()), shutdown)?;
+        let server = self.serve(listener, api::worker_router(self.state.clone()), shutdown);
         tell_address(address);
-        Ok(tokio::spawn(async move {
-            if let Err(error) = server.await {
-                tracing::error!("the worker does not answer any more: {error}");
-            }
-        }))
+        Ok(server)
     }
 }
 
@@ -214,23 +202,28 @@ fn lost_device() -> Error {
 }
 
 /// Waits until the server has lost one of its parts. It must not live on without it: its supervisor starts it again.
-async fn lost_part(catalog: &Catalog, recorder: &mut JoinHandle<()>, worker: &mut Option<JoinHandle<()>>) -> Error {
+async fn lost_part(
+    catalog: &Catalog,
+    server: &mut Option<JoinHandle<()>>,
+    recorder: &mut Option<JoinHandle<()>>,
+    worker: &mut Option<JoinHandle<()>>,
+) -> Error {
     tokio::select! {
         () = catalog.lost_device() => lost_device(),
-        end = recorder => ended_early("the recorder of usage", end),
-        end = ended(worker) => {
-            *worker = None;
-            ended_early("the worker", end)
-        }
+        end = ended(server) => ended_early("the server of HTTP", end),
+        end = ended(recorder) => ended_early("the recorder of usage", end),
+        end = ended(worker) => ended_early("the worker", end),
     }
 }
 
-/// Waits for the end of a task that should not end; for ever if there is none.
+/// Waits for the end of a task that should not end, and forgets the task; for ever if there is none.
 async fn ended(task: &mut Option<JoinHandle<()>>) -> std::result::Result<(), JoinError> {
-    match task {
+    let end = match task {
         Some(task) => task.await,
         None => std::future::pending().await,
-    }
+    };
+    *task = None;
+    end
 }
 
 /// Returns the error of a task that ended before the server.
@@ -360,30 +353,6 @@ async fn end_answers(catalog: Catalog, shutdown: CancellationToken) {
     }
 }
 
-/// Answers requests until `shutdown`, then [`CONNECTIONS_GRACE`] longer for those in flight. Slow and silent
-/// connections are closed.
-fn serve_http(
-    listener: TcpListener,
-    routes: axum::Router,
-    shutdown: CancellationToken,
-) -> Result<impl Future<Output = Result<()>>> {
-    let setup = |error| Error::io("set up the listener")(error);
-    let listener = listener.into_std().map_err(setup)?;
-    let handle = axum_server::Handle::new();
-    let mut server = axum_server::from_tcp(listener)
-        .map_err(setup)?
-        .handle(handle.clone())
-        // The events of a stream are small: none may wait for the acknowledgement of the one before.
-        .acceptor(NoDelayAcceptor::new())
-        .first_request_timeout(FIRST_REQUEST_TIMEOUT);
-    server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    tokio::spawn(async move {
-        shutdown.cancelled().await;
-        handle.graceful_shutdown(Some(CONNECTIONS_GRACE));
-    });
-    Ok(async move { server.serve(routes.into_make_service()).await.map_err(Error::io("serve HTTP")) })
-}
-
 /// Waits for the worker to checkpoint and release its job, until `end` completes.
 async fn finish(worker: Option<JoinHandle<()>>, end: JoinHandle<()>) {
     let Some(worker) = worker else { return };
@@ -396,5 +365,24 @@ async fn finish(worker: Option<JoinHandle<()>>, end: JoinHandle<()>) {
         _ = end => {
             tracing::warn!("the running job was not released within {} s; its lease will run out", JOB_GRACE.as_secs());
         }
+    }
+}
+
+/// Waits for the end of the requests that run.
+async fn finish_server(server: Option<JoinHandle<()>>) {
+    if let Some(server) = server
+        && let Err(error) = server.await
+    {
+        tracing::error!("the server of HTTP failed: {error}");
+    }
+}
+
+/// Waits for the last batch of usage, until `end` completes.
+async fn finish_usage(recorder: Option<JoinHandle<()>>, end: JoinHandle<()>) {
+    let Some(recorder) = recorder else { return };
+    tokio::select! {
+        // It tells what it cannot write.
+        _ = recorder => {}
+        _ = end => tracing::error!("the usage of the last seconds could not be written, and is lost"),
     }
 }

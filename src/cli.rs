@@ -23,7 +23,7 @@ use crate::app::{App, open_store};
 use crate::config::{Config, Secret};
 use crate::model::device::DeviceChoice;
 use crate::model::entry::ModelEntry;
-use crate::{Error, Result, api};
+use crate::{Error, Result, api, descriptors};
 use clap::{Args, Parser, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -247,6 +247,7 @@ fn block_on<T>(log: &str, json: bool, work: impl Future<Output = Result<T>>) -> 
 
 async fn serve(config: Config) -> Result<()> {
     let shutdown = stop_on_signals()?;
+    descriptors::raise_limit();
     let listener = bind(config.listen).await?;
     let Some(app) = until(&shutdown, Box::pin(App::build(config))).await? else { return Ok(()) };
     app.run(listener, shutdown).await
@@ -254,6 +255,7 @@ async fn serve(config: Config) -> Result<()> {
 
 async fn work(config: Config) -> Result<()> {
     let shutdown = stop_on_signals()?;
+    descriptors::raise_limit();
     let listener = match config.worker_listen {
         Some(address) => Some(bind(address).await?),
         None => None,

@@ -12,7 +12,8 @@
 //! 6. [`adapters`]: PEFT files in and out, and the registry from names to immutable generations.
 //! 7. [`config`]: the one typed configuration, checked once.
 //! 8. [`store`]: all other SQL, the private Postgres, and the blobs on disk.
-//! 9. `off_thread`: work that takes its time, away from the threads that serve requests.
+//! 9. `off_thread`, `descriptors`: work that takes its time, away from the threads that serve requests; how many files
+//!    and connections the process may have.
 //! 10. [`engine`]: token ids to tokens and vectors; rows of many requests and adapters in one step.
 //! 11. [`train`], [`datasets`]: fits an adapter to a dataset; reads training files and renders them to tokens.
 //! 12. [`model`]: weights, tokenizer, chat template, LoRA, and the decoder over the kernels for CPU and GPU.
@@ -28,6 +29,7 @@ pub mod api;
 pub mod app;
 pub mod cli;
 pub mod config;
+mod descriptors;
 pub mod error;
 pub mod jobs;
 mod off_thread;

@@ -13,6 +13,35 @@ const MAX_MIB: u64 = 1 << 30;
 /// The longest that a key may go on working without the database, in seconds: a day.
 const MAX_KEYS_OUTAGE: u64 = 86_400;
 
+/// The longest time that a connection may be idle, in seconds: a day.
+const MAX_IDLE: u64 = 86_400;
+/// Connections of a server at the most, unless the configuration says otherwise.
+const MOST_CONNECTIONS: usize = 4096;
+/// Fewer and a server could not answer its own probes beside requests.
+const LEAST_CONNECTIONS: usize = 8;
+/// Descriptors for everything but connections and those of the database: the log, listeners, files that are read.
+const OTHER_DESCRIPTORS: u64 = 64;
+/// Places that running requests leave to probes and new clients, at the most.
+const RESERVED_CONNECTIONS: usize = 16;
+
+/// How many connections a server may have, and for how long without a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// All of them.
+    pub most: usize,
+    /// Those of one key, or of one address that has sent no key.
+    pub most_of_one: usize,
+    /// Time without a request.
+    pub idle: Duration,
+}
+
+impl ConnectionLimits {
+    /// Returns how many connections may have a running request: some places are left to probes and new clients.
+    pub fn most_busy(&self) -> usize {
+        self.most - (self.most / 8).clamp(1, RESERVED_CONNECTIONS)
+    }
+}
+
 /// Limits on requests; every one is bounded by default.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -58,6 +87,14 @@ pub struct Limits {
     /// Seconds since the database last confirmed a key for which the key goes on working while the database is away;
     /// 0: none.
     pub keys_outage_seconds: u64,
+    /// Connections at a time; `None`: half of what the descriptors of the process allow, 4,096 at the most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<usize>,
+    /// Connections of one key, or of one address without a key; `None`: half of all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections_per_client: Option<usize>,
+    /// Seconds after which a connection without a request is closed.
+    pub idle_connection_seconds: u64,
     /// Bytes of the weights of an adapter that is loaded from a folder or an archive.
     pub max_adapter_bytes: u64,
     /// Rank of such an adapter, 1 to 512.
@@ -88,6 +125,9 @@ impl Default for Limits {
             tokens_per_minute: 100_000_000,
             concurrent_requests: 256,
             keys_outage_seconds: 600,
+            max_connections: None,
+            max_connections_per_client: None,
+            idle_connection_seconds: 180,
             max_adapter_bytes: 1 << 30,
             max_adapter_rank: 256,
             adapter_device_mib: 1024,
@@ -115,6 +155,23 @@ impl Limits {
         Duration::from_secs(self.keys_outage_seconds)
     }
 
+    /// Returns the limits of connections for a process that may have `descriptors`, of which some go to the database.
+    pub fn connections(&self, descriptors: Option<u64>, database: u32) -> ConnectionLimits {
+        let free = descriptors.map(|all| all.saturating_sub(OTHER_DESCRIPTORS + u64::from(database)));
+        let allowed = free.map_or(MOST_CONNECTIONS, |free| usize::try_from(free).unwrap_or(usize::MAX));
+        // A request may open a file beside its connection.
+        let most = self.max_connections.unwrap_or((allowed / 2).clamp(LEAST_CONNECTIONS, MOST_CONNECTIONS));
+        if most > allowed {
+            tracing::warn!(
+                max_connections = most,
+                allowed,
+                "limits: this process has too few file descriptors for max_connections"
+            );
+        }
+        let most_of_one = self.max_connections_per_client.unwrap_or(most / 2).min(most);
+        ConnectionLimits { most, most_of_one, idle: Duration::from_secs(self.idle_connection_seconds) }
+    }
+
     /// Refuses limits that let nothing through, or that are too large to be meant.
     pub(super) fn check(&self) -> Result<()> {
         if [self.max_sequences, self.max_step_tokens, self.kv_cache_mib].contains(&Some(0)) {
@@ -122,6 +179,14 @@ impl Limits {
         }
         if self.max_queue_seconds == 0 || self.max_request_seconds == 0 {
             return Err(Error("limits: max_queue_seconds and max_request_seconds must be at least 1".into()));
+        }
+        if self.max_connections.is_some_and(|most| most < LEAST_CONNECTIONS) {
+            return Err(Error(format!("limits: max_connections must be at least {LEAST_CONNECTIONS}")));
+        }
+        if self.max_connections_per_client == Some(0) || !(1..=MAX_IDLE).contains(&self.idle_connection_seconds) {
+            return Err(Error(format!(
+                "limits: max_connections_per_client must be at least 1, idle_connection_seconds 1 to {MAX_IDLE}"
+            )));
         }
         if !(1..=MAX_RANK).contains(&self.max_adapter_rank) {
             return Err(Error(format!("limits: max_adapter_rank must be 1 to {MAX_RANK}")));
@@ -158,12 +223,16 @@ mod tests {
     #[test]
     fn a_limit_that_lets_nothing_through_or_means_too_much_is_named() {
         assert!(Limits::default().check().is_ok());
-        let refused: [(&str, Change); 16] = [
+        let refused: [(&str, Change); 20] = [
             ("max_sequences", |limits| limits.max_sequences = Some(0)),
             ("max_step_tokens", |limits| limits.max_step_tokens = Some(0)),
             ("kv_cache_mib", |limits| limits.kv_cache_mib = Some(0)),
             ("max_queue_seconds", |limits| limits.max_queue_seconds = 0),
             ("max_request_seconds", |limits| limits.max_request_seconds = 0),
+            ("max_connections", |limits| limits.max_connections = Some(LEAST_CONNECTIONS - 1)),
+            ("max_connections_per_client", |limits| limits.max_connections_per_client = Some(0)),
+            ("idle_connection_seconds", |limits| limits.idle_connection_seconds = 0),
+            ("idle_connection_seconds", |limits| limits.idle_connection_seconds = MAX_IDLE + 1),
             ("max_adapter_rank", |limits| limits.max_adapter_rank = MAX_RANK + 1),
             ("adapter_device_mib", |limits| limits.adapter_device_mib = 0),
             ("adapter_device_mib", |limits| limits.adapter_device_mib = MAX_MIB + 1),
@@ -183,5 +252,16 @@ mod tests {
             assert!(said.starts_with("limits: ") && said.contains(name), "{name}: {said}");
         }
         assert!(Limits { adapter_host_mib: 0, ..Limits::default() }.check().is_ok(), "0 keeps nothing there");
+    }
+    #[test]
+    fn connections_leave_descriptors_for_the_files_of_their_requests() {
+        let limits = Limits::default();
+        let most = |descriptors| limits.connections(descriptors, 16).most;
+        assert_eq!(most(Some(256)), (256 - 64 - 16) / 2);
+        assert_eq!((most(Some(1 << 20)), most(None)), (MOST_CONNECTIONS, MOST_CONNECTIONS / 2));
+        assert_eq!(most(Some(70)), LEAST_CONNECTIONS);
+        let set = Limits { max_connections: Some(100), max_connections_per_client: Some(200), ..limits };
+        let set = set.connections(Some(1024), 16);
+        assert_eq!((set.most, set.most_of_one, set.most_busy()), (100, 100, 88));
     }
 }

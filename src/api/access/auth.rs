@@ -12,6 +12,7 @@ use axum::response::Response;
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::api::access::limits::{self, Allowance, Limiter, Limiters};
+use crate::api::http::connections::Connection;
 use crate::api::http::error::Problem;
 use crate::api::http::headers::{is_local_host, is_local_origin};
 use crate::config::{Config, Secret};
@@ -157,6 +158,9 @@ pub(crate) async fn authenticate(
     next: Next,
 ) -> Result<Response, Problem> {
     let caller = door.check(request.uri(), request.headers()).await?;
+    if let Some(connection) = request.extensions().get::<Arc<Connection>>() {
+        connection.belongs_to(&caller.key)?;
+    }
     request.extensions_mut().insert(caller.clone());
     Ok(limits::enforce(&caller.limiter, &caller.organization, request, next).await)
 }

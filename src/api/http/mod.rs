@@ -3,10 +3,14 @@
 //! of a form to disk, [`disposition`] reads the names in it. [`error`] is the failure of a request, with the one table
 //! from the errors of each layer to status and error object. [`list`] pages lists, [`sse`] streams events.
 //! [`transport`] puts request ids, the log, metrics and CORS around all routes, [`lingering`] sees to bodies that no
-//! handler read, [`headers`] names the headers that several rooms know, [`docs`] serves the `OpenAPI` document.
+//! handler read. [`serving`] accepts connections and serves them, [`connections`] bounds their number, [`accepting`]
+//! tells when none can be accepted. [`headers`] names the headers that several rooms know, [`docs`] serves the `OpenAPI`
+//! document.
 //!
-//! Handlers of every room call it; [`router`](super::router) calls [`transport`] and [`docs`].
+//! Handlers of every room call it; [`router`](super::router) calls [`transport`] and [`docs`], `app` calls [`serving`].
 
+mod accepting;
+pub(super) mod connections;
 mod disposition;
 pub(super) mod docs;
 pub(super) mod error;
@@ -17,6 +21,7 @@ pub(crate) mod holding_body;
 mod lingering;
 pub(super) mod list;
 pub(super) mod query;
+pub(super) mod serving;
 pub(super) mod sse;
 pub(super) mod transport;
 pub(super) mod upload;

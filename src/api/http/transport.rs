@@ -23,7 +23,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING: HeaderName = HeaderName::from_static("openai-processing-ms");
 const VERSION: HeaderName = HeaderName::from_static("openai-version");
 /// Routes that machines ask all the time.
-const PROBES: [&str; 3] = ["/health", "/ready", "/metrics"];
+pub(super) const PROBES: [&str; 3] = ["/health", "/ready", "/metrics"];
 const RETRY: [HeaderName; 2] = [RETRY_AFTER, HeaderName::from_static("retry-after-ms")];
 
 /// Puts the layers around all routes. While `open` returns true, since no key is needed, browsers may not show answers

@@ -12,7 +12,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::ApiState;
-use crate::{Error, Result};
+use crate::{Error, Result, descriptors};
 
 /// Time after which a database that does not answer counts as gone.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -91,6 +91,7 @@ fn is_stuck(state: &ApiState) -> bool {
 )]
 pub(crate) async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
     state.registry.status().record();
+    record_descriptors();
     if state.config.worker {
         state.pulse.record();
     }
@@ -99,6 +100,14 @@ pub(crate) async fn metrics(State(state): State<ApiState>) -> impl IntoResponse 
         metrics.render()
     });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text.unwrap_or_default())
+}
+
+/// Records the file descriptors under the names that Prometheus' own libraries give them.
+fn record_descriptors() {
+    if let (Some(open), Some(most)) = (descriptors::open(), descriptors::limit()) {
+        metrics::gauge!("process_open_fds").set(open as f64);
+        metrics::gauge!("process_max_fds").set(most as f64);
+    }
 }
 
 /// Starts to record metrics; a second call changes nothing.
