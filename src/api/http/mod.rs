@@ -1,7 +1,8 @@
 //! What HTTP is to every resource; knows no other room. [`extract`] reads JSON bodies and paths, [`query`] queries,
 //! [`values`] single values as clients write them; [`faults`] words what is wrong with them. [`upload`] spools the file
-//! of a form to disk, [`disposition`] reads the names in it. [`error`] is the failure of a request, with the one table
-//! from the errors of each layer to status and error object. [`list`] pages lists, [`sse`] streams events.
+//! of a form to disk; [`form`] reads the form's parts, at the [`pace`] that a client must keep, and [`disposition`] the names
+//! in them. [`error`] is the failure of a request, with the one table from the errors of each layer to status and error
+//! object. [`list`] pages lists, [`sse`] streams events.
 //! [`transport`] puts request ids, the log, metrics and CORS around all routes, [`lingering`] sees to bodies that no
 //! handler read, [`headers`] names the headers that several rooms know, [`docs`] serves the `OpenAPI` document.
 //!
@@ -12,10 +13,12 @@ pub(super) mod docs;
 pub(super) mod error;
 pub(super) mod extract;
 pub(crate) mod faults;
+pub(super) mod form;
 pub(super) mod headers;
 pub(crate) mod holding_body;
 mod lingering;
 pub(super) mod list;
+pub(super) mod pace;
 pub(super) mod query;
 pub(super) mod sse;
 pub(super) mod transport;
