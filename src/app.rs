@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum_server::accept::NoDelayAcceptor;
 use hyper_util::rt::TokioTimer;
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinHandle};
@@ -137,7 +136,7 @@ impl App {
         let recorded = CancellationToken::new();
         let mut recorder = tokio::spawn(self.state.usage.clone().run(recorded.clone()));
         let mut worker = config.worker.then(|| tokio::spawn(self.worker.clone().run(shutdown.clone())));
-        let server = serve_http(listener, api::router(self.state.clone()), shutdown.clone())?;
+        let server = serve_http(listener, api::router(self.state.clone()), config.limits.unread(), shutdown.clone())?;
         tokio::spawn(end_answers(self.state.catalog.clone(), shutdown.clone()));
         let job_end = tokio::spawn(after(shutdown.clone(), JOB_GRACE));
 
@@ -190,7 +189,8 @@ impl App {
     /// Answers those who watch the worker, and returns the task that does.
     fn watch(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<JoinHandle<()>> {
         let address = listener.local_addr().map_err(Error::io("read the address of the worker"))?;
-        let server = serve_http(listener, api::worker_router(self.state.clone()), shutdown)?;
+        let unread = self.state.config.limits.unread();
+        let server = serve_http(listener, api::worker_router(self.state.clone()), unread, shutdown)?;
         tell_address(address);
         Ok(tokio::spawn(async move {
             if let Err(error) = server.await {
@@ -363,6 +363,7 @@ async fn end_answers(catalog: Catalog, shutdown: CancellationToken) {
 fn serve_http(
     listener: TcpListener,
     routes: axum::Router,
+    unread: Duration,
     shutdown: CancellationToken,
 ) -> Result<impl Future<Output = Result<()>>> {
     let setup = |error| Error::io("set up the listener")(error);
@@ -371,8 +372,7 @@ fn serve_http(
     let mut server = axum_server::from_tcp(listener)
         .map_err(setup)?
         .handle(handle.clone())
-        // The events of a stream are small: none may wait for the acknowledgement of the one before.
-        .acceptor(NoDelayAcceptor::new())
+        .acceptor(api::Watched { limit: unread })
         .first_request_timeout(FIRST_REQUEST_TIMEOUT);
     server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     tokio::spawn(async move {

@@ -49,6 +49,7 @@ pub use self::fine_tuning::fine_tuning_jobs::estimate::show as show_estimate;
 pub use self::fine_tuning::fine_tuning_jobs::read_spec;
 pub use self::fine_tuning::job_faults::describe_fault;
 pub use self::generation::grammars::Grammars;
+pub(crate) use self::http::write_progress::Watched;
 pub use self::operations::health::record_metrics;
 
 /// Lists the routes that need a key, each served under `/v1` and at the root.

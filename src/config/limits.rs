@@ -1,5 +1,7 @@
 //! The limits on requests that an operator can set under `limits`, with their defaults and checks.
 
+use std::time::Duration;
+
 use attune_engine::EngineLimits;
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +110,11 @@ impl Limits {
             prefix_cache: self.prefix_cache,
             kv_cache_mib: self.kv_cache_mib,
         }
+    }
+
+    /// Returns for how long a client may take nothing of its answer.
+    pub fn unread(&self) -> Duration {
+        Duration::from_secs(self.max_unread_seconds)
     }
 
     /// Refuses limits that let nothing through, or that are too large to be meant.

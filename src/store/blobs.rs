@@ -19,12 +19,15 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use tokio::io::AsyncWriteExt as _;
+use tokio_util::io::ReaderStream;
 
 use crate::off_thread::off_thread;
 use crate::store::{Error, Result};
 
 /// Pieces in which files travel to the store: few enough calls, little memory.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Pieces in which files travel to clients.
+const DOWNLOAD_BYTES: usize = 64 << 10;
 /// Rest after a piece that is written beside requests, as a multiple of the time that it took.
 const REST: u32 = 3;
 /// The same at the most: a slow disk takes no core.
@@ -185,8 +188,14 @@ impl Blobs {
         Ok(self.store.get(&checked(key)?).await?.bytes().await?)
     }
 
-    /// Streams the content in chunks, for downloads.
+    /// Streams the content in chunks, for downloads: little memory for each, since its client may be slow.
     pub async fn stream(&self, key: &str) -> Result<BoxStream<'static, Result<Bytes>>> {
+        if self.folder.is_some() {
+            let file = tokio::fs::File::from_std(self.open(key).await?);
+            let context = format!("read the blob {key}");
+            let pieces = ReaderStream::with_capacity(file, DOWNLOAD_BYTES);
+            return Ok(pieces.map_err(move |error| Error::io(context.clone())(error)).boxed());
+        }
         Ok(self.store.get(&checked(key)?).await?.into_stream().map_err(Error::from).boxed())
     }
 
