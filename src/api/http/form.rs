@@ -60,7 +60,7 @@ impl Form {
     }
 
     /// Returns the names of the next part, after what is left of the one before; `None` after the last part.
-    pub(crate) async fn next_part(&mut self) -> Result<Option<Disposition>> {
+    pub(super) async fn next_part(&mut self) -> Result<Option<Disposition>> {
         while self.piece().await?.is_some() {}
         if self.place == Place::Preamble {
             self.skip_preamble().await?;
@@ -83,7 +83,7 @@ impl Form {
     }
 
     /// Returns the next piece of the part's content; `None` at its end.
-    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>> {
+    pub(super) async fn piece(&mut self) -> Result<Option<Bytes>> {
         while self.place == Place::Content {
             match content(&self.buffer, &self.delimiter) {
                 (0, true) => {
@@ -139,9 +139,7 @@ impl Form {
     async fn more(&mut self) -> Result<()> {
         let Some(piece) = self.pace.next(&mut self.body).await? else {
             let end = String::from_utf8_lossy(&self.delimiter[2..]);
-            return Err(Problem::bad_request(format!(
-                "The form breaks off: its last line, '{end}--', did not come."
-            )));
+            return Err(Problem::bad_request(format!("The form breaks off: its last line, '{end}--', did not come.")));
         };
         self.buffer.extend_from_slice(&piece);
         Ok(())

@@ -4,7 +4,8 @@
 //! in them. [`error`] is the failure of a request, with the one table from the errors of each layer to status and error
 //! object. [`list`] pages lists, [`sse`] streams events.
 //! [`transport`] puts request ids, the log, metrics and CORS around all routes, [`lingering`] sees to bodies that no
-//! handler read, [`write_progress`] to answers that no client reads, [`headers`] names the headers that several rooms know, [`docs`] serves the `OpenAPI` document.
+//! handler read, [`write_progress`] and [`unread`] to answers that no client
+//! reads, [`headers`] names the headers that several rooms know, [`docs`] serves the `OpenAPI` document.
 //!
 //! Handlers of every room call it; [`router`](super::router) calls [`transport`] and [`docs`].
 
@@ -22,6 +23,7 @@ pub(super) mod pace;
 pub(super) mod query;
 pub(super) mod sse;
 pub(super) mod transport;
+pub(super) mod unread;
 pub(super) mod upload;
 pub(super) mod values;
 pub(super) mod write_progress;

@@ -56,7 +56,9 @@ impl Pace {
     fn too_slow(&self, at_end: bool) -> Problem {
         let (limit, least, window) = (self.limit.as_secs(), self.bytes_per_second, WINDOW.as_secs());
         Problem::too_slow(if at_end {
-            format!("The upload did not end within the {limit} seconds that it may take: send a smaller file, or faster.")
+            format!(
+                "The upload did not end within the {limit} seconds that it may take: send a smaller file, or faster."
+            )
         } else {
             format!(
                 "The upload came too slowly: at least {least} bytes per second must arrive, on average of {window} \

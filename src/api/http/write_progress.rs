@@ -1,14 +1,19 @@
 //! A limit on how long a client may take nothing of its answer. An answer that nobody reads holds its content, its file
 //! and its connection; a write that stands still for too long ends the connection, and with it all of that. Wraps the
 //! stream of each connection that `app` accepts.
+//!
+//! The kernel takes more only once a third of its buffer is free, which a slow client may need long for. So progress is
+//! also what the client has taken out of that buffer.
 
-use std::future::{Ready, ready};
+use std::future::Ready;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum_server::accept::Accept;
+use nix::libc;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
@@ -18,14 +23,36 @@ use tokio::time::{Sleep, sleep};
 pub(crate) struct WriteProgress<S> {
     stream: S,
     limit: Duration,
-    /// The end of the write that waits for the client.
-    stalled: Option<Pin<Box<Sleep>>>,
+    /// Returns the bytes that the client has not taken.
+    backlog: fn(&S) -> usize,
+    /// The write that waits for the client.
+    stalled: Option<Stall>,
+}
+
+#[derive(Debug)]
+struct Stall {
+    end: Pin<Box<Sleep>>,
+    backlog: usize,
+}
+
+impl WriteProgress<TcpStream> {
+    /// Wraps `stream`; its client must take something within `limit` if there is something to take.
+    pub(crate) fn of(stream: TcpStream, limit: Duration) -> Self {
+        Self::new(stream, limit, backlog)
+    }
+}
+
+/// Returns the bytes of the kernel's buffer that the client has not acknowledged.
+fn backlog(stream: &TcpStream) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is open as long as `stream` is borrowed, and the call writes one `c_int` to the pointer.
+    let status = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if status == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
 }
 
 impl<S> WriteProgress<S> {
-    /// Wraps `stream`; a write may stand still for `limit`.
-    pub(crate) fn new(stream: S, limit: Duration) -> Self {
-        Self { stream, limit, stalled: None }
+    fn new(stream: S, limit: Duration, backlog: fn(&S) -> usize) -> Self {
+        Self { stream, limit, backlog, stalled: None }
     }
 
     /// Starts the clock where a write must wait, and stops it where one went on.
@@ -34,12 +61,17 @@ impl<S> WriteProgress<S> {
             self.stalled = None;
             return outcome;
         }
-        let limit = self.limit;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
-        stalled.as_mut().poll(context).map(|()| {
-            let message = format!("the client took nothing of its answer for {} s", limit.as_secs());
-            Err(io::Error::new(io::ErrorKind::TimedOut, message))
-        })
+        let Self { stream, limit, backlog, stalled } = self;
+        let stall = stalled.get_or_insert_with(|| Stall { end: Box::pin(sleep(*limit)), backlog: backlog(stream) });
+        loop {
+            ready!(stall.end.as_mut().poll(context));
+            let left = backlog(stream);
+            if left >= stall.backlog {
+                let message = format!("the client took nothing of its answer for {} s", limit.as_secs());
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)));
+            }
+            *stall = Stall { end: Box::pin(sleep(*limit)), backlog: left };
+        }
     }
 }
 
@@ -97,7 +129,7 @@ impl<S> Accept<TcpStream, S> for Watched {
     type Future = Ready<io::Result<(Self::Stream, Self::Service)>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        ready(stream.set_nodelay(true).map(|()| (WriteProgress::new(stream, self.limit), service)))
+        std::future::ready(stream.set_nodelay(true).map(|()| (WriteProgress::of(stream, self.limit), service)))
     }
 }
 
@@ -112,11 +144,12 @@ mod tests {
     #[tokio::test]
     async fn a_write_that_stands_still_fails_and_one_that_goes_on_does_not() {
         let (server, _client) = duplex(16);
-        let error = WriteProgress::new(server, SHORT).write_all(&[0; 64]).await.expect_err("nobody reads");
+        let mut server = WriteProgress::new(server, SHORT, |_| 16);
+        let error = server.write_all(&[0; 64]).await.expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
 
         let (server, mut client) = duplex(16);
-        let mut server = WriteProgress::new(server, Duration::from_mins(5));
+        let mut server = WriteProgress::new(server, Duration::from_mins(5), |_| 0);
         let writing = async {
             server.write_all(&[7; 64]).await.expect("somebody reads");
             assert!(server.stalled.is_none(), "the clock stops");
@@ -127,9 +160,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_the_client_takes_of_the_kernels_buffer_is_progress() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (mut client, (server, _)) = (client.expect("connected"), server.expect("accepted"));
+        let mut server = WriteProgress::of(server, SHORT);
+        while server.stream.try_write(&[0; 65536]).is_ok() {}
+        let full = backlog(&server.stream);
+        assert!(full > 0, "what nobody has read");
+        let error = server.write_all(&[0; 1]).await.expect_err("nobody reads");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // As if more had waited when the stall began.
+        server.stalled = Some(Stall { end: Box::pin(sleep(Duration::ZERO)), backlog: full + 1 });
+        let outcome = tokio::time::timeout(SHORT / 2, server.write_all(&[0; 1])).await;
+        assert!(outcome.is_err() && server.stalled.is_some_and(|stall| stall.backlog <= full), "it waits on");
+        client.read_exact(&mut [0; 1]).await.expect("the client is there");
+    }
+
+    #[tokio::test]
     async fn time_without_a_write_is_no_stall() {
         let (server, mut client) = duplex(16);
-        let mut server = WriteProgress::new(server, Duration::ZERO);
+        let mut server = WriteProgress::new(server, Duration::ZERO, |_| 0);
         server.write_all(&[1; 16]).await.expect("it fits");
         client.read_exact(&mut [0; 16]).await.expect("read");
         tokio::time::sleep(SHORT).await;

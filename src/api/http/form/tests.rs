@@ -65,7 +65,8 @@ fn written(boundary: &str, parts: &Parts, preamble: &str, padding: &str) -> Vec<
     let mut body = preamble.as_bytes().to_vec();
     for (name, filename, content) in parts {
         let filename = filename.as_ref().map(|name| format!("; filename=\"{name}\"")).unwrap_or_default();
-        let head = format!("--{boundary}{padding}\r\nContent-Disposition: form-data; name=\"{name}\"{filename}\r\n\r\n");
+        let head =
+            format!("--{boundary}{padding}\r\nContent-Disposition: form-data; name=\"{name}\"{filename}\r\n\r\n");
         body.extend(head.into_bytes());
         body.extend(content);
         body.extend(b"\r\n");
@@ -76,7 +77,8 @@ fn written(boundary: &str, parts: &Parts, preamble: &str, padding: &str) -> Vec<
 
 fn said(kind: &str, body: impl Into<Vec<u8>>) -> String {
     let body: Vec<u8> = body.into();
-    let [whole, split] = [block_on(read(kind, pieces(&body, &[body.len().max(1)]))), block_on(read(kind, pieces(&body, &[1])))];
+    let [whole, split] =
+        [block_on(read(kind, pieces(&body, &[body.len().max(1)]))), block_on(read(kind, pieces(&body, &[1])))];
     let [whole, split] = [whole, split].map(|read| read.expect_err("a fault"));
     assert_eq!(whole.error.message, split.error.message, "the fault must not depend on the pieces");
     assert!((400..=415).contains(&whole.status.as_u16()), "{whole}");
@@ -173,7 +175,8 @@ fn what_is_wrong_with_a_form_is_said() {
 
 #[test]
 fn a_boundary_may_be_quoted_and_a_part_without_a_name_is_read() {
-    let body = "\r\n--a b\r\n\r\nx\r\n--a b\r\ncontent-disposition: form-data; name=\"n\"\r\n\r\n\r\n--a b--rest\r\n--a b\r\n";
+    let body =
+        "\r\n--a b\r\n\r\nx\r\n--a b\r\ncontent-disposition: form-data; name=\"n\"\r\n\r\n\r\n--a b--rest\r\n--a b\r\n";
     let parts = block_on(read("Multipart/Form-Data; charset=utf-8; Boundary=\"a b\"", Body::from(body)));
     let expected = [(String::new(), None, b"x".to_vec()), ("n".into(), None, Vec::new())];
     assert_eq!(parts.expect("a form"), expected);
