@@ -30,7 +30,7 @@ use self::access::auth;
 use self::access::auth::Gate;
 use self::fine_tuning::{fine_tunes, fine_tuning_jobs};
 use self::generation::{chat, completions, embeddings, engines, tokenize};
-use self::http::{docs, transport};
+use self::http::{docs, transport, unread};
 use self::models::{checkpoint_permissions, lora_adapters, model_list, model_resource};
 use self::operations::{files, health, usage};
 use crate::adapters::registry::AdapterRegistry;
@@ -165,7 +165,9 @@ pub fn router(state: ApiState) -> Router {
     let gate = Gate::new(&state.config, state.keys.clone(), state.usage.clone());
     let max_body = DefaultBodyLimit::max(state.config.limits.max_body_bytes);
     let layer = from_fn_with_state(gate.clone(), auth::authenticate);
-    let routes = assemble(|guarded| guarded.layer(max_body).layer(layer)).with_state(state);
+    let unread = from_fn_with_state(state.config.limits.unread(), unread::watch);
+    // Outside of the layers that hold places and limits for an answer, so that these are let go with it.
+    let routes = assemble(|guarded| guarded.layer(max_body).layer(layer)).with_state(state).layer(unread);
     transport::dress(routes.merge(docs::routes(document())), move || gate.was_open())
 }
 

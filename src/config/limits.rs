@@ -33,6 +33,8 @@ pub struct ConnectionLimits {
     pub most_of_one: usize,
     /// Time without a request.
     pub idle: Duration,
+    /// Time for which a client may take nothing of its answer.
+    pub unread: Duration,
 }
 
 impl ConnectionLimits {
@@ -69,6 +71,12 @@ pub struct Limits {
     pub max_body_bytes: usize,
     /// Bytes of an uploaded file.
     pub max_file_bytes: usize,
+    /// Least speed of an upload in bytes per second, on average of 30 seconds; a slower one is answered with 408.
+    pub upload_bytes_per_second: u64,
+    /// Seconds that an upload may take in all.
+    pub max_upload_seconds: u64,
+    /// Seconds for which a client may take nothing of its answer before its connection is closed.
+    pub max_unread_seconds: u64,
     /// Texts in one embeddings request.
     pub max_inputs: usize,
     /// Seconds that the schemas of a request may take to be compiled.
@@ -117,6 +125,9 @@ impl Default for Limits {
             kv_cache_mib: None,
             max_body_bytes: 8 << 20,
             max_file_bytes: 512 << 20,
+            upload_bytes_per_second: 1024,
+            max_upload_seconds: 7200,
+            max_unread_seconds: 60,
             max_inputs: 2048,
             grammar_seconds: 5,
             grammar_mib: 2048,
@@ -169,7 +180,12 @@ impl Limits {
             );
         }
         let most_of_one = self.max_connections_per_client.unwrap_or(most / 2).min(most);
-        ConnectionLimits { most, most_of_one, idle: Duration::from_secs(self.idle_connection_seconds) }
+        ConnectionLimits { most, most_of_one, idle: Duration::from_secs(self.idle_connection_seconds), unread: self.unread() }
+    }
+
+    /// Returns for how long a client may take nothing of its answer.
+    pub fn unread(&self) -> Duration {
+        Duration::from_secs(self.max_unread_seconds)
     }
 
     /// Refuses limits that let nothing through, or that are too large to be meant.
@@ -187,6 +203,11 @@ impl Limits {
             return Err(Error(format!(
                 "limits: max_connections_per_client must be at least 1, idle_connection_seconds 1 to {MAX_IDLE}"
             )));
+        }
+        if self.upload_bytes_per_second == 0 || self.max_upload_seconds == 0 || self.max_unread_seconds == 0 {
+            return Err(Error(
+                "limits: upload_bytes_per_second, max_upload_seconds and max_unread_seconds must be at least 1".into(),
+            ));
         }
         if !(1..=MAX_RANK).contains(&self.max_adapter_rank) {
             return Err(Error(format!("limits: max_adapter_rank must be 1 to {MAX_RANK}")));
@@ -223,7 +244,7 @@ mod tests {
     #[test]
     fn a_limit_that_lets_nothing_through_or_means_too_much_is_named() {
         assert!(Limits::default().check().is_ok());
-        let refused: [(&str, Change); 20] = [
+        let refused: [(&str, Change); 23] = [
             ("max_sequences", |limits| limits.max_sequences = Some(0)),
             ("max_step_tokens", |limits| limits.max_step_tokens = Some(0)),
             ("kv_cache_mib", |limits| limits.kv_cache_mib = Some(0)),
@@ -233,6 +254,10 @@ mod tests {
             ("max_connections_per_client", |limits| limits.max_connections_per_client = Some(0)),
             ("idle_connection_seconds", |limits| limits.idle_connection_seconds = 0),
             ("idle_connection_seconds", |limits| limits.idle_connection_seconds = MAX_IDLE + 1),
+        }
+            ("upload_bytes_per_second", |limits| limits.upload_bytes_per_second = 0),
+            ("max_upload_seconds", |limits| limits.max_upload_seconds = 0),
+            ("max_unread_seconds", |limits| limits.max_unread_seconds = 0),
             ("max_adapter_rank", |limits| limits.max_adapter_rank = MAX_RANK + 1),
             ("adapter_device_mib", |limits| limits.adapter_device_mib = 0),
             ("adapter_device_mib", |limits| limits.adapter_device_mib = MAX_MIB + 1),

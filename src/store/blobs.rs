@@ -19,12 +19,15 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use tokio::io::AsyncWriteExt as _;
+use tokio_util::io::ReaderStream;
 
 use crate::off_thread::off_thread;
 use crate::store::{Error, Result};
 
 /// Pieces in which files travel to the store: few enough calls, little memory.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Pieces in which files travel to clients.
+const DOWNLOAD_BYTES: usize = 64 << 10;
 /// Rest after a piece that is written beside requests, as a multiple of the time that it took.
 const REST: u32 = 3;
 /// The same at the most: a slow disk takes no core.
@@ -129,26 +132,22 @@ impl Blobs {
         let context = || format!("store {} as {key}", path.display());
         let mut source = tokio::fs::File::open(&path).await.map_err(Error::io(context()))?;
         let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), key.clone(), CHUNK_BYTES);
-        let copied = async {
-            tokio::io::copy(&mut source, &mut writer).await?;
-            writer.shutdown().await
-        };
-        if let Err(error) = copied.await {
+        if let Err(error) = tokio::io::copy(&mut source, &mut writer).await {
             // Nothing was published; what was staged goes, and the failure that matters is the first one.
             let _ = writer.abort().await;
             return Err(Error::io(context())(error));
         }
+        // It removes what was staged itself where it fails, and must not be asked to.
+        writer.shutdown().await.map_err(Error::io(context()))?;
         tokio::fs::remove_file(&path).await.map_err(Error::io(format!("remove {}", path.display())))
     }
 
     /// Opens the content under `key` for reading; [`Error::BlobNotFound`] if there is none. Whoever holds the file can
     /// read all of it, also after the blob was deleted.
     pub async fn open(&self, key: &str) -> Result<File> {
-        let Some(folder) = &self.folder else { return self.download(key).await };
-        match tokio::fs::File::open(folder.join(checked(key)?.as_ref())).await {
-            Ok(file) => Ok(file.into_std().await),
-            Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::BlobNotFound(key.into())),
-            Err(error) => Err(Error::io(format!("open the blob {key}"))(error)),
+        match &self.folder {
+            Some(folder) => Ok(open_in(folder, key).await?.into_std().await),
+            None => self.download(key).await,
         }
     }
 
@@ -185,8 +184,14 @@ impl Blobs {
         Ok(self.store.get(&checked(key)?).await?.bytes().await?)
     }
 
-    /// Streams the content in chunks, for downloads.
+    /// Streams the content in chunks, for downloads: little memory for each, since its client may be slow.
     pub async fn stream(&self, key: &str) -> Result<BoxStream<'static, Result<Bytes>>> {
+        if let Some(folder) = &self.folder {
+            let file = open_in(folder, key).await?;
+            let context = format!("read the blob {key}");
+            let pieces = ReaderStream::with_capacity(file, DOWNLOAD_BYTES);
+            return Ok(pieces.map_err(move |error| Error::io(context.clone())(error)).boxed());
+        }
         Ok(self.store.get(&checked(key)?).await?.into_stream().map_err(Error::from).boxed())
     }
 
@@ -223,6 +228,13 @@ impl Blobs {
         }
         Ok(())
     }
+}
+
+async fn open_in(folder: &Path, key: &str) -> Result<tokio::fs::File> {
+    tokio::fs::File::open(folder.join(checked(key)?.as_ref())).await.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Error::BlobNotFound(key.into()),
+        _ => Error::io(format!("open the blob {key}"))(error),
+    })
 }
 
 /// Renames `path` to `target`, which lies below `folder`; both survive a power cut once it returns.

@@ -3,6 +3,8 @@
 //!
 //! Database and blobs are known here alone: nobody above looks into `sqlx`'s or `object_store`'s errors.
 
+use std::io::ErrorKind;
+use std::iter::successors;
 use std::sync::Arc;
 
 use crate::off_thread::Lost;
@@ -102,11 +104,46 @@ pub enum Error {
     Internal(String),
 }
 
+/// Why a disk takes nothing: it does so until its operator sees to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StorageFault {
+    /// No room is left, for anybody or for this user.
+    Full,
+    /// It can only be read.
+    ReadOnly,
+}
+
+impl StorageFault {
+    /// Finds the fault in an error or one of its causes; `None` if it is another one.
+    pub fn of(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        let causes = successors(Some(error), |cause| cause.source());
+        causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>()).find_map(|cause| match cause.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Some(Self::Full),
+            ErrorKind::ReadOnlyFilesystem => Some(Self::ReadOnly),
+            _ => None,
+        })
+    }
+}
+
 impl Error {
     /// An input or output failure while doing `context`; use as `.map_err(Error::io("read an upload"))`.
     pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let context = context.into();
         move |source| Self::Io { context, source: Arc::new(source) }
+    }
+
+    /// Returns what is wrong with the disk, of the blobs or of the database; `None` if this is another failure.
+    pub fn storage_fault(&self) -> Option<StorageFault> {
+        match self {
+            Self::Io { source, .. } => StorageFault::of(&**source),
+            Self::Blob(error) => StorageFault::of(&**error),
+            Self::Database(error) => {
+                let code = error.as_database_error().and_then(|error| error.code());
+                // `disk_full`
+                (code.as_deref() == Some("53100")).then_some(StorageFault::Full)
+            }
+            _ => None,
+        }
     }
 
     /// True if trying the same again later can help.
@@ -157,5 +194,29 @@ impl From<object_store::Error> for Error {
 impl From<Lost> for Error {
     fn from(lost: Lost) -> Self {
         Self::Internal(lost.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_or_read_only_disk_is_found_below_other_errors() {
+        let failure = |kind: ErrorKind| std::io::Error::from(kind);
+        for (kind, fault) in [
+            (ErrorKind::StorageFull, Some(StorageFault::Full)),
+            (ErrorKind::QuotaExceeded, Some(StorageFault::Full)),
+            (ErrorKind::ReadOnlyFilesystem, Some(StorageFault::ReadOnly)),
+            (ErrorKind::PermissionDenied, None),
+        ] {
+            assert_eq!(Error::io("write")(failure(kind)).storage_fault(), fault, "{kind}");
+            let blob = object_store::Error::Generic { store: "local", source: Box::new(failure(kind)) };
+            // As a writer of the store reports it.
+            let wrapped =
+                std::io::Error::other(object_store::Error::Generic { store: "local", source: Box::new(failure(kind)) });
+            assert_eq!(Error::from(blob).storage_fault(), fault, "{kind}");
+            assert_eq!(Error::io("copy")(wrapped).storage_fault(), fault, "{kind}");
+        }
     }
 }

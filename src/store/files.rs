@@ -131,6 +131,18 @@ impl Store {
             .ok_or_else(|| no_such_file(id))
     }
 
+    /// Reads those of the organisation's files that have the `ids`, in no particular order.
+    pub async fn files_of(&self, organization: &str, ids: &[String]) -> Result<Vec<File>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(sqlx::query_as(file_query!("select", "from files where organization = $1 and id = any($2)"))
+            .bind(organization)
+            .bind(ids)
+            .fetch_all(&self.pool)
+            .await?)
+    }
+
     /// Streams a file's content in chunks.
     pub async fn file_content(&self, file: &File) -> Result<BoxStream<'static, Result<Bytes>>> {
         self.blobs.stream(&blob_key(&file.id)).await
@@ -193,15 +205,21 @@ impl Store {
             match job {
                 None => Err(no_such_file(&id)),
                 Some(Some(job)) => Err(Error::FileInUse { file: id, job }),
-                Some(None) => store.remove_content(&id).await,
+                Some(None) => {
+                    store.remove_content(&id).await;
+                    Ok(())
+                }
             }
         })
         .await
     }
 
-    /// Removes the content of a file whose row is gone.
-    pub(crate) async fn remove_content(&self, id: &str) -> Result<()> {
-        self.blobs.delete_prefix(&blob_key(id)).await
+    /// Removes the content of a file whose row is gone. The file is gone for everybody: the sweep removes what stays on a
+    /// disk that takes no writes.
+    pub(crate) async fn remove_content(&self, id: &str) {
+        if let Err(error) = self.blobs.delete_prefix(&blob_key(id)).await {
+            tracing::warn!(file = id, %error, "the content of a deleted file stays until it is swept");
+        }
     }
 }
 

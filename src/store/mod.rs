@@ -17,6 +17,7 @@ mod schema;
 mod sweep;
 pub mod usage;
 pub mod usage_recorder;
+mod write_probe;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,8 +28,10 @@ use rand::distr::Alphanumeric;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgPool, Row as _};
 
-pub use error::{Error, Result};
+pub use error::{Error, Result, StorageFault};
 pub use sweep::Swept;
+
+use self::write_probe::WriteProbe;
 
 /// Connections of a process that says no other number. A private Postgres allows 50.
 const POOL_CONNECTIONS: u32 = 16;
@@ -47,6 +50,7 @@ pub struct Store {
     pub blobs: blobs::Blobs,
     /// The folder for temporary files.
     pub scratch: Arc<Path>,
+    probe: WriteProbe,
 }
 
 impl Store {
@@ -63,7 +67,11 @@ impl Store {
         let blobs = blobs::Blobs::in_folder(&data_dir.join("blobs"))?;
         let scratch = data_dir.join("tmp");
         std::fs::create_dir_all(&scratch).map_err(Error::io(format!("create {}", scratch.display())))?;
-        Ok(Self { pool: pool(options, connections), blobs, scratch: scratch.into() })
+        let probe = WriteProbe::of([scratch.clone(), data_dir.join("blobs")]);
+        if let Err(error) = probe.check().await {
+            tracing::error!("{error}: uploads and fine-tune jobs fail until it can be written");
+        }
+        Ok(Self { pool: pool(options, connections), blobs, scratch: scratch.into(), probe })
     }
 
     /// The connections, for tests that look past the operations; everything else goes through them.
@@ -75,6 +83,11 @@ impl Store {
     pub async fn is_ready(&self) -> bool {
         let answer = sqlx::query_scalar::<_, i32>("select 1").fetch_one(&self.pool);
         matches!(tokio::time::timeout(READY_TIMEOUT, answer).await, Ok(Ok(1)))
+    }
+
+    /// Writes a little to the data folder, once in some seconds however often it is asked; an error says what failed.
+    pub async fn check_writable(&self) -> Result<()> {
+        self.probe.check().await
     }
 
     /// Runs `work` to its end even if the caller goes away: for steps that belong together but that one statement

@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conftest import MIB, ONE, Memory, Tenant, attunelib, chat, timed, under  # noqa: E402
+from forms import form  # noqa: E402
 from schemas import schema, word  # noqa: E402
 
 # Longest time of one request that runs alone, in seconds.
@@ -45,7 +46,7 @@ def bias(source):
     return chat(logit_bias={spelling.format(id): source.uniform(-100, 100) for id in ids}, n=source.choice([1, 128]))
 
 
-KINDS = [one_schema, one_schema, one_schema, some_tools, stops, bias]
+KINDS = [one_schema, one_schema, one_schema, some_tools, stops, bias, form]
 
 
 def run(server, count, seed, first):
@@ -60,9 +61,12 @@ def run(server, count, seed, first):
             continue
         body = kind(own)
         memory.watch()
-        answer, seconds = timed(lambda: tenant.post(body, timeout=600))
+        # What is no JSON sends itself.
+        raw = getattr(body, "body", None)
+        answer, seconds = timed(lambda: tenant.post(body, timeout=600) if raw is None else body.send(tenant, 600))
         grown, said = memory.grown(), answer.text[:160].replace("\n", " ")
-        text = f"{number} {kind.__name__} {len(json.dumps(body))} bytes: {answer.status_code} {said}"
+        size = len(json.dumps(body) if raw is None else raw)
+        text = f"{number} {kind.__name__} {size} bytes: {answer.status_code} {said}"
         costs.append((grown, seconds, text))
         if grown > ONE or seconds > LONGEST or answer.status_code not in (200, 400, 429):
             faults.append((grown, seconds, text))

@@ -125,3 +125,39 @@ def test_a_missing_part_is_named(http, content, missing):
     )
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == missing
+
+
+@pytest.mark.parametrize("name", ["file", "purpose"])
+def test_a_field_that_comes_twice_is_refused_by_its_name(http, content, name):
+    parts = [("purpose", b"fine-tune"), ("file", content)]
+    parts.append(next(part for part in parts if part[0] == name))
+    answer = http.post(
+        "/v1/files", content=multipart(parts), headers={"Content-Type": "multipart/form-data; boundary=edge"}
+    )
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == (name, "duplicate_field")
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        ("multipart/form-data", "names no boundary"),
+        ("multipart/form-data; boundary=" + "b" * 71, "longer than 70 characters"),
+        ("multipart/form-data; boundary=other", "does not begin with its boundary"),
+    ],
+)
+def test_a_form_without_its_boundary_is_told_so(http, content, kind, complaint):
+    body = multipart([("purpose", b"fine-tune"), ("file", content + b" " * 5000)])
+    answer = http.post("/v1/files", content=body, headers={"Content-Type": kind})
+    assert answer.status_code == 400
+    assert complaint in answer.json()["error"]["message"]
+
+
+def test_a_large_file_comes_back_unchanged(client):
+    content = bytes(range(256)) * 40_000
+    file = client.files.create(file=("large.bin", content), purpose="user_data")
+    answer = client.files.content(file.id)
+    assert answer.response.headers["content-length"] == str(len(content))
+    assert answer.content == content
+    client.files.delete(file.id)

@@ -78,3 +78,26 @@ def test_an_unknown_fine_tune_is_not_found(http):
     answer = http.get("/v1/fine_tunes/ft-nobody")
     assert answer.status_code == 404
     assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("field", ["classification_positive_class", "model"])
+def test_a_text_that_is_too_long_to_be_stored_is_refused_by_its_name(http, training_file, field):
+    answer = http.post("/v1/fine_tunes", json={"training_file": training_file, field: "x" * 10_000})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == (field, "string_above_max_length")
+    assert len(answer.content) < 1000, "it is not sent back"
+
+
+def test_a_list_describes_the_files_that_are_left(client, http, tickets):
+    kept, deleted = upload(client, tickets[:12]), upload(client, tickets[:12])
+    made = []
+    for file in (kept, deleted, kept):
+        job = http.post("/v1/fine_tunes", json={"training_file": file, "n_epochs": 50}).json()
+        http.post(f"/v1/fine_tunes/{job['id']}/cancel")
+        made.append(job["id"])
+    wait_for(lambda: http.get(f"/v1/fine_tunes/{made[1]}").json()["status"] == "cancelled", "the end of the job")
+    client.files.delete(deleted)
+    listed = {job["id"]: job for job in http.get("/v1/fine_tunes").json()["data"]}
+    files = [[file["id"] for file in listed[job]["training_files"]] for job in made]
+    assert files == [[kept], [], [kept]]

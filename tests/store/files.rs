@@ -39,6 +39,25 @@ async fn an_empty_file_is_a_file() {
 }
 
 #[tokio::test]
+async fn files_are_read_by_their_ids_all_at_once() {
+    let database = TestDatabase::new().await;
+    let (one, other) = (add(&database, "a", "fine-tune", b"x").await, add(&database, "b", "fine-tune", b"y").await);
+    let ids = [other.id.clone(), one.id.clone(), "file-none".into()];
+    let mut found = database.store.files_of(ORG, &ids).await.unwrap();
+    found.sort_by_key(|file| file.filename.clone());
+    assert_eq!(found, [one, other]);
+    assert!(database.store.files_of("rival", &ids).await.unwrap().is_empty());
+    assert!(database.store.files_of(ORG, &[]).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_data_folder_is_asked_whether_it_takes_writes() {
+    let database = TestDatabase::new().await;
+    database.store.check_writable().await.unwrap();
+    assert_eq!(std::fs::read_dir(&database.store.scratch).unwrap().count(), 0, "the write leaves nothing");
+}
+
+#[tokio::test]
 async fn another_organisation_neither_sees_nor_deletes_a_file() {
     let database = TestDatabase::new().await;
     let file = add(&database, "a", "fine-tune", b"secret").await;

@@ -70,12 +70,8 @@ pub(crate) async fn list(
 ) -> Result<Json<PageOf<FineTune>>, Problem> {
     let page = cursor.page(MAX_JOBS, MAX_JOBS);
     let (jobs, has_more) = state.queue.jobs(&caller.organization, JobApi::FineTunes, MetadataFilter::Any, page).await?;
-    let mut files = Files::default();
-    let mut data = Vec::with_capacity(jobs.len());
-    for job in jobs {
-        data.push(files.describe(&state, job).await?);
-    }
-    Ok(Json(PageOf::new(data, has_more)))
+    let files = Files::of(&state, &caller.organization, &jobs).await?;
+    Ok(Json(PageOf::new(jobs.into_iter().map(|job| files.describe(job)).collect(), has_more)))
 }
 
 /// Read a fine-tune

@@ -11,11 +11,15 @@ use crate::api::access::auth::Caller;
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::faults::is_number;
 use crate::api::http::values::{self, Number};
-use crate::api::operations::checks::within;
+use crate::api::operations::checks::{no_longer_than, within};
+use crate::datasets::parse::shorten;
 use crate::jobs::queue::Admission;
 use crate::jobs::{Job, JobApi, JobSpec};
 use crate::store;
 use crate::train::settings::max_sequence_tokens;
+
+/// Bytes of the name of a model that a job may ask for; no model has a longer one.
+const MAX_MODEL_NAME: usize = 4096;
 
 /// A number, or `"auto"` to let the server choose.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
@@ -85,6 +89,7 @@ pub(crate) async fn enqueue(state: &ApiState, caller: &Caller, api: JobApi, spec
 /// Returns the job as it may be queued: an alias of the model is resolved, and files and model are checked to be the
 /// caller's.
 pub(crate) async fn admitted(state: &ApiState, caller: &Caller, mut spec: JobSpec) -> Result<JobSpec, Problem> {
+    no_longer_than("model", Some(&spec.model), MAX_MODEL_NAME)?;
     follow_alias(state, &mut spec);
     check_inputs(state, caller, &spec).await?;
     Ok(spec)
@@ -117,6 +122,7 @@ async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Resu
 async fn check_file(state: &ApiState, caller: &Caller, param: &str, id: &str) -> Result<()> {
     let file = match state.store.file(&caller.organization, id).await {
         Err(store::Error::NotFound { .. }) => {
+            let id = shorten(id);
             let message = format!("The file '{id}' does not exist: upload it with the purpose 'fine-tune' first.");
             return Err(Problem::invalid_code(param, "invalid_training_file", message));
         }

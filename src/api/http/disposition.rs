@@ -1,7 +1,7 @@
 //! The header `Content-Disposition` of a part of a form: the names of the part and of its file, in every form that
-//! clients write (RFC 7578, RFC 5987, RFC 2047). Called by `upload`.
+//! clients write (RFC 7578, RFC 5987, RFC 2047). Called by `form`.
 //!
-//! Own code, since multer reads plain parameters only, and takes what stands inside a quoted one for another.
+//! Own code, since libraries read plain parameters only, and take what stands inside a quoted one for another.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -33,13 +33,18 @@ impl Disposition {
     pub(super) fn parse(header: &[u8]) -> Self {
         // Neither is forbidden in a form; Latin-1 is what old clients mean.
         let text = std::str::from_utf8(header).map_or_else(|_| WINDOWS_1252.decode(header).0, Cow::Borrowed);
-        let parameters = parameters(&text, escaped_text).or_else(|| parameters(&text, raw_text)).unwrap_or_default();
+        let parameters = parameters_of(&text);
         let find = |name: &str| parameters.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str());
         // The form that names its charset is the better one, whichever stands first.
         let extended = find("filename*").and_then(extended_value);
         let filename = extended.or_else(|| find("filename").map(decode_words)).filter(|name| !name.is_empty());
         Self { name: find("name").map(str::to_owned), filename }
     }
+}
+
+/// Returns the parameters of a header's value in their order, with names in lower case; none if the header is broken.
+pub(super) fn parameters_of(header: &str) -> Vec<(String, String)> {
+    parameters(header, escaped_text).or_else(|| parameters(header, raw_text)).unwrap_or_default()
 }
 
 /// Returns the parameters in their order, with names in lower case; `None` if the header is broken. `quoted` reads the

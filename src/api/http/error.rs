@@ -3,6 +3,7 @@
 //! Handlers return it; `?` turns each layer's error into it by the rules of [`table`]. Failures that only HTTP knows (a
 //! wrong field, no key, no such route, too large) are made here by name.
 
+mod machine;
 mod table;
 
 use std::borrow::Cow;
@@ -141,7 +142,12 @@ impl Problem {
 
     /// The body did not arrive in time.
     pub fn slow_body() -> Self {
-        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID_REQUEST, "The request's body did not arrive in time.")
+        Self::too_slow("The request's body did not arrive in time.")
+    }
+
+    /// The body did not arrive in time; `message` says what is asked of it.
+    pub fn too_slow(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID_REQUEST, message)
     }
 
     /// The body has the wrong media type.
@@ -159,24 +165,6 @@ impl Problem {
     pub fn method_not_allowed(method: &str, path: &str) -> Self {
         let message = format!("{path} does not support {method}. The routes are listed at /docs.");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID_REQUEST, message).code("method_not_supported")
-    }
-
-    /// A defect or a failure of this machine: the details are in the log.
-    pub fn internal() -> Self {
-        let message = "The server had an error while processing your request. The log of the server says more.";
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER_ERROR, message)
-    }
-
-    /// A defect, or a failure of this machine: `message` goes to the log.
-    pub fn defect(message: impl fmt::Display) -> Self {
-        tracing::error!("{message}");
-        Self::internal()
-    }
-
-    /// [`Problem::defect`] while doing `context`; use as `.map_err(Problem::io("write an upload"))`.
-    pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
-        let context = context.into();
-        move |error| Self::defect(format_args!("{context}: {error}"))
     }
 
     /// The field `param` must change.
@@ -283,7 +271,13 @@ impl IntoResponse for Problem {
             let milliseconds = wait.as_nanos().div_ceil(1_000_000).clamp(1, u64::MAX.into()) as u64;
             headers.insert(header::RETRY_AFTER, HeaderValue::from(milliseconds.div_ceil(1_000)));
             headers.insert(RETRY_AFTER_MS, HeaderValue::from(milliseconds));
-        } else if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::GATEWAY_TIMEOUT) {
+        } else if matches!(
+            self.status,
+            StatusCode::TOO_MANY_REQUESTS
+                | StatusCode::GATEWAY_TIMEOUT
+                | StatusCode::INSUFFICIENT_STORAGE
+                | StatusCode::SERVICE_UNAVAILABLE
+        ) {
             // Clients try these again on their own; here that is no use.
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }

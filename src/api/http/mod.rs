@@ -1,11 +1,12 @@
 //! What HTTP is to every resource; knows no other room. [`extract`] reads JSON bodies and paths, [`query`] queries,
 //! [`values`] single values as clients write them; [`faults`] words what is wrong with them. [`upload`] spools the file
-//! of a form to disk, [`disposition`] reads the names in it. [`error`] is the failure of a request, with the one table
-//! from the errors of each layer to status and error object. [`list`] pages lists, [`sse`] streams events.
+//! of a form to disk; [`form`] reads the form's parts, at the [`pace`] that a client must keep, and [`disposition`] the names
+//! in them. [`error`] is the failure of a request, with the one table from the errors of each layer to status and error
+//! object. [`list`] pages lists, [`sse`] streams events.
 //! [`transport`] puts request ids, the log, metrics and CORS around all routes, [`lingering`] sees to bodies that no
-//! handler read. [`serving`] accepts connections and serves them, [`connections`] bounds their number, [`accepting`]
-//! tells when none can be accepted. [`headers`] names the headers that several rooms know, [`docs`] serves the `OpenAPI`
-//! document.
+//! handler read, [`write_progress`] and [`unread`] to answers that no client reads. [`serving`] accepts connections and
+//! serves them, [`connections`] bounds their number, [`accepting`] tells when none can be accepted. [`headers`] names the
+//! headers that several rooms know, [`docs`] serves the `OpenAPI` document.
 //!
 //! Handlers of every room call it; [`router`](super::router) calls [`transport`] and [`docs`], `app` calls [`serving`].
 
@@ -16,13 +17,17 @@ pub(super) mod docs;
 pub(super) mod error;
 pub(super) mod extract;
 pub(crate) mod faults;
+pub(super) mod form;
 pub(super) mod headers;
 pub(crate) mod holding_body;
 mod lingering;
 pub(super) mod list;
+pub(super) mod pace;
 pub(super) mod query;
 pub(super) mod serving;
 pub(super) mod sse;
 pub(super) mod transport;
+pub(super) mod unread;
 pub(super) mod upload;
 pub(super) mod values;
+pub(super) mod write_progress;

@@ -28,6 +28,7 @@ use crate::api::http::connections::{Connection, Connections, Ending, NoPlace};
 use crate::api::http::error::{Problem, RateLimit};
 use crate::api::http::holding_body::holding;
 use crate::api::http::transport::PROBES;
+use crate::api::http::write_progress::WriteProgress;
 use crate::config::limits::ConnectionLimits;
 
 /// Streams of one connection over HTTP/2 at a time.
@@ -53,7 +54,7 @@ pub(crate) async fn serve(
 ) {
     let connections = Connections::new(limits);
     let server =
-        Server { builder: builder(limits.idle), routes, shutdown: shutdown.clone(), cut: CancellationToken::new() };
+        Server { builder: builder(limits.idle), unread: limits.unread, routes, shutdown: shutdown.clone(), cut: CancellationToken::new() };
     let server = Arc::new(server);
     let tasks = TaskTracker::new();
     tokio::select! {
@@ -76,6 +77,8 @@ pub(crate) async fn serve(
 /// What all connections have in common.
 struct Server {
     builder: Builder<TokioExecutor>,
+    /// Time for which a client may take nothing of its answer.
+    unread: Duration,
     routes: Router,
     /// Ends connections once their requests have ended.
     shutdown: CancellationToken,
@@ -135,7 +138,7 @@ impl Server {
             return;
         }
         let doorway = Doorway { routes: self.routes.clone(), connection: Arc::clone(&connection) };
-        let served = self.builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(doorway));
+        let served = self.builder.serve_connection(TokioIo::new(WriteProgress::of(stream, self.unread)), TowerToHyperService::new(doorway));
         let mut served = pin!(served);
         let ending = tokio::select! {
             // What a client does wrong is its own affair.

@@ -6,22 +6,19 @@ use std::io::BufReader;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use axum::extract::multipart::{Field, Multipart, MultipartError};
-use axum::http::header::CONTENT_DISPOSITION;
 use tempfile::{NamedTempFile, TempPath};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::api::http::disposition::Disposition;
 use crate::api::http::error::{Problem, Result};
-use crate::api::http::extract::{BODY_TIMEOUT, in_time};
+use crate::api::http::form::Form;
 use crate::datasets::faults::Faults;
 use crate::datasets::json;
 use crate::datasets::lines::Lines;
+use crate::datasets::parse::shorten;
 
 /// Bytes of a form field that is not the file.
 const MAX_FIELD_BYTES: usize = 4096;
-/// Parts of a form; more are not read.
-const MAX_PARTS: usize = 32;
 
 /// An upload on disk; the file is removed when this drops, unless it was moved away.
 #[derive(Debug)]
@@ -34,24 +31,23 @@ pub(crate) struct Upload {
     pub purpose: String,
 }
 
-/// Reads the whole form; the file lies in `folder` and has at most `limit` bytes.
-pub(crate) async fn receive(mut form: Multipart, folder: &Path, limit: usize) -> Result<Upload, Problem> {
-    let (mut file, mut purpose, mut parts) = (None, None, 0);
-    while let Some(mut field) = timed(form.next_field()).await? {
-        parts += 1;
-        if parts > MAX_PARTS {
-            return Err(Problem::bad_request(format!("The form has more than {MAX_PARTS} parts.")));
-        }
-        let header = field.headers().get(CONTENT_DISPOSITION);
-        let Disposition { name, filename } = header.map(|it| Disposition::parse(it.as_bytes())).unwrap_or_default();
+/// Reads the whole form; the file lies in `folder` and has at most `limit` bytes. A field that comes twice is refused
+/// before its content is read: one of the two would be lost.
+pub(crate) async fn receive(mut form: Form, folder: &Path, limit: usize) -> Result<Upload, Problem> {
+    let (mut file, mut purpose) = (None, None);
+    while let Some(Disposition { name, filename }) = form.next_part().await? {
         let name = name.unwrap_or_default();
+        if (name == "file" && file.is_some()) || (name == "purpose" && purpose.is_some()) {
+            let message = format!("The form has the field '{name}' more than once: send one file in each request.");
+            return Err(Problem::invalid_code(name, "duplicate_field", message));
+        }
         match name.as_str() {
             "file" => {
                 let filename = filename.as_deref().unwrap_or("upload").chars().take(255).collect::<String>();
-                file = Some((spool(&mut field, folder, limit).await?, filename));
+                file = Some((spool(&mut form, folder, limit).await?, filename));
             }
-            "purpose" => purpose = Some(small_text(&mut field, &name).await?),
-            _ => drop(small_text(&mut field, &name).await?),
+            "purpose" => purpose = Some(small_text(&mut form, &name).await?),
+            _ => drop(small_text(&mut form, &name).await?),
         }
     }
     let (path, filename) = file.ok_or_else(|| Problem::missing("file"))?;
@@ -59,25 +55,18 @@ pub(crate) async fn receive(mut form: Multipart, folder: &Path, limit: usize) ->
     Ok(Upload { path, filename, purpose })
 }
 
-/// Waits for the client, within limits.
-async fn timed<T>(work: impl Future<Output = Result<T, MultipartError>>) -> Result<T, Problem> {
-    in_time(BODY_TIMEOUT, work)
-        .await?
-        .map_err(|error| Problem::bad_request(format!("The form could not be read: {}", error.body_text())))
-}
-
-async fn spool(field: &mut Field<'_>, folder: &Path, limit: usize) -> Result<TempPath, Problem> {
+async fn spool(form: &mut Form, folder: &Path, limit: usize) -> Result<TempPath, Problem> {
     let context = || format!("write an upload to {}", folder.display());
     tokio::fs::create_dir_all(folder).await.map_err(Problem::io(context()))?;
     let (file, path) = upload_file(folder).map_err(Problem::io(context()))?.into_parts();
     let mut file = tokio::fs::File::from_std(file);
     let mut bytes = 0;
-    while let Some(chunk) = timed(field.chunk()).await? {
-        bytes += chunk.len();
+    while let Some(piece) = form.piece().await? {
+        bytes += piece.len();
         if bytes > limit {
             return Err(Problem::too_large("The file", limit).param("file"));
         }
-        file.write_all(&chunk).await.map_err(Problem::io(context()))?;
+        file.write_all(&piece).await.map_err(Problem::io(context()))?;
     }
     file.flush().await.map_err(Problem::io(context()))?;
     Ok(path)
@@ -88,17 +77,17 @@ fn upload_file(folder: &Path) -> std::io::Result<NamedTempFile> {
     tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)
 }
 
-async fn small_text(field: &mut Field<'_>, name: &str) -> Result<String, Problem> {
+async fn small_text(form: &mut Form, name: &str) -> Result<String, Problem> {
+    let fault = |what: String| Problem::invalid_code(shorten(name), "invalid_value", what);
     let mut bytes = Vec::new();
-    while let Some(chunk) = timed(field.chunk()).await? {
-        bytes.extend_from_slice(&chunk);
-        if bytes.len() > MAX_FIELD_BYTES {
-            return Err(Problem::bad_request(format!(
-                "The form field '{name}' is longer than {MAX_FIELD_BYTES} bytes."
-            )));
+    while let Some(piece) = form.piece().await? {
+        if bytes.len() + piece.len() > MAX_FIELD_BYTES {
+            let name = shorten(name);
+            return Err(fault(format!("The form field '{name}' is longer than {MAX_FIELD_BYTES} bytes.")));
         }
+        bytes.extend_from_slice(&piece);
     }
-    String::from_utf8(bytes).map_err(|_| Problem::bad_request("A form field is not UTF-8 text."))
+    String::from_utf8(bytes).map_err(|_| fault(format!("The form field '{}' is not UTF-8 text.", shorten(name))))
 }
 
 /// Checks that every line of the file is a JSON object. Reads the whole file: call it off the async threads.

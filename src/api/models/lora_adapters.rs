@@ -17,12 +17,15 @@ use crate::api::access::auth::{Admin, Caller};
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::models::adapter_list::AdapterList;
+use crate::api::operations::checks::no_longer_than;
 use crate::off_thread::off_thread;
 use crate::store;
 use crate::store::names::{VISIBLE, is_job_name, is_visible};
 
 /// Characters of an adapter's name at the most.
 const MAX_NAME: usize = 256;
+/// Bytes of a path, and of the names of what exists.
+const MAX_TEXT: usize = 4096;
 /// What an archive with an adapter may have been uploaded for.
 const PURPOSES: [&str; 2] = ["user_data", "assistants"];
 
@@ -62,6 +65,8 @@ pub(crate) async fn load(
     Body(request): Body<LoadAdapter>,
 ) -> Result<String, Problem> {
     check_name(&state, &request.lora_name)?;
+    no_longer_than("lora_path", Some(&request.lora_path), MAX_TEXT)?;
+    no_longer_than("base_model_name", request.base_model_name.as_deref(), MAX_TEXT)?;
     let name = request.lora_name.clone();
     // A client that hangs up must not leave half of it.
     let loading = tokio::spawn(async move { Box::pin(bring_in(&state, &caller, request)).await });
@@ -82,6 +87,7 @@ pub(crate) async fn unload(
     Body(request): Body<UnloadAdapter>,
 ) -> Result<String, Problem> {
     let name = request.lora_name;
+    no_longer_than("lora_name", Some(&name), MAX_TEXT)?;
     let found = state.store.fine_tuned_model(&caller.organization, &name).await;
     let model = found.map_err(|error| Problem::from(error).param("lora_name"))?;
     if model.job.is_some() {

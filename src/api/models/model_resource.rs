@@ -5,7 +5,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -16,7 +16,11 @@ use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Path;
 use crate::model::BaseModel;
 use crate::model::generation::GenerationDefaults;
+use crate::store;
 use crate::store::models::FineTunedModel;
+
+/// Bytes of a block of a tar archive.
+const BLOCK: usize = 512;
 
 /// A model that requests can name.
 #[derive(Debug, Serialize, ToSchema)]
@@ -163,36 +167,40 @@ pub(crate) async fn download(
     // For the owner only: the permission to use a model does not include its weights.
     let row = state.store.fine_tuned_model(&caller.organization, real).await;
     let model = row.map_err(|error| blame_model(Problem::from(error).about_model(&name)))?;
-    let files = vec![
-        ("adapter_config.json", state.store.blobs.get(&config_key(&model.adapter)).await?),
-        ("adapter_model.safetensors", state.store.blobs.get(&weights_key(&model.adapter)).await?),
-    ];
-    let parts = archive(files, model.created_at)?;
-    let length: usize = parts.iter().map(Bytes::len).sum();
+    let blobs = &state.store.blobs;
+    let (config, weights) = (config_key(&model.adapter), weights_key(&model.adapter));
+    let (config, bytes) = (blobs.get(&config).await?, blobs.size(&weights).await?);
+    let [begin, end] = archive(&config, bytes, model.created_at)?;
     let headers = [
         (header::CONTENT_TYPE, "application/x-tar".to_owned()),
-        (header::CONTENT_LENGTH, length.to_string()),
+        (header::CONTENT_LENGTH, (begin.len() as u64 + bytes + end.len() as u64).to_string()),
         (header::CONTENT_DISPOSITION, format!("attachment; filename=\"adapter-{:.12}.tar\"", model.adapter)),
     ];
-    Ok((headers, Body::from_stream(stream::iter(parts.into_iter().map(Ok::<_, std::io::Error>)))).into_response())
+    let around = |part| stream::once(async move { Ok::<_, store::Error>(part) });
+    let archive = around(begin).chain(blobs.stream(&weights).await?).chain(around(end));
+    Ok((headers, Body::from_stream(archive)).into_response())
 }
 
-/// Writes a tar archive as a list of parts, so that the weights are not copied into one buffer.
-fn archive(files: Vec<(&str, Bytes)>, modified: i64) -> Result<Vec<Bytes>> {
-    const BLOCK: usize = 512;
-    let mut parts = Vec::new();
-    for (name, content) in files {
-        let mut head = tar::Header::new_ustar();
-        head.set_path(name).map_err(Problem::io(format!("archive {name}")))?;
-        head.set_size(content.len() as u64);
-        head.set_mode(0o644);
-        head.set_mtime(modified.max(0) as u64);
-        head.set_cksum();
-        let padding = content.len().next_multiple_of(BLOCK) - content.len();
-        parts.extend([Bytes::copy_from_slice(head.as_bytes()), content, Bytes::from(vec![0; padding])]);
-    }
-    parts.push(Bytes::from_static(&[0; 2 * BLOCK]));
-    Ok(parts)
+/// Returns what stands before and after the content of the weights, of which there are `bytes`, in a tar archive with
+/// the config.
+fn archive(config: &[u8], bytes: u64, modified: i64) -> Result<[Bytes; 2]> {
+    let (mut begin, mut end) = (entry("adapter_config.json", config.len() as u64, modified)?, Vec::new());
+    begin.extend_from_slice(config);
+    begin.resize(begin.len().next_multiple_of(BLOCK), 0);
+    begin.extend(entry("adapter_model.safetensors", bytes, modified)?);
+    end.resize((bytes.next_multiple_of(BLOCK as u64) - bytes) as usize + 2 * BLOCK, 0);
+    Ok([begin.into(), end.into()])
+}
+
+/// Returns the head of a file in a tar archive.
+fn entry(name: &str, bytes: u64, modified: i64) -> Result<Vec<u8>> {
+    let mut head = tar::Header::new_ustar();
+    head.set_path(name).map_err(Problem::io(format!("archive {name}")))?;
+    head.set_size(bytes);
+    head.set_mode(0o644);
+    head.set_mtime(modified.max(0) as u64);
+    head.set_cksum();
+    Ok(head.as_bytes().to_vec())
 }
 
 /// Names the field `model` in an error about a model that does not exist.
@@ -261,11 +269,8 @@ mod tests {
     #[test]
     fn the_archive_holds_both_files_unchanged() {
         let weights = vec![7_u8; 1000];
-        let files = vec![
-            ("adapter_config.json", Bytes::from_static(b"{}")),
-            ("adapter_model.safetensors", weights.clone().into()),
-        ];
-        let bytes = archive(files, 12).expect("an archive").concat();
+        let [begin, end] = archive(b"{}", weights.len() as u64, 12).expect("an archive");
+        let bytes = [&begin[..], &weights, &end].concat();
         let mut read = tar::Archive::new(bytes.as_slice());
         let contents: Vec<(String, Vec<u8>)> = read
             .entries()

@@ -23,3 +23,14 @@ pub(crate) fn not_supported(param: &str) -> Problem {
     let message = format!("'{param}' is not supported yet: leave it out.");
     Problem::invalid_code(param, "unsupported_parameter", message)
 }
+
+/// Checks that a text of at most `most` bytes was sent; an error names the field `param`.
+pub(crate) fn no_longer_than(param: &'static str, text: Option<&str>, most: usize) -> Result<()> {
+    match text {
+        Some(text) if text.len() > most => {
+            let message = format!("'{param}' is longer than {most} bytes; it has {}.", text.len());
+            Err(Problem::invalid_code(param, "string_above_max_length", message))
+        }
+        _ => Ok(()),
+    }
+}

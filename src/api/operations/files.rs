@@ -1,9 +1,10 @@
 //! `/files`: upload, list, read and delete the files that fine-tunes read and write.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::Body;
-use axum::extract::multipart::{Multipart, MultipartRejection};
-use axum::extract::{FromRequest as _, Request, State};
+use axum::extract::{Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -14,7 +15,9 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Path;
+use crate::api::http::form::Form;
 use crate::api::http::list::{BoundedPageOf, Cursor};
+use crate::api::http::pace::Pace;
 use crate::api::http::query::Query;
 use crate::api::http::upload;
 use crate::off_thread::off_thread;
@@ -106,8 +109,11 @@ pub(crate) async fn create(
     caller: Caller,
     request: Request,
 ) -> Result<Json<FileObject>, Problem> {
-    let form = Multipart::from_request(request, &state).await.map_err(|rejection| not_a_form(&rejection))?;
-    let upload = upload::receive(form, &state.store.scratch, state.config.limits.max_file_bytes).await?;
+    let limits = &state.config.limits;
+    let (head, body) = request.into_parts();
+    let pace = Pace::new(limits.upload_bytes_per_second, Duration::from_secs(limits.max_upload_seconds));
+    let form = Form::new(&head.headers, body, pace)?;
+    let upload = upload::receive(form, &state.store.scratch, limits.max_file_bytes).await?;
     check_purpose(&upload.purpose)?;
     if upload.purpose == "fine-tune" {
         let path = upload.path.to_path_buf();
@@ -185,13 +191,6 @@ pub(crate) async fn delete(
 ) -> Result<Json<DeletedFile>, Problem> {
     state.store.delete_file(&caller.organization, &id).await?;
     Ok(Json(DeletedFile { id, object: "file", deleted: true }))
-}
-
-fn not_a_form(rejection: &MultipartRejection) -> Problem {
-    Problem::unsupported_media_type(format!(
-        "Send the file as multipart/form-data with the parts 'file' and 'purpose': {}",
-        rejection.body_text()
-    ))
 }
 
 fn check_purpose(purpose: &str) -> Result<()> {

@@ -12,9 +12,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::ApiState;
+use crate::store::StorageFault;
 use crate::{Error, Result, descriptors};
 
-/// Time after which a database that does not answer counts as gone.
+/// Time after which a database or a disk that does not answer counts as gone.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Upper bounds in seconds, from a status request to a long completion.
 const DURATION_BUCKETS: [f64; 12] = [0.002, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
@@ -38,6 +39,9 @@ static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 pub(crate) struct Health {
     /// `ok`, `ready` or `not ready`.
     pub status: &'static str,
+    /// Why the server is not ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
 }
 
 /// Whether the process is alive
@@ -46,23 +50,50 @@ pub(crate) struct Health {
     responses((status = 200, body = Health)),
 )]
 pub(crate) async fn health() -> Json<Health> {
-    Json(Health { status: "ok" })
+    Json(Health { status: "ok", reason: None })
 }
 
 /// Whether requests can be served
 ///
-/// The models are loaded before the server listens, so this asks the database, and whether the GPU was lost.
+/// The models are loaded before the server listens, so this asks the database, whether the data folder takes a small write
+/// (once in ten seconds), and whether the GPU was lost.
 #[utoipa::path(
     get, path = "/ready", operation_id = "ready", tag = "Operations", security(()),
     responses((status = 200, body = Health), (status = 503, body = Health)),
 )]
 pub(crate) async fn ready(State(state): State<ApiState>) -> Response {
-    let answers = tokio::time::timeout(READY_TIMEOUT, state.store.is_ready()).await.unwrap_or(false);
-    let has_device = state.catalog.entries().iter().all(|entry| !entry.model.health.is_lost());
-    if answers && has_device && !state.shutdown.is_cancelled() {
-        Json(Health { status: "ready" }).into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "not ready" })).into_response()
+    match fault(&state).await {
+        None => Json(Health { status: "ready", reason: None }).into_response(),
+        reason => (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "not ready", reason })).into_response(),
+    }
+}
+
+/// Returns why requests cannot be served; `None` if they can.
+async fn fault(state: &ApiState) -> Option<&'static str> {
+    if state.shutdown.is_cancelled() {
+        return Some("The server is stopping.");
+    }
+    if state.catalog.entries().iter().any(|entry| entry.model.health.is_lost()) {
+        return Some("The GPU was lost.");
+    }
+    let (database, disk) = tokio::join!(
+        tokio::time::timeout(READY_TIMEOUT, state.store.is_ready()),
+        tokio::time::timeout(READY_TIMEOUT, state.store.check_writable()),
+    );
+    if !database.unwrap_or(false) {
+        return Some("The database does not answer.");
+    }
+    match disk {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "not ready");
+            Some(match error.storage_fault() {
+                Some(StorageFault::Full) => "The disk of the data folder is full.",
+                Some(StorageFault::ReadOnly) => "The data folder can only be read.",
+                None => "The data folder cannot be written.",
+            })
+        }
+        Err(_) => Some("The data folder does not answer."),
     }
 }
 
@@ -70,7 +101,7 @@ pub(crate) async fn ready(State(state): State<ApiState>) -> Response {
 /// does not.
 pub(crate) async fn worker_health(State(state): State<ApiState>) -> Response {
     if is_stuck(&state) {
-        return (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "stuck" })).into_response();
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "stuck", reason: None })).into_response();
     }
     health().await.into_response()
 }

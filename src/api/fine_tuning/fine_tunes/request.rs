@@ -8,7 +8,7 @@ use crate::api::fine_tuning::fields::JobRequest;
 use crate::api::fine_tuning::job_rules::{AutoOr, normal_suffix, positive, seed};
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::values;
-use crate::api::operations::checks::within;
+use crate::api::operations::checks::{no_longer_than, within};
 use crate::datasets::classes::MAX_CLASSES;
 use crate::jobs::JobSpec;
 use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
@@ -17,6 +17,8 @@ use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
 pub(super) const DEFAULT_EPOCHS: u32 = 4;
 pub(super) const DEFAULT_PROMPT_LOSS_WEIGHT: f64 = 0.01;
 
+/// Bytes of the positive class. It is a completion, which the model writes as an answer.
+const MAX_CLASS: usize = 1024;
 /// Largest number of F-beta scores that a fine-tune may ask for.
 const MAX_BETAS: usize = 10;
 
@@ -56,7 +58,7 @@ pub(crate) struct CreateFineTune {
     #[schema(minimum = 2, maximum = 100)]
     #[serde(default, deserialize_with = "values::optional")]
     pub classification_n_classes: Option<u32>,
-    /// The completion that is the positive one of two, with the space that it begins with.
+    /// The completion that is the positive one of two, with the space that it begins with; 1024 bytes at the most.
     pub classification_positive_class: Option<String>,
     /// The betas of the F-beta scores, with a positive class; 1 by default.
     #[schema(max_items = 10)]
@@ -113,6 +115,7 @@ impl CreateFineTune {
             betas: self.classification_betas.clone(),
         };
         let invalid = |param: &str, message: &str| Err(Problem::invalid_code(param, "invalid_value", message));
+        no_longer_than("classification_positive_class", asked.positive_class.as_deref(), MAX_CLASS)?;
         if asked.positive_class.as_deref() == Some("") {
             return invalid("classification_positive_class", "'classification_positive_class' must not be empty.");
         }
@@ -252,6 +255,10 @@ mod tests {
         ] {
             assert!(classification(extra).is_err(), "{extra}");
         }
+        let class = |length: usize| format!(r#","classification_positive_class":"{}""#, "x".repeat(length));
+        let long = classification(&class(1025)).expect_err("too long");
+        assert_eq!(long.error.param.as_deref(), Some("classification_positive_class"));
+        assert!(classification(&class(1024)).is_ok());
         let asked =
             r#","validation_file":"file-2","classification_positive_class":" yes","classification_betas":[0.5]"#;
         let asked = classification(&format!("{compute}{asked}")).expect("fine").expect("given");

@@ -1,6 +1,6 @@
 //! The bodies of answers of `fine_tunes`, made from jobs, their files and their events.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -12,7 +12,6 @@ use crate::api::http::error::Result;
 use crate::api::operations::files::FileObject;
 use crate::jobs::events::JobEvent;
 use crate::jobs::{Job, JobStatus};
-use crate::store;
 use crate::train::hyperparameters::Classification;
 
 /// Largest number of events in one body.
@@ -93,40 +92,28 @@ pub(crate) struct FineTuneEvent {
     pub message: String,
 }
 
-/// Cache of file descriptions: the jobs of a list often share their files.
-#[derive(Default)]
-pub(crate) struct Files(HashMap<String, Option<FileObject>>);
+/// The descriptions of the files of some jobs, by id. Deleted files are not among them.
+pub(crate) struct Files(HashMap<String, FileObject>);
 
 impl Files {
-    /// Returns the description of a file; `None` if the file was deleted.
-    async fn get(&mut self, state: &ApiState, organization: &str, id: &str) -> Result<Option<FileObject>> {
-        if let Some(known) = self.0.get(id) {
-            return Ok(known.clone());
-        }
-        let file = match state.store.file(organization, id).await {
-            Ok(file) => Some(FileObject::from(file)),
-            Err(store::Error::NotFound { .. }) => None,
-            Err(error) => return Err(error.into()),
-        };
-        self.0.insert(id.to_owned(), file.clone());
-        Ok(file)
+    /// Reads the files of `jobs`, which are one organisation's, all at once.
+    pub(crate) async fn of(state: &ApiState, organization: &str, jobs: &[Job]) -> Result<Self> {
+        let ids: HashSet<&String> = jobs.iter().flat_map(ids).collect();
+        let ids: Vec<String> = ids.into_iter().cloned().collect();
+        let files = state.store.files_of(organization, &ids).await?;
+        Ok(Self(files.into_iter().map(|file| (file.id.clone(), FileObject::from(file))).collect()))
     }
 
-    async fn all(&mut self, state: &ApiState, organization: &str, ids: &[String]) -> Result<Vec<FileObject>> {
-        let mut files = Vec::with_capacity(ids.len());
-        for id in ids {
-            files.extend(self.get(state, organization, id).await?);
-        }
-        Ok(files)
+    fn all(&self, ids: &[String]) -> Vec<FileObject> {
+        ids.iter().filter_map(|id| self.0.get(id).cloned()).collect()
     }
 
     /// Makes the body for a job, without its events.
-    pub(crate) async fn describe(&mut self, state: &ApiState, job: Job) -> Result<FineTune> {
-        let owner = job.organization.as_str();
-        let training_files = self.all(state, owner, std::slice::from_ref(&job.spec.training_file)).await?;
-        let validation_files = self.all(state, owner, job.spec.validation_file.as_slice()).await?;
-        let result_files = self.all(state, owner, &job.result_files).await?;
-        Ok(FineTune {
+    pub(crate) fn describe(&self, job: Job) -> FineTune {
+        FineTune {
+            training_files: self.all(std::slice::from_ref(&job.spec.training_file)),
+            validation_files: self.all(job.spec.validation_file.as_slice()),
+            result_files: self.all(&job.result_files),
             hyperparams: FineTuneSettings::of(&job),
             id: job.id,
             object: "fine-tune",
@@ -136,13 +123,14 @@ impl Files {
             fine_tuned_model: job.fine_tuned_model,
             organization_id: job.organization,
             status: status_name(job.status),
-            training_files,
-            validation_files,
-            result_files,
             events: None,
             has_more_events: None,
-        })
+        }
     }
+}
+
+fn ids(job: &Job) -> impl Iterator<Item = &String> {
+    [&job.spec.training_file].into_iter().chain(&job.spec.validation_file).chain(&job.result_files)
 }
 
 impl FineTuneSettings {
@@ -166,7 +154,8 @@ impl FineTuneSettings {
 /// Makes the body for a job, with its events.
 pub(crate) async fn with_events(state: &ApiState, job: Job) -> Result<FineTune> {
     let (events, has_more) = read_events(state, &job, 0, MAX_EVENTS).await?;
-    let mut fine_tune = Files::default().describe(state, job).await?;
+    let files = Files::of(state, &job.organization, std::slice::from_ref(&job)).await?;
+    let mut fine_tune = files.describe(job);
     fine_tune.events = Some(events);
     fine_tune.has_more_events = has_more.then_some(true);
     Ok(fine_tune)

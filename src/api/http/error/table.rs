@@ -90,7 +90,7 @@ fn file_param(purpose: Purpose) -> &'static str {
 impl From<store::Error> for Problem {
     fn from(error: store::Error) -> Self {
         use store::Error as Store;
-        let message = error.to_string();
+        let (message, fault) = (error.to_string(), error.storage_fault());
         match error {
             Store::NotFound { .. } => Self::not_found(message),
             Store::ModelNotFound(name) => Self::model_not_found(&name),
@@ -111,12 +111,8 @@ impl From<store::Error> for Problem {
                 Self::unavailable("The database does not answer. Please try again.")
             }
             Store::BlobNotFound(_) => Self::not_found("The content is no longer stored."),
-            Store::Database(_)
-            | Store::Blob(_)
-            | Store::Setup(_)
-            | Store::FolderInUse(_)
-            | Store::Io { .. }
-            | Store::Internal(_) => Self::defect(message),
+            Store::Database(_) | Store::Blob(_) | Store::Io { .. } => Self::of_disk(fault, message),
+            Store::Setup(_) | Store::FolderInUse(_) | Store::Internal(_) => Self::defect(message),
         }
     }
 }
