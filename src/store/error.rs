@@ -204,10 +204,8 @@ mod tests {
             assert_eq!(Error::io("write")(failure(kind)).storage_fault(), fault, "{kind}");
             let blob = object_store::Error::Generic { store: "local", source: Box::new(failure(kind)) };
             // As a writer of the store reports it.
-            let wrapped = std::io::Error::other(object_store::Error::Generic {
-                store: "local",
-                source: Box::new(failure(kind)),
-            });
+            let wrapped =
+                std::io::Error::other(object_store::Error::Generic { store: "local", source: Box::new(failure(kind)) });
             assert_eq!(Error::from(blob).storage_fault(), fault, "{kind}");
             assert_eq!(Error::io("copy")(wrapped).storage_fault(), fault, "{kind}");
         }

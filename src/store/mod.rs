@@ -2,6 +2,7 @@
 //! disk. Called by `api` and `jobs`.
 
 pub mod blobs;
+pub(crate) mod disk_trouble;
 mod error;
 pub mod files;
 pub mod key_directory;
@@ -11,6 +12,7 @@ pub mod names;
 pub(crate) mod notifications;
 pub mod permissions;
 pub mod postgres;
+mod removal;
 mod sweep;
 pub mod usage;
 pub mod usage_recorder;
