@@ -26,3 +26,4 @@ mod runs;
 mod settings;
 mod statements;
 mod storage;
+mod sweeps;

@@ -11,3 +11,4 @@ mod keys_and_usage;
 mod models;
 mod pool;
 mod support;
+mod sweeps;
