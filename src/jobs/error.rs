@@ -149,8 +149,8 @@ impl Error {
         matches!(self.of_model(), Some(model::Error::OutOfMemory))
     }
 
-    /// Returns what is wrong with the storage of files, as the end of a sentence about it; `None` for other failures. The
-    /// worker waits until it is mended.
+    /// Returns what is wrong with the storage of files, as the end of a sentence about it; `None` for other failures.
+    /// The worker waits until it is mended.
     pub fn storage_trouble(&self) -> Option<&'static str> {
         use attune_train::Error as Train;
         if let Some(model::Error::Io { source, .. }) = self.of_model() {

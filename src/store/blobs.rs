@@ -67,8 +67,8 @@ impl Blobs {
         Self { store, folder: None }
     }
 
-    /// [`Blobs::put`], unless there is a blob under `key`: for keys that tell the content, so that what others rely on is
-    /// not written again.
+    /// [`Blobs::put`], unless there is a blob under `key`: for keys that tell the content, so that what others rely on
+    /// is not written again.
     pub(crate) async fn put_new(&self, key: &str, content: Bytes) -> Result<()> {
         if self.exists(key).await? { Ok(()) } else { self.put(key, content).await }
     }

@@ -1,5 +1,5 @@
-//! Words what a disk or a network storage says that an operator mends and nobody else: whoever can wait, waits. Asked by
-//! the worker for the jobs that it runs.
+//! Words what a disk or a network storage says that an operator mends and nobody else: whoever can wait, waits. Asked
+//! by the worker for the jobs that it runs.
 
 use std::error::Error as StdError;
 use std::io::{self, ErrorKind};

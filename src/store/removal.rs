@@ -1,9 +1,9 @@
 //! Removes blobs that no row names, so that no process takes away what another one has just named, even one that stood
 //! still for hours in the middle of it. Called by the rest of `store`, by the job queue and by the sweep.
 //!
-//! Whoever names an adapter holds the lock that [`Store::lock_adapters`] takes, and so does whoever takes its files out of
-//! their place. A database ends a transaction whose client stands still, and the lock with it; then the removal cannot
-//! commit, and looks at the rows again: what is named goes back to its place. Nothing is deleted before that.
+//! Whoever names an adapter holds the lock that [`Store::lock_adapters`] takes, and so does whoever takes its files out
+//! of their place. A database ends a transaction whose client stands still, and the lock with it; then the removal
+//! cannot commit, and looks at the rows again: what is named goes back to its place. Nothing is deleted before that.
 
 use std::time::{Duration, SystemTime};
 
@@ -61,8 +61,9 @@ impl Store {
         Ok(!named)
     }
 
-    /// Removes the content of a file unless a row names it; returns whether it is gone. A row that is written at the same
-    /// time is safe: its writer looks for the content after it, and this looks for the row after the content is away.
+    /// Removes the content of a file unless a row names it; returns whether it is gone. A row that is written at the
+    /// same time is safe: its writer looks for the content after it, and this looks for the row after the content is
+    /// away.
     pub(super) async fn remove_file_without_row(&self, id: &str) -> Result<bool> {
         match self.blobs.take_away(&format!("files/{id}")).await? {
             Some(taken) => self.settle(&taken).await,

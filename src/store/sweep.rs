@@ -1,6 +1,6 @@
-//! Removes blobs that no row names: a process was killed between writing a blob and its row, or between deleting the row
-//! and the blob, or lost its lease while it wrote. `app` starts [`Store::keep_swept`], which works through all of them
-//! once an hour, while requests and jobs go on: whatever it finds is looked at again once it is out of its place
+//! Removes blobs that no row names: a process was killed between writing a blob and its row, or between deleting the
+//! row and the blob, or lost its lease while it wrote. `app` starts [`Store::keep_swept`], which works through all of
+//! them once an hour, while requests and jobs go on: whatever it finds is looked at again once it is out of its place
 //! ([`crate::store::removal`]).
 
 use std::collections::BTreeSet;
@@ -78,8 +78,8 @@ impl Store {
         Ok(swept)
     }
 
-    /// Deletes what was taken away by a process that was killed before it had looked at the rows again, or puts it back;
-    /// returns how much was deleted.
+    /// Deletes what was taken away by a process that was killed before it had looked at the rows again, or puts it
+    /// back; returns how much was deleted.
     async fn settle_taken_away(&self) -> Result<usize> {
         let mut removed = 0;
         for taken in self.blobs.taken_away().await? {

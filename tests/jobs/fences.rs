@@ -1,5 +1,5 @@
-//! A worker that stands still for longer than its lease, at any step of a job, and wakes up when another one has the job
-//! or has ended it: it changes nothing that anybody needs, on the disk as in the database.
+//! A worker that stands still for longer than its lease, at any step of a job, and wakes up when another one has the
+//! job or has ended it: it changes nothing that anybody needs, on the disk as in the database.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -87,8 +87,9 @@ async fn a_job_whose_files_cannot_be_read_waits_in_the_queue_without_losing_an_a
     fixture.wait_for(&job, JobStatus::Succeeded).await;
     worker.stop().await;
     let messages = fixture.messages(&job).await;
-    let told = "Fine-tune waits for a worker: The server cannot store or read the job's files: its disk fails to read or write.";
-    assert_eq!(messages.iter().filter(|message| *message == told).count(), 4, "{messages:?}");
+    let fault = "The server cannot store or read the job's files: its disk fails to read or write.";
+    let told = format!("Fine-tune waits for a worker: {fault}");
+    assert_eq!(messages.iter().filter(|message| **message == told).count(), 4, "{messages:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
--- Heartbeat: renews the lease of an attempt and stores its checkpoint, if there is a new one; returns the key of the state
--- that the new one replaces. An attempt that got further is no sign of a job that kills its workers, nor of a storage
--- that takes nothing.
+-- Heartbeat: renews the lease of an attempt and stores its checkpoint, if there is a new one; returns the key of the
+-- state that the new one replaces. An attempt that got further is no sign of a job that kills its workers, nor of a
+-- storage that takes nothing.
 with held as materialized (
     select key as held_key, checkpoint as former from jobs
      where key = $1 and attempt = $2 and status = 'running' for no key update

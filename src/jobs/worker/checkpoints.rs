@@ -56,9 +56,10 @@ impl Worker {
         }
     }
 
-    /// Stores a state, makes it the one that a next attempt goes on from, and removes the one before. Nothing is removed
-    /// unless the row has just named the new one for this very attempt: a worker that stood still for so long that another
-    /// one has the job leaves all states to it. A failure costs some steps only, since the row still names the state before.
+    /// Stores a state, makes it the one that a next attempt goes on from, and removes the one before. Nothing is
+    /// removed unless the row has just named the new one for this very attempt: a worker that stood still for so long
+    /// that another one has the job leaves all states to it. A failure costs some steps only, since the row still names
+    /// the state before.
     pub(super) async fn keep_state(
         &self,
         job: &Job,
@@ -71,8 +72,8 @@ impl Worker {
             tracing::warn!(job = job.id, step, "cannot keep a state: {error}");
             if let Some(trouble) = Error::from(error).storage_trouble().filter(|_| !kept.told) {
                 let message = format!(
-                    "The server cannot store the state of step {step}: {trouble}. Training goes on; after an interruption it \
-                     begins again at the state before"
+                    "The server cannot store the state of step {step}: {trouble}. After an interruption training begins \
+                     again at the state before"
                 );
                 self.say(job, "warn", &message, None).await;
                 kept.told = true;
@@ -98,9 +99,9 @@ impl Worker {
         }
     }
 
-    /// Publishes the adapter at the end of an epoch as the model `{fine_tuned_model}:ckpt-step-{step}`; waits for storage.
-    /// Returns `false` if the job must stop before that: then another attempt has to make the same model. After another
-    /// failure, and some more tries, training goes on without the model, and an event says so.
+    /// Publishes the adapter at the end of an epoch as the model `{fine_tuned_model}:ckpt-step-{step}`; waits for
+    /// storage. Returns `false` if the job must stop before that: then another attempt has to make the same model.
+    /// After another failure, and some more tries, training goes on without the model, and an event says so.
     pub(super) async fn publish_checkpoint(
         &self,
         job: &Job,

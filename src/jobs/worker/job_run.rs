@@ -2,8 +2,8 @@
 //! then publishes the model, or writes why there is none. Files of a job that ends without a model are deleted, but for
 //! its checkpoints that are models. Called by the claim loop.
 //!
-//! A worker may stand still at any point for longer than its lease. So it writes to names that no other attempt uses, or
-//! that tell the content; and it deletes only what the database has just said to be of no use for ever.
+//! A worker may stand still at any point for longer than its lease. So it writes to names that no other attempt uses,
+//! or that tell the content; and it deletes only what the database has just said to be of no use for ever.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -223,8 +223,8 @@ impl Worker {
         }
     }
 
-    /// Stores adapter and result file, and puts the adapter into memory, ready to serve once the row is written. Waits for
-    /// storage.
+    /// Stores adapter and result file, and puts the adapter into memory, ready to serve once the row is written. Waits
+    /// for storage.
     async fn store_model(&self, job: &Job, base: String, trained: Trained, control: &Control) -> Result<StoredModel> {
         // A fresh lease covers the rest, which takes less time than to pause here and to go on later.
         control.hear(self.queue.heartbeat(job, LEASE, None).await?.as_ref());
@@ -264,8 +264,8 @@ impl Worker {
     }
 
     /// Takes back a model that did not come to be, and deletes its result file, whose row can only be written by the
-    /// statement that has just failed for good. Checkpoints are models already and stay, as do the adapter's files: another
-    /// attempt makes the very same ones, and files without a row are swept up.
+    /// statement that has just failed for good. Checkpoints are models already and stay, as do the adapter's files:
+    /// another attempt makes the very same ones, and files without a row are swept up.
     async fn discard(&self, job: &Job, stored: &StoredModel) {
         self.registry.forget(&job.organization, &stored.model.model);
         for file in &stored.model.result_files {

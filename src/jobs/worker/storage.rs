@@ -1,5 +1,5 @@
-//! Writes the files that a job makes, and waits with growing pauses while storage refuses them: a full disk must not cost
-//! what hours of training made. Called by [`super::job_run`] and [`super::checkpoints`].
+//! Writes the files that a job makes, and waits with growing pauses while storage refuses them: a full disk must not
+//! cost what hours of training made. Called by [`super::job_run`] and [`super::checkpoints`].
 
 use std::time::Duration;
 
@@ -55,8 +55,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Writes `content`, which the client knows as `what`. Tries again while storage refuses it, until the job has waited
-    /// for [`STORAGE_WAIT`], which is the error then, or must stop ([`Error::Cancelled`]).
+    /// Writes `content`, which the client knows as `what`. Tries again while storage refuses it, until the job has
+    /// waited for [`STORAGE_WAIT`], which is the error then, or must stop ([`Error::Cancelled`]).
     pub(super) async fn write(&self, job: &Job, what: &str, content: &Content<'_>, control: &Control) -> Result<()> {
         let mut pause = FIRST_PAUSE;
         loop {

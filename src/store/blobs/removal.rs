@@ -1,6 +1,6 @@
-//! Takes blobs away in two steps, so that a mistaken removal can be undone: first out of their place by one rename, then,
-//! once a look at the rows has confirmed that none names them, for good. Also lists what nobody else sees: files that a
-//! killed process had half written. Called by [`crate::store::removal`] and the sweep.
+//! Takes blobs away in two steps, so that a mistaken removal can be undone: first out of their place by one rename,
+//! then, once a look at the rows has confirmed that none names them, for good. Also lists what nobody else sees: files
+//! that a killed process had half written. Called by [`crate::store::removal`] and the sweep.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
