@@ -52,9 +52,16 @@ impl Blobs {
             let moved = self.move_keys(&from, &taken.key()).await?;
             return Ok((moved > 0).then_some(taken));
         };
-        let (from, to) = (folder.join(place), folder.join(taken.key()));
-        let moved = on_disk(place, move || rename(&from, &to)).await?;
-        Ok(moved.then_some(taken))
+        let (from, to, top) = (folder.join(place), folder.join(taken.key()), folder.join(REMOVED));
+        let moved = on_disk(place, move || {
+            let moved = rename(&from, &to)?;
+            // Where nothing was there to move, its new folder is of no use.
+            if !moved {
+                remove_tree(&to, &top)?;
+            }
+            Ok(moved)
+        });
+        Ok(moved.await?.then_some(taken))
     }
 
     /// Puts back what was taken away. What was written to its place meanwhile is the same, and stays or is replaced.
