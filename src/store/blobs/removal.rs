@@ -190,12 +190,19 @@ fn rename(from: &Path, to: &Path) -> io::Result<bool> {
 
 /// Deletes a file or folder, and the empty folders that it leaves below `top`.
 fn remove_tree(path: &Path, top: &Path) -> io::Result<()> {
-    let removed = match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    absent_is((), removed)?;
+    let mut attempt = 1;
+    loop {
+        let removed = match std::fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
+            Ok(_) => std::fs::remove_file(path),
+            Err(error) => Err(error),
+        };
+        match removed {
+            // A writer that was on its way into the folder before it was moved has come to it now.
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty && attempt < PUT_ATTEMPTS => attempt += 1,
+            removed => break absent_is((), removed)?,
+        }
+    }
     for parent in path.ancestors().skip(1).take_while(|parent| *parent != top && parent.starts_with(top)) {
         // One that somebody writes into is not empty; who finds it gone makes it again.
         if std::fs::remove_dir(parent).is_err() {
