@@ -66,13 +66,13 @@ def test_a_worker_that_wakes_up_too_late_takes_nothing_from_the_job(shared, tick
             if frozen:
                 os.kill(frozen, signal.SIGCONT)
             frozen = int(owner.split("-")[0])
-            ask(f"update jobs set lease_expires_at = now() - interval '1 s' where id = '{job}' and status = 'running'")
 
             def is_taken_over():
+                ask(f"update jobs set lease_expires_at = now() - interval '1 s' where id = '{job}' and lease_owner = '{owner}'")
                 ask(f"update jobs set run_after = now() where id = '{job}' and status = 'queued'")
                 return ask(f"select 1 {row} and (lease_owner <> '{owner}' or status = 'succeeded')")
 
-            wait_for(is_taken_over, "another worker")
+            wait_for(is_taken_over, "another worker", within=150)
         if frozen:
             os.kill(frozen, signal.SIGCONT)
         ended = wait_for_end(client, job, within=180)
