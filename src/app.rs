@@ -73,7 +73,7 @@ impl App {
                 tracing::warn!(lost, "took back the jobs of a server that was killed");
             }
         }
-        tokio::spawn(sweep(store.clone()));
+        tokio::spawn(store.clone().keep_swept());
         tokio::spawn(retention::run(store.clone(), config.retention));
         let priority = Arc::new(Priority::default());
         let catalog = load_models(&config, &priority).await?;
@@ -230,14 +230,6 @@ async fn ended(task: &mut Option<JoinHandle<()>>) -> std::result::Result<(), Joi
 fn ended_early(part: &str, ended: std::result::Result<(), JoinError>) -> Error {
     let reason = ended.err().map_or_else(|| "it ended by itself".to_owned(), |error| error.to_string());
     Error::Internal(format!("{part} stopped: {reason}"))
-}
-
-/// Removes blobs that no row names: a process that was killed between writing blob and row left them.
-async fn sweep(store: Store) {
-    match store.sweep().await {
-        Ok(swept) => tracing::debug!(?swept, "swept the blobs"),
-        Err(error) => tracing::warn!(%error, "cannot sweep the blobs"),
-    }
 }
 
 /// Refuses a data folder that this user may not write, such as a folder of root that is mounted into a container.

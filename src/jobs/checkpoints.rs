@@ -67,7 +67,7 @@ impl Queue {
         let mut dropped = Vec::new();
         for (model, adapter) in rows.into_iter().filter_map(|(model, adapter)| model.zip(adapter)) {
             // The sweep removes files that stay behind; the checkpoint is made in any case.
-            if let Err(error) = self.store.remove_unused_adapter(&adapter, Some(job.key)).await {
+            if let Err(error) = self.store.remove_unused_adapter(&adapter).await {
                 tracing::warn!(job = job.id, model, "cannot delete the files of a checkpoint: {error}");
             }
             dropped.push(model);

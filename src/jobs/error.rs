@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::off_thread::Lost;
+use crate::store::disk_trouble::disk_trouble;
 use crate::{adapters, engine, model, store};
 
 /// The result of everything in this module that can fail.
@@ -171,6 +172,22 @@ impl Error {
     /// True if the device had no memory left.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self.of_model(), Some(model::Error::OutOfMemory))
+    }
+
+    /// Returns what is wrong with the storage of files, as the end of a sentence about it; `None` for other failures.
+    /// The worker waits until it is mended.
+    pub fn storage_trouble(&self) -> Option<&'static str> {
+        use attune_train::Error as Train;
+        if let Some(model::Error::Io { source, .. }) = self.of_model() {
+            return disk_trouble(&**source);
+        }
+        match self {
+            Self::Store(error) | Self::Adapters(adapters::Error::Store(error)) => error.disk_trouble(),
+            Self::Io { source, .. }
+            | Self::Adapters(adapters::Error::Io { source, .. })
+            | Self::Train(Train::Io { source, .. }) => disk_trouble(&**source),
+            _ => None,
+        }
     }
 
     /// True if trying the same again later can help: the worker does.

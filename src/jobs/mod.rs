@@ -44,7 +44,8 @@ pub enum JobStatus {
 }
 
 impl JobStatus {
-    /// Returns true for the states that a job never leaves.
+    /// Returns true for the states that a job never leaves, but for one that failed through the server's fault and is
+    /// resumed.
     pub const fn is_final(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
     }
@@ -156,6 +157,16 @@ pub struct JobFault {
     pub message: String,
     /// Field of the request at fault.
     pub param: Option<String>,
+}
+
+impl JobFault {
+    /// Code of the faults of the server that have no other.
+    pub const SERVER_ERROR: &'static str = "server_error";
+
+    /// True if the request is not to blame.
+    pub(crate) fn is_of_server(&self) -> bool {
+        self.code == Self::SERVER_ERROR
+    }
 }
 
 /// One job as stored. Times are unix seconds.

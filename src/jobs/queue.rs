@@ -14,7 +14,7 @@ use tokio::sync::broadcast;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-pub use self::attempts::{HeartbeatAnswer, Outcome, TrainedModel};
+pub use self::attempts::{HeartbeatAnswer, Outcome, ResultFile, STORAGE_WAIT, TrainedModel};
 use crate::jobs::rows::JobRow;
 use crate::jobs::{Error, Job, JobApi, JobSpec, JobStatus, MetadataFilter, Result, changes, sql};
 use crate::store::files::{Page, cut_page};
@@ -165,7 +165,11 @@ impl Queue {
             .fetch_optional(&self.store.pool)
             .await?;
         if let Some(row) = row {
-            return Ok(row.into());
+            let stopped = Job::from(row);
+            if stopped.status.is_final() {
+                self.forget_states(stopped.clone());
+            }
+            return Ok(stopped);
         }
         let current = self.job(&job.organization, job.api, &job.id).await?;
         if current.stop_request.as_deref() == Some(what.word()) {
@@ -174,7 +178,19 @@ impl Queue {
         Err(conflict(&current, what.word()))
     }
 
-    /// Puts a paused job back into the queue, or withdraws a pause that its worker has not carried out yet.
+    /// Removes the states of a job that ended without a worker, beside the request that ended it.
+    fn forget_states(&self, job: Job) {
+        let queue = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = queue.remove_useless_states(&job).await {
+                // The sweep finds them.
+                tracing::warn!(job = job.id, "cannot remove the states of a cancelled job: {error}");
+            }
+        });
+    }
+
+    /// Puts a job back into the queue that is paused, or that failed through the server's fault and still has its
+    /// state; or withdraws a pause that its worker has not carried out yet.
     pub async fn resume(&self, job: &Job) -> Result<Job> {
         let row: Option<JobRow> =
             sqlx::query_as(sql::RESUME).bind(job.key).bind(&job.organization).fetch_optional(&self.store.pool).await?;

@@ -1,10 +1,10 @@
 //! Claims jobs and runs them: file to tokens, tokens to adapter, adapter to model. Runs inside `serve`, or alone.
 //!
 //! This file is the claim loop. [`job_run`] is one job from claim to end, and [`training`] its part on a thread of its
-//! own. [`checkpoints`] stores the states of a running job, [`report`] writes its events, [`counts`] those of right
-//! answers, [`answers`] asks the models at its end, [`best`] names the best of its adapters, [`lease`] keeps the claim
-//! alive and brings requests to stop, [`pulse`] tells whether the worker turns. [`estimate`] tells the time, memory and
-//! cost of a job, with the figures of [`forecast`].
+//! own. [`checkpoints`] stores the states of a running job, [`storage`] waits while a disk is full, [`report`] writes
+//! its events, [`counts`] those of right answers, [`answers`] asks the models at its end, [`best`] names the best of
+//! its adapters, [`lease`] keeps the claim alive and brings requests to stop, [`pulse`] tells whether the worker turns.
+//! [`estimate`] tells the time, memory and cost of a job, with the figures of [`forecast`].
 
 mod answers;
 mod best;
@@ -22,6 +22,7 @@ mod progress;
 pub mod pulse;
 mod report;
 mod results;
+mod storage;
 mod training;
 mod warnings;
 

@@ -3,7 +3,9 @@
 //! by the rest of `store`, by the worker and by the adapter registry.
 //!
 //! `object_store` is kept for S3-compatible storage, which servers and workers on several machines will share. On a
-//! folder, whole files go past it: they are renamed into place and opened where they lie.
+//! folder, whole files go past it: they are renamed into place and opened where they lie. [`removal`] takes blobs away.
+
+pub(super) mod removal;
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Seek as _};
@@ -66,6 +68,12 @@ impl Blobs {
     /// Keeps blobs in any object store.
     pub fn over(store: Arc<dyn ObjectStore>) -> Self {
         Self { store, folder: None }
+    }
+
+    /// [`Blobs::put`], unless there is a blob under `key`: for keys that tell the content, so that what others rely on
+    /// is not written again.
+    pub(crate) async fn put_new(&self, key: &str, content: Bytes) -> Result<()> {
+        if self.exists(key).await? { Ok(()) } else { self.put(key, content).await }
     }
 
     /// Stores `content` under `key`, whole or not at all.

@@ -80,7 +80,7 @@ impl Store {
     pub async fn add_file(&self, new: NewFile, path: PathBuf) -> Result<File> {
         let store = self.clone();
         Self::to_the_end(async move {
-            let id = new_id("file-");
+            let id = new_file_id();
             let context = format!("read {}", path.display());
             let bytes = tokio::fs::metadata(&path).await.map_err(Error::io(context))?.len();
             store.blobs.adopt(&blob_key(&id), path).await?;
@@ -89,21 +89,27 @@ impl Store {
         .await
     }
 
-    /// Stores `content` as a new file.
-    pub async fn add_content(&self, new: NewFile, content: Bytes) -> Result<File> {
-        let store = self.clone();
-        Self::to_the_end(async move {
-            let (id, bytes) = (new_id("file-"), content.len() as u64);
-            store.blobs.put(&blob_key(&id), content).await?;
-            store.add_file_row(&id, new, bytes).await
-        })
-        .await
+    /// Stores `content` for the file `id`, whose row the caller's own statement writes; the caller looks for it again
+    /// with [`Self::has_content`] once that is done.
+    pub(crate) async fn put_content(&self, id: &str, content: Bytes) -> Result<()> {
+        self.blobs.put_new(&blob_key(id), content).await
+    }
+
+    /// True if the content of the file is stored.
+    pub(crate) async fn has_content(&self, id: &str) -> Result<bool> {
+        self.blobs.exists(&blob_key(id)).await
+    }
+
+    /// Removes the content of a file that has no row and will never have one.
+    pub(crate) async fn remove_content(&self, id: &str) -> Result<()> {
+        self.blobs.remove(&blob_key(id)).await
     }
 
     /// Writes the row of a file whose content is stored. Content first: a row without content would be a file that
     /// cannot be read; the other way round is swept up.
     async fn add_file_row(&self, id: &str, new: NewFile, bytes: u64) -> Result<File> {
-        let added = sqlx::query_as(file_query!(
+        // After a failure nobody knows whether the row is there; if it is not, the sweep removes the content.
+        let added: File = sqlx::query_as(file_query!(
             "insert into files (id, organization, filename, purpose, bytes) values ($1, $2, $3, $4, $5) returning",
             ""
         ))
@@ -113,12 +119,13 @@ impl Store {
         .bind(new.purpose)
         .bind(bytes as i64)
         .fetch_one(&self.pool)
-        .await;
-        if added.is_err() {
-            // Best effort: the sweep removes what stays.
-            let _ = self.blobs.delete_prefix(&blob_key(id)).await;
+        .await?;
+        // Whoever took the content for one without a row has looked for the row after it was away.
+        if self.has_content(id).await? {
+            return Ok(added);
         }
-        Ok(added?)
+        sqlx::query("delete from files where id = $1").bind(id).execute(&self.pool).await?;
+        Err(Error::Unavailable("The file was swept up before it was complete. Please send it again.".into()))
     }
 
     /// Reads the organisation's file, or [`Error::NotFound`].
@@ -221,6 +228,11 @@ impl Store {
             tracing::warn!(file = id, %error, "the content of a deleted file stays until it is swept");
         }
     }
+}
+
+/// Makes the id of a file.
+pub(crate) fn new_file_id() -> String {
+    new_id("file-")
 }
 
 /// Returns the key of a file's content in the blobs.

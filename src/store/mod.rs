@@ -3,6 +3,7 @@
 
 pub mod blobs;
 mod database_url;
+pub(crate) mod disk_trouble;
 mod error;
 pub mod files;
 pub mod key_directory;
@@ -13,6 +14,7 @@ pub(crate) mod notifications;
 mod outage;
 pub mod permissions;
 pub mod postgres;
+mod removal;
 mod schema;
 mod sweep;
 pub mod usage;

@@ -2,8 +2,7 @@
 //! job queue publishes them, or `api` brings them from elsewhere; `api` and the adapter registry read and delete them.
 
 use bytes::Bytes;
-use sqlx::{FromRow as _, Postgres, Row as _, Transaction};
-use uuid::Uuid;
+use sqlx::{FromRow as _, Row as _};
 
 use crate::store::files::cut_page;
 use crate::store::{Error, Result};
@@ -132,7 +131,7 @@ impl Store {
         Self::to_the_end(async move {
             let added = store.store_model(&new, &blobs, replace).await;
             if added.is_err()
-                && let Err(error) = store.remove_unused_adapter(&new.adapter, None).await
+                && let Err(error) = store.remove_unused_adapter(&new.adapter).await
             {
                 // The sweep finds them.
                 tracing::warn!(adapter = new.adapter, "cannot remove the blobs of a refused adapter: {error}");
@@ -153,7 +152,7 @@ impl Store {
             }
             if let Some((model, before)) = self.name_model(new, blobs, replace).await? {
                 if let Some(before) = before.filter(|before| *before != model.adapter) {
-                    self.remove_unused_adapter(&before, None).await?;
+                    self.remove_unused_adapter(&before).await?;
                 }
                 return Ok(model);
             }
@@ -201,33 +200,6 @@ impl Store {
         Ok(Some((model, before.map(|before| before.adapter))))
     }
 
-    /// Begins a transaction during which no other one names or removes an adapter's blobs.
-    async fn lock_adapters(&self) -> Result<Transaction<'static, Postgres>> {
-        let mut transaction = self.pool.begin().await?;
-        sqlx::query("select pg_advisory_xact_lock(hashtext('adapters'))").execute(&mut *transaction).await?;
-        Ok(transaction)
-    }
-
-    /// Removes a generation's blobs unless a name points to it.
-    ///
-    /// Blobs are named by content, and a running job (other than `job`, which asks) may be about to publish
-    /// the same content; then they stay for the sweep to judge.
-    pub(crate) async fn remove_unused_adapter(&self, adapter: &str, job: Option<Uuid>) -> Result<()> {
-        let mut transaction = self.lock_adapters().await?;
-        let unused: bool = sqlx::query_scalar(
-            "select not exists (select from fine_tuned_models where adapter = $1)
-                and not exists (select from jobs where status = 'running' and key is distinct from $2)",
-        )
-        .bind(adapter)
-        .bind(job)
-        .fetch_one(&mut *transaction)
-        .await?;
-        if unused {
-            self.blobs.delete_prefix(&format!("adapters/{adapter}")).await?;
-        }
-        Ok(transaction.commit().await?)
-    }
-
     /// Removes the name, and the adapter's blobs unless another name points to it; [`Error::ModelInUse`] while a job is
     /// to continue the model.
     pub async fn delete_fine_tuned_model(&self, organization: &str, name: &str) -> Result<FineTunedModel> {
@@ -255,7 +227,7 @@ impl Store {
                 return Err(Error::ModelInUse { model: name, job });
             }
             let deleted = FineTunedModel::from_row(&row)?;
-            store.remove_unused_adapter(&deleted.adapter, None).await?;
+            store.remove_unused_adapter(&deleted.adapter).await?;
             Ok(deleted)
         })
         .await

@@ -121,8 +121,13 @@ impl Fixture {
 
     /// Runs a worker with models of the test's own.
     pub(crate) fn worker_with(&self, catalog: Catalog) -> Running {
+        self.run(self.parts_with(catalog))
+    }
+
+    /// Runs a worker of the test's own.
+    #[allow(clippy::unused_self, reason = "a worker belongs to a fixture")]
+    pub(crate) fn run(&self, worker: Worker) -> Running {
         let shutdown = CancellationToken::new();
-        let worker = self.parts_with(catalog);
         Running { shutdown: shutdown.clone(), task: tokio::spawn(worker.run(shutdown)) }
     }
 

@@ -244,11 +244,14 @@ async fn older_checkpoints_make_room_with_the_files_that_nobody_else_needs() {
     assert_eq!(add(&job, 6, "bb").await, [name(3)]);
     assert!(blobs.get(&config("bb")).await.is_ok(), "so has the newest one");
     assert_eq!(steps(&all(&fixture, &job).await), [6, 5, 4]);
-    // Another job may be about to name the same content.
+    // Another job is about to name the same content as step 4, and none that of step 5.
     let other = claimed(&fixture).await;
     assert!(add(&other, 1, "ff").await.is_empty());
+    assert!(fixture.queue.hold_adapter(&other, "dd").await.unwrap());
     assert_eq!(add(&job, 7, "gg").await, [name(4)]);
-    assert!(blobs.get(&config("dd")).await.is_ok(), "another job runs");
+    assert!(blobs.get(&config("dd")).await.is_ok(), "another job holds it");
+    assert_eq!(add(&job, 8, "hh").await, [name(5)]);
+    assert!(blobs.get(&config("ee")).await.is_err(), "another job runs, and has nothing to do with it");
     assert_eq!(steps(&all(&fixture, &other).await), [1], "each job has its own");
 }
 

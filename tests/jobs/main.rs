@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../common/faults.rs"]
+mod faults;
 #[path = "../common/fixtures.rs"]
 mod fixtures;
 #[path = "../common/postgres.rs"]
@@ -14,6 +16,7 @@ mod checkpoints;
 mod classification;
 mod estimates;
 mod evaluation;
+mod fences;
 mod pairs;
 mod preferences;
 mod queue;
@@ -23,3 +26,5 @@ mod right_answers;
 mod runs;
 mod settings;
 mod statements;
+mod storage;
+mod sweeps;

@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::postgres::TestDatabase;
 use attune::api::event_text;
 use attune::jobs::Error;
-use attune::jobs::queue::{Outcome, Queue, TrainedModel};
+use attune::jobs::queue::{Outcome, Queue, ResultFile, TrainedModel};
 use attune::jobs::{Job, JobApi, JobFault, JobSpec};
 use attune::store::files::Page;
 use attune::train::hyperparameters::Hyperparameters;
@@ -104,13 +104,15 @@ fn fault(code: &str) -> JobFault {
     JobFault { code: code.into(), message: format!("{code} happened"), param: Some("training_file".into()) }
 }
 
+/// Returns a success with a result file of the name `file-{model}`, as far as ids go.
 fn success(model: &str) -> Outcome {
+    let id = format!("file-{model}");
     Outcome::Succeeded(TrainedModel {
         model: model.into(),
         base: "demo".into(),
         adapter: "a".repeat(64),
         trained_tokens: 1234,
-        result_files: vec!["file-result".into()],
+        result_files: vec![ResultFile { id, filename: "step_metrics.csv".into(), bytes: 12 }],
     })
 }
 

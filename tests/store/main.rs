@@ -12,3 +12,4 @@ mod lists;
 mod models;
 mod pool;
 mod support;
+mod sweeps;

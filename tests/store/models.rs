@@ -49,14 +49,19 @@ async fn an_adapter_is_removed_with_the_last_model_that_uses_it() {
 }
 
 #[tokio::test]
-async fn an_adapter_that_a_running_job_may_be_publishing_is_left_to_the_sweep() {
+async fn an_adapter_that_a_running_job_is_publishing_stays_until_its_attempt_has_ended() {
     let database = TestDatabase::new().await;
     let queue = Queue::open(database.store.clone()).await.unwrap();
     publish(&database, &queue, ORG, "ft:a", "aa").await;
     queue.enqueue(ORG, JobApi::FineTunes, spec("file-x", None)).await.unwrap();
-    queue.claim("w", Duration::from_mins(1)).await.unwrap().unwrap();
+    let job = queue.claim("w", Duration::from_mins(1)).await.unwrap().unwrap();
+    assert!(queue.hold_adapter(&job, "aa").await.unwrap());
     database.store.delete_fine_tuned_model(ORG, "ft:a").await.unwrap();
+    database.store.sweep_older_than(Duration::ZERO).await.unwrap();
     assert!(database.store.blobs.get("adapters/aa/adapter_config.json").await.is_ok());
+    // The job is taken back: nobody will name what its attempt held.
+    assert_eq!(queue.reap_all().await.unwrap(), 1);
+    assert!(!queue.hold_adapter(&job, "aa").await.unwrap(), "an attempt that lost its lease holds nothing");
     database.store.sweep_older_than(Duration::ZERO).await.unwrap();
     assert!(is_absent(&database.store.blobs.get("adapters/aa/adapter_config.json").await));
 }

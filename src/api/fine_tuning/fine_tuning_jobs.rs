@@ -112,7 +112,10 @@ pub(crate) async fn pause(
     Ok(Json(state.queue.stop(&job, StopRequest::Pause).await?.into()))
 }
 
-/// Resume a paused job
+/// Resume a job
+///
+/// It is paused, or it failed through no fault of its request: then its state is kept for 7 days. Training goes on from
+/// the state.
 #[utoipa::path(
     post, path = "/fine_tuning/jobs/{fine_tuning_job_id}/resume", operation_id = "resumeFineTuningJob",
     tag = "Fine-tuning", params(("fine_tuning_job_id" = String, Path)),

@@ -5,16 +5,21 @@ use crate::api::http::error::Problem;
 use crate::jobs::{self, JobFault, JobSpec};
 use crate::{adapters, store};
 
-/// Words an error that ended an attempt at the job of `spec`.
+/// Words an error that ended an attempt at the job of `spec`, without saying what comes next: that is for the queue to
+/// decide, and the job's status tells it.
 pub fn describe_fault(error: &jobs::Error, spec: &JobSpec) -> JobFault {
     use jobs::Error as Jobs;
     if error.is_out_of_memory() {
-        let message = "The device had no memory left for the job beside the requests that it served; the job is tried again. \
-                       A shorter max_seq_length or a smaller rank takes less.";
+        let message = "The device had no memory left for the job beside the requests that it served. A shorter \
+                       max_seq_length or a smaller rank takes less.";
         return fault("insufficient_memory", Some("max_seq_length"), message);
     }
+    if let Some(trouble) = error.storage_trouble() {
+        let message = format!("The server cannot store or read the job's files: {trouble}.");
+        return fault(JobFault::SERVER_ERROR, None, &message);
+    }
     if error.is_transient() {
-        return fault("server_error", None, "A part of the server did not answer; the job is tried again.");
+        return fault(JobFault::SERVER_ERROR, None, "A part of the server did not answer.");
     }
     if let Jobs::Store(store::Error::NotFound { id, .. })
     | Jobs::Adapters(adapters::Error::Store(store::Error::NotFound { id, .. })) = error
@@ -25,7 +30,7 @@ pub fn describe_fault(error: &jobs::Error, spec: &JobSpec) -> JobFault {
     let problem = Problem::from(error.clone());
     if problem.status.is_server_error() {
         let message = "The job failed because of an error in the server; its log has the details.";
-        return fault("server_error", None, message);
+        return fault(JobFault::SERVER_ERROR, None, message);
     }
     let problem = if problem.is_model_not_found() { problem.param("model") } else { problem };
     let object = problem.error;

@@ -18,6 +18,9 @@ use crate::train::hyperparameters::Hyperparameters;
 const MAX_FAILURES: i32 = 3;
 /// Jobs taken back in one statement at most.
 const REAP_BATCH: i64 = 100;
+/// Time that a job waits for storage that refuses its files, over all its attempts and without one that got further;
+/// then it fails, and can be resumed.
+pub const STORAGE_WAIT: Duration = Duration::from_hours(24);
 
 /// Model that a job made, whose files are stored.
 #[derive(Debug, Clone)]
@@ -30,8 +33,19 @@ pub struct TrainedModel {
     pub adapter: String,
     /// Tokens trained on, repeats counted.
     pub trained_tokens: i64,
-    /// Ids of result files.
-    pub result_files: Vec<String>,
+    /// Result files; they become the organisation's with the model.
+    pub result_files: Vec<ResultFile>,
+}
+
+/// A result file whose content is stored and whose row is yet to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResultFile {
+    /// `file-…`, the attempt's own.
+    pub id: String,
+    /// Its name.
+    pub filename: String,
+    /// Size of the content.
+    pub bytes: i64,
 }
 
 /// End of an attempt.
@@ -41,8 +55,12 @@ pub enum Outcome {
     Succeeded(TrainedModel),
     /// The request's fault; not tried again.
     Failed(JobFault),
-    /// Not the request's fault; tried again while attempts are left.
+    /// The server's fault; not tried again, but its client may resume it.
+    Broken(JobFault),
+    /// Not the request's fault; tried again while attempts are left, then as [`Self::Broken`].
     Retry(JobFault),
+    /// Storage refuses the job's files; tried again for [`STORAGE_WAIT`], then as [`Self::Broken`].
+    Storage(JobFault),
     /// Stopped because the client asked; the row knows whether to cancel or pause.
     Stopped,
     /// The worker shuts down; the attempt does not count.
@@ -50,10 +68,12 @@ pub enum Outcome {
 }
 
 /// Answer to a worker's heartbeat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HeartbeatAnswer {
     /// Stop that the client asked for.
     pub stop: Option<StopRequest>,
+    /// Key of the state that the job's row named before this heartbeat's, and that no row will name again.
+    pub replaced: Option<String>,
 }
 
 impl Queue {
@@ -71,14 +91,46 @@ impl Queue {
         lease: Duration,
         checkpoint: Option<Value>,
     ) -> Result<Option<HeartbeatAnswer>> {
-        let answer: Option<Option<String>> = sqlx::query_scalar(sql::HEARTBEAT)
+        let answer: Option<(Option<String>, Option<String>)> = sqlx::query_as(sql::HEARTBEAT)
             .bind(job.key)
             .bind(job.attempt)
             .bind(lease.as_secs_f64())
             .bind(checkpoint)
             .fetch_optional(&self.store.pool)
             .await?;
-        Ok(answer.map(|stop| HeartbeatAnswer { stop: stop.as_deref().and_then(StopRequest::from_word) }))
+        Ok(answer.map(|(stop, replaced)| {
+            let stop = stop.as_deref().and_then(StopRequest::from_word);
+            HeartbeatAnswer { stop, replaced }
+        }))
+    }
+
+    /// Keeps the adapter's files from being removed until the attempt has ended or named them: called before they are
+    /// stored. `false` if the lease is lost.
+    pub async fn hold_adapter(&self, job: &Job, adapter: &str) -> Result<bool> {
+        let held: Option<Uuid> = sqlx::query_scalar(sql::HOLD_ADAPTER)
+            .bind(job.key)
+            .bind(job.attempt)
+            .bind(adapter)
+            .fetch_optional(&self.store.pool)
+            .await?;
+        Ok(held.is_some())
+    }
+
+    /// Notes that the attempt waits for storage, and returns for how long the job has; `None` if the lease is lost.
+    pub async fn wait_for_storage(&self, job: &Job) -> Result<Option<Duration>> {
+        let waiting = sqlx::query_scalar(sql::WAIT_FOR_STORAGE).bind(job.key).bind(job.attempt);
+        let seconds: Option<f64> = waiting.fetch_optional(&self.store.pool).await?;
+        Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()))
+    }
+
+    /// Removes the states of the job unless it may still go on from one, which is asked at once before: what this finds
+    /// to be of no use will never be of any, so that no late process can remove what a running one needs.
+    pub async fn remove_useless_states(&self, job: &Job) -> Result<()> {
+        let needed: bool = sqlx::query_scalar(sql::NEEDS_STATES).bind(job.key).fetch_one(&self.store.pool).await?;
+        if !needed {
+            self.store.remove_states(&job.id).await?;
+        }
+        Ok(())
     }
 
     /// Stores the settings that training uses and the expected end in unix seconds. Writes nothing if the lease is
@@ -103,6 +155,9 @@ impl Queue {
     pub async fn finish(&self, job: &Job, outcome: Outcome) -> Result<Option<Job>> {
         let row = match outcome {
             Outcome::Succeeded(TrainedModel { model, base, adapter, trained_tokens, result_files }) => {
+                let column = |part: fn(&ResultFile) -> &str| {
+                    result_files.iter().map(|file| part(file).to_owned()).collect::<Vec<_>>()
+                };
                 sqlx::query_as(sql::SUCCEED)
                     .bind(job.key)
                     .bind(job.attempt)
@@ -110,12 +165,16 @@ impl Queue {
                     .bind(base)
                     .bind(adapter)
                     .bind(trained_tokens)
-                    .bind(result_files)
+                    .bind(column(|file| &file.id))
+                    .bind(column(|file| &file.filename))
+                    .bind(result_files.iter().map(|file| file.bytes).collect::<Vec<_>>())
                     .fetch_optional(&self.store.pool)
                     .await?
             }
             Outcome::Failed(fault) => self.end_attempt(job, "failed", Some(fault)).await?,
+            Outcome::Broken(fault) => self.end_attempt(job, "broken", Some(fault)).await?,
             Outcome::Retry(fault) => self.end_attempt(job, "retry", Some(fault)).await?,
+            Outcome::Storage(fault) => self.end_attempt(job, "storage", Some(fault)).await?,
             Outcome::Stopped => self.end_attempt(job, "stopped", None).await?,
             Outcome::Released => self.end_attempt(job, "released", None).await?,
         };
@@ -130,6 +189,7 @@ impl Queue {
             .bind(outcome)
             .bind(fault.map(Json))
             .bind(MAX_FAILURES)
+            .bind(STORAGE_WAIT.as_secs_f64())
             .fetch_optional(&self.store.pool)
             .await?)
     }

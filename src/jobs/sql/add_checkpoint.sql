@@ -8,6 +8,8 @@ with held as materialized (
     insert into fine_tuned_models (organization, name, base, adapter, job, checkpoint, step, metrics)
     select organization, $3, $4, $5, id, $6, $7, $8 from held
     on conflict (organization, name) do nothing
+), let_go as (
+    delete from adapter_holds using held where job = $1 and adapter = $5
 ), made as (
     -- Every part of the statement sees the table as it was before, so the new step is added by hand.
     select kept.step, kept.metrics from fine_tuned_models kept, held

@@ -10,6 +10,7 @@ with held as materialized (
     update jobs set
         status = next, lease_owner = null, lease_expires_at = null, stop_request = null,
         failures = failed_attempts, error = case when next = 'failed' then $2::jsonb end,
+        resumable_until = case when next = 'failed' then now() + kept_after_failure() end,
         run_after = now() + case when $4 then interval '0' else retry_delay(failed_attempts) end,
         finished_at = case when next in ('failed', 'cancelled') then now() end, updated_at = now()
       from decided where key = held_key

@@ -1,4 +1,5 @@
--- Succeed: the row, the model, the tokens that its key is charged with and its events, or nothing.
+-- Succeed: the row, the model, the result files ($7 their ids, $8 names, $9 bytes), the tokens that its key is charged
+-- with and its events, or nothing.
 with changed as (
     update jobs set
         status = 'succeeded', lease_owner = null, lease_expires_at = null, stop_request = null,
@@ -8,6 +9,12 @@ with changed as (
 ), published as (
     insert into fine_tuned_models (organization, name, base, adapter, job)
     select organization, $3, $4, $5, id from changed
+), let_go as (
+    delete from adapter_holds using changed where job = changed.key
+), filed as (
+    insert into files (id, organization, filename, purpose, bytes)
+    select file, organization, name, 'fine-tune-results', size
+      from changed, unnest($7::text[], $8::text[], $9::bigint[]) as results (file, name, size)
 ), charged as (
     insert into usage_daily as used (organization, day, key, model, base, trained_tokens)
     select organization, (now() at time zone 'utc')::date, coalesce(api_key, ''),

@@ -1,33 +1,43 @@
 //! Runs one job from claim to end: fetches its inputs, lets a thread train, writes events and checkpoints meanwhile,
 //! then publishes the model, or writes why there is none. Files of a job that ends without a model are deleted, but for
 //! its checkpoints that are models. Called by the claim loop.
+//!
+//! A worker may stand still at any point for longer than its lease. So it writes to names that no other attempt uses,
+//! or that tell the content; and it deletes only what the database has just said to be of no use for ever.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::checkpoints::{model_name, states};
+use super::checkpoints::{KeptStates, model_name};
 use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt, keep};
 use super::progress::{Progress, Trained};
 use super::pulse::{RunningJob, count_attempt};
 use super::report::{Speed, seconds_from_now};
+use super::storage::{AdapterFiles, Content};
 use super::training::train;
 use super::{LEASE, Worker};
-use crate::adapters::registry::{config_key, weights_key};
-use crate::jobs::queue::{Outcome, TrainedModel};
+use crate::jobs::queue::{Outcome, ResultFile, TrainedModel};
 use crate::jobs::worker::results;
 use crate::jobs::{Error, Result};
 use crate::jobs::{Job, JobApi, JobSpec, JobStatus};
-use crate::store::files::NewFile;
+use crate::store::files::new_file_id;
 use crate::system;
 use crate::train::hyperparameters::Hyperparameters;
 
 /// Most reports that wait for the database before training waits, too.
 const PROGRESS_REPORTS: usize = 16;
+/// Model that waits for its row, and the content of its result file.
+struct StoredModel {
+    model: TrainedModel,
+    result: Bytes,
+}
+
 /// Attempts to write a job's end while the database does not answer, a second apart: less than a lease in total.
 const FINISH_ATTEMPTS: u32 = 20;
 
@@ -56,7 +66,7 @@ impl Worker {
                 }
                 return;
             }
-            (_, Ok(stored)) => (Outcome::Succeeded(stored.clone()), Some(stored)),
+            (_, Ok(stored)) => (Outcome::Succeeded(stored.model.clone()), Some(stored)),
             (Some(Interrupt::Shutdown), Err(Error::Cancelled)) => (Outcome::Released, None),
             (Some(_), Err(Error::Cancelled)) => (Outcome::Stopped, None),
             (_, Err(error)) => (self.failure(&job, &error), None),
@@ -66,16 +76,18 @@ impl Worker {
     }
 
     /// Writes how the job ended, and deletes the files that nobody needs any more.
-    async fn end(&self, job: &Job, outcome: Outcome, stored: Option<TrainedModel>) {
+    async fn end(&self, job: &Job, outcome: Outcome, stored: Option<StoredModel>) {
         match self.finish(job, &outcome).await {
             Ok(Some(ended)) => {
                 tracing::info!(job = job.id, status = ?ended.status, "job ended");
                 count_attempt(ended.status.word());
-                if ended.status.is_final() {
-                    self.delete_blobs(&states(job)).await;
+                if let Err(error) = self.queue.remove_useless_states(job).await {
+                    tracing::warn!(job = job.id, "cannot remove the states of the job: {error}");
                 }
-                if let Some(stored) = stored.filter(|_| ended.status != JobStatus::Succeeded) {
-                    self.discard(job, &stored).await;
+                match stored {
+                    Some(stored) if ended.status == JobStatus::Succeeded => self.keep_result(job, &stored).await,
+                    Some(stored) => self.discard(job, &stored).await,
+                    None => {}
                 }
             }
             Ok(None) => {
@@ -169,7 +181,8 @@ impl Worker {
     async fn follow(&self, job: &Job, base: &str, mut reports: mpsc::Receiver<Progress>, control: &Control) {
         let begin = tokio::time::Instant::now();
         let mut resolved = Hyperparameters::default();
-        let mut newest = job.checkpoint.as_ref().and_then(|checkpoint| Some(checkpoint["key"].as_str()?.to_owned()));
+        let mut kept = KeptStates::default();
+        let mut all_published = true;
         while let Some(progress) = reports.recv().await {
             self.pulse.beat();
             // The thread notices as well; reports that it sends until then are not written.
@@ -199,67 +212,66 @@ impl Worker {
                     self.say(job, "info", &format!("Completed epoch {done}/{of}"), None).await;
                 }
                 Progress::Model { figures, files } => {
-                    self.publish_checkpoint(job, base, &figures, files, control).await;
+                    all_published &= self.publish_checkpoint(job, base, &figures, files, control).await;
                 }
-                Progress::Checkpoint { step, state } => match self.keep_state(job, step, state, control).await {
-                    Ok(key) => {
-                        if let Some(old) = newest.replace(key.clone()).filter(|old| *old != key) {
-                            self.delete_blobs(&old).await;
-                        }
-                    }
-                    // The job still names the one before, so only some steps are lost.
-                    Err(error) => tracing::warn!(job = job.id, step, "cannot keep a checkpoint: {error}"),
-                },
+                // A later state than that of a model which is yet to be made would leave it out for good.
+                Progress::Checkpoint { .. } if !all_published => {}
+                Progress::Checkpoint { step, state } => {
+                    self.keep_state(job, (step, state), &mut kept, control).await;
+                }
             }
         }
     }
 
-    /// Stores adapter and result file, and puts the adapter into memory, ready to serve once the row is written.
-    async fn store_model(&self, job: &Job, base: String, trained: Trained, control: &Control) -> Result<TrainedModel> {
+    /// Stores adapter and result file, and puts the adapter into memory, ready to serve once the row is written. Waits
+    /// for storage.
+    async fn store_model(&self, job: &Job, base: String, trained: Trained, control: &Control) -> Result<StoredModel> {
         // A fresh lease covers the rest, which takes less time than to pause here and to go on later.
-        control.hear(self.queue.heartbeat(job, LEASE, None).await?);
+        control.hear(self.queue.heartbeat(job, LEASE, None).await?.as_ref());
         if matches!(control.raised(), Some(Interrupt::Cancel | Interrupt::Lost)) {
             return Err(Error::Cancelled);
         }
         self.tell_end(job, &trained).await;
         self.tell_best(job, model_name(job, &base), &trained.standings).await;
         let Trained { files, adapter, tokens, result_file, .. } = trained;
-        self.store.blobs.put(&weights_key(&adapter.id), files.weights.into()).await?;
-        self.store.blobs.put(&config_key(&adapter.id), files.config.into()).await?;
-        let new = TrainedModel {
+        self.store_adapter(job, &AdapterFiles::from(files), control).await?;
+        let (id, result) = (new_file_id(), Bytes::from(result_file));
+        self.write(job, "the result file", &Content::File(&id, &result), control).await?;
+        let filename = results::file_name(job.api).into();
+        let model = TrainedModel {
             model: model_name(job, &base),
             base,
             adapter: adapter.id.clone(),
             trained_tokens: tokens,
-            result_files: vec![self.store_result_file(job, result_file).await?],
+            result_files: vec![ResultFile { id, filename, bytes: result.len() as i64 }],
         };
-        self.registry.publish(&job.organization, &new.model, &new.base, adapter);
-        Ok(new)
+        self.registry.publish(&job.organization, &model.model, &model.base, adapter);
+        Ok(StoredModel { model, result })
     }
 
-    async fn store_result_file(&self, job: &Job, content: Vec<u8>) -> Result<String> {
-        let new = NewFile {
-            organization: job.organization.clone(),
-            filename: results::file_name(job.api).into(),
-            purpose: "fine-tune-results".into(),
-        };
-        Ok(self.store.add_content(new, content.into()).await?.id)
-    }
-
-    /// Takes back a model that did not come to be, and deletes its result file. Checkpoints are models already and
-    /// stay, as do the adapter's files: another attempt makes the very same ones, and files without a row are swept up.
-    async fn discard(&self, job: &Job, stored: &TrainedModel) {
-        self.registry.forget(&job.organization, &stored.model);
-        for file in &stored.result_files {
-            if let Err(error) = self.store.delete_file(&job.organization, file).await {
-                tracing::warn!(job = job.id, "cannot delete a result file: {error}");
+    /// Looks for the result file once its row is written: a sweep that took it for one without a row has looked for the
+    /// row after the file was away, so one of the two sees the other.
+    async fn keep_result(&self, job: &Job, stored: &StoredModel) {
+        for file in &stored.model.result_files {
+            let kept = match self.store.has_content(&file.id).await {
+                Ok(true) => Ok(()),
+                _ => self.store.put_content(&file.id, stored.result.clone()).await,
+            };
+            if let Err(error) = kept {
+                tracing::error!(job = job.id, file = file.id, "the result file may be missing: {error}");
             }
         }
     }
 
-    async fn delete_blobs(&self, prefix: &str) {
-        if let Err(error) = self.store.blobs.delete_prefix(prefix).await {
-            tracing::warn!(prefix, "cannot delete blobs: {error}");
+    /// Takes back a model that did not come to be, and deletes its result file, whose row can only be written by the
+    /// statement that has just failed for good. Checkpoints are models already and stay, as do the adapter's files:
+    /// another attempt makes the very same ones, and files without a row are swept up.
+    async fn discard(&self, job: &Job, stored: &StoredModel) {
+        self.registry.forget(&job.organization, &stored.model.model);
+        for file in &stored.model.result_files {
+            if let Err(error) = self.store.remove_content(&file.id).await {
+                tracing::warn!(job = job.id, "cannot delete a result file: {error}");
+            }
         }
     }
 }

@@ -67,12 +67,21 @@ impl Control {
     }
 
     /// Raises the interrupt that a heartbeat's answer asks for; `None` is a lost lease.
-    pub(super) fn hear(&self, answer: Option<HeartbeatAnswer>) {
-        match answer {
+    pub(super) fn hear(&self, answer: Option<&HeartbeatAnswer>) {
+        match answer.map(|answer| answer.stop) {
             None => self.raise(Interrupt::Lost),
-            Some(HeartbeatAnswer { stop: Some(StopRequest::Cancel) }) => self.raise(Interrupt::Cancel),
-            Some(HeartbeatAnswer { stop: Some(StopRequest::Pause) }) => self.raise(Interrupt::Pause),
-            Some(HeartbeatAnswer { stop: None }) => {}
+            Some(Some(StopRequest::Cancel)) => self.raise(Interrupt::Cancel),
+            Some(Some(StopRequest::Pause)) => self.raise(Interrupt::Pause),
+            Some(None) => {}
+        }
+    }
+
+    /// Waits for `pause`, or until an interrupt is raised, and beats meanwhile: a worker that waits is not stuck.
+    pub(super) async fn rest(&self, pause: Duration) {
+        let end = Instant::now() + pause;
+        while self.raised().is_none() && Instant::now() < end {
+            self.pulse.beat();
+            tokio::time::sleep(SHORTEST).await;
         }
     }
 }
@@ -108,7 +117,7 @@ pub(super) async fn keep(queue: Queue, job: Job, control: Arc<Control>, shutdown
         match queue.heartbeat(&job, LEASE, None).await {
             Ok(answer) => {
                 renewed = asked;
-                control.hear(answer);
+                control.hear(answer.as_ref());
             }
             Err(error) => {
                 tracing::warn!(job = job.id, "cannot renew the lease: {error}");

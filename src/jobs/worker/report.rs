@@ -115,9 +115,17 @@ impl Worker {
     /// Words an error for the client, and decides whether the job is tried again.
     pub(super) fn failure(&self, job: &Job, error: &Error) -> Outcome {
         let fault = (self.describe_fault)(error, &job.spec);
+        if error.storage_trouble().is_some() {
+            tracing::error!(job = job.id, "the job waits for storage: {error}");
+            return Outcome::Storage(fault);
+        }
         if error.is_transient() {
             tracing::warn!(job = job.id, "the attempt failed: {error}");
             return Outcome::Retry(fault);
+        }
+        if fault.is_of_server() {
+            tracing::error!(job = job.id, "the job failed: {error}");
+            return Outcome::Broken(fault);
         }
         tracing::info!(job = job.id, code = fault.code, "the job failed: {error}");
         Outcome::Failed(fault)

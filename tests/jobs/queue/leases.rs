@@ -14,7 +14,7 @@ async fn a_heartbeat_renews_the_lease_and_saves_the_checkpoint() {
     queue.expire_leases().await;
     // Late, but nobody has taken the job back yet.
     let answer = queue.heartbeat(&job, LEASE, Some(json!({"step": 10}))).await.unwrap();
-    assert_eq!(answer, Some(HeartbeatAnswer { stop: None }));
+    assert_eq!(answer, Some(HeartbeatAnswer::default()));
     assert_eq!(queue.reap().await.unwrap(), 0);
     queue.heartbeat(&job, LEASE, None).await.unwrap().unwrap();
     assert_eq!(queue.again(&job).await.checkpoint, Some(json!({"step": 10})), "no checkpoint means: keep the last");

@@ -39,7 +39,7 @@ async fn a_job_is_seen_only_by_its_organisation_and_through_its_own_resource() {
 
 #[tokio::test]
 async fn success_publishes_the_model_with_the_job_and_tells_so() {
-    let legacy = ["Uploaded model: ft:demo", "Uploaded result file: file-result", "Fine-tune succeeded"];
+    let legacy = ["Uploaded model: ft:demo", "Uploaded result file: file-ft:demo", "Fine-tune succeeded"];
     let current = ["New fine-tuned model created: ft:demo", "The job has successfully completed"];
     for (api, told) in [(JobApi::FineTunes, legacy.as_slice()), (JobApi::FineTuningJobs, &current)] {
         let queue = Fixture::new().await;
@@ -51,12 +51,17 @@ async fn success_publishes_the_model_with_the_job_and_tells_so() {
         assert_eq!(finished.status, JobStatus::Succeeded);
         assert_eq!(finished.fine_tuned_model.as_deref(), Some("ft:demo"));
         assert_eq!(finished.trained_tokens, Some(1234));
-        assert_eq!(finished.result_files, ["file-result"]);
+        assert_eq!(finished.result_files, ["file-ft:demo"]);
         assert_eq!(finished.resolved, Some(resolved));
         assert_eq!(finished.estimated_finish, Some(2_000_000_000));
         assert!(finished.finished_at.is_some());
         let model = queue.database.store.fine_tuned_model(ORG, "ft:demo").await.unwrap();
         assert_eq!((model.base.as_str(), model.adapter, model.job), ("demo", "a".repeat(64), Some(job.id.clone())));
+        let file = queue.database.store.file(ORG, "file-ft:demo").await.unwrap();
+        assert_eq!(
+            (file.filename.as_str(), file.purpose.as_str(), file.bytes),
+            ("step_metrics.csv", "fine-tune-results", 12)
+        );
         let messages = queue.messages(&job).await;
         assert_eq!(messages[messages.len() - told.len()..], *told);
         assert!(queue.finish(&job, success("ft:demo")).await.unwrap().is_none(), "a job ends once");
@@ -73,6 +78,7 @@ async fn a_model_that_cannot_be_published_leaves_the_job_running() {
     assert!(queue.finish(&second, success("ft:taken")).await.is_err());
     assert_eq!(queue.again(&second).await.status, JobStatus::Running);
     assert_eq!(queue.messages(&second).await, before);
+    assert_eq!(queue.database.value::<i64>("select count(*) from files").await, 1, "nor does a result file");
     assert!(queue.finish(&second, success("ft:free")).await.unwrap().is_some());
 }
 

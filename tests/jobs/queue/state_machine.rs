@@ -18,9 +18,13 @@ enum Step {
     Finish { how: &'static str, stale: bool },
 }
 
+/// Ends of an attempt. Storage that fails is waited for as long as the test lasts.
+const ENDS: [&str; 9] =
+    ["succeeded", "failed", "broken", "retry", "retry", "storage", "stopped", "released", "released"];
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let stale = prop::bool::weighted(0.2);
-    let how = prop::sample::select(vec!["succeeded", "failed", "retry", "retry", "stopped", "released", "released"]);
+    let how = prop::sample::select(ENDS.to_vec());
     let step = prop_oneof![
         4 => Just(Step::Claim),
         1 => stale.prop_map(|stale| Step::Heartbeat { stale }),
@@ -40,6 +44,8 @@ struct Model {
     stop: Option<StopRequest>,
     attempt: i32,
     failures: i32,
+    /// Failed through no fault of its request.
+    resumable: bool,
 }
 
 impl Model {
@@ -61,14 +67,19 @@ impl Model {
             Step::Stop(StopRequest::Cancel) if matches!(self.status, Queued | Paused) => Cancelled,
             Step::Stop(StopRequest::Pause) if self.status == Queued => Paused,
             Step::Resume if self.status == Paused => Queued,
+            Step::Resume if self.status == Failed && self.resumable => {
+                self.failures = 0;
+                Queued
+            }
             Step::Resume if running && self.stop == Some(StopRequest::Pause) => Running,
             Step::LoseWorker | Step::Finish { .. } if running => {
                 let how = if let Step::Finish { how, .. } = step { how } else { "retry" };
-                self.failures += i32::from(matches!(how, "retry" | "failed"));
+                self.failures += i32::from(matches!(how, "retry" | "failed" | "broken"));
+                self.resumable = how != "failed";
                 match (how, self.stop) {
                     ("succeeded", _) => Succeeded,
                     (_, Some(StopRequest::Cancel)) => Cancelled,
-                    ("failed", _) => Failed,
+                    ("failed" | "broken", _) => Failed,
                     (_, Some(StopRequest::Pause)) => Paused,
                     ("retry", None) if self.failures >= 3 => Failed,
                     _ => Queued,
@@ -109,6 +120,8 @@ async fn perform(queue: &Fixture, job: &Job, claims: &mut Vec<Job>, step: Step) 
             let outcome = match how {
                 "succeeded" => success(&format!("ft:{}", job.id)),
                 "failed" => Outcome::Failed(fault("x")),
+                "broken" => Outcome::Broken(fault("x")),
+                "storage" => Outcome::Storage(fault("x")),
                 "retry" => Outcome::Retry(fault("x")),
                 "stopped" => Outcome::Stopped,
                 _ => Outcome::Released,
@@ -133,9 +146,9 @@ fn any_order_of_operations_agrees_with_the_state_machine() {
     let config = ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() };
     proptest!(config, |(steps in steps())| {
         runtime.block_on(async {
-            queue.database.execute("truncate jobs, job_events, fine_tuned_models cascade").await;
+            queue.database.execute("truncate jobs, job_events, fine_tuned_models, files cascade").await;
             let job = queue.enqueued().await;
-            let mut model = Model { status: JobStatus::Queued, stop: None, attempt: 0, failures: 0 };
+            let mut model = Model { status: JobStatus::Queued, stop: None, attempt: 0, failures: 0, resumable: false };
             let mut claims = Vec::new();
             for step in steps {
                 let before = (model.status, model.stop, queue.messages(&job).await.len());

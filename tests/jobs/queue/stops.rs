@@ -43,7 +43,7 @@ async fn a_running_job_hears_of_the_request_at_its_heartbeat_and_stops() {
         let asked = queue.stop(&job, what).await.unwrap();
         assert_eq!(asked.status, JobStatus::Running, "only its worker stops it");
         let answer = queue.heartbeat(&job, LEASE, Some(json!({"step": 5}))).await.unwrap();
-        assert_eq!(answer, Some(HeartbeatAnswer { stop: Some(what) }));
+        assert_eq!(answer, Some(HeartbeatAnswer { stop: Some(what), replaced: None }));
         let stopped = queue.finish(&job, Outcome::Stopped).await.unwrap().unwrap();
         assert_eq!((stopped.status, stopped.stop_request), (status, None));
         assert_eq!(stopped.finished_at.is_some(), status.is_final());
