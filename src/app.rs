@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::adapters::registry::AdapterRegistry;
 use crate::api;
-use crate::api::{ApiState, Grammars};
+use crate::api::{ApiState, Grammars, Resources};
 use crate::config::Config;
 use crate::engine::catalog::{Catalog, CatalogEntry};
 use crate::engine::native::NativeEngine;
@@ -102,6 +102,7 @@ impl App {
         let pulse = worker.pulse.clone();
         let shutdown = CancellationToken::new();
         let grammars = Grammars::new(&config.limits);
+        let resources = Resources::new(&config.limits);
         let state = ApiState {
             config: Arc::new(config),
             catalog,
@@ -111,6 +112,7 @@ impl App {
             estimator,
             keys,
             grammars,
+            resources,
             pulse,
             usage,
             shutdown,

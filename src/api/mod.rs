@@ -28,6 +28,7 @@ use utoipa_axum::routes;
 
 use self::access::auth;
 use self::access::auth::Gate;
+use self::access::shares::share_out;
 use self::fine_tuning::{fine_tunes, fine_tuning_jobs};
 use self::generation::{chat, completions, embeddings, engines, tokenize};
 use self::http::{docs, transport};
@@ -49,6 +50,7 @@ pub use self::fine_tuning::fine_tuning_jobs::estimate::show as show_estimate;
 pub use self::fine_tuning::fine_tuning_jobs::read_spec;
 pub use self::fine_tuning::job_faults::describe_fault;
 pub use self::generation::grammars::Grammars;
+pub use self::http::share::Resources;
 pub use self::operations::health::record_metrics;
 
 /// Lists the routes that need a key, each served under `/v1` and at the root.
@@ -155,6 +157,8 @@ pub struct ApiState {
     pub usage: UsageRecorder,
     /// The grammars of requests.
     pub grammars: Grammars,
+    /// The memory and the threads that requests share.
+    pub resources: Resources,
     /// Cancelled when the server stops, which ends long streams.
     pub shutdown: CancellationToken,
 }
@@ -164,7 +168,8 @@ pub fn router(state: ApiState) -> Router {
     let gate = Gate::new(&state.config, state.keys.clone(), state.usage.clone());
     let max_body = DefaultBodyLimit::max(state.config.limits.max_body_bytes);
     let layer = from_fn_with_state(gate.clone(), auth::authenticate);
-    let routes = assemble(|guarded| guarded.layer(max_body).layer(layer)).with_state(state);
+    let shares = from_fn_with_state(state.resources.clone(), share_out);
+    let routes = assemble(|guarded| guarded.layer(max_body).layer(shares).layer(layer)).with_state(state);
     transport::dress(routes.merge(docs::routes(document())), move || gate.was_open())
 }
 

@@ -35,6 +35,9 @@ pub struct Limits {
     pub max_body_bytes: usize,
     /// Bytes of an uploaded file.
     pub max_file_bytes: usize,
+    /// Memory for the bodies, values, texts and tokens of requests, in MiB; an organisation may hold half of it, and a
+    /// request an eighth.
+    pub request_mib: u64,
     /// Texts in one embeddings request.
     pub max_inputs: usize,
     /// Seconds that the schemas of a request may take to be compiled.
@@ -72,6 +75,7 @@ impl Default for Limits {
             kv_cache_mib: None,
             max_body_bytes: 8 << 20,
             max_file_bytes: 512 << 20,
+            request_mib: 2048,
             max_inputs: 2048,
             grammar_seconds: 5,
             grammar_mib: 2048,
@@ -123,6 +127,9 @@ impl Limits {
                 "limits: grammar_seconds must be at least 1, grammar_mib 16 to {MAX_MIB}, grammar_cache_mib 0 to {MAX_MIB}"
             )));
         }
+        if !(128..=MAX_MIB).contains(&self.request_mib) {
+            return Err(Error(format!("limits: request_mib must be 128 to {MAX_MIB}")));
+        }
         if self.requests_per_minute == 0 || self.tokens_per_minute == 0 || self.concurrent_requests == 0 {
             return Err(Error(
                 "limits: requests_per_minute, tokens_per_minute and concurrent_requests must be at least 1".into(),
@@ -141,7 +148,7 @@ mod tests {
     #[test]
     fn a_limit_that_lets_nothing_through_or_means_too_much_is_named() {
         assert!(Limits::default().check().is_ok());
-        let refused: [(&str, Change); 15] = [
+        let refused: [(&str, Change); 17] = [
             ("max_sequences", |limits| limits.max_sequences = Some(0)),
             ("max_step_tokens", |limits| limits.max_step_tokens = Some(0)),
             ("kv_cache_mib", |limits| limits.kv_cache_mib = Some(0)),
@@ -154,6 +161,8 @@ mod tests {
             ("grammar_seconds", |limits| limits.grammar_seconds = 0),
             ("grammar_mib", |limits| limits.grammar_mib = 15),
             ("grammar_cache_mib", |limits| limits.grammar_cache_mib = MAX_MIB + 1),
+            ("request_mib", |limits| limits.request_mib = 127),
+            ("request_mib", |limits| limits.request_mib = MAX_MIB + 1),
             ("requests_per_minute", |limits| limits.requests_per_minute = 0),
             ("tokens_per_minute", |limits| limits.tokens_per_minute = 0),
             ("concurrent_requests", |limits| limits.concurrent_requests = 0),

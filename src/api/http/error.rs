@@ -229,6 +229,23 @@ impl Problem {
         self.error.code == Some("model_not_found")
     }
 
+    /// A text of `bytes` bytes does not fit the `limit` tokens of the context, whose longest has `longest` bytes.
+    pub fn text_too_long(limit: usize, bytes: usize, longest: usize) -> Self {
+        let message = format!(
+            "This model's maximum context length is {limit} tokens. However, you requested more than {limit} tokens: \
+             your text of {bytes} bytes has no fewer, and no text of more than {} bytes fits, since the longest token has \
+             {longest} bytes. Please reduce the length of the messages or completion.",
+            limit.saturating_mul(longest)
+        );
+        Self::bad_request(message).code("context_length_exceeded")
+    }
+
+    /// The texts in the field `param` have more than `limit` tokens together; `tokens` says how many.
+    pub fn too_many_tokens(param: &'static str, tokens: impl fmt::Display, limit: usize) -> Self {
+        let message = format!("Requested {tokens} tokens, max {limit} tokens per request.");
+        Self::invalid_code(param, "max_tokens_per_request", message)
+    }
+
     /// True if prompt and answer do not fit the model's context.
     pub fn is_context_length(&self) -> bool {
         self.error.code == Some("context_length_exceeded")

@@ -5,6 +5,9 @@
 //! [`transport`] puts request ids, the log, metrics and CORS around all routes, [`lingering`] sees to bodies that no
 //! handler read, [`headers`] names the headers that several rooms know, [`docs`] serves the `OpenAPI` document.
 //!
+//! A [`share`] is what a request may use of the [`memory`] of requests and of the threads for slow work, for which
+//! organisations take [`turns`]; [`parsed_size`] tells what a body will take.
+//!
 //! Handlers of every room call it; [`router`](super::router) calls [`transport`] and [`docs`].
 
 mod disposition;
@@ -16,8 +19,12 @@ pub(super) mod headers;
 pub(crate) mod holding_body;
 mod lingering;
 pub(super) mod list;
+mod memory;
+pub(super) mod parsed_size;
 pub(super) mod query;
+pub(super) mod share;
 pub(super) mod sse;
 pub(super) mod transport;
+pub(super) mod turns;
 pub(super) mod upload;
 pub(super) mod values;
