@@ -12,7 +12,8 @@ use crate::api::access::auth::Caller;
 use crate::api::generation::foreign_fields::{KnownBody, Route, RouteBody};
 use crate::api::generation::foreign_tokens;
 use crate::api::generation::input::{Input, Item};
-use crate::api::generation::target::{Room, Target, count_tokens};
+use crate::api::generation::room::{Room, too_many_tokens};
+use crate::api::generation::target::{Target, count_tokens};
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::share::Share;
 use crate::api::http::values;
@@ -188,7 +189,7 @@ fn check_lengths(inputs: &[Vec<u32>], limit: usize) -> Result<usize> {
     }
     let tokens = inputs.iter().map(Vec::len).sum();
     if tokens > MAX_TOKENS {
-        return Err(Problem::too_many_tokens("input", tokens, MAX_TOKENS));
+        return Err(too_many_tokens("input", tokens, MAX_TOKENS));
     }
     Ok(tokens)
 }

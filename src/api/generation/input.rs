@@ -41,20 +41,24 @@ pub(crate) enum Item {
 impl Input {
     /// Returns the single texts, in order. If there are none or more than `limit`, the error names the field `param`.
     pub(crate) fn into_items(self, param: &str, limit: usize) -> Result<Vec<Item>> {
-        let items: Vec<Item> = match self {
+        let count = match &self {
+            Self::Text(_) | Self::Tokens(_) => 1,
+            Self::Texts(texts) => texts.len(),
+            Self::TokenLists(lists) => lists.len(),
+        };
+        if count == 0 {
+            return Err(Problem::invalid(param, format!("'{param}' must not be an empty array.")));
+        }
+        if count > limit {
+            let message = format!("'{param}' has {count} items; at most {limit} fit into one request.");
+            return Err(Problem::invalid_code(param, "array_above_max_length", message));
+        }
+        Ok(match self {
             Self::Text(text) => vec![Item::Text(text)],
             Self::Texts(texts) => texts.into_iter().map(Item::Text).collect(),
             Self::Tokens(tokens) => vec![Item::Tokens(tokens)],
             Self::TokenLists(lists) => lists.into_iter().map(Item::Tokens).collect(),
-        };
-        if items.is_empty() {
-            return Err(Problem::invalid(param, format!("'{param}' must not be an empty array.")));
-        }
-        if items.len() > limit {
-            let message = format!("'{param}' has {} items; at most {limit} fit into one request.", items.len());
-            return Err(Problem::invalid_code(param, "array_above_max_length", message));
-        }
-        Ok(items)
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::access::meter::Account;
 use crate::api::generation::input::{Item, check_ids};
+use crate::api::generation::room::Room;
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::share::Share;
 use crate::engine;
@@ -36,15 +37,6 @@ pub(crate) struct Target {
     pub account: Account,
     /// What the request may use of memory and threads.
     pub share: Share,
-}
-
-/// Numbers of tokens that texts may have; more are refused before they are tokenized.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Room {
-    /// Of each text.
-    pub each: usize,
-    /// Of all texts of the request.
-    pub all: usize,
 }
 
 impl Target {
@@ -99,7 +91,7 @@ impl Target {
 
     /// Returns the room for prompts: each must fit the context.
     pub(crate) fn room(&self) -> Room {
-        Room { each: self.context(), all: usize::MAX }
+        Room::of(self.context())
     }
 
     /// Returns the token ids of `text`; `special` adds the tokens that the tokenizer puts around a text. A text that cannot
@@ -131,11 +123,11 @@ impl Target {
         let model = Arc::clone(self.model());
         let bytes = items.iter().map(Item::text_bytes).sum::<usize>();
         if bytes <= INLINE_BYTES {
-            check_room(&model, param, &items, room)?;
+            // Sooner tokenized than measured, and the error has the exact number.
             return items.into_iter().map(|item| encode(&model, param, item, special)).collect();
         }
         let check = move || {
-            check_room(&model, param, &items, room)?;
+            room.check(&model, param, &items)?;
             Ok((model, items))
         };
         let (model, items) = self.share.run("measure texts", check).await?;
@@ -167,26 +159,6 @@ impl Target {
         let model = Arc::clone(self.model());
         self.share.run("read texts", move || work(&model)).await
     }
-}
-
-/// Refuses texts that have more tokens than there is room for, however they are tokenized.
-fn check_room(model: &BaseModel, param: &'static str, items: &[Item], room: Room) -> Result<()> {
-    let Some(vocabulary) = &model.vocabulary else { return Ok(()) };
-    let mut all = 0_usize;
-    for item in items {
-        let fewest = match item {
-            Item::Text(text) => vocabulary.fewest_tokens(text, room.each),
-            Item::Tokens(tokens) => tokens.len(),
-        };
-        if fewest > room.each {
-            return Err(Problem::text_too_long(room.each, item.text_bytes(), vocabulary.longest_token()));
-        }
-        all += fewest;
-        if all > room.all {
-            return Err(Problem::too_many_tokens(param, format_args!("at least {all}"), room.all));
-        }
-    }
-    Ok(())
 }
 
 fn encode(model: &BaseModel, param: &str, item: Item, special: bool) -> Result<Vec<u32>> {

@@ -14,7 +14,8 @@ use crate::api::access::auth::Caller;
 use crate::api::generation::chat::{ChatMessage, TemplateFields, Tool, shown_tools};
 use crate::api::generation::foreign_fields::{KnownBody, Route, RouteBody};
 use crate::api::generation::input::Item;
-use crate::api::generation::target::{Room, Target};
+use crate::api::generation::room::Room;
+use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
 use crate::api::http::share::Share;
@@ -22,7 +23,7 @@ use crate::api::http::values;
 use crate::model::BaseModel;
 
 /// Largest text in bytes that is tokenized, since the context does not bound it here.
-const MAX_TEXT_BYTES: usize = 1 << 20;
+const MAX_TEXT_BYTES: usize = 512 << 10;
 /// Memory for a token in the answer.
 const ANSWERED_BYTES: usize = 24;
 /// The same with its spelling.
@@ -110,8 +111,7 @@ pub(crate) async fn tokenize(
     let (text, special) = target.read_text(target.share.body_bytes(), move |model| reading.text(model)).await?;
     check_length(text.len())?;
     // Texts beyond the context may be counted as well.
-    let room = Room { each: usize::MAX, all: usize::MAX };
-    let tokens = target.encode_all("prompt", vec![Item::Text(text)], special, room).await?.concat();
+    let tokens = target.encode_all("prompt", vec![Item::Text(text)], special, Room::ANY).await?.concat();
     let spelled = request.return_token_strs == Some(true);
     target.share.keep(tokens.len() * if spelled { SPELLED_BYTES } else { ANSWERED_BYTES }).await?;
     let token_strs = spelled.then(|| {

@@ -8,7 +8,7 @@ const OBJECT: usize = 1024;
 /// Bytes for an array.
 const ARRAY: usize = 128;
 /// Bytes for a text or the name of a field, without its characters.
-const TEXT: usize = 96;
+const TEXT: usize = 112;
 /// Copies of the characters of a text: read, checked, shown to the template, rendered.
 const COPIES: usize = 5;
 /// Bytes for a number, `true`, `false` or `null`.
