@@ -49,7 +49,7 @@ def bias(source):
 
 KINDS = [one_schema, one_schema, one_schema, some_tools, stops, bias, prompts, prompts, messages, shapes, shapes, headers]
 # Statuses that a client can act on.
-SOUND = (200, 400, 404, 413, 429, 431)
+SOUND = (200, 400, 403, 404, 413, 429, 431)
 
 
 def send(tenant, made):
