@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::adapters::registry::AdapterRegistry;
 use crate::api;
-use crate::api::{ApiState, Grammars};
+use crate::api::{ApiState, Grammars, Resources};
 use crate::config::Config;
 use crate::descriptors;
 use crate::engine::catalog::{Catalog, CatalogEntry};
@@ -98,6 +98,7 @@ impl App {
         let pulse = worker.pulse.clone();
         let shutdown = CancellationToken::new();
         let grammars = Grammars::new(&config.limits);
+        let resources = Resources::new(&config.limits);
         let state = ApiState {
             config: Arc::new(config),
             catalog,
@@ -107,6 +108,7 @@ impl App {
             estimator,
             keys,
             grammars,
+            resources,
             pulse,
             usage,
             shutdown,

@@ -28,6 +28,7 @@ use utoipa_axum::routes;
 
 use self::access::auth;
 use self::access::auth::Gate;
+use self::access::shares::share_out;
 use self::fine_tuning::{fine_tunes, fine_tuning_jobs};
 use self::generation::{chat, completions, embeddings, engines, tokenize};
 use self::http::{docs, transport, unread};
@@ -50,6 +51,7 @@ pub use self::fine_tuning::fine_tuning_jobs::read_spec;
 pub use self::fine_tuning::job_faults::describe_fault;
 pub use self::generation::grammars::Grammars;
 pub(crate) use self::http::serving::serve;
+pub use self::http::share::Resources;
 pub use self::operations::health::record_metrics;
 
 /// Lists the routes that need a key, each served under `/v1` and at the root.
@@ -156,6 +158,8 @@ pub struct ApiState {
     pub usage: UsageRecorder,
     /// The grammars of requests.
     pub grammars: Grammars,
+    /// The memory and the threads that requests share.
+    pub resources: Resources,
     /// Cancelled when the server stops, which ends long streams.
     pub shutdown: CancellationToken,
 }
@@ -165,9 +169,11 @@ pub fn router(state: ApiState) -> Router {
     let gate = Gate::new(&state.config, state.keys.clone(), state.usage.clone());
     let max_body = DefaultBodyLimit::max(state.config.limits.max_body_bytes);
     let layer = from_fn_with_state(gate.clone(), auth::authenticate);
+    let shares = from_fn_with_state(state.resources.clone(), share_out);
     let unread = from_fn_with_state(state.config.limits.unread(), unread::watch);
     // Outside of the layers that hold places and limits for an answer, so that these are let go with it.
-    let routes = assemble(|guarded| guarded.layer(max_body).layer(layer)).with_state(state).layer(unread);
+    let routes =
+        assemble(|guarded| guarded.layer(max_body).layer(shares).layer(layer)).with_state(state).layer(unread);
     transport::dress(routes.merge(docs::routes(document())), move || gate.was_open())
 }
 

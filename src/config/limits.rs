@@ -77,6 +77,9 @@ pub struct Limits {
     pub max_upload_seconds: u64,
     /// Seconds for which a client may take nothing of its answer before its connection is closed.
     pub max_unread_seconds: u64,
+    /// Memory for the bodies, values, texts and tokens of requests, in MiB; an organisation may hold half of it, and a
+    /// request an eighth.
+    pub request_mib: u64,
     /// Texts in one embeddings request.
     pub max_inputs: usize,
     /// Seconds that the schemas of a request may take to be compiled.
@@ -128,6 +131,7 @@ impl Default for Limits {
             upload_bytes_per_second: 1024,
             max_upload_seconds: 7200,
             max_unread_seconds: 60,
+            request_mib: 2048,
             max_inputs: 2048,
             grammar_seconds: 5,
             grammar_mib: 2048,
@@ -226,6 +230,9 @@ impl Limits {
         if self.keys_outage_seconds > MAX_KEYS_OUTAGE {
             return Err(Error(format!("limits: keys_outage_seconds must be 0 to {MAX_KEYS_OUTAGE}")));
         }
+        if !(128..=MAX_MIB).contains(&self.request_mib) {
+            return Err(Error(format!("limits: request_mib must be 128 to {MAX_MIB}")));
+        }
         if self.requests_per_minute == 0 || self.tokens_per_minute == 0 || self.concurrent_requests == 0 {
             return Err(Error(
                 "limits: requests_per_minute, tokens_per_minute and concurrent_requests must be at least 1".into(),
@@ -244,7 +251,7 @@ mod tests {
     #[test]
     fn a_limit_that_lets_nothing_through_or_means_too_much_is_named() {
         assert!(Limits::default().check().is_ok());
-        let refused: [(&str, Change); 23] = [
+        let refused: [(&str, Change); 25] = [
             ("max_sequences", |limits| limits.max_sequences = Some(0)),
             ("max_step_tokens", |limits| limits.max_step_tokens = Some(0)),
             ("kv_cache_mib", |limits| limits.kv_cache_mib = Some(0)),
@@ -266,6 +273,8 @@ mod tests {
             ("grammar_mib", |limits| limits.grammar_mib = 15),
             ("grammar_cache_mib", |limits| limits.grammar_cache_mib = MAX_MIB + 1),
             ("keys_outage_seconds", |limits| limits.keys_outage_seconds = MAX_KEYS_OUTAGE + 1),
+            ("request_mib", |limits| limits.request_mib = 127),
+            ("request_mib", |limits| limits.request_mib = MAX_MIB + 1),
             ("requests_per_minute", |limits| limits.requests_per_minute = 0),
             ("tokens_per_minute", |limits| limits.tokens_per_minute = 0),
             ("concurrent_requests", |limits| limits.concurrent_requests = 0),

@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import httpx  # noqa: E402
+from bodies import headers, messages, prompts, shapes  # noqa: E402
 from conftest import MIB, ONE, Memory, Tenant, attunelib, chat, timed, under  # noqa: E402
-from forms import form  # noqa: E402
+from forms import Upload, form  # noqa: E402
 from schemas import schema, word  # noqa: E402
 
 # Longest time of one request that runs alone, in seconds.
@@ -46,7 +48,26 @@ def bias(source):
     return chat(logit_bias={spelling.format(id): source.uniform(-100, 100) for id in ids}, n=source.choice([1, 128]))
 
 
-KINDS = [one_schema, one_schema, one_schema, some_tools, stops, bias, form]
+KINDS = [one_schema, one_schema, one_schema, some_tools, stops, bias, prompts, prompts, messages, shapes, shapes, headers,
+         form, form]  # fmt: skip
+# Statuses that a client can act on.
+SOUND = (200, 400, 403, 404, 413, 429, 431)
+
+
+def send(tenant, made):
+    """Sends a body of a chat request, or what `bodies` or `forms` make; returns the answer, `None` if the connection was
+    closed."""
+    if isinstance(made, Upload):
+        made = made.path, made.body, {"Content-Type": made.content_type}
+    path, body, extra = made if isinstance(made, tuple) else ("/v1/chat/completions", made, {})
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    fields = [(name, value.encode("latin-1")) for name, value in {"Content-Type": "application/json", **extra}.items()]
+    with tenant.client(600) as client:
+        try:
+            return client.post(path, content=content, headers=fields), len(content)
+        except (httpx.RemoteProtocolError, httpx.WriteError, httpx.ReadError):
+            # So servers end requests whose headers are too long.
+            return None, len(content)
 
 
 def run(server, count, seed, first):
@@ -59,16 +80,14 @@ def run(server, count, seed, first):
         kind = own.choice(KINDS)
         if number < first:
             continue
-        body = kind(own)
+        made = kind(own)
         memory.watch()
-        # What is no JSON sends itself.
-        raw = getattr(body, "body", None)
-        answer, seconds = timed(lambda: tenant.post(body, timeout=600) if raw is None else body.send(tenant, 600))
-        grown, said = memory.grown(), answer.text[:160].replace("\n", " ")
-        size = len(json.dumps(body) if raw is None else raw)
-        text = f"{number} {kind.__name__} {size} bytes: {answer.status_code} {said}"
+        (answer, size), seconds = timed(lambda: send(tenant, made))
+        grown, said = memory.grown(), answer.text[:160].replace("\n", " ") if answer else "closed"
+        status = answer.status_code if answer else 431
+        text = f"{number} {kind.__name__} {size} bytes: {status} {said}"
         costs.append((grown, seconds, text))
-        if grown > ONE or seconds > LONGEST or answer.status_code not in (200, 400, 429):
+        if grown > ONE or seconds > LONGEST or status not in SOUND or (answer is None and kind is not headers):
             faults.append((grown, seconds, text))
             print("FAULT", show(faults[-1]), flush=True)
     for title, place in (("memory", 0), ("time", 1)):

@@ -1,7 +1,10 @@
 //! The bytes of every token, and the trie over them that grammars walk.
 //!
 //! Log probabilities show a token alone, where its bytes need not be whole characters (`api`); a grammar decides byte
-//! by byte which tokens may come next (`engine`). Both read this table, loaded once per model.
+//! by byte which tokens may come next (`engine`). Both read this table, loaded once per model. [`covering`] tells by it
+//! how few tokens a text can have.
+
+mod covering;
 
 use std::panic::catch_unwind;
 use std::path::Path;
@@ -11,12 +14,14 @@ use llguidance::ParserFactory;
 use llguidance::toktrie::{TokEnv, TokTrie};
 use toktrie_hf_tokenizers::{ByteTokenizer, ByteTokenizerEnv};
 
+use self::covering::{Covering, fewest_tokens};
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// Bytes of every token of a model, and the parsers of grammars over them.
 pub struct Vocabulary {
     environment: TokEnv,
+    covering: Covering,
     /// Built for the first grammar: it sorts the whole vocabulary, and many models never need it.
     parsers: OnceLock<Option<ParserFactory>>,
 }
@@ -38,7 +43,7 @@ impl Vocabulary {
         let visible: Vec<bool> = (0..highest).map(|id| tokenizer.is_visible(id as u32)).collect();
         // The bridge asserts what it expects of a tokenizer; one that differs must not keep the model from being
         // served.
-        let built = catch_unwind(move || {
+        let built = catch_unwind(|| {
             let mut bytes = ByteTokenizer::from_json_bytes(&json)?;
             if !ends.is_empty() {
                 bytes.set_eos_tokens(&ends);
@@ -50,7 +55,10 @@ impl Vocabulary {
             Ok::<TokEnv, anyhow::Error>(Arc::new(environment))
         });
         let reason = match built {
-            Ok(Ok(environment)) => return Ok(Some(Self { environment, parsers: OnceLock::new() })),
+            Ok(Ok(environment)) => {
+                let covering = Covering::read(&json, environment.tok_trie());
+                return Ok(Some(Self { environment, covering, parsers: OnceLock::new() }));
+            }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "its tokens are numbered in an unexpected way".into(),
         };
@@ -70,6 +78,18 @@ impl Vocabulary {
         }
         let bytes = self.environment.tok_trie().token(id);
         bytes.strip_prefix(&[TokTrie::SPECIAL_TOKEN_MARKER]).unwrap_or(bytes)
+    }
+
+    /// Returns a number of tokens that the tokenizer makes of `text` at least, special ones around it not counted, without
+    /// tokenizing it; what is above `limit` is not counted. 0 where nothing can be said, since the tokenizer may leave out
+    /// parts of a text.
+    pub fn fewest_tokens(&self, text: &str, limit: usize) -> usize {
+        fewest_tokens(self.environment.tok_trie(), self.covering, text.as_bytes(), limit)
+    }
+
+    /// Returns the bytes of the longest token.
+    pub fn longest_token(&self) -> usize {
+        self.environment.tok_trie().max_token_len()
     }
 
     /// Returns the factory of parsers for this vocabulary; `None` if it cannot be built. The first call is slow with a
@@ -116,6 +136,24 @@ mod tests {
         let ids = tokenizer.encode(text, false).expect("tokens");
         let bytes: Vec<u8> = ids.iter().flat_map(|id| vocabulary.token_bytes(*id).to_vec()).collect();
         assert_eq!(String::from_utf8(bytes).as_deref(), Ok(text));
+    }
+
+    #[test]
+    fn no_text_has_fewer_tokens_than_is_told() {
+        let (tokenizer, vocabulary) = demo();
+        let texts = [
+            "1".repeat(500),
+            "a".repeat(500),
+            "\n".repeat(300) + "  \t ",
+            "Where is the café? – 東京 🙂, said the <|im_start|>user<|im_end|> of it. ".repeat(9),
+            "fine-tuning the the river town ".repeat(20),
+        ];
+        for text in texts {
+            let (fewest, tokens) =
+                (vocabulary.fewest_tokens(&text, 10_000), tokenizer.encode(&text, false).expect("tokens").len());
+            assert!(fewest <= tokens && fewest * 8 > tokens, "{fewest} of {tokens}: {text:.40}");
+        }
+        assert_eq!(vocabulary.fewest_tokens(&"1".repeat(1 << 20), 100), 101);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::datasets::parse::shorten;
 use crate::datasets::spelling::{nearest, plain};
 
 /// A body that creates a job. Its structures, and those inside it, deny unknown fields.
-pub(crate) trait JobRequest: DeserializeOwned {
+pub(crate) trait JobRequest: DeserializeOwned + Send + 'static {
     /// Returns the fields inside the body that may be looked for elsewhere, by the path where they belong.
     fn inner() -> Vec<(&'static str, Vec<String>)>;
 
@@ -27,7 +27,7 @@ impl<T: JobRequest> FromRequest<ApiState> for JobBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &ApiState) -> Result<Self, Problem> {
-        parse(&read(request, state).await?).map(Self)
+        read(request, state, &[], parse).await.map(Self)
     }
 }
 

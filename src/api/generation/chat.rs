@@ -40,10 +40,12 @@ use crate::api::generation::generate::{Answer, GenerationPlan};
 use crate::api::generation::grammars::{self, Grammars};
 use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
+use crate::api::http::share::Share;
 use crate::api::http::{headers, sse};
+use crate::engine::GenerateRequest;
 use crate::engine::grammar::{CompileBudget, Grammar, GrammarSource};
-use crate::engine::{self, GenerateRequest};
 use crate::model::BaseModel;
+use crate::model::chat_template::ChatTemplate;
 use crate::model::tool_syntax::ToolSyntax;
 use crate::model::vocabulary::Vocabulary;
 
@@ -61,16 +63,18 @@ use crate::model::vocabulary::Vocabulary;
 pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
+    share: Share,
     KnownBody(request): KnownBody<ChatRequest>,
 ) -> Result<Response, Problem> {
-    let target = Target::resolve(&state, &caller, &request.model).await?;
+    let request = Arc::new(request);
+    let target = Target::resolve(&state, &caller, share, &request.model).await?;
     let tokens = request.logprobs()?.map(|_| TokenTexts::new(target.model().clone()));
     let (plan, calls, loosened) = request.plan(&state, target).await.map_err(blame_messages)?;
     let running = plan.start().map_err(blame_messages)?;
     let loosened = loosened.map(|schemas| [(headers::LOOSENED, schemas)]);
     let stream_usage = StreamOptions::wants_usage(request.stream_options.as_ref());
     let (id, created, parsers) = (new_id("chatcmpl"), now(), Vec::new());
-    let writer = Writer { id, created, model: request.model, stream_usage, tokens, calls, parsers };
+    let writer = Writer { id, created, model: request.model.clone(), stream_usage, tokens, calls, parsers };
     if request.stream == Some(true) {
         return Ok((loosened, sse::respond(stream_chunks(running, writer))).into_response());
     }
@@ -101,7 +105,7 @@ impl ChatRequest {
     /// Returns the sequences to run, the format of the calls that answers may have, `None` if they may have none, and
     /// the keywords of schemas that they do not follow.
     async fn plan(
-        &self,
+        self: &Arc<Self>,
         state: &ApiState,
         target: Target,
     ) -> Result<(GenerationPlan, Option<CallFormat>, Option<HeaderValue>)> {
@@ -112,28 +116,25 @@ impl ChatRequest {
         let (param, asked) = self.max_tokens()?;
         let longest = check_max_tokens(param, asked, usize::MAX, &model.generation)?;
         let n = check_n(self.n, 1, state.config.limits.max_waiting)?;
-        let template = target.model().chat_template.as_ref().ok_or_else(|| {
-            let message = format!("The model `{}` has no chat template: use /v1/completions with it.", self.model);
-            Problem::invalid("model", message)
-        })?;
-        let syntax = template.tool_syntax();
+        let syntax = self.template(model)?.tool_syntax();
         let tools = Tools::of(self)?;
         let shown = tools.as_ref().map(Tools::shown).unwrap_or_default();
-        let text = self.template_fields().render(template, &self.messages, &shown)?;
+        let request = Arc::clone(self);
+        let render = move |model: &BaseModel| {
+            request.template_fields().render(request.template(model)?, &request.messages, &shown)
+        };
+        let text = target.read_text(target.share.body_bytes(), render).await?;
         // The template has written the special tokens itself.
-        let prompts = target.encode(vec![text], false).await?;
-        let used = prompts.iter().map(Vec::len).max().unwrap_or_default();
+        let prompt = target.encode(text, false).await?;
+        let used = prompt.len();
         if used == 0 {
             return Err(Problem::invalid("messages", "'messages' render to an empty prompt: send some content."));
         }
         // Only a number that was asked for may be more than there is room for, and is then refused.
         let rest = target.context().saturating_sub(used).max(1);
         let max_tokens = asked.unwrap_or_else(|| longest.min(rest));
-        if used.saturating_add(max_tokens) > target.context() {
-            // Before the work of compiling a grammar.
-            let limit = target.context();
-            return Err(engine::Error::ContextLength { limit, prompt: used, completion: max_tokens }.into());
-        }
+        // Before the work of compiling a grammar.
+        target.check_context(std::iter::once(used), max_tokens)?;
         let (grammar, calls, loosened) = self.constraint(&state.grammars, &target, n, (syntax, tools)).await?;
         if grammar.is_some() && self.ignore_eos == Some(true) {
             let message = "'ignore_eos' cannot be used with 'response_format' or tools, whose answers end where they \
@@ -149,9 +150,15 @@ impl ChatRequest {
             grammar,
             ..target.request()
         };
-        let prompts = prompts.into_iter().map(Arc::from).collect();
-        let plan = GenerationPlan { target, prompts, n, request };
+        let plan = GenerationPlan { target, prompts: vec![prompt.into()], n, request };
         Ok((plan, calls, loosened))
+    }
+
+    fn template<'a>(&self, model: &'a BaseModel) -> Result<&'a ChatTemplate> {
+        model.chat_template.as_ref().ok_or_else(|| {
+            let message = format!("The model `{}` has no chat template: use /v1/completions with it.", self.model);
+            Problem::invalid("model", message)
+        })
     }
 
     /// Gets the grammar that the `n` answers must follow, and returns it with the format of the calls that they may have

@@ -22,12 +22,15 @@ use crate::api::generation::generate::fields::{SamplingFields, StreamOptions, ch
 use crate::api::generation::generate::logprobs::TokenTexts;
 use crate::api::generation::generate::stops::{StopFields, StopTexts};
 use crate::api::generation::generate::{GenerationPlan, best};
-use crate::api::generation::target::{Input, Item, Target};
+use crate::api::generation::input::{Input, Item};
+use crate::api::generation::target::{TOKENIZING, Target};
 use crate::api::http::error::{ErrorBody, Problem, Result};
+use crate::api::http::share::Share;
 use crate::api::http::sse;
 use crate::api::http::values;
 use crate::api::operations::checks::within;
 use crate::engine::GenerateRequest;
+use crate::model::BaseModel;
 
 /// Default of `max_tokens`.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -120,10 +123,11 @@ pub(crate) struct CompletionRequest {
 pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
-    KnownBody(request): KnownBody<CompletionRequest>,
+    share: Share,
+    KnownBody(mut request): KnownBody<CompletionRequest>,
 ) -> Result<Response, Problem> {
     request.refuse_unsupported()?;
-    let target = Target::resolve(&state, &caller, &request.model).await?;
+    let target = Target::resolve(&state, &caller, share, &request.model).await?;
     let tokens = request.logprobs.map(|_| TokenTexts::new(target.model().clone()));
     let (plan, prompts) = request.plan(&state, target).await?;
     let (candidates, n) = (plan.n, prompts.n);
@@ -151,7 +155,7 @@ impl CompletionRequest {
     }
 
     /// Returns the sequences to run, and the prompts as the choices show them.
-    async fn plan(&self, state: &ApiState, target: Target) -> Result<(GenerationPlan, Prompts)> {
+    async fn plan(&mut self, state: &ApiState, target: Target) -> Result<(GenerationPlan, Prompts)> {
         let limits = &state.config.limits;
         let model = target.model();
         let vocabulary = model.config.vocab_size;
@@ -159,22 +163,21 @@ impl CompletionRequest {
         let sampling = self.sampling_fields().check(vocabulary, &model.generation)?;
         let max_tokens = check_max_tokens("max_tokens", self.max_tokens, DEFAULT_MAX_TOKENS, &model.generation)?;
         let logprobs = within("logprobs", self.logprobs, 0, 5)?;
-        let prompt = self.prompt.clone().unwrap_or_else(|| Input::Text(String::new()));
+        let prompt = self.prompt.take().unwrap_or_else(|| Input::Text(String::new()));
         let items = prompt.into_items("prompt", limits.max_inputs)?;
         let n = check_n(self.n, items.len(), limits.max_waiting)?;
         let candidates = self.candidates(n, items.len(), limits.max_waiting)?;
         let echo = self.echo == Some(true);
         let prompt_logprobs = logprobs.filter(|_| echo);
-        let mut shown = Vec::new();
-        if echo || logprobs.is_some() {
-            shown = show_prompts(&target, &items, prompt_logprobs.is_some()).await?;
-        }
-        let mut prompts = target.encode_items("prompt", items).await?;
+        let shown_items = if echo || logprobs.is_some() { items.clone() } else { Vec::new() };
+        let mut prompts = target.encode_items("prompt", items, target.room()).await?;
         for prompt in &mut prompts {
             if prompt.is_empty() {
                 prompt.push(start_token(&target)?);
             }
         }
+        target.check_context(prompts.iter().map(Vec::len), max_tokens)?;
+        let mut shown = show_prompts(&target, shown_items, prompt_logprobs.is_some()).await?;
         for (shown, prompt) in shown.iter_mut().zip(&prompts) {
             shown.first_token = prompt[0];
         }
@@ -252,34 +255,38 @@ fn start_token(target: &Target) -> Result<u32> {
 }
 
 /// Returns the texts of the prompts, with the offsets of their tokens if `places` is true.
-async fn show_prompts(target: &Target, items: &[Item], places: bool) -> Result<Vec<ShownPrompt>> {
-    let mut shown = Vec::with_capacity(items.len());
-    for item in items {
-        shown.push(match item {
-            Item::Text(text) => {
-                let mut offsets = Vec::new();
-                if places {
-                    offsets = target.character_offsets(text.clone()).await?;
-                }
-                ShownPrompt { text: text.clone(), offsets, first_token: 0 }
-            }
-            Item::Tokens(tokens) => show_tokens(target, tokens, places)?,
-        });
-    }
-    Ok(shown)
+async fn show_prompts(target: &Target, items: Vec<Item>, places: bool) -> Result<Vec<ShownPrompt>> {
+    let longest = items.iter().map(Item::text_bytes).max().unwrap_or(0);
+    let held = target.share.hold(if places { TOKENIZING * longest } else { 0 }).await?;
+    let model = Arc::clone(target.model());
+    let show = move |_: &BaseModel| {
+        let _held = held;
+        items.into_iter().map(|item| show_prompt(&model, item, places)).collect()
+    };
+    target.read_text(target.share.body_bytes(), show).await
 }
 
-fn show_tokens(target: &Target, tokens: &[u32], places: bool) -> Result<ShownPrompt> {
-    // An id past the tokenizer would fail as a fault of the server; `encode_items` refuses it as the client's.
-    let vocabulary = target.model().tokenizer.vocabulary_size();
+fn show_prompt(model: &Arc<BaseModel>, item: Item, places: bool) -> Result<ShownPrompt> {
+    match item {
+        Item::Text(text) => {
+            let offsets = if places { model.tokenizer.character_offsets(&text)? } else { Vec::new() };
+            Ok(ShownPrompt { text, offsets, first_token: 0 })
+        }
+        Item::Tokens(tokens) => show_tokens(model, &tokens, places),
+    }
+}
+
+fn show_tokens(model: &Arc<BaseModel>, tokens: &[u32], places: bool) -> Result<ShownPrompt> {
+    // An id past the tokenizer has no text.
+    let vocabulary = model.tokenizer.vocabulary_size();
     let known = |id: &u32| (*id as usize) < vocabulary;
     let ids: Vec<u32> = tokens.iter().copied().filter(known).collect();
-    let text = target.model().tokenizer.decode(&ids, false)?;
+    let text = model.tokenizer.decode(&ids, false)?;
     let mut offsets = Vec::new();
     if places {
         // A decoder may leave out a blank at the beginning; offsets must not pass the end of the text.
         let length = text.chars().count();
-        let texts = TokenTexts::new(target.model().clone());
+        let texts = TokenTexts::new(Arc::clone(model));
         let mut characters = 0;
         for id in tokens {
             let (offset, after) = if known(id) { texts.place(*id, characters, true) } else { (characters, characters) };

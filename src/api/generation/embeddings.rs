@@ -11,8 +11,11 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::foreign_fields::{KnownBody, Route, RouteBody};
 use crate::api::generation::foreign_tokens;
-use crate::api::generation::target::{Input, Item, Target, count_tokens};
+use crate::api::generation::input::{Input, Item};
+use crate::api::generation::room::{Room, too_many_tokens};
+use crate::api::generation::target::{Target, count_tokens};
 use crate::api::http::error::{ErrorBody, Problem, Result};
+use crate::api::http::share::Share;
 use crate::api::http::values;
 use crate::engine;
 use crate::engine::EmbedRequest;
@@ -101,14 +104,16 @@ pub(crate) struct EmbeddingUsage {
 pub(crate) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
+    share: Share,
     KnownBody(request): KnownBody<EmbeddingRequest>,
 ) -> Result<Json<EmbeddingList>, Problem> {
-    let target = Target::resolve(&state, &caller, &request.model).await?;
+    let target = Target::resolve(&state, &caller, share, &request.model).await?;
     check_dimensions(request.dimensions, target.model().config.hidden_size)?;
     let items = request.input.into_items("input", state.config.limits.max_inputs)?;
-    let items = foreign_tokens::own_items(&state.catalog, &request.model, "input", items).await?;
+    let items = foreign_tokens::own_items(&state.catalog, &target.share, &request.model, items).await?;
     check_not_empty(&items)?;
-    let inputs = target.encode_items("input", items).await?;
+    let room = Room { all: MAX_TOKENS, ..target.room() };
+    let inputs = target.encode_items("input", items, room).await?;
     let tokens = check_lengths(&inputs, target.context())?;
     let mut charge = target.account.charge(tokens)?;
     charge.owe();
@@ -184,8 +189,7 @@ fn check_lengths(inputs: &[Vec<u32>], limit: usize) -> Result<usize> {
     }
     let tokens = inputs.iter().map(Vec::len).sum();
     if tokens > MAX_TOKENS {
-        let message = format!("Requested {tokens} tokens, max {MAX_TOKENS} tokens per request.");
-        return Err(Problem::invalid_code("input", "max_tokens_per_request", message));
+        return Err(too_many_tokens("input", tokens, MAX_TOKENS));
     }
     Ok(tokens)
 }

@@ -102,15 +102,16 @@ pub(crate) async fn request(
         return Ok(embeddings::create.call(request, state).await.into_response());
     }
     // A connection whose request is not read to its end is closed, and its client may have sent the next one already.
-    extract::read(request, &state).await?;
+    extract::read(request, &state, &[], |_| Ok(())).await?;
     Err(Problem::unknown_url(Method::POST.as_str(), &format!("/engines/{path}")))
 }
 
 /// Returns the same request with the engine as the `model` of its body.
 async fn naming(engine: &str, request: Request, state: &ApiState) -> Result<Request, Problem> {
     let (mut parts, body) = request.into_parts();
-    let bytes = extract::read(Request::from_parts(parts.clone(), body), state).await?;
-    let bytes = with_model(engine, &bytes).map_or(bytes, Into::into);
+    let engine = engine.to_owned();
+    let named = move |bytes: &[u8]| Ok(with_model(&engine, bytes).unwrap_or_else(|| bytes.to_vec()));
+    let bytes = extract::read(Request::from_parts(parts.clone(), body), state, &[], named).await?;
     parts.headers.remove(header::CONTENT_LENGTH);
     Ok(Request::from_parts(parts, Body::from(bytes)))
 }

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::api::ApiState;
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::extract::{not_json, parse, read};
+use crate::api::http::parsed_size::TOKEN_FIELDS;
 
 /// A JSON body, read like [`Body`](crate::api::http::extract::Body), that has none of the fields which its route
 /// refuses.
@@ -19,7 +20,7 @@ use crate::api::http::extract::{not_json, parse, read};
 pub(crate) struct KnownBody<T>(pub T);
 
 /// The body of one of the routes.
-pub(crate) trait RouteBody: DeserializeOwned {
+pub(crate) trait RouteBody: DeserializeOwned + Send + 'static {
     /// Its route.
     const ROUTE: Route;
 }
@@ -140,10 +141,13 @@ impl<T: RouteBody> FromRequest<ApiState> for KnownBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &ApiState) -> Result<Self, Problem> {
-        let bytes = read(request, state).await?;
-        let body = parse(&bytes)?;
-        refuse(T::ROUTE, &bytes)?;
-        Ok(Self(body))
+        let tokens: &[&[u8]] = if matches!(T::ROUTE, Completions | Embeddings) { &TOKEN_FIELDS } else { &[] };
+        let parse = |bytes: &[u8]| {
+            let body = parse(bytes)?;
+            refuse(T::ROUTE, bytes)?;
+            Ok(Self(body))
+        };
+        read(request, state, tokens, parse).await
     }
 }
 

@@ -5,30 +5,28 @@
 
 use tiktoken_rs::{CoreBPE, Rank, cl100k_base_singleton};
 
-use crate::api::generation::target::Item;
+use crate::api::generation::input::Item;
 use crate::api::http::error::{Problem, Result};
+use crate::api::http::share::Share;
 use crate::engine::catalog::Catalog;
-use crate::off_thread::off_thread;
 
 /// Prefix of the names of `OpenAI`'s embedding models, whose tokenizer is `cl100k_base`.
 const EMBEDDING_NAMES: &str = "text-embedding-";
+/// Memory for the text of one id; hardly any has more bytes.
+const FOREIGN_BYTES: usize = 16;
 
 /// Returns the `items` of a request for `model`. If the name is an alias that clients take for one of `OpenAI`'s
-/// embedding models, token ids are turned into text; under any other name they are the model's own. An error names the
-/// field `param`.
-pub(crate) async fn own_items(
-    catalog: &Catalog,
-    model: &str,
-    param: &'static str,
-    items: Vec<Item>,
-) -> Result<Vec<Item>> {
+/// embedding models, token ids are turned into text; under any other name they are the model's own.
+pub(crate) async fn own_items(catalog: &Catalog, share: &Share, model: &str, items: Vec<Item>) -> Result<Vec<Item>> {
     let has_ids = items.iter().any(|item| matches!(item, Item::Tokens(_)));
     if !has_ids || !model.starts_with(EMBEDDING_NAMES) || !catalog.is_alias(model) {
         return Ok(items);
     }
+    let ids = items.iter().map(|item| if let Item::Tokens(tokens) = item { tokens.len() } else { 0 });
+    share.keep(FOREIGN_BYTES * ids.sum::<usize>()).await?;
     // The first use builds the table, which takes a moment.
-    let read = move || items.into_iter().map(|item| as_text(cl100k_base_singleton(), param, item)).collect();
-    off_thread("read token ids", read).await
+    let read = move || items.into_iter().map(|item| as_text(cl100k_base_singleton(), "input", item)).collect();
+    share.run("read token ids", read).await
 }
 
 /// Turns token ids into text. Bytes of a character that was cut become a replacement character.
@@ -53,12 +51,15 @@ fn as_text(table: &CoreBPE, param: &str, item: Item) -> Result<Item> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::http::share::Resources;
+    use crate::config::limits::Limits;
 
     const TEXT: &str = "Wo liegt Kessing? 東京 🙂, said  the café.";
 
     async fn read(model: &str, items: Vec<Item>) -> Result<Vec<Item>> {
         let aliases = [("text-embedding-3-small".to_owned(), "demo".to_owned()), ("ada".into(), "demo".into())];
-        own_items(&Catalog::default().with_aliases(aliases.into()), model, "input", items).await
+        let share = Resources::new(&Limits::default()).share("a".into());
+        own_items(&Catalog::default().with_aliases(aliases.into()), &share, model, items).await
     }
 
     #[tokio::test]

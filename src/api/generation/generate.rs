@@ -87,13 +87,10 @@ impl GenerationPlan {
     /// Queues every sequence; choice `prompt · n + j` is answer `j` to its prompt.
     pub(crate) fn start(self) -> Result<Running> {
         let Target { base, account, .. } = &self.target;
-        let (limit, max_tokens) = (self.target.context(), self.request.max_tokens);
+        let max_tokens = self.request.max_tokens;
         // The engine checks this too, but only after the charge: a prompt that never fits is refused as that, whatever the
         // caller's rate, and takes nothing of it.
-        if let Some(prompt) = self.prompts.iter().map(|prompt| prompt.len()).find(|prompt| prompt + max_tokens > limit)
-        {
-            return Err(engine::Error::ContextLength { limit, prompt, completion: max_tokens }.into());
-        }
+        self.target.check_context(self.prompts.iter().map(|prompt| prompt.len()), max_tokens)?;
         let prompt_tokens = self.prompts.iter().map(|prompt| prompt.len()).sum();
         let mut charge = account.charge(prompt_tokens)?;
         let mut running = Running::new(base.model.id.clone(), self.prompts.len(), self.n, prompt_tokens);

@@ -8,14 +8,16 @@ use axum::http::{HeaderValue, StatusCode};
 use moka::future::Cache;
 use sha2::{Digest as _, Sha256};
 
-use super::turns::Turns;
 use crate::api::http::error::{Problem, RateLimit, Result};
+use crate::api::http::turns::Turns;
 use crate::config::limits::Limits;
 use crate::engine::grammar::{CompileBudget, Grammar, GrammarMemory, GrammarSource};
 use crate::off_thread::off_thread;
 
 /// Time that a client is told to wait if too many of its organisation wait.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Largest number of requests of one organisation that wait for their grammars.
+const MAX_WAITING: usize = 64;
 /// Bytes that a refusal takes in the cache.
 const REFUSAL_BYTES: usize = 1 << 10;
 
@@ -71,7 +73,7 @@ impl Grammars {
             u32::try_from(bytes).unwrap_or(u32::MAX)
         };
         Self {
-            turns: Turns::new(cores),
+            turns: Turns::new(cores, MAX_WAITING),
             limit: Duration::from_secs(limits.grammar_seconds),
             known: Cache::builder().max_capacity(limits.grammar_cache_mib << 20).weigher(size).build(),
             memory: GrammarMemory::new((limits.grammar_mib << 20) as usize),

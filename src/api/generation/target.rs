@@ -3,23 +3,28 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
-use utoipa::ToSchema;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::access::meter::Account;
+use crate::api::generation::input::{Item, check_ids};
+use crate::api::generation::room::Room;
 use crate::api::http::error::{Problem, Result};
-use crate::api::http::values;
+use crate::api::http::share::Share;
+use crate::engine;
 use crate::engine::catalog::CatalogEntry;
 use crate::engine::stops::StopTexts;
 use crate::engine::{GenerateRequest, Sampling};
 use crate::model::BaseModel;
 use crate::model::lora::AdapterLease;
-use crate::off_thread::off_thread;
 
 /// Largest size in bytes of texts that are tokenized on an async thread.
 const INLINE_BYTES: usize = 8 << 10;
+/// Memory that tokenizing takes for each byte of a text: what each piece of it was and became, with all places.
+pub(crate) const TOKENIZING: usize = 208;
+/// Memory of a token in all lists of a request.
+const TOKEN_BYTES: usize = 8;
 
 /// The model that a request runs on, and the account that pays for it.
 #[derive(Clone)]
@@ -30,21 +35,23 @@ pub(crate) struct Target {
     pub adapter: Option<AdapterLease>,
     /// The account that pays.
     pub account: Account,
+    /// What the request may use of memory and threads.
+    pub share: Share,
 }
 
 impl Target {
     /// Finds the base model or the caller's fine-tuned model of this name, or the model that it is an alias of.
-    pub(crate) async fn resolve(state: &ApiState, caller: &Caller, name: &str) -> Result<Self> {
+    pub(crate) async fn resolve(state: &ApiState, caller: &Caller, share: Share, name: &str) -> Result<Self> {
         let real = state.catalog.real_name(name);
         if let Ok(base) = state.catalog.get(real) {
             let account = Account::new(state, caller, name, &base.model.id);
-            return Ok(Self { base: base.clone(), adapter: None, account });
+            return Ok(Self { base: base.clone(), adapter: None, account, share });
         }
         let leased = state.registry.lease(&caller.organization, real).await;
         let not_found = |error| Problem::from(error).about_model(name).offering(&state.catalog.served());
         let (base, adapter) = leased.map_err(not_found)?;
         let account = Account::new(state, caller, name, &base);
-        Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter), account })
+        Ok(Self { base: state.catalog.get(&base)?.clone(), adapter: Some(adapter), account, share })
     }
 
     /// Returns the base model: weights, tokenizer and template.
@@ -73,156 +80,95 @@ impl Target {
         self.base.model.config.max_position_embeddings
     }
 
-    /// Returns the token ids of each text; `special` adds the tokens that the tokenizer puts around a text.
-    pub(crate) async fn encode(&self, texts: Vec<String>, special: bool) -> Result<Vec<Vec<u32>>> {
-        let model = self.base.model.clone();
-        let bytes = texts.iter().map(String::len).sum();
-        let encode = move || texts.iter().map(|text| Ok(model.tokenizer.encode(text, special)?)).collect();
-        tokenize(bytes, encode).await
+    /// Refuses prompts of these `lengths` that do not fit the context with `completion` new tokens.
+    pub(crate) fn check_context(&self, mut lengths: impl Iterator<Item = usize>, completion: usize) -> Result<()> {
+        let limit = self.context();
+        match lengths.find(|prompt| prompt.saturating_add(completion) > limit) {
+            Some(prompt) => Err(engine::Error::ContextLength { limit, prompt, completion }.into()),
+            None => Ok(()),
+        }
     }
 
-    /// Returns the number of characters of `text` before each of its tokens, which are those of [`Self::encode`] with
-    /// `special`.
-    pub(crate) async fn character_offsets(&self, text: String) -> Result<Vec<usize>> {
-        let model = self.base.model.clone();
-        tokenize(text.len(), move || Ok(model.tokenizer.character_offsets(&text)?)).await
+    /// Returns the room for prompts: each must fit the context.
+    pub(crate) fn room(&self) -> Room {
+        Room::of(self.context())
+    }
+
+    /// Returns the token ids of `text`; `special` adds the tokens that the tokenizer puts around a text. A text that cannot
+    /// fit the context is refused before it is tokenized.
+    pub(crate) async fn encode(&self, text: String, special: bool) -> Result<Vec<u32>> {
+        let ids = self.encode_all("", vec![Item::Text(text)], special, self.room()).await?;
+        Ok(ids.into_iter().flatten().collect())
+    }
+
+    /// Returns the token ids of each item, in order, with the tokens that the tokenizer puts around a text. Refuses ids
+    /// that the model does not have, empty lists of ids, and what cannot fit into the `room`.
+    pub(crate) async fn encode_items(
+        &self,
+        param: &'static str,
+        items: Vec<Item>,
+        room: Room,
+    ) -> Result<Vec<Vec<u32>>> {
+        self.encode_all(param, items, true, room).await
+    }
+
+    /// Returns the token ids of each item, as [`Self::encode_items`] does; `special` adds the tokens around texts.
+    pub(crate) async fn encode_all(
+        &self,
+        param: &'static str,
+        items: Vec<Item>,
+        special: bool,
+        room: Room,
+    ) -> Result<Vec<Vec<u32>>> {
+        let model = Arc::clone(self.model());
+        let bytes = items.iter().map(Item::text_bytes).sum::<usize>();
+        if bytes <= INLINE_BYTES {
+            // Sooner tokenized than measured, and the error has the exact number.
+            return items.into_iter().map(|item| encode(&model, param, item, special)).collect();
+        }
+        let check = move || {
+            room.check(&model, param, &items)?;
+            Ok((model, items))
+        };
+        let (model, items) = self.share.run("measure texts", check).await?;
+        // One after the other, so only the longest counts.
+        let longest = items.iter().map(Item::text_bytes).max().unwrap_or(0);
+        let held = self.share.hold(TOKENIZING * longest).await?;
+        self.share.keep(TOKEN_BYTES * bytes.min(room.each.saturating_mul(items.len())).min(room.all)).await?;
+        let gone = CancellationToken::new();
+        let _leaving = gone.clone().drop_guard();
+        let encode = move || {
+            let _held = held;
+            let item = |item| {
+                if gone.is_cancelled() { Err(Problem::stopping()) } else { encode(&model, param, item, special) }
+            };
+            items.into_iter().map(item).collect()
+        };
+        self.share.run("tokenize", encode).await
+    }
+
+    /// Runs `work` over texts of `bytes` bytes, away from the async threads if they are long.
+    pub(crate) async fn read_text<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(&BaseModel) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        if bytes <= INLINE_BYTES {
+            return work(self.model());
+        }
+        let model = Arc::clone(self.model());
+        self.share.run("read texts", move || work(&model)).await
     }
 }
 
-/// Runs `work` over `bytes` bytes of text, on a blocking thread if they are more than [`INLINE_BYTES`].
-async fn tokenize<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    if bytes <= INLINE_BYTES {
-        return work();
+fn encode(model: &BaseModel, param: &str, item: Item, special: bool) -> Result<Vec<u32>> {
+    match item {
+        Item::Text(text) => Ok(model.tokenizer.encode(&text, special)?),
+        Item::Tokens(tokens) => check_ids(param, &tokens, model.config.vocab_size).map(|()| tokens),
     }
-    off_thread("tokenize", work).await
 }
 
 /// Counts tokens for `/metrics`, labelled by base model, since the number of fine-tuned models has no bound.
 pub(crate) fn count_tokens(model: &str, kind: &'static str, tokens: usize) {
     metrics::counter!("attune_tokens_total", "model" => model.to_owned(), "kind" => kind).increment(tokens as u64);
-}
-
-/// One or many texts, as text or as token ids.
-#[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
-#[serde(
-    untagged,
-    expecting = "expected a string, an array of strings, an array of token ids, or an array of arrays of token ids"
-)]
-pub(crate) enum Input {
-    /// One text.
-    Text(String),
-    /// Many texts.
-    Texts(Vec<String>),
-    /// One text as token ids.
-    Tokens(#[serde(deserialize_with = "values::list")] Vec<u32>),
-    /// Many texts as token ids.
-    TokenLists(#[serde(deserialize_with = "values::lists")] Vec<Vec<u32>>),
-}
-
-/// One text of an [`Input`].
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Item {
-    /// As text.
-    Text(String),
-    /// As token ids.
-    Tokens(Vec<u32>),
-}
-
-impl Input {
-    /// Returns the single texts, in order. If there are none or more than `limit`, the error names the field `param`.
-    pub(crate) fn into_items(self, param: &str, limit: usize) -> Result<Vec<Item>> {
-        let items: Vec<Item> = match self {
-            Self::Text(text) => vec![Item::Text(text)],
-            Self::Texts(texts) => texts.into_iter().map(Item::Text).collect(),
-            Self::Tokens(tokens) => vec![Item::Tokens(tokens)],
-            Self::TokenLists(lists) => lists.into_iter().map(Item::Tokens).collect(),
-        };
-        if items.is_empty() {
-            return Err(Problem::invalid(param, format!("'{param}' must not be an empty array.")));
-        }
-        if items.len() > limit {
-            let message = format!("'{param}' has {} items; at most {limit} fit into one request.", items.len());
-            return Err(Problem::invalid_code(param, "array_above_max_length", message));
-        }
-        Ok(items)
-    }
-}
-
-impl Target {
-    /// Returns the token ids of each item, in order. Refuses ids that the model does not have and empty lists of ids.
-    pub(crate) async fn encode_items(&self, param: &str, items: Vec<Item>) -> Result<Vec<Vec<u32>>> {
-        let vocabulary = self.base.model.config.vocab_size;
-        let mut ids = Vec::with_capacity(items.len());
-        let (mut places, mut texts) = (Vec::new(), Vec::new());
-        for (index, item) in items.into_iter().enumerate() {
-            match item {
-                Item::Text(text) => {
-                    places.push(index);
-                    texts.push(text);
-                    ids.push(Vec::new());
-                }
-                Item::Tokens(tokens) => {
-                    check_ids(param, &tokens, vocabulary)?;
-                    ids.push(tokens);
-                }
-            }
-        }
-        for (place, tokens) in places.into_iter().zip(self.encode(texts, true).await?) {
-            ids[place] = tokens;
-        }
-        Ok(ids)
-    }
-}
-
-/// Refuses ids outside the vocabulary by the field's name and before anything is charged; the engine refuses them again,
-/// for its own sake.
-fn check_ids(param: &str, tokens: &[u32], vocabulary: usize) -> Result<()> {
-    if tokens.is_empty() {
-        return Err(Problem::invalid(param, format!("'{param}' must not hold an empty array of token ids.")));
-    }
-    match tokens.iter().find(|id| **id as usize >= vocabulary) {
-        Some(id) => {
-            let message = format!(
-                "'{param}' holds the token id {id}; this model has the ids 0 to {}.",
-                vocabulary.saturating_sub(1)
-            );
-            Err(Problem::invalid(param, message))
-        }
-        None => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn items(json: &str) -> Result<Vec<Item>> {
-        let input: Input = serde_json::from_str(json).map_err(|error| Problem::invalid("input", error.to_string()))?;
-        input.into_items("input", 3)
-    }
-
-    #[test]
-    fn all_four_forms_are_read() {
-        assert_eq!(items(r#""a""#).expect("a text"), [Item::Text("a".into())]);
-        assert_eq!(items(r#"["a","b"]"#).expect("texts"), [Item::Text("a".into()), Item::Text("b".into())]);
-        assert_eq!(items("[1,2.0]").expect("one text as ids"), [Item::Tokens(vec![1, 2])]);
-        assert_eq!(items("[[1],[2]]").expect("texts as ids"), [Item::Tokens(vec![1]), Item::Tokens(vec![2])]);
-    }
-
-    #[test]
-    fn anything_else_is_refused_with_what_to_send() {
-        for json in [r#"["a",1]"#, "[-1]", "[1.5]", "3", "{}", "[[1],\"a\"]"] {
-            let message = items(json).expect_err("not an input").to_string();
-            assert!(message.contains("array of token ids"), "{json}: {message}");
-        }
-        assert!(items("[]").is_err(), "an empty array");
-        assert!(items(r#"["a","b","c","d"]"#).is_err(), "too many");
-    }
-
-    #[test]
-    fn token_ids_beyond_the_vocabulary_are_refused() {
-        assert!(check_ids("prompt", &[0, 9], 10).is_ok());
-        assert!(check_ids("prompt", &[10], 10).is_err());
-        assert!(check_ids("prompt", &[], 10).is_err());
-    }
 }

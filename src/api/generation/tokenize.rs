@@ -1,6 +1,8 @@
 //! `POST /tokenize` and `POST /detokenize`: texts and conversations to token ids, and ids to text. Extensions in vLLM's
 //! form.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -11,11 +13,21 @@ use crate::api::ApiState;
 use crate::api::access::auth::Caller;
 use crate::api::generation::chat::{ChatMessage, TemplateFields, Tool, shown_tools};
 use crate::api::generation::foreign_fields::{KnownBody, Route, RouteBody};
+use crate::api::generation::input::Item;
+use crate::api::generation::room::Room;
 use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::extract::Body;
+use crate::api::http::share::Share;
 use crate::api::http::values;
-use crate::off_thread::off_thread;
+use crate::model::BaseModel;
+
+/// Largest text in bytes that is tokenized, since the context does not bound it here.
+const MAX_TEXT_BYTES: usize = 512 << 10;
+/// Memory for a token in the answer.
+const ANSWERED_BYTES: usize = 24;
+/// The same with its spelling.
+const SPELLED_BYTES: usize = 96;
 
 /// A text or a conversation to turn into tokens; exactly one of `prompt` and `messages`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -90,12 +102,19 @@ pub(crate) struct Detokenized {
 pub(crate) async fn tokenize(
     State(state): State<ApiState>,
     caller: Caller,
+    share: Share,
     KnownBody(request): KnownBody<TokenizeRequest>,
 ) -> Result<Json<Tokens>, Problem> {
-    let target = resolve(&state, &caller, request.model.as_deref()).await?;
-    let (text, special) = request.text(&target)?;
-    let tokens = target.encode(vec![text], special).await?.concat();
-    let token_strs = (request.return_token_strs == Some(true)).then(|| {
+    let target = resolve(&state, &caller, share, request.model.as_deref()).await?;
+    let request = Arc::new(request);
+    let reading = Arc::clone(&request);
+    let (text, special) = target.read_text(target.share.body_bytes(), move |model| reading.text(model)).await?;
+    check_length(text.len())?;
+    // Texts beyond the context may be counted as well.
+    let tokens = target.encode_all("prompt", vec![Item::Text(text)], special, Room::ANY).await?.concat();
+    let spelled = request.return_token_strs == Some(true);
+    target.share.keep(tokens.len() * if spelled { SPELLED_BYTES } else { ANSWERED_BYTES }).await?;
+    let token_strs = spelled.then(|| {
         let tokenizer = &target.model().tokenizer;
         tokens.iter().map(|id| tokenizer.spelling(*id).unwrap_or_default()).collect()
     });
@@ -112,9 +131,10 @@ pub(crate) async fn tokenize(
 pub(crate) async fn detokenize(
     State(state): State<ApiState>,
     caller: Caller,
+    share: Share,
     Body(request): Body<DetokenizeRequest>,
 ) -> Result<Json<Detokenized>, Problem> {
-    let target = resolve(&state, &caller, request.model.as_deref()).await?;
+    let target = resolve(&state, &caller, share, request.model.as_deref()).await?;
     let model = target.model().clone();
     let ids = model.tokenizer.vocabulary_size();
     if let Some(id) = request.tokens.iter().find(|id| **id as usize >= ids) {
@@ -122,19 +142,28 @@ pub(crate) async fn detokenize(
             format!("'tokens' holds the id {id}; this model's tokenizer has the ids 0 to {}.", ids.saturating_sub(1));
         return Err(Problem::invalid_code("tokens", "invalid_value", message));
     }
-    let decode = move || Ok::<_, Problem>(model.tokenizer.decode(&request.tokens, false)?);
-    let prompt = off_thread("detokenize", decode).await?;
+    let _held = target.share.hold(request.tokens.len() * SPELLED_BYTES).await?;
+    let decode = move || Ok(model.tokenizer.decode(&request.tokens, false)?);
+    let prompt = target.share.run("detokenize", decode).await?;
     Ok(Json(Detokenized { prompt }))
 }
 
 /// Returns the model that was named, or the only one if `name` is `None`.
-async fn resolve(state: &ApiState, caller: &Caller, name: Option<&str>) -> Result<Target, Problem> {
+async fn resolve(state: &ApiState, caller: &Caller, share: Share, name: Option<&str>) -> Result<Target, Problem> {
     let name = match (name, state.catalog.entries()) {
         (Some(name), _) => name,
         (None, [only]) => &only.model.id,
         (None, _) => return Err(Problem::missing("model")),
     };
-    Target::resolve(state, caller, name).await
+    Target::resolve(state, caller, share, name).await
+}
+
+fn check_length(bytes: usize) -> Result<()> {
+    if bytes <= MAX_TEXT_BYTES {
+        return Ok(());
+    }
+    let message = format!("The text has {bytes} bytes; at most {MAX_TEXT_BYTES} are tokenized in one request.");
+    Err(Problem::invalid_code("prompt", "string_above_max_length", message))
 }
 
 impl RouteBody for TokenizeRequest {
@@ -143,11 +172,10 @@ impl RouteBody for TokenizeRequest {
 
 impl TokenizeRequest {
     /// Returns the text to tokenize, and whether the tokenizer adds its special tokens to it.
-    fn text(&self, target: &Target) -> Result<(String, bool)> {
+    fn text(&self, model: &BaseModel) -> Result<(String, bool)> {
         match (&self.prompt, &self.messages) {
             (Some(prompt), None) => Ok((prompt.clone(), self.add_special_tokens.unwrap_or(true))),
             (None, Some(messages)) => {
-                let model = target.model();
                 let template = model.chat_template.as_ref().ok_or_else(|| {
                     let message = format!("The model `{}` has no chat template: send a 'prompt'.", model.id);
                     Problem::invalid("model", message)

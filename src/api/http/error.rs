@@ -24,6 +24,9 @@ const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const INVALID_REQUEST: &str = "invalid_request_error";
 const SERVER_ERROR: &str = "server_error";
+/// Longest message in bytes, and name of a field. Both may repeat what a client wrote, of any length.
+const MAX_MESSAGE: usize = 8 << 10;
+const MAX_PARAM: usize = 512;
 
 /// What a key may use a bounded amount of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +75,9 @@ impl Problem {
         Self { status, error, retry_after: None }
     }
 
-    fn code(mut self, code: &'static str) -> Self {
+    /// The same failure with `code`, a stable word for programs.
+    #[must_use]
+    pub fn code(mut self, code: &'static str) -> Self {
         self.error.code = Some(code);
         self
     }
@@ -264,7 +269,12 @@ impl From<PathRejection> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(ErrorBody { error: self.error })).into_response();
+        let mut error = self.error;
+        cut(&mut error.message, MAX_MESSAGE);
+        if let Some(param) = error.param.as_mut().filter(|param| param.len() > MAX_PARAM) {
+            cut(param.to_mut(), MAX_PARAM);
+        }
+        let mut response = (self.status, Json(ErrorBody { error })).into_response();
         let headers = response.headers_mut();
         if let Some(wait) = self.retry_after {
             // Rounded up: who comes back too early is refused again.
@@ -282,6 +292,14 @@ impl IntoResponse for Problem {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         response
+    }
+}
+
+/// Cuts a text that is longer than `limit` bytes.
+fn cut(text: &mut String, limit: usize) {
+    if text.len() > limit {
+        text.truncate(text.floor_char_boundary(limit));
+        text.push('…');
     }
 }
 
@@ -350,6 +368,15 @@ mod tests {
         let response = Problem::from(engine::Error::TimedOut { limit: Duration::from_mins(1) }).into_response();
         assert_eq!(response.status(), 504);
         assert_eq!(response.headers()["x-should-retry"], "false");
+    }
+
+    #[test]
+    fn what_a_client_wrote_is_repeated_in_part() {
+        let mut text = "é".repeat(9);
+        cut(&mut text, 5);
+        assert_eq!(text, "éé…");
+        cut(&mut text, 7);
+        assert_eq!(text, "éé…");
     }
 
     #[test]

@@ -3,19 +3,24 @@
 
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::RequestExt as _;
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::StatusCode;
+use futures::StreamExt as _;
 use serde::de::DeserializeOwned;
 
 use crate::api::ApiState;
 use crate::api::http::error::Problem;
 use crate::api::http::faults::{OUT_OF_RANGE, fault};
+use crate::api::http::parsed_size::parsed_size;
+use crate::api::http::share::{Held, Share};
 use crate::datasets::json::without_position;
 
 /// Time after which a client that sends nothing is given up.
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_mins(1);
+/// Largest body in bytes that is read on an async thread.
+const INLINE_BYTES: usize = 64 << 10;
+/// Smallest room for a body.
+const FIRST_BYTES: usize = 4 << 10;
 
 /// A JSON body. The content type is not asked for, unknown fields are ignored, and `null` for an optional field is as
 /// if it were absent.
@@ -27,31 +32,71 @@ pub(crate) struct Body<T>(pub T);
 #[from_request(via(axum::extract::Path), rejection(Problem))]
 pub(crate) struct Path<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<ApiState> for Body<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<ApiState> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &ApiState) -> Result<Self, Problem> {
-        parse(&read(request, state).await?).map(Self)
+        read(request, state, &[], parse).await.map(Self)
     }
 }
 
-/// Reads the whole body, within the limits of size and time.
-pub(crate) async fn read(request: Request, state: &ApiState) -> Result<Bytes, Problem> {
-    in_time(BODY_TIMEOUT, Bytes::from_request(request, state))
-        .await?
-        .map_err(|rejection| unreadable(&rejection, state.config.limits.max_body_bytes))
+/// Reads the whole body, within the limits of size and time, and lets `parse` make something of it, away from the async
+/// threads if it is large. Numbers in the `token_fields` of the body are priced as token ids. What body and values take
+/// is drawn from the request's share before they are there.
+pub(crate) async fn read<T: Send + 'static>(
+    mut request: Request,
+    state: &ApiState,
+    token_fields: &'static [&'static [u8]],
+    parse: impl FnOnce(&[u8]) -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    let share = request.extract_parts::<Share>().await?;
+    let limit = state.config.limits.max_body_bytes;
+    let (bytes, held) = in_time(BODY_TIMEOUT, collect(request, &share, limit)).await??;
+    share.set_body_bytes(bytes.len());
+    if bytes.len() <= INLINE_BYTES {
+        share.keep(parsed_size(&bytes, token_fields)).await?;
+        return parse(&bytes);
+    }
+    let measure = move || Ok((parsed_size(&bytes, token_fields), bytes));
+    let (size, bytes) = share.run("measure a body", measure).await?;
+    share.keep(size).await?;
+    let parse = move || {
+        let _held = held;
+        parse(&bytes)
+    };
+    share.run("read a body", parse).await
+}
+
+/// Collects the bytes of the body; what they take is held with them.
+async fn collect(request: Request, share: &Share, limit: usize) -> Result<(Vec<u8>, Held), Problem> {
+    let too_large = || Problem::too_large("The request's body", limit);
+    let body = request.into_body();
+    if http_body::Body::size_hint(&body).lower() > limit as u64 {
+        return Err(too_large());
+    }
+    let mut chunks = body.into_data_stream();
+    let mut held = share.hold(0).await?;
+    let mut bytes = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk =
+            chunk.map_err(|error| Problem::bad_request(format!("The request's body could not be read: {error}")))?;
+        let length = bytes.len() + chunk.len();
+        if length > limit {
+            return Err(too_large());
+        }
+        if length > bytes.capacity() {
+            let capacity = length.max(2 * bytes.capacity()).clamp(FIRST_BYTES.min(limit), limit);
+            held.grow(capacity - bytes.capacity()).await?;
+            bytes.reserve_exact(capacity - bytes.len());
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok((bytes, held))
 }
 
 /// Waits for what the client sends, or answers 408 after `limit`.
 pub(crate) async fn in_time<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Problem> {
     tokio::time::timeout(limit, work).await.map_err(|_| Problem::slow_body())
-}
-
-fn unreadable(rejection: &BytesRejection, limit: usize) -> Problem {
-    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        return Problem::too_large("The request's body", limit);
-    }
-    Problem::bad_request(format!("The request's body could not be read: {}", rejection.body_text()))
 }
 
 /// A field that a structure does not have, although it denies unknown ones.

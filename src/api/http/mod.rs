@@ -8,6 +8,9 @@
 //! serves them, [`connections`] bounds their number, [`accepting`] tells when none can be accepted. [`headers`] names the
 //! headers that several rooms know, [`docs`] serves the `OpenAPI` document.
 //!
+//! A [`share`] is what a request may use of the [`memory`] of requests and of the threads for slow work, for which
+//! organisations take [`turns`]; [`parsed_size`] tells what a body will take.
+//!
 //! Handlers of every room call it; [`router`](super::router) calls [`transport`] and [`docs`], `app` calls [`serving`].
 
 mod accepting;
@@ -22,11 +25,15 @@ pub(super) mod headers;
 pub(crate) mod holding_body;
 mod lingering;
 pub(super) mod list;
+mod memory;
 pub(super) mod pace;
+pub(super) mod parsed_size;
 pub(super) mod query;
 pub(super) mod serving;
+pub(super) mod share;
 pub(super) mod sse;
 pub(super) mod transport;
+pub(super) mod turns;
 pub(super) mod unread;
 pub(super) mod upload;
 pub(super) mod values;

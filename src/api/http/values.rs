@@ -80,12 +80,6 @@ pub(crate) fn list<'de, D: Deserializer<'de>, T: Number>(deserializer: D) -> Res
     Ok(Vec::deserialize(deserializer)?.into_iter().map(|Lenient(number)| number).collect())
 }
 
-/// Reads lists of numbers, as [`number`] does.
-pub(crate) fn lists<'de, D: Deserializer<'de>, T: Number>(deserializer: D) -> Result<Vec<Vec<T>>, D::Error> {
-    let lists: Vec<Vec<Lenient<T>>> = Vec::deserialize(deserializer)?;
-    Ok(lists.into_iter().map(|list| list.into_iter().map(|Lenient(number)| number).collect()).collect())
-}
-
 /// Reads a list of numbers or null. The field needs `serde(default)`.
 pub(crate) fn optional_list<'de, D: Deserializer<'de>, T: Number>(deserializer: D) -> Result<Option<Vec<T>>, D::Error> {
     let numbers: Option<Vec<Lenient<T>>> = Option::deserialize(deserializer)?;

@@ -1,14 +1,11 @@
 //! Turns at a scarce good, shared out by organisation: whoever has the fewest goes first, and none takes all. Used by
-//! `grammars`.
+//! `share` and by `grammars`.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
-
-/// Largest number of requests of one organisation that wait for a turn.
-const MAX_WAITING: usize = 64;
 
 /// A number of turns that organisations share. Cheap to clone; clones share the turns.
 #[derive(Debug, Clone)]
@@ -22,6 +19,8 @@ struct Lines {
     free: usize,
     /// Turns that one organisation may have.
     share: usize,
+    /// Requests of one organisation that may wait.
+    places: usize,
     /// Counts the turns so far, to tell who was served last.
     served: u64,
     organizations: HashMap<Arc<str>, Line>,
@@ -47,10 +46,11 @@ pub(crate) struct Turn {
 pub(crate) struct Crowded;
 
 impl Turns {
-    /// Creates `count` turns, at least 2, of which an organisation may have half.
-    pub(crate) fn new(count: usize) -> Self {
+    /// Creates `count` turns, at least 2, of which an organisation may have half, and wait for them with `places`
+    /// requests.
+    pub(crate) fn new(count: usize, places: usize) -> Self {
         let free = count.max(2);
-        let lines = Lines { free, share: free / 2, served: 0, organizations: HashMap::new() };
+        let lines = Lines { free, share: free / 2, places, served: 0, organizations: HashMap::new() };
         Self { lines: Arc::new(Mutex::new(lines)) }
     }
 
@@ -64,9 +64,10 @@ impl Turns {
     fn enter(&self, organization: &Arc<str>) -> Result<oneshot::Receiver<Turn>, Crowded> {
         let (sender, receiver) = oneshot::channel();
         let mut lines = self.lines.lock();
+        let places = lines.places;
         let line = lines.organizations.entry(Arc::clone(organization)).or_default();
         line.waiting.retain(|sender| !sender.is_closed());
-        if line.waiting.len() >= MAX_WAITING {
+        if line.waiting.len() >= places {
             return Err(Crowded);
         }
         line.waiting.push_back(sender);
@@ -117,13 +118,15 @@ mod tests {
 
     use super::*;
 
+    const PLACES: usize = 64;
+
     fn ready(receiver: &mut oneshot::Receiver<Turn>) -> Option<Turn> {
         receiver.try_recv().ok()
     }
 
     #[test]
     fn one_organization_takes_half_of_the_turns_and_the_others_go_first() {
-        let turns = Turns::new(2);
+        let turns = Turns::new(2, PLACES);
         let (flood, other): (Arc<str>, Arc<str>) = ("flood".into(), "other".into());
         let mut waiting: Vec<_> = (0..3).map(|_| turns.enter(&flood).expect("a place")).collect();
         let first = ready(&mut waiting[0]).expect("a turn");
@@ -142,10 +145,10 @@ mod tests {
 
     #[test]
     fn who_has_gone_leaves_no_turn_behind_and_too_many_are_refused() {
-        let turns = Turns::new(2);
+        let turns = Turns::new(2, PLACES);
         let organization: Arc<str> = "a".into();
         let running = turns.enter(&organization).expect("a place");
-        let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| turns.enter(&organization).expect("a place")).collect();
+        let mut waiting: Vec<_> = (0..PLACES).map(|_| turns.enter(&organization).expect("a place")).collect();
         assert_eq!(turns.enter(&organization).err(), Some(Crowded));
         let mut last = waiting.pop().expect("the last");
         drop(waiting);
