@@ -6,7 +6,7 @@
 //! folder, whole files go past it: they are renamed into place and opened where they lie.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Seek as _};
+use std::io::{self, ErrorKind, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,7 +20,7 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use tokio::io::AsyncWriteExt as _;
 
-use crate::off_thread::off_thread;
+use crate::off_thread::{in_background, off_thread};
 use crate::store::{Error, Result};
 
 /// Pieces in which files travel to the store: few enough calls, little memory.
@@ -78,37 +78,16 @@ impl Blobs {
         }
     }
 
-    /// [`Blobs::put`] for a large content, beside requests: in pieces, with a rest after each, so that a core is never
-    /// taken for long.
+    /// [`Blobs::put`] for a large content, beside requests: on a thread that theirs go before, in pieces with a rest after
+    /// each, so that a core is never taken for long.
     pub async fn put_with_rests(&self, key: &str, content: Bytes) -> Result<()> {
-        if content.len() <= CHUNK_BYTES {
+        let Some(folder) = self.folder.clone().filter(|_| content.len() > CHUNK_BYTES) else {
             return self.put(key, content).await;
-        }
-        let key = checked(key)?;
-        let mut attempt = 1;
-        loop {
-            match self.put_pieces(&key, &content).await {
-                Err(error) if attempt < PUT_ATTEMPTS && is_missing_folder(&error) => attempt += 1,
-                outcome => return Ok(outcome?),
-            }
-        }
-    }
-
-    async fn put_pieces(&self, key: &Key, content: &Bytes) -> object_store::Result<()> {
-        let mut upload = self.store.put_multipart(key).await?;
-        let written = async {
-            for start in (0..content.len()).step_by(CHUNK_BYTES) {
-                let end = content.len().min(start + CHUNK_BYTES);
-                let begin = Instant::now();
-                upload.put_part(content.slice(start..end).into()).await?;
-                tokio::time::sleep((REST * begin.elapsed()).min(LONGEST_REST)).await;
-            }
-            upload.complete().await
         };
-        let Err(error) = written.await else { return Ok(()) };
-        // Nothing was published; what was staged goes, and the failure that matters is the first one.
-        let _ = upload.abort().await;
-        Err(error)
+        let target = folder.join(checked(key)?.as_ref());
+        let write = move || Ok::<_, Error>(write_durably(&content, &target, &folder));
+        let written: io::Result<()> = in_background("store a blob", write).await?;
+        written.map_err(Error::io(format!("store {key}")))
     }
 
     /// Makes the complete file at `path` the blob `key`, whole or not at all: renamed if it is on the blobs' disk, else
@@ -225,18 +204,47 @@ impl Blobs {
     }
 }
 
+/// Writes `content` to a new file beside `target` in pieces with rests, then [renames](rename_durably) it.
+fn write_durably(content: &[u8], target: &Path, folder: &Path) -> io::Result<()> {
+    // The name of a file that is being staged, as the object store has them: a listing leaves it out.
+    let mut staged = target.as_os_str().to_owned();
+    staged.push(format!("#{}", rand::random::<u64>()));
+    let staged = PathBuf::from(staged);
+    let written = write_with_rests(content, &staged).and_then(|()| rename_durably(&staged, target, folder));
+    if written.is_err() {
+        // What was staged goes; the failure that matters is the first one.
+        let _ = std::fs::remove_file(&staged);
+    }
+    written
+}
+
+fn write_with_rests(content: &[u8], path: &Path) -> io::Result<()> {
+    let mut file = with_folder(path, || File::create_new(path))?;
+    for piece in content.chunks(CHUNK_BYTES) {
+        let begin = Instant::now();
+        file.write_all(piece)?;
+        std::thread::sleep((REST * begin.elapsed()).min(LONGEST_REST));
+    }
+    Ok(())
+}
+
+/// Makes something in the folder of `path`, and that folder; again where a deletion took the folder away in between.
+fn with_folder<T>(path: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let parent = path.parent().unwrap_or(path);
+    let mut attempt = 1;
+    loop {
+        match std::fs::create_dir_all(parent).and_then(|()| make()) {
+            Err(error) if error.kind() == ErrorKind::NotFound && attempt < PUT_ATTEMPTS => attempt += 1,
+            made => return made,
+        }
+    }
+}
+
 /// Renames `path` to `target`, which lies below `folder`; both survive a power cut once it returns.
 fn rename_durably(path: &Path, target: &Path, folder: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()?;
     let parent = target.parent().unwrap_or(folder);
-    let mut attempt = 1;
-    loop {
-        match std::fs::create_dir_all(parent).and_then(|()| std::fs::rename(path, target)) {
-            // As for `put`: a deletion took the folder away.
-            Err(error) if error.kind() == ErrorKind::NotFound && attempt < PUT_ATTEMPTS => attempt += 1,
-            renamed => break renamed?,
-        }
-    }
+    with_folder(target, || std::fs::rename(path, target))?;
     // Folders on the way may be new, too.
     for changed in parent.ancestors().take_while(|changed| changed.starts_with(folder)) {
         File::open(changed)?.sync_all()?;
