@@ -33,7 +33,7 @@ use crate::config::Limits;
 use crate::engine::catalog::Catalog;
 use crate::engine::priority::{Priority, SideTurns, SideWork};
 use crate::model::lora::{Adapter, AdapterLease};
-use crate::off_thread::off_thread;
+use crate::off_thread::{in_background, off_thread};
 use crate::store::models::{FineTunedModel, NewModel};
 use crate::store::{self, Store};
 
@@ -233,15 +233,17 @@ impl AdapterRegistry {
         Ok(tokio::time::timeout(self.inner.limits.read_wait, answer).await.map_err(|_| late)??)
     }
 
-    /// Does work on an adapter's bytes on a thread that may block; beside the steps of engines on the CPU.
+    /// Does work on an adapter's bytes away from the async threads; behind the steps of engines on the CPU.
     pub async fn in_pieces<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Pieces<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let side = self.inner.side.clone();
-        off_thread(LOADING, move || {
-            let mut turns = side.map(SideTurns::new);
-            work(&mut Pieces::new(&mut |_| turns.iter_mut().for_each(SideTurns::next)))
+        let Some(side) = self.inner.side.clone() else {
+            return off_thread(LOADING, move || work(&mut Pieces::new(&mut |_| {}))).await;
+        };
+        in_background(LOADING, move || {
+            let mut turns = SideTurns::new(side);
+            work(&mut Pieces::new(&mut |_| turns.next()))
         })
         .await
     }

@@ -3,12 +3,13 @@
 //! by the rest of `store`, by the worker and by the adapter registry.
 //!
 //! `object_store` is kept for S3-compatible storage, which servers and workers on several machines will share. On a
-//! folder, whole files go past it: they are renamed into place and opened where they lie. [`removal`] takes blobs away.
+//! folder, whole files go past it: [`durable`] puts them there, and they are opened where they lie. [`removal`] takes blobs away.
 
+mod durable;
 pub(super) mod removal;
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Seek as _};
+use std::io::{self, ErrorKind, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -23,17 +24,13 @@ use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::ReaderStream;
 
-use crate::off_thread::off_thread;
+use crate::off_thread::{in_background, off_thread};
 use crate::store::{Error, Result};
 
 /// Pieces in which files travel to the store: few enough calls, little memory.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Pieces in which files travel to clients.
 const DOWNLOAD_BYTES: usize = 64 << 10;
-/// Rest after a piece that is written beside requests, as a multiple of the time that it took.
-const REST: u32 = 3;
-/// The same at the most: a slow disk takes no core.
-const LONGEST_REST: Duration = Duration::from_millis(10);
 /// Times that a deletion may take the folder away under a blob that is being written into it.
 const PUT_ATTEMPTS: usize = 5;
 
@@ -89,37 +86,16 @@ impl Blobs {
         }
     }
 
-    /// [`Blobs::put`] for a large content, beside requests: in pieces, with a rest after each, so that a core is never
-    /// taken for long.
+    /// [`Blobs::put`] for a large content, beside requests: on a thread that theirs go before, in pieces with a rest after
+    /// each, so that a core is never taken for long.
     pub async fn put_with_rests(&self, key: &str, content: Bytes) -> Result<()> {
-        if content.len() <= CHUNK_BYTES {
+        let Some(folder) = self.folder.clone().filter(|_| content.len() > CHUNK_BYTES) else {
             return self.put(key, content).await;
-        }
-        let key = checked(key)?;
-        let mut attempt = 1;
-        loop {
-            match self.put_pieces(&key, &content).await {
-                Err(error) if attempt < PUT_ATTEMPTS && is_missing_folder(&error) => attempt += 1,
-                outcome => return Ok(outcome?),
-            }
-        }
-    }
-
-    async fn put_pieces(&self, key: &Key, content: &Bytes) -> object_store::Result<()> {
-        let mut upload = self.store.put_multipart(key).await?;
-        let written = async {
-            for start in (0..content.len()).step_by(CHUNK_BYTES) {
-                let end = content.len().min(start + CHUNK_BYTES);
-                let begin = Instant::now();
-                upload.put_part(content.slice(start..end).into()).await?;
-                tokio::time::sleep((REST * begin.elapsed()).min(LONGEST_REST)).await;
-            }
-            upload.complete().await
         };
-        let Err(error) = written.await else { return Ok(()) };
-        // Nothing was published; what was staged goes, and the failure that matters is the first one.
-        let _ = upload.abort().await;
-        Err(error)
+        let target = folder.join(checked(key)?.as_ref());
+        let write = move || Ok::<_, Error>(durable::write_with_rests(&content, &target, &folder));
+        let written: io::Result<()> = in_background("store a blob", write).await?;
+        written.map_err(Error::io(format!("store {key}")))
     }
 
     /// Makes the complete file at `path` the blob `key`, whole or not at all: renamed if it is on the blobs' disk, else
@@ -127,7 +103,7 @@ impl Blobs {
     pub async fn adopt(&self, key: &str, path: PathBuf) -> Result<()> {
         let Some(folder) = self.folder.clone() else { return self.copy_in(key, path).await };
         let (target, source) = (folder.join(checked(key)?.as_ref()), path.clone());
-        let rename = move || Ok::<_, Error>(rename_durably(&source, &target, &folder));
+        let rename = move || Ok::<_, Error>(durable::rename(&source, &target, &folder));
         match off_thread("store a blob", rename).await? {
             Err(error) if error.kind() == ErrorKind::CrossesDevices => self.copy_in(key, path).await,
             renamed => renamed.map_err(Error::io(format!("store {} as {key}", path.display()))),
@@ -243,25 +219,6 @@ async fn open_in(folder: &Path, key: &str) -> Result<tokio::fs::File> {
         ErrorKind::NotFound => Error::BlobNotFound(key.into()),
         _ => Error::io(format!("open the blob {key}"))(error),
     })
-}
-
-/// Renames `path` to `target`, which lies below `folder`; both survive a power cut once it returns.
-fn rename_durably(path: &Path, target: &Path, folder: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()?;
-    let parent = target.parent().unwrap_or(folder);
-    let mut attempt = 1;
-    loop {
-        match std::fs::create_dir_all(parent).and_then(|()| std::fs::rename(path, target)) {
-            // As for `put`: a deletion took the folder away.
-            Err(error) if error.kind() == ErrorKind::NotFound && attempt < PUT_ATTEMPTS => attempt += 1,
-            renamed => break renamed?,
-        }
-    }
-    // Folders on the way may be new, too.
-    for changed in parent.ancestors().take_while(|changed| changed.starts_with(folder)) {
-        File::open(changed)?.sync_all()?;
-    }
-    Ok(())
 }
 
 /// True if the local disk says that a folder on the way to the blob is missing.

@@ -1,5 +1,6 @@
 //! Describes the machine and this process's memory. The worker uses it to estimate what training takes.
 
+pub mod background;
 pub mod cpu;
 mod free;
 

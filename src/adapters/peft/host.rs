@@ -72,12 +72,14 @@ impl HostAdapter {
             pieces.work(piece.len());
             digest.update(piece);
         }
-        Self::checked(peft::name(digest, config), config, weights, model, max_rank, pieces)
+        let adapter = Self::planned(peft::name(digest, config), config, weights, model, max_rank)?;
+        adapter.check_values(pieces)?;
+        Ok(adapter)
     }
 
     /// As [`HostAdapter::check`], for files that were stored as `generation`, of which not a byte may have changed:
-    /// reads the `bytes` of `weights` as well, each piece hashed while it is in the core's cache. Nothing is hashed if the
-    /// caller knows the files as `verified`.
+    /// reads the `bytes` of `weights` as well, each piece hashed while it is in the core's cache. If the caller knows the files
+    /// as `verified`, they have been through this before: they are not hashed, nor are their numbers checked.
     pub fn read_stored(
         generation: &str,
         config: &[u8],
@@ -94,17 +96,15 @@ impl HostAdapter {
             // Checked first: a damaged file is our fault (500), not the client's.
             return Err(Error::Internal(format!("the files of adapter {generation} do not match its hash")));
         }
-        Self::checked(generation.to_owned(), config, weights.into(), model, MAX_RANK, pieces)
+        let adapter = Self::planned(generation.to_owned(), config, weights.into(), model, MAX_RANK)?;
+        if !verified {
+            adapter.check_values(pieces)?;
+        }
+        Ok(adapter)
     }
 
-    fn checked(
-        id: String,
-        config: &[u8],
-        weights: Bytes,
-        model: &ModelConfig,
-        max_rank: usize,
-        pieces: &mut Pieces<'_>,
-    ) -> Result<Self> {
+    /// Checks everything but the numbers.
+    fn planned(id: String, config: &[u8], weights: Bytes, model: &ModelConfig, max_rank: usize) -> Result<Self> {
         let config = PeftConfig::read(config)?;
         let halves = places(&weights, model)?;
         let paths: Vec<String> = all_places(model).map(|(block, site)| path(block, site)).collect();
@@ -139,7 +139,6 @@ impl HostAdapter {
                 }
             }
         }
-        adapter.check_values(pieces)?;
         Ok(adapter)
     }
 
@@ -189,11 +188,11 @@ impl HostAdapter {
             // A piece is all of A's rows in some columns, or some panels of B.
             for columns in parts(shape.input, shape.rank * size_of::<f32>()) {
                 pieces.work(columns.len() * shape.rank * size_of::<f32>());
-                with_values!(update.a, self.weights, |value| stretch.add_a(shape, columns, value));
+                with_values!(update.a, self.weights, |stored, value| stretch.add_a(shape, columns, stored, value));
             }
             for panels in parts(shape.panels(), shape.rank * LANES * size_of::<f32>()) {
                 pieces.work(panels.len() * shape.rank * LANES * size_of::<f32>());
-                with_values!(update.b, self.weights, |value| stretch.add_b(shape, panels, value));
+                with_values!(update.b, self.weights, |stored, value| stretch.add_b(shape, panels, stored, value));
             }
         }
         let mut layers = vec![LoraLayer::default(); self.blocks];

@@ -22,24 +22,24 @@ pub(super) struct Matrix {
     pub shape: (usize, usize),
 }
 
-/// Runs `$run` with a function from the index of a value in `$matrix` to the value.
+/// Runs `$run` with the stored values of `$matrix`, and a function from one of them to its number.
 macro_rules! with_values {
-    ($matrix:expr, $file:expr, |$value:ident| $run:expr) => {{
+    ($matrix:expr, $file:expr, |$stored:ident, $value:ident| $run:expr) => {{
         let data = &$file[$matrix.bytes.clone()];
         match $matrix.dtype {
             ::safetensors::tensor::Dtype::F16 => {
-                let data = data.as_chunks().0;
-                let $value = |index: usize| $crate::adapters::peft::matrix::f16_value(data[index]);
+                let ($stored, _) = data.as_chunks();
+                let $value = |stored: &[u8; 2]| $crate::adapters::peft::matrix::f16_value(*stored);
                 $run
             }
             ::safetensors::tensor::Dtype::BF16 => {
-                let data = data.as_chunks().0;
-                let $value = |index: usize| $crate::adapters::peft::matrix::bf16_value(data[index]);
+                let ($stored, _) = data.as_chunks();
+                let $value = |stored: &[u8; 2]| $crate::adapters::peft::matrix::bf16_value(*stored);
                 $run
             }
             _ => {
-                let data = data.as_chunks().0;
-                let $value = |index: usize| f32::from_le_bytes(data[index]);
+                let ($stored, _) = data.as_chunks();
+                let $value = |stored: &[u8; 4]| f32::from_le_bytes(*stored);
                 $run
             }
         }

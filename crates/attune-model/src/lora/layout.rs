@@ -22,8 +22,8 @@ pub(crate) fn lay_out(pairs: &[&LoraPair], precision: DType) -> Result<Vec<LoraP
     for (pair, shape) in pairs.iter().zip(&shapes) {
         let values = |matrix: &Tensor| matrix.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
         let (a, b) = (values(&pair.a)?, values(&pair.b)?);
-        stretch.add_a(shape, 0..shape.input, |index| a[index]);
-        stretch.add_b(shape, 0..shape.panels(), |index| b[index]);
+        stretch.add_a(shape, 0..shape.input, &a, |value| *value);
+        stretch.add_b(shape, 0..shape.panels(), &b, |value| *value);
     }
     stretch.pairs(&shapes)
 }
@@ -82,19 +82,19 @@ impl Stretch {
         }
     }
 
-    /// Adds `columns` of the A that is next; `value` gives its values in the order of `[rank, in]`.
-    pub fn add_a(&mut self, shape: &PairShape, columns: Range<usize>, value: impl Fn(usize) -> f32) {
+    /// Adds `columns` of the A that is next, whose values `[rank, in]` are made from `data` one by one.
+    pub fn add_a<D>(&mut self, shape: &PairShape, columns: Range<usize>, data: &[D], value: impl Fn(&D) -> f32) {
         match &mut self.0 {
-            Values::F32(values) => add_a(values, shape, columns, value),
-            Values::Bf16(values) => add_a(values, shape, columns, |index| bf16::from_f32(value(index))),
+            Values::F32(values) => add_a(values, shape, columns, data, value),
+            Values::Bf16(values) => add_a(values, shape, columns, data, |stored| bf16::from_f32(value(stored))),
         }
     }
 
-    /// Adds `panels` of the B that is next; `value` gives its values in the order of `[out, rank]`.
-    pub fn add_b(&mut self, shape: &PairShape, panels: Range<usize>, value: impl Fn(usize) -> f32) {
+    /// Adds `panels` of the B that is next, whose values `[out, rank]` are made from `data` one by one.
+    pub fn add_b<D>(&mut self, shape: &PairShape, panels: Range<usize>, data: &[D], value: impl Fn(&D) -> f32) {
         match &mut self.0 {
-            Values::F32(values) => add_b(values, shape, panels, value),
-            Values::Bf16(values) => add_b(values, shape, panels, |index| bf16::from_f32(value(index))),
+            Values::F32(values) => add_b(values, shape, panels, data, value),
+            Values::Bf16(values) => add_b(values, shape, panels, data, |stored| bf16::from_f32(value(stored))),
         }
     }
 
@@ -108,29 +108,52 @@ impl Stretch {
     }
 }
 
-fn add_a<T: Copy + Default>(to: &mut Vec<T>, shape: &PairShape, columns: Range<usize>, value: impl Fn(usize) -> T) {
+fn add_a<D, T: Copy + Default>(
+    to: &mut Vec<T>,
+    shape: &PairShape,
+    columns: Range<usize>,
+    data: &[D],
+    value: impl Fn(&D) -> T,
+) {
     let PairShape { rank, input, .. } = *shape;
-    let start = to.len();
-    to.resize(start + columns.len() * rank, T::default());
-    for (line, column) in to[start..].chunks_exact_mut(rank.max(1)).zip(columns) {
-        for (row, place) in line.iter_mut().enumerate() {
-            *place = value(row * input + column);
+    let mut block = vec![T::default(); LANES * rank];
+    for first in columns.clone().step_by(LANES) {
+        let width = LANES.min(columns.end - first);
+        for row in 0..rank {
+            let line = &data[row * input + first..][..width];
+            put(&mut block, rank, row, line, &value);
         }
+        to.extend_from_slice(&block[..width * rank]);
     }
 }
 
-fn add_b<T: Copy + Default>(to: &mut Vec<T>, shape: &PairShape, panels: Range<usize>, value: impl Fn(usize) -> T) {
+fn add_b<D, T: Copy + Default>(
+    to: &mut Vec<T>,
+    shape: &PairShape,
+    panels: Range<usize>,
+    data: &[D],
+    value: impl Fn(&D) -> T,
+) {
     let PairShape { rank, output, .. } = *shape;
-    let start = to.len();
-    to.resize(start + panels.len() * rank * LANES, T::default());
-    for (block, panel) in to[start..].chunks_exact_mut((rank * LANES).max(1)).zip(panels) {
-        let first = panel * LANES;
+    let mut block = vec![T::default(); LANES * rank];
+    for first in panels.map(|panel| panel * LANES) {
         let lanes = LANES.min(output - first);
-        for (column, line) in block.chunks_exact_mut(LANES).enumerate() {
-            for (lane, place) in line[..lanes].iter_mut().enumerate() {
-                *place = value((first + lane) * rank + column);
-            }
+        if lanes < LANES {
+            block.fill(T::default());
         }
+        for lane in 0..lanes {
+            let line = &data[(first + lane) * rank..][..rank];
+            put(&mut block, LANES, lane, line, &value);
+        }
+        to.extend_from_slice(&block);
+    }
+}
+
+/// Writes `line` as column `column` of `block`, whose rows have `width` values. A block stays in the core's first cache,
+/// so that each value goes through memory once.
+fn put<D, T>(block: &mut [T], width: usize, column: usize, line: &[D], value: impl Fn(&D) -> T) {
+    for (row, stored) in block.chunks_exact_mut(width.max(1)).zip(line) {
+        row[column] = value(stored);
     }
 }
 
