@@ -4,7 +4,8 @@ with turn as materialized (
     select pg_try_advisory_xact_lock(hashtext('jobs.retention')) as mine
 ), old as materialized (
     select key, organization, result_files from jobs, turn
-     where mine and finished_at < now() - make_interval(days => $1) and not exists (
+     where mine and finished_at < now() - make_interval(days => $1)
+       and (resumable_until is null or resumable_until < now()) and not exists (
          select from fine_tuned_models made where made.organization = jobs.organization and made.job = jobs.id)
      order by finished_at limit $2 for update of jobs skip locked
 ), gone as (
