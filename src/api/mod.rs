@@ -172,8 +172,7 @@ pub fn router(state: ApiState) -> Router {
     let shares = from_fn_with_state(state.resources.clone(), share_out);
     let unread = from_fn_with_state(state.config.limits.unread(), unread::watch);
     // Outside of the layers that hold places and limits for an answer, so that these are let go with it.
-    let routes =
-        assemble(|guarded| guarded.layer(max_body).layer(shares).layer(layer)).with_state(state).layer(unread);
+    let routes = assemble(|guarded| guarded.layer(max_body).layer(shares).layer(layer)).with_state(state).layer(unread);
     transport::dress(routes.merge(docs::routes(document())), move || gate.was_open())
 }
 

@@ -184,7 +184,12 @@ impl Limits {
             );
         }
         let most_of_one = self.max_connections_per_client.unwrap_or(most / 2).min(most);
-        ConnectionLimits { most, most_of_one, idle: Duration::from_secs(self.idle_connection_seconds), unread: self.unread() }
+        ConnectionLimits {
+            most,
+            most_of_one,
+            idle: Duration::from_secs(self.idle_connection_seconds),
+            unread: self.unread(),
+        }
     }
 
     /// Returns for how long a client may take nothing of its answer.
@@ -261,7 +266,6 @@ mod tests {
             ("max_connections_per_client", |limits| limits.max_connections_per_client = Some(0)),
             ("idle_connection_seconds", |limits| limits.idle_connection_seconds = 0),
             ("idle_connection_seconds", |limits| limits.idle_connection_seconds = MAX_IDLE + 1),
-        }
             ("upload_bytes_per_second", |limits| limits.upload_bytes_per_second = 0),
             ("max_upload_seconds", |limits| limits.max_upload_seconds = 0),
             ("max_unread_seconds", |limits| limits.max_unread_seconds = 0),

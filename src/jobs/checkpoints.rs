@@ -1,6 +1,6 @@
-//! Checkpoints of a job that serve as models: one at the end of each epoch, of which the last few and the best are kept.
-//! The worker adds them, `api` lists them. The state that a job resumes from is another thing: the `checkpoint` in its
-//! row.
+//! Checkpoints of a job that serve as models: one at the end of each epoch, of which the last few and the best are
+//! kept. The worker adds them, `api` lists them. The state that a job resumes from is another thing: the `checkpoint`
+//! in its row.
 
 use serde_json::Value;
 

@@ -3,16 +3,17 @@
 //! by the rest of `store`, by the worker and by the adapter registry.
 //!
 //! `object_store` is kept for S3-compatible storage, which servers and workers on several machines will share. On a
-//! folder, whole files go past it: [`durable`] puts them there, and they are opened where they lie. [`removal`] takes blobs away.
+//! folder, whole files go past it: [`durable`] puts them there, and they are opened where they lie. [`removal`] takes
+//! blobs away.
 
 mod durable;
 pub(super) mod removal;
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Seek as _, Write as _};
+use std::io::{self, ErrorKind, Seek as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -86,8 +87,8 @@ impl Blobs {
         }
     }
 
-    /// [`Blobs::put`] for a large content, beside requests: on a thread that theirs go before, in pieces with a rest after
-    /// each, so that a core is never taken for long.
+    /// [`Blobs::put`] for a large content, beside requests: on a thread that theirs go before, in pieces with a rest
+    /// after each, so that a core is never taken for long.
     pub async fn put_with_rests(&self, key: &str, content: Bytes) -> Result<()> {
         let Some(folder) = self.folder.clone().filter(|_| content.len() > CHUNK_BYTES) else {
             return self.put(key, content).await;

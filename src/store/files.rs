@@ -221,8 +221,8 @@ impl Store {
         .await
     }
 
-    /// Removes the content of a file whose row is gone. The file is gone for everybody: the sweep removes what stays on a
-    /// disk that takes no writes.
+    /// Removes the content of a file whose row is gone. The file is gone for everybody: the sweep removes what stays on
+    /// a disk that takes no writes.
     pub(crate) async fn remove_content(&self, id: &str) {
         if let Err(error) = self.blobs.delete_prefix(&blob_key(id)).await {
             tracing::warn!(file = id, %error, "the content of a deleted file stays until it is swept");

@@ -65,10 +65,10 @@ impl Store {
             .ok_or_else(|| Error::ModelNotFound(name.into()))
     }
 
-    /// Lists a page of the models that the organisation may use, oldest first, and tells whether there are more: its own,
-    /// their checkpoints among them, and those of others that it has permission for and has asked for by name. A name
-    /// stands there once, for the
-    /// model that [`Store::usable_model`] finds by it; `hidden` names are left out. The page begins after the model
+    /// Lists a page of the models that the organisation may use, oldest first, and tells whether there are more: its
+    /// own, their checkpoints among them, and those of others that it has permission for and has asked for by name. A
+    /// name stands there once, for the model that [`Store::usable_model`] finds by it; `hidden` names are left out. The
+    /// page begins after the model
     /// `after`, and is empty if there is no such model.
     pub async fn usable_models(
         &self,

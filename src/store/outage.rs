@@ -1,8 +1,8 @@
 //! What the directory of keys goes by while the database does not answer: what that last confirmed, for a set time.
 //!
 //! Everything here fails closed. A key counts for no longer than the set time since the database last confirmed it, and
-//! not at all once a notification told of a change of keys after that: it may be the one that was revoked. A server that
-//! was open counts as open in the same way.
+//! not at all once a notification told of a change of keys after that: it may be the one that was revoked. A server
+//! that was open counts as open in the same way.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

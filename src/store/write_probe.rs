@@ -1,5 +1,5 @@
-//! Whether the data folder takes writes: a disk that has become full or read-only shows in no other sign until an upload
-//! or a job fails. Called by `Store` for readiness.
+//! Whether the data folder takes writes: a disk that has become full or read-only shows in no other sign until an
+//! upload or a job fails. Called by `Store` for readiness.
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! Organisations in the running places, in the rows of a step and in the cache: who comes first, or asks for most, keeps
-//! no other waiting for longer than a step, and nothing goes back and forth.
+//! Organisations in the running places, in the rows of a step and in the cache: who comes first, or asks for most,
+//! keeps no other waiting for longer than a step, and nothing goes back and forth.
 
 use std::collections::{BTreeMap, HashMap};
 

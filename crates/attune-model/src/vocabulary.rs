@@ -80,9 +80,9 @@ impl Vocabulary {
         bytes.strip_prefix(&[TokTrie::SPECIAL_TOKEN_MARKER]).unwrap_or(bytes)
     }
 
-    /// Returns a number of tokens that the tokenizer makes of `text` at least, special ones around it not counted, without
-    /// tokenizing it; what is above `limit` is not counted. 0 where nothing can be said, since the tokenizer may leave out
-    /// parts of a text.
+    /// Returns a number of tokens that the tokenizer makes of `text` at least, special ones around it not counted,
+    /// without tokenizing it; what is above `limit` is not counted. 0 where nothing can be said, since the tokenizer
+    /// may leave out parts of a text.
     pub fn fewest_tokens(&self, text: &str, limit: usize) -> usize {
         fewest_tokens(self.environment.tok_trie(), self.covering, text.as_bytes(), limit)
     }

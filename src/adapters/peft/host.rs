@@ -78,8 +78,8 @@ impl HostAdapter {
     }
 
     /// As [`HostAdapter::check`], for files that were stored as `generation`, of which not a byte may have changed:
-    /// reads the `bytes` of `weights` as well, each piece hashed while it is in the core's cache. If the caller knows the files
-    /// as `verified`, they have been through this before: they are not hashed, nor are their numbers checked.
+    /// reads the `bytes` of `weights` as well, each piece hashed while it is in the core's cache. If the caller knows
+    /// the files as `verified`, they have been through this before: they are not hashed, nor are their numbers checked.
     pub fn read_stored(
         generation: &str,
         config: &[u8],

@@ -107,7 +107,8 @@ pub(crate) async fn cancel(
 
 /// Read or stream a fine-tune's events
 ///
-/// With `stream=true` the answer is `text/event-stream`: all events so far, then new ones as they happen, then `[DONE]`.
+/// With `stream=true` the answer is `text/event-stream`: all events so far, then new ones as they happen, then
+/// `[DONE]`.
 #[utoipa::path(
     get, path = "/fine_tunes/{fine_tune_id}/events", operation_id = "listFineTuneEvents", tag = "Fine-tunes",
     params(("fine_tune_id" = String, Path), EventQuery),

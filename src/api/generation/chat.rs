@@ -1,8 +1,8 @@
 //! `POST /chat/completions`: the assistant's answer to a conversation, rendered with the model's own template.
 //!
-//! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`], [`template_fields`] and [`format`];
-//! [`tools`] checks the tools and writes their grammar. [`response`] holds the bodies of answers, with the calls that
-//! [`tool_calls`] finds.
+//! This file holds the handler. [`request`] is the body that it reads, with the fields of [`messages`],
+//! [`template_fields`] and [`format`]; [`tools`] checks the tools and writes their grammar. [`response`] holds the
+//! bodies of answers, with the calls that [`tool_calls`] finds.
 
 mod format;
 mod messages;
@@ -51,7 +51,8 @@ use crate::model::vocabulary::Vocabulary;
 
 /// Answer a conversation
 ///
-/// With `stream` the answer is `text/event-stream`: each event holds one `ChatCompletionChunk`, the last one is `[DONE]`.
+/// With `stream` the answer is `text/event-stream`: each event holds one `ChatCompletionChunk`, the last one is
+/// `[DONE]`.
 #[utoipa::path(
     post, path = "/chat/completions", operation_id = "createChatCompletion", tag = "Chat",
     request_body = ChatRequest,
@@ -161,8 +162,8 @@ impl ChatRequest {
         })
     }
 
-    /// Gets the grammar that the `n` answers must follow, and returns it with the format of the calls that they may have
-    /// and the keywords of schemas that it does not follow; `None` for what the request does not ask for.
+    /// Gets the grammar that the `n` answers must follow, and returns it with the format of the calls that they may
+    /// have and the keywords of schemas that it does not follow; `None` for what the request does not ask for.
     async fn constraint(
         &self,
         grammars: &Grammars,

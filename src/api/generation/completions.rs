@@ -43,7 +43,8 @@ pub(crate) struct CompletionRequest {
     /// One or many prompts, as text or as token ids.
     #[serde(default)]
     pub prompt: Option<Input>,
-    /// New tokens for each choice at the most; 0 draws none. By default 16, or the model's `max_tokens` if that is less.
+    /// New tokens for each choice at the most; 0 draws none. By default 16, or the model's `max_tokens` if that is
+    /// less.
     #[schema(minimum = 0)]
     #[serde(default, deserialize_with = "values::optional")]
     pub max_tokens: Option<usize>,

@@ -28,7 +28,8 @@ const MAX_TOKENS: usize = 300_000;
 pub(crate) struct EmbeddingRequest {
     /// A base model or a fine-tuned one.
     pub model: String,
-    /// One or many inputs, as text or as token ids; under an alias `text-embedding-…` the ids are those of `cl100k_base`.
+    /// One or many inputs, as text or as token ids; under an alias `text-embedding-…` the ids are those of
+    /// `cl100k_base`.
     pub input: Input,
     /// The form of the vectors.
     pub encoding_format: Option<EncodingFormat>,
@@ -178,8 +179,8 @@ fn check_not_empty(items: &[Item]) -> Result<()> {
     }
 }
 
-/// Returns the number of tokens of all inputs. Inputs that do not fit are refused by the field's name, before anything is
-/// charged, rather than cut off silently. The engine checks each length again, for its own sake.
+/// Returns the number of tokens of all inputs. Inputs that do not fit are refused by the field's name, before anything
+/// is charged, rather than cut off silently. The engine checks each length again, for its own sake.
 fn check_lengths(inputs: &[Vec<u32>], limit: usize) -> Result<usize> {
     if inputs.iter().any(Vec::is_empty) {
         return Err(Problem::invalid("input", "'input' holds a text without any token."));

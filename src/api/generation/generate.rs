@@ -1,7 +1,7 @@
 //! Generation for completions and chat: runs many sequences at once and gathers their events into answers.
 //!
-//! [`fields`], [`bias`] and [`stops`] hold the fields that both have in requests, [`body`] the parts that both have in answers,
-//! [`logprobs`] the forms in which each shows log probabilities.
+//! [`fields`], [`bias`] and [`stops`] hold the fields that both have in requests, [`body`] the parts that both have in
+//! answers, [`logprobs`] the forms in which each shows log probabilities.
 
 pub(crate) mod bias;
 pub(crate) mod body;
@@ -88,8 +88,8 @@ impl GenerationPlan {
     pub(crate) fn start(self) -> Result<Running> {
         let Target { base, account, .. } = &self.target;
         let max_tokens = self.request.max_tokens;
-        // The engine checks this too, but only after the charge: a prompt that never fits is refused as that, whatever the
-        // caller's rate, and takes nothing of it.
+        // The engine checks this too, but only after the charge: a prompt that never fits is refused as that, whatever
+        // the caller's rate, and takes nothing of it.
         self.target.check_context(self.prompts.iter().map(|prompt| prompt.len()), max_tokens)?;
         let prompt_tokens = self.prompts.iter().map(|prompt| prompt.len()).sum();
         let mut charge = account.charge(prompt_tokens)?;

@@ -1,5 +1,5 @@
-//! The texts of completions and embeddings, each as text or as token ids. Used by both, by `target`, which turns them into
-//! tokens, and by `foreign_tokens`.
+//! The texts of completions and embeddings, each as text or as token ids. Used by both, by `target`, which turns them
+//! into tokens, and by `foreign_tokens`.
 
 use std::fmt;
 
@@ -183,8 +183,8 @@ fn rest<'de, A: SeqAccess<'de>>(mut parts: A) -> Result<Part, A::Error> {
     Ok(Part::Other)
 }
 
-/// Refuses ids outside the vocabulary by the field's name and before anything is charged; the engine refuses them again,
-/// for its own sake.
+/// Refuses ids outside the vocabulary by the field's name and before anything is charged; the engine refuses them
+/// again, for its own sake.
 pub(crate) fn check_ids(param: &str, tokens: &[u32], vocabulary: usize) -> Result<()> {
     if tokens.is_empty() {
         return Err(Problem::invalid(param, format!("'{param}' must not hold an empty array of token ids.")));

@@ -1,8 +1,9 @@
 //! Text and vectors from models. The handlers are in [`completions`], [`chat`], [`embeddings`], [`tokenize`], and
 //! [`engines`], which passes requests in an old form on to the first three. All of them resolve the name of the model
-//! with [`target`], which also turns the texts of an [`input`] into tokens if there is [`room`] for them. Completions and chat queue their sequences and gather the
-//! answers with [`generate`], chat compiles grammars with [`grammars`]; embeddings read the token ids of other models with [`foreign_tokens`].
-//! [`foreign_fields`] refuses fields of other APIs that would change an answer.
+//! with [`target`], which also turns the texts of an [`input`] into tokens if there is [`room`] for them. Completions
+//! and chat queue their sequences and gather the answers with [`generate`], chat compiles grammars with [`grammars`];
+//! embeddings read the token ids of other models with [`foreign_tokens`]. [`foreign_fields`] refuses fields of other
+//! APIs that would change an answer.
 //!
 //! [`routes`](fn@super::routes) lists the handlers; they call `engine` and `adapters`.
 

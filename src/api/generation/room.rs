@@ -1,5 +1,5 @@
-//! How many tokens the texts of a request may have. Texts with more are refused by the measure of the vocabulary, before
-//! they are tokenized. Called by `target`.
+//! How many tokens the texts of a request may have. Texts with more are refused by the measure of the vocabulary,
+//! before they are tokenized. Called by `target`.
 
 use std::fmt;
 

@@ -94,8 +94,8 @@ impl Target {
         Room::of(self.context())
     }
 
-    /// Returns the token ids of `text`; `special` adds the tokens that the tokenizer puts around a text. A text that cannot
-    /// fit the context is refused before it is tokenized.
+    /// Returns the token ids of `text`; `special` adds the tokens that the tokenizer puts around a text. A text that
+    /// cannot fit the context is refused before it is tokenized.
     pub(crate) async fn encode(&self, text: String, special: bool) -> Result<Vec<u32>> {
         let ids = self.encode_all("", vec![Item::Text(text)], special, self.room()).await?;
         Ok(ids.into_iter().flatten().collect())

@@ -38,8 +38,8 @@ pub(crate) struct TokenizeRequest {
     pub prompt: Option<String>,
     /// A conversation, rendered with the model's chat template.
     pub messages: Option<Vec<ChatMessage>>,
-    /// Put around the text what the tokenizer puts there. True by default for a prompt, false for messages: a chat template
-    /// writes these tokens itself.
+    /// Put around the text what the tokenizer puts there. True by default for a prompt, false for messages: a chat
+    /// template writes these tokens itself.
     pub add_special_tokens: Option<bool>,
     /// Send the tokens' spellings as well.
     #[schema(default = false)]

@@ -1,5 +1,5 @@
-//! Reads a form (`multipart/form-data`, RFC 7578 and RFC 2046) part by part as it arrives. Everything but the content of
-//! parts is bounded, and no byte is searched twice, so a form costs what its content costs. Called by `upload`.
+//! Reads a form (`multipart/form-data`, RFC 7578 and RFC 2046) part by part as it arrives. Everything but the content
+//! of parts is bounded, and no byte is searched twice, so a form costs what its content costs. Called by `upload`.
 //!
 //! Own code, since multer keeps what stands before the first part and the heads of parts whole, however long they are,
 //! and searches them again with each piece that arrives.

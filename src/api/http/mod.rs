@@ -1,12 +1,12 @@
 //! What HTTP is to every resource; knows no other room. [`extract`] reads JSON bodies and paths, [`query`] queries,
 //! [`values`] single values as clients write them; [`faults`] words what is wrong with them. [`upload`] spools the file
-//! of a form to disk; [`form`] reads the form's parts, at the [`pace`] that a client must keep, and [`disposition`] the names
-//! in them. [`error`] is the failure of a request, with the one table from the errors of each layer to status and error
-//! object. [`list`] pages lists, [`sse`] streams events.
-//! [`transport`] puts request ids, the log, metrics and CORS around all routes, [`lingering`] sees to bodies that no
-//! handler read, [`write_progress`] and [`unread`] to answers that no client reads. [`serving`] accepts connections and
-//! serves them, [`connections`] bounds their number, [`accepting`] tells when none can be accepted. [`headers`] names the
-//! headers that several rooms know, [`docs`] serves the `OpenAPI` document.
+//! of a form to disk; [`form`] reads the form's parts, at the [`pace`] that a client must keep, and [`disposition`] the
+//! names in them. [`error`] is the failure of a request, with the one table from the errors of each layer to status and
+//! error object. [`list`] pages lists, [`sse`] streams events. [`transport`] puts request ids, the log, metrics and
+//! CORS around all routes, [`lingering`] sees to bodies that no handler read, [`write_progress`] and [`unread`] to
+//! answers that no client reads. [`serving`] accepts connections and serves them, [`connections`] bounds their number,
+//! [`accepting`] tells when none can be accepted. [`headers`] names the headers that several rooms know, [`docs`]
+//! serves the `OpenAPI` document.
 //!
 //! A [`share`] is what a request may use of the [`memory`] of requests and of the threads for slow work, for which
 //! organisations take [`turns`]; [`parsed_size`] tells what a body will take.

@@ -53,8 +53,13 @@ pub(crate) async fn serve(
     grace: Duration,
 ) {
     let connections = Connections::new(limits);
-    let server =
-        Server { builder: builder(limits.idle), unread: limits.unread, routes, shutdown: shutdown.clone(), cut: CancellationToken::new() };
+    let server = Server {
+        builder: builder(limits.idle),
+        unread: limits.unread,
+        routes,
+        shutdown: shutdown.clone(),
+        cut: CancellationToken::new(),
+    };
     let server = Arc::new(server);
     let tasks = TaskTracker::new();
     tokio::select! {
@@ -138,7 +143,9 @@ impl Server {
             return;
         }
         let doorway = Doorway { routes: self.routes.clone(), connection: Arc::clone(&connection) };
-        let served = self.builder.serve_connection(TokioIo::new(WriteProgress::of(stream, self.unread)), TowerToHyperService::new(doorway));
+        let served = self
+            .builder
+            .serve_connection(TokioIo::new(WriteProgress::of(stream, self.unread)), TowerToHyperService::new(doorway));
         let mut served = pin!(served);
         let ending = tokio::select! {
             // What a client does wrong is its own affair.

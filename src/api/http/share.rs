@@ -1,5 +1,5 @@
-//! A request's share of what all requests share out: memory, and the threads for work that takes its time. `access` gives
-//! each request its share; `extract` draws bodies from it, `generation` texts and tokens.
+//! A request's share of what all requests share out: memory, and the threads for work that takes its time. `access`
+//! gives each request its share; `extract` draws bodies from it, `generation` texts and tokens.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -94,8 +94,8 @@ impl Share {
         self.part.body.load(Ordering::Relaxed)
     }
 
-    /// Runs `work` on a thread that may block, when it is the organisation's turn; dropping the future before that leaves
-    /// the line. `what` names the work in the error of one that panics.
+    /// Runs `work` on a thread that may block, when it is the organisation's turn; dropping the future before that
+    /// leaves the line. `what` names the work in the error of one that panics.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         what: &'static str,

@@ -1,6 +1,6 @@
-//! Gives up answers of HTTP/2 that their client does not take. It keeps its connection alive and lets one answer wait, so
-//! that the connection's own limit, `write_progress`, does not see it. What the answer holds is let go. Called by the
-//! router.
+//! Gives up answers of HTTP/2 that their client does not take. It keeps its connection alive and lets one answer wait,
+//! so that the connection's own limit, `write_progress`, does not see it. What the answer holds is let go. Called by
+//! the router.
 
 use std::io;
 use std::pin::Pin;

@@ -2,7 +2,8 @@
 //! model.
 //!
 //! The owner of a model or checkpoint names the organisations that may use it. They may send requests to it; their list
-//! of models has it once they have asked for it by its name, so that nobody puts names into the lists of others. Only the owner may delete it, download its adapter and continue its training.
+//! of models has it once they have asked for it by its name, so that nobody puts names into the lists of others. Only
+//! the owner may delete it, download its adapter and continue its training.
 
 use axum::Json;
 use axum::extract::State;

@@ -1,5 +1,6 @@
 //! `POST /load_lora_adapter` and `POST /unload_lora_adapter`: adapters that were trained elsewhere, brought into the running
-//! server and out of it. Extensions in vLLM's form; what is loaded is a fine-tuned model like any other, also after a restart.
+//! server and out of it. Extensions in vLLM's form; what is loaded is a fine-tuned model like any other, also after a
+//! restart.
 //! `GET /lora_adapters` shows the adapters in memory, trained here or elsewhere.
 
 use std::path::Path;

@@ -18,8 +18,8 @@ const MAX_PAGE: i64 = 10_000;
 
 /// List models
 ///
-/// Without `limit` all models, if there are no more than 10,000; `has_more` says whether there are, and `after` asks for
-/// them.
+/// Without `limit` all models, if there are no more than 10,000; `has_more` says whether there are, and `after` asks
+/// for them.
 #[utoipa::path(
     get, path = "/models", operation_id = "listModels", tag = "Models", params(Cursor),
     responses((status = 200, body = BoundedPageOf<Model>), (status = "4XX", body = ErrorBody)),

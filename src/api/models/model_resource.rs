@@ -44,8 +44,8 @@ pub(crate) struct Model {
     pub defaults: Option<ModelDefaults>,
 }
 
-/// What a request gets for the fields that it leaves out or sends as null: from the server's configuration, else from the
-/// model's `generation_config.json`, else as in OpenAI's API.
+/// What a request gets for the fields that it leaves out or sends as null: from the server's configuration, else from
+/// the model's `generation_config.json`, else as in OpenAI's API.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub(crate) struct ModelDefaults {
     /// As the request's field.

@@ -55,8 +55,8 @@ pub(crate) async fn health() -> Json<Health> {
 
 /// Whether requests can be served
 ///
-/// The models are loaded before the server listens, so this asks the database, whether the data folder takes a small write
-/// (once in ten seconds), and whether the GPU was lost.
+/// The models are loaded before the server listens, so this asks the database, whether the data folder takes a small
+/// write (once in ten seconds), and whether the GPU was lost.
 #[utoipa::path(
     get, path = "/ready", operation_id = "ready", tag = "Operations", security(()),
     responses((status = 200, body = Health), (status = 503, body = Health)),

@@ -13,7 +13,8 @@ const REST: u32 = 3;
 /// The same at the most: a slow disk takes no core.
 const LONGEST_REST: Duration = Duration::from_millis(10);
 
-/// Writes `content` to a new file beside `target` in pieces with rests, then [renames](rename) it: a core is never taken for long.
+/// Writes `content` to a new file beside `target` in pieces with rests, then [renames](rename) it: a core is never
+/// taken for long.
 pub(super) fn write_with_rests(content: &[u8], target: &Path, folder: &Path) -> io::Result<()> {
     // The name of a file that is being staged, as the object store has them: a listing leaves it out.
     let mut staged = target.as_os_str().to_owned();

@@ -80,8 +80,8 @@ fn lock(folder: &Path) -> Result<File> {
     }
 }
 
-/// The folder of the running cluster's socket, for who wants to talk to it beside its server; `None` where there is none
-/// that belongs to the cluster's user. Nothing is made or locked.
+/// The folder of the running cluster's socket, for who wants to talk to it beside its server; `None` where there is
+/// none that belongs to the cluster's user. Nothing is made or locked.
 pub(super) fn socket_of_running(data_dir: &Path) -> Option<PathBuf> {
     let data_dir = data_dir.canonicalize().ok()?;
     let location = std::fs::read_to_string(data_dir.join(LOCATION_FILE)).map(|path| PathBuf::from(path.trim()));

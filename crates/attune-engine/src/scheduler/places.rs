@@ -137,8 +137,8 @@ impl<T: Owner> Scheduler<T> {
         self.preempted.iter().position(|sequence| *sequence.place.organization == *organization)
     }
 
-    /// Returns `true` if the next sequence of `turn` could run once all that [`Self::who_gives_up`] would name one after
-    /// another have done so.
+    /// Returns `true` if the next sequence of `turn` could run once all that [`Self::who_gives_up`] would name one
+    /// after another have done so.
     fn others_have_enough(&mut self, turn: &Turn, running: &Running) -> bool {
         let own = running.of(&turn.organization);
         let mut left = running.by_organization.clone();

@@ -149,8 +149,8 @@ fn add_b<D, T: Copy + Default>(
     }
 }
 
-/// Writes `line` as column `column` of `block`, whose rows have `width` values. A block stays in the core's first cache,
-/// so that each value goes through memory once.
+/// Writes `line` as column `column` of `block`, whose rows have `width` values. A block stays in the core's first
+/// cache, so that each value goes through memory once.
 fn put<D, T>(block: &mut [T], width: usize, column: usize, line: &[D], value: impl Fn(&D) -> T) {
     for (row, stored) in block.chunks_exact_mut(width.max(1)).zip(line) {
         row[column] = value(stored);

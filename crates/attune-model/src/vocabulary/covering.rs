@@ -1,5 +1,5 @@
-//! How few tokens a text can have, told without tokenizing it. Tokenizing takes hundreds of bytes of memory for each byte
-//! of text, so `api` asks this first, through [`Vocabulary::fewest_tokens`](super::Vocabulary::fewest_tokens).
+//! How few tokens a text can have, told without tokenizing it. Tokenizing takes hundreds of bytes of memory for each
+//! byte of text, so `api` asks this first, through [`Vocabulary::fewest_tokens`](super::Vocabulary::fewest_tokens).
 //!
 //! Where the tokens of a text, put together, are the text, each of them is the beginning of what is left of it. So the
 //! longest token at every place tells how far each further token can reach. A tokenizer may cut the text elsewhere, but
@@ -139,7 +139,8 @@ pub(super) fn fewest_tokens(trie: &TokTrie, covering: Covering, text: &[u8], lim
     tokens
 }
 
-/// Returns the length of the longest beginning of `text` that one token, the rest of which is below `node`, may stand for.
+/// Returns the length of the longest beginning of `text` that one token, the rest of which is below `node`, may stand
+/// for.
 fn longest<'a>(trie: &'a TokTrie, mut node: &'a TrieNode, covering: Covering, text: &[u8]) -> usize {
     let mut longest = 0;
     for (index, byte) in text.iter().enumerate() {

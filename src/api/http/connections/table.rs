@@ -252,7 +252,8 @@ fn refused(why: NoPlace) -> NoPlace {
 mod tests {
     use super::*;
 
-    const LIMITS: ConnectionLimits = ConnectionLimits { most: 8, most_of_one: 4, idle: Duration::from_mins(3), unread: Duration::from_mins(1) };
+    const LIMITS: ConnectionLimits =
+        ConnectionLimits { most: 8, most_of_one: 4, idle: Duration::from_mins(3), unread: Duration::from_mins(1) };
     const VERSION: Version = Version::HTTP_11;
 
     fn address(last: u8) -> Holder {
