@@ -98,7 +98,7 @@ async fn prune_jobs(store: &Store, days: i32, pruned: &mut Pruned) -> Result<()>
         pruned.files += files.len() as u64;
         for file in files {
             // Rows first: contents without a row are found by the sweep.
-            store.remove_content(&file).await;
+            store.remove_content_of_deleted(&file).await;
         }
         tokio::time::sleep(PAUSE).await;
     }

@@ -213,7 +213,7 @@ impl Store {
                 None => Err(no_such_file(&id)),
                 Some(Some(job)) => Err(Error::FileInUse { file: id, job }),
                 Some(None) => {
-                    store.remove_content(&id).await;
+                    store.remove_content_of_deleted(&id).await;
                     Ok(())
                 }
             }
@@ -223,8 +223,8 @@ impl Store {
 
     /// Removes the content of a file whose row is gone. The file is gone for everybody: the sweep removes what stays on
     /// a disk that takes no writes.
-    pub(crate) async fn remove_content(&self, id: &str) {
-        if let Err(error) = self.blobs.delete_prefix(&blob_key(id)).await {
+    pub(crate) async fn remove_content_of_deleted(&self, id: &str) {
+        if let Err(error) = self.remove_content(id).await {
             tracing::warn!(file = id, %error, "the content of a deleted file stays until it is swept");
         }
     }
