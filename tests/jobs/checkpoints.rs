@@ -300,7 +300,10 @@ async fn another_organisation_uses_a_checkpoint_as_long_as_it_has_permission() {
     assert!(is_unknown(&registry.lease(RIVAL, &checkpoint).await));
 
     let permission = store.grant(ORG, &checkpoint, &[RIVAL.into()]).await.unwrap().remove(0);
-    assert!(store.usable_models(RIVAL).await.unwrap().is_empty(), "what nobody asked for is not listed");
+    assert!(
+        store.usable_models(RIVAL, &[], None, 100).await.unwrap().0.is_empty(),
+        "what nobody asked for is not listed"
+    );
     let (base, lease) = registry.lease(RIVAL, &checkpoint).await.unwrap();
     assert_eq!((base.as_str(), &lease.id), ("demo", &registry.lease(ORG, &checkpoint).await.unwrap().1.id));
     let names = |models: Vec<attune::store::models::FineTunedModel>| {
@@ -325,10 +328,14 @@ async fn another_organisation_uses_a_checkpoint_as_long_as_it_has_permission() {
 
     // A new permission is as new as the first.
     store.grant(ORG, &checkpoint, &[RIVAL.into()]).await.unwrap();
-    assert!(store.usable_models(RIVAL).await.unwrap().is_empty());
+    assert!(store.usable_models(RIVAL, &[], None, 100).await.unwrap().0.is_empty());
     assert!(store.usable_model(RIVAL, &checkpoint).await.is_ok());
     store.grant(ORG, &checkpoint, &[RIVAL.into()]).await.unwrap();
-    assert_eq!(store.usable_models(RIVAL).await.unwrap().len(), 1, "granting it again takes nothing back");
+    assert_eq!(
+        store.usable_models(RIVAL, &[], None, 100).await.unwrap().0.len(),
+        1,
+        "granting it again takes nothing back"
+    );
 
     // A permission ends with its model, and does not return with another model of the same name.
     store.grant(ORG, &checkpoint, &[RIVAL.into()]).await.unwrap();

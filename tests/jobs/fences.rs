@@ -112,7 +112,7 @@ async fn nothing_is_lost_and_nothing_stays(fixture: &Fixture, ended: &Job, at: &
             fixture.store().sweep_older_than(Duration::ZERO).await.unwrap();
         }
         let elsewhere = AdapterRegistry::new(fixture.store().clone(), catalog());
-        for model in fixture.store().usable_models(ORG).await.unwrap() {
+        for model in fixture.store().usable_models(ORG, &[], None, 100).await.unwrap().0 {
             let leased = elsewhere.lease(ORG, &model.name).await;
             assert!(leased.is_ok(), "{at}, swept {swept}: {} {:?}", model.name, leased.err());
         }
@@ -123,7 +123,7 @@ async fn nothing_is_lost_and_nothing_stays(fixture: &Fixture, ended: &Job, at: &
         }
     }
     assert_eq!(fixture.database.value::<i64>("select count(*) from files").await, 2, "{at}: a second result file");
-    let models = fixture.store().usable_models(ORG).await.unwrap();
+    let models = fixture.store().usable_models(ORG, &[], None, 100).await.unwrap().0;
     let adapters: BTreeSet<_> = models.into_iter().map(|model| model.adapter).collect();
     let left = ["checkpoints", "files", "adapters", "removed"].map(|kind| fixture.blobs(kind));
     assert_eq!(left, [0, 2, 2 * adapters.len(), 0], "{at}");

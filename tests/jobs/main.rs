@@ -28,3 +28,10 @@ mod settings;
 mod statements;
 mod storage;
 mod sweeps;
+
+/// Stores a small file with that name and purpose.
+async fn add_file(store: &attune::store::Store, new: attune::store::files::NewFile) -> attune::store::files::File {
+    let content = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&content, "{}").unwrap();
+    store.add_file(new, content.into_temp_path().to_path_buf()).await.unwrap()
+}

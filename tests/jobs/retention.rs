@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use attune::config::Retention;
-use attune::jobs::queue::{Outcome, Queue, TrainedModel};
+use attune::jobs::queue::{Outcome, Queue, ResultFile, TrainedModel};
 use attune::jobs::retention::{Pruned, prune};
 use attune::jobs::{Job, JobApi, JobFault};
 use attune::store::Error;
 use attune::store::files::NewFile;
 
+use crate::add_file;
 use crate::postgres::TestDatabase;
 use crate::training::{ORG, spec};
 
@@ -43,7 +44,7 @@ impl Fixture {
                 base: "demo".into(),
                 adapter: "aa".into(),
                 trained_tokens: 5,
-                result_files: vec![self.result_file().await],
+                result_files: vec![ResultFile { id: format!("file-{}", job.id), filename: "r".into(), bytes: 3 }],
             })
         } else {
             Outcome::Failed(JobFault { code: "x".into(), message: "x".into(), param: None })
@@ -52,11 +53,6 @@ impl Fixture {
         let sql = format!("update jobs set finished_at = now() - interval '{days} days' where id = '{}'", job.id);
         self.database.execute(&sql).await;
         job
-    }
-
-    async fn result_file(&self) -> String {
-        let new = NewFile { organization: ORG.into(), filename: "r".into(), purpose: "fine-tune-results".into() };
-        self.database.store.add_content(new, "csv".into()).await.unwrap().id
     }
 
     async fn events(&self, job: &Job) -> usize {
@@ -110,7 +106,7 @@ async fn an_ended_job_goes_with_its_result_files_once_none_of_its_models_is_left
     let paused = fixture.running().await;
     store.delete_fine_tuned_model(ORG, "ft:deleted").await.unwrap();
     let upload = NewFile { organization: ORG.into(), filename: "t".into(), purpose: "fine-tune".into() };
-    let upload = store.add_content(upload, "{}".into()).await.unwrap();
+    let upload = add_file(store, upload).await;
     let pruned = fixture.prune(Retention { ended_job_days: 30, ..FOR_EVER }).await;
     assert_eq!(pruned, Pruned { jobs: 2, files: 1, ..Pruned::default() });
     for (job, kept) in [(&failed, false), (&young, true), (&serving, true), (&deleted, false), (&paused, true)] {

@@ -40,7 +40,7 @@ async fn waits_and_ends_well(api: JobApi, part: &'static str, fault: Errno, what
     assert!(elsewhere.lease(ORG, &model).await.is_ok());
     assert!(fixture.store().blobs.exists(&format!("files/{}", ended.result_files[0])).await.unwrap());
     if api == JobApi::FineTuningJobs {
-        let models = fixture.store().usable_models(ORG).await.unwrap();
+        let models = fixture.store().usable_models(ORG, &[], None, 100).await.unwrap().0;
         assert_eq!(models.len(), 4, "{part}: three epochs and the result");
         for model in models {
             assert!(elsewhere.lease(ORG, &model.name).await.is_ok(), "{part}: {}", model.name);

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::api::http::error::{Problem, RateLimit, Result};
 
-/// Longest time that a request waits for memory that others hold.
+/// See [`Pools::patience`].
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Time that a client is told to wait after that.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -29,6 +29,8 @@ struct Pools {
     held: Mutex<Holdings>,
     /// Wakes those who wait when something was given back.
     returned: Notify,
+    /// Longest time that a request waits for memory that others hold.
+    patience: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -40,8 +42,12 @@ struct Holdings {
 impl RequestMemory {
     /// Creates a budget of `mib` MiB.
     pub(crate) fn new(mib: u64) -> Self {
+        Self::with_patience(mib, PATIENCE)
+    }
+
+    fn with_patience(mib: u64, patience: Duration) -> Self {
         let total = usize::try_from(mib << 20).unwrap_or(usize::MAX);
-        Self { pools: Arc::new(Pools { total, held: Mutex::default(), returned: Notify::new() }) }
+        Self { pools: Arc::new(Pools { total, held: Mutex::default(), returned: Notify::new(), patience }) }
     }
 
     /// Takes `bytes` for a request of `organization` that holds `own` bytes already; waits if others hold them now.
@@ -51,7 +57,7 @@ impl RequestMemory {
         if whole > most {
             return Err(never_fits(whole, most));
         }
-        let patience = tokio::time::sleep(PATIENCE);
+        let patience = tokio::time::sleep(self.pools.patience);
         tokio::pin!(patience);
         loop {
             let returned = self.pools.returned.notified();
@@ -148,15 +154,19 @@ mod tests {
         assert_eq!((held.all, held.organizations.len()), (0, 0));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn who_does_not_fit_now_waits_a_while_and_is_told_when_to_come_back() {
-        let memory = RequestMemory::new(16);
         let (one, _) = names();
-        for _ in 0..4 {
-            memory.take(&one, 0, 2 * MIB).await.expect("half of it");
-        }
-        let refused = memory.take(&one, 0, 1).await.expect_err("nobody gave anything back");
+        let full = async |patience| {
+            let memory = RequestMemory::with_patience(16, patience);
+            for _ in 0..4 {
+                memory.take(&one, 0, 2 * MIB).await.expect("half of it");
+            }
+            memory
+        };
+        let refused = full(Duration::ZERO).await.take(&one, 0, 1).await.expect_err("nobody gave anything back");
         assert_eq!((refused.status.as_u16(), refused.retry_after), (429, Some(RETRY_AFTER)));
+        let memory = full(Duration::from_hours(1)).await;
         let (waiting, ()) = tokio::join!(memory.take(&one, 0, 1), async { memory.give_back(&one, 2 * MIB) });
         waiting.expect("given back in time");
     }

@@ -7,6 +7,8 @@ use attune::store::files::NewFile;
 use attune::store::models::NewModel;
 use attune::store::{self, Store};
 
+use crate::add_file;
+
 use super::{Fixture, LEASE, ORG, spec, success};
 
 /// Races of each kind.
@@ -16,7 +18,7 @@ const INPUTS: Admission<'_> = Admission { key: None, files: true, fine_tuned: fa
 
 async fn file(store: &Store) -> String {
     let new = NewFile { organization: ORG.into(), filename: "a".into(), purpose: "fine-tune".into() };
-    store.add_content(new, "{}".into()).await.unwrap().id
+    add_file(store, new).await.id
 }
 
 async fn model(store: &Store, name: &str) {
