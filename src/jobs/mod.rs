@@ -159,14 +159,13 @@ pub struct JobFault {
     pub param: Option<String>,
 }
 
-impl JobFault {
-    /// Code of the faults of the server that have no other.
-    pub const SERVER_ERROR: &'static str = "server_error";
-
-    /// True if the request is not to blame.
-    pub(crate) fn is_of_server(&self) -> bool {
-        self.code == Self::SERVER_ERROR
-    }
+/// Who is to blame for what ended an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The request, which would fail again.
+    Request,
+    /// The server: the job can be resumed.
+    Server,
 }
 
 /// One job as stored. Times are unix seconds.

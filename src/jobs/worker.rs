@@ -41,7 +41,7 @@ use crate::engine::catalog::Catalog;
 use crate::engine::priority::Priority;
 use crate::jobs::cost::Pricing;
 use crate::jobs::queue::Queue;
-use crate::jobs::{Error, JobFault, JobSpec};
+use crate::jobs::{Blame, Error, JobFault, JobSpec};
 use crate::store::Store;
 use crate::train::memory_bounds::MemoryBounds;
 
@@ -69,8 +69,8 @@ pub struct Worker {
     pub pricing: Pricing,
     /// Bounds of the memory that training takes.
     pub memory: MemoryBounds,
-    /// Function that words an error for the owner of the job that it ended; `api` has the table.
-    pub describe_fault: fn(&Error, &JobSpec) -> JobFault,
+    /// Function that words an error for the owner of the job that it ended, and says who is to blame; `api` has the table.
+    pub describe_fault: fn(&Error, &JobSpec) -> (JobFault, Blame),
     /// Time of its last sign of life.
     pub pulse: Pulse,
 }

@@ -147,6 +147,11 @@ ELSEWHERE = {
     (408, None): ("src/api/http/extract.rs", "a_body_that_never_comes_is_given_up"),
     (500, None): ("src/api/http/error.rs", "what_happens_inside_the_server_stays_in_the_log"),
     (503, None): ("tests/store/pool.rs", "Error::Unavailable"),
+    (400, "duplicate_field"): ("tests/sdk/test_files.py", "test_a_field_that_comes_twice_is_refused_by_its_name"),
+    (503, "storage_read_only"): (
+        "tests/hostile/test_bodies.py", "test_a_disk_that_became_read_only_is_a_503_and_deleting_still_works"),
+    (507, "insufficient_storage"): (
+        "tests/hostile/test_bodies.py", "test_a_full_disk_is_a_507_and_not_ready_until_there_is_room"),
     (504, "request_timeout"): ("tests/sdk/test_deadlines.py", "test_an_answer_that_takes_too_long_is_ended_with_504"),
 }
 

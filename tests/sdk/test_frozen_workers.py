@@ -13,7 +13,7 @@ import pytest
 from conftest import create_job, events, sdk, upload, wait_for, wait_for_end
 from test_crashes import result_of
 
-ROUNDS = 5
+ROUNDS = 4
 SEED = 20261129
 SETTINGS = {"n_epochs": 14, "batch_size": 4, "rank": 8, "learning_rate": 2e-3, "lora_dropout": 0.1}
 
@@ -69,7 +69,8 @@ def test_a_worker_that_wakes_up_too_late_takes_nothing_from_the_job(shared, tick
 
             def is_taken_over():
                 ask(f"update jobs set lease_expires_at = now() - interval '1 s' where id = '{job}' and lease_owner = '{owner}'")
-                ask(f"update jobs set run_after = now() where id = '{job}' and status = 'queued'")
+                # A job ends with its third lost attempt, which is not what this is about.
+                ask(f"update jobs set run_after = now(), failures = 0 where id = '{job}' and status = 'queued'")
                 return ask(f"select 1 {row} and (lease_owner <> '{owner}' or status = 'succeeded')")
 
             wait_for(is_taken_over, "another worker", within=150)

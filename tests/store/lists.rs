@@ -36,6 +36,7 @@ async fn models_are_listed_once_each_in_pages_that_meet_own_and_shared_ones_toge
     for (owner, model) in [("rival", "shared-2"), ("rival", "shared-3"), ("rival", "shared-4"), ("third", "shared-3")] {
         database.store.grant(owner, model, &[ORG.into()]).await.unwrap();
     }
+    database.execute("update model_permissions set accepted_at = now()").await;
     let expected = [
         "shared-3", "own-1", "own-2", "own-3", "own-4", "own-5", "own-6", "own-7", "own-8", "own-9", "shared-4",
         "shared-2",

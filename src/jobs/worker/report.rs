@@ -10,6 +10,7 @@ use super::forecast::{Forecast, RunAccount};
 use super::progress::{StepFigures, Trained, TrainingPlan};
 use super::warnings::warnings;
 use crate::datasets::DatasetReport;
+use crate::jobs::Blame;
 use crate::jobs::Error;
 use crate::jobs::Job;
 use crate::jobs::cost::Cost;
@@ -114,7 +115,7 @@ impl Worker {
 
     /// Words an error for the client, and decides whether the job is tried again.
     pub(super) fn failure(&self, job: &Job, error: &Error) -> Outcome {
-        let fault = (self.describe_fault)(error, &job.spec);
+        let (fault, blame) = (self.describe_fault)(error, &job.spec);
         if error.storage_trouble().is_some() {
             tracing::error!(job = job.id, "the job waits for storage: {error}");
             return Outcome::Storage(fault);
@@ -123,7 +124,7 @@ impl Worker {
             tracing::warn!(job = job.id, "the attempt failed: {error}");
             return Outcome::Retry(fault);
         }
-        if fault.is_of_server() {
+        if blame == Blame::Server {
             tracing::error!(job = job.id, "the job failed: {error}");
             return Outcome::Broken(fault);
         }
