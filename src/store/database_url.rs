@@ -48,7 +48,8 @@ pub(super) fn connect_options(url: &str) -> Result<PgConnectOptions> {
     let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
     for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        if !PARAMETERS.contains(&name) && !(name.starts_with("options[") && name.ends_with(']')) {
+        let is_option = name.starts_with("options[") && name.ends_with(']');
+        if !PARAMETERS.contains(&name) && !is_option {
             let known = PARAMETERS.join(", ");
             return Err(fault(format!("a parameter after `?` is not known (it is not shown); these are: {known}")));
         }

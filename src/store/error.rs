@@ -138,7 +138,7 @@ impl Error {
             Self::Io { source, .. } => StorageFault::of(&**source),
             Self::Blob(error) => StorageFault::of(&**error),
             Self::Database(error) => {
-                let code = error.as_database_error().and_then(|error| error.code());
+                let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
                 // `disk_full`
                 (code.as_deref() == Some("53100")).then_some(StorageFault::Full)
             }

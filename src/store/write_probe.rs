@@ -20,8 +20,11 @@ const BLOCK: [u8; 4096] = [0; 4096];
 #[derive(Debug, Clone)]
 pub(super) struct WriteProbe {
     folders: Arc<[PathBuf]>,
-    last: Arc<Mutex<Option<(Instant, Result<()>)>>>,
+    last: Arc<Mutex<Option<Answer>>>,
 }
+
+/// What a probe found, and when.
+type Answer = (Instant, Result<()>);
 
 impl WriteProbe {
     pub(super) fn of(folders: [PathBuf; 2]) -> Self {

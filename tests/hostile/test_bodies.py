@@ -245,8 +245,13 @@ def test_answers_that_nobody_reads_end_their_connection(impatient):
     server = impatient.server
     connection = connect(server, buffer=4096)
     connection.settimeout(1)
-    before = descriptors(server)
     request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    # The server has accepted it once it answers.
+    connection.settimeout(60)
+    connection.sendall(request)
+    assert connection.recv(1)
+    connection.settimeout(1)
+    before = descriptors(server)
     sent = 0
     try:
         # As many as the server takes, which stops to read where it cannot write.

@@ -77,8 +77,9 @@ async fn a_job_whose_files_cannot_be_read_waits_in_the_queue_without_losing_an_a
     for attempt in 1..=4 {
         let waiting = fixture.wait(&job, |job| job.attempt == attempt && job.status != JobStatus::Running).await;
         assert_eq!(waiting.status, JobStatus::Queued, "more than three attempts are not too many");
-        let pause = "select extract(epoch from run_after - updated_at)::float8 from jobs";
-        assert_eq!(fixture.database.value::<f64>(pause).await, 5.0 * 2_f64.powi(attempt), "it waits longer each time");
+        let pause = "select extract(epoch from run_after - updated_at)::bigint from jobs";
+        let expected = 5 << attempt;
+        assert_eq!(fixture.database.value::<i64>(pause).await, expected, "it waits longer each time");
         if attempt == 4 {
             faults.mend();
         }

@@ -13,7 +13,7 @@ import pytest
 from conftest import create_job, events, sdk, upload, wait_for, wait_for_end
 from test_crashes import result_of
 
-ROUNDS = 4
+ROUNDS = 3
 SEED = 20261129
 SETTINGS = {"n_epochs": 14, "batch_size": 4, "rank": 8, "learning_rate": 2e-3, "lora_dropout": 0.1}
 

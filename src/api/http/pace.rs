@@ -86,7 +86,7 @@ mod tests {
         }
         for second in 1..=30 {
             pace.count(SECOND, 1);
-            assert_eq!(pace.left, WINDOW - second * SECOND);
+            assert_eq!(pace.left + second * SECOND, WINDOW);
         }
         pace.count(SECOND, 1023);
         assert_eq!(pace.left, Duration::ZERO, "more bytes than before are not enough");

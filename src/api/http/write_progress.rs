@@ -147,7 +147,7 @@ mod tests {
         let (mut client, (server, _)) = (client.expect("connected"), server.expect("accepted"));
         let mut server = WriteProgress::of(server, SHORT);
         while tokio::time::timeout(SHORT, server.stream.writable()).await.is_ok() {
-            let _ = server.stream.try_write(&[0; 65536]);
+            let _ = server.stream.try_write(&vec![0; 65536]);
         }
         let full = backlog(&server.stream);
         assert!(full > 0, "what nobody has read");

@@ -85,7 +85,7 @@ fn open(folder: &Path) -> std::io::Result<File> {
 
 fn is_closed_folder_of(folder: &File, owner: u32) -> std::io::Result<bool> {
     let metadata = folder.metadata()?;
-    Ok(metadata.is_dir() && metadata.uid() == owner && metadata.mode() & 0o077 == 0)
+    Ok(metadata.is_dir() && metadata.uid() == owner && metadata.mode() & 0o777 == 0o700)
 }
 
 /// Refuses to work where every user can take a folder away and put another in its place.

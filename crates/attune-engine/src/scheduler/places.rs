@@ -32,7 +32,9 @@ struct Turn {
 impl Running {
     fn count<T: Owner>(running: &[Sequence<T>]) -> Self {
         let mut counts = Self { by_organization: HashMap::new(), growing: 0 };
-        running.iter().for_each(|sequence| counts.add(sequence));
+        for sequence in running {
+            counts.add(sequence);
+        }
         counts
     }
 

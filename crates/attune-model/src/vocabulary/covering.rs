@@ -141,6 +141,7 @@ pub(super) fn fewest_tokens(trie: &TokTrie, covering: Covering, text: &[u8], lim
 
 /// Returns the length of the longest beginning of `text` that one token, the rest of which is below `node`, may stand
 /// for.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the trie finds the children of a node by its address")]
 fn longest<'a>(trie: &'a TokTrie, mut node: &'a TrieNode, covering: Covering, text: &[u8]) -> usize {
     let mut longest = 0;
     for (index, byte) in text.iter().enumerate() {

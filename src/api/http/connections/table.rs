@@ -358,7 +358,7 @@ mod tests {
         }
         table.finish(1, false);
         table.finish(2, false);
-        table.end_idle(start + FIRST_REQUEST - Duration::from_secs(1));
+        table.end_idle(start + (FIRST_REQUEST / 2));
         assert!(told(&mut ended).is_empty());
         table.end_idle(start + FIRST_REQUEST + Duration::from_secs(1));
         assert_eq!(told(&mut ended), [0], "it never sent one");

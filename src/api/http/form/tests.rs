@@ -144,7 +144,7 @@ fn what_is_wrong_with_a_form_is_said() {
     let part = "--edge\r\nContent-Disposition: form-data; name=a\r\n\r\nx\r\n";
     let headers = format!("--edge\r\n{}\r\nx\r\n--edge--", "A: b\r\n".repeat(17));
     for (body, says) in [
-        ("".to_owned(), "'--edge--', did not come"),
+        (String::new(), "'--edge--', did not come"),
         (part.to_owned(), "'--edge--', did not come"),
         (format!("{part}--edge\r\nContent-Disp"), "did not come"),
         (format!("{part}--edges\r\n\r\n\r\n--edge--"), "goes on: choose another boundary"),
