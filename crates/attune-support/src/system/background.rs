@@ -5,9 +5,9 @@ use std::sync::LazyLock;
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-/// Nice value of these threads (0 is usual, 19 the last): one gets some 3 % of a core that another thread wants as
-/// well, so it neither takes a core from a step nor stands still beside training.
-const NICE: libc::c_int = 15;
+/// Nice value of these threads (0 is usual, 19 the last): one gets a quarter of a core that another thread wants as
+/// well, so that it neither takes a core from a step nor stands still beside training.
+const NICE: libc::c_int = 5;
 /// Number of these threads: they wait for disks, too, and a slow one is to hold up nobody. They live on, because the
 /// memory that a thread gives back is cheap to take again.
 const THREADS: usize = 16;
