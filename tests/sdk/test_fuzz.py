@@ -13,7 +13,7 @@ from test_clients import check
 CHECKS = "not_a_server_error,content_type_conformance,response_schema_conformance,error_object"
 # Requests per route in the random phase; the phase of edge cases sends as many as the document has edges.
 EXAMPLES = 40
-SECONDS = 150
+SECONDS = 400
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,8 @@ async fn what_is_stored_and_named_while_a_sweep_runs_is_never_swept_away() {
                     }
                     let _ = store.delete_fine_tuned_model(ORG, &name).await;
                 }
-                Err(error) => assert!(matches!(error, Error::Unavailable(_)), "{error:?}"),
+                // Without a grace, sweeps may take away what is being written time after time: it is refused then.
+                Err(error) => assert!(matches!(error, Error::Unavailable(_) | Error::Blob(_)), "{error:?}"),
             }
         }
     });
