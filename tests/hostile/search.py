@@ -61,7 +61,9 @@ def send(tenant, made):
         made = made.path, made.body, {"Content-Type": made.content_type}
     path, body, extra = made if isinstance(made, tuple) else ("/v1/chat/completions", made, {})
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    fields = [(name, value.encode("latin-1")) for name, value in {"Content-Type": "application/json", **extra}.items()]
+    # The client itself refuses blanks at the ends.
+    heads = {"Content-Type": "application/json", **extra}.items()
+    fields = [(name, (text if isinstance(text, bytes) else text.encode("latin-1")).strip()) for name, text in heads]
     with tenant.client(600) as client:
         try:
             return client.post(path, content=content, headers=fields), len(content)
