@@ -38,7 +38,7 @@ def messages(source):
     """Conversations that are long, or have long texts or many parts."""
     role = source.choice(["user", "system", "assistant", "tool", "king"])
     count = source.choice([1, 10, 1000, 50_000, 200_000])
-    text = _text(source)[: 7_000_000 // count - 40] or "x"
+    text = _text(source)[: max(1, 7_000_000 // count - 40)]
     content = source.choice([text, [{"type": "text", "text": text[:100]}] * min(50, 1 + 50_000 // count), None])
     return CHAT, {"model": "demo", "messages": [{"role": role, "content": content}] * count, "max_tokens": 1}, {}
 
