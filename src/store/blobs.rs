@@ -26,6 +26,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::ReaderStream;
 
 use crate::off_thread::{in_background, off_thread};
+use crate::store::error::system_errors;
 use crate::store::{Error, Result};
 
 /// Pieces in which files travel to the store: few enough calls, little memory.
@@ -224,9 +225,7 @@ async fn open_in(folder: &Path, key: &str) -> Result<tokio::fs::File> {
 
 /// True if the local disk says that a folder on the way to the blob is missing.
 fn is_missing_folder(error: &object_store::Error) -> bool {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    let mut causes = causes.filter_map(|cause| cause.downcast_ref::<io::Error>());
-    causes.any(|cause| cause.kind() == ErrorKind::NotFound)
+    system_errors(error).any(|cause| cause.kind() == ErrorKind::NotFound)
 }
 
 /// A folder that vanishes while it is listed holds nothing any more.

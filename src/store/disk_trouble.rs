@@ -7,18 +7,12 @@ use std::io::{self, ErrorKind};
 use nix::errno::Errno;
 
 use crate::store::Error;
+use crate::store::error::system_errors;
 
 /// Returns what is wrong with the storage, as the end of a sentence about it, if that is what the error or one of its
 /// causes says; `None` for other failures, which waiting does not mend.
 pub(crate) fn disk_trouble(error: &(dyn StdError + 'static)) -> Option<&'static str> {
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        if let Some(trouble) = cause.downcast_ref::<io::Error>().and_then(of_system) {
-            return Some(trouble);
-        }
-        next = cause.source();
-    }
-    None
+    system_errors(error).find_map(of_system)
 }
 
 fn of_system(error: &io::Error) -> Option<&'static str> {

@@ -113,11 +113,17 @@ pub enum StorageFault {
     ReadOnly,
 }
 
+/// Returns what the system said, of an error and all its causes.
+pub(super) fn system_errors<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a std::io::Error> {
+    successors(Some(error), |cause| cause.source()).filter_map(|cause| cause.downcast_ref())
+}
+
 impl StorageFault {
     /// Finds the fault in an error or one of its causes; `None` if it is another one.
     pub fn of(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
-        let causes = successors(Some(error), |cause| cause.source());
-        causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>()).find_map(|cause| match cause.kind() {
+        system_errors(error).find_map(|cause| match cause.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Some(Self::Full),
             ErrorKind::ReadOnlyFilesystem => Some(Self::ReadOnly),
             _ => None,

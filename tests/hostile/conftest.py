@@ -5,6 +5,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -121,6 +122,11 @@ def schema_format(schema):
 def under(schema, **fields):
     """A body of a chat request whose answer follows `schema`."""
     return chat(response_format=schema_format(schema), **fields)
+
+
+def descriptors(server):
+    """Number of file descriptors that the server has open."""
+    return len(os.listdir(f"/proc/{server.process.pid}/fd"))
 
 
 def timed(call):

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from conftest import HUNDRED, MIB, ONE, Memory, Tenant, attunelib, sdk
+from conftest import HUNDRED, MIB, ONE, Memory, Tenant, attunelib, descriptors, sdk
 from forms import Upload, line, part, whole
 
 HEAD = "POST /v1/files HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Type: {}\r\nContent-Length: {}\r\n\r\n"
@@ -69,10 +69,6 @@ def pour(tenant, begin, megabytes, content_type=FORM):
             done.set()
             connection.shutdown(socket.SHUT_RDWR)
             sender.join()
-
-
-def descriptors(server):
-    return len(os.listdir(f"/proc/{server.process.pid}/fd"))
 
 
 def temporary(server):

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from conftest import HUNDRED, MIB, ONE, chat, sdk, timed
+from conftest import HUNDRED, MIB, ONE, chat, descriptors, sdk, timed
 
 # A small request of somebody else is answered within this many times what it takes on an idle server, or within the
 # floor: the machine may be busy with other things.
@@ -47,10 +47,6 @@ def metric(server, name):
 
 def held(server):
     return metric(server, "attune_request_memory_bytes")
-
-
-def descriptors(server):
-    return len(os.listdir(f"/proc/{server.process.pid}/fd"))
 
 
 def threads(server):

@@ -39,7 +39,7 @@ fn write_pieces(content: &[u8], path: &Path) -> io::Result<()> {
 }
 
 /// Makes something in the folder of `path`, and that folder; again where a deletion took the folder away in between.
-fn with_folder<T>(path: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+pub(super) fn with_folder<T>(path: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let parent = path.parent().unwrap_or(path);
     let mut attempt = 1;
     loop {

@@ -11,6 +11,7 @@ use object_store::ObjectStoreExt as _;
 use object_store::path::Path as Key;
 use uuid::Uuid;
 
+use super::durable::with_folder;
 use super::{Blobs, PUT_ATTEMPTS, absent_is_empty, checked};
 use crate::off_thread::off_thread;
 use crate::store::{Error, Result};
@@ -169,23 +170,14 @@ async fn on_disk<T: Send + 'static>(place: &str, work: impl FnOnce() -> io::Resu
 
 /// Renames a file or folder; `false` if there is none.
 fn rename(from: &Path, to: &Path) -> io::Result<bool> {
-    let mut attempt = 1;
-    loop {
-        let made = to.parent().map_or(Ok(()), std::fs::create_dir_all);
-        match made.and_then(|()| std::fs::rename(from, to)) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                if absent_is(None, std::fs::symlink_metadata(from).map(Some))?.is_none() {
-                    return Ok(false);
-                }
-                // A removal took away the folder that it was to move to.
-                if attempt == PUT_ATTEMPTS {
-                    return Err(error);
-                }
-                attempt += 1;
-            }
-            moved => return moved.map(|()| true),
+    with_folder(to, || match std::fs::rename(from, to) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            // Where `from` is still there, a removal took away the folder that it was to move to.
+            let there = absent_is(None, std::fs::symlink_metadata(from).map(Some))?;
+            there.map_or(Ok(false), |_| Err(error))
         }
-    }
+        moved => moved.map(|()| true),
+    })
 }
 
 /// Deletes a file or folder, and the empty folders that it leaves below `top`.
