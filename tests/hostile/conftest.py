@@ -7,7 +7,9 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -26,6 +28,10 @@ _spec.loader.exec_module(sdk)
 pytest_addoption = sdk.pytest_addoption
 binary = sdk.binary
 start_server = sdk.start_server
+
+# A token of somebody else may take this many times what it takes on an idle server, or this many seconds: the machine may
+# be busy with other things.
+TIMES, FLOOR = 15, 2.0
 
 MIB = 1 << 20
 # What one request, and a hundred at once, may add to the memory of a server.
@@ -133,6 +139,46 @@ def timed(call):
     start = time.monotonic()
     result = call()
     return result, time.monotonic() - start
+
+
+def token(tenant, path="/v1/completions"):
+    """A small request of another organisation; returns the seconds that it took."""
+    body = {"model": "demo", "prompt": "The", "max_tokens": 1}
+    if path.endswith("embeddings"):
+        body = {"model": "demo", "input": "The"}
+    answer, seconds = timed(lambda: tenant.post(body, path))
+    assert answer.status_code == 200, answer.text
+    return seconds
+
+
+@pytest.fixture(scope="session")
+def patience(bystander):
+    """The seconds that such a request may take beside others."""
+    return max(FLOOR, TIMES * max(token(bystander) for _ in range(5)))
+
+
+@contextmanager
+def asking(tenant):
+    """Asks for one token after the other, and once more after the block; gives the list of the seconds of each."""
+    done, seconds, failures = threading.Event(), [], []
+
+    def ask():
+        try:
+            while not done.is_set():
+                seconds.append(token(tenant))
+            seconds.append(token(tenant))
+        except Exception as failure:  # noqa: BLE001
+            failures.append(failure)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        yield seconds
+    finally:
+        done.set()
+        asker.join(120)
+    for failure in failures:
+        raise failure
 
 
 def assert_refused(answer, field, *words):

@@ -6,11 +6,8 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-from conftest import ONE, attunelib, sdk, timed
+from conftest import ONE, attunelib, sdk, timed, token
 
-# A token of somebody else may take this many times what it takes on an idle server, or this many seconds: the machine may
-# be busy with other things.
-TIMES, FLOOR = 15, 2.0
 # Prompts and answers to each that are all places for those who wait, and the longest answers that fit.
 PROMPTS, ANSWERS, TOKENS = 8, 128, 900
 
@@ -21,22 +18,6 @@ def endless():
     tokenizer = json.loads((attunelib.DEMO / "tokenizer.json").read_text(encoding="utf-8"))
     ids = tokenizer["model"]["vocab"] | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     return {str(id): -100 for text, id in ids.items() if text.startswith("<|")}
-
-
-def token(tenant, path="/v1/completions"):
-    """A small request of another organisation; returns the seconds that it took."""
-    body = {"model": "demo", "prompt": "The", "max_tokens": 1}
-    if path.endswith("embeddings"):
-        body = {"model": "demo", "input": "The"}
-    answer, seconds = timed(lambda: tenant.post(body, path))
-    assert answer.status_code == 200, answer.text
-    return seconds
-
-
-@pytest.fixture(scope="module")
-def patience(bystander):
-    """The seconds that such a request may take beside others."""
-    return max(FLOOR, TIMES * max(token(bystander) for _ in range(5)))
 
 
 @contextmanager

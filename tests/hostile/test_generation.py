@@ -2,17 +2,14 @@
 of one request, ends when its client leaves, and keeps no other organisation waiting."""
 
 import random
-import statistics
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import HUNDRED, MIB, ONE, assert_refused, chat, sdk, timed, under
+from conftest import HUNDRED, MIB, ONE, asking, assert_refused, chat, sdk, timed, under
 from schemas import schema, word
 
-# A small request of somebody else is answered within this many times what it takes on an idle server, or within the
-# floor: the machine may be busy with other things.
-TIMES, FLOOR = 20, 10.0
+# The seconds in which a limit is told, on a machine that is busy with other things.
+SOON = 10.0
 JSON = {"type": "json_object"}
 
 
@@ -32,20 +29,11 @@ def many_patterns(count, length=5):
     return {"type": "object", "patternProperties": {"^" + text: {"type": "string"} for text in words(count, length)}}
 
 
-def small(tenant, **fields):
-    """A small answer of another organisation, with a grammar that nobody has compiled."""
+def compiled(tenant):
+    """An answer of another organisation with a grammar that nobody has compiled: its turn comes among all compiles."""
     name = f"n{random.getrandbits(40)}"
-    body = under({"type": "object", "properties": {name: {"type": "boolean"}}}, max_tokens=4, **fields)
-
-    answer, seconds = timed(lambda: tenant.post(body))
+    answer = tenant.post(under({"type": "object", "properties": {name: {"type": "boolean"}}}, max_tokens=4))
     assert answer.status_code == 200, answer.text
-    return seconds
-
-
-@pytest.fixture(scope="module")
-def patience(bystander):
-    """The seconds that a small answer may take while others attack."""
-    return max(FLOOR, TIMES * max(small(bystander) for _ in range(3)))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +82,7 @@ def test_a_tool_with_too_much_work_is_refused_or_opened_and_all_tools_share_the_
     for count, size in ((16, 31), (100, 6)):
         answer, seconds = timed(lambda count=count, size=size: attacker.post(call(tools(count, size))))
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded", answer.text
-        assert seconds < FLOOR
+        assert seconds < SOON
     assert memory.grown() < ONE
 
 
@@ -104,12 +92,13 @@ def test_compiles_of_clients_that_left_keep_nobody_waiting(attacker, bystander, 
         under({"type": "object", "properties": {f"k{seed}": many_patterns(30, 3), "l": every(words(12, 2, seed=seed))}})
         for seed in range(12)
     ] + [under(many_patterns(600)), under(every(words(240, 4)))]
-    with ThreadPoolExecutor(len(hostile)) as pool:
+    with asking(bystander) as seconds, ThreadPoolExecutor(len(hostile)) as pool:
         leaving = [pool.submit(attacker.hang_up, body) for body in hostile]
-        meanwhile = small(bystander)
+        compiled(bystander)
         for left in leaving:
             left.result()
-    assert max(meanwhile, small(bystander)) < patience
+        compiled(bystander)
+    assert max(seconds) < patience, seconds
 
 
 def test_one_organisations_compiles_take_turns_with_others_and_too_many_are_told_to_wait(attacker, bystander, patience):
@@ -117,11 +106,13 @@ def test_one_organisations_compiles_take_turns_with_others_and_too_many_are_told
         under({"type": "object", "properties": {f"k{seed}": many_patterns(30, 4), "n": every(words(12, 2, seed=seed))}})
         for seed in range(100)
     ]
-    with ThreadPoolExecutor(100) as pool:
+    with asking(bystander) as seconds, ThreadPoolExecutor(100) as pool:
         sent = [pool.submit(attacker.post, body) for body in bodies]
-        assert max(small(bystander) for _ in range(3)) < patience
+        for _ in range(3):
+            compiled(bystander)
         statuses = {request.result().status_code for request in sent}
     assert statuses <= {200, 400, 429}, statuses
+    assert max(seconds) < patience, seconds
 
 
 def test_equal_schemas_are_compiled_once(attacker, memory):
@@ -131,14 +122,14 @@ def test_equal_schemas_are_compiled_once(attacker, memory):
     assert statuses <= {200, 429}, statuses
     assert memory.grown() < HUNDRED
     again, seconds = timed(lambda: attacker.post(body))
-    assert again.status_code == 200 and seconds < FLOOR
+    assert again.status_code == 200 and seconds < SOON
 
 
 def test_divisors_with_many_remainders_are_refused_at_once_and_all_others_can_be_followed(attacker, memory):
     for divisor in (6_007, 49_999):
         refused, seconds = timed(lambda: attacker.post(under({"type": "integer", "multipleOf": divisor}, n=128)))
         assert_refused(refused, "response_format", "6000")
-        assert seconds < FLOOR
+        assert seconds < SOON
     for kind in ("integer", "number"):
         body = under({"type": kind, "multipleOf": 5_987}, n=64, temperature=1.5, max_tokens=40)
         answer = attacker.post(body)
@@ -158,13 +149,11 @@ def test_divisors_with_many_remainders_are_refused_at_once_and_all_others_can_be
     ids=["remainders", "constant", "alternatives", "places"],
 )
 def test_many_answers_to_a_heavy_grammar_share_it(attacker, bystander, memory, patience, heavy):
-    with ThreadPoolExecutor(1) as pool:
-        sent = pool.submit(attacker.post, under(heavy, n=128, max_tokens=12))
-        meanwhile = [small(bystander) for _ in range(3)]
-        answer = sent.result()
+    with asking(bystander) as seconds:
+        answer = attacker.post(under(heavy, n=128, max_tokens=12))
     assert answer.status_code in (200, 400), answer.text[:300]
     assert memory.grown() < ONE
-    assert max(meanwhile) < patience
+    assert max(seconds) < patience, seconds
 
 
 def test_stop_texts_are_bounded_and_shared(attacker, bystander, memory, patience):
@@ -173,11 +162,10 @@ def test_stop_texts_are_bounded_and_shared(attacker, bystander, memory, patience
     assert_refused(attacker.post(chat(stop=["a", "é" * 2049])), "stop", "4096")
     completion = {"model": "demo", "prompt": ["x"] * 8, "n": 128, "max_tokens": 8}
     assert_refused(attacker.post({**completion, "stop": "y" * 5000}, "/v1/completions"), "stop", "4096")
-    with ThreadPoolExecutor(1) as pool:
+    with asking(bystander) as seconds:
         stops = ["x" * 4096, "xy" * 2048, "y" * 4096, "yx" * 2048]
-        sent = pool.submit(attacker.post, {**completion, "stop": stops}, "/v1/completions")
-        assert small(bystander) < patience
-        assert sent.result().status_code == 200
+        assert attacker.post({**completion, "stop": stops}, "/v1/completions").status_code == 200
+    assert max(seconds) < patience, seconds
     assert memory.grown() < ONE
 
 
@@ -201,21 +189,10 @@ def test_a_hundred_heavy_requests_of_one_key_leave_room_for_others_and_give_it_b
     bodies += [under(schema(source), n=64, max_tokens=30) for _ in range(40)]
     bodies += [chat(n=128, stop=["x" * (1 << 18)]) for _ in range(10)]
     bodies += [under(every(words(240, 4, seed=seed))) for seed in range(20)]
-    done = threading.Event()
-    slowest = []
-
-    def watch():
-        while not done.is_set():
-            slowest.append(small(bystander))
-
-    with ThreadPoolExecutor(101) as pool:
-        watching = pool.submit(watch)
+    with asking(bystander) as seconds, ThreadPoolExecutor(100) as pool:
         statuses = {answer.status_code for answer in pool.map(attacker.post, bodies)}
-        done.set()
-        watching.result()
     assert statuses <= {200, 400, 429}, statuses
-    # Most wait for a few steps only; the slowest for many compiles at once.
-    assert max(slowest) < patience and statistics.median(slowest) < patience / 4, slowest
+    assert max(seconds) < patience, seconds
     assert memory.grown() < HUNDRED
     sdk.wait_for(lambda: memory.now() < memory.before + ONE, "the memory of the requests", 30)
 

@@ -14,6 +14,8 @@
 //! - A step has one row of every sequence that is answering, then pieces of prompts within the budget, in equal parts for
 //!   each organisation: a quarter of its part for its oldest prompt, the remainder for those that need least. So a long
 //!   prompt delays no short one, and short ones delay no long one without end.
+//! - Beside answers, the prompts of an organisation bring a few new adapters into a step: requests that waited for their
+//!   adapters together do not make one step long for all.
 //! - If two prompts begin alike, the younger waits for the older one's blocks instead of computing the same.
 //! - Rows of one adapter generation stand next to each other, the base first.
 //! - A sequence whose client has gone is removed with its blocks at the next sweep, waiting or running.

@@ -48,6 +48,38 @@ fn a_bulk_of_embeddings_does_not_keep_an_answer_waiting() {
     assert!(next.contains(&(99, 5)), "{next:?}");
 }
 
+#[test]
+fn prompts_that_waited_for_their_adapters_enter_a_few_adapters_at_a_time_beside_answers() {
+    let mut scheduler = scheduler(32, 200, 200);
+    let cold = |number: usize, rows: usize, adapter: usize| {
+        request(&Client::new(number), Lane::Answer, rows, 50, Some(&format!("cold-{adapter}")))
+    };
+    // Nobody answers yet: all at once.
+    for number in 0..5 {
+        scheduler.submit(cold(number, 4, number));
+    }
+    assert_eq!(run_step(&mut scheduler).len(), 5);
+    // Beside answers: the oldest, then the one that needs least, and whoever's adapter is in the step anyway.
+    for (number, rows, adapter) in [(10, 9, 10), (11, 8, 11), (12, 4, 12), (13, 5, 13)] {
+        scheduler.submit(cold(number, rows, adapter));
+    }
+    scheduler.submit(cold(14, 6, 0));
+    scheduler.submit(answer(15, 30, 50));
+    let prompts = |step: Vec<(usize, usize)>| {
+        let mut prompts: Vec<_> = step.into_iter().filter(|(_, rows)| *rows > 1).map(|(number, _)| number).collect();
+        prompts.sort_unstable();
+        prompts
+    };
+    assert_eq!(prompts(run_step(&mut scheduler)), [10, 12, 14, 15]);
+    assert_eq!(prompts(run_step(&mut scheduler)), [11, 13]);
+    // Another organisation waits for none of them.
+    for number in 20..25 {
+        scheduler.submit(cold(number, 4, number));
+    }
+    scheduler.submit(NewSequence { organization: "other".into(), ..cold(30, 6, 30) });
+    assert_eq!(prompts(run_step(&mut scheduler)), [20, 21, 30]);
+}
+
 /// State of a request under random load, as the test knows it.
 struct Known {
     client: Client,

@@ -7,6 +7,11 @@ use super::{Owner, Scheduler};
 /// Divisor of an organisation's rows for the part of its oldest prompt.
 const OLDEST_PROMPT: usize = 4;
 
+/// Adapters that prompts of an organisation may bring into a step beside the answers' own: one for so many answers, and
+/// these at least. Each is read from memory once more, whatever few rows it has.
+const ANSWERS_PER_NEW_ADAPTER: usize = 8;
+const NEW_ADAPTERS: usize = 2;
+
 impl<T: Owner> Scheduler<T> {
     /// Returns the indices of running sequences with their number of rows in the next step, in the order of admission.
     pub(super) fn shares(&mut self) -> Vec<(usize, usize)> {
@@ -29,7 +34,12 @@ impl<T: Owner> Scheduler<T> {
                 prompts.push(index);
             }
         }
-        let mut organizations = self.by_organization(prompts);
+        let mut organizations: Vec<(usize, Vec<usize>)> = (self.by_organization(prompts).into_iter())
+            .map(|mut prompts| {
+                self.defer_new_adapters(&mut prompts);
+                (prompts.iter().map(|index| self.running[*index].pending()).sum(), prompts)
+            })
+            .collect();
         // Who wants less than an equal part leaves the rest to the others.
         organizations.sort_by_key(|(wanted, _)| *wanted);
         let count = organizations.len();
@@ -41,21 +51,41 @@ impl<T: Owner> Scheduler<T> {
         shares.into_iter().enumerate().filter(|(_, rows)| *rows > 0).collect()
     }
 
-    /// Returns the prompts of each organisation with the number of rows that they need.
-    fn by_organization(&self, prompts: Vec<usize>) -> Vec<(usize, Vec<usize>)> {
+    /// Returns the prompts of each organisation.
+    fn by_organization(&self, prompts: Vec<usize>) -> Vec<Vec<usize>> {
         let organization = |index: usize| &self.running[index].place.organization;
-        let mut groups: Vec<(usize, Vec<usize>)> = Vec::new();
+        let mut groups: Vec<Vec<usize>> = Vec::new();
         for index in prompts {
-            let pending = self.running[index].pending();
-            match groups.iter_mut().find(|(_, group)| organization(group[0]) == organization(index)) {
-                Some((wanted, group)) => {
-                    *wanted += pending;
-                    group.push(index);
-                }
-                None => groups.push((pending, vec![index])),
+            match groups.iter_mut().find(|group| organization(group[0]) == organization(index)) {
+                Some(group) => group.push(index),
+                None => groups.push(vec![index]),
             }
         }
         groups
+    }
+
+    /// Leaves prompts of an organisation for a later step, so that requests that waited for their adapters together do
+    /// not delay every answer at once: keeps the oldest prompt and those that need least rows, until they bring as many
+    /// new adapters as answers may stand.
+    fn defer_new_adapters(&self, prompts: &mut Vec<usize>) {
+        let adapter = |index: usize| self.running[index].adapter.as_ref().map(|adapter| adapter.id.as_str());
+        let answering = (0..self.running.len()).filter(|index| self.running[*index].is_answering());
+        let (answers, mut adapters) = answering.fold((0, HashSet::from([None])), |(count, mut adapters), index| {
+            adapters.insert(adapter(index));
+            (count + 1, adapters)
+        });
+        if answers == 0 {
+            return;
+        }
+        let most = adapters.len() + NEW_ADAPTERS.max(answers / ANSWERS_PER_NEW_ADAPTER);
+        let mut order = prompts.clone();
+        order.get_mut(1..).unwrap_or_default().sort_by_key(|index| self.running[*index].pending());
+        for index in order {
+            if adapters.len() < most {
+                adapters.insert(adapter(index));
+            }
+        }
+        prompts.retain(|index| adapters.contains(&adapter(*index)));
     }
 
     /// Gives a quarter of `rows` to the first of `prompts`, the oldest, and the remainder to those that need least.

@@ -60,17 +60,30 @@ mod tests {
     use axum::response::IntoResponse as _;
 
     use super::*;
-    use crate::store;
+    use crate::{adapters, jobs, model, store};
 
     #[test]
-    fn a_disk_that_takes_nothing_is_told_so_and_not_asked_again() {
-        let of = |kind: std::io::ErrorKind| Problem::from(store::Error::io("write")(kind.into())).into_response();
+    fn a_disk_that_takes_nothing_is_told_so_by_every_layer_and_not_asked_again() {
+        let of_every_layer = |kind: std::io::ErrorKind| {
+            [
+                Problem::from(store::Error::io("write")(kind.into())),
+                Problem::from(adapters::Error::io("write")(kind.into())),
+                Problem::from(jobs::Error::io("write")(kind.into())),
+                Problem::from(attune_train::Error::io("write")(kind.into())),
+                Problem::from(model::Error::io("write")(kind.into())),
+                Problem::io("write")(kind.into()),
+            ]
+        };
         for (kind, status) in [(std::io::ErrorKind::StorageFull, 507), (std::io::ErrorKind::ReadOnlyFilesystem, 503)] {
-            assert_eq!(of(kind).status(), status);
-            assert_eq!(of(kind).headers()["x-should-retry"], "false");
-            assert_eq!(Problem::io("write")(kind.into()).status, status);
+            for problem in of_every_layer(kind) {
+                let answer = problem.into_response();
+                assert_eq!(answer.status(), status);
+                assert_eq!(answer.headers()["x-should-retry"], "false");
+            }
         }
-        assert_eq!(of(std::io::ErrorKind::PermissionDenied).status(), 500);
+        for problem in of_every_layer(std::io::ErrorKind::PermissionDenied) {
+            assert_eq!(problem.into_response().status(), 500);
+        }
         assert!(!Problem::stopping().into_response().headers().contains_key("x-should-retry"));
     }
 }

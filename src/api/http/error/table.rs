@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use super::{Problem, RateLimit, SERVER_ERROR};
 use crate::datasets::Purpose;
 use crate::off_thread::Lost;
+use crate::store::StorageFault;
 use crate::{adapters, engine, jobs, model, store};
 
 impl From<Lost> for Problem {
@@ -21,7 +22,8 @@ impl From<model::Error> for Problem {
             Model::Template(_) => Self::invalid("messages", message),
             Model::NotEncodable(_) => Self::bad_request(message),
             Model::OutOfMemory | Model::DeviceLost => Self::unavailable(message),
-            Model::Setup(_) | Model::Tensor(_) | Model::Io { .. } | Model::Internal(_) => Self::defect(message),
+            Model::Io { source, .. } => Self::of_disk(StorageFault::of(&*source), message),
+            Model::Setup(_) | Model::Tensor(_) | Model::Internal(_) => Self::defect(message),
         }
     }
 }
@@ -42,7 +44,8 @@ impl From<engine::Error> for Problem {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER_ERROR, message).code("request_timeout")
             }
             Engine::Unavailable(_) => Self::unavailable(message),
-            Engine::Setup(_) | Engine::Io { .. } | Engine::Internal(_) => Self::defect(message),
+            Engine::Io { source, .. } => Self::of_disk(StorageFault::of(&*source), message),
+            Engine::Setup(_) | Engine::Internal(_) => Self::defect(message),
         }
     }
 }
@@ -74,7 +77,8 @@ impl From<attune_train::Error> for Problem {
             Train::InsufficientMemory(_) => Self::invalid_code("max_seq_length", "insufficient_memory", message),
             Train::NonFiniteLoss(_) => Self::invalid_code("learning_rate_multiplier", "non_finite_loss", message),
             Train::Cancelled => Self::stopping(),
-            Train::Checkpoint(_) | Train::Io { .. } | Train::Internal(_) => Self::defect(message),
+            Train::Io { source, .. } => Self::of_disk(StorageFault::of(&*source), message),
+            Train::Checkpoint(_) | Train::Internal(_) => Self::defect(message),
         }
     }
 }
@@ -133,7 +137,8 @@ impl From<adapters::Error> for Problem {
             Adapters::FolderNotFound(_) => Self::not_found(message),
             Adapters::Overloaded { retry_after, .. } => Self::overloaded(message, retry_after),
             Adapters::Unavailable(_) => Self::unavailable(message),
-            Adapters::Io { .. } | Adapters::Internal(_) => Self::defect(message),
+            Adapters::Io { source, .. } => Self::of_disk(StorageFault::of(&*source), message),
+            Adapters::Internal(_) => Self::defect(message),
         }
     }
 }
@@ -159,7 +164,8 @@ impl From<jobs::Error> for Problem {
             Jobs::Overloaded { retry_after, .. } => Self::overloaded(message, retry_after),
             Jobs::Unavailable(_) => Self::unavailable(message),
             Jobs::Cancelled => Self::stopping(),
-            Jobs::Io { .. } | Jobs::Internal(_) => Self::defect(message),
+            Jobs::Io { source, .. } => Self::of_disk(StorageFault::of(&*source), message),
+            Jobs::Internal(_) => Self::defect(message),
         }
     }
 }
