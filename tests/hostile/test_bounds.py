@@ -120,6 +120,19 @@ def test_a_body_of_many_values_is_refused_by_the_memory_that_they_take(attacker,
     assert memory.grown() < ONE
 
 
+@pytest.mark.parametrize("value", [b"null", b"[]", b'""', b"{}", b"1", b"[1]", b'{"a":1}'])
+@pytest.mark.parametrize("place", [b'"tools":[%s]', b'"x":[%s]', b'"messages":[{"role":"user","content":[%s]}]', b'"stop":[%s]'])
+def test_a_list_that_has_just_grown_stays_within_the_memory_of_one_request(attacker, memory, place, value):
+    # One value more than a power of two: it was just copied to twice the room.
+    most = (LONG - 1000) // (len(value) + 1)
+    count = min((1 << 20) + 1, most)
+    body = b'{"model":"demo","prompt":"x",' + place.replace(b"%s", b",".join([value] * count)) + b"}"
+    for path in ("/v1/chat/completions", "/v1/engines/demo/completions"):
+        answer = raw(attacker, body, path)
+        assert answer.status_code in (200, 400, 413), answer.text[:300]
+        assert memory.grown() < ONE, f"{answer.status_code} {answer.text[:200]}"
+
+
 def test_too_many_inputs_are_told_how_many_fit(attacker, memory):
     for value in (b'"a"', b"[1]"):
         body = b'{"model":"demo","input":[' + (value + b",") * 1_900_000 + value + b"]}"

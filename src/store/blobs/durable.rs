@@ -6,12 +6,20 @@ use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bytemuck::{Pod, Zeroable};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 use super::{CHUNK_BYTES, PUT_ATTEMPTS};
 
 /// Rest after a piece that is written beside requests, as a multiple of the time that it took.
 const REST: u32 = 3;
 /// The same at the most: a slow disk takes no core.
 const LONGEST_REST: Duration = Duration::from_millis(10);
+
+/// Memory that a disk takes without a copy: as large as, and aligned to, any disk's blocks.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
 
 /// Writes `content` to a new file beside `target` in pieces with rests, then [renames](rename) it: a core is never
 /// taken for long.
@@ -30,12 +38,32 @@ pub(super) fn write_with_rests(content: &[u8], target: &Path, folder: &Path) -> 
 
 fn write_pieces(content: &[u8], path: &Path) -> io::Result<()> {
     let mut file = with_folder(path, || File::create_new(path))?;
-    for piece in content.chunks(CHUNK_BYTES) {
+    let whole = content.len() / size_of::<Page>() * size_of::<Page>();
+    let mut pages = vec![Page::zeroed(); CHUNK_BYTES.min(whole) / size_of::<Page>()];
+    let mut past_cache = past_cache(&file, true);
+    for piece in content[..whole].chunks(CHUNK_BYTES) {
         let begin = Instant::now();
-        file.write_all(piece)?;
+        let aligned: &mut [u8] = &mut bytemuck::must_cast_slice_mut(&mut pages)[..piece.len()];
+        aligned.copy_from_slice(piece);
+        match file.write_all(aligned) {
+            // The file system has no such way after all; nothing was written.
+            Err(error) if past_cache && error.kind() == ErrorKind::InvalidInput => {
+                past_cache = self::past_cache(&file, false);
+                file.write_all(aligned)?;
+            }
+            written => written?,
+        }
         std::thread::sleep((REST * begin.elapsed()).min(LONGEST_REST));
     }
-    Ok(())
+    self::past_cache(&file, false);
+    file.write_all(&content[whole..])
+}
+
+/// Lets writes of whole pages go past the page cache, or no longer: they cost a core half as much, and leave nothing to
+/// flush. Returns whether they do; a file system may have no such way.
+fn past_cache(file: &File, wanted: bool) -> bool {
+    let flags = if wanted { OFlag::O_DIRECT } else { OFlag::empty() };
+    fcntl(file, FcntlArg::F_SETFL(flags)).is_ok() && wanted
 }
 
 /// Makes something in the folder of `path`, and that folder; again where a deletion took the folder away in between.
