@@ -61,7 +61,7 @@ def surroundings(hub, home, settings=None):
 
 def start(binary, hub, home, *arguments, settings=None, **options):
     return subprocess.Popen(
-        [str(binary), "pull", *arguments], env=surroundings(hub, home, settings),
+        [str(binary), "pull", *(arguments or [NAME])], env=surroundings(hub, home, settings),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
     )  # fmt: skip
 
@@ -75,7 +75,7 @@ def finish(process, within=60):
 
 
 def pull(binary, hub, home, *arguments, **options):
-    return finish(start(binary, hub, home, *(arguments or [NAME]), **options))
+    return finish(start(binary, hub, home, *arguments, **options))
 
 
 def pulled(binary, hub, home, *arguments, **options):
