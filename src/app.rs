@@ -1,5 +1,7 @@
 //! Builds everything once and runs it: database, models, engines, queue, worker, HTTP. Called by `main` and by tests.
 
+pub(crate) mod by_name;
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -54,8 +56,10 @@ pub struct App {
 
 impl App {
     /// Starts the database if it is private, loads the models and starts an engine for each.
-    pub async fn build(config: Config) -> Result<Self> {
+    pub async fn build(mut config: Config) -> Result<Self> {
         api::record_metrics()?;
+        // Nothing else is started while models are downloaded.
+        by_name::resolve(&mut config.models, &by_name::Log::default()).await?;
         // A path that is no model's is told at once, not after a database has been set up.
         for entry in &config.models {
             folder::check(&entry.path)?;

@@ -8,7 +8,9 @@ mod health;
 mod jobs;
 mod keys;
 mod log;
+mod models;
 mod output;
+mod pull;
 mod table;
 
 use std::net::SocketAddr;
@@ -19,6 +21,8 @@ use self::costs::CostsOptions;
 use self::estimate::EstimateOptions;
 use self::jobs::JobsCommand;
 use self::keys::KeysCommand;
+use self::models::ModelsOptions;
+use self::pull::PullOptions;
 use crate::app::{App, open_store};
 use crate::config::{Config, Secret};
 use crate::model::device::DeviceChoice;
@@ -50,6 +54,10 @@ enum Command {
     Worker(WorkerOptions),
     /// Ask the server with this configuration whether it is ready: 0 if it is, for health checks.
     Health(HealthOptions),
+    /// Download a model of a hub, or what is missing of it, and print where it is.
+    Pull(PullOptions),
+    /// List the models that are there, what each takes in memory, and whether it serves and trains.
+    Models(ModelsOptions),
     /// Bring the database up to date.
     Migrate(Options),
     /// Create, list and revoke API keys. The server may run meanwhile, on the same data folder or database.
@@ -94,7 +102,7 @@ struct Options {
     #[command(flatten)]
     place: DataDirArgs,
     /// Serve this base model; may be given more than once [default: demo=models/demo].
-    #[arg(long = "model", value_name = "ID=PATH")]
+    #[arg(long = "model", value_name = "ID=PATH|ID=hf:OWNER/NAME")]
     models: Vec<ModelEntry>,
     /// Run models on this device: auto, cpu or cuda:N [default: auto].
     #[arg(long)]
@@ -204,6 +212,8 @@ fn start(cli: Cli) -> Result<ExitCode> {
         Command::Openapi { check } => openapi(check),
         Command::Jobs { command } => return block_on(quiet, false, command.run()),
         Command::Costs(options) => options.run(),
+        Command::Pull(options) => block_on(quiet, false, options.run()),
+        Command::Models(options) => options.run(),
         Command::Estimate(options) => {
             let config = options.place().load()?;
             block_on(quiet, config.log_json, options.run(config))

@@ -1,6 +1,7 @@
 //! The one typed configuration, from defaults, a file, the environment and flags, checked once at start.
 //!
-//! Called by `main`; everything else receives the values it needs. Nothing else in the crate reads the environment.
+//! Called by `main`; everything else receives the values it needs. Nothing else in the crate reads the environment,
+//! but for the variables of Hugging Face's programs, which `attune-hub` reads.
 //! [`limits`] has the limits on requests, `retention` how long things are kept, `secrets` what no message may show.
 
 pub mod limits;
@@ -24,6 +25,7 @@ pub use self::limits::Limits;
 pub use self::retention::Retention;
 pub use self::secrets::Secret;
 use crate::datasets::spelling::nearest;
+use crate::hub::ModelName;
 pub use crate::model::device::DeviceChoice;
 pub use crate::model::entry::ModelEntry;
 pub use crate::model::linear::Dtype;
@@ -233,6 +235,9 @@ impl Config {
             let fault = |what: String| Error(format!("model `{}`: {what}", model.id));
             model.storage(&Device::Cpu).check().map_err(|error| fault(error.to_string()))?;
             model.check_answers().map_err(fault)?;
+            if let Some(name) = ModelName::of_path(&model.path) {
+                name.map_err(|error| fault(error.to_string()))?;
+            }
         }
         self.check_aliases()?;
         if !is_visible(&self.organization) {

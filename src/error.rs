@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::off_thread::Lost;
-use crate::{adapters, config, engine, jobs, model, store};
+use crate::{adapters, config, engine, hub, jobs, model, store};
 
 /// The result of everything in `app` and `cli` that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -35,6 +35,10 @@ pub enum Error {
     /// A model cannot be loaded.
     #[error(transparent)]
     Model(#[from] model::Error),
+
+    /// A model cannot be found or downloaded.
+    #[error(transparent)]
+    Hub(#[from] hub::Error),
 
     /// A file or a setting of training cannot be used.
     #[error(transparent)]

@@ -17,7 +17,8 @@
 //! 10. [`engine`]: token ids to tokens and vectors; rows of many requests and adapters in one step.
 //! 11. [`train`], [`datasets`]: fits an adapter to a dataset; reads training files and renders them to tokens.
 //! 12. [`model`]: weights, tokenizer, chat template, LoRA, and the decoder over the kernels for CPU and GPU.
-//! 13. [`system`], [`format`]: the machine and the process's memory; figures for people.
+//! 13. [`hub`]: models by name, in the cache or downloaded.
+//! 14. [`system`], [`format`]: the machine and the process's memory; figures for people.
 //!
 //! Nothing but `api` knows HTTP, and SQL stands in `store` and `jobs` alone. One request and one job are followed from
 //! end to end in `docs/architecture.md`.
@@ -36,6 +37,7 @@ mod off_thread;
 pub mod store;
 
 pub use attune_engine as engine;
+pub use attune_hub as hub;
 pub use attune_model as model;
 pub use attune_support::{format, system};
 pub use attune_train::{datasets, train};

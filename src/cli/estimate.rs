@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::app::open_store_beside;
+use crate::app::{by_name, open_store_beside};
 use crate::config::Config;
 use crate::jobs::JobSpec;
 use crate::jobs::cost::Pricing;
@@ -27,6 +27,7 @@ use tokio_util::io::ReaderStream;
 
 use super::client::{AccountArgs, Server};
 use super::output::{self, note};
+use super::pull::Display;
 use crate::cli::DataDirArgs;
 
 /// The flags of `attune estimate`.
@@ -136,7 +137,8 @@ impl EstimateOptions {
 
     /// Loads the model and estimates on this machine.
     async fn measure(&self, config: Config) -> Result<Value> {
-        let (config, entry) = self.choose(config)?;
+        let (config, mut entry) = self.choose(config)?;
+        by_name::resolve(std::slice::from_mut(&mut entry), &Display::new()).await?;
         folder::check(&entry.path)?;
         let spec = self.spec(&entry.id)?;
         let training = open(&self.file)?;

@@ -80,7 +80,7 @@ def test_a_path_that_is_no_model_is_told_before_a_database_starts(binary, tmp_pa
     empty = tmp_path / "empty"
     empty.mkdir()
     for path, says in [
-        ("HuggingFaceTB/SmolLM2-135M-Instruct", "nothing is downloaded"),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "attune pull huggingfacetb/smollm2"),
         (gguf, "gguf files do not load"),
         (attunelib.DEMO / "model.safetensors", f"give its folder, {attunelib.DEMO}"),
         (encoder, "`bert` is not supported (an encoder"),

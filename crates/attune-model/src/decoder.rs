@@ -150,7 +150,7 @@ impl Block {
         let norm = |name: &str, width: usize| weights.get(&format!("{prefix}.{name}.weight"), &[width]);
         let linear = |site: Site, input: usize, output: usize| -> Result<Linear> {
             let name = format!("{prefix}.{}", site.path());
-            let weight = weights.get(&format!("{name}.weight"), &[output, input])?;
+            let weight = weights.matrix(&format!("{name}.weight"), [output, input])?;
             let bias_name = format!("{name}.bias");
             let has_bias = match site {
                 Site::Query | Site::Key | Site::Value => config.biases.query_key_value,
@@ -165,7 +165,7 @@ impl Block {
                 }
                 None
             };
-            Linear::new(&weight, bias, storage, kernels)
+            Linear::of(&weight, bias, storage, kernels)
         };
         let query_key_norm = if config.query_key_norm {
             Some((norm("self_attn.q_norm", config.head_dim)?, norm("self_attn.k_norm", config.head_dim)?))

@@ -16,7 +16,8 @@ use crate::sampling_settings::SamplingSettings;
 pub struct ModelEntry {
     /// The id that clients use.
     pub id: String,
-    /// The folder with `config.json`, `*.safetensors` and `tokenizer.json`.
+    /// The folder with `config.json`, `*.safetensors` and `tokenizer.json`, or a name on a hub after `hf:`, which the
+    /// start replaces by the folder in the cache.
     pub path: PathBuf,
     /// Type of the weight matrices in memory that are not quantized, whatever the checkpoint's precision; by default
     /// f32 on the CPU, bf16 on a GPU.
@@ -71,11 +72,11 @@ impl ModelEntry {
 impl std::str::FromStr for ModelEntry {
     type Err = String;
 
-    /// Parses `ID=PATH`, the form of `--model`.
+    /// Parses `ID=PATH` or `ID=hf:OWNER/NAME`, the forms of `--model`.
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
             Some((id, path)) if !id.is_empty() && !path.is_empty() => Ok(Self::new(id, path)),
-            _ => Err(format!("`{text}` is not ID=PATH, for example demo=models/demo")),
+            _ => Err(format!("`{text}` is not ID=PATH or ID=hf:OWNER/NAME, for example demo=models/demo")),
         }
     }
 }

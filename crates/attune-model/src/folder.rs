@@ -53,7 +53,7 @@ fn list(path: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Says what to do where nothing is: what looks like a model's name on a hub is not downloaded.
+/// Says what to do where nothing is: a model's name on a hub is told from a path by `hf:`.
 fn missing(path: &Path) -> Error {
     let text = path.to_string_lossy();
     let plain = |part: &str| {
@@ -64,11 +64,14 @@ fn missing(path: &Path) -> Error {
         Some((owner, name)) if plain(owner) && plain(name) => fault(
             path,
             &format!(
-                "there is no such folder, and nothing is downloaded. If you mean the model of this name on Hugging Face, \
-                 get it with `hf download {text} --local-dir models/{name}` and give the folder models/{name}"
+                "there is no such folder. If you mean the model of this name on Hugging Face, write hf:{text} in place of \
+                 the path; `attune pull {text}` downloads it beforehand"
             ),
         ),
-        _ => fault(path, &format!("there is no such folder; give one with {NEEDED} (nothing is downloaded)")),
+        _ => fault(
+            path,
+            &format!("there is no such folder; give one with {NEEDED}, or a model of a hub as hf:OWNER/NAME"),
+        ),
     }
 }
 

@@ -40,9 +40,12 @@ fn files_instead_of_a_folder_are_told_from_one_another() {
 }
 
 #[test]
-fn names_on_a_hub_are_not_downloaded() {
+fn a_name_on_a_hub_is_told_how_to_be_written() {
     let error = check(Path::new("HuggingFaceTB/SmolLM2-135M-Instruct")).unwrap_err().to_string();
-    assert!(error.contains("nothing is downloaded") && error.contains("hf download HuggingFaceTB/Smol"), "{error}");
+    assert!(
+        error.contains("write hf:HuggingFaceTB/Smol") && error.contains("`attune pull HuggingFaceTB/Smol"),
+        "{error}"
+    );
     for path in ["gpt2", "/no/such/folder", "./a/b", "../a"] {
         let error = check(Path::new(path)).unwrap_err().to_string();
         assert!(error.contains("there is no such folder; give one with config.json"), "{error}");

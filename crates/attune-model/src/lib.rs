@@ -2,6 +2,7 @@
 //! of weights. Called by `engine` (steps over a paged cache) and by `train` (packed sequences, explicit backward).
 
 mod address;
+pub mod blocks;
 pub mod chat;
 pub mod chat_template;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod kernels;
 pub mod kv_cache;
 pub mod linear;
 pub mod lora;
+pub mod matrix;
 pub mod python_json;
 pub mod rope;
 pub mod rope_scaling;

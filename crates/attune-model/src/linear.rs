@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernels::cpu::panels::{self, Panels, Precision};
 use crate::kernels::{Dense, GpuKernels, Kernels, Norm};
+use crate::matrix::Matrix;
 use crate::{Error, Result};
 
 /// Type in which a weight is held. Arithmetic is f32 with all types on the CPU; on a GPU, sums are.
@@ -120,6 +121,16 @@ impl Linear {
             Some("q8_0") if kernels.is_cpu() => Self::unquantized(weight, bias, storage, kernels),
             Some(format) => Self::blocks(weight, bias, format, kernels),
         }
+    }
+
+    /// Makes a layer of a checkpoint's `matrix` and `bias` `[out]`, held as `storage` says.
+    pub fn of(matrix: &Matrix, bias: Option<Tensor>, storage: &Storage, kernels: &Kernels) -> Result<Self> {
+        Self::new(&matrix.dense(kernels.device())?, bias, storage, kernels)
+    }
+
+    /// Makes an embedding or output head of a checkpoint's `matrix`, `[vocabulary, hidden]`.
+    pub fn table_of(matrix: &Matrix, storage: &Storage, kernels: &Kernels) -> Result<Self> {
+        Self::table(&matrix.dense(kernels.device())?, storage, kernels)
     }
 
     /// Makes an embedding or output head, `[vocabulary, hidden]`: never in the blocks of mistral.rs, which have no rows

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 
+use crate::matrix::Matrix;
 use crate::{Error, Result};
 
 /// Tensors of a checkpoint, read one by one.
@@ -58,6 +59,11 @@ impl Weights {
         }
         let tensor = files.load(name, &self.device)?;
         Ok(tensor.to_dtype(DType::F32)?.contiguous()?)
+    }
+
+    /// Loads the weight matrix `name` `[outputs, inputs]` in the form that the checkpoint has it in.
+    pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        self.get(name, &shape).map(Matrix::Dense)
     }
 
     /// Loads the tensor `name`; `None` if the checkpoint has none.

@@ -1,0 +1,86 @@
+//! Block formats of GGUF files: what a block holds, and its values. Read by `gguf` and by the panels of products.
+
+use bytes::Bytes;
+
+use crate::{Error, Result};
+
+/// Type of a tensor of a GGUF file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(non_camel_case_types, missing_docs, reason = "the format's own names")]
+pub enum BlockType {
+    F32,
+    F16,
+    Bf16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    Iq4Nl,
+    Iq4Xs,
+    Mxfp4,
+}
+
+impl BlockType {
+    /// Returns the number of weights of a block and its bytes.
+    pub fn size(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 | Self::Bf16 => (1, 2),
+            Self::Q4_0 | Self::Iq4Nl => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q5_0 => (32, 22),
+            Self::Q5_1 => (32, 24),
+            Self::Q8_0 => (32, 34),
+            Self::Q2_K => (256, 84),
+            Self::Q3_K => (256, 110),
+            Self::Q4_K => (256, 144),
+            Self::Q5_K => (256, 176),
+            Self::Q6_K => (256, 210),
+            Self::Iq4Xs => (256, 136),
+            Self::Mxfp4 => (32, 17),
+        }
+    }
+}
+
+/// A matrix `[rows, columns]` in blocks along its rows.
+#[derive(Debug, Clone)]
+pub struct BlockMatrix {
+    kind: BlockType,
+    rows: usize,
+    columns: usize,
+    /// Rows one after the other, without gaps; mostly a part of a mapped file.
+    bytes: Bytes,
+}
+
+impl BlockMatrix {
+    /// Makes a matrix of `bytes`; refuses a width that is no whole number of blocks, or another number of bytes.
+    pub fn new(kind: BlockType, rows: usize, columns: usize, bytes: Bytes) -> Result<Self> {
+        let (weights, size) = kind.size();
+        let wanted = rows.checked_mul(columns / weights).and_then(|blocks| blocks.checked_mul(size));
+        if !columns.is_multiple_of(weights) || wanted != Some(bytes.len()) {
+            return Err(Error::Setup(format!("{} bytes are no {rows} x {columns} matrix of {kind:?}", bytes.len())));
+        }
+        Ok(Self { kind, rows, columns, bytes })
+    }
+
+    /// Returns the type, the rows and the columns.
+    pub fn shape(&self) -> (BlockType, usize, usize) {
+        (self.kind, self.rows, self.columns)
+    }
+
+    /// Returns the bytes, row by row.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Computes the values in f32, `[rows, columns]`.
+    pub fn dequantize(&self) -> Result<Vec<f32>> {
+        Err(Error::Setup(format!("blocks of {:?} are not read yet", self.kind)))
+    }
+}

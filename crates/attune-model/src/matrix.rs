@@ -1,0 +1,64 @@
+//! A weight matrix as its checkpoint stores it, before it is packed for products. Read by `weights`, taken by
+//! [`Linear`](crate::linear::Linear).
+
+use candle_core::{Device, Tensor};
+
+use crate::Result;
+use crate::blocks::BlockMatrix;
+
+/// A weight matrix `[outputs, inputs]` of a checkpoint.
+#[derive(Debug, Clone)]
+pub enum Matrix {
+    /// Numbers in f32.
+    Dense(Tensor),
+    /// Blocks of a GGUF file, with the very values of the file.
+    Blocks(BlockMatrix),
+    /// Whole numbers with scales, of a quantized safetensors checkpoint.
+    Grouped(GroupedMatrix),
+}
+
+impl Matrix {
+    /// Returns the values in f32 on `device`, `[outputs, inputs]`.
+    pub fn dense(&self, device: &Device) -> Result<Tensor> {
+        match self {
+            Self::Dense(weight) => Ok(weight.to_device(device)?),
+            Self::Blocks(blocks) => {
+                let (_, rows, columns) = blocks.shape();
+                Ok(Tensor::from_vec(blocks.dequantize()?, (rows, columns), device)?)
+            }
+            Self::Grouped(grouped) => {
+                Ok(Tensor::from_vec(grouped.dequantize(), (grouped.outputs, grouped.inputs), device)?)
+            }
+        }
+    }
+}
+
+/// Whole numbers with a scale, and sometimes an offset, for each group of inputs of a row: the value at a place is
+/// `scale · quant + offset`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupedMatrix {
+    /// Rows.
+    pub outputs: usize,
+    /// Columns.
+    pub inputs: usize,
+    /// Inputs that share a scale; divides `inputs`.
+    pub group: usize,
+    /// `[outputs, inputs]`
+    pub quants: Vec<i8>,
+    /// `[outputs, inputs / group]`
+    pub scales: Vec<f32>,
+    /// `[outputs, inputs / group]`; `None` if all are zero.
+    pub offsets: Option<Vec<f32>>,
+}
+
+impl GroupedMatrix {
+    /// Computes the values, `[outputs, inputs]`.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let groups = self.quants.chunks_exact(self.group).zip(&self.scales).enumerate();
+        let values = groups.flat_map(|(index, (quants, scale))| {
+            let offset = self.offsets.as_ref().map_or(0.0, |offsets| offsets[index]);
+            quants.iter().map(move |quant| f32::from(*quant) * scale + offset)
+        });
+        values.collect()
+    }
+}
