@@ -1,5 +1,5 @@
 //! AWQ in the order of its `gemm` kernels: whole numbers of 4 bits, eight outputs in a word, with a scale and a zero
-//! point for each group of inputs and each output (Lin et al., 2023; the files of AutoAWQ). Called by
+//! point for each group of inputs and each output (Lin et al., 2023; the files of `AutoAWQ`). Called by
 //! [`Format::values`](super::settings::Format).
 
 use serde_json::Value;

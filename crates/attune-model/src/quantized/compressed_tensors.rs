@@ -1,5 +1,6 @@
-//! compressed-tensors, the format of llm-compressor: groups of modules with a scheme each, whose weights are packed whole
-//! numbers, whole numbers of 8 bits, FP8, NVFP4 or MXFP4. Called by [`Format::values`](super::settings::Format).
+//! compressed-tensors, the format of llm-compressor: groups of modules with a scheme each, whose weights are packed
+//! whole numbers, whole numbers of 8 bits, FP8, NVFP4 or MXFP4. Called by
+//! [`Format::values`](super::settings::Format).
 
 use safetensors::Dtype;
 use serde_json::Value;

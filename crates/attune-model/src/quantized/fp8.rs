@@ -1,6 +1,6 @@
-//! Weights of 8-bit floating-point numbers (`fp8`, `fbgemm_fp8`): one scale for a matrix, for each row, or for each block
-//! of 128 x 128. Called by [`Format::values`](super::settings::Format); the decoding also by `compressed_tensors` and
-//! `modelopt`.
+//! Weights of 8-bit floating-point numbers (`fp8`, `fbgemm_fp8`): one scale for a matrix, for each row, or for each
+//! block of 128 x 128. Called by [`Format::values`](super::settings::Format); the decoding also by
+//! `compressed_tensors` and `modelopt`.
 
 use rayon::prelude::*;
 use safetensors::Dtype;

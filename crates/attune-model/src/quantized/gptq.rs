@@ -1,5 +1,5 @@
 //! GPTQ: whole numbers of 2, 3, 4 or 8 bits, packed along the inputs, with a scale and a zero point for each group of
-//! inputs and each output (Frantar et al., 2023; the files of AutoGPTQ and GPTQModel). Called by
+//! inputs and each output (Frantar et al., 2023; the files of `AutoGPTQ` and `GPTQModel`). Called by
 //! [`Format::values`](super::settings::Format).
 //!
 //! The value is `scale · (quant − zero)`. Files of the first version hold `zero − 1`.
@@ -136,8 +136,8 @@ impl Gptq {
         }
     }
 
-    /// Returns true if the file holds zero points as they are. The label is sometimes wrong; in a symmetric matrix, whose
-    /// zero points all are the middle of the range, the numbers themselves tell.
+    /// Returns true if the file holds zero points as they are. The label is sometimes wrong; in a symmetric matrix,
+    /// whose zero points all are the middle of the range, the numbers themselves tell.
     fn is_second_version(&self, name: &str, bits: usize, symmetric: bool, zeros: &Zeros<'_>, groups: usize) -> bool {
         let middle = 1_i16 << (bits - 1);
         let first = zeros.stored(0, 0);
@@ -183,7 +183,7 @@ fn group(value: &Value) -> Result<usize, String> {
     if value.as_i64() == Some(-1) { Ok(usize::MAX) } else { size(value, "group_size") }
 }
 
-/// Reads a rule of GPTQModel's `dynamic`: `-:EXPRESSION` for modules that are not quantized, else an expression with
+/// Reads a rule of `GPTQModel`'s `dynamic`: `-:EXPRESSION` for modules that are not quantized, else an expression with
 /// settings.
 fn exception((pattern, settings): (&String, &Value)) -> Result<(regex::Regex, Option<Exception>), String> {
     if let Some(pattern) = pattern.strip_prefix("-:") {

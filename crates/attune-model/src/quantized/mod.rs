@@ -37,8 +37,8 @@ pub(crate) use self::settings::check;
 use crate::matrix::{GroupedMatrix, Matrix};
 use crate::{Error, Result};
 
-/// Tensors beside a layer's weight that change no weight: biases, which the decoder reads, and scales of activations and
-/// of the key-value cache.
+/// Tensors beside a layer's weight that change no weight: biases, which the decoder reads, and scales of activations
+/// and of the key-value cache.
 const HARMLESS: [&str; 12] = [
     "bias",
     "input_scale",

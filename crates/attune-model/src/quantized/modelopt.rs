@@ -1,4 +1,4 @@
-//! NVIDIA's ModelOpt: FP8 and NVFP4, layer by layer as the tensors are. Called by
+//! NVIDIA's `ModelOpt`: FP8 and NVFP4, layer by layer as the tensors are. Called by
 //! [`Format::values`](super::settings::Format).
 
 use safetensors::Dtype;

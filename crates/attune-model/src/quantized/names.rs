@@ -14,7 +14,7 @@ pub(super) enum Target {
     Name(String),
     /// Modules whose names begin like this.
     Expression(String, Regex),
-    /// A class of PyTorch; of those only `Linear` and `Embedding` are told apart.
+    /// A class of `PyTorch`; of those only `Linear` and `Embedding` are told apart.
     Class(String),
 }
 
@@ -38,7 +38,7 @@ impl Patterns {
         all.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Reads a list of names with `*` for any text, as ModelOpt writes them: whole names or their beginnings.
+    /// Reads a list of names with `*` for any text, as `ModelOpt` writes them: whole names or their beginnings.
     pub(super) fn of_wildcards(list: &Value) -> Result<Self, String> {
         let all = strings(list)?.into_iter().map(|pattern| {
             let parts: Vec<String> = pattern.split('*').map(regex::escape).collect();
