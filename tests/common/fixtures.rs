@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use attune::engine::stops::StopTexts;
@@ -99,17 +99,22 @@ fn make_whole_model(
     let mut weights = candle_core::safetensors::load(folder(family).join("model.safetensors"), &Device::Cpu).unwrap();
     change(&mut weights, &ModelConfig::read(&folder(family)).unwrap());
     candle_core::safetensors::save(&weights, target.path().join("model.safetensors")).unwrap();
+    add_tokenizer(target.path());
+    // The results of transformers are in f32.
+    let entry = ModelEntry { dtype: Some(Dtype::F32), ..ModelEntry::new(family, target.path()) };
+    Arc::new(BaseModel::load_on(&entry, kernels).unwrap())
+}
+
+/// Writes a tokenizer with a word for each id of a fixture.
+pub(crate) fn add_tokenizer(folder: &Path) {
     let words: serde_json::Map<_, _> = (0..160).map(|id| (format!("w{id}"), json!(id))).collect();
     let tokenizer = json!({
         "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
         "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
     });
     for (name, value) in [("tokenizer.json", tokenizer), ("tokenizer_config.json", json!({}))] {
-        std::fs::write(target.path().join(name), value.to_string()).unwrap();
+        std::fs::write(folder.join(name), value.to_string()).unwrap();
     }
-    // The results of transformers are in f32.
-    let entry = ModelEntry { dtype: Some(Dtype::F32), ..ModelEntry::new(family, target.path()) };
-    Arc::new(BaseModel::load_on(&entry, kernels).unwrap())
 }
 
 /// Tensors of a reference file, on the CPU.

@@ -13,6 +13,7 @@ mod gradients;
 mod kernels;
 mod peft;
 mod precision;
+mod quantized;
 
 use attune::model::kernels::Kernels;
 

@@ -238,10 +238,7 @@ fn check_supported(fields: &Fields) -> Result<(), String> {
     if fields.number("partial_rotary_factor")?.is_some_and(|factor| factor < 1.0) {
         return Err("partial_rotary_factor below 1 is not supported".into());
     }
-    if fields.get("quantization_config").is_some() {
-        return Err("checkpoints that are quantized already are not supported; use the original weights".into());
-    }
-    Ok(())
+    crate::quantized::check(|name| fields.get(name))
 }
 
 /// Returns the number of query heads, that of key-value heads, and their width.

@@ -20,6 +20,7 @@ pub mod linear;
 pub mod lora;
 pub mod matrix;
 pub mod python_json;
+mod quantized;
 pub mod rope;
 pub mod rope_scaling;
 pub mod routes;

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::TensorView;
 
 use crate::matrix::Matrix;
+use crate::quantized::{self, Quantized};
 use crate::{Error, Result};
 
 /// Tensors of a checkpoint, read one by one.
@@ -22,6 +24,7 @@ enum Source {
         folder: PathBuf,
         /// True if names lack `model.`: those of a checkpoint of hidden states alone, such as an embedding model's.
         flat: bool,
+        quantized: Quantized,
     },
     /// Normally distributed numbers with this standard deviation; norms are 1.
     Random { deviation: f32 },
@@ -36,7 +39,10 @@ impl Weights {
         let files = unsafe { MmapedSafetensors::multi(&paths) }
             .map_err(|error| Error::Setup(format!("{}: cannot read the weights: {error}", folder.display())))?;
         let flat = files.get("model.embed_tokens.weight").is_err() && files.get("embed_tokens.weight").is_ok();
-        Ok(Self { source: Source::Folder { files, folder: folder.to_path_buf(), flat }, device: device.clone() })
+        let names = files.tensors().into_iter().map(|(name, _)| name).collect();
+        let quantized = Quantized::read(folder, names)?;
+        let folder = folder.to_path_buf();
+        Ok(Self { source: Source::Folder { files, folder, flat, quantized }, device: device.clone() })
     }
 
     /// Makes any tensor that is asked for of random numbers: for measurements, whose speed does not depend on the
@@ -47,8 +53,16 @@ impl Weights {
 
     /// Loads the tensor `name` as f32; refuses one whose shape is not `shape`.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        match *shape {
+            [outputs, inputs] => self.matrix(name, [outputs, inputs])?.dense(&self.device),
+            _ => self.plain(name, shape),
+        }
+    }
+
+    /// Loads the tensor `name`, which is not quantized, as f32.
+    fn plain(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let (files, folder, name) = match &self.source {
-            Source::Folder { files, folder, flat } => (files, folder, stored_name(name, *flat)),
+            Source::Folder { files, folder, flat, .. } => (files, folder, stored_name(name, *flat)),
             Source::Random { .. } if shape.len() == 1 => return Ok(Tensor::ones(shape, DType::F32, &self.device)?),
             Source::Random { deviation } => return Ok(Tensor::randn(0.0_f32, *deviation, shape, &self.device)?),
         };
@@ -57,13 +71,25 @@ impl Weights {
         if view.shape() != shape {
             return Err(fault(&format!("the tensor `{name}` has shape {:?}, expected {shape:?}", view.shape())));
         }
+        if !quantized::is_plain(view.dtype()) {
+            return Err(fault(&format!(
+                "the tensor `{name}` is {:?}, expected numbers in f32, f16 or bf16",
+                view.dtype()
+            )));
+        }
         let tensor = files.load(name, &self.device)?;
         Ok(tensor.to_dtype(DType::F32)?.contiguous()?)
     }
 
     /// Loads the weight matrix `name` `[outputs, inputs]` in the form that the checkpoint has it in.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
-        self.get(name, &shape).map(Matrix::Dense)
+        if let Source::Folder { quantized, flat, .. } = &self.source {
+            let read = quantized.matrix(&|name| self.view(name), stored_name(name, *flat), shape, &self.device);
+            if let Some(matrix) = read.map_err(|message| self.fault(&message))? {
+                return Ok(matrix);
+            }
+        }
+        self.plain(name, &shape).map(Matrix::Dense)
     }
 
     /// Loads the tensor `name`; `None` if the checkpoint has none.
@@ -85,9 +111,32 @@ impl Weights {
     /// Returns true if the checkpoint has the tensor `name`; random weights have none before they are asked for.
     pub fn has(&self, name: &str) -> bool {
         match &self.source {
-            Source::Folder { files, flat, .. } => files.get(stored_name(name, *flat)).is_ok(),
+            Source::Folder { files, flat, quantized, .. } => {
+                let name = stored_name(name, *flat);
+                files.get(name).is_ok() || quantized.has(name)
+            }
             Source::Random { .. } => false,
         }
+    }
+
+    /// Returns the tensor `name` as the files hold it; `None` if they do not have it.
+    pub(crate) fn view(&self, name: &str) -> Option<TensorView<'_>> {
+        match &self.source {
+            Source::Folder { files, flat, .. } => files.get(stored_name(name, *flat)).ok(),
+            Source::Random { .. } => None,
+        }
+    }
+
+    /// Returns true if the stack `name` of experts, such as `model.layers.0.mlp.experts.gate_up_proj`, is in MXFP4.
+    pub fn has_mxfp4_experts(&self, name: &str) -> bool {
+        self.view(&format!("{name}_blocks")).is_some()
+    }
+
+    /// Loads the matrix `[outputs, inputs]` of one expert of the MXFP4 stack `name`, which holds `shape`: experts,
+    /// outputs, inputs. Its numbers are whole, those of E2M1 doubled, with a power of two for each 32 inputs.
+    pub fn mxfp4_expert(&self, name: &str, expert: usize, shape: [usize; 3]) -> Result<Matrix> {
+        let matrix = quantized::mxfp4_expert(|name| self.view(name), name, expert, shape);
+        matrix.map_err(|message| self.fault(&message))
     }
 
     /// Returns the device that tensors are loaded onto.
