@@ -12,6 +12,7 @@ pub mod entry;
 pub mod error;
 pub mod folder;
 pub mod generation;
+pub mod gguf;
 #[cfg(feature = "cuda")]
 mod gpu;
 pub mod kernels;

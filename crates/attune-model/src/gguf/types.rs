@@ -1,0 +1,194 @@
+//! Numbers of the format for types: those of a key's value, and those of a tensor.
+
+use super::metadata::Number;
+use crate::blocks::BlockType;
+
+/// Number of the type of texts.
+pub(super) const TEXT: u32 = 8;
+/// Number of the type of lists.
+pub(super) const LIST: u32 = 9;
+
+/// The type of a number or a flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NumberType {
+    U8,
+    I8,
+    U16,
+    I16,
+    U32,
+    I32,
+    F32,
+    Bool,
+    U64,
+    I64,
+    F64,
+}
+
+impl NumberType {
+    /// Returns the type with `number`; `None` for texts, lists and what does not exist.
+    pub(super) fn from_number(number: u32) -> Option<Self> {
+        Some(match number {
+            0 => Self::U8,
+            1 => Self::I8,
+            2 => Self::U16,
+            3 => Self::I16,
+            4 => Self::U32,
+            5 => Self::I32,
+            6 => Self::F32,
+            7 => Self::Bool,
+            10 => Self::U64,
+            11 => Self::I64,
+            12 => Self::F64,
+            _ => return None,
+        })
+    }
+
+    /// Returns the type's number.
+    pub(super) fn number(self) -> u32 {
+        match self {
+            Self::U8 => 0,
+            Self::I8 => 1,
+            Self::U16 => 2,
+            Self::I16 => 3,
+            Self::U32 => 4,
+            Self::I32 => 5,
+            Self::F32 => 6,
+            Self::Bool => 7,
+            Self::U64 => 10,
+            Self::I64 => 11,
+            Self::F64 => 12,
+        }
+    }
+
+    pub(super) fn of(number: Number) -> Self {
+        match number {
+            Number::U8(_) => Self::U8,
+            Number::I8(_) => Self::I8,
+            Number::U16(_) => Self::U16,
+            Number::I16(_) => Self::I16,
+            Number::U32(_) => Self::U32,
+            Number::I32(_) => Self::I32,
+            Number::F32(_) => Self::F32,
+            Number::Bool(_) => Self::Bool,
+            Number::U64(_) => Self::U64,
+            Number::I64(_) => Self::I64,
+            Number::F64(_) => Self::F64,
+        }
+    }
+
+    /// Returns the bytes of a number.
+    pub(super) fn size(self) -> usize {
+        match self {
+            Self::U8 | Self::I8 | Self::Bool => 1,
+            Self::U16 | Self::I16 => 2,
+            Self::U32 | Self::I32 | Self::F32 => 4,
+            Self::U64 | Self::I64 | Self::F64 => 8,
+        }
+    }
+
+    /// Reads a number of `bytes`, of which there are [`NumberType::size`].
+    pub(super) fn read(self, bytes: &[u8]) -> Number {
+        let mut wide = [0; 8];
+        let size = bytes.len().min(8);
+        wide[..size].copy_from_slice(&bytes[..size]);
+        let bits = u64::from_le_bytes(wide);
+        match self {
+            Self::U8 => Number::U8(bits as u8),
+            Self::I8 => Number::I8(bits as i8),
+            Self::U16 => Number::U16(bits as u16),
+            Self::I16 => Number::I16(bits as i16),
+            Self::U32 => Number::U32(bits as u32),
+            Self::I32 => Number::I32(bits as i32),
+            Self::F32 => Number::F32(f32::from_bits(bits as u32)),
+            Self::Bool => Number::Bool(bits != 0),
+            Self::U64 => Number::U64(bits),
+            Self::I64 => Number::I64(bits as i64),
+            Self::F64 => Number::F64(f64::from_bits(bits)),
+        }
+    }
+
+    /// Returns the bytes of `number`, which is of this type.
+    pub(super) fn bytes(self, number: Number) -> Vec<u8> {
+        match number {
+            Number::U8(number) => vec![number],
+            Number::I8(number) => number.to_le_bytes().to_vec(),
+            Number::U16(number) => number.to_le_bytes().to_vec(),
+            Number::I16(number) => number.to_le_bytes().to_vec(),
+            Number::U32(number) => number.to_le_bytes().to_vec(),
+            Number::I32(number) => number.to_le_bytes().to_vec(),
+            Number::F32(number) => number.to_le_bytes().to_vec(),
+            Number::Bool(flag) => vec![u8::from(flag)],
+            Number::U64(number) => number.to_le_bytes().to_vec(),
+            Number::I64(number) => number.to_le_bytes().to_vec(),
+            Number::F64(number) => number.to_le_bytes().to_vec(),
+        }
+    }
+}
+
+/// Types of tensors that are read, with their numbers.
+const BLOCK_TYPES: [(u32, BlockType); 16] = [
+    (0, BlockType::F32),
+    (1, BlockType::F16),
+    (2, BlockType::Q4_0),
+    (3, BlockType::Q4_1),
+    (6, BlockType::Q5_0),
+    (7, BlockType::Q5_1),
+    (8, BlockType::Q8_0),
+    (10, BlockType::Q2_K),
+    (11, BlockType::Q3_K),
+    (12, BlockType::Q4_K),
+    (13, BlockType::Q5_K),
+    (14, BlockType::Q6_K),
+    (20, BlockType::Iq4Nl),
+    (23, BlockType::Iq4Xs),
+    (30, BlockType::Bf16),
+    (39, BlockType::Mxfp4),
+];
+
+/// Types of tensors that exist and are not read.
+const OTHER_TYPES: [(u32, &str); 20] = [
+    (9, "Q8_1"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (40, "NVFP4"),
+    (41, "Q1_0"),
+    (42, "Q2_0"),
+    (43, "a type newer than this program"),
+];
+
+/// Returns the type of tensors with `number`, or says what is wrong with it.
+pub(super) fn block_type(number: u32) -> Result<BlockType, String> {
+    if let Some((_, kind)) = BLOCK_TYPES.iter().find(|(known, _)| *known == number) {
+        return Ok(*kind);
+    }
+    if let Some((_, name)) = OTHER_TYPES.iter().find(|(known, _)| *known == number) {
+        return Err(format!(
+            "is of the type {name}, which is not read; take a file in F16, Q8_0, Q4_K_M, Q4_0 or another common type"
+        ));
+    }
+    match number {
+        4 | 5 | 31..=33 | 36..=38 => Err(format!(
+            "is of the type {number}, which was taken out of the format: quantize the original model again, repacking is \
+             done at load"
+        )),
+        _ => Err(format!("is of the type {number}, which does not exist")),
+    }
+}
+
+/// Returns the number of a type of tensors.
+pub(super) fn block_type_number(kind: BlockType) -> u32 {
+    BLOCK_TYPES.iter().find(|(_, known)| *known == kind).map_or(u32::MAX, |(number, _)| *number)
+}
