@@ -21,7 +21,7 @@ fn smollm3_rotates_three_of_four_blocks_by_default() {
             "intermediate_size":8,"vocab_size":8,"max_position_embeddings":8,"rms_norm_eps":1e-5}"#,
     )
     .unwrap();
-    assert_eq!(config.rotary, [true, true, true, false, true]);
+    assert_eq!(config.rotary, [Some(0), Some(0), Some(0), None, Some(0)]);
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn missing_fields_have_the_defaults_of_their_family() {
                 config.max_position_embeddings,
                 config.tie_word_embeddings,
                 config.sliding_windows[0],
-                config.rope_theta
+                config.ropes[0].theta
             ),
             expected,
             "{family}"
@@ -109,13 +109,13 @@ fn rope_scaling_wins_over_rope_parameters_with_its_own_theta() {
         "rope_parameters":{"rope_type":"default","rope_theta":1000000.0},
         "rope_scaling":{"type":"yarn","factor":null,"original_max_position_embeddings":64}"#;
     let config = parse("qwen2", both).unwrap();
-    let RopeScaling::Yarn { factor, original_context, .. } = config.rope_scaling else { panic!("not scaled") };
-    assert_eq!((factor, original_context, config.rope_theta), (4.0, 64.0, 10_000.0));
+    let RopeScaling::Yarn { factor, original_context, .. } = config.ropes[0].scaling else { panic!("not scaled") };
+    assert_eq!((factor, original_context, config.ropes[0].theta), (4.0, 64.0, 10_000.0));
     let with_theta = format!(r#"{both},"rope_theta":5000.0"#);
-    assert_eq!(parse("qwen2", &with_theta).unwrap().rope_theta.to_bits(), 5000_f64.to_bits());
+    assert_eq!(parse("qwen2", &with_theta).unwrap().ropes[0].theta.to_bits(), 5000_f64.to_bits());
     let empty = r#","rope_scaling":{},"rope_parameters":{"rope_type":"linear","factor":2.0,"rope_theta":7.0}"#;
     let config = parse("llama", empty).unwrap();
-    assert_eq!((config.rope_scaling, config.rope_theta), (RopeScaling::Linear { factor: 2.0 }, 7.0));
+    assert_eq!(config.ropes, [RopeParameters { theta: 7.0, scaling: RopeScaling::Linear { factor: 2.0 } }]);
     let nested = r#","rope_parameters":{"full_attention":{"rope_type":"default"}}"#;
     assert!(parse("llama", nested).unwrap_err().contains("differ between layers"));
     assert!(parse("llama", r#","rope_scaling":{"type":"yarn"}"#).unwrap_err().contains("needs `factor`"));

@@ -61,6 +61,16 @@ impl Weights {
         Ok(tensor.to_dtype(DType::F32)?.contiguous()?)
     }
 
+    /// Loads the norm `name`, `[width]`. If the checkpoint's norms hold their weights minus 1, as `plus_one` says, 1 is
+    /// added here, so that all norms are the same afterwards.
+    pub fn norm(&self, name: &str, width: usize, plus_one: bool) -> Result<Tensor> {
+        let weight = self.get(name, &[width])?;
+        match &self.source {
+            Source::Folder { .. } if plus_one => Ok((weight + 1.0)?),
+            _ => Ok(weight),
+        }
+    }
+
     /// Loads the weight matrix `name` `[outputs, inputs]` in the form that the checkpoint has it in.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
         self.get(name, &shape).map(Matrix::Dense)

@@ -1,0 +1,87 @@
+//! The families that the decoder knows: what each takes for fields that are missing, and the flags that it sets. Called
+//! by [`super`]; nothing else asks for a model's family.
+
+mod llama;
+mod qwen;
+
+use serde_json::Value;
+
+use super::ModelConfig;
+use super::fields::Fields;
+
+/// All families.
+const ALL: [&Family; 5] = [&llama::LLAMA, &llama::MISTRAL, &qwen::QWEN2, &qwen::QWEN3, &llama::SMOLLM3];
+
+/// Parts of the names of families that make vectors, but no text.
+const ENCODERS: [&str; 5] = ["bert", "mpnet", "electra", "deberta", "clip"];
+
+/// A family: the files with one `model_type`.
+pub(super) struct Family {
+    /// The `model_type`.
+    pub(super) name: &'static str,
+    /// What it takes for fields that are missing.
+    pub(super) defaults: Defaults,
+    /// Sets the flags that the family fixes, and reads the fields that not every family has. It is given the shape with
+    /// the flags of Llama, without biases and windows.
+    pub(super) apply: fn(&Fields, &mut ModelConfig) -> Result<(), String>,
+}
+
+/// What transformers takes for fields that are missing, where families differ.
+#[derive(Clone, Copy)]
+pub(super) struct Defaults {
+    pub(super) hidden_size: usize,
+    pub(super) intermediate_size: usize,
+    pub(super) num_hidden_layers: usize,
+    pub(super) num_attention_heads: usize,
+    /// `None` for one for each query head.
+    pub(super) num_key_value_heads: Option<usize>,
+    /// `None` for the hidden size by the heads.
+    pub(super) head_dim: Option<usize>,
+    pub(super) vocab_size: usize,
+    pub(super) max_position_embeddings: usize,
+    pub(super) sliding_window: Option<usize>,
+    pub(super) tie_word_embeddings: bool,
+    pub(super) rope_theta: f64,
+}
+
+impl Family {
+    /// Returns the family of a `model_type`, or an error that lists the supported ones.
+    pub(super) fn of(model_type: &str) -> Result<&'static Self, String> {
+        if let Some(family) = ALL.into_iter().find(|family| family.name == model_type) {
+            return Ok(family);
+        }
+        let encoder = ENCODERS.iter().any(|name| model_type.contains(name));
+        let kind = if encoder { " (an encoder, which generates no text)" } else { "" };
+        let names = ALL.map(|family| family.name);
+        let (last, others) = names.split_last().unwrap_or((&"", &[]));
+        Err(format!("model_type `{model_type}` is not supported{kind}; supported are {} and {last}", others.join(", ")))
+    }
+}
+
+/// Returns the window of the blocks that have one; `default` if the file does not say.
+fn window(fields: &Fields, default: Option<usize>) -> Result<Option<usize>, String> {
+    let default = if fields.has("sliding_window") { None } else { default };
+    Ok(fields.optional_size("sliding_window")?.or(default))
+}
+
+/// Returns the attention window of each block: `window` where `layer_types` says so; without it, where `by_default` is
+/// true.
+fn windows(
+    fields: &Fields,
+    layers: usize,
+    window: Option<usize>,
+    by_default: impl Fn(usize) -> bool,
+) -> Result<Vec<Option<usize>>, String> {
+    let Some(types) = fields.list("layer_types", Value::as_str)? else {
+        return Ok((0..layers).map(|layer| window.filter(|_| by_default(layer))).collect());
+    };
+    if types.len() != layers {
+        return Err(format!("layer_types must have {layers} entries"));
+    }
+    let windows = types.into_iter().map(|kind| match kind {
+        "full_attention" | "attention" => Ok(None),
+        "sliding_attention" => Ok(window),
+        other => Err(format!("layer_types `{other}` is not supported")),
+    });
+    windows.collect()
+}
