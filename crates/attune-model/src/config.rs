@@ -56,6 +56,8 @@ pub struct ModelConfig {
     pub attention_cap: Option<f32>,
     /// Activation of the MLP's gate.
     pub activation: Activation,
+    /// True if activations overflow in f16 (Gemma).
+    pub overflows_f16: bool,
     /// Factor on the embeddings.
     pub embedding_multiplier: f32,
     /// Factor on what attention and MLP add to the residual stream.
@@ -122,9 +124,6 @@ pub struct Biases {
     pub mlp: bool,
 }
 
-/// Mean square that every family's norms add by default.
-const RMS_NORM_EPS: f64 = 1e-6;
-
 impl ModelConfig {
     /// Reads and checks `config.json` of `folder`.
     pub fn read(folder: &Path) -> Result<Self> {
@@ -141,9 +140,16 @@ impl ModelConfig {
     pub fn parse(text: &str) -> Result<Self, String> {
         let fields = Fields::parse(text)?;
         let family = Family::of(fields.text("model_type")?.ok_or("`model_type` is missing")?)?;
+        let fields = match family.inside {
+            Some(model_type) => fields.inside(model_type)?,
+            None => fields,
+        };
         check_supported(&fields)?;
         let mut config = Self::of_fields(&fields, family)?;
         (family.apply)(&fields, &mut config)?;
+        if config.ropes.is_empty() {
+            config.ropes = ropes::read(&fields, family.defaults.rope_theta, config.max_position_embeddings)?;
+        }
         Ok(config)
     }
 
@@ -164,8 +170,8 @@ impl ModelConfig {
             intermediate_size: fields.size("intermediate_size", defaults.intermediate_size)?,
             vocab_size: fields.size("vocab_size", defaults.vocab_size)?,
             max_position_embeddings,
-            rms_norm_eps: fields.number("rms_norm_eps")?.unwrap_or(RMS_NORM_EPS) as f32,
-            ropes: ropes::read(fields, defaults.rope_theta, max_position_embeddings)?,
+            rms_norm_eps: fields.number("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps) as f32,
+            ropes: Vec::new(),
             tie_word_embeddings: fields.flag("tie_word_embeddings", defaults.tie_word_embeddings)?,
             biases: Biases { query_key_value: false, output: false, mlp: false },
             norm_places: NormPlaces::Before,
@@ -173,7 +179,8 @@ impl ModelConfig {
             query_key_norm: None,
             attention_scale: 1.0 / (head_dim as f32).sqrt(),
             attention_cap: None,
-            activation: Activation::Silu,
+            activation: defaults.activation.read(fields)?,
+            overflows_f16: false,
             embedding_multiplier: 1.0,
             residual_multiplier: 1.0,
             logit_form: LogitForm::PLAIN,
@@ -185,12 +192,11 @@ impl ModelConfig {
 
 /// Refuses, by name, settings that the decoder would not apply.
 fn check_supported(fields: &Fields) -> Result<(), String> {
-    // `swish` is another name of silu.
-    if let Some(activation) = fields.text("hidden_act")?.filter(|name| !["silu", "swish"].contains(name)) {
-        return Err(format!("hidden_act `{activation}` is not supported; supported is silu"));
-    }
     if fields.number("partial_rotary_factor")?.is_some_and(|factor| factor < 1.0) {
         return Err("partial_rotary_factor below 1 is not supported".into());
+    }
+    if fields.flag("use_bidirectional_attention", false)? {
+        return Err("use_bidirectional_attention is not supported: attention looks back only".into());
     }
     if fields.get("quantization_config").is_some() {
         return Err("checkpoints that are quantized already are not supported; use the original weights".into());

@@ -166,6 +166,9 @@ impl Decoder {
     /// Builds the same decoder over `kernels`, whose device `weights` are loaded onto.
     pub fn load_on(config: &ModelConfig, weights: &Weights, storage: &Storage, kernels: &Kernels) -> Result<Self> {
         storage.check_on(kernels)?;
+        if config.overflows_f16 && storage.activation_dtype(kernels) == DType::F16 {
+            return Err(weights.fault("activations of this family overflow in f16: take dtype = \"bf16\" or \"f32\""));
+        }
         let embedding = weights.get("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?;
         let untied_head = head::untied(config, weights, &embedding)?;
         let table = |weight: &Tensor| Linear::table(weight, storage, kernels);

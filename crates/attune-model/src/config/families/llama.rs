@@ -2,10 +2,11 @@
 
 use serde_json::Value;
 
-use super::{Defaults, Family, window, windows};
+use super::{ActivationField, Defaults, Family, window, windows};
 use crate::ModelConfig;
 use crate::config::Biases;
 use crate::config::fields::Fields;
+use crate::kernels::Activation;
 
 /// What Llama takes for fields that are missing.
 pub(super) const DEFAULTS: Defaults = Defaults {
@@ -20,10 +21,12 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     sliding_window: None,
     tie_word_embeddings: false,
     rope_theta: 10_000.0,
+    rms_norm_eps: 1e-6,
+    activation: ActivationField { field: "hidden_act", default: Activation::Silu, gelu: None },
 };
 
 /// Llama 1 to 3, SmolLM 1 and 2, and every other model of the type `llama`.
-pub(super) const LLAMA: Family = Family { name: "llama", defaults: DEFAULTS, apply: apply_llama };
+pub(super) const LLAMA: Family = Family { name: "llama", inside: None, defaults: DEFAULTS, apply: apply_llama };
 
 fn apply_llama(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> {
     config.biases = biases(fields)?;
@@ -33,6 +36,7 @@ fn apply_llama(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> 
 /// Mistral (dense).
 pub(super) const MISTRAL: Family = Family {
     name: "mistral",
+    inside: None,
     defaults: Defaults {
         intermediate_size: 14_336,
         num_key_value_heads: Some(8),
@@ -53,6 +57,7 @@ fn apply_mistral(fields: &Fields, config: &mut ModelConfig) -> Result<(), String
 /// SmolLM 3.
 pub(super) const SMOLLM3: Family = Family {
     name: "smollm3",
+    inside: None,
     defaults: Defaults {
         hidden_size: 2048,
         num_hidden_layers: 36,

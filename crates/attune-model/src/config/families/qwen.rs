@@ -8,6 +8,7 @@ use crate::config::{Biases, QueryKeyNorm};
 /// Qwen 2 and 2.5 (dense).
 pub(super) const QWEN2: Family = Family {
     name: "qwen2",
+    inside: None,
     defaults: Defaults {
         intermediate_size: 22_016,
         num_key_value_heads: Some(32),
