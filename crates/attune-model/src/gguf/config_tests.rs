@@ -83,10 +83,13 @@ fn the_common_shape_is_translated_for_every_architecture() {
         let expected = json!({
             "model_type": model_type, "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
             "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 160, "max_position_embeddings": 512,
-            "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": true, "attention_bias": false,
+            "rms_norm_eps": 1e-6, "tie_word_embeddings": true, "attention_bias": false,
             "intermediate_size": if model_type == "gpt_oss" { 32 } else { 128 },
         });
         assert_fields(&fields, expected);
+        let kinds = &fields["rope_parameters"];
+        let theta = fields.get("rope_theta").unwrap_or(&kinds["full_attention"]["rope_theta"]);
+        assert_eq!(theta, &json!(1e6), "{model_type}");
         // Files of Mistral are usually made as those of Llama.
         let usual = if model_type == "mistral" { "llama" } else { architecture };
         assert_eq!(Architecture::of_model_type(model_type).unwrap().name(), usual);
