@@ -44,7 +44,7 @@ use crate::device::DeviceHealth;
 use crate::entry::ModelEntry;
 use crate::generation::GenerationDefaults;
 use crate::kernels::Kernels;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, TokenizerSource};
 use crate::vocabulary::Vocabulary;
 
 /// Loaded base model: immutable, shared by the engine and the trainer.
@@ -91,7 +91,8 @@ impl BaseModel {
         let generation = GenerationDefaults::read(entry, config.max_position_embeddings)?;
         let weights = weights::Weights::open(path, device)?;
         let decoder = Decoder::load_on(&config, &weights, &entry.storage(device), kernels)?;
-        let tokenizer = Tokenizer::read(path)?;
+        let source = TokenizerSource::read(path)?;
+        let tokenizer = Tokenizer::new(&source)?;
         if tokenizer.vocabulary_size() > config.vocab_size {
             return Err(Error::Setup(format!(
                 "{}: tokenizer.json has {} tokens, config.json has vocab_size {}",
@@ -105,7 +106,7 @@ impl BaseModel {
         let end_mark = |template| chat::end_mark(template, &tokenizer, &end_tokens);
         let end_mark = chat_template.as_ref().and_then(end_mark);
         end_tokens.extend(end_mark);
-        let vocabulary = Vocabulary::read(path, &tokenizer, config.vocab_size, &end_tokens)?;
+        let vocabulary = Vocabulary::new(&source, &tokenizer, config.vocab_size, &end_tokens);
         let created = std::fs::metadata(path.join("config.json"))
             .and_then(|metadata| metadata.modified())
             .ok()

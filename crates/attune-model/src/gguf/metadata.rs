@@ -60,6 +60,11 @@ impl Metadata {
         Self { origin: origin.into(), values: values.into_iter().collect() }
     }
 
+    /// Returns the name of the file, for messages.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
     /// Returns all keys with their values, sorted.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.values.iter().map(|(key, value)| (key.as_str(), value))
