@@ -13,8 +13,9 @@ use crate::config::Config;
 use crate::jobs::JobSpec;
 use crate::jobs::cost::Pricing;
 use crate::jobs::worker::estimate::{JobEstimate, estimate_files};
+use crate::model::checkpoint::Checkpoint;
 use crate::model::entry::ModelEntry;
-use crate::model::{BaseModel, device, folder};
+use crate::model::{BaseModel, device};
 use crate::off_thread::off_thread;
 use crate::train::estimate::TrainingRate;
 use crate::{Error, Result, api, system};
@@ -137,7 +138,7 @@ impl EstimateOptions {
     /// Loads the model and estimates on this machine.
     async fn measure(&self, config: Config) -> Result<Value> {
         let (config, entry) = self.choose(config)?;
-        folder::check(&entry.path)?;
+        Checkpoint::open(&entry.path)?;
         let spec = self.spec(&entry.id)?;
         let training = open(&self.file)?;
         let validation = self.validation.as_deref().map(open).transpose()?;

@@ -158,7 +158,8 @@ impl ModelConfig {
         Self::parse(&text).map_err(|message| Error::Setup(format!("{}: {message}", file.display())))
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Reads and checks the text of a `config.json`.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let fields = Fields::parse(text)?;
         let family = Family::of(fields.text("model_type")?.ok_or("`model_type` is missing")?)?;
         let defaults = family.defaults();

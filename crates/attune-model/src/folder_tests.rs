@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::*;
+use crate::checkpoint::Checkpoint;
 
 const CONFIG: &str = r#"{"model_type":"llama","hidden_size":64}"#;
 
@@ -14,8 +15,8 @@ fn said(files: &[(&str, &str)], inside: &str) -> String {
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(file, text).unwrap();
     }
-    match check(&folder.path().join(inside)) {
-        Ok(()) => "fine".into(),
+    match Checkpoint::open(&folder.path().join(inside)) {
+        Ok(_) => "fine".into(),
         Err(error) => error.to_string(),
     }
 }
@@ -29,8 +30,10 @@ fn a_folder_with_configuration_weights_and_tokenizer_is_taken() {
 #[test]
 fn files_instead_of_a_folder_are_told_from_one_another() {
     for (name, text, says) in [
-        ("model-Q4_1.gguf", "", "GGUF files do not load"),
-        ("ollama-blob", "GGUF\u{3}\0", "GGUF files do not load"),
+        ("model-Q4_1.gguf", "", "the file is empty"),
+        ("model-Q4_1.gguf", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("model-Q4_1.gguf", "<html>", "this is no GGUF file"),
+        ("ollama-blob", "GGUF\u{3}\0", "the file ends at byte 6"),
         ("model.safetensors", "", "give its folder"),
         ("config.json", CONFIG, "give its folder"),
         ("notes.txt", "", "this is a file"),

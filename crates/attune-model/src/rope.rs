@@ -34,10 +34,15 @@ impl Rope {
     pub fn new(config: &ModelConfig) -> Self {
         let dim = config.head_dim as f64;
         let plain = (0..config.head_dim / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / dim));
-        let scaling = config.rope_scaling;
-        let frequencies: Vec<f32> = match scaling {
+        let scaling = &config.rope_scaling;
+        let frequencies: Vec<f32> = match *scaling {
             RopeScaling::None => plain.map(|frequency| frequency as f32).collect(),
             RopeScaling::Linear { factor } => plain.map(|frequency| (frequency / factor) as f32).collect(),
+            // Those beyond the list, of which a file has none, are not divided.
+            RopeScaling::Divided { ref divisors } => plain
+                .zip(divisors.iter().chain(std::iter::repeat(&1.0)))
+                .map(|(frequency, divisor)| (frequency / divisor) as f32)
+                .collect(),
             RopeScaling::Llama3 {
                 factor,
                 low_frequency_factor: low,
@@ -71,7 +76,7 @@ impl Rope {
             }
         };
         let scale =
-            if let RopeScaling::Yarn { attention_factor, .. } = scaling { attention_factor as f32 } else { 1.0 };
+            if let RopeScaling::Yarn { attention_factor, .. } = *scaling { attention_factor as f32 } else { 1.0 };
         Self { frequencies, scale }
     }
 

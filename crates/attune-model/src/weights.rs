@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 
+use crate::gguf::Gguf;
+use crate::gguf::source::{Source as GgufSource, is_plain};
 use crate::matrix::Matrix;
 use crate::{Error, Result};
 
@@ -23,6 +25,8 @@ enum Source {
         /// True if names lack `model.`: those of a checkpoint of hidden states alone, such as an embedding model's.
         flat: bool,
     },
+    /// Tensors of a GGUF file, in their own blocks.
+    Gguf(Box<GgufSource>),
     /// Normally distributed numbers with this standard deviation; norms are 1.
     Random { deviation: f32 },
 }
@@ -39,6 +43,11 @@ impl Weights {
         Ok(Self { source: Source::Folder { files, folder: folder.to_path_buf(), flat }, device: device.clone() })
     }
 
+    /// Reads the tensors of a GGUF file.
+    pub fn of_gguf(file: Gguf, device: &Device) -> Result<Self> {
+        Ok(Self { source: Source::Gguf(Box::new(GgufSource::new(file)?)), device: device.clone() })
+    }
+
     /// Makes any tensor that is asked for of random numbers: for measurements, whose speed does not depend on the
     /// values.
     pub fn random(device: &Device) -> Self {
@@ -49,6 +58,7 @@ impl Weights {
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let (files, folder, name) = match &self.source {
             Source::Folder { files, folder, flat } => (files, folder, stored_name(name, *flat)),
+            Source::Gguf(source) => return gguf_tensor(source, name, shape, &self.device),
             Source::Random { .. } if shape.len() == 1 => return Ok(Tensor::ones(shape, DType::F32, &self.device)?),
             Source::Random { deviation } => return Ok(Tensor::randn(0.0_f32, *deviation, shape, &self.device)?),
         };
@@ -63,13 +73,19 @@ impl Weights {
 
     /// Loads the weight matrix `name` `[outputs, inputs]` in the form that the checkpoint has it in.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        if let Source::Gguf(source) = &self.source {
+            let blocks = source.matrix(name, shape)?;
+            if !is_plain(blocks.shape().0) {
+                return Ok(Matrix::Blocks(blocks));
+            }
+        }
         self.get(name, &shape).map(Matrix::Dense)
     }
 
     /// Loads the tensor `name`; `None` if the checkpoint has none.
     pub fn get_optional(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
         match &self.source {
-            Source::Folder { .. } if self.has(name) => self.get(name, shape).map(Some),
+            Source::Folder { .. } | Source::Gguf(_) if self.has(name) => self.get(name, shape).map(Some),
             _ => Ok(None),
         }
     }
@@ -78,6 +94,7 @@ impl Weights {
     pub(super) fn fault(&self, message: &str) -> Error {
         match &self.source {
             Source::Folder { folder, .. } => setup(folder, message),
+            Source::Gguf(source) => source.fault(message),
             Source::Random { .. } => Error::Setup(message.into()),
         }
     }
@@ -86,8 +103,15 @@ impl Weights {
     pub fn has(&self, name: &str) -> bool {
         match &self.source {
             Source::Folder { files, flat, .. } => files.get(stored_name(name, *flat)).is_ok(),
+            Source::Gguf(source) => source.has(name),
             Source::Random { .. } => false,
         }
+    }
+
+    /// Refuses a GGUF file with a tensor that nothing has asked for. Folders may have some: transformers leaves them out,
+    /// too.
+    pub fn check_all_read(&self) -> Result<()> {
+        if let Source::Gguf(source) = &self.source { source.check_all_read() } else { Ok(()) }
     }
 
     /// Returns the device that tensors are loaded onto.
@@ -100,6 +124,16 @@ impl std::fmt::Debug for Weights {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Weights").field("device", &self.device).finish_non_exhaustive()
     }
+}
+
+/// Loads the tensor `name` of a GGUF file as f32.
+fn gguf_tensor(source: &GgufSource, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+    let values = match *shape {
+        [width] => source.vector(name, width)?,
+        [ref outer @ .., columns] => source.matrix(name, [outer.iter().product(), columns])?.dequantize()?,
+        [] => return Err(Error::Internal(format!("the tensor `{name}` is asked for without a shape"))),
+    };
+    Ok(Tensor::from_vec(values, shape, device)?)
 }
 
 fn setup(folder: &Path, message: &str) -> Error {

@@ -128,3 +128,7 @@ fn map(path: &Path) -> Result<Bytes> {
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(context()))?;
     Ok(Bytes::from_owner(map))
 }
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

@@ -12,7 +12,7 @@ use crate::blocks::BlockType;
 /// First bytes of every file.
 pub(super) const MAGIC: &[u8; 4] = b"GGUF";
 /// Key of the alignment.
-const ALIGNMENT: &str = "general.alignment";
+pub(super) const ALIGNMENT: &str = "general.alignment";
 /// Alignment of files that do not say.
 pub(super) const DEFAULT_ALIGNMENT: usize = 32;
 /// Bytes from which on a tensor's name is refused, as llama.cpp does.

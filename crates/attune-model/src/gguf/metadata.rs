@@ -95,6 +95,18 @@ impl Metadata {
         self.read(key, "a whole number of at least 0", |value| value.as_number()?.as_size())
     }
 
+    /// Returns a whole number of at least 0, which may be a list of equal ones, one for each block; `None` if there is no
+    /// such key.
+    pub fn size_of_blocks(&self, key: &str) -> Result<Option<usize>> {
+        let Some(Value::Numbers(_)) = self.get(key) else { return self.size(key) };
+        let sizes = self.sizes(key)?.unwrap_or_default();
+        match sizes.as_slice() {
+            [] => Ok(None),
+            [first, others @ ..] if others.iter().all(|size| size == first) => Ok(Some(*first)),
+            _ => Err(self.fault(&format!("the key `{key}` differs between blocks, which is not supported"))),
+        }
+    }
+
     /// Returns the id of a token; `None` if there is no such key.
     pub fn token(&self, key: &str) -> Result<Option<u32>> {
         self.read(key, "a token's id", |value| u32::try_from(value.as_number()?.as_size()?).ok())

@@ -55,13 +55,14 @@ pub(super) fn check_total(first: &Metadata, tensors: usize) -> Result<()> {
     }
 }
 
-/// Returns the name of the first file of the model that the file `name` is a later shard of; `None` if it is none.
-pub(super) fn first_of(name: &str) -> Option<String> {
-    let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
-    let (base, number) = rest.rsplit_once('-')?;
-    let digits = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
-    let later = digits(count) && digits(number) && number != "00001";
-    later.then(|| format!("{base}-00001-of-{count}.gguf"))
+/// Returns true if `name` is that of another shard than the first one.
+pub(crate) fn later_shard(name: &str) -> bool {
+    let parts = || {
+        let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+        Some([rest.rsplit_once('-')?.1, count])
+    };
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    parts().is_some_and(|[number, count]| is_number(number) && is_number(count) && number != "00001")
 }
 
 fn ending(number: usize, count: usize) -> String {
