@@ -95,7 +95,9 @@ fn family_keys(json: &Json, architecture: &str) -> Vec<(&'static str, Value)> {
     if let Some(kind) = rope["rope_type"].as_str().filter(|kind| ["linear", "yarn"].contains(kind)) {
         keys.push(("rope.scaling.type", kind.into()));
         keys.push(("rope.scaling.factor", (rope["factor"].as_f64().unwrap() as f32).into()));
-        for (name, field) in [("rope.scaling.yarn_beta_fast", "beta_fast"), ("rope.scaling.yarn_beta_slow", "beta_slow")] {
+        for (name, field) in
+            [("rope.scaling.yarn_beta_fast", "beta_fast"), ("rope.scaling.yarn_beta_slow", "beta_slow")]
+        {
             keys.extend(rope[field].as_f64().map(|beta| (name, (beta as f32).into())));
         }
         let context = rope["original_max_position_embeddings"].as_u64();
