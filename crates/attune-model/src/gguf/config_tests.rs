@@ -88,8 +88,8 @@ fn the_common_shape_is_translated_for_every_architecture() {
             "intermediate_size": if model_type == "gpt_oss" { 32 } else { 128 },
         });
         assert_fields(&fields, expected);
-        let kinds = &fields["rope_parameters"];
-        let theta = fields.get("rope_theta").unwrap_or(&kinds["full_attention"]["rope_theta"]);
+        let of_full = || &fields["rope_parameters"]["full_attention"]["rope_theta"];
+        let theta = fields.get("rope_theta").unwrap_or_else(of_full);
         assert_eq!(theta, &json!(1e6), "{model_type}");
         // Files of Mistral are usually made as those of Llama.
         let usual = if model_type == "mistral" { "llama" } else { architecture };

@@ -146,7 +146,7 @@ const BLOCK_TYPES: [(u32, BlockType); 16] = [
 ];
 
 /// Types of tensors that exist and are not read.
-const OTHER_TYPES: [(u32, &str); 20] = [
+const OTHER_TYPES: [(u32, &str); 19] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
@@ -166,7 +166,6 @@ const OTHER_TYPES: [(u32, &str); 20] = [
     (40, "NVFP4"),
     (41, "Q1_0"),
     (42, "Q2_0"),
-    (43, "a type newer than this program"),
 ];
 
 /// Returns the type of tensors with `number`, or says what is wrong with it.
