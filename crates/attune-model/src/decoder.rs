@@ -17,6 +17,7 @@ use crate::kernels::Kernels;
 pub use crate::kernels::SequenceRows;
 use crate::linear::{Linear, Storage};
 use crate::lora::{Adapter, Site};
+use crate::matrix::Matrix;
 use crate::rope::{Angles, Rope};
 use crate::weights::Weights;
 
@@ -297,9 +298,9 @@ impl Decoder {
     /// Builds the same decoder over `kernels`, whose device `weights` are loaded onto.
     pub fn load_on(config: &ModelConfig, weights: &Weights, storage: &Storage, kernels: &Kernels) -> Result<Self> {
         storage.check_on(kernels)?;
-        let embedding = weights.get("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?;
+        let embedding = weights.matrix("model.embed_tokens.weight", [config.vocab_size, config.hidden_size])?;
         let untied_head = head::untied(config, weights, &embedding)?;
-        let table = |weight: &Tensor| Linear::table(weight, storage, kernels);
+        let table = |weight: &Matrix| Linear::table_of(weight, storage, kernels);
         let untied_head = untied_head.as_ref().map(table).transpose()?;
         let embedding = table(&embedding)?;
         let blocks = (0..config.num_hidden_layers).map(|index| Block::load(index, config, weights, storage, kernels));
