@@ -22,7 +22,7 @@ struct Half {
 
 fn halves() -> [Half; 2] {
     [(Dtype::Bf16, DType::BF16, 1.0), (Dtype::F16, DType::F16, 0.25)].map(|(held, dtype, share)| Half {
-        storage: Storage { dtype: held, quantize: None },
+        storage: Storage { dtype: Some(held), quantize: None },
         dtype,
         share,
     })

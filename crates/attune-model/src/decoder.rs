@@ -27,6 +27,7 @@ pub use crate::kernels::SequenceRows;
 use crate::kernels::{Kernels, LogitForm};
 use crate::linear::{Linear, Storage};
 use crate::lora::{Adapter, Site};
+use crate::matrix::Matrix;
 use crate::rope::{Angles, Rope};
 use crate::weights::Weights;
 
@@ -169,9 +170,9 @@ impl Decoder {
         if config.overflows_f16 && storage.activation_dtype(kernels) == DType::F16 {
             return Err(weights.fault("activations of this family overflow in f16: take dtype = \"bf16\" or \"f32\""));
         }
-        let embedding = weights.get("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?;
+        let embedding = weights.matrix("model.embed_tokens.weight", [config.vocab_size, config.hidden_size])?;
         let untied_head = head::untied(config, weights, &embedding)?;
-        let table = |weight: &Tensor| Linear::table(weight, storage, kernels);
+        let table = |weight: &Matrix| Linear::table_of(weight, storage, kernels);
         let untied_head = untied_head.as_ref().map(table).transpose()?;
         let embedding = table(&embedding)?;
         let block = |index| Block::load(&BlockWeights { index, config, weights, storage, kernels });

@@ -1,5 +1,6 @@
-//! Tensors of a checkpoint folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists. The
-//! files are mapped, and each tensor is converted to f32 on its device as it is asked for. Called by `decoder`.
+//! Tensors of a checkpoint: `model.safetensors`, or the shards that `model.safetensors.index.json` lists, or a GGUF file.
+//! The files are mapped, and each tensor is converted to f32 on its device as it is asked for; matrices of a GGUF file stay
+//! in its blocks. Called by `decoder`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 
 use crate::gguf::Gguf;
-use crate::gguf::source::{Source as GgufSource, is_plain};
+use crate::gguf::source::Source as GgufSource;
 use crate::matrix::Matrix;
 use crate::{Error, Result};
 
@@ -86,10 +87,7 @@ impl Weights {
     /// Loads the weight matrix `name` `[outputs, inputs]` in the form that the checkpoint has it in.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
         if let Source::Gguf(source) = &self.source {
-            let blocks = source.matrix(name, shape)?;
-            if !is_plain(blocks.shape().0) {
-                return Ok(Matrix::Blocks(blocks));
-            }
+            return source.matrix(name, shape).map(Matrix::Blocks);
         }
         self.get(name, &shape).map(Matrix::Dense)
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::cursor::Cursor;
 use super::metadata::{Numbers, Value};
-use super::types::{LIST, NumberType, TEXT, block_type};
+use super::types::{LIST, NumberType, TEXT};
 use crate::blocks::BlockType;
 
 /// First bytes of every file.
@@ -143,10 +143,10 @@ fn read_row(cursor: &mut Cursor<'_>) -> Result<StatedRow, String> {
         let size = usize::try_from(size).ok().filter(|size| *size > 0);
         shape.push(size.ok_or_else(|| fault("has a dimension of no size"))?);
     }
-    let kind = block_type(cursor.u32()?).map_err(|message| fault(&message))?;
+    let kind = BlockType::from_ggml(cursor.u32()?).map_err(|error| format!("the tensor `{name}`: {error}"))?;
     let (weights, bytes) = kind.size();
     if !shape[0].is_multiple_of(weights) {
-        return Err(fault(&format!("is {} wide, which is no whole number of {kind:?} blocks", shape[0])));
+        return Err(fault(&format!("is {} wide, which is no whole number of {kind} blocks", shape[0])));
     }
     let elements = shape.iter().try_fold(1_usize, |product, size| product.checked_mul(*size));
     let length = elements.and_then(|elements| (elements / weights).checked_mul(bytes));

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::file::{Gguf, GgufTensor};
 use super::tensors::{Names, Part, Place};
-use crate::blocks::{BlockMatrix, BlockType};
+use crate::blocks::BlockMatrix;
 use crate::{Error, Result};
 
 /// The tensors of a file.
@@ -189,9 +189,4 @@ pub(crate) fn file_rows(rows: usize, heads: usize) -> impl Iterator<Item = usize
         let (head, within) = (row / head_dim, row % head_dim);
         head * head_dim + 2 * (within % half) + within / half
     })
-}
-
-/// Returns true for the types whose values are plain numbers.
-pub(crate) fn is_plain(kind: BlockType) -> bool {
-    matches!(kind, BlockType::F32 | BlockType::F16 | BlockType::Bf16)
 }

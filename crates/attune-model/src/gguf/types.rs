@@ -176,69 +176,9 @@ impl NumberType {
     }
 }
 
-/// Types of tensors that are read, with their numbers.
-const BLOCK_TYPES: [(u32, BlockType); 16] = [
-    (0, BlockType::F32),
-    (1, BlockType::F16),
-    (2, BlockType::Q4_0),
-    (3, BlockType::Q4_1),
-    (6, BlockType::Q5_0),
-    (7, BlockType::Q5_1),
-    (8, BlockType::Q8_0),
-    (10, BlockType::Q2_K),
-    (11, BlockType::Q3_K),
-    (12, BlockType::Q4_K),
-    (13, BlockType::Q5_K),
-    (14, BlockType::Q6_K),
-    (20, BlockType::Iq4Nl),
-    (23, BlockType::Iq4Xs),
-    (30, BlockType::Bf16),
-    (39, BlockType::Mxfp4),
-];
-
-/// Types of tensors that exist and are not read.
-const OTHER_TYPES: [(u32, &str); 19] = [
-    (9, "Q8_1"),
-    (15, "Q8_K"),
-    (16, "IQ2_XXS"),
-    (17, "IQ2_XS"),
-    (18, "IQ3_XXS"),
-    (19, "IQ1_S"),
-    (21, "IQ3_S"),
-    (22, "IQ2_S"),
-    (24, "I8"),
-    (25, "I16"),
-    (26, "I32"),
-    (27, "I64"),
-    (28, "F64"),
-    (29, "IQ1_M"),
-    (34, "TQ1_0"),
-    (35, "TQ2_0"),
-    (40, "NVFP4"),
-    (41, "Q1_0"),
-    (42, "Q2_0"),
-];
-
-/// Returns the type of tensors with `number`, or says what is wrong with it.
-pub(super) fn block_type(number: u32) -> Result<BlockType, String> {
-    if let Some((_, kind)) = BLOCK_TYPES.iter().find(|(known, _)| *known == number) {
-        return Ok(*kind);
-    }
-    if let Some((_, name)) = OTHER_TYPES.iter().find(|(known, _)| *known == number) {
-        return Err(format!(
-            "is of the type {name}, which is not read; take a file in F16, Q8_0, Q4_K_M, Q4_0 or another common type"
-        ));
-    }
-    match number {
-        4 | 5 | 31..=33 | 36..=38 => Err(format!(
-            "is of the type {number}, which was taken out of the format: quantize the original model again, repacking is \
-             done at load"
-        )),
-        _ => Err(format!("is of the type {number}, which does not exist")),
-    }
-}
-
 /// Returns the number of a type of tensors.
 pub(super) fn block_type_number(kind: BlockType) -> u32 {
-    BLOCK_TYPES.iter().find(|(_, known)| *known == kind).map_or(u32::MAX, |(number, _)| *number)
+    (0..u32::from(u8::MAX))
+        .find(|number| BlockType::from_ggml(*number).is_ok_and(|known| known == kind))
+        .unwrap_or(u32::MAX)
 }

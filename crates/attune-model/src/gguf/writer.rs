@@ -34,7 +34,7 @@ impl TensorToWrite {
         let length = elements.filter(|_| whole).and_then(|elements| (elements / weights).checked_mul(size));
         length.ok_or_else(|| {
             Error::Setup(format!(
-                "the tensor `{}` {:?} is no whole number of {:?} blocks",
+                "the tensor `{}` {:?} is no whole number of {} blocks",
                 self.name, self.shape, self.kind
             ))
         })
