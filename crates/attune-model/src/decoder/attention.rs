@@ -10,7 +10,6 @@ use crate::Result;
 use crate::config::QueryKeyNorm;
 use crate::kernels::{AttentionForm, GpuKernels, Kernels};
 use crate::lora::Site;
-use crate::rope::Angles;
 
 /// Attention of one block.
 #[derive(Debug)]

@@ -70,16 +70,16 @@ pub(super) struct Gated<'a> {
 
 /// Computes d gate = dy · up · activation'(gate) and d up = dy · activation(gate).
 pub(super) fn gated_backward(activation: Activation, dgate: &mut [f32], dup: &mut [f32], saved: Gated<'_>) {
+    let Gated { gate, up, dy } = saved;
     match activation {
-        Activation::Silu => silu_backward(dgate, dup, saved),
-        Activation::GeluTanh => gelu_backward(dgate, dup, saved),
+        Activation::Silu => silu_backward(dgate, dup, gate, up, dy),
+        Activation::GeluTanh => gelu_backward(dgate, dup, gate, up, dy),
     }
 }
 
 /// The slope of silu is σ(g)(1 + g(1 − σ(g))).
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
-fn silu_backward(dgate: &mut [f32], dup: &mut [f32], saved: Gated<'_>) {
-    let Gated { gate, up, dy } = saved;
+fn silu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
     for ((((dgate, dup), &gate), &up), &dy) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dy) {
         let sigma = sigmoid(gate);
         *dup = dy * gate * sigma;
@@ -89,8 +89,7 @@ fn silu_backward(dgate: &mut [f32], dup: &mut [f32], saved: Gated<'_>) {
 
 /// The slope of g · σ(z(g)) is σ(1 + g z'(1 − σ)), with z' = 2 √(2/π) (1 + 3 · 0.044715 g²).
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
-fn gelu_backward(dgate: &mut [f32], dup: &mut [f32], saved: Gated<'_>) {
-    let Gated { gate, up, dy } = saved;
+fn gelu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
     for ((((dgate, dup), &gate), &up), &dy) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dy) {
         let sigma = gelu_sigmoid(gate);
         let slope = GELU * (1.0 + 3.0 * GELU_CUBE * gate * gate);
