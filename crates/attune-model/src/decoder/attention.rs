@@ -5,7 +5,7 @@ use candle_core::Tensor;
 
 use super::loading::BlockWeights;
 use super::projection::{Projection, project};
-use super::{Context, LowRank};
+use super::Context;
 use crate::Result;
 use crate::config::QueryKeyNorm;
 use crate::kernels::{AttentionForm, GpuKernels, Kernels};
