@@ -3,9 +3,9 @@
 
 use candle_core::Tensor;
 
+use super::Context;
 use super::loading::BlockWeights;
 use super::projection::{Projection, project};
-use super::Context;
 use crate::Result;
 use crate::config::QueryKeyNorm;
 use crate::kernels::{AttentionForm, GpuKernels, Kernels};
