@@ -70,10 +70,11 @@ sanitize: setup ## Run the GPU's kernels on the CPU under the compiler's sanitiz
 parity: setup .venv-parity/.installed .venv-bench/.installed ## Compare with transformers, PEFT, mistralrs and llama.cpp anew: references, adapters, a whole loop (downloads torch)
 	@.venv-parity/bin/python tests/parity/make_fixtures.py
 	@.venv-parity/bin/python tests/parity/make_quantized.py
+	@.venv-parity/bin/python tests/parity/make_blocks.py
 	@.venv-parity/bin/python tests/parity/make_loglikelihoods.py
 	@cargo test --locked --test model
 	@PARITY_OUT="$$(tools/target-dir)/parity" cargo test --locked --test model -- --ignored
-	@for family in llama qwen2 qwen3 smollm3; do \
+	@for family in llama qwen2 qwen3 smollm3 gemma2 gemma3 granite olmo2; do \
 		.venv-parity/bin/python tests/parity/check_adapter.py "tests/fixtures/$$family" \
 			"$$(tools/target-dir)/parity/$$family" "$$(tools/target-dir)/parity/$$family.safetensors"; done
 	@cargo build --locked --release

@@ -1,7 +1,8 @@
 //! Measures the speed of the decoder alone, on random weights of SmolLM2-135M's shape: prefill, decode, and one
-//! training step, with the weights in f32, bf16 and 8 bit.
+//! training step, with the weights in f32, bf16, 8 bit and 4 bit.
 //!
-//! Run with `cargo bench --bench decoder`; figures are medians, and vary by a fifth on a shared machine.
+//! Run with `cargo bench --bench decoder`, or with the names of some storages, as in `cargo bench --bench decoder -- q8_0
+//! q4_k`, which leaves out what is measured of f32 alone. Figures are medians, and vary by a fifth on a shared machine.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -31,11 +32,15 @@ const CONFIG: &str = r#"{"model_type":"llama","hidden_size":576,"intermediate_si
 fn main() -> Result<(), Failure> {
     let folder = tempfile::tempdir()?;
     let config = random_model(folder.path())?;
-    let storages = [
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|name| !name.starts_with('-')).collect();
+    let mut storages = vec![
         ("f32", Storage::default()),
-        ("bf16", Storage { dtype: Dtype::Bf16, quantize: None }),
-        ("q8_0", Storage { dtype: Dtype::F32, quantize: Some("q8_0".into()) }),
+        ("bf16", Storage { dtype: Some(Dtype::Bf16), quantize: None }),
+        ("q8_0", Storage { dtype: Some(Dtype::F32), quantize: Some("q8_0".into()) }),
+        ("q4_k", Storage { dtype: None, quantize: Some("q4_k".into()) }),
+        ("q4_0", Storage { dtype: None, quantize: Some("q4_0".into()) }),
     ];
+    storages.retain(|(name, _)| chosen.is_empty() || chosen.iter().any(|chosen| chosen == name));
     let weights = Weights::open(folder.path(), &Device::Cpu)?;
     let mut decoders = Vec::new();
     for (_, storage) in &storages {
@@ -50,7 +55,8 @@ fn main() -> Result<(), Failure> {
     };
     let threads = rayon::current_num_threads();
     println!("SmolLM2-135M's shape, {threads} threads, {:?}, tokens/s", Level::best());
-    println!("{:36}{:>9}{:>9}{:>9}", "", storages[0].0, storages[1].0, storages[2].0);
+    let names: String = storages.iter().map(|(name, _)| format!("{name:>9}")).collect();
+    println!("{:36}{names}", "");
 
     for rows in [1, 4, 16] {
         let step = decode_step(&config, rows, 128)?;
@@ -58,7 +64,9 @@ fn main() -> Result<(), Failure> {
     }
     println!("{:36}{}", "prefill, 512 tokens", rates(512, 5, &prefill(&config, 512)?)?);
 
-    adapters_and_contexts(&config, &decoders[0])?;
+    if chosen.is_empty() {
+        adapters_and_contexts(&config, &decoders[0])?;
+    }
 
     let adapter = adapter(&config, 16)?;
     for tokens in [512, 1024] {
@@ -68,7 +76,7 @@ fn main() -> Result<(), Failure> {
         };
         println!("{:36}{}", format!("training, rank 16, {tokens} packed tokens"), rates(tokens, 3, &step)?);
     }
-    recomputations(&decoders[0], &adapter, &batch(&config, 512))
+    if chosen.is_empty() { recomputations(&decoders[0], &adapter, &batch(&config, 512)) } else { Ok(()) }
 }
 
 /// Measures the cost of recomputing activations, the kinds in turn.

@@ -26,9 +26,9 @@ use crate::jobs::retention;
 use crate::jobs::worker::Worker;
 use crate::jobs::worker::estimate::Estimator;
 use crate::jobs::worker::pulse::Pulse;
+use crate::model::checkpoint::Checkpoint;
 use crate::model::entry::ModelEntry;
-use crate::model::generation::GenerationDefaults;
-use crate::model::{BaseModel, device, folder};
+use crate::model::{BaseModel, device};
 use crate::off_thread::off_thread;
 use crate::store::Store;
 use crate::store::key_directory::KeyDirectory;
@@ -62,8 +62,7 @@ impl App {
         by_name::resolve(&mut config.models, &by_name::Log::default()).await?;
         // A path that is no model's is told at once, not after a database has been set up.
         for entry in &config.models {
-            folder::check(&entry.path)?;
-            GenerationDefaults::read(entry, usize::MAX)?;
+            Checkpoint::open(&entry.path)?.generation(entry, usize::MAX)?;
         }
         let (store, postgres) = open_store(&config).await?;
         config.check_closed(store.has_keys().await?)?;

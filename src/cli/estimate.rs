@@ -13,8 +13,9 @@ use crate::config::Config;
 use crate::jobs::JobSpec;
 use crate::jobs::cost::Pricing;
 use crate::jobs::worker::estimate::{JobEstimate, estimate_files};
+use crate::model::checkpoint::Checkpoint;
 use crate::model::entry::ModelEntry;
-use crate::model::{BaseModel, device, folder};
+use crate::model::{BaseModel, device};
 use crate::off_thread::off_thread;
 use crate::train::estimate::TrainingRate;
 use crate::{Error, Result, api, system};
@@ -139,7 +140,7 @@ impl EstimateOptions {
     async fn measure(&self, config: Config) -> Result<Value> {
         let (config, mut entry) = self.choose(config)?;
         by_name::resolve(std::slice::from_mut(&mut entry), &Display::new()).await?;
-        folder::check(&entry.path)?;
+        Checkpoint::open(&entry.path)?;
         let spec = self.spec(&entry.id)?;
         let training = open(&self.file)?;
         let validation = self.validation.as_deref().map(open).transpose()?;

@@ -50,7 +50,7 @@ impl Launcher for Counter {
 fn a_step_of_many_adapters_starts_as_much_as_a_step_of_one() {
     let counter = Arc::new(Counter { emulator: Emulator { reversed: true }, launches: AtomicUsize::new(0) });
     let kernels = emulator::kernels(counter.clone());
-    let (config, decoder) = load_on("llama", &kernels, &Storage { dtype: Dtype::Bf16, quantize: None });
+    let (config, decoder) = load_on("llama", &kernels, &Storage { dtype: Some(Dtype::Bf16), quantize: None });
     let adapter = Reference::read("llama", "peft/adapter_model.safetensors").adapter("", &config, 2.0, &Device::Cpu);
     let adapters: Vec<Adapter> = (0..40).map(|_| decoder.served(&adapter).unwrap()).collect();
     // Each sequence has one row, and an adapter of its own if there are adapters.

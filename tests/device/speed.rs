@@ -66,7 +66,7 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         let config = ModelConfig::read(folder.path()).unwrap();
-        let storage = Storage { dtype: Dtype::Bf16, quantize: None };
+        let storage = Storage { dtype: Some(Dtype::Bf16), quantize: None };
         let decoder = Decoder::load_on(&config, &Weights::random(&device()), &storage, &kernels()).unwrap();
         Self { config, decoder }
     }

@@ -154,7 +154,7 @@ fn logits(decoder: &Decoder, config: &ModelConfig, ids: &[u32], requests: &[&Req
 
 #[test]
 fn a_row_has_the_bits_that_it_has_alone_whatever_is_in_the_batch() {
-    let held = |quantize: Option<&str>, dtype| Storage { dtype, quantize: quantize.map(Into::into) };
+    let held = |quantize: Option<&str>, dtype| Storage { dtype: Some(dtype), quantize: quantize.map(Into::into) };
     let storages = [held(None, Dtype::F32), held(None, Dtype::Bf16), held(Some("q8_0"), Dtype::F32)];
     for family in FAMILIES {
         let ids: Vec<u32> = Reference::read(family, "reference.safetensors").ids("input_ids");

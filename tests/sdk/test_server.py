@@ -81,7 +81,7 @@ def test_a_path_that_is_no_model_is_told_before_a_database_starts(binary, tmp_pa
     empty.mkdir()
     for path, says in [
         ("HuggingFaceTB/SmolLM2-135M-Instruct", "attune pull huggingfacetb/smollm2"),
-        (gguf, "gguf files do not load"),
+        (gguf, "the file ends at byte 4, within its header"),
         (attunelib.DEMO / "model.safetensors", f"give its folder, {attunelib.DEMO}"),
         (encoder, "`bert` is not supported (an encoder"),
         (empty, "has no config.json"),

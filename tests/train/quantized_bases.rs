@@ -23,7 +23,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 
 const CPU: Device = Device::Cpu;
-const FORMATS: [&str; 2] = ["q8_0", "q4_0"];
+const FORMATS: [&str; 3] = ["q8_0", "q4_0", "q4_k"];
 
 fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo")
@@ -36,13 +36,12 @@ fn model(folder: &Path, format: Option<&str>) -> Arc<BaseModel> {
 
 /// Returns the numbers that `weight` is stored as.
 fn dequantized(weight: &Tensor, format: &str) -> Tensor {
-    if format == "q8_0" {
-        let storage = Storage { quantize: Some(format.into()), ..Storage::default() };
-        let all: Vec<u32> = (0..weight.dim(0).unwrap() as u32).collect();
-        return Linear::table(weight, &storage, &Kernels::Cpu).unwrap().rows(&all).unwrap();
+    if format == "q4_0" {
+        return QTensor::quantize(weight, GgmlDType::Q4_0).unwrap().dequantize(&CPU).unwrap();
     }
-    assert_eq!(format, "q4_0");
-    QTensor::quantize(weight, GgmlDType::Q4_0).unwrap().dequantize(&CPU).unwrap()
+    let storage = Storage { quantize: Some(format.into()), ..Storage::default() };
+    let all: Vec<u32> = (0..weight.dim(0).unwrap() as u32).collect();
+    Linear::table(weight, &storage, &Kernels::Cpu).unwrap().rows(&all).unwrap()
 }
 
 /// Returns the demo model in f32, with its weights dequantized from `format`.
@@ -57,8 +56,7 @@ fn dequantized_model(format: &str) -> Arc<BaseModel> {
     let weights = candle_core::safetensors::load(demo().join("model.safetensors"), &CPU).unwrap();
     let held = |(name, weight): (String, Tensor)| {
         let weight = weight.to_dtype(DType::F32).unwrap();
-        // 8 bits hold the embedding too; blocks of 4 bits hold the linear layers alone.
-        let quantized = name.contains("proj") || (format == "q8_0" && name.contains("embed_tokens"));
+        let quantized = name.contains("proj") || name.contains("embed_tokens");
         (name, if quantized { dequantized(&weight, format) } else { weight })
     };
     let weights: HashMap<String, Tensor> = weights.into_iter().map(held).collect();

@@ -24,6 +24,7 @@ use minijinja::value::Value as JinjaValue;
 use minijinja::{Environment, context};
 use serde_json::{Map, Value};
 
+pub(crate) use self::sources::Source as TemplateSource;
 use super::tokenizer::special_tokens;
 use super::tool_syntax::ToolSyntax;
 use crate::{Error, Result};
@@ -64,13 +65,21 @@ impl ChatTemplate {
     /// Reads the folder's templates: `chat_template.jinja` and `additional_chat_templates/*.jinja`, or `chat_template`
     /// of `tokenizer_config.json`; `None` if there are none.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
-        let sources = sources::find(folder)?;
+        Self::new(sources::find(folder)?, &special_tokens(folder)?)
+    }
+
+    /// Compiles the templates of `sources`, by name, for a model with these special tokens by role; `None` if there are
+    /// none.
+    pub(crate) fn new(
+        sources: BTreeMap<String, TemplateSource>,
+        special_tokens: &BTreeMap<&'static str, String>,
+    ) -> Result<Option<Self>> {
         if sources.is_empty() {
             return Ok(None);
         }
         let mut environment = engine::environment();
-        for (role, token) in special_tokens(folder)? {
-            environment.add_global(role, token);
+        for (role, token) in special_tokens {
+            environment.add_global(*role, token.clone());
         }
         let mut tool_syntax = ToolSyntax::PLAIN;
         // The one for tools, if there is one, tells how the model writes calls.

@@ -10,21 +10,21 @@ use crate::device;
 use crate::linear::{Dtype, Storage};
 use crate::sampling_settings::SamplingSettings;
 
-/// One base model: the id that clients use and the folder in Hugging Face form.
+/// One base model: the id that clients use, and its folder in Hugging Face form or GGUF file.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct ModelEntry {
     /// The id that clients use.
     pub id: String,
-    /// The folder with `config.json`, `*.safetensors` and `tokenizer.json`, or a name on a hub after `hf:`, which the
-    /// start replaces by the folder in the cache.
+    /// The folder with `config.json`, `*.safetensors` and `tokenizer.json`, the GGUF file, or a name on a hub after
+    /// `hf:`, which the start replaces by the path in the cache.
     pub path: PathBuf,
-    /// Type of the weight matrices in memory that are not quantized, whatever the checkpoint's precision; by default
-    /// f32 on the CPU, bf16 on a GPU.
+    /// Type of the weight matrices in memory that are not quantized at load, whatever the checkpoint's precision; by
+    /// default bf16 on a GPU, and on the CPU f32, or a quantized checkpoint's own numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Dtype>,
-    /// Block format to quantize the linear layers to at load, for example `q8_0`, which on the CPU includes embedding
-    /// and head.
+    /// Block format to quantize to at load, for example `q8_0` or `q4_k`: on the CPU every weight matrix, on a GPU the
+    /// linear layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
     /// How tokens are drawn where a request does not say.
@@ -59,13 +59,14 @@ impl ModelEntry {
 
     /// Returns how the model's weight matrices are held on `device`.
     pub fn storage(&self, device: &Device) -> Storage {
-        // Beside quantized blocks little is left to hold in another type, and their products on a GPU take f32.
         let usual = match device {
-            _ if device.is_cpu() || self.quantize.is_some() => Dtype::F32,
-            _ if device::has_bf16(device) => Dtype::Bf16,
-            _ => Dtype::F16,
+            _ if device.is_cpu() => None,
+            // Beside quantized blocks little is left to hold in another type, and their products on a GPU take f32.
+            _ if self.quantize.is_some() => Some(Dtype::F32),
+            _ if device::has_bf16(device) => Some(Dtype::Bf16),
+            _ => Some(Dtype::F16),
         };
-        Storage { dtype: self.dtype.unwrap_or(usual), quantize: self.quantize.clone() }
+        Storage { dtype: self.dtype.or(usual), quantize: self.quantize.clone() }
     }
 }
 

@@ -1,30 +1,66 @@
-//! Checks a model's folder before anything else is started: in the first moment, from names and small files alone, and
-//! with advice on what to do about what is there instead. Called by `app` and `cli` at the start, and by
-//! [`BaseModel`](crate::BaseModel).
+//! Finds out what stands at a model's path, and checks a folder before anything else is started: in the first moment,
+//! from names and small files alone, and with advice on what to do about what is there instead. Called by
+//! [`Checkpoint`](crate::checkpoint::Checkpoint), which `app` and `cli` open at the start.
 
 use std::io::{ErrorKind, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::gguf::later_shard;
 use crate::{Error, ModelConfig, Result, weights};
 
 /// What a model's folder must hold, for messages.
 const NEEDED: &str = "config.json, *.safetensors and tokenizer.json";
+/// Part of the names of files with the image or audio part of a model.
+const PROJECTOR: &str = "mmproj";
 /// First bytes of a file that Git LFS has not fetched.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
-/// Refuses a path that no model can be loaded from.
-pub fn check(path: &Path) -> Result<()> {
+/// What stands at a model's path.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// A folder with `config.json`.
+    Folder,
+    /// A GGUF file, or the first one of several shards.
+    Gguf(PathBuf),
+}
+
+/// Finds out what stands at `path`; refuses what is neither a model's folder, nor a GGUF file, nor a folder with one.
+pub(crate) fn find(path: &Path) -> Result<Form> {
     let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound => missing(path),
-        _ => fault(path, &format!("the folder cannot be read: {error}")),
+        _ => fault(path, &format!("it cannot be read: {error}")),
     })?;
     if metadata.is_file() {
-        return Err(not_a_folder(path));
+        return if is_gguf(path) { checked_file(path.to_path_buf()) } else { Err(not_a_folder(path)) };
     }
     let names = list(path)?;
-    if !names.iter().any(|name| name == "config.json") {
-        return Err(without_config(path, &names));
+    if names.iter().any(|name| name == "config.json") {
+        return Ok(Form::Folder);
     }
+    let all: Vec<_> = names.iter().filter(|name| name.to_ascii_lowercase().ends_with(".gguf")).collect();
+    let is_model = |name: &&&String| !later_shard(name) && !name.contains(PROJECTOR);
+    match all.iter().filter(is_model).collect::<Vec<_>>().as_slice() {
+        [file] => checked_file(path.join(file)),
+        // Not a model alone: opened, the file says what it is.
+        [] if !all.is_empty() => checked_file(path.join(all[0])),
+        [] => Err(without_config(path, &names)),
+        [first, ..] => {
+            let example = path.join(first);
+            Err(fault(path, &format!("the folder has several GGUF models: give one, such as {}", example.display())))
+        }
+    }
+}
+
+fn checked_file(path: PathBuf) -> Result<Form> {
+    if begins_with(&path, LFS_POINTER) {
+        return Err(fault(&path, "the file is only a pointer of Git LFS: run `git lfs pull` in its folder"));
+    }
+    Ok(Form::Gguf(path))
+}
+
+/// Refuses a folder that no model can be loaded from.
+pub(crate) fn check(path: &Path) -> Result<()> {
+    let names = list(path)?;
     ModelConfig::read(path)?;
     check_weights(path, &names)?;
     if !names.iter().any(|name| name == "tokenizer.json") {
@@ -70,28 +106,22 @@ fn missing(path: &Path) -> Error {
         ),
         _ => fault(
             path,
-            &format!("there is no such folder; give one with {NEEDED}, or a model of a hub as hf:OWNER/NAME"),
+            &format!(
+                "there is no such folder or file; give a folder with {NEEDED}, a GGUF file, or a model of a hub as \
+                 hf:OWNER/NAME"
+            ),
         ),
     }
 }
 
 fn not_a_folder(path: &Path) -> Error {
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if is_gguf(path) {
-        return fault(
-            path,
-            &format!(
-                "GGUF files do not load. Give the folder of the original model, with {NEEDED}; `quantize = \"q8_0\"` makes it \
-                 as small in memory"
-            ),
-        );
-    }
     let parts = ["safetensors", "json", "bin", "pt", "pth", "model", "jinja"];
     let is_part = path.extension().and_then(|end| end.to_str()).is_some_and(|end| parts.contains(&end));
     if is_part {
         return fault(path, &format!("this is one file of a model: give its folder, {}", folder.display()));
     }
-    fault(path, &format!("this is a file; give a model's folder, with {NEEDED}"))
+    fault(path, &format!("this is a file; give a GGUF file, or a model's folder, with {NEEDED}"))
 }
 
 fn is_gguf(path: &Path) -> bool {
@@ -119,9 +149,6 @@ fn without_config(path: &Path, names: &[String]) -> Error {
              POST /v1/load_lora_adapter",
         );
     }
-    if let Some(file) = ending(names, ".gguf") {
-        return fault(path, &format!("GGUF files such as {file} do not load; the folder must hold {NEEDED}"));
-    }
     // The cache of Hugging Face's own programs.
     let snapshots = list(&path.join("snapshots")).unwrap_or_default();
     if let Some(snapshot) = snapshots.first() {
@@ -132,7 +159,7 @@ fn without_config(path: &Path, names: &[String]) -> Error {
     if let Some(name) = below {
         return fault(path, &format!("the folder has no config.json, but {name} in it has: give that folder"));
     }
-    fault(path, &format!("the folder has no config.json; a model's folder holds {NEEDED}"))
+    fault(path, &format!("the folder has no config.json; a model's folder holds {NEEDED}, or a GGUF file"))
 }
 
 /// Looks at the headers of the weights.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::*;
+use crate::checkpoint::Checkpoint;
 
 const CONFIG: &str = r#"{"model_type":"llama","hidden_size":64}"#;
 
@@ -14,8 +15,8 @@ fn said(files: &[(&str, &str)], inside: &str) -> String {
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(file, text).unwrap();
     }
-    match check(&folder.path().join(inside)) {
-        Ok(()) => "fine".into(),
+    match Checkpoint::open(&folder.path().join(inside)) {
+        Ok(_) => "fine".into(),
         Err(error) => error.to_string(),
     }
 }
@@ -29,8 +30,10 @@ fn a_folder_with_configuration_weights_and_tokenizer_is_taken() {
 #[test]
 fn files_instead_of_a_folder_are_told_from_one_another() {
     for (name, text, says) in [
-        ("model-Q4_1.gguf", "", "GGUF files do not load"),
-        ("ollama-blob", "GGUF\u{3}\0", "GGUF files do not load"),
+        ("model-Q4_1.gguf", "", "the file is empty"),
+        ("model-Q4_1.gguf", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("model-Q4_1.gguf", "<html>", "this is no GGUF file"),
+        ("ollama-blob", "GGUF\u{3}\0", "the file ends at byte 6"),
         ("model.safetensors", "", "give its folder"),
         ("config.json", CONFIG, "give its folder"),
         ("notes.txt", "", "this is a file"),
@@ -41,14 +44,14 @@ fn files_instead_of_a_folder_are_told_from_one_another() {
 
 #[test]
 fn a_name_on_a_hub_is_told_how_to_be_written() {
-    let error = check(Path::new("HuggingFaceTB/SmolLM2-135M-Instruct")).unwrap_err().to_string();
+    let error = find(Path::new("HuggingFaceTB/SmolLM2-135M-Instruct")).unwrap_err().to_string();
     assert!(
         error.contains("write hf:HuggingFaceTB/Smol") && error.contains("`attune pull HuggingFaceTB/Smol"),
         "{error}"
     );
     for path in ["gpt2", "/no/such/folder", "./a/b", "../a"] {
-        let error = check(Path::new(path)).unwrap_err().to_string();
-        assert!(error.contains("there is no such folder; give one with config.json"), "{error}");
+        let error = find(Path::new(path)).unwrap_err().to_string();
+        assert!(error.contains("there is no such folder or file; give a folder with config.json"), "{error}");
     }
 }
 
@@ -56,7 +59,11 @@ fn a_name_on_a_hub_is_told_how_to_be_written() {
 fn a_folder_that_is_no_models_is_told_what_it_is() {
     for (files, says) in [
         (&[("adapter_config.json", "{}")][..], "PEFT adapter"),
-        (&[("a.gguf", "")], "GGUF files such as a.gguf"),
+        (&[("a.gguf", "")], "a.gguf: the file is empty"),
+        (&[("a.gguf", ""), ("a-mmproj.gguf", "x")], "a.gguf: the file is empty"),
+        (&[("a.gguf", ""), ("b.gguf", "")], "several GGUF models: give one, such as"),
+        (&[("a-00001-of-00002.gguf", "x"), ("a-00002-of-00002.gguf", "x")], "a-00001-of-00002.gguf: this is no GGUF"),
+        (&[("a-00002-of-00002.gguf", "")], "a-00002-of-00002.gguf: the file is empty"),
         (&[("snapshots/abc/config.json", CONFIG)], "snapshots/abc"),
         (&[("smol/config.json", CONFIG)], "smol in it has"),
         (&[("readme.md", "")], "has no config.json"),

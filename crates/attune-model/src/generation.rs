@@ -9,6 +9,7 @@ use self::generation_config::GenerationConfig;
 pub(crate) use self::generation_config::read_json;
 use crate::Result;
 use crate::entry::ModelEntry;
+use crate::gguf::{self, Metadata};
 use crate::sampling_settings::kept_tokens;
 
 /// Part of the context that an answer may take where nothing limits it: what runs on for longer is lost in most cases.
@@ -51,6 +52,24 @@ impl GenerationDefaults {
         if entry.generation_config {
             file = GenerationConfig::read(&entry.path, context)?;
         }
+        Ok(Self::choose(entry, context, file))
+    }
+
+    /// As [`GenerationDefaults::read`], for a model in a GGUF file with these keys.
+    pub fn read_gguf(entry: &ModelEntry, context: usize, metadata: &Metadata) -> Result<Self> {
+        let mut file = GenerationConfig::default();
+        if entry.generation_config {
+            let settings = gguf::sampling::settings(metadata)?;
+            file = GenerationConfig::of(&settings, context).map_err(|what| {
+                metadata.fault(&format!(
+                    "general.sampling: {what}: set generation_config = false for this model, which then does without its defaults"
+                ))
+            })?;
+        }
+        Ok(Self::choose(entry, context, file))
+    }
+
+    fn choose(entry: &ModelEntry, context: usize, file: GenerationConfig) -> Self {
         let mut from_file = Vec::new();
         let (said, other) = (&entry.sampling, &file.sampling);
         let mut choose = |name, said: Option<f32>, other: Option<f32>, neutral| {
@@ -67,7 +86,7 @@ impl GenerationDefaults {
         let from_context = (context / CONTEXT_PARTS).max(SHORTEST_LIMIT);
         let suggested = file.max_new_tokens.filter(|_| entry.max_answer_tokens.is_none());
         from_file.extend(suggested.map(|_| "max_new_tokens"));
-        Ok(Self {
+        Self {
             temperature,
             top_p,
             top_k: said.top_k.or(other.top_k).and_then(kept_tokens).unwrap_or(0),
@@ -79,7 +98,7 @@ impl GenerationDefaults {
             max_answer_tokens: entry.max_answer_tokens,
             from_file,
             not_applied: file.not_applied,
-        })
+        }
     }
 }
 

@@ -5,13 +5,15 @@ mod address;
 pub mod blocks;
 pub mod chat;
 pub mod chat_template;
+pub mod checkpoint;
 pub mod config;
 pub mod decoder;
 pub mod device;
 pub mod entry;
 pub mod error;
-pub mod folder;
+mod folder;
 pub mod generation;
+pub mod gguf;
 #[cfg(feature = "cuda")]
 mod gpu;
 pub mod kernels;
@@ -30,7 +32,7 @@ pub mod tool_syntax;
 pub mod vocabulary;
 pub mod weights;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use candle_core::Device;
@@ -39,6 +41,7 @@ pub use config::ModelConfig;
 pub use error::{Error, Result};
 
 use crate::chat_template::ChatTemplate;
+use crate::checkpoint::Checkpoint;
 use crate::decoder::Decoder;
 use crate::device::DeviceHealth;
 use crate::entry::ModelEntry;
@@ -52,7 +55,7 @@ use crate::vocabulary::Vocabulary;
 pub struct BaseModel {
     /// Id that clients use.
     pub id: String,
-    /// Folder that the model was loaded from.
+    /// Folder or file that the model was loaded from.
     pub path: PathBuf,
     /// Shape of the decoder.
     pub config: ModelConfig,
@@ -77,43 +80,35 @@ pub struct BaseModel {
 }
 
 impl BaseModel {
-    /// Loads the folder of `entry` onto `device`. Slow: call it off the async threads.
+    /// Loads the model of `entry` onto `device`. Slow: call it off the async threads.
     pub fn load(entry: &ModelEntry, device: &Device) -> Result<Self> {
         Self::load_on(entry, &Kernels::of(device)?)
     }
 
-    /// Loads the folder of `entry` onto the device of `kernels`, which its decoder runs on.
+    /// Loads the model of `entry` onto the device of `kernels`, which its decoder runs on.
     pub fn load_on(entry: &ModelEntry, kernels: &Kernels) -> Result<Self> {
         let device = kernels.device();
-        let path = entry.path.as_path();
-        folder::check(path)?;
-        let config = ModelConfig::read(path)?;
-        let generation = GenerationDefaults::read(entry, config.max_position_embeddings)?;
-        let weights = weights::Weights::open(path, device)?;
+        let checkpoint = Checkpoint::open(&entry.path)?;
+        let config = checkpoint.config()?;
+        let generation = checkpoint.generation(entry, config.max_position_embeddings)?;
+        let weights = checkpoint.weights(device)?;
         let decoder = Decoder::load_on(&config, &weights, &entry.storage(device), kernels)?;
-        let tokenizer = Tokenizer::read(path)?;
+        weights.check_all_read()?;
+        let source = checkpoint.tokenizer()?;
+        let tokenizer = Tokenizer::new(&source)?;
         if tokenizer.vocabulary_size() > config.vocab_size {
-            return Err(Error::Setup(format!(
-                "{}: tokenizer.json has {} tokens, config.json has vocab_size {}",
-                path.display(),
-                tokenizer.vocabulary_size(),
-                config.vocab_size
-            )));
+            let (tokens, rows) = (tokenizer.vocabulary_size(), config.vocab_size);
+            return Err(checkpoint.fault(&format!("the tokenizer has {tokens} tokens, the embedding only {rows} rows")));
         }
-        let chat_template = ChatTemplate::read(path)?;
-        let mut end_tokens = end_tokens(path, &tokenizer)?;
+        let chat_template = checkpoint.chat_template()?;
+        let mut end_tokens = checkpoint.end_tokens(&tokenizer)?;
         let end_mark = |template| chat::end_mark(template, &tokenizer, &end_tokens);
         let end_mark = chat_template.as_ref().and_then(end_mark);
         end_tokens.extend(end_mark);
-        let vocabulary = Vocabulary::read(path, &tokenizer, config.vocab_size, &end_tokens)?;
-        let created = std::fs::metadata(path.join("config.json"))
-            .and_then(|metadata| metadata.modified())
-            .ok()
-            .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
-            .map_or(0, |age| age.as_secs() as i64);
+        let vocabulary = Vocabulary::new(&source, &tokenizer, config.vocab_size, &end_tokens);
         Ok(Self {
             id: entry.id.clone(),
-            path: path.to_path_buf(),
+            path: entry.path.clone(),
             config,
             decoder,
             second_decoder: OnceLock::new(),
@@ -123,7 +118,7 @@ impl BaseModel {
             chat_template,
             end_tokens,
             generation,
-            created,
+            created: checkpoint.created(),
         })
     }
 
@@ -139,19 +134,4 @@ impl BaseModel {
         });
         second.as_ref().unwrap_or(&self.decoder)
     }
-}
-
-/// Reads `eos_token_id` of `generation_config.json`, else of `config.json`; else returns the tokenizer's end token.
-fn end_tokens(folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    for name in ["generation_config.json", "config.json"] {
-        let Some(value) = generation::read_json(&folder.join(name))? else { continue };
-        let ids: Vec<u32> = match &value["eos_token_id"] {
-            serde_json::Value::Array(ids) => ids.iter().filter_map(|id| Some(id.as_u64()? as u32)).collect(),
-            id => id.as_u64().map(|id| id as u32).into_iter().collect(),
-        };
-        if !ids.is_empty() {
-            return Ok(ids);
-        }
-    }
-    Ok(tokenizer.end_token().into_iter().collect())
 }

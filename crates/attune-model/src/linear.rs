@@ -1,18 +1,20 @@
 //! Frozen linear layers: `y = W x + b` and the gradient with respect to `x`. No gradient of W is ever formed.
 //!
-//! On the CPU, f32, bf16 and `q8_0` weights are packed for our own products (`kernels::cpu::panels`); on a GPU f32,
-//! bf16 and f16 ones are multiplied by cuBLAS. For quantized formats otherwise the product is `mistralrs_quant`'s
-//! [`QuantMethod`].
+//! On the CPU, all weights are packed for our own products (`kernels::cpu::panels`), and those of a quantized checkpoint
+//! keep its very values there unless `dtype` or `quantize` say otherwise. On a GPU f32, bf16 and f16 weights are
+//! multiplied by cuBLAS; for weights quantized at load the product is `mistralrs_quant`'s [`QuantMethod`].
+
+mod quantize;
 
 use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::quantized::QTensor;
 use candle_core::{DType, Tensor};
 use mistralrs_quant::{GgufMatMul, QuantMethod, QuantMethodConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::kernels::cpu::panels::{self, Panels, Precision};
-use crate::kernels::{Dense, GpuKernels, Kernels, Norm};
+use crate::kernels::{Activation, Dense, GpuKernels, Kernels, Norm};
 use crate::matrix::Matrix;
 use crate::{Error, Result};
 
@@ -33,34 +35,36 @@ pub enum Dtype {
 /// Storage of a model's weight matrices.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Storage {
-    /// Type of the weights that are not quantized.
-    pub dtype: Dtype,
-    /// Block format of the linear layers, such as `q4_0`; `None` if they are not quantized. `q8_0` takes embedding and
-    /// head in too, on the CPU.
+    /// Type of the weights that are not quantized; `None` is f32, but on the CPU weights of a quantized checkpoint keep
+    /// its numbers, and with them its size.
+    pub dtype: Option<Dtype>,
+    /// Block format, such as `q4_0`, of all weight matrices on the CPU and of the linear layers on a GPU; `None` if they
+    /// are not quantized at load.
     pub quantize: Option<String>,
 }
 
 impl Storage {
     /// Refuses a storage that the device of `kernels` cannot hold.
     pub(super) fn check_on(&self, kernels: &Kernels) -> Result<()> {
-        if self.dtype == Dtype::F16 && kernels.is_cpu() {
+        if self.dtype == Some(Dtype::F16) && kernels.is_cpu() {
             return Err(Error::Setup("dtype = \"f16\" is for GPUs: take f32 or bf16 on the CPU".into()));
         }
-        self.check()
+        match &self.quantize {
+            Some(format) if kernels.is_cpu() && self.halves() => Err(nothing_left(format)),
+            _ => self.check(),
+        }
     }
 
     /// Refuses formats that do not exist, and combinations that do not go together.
     pub fn check(&self) -> Result<()> {
         let Some(format) = &self.quantize else { return Ok(()) };
-        block_format(format)?;
-        if format == "q8_0" && self.dtype != Dtype::F32 {
-            return Err(Error::Setup(
-                "quantize = \"q8_0\" holds every weight matrix in 8 bits, so `dtype` has nothing to apply to: remove one of \
-                 the two"
-                    .into(),
-            ));
-        }
-        Ok(())
+        quantize::block_format(format)?;
+        if format == "q8_0" && self.halves() { Err(nothing_left(format)) } else { Ok(()) }
+    }
+
+    /// Returns true if weights that are not quantized are to be held in 2 bytes.
+    fn halves(&self) -> bool {
+        matches!(self.dtype, Some(Dtype::Bf16 | Dtype::F16))
     }
 
     /// Returns the type of activations: f32 on the CPU; on a GPU the type of the weights, since its products take both
@@ -68,29 +72,42 @@ impl Storage {
     pub(super) fn activation_dtype(&self, kernels: &Kernels) -> DType {
         match self.dtype {
             _ if kernels.is_cpu() => DType::F32,
-            Dtype::F32 => DType::F32,
-            Dtype::Bf16 => DType::BF16,
-            Dtype::F16 => DType::F16,
+            None | Some(Dtype::F32) => DType::F32,
+            Some(Dtype::Bf16) => DType::BF16,
+            Some(Dtype::F16) => DType::F16,
         }
     }
 
     /// Returns the type of adapters: f32 beside weights in f32, bf16 beside weights that are rounded more; on a GPU the
     /// type of activations.
     pub(super) fn adapter_precision(&self, kernels: &Kernels) -> DType {
-        if kernels.is_cpu() && self.precision() != Precision::F32 {
+        if kernels.is_cpu() && (self.quantize.is_some() || self.halves()) {
             return DType::BF16;
         }
         self.activation_dtype(kernels)
     }
 
-    /// Returns the precision of all weight matrices if our own products take them, else that of embedding and head.
-    fn precision(&self) -> Precision {
-        match (self.quantize.as_deref(), self.dtype) {
-            (Some("q8_0"), _) => Precision::Q8,
-            (_, Dtype::F32) => Precision::F32,
-            (_, Dtype::Bf16 | Dtype::F16) => Precision::Bf16,
+    /// Returns true if weights of a quantized checkpoint keep its numbers.
+    fn keeps_numbers(&self, kernels: &Kernels) -> bool {
+        kernels.is_cpu() && self.dtype.is_none() && self.quantize.is_none()
+    }
+
+    /// Packs a weight `[out, in]` for products on the CPU.
+    fn pack(&self, weight: &Tensor) -> Result<Panels> {
+        match self.quantize.as_deref() {
+            Some("q8_0") => Panels::of(weight, Precision::Q8),
+            Some(format) => quantize::panels(weight, format),
+            None if self.halves() => Panels::of(weight, Precision::Bf16),
+            None => Panels::of(weight, Precision::F32),
         }
     }
+}
+
+fn nothing_left(format: &str) -> Error {
+    Error::Setup(format!(
+        "quantize = \"{format}\" holds every weight matrix in its blocks, so `dtype` has nothing to apply to: remove one of the \
+         two"
+    ))
 }
 
 /// A frozen linear layer.
@@ -117,38 +134,44 @@ impl Linear {
     pub fn new(weight: &Tensor, bias: Option<Tensor>, storage: &Storage, kernels: &Kernels) -> Result<Self> {
         let bias = bias.map(|bias| bias.to_dtype(storage.activation_dtype(kernels))).transpose()?;
         match storage.quantize.as_deref() {
-            None => Self::unquantized(weight, bias, storage, kernels),
-            Some("q8_0") if kernels.is_cpu() => Self::unquantized(weight, bias, storage, kernels),
-            Some(format) => Self::blocks(weight, bias, format, kernels),
+            Some(format) if !kernels.is_cpu() => Self::blocks(weight, bias, format, kernels),
+            _ => Self::own(weight, bias, storage, kernels),
         }
     }
 
     /// Makes a layer of a checkpoint's `matrix` and `bias` `[out]`, held as `storage` says.
     pub fn of(matrix: &Matrix, bias: Option<Tensor>, storage: &Storage, kernels: &Kernels) -> Result<Self> {
+        if storage.keeps_numbers(kernels) {
+            return Ok(Self { weight: Weight::Packed(kept(matrix)?), bias, kernels: kernels.clone() });
+        }
         Self::new(&matrix.dense(kernels.device())?, bias, storage, kernels)
     }
 
     /// Makes an embedding or output head of a checkpoint's `matrix`, `[vocabulary, hidden]`.
     pub fn table_of(matrix: &Matrix, storage: &Storage, kernels: &Kernels) -> Result<Self> {
+        if storage.keeps_numbers(kernels) {
+            return Self::of(matrix, None, storage, kernels);
+        }
         Self::table(&matrix.dense(kernels.device())?, storage, kernels)
     }
 
     /// Makes an embedding or output head, `[vocabulary, hidden]`: never in the blocks of mistral.rs, which have no rows
     /// to look up.
     pub fn table(weight: &Tensor, storage: &Storage, kernels: &Kernels) -> Result<Self> {
-        Self::unquantized(weight, None, storage, kernels)
+        Self::own(weight, None, storage, kernels)
     }
 
-    fn unquantized(weight: &Tensor, bias: Option<Tensor>, storage: &Storage, kernels: &Kernels) -> Result<Self> {
+    /// Makes a layer whose product is our own or cuBLAS's.
+    fn own(weight: &Tensor, bias: Option<Tensor>, storage: &Storage, kernels: &Kernels) -> Result<Self> {
         let weight = match kernels {
-            Kernels::Cpu => Weight::Packed(Panels::of(weight, storage.precision())?),
+            Kernels::Cpu => Weight::Packed(storage.pack(weight)?),
             Kernels::Gpu(gpu) => Weight::Dense(weight.to_dtype(storage.activation_dtype(kernels))?, gpu.clone()),
         };
         Ok(Self { weight, bias, kernels: kernels.clone() })
     }
 
     fn blocks(weight: &Tensor, bias: Option<Tensor>, format: &str, kernels: &Kernels) -> Result<Self> {
-        let dtype = block_format(format)?;
+        let dtype = quantize::block_format(format)?;
         let (_, columns) = weight.dims2()?;
         if !columns.is_multiple_of(dtype.block_size()) {
             return Err(Error::Setup(format!(
@@ -216,14 +239,19 @@ impl Linear {
         outputs.try_into().map_err(|_| Error::Internal("one output for each layer".into()))
     }
 
-    /// Computes `silu(gate(norm(x))) · up(norm(x))`, in one pass if possible.
-    pub fn forward_gated(gate_and_up: [&Self; 2], x: &Tensor, norm: Norm<'_>) -> Result<Tensor> {
+    /// Computes `activation(gate(norm(x))) · up(norm(x))`, in one pass if possible.
+    pub fn forward_gated(
+        gate_and_up: [&Self; 2],
+        x: &Tensor,
+        norm: Option<Norm<'_>>,
+        activation: Activation,
+    ) -> Result<Tensor> {
         if let Some((gpu, dense)) = Self::all_dense(gate_and_up) {
-            return gpu.project_gated(x, norm, dense);
+            return gpu.project_gated(x, norm, dense, activation);
         }
         let kernels = &gate_and_up[0].kernels;
-        let [gate, up] = Self::forward_each(gate_and_up, x, Some(norm))?;
-        kernels.swiglu(&gate, &up)
+        let [gate, up] = Self::forward_each(gate_and_up, x, norm)?;
+        kernels.gated(activation, &gate, &up)
     }
 
     /// Computes `residual + forward(x)`, in one pass if possible.
@@ -291,14 +319,11 @@ impl Linear {
     }
 }
 
-fn block_format(name: &str) -> Result<GgmlDType> {
-    match name {
-        "q8_0" => Ok(GgmlDType::Q8_0),
-        "q5_0" => Ok(GgmlDType::Q5_0),
-        "q4_0" => Ok(GgmlDType::Q4_0),
-        "q6_k" => Ok(GgmlDType::Q6K),
-        "q5_k" => Ok(GgmlDType::Q5K),
-        "q4_k" => Ok(GgmlDType::Q4K),
-        _ => Err(Error::Setup(format!("quantize = \"{name}\": use q8_0, q6_k, q5_0, q5_k, q4_0 or q4_k"))),
+/// Packs the matrix with its very values.
+fn kept(matrix: &Matrix) -> Result<Panels> {
+    match matrix {
+        Matrix::Dense(weight) => Panels::of(weight, Precision::F32),
+        Matrix::Blocks(blocks) => Panels::of_blocks(blocks),
+        Matrix::Grouped(grouped) => Panels::of_groups(grouped),
     }
 }

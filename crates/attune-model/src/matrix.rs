@@ -3,8 +3,8 @@
 
 use candle_core::{Device, Tensor};
 
-use crate::Result;
 use crate::blocks::BlockMatrix;
+use crate::{Error, Result};
 
 /// A weight matrix `[outputs, inputs]` of a checkpoint.
 #[derive(Debug, Clone)]
@@ -27,6 +27,7 @@ impl Matrix {
                 Ok(Tensor::from_vec(blocks.dequantize()?, (rows, columns), device)?)
             }
             Self::Grouped(grouped) => {
+                grouped.check()?;
                 Ok(Tensor::from_vec(grouped.dequantize(), (grouped.outputs, grouped.inputs), device)?)
             }
         }
@@ -52,6 +53,28 @@ pub struct GroupedMatrix {
 }
 
 impl GroupedMatrix {
+    /// Refuses a matrix whose parts do not have its sizes.
+    pub(crate) fn check(&self) -> Result<()> {
+        let groups = self.inputs.checked_div(self.group).filter(|_| self.inputs.is_multiple_of(self.group));
+        let sized = |count: usize, columns: usize| self.outputs.checked_mul(columns) == Some(count);
+        let offsets = |groups: usize| self.offsets.as_ref().is_none_or(|offsets| sized(offsets.len(), groups));
+        match groups {
+            Some(groups)
+                if sized(self.quants.len(), self.inputs) && sized(self.scales.len(), groups) && offsets(groups) =>
+            {
+                Ok(())
+            }
+            _ => Err(Error::Internal(format!(
+                "{} numbers and {} scales of {} are no {} x {} matrix",
+                self.quants.len(),
+                self.scales.len(),
+                self.group,
+                self.outputs,
+                self.inputs
+            ))),
+        }
+    }
+
     /// Computes the values, `[outputs, inputs]`.
     pub fn dequantize(&self) -> Vec<f32> {
         let groups = self.quants.chunks_exact(self.group).zip(&self.scales).enumerate();

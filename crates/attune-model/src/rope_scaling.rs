@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 /// Stretching of the frequencies for contexts longer than the one first trained on.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     /// No stretching.
     None,
@@ -12,6 +12,11 @@ pub enum RopeScaling {
     Linear {
         /// The stretch.
         factor: f64,
+    },
+    /// Every frequency divided by a number of its own, as GGUF files write out the scaling of Llama 3.1.
+    Divided {
+        /// One number for each frequency.
+        divisors: Vec<f64>,
     },
     /// Llama 3.1: long wavelengths stretched, short ones kept, a smooth passage between.
     Llama3 {
@@ -54,6 +59,10 @@ impl RopeScaling {
         match kind {
             "default" => Ok(Self::None),
             "linear" => Ok(Self::Linear { factor: required("factor")? }),
+            "divided" => {
+                let divisors = parameters["divisors"].as_array().map(|list| list.iter().filter_map(Value::as_f64));
+                Ok(Self::Divided { divisors: divisors.ok_or("rope type `divided` needs `divisors`")?.collect() })
+            }
             "llama3" => Ok(Self::Llama3 {
                 factor: required("factor")?,
                 low_frequency_factor: required("low_freq_factor")?,

@@ -1,4 +1,5 @@
-//! Text to token ids and back, from a folder's `tokenizer.json` and `tokenizer_config.json`.
+//! Text to token ids and back, from a folder's `tokenizer.json` and `tokenizer_config.json`, or from the keys of a GGUF
+//! file, of which [`gguf::tokenizer`](crate::gguf::tokenizer) makes the same [`TokenizerSource`].
 //!
 //! Called by `api` and `datasets` (text in), by `engine/text.rs` (text out) and by the chat template (names of the
 //! special tokens).
@@ -14,6 +15,31 @@ use crate::{Error, Result};
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+/// What a tokenizer is made of, wherever it was found.
+#[derive(Debug)]
+pub struct TokenizerSource {
+    /// The tokenizer in the form of `tokenizer.json`.
+    pub json: Vec<u8>,
+    /// The texts of the special tokens that have a role, such as `bos_token`.
+    pub special_tokens: BTreeMap<&'static str, String>,
+    /// The file, for messages.
+    pub origin: String,
+}
+
+impl TokenizerSource {
+    /// Reads `tokenizer.json` in `folder`, and the special tokens of `tokenizer_config.json`.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let file = folder.join("tokenizer.json");
+        let origin = file.display().to_string();
+        if !file.is_file() {
+            let message = "the file does not exist; the model folder needs its tokenizer";
+            return Err(Error::Setup(format!("{origin}: {message}")));
+        }
+        let json = std::fs::read(&file).map_err(Error::io(format!("read {origin}")))?;
+        Ok(Self { json, special_tokens: special_tokens(folder)?, origin })
+    }
+}
+
 /// The tokenizer of one model.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -23,23 +49,25 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` (truncation and padding switched off) and the special tokens of `tokenizer_config.json`.
+    /// Reads the tokenizer in `folder`.
     pub fn read(folder: &Path) -> Result<Self> {
-        let file = folder.join("tokenizer.json");
-        let setup = |error: &dyn std::fmt::Display| Error::Setup(format!("{}: {error}", file.display()));
-        if !file.is_file() {
-            return Err(setup(&"the file does not exist; the model folder needs its tokenizer"));
-        }
-        let mut inner = tokenizers::Tokenizer::from_file(&file).map_err(|error| setup(&error))?;
+        Self::new(&TokenizerSource::read(folder)?)
+    }
+
+    /// Makes the tokenizer of `source`, with truncation and padding switched off.
+    pub fn new(source: &TokenizerSource) -> Result<Self> {
+        let setup = |error: &dyn std::fmt::Display| Error::Setup(format!("{}: {error}", source.origin));
+        let mut inner = tokenizers::Tokenizer::from_bytes(&source.json).map_err(|error| setup(&error))?;
         // Both are settings from the tokenizer's training; here they would silently cut or lengthen a prompt.
         inner.with_truncation(None).map_err(|error| setup(&error))?;
         inner.with_padding(None);
         let added = inner.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
-        let end_token = match special_tokens(folder)?.get("eos_token") {
-            Some(text) => Some(inner.token_to_id(text).ok_or_else(|| {
-                setup(&format!("eos_token `{text}` of tokenizer_config.json is not in the vocabulary"))
-            })?),
+        let end_token = match source.special_tokens.get("eos_token") {
+            Some(text) => {
+                let id = inner.token_to_id(text);
+                Some(id.ok_or_else(|| setup(&format!("the model's eos_token `{text}` is not in the vocabulary")))?)
+            }
             None => None,
         };
         Ok(Self { inner, special, end_token })
@@ -77,6 +105,11 @@ impl Tokenizer {
     /// Returns the vocabulary's own spelling of `id`, in which a blank may be `Ġ`; `None` outside the vocabulary.
     pub fn spelling(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// Returns the id of the token that the vocabulary spells `text`; `None` if there is none.
+    pub fn token(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text)
     }
 
     /// Returns the number of ids, added tokens included.

@@ -15,8 +15,8 @@ use llguidance::toktrie::{TokEnv, TokTrie};
 use toktrie_hf_tokenizers::{ByteTokenizer, ByteTokenizerEnv};
 
 use self::covering::{Covering, fewest_tokens};
-use super::tokenizer::Tokenizer;
-use crate::{Error, Result};
+use super::tokenizer::{Tokenizer, TokenizerSource};
+use crate::Result;
 
 /// Bytes of every token of a model, and the parsers of grammars over them.
 pub struct Vocabulary {
@@ -33,18 +33,22 @@ impl std::fmt::Debug for Vocabulary {
 }
 
 impl Vocabulary {
-    /// Reads the table from `tokenizer.json` in `folder`, widened to the `size` of the model's embedding. `None`, with
-    /// a warning, if the tokenizer's tokens have no bytes of their own (neither byte-level nor byte-fallback).
+    /// Reads the table from `tokenizer.json` in `folder`, as [`Vocabulary::new`] makes it.
     pub fn read(folder: &Path, tokenizer: &Tokenizer, size: usize, end_tokens: &[u32]) -> Result<Option<Self>> {
-        let file = folder.join("tokenizer.json");
-        let json = std::fs::read(&file).map_err(Error::io(format!("read {}", file.display())))?;
+        Ok(Self::new(&TokenizerSource::read(folder)?, tokenizer, size, end_tokens))
+    }
+
+    /// Makes the table of the `tokenizer` of `source`, widened to the `size` of the model's embedding. `None`, with a
+    /// warning, if the tokenizer's tokens have no bytes of their own (neither byte-level nor byte-fallback).
+    pub fn new(source: &TokenizerSource, tokenizer: &Tokenizer, size: usize, end_tokens: &[u32]) -> Option<Self> {
+        let json = source.json.as_slice();
         let highest = tokenizer.vocabulary_size();
         let ends: Vec<u32> = end_tokens.iter().copied().filter(|id| (*id as usize) < highest).collect();
         let visible: Vec<bool> = (0..highest).map(|id| tokenizer.is_visible(id as u32)).collect();
         // The bridge asserts what it expects of a tokenizer; one that differs must not keep the model from being
         // served.
         let built = catch_unwind(|| {
-            let mut bytes = ByteTokenizer::from_json_bytes(&json)?;
+            let mut bytes = ByteTokenizer::from_json_bytes(json)?;
             if !ends.is_empty() {
                 bytes.set_eos_tokens(&ends);
             }
@@ -56,14 +60,14 @@ impl Vocabulary {
         });
         let reason = match built {
             Ok(Ok(environment)) => {
-                let covering = Covering::read(&json, environment.tok_trie());
-                return Ok(Some(Self { environment, covering, parsers: OnceLock::new() }));
+                let covering = Covering::read(json, environment.tok_trie());
+                return Some(Self { environment, covering, parsers: OnceLock::new() });
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "its tokens are numbered in an unexpected way".into(),
         };
-        tracing::warn!(file = %file.display(), reason, "no structured output with this tokenizer");
-        Ok(None)
+        tracing::warn!(file = source.origin, reason, "no structured output with this tokenizer");
+        None
     }
 
     /// Returns the number of ids that have an entry.

@@ -1,13 +1,17 @@
-//! Tensors of a checkpoint folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists. The
-//! files are mapped, and each tensor is converted to f32 on its device as it is asked for. Called by `decoder`.
+//! Tensors of a checkpoint: `model.safetensors`, or the shards that `model.safetensors.index.json` lists, or a GGUF file.
+//! The files are mapped, and each tensor is converted to f32 on its device as it is asked for; matrices of a GGUF file stay
+//! in its blocks. Called by `decoder`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::TensorView;
 
+use crate::gguf::Gguf;
+use crate::gguf::source::Source as GgufSource;
 use crate::matrix::Matrix;
 use crate::quantized::{self, Quantized};
 use crate::{Error, Result};
@@ -22,10 +26,12 @@ enum Source {
     Folder {
         files: MmapedSafetensors,
         folder: PathBuf,
-        /// True if names lack `model.`: those of a checkpoint of hidden states alone, such as an embedding model's.
-        flat: bool,
+        /// What stands before the names of the decoder's tensors, instead of `model.`.
+        prefix: &'static str,
         quantized: Quantized,
     },
+    /// Tensors of a GGUF file, in their own blocks.
+    Gguf(Box<GgufSource>),
     /// Normally distributed numbers with this standard deviation; norms are 1.
     Random { deviation: f32 },
 }
@@ -38,11 +44,17 @@ impl Weights {
         // mapped is the operator's fault, and can at worst change weights, since the header is checked once here.
         let files = unsafe { MmapedSafetensors::multi(&paths) }
             .map_err(|error| Error::Setup(format!("{}: cannot read the weights: {error}", folder.display())))?;
-        let flat = files.get("model.embed_tokens.weight").is_err() && files.get("embed_tokens.weight").is_ok();
+        let is_there = |prefix: &&str| files.get(&format!("{prefix}embed_tokens.weight")).is_ok();
+        let prefix = PREFIXES.into_iter().find(is_there).unwrap_or(PREFIXES[0]);
         let names = files.tensors().into_iter().map(|(name, _)| name).collect();
         let quantized = Quantized::read(folder, names)?;
         let folder = folder.to_path_buf();
-        Ok(Self { source: Source::Folder { files, folder, flat, quantized }, device: device.clone() })
+        Ok(Self { source: Source::Folder { files, folder, prefix, quantized }, device: device.clone() })
+    }
+
+    /// Reads the tensors of a GGUF file.
+    pub fn of_gguf(file: Arc<Gguf>, device: &Device) -> Result<Self> {
+        Ok(Self { source: Source::Gguf(Box::new(GgufSource::new(file)?)), device: device.clone() })
     }
 
     /// Makes any tensor that is asked for of random numbers: for measurements, whose speed does not depend on the
@@ -62,12 +74,13 @@ impl Weights {
     /// Loads the tensor `name`, which is not quantized, as f32.
     fn plain(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let (files, folder, name) = match &self.source {
-            Source::Folder { files, folder, flat, .. } => (files, folder, stored_name(name, *flat)),
+            Source::Folder { files, folder, prefix, .. } => (files, folder, stored_name(files, name, prefix)),
+            Source::Gguf(source) => return gguf_tensor(source, name, shape, &self.device),
             Source::Random { .. } if shape.len() == 1 => return Ok(Tensor::ones(shape, DType::F32, &self.device)?),
             Source::Random { deviation } => return Ok(Tensor::randn(0.0_f32, *deviation, shape, &self.device)?),
         };
         let fault = |message: &str| setup(folder, message);
-        let view = files.get(name).map_err(|_| fault(&format!("the tensor `{name}` is missing")))?;
+        let view = files.get(&name).map_err(|_| fault(&format!("the tensor `{name}` is missing")))?;
         if view.shape() != shape {
             return Err(fault(&format!("the tensor `{name}` has shape {:?}, expected {shape:?}", view.shape())));
         }
@@ -77,17 +90,32 @@ impl Weights {
                 view.dtype()
             )));
         }
-        let tensor = files.load(name, &self.device)?;
+        let tensor = files.load(&name, &self.device)?;
         Ok(tensor.to_dtype(DType::F32)?.contiguous()?)
+    }
+
+    /// Loads the norm `name`, `[width]`. If the checkpoint's norms hold their weights minus 1, as `plus_one` says, 1 is
+    /// added here, so that all norms are the same afterwards.
+    pub fn norm(&self, name: &str, width: usize, plus_one: bool) -> Result<Tensor> {
+        let weight = self.get(name, &[width])?;
+        match &self.source {
+            Source::Folder { .. } if plus_one => Ok((weight + 1.0)?),
+            _ => Ok(weight),
+        }
     }
 
     /// Loads the weight matrix `name` `[outputs, inputs]` in the form that the checkpoint has it in.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
-        if let Source::Folder { quantized, flat, .. } = &self.source {
-            let read = quantized.matrix(&|name| self.view(name), stored_name(name, *flat), shape, &self.device);
-            if let Some(matrix) = read.map_err(|message| self.fault(&message))? {
-                return Ok(matrix);
+        match &self.source {
+            Source::Gguf(source) => return source.matrix(name, shape).map(Matrix::Blocks),
+            Source::Folder { files, prefix, quantized, .. } => {
+                let name = stored_name(files, name, prefix);
+                let read = quantized.matrix(&|name| files.get(name).ok(), &name, shape, &self.device);
+                if let Some(matrix) = read.map_err(|message| self.fault(&message))? {
+                    return Ok(matrix);
+                }
             }
+            Source::Random { .. } => {}
         }
         self.plain(name, &shape).map(Matrix::Dense)
     }
@@ -95,7 +123,7 @@ impl Weights {
     /// Loads the tensor `name`; `None` if the checkpoint has none.
     pub fn get_optional(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
         match &self.source {
-            Source::Folder { .. } if self.has(name) => self.get(name, shape).map(Some),
+            Source::Folder { .. } | Source::Gguf(_) if self.has(name) => self.get(name, shape).map(Some),
             _ => Ok(None),
         }
     }
@@ -104,6 +132,7 @@ impl Weights {
     pub(super) fn fault(&self, message: &str) -> Error {
         match &self.source {
             Source::Folder { folder, .. } => setup(folder, message),
+            Source::Gguf(source) => source.fault(message),
             Source::Random { .. } => Error::Setup(message.into()),
         }
     }
@@ -111,19 +140,26 @@ impl Weights {
     /// Returns true if the checkpoint has the tensor `name`; random weights have none before they are asked for.
     pub fn has(&self, name: &str) -> bool {
         match &self.source {
-            Source::Folder { files, flat, quantized, .. } => {
-                let name = stored_name(name, *flat);
-                files.get(name).is_ok() || quantized.has(name)
+            Source::Folder { files, prefix, quantized, .. } => {
+                let name = stored_name(files, name, prefix);
+                files.get(&name).is_ok() || quantized.has(&name)
             }
+            Source::Gguf(source) => source.has(name),
             Source::Random { .. } => false,
         }
     }
 
-    /// Returns the tensor `name` as the files hold it; `None` if they do not have it.
+    /// Refuses a GGUF file with a tensor that nothing has asked for. Folders may have some: transformers leaves them out,
+    /// too.
+    pub fn check_all_read(&self) -> Result<()> {
+        if let Source::Gguf(source) = &self.source { source.check_all_read() } else { Ok(()) }
+    }
+
+    /// Returns the tensor `name` as the files of a folder hold it; `None` if they do not have it.
     pub(crate) fn view(&self, name: &str) -> Option<TensorView<'_>> {
         match &self.source {
-            Source::Folder { files, flat, .. } => files.get(stored_name(name, *flat)).ok(),
-            Source::Random { .. } => None,
+            Source::Folder { files, prefix, .. } => files.get(&stored_name(files, name, prefix)).ok(),
+            Source::Gguf(_) | Source::Random { .. } => None,
         }
     }
 
@@ -151,13 +187,32 @@ impl std::fmt::Debug for Weights {
     }
 }
 
+/// Loads the tensor `name` of a GGUF file as f32.
+fn gguf_tensor(source: &GgufSource, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+    let values = match *shape {
+        [width] => source.vector(name, width)?,
+        [ref outer @ .., columns] => source.matrix(name, [outer.iter().product(), columns])?.dequantize()?,
+        [] => return Err(Error::Internal(format!("the tensor `{name}` is asked for without a shape"))),
+    };
+    Ok(Tensor::from_vec(values, shape, device)?)
+}
+
 fn setup(folder: &Path, message: &str) -> Error {
     Error::Setup(format!("{}: {message}", folder.display()))
 }
 
+/// What stands before the names of a decoder's tensors: usually; inside a model that sees images too, as transformers
+/// writes it now and as it did before; and in a checkpoint of hidden states alone, such as an embedding model's.
+const PREFIXES: [&str; 4] = ["model.", "model.language_model.", "language_model.model.", ""];
+
 /// Returns the name that the checkpoint has for the tensor `name`.
-fn stored_name(name: &str, flat: bool) -> &str {
-    name.strip_prefix("model.").filter(|_| flat).unwrap_or(name)
+fn stored_name(files: &MmapedSafetensors, name: &str, prefix: &str) -> String {
+    match (name.strip_prefix("model."), prefix) {
+        (Some(inside), _) => format!("{prefix}{inside}"),
+        // The head stands beside the decoder.
+        (None, "language_model.model.") if files.get(name).is_err() => format!("language_model.{name}"),
+        (None, _) => name.to_owned(),
+    }
 }
 
 /// Returns the paths of the folder's safetensors files.

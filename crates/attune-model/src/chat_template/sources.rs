@@ -1,4 +1,5 @@
-//! The texts of a folder's chat templates, found where transformers finds them.
+//! The texts of a folder's chat templates, found where transformers finds them. Those of a GGUF file are found by
+//! [`gguf::template`](crate::gguf::template).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,9 +10,9 @@ use crate::tokenizer::read_json;
 use crate::{Error, Result};
 
 /// A template's text, and the file it came from for messages about it.
-pub(super) struct Source {
-    pub(super) text: String,
-    pub(super) origin: String,
+pub(crate) struct Source {
+    pub(crate) text: String,
+    pub(crate) origin: String,
 }
 
 /// Finds the templates by name; one without a name is called `default`. The files `chat_template.jinja` and

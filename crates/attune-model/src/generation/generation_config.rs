@@ -60,6 +60,8 @@ const NOT_APPLIED: &[(Neutral, &[&str])] = &[
             "penalty_alpha",
             "presence_penalty",
             "frequency_penalty",
+            "xtc_probability",
+            "mirostat",
         ],
     ),
     (
@@ -81,6 +83,8 @@ const NOT_APPLIED: &[(Neutral, &[&str])] = &[
             "token_healing",
             "dola_layers",
             "top_h",
+            "sequence",
+            "penalty_last_n",
         ],
     ),
 ];
@@ -96,7 +100,8 @@ impl GenerationConfig {
         }
     }
 
-    fn of(fields: &Map<String, Value>, context: usize) -> Result<Self, String> {
+    /// Reads settings by their names in the file; an error names one that cannot be meant.
+    pub(super) fn of(fields: &Map<String, Value>, context: usize) -> Result<Self, String> {
         let sampling = SamplingSettings {
             temperature: number(fields, "temperature", Range::AtLeast(0.0))?,
             top_p: number(fields, "top_p", PART)?,

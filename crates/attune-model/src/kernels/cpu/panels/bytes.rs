@@ -1,8 +1,10 @@
 //! The micro-kernel over 8-bit weights and 8-bit activations: integer sums inside a block of 32 inputs, f32 across
 //! blocks.
 //!
-//! A block of a panel is 9 cache lines: 8 of weights, each with 4 inputs of 16 outputs, and one with the 16 outputs'
-//! scales. Activations are quantized per row and block as they come in.
+//! A **wide** block of a panel is 8 cache lines of weights, each with 4 inputs of 16 outputs, then lines with the 16
+//! outputs' scales: one for the block, or one for each half of it. Lines with offsets may follow. Weights of `q8_0`
+//! are stored so; those of fewer bits become so on the way ([`super::coded`]). Activations are quantized per row and
+//! block as they come in.
 
 use std::array;
 
@@ -11,17 +13,16 @@ use rayon::prelude::*;
 
 use super::super::fetch;
 use super::lanes::{Lanes, each_row};
-use super::level::Level;
 use super::product::{Format, Input, Tile};
 
 /// Inputs that share a scale.
 pub(super) const BLOCK: usize = 32;
 
-/// Lines of a block of a panel.
-pub(super) const BLOCK_LINES: usize = 9;
-
 /// Inputs of one line of weights.
 pub(super) const QUAD: usize = 4;
+
+/// Lines of weights of a wide block.
+pub(super) const QUADS: usize = BLOCK / QUAD;
 
 /// Largest magnitude of a weight or activation.
 const LIMIT: f32 = 127.0;
@@ -29,15 +30,19 @@ const LIMIT: f32 = 127.0;
 /// Quantized rows.
 #[derive(Clone, Copy)]
 pub(super) struct ByteRows {
-    values: *const i8,
+    pub(super) values: *const i8,
     /// Values from one row to the next.
     stride: usize,
     /// Scale of each block.
-    scales: *const f32,
-    /// Start of each block's integer sum.
-    starts: *const i32,
+    pub(super) scales: *const f32,
+    /// Start of each block's or half's integer sum.
+    pub(super) starts: *const i32,
+    /// Sum of each block or half, as the quantized values have it, for products with offsets.
+    pub(super) sums: *const f32,
     /// Blocks in a row.
     blocks: usize,
+    /// Integer sums of a block: 1, or 2 for halves.
+    halves: usize,
 }
 
 // SAFETY: the pointers come from `Activations`, which outlive the product, and are only read.
@@ -53,7 +58,8 @@ impl Input for ByteRows {
             Self {
                 values: self.values.add(row * self.stride + depth),
                 scales: self.scales.add(block),
-                starts: self.starts.add(block),
+                starts: self.starts.add(block * self.halves),
+                sums: self.sums.wrapping_add(block * self.halves),
                 ..self
             }
         }
@@ -71,7 +77,7 @@ pub(super) trait Bytes: Lanes {
     /// Returns the panels at once and the most rows in one tile, for a product of `rows` rows of bytes.
     fn byte_shape(rows: usize) -> (usize, usize);
     /// Runs the micro-kernel of `rows` rows and `panels` panels.
-    unsafe fn byte_tile(rows: usize, panels: usize, tile: &ByteTile);
+    unsafe fn byte_tile<W: Wide>(rows: usize, panels: usize, tile: &ByteTile);
     unsafe fn load_quad(from: *const u8) -> Self::Quad;
     unsafe fn sums(start: i32) -> Self::Sums;
     /// Adds the products with 4 inputs, which lie in the bytes of `x`.
@@ -80,8 +86,29 @@ pub(super) trait Bytes: Lanes {
     unsafe fn add_scaled(self, sums: Self::Sums, scales: Self, x_scale: f32) -> Self;
 }
 
+/// What a wide block holds beside its weights.
+pub(super) trait Wide {
+    /// Scales of an output: 1, or 2 for halves.
+    const HALVES: usize;
+    /// True if there are offsets, as many as scales.
+    const OFFSETS: bool;
+    /// Lines of a block.
+    const LINES: usize = QUADS + Self::HALVES * if Self::OFFSETS { 2 } else { 1 };
+}
+
+/// Wide blocks with so many scales, with or without offsets.
+pub(super) struct WideBlocks<const HALVES: usize, const OFFSETS: bool>;
+
+impl<const HALVES: usize, const OFFSETS: bool> Wide for WideBlocks<HALVES, OFFSETS> {
+    const HALVES: usize = HALVES;
+    const OFFSETS: bool = OFFSETS;
+}
+
 /// Weight format of 8 bits and a scale for each 32 inputs.
-pub(super) struct Q8;
+pub(super) type Q8 = WideBlocks<1, false>;
+
+/// Lines of a block of [`Q8`].
+pub(super) const BLOCK_LINES: usize = Q8::LINES;
 
 #[allow(clippy::inline_always, reason = "part of the kernels")]
 impl<S: Bytes> Format<S> for Q8 {
@@ -101,14 +128,14 @@ impl<S: Bytes> Format<S> for Q8 {
     #[inline(always)]
     unsafe fn tile(rows: usize, panels: usize, tile: &ByteTile) {
         // SAFETY: the caller's promises.
-        unsafe { S::byte_tile(rows, panels, tile) }
+        unsafe { S::byte_tile::<Self>(rows, panels, tile) }
     }
 }
 
 /// Computes `y = start + x · Wᵀ` like the kernel for floats: each sum in order, whatever `ROWS` and `PANELS` are.
 #[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
 #[inline(always)]
-pub(super) unsafe fn byte_kernel<S: Bytes, const ROWS: usize, const PANELS: usize>(tile: &ByteTile) {
+pub(super) unsafe fn byte_kernel<S: Bytes, W: Wide, const ROWS: usize, const PANELS: usize>(tile: &ByteTile) {
     // SAFETY: the caller promises that the tile lies inside its matrices.
     unsafe {
         let mut sums = [[S::zero(); PANELS]; ROWS];
@@ -116,103 +143,139 @@ pub(super) unsafe fn byte_kernel<S: Bytes, const ROWS: usize, const PANELS: usiz
         let mut weights = tile.weights;
         let mut ahead = tile.ahead.weights;
         for block in 0..tile.depth / BLOCK {
-            for line in 0..BLOCK_LINES.div_ceil(tile.ahead.tiles) {
+            for line in 0..W::LINES.div_ceil(tile.ahead.tiles) {
                 fetch(ahead.wrapping_add(line * 64));
                 if PANELS > 1 {
                     fetch(ahead.wrapping_add(tile.panel_bytes + line * 64));
                 }
             }
-            ahead = ahead.wrapping_add(BLOCK_LINES * 64 / tile.ahead.tiles);
+            ahead = ahead.wrapping_add(W::LINES * 64 / tile.ahead.tiles);
             let x: [*const i8; 6] =
                 array::from_fn(|group| tile.x.values.wrapping_add(block * BLOCK + 3 * group * tile.x.stride));
             let next = weights.wrapping_add(tile.panel_bytes);
-            let mut dots = [[S::sums(0); PANELS]; ROWS];
-            each_row!(ROWS, row, {
-                dots[row] = [S::sums(*tile.x.starts.add(row * tile.x.blocks + block)); PANELS];
-            });
-            for quad in 0..BLOCK / QUAD {
-                let first = S::load_quad(weights.add(quad * 64));
-                let second = if PANELS > 1 { S::load_quad(next.add(quad * 64)) } else { first };
+            for half in 0..W::HALVES {
+                let place = |row: usize| (row * tile.x.blocks + block) * W::HALVES + half;
+                let mut dots = [[S::sums(0); PANELS]; ROWS];
                 each_row!(ROWS, row, {
-                    let x = x[row / 3].add(row % 3 * tile.x.stride + quad * QUAD).cast::<i32>().read_unaligned();
-                    dots[row][0] = S::dot(dots[row][0], first, x);
+                    dots[row] = [S::sums(*tile.x.starts.add(place(row))); PANELS];
+                });
+                for quad in half * QUADS / W::HALVES..(half + 1) * QUADS / W::HALVES {
+                    let first = S::load_quad(weights.add(quad * 64));
+                    let second = if PANELS > 1 { S::load_quad(next.add(quad * 64)) } else { first };
+                    each_row!(ROWS, row, {
+                        let x = x[row / 3].add(row % 3 * tile.x.stride + quad * QUAD).cast::<i32>().read_unaligned();
+                        dots[row][0] = S::dot(dots[row][0], first, x);
+                        if PANELS > 1 {
+                            dots[row][PANELS - 1] = S::dot(dots[row][PANELS - 1], second, x);
+                        }
+                    });
+                }
+                let factor = |from: *const u8, line: usize| S::load(from.add((QUADS + line) * 64).cast());
+                let first = factor(weights, half);
+                let second = if PANELS > 1 { factor(next, half) } else { first };
+                each_row!(ROWS, row, {
+                    let x_scale = *tile.x.scales.add(row * tile.x.blocks + block);
+                    sums[row][0] = sums[row][0].add_scaled(dots[row][0], first, x_scale);
                     if PANELS > 1 {
-                        dots[row][PANELS - 1] = S::dot(dots[row][PANELS - 1], second, x);
+                        sums[row][PANELS - 1] =
+                            sums[row][PANELS - 1].add_scaled(dots[row][PANELS - 1], second, x_scale);
                     }
                 });
-            }
-            let first = S::load(weights.add((BLOCK_LINES - 1) * 64).cast());
-            let second = if PANELS > 1 { S::load(next.add((BLOCK_LINES - 1) * 64).cast()) } else { first };
-            each_row!(ROWS, row, {
-                let x_scale = *tile.x.scales.add(row * tile.x.blocks + block);
-                sums[row][0] = sums[row][0].add_scaled(dots[row][0], first, x_scale);
-                if PANELS > 1 {
-                    sums[row][PANELS - 1] = sums[row][PANELS - 1].add_scaled(dots[row][PANELS - 1], second, x_scale);
+                if W::OFFSETS {
+                    let first = factor(weights, W::HALVES + half);
+                    let second = if PANELS > 1 { factor(next, W::HALVES + half) } else { first };
+                    each_row!(ROWS, row, {
+                        let x_sum = *tile.x.sums.add(place(row));
+                        sums[row][0] = sums[row][0].add_product(first, x_sum);
+                        if PANELS > 1 {
+                            sums[row][PANELS - 1] = sums[row][PANELS - 1].add_product(second, x_sum);
+                        }
+                    });
                 }
-            });
-            weights = weights.add(BLOCK_LINES * 64);
+            }
+            weights = weights.add(W::LINES * 64);
         }
         tile.store(&sums);
     }
 }
 
-/// A row of activations and its quantized form: the values, and each block's scale and start.
-type Row<'a> = ((&'a [f32], &'a mut [i8]), (&'a mut [f32], &'a mut [i32]));
+/// What a format of weights asks of activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// Width that rows are filled up to with zeros.
+    pub(super) width: usize,
+    /// Integer sums of a block: 1, or 2 for halves.
+    pub(super) halves: usize,
+    /// Number added to each stored weight, by which a sum of products is too large for each unit of activation.
+    pub(super) zero: i32,
+}
 
-/// Rows of activations, quantized for one instruction set.
+/// A row of activations and its quantized form: the values, each block's scale, and each part's start and sum.
+type Row<'a> = ((&'a [f32], &'a mut [i8]), (&'a mut [f32], (&'a mut [i32], &'a mut [f32])));
+
+/// Rows of activations, quantized for one format.
 pub(super) struct Activations {
     values: Vec<i8>,
     scales: Vec<f32>,
     starts: Vec<i32>,
-    width: usize,
+    sums: Vec<f32>,
+    wanted: Wanted,
 }
 
 impl Activations {
-    /// Quantizes `x`, `[rows, inputs]`, each row filled up with zeros to `width`.
-    pub(super) fn quantize(x: &[f32], rows: usize, inputs: usize, width: usize, level: Level) -> Self {
+    /// Quantizes `x`, `[rows, inputs]`.
+    pub(super) fn quantize(x: &[f32], rows: usize, inputs: usize, wanted: Wanted) -> Self {
+        let Wanted { width, halves, .. } = wanted;
         let blocks = width / BLOCK;
         let mut activations = Self {
             values: vec![0; rows * width],
             scales: vec![0.0; rows * blocks],
-            starts: vec![0; rows * blocks],
-            width,
+            starts: vec![0; rows * blocks * halves],
+            sums: vec![0.0; rows * blocks * halves],
+            wanted,
         };
         if x.is_empty() {
             return activations;
         }
-        // Weights stored with 128 added make each sum too large by 128 times the sum of the activations.
-        let factor = if level.offsets_bytes() { -128 } else { 0 };
-        let quantize = |((x, values), (scales, starts)): Row<'_>| {
+        let quantize = |((x, values), (scales, (starts, sums))): Row<'_>| {
             quantize_row(x, values, scales);
-            for (start, values) in starts.iter_mut().zip(values.chunks_exact(BLOCK)) {
-                *start = factor * values.iter().map(|value| i32::from(*value)).sum::<i32>();
+            let parts = values.chunks_exact(BLOCK / halves).zip(starts).zip(sums).enumerate();
+            for (part, ((values, start), sum)) in parts {
+                let total: i32 = values.iter().map(|value| i32::from(*value)).sum();
+                *start = -wanted.zero * total;
+                *sum = total as f32 * scales[part / halves];
             }
         };
+        let Self { values, scales, starts, sums, .. } = &mut activations;
         if x.len() < 1 << 14 {
-            (x.chunks_exact(inputs).zip(activations.values.chunks_exact_mut(width)))
-                .zip(activations.scales.chunks_exact_mut(blocks).zip(activations.starts.chunks_exact_mut(blocks)))
+            let parts = starts.chunks_exact_mut(blocks * halves).zip(sums.chunks_exact_mut(blocks * halves));
+            (x.chunks_exact(inputs).zip(values.chunks_exact_mut(width)))
+                .zip(scales.chunks_exact_mut(blocks).zip(parts))
                 .for_each(quantize);
         } else {
-            (x.par_chunks_exact(inputs).zip(activations.values.par_chunks_exact_mut(width)))
-                .zip(
-                    activations
-                        .scales
-                        .par_chunks_exact_mut(blocks)
-                        .zip(activations.starts.par_chunks_exact_mut(blocks)),
-                )
+            let parts = starts.par_chunks_exact_mut(blocks * halves).zip(sums.par_chunks_exact_mut(blocks * halves));
+            (x.par_chunks_exact(inputs).zip(values.par_chunks_exact_mut(width)))
+                .zip(scales.par_chunks_exact_mut(blocks).zip(parts))
                 .with_min_len((1 << 13) / inputs)
                 .for_each(quantize);
         }
         activations
     }
 
+    /// Returns what the activations were quantized for.
+    pub(super) fn wanted(&self) -> Wanted {
+        self.wanted
+    }
+
     pub(super) fn rows(&self) -> ByteRows {
         ByteRows {
             values: self.values.as_ptr(),
-            stride: self.width,
+            stride: self.wanted.width,
             scales: self.scales.as_ptr(),
             starts: self.starts.as_ptr(),
-            blocks: self.width / BLOCK,
+            sums: self.sums.as_ptr(),
+            blocks: self.wanted.width / BLOCK,
+            halves: self.wanted.halves,
         }
     }
 }

@@ -42,14 +42,14 @@ pub(super) unsafe fn run<X: Input, F: Everywhere<X>>(job: &Job<'_>, x: X, rows: 
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn avx2<X: Input, F: Everywhere<X>>(job: &Job<'_>, x: X, rows: Range<usize>, first_panel: usize) {
     // SAFETY: the caller's promises.
     unsafe { unit::<Avx2, F>(job, x, rows, first_panel) }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn avx512<X: Input, F: Everywhere<X>>(job: &Job<'_>, x: X, rows: Range<usize>, first_panel: usize) {
     // SAFETY: the caller's promises.
     unsafe { unit::<Avx512, F>(job, x, rows, first_panel) }

@@ -9,7 +9,7 @@ use super::float::{F32, FloatRows};
 use super::pack::floats_mut;
 use super::product::{CHUNK as PIECE, Job, UNIT_PANELS, pieces};
 use super::share::share;
-use super::{LANES, Line, Panels, Precision, dispatch};
+use super::{Held, LANES, Line, Panels, Precision, dispatch};
 
 /// Outputs of the weight that are transposed at a time.
 const DEPTH: usize = 512;
@@ -104,8 +104,9 @@ impl Panels {
             outputs: columns.len(),
             inputs: depth,
             padded_inputs: depth,
-            precision: Precision::F32,
+            held: Held::Rounded(Precision::F32),
             level: self.level,
+            table: [0; 32],
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 pub enum Level {
     /// Plain loops, which the compiler vectorizes for the target.
     Portable,
-    /// AVX2 and FMA: x86 since 2013.
+    /// AVX2, FMA and F16C: x86 since 2013.
     Avx2,
     /// AVX-512 with the byte products of VNNI: Intel since 2019, AMD since 2022.
     Avx512,
@@ -26,7 +26,7 @@ impl Level {
         let mut levels = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
                 levels.push(Self::Avx2);
             }
             if is_x86_feature_detected!("avx512f")

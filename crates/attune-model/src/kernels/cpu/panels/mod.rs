@@ -2,8 +2,8 @@
 //! backward pass. Called by `model::linear`.
 //!
 //! A **panel** holds 16 output rows of the weight, the input (the *depth*) outermost, so that a micro-kernel reads one
-//! stream and each load yields one input's weights for 16 outputs. Weights are f32, bf16 or 8 bit. Arithmetic is f32;
-//! with 8-bit weights, activations become 8 bit too. The last panel is filled up with zeros.
+//! stream and each load yields one input's weights for 16 outputs. Weights are f32, bf16 or whole numbers of 4 to 8 bits.
+//! Arithmetic is f32; with whole numbers, activations become 8 bit too. The last panel is filled up with zeros.
 //!
 //! | file | what it does |
 //! |---|---|
@@ -12,6 +12,7 @@
 //! | `product`, `dispatch` | the loops around the micro-kernels, compiled for each instruction set |
 //! | `lanes`, `portable`, `x86` | 16 values at a time, in each instruction set |
 //! | `float`, `bytes` | the kernels for f32 and bf16, and for 8 bit |
+//! | `coded` | panels with the very values of quantized checkpoints, in 4 to 8 bits |
 //! | `narrow` | products with the small matrices of adapters |
 //! | `gradient` | `dy · W`, from panels of the transposed weight that are made on the way |
 //! | `share` | spreads units of work over the threads |
@@ -21,6 +22,7 @@
 //! This is why the same seed gives the same text whatever else is in the batch.
 
 mod bytes;
+mod coded;
 mod dispatch;
 mod float;
 mod gradient;
@@ -37,14 +39,16 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use coded::Code;
 pub use level::Level;
 pub(super) use share::share;
 pub use tensors::{project, project_onto};
 
 use bytemuck::{Pod, Zeroable};
-use bytes::{Activations, Q8};
+use bytes::{Activations, ByteRows, Q8, Wanted};
+use coded::with_code;
 use float::{Bf16, F32, FloatRows};
-use product::{Input, Job, UNIT_PANELS, chunks};
+use product::{Job, UNIT_PANELS, chunks};
 
 /// Output rows of a panel.
 pub(super) const LANES: usize = 16;
@@ -58,6 +62,15 @@ pub enum Precision {
     Bf16,
     /// 9 bits a weight: 8 and a scale for each 32 inputs; activations are rounded likewise.
     Q8,
+}
+
+/// What panels hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    /// Weights rounded to a precision.
+    Rounded(Precision),
+    /// The numbers and factors of a quantized checkpoint; activations are rounded to 8 bits.
+    Coded(Code),
 }
 
 /// A cache line of packed weights.
@@ -74,8 +87,10 @@ pub struct Panels {
     inputs: usize,
     /// `inputs`, rounded up to whole blocks if the format has blocks.
     padded_inputs: usize,
-    precision: Precision,
+    held: Held,
     level: Level,
+    /// Values of coded weights whose numbers stand for a table's entries: signed bytes, then the same plus 128.
+    table: [u8; 32],
 }
 
 impl Panels {
@@ -100,6 +115,18 @@ impl Panels {
 
     fn panel_bytes(&self) -> usize {
         self.lines_per_panel * size_of::<Line>()
+    }
+
+    /// Returns what a product asks of activations; `None` if it takes them in f32.
+    fn wanted(&self) -> Option<Wanted> {
+        match self.held {
+            Held::Rounded(Precision::F32 | Precision::Bf16) => None,
+            Held::Rounded(Precision::Q8) => {
+                let zero = if self.level.offsets_bytes() { 128 } else { 0 };
+                Some(Wanted { width: self.padded_inputs, halves: 1, zero })
+            }
+            Held::Coded(code) => Some(code.layout().wanted(self.padded_inputs, self.level)),
+        }
     }
 
     /// Returns the address of a panel's start; beyond the last one, an address that may only be prefetched.
@@ -129,17 +156,15 @@ pub struct Product<'a> {
 }
 
 /// Computes `start + x · Wᵀ` for each weight, `[rows, out]`; `x` is `[rows, in]`. Weights of one call have the same
-/// width and precision; they share one fork, so that small ones do not pay for their own.
+/// width; they share one fork, so that small ones do not pay for their own.
 pub fn products(x: &[f32], rows: usize, products: &[Product<'_>]) -> Vec<Vec<f32>> {
     let Some(Product { panels: first, .. }) = products.first() else { return Vec::new() };
     assert_eq!(x.len(), rows * first.inputs, "activations have the weight's width");
     let mut outputs = Vec::with_capacity(products.len());
     let mut jobs = Vec::with_capacity(products.len());
+    let activations = quantized(x, rows, products);
     for Product { panels, start } in products {
-        assert!(
-            panels.inputs == first.inputs && panels.precision == first.precision && panels.level == first.level,
-            "weights of one call are of one kind"
-        );
+        assert_eq!(panels.inputs, first.inputs, "weights of one call have one width");
         let (start, length, start_stride) = match start {
             Start::Zero => (&[][..], 0, 0),
             Start::Bias(bias) => (*bias, panels.outputs, 0),
@@ -148,18 +173,13 @@ pub fn products(x: &[f32], rows: usize, products: &[Product<'_>]) -> Vec<Vec<f32
         assert_eq!(start.len(), length, "what a product starts from has the output's size");
         let start = if start.is_empty() { std::ptr::null() } else { start.as_ptr() };
         let mut y: Vec<f32> = Vec::with_capacity(rows * panels.outputs);
-        jobs.push(Job { panels, start, start_stride, y: y.as_mut_ptr(), y_stride: panels.outputs });
+        let job = Job { panels, start, start_stride, y: y.as_mut_ptr(), y_stride: panels.outputs };
+        let wanted = panels.wanted();
+        let bytes = activations.iter().find(|activations| wanted == Some(activations.wanted()));
+        jobs.push((job, bytes.map(Activations::rows)));
         outputs.push(y);
     }
-    let floats = FloatRows { values: x.as_ptr(), stride: first.inputs };
-    match first.precision {
-        Precision::F32 => run::<_, F32>(floats, rows, &jobs),
-        Precision::Bf16 => run::<_, Bf16>(floats, rows, &jobs),
-        Precision::Q8 => {
-            let x = Activations::quantize(x, rows, first.inputs, first.padded_inputs, first.level);
-            run::<_, Q8>(x.rows(), rows, &jobs);
-        }
-    }
+    run(FloatRows { values: x.as_ptr(), stride: first.inputs }, rows, &jobs);
     for (y, product) in outputs.iter_mut().zip(products) {
         // SAFETY: the units covered every row and column.
         unsafe { y.set_len(rows * product.panels.outputs) };
@@ -167,16 +187,38 @@ pub fn products(x: &[f32], rows: usize, products: &[Product<'_>]) -> Vec<Vec<f32
     outputs
 }
 
-fn run<X: Input, F: dispatch::Everywhere<X>>(x: X, rows: usize, jobs: &[Job<'_>]) {
+/// Returns the activations in 8 bits, once for each form that one of the products asks for.
+fn quantized(x: &[f32], rows: usize, products: &[Product<'_>]) -> Vec<Activations> {
+    let mut activations: Vec<Activations> = Vec::new();
+    for panels in products.iter().map(|product| product.panels) {
+        if let Some(wanted) = panels.wanted()
+            && activations.iter().all(|activations| activations.wanted() != wanted)
+        {
+            activations.push(Activations::quantize(x, rows, panels.inputs, wanted));
+        }
+    }
+    activations
+}
+
+fn run(floats: FloatRows, rows: usize, jobs: &[(Job<'_>, Option<ByteRows>)]) {
     let chunks = chunks(rows);
-    let units: Vec<(&Job<'_>, usize)> = jobs
+    let units: Vec<(&Job<'_>, Option<ByteRows>, usize)> = jobs
         .iter()
-        .flat_map(|job| (0..job.panels.count()).step_by(UNIT_PANELS).map(move |panel| (job, panel)))
+        .flat_map(|(job, bytes)| (0..job.panels.count()).step_by(UNIT_PANELS).map(move |panel| (job, *bytes, panel)))
         .collect();
-    let weights: usize = jobs.iter().map(|job| job.panels.outputs * job.panels.inputs).sum();
+    let weights: usize = jobs.iter().map(|(job, _)| job.panels.outputs * job.panels.inputs).sum();
     share(chunks.len() * units.len(), rows * weights, |index| {
-        let (job, panel) = units[index % units.len()];
+        let (job, bytes, panel) = units[index % units.len()];
+        let rows = chunks[index / units.len()].clone();
         // SAFETY: sizes were checked, each unit is done once, and panels are packed for a level that the CPU has.
-        unsafe { dispatch::run::<X, F>(job, x, chunks[index / units.len()].clone(), panel) };
+        unsafe {
+            match (job.panels.held, bytes) {
+                (Held::Rounded(Precision::F32), _) => dispatch::run::<_, F32>(job, floats, rows, panel),
+                (Held::Rounded(Precision::Bf16), _) => dispatch::run::<_, Bf16>(job, floats, rows, panel),
+                (Held::Rounded(Precision::Q8), Some(x)) => dispatch::run::<_, Q8>(job, x, rows, panel),
+                (Held::Coded(code), Some(x)) => with_code!(code, F => dispatch::run::<_, F>(job, x, rows, panel)),
+                (_, None) => unreachable!("activations were quantized for each product that takes bytes"),
+            }
+        }
     });
 }

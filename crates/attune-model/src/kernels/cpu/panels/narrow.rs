@@ -150,6 +150,8 @@ unsafe fn add<S: Floats, E: Element>(y: &mut [f32], x: &[f32], rows: usize, matr
             let tile = Tile {
                 x: FloatRows { values: x[tile_rows.start * matrix.depth..].as_ptr(), stride: matrix.depth },
                 weights,
+                table: std::ptr::null(),
+                widened: false,
                 panel_bytes,
                 line_bytes,
                 depth: matrix.depth,

@@ -5,8 +5,9 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::bytes::{BLOCK, BLOCK_LINES, QUAD, quantize_row};
+use super::coded::WideBlock;
 use super::level::Level;
-use super::{LANES, Line, Panels, Precision};
+use super::{Held, LANES, Line, Panels, Precision};
 
 impl Panels {
     /// Packs `values`, row-major `[outputs, inputs]`, for this CPU.
@@ -37,7 +38,16 @@ impl Panels {
                 }
             });
         }
-        Self { lines, lines_per_panel, outputs, inputs, padded_inputs, precision, level }
+        Self {
+            lines,
+            lines_per_panel,
+            outputs,
+            inputs,
+            padded_inputs,
+            held: Held::Rounded(precision),
+            level,
+            table: [0; 32],
+        }
     }
 
     /// Unpacks the weight's row `index` into `row`, `[inputs]`.
@@ -45,21 +55,29 @@ impl Panels {
         assert!(index < self.outputs && row.len() == self.inputs, "the row exists");
         let lines = self.panel_lines(index / LANES);
         let lane = index % LANES;
-        match self.precision {
-            Precision::F32 => {
+        match self.held {
+            Held::Rounded(Precision::F32) => {
                 for (value, panel) in row.iter_mut().zip(floats(lines)) {
                     *value = panel[lane];
                 }
             }
-            Precision::Bf16 => {
+            Held::Rounded(Precision::Bf16) => {
                 let place = bf16_place(self.level, lane);
                 for (value, panel) in row.iter_mut().zip(words(lines)) {
                     *value = widened(panel[place]);
                 }
             }
-            Precision::Q8 => {
+            Held::Rounded(Precision::Q8) => {
                 for (depth, value) in row.iter_mut().enumerate() {
                     *value = byte_weight(lines, depth, lane, self.level);
+                }
+            }
+            Held::Coded(code) => {
+                for (block, values) in row.chunks_mut(BLOCK).enumerate() {
+                    let wide = WideBlock::read(self, code, index / LANES, block);
+                    for (depth, value) in values.iter_mut().enumerate() {
+                        *value = wide.value(depth, lane);
+                    }
                 }
             }
         }
@@ -68,9 +86,9 @@ impl Panels {
     /// Unpacks the 16 weights of a panel at each depth from `first_depth` on, in the order of the outputs, into `tile`.
     pub(super) fn unpack_tile(&self, panel: usize, first_depth: usize, tile: &mut [[f32; LANES]]) {
         let lines = self.panel_lines(panel);
-        match self.precision {
-            Precision::F32 => tile.copy_from_slice(&floats(lines)[first_depth..][..tile.len()]),
-            Precision::Bf16 => {
+        match self.held {
+            Held::Rounded(Precision::F32) => tile.copy_from_slice(&floats(lines)[first_depth..][..tile.len()]),
+            Held::Rounded(Precision::Bf16) => {
                 for (values, words) in tile.iter_mut().zip(&words(lines)[first_depth..]) {
                     *values = if self.level.interleaves_bf16() {
                         std::array::from_fn(|lane| widened(words[bf16_place(Level::Avx2, lane)]))
@@ -79,16 +97,27 @@ impl Panels {
                     };
                 }
             }
-            Precision::Q8 => {
+            Held::Rounded(Precision::Q8) => {
                 for (offset, values) in tile.iter_mut().enumerate() {
                     let depth = first_depth + offset;
                     *values = std::array::from_fn(|lane| byte_weight(lines, depth, lane, self.level));
                 }
             }
+            Held::Coded(code) => {
+                let mut place = first_depth;
+                let mut tile = tile;
+                while !tile.is_empty() {
+                    let wide = WideBlock::read(self, code, panel, place / BLOCK);
+                    let (here, rest) = tile.split_at_mut(tile.len().min(BLOCK - place % BLOCK));
+                    wide.values(place % BLOCK, here);
+                    place += here.len();
+                    tile = rest;
+                }
+            }
         }
     }
 
-    fn panel_lines(&self, panel: usize) -> &[Line] {
+    pub(super) fn panel_lines(&self, panel: usize) -> &[Line] {
         &self.lines[panel * self.lines_per_panel..][..self.lines_per_panel]
     }
 }

@@ -1,6 +1,6 @@
 //! [`Lanes`], [`Floats`] and [`Bytes`] as plain loops, for CPUs without AVX2 and for other architectures.
 
-use super::bytes::{ByteTile, Bytes, byte_kernel};
+use super::bytes::{ByteTile, Bytes, Wide, byte_kernel};
 use super::float::{FloatTile, Floats, Stored, kernel};
 use super::lanes::{Lanes, by_rows};
 
@@ -73,9 +73,9 @@ impl Bytes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn byte_tile(rows: usize, _panels: usize, tile: &ByteTile) {
+    unsafe fn byte_tile<W: Wide>(rows: usize, _panels: usize, tile: &ByteTile) {
         // SAFETY: the caller's promises.
-        unsafe { by_rows!(rows, byte_kernel, [Self], 1, tile; 1 2) }
+        unsafe { by_rows!(rows, byte_kernel, [Self, W], 1, tile; 1 2) }
     }
 
     #[inline(always)]

@@ -1,9 +1,10 @@
 //! The loops around the micro-kernels: rows in chunks, panels in pairs, depth in blocks, rows of a chunk in tiles.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::lanes::{Lanes, each_row};
-use super::{LANES, Panels};
+use super::{LANES, Line, Panels};
 
 /// Rows of activations in a product, as a format reads them.
 pub(super) trait Input: Copy + Send + Sync {
@@ -22,12 +23,37 @@ pub(super) trait Format<S: Lanes> {
     fn shape(rows: usize) -> (usize, usize);
     /// Runs the micro-kernel.
     unsafe fn tile(rows: usize, panels: usize, tile: &Tile<Self::Input>);
+    /// Returns the bytes of `depth` inputs of a panel as they are widened for a chunk of `rows` rows; `None` if the
+    /// micro-kernel reads them as they are stored.
+    #[allow(clippy::inline_always, reason = "part of the kernels")]
+    #[inline(always)]
+    fn widened_bytes(_rows: usize, _depth: usize) -> Option<usize> {
+        None
+    }
+    /// Widens `depth` inputs of a panel.
+    unsafe fn widen(_piece: &Piece, _depth: usize, _to: *mut u8) {}
 }
+
+/// A piece of a panel that is to be widened.
+pub(super) struct Piece {
+    pub(super) weights: *const u8,
+    /// Values that numbers of 4 bits stand for, as in [`Tile`].
+    pub(super) table: *const u8,
+    /// Weights after these, to be prefetched.
+    pub(super) ahead: *const u8,
+}
+
+/// Lines that [`UNIT_PANELS`] panels have at most for a pass in a format that widens.
+const WIDE_LINES: usize = 384;
 
 /// Work of one call of a micro-kernel.
 pub(super) struct Tile<X> {
     pub(super) x: X,
     pub(super) weights: *const u8,
+    /// Values that numbers of 4 bits stand for: 16 signed bytes, then the same with 128 added.
+    pub(super) table: *const u8,
+    /// True if the weights have been widened.
+    pub(super) widened: bool,
     /// Bytes from one panel to the next.
     pub(super) panel_bytes: usize,
     /// Bytes from one input to the next, in the formats of floats.
@@ -133,6 +159,7 @@ pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(job: &Job<'_>, x: F::Input, ro
     let panels = job.panels;
     let (at_once, most_rows) = F::shape(rows.len());
     let last = (first_panel + UNIT_PANELS).min(panels.count());
+    let mut wide = MaybeUninit::<[Line; WIDE_LINES]>::uninit();
     let mut panel = first_panel;
     while panel < last {
         let count = at_once.min(last - panel);
@@ -141,11 +168,28 @@ pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(job: &Job<'_>, x: F::Input, ro
             let length = F::DEPTH.min(panels.padded_inputs - depth);
             let end = depth + length;
             let next = if end < panels.padded_inputs { (panel, end) } else { (panel + count, 0) };
-            let [weights, next] =
+            let [mut weights, next] =
                 [(panel, depth), next].map(|(panel, depth)| panels.panel(panel).wrapping_add(F::offset(depth)));
+            let (mut panel_bytes, table) = (panels.panel_bytes(), panels.table.as_ptr());
+            let widened = F::widened_bytes(rows.len(), length);
+            if let Some(bytes) = widened {
+                let to = wide.as_mut_ptr().cast::<u8>();
+                assert!(count * bytes <= size_of_val(&wide), "a pass of wide panels fits its buffer");
+                for index in 0..count {
+                    let [weights, ahead] = [weights, next].map(|from| from.wrapping_add(index * panel_bytes));
+                    // SAFETY: the weights lie inside the panel, and the buffer has room.
+                    unsafe { F::widen(&Piece { weights, table, ahead }, length, to.add(index * bytes)) };
+                }
+                (weights, panel_bytes) = (to.cast_const(), bytes);
+            }
             let tiles = rows.len().div_ceil(most_rows);
             for (index, tile_rows) in pieces(rows.len(), most_rows).enumerate() {
-                let ahead = Ahead { weights: next.wrapping_add(index * F::offset(length) / tiles), tiles };
+                let ahead = if widened.is_some() {
+                    // Fetched while they were widened.
+                    Ahead { weights, tiles: usize::MAX }
+                } else {
+                    Ahead { weights: next.wrapping_add(index * F::offset(length) / tiles), tiles }
+                };
                 let row = rows.start + tile_rows.start;
                 let column = panel * LANES;
                 let y = job.y.wrapping_add(row * job.y_stride + column);
@@ -161,7 +205,9 @@ pub(super) unsafe fn unit<S: Lanes, F: Format<S>>(job: &Job<'_>, x: F::Input, ro
                 let tile = Tile {
                     x,
                     weights,
-                    panel_bytes: panels.panel_bytes(),
+                    table,
+                    widened: widened.is_some(),
+                    panel_bytes,
                     line_bytes: F::offset(1),
                     depth: length,
                     start,

@@ -5,6 +5,8 @@ use rayon::prelude::*;
 
 use super::super::{Values, tensor};
 use super::{Panels, Precision, Product, Start, products};
+use crate::blocks::BlockMatrix;
+use crate::matrix::GroupedMatrix;
 use crate::{Error, Result};
 
 impl Panels {
@@ -13,8 +15,32 @@ impl Panels {
     pub fn of(weight: &Tensor, precision: Precision) -> Result<Self> {
         let (outputs, inputs) = weight.dims2()?;
         let values = Values::of(weight)?;
-        let lossless = precision == Precision::F32 && values.par_chunks(1 << 16).all(is_bf16);
-        Ok(Self::pack(&values, outputs, inputs, if lossless { Precision::Bf16 } else { precision }))
+        if precision == Precision::F32 {
+            return Ok(Self::exact(&values, outputs, inputs));
+        }
+        Ok(Self::pack(&values, outputs, inputs, precision))
+    }
+
+    /// Packs floats in bf16 if that keeps every bit, else in f32.
+    fn exact(values: &[f32], outputs: usize, inputs: usize) -> Self {
+        let lossless = values.par_chunks(1 << 16).all(is_bf16);
+        Self::pack(values, outputs, inputs, if lossless { Precision::Bf16 } else { Precision::F32 })
+    }
+
+    /// Packs the blocks of a GGUF file with their very values.
+    pub fn of_blocks(blocks: &BlockMatrix) -> Result<Self> {
+        if let Some(panels) = Self::of_coded(blocks) {
+            return Ok(panels);
+        }
+        let (_, outputs, inputs) = blocks.shape();
+        Ok(Self::exact(&blocks.dequantize()?, outputs, inputs))
+    }
+
+    /// Packs grouped whole numbers with their very values.
+    pub fn of_groups(matrix: &GroupedMatrix) -> Result<Self> {
+        matrix.check()?;
+        let panels = Self::of_grouped(matrix);
+        Ok(panels.unwrap_or_else(|| Self::exact(&matrix.dequantize(), matrix.outputs, matrix.inputs)))
     }
 
     /// Computes `dy · W`, `[rows, in]`, from `dy` `[rows, out]`.
@@ -46,8 +72,8 @@ fn is_bf16(values: &[f32]) -> bool {
     values.iter().fold(0, |bits, value| bits | value.to_bits()).trailing_zeros() >= 16
 }
 
-/// Computes `x · Wᵀ + bias`, `[rows, out]`, for each weight and bias `[out]`; `x` is `[rows, in]`. Weights of the same
-/// precision share one fork.
+/// Computes `x · Wᵀ + bias`, `[rows, out]`, for each weight and bias `[out]`; `x` is `[rows, in]`. All share
+/// one fork.
 pub fn project(x: &Tensor, layers: &[(&Panels, Option<&Tensor>)]) -> Result<Vec<Tensor>> {
     let Some((first, _)) = layers.first() else { return Ok(Vec::new()) };
     let rows = rows_of(x, first.inputs())?;
@@ -62,8 +88,7 @@ pub fn project(x: &Tensor, layers: &[(&Panels, Option<&Tensor>)]) -> Result<Vec<
         })
         .collect();
     let x = Values::of(x)?;
-    let alike = jobs.chunk_by(|one, next| one.panels.precision == next.panels.precision);
-    let outputs: Vec<Vec<f32>> = alike.flat_map(|jobs| products(&x, rows, jobs)).collect();
+    let outputs = products(&x, rows, &jobs);
     outputs.into_iter().zip(layers).map(|(y, (panels, _))| tensor(y, (rows, panels.outputs()))).collect()
 }
 

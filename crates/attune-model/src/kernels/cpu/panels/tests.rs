@@ -6,7 +6,7 @@ use super::narrow::{Narrow, add_product_for};
 use super::*;
 
 /// Returns values in −1 to 1, the same in every run.
-fn values(count: usize, seed: usize) -> Vec<f32> {
+pub(super) fn values(count: usize, seed: usize) -> Vec<f32> {
     let mut state = (seed as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -16,7 +16,7 @@ fn values(count: usize, seed: usize) -> Vec<f32> {
 }
 
 /// Computes `x · Wᵀ` in f64, `[rows, outputs]`.
-fn naive(x: &[f32], weight: &[f32], outputs: usize, inputs: usize) -> Vec<f64> {
+pub(super) fn naive(x: &[f32], weight: &[f32], outputs: usize, inputs: usize) -> Vec<f64> {
     x.chunks_exact(inputs)
         .flat_map(|x| {
             (0..outputs).map(move |output| {
@@ -28,7 +28,7 @@ fn naive(x: &[f32], weight: &[f32], outputs: usize, inputs: usize) -> Vec<f64> {
 }
 
 /// Returns the weight as the panels hold it.
-fn unpacked(panels: &Panels) -> Vec<f32> {
+pub(super) fn unpacked(panels: &Panels) -> Vec<f32> {
     let mut weight = vec![0.0; panels.outputs() * panels.inputs()];
     for (index, row) in weight.chunks_exact_mut(panels.inputs()).enumerate() {
         panels.unpack_row(index, row);
@@ -36,12 +36,12 @@ fn unpacked(panels: &Panels) -> Vec<f32> {
     weight
 }
 
-fn one(panels: &Panels, x: &[f32], rows: usize, start: Start<'_>) -> Vec<f32> {
+pub(super) fn one(panels: &Panels, x: &[f32], rows: usize, start: Start<'_>) -> Vec<f32> {
     products(x, rows, &[Product { panels, start }]).remove(0)
 }
 
 #[track_caller]
-fn assert_close(ours: &[f32], exact: &[f64], tolerance: f64, what: &str) {
+pub(super) fn assert_close(ours: &[f32], exact: &[f64], tolerance: f64, what: &str) {
     assert_eq!(ours.len(), exact.len(), "{what}");
     for (place, (ours, exact)) in ours.iter().zip(exact).enumerate() {
         let difference = (f64::from(*ours) - exact).abs();
@@ -52,7 +52,7 @@ fn assert_close(ours: &[f32], exact: &[f64], tolerance: f64, what: &str) {
 const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Q8];
 
 /// Returns the activations as a product sees them.
-fn seen(x: &[f32], inputs: usize, precision: Precision) -> Vec<f32> {
+pub(super) fn seen(x: &[f32], inputs: usize, precision: Precision) -> Vec<f32> {
     if precision != Precision::Q8 {
         return x.to_vec();
     }
@@ -232,7 +232,7 @@ fn what_bf16_holds_exactly_is_held_in_bf16_and_gives_the_same_bits() {
     let tensor = |values: &[f32]| Tensor::from_slice(values, (outputs, inputs), &Device::Cpu).unwrap();
     let held = Panels::of(&tensor(&exact), Precision::F32).unwrap();
     let plain = Panels::pack(&exact, outputs, inputs, Precision::F32);
-    assert_eq!((held.precision, plain.precision), (Precision::Bf16, Precision::F32));
+    assert_eq!((held.held, plain.held), (Held::Rounded(Precision::Bf16), Held::Rounded(Precision::F32)));
     assert_eq!(one(&held, &x, rows, Start::Zero), one(&plain, &x, rows, Start::Zero));
     let dy = values(rows * outputs, 3);
     assert_eq!(held.gradient(&dy, rows), plain.gradient(&dy, rows));
@@ -240,7 +240,7 @@ fn what_bf16_holds_exactly_is_held_in_bf16_and_gives_the_same_bits() {
     let mut other = exact;
     other[12_345] = 0.1;
     let other = Panels::of(&tensor(&other), Precision::F32).unwrap();
-    assert_eq!(other.precision, Precision::F32, "one value is enough");
+    assert_eq!(other.held, Held::Rounded(Precision::F32), "one value is enough");
     // Layers of both kinds share an input.
     let shared = Tensor::from_slice(&x, (rows, inputs), &Device::Cpu).unwrap();
     let outputs = project(&shared, &[(&held, None), (&other, None), (&held, None)]).unwrap();

@@ -12,7 +12,7 @@ use std::arch::x86_64::{
     _mm512_storeu_ps,
 };
 
-use super::bytes::{ByteTile, Bytes, byte_kernel};
+use super::bytes::{ByteTile, Bytes, Wide, byte_kernel};
 use super::float::{FloatTile, Floats, Stored, kernel};
 use super::lanes::{Lanes, by_rows};
 
@@ -102,11 +102,11 @@ impl Bytes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn byte_tile(rows: usize, panels: usize, tile: &ByteTile) {
+    unsafe fn byte_tile<W: Wide>(rows: usize, panels: usize, tile: &ByteTile) {
         unsafe {
             match panels {
-                1 => by_rows!(rows, byte_kernel, [Self], 1, tile; 1 2 3 4),
-                _ => by_rows!(rows, byte_kernel, [Self], 2, tile; 1 2),
+                1 => by_rows!(rows, byte_kernel, [Self, W], 1, tile; 1 2 3 4),
+                _ => by_rows!(rows, byte_kernel, [Self, W], 2, tile; 1 2),
             }
         }
     }
@@ -158,11 +158,11 @@ impl Bytes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn byte_tile(rows: usize, panels: usize, tile: &ByteTile) {
+    unsafe fn byte_tile<W: Wide>(rows: usize, panels: usize, tile: &ByteTile) {
         unsafe {
             match panels {
-                1 => by_rows!(rows, byte_kernel, [Self], 1, tile; 1 2 3 4 5 6 7 8 9 10 11 12),
-                _ => by_rows!(rows, byte_kernel, [Self], 2, tile; 1 2 3 4 5 6),
+                1 => by_rows!(rows, byte_kernel, [Self, W], 1, tile; 1 2 3 4 5 6 7 8 9 10 11 12),
+                _ => by_rows!(rows, byte_kernel, [Self, W], 2, tile; 1 2 3 4 5 6),
             }
         }
     }

@@ -1,8 +1,24 @@
 //! Block formats of GGUF files: what a block holds, and its values. Read by `gguf` and by the panels of products.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `names` | the types by number and name, and which are not read |
+//! | `split` | splits a block into whole numbers and factors, from which values and panels are made |
+
+mod names;
+mod split;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::ops::Range;
 
 use bytes::Bytes;
+use half::{bf16, f16};
+use rayon::prelude::*;
 
 use crate::{Error, Result};
+
+pub(crate) use split::{FP4, IQ4, Parts, split};
 
 /// Type of a tensor of a GGUF file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +80,7 @@ impl BlockMatrix {
         let (weights, size) = kind.size();
         let wanted = rows.checked_mul(columns / weights).and_then(|blocks| blocks.checked_mul(size));
         if !columns.is_multiple_of(weights) || wanted != Some(bytes.len()) {
-            return Err(Error::Setup(format!("{} bytes are no {rows} x {columns} matrix of {kind:?}", bytes.len())));
+            return Err(Error::Setup(format!("{} bytes are no {rows} x {columns} matrix of {kind}", bytes.len())));
         }
         Ok(Self { kind, rows, columns, bytes })
     }
@@ -79,8 +95,48 @@ impl BlockMatrix {
         &self.bytes
     }
 
+    /// Returns the bytes of one row.
+    pub(crate) fn row(&self, index: usize) -> &[u8] {
+        let (weights, size) = self.kind.size();
+        let length = self.columns / weights * size;
+        &self.bytes[index * length..][..length]
+    }
+
     /// Computes the values in f32, `[rows, columns]`.
     pub fn dequantize(&self) -> Result<Vec<f32>> {
-        Err(Error::Setup(format!("blocks of {:?} are not read yet", self.kind)))
+        self.dequantize_rows(0..self.rows)
+    }
+
+    /// Computes the values of some rows in f32, `[rows, columns]`.
+    pub fn dequantize_rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
+        if rows.start > rows.end || rows.end > self.rows {
+            return Err(Error::Internal(format!("rows {rows:?} of a matrix with {}", self.rows)));
+        }
+        let mut values = vec![0.0; rows.len() * self.columns];
+        if !values.is_empty() {
+            values
+                .par_chunks_exact_mut(self.columns)
+                .zip(rows)
+                .for_each(|(values, row)| dequantize(self.kind, self.row(row), values));
+        }
+        Ok(values)
+    }
+}
+
+/// Computes the `values` of whole blocks.
+fn dequantize(kind: BlockType, bytes: &[u8], values: &mut [f32]) {
+    let (weights, size) = kind.size();
+    let blocks = values.chunks_exact_mut(weights).zip(bytes.chunks_exact(size));
+    match kind {
+        BlockType::F32 => blocks.for_each(|(value, b)| value[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+        BlockType::F16 => blocks.for_each(|(value, b)| value[0] = f16::from_le_bytes([b[0], b[1]]).to_f32()),
+        BlockType::Bf16 => blocks.for_each(|(value, b)| value[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+        _ => {
+            let mut parts = Parts::default();
+            for (values, block) in blocks {
+                split(kind, block, &mut parts);
+                parts.values(kind, values);
+            }
+        }
     }
 }

@@ -1,0 +1,126 @@
+//! A model's files in one of the forms that they come in: a folder in Hugging Face form, or GGUF files. Opened by
+//! whoever has a model's path; all that is read of a model goes through here.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
+use serde_json::Value;
+
+use crate::chat_template::ChatTemplate;
+use crate::entry::ModelEntry;
+use crate::folder::{self, Form};
+use crate::generation::{self, GenerationDefaults};
+use crate::gguf::{self, Gguf};
+use crate::tokenizer::{Tokenizer, TokenizerSource};
+use crate::weights::Weights;
+use crate::{Error, ModelConfig, Result};
+
+/// The files of one model, looked at from the outside: they can be loaded.
+#[derive(Debug, Clone)]
+pub enum Checkpoint {
+    /// A folder with `config.json`, `*.safetensors` and `tokenizer.json`.
+    Folder(PathBuf),
+    /// A GGUF file, or the shards of one.
+    Gguf(Arc<Gguf>),
+}
+
+impl Checkpoint {
+    /// Opens the model at `path`; refuses a path that no model can be loaded from, with what to do about it. Reads small
+    /// files and headers only.
+    pub fn open(path: &Path) -> Result<Self> {
+        match folder::find(path)? {
+            Form::Folder => {
+                folder::check(path)?;
+                Ok(Self::Folder(path.to_path_buf()))
+            }
+            Form::Gguf(path) => {
+                let file = Gguf::open(&path)?;
+                gguf::config::read(&file)?;
+                Ok(Self::Gguf(Arc::new(file)))
+            }
+        }
+    }
+
+    /// Reads the shape of the decoder.
+    pub fn config(&self) -> Result<ModelConfig> {
+        match self {
+            Self::Folder(folder) => ModelConfig::read(folder),
+            Self::Gguf(file) => gguf::config::read(file),
+        }
+    }
+
+    /// Maps the tensors, which are loaded onto `device` as they are asked for.
+    pub fn weights(&self, device: &Device) -> Result<Weights> {
+        match self {
+            Self::Folder(folder) => Weights::open(folder, device),
+            Self::Gguf(file) => Weights::of_gguf(file.clone(), device),
+        }
+    }
+
+    /// Reads what the tokenizer is made of.
+    pub fn tokenizer(&self) -> Result<TokenizerSource> {
+        match self {
+            Self::Folder(folder) => TokenizerSource::read(folder),
+            Self::Gguf(file) => gguf::tokenizer::source(file.metadata()),
+        }
+    }
+
+    /// Compiles the chat templates; `None` if there are none.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        match self {
+            Self::Folder(folder) => ChatTemplate::read(folder),
+            Self::Gguf(file) => gguf::template::read(file.metadata()),
+        }
+    }
+
+    /// Reads what requests get for the fields that they leave out, of the model of `entry` with `context` positions.
+    pub fn generation(&self, entry: &ModelEntry, context: usize) -> Result<GenerationDefaults> {
+        match self {
+            Self::Folder(_) => GenerationDefaults::read(entry, context),
+            Self::Gguf(file) => GenerationDefaults::read_gguf(entry, context, file.metadata()),
+        }
+    }
+
+    /// Returns the tokens that end an answer, the usual one first.
+    pub fn end_tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        match self {
+            Self::Folder(folder) => end_tokens(folder, tokenizer),
+            Self::Gguf(file) => gguf::tokenizer::end_tokens(file.metadata()),
+        }
+    }
+
+    /// Returns the Unix second of the last change; 0 if the system does not tell.
+    pub fn created(&self) -> i64 {
+        let modified = match self {
+            Self::Folder(folder) => std::fs::metadata(folder.join("config.json")),
+            Self::Gguf(file) => std::fs::metadata(file.path()),
+        };
+        let modified = modified.and_then(|metadata| metadata.modified()).ok();
+        let age = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+        age.map_or(0, |age| age.as_secs() as i64)
+    }
+
+    /// Returns an error about the files, which it names.
+    pub fn fault(&self, message: &str) -> Error {
+        match self {
+            Self::Folder(folder) => Error::Setup(format!("{}: {message}", folder.display())),
+            Self::Gguf(file) => file.fault(message),
+        }
+    }
+}
+
+/// Reads `eos_token_id` of `generation_config.json`, else of `config.json`; else returns the tokenizer's end token.
+fn end_tokens(folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    for name in ["generation_config.json", "config.json"] {
+        let Some(value) = generation::read_json(&folder.join(name))? else { continue };
+        let ids: Vec<u32> = match &value["eos_token_id"] {
+            Value::Array(ids) => ids.iter().filter_map(|id| Some(id.as_u64()? as u32)).collect(),
+            id => id.as_u64().map(|id| id as u32).into_iter().collect(),
+        };
+        if !ids.is_empty() {
+            return Ok(ids);
+        }
+    }
+    Ok(tokenizer.end_token().into_iter().collect())
+}
