@@ -4,10 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
+use std::f64::consts::PI;
 use std::ops::Range;
 use std::path::Path;
 
 use attune::model::ModelConfig;
+use attune::model::kernels::{Activation, AttentionForm, LogitForm};
 use attune::model::lora::Site;
 use attune::train::backward::PackedBatch;
 use candle_core::{DType, Device};
@@ -45,31 +47,44 @@ pub(crate) fn rope(x: &[f64], heads: usize, width: usize, angles: &[f64]) -> Vec
     y
 }
 
-pub(crate) fn swiglu(gate: &[f64], up: &[f64]) -> Vec<f64> {
-    gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect()
+pub(crate) fn gated(activation: Activation, gate: &[f64], up: &[f64]) -> Vec<f64> {
+    let activate = |x: f64| match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::GeluTanh => 0.5 * x * (1.0 + ((2.0 / PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh()),
+    };
+    gate.iter().zip(up).map(|(gate, up)| activate(*gate) * up).collect()
 }
 
-/// Shape of attention: query heads, key heads, head width, and number of tokens that it looks back.
+fn soft_cap(x: f64, cap: Option<f32>) -> f64 {
+    cap.map(f64::from).map_or(x, |cap| cap * (x / cap).tanh())
+}
+
+pub(crate) fn to_logits(products: &[f64], form: LogitForm) -> Vec<f64> {
+    products.iter().map(|x| soft_cap(x * f64::from(form.scale), form.cap)).collect()
+}
+
+/// Shape of attention: query heads, key heads, head width, and how queries score keys.
 #[derive(Clone, Copy)]
 pub(crate) struct Heads {
     pub queries: usize,
     pub keys: usize,
     pub width: usize,
-    pub window: Option<usize>,
+    pub form: AttentionForm,
 }
 
 /// Computes causal attention inside each of `sequences`.
 pub(crate) fn attention(q: &[f64], k: &[f64], v: &[f64], sequences: &[Range<usize>], heads: Heads) -> Vec<f64> {
-    let Heads { queries, keys, width, window } = heads;
+    let Heads { queries, keys, width, form } = heads;
     let mut out = vec![0.0; q.len()];
     for rows in sequences {
         for row in rows.clone() {
-            let first = window.map_or(rows.start, |window| rows.start.max((row + 1).saturating_sub(window)));
+            let first = form.window.map_or(rows.start, |window| rows.start.max((row + 1).saturating_sub(window)));
             for head in 0..queries {
                 let query = &q[(row * queries + head) * width..][..width];
                 let of = |row: usize| (row * keys + head * keys / queries) * width;
                 let score = |other: usize| {
-                    query.iter().zip(&k[of(other)..]).map(|(a, b)| a * b).sum::<f64>() / (width as f64).sqrt()
+                    let product: f64 = query.iter().zip(&k[of(other)..]).map(|(a, b)| a * b).sum();
+                    soft_cap(product * f64::from(form.scale), form.cap)
                 };
                 let scores: Vec<f64> = (first..=row).map(score).collect();
                 let largest = scores.iter().copied().fold(f64::MIN, f64::max);
@@ -119,59 +134,97 @@ impl Model {
     /// Computes Σ weight · cross entropy over the batch's targets.
     pub(crate) fn loss(&self, adapter: &HashMap<(usize, Site), Pair>, batch: &PackedBatch) -> f64 {
         let config = &self.config;
-        let (hidden, width, eps) = (config.hidden_size, config.head_dim, f64::from(config.rms_norm_eps));
+        let hidden = config.hidden_size;
         let embedding = &self.weights["model.embed_tokens.weight"];
-        let mut x: Vec<f64> =
-            batch.tokens.iter().flat_map(|token| embedding[*token as usize * hidden..][..hidden].to_vec()).collect();
-        let positions = batch.sequences.iter().flat_map(|rows| 0..rows.len());
-        let angles: Vec<f64> = positions
-            .flat_map(|position| {
-                let angle = move |i: usize| position as f64 / config.rope_theta.powf(2.0 * i as f64 / width as f64);
-                (0..width / 2).map(angle)
-            })
-            .collect();
+        let multiplier = f64::from(config.embedding_multiplier);
+        let row = |token: &u32| embedding[*token as usize * hidden..][..hidden].iter().map(move |x| x * multiplier);
+        let mut x: Vec<f64> = batch.tokens.iter().flat_map(row).collect();
+        let positions: Vec<usize> = batch.sequences.iter().flat_map(|rows| 0..rows.len()).collect();
         for layer in 0..config.num_hidden_layers {
-            let weight = |name: &str| self.weights.get(&format!("model.layers.{layer}.{name}"));
-            let norm = |x: &[f64], name: &str| rms_norm(x, weight(&format!("{name}.weight")).unwrap(), eps);
-            let project = |x: &[f64], site: Site| {
-                let (outputs, inputs) = site.shape(config);
-                let mut y = linear(x, weight(&format!("{}.weight", site.path())).unwrap(), inputs);
-                if let Some(bias) = weight(&format!("{}.bias", site.path())) {
-                    y.chunks_exact_mut(outputs).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
-                }
-                if let Some(Pair { a, b, scale }) = adapter.get(&(layer, site)) {
-                    let shrunk = linear(x, a, inputs);
-                    let added = linear(&shrunk, b, a.len() / inputs);
-                    y.iter_mut().zip(added).for_each(|(y, added)| *y += scale * added);
-                }
-                y
-            };
-            let heads = Heads {
-                queries: config.num_attention_heads,
-                keys: config.num_key_value_heads,
-                width,
-                window: config.sliding_windows[layer],
-            };
-            let input = norm(&x, "input_layernorm");
-            let [mut q, mut k, v] = [Site::Query, Site::Key, Site::Value].map(|site| project(&input, site));
-            if config.query_key_norm {
-                (q, k) = (norm(&q, "self_attn.q_norm"), norm(&k, "self_attn.k_norm"));
-            }
-            if config.rotary[layer] {
-                (q, k) = (rope(&q, heads.queries, width, &angles), rope(&k, heads.keys, width, &angles));
-            }
-            let attended = project(&attention(&q, &k, &v, &batch.sequences, heads), Site::Output);
-            x.iter_mut().zip(attended).for_each(|(x, y)| *x += y);
-            let input = norm(&x, "post_attention_layernorm");
-            let gated = swiglu(&project(&input, Site::Gate), &project(&input, Site::Up));
-            x.iter_mut().zip(project(&gated, Site::Down)).for_each(|(x, y)| *x += y);
+            let part = Part { model: self, layer, adapter };
+            let input = part.norm(&x, 0, true);
+            let attended = part.attention(&input, &positions, &batch.sequences);
+            part.add(&mut x, attended, true);
+            let input = part.norm(&x, 0, false);
+            let [gate, up] = [Site::Gate, Site::Up].map(|site| part.project(&input, site));
+            let output = part.project(&gated(config.activation, &gate, &up), Site::Down);
+            part.add(&mut x, output, false);
         }
-        let x = rms_norm(&x, &self.weights["model.norm.weight"], eps);
+        let x = self.normed(&x, &self.weights["model.norm.weight"]);
         let head = self.weights.get("lm_head.weight").filter(|_| !config.tie_word_embeddings).unwrap_or(embedding);
         let loss = |target: &attune::train::backward::Target| {
-            let logits = linear(&x[target.row * hidden..][..hidden], head, hidden);
-            f64::from(target.weight) * cross_entropy(&logits, target.token)
+            let products = linear(&x[target.row * hidden..][..hidden], head, hidden);
+            f64::from(target.weight) * cross_entropy(&to_logits(&products, config.logit_form), target.token)
         };
         batch.targets.iter().map(loss).sum()
+    }
+
+    fn normed(&self, x: &[f64], weight: &[f64]) -> Vec<f64> {
+        let offset = if self.config.norms_plus_one { 1.0 } else { 0.0 };
+        let weight: Vec<f64> = weight.iter().map(|weight| weight + offset).collect();
+        rms_norm(x, &weight, f64::from(self.config.rms_norm_eps))
+    }
+}
+
+/// One block of a model with an adapter.
+struct Part<'a> {
+    model: &'a Model,
+    layer: usize,
+    adapter: &'a HashMap<(usize, Site), Pair>,
+}
+
+impl Part<'_> {
+    fn weight(&self, name: &str) -> Option<&Vec<f64>> {
+        self.model.weights.get(&format!("model.layers.{}.{name}", self.layer))
+    }
+
+    fn named_norm(&self, x: &[f64], name: &str) -> Vec<f64> {
+        self.model.normed(x, self.weight(&format!("{name}.weight")).unwrap())
+    }
+
+    /// Computes the norm before (0) or behind (1) attention or the MLP, if the family has it.
+    fn norm(&self, x: &[f64], place: usize, of_attention: bool) -> Vec<f64> {
+        let name = self.model.config.norm_places.names(of_attention)[place];
+        name.map_or(x.to_vec(), |name| self.named_norm(x, name))
+    }
+
+    /// Adds a branch's result to the stream.
+    fn add(&self, x: &mut [f64], branch: Vec<f64>, of_attention: bool) {
+        let multiplier = f64::from(self.model.config.residual_multiplier);
+        let branch = self.norm(&branch, 1, of_attention);
+        x.iter_mut().zip(branch).for_each(|(x, y)| *x += multiplier * y);
+    }
+
+    fn project(&self, x: &[f64], site: Site) -> Vec<f64> {
+        let (outputs, inputs) = site.shape(&self.model.config);
+        let mut y = linear(x, self.weight(&format!("{}.weight", site.path())).unwrap(), inputs);
+        if let Some(bias) = self.weight(&format!("{}.bias", site.path())) {
+            y.chunks_exact_mut(outputs).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+        }
+        if let Some(Pair { a, b, scale }) = self.adapter.get(&(self.layer, site)) {
+            let shrunk = linear(x, a, inputs);
+            let added = linear(&shrunk, b, a.len() / inputs);
+            y.iter_mut().zip(added).for_each(|(y, added)| *y += scale * added);
+        }
+        y
+    }
+
+    fn attention(&self, input: &[f64], positions: &[usize], sequences: &[Range<usize>]) -> Vec<f64> {
+        let (config, layer) = (&self.model.config, self.layer);
+        let (width, window) = (config.head_dim, config.sliding_windows[layer]);
+        let form = AttentionForm { window, scale: config.attention_scale, cap: config.attention_cap };
+        let heads = Heads { queries: config.num_attention_heads, keys: config.num_key_value_heads, width, form };
+        let [mut q, mut k, v] = [Site::Query, Site::Key, Site::Value].map(|site| self.project(input, site));
+        if config.query_key_norm.is_some() {
+            (q, k) = (self.named_norm(&q, "self_attn.q_norm"), self.named_norm(&k, "self_attn.k_norm"));
+        }
+        if let Some(kind) = config.rotary[layer] {
+            let theta = config.ropes[kind].theta;
+            let angle = |position: usize, i: usize| position as f64 / theta.powf(2.0 * i as f64 / width as f64);
+            let angles: Vec<f64> =
+                positions.iter().flat_map(|position| (0..width / 2).map(|i| angle(*position, i))).collect();
+            (q, k) = (rope(&q, heads.queries, width, &angles), rope(&k, heads.keys, width, &angles));
+        }
+        self.project(&attention(&q, &k, &v, sequences, heads), Site::Output)
     }
 }

@@ -23,7 +23,7 @@ use candle_core::{Device, Tensor};
 use serde_json::json;
 
 /// All families, each with its particulars.
-pub(crate) const FAMILIES: [&str; 9] = [
+pub(crate) const FAMILIES: [&str; 16] = [
     "llama",
     "llama3_rope",
     "llama_bias_heads",
@@ -33,10 +33,18 @@ pub(crate) const FAMILIES: [&str; 9] = [
     "qwen2",
     "qwen3",
     "smollm3",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_linear_rope",
+    "granite",
+    "olmo2",
+    "olmo3",
 ];
 
 /// Families that come with a PEFT adapter and a training run.
-pub(crate) const TRAINED_FAMILIES: [&str; 4] = ["llama", "qwen2", "qwen3", "smollm3"];
+pub(crate) const TRAINED_FAMILIES: [&str; 8] =
+    ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "olmo2"];
 
 /// Returns the device under test: the first GPU in a build with the feature `cuda`, else the CPU.
 pub(crate) fn device() -> Device {

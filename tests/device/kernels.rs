@@ -4,7 +4,7 @@ mod adapters;
 mod attention;
 mod draws;
 
-use attune::model::kernels::{Dense, Norm, cuda, reference};
+use attune::model::kernels::{Activation, Dense, LogitForm, Norm, cuda, reference};
 use attune::model::rope::Angles;
 use candle_core::{DType, Device, Tensor};
 
@@ -173,25 +173,31 @@ fn a_gated_product_of_a_normed_input() {
             });
             let weight = random(input, 5, DType::F32);
             let norm = Norm { weight: &weight, eps: 1e-5 };
-            let ours = cuda::product::project_gated(emulator, &x, norm, [gate, up]).unwrap();
             let normed = reference::rms_norm(&wide(&x), norm.weight, norm.eps).unwrap();
-            let exact = [gate, up].map(|matrix| exact_product(&normed, &matrix));
-            assert_close(&ours, &reference::swiglu(&exact[0], &exact[1]).unwrap(), rounding);
+            for (norm, x_of_products) in [(Some(norm), &normed), (None, &wide(&x))] {
+                let exact = [gate, up].map(|matrix| exact_product(x_of_products, &matrix));
+                for form in [Activation::Silu, Activation::GeluTanh] {
+                    let ours = cuda::product::project_gated(emulator, &x, norm, [gate, up], form).unwrap();
+                    assert_close(&ours, &reference::gated(form, &exact[0], &exact[1]).unwrap(), rounding);
+                }
+            }
         }
     });
 }
 
 #[test]
-fn swiglu_and_its_gradients() {
+fn gated_activations_and_their_gradients() {
     each(|emulator, dtype, rounding| {
         for width in [77, 320] {
             let [gate, up, dy] = [1, 2, 3].map(|seed| random((5, width), seed, dtype));
-            let y = cuda::elementwise::swiglu(emulator, &gate, &up).unwrap();
-            assert_close(&y, &reference::swiglu(&wide(&gate), &wide(&up)).unwrap(), rounding);
-            let (dgate, dup) = cuda::elementwise::swiglu_backward(emulator, &gate, &up, &dy).unwrap();
-            let exact = reference::swiglu_backward(&wide(&gate), &wide(&up), &wide(&dy)).unwrap();
-            assert_close(&dgate, &exact.0, rounding);
-            assert_close(&dup, &exact.1, rounding);
+            for form in [Activation::Silu, Activation::GeluTanh] {
+                let y = cuda::elementwise::gated(emulator, form, &gate, &up).unwrap();
+                assert_close(&y, &reference::gated(form, &wide(&gate), &wide(&up)).unwrap(), rounding);
+                let (dgate, dup) = cuda::elementwise::gated_backward(emulator, form, &gate, &up, &dy).unwrap();
+                let exact = reference::gated_backward(form, &wide(&gate), &wide(&up), &wide(&dy)).unwrap();
+                assert_close(&dgate, &exact.0, rounding);
+                assert_close(&dup, &exact.1, rounding);
+            }
         }
     });
 }
@@ -201,12 +207,16 @@ fn losses_and_their_gradients() {
     each(|emulator, dtype, rounding| {
         let logits = (random((5, 1500), 1, dtype) * 4.0).unwrap();
         let (targets, weights) = ([3, 1499, 0, 700, 9], [1.0, 0.5, 0.0, 2.0, 0.25]);
-        let exact = reference::cross_entropy(&wide(&logits), &targets, &weights).unwrap();
-        let ours = cuda::loss::cross_entropy(emulator, &logits.copy().unwrap(), &targets, &weights).unwrap();
-        let vector = |values: &[f32]| Tensor::new(values, &CPU).unwrap();
-        assert_close(&vector(&ours.losses), &vector(&exact.losses), 1e-5);
-        assert_eq!(ours.correct, exact.correct);
-        assert_close(&ours.gradient, &exact.gradient, rounding);
+        for form in [LogitForm::PLAIN, LogitForm { scale: 0.3, cap: None }, LogitForm { scale: 1.5, cap: Some(3.0) }] {
+            let exact = reference::cross_entropy(&wide(&logits), form, &targets, &weights).unwrap();
+            let ours = cuda::loss::cross_entropy(emulator, &logits.copy().unwrap(), form, &targets, &weights).unwrap();
+            let vector = |values: &[f32]| Tensor::new(values, &CPU).unwrap();
+            assert_close(&vector(&ours.losses), &vector(&exact.losses), 1e-5);
+            assert_eq!(ours.correct, exact.correct);
+            assert_close(&ours.gradient, &exact.gradient, rounding);
+            let ours = cuda::elementwise::to_logits(emulator, &logits, form).unwrap();
+            assert_close(&ours, &reference::to_logits(&wide(&logits), form).unwrap(), rounding);
+        }
     });
 }
 

@@ -3,7 +3,10 @@
 
 use std::time::Instant;
 
-use attune::model::kernels::{AttentionState, CachedStep, Dense, LoraRun, NewHeads, Norm, PackedRows, SequenceRows};
+use attune::model::kernels::{
+    Activation, AttentionForm, AttentionState, CachedStep, Dense, LogitForm, LoraRun, NewHeads, Norm, PackedRows,
+    SequenceRows,
+};
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use candle_core::{DType, Shape, Tensor};
@@ -85,7 +88,7 @@ fn few_rows() {
         let took = seconds(|time| drop(gpu.project(&x, None, &[dense(time)]).unwrap()));
         say_bytes(&format!("{rows} rows with a layer"), took, BYTES * HIDDEN * INTERMEDIATE);
         let took = seconds(|time| {
-            drop(gpu.project_gated(&x, norm, [dense(2 * time), dense(2 * time + 1)]).unwrap());
+            drop(gpu.project_gated(&x, Some(norm), [dense(2 * time), dense(2 * time + 1)], Activation::Silu).unwrap());
         });
         say_bytes("with norm, gate and activation", took, 2 * BYTES * HIDDEN * INTERMEDIATE);
     }
@@ -101,11 +104,16 @@ fn attention_forwards_and_backwards() {
     let sequences = [0..ROWS];
     let rows = PackedRows::new(&sequences, &kernels).unwrap();
     let operations = 2.0 * (ROWS * ROWS * HEADS * HEAD_DIM) as f64;
-    let took = seconds(|_| drop(kernels.packed_attention(&q, &k, &v, &rows, None).unwrap()));
+    let took = seconds(|_| {
+        drop(kernels.packed_attention(&q, &k, &v, &rows, AttentionForm::of_heads(HEAD_DIM, None)).unwrap())
+    });
     say_operations(&format!("attention of {ROWS} rows"), took, operations);
-    let (out, log_sum_exp) = kernels.packed_attention(&q, &k, &v, &rows, None).unwrap();
+    let (out, log_sum_exp) =
+        kernels.packed_attention(&q, &k, &v, &rows, AttentionForm::of_heads(HEAD_DIM, None)).unwrap();
     let state = AttentionState { q: &q, k: &k, v: &v, out: &out, log_sum_exp: &log_sum_exp };
-    let took = seconds(|_| drop(kernels.packed_attention_backward(state, &out, &rows, None).unwrap()));
+    let took = seconds(|_| {
+        drop(kernels.packed_attention_backward(state, &out, &rows, AttentionForm::of_heads(HEAD_DIM, None)).unwrap())
+    });
     say_operations("backwards", took, 2.5 * operations);
 }
 
@@ -127,7 +135,7 @@ fn attention_over_the_cache() {
         let new = NewHeads { q: &q, k: &k, v: &v, norms: None, angles: None };
         let took = seconds(|time| {
             let (keys, values) = &caches[time % caches.len()];
-            drop(kernels.attend_new(new, keys, values, &step, None).unwrap());
+            drop(kernels.attend_new(new, keys, values, &step, AttentionForm::of_heads(HEAD_DIM, None)).unwrap());
         });
         let bytes = 2 * BYTES * count * ROWS * KV_HEADS * HEAD_DIM;
         say_bytes(&format!("attention of {count} rows over {ROWS} tokens each"), took, bytes);
@@ -175,12 +183,12 @@ fn norms_activations_and_the_loss() {
     say_bytes("backwards", took, 3 * bytes);
     let (gate, up) = (random((ROWS, INTERMEDIATE)), random((ROWS, INTERMEDIATE)));
     let bytes = BYTES * ROWS * INTERMEDIATE;
-    say_bytes("activations", seconds(|_| drop(kernels.swiglu(&gate, &up).unwrap())), 3 * bytes);
-    let took = seconds(|_| drop(kernels.swiglu_backward(&gate, &up, &up).unwrap()));
+    say_bytes("activations", seconds(|_| drop(kernels.gated(Activation::Silu, &gate, &up).unwrap())), 3 * bytes);
+    let took = seconds(|_| drop(kernels.gated_backward(Activation::Silu, &gate, &up, &up).unwrap()));
     say_bytes("backwards", took, 5 * bytes);
     let rows = ROWS / 4;
     let logits = random((rows, VOCABULARY));
     let (targets, weights) = (vec![1; rows], vec![1.0; rows]);
-    let took = seconds(|_| drop(kernels.cross_entropy(logits.clone(), &targets, &weights).unwrap()));
+    let took = seconds(|_| drop(kernels.cross_entropy(logits.clone(), LogitForm::PLAIN, &targets, &weights).unwrap()));
     say_bytes(&format!("the loss of {rows} rows"), took, 2 * BYTES * rows * VOCABULARY);
 }

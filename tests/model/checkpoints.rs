@@ -60,3 +60,20 @@ fn tensors_without_the_prefix_of_a_causal_model_are_found() {
         );
     });
 }
+
+/// Renames the tensors of Gemma 3 as transformers writes them inside a model with images, now and as it did before.
+#[test]
+fn tensors_of_a_text_model_inside_a_model_with_images_are_found() {
+    for (decoder, head) in [("model.language_model.", ""), ("language_model.model.", "language_model.")] {
+        let renamed = move |name: &str| match name.strip_prefix("model.") {
+            Some(inside) => format!("{decoder}{inside}"),
+            None => format!("{head}{name}"),
+        };
+        assert_as_transformers("gemma3", |weights| {
+            let named = weights.drain().collect::<Vec<_>>();
+            weights.extend(named.into_iter().map(|(name, tensor)| (renamed(&name), tensor)));
+            let image = Tensor::ones(3, candle_core::DType::F32, &Device::Cpu).unwrap();
+            weights.insert("vision_tower.patch.weight".into(), image);
+        });
+    }
+}

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::exact::{Heads, Pair};
 use crate::fixtures::{Reference, TRAINED_FAMILIES, floats, load};
-use attune::model::kernels::{AttentionState, Kernels, PackedRows};
+use attune::model::kernels::{Activation, AttentionForm, AttentionState, Kernels, LogitForm, PackedRows};
 use attune::model::lora::Site;
 use attune::model::rope::Angles;
 use attune::train::backward;
@@ -93,9 +93,12 @@ fn of_the_activation() {
     // Large values of both signs: the sigmoid is flat there.
     let gate: Vec<f64> = gate.into_iter().map(|gate| gate * 6.0).map(|gate| f64::from(gate as f32)).collect();
     let [gates, ups, dys] = [&gate, &up, &dy].map(|numbers| tensor(numbers, (13, 11)));
-    let (dgate, dup) = KERNELS.swiglu_backward(&gates, &ups, &dys).unwrap();
-    assert_gradient("gate", &dgate, &slopes(&gate, |gate| dot(&crate::exact::swiglu(gate, &up), &dy)));
-    assert_gradient("up", &dup, &slopes(&up, |up| dot(&crate::exact::swiglu(&gate, up), &dy)));
+    for form in [Activation::Silu, Activation::GeluTanh] {
+        let (dgate, dup) = KERNELS.gated_backward(form, &gates, &ups, &dys).unwrap();
+        let gated = |gate: &[f64], up: &[f64]| dot(&crate::exact::gated(form, gate, up), &dy);
+        assert_gradient("gate", &dgate, &slopes(&gate, |gate| gated(gate, &up)));
+        assert_gradient("up", &dup, &slopes(&up, |up| gated(&gate, up)));
+    }
 }
 
 /// One token alone, more than one tile of the kernel, and lengths between.
@@ -104,18 +107,27 @@ const SEQUENCES: [Range<usize>; 4] = [0..1, 1..70, 70..75, 75..91];
 #[test]
 fn of_attention() {
     let packed = PackedRows::new(&SEQUENCES, &KERNELS).unwrap();
-    for (queries, keys, window) in [(2, 2, None), (4, 2, Some(1)), (4, 1, Some(9)), (2, 1, Some(66))] {
+    let plain = |window| AttentionForm::of_heads(8, window);
+    let capped = |window| AttentionForm { scale: 0.6, cap: Some(1.2), ..plain(window) };
+    for (queries, keys, form) in [
+        (2, 2, plain(None)),
+        (4, 2, plain(Some(1))),
+        (4, 1, plain(Some(9))),
+        (2, 1, plain(Some(66))),
+        (4, 2, capped(None)),
+        (2, 2, capped(Some(9))),
+    ] {
         let (rows, width) = (91, 8);
-        let heads = Heads { queries, keys, width, window };
+        let heads = Heads { queries, keys, width, form };
         let [q, dout] = [1, 2].map(|seed| numbers(rows * queries * width, seed));
         let [k, v] = [3, 4].map(|seed| numbers(rows * keys * width, seed));
         let [tq, tdout] = [&q, &dout].map(|numbers| tensor(numbers, (rows, queries, width)));
         let [tk, tv] = [&k, &v].map(|numbers| tensor(numbers, (rows, keys, width)));
-        let (out, sums) = KERNELS.packed_attention(&tq, &tk, &tv, &packed, window).unwrap();
+        let (out, sums) = KERNELS.packed_attention(&tq, &tk, &tv, &packed, form).unwrap();
         let state = AttentionState { q: &tq, k: &tk, v: &tv, out: &out, log_sum_exp: &sums };
-        let (dq, dk, dv) = KERNELS.packed_attention_backward(state, &tdout, &packed, window).unwrap();
+        let (dq, dk, dv) = KERNELS.packed_attention_backward(state, &tdout, &packed, form).unwrap();
         let score = |q: &[f64], k: &[f64], v: &[f64]| dot(&crate::exact::attention(q, k, v, &SEQUENCES, heads), &dout);
-        if window == Some(1) {
+        if form.window == Some(1) {
             // A row that sees only itself: neither query nor key changes anything.
             assert!(widened(&dq).iter().chain(&widened(&dk)).all(|number| number.abs() < 1e-6));
         } else {
@@ -132,12 +144,16 @@ fn of_cross_entropy() {
     let logits: Vec<f64> = numbers(rows * classes, 1).into_iter().map(|x| f64::from((x * 5.0) as f32)).collect();
     let targets: Vec<u32> = (0..rows as u32).map(|row| row * 17 % 50).collect();
     let weights = [1.0, 0.25, 0.0, 2.0, 1.0, -0.5];
-    let loss = |logits: &[f64]| {
-        let rows = logits.chunks_exact(classes).zip(&targets).zip(weights);
-        rows.map(|((logits, target), weight)| f64::from(weight) * crate::exact::cross_entropy(logits, *target)).sum()
-    };
-    let ours = KERNELS.cross_entropy(tensor(&logits, (rows, classes)), &targets, &weights).unwrap();
-    assert_gradient("cross entropy", &ours.gradient, &slopes(&logits, loss));
+    for form in [LogitForm::PLAIN, LogitForm { scale: 0.25, cap: None }, LogitForm { scale: 1.5, cap: Some(6.0) }] {
+        let loss = |products: &[f64]| {
+            let logits = crate::exact::to_logits(products, form);
+            let rows = logits.chunks_exact(classes).zip(&targets).zip(weights);
+            rows.map(|((logits, target), weight)| f64::from(weight) * crate::exact::cross_entropy(logits, *target))
+                .sum()
+        };
+        let ours = KERNELS.cross_entropy(tensor(&logits, (rows, classes)), form, &targets, &weights).unwrap();
+        assert_gradient("cross entropy", &ours.gradient, &slopes(&logits, loss));
+    }
 }
 
 /// Checks the whole way through every A and every B: each is moved along a random direction.

@@ -5,7 +5,10 @@
 
 use std::ops::Range;
 
-use attune::model::kernels::{AttentionState, CachedStep, Kernels, LoraRows, PackedRows, SequenceRows, cpu, reference};
+use attune::model::kernels::{
+    Activation, AttentionForm, AttentionState, CachedStep, Kernels, LogitForm, LoraRows, PackedRows, SequenceRows, cpu,
+    reference,
+};
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::lora::LoraPair;
 use attune::model::rope::Angles;
@@ -182,15 +185,18 @@ fn rotations_agree_and_turn_back() {
 }
 
 #[test]
-fn swiglu_agrees_and_its_backward_is_the_gradient() {
+fn gated_activations_agree_and_their_backward_is_the_gradient() {
     let (gate, up, dy) = (random((90, 70), 1), random((90, 70), 2), random((90, 70), 3));
-    assert_close(&KERNELS.swiglu(&gate, &up).unwrap(), &reference::swiglu(&gate, &up).unwrap(), 1e-5);
-    let (dgate, dup) = KERNELS.swiglu_backward(&gate, &up, &dy).unwrap();
-    let (plain_dgate, plain_dup) = reference::swiglu_backward(&gate, &up, &dy).unwrap();
-    assert_close(&dgate, &plain_dgate, 1e-5);
-    assert_close(&dup, &plain_dup, 1e-5);
-    assert_is_gradient(|gate| KERNELS.swiglu(gate, &up).unwrap(), &gate, &dy, &dgate);
-    assert_is_gradient(|up| KERNELS.swiglu(&gate, up).unwrap(), &up, &dy, &dup);
+    for form in [Activation::Silu, Activation::GeluTanh] {
+        let gated = |gate: &Tensor, up: &Tensor| KERNELS.gated(form, gate, up).unwrap();
+        assert_close(&gated(&gate, &up), &reference::gated(form, &gate, &up).unwrap(), 1e-5);
+        let (dgate, dup) = KERNELS.gated_backward(form, &gate, &up, &dy).unwrap();
+        let (plain_dgate, plain_dup) = reference::gated_backward(form, &gate, &up, &dy).unwrap();
+        assert_close(&dgate, &plain_dgate, 1e-5);
+        assert_close(&dup, &plain_dup, 1e-5);
+        assert_is_gradient(|gate| gated(gate, &up), &gate, &dy, &dgate);
+        assert_is_gradient(|up| gated(&gate, up), &up, &dy, &dup);
+    }
 }
 
 /// Lengths: one token alone, around the tile size, and more than one tile.
@@ -199,17 +205,17 @@ const SEQUENCES: [Range<usize>; 5] = [0..1, 1..64, 64..129, 129..132, 132..282];
 #[test]
 fn packed_attention_agrees_and_its_backward_is_the_gradient() {
     let packed = PackedRows::new(&SEQUENCES, &KERNELS).unwrap();
-    for window in [None, Some(1), Some(10), Some(70)] {
+    for form in forms(&[None, Some(1), Some(10), Some(70)]) {
         let (q, k, v) = (random((282, 4, 16), 1), random((282, 2, 16), 2), random((282, 2, 16), 3));
         let dout = random((282, 4, 16), 4);
-        let forward = |q: &Tensor, k: &Tensor, v: &Tensor| KERNELS.packed_attention(q, k, v, &packed, window).unwrap();
+        let forward = |q: &Tensor, k: &Tensor, v: &Tensor| KERNELS.packed_attention(q, k, v, &packed, form).unwrap();
         let (out, sums) = forward(&q, &k, &v);
-        let (plain_out, plain_sums) = reference::packed_attention(&q, &k, &v, &SEQUENCES, window).unwrap();
+        let (plain_out, plain_sums) = reference::packed_attention(&q, &k, &v, &SEQUENCES, form).unwrap();
         assert_close(&out, &plain_out, 1e-5);
         assert_close(&sums, &plain_sums, 1e-4);
         let state = AttentionState { q: &q, k: &k, v: &v, out: &out, log_sum_exp: &sums };
-        let (dq, dk, dv) = KERNELS.packed_attention_backward(state, &dout, &packed, window).unwrap();
-        let plain = reference::packed_attention_backward(state, &dout, &SEQUENCES, window).unwrap();
+        let (dq, dk, dv) = KERNELS.packed_attention_backward(state, &dout, &packed, form).unwrap();
+        let plain = reference::packed_attention_backward(state, &dout, &SEQUENCES, form).unwrap();
         assert_close(&dq, &plain.0, 1e-4);
         assert_close(&dk, &plain.1, 1e-4);
         assert_close(&dv, &plain.2, 1e-4);
@@ -217,6 +223,13 @@ fn packed_attention_agrees_and_its_backward_is_the_gradient() {
         assert_is_gradient(|k| forward(&q, k, &v).0, &k, &dout, &dk);
         assert_is_gradient(|v| forward(&q, &k, v).0, &v, &dout, &dv);
     }
+}
+
+/// Returns the usual form with each window, and one with another scale and a cap.
+fn forms(windows: &[Option<usize>]) -> Vec<AttentionForm> {
+    let usual = |window: &Option<usize>| AttentionForm::of_heads(16, *window);
+    let capped = |window| AttentionForm { scale: 0.4, cap: Some(1.5), ..usual(window) };
+    windows.iter().flat_map(|window| [usual(window), capped(window)]).collect()
 }
 
 fn step<'a>(sequences: &'a [SequenceRows<'a>]) -> CachedStep<'a> {
@@ -233,9 +246,9 @@ fn attention_over_the_cache_agrees_for_decode_and_prefill_rows_together() {
         SequenceRows { rows: 1..20, start: 0, blocks: &[4, 0], adapter: None },
         SequenceRows { rows: 20..22, start: 15, blocks: &[11, 5], adapter: None },
     ];
-    for window in [None, Some(5), Some(33)] {
-        let ours = KERNELS.cached_attention(&q, &keys, &values, &step(&sequences), window).unwrap();
-        let plain = reference::cached_attention(&q, &keys, &values, &sequences, window).unwrap();
+    for form in forms(&[None, Some(5), Some(33)]) {
+        let ours = KERNELS.cached_attention(&q, &keys, &values, &step(&sequences), form).unwrap();
+        let plain = reference::cached_attention(&q, &keys, &values, &sequences, form).unwrap();
         assert_close(&ours, &plain, 1e-5);
     }
 }
@@ -248,6 +261,7 @@ fn attention_has_the_same_bits_however_a_prompt_is_cut_and_whatever_is_beside_it
     let other = [blocks.len() as u32, blocks.len() as u32 + 1];
     let slots = (blocks.len() + 2) * BLOCK_TOKENS;
     for (head_dim, window) in [(64, None), (64, Some(40)), (64, Some(300)), (12, None)] {
+        let form = AttentionForm::of_heads(head_dim, window);
         let (keys, values) = (random((slots, 2, head_dim), 1), random((slots, 2, head_dim), 2));
         let q = random((LENGTH, 6, head_dim), 3);
         let part = |rows: Range<usize>, beside: bool| {
@@ -264,12 +278,12 @@ fn attention_has_the_same_bits_however_a_prompt_is_cut_and_whatever_is_beside_it
             if beside {
                 sequences.insert(0, SequenceRows { rows: 0..2, start: 20, blocks: &other, adapter: None });
             }
-            let out = KERNELS.cached_attention(&q, &keys, &values, &step(&sequences), window).unwrap();
+            let out = KERNELS.cached_attention(&q, &keys, &values, &step(&sequences), form).unwrap();
             out.narrow(0, first, rows.len()).unwrap()
         };
         let whole = part(0..LENGTH, false);
         let plain = SequenceRows { rows: 0..LENGTH, start: 0, blocks: &blocks, adapter: None };
-        assert_close(&whole, &reference::cached_attention(&q, &keys, &values, &[plain], window).unwrap(), 1e-5);
+        assert_close(&whole, &reference::cached_attention(&q, &keys, &values, &[plain], form).unwrap(), 1e-5);
         let whole = bits(&whole);
         for size in [1, 7, 16, 100] {
             for start in (0..LENGTH).step_by(size).filter(|start| size > 1 || start % 53 == 0 || LENGTH - start < 3) {
@@ -302,27 +316,43 @@ fn rows_are_written_to_their_places_of_the_cache() {
 
 #[test]
 fn cross_entropy_agrees_and_its_gradient_is_the_slope() {
-    let logits = (random((40, 150), 1) * 4.0).unwrap();
+    let products = (random((40, 150), 1) * 4.0).unwrap();
     let targets: Vec<u32> = (0..40).map(|row| (row * 37) % 150).collect();
     let weights: Vec<f32> = (0..40).map(|row| if row % 5 == 0 { 0.0 } else { 0.25 }).collect();
-    let ours = KERNELS.cross_entropy(logits.copy().unwrap(), &targets, &weights).unwrap();
-    let plain = reference::cross_entropy(&logits, &targets, &weights).unwrap();
-    assert_close(&ours.gradient, &plain.gradient, 1e-6);
-    assert_eq!(ours.correct, plain.correct);
-    for (a, b) in ours.losses.iter().zip(&plain.losses) {
-        assert!((a - b).abs() < 1e-4);
+    for form in LOGIT_FORMS {
+        let ours = KERNELS.cross_entropy(products.copy().unwrap(), form, &targets, &weights).unwrap();
+        let plain = reference::cross_entropy(&products, form, &targets, &weights).unwrap();
+        assert_close(&ours.gradient, &plain.gradient, 1e-6);
+        assert_eq!(ours.correct, plain.correct);
+        for (a, b) in ours.losses.iter().zip(&plain.losses) {
+            assert!((a - b).abs() < 1e-4);
+        }
+        let logits = KERNELS.to_logits(products.copy().unwrap(), form).unwrap();
+        assert_close(&logits, &reference::to_logits(&products, form).unwrap(), 1e-5);
+        let weighted = Tensor::new(weights.clone(), &CPU).unwrap();
+        let losses = |x: &Tensor| {
+            let chunk = KERNELS.cross_entropy(x.copy().unwrap(), form, &targets, &weights).unwrap();
+            Tensor::new(chunk.losses, &CPU).unwrap()
+        };
+        assert_is_gradient(losses, &products, &weighted, &ours.gradient);
     }
-    let weighted = Tensor::new(weights.clone(), &CPU).unwrap();
-    let losses = |x: &Tensor| {
-        Tensor::new(KERNELS.cross_entropy(x.copy().unwrap(), &targets, &weights).unwrap().losses, &CPU).unwrap()
-    };
-    assert_is_gradient(losses, &logits, &weighted, &ours.gradient);
 }
+
+/// The usual form of logits, those of Granite and Gemma 2, and both together.
+const LOGIT_FORMS: [LogitForm; 4] = [
+    LogitForm::PLAIN,
+    LogitForm { scale: 0.4, cap: None },
+    LogitForm { scale: 1.0, cap: Some(3.0) },
+    LogitForm { scale: 0.7, cap: Some(3.0) },
+];
 
 #[test]
 fn not_a_number_in_the_logits_makes_the_loss_not_a_number() {
     let mut values = vec![0.5_f32; 30];
     values[7] = f32::NAN;
     let logits = Tensor::from_vec(values, (1, 30), &CPU).unwrap();
-    assert!(KERNELS.cross_entropy(logits, &[3], &[1.0]).unwrap().losses[0].is_nan());
+    for form in LOGIT_FORMS {
+        let logits = logits.copy().unwrap();
+        assert!(KERNELS.cross_entropy(logits, form, &[3], &[1.0]).unwrap().losses[0].is_nan());
+    }
 }

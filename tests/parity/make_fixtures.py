@@ -9,6 +9,7 @@ without rope ...) is missing. tests/parity/README.md describes the files.
 
     python tests/parity/make_fixtures.py                # rewrites tests/fixtures
     python tests/parity/make_fixtures.py --out DIR      # writes elsewhere
+    python tests/parity/make_fixtures.py --only gemma2  # one family
 """
 
 import argparse
@@ -78,6 +79,18 @@ COMMON = dict(
 def plain_rope(theta):
     """The rope parameters of a model without frequency scaling."""
     return {"rope_type": "default", "rope_theta": theta}
+
+
+def ropes_by_type(full, sliding):
+    """The rope parameters of a model whose kinds of attention differ in them."""
+    return {"full_attention": full, "sliding_attention": sliding}
+
+
+# Gemma's attention, small. The factor on its embeddings is the root of HIDDEN, 8.
+GEMMA_HEADS = dict(head_dim=16, query_pre_attn_scalar=24, sliding_window=12)
+GRANITE_FACTORS = dict(
+    embedding_multiplier=3.0, attention_multiplier=0.4, residual_multiplier=0.6, logits_scaling=1.25
+)
 
 
 # One entry per folder: the model type, what differs from COMMON, and the length of
@@ -154,8 +167,8 @@ FAMILIES = {
             rope_parameters=plain_rope(10000.0),
         ),
         without=[
-            dict(layer_types=["full_attention"] * 4),
-            dict(layer_types=["sliding_attention"] * 4),
+            dict(layer_types=["full_attention"] * 3),
+            dict(layer_types=["sliding_attention"] * 3),
             dict(layer_types=["sliding_attention"] * 2 + ["full_attention"] * 2),
             dict(sliding_window=11),
             dict(sliding_window=13),
@@ -176,8 +189,108 @@ FAMILIES = {
         ),
         without=[dict(no_rope_layers=[1, 1, 1, 1]), dict(no_rope_layers=[0, 0, 1, 0])],
     ),
+    "gemma": dict(
+        model_type="gemma",
+        config=dict(head_dim=24, num_key_value_heads=1, tie_word_embeddings=True, rope_parameters=plain_rope(10000.0)),
+        without=[dict(hidden_act="silu"), dict(rope_parameters=plain_rope(500.0))],
+    ),
+    "gemma2": dict(
+        model_type="gemma2",
+        config=dict(
+            **GEMMA_HEADS,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=6.0,
+            rope_parameters=plain_rope(10000.0),
+        ),
+        without=[
+            dict(attn_logit_softcapping=None),
+            dict(final_logit_softcapping=None),
+            dict(query_pre_attn_scalar=16),
+            dict(hidden_activation="silu"),
+            dict(layer_types=["full_attention"] * 3),
+            dict(layer_types=["full_attention", "sliding_attention", "full_attention"]),
+            dict(sliding_window=11),
+            dict(sliding_window=13),
+        ],
+    ),
+    "gemma3": dict(
+        model_type="gemma3_text",
+        config=dict(
+            **GEMMA_HEADS,
+            sliding_window_pattern=3,
+            rope_parameters=ropes_by_type(plain_rope(5000.0), plain_rope(300.0)),
+        ),
+        without=[
+            dict(query_pre_attn_scalar=16),
+            dict(hidden_activation="silu"),
+            dict(layer_types=["full_attention"] * 3),
+            dict(layer_types=["sliding_attention"] * 3),
+            dict(sliding_window=11),
+            dict(sliding_window=13),
+            dict(rope_parameters=ropes_by_type(plain_rope(300.0), plain_rope(300.0))),
+            dict(rope_parameters=ropes_by_type(plain_rope(5000.0), plain_rope(5000.0))),
+        ],
+    ),
+    "gemma3_linear_rope": dict(
+        model_type="gemma3_text",
+        config=dict(
+            **GEMMA_HEADS,
+            sliding_window_pattern=2,
+            final_logit_softcapping=6.0,
+            rope_parameters=ropes_by_type(
+                {"rope_type": "linear", "rope_theta": 5000.0, "factor": 8.0}, plain_rope(300.0)
+            ),
+        ),
+        without=[
+            dict(final_logit_softcapping=None),
+            dict(rope_parameters=ropes_by_type(plain_rope(5000.0), plain_rope(300.0))),
+        ],
+    ),
+    "granite": dict(
+        model_type="granite",
+        config=dict(**GRANITE_FACTORS, tie_word_embeddings=True, rope_parameters=plain_rope(10000.0)),
+        without=[
+            dict(embedding_multiplier=1.0),
+            dict(attention_multiplier=0.25),
+            dict(residual_multiplier=1.0),
+            dict(logits_scaling=1.0),
+        ],
+    ),
+    "olmo2": dict(
+        model_type="olmo2",
+        config=dict(rope_parameters=plain_rope(10000.0)),
+        without=[dict(rope_parameters=plain_rope(500.0))],
+    ),
+    "olmo3": dict(
+        model_type="olmo3",
+        config=dict(
+            num_hidden_layers=4,
+            intermediate_size=48,
+            sliding_window=12,
+            rope_parameters=ropes_by_type(
+                {
+                    "rope_type": "yarn",
+                    "rope_theta": 500000.0,
+                    "factor": 4.0,
+                    "beta_fast": 4.0,
+                    "beta_slow": 0.25,
+                    "original_max_position_embeddings": 64,
+                },
+                plain_rope(500000.0),
+            ),
+        ),
+        without=[
+            dict(layer_types=["full_attention"] * 4),
+            dict(layer_types=["sliding_attention"] * 4),
+            dict(sliding_window=11),
+            dict(sliding_window=13),
+            dict(rope_parameters=ropes_by_type(plain_rope(500000.0), plain_rope(500000.0))),
+        ],
+    ),
 }
-ADAPTER_FAMILIES = ["llama", "qwen2", "qwen3", "smollm3"]
+ADAPTER_FAMILIES = ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "olmo2"]
+# Their norms hold their weights minus 1.
+PLUS_ONE = ["gemma", "gemma2", "gemma3_text"]
 
 
 # ---------------------------------------------------------------- float64 reruns
@@ -191,23 +304,42 @@ def float64_rerun(model_type):
     dtype of the weights. For a float64 rerun these three are replaced. (The rope
     frequencies themselves keep their float32 values.)
     """
-    module = sys.modules[f"transformers.models.{model_type}.modeling_{model_type}"]
-    prefix = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3"}
+    name = model_type.removesuffix("_text")
+    module = sys.modules[f"transformers.models.{name}.modeling_{name}"]
+    prefix = {
+        "llama": "Llama",
+        "mistral": "Mistral",
+        "qwen2": "Qwen2",
+        "qwen3": "Qwen3",
+        "smollm3": "SmolLM3",
+        "gemma": "Gemma",
+        "gemma2": "Gemma2",
+        "gemma3_text": "Gemma3",
+        "granite": "Granite",
+        "olmo2": "Olmo2",
+        "olmo3": "Olmo3",
+    }
     norm = getattr(module, prefix[model_type] + "RMSNorm")
     rope = getattr(module, prefix[model_type] + "RotaryEmbedding")
 
     def norm_forward(self, x):
-        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+        plus_one = model_type in PLUS_ONE
+        weight, eps = (1.0 + self.weight, self.eps) if plus_one else (self.weight, self.variance_epsilon)
+        return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
 
-    def rope_forward(self, x, position_ids):
-        angles = position_ids[..., None].to(x.dtype) * self.inv_freq.to(x.dtype)
+    def rope_forward(self, x, position_ids, layer_type=None):
+        of_type = f"{layer_type}_" if layer_type else ""
+        scaling = getattr(self, of_type + "attention_scaling")
+        angles = position_ids[..., None].to(x.dtype) * getattr(self, of_type + "inv_freq").to(x.dtype)
         angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return angles.cos() * scaling, angles.sin() * scaling
 
-    def attention(layer, query, key, value, attention_mask, scaling, dropout=0.0, **_):
+    def attention(layer, query, key, value, attention_mask, scaling, dropout=0.0, softcap=None, **_):
         key = module.repeat_kv(key, layer.num_key_value_groups)
         value = module.repeat_kv(value, layer.num_key_value_groups)
         scores = query @ key.transpose(2, 3) * scaling
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
         if attention_mask is not None:
             scores = scores + attention_mask
         probabilities = torch.softmax(scores, dim=-1)
@@ -263,7 +395,7 @@ def build_model(model_type, settings, seed):
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
                 uniform = torch.rand(parameter.shape, generator=generator)
-                parameter.copy_(0.8 + 0.4 * uniform)
+                parameter.copy_((-0.2 if model_type in PLUS_ONE else 0.8) + 0.4 * uniform)
             else:
                 parameter.copy_(random_tensor(generator, parameter.shape, WEIGHT_STD))
     return model
@@ -328,11 +460,16 @@ def old_style(config):
     """
     config = copy.deepcopy(config)
     rope = config.pop("rope_parameters")
+    by_type = "full_attention" in rope
+    if by_type:
+        if config["model_type"] == "gemma3_text":
+            config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
     kind = rope["rope_type"]
     if kind == "default":
         config["rope_scaling"] = None
-    elif kind == "llama3":
+    elif kind == "llama3" or by_type:
         config["rope_scaling"] = rope
     else:  # these were spelt "type" when they came
         config["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
@@ -345,7 +482,10 @@ def old_style(config):
 
 def check_rope_bands(model, rope):
     """The scaled frequencies must fall into all bands that the scaling tells apart."""
-    scaled = model.model.rotary_emb.inv_freq
+    name = "inv_freq"
+    if "full_attention" in rope:
+        rope, name = rope["full_attention"], "full_attention_inv_freq"
+    scaled = getattr(model.model.rotary_emb, name)
     plain = rope["rope_theta"] ** (-torch.arange(len(scaled)) / len(scaled))
     ratio = (plain / scaled).tolist()
     print("  unscaled / scaled frequencies:", " ".join(f"{r:.3f}" for r in ratio))
@@ -626,13 +766,17 @@ def make_adapter(folder, name, family, base, ids, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder to write (default: tests/fixtures)")
-    out = parser.parse_args().out
+    parser.add_argument("--only", choices=FAMILIES, action="append", help="a family to write (default: all)")
+    arguments = parser.parse_args()
+    out = arguments.out
     warnings.simplefilter("ignore", FutureWarning)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     for number, (name, family) in enumerate(FAMILIES.items()):
+        if arguments.only and name not in arguments.only:
+            continue
         print(name)
         seed = 10000 * (number + 1)
         model, ids = make_base(out / name, family, seed)

@@ -81,6 +81,22 @@ impl BlockMatrix {
 
     /// Computes the values in f32, `[rows, columns]`.
     pub fn dequantize(&self) -> Result<Vec<f32>> {
-        Err(Error::Setup(format!("blocks of {:?} are not read yet", self.kind)))
+        let half = |low: u8, high: u8| half::f16::from_le_bytes([low, high]).to_f32();
+        let (_, size) = self.kind.size();
+        let blocks = self.bytes.chunks_exact(size);
+        Ok(match self.kind {
+            BlockType::F32 => blocks.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            BlockType::F16 => blocks.map(|b| half(b[0], b[1])).collect(),
+            BlockType::Q8_0 => blocks
+                .flat_map(|b| b[2..].iter().map(move |quant| half(b[0], b[1]) * f32::from(*quant as i8)))
+                .collect(),
+            BlockType::Q4_1 => blocks
+                .flat_map(|b| {
+                    let quants = b[4..].iter().map(|byte| byte & 15).chain(b[4..].iter().map(|byte| byte >> 4));
+                    quants.map(move |quant| half(b[0], b[1]) * f32::from(quant) + half(b[2], b[3]))
+                })
+                .collect(),
+            _ => return Err(Error::Setup(format!("blocks of {:?} are not read yet", self.kind))),
+        })
     }
 }

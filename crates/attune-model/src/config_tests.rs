@@ -21,13 +21,29 @@ fn smollm3_rotates_three_of_four_blocks_by_default() {
             "intermediate_size":8,"vocab_size":8,"max_position_embeddings":8,"rms_norm_eps":1e-5}"#,
     )
     .unwrap();
-    assert_eq!(config.rotary, [true, true, true, false, true]);
+    assert_eq!(config.rotary, [Some(0), Some(0), Some(0), None, Some(0)]);
 }
 
 #[test]
 fn both_spellings_of_a_configuration_mean_the_same() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
-    for family in ["llama", "llama3_rope", "llama_linear_rope", "llama_yarn", "mistral", "qwen2", "qwen3", "smollm3"] {
+    for family in [
+        "llama",
+        "llama3_rope",
+        "llama_linear_rope",
+        "llama_yarn",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "gemma3_linear_rope",
+        "granite",
+        "olmo2",
+        "olmo3",
+    ] {
         let new = ModelConfig::read_file(&fixtures.join(family).join("config.json")).unwrap();
         let old = ModelConfig::read_file(&fixtures.join(family).join("config_old_style.json")).unwrap();
         assert_eq!(format!("{new:?}"), format!("{old:?}"), "{family}");
@@ -59,9 +75,19 @@ fn missing_fields_have_the_defaults_of_their_family() {
         ("qwen2", (32, 8, 32_768, false, None, 1e4)),
         ("qwen3", (32, 128, 32_768, false, None, 1e4)),
         ("smollm3", (4, 8, 32_768, true, None, 2e6)),
+        ("gemma", (16, 256, 8192, true, None, 1e4)),
+        ("gemma2", (4, 256, 8192, true, Some(4096), 1e4)),
+        ("gemma3_text", (4, 256, 131_072, true, Some(4096), 1e6)),
+        ("granite", (8, 8, 2048, false, None, 1e4)),
+        ("olmo2", (8, 8, 2048, false, None, 1e4)),
+        ("olmo3", (8, 8, 2048, false, Some(4096), 5e5)),
     ] {
-        // Qwen's default fits 32 heads only.
-        let more = if family.starts_with("qwen") { r#","num_attention_heads":32,"hidden_size":256"# } else { "" };
+        // The default of Qwen and of Gemma 1 fits more heads only.
+        let more = match family {
+            "qwen2" | "qwen3" => r#","num_attention_heads":32,"hidden_size":256"#,
+            "gemma" => r#","num_attention_heads":16"#,
+            _ => "",
+        };
         let config = parse(family, more).unwrap();
         assert_eq!(
             (
@@ -70,12 +96,13 @@ fn missing_fields_have_the_defaults_of_their_family() {
                 config.max_position_embeddings,
                 config.tie_word_embeddings,
                 config.sliding_windows[0],
-                config.rope_theta
+                config.ropes[0].theta
             ),
             expected,
             "{family}"
         );
-        assert_eq!(config.rms_norm_eps.to_bits(), 1e-6_f32.to_bits(), "{family}");
+        let eps = if family.starts_with("olmo") { 1e-5_f32 } else { 1e-6 };
+        assert_eq!(config.rms_norm_eps.to_bits(), eps.to_bits(), "{family}");
         let more = format!(r#"{more},"num_key_value_heads":null,"sliding_window":null"#);
         let null = parse(family, &more).unwrap();
         assert_eq!((null.num_key_value_heads, null.sliding_windows[0]), (null.num_attention_heads, None), "{family}");
@@ -109,13 +136,13 @@ fn rope_scaling_wins_over_rope_parameters_with_its_own_theta() {
         "rope_parameters":{"rope_type":"default","rope_theta":1000000.0},
         "rope_scaling":{"type":"yarn","factor":null,"original_max_position_embeddings":64}"#;
     let config = parse("qwen2", both).unwrap();
-    let RopeScaling::Yarn { factor, original_context, .. } = config.rope_scaling else { panic!("not scaled") };
-    assert_eq!((factor, original_context, config.rope_theta), (4.0, 64.0, 10_000.0));
+    let RopeScaling::Yarn { factor, original_context, .. } = config.ropes[0].scaling else { panic!("not scaled") };
+    assert_eq!((factor, original_context, config.ropes[0].theta), (4.0, 64.0, 10_000.0));
     let with_theta = format!(r#"{both},"rope_theta":5000.0"#);
-    assert_eq!(parse("qwen2", &with_theta).unwrap().rope_theta.to_bits(), 5000_f64.to_bits());
+    assert_eq!(parse("qwen2", &with_theta).unwrap().ropes[0].theta.to_bits(), 5000_f64.to_bits());
     let empty = r#","rope_scaling":{},"rope_parameters":{"rope_type":"linear","factor":2.0,"rope_theta":7.0}"#;
     let config = parse("llama", empty).unwrap();
-    assert_eq!((config.rope_scaling, config.rope_theta), (RopeScaling::Linear { factor: 2.0 }, 7.0));
+    assert_eq!(config.ropes, [RopeParameters { theta: 7.0, scaling: RopeScaling::Linear { factor: 2.0 } }]);
     let nested = r#","rope_parameters":{"full_attention":{"rope_type":"default"}}"#;
     assert!(parse("llama", nested).unwrap_err().contains("differ between layers"));
     assert!(parse("llama", r#","rope_scaling":{"type":"yarn"}"#).unwrap_err().contains("needs `factor`"));
@@ -140,4 +167,94 @@ fn biases_are_those_of_the_configuration() {
 fn swish_is_silu_and_other_activations_are_refused() {
     assert!(parse("llama", r#","hidden_act":"swish""#).is_ok());
     assert!(parse("llama", r#","hidden_act":"gelu""#).unwrap_err().contains("gelu"));
+}
+
+#[test]
+fn gemma_multiplies_embeddings_by_the_root_of_their_width_in_the_type_of_the_checkpoint() {
+    let multiplier = |more: &str| {
+        parse("gemma", &format!(r#","num_key_value_heads":1{more}"#)).map(|config| config.embedding_multiplier)
+    };
+    assert_eq!(multiplier(r#","hidden_size":640,"dtype":"bfloat16""#), Ok(25.25));
+    assert_eq!(multiplier(r#","hidden_size":640,"torch_dtype":"bfloat16""#), Ok(25.25));
+    assert_eq!(multiplier(r#","hidden_size":640,"dtype":"float32""#), Ok(640_f32.sqrt()));
+    assert_eq!(multiplier(r#","hidden_size":640"#), Ok(640_f32.sqrt()));
+}
+
+#[test]
+fn old_files_of_gemma_call_the_approximation_of_gelu_by_its_name() {
+    assert_eq!(
+        parse("gemma", r#","num_key_value_heads":1,"hidden_act":"gelu""#).unwrap().activation,
+        Activation::GeluTanh
+    );
+    assert!(parse("gemma3_text", r#","hidden_activation":"gelu""#).unwrap_err().contains("hidden_activation `gelu`"));
+    // transformers reads the other field alone.
+    assert!(parse("gemma3_text", r#","hidden_act":"gelu""#).is_ok());
+}
+
+#[test]
+fn the_text_model_inside_gemma_3_is_read() {
+    let text = |inside: &str, outside: &str| {
+        ModelConfig::parse(&format!(
+            r#"{{"model_type":"gemma3","text_config":{{"model_type":"gemma3_text",{SHAPE}{inside}}}{outside}}}"#
+        ))
+    };
+    let config = text(
+        r#","sliding_window":512,"sliding_window_pattern":2,"rope_scaling":{"rope_type":"linear","factor":8.0}"#,
+        "",
+    )
+    .unwrap();
+    assert_eq!((config.hidden_size, config.num_key_value_heads, config.head_dim), (64, 4, 256));
+    assert_eq!(config.sliding_windows, [Some(512), None, Some(512), None]);
+    assert_eq!(config.rotary, [Some(1), Some(0), Some(1), Some(0)]);
+    let linear = RopeParameters { theta: 1e6, scaling: RopeScaling::Linear { factor: 8.0 } };
+    assert_eq!(config.ropes, [linear, RopeParameters { theta: 1e4, scaling: RopeScaling::None }]);
+    // Of the whole file: it is bf16, and quantized.
+    let bf16 = text("", r#","dtype":"bfloat16","image_token_index":9"#).unwrap();
+    assert_eq!(bf16.embedding_multiplier.to_bits(), 8_f32.to_bits());
+    assert!(text("", r#","quantization_config":{}"#).unwrap_err().contains("quantized"));
+    assert!(text(r#","final_logit_softcapping":30.0"#, "").unwrap_err().contains("final_logit_softcapping"));
+    assert!(ModelConfig::parse(r#"{"model_type":"gemma3"}"#).unwrap_err().contains("`text_config` must be an object"));
+    let other = r#"{"model_type":"gemma3","text_config":{"model_type":"llama"}}"#;
+    assert!(ModelConfig::parse(other).unwrap_err().contains("llama"));
+}
+
+#[test]
+fn fields_that_would_not_be_applied_are_refused_by_name() {
+    for (family, field, name) in [
+        ("gemma3_text", r#""use_bidirectional_attention":true"#, "use_bidirectional_attention"),
+        ("gemma3_text", r#""attn_logit_softcapping":50.0"#, "attn_logit_softcapping"),
+        ("gemma2", r#""final_logit_softcapping":0.0"#, "final_logit_softcapping"),
+        ("gemma2", r#""query_pre_attn_scalar":0"#, "query_pre_attn_scalar"),
+        ("gemma3_text", r#""rope_parameters":{"rope_theta":5.0}"#, "full_attention"),
+        ("granite", r#""logits_scaling":0"#, "logits_scaling"),
+        (
+            "olmo3",
+            r#""layer_types":["linear_attention","full_attention","full_attention","full_attention"]"#,
+            "linear_attention",
+        ),
+        ("olmo3", r#""rope_parameters":{"full_attention":{"rope_type":"longrope"}}"#, "longrope"),
+    ] {
+        let error = parse(family, &format!(",{field}")).unwrap_err();
+        assert!(error.contains(name), "{family}: {error}");
+    }
+}
+
+#[test]
+fn caps_that_are_null_are_none_and_missing_ones_are_those_of_gemma_2() {
+    let caps = |more: &str| parse("gemma2", more).map(|config| (config.attention_cap, config.logit_form.cap));
+    assert_eq!(caps(""), Ok((Some(50.0), Some(30.0))));
+    assert_eq!(caps(r#","attn_logit_softcapping":null,"final_logit_softcapping":null"#), Ok((None, None)));
+    assert_eq!(parse("gemma3_text", r#","attn_logit_softcapping":null"#).unwrap().attention_cap, None);
+}
+
+#[test]
+fn only_full_attention_is_stretched_in_olmo_3() {
+    let old = r#","rope_theta":500000,"rope_scaling":{"rope_type":"linear","factor":2.0}"#;
+    let new = r#","rope_parameters":{"full_attention":{"rope_type":"linear","factor":2.0,"rope_theta":500000},"sliding_attention":{"rope_type":"default","rope_theta":500000}}"#;
+    for text in [old, new] {
+        let config = parse("olmo3", text).unwrap();
+        let scaling = [RopeScaling::Linear { factor: 2.0 }, RopeScaling::None];
+        assert_eq!(config.ropes, scaling.map(|scaling| RopeParameters { theta: 500_000.0, scaling }));
+        assert_eq!(config.rotary, [Some(1), Some(1), Some(1), Some(0)]);
+    }
 }

@@ -104,7 +104,12 @@ fn missing(path: &Path) -> Error {
                  get it with `hf download {text} --local-dir models/{name}` and give the folder models/{name}"
             ),
         ),
-        _ => fault(path, &format!("there is no such folder or file; give a folder with {NEEDED}, or a GGUF file (nothing is downloaded)")),
+        _ => fault(
+            path,
+            &format!(
+                "there is no such folder or file; give a folder with {NEEDED}, or a GGUF file (nothing is downloaded)"
+            ),
+        ),
     }
 }
 

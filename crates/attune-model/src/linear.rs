@@ -12,7 +12,7 @@ use mistralrs_quant::{GgufMatMul, QuantMethod, QuantMethodConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::kernels::cpu::panels::{self, Panels, Precision};
-use crate::kernels::{Dense, GpuKernels, Kernels, Norm};
+use crate::kernels::{Activation, Dense, GpuKernels, Kernels, Norm};
 use crate::matrix::Matrix;
 use crate::{Error, Result};
 
@@ -216,14 +216,19 @@ impl Linear {
         outputs.try_into().map_err(|_| Error::Internal("one output for each layer".into()))
     }
 
-    /// Computes `silu(gate(norm(x))) · up(norm(x))`, in one pass if possible.
-    pub fn forward_gated(gate_and_up: [&Self; 2], x: &Tensor, norm: Norm<'_>) -> Result<Tensor> {
+    /// Computes `activation(gate(norm(x))) · up(norm(x))`, in one pass if possible.
+    pub fn forward_gated(
+        gate_and_up: [&Self; 2],
+        x: &Tensor,
+        norm: Option<Norm<'_>>,
+        activation: Activation,
+    ) -> Result<Tensor> {
         if let Some((gpu, dense)) = Self::all_dense(gate_and_up) {
-            return gpu.project_gated(x, norm, dense);
+            return gpu.project_gated(x, norm, dense, activation);
         }
         let kernels = &gate_and_up[0].kernels;
-        let [gate, up] = Self::forward_each(gate_and_up, x, Some(norm))?;
-        kernels.swiglu(&gate, &up)
+        let [gate, up] = Self::forward_each(gate_and_up, x, norm)?;
+        kernels.gated(activation, &gate, &up)
     }
 
     /// Computes `residual + forward(x)`, in one pass if possible.

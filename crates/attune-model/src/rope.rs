@@ -7,11 +7,11 @@ use std::f64::consts::PI;
 
 use candle_core::{Device, Tensor};
 
-use crate::ModelConfig;
 use crate::Result;
+use crate::config::RopeParameters;
 use crate::rope_scaling::RopeScaling;
 
-/// Rotary frequencies of a model.
+/// Rotary frequencies of one kind of a model.
 #[derive(Debug, Clone)]
 pub struct Rope {
     /// Radians per position, `[head_dim / 2]`.
@@ -30,11 +30,12 @@ pub struct Angles {
 }
 
 impl Rope {
-    /// Computes the frequencies that `config` asks for.
-    pub fn new(config: &ModelConfig) -> Self {
-        let dim = config.head_dim as f64;
-        let plain = (0..config.head_dim / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / dim));
-        let scaling = &config.rope_scaling;
+    /// Computes the frequencies that `parameters` ask for, for heads of `head_dim` values.
+    pub fn new(head_dim: usize, parameters: &RopeParameters) -> Self {
+        let RopeParameters { theta, scaling } = parameters;
+        let theta = *theta;
+        let dim = head_dim as f64;
+        let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim));
         let frequencies: Vec<f32> = match *scaling {
             RopeScaling::None => plain.map(|frequency| frequency as f32).collect(),
             RopeScaling::Linear { factor } => plain.map(|frequency| (frequency / factor) as f32).collect(),
@@ -57,9 +58,8 @@ impl Rope {
                 .collect(),
             RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, truncate, .. } => {
                 // The dimension whose frequency makes `rotations` turns over the original context.
-                let dimension = |rotations: f64| {
-                    dim * (original_context / (rotations * 2.0 * PI)).ln() / (2.0 * config.rope_theta.ln())
-                };
+                let dimension =
+                    |rotations: f64| dim * (original_context / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
                 let (mut low, mut high) = (dimension(beta_fast), dimension(beta_slow));
                 if truncate {
                     (low, high) = (low.floor(), high.ceil());

@@ -22,8 +22,8 @@ enum Source {
     Folder {
         files: MmapedSafetensors,
         folder: PathBuf,
-        /// True if names lack `model.`: those of a checkpoint of hidden states alone, such as an embedding model's.
-        flat: bool,
+        /// What stands before the names of the decoder's tensors, instead of `model.`.
+        prefix: &'static str,
     },
     /// Tensors of a GGUF file, in their own blocks.
     Gguf(Box<GgufSource>),
@@ -39,8 +39,9 @@ impl Weights {
         // mapped is the operator's fault, and can at worst change weights, since the header is checked once here.
         let files = unsafe { MmapedSafetensors::multi(&paths) }
             .map_err(|error| Error::Setup(format!("{}: cannot read the weights: {error}", folder.display())))?;
-        let flat = files.get("model.embed_tokens.weight").is_err() && files.get("embed_tokens.weight").is_ok();
-        Ok(Self { source: Source::Folder { files, folder: folder.to_path_buf(), flat }, device: device.clone() })
+        let is_there = |prefix: &&str| files.get(&format!("{prefix}embed_tokens.weight")).is_ok();
+        let prefix = PREFIXES.into_iter().find(is_there).unwrap_or(PREFIXES[0]);
+        Ok(Self { source: Source::Folder { files, folder: folder.to_path_buf(), prefix }, device: device.clone() })
     }
 
     /// Reads the tensors of a GGUF file.
@@ -57,18 +58,28 @@ impl Weights {
     /// Loads the tensor `name` as f32; refuses one whose shape is not `shape`.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let (files, folder, name) = match &self.source {
-            Source::Folder { files, folder, flat } => (files, folder, stored_name(name, *flat)),
+            Source::Folder { files, folder, prefix } => (files, folder, stored_name(files, name, prefix)),
             Source::Gguf(source) => return gguf_tensor(source, name, shape, &self.device),
             Source::Random { .. } if shape.len() == 1 => return Ok(Tensor::ones(shape, DType::F32, &self.device)?),
             Source::Random { deviation } => return Ok(Tensor::randn(0.0_f32, *deviation, shape, &self.device)?),
         };
         let fault = |message: &str| setup(folder, message);
-        let view = files.get(name).map_err(|_| fault(&format!("the tensor `{name}` is missing")))?;
+        let view = files.get(&name).map_err(|_| fault(&format!("the tensor `{name}` is missing")))?;
         if view.shape() != shape {
             return Err(fault(&format!("the tensor `{name}` has shape {:?}, expected {shape:?}", view.shape())));
         }
-        let tensor = files.load(name, &self.device)?;
+        let tensor = files.load(&name, &self.device)?;
         Ok(tensor.to_dtype(DType::F32)?.contiguous()?)
+    }
+
+    /// Loads the norm `name`, `[width]`. If the checkpoint's norms hold their weights minus 1, as `plus_one` says, 1 is
+    /// added here, so that all norms are the same afterwards.
+    pub fn norm(&self, name: &str, width: usize, plus_one: bool) -> Result<Tensor> {
+        let weight = self.get(name, &[width])?;
+        match &self.source {
+            Source::Folder { .. } if plus_one => Ok((weight + 1.0)?),
+            _ => Ok(weight),
+        }
     }
 
     /// Loads the weight matrix `name` `[outputs, inputs]` in the form that the checkpoint has it in.
@@ -102,7 +113,7 @@ impl Weights {
     /// Returns true if the checkpoint has the tensor `name`; random weights have none before they are asked for.
     pub fn has(&self, name: &str) -> bool {
         match &self.source {
-            Source::Folder { files, flat, .. } => files.get(stored_name(name, *flat)).is_ok(),
+            Source::Folder { files, prefix, .. } => files.get(&stored_name(files, name, prefix)).is_ok(),
             Source::Gguf(source) => source.has(name),
             Source::Random { .. } => false,
         }
@@ -140,9 +151,18 @@ fn setup(folder: &Path, message: &str) -> Error {
     Error::Setup(format!("{}: {message}", folder.display()))
 }
 
+/// What stands before the names of a decoder's tensors: usually; inside a model that sees images too, as transformers
+/// writes it now and as it did before; and in a checkpoint of hidden states alone, such as an embedding model's.
+const PREFIXES: [&str; 4] = ["model.", "model.language_model.", "language_model.model.", ""];
+
 /// Returns the name that the checkpoint has for the tensor `name`.
-fn stored_name(name: &str, flat: bool) -> &str {
-    name.strip_prefix("model.").filter(|_| flat).unwrap_or(name)
+fn stored_name(files: &MmapedSafetensors, name: &str, prefix: &str) -> String {
+    match (name.strip_prefix("model."), prefix) {
+        (Some(inside), _) => format!("{prefix}{inside}"),
+        // The head stands beside the decoder.
+        (None, "language_model.model.") if files.get(name).is_err() => format!("language_model.{name}"),
+        (None, _) => name.to_owned(),
+    }
 }
 
 /// Returns the paths of the folder's safetensors files.

@@ -238,9 +238,11 @@ fn path(block: usize, site: Site) -> String {
 /// Returns the names of everything in the model that is no linear layer of a block.
 fn other_modules(model: &ModelConfig) -> Vec<String> {
     let outside = ["model", "model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head"];
-    let mut inside = vec!["", ".self_attn", ".mlp", ".mlp.act_fn", ".input_layernorm", ".post_attention_layernorm"];
-    if model.query_key_norm {
-        inside.extend([".self_attn.q_norm", ".self_attn.k_norm"]);
+    let mut inside: Vec<String> = ["", ".self_attn", ".mlp", ".mlp.act_fn"].map(str::to_owned).into();
+    let norms = [true, false].into_iter().flat_map(|of_attention| model.norm_places.names(of_attention)).flatten();
+    inside.extend(norms.map(|norm| format!(".{norm}")));
+    if model.query_key_norm.is_some() {
+        inside.extend([".self_attn.q_norm", ".self_attn.k_norm"].map(str::to_owned));
     }
     let blocks = (0..model.num_hidden_layers)
         .flat_map(|block| inside.iter().map(move |module| format!("model.layers.{block}{module}")));

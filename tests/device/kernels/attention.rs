@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use attune::model::kernels::cuda::RowTables;
-use attune::model::kernels::{AttentionState, NewHeads, Norm, SequenceRows, cuda, reference};
+use attune::model::kernels::{AttentionForm, AttentionState, NewHeads, Norm, SequenceRows, cuda, reference};
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::rope::Angles;
 use candle_core::DType;
@@ -13,25 +13,32 @@ use super::{CPU, assert_close, each, each_but_few_sanitized, random, wide};
 /// Lengths of two sequences with more keys than one warp takes, and of short ones.
 const SEQUENCES: [Range<usize>; 4] = [0..1, 1..80, 80..83, 83..120];
 
+/// Returns the usual form with each window, and one with another scale and a cap.
+fn forms(head_dim: usize, windows: &[Option<usize>]) -> Vec<AttentionForm> {
+    let usual = |window: &Option<usize>| AttentionForm::of_heads(head_dim, *window);
+    let capped = AttentionForm { scale: 0.2, cap: Some(0.8), ..usual(&windows[1]) };
+    windows.iter().map(usual).chain([capped]).collect()
+}
+
 #[test]
 fn attention_over_packed_sequences_and_its_gradients() {
     for (heads, kv_heads, head_dim) in [(4, 2, 64), (3, 3, 20), (2, 1, 128), (2, 2, 16)] {
-        for window in [None, Some(9), Some(50)] {
+        for form in forms(head_dim, &[None, Some(9), Some(50)]) {
             each_but_few_sanitized(|emulator, dtype, rounding| {
                 let q = random((120, heads, head_dim), 1, dtype);
                 let [k, v] = [2, 3].map(|seed| random((120, kv_heads, head_dim), seed, dtype));
                 let dout = random(q.shape(), 4, dtype);
                 let tables = RowTables::packed(&SEQUENCES, &CPU).unwrap();
-                let (out, sums) = cuda::attention::packed(emulator, &q, &k, &v, &tables, window).unwrap();
+                let (out, sums) = cuda::attention::packed(emulator, &q, &k, &v, &tables, form).unwrap();
                 let [wide_q, wide_k, wide_v, wide_dout] = [&q, &k, &v, &dout].map(wide);
-                let exact = reference::packed_attention(&wide_q, &wide_k, &wide_v, &SEQUENCES, window).unwrap();
+                let exact = reference::packed_attention(&wide_q, &wide_k, &wide_v, &SEQUENCES, form).unwrap();
                 assert_close(&out, &exact.0, rounding);
                 assert_close(&sums, &exact.1, 1e-5);
                 let state = AttentionState { q: &q, k: &k, v: &v, out: &out, log_sum_exp: &sums };
-                let (dq, dk, dv) = cuda::attention::packed_backward(emulator, state, &dout, &tables, window).unwrap();
+                let (dq, dk, dv) = cuda::attention::packed_backward(emulator, state, &dout, &tables, form).unwrap();
                 let (out, log_sum_exp) = (&exact.0, &exact.1);
                 let state = AttentionState { q: &wide_q, k: &wide_k, v: &wide_v, out, log_sum_exp };
-                let exact = reference::packed_attention_backward(state, &wide_dout, &SEQUENCES, window).unwrap();
+                let exact = reference::packed_attention_backward(state, &wide_dout, &SEQUENCES, form).unwrap();
                 assert_close(&dq, &exact.0, rounding * 2.0);
                 assert_close(&dk, &exact.1, rounding * 2.0);
                 assert_close(&dv, &exact.2, rounding * 2.0);
@@ -48,7 +55,7 @@ fn attention_over_the_cache_and_what_is_written_to_it() {
         SequenceRows { rows: 20..22, start: 15, blocks: &[11, 5], adapter: None },
     ];
     for (heads, kv_heads, head_dim) in [(4, 2, 64), (3, 1, 36)] {
-        for window in [None, Some(5)] {
+        for form in forms(head_dim, &[None, Some(5)]) {
             each(|emulator, dtype, rounding| {
                 let q = random((22, heads, head_dim), 1, dtype);
                 let [k, v] = [2, 3].map(|seed| random((22, kv_heads, head_dim), seed, dtype));
@@ -62,8 +69,8 @@ fn attention_over_the_cache_and_what_is_written_to_it() {
                 }
                 assert_close(&keys, &plain[0], 0.0);
                 assert_close(&values, &plain[1], 0.0);
-                let out = cuda::attention::cached(emulator, &q, &keys, &values, &tables, window).unwrap();
-                let exact = reference::cached_attention(&wide(&q), &plain[0], &plain[1], &sequences, window).unwrap();
+                let out = cuda::attention::cached(emulator, &q, &keys, &values, &tables, form).unwrap();
+                let exact = reference::cached_attention(&wide(&q), &plain[0], &plain[1], &sequences, form).unwrap();
                 assert_close(&out, &exact, rounding);
             });
         }
@@ -88,7 +95,10 @@ fn attention_of_single_rows_with_all_that_comes_before_it() {
     let heads = [(4, 2, 64), (3, 1, 36), (5, 1, 16), (2, 2, 256)];
     for (sequences, heads) in [(&short[..], &heads[..]), (&long[..], &heads[..1])] {
         for &(heads, kv_heads, head_dim) in heads {
-            for (window, is_plain) in [(None, true), (None, false), (Some(17), false)] {
+            let plain = AttentionForm::of_heads(head_dim, None);
+            let windowed = AttentionForm { window: Some(17), ..plain };
+            let capped = AttentionForm { scale: 0.2, cap: Some(0.8), ..windowed };
+            for (form, is_plain) in [(plain, true), (plain, false), (windowed, false), (capped, false)] {
                 each(|emulator, dtype, rounding| {
                     let rows = sequences.len();
                     let q = random((rows, heads, head_dim), 1, dtype);
@@ -103,7 +113,7 @@ fn attention_of_single_rows_with_all_that_comes_before_it() {
                     let (norms, angles) = if is_plain { (None, None) } else { (Some(norms), Some(&angles)) };
                     let new = NewHeads { q: &q, k: &k, v: &v, norms, angles };
                     let tables = RowTables::cached(sequences, &CPU).unwrap();
-                    let out = cuda::decode::attention(emulator, new, &keys, &values, &tables, window).unwrap().unwrap();
+                    let out = cuda::decode::attention(emulator, new, &keys, &values, &tables, form).unwrap().unwrap();
 
                     let (mut q, mut k) = (wide(&q), wide(&k));
                     if let Some([q_norm, k_norm]) = norms {
@@ -119,7 +129,7 @@ fn attention_of_single_rows_with_all_that_comes_before_it() {
                     }
                     assert_close(&keys, &plain[0], rounding);
                     assert_close(&values, &plain[1], 0.0);
-                    let exact = reference::cached_attention(&q, &plain[0], &plain[1], sequences, window).unwrap();
+                    let exact = reference::cached_attention(&q, &plain[0], &plain[1], sequences, form).unwrap();
                     assert_close(&out, &exact, rounding * 2.0);
                 });
             }

@@ -16,6 +16,24 @@ impl Fields {
         }
     }
 
+    /// Returns the fields of the file's `text_config`, whose `model_type` must be the given one. What the whole file says
+    /// about its weights holds for them.
+    pub(super) fn inside(self, model_type: &str) -> Result<Self, String> {
+        const OF_THE_FILE: [&str; 4] = ["quantization_config", "dtype", "torch_dtype", "tie_word_embeddings"];
+        let Some(Value::Object(mut inner)) = self.get("text_config").cloned() else {
+            return Err("`text_config` must be an object".into());
+        };
+        if let Some(other) = inner.get("model_type").filter(|other| *other != model_type) {
+            return Err(format!("text_config with the model_type {other} is not supported; supported is {model_type}"));
+        }
+        for name in OF_THE_FILE {
+            if let Some(value) = self.get(name) {
+                inner.insert(name.to_owned(), value.clone());
+            }
+        }
+        Ok(Self(inner))
+    }
+
     /// Returns the field `name`; `None` if it is missing or `null`.
     pub(super) fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name).filter(|value| !value.is_null())

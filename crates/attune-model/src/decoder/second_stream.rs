@@ -4,11 +4,10 @@
 
 use candle_core::Tensor;
 
-use super::{Block, Decoder};
+use super::{Block, Decoder, Residual};
 use crate::Result;
 use crate::device;
 use crate::kernels::{GpuKernels, Kernels};
-use crate::linear::Linear;
 
 impl Decoder {
     /// Returns these weights as a decoder whose work is done on another stream of the GPU; `None` on the CPU, and for
@@ -29,7 +28,9 @@ impl Decoder {
             blocks,
             final_norm: shared(&self.final_norm)?,
             untied_head: head.flatten(),
-            rope: self.rope.clone(),
+            ropes: self.ropes.clone(),
+            embedding_multiplier: self.embedding_multiplier,
+            logit_form: self.logit_form,
             norm_eps: self.norm_eps,
             kernels: Kernels::Gpu(kernels.clone()),
             activation_dtype: self.activation_dtype,
@@ -41,31 +42,15 @@ impl Decoder {
 impl Block {
     /// Maps the block's tensors for `kernels`; `None` if its layers are packed or quantized.
     fn with(&self, kernels: &GpuKernels, change: &impl Fn(&Tensor) -> Result<Tensor>) -> Result<Option<Self>> {
-        let layer = |layer: &Linear| layer.with(kernels, change);
-        let layers = [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down].map(layer);
-        let [Some(q), Some(k), Some(v), Some(o), Some(gate), Some(up), Some(down)] = all(layers)? else {
-            return Ok(None);
-        };
-        let norms = self.query_key_norm.as_ref().map(|(q, k)| Ok::<_, crate::Error>((change(q)?, change(k)?)));
+        let Some(attention) = self.attention.with(kernels, change)? else { return Ok(None) };
+        let Some(mlp) = self.mlp.with(kernels, change)? else { return Ok(None) };
+        let residual = |residual: &Residual| residual.with(Kernels::Gpu(kernels.clone()), change);
         Ok(Some(Self {
-            input_layernorm: change(&self.input_layernorm)?,
-            q,
-            k,
-            v,
-            o,
-            query_key_norm: norms.transpose()?,
-            post_attention_layernorm: change(&self.post_attention_layernorm)?,
-            gate,
-            up,
-            down,
-            kernels: Kernels::Gpu(kernels.clone()),
-            ..*self
+            index: self.index,
+            attention_residual: residual(&self.attention_residual)?,
+            attention,
+            mlp_residual: residual(&self.mlp_residual)?,
+            mlp,
         }))
     }
-}
-
-/// Returns all values, or the first error.
-fn all<T, const N: usize>(results: [Result<T>; N]) -> Result<[T; N]> {
-    let values: Vec<T> = results.into_iter().collect::<Result<_>>()?;
-    values.try_into().map_err(|_| crate::Error::Internal("as many as there were".into()))
 }

@@ -3,9 +3,10 @@
 
 use candle_core::Tensor;
 
-use super::{Block, Decoder, LowRank};
+use super::projection::{Projection, project};
+use super::{Attention, Block, Decoder, DenseMlp, LowRank, Mlp, Residual};
 use crate::Result;
-use crate::kernels::{CachedStep, NewHeads, Norm, SequenceRows};
+use crate::kernels::{CachedStep, Kernels, NewHeads, Norm, SequenceRows};
 use crate::kv_cache::KvCache;
 use crate::linear::Linear;
 use crate::lora::Site;
@@ -27,7 +28,7 @@ impl Decoder {
                 sequences.iter().map(|sequence| (sequence.rows.clone(), sequence.adapter)),
             )?,
             cache,
-            angles: self.rope.angles(positions.iter().copied(), self.device())?,
+            angles: self.angles(&positions)?,
         };
         let mut x = self.embed(tokens)?; // [rows, hidden]
         for block in &self.blocks {
@@ -42,7 +43,8 @@ struct ServeContext<'a> {
     step: CachedStep<'a>,
     routes: Routes<'a>,
     cache: &'a KvCache,
-    angles: Angles,
+    /// By kind of rotation.
+    angles: Vec<Angles>,
 }
 
 impl LowRank for ServeContext<'_> {
@@ -55,69 +57,75 @@ impl Block {
     /// Computes the block's output `[rows, hidden]` of `x` `[rows, hidden]` as [`Block::forward`] does, with norms,
     /// products and activation in one kernel if that is faster. An adapter whose B is 0 changes no bit of it.
     fn serve(&self, x: Tensor, context: &ServeContext<'_>) -> Result<Tensor> {
-        // Attention: middle = x + W_o · attend(q, k, v)
-        let attended = self.attend(&x, context)?; // [rows, heads · head_dim]
-        let middle = self.project_into(x, Site::Output, &attended, context)?; // [rows, hidden]
+        // Attention: middle = x + m · after(W_o · attend(q, k, v)), with q, k, v of before(x)
+        let attended = self.attention.serve(&x, self.attention_residual.norm(), context)?; // [rows, heads · head_dim]
+        let o = &self.attention.o;
+        let middle = self.attention_residual.add_projection_into(x, o, &attended, context)?; // [rows, hidden]
 
-        // MLP: y = middle + W_down · (silu(W_gate · m) · (W_up · m))
-        let gated = self.gate(&middle, context)?; // [rows, intermediate]
-        self.project_into(middle, Site::Down, &gated, context) // [rows, hidden]
+        // MLP: y = middle + m · after(mlp(before(middle)))
+        self.mlp.serve(middle, &self.mlp_residual, context) // [rows, hidden]
     }
+}
 
-    /// Computes [`Block::project_onto`] in place: nothing else holds `residual`.
-    fn project_into(&self, residual: Tensor, site: Site, x: &Tensor, context: &ServeContext<'_>) -> Result<Tensor> {
-        let mut output = [self.linear(site).forward_into(residual, x)?];
-        context.add_lora(self.index, &[site], x, &mut output)?;
-        let [output] = output;
-        Ok(output)
-    }
-
-    /// Computes attention of the normed `x` `[rows, hidden]`, `[rows, heads · head_dim]`.
-    fn attend(&self, x: &Tensor, context: &ServeContext<'_>) -> Result<Tensor> {
+impl Attention {
+    /// Computes attention of `x` `[rows, hidden]`, which `norm` norms first, `[rows, heads · head_dim]`.
+    fn serve(&self, x: &Tensor, norm: Option<Norm<'_>>, context: &ServeContext<'_>) -> Result<Tensor> {
         let rows = x.dim(0)?;
-        let norm = self.norm(&self.input_layernorm);
-        let [q, k, v] = self.project_normed([Site::Query, Site::Key, Site::Value], x, norm, context)?;
+        let projected = project_normed([&self.q, &self.k, &self.v], x, norm, &self.kernels, context)?;
+        let [q, k, v] = self.split_heads(projected)?;
+        let norm = |weight| Norm { weight, eps: self.norm_eps };
         let new = NewHeads {
-            q: &q.reshape((rows, self.heads, self.head_dim))?,
-            k: &k.reshape((rows, self.kv_heads, self.head_dim))?,
-            v: &v.reshape((rows, self.kv_heads, self.head_dim))?,
-            norms: self.query_key_norm.as_ref().map(|(q_norm, k_norm)| [self.norm(q_norm), self.norm(k_norm)]),
-            angles: self.rotary.then_some(&context.angles),
+            q: &q,
+            k: &k,
+            v: &v,
+            norms: self.query_key_norm.as_ref().map(|(q_norm, k_norm)| [norm(q_norm), norm(k_norm)]),
+            angles: self.rope.map(|rope| &context.angles[rope]),
         };
-        let (keys, values) = (&context.cache.keys[self.index], &context.cache.values[self.index]);
-        let attended = self.kernels.attend_new(new, keys, values, &context.step, self.window)?; // [rows, heads, head_dim]
+        let (keys, values) = (&context.cache.keys[self.q.block], &context.cache.values[self.q.block]);
+        let attended = self.kernels.attend_new(new, keys, values, &context.step, self.form)?; // [rows, heads, head_dim]
         Ok(attended.reshape((rows, self.heads * self.head_dim))?)
     }
+}
 
-    /// Computes `silu(W_gate · m) · (W_up · m)`, `[rows, intermediate]`, of the normed `middle` m `[rows, hidden]`.
-    fn gate(&self, middle: &Tensor, context: &ServeContext<'_>) -> Result<Tensor> {
-        let norm = self.norm(&self.post_attention_layernorm);
-        if !context.routes.change(self.index, Site::Gate) {
-            return Linear::forward_gated([&self.gate, &self.up], middle, norm);
+impl Mlp {
+    /// Computes the stream after the MLP, from the stream `middle` before it, `[rows, hidden]` both.
+    fn serve(&self, middle: Tensor, residual: &Residual, context: &ServeContext<'_>) -> Result<Tensor> {
+        match self {
+            Self::Dense(mlp) => {
+                let gated = mlp.serve(&middle, residual.norm(), context)?; // [rows, intermediate]
+                residual.add_projection_into(middle, &mlp.down, &gated, context)
+            }
         }
-        let [gate, up] = self.project_normed([Site::Gate, Site::Up], middle, norm, context)?; // [rows, intermediate] each
-        self.kernels.swiglu(&gate, &up)
     }
+}
 
-    /// Computes [`Block::project`] of the normed `x` `[rows, in]`.
-    fn project_normed<const N: usize>(
-        &self,
-        sites: [Site; N],
-        x: &Tensor,
-        norm: Norm<'_>,
-        context: &ServeContext<'_>,
-    ) -> Result<[Tensor; N]> {
-        if !self.kernels.norms_on_the_way(x)? {
-            return self.project(sites, &norm.of(&self.kernels, x)?, context);
+impl DenseMlp {
+    /// Computes `activation(W_gate · m) · (W_up · m)`, `[rows, intermediate]`, of the normed `middle` m `[rows, hidden]`.
+    fn serve(&self, middle: &Tensor, norm: Option<Norm<'_>>, context: &ServeContext<'_>) -> Result<Tensor> {
+        if !context.routes.change(self.gate.block, self.gate.site) {
+            return Linear::forward_gated([&self.gate.linear, &self.up.linear], middle, norm, self.activation);
         }
-        let mut outputs = Linear::forward_each(sites.map(|site| self.linear(site)), x, Some(norm))?;
-        if context.routes.change(self.index, sites[0]) {
-            context.add_lora(self.index, &sites, &norm.of(&self.kernels, x)?, &mut outputs)?;
-        }
-        Ok(outputs)
+        let [gate, up] = project_normed([&self.gate, &self.up], middle, norm, &self.kernels, context)?;
+        self.gated(&gate, &up)
     }
+}
 
-    fn norm<'a>(&self, weight: &'a Tensor) -> Norm<'a> {
-        Norm { weight, eps: self.norm_eps }
+/// Computes [`project`] of the normed `x` `[rows, in]`.
+fn project_normed<const N: usize>(
+    layers: [&Projection; N],
+    x: &Tensor,
+    norm: Option<Norm<'_>>,
+    kernels: &Kernels,
+    context: &ServeContext<'_>,
+) -> Result<[Tensor; N]> {
+    let Some(norm) = norm else { return project(layers, x, context) };
+    if !kernels.norms_on_the_way(x)? {
+        return project(layers, &norm.of(kernels, x)?, context);
     }
+    let mut outputs = Linear::forward_each(layers.map(|layer| &layer.linear), x, Some(norm))?;
+    if let Some(first) = layers.first().filter(|first| context.routes.change(first.block, first.site)) {
+        let sites = layers.map(|layer| layer.site);
+        context.add_lora(first.block, &sites, &norm.of(kernels, x)?, &mut outputs)?;
+    }
+    Ok(outputs)
 }

@@ -60,7 +60,8 @@ fn shape(file: &Gguf, keys: &Keys<'_>) -> Result<Map<String, Value>> {
     if keys.flag("attention.causal")? == Some(false) {
         return Err(keys.fault("attention.causal", "is false: this is an encoder, which generates no text"));
     }
-    let embedding = file.tensor("token_embd.weight").ok_or_else(|| file.fault("the tensor `token_embd.weight` is missing"))?;
+    let embedding =
+        file.tensor("token_embd.weight").ok_or_else(|| file.fault("the tensor `token_embd.weight` is missing"))?;
     let vocabulary = embedding.shape.first().copied().unwrap_or(0);
     let eps = keys.required_number("attention.layer_norm_rms_epsilon")?;
     let fields = json!({

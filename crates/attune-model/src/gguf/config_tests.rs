@@ -26,7 +26,8 @@ fn translated(architecture: &str, more: &[(&str, Key)], vectors: &[(&str, usize)
     ];
     let keys = usual.iter().chain(more).map(|(name, key)| (format!("{architecture}.{name}"), key.clone()));
     let keys = keys.chain([("general.architecture".to_owned(), architecture.into())]);
-    let of = |name: &str, shape: &[usize]| TensorToWrite { name: name.into(), shape: shape.into(), kind: BlockType::F32 };
+    let of =
+        |name: &str, shape: &[usize]| TensorToWrite { name: name.into(), shape: shape.into(), kind: BlockType::F32 };
     let mut tensors = vec![of("token_embd.weight", &[160, 64])];
     tensors.extend((0..6).map(|layer| of(&format!("blk.{layer}.attn_norm.weight"), &[64])));
     tensors.extend(vectors.iter().map(|(name, length)| of(name, &[*length])));
@@ -83,10 +84,13 @@ fn the_common_shape_is_translated_for_every_architecture() {
         let expected = json!({
             "model_type": model_type, "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
             "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 160, "max_position_embeddings": 512,
-            "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": true, "attention_bias": false,
+            "rms_norm_eps": 1e-6, "tie_word_embeddings": true, "attention_bias": false,
             "intermediate_size": if model_type == "gpt_oss" { 32 } else { 128 },
         });
         assert_fields(&fields, expected);
+        let kinds = &fields["rope_parameters"];
+        let theta = fields.get("rope_theta").unwrap_or(&kinds["full_attention"]["rope_theta"]);
+        assert_eq!(theta, &json!(1e6), "{model_type}");
         // Files of Mistral are usually made as those of Llama.
         let usual = if model_type == "mistral" { "llama" } else { architecture };
         assert_eq!(Architecture::of_model_type(model_type).unwrap().name(), usual);
@@ -155,7 +159,8 @@ fn experts_are_counted_and_other_choices_of_them_refused() {
         ("expert_used_count", 2_u32.into()),
         ("expert_feed_forward_length", 32_u32.into()),
     ];
-    let expected = json!({ "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": true });
+    let expected =
+        json!({ "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": true });
     assert_fields(&translated("qwen3moe", &experts, &[]).unwrap(), expected);
     let expected = json!({ "num_local_experts": 8, "num_experts_per_tok": 2 });
     assert_fields(&translated("llama", &experts[..2], &[]).unwrap(), expected);
@@ -179,7 +184,8 @@ fn scaled_rotations_are_translated() {
         ("rope.scaling.original_context_length", 128_u32.into()),
         ("rope.scaling.yarn_beta_fast", 24_f32.into()),
     ];
-    let expected = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 24.0 });
+    let expected =
+        json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 24.0 });
     assert_eq!(translated("qwen3", &yarn, &[]).unwrap()["rope_scaling"], expected);
     let other = [&yarn[..], &[("rope.scaling.yarn_attn_factor", 3_f32.into())]].concat();
     assert!(translated("qwen3", &other, &[]).unwrap_err().to_string().contains("yarn_attn_factor` is 3"));
@@ -198,7 +204,9 @@ fn scaled_rotations_are_translated() {
     let ministral = [&yarn[..], &[("attention.temperature_scale", 0.1_f32.into())]].concat();
     let ministral = translated("mistral3", &ministral, &[]).unwrap();
     assert_fields(&ministral, json!({ "model_type": "ministral3", "sliding_window": null }));
-    assert!(ministral["rope_parameters"]["llama_4_scaling_beta"].as_f64().is_some_and(|beta| (beta - 0.1).abs() < 1e-6));
+    assert!(
+        ministral["rope_parameters"]["llama_4_scaling_beta"].as_f64().is_some_and(|beta| (beta - 0.1).abs() < 1e-6)
+    );
 }
 
 #[test]

@@ -170,10 +170,19 @@ fn what_is_wrong_with_a_file_is_told_by_name() {
         (at(16, &(1_u64 << 40).to_le_bytes()), "the number of keys is 1099511627776"),
         (length(good.clone(), 100), "the tensor `blk.0.ffn_down.weight` ends beyond the file's"),
         (good[..900].to_vec(), "the file ends at byte 900, within its header"),
-        (changed(&good, "llama.context_length", 0, &77_u32.to_le_bytes()), "the key `llama.context_length` has the type 77"),
+        (
+            changed(&good, "llama.context_length", 0, &77_u32.to_le_bytes()),
+            "the key `llama.context_length` has the type 77",
+        ),
         (changed(&good, "llama.feed_forward_length", 4, &9_u32.to_le_bytes()), "a list of lists"),
-        (changed(&good, "tokenizer.ggml.scores", 8, &(1_u64 << 60).to_le_bytes()), "the length of `tokenizer.ggml.scores`"),
-        (changed(&good, "tokenizer.ggml.tokens", 16, &(1_u64 << 33).to_le_bytes()), "a value of `tokenizer.ggml.tokens`"),
+        (
+            changed(&good, "tokenizer.ggml.scores", 8, &(1_u64 << 60).to_le_bytes()),
+            "the length of `tokenizer.ggml.scores`",
+        ),
+        (
+            changed(&good, "tokenizer.ggml.tokens", 16, &(1_u64 << 33).to_le_bytes()),
+            "a value of `tokenizer.ggml.tokens`",
+        ),
         (changed(&good, "token_embd.weight", 0, &5_u32.to_le_bytes()), "has 5 dimensions"),
         (changed(&good, "token_embd.weight", 4 + 8, &0_u64.to_le_bytes()), "a dimension of no size"),
         (changed(&good, "token_embd.weight", 4, &33_u64.to_le_bytes()), "is 33 wide, which is no whole number of"),
@@ -211,15 +220,27 @@ fn keys_and_tensors_that_do_not_fit_are_told_by_name() {
         (with(&[("general.type", "adapter".into())]), "`general.type` is `adapter`: it is a LoRA adapter"),
         (with(&[("general.type", "mmproj".into())]), "the image or audio part"),
         (with(&[("general.type", "song".into())]), "only the type `model`"),
-        (with(&[("general.architecture", "mamba".into())]), "the architecture `mamba` is not supported; supported are llama"),
-        (with(&[("llama.attention.sliding_window", 4_u32.into())]), "the key `llama.attention.sliding_window` is not known"),
+        (
+            with(&[("general.architecture", "mamba".into())]),
+            "the architecture `mamba` is not supported; supported are llama",
+        ),
+        (
+            with(&[("llama.attention.sliding_window", 4_u32.into())]),
+            "the key `llama.attention.sliding_window` is not known",
+        ),
         (with(&[("llama.rope.scaling.type", "ntk".into())]), "the key `llama.rope.scaling.type` is `ntk`"),
-        (with(&[("llama.rope.dimension_count", 8_u32.into())]), "`llama.rope.dimension_count` is not the width of a head"),
+        (
+            with(&[("llama.rope.dimension_count", 8_u32.into())]),
+            "`llama.rope.dimension_count` is not the width of a head",
+        ),
         (with(&[("llama.attention.value_length", 8_u32.into())]), "`llama.attention.value_length` differs"),
         (with(&[("llama.attention.causal", false.into())]), "this is an encoder"),
         (with(&[("llama.block_count", u32::MAX.into())]), "`llama.block_count` is larger than any model's"),
         (with(&[("llama.block_count", 99_u32.into())]), "`llama.block_count` is more than the file has tensors"),
-        (with(&[("llama.feed_forward_length", vec![1_u32, 2].into())]), "`llama.feed_forward_length` differs between blocks"),
+        (
+            with(&[("llama.feed_forward_length", vec![1_u32, 2].into())]),
+            "`llama.feed_forward_length` differs between blocks",
+        ),
         (with(&[("llama.embedding_length", "wide".into())]), "`llama.embedding_length` must be a whole number"),
         (with(&[("llama.expert_count", (1_u32 << 20).into())]), "`llama.expert_"),
         (plain(&twice), "the tensor `output_norm.weight` is there twice"),
@@ -236,7 +257,8 @@ fn keys_and_tensors_that_do_not_fit_are_told_by_name() {
     let same = changed(&same, "llama.rope.freq_base", 16, b"llama.rope.freq_base");
     assert!(said(&same).contains("the key `llama.rope.freq_base` is there twice"), "{}", said(&same));
     for alignment in [0_u32, 3] {
-        let file = changed(&with(&[("general.alignment", 32_u32.into())]), "general.alignment", 4, &alignment.to_le_bytes());
+        let file =
+            changed(&with(&[("general.alignment", 32_u32.into())]), "general.alignment", 4, &alignment.to_le_bytes());
         assert!(said(&file).contains("`general.alignment` must be a power of two"));
     }
 }

@@ -38,9 +38,9 @@ impl Source {
     pub(crate) fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<BlockMatrix> {
         let (place, tensor) = self.require(name)?;
         let [rows, columns] = shape;
-        let part = self.part_of(tensor, &place.part).filter(|part| {
-            part.len() == rows && tensor.shape.last() == Some(&columns) && tensor.shape.len() > 1
-        });
+        let part = self
+            .part_of(tensor, &place.part)
+            .filter(|part| part.len() == rows && tensor.shape.last() == Some(&columns) && tensor.shape.len() > 1);
         let Some(part) = part else { return Err(self.other_shape(name, &place, tensor, &shape)) };
         let (weights, size) = tensor.kind.size();
         let row = columns / weights * size;
@@ -88,8 +88,12 @@ impl Source {
     /// Refuses a file with a tensor that nothing has asked for: the model would compute something else without it.
     pub(crate) fn check_all_read(&self) -> Result<()> {
         let read = self.read.lock();
-        let unread: Vec<_> =
-            self.file.tensors().map(|(name, _)| name).filter(|name| !read.contains(*name) && !self.is_setting(name)).collect();
+        let unread: Vec<_> = self
+            .file
+            .tensors()
+            .map(|(name, _)| name)
+            .filter(|name| !read.contains(*name) && !self.is_setting(name))
+            .collect();
         match unread.as_slice() {
             [] => Ok(()),
             [first, others @ ..] => {

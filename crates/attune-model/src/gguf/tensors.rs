@@ -77,11 +77,8 @@ const BLOCK: [(&str, &str); 10] = [
 const FUSED: [(&str, &str); 2] = [("self_attn.qkv_proj", "attn_qkv"), ("mlp.gate_up_proj", "ffn_up")];
 
 /// Layers of an expert: transformers' name, Mixtral's name, name in a file.
-const EXPERT: [(&str, &str, &str); 3] = [
-    ("gate_proj", "w1", "ffn_gate_exps"),
-    ("up_proj", "w3", "ffn_up_exps"),
-    ("down_proj", "w2", "ffn_down_exps"),
-];
+const EXPERT: [(&str, &str, &str); 3] =
+    [("gate_proj", "w1", "ffn_gate_exps"), ("up_proj", "w3", "ffn_up_exps"), ("down_proj", "w2", "ffn_down_exps")];
 
 /// The learned logits of gpt-oss's attention, which have no `.weight` behind their name in transformers.
 const SINKS: (&str, &str) = ("self_attn.sinks", "attn_sinks");
@@ -181,9 +178,9 @@ impl Names {
     /// Returns the tensors of a block: transformers' names and those of the file.
     fn block_names(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let is_phi = self.architecture == Architecture::Phi3;
-        let common = BLOCK.into_iter().filter(move |(_, file)| {
-            !is_phi || !["attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up"].contains(file)
-        });
+        let common = BLOCK
+            .into_iter()
+            .filter(move |(_, file)| !is_phi || !["attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up"].contains(file));
         let fused = FUSED.into_iter().filter(move |_| is_phi);
         let norms = self.norms().iter().copied();
         let router = match self.architecture {
@@ -203,10 +200,9 @@ impl Names {
                 ("pre_feedforward_layernorm", "ffn_norm"),
                 ("post_feedforward_layernorm", "post_ffw_norm"),
             ],
-            Architecture::Olmo2 => &[
-                ("post_attention_layernorm", "post_attention_norm"),
-                ("post_feedforward_layernorm", "post_ffw_norm"),
-            ],
+            Architecture::Olmo2 => {
+                &[("post_attention_layernorm", "post_attention_norm"), ("post_feedforward_layernorm", "post_ffw_norm")]
+            }
             // It stands before the MLP, as in all others; only its name in the file is another.
             Architecture::GptOss => &[("post_attention_layernorm", "post_attention_norm")],
             _ => &[("post_attention_layernorm", "ffn_norm")],

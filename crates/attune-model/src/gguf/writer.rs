@@ -33,7 +33,10 @@ impl TensorToWrite {
         let whole = self.shape.last().is_some_and(|columns| columns.is_multiple_of(weights));
         let length = elements.filter(|_| whole).and_then(|elements| (elements / weights).checked_mul(size));
         length.ok_or_else(|| {
-            Error::Setup(format!("the tensor `{}` {:?} is no whole number of {:?} blocks", self.name, self.shape, self.kind))
+            Error::Setup(format!(
+                "the tensor `{}` {:?} is no whole number of {:?} blocks",
+                self.name, self.shape, self.kind
+            ))
         })
     }
 }

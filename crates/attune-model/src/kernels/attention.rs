@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 
 use super::cuda::{self, RowTables};
-use super::{AttentionState, Kernels, NewHeads, SequenceRows, cpu};
+use super::{AttentionForm, AttentionState, Kernels, NewHeads, Norm, SequenceRows, cpu};
 use crate::Result;
 
 /// Whole sequences that lie one after the other; attention stays inside each.
@@ -49,11 +49,11 @@ impl Kernels {
         k: &Tensor,
         v: &Tensor,
         rows: &PackedRows<'_>,
-        window: Option<usize>,
+        form: AttentionForm,
     ) -> Result<(Tensor, Tensor)> {
         match (self, &rows.tables) {
-            (Self::Gpu(gpu), Some(tables)) => cuda::attention::packed(gpu.launcher(), q, k, v, tables, window),
-            _ => cpu::packed_attention::forward(q, k, v, rows.sequences, window),
+            (Self::Gpu(gpu), Some(tables)) => cuda::attention::packed(gpu.launcher(), q, k, v, tables, form),
+            _ => cpu::packed_attention::forward(q, k, v, rows.sequences, form),
         }
     }
 
@@ -64,13 +64,13 @@ impl Kernels {
         state: AttentionState<'_>,
         dout: &Tensor,
         rows: &PackedRows<'_>,
-        window: Option<usize>,
+        form: AttentionForm,
     ) -> Result<(Tensor, Tensor, Tensor)> {
         match (self, &rows.tables) {
             (Self::Gpu(gpu), Some(tables)) => {
-                cuda::attention::packed_backward(gpu.launcher(), state, dout, tables, window)
+                cuda::attention::packed_backward(gpu.launcher(), state, dout, tables, form)
             }
-            _ => cpu::packed_attention::backward(state, dout, rows.sequences, window),
+            _ => cpu::packed_attention::backward(state, dout, rows.sequences, form),
         }
     }
 
@@ -98,11 +98,11 @@ impl Kernels {
         keys: &Tensor,
         values: &Tensor,
         step: &CachedStep<'_>,
-        window: Option<usize>,
+        form: AttentionForm,
     ) -> Result<Tensor> {
         match (self, &step.tables) {
-            (Self::Gpu(gpu), Some(tables)) => cuda::attention::cached(gpu.launcher(), q, keys, values, tables, window),
-            _ => cpu::cached_attention::forward(q, keys, values, step.sequences, window),
+            (Self::Gpu(gpu), Some(tables)) => cuda::attention::cached(gpu.launcher(), q, keys, values, tables, form),
+            _ => cpu::cached_attention::forward(q, keys, values, step.sequences, form),
         }
     }
 
@@ -114,10 +114,13 @@ impl Kernels {
         keys: &Tensor,
         values: &Tensor,
         step: &CachedStep<'_>,
-        window: Option<usize>,
+        form: AttentionForm,
     ) -> Result<Tensor> {
+        // A kernel of its own norms heads, but not whole rows.
+        let by_head = |norms: [Norm<'_>; 2]| new.q.dim(2).is_ok_and(|width| norms[0].weight.elem_count() == width);
         if let (Self::Gpu(gpu), Some(tables)) = (self, &step.tables)
-            && let Some(out) = cuda::decode::attention(gpu.launcher(), new, keys, values, tables, window)?
+            && new.norms.is_none_or(by_head)
+            && let Some(out) = cuda::decode::attention(gpu.launcher(), new, keys, values, tables, form)?
         {
             return Ok(out);
         }
@@ -129,6 +132,6 @@ impl Kernels {
             (q, k) = self.rope(&q, &k, angles)?;
         }
         self.write_cache(keys, values, &k, new.v, step)?;
-        self.cached_attention(&q, keys, values, step, window)
+        self.cached_attention(&q, keys, values, step, form)
     }
 }

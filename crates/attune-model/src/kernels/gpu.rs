@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use super::cuda::{self, DeviceEvent, Launcher};
-use super::{AdamCoefficients, Dense, Draw, LoraRun, Norm};
+use super::{Activation, AdamCoefficients, Dense, Draw, LoraRun, Norm};
 use crate::Result;
 use crate::lora::Site;
 
@@ -65,9 +65,15 @@ impl GpuKernels {
         cuda::product::project_into(self.launcher(), residual, x, matrix)
     }
 
-    /// Computes `silu(gate(norm(x))) · up(norm(x))`, `[rows, in]` to `[rows, out]`.
-    pub fn project_gated(&self, x: &Tensor, norm: Norm<'_>, gate_and_up: [Dense<'_>; 2]) -> Result<Tensor> {
-        cuda::product::project_gated(self.launcher(), x, norm, gate_and_up)
+    /// Computes `activation(gate(norm(x))) · up(norm(x))`, `[rows, in]` to `[rows, out]`.
+    pub fn project_gated(
+        &self,
+        x: &Tensor,
+        norm: Option<Norm<'_>>,
+        gate_and_up: [Dense<'_>; 2],
+        activation: Activation,
+    ) -> Result<Tensor> {
+        cuda::product::project_gated(self.launcher(), x, norm, gate_and_up, activation)
     }
 
     /// Adds the low-rank part of many adapters, each to its own rows of one of `outputs`: the updates of `runs` in the

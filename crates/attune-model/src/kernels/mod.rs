@@ -9,6 +9,7 @@
 mod attention;
 pub mod cpu;
 pub mod cuda;
+mod forms;
 mod gpu;
 mod operations;
 pub mod reference;
@@ -19,6 +20,7 @@ use std::ops::Range;
 pub use attention::{CachedStep, PackedRows};
 use candle_core::Tensor;
 pub use cuda::DeviceEvent;
+pub use forms::{Activation, AttentionForm, LogitForm};
 pub use gpu::GpuKernels;
 pub use operations::Kernels;
 pub use sequences::{AttentionState, NewHeads, SequenceRows};

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{CrossEntropy, GpuKernels, cpu, cuda};
+use super::{Activation, CrossEntropy, GpuKernels, LogitForm, cpu, cuda};
 use crate::lora::LoraPair;
 use crate::rope::Angles;
 use crate::{Error, Result};
@@ -144,29 +144,50 @@ impl Kernels {
         }
     }
 
-    /// Computes `silu(gate) · up` (Shazeer, 2020).
-    pub fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    /// Computes `activation(gate) · up`.
+    pub fn gated(&self, activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Cpu => cpu::elementwise::swiglu(gate, up),
-            Self::Gpu(gpu) => cuda::elementwise::swiglu(gpu.launcher(), gate, up),
+            Self::Cpu => cpu::elementwise::gated(activation, gate, up),
+            Self::Gpu(gpu) => cuda::elementwise::gated(gpu.launcher(), activation, gate, up),
         }
     }
 
-    /// Computes the gradients of [`Kernels::swiglu`] with respect to `gate` and `up`.
-    pub fn swiglu_backward(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// Computes the gradients of [`Kernels::gated`] with respect to `gate` and `up`.
+    pub fn gated_backward(
+        &self,
+        activation: Activation,
+        gate: &Tensor,
+        up: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         match self {
-            Self::Cpu => cpu::elementwise::swiglu_backward(gate, up, dy),
-            Self::Gpu(gpu) => cuda::elementwise::swiglu_backward(gpu.launcher(), gate, up, dy),
+            Self::Cpu => cpu::elementwise::gated_backward(activation, gate, up, dy),
+            Self::Gpu(gpu) => cuda::elementwise::gated_backward(gpu.launcher(), activation, gate, up, dy),
         }
     }
 
-    /// Computes per row of `logits` `[rows, classes]` the cross entropy of `targets[row]`, whether it is the most
-    /// probable class, and the gradient `weights[row] · (softmax − onehot)`, `[rows, classes]`, for which `logits` is
-    /// consumed.
-    pub fn cross_entropy(&self, logits: Tensor, targets: &[u32], weights: &[f32]) -> Result<CrossEntropy> {
+    /// Makes logits of the output head's `products` `[rows, classes]`.
+    pub fn to_logits(&self, products: Tensor, form: LogitForm) -> Result<Tensor> {
         match self {
-            Self::Cpu => cpu::cross_entropy::forward(logits, targets, weights),
-            Self::Gpu(gpu) => cuda::loss::cross_entropy(gpu.launcher(), &logits, targets, weights),
+            _ if form == LogitForm::PLAIN => Ok(products),
+            Self::Cpu => cpu::elementwise::to_logits(&products, form),
+            Self::Gpu(gpu) => cuda::elementwise::to_logits(gpu.launcher(), &products, form),
+        }
+    }
+
+    /// Computes per row of the output head's `products` `[rows, classes]`, whose logits have this `form`, the cross
+    /// entropy of `targets[row]`, whether it is the most probable class, and the gradient of the products,
+    /// `weights[row] · (softmax − onehot)` times the form's slope, `[rows, classes]`, for which `products` is consumed.
+    pub fn cross_entropy(
+        &self,
+        products: Tensor,
+        form: LogitForm,
+        targets: &[u32],
+        weights: &[f32],
+    ) -> Result<CrossEntropy> {
+        match self {
+            Self::Cpu => cpu::cross_entropy::forward(products, form, targets, weights),
+            Self::Gpu(gpu) => cuda::loss::cross_entropy(gpu.launcher(), &products, form, targets, weights),
         }
     }
 }

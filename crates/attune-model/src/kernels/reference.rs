@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::{AttentionState, CrossEntropy, SequenceRows};
+use super::{Activation, AttentionForm, AttentionState, CrossEntropy, LogitForm, SequenceRows};
 use crate::Result;
 use crate::kv_cache::BLOCK_TOKENS;
 use crate::lora::LoraPair;
@@ -62,16 +62,30 @@ fn sigmoid(x: &Tensor) -> Result<Tensor> {
     Ok((x.neg()?.exp()? + 1.0)?.recip()?)
 }
 
-/// See [`super::Kernels::swiglu`].
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    Ok(((gate * sigmoid(gate)?)? * up)?)
+/// Computes z and its slope of an activation x · σ(z(x)).
+fn sigmoid_input(activation: Activation, x: &Tensor) -> Result<(Tensor, Tensor)> {
+    let slope = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+    match activation {
+        Activation::Silu => Ok((x.clone(), x.ones_like()?)),
+        Activation::GeluTanh => {
+            let z = ((x + (x.powf(3.0)? * 0.044_715)?)? * slope)?;
+            Ok((z, ((x.sqr()? * (3.0 * 0.044_715))? + 1.0)?.affine(slope, 0.0)?))
+        }
+    }
 }
 
-/// Computes d gate = dy · up · σ(g)(1 + g(1 − σ(g))) and d up = dy · silu(g).
-pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
-    let sigma = sigmoid(gate)?;
+/// See [`super::Kernels::gated`].
+pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let (z, _) = sigmoid_input(activation, gate)?;
+    Ok(((gate * sigmoid(&z)?)? * up)?)
+}
+
+/// Computes d gate = dy · up · σ(1 + g z'(1 − σ)) and d up = dy · g σ, with σ = σ(z(g)).
+pub fn gated_backward(activation: Activation, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (z, slope) = sigmoid_input(activation, gate)?;
+    let sigma = sigmoid(&z)?;
     let dup = ((dy * gate)? * &sigma)?;
-    let slope = ((gate * (1.0 - &sigma)?)? + 1.0)?;
+    let slope = (((gate * slope)? * (1.0 - &sigma)?)? + 1.0)?;
     let dgate = (((dy * up)? * sigma)? * slope)?;
     Ok((dgate, dup))
 }
@@ -92,10 +106,26 @@ fn mask(queries: usize, first_query: usize, keys: usize, window: Option<usize>, 
     Ok(Tensor::from_vec(values, (queries, keys), device)?)
 }
 
+/// Computes the scores `[heads, queries, keys]` before the mask.
+fn scores(q: &Tensor, k: &Tensor, form: AttentionForm) -> Result<Tensor> {
+    let scores = (q.matmul(&k.t()?)? * f64::from(form.scale))?;
+    soft_cap(&scores, form.cap)
+}
+
+/// Computes cap · tanh(x / cap).
+fn soft_cap(x: &Tensor, cap: Option<f32>) -> Result<Tensor> {
+    let Some(cap) = cap.map(f64::from) else { return Ok(x.clone()) };
+    Ok(((x / cap)?.tanh()? * cap)?)
+}
+
+/// Computes the slope of [`soft_cap`] where it gives `y`: 1 − (y / cap)².
+fn soft_cap_slope(y: &Tensor, cap: f32) -> Result<Tensor> {
+    Ok((1.0 - (y / f64::from(cap))?.sqr()?)?)
+}
+
 /// Computes softmax probabilities `[heads, queries, keys]` and the logarithms of their sums `[heads, queries, 1]`.
-fn softmax(q: &Tensor, k: &Tensor, mask: &Tensor) -> Result<(Tensor, Tensor)> {
-    let scale = 1.0 / (q.dim(D::Minus1)? as f64).sqrt();
-    let scores = (q.matmul(&k.t()?)? * scale)?.broadcast_add(mask)?; // [heads, queries, keys]
+fn softmax(scores: &Tensor, mask: &Tensor) -> Result<(Tensor, Tensor)> {
+    let scores = scores.broadcast_add(mask)?; // [heads, queries, keys]
     let max = scores.max_keepdim(D::Minus1)?;
     let exp = scores.broadcast_sub(&max)?.exp()?;
     let sum = exp.sum_keepdim(D::Minus1)?;
@@ -113,15 +143,15 @@ pub fn packed_attention(
     k: &Tensor,
     v: &Tensor,
     sequences: &[Range<usize>],
-    window: Option<usize>,
+    form: AttentionForm,
 ) -> Result<(Tensor, Tensor)> {
     let heads = q.dim(1)?;
     let (mut outs, mut sums) = (Vec::new(), Vec::new());
     for rows in sequences {
         let keys = repeat_heads(&k.narrow(0, rows.start, rows.len())?, heads)?;
         let values = repeat_heads(&v.narrow(0, rows.start, rows.len())?, heads)?;
-        let mask = mask(rows.len(), 0, rows.len(), window, q.device())?;
-        let (p, log_sum_exp) = softmax(&by_head(q, rows)?, &keys, &mask)?;
+        let mask = mask(rows.len(), 0, rows.len(), form.window, q.device())?;
+        let (p, log_sum_exp) = softmax(&scores(&by_head(q, rows)?, &keys, form)?, &mask)?;
         outs.push(p.matmul(&values)?.transpose(0, 1)?.contiguous()?); // [rows, heads, d]
         sums.push(log_sum_exp.squeeze(D::Minus1)?.t()?.contiguous()?); // [rows, heads]
     }
@@ -133,21 +163,24 @@ pub fn packed_attention_backward(
     state: AttentionState<'_>,
     dout: &Tensor,
     sequences: &[Range<usize>],
-    window: Option<usize>,
+    form: AttentionForm,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let (_, heads, d) = state.q.dims3()?;
     let kv_heads = state.k.dim(1)?;
-    let scale = 1.0 / (d as f64).sqrt();
     let (mut dqs, mut dks, mut dvs) = (Vec::new(), Vec::new(), Vec::new());
     for rows in sequences {
         let (q, dout, out) = (by_head(state.q, rows)?, by_head(dout, rows)?, by_head(state.out, rows)?);
         let k = repeat_heads(&state.k.narrow(0, rows.start, rows.len())?, heads)?;
         let v = repeat_heads(&state.v.narrow(0, rows.start, rows.len())?, heads)?;
-        let (p, _) = softmax(&q, &k, &mask(rows.len(), 0, rows.len(), window, q.device())?)?; // [heads, rows, rows]
+        let scores = scores(&q, &k, form)?; // [heads, rows, rows]
+        let (p, _) = softmax(&scores, &mask(rows.len(), 0, rows.len(), form.window, q.device())?)?;
         let dv = p.t()?.contiguous()?.matmul(&dout)?; // [heads, rows, d]
         let dp = dout.matmul(&v.t()?)?;
         let delta = (&dout * &out)?.sum_keepdim(D::Minus1)?;
-        let ds = ((p * dp.broadcast_sub(&delta)?)? * scale)?;
+        let mut ds = ((p * dp.broadcast_sub(&delta)?)? * f64::from(form.scale))?;
+        if let Some(cap) = form.cap {
+            ds = (ds * soft_cap_slope(&scores, cap)?)?;
+        }
         // A key-value head gets the sum over its group of query heads.
         let gather = |x: Tensor| -> Result<Tensor> {
             let x = x.reshape((kv_heads, heads / kv_heads, rows.len(), d))?.sum(1)?;
@@ -183,7 +216,7 @@ pub fn cached_attention(
     keys: &Tensor,
     values: &Tensor,
     sequences: &[SequenceRows<'_>],
-    window: Option<usize>,
+    form: AttentionForm,
 ) -> Result<Tensor> {
     let heads = q.dim(1)?;
     let mut outs = Vec::new();
@@ -197,15 +230,21 @@ pub fn cached_attention(
         let slots = Tensor::new(slots, q.device())?;
         let k = repeat_heads(&keys.index_select(&slots, 0)?, heads)?;
         let v = repeat_heads(&values.index_select(&slots, 0)?, heads)?;
-        let mask = mask(sequence.rows.len(), sequence.start, length, window, q.device())?;
-        let (p, _) = softmax(&by_head(q, &sequence.rows)?, &k, &mask)?;
+        let mask = mask(sequence.rows.len(), sequence.start, length, form.window, q.device())?;
+        let (p, _) = softmax(&scores(&by_head(q, &sequence.rows)?, &k, form)?, &mask)?;
         outs.push(p.matmul(&v)?.transpose(0, 1)?.contiguous()?);
     }
     Ok(Tensor::cat(&outs, 0)?)
 }
 
+/// See [`super::Kernels::to_logits`].
+pub fn to_logits(products: &Tensor, form: LogitForm) -> Result<Tensor> {
+    soft_cap(&(products * f64::from(form.scale))?, form.cap)
+}
+
 /// See [`super::Kernels::cross_entropy`].
-pub fn cross_entropy(logits: &Tensor, targets: &[u32], weights: &[f32]) -> Result<CrossEntropy> {
+pub fn cross_entropy(products: &Tensor, form: LogitForm, targets: &[u32], weights: &[f32]) -> Result<CrossEntropy> {
+    let logits = &to_logits(products, form)?;
     let device = logits.device();
     let (rows, classes) = logits.dims2()?;
     let targets_column = Tensor::new(targets, device)?.unsqueeze(1)?; // [rows, 1]
@@ -222,5 +261,9 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32], weights: &[f32]) -> Resul
         1,
     )?;
     let gradient = (exp.broadcast_div(&sum)? - one_hot)?.broadcast_mul(&weights)?;
+    let mut gradient = (gradient * f64::from(form.scale))?;
+    if let Some(cap) = form.cap {
+        gradient = (gradient * soft_cap_slope(logits, cap)?)?;
+    }
     Ok(CrossEntropy { losses, correct, gradient })
 }

@@ -1,10 +1,12 @@
 //! Loss and gradients of a packed batch: the explicit forward and backward pass of the decoder with an adapter.
 //!
-//! The backward pass mirrors [`Block::forward`] line by line, last line first. Frozen weights get no gradient: a linear
-//! layer needs only W for dx, and the low-rank parts need dA and dB (Hu et al., "LoRA", 2021):
-//! dB = s · dyᵀ (x Aᵀ), dA = s · (dy B)ᵀ x, dx += s · (dy B) A.
+//! The backward pass of a block stands in [`block`].
+
+mod block;
 
 use candle_core::Tensor;
+
+use self::block::BlockBackward;
 
 pub use crate::train::batch::{LossReport, PackedBatch, Target};
 use crate::train::dropout::Dropout;
@@ -13,8 +15,8 @@ use crate::train::preference::Preferences;
 use crate::train::recomputation::{Recomputation, SavedActivations};
 use crate::train::yielding::YieldPolicy;
 use crate::{Error, Result};
-use attune_model::decoder::{Activations, Block, Context, Decoder, LowRank};
-use attune_model::kernels::{AttentionState, Kernels, PackedRows};
+use attune_model::decoder::{Attention, Context, Decoder, LowRank};
+use attune_model::kernels::{Kernels, PackedRows};
 use attune_model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use attune_model::rope::Angles;
 
@@ -117,8 +119,8 @@ pub(super) fn gradients_from_hidden<T>(
     let mut gradients: Gradients = vec![LoraLayer::default(); decoder.blocks.len()];
     for (block, kept) in decoder.blocks.iter().zip(tape).rev() {
         let activations = kept.activations(block, &context)?;
-        let mut backward = BlockBackward { block, context: &context, gradients: &mut gradients[block.index] };
-        dx = match backward.run(&activations, dx)? {
+        let mut backward = BlockBackward { context: &context, gradients: &mut gradients[block.index] };
+        dx = match backward.run(block, &activations, dx)? {
             Some(dx) => dx,
             None => break, // The first block's input is the frozen embedding.
         };
@@ -202,8 +204,8 @@ struct TrainContext<'a> {
     adapter: Option<&'a Adapter>,
     dropout: Option<&'a Dropout>,
     sequences: PackedRows<'a>,
-    rows: usize,
-    angles: Angles,
+    /// By kind of rotation.
+    angles: Vec<Angles>,
 }
 
 impl<'a> TrainContext<'a> {
@@ -214,9 +216,9 @@ impl<'a> TrainContext<'a> {
             return Err(Error::Internal("a packed batch must be covered by its sequences in order".into()));
         }
         let positions: Vec<usize> = batch.sequences.iter().flat_map(|rows| 0..rows.len()).collect();
-        let angles = decoder.rope.angles(positions.iter().copied(), decoder.device())?;
+        let angles = decoder.angles(&positions)?;
         let sequences = PackedRows::new(&batch.sequences, decoder.kernels())?;
-        Ok(Self { kernels: decoder.kernels(), adapter, dropout: None, sequences, rows, angles })
+        Ok(Self { kernels: decoder.kernels(), adapter, dropout: None, sequences, angles })
     }
 
     fn pair(&self, layer: usize, site: Site) -> Option<&'a LoraPair> {
@@ -241,101 +243,17 @@ impl LowRank for TrainContext<'_> {
 }
 
 impl Context for TrainContext<'_> {
-    fn attend(&self, block: &Block, q: &Tensor, k: &Tensor, v: &Tensor) -> attune_model::Result<(Tensor, Tensor)> {
-        self.kernels.packed_attention(q, k, v, &self.sequences, block.window)
+    fn attend(
+        &self,
+        attention: &Attention,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> attune_model::Result<(Tensor, Tensor)> {
+        self.kernels.packed_attention(q, k, v, &self.sequences, attention.form)
     }
 
-    fn angles(&self) -> &Angles {
-        &self.angles
-    }
-}
-
-/// Backward pass of one block.
-struct BlockBackward<'a, 'c> {
-    block: &'a Block,
-    context: &'a TrainContext<'c>,
-    gradients: &'a mut LoraLayer,
-}
-
-impl BlockBackward<'_, '_> {
-    /// Turns `dy`, the gradient of the block's output, into that of its input, `[rows, hidden]` both; `None` for the
-    /// first block, whose input needs no gradient. Stores the gradients of the block's A and B.
-    fn run(&mut self, saved: &Activations, dy: Tensor) -> Result<Option<Tensor>> {
-        let block = self.block;
-        let eps = block.norm_eps;
-        let rows = self.context.rows;
-        let kernels = self.context.kernels;
-
-        // MLP: y = middle + W_down · (silu(W_gate · m) · (W_up · m))
-        let dgated = self.linear(None, Site::Down, &saved.gated, &dy)?; // [rows, intermediate]
-        let (dgate, dup) = kernels.swiglu_backward(&saved.gate, &saved.up, &dgated)?;
-        let dmlp_input = self.linear(None, Site::Gate, &saved.mlp_input, &dgate)?;
-        let dmlp_input = self.linear(Some(dmlp_input), Site::Up, &saved.mlp_input, &dup)?;
-        let norm = &block.post_attention_layernorm;
-        let dmiddle = kernels.add_rms_norm_backward(&dy, &saved.middle, norm, eps, &dmlp_input)?;
-        drop(dy);
-
-        // Attention: middle = x + W_o · attend(q, k, v)
-        let shape = saved.q.shape().clone();
-        let dattended = self.linear(None, Site::Output, &saved.attended, &dmiddle)?.reshape(&shape)?; // [rows, heads, d]
-        let attended = saved.attended.reshape(&shape)?;
-        let state =
-            AttentionState { q: &saved.q, k: &saved.k, v: &saved.v, out: &attended, log_sum_exp: &saved.log_sum_exp };
-        let (mut dq, mut dk, dv) =
-            kernels.packed_attention_backward(state, &dattended, &self.context.sequences, block.window)?;
-        if block.rotary {
-            (dq, dk) = kernels.rope_backward(&dq, &dk, &self.context.angles)?;
-        }
-        if let (Some((q_norm, k_norm)), Some((q, k))) = (&block.query_key_norm, &saved.unnormed) {
-            dq = kernels.rms_norm_backward(q, q_norm, eps, &dq)?;
-            dk = kernels.rms_norm_backward(k, k_norm, eps, &dk)?;
-        }
-        let (dq, dk, dv) = (dq.reshape((rows, ()))?, dk.reshape((rows, ()))?, dv.reshape((rows, ()))?);
-        let x = &saved.attention_input;
-        if block.index == 0 {
-            for (site, dy) in [(Site::Query, &dq), (Site::Key, &dk), (Site::Value, &dv)] {
-                self.low_rank(site, x, dy)?;
-            }
-            return Ok(None);
-        }
-        let dattention_input = self.linear(None, Site::Query, x, &dq)?;
-        let dattention_input = self.linear(Some(dattention_input), Site::Key, x, &dk)?;
-        let dattention_input = self.linear(Some(dattention_input), Site::Value, x, &dv)?;
-        let norm = &block.input_layernorm;
-        Ok(Some(kernels.add_rms_norm_backward(&dmiddle, &saved.input, norm, eps, &dattention_input)?))
-    }
-
-    /// Turns the gradient of a linear layer's output, `[rows, out]`, into that of its input, `[rows, in]`, and adds it
-    /// to `others`, the gradients from other layers with the same input.
-    fn linear(&mut self, others: Option<Tensor>, site: Site, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-        let layer = self.block.linear(site);
-        let kernels = self.context.kernels;
-        let dx = match others {
-            Some(dx) => layer.add_input_gradient(dx, dy)?,
-            None => layer.input_gradient(dy)?,
-        };
-        match self.low_rank(site, x, dy)? {
-            // dx += drop((s · dy B) A)
-            Some((dshrunk, pair)) if self.context.dropout.is_none() => Ok(kernels.add_product(dx, &dshrunk, &pair.a)?),
-            Some((dshrunk, pair)) => {
-                let through_adapter = kernels.matmul(&dshrunk, &pair.a)?;
-                Ok((dx + self.context.drop_out(self.block.index, site, &through_adapter)?)?)
-            }
-            None => Ok(dx),
-        }
-    }
-
-    /// Stores dA and dB of the layer at `site`; returns `s · dy B`, `[rows, rank]`.
-    fn low_rank(&mut self, site: Site, x: &Tensor, dy: &Tensor) -> Result<Option<(Tensor, LoraPair)>> {
-        let Some(pair) = self.context.pair(self.block.index, site) else { return Ok(None) };
-        let scale = f64::from(pair.scale);
-        let x = &self.context.drop_out(self.block.index, site, x)?;
-        let kernels = self.context.kernels;
-        let shrunk = kernels.linear(x, &pair.a)?; // x Aᵀ, [rows, rank]
-        let b = kernels.matmul_transposed(dy, &(shrunk * scale)?)?; // [out, rank]
-        let dshrunk = (kernels.matmul(dy, &pair.b)? * scale)?; // [rows, rank]
-        let a = kernels.matmul_transposed(&dshrunk, x)?; // [rank, in]
-        self.gradients.set(site, LoraPair { a, b, scale: pair.scale });
-        Ok(Some((dshrunk, pair.clone())))
+    fn angles(&self, rope: usize) -> &Angles {
+        &self.angles[rope]
     }
 }

@@ -14,7 +14,7 @@ use crate::train::loss::chunk_targets;
 use crate::train::methods::{EVALUATION_SHARE, FLOAT, LossShape, WorkFactors, method};
 pub use crate::train::rate::{Pace, TrainingRate};
 use crate::train::recomputation::Recomputation;
-use attune_model::BaseModel;
+use attune_model::{BaseModel, ModelConfig};
 
 /// Bytes that the allocator keeps with small models, whose blocks are small and many.
 const ALLOCATOR_BYTES: u64 = 48 << 20;
@@ -206,25 +206,8 @@ impl TrainingMemory {
     ) -> Self {
         let config = &model.config;
         let rows = largest_batch(settings, training) as u64;
-        let (hidden, intermediate) = (config.hidden_size as u64, config.intermediate_size as u64);
-        let queries = (config.num_attention_heads * config.head_dim) as u64;
-        let keys = (config.num_key_value_heads * config.head_dim) as u64;
-        let heads = config.num_attention_heads as u64;
-        // As listed in `decoder::Activations`: input, attention_input, middle, mlp_input; q, attended; k, v;
-        // log_sum_exp; gate, up, gated; if query and key are normed, also both before their norms.
-        let unnormed = if config.query_key_norm { queries + keys } else { 0 };
-        let everything = 4 * hidden + 2 * queries + 2 * keys + heads + 3 * intermediate + unnormed;
-        let (kept, again) = match recomputation {
-            Recomputation::None => (everything, 0),
-            // Both normed inputs, gated; if query and key are normed, also both after their norms.
-            Recomputation::Selective => {
-                let cheap = 2 * hidden + intermediate + unnormed;
-                (everything - cheap, cheap)
-            }
-            Recomputation::Full => (hidden, everything - hidden),
-        };
-        // Gradients of one block: dgated, dgate, dup; those of the four residual streams; dq, dk, dv and attention's.
-        let backward = 3 * intermediate + 4 * hidden + 2 * queries + 2 * keys;
+        let hidden = config.hidden_size as u64;
+        let ActivationSizes { kept, again, backward } = ActivationSizes::of(config, recomputation);
         let element = model.decoder.activation_dtype().size_in_bytes() as u64;
         let activations_bytes = element * rows * (config.num_hidden_layers as u64 * kept + again + backward);
         let loss_bytes = method(settings.method).loss_bytes(&LossShape {
@@ -256,6 +239,46 @@ impl TrainingMemory {
     /// Returns the bytes that the run adds to the process.
     pub fn added(&self) -> u64 {
         self.peak - self.process
+    }
+}
+
+/// Numbers per row that a block's activations take.
+struct ActivationSizes {
+    /// Kept until the block's backward pass.
+    kept: u64,
+    /// Computed again for it.
+    again: u64,
+    /// Gradients that it makes.
+    backward: u64,
+}
+
+impl ActivationSizes {
+    /// Counts them as listed in `decoder::Activations`.
+    fn of(config: &ModelConfig, recomputation: Recomputation) -> Self {
+        let (hidden, intermediate) = (config.hidden_size as u64, config.intermediate_size as u64);
+        let queries = (config.num_attention_heads * config.head_dim) as u64;
+        let keys = (config.num_key_value_heads * config.head_dim) as u64;
+        let heads = config.num_attention_heads as u64;
+        // Query and key before their norms; both normed inputs; both branches before the norms behind them.
+        let unnormed = if config.query_key_norm.is_some() { queries + keys } else { 0 };
+        let norms = [true, false].map(|of_attention| config.norm_places.names(of_attention));
+        let [normed, branches] =
+            [0, 1].map(|place| hidden * norms.iter().filter(|norm| norm[place].is_some()).count() as u64);
+        // input, middle; q, attended; k, v; log_sum_exp; gate, up, gated.
+        let everything = 2 * hidden + 2 * queries + 2 * keys + heads + 3 * intermediate + unnormed + normed + branches;
+        let (kept, again) = match recomputation {
+            Recomputation::None => (everything, 0),
+            // Both normed inputs, gated; if query and key are normed, also both after their norms.
+            Recomputation::Selective => {
+                let cheap = normed + intermediate + unnormed;
+                (everything - cheap, cheap)
+            }
+            Recomputation::Full => (hidden, everything - hidden),
+        };
+        // Gradients of one block: dgated, dgate, dup; those of the four residual streams and of the branches; dq, dk, dv
+        // and attention's.
+        let backward = 3 * intermediate + 4 * hidden + branches + 2 * queries + 2 * keys;
+        Self { kept, again, backward }
     }
 }
 

@@ -77,14 +77,15 @@ fn vocabulary_loss_by(
     for targets in batch.targets.chunks(size) {
         let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
         let rows = Tensor::new(rows, hidden.device())?;
-        let logits = decoder.logits(&hidden.index_select(&rows, 0)?)?; // [chunk, vocabulary]
+        let (kernels, form) = (decoder.kernels(), decoder.logit_form);
+        let products = decoder.head().forward(&hidden.index_select(&rows, 0)?)?; // [chunk, vocabulary]
         if let Some(best) = &mut best {
-            best.extend(most_probable(decoder.kernels(), &logits)?);
+            best.extend(most_probable(kernels, &kernels.to_logits(products.clone(), form)?)?);
         }
         let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
         let weight = |target: &Target| (f64::from(target.weight) / divisor.unwrap_or(1.0)) as f32;
         let weights: Vec<f32> = targets.iter().map(weight).collect();
-        let chunk = decoder.kernels().cross_entropy(logits, &tokens, &weights)?;
+        let chunk = kernels.cross_entropy(products, form, &tokens, &weights)?;
         let pairs = chunk.losses.iter().zip(&chunk.correct);
         scores.extend(pairs.map(|(loss, correct)| TargetScore { loss: *loss, correct: *correct }));
         if divisor.is_some() {

@@ -8,7 +8,9 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use attune_model::decoder::{Activations, Block, Context, RotatedHeads};
+use attune_model::decoder::{
+    Activations, AttentionActivations, Block, Context, DenseActivations, Mlp, MlpActivations, RotatedHeads,
+};
 
 /// Part of the forward pass that the backward pass computes again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,9 +72,31 @@ pub(crate) struct Products {
     v: Tensor,
     attended: Tensor,
     log_sum_exp: Tensor,
+    attention_branch: Option<Tensor>,
     middle: Tensor,
-    gate: Tensor,
-    up: Tensor,
+    mlp: MlpProducts,
+    mlp_branch: Option<Tensor>,
+}
+
+/// Fields of [`MlpActivations`] that are expensive to compute.
+enum MlpProducts {
+    Dense { gate: Tensor, up: Tensor },
+}
+
+impl MlpProducts {
+    fn of(activations: MlpActivations) -> Self {
+        match activations {
+            MlpActivations::Dense(DenseActivations { gate, up, .. }) => Self::Dense { gate, up },
+        }
+    }
+
+    fn activations(self, mlp: &Mlp) -> Result<MlpActivations> {
+        match (self, mlp) {
+            (Self::Dense { gate, up }, Mlp::Dense(mlp)) => {
+                Ok(MlpActivations::Dense(DenseActivations { gated: mlp.gated(&gate, &up)?, gate, up }))
+            }
+        }
+    }
 }
 
 impl SavedActivations {
@@ -82,39 +106,47 @@ impl SavedActivations {
             Recomputation::None => Self::Everything(Box::new(activations)),
             Recomputation::Full => Self::Input(activations.input),
             Recomputation::Selective => {
-                let Activations { input, unnormed, q, k, v, attended, log_sum_exp, middle, gate, up, .. } = activations;
+                let Activations { input, attention, attention_branch, middle, mlp, mlp_branch, .. } = activations;
+                let AttentionActivations { unnormed, q, k, v, attended, log_sum_exp } = attention;
                 let (q, k) = unnormed.unwrap_or((q, k));
-                Self::Products(Box::new(Products { input, q, k, v, attended, log_sum_exp, middle, gate, up }))
+                let mlp = MlpProducts::of(mlp);
+                Self::Products(Box::new(Products {
+                    input,
+                    q,
+                    k,
+                    v,
+                    attended,
+                    log_sum_exp,
+                    attention_branch,
+                    middle,
+                    mlp,
+                    mlp_branch,
+                }))
             }
         }
     }
 
     /// Recomputes all activations of `block`, to the bit: by the forward pass's own formulas, from the same numbers.
     pub(crate) fn activations(self, block: &Block, context: &impl Context) -> Result<Activations> {
-        let Products { input, q, k, v, attended, log_sum_exp, middle, gate, up } = match self {
+        let products = match self {
             Self::Everything(activations) => return Ok(*activations),
-            Self::Input(input) => return Ok(block.activations(input, context)?),
+            Self::Input(input) => return Ok(block.activations(input, context)?.0),
             Self::Products(products) => *products,
         };
-        let RotatedHeads { q, k, unnormed } = match &block.query_key_norm {
-            Some(_) => block.norm_and_rotate(q, k, context.angles())?,
+        let Products { input, q, k, v, attended, log_sum_exp, attention_branch, middle, mlp, mlp_branch } = products;
+        let RotatedHeads { q, k, unnormed } = match &block.attention.query_key_norm {
+            Some(_) => block.attention.norm_and_rotate(q, k, context)?,
             None => RotatedHeads { q, k, unnormed: None },
         };
-        let kernels = block.kernels();
         Ok(Activations {
-            attention_input: kernels.rms_norm(&input, &block.input_layernorm, block.norm_eps)?,
-            mlp_input: kernels.rms_norm(&middle, &block.post_attention_layernorm, block.norm_eps)?,
-            gated: kernels.swiglu(&gate, &up)?,
+            attention_input: block.attention_residual.input(&input)?,
+            attention: AttentionActivations { unnormed, q, k, v, attended, log_sum_exp },
+            mlp_input: block.mlp_residual.input(&middle)?,
+            mlp: mlp.activations(&block.mlp)?,
             input,
-            unnormed,
-            q,
-            k,
-            v,
-            attended,
-            log_sum_exp,
+            attention_branch,
             middle,
-            gate,
-            up,
+            mlp_branch,
         })
     }
 }

@@ -11,7 +11,6 @@ use crate::train::schedule::Schedule;
 use crate::train::training_method::TrainingMethod;
 use crate::{Error, Result};
 use attune_model::ModelConfig;
-use attune_model::config::Family;
 use attune_model::kernels::Kernels;
 use attune_model::lora::MAX_RANK;
 use attune_model::lora::Site;
@@ -261,7 +260,7 @@ pub fn resolve(
 
 /// Returns the learning rate, multiplied, of a run that asks for none.
 pub fn automatic_rate(method: Method, config: &ModelConfig) -> f64 {
-    let exponent = if matches!(config.family, Family::Qwen2 | Family::Qwen3) { 0.0775 } else { 0.781 };
+    let exponent = if config.family.starts_with("qwen") { 0.0775 } else { 0.781 };
     let formula = 5e-4 * (2000.0 / config.hidden_size as f64).powf(exponent);
     match method {
         Method::Supervised => formula.min(MAX_AUTO_LEARNING_RATE),

@@ -240,7 +240,7 @@ fn resumed_training_on_pairs_of_texts_is_bit_identical() {
 #[test]
 fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
     let device = Device::Cpu;
-    for family in ["llama", "qwen2", "qwen3", "smollm3"] {
+    for family in ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "olmo2"] {
         let (config, decoder) = fixture(family);
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(family);
         let load = |file: &str| candle_core::safetensors::load(folder.join("peft").join(file), &device).unwrap();

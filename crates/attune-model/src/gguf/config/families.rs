@@ -192,6 +192,13 @@ fn olmo(keys: &Keys<'_>, fields: &mut Map<String, Value>) -> Result<()> {
     let Some(window) = window else { return dense("olmo2", keys, fields) };
     dense("olmo3", keys, fields)?;
     set(fields, "sliding_window", json!(window));
+    // Blocks with a window mostly have the same base, and are not stretched.
+    let theta = fields.remove("rope_theta").unwrap_or(Value::Null);
+    let local = keys.number("rope.freq_base_swa")?.map_or_else(|| theta.clone(), |local| json!(local));
+    let mut full = fields.remove("rope_scaling").unwrap_or_else(|| json!({ "rope_type": "default" }));
+    full["rope_theta"] = theta;
+    let sliding = json!({ "rope_type": "default", "rope_theta": local });
+    set(fields, "rope_parameters", json!({ "full_attention": full, "sliding_attention": sliding }));
     set_windows(4, keys, fields)
 }
 

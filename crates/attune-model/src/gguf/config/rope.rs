@@ -43,7 +43,8 @@ pub(super) fn apply(keys: &Keys<'_>, fields: &mut Map<String, Value>) -> Result<
 fn scaling(keys: &Keys<'_>) -> Result<Option<Value>> {
     let factor = keys.number("rope.scaling.factor")?;
     let original = keys.optional_count("rope.scaling.original_context_length")?.filter(|context| *context > 0);
-    let required = || factor.filter(|factor| *factor > 0.0).ok_or_else(|| keys.fault("rope.scaling.factor", "is missing"));
+    let required =
+        || factor.filter(|factor| *factor > 0.0).ok_or_else(|| keys.fault("rope.scaling.factor", "is missing"));
     match keys.text("rope.scaling.type")? {
         // Without a factor there is nothing to scale.
         None | Some("none") => match factor.filter(|factor| *factor > 0.0 && (factor - 1.0).abs() > f64::EPSILON) {
@@ -106,7 +107,9 @@ pub(super) fn apply_long(keys: &Keys<'_>, fields: &mut Map<String, Value>) -> Re
     let factor = context / original as f64;
     let expected = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
     if (attention_factor - expected).abs() > 1e-4 {
-        return Err(keys.fault("rope.scaling.attn_factor", &format!("is {attention_factor} where {expected} is expected")));
+        return Err(
+            keys.fault("rope.scaling.attn_factor", &format!("is {attention_factor} where {expected} is expected"))
+        );
     }
     let scaling = json!({ "rope_type": "longrope", "long_factor": long, "short_factor": short });
     fields.insert("rope_scaling".into(), scaling);

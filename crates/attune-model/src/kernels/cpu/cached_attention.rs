@@ -13,9 +13,9 @@ use rayon::prelude::*;
 
 use super::dots::{dot_8, weighted_sum};
 use super::lanes::{Kernel, LANES, Lanes, dispatch};
-use super::{SharedSlice, Values, tensor, vector, with_values_mut};
+use super::{SharedSlice, Values, activations, tensor, vector, with_values_mut};
 use crate::Result;
-use crate::kernels::SequenceRows;
+use crate::kernels::{AttentionForm, SequenceRows};
 use crate::kv_cache::BLOCK_TOKENS;
 
 /// Positions in a span; a whole number of blocks.
@@ -50,7 +50,7 @@ struct Attention<'a> {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
-    window: Option<usize>,
+    form: AttentionForm,
 }
 
 /// Some rows of a sequence with all query heads of one key-value head, over some of their spans.
@@ -71,12 +71,12 @@ pub fn forward(
     keys: &Tensor,
     values: &Tensor,
     sequences: &[SequenceRows<'_>],
-    window: Option<usize>,
+    form: AttentionForm,
 ) -> Result<Tensor> {
     let (rows, heads, head_dim) = q.dims3()?;
     let (_, kv_heads, _) = keys.dims3()?;
     let (queries, keys, values) = (Values::of(q)?, Values::of(keys)?, Values::of(values)?);
-    let attention = Attention { queries: &queries, keys: &keys, values: &values, heads, kv_heads, head_dim, window };
+    let attention = Attention { queries: &queries, keys: &keys, values: &values, heads, kv_heads, head_dim, form };
     let (tasks, parts) = attention.tasks(sequences);
     let mut out = vec![0.0; rows * heads * head_dim];
     let mut split = vec![0.0; parts * (head_dim + 2)];
@@ -142,8 +142,8 @@ impl Attention<'_> {
         for sequence in sequences {
             for first in sequence.rows.clone().step_by(TILE) {
                 let rows = first..(first + TILE).min(sequence.rows.end);
-                let spans = sequence.seen(first, self.window).start / SPAN
-                    ..sequence.seen(rows.end - 1, self.window).end.div_ceil(SPAN);
+                let spans = sequence.seen(first, self.form.window).start / SPAN
+                    ..sequence.seen(rows.end - 1, self.form.window).end.div_ceil(SPAN);
                 let work = rows.len() * self.group() * SPAN * self.head_dim * 2;
                 let spans_each = (TASK_WORK / work).max(1);
                 // A tile of many rows is enough work for one task, which then writes no parts.
@@ -189,13 +189,16 @@ impl Attention<'_> {
             let positions = span * SPAN..(span + 1) * SPAN;
             dispatch(Scores { attention: self, task, positions: &positions, to: &mut scores });
             for query in 0..queries {
-                let seen = overlap(&task.seen_by(query / self.group(), self.window), &positions);
+                let seen = overlap(&task.seen_by(query / self.group(), self.form.window), &positions);
                 let part = &mut part[places(query)];
                 part.fill(0.0);
                 if seen.is_empty() {
                     continue;
                 }
                 let scores = &mut scores[query * SPAN..][seen.start - positions.start..seen.end - positions.start];
+                if let Some(cap) = self.form.cap {
+                    activations::soft_cap(scores, 1.0, cap);
+                }
                 part[0] = vector::max(scores);
                 part[1] = vector::exp_and_sum(scores, part[0]);
             }
@@ -293,9 +296,9 @@ impl Kernel for Scores<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         let Self { attention, task, positions, to } = self;
-        let Attention { queries, keys, kv_heads, head_dim, window, .. } = *attention;
+        let Attention { queries, keys, kv_heads, head_dim, form, .. } = *attention;
+        let AttentionForm { window, scale, .. } = form;
         let group = attention.group();
-        let scale = 1.0 / (head_dim as f32).sqrt();
         assert!(to.len() >= task.rows.len() * group * SPAN, "every query has its scores");
         let all = task.seen_by(0, window).start..task.seen_by(task.rows.len() - 1, window).end;
         let all = overlap(&all, positions);
@@ -342,7 +345,7 @@ impl Kernel for Outputs<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         let Self { attention, task, positions, weights, parts } = self;
-        let Attention { values, kv_heads, head_dim, window, .. } = *attention;
+        let Attention { values, kv_heads, head_dim, form: AttentionForm { window, .. }, .. } = *attention;
         let (group, part_len) = (attention.group(), attention.part_len());
         let all = task.seen_by(0, window).start..task.seen_by(task.rows.len() - 1, window).end;
         let all = overlap(&all, positions);

@@ -1,10 +1,12 @@
-//! Norms, rotation and activation: work on rows, memory bound, spread over the pool.
+//! Norms, rotation, activation and logits: work on rows, memory bound, spread over the pool.
 
 use candle_core::Tensor;
 
+use super::activations::{self, Gated};
 use super::product::for_rows;
 use super::{Values, tensor, vector};
 use crate::Result;
+use crate::kernels::{Activation, LogitForm};
 use crate::rope::Angles;
 
 /// See [`crate::kernels::Kernels::rms_norm`].
@@ -65,20 +67,20 @@ pub fn rope(x: &Tensor, angles: &Angles, direction: f32) -> Result<Tensor> {
     tensor(y, x.shape())
 }
 
-/// See [`crate::kernels::Kernels::swiglu`].
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+/// See [`crate::kernels::Kernels::gated`].
+pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (_, width) = gate.dims2()?;
     let (gates, ups) = (Values::of(gate)?, Values::of(up)?);
     let mut y = vec![0.0; gates.len()];
     for_rows(&mut y, width, |row, y| {
         let range = row * width..(row + 1) * width;
-        vector::swiglu(y, &gates[range.clone()], &ups[range]);
+        activations::gated(activation, y, &gates[range.clone()], &ups[range]);
     });
     tensor(y, gate.shape())
 }
 
-/// See [`crate::kernels::Kernels::swiglu_backward`].
-pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+/// See [`crate::kernels::Kernels::gated_backward`].
+pub fn gated_backward(activation: Activation, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     let (_, width) = gate.dims2()?;
     let (gates, ups, dy) = (Values::of(gate)?, Values::of(up)?, Values::of(dy)?);
     let mut dgate = vec![0.0; gates.len()];
@@ -88,7 +90,24 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
         let range = row * width..(row + 1) * width;
         // SAFETY: each row is handled once.
         let dup = unsafe { shared_dup.slice(range.clone()) };
-        vector::swiglu_backward(dgate, dup, &gates[range.clone()], &ups[range.clone()], &dy[range]);
+        let saved = Gated { gate: &gates[range.clone()], up: &ups[range.clone()], dy: &dy[range] };
+        activations::gated_backward(activation, dgate, dup, saved);
     });
     Ok((tensor(dgate, gate.shape())?, tensor(dup, gate.shape())?))
+}
+
+/// See [`crate::kernels::Kernels::to_logits`].
+pub fn to_logits(products: &Tensor, form: LogitForm) -> Result<Tensor> {
+    let (_, classes) = products.dims2()?;
+    let mut logits = Values::of(products)?.to_vec();
+    for_rows(&mut logits, classes, |_, row| shape_logits(row, form));
+    tensor(logits, products.shape())
+}
+
+/// Replaces products by logits.
+pub(super) fn shape_logits(values: &mut [f32], form: LogitForm) {
+    match form.cap {
+        Some(cap) => activations::soft_cap(values, form.scale, cap),
+        None => vector::scale(values, form.scale),
+    }
 }

@@ -1,6 +1,7 @@
 //! Our own f32 kernels for the CPU, spread over the one rayon pool, compiled for several instruction sets and chosen at
 //! run time. Called through [`Kernels`](super::Kernels).
 
+mod activations;
 pub mod cached_attention;
 pub mod cross_entropy;
 mod dots;

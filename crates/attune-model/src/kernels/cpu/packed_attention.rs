@@ -7,9 +7,9 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::product::{View, multiply};
-use super::{SharedSlice, Values, tensor, vector};
+use super::{SharedSlice, Values, activations, tensor, vector};
 use crate::Result;
-use crate::kernels::AttentionState;
+use crate::kernels::{AttentionForm, AttentionState};
 
 /// Queries per tile.
 const TILE: usize = 64;
@@ -20,15 +20,14 @@ struct HeadShape {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
-    scale: f32,
-    window: Option<usize>,
+    form: AttentionForm,
 }
 
 impl HeadShape {
-    fn of(q: &Tensor, k: &Tensor, window: Option<usize>) -> Result<Self> {
+    fn of(q: &Tensor, k: &Tensor, form: AttentionForm) -> Result<Self> {
         let (_, heads, head_dim) = q.dims3()?;
         let (_, kv_heads, _) = k.dims3()?;
-        Ok(Self { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window })
+        Ok(Self { heads, kv_heads, head_dim, form })
     }
 
     /// Returns the number of values between the rows of a tensor of queries.
@@ -49,17 +48,17 @@ impl HeadShape {
 
     /// Returns the keys that the rows of `tile` see together: from the first row's window to the last row.
     fn keys_of(self, sequence: &Range<usize>, tile: &Range<usize>) -> Range<usize> {
-        let first = self.window.map_or(sequence.start, |window| (tile.start + 1).saturating_sub(window));
+        let first = self.form.window.map_or(sequence.start, |window| (tile.start + 1).saturating_sub(window));
         first.max(sequence.start)..tile.end
     }
 
     /// Returns the keys that `row` sees, as a range within `keys`.
     fn seen_by(self, row: usize, keys: &Range<usize>) -> Range<usize> {
-        let first = self.window.map_or(keys.start, |window| (row + 1).saturating_sub(window).max(keys.start));
+        let first = self.form.window.map_or(keys.start, |window| (row + 1).saturating_sub(window).max(keys.start));
         first - keys.start..row + 1 - keys.start
     }
 
-    /// Computes the scaled products of the tile's queries with `keys`, `[tile, keys]`.
+    /// Computes the scores of `keys` by the tile's queries, `[tile, keys]`.
     fn scores(
         self,
         scores: &mut Vec<f32>,
@@ -73,7 +72,10 @@ impl HeadShape {
         let kv_head = head / (self.heads / self.kv_heads);
         let q = self.head(q, self.heads, head, tile);
         let k = self.head(k, self.kv_heads, kv_head, keys);
-        multiply(scores, keys.len(), None, q, k.transposed(), self.scale, false);
+        multiply(scores, keys.len(), None, q, k.transposed(), self.form.scale, false);
+        if let Some(cap) = self.form.cap {
+            activations::soft_cap(scores, 1.0, cap);
+        }
     }
 }
 
@@ -88,9 +90,9 @@ pub fn forward(
     k: &Tensor,
     v: &Tensor,
     sequences: &[Range<usize>],
-    window: Option<usize>,
+    form: AttentionForm,
 ) -> Result<(Tensor, Tensor)> {
-    let shape = HeadShape::of(q, k, window)?;
+    let shape = HeadShape::of(q, k, form)?;
     let rows = q.dim(0)?;
     let (q, k, v) = (Values::of(q)?, Values::of(k)?, Values::of(v)?);
     let mut out = vec![0.0; rows * shape.query_stride()];
@@ -139,9 +141,9 @@ pub fn backward(
     state: AttentionState<'_>,
     dout: &Tensor,
     sequences: &[Range<usize>],
-    window: Option<usize>,
+    form: AttentionForm,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let shape = HeadShape::of(state.q, state.k, window)?;
+    let shape = HeadShape::of(state.q, state.k, form)?;
     let rows = state.q.dim(0)?;
     let (q, k, v) = (Values::of(state.q)?, Values::of(state.k)?, Values::of(state.v)?);
     let (out, sums, dout) = (Values::of(state.out)?, Values::of(state.log_sum_exp)?, Values::of(dout)?);
@@ -214,6 +216,10 @@ impl BackwardInputs<'_> {
         let dout_view = shape.head(dout, shape.heads, head, &tile);
         // P, recomputed from the saved sums
         shape.scores(&mut buffers.scores, q, k, head, &tile, &keys);
+        if let Some(cap) = shape.form.cap {
+            buffers.slopes.resize(buffers.scores.len(), 0.0);
+            activations::soft_cap_slopes(&mut buffers.slopes, &buffers.scores, cap);
+        }
         for (row, scores) in tile.clone().zip(buffers.scores.chunks_exact_mut(keys.len())) {
             let seen = shape.seen_by(row, &keys);
             scores[..seen.start].fill(0.0);
@@ -239,15 +245,19 @@ impl BackwardInputs<'_> {
                 *ds = p * (*ds - delta);
             }
         }
+        // Before the cap: dS · (1 − (s / cap)²)
+        if shape.form.cap.is_some() {
+            activations::multiply_each(&mut buffers.dscores, &buffers.slopes);
+        }
         let dscores = View::dense(&buffers.dscores, tile.len(), keys.len());
         // dK += scale · dSᵀ Q
         let q = shape.head(q, shape.heads, head, &tile);
         let dk = &mut buffers.dk[offset..];
-        multiply(dk, shape.head_dim, Some(1.0), dscores.transposed(), q, shape.scale, false);
+        multiply(dk, shape.head_dim, Some(1.0), dscores.transposed(), q, shape.form.scale, false);
         // dQ = scale · dS K
         buffers.dq.resize(TILE * shape.head_dim, 0.0);
         let k = shape.head(k, shape.kv_heads, kv_head, &keys);
-        multiply(&mut buffers.dq, shape.head_dim, None, dscores, k, shape.scale, false);
+        multiply(&mut buffers.dq, shape.head_dim, None, dscores, k, shape.form.scale, false);
     }
 }
 
@@ -255,6 +265,7 @@ impl BackwardInputs<'_> {
 #[derive(Default)]
 struct Buffers {
     scores: Vec<f32>,
+    slopes: Vec<f32>,
     dscores: Vec<f32>,
     dq: Vec<f32>,
     dk: Vec<f32>,

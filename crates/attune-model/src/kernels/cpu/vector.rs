@@ -29,12 +29,6 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { e_r * power }
 }
 
-#[allow(clippy::inline_always, reason = "as above")]
-#[inline(always)]
-pub(super) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
-}
-
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; 16];
@@ -99,24 +93,6 @@ pub(super) fn max_in_lanes(values: &[f32]) -> f32 {
 pub(super) fn scale(values: &mut [f32], factor: f32) {
     for value in values {
         *value *= factor;
-    }
-}
-
-/// Computes `out = silu(gate) · up`.
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
-pub(super) fn swiglu(out: &mut [f32], gate: &[f32], up: &[f32]) {
-    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-        *out = gate * sigmoid(gate) * up;
-    }
-}
-
-/// Computes d gate = dy · up · σ(g)(1 + g(1 − σ(g))) and d up = dy · silu(g).
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
-pub(super) fn swiglu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
-    for ((((dgate, dup), &gate), &up), &dy) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dy) {
-        let sigma = sigmoid(gate);
-        *dup = dy * gate * sigma;
-        *dgate = dy * up * sigma * (1.0 + gate * (1.0 - sigma));
     }
 }
 

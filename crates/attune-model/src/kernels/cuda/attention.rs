@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 use super::launch::{Kernel, Launcher, Shape, WARP, is_half, launch, output};
 use super::rows::{RowArguments, RowTables};
 use crate::address::address;
-use crate::kernels::AttentionState;
+use crate::kernels::{AttentionForm, AttentionState};
 use crate::{Error, Result};
 
 const ATTENTION: &str = include_str!("sources/attention.cu");
@@ -31,7 +31,7 @@ struct Attention {
     heads: u32,
     kv_heads: u32,
     scale: f32,
-    padding: u32,
+    cap: f32,
 }
 
 /// A part of the work: the rows that one kernel computes.
@@ -64,10 +64,12 @@ impl KeyPart<'_> {
     }
 }
 
-/// Splits the work: sequences with enough rows go to matrix units if these can compute them, all others row by row.
-fn parts<'a>(launcher: &dyn Launcher, q: &Tensor, tables: &'a RowTables) -> Vec<KeyPart<'a>> {
+/// Splits the work: sequences with enough rows go to matrix units if these can compute them, all others row by row, and
+/// scores with a cap too.
+fn parts<'a>(launcher: &dyn Launcher, q: &Tensor, tables: &'a RowTables, form: AttentionForm) -> Vec<KeyPart<'a>> {
     let (rows, head_dim) = (q.dims()[0], q.dims()[2]);
-    let fits = is_half(q.dtype()) && head_dim.is_multiple_of(16) && head_dim <= MOST_FLASH_HEAD_DIM;
+    let fits =
+        form.cap.is_none() && is_half(q.dtype()) && head_dim.is_multiple_of(16) && head_dim <= MOST_FLASH_HEAD_DIM;
     if !fits || !launcher.has_matrix_units() {
         return vec![KeyPart { is_flash: false, work: None, blocks: rows }];
     }
@@ -83,11 +85,11 @@ pub fn packed(
     k: &Tensor,
     v: &Tensor,
     tables: &RowTables,
-    window: Option<usize>,
+    form: AttentionForm,
 ) -> Result<(Tensor, Tensor)> {
     let (rows, heads, _) = q.dims3()?;
     let log_sums = output((rows, heads), DType::F32, q)?;
-    Ok((attention(launcher, q, k, v, tables, window, Some(&log_sums))?, log_sums))
+    Ok((attention(launcher, q, k, v, tables, form, Some(&log_sums))?, log_sums))
 }
 
 /// See [`cached_attention`](crate::kernels::Kernels::cached_attention).
@@ -97,9 +99,9 @@ pub fn cached(
     keys: &Tensor,
     values: &Tensor,
     tables: &RowTables,
-    window: Option<usize>,
+    form: AttentionForm,
 ) -> Result<Tensor> {
-    attention(launcher, q, keys, values, tables, window, None)
+    attention(launcher, q, keys, values, tables, form, None)
 }
 
 /// Computes causal attention of `q` `[rows, heads, d]` over `keys` and `values` `[rows or slots, kv_heads, d]`,
@@ -110,10 +112,10 @@ fn attention(
     keys: &Tensor,
     values: &Tensor,
     tables: &RowTables,
-    window: Option<usize>,
+    form: AttentionForm,
     log_sums: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let ((_, heads, head_dim), kv_heads) = (q.dims3()?, keys.dim(1)?);
+    let ((_, heads, _), kv_heads) = (q.dims3()?, keys.dim(1)?);
     let (q, keys, values) = (q.contiguous()?, keys.contiguous()?, values.contiguous()?);
     let out = output(q.shape(), q.dtype(), &q)?;
     let mut arguments = Attention {
@@ -123,15 +125,15 @@ fn attention(
         out: address(&out)?,
         log_sums: log_sums.map(address).transpose()?.unwrap_or(0),
         work: 0,
-        rows: tables.arguments(window)?,
+        rows: tables.arguments(form.window)?,
         heads: heads as u32,
         kv_heads: kv_heads as u32,
-        scale: scale(head_dim),
-        padding: 0,
+        scale: form.scale,
+        cap: form.cap.unwrap_or(0.0),
     };
-    for part in parts(launcher, &q, tables) {
+    for part in parts(launcher, &q, tables, form) {
         arguments.work = part.address()?;
-        let shape = Shape::new((part.blocks, heads), part.threads(tables, window));
+        let shape = Shape::new((part.blocks, heads), part.threads(tables, form.window));
         launch(launcher, part.kernel(["attention", "flash"], &q)?, &arguments, shape)?;
     }
     Ok(out)
@@ -156,7 +158,7 @@ struct AttentionBackward {
     heads: u32,
     kv_heads: u32,
     scale: f32,
-    padding: u32,
+    cap: f32,
 }
 
 /// See [`packed_attention_backward`](crate::kernels::Kernels::packed_attention_backward).
@@ -165,9 +167,9 @@ pub fn packed_backward(
     state: AttentionState<'_>,
     dout: &Tensor,
     tables: &RowTables,
-    window: Option<usize>,
+    form: AttentionForm,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let ((_, heads, head_dim), kv_heads) = (state.q.dims3()?, state.k.dim(1)?);
+    let ((_, heads, _), kv_heads) = (state.q.dims3()?, state.k.dim(1)?);
     let (q, k, v) = (state.q.contiguous()?, state.k.contiguous()?, state.v.contiguous()?);
     let (out, dout) = (state.out.contiguous()?, dout.contiguous()?);
     let like = |x: &Tensor| output(x.shape(), x.dtype(), x);
@@ -184,20 +186,20 @@ pub fn packed_backward(
         dk: address(&dk)?,
         dv: address(&dv)?,
         work: 0,
-        rows: tables.arguments(window)?,
+        rows: tables.arguments(form.window)?,
         heads: heads as u32,
         kv_heads: kv_heads as u32,
-        scale: scale(head_dim),
-        padding: 0,
+        scale: form.scale,
+        cap: form.cap.unwrap_or(0.0),
     };
     // The queries' kernels write the deltas that the keys' kernels read.
     for (heads, names) in [
         (heads, ["attention_backward_queries", "flash_backward_queries"]),
         (kv_heads, ["attention_backward_keys", "flash_backward_keys"]),
     ] {
-        for part in parts(launcher, &q, tables) {
+        for part in parts(launcher, &q, tables, form) {
             arguments.work = part.address()?;
-            let shape = Shape::new((part.blocks, heads), part.threads(tables, window));
+            let shape = Shape::new((part.blocks, heads), part.threads(tables, form.window));
             launch(launcher, part.kernel(names, &q)?, &arguments, shape)?;
         }
     }
@@ -240,8 +242,4 @@ pub fn write_cache(
         padding: 0,
     };
     launch(launcher, Kernel::new("write_cache", CACHE, k.dtype())?, &arguments, Shape::rows(rows, width))
-}
-
-fn scale(head_dim: usize) -> f32 {
-    1.0 / (head_dim as f32).sqrt()
 }

@@ -8,7 +8,7 @@ use super::launch::{Kernel, Launcher, Shape, WARP, launch, output};
 use super::rows::{RowArguments, RowTables};
 use crate::Result;
 use crate::address::address;
-use crate::kernels::NewHeads;
+use crate::kernels::{AttentionForm, NewHeads};
 
 const DECODE: &str = include_str!("sources/decode.cu");
 /// Most query heads of a key-value head that one block takes: their sums stay in its registers.
@@ -45,6 +45,8 @@ struct Decode {
     splits: u32,
     scale: f32,
     eps: f32,
+    cap: f32,
+    padding: u32,
 }
 
 /// Arguments of kernels in `decode.cu`.
@@ -65,7 +67,7 @@ pub fn attention(
     keys: &Tensor,
     values: &Tensor,
     tables: &RowTables,
-    window: Option<usize>,
+    form: AttentionForm,
 ) -> Result<Option<Tensor>> {
     let ((rows, heads, head_dim), kv_heads) = (new.q.dims3()?, new.k.dim(1)?);
     let group = heads / kv_heads;
@@ -74,7 +76,7 @@ pub fn attention(
     let (q, k, v) = (new.q.contiguous()?, new.k.contiguous()?, new.v.contiguous()?);
     let out = output(q.shape(), q.dtype(), &q)?;
 
-    let (blocks, longest) = (rows * kv_heads, tables.longest(window));
+    let (blocks, longest) = (rows * kv_heads, tables.longest(form.window));
     let splits = MANY_BLOCKS.div_ceil(blocks).clamp(1, longest.div_ceil(MANY_KEYS).max(1));
     let parts = if splits > 1 { Some(output((rows, heads, splits, head_dim + 2), DType::F32, &q)?) } else { None };
     let optional = |tensor: Option<&Tensor>| tensor.map_or(Ok(0), address);
@@ -91,11 +93,13 @@ pub fn attention(
         slots: address(slots)?,
         out: address(&out)?,
         parts: optional(parts.as_ref())?,
-        rows: tables.arguments(window)?,
+        rows: tables.arguments(form.window)?,
         kv_heads: kv_heads as u32,
         splits: splits as u32,
-        scale: 1.0 / (head_dim as f32).sqrt(),
+        scale: form.scale,
         eps: new.norms.map_or(0.0, |[q, _]| q.eps),
+        cap: form.cap.unwrap_or(0.0),
+        padding: 0,
     };
     // As many warps as have keys to look at.
     let most = if blocks < MANY_BLOCKS && group <= FEW_HEADS { MOST_WARPS } else { FEWER_WARPS };

@@ -1,4 +1,4 @@
-//! Norms, rotary positions and SwiGLU on a GPU, with their gradients.
+//! Norms, rotary positions, gated activations and logits on a GPU, with their gradients.
 
 use bytemuck::{Pod, Zeroable};
 use candle_core::Tensor;
@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use super::launch::{Kernel, Launcher, Shape, launch, output};
 use crate::Result;
 use crate::address::{VECTOR_BYTES, address};
+use crate::kernels::{Activation, LogitForm};
 use crate::rope::Angles;
 
 const NORM: &str = include_str!("sources/norm.cu");
@@ -120,51 +121,105 @@ pub fn rope(
 /// Arguments of kernels in `elementwise.cu`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct SwiGlu {
+struct Gated {
     gate: u64,
     up: u64,
     y: u64,
     count: u64,
+    activation: u32,
+    padding: u32,
 }
 
-/// See [`swiglu`](crate::kernels::Kernels::swiglu).
-pub fn swiglu(launcher: &dyn Launcher, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+/// See [`gated`](crate::kernels::Kernels::gated).
+pub fn gated(launcher: &dyn Launcher, activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (gate, up, y) = (gate.contiguous()?, up.contiguous()?, output(gate.shape(), gate.dtype(), gate)?);
     let count = gate.elem_count();
-    let arguments = SwiGlu { gate: address(&gate)?, up: address(&up)?, y: address(&y)?, count: count as u64 };
+    let arguments = Gated {
+        gate: address(&gate)?,
+        up: address(&up)?,
+        y: address(&y)?,
+        count: count as u64,
+        activation: number(activation),
+        padding: 0,
+    };
     let shape = Shape::over(vectors(count, &gate));
-    launch(launcher, Kernel::new("swiglu", ELEMENTWISE, gate.dtype())?, &arguments, shape)?;
+    launch(launcher, Kernel::new("gated", ELEMENTWISE, gate.dtype())?, &arguments, shape)?;
     Ok(y)
 }
 
 /// Arguments of kernels in `elementwise.cu`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct SwiGluBackward {
+struct GatedBackward {
     gate: u64,
     up: u64,
     dy: u64,
     dgate: u64,
     dup: u64,
     count: u64,
+    activation: u32,
+    padding: u32,
 }
 
-/// See [`swiglu_backward`](crate::kernels::Kernels::swiglu_backward).
-pub fn swiglu_backward(launcher: &dyn Launcher, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+/// See [`gated_backward`](crate::kernels::Kernels::gated_backward).
+pub fn gated_backward(
+    launcher: &dyn Launcher,
+    activation: Activation,
+    gate: &Tensor,
+    up: &Tensor,
+    dy: &Tensor,
+) -> Result<(Tensor, Tensor)> {
     let (gate, up, dy) = (gate.contiguous()?, up.contiguous()?, dy.contiguous()?);
     let make = || output(gate.shape(), gate.dtype(), &gate);
     let (dgate, dup, count) = (make()?, make()?, gate.elem_count());
-    let arguments = SwiGluBackward {
+    let arguments = GatedBackward {
         gate: address(&gate)?,
         up: address(&up)?,
         dy: address(&dy)?,
         dgate: address(&dgate)?,
         dup: address(&dup)?,
         count: count as u64,
+        activation: number(activation),
+        padding: 0,
     };
     let shape = Shape::over(vectors(count, &gate));
-    launch(launcher, Kernel::new("swiglu_backward", ELEMENTWISE, gate.dtype())?, &arguments, shape)?;
+    launch(launcher, Kernel::new("gated_backward", ELEMENTWISE, gate.dtype())?, &arguments, shape)?;
     Ok((dgate, dup))
+}
+
+/// Arguments of kernels in `elementwise.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct ToLogits {
+    products: u64,
+    logits: u64,
+    count: u64,
+    scale: f32,
+    cap: f32,
+}
+
+/// See [`to_logits`](crate::kernels::Kernels::to_logits).
+pub fn to_logits(launcher: &dyn Launcher, products: &Tensor, form: LogitForm) -> Result<Tensor> {
+    let (products, logits) = (products.contiguous()?, output(products.shape(), products.dtype(), products)?);
+    let count = products.elem_count();
+    let arguments = ToLogits {
+        products: address(&products)?,
+        logits: address(&logits)?,
+        count: count as u64,
+        scale: form.scale,
+        cap: form.cap.unwrap_or(0.0),
+    };
+    let shape = Shape::over(vectors(count, &products));
+    launch(launcher, Kernel::new("to_logits", ELEMENTWISE, products.dtype())?, &arguments, shape)?;
+    Ok(logits)
+}
+
+/// Returns the activation's number in `common.cuh`.
+pub(super) fn number(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+    }
 }
 
 /// Returns the number of vectors for `count` elements of the type of `like`; the last one may not be full.

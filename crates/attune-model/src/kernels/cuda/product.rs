@@ -3,12 +3,12 @@
 use bytemuck::{Pod, Zeroable};
 use candle_core::{DType, Tensor};
 
-use super::elementwise::{rms_norm, swiglu};
+use super::elementwise::{self, rms_norm};
 use super::launch::{Kernel, Launcher, Shape, WARP, launch, output};
 use super::lora;
 use crate::Result;
 use crate::address::{VECTOR_BYTES, address};
-use crate::kernels::{Dense, Norm};
+use crate::kernels::{Activation, Dense, Norm};
 use crate::lora::LoraPair;
 
 const GEMV: &str = include_str!("sources/gemv.cu");
@@ -41,6 +41,8 @@ struct Gemv {
     input: u32,
     gated: u32,
     eps: f32,
+    activation: u32,
+    padding: u32,
 }
 
 /// Computes [`project`](crate::kernels::GpuKernels::project): a few rows in one launch, more by a product each.
@@ -56,19 +58,26 @@ pub fn project(
     }
     let outputs = matrices.iter().map(|matrix| output((x.dim(0)?, matrix.weight.dim(0)?), x.dtype(), x));
     let outputs = outputs.collect::<Result<Vec<_>>>()?;
-    gemv(launcher, x, norm, matrices, &outputs)?;
+    gemv(launcher, x, norm, matrices, None, &outputs)?;
     Ok(outputs)
 }
 
 /// See [`project_gated`](crate::kernels::GpuKernels::project_gated).
-pub fn project_gated(launcher: &dyn Launcher, x: &Tensor, norm: Norm<'_>, matrices: [Dense<'_>; 2]) -> Result<Tensor> {
+pub fn project_gated(
+    launcher: &dyn Launcher,
+    x: &Tensor,
+    norm: Option<Norm<'_>>,
+    matrices: [Dense<'_>; 2],
+    activation: Activation,
+) -> Result<Tensor> {
     if !is_few(x)? {
-        let x = normed(launcher, x, Some(norm))?;
+        let x = normed(launcher, x, norm)?;
         let [gate, up] = matrices;
-        return swiglu(launcher, &one_by_one(launcher, &x, &gate)?, &one_by_one(launcher, &x, &up)?);
+        let (gate, up) = (one_by_one(launcher, &x, &gate)?, one_by_one(launcher, &x, &up)?);
+        return elementwise::gated(launcher, activation, &gate, &up);
     }
     let y = output((x.dim(0)?, matrices[0].weight.dim(0)?), x.dtype(), x)?;
-    gemv(launcher, x, Some(norm), &matrices, std::slice::from_ref(&y))?;
+    gemv(launcher, x, norm, &matrices, Some(activation), std::slice::from_ref(&y))?;
     Ok(y)
 }
 
@@ -97,16 +106,18 @@ pub fn is_few(x: &Tensor) -> Result<bool> {
     Ok(rows <= FEW_ROWS && (input * x.dtype().size_in_bytes()).is_multiple_of(VECTOR_BYTES))
 }
 
-/// Computes the products with `matrices` into as many `outputs`; with fewer outputs, silu(first) · second.
+/// Computes the products with `matrices` into as many `outputs`; with an activation, activation(first) · second into
+/// one.
 fn gemv(
     launcher: &dyn Launcher,
     x: &Tensor,
     norm: Option<Norm<'_>>,
     matrices: &[Dense<'_>],
+    activation: Option<Activation>,
     outputs: &[Tensor],
 ) -> Result<()> {
     let ((rows, input), x) = (x.dims2()?, x.contiguous()?);
-    let gated = outputs.len() < matrices.len();
+    let gated = activation.is_some();
     let optional = |tensor: Option<&Tensor>| tensor.map_or(Ok(0), address);
     let mut arguments = Gemv {
         x: address(&x)?,
@@ -116,6 +127,8 @@ fn gemv(
         input: input as u32,
         gated: u32::from(gated),
         eps: norm.map_or(0.0, |norm| norm.eps),
+        activation: activation.map_or(0, elementwise::number),
+        padding: 0,
     };
     for (index, (place, matrix)) in arguments.matrices.iter_mut().zip(matrices).enumerate() {
         *place = Matrix {

@@ -62,6 +62,7 @@ struct Attention {
     u32 heads;
     u32 kv_heads;
     float scale;
+    float cap; // Of the scores; 0 for none.
 };
 
 // Blocks: (rows, heads). The warps of a block take turns with the keys.
@@ -83,7 +84,7 @@ KERNEL(attention, Attention) {
         float score = -INFINITE;
         if (key <= position) {
             place = (slot_of(rows, sequence, key) * arguments.kv_heads + kv_head) * HEAD_DIM;
-            score = head_dot(q, arguments.keys + place) * arguments.scale;
+            score = capped(head_dot(q, arguments.keys + place) * arguments.scale, arguments.cap);
         }
         const float larger = fmaxf(largest, warp_max(score)), kept = expf(largest - larger);
         const float probability = expf(score - larger);
@@ -129,6 +130,7 @@ struct AttentionBackward {
     u32 heads;
     u32 kv_heads;
     float scale;
+    float cap; // Of the scores; 0 for none.
 };
 
 // Blocks: (rows, heads). With p = exp(s − log sum) and ds = p (dout · v − delta): dq = scale · Σ ds k.
@@ -155,8 +157,9 @@ KERNEL(attention_backward_queries, AttentionBackward) {
         float dscore = 0.0f;
         if (key <= position) {
             place = (slot_of(rows, sequence, key) * arguments.kv_heads + kv_head) * HEAD_DIM;
-            const float probability = expf(head_dot(q, arguments.k + place) * arguments.scale - log_sum);
-            dscore = probability * (head_dot(dout, arguments.v + place) - delta);
+            const float score = capped(head_dot(q, arguments.k + place) * arguments.scale, arguments.cap);
+            const float probability = expf(score - log_sum);
+            dscore = probability * (head_dot(dout, arguments.v + place) - delta) * cap_slope(score, arguments.cap);
         }
         const u32 keys = min(WARP, position - first + 1);
         for (u32 other = 0; other < keys; other++) {
@@ -198,9 +201,10 @@ KERNEL(attention_backward_keys, AttentionBackward) {
             const u64 at = (u64)(start + query) * arguments.heads + head;
             float probability = 0.0f, dscore = 0.0f;
             if (query < end) {
-                const float score = head_dot(k, arguments.q + at * HEAD_DIM) * arguments.scale;
+                const float score = capped(head_dot(k, arguments.q + at * HEAD_DIM) * arguments.scale, arguments.cap);
                 probability = expf(score - arguments.log_sums[at]);
                 dscore = probability * (head_dot(v, arguments.dout + at * HEAD_DIM) - arguments.deltas[at]);
+                dscore *= cap_slope(score, arguments.cap);
             }
             const u32 queries = min(WARP, end - first);
             for (u32 other = 0; other < queries; other++) {

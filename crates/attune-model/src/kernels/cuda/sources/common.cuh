@@ -73,8 +73,25 @@ __device__ inline element narrow(float x) { return Narrow<element>::of(x); }
 
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// Returns silu(gate) · up (Shazeer, 2020), to the same bit in every kernel.
-__device__ inline element swiglu_of(element gate, element up) { return narrow(wide(gate) * sigmoid(wide(gate)) * wide(up)); }
+// Activations of gated MLPs (Shazeer, 2020): silu, 0, is g · σ(g); gelu with a tanh, 1, is g · σ(2 √(2/π) (g +
+// 0.044715 g³)), since ½(1 + tanh u) = σ(2u).
+const u32 GELU_TANH = 1;
+const float GELU = 1.5957691216f, GELU_CUBE = 0.044715f;
+
+__device__ inline float gate_sigmoid(float gate, u32 activation) {
+    return sigmoid(activation == GELU_TANH ? GELU * (gate + GELU_CUBE * gate * gate * gate) : gate);
+}
+
+// Returns activation(gate) · up, to the same bit in every kernel.
+__device__ inline element gated_of(element gate, element up, u32 activation) {
+    return narrow(wide(gate) * gate_sigmoid(wide(gate), activation) * wide(up));
+}
+
+// Returns cap · tanh(x / cap); x without a cap, which is 0.
+__device__ inline float capped(float x, float cap) { return cap == 0.0f ? x : cap * tanhf(x / cap); }
+
+// Returns the slope of the cap where it gives `y`.
+__device__ inline float cap_slope(float y, float cap) { return cap == 0.0f ? 1.0f : 1.0f - y / cap * (y / cap); }
 
 // Sixteen bytes of elements, the most that a thread reads at a time.
 const u32 VECTOR = 16 / sizeof(element);

@@ -31,6 +31,7 @@ struct Decode {
     u32 splits;            // Blocks that share the keys of a row.
     float scale;
     float eps;             // Of the norms.
+    float cap;             // Of the scores; 0 for none.
 };
 
 // Returns the place in a head of element `i` of the lane's share; HEAD_DIM or more if there is none.
@@ -134,7 +135,7 @@ KERNEL(decode, Decode, __launch_bounds__(WARPS * WARP, 1)) {
             scores(probability, q, arguments.keys + place);
         }
         UNROLL for (u32 g = 0; g < GROUP; g++) {
-            const float score = key < end ? probability[g] * arguments.scale : -INFINITE;
+            const float score = key < end ? capped(probability[g] * arguments.scale, arguments.cap) : -INFINITE;
             const float larger = fmaxf(largest[g], warp_max(score)), kept = expf(largest[g] - larger);
             probability[g] = expf(score - larger);
             sum[g] = sum[g] * kept + warp_sum(probability[g]);

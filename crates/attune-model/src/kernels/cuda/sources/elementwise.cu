@@ -1,4 +1,4 @@
-// Rotary positions and SwiGLU with their gradients: one thread for each pair, or for each vector of elements.
+// Rotary positions, gated activations with their gradients, and logits: one thread for each pair, or for each vector of elements.
 
 struct Heads {
     const element* x; // [rows, heads, 2 · half]
@@ -33,43 +33,64 @@ KERNEL(rope, Rope) {
     heads.y[second] = narrow(b * cos + a * sin);
 }
 
-struct SwiGlu {
+struct Gated {
     const element* gate;
     const element* up;
     element* y;
     u64 count;
+    u32 activation;
 };
 
-KERNEL(swiglu, SwiGlu) {
+KERNEL(gated, Gated) {
     const u64 at = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * VECTOR, count = arguments.count;
     if (at >= count) return;
     const Vector gate = load_vector(arguments.gate, at, count), up = load_vector(arguments.up, at, count);
     Vector y;
-    UNROLL for (u32 i = 0; i < VECTOR; i++) y.values[i] = swiglu_of(gate.values[i], up.values[i]);
+    UNROLL for (u32 i = 0; i < VECTOR; i++) y.values[i] = gated_of(gate.values[i], up.values[i], arguments.activation);
     store_vector(arguments.y, at, count, y);
 }
 
-struct SwiGluBackward {
+struct GatedBackward {
     const element* gate;
     const element* up;
     const element* dy;
     element* dgate;
     element* dup;
     u64 count;
+    u32 activation;
 };
 
-// dgate = dy · up · σ(g)(1 + g(1 − σ(g))), dup = dy · silu(g).
-KERNEL(swiglu_backward, SwiGluBackward) {
+// With the activation g · σ(z(g)): dgate = dy · up · σ(1 + g z'(1 − σ)), dup = dy · g σ.
+KERNEL(gated_backward, GatedBackward) {
     const u64 at = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * VECTOR, count = arguments.count;
     if (at >= count) return;
     const Vector gates = load_vector(arguments.gate, at, count), ups = load_vector(arguments.up, at, count);
     const Vector dys = load_vector(arguments.dy, at, count);
     Vector dgate, dup;
     UNROLL for (u32 i = 0; i < VECTOR; i++) {
-        const float gate = wide(gates.values[i]), dy = wide(dys.values[i]), sigma = sigmoid(gate);
-        dgate.values[i] = narrow(dy * wide(ups.values[i]) * sigma * (1.0f + gate * (1.0f - sigma)));
+        const float gate = wide(gates.values[i]), dy = wide(dys.values[i]);
+        const float sigma = gate_sigmoid(gate, arguments.activation);
+        const float slope = arguments.activation == GELU_TANH ? GELU * (1.0f + 3.0f * GELU_CUBE * gate * gate) : 1.0f;
+        dgate.values[i] = narrow(dy * wide(ups.values[i]) * sigma * (1.0f + gate * slope * (1.0f - sigma)));
         dup.values[i] = narrow(dy * gate * sigma);
     }
     store_vector(arguments.dgate, at, count, dgate);
     store_vector(arguments.dup, at, count, dup);
+}
+
+struct ToLogits {
+    const element* products;
+    element* logits;
+    u64 count;
+    float scale;
+    float cap; // 0 for none.
+};
+
+KERNEL(to_logits, ToLogits) {
+    const u64 at = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * VECTOR, count = arguments.count;
+    if (at >= count) return;
+    const Vector products = load_vector(arguments.products, at, count);
+    Vector logits;
+    UNROLL for (u32 i = 0; i < VECTOR; i++) logits.values[i] = narrow(capped(wide(products.values[i]) * arguments.scale, arguments.cap));
+    store_vector(arguments.logits, at, count, logits);
 }

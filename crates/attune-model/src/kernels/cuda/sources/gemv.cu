@@ -1,6 +1,6 @@
 // Products of a few rows, ROWS, with weights, which decoding for few sequences consists of. The weights are read once,
 // and reading them is all that should take time. One launch takes up to three weights with the same input, the norm
-// before them and the SwiGLU after them.
+// before them and the gated activation after them.
 
 const u32 MATRICES = 3;
 // Rows of weights that a warp takes at a time: they share the work on the input.
@@ -17,12 +17,14 @@ struct Matrix {
 struct Gemv {
     const element* x;  // [ROWS, input]
     const float* norm; // [input], the weight of an RMS norm of the input; or null
-    // Each gives its product; but if `gated`, the first two are gate and up, and the first one's y is silu(gate) · up.
+    // Each gives its product; but if `gated`, the first two are gate and up, and the first one's y is
+    // activation(gate) · up.
     Matrix matrices[MATRICES];
     u32 count;
     u32 input;
     u32 gated;
     float eps; // Of the norm.
+    u32 activation;
 };
 
 // Adds the lane's part of the products of each row of the input with `weights`. With a norm, the products are not yet
@@ -92,7 +94,7 @@ KERNEL(gemv, Gemv) {
             const u64 row = first + t;
             if (lane_of_warp() != t || t >= each || row >= matrix.width) continue;
             element y = narrow(whole(matrix, row, r, products[t]));
-            if (gated) y = swiglu_of(y, narrow(whole(second, row, r, products[(t + TOGETHER / 2) % TOGETHER])));
+            if (gated) y = gated_of(y, narrow(whole(second, row, r, products[(t + TOGETHER / 2) % TOGETHER])), arguments.activation);
             matrix.y[r * matrix.width + row] = y;
         }
     }

@@ -1,0 +1,83 @@
+//! Kinds of rotary embeddings, as `rope_parameters` or the older `rope_theta` and `rope_scaling` give them. Called by
+//! [`super`] and by the families whose blocks have different kinds.
+
+use serde_json::Value;
+
+use super::families::sliding_layers;
+use super::fields::Fields;
+use super::{ModelConfig, RopeParameters};
+use crate::rope_scaling::RopeScaling;
+
+/// Reads the one kind that all blocks have, of a model with a `context` in tokens.
+pub(super) fn read(fields: &Fields, default_theta: f64, context: usize) -> Result<Vec<RopeParameters>, String> {
+    let rope = parameters(fields)?;
+    let own_theta = rope.and_then(|parameters| parameters["rope_theta"].as_f64());
+    let theta = own_theta.or(fields.number("rope_theta")?).unwrap_or(default_theta);
+    let original_context = fields.number("original_max_position_embeddings")?;
+    Ok(vec![RopeParameters { theta, scaling: RopeScaling::parse(rope, context, original_context)? }])
+}
+
+/// The types of blocks, by their index among the kinds.
+const TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
+
+/// Returns the kind of each block's rotation, of the two of [`read_by_type`]: by `layer_types`; without the list, by
+/// what `is_sliding` says.
+pub(super) fn by_layer_type(
+    fields: &Fields,
+    layers: usize,
+    is_sliding: impl Fn(usize) -> bool,
+) -> Result<Vec<Option<usize>>, String> {
+    let sliding = sliding_layers(fields, layers, is_sliding)?;
+    Ok(sliding.into_iter().map(|sliding| Some(usize::from(sliding))).collect())
+}
+
+/// Reads the kinds of blocks with full and with sliding attention, of families in which they differ. `thetas` are the
+/// bases of both if the file does not say; `rope_theta` and `rope_scaling` of older files are those of full attention.
+pub(super) fn read_by_type(
+    fields: &Fields,
+    thetas: [f64; 2],
+    config: &ModelConfig,
+) -> Result<Vec<RopeParameters>, String> {
+    let given = fields.get("rope_parameters");
+    if given.is_some_and(|given| TYPES.iter().all(|kind| given.get(kind).is_none())) {
+        return Err(format!("`rope_parameters` must have the parts {} and {}", TYPES[0], TYPES[1]));
+    }
+    let scaling = fields.get("rope_scaling").and_then(Value::as_object);
+    let mut kinds = Vec::with_capacity(TYPES.len());
+    for (kind, theta) in TYPES.into_iter().zip(thetas) {
+        let is_full = kind == TYPES[0];
+        let part = given.and_then(|given| given.get(kind)).and_then(Value::as_object);
+        let mut parameters = part.cloned().unwrap_or_default();
+        parameters.extend(scaling.filter(|_| is_full).cloned().unwrap_or_default());
+        let older = if is_full { fields.number("rope_theta")? } else { None };
+        let theta = parameters.get("rope_theta").and_then(Value::as_f64).or(older).unwrap_or(theta);
+        let original_context = fields.number("original_max_position_embeddings")?;
+        let parameters = Value::Object(parameters);
+        refuse_partial(&parameters)?;
+        let scaling = RopeScaling::parse(Some(&parameters), config.max_position_embeddings, original_context)?;
+        kinds.push(RopeParameters { theta, scaling });
+    }
+    Ok(kinds)
+}
+
+fn refuse_partial(rope: &Value) -> Result<(), String> {
+    if rope["partial_rotary_factor"].as_f64().is_some_and(|factor| factor < 1.0) {
+        return Err("partial_rotary_factor below 1 is not supported".into());
+    }
+    Ok(())
+}
+
+/// Returns the settings of the rotary embedding: `rope_scaling` if it has any, else `rope_parameters`.
+fn parameters(fields: &Fields) -> Result<Option<&Value>, String> {
+    let filled =
+        |name: &str| fields.get(name).filter(|value| value.as_object().is_none_or(|object| !object.is_empty()));
+    let Some(rope) = filled("rope_scaling").or_else(|| filled("rope_parameters")) else { return Ok(None) };
+    if !rope.is_object() {
+        return Err("`rope_scaling` and `rope_parameters` must be objects".into());
+    }
+    if rope["full_attention"].is_object() || rope["sliding_attention"].is_object() {
+        return Err("rope_parameters that differ between layers are not supported".into());
+    }
+    refuse_partial(rope)?;
+    Ok(Some(rope))
+}

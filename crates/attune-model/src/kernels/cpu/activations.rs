@@ -1,0 +1,150 @@
+//! Activations of gated MLPs and soft caps over slices, with their slopes, compiled for several instruction sets and
+//! chosen at run time.
+
+use multiversion::multiversion;
+
+use super::vector::exp;
+use crate::kernels::Activation;
+
+/// 2 √(2/π): gelu-tanh(x) = x · σ(2 √(2/π) (x + 0.044715 x³)), since ½(1 + tanh u) = σ(2u).
+const GELU: f32 = 1.595_769_1;
+const GELU_CUBE: f32 = 0.044_715;
+
+#[allow(clippy::inline_always, reason = "must be compiled into each version of the loops below")]
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[allow(clippy::inline_always, reason = "as above")]
+#[inline(always)]
+fn gelu_sigmoid(x: f32) -> f32 {
+    sigmoid(GELU * (x + GELU_CUBE * x * x * x))
+}
+
+/// Computes the hyperbolic tangent (Cephes' tanhf).
+#[allow(clippy::inline_always, reason = "as above")]
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    let size = x.abs();
+    let far = (1.0 - 2.0 / (1.0 + exp(2.0 * size))).copysign(x);
+    let square = x * x;
+    let mut p = -5.704_988_7e-3_f32;
+    p = p * square + 2.063_908_9e-2;
+    p = p * square - 5.373_971_6e-2;
+    p = p * square + 1.333_144_2e-1;
+    p = p * square - 3.333_328e-1;
+    let near = p * square * x + x;
+    if size < 0.625 { near } else { far }
+}
+
+/// Computes `out = activation(gate) · up`.
+pub(super) fn gated(activation: Activation, out: &mut [f32], gate: &[f32], up: &[f32]) {
+    match activation {
+        Activation::Silu => silu_gated(out, gate, up),
+        Activation::GeluTanh => gelu_gated(out, gate, up),
+    }
+}
+
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn silu_gated(out: &mut [f32], gate: &[f32], up: &[f32]) {
+    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+        *out = gate * sigmoid(gate) * up;
+    }
+}
+
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn gelu_gated(out: &mut [f32], gate: &[f32], up: &[f32]) {
+    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+        *out = gate * gelu_sigmoid(gate) * up;
+    }
+}
+
+/// Inputs of [`gated`], and the gradient of its output.
+#[derive(Clone, Copy)]
+pub(super) struct Gated<'a> {
+    pub(super) gate: &'a [f32],
+    pub(super) up: &'a [f32],
+    pub(super) dy: &'a [f32],
+}
+
+/// Computes d gate = dy · up · activation'(gate) and d up = dy · activation(gate).
+pub(super) fn gated_backward(activation: Activation, dgate: &mut [f32], dup: &mut [f32], saved: Gated<'_>) {
+    match activation {
+        Activation::Silu => silu_backward(dgate, dup, saved),
+        Activation::GeluTanh => gelu_backward(dgate, dup, saved),
+    }
+}
+
+/// The slope of silu is σ(g)(1 + g(1 − σ(g))).
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn silu_backward(dgate: &mut [f32], dup: &mut [f32], saved: Gated<'_>) {
+    let Gated { gate, up, dy } = saved;
+    for ((((dgate, dup), &gate), &up), &dy) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dy) {
+        let sigma = sigmoid(gate);
+        *dup = dy * gate * sigma;
+        *dgate = dy * up * sigma * (1.0 + gate * (1.0 - sigma));
+    }
+}
+
+/// The slope of g · σ(z(g)) is σ(1 + g z'(1 − σ)), with z' = 2 √(2/π) (1 + 3 · 0.044715 g²).
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn gelu_backward(dgate: &mut [f32], dup: &mut [f32], saved: Gated<'_>) {
+    let Gated { gate, up, dy } = saved;
+    for ((((dgate, dup), &gate), &up), &dy) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dy) {
+        let sigma = gelu_sigmoid(gate);
+        let slope = GELU * (1.0 + 3.0 * GELU_CUBE * gate * gate);
+        *dup = dy * gate * sigma;
+        *dgate = dy * up * sigma * (1.0 + gate * slope * (1.0 - sigma));
+    }
+}
+
+/// Replaces each value x by cap · tanh(scale · x / cap).
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+pub(super) fn soft_cap(values: &mut [f32], scale: f32, cap: f32) {
+    let inner = scale / cap;
+    for value in values {
+        *value = cap * tanh(*value * inner);
+    }
+}
+
+/// Writes the slope of cap · tanh(x / cap) at each x, from its values y: 1 − (y / cap)².
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+pub(super) fn soft_cap_slopes(slopes: &mut [f32], values: &[f32], cap: f32) {
+    for (slope, value) in slopes.iter_mut().zip(values) {
+        let share = value / cap;
+        *slope = 1.0 - share * share;
+    }
+}
+
+/// Multiplies each value by its factor.
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+pub(super) fn multiply_each(values: &mut [f32], factors: &[f32]) {
+    for (value, factor) in values.iter_mut().zip(factors) {
+        *value *= factor;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_soft_cap_is_exact_near_zero_and_flat_far_away() {
+        for i in -4000..4000 {
+            let x = i as f32 / 37.0;
+            let mut capped = [x];
+            soft_cap(&mut capped, 1.0, 30.0);
+            let exact = 30.0 * (f64::from(x) / 30.0).tanh();
+            assert!((f64::from(capped[0]) - exact).abs() <= 4e-7 * exact.abs().max(1e-3), "{x}: {} {exact}", capped[0]);
+        }
+        for (x, expected) in [(f32::INFINITY, 30.0), (f32::NEG_INFINITY, -30.0), (1e30, 30.0), (0.0, 0.0)] {
+            let mut capped = [x];
+            soft_cap(&mut capped, 1.0, 30.0);
+            assert_eq!(capped[0].to_bits(), f32::to_bits(expected), "{x}");
+        }
+        let mut broken = [f32::NAN];
+        soft_cap(&mut broken, 1.0, 30.0);
+        assert!(broken[0].is_nan());
+    }
+}

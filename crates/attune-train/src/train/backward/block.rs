@@ -1,0 +1,148 @@
+//! The backward pass of one block, which mirrors [`Block::forward`] line by line, last line first. Called by
+//! [`super::gradients_from_hidden`].
+//!
+//! Frozen weights get no gradient: a linear layer needs only W for dx, and the low-rank parts need dA and dB (Hu et al.,
+//! "LoRA", 2021): dB = s · dyᵀ (x Aᵀ), dA = s · (dy B)ᵀ x, dx += s · (dy B) A.
+
+use candle_core::Tensor;
+
+use super::TrainContext;
+use crate::{Error, Result};
+use attune_model::decoder::{
+    Activations, Attention, AttentionActivations, Block, DenseActivations, DenseMlp, Mlp, MlpActivations, Projection,
+    Residual,
+};
+use attune_model::kernels::AttentionState;
+use attune_model::lora::{LoraLayer, LoraPair};
+
+/// Backward pass of one block.
+pub(super) struct BlockBackward<'a, 'c> {
+    pub(super) context: &'a TrainContext<'c>,
+    pub(super) gradients: &'a mut LoraLayer,
+}
+
+impl BlockBackward<'_, '_> {
+    /// Turns `dy`, the gradient of the block's output, into that of its input, `[rows, hidden]` both; `None` for the
+    /// first block, whose input needs no gradient. Stores the gradients of the block's A and B.
+    pub(super) fn run(&mut self, block: &Block, saved: &Activations, dy: Tensor) -> Result<Option<Tensor>> {
+        // MLP: y = middle + m · after(mlp(before(middle)))
+        let dbranch = self.of_branch(&block.mlp_residual, saved.mlp_branch.as_ref(), &dy)?; // [rows, hidden]
+        let dinput = self.of_mlp(&block.mlp, &saved.mlp, &saved.mlp_input, &dbranch)?; // [rows, hidden]
+        let dmiddle = self.of_input(&block.mlp_residual, &saved.middle, &dinput, &dy)?; // [rows, hidden]
+        drop(dy);
+
+        // Attention: middle = x + m · after(W_o · attend(q, k, v)), with q, k, v of before(x)
+        let dbranch = self.of_branch(&block.attention_residual, saved.attention_branch.as_ref(), &dmiddle)?;
+        let heads = self.of_attention(&block.attention, &saved.attention, &dbranch)?; // dq, dk, dv
+        let Attention { q, k, v, .. } = &block.attention;
+        let x = &saved.attention_input;
+        let [dq, dk, dv] = heads;
+        if block.index == 0 {
+            for (layer, dy) in [(q, &dq), (k, &dk), (v, &dv)] {
+                self.low_rank(layer, x, dy)?;
+            }
+            return Ok(None);
+        }
+        let dinput = self.linear(None, q, x, &dq)?;
+        let dinput = self.linear(Some(dinput), k, x, &dk)?;
+        let dinput = self.linear(Some(dinput), v, x, &dv)?;
+        Ok(Some(self.of_input(&block.attention_residual, &saved.input, &dinput, &dmiddle)?))
+    }
+
+    /// Turns the gradient `dy` of a branch's output stream into that of the branch's own result, which was `branch`.
+    fn of_branch(&self, residual: &Residual, branch: Option<&Tensor>, dy: &Tensor) -> Result<Tensor> {
+        let scaled = if residual.is_unscaled() { dy.clone() } else { (dy * f64::from(residual.multiplier))? };
+        match (&residual.after, branch) {
+            (None, _) => Ok(scaled),
+            (Some(norm), Some(branch)) => {
+                Ok(self.context.kernels.rms_norm_backward(branch, norm, residual.norm_eps, &scaled)?)
+            }
+            (Some(_), None) => Err(Error::Internal("a branch with a norm behind it keeps its result".into())),
+        }
+    }
+
+    /// Turns the gradient `dinput` of a branch's input into that of the stream `x` before it, to which the gradient `dy`
+    /// of the stream behind it is added.
+    fn of_input(&self, residual: &Residual, x: &Tensor, dinput: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        match &residual.before {
+            Some(norm) => Ok(self.context.kernels.add_rms_norm_backward(dy, x, norm, residual.norm_eps, dinput)?),
+            None => Ok((dy + dinput)?),
+        }
+    }
+
+    /// Turns the gradient of the MLP's result into that of its input `x`, `[rows, hidden]` both.
+    fn of_mlp(&mut self, mlp: &Mlp, saved: &MlpActivations, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        match (mlp, saved) {
+            (Mlp::Dense(mlp), MlpActivations::Dense(saved)) => self.of_dense_mlp(mlp, saved, x, dy),
+        }
+    }
+
+    /// Mirrors W_down · (activation(W_gate · m) · (W_up · m)).
+    fn of_dense_mlp(&mut self, mlp: &DenseMlp, saved: &DenseActivations, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let DenseActivations { gate, up, gated } = saved;
+        let dgated = self.linear(None, &mlp.down, gated, dy)?; // [rows, intermediate]
+        let (dgate, dup) = self.context.kernels.gated_backward(mlp.activation, gate, up, &dgated)?;
+        let dx = self.linear(None, &mlp.gate, x, &dgate)?;
+        self.linear(Some(dx), &mlp.up, x, &dup)
+    }
+
+    /// Turns the gradient of attention's result, `[rows, hidden]`, into those of the products with query, key and value,
+    /// `[rows, heads · head_dim]` each.
+    fn of_attention(
+        &mut self,
+        attention: &Attention,
+        saved: &AttentionActivations,
+        dbranch: &Tensor,
+    ) -> Result<[Tensor; 3]> {
+        let kernels = self.context.kernels;
+        let (rows, shape) = (saved.q.dim(0)?, saved.q.shape().clone());
+        let dattended = self.linear(None, &attention.o, &saved.attended, dbranch)?.reshape(&shape)?; // [rows, heads, d]
+        let attended = saved.attended.reshape(&shape)?;
+        let state =
+            AttentionState { q: &saved.q, k: &saved.k, v: &saved.v, out: &attended, log_sum_exp: &saved.log_sum_exp };
+        let (mut dq, mut dk, dv) =
+            kernels.packed_attention_backward(state, &dattended, &self.context.sequences, attention.form)?;
+        if let Some(rope) = attention.rope {
+            (dq, dk) = kernels.rope_backward(&dq, &dk, &self.context.angles[rope])?;
+        }
+        if let (Some((q_norm, k_norm)), Some((q, k))) = (&attention.query_key_norm, &saved.unnormed) {
+            dq = kernels.rms_norm_backward(q, q_norm, attention.norm_eps, &dq)?;
+            dk = kernels.rms_norm_backward(k, k_norm, attention.norm_eps, &dk)?;
+        }
+        Ok([dq.reshape((rows, ()))?, dk.reshape((rows, ()))?, dv.reshape((rows, ()))?])
+    }
+
+    /// Turns the gradient of a linear layer's output, `[rows, out]`, into that of its input, `[rows, in]`, and adds it
+    /// to `others`, the gradients from other layers with the same input.
+    fn linear(&mut self, others: Option<Tensor>, layer: &Projection, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let kernels = self.context.kernels;
+        let dx = match others {
+            Some(dx) => layer.linear.add_input_gradient(dx, dy)?,
+            None => layer.linear.input_gradient(dy)?,
+        };
+        match self.low_rank(layer, x, dy)? {
+            // dx += drop((s · dy B) A)
+            Some((dshrunk, pair)) if self.context.dropout.is_none() => Ok(kernels.add_product(dx, &dshrunk, &pair.a)?),
+            Some((dshrunk, pair)) => {
+                let through_adapter = kernels.matmul(&dshrunk, &pair.a)?;
+                Ok((dx + self.context.drop_out(layer.block, layer.site, &through_adapter)?)?)
+            }
+            None => Ok(dx),
+        }
+    }
+
+    /// Stores dA and dB of the `layer`; returns `s · dy B`, `[rows, rank]`.
+    fn low_rank(&mut self, layer: &Projection, x: &Tensor, dy: &Tensor) -> Result<Option<(Tensor, LoraPair)>> {
+        let Projection { block, site, .. } = *layer;
+        let Some(pair) = self.context.pair(block, site) else { return Ok(None) };
+        let scale = f64::from(pair.scale);
+        let x = &self.context.drop_out(block, site, x)?;
+        let kernels = self.context.kernels;
+        let shrunk = kernels.linear(x, &pair.a)?; // x Aᵀ, [rows, rank]
+        let b = kernels.matmul_transposed(dy, &(shrunk * scale)?)?; // [out, rank]
+        let dshrunk = (kernels.matmul(dy, &pair.b)? * scale)?; // [rows, rank]
+        let a = kernels.matmul_transposed(&dshrunk, x)?; // [rank, in]
+        self.gradients.set(site, LoraPair { a, b, scale: pair.scale });
+        Ok(Some((dshrunk, pair.clone())))
+    }
+}
