@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use attune::model::checkpoint::Checkpoint;
 use attune::model::decoder::Decoder;
 use attune::model::gguf::{Gguf, lora};
 use attune::model::linear::Storage;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
-use attune::model::merge;
+use attune::model::merge::{self, ChangedType};
 use attune::model::weights::Weights;
 use attune::model::{BaseModel, ModelConfig};
 use attune::train::backward::hidden_states;
@@ -245,4 +246,46 @@ fn an_adapter_without_a_scale_changes_nothing_in_llama_cpp_either() {
     // There, an alpha of 0 stands for no scaling at all.
     assert_eq!(file.metadata().number("adapter.lora.alpha").unwrap(), Some(1.0));
     assert!(change_of(&file, "blk.0.ffn_up").1.iter().all(|value| *value == 0.0));
+}
+
+#[test]
+fn a_merged_gguf_file_answers_as_its_base_with_the_adapter() {
+    for family in ["llama", "qwen3"] {
+        let folder_of_files = tempfile::tempdir().unwrap();
+        let (base, output) = (folder_of_files.path().join("base.gguf"), folder_of_files.path().join("out.gguf"));
+        crate::gguf::write_plain(&folder(family), family, &base);
+        let (config, decoder) = load(family, &Device::Cpu);
+        let adapter = adapter(family, &config);
+        merge::write_gguf(&base, &adapter, &output, ChangedType::F16).unwrap();
+        let checkpoint = Checkpoint::open(&output).unwrap();
+        let weights = checkpoint.weights(&Device::Cpu).unwrap();
+        let config = checkpoint.config().unwrap();
+        let merged = Decoder::load_on(&config, &weights, &Storage::default(), &kernels()).unwrap();
+        let tokens = Reference::read(family, "reference.safetensors").ids("input_ids");
+        let expected = logits(&decoder, Some(&adapter), &tokens);
+        let largest = expected.iter().fold(0.0_f32, |largest, logit| largest.max(logit.abs()));
+        let difference = max_difference(&logits(&merged, None, &tokens), &expected);
+        // Weights of 11 bits, through four blocks.
+        assert!(difference <= largest * 4e-3, "{family}: logits differ by {difference:e} of {largest}");
+
+        let (before, after) = (Gguf::open(&base).unwrap(), Gguf::open(&output).unwrap());
+        let mut changed = 0;
+        for (name, tensor) in before.tensors() {
+            let written = after.tensor(name).unwrap();
+            if written.kind == tensor.kind {
+                assert_eq!(written.bytes, tensor.bytes, "{name}");
+            } else {
+                changed += 1;
+            }
+        }
+        assert_eq!(changed, 7 * adapter.layers.len());
+        for (key, value) in before.metadata().iter() {
+            assert_eq!(after.metadata().get(key), Some(value), "{key}");
+        }
+        let again = merge::write_gguf(&base, &adapter, &output, ChangedType::Q8_0).unwrap_err().to_string();
+        assert!(again.contains("exists already"), "{again}");
+        std::fs::remove_file(&output).unwrap();
+        merge::write_gguf(&base, &adapter, &output, ChangedType::Q8_0).unwrap();
+        assert_eq!(Gguf::open(&output).unwrap().metadata().size("general.file_type").unwrap(), Some(7));
+    }
 }
