@@ -357,12 +357,16 @@ fn a_file_is_a_whole_model_with_tokenizer_template_and_ends() {
     let vocabulary = tokenizer["model"]["vocab"].as_object().unwrap();
     let added = tokenizer["added_tokens"].as_array().unwrap();
     let mut tokens = vec![String::new(); 2048];
+    let mut kinds = vec![1_i32; 2048];
     for (token, id) in vocabulary {
         tokens[id.as_u64().unwrap() as usize] = token.clone();
     }
     for token in added {
-        tokens[token["id"].as_u64().unwrap() as usize] = token["content"].as_str().unwrap().to_owned();
+        let id = token["id"].as_u64().unwrap() as usize;
+        tokens[id] = token["content"].as_str().unwrap().to_owned();
+        kinds[id] = if token["special"] == true { 3 } else { 4 };
     }
+    more.push(("tokenizer.ggml.token_type".to_owned(), kinds.into()));
     more.push(("tokenizer.ggml.tokens".to_owned(), tokens.into()));
     let folder_of_files = tempfile::tempdir().unwrap();
     let file = folder_of_files.path().join("demo.gguf");

@@ -2,6 +2,7 @@
 //! whoever has a model's path; all that is read of a model goes through here.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::Device;
 use serde_json::Value;
@@ -21,7 +22,7 @@ pub enum Checkpoint {
     /// A folder with `config.json`, `*.safetensors` and `tokenizer.json`.
     Folder(PathBuf),
     /// A GGUF file, or the shards of one.
-    Gguf(Box<Gguf>),
+    Gguf(Arc<Gguf>),
 }
 
 impl Checkpoint {
@@ -36,7 +37,7 @@ impl Checkpoint {
             Form::Gguf(path) => {
                 let file = Gguf::open(&path)?;
                 gguf::config::read(&file)?;
-                Ok(Self::Gguf(Box::new(file)))
+                Ok(Self::Gguf(Arc::new(file)))
             }
         }
     }
@@ -53,7 +54,7 @@ impl Checkpoint {
     pub fn weights(&self, device: &Device) -> Result<Weights> {
         match self {
             Self::Folder(folder) => Weights::open(folder, device),
-            Self::Gguf(file) => Weights::of_gguf(file.as_ref().clone(), device),
+            Self::Gguf(file) => Weights::of_gguf(file.clone(), device),
         }
     }
 

@@ -10,13 +10,13 @@ use crate::device;
 use crate::linear::{Dtype, Storage};
 use crate::sampling_settings::SamplingSettings;
 
-/// One base model: the id that clients use and the folder in Hugging Face form.
+/// One base model: the id that clients use, and its folder in Hugging Face form or GGUF file.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct ModelEntry {
     /// The id that clients use.
     pub id: String,
-    /// The folder with `config.json`, `*.safetensors` and `tokenizer.json`.
+    /// The folder with `config.json`, `*.safetensors` and `tokenizer.json`, or the GGUF file.
     pub path: PathBuf,
     /// Type of the weight matrices in memory that are not quantized, whatever the checkpoint's precision; by default
     /// f32 on the CPU, bf16 on a GPU.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
@@ -45,7 +46,7 @@ impl Weights {
     }
 
     /// Reads the tensors of a GGUF file.
-    pub fn of_gguf(file: Gguf, device: &Device) -> Result<Self> {
+    pub fn of_gguf(file: Arc<Gguf>, device: &Device) -> Result<Self> {
         Ok(Self { source: Source::Gguf(Box::new(GgufSource::new(file)?)), device: device.clone() })
     }
 

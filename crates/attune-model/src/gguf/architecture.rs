@@ -30,11 +30,11 @@ pub enum Architecture {
     Granite,
     /// Phi 3, 3.5 and 4.
     Phi3,
-    /// OLMo 2 and 3.
+    /// `OLMo` 2 and 3.
     Olmo2,
     /// Qwen 3 with experts.
     Qwen3Moe,
-    /// OLMoE.
+    /// `OLMoE`.
     Olmoe,
     /// gpt-oss.
     GptOss,

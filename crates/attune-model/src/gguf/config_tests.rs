@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::slice::from_ref;
+
 use bytes::Bytes;
 
 use super::*;
@@ -43,7 +45,7 @@ fn translated(architecture: &str, more: &[(&str, Key)], vectors: &[(&str, usize)
 
 /// Checks that the translation has these fields.
 #[track_caller]
-fn assert_fields(fields: &Map<String, Value>, expected: Value) {
+fn assert_fields(fields: &Map<String, Value>, expected: &Value) {
     for (name, value) in expected.as_object().unwrap() {
         let found = fields.get(name).unwrap_or(&Value::Null);
         let equal = match (found.as_f64(), value.as_f64()) {
@@ -70,15 +72,15 @@ fn the_common_shape_is_translated_for_every_architecture() {
         ("qwen3", "qwen3", &[]),
         ("smollm3", "smollm3", &[]),
         ("gemma", "gemma", &[]),
-        ("gemma2", "gemma2", &[window.clone()]),
-        ("gemma3", "gemma3_text", &[window.clone()]),
+        ("gemma2", "gemma2", from_ref(&window)),
+        ("gemma3", "gemma3_text", from_ref(&window)),
         ("granite", "granite", &[]),
-        ("phi3", "phi3", &[window.clone()]),
+        ("phi3", "phi3", from_ref(&window)),
         ("olmo2", "olmo2", &[]),
-        ("olmo2", "olmo3", &[window.clone()]),
+        ("olmo2", "olmo3", from_ref(&window)),
         ("qwen3moe", "qwen3_moe", &needs[..]),
         ("olmoe", "olmoe", &needs[..2]),
-        ("gpt-oss", "gpt_oss", &[&needs[..], &[window.clone()]].concat()),
+        ("gpt-oss", "gpt_oss", &[&needs[..], from_ref(&window)].concat()),
     ] {
         let fields = translated(architecture, more, &[]).unwrap();
         let expected = json!({
@@ -87,9 +89,9 @@ fn the_common_shape_is_translated_for_every_architecture() {
             "rms_norm_eps": 1e-6, "tie_word_embeddings": true, "attention_bias": false,
             "intermediate_size": if model_type == "gpt_oss" { 32 } else { 128 },
         });
-        assert_fields(&fields, expected);
-        let kinds = &fields["rope_parameters"];
-        let theta = fields.get("rope_theta").unwrap_or(&kinds["full_attention"]["rope_theta"]);
+        assert_fields(&fields, &expected);
+        let of_full = || &fields["rope_parameters"]["full_attention"]["rope_theta"];
+        let theta = fields.get("rope_theta").unwrap_or_else(of_full);
         assert_eq!(theta, &json!(1e6), "{model_type}");
         // Files of Mistral are usually made as those of Llama.
         let usual = if model_type == "mistral" { "llama" } else { architecture };
@@ -103,13 +105,13 @@ fn the_common_shape_is_translated_for_every_architecture() {
 #[test]
 fn what_llama_cpp_fixes_in_code_is_written_out() {
     let fields = translated("smollm3", &[], &[]).unwrap();
-    assert_fields(&fields, json!({ "no_rope_layer_interval": 4 }));
+    assert_fields(&fields, &json!({ "no_rope_layer_interval": 4 }));
     let slides = |pattern: [bool; 6]| pattern.map(|slides| if slides { "sliding_attention" } else { "full_attention" });
     let window: (&str, Key) = ("attention.sliding_window", 16_u32.into());
-    let fields = translated("gemma2", &[window.clone()], &[]).unwrap();
+    let fields = translated("gemma2", from_ref(&window), &[]).unwrap();
     assert_fields(
         &fields,
-        json!({
+        &json!({
             "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 16,
             "sliding_window": 16, "hidden_activation": "gelu_pytorch_tanh",
             "layer_types": slides([true, false, true, false, true, false]),
@@ -118,16 +120,16 @@ fn what_llama_cpp_fixes_in_code_is_written_out() {
     let fields = translated("gemma3", &[window.clone(), ("attention.key_length", 32_u32.into())], &[]).unwrap();
     assert_fields(
         &fields,
-        json!({
+        &json!({
             "rope_local_base_freq": 1e4, "query_pre_attn_scalar": 32, "sliding_window": 16,
             "layer_types": slides([true, true, true, true, true, false]),
         }),
     );
     let full = translated("gemma3", &[], &[]).unwrap();
-    assert_fields(&full, json!({ "layer_types": slides([false; 6]) }));
+    assert_fields(&full, &json!({ "layer_types": slides([false; 6]) }));
     let pattern: (&str, Key) = ("attention.sliding_window_pattern", vec![true, true, false, false, true, true].into());
     let fields = translated("olmo2", &[window.clone(), pattern], &[]).unwrap();
-    assert_fields(&fields, json!({ "layer_types": slides([true, true, false, false, true, true]) }));
+    assert_fields(&fields, &json!({ "layer_types": slides([true, true, false, false, true, true]) }));
     let largest: [(&str, Key); 2] = [window, ("attention.sliding_window_pattern", vec![true; 5].into())];
     assert!(translated("olmo2", &largest, &[]).unwrap_err().to_string().contains("must have 6 values"));
 }
@@ -146,8 +148,8 @@ fn scales_of_granite_have_the_names_of_transformers() {
             "logits_scaling": logits,
         })
     };
-    assert_fields(&translated("granite", &scales, &[]).unwrap(), named(12.0, 0.25, 0.125, 8.0));
-    assert_fields(&translated("granite", &[], &[]).unwrap(), named(1.0, 1.0, 0.25, 1.0));
+    assert_fields(&translated("granite", &scales, &[]).unwrap(), &named(12.0, 0.25, 0.125, 8.0));
+    assert_fields(&translated("granite", &[], &[]).unwrap(), &named(1.0, 1.0, 0.25, 1.0));
     let unrotated = translated("granite", &[("rope.scaling.finetuned", false.into())], &[]);
     assert!(unrotated.unwrap_err().to_string().contains("models without rotation"));
 }
@@ -161,9 +163,9 @@ fn experts_are_counted_and_other_choices_of_them_refused() {
     ];
     let expected =
         json!({ "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": true });
-    assert_fields(&translated("qwen3moe", &experts, &[]).unwrap(), expected);
+    assert_fields(&translated("qwen3moe", &experts, &[]).unwrap(), &expected);
     let expected = json!({ "num_local_experts": 8, "num_experts_per_tok": 2 });
-    assert_fields(&translated("llama", &experts[..2], &[]).unwrap(), expected);
+    assert_fields(&translated("llama", &experts[..2], &[]).unwrap(), &expected);
     for (name, key) in [
         ("expert_gating_func", Key::from(2_u32)),
         ("expert_shared_count", 1_u32.into()),
@@ -203,7 +205,7 @@ fn scaled_rotations_are_translated() {
 
     let ministral = [&yarn[..], &[("attention.temperature_scale", 0.1_f32.into())]].concat();
     let ministral = translated("mistral3", &ministral, &[]).unwrap();
-    assert_fields(&ministral, json!({ "model_type": "ministral3", "sliding_window": null }));
+    assert_fields(&ministral, &json!({ "model_type": "ministral3", "sliding_window": null }));
     assert!(
         ministral["rope_parameters"]["llama_4_scaling_beta"].as_f64().is_some_and(|beta| (beta - 0.1).abs() < 1e-6)
     );
@@ -222,7 +224,7 @@ fn long_rope_of_phi_has_both_lists() {
     let fields = translated("phi3", &keys, &lists).unwrap();
     assert_fields(
         &fields,
-        json!({
+        &json!({
             "partial_rotary_factor": 0.75, "original_max_position_embeddings": 128, "sliding_window": null,
             "rope_scaling": { "rope_type": "longrope", "long_factor": vec![2.0; 6], "short_factor": vec![2.0; 6] },
         }),
@@ -237,7 +239,7 @@ fn long_rope_of_phi_has_both_lists() {
 fn biases_are_those_of_the_file() {
     let all: Vec<String> = (0..6).map(|layer| format!("blk.{layer}.attn_q.bias")).collect();
     let vectors: Vec<(&str, usize)> = all.iter().map(|name| (name.as_str(), 64)).collect();
-    assert_fields(&translated("llama", &[], &vectors).unwrap(), json!({ "attention_bias": true, "mlp_bias": false }));
+    assert_fields(&translated("llama", &[], &vectors).unwrap(), &json!({ "attention_bias": true, "mlp_bias": false }));
     let said = translated("llama", &[], &vectors[1..]).unwrap_err().to_string();
     assert!(said.contains("only 5 of 6 blocks have a tensor `attn_q.bias`"), "{said}");
 }

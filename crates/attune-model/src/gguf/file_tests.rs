@@ -5,6 +5,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::Arc;
 
 use super::*;
 use crate::gguf::config;
@@ -116,7 +117,7 @@ fn read_all(path: &Path) -> Result<()> {
     let file = Gguf::open(path)?;
     config::read(&file)?;
     let names = Names::of(file.metadata())?;
-    let source = Source::new(file.clone())?;
+    let source = Source::new(Arc::new(file.clone()))?;
     for (name, tensor) in file.tensors() {
         for original in names.originals(name) {
             match *tensor.shape {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+pub use super::types::Number;
 use super::types::NumberType;
 use crate::{Error, Result};
 
@@ -27,23 +28,6 @@ pub enum Value {
     Numbers(Numbers),
     /// A list of texts.
     Texts(Vec<String>),
-}
-
-/// A number or a flag, in the type that the file has it in.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[allow(missing_docs, reason = "the format's own names")]
-pub enum Number {
-    U8(u8),
-    I8(i8),
-    U16(u16),
-    I16(i16),
-    U32(u32),
-    I32(i32),
-    F32(f32),
-    Bool(bool),
-    U64(u64),
-    I64(i64),
-    F64(f64),
 }
 
 /// A list of numbers of one type, as the file stores them.
@@ -164,41 +148,6 @@ impl Value {
 
     fn as_numbers(&self) -> Option<&Numbers> {
         if let Self::Numbers(numbers) = self { Some(numbers) } else { None }
-    }
-}
-
-impl Number {
-    /// Returns the number; `None` for a flag.
-    pub fn as_f64(self) -> Option<f64> {
-        match self {
-            Self::F32(number) => Some(f64::from(number)),
-            Self::F64(number) => Some(number),
-            _ => self.as_i128().map(|number| number as f64),
-        }
-    }
-
-    /// Returns a whole number of at least 0; `None` for any other.
-    pub fn as_size(self) -> Option<usize> {
-        usize::try_from(self.as_i128()?).ok()
-    }
-
-    /// Returns the flag; `None` for a number.
-    pub fn as_bool(self) -> Option<bool> {
-        if let Self::Bool(flag) = self { Some(flag) } else { None }
-    }
-
-    fn as_i128(self) -> Option<i128> {
-        match self {
-            Self::U8(number) => Some(number.into()),
-            Self::I8(number) => Some(number.into()),
-            Self::U16(number) => Some(number.into()),
-            Self::I16(number) => Some(number.into()),
-            Self::U32(number) => Some(number.into()),
-            Self::I32(number) => Some(number.into()),
-            Self::U64(number) => Some(number.into()),
-            Self::I64(number) => Some(number.into()),
-            Self::F32(_) | Self::F64(_) | Self::Bool(_) => None,
-        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -16,7 +17,7 @@ use crate::{Error, Result};
 /// The tensors of a file.
 #[derive(Debug)]
 pub(crate) struct Source {
-    file: Gguf,
+    file: Arc<Gguf>,
     names: Names,
     /// Names of the file's tensors that were asked for.
     read: Mutex<BTreeSet<String>>,
@@ -24,7 +25,7 @@ pub(crate) struct Source {
 
 impl Source {
     /// Makes the source of the tensors of `file`.
-    pub(crate) fn new(file: Gguf) -> Result<Self> {
+    pub(crate) fn new(file: Arc<Gguf>) -> Result<Self> {
         let names = Names::of(file.metadata())?;
         Ok(Self { file, names, read: Mutex::default() })
     }

@@ -253,3 +253,7 @@ fn block_of<'a>(name: &'a str, prefix: &str) -> Option<(usize, &'a str)> {
     let (number, rest) = name.strip_prefix(prefix)?.split_once('.')?;
     Some((number.parse().ok()?, rest))
 }
+
+#[cfg(test)]
+#[path = "tensors_tests.rs"]
+mod tests;

@@ -1,12 +1,63 @@
 //! Numbers of the format for types: those of a key's value, and those of a tensor.
 
-use super::metadata::Number;
 use crate::blocks::BlockType;
 
 /// Number of the type of texts.
 pub(super) const TEXT: u32 = 8;
 /// Number of the type of lists.
 pub(super) const LIST: u32 = 9;
+
+/// A number or a flag, in the type that the file has it in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[allow(missing_docs, reason = "the format's own names")]
+pub enum Number {
+    U8(u8),
+    I8(i8),
+    U16(u16),
+    I16(i16),
+    U32(u32),
+    I32(i32),
+    F32(f32),
+    Bool(bool),
+    U64(u64),
+    I64(i64),
+    F64(f64),
+}
+
+impl Number {
+    /// Returns the number; `None` for a flag.
+    pub fn as_f64(self) -> Option<f64> {
+        match self {
+            Self::F32(number) => Some(f64::from(number)),
+            Self::F64(number) => Some(number),
+            _ => self.as_i128().map(|number| number as f64),
+        }
+    }
+
+    /// Returns a whole number of at least 0; `None` for any other.
+    pub fn as_size(self) -> Option<usize> {
+        usize::try_from(self.as_i128()?).ok()
+    }
+
+    /// Returns the flag; `None` for a number.
+    pub fn as_bool(self) -> Option<bool> {
+        if let Self::Bool(flag) = self { Some(flag) } else { None }
+    }
+
+    fn as_i128(self) -> Option<i128> {
+        match self {
+            Self::U8(number) => Some(number.into()),
+            Self::I8(number) => Some(number.into()),
+            Self::U16(number) => Some(number.into()),
+            Self::I16(number) => Some(number.into()),
+            Self::U32(number) => Some(number.into()),
+            Self::I32(number) => Some(number.into()),
+            Self::U64(number) => Some(number.into()),
+            Self::I64(number) => Some(number.into()),
+            Self::F32(_) | Self::F64(_) | Self::Bool(_) => None,
+        }
+    }
+}
 
 /// The type of a number or a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,7 +197,7 @@ const BLOCK_TYPES: [(u32, BlockType); 16] = [
 ];
 
 /// Types of tensors that exist and are not read.
-const OTHER_TYPES: [(u32, &str); 20] = [
+const OTHER_TYPES: [(u32, &str); 19] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
@@ -166,7 +217,6 @@ const OTHER_TYPES: [(u32, &str); 20] = [
     (40, "NVFP4"),
     (41, "Q1_0"),
     (42, "Q2_0"),
-    (43, "a type newer than this program"),
 ];
 
 /// Returns the type of tensors with `number`, or says what is wrong with it.

@@ -27,8 +27,12 @@ fn apply_qwen2(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> 
 }
 
 /// Qwen 3 (dense).
-pub(super) const QWEN3: Family =
-    Family { name: "qwen3", defaults: Defaults { head_dim: Some(128), ..QWEN2.defaults }, apply: apply_qwen3 };
+pub(super) const QWEN3: Family = Family {
+    name: "qwen3",
+    inside: None,
+    defaults: Defaults { head_dim: Some(128), ..QWEN2.defaults },
+    apply: apply_qwen3,
+};
 
 fn apply_qwen3(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> {
     let attention = fields.flag("attention_bias", false)?;

@@ -9,9 +9,9 @@ use crate::blocks::BlockType;
 
 /// Tensor with the divisors of the frequencies, in which converters write out the scaling of Llama 3.
 pub(super) const DIVISORS: &str = "rope_freqs.weight";
-/// Tensor with the divisors for sequences longer than the original context (LongRoPE).
+/// Tensor with the divisors for sequences longer than the original context.
 pub(super) const LONG: &str = "rope_factors_long.weight";
-/// Tensor with the divisors for sequences within the original context (LongRoPE).
+/// Tensor with the divisors for sequences within the original context.
 pub(super) const SHORT: &str = "rope_factors_short.weight";
 /// Base of files that do not say.
 const THETA: f64 = 10_000.0;
@@ -77,7 +77,7 @@ fn scaling(keys: &Keys<'_>) -> Result<Option<Value>> {
     }
 }
 
-/// Translates what Phi 3 has: heads that are rotated in part, and LongRoPE.
+/// Translates what Phi 3 has: heads that are rotated in part, and lists of divisors for short and long sequences.
 pub(super) fn apply_long(keys: &Keys<'_>, fields: &mut Map<String, Value>) -> Result<()> {
     let head_dim = fields["head_dim"].as_u64().unwrap_or(0) as usize;
     let context = fields["max_position_embeddings"].as_u64().unwrap_or(0) as f64;
