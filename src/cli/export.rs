@@ -10,10 +10,10 @@ use crate::adapters::registry::{config_key, weights_key};
 use crate::app::open_store_beside;
 use crate::cli::DataDirArgs;
 use crate::config::Config;
+use crate::model;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::lora::Adapter;
 use crate::model::merge::{self, ChangedType};
-use crate::model;
 use crate::off_thread::off_thread;
 use crate::store::keys::normal_organization;
 use crate::{Error, Result, adapters};
@@ -120,9 +120,7 @@ fn write(base: &Path, adapter: &Adapter, form: MergedForm, kind: ChangedType, ou
 /// other weights than its folder has, which is not decided silently.
 fn path_of(config: &Config, id: &str) -> Result<PathBuf> {
     let entry = config.models.iter().find(|entry| entry.id == id).ok_or_else(|| {
-        Error::Setup(format!(
-            "its base model `{id}` is not in the configuration: name its weights with --base"
-        ))
+        Error::Setup(format!("its base model `{id}` is not in the configuration: name its weights with --base"))
     })?;
     if let Some(format) = &entry.quantize {
         return Err(Error::Setup(format!(

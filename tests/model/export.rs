@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use attune::model::ModelConfig;
 use attune::model::checkpoint::Checkpoint;
 use attune::model::decoder::Decoder;
 use attune::model::gguf::{Gguf, lora};
@@ -9,14 +10,13 @@ use attune::model::linear::Storage;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use attune::model::merge::{self, ChangedType};
 use attune::model::weights::Weights;
-use attune::model::{BaseModel, ModelConfig};
 use attune::train::backward::hidden_states;
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use serde_json::Value;
 
-use crate::fixtures::{Reference, TRAINED_FAMILIES, floats, folder, load, max_difference, one_sequence, whole_model};
+use crate::fixtures::{Reference, TRAINED_FAMILIES, floats, folder, load, max_difference, one_sequence};
 use crate::kernels;
 
 fn adapter(family: &str, config: &ModelConfig) -> Adapter {
@@ -159,8 +159,8 @@ fn a_model_that_cannot_be_merged_is_refused_and_leaves_nothing() {
 }
 
 /// Writes `adapter` as llama.cpp's file, and opens that.
-fn as_gguf(base: &BaseModel, adapter: &Adapter) -> Gguf {
-    let names = lora::names(&base.path, &base.config).unwrap();
+fn as_gguf(family: &str, config: &ModelConfig, adapter: &Adapter) -> Gguf {
+    let names = lora::names(&folder(family), config).unwrap();
     let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
     let mut bytes = lora::write(adapter, &names).unwrap();
     // An adapter is no model, which alone are opened: here the key that says so gets another name.
@@ -193,8 +193,8 @@ fn change_of(file: &Gguf, name: &str) -> (Vec<usize>, Vec<f64>) {
 fn llama_cpps_file_changes_each_layer_as_the_adapter_does() {
     // Files of the first have the rows of query and key in another order; those of the second do not.
     for (family, reordered) in [("llama", true), ("qwen2", false)] {
-        let base = whole_model(family);
-        let mut adapter = adapter(family, &base.config);
+        let config = ModelConfig::read(&folder(family)).unwrap();
+        let mut adapter = adapter(family, &config);
         // Other scales in one layer, as `alpha_pattern` makes them, which one alpha has no room for.
         let mut first = LoraLayer::default();
         for (number, site) in Site::ALL.into_iter().enumerate() {
@@ -203,7 +203,7 @@ fn llama_cpps_file_changes_each_layer_as_the_adapter_does() {
             first.set(site, pair);
         }
         adapter.layers[0] = first;
-        let file = as_gguf(&base, &adapter);
+        let file = as_gguf(family, &config, &adapter);
         let text = |key: &str| file.metadata().text(key).unwrap().unwrap().to_owned();
         assert_eq!((text("general.typo"), text("adapter.type")), ("adapter".into(), "lora".into()));
         assert_eq!(text("general.architecture"), family);
@@ -215,7 +215,7 @@ fn llama_cpps_file_changes_each_layer_as_the_adapter_does() {
                 let (shape, changed) = change_of(&file, &format!("blk.{block}.{name}"));
                 let (rows, columns) = (shape[0], shape[1]);
                 let expected = sum(&vec![0.0; rows * columns], pair);
-                let (dim, half) = (base.config.head_dim, base.config.head_dim / 2);
+                let (dim, half) = (config.head_dim, config.head_dim / 2);
                 for row in 0..rows {
                     // Row i of the first half of a head stands at 2 i, row i of the second half behind it.
                     let within = row % dim;
@@ -233,8 +233,8 @@ fn llama_cpps_file_changes_each_layer_as_the_adapter_does() {
 
 #[test]
 fn an_adapter_without_a_scale_changes_nothing_in_llama_cpp_either() {
-    let base = whole_model("llama");
-    let mut adapter = adapter("llama", &base.config);
+    let config = ModelConfig::read(&folder("llama")).unwrap();
+    let mut adapter = adapter("llama", &config);
     for layer in &mut adapter.layers {
         let mut none = LoraLayer::default();
         for site in Site::ALL {
@@ -242,7 +242,7 @@ fn an_adapter_without_a_scale_changes_nothing_in_llama_cpp_either() {
         }
         *layer = none;
     }
-    let file = as_gguf(&base, &adapter);
+    let file = as_gguf("llama", &config, &adapter);
     // There, an alpha of 0 stands for no scaling at all.
     assert_eq!(file.metadata().number("adapter.lora.alpha").unwrap(), Some(1.0));
     assert!(change_of(&file, "blk.0.ffn_up").1.iter().all(|value| *value == 0.0));

@@ -23,7 +23,9 @@ pub fn names(path: &Path, config: &ModelConfig) -> Result<Names> {
     if path.is_file() {
         return Names::of(Gguf::open(path)?.metadata());
     }
-    let fields = crate::tokenizer::read_json(&path.join("config.json"))?.unwrap_or_default();
+    let file = path.join("config.json");
+    let gone = || Error::Setup(format!("{}: the file is not there any more", file.display()));
+    let fields = crate::tokenizer::read_json(&file)?.ok_or_else(gone)?;
     let kind = fields["model_type"].as_str().unwrap_or_default();
     let architecture = Architecture::of_model_type(kind).ok_or_else(|| {
         Error::Setup(format!("There is no form for adapters of models of the type `{kind}` in GGUF files."))

@@ -98,8 +98,8 @@ pub fn write_gguf(base: &Path, adapter: &Adapter, output: &Path, kind: ChangedTy
             None => Ok(tensor.bytes.clone()),
         }
     });
-    let written = written
-        .and_then(|()| std::fs::rename(part, output).map_err(Error::io(format!("name {}", output.display()))));
+    let written =
+        written.and_then(|()| std::fs::rename(part, output).map_err(Error::io(format!("name {}", output.display()))));
     if written.is_err() {
         // The reason matters more than what may be left.
         let _ = std::fs::remove_file(part);
