@@ -44,11 +44,11 @@ fn files_instead_of_a_folder_are_told_from_one_another() {
 
 #[test]
 fn names_on_a_hub_are_not_downloaded() {
-    let error = check(Path::new("HuggingFaceTB/SmolLM2-135M-Instruct")).unwrap_err().to_string();
+    let error = find(Path::new("HuggingFaceTB/SmolLM2-135M-Instruct")).unwrap_err().to_string();
     assert!(error.contains("nothing is downloaded") && error.contains("hf download HuggingFaceTB/Smol"), "{error}");
     for path in ["gpt2", "/no/such/folder", "./a/b", "../a"] {
-        let error = check(Path::new(path)).unwrap_err().to_string();
-        assert!(error.contains("there is no such folder; give one with config.json"), "{error}");
+        let error = find(Path::new(path)).unwrap_err().to_string();
+        assert!(error.contains("there is no such folder or file; give a folder with config.json"), "{error}");
     }
 }
 
@@ -56,7 +56,11 @@ fn names_on_a_hub_are_not_downloaded() {
 fn a_folder_that_is_no_models_is_told_what_it_is() {
     for (files, says) in [
         (&[("adapter_config.json", "{}")][..], "PEFT adapter"),
-        (&[("a.gguf", "")], "GGUF files such as a.gguf"),
+        (&[("a.gguf", "")], "a.gguf: the file is empty"),
+        (&[("a.gguf", ""), ("a-mmproj.gguf", "x")], "a.gguf: the file is empty"),
+        (&[("a.gguf", ""), ("b.gguf", "")], "several GGUF models: give one, such as"),
+        (&[("a-00001-of-00002.gguf", "x"), ("a-00002-of-00002.gguf", "x")], "a-00001-of-00002.gguf: this is no GGUF"),
+        (&[("a-00002-of-00002.gguf", "")], "a-00002-of-00002.gguf: the file is empty"),
         (&[("snapshots/abc/config.json", CONFIG)], "snapshots/abc"),
         (&[("smol/config.json", CONFIG)], "smol in it has"),
         (&[("readme.md", "")], "has no config.json"),
