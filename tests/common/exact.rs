@@ -185,7 +185,7 @@ impl Part<'_> {
     /// Computes the norm before (0) or behind (1) attention or the MLP, if the family has it.
     fn norm(&self, x: &[f64], place: usize, of_attention: bool) -> Vec<f64> {
         let name = self.model.config.norm_places.names(of_attention)[place];
-        name.map_or(x.to_vec(), |name| self.named_norm(x, name))
+        name.map_or_else(|| x.to_vec(), |name| self.named_norm(x, name))
     }
 
     /// Adds a branch's result to the stream.

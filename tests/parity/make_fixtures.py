@@ -89,7 +89,7 @@ def ropes_by_type(full, sliding):
 # Gemma's attention, small. The factor on its embeddings is the root of HIDDEN, 8.
 GEMMA_HEADS = dict(head_dim=16, query_pre_attn_scalar=24, sliding_window=12)
 GRANITE_FACTORS = dict(
-    embedding_multiplier=3.0, attention_multiplier=0.4, residual_multiplier=0.6, logits_scaling=1.25
+    embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.6, logits_scaling=1.25
 )
 
 

@@ -3,14 +3,13 @@
 
 use candle_core::Tensor;
 
+use super::Context;
 use super::loading::BlockWeights;
 use super::projection::{Projection, project};
-use super::{Context, LowRank};
 use crate::Result;
 use crate::config::QueryKeyNorm;
 use crate::kernels::{AttentionForm, GpuKernels, Kernels};
 use crate::lora::Site;
-use crate::rope::Angles;
 
 /// Attention of one block.
 #[derive(Debug)]

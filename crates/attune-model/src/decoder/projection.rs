@@ -32,7 +32,7 @@ impl Projection {
     }
 
     /// Computes [`Projection::onto`] in place: nothing else holds `residual`.
-    pub(super) fn into_residual(&self, residual: Tensor, x: &Tensor, context: &impl LowRank) -> Result<Tensor> {
+    pub(super) fn project_into(&self, residual: Tensor, x: &Tensor, context: &impl LowRank) -> Result<Tensor> {
         self.add_lora(self.linear.forward_into(residual, x)?, x, context)
     }
 
@@ -56,7 +56,11 @@ impl Projection {
 
 /// Computes the products of `x` `[rows, in]` with `layers` (one of [`GROUPS`](crate::routes::GROUPS)), adapters
 /// included, `[rows, out]` each.
-pub fn project<const N: usize>(layers: [&Projection; N], x: &Tensor, context: &impl LowRank) -> Result<[Tensor; N]> {
+pub(super) fn project<const N: usize>(
+    layers: [&Projection; N],
+    x: &Tensor,
+    context: &impl LowRank,
+) -> Result<[Tensor; N]> {
     let mut outputs = Linear::forward_each(layers.map(|layer| &layer.linear), x, None)?;
     if let Some(first) = layers.first() {
         context.add_lora(first.block, &layers.map(|layer| layer.site), x, &mut outputs)?;

@@ -68,7 +68,7 @@ impl Residual {
         context: &impl LowRank,
     ) -> Result<Tensor> {
         if self.is_plain() {
-            return last.into_residual(x, inner, context);
+            return last.project_into(x, inner, context);
         }
         self.add(&x, &last.of(inner, context)?)
     }

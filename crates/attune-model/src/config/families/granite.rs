@@ -1,8 +1,6 @@
 //! Granite 3 and 4 with attention in every block and without experts.
 
-use serde_json::Value;
-
-use super::{Defaults, Family, llama};
+use super::{Family, llama};
 use crate::ModelConfig;
 use crate::config::Biases;
 use crate::config::fields::Fields;
