@@ -32,7 +32,7 @@ pub(super) fn document(metadata: &Metadata, family: Family) -> Result<Document> 
         normalizer: family.normalizer(),
         pre_tokenizer: Some(family.pre_tokenizer()),
         post_processor: around_texts(begin.filter(|_| begins), end.filter(|_| ends)),
-        decoder: if bytes { json!({"type": "ByteLevel"}) } else { character_decoder(false) },
+        decoder: if bytes { byte_decoder() } else { character_decoder(false) },
         merges: merges(metadata)?,
         ignore_merges: family.ignore_merges,
         byte_fallback: !bytes,
@@ -54,6 +54,11 @@ fn merges(metadata: &Metadata) -> Result<Vec<(String, String)>> {
         pair(merge).ok_or_else(|| metadata.fault(&format!("`{merge}` of tokenizer.ggml.merges is no pair of tokens")))
     });
     split.collect()
+}
+
+/// Returns the part that makes text of tokens over bytes.
+fn byte_decoder() -> Value {
+    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true})
 }
 
 /// Returns the part that makes text of tokens over characters; `strips` takes away the blank that was put before it.
