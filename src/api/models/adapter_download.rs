@@ -42,6 +42,7 @@ pub(crate) enum AdapterFormat {
 #[into_params(parameter_in = Query)]
 pub(crate) struct DownloadQuery {
     /// The form; `peft` if absent.
+    #[param(inline)]
     pub format: Option<AdapterFormat>,
 }
 
