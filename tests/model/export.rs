@@ -285,7 +285,9 @@ fn a_merged_gguf_file_answers_as_its_base_with_the_adapter() {
         let again = merge::write_gguf(&base, &adapter, &output, ChangedType::Q8_0).unwrap_err().to_string();
         assert!(again.contains("exists already"), "{again}");
         std::fs::remove_file(&output).unwrap();
-        merge::write_gguf(&base, &adapter, &output, ChangedType::Q8_0).unwrap();
-        assert_eq!(Gguf::open(&output).unwrap().metadata().size("general.file_type").unwrap(), Some(7));
+        // The fixture's MLP is no whole number of blocks wide.
+        let refused = merge::write_gguf(&base, &adapter, &output, ChangedType::Q8_0).unwrap_err().to_string();
+        assert!(refused.contains("`blk.0.ffn_down.weight` [64, 112] is no whole number of Q8_0 blocks"), "{refused}");
+        assert_eq!(std::fs::read_dir(folder_of_files.path()).unwrap().count(), 1, "nothing is left");
     }
 }
