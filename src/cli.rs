@@ -4,6 +4,7 @@
 mod client;
 mod costs;
 mod estimate;
+mod export;
 mod health;
 mod jobs;
 mod keys;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 
 use self::costs::CostsOptions;
 use self::estimate::EstimateOptions;
+use self::export::ExportOptions;
 use self::jobs::JobsCommand;
 use self::keys::KeysCommand;
 use self::models::ModelsOptions;
@@ -72,6 +74,8 @@ enum Command {
         #[command(subcommand)]
         command: JobsCommand,
     },
+    /// Write a fine-tuned model as a model of its own, its adapter added to the weights. The server may run meanwhile.
+    Export(ExportOptions),
     /// Compare the cost of your own machine with per-token prices and print the break-even requests per day.
     Costs(CostsOptions),
     /// Print the OpenAPI document.
@@ -215,6 +219,10 @@ fn start(cli: Cli) -> Result<ExitCode> {
         Command::Pull(options) => block_on(quiet, false, options.run()),
         Command::Models(options) => options.run(),
         Command::Estimate(options) => {
+            let config = options.place().load()?;
+            block_on(quiet, config.log_json, options.run(config))
+        }
+        Command::Export(options) => {
             let config = options.place().load()?;
             block_on(quiet, config.log_json, options.run(config))
         }

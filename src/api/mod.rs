@@ -32,7 +32,7 @@ use self::access::shares::share_out;
 use self::fine_tuning::{fine_tunes, fine_tuning_jobs};
 use self::generation::{chat, completions, embeddings, engines, tokenize};
 use self::http::{docs, transport, unread};
-use self::models::{checkpoint_permissions, lora_adapters, model_list, model_resource};
+use self::models::{adapter_download, checkpoint_permissions, lora_adapters, model_list, model_resource};
 use self::operations::{files, health, usage};
 use crate::adapters::registry::AdapterRegistry;
 use crate::config::Config;
@@ -63,8 +63,8 @@ fn routes() -> OpenApiRouter<ApiState> {
         // Models.
         .routes(routes!(model_list::list))
         .merge(documented(routes!(model_resource::retrieve, model_resource::delete)))
-        .merge(documented(routes!(model_resource::download)))
-        .route("/models/{*model}", get(model_resource::get).delete(model_resource::delete))
+        .merge(documented(routes!(adapter_download::download)))
+        .route("/models/{*model}", get(adapter_download::get).delete(model_resource::delete))
         .routes(routes!(lora_adapters::list))
         .routes(routes!(lora_adapters::load))
         .routes(routes!(lora_adapters::unload))

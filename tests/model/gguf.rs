@@ -240,6 +240,11 @@ fn write(source: &Path, architecture: &str, form: Form, more: Vec<(String, Value
     stored
 }
 
+/// Writes the model in `source` to the file `target`, all of it in F32.
+pub(crate) fn write_plain(source: &Path, architecture: &str, target: &Path) {
+    write(source, architecture, Form::default(), Vec::new(), target);
+}
+
 /// Returns the values of a matrix after packing.
 fn packed_values(kind: BlockType, tensor: &Tensor) -> Tensor {
     let (kind, bytes) = packed(kind, tensor);

@@ -21,6 +21,7 @@ pub mod kv_cache;
 pub mod linear;
 pub mod lora;
 pub mod matrix;
+pub mod merge;
 pub mod python_json;
 mod quantized;
 pub mod rope;

@@ -10,6 +10,7 @@ pub mod config;
 mod cursor;
 pub mod file;
 mod header;
+pub mod lora;
 pub mod metadata;
 pub mod sampling;
 mod shards;

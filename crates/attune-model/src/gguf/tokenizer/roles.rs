@@ -82,7 +82,7 @@ pub fn end_tokens(metadata: &Metadata) -> Result<Vec<u32>> {
     for key in ENDS {
         ends.extend(metadata.token(key)?.filter(|id| tokens.get(*id).is_some()));
     }
-    let marks: Vec<(u32, &Token<'_>)> = tokens.iter().filter(|(_, token)| token.kind.is_added()).collect();
+    let marks: Vec<(u32, &Token<'_>)> = tokens.iter().filter(|(_, token)| token.kind.is_special()).collect();
     let find = |text: &str| marks.iter().find(|(_, token)| token.text == text).map(|(id, _)| *id);
     ends.extend(END_MARKS.iter().filter_map(|mark| find(mark)));
     let has = |names: &[&str]| names.iter().any(|name| find(name).is_some());
