@@ -185,11 +185,13 @@ fn three_bits(block: &[u8], parts: &mut Parts) {
 
 /// Reads eight scales and eight minimums of 6 bits each from 12 bytes.
 fn scales_and_minimums(packed: &[u8], parts: &mut Parts) {
-    for group in 0..4 {
-        parts.scales[group] = packed[group] & 63;
-        parts.minimums[group] = packed[group + 4] & 63;
-        parts.scales[group + 4] = packed[group + 8] & 15 | packed[group] >> 6 << 4;
-        parts.minimums[group + 4] = packed[group + 8] >> 4 | packed[group + 4] >> 6 << 4;
+    let (scales, rest) = packed.split_at(4);
+    let (minimums, both) = rest.split_at(4);
+    for (group, ((scale, minimum), both)) in scales.iter().zip(minimums).zip(both).enumerate() {
+        parts.scales[group] = scale & 63;
+        parts.minimums[group] = minimum & 63;
+        parts.scales[group + 4] = both & 15 | scale >> 6 << 4;
+        parts.minimums[group + 4] = both >> 4 | minimum >> 6 << 4;
     }
 }
 

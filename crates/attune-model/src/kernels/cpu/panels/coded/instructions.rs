@@ -1,10 +1,11 @@
-//! What the kernels of numbers of a few bits do besides [`Bytes`], in each instruction set; `portable` here, the others
-//! in `x86_codes`.
+//! What the kernels of numbers of a few bits do besides [`Bytes`], in each instruction set; plain loops here, the
+//! others in `x86`.
 
 use half::f16;
 
-use super::super::bytes::Bytes;
+use super::super::bytes::{ByteTile, Bytes};
 use super::super::portable::Portable;
+use super::kernel::Kernel;
 
 /// Operations on the bytes of 4 inputs for 16 outputs, and on factors of 16 outputs.
 ///
@@ -12,6 +13,8 @@ use super::super::portable::Portable;
 pub(in super::super) trait Codes: Bytes {
     /// True if products take unsigned weights, as those of VNNI do.
     const UNSIGNED: bool;
+    /// Runs the kernel as a function of its own.
+    unsafe fn apart<K: Kernel>(rows: usize, panels: usize, tile: &ByteTile);
     unsafe fn store_quad(quad: Self::Quad, to: *mut u8);
     unsafe fn and(quad: Self::Quad, mask: u8) -> Self::Quad;
     unsafe fn or(quad: Self::Quad, other: Self::Quad) -> Self::Quad;
@@ -48,6 +51,12 @@ fn converted(bytes: *const u8, convert: impl Fn(u8) -> f32) -> Portable {
 #[allow(clippy::inline_always, reason = "part of the kernels")]
 impl Codes for Portable {
     const UNSIGNED: bool = false;
+
+    #[inline(never)]
+    unsafe fn apart<K: Kernel>(rows: usize, panels: usize, tile: &ByteTile) {
+        // SAFETY: the caller's promises.
+        unsafe { K::run::<Self>(rows, panels, tile) }
+    }
 
     #[inline(always)]
     unsafe fn store_quad(quad: Self::Quad, to: *mut u8) {

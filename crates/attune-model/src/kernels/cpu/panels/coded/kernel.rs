@@ -1,9 +1,10 @@
 //! The micro-kernel of one row over numbers of a few bits, and the widening of blocks for all else.
 
 use std::array;
+use std::marker::PhantomData;
 
 use super::super::super::fetch;
-use super::super::bytes::{BLOCK, ByteTile, QUAD, QUADS};
+use super::super::bytes::{BLOCK, ByteTile, QUAD, QUADS, WideBlocks};
 use super::super::product::Piece;
 use super::Codes;
 use super::factors::Factors;
@@ -22,11 +23,47 @@ macro_rules! each_quad {
     };
 }
 
+/// A micro-kernel that is compiled once for each instruction set, not into each of its callers.
+pub(in super::super) trait Kernel {
+    /// Runs the kernel of `rows` rows and `panels` panels.
+    unsafe fn run<S: Codes>(rows: usize, panels: usize, tile: &ByteTile);
+}
+
+/// The kernel of wide blocks.
+pub(super) struct Widened<const HALVES: usize, const OFFSETS: bool>;
+
+#[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
+impl<const HALVES: usize, const OFFSETS: bool> Kernel for Widened<HALVES, OFFSETS> {
+    #[inline(always)]
+    unsafe fn run<S: Codes>(rows: usize, panels: usize, tile: &ByteTile) {
+        // SAFETY: the caller's promises.
+        unsafe { S::byte_tile::<WideBlocks<HALVES, OFFSETS>>(rows, panels, tile) }
+    }
+}
+
+/// The kernel of one row over the numbers as they are stored.
+pub(super) struct OneRow<N, F>(PhantomData<(N, F)>);
+
+#[allow(clippy::inline_always, reason = "as above")]
+impl<N: Numbers, F: Factors> Kernel for OneRow<N, F> {
+    #[inline(always)]
+    unsafe fn run<S: Codes>(_rows: usize, panels: usize, tile: &ByteTile) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            match panels {
+                1 => one_row::<S, N, F, 1>(tile),
+                _ => one_row::<S, N, F, 2>(tile),
+            }
+        }
+    }
+}
+
 /// Computes one row of `y = start + x · Wᵀ`, with the sums of [`byte_kernel`](super::super::bytes::byte_kernel) over
 /// widened blocks in the same order.
 #[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
+#[allow(clippy::needless_range_loop, reason = "one index for several arrays")]
 #[inline(always)]
-pub(super) unsafe fn one_row<S: Codes, N: Numbers, F: Factors, const PANELS: usize>(tile: &ByteTile) {
+unsafe fn one_row<S: Codes, N: Numbers, F: Factors, const PANELS: usize>(tile: &ByteTile) {
     // SAFETY: the caller promises that the tile lies inside its matrices.
     unsafe {
         let mut sums = [[S::zero(); PANELS]; 1];

@@ -32,7 +32,7 @@ mod x86;
 
 use std::marker::PhantomData;
 
-use super::bytes::{BLOCK, ByteRows, ByteTile, QUADS, Wanted, WideBlocks};
+use super::bytes::{BLOCK, ByteRows, ByteTile, QUADS, Wanted};
 use super::level::Level;
 use super::product::{Format, Piece};
 use factors::Factors;
@@ -217,15 +217,12 @@ impl<S: Codes, N: Numbers, F: Factors> Format<S> for Coded<N, F> {
     unsafe fn tile(rows: usize, panels: usize, tile: &ByteTile) {
         // SAFETY: the caller's promises.
         unsafe {
-            match (tile.widened, panels) {
-                (false, 1) => kernel::one_row::<S, N, F, 1>(tile),
-                (false, _) => kernel::one_row::<S, N, F, 2>(tile),
-                (true, _) => match (F::HALVES, F::OFFSETS) {
-                    (1, false) => S::byte_tile::<WideBlocks<1, false>>(rows, panels, tile),
-                    (1, true) => S::byte_tile::<WideBlocks<1, true>>(rows, panels, tile),
-                    (_, false) => S::byte_tile::<WideBlocks<2, false>>(rows, panels, tile),
-                    (_, true) => S::byte_tile::<WideBlocks<2, true>>(rows, panels, tile),
-                },
+            match (tile.widened, F::HALVES, F::OFFSETS) {
+                (false, ..) => S::apart::<kernel::OneRow<N, F>>(rows, panels, tile),
+                (true, 1, false) => S::apart::<kernel::Widened<1, false>>(rows, panels, tile),
+                (true, 1, true) => S::apart::<kernel::Widened<1, true>>(rows, panels, tile),
+                (true, _, false) => S::apart::<kernel::Widened<2, false>>(rows, panels, tile),
+                (true, _, true) => S::apart::<kernel::Widened<2, true>>(rows, panels, tile),
             }
         }
     }

@@ -14,8 +14,10 @@ use std::arch::x86_64::{
     _mm512_storeu_si512, _mm512_sub_epi8, _mm512_sub_epi32, _mm512_xor_si512,
 };
 
+use super::super::bytes::ByteTile;
 use super::super::x86::{Avx2, Avx512};
 use super::Codes;
+use super::kernel::Kernel;
 
 /// Applies a function of one register to both.
 macro_rules! both {
@@ -35,6 +37,16 @@ unsafe fn eight_bytes(from: *const u8) -> __m256i {
 #[allow(clippy::inline_always, reason = "part of the kernels")]
 impl Codes for Avx2 {
     const UNSIGNED: bool = false;
+
+    #[inline(always)]
+    unsafe fn apart<K: Kernel>(rows: usize, panels: usize, tile: &ByteTile) {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn compiled<K: Kernel>(rows: usize, panels: usize, tile: &ByteTile) {
+            unsafe { K::run::<Avx2>(rows, panels, tile) }
+        }
+        unsafe { compiled::<K>(rows, panels, tile) }
+    }
 
     #[inline(always)]
     unsafe fn store_quad(quad: Self::Quad, to: *mut u8) {
@@ -145,6 +157,16 @@ unsafe fn powers(exponents: __m256i) -> __m256 {
 #[allow(clippy::inline_always, reason = "part of the kernels")]
 impl Codes for Avx512 {
     const UNSIGNED: bool = true;
+
+    #[inline(always)]
+    unsafe fn apart<K: Kernel>(rows: usize, panels: usize, tile: &ByteTile) {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn compiled<K: Kernel>(rows: usize, panels: usize, tile: &ByteTile) {
+            unsafe { K::run::<Avx512>(rows, panels, tile) }
+        }
+        unsafe { compiled::<K>(rows, panels, tile) }
+    }
 
     #[inline(always)]
     unsafe fn store_quad(quad: Self::Quad, to: *mut u8) {
