@@ -9,6 +9,7 @@ mod fixtures;
 
 mod checkpoints;
 mod decoder;
+mod experts;
 mod gradients;
 mod kernels;
 mod peft;
