@@ -14,7 +14,7 @@ use super::output::line;
 use super::table;
 use crate::config::Config;
 use crate::hub::{Form, Found, Hub, ModelName};
-use crate::model::folder;
+use crate::model::checkpoint::Checkpoint;
 use crate::{Result, format};
 
 /// Digits of a commit in the table.
@@ -80,7 +80,8 @@ impl ModelsOptions {
 impl Row {
     /// Looks at the model at `path`.
     fn of(name: String, path: &Path) -> Self {
-        let fault = folder::check(path).err().map(|error| {
+        let read = Checkpoint::open(path).and_then(|checkpoint| checkpoint.config());
+        let fault = read.err().map(|error| {
             let said = error.to_string();
             said.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&said).to_owned()
         });

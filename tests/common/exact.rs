@@ -3,14 +3,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "exact_experts.rs"]
+pub(crate) mod experts;
+
 use std::collections::HashMap;
 use std::f64::consts::PI;
 use std::ops::Range;
 use std::path::Path;
 
 use attune::model::ModelConfig;
+use attune::model::config::RopeParameters;
 use attune::model::kernels::{Activation, AttentionForm, LogitForm};
 use attune::model::lora::Site;
+use attune::model::rope_scaling::RopeScaling;
 use attune::train::backward::PackedBatch;
 use candle_core::{DType, Device};
 
@@ -74,6 +79,18 @@ pub(crate) struct Heads {
 
 /// Computes causal attention inside each of `sequences`.
 pub(crate) fn attention(q: &[f64], k: &[f64], v: &[f64], sequences: &[Range<usize>], heads: Heads) -> Vec<f64> {
+    attention_with_sinks(q, k, v, sequences, heads, None)
+}
+
+/// Computes the same with a further logit in each head's softmax, which has no value, if there are `sinks`.
+pub(crate) fn attention_with_sinks(
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    sequences: &[Range<usize>],
+    heads: Heads,
+    sinks: Option<&[f64]>,
+) -> Vec<f64> {
     let Heads { queries, keys, width, form } = heads;
     let mut out = vec![0.0; q.len()];
     for rows in sequences {
@@ -88,7 +105,8 @@ pub(crate) fn attention(q: &[f64], k: &[f64], v: &[f64], sequences: &[Range<usiz
                 };
                 let scores: Vec<f64> = (first..=row).map(score).collect();
                 let largest = scores.iter().copied().fold(f64::MIN, f64::max);
-                let sum: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
+                let sink = sinks.map_or(0.0, |sinks| (sinks[head] - largest).exp());
+                let sum: f64 = scores.iter().map(|score| (score - largest).exp()).sum::<f64>() + sink;
                 for (other, score) in (first..=row).zip(scores) {
                     let share = (score - largest).exp() / sum;
                     for i in 0..width {
@@ -115,7 +133,25 @@ pub(crate) struct Pair {
     pub scale: f64,
 }
 
-/// A decoder without stretched frequencies.
+/// Computes the frequencies of a rotation, plain or by `YaRN` without rounding, and the factor on what is rotated.
+fn frequencies(rope: &RopeParameters, width: usize) -> (Vec<f64>, f64) {
+    let plain = |i: f64| rope.theta.powf(-2.0 * i / width as f64);
+    let dimensions = (0..width / 2).map(|i| i as f64);
+    let RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, attention_factor, .. } = rope.scaling
+    else {
+        return (dimensions.map(plain).collect(), 1.0);
+    };
+    // The dimension that turns so many times over the original context.
+    let dimension = |turns: f64| width as f64 / 2.0 * (original_context / (turns * 2.0 * PI)).log(rope.theta);
+    let (low, high) = (dimension(beta_fast).max(0.0), dimension(beta_slow).min(width as f64 - 1.0));
+    let stretched = dimensions.map(|i| {
+        let share = ((i - low) / (high - low)).clamp(0.0, 1.0);
+        plain(i) * (share / factor + 1.0 - share)
+    });
+    (stretched.collect(), attention_factor)
+}
+
+/// A decoder; of stretched frequencies, it knows those of gpt-oss.
 pub(crate) struct Model {
     config: ModelConfig,
     weights: HashMap<String, Vec<f64>>,
@@ -146,9 +182,7 @@ impl Model {
             let attended = part.attention(&input, &positions, &batch.sequences);
             part.add(&mut x, attended, true);
             let input = part.norm(&x, 0, false);
-            let [gate, up] = [Site::Gate, Site::Up].map(|site| part.project(&input, site));
-            let output = part.project(&gated(config.activation, &gate, &up), Site::Down);
-            part.add(&mut x, output, false);
+            part.add(&mut x, part.mlp(&input), false);
         }
         let x = self.normed(&x, &self.weights["model.norm.weight"]);
         let head = self.weights.get("lm_head.weight").filter(|_| !config.tie_word_embeddings).unwrap_or(embedding);
@@ -209,6 +243,15 @@ impl Part<'_> {
         y
     }
 
+    fn mlp(&self, input: &[f64]) -> Vec<f64> {
+        let config = &self.model.config;
+        if let Some(mixture) = &config.experts {
+            return experts::experts(input, config.hidden_size, mixture, &|name| self.weight(name));
+        }
+        let [gate, up] = [Site::Gate, Site::Up].map(|site| self.project(input, site));
+        self.project(&gated(config.activation, &gate, &up), Site::Down)
+    }
+
     fn attention(&self, input: &[f64], positions: &[usize], sequences: &[Range<usize>]) -> Vec<f64> {
         let (config, layer) = (&self.model.config, self.layer);
         let (width, window) = (config.head_dim, config.sliding_windows[layer]);
@@ -219,12 +262,14 @@ impl Part<'_> {
             (q, k) = (self.named_norm(&q, "self_attn.q_norm"), self.named_norm(&k, "self_attn.k_norm"));
         }
         if let Some(kind) = config.rotary[layer] {
-            let theta = config.ropes[kind].theta;
-            let angle = |position: usize, i: usize| position as f64 / theta.powf(2.0 * i as f64 / width as f64);
+            let (frequencies, scale) = frequencies(&config.ropes[kind], width);
+            let angle = |position: usize, i: usize| position as f64 * frequencies[i];
             let angles: Vec<f64> =
                 positions.iter().flat_map(|position| (0..width / 2).map(|i| angle(*position, i))).collect();
             (q, k) = (rope(&q, heads.queries, width, &angles), rope(&k, heads.keys, width, &angles));
+            q.iter_mut().chain(&mut k).for_each(|x| *x *= scale);
         }
-        self.project(&attention(&q, &k, &v, sequences, heads), Site::Output)
+        let sinks = self.weight("self_attn.sinks").map(Vec::as_slice);
+        self.project(&attention_with_sinks(&q, &k, &v, sequences, heads, sinks), Site::Output)
     }
 }

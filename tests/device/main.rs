@@ -7,6 +7,7 @@
 
 mod emulator;
 mod engine;
+mod experts;
 mod halves;
 mod kernels;
 mod launches;

@@ -132,7 +132,7 @@ fn attention_over_the_cache() {
         let rows = |one: usize| SequenceRows { rows: one..one + 1, start: ROWS, blocks: &blocks[one], adapter: None };
         let sequences: Vec<_> = (0..count).map(rows).collect();
         let step = CachedStep::new(&sequences, &kernels).unwrap();
-        let new = NewHeads { q: &q, k: &k, v: &v, norms: None, angles: None };
+        let new = NewHeads { q: &q, k: &k, v: &v, norms: None, angles: None, sinks: None };
         let took = seconds(|time| {
             let (keys, values) = &caches[time % caches.len()];
             drop(kernels.attend_new(new, keys, values, &step, AttentionForm::of_heads(HEAD_DIM, None)).unwrap());

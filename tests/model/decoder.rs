@@ -2,7 +2,8 @@
 //! each runs it over its own kernels, those of the CPU, of a GPU, or of an emulated GPU.
 
 use crate::fixtures::{
-    FAMILIES, Reference, TRAINED_FAMILIES, device, floats, load_on, max_difference, one_sequence, relative_difference,
+    FAMILIES, Reference, TRAINED_FAMILIES, bears_rounding, device, floats, load_on, max_difference, one_sequence,
+    relative_difference,
 };
 use attune::model::ModelConfig;
 use attune::model::decoder::{Decoder, SequenceRows};
@@ -116,7 +117,7 @@ fn loss_and_gradients_equal_peft() {
         let expected = f64::from(reference.scalar("loss"));
         assert!((loss - expected).abs() / expected <= 1e-5, "{family}: loss {loss} instead of {expected}");
         for (index, layer) in gradients.iter().enumerate() {
-            for site in attune::model::lora::Site::ALL {
+            for site in attune::model::lora::Site::of(&config).iter().copied() {
                 let pair = layer.get(site).unwrap();
                 let name = crate::fixtures::tensor_name(index, site);
                 for (tensor, part) in [(&pair.a, "lora_A"), (&pair.b, "lora_B")] {
@@ -222,7 +223,10 @@ fn preferences_have_the_gradient_of_their_loss() {
         let (_, expected) = backward::loss_and_gradients(&decoder, &adapter, &weighted, 2.0).unwrap();
         let difference = relative_difference(&flatten(&gradients), &flatten(&expected));
         assert!(difference < 1e-5, "{family}: gradients differ by {difference:e}");
-        crate::fixtures::assert_gradient(&adapter, &gradients, |adapter| run(adapter, &base).0.loss_sum / 2.0);
+        // Where the choice of experts changes, the loss has a step.
+        if bears_rounding(&family) {
+            crate::fixtures::assert_gradient(&adapter, &gradients, |adapter| run(adapter, &base).0.loss_sum / 2.0);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use crate::exact::{Heads, Pair};
 use crate::fixtures::{Reference, TRAINED_FAMILIES, floats, load};
+use attune::model::config::GluLimits;
 use attune::model::kernels::{Activation, AttentionForm, AttentionState, Kernels, LogitForm, PackedRows};
 use attune::model::lora::Site;
 use attune::model::rope::Angles;
@@ -136,6 +137,51 @@ fn of_attention() {
         }
         assert_gradient("value", &dv, &slopes(&v, |v| score(&q, &k, v)));
     }
+}
+
+#[test]
+fn of_attention_with_sinks() {
+    let packed = PackedRows::new(&SEQUENCES, &KERNELS).unwrap();
+    let (rows, width) = (91, 8);
+    for (queries, keys, window) in [(4, 2, None), (2, 1, Some(9))] {
+        let form = AttentionForm::of_heads(width, window);
+        let heads = Heads { queries, keys, width, form };
+        let [q, dout] = [1, 2].map(|seed| numbers(rows * queries * width, seed));
+        let [k, v] = [3, 4].map(|seed| numbers(rows * keys * width, seed));
+        let sinks: Vec<f64> = numbers(queries, 5).into_iter().map(|sink| sink * 2.0).collect();
+        let [tq, tdout] = [&q, &dout].map(|numbers| tensor(numbers, (rows, queries, width)));
+        let [tk, tv] = [&k, &v].map(|numbers| tensor(numbers, (rows, keys, width)));
+        let (out, sums) = KERNELS.packed_attention(&tq, &tk, &tv, &packed, form).unwrap();
+        let (out, sums) = KERNELS.add_sinks(&out, &sums, &tensor(&sinks, queries)).unwrap();
+        let state = AttentionState { q: &tq, k: &tk, v: &tv, out: &out, log_sum_exp: &sums };
+        let (dq, dk, dv) = KERNELS.packed_attention_backward(state, &tdout, &packed, form).unwrap();
+        let score = |q: &[f64], k: &[f64], v: &[f64]| {
+            dot(&crate::exact::attention_with_sinks(q, k, v, &SEQUENCES, heads, Some(&sinks)), &dout)
+        };
+        assert_gradient("query", &dq, &slopes(&q, |q| score(q, &k, &v)));
+        assert_gradient("key", &dk, &slopes(&k, |k| score(&q, k, &v)));
+        assert_gradient("value", &dv, &slopes(&v, |v| score(&q, &k, v)));
+    }
+}
+
+#[test]
+fn of_the_clamped_activation() {
+    // Both sides of the limits, and numbers between them.
+    let [gate, up, dy] = [1, 2, 3].map(|seed| numbers(13 * 11, seed));
+    let limits = GluLimits { alpha: 1.702, limit: 0.7 };
+    let [gates, ups, dys] = [&gate, &up, &dy].map(|numbers| tensor(numbers, (13, 11)));
+    let (dgate, dup) = KERNELS.clamped_glu_backward(&gates, &ups, &dys, limits).unwrap();
+    let (alpha, limit) = (f64::from(limits.alpha), f64::from(limits.limit));
+    let score = |gate: &[f64], up: &[f64]| {
+        let values = gate.iter().zip(up).map(|(gate, up)| crate::exact::experts::clamped_glu(*gate, *up, alpha, limit));
+        dot(&values.collect::<Vec<f64>>(), &dy)
+    };
+    assert_gradient("gate", &dgate, &slopes(&gate, |gate| score(gate, &up)));
+    assert_gradient("up", &dup, &slopes(&up, |up| score(&gate, up)));
+    let ours = KERNELS.clamped_glu(&gates, &ups, limits).unwrap();
+    let exact: Vec<f64> =
+        gate.iter().zip(&up).map(|(gate, up)| crate::exact::experts::clamped_glu(*gate, *up, alpha, limit)).collect();
+    assert_gradient("values", &ours, &exact);
 }
 
 #[test]

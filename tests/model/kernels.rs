@@ -247,7 +247,7 @@ fn attention_over_the_cache_agrees_for_decode_and_prefill_rows_together() {
         SequenceRows { rows: 20..22, start: 15, blocks: &[11, 5], adapter: None },
     ];
     for form in forms(&[None, Some(5), Some(33)]) {
-        let ours = KERNELS.cached_attention(&q, &keys, &values, &step(&sequences), form).unwrap();
+        let ours = KERNELS.cached_attention(&q, &keys, &values, &step(&sequences), form, None).unwrap();
         let plain = reference::cached_attention(&q, &keys, &values, &sequences, form).unwrap();
         assert_close(&ours, &plain, 1e-5);
     }
@@ -278,7 +278,7 @@ fn attention_has_the_same_bits_however_a_prompt_is_cut_and_whatever_is_beside_it
             if beside {
                 sequences.insert(0, SequenceRows { rows: 0..2, start: 20, blocks: &other, adapter: None });
             }
-            let out = KERNELS.cached_attention(&q, &keys, &values, &step(&sequences), form).unwrap();
+            let out = KERNELS.cached_attention(&q, &keys, &values, &step(&sequences), form, None).unwrap();
             out.narrow(0, first, rows.len()).unwrap()
         };
         let whole = part(0..LENGTH, false);

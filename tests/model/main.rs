@@ -9,6 +9,7 @@ mod fixtures;
 
 mod checkpoints;
 mod decoder;
+mod experts;
 mod export;
 mod gguf;
 mod gradients;

@@ -19,7 +19,20 @@ use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
-const FAMILIES: [&str; 8] = ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "olmo2"];
+const FAMILIES: [&str; 12] = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "gemma2",
+    "gemma3",
+    "granite",
+    "olmo2",
+    "qwen3_moe",
+    "mixtral",
+    "olmoe",
+    "gpt_oss",
+];
 
 fn fixture(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import expert_families
 import peft
 import torch
 import torch.nn.functional as F
@@ -289,6 +290,8 @@ FAMILIES = {
     ),
 }
 ADAPTER_FAMILIES = ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "olmo2"]
+FAMILIES |= expert_families.FAMILIES
+ADAPTER_FAMILIES += expert_families.FAMILIES
 # Their norms hold their weights minus 1.
 PLUS_ONE = ["gemma", "gemma2", "gemma3_text"]
 
@@ -319,6 +322,7 @@ def float64_rerun(model_type):
         "olmo2": "Olmo2",
         "olmo3": "Olmo3",
     }
+    prefix |= expert_families.PREFIXES
     norm = getattr(module, prefix[model_type] + "RMSNorm")
     rope = getattr(module, prefix[model_type] + "RotaryEmbedding")
 
@@ -345,12 +349,20 @@ def float64_rerun(model_type):
         probabilities = torch.softmax(scores, dim=-1)
         return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
 
+    if model_type == "gpt_oss":  # its attention stays in the dtype by itself
+        rope_forward, attention = expert_families.gpt_oss_rope, module.eager_attention_forward
     saved = norm.forward, rope.forward, module.eager_attention_forward
     norm.forward, rope.forward, module.eager_attention_forward = norm_forward, rope_forward, attention
+    routers = expert_families.routers(model_type)
+    saved_routers = {router: router.forward for router in routers}
+    for router, router_forward in routers.items():
+        router.forward = router_forward
     try:
         yield
     finally:
         norm.forward, rope.forward, module.eager_attention_forward = saved
+        for router, router_forward in saved_routers.items():
+            router.forward = router_forward
 
 
 def relative_difference(value, exact):
@@ -388,7 +400,9 @@ def build_model(model_type, settings, seed):
     """A float32 model with every parameter, norms and biases included, random."""
     config = transformers.AutoConfig.for_model(model_type, **{**COMMON, **settings})
     config.dtype = "float32"
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", **expert_families.eager(model_type)
+    )
     model = model.float().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -397,14 +411,19 @@ def build_model(model_type, settings, seed):
                 uniform = torch.rand(parameter.shape, generator=generator)
                 parameter.copy_((-0.2 if model_type in PLUS_ONE else 0.8) + 0.4 * uniform)
             else:
-                parameter.copy_(random_tensor(generator, parameter.shape, WEIGHT_STD))
+                values = random_tensor(generator, parameter.shape, WEIGHT_STD)
+                parameter.copy_(expert_families.parameter(name, values))
     return model
 
 
 def load_with_config(folder, config):
     """The checkpoint of `folder` under another config."""
     return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, config=config, attn_implementation="eager", dtype=torch.float32
+        folder,
+        config=config,
+        attn_implementation="eager",
+        dtype=torch.float32,
+        **expert_families.eager(config.model_type),
     ).eval()
 
 
@@ -697,7 +716,7 @@ def make_adapter(folder, name, family, base, ids, seed):
             lora_alpha=8,
             lora_dropout=0.0,
             bias="none",
-            target_modules=LORA_MODULES,
+            target_modules=family.get("modules", LORA_MODULES),
             task_type="CAUSAL_LM",
         ),
     ).eval()
@@ -730,7 +749,7 @@ def make_adapter(folder, name, family, base, ids, seed):
     print("  norms: ", " ".join(f"{x:.3f}" for x in curve["grad_norms"]))
     assert effect > 0.2
     assert all(g.abs().max() > 1e-4 for g in gradients.values())
-    assert curve["losses"][-1] < curve["losses"][0] - 0.5
+    assert curve["losses"][-1] < curve["losses"][0] - family.get("loss_falls", 0.5)
 
     set_adapter(model, adapter)
     model.peft_config["default"].base_model_name_or_path = name
@@ -778,7 +797,7 @@ def main():
         if arguments.only and name not in arguments.only:
             continue
         print(name)
-        seed = 10000 * (number + 1)
+        seed = family.get("seed", 10000 * (number + 1))
         model, ids = make_base(out / name, family, seed)
         if name in ADAPTER_FAMILIES:
             make_adapter(out / name / "peft", name, family, model, ids, seed + 5000)

@@ -3,12 +3,14 @@
 //! that are missing have the values that transformers' configuration classes give them. Read when a model is loaded,
 //! used by the decoder.
 
+mod experts;
 mod families;
 mod fields;
 mod ropes;
 
 use std::path::Path;
 
+pub use self::experts::{ExpertsConfig, Glu, GluLimits};
 use self::families::{Defaults, Family};
 use self::fields::Fields;
 use crate::kernels::{Activation, LogitForm};
@@ -68,6 +70,10 @@ pub struct ModelConfig {
     pub sliding_windows: Vec<Option<usize>>,
     /// Per block: index of its kind in `ropes`; `None` if positions are not rotated (SmolLM 3).
     pub rotary: Vec<Option<usize>>,
+    /// Experts in the place of the blocks' MLP; `None` if the family has none.
+    pub experts: Option<ExpertsConfig>,
+    /// True if attention has a sink: a learned logit for each head (gpt-oss).
+    pub attention_sinks: bool,
 }
 
 /// Parameters of one kind of rotary embedding.
@@ -186,6 +192,8 @@ impl ModelConfig {
             logit_form: LogitForm::PLAIN,
             sliding_windows: vec![None; layers],
             rotary: vec![Some(0); layers],
+            experts: None,
+            attention_sinks: false,
         })
     }
 }

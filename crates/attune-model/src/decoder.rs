@@ -5,6 +5,7 @@
 //! returns.
 
 mod attention;
+mod experts;
 mod head;
 mod loading;
 mod mlp;
@@ -17,6 +18,7 @@ mod warm_up;
 use candle_core::{DType, Device, Tensor};
 
 pub use self::attention::{Attention, AttentionActivations, RotatedHeads};
+pub use self::experts::{Expert, ExpertActivations, Experts, Group, Routing};
 use self::loading::BlockWeights;
 pub use self::mlp::{DenseActivations, DenseMlp, Mlp, MlpActivations};
 pub use self::projection::Projection;
@@ -151,6 +153,14 @@ impl Block {
         Ok((activations, output))
     }
 
+    /// Returns the experts in the place of the MLP; `None` if the family has none.
+    pub fn experts(&self) -> Option<&Experts> {
+        match &self.mlp {
+            Mlp::Experts(experts) => Some(experts),
+            Mlp::Dense(_) => None,
+        }
+    }
+
     /// Returns the layers that adapters may change.
     fn projections(&self) -> impl Iterator<Item = &Projection> {
         self.attention.projections().into_iter().chain(self.mlp.projections())
@@ -249,7 +259,11 @@ impl Decoder {
     /// Counts the bytes of the weight matrices in memory.
     pub fn weight_bytes(&self) -> usize {
         let layers = self.blocks.iter().flat_map(Block::projections).map(|layer| layer.linear.bytes());
-        layers.sum::<usize>() + self.embedding.bytes() + self.untied_head.as_ref().map_or(0, Linear::bytes)
+        let experts = self.blocks.iter().filter_map(Block::experts).map(Experts::bytes);
+        layers.sum::<usize>()
+            + experts.sum::<usize>()
+            + self.embedding.bytes()
+            + self.untied_head.as_ref().map_or(0, Linear::bytes)
     }
 
     /// Returns the layer from hidden states to logits.

@@ -196,6 +196,11 @@ impl Linear {
         Ok(Some(Self { weight, bias, kernels: Kernels::Gpu(kernels.clone()) }))
     }
 
+    /// Returns the bias, `[out]`; `None` if there is none.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
     /// Returns the bytes of the weight in memory.
     pub fn bytes(&self) -> usize {
         match &self.weight {

@@ -47,6 +47,13 @@ impl Site {
     /// All sites in the order of the forward pass.
     pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
 
+    /// Returns the sites of a model of this shape, in the order of the forward pass. Experts and their router are no
+    /// sites: adapters cannot change them.
+    pub fn of(model: &ModelConfig) -> &'static [Self] {
+        const ATTENTION: [Site; 4] = [Site::Query, Site::Key, Site::Value, Site::Output];
+        if model.experts.is_some() { &ATTENTION } else { &Self::ALL }
+    }
+
     /// Returns the checkpoint's name of the layer inside its block, such as `self_attn.q_proj`.
     pub const fn path(self) -> &'static str {
         match self {

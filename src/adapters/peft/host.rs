@@ -228,7 +228,11 @@ impl Update {
 
 /// Every place that an adapter of the model can have.
 fn all_places(model: &ModelConfig) -> impl Iterator<Item = (usize, Site)> {
-    (0..model.num_hidden_layers).flat_map(|block| Site::ALL.map(|site| (block, site)))
+    (0..model.num_hidden_layers).flat_map(move |block| Site::of(model).iter().map(move |site| (block, *site)))
+}
+
+fn is_place(model: &ModelConfig, block: usize, site: Site) -> bool {
+    block < model.num_hidden_layers && Site::of(model).contains(&site)
 }
 
 fn path(block: usize, site: Site) -> String {
@@ -243,6 +247,9 @@ fn other_modules(model: &ModelConfig) -> Vec<String> {
     inside.extend(norms.map(|norm| format!(".{norm}")));
     if model.query_key_norm.is_some() {
         inside.extend([".self_attn.q_norm", ".self_attn.k_norm"].map(str::to_owned));
+    }
+    if model.experts.is_some() {
+        inside.extend([".mlp.gate", ".mlp.router", ".mlp.experts", ".mlp.experts.act_fn"].map(str::to_owned));
     }
     let blocks = (0..model.num_hidden_layers)
         .flat_map(|block| inside.iter().map(move |module| format!("model.layers.{block}{module}")));
@@ -267,7 +274,7 @@ fn places(weights: &[u8], model: &ModelConfig) -> Result<Halves> {
     let mut halves = Halves::new();
     for (name, info) in &tensors {
         let (block, site, half) =
-            parse_name(name).filter(|(block, ..)| *block < model.num_hidden_layers).ok_or_else(|| no_place(name))?;
+            parse_name(name).filter(|(block, site, _)| is_place(model, *block, *site)).ok_or_else(|| no_place(name))?;
         let place = &mut halves.entry((block, site)).or_default()[half];
         if place.replace(Matrix::of(name, info, 8 + header)?).is_some() {
             return Err(refuse(format_args!("`{name}` is there twice, with and without the adapter's name")));
@@ -281,6 +288,8 @@ fn no_place(name: &str) -> Error {
         " (DoRA is not supported)"
     } else if name.contains("embed") || name.contains("lm_head") {
         " (the embedding and the output head cannot be changed)"
+    } else if name.contains("experts") || name.contains(".gate.") || name.contains(".router.") {
+        " (experts and their router cannot be changed)"
     } else {
         ""
     };

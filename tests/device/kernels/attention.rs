@@ -111,7 +111,7 @@ fn attention_of_single_rows_with_all_that_comes_before_it() {
                     let angles = Angles { cos, sin };
                     let norms = [&q_norm, &k_norm].map(|weight| Norm { weight, eps: 1e-5 });
                     let (norms, angles) = if is_plain { (None, None) } else { (Some(norms), Some(&angles)) };
-                    let new = NewHeads { q: &q, k: &k, v: &v, norms, angles };
+                    let new = NewHeads { q: &q, k: &k, v: &v, norms, angles, sinks: None };
                     let tables = RowTables::cached(sequences, &CPU).unwrap();
                     let out = cuda::decode::attention(emulator, new, &keys, &values, &tables, form).unwrap().unwrap();
 

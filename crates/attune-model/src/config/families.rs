@@ -4,6 +4,7 @@
 mod gemma;
 mod granite;
 mod llama;
+mod mixtures;
 mod olmo;
 mod qwen;
 
@@ -27,6 +28,10 @@ const ALL: &[&Family] = &[
     &granite::GRANITE,
     &olmo::OLMO2,
     &olmo::OLMO3,
+    &mixtures::QWEN3_MOE,
+    &mixtures::MIXTRAL,
+    &mixtures::OLMOE,
+    &mixtures::GPT_OSS,
 ];
 
 /// Parts of the names of families that make vectors, but no text.

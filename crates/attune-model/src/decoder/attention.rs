@@ -24,6 +24,8 @@ pub struct Attention {
     pub o: Projection,
     /// `self_attn.q_norm` and `self_attn.k_norm`, as wide as [`QueryKeyNorm`] says; `None` if the family has none.
     pub query_key_norm: Option<(Tensor, Tensor)>,
+    /// `self_attn.sinks`, a logit without a value for each head, `[heads]`; `None` if the family has none.
+    pub sinks: Option<Tensor>,
     /// How queries score keys.
     pub form: AttentionForm,
     /// Kind of the rotation, of the decoder's `ropes`; `None` where positions are not rotated.
@@ -83,6 +85,10 @@ impl Attention {
             v: from.projection(Site::Value)?,
             o: from.projection(Site::Output)?,
             query_key_norm,
+            sinks: config
+                .attention_sinks
+                .then(|| from.tensor("self_attn.sinks", config.num_attention_heads))
+                .transpose()?,
             form: AttentionForm {
                 window: config.sliding_windows[index],
                 scale: config.attention_scale,
@@ -103,7 +109,10 @@ impl Attention {
         let [q, k, v] = project([&self.q, &self.k, &self.v], x, context)?;
         let [q, k, v] = self.split_heads([q, k, v])?;
         let RotatedHeads { q, k, unnormed } = self.norm_and_rotate(q, k, context)?;
-        let (attended, log_sum_exp) = context.attend(self, &q, &k, &v)?; // [rows, heads, head_dim]
+        let (mut attended, mut log_sum_exp) = context.attend(self, &q, &k, &v)?; // [rows, heads, head_dim]
+        if let Some(sinks) = &self.sinks {
+            (attended, log_sum_exp) = self.kernels.add_sinks(&attended, &log_sum_exp, sinks)?;
+        }
         let attended = attended.reshape((rows, self.heads * self.head_dim))?;
         Ok(AttentionActivations { unnormed, q, k, v, attended, log_sum_exp })
     }
@@ -150,6 +159,7 @@ impl Attention {
         };
         let norms = self.query_key_norm.as_ref().map(|(q, k)| Ok::<_, crate::Error>((change(q)?, change(k)?)));
         let query_key_norm = norms.transpose()?;
-        Ok(Some(Self { q, k, v, o, query_key_norm, kernels: Kernels::Gpu(kernels.clone()), ..*self }))
+        let sinks = self.sinks.as_ref().map(change).transpose()?;
+        Ok(Some(Self { q, k, v, o, query_key_norm, sinks, kernels: Kernels::Gpu(kernels.clone()), ..*self }))
     }
 }

@@ -29,6 +29,11 @@ impl BlockWeights<'_> {
         self.weights.norm(&self.name(&format!("{name}.weight")), width, self.config.norms_plus_one)
     }
 
+    /// Loads the tensor `name` of the block, `[width]`.
+    pub(super) fn tensor(&self, name: &str, width: usize) -> Result<Tensor> {
+        self.weights.get(&self.name(name), &[width])
+    }
+
     /// Loads the norms around attention (`true`) or the MLP.
     pub(super) fn residual(&self, of_attention: bool) -> Result<Residual> {
         let [before, after] = self.config.norm_places.names(of_attention);

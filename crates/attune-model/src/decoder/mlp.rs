@@ -4,16 +4,19 @@ use candle_core::Tensor;
 
 use super::loading::BlockWeights;
 use super::projection::{Projection, project};
-use super::{LowRank, Residual};
-use crate::Result;
+use super::{ExpertActivations, Experts, LowRank, Residual};
 use crate::kernels::{Activation, GpuKernels, Kernels};
 use crate::lora::Site;
+use crate::{Error, Result};
 
 /// The MLP of one block.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each block")]
 pub enum Mlp {
     /// One gated MLP for all rows.
     Dense(DenseMlp),
+    /// A few of many MLPs for each row.
+    Experts(Experts),
 }
 
 /// A gated MLP: `W_down · (activation(W_gate · m) · (W_up · m))`.
@@ -35,6 +38,8 @@ pub struct DenseMlp {
 pub enum MlpActivations {
     /// Those of [`Mlp::Dense`].
     Dense(DenseActivations),
+    /// Those of [`Mlp::Experts`].
+    Experts(ExpertActivations),
 }
 
 /// Intermediate results of a [`DenseMlp`].
@@ -50,13 +55,17 @@ pub struct DenseActivations {
 
 impl Mlp {
     pub(super) fn load(from: &BlockWeights<'_>) -> Result<Self> {
-        DenseMlp::load(from).map(Self::Dense)
+        match &from.config.experts {
+            Some(config) => Experts::load(from, config).map(Self::Experts),
+            None => DenseMlp::load(from).map(Self::Dense),
+        }
     }
 
     /// Computes the intermediate results for the normed rows `x` `[rows, hidden]`: all but the last product.
     pub fn activations(&self, x: &Tensor, context: &impl LowRank) -> Result<MlpActivations> {
         match self {
             Self::Dense(mlp) => mlp.activations(x, context).map(MlpActivations::Dense),
+            Self::Experts(experts) => experts.activations(x).map(MlpActivations::Experts),
         }
     }
 
@@ -73,6 +82,11 @@ impl Mlp {
             (Self::Dense(mlp), MlpActivations::Dense(DenseActivations { gated, .. })) => {
                 residual.add_projection(middle, &mlp.down, gated, context)
             }
+            (Self::Experts(experts), MlpActivations::Experts(activations)) => {
+                let branch = experts.output(activations)?; // [rows, hidden]
+                Ok((residual.add(middle, &branch)?, residual.after.is_some().then_some(branch)))
+            }
+            _ => Err(Error::Internal("activations of another kind of MLP".into())),
         }
     }
 
@@ -80,6 +94,7 @@ impl Mlp {
     pub(super) fn projections(&self) -> Vec<&Projection> {
         match self {
             Self::Dense(mlp) => vec![&mlp.gate, &mlp.up, &mlp.down],
+            Self::Experts(_) => Vec::new(),
         }
     }
 
@@ -91,6 +106,7 @@ impl Mlp {
     ) -> Result<Option<Self>> {
         match self {
             Self::Dense(mlp) => Ok(mlp.with(kernels, change)?.map(Self::Dense)),
+            Self::Experts(experts) => Ok(experts.with(kernels, change)?.map(Self::Experts)),
         }
     }
 }

@@ -80,6 +80,7 @@ impl Attention {
             v: &v,
             norms: self.query_key_norm.as_ref().map(|(q_norm, k_norm)| [norm(q_norm), norm(k_norm)]),
             angles: self.rope.map(|rope| &context.angles[rope]),
+            sinks: self.sinks.as_ref(),
         };
         let (keys, values) = (&context.cache.keys[self.q.block], &context.cache.values[self.q.block]);
         let attended = self.kernels.attend_new(new, keys, values, &context.step, self.form)?; // [rows, heads, head_dim]
@@ -94,6 +95,10 @@ impl Mlp {
             Self::Dense(mlp) => {
                 let gated = mlp.serve(&middle, residual.norm(), context)?; // [rows, intermediate]
                 residual.add_projection_into(middle, &mlp.down, &gated, context)
+            }
+            Self::Experts(experts) => {
+                let x = residual.input(&middle)?; // [rows, hidden]
+                residual.add(&middle, &experts.forward(&x)?)
             }
         }
     }

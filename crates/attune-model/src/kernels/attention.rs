@@ -91,7 +91,8 @@ impl Kernels {
     }
 
     /// Computes causal attention of each sequence's rows over its blocks of the cache, which already hold the rows' own
-    /// keys and values: `q` `[rows, heads, d]`, `keys` and `values` `[slots, kv_heads, d]` to `[rows, heads, d]`.
+    /// keys and values: `q` `[rows, heads, d]`, `keys` and `values` `[slots, kv_heads, d]` to `[rows, heads, d]`. A head's
+    /// sink, if there are `sinks` `[heads]`, takes part in its softmax without a value.
     pub fn cached_attention(
         &self,
         q: &Tensor,
@@ -99,10 +100,17 @@ impl Kernels {
         values: &Tensor,
         step: &CachedStep<'_>,
         form: AttentionForm,
+        sinks: Option<&Tensor>,
     ) -> Result<Tensor> {
-        match (self, &step.tables) {
-            (Self::Gpu(gpu), Some(tables)) => cuda::attention::cached(gpu.launcher(), q, keys, values, tables, form),
-            _ => cpu::cached_attention::forward(q, keys, values, step.sequences, form),
+        match (self, &step.tables, sinks) {
+            (Self::Gpu(gpu), Some(tables), None) => {
+                cuda::attention::cached(gpu.launcher(), q, keys, values, tables, form)
+            }
+            (Self::Gpu(gpu), Some(tables), Some(sinks)) => {
+                let (out, log_sum_exp) = cuda::attention::packed(gpu.launcher(), q, keys, values, tables, form)?;
+                Ok(self.add_sinks(&out, &log_sum_exp, sinks)?.0)
+            }
+            _ => cpu::cached_attention::forward(q, keys, values, step.sequences, form, sinks),
         }
     }
 
@@ -132,6 +140,6 @@ impl Kernels {
             (q, k) = self.rope(&q, &k, angles)?;
         }
         self.write_cache(keys, values, &k, new.v, step)?;
-        self.cached_attention(&q, keys, values, step, form)
+        self.cached_attention(&q, keys, values, step, form, new.sinks)
     }
 }

@@ -9,11 +9,13 @@
 mod attention;
 pub mod cpu;
 pub mod cuda;
+mod experts;
 mod forms;
 mod gpu;
 mod operations;
 pub mod reference;
 mod sequences;
+mod sinks;
 
 use std::ops::Range;
 

@@ -49,4 +49,6 @@ pub struct NewHeads<'a> {
     pub norms: Option<[Norm<'a>; 2]>,
     /// Angles that rotate queries and keys; `None` if positions are not rotated.
     pub angles: Option<&'a Angles>,
+    /// Logits without values that take part in the softmax, `[heads]` (gpt-oss); `None` if there are none.
+    pub sinks: Option<&'a Tensor>,
 }

@@ -35,10 +35,10 @@ impl Adapter {
         // Matrix units take no odd ranks.
         const RANK: usize = 2;
         let mut layer = LoraLayer::default();
-        for site in Site::ALL {
+        for site in Site::of(model) {
             let (output, input) = site.shape(model);
             let zeros = |shape: (usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu);
-            layer.set(site, LoraPair { a: zeros((RANK, input))?, b: zeros((output, RANK))?, scale: 1.0 });
+            layer.set(*site, LoraPair { a: zeros((RANK, input))?, b: zeros((output, RANK))?, scale: 1.0 });
         }
         Ok(Self::new("zero".into(), vec![layer; model.num_hidden_layers]))
     }

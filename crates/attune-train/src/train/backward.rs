@@ -3,6 +3,7 @@
 //! The backward pass of a block stands in [`block`].
 
 mod block;
+mod experts;
 
 use candle_core::Tensor;
 

@@ -255,7 +255,8 @@ struct ActivationSizes {
 impl ActivationSizes {
     /// Counts them as listed in `decoder::Activations`.
     fn of(config: &ModelConfig, recomputation: Recomputation) -> Self {
-        let (hidden, intermediate) = (config.hidden_size as u64, config.intermediate_size as u64);
+        let hidden = config.hidden_size as u64;
+        let mlp = MlpSizes::of(config);
         let queries = (config.num_attention_heads * config.head_dim) as u64;
         let keys = (config.num_key_value_heads * config.head_dim) as u64;
         let heads = config.num_attention_heads as u64;
@@ -264,21 +265,51 @@ impl ActivationSizes {
         let norms = [true, false].map(|of_attention| config.norm_places.names(of_attention));
         let [normed, branches] =
             [0, 1].map(|place| hidden * norms.iter().filter(|norm| norm[place].is_some()).count() as u64);
-        // input, middle; q, attended; k, v; log_sum_exp; gate, up, gated.
-        let everything = 2 * hidden + 2 * queries + 2 * keys + heads + 3 * intermediate + unnormed + normed + branches;
+        // input, middle; q, attended; k, v; log_sum_exp; those of the MLP.
+        let attention = 2 * queries + 2 * keys + heads + unnormed;
+        let everything = 2 * hidden + attention + mlp.products + mlp.cheap + normed + branches;
         let (kept, again) = match recomputation {
             Recomputation::None => (everything, 0),
-            // Both normed inputs, gated; if query and key are normed, also both after their norms.
+            // Both normed inputs, those of the MLP; if query and key are normed, also both after their norms.
             Recomputation::Selective => {
-                let cheap = normed + intermediate + unnormed;
+                let cheap = normed + mlp.cheap + unnormed;
                 (everything - cheap, cheap)
             }
             Recomputation::Full => (hidden, everything - hidden),
         };
-        // Gradients of one block: dgated, dgate, dup; those of the four residual streams and of the branches; dq, dk, dv
+        // Gradients of one block: those of the MLP; those of the four residual streams and of the branches; dq, dk, dv
         // and attention's.
-        let backward = 3 * intermediate + 4 * hidden + branches + 2 * queries + 2 * keys;
+        let backward = mlp.backward + 4 * hidden + branches + 2 * queries + 2 * keys;
         Self { kept, again, backward }
+    }
+}
+
+/// Numbers per row that the activations of a block's MLP take.
+struct MlpSizes {
+    /// Results of products and routers.
+    products: u64,
+    /// What selective recomputation computes again.
+    cheap: u64,
+    /// Gradients and copies that the backward pass makes.
+    backward: u64,
+}
+
+impl MlpSizes {
+    fn of(config: &ModelConfig) -> Self {
+        let Some(experts) = &config.experts else {
+            // gate, up; gated; dgated, dgate, dup.
+            let intermediate = config.intermediate_size as u64;
+            return Self { products: 2 * intermediate, cheap: intermediate, backward: 3 * intermediate };
+        };
+        let (count, chosen) = (experts.count as u64, experts.chosen as u64);
+        let (width, hidden) = (experts.intermediate_size as u64, config.hidden_size as u64);
+        Self {
+            // gate, up; probabilities; weights, and four tables of indices.
+            products: 2 * chosen * width + count + 5 * chosen,
+            cheap: 0,
+            // gated, its gradient twice, dgate, dup; dy and dx of each expert, and these once more, sorted by expert.
+            backward: chosen * (5 * width + 3 * hidden) + count,
+        }
     }
 }
 

@@ -46,7 +46,7 @@ impl Parameters {
         let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
         let (mut places, mut values) = (Vec::new(), Vec::new());
         for layer in 0..config.num_hidden_layers {
-            for site in Site::ALL.into_iter().filter(|site| settings.sites.contains(site)) {
+            for site in Site::of(config).iter().copied().filter(|site| settings.sites.contains(site)) {
                 let (output, input) = site.shape(config);
                 places.push(ParameterSpan { layer, site, rank, output, input, scale: (alpha / rank as f64) as f32 });
                 let bound = 1.0 / (input as f32).sqrt();

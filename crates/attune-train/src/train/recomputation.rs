@@ -7,9 +7,10 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::{Error, Result};
 use attune_model::decoder::{
-    Activations, AttentionActivations, Block, Context, DenseActivations, Mlp, MlpActivations, RotatedHeads,
+    Activations, AttentionActivations, Block, Context, DenseActivations, ExpertActivations, Mlp, MlpActivations,
+    RotatedHeads,
 };
 
 /// Part of the forward pass that the backward pass computes again.
@@ -80,13 +81,19 @@ pub(crate) struct Products {
 
 /// Fields of [`MlpActivations`] that are expensive to compute.
 enum MlpProducts {
-    Dense { gate: Tensor, up: Tensor },
+    Dense {
+        gate: Tensor,
+        up: Tensor,
+    },
+    /// The backward pass computes again what experts do beside their products.
+    Experts(ExpertActivations),
 }
 
 impl MlpProducts {
     fn of(activations: MlpActivations) -> Self {
         match activations {
             MlpActivations::Dense(DenseActivations { gate, up, .. }) => Self::Dense { gate, up },
+            MlpActivations::Experts(activations) => Self::Experts(activations),
         }
     }
 
@@ -95,6 +102,8 @@ impl MlpProducts {
             (Self::Dense { gate, up }, Mlp::Dense(mlp)) => {
                 Ok(MlpActivations::Dense(DenseActivations { gated: mlp.gated(&gate, &up)?, gate, up }))
             }
+            (Self::Experts(activations), _) => Ok(MlpActivations::Experts(activations)),
+            (Self::Dense { .. }, Mlp::Experts(_)) => Err(Error::Internal("activations of another kind of MLP".into())),
         }
     }
 }

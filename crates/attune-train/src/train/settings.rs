@@ -245,7 +245,7 @@ pub fn resolve(
         rank: Some(rank),
         alpha: Some(alpha),
         learning_rate: Some(learning_rate),
-        target_modules: Some(asked.target_modules.clone().unwrap_or_else(|| Site::ALL.to_vec())),
+        target_modules: Some(target_modules(asked, config)?),
         lr_scheduler: Some(asked.lr_scheduler.unwrap_or_default()),
         warmup_ratio: asked.warmup_ratio.or(Some(auto_warmup(total_steps) as f64 / total_steps.max(1) as f64)),
         weight_decay: asked.weight_decay.or(Some(0.0)),
@@ -256,6 +256,25 @@ pub fn resolve(
         early_stopping_patience: asked.early_stopping_patience.or(Some(0)),
         keep_best: asked.keep_best.or(Some(false)),
     })
+}
+
+/// Returns the layers that the adapter changes: by default, or if all layers of a block are asked for, all that the
+/// model has.
+fn target_modules(asked: &Hyperparameters, config: &ModelConfig) -> Result<Vec<Site>> {
+    let sites = Site::of(config);
+    let Some(asked) = asked.target_modules.as_ref().filter(|asked| asked[..] != Site::ALL) else {
+        return Ok(sites.to_vec());
+    };
+    if let Some(other) = asked.iter().find(|site| !sites.contains(site)) {
+        let names: Vec<&str> = sites.iter().map(|site| site.module()).collect();
+        let message = format!(
+            "target_modules names {}, but adapters cannot change the experts of this model: use some of {}",
+            other.module(),
+            names.join(", ")
+        );
+        return Err(Error::Setting { name: "target_modules", message });
+    }
+    Ok(asked.clone())
 }
 
 /// Returns the learning rate, multiplied, of a run that asks for none.

@@ -56,3 +56,23 @@ fn the_serialized_form_that_checkpoints_are_recognised_by_stays_as_it_is() {
     assert_eq!(of(None, Some(20.0), BATCH_ROWS), format!(r#"{common}"beta":null,"scale":20.0}}"#));
     assert_eq!(of(None, None, 4096), format!(r#"{common}"beta":null,"batch_rows":4096}}"#));
 }
+
+#[test]
+fn adapters_of_mixtures_of_experts_change_attention_alone() {
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    let config = |family: &str| ModelConfig::read(&fixtures.join(family)).unwrap();
+    let sites = |family: &str, asked: Option<&[Site]>| {
+        let asked = Hyperparameters { target_modules: asked.map(<[_]>::to_vec), ..Hyperparameters::default() };
+        target_modules(&asked, &config(family))
+    };
+    let attention = [Site::Query, Site::Key, Site::Value, Site::Output];
+    for family in ["qwen3_moe", "mixtral", "olmoe", "gpt_oss"] {
+        assert_eq!(sites(family, None).unwrap(), attention);
+        assert_eq!(sites(family, Some(&Site::ALL)).unwrap(), attention, "all that there are");
+        assert_eq!(sites(family, Some(&[Site::Value])).unwrap(), [Site::Value]);
+        let refused = sites(family, Some(&[Site::Query, Site::Up])).unwrap_err().to_string();
+        assert!(refused.contains("up_proj") && refused.contains("experts"), "{refused}");
+    }
+    assert_eq!(sites("llama", None).unwrap(), Site::ALL);
+    assert_eq!(sites("llama", Some(&[Site::Up])).unwrap(), [Site::Up]);
+}

@@ -51,6 +51,8 @@ struct Attention<'a> {
     kv_heads: usize,
     head_dim: usize,
     form: AttentionForm,
+    /// `[heads]`
+    sinks: Option<&'a [f32]>,
 }
 
 /// Some rows of a sequence with all query heads of one key-value head, over some of their spans.
@@ -72,11 +74,22 @@ pub fn forward(
     values: &Tensor,
     sequences: &[SequenceRows<'_>],
     form: AttentionForm,
+    sinks: Option<&Tensor>,
 ) -> Result<Tensor> {
     let (rows, heads, head_dim) = q.dims3()?;
     let (_, kv_heads, _) = keys.dims3()?;
     let (queries, keys, values) = (Values::of(q)?, Values::of(keys)?, Values::of(values)?);
-    let attention = Attention { queries: &queries, keys: &keys, values: &values, heads, kv_heads, head_dim, form };
+    let sinks = sinks.map(Values::of).transpose()?;
+    let attention = Attention {
+        queries: &queries,
+        keys: &keys,
+        values: &values,
+        heads,
+        kv_heads,
+        head_dim,
+        form,
+        sinks: sinks.as_deref(),
+    };
     let (tasks, parts) = attention.tasks(sequences);
     let mut out = vec![0.0; rows * heads * head_dim];
     let mut split = vec![0.0; parts * (head_dim + 2)];
@@ -244,7 +257,10 @@ impl Attention<'_> {
         // SAFETY: each row and head is finished once.
         let out = unsafe { out.slice(start..start + self.head_dim) };
         out.copy_from_slice(&sum[2..]);
-        vector::scale(out, 1.0 / sum[1]);
+        // The sink's part of the sum, relative to the largest score as the others are.
+        let head = start / self.head_dim % self.heads;
+        let sink = self.sinks.map_or(0.0, |sinks| vector::exp(sinks[head] - sum[0]));
+        vector::scale(out, 1.0 / (sum[1] + sink));
     }
 
     /// Returns the offset of the `query`, counted within the task, in queries and output.

@@ -6,12 +6,14 @@ pub mod cached_attention;
 pub mod cross_entropy;
 mod dots;
 pub mod elementwise;
+pub mod experts;
 mod lanes;
 pub mod logits;
 pub mod lora;
 pub mod packed_attention;
 pub mod panels;
 pub mod product;
+pub mod sinks;
 mod vector;
 
 use std::sync::Arc;

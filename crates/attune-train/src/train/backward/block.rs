@@ -6,7 +6,7 @@
 
 use candle_core::Tensor;
 
-use super::TrainContext;
+use super::{TrainContext, experts};
 use crate::{Error, Result};
 use attune_model::decoder::{
     Activations, Attention, AttentionActivations, Block, DenseActivations, DenseMlp, Mlp, MlpActivations, Projection,
@@ -74,6 +74,8 @@ impl BlockBackward<'_, '_> {
     fn of_mlp(&mut self, mlp: &Mlp, saved: &MlpActivations, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         match (mlp, saved) {
             (Mlp::Dense(mlp), MlpActivations::Dense(saved)) => self.of_dense_mlp(mlp, saved, x, dy),
+            (Mlp::Experts(mlp), MlpActivations::Experts(saved)) => experts::input_gradient(mlp, saved, dy),
+            _ => Err(Error::Internal("activations of another kind of MLP".into())),
         }
     }
 

@@ -1,0 +1,39 @@
+//! Mixtures of experts as a GPU computes them, in each type of activations, beside the CPU's in f32. Gradients and whole
+//! models in f32 are compared in `model/decoder.rs`.
+
+use attune::model::linear::{Dtype, Storage};
+use candle_core::{DType, Device, Tensor};
+
+use crate::fixtures::{EXPERT_FAMILIES, device, load, load_on, relative_difference};
+use crate::kernels;
+
+const ROWS: usize = 40;
+
+#[test]
+fn experts_compute_what_the_cpu_does() {
+    for family in EXPERT_FAMILIES {
+        let (config, exact) = load(family, &Device::Cpu);
+        let values = (0..ROWS * config.hidden_size).map(|i| ((i * 7919 + 13) as f32 * 0.618).sin() * 1.4);
+        let x = Tensor::from_vec(values.collect::<Vec<_>>(), (ROWS, config.hidden_size), &Device::Cpu).unwrap();
+        // Activations are rounded between the layers of an expert.
+        for (held, bound) in [(Dtype::F32, 1e-5), (Dtype::Bf16, 3e-2), (Dtype::F16, 5e-3)] {
+            let (_, decoder) = load_on(family, &kernels(), &Storage { dtype: held, quantize: None });
+            let own_x = x.to_device(&device()).unwrap().to_dtype(decoder.activation_dtype()).unwrap();
+            for (exact, experts) in exact.blocks.iter().zip(&decoder.blocks) {
+                let (exact, experts) = (exact.experts().unwrap(), experts.experts().unwrap());
+                let (wanted, chosen) = (exact.route(&x).unwrap(), experts.route(&own_x).unwrap());
+                let (wanted_y, y) = (exact.forward(&x).unwrap(), experts.forward(&own_x).unwrap());
+                let wide = |row: usize, y: &Tensor| -> Vec<f32> {
+                    let row = y.narrow(0, row, 1).unwrap().to_dtype(DType::F32).unwrap();
+                    row.to_device(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+                };
+                let same = |row: &usize| wanted.indices[wanted.choices(*row)] == chosen.indices[chosen.choices(*row)];
+                let rows: Vec<usize> = (0..ROWS).filter(same).collect();
+                assert!(rows.len() > ROWS / 2, "{family}, {held:?}: {} rows choose alike", rows.len());
+                let all = |y: &Tensor| rows.iter().flat_map(|row| wide(*row, y)).collect::<Vec<f32>>();
+                let difference = relative_difference(&all(&y), &all(&wanted_y));
+                assert!(difference < bound, "{family}, {held:?}: {difference:e}");
+            }
+        }
+    }
+}
