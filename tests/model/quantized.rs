@@ -86,6 +86,9 @@ fn assert_values(what: &str, found: &[f32], expected: &[f32], steps: i64) {
     }
 }
 
+/// Weights in f32: without a type the CPU multiplies by the checkpoint's whole numbers, and rounds activations for it.
+const IN_FULL: Storage = Storage { dtype: Some(Dtype::F32), quantize: None };
+
 #[test]
 fn matrices_have_the_values_of_the_programs_that_write_their_format() {
     let folder = tempfile::tempdir().unwrap();
@@ -124,7 +127,7 @@ fn experts_in_mxfp4_have_the_values_of_transformers() {
 fn whole_models_have_the_logits_of_transformers_on_the_dequantized_weights() {
     for name in MODELS {
         let name = format!("quantized/{name}");
-        let (_, decoder) = load_on(&name, &crate::kernels(), &Storage::default());
+        let (_, decoder) = load_on(&name, &crate::kernels(), &IN_FULL);
         let reference = Reference::read(&name, "reference.safetensors");
         let hidden = hidden_states(&decoder, None, &one_sequence(&reference.ids("input_ids"))).unwrap();
         let logits = decoder.logits(&hidden).unwrap();
@@ -161,7 +164,7 @@ fn folders_of_quantized_models_load_with_their_tokenizer() {
 fn an_adapter_on_a_quantized_model_has_the_logits_and_gradients_of_peft() {
     for name in TRAINED_MODELS {
         let name = format!("quantized/{name}");
-        let (config, decoder) = load_on(&name, &crate::kernels(), &Storage::default());
+        let (config, decoder) = load_on(&name, &crate::kernels(), &IN_FULL);
         let adapter = Reference::read(&name, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let reference = Reference::read(&name, "peft/reference.safetensors");
         let hidden = hidden_states(&decoder, Some(&adapter), &one_sequence(&reference.ids("input_ids"))).unwrap();

@@ -124,10 +124,11 @@ impl Kernels {
         step: &CachedStep<'_>,
         form: AttentionForm,
     ) -> Result<Tensor> {
-        // A kernel of its own norms heads, but not whole rows.
+        // A kernel of its own norms heads, but not whole rows, and knows no sinks.
         let by_head = |norms: [Norm<'_>; 2]| new.q.dim(2).is_ok_and(|width| norms[0].weight.elem_count() == width);
         if let (Self::Gpu(gpu), Some(tables)) = (self, &step.tables)
             && new.norms.is_none_or(by_head)
+            && new.sinks.is_none()
             && let Some(out) = cuda::decode::attention(gpu.launcher(), new, keys, values, tables, form)?
         {
             return Ok(out);
