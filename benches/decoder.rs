@@ -55,7 +55,7 @@ fn main() -> Result<(), Failure> {
     };
     let threads = rayon::current_num_threads();
     println!("SmolLM2-135M's shape, {threads} threads, {:?}, tokens/s", Level::best());
-    let names: String = storages.iter().map(|(name, _)| format!("{name:>9}")).collect();
+    let names = storages.iter().map(|(name, _)| format!("{name:>9}")).collect::<Vec<_>>().concat();
     println!("{:36}{names}", "");
 
     for rows in [1, 4, 16] {

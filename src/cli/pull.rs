@@ -48,7 +48,7 @@ impl PullOptions {
                 self.name
             )),
             Form::Adapter => {
-                note("this is an adapter: serve its base model, and load it with POST /v1/load_lora_adapter")
+                note("this is an adapter: serve its base model, and load it with POST /v1/load_lora_adapter");
             }
         }
         line(found.path.display())

@@ -180,9 +180,9 @@ impl Model {
             let part = Part { model: self, layer, adapter };
             let input = part.norm(&x, 0, true);
             let attended = part.attention(&input, &positions, &batch.sequences);
-            part.add(&mut x, attended, true);
+            part.add(&mut x, &attended, true);
             let input = part.norm(&x, 0, false);
-            part.add(&mut x, part.mlp(&input), false);
+            part.add(&mut x, &part.mlp(&input), false);
         }
         let x = self.normed(&x, &self.weights["model.norm.weight"]);
         let head = self.weights.get("lm_head.weight").filter(|_| !config.tie_word_embeddings).unwrap_or(embedding);
@@ -223,9 +223,9 @@ impl Part<'_> {
     }
 
     /// Adds a branch's result to the stream.
-    fn add(&self, x: &mut [f64], branch: Vec<f64>, of_attention: bool) {
+    fn add(&self, x: &mut [f64], branch: &[f64], of_attention: bool) {
         let multiplier = f64::from(self.model.config.residual_multiplier);
-        let branch = self.norm(&branch, 1, of_attention);
+        let branch = self.norm(branch, 1, of_attention);
         x.iter_mut().zip(branch).for_each(|(x, y)| *x += multiplier * y);
     }
 

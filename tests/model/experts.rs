@@ -128,7 +128,7 @@ fn a_missing_expert_is_named() {
     let error = changed("olmoe", |tensors, _| {
         tensors.remove("model.layers.1.mlp.experts.4.up_proj.weight").unwrap();
     });
-    let said = error.err().expect("refused").to_string();
+    let said = error.expect_err("refused").to_string();
     assert!(said.contains("`model.layers.1.mlp.experts.4.up_proj.weight` is missing"), "{said}");
 }
 

@@ -125,13 +125,18 @@ fn one_batch_is_learned_by_heart() {
         };
         let settings = TrainSettings { epochs: 150, ..TrainSettings::new(&asked, 1) };
         let examples = ExampleStore::of((0..4).map(example)).unwrap();
-        let mut trainer = Trainer::new(whole_model(family), settings, examples, None).unwrap();
+        let model = whole_model(family);
+        // Under a cap c no token is certain: beside others at 0 it costs ln(1 + (vocabulary - 1) / e^c).
+        let others = model.config.vocab_size as f64 - 1.0;
+        let capped = |cap: f32| 2.0 * (1.0 + others * f64::from(-cap).exp()).ln();
+        let limit = model.config.logit_form.cap.map_or(0.01, capped);
+        let mut trainer = Trainer::new(model, settings, examples, None).unwrap();
         let mut losses = Vec::new();
         while let Some(report) = trainer.step(&mut || Ok(())).unwrap() {
             losses.push(report.loss);
         }
         let (first, last) = (losses[0], losses[losses.len() - 1]);
-        assert!(first > 3.0 && last < 0.01, "{family}: from {first} to {last}");
+        assert!(first > 3.0 && last < limit, "{family}: from {first} to {last}");
     }
 }
 

@@ -98,25 +98,25 @@ impl RepositoryCache {
     pub(crate) fn publish(&self, commit: &str, files: &[RemoteFile]) -> Result<()> {
         let snapshot = self.snapshot(commit);
         if snapshot.exists() {
-            return files.iter().try_for_each(|file| self.link(&snapshot, file));
+            return files.iter().try_for_each(|file| Self::link(&snapshot, file));
         }
-        let made = create_dir_all(&self.folder.join(".attune"))
+        let made = create_dir_all(self.folder.join(".attune"))
             .and_then(|()| tempfile::Builder::new().prefix("new-").tempdir_in(self.folder.join(".attune")))
             .map_err(Error::io(format!("make a folder in {}", self.folder.display())))?;
-        files.iter().try_for_each(|file| self.link(made.path(), file))?;
+        files.iter().try_for_each(|file| Self::link(made.path(), file))?;
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(made.path(), open).map_err(Error::io(format!("open {}", made.path().display())))?;
         let fault = || Error::io(format!("make {}", snapshot.display()));
-        create_dir_all(&self.folder.join("snapshots")).map_err(fault())?;
+        create_dir_all(self.folder.join("snapshots")).map_err(fault())?;
         match std::fs::rename(made.path(), &snapshot) {
             // Another process was faster.
-            Err(_) if snapshot.exists() => files.iter().try_for_each(|file| self.link(&snapshot, file)),
+            Err(_) if snapshot.exists() => files.iter().try_for_each(|file| Self::link(&snapshot, file)),
             renamed => renamed.map_err(fault()),
         }
     }
 
     /// Links `file` below `snapshot` to its bytes, in place of whatever else stands there.
-    fn link(&self, snapshot: &Path, file: &RemoteFile) -> Result<()> {
+    fn link(snapshot: &Path, file: &RemoteFile) -> Result<()> {
         let (link, digits) = (snapshot.join(&file.path), file.checksum.digits());
         let fault = || Error::io(format!("link {}", link.display()));
         // `snapshots/COMMIT/` is two folders deep.

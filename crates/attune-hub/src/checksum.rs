@@ -3,6 +3,7 @@
 
 use sha1::Sha1;
 use sha2::Sha256;
+use std::fmt::Write as _;
 
 use crate::listing::{Checksum, RemoteFile};
 
@@ -45,7 +46,11 @@ impl Sum {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut digits, byte| {
+        // Writing to a text cannot fail.
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
 }
 
 #[cfg(test)]

@@ -149,12 +149,11 @@ fn has_tag(path: &str, tag: &str) -> bool {
 }
 
 fn gguf(repository: &Repository, files: &[RemoteFile], tag: Option<&str>) -> Result<Choice> {
-    let found = match tag {
-        Some(tag) => models(files).find(|file| has_tag(&file.path, tag)),
-        None => {
-            let usual = USUAL_TAGS.iter().find_map(|tag| models(files).find(|file| has_tag(&file.path, tag)));
-            usual.or_else(|| models(files).next())
-        }
+    let of_tag = |tag: &str| models(files).find(|file| has_tag(&file.path, tag));
+    let found = if let Some(tag) = tag {
+        of_tag(tag)
+    } else {
+        USUAL_TAGS.iter().find_map(|tag| of_tag(tag)).or_else(|| models(files).next())
     };
     let first = found.ok_or_else(|| Error::FileMissing {
         repository: repository.to_string(),

@@ -45,6 +45,7 @@ impl Patience {
 }
 
 /// Returns `None` for an answer that stays, else how long the hub asks to wait.
+#[allow(clippy::option_option, reason = "an answer that passes may say how long, or not")]
 pub(crate) fn passing_wait(response: &Response) -> Option<Option<Duration>> {
     let passing = matches!(
         response.status(),

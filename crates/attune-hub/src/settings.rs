@@ -140,8 +140,8 @@ fn timeout(variable: &dyn Fn(&str) -> Option<String>, name: &'static str) -> Res
 /// Returns the variable that sends requests of `scheme` through a SOCKS proxy.
 fn socks(variable: &dyn Fn(&str) -> Option<String>, scheme: &str) -> Option<&'static str> {
     let of_scheme = if scheme == "https" { ["HTTPS_PROXY", "https_proxy"] } else { ["HTTP_PROXY", "http_proxy"] };
-    let order = of_scheme.into_iter().chain(["ALL_PROXY", "all_proxy"]);
-    let (name, proxy) = order.filter_map(|name| Some((name, variable(name)?))).next()?;
+    let mut order = of_scheme.into_iter().chain(["ALL_PROXY", "all_proxy"]);
+    let (name, proxy) = order.find_map(|name| Some((name, variable(name)?)))?;
     proxy.trim().to_ascii_lowercase().starts_with("socks").then_some(name)
 }
 

@@ -13,12 +13,13 @@ use std::path::Path;
 pub use self::experts::{ExpertsConfig, Glu, GluLimits};
 use self::families::{Defaults, Family};
 use self::fields::Fields;
-use crate::kernels::{Activation, LogitForm};
+use crate::forms::{Activation, LogitForm};
 use crate::rope_scaling::RopeScaling;
 use crate::{Error, Result};
 
 /// The shape of a decoder.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "independent flags of families")]
 pub struct ModelConfig {
     /// Family, as the file's `model_type` names it. What it means for the maths stands in the other fields.
     pub family: &'static str,

@@ -12,6 +12,7 @@ pub mod device;
 pub mod entry;
 pub mod error;
 mod folder;
+mod forms;
 pub mod generation;
 pub mod gguf;
 #[cfg(feature = "cuda")]

@@ -22,6 +22,7 @@ pub struct Weights {
     device: Device,
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is one for each model")]
 enum Source {
     Folder {
         files: MmapedSafetensors,

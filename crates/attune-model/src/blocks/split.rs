@@ -50,7 +50,9 @@ impl Parts {
                 *to = f32::from(value(kind, *number)) * scale;
             }
             if let Some(offset) = offset {
-                values.iter_mut().for_each(|value| *value += offset);
+                for value in values.iter_mut() {
+                    *value += offset;
+                }
             }
         }
     }

@@ -33,7 +33,9 @@ pub(crate) fn random(index: usize, seed: u64, blocks: usize) -> Vec<u8> {
         })
         .collect();
     for block in bytes.chunks_exact_mut(size) {
-        halves.iter().for_each(|place| block[place + 1] &= 0xbf);
+        for place in halves {
+            block[place + 1] &= 0xbf;
+        }
     }
     bytes
 }

@@ -1,7 +1,7 @@
 //! The mixture of experts as `config.json` describes it. Read by [`super::ModelConfig`], used by the decoder.
 
 use super::fields::Fields;
-use crate::kernels::Activation;
+use crate::forms::Activation;
 
 /// The experts that take the place of every block's MLP.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -8,11 +8,10 @@ mod mixtures;
 mod olmo;
 mod qwen;
 
-use serde_json::Value;
-
 use super::ModelConfig;
 use super::fields::Fields;
-use crate::kernels::Activation;
+use super::ropes::sliding_layers;
+use crate::forms::Activation;
 
 /// All families.
 const ALL: &[&Family] = &[
@@ -135,24 +134,4 @@ fn windows(
 ) -> Result<Vec<Option<usize>>, String> {
     let is_sliding = sliding_layers(fields, layers, by_default)?;
     Ok(is_sliding.into_iter().map(|sliding| window.filter(|_| sliding)).collect())
-}
-
-/// Returns for each block whether `layer_types` calls its attention sliding; without the list, what `by_default` says.
-pub(super) fn sliding_layers(
-    fields: &Fields,
-    layers: usize,
-    by_default: impl Fn(usize) -> bool,
-) -> Result<Vec<bool>, String> {
-    let Some(types) = fields.list("layer_types", Value::as_str)? else {
-        return Ok((0..layers).map(by_default).collect());
-    };
-    if types.len() != layers {
-        return Err(format!("layer_types must have {layers} entries"));
-    }
-    let sliding = types.into_iter().map(|kind| match kind {
-        "full_attention" | "attention" => Ok(false),
-        "sliding_attention" => Ok(true),
-        other => Err(format!("layer_types `{other}` is not supported")),
-    });
-    sliding.collect()
 }

@@ -3,7 +3,6 @@
 
 use serde_json::Value;
 
-use super::families::sliding_layers;
 use super::fields::Fields;
 use super::{ModelConfig, RopeParameters};
 use crate::rope_scaling::RopeScaling;
@@ -80,4 +79,24 @@ fn parameters(fields: &Fields) -> Result<Option<&Value>, String> {
     }
     refuse_partial(rope)?;
     Ok(Some(rope))
+}
+
+/// Returns for each block whether `layer_types` calls its attention sliding; without the list, what `by_default` says.
+pub(super) fn sliding_layers(
+    fields: &Fields,
+    layers: usize,
+    by_default: impl Fn(usize) -> bool,
+) -> Result<Vec<bool>, String> {
+    let Some(types) = fields.list("layer_types", Value::as_str)? else {
+        return Ok((0..layers).map(by_default).collect());
+    };
+    if types.len() != layers {
+        return Err(format!("layer_types must have {layers} entries"));
+    }
+    let sliding = types.into_iter().map(|kind| match kind {
+        "full_attention" | "attention" => Ok(false),
+        "sliding_attention" => Ok(true),
+        other => Err(format!("layer_types `{other}` is not supported")),
+    });
+    sliding.collect()
 }

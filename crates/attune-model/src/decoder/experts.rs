@@ -23,7 +23,7 @@ use crate::linear::Linear;
 pub struct Experts {
     /// Logits of the experts, `[experts, hidden]`, in f32.
     router: Linear,
-    experts: Vec<Expert>,
+    all: Vec<Expert>,
     /// Experts that each row goes through.
     chosen: usize,
     /// True if the weights of a row's experts are divided by their sum.
@@ -69,7 +69,7 @@ impl Experts {
     pub fn route(&self, x: &Tensor) -> Result<Routing> {
         // The choice is the model's most sensitive decision: f32, whatever the weights are held in.
         let logits = self.router.forward(&x.to_dtype(DType::F32)?)?; // [rows, experts]
-        Routing::of(&logits.flatten_all()?.to_vec1()?, self.experts.len(), self.chosen, self.normalized)
+        Routing::of(&logits.flatten_all()?.to_vec1()?, self.all.len(), self.chosen, self.normalized)
     }
 
     /// Computes `Σ weight · down(glu(gate(x), up(x)))` over each row's experts, `[rows, hidden]`, of `x`
@@ -126,7 +126,7 @@ impl Experts {
         routing: &Routing,
         work: impl Fn(usize, &Expert, &Group) -> Result<T> + Sync,
     ) -> Result<Vec<T>> {
-        let run = |(index, group): (usize, &Group)| work(index, &self.experts[group.expert], group);
+        let run = |(index, group): (usize, &Group)| work(index, &self.all[group.expert], group);
         if self.kernels.is_cpu() {
             routing.groups.par_iter().enumerate().map(run).collect()
         } else {
@@ -146,7 +146,7 @@ impl Experts {
 
     /// Counts the bytes of the weight matrices in memory.
     pub(super) fn bytes(&self) -> usize {
-        let layers = self.experts.iter().flat_map(|expert| [&expert.gate, &expert.up, &expert.down]);
+        let layers = self.all.iter().flat_map(|expert| [&expert.gate, &expert.up, &expert.down]);
         self.router.bytes() + layers.map(Linear::bytes).sum::<usize>()
     }
 
@@ -157,13 +157,13 @@ impl Experts {
         change: &impl Fn(&Tensor) -> Result<Tensor>,
     ) -> Result<Option<Self>> {
         let Some(router) = self.router.with(kernels, change)? else { return Ok(None) };
-        let mut experts = Vec::with_capacity(self.experts.len());
-        for Expert { gate, up, down } in &self.experts {
+        let mut experts = Vec::with_capacity(self.all.len());
+        for Expert { gate, up, down } in &self.all {
             let [gate, up, down] = [gate, up, down].map(|layer| layer.with(kernels, change));
             let (Some(gate), Some(up), Some(down)) = (gate?, up?, down?) else { return Ok(None) };
             experts.push(Expert { gate, up, down });
         }
-        Ok(Some(Self { router, experts, kernels: Kernels::Gpu(kernels.clone()), ..*self }))
+        Ok(Some(Self { router, all: experts, kernels: Kernels::Gpu(kernels.clone()), ..*self }))
     }
 }
 

@@ -134,7 +134,7 @@ fn said(file: &[u8]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     std::fs::write(&path, file).unwrap();
-    read_all(&path).err().map(|error| error.to_string()).unwrap_or_else(|| "fine".into())
+    read_all(&path).err().map_or_else(|| "fine".into(), |error| error.to_string())
 }
 
 #[test]
@@ -328,7 +328,7 @@ fn shards(change: impl Fn(usize, &mut Vec<(&str, Value)>)) -> tempfile::TempDir 
 #[test]
 fn the_shards_of_a_model_are_opened_together() {
     let of = |folder: &tempfile::TempDir, number: usize| folder.path().join(format!("m-{number:05}-of-00003.gguf"));
-    let said = |path: &Path| read_all(path).err().map(|error| error.to_string()).unwrap_or_else(|| "fine".into());
+    let said = |path: &Path| read_all(path).err().map_or_else(|| "fine".into(), |error| error.to_string());
     let whole = shards(|_, _| {});
     assert_eq!(said(&of(&whole, 1)), "fine");
     assert_eq!(Gguf::open(&of(&whole, 1)).unwrap().files().len(), 3);

@@ -72,7 +72,7 @@ fn check_version(cursor: &mut Cursor<'_>) -> Result<(), String> {
     match cursor.u32()? {
         2 | 3 => Ok(()),
         1 => Err("version 1 of GGUF is no longer read: convert the original model again".into()),
-        other if other & 0xFFFF == 0 && other != 0 => {
+        other if other != 0 && other.trailing_zeros() >= 16 => {
             Err("the file is big-endian; convert the model again for a little-endian machine".into())
         }
         other => Err(format!("version {other} of GGUF is not known; known are 2 and 3")),

@@ -156,7 +156,7 @@ impl Numbers {
     pub fn of(numbers: &[Number]) -> Option<Self> {
         let kind = NumberType::of(*numbers.first()?);
         let alike = numbers.iter().all(|number| NumberType::of(*number) == kind);
-        let bytes: Vec<u8> = numbers.iter().flat_map(|number| kind.bytes(*number)).collect();
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.bytes()).collect();
         alike.then(|| Self { kind, bytes: bytes.into() })
     }
 

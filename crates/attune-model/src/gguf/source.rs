@@ -110,8 +110,8 @@ impl Source {
     }
 
     fn find(&self, name: &str) -> Option<(Place, &GgufTensor)> {
-        let places = self.names.places(name).into_iter();
-        places.filter_map(|place| self.file.tensor(&place.tensor).map(|tensor| (place, tensor))).next()
+        let mut places = self.names.places(name).into_iter();
+        places.find_map(|place| self.file.tensor(&place.tensor).map(|tensor| (place, tensor)))
     }
 
     fn require(&self, name: &str) -> Result<(Place, &GgufTensor)> {

@@ -157,21 +157,23 @@ impl NumberType {
             Self::F64 => Number::F64(f64::from_bits(bits)),
         }
     }
+}
 
-    /// Returns the bytes of `number`, which is of this type.
-    pub(super) fn bytes(self, number: Number) -> Vec<u8> {
-        match number {
-            Number::U8(number) => vec![number],
-            Number::I8(number) => number.to_le_bytes().to_vec(),
-            Number::U16(number) => number.to_le_bytes().to_vec(),
-            Number::I16(number) => number.to_le_bytes().to_vec(),
-            Number::U32(number) => number.to_le_bytes().to_vec(),
-            Number::I32(number) => number.to_le_bytes().to_vec(),
-            Number::F32(number) => number.to_le_bytes().to_vec(),
-            Number::Bool(flag) => vec![u8::from(flag)],
-            Number::U64(number) => number.to_le_bytes().to_vec(),
-            Number::I64(number) => number.to_le_bytes().to_vec(),
-            Number::F64(number) => number.to_le_bytes().to_vec(),
+impl Number {
+    /// Returns its bytes, in its own type.
+    pub(super) fn bytes(self) -> Vec<u8> {
+        match self {
+            Self::U8(number) => vec![number],
+            Self::I8(number) => number.to_le_bytes().to_vec(),
+            Self::U16(number) => number.to_le_bytes().to_vec(),
+            Self::I16(number) => number.to_le_bytes().to_vec(),
+            Self::U32(number) => number.to_le_bytes().to_vec(),
+            Self::I32(number) => number.to_le_bytes().to_vec(),
+            Self::F32(number) => number.to_le_bytes().to_vec(),
+            Self::Bool(flag) => vec![u8::from(flag)],
+            Self::U64(number) => number.to_le_bytes().to_vec(),
+            Self::I64(number) => number.to_le_bytes().to_vec(),
+            Self::F64(number) => number.to_le_bytes().to_vec(),
         }
     }
 }

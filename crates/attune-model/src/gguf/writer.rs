@@ -96,7 +96,7 @@ fn put_value(header: &mut Vec<u8>, value: &Value) {
         Value::Number(number) => {
             let kind = NumberType::of(*number);
             header.extend(kind.number().to_le_bytes());
-            header.extend(kind.bytes(*number));
+            header.extend(number.bytes());
         }
         Value::Text(text) => {
             header.extend(TEXT.to_le_bytes());
@@ -112,7 +112,9 @@ fn put_value(header: &mut Vec<u8>, value: &Value) {
             header.extend(LIST.to_le_bytes());
             header.extend(TEXT.to_le_bytes());
             header.extend((texts.len() as u64).to_le_bytes());
-            texts.iter().for_each(|text| put_text(header, text));
+            for text in texts {
+                put_text(header, text);
+            }
         }
     }
 }

@@ -10,7 +10,6 @@ mod attention;
 pub mod cpu;
 pub mod cuda;
 mod experts;
-mod forms;
 mod gpu;
 mod operations;
 pub mod reference;
@@ -19,10 +18,10 @@ mod sinks;
 
 use std::ops::Range;
 
+pub use crate::forms::{Activation, AttentionForm, LogitForm};
 pub use attention::{CachedStep, PackedRows};
 use candle_core::Tensor;
 pub use cuda::DeviceEvent;
-pub use forms::{Activation, AttentionForm, LogitForm};
 pub use gpu::GpuKernels;
 pub use operations::Kernels;
 pub use sequences::{AttentionState, NewHeads, SequenceRows};

@@ -112,6 +112,7 @@ impl Change {
 
 /// Rounds to f32 so that rounding the result to a type with fewer digits is as if `value` were rounded to it at once:
 /// what is cut off makes the last bit odd.
+#[allow(clippy::float_cmp, reason = "asks whether nothing was cut off")]
 pub(super) fn to_odd(value: f64) -> f32 {
     let nearest = value as f32;
     if f64::from(nearest) == value || !nearest.is_finite() || !value.is_finite() {
@@ -127,6 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::float_cmp, reason = "every bit is told")]
     fn a_value_is_rounded_once() {
         // Halfway between two values of bf16, and a little more than an f32 can tell.
         let value = 1.0 + 1.0 / 256.0 + 1e-12;

@@ -1,5 +1,5 @@
 //! bitsandbytes: 4-bit numbers that stand for the values of a table (`nf4`, `fp4`; Dettmers et al., "QLoRA", 2023),
-//! with a scale for each block, which may be quantized itself; and `int8` with a scale for each row ("LLM.int8()",
+//! with a scale for each block, which may be quantized itself; and `int8` with a scale for each row ("LLM.int8",
 //! 2022). Called by [`Format::values`](super::settings::Format).
 
 use rayon::prelude::*;

@@ -84,13 +84,11 @@ impl CompressedTensors {
                 }
             };
         }
-        match module.tensor("weight")?.dtype() {
-            Dtype::I8 => scheme.bytes(module),
-            _ => {
-                module.all_zero("weight_zero_point")?;
-                fp8::scaled(module, "weight_scale", scheme.block)
-            }
+        if module.tensor("weight")?.dtype() == Dtype::I8 {
+            return scheme.bytes(module);
         }
+        module.all_zero("weight_zero_point")?;
+        fp8::scaled(module, "weight_scale", scheme.block)
     }
 
     /// Returns the scheme of a module: that of its name, else of an expression, else of its class.

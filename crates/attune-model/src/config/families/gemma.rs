@@ -6,7 +6,7 @@ use super::{ActivationField, Defaults, Family, llama, softcap, window, windows};
 use crate::ModelConfig;
 use crate::config::fields::Fields;
 use crate::config::{Biases, NormPlaces, QueryKeyNorm, ropes};
-use crate::kernels::{Activation, LogitForm};
+use crate::forms::{Activation, LogitForm};
 
 /// The approximation with a tanh; old files of Gemma 1 call it `gelu`.
 const TANH: ActivationField =

@@ -4,7 +4,7 @@ use super::{Family, llama};
 use crate::ModelConfig;
 use crate::config::Biases;
 use crate::config::fields::Fields;
-use crate::kernels::LogitForm;
+use crate::forms::LogitForm;
 
 /// Granite 3 and 4.1 (dense): Llama with four factors.
 pub(super) const GRANITE: Family =

@@ -6,7 +6,7 @@ use super::{ActivationField, Defaults, Family, window, windows};
 use crate::ModelConfig;
 use crate::config::Biases;
 use crate::config::fields::Fields;
-use crate::kernels::Activation;
+use crate::forms::Activation;
 
 /// What Llama takes for fields that are missing.
 pub(super) const DEFAULTS: Defaults = Defaults {

@@ -67,7 +67,7 @@ impl Experts {
         });
         Ok(Self {
             router: source.router(kernels)?,
-            experts: experts.collect::<Result<_>>()?,
+            all: experts.collect::<Result<_>>()?,
             chosen: config.chosen,
             normalized: config.normalized,
             glu: config.glu,

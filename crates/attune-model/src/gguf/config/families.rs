@@ -119,16 +119,14 @@ fn gemma3(keys: &Keys<'_>, fields: &mut Map<String, Value>) -> Result<()> {
         set(fields, "final_logit_softcapping", json!(cap));
     }
     set_attention_width(GEMMA3_27B_BLOCKS, fields);
-    match keys.optional_count("attention.sliding_window")?.filter(|window| *window > 0) {
-        Some(window) => set(fields, "sliding_window", json!(window)),
-        None => {
-            // A model whose blocks all attend to everything.
-            let layers = fields["num_hidden_layers"].as_u64().unwrap_or(0);
-            let full: Vec<_> = (0..layers).map(|_| "full_attention").collect();
-            set(fields, "layer_types", json!(full));
-            return Ok(());
-        }
-    }
+    let Some(window) = keys.optional_count("attention.sliding_window")?.filter(|window| *window > 0) else {
+        // A model whose blocks all attend to everything.
+        let layers = fields["num_hidden_layers"].as_u64().unwrap_or(0);
+        let full: Vec<_> = (0..layers).map(|_| "full_attention").collect();
+        set(fields, "layer_types", json!(full));
+        return Ok(());
+    };
+    set(fields, "sliding_window", json!(window));
     set_windows(6, keys, fields)
 }
 
@@ -257,13 +255,13 @@ fn experts(count: &str, gating: f64, keys: &Keys<'_>, fields: &mut Map<String, V
     if keys.number("expert_weights_scale")?.is_some_and(|scale| scale.abs() > 0.0) {
         keys.only("expert_weights_scale", 1.0)?;
     }
-    if keys.flag("expert_weights_norm")?.is_some_and(|normed| Some(normed) != fields_norm(fields)) {
+    if keys.flag("expert_weights_norm")?.is_some_and(|normed| normed != fields_norm(fields)) {
         return Err(keys.fault("expert_weights_norm", "differs from the architecture's"));
     }
     Ok(())
 }
 
 /// Returns whether the weights of the chosen experts are divided by their sum.
-fn fields_norm(fields: &Map<String, Value>) -> Option<bool> {
-    Some(fields.get("norm_topk_prob").is_none_or(|norm| norm == true))
+fn fields_norm(fields: &Map<String, Value>) -> bool {
+    fields.get("norm_topk_prob").is_none_or(|norm| norm == true)
 }

@@ -37,6 +37,7 @@ enum Step {
 
 /// The rules of a family.
 #[derive(Debug, Clone, Copy)]
+#[allow(clippy::struct_excessive_bools, reason = "independent rules of families")]
 pub(super) struct Family {
     pub(super) alphabet: Alphabet,
     steps: &'static [Step],
@@ -215,13 +216,13 @@ impl Family {
 
     /// Returns the part that cuts a text into words.
     pub(super) fn pre_tokenizer(&self) -> Value {
-        let steps: Vec<Value> = self.steps.iter().map(Step::to_json).collect();
+        let steps: Vec<Value> = self.steps.iter().map(|step| step.to_json()).collect();
         json!({"type": "Sequence", "pretokenizers": steps})
     }
 }
 
 impl Step {
-    fn to_json(&self) -> Value {
+    fn to_json(self) -> Value {
         match self {
             Self::Match(expression) => {
                 json!({"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": false})

@@ -79,7 +79,7 @@ impl BlockBackward<'_, '_> {
         }
     }
 
-    /// Mirrors W_down · (activation(W_gate · m) · (W_up · m)).
+    /// Mirrors `W_down` · (`activation(W_gate` · m) · (`W_up` · m)).
     fn of_dense_mlp(&mut self, mlp: &DenseMlp, saved: &DenseActivations, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let DenseActivations { gate, up, gated } = saved;
         let dgated = self.linear(None, &mlp.down, gated, dy)?; // [rows, intermediate]

@@ -52,8 +52,8 @@ fn row_dots(a: &Tensor, b: &Tensor) -> attune_model::Result<Tensor> {
 
 /// Turns the gradient of the rows' weights w, `[rows, chosen]`, into that of the router's logits, `[rows, experts]`.
 /// With p the probabilities and c the chosen experts:
-/// dlogit_c = w_c (dw_c − Σ w dw) and 0 for the others if the weights are divided by their sum;
-/// dlogit_j = p_j ([j chosen] dw_j − Σ p_c dw_c) for all experts if they are the probabilities themselves.
+/// `dlogit_c` = `w_c` (`dw_c` − Σ w dw) and 0 for the others if the weights are divided by their sum;
+/// `dlogit_j` = `p_j` ([j chosen] `dw_j` − Σ `p_c` `dw_c`) for all experts if they are the probabilities themselves.
 fn logit_gradient(routing: &Routing, dweights: &[f32], normalized: bool) -> Vec<f32> {
     let mut dlogits = vec![0.0; routing.probabilities.len()];
     for (row, dlogits) in dlogits.chunks_exact_mut(routing.experts).enumerate() {

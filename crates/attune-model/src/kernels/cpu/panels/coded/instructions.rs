@@ -5,7 +5,12 @@ use half::f16;
 
 use super::super::bytes::{ByteTile, Bytes};
 use super::super::portable::Portable;
-use super::kernel::Kernel;
+
+/// A micro-kernel that is compiled once for each instruction set, not into each of its callers.
+pub(in super::super) trait Kernel {
+    /// Runs the kernel of `rows` rows and `panels` panels.
+    unsafe fn run<S: Codes>(rows: usize, panels: usize, tile: &ByteTile);
+}
 
 /// Operations on the bytes of 4 inputs for 16 outputs, and on factors of 16 outputs.
 ///

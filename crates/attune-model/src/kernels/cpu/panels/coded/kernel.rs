@@ -8,6 +8,7 @@ use super::super::bytes::{BLOCK, ByteTile, QUAD, QUADS, WideBlocks};
 use super::super::product::Piece;
 use super::Codes;
 use super::factors::Factors;
+use super::instructions::Kernel;
 use super::numbers::Numbers;
 
 /// Repeats `body` for each quad of a block: shifts by its number must be constants.
@@ -21,12 +22,6 @@ macro_rules! each_quad {
             $body
         })*
     };
-}
-
-/// A micro-kernel that is compiled once for each instruction set, not into each of its callers.
-pub(in super::super) trait Kernel {
-    /// Runs the kernel of `rows` rows and `panels` panels.
-    unsafe fn run<S: Codes>(rows: usize, panels: usize, tile: &ByteTile);
 }
 
 /// The kernel of wide blocks.

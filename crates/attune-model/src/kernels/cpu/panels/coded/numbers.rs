@@ -22,7 +22,7 @@ unsafe fn nibbles<S: Codes>(lines: *const u8, quad: usize) -> S::Quad {
     // SAFETY: the caller's promises.
     unsafe {
         let line = S::load_quad(lines.add(quad / 2 * 64));
-        S::and(if quad % 2 == 0 { line } else { S::right(line, 4) }, 15)
+        S::and(if quad.is_multiple_of(2) { line } else { S::right(line, 4) }, 15)
     }
 }
 

@@ -120,7 +120,9 @@ fn few_values(quants: &[i8]) -> Option<[i8; 16]> {
         .par_chunks(1 << 16)
         .map(|quants| {
             let mut seen = [false; 256];
-            quants.iter().for_each(|quant| seen[usize::from(*quant as u8)] = true);
+            for quant in quants {
+                seen[usize::from(*quant as u8)] = true;
+            }
             seen
         })
         .reduce(|| [false; 256], |one, other| std::array::from_fn(|place| one[place] || other[place]));

@@ -18,7 +18,9 @@ fn matrix(index: usize, outputs: usize, inputs: usize) -> BlockMatrix {
     let mut bytes = random(index, 7 + outputs as u64, outputs * inputs / weights);
     for block in bytes.chunks_exact_mut(size) {
         // Exponents of f16 below 8, signs as they are.
-        halves.iter().for_each(|place| block[place + 1] &= 0x9f);
+        for place in halves {
+            block[place + 1] &= 0x9f;
+        }
         if kind == BlockType::Mxfp4 {
             block[0] = 120 + block[0] % 8;
         }

@@ -17,7 +17,7 @@ use std::arch::x86_64::{
 use super::super::bytes::ByteTile;
 use super::super::x86::{Avx2, Avx512};
 use super::Codes;
-use super::kernel::Kernel;
+use super::instructions::Kernel;
 
 /// Applies a function of one register to both.
 macro_rules! both {
