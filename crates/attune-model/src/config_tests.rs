@@ -211,7 +211,7 @@ fn the_text_model_inside_gemma_3_is_read() {
     // Of the whole file: it is bf16, and quantized.
     let bf16 = text("", r#","dtype":"bfloat16","image_token_index":9"#).unwrap();
     assert_eq!(bf16.embedding_multiplier.to_bits(), 8_f32.to_bits());
-    assert!(text("", r#","quantization_config":{}"#).unwrap_err().contains("quantized"));
+    assert!(text("", r#","quantization_config":{"quant_method":"hqq"}"#).unwrap_err().contains("hqq"));
     assert!(text(r#","final_logit_softcapping":30.0"#, "").unwrap_err().contains("final_logit_softcapping"));
     assert!(ModelConfig::parse(r#"{"model_type":"gemma3"}"#).unwrap_err().contains("`text_config` must be an object"));
     let other = r#"{"model_type":"gemma3","text_config":{"model_type":"llama"}}"#;
