@@ -79,6 +79,13 @@ impl BlockMatrix {
         &self.bytes
     }
 
+    /// Returns the matrix of some of the rows, which shares the bytes.
+    pub fn rows(&self, rows: std::ops::Range<usize>) -> Result<Self> {
+        let (weights, size) = self.kind.size();
+        let row = self.columns / weights * size;
+        Self::new(self.kind, rows.len(), self.columns, self.bytes.slice(rows.start * row..rows.end * row))
+    }
+
     /// Computes the values in f32, `[rows, columns]`.
     pub fn dequantize(&self) -> Result<Vec<f32>> {
         Err(Error::Setup(format!("blocks of {:?} are not read yet", self.kind)))

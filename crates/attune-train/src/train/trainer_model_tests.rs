@@ -240,7 +240,9 @@ fn resumed_training_on_pairs_of_texts_is_bit_identical() {
 #[test]
 fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
     let device = Device::Cpu;
-    for family in ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "olmo2"] {
+    for family in
+        ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "olmo2", "phi3_longrope", "ministral3"]
+    {
         let (config, decoder) = fixture(family);
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(family);
         let load = |file: &str| candle_core::safetensors::load(folder.join("peft").join(file), &device).unwrap();
@@ -259,13 +261,14 @@ fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
         let adapter = |prefix: &str| {
             let mut layers = vec![LoraLayer::default(); config.num_hidden_layers];
             for (index, layer) in layers.iter_mut().enumerate() {
-                for site in Site::ALL {
-                    let name = format!("{prefix}.base_model.model.model.layers.{index}.{}", site.path());
+                for module in config.modules {
+                    let name = format!("{prefix}.base_model.model.model.layers.{index}.{}", module.path);
                     let tensor = |half: &str| curve[&format!("{name}.lora_{half}.weight")].clone();
-                    layer.set(site, LoraPair { a: tensor("A"), b: tensor("B"), scale: 2.0 });
+                    let pair = LoraPair { a: tensor("A"), b: tensor("B"), scale: 2.0 };
+                    layer.set_whole(module.rows(&config), &pair).unwrap();
                 }
             }
-            Parameters::of(&Adapter::new(String::new(), layers)).unwrap()
+            Parameters::of(&Adapter::of_modules(String::new(), layers, config.modules)).unwrap()
         };
         let adam = crate::train::optimizer::AdamSettings { weight_decay: 0.01, ..Default::default() };
         let settings =
