@@ -11,6 +11,7 @@ mod checkpoints;
 mod decoder;
 mod gradients;
 mod kernels;
+mod long_rope;
 mod peft;
 mod precision;
 

@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod forms;
+mod fused;
 mod pieces;
 
 use std::path::{Path, PathBuf};
 
 use attune::adapters::Error;
 use attune::adapters::peft;
+use attune::adapters::peft::PeftFiles;
 use attune::adapters::peft::config::PeftConfig;
 use attune::adapters::peft::host::HostAdapter;
 use attune::adapters::pieces::Pieces;
@@ -19,7 +21,9 @@ use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
-const FAMILIES: [&str; 8] = ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "olmo2"];
+const FAMILIES: [&str; 10] =
+    ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "olmo2", "phi3_longrope", "ministral3"];
+const FUSED: &str = "phi3_longrope";
 
 fn fixture(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family)
