@@ -28,7 +28,7 @@ fn apply_qwen2(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> 
 
 /// Qwen 3 (dense).
 pub(super) const QWEN3: Family =
-    Family { name: "qwen3", defaults: Defaults { head_dim: Some(128), ..QWEN2.defaults }, apply: apply_qwen3 };
+    Family { name: "qwen3", defaults: Defaults { head_dim: Some(128), ..QWEN2.defaults }, apply: apply_qwen3, ..QWEN2 };
 
 fn apply_qwen3(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> {
     let attention = fields.flag("attention_bias", false)?;
