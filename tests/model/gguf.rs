@@ -11,7 +11,7 @@ use attune::model::gguf::tensors::Names;
 use attune::model::gguf::writer::{self, TensorToWrite};
 use attune::model::gguf::{Metadata, Value};
 use attune::model::linear::{Dtype, Storage};
-use attune::model::rope::Rope;
+use attune::model::rope::{Rope, RopeTable};
 use attune::model::rope_scaling::RopeScaling;
 use attune::model::weights::Weights;
 use attune::model::{BaseModel, ModelConfig};
@@ -335,7 +335,8 @@ fn the_divisors_of_a_file_are_the_scaling_of_llama_3_at_every_position() {
     let file = folder_of_files.path().join("m.gguf");
     write(&folder("llama3_rope"), "llama", Form::default(), Vec::new(), &file);
     let rope = |config: &ModelConfig| Rope::new(config.head_dim, &config.ropes[0]);
-    let angles = |config: &ModelConfig| rope(config).angles([0, 1, 31, 32, 5000].into_iter(), &Device::Cpu).unwrap();
+    let positions = [0, 1, 31, 32, 5000].map(|position| (position, RopeTable::Short));
+    let angles = |config: &ModelConfig| rope(config).angles(positions.into_iter(), &Device::Cpu).unwrap();
     let expected = angles(&ModelConfig::read(&folder("llama3_rope")).unwrap());
     let found = angles(&Checkpoint::open(&file).unwrap().config().unwrap());
     // Position 5000 makes of the last bit of a frequency 5000 times as much.

@@ -4,8 +4,10 @@
 mod gemma;
 mod granite;
 mod llama;
+mod ministral;
 mod mixtures;
 mod olmo;
+mod phi;
 mod qwen;
 
 use serde_json::Value;
@@ -21,6 +23,9 @@ const ALL: &[&Family] = &[
     &qwen::QWEN2,
     &qwen::QWEN3,
     &llama::SMOLLM3,
+    &ministral::MINISTRAL3,
+    &ministral::MISTRAL3,
+    &phi::PHI3,
     &gemma::GEMMA,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
@@ -67,6 +72,10 @@ pub(super) struct Defaults {
     pub(super) sliding_window: Option<usize>,
     pub(super) tie_word_embeddings: bool,
     pub(super) rope_theta: f64,
+    /// The context first trained on, in tokens; `None` if only the rotary settings say it.
+    pub(super) original_context: Option<f64>,
+    /// True if `partial_rotary_factor` is applied; others refuse it.
+    pub(super) partial_rotary: bool,
     pub(super) rms_norm_eps: f64,
     pub(super) activation: ActivationField,
 }
