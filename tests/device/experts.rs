@@ -17,7 +17,7 @@ fn experts_compute_what_the_cpu_does() {
         let x = Tensor::from_vec(values.collect::<Vec<_>>(), (ROWS, config.hidden_size), &Device::Cpu).unwrap();
         // Activations are rounded between the layers of an expert.
         for (held, bound) in [(Dtype::F32, 1e-5), (Dtype::Bf16, 3e-2), (Dtype::F16, 5e-3)] {
-            let (_, decoder) = load_on(family, &kernels(), &Storage { dtype: held, quantize: None });
+            let (_, decoder) = load_on(family, &kernels(), &Storage { dtype: Some(held), quantize: None });
             let own_x = x.to_device(&device()).unwrap().to_dtype(decoder.activation_dtype()).unwrap();
             for (exact, experts) in exact.blocks.iter().zip(&decoder.blocks) {
                 let (exact, experts) = (exact.experts().unwrap(), experts.experts().unwrap());

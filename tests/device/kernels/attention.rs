@@ -108,7 +108,7 @@ fn attention_of_single_rows_with_all_that_comes_before_it() {
                     let plain = [&keys, &values].map(|cache| wide(cache).copy().unwrap());
                     let [q_norm, k_norm] = [6, 7].map(|seed| random(head_dim, seed, DType::F32));
                     // With a window, the first elements of a head alone are rotated.
-                    let half = head_dim / if window.is_some() { 4 } else { 2 };
+                    let half = head_dim / if form.window.is_some() { 4 } else { 2 };
                     let [cos, sin] = [8, 9].map(|seed| random((rows, half), seed, DType::F32));
                     let angles = Angles { cos, sin, query_scale: None };
                     let norms = [&q_norm, &k_norm].map(|weight| Norm { weight, eps: 1e-5 });
