@@ -15,6 +15,7 @@ use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
+use attune::model::rope::RopeTable;
 use attune::model::weights::Weights;
 use attune::train::Recomputation;
 use attune::train::backward::{self, Objective, PackedBatch, PassOptions, Target};
@@ -175,7 +176,13 @@ fn decode_step(config: &ModelConfig, rows: usize, context: usize) -> Result<Step
     let tokens = vec![17; rows];
     Ok(Box::new(move |decoder| {
         let sequences: Vec<_> = (0..rows)
-            .map(|row| SequenceRows { rows: row..row + 1, start: context, blocks: &blocks[row], adapter: None })
+            .map(|row| SequenceRows {
+                rows: row..row + 1,
+                start: context,
+                blocks: &blocks[row],
+                adapter: None,
+                rope: RopeTable::Short,
+            })
             .collect();
         inside_the_pool(|| {
             let hidden = decoder.step(&tokens, &sequences, &cache)?;
@@ -189,7 +196,7 @@ fn prefill(config: &ModelConfig, count: usize) -> Result<Step, Failure> {
     let cache = KvCache::new(config, blocks.len(), DType::F32, &Device::Cpu)?;
     let tokens: Vec<u32> = (0..count as u32).collect();
     Ok(Box::new(move |decoder| {
-        let rows = SequenceRows { rows: 0..count, start: 0, blocks: &blocks, adapter: None };
+        let rows = SequenceRows { rows: 0..count, start: 0, blocks: &blocks, adapter: None, rope: RopeTable::Short };
         inside_the_pool(|| {
             let hidden = decoder.step(&tokens, &[rows], &cache)?;
             decoder.logits(&hidden.narrow(0, count - 1, 1)?)
@@ -287,6 +294,7 @@ impl<'a> Input<'a> {
                 start: self.starts[index],
                 blocks: &self.blocks[index],
                 adapter: self.adapters[index],
+                rope: RopeTable::Short,
             })
             .collect();
         let hidden = decoder.step(&self.tokens, &sequences, &self.cache)?;

@@ -19,6 +19,7 @@ use crate::adapters::peft::host::HostAdapter;
 use crate::adapters::pieces::Pieces;
 use crate::adapters::{Error, Result};
 use crate::model::ModelConfig;
+use crate::model::lora::modules::Module;
 use crate::model::lora::{Adapter, LoraPair, MAX_RANK, Site};
 
 /// What PEFT puts before the name of a layer of a causal language model.
@@ -52,8 +53,9 @@ fn name(weights: Sha256, config: &[u8]) -> String {
 
 /// Writes `adapter`, trained on the model `base`, as PEFT files. The same adapter gives the same bytes.
 pub fn write(adapter: &Adapter, base: &str) -> Result<PeftFiles> {
+    let pairs = pairs(adapter)?;
     let mut tensors = Vec::new();
-    for (path, pair) in pairs(adapter) {
+    for (path, pair) in &pairs {
         tensors.push((format!("{PREFIX}{path}.lora_A.weight"), pair.a.dims2()?, bytes(&pair.a)?));
         tensors.push((format!("{PREFIX}{path}.lora_B.weight"), pair.b.dims2()?, bytes(&pair.b)?));
     }
@@ -67,16 +69,21 @@ pub fn write(adapter: &Adapter, base: &str) -> Result<PeftFiles> {
     let metadata = [("format".to_string(), "pt".to_string())].into();
     let weights = safetensors::serialize(views, Some(metadata))
         .map_err(|error| Error::Internal(format!("write adapter_model.safetensors: {error}")))?;
-    Ok(PeftFiles { config: write_config(adapter, base)?, weights })
+    Ok(PeftFiles { config: write_config(adapter, &pairs, base)?, weights })
 }
 
-/// Every pair with the name of its layer, such as `model.layers.0.self_attn.q_proj`.
-fn pairs(adapter: &Adapter) -> impl Iterator<Item = (String, &LoraPair)> {
-    adapter.layers.iter().enumerate().flat_map(|(index, layer)| {
-        Site::ALL
-            .into_iter()
-            .filter_map(move |site| Some((format!("model.layers.{index}.{}", site.path()), layer.get(site)?)))
-    })
+/// Every pair with the name of its layer, such as `model.layers.0.self_attn.q_proj`; those of a layer that holds
+/// several sites are one.
+fn pairs(adapter: &Adapter) -> Result<Vec<(String, LoraPair)>> {
+    let mut pairs = Vec::new();
+    for (index, layer) in adapter.layers.iter().enumerate() {
+        for module in adapter.modules {
+            if let Some(pair) = layer.whole(module)? {
+                pairs.push((format!("model.layers.{index}.{}", module.path), pair));
+            }
+        }
+    }
+    Ok(pairs)
 }
 
 fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
@@ -86,11 +93,11 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
 
 /// Writes `adapter_config.json`: one rank and one alpha if the adapter has one of each, which is all that some readers
 /// understand, else patterns for the others; layers by module, or by full name if blocks differ in their layers.
-fn write_config(adapter: &Adapter, base: &str) -> Result<Vec<u8>> {
+fn write_config(adapter: &Adapter, pairs: &[(String, LoraPair)], base: &str) -> Result<Vec<u8>> {
     let mut scalings = Vec::new();
-    for (path, pair) in pairs(adapter) {
+    for (path, pair) in pairs {
         let rank = pair.a.dim(0)?;
-        scalings.push((path, rank, alpha(pair.scale, rank)));
+        scalings.push((path.clone(), rank, alpha(pair.scale, rank)));
     }
     let Some(&(_, rank, alpha)) = scalings.first() else {
         return Err(Error::Internal("an adapter without layers cannot be written".into()));
@@ -105,11 +112,9 @@ fn write_config(adapter: &Adapter, base: &str) -> Result<Vec<u8>> {
             alpha_pattern.insert(path.clone(), number(*own_alpha));
         }
     }
-    let modules: Vec<&str> = Site::ALL
-        .into_iter()
-        .filter(|site| adapter.layers.iter().any(|layer| layer.get(*site).is_some()))
-        .map(Site::module)
-        .collect();
+    let has = |site: &Site| adapter.layers.iter().any(|layer| layer.get(*site).is_some());
+    let modules = adapter.modules.iter().filter(|module| module.sites.iter().any(has));
+    let modules: Vec<&str> = modules.map(Module::name).collect();
     let regular = modules.len() * adapter.layers.len() == scalings.len();
     let target_modules =
         if regular { json!(modules) } else { scalings.iter().map(|scaling| json!(scaling.0)).collect() };

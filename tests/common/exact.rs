@@ -35,9 +35,10 @@ pub(crate) fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
     rows.collect()
 }
 
-/// Rotates each head's halves: `x` `[rows, heads, width]`; `angles` `[rows, width / 2]`.
+/// Rotates the halves of each head's first elements, as many as there are angles for: `x` `[rows, heads, width]`;
+/// `angles` `[rows, half]`.
 pub(crate) fn rope(x: &[f64], heads: usize, width: usize, angles: &[f64]) -> Vec<f64> {
-    let half = width / 2;
+    let half = angles.len() * heads * width / x.len();
     let mut y = x.to_vec();
     for (row, y) in y.chunks_exact_mut(heads * width).enumerate() {
         for head in y.chunks_exact_mut(width) {
@@ -119,6 +120,39 @@ pub(crate) fn attention_with_sinks(
     out
 }
 
+/// Computes the frequencies of `rotated` elements in a sequence of `length` tokens.
+fn frequencies(parameters: &RopeParameters, rotated: usize, length: usize) -> Vec<f64> {
+    let dim = rotated as f64;
+    let plain: Vec<f64> = (0..rotated / 2).map(|i| parameters.theta.powf(-2.0 * i as f64 / dim)).collect();
+    let numbered = plain.iter().enumerate();
+    match &parameters.scaling {
+        RopeScaling::None => plain,
+        RopeScaling::LongRope { short, long, original_context, .. } => {
+            let factors = if length > *original_context { long } else { short };
+            numbered.map(|(i, frequency)| frequency / factors[i]).collect()
+        }
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, truncate, .. } => {
+            let turns = |turns: f64| dim * (original_context / (turns * 2.0 * PI)).ln() / (2.0 * parameters.theta.ln());
+            let (low, high) = (turns(*beta_fast), turns(*beta_slow));
+            let (low, high) = if *truncate { (low.floor(), high.ceil()) } else { (low, high) };
+            let (low, high) = (low.max(0.0), high.min(dim - 1.0));
+            let share = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+            numbered.map(|(i, frequency)| frequency * (share(i) / factor + 1.0 - share(i))).collect()
+        }
+        other => panic!("no fixture is trained with {other:?}"),
+    }
+}
+
+/// Returns the factor on rotated elements.
+fn attention_factor(scaling: &RopeScaling) -> f64 {
+    match scaling {
+        RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {
+            *attention_factor
+        }
+        _ => 1.0,
+    }
+}
+
 /// Computes the cross entropy of `target` under `logits`.
 pub(crate) fn cross_entropy(logits: &[f64], target: u32) -> f64 {
     let largest = logits.iter().copied().fold(f64::MIN, f64::max);
@@ -133,25 +167,7 @@ pub(crate) struct Pair {
     pub scale: f64,
 }
 
-/// Computes the frequencies of a rotation, plain or by `YaRN` without rounding, and the factor on what is rotated.
-fn frequencies(rope: &RopeParameters, width: usize) -> (Vec<f64>, f64) {
-    let plain = |i: f64| rope.theta.powf(-2.0 * i / width as f64);
-    let dimensions = (0..width / 2).map(|i| i as f64);
-    let RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, attention_factor, .. } = rope.scaling
-    else {
-        return (dimensions.map(plain).collect(), 1.0);
-    };
-    // The dimension that turns so many times over the original context.
-    let dimension = |turns: f64| width as f64 / 2.0 * (original_context / (turns * 2.0 * PI)).log(rope.theta);
-    let (low, high) = (dimension(beta_fast).max(0.0), dimension(beta_slow).min(width as f64 - 1.0));
-    let stretched = dimensions.map(|i| {
-        let share = ((i - low) / (high - low)).clamp(0.0, 1.0);
-        plain(i) * (share / factor + 1.0 - share)
-    });
-    (stretched.collect(), attention_factor)
-}
-
-/// A decoder; of stretched frequencies, it knows those of gpt-oss.
+/// A decoder.
 pub(crate) struct Model {
     config: ModelConfig,
     weights: HashMap<String, Vec<f64>>,
@@ -230,9 +246,14 @@ impl Part<'_> {
     }
 
     fn project(&self, x: &[f64], site: Site) -> Vec<f64> {
-        let (outputs, inputs) = site.shape(&self.model.config);
-        let mut y = linear(x, self.weight(&format!("{}.weight", site.path())).unwrap(), inputs);
-        if let Some(bias) = self.weight(&format!("{}.bias", site.path())) {
+        let (config, (outputs, inputs)) = (&self.model.config, site.shape(&self.model.config));
+        // The rows of the site in the layer that holds it.
+        let module = config.modules.iter().find(|module| module.sites.contains(&site)).unwrap();
+        let (_, rows) = module.rows(config).find(|(other, _)| *other == site).unwrap();
+        let weight = self.weight(&format!("{}.weight", module.path)).unwrap();
+        let mut y = linear(x, &weight[rows.start * inputs..rows.end * inputs], inputs);
+        if let Some(bias) = self.weight(&format!("{}.bias", module.path)) {
+            let bias = &bias[rows];
             y.chunks_exact_mut(outputs).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
         }
         if let Some(Pair { a, b, scale }) = self.adapter.get(&(self.layer, site)) {
@@ -262,12 +283,25 @@ impl Part<'_> {
             (q, k) = (self.named_norm(&q, "self_attn.q_norm"), self.named_norm(&k, "self_attn.k_norm"));
         }
         if let Some(kind) = config.rotary[layer] {
-            let (frequencies, scale) = frequencies(&config.ropes[kind], width);
-            let angle = |position: usize, i: usize| position as f64 * frequencies[i];
-            let angles: Vec<f64> =
-                positions.iter().flat_map(|position| (0..width / 2).map(|i| angle(*position, i))).collect();
+            let parameters = &config.ropes[kind];
+            let rotated = parameters.rotated(width);
+            let lengths = sequences.iter().flat_map(|rows| rows.clone().map(|_| rows.len()));
+            let angles: Vec<f64> = (positions.iter().zip(lengths))
+                .flat_map(|(position, length)| {
+                    let frequencies = frequencies(parameters, rotated, length).into_iter();
+                    frequencies.map(move |frequency| *position as f64 * frequency)
+                })
+                .collect();
             (q, k) = (rope(&q, heads.queries, width, &angles), rope(&k, heads.keys, width, &angles));
-            q.iter_mut().chain(&mut k).for_each(|x| *x *= scale);
+            for head in q.chunks_exact_mut(width).chain(k.chunks_exact_mut(width)) {
+                head[..rotated].iter_mut().for_each(|x| *x *= attention_factor(&parameters.scaling));
+            }
+            for (row, position) in q.chunks_exact_mut(heads.queries * width).zip(positions) {
+                let growth = parameters.query_scaling.map_or(1.0, |scaling| {
+                    1.0 + scaling.beta * (1.0 + (*position as f64 / scaling.original_context).floor()).ln()
+                });
+                row.iter_mut().for_each(|q| *q *= growth);
+            }
         }
         let sinks = self.weight("self_attn.sinks").map(Vec::as_slice);
         self.project(&attention_with_sinks(&q, &k, &v, sequences, heads, sinks), Site::Output)

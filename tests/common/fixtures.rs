@@ -15,6 +15,7 @@ use attune::model::entry::ModelEntry;
 use attune::model::kernels::Kernels;
 use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
+use attune::model::lora::modules::Module;
 use attune::model::lora::{Adapter, AdapterLease, LoraLayer, LoraPair, Site};
 use attune::model::weights::Weights;
 use attune::model::{BaseModel, ModelConfig};
@@ -23,7 +24,7 @@ use candle_core::{Device, Tensor};
 use serde_json::json;
 
 /// All families, each with its particulars.
-pub(crate) const FAMILIES: [&str; 20] = [
+pub(crate) const FAMILIES: [&str; 23] = [
     "llama",
     "llama3_rope",
     "llama_bias_heads",
@@ -40,6 +41,9 @@ pub(crate) const FAMILIES: [&str; 20] = [
     "granite",
     "olmo2",
     "olmo3",
+    "phi3",
+    "phi3_longrope",
+    "ministral3",
     "qwen3_moe",
     "mixtral",
     "olmoe",
@@ -47,7 +51,7 @@ pub(crate) const FAMILIES: [&str; 20] = [
 ];
 
 /// Families that come with a PEFT adapter and a training run.
-pub(crate) const TRAINED_FAMILIES: [&str; 12] = [
+pub(crate) const TRAINED_FAMILIES: [&str; 14] = [
     "llama",
     "qwen2",
     "qwen3",
@@ -56,6 +60,8 @@ pub(crate) const TRAINED_FAMILIES: [&str; 12] = [
     "gemma3",
     "granite",
     "olmo2",
+    "phi3_longrope",
+    "ministral3",
     "qwen3_moe",
     "mixtral",
     "olmoe",
@@ -179,16 +185,16 @@ impl Reference {
         let layers = (0..config.num_hidden_layers)
             .map(|index| {
                 let mut layer = LoraLayer::default();
-                for site in Site::of(config).iter().copied() {
-                    let name = tensor_name(index, site);
+                for module in config.modules {
+                    let name = tensor_name(index, module);
                     let a = self.tensor(&format!("{prefix}{name}.lora_A.weight")).to_device(device).unwrap();
                     let b = self.tensor(&format!("{prefix}{name}.lora_B.weight")).to_device(device).unwrap();
-                    layer.set(site, LoraPair { a, b, scale });
+                    layer.set_whole(module.rows(config), &LoraPair { a, b, scale }).unwrap();
                 }
                 layer
             })
             .collect();
-        Adapter::new(prefix.to_owned(), layers)
+        Adapter::of_modules(prefix.to_owned(), layers, config.modules)
     }
 
     /// Returns the training batch: four sequences of unequal lengths.
@@ -210,8 +216,23 @@ impl Reference {
     }
 }
 
-pub(crate) fn tensor_name(layer: usize, site: Site) -> String {
-    format!("base_model.model.model.layers.{layer}.{}", site.path())
+pub(crate) fn tensor_name(layer: usize, module: &Module) -> String {
+    format!("base_model.model.model.layers.{layer}.{}", module.path)
+}
+
+/// Adds `added` to the rows that `site` has in a checkpoint's weight.
+pub(crate) fn add_to_weight(
+    weights: &mut HashMap<String, Tensor>,
+    config: &ModelConfig,
+    (layer, site): (usize, Site),
+    added: &Tensor,
+) {
+    let module = config.modules.iter().find(|module| module.sites.contains(&site)).unwrap();
+    let (_, rows) = module.rows(config).find(|(other, _)| *other == site).unwrap();
+    let weight = weights.get_mut(&format!("model.layers.{layer}.{}.weight", module.path)).unwrap();
+    let (_, columns) = weight.dims2().unwrap();
+    let sum = (weight.narrow(0, rows.start, rows.len()).unwrap() + added).unwrap();
+    *weight = weight.slice_assign(&[rows, 0..columns], &sum).unwrap();
 }
 
 /// Returns a batch of one sequence without targets.

@@ -5,7 +5,6 @@ use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
-use attune::model::lora::Site;
 use attune::model::weights::Weights;
 use attune::train::backward::{self, hidden_states};
 use candle_core::{DType, Device, Tensor};
@@ -85,7 +84,13 @@ fn logits_in_two_bytes_are_near_those_of_transformers_in_training_and_in_serving
         let cache = KvCache::new(&config, blocks.len(), dtype, &device()).unwrap();
         let mut hidden = Vec::new();
         for rows in [0..7, 7..8, 8..28, 28..tokens.len()] {
-            let sequence = SequenceRows { rows: 0..rows.len(), start: rows.start, blocks: &blocks, adapter: None };
+            let sequence = SequenceRows {
+                rows: 0..rows.len(),
+                start: rows.start,
+                blocks: &blocks,
+                adapter: None,
+                rope: decoder.rope_table(tokens.len()),
+            };
             hidden.push(decoder.step(&tokens[rows], &[sequence], &cache).unwrap());
         }
         let logits = decoder.logits(&Tensor::cat(&hidden, 0).unwrap()).unwrap();
@@ -112,9 +117,9 @@ fn gradients_in_two_bytes_are_near_those_of_peft() {
         let (loss, expected) = (report.loss_sum / report.weight_sum, f64::from(reference.scalar("loss")));
         assert!((loss - expected).abs() / expected <= 1e-2, "{family}, {dtype:?}: loss {loss} instead of {expected}");
         for (index, layer) in gradients.iter().enumerate() {
-            for site in Site::of(&config).iter().copied() {
-                let pair = layer.get(site).unwrap();
-                let name = tensor_name(index, site);
+            for module in config.modules {
+                let pair = layer.whole_gradient(module).unwrap().unwrap();
+                let name = tensor_name(index, module);
                 for (tensor, part) in [(&pair.a, "lora_A"), (&pair.b, "lora_B")] {
                     assert_eq!(tensor.dtype(), DType::F32);
                     let expected = reference.floats(&format!("grad.{name}.{part}.weight"));
@@ -144,7 +149,13 @@ fn adapters_served_in_two_bytes_are_near_those_of_peft() {
         let tokens = reference.ids("input_ids");
         let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
         let cache = KvCache::new(&config, blocks.len(), dtype, &device()).unwrap();
-        let sequence = SequenceRows { rows: 0..tokens.len(), start: 0, blocks: &blocks, adapter: Some(&adapter) };
+        let sequence = SequenceRows {
+            rows: 0..tokens.len(),
+            start: 0,
+            blocks: &blocks,
+            adapter: Some(&adapter),
+            rope: decoder.rope_table(tokens.len()),
+        };
         let hidden = decoder.step(&tokens, &[sequence], &cache).unwrap();
         let difference = relative_difference(&wide(&decoder.logits(&hidden).unwrap()), &reference.floats("logits"));
         assert!(difference <= LOGITS * share, "{family}, {dtype:?}: logits differ by {difference:e}");

@@ -10,6 +10,7 @@ use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
 use attune::model::lora::Adapter;
+use attune::model::rope::RopeTable;
 use candle_core::{DType, Device, Tensor};
 
 use crate::emulator::{self, Emulator};
@@ -63,6 +64,7 @@ fn a_step_of_many_adapters_starts_as_much_as_a_step_of_one() {
                 start: BLOCK_TOKENS / 2,
                 blocks: &blocks[one],
                 adapter: adapters.get(one),
+                rope: RopeTable::Short,
             })
             .collect();
         let before = counter.launches.load(Ordering::SeqCst);

@@ -9,6 +9,7 @@ use attune::model::kernels::{
 };
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
+use attune::model::rope::RopeTable;
 use candle_core::{DType, Shape, Tensor};
 
 use crate::fixtures::device;
@@ -129,7 +130,13 @@ fn attention_over_the_cache() {
         let (k, v) = (random((count, KV_HEADS, HEAD_DIM)), random((count, KV_HEADS, HEAD_DIM)));
         let blocks: Vec<Vec<u32>> =
             (0..count).map(|one| (0..each).map(|block| (block * count + one) as u32).collect()).collect();
-        let rows = |one: usize| SequenceRows { rows: one..one + 1, start: ROWS, blocks: &blocks[one], adapter: None };
+        let rows = |one: usize| SequenceRows {
+            rows: one..one + 1,
+            start: ROWS,
+            blocks: &blocks[one],
+            adapter: None,
+            rope: RopeTable::Short,
+        };
         let sequences: Vec<_> = (0..count).map(rows).collect();
         let step = CachedStep::new(&sequences, &kernels).unwrap();
         let new = NewHeads { q: &q, k: &k, v: &v, norms: None, angles: None, sinks: None };

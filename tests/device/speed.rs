@@ -16,6 +16,7 @@ use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
+use attune::model::rope::RopeTable;
 use attune::model::weights::Weights;
 use attune::model::{BaseModel, ModelConfig};
 use attune::system::MemoryWatch;
@@ -138,6 +139,7 @@ fn decoding(bench: &Bench, count: usize, adapters: &[Adapter]) -> f64 {
             start: CONTEXT,
             blocks: &blocks[one],
             adapter: adapters.get(one),
+            rope: RopeTable::Short,
         })
         .collect();
     let tokens: Vec<u32> = (0..count as u32).collect();
@@ -171,7 +173,7 @@ fn a_long_prompt() {
     let tokens: Vec<u32> = (0..LONG as u32).map(|token| token % 150).collect();
     let rate = |adapter: Option<&Adapter>| {
         let took = seconds(5, || {
-            let rows = SequenceRows { rows: 0..LONG, start: 0, blocks: &blocks, adapter };
+            let rows = SequenceRows { rows: 0..LONG, start: 0, blocks: &blocks, adapter, rope: RopeTable::Short };
             let hidden = bench.decoder.step(&tokens, &[rows], &cache).unwrap();
             let last = hidden.narrow(0, LONG - 1, 1).unwrap();
             let next: Vec<u32> = bench.decoder.logits(&last).unwrap().argmax(1).unwrap().to_vec1().unwrap();

@@ -8,7 +8,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::fixtures::{FAMILIES, Reference, TRAINED_FAMILIES, floats, load, load_as, max_difference, one_sequence};
+use crate::fixtures::{
+    FAMILIES, Reference, TRAINED_FAMILIES, add_to_weight, floats, load, load_as, max_difference, one_sequence,
+};
 use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
 use attune::engine::{Backend as _, EmbedRequest};
@@ -19,6 +21,7 @@ use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
 use attune::model::lora::{Adapter, AdapterLease, LoraLayer, LoraPair, Site};
+use attune::model::rope::RopeTable;
 use attune::train::backward::hidden_states;
 use candle_core::{DType, Device, Tensor};
 use futures::executor::block_on;
@@ -99,7 +102,7 @@ fn adapter(config: &ModelConfig, id: &str, rank: impl Fn(usize, Site) -> Option<
     let mut seed = ChaCha8Rng::seed_from_u64(id.bytes().map(u64::from).sum());
     let mut layers = vec![LoraLayer::default(); config.num_hidden_layers];
     for (index, layer) in layers.iter_mut().enumerate() {
-        for site in Site::of(config).iter().copied() {
+        for site in config.sites() {
             let Some(rank) = rank(index, site) else { continue };
             let (output, input) = site.shape(config);
             let (a, b) = (random(&mut seed, (rank, input), 0.3), random(&mut seed, (output, rank), 0.3));
@@ -134,7 +137,13 @@ fn logits(decoder: &Decoder, config: &ModelConfig, ids: &[u32], requests: &[&Req
             }
             let rows = tokens.len()..tokens.len() + count;
             tokens.extend_from_slice(&ids[start..start + count]);
-            sequences.push(SequenceRows { rows, start, blocks: &blocks[index], adapter: request.adapter });
+            sequences.push(SequenceRows {
+                rows,
+                start,
+                blocks: &blocks[index],
+                adapter: request.adapter,
+                rope: RopeTable::Short,
+            });
             owners.push(index);
             starts[index] += count;
             assert!(starts[index] <= BLOCKS * BLOCK_TOKENS);
@@ -201,13 +210,13 @@ fn a_row_has_the_bits_that_it_has_alone_whatever_is_in_the_batch() {
 }
 
 /// Replaces each W that the adapter changes by W + scale · B A.
-fn merge(weights: &mut std::collections::HashMap<String, Tensor>, adapter: &Adapter) {
+fn merge(weights: &mut std::collections::HashMap<String, Tensor>, config: &ModelConfig, adapter: &Adapter) {
     for (index, layer) in adapter.layers.iter().enumerate() {
         for site in Site::ALL {
             let Some(LoraPair { a, b, scale }) = layer.get(site) else { continue };
-            let weight = weights.get_mut(&format!("model.layers.{index}.{}.weight", site.path())).unwrap();
-            assert_eq!(weight.dtype(), DType::F32);
-            *weight = (&*weight + (b.matmul(a).unwrap() * f64::from(*scale)).unwrap()).unwrap();
+            let added = (b.matmul(a).unwrap() * f64::from(*scale)).unwrap();
+            assert_eq!(added.dtype(), DType::F32);
+            add_to_weight(weights, config, (index, site), &added);
         }
     }
 }
@@ -224,7 +233,7 @@ fn an_adapter_beside_its_base_is_the_base_with_the_adapter_merged_into_it() {
         let tokens = reference.ids("input_ids");
         let odd = adapter(&config, "odd", |layer, site| (site as usize != layer).then_some(5 + site as usize));
         for (adapter, expected) in [(peft, Some(reference.floats("logits"))), (odd, None)] {
-            let merged = crate::fixtures::whole_model_of(family, |weights, _| merge(weights, &adapter));
+            let merged = crate::fixtures::whole_model_of(family, |weights, config| merge(weights, config, &adapter));
             let logits = |decoder: &Decoder, adapter| {
                 let hidden = hidden_states(decoder, adapter, &one_sequence(&tokens)).unwrap();
                 floats(&decoder.logits(&hidden).unwrap())

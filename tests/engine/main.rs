@@ -10,6 +10,7 @@ mod engine_support;
 mod fixtures;
 
 mod adapter_batches;
+mod long_rope;
 mod native;
 mod prompt_logprobs;
 mod real_weights;

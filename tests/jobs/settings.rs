@@ -15,7 +15,7 @@ use serde_json::Value;
 /// Returns hyperparameters that all differ from their defaults.
 fn unusual() -> Hyperparameters {
     Hyperparameters {
-        target_modules: Some(vec![Site::Query, Site::Value]),
+        target_modules: Some(vec!["q_proj".into(), "v_proj".into()]),
         lr_scheduler: Some(Schedule::Cosine),
         warmup_ratio: Some(0.25),
         weight_decay: Some(0.1),
@@ -49,7 +49,7 @@ async fn settings_shape_the_adapter_and_its_training() {
 
     // Returned as requested, and as resolved.
     let resolved = done.resolved.clone().unwrap();
-    assert_eq!(resolved.target_modules, Some(vec![Site::Query, Site::Value]));
+    assert_eq!(resolved.target_modules.unwrap(), ["q_proj", "v_proj"]);
     assert_eq!((resolved.lr_scheduler, resolved.warmup_ratio), (Some(Schedule::Cosine), Some(0.25)));
     assert_eq!((resolved.alpha, resolved.use_rslora, resolved.max_seq_length), (Some(8.0), Some(true), Some(64)));
     assert_eq!((resolved.early_stopping_patience, resolved.keep_best), (Some(0), Some(false)));
@@ -76,10 +76,13 @@ async fn settings_shape_the_adapter_and_its_training() {
     let next = fixture.enqueue(JobApi::FineTuningJobs, again).await;
     let next = fixture.wait_for(&next, JobStatus::Succeeded).await;
     let resolved = next.resolved.unwrap();
-    assert_eq!(resolved.target_modules, Some(vec![Site::Query, Site::Value]));
+    assert_eq!(resolved.target_modules.unwrap(), ["q_proj", "v_proj"]);
     assert_eq!((resolved.alpha, resolved.use_rslora), (Some(16.0), Some(false)));
     for (wrong, param) in [
-        (Hyperparameters { target_modules: Some(vec![Site::Key]), ..Hyperparameters::default() }, "target_modules"),
+        (
+            Hyperparameters { target_modules: Some(vec!["k_proj".into()]), ..Hyperparameters::default() },
+            "target_modules",
+        ),
         (Hyperparameters { use_rslora: Some(true), ..Hyperparameters::default() }, "use_rslora"),
         (Hyperparameters { max_seq_length: Some(2048), ..Hyperparameters::default() }, "max_seq_length"),
     ] {

@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 
-use attune::model::BaseModel;
+use attune::model::decoder::Decoder;
+use attune::model::linear::Storage;
+use attune::model::weights::Weights;
+use attune::model::{BaseModel, ModelConfig};
 use candle_core::{Device, Tensor};
 
-use crate::fixtures::{Reference, device, floats, max_difference, one_sequence, whole_model_of};
+use crate::fixtures::{Reference, device, floats, folder, max_difference, one_sequence, whole_model_of};
 use attune::train::backward::hidden_states;
 
 fn logits(model: &BaseModel, family: &str) -> Vec<f32> {
@@ -76,4 +79,41 @@ fn tensors_of_a_text_model_inside_a_model_with_images_are_found() {
             weights.insert("vision_tower.patch.weight".into(), image);
         });
     }
+}
+
+/// Writes the fixture of Ministral 3 as the text part of a model that sees images, with tensors named by `renamed`.
+fn inside_mistral3(renamed: impl Fn(&str) -> String) -> tempfile::TempDir {
+    let (from, target) = (folder("ministral3"), tempfile::tempdir().unwrap());
+    let text: serde_json::Value = serde_json::from_slice(&std::fs::read(from.join("config.json")).unwrap()).unwrap();
+    let config = serde_json::json!({"model_type": "mistral3", "text_config": text, "vision_config": {}});
+    std::fs::write(target.path().join("config.json"), config.to_string()).unwrap();
+    let weights = candle_core::safetensors::load(from.join("model.safetensors"), &Device::Cpu).unwrap();
+    let weights: HashMap<String, Tensor> = weights.into_iter().map(|(name, tensor)| (renamed(&name), tensor)).collect();
+    candle_core::safetensors::save(&weights, target.path().join("model.safetensors")).unwrap();
+    target
+}
+
+#[test]
+fn ministral_3_is_read_inside_a_model_that_sees_images() {
+    let reference = Reference::read("ministral3", "reference.safetensors");
+    let target = inside_mistral3(|name| match name.strip_prefix("model.") {
+        Some(inside) => format!("language_model.model.{inside}"),
+        None => format!("language_model.{name}"),
+    });
+    let config = ModelConfig::read(target.path()).unwrap();
+    let decoder =
+        Decoder::load(&config, &Weights::open(target.path(), &device()).unwrap(), &Storage::default()).unwrap();
+    let hidden = hidden_states(&decoder, None, &one_sequence(&reference.ids("input_ids"))).unwrap();
+    let logits = floats(&decoder.logits(&hidden).unwrap());
+    assert!(max_difference(&logits, &reference.floats("logits")) <= 1e-4);
+}
+
+#[test]
+fn tensors_under_names_of_mistrals_own_are_refused() {
+    let target = inside_mistral3(|name| match name {
+        "model.embed_tokens.weight" => "tok_embeddings.weight".to_owned(),
+        other => other.replace("model.layers", "layers"),
+    });
+    let error = Weights::open(target.path(), &device()).unwrap_err().to_string();
+    assert!(error.contains("tok_embeddings.weight"), "{error}");
 }

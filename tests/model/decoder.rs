@@ -52,7 +52,8 @@ fn stepwise_logits(
     let mut start = 0;
     let mut hidden = Vec::new();
     for &count in steps {
-        let rows = SequenceRows { rows: 0..count, start, blocks: &blocks, adapter };
+        let rope = decoder.rope_table(tokens.len());
+        let rows = SequenceRows { rows: 0..count, start, blocks: &blocks, adapter, rope };
         hidden.push(decoder.step(&tokens[start..start + count], &[rows], &cache).unwrap());
         start += count;
     }
@@ -117,9 +118,9 @@ fn loss_and_gradients_equal_peft() {
         let expected = f64::from(reference.scalar("loss"));
         assert!((loss - expected).abs() / expected <= 1e-5, "{family}: loss {loss} instead of {expected}");
         for (index, layer) in gradients.iter().enumerate() {
-            for site in attune::model::lora::Site::of(&config).iter().copied() {
-                let pair = layer.get(site).unwrap();
-                let name = crate::fixtures::tensor_name(index, site);
+            for module in config.modules {
+                let pair = layer.whole_gradient(module).unwrap().unwrap();
+                let name = crate::fixtures::tensor_name(index, module);
                 for (tensor, part) in [(&pair.a, "lora_A"), (&pair.b, "lora_B")] {
                     let expected = reference.floats(&format!("grad.{name}.{part}.weight"));
                     let difference = relative_difference(&floats(tensor), &expected);
@@ -258,8 +259,9 @@ fn greedy_together(
         for (index, text) in texts.iter().enumerate() {
             let start = tokens.len();
             tokens.extend(&text[cached[index]..]);
-            let (blocks, adapter) = (&blocks[index], requests[index].1);
-            sequences.push(SequenceRows { rows: start..tokens.len(), start: cached[index], blocks, adapter });
+            let (blocks, (prompt, adapter)) = (&blocks[index], requests[index]);
+            let rope = decoder.rope_table(prompt.len() + count - 1);
+            sequences.push(SequenceRows { rows: start..tokens.len(), start: cached[index], blocks, adapter, rope });
         }
         let last_rows: Vec<u32> = sequences.iter().map(|sequence| sequence.rows.end as u32 - 1).collect();
         let hidden = decoder.step(&tokens, &sequences, &cache).unwrap();

@@ -37,10 +37,10 @@ fn open(folder: &Path) -> MmapedSafetensors {
 }
 
 /// Returns the pair at the layer that a tensor belongs to; `None` if the adapter leaves it as it is.
-fn pair_of<'a>(adapter: &'a Adapter, name: &str) -> Option<&'a LoraPair> {
+fn pair_of(adapter: &Adapter, name: &str) -> Option<LoraPair> {
     let (block, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let site = Site::ALL.into_iter().find(|site| rest == format!("{}.weight", site.path()))?;
-    adapter.layers[block.parse::<usize>().ok()?].get(site)
+    let module = adapter.modules.iter().find(|module| rest == format!("{}.weight", module.path))?;
+    adapter.layers[block.parse::<usize>().ok()?].whole(module).unwrap()
 }
 
 /// Returns `weights + scale · B A`, in f64.
@@ -84,7 +84,7 @@ fn a_merged_model_answers_as_its_base_with_the_adapter() {
             };
             let stored =
                 |data: &[u8]| data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect::<Vec<_>>();
-            let expected: Vec<f32> = sum(&stored(view.data()), pair).into_iter().map(|value| value as f32).collect();
+            let expected: Vec<f32> = sum(&stored(view.data()), &pair).into_iter().map(|value| value as f32).collect();
             assert!(max_difference(&stored(written.data()), &expected) <= 1e-9, "{family}: {name}");
         }
     }
@@ -127,7 +127,7 @@ fn weights_in_bf16_are_rounded_once_and_files_are_cut_to_their_limit() {
             continue;
         };
         let weights: Vec<f32> = stored(view.data()).into_iter().map(bf16::to_f32).collect();
-        for (value, stored) in sum(&weights, pair).into_iter().zip(stored(written.data())) {
+        for (value, stored) in sum(&weights, &pair).into_iter().zip(stored(written.data())) {
             // Half the distance of two neighbouring values.
             let half = f64::from(stored.to_f32()).abs().max(1e-30) * 2f64.powi(-8);
             assert!((value - f64::from(stored.to_f32())).abs() <= half, "{name}: {value} became {stored}");
@@ -232,6 +232,24 @@ fn llama_cpps_file_changes_each_layer_as_the_adapter_does() {
 }
 
 #[test]
+fn llama_cpps_file_changes_a_layer_that_holds_several_as_a_whole() {
+    let config = ModelConfig::read(&folder("phi3_longrope")).unwrap();
+    let adapter = adapter("phi3_longrope", &config);
+    let file = as_gguf("phi3_longrope", &config, &adapter);
+    assert_eq!(file.tensors().len(), adapter.layers.len() * 8);
+    for (block, layer) in adapter.layers.iter().enumerate() {
+        for (module, name) in config.modules.iter().zip(["attn_qkv", "attn_output", "ffn_up", "ffn_down"]) {
+            let pair = layer.whole(module).unwrap().unwrap();
+            let (shape, changed) = change_of(&file, &format!("blk.{block}.{name}"));
+            assert_eq!((shape[0], shape[1]), module.shape(&config), "{name}");
+            let expected = sum(&vec![0.0; shape[0] * shape[1]], &pair);
+            let difference = changed.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(difference <= 1e-6, "{name}: {difference:e}");
+        }
+    }
+}
+
+#[test]
 fn an_adapter_without_a_scale_changes_nothing_in_llama_cpp_either() {
     let config = ModelConfig::read(&folder("llama")).unwrap();
     let mut adapter = adapter("llama", &config);
@@ -250,10 +268,10 @@ fn an_adapter_without_a_scale_changes_nothing_in_llama_cpp_either() {
 
 #[test]
 fn a_merged_gguf_file_answers_as_its_base_with_the_adapter() {
-    for family in ["llama", "qwen3"] {
+    for (family, architecture) in [("llama", "llama"), ("qwen3", "qwen3"), ("phi3_longrope", "phi3")] {
         let folder_of_files = tempfile::tempdir().unwrap();
         let (base, output) = (folder_of_files.path().join("base.gguf"), folder_of_files.path().join("out.gguf"));
-        crate::gguf::write_plain(&folder(family), family, &base);
+        crate::gguf::write_plain(&folder(family), architecture, &base);
         let (config, decoder) = load(family, &Device::Cpu);
         let adapter = adapter(family, &config);
         merge::write_gguf(&base, &adapter, &output, ChangedType::F16).unwrap();
@@ -278,7 +296,7 @@ fn a_merged_gguf_file_answers_as_its_base_with_the_adapter() {
                 changed += 1;
             }
         }
-        assert_eq!(changed, 7 * adapter.layers.len());
+        assert_eq!(changed, config.modules.len() * adapter.layers.len());
         for (key, value) in before.metadata().iter() {
             assert_eq!(after.metadata().get(key), Some(value), "{key}");
         }

@@ -11,7 +11,7 @@ use attune::model::gguf::tensors::Names;
 use attune::model::gguf::writer::{self, TensorToWrite};
 use attune::model::gguf::{Metadata, Value};
 use attune::model::linear::{Dtype, Storage};
-use attune::model::rope::Rope;
+use attune::model::rope::{Rope, RopeTable};
 use attune::model::rope_scaling::RopeScaling;
 use attune::model::weights::Weights;
 use attune::model::{BaseModel, ModelConfig};
@@ -27,7 +27,7 @@ const TOLERANCE: f32 = 1e-5;
 
 /// Fixtures with the architecture that their files have, and whether a file can say all that the fixture's configuration
 /// says.
-const FAMILIES: [(&str, &str, bool); 13] = [
+const FAMILIES: [(&str, &str, bool); 16] = [
     ("llama", "llama", true),
     // Query and key with biases, and heads that are no power of two wide.
     ("llama_bias_heads", "llama", true),
@@ -42,7 +42,12 @@ const FAMILIES: [(&str, &str, bool); 13] = [
     ("granite", "granite", true),
     ("olmo2", "olmo2", true),
     ("olmo3", "olmo2", true),
+    ("phi3", "phi3", true),
+    ("phi3_longrope", "phi3", true),
+    ("ministral3", "mistral3", false),
 ];
+
+const ORIGINAL: &str = "original_max_position_embeddings";
 
 /// Tensors by transformers' names.
 type Tensors = HashMap<String, Tensor>;
@@ -69,7 +74,7 @@ fn keys(folder: &Path, architecture: &str) -> Vec<(String, Value)> {
         ("attention.head_count_kv", size(config.num_key_value_heads)),
         ("attention.key_length", size(config.head_dim)),
         ("attention.layer_norm_rms_epsilon", config.rms_norm_eps.into()),
-        ("rope.dimension_count", size(config.head_dim)),
+        ("rope.dimension_count", size(config.ropes[0].rotated(config.head_dim))),
         ("rope.freq_base", (config.ropes[0].theta as f32).into()),
     ];
     let keys = keys.into_iter().chain(family_keys(&json_of(folder), architecture));
@@ -111,7 +116,35 @@ fn family_keys(json: &Json, architecture: &str) -> Vec<(&'static str, Value)> {
         let slides: Vec<bool> = types.iter().map(|kind| kind == "sliding_attention").collect();
         keys.push(("attention.sliding_window_pattern", slides.into()));
     }
+    match architecture {
+        "phi3" => {
+            keys.push(("attention.sliding_window", (json["sliding_window"].as_u64().unwrap_or(0) as u32).into()));
+            if let (Some(_), Some(original)) = (rope["long_factor"].as_array(), json[ORIGINAL].as_f64()) {
+                let stretch = json["max_position_embeddings"].as_f64().unwrap() / original;
+                let factor = (1.0 + stretch.ln() / original.ln()).sqrt();
+                keys.push(("rope.scaling.attn_factor", (factor as f32).into()));
+                keys.push(("rope.scaling.original_context_length", (original as u32).into()));
+            }
+        }
+        "mistral3" => {
+            let number = |name: &str| Value::from(rope[name].as_f64().unwrap() as f32);
+            keys.push(("attention.temperature_scale", number("llama_4_scaling_beta")));
+            keys.push(("rope.scaling.yarn_log_multiplier", number("mscale_all_dim")));
+        }
+        _ => {}
+    }
     keys
+}
+
+/// Returns the divisors of Phi for long and for short sequences, by the names that they have in files.
+fn long_rope(folder: &Path) -> Vec<(&'static str, Tensor)> {
+    let json = json_of(folder);
+    let list = |name: &str| -> Option<Tensor> {
+        let factors = json["rope_parameters"][name].as_array()?.iter().map(|factor| factor.as_f64().unwrap() as f32);
+        Some(Tensor::new(factors.collect::<Vec<f32>>(), &Device::Cpu).unwrap())
+    };
+    let lists = [("rope_factors_long.weight", "long_factor"), ("rope_factors_short.weight", "short_factor")];
+    lists.into_iter().filter_map(|(file, name)| Some((file, list(name)?))).collect()
 }
 
 /// Moves the rows of query and key as the converter does: `[heads, 2, half]` to `[heads, half, 2]`.
@@ -189,7 +222,7 @@ fn write(source: &Path, architecture: &str, form: Form, more: Vec<(String, Value
     let names = Names::of(&metadata).unwrap();
     let config = ModelConfig::read(source).unwrap();
     // Written out, not asked of the program.
-    let reorders = ["llama", "smollm3", "granite"].contains(&architecture);
+    let reorders = ["llama", "smollm3", "granite", "mistral3"].contains(&architecture);
     let adds_one = architecture.starts_with("gemma");
     let kind = form.kind.unwrap_or(BlockType::F32);
     let mut stored = Tensors::new();
@@ -212,7 +245,7 @@ fn write(source: &Path, architecture: &str, form: Form, more: Vec<(String, Value
             _ => None,
         };
         let ordered = heads.map_or_else(|| tensor.clone(), |heads| for_neighbours(tensor, heads));
-        if form.fused && ["q_proj", "k_proj", "v_proj"].iter().any(|part| name.contains(part)) {
+        if form.fused && [".q_proj", ".k_proj", ".v_proj"].iter().any(|part| name.contains(part)) {
             let end = name.rsplit('.').next().unwrap();
             let block = name.split('.').nth(2).unwrap();
             fusing.entry(format!("blk.{block}.attn_qkv.{end}")).or_default().push(ordered);
@@ -232,6 +265,9 @@ fn write(source: &Path, architecture: &str, form: Form, more: Vec<(String, Value
     }
     if let Some(divisors) = divisors(source) {
         put("rope_freqs.weight", &divisors);
+    }
+    for (name, divisors) in long_rope(source) {
+        put(name, &divisors);
     }
     let (tensors, data): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
     let mut data = data.into_iter();
@@ -335,7 +371,8 @@ fn the_divisors_of_a_file_are_the_scaling_of_llama_3_at_every_position() {
     let file = folder_of_files.path().join("m.gguf");
     write(&folder("llama3_rope"), "llama", Form::default(), Vec::new(), &file);
     let rope = |config: &ModelConfig| Rope::new(config.head_dim, &config.ropes[0]);
-    let angles = |config: &ModelConfig| rope(config).angles([0, 1, 31, 32, 5000].into_iter(), &Device::Cpu).unwrap();
+    let positions = [0, 1, 31, 32, 5000].map(|position| (position, RopeTable::Short));
+    let angles = |config: &ModelConfig| rope(config).angles(positions.into_iter(), &Device::Cpu).unwrap();
     let expected = angles(&ModelConfig::read(&folder("llama3_rope")).unwrap());
     let found = angles(&Checkpoint::open(&file).unwrap().config().unwrap());
     // Position 5000 makes of the last bit of a frequency 5000 times as much.

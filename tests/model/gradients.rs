@@ -81,11 +81,24 @@ fn of_the_rotation() {
     let (rows, heads, width) = (5, 3, 16);
     let angle = numbers(rows * width / 2, 1);
     let table = |f: fn(f64) -> f64| tensor(&angle.iter().map(|x| f(*x)).collect::<Vec<_>>(), (rows, width / 2));
-    let angles = Angles { cos: table(f64::cos), sin: table(f64::sin) };
+    let query_scale = tensor(&[1.0, 1.0, 1.25, 1.25, 1.5], (rows, 1, 1));
+    let angles = Angles { cos: table(f64::cos), sin: table(f64::sin), query_scale: None };
     let (x, dy) = (numbers(rows * heads * width, 2), numbers(rows * heads * width, 3));
     let dy_of_keys = tensor(&dy[..rows * width], (rows, 1, width));
     let (gradient, _) = KERNELS.rope_backward(&tensor(&dy, (rows, heads, width)), &dy_of_keys, &angles).unwrap();
-    assert_gradient("rotation", &gradient, &slopes(&x, |x| dot(&crate::exact::rope(x, heads, width, &angle), &dy)));
+    let rotated = |x: &[f64], scales: &[f64]| {
+        let mut y = crate::exact::rope(x, heads, width, &angle);
+        y.chunks_exact_mut(heads * width).zip(scales).for_each(|(row, scale)| row.iter_mut().for_each(|y| *y *= scale));
+        y
+    };
+    assert_gradient("rotation", &gradient, &slopes(&x, |x| dot(&rotated(x, &[1.0; 5]), &dy)));
+    let scaled = Angles { query_scale: Some(query_scale), ..angles };
+    let (gradient, of_keys) = KERNELS.rope_backward(&tensor(&dy, (rows, heads, width)), &dy_of_keys, &scaled).unwrap();
+    let scales = [1.0, 1.0, 1.25, 1.25, 1.5];
+    assert_gradient("rotation of scaled queries", &gradient, &slopes(&x, |x| dot(&rotated(x, &scales), &dy)));
+    let keys = &x[..rows * width];
+    let of_keys_alone = |x: &[f64]| dot(&crate::exact::rope(x, 1, width, &angle), &dy[..rows * width]);
+    assert_gradient("rotation of keys", &of_keys, &slopes(keys, of_keys_alone));
 }
 
 #[test]

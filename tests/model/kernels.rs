@@ -11,7 +11,7 @@ use attune::model::kernels::{
 };
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::lora::LoraPair;
-use attune::model::rope::Angles;
+use attune::model::rope::{Angles, RopeTable};
 use candle_core::{DType, Device, Tensor};
 
 const CPU: Device = Device::Cpu;
@@ -170,17 +170,23 @@ fn norms_agree_and_their_backward_is_the_gradient() {
 
 #[test]
 fn rotations_agree_and_turn_back() {
-    let (q, k) = (random((50, 3, 16), 1), random((50, 1, 16), 2));
     let angle: Vec<f32> = (0..50 * 8).map(|i| i as f32 * 0.1).collect();
     let table =
         |f: fn(f32) -> f32| Tensor::from_vec(angle.iter().map(|x| f(*x)).collect::<Vec<_>>(), (50, 8), &CPU).unwrap();
-    let angles = Angles { cos: table(f32::cos), sin: table(f32::sin) };
-    let rotated = KERNELS.rope(&q, &k, &angles).unwrap();
-    let back = KERNELS.rope_backward(&rotated.0, &rotated.1, &angles).unwrap();
-    for (x, rotated, back) in [(&q, &rotated.0, &back.0), (&k, &rotated.1, &back.1)] {
-        assert_close(rotated, &reference::rope(x, &angles, 1.0).unwrap(), 1e-6);
+    let angles = Angles { cos: table(f32::cos), sin: table(f32::sin), query_scale: None };
+    // All of a head, and its first 16 elements alone.
+    for head_dim in [16, 22] {
+        assert_turns(&random((50, 3, head_dim), 1), &random((50, 1, head_dim), 2), &angles);
+    }
+}
+
+fn assert_turns(q: &Tensor, k: &Tensor, angles: &Angles) {
+    let rotated = KERNELS.rope(q, k, angles).unwrap();
+    let back = KERNELS.rope_backward(&rotated.0, &rotated.1, angles).unwrap();
+    for (x, rotated, back) in [(q, &rotated.0, &back.0), (k, &rotated.1, &back.1)] {
+        assert_close(rotated, &reference::rope(x, angles, 1.0).unwrap(), 1e-6);
         assert_close(back, x, 1e-5);
-        assert_close(&reference::rope(rotated, &angles, -1.0).unwrap(), x, 1e-5);
+        assert_close(&reference::rope(rotated, angles, -1.0).unwrap(), x, 1e-5);
     }
 }
 
@@ -242,9 +248,9 @@ fn attention_over_the_cache_agrees_for_decode_and_prefill_rows_together() {
     let (keys, values) = (random((slots, 2, 16), 1), random((slots, 2, 16), 2));
     let q = random((22, 4, 16), 3);
     let sequences = [
-        SequenceRows { rows: 0..1, start: 40, blocks: &[7, 2, 9], adapter: None },
-        SequenceRows { rows: 1..20, start: 0, blocks: &[4, 0], adapter: None },
-        SequenceRows { rows: 20..22, start: 15, blocks: &[11, 5], adapter: None },
+        SequenceRows { rows: 0..1, start: 40, blocks: &[7, 2, 9], adapter: None, rope: RopeTable::Short },
+        SequenceRows { rows: 1..20, start: 0, blocks: &[4, 0], adapter: None, rope: RopeTable::Short },
+        SequenceRows { rows: 20..22, start: 15, blocks: &[11, 5], adapter: None, rope: RopeTable::Short },
     ];
     for form in forms(&[None, Some(5), Some(33)]) {
         let ours = KERNELS.cached_attention(&q, &keys, &values, &step(&sequences), form, None).unwrap();
@@ -274,15 +280,19 @@ fn attention_has_the_same_bits_however_a_prompt_is_cut_and_whatever_is_beside_it
                 start: rows.start,
                 blocks: &blocks,
                 adapter: None,
+                rope: RopeTable::Short,
             }];
             if beside {
-                sequences.insert(0, SequenceRows { rows: 0..2, start: 20, blocks: &other, adapter: None });
+                sequences.insert(
+                    0,
+                    SequenceRows { rows: 0..2, start: 20, blocks: &other, adapter: None, rope: RopeTable::Short },
+                );
             }
             let out = KERNELS.cached_attention(&q, &keys, &values, &step(&sequences), form, None).unwrap();
             out.narrow(0, first, rows.len()).unwrap()
         };
         let whole = part(0..LENGTH, false);
-        let plain = SequenceRows { rows: 0..LENGTH, start: 0, blocks: &blocks, adapter: None };
+        let plain = SequenceRows { rows: 0..LENGTH, start: 0, blocks: &blocks, adapter: None, rope: RopeTable::Short };
         assert_close(&whole, &reference::cached_attention(&q, &keys, &values, &[plain], form).unwrap(), 1e-5);
         let whole = bits(&whole);
         for size in [1, 7, 16, 100] {
@@ -300,9 +310,9 @@ fn attention_has_the_same_bits_however_a_prompt_is_cut_and_whatever_is_beside_it
 fn rows_are_written_to_their_places_of_the_cache() {
     let (k, v) = (random((30, 2, 8), 1), random((30, 2, 8), 2));
     let sequences = [
-        SequenceRows { rows: 0..20, start: 14, blocks: &[3, 1, 5], adapter: None },
-        SequenceRows { rows: 20..21, start: 0, blocks: &[0], adapter: None },
-        SequenceRows { rows: 21..30, start: 16, blocks: &[2, 4], adapter: None },
+        SequenceRows { rows: 0..20, start: 14, blocks: &[3, 1, 5], adapter: None, rope: RopeTable::Short },
+        SequenceRows { rows: 20..21, start: 0, blocks: &[0], adapter: None, rope: RopeTable::Short },
+        SequenceRows { rows: 21..30, start: 16, blocks: &[2, 4], adapter: None, rope: RopeTable::Short },
     ];
     let empty = || random((6 * BLOCK_TOKENS, 2, 8), 3);
     let (keys, values, plain) = (empty(), empty(), empty());

@@ -14,6 +14,7 @@ mod export;
 mod gguf;
 mod gradients;
 mod kernels;
+mod long_rope;
 mod peft;
 mod precision;
 mod quantized;

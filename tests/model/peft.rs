@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod forms;
+mod fused;
 mod pieces;
 
 use std::path::{Path, PathBuf};
 
 use attune::adapters::Error;
 use attune::adapters::peft;
+use attune::adapters::peft::PeftFiles;
 use attune::adapters::peft::config::PeftConfig;
 use attune::adapters::peft::host::HostAdapter;
 use attune::adapters::pieces::Pieces;
@@ -19,7 +21,7 @@ use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
-const FAMILIES: [&str; 12] = [
+const FAMILIES: [&str; 14] = [
     "llama",
     "qwen2",
     "qwen3",
@@ -28,11 +30,14 @@ const FAMILIES: [&str; 12] = [
     "gemma3",
     "granite",
     "olmo2",
+    "phi3_longrope",
+    "ministral3",
     "qwen3_moe",
     "mixtral",
     "olmoe",
     "gpt_oss",
 ];
+const FUSED: &str = "phi3_longrope";
 
 fn fixture(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family)

@@ -8,6 +8,7 @@ use attune::model::BaseModel;
 use attune::model::entry::ModelEntry;
 use attune::model::linear::{Dtype, Storage};
 use attune::model::lora::Site;
+use attune::model::lora::modules::PLAIN;
 use attune::model::matrix::Matrix;
 use attune::model::weights::Weights;
 use attune::train::backward::{hidden_states, loss_and_gradients};
@@ -176,7 +177,7 @@ fn an_adapter_on_a_quantized_model_has_the_logits_and_gradients_of_peft() {
         assert!((loss - expected).abs() / expected <= 1e-5, "{name}: loss {loss} instead of {expected}");
         for (index, layer) in gradients.iter().enumerate() {
             for site in Site::ALL {
-                let (pair, path) = (layer.get(site).unwrap(), tensor_name(index, site));
+                let (pair, path) = (layer.get(site).unwrap(), tensor_name(index, &PLAIN[site as usize]));
                 for (tensor, part) in [(&pair.a, "lora_A"), (&pair.b, "lora_B")] {
                     let expected = reference.floats(&format!("grad.{path}.{part}.weight"));
                     let difference = relative_difference(&floats(tensor), &expected);

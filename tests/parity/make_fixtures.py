@@ -82,6 +82,36 @@ def plain_rope(theta):
     return {"rope_type": "default", "rope_theta": theta}
 
 
+SHORT_FACTORS = [1.0, 1.1, 1.25, 1.5, 1.6, 2.0]
+LONG_FACTORS = [1.2, 2.0, 3.5, 5.0, 8.0, 12.0]
+
+
+def long_rope(long_factors):
+    """The rope parameters of Phi-4-mini: two tables, and three quarters of each head rotated."""
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.75,
+        "short_factor": SHORT_FACTORS,
+        "long_factor": long_factors,
+    }
+
+
+def ministral_rope(beta):
+    """The rope parameters of Ministral 3: yarn, and queries that grow with every original context."""
+    return {
+        "rope_type": "yarn",
+        "rope_theta": 300.0,
+        "factor": 4.0,
+        "beta_fast": 4.0,
+        "beta_slow": 1.0,
+        "mscale": 1.2,
+        "mscale_all_dim": 0.8,
+        "original_max_position_embeddings": 16,
+        "llama_4_scaling_beta": beta,
+    }
+
+
 def ropes_by_type(full, sliding):
     """The rope parameters of a model whose kinds of attention differ in them."""
     return {"full_attention": full, "sliding_attention": sliding}
@@ -288,8 +318,48 @@ FAMILIES = {
             dict(rope_parameters=ropes_by_type(plain_rope(500000.0), plain_rope(500000.0))),
         ],
     ),
+    "phi3": dict(
+        model_type="phi3",
+        seed=510000,
+        config=dict(
+            num_hidden_layers=2,
+            sliding_window=16,
+            rope_parameters={**plain_rope(10000.0), "partial_rotary_factor": 0.5},
+        ),
+        without=[
+            dict(rope_parameters=plain_rope(10000.0)),
+            dict(sliding_window=None),
+            dict(sliding_window=15),
+            dict(sliding_window=17),
+        ],
+    ),
+    "phi3_longrope": dict(
+        model_type="phi3",
+        seed=520000,
+        config=dict(
+            num_hidden_layers=2,
+            tie_word_embeddings=True,
+            original_max_position_embeddings=20,
+            rope_parameters=long_rope(LONG_FACTORS),
+        ),
+        without=[
+            dict(rope_parameters=long_rope(SHORT_FACTORS)),
+            dict(rope_parameters={**long_rope(LONG_FACTORS), "attention_factor": 1.0}),
+        ],
+        modules=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    ),
+    "ministral3": dict(
+        model_type="ministral3",
+        seed=530000,
+        config=dict(num_hidden_layers=2, head_dim=24, rope_parameters=ministral_rope(0.3)),
+        without=[
+            dict(rope_parameters=ministral_rope(0.0)),
+            dict(rope_parameters={**ministral_rope(0.3), "attention_factor": 1.0}),
+            dict(rope_parameters={**ministral_rope(0.3), "rope_type": "default"}),
+        ],
+    ),
 }
-ADAPTER_FAMILIES = ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "olmo2"]
+ADAPTER_FAMILIES = ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "olmo2", "phi3_longrope", "ministral3"]
 FAMILIES |= expert_families.FAMILIES
 ADAPTER_FAMILIES += expert_families.FAMILIES
 # Their norms hold their weights minus 1.
@@ -315,6 +385,8 @@ def float64_rerun(model_type):
         "qwen2": "Qwen2",
         "qwen3": "Qwen3",
         "smollm3": "SmolLM3",
+        "phi3": "Phi3",
+        "ministral3": "Ministral3",
         "gemma": "Gemma",
         "gemma2": "Gemma2",
         "gemma3_text": "Gemma3",
@@ -332,6 +404,8 @@ def float64_rerun(model_type):
         return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
 
     def rope_forward(self, x, position_ids, layer_type=None):
+        if self.rope_type == "longrope":
+            saved[1](self, x, position_ids)  # chooses the table
         of_type = f"{layer_type}_" if layer_type else ""
         scaling = getattr(self, of_type + "attention_scaling")
         angles = position_ids[..., None].to(x.dtype) * getattr(self, of_type + "inv_freq").to(x.dtype)
@@ -448,12 +522,23 @@ def log_probabilities(logits, ids):
     return {"logprobs": own, "top_logprobs": top.values}, {"top_ids": top.indices}
 
 
+def has_two_tables(model):
+    """True if the length of a sequence decides how its positions are rotated."""
+    return model.config.rope_parameters.get("rope_type") == "longrope"
+
+
 @torch.no_grad()
 def greedy(model, prompt, count):
-    """Greedy continuation without a cache: tokens and the smallest lead of a winner."""
+    """Greedy continuation without a cache: tokens and the smallest lead of a winner.
+
+    With two tables, the length that the sequence will reach decides for all of its
+    steps: it is filled up with tokens that the read row does not see.
+    """
     ids, lead = prompt, math.inf
     for _ in range(count):
-        best = model(ids[None], use_cache=False).logits[0, -1].topk(2)
+        missing = len(prompt) + count - 1 - len(ids) if has_two_tables(model) else 0
+        filled = F.pad(ids, (0, missing), value=FIRST_ORDINARY_TOKEN)
+        best = model(filled[None], use_cache=False).logits[0, len(ids) - 1].topk(2)
         lead = min(lead, (best.values[0] - best.values[1]).item())
         ids = torch.cat([ids, best.indices[:1]])
     return ids[len(prompt):], lead
@@ -485,6 +570,8 @@ def old_style(config):
             config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
     kind = rope["rope_type"]
     if kind == "default":
         config["rope_scaling"] = None
@@ -514,6 +601,17 @@ def check_rope_bands(model, rope):
         assert any(1.01 < r < rope["factor"] - 0.01 for r in ratio)
 
 
+def make_lengths(folder, model, ids):
+    """Write the logits of sequences as long as the original context, one token shorter and one longer."""
+    original = model.config.original_max_position_embeddings
+    lengths = (original - 1, original, original + 1)
+    logits = {str(length): forward(model, ids[:length])["logits"] for length in lengths}
+    short, edge, long = logits.values()
+    assert (edge[:-1] - short).abs().max() < 1e-4, "the original context itself has the short table"
+    assert (long[:-1] - edge).abs().max() > 0.02, "one more token has the long table"
+    save_file(logits, folder / "lengths.safetensors")
+
+
 def make_base(folder, family, seed):
     """Write one base folder; return the model and the sequence."""
     model = build_model(family["model_type"], family["config"], seed)
@@ -530,16 +628,19 @@ def make_base(folder, family, seed):
     assert spread.min() > 1.0 and spread.max() < 5.0
     check_rope_bands(model, model.config.rope_parameters)
 
-    cached = model.generate(
-        ids[None, :GREEDY_PROMPT],
-        attention_mask=torch.ones(1, GREEDY_PROMPT, dtype=torch.long),
-        max_new_tokens=GREEDY_TOKENS,
-        do_sample=False,
-        eos_token_id=None,
-    )
-    assert cached[0, GREEDY_PROMPT:].equal(tokens), "generation with a cache differs"
-
     folder.mkdir(parents=True, exist_ok=True)
+    if has_two_tables(model):
+        make_lengths(folder, model, ids)
+    else:  # else generate changes the table on the way
+        cached = model.generate(
+            ids[None, :GREEDY_PROMPT],
+            attention_mask=torch.ones(1, GREEDY_PROMPT, dtype=torch.long),
+            max_new_tokens=GREEDY_TOKENS,
+            do_sample=False,
+            eos_token_id=None,
+        )
+        assert cached[0, GREEDY_PROMPT:].equal(tokens), "generation with a cache differs"
+
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     config = json.loads((folder / "config.json").read_text())

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use crate::fixtures::{
-    Reference, TRAINED_FAMILIES, floats, load, max_difference, one_sequence, relative_difference, whole_model,
-    whole_model_of,
+    Reference, TRAINED_FAMILIES, add_to_weight, floats, load, max_difference, one_sequence, relative_difference,
+    whole_model, whole_model_of,
 };
 use attune::datasets::{ExampleStore, TokenizedExample};
 use attune::model::lora::{Adapter, Site};
@@ -147,12 +147,10 @@ fn an_adapter_merged_into_the_weights_gives_the_same_logits() {
         let adapter = adapter(family, &config);
         let merged = whole_model_of(family, |weights, _| {
             for (index, layer) in adapter.layers.iter().enumerate() {
-                for site in Site::of(&config).iter().copied() {
+                for site in config.sites() {
                     let pair = layer.get(site).unwrap();
-                    let name = format!("model.layers.{index}.{}.weight", site.path());
                     let added = (pair.b.matmul(&pair.a).unwrap() * f64::from(pair.scale)).unwrap();
-                    let weight = weights.get_mut(&name).unwrap();
-                    *weight = (&*weight + added).unwrap();
+                    add_to_weight(weights, &config, (index, site), &added);
                 }
             }
         });

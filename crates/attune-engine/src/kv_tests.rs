@@ -9,10 +9,11 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::prefix_cache::PrefixChain;
+use attune_model::rope::RopeTable;
 
 fn keys(tokens: &[u32]) -> Vec<PrefixKey> {
     let blocks = tokens.len() / BLOCK_TOKENS;
-    PrefixChain::new(PrefixKey::root("org", None)).keys(tokens, blocks).to_vec()
+    PrefixChain::new(PrefixKey::root("org", None, RopeTable::Short)).keys(tokens, blocks).to_vec()
 }
 
 /// Computes `tokens` in a table of their own and publishes all full blocks.

@@ -19,12 +19,15 @@ use super::{Backend, EmbedRequest, Event, GenerateRequest, Vectors};
 use crate::limits::EngineLimits;
 use crate::{Error, Result};
 use attune_model::BaseModel;
+use attune_model::rope::RopeTable;
 
 /// A running engine. Dropping it ends its thread; requests in flight then fail with [`Error::Unavailable`].
 #[derive(Debug)]
 pub struct NativeEngine {
     admission: Admission,
     vocabulary_size: usize,
+    /// Tokens up to which a sequence is rotated by the table of short ones; `None` if the model has one table.
+    short_context: Option<usize>,
     allocator: BlockAllocator,
     inbox: Arc<Inbox>,
     thread: Option<JoinHandle<()>>,
@@ -40,7 +43,7 @@ impl NativeEngine {
     pub fn start_with<M: StepModel>(model: M, limits: &EngineLimits, priority: Arc<Priority>) -> Result<Arc<Self>> {
         let allocator = BlockAllocator::new(model.blocks());
         let admission = Admission::new(model.context(), model.blocks(), limits.max_waiting);
-        let vocabulary_size = model.vocabulary_size();
+        let (vocabulary_size, short_context) = (model.vocabulary_size(), model.short_context());
         let scheduler = Scheduler::new(limits, allocator.clone());
         let inbox = Arc::new(Inbox::default());
         let limits = limits.clone();
@@ -49,7 +52,7 @@ impl NativeEngine {
             .name(format!("engine-{}", model.id()))
             .spawn(move || Runner::new(model, scheduler, limits).run(&stopping.0, &priority))
             .map_err(|source| Error::Io { context: "start the engine thread", source: Arc::new(source) })?;
-        Ok(Arc::new(Self { admission, vocabulary_size, allocator, inbox, thread: Some(thread) }))
+        Ok(Arc::new(Self { admission, vocabulary_size, short_context, allocator, inbox, thread: Some(thread) }))
     }
 
     /// Returns the blocks of the engine's cache, to watch their balance.
@@ -64,6 +67,12 @@ impl NativeEngine {
             Some(id) => Err(Error::UnknownToken { id: *id, vocabulary: self.vocabulary_size }),
             None => Ok(()),
         }
+    }
+
+    /// Returns the table of a sequence of `prompt` tokens whose answer may have `completion`: its rows are all of these
+    /// but the last token drawn, which is never fed back.
+    fn rope_table(&self, prompt: usize, completion: usize) -> RopeTable {
+        RopeTable::of(prompt + completion.saturating_sub(1), self.short_context)
     }
 
     fn put(&self, arrivals: Vec<Arrival>) -> Result<()> {
@@ -82,11 +91,13 @@ impl NativeEngine {
         let mut replies = Vec::with_capacity(request.inputs.len());
         for input in request.inputs {
             let (reply, vector) = oneshot::channel();
+            let rope = self.rope_table(input.len(), 0);
             arrivals.push(Arrival {
                 organization: request.organization.clone(),
                 prompt: input.into(),
                 max_tokens: 0,
                 adapter: request.adapter.clone(),
+                rope,
                 submitted,
                 ticket: ticket.clone(),
                 owner: Asked::Vector { reply },
@@ -124,6 +135,7 @@ impl Backend for NativeEngine {
                 prompt: request.prompt.clone(),
                 max_tokens: request.max_tokens,
                 adapter: request.adapter.take(),
+                rope: self.rope_table(request.prompt.len(), request.max_tokens),
                 submitted,
                 ticket,
                 owner: Asked::Answer { request: Box::new(request), events },

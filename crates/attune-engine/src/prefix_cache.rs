@@ -1,15 +1,17 @@
 //! Index of the full cache blocks by the tokens whose keys and values they hold, so that a request need not compute the
 //! beginning of a prompt that an earlier one computed. Used by `kv.rs`, which counts the users of each block.
 //!
-//! A block is named by a chained hash: of the organisation and the weights (the base or one adapter generation), then
-//! of its own 16 tokens and all before them. So a request never finds a prefix of another organisation, and a model
-//! name that was given new weights never finds blocks of the old ones.
+//! A block is named by a chained hash: of the organisation, the weights (the base or one adapter generation) and the
+//! table that positions are rotated by, then of its own 16 tokens and all before them. So a request never finds a
+//! prefix of another organisation, a model name that was given new weights never finds blocks of the old ones, and keys
+//! that were rotated by the table of short sequences never meet queries of a long one.
 
 use std::collections::{BTreeMap, HashMap};
 
 use sha2::{Digest as _, Sha256};
 
 use attune_model::kv_cache::BLOCK_TOKENS;
+use attune_model::rope::RopeTable;
 
 /// First byte of the hash of a chain's root, different from that of each block after it: no input of one can be an
 /// input of the other.
@@ -21,12 +23,13 @@ const BLOCK: [u8; 1] = [1];
 pub(crate) struct PrefixKey([u8; 32]);
 
 impl PrefixKey {
-    /// Returns the root of all chains of an organisation on the base (`None`) or on an adapter generation.
-    pub(crate) fn root(organization: &str, adapter: Option<&str>) -> Self {
+    /// Returns the root of all chains of an organisation on the base (`None`) or on an adapter generation, of sequences
+    /// whose positions are rotated by the table `rope`.
+    pub(crate) fn root(organization: &str, adapter: Option<&str>, rope: RopeTable) -> Self {
         let mut hash = Sha256::new_with_prefix(ROOT);
         hash.update((organization.len() as u64).to_le_bytes());
         hash.update(organization);
-        hash.update([u8::from(adapter.is_some())]);
+        hash.update([u8::from(adapter.is_some()), u8::from(rope == RopeTable::Long)]);
         hash.update(adapter.unwrap_or_default());
         Self(hash.finalize().into())
     }
@@ -145,25 +148,29 @@ impl PrefixCache {
 mod tests {
     use super::*;
 
+    const SHORT: RopeTable = RopeTable::Short;
+
     #[test]
-    fn names_tell_apart_organizations_weights_places_and_contents() {
+    fn names_tell_apart_organizations_weights_rotations_places_and_contents() {
         let tokens: Vec<u32> = (0..48).collect();
         let mut seen = std::collections::HashSet::new();
         let adapters = [None, Some(""), Some("a"), Some("ab")];
         for organization in ["", "a", "ab", "b"] {
-            for adapter in adapters {
-                let mut chain = PrefixChain::new(PrefixKey::root(organization, adapter));
+            for (adapter, rope) in
+                adapters.into_iter().flat_map(|adapter| [(adapter, SHORT), (adapter, RopeTable::Long)])
+            {
+                let mut chain = PrefixChain::new(PrefixKey::root(organization, adapter, rope));
                 for key in chain.keys(&tokens, 3) {
-                    assert!(seen.insert(*key), "{organization:?} {adapter:?}");
+                    assert!(seen.insert(*key), "{organization:?} {adapter:?} {rope:?}");
                 }
             }
         }
         // The same 16 tokens at another position are another block.
-        let mut repeated = PrefixChain::new(PrefixKey::root("a", None));
+        let mut repeated = PrefixChain::new(PrefixKey::root("a", None, SHORT));
         let keys = repeated.keys(&[7; 48], 3).to_vec();
         assert!(keys[0] != keys[1] && keys[1] != keys[2]);
         // Equal beginnings have equal names, also if the names are computed piece by piece.
-        let mut longer = PrefixChain::new(PrefixKey::root("a", None));
+        let mut longer = PrefixChain::new(PrefixKey::root("a", None, SHORT));
         longer.keys(&[7; 16], 1);
         assert_eq!(longer.keys(&[[7; 32], [8; 32]].concat(), 3)[..2], keys[..2]);
         assert_ne!(longer.keys(&[[7; 32], [8; 32]].concat(), 3)[2], keys[2]);

@@ -212,6 +212,7 @@ impl<T: Owner> Scheduler<T> {
                 start: sequence.cached,
                 blocks: sequence.table.blocks(),
                 adapter: sequence.adapter.as_deref(),
+                rope: sequence.rope,
             }
         });
         rows.collect()

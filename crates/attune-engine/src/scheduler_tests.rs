@@ -10,6 +10,7 @@ use super::*;
 use crate::admission::{Admission, Ticket};
 use attune_model::kv_cache::BLOCK_TOKENS;
 use attune_model::lora::Adapter;
+use attune_model::rope::RopeTable;
 
 #[path = "scheduler_fairness_tests.rs"]
 mod fairness;
@@ -74,6 +75,7 @@ fn request(
         prompt: vec![client.number as u32; prompt].into(),
         max_tokens,
         adapter: adapter.map(|id| Arc::new(Adapter::new(id.into(), Vec::new()))),
+        rope: RopeTable::Short,
         submitted: Instant::now(),
         ticket: ticket(),
         owner: Client { lane, ..client.clone() },

@@ -10,6 +10,7 @@ use super::prefix_cache::{PrefixChain, PrefixKey};
 use super::queue::Position;
 use attune_model::kv_cache::BLOCK_TOKENS;
 use attune_model::lora::AdapterLease;
+use attune_model::rope::RopeTable;
 
 /// Tokens that a sequence may draw before it gives its place up to an organisation that runs nothing, if all others run
 /// one sequence at the most; and the part of its tokens at admission that it may draw besides, so that computing them
@@ -55,6 +56,8 @@ pub(crate) struct NewSequence<T> {
     pub(crate) max_tokens: usize,
     /// Adapter of the rows; `None` is the base.
     pub(crate) adapter: Option<AdapterLease>,
+    /// Table that its positions are rotated by, chosen by the length that it may reach.
+    pub(crate) rope: RopeTable,
     /// Time of arrival.
     pub(crate) submitted: Instant,
     /// Place in the queue, given back at admission; the inputs of one request share one.
@@ -66,9 +69,9 @@ pub(crate) struct NewSequence<T> {
 impl<T> NewSequence<T> {
     /// Replaces the owner by the result of `change`; `None` if that is `None`.
     pub(crate) fn with_owner<U>(self, change: impl FnOnce(T) -> Option<U>) -> Option<NewSequence<U>> {
-        let Self { organization, prompt, max_tokens, adapter, submitted, ticket, owner } = self;
+        let Self { organization, prompt, max_tokens, adapter, rope, submitted, ticket, owner } = self;
         let owner = change(owner)?;
-        Some(NewSequence { organization, prompt, max_tokens, adapter, submitted, ticket, owner })
+        Some(NewSequence { organization, prompt, max_tokens, adapter, rope, submitted, ticket, owner })
     }
 }
 
@@ -88,6 +91,8 @@ pub(crate) struct Sequence<T> {
     pub(crate) cached: usize,
     pub(crate) table: BlockTable,
     pub(crate) adapter: Option<AdapterLease>,
+    /// Table that all its positions are rotated by; part of its blocks' names.
+    pub(crate) rope: RopeTable,
     pub(crate) submitted: Instant,
     /// Place in the queue; `None` once the sequence has run.
     pub(crate) ticket: Option<Arc<Ticket>>,
@@ -111,7 +116,7 @@ impl<T: Owner> Sequence<T> {
         let adapter_id = new.adapter.as_ref().map(|adapter| adapter.id.as_str());
         // An input to embed takes no part in the prefix cache: all its rows are needed, and inputs rarely begin alike.
         let chain = (prefix_cache && new.owner.lane() == Lane::Answer)
-            .then(|| PrefixChain::new(PrefixKey::root(&new.organization, adapter_id)));
+            .then(|| PrefixChain::new(PrefixKey::root(&new.organization, adapter_id, new.rope)));
         let place = Position { organization: new.organization, adapter: adapter_id.unwrap_or_default().into() };
         Self {
             owner: new.owner,
@@ -123,6 +128,7 @@ impl<T: Owner> Sequence<T> {
             cached: 0,
             table: allocator.empty_table(),
             adapter: new.adapter,
+            rope: new.rope,
             submitted: new.submitted,
             ticket: Some(new.ticket),
             chain,

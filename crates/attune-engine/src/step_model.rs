@@ -28,6 +28,11 @@ pub trait StepModel: Send + 'static {
     /// Returns the number of tokens that the model can attend to.
     fn context(&self) -> usize;
 
+    /// Returns the tokens up to which a sequence is rotated by the table of short ones; `None` if there is one table.
+    fn short_context(&self) -> Option<usize> {
+        None
+    }
+
     /// Returns the number of blocks in the cache.
     fn blocks(&self) -> usize;
 
@@ -155,6 +160,10 @@ impl StepModel for BaseStepModel {
 
     fn context(&self) -> usize {
         self.model.config.max_position_embeddings
+    }
+
+    fn short_context(&self) -> Option<usize> {
+        self.model.decoder.short_context()
     }
 
     fn blocks(&self) -> usize {

@@ -3,6 +3,7 @@
 //! that are missing have the values that transformers' configuration classes give them. Read when a model is loaded,
 //! used by the decoder.
 
+mod defaults;
 mod experts;
 mod families;
 mod fields;
@@ -10,11 +11,14 @@ mod ropes;
 
 use std::path::Path;
 
+use self::defaults::Defaults;
 pub use self::experts::{ExpertsConfig, Glu, GluLimits};
-use self::families::{Defaults, Family};
+use self::families::Family;
 use self::fields::Fields;
 use crate::forms::{Activation, LogitForm};
-use crate::rope_scaling::RopeScaling;
+use crate::lora::Site;
+use crate::lora::modules::{self, Module};
+use crate::rope_scaling::{QueryScaling, RopeScaling};
 use crate::{Error, Result};
 
 /// The shape of a decoder.
@@ -67,6 +71,8 @@ pub struct ModelConfig {
     pub residual_multiplier: f32,
     /// Makes logits of the head's products.
     pub logit_form: LogitForm,
+    /// Linear layers of a block that adapters can change, as the checkpoint names them: all that it has outside experts.
+    pub modules: &'static [Module],
     /// Per block: number of tokens that attention looks back, the current one included; `None` for all.
     pub sliding_windows: Vec<Option<usize>>,
     /// Per block: index of its kind in `ropes`; `None` if positions are not rotated (SmolLM 3).
@@ -84,6 +90,31 @@ pub struct RopeParameters {
     pub theta: f64,
     /// Stretching of the frequencies for long contexts.
     pub scaling: RopeScaling,
+    /// Share of each head that is rotated, its first elements (Phi-4-mini); 1 for all.
+    pub share: f64,
+    /// Growth of the rotated queries; `None` if they do not grow (they do in Ministral 3).
+    pub query_scaling: Option<QueryScaling>,
+}
+
+impl RopeParameters {
+    /// Returns parameters for all elements of a head.
+    pub const fn whole(theta: f64, scaling: RopeScaling) -> Self {
+        Self { theta, scaling, share: 1.0, query_scaling: None }
+    }
+
+    /// Returns how many elements of a head of `head_dim` are rotated.
+    pub fn rotated(&self, head_dim: usize) -> usize {
+        (head_dim as f64 * self.share) as usize
+    }
+
+    /// Refuses what does not fit heads of `head_dim` elements.
+    fn check(&self, head_dim: usize) -> Result<(), String> {
+        let rotated = self.rotated(head_dim);
+        if rotated == 0 || rotated > head_dim || !rotated.is_multiple_of(2) {
+            return Err(format!("partial_rotary_factor {}: it rotates {rotated} of {head_dim} elements", self.share));
+        }
+        self.scaling.check(rotated)
+    }
 }
 
 /// Places of the norms in a block, which adds attention's and the MLP's results to the residual stream.
@@ -154,10 +185,21 @@ impl ModelConfig {
         check_supported(&fields)?;
         let mut config = Self::of_fields(&fields, family)?;
         (family.apply)(&fields, &mut config)?;
+        if config.experts.is_some() {
+            config.modules = &modules::ATTENTION;
+        }
         if config.ropes.is_empty() {
-            config.ropes = ropes::read(&fields, family.defaults.rope_theta, config.max_position_embeddings)?;
+            config.ropes = vec![ropes::read(&fields, &family.defaults, config.max_position_embeddings)?];
+        }
+        for rope in &config.ropes {
+            rope.check(config.head_dim)?;
         }
         Ok(config)
+    }
+
+    /// Returns the places in a block that adapters can change, in the order of the forward pass.
+    pub fn sites(&self) -> impl Iterator<Item = Site> + use<> {
+        self.modules.iter().flat_map(|module| module.sites).copied()
     }
 
     /// Reads the fields that all families have; the others are as in Llama.
@@ -191,6 +233,7 @@ impl ModelConfig {
             embedding_multiplier: 1.0,
             residual_multiplier: 1.0,
             logit_form: LogitForm::PLAIN,
+            modules: &modules::PLAIN,
             sliding_windows: vec![None; layers],
             rotary: vec![Some(0); layers],
             experts: None,
@@ -201,9 +244,6 @@ impl ModelConfig {
 
 /// Refuses, by name, settings that the decoder would not apply.
 fn check_supported(fields: &Fields) -> Result<(), String> {
-    if fields.number("partial_rotary_factor")?.is_some_and(|factor| factor < 1.0) {
-        return Err("partial_rotary_factor below 1 is not supported".into());
-    }
     if fields.flag("use_bidirectional_attention", false)? {
         return Err("use_bidirectional_attention is not supported: attention looks back only".into());
     }

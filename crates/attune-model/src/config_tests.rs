@@ -36,6 +36,9 @@ fn both_spellings_of_a_configuration_mean_the_same() {
         "qwen2",
         "qwen3",
         "smollm3",
+        "phi3",
+        "phi3_longrope",
+        "ministral3",
         "gemma",
         "gemma2",
         "gemma3",
@@ -142,7 +145,7 @@ fn rope_scaling_wins_over_rope_parameters_with_its_own_theta() {
     assert_eq!(parse("qwen2", &with_theta).unwrap().ropes[0].theta.to_bits(), 5000_f64.to_bits());
     let empty = r#","rope_scaling":{},"rope_parameters":{"rope_type":"linear","factor":2.0,"rope_theta":7.0}"#;
     let config = parse("llama", empty).unwrap();
-    assert_eq!(config.ropes, [RopeParameters { theta: 7.0, scaling: RopeScaling::Linear { factor: 2.0 } }]);
+    assert_eq!(config.ropes, [RopeParameters::whole(7.0, RopeScaling::Linear { factor: 2.0 })]);
     let nested = r#","rope_parameters":{"full_attention":{"rope_type":"default"}}"#;
     assert!(parse("llama", nested).unwrap_err().contains("differ between layers"));
     assert!(parse("llama", r#","rope_scaling":{"type":"yarn"}"#).unwrap_err().contains("needs `factor`"));
@@ -167,6 +170,87 @@ fn biases_are_those_of_the_configuration() {
 fn swish_is_silu_and_other_activations_are_refused() {
     assert!(parse("llama", r#","hidden_act":"swish""#).is_ok());
     assert!(parse("llama", r#","hidden_act":"gelu""#).unwrap_err().contains("gelu"));
+}
+
+#[test]
+fn phi3_has_its_own_defaults_and_fused_layers() {
+    let config = parse("phi3", "").unwrap();
+    assert_eq!((config.num_key_value_heads, config.head_dim, config.max_position_embeddings), (8, 8, 4096));
+    assert_eq!((config.rms_norm_eps, &config.sliding_windows), (1e-5, &vec![None; 4]));
+    assert_eq!(config.modules.len(), 4);
+    assert_eq!(config.ropes, [RopeParameters::whole(10_000.0, RopeScaling::None)]);
+    assert_eq!(parse("phi3", r#","sliding_window":5"#).unwrap().sliding_windows, [Some(5); 4]);
+}
+
+#[test]
+fn phi3_reads_its_two_tables_under_the_names_of_all_releases() {
+    let lists = r#""short_factor":[1,1,1],"long_factor":[2,2,2]"#;
+    let old = format!(
+        r#","rope_scaling":{{"type":"su",{lists}}},"partial_rotary_factor":0.75,"max_position_embeddings":131072"#
+    );
+    let new = format!(
+        r#","rope_parameters":{{"rope_type":"longrope",{lists},"partial_rotary_factor":0.75,
+            "original_max_position_embeddings":7}},"original_max_position_embeddings":4096,"max_position_embeddings":131072"#
+    );
+    for fields in [old, new] {
+        let config = parse("phi3", &fields).unwrap();
+        assert_eq!(config.ropes[0].rotated(config.head_dim), 6);
+        let RopeScaling::LongRope { original_context, attention_factor, .. } = &config.ropes[0].scaling else {
+            panic!("one table");
+        };
+        // The family's own context of 4096 wins over that of the rotary settings.
+        assert_eq!(*original_context, 4096);
+        assert!((attention_factor - 1.190_238).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn what_phi3_and_others_do_not_apply_is_refused_by_name() {
+    let lists = r#""short_factor":[1,1],"long_factor":[2,2]"#;
+    for (model_type, fields, blamed) in [
+        ("phi3", r#","rope_scaling":{"type":"linear","factor":2}"#.to_owned(), "default or longrope"),
+        ("phi3", format!(r#","rope_scaling":{{"type":"longrope",{lists}}}"#), "short_factor"),
+        ("phi3", r#","rope_scaling":{"type":"longrope"}"#.to_owned(), "short_factor"),
+        ("phi3", r#","partial_rotary_factor":0.7"#.to_owned(), "partial_rotary_factor"),
+        ("phi3", r#","partial_rotary_factor":0"#.to_owned(), "partial_rotary_factor"),
+        ("llama", r#","partial_rotary_factor":0.5"#.to_owned(), "partial_rotary_factor"),
+        ("llama", r#","rope_parameters":{"partial_rotary_factor":0.5}"#.to_owned(), "partial_rotary_factor"),
+        ("phi3small", String::new(), "phi3small"),
+        ("phimoe", String::new(), "phimoe"),
+        ("ministral3", r#","rope_parameters":{"rope_type":"default"}"#.to_owned(), "llama_4_scaling_beta"),
+    ] {
+        let error = parse(model_type, &fields).unwrap_err();
+        assert!(error.contains(blamed), "{model_type}{fields}: {error}");
+    }
+}
+
+#[test]
+fn ministral3_is_read_inside_mistral3_and_another_text_model_is_not() {
+    let text = |inner: &str| {
+        ModelConfig::parse(&format!(
+            r#"{{"model_type":"mistral3","text_config":{{"model_type":"{inner}",{SHAPE}}},"vision_config":{{}}}}"#
+        ))
+    };
+    let config = text("ministral3").unwrap();
+    assert_eq!((config.hidden_size, config.tie_word_embeddings, config.rotary.len()), (64, true, 4));
+    assert!(config.ropes[0].query_scaling.is_some());
+    assert!(text("mistral").unwrap_err().contains("model_type \"mistral\" is not supported"));
+}
+
+#[test]
+fn ministral3_grows_its_queries_as_its_rotary_settings_say() {
+    let config = parse("ministral3", "").unwrap();
+    assert_eq!((config.head_dim, config.num_key_value_heads, config.sliding_windows[0]), (128, 8, None));
+    let growth = |config: &ModelConfig| config.ropes[0].query_scaling.unwrap();
+    assert_eq!(growth(&config), QueryScaling { beta: 0.1, original_context: 16_384.0 });
+    let RopeScaling::Yarn { factor, attention_factor, .. } = config.ropes[0].scaling else { panic!("not scaled") };
+    let eps = config.rms_norm_eps;
+    assert_eq!((factor, attention_factor, config.ropes[0].theta, eps), (16.0, 1.0, 1_000_000.0, 1e-5));
+    let own = r#","rope_parameters":{"rope_type":"yarn","rope_theta":7.0,"factor":2.0,"llama_4_scaling_beta":0.5,
+        "original_max_position_embeddings":32}"#;
+    let config = parse("ministral3", own).unwrap();
+    let scaling = QueryScaling { beta: 0.5, original_context: 32.0 };
+    assert_eq!((growth(&config), config.ropes[0].theta), (scaling, 7.0));
 }
 
 #[test]
@@ -206,8 +290,8 @@ fn the_text_model_inside_gemma_3_is_read() {
     assert_eq!((config.hidden_size, config.num_key_value_heads, config.head_dim), (64, 4, 256));
     assert_eq!(config.sliding_windows, [Some(512), None, Some(512), None]);
     assert_eq!(config.rotary, [Some(1), Some(0), Some(1), Some(0)]);
-    let linear = RopeParameters { theta: 1e6, scaling: RopeScaling::Linear { factor: 8.0 } };
-    assert_eq!(config.ropes, [linear, RopeParameters { theta: 1e4, scaling: RopeScaling::None }]);
+    let linear = RopeParameters::whole(1e6, RopeScaling::Linear { factor: 8.0 });
+    assert_eq!(config.ropes, [linear, RopeParameters::whole(1e4, RopeScaling::None)]);
     // Of the whole file: it is bf16, and quantized.
     let bf16 = text("", r#","dtype":"bfloat16","image_token_index":9"#).unwrap();
     assert_eq!(bf16.embedding_multiplier.to_bits(), 8_f32.to_bits());
@@ -254,7 +338,7 @@ fn only_full_attention_is_stretched_in_olmo_3() {
     for text in [old, new] {
         let config = parse("olmo3", text).unwrap();
         let scaling = [RopeScaling::Linear { factor: 2.0 }, RopeScaling::None];
-        assert_eq!(config.ropes, scaling.map(|scaling| RopeParameters { theta: 500_000.0, scaling }));
+        assert_eq!(config.ropes, scaling.map(|scaling| RopeParameters::whole(500_000.0, scaling)));
         assert_eq!(config.rotary, [Some(1), Some(1), Some(1), Some(0)]);
     }
 }

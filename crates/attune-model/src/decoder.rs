@@ -30,7 +30,7 @@ use crate::kernels::{Kernels, LogitForm};
 use crate::linear::{Linear, Storage};
 use crate::lora::{Adapter, Site};
 use crate::matrix::Matrix;
-use crate::rope::{Angles, Rope};
+use crate::rope::{Angles, Rope, RopeTable};
 use crate::weights::Weights;
 
 /// Weights of a model, and the forward pass over them.
@@ -131,8 +131,8 @@ impl Block {
         Ok((y, activations))
     }
 
-    /// Computes the intermediate results of [`Block::forward`]: all but its last product, unless the backward pass needs
-    /// that too; then the output is returned beside them.
+    /// Computes the intermediate results of [`Block::forward`]: all but its last product, unless the backward pass
+    /// needs that too; then the output is returned beside them.
     pub fn activations(&self, x: Tensor, context: &impl Context) -> Result<(Activations, Option<Tensor>)> {
         // Attention: middle = x + m · after(W_o · attend(q, k, v)), with q, k, v of before(x)
         let attention_input = self.attention_residual.input(&x)?; // [rows, hidden]
@@ -251,9 +251,19 @@ impl Decoder {
         self.kernels.to_logits(self.head().forward(hidden)?, self.logit_form)
     }
 
-    /// Computes cosines and sines of `positions`, by kind of rotation.
-    pub fn angles(&self, positions: &[usize]) -> Result<Vec<Angles>> {
-        self.ropes.iter().map(|rope| rope.angles(positions.iter().copied(), self.device())).collect()
+    /// Returns the tokens up to which a sequence is rotated by the table of short ones; `None` if there is one table.
+    pub fn short_context(&self) -> Option<usize> {
+        self.ropes.iter().find_map(Rope::short_context)
+    }
+
+    /// Returns the table of a sequence that may come to have `tokens` rows.
+    pub fn rope_table(&self, tokens: usize) -> RopeTable {
+        RopeTable::of(tokens, self.short_context())
+    }
+
+    /// Computes cosines and sines of rows, each with its position and its sequence's table, by kind of rotation.
+    pub fn angles(&self, rows: &[(usize, RopeTable)]) -> Result<Vec<Angles>> {
+        self.ropes.iter().map(|rope| rope.angles(rows.iter().copied(), self.device())).collect()
     }
 
     /// Counts the bytes of the weight matrices in memory.

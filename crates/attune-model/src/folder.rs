@@ -168,6 +168,9 @@ fn check_weights(path: &Path, names: &[String]) -> Result<()> {
     if !has("model.safetensors") && !has("model.safetensors.index.json") {
         let other = [".bin", ".pt", ".pth", ".gguf", ".safetensors"].iter().find_map(|end| ending(names, end));
         let advice = match other {
+            Some(file) if file.starts_with("consolidated") => format!(
+                "{file} has Mistral's own names, which are not read: the model's page has model.safetensors too, or its parts"
+            ),
             Some(file) => format!(
                 "{file} is not read; transformers saves a model in this form: \
                  AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)"

@@ -70,6 +70,7 @@ fn a_folder_that_is_no_models_is_told_what_it_is() {
         (&[("config.json", r#"{"model_type":"bert"}"#)], "model_type `bert` is not supported (an encoder"),
         (&[("config.json", CONFIG)], "neither model.safetensors nor its index is there: the download"),
         (&[("config.json", CONFIG), ("pytorch_model.bin", "x")], "pytorch_model.bin is not read"),
+        (&[("config.json", CONFIG), ("consolidated.safetensors", "x")], "Mistral's own names"),
         (&[("config.json", CONFIG), ("model.safetensors", "")], "is empty"),
         (
             &[("config.json", CONFIG), ("model.safetensors", "version https://git-lfs.github.com/spec/v1\n")],

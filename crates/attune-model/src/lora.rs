@@ -5,6 +5,7 @@
 
 pub mod adapter;
 pub mod layout;
+pub mod modules;
 pub mod pointers;
 
 pub use adapter::{Adapter, AdapterLease};
@@ -47,14 +48,8 @@ impl Site {
     /// All sites in the order of the forward pass.
     pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
 
-    /// Returns the sites of a model of this shape, in the order of the forward pass. Experts and their router are no
-    /// sites: adapters cannot change them.
-    pub fn of(model: &ModelConfig) -> &'static [Self] {
-        const ATTENTION: [Site; 4] = [Site::Query, Site::Key, Site::Value, Site::Output];
-        if model.experts.is_some() { &ATTENTION } else { &Self::ALL }
-    }
-
-    /// Returns the checkpoint's name of the layer inside its block, such as `self_attn.q_proj`.
+    /// Returns the name of the layer inside its block in most checkpoints, such as `self_attn.q_proj`; see
+    /// [`modules::Module`] for the others.
     pub const fn path(self) -> &'static str {
         match self {
             Self::Query => "self_attn.q_proj",
@@ -65,11 +60,6 @@ impl Site {
             Self::Up => "mlp.up_proj",
             Self::Down => "mlp.down_proj",
         }
-    }
-
-    /// Returns the name in PEFT's `target_modules`, such as `q_proj`.
-    pub fn module(self) -> &'static str {
-        self.path().rsplit('.').next().unwrap_or_default()
     }
 
     /// Returns `(out, in)` of the layer in a model of this shape.

@@ -1,6 +1,8 @@
 //! A weight matrix as its checkpoint stores it, before it is packed for products. Read by `weights`, taken by
 //! [`Linear`](crate::linear::Linear).
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 
 use crate::blocks::BlockMatrix;
@@ -18,6 +20,16 @@ pub enum Matrix {
 }
 
 impl Matrix {
+    /// Returns the matrix of some of the rows.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Self> {
+        match self {
+            Self::Dense(weight) if rows.len() == weight.dim(0)? => Ok(self.clone()),
+            Self::Dense(weight) => Ok(Self::Dense(weight.narrow(0, rows.start, rows.len())?.contiguous()?)),
+            Self::Blocks(blocks) => Ok(Self::Blocks(blocks.rows(rows)?)),
+            Self::Grouped(grouped) => Ok(Self::Grouped(grouped.rows(&rows))),
+        }
+    }
+
     /// Returns the values in f32 on `device`, `[outputs, inputs]`.
     pub fn dense(&self, device: &Device) -> Result<Tensor> {
         match self {
@@ -72,6 +84,19 @@ impl GroupedMatrix {
                 self.outputs,
                 self.inputs
             ))),
+        }
+    }
+
+    /// Returns the matrix of some of the rows.
+    fn rows(&self, rows: &Range<usize>) -> Self {
+        let groups = self.inputs / self.group.max(1);
+        let of_groups = |values: &[f32]| values[rows.start * groups..rows.end * groups].to_vec();
+        Self {
+            outputs: rows.len(),
+            quants: self.quants[rows.start * self.inputs..rows.end * self.inputs].to_vec(),
+            scales: of_groups(&self.scales),
+            offsets: self.offsets.as_deref().map(of_groups),
+            ..*self
         }
     }
 

@@ -17,7 +17,7 @@ use serde_json::Value;
 use self::addition::Change;
 pub use self::gguf_file::{ChangedType, write_gguf};
 use self::safetensors_files::Tensor;
-use crate::lora::{Adapter, Site};
+use crate::lora::Adapter;
 use crate::{Error, Result, weights};
 
 /// Files beside the weights that are copied.
@@ -135,9 +135,9 @@ fn write_weights(base: &Path, adapter: &Adapter, part: &Path, file_bytes: usize)
 fn changes(adapter: &Adapter) -> Result<BTreeMap<String, Change>> {
     let mut changes = BTreeMap::new();
     for (index, layer) in adapter.layers.iter().enumerate() {
-        for site in Site::ALL {
-            if let Some(pair) = layer.get(site) {
-                changes.insert(format!("layers.{index}.{}.weight", site.path()), Change::of(pair)?);
+        for module in adapter.modules {
+            if let Some(pair) = layer.whole(module)? {
+                changes.insert(format!("layers.{index}.{}.weight", module.path), Change::of(&pair)?);
             }
         }
     }

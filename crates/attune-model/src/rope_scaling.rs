@@ -1,5 +1,7 @@
 //! Scaling of the rotary embedding beyond the context that a model was first trained on, as given in `config.json`.
 //! Read by [`crate::config`], applied by [`crate::rope`].
+//!
+//! Numbers that are there have the meaning that transformers' `modeling_rope_utils` gives them.
 
 use serde_json::Value;
 
@@ -44,6 +46,46 @@ pub enum RopeScaling {
         /// True if the ends of the ramp are rounded to whole dimensions.
         truncate: bool,
     },
+    /// LongRoPE: every frequency divided by a factor of its own, one list of factors for sequences of the context first
+    /// trained on and one for longer ones, and cosines and sines scaled by `attention_factor`.
+    LongRope {
+        /// Factors of sequences of up to `original_context` tokens, one for each frequency.
+        short: Vec<f64>,
+        /// Factors of longer sequences, one for each frequency.
+        long: Vec<f64>,
+        /// The context first trained on, in tokens.
+        original_context: usize,
+        /// Factor on cosines and sines, of both tables.
+        attention_factor: f64,
+    },
+}
+
+/// Growth of the rotated queries beyond the context that a model was first trained on (Ministral 3): those of position
+/// `p` are multiplied by `1 + beta · ln(1 + ⌊p / original_context⌋)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryScaling {
+    /// Strength.
+    pub beta: f64,
+    /// The context first trained on, in tokens.
+    pub original_context: f64,
+}
+
+impl QueryScaling {
+    /// Reads `llama_4_scaling_beta` beside the `scaling` whose original context it counts in.
+    pub fn parse(parameters: &Value, original_context: Option<f64>) -> Result<Self, String> {
+        let number = |name: &str| parameters[name].as_f64();
+        let beta = number("llama_4_scaling_beta").ok_or("rope_parameters need `llama_4_scaling_beta`")?;
+        let original_context = original_context.or(number("original_max_position_embeddings"));
+        match original_context.filter(|context| *context >= 1.0) {
+            Some(original_context) => Ok(Self { beta, original_context }),
+            None => Err("rope_parameters need `original_max_position_embeddings`".into()),
+        }
+    }
+
+    /// Returns the factor on the queries of `position`.
+    pub fn factor(&self, position: usize) -> f32 {
+        (1.0 + self.beta * (position as f64 / self.original_context).floor().ln_1p()) as f32
+    }
 }
 
 impl RopeScaling {
@@ -89,9 +131,51 @@ impl RopeScaling {
                     truncate: parameters["truncate"].as_bool().unwrap_or(true),
                 })
             }
-            other => {
-                Err(format!("rope type `{other}` is not supported; supported are default, linear, llama3 and yarn"))
-            }
+            // The name under which it came.
+            "longrope" | "su" => long_rope(parameters, context, original_context),
+            other => Err(format!(
+                "rope type `{other}` is not supported; supported are default, linear, llama3, yarn and longrope"
+            )),
         }
     }
+
+    /// Refuses lists of factors that are not as long as the list of frequencies of `rotated` elements.
+    pub fn check(&self, rotated: usize) -> Result<(), String> {
+        let Self::LongRope { short, long, .. } = self else { return Ok(()) };
+        for (name, factors) in [("short_factor", short), ("long_factor", long)] {
+            if factors.len() != rotated / 2 {
+                return Err(format!(
+                    "`{name}` has {} factors, but there are {} frequencies",
+                    factors.len(),
+                    rotated / 2
+                ));
+            }
+        }
+        Ok(())
+    }
 }
+
+fn long_rope(parameters: &Value, context: f64, original_context: f64) -> Result<RopeScaling, String> {
+    let factors = |name: &str| {
+        let list =
+            parameters[name].as_array().ok_or_else(|| format!("rope type `longrope` needs the list `{name}`"))?;
+        let factor = |value: &Value| value.as_f64().filter(|factor| factor.is_finite() && *factor > 0.0);
+        let factors: Option<Vec<f64>> = list.iter().map(factor).collect();
+        factors.ok_or_else(|| format!("`{name}` must hold numbers above 0"))
+    };
+    if original_context < 2.0 {
+        return Err("`original_max_position_embeddings` must be at least 2".into());
+    }
+    let factor = parameters["factor"].as_f64().unwrap_or(context / original_context);
+    let default_factor = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original_context.ln()).sqrt() };
+    Ok(RopeScaling::LongRope {
+        short: factors("short_factor")?,
+        long: factors("long_factor")?,
+        original_context: original_context as usize,
+        attention_factor: parameters["attention_factor"].as_f64().unwrap_or(default_factor),
+    })
+}
+
+#[cfg(test)]
+#[path = "rope_scaling_tests.rs"]
+mod tests;

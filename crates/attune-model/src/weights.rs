@@ -45,6 +45,13 @@ impl Weights {
         // mapped is the operator's fault, and can at worst change weights, since the header is checked once here.
         let files = unsafe { MmapedSafetensors::multi(&paths) }
             .map_err(|error| Error::Setup(format!("{}: cannot read the weights: {error}", folder.display())))?;
+        if files.get("tok_embeddings.weight").is_ok() {
+            return Err(setup(
+                folder,
+                "the tensors have Mistral's or Meta's own names (`tok_embeddings.weight`), which are not read: get the \
+                 checkpoint in transformers' form",
+            ));
+        }
         let is_there = |prefix: &&str| files.get(&format!("{prefix}embed_tokens.weight")).is_ok();
         let prefix = PREFIXES.into_iter().find(is_there).unwrap_or(PREFIXES[0]);
         let names = files.tensors().into_iter().map(|(name, _)| name).collect();

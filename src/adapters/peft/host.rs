@@ -23,6 +23,7 @@ use crate::adapters::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::lora::MAX_RANK;
 use crate::model::lora::layout::{LANES, PairShape, Stretch};
+use crate::model::lora::modules::Module;
 use crate::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 
 /// Bytes of the header of `adapter_model.safetensors` at the most; the largest model's adapter needs a tenth of it.
@@ -33,11 +34,13 @@ pub struct HostAdapter {
     id: String,
     weights: Bytes,
     blocks: usize,
+    /// Layers of a block, changed or not.
+    modules: &'static [Module],
     rank: usize,
     updates: Vec<Update>,
 }
 
-/// The update of one layer.
+/// The update of one site: with others that share its layer it has A, and of B its rows.
 struct Update {
     block: usize,
     site: Site,
@@ -107,16 +110,18 @@ impl HostAdapter {
     fn planned(id: String, config: &[u8], weights: Bytes, model: &ModelConfig, max_rank: usize) -> Result<Self> {
         let config = PeftConfig::read(config)?;
         let halves = places(&weights, model)?;
-        let paths: Vec<String> = all_places(model).map(|(block, site)| path(block, site)).collect();
         if let Some(other) = config.named_target(&other_modules(model)) {
             return Err(refuse(format_args!(
-                "target_modules names `{other}`, which is none of the layers that can be adapted: q_proj, k_proj, \
-                 v_proj, o_proj, gate_proj, up_proj, down_proj"
+                "target_modules names `{other}`, which is none of the layers that can be adapted: {}",
+                names(model)
             )));
         }
-        let mut adapter = Self { id, weights, blocks: model.num_hidden_layers, rank: 0, updates: Vec::new() };
-        for ((block, site), path) in all_places(model).zip(&paths) {
-            match (halves.get(&(block, site)), config.changes(path)) {
+        let (blocks, modules) = (model.num_hidden_layers, model.modules);
+        let mut adapter = Self { id, weights, blocks, modules, rank: 0, updates: Vec::new() };
+        for (block, index) in all_places(model) {
+            let module = &modules[index];
+            let path = &path(block, module.path);
+            match (halves.get(&(block, index)), config.changes(path)) {
                 (None, false) => {}
                 (None, true) => {
                     return Err(refuse(format_args!("target_modules names `{path}`, for which there are no tensors")));
@@ -128,11 +133,13 @@ impl HostAdapter {
                 }
                 (Some([Some(a), Some(b)]), true) => {
                     let (rank, scale) = config.scaling(path, max_rank)?;
-                    let (out, input) = site.shape(model);
+                    let (out, input) = module.shape(model);
                     let a = a.checked(&format!("{path}.lora_A"), (rank, input))?;
                     let b = b.checked(&format!("{path}.lora_B"), (out, rank))?;
                     adapter.rank = adapter.rank.max(rank);
-                    adapter.updates.push(Update { block, site, scale, a, b });
+                    for (site, rows) in module.rows(model) {
+                        adapter.updates.push(Update { block, site, scale, a: a.clone(), b: b.rows(rows) });
+                    }
                 }
                 (Some(_), true) => {
                     return Err(refuse(format_args!("`{path}` has only one of lora_A and lora_B")));
@@ -177,7 +184,7 @@ impl HostAdapter {
             };
             layers[*block].set(*site, LoraPair { a: tensor(a)?, b: tensor(b)?, scale: *scale });
         }
-        Ok(Adapter::new(self.id.clone(), layers))
+        Ok(Adapter::of_modules(self.id.clone(), layers, self.modules))
     }
 
     /// Lays the adapter out for a serving step on the CPU: as [`Adapter::for_serving`], without the way over tensors.
@@ -199,7 +206,12 @@ impl HostAdapter {
         for (Update { block, site, .. }, pair) in self.updates.iter().zip(stretch.pairs(&shapes)?) {
             layers[*block].set(*site, pair);
         }
-        Ok(Adapter::new(self.id.clone(), layers))
+        Ok(Adapter::of_modules(self.id.clone(), layers, self.modules))
+    }
+
+    /// Returns the name inside its block of the layer that holds `site`.
+    fn name(&self, site: Site) -> &'static str {
+        self.modules.iter().find(|module| module.sites.contains(&site)).map_or("", |module| module.path)
     }
 
     /// Refuses matrices with infinities or NaN, by their bits alone.
@@ -209,7 +221,7 @@ impl HostAdapter {
                 for piece in matrix.pieces() {
                     pieces.work(piece.len());
                     if !matrix.are_finite(&self.weights[piece]) {
-                        let path = path(*block, *site);
+                        let path = path(*block, self.name(*site));
                         return Err(refuse(format_args!("`{path}.lora_{half}` has values that are not finite")));
                     }
                 }
@@ -226,17 +238,18 @@ impl Update {
     }
 }
 
-/// Every place that an adapter of the model can have.
-fn all_places(model: &ModelConfig) -> impl Iterator<Item = (usize, Site)> {
-    (0..model.num_hidden_layers).flat_map(move |block| Site::of(model).iter().map(move |site| (block, *site)))
+/// Every place that an adapter of the model can have: the block, and the index of the layer in it.
+fn all_places(model: &ModelConfig) -> impl Iterator<Item = (usize, usize)> {
+    (0..model.num_hidden_layers).flat_map(|block| (0..model.modules.len()).map(move |index| (block, index)))
 }
 
-fn is_place(model: &ModelConfig, block: usize, site: Site) -> bool {
-    block < model.num_hidden_layers && Site::of(model).contains(&site)
+fn path(block: usize, name: &str) -> String {
+    format!("model.layers.{block}.{name}")
 }
 
-fn path(block: usize, site: Site) -> String {
-    format!("model.layers.{block}.{}", site.path())
+/// Returns the names of the layers that can be adapted.
+fn names(model: &ModelConfig) -> String {
+    model.modules.iter().map(Module::name).collect::<Vec<_>>().join(", ")
 }
 
 /// Returns the names of everything in the model that is no linear layer of a block.
@@ -257,7 +270,7 @@ fn other_modules(model: &ModelConfig) -> Vec<String> {
 }
 
 /// A and B of each place, as the file's header has them.
-type Halves = BTreeMap<(usize, Site), [Option<Matrix>; 2]>;
+type Halves = BTreeMap<(usize, usize), [Option<Matrix>; 2]>;
 
 fn places(weights: &[u8], model: &ModelConfig) -> Result<Halves> {
     let damaged = |why: &dyn fmt::Display| refuse(format_args!("adapter_model.safetensors is damaged: {why}"));
@@ -273,9 +286,9 @@ fn places(weights: &[u8], model: &ModelConfig) -> Result<Halves> {
     }
     let mut halves = Halves::new();
     for (name, info) in &tensors {
-        let (block, site, half) =
-            parse_name(name).filter(|(block, site, _)| is_place(model, *block, *site)).ok_or_else(|| no_place(name))?;
-        let place = &mut halves.entry((block, site)).or_default()[half];
+        let place = parse_name(name, model.modules).filter(|(block, ..)| *block < model.num_hidden_layers);
+        let (block, module, half) = place.ok_or_else(|| no_place(name, model))?;
+        let place = &mut halves.entry((block, module)).or_default()[half];
         if place.replace(Matrix::of(name, info, 8 + header)?).is_some() {
             return Err(refuse(format_args!("`{name}` is there twice, with and without the adapter's name")));
         }
@@ -283,7 +296,16 @@ fn places(weights: &[u8], model: &ModelConfig) -> Result<Halves> {
     Ok(halves)
 }
 
-fn no_place(name: &str) -> Error {
+fn no_place(name: &str, model: &ModelConfig) -> Error {
+    let is_part = model.modules.iter().find(|module| {
+        module.sites.len() > 1 && module.sites.iter().any(|site| name.contains(&format!(".{}.", site.path())))
+    });
+    if let Some(whole) = is_part {
+        return refuse(format_args!(
+            "the model has no place for the tensor `{name}`: its layer is `{}`, which PEFT adapts as a whole",
+            whole.name()
+        ));
+    }
     let why = if name.contains("lora_magnitude_vector") {
         " (DoRA is not supported)"
     } else if name.contains("embed") || name.contains("lm_head") {
@@ -296,8 +318,8 @@ fn no_place(name: &str) -> Error {
     refuse(format_args!("the model has no place for the tensor `{name}`{why}"))
 }
 
-/// Block, site and half (0 for A, 1 for B) of a tensor's name.
-fn parse_name(name: &str) -> Option<(usize, Site, usize)> {
+/// Block, index in `modules` and half (0 for A, 1 for B) of a tensor's name.
+fn parse_name(name: &str, modules: &[Module]) -> Option<(usize, usize, usize)> {
     let rest = name.strip_prefix(PREFIX)?.strip_prefix("model.layers.")?;
     let (index, rest) = rest.split_once('.')?;
     let block: usize = index.parse().ok()?;
@@ -308,9 +330,9 @@ fn parse_name(name: &str) -> Option<(usize, Site, usize)> {
         Some(path) => (path, 0),
         None => (rest.strip_suffix(".lora_B")?, 1),
     };
-    let site = Site::ALL.into_iter().find(|site| site.path() == path)?;
+    let module = modules.iter().position(|module| module.path == path)?;
     // `01` is another spelling of 1, which would let two tensors claim one place.
-    (block.to_string() == index).then_some((block, site, half))
+    (block.to_string() == index).then_some((block, module, half))
 }
 
 /// A header that has a name twice means different tensors to different readers.

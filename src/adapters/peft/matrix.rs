@@ -71,6 +71,17 @@ impl Matrix {
         Ok(self.clone())
     }
 
+    /// Returns the part of the matrix that is some of its rows, once its type is checked.
+    pub(super) fn rows(&self, rows: Range<usize>) -> Self {
+        let row = self.shape.1 * self.dtype.bitsize() / 8;
+        let start = self.bytes.start;
+        Self {
+            bytes: start + rows.start * row..start + rows.end * row,
+            dtype: self.dtype,
+            shape: (rows.len(), self.shape.1),
+        }
+    }
+
     /// Returns where its pieces are in the file.
     pub(super) fn pieces(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let start = self.bytes.start;

@@ -16,7 +16,7 @@ use crate::datasets::parse::shorten;
 use crate::jobs::queue::Admission;
 use crate::jobs::{Job, JobApi, JobSpec};
 use crate::store;
-use crate::train::settings::max_sequence_tokens;
+use crate::train::settings::{max_sequence_tokens, target_modules};
 
 /// Bytes of the name of a model that a job may ask for; no model has a longer one.
 const MAX_MODEL_NAME: usize = 4096;
@@ -110,6 +110,7 @@ async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Resu
     // The base of a fine-tuned model may not be served any more; the job reports that.
     if let Ok(entry) = state.catalog.get(&base) {
         max_sequence_tokens(&spec.hyperparameters, &entry.model.config)?;
+        target_modules(&spec.hyperparameters, &entry.model.config)?;
     }
     check_file(state, caller, "training_file", &spec.training_file).await?;
     if let Some(file) = &spec.validation_file {

@@ -7,7 +7,7 @@ use crate::datasets::{DatasetReport, Purpose};
 use crate::jobs::{Error, Result};
 use crate::model::lora::{Adapter, Site};
 use crate::train::Trainer;
-use crate::train::hyperparameters::{Classification, Hyperparameters};
+use crate::train::hyperparameters::{ALL_LINEAR, Classification, Hyperparameters};
 
 /// Refuses a validation file of another format than the training file, and classification metrics for pairs of texts.
 pub(super) fn check_alike(
@@ -63,9 +63,12 @@ pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters
         return Err(setting("use_rslora", message));
     }
     let has = |site: &Site| initial.layers.iter().any(|layer| layer.get(*site).is_some());
-    let sites: Vec<Site> = Site::ALL.into_iter().filter(has).collect();
-    if asked.target_modules.as_ref().is_some_and(|other| *other != sites) {
-        let names = sites.iter().map(|site| site.module()).collect::<Vec<_>>().join(", ");
+    let modules = initial.modules.iter().filter(|module| module.sites.iter().any(has));
+    let modules: Vec<String> = modules.map(|module| module.name().to_owned()).collect();
+    let is_all = modules.len() == initial.modules.len();
+    let is_same = |other: &Vec<String>| *other == modules || (is_all && *other == [ALL_LINEAR]);
+    if asked.target_modules.as_ref().is_some_and(|other| !is_same(other)) {
+        let names = modules.join(", ");
         let message =
             format!("target_modules are others than those of the model to continue, {names}: leave target_modules out");
         return Err(setting("target_modules", message));
@@ -73,7 +76,7 @@ pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters
     resolved.rank = Some(rank);
     resolved.alpha = Some(alpha);
     resolved.use_rslora = Some(false);
-    resolved.target_modules = Some(sites);
+    resolved.target_modules = Some(modules);
     Ok(())
 }
 

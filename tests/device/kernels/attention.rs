@@ -5,7 +5,7 @@ use std::ops::Range;
 use attune::model::kernels::cuda::RowTables;
 use attune::model::kernels::{AttentionForm, AttentionState, NewHeads, Norm, SequenceRows, cuda, reference};
 use attune::model::kv_cache::BLOCK_TOKENS;
-use attune::model::rope::Angles;
+use attune::model::rope::{Angles, RopeTable};
 use candle_core::DType;
 
 use super::{CPU, assert_close, each, each_but_few_sanitized, random, wide};
@@ -50,9 +50,9 @@ fn attention_over_packed_sequences_and_its_gradients() {
 #[test]
 fn attention_over_the_cache_and_what_is_written_to_it() {
     let sequences = [
-        SequenceRows { rows: 0..1, start: 40, blocks: &[7, 2, 9], adapter: None },
-        SequenceRows { rows: 1..20, start: 0, blocks: &[4, 0], adapter: None },
-        SequenceRows { rows: 20..22, start: 15, blocks: &[11, 5], adapter: None },
+        SequenceRows { rows: 0..1, start: 40, blocks: &[7, 2, 9], adapter: None, rope: RopeTable::Short },
+        SequenceRows { rows: 1..20, start: 0, blocks: &[4, 0], adapter: None, rope: RopeTable::Short },
+        SequenceRows { rows: 20..22, start: 15, blocks: &[11, 5], adapter: None, rope: RopeTable::Short },
     ];
     for (heads, kv_heads, head_dim) in [(4, 2, 64), (3, 1, 36)] {
         for form in forms(head_dim, &[None, Some(5)]) {
@@ -83,14 +83,14 @@ fn attention_over_the_cache_and_what_is_written_to_it() {
 fn attention_of_single_rows_with_all_that_comes_before_it() {
     let many: Vec<u32> = (0..1100_u32.div_ceil(BLOCK_TOKENS as u32)).map(|block| 3 + block * 7 % 69).collect();
     let short = [
-        SequenceRows { rows: 0..1, start: 40, blocks: &[7, 2, 9], adapter: None },
-        SequenceRows { rows: 1..2, start: 0, blocks: &[4], adapter: None },
-        SequenceRows { rows: 2..3, start: 15, blocks: &[11], adapter: None },
-        SequenceRows { rows: 3..4, start: 31, blocks: &[5, 0], adapter: None },
+        SequenceRows { rows: 0..1, start: 40, blocks: &[7, 2, 9], adapter: None, rope: RopeTable::Short },
+        SequenceRows { rows: 1..2, start: 0, blocks: &[4], adapter: None, rope: RopeTable::Short },
+        SequenceRows { rows: 2..3, start: 15, blocks: &[11], adapter: None, rope: RopeTable::Short },
+        SequenceRows { rows: 3..4, start: 31, blocks: &[5, 0], adapter: None, rope: RopeTable::Short },
     ];
     let long = [
-        SequenceRows { rows: 0..1, start: 1090, blocks: &many, adapter: None },
-        SequenceRows { rows: 1..2, start: 3, blocks: &[1], adapter: None },
+        SequenceRows { rows: 0..1, start: 1090, blocks: &many, adapter: None, rope: RopeTable::Short },
+        SequenceRows { rows: 1..2, start: 3, blocks: &[1], adapter: None, rope: RopeTable::Short },
     ];
     let heads = [(4, 2, 64), (3, 1, 36), (5, 1, 16), (2, 2, 256)];
     for (sequences, heads) in [(&short[..], &heads[..]), (&long[..], &heads[..1])] {
@@ -107,8 +107,10 @@ fn attention_of_single_rows_with_all_that_comes_before_it() {
                     let [keys, values] = [4, 5].map(|seed| random(slots, seed, dtype));
                     let plain = [&keys, &values].map(|cache| wide(cache).copy().unwrap());
                     let [q_norm, k_norm] = [6, 7].map(|seed| random(head_dim, seed, DType::F32));
-                    let [cos, sin] = [8, 9].map(|seed| random((rows, head_dim / 2), seed, DType::F32));
-                    let angles = Angles { cos, sin };
+                    // With a window, the first elements of a head alone are rotated.
+                    let half = head_dim / if form.window.is_some() { 4 } else { 2 };
+                    let [cos, sin] = [8, 9].map(|seed| random((rows, half), seed, DType::F32));
+                    let angles = Angles { cos, sin, query_scale: None };
                     let norms = [&q_norm, &k_norm].map(|weight| Norm { weight, eps: 1e-5 });
                     let (norms, angles) = if is_plain { (None, None) } else { (Some(norms), Some(&angles)) };
                     let new = NewHeads { q: &q, k: &k, v: &v, norms, angles, sinks: None };

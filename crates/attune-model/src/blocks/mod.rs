@@ -97,9 +97,22 @@ impl BlockMatrix {
 
     /// Returns the bytes of one row.
     pub(crate) fn row(&self, index: usize) -> &[u8] {
-        let (weights, size) = self.kind.size();
-        let length = self.columns / weights * size;
+        let length = self.row_bytes();
         &self.bytes[index * length..][..length]
+    }
+
+    /// Returns the matrix of some of the rows, which shares the bytes.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Self> {
+        if rows.start > rows.end || rows.end > self.rows {
+            return Err(Error::Internal(format!("rows {rows:?} of a matrix with {}", self.rows)));
+        }
+        let row = self.row_bytes();
+        Self::new(self.kind, rows.len(), self.columns, self.bytes.slice(rows.start * row..rows.end * row))
+    }
+
+    fn row_bytes(&self) -> usize {
+        let (weights, size) = self.kind.size();
+        self.columns / weights * size
     }
 
     /// Computes the values in f32, `[rows, columns]`.

@@ -4,14 +4,16 @@
 mod gemma;
 mod granite;
 mod llama;
+mod ministral;
 mod mixtures;
 mod olmo;
+mod phi;
 mod qwen;
 
 use super::ModelConfig;
+use super::defaults::{ActivationField, Defaults};
 use super::fields::Fields;
 use super::ropes::sliding_layers;
-use crate::forms::Activation;
 
 /// All families.
 const ALL: &[&Family] = &[
@@ -20,6 +22,9 @@ const ALL: &[&Family] = &[
     &qwen::QWEN2,
     &qwen::QWEN3,
     &llama::SMOLLM3,
+    &ministral::MINISTRAL3,
+    &ministral::MISTRAL3,
+    &phi::PHI3,
     &gemma::GEMMA,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
@@ -48,49 +53,6 @@ pub(super) struct Family {
     /// Sets the flags that the family fixes, and reads the fields that not every family has. It is given the shape with
     /// the flags of Llama, without biases and windows.
     pub(super) apply: fn(&Fields, &mut ModelConfig) -> Result<(), String>,
-}
-
-/// What transformers takes for fields that are missing, where families differ.
-#[derive(Clone, Copy)]
-pub(super) struct Defaults {
-    pub(super) hidden_size: usize,
-    pub(super) intermediate_size: usize,
-    pub(super) num_hidden_layers: usize,
-    pub(super) num_attention_heads: usize,
-    /// `None` for one for each query head.
-    pub(super) num_key_value_heads: Option<usize>,
-    /// `None` for the hidden size by the heads.
-    pub(super) head_dim: Option<usize>,
-    pub(super) vocab_size: usize,
-    pub(super) max_position_embeddings: usize,
-    pub(super) sliding_window: Option<usize>,
-    pub(super) tie_word_embeddings: bool,
-    pub(super) rope_theta: f64,
-    pub(super) rms_norm_eps: f64,
-    pub(super) activation: ActivationField,
-}
-
-/// The field that names the activation.
-#[derive(Clone, Copy)]
-pub(super) struct ActivationField {
-    pub(super) field: &'static str,
-    pub(super) default: Activation,
-    /// What `gelu` stands for; `None` for the exact one, which is not supported.
-    pub(super) gelu: Option<Activation>,
-}
-
-impl ActivationField {
-    /// Reads the activation.
-    pub(super) fn read(self, fields: &Fields) -> Result<Activation, String> {
-        let Some(name) = fields.text(self.field)? else { return Ok(self.default) };
-        match (name, self.gelu) {
-            // `swish` is another name of silu.
-            ("silu" | "swish", _) => Ok(Activation::Silu),
-            ("gelu_pytorch_tanh" | "gelu_new", _) => Ok(Activation::GeluTanh),
-            ("gelu", Some(activation)) => Ok(activation),
-            _ => Err(format!("{} `{name}` is not supported; supported are silu and gelu_pytorch_tanh", self.field)),
-        }
-    }
 }
 
 impl Family {

@@ -3,17 +3,30 @@
 
 use serde_json::Value;
 
+use super::defaults::Defaults;
 use super::fields::Fields;
 use super::{ModelConfig, RopeParameters};
 use crate::rope_scaling::RopeScaling;
 
 /// Reads the one kind that all blocks have, of a model with a `context` in tokens.
-pub(super) fn read(fields: &Fields, default_theta: f64, context: usize) -> Result<Vec<RopeParameters>, String> {
+pub(super) fn read(fields: &Fields, defaults: &Defaults, context: usize) -> Result<RopeParameters, String> {
     let rope = parameters(fields)?;
-    let own_theta = rope.and_then(|parameters| parameters["rope_theta"].as_f64());
-    let theta = own_theta.or(fields.number("rope_theta")?).unwrap_or(default_theta);
-    let original_context = fields.number("original_max_position_embeddings")?;
-    Ok(vec![RopeParameters { theta, scaling: RopeScaling::parse(rope, context, original_context)? }])
+    let own = |name: &str| rope.and_then(|parameters| parameters[name].as_f64());
+    let theta = own("rope_theta").or(fields.number("rope_theta")?).unwrap_or(defaults.rope_theta);
+    let share = own("partial_rotary_factor").or(fields.number("partial_rotary_factor")?).unwrap_or(1.0);
+    if !defaults.partial_rotary {
+        refuse_partial(Some(share))?;
+    }
+    let original_context = original_context(fields, defaults)?;
+    let share = if defaults.partial_rotary { share } else { 1.0 };
+    let scaling = RopeScaling::parse(rope, context, original_context)?;
+    Ok(RopeParameters { share, ..RopeParameters::whole(theta, scaling) })
+}
+
+/// Returns the context first trained on, if the file or its family says it outside of the rotary settings: it wins over
+/// what they say.
+pub(super) fn original_context(fields: &Fields, defaults: &Defaults) -> Result<Option<f64>, String> {
+    Ok(fields.number("original_max_position_embeddings")?.or(defaults.original_context))
 }
 
 /// The types of blocks, by their index among the kinds.
@@ -41,6 +54,7 @@ pub(super) fn read_by_type(
     if given.is_some_and(|given| TYPES.iter().all(|kind| given.get(kind).is_none())) {
         return Err(format!("`rope_parameters` must have the parts {} and {}", TYPES[0], TYPES[1]));
     }
+    refuse_partial(fields.number("partial_rotary_factor")?)?;
     let scaling = fields.get("rope_scaling").and_then(Value::as_object);
     let mut kinds = Vec::with_capacity(TYPES.len());
     for (kind, theta) in TYPES.into_iter().zip(thetas) {
@@ -52,22 +66,22 @@ pub(super) fn read_by_type(
         let theta = parameters.get("rope_theta").and_then(Value::as_f64).or(older).unwrap_or(theta);
         let original_context = fields.number("original_max_position_embeddings")?;
         let parameters = Value::Object(parameters);
-        refuse_partial(&parameters)?;
+        refuse_partial(parameters["partial_rotary_factor"].as_f64())?;
         let scaling = RopeScaling::parse(Some(&parameters), config.max_position_embeddings, original_context)?;
-        kinds.push(RopeParameters { theta, scaling });
+        kinds.push(RopeParameters::whole(theta, scaling));
     }
     Ok(kinds)
 }
 
-fn refuse_partial(rope: &Value) -> Result<(), String> {
-    if rope["partial_rotary_factor"].as_f64().is_some_and(|factor| factor < 1.0) {
-        return Err("partial_rotary_factor below 1 is not supported".into());
+fn refuse_partial(share: Option<f64>) -> Result<(), String> {
+    if share.is_some_and(|share| share < 1.0) {
+        return Err("partial_rotary_factor below 1 is not supported for this model_type".into());
     }
     Ok(())
 }
 
 /// Returns the settings of the rotary embedding: `rope_scaling` if it has any, else `rope_parameters`.
-fn parameters(fields: &Fields) -> Result<Option<&Value>, String> {
+pub(super) fn parameters(fields: &Fields) -> Result<Option<&Value>, String> {
     let filled =
         |name: &str| fields.get(name).filter(|value| value.as_object().is_none_or(|object| !object.is_empty()));
     let Some(rope) = filled("rope_scaling").or_else(|| filled("rope_parameters")) else { return Ok(None) };
@@ -77,7 +91,6 @@ fn parameters(fields: &Fields) -> Result<Option<&Value>, String> {
     if rope["full_attention"].is_object() || rope["sliding_attention"].is_object() {
         return Err("rope_parameters that differ between layers are not supported".into());
     }
-    refuse_partial(rope)?;
     Ok(Some(rope))
 }
 

@@ -79,10 +79,11 @@ impl Attention {
                 Some((norm("self_attn.q_norm", heads)?, norm("self_attn.k_norm", kv_heads)?))
             }
         };
+        let [q, k, v] = from.projections([Site::Query, Site::Key, Site::Value])?;
         Ok(Self {
-            q: from.projection(Site::Query)?,
-            k: from.projection(Site::Key)?,
-            v: from.projection(Site::Value)?,
+            q,
+            k,
+            v,
             o: from.projection(Site::Output)?,
             query_key_norm,
             sinks: config

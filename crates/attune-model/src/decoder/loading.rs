@@ -1,13 +1,16 @@
 //! Tensors of one block in the checkpoint. Called by the parts of the block when the decoder is loaded.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 use super::{Projection, Residual};
 use crate::kernels::Kernels;
 use crate::linear::{Linear, Storage};
 use crate::lora::Site;
+use crate::lora::modules::Module;
 use crate::weights::Weights;
-use crate::{ModelConfig, Result};
+use crate::{Error, ModelConfig, Result};
 
 /// The checkpoint as one block reads it, and what its layers are made for.
 pub(super) struct BlockWeights<'a> {
@@ -49,17 +52,37 @@ impl BlockWeights<'_> {
 
     /// Loads the linear layer at `site`.
     pub(super) fn projection(&self, site: Site) -> Result<Projection> {
-        let (output, input) = site.shape(self.config);
-        let name = self.name(site.path());
+        self.projections([site]).map(|[projection]| projection)
+    }
+
+    /// Loads the linear layers at `sites`, all at once if the checkpoint holds them in one layer.
+    pub(super) fn projections<const N: usize>(&self, sites: [Site; N]) -> Result<[Projection; N]> {
+        let mut loaded: Vec<Projection> = Vec::with_capacity(N);
+        for site in sites {
+            if loaded.iter().any(|projection| projection.site == site) {
+                continue;
+            }
+            let module = self.config.modules.iter().find(|module| module.sites.contains(&site));
+            let module = module.ok_or_else(|| Error::Internal(format!("no layer holds {site:?}")))?;
+            loaded.extend(self.module(module)?.into_iter().filter(|projection| sites.contains(&projection.site)));
+        }
+        loaded.sort_by_key(|projection| sites.iter().position(|site| *site == projection.site));
+        loaded.try_into().map_err(|_| Error::Internal("one layer for each site".into()))
+    }
+
+    /// Loads the layer `module` as the linear layers of its sites, whose rows it holds one after the other.
+    fn module(&self, module: &Module) -> Result<Vec<Projection>> {
+        let (output, input) = module.shape(self.config);
+        let name = self.name(module.path);
         let weight = self.weights.matrix(&format!("{name}.weight"), [output, input])?;
         let bias_name = format!("{name}.bias");
         let biases = self.config.biases;
-        let has_bias = match site {
+        let has_bias = |site: &Site| match site {
             Site::Query | Site::Key | Site::Value => biases.query_key_value,
             Site::Output => biases.output,
             Site::Gate | Site::Up | Site::Down => biases.mlp,
         };
-        let bias = if has_bias {
+        let bias = if module.sites.iter().any(has_bias) {
             self.weights.get_optional(&bias_name, &[output])?
         } else {
             if self.weights.has(&bias_name) {
@@ -67,7 +90,11 @@ impl BlockWeights<'_> {
             }
             None
         };
-        let linear = Linear::of(&weight, bias, self.storage, self.kernels)?;
-        Ok(Projection { block: self.index, site, linear })
+        let projection = |(site, rows): (Site, Range<usize>)| -> Result<Projection> {
+            let bias = bias.as_ref().map(|bias| bias.narrow(0, rows.start, rows.len())?.contiguous()).transpose()?;
+            let linear = Linear::of(&weight.rows(rows)?, bias, self.storage, self.kernels)?;
+            Ok(Projection { block: self.index, site, linear })
+        };
+        module.rows(self.config).map(projection).collect()
     }
 }

@@ -113,9 +113,10 @@ impl Mlp {
 
 impl DenseMlp {
     fn load(from: &BlockWeights<'_>) -> Result<Self> {
+        let [gate, up] = from.projections([Site::Gate, Site::Up])?;
         Ok(Self {
-            gate: from.projection(Site::Gate)?,
-            up: from.projection(Site::Up)?,
+            gate,
+            up,
             down: from.projection(Site::Down)?,
             activation: from.config.activation,
             kernels: from.kernels.clone(),

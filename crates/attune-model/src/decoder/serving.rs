@@ -18,8 +18,10 @@ impl Decoder {
     /// to each other. Writes their keys and values into `cache`; returns the hidden states after the final norm,
     /// `[rows, hidden]`.
     pub fn step(&self, tokens: &[u32], sequences: &[SequenceRows<'_>], cache: &KvCache) -> Result<Tensor> {
-        let positions: Vec<usize> =
-            sequences.iter().flat_map(|sequence| sequence.start..sequence.start + sequence.rows.len()).collect();
+        let positions = sequences.iter().flat_map(|sequence| {
+            (sequence.start..sequence.start + sequence.rows.len()).map(|position| (position, sequence.rope))
+        });
+        let positions: Vec<_> = positions.collect();
         let context = ServeContext {
             step: CachedStep::new(sequences, &self.kernels)?,
             routes: Routes::new(
@@ -105,7 +107,8 @@ impl Mlp {
 }
 
 impl DenseMlp {
-    /// Computes `activation(W_gate · m) · (W_up · m)`, `[rows, intermediate]`, of the normed `middle` m `[rows, hidden]`.
+    /// Computes `activation(W_gate · m) · (W_up · m)`, `[rows, intermediate]`, of the normed `middle` m `[rows,
+    /// hidden]`.
     fn serve(&self, middle: &Tensor, norm: Option<Norm<'_>>, context: &ServeContext<'_>) -> Result<Tensor> {
         if !context.routes.change(self.gate.block, self.gate.site) {
             return Linear::forward_gated([&self.gate.linear, &self.up.linear], middle, norm, self.activation);

@@ -5,6 +5,7 @@ use crate::kernels::cuda::{lora, product};
 use crate::kernels::{Draw, SequenceRows};
 use crate::kv_cache::{BLOCK_TOKENS, KvCache};
 use crate::lora::Adapter;
+use crate::rope::RopeTable;
 use crate::{ModelConfig, Result};
 
 /// Distinct adapters in a step from which the kernels for many tasks run: one more than the kernels for few tasks take
@@ -27,7 +28,13 @@ impl Decoder {
             let mut end = 0;
             let sequence = |(index, count): (usize, &usize)| {
                 end += count;
-                SequenceRows { rows: end - count..end, start, blocks: &blocks, adapter: adapters.get(index) }
+                SequenceRows {
+                    rows: end - count..end,
+                    start,
+                    blocks: &blocks,
+                    adapter: adapters.get(index),
+                    rope: RopeTable::Short,
+                }
             };
             let sequences: Vec<_> = counts.iter().enumerate().map(sequence).collect();
             let hidden = self.step(&vec![0; end], &sequences, cache)?;

@@ -14,7 +14,7 @@ use super::source::file_rows;
 use super::tensors::{Names, Part};
 use super::writer::{self, TensorToWrite};
 use crate::blocks::BlockType;
-use crate::lora::{Adapter, LoraPair, Site};
+use crate::lora::{Adapter, LoraPair};
 use crate::{Error, ModelConfig, Result};
 
 /// Returns the names that files of the model in `path`, of shape `config`, have for its tensors. Refuses a model of a
@@ -48,8 +48,8 @@ pub fn names(path: &Path, config: &ModelConfig) -> Result<Names> {
 pub fn write(adapter: &Adapter, names: &Names) -> Result<Vec<u8>> {
     let mut pairs = Vec::new();
     for (index, layer) in adapter.layers.iter().enumerate() {
-        for site in Site::ALL {
-            pairs.extend(layer.get(site).map(|pair| (format!("model.layers.{index}.{}", site.path()), pair)));
+        for module in adapter.modules {
+            pairs.extend(layer.whole(module)?.map(|pair| (format!("model.layers.{index}.{}", module.path), pair)));
         }
     }
     // 0 would mean that the change is not scaled at all.

@@ -127,6 +127,7 @@ impl Kernels {
         // A kernel of its own norms heads, but not whole rows, and knows no sinks.
         let by_head = |norms: [Norm<'_>; 2]| new.q.dim(2).is_ok_and(|width| norms[0].weight.elem_count() == width);
         if let (Self::Gpu(gpu), Some(tables)) = (self, &step.tables)
+            && new.angles.is_none_or(|angles| angles.query_scale.is_none())
             && new.norms.is_none_or(by_head)
             && new.sinks.is_none()
             && let Some(out) = cuda::decode::attention(gpu.launcher(), new, keys, values, tables, form)?

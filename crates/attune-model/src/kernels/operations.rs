@@ -125,23 +125,23 @@ impl Kernels {
         }
     }
 
-    /// Rotates the halves of each head of queries and keys: `[rows, heads, head_dim]` each.
+    /// Rotates the halves of each head of queries and keys, `[rows, heads, head_dim]` each, or of its first elements if
+    /// there are angles for less than the head; then scales the queries if the angles say so.
     pub fn rope(&self, q: &Tensor, k: &Tensor, angles: &Angles) -> Result<(Tensor, Tensor)> {
         self.rotate(q, k, angles, 1.0)
     }
 
-    /// Computes the gradients of [`Kernels::rope`]: the rotation backwards.
+    /// Computes the gradients of [`Kernels::rope`]: the rotation backwards, with the same scale.
     pub fn rope_backward(&self, dq: &Tensor, dk: &Tensor, angles: &Angles) -> Result<(Tensor, Tensor)> {
         self.rotate(dq, dk, angles, -1.0)
     }
 
     fn rotate(&self, q: &Tensor, k: &Tensor, angles: &Angles, direction: f32) -> Result<(Tensor, Tensor)> {
-        match self {
-            Self::Cpu => {
-                Ok((cpu::elementwise::rope(q, angles, direction)?, cpu::elementwise::rope(k, angles, direction)?))
-            }
-            Self::Gpu(gpu) => cuda::elementwise::rope(gpu.launcher(), q, k, angles, direction),
-        }
+        let (q, k) = match self {
+            Self::Cpu => (cpu::elementwise::rope(q, angles, direction)?, cpu::elementwise::rope(k, angles, direction)?),
+            Self::Gpu(gpu) => cuda::elementwise::rope(gpu.launcher(), q, k, angles, direction)?,
+        };
+        Ok((angles.scale_queries(q)?, k))
     }
 
     /// Computes `activation(gate) · up`.

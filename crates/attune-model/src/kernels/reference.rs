@@ -47,15 +47,20 @@ pub fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor) -> 
     Ok((g.broadcast_mul(&inverse)? - x.broadcast_mul(&shared)?)?)
 }
 
-/// Rotates forwards (`direction` 1) or backwards (−1).
+/// Rotates the first elements of each head, as many as there are angles for, forwards (`direction` 1) or backwards
+/// (−1).
 pub fn rope(x: &Tensor, angles: &Angles, direction: f64) -> Result<Tensor> {
-    let half = x.dim(D::Minus1)? / 2;
+    let (head_dim, half) = (x.dim(D::Minus1)?, angles.cos.dim(1)?);
     let cos = angles.cos.unsqueeze(1)?; // [rows, 1, half]
     let sin = angles.sin.unsqueeze(1)?.affine(direction, 0.0)?;
     let (x1, x2) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
     let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
     let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
-    Ok(Tensor::cat(&[y1, y2], D::Minus1)?.contiguous()?)
+    if 2 * half == head_dim {
+        return Ok(Tensor::cat(&[y1, y2], D::Minus1)?.contiguous()?);
+    }
+    let kept = x.narrow(D::Minus1, 2 * half, head_dim - 2 * half)?;
+    Ok(Tensor::cat(&[y1, y2, kept], D::Minus1)?.contiguous()?)
 }
 
 fn sigmoid(x: &Tensor) -> Result<Tensor> {

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use super::Norm;
 use crate::lora::Adapter;
-use crate::rope::Angles;
+use crate::rope::{Angles, RopeTable};
 
 /// The rows of one sequence in a step over the paged cache.
 #[derive(Debug, Clone)]
@@ -19,6 +19,8 @@ pub struct SequenceRows<'a> {
     pub blocks: &'a [u32],
     /// Adapter of the rows, which attention itself does not read.
     pub adapter: Option<&'a Adapter>,
+    /// Table that the sequence's positions are rotated by, the same in each of its steps.
+    pub rope: RopeTable,
 }
 
 /// Inputs and results of [`packed_attention`](super::Kernels::packed_attention).

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device, Tensor};
 
 use super::layout::lay_out;
+use super::modules::{Module, PLAIN};
 use super::pointers::AdapterPointers;
 use super::{LoraLayer, LoraPair, Site};
 use crate::{ModelConfig, Result};
@@ -17,6 +18,8 @@ pub struct Adapter {
     pub id: String,
     /// One entry per decoder block.
     pub layers: Vec<LoraLayer>,
+    /// Layers of a block as files name them: updates of one layer that holds several sites have one A.
+    pub modules: &'static [Module],
     /// Addresses of the updates for a GPU's kernels, once they were asked for.
     pointers: OnceLock<AdapterPointers>,
 }
@@ -25,9 +28,14 @@ pub struct Adapter {
 pub type AdapterLease = Arc<Adapter>;
 
 impl Adapter {
-    /// Makes the generation `id` of these updates, one entry per decoder block.
+    /// Makes the generation `id` of these updates, one entry per decoder block, of a model with a layer for each site.
     pub fn new(id: String, layers: Vec<LoraLayer>) -> Self {
-        Self { id, layers, pointers: OnceLock::new() }
+        Self::of_modules(id, layers, &PLAIN)
+    }
+
+    /// Makes the same of a model whose blocks have the layers `modules`.
+    pub fn of_modules(id: String, layers: Vec<LoraLayer>, modules: &'static [Module]) -> Self {
+        Self { id, layers, modules, pointers: OnceLock::new() }
     }
 
     /// Makes an adapter of all layers of a model of the shape `model` that changes nothing, in main memory.
@@ -35,12 +43,12 @@ impl Adapter {
         // Matrix units take no odd ranks.
         const RANK: usize = 2;
         let mut layer = LoraLayer::default();
-        for site in Site::of(model) {
+        for site in model.sites() {
             let (output, input) = site.shape(model);
             let zeros = |shape: (usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu);
-            layer.set(*site, LoraPair { a: zeros((RANK, input))?, b: zeros((output, RANK))?, scale: 1.0 });
+            layer.set(site, LoraPair { a: zeros((RANK, input))?, b: zeros((output, RANK))?, scale: 1.0 });
         }
-        Ok(Self::new("zero".into(), vec![layer; model.num_hidden_layers]))
+        Ok(Self::of_modules("zero".into(), vec![layer; model.num_hidden_layers], model.modules))
     }
 
     /// Returns the same adapter on `device`.
@@ -53,14 +61,14 @@ impl Adapter {
         self.map(|matrix| matrix.to_device(device)?.to_dtype(dtype)?.contiguous())
     }
 
-    /// Returns the same adapter, laid out for a serving step on the CPU ([`super::layout`]). In `precision` bf16 a step reads
-    /// half as much of it as in f32. It can then be served, but neither trained further nor written to files.
+    /// Returns the same adapter, laid out for a serving step on the CPU ([`super::layout`]). In `precision` bf16 a step
+    /// reads half as much of it as in f32. It can then be served, but neither trained further nor written to files.
     pub fn for_serving(&self, precision: DType) -> Result<Self> {
         let laid_out = lay_out(&self.pairs().collect::<Vec<_>>(), precision)?;
         let mut layers = self.layers.clone();
         let pairs = layers.iter_mut().flat_map(|layer| layer.0.iter_mut().flatten());
         pairs.zip(laid_out).for_each(|(pair, laid_out)| *pair = laid_out);
-        Ok(Self::new(self.id.clone(), layers))
+        Ok(Self::of_modules(self.id.clone(), layers, self.modules))
     }
 
     fn map(&self, change: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Self> {
@@ -74,7 +82,7 @@ impl Adapter {
             }
             layers.push(changed);
         }
-        Ok(Self::new(self.id.clone(), layers))
+        Ok(Self::of_modules(self.id.clone(), layers, self.modules))
     }
 
     /// Returns all updates, in the order of the forward pass.

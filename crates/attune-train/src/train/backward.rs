@@ -18,6 +18,7 @@ use crate::train::yielding::YieldPolicy;
 use crate::{Error, Result};
 use attune_model::decoder::{Attention, Context, Decoder, LowRank};
 use attune_model::kernels::{Kernels, PackedRows};
+use attune_model::lora::modules::first_site;
 use attune_model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use attune_model::rope::Angles;
 
@@ -216,7 +217,11 @@ impl<'a> TrainContext<'a> {
         if rows == 0 || covered != Some(rows) || batch.targets.iter().any(|target| target.row >= rows) {
             return Err(Error::Internal("a packed batch must be covered by its sequences in order".into()));
         }
-        let positions: Vec<usize> = batch.sequences.iter().flat_map(|rows| 0..rows.len()).collect();
+        let positions = batch.sequences.iter().flat_map(|rows| {
+            let table = decoder.rope_table(rows.len());
+            (0..rows.len()).map(move |position| (position, table))
+        });
+        let positions: Vec<_> = positions.collect();
         let angles = decoder.angles(&positions)?;
         let sequences = PackedRows::new(&batch.sequences, decoder.kernels())?;
         Ok(Self { kernels: decoder.kernels(), adapter, dropout: None, sequences, angles })
@@ -226,8 +231,10 @@ impl<'a> TrainContext<'a> {
         self.adapter.and_then(|adapter| adapter.layers[layer].get(site))
     }
 
-    /// Applies dropout to `x`, the input of a layer's adapter; the gradient takes the same mask.
+    /// Applies dropout to `x`, the input of a layer's adapter; the gradient takes the same mask, and so do sites that
+    /// share a layer of the checkpoint.
     fn drop_out(&self, layer: usize, site: Site, x: &Tensor) -> attune_model::Result<Tensor> {
+        let site = self.adapter.map_or(site, |adapter| first_site(adapter.modules, site));
         self.dropout.map_or_else(|| Ok(x.clone()), |dropout| dropout.apply(layer, site, x))
     }
 }

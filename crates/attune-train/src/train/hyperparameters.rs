@@ -1,10 +1,12 @@
 //! Settings of a fine-tune as a client gives them, before every `auto` becomes a number ([`super::settings`]). Stored
 //! with the job, so names and defaults stay readable for old rows.
 
-use attune_model::lora::Site;
 use serde::{Deserialize, Serialize};
 
 use crate::train::schedule::Schedule;
+
+/// Name that stands for all linear layers of a block, as in PEFT.
+pub const ALL_LINEAR: &str = "all-linear";
 
 /// Methods of training, as the client names them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,8 +41,9 @@ pub struct Hyperparameters {
     pub alpha: Option<f64>,
     /// Own extension: the learning rate itself, before the multiplier.
     pub learning_rate: Option<f64>,
-    /// Own extension: the linear layers that the adapter changes.
-    pub target_modules: Option<Vec<Site>>,
+    /// Own extension: names of the linear layers that the adapter changes, such as `q_proj`; [`ALL_LINEAR`] for all of
+    /// the model's.
+    pub target_modules: Option<Vec<String>>,
     /// Own extension: decay of the learning rate.
     pub lr_scheduler: Option<Schedule>,
     /// Own extension: share of the steps in which the learning rate rises.

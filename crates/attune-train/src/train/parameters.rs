@@ -1,6 +1,8 @@
 //! Parameters that training changes: A and B of every adapted layer, in host memory. The trainer makes an [`Adapter`]
 //! of them for each step and brings the step's gradients back.
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
@@ -9,29 +11,60 @@ use crate::train::backward::Gradients;
 use crate::train::settings::TrainSettings;
 use crate::{Error, Result};
 use attune_model::ModelConfig;
+use attune_model::lora::modules::Module;
 use attune_model::lora::{Adapter, LoraLayer, LoraPair, Site};
 
 /// Position and shape of one adapted layer.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ParameterSpan {
     /// Index of the decoder block.
     pub layer: usize,
     /// Linear layer in the block.
-    pub site: Site,
+    pub module: Module,
     /// Rank of the pair.
     pub rank: usize,
-    /// Rows of B.
-    pub output: usize,
+    /// Rows of B, of each of the layer's sites in turn.
+    pub outputs: Vec<usize>,
     /// Columns of A.
     pub input: usize,
     /// Factor on B(Ax).
     pub scale: f32,
 }
 
+impl ParameterSpan {
+    /// Returns the rows of B.
+    pub fn output(&self) -> usize {
+        self.outputs.iter().sum()
+    }
+
+    /// Returns the layer's part of `gradients`: those of its sites put together as the parameters are.
+    pub fn gradient(&self, gradients: &Gradients) -> Result<LoraPair> {
+        let pair = gradients.get(self.layer).map(|layer| layer.whole_gradient(&self.module)).transpose()?.flatten();
+        let pair =
+            pair.ok_or_else(|| Error::Internal(format!("no gradient for {} {}", self.layer, self.module.path)))?;
+        if pair.a.dims() != [self.rank, self.input] || pair.b.dims() != [self.output(), self.rank] {
+            return Err(Error::Internal("a gradient has another shape than its parameter".into()));
+        }
+        Ok(pair)
+    }
+
+    /// Returns the layer's sites, each with its rows of B.
+    fn rows(&self) -> impl Iterator<Item = (Site, Range<usize>)> {
+        let mut end = 0;
+        self.module.sites.iter().zip(&self.outputs).map(move |(site, rows)| {
+            let start = end;
+            end += rows;
+            (*site, start..end)
+        })
+    }
+}
+
 /// All A and B of an adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parameters {
     layers: usize,
+    /// Layers of a block, adapted or not.
+    modules: &'static [Module],
     /// Adapted layers, in the order of the forward pass.
     pub places: Vec<ParameterSpan>,
     /// A and B of each place in turn, row by row.
@@ -39,37 +72,41 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Creates a new adapter on the layers at `sites`: A uniform within ±1/√in (PEFT's Kaiming initialisation with a =
-    /// √5), B zero, so that the model begins as its base.
+    /// Creates a new adapter on the layers whose sites the settings name: A uniform within ±1/√in (PEFT's Kaiming
+    /// initialisation with a = √5), B zero, so that the model begins as its base.
     pub fn fresh(config: &ModelConfig, settings: &TrainSettings) -> Self {
         let TrainSettings { rank, alpha, .. } = *settings;
         let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
         let (mut places, mut values) = (Vec::new(), Vec::new());
         for layer in 0..config.num_hidden_layers {
-            for site in Site::of(config).iter().copied().filter(|site| settings.sites.contains(site)) {
-                let (output, input) = site.shape(config);
-                places.push(ParameterSpan { layer, site, rank, output, input, scale: (alpha / rank as f64) as f32 });
+            for module in config.modules.iter().filter(|module| is_adapted(module, &settings.sites)) {
+                let (output, input) = module.shape(config);
+                let outputs = module.rows(config).map(|(_, rows)| rows.len()).collect();
+                let scale = (alpha / rank as f64) as f32;
+                places.push(ParameterSpan { layer, module: *module, rank, outputs, input, scale });
                 let bound = 1.0 / (input as f32).sqrt();
                 values.push((0..rank * input).map(|_| bound * symmetric_unit(&mut random)).collect());
                 values.push(vec![0.0; output * rank]);
             }
         }
-        Self { layers: config.num_hidden_layers, places, values }
+        Self { layers: config.num_hidden_layers, modules: config.modules, places, values }
     }
 
     /// Copies `adapter`, to continue its training.
     pub fn of(adapter: &Adapter) -> Result<Self> {
         let (mut places, mut values) = (Vec::new(), Vec::new());
         for (layer, pairs) in adapter.layers.iter().enumerate() {
-            for site in Site::ALL {
-                let Some(pair) = pairs.get(site) else { continue };
-                let ((rank, input), output) = (pair.a.dims2()?, pair.b.dim(0)?);
-                places.push(ParameterSpan { layer, site, rank, output, input, scale: pair.scale });
+            for module in adapter.modules {
+                let Some(pair) = pairs.whole(module)? else { continue };
+                let (rank, input) = pair.a.dims2()?;
+                let parts = module.sites.iter().filter_map(|site| pairs.get(*site));
+                let outputs = parts.map(|part| part.b.dim(0)).collect::<candle_core::Result<_>>()?;
+                places.push(ParameterSpan { layer, module: *module, rank, outputs, input, scale: pair.scale });
                 values.push(host(&pair.a)?);
                 values.push(host(&pair.b)?);
             }
         }
-        Ok(Self { layers: adapter.layers.len(), places, values })
+        Ok(Self { layers: adapter.layers.len(), modules: adapter.modules, places, values })
     }
 
     /// Makes an adapter on `device`, without a name: it is not a published generation.
@@ -82,25 +119,19 @@ impl Parameters {
         let mut layers = vec![LoraLayer::default(); self.layers];
         for (index, place) in self.places.iter().enumerate() {
             let a = matrix(2 * index, (place.rank, place.input))?;
-            let b = matrix(2 * index + 1, (place.output, place.rank))?;
-            layers[place.layer].set(place.site, LoraPair { a, b, scale: place.scale });
+            let b = matrix(2 * index + 1, (place.output(), place.rank))?;
+            layers[place.layer].set_whole(place.rows(), &LoraPair { a, b, scale: place.scale })?;
         }
-        Ok(Adapter::new(String::new(), layers))
+        Ok(Adapter::of_modules(String::new(), layers, self.modules))
     }
 
     /// Brings gradients into the order of `values`.
     pub fn gradients(&self, gradients: &Gradients) -> Result<Vec<Vec<f32>>> {
         let mut values = Vec::with_capacity(self.values.len());
         for place in &self.places {
-            let pair = gradients
-                .get(place.layer)
-                .and_then(|layer| layer.get(place.site))
-                .ok_or_else(|| Error::Internal(format!("no gradient for {:?}", (place.layer, place.site))))?;
+            let pair = place.gradient(gradients)?;
             values.push(host(&pair.a)?);
             values.push(host(&pair.b)?);
-        }
-        if !values.iter().zip(&self.values).all(|(gradient, value)| gradient.len() == value.len()) {
-            return Err(Error::Internal("a gradient has another shape than its parameter".into()));
         }
         Ok(values)
     }
@@ -118,6 +149,11 @@ pub fn add_gradients(sum: &mut Gradients, other: &Gradients) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns true if `sites` have one of the layer's; settings name a layer's sites all or none.
+fn is_adapted(module: &Module, sites: &[Site]) -> bool {
+    module.sites.iter().any(|site| sites.contains(site))
 }
 
 fn host(tensor: &Tensor) -> Result<Vec<f32>> {

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use crate::datasets::DatasetReport;
-use crate::train::hyperparameters::{Hyperparameters, Method};
+use crate::train::hyperparameters::{ALL_LINEAR, Hyperparameters, Method};
 use crate::train::optimizer::AdamSettings;
 use crate::train::packing::{BATCH_ROWS, batch_rows};
 use crate::train::schedule::Schedule;
@@ -14,6 +14,7 @@ use attune_model::ModelConfig;
 use attune_model::kernels::Kernels;
 use attune_model::lora::MAX_RANK;
 use attune_model::lora::Site;
+use attune_model::lora::modules::{KNOWN, Module};
 
 /// Most epochs that the current API allows.
 const MAX_EPOCHS: u32 = 50;
@@ -24,6 +25,9 @@ const MAX_BATCH_SIZE: u32 = 256;
 pub const MAX_SEQUENCE_TOKENS: u32 = 4096;
 /// A peak learning rate above this diverged in most of the published sweeps.
 const MAX_AUTO_LEARNING_RATE: f64 = 3e-3;
+
+/// Characters of an unknown name that an error shows.
+const MAX_SHOWN: usize = 64;
 
 /// Set of defaults that replaces `auto`: those that `OpenAI` documented for its older fine-tuning resource, or those of
 /// the current one.
@@ -143,7 +147,7 @@ impl TrainSettings {
         Self {
             rank: rank as usize,
             alpha: if rslora { alpha * f64::from(rank).sqrt() } else { alpha },
-            sites: resolved.target_modules.clone().unwrap_or_else(|| Site::ALL.to_vec()),
+            sites: sites(resolved.target_modules.as_deref()),
             epochs: resolved.n_epochs.unwrap_or(1) as usize,
             batch_size: resolved.batch_size.unwrap_or(1) as usize,
             learning_rate: resolved.learning_rate.unwrap_or(2e-4) * resolved.learning_rate_multiplier.unwrap_or(1.0),
@@ -258,25 +262,6 @@ pub fn resolve(
     })
 }
 
-/// Returns the layers that the adapter changes: by default, or if all layers of a block are asked for, all that the
-/// model has.
-fn target_modules(asked: &Hyperparameters, config: &ModelConfig) -> Result<Vec<Site>> {
-    let sites = Site::of(config);
-    let Some(asked) = asked.target_modules.as_ref().filter(|asked| asked[..] != Site::ALL) else {
-        return Ok(sites.to_vec());
-    };
-    if let Some(other) = asked.iter().find(|site| !sites.contains(site)) {
-        let names: Vec<&str> = sites.iter().map(|site| site.module()).collect();
-        let message = format!(
-            "target_modules names {}, but adapters cannot change the experts of this model: use some of {}",
-            other.module(),
-            names.join(", ")
-        );
-        return Err(Error::Setting { name: "target_modules", message });
-    }
-    Ok(asked.clone())
-}
-
 /// Returns the learning rate, multiplied, of a run that asks for none.
 pub fn automatic_rate(method: Method, config: &ModelConfig) -> f64 {
     let exponent = if config.family.starts_with("qwen") { 0.0775 } else { 0.781 };
@@ -314,6 +299,32 @@ fn checked_prompt_loss_weight(asked: &Hyperparameters, legacy: bool, pairs: bool
         return Err(Error::Setting { name: "prompt_loss_weight", message });
     }
     Ok(if pairs { 0.0 } else { weight })
+}
+
+/// Returns the names of the model's layers that the adapter changes, in the order of the forward pass. Refuses names
+/// that the model has no layer of: each family's are those of its checkpoints, as in PEFT.
+pub fn target_modules(asked: &Hyperparameters, config: &ModelConfig) -> Result<Vec<String>> {
+    let known = config.modules.iter().map(Module::name);
+    let Some(named) = asked.target_modules.as_deref().filter(|named| *named != [ALL_LINEAR]) else {
+        return Ok(known.map(str::to_owned).collect());
+    };
+    let known: Vec<&str> = known.collect();
+    if let Some(other) = named.iter().find(|name| !known.contains(&name.as_str())) {
+        let other: String = other.chars().take(MAX_SHOWN).collect();
+        let why = if config.experts.is_some() { "; adapters cannot change its experts" } else { "" };
+        let message = format!("target_modules: '{other}' is none of the model's layers, {}{why}", known.join(", "));
+        return Err(Error::Setting { name: "target_modules", message });
+    }
+    let is_named = |name: &&str| named.iter().any(|other| other == name);
+    Ok(known.into_iter().filter(is_named).map(str::to_owned).collect())
+}
+
+/// Returns the sites of the layers with these names; all if there are none.
+fn sites(names: Option<&[String]>) -> Vec<Site> {
+    let Some(names) = names.filter(|names| *names != [ALL_LINEAR]) else { return Site::ALL.to_vec() };
+    let named = KNOWN.iter().copied().flatten().filter(|module| names.iter().any(|name| name == module.name()));
+    let named: Vec<&Module> = named.collect();
+    Site::ALL.into_iter().filter(|site| named.iter().any(|module| module.sites.contains(site))).collect()
 }
 
 /// Returns the most tokens in a sequence: needed to render the file, before the rest can be resolved.

@@ -1,5 +1,7 @@
 //! Tests of automatic settings and of the serialized form of settings.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use super::*;
 
 #[test]
@@ -45,7 +47,7 @@ fn rslora_multiplies_alpha_by_the_root_of_the_rank() {
 
 #[test]
 fn the_serialized_form_that_checkpoints_are_recognised_by_stays_as_it_is() {
-    let asked = Hyperparameters { target_modules: Some(vec![Site::Query]), ..Hyperparameters::default() };
+    let asked = Hyperparameters { target_modules: Some(vec!["q_proj".into()]), ..Hyperparameters::default() };
     let of = |beta, scale, batch_rows| {
         let settings = TrainSettings::new(&Hyperparameters { beta, scale, ..asked.clone() }, 7);
         serde_json::to_string(&TrainSettings { batch_rows, ..settings }).unwrap()
@@ -57,22 +59,59 @@ fn the_serialized_form_that_checkpoints_are_recognised_by_stays_as_it_is() {
     assert_eq!(of(None, None, 4096), format!(r#"{common}"beta":null,"batch_rows":4096}}"#));
 }
 
+/// Returns the shape of a fixture.
+fn shape(family: &str) -> ModelConfig {
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    ModelConfig::read(&fixtures.join(family)).unwrap()
+}
+
+#[test]
+fn layers_have_the_names_of_the_models_checkpoint() {
+    let asked = |names: &[&str]| Hyperparameters {
+        target_modules: Some(names.iter().map(|name| (*name).to_owned()).collect()),
+        ..Hyperparameters::default()
+    };
+    let (plain, fused) = (shape("llama"), shape("phi3"));
+    let all = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"];
+    assert_eq!(target_modules(&Hyperparameters::default(), &fused).unwrap(), all);
+    assert_eq!(target_modules(&asked(&["all-linear"]), &fused).unwrap(), all);
+    assert_eq!(target_modules(&asked(&["all-linear"]), &plain).unwrap().len(), 7);
+    let some = target_modules(&asked(&["v_proj", "q_proj", "v_proj"]), &plain).unwrap();
+    assert_eq!(some, ["q_proj", "v_proj"], "in the order of the forward pass, each once");
+    for (names, model, other) in [(["q_proj"], &fused, "qkv_proj"), (["qkv_proj"], &plain, "q_proj")] {
+        let Err(Error::Setting { name: "target_modules", message }) = target_modules(&asked(&names), model) else {
+            panic!("{names:?} is taken");
+        };
+        assert!(message.contains(names[0]) && message.contains(other), "{message}");
+    }
+}
+
+#[test]
+fn an_adapter_of_a_fused_layer_changes_all_of_its_sites() {
+    let of = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        sites(Some(&names))
+    };
+    assert_eq!(of(&["qkv_proj"]), [Site::Query, Site::Key, Site::Value]);
+    assert_eq!(of(&["gate_up_proj", "o_proj"]), [Site::Output, Site::Gate, Site::Up]);
+    assert_eq!(of(&["q_proj"]), [Site::Query]);
+    assert_eq!((of(&["all-linear"]), sites(None)), (Site::ALL.to_vec(), Site::ALL.to_vec()));
+}
+
 #[test]
 fn adapters_of_mixtures_of_experts_change_attention_alone() {
-    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
-    let config = |family: &str| ModelConfig::read(&fixtures.join(family)).unwrap();
-    let sites = |family: &str, asked: Option<&[Site]>| {
-        let asked = Hyperparameters { target_modules: asked.map(<[_]>::to_vec), ..Hyperparameters::default() };
-        target_modules(&asked, &config(family))
+    let asked = |names: &[&str]| Hyperparameters {
+        target_modules: Some(names.iter().map(|name| (*name).to_owned()).collect()),
+        ..Hyperparameters::default()
     };
-    let attention = [Site::Query, Site::Key, Site::Value, Site::Output];
+    let attention = ["q_proj", "k_proj", "v_proj", "o_proj"];
     for family in ["qwen3_moe", "mixtral", "olmoe", "gpt_oss"] {
-        assert_eq!(sites(family, None).unwrap(), attention);
-        assert_eq!(sites(family, Some(&Site::ALL)).unwrap(), attention, "all that there are");
-        assert_eq!(sites(family, Some(&[Site::Value])).unwrap(), [Site::Value]);
-        let refused = sites(family, Some(&[Site::Query, Site::Up])).unwrap_err().to_string();
+        let model = shape(family);
+        assert_eq!(target_modules(&Hyperparameters::default(), &model).unwrap(), attention);
+        assert_eq!(target_modules(&asked(&["all-linear"]), &model).unwrap(), attention, "all that there are");
+        assert_eq!(target_modules(&asked(&["v_proj"]), &model).unwrap(), ["v_proj"]);
+        let refused = target_modules(&asked(&["q_proj", "up_proj"]), &model).unwrap_err().to_string();
         assert!(refused.contains("up_proj") && refused.contains("experts"), "{refused}");
     }
-    assert_eq!(sites("llama", None).unwrap(), Site::ALL);
-    assert_eq!(sites("llama", Some(&[Site::Up])).unwrap(), [Site::Up]);
+    assert_eq!(target_modules(&asked(&["up_proj"]), &shape("llama")).unwrap(), ["up_proj"]);
 }

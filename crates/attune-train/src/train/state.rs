@@ -6,10 +6,10 @@ use std::borrow::Cow;
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::Result;
 use crate::train::backward::Gradients;
 use crate::train::optimizer::{AdamSettings, AdamW, Moments, clip_factor, global_norm};
 use crate::train::parameters::Parameters;
-use crate::{Error, Result};
 use attune_model::kernels::{GpuKernels, Kernels};
 use attune_model::lora::Adapter;
 
@@ -102,12 +102,7 @@ impl AdapterState {
     fn in_order(&self, gradients: &Gradients) -> Result<Vec<Tensor>> {
         let mut ordered = Vec::with_capacity(self.parameters.values.len());
         for place in &self.parameters.places {
-            let pair = gradients.get(place.layer).and_then(|layer| layer.get(place.site));
-            let pair =
-                pair.ok_or_else(|| Error::Internal(format!("no gradient for {:?}", (place.layer, place.site))))?;
-            if pair.a.dims() != [place.rank, place.input] || pair.b.dims() != [place.output, place.rank] {
-                return Err(Error::Internal("a gradient has another shape than its parameter".into()));
-            }
+            let pair = place.gradient(gradients)?;
             for gradient in [&pair.a, &pair.b] {
                 ordered.push(gradient.to_dtype(DType::F32)?.contiguous()?);
             }

@@ -249,6 +249,8 @@ fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
         "gemma3",
         "granite",
         "olmo2",
+        "phi3_longrope",
+        "ministral3",
         "qwen3_moe",
         "mixtral",
         "olmoe",
@@ -272,13 +274,14 @@ fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
         let adapter = |prefix: &str| {
             let mut layers = vec![LoraLayer::default(); config.num_hidden_layers];
             for (index, layer) in layers.iter_mut().enumerate() {
-                for site in Site::of(&config).iter().copied() {
-                    let name = format!("{prefix}.base_model.model.model.layers.{index}.{}", site.path());
+                for module in config.modules {
+                    let name = format!("{prefix}.base_model.model.model.layers.{index}.{}", module.path);
                     let tensor = |half: &str| curve[&format!("{name}.lora_{half}.weight")].clone();
-                    layer.set(site, LoraPair { a: tensor("A"), b: tensor("B"), scale: 2.0 });
+                    let pair = LoraPair { a: tensor("A"), b: tensor("B"), scale: 2.0 };
+                    layer.set_whole(module.rows(&config), &pair).unwrap();
                 }
             }
-            Parameters::of(&Adapter::new(String::new(), layers)).unwrap()
+            Parameters::of(&Adapter::of_modules(String::new(), layers, config.modules)).unwrap()
         };
         let adam = crate::train::optimizer::AdamSettings { weight_decay: 0.01, ..Default::default() };
         let settings =

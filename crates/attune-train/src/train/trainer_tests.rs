@@ -17,6 +17,7 @@ use crate::train::training_method::TrainingMethod;
 use crate::train::yielding::YieldPolicy;
 use attune_model::decoder::Decoder;
 use attune_model::kernels::Kernels;
+use attune_model::lora::modules::PLAIN;
 use attune_model::lora::{LoraLayer, LoraPair, Site};
 
 /// Pulls every parameter towards a value that depends on the batch's tokens: cheap, deterministic, and different for
@@ -122,10 +123,10 @@ pub(super) fn stored(count: u32) -> ExampleStore {
 }
 
 fn trainer_with(settings: TrainSettings, examples: Vec<TokenizedExample>, broken_from: Option<usize>) -> Trainer {
-    let place = ParameterSpan { layer: 0, site: Site::Query, rank: 2, output: 5, input: 3, scale: 2.0 };
+    let place = ParameterSpan { layer: 0, module: PLAIN[0], rank: 2, outputs: vec![5], input: 3, scale: 2.0 };
     let mut layer = LoraLayer::default();
     let a = candle_core::Tensor::new(&[[0.1f32, -0.2, 0.3], [0.4, 0.5, -0.6]], &Device::Cpu).unwrap();
-    let b = candle_core::Tensor::zeros((place.output, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let b = candle_core::Tensor::zeros((place.output(), 2), candle_core::DType::F32, &Device::Cpu).unwrap();
     layer.set(Site::Query, LoraPair { a, b, scale: 2.0 });
     let parameters = Parameters::of(&Adapter::new(String::new(), vec![layer])).unwrap();
     assert_eq!(parameters.places, [place]);

@@ -1,5 +1,7 @@
 //! The settings of a fine-tuning job in requests and answers, and their ranges.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -8,8 +10,8 @@ use crate::api::http::error::{Problem, Result};
 use crate::api::operations::checks::within;
 use crate::datasets::parse::shorten;
 use crate::jobs::Job;
-use crate::model::lora::Site;
-use crate::train::hyperparameters::{Hyperparameters, Method};
+use crate::model::lora::modules::{KNOWN, Module};
+use crate::train::hyperparameters::{ALL_LINEAR, Hyperparameters, Method};
 use crate::train::schedule::Schedule;
 use crate::train::settings::MAX_SEQUENCE_TOKENS;
 
@@ -55,8 +57,8 @@ pub(crate) struct Settings {
     /// The learning rate before the factor, above 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<AutoOr<f64>>,
-    /// The linear layers that the adapter changes: `"all-linear"`, or a list of `q_proj`, `k_proj`, `v_proj`, `o_proj`,
-    /// `gate_proj`, `up_proj` and `down_proj`.
+    /// The linear layers that the adapter changes: `"all-linear"`, or a list of the model's names of them, such as
+    /// `q_proj` and `down_proj`; Phi-3 has `qkv_proj` and `gate_up_proj`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_modules: Option<TargetModules>,
     /// How the learning rate falls after its rise: `linear`, `cosine` or `constant`.
@@ -109,28 +111,29 @@ pub(crate) enum AllLinear {
 }
 
 impl TargetModules {
-    /// Returns the layers in the order of the forward pass, each once.
-    fn sites(self) -> Result<Vec<Site>> {
+    /// Returns the names, or the word for all. The model's own layers are checked with the model.
+    fn names(self) -> Result<Vec<String>> {
         match self {
-            Self::All(AllLinear::AllLinear) => Ok(Site::ALL.to_vec()),
+            Self::All(AllLinear::AllLinear) => Ok(vec![ALL_LINEAR.to_owned()]),
             Self::Some(named) if named.is_empty() => {
                 let message = "'target_modules' is empty: name at least one layer, or use \"all-linear\".";
                 Err(Problem::invalid_code("target_modules", "invalid_value", message))
             }
             Self::Some(named) => {
-                let known = Site::ALL.map(Site::module);
+                let known = KNOWN.iter().copied().flatten().map(Module::name);
+                let known: Vec<&str> = known.collect::<BTreeSet<_>>().into_iter().collect();
                 if let Some(other) = named.iter().find(|name| !known.contains(&name.as_str())) {
                     let message =
                         format!("Invalid 'target_modules': '{}' is none of {}.", shorten(other), known.join(", "));
                     return Err(Problem::invalid_code("target_modules", "invalid_value", message));
                 }
-                Ok(Site::ALL.into_iter().filter(|site| named.iter().any(|name| name == site.module())).collect())
+                Ok(named)
             }
         }
     }
 
-    fn of(sites: &[Site]) -> Self {
-        Self::Some(sites.iter().map(|site| site.module().to_owned()).collect())
+    fn of(names: &[String]) -> Self {
+        if names == [ALL_LINEAR] { Self::All(AllLinear::AllLinear) } else { Self::Some(names.to_vec()) }
     }
 }
 
@@ -166,7 +169,7 @@ impl Settings {
             rank: within("rank", number(self.rank), 1, 256)?,
             alpha: positive("alpha", number(self.alpha))?,
             learning_rate: positive("learning_rate", number(self.learning_rate))?,
-            target_modules: self.target_modules.map(TargetModules::sites).transpose()?,
+            target_modules: self.target_modules.map(TargetModules::names).transpose()?,
             lr_scheduler: self.lr_scheduler,
             warmup_ratio: within("warmup_ratio", number(self.warmup_ratio), 0.0, 1.0)?,
             weight_decay: within("weight_decay", number(self.weight_decay), 0.0, 1.0)?,
@@ -260,10 +263,11 @@ mod tests {
 
     #[test]
     fn layers_are_all_or_named_in_any_order() {
-        let all = Some(Site::ALL.to_vec());
-        assert_eq!(check(r#"{"target_modules":"all-linear"}"#).expect("fine").target_modules, all);
-        let some = check(r#"{"target_modules":["v_proj","q_proj","v_proj"]}"#).expect("fine").target_modules;
-        assert_eq!(some, Some(vec![Site::Query, Site::Value]));
+        let names = |json| check(json).expect("fine").target_modules.expect("names");
+        let all = names(r#"{"target_modules":"all-linear"}"#);
+        assert_eq!(all, [ALL_LINEAR]);
+        assert_eq!(TargetModules::of(&all), TargetModules::All(AllLinear::AllLinear));
+        assert_eq!(names(r#"{"target_modules":["v_proj","qkv_proj"]}"#), ["v_proj", "qkv_proj"]);
         assert!(check(r#"{"target_modules":[]}"#).is_err());
         assert!(check(r#"{"target_modules":["lm_head"]}"#).is_err());
         for json in [r#"{"target_modules":"q_proj"}"#, r#"{"lr_scheduler":"wsd"}"#] {

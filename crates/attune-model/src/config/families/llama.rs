@@ -21,6 +21,8 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     sliding_window: None,
     tie_word_embeddings: false,
     rope_theta: 10_000.0,
+    original_context: None,
+    partial_rotary: false,
     rms_norm_eps: 1e-6,
     activation: ActivationField { field: "hidden_act", default: Activation::Silu, gelu: None },
 };
@@ -83,8 +85,8 @@ fn apply_smollm3(fields: &Fields, config: &mut ModelConfig) -> Result<(), String
     Ok(())
 }
 
-/// Returns for each block the kind of its rotation. Every `no_rope_layer_interval`-th block (4th by default) has none; 1
-/// in the list means rotated.
+/// Returns for each block the kind of its rotation. Every `no_rope_layer_interval`-th block (4th by default) has none;
+/// 1 in the list means rotated.
 fn rotary(fields: &Fields, layers: usize) -> Result<Vec<Option<usize>>, String> {
     if let Some(mut rotated) = fields.list("no_rope_layers", Value::as_u64)? {
         if rotated.len() < layers {

@@ -45,10 +45,11 @@ pub fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor) -> 
     tensor(dx, x.shape())
 }
 
-/// Rotates forwards (`direction` 1) or backwards (−1).
+/// Rotates the first elements of each head, as many as there are angles for, forwards (`direction` 1) or backwards
+/// (−1).
 pub fn rope(x: &Tensor, angles: &Angles, direction: f32) -> Result<Tensor> {
     let (_, heads, head_dim) = x.dims3()?;
-    let half = head_dim / 2;
+    let half = angles.half(head_dim)?;
     let (values, cos, sin) = (Values::of(x)?, Values::of(&angles.cos)?, Values::of(&angles.sin)?);
     let width = heads * head_dim;
     let mut y = vec![0.0; values.len()];
@@ -57,6 +58,7 @@ pub fn rope(x: &Tensor, angles: &Angles, direction: f32) -> Result<Tensor> {
         let x = &values[row * width..(row + 1) * width];
         for (y, x) in y.chunks_exact_mut(head_dim).zip(x.chunks_exact(head_dim)) {
             let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
+            y2[half..].copy_from_slice(&x2[half..]);
             for i in 0..half {
                 let sin = sin[i] * direction;
                 y1[i] = x1[i] * cos[i] - x2[i] * sin;

@@ -46,7 +46,7 @@ struct Decode {
     scale: f32,
     eps: f32,
     cap: f32,
-    padding: u32,
+    half: u32,
 }
 
 /// Arguments of kernels in `decode.cu`.
@@ -99,7 +99,7 @@ pub fn attention(
         scale: form.scale,
         eps: new.norms.map_or(0.0, |[q, _]| q.eps),
         cap: form.cap.unwrap_or(0.0),
-        padding: 0,
+        half: new.angles.map_or(Ok(0), |angles| angles.half(head_dim))? as u32,
     };
     // As many warps as have keys to look at.
     let most = if blocks < MANY_BLOCKS && group <= FEW_HEADS { MOST_WARPS } else { FEWER_WARPS };

@@ -88,10 +88,13 @@ struct Rope {
     cos: u64,
     sin: u64,
     half: u32,
+    half_head: u32,
     direction: f32,
+    padding: u32,
 }
 
-/// Rotates queries and keys `[rows, heads, d]` forwards (`direction` 1) or backwards (−1).
+/// Rotates the first elements of queries and keys `[rows, heads, d]`, as many as there are angles for, forwards
+/// (`direction` 1) or backwards (−1).
 pub fn rope(
     launcher: &dyn Launcher,
     q: &Tensor,
@@ -110,8 +113,10 @@ pub fn rope(
         both: [heads(&q, &rotated_q)?, heads(&k, &rotated_k)?],
         cos: address(&angles.cos)?,
         sin: address(&angles.sin)?,
-        half: (head_dim / 2) as u32,
+        half: angles.half(head_dim)? as u32,
+        half_head: (head_dim / 2) as u32,
         direction,
+        padding: 0,
     };
     let pairs = q.elem_count() / 2 + k.elem_count() / 2;
     launch(launcher, Kernel::new("rope", ELEMENTWISE, q.dtype())?, &arguments, Shape::over(pairs))?;

@@ -19,7 +19,7 @@ struct Decode {
     const element* v;      // [rows, kv_heads, HEAD_DIM]
     const float* q_norm;   // [HEAD_DIM], the weight of an RMS norm of each query; or null
     const float* k_norm;   // [HEAD_DIM], of each key; or null
-    const float* cos;      // [rows, HEAD_DIM / 2]; null if positions are not rotated
+    const float* cos;      // [rows, half]
     const float* sin;
     element* keys;         // [slots, kv_heads, HEAD_DIM]
     element* values;       // [slots, kv_heads, HEAD_DIM]
@@ -32,6 +32,7 @@ struct Decode {
     float scale;
     float eps;             // Of the norms.
     float cap;             // Of the scores; 0 for none.
+    u32 half;              // Half of the elements of a head that are rotated, its first ones; 0 if none are.
 };
 
 // Returns the place in a head of element `i` of the lane's share; HEAD_DIM or more if there is none.
@@ -58,18 +59,20 @@ __device__ inline void prepare(float* to, const element* from, const float* norm
         inverse = 1.0f / sqrtf(warp_sum(squares) / HEAD_DIM + arguments.eps);
     }
     for (u32 i = lane; i < HALF_HEAD; i += WARP) {
-        float a = wide(from[i]), b = wide(from[i + HALF_HEAD]);
+        const bool is_rotated = i < arguments.half;
+        const u32 first = is_rotated ? i : 2 * i, second = is_rotated ? i + arguments.half : 2 * i + 1;
+        float a = wide(from[first]), b = wide(from[second]);
         if (norm != 0) {
-            a *= inverse * norm[i];
-            b *= inverse * norm[i + HALF_HEAD];
+            a *= inverse * norm[first];
+            b *= inverse * norm[second];
         }
         float cos = 1.0f, sin = 0.0f;
-        if (arguments.cos != 0) {
-            cos = arguments.cos[(u64)blockIdx.x * HALF_HEAD + i];
-            sin = arguments.sin[(u64)blockIdx.x * HALF_HEAD + i];
+        if (is_rotated) {
+            cos = arguments.cos[(u64)blockIdx.x * arguments.half + i];
+            sin = arguments.sin[(u64)blockIdx.x * arguments.half + i];
         }
-        to[i] = a * cos - b * sin;
-        to[i + HALF_HEAD] = b * cos + a * sin;
+        to[first] = a * cos - b * sin;
+        to[second] = b * cos + a * sin;
     }
 }
 

@@ -1,7 +1,7 @@
 // Rotary positions, gated activations with their gradients, and logits: one thread for each pair, or for each vector of elements.
 
 struct Heads {
-    const element* x; // [rows, heads, 2 · half]
+    const element* x; // [rows, heads, 2 · half_head]
     element* y;
     u64 pairs;
     u64 in_row; // Heads in a row.
@@ -13,20 +13,28 @@ struct Rope {
     const float* cos; // [rows, half]
     const float* sin;
     u32 half;
+    u32 half_head;
     // 1 rotates forwards, −1 backwards.
     float direction;
+    u32 padding;
 };
 
-// Rotates the halves of a head against each other.
+// Rotates the halves of a head's first 2 · half elements against each other; the others are kept.
 KERNEL(rope, Rope) {
     u64 pair = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     const u32 second_one = pair >= arguments.both[0].pairs;
     if (second_one) pair -= arguments.both[0].pairs;
     const Heads& heads = arguments.both[second_one];
     if (pair >= heads.pairs) return;
-    const u64 head = pair / arguments.half, place = pair % arguments.half;
+    const u64 head = pair / arguments.half_head, place = pair % arguments.half_head;
+    if (place >= arguments.half) {
+        const u64 kept = 2 * pair;
+        heads.y[kept] = heads.x[kept];
+        heads.y[kept + 1] = heads.x[kept + 1];
+        return;
+    }
     const u64 angle = head / heads.in_row * arguments.half + place;
-    const u64 first = head * 2 * arguments.half + place, second = first + arguments.half;
+    const u64 first = head * 2 * arguments.half_head + place, second = first + arguments.half;
     const float cos = arguments.cos[angle], sin = arguments.sin[angle] * arguments.direction;
     const float a = wide(heads.x[first]), b = wide(heads.x[second]);
     heads.y[first] = narrow(a * cos - b * sin);

@@ -1,0 +1,191 @@
+//! Linear layers as checkpoints and PEFT name them. Most families have one for each [`Site`]; some hold several sites
+//! in one *fused* layer, one's rows after the other's (Phi-3: `qkv_proj`, `gate_up_proj`).
+//!
+//! An update of a fused layer has one A, and a B whose rows are those of its sites in turn. The decoder applies it site
+//! by site, as pairs that share their A; files and training have it whole.
+
+use std::ops::Range;
+
+use candle_core::Tensor;
+
+use super::{LoraLayer, LoraPair, Site};
+use crate::{Error, ModelConfig, Result};
+
+/// A linear layer of a checkpoint's decoder block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Module {
+    /// Name inside the block, such as `self_attn.q_proj`.
+    pub path: &'static str,
+    /// Sites whose rows it holds, one after the other. Their input is the same.
+    pub sites: &'static [Site],
+}
+
+/// The layers of a block of most families, in the order of the forward pass.
+pub const PLAIN: [Module; 7] = [
+    Module::new("self_attn.q_proj", &[Site::Query]),
+    Module::new("self_attn.k_proj", &[Site::Key]),
+    Module::new("self_attn.v_proj", &[Site::Value]),
+    Module::new("self_attn.o_proj", &[Site::Output]),
+    Module::new("mlp.gate_proj", &[Site::Gate]),
+    Module::new("mlp.up_proj", &[Site::Up]),
+    Module::new("mlp.down_proj", &[Site::Down]),
+];
+
+/// The layers of attention, of families with experts in the place of the MLP: adapters change neither experts nor router.
+pub const ATTENTION: [Module; 4] = [PLAIN[0], PLAIN[1], PLAIN[2], PLAIN[3]];
+
+/// The layers of a block of Phi-3.
+pub const FUSED: [Module; 4] = [
+    Module::new("self_attn.qkv_proj", &[Site::Query, Site::Key, Site::Value]),
+    Module::new("self_attn.o_proj", &[Site::Output]),
+    Module::new("mlp.gate_up_proj", &[Site::Gate, Site::Up]),
+    Module::new("mlp.down_proj", &[Site::Down]),
+];
+
+/// The layers of all families, each in one list at least.
+pub const KNOWN: [&[Module]; 2] = [&PLAIN, &FUSED];
+
+impl Module {
+    /// Creates the layer at `path`.
+    pub const fn new(path: &'static str, sites: &'static [Site]) -> Self {
+        Self { path, sites }
+    }
+
+    /// Returns the name in PEFT's `target_modules`, such as `q_proj`.
+    pub fn name(&self) -> &'static str {
+        self.path.rsplit('.').next().unwrap_or_default()
+    }
+
+    /// Returns `(out, in)` of the layer in a model of this shape.
+    pub fn shape(&self, model: &ModelConfig) -> (usize, usize) {
+        let input = self.sites.first().map_or(0, |site| site.shape(model).1);
+        (self.sites.iter().map(|site| site.shape(model).0).sum(), input)
+    }
+
+    /// Returns each of its sites with the rows that are the site's.
+    pub fn rows(&self, model: &ModelConfig) -> impl Iterator<Item = (Site, Range<usize>)> {
+        let mut end = 0;
+        self.sites.iter().map(move |site| {
+            let start = end;
+            end += site.shape(model).0;
+            (*site, start..end)
+        })
+    }
+}
+
+/// Returns the first site of the one of `modules` that holds `site`: it stands for all that share the layer's A.
+pub fn first_site(modules: &[Module], site: Site) -> Site {
+    let module = modules.iter().find(|module| module.sites.contains(&site));
+    module.and_then(|module| module.sites.first()).copied().unwrap_or(site)
+}
+
+impl LoraLayer {
+    /// Returns the update of `module` as a whole: the A that its sites share, and their B one after the other; `None`
+    /// if there is none. An error if some of the sites have none, or another A.
+    pub fn whole(&self, module: &Module) -> Result<Option<LoraPair>> {
+        let Some(parts) = self.parts(module)? else { return Ok(None) };
+        let [first, others @ ..] = parts.as_slice() else { return Ok(None) };
+        for other in others {
+            let is_shared = first.a.id() == other.a.id() || values(&first.a)? == values(&other.a)?;
+            if !is_shared || first.scale.to_bits() != other.scale.to_bits() {
+                return Err(Error::Internal(format!("the parts of `{}` have different A", module.path)));
+            }
+        }
+        Ok(Some(LoraPair { a: first.a.clone(), b: stacked(&parts)?, scale: first.scale }))
+    }
+
+    /// Returns the gradient of [`LoraLayer::whole`] where these are the gradients of its parts: that of a shared A is
+    /// their sum. `None` if there is none.
+    pub fn whole_gradient(&self, module: &Module) -> Result<Option<LoraPair>> {
+        let Some(parts) = self.parts(module)? else { return Ok(None) };
+        let [first, others @ ..] = parts.as_slice() else { return Ok(None) };
+        let mut a = first.a.clone();
+        for other in others {
+            a = (a + &other.a)?;
+        }
+        Ok(Some(LoraPair { a, b: stacked(&parts)?, scale: first.scale }))
+    }
+
+    /// Sets the update of all sites of a layer to `pair`, whose B has the rows of each of `sites` in turn.
+    pub fn set_whole(&mut self, sites: impl IntoIterator<Item = (Site, Range<usize>)>, pair: &LoraPair) -> Result<()> {
+        for (site, rows) in sites {
+            let b = pair.b.narrow(0, rows.start, rows.len())?;
+            self.set(site, LoraPair { a: pair.a.clone(), b, scale: pair.scale });
+        }
+        Ok(())
+    }
+
+    /// Returns the updates at the sites of `module`; `None` if none has one.
+    fn parts(&self, module: &Module) -> Result<Option<Vec<&LoraPair>>> {
+        let parts: Vec<&LoraPair> = module.sites.iter().filter_map(|site| self.get(*site)).collect();
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        if parts.len() != module.sites.len() {
+            return Err(Error::Internal(format!("an adapter changes `{}` in part", module.path)));
+        }
+        Ok(Some(parts))
+    }
+}
+
+/// Returns the B of `parts` one after the other, `[out, rank]`.
+fn stacked(parts: &[&LoraPair]) -> Result<Tensor> {
+    match parts {
+        [one] => Ok(one.b.clone()),
+        _ => Ok(Tensor::cat(&parts.iter().map(|part| &part.b).collect::<Vec<_>>(), 0)?),
+    }
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1()?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn tensor(values: &[f32], columns: usize) -> Tensor {
+        Tensor::from_slice(values, (values.len() / columns, columns), &Device::Cpu).unwrap()
+    }
+
+    fn layer_of(whole: &LoraPair) -> LoraLayer {
+        let mut layer = LoraLayer::default();
+        layer.set_whole([(Site::Gate, 0..2), (Site::Up, 2..3)], whole).unwrap();
+        layer
+    }
+
+    #[test]
+    fn a_fused_update_is_split_by_rows_of_b_and_put_together_again() {
+        let whole = LoraPair { a: tensor(&[1.0, 2.0], 2), b: tensor(&[3.0, 4.0, 5.0], 1), scale: 0.5 };
+        let layer = layer_of(&whole);
+        assert_eq!(values(&layer.get(Site::Up).unwrap().b).unwrap(), [5.0]);
+        let again = layer.whole(&FUSED[2]).unwrap().unwrap();
+        assert_eq!((values(&again.a).unwrap(), values(&again.b).unwrap()), (vec![1.0, 2.0], vec![3.0, 4.0, 5.0]));
+        assert!(layer.whole(&FUSED[0]).unwrap().is_none());
+        // As gradients, each part has its share of that of A.
+        let gradient = layer.whole_gradient(&FUSED[2]).unwrap().unwrap();
+        assert_eq!((values(&gradient.a).unwrap(), values(&gradient.b).unwrap()), (vec![2.0, 4.0], vec![3.0, 4.0, 5.0]));
+    }
+
+    #[test]
+    fn parts_without_a_common_a_are_no_fused_update() {
+        let whole = LoraPair { a: tensor(&[1.0, 2.0], 2), b: tensor(&[3.0, 4.0, 5.0], 1), scale: 0.5 };
+        let mut layer = layer_of(&whole);
+        layer.set(Site::Up, LoraPair { a: tensor(&[1.0, 3.0], 2), ..layer.get(Site::Up).unwrap().clone() });
+        assert!(layer.whole(&FUSED[2]).is_err());
+        let mut partial = LoraLayer::default();
+        partial.set(Site::Gate, layer.get(Site::Gate).unwrap().clone());
+        assert!(partial.whole(&FUSED[2]).is_err() && partial.whole_gradient(&FUSED[2]).is_err());
+    }
+
+    #[test]
+    fn a_site_stands_for_those_that_share_its_layer() {
+        assert_eq!(Site::ALL.map(|site| first_site(&PLAIN, site)), Site::ALL);
+        let fused = Site::ALL.map(|site| first_site(&FUSED, site));
+        let [query, output, gate, down] = [Site::Query, Site::Output, Site::Gate, Site::Down];
+        assert_eq!(fused, [query, query, query, output, gate, gate, down]);
+    }
+}
