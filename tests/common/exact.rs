@@ -300,7 +300,9 @@ impl Part<'_> {
                 let growth = parameters.query_scaling.map_or(1.0, |scaling| {
                     1.0 + scaling.beta * (1.0 + (*position as f64 / scaling.original_context).floor()).ln()
                 });
-                row.iter_mut().for_each(|q| *q *= growth);
+                for q in row.iter_mut() {
+                    *q *= growth;
+                }
             }
         }
         let sinks = self.weight("self_attn.sinks").map(Vec::as_slice);

@@ -11,7 +11,6 @@ use crate::fixtures::{
 use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
 use attune::engine::{Backend as _, EmbedRequest};
-use attune::model::ModelConfig;
 use attune::model::decoder::Decoder;
 use attune::model::lora::{Adapter, LoraLayer, Site};
 use attune::train::YieldPolicy;
@@ -35,13 +34,12 @@ struct Case {
     decoder: Decoder,
     adapter: Adapter,
     reference: Reference,
-    config: ModelConfig,
 }
 
 fn case(family: &str) -> Case {
     let (config, decoder) = load(family, &device());
     let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
-    Case { decoder, adapter, reference: Reference::read(family, "peft/triplets.safetensors"), config }
+    Case { decoder, adapter, reference: Reference::read(family, "peft/triplets.safetensors") }
 }
 
 impl Case {

@@ -16,9 +16,8 @@ pub use self::experts::{ExpertsConfig, Glu, GluLimits};
 use self::families::Family;
 use self::fields::Fields;
 use crate::forms::{Activation, LogitForm};
-use crate::lora::Site;
-use crate::lora::modules::{self, Module};
 use crate::rope_scaling::{QueryScaling, RopeScaling};
+use crate::sites::{self, Module, Site};
 use crate::{Error, Result};
 
 /// The shape of a decoder.
@@ -186,7 +185,7 @@ impl ModelConfig {
         let mut config = Self::of_fields(&fields, family)?;
         (family.apply)(&fields, &mut config)?;
         if config.experts.is_some() {
-            config.modules = &modules::ATTENTION;
+            config.modules = &sites::ATTENTION;
         }
         if config.ropes.is_empty() {
             config.ropes = vec![ropes::read(&fields, &family.defaults, config.max_position_embeddings)?];
@@ -233,7 +232,7 @@ impl ModelConfig {
             embedding_multiplier: 1.0,
             residual_multiplier: 1.0,
             logit_form: LogitForm::PLAIN,
-            modules: &modules::PLAIN,
+            modules: &sites::PLAIN,
             sliding_windows: vec![None; layers],
             rotary: vec![Some(0); layers],
             experts: None,

@@ -29,6 +29,7 @@ pub mod rope;
 pub mod rope_scaling;
 pub mod routes;
 pub mod sampling_settings;
+mod sites;
 pub mod tokenizer;
 pub mod tool_syntax;
 pub mod vocabulary;

@@ -10,58 +10,14 @@ pub mod pointers;
 
 pub use adapter::{Adapter, AdapterLease};
 use candle_core::Tensor;
-use serde::{Deserialize, Serialize};
 
+pub use crate::sites::Site;
 use crate::{ModelConfig, Result};
 
 /// Largest rank that is accepted; no published adapter comes near it.
 pub const MAX_RANK: usize = 512;
 
-/// The seven linear layers of a decoder block that an adapter can change. Written as in PEFT's `target_modules`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[repr(u8)]
-pub enum Site {
-    /// `self_attn.q_proj`
-    #[serde(rename = "q_proj")]
-    Query,
-    /// `self_attn.k_proj`
-    #[serde(rename = "k_proj")]
-    Key,
-    /// `self_attn.v_proj`
-    #[serde(rename = "v_proj")]
-    Value,
-    /// `self_attn.o_proj`
-    #[serde(rename = "o_proj")]
-    Output,
-    /// `mlp.gate_proj`
-    #[serde(rename = "gate_proj")]
-    Gate,
-    /// `mlp.up_proj`
-    #[serde(rename = "up_proj")]
-    Up,
-    /// `mlp.down_proj`
-    #[serde(rename = "down_proj")]
-    Down,
-}
-
 impl Site {
-    /// All sites in the order of the forward pass.
-    pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
-
-    /// Returns the name of the layer inside its block in most checkpoints, such as `self_attn.q_proj`; see
-    /// [`modules::Module`] for the others.
-    pub const fn path(self) -> &'static str {
-        match self {
-            Self::Query => "self_attn.q_proj",
-            Self::Key => "self_attn.k_proj",
-            Self::Value => "self_attn.v_proj",
-            Self::Output => "self_attn.o_proj",
-            Self::Gate => "mlp.gate_proj",
-            Self::Up => "mlp.up_proj",
-            Self::Down => "mlp.down_proj",
-        }
-    }
-
     /// Returns `(out, in)` of the layer in a model of this shape.
     pub const fn shape(self, model: &ModelConfig) -> (usize, usize) {
         let queries = model.num_attention_heads * model.head_dim;

@@ -9,53 +9,10 @@ use std::ops::Range;
 use candle_core::Tensor;
 
 use super::{LoraLayer, LoraPair, Site};
+pub use crate::sites::{ATTENTION, FUSED, KNOWN, Module, PLAIN, first_site};
 use crate::{Error, ModelConfig, Result};
 
-/// A linear layer of a checkpoint's decoder block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Module {
-    /// Name inside the block, such as `self_attn.q_proj`.
-    pub path: &'static str,
-    /// Sites whose rows it holds, one after the other. Their input is the same.
-    pub sites: &'static [Site],
-}
-
-/// The layers of a block of most families, in the order of the forward pass.
-pub const PLAIN: [Module; 7] = [
-    Module::new("self_attn.q_proj", &[Site::Query]),
-    Module::new("self_attn.k_proj", &[Site::Key]),
-    Module::new("self_attn.v_proj", &[Site::Value]),
-    Module::new("self_attn.o_proj", &[Site::Output]),
-    Module::new("mlp.gate_proj", &[Site::Gate]),
-    Module::new("mlp.up_proj", &[Site::Up]),
-    Module::new("mlp.down_proj", &[Site::Down]),
-];
-
-/// The layers of attention, of families with experts in the place of the MLP: adapters change neither experts nor router.
-pub const ATTENTION: [Module; 4] = [PLAIN[0], PLAIN[1], PLAIN[2], PLAIN[3]];
-
-/// The layers of a block of Phi-3.
-pub const FUSED: [Module; 4] = [
-    Module::new("self_attn.qkv_proj", &[Site::Query, Site::Key, Site::Value]),
-    Module::new("self_attn.o_proj", &[Site::Output]),
-    Module::new("mlp.gate_up_proj", &[Site::Gate, Site::Up]),
-    Module::new("mlp.down_proj", &[Site::Down]),
-];
-
-/// The layers of all families, each in one list at least.
-pub const KNOWN: [&[Module]; 2] = [&PLAIN, &FUSED];
-
 impl Module {
-    /// Creates the layer at `path`.
-    pub const fn new(path: &'static str, sites: &'static [Site]) -> Self {
-        Self { path, sites }
-    }
-
-    /// Returns the name in PEFT's `target_modules`, such as `q_proj`.
-    pub fn name(&self) -> &'static str {
-        self.path.rsplit('.').next().unwrap_or_default()
-    }
-
     /// Returns `(out, in)` of the layer in a model of this shape.
     pub fn shape(&self, model: &ModelConfig) -> (usize, usize) {
         let input = self.sites.first().map_or(0, |site| site.shape(model).1);
@@ -71,12 +28,6 @@ impl Module {
             (*site, start..end)
         })
     }
-}
-
-/// Returns the first site of the one of `modules` that holds `site`: it stands for all that share the layer's A.
-pub fn first_site(modules: &[Module], site: Site) -> Site {
-    let module = modules.iter().find(|module| module.sites.contains(&site));
-    module.and_then(|module| module.sites.first()).copied().unwrap_or(site)
 }
 
 impl LoraLayer {

@@ -5,8 +5,8 @@ use super::{Defaults, Family, llama, window};
 use crate::ModelConfig;
 use crate::config::fields::Fields;
 use crate::config::ropes;
-use crate::lora::modules;
 use crate::rope_scaling::RopeScaling;
+use crate::sites;
 
 /// Phi-3 and what came after it, with the same shape.
 pub(super) const PHI3: Family = Family {
@@ -27,7 +27,7 @@ pub(super) const PHI3: Family = Family {
 
 /// Every block has the window.
 fn apply(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> {
-    config.modules = &modules::FUSED;
+    config.modules = &sites::FUSED;
     config.sliding_windows = vec![window(fields, None)?; config.num_hidden_layers];
     let rope = ropes::read(fields, &PHI3.defaults, config.max_position_embeddings)?;
     if !matches!(rope.scaling, RopeScaling::None | RopeScaling::LongRope { .. }) {

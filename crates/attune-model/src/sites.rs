@@ -1,0 +1,102 @@
+//! Linear layers of a decoder block that adapters can change: as the decoder computes them ([`Site`]), and as checkpoints
+//! and PEFT name them ([`Module`]). Read by the configuration, by `lora` and by all who name layers.
+
+use serde::{Deserialize, Serialize};
+
+/// The seven linear layers of a decoder block that an adapter can change. Written as in PEFT's `target_modules`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Site {
+    /// `self_attn.q_proj`
+    #[serde(rename = "q_proj")]
+    Query,
+    /// `self_attn.k_proj`
+    #[serde(rename = "k_proj")]
+    Key,
+    /// `self_attn.v_proj`
+    #[serde(rename = "v_proj")]
+    Value,
+    /// `self_attn.o_proj`
+    #[serde(rename = "o_proj")]
+    Output,
+    /// `mlp.gate_proj`
+    #[serde(rename = "gate_proj")]
+    Gate,
+    /// `mlp.up_proj`
+    #[serde(rename = "up_proj")]
+    Up,
+    /// `mlp.down_proj`
+    #[serde(rename = "down_proj")]
+    Down,
+}
+
+impl Site {
+    /// All sites in the order of the forward pass.
+    pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+
+    /// Returns the name of the layer inside its block in most checkpoints, such as `self_attn.q_proj`; see
+    /// [`Module`] for the others.
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Query => "self_attn.q_proj",
+            Self::Key => "self_attn.k_proj",
+            Self::Value => "self_attn.v_proj",
+            Self::Output => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+}
+
+/// A linear layer of a checkpoint's decoder block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Module {
+    /// Name inside the block, such as `self_attn.q_proj`.
+    pub path: &'static str,
+    /// Sites whose rows it holds, one after the other. Their input is the same.
+    pub sites: &'static [Site],
+}
+
+/// The layers of a block of most families, in the order of the forward pass.
+pub const PLAIN: [Module; 7] = [
+    Module::new("self_attn.q_proj", &[Site::Query]),
+    Module::new("self_attn.k_proj", &[Site::Key]),
+    Module::new("self_attn.v_proj", &[Site::Value]),
+    Module::new("self_attn.o_proj", &[Site::Output]),
+    Module::new("mlp.gate_proj", &[Site::Gate]),
+    Module::new("mlp.up_proj", &[Site::Up]),
+    Module::new("mlp.down_proj", &[Site::Down]),
+];
+
+/// The layers of attention, of families with experts in the place of the MLP: adapters change neither experts nor router.
+pub const ATTENTION: [Module; 4] = [PLAIN[0], PLAIN[1], PLAIN[2], PLAIN[3]];
+
+/// The layers of a block of Phi-3.
+pub const FUSED: [Module; 4] = [
+    Module::new("self_attn.qkv_proj", &[Site::Query, Site::Key, Site::Value]),
+    Module::new("self_attn.o_proj", &[Site::Output]),
+    Module::new("mlp.gate_up_proj", &[Site::Gate, Site::Up]),
+    Module::new("mlp.down_proj", &[Site::Down]),
+];
+
+/// The layers of all families, each in one list at least.
+pub const KNOWN: [&[Module]; 2] = [&PLAIN, &FUSED];
+
+impl Module {
+    /// Creates the layer at `path`.
+    pub const fn new(path: &'static str, sites: &'static [Site]) -> Self {
+        Self { path, sites }
+    }
+
+    /// Returns the name in PEFT's `target_modules`, such as `q_proj`.
+    pub fn name(&self) -> &'static str {
+        self.path.rsplit('.').next().unwrap_or_default()
+    }
+}
+
+/// Returns the first site of the one of `modules` that holds `site`: it stands for all that share the layer's A.
+pub fn first_site(modules: &[Module], site: Site) -> Site {
+    let module = modules.iter().find(|module| module.sites.contains(&site));
+    module.and_then(|module| module.sites.first()).copied().unwrap_or(site)
+}
