@@ -12,7 +12,8 @@ const ELEMENT: usize = 3 * 72;
 const ARRAY: usize = ELEMENT + 24;
 /// Bytes for a text, without its characters.
 const TEXT: usize = ELEMENT + 24;
-/// Bytes for the name of a field, without its characters.
+/// Bytes for the name of a field, or for a text in a field of [`TOKEN_FIELDS`], without its characters: it is no value
+/// of any kind, and takes 24.
 const NAME: usize = 112;
 /// Copies of the characters of a text: read, checked, shown to the template, rendered.
 const COPIES: usize = 5;
@@ -42,7 +43,7 @@ pub(crate) fn parsed_size(json: &[u8], tokens: &[&[u8]]) -> usize {
             b'"' => {
                 let text = scan.text();
                 let is_name = scan.at_colon();
-                size += if is_name { NAME } else { TEXT } + COPIES * text.len();
+                size += if is_name || in_tokens { NAME } else { TEXT } + COPIES * text.len();
                 if depth == 1 && is_name {
                     in_tokens = tokens.contains(&text);
                 }
@@ -116,6 +117,9 @@ mod tests {
         let name = |field: &str| COPIES * (field.len() + 1);
         assert_eq!(of("prompt"), name("prompt") + 3 * 4 * TOKEN + 3 * TOKEN);
         assert_eq!(of("tools!"), name("tools!") + 3 * ARRAY + 3 * SCALAR);
+        let texts = |field: &str| size(&format!(r#"{{"{field}":["a","b"]}}"#)) - OBJECT - NAME - COPIES * field.len();
+        assert_eq!(texts("prompt"), 4 * TOKEN + 2 * (NAME + COPIES));
+        assert_eq!(texts("tools!"), ARRAY + 2 * (TEXT + COPIES));
         assert!(size(r#"{"x":{"prompt":[1,2,3]}}"#) > 2 * OBJECT + ARRAY + 3 * SCALAR, "not inside of others");
     }
 
