@@ -10,11 +10,11 @@ use serde_json::Value;
 use crate::chat_template::ChatTemplate;
 use crate::entry::ModelEntry;
 use crate::folder::{self, Form};
-use crate::generation::{self, GenerationDefaults};
+use crate::generation::GenerationDefaults;
 use crate::gguf::{self, Gguf};
 use crate::tokenizer::{Tokenizer, TokenizerSource};
 use crate::weights::Weights;
-use crate::{Error, ModelConfig, Result};
+use crate::{Error, ModelConfig, Result, python_json};
 
 /// The files of one model, looked at from the outside: they can be loaded.
 #[derive(Debug, Clone)]
@@ -113,7 +113,7 @@ impl Checkpoint {
 /// Reads `eos_token_id` of `generation_config.json`, else of `config.json`; else returns the tokenizer's end token.
 fn end_tokens(folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     for name in ["generation_config.json", "config.json"] {
-        let Some(value) = generation::read_json(&folder.join(name))? else { continue };
+        let Some(value) = python_json::read(&folder.join(name))? else { continue };
         let ids: Vec<u32> = match &value["eos_token_id"] {
             Value::Array(ids) => ids.iter().filter_map(|id| Some(id.as_u64()? as u32)).collect(),
             id => id.as_u64().map(|id| id as u32).into_iter().collect(),

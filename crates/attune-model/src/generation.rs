@@ -6,7 +6,6 @@
 mod generation_config;
 
 use self::generation_config::GenerationConfig;
-pub(crate) use self::generation_config::read_json;
 use crate::Result;
 use crate::entry::ModelEntry;
 use crate::gguf::{self, Metadata};

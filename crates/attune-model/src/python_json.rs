@@ -1,6 +1,11 @@
-//! Reads the JSON files that Python programs write beside a model: `generation_config.json` and `adapter_config.json`.
+//! Reads the JSON files that Python programs write beside a model: `config.json`, `generation_config.json` and
+//! `adapter_config.json`.
+
+use std::path::Path;
 
 use serde_json::Value;
+
+use crate::{Error, Result};
 
 /// Parses a file as Python does: a mark of the byte order is skipped, the last of equal keys counts, and `NaN` and
 /// `Infinity` are values, here texts of which no field takes one.
@@ -27,6 +32,16 @@ fn with_quoted_numbers(file: &[u8]) -> Option<String> {
         rest = &rest[character.len_utf8()..];
     }
     Some(output)
+}
+
+/// Returns what the JSON file holds; `None` if there is no such file.
+pub(crate) fn read(file: &Path) -> Result<Option<Value>> {
+    if !file.is_file() {
+        return Ok(None);
+    }
+    let bytes = std::fs::read(file).map_err(Error::io(format!("read {}", file.display())))?;
+    let value = parse(&bytes);
+    value.map(Some).map_err(|error| Error::Setup(format!("{}: not JSON: {error}", file.display())))
 }
 
 #[cfg(test)]

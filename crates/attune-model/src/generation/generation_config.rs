@@ -92,7 +92,7 @@ const NOT_APPLIED: &[(Neutral, &[&str])] = &[
 impl GenerationConfig {
     /// Reads the file in `folder`, of a model with `context` positions; nothing is said if there is none.
     pub(super) fn read(folder: &Path, context: usize) -> Result<Self> {
-        let Some(value) = read_json(&folder.join(NAME))? else { return Ok(Self::default()) };
+        let Some(value) = python_json::read(&folder.join(NAME))? else { return Ok(Self::default()) };
         let fault = |what: String| Error::Setup(format!("{}: {what}: {REMEDY}", folder.join(NAME).display()));
         match &value {
             Value::Object(fields) => Self::of(fields, context).map_err(fault),
@@ -124,16 +124,6 @@ impl GenerationConfig {
         let max_new_tokens = max_new_tokens.map(|count| usize::try_from(count).unwrap_or(usize::MAX));
         Ok(Self { sampling, max_new_tokens, not_applied })
     }
-}
-
-/// Returns what the JSON file holds; `None` if there is no such file.
-pub(crate) fn read_json(file: &Path) -> Result<Option<Value>> {
-    if !file.is_file() {
-        return Ok(None);
-    }
-    let bytes = std::fs::read(file).map_err(Error::io(format!("read {}", file.display())))?;
-    let value = python_json::parse(&bytes);
-    value.map(Some).map_err(|error| Error::Setup(format!("{}: not JSON: {error}", file.display())))
 }
 
 impl Neutral {

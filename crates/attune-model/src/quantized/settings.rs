@@ -16,7 +16,7 @@ use super::mlx::Mlx;
 use super::module::Module;
 use super::names::Patterns;
 use super::{bitsandbytes, modelopt};
-use crate::{Error, Result};
+use crate::{Error, Result, python_json};
 
 /// Files of older programs and how their settings differ: what `quant_method` they stand for.
 const FILES: [(&str, &str); 3] =
@@ -82,29 +82,19 @@ pub(crate) fn check<'a>(field: impl Fn(&str) -> Option<&'a Value>) -> Result<(),
 /// Reads the settings of the checkpoint in `folder`; `None` if it says nothing about quantization.
 pub(super) fn read(folder: &Path) -> Result<Option<Settings>> {
     let fault = |name: &str, message: String| Error::Setup(format!("{}: {message}", folder.join(name).display()));
-    if let Some(config) = read_json(&folder.join("config.json"))?
+    if let Some(config) = python_json::read(&folder.join("config.json"))?
         && let Some(settings) = of_fields(|name| config.get(name)).map_err(|message| fault("config.json", message))?
     {
         return Ok(Some(settings));
     }
     for (name, method) in FILES {
-        let Some(mut config) = read_json(&folder.join(name))? else { continue };
+        let Some(mut config) = python_json::read(&folder.join(name))? else { continue };
         if config["quantization"].is_object() {
             config = config["quantization"].take();
         }
         return Settings::parse(&config, method).map(Some).map_err(|message| fault(name, message));
     }
     Ok(None)
-}
-
-/// Returns what the JSON file holds; `None` if there is no such file.
-fn read_json(file: &Path) -> Result<Option<Value>> {
-    if !file.is_file() {
-        return Ok(None);
-    }
-    let bytes = std::fs::read(file).map_err(Error::io(format!("read {}", file.display())))?;
-    let value = crate::python_json::parse(&bytes);
-    value.map(Some).map_err(|error| Error::Setup(format!("{}: not JSON: {error}", file.display())))
 }
 
 /// Returns the settings in the fields of a `config.json`, or in those of its text model; `None` if they have none.
