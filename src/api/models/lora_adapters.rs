@@ -145,8 +145,8 @@ async fn bring_in(state: &ApiState, caller: &Caller, request: LoadAdapter) -> Re
     let files = source.read(state).await?;
     let base = choose_base(state, request.base_model_name.as_deref(), &files.config)?;
     let replace = request.load_inplace == Some(true);
-    let installed = state.registry.install(&caller.organization, &request.lora_name, &base, files, replace).await;
-    installed.map_err(blame_path)
+    let install = state.registry.install(&caller.organization, &request.lora_name, &base, files, replace);
+    Box::pin(install).await.map_err(blame_path)
 }
 
 /// What is not there, or is no adapter that fits, is the path's fault.
