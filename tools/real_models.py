@@ -69,6 +69,7 @@ GEMMA3 = RealModel(
     "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
 )
 ALL = (SMOLLM2, GEMMA3)
+BY_NAME = {"smollm2": SMOLLM2, "gemma3": GEMMA3}
 
 
 def parts_of(wheel):

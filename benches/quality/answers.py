@@ -20,6 +20,12 @@ def as_in_examples(client, model, chat):
     return client.chat(model, chat[:-1], max_tokens=TOKENS)
 
 
+def continued(client, model, pair):
+    """The continuation of a prompt that looks like the training's."""
+    body = {"model": model, "prompt": pair["prompt"], "max_tokens": TOKENS, "temperature": 0}
+    return client.post("/v1/completions", body)["choices"][0]["text"]
+
+
 def by_schema(client, model, chat):
     """The section in an answer that is held to a JSON schema of all sections, which the question names as well."""
     question, description, _ = chat
@@ -29,12 +35,17 @@ def by_schema(client, model, chat):
     return json.loads(answer)["section"]
 
 
-def asked(client, model, chats, ask=as_in_examples):
-    """The answers of a model, in the order of the chats."""
+def asked(client, model, examples, ask=as_in_examples):
+    """The answers of a model, in the order of the examples."""
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(lambda chat: ask(client, model, chat), chats))
+        return list(pool.map(lambda example: ask(client, model, example), examples))
 
 
-def right(answers, chats):
+def wanted(example):
+    """The section of an example."""
+    return example["completion"].strip() if "completion" in example else example[-1]["content"]
+
+
+def right(answers, examples):
     """How many answers are the section and nothing else."""
-    return sum(answer.strip() == chat[-1]["content"] for answer, chat in zip(answers, chats, strict=True))
+    return sum(answer.strip() == wanted(example) for answer, example in zip(answers, examples, strict=True))

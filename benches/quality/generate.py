@@ -1,5 +1,5 @@
-"""transformers' greedy answers with an adapter, in a process of its own: `generate.py MODEL ADAPTER CHATS TOKENS`. Prints a
-JSON list of them."""
+"""transformers' greedy answers with an adapter, in a process of its own: `generate.py MODEL ADAPTER EXAMPLES TOKENS`, chats or pairs.
+Prints a JSON list of them."""
 
 import json
 import os
@@ -23,9 +23,13 @@ def main():
     answers = []
     with open(file, encoding="utf-8") as lines:
         for line in lines:
-            chat = json.loads(line)["messages"][:-1]
-            prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-            inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+            example = json.loads(line)
+            if "prompt" in example:
+                inputs = tokenizer(example["prompt"], return_tensors="pt")
+            else:
+                chat = example["messages"][:-1]
+                prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+                inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
             with torch.no_grad():
                 output = model.generate(**inputs, max_new_tokens=int(tokens), do_sample=False)
             answers.append(tokenizer.decode(output[0, inputs.input_ids.shape[1]:], skip_special_tokens=True))

@@ -48,6 +48,22 @@ def chat(text, section):
     ]}  # fmt: skip
 
 
+def pair(chat):
+    """The same example as a text and its continuation, for models without a chat template."""
+    question, description, answer = (message["content"] for message in chat["messages"])
+    return {"prompt": f"{question}\n{description}\nSection:", "completion": f" {answer}"}
+
+
+def pairs(folder):
+    """Writes the examples as pairs into files of the same names in a folder of their own, and returns it."""
+    (folder / "pairs").mkdir(exist_ok=True)
+    for part in PARTS:
+        lines = (folder / f"{part}.jsonl").read_text().splitlines()
+        made = "".join(json.dumps(pair(json.loads(line))) + "\n" for line in lines)
+        (folder / "pairs" / f"{part}.jsonl").write_text(made)
+    return folder / "pairs"
+
+
 def split(chosen):
     """The chats of each part, in mixed order."""
     shuffled = random.Random(SEED)

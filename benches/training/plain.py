@@ -1,6 +1,7 @@
 """A plain training loop of transformers and PEFT, as their documentation shows it, in a process of its own:
-`plain.py MODEL CHATS SETTINGS THREADS [ADAPTER]`. SETTINGS is a JSON file of a job's hyperparameters and its seed, ADAPTER a
-folder for the result. f32, batches padded to their longest chat, torch's AdamW; only the last answer of a chat is learned.
+`plain.py MODEL EXAMPLES SETTINGS THREADS [ADAPTER]`. EXAMPLES are chats or pairs of a prompt and a completion, SETTINGS is a
+JSON file of a job's hyperparameters and its seed, ADAPTER a folder for the result. f32, batches padded to their longest example,
+torch's AdamW; only the last answer of a chat, or the completion, is learned.
 Prints `begin` and `end` around the training, then a line of JSON: tokens without padding, seconds, and the last loss."""
 
 import json
@@ -21,8 +22,17 @@ import transformers
 IGNORED = -100
 
 
-def example(tokenizer, chat):
-    """The tokens of a chat up to the end of its answer, and the number of those before the answer."""
+def pair(tokenizer, line):
+    """The tokens of a prompt with its completion and end, and the number of those of the prompt."""
+    whole = tokenizer(line["prompt"] + line["completion"]).input_ids
+    return [*whole, tokenizer.eos_token_id], len(tokenizer(line["prompt"]).input_ids)
+
+
+def example(tokenizer, line):
+    """The tokens of a chat up to the end of its answer, and the number of those before the answer; or those of a pair."""
+    if "prompt" in line:
+        return pair(tokenizer, line)
+    chat = line["messages"]
 
     def encoded(messages, **settings):
         text = tokenizer.apply_chat_template(messages, tokenize=False, **settings)
@@ -97,7 +107,7 @@ def main():
     torch.manual_seed(settings["seed"])
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     with open(file, encoding="utf-8") as lines:
-        examples = [example(tokenizer, json.loads(line)["messages"]) for line in lines]
+        examples = [example(tokenizer, json.loads(line)) for line in lines]
     model = adapted(folder, settings)
     print("begin", flush=True)
     start = time.perf_counter()
