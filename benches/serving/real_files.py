@@ -11,9 +11,11 @@ import re
 import statistics
 import sys
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gguf
 from peers import ROOT, SLOTS, Attune, LlamaCpp, attunelib
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -65,6 +67,21 @@ def resident(server):
     return 1024 * int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process(server)}/status").read_text())[1])
 
 
+def cache_bytes(server, path):
+    """Bytes of the blocks of Attune's cache that have been written: 16 tokens' keys and values in f32 for each layer."""
+    reader = gguf.GGUFReader(path)
+
+    def of(name):
+        field = reader.fields.get(f"{reader.fields['general.architecture'].contents()}.{name}")
+        return field and field.contents()
+
+    width = of("attention.key_length") or of("embedding_length") // of("attention.head_count")
+    block = 2 * 4 * 16 * of("block_count") * of("attention.head_count_kv") * width
+    with urllib.request.urlopen(f"{server.server.url}/metrics") as answer:
+        written = re.findall(r"^attune_kv_blocks_(?:used|cached)\S* (\S+)", answer.read().decode(), re.MULTILINE)
+    return block * sum(int(float(count)) for count in written)
+
+
 def run(binary, work, rounds, program):
     """Measures both files, prints a table, and returns 0."""
     rows = []
@@ -90,7 +107,8 @@ def run(binary, work, rounds, program):
                 ]
                 rows.append((model.name, name.replace("_", " "), *medians))
             rows.append((model.name, "resident MiB", (resident(ours) / 2**20,), (resident(theirs) / 2**20,)))
-            rows.append((model.name, "file MiB", (path.stat().st_size / 2**20,), (path.stat().st_size / 2**20,)))
+            size, cache = path.stat().st_size, cache_bytes(ours, path)
+            rows.append((model.name, "resident of Attune, of file and cache MiB", (resident(ours) / 2**20,), ((size + cache) / 2**20,)))
         finally:
             ours.stop()
             theirs.stop()

@@ -144,7 +144,7 @@ fn experts_in_eight_bits_are_close_and_small() {
             assert_eq!(exact.route(&x).unwrap(), small.route(&x).unwrap(), "{family}: routers stay in f32");
             let difference =
                 relative_difference(&floats(&small.forward(&x).unwrap()), &floats(&exact.forward(&x).unwrap()));
-            // Two roundings to 8 bits, of weights and of activations, in two layers.
+            // The rounding of weights to 8 bits, in two layers.
             assert!(difference > 1e-4 && difference < 3e-2, "{family}: {difference}");
         }
     }

@@ -355,8 +355,9 @@ fn a_quantized_file_gives_the_logits_of_its_dequantized_weights() {
             plain.extend(tensors.into_iter().filter(|(name, _)| !name.ends_with("norm.weight")));
             let expected = logits(&in_safetensors(&config, &plain), &tokens);
             let largest = expected.iter().fold(0_f32, |largest, logit| largest.max(logit.abs()));
-            // Products with a file's own numbers round activations to 8 bits, which such random weights amplify.
-            for (dtype, tolerance) in [(Some(Dtype::F32), TOLERANCE), (None, 0.2 * largest)] {
+            // Products with a file's own numbers round activations to 16 bits, which such random weights amplify: 5.6e-4 at
+            // the most.
+            for (dtype, tolerance) in [(Some(Dtype::F32), TOLERANCE), (None, 1e-3 * largest)] {
                 let found = logits(&decoder(&config, &checkpoint.weights(&device()).unwrap(), dtype), &tokens);
                 let difference = max_difference(&found, &expected);
                 assert!(difference <= tolerance, "{family}, {kind:?}, {dtype:?}: logits differ by {difference:e}");

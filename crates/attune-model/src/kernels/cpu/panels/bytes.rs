@@ -1,10 +1,11 @@
-//! The micro-kernel over 8-bit weights and 8-bit activations: integer sums inside a block of 32 inputs, f32 across
+//! The micro-kernel over 8-bit weights and 16-bit activations: integer sums inside a block of 32 inputs, f32 across
 //! blocks.
 //!
 //! A **wide** block of a panel is 8 cache lines of weights, each with 4 inputs of 16 outputs, then lines with the 16
 //! outputs' scales: one for the block, or one for each half of it. Lines with offsets may follow. Weights of `q8_0`
 //! are stored so; those of fewer bits become so on the way ([`super::coded`]). Activations are quantized per row and
-//! block as they come in.
+//! block as they come in, each to two signed bytes whose products are summed apart: `255 · high + low`. With a single
+//! byte the most probable token would be another one at three of a hundred places.
 
 use std::array;
 
@@ -24,15 +25,19 @@ pub(super) const QUAD: usize = 4;
 /// Lines of weights of a wide block.
 pub(super) const QUADS: usize = BLOCK / QUAD;
 
-/// Largest magnitude of a weight or activation.
-const LIMIT: f32 = 127.0;
+/// Number that an activation's high byte counts.
+const RADIX: i32 = 255;
+
+/// Largest magnitude of a quantized activation: both bytes are 127.
+const LIMIT: f32 = (127 * RADIX + 127) as f32;
 
 /// Quantized rows.
 #[derive(Clone, Copy)]
 pub(super) struct ByteRows {
-    pub(super) values: *const i8,
-    /// Values from one row to the next.
-    stride: usize,
+    /// High bytes of the first row.
+    pub(super) high: *const i8,
+    /// Bytes from a high byte to its low one. From one row to the next it is twice as many.
+    pub(super) width: usize,
     /// Scale of each block.
     pub(super) scales: *const f32,
     /// Start of each block's or half's integer sum.
@@ -56,7 +61,7 @@ impl Input for ByteRows {
         // SAFETY: the place lies inside the activations, as the caller promises.
         unsafe {
             Self {
-                values: self.values.add(row * self.stride + depth),
+                high: self.high.add(row * 2 * self.width + depth),
                 scales: self.scales.add(block),
                 starts: self.starts.add(block * self.halves),
                 sums: self.sums.wrapping_add(block * self.halves),
@@ -82,6 +87,9 @@ pub(super) trait Bytes: Lanes {
     unsafe fn sums(start: i32) -> Self::Sums;
     /// Adds the products with 4 inputs, which lie in the bytes of `x`.
     unsafe fn dot(sums: Self::Sums, weights: Self::Quad, x: i32) -> Self::Sums;
+    /// Returns `255 · sums + start`: what sums over high bytes are, for those over the low ones to be added to.
+    unsafe fn raise(sums: Self::Sums, start: i32) -> Self::Sums;
+    unsafe fn add_sums(sums: Self::Sums, other: Self::Sums) -> Self::Sums;
     /// Returns `self + sums · scales · x_scale`.
     unsafe fn add_scaled(self, sums: Self::Sums, scales: Self, x_scale: f32) -> Self;
 }
@@ -150,25 +158,35 @@ pub(super) unsafe fn byte_kernel<S: Bytes, W: Wide, const ROWS: usize, const PAN
                 }
             }
             ahead = ahead.wrapping_add(W::LINES * 64 / tile.ahead.tiles);
-            let x: [*const i8; 6] =
-                array::from_fn(|group| tile.x.values.wrapping_add(block * BLOCK + 3 * group * tile.x.stride));
+            let stride = 2 * tile.x.width;
+            let high: [*const i8; 6] =
+                array::from_fn(|group| tile.x.high.wrapping_add(block * BLOCK + 3 * group * stride));
+            let low = high.map(|high| high.wrapping_add(tile.x.width));
             let next = weights.wrapping_add(tile.panel_bytes);
             for half in 0..W::HALVES {
                 let place = |row: usize| (row * tile.x.blocks + block) * W::HALVES + half;
                 let mut dots = [[S::sums(0); PANELS]; ROWS];
-                each_row!(ROWS, row, {
-                    dots[row] = [S::sums(*tile.x.starts.add(place(row))); PANELS];
-                });
-                for quad in half * QUADS / W::HALVES..(half + 1) * QUADS / W::HALVES {
-                    let first = S::load_quad(weights.add(quad * 64));
-                    let second = if PANELS > 1 { S::load_quad(next.add(quad * 64)) } else { first };
-                    each_row!(ROWS, row, {
-                        let x = x[row / 3].add(row % 3 * tile.x.stride + quad * QUAD).cast::<i32>().read_unaligned();
-                        dots[row][0] = S::dot(dots[row][0], first, x);
-                        if PANELS > 1 {
-                            dots[row][PANELS - 1] = S::dot(dots[row][PANELS - 1], second, x);
-                        }
-                    });
+                for (pass, bytes) in [high, low].into_iter().enumerate() {
+                    for quad in half * QUADS / W::HALVES..(half + 1) * QUADS / W::HALVES {
+                        let first = S::load_quad(weights.add(quad * 64));
+                        let second = if PANELS > 1 { S::load_quad(next.add(quad * 64)) } else { first };
+                        each_row!(ROWS, row, {
+                            let x = bytes[row / 3].add(row % 3 * stride + quad * QUAD).cast::<i32>().read_unaligned();
+                            dots[row][0] = S::dot(dots[row][0], first, x);
+                            if PANELS > 1 {
+                                dots[row][PANELS - 1] = S::dot(dots[row][PANELS - 1], second, x);
+                            }
+                        });
+                    }
+                    if pass == 0 {
+                        each_row!(ROWS, row, {
+                            let start = *tile.x.starts.add(place(row));
+                            dots[row][0] = S::raise(dots[row][0], start);
+                            if PANELS > 1 {
+                                dots[row][PANELS - 1] = S::raise(dots[row][PANELS - 1], start);
+                            }
+                        });
+                    }
                 }
                 let factor = |from: *const u8, line: usize| S::load(from.add((QUADS + line) * 64).cast());
                 let first = factor(weights, half);
@@ -210,12 +228,13 @@ pub(super) struct Wanted {
     pub(super) zero: i32,
 }
 
-/// A row of activations and its quantized form: the values, each block's scale, and each part's start and sum.
+/// A row of activations and its quantized form: the bytes, each block's scale, and each part's start and sum.
 type Row<'a> = ((&'a [f32], &'a mut [i8]), (&'a mut [f32], (&'a mut [i32], &'a mut [f32])));
 
 /// Rows of activations, quantized for one format.
 pub(super) struct Activations {
-    values: Vec<i8>,
+    /// The high bytes of each row, then its low ones.
+    bytes: Vec<i8>,
     scales: Vec<f32>,
     starts: Vec<i32>,
     sums: Vec<f32>,
@@ -228,7 +247,7 @@ impl Activations {
         let Wanted { width, halves, .. } = wanted;
         let blocks = width / BLOCK;
         let mut activations = Self {
-            values: vec![0; rows * width],
+            bytes: vec![0; rows * 2 * width],
             scales: vec![0.0; rows * blocks],
             starts: vec![0; rows * blocks * halves],
             sums: vec![0.0; rows * blocks * halves],
@@ -237,24 +256,26 @@ impl Activations {
         if x.is_empty() {
             return activations;
         }
-        let quantize = |((x, values), (scales, (starts, sums))): Row<'_>| {
-            quantize_row(x, values, scales);
-            let parts = values.chunks_exact(BLOCK / halves).zip(starts).zip(sums).enumerate();
-            for (part, ((values, start), sum)) in parts {
-                let total: i32 = values.iter().map(|value| i32::from(*value)).sum();
+        let quantize = |((x, bytes), (scales, (starts, sums))): Row<'_>| {
+            let (high, low) = bytes.split_at_mut(width);
+            quantize_row(x, high, low, scales);
+            let bytes = high.chunks_exact(BLOCK / halves).zip(low.chunks_exact(BLOCK / halves));
+            let total = |bytes: &[i8]| bytes.iter().map(|byte| i32::from(*byte)).sum::<i32>();
+            for (part, (((high, low), start), sum)) in bytes.zip(starts).zip(sums).enumerate() {
+                let total = RADIX * total(high) + total(low);
                 *start = -wanted.zero * total;
                 *sum = total as f32 * scales[part / halves];
             }
         };
-        let Self { values, scales, starts, sums, .. } = &mut activations;
+        let Self { bytes, scales, starts, sums, .. } = &mut activations;
         if x.len() < 1 << 14 {
             let parts = starts.chunks_exact_mut(blocks * halves).zip(sums.chunks_exact_mut(blocks * halves));
-            (x.chunks_exact(inputs).zip(values.chunks_exact_mut(width)))
+            (x.chunks_exact(inputs).zip(bytes.chunks_exact_mut(2 * width)))
                 .zip(scales.chunks_exact_mut(blocks).zip(parts))
                 .for_each(quantize);
         } else {
             let parts = starts.par_chunks_exact_mut(blocks * halves).zip(sums.par_chunks_exact_mut(blocks * halves));
-            (x.par_chunks_exact(inputs).zip(values.par_chunks_exact_mut(width)))
+            (x.par_chunks_exact(inputs).zip(bytes.par_chunks_exact_mut(2 * width)))
                 .zip(scales.par_chunks_exact_mut(blocks).zip(parts))
                 .with_min_len((1 << 13) / inputs)
                 .for_each(quantize);
@@ -269,8 +290,8 @@ impl Activations {
 
     pub(super) fn rows(&self) -> ByteRows {
         ByteRows {
-            values: self.values.as_ptr(),
-            stride: self.wanted.width,
+            high: self.bytes.as_ptr(),
+            width: self.wanted.width,
             scales: self.scales.as_ptr(),
             starts: self.starts.as_ptr(),
             sums: self.sums.as_ptr(),
@@ -280,19 +301,35 @@ impl Activations {
     }
 }
 
-/// Quantizes `x` in blocks: the largest magnitude of each becomes 127.
+/// Quantizes `x` in blocks: the largest magnitude of each becomes [`LIMIT`]. Returns each value's two bytes.
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
-pub(super) fn quantize_row(x: &[f32], values: &mut [i8], scales: &mut [f32]) {
-    for ((x, values), scale) in x.chunks(BLOCK).zip(values.chunks_exact_mut(BLOCK)).zip(scales) {
-        // Compared as integers, so that NaN counts as the largest and stays in the scale.
-        let largest = x.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().map_or(0.0, f32::from_bits);
+pub(super) fn quantize_row(x: &[f32], high: &mut [i8], low: &mut [i8], scales: &mut [f32]) {
+    let bytes = high.chunks_exact_mut(BLOCK).zip(low.chunks_exact_mut(BLOCK));
+    for ((x, (high, low)), scale) in x.chunks(BLOCK).zip(bytes).zip(scales) {
+        let largest = largest(x);
         *scale = largest / LIMIT;
         // A block of (almost) zeros becomes zeros.
         let inverse = if largest < 1e-30 { 0.0 } else { LIMIT / largest };
-        for (value, x) in values.iter_mut().zip(x) {
-            // Adding 1.5·2^23 rounds to the nearest integer, and leaves it in the lowest bits.
-            let rounded = x * inverse + 12_582_912.0_f32;
-            *value = (rounded.to_bits() as i32).wrapping_sub(0x4b40_0000) as i8;
+        for ((high, low), x) in high.iter_mut().zip(low).zip(x) {
+            let value = rounded(x * inverse);
+            // ⌊(value + 127) / 255⌋, of a number without a sign: the division is exact for 16 bits.
+            let shifted = value.wrapping_add(127 + 128 * RADIX) as u32;
+            let counted = (shifted.wrapping_mul(0x8081) >> 23) as i32 - 128;
+            (*high, *low) = (counted as i8, value.wrapping_sub(RADIX * counted) as i8);
         }
     }
+}
+
+/// Returns the largest magnitude. Compared as integers, so that NaN counts as the largest and stays in the scale.
+#[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
+#[inline(always)]
+pub(super) fn largest(x: &[f32]) -> f32 {
+    x.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().map_or(0.0, f32::from_bits)
+}
+
+/// Rounds to the nearest integer: adding 1.5·2^23 does so, and leaves it in the lowest bits.
+#[allow(clippy::inline_always, reason = "as above")]
+#[inline(always)]
+pub(super) fn rounded(x: f32) -> i32 {
+    ((x + 12_582_912.0).to_bits() as i32).wrapping_sub(0x4b40_0000)
 }

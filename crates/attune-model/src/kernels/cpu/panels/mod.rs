@@ -3,7 +3,7 @@
 //!
 //! A **panel** holds 16 output rows of the weight, the input (the *depth*) outermost, so that a micro-kernel reads one
 //! stream and each load yields one input's weights for 16 outputs. Weights are f32, bf16 or whole numbers of 4 to 8 bits.
-//! Arithmetic is f32; with whole numbers, activations become 8 bit too. The last panel is filled up with zeros.
+//! Arithmetic is f32; with whole numbers, activations become whole numbers of 16 bits. The last panel is filled up with zeros.
 //!
 //! | file | what it does |
 //! |---|---|
@@ -60,7 +60,7 @@ pub enum Precision {
     F32,
     /// 2 bytes a weight.
     Bf16,
-    /// 9 bits a weight: 8 and a scale for each 32 inputs; activations are rounded likewise.
+    /// 9 bits a weight: 8 and a scale for each 32 inputs; activations are rounded to 16 bits.
     Q8,
 }
 
@@ -69,7 +69,7 @@ pub enum Precision {
 enum Held {
     /// Weights rounded to a precision.
     Rounded(Precision),
-    /// The numbers and factors of a quantized checkpoint; activations are rounded to 8 bits.
+    /// The numbers and factors of a quantized checkpoint; activations are rounded to 16 bits.
     Coded(Code),
 }
 
@@ -187,7 +187,7 @@ pub fn products(x: &[f32], rows: usize, products: &[Product<'_>]) -> Vec<Vec<f32
     outputs
 }
 
-/// Returns the activations in 8 bits, once for each form that one of the products asks for.
+/// Returns the activations in 16 bits, once for each form that one of the products asks for.
 fn quantized(x: &[f32], rows: usize, products: &[Product<'_>]) -> Vec<Activations> {
     let mut activations: Vec<Activations> = Vec::new();
     for panels in products.iter().map(|product| product.panels) {

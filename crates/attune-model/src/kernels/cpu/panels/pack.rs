@@ -4,7 +4,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::bytes::{BLOCK, BLOCK_LINES, QUAD, quantize_row};
+use super::bytes::{BLOCK, BLOCK_LINES, QUAD, largest, rounded};
 use super::coded::WideBlock;
 use super::level::Level;
 use super::{Held, LANES, Line, Panels, Precision};
@@ -165,6 +165,22 @@ fn pack_bf16(rows: &[f32], inputs: usize, level: Level, lines: &mut [Line]) {
         let place = bf16_place(level, lane);
         for (value, panel) in row.iter().zip(words_mut(lines)) {
             panel[place] = bf16::from_f32(*value).to_bits();
+        }
+    }
+}
+
+/// Largest magnitude of a weight in 8 bits.
+const LIMIT: f32 = 127.0;
+
+/// Quantizes `row` in blocks: the largest magnitude of each becomes [`LIMIT`].
+fn quantize_row(row: &[f32], values: &mut [i8], scales: &mut [f32]) {
+    for ((row, values), scale) in row.chunks(BLOCK).zip(values.chunks_exact_mut(BLOCK)).zip(scales) {
+        let largest = largest(row);
+        *scale = largest / LIMIT;
+        // A block of (almost) zeros becomes zeros.
+        let inverse = if largest < 1e-30 { 0.0 } else { LIMIT / largest };
+        for (value, weight) in values.iter_mut().zip(row) {
+            *value = rounded(weight * inverse) as i8;
         }
     }
 }

@@ -101,6 +101,19 @@ impl Bytes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn raise(sums: Self::Sums, start: i32) -> Self::Sums {
+        sums.map(|sum| 255 * sum + start)
+    }
+
+    #[inline(always)]
+    unsafe fn add_sums(mut sums: Self::Sums, other: Self::Sums) -> Self::Sums {
+        for (sum, other) in sums.iter_mut().zip(other) {
+            *sum += other;
+        }
+        sums
+    }
+
+    #[inline(always)]
     unsafe fn add_scaled(mut self, sums: Self::Sums, scales: Self, x_scale: f32) -> Self {
         for ((y, sum), scale) in self.0.iter_mut().zip(sums).zip(scales.0) {
             *y += sum as f32 * (scale * x_scale);

@@ -57,11 +57,12 @@ pub(super) fn seen(x: &[f32], inputs: usize, precision: Precision) -> Vec<f32> {
         return x.to_vec();
     }
     let blocks = inputs.div_ceil(32);
-    let (mut bytes, mut scales) = (vec![0; blocks * 32], vec![0.0; blocks]);
+    let (mut high, mut low, mut scales) = (vec![0; blocks * 32], vec![0; blocks * 32], vec![0.0; blocks]);
     x.chunks_exact(inputs)
         .flat_map(|row| {
-            bytes::quantize_row(row, &mut bytes, &mut scales);
-            (0..inputs).map(|input| f32::from(bytes[input]) * scales[input / 32]).collect::<Vec<_>>()
+            bytes::quantize_row(row, &mut high, &mut low, &mut scales);
+            let number = |input: usize| 255 * i32::from(high[input]) + i32::from(low[input]);
+            (0..inputs).map(|input| number(input) as f32 * scales[input / 32]).collect::<Vec<_>>()
         })
         .collect()
 }
@@ -293,5 +294,14 @@ fn small_matrices_multiply_in_both_layouts_and_a_row_has_the_same_bits_in_any_co
                 assert_eq!(alone, ours[place], "row {row}");
             }
         }
+    }
+}
+
+#[test]
+fn activations_keep_sixteen_bits() {
+    let x = [values(95, 3), vec![1.0, -1.0, 0.0, 1e-40]].concat();
+    for (number, (seen, x)) in seen(&x, x.len(), Precision::Q8).iter().zip(&x).enumerate() {
+        // Half a step of 1 / 32512 of the block's largest value, which is 1 at most.
+        assert!((seen - x).abs() <= 0.51 / 32512.0, "{number}: {seen} instead of {x}");
     }
 }

@@ -6,10 +6,10 @@ use std::arch::x86_64::{
     __m256, __m256i, __m512, __m512i, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi32, _mm256_and_si256,
     _mm256_castsi256_ps, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
     _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi16, _mm256_set1_epi32,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_sign_epi8, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_castsi512_ps,
-    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
-    _mm512_storeu_ps,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_sign_epi8, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_epi32,
+    _mm512_add_epi32, _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_dpbusd_epi32,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_epi32,
 };
 
 use super::bytes::{ByteTile, Bytes, Wide, byte_kernel};
@@ -136,6 +136,20 @@ impl Bytes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn raise(sums: Self::Sums, start: i32) -> Self::Sums {
+        unsafe {
+            let start = _mm256_set1_epi32(start);
+            let raise = |sums| _mm256_add_epi32(_mm256_sub_epi32(_mm256_slli_epi32::<8>(sums), sums), start);
+            (raise(sums.0), raise(sums.1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_sums(sums: Self::Sums, other: Self::Sums) -> Self::Sums {
+        unsafe { (_mm256_add_epi32(sums.0, other.0), _mm256_add_epi32(sums.1, other.1)) }
+    }
+
+    #[inline(always)]
     unsafe fn add_scaled(self, sums: Self::Sums, scales: Self, x_scale: f32) -> Self {
         unsafe {
             let x_scale = _mm256_set1_ps(x_scale);
@@ -181,6 +195,19 @@ impl Bytes for Avx512 {
     unsafe fn dot(sums: Self::Sums, weights: Self::Quad, x: i32) -> Self::Sums {
         // Weights are stored with 128 added, which the start of the sums takes back.
         unsafe { _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(x)) }
+    }
+
+    #[inline(always)]
+    unsafe fn raise(sums: Self::Sums, start: i32) -> Self::Sums {
+        unsafe {
+            let raised = _mm512_sub_epi32(_mm512_slli_epi32::<8>(sums), sums);
+            _mm512_add_epi32(raised, _mm512_set1_epi32(start))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_sums(sums: Self::Sums, other: Self::Sums) -> Self::Sums {
+        unsafe { _mm512_add_epi32(sums, other) }
     }
 
     #[inline(always)]

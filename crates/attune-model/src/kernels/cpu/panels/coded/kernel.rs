@@ -74,25 +74,27 @@ unsafe fn one_row<S: Codes, N: Numbers, F: Factors, const PANELS: usize>(tile: &
             for block in 0..F::BLOCKS {
                 fetch_lines::<PANELS>(ahead, tile.panel_bytes, N::LINES);
                 let place = group * F::BLOCKS + block;
-                let quads = x.values.add(place * BLOCK);
-                let mut dots = [[S::sums(0); PANELS]; 2];
-                for (half, dots) in dots.iter_mut().enumerate().take(F::HALVES) {
-                    *dots = [S::sums(*x.starts.add(place * F::HALVES + half)); PANELS];
-                }
+                let high = x.high.add(place * BLOCK);
+                let low = high.wrapping_add(x.width);
+                let mut dots = [[[S::sums(0); PANELS]; 2]; 2];
                 each_quad!(quad, {
-                    let x = quads.add(quad * QUAD).cast::<i32>().read_unaligned();
+                    let [high, low] = [high, low].map(|bytes| bytes.add(quad * QUAD).cast::<i32>().read_unaligned());
                     for panel in 0..PANELS {
                         let numbers = N::quad::<S>(weights.wrapping_add(panel * tile.panel_bytes), tile.table, quad);
-                        let dots = &mut dots[quad * F::HALVES / QUADS][panel];
-                        *dots = S::dot(*dots, numbers, x);
+                        let [of_high, of_low] = &mut dots[quad * F::HALVES / QUADS];
+                        of_high[panel] = S::dot(of_high[panel], numbers, high);
+                        of_low[panel] = S::dot(of_low[panel], numbers, low);
                     }
                 });
                 let x_scale = *x.scales.add(place);
                 for half in 0..F::HALVES {
                     let part = block * F::HALVES + half;
+                    let start = *x.starts.add(place * F::HALVES + half);
+                    let [of_high, of_low] = dots[half];
                     for panel in 0..PANELS {
+                        let dots = S::add_sums(S::raise(of_high[panel], start), of_low[panel]);
                         let scale = F::scale(headers[panel], shared[panel], part);
-                        sums[panel] = sums[panel].add_scaled(dots[half][panel], scale, x_scale);
+                        sums[panel] = sums[panel].add_scaled(dots, scale, x_scale);
                         if F::OFFSETS {
                             let offset = F::offset(headers[panel], shared[panel], part);
                             sums[panel] = sums[panel].add_product(offset, *x.sums.add(place * F::HALVES + half));
