@@ -16,6 +16,7 @@ FIXTURES = attunelib.ROOT / "tests" / "fixtures" / "real_files"
 NEARLY = 0.01
 SAME_CHOICE = 0.999
 PERPLEXITY = 1e-4
+ENDS = ("<|im_end|>", "<|endoftext|>", "<eos>", "<end_of_turn>")
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -68,21 +69,25 @@ def test_a_text_is_as_probable_as_in_transformers(real):
 def test_greedy_answers_are_those_of_transformers(real):
     for prompt in real.facts["prompts"]:
         steps = prompt["steps"]
-        settings = {"max_tokens": len(steps), "ignore_eos": True, "logprobs": 1}
-        text = complete(real, prompt["ids"], **settings)["text"]
-        tokens = [step[0][0] for step in steps]
+        pieces = [piece(real, step[0][0]) for step in steps]
+        # transformers was told to go on after an end.
+        ended = next((at for at, text in enumerate(pieces) if text in ENDS), None)
+        tokens = [step[0][0] for step in steps[:ended]]
         expected = real.api.post("/v1/detokenize", {"model": "real", "tokens": tokens})["prompt"]
-        if text == expected:
+        answer = complete(real, prompt["ids"], max_tokens=len(steps))
+        if answer["text"] == expected:
+            assert answer["finish_reason"] == ("length" if ended is None else "stop")
             continue
         # It may leave where another token is nearly as probable, and nowhere else.
-        for at, step in enumerate(steps):
-            so_far = [*prompt["ids"], *tokens[:at]]
-            ours = complete(real, so_far, max_tokens=1, ignore_eos=True)["text"]
-            if ours != piece(real, tokens[at]):
+        for at, step in enumerate(steps[:ended]):
+            ours = complete(real, [*prompt["ids"], *tokens[:at]], max_tokens=1)["text"]
+            if ours != pieces[at]:
                 near = {piece(real, token): logit for token, logit in step}
                 assert step[0][1] - near.get(ours, -math.inf) < NEARLY, (prompt["prompt"], at, ours, step)
                 print(f"{prompt['prompt']!r} leaves at token {at}: {step}")
                 break
+        else:
+            pytest.fail(f"{answer} instead of {expected!r}")
 
 
 @pytest.mark.timeout(600)
@@ -92,7 +97,7 @@ def test_it_learns(real):
     lines = [{"prompt": f"Harbour of {town}:", "completion": " seven blue boats"} for town in towns]
     with sdk(real) as client:
         file = upload(client, lines)
-        settings = {"n_epochs": 4, "batch_size": 5, "learning_rate": 1e-3, "rank": 8, "alpha": 16}
+        settings = {"n_epochs": 10, "batch_size": 5, "learning_rate": 2e-3, "rank": 8, "alpha": 16}
         job = client.fine_tuning.jobs.create(
             model="real", training_file=file, seed=1,
             method={"type": "supervised", "supervised": {"hyperparameters": settings}},
