@@ -2,7 +2,6 @@
 //! serves and trains, from headers and small files alone.
 
 mod census;
-mod gguf;
 
 use std::path::{Path, PathBuf};
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::gguf;
 use crate::model::ModelConfig;
+use crate::model::gguf::Gguf;
 
 /// Longest header of a safetensors file, as its own library has it.
 const LONGEST_HEADER: u64 = 100_000_000;
@@ -31,10 +31,11 @@ pub(super) struct Census {
 }
 
 impl Census {
-    /// Counts the weights of the folder or the GGUF file at `path`; `None` if its headers cannot be read.
+    /// Counts the weights of the folder or the GGUF file at `path`; `None` if its headers cannot be read, which of a GGUF
+    /// file with blocks of an unknown type is so, too.
     pub(super) fn of(path: &Path) -> Option<Self> {
         if path.is_file() {
-            return gguf::shapes(path).map(|shapes| Self::of_gguf(&shapes));
+            return Gguf::open(path).ok().map(|file| Self::of_gguf(&file));
         }
         let tied = ModelConfig::read(path).is_ok_and(|config| config.tie_word_embeddings);
         let mut census = Self { is_bf16: true, ..Self::default() };
@@ -71,10 +72,11 @@ impl Census {
         Some(())
     }
 
-    fn of_gguf(shapes: &[(String, Vec<u64>)]) -> Self {
+    fn of_gguf(file: &Gguf) -> Self {
         let mut census = Self::default();
-        for (name, sizes) in shapes {
-            let count = sizes.iter().fold(1_u64, |product, size| product.saturating_mul(*size));
+        for (name, tensor) in file.tensors() {
+            let sizes = &tensor.shape;
+            let count = sizes.iter().fold(1_u64, |product, size| product.saturating_mul(*size as u64));
             let is_table = ["token_embd.", "output."].iter().any(|start| name.starts_with(start));
             let of = match sizes.len() {
                 0 | 1 => &mut census.vectors,
@@ -157,6 +159,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::blocks::BlockType;
+    use crate::model::gguf::Metadata;
+    use crate::model::gguf::writer::{self, TensorToWrite};
 
     fn folder(config: &Value, tensors: &Value) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a folder");
@@ -185,6 +190,28 @@ mod tests {
         assert_eq!(census.q4_0(), Some(8192 * 18 / 32 + 2 * 6400 + 256));
         let free = folder(&json!({"model_type": "llama"}), &tensors);
         assert_eq!(Census::of(free.path()).and_then(|census| census.parameters()), Some(2 * 6400 + 8192 + 64));
+    }
+
+    #[test]
+    fn weights_of_a_gguf_file_are_counted_by_its_shapes_and_a_cut_file_gives_none() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("x.gguf");
+        let tensor = |name: &str, shape: &[usize]| TensorToWrite {
+            name: name.into(),
+            shape: shape.to_vec(),
+            kind: BlockType::F32,
+        };
+        let tensors =
+            [tensor("token_embd.weight", &[3, 64]), tensor("blk.0.attn_q.weight", &[2, 64]), tensor("a.bias", &[5])];
+        let metadata = Metadata::new("x", [("general.architecture".to_owned(), "llama".into())]);
+        let mut bytes = Vec::new();
+        let zeros = |tensor: &TensorToWrite| Ok(vec![0; 4 * tensor.shape.iter().product::<usize>()].into());
+        writer::write(&mut bytes, &metadata, &tensors, zeros).expect("written");
+        std::fs::write(&path, &bytes).expect("written");
+        let census = Census::of(&path).expect("counted");
+        assert_eq!((census.tables, census.linear, census.vectors), (192, 128, 5));
+        std::fs::write(&path, &bytes[..bytes.len() - 40]).expect("written");
+        assert_eq!(Census::of(&path), None);
     }
 
     #[test]
