@@ -8,7 +8,7 @@ use attune::model::decoder::Decoder;
 use attune::model::gguf::{Gguf, lora};
 use attune::model::linear::Storage;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
-use attune::model::merge::{self, ChangedType};
+use attune::model::merge::{self, Base, WeightType};
 use attune::model::weights::Weights;
 use attune::train::backward::hidden_states;
 use candle_core::safetensors::MmapedSafetensors;
@@ -23,12 +23,12 @@ fn adapter(family: &str, config: &ModelConfig) -> Adapter {
     Reference::read(family, "peft/adapter_model.safetensors").adapter("", config, 2.0, &Device::Cpu)
 }
 
-fn logits(decoder: &Decoder, adapter: Option<&Adapter>, tokens: &[u32]) -> Vec<f32> {
+pub(crate) fn logits(decoder: &Decoder, adapter: Option<&Adapter>, tokens: &[u32]) -> Vec<f32> {
     let hidden = hidden_states(decoder, adapter, &one_sequence(tokens)).unwrap();
     floats(&decoder.logits(&hidden).unwrap())
 }
 
-fn open(folder: &Path) -> MmapedSafetensors {
+pub(crate) fn open(folder: &Path) -> MmapedSafetensors {
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|file| file.extension().is_some_and(|end| end == "safetensors"));
     files.retain(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("model")));
@@ -62,7 +62,7 @@ fn a_merged_model_answers_as_its_base_with_the_adapter() {
         let adapter = adapter(family, &config);
         let output = tempfile::tempdir().unwrap();
         let output = output.path().join("merged");
-        merge::write_folder(&folder(family), &adapter, &output, merge::FILE_BYTES).unwrap();
+        merge::write_folder(&Base::new(folder(family)), &adapter, &output, None, merge::FILE_BYTES).unwrap();
         let weights = Weights::open(&output, &Device::Cpu).unwrap();
         let config = ModelConfig::read(&output).unwrap();
         let merged = Decoder::load_on(&config, &weights, &Storage::default(), &kernels()).unwrap();
@@ -109,7 +109,7 @@ fn weights_in_bf16_are_rounded_once_and_files_are_cut_to_their_limit() {
     std::fs::write(base.path().join("additional_chat_templates/rag.jinja"), "x").unwrap();
     let adapter = adapter("llama", &ModelConfig::read(base.path()).unwrap());
     let output = base.path().join("out");
-    merge::write_folder(base.path(), &adapter, &output, 60_000).unwrap();
+    merge::write_folder(&Base::new(base.path()), &adapter, &output, None, 60_000).unwrap();
     assert!(output.join("tokenizer.json").is_file() && output.join("additional_chat_templates/rag.jinja").is_file());
     assert!(!base.path().join("out.part").exists());
     let index: Value =
@@ -142,19 +142,19 @@ fn a_model_that_cannot_be_merged_is_refused_and_leaves_nothing() {
     let adapter = adapter("llama", &ModelConfig::read(base.path()).unwrap());
     let output = base.path().join("out");
     let refused = |adapter: &Adapter| {
-        let error = merge::write_folder(base.path(), adapter, &output, merge::FILE_BYTES).unwrap_err().to_string();
+        let plain = Base::new(base.path());
+        let error = merge::write_folder(&plain, adapter, &output, None, merge::FILE_BYTES).unwrap_err().to_string();
         assert!(!output.exists() && !base.path().join("out.part").exists());
         error
     };
     let deeper = Adapter::new("x".into(), [adapter.layers.clone(), adapter.layers.clone()].concat());
     assert!(refused(&deeper).contains("which this model has no tensor of its own for"));
-    let file = base.path().join("config.json");
-    let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    config["quantization_config"] = serde_json::json!({"quant_method": "gptq"});
-    std::fs::write(&file, config.to_string()).unwrap();
-    assert!(refused(&adapter).contains("--base"));
+    let plain = Base::new(base.path());
+    let kind = Some(WeightType::F16);
+    let error = merge::write_folder(&plain, &adapter, &output, kind, merge::FILE_BYTES).unwrap_err().to_string();
+    assert!(error.contains("leave out --type"), "{error}");
     std::fs::create_dir(&output).unwrap();
-    let error = merge::write_folder(base.path(), &adapter, &output, merge::FILE_BYTES).unwrap_err().to_string();
+    let error = merge::write_folder(&plain, &adapter, &output, None, merge::FILE_BYTES).unwrap_err().to_string();
     assert!(error.contains("exists already"), "{error}");
 }
 
@@ -274,7 +274,7 @@ fn a_merged_gguf_file_answers_as_its_base_with_the_adapter() {
         crate::gguf::write_plain(&folder(family), architecture, &base);
         let (config, decoder) = load(family, &Device::Cpu);
         let adapter = adapter(family, &config);
-        merge::write_gguf(&base, &adapter, &output, ChangedType::F16).unwrap();
+        merge::write_gguf(&Base::new(&base), &adapter, &output, Some(WeightType::F16)).unwrap();
         let checkpoint = Checkpoint::open(&output).unwrap();
         let weights = checkpoint.weights(&Device::Cpu).unwrap();
         let config = checkpoint.config().unwrap();
@@ -300,11 +300,13 @@ fn a_merged_gguf_file_answers_as_its_base_with_the_adapter() {
         for (key, value) in before.metadata().iter() {
             assert_eq!(after.metadata().get(key), Some(value), "{key}");
         }
-        let again = merge::write_gguf(&base, &adapter, &output, ChangedType::Q8_0).unwrap_err().to_string();
+        let again =
+            merge::write_gguf(&Base::new(&base), &adapter, &output, Some(WeightType::Q8_0)).unwrap_err().to_string();
         assert!(again.contains("exists already"), "{again}");
         std::fs::remove_file(&output).unwrap();
         // The fixture's MLP is no whole number of blocks wide.
-        let refused = merge::write_gguf(&base, &adapter, &output, ChangedType::Q8_0).unwrap_err().to_string();
+        let refused =
+            merge::write_gguf(&Base::new(&base), &adapter, &output, Some(WeightType::Q8_0)).unwrap_err().to_string();
         assert!(refused.contains("`blk.0.ffn_down.weight` [64, 112] is no whole number of Q8_0 blocks"), "{refused}");
         assert_eq!(std::fs::read_dir(folder_of_files.path()).unwrap().count(), 1, "nothing is left");
     }

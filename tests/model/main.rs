@@ -11,6 +11,7 @@ mod checkpoints;
 mod decoder;
 mod experts;
 mod export;
+mod export_forms;
 mod gguf;
 mod gradients;
 mod kernels;

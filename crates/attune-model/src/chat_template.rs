@@ -68,6 +68,11 @@ impl ChatTemplate {
         Self::new(sources::find(folder)?, &special_tokens(folder)?)
     }
 
+    /// Returns the texts of the folder's templates by name.
+    pub(crate) fn texts(folder: &Path) -> Result<BTreeMap<String, String>> {
+        Ok(sources::find(folder)?.into_iter().map(|(name, source)| (name, source.text)).collect())
+    }
+
     /// Compiles the templates of `sources`, by name, for a model with these special tokens by role; `None` if there are
     /// none.
     pub(crate) fn new(

@@ -1,24 +1,33 @@
 //! A model with an adapter's changes added to its weights, for programs that know no adapters: as a folder that
-//! transformers loads, or as a GGUF file. In a folder each changed tensor keeps its type and is rounded once. All other
-//! tensors are copied byte for byte, so that tied weights stay tied. Called by `attune export`.
+//! transformers loads, or as a GGUF file, whichever of the two its base is. The changes are added to the weights that
+//! the adapter was trained on, those of a quantized base as the numbers that they stand for, and rounded once. All that
+//! the adapter leaves as it is keeps its bytes where its form stays, and tied weights stay tied. Called by
+//! `attune export`.
 //!
-//! `merge/addition.rs` computes, `merge/safetensors_files.rs` and `merge/gguf_file.rs` write.
+//! `merge/addition.rs` computes, `merge/weight_type.rs` rounds. Each pair of forms has its writer: `copied_folder.rs` and
+//! `gguf_file.rs` keep the form of the base, `new_folder.rs` and `new_gguf.rs` write what `plan.rs` lists in another.
 
 mod addition;
+mod copied_folder;
+mod folder_files;
 mod gguf_file;
+mod new_folder;
+mod new_gguf;
+mod plan;
 mod safetensors_files;
+mod weight_type;
 
 use std::collections::BTreeMap;
-use std::path::Path;
-
-use candle_core::safetensors::MmapedSafetensors;
-use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use self::addition::Change;
-pub use self::gguf_file::{ChangedType, write_gguf};
-use self::safetensors_files::Tensor;
+pub use self::weight_type::WeightType;
+use crate::checkpoint::Checkpoint;
+use crate::folder::{self, Form};
+use crate::gguf::Gguf;
 use crate::lora::Adapter;
-use crate::{Error, Result, weights};
+use crate::{Error, Result, python_json};
 
 /// Files beside the weights that are copied.
 const COPIED: [&str; 10] = [
@@ -38,22 +47,47 @@ const TEMPLATES: &str = "additional_chat_templates";
 /// Bytes of one file of weights at the most, as transformers cuts them.
 pub const FILE_BYTES: usize = 5_000_000_000;
 
-/// Writes the model in the folder `base`, with `adapter` added, to the new folder `output`; files of weights have
-/// `file_bytes` at the most, unless one tensor has more. Nothing is left of a write that fails.
-pub fn write_folder(base: &Path, adapter: &Adapter, output: &Path, file_bytes: usize) -> Result<()> {
+/// The weights that an adapter is added to.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// A model's folder or GGUF file.
+    pub path: PathBuf,
+    /// Block format that its matrices are served in, and that training saw; `None` if they are not quantized at load.
+    pub quantize: Option<String>,
+}
+
+impl Base {
+    /// Makes a base of the weights at `path` as they are.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), quantize: None }
+    }
+
+    fn checkpoint(&self) -> Result<Checkpoint> {
+        Ok(match folder::find(&self.path)? {
+            Form::Folder => Checkpoint::Folder(self.path.clone()),
+            Form::Gguf(path) => Checkpoint::Gguf(Arc::new(Gguf::open(&path)?)),
+        })
+    }
+}
+
+/// Writes `base` with `adapter` added to the new folder `output`; files of weights have `file_bytes` at the most, unless
+/// one tensor has more. Plain tensors keep their type; those that were quantized get the type `kind`, by default that of
+/// the base's `config.json`, else F16. Nothing is left of a write that fails.
+pub fn write_folder(
+    base: &Base,
+    adapter: &Adapter,
+    output: &Path,
+    kind: Option<WeightType>,
+    file_bytes: usize,
+) -> Result<()> {
     if output.exists() {
         return Err(fault(output, "it exists already; name a folder that does not"));
     }
-    if !base.is_dir() {
-        return Err(fault(base, "the model to add to must be a folder with config.json and safetensors files"));
-    }
-    let config = config(base)?;
+    let checkpoint = base.checkpoint()?;
     // A folder beside it, so that the last step is a change of the name.
-    let mut name = output.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    let part = output.with_file_name(name);
+    let part = part_of(output);
     std::fs::create_dir_all(&part).map_err(Error::io(format!("make {}", part.display())))?;
-    let written = write_parts(base, adapter, &config, &part, file_bytes)
+    let written = write_parts(base, &checkpoint, adapter, &part, kind, file_bytes)
         .and_then(|()| std::fs::rename(&part, output).map_err(Error::io(format!("name {}", output.display()))));
     if written.is_err() {
         // The reason matters more than what may be left.
@@ -62,73 +96,41 @@ pub fn write_folder(base: &Path, adapter: &Adapter, output: &Path, file_bytes: u
     written
 }
 
-fn write_parts(base: &Path, adapter: &Adapter, config: &Value, part: &Path, file_bytes: usize) -> Result<()> {
-    write_weights(base, adapter, part, file_bytes)?;
-    let text = serde_json::to_vec_pretty(config).map_err(|error| Error::Internal(error.to_string()))?;
-    std::fs::write(part.join("config.json"), text).map_err(Error::io("write config.json"))?;
-    copy(base, part, &COPIED)?;
-    let templates = base.join(TEMPLATES);
-    if templates.is_dir() {
-        let to = part.join(TEMPLATES);
-        std::fs::create_dir(&to).map_err(Error::io(format!("make {}", to.display())))?;
-        let listing = std::fs::read_dir(&templates).map_err(Error::io(format!("list {}", templates.display())))?;
-        let names: Vec<_> = listing.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-        copy(&templates, &to, &names)?;
+fn write_parts(
+    base: &Base,
+    checkpoint: &Checkpoint,
+    adapter: &Adapter,
+    part: &Path,
+    kind: Option<WeightType>,
+    file_bytes: usize,
+) -> Result<()> {
+    let changes = changes(adapter)?;
+    if let (Checkpoint::Folder(folder), None) = (checkpoint, &base.quantize)
+        && copied_folder::are_plain(folder, &changes)?
+    {
+        return match kind {
+            Some(_) => Err(fault(folder, "these weights are not quantized and keep their types: leave out --type")),
+            None => copied_folder::write(folder, changes, part, file_bytes),
+        };
     }
-    Ok(())
+    new_folder::write(base, checkpoint, changes, part, kind, file_bytes)
 }
 
-/// Copies those of the files that are there.
-fn copy(from: &Path, to: &Path, names: &[impl AsRef<str>]) -> Result<()> {
-    for name in names {
-        let file = from.join(name.as_ref());
-        if file.is_file() {
-            std::fs::copy(&file, to.join(name.as_ref())).map_err(Error::io(format!("copy {}", file.display())))?;
+/// Writes `base` with `adapter` added to the new GGUF file `output`. Of a base in GGUF, the changed matrices are written
+/// in the type `kind`, by default their own if that is no block type, else F16, and all else is copied; of a folder, all
+/// matrices, by default in their own. Nothing is left of a write that fails.
+pub fn write_gguf(base: &Base, adapter: &Adapter, output: &Path, kind: Option<WeightType>) -> Result<()> {
+    if output.exists() {
+        return Err(fault(output, "it exists already; name a file that does not"));
+    }
+    let changes = changes(adapter)?;
+    match base.checkpoint()? {
+        Checkpoint::Gguf(file) => gguf_file::write(base, &file, changes, output, kind),
+        Checkpoint::Folder(folder) => {
+            let checkpoint = Checkpoint::Folder(folder.clone());
+            new_gguf::write(base, &checkpoint, &folder, changes, output, kind)
         }
     }
-    Ok(())
-}
-
-/// Reads `config.json`. Refuses a quantized model, whose tensors hold no plain weights to add to.
-fn config(base: &Path) -> Result<Value> {
-    let config = crate::tokenizer::read_json(&base.join("config.json"))?;
-    let config = config.ok_or_else(|| fault(base, "the folder has no config.json"))?;
-    if !config["quantization_config"].is_null() {
-        let advice =
-            "an adapter cannot be added to quantized weights: name the folder of the model's full weights with --base";
-        return Err(fault(base, advice));
-    }
-    Ok(config)
-}
-
-fn write_weights(base: &Path, adapter: &Adapter, part: &Path, file_bytes: usize) -> Result<()> {
-    let paths = weights::files(base)?;
-    // SAFETY: the files are mapped read-only, as where a model is loaded.
-    let files = unsafe { MmapedSafetensors::multi(&paths) }
-        .map_err(|error| fault(base, &format!("cannot read the weights: {error}")))?;
-    let mut changes = changes(adapter)?;
-    let mut tensors = Vec::new();
-    for (name, view) in files.tensors() {
-        let change = changes.remove(name.strip_prefix("model.").unwrap_or(&name));
-        tensors.push(Tensor {
-            name,
-            dtype: view.dtype(),
-            shape: view.shape().to_vec(),
-            bytes: view.data().len(),
-            change,
-        });
-    }
-    if let Some(name) = changes.keys().next() {
-        let message = format!("the adapter changes `{name}`, which this model has no tensor of its own for");
-        return Err(fault(base, &message));
-    }
-    safetensors_files::write(part, tensors, file_bytes, |tensor| {
-        let view = files.get(&tensor.name)?;
-        match &tensor.change {
-            Some(change) => change.added_to(&tensor.name, view.dtype(), view.shape(), view.data()).map(Into::into),
-            None => Ok(view.data().into()),
-        }
-    })
 }
 
 /// Returns what is added to the tensors, by their names without `model.`.
@@ -142,6 +144,61 @@ fn changes(adapter: &Adapter) -> Result<BTreeMap<String, Change>> {
         }
     }
     Ok(changes)
+}
+
+/// Refuses changes that no tensor has taken.
+fn refuse_rest(changes: &BTreeMap<String, Change>, checkpoint: &Checkpoint) -> Result<()> {
+    match changes.keys().next() {
+        Some(name) => {
+            Err(checkpoint
+                .fault(&format!("the adapter changes `{name}`, which this model has no tensor of its own for")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Returns the type that matrices get which have none of their own: the one that `config.json` names, else F16; BF16 for
+/// models whose activations are beyond F16.
+fn usual_type(checkpoint: &Checkpoint, overflows_f16: bool) -> Result<WeightType> {
+    let usual = if overflows_f16 { WeightType::Bf16 } else { WeightType::F16 };
+    let Checkpoint::Folder(folder) = checkpoint else { return Ok(usual) };
+    let fields = python_json::read(&folder.join("config.json"))?.unwrap_or_default();
+    let named = [&fields, &fields["text_config"]].into_iter().find_map(|fields| {
+        ["dtype", "torch_dtype"].iter().find_map(|name| WeightType::of_name(fields[*name].as_str()?))
+    });
+    // In f32 a model would be eight times as large as it was.
+    Ok(named.filter(|named| *named != WeightType::F32).unwrap_or(usual))
+}
+
+/// Returns the path beside `output` that is written to first.
+fn part_of(output: &Path) -> PathBuf {
+    let mut part = output.as_os_str().to_owned();
+    part.push(".part");
+    part.into()
+}
+
+/// Copies those of the files that are there.
+fn copy(from: &Path, to: &Path, names: &[impl AsRef<str>]) -> Result<()> {
+    for name in names {
+        let file = from.join(name.as_ref());
+        if file.is_file() {
+            std::fs::copy(&file, to.join(name.as_ref())).map_err(Error::io(format!("copy {}", file.display())))?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies the folder of further templates, if there is one.
+fn copy_templates(from: &Path, to: &Path) -> Result<()> {
+    let templates = from.join(TEMPLATES);
+    if !templates.is_dir() {
+        return Ok(());
+    }
+    let to = to.join(TEMPLATES);
+    std::fs::create_dir(&to).map_err(Error::io(format!("make {}", to.display())))?;
+    let listing = std::fs::read_dir(&templates).map_err(Error::io(format!("list {}", templates.display())))?;
+    let names: Vec<_> = listing.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    copy(&templates, &to, &names)
 }
 
 fn fault(path: &Path, message: &str) -> Error {

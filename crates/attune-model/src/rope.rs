@@ -56,6 +56,26 @@ impl RopeTable {
 }
 
 impl Rope {
+    /// Returns true if the numbers of both differ by `tolerance` of theirs at the most, and what they stand for does not.
+    pub(crate) fn is_close_to(&self, other: &Self, tolerance: f32) -> bool {
+        let close = |one: f32, other: f32| (one - other).abs() <= tolerance * one.abs().max(other.abs());
+        let all_close = |one: &[f32], other: &[f32]| {
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| close(*one, *other))
+        };
+        let long = match (&self.long, &other.long) {
+            (Some((one, context)), Some((other, other_context))) => context == other_context && all_close(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        let growth = match (self.query_scaling, other.query_scaling) {
+            (Some(one), Some(other)) => {
+                close(one.beta as f32, other.beta as f32)
+                    && close(one.original_context as f32, other.original_context as f32)
+            }
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        long && growth && close(self.scale, other.scale) && all_close(&self.frequencies, &other.frequencies)
+    }
+
     /// Computes the frequencies that `parameters` ask for, for heads of `head_dim` values.
     pub fn new(head_dim: usize, parameters: &RopeParameters) -> Self {
         let (theta, rotated) = (parameters.theta, parameters.rotated(head_dim));

@@ -8,13 +8,24 @@ use std::sync::Arc;
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
+use crate::blocks::BlockType;
 use crate::gguf::Gguf;
 use crate::gguf::source::Source as GgufSource;
 use crate::matrix::Matrix;
 use crate::quantized::{self, Quantized};
 use crate::{Error, Result};
+
+/// Type in which a checkpoint's files have the numbers of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StoredType {
+    /// That of a safetensors file.
+    Safetensors(Dtype),
+    /// That of a GGUF file.
+    Blocks(BlockType),
+}
 
 /// Tensors of a checkpoint, read one by one.
 pub struct Weights {
@@ -168,6 +179,27 @@ impl Weights {
         match &self.source {
             Source::Folder { files, prefix, .. } => files.get(&stored_name(files, name, prefix)).ok(),
             Source::Gguf(_) | Source::Random { .. } => None,
+        }
+    }
+
+    /// Returns the type of the tensor `name` in the files; `None` if it is not there, or in several tensors.
+    pub(crate) fn stored_type(&self, name: &str) -> Option<StoredType> {
+        match &self.source {
+            Source::Folder { files, prefix, quantized, .. } => {
+                let name = stored_name(files, name, prefix);
+                let view = files.get(&name).ok().filter(|_| !quantized.has(&name))?;
+                Some(StoredType::Safetensors(view.dtype()))
+            }
+            Source::Gguf(source) => source.stored_type(name).map(StoredType::Blocks),
+            Source::Random { .. } => None,
+        }
+    }
+
+    /// Returns the name that the files have for the tensor `name`.
+    pub(crate) fn name_in_files(&self, name: &str) -> String {
+        match &self.source {
+            Source::Folder { files, prefix, .. } => stored_name(files, name, prefix),
+            Source::Gguf(_) | Source::Random { .. } => name.to_owned(),
         }
     }
 

@@ -4,9 +4,12 @@
 //! `families.rs` knows the architectures, `keys.rs` reads the keys and refuses those that nobody has read, since each of
 //! them may change what the model computes.
 
+mod comparison;
 mod families;
 mod keys;
 mod rope;
+mod stretch;
+mod writing;
 
 use serde_json::{Map, Value, json};
 
@@ -14,6 +17,9 @@ use self::keys::Keys;
 use super::architecture::Architecture;
 use super::file::Gguf;
 use crate::{ModelConfig, Result};
+
+pub(crate) use self::comparison::difference;
+pub(crate) use self::writing::{keys, tensors};
 
 /// Largest size that a key may give: beyond it products of sizes would not be whole numbers of this machine.
 const LARGEST: usize = 1 << 30;
@@ -31,6 +37,22 @@ pub fn fields(file: &Gguf) -> Result<Map<String, Value>> {
     let mut fields = shape(file, &keys)?;
     families::apply(architecture, &keys, &mut fields)?;
     keys.check_all_read()?;
+    Ok(fields)
+}
+
+/// Translates the keys into the fields of a `config.json` that transformers reads, too: it knows no lists of divisors, which
+/// are said as the scaling of Llama 3 that they were computed from. Refuses those of another origin.
+pub(crate) fn fields_for_transformers(file: &Gguf) -> Result<Map<String, Value>> {
+    let mut fields = fields(file)?;
+    if fields.get("rope_scaling").is_some_and(|scaling| scaling["rope_type"] == "divided") {
+        let scaling = stretch::of_divisors(&fields).ok_or_else(|| {
+            file.fault(&format!(
+                "the numbers of the tensor `{}` follow no rule that transformers knows",
+                rope::DIVISORS
+            ))
+        })?;
+        fields.insert("rope_scaling".into(), scaling);
+    }
     Ok(fields)
 }
 

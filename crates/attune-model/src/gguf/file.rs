@@ -66,6 +66,11 @@ impl Gguf {
         Ok(Self { path: path.to_path_buf(), files, metadata, tensors })
     }
 
+    /// Makes a file that is yet to be written, of its keys and its tensors.
+    pub(crate) fn planned(path: &Path, metadata: Metadata, tensors: BTreeMap<String, GgufTensor>) -> Self {
+        Self { path: path.to_path_buf(), files: Vec::new(), metadata, tensors }
+    }
+
     /// Returns the path that the model was opened by.
     pub fn path(&self) -> &Path {
         &self.path

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::Metadata;
+use super::{Metadata, Value as KeyValue};
 use crate::Result;
 
 /// Keys behind `general.sampling.`, and their names in `generation_config.json`. What that file knows no setting for
@@ -17,6 +17,19 @@ const NAMES: [(&str, &str); 7] = [
     ("xtc_probability", "xtc_probability"),
     ("mirostat", "mirostat"),
 ];
+
+/// Returns the keys for what `generation_config.json` suggests, as far as files have some.
+pub(crate) fn keys(settings: &Map<String, Value>) -> Vec<(String, KeyValue)> {
+    let numbers = NAMES.iter().filter_map(|(key, name)| {
+        let number = settings.get(*name)?.as_f64()?;
+        let value = if *key == "top_k" { KeyValue::from(number as i32) } else { KeyValue::from(number as f32) };
+        Some((format!("general.sampling.{key}"), value))
+    });
+    let suppressed = settings.get("suppress_tokens").and_then(Value::as_array);
+    let ids = suppressed.map(|ids| ids.iter().filter_map(|id| Some(id.as_u64()? as i32)).collect::<Vec<i32>>());
+    let ids = ids.filter(|ids| !ids.is_empty());
+    numbers.chain(ids.map(|ids| ("tokenizer.ggml.suppress_tokens".to_owned(), ids.into()))).collect()
+}
 
 /// Returns what the file with these keys suggests.
 pub fn settings(metadata: &Metadata) -> Result<Map<String, Value>> {

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::file::{Gguf, GgufTensor};
 use super::tensors::{Names, Part, Place};
-use crate::blocks::BlockMatrix;
+use crate::blocks::{BlockMatrix, BlockType};
 use crate::{Error, Result};
 
 /// The tensors of a file.
@@ -33,6 +33,11 @@ impl Source {
     /// Returns true if the file has the tensor `name`.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.find(name).is_some()
+    }
+
+    /// Returns the type of the file's tensor that holds `name`; `None` if there is none.
+    pub(crate) fn stored_type(&self, name: &str) -> Option<BlockType> {
+        self.find(name).map(|(_, tensor)| tensor.kind)
     }
 
     /// Returns the matrix `name` `[rows, columns]`.

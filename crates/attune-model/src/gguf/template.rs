@@ -20,6 +20,13 @@ pub fn read(metadata: &Metadata) -> Result<Option<ChatTemplate>> {
     ChatTemplate::new(sources.collect(), &tokenizer::special_tokens(metadata)?)
 }
 
+/// Returns the keys of templates with these texts by name.
+pub(crate) fn keys(templates: BTreeMap<String, String>) -> Vec<(String, Value)> {
+    let key = |name: &str| if name == "default" { KEY.to_owned() } else { format!("{KEY}.{name}") };
+    let texts = templates.into_iter().map(|(name, text)| (key(&name), Value::from(text)));
+    texts.collect()
+}
+
 /// Returns the templates' texts by name.
 pub fn find(metadata: &Metadata) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();

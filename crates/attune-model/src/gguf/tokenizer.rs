@@ -8,8 +8,10 @@ mod document;
 mod families;
 mod pair_merges;
 mod roles;
+mod rules;
 mod score_merges;
 mod tokens;
+mod writing;
 
 use self::document::Document;
 use super::Metadata;
@@ -18,6 +20,7 @@ use crate::tokenizer::{Tokenizer, TokenizerSource};
 
 pub use self::roles::end_tokens;
 pub(crate) use self::roles::special_tokens;
+pub(crate) use self::writing::keys;
 
 /// What else can be done about a tokenizer that is not read.
 const REMEDY: &str = "give the folder of the original model instead, with its tokenizer.json";

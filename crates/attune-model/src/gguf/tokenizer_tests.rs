@@ -12,7 +12,7 @@ use crate::gguf::{sampling, template};
 use crate::vocabulary::Vocabulary;
 
 /// Makes the keys of a file of JSON values.
-fn metadata(keys: &Json) -> Metadata {
+pub(super) fn metadata(keys: &Json) -> Metadata {
     let values = keys.as_object().unwrap().iter().map(|(key, value)| (key.clone(), of_json(value)));
     Metadata::new("m.gguf", values)
 }
@@ -34,16 +34,16 @@ fn of_json(value: &Json) -> Value {
     }
 }
 
-fn table() -> Json {
+pub(super) fn table() -> Json {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/gguf_tokenizers.json");
     serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
 }
 
-fn texts(table: &Json) -> Vec<&str> {
+pub(super) fn texts(table: &Json) -> Vec<&str> {
     table["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect()
 }
 
-fn ids(row: &Json) -> Vec<u32> {
+pub(super) fn ids(row: &Json) -> Vec<u32> {
     row.as_str().unwrap().split_whitespace().map(|id| id.parse().unwrap()).collect()
 }
 

@@ -1,5 +1,5 @@
 //! A GGUF file with an adapter added to its weights. The changed matrices are no longer in the file's blocks, which
-//! would be rounded a second time: they are written in one of three types with more bits.
+//! would be rounded a second time: they are written in a type with more bits.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -7,102 +7,73 @@ use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
 use bytes::Bytes;
-use half::{bf16, f16};
 
-use super::addition::{Change, to_odd};
-use super::{changes, fault};
-use crate::blocks::BlockType;
+use super::addition::Change;
+use super::plan::as_trained;
+use super::weight_type::WeightType;
+use super::{Base, part_of};
 use crate::gguf::metadata::{Metadata, Value};
 use crate::gguf::tensors::{Names, Part};
 use crate::gguf::writer::{self, TensorToWrite};
 use crate::gguf::{Gguf, GgufTensor};
-use crate::lora::Adapter;
+use crate::matrix::Matrix;
 use crate::{Error, Result};
 
-/// Type of the matrices that an adapter has changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChangedType {
-    /// Half precision.
-    F16,
-    /// Half the bits of single precision.
-    Bf16,
-    /// Eight bits in blocks of 32.
-    Q8_0,
-}
-
-impl ChangedType {
-    fn block_type(self) -> BlockType {
-        match self {
-            Self::F16 => BlockType::F16,
-            Self::Bf16 => BlockType::Bf16,
-            Self::Q8_0 => BlockType::Q8_0,
-        }
-    }
-
-    /// Returns the number in `general.file_type`.
-    fn file_type(self) -> u32 {
-        match self {
-            Self::F16 => 1,
-            Self::Q8_0 => 7,
-            Self::Bf16 => 32,
-        }
-    }
-
-    fn encode(self, values: &[f64]) -> Vec<u8> {
-        match self {
-            Self::F16 => values.iter().flat_map(|value| f16::from_f32(to_odd(*value)).to_le_bytes()).collect(),
-            Self::Bf16 => values.iter().flat_map(|value| bf16::from_f32(to_odd(*value)).to_le_bytes()).collect(),
-            Self::Q8_0 => values.chunks(32).flat_map(q8_0).collect(),
-        }
-    }
-}
-
-/// Returns a block: the scale, which is the largest value's part of 127, and each value in units of it.
-fn q8_0(values: &[f64]) -> Vec<u8> {
-    let largest = values.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
-    let scale = f16::from_f32(to_odd(largest / 127.0));
-    let unit = f64::from(scale.to_f32());
-    let in_units = |value: &f64| if unit == 0.0 { 0 } else { (value / unit).round().clamp(-127.0, 127.0) as i8 };
-    let numbers = values.iter().map(|value| in_units(value).to_le_bytes()[0]);
-    scale.to_le_bytes().into_iter().chain(numbers).collect()
-}
-
-/// Writes the model in the GGUF file `base`, with `adapter` added, to the new file `output`. The changed matrices have the
-/// type `kind`; the file's keys and all other tensors are copied as they are.
-pub fn write_gguf(base: &Path, adapter: &Adapter, output: &Path, kind: ChangedType) -> Result<()> {
-    if output.exists() {
-        return Err(fault(output, "it exists already; name a file that does not"));
-    }
-    let file = Gguf::open(base)?;
+/// Writes the model in the GGUF file `file`, with `changes`, to the new file `output`; the file's keys and all other
+/// tensors are copied as they are, unless training saw all matrices in other blocks.
+pub(super) fn write(
+    base: &Base,
+    file: &Gguf,
+    mut changes: BTreeMap<String, Change>,
+    output: &Path,
+    requested: Option<WeightType>,
+) -> Result<()> {
     let names = Names::of(file.metadata())?;
-    let mut left = changes(adapter)?;
+    let quantize = base.quantize.as_deref();
     let mut changed = BTreeMap::new();
     let mut tensors = Vec::new();
     for (name, tensor) in file.tensors() {
-        let change = change_of(&names, name, &mut left)?;
-        let block_type = if change.is_some() { kind.block_type() } else { tensor.kind };
-        changed.extend(change.map(|change| (name.to_owned(), change)));
-        tensors.push(TensorToWrite { name: name.to_owned(), shape: tensor.shape.clone(), kind: block_type });
+        let change = change_of(&names, name, &mut changes)?;
+        let is_written = change.is_some() || (quantize.is_some() && is_quantized_at_load(name, tensor));
+        if is_written {
+            let own = WeightType::of_blocks(tensor.kind).filter(|_| quantize.is_none());
+            let kind = requested.or(own).unwrap_or(WeightType::F16);
+            changed.insert(name.to_owned(), (change, kind));
+        }
+        let kind = changed.get(name).map_or(tensor.kind, |(_, kind)| kind.block_type());
+        tensors.push(TensorToWrite { name: name.to_owned(), shape: tensor.shape.clone(), kind });
     }
-    if let Some(name) = left.keys().next() {
+    if let Some(name) = changes.keys().next() {
         return Err(file.fault(&format!("the adapter changes `{name}`, which this file has no tensor of its own for")));
     }
-    let metadata = metadata(&file, kind);
-    let mut part = output.as_os_str().to_owned();
-    part.push(".part");
-    let part = Path::new(&part);
-    let written = write_part(part, &metadata, &tensors, |wanted| {
+    let main = changed.values().next().map(|(_, kind)| *kind);
+    write_file(output, &metadata(file, main), &tensors, |wanted| {
         let tensor = file.tensor(&wanted.name).ok_or_else(|| Error::Internal(format!("no `{}`", wanted.name)))?;
         match changed.get(&wanted.name) {
-            Some(change) => added(tensor, change, &wanted.name, kind),
+            Some((change, kind)) => merged(tensor, change.as_ref(), &wanted.name, *kind, quantize),
             None => Ok(tensor.bytes.clone()),
         }
-    });
-    let written =
-        written.and_then(|()| std::fs::rename(part, output).map_err(Error::io(format!("name {}", output.display()))));
+    })
+}
+
+/// Returns true for matrices that `quantize` changes: all but those that choose experts.
+fn is_quantized_at_load(name: &str, tensor: &GgufTensor) -> bool {
+    tensor.shape.len() > 1 && name.ends_with(".weight") && !name.ends_with(".ffn_gate_inp.weight")
+}
+
+/// Writes a new file of `metadata` and `tensors`, whose data `data` returns; nothing is left of a write that fails.
+pub(super) fn write_file(
+    output: &Path,
+    metadata: &Metadata,
+    tensors: &[TensorToWrite],
+    data: impl FnMut(&TensorToWrite) -> Result<Bytes>,
+) -> Result<()> {
+    let part = part_of(output);
+    let written = write_part(&part, metadata, tensors, data)
+        .and_then(|()| std::fs::rename(&part, output).map_err(Error::io(format!("name {}", output.display()))));
     if written.is_err() {
         // The reason matters more than what may be left.
-        let _ = std::fs::remove_file(part);
+        let _ = std::fs::remove_file(&part);
     }
     written
 }
@@ -135,32 +106,25 @@ fn change_of(names: &Names, name: &str, changes: &mut BTreeMap<String, Change>) 
     }
 }
 
-fn added(tensor: &GgufTensor, change: &Change, name: &str, kind: ChangedType) -> Result<Bytes> {
-    let values = change.sum(name, &tensor.shape, &tensor.matrix()?.dequantize()?)?;
-    Ok(kind.encode(&values).into())
+fn merged(
+    tensor: &GgufTensor,
+    change: Option<&Change>,
+    name: &str,
+    kind: WeightType,
+    quantize: Option<&str>,
+) -> Result<Bytes> {
+    let values = as_trained(&Matrix::Blocks(tensor.matrix()?), quantize)?;
+    let values = match change {
+        Some(change) => change.sum(name, &tensor.shape, &values)?,
+        None => values.into_iter().map(f64::from).collect(),
+    };
+    kind.encode(name, &values).map(Into::into)
 }
 
-/// Returns the file's keys, but for those about its shards, with the type that most weights have now.
-fn metadata(file: &Gguf, kind: ChangedType) -> Metadata {
-    let kept = file.metadata().iter().filter(|(key, _)| !key.starts_with("split.") && *key != "general.file_type");
+/// Returns the file's keys, but for those about its shards, with the type of the changed matrices, which are most.
+fn metadata(file: &Gguf, kind: Option<WeightType>) -> Metadata {
+    let kept = file.metadata().iter().filter(|(key, _)| !key.starts_with("split."));
     let kept = kept.map(|(key, value)| (key.to_owned(), value.clone()));
-    let file_type = ("general.file_type".to_owned(), Value::from(kind.file_type()));
-    Metadata::new(file.metadata().origin(), kept.chain(std::iter::once(file_type)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_block_of_eight_bits_is_within_half_a_step() {
-        let values: Vec<f64> = (0..32).map(|number| f64::from(number * number) / 100.0 - 3.0).collect();
-        let block = q8_0(&values);
-        let scale = f64::from(f16::from_le_bytes([block[0], block[1]]).to_f32());
-        for (value, stored) in values.iter().zip(&block[2..]) {
-            let read = scale * f64::from(i8::from_le_bytes([*stored]));
-            assert!((read - value).abs() <= scale * 0.51, "{value} became {read}");
-        }
-        assert_eq!(q8_0(&[0.0; 32]), [0; 34]);
-    }
+    let file_type = kind.map(|kind| ("general.file_type".to_owned(), Value::from(kind.file_type())));
+    Metadata::new(file.metadata().origin(), kept.chain(file_type))
 }

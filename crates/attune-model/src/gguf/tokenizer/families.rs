@@ -149,7 +149,29 @@ pub(super) fn of(metadata: &Metadata) -> Result<Family> {
     })
 }
 
-fn named(name: &str) -> Option<Family> {
+/// Names of families that files are written with: of those with the same rules, one that llama.cpp has known for long.
+pub(super) const WRITTEN: [&str; 17] = [
+    "llama-bpe",
+    "qwen2",
+    "smollm",
+    "gpt-2",
+    "tekken",
+    "gpt-4o",
+    "smaug-bpe",
+    "glm4",
+    "stablelm2",
+    "qwen35",
+    "command-r",
+    "olmo",
+    "deepseek-llm",
+    "deepseek-coder",
+    "deepseek-v3",
+    "falcon",
+    "minicpm5",
+];
+
+/// Returns the family of this name; `None` if its rules are not known exactly.
+pub(super) fn named(name: &str) -> Option<Family> {
     let words = |steps| Family { steps, ..PLAIN };
     let llama_3 = words(&[Step::Match(LLAMA_3), Step::Bytes]);
     let qwen_2 = words(&[Step::Match(QWEN_2), Step::Bytes]);

@@ -53,9 +53,14 @@ const END_MARKS: [&str; 22] = [
     "[e~[",
 ];
 
+/// Returns the key of the token with a role, such as `bos_token`; `None` for a role that files do not have.
+pub(super) fn key_of(role: &str) -> Option<&'static str> {
+    ROLES.iter().find(|(name, _)| *name == role).map(|(_, key)| *key)
+}
+
 /// Returns the token that has a role, such as `bos_token`; `None` if there is none.
 pub(super) fn role<'a>(metadata: &Metadata, tokens: &'a Tokens<'_>, role: &str) -> Result<Option<(u32, &'a str)>> {
-    let key = ROLES.iter().find(|(name, _)| *name == role).map(|(_, key)| *key);
+    let key = key_of(role);
     let mut id = key.map(|key| metadata.token(key)).transpose()?.flatten();
     if id.is_none() && metadata.text("tokenizer.ggml.model")? == Some("llama") {
         id = SENTENCE_PIECE_IDS.iter().find(|(name, _)| *name == role).map(|(_, id)| *id);
