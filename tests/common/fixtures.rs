@@ -24,7 +24,7 @@ use candle_core::{Device, Tensor};
 use serde_json::json;
 
 /// All families, each with its particulars.
-pub(crate) const FAMILIES: [&str; 23] = [
+pub(crate) const FAMILIES: [&str; 25] = [
     "llama",
     "llama3_rope",
     "llama_bias_heads",
@@ -39,6 +39,8 @@ pub(crate) const FAMILIES: [&str; 23] = [
     "gemma3",
     "gemma3_linear_rope",
     "granite",
+    "granite_hybrid",
+    "granite_hybrid_nope",
     "olmo2",
     "olmo3",
     "phi3",
@@ -51,7 +53,7 @@ pub(crate) const FAMILIES: [&str; 23] = [
 ];
 
 /// Families that come with a PEFT adapter and a training run.
-pub(crate) const TRAINED_FAMILIES: [&str; 14] = [
+pub(crate) const TRAINED_FAMILIES: [&str; 15] = [
     "llama",
     "qwen2",
     "qwen3",
@@ -59,6 +61,7 @@ pub(crate) const TRAINED_FAMILIES: [&str; 14] = [
     "gemma2",
     "gemma3",
     "granite",
+    "granite_hybrid",
     "olmo2",
     "phi3_longrope",
     "ministral3",

@@ -27,7 +27,7 @@ const TOLERANCE: f32 = 1e-5;
 
 /// Fixtures with the architecture that their files have, and whether a file can say all that the fixture's configuration
 /// says.
-const FAMILIES: [(&str, &str, bool); 16] = [
+const FAMILIES: [(&str, &str, bool); 18] = [
     ("llama", "llama", true),
     // Query and key with biases, and heads that are no power of two wide.
     ("llama_bias_heads", "llama", true),
@@ -40,6 +40,9 @@ const FAMILIES: [(&str, &str, bool); 16] = [
     ("gemma2", "gemma2", false),
     ("gemma3_linear_rope", "gemma3", false),
     ("granite", "granite", true),
+    // Files hold its gate and up one by one.
+    ("granite_hybrid", "granite", true),
+    ("granite_hybrid_nope", "granite", true),
     ("olmo2", "olmo2", true),
     ("olmo3", "olmo2", true),
     ("phi3", "phi3", true),
@@ -55,6 +58,27 @@ type Tensors = HashMap<String, Tensor>;
 fn tensors_of(folder: &Path) -> Tensors {
     let tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
     tensors.into_iter().map(|(name, tensor)| (name, tensor.to_dtype(DType::F32).unwrap())).collect()
+}
+
+/// Returns the tensors with the layers that files hold one by one apart: gate and up of Granite 4.
+fn as_in_files(tensors: Tensors) -> Tensors {
+    let mut apart = Tensors::new();
+    for (name, tensor) in tensors {
+        let Some((block, layer)) = name.split_once(".shared_mlp.") else {
+            apart.insert(name, tensor);
+            continue;
+        };
+        if layer == "output_linear.weight" {
+            apart.insert(format!("{block}.mlp.down_proj.weight"), tensor);
+            continue;
+        }
+        assert_eq!(layer, "input_linear.weight");
+        let halves = tensor.chunk(2, 0).unwrap();
+        for (half, layer) in halves.iter().zip(["gate_proj", "up_proj"]) {
+            apart.insert(format!("{block}.mlp.{layer}.weight"), half.contiguous().unwrap());
+        }
+    }
+    apart
 }
 
 fn json_of(folder: &Path) -> Json {
@@ -125,6 +149,14 @@ fn family_keys(json: &Json, architecture: &str) -> Vec<(&'static str, Value)> {
                 keys.push(("rope.scaling.attn_factor", (factor as f32).into()));
                 keys.push(("rope.scaling.original_context_length", (original as u32).into()));
             }
+        }
+        "granite" if json["shared_intermediate_size"].is_u64() => {
+            let number = |name: &str| Value::from(json[name].as_u64().unwrap() as u32);
+            keys.push(("expert_count", number("num_local_experts")));
+            keys.push(("expert_shared_feed_forward_length", number("shared_intermediate_size")));
+            keys.push(("ssm.conv_kernel", number("mamba_d_conv")));
+            keys.push(("ssm.state_size", number("mamba_d_state")));
+            keys.push(("rope.scaling.finetuned", (json["position_embedding_type"] == "rope").into()));
         }
         "mistral3" => {
             let number = |name: &str| Value::from(rope[name].as_f64().unwrap() as f32);
@@ -234,7 +266,7 @@ fn write(source: &Path, architecture: &str, form: Form, more: Vec<(String, Value
         let values = BlockMatrix::new(kind, rows, columns, bytes.into()).unwrap().dequantize().unwrap();
         Tensor::from_vec(values, tensor.dims(), &Device::Cpu).unwrap()
     };
-    let mut tensors: Vec<_> = tensors_of(source).into_iter().collect();
+    let mut tensors: Vec<_> = as_in_files(tensors_of(source)).into_iter().collect();
     tensors.sort_by(|one, other| one.0.cmp(&other.0));
     let mut fusing: HashMap<String, Vec<Tensor>> = HashMap::new();
     for (name, tensor) in &tensors {
@@ -351,7 +383,7 @@ fn a_quantized_file_gives_the_logits_of_its_dequantized_weights() {
             }
             let tokens = Reference::read(family, "reference.safetensors").ids("input_ids");
             // Norms have no blocks: those of the fixture are those of the file, but for Gemma's 1.
-            let mut plain = tensors_of(&folder(family));
+            let mut plain = as_in_files(tensors_of(&folder(family)));
             plain.extend(tensors.into_iter().filter(|(name, _)| !name.ends_with("norm.weight")));
             let expected = logits(&in_safetensors(&config, &plain), &tokens);
             let largest = expected.iter().fold(0_f32, |largest, logit| largest.max(logit.abs()));

@@ -21,7 +21,7 @@ use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
-const FAMILIES: [&str; 14] = [
+const FAMILIES: [&str; 15] = [
     "llama",
     "qwen2",
     "qwen3",
@@ -29,6 +29,7 @@ const FAMILIES: [&str; 14] = [
     "gemma2",
     "gemma3",
     "granite",
+    "granite_hybrid",
     "olmo2",
     "phi3_longrope",
     "ministral3",

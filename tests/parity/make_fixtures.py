@@ -123,6 +123,19 @@ GRANITE_FACTORS = dict(
     embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.6, logits_scaling=1.25
 )
 
+# Granite 4 without Mamba layers and experts. The width of these, `intermediate_size`, has no effect.
+GRANITE_HYBRID = dict(
+    **GRANITE_FACTORS,
+    num_hidden_layers=2,
+    layer_types=["attention", "attention"],
+    num_local_experts=0,
+    num_experts_per_tok=0,
+    intermediate_size=48,
+    shared_intermediate_size=112,
+    time_step_limit=[0.0, 1.0],  # of Mamba; the default is infinite, which JSON has no number for
+    tie_word_embeddings=True,
+)
+
 
 # One entry per folder: the model type, what differs from COMMON, and the length of
 # the reference sequence. `without` holds changes of the config that must change the
@@ -358,8 +371,28 @@ FAMILIES = {
             dict(rope_parameters={**ministral_rope(0.3), "rope_type": "default"}),
         ],
     ),
+    "granite_hybrid": dict(
+        model_type="granitemoehybrid",
+        seed=540000,
+        config=dict(**GRANITE_HYBRID, position_embedding_type="rope", rope_parameters=plain_rope(10000.0)),
+        without=[
+            dict(embedding_multiplier=1.0),
+            dict(attention_multiplier=0.25),
+            dict(residual_multiplier=1.0),
+            dict(logits_scaling=1.0),
+            dict(position_embedding_type="nope"),
+            dict(rope_parameters=plain_rope(500.0)),
+        ],
+        modules=["q_proj", "k_proj", "v_proj", "o_proj", "input_linear", "output_linear"],
+    ),
+    "granite_hybrid_nope": dict(
+        model_type="granitemoehybrid",
+        seed=550000,
+        config=dict(**GRANITE_HYBRID, position_embedding_type="nope", rope_parameters=plain_rope(10000.0)),
+        without=[dict(position_embedding_type="rope")],
+    ),
 }
-ADAPTER_FAMILIES = ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "olmo2", "phi3_longrope", "ministral3"]
+ADAPTER_FAMILIES = ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "granite_hybrid", "olmo2", "phi3_longrope", "ministral3"]
 FAMILIES |= expert_families.FAMILIES
 ADAPTER_FAMILIES += expert_families.FAMILIES
 # Their norms hold their weights minus 1.
@@ -391,6 +424,7 @@ def float64_rerun(model_type):
         "gemma2": "Gemma2",
         "gemma3_text": "Gemma3",
         "granite": "Granite",
+        "granitemoehybrid": "GraniteMoeHybrid",
         "olmo2": "Olmo2",
         "olmo3": "Olmo3",
     }
@@ -580,6 +614,8 @@ def old_style(config):
     else:  # these were spelt "type" when they came
         config["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
     config["torch_dtype"] = config.pop("dtype")
+    if config["model_type"] == "granitemoehybrid":  # its types had other names
+        config["layers_block_type"] = ["attention"] * len(config["layer_types"])
     config.pop("layer_types", None)
     config.pop("no_rope_layers", None)
     config["transformers_version"] = "4.45.0"
@@ -588,6 +624,8 @@ def old_style(config):
 
 def check_rope_bands(model, rope):
     """The scaled frequencies must fall into all bands that the scaling tells apart."""
+    if model.model.rotary_emb is None:
+        return
     name = "inv_freq"
     if "full_attention" in rope:
         rope, name = rope["full_attention"], "full_attention_inv_freq"

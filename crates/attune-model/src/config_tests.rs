@@ -44,6 +44,8 @@ fn both_spellings_of_a_configuration_mean_the_same() {
         "gemma3",
         "gemma3_linear_rope",
         "granite",
+        "granite_hybrid",
+        "granite_hybrid_nope",
         "olmo2",
         "olmo3",
     ] {
@@ -180,6 +182,33 @@ fn phi3_has_its_own_defaults_and_fused_layers() {
     assert_eq!(config.modules.len(), 4);
     assert_eq!(config.ropes, [RopeParameters::whole(10_000.0, RopeScaling::None)]);
     assert_eq!(parse("phi3", r#","sliding_window":5"#).unwrap().sliding_windows, [Some(5); 4]);
+}
+
+#[test]
+fn granite_4_has_attention_alone_and_one_mlp() {
+    const ATTENTION: &str = r#","layer_types":["attention","attention","full_attention","attention"]"#;
+    let hybrid = |more: &str| parse("granitemoehybrid", &format!("{ATTENTION},\"num_local_experts\":0{more}"));
+    let config = hybrid("").unwrap();
+    assert_eq!((config.intermediate_size, config.modules.len()), (1024, 6));
+    assert_eq!(config.rotary, [None; 4], "missing means no rotation");
+    assert_eq!(hybrid(r#","position_embedding_type":"nope""#).unwrap().rotary, [None; 4]);
+    let config = hybrid(r#","position_embedding_type":"rope","shared_intermediate_size":24,"mlp_bias":true"#).unwrap();
+    assert_eq!((config.intermediate_size, config.rotary[3], config.biases.mlp), (24, Some(0), false));
+    for (fields, blamed) in [
+        (r#""num_local_experts":0"#, "without `layer_types` the model has Mamba layers"),
+        (r#""num_local_experts":0,"layers_block_type":["attention","attention","mamba","attention"]"#, "`mamba`"),
+        (r#""num_local_experts":0,"layer_types":["attention","linear_attention","x","x"]"#, "`linear_attention`"),
+        (r#""num_local_experts":0,"layer_types":["attention"]"#, "4 entries"),
+        (&ATTENTION[1..], "without `num_local_experts` the model has experts"),
+        (&format!("{},\"num_local_experts\":32", &ATTENTION[1..]), "`num_local_experts` 32"),
+        (
+            &format!("{},\"num_local_experts\":0,\"position_embedding_type\":\"alibi\"", &ATTENTION[1..]),
+            "position_embedding_type `alibi`",
+        ),
+    ] {
+        let error = parse("granitemoehybrid", &format!(",{fields}")).unwrap_err();
+        assert!(error.contains(blamed), "{fields}: {error}");
+    }
 }
 
 #[test]

@@ -26,7 +26,9 @@ pub use self::weight_type::WeightType;
 use crate::checkpoint::Checkpoint;
 use crate::folder::{self, Form};
 use crate::gguf::Gguf;
+use crate::gguf::tensors::Names;
 use crate::lora::Adapter;
+use crate::sites::Module;
 use crate::{Error, Result, python_json};
 
 /// Files beside the weights that are copied.
@@ -104,7 +106,7 @@ fn write_parts(
     kind: Option<WeightType>,
     file_bytes: usize,
 ) -> Result<()> {
-    let changes = changes(adapter)?;
+    let changes = changes(adapter, |module| vec![*module])?;
     if let (Checkpoint::Folder(folder), None) = (checkpoint, &base.quantize)
         && copied_folder::are_plain(folder, &changes)?
     {
@@ -123,21 +125,27 @@ pub fn write_gguf(base: &Base, adapter: &Adapter, output: &Path, kind: Option<We
     if output.exists() {
         return Err(fault(output, "it exists already; name a file that does not"));
     }
-    let changes = changes(adapter)?;
     match base.checkpoint()? {
-        Checkpoint::Gguf(file) => gguf_file::write(base, &file, changes, output, kind),
+        Checkpoint::Gguf(file) => {
+            let names = Names::of(file.metadata())?;
+            let changes = changes(adapter, |module| names.in_file(module))?;
+            gguf_file::write(base, &file, &names, changes, output, kind)
+        }
         Checkpoint::Folder(folder) => {
+            let changes = changes(adapter, |module| vec![*module])?;
             let checkpoint = Checkpoint::Folder(folder.clone());
             new_gguf::write(base, &checkpoint, &folder, changes, output, kind)
         }
     }
 }
 
-/// Returns what is added to the tensors, by their names without `model.`.
-fn changes(adapter: &Adapter) -> Result<BTreeMap<String, Change>> {
+/// Returns what is added to the tensors, by their names without `model.`. `stored` returns the layers that the base has
+/// in the place of one.
+fn changes(adapter: &Adapter, stored: impl Fn(&Module) -> Vec<Module>) -> Result<BTreeMap<String, Change>> {
+    let modules: Vec<Module> = adapter.modules.iter().flat_map(stored).collect();
     let mut changes = BTreeMap::new();
     for (index, layer) in adapter.layers.iter().enumerate() {
-        for module in adapter.modules {
+        for module in &modules {
             if let Some(pair) = layer.whole(module)? {
                 changes.insert(format!("layers.{index}.{}.weight", module.path), Change::of(&pair)?);
             }

@@ -80,8 +80,18 @@ pub const FUSED: [Module; 4] = [
     Module::new("mlp.down_proj", &[Site::Down]),
 ];
 
+/// The layers of a block of Granite 4, whose MLP is the one that its experts would share.
+pub(crate) const SHARED_MLP: [Module; 6] = [
+    PLAIN[0],
+    PLAIN[1],
+    PLAIN[2],
+    PLAIN[3],
+    Module::new("shared_mlp.input_linear", &[Site::Gate, Site::Up]),
+    Module::new("shared_mlp.output_linear", &[Site::Down]),
+];
+
 /// The layers of all families, each in one list at least.
-pub const KNOWN: [&[Module]; 2] = [&PLAIN, &FUSED];
+pub const KNOWN: [&[Module]; 3] = [&PLAIN, &FUSED, &SHARED_MLP];
 
 impl Module {
     /// Creates the layer at `path`.

@@ -255,7 +255,9 @@ fn names(model: &ModelConfig) -> String {
 /// Returns the names of everything in the model that is no linear layer of a block.
 fn other_modules(model: &ModelConfig) -> Vec<String> {
     let outside = ["model", "model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head"];
-    let mut inside: Vec<String> = ["", ".self_attn", ".mlp", ".mlp.act_fn"].map(str::to_owned).into();
+    let is_shared = model.modules.iter().any(|module| module.path.starts_with("shared_mlp."));
+    let mlp = if is_shared { [".shared_mlp", ".shared_mlp.activation"] } else { [".mlp", ".mlp.act_fn"] };
+    let mut inside: Vec<String> = ["", ".self_attn"].into_iter().chain(mlp).map(str::to_owned).collect();
     let norms = [true, false].into_iter().flat_map(|of_attention| model.norm_places.names(of_attention)).flatten();
     inside.extend(norms.map(|norm| format!(".{norm}")));
     if model.query_key_norm.is_some() {

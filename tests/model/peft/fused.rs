@@ -65,13 +65,17 @@ fn adapters_of_single_sites_are_refused_by_the_name_of_their_layer() {
     config["target_modules"] = json!(["q_proj", "v_proj"]);
     let config = serde_json::to_vec(&config).unwrap();
     let tensor = |rows, columns| Tensor::zeros((rows, columns), DType::F32, &Device::Cpu).unwrap();
-    for (site, layer) in [("self_attn.q_proj", "qkv_proj"), ("mlp.up_proj", "gate_up_proj")] {
+    for (family, site, layer) in [
+        (FUSED, "self_attn.q_proj", "qkv_proj"),
+        (FUSED, "mlp.up_proj", "gate_up_proj"),
+        ("granite_hybrid", "mlp.gate_proj", "input_linear"),
+    ] {
         let name = format!("base_model.model.model.layers.0.{site}");
         let separate = HashMap::from([
             (format!("{name}.lora_A.weight"), tensor(4, 64)),
             (format!("{name}.lora_B.weight"), tensor(64, 4)),
         ]);
-        let error = refused(&config, &separate, FUSED);
+        let error = refused(&config, &separate, family);
         assert!(error.contains(site) && error.contains(&format!("its layer is `{layer}`")), "{error}");
     }
 }

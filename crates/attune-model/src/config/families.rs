@@ -30,6 +30,7 @@ const ALL: &[&Family] = &[
     &gemma::GEMMA3,
     &gemma::GEMMA3_TEXT,
     &granite::GRANITE,
+    &granite::GRANITE_HYBRID,
     &olmo::OLMO2,
     &olmo::OLMO3,
     &mixtures::QWEN3_MOE,

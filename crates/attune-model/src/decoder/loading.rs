@@ -70,8 +70,20 @@ impl BlockWeights<'_> {
         loaded.try_into().map_err(|_| Error::Internal("one layer for each site".into()))
     }
 
-    /// Loads the layer `module` as the linear layers of its sites, whose rows it holds one after the other.
+    /// Loads the layer `module` as the linear layers of its sites, whose rows it holds one after the other. Some files
+    /// hold these one by one, under the names that they have in most families (GGUF files of Granite 4).
     fn module(&self, module: &Module) -> Result<Vec<Projection>> {
+        let weight = |path: &str| self.name(&format!("{path}.weight"));
+        let is_whole = self.weights.has(&weight(module.path));
+        if !is_whole && module.sites.iter().all(|site| self.weights.has(&weight(site.path()))) {
+            let single = |site: &'static Site| self.rows_of(&Module::new(site.path(), std::slice::from_ref(site)));
+            return Ok(module.sites.iter().map(single).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect());
+        }
+        self.rows_of(module)
+    }
+
+    /// Loads the layer `module`, which is one tensor.
+    fn rows_of(&self, module: &Module) -> Result<Vec<Projection>> {
         let (output, input) = module.shape(self.config);
         let name = self.name(module.path);
         let weight = self.weights.matrix(&format!("{name}.weight"), [output, input])?;

@@ -78,6 +78,8 @@ impl Architecture {
             "olmo3" => "olmo2",
             "qwen3_moe" => "qwen3moe",
             "gpt_oss" => "gpt-oss",
+            // Converters write a model without Mamba layers as one of Granite 3.
+            "granitemoehybrid" => "granite",
             same => same,
         };
         ALL.iter().find(|(known, _)| *known == name).map(|(_, architecture)| *architecture)

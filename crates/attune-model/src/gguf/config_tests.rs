@@ -155,6 +155,28 @@ fn scales_of_granite_have_the_names_of_transformers() {
 }
 
 #[test]
+fn granite_4_is_told_by_the_width_of_its_shared_mlp() {
+    let keys: [(&str, Key); 4] = [
+        ("expert_shared_feed_forward_length", 128_u32.into()),
+        ("expert_count", 0_u32.into()),
+        ("ssm.conv_kernel", 4_u32.into()),
+        ("rope.scaling.finetuned", true.into()),
+    ];
+    let expected = json!({
+        "model_type": "granitemoehybrid", "shared_intermediate_size": 128, "num_local_experts": 0,
+        "layer_types": vec!["attention"; 6], "position_embedding_type": "rope",
+    });
+    assert_fields(&translated("granite", &keys, &[]).unwrap(), &expected);
+    let unrotated = [&keys[..3], &[("rope.scaling.finetuned", false.into())]].concat();
+    assert_fields(&translated("granite", &unrotated, &[]).unwrap(), &json!({ "position_embedding_type": null }));
+    for (name, key) in [("expert_shared_feed_forward_length", 64_u32), ("expert_count", 8)] {
+        let other: (&str, Key) = (name, key.into());
+        let said = translated("granite", &[&keys[..1], &[other]].concat(), &[]).unwrap_err().to_string();
+        assert!(said.contains(&format!("`granite.{name}`")), "{said}");
+    }
+}
+
+#[test]
 fn experts_are_counted_and_other_choices_of_them_refused() {
     let experts: [(&str, Key); 3] = [
         ("expert_count", 8_u32.into()),

@@ -49,7 +49,9 @@ pub fn write(adapter: &Adapter, names: &Names) -> Result<Vec<u8>> {
     let mut pairs = Vec::new();
     for (index, layer) in adapter.layers.iter().enumerate() {
         for module in adapter.modules {
-            pairs.extend(layer.whole(module)?.map(|pair| (format!("model.layers.{index}.{}", module.path), pair)));
+            for module in names.in_file(module) {
+                pairs.extend(layer.whole(&module)?.map(|pair| (format!("model.layers.{index}.{}", module.path), pair)));
+            }
         }
     }
     // 0 would mean that the change is not scaled at all.

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::architecture::Architecture;
 use super::metadata::Metadata;
 use crate::Result;
+use crate::sites::Module;
 
 /// Names of a model's tensors in both forms.
 #[derive(Debug, Clone)]
@@ -141,6 +142,16 @@ impl Names {
         };
         let direct = self.block_names().find(|(known, _)| *known == rest).map(|(_, file)| at(file, Part::Whole));
         direct.into_iter().chain(self.fused(rest).map(|(file, rows)| at(file, Part::Rows(rows)))).collect()
+    }
+
+    /// Returns the layers that files hold in the place of `module`: itself, or those of its sites one by one, under the
+    /// names that they have in most families.
+    pub fn in_file(&self, module: &Module) -> Vec<Module> {
+        let is_whole = self.block_names().any(|(known, _)| known == module.path);
+        if is_whole {
+            return vec![*module];
+        }
+        module.sites.iter().map(|site| Module::new(site.path(), std::slice::from_ref(site))).collect()
     }
 
     /// Returns transformers' names for the file's tensor `name`, one for each expert if it is a stack of them; none for a

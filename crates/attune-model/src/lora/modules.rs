@@ -1,5 +1,5 @@
 //! Linear layers as checkpoints and PEFT name them. Most families have one for each [`Site`]; some hold several sites
-//! in one *fused* layer, one's rows after the other's (Phi-3: `qkv_proj`, `gate_up_proj`).
+//! in one *fused* layer, one's rows after the other's (Phi-3: `qkv_proj`, `gate_up_proj`; Granite 4: `input_linear`).
 //!
 //! An update of a fused layer has one A, and a B whose rows are those of its sites in turn. The decoder applies it site
 //! by site, as pairs that share their A; files and training have it whole.

@@ -19,21 +19,21 @@ use crate::gguf::{Gguf, GgufTensor};
 use crate::matrix::Matrix;
 use crate::{Error, Result};
 
-/// Writes the model in the GGUF file `file`, with `changes`, to the new file `output`; the file's keys and all other
+/// Writes the model in the GGUF file `file`, whose tensors have the `names`, with `changes`, to the new file `output`; the file's keys and all other
 /// tensors are copied as they are, unless training saw all matrices in other blocks.
 pub(super) fn write(
     base: &Base,
     file: &Gguf,
+    names: &Names,
     mut changes: BTreeMap<String, Change>,
     output: &Path,
     requested: Option<WeightType>,
 ) -> Result<()> {
-    let names = Names::of(file.metadata())?;
     let quantize = base.quantize.as_deref();
     let mut changed = BTreeMap::new();
     let mut tensors = Vec::new();
     for (name, tensor) in file.tensors() {
-        let change = change_of(&names, name, &mut changes)?;
+        let change = change_of(names, name, &mut changes)?;
         let is_written = change.is_some() || (quantize.is_some() && is_quantized_at_load(name, tensor));
         if is_written {
             let own = WeightType::of_blocks(tensor.kind).filter(|_| quantize.is_none());

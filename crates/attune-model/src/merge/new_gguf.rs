@@ -59,7 +59,7 @@ pub(super) fn write(
     let mut keys = gguf::config::keys(architecture, &plan.config, &fields);
     let names = Names::of(&Metadata::new(folder.display().to_string(), keys.iter().cloned()))?;
     let usual = super::usual_type(checkpoint, plan.config.overflows_f16)?;
-    let outputs = outputs(&plan, &names, usual, requested)?;
+    let outputs = outputs(checkpoint, &plan, &names, usual, requested)?;
     let divisors = gguf::config::tensors(architecture, &plan.config);
     check_shape(&plan, &keys, &outputs, &divisors, output)?;
     keys.extend(general(folder, &outputs));
@@ -86,6 +86,7 @@ pub(super) fn write(
 
 /// Lists the tensors of the file by name.
 fn outputs<'a>(
+    checkpoint: &Checkpoint,
     plan: &'a Plan,
     names: &Names,
     usual: WeightType,
@@ -93,7 +94,7 @@ fn outputs<'a>(
 ) -> Result<BTreeMap<String, Output<'a>>> {
     let mut outputs: BTreeMap<String, Output<'a>> = BTreeMap::new();
     for item in &plan.items {
-        let missing = || Error::Internal(format!("GGUF files have no place for `{}`", item.name));
+        let missing = || checkpoint.fault(&format!("GGUF files have no place for `{}` as a whole", item.name));
         let place = names.places(&item.name).into_iter().next().ok_or_else(missing)?;
         let kind = match item.kind {
             Kind::Matrix => requested.or(item.own).unwrap_or(usual),

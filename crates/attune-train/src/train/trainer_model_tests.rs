@@ -248,6 +248,7 @@ fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
         "gemma2",
         "gemma3",
         "granite",
+        "granite_hybrid",
         "olmo2",
         "phi3_longrope",
         "ministral3",

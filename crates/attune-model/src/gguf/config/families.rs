@@ -160,7 +160,11 @@ fn set_windows(pattern: usize, keys: &Keys<'_>, fields: &mut Map<String, Value>)
 fn granite(keys: &Keys<'_>, fields: &mut Map<String, Value>) -> Result<()> {
     dense("granite", keys, fields)?;
     // For this architecture the key says whether positions are rotated at all.
-    if keys.flag("rope.scaling.finetuned")? == Some(false) {
+    let is_rotated = keys.flag("rope.scaling.finetuned")? != Some(false);
+    // Only Granite 4 has it, whose MLP is the one that its experts would share.
+    if let Some(width) = keys.optional_size("expert_shared_feed_forward_length")? {
+        granite_hybrid(width, is_rotated, keys, fields)?;
+    } else if !is_rotated {
         return Err(keys.fault("rope.scaling.finetuned", "is false: models without rotation are not supported"));
     }
     let head_dim = fields["head_dim"].as_f64().unwrap_or(1.0);
@@ -174,6 +178,24 @@ fn granite(keys: &Keys<'_>, fields: &mut Map<String, Value>) -> Result<()> {
         let number = keys.number(key)?.filter(|number| number.abs() > 0.0).unwrap_or(default);
         set(fields, field, json!(number));
     }
+    Ok(())
+}
+
+/// Adds what Granite 4 without Mamba layers has. Files say how wide these would be, too.
+fn granite_hybrid(width: usize, is_rotated: bool, keys: &Keys<'_>, fields: &mut Map<String, Value>) -> Result<()> {
+    if fields["intermediate_size"] != json!(width) {
+        let message = "differs from `feed_forward_length`, which is not supported";
+        return Err(keys.fault("expert_shared_feed_forward_length", message));
+    }
+    for name in ["conv_kernel", "state_size", "group_count", "inner_size", "time_step_rank"] {
+        keys.optional_count(&format!("ssm.{name}"))?;
+    }
+    let layers = fields["num_hidden_layers"].as_u64().unwrap_or(0) as usize;
+    set(fields, "model_type", json!("granitemoehybrid"));
+    set(fields, "shared_intermediate_size", json!(width));
+    set(fields, "num_local_experts", json!(0));
+    set(fields, "layer_types", json!(vec!["attention"; layers]));
+    set(fields, "position_embedding_type", json!(is_rotated.then_some("rope")));
     Ok(())
 }
 
