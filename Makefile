@@ -74,7 +74,7 @@ parity: setup .venv-parity/.installed .venv-bench/.installed ## Compare with tra
 	@.venv-parity/bin/python tests/parity/make_loglikelihoods.py
 	@cargo test --locked --test model
 	@PARITY_OUT="$$(tools/target-dir)/parity" cargo test --locked --test model -- --ignored
-	@for family in llama qwen2 qwen3 smollm3 gemma2 gemma3 granite granite_hybrid olmo2 phi3_longrope ministral3 qwen3_moe mixtral olmoe gpt_oss; do \
+	@for family in llama qwen2 qwen3 smollm3 gemma2 gemma3 granite granite_hybrid olmo2 phi3_longrope ministral3 qwen3_moe mixtral olmoe gpt_oss lfm2; do \
 		.venv-parity/bin/python tests/parity/check_adapter.py "tests/fixtures/$$family" \
 			"$$(tools/target-dir)/parity/$$family" "$$(tools/target-dir)/parity/$$family.safetensors"; done
 	@cargo build --locked --release

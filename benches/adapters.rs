@@ -47,7 +47,7 @@ fn main() -> Result<(), Failure> {
 fn adapter(model: &ModelConfig) -> Result<Adapter, Failure> {
     let mut layers = vec![LoraLayer::default(); model.num_hidden_layers];
     for layer in &mut layers {
-        for site in Site::ALL {
+        for site in Site::USUAL {
             let (output, input) = site.shape(model);
             let matrix = |shape| Tensor::rand(-1f32, 1f32, shape, &Device::Cpu);
             layer.set(site, LoraPair { a: matrix((RANK, input))?, b: matrix((output, RANK))?, scale: 2.0 });

@@ -117,13 +117,14 @@ fn random_model(folder: &Path) -> Result<ModelConfig, Failure> {
     tensors.insert("model.embed_tokens.weight".to_owned(), random((config.vocab_size, hidden))?);
     tensors.insert("model.norm.weight".to_owned(), ones()?);
     for layer in 0..config.num_hidden_layers {
-        for site in Site::ALL {
+        for site in Site::USUAL {
             let shape = match site {
                 Site::Query => (query_width, hidden),
                 Site::Key | Site::Value => (key_width, hidden),
                 Site::Output => (hidden, query_width),
                 Site::Gate | Site::Up => (intermediate, hidden),
                 Site::Down => (hidden, intermediate),
+                Site::ConvolutionInput | Site::ConvolutionOutput => continue,
             };
             tensors.insert(format!("model.layers.{layer}.{}.weight", site.path()), random(shape)?);
         }
@@ -142,13 +143,14 @@ fn adapter(config: &ModelConfig, rank: usize) -> Result<Adapter, Failure> {
     let mut layers = Vec::new();
     for _ in 0..config.num_hidden_layers {
         let mut layer = LoraLayer::default();
-        for site in Site::ALL {
+        for site in Site::USUAL {
             let (input, output) = match site {
                 Site::Query => (hidden, query_width),
                 Site::Key | Site::Value => (hidden, key_width),
                 Site::Output => (query_width, hidden),
                 Site::Gate | Site::Up => (hidden, intermediate),
                 Site::Down => (intermediate, hidden),
+                Site::ConvolutionInput | Site::ConvolutionOutput => continue,
             };
             let a = Tensor::randn(0.0_f32, 0.02, (rank, input), &Device::Cpu)?;
             let b = Tensor::randn(0.0_f32, 0.02, (output, rank), &Device::Cpu)?;

@@ -19,8 +19,8 @@ use crate::adapters::peft::host::HostAdapter;
 use crate::adapters::pieces::Pieces;
 use crate::adapters::{Error, Result};
 use crate::model::ModelConfig;
-use crate::model::lora::modules::Module;
-use crate::model::lora::{Adapter, LoraPair, MAX_RANK, Site};
+use crate::model::lora::modules::{Module, names};
+use crate::model::lora::{Adapter, LoraLayer, LoraPair, MAX_RANK, Site};
 
 /// What PEFT puts before the name of a layer of a causal language model.
 pub(super) const PREFIX: &str = "base_model.model.";
@@ -91,6 +91,22 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect())
 }
 
+/// Returns true if `layer` has updates of all of its layers among `modules` that these names stand for. A block with a
+/// convolution, which its updates tell, has no attention.
+fn is_regular(layer: &LoraLayer, modules: &[Module], names: &[&str]) -> bool {
+    let is_adapted = |module: &Module| module.sites.iter().all(|site| layer.get(*site).is_some());
+    let has = |kind: fn(Site) -> bool| {
+        modules.iter().any(|module| module.sites.iter().any(|site| kind(*site)) && is_adapted(module))
+    };
+    let (attends, convolves) = (has(Site::is_of_attention), has(Site::is_of_convolution));
+    let named = modules.iter().filter(|module| names.contains(&module.name()));
+    let mut expected = named.filter(|module| {
+        let is_elsewhere = |site: &Site| (convolves && site.is_of_attention()) || (attends && site.is_of_convolution());
+        !module.sites.iter().any(is_elsewhere)
+    });
+    expected.all(is_adapted)
+}
+
 /// Writes `adapter_config.json`: one rank and one alpha if the adapter has one of each, which is all that some readers
 /// understand, else patterns for the others; layers by module, or by full name if blocks differ in their layers.
 fn write_config(adapter: &Adapter, pairs: &[(String, LoraPair)], base: &str) -> Result<Vec<u8>> {
@@ -114,8 +130,8 @@ fn write_config(adapter: &Adapter, pairs: &[(String, LoraPair)], base: &str) -> 
     }
     let has = |site: &Site| adapter.layers.iter().any(|layer| layer.get(*site).is_some());
     let modules = adapter.modules.iter().filter(|module| module.sites.iter().any(has));
-    let modules: Vec<&str> = modules.map(Module::name).collect();
-    let regular = modules.len() * adapter.layers.len() == scalings.len();
+    let modules = names(modules);
+    let regular = adapter.layers.iter().all(|layer| is_regular(layer, adapter.modules, &modules));
     let target_modules =
         if regular { json!(modules) } else { scalings.iter().map(|scaling| json!(scaling.0)).collect() };
     let config = json!({

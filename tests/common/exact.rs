@@ -195,12 +195,16 @@ impl Model {
         for layer in 0..config.num_hidden_layers {
             let part = Part { model: self, layer, adapter };
             let input = part.norm(&x, 0, true);
-            let attended = part.attention(&input, &positions, &batch.sequences);
-            part.add(&mut x, &attended, true);
+            let mixed = match config.convolution_of(layer) {
+                Some(convolution) => part.convolution(&input, convolution.taps, &batch.sequences),
+                None => part.attention(&input, &positions, &batch.sequences),
+            };
+            part.add(&mut x, &mixed, true);
             let input = part.norm(&x, 0, false);
             part.add(&mut x, &part.mlp(&input), false);
         }
-        let x = self.normed(&x, &self.weights["model.norm.weight"]);
+        let norm = format!("{}.weight", config.norm_name("model.norm"));
+        let x = self.normed(&x, &self.weights[&norm]);
         let head = self.weights.get("lm_head.weight").filter(|_| !config.tie_word_embeddings).unwrap_or(embedding);
         let loss = |target: &attune::train::backward::Target| {
             let products = linear(&x[target.row * hidden..][..hidden], head, hidden);
@@ -228,7 +232,8 @@ impl Part<'_> {
         self.model.weights.get(&format!("model.layers.{}.{name}", self.layer))
     }
 
-    fn named_norm(&self, x: &[f64], name: &str) -> Vec<f64> {
+    fn named_norm(&self, x: &[f64], usual: &'static str) -> Vec<f64> {
+        let name = self.model.config.norm_name(usual);
         self.model.normed(x, self.weight(&format!("{name}.weight")).unwrap())
     }
 
@@ -271,6 +276,26 @@ impl Part<'_> {
         }
         let [gate, up] = [Site::Gate, Site::Up].map(|site| self.project(input, site));
         self.project(&gated(config.activation, &gate, &up), Site::Down)
+    }
+
+    /// Computes `W_out` · (C ⊙ (bias + Σ filter ⊙ B ⊙ x of the last rows)).
+    fn convolution(&self, input: &[f64], taps: usize, sequences: &[Range<usize>]) -> Vec<f64> {
+        let width = self.model.config.hidden_size;
+        let projected = self.project(input, Site::ConvolutionInput);
+        let (filters, bias) = (self.weight("conv.conv.weight").unwrap(), self.weight("conv.conv.bias"));
+        let mut y = vec![0.0; input.len()];
+        for rows in sequences {
+            for row in rows.clone() {
+                for channel in 0..width {
+                    let of = |row: usize, part: usize| projected[row * 3 * width + part * width + channel];
+                    let seen = rows.start.max((row + 1).saturating_sub(taps))..row + 1;
+                    let tap = |other: usize| filters[channel * taps + taps - 1 - (row - other)];
+                    let sum: f64 = seen.map(|other| tap(other) * of(other, 0) * of(other, 2)).sum();
+                    y[row * width + channel] = of(row, 1) * (sum + bias.map_or(0.0, |bias| bias[channel]));
+                }
+            }
+        }
+        self.project(&y, Site::ConvolutionOutput)
     }
 
     fn attention(&self, input: &[f64], positions: &[usize], sequences: &[Range<usize>]) -> Vec<f64> {

@@ -23,8 +23,8 @@ use attune::train::backward::{PackedBatch, Target};
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
-/// All families, each with its particulars.
-pub(crate) const FAMILIES: [&str; 25] = [
+/// All families, each with its particulars, that the device under test has kernels for: a GPU has none for convolutions.
+pub(crate) const FAMILIES: [&str; if cfg!(feature = "cuda") { 25 } else { 27 }] = first([
     "llama",
     "llama3_rope",
     "llama_bias_heads",
@@ -50,10 +50,12 @@ pub(crate) const FAMILIES: [&str; 25] = [
     "mixtral",
     "olmoe",
     "gpt_oss",
-];
+    "lfm2",
+    "lfm2_bias",
+]);
 
-/// Families that come with a PEFT adapter and a training run.
-pub(crate) const TRAINED_FAMILIES: [&str; 15] = [
+/// Families of [`FAMILIES`] that come with a PEFT adapter and a training run.
+pub(crate) const TRAINED_FAMILIES: [&str; if cfg!(feature = "cuda") { 15 } else { 16 }] = first([
     "llama",
     "qwen2",
     "qwen3",
@@ -69,7 +71,23 @@ pub(crate) const TRAINED_FAMILIES: [&str; 15] = [
     "mixtral",
     "olmoe",
     "gpt_oss",
-];
+    "lfm2",
+]);
+
+const fn first<const ALL: usize, const SOME: usize>(all: [&'static str; ALL]) -> [&'static str; SOME] {
+    let mut some = [""; SOME];
+    let mut index = 0;
+    while index < SOME {
+        some[index] = all[index];
+        index += 1;
+    }
+    some
+}
+
+/// Returns true for families with convolutions, for which only the CPU has kernels.
+pub(crate) fn convolves(family: &str) -> bool {
+    family.starts_with("lfm2")
+}
 
 /// Families with a mixture of experts.
 pub(crate) const EXPERT_FAMILIES: [&str; 4] = ["qwen3_moe", "mixtral", "olmoe", "gpt_oss"];
@@ -188,7 +206,7 @@ impl Reference {
         let layers = (0..config.num_hidden_layers)
             .map(|index| {
                 let mut layer = LoraLayer::default();
-                for module in config.modules {
+                for module in config.modules_of(index) {
                     let name = tensor_name(index, module);
                     let a = self.tensor(&format!("{prefix}{name}.lora_A.weight")).to_device(device).unwrap();
                     let b = self.tensor(&format!("{prefix}{name}.lora_B.weight")).to_device(device).unwrap();

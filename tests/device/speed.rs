@@ -80,13 +80,14 @@ impl Bench {
         let width = |heads: usize| heads * config.head_dim;
         let layer = |_| {
             let mut layer = LoraLayer::default();
-            for site in Site::ALL {
+            for site in Site::USUAL {
                 let (input, output) = match site {
                     Site::Query => (hidden, width(config.num_attention_heads)),
                     Site::Key | Site::Value => (hidden, width(config.num_key_value_heads)),
                     Site::Output => (width(config.num_attention_heads), hidden),
                     Site::Gate | Site::Up => (hidden, config.intermediate_size),
                     Site::Down => (config.intermediate_size, hidden),
+                    Site::ConvolutionInput | Site::ConvolutionOutput => continue,
                 };
                 layer.set(site, LoraPair { a: matrix(RANK, input), b: matrix(output, RANK), scale: 2.0 });
             }

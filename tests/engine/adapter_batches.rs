@@ -102,7 +102,7 @@ fn adapter(config: &ModelConfig, id: &str, rank: impl Fn(usize, Site) -> Option<
     let mut seed = ChaCha8Rng::seed_from_u64(id.bytes().map(u64::from).sum());
     let mut layers = vec![LoraLayer::default(); config.num_hidden_layers];
     for (index, layer) in layers.iter_mut().enumerate() {
-        for site in config.sites() {
+        for site in config.sites_of(index) {
             let Some(rank) = rank(index, site) else { continue };
             let (output, input) = site.shape(config);
             let (a, b) = (random(&mut seed, (rank, input), 0.3), random(&mut seed, (output, rank), 0.3));

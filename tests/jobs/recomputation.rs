@@ -28,7 +28,7 @@ fn adapter(config: &ModelConfig) -> Adapter {
     };
     let layers = (0..config.num_hidden_layers).map(|index| {
         let mut layer = LoraLayer::default();
-        for (number, site) in config.sites().enumerate() {
+        for (number, site) in config.sites_of(index).enumerate() {
             let (output, input) = site.shape(config);
             let (a, b) = (tensor(4, input, 10 * index + number), tensor(output, 4, 100 + 10 * index + number));
             layer.set(site, LoraPair { a, b, scale: 2.0 });

@@ -13,7 +13,7 @@ use attune::{adapters, store};
 use serde_json::json;
 
 fn numbers(adapter: &Adapter) -> Vec<f32> {
-    let pairs = adapter.layers.iter().flat_map(|layer| Site::ALL.map(|site| layer.get(site).unwrap()));
+    let pairs = adapter.layers.iter().flat_map(|layer| Site::USUAL.map(|site| layer.get(site).unwrap()));
     let tensors = pairs.flat_map(|pair| [&pair.a, &pair.b]);
     tensors.flat_map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
 }

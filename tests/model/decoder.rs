@@ -2,14 +2,15 @@
 //! each runs it over its own kernels, those of the CPU, of a GPU, or of an emulated GPU.
 
 use crate::fixtures::{
-    FAMILIES, Reference, TRAINED_FAMILIES, bears_rounding, device, floats, load_on, max_difference, one_sequence,
-    relative_difference,
+    FAMILIES, Reference, TRAINED_FAMILIES, bears_rounding, convolves, device, floats, folder, load_on, max_difference,
+    one_sequence, relative_difference,
 };
 use attune::model::ModelConfig;
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune::model::linear::Storage;
 use attune::model::lora::Adapter;
+use attune::model::weights::Weights;
 use attune::train::YieldPolicy;
 use attune::train::backward::{self, Objective, PassOptions, hidden_states};
 use attune::train::preference::Preferences;
@@ -20,12 +21,29 @@ fn load(family: &str) -> (ModelConfig, Decoder) {
     load_on(family, &crate::kernels(), &Storage::default())
 }
 
+/// Returns true for families that the kernels under test know.
+fn has_kernels(family: &&str) -> bool {
+    crate::kernels().is_cpu() || !convolves(family)
+}
+
+#[test]
+fn a_gpu_refuses_convolutions_by_name() {
+    let kernels = crate::kernels();
+    if kernels.is_cpu() {
+        return;
+    }
+    let config = ModelConfig::read(&folder("lfm2")).unwrap();
+    let weights = Weights::open(&folder("lfm2"), kernels.device()).unwrap();
+    let said = Decoder::load_on(&config, &weights, &Storage::default(), &kernels).unwrap_err().to_string();
+    assert!(said.contains("lfm2") && said.contains("GPU"), "{said}");
+}
+
 /// Largest absolute difference of a logit, in f32.
 const LOGIT_TOLERANCE: f32 = 1e-4;
 
 #[test]
 fn logits_and_hidden_states_equal_transformers_for_every_family() {
-    for family in FAMILIES {
+    for family in FAMILIES.into_iter().filter(has_kernels) {
         let (_, decoder) = load(family);
         let reference = Reference::read(family, "reference.safetensors");
         let hidden = hidden_states(&decoder, None, &one_sequence(&reference.ids("input_ids"))).unwrap();
@@ -63,7 +81,7 @@ fn stepwise_logits(
 
 #[test]
 fn serving_in_chunks_over_the_paged_cache_gives_the_logits_of_transformers() {
-    for family in FAMILIES {
+    for family in FAMILIES.into_iter().filter(has_kernels) {
         let (_, decoder) = load(family);
         let reference = Reference::read(family, "reference.safetensors");
         let tokens = reference.ids("input_ids");
@@ -75,8 +93,53 @@ fn serving_in_chunks_over_the_paged_cache_gives_the_logits_of_transformers() {
 }
 
 #[test]
+fn a_sequence_with_convolutions_may_be_cut_at_every_position() {
+    for family in FAMILIES.into_iter().filter(|family| convolves(family)).filter(has_kernels) {
+        let (_, decoder) = load(family);
+        let reference = Reference::read(family, "reference.safetensors");
+        let (tokens, expected) = (reference.ids("input_ids"), reference.floats("logits"));
+        let one_by_one = vec![1; tokens.len()];
+        let cuts = (1..tokens.len()).map(|cut| vec![cut, tokens.len() - cut]);
+        let thrice = (1..tokens.len() - 1).map(|cut| vec![cut, 1, tokens.len() - cut - 1]);
+        for steps in cuts.chain(thrice).chain([one_by_one]) {
+            let difference =
+                max_difference(&floats(&stepwise_logits(family, &decoder, &tokens, &steps, None)), &expected);
+            assert!(difference <= LOGIT_TOLERANCE, "{family}, steps {steps:?}: logits differ by {difference:e}");
+        }
+    }
+}
+
+/// The blocks of another sequence's beginning have all that a convolution needs behind them, and neighbours in a step have
+/// no part in each other's.
+#[test]
+fn sequences_with_convolutions_share_the_blocks_of_their_beginning_alone() {
+    for family in FAMILIES.into_iter().filter(|family| convolves(family)).filter(has_kernels) {
+        let (config, decoder) = load(family);
+        let tokens = Reference::read(family, "reference.safetensors").ids("input_ids");
+        let (first, mut second) = (tokens.clone(), tokens.clone());
+        second[2 * BLOCK_TOKENS..].reverse();
+        let alone = stepwise_logits(family, &decoder, &second, &[second.len()], None);
+        let cache = KvCache::new(&config, 8, DType::F32, decoder.device()).unwrap();
+        let rope = decoder.rope_table(tokens.len());
+        let part = |rows, start, blocks| SequenceRows { rows, start, blocks, adapter: None, rope };
+        let end = 2 * BLOCK_TOKENS;
+        // The first sequence has gone on within its third block before the second one begins.
+        decoder.step(&first[..end + 5], &[part(0..end + 5, 0, &[6, 1, 3])], &cache).unwrap();
+        let both = [&first[end + 5..end + 9], &second[end..end + 4]].concat();
+        let parts = [part(0..4, end + 5, &[6, 1, 3]), part(4..8, end, &[6, 1, 0])];
+        let hidden = decoder.step(&both, &parts, &cache).unwrap();
+        let rest = decoder.step(&second[end + 4..], &[part(0..second.len() - end - 4, end + 4, &[6, 1, 0])], &cache);
+        let hidden = Tensor::cat(&[hidden.narrow(0, 4, 4).unwrap(), rest.unwrap()], 0).unwrap();
+        let found = floats(&decoder.logits(&hidden).unwrap());
+        let expected = floats(&alone.narrow(0, end, second.len() - end).unwrap());
+        let difference = max_difference(&found, &expected);
+        assert!(difference <= LOGIT_TOLERANCE, "{family}: logits differ by {difference:e}");
+    }
+}
+
+#[test]
 fn an_adapter_gives_the_logits_of_peft_in_training_and_in_serving() {
-    for family in TRAINED_FAMILIES {
+    for family in TRAINED_FAMILIES.into_iter().filter(has_kernels) {
         let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let reference = Reference::read(family, "peft/reference.safetensors");
@@ -92,7 +155,7 @@ fn an_adapter_gives_the_logits_of_peft_in_training_and_in_serving() {
 
 #[test]
 fn an_adapter_whose_b_is_zero_changes_no_bit() {
-    for family in TRAINED_FAMILIES {
+    for family in TRAINED_FAMILIES.into_iter().filter(has_kernels) {
         let (config, decoder) = load(family);
         let zero = Reference::read(family, "peft/curve.safetensors").adapter("init.", &config, 2.0, &device());
         let tokens = Reference::read(family, "reference.safetensors").ids("input_ids");
@@ -107,7 +170,7 @@ fn an_adapter_whose_b_is_zero_changes_no_bit() {
 
 #[test]
 fn loss_and_gradients_equal_peft() {
-    for family in TRAINED_FAMILIES {
+    for family in TRAINED_FAMILIES.into_iter().filter(has_kernels) {
         let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let reference = Reference::read(family, "peft/reference.safetensors");
@@ -118,7 +181,7 @@ fn loss_and_gradients_equal_peft() {
         let expected = f64::from(reference.scalar("loss"));
         assert!((loss - expected).abs() / expected <= 1e-5, "{family}: loss {loss} instead of {expected}");
         for (index, layer) in gradients.iter().enumerate() {
-            for module in config.modules {
+            for module in config.modules_of(index) {
                 let pair = layer.whole_gradient(module).unwrap().unwrap();
                 let name = crate::fixtures::tensor_name(index, module);
                 for (tensor, part) in [(&pair.a, "lora_A"), (&pair.b, "lora_B")] {
@@ -192,7 +255,7 @@ fn gradients_with_dropout_are_those_of_the_loss() {
 /// loss.
 #[test]
 fn preferences_have_the_gradient_of_their_loss() {
-    for family in TRAINED_FAMILIES {
+    for family in TRAINED_FAMILIES.into_iter().filter(has_kernels) {
         let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let batch = Reference::read(family, "peft/reference.safetensors").batch();
@@ -277,7 +340,7 @@ fn greedy_together(
 
 #[test]
 fn greedy_tokens_equal_transformers() {
-    for family in FAMILIES {
+    for family in FAMILIES.into_iter().filter(has_kernels) {
         let (_, decoder) = load(family);
         let reference = Reference::read(family, "reference.safetensors");
         let prompt = &reference.ids("input_ids")[..12];
@@ -288,7 +351,7 @@ fn greedy_tokens_equal_transformers() {
 
 #[test]
 fn a_batch_of_mixed_adapters_gives_the_greedy_tokens_of_each_request_alone() {
-    for family in TRAINED_FAMILIES {
+    for family in TRAINED_FAMILIES.into_iter().filter(has_kernels) {
         let (config, decoder) = load(family);
         let first = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
         let second = Reference::read(family, "peft/curve.safetensors").adapter("final.", &config, 2.0, &device());
@@ -315,7 +378,7 @@ fn a_batch_of_mixed_adapters_gives_the_greedy_tokens_of_each_request_alone() {
 #[ignore = "writes files for the Python side of `make parity`"]
 fn write_adapters_for_peft() {
     let out = std::path::PathBuf::from(std::env::var("PARITY_OUT").expect("PARITY_OUT names the folder to write to"));
-    for family in TRAINED_FAMILIES {
+    for family in TRAINED_FAMILIES.into_iter().filter(has_kernels) {
         let (config, decoder) = load(family);
         let adapter = Reference::read(family, "peft/curve.safetensors").adapter("final.", &config, 2.0, &device());
         let files = attune::adapters::peft::write(&adapter, family).unwrap();

@@ -197,7 +197,7 @@ fn llama_cpps_file_changes_each_layer_as_the_adapter_does() {
         let mut adapter = adapter(family, &config);
         // Other scales in one layer, as `alpha_pattern` makes them, which one alpha has no room for.
         let mut first = LoraLayer::default();
-        for (number, site) in Site::ALL.into_iter().enumerate() {
+        for (number, site) in Site::USUAL.into_iter().enumerate() {
             let mut pair = adapter.layers[0].get(site).unwrap().clone();
             pair.scale = 2.0 + number as f32 / 3.0;
             first.set(site, pair);
@@ -210,7 +210,7 @@ fn llama_cpps_file_changes_each_layer_as_the_adapter_does() {
         assert_eq!(file.tensors().len(), adapter.layers.len() * 14);
         let sites = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
         for (block, layer) in adapter.layers.iter().enumerate() {
-            for (site, name) in Site::ALL.into_iter().zip(sites) {
+            for (site, name) in Site::USUAL.into_iter().zip(sites) {
                 let pair = layer.get(site).unwrap();
                 let (shape, changed) = change_of(&file, &format!("blk.{block}.{name}"));
                 let (rows, columns) = (shape[0], shape[1]);
@@ -273,7 +273,7 @@ fn an_adapter_without_a_scale_changes_nothing_in_llama_cpp_either() {
     let mut adapter = adapter("llama", &config);
     for layer in &mut adapter.layers {
         let mut none = LoraLayer::default();
-        for site in Site::ALL {
+        for site in Site::USUAL {
             none.set(site, LoraPair { scale: 0.0, ..layer.get(site).unwrap().clone() });
         }
         *layer = none;

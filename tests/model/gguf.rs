@@ -27,7 +27,7 @@ const TOLERANCE: f32 = 1e-5;
 
 /// Fixtures with the architecture that their files have, and whether a file can say all that the fixture's configuration
 /// says.
-const FAMILIES: [(&str, &str, bool); 18] = [
+const FAMILIES: [(&str, &str, bool); 19] = [
     ("llama", "llama", true),
     // Query and key with biases, and heads that are no power of two wide.
     ("llama_bias_heads", "llama", true),
@@ -48,6 +48,7 @@ const FAMILIES: [(&str, &str, bool); 18] = [
     ("phi3", "phi3", true),
     ("phi3_longrope", "phi3", true),
     ("ministral3", "mistral3", false),
+    ("lfm2", "lfm2", true),
 ];
 
 const ORIGINAL: &str = "original_max_position_embeddings";
@@ -149,6 +150,13 @@ fn family_keys(json: &Json, architecture: &str) -> Vec<(&'static str, Value)> {
                 keys.push(("rope.scaling.attn_factor", (factor as f32).into()));
                 keys.push(("rope.scaling.original_context_length", (original as u32).into()));
             }
+        }
+        "lfm2" => {
+            keys.push(("shortconv.l_cache", (json["conv_L_cache"].as_u64().unwrap() as u32).into()));
+            let heads = json["num_key_value_heads"].as_u64().unwrap() as u32;
+            let types = json["layer_types"].as_array().unwrap().iter();
+            let of_blocks: Vec<u32> = types.map(|kind| if kind == "conv" { 0 } else { heads }).collect();
+            keys.push(("attention.head_count_kv", of_blocks.into()));
         }
         "granite" if json["shared_intermediate_size"].is_u64() => {
             let number = |name: &str| Value::from(json[name].as_u64().unwrap() as u32);
@@ -285,7 +293,9 @@ fn write(source: &Path, architecture: &str, form: Form, more: Vec<(String, Value
             continue;
         }
         let ordered = if adds_one && name.ends_with("norm.weight") { (ordered + 1.0).unwrap() } else { ordered };
-        let in_file = put(&names.places(name)[0].tensor, &ordered);
+        // Files hold the filters of convolutions in two dimensions.
+        let ordered = if ordered.rank() == 3 { ordered.squeeze(1).unwrap() } else { ordered };
+        let in_file = put(&names.places(name)[0].tensor, &ordered).reshape(tensor.dims()).unwrap();
         // A test of the values that the file has needs them in transformers' order.
         let original = if heads.is_some() { None } else { Some(in_file) };
         let unordered = || packed_values(kind, tensor);

@@ -136,6 +136,15 @@ GRANITE_HYBRID = dict(
     tie_word_embeddings=True,
 )
 
+# The width of the MLP is 2/3 of 156, 104, times 1.05, rounded up to 112.
+LFM2 = dict(
+    intermediate_size=156,
+    block_auto_adjust_ff_dim=True,
+    block_ffn_dim_multiplier=1.05,
+    block_multiple_of=16,
+    norm_eps=1e-5,
+)
+
 
 # One entry per folder: the model type, what differs from COMMON, and the length of
 # the reference sequence. `without` holds changes of the config that must change the
@@ -391,8 +400,34 @@ FAMILIES = {
         config=dict(**GRANITE_HYBRID, position_embedding_type="nope", rope_parameters=plain_rope(10000.0)),
         without=[dict(position_embedding_type="rope")],
     ),
+    "lfm2": dict(
+        model_type="lfm2",
+        seed=560000,
+        config=dict(
+            **LFM2,
+            layer_types=["conv", "full_attention", "conv"],
+            conv_L_cache=3,
+            tie_word_embeddings=True,
+            rope_parameters=plain_rope(10000.0),
+        ),
+        without=[dict(rope_parameters=plain_rope(500.0)), dict(norm_eps=1e-1)],
+        modules=["q_proj", "k_proj", "v_proj", "in_proj", "out_proj", "w1", "w2", "w3"],
+    ),
+    "lfm2_bias": dict(
+        model_type="lfm2",
+        seed=570000,
+        config=dict(
+            **LFM2,
+            layer_types=["full_attention", "conv", "conv"],
+            conv_L_cache=4,
+            conv_bias=True,
+            tie_word_embeddings=False,
+            rope_parameters=plain_rope(10000.0),
+        ),
+        without=[dict(norm_eps=1e-1)],
+    ),
 }
-ADAPTER_FAMILIES = ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "granite_hybrid", "olmo2", "phi3_longrope", "ministral3"]
+ADAPTER_FAMILIES = ["llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "granite", "granite_hybrid", "olmo2", "phi3_longrope", "ministral3", "lfm2"]
 FAMILIES |= expert_families.FAMILIES
 ADAPTER_FAMILIES += expert_families.FAMILIES
 # Their norms hold their weights minus 1.
@@ -425,6 +460,7 @@ def float64_rerun(model_type):
         "gemma3_text": "Gemma3",
         "granite": "Granite",
         "granitemoehybrid": "GraniteMoeHybrid",
+        "lfm2": "Lfm2",
         "olmo2": "Olmo2",
         "olmo3": "Olmo3",
     }
@@ -616,6 +652,10 @@ def old_style(config):
     config["torch_dtype"] = config.pop("dtype")
     if config["model_type"] == "granitemoehybrid":  # its types had other names
         config["layers_block_type"] = ["attention"] * len(config["layer_types"])
+    if config["model_type"] == "lfm2":
+        config["full_attn_idxs"] = [i for i, kind in enumerate(config["layer_types"]) if kind != "conv"]
+        config["block_ff_dim"] = config.pop("intermediate_size")
+        config["tie_embedding"] = config.pop("tie_word_embeddings")
     config.pop("layer_types", None)
     config.pop("no_rope_layers", None)
     config["transformers_version"] = "4.45.0"

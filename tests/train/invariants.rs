@@ -154,7 +154,7 @@ fn an_adapter_merged_into_the_weights_gives_the_same_logits() {
         let adapter = adapter(family, &config);
         let merged = whole_model_of(family, |weights, _| {
             for (index, layer) in adapter.layers.iter().enumerate() {
-                for site in config.sites() {
+                for site in config.sites_of(index) {
                     let pair = layer.get(site).unwrap();
                     let added = (pair.b.matmul(&pair.a).unwrap() * f64::from(pair.scale)).unwrap();
                     add_to_weight(weights, &config, (index, site), &added);

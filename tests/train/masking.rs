@@ -32,7 +32,7 @@ fn adapter() -> Adapter {
     };
     let layer = |index: usize| {
         let mut layer = LoraLayer::default();
-        for site in Site::ALL {
+        for site in Site::USUAL {
             let (output, input) = site.shape(config);
             let (a, b) = (matrix(2, input, index as f32), matrix(output, 2, 0.5 + index as f32));
             layer.set(site, LoraPair { a, b, scale: 1.0 });

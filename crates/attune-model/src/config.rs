@@ -80,6 +80,26 @@ pub struct ModelConfig {
     pub experts: Option<ExpertsConfig>,
     /// True if attention has a sink: a learned logit for each head (gpt-oss).
     pub attention_sinks: bool,
+    /// Convolutions in the place of some blocks' attention; `None` if the family has none.
+    pub convolution: Option<ConvolutionConfig>,
+    /// Norms whose names differ from Llama's (LFM 2): the usual name, and the checkpoint's.
+    pub norm_names: &'static [(&'static str, &'static str)],
+}
+
+/// Gated short convolutions along the sequence, one filter for each channel (LFM 2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConvolutionConfig {
+    /// Tokens that a filter looks back, the current one included.
+    pub taps: usize,
+    /// True if filters and layers have biases.
+    pub bias: bool,
+    /// Per block: true if it has a convolution in the place of attention.
+    pub blocks: Vec<bool>,
+}
+
+impl ConvolutionConfig {
+    /// Most taps of a filter: what a row needs of earlier ones must lie in two blocks of the cache.
+    pub const MOST_TAPS: usize = 16;
 }
 
 /// Parameters of one kind of rotary embedding.
@@ -196,9 +216,26 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Returns the places in a block that adapters can change, in the order of the forward pass.
-    pub fn sites(&self) -> impl Iterator<Item = Site> + use<> {
-        self.modules.iter().flat_map(|module| module.sites).copied()
+    /// Returns the convolutions of the model if `block` has one in the place of attention.
+    pub fn convolution_of(&self, block: usize) -> Option<&ConvolutionConfig> {
+        self.convolution.as_ref().filter(|convolution| convolution.blocks.get(block) == Some(&true))
+    }
+
+    /// Returns the layers of `block` that adapters can change, in the order of the forward pass.
+    pub fn modules_of(&self, block: usize) -> impl Iterator<Item = &'static Module> + use<> {
+        let convolves = self.convolution_of(block).is_some();
+        let is_there = move |site: &Site| if convolves { !site.is_of_attention() } else { !site.is_of_convolution() };
+        self.modules.iter().filter(move |module| module.sites.iter().all(is_there))
+    }
+
+    /// Returns the places in `block` that adapters can change, in the order of the forward pass.
+    pub fn sites_of(&self, block: usize) -> impl Iterator<Item = Site> + use<> {
+        self.modules_of(block).flat_map(|module| module.sites).copied()
+    }
+
+    /// Returns the checkpoint's name of the norm that Llama calls `usual`.
+    pub fn norm_name(&self, usual: &'static str) -> &'static str {
+        self.norm_names.iter().find(|(known, _)| *known == usual).map_or(usual, |(_, name)| name)
     }
 
     /// Reads the fields that all families have; the others are as in Llama.
@@ -237,6 +274,8 @@ impl ModelConfig {
             rotary: vec![Some(0); layers],
             experts: None,
             attention_sinks: false,
+            convolution: None,
+            norm_names: &[],
         })
     }
 }

@@ -48,6 +48,8 @@ fn both_spellings_of_a_configuration_mean_the_same() {
         "granite_hybrid_nope",
         "olmo2",
         "olmo3",
+        "lfm2",
+        "lfm2_bias",
     ] {
         let new = ModelConfig::read_file(&fixtures.join(family).join("config.json")).unwrap();
         let old = ModelConfig::read_file(&fixtures.join(family).join("config_old_style.json")).unwrap();
@@ -209,6 +211,39 @@ fn granite_4_has_attention_alone_and_one_mlp() {
         let error = parse("granitemoehybrid", &format!(",{fields}")).unwrap_err();
         assert!(error.contains(blamed), "{fields}: {error}");
     }
+}
+
+#[test]
+fn lfm2_has_convolutions_where_its_types_or_its_list_say() {
+    let config = parse("lfm2", r#","layer_types":["conv","full_attention","conv","conv"],"conv_L_cache":4"#).unwrap();
+    let convolution = config.convolution.as_ref().unwrap();
+    assert_eq!((convolution.taps, convolution.bias), (4, false));
+    assert_eq!(convolution.blocks, [true, false, true, true]);
+    let names = |block| crate::sites::names(config.modules_of(block));
+    assert_eq!(names(0), ["in_proj", "out_proj", "w1", "w3", "w2"]);
+    assert_eq!(names(1), ["q_proj", "k_proj", "v_proj", "out_proj", "w1", "w3", "w2"]);
+    assert_eq!((config.tie_word_embeddings, config.rms_norm_eps, config.ropes[0].theta), (true, 1e-5, 1e6));
+    let listed = parse("lfm2", r#","full_attn_idxs":[2],"tie_embedding":false,"norm_eps":0.001"#).unwrap();
+    assert_eq!(listed.convolution.unwrap().blocks, [true, true, false, true]);
+    assert_eq!((listed.tie_word_embeddings, listed.rms_norm_eps), (false, 0.001));
+    assert_eq!(parse("lfm2", "").unwrap().convolution.unwrap().blocks, [false; 4], "attention alone by default");
+    for (fields, blamed) in [
+        (r#","layer_types":["conv"]"#, "4 entries"),
+        (r#","layer_types":["conv","mamba","conv","conv"]"#, "`mamba`"),
+        (r#","conv_L_cache":17"#, "`conv_L_cache` 17"),
+    ] {
+        assert!(parse("lfm2", fields).unwrap_err().contains(blamed), "{fields}");
+    }
+}
+
+#[test]
+fn the_mlp_of_lfm2_is_as_wide_as_its_rule_says() {
+    let width = |more: &str| parse("lfm2", more).unwrap().intermediate_size;
+    assert_eq!(width(r#","intermediate_size":12288"#), 8192);
+    assert_eq!(width(r#","block_ff_dim":6656,"intermediate_size":7"#), 4608);
+    assert_eq!(width(r#","block_ff_dim":100,"block_auto_adjust_ff_dim":false"#), 100);
+    assert_eq!(width(r#","block_ff_dim":100,"block_ffn_dim_multiplier":null"#), 66);
+    assert_eq!(width(r#","block_ff_dim":100,"block_ffn_dim_multiplier":1.5,"block_multiple_of":10"#), 100);
 }
 
 #[test]

@@ -5,9 +5,11 @@
 //! returns.
 
 mod attention;
+mod convolution;
 mod experts;
 mod head;
 mod loading;
+mod mixer;
 mod mlp;
 mod projection;
 mod residual;
@@ -18,8 +20,10 @@ mod warm_up;
 use candle_core::{DType, Device, Tensor};
 
 pub use self::attention::{Attention, AttentionActivations, RotatedHeads};
+pub use self::convolution::{Convolution, ConvolutionActivations};
 pub use self::experts::{Expert, ExpertActivations, Experts, Group, Routing};
 use self::loading::BlockWeights;
+pub use self::mixer::{Mixer, MixerActivations};
 pub use self::mlp::{DenseActivations, DenseMlp, Mlp, MlpActivations};
 pub use self::projection::Projection;
 pub use self::residual::Residual;
@@ -57,15 +61,15 @@ pub struct Decoder {
     adapter_precision: DType,
 }
 
-/// One decoder block: attention and MLP, each added to the residual stream.
+/// One decoder block: mixer and MLP, each added to the residual stream.
 #[derive(Debug)]
 pub struct Block {
     /// Number of the block, from 0.
     pub index: usize,
-    /// The stream around attention.
-    pub attention_residual: Residual,
-    /// Attention.
-    pub attention: Attention,
+    /// The stream around the mixer.
+    pub mixer_residual: Residual,
+    /// Attention, or what stands in its place.
+    pub mixer: Mixer,
     /// The stream around the MLP.
     pub mlp_residual: Residual,
     /// The MLP.
@@ -85,6 +89,10 @@ pub trait Context: LowRank {
     /// output `[rows, heads, head_dim]`, and the logarithm of each softmax's sum `[rows, heads]`.
     fn attend(&self, attention: &Attention, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)>;
 
+    /// Computes C ⊙ convolve(B ⊙ x), `[rows, hidden]`, along each sequence, of `projected` B, C and x `[rows, 3 ·
+    /// hidden]`.
+    fn convolve(&self, convolution: &Convolution, projected: &Tensor) -> Result<Tensor>;
+
     /// Returns cosines and sines of the rows' positions for the kind `rope` of rotation.
     fn angles(&self, rope: usize) -> &Angles;
 }
@@ -94,13 +102,13 @@ pub trait Context: LowRank {
 pub struct Activations {
     /// Input of the block, `[rows, hidden]`.
     pub input: Tensor,
-    /// Normed input of attention, `[rows, hidden]`.
-    pub attention_input: Tensor,
-    /// Those of attention.
-    pub attention: AttentionActivations,
-    /// Attention's result before its norm, `[rows, hidden]`; `None` if the family has no norm there.
-    pub attention_branch: Option<Tensor>,
-    /// Residual stream between attention and MLP, `[rows, hidden]`.
+    /// Normed input of the mixer, `[rows, hidden]`.
+    pub mixer_input: Tensor,
+    /// Those of the mixer.
+    pub mixer: MixerActivations,
+    /// The mixer's result before its norm, `[rows, hidden]`; `None` if the family has no norm there.
+    pub mixer_branch: Option<Tensor>,
+    /// Residual stream between mixer and MLP, `[rows, hidden]`.
     pub middle: Tensor,
     /// Normed input of the MLP, `[rows, hidden]`.
     pub mlp_input: Tensor,
@@ -114,8 +122,8 @@ impl Block {
     fn load(from: &BlockWeights<'_>) -> Result<Self> {
         Ok(Self {
             index: from.index,
-            attention_residual: from.residual(true)?,
-            attention: Attention::load(from)?,
+            mixer_residual: from.residual(true)?,
+            mixer: Mixer::load(from)?,
             mlp_residual: from.residual(false)?,
             mlp: Mlp::load(from)?,
         })
@@ -135,10 +143,10 @@ impl Block {
     /// needs that too; then the output is returned beside them.
     pub fn activations(&self, x: Tensor, context: &impl Context) -> Result<(Activations, Option<Tensor>)> {
         // Attention: middle = x + m · after(W_o · attend(q, k, v)), with q, k, v of before(x)
-        let attention_input = self.attention_residual.input(&x)?; // [rows, hidden]
-        let attention = self.attention.activations(&attention_input, context)?;
-        let (o, attended) = (&self.attention.o, &attention.attended);
-        let (middle, attention_branch) = self.attention_residual.add_projection(&x, o, attended, context)?;
+        let mixer_input = self.mixer_residual.input(&x)?; // [rows, hidden]
+        let mixer = self.mixer.activations(&mixer_input, context)?;
+        let (last, inner) = (self.mixer.last(), mixer.inner());
+        let (middle, mixer_branch) = self.mixer_residual.add_projection(&x, last, inner, context)?;
 
         // MLP: y = middle + m · after(mlp(before(middle)))
         let mlp_input = self.mlp_residual.input(&middle)?; // [rows, hidden]
@@ -149,7 +157,7 @@ impl Block {
             (output, mlp_branch) = (Some(y), branch);
         }
         let activations =
-            Activations { input: x, attention_input, attention, attention_branch, middle, mlp_input, mlp, mlp_branch };
+            Activations { input: x, mixer_input, mixer, mixer_branch, middle, mlp_input, mlp, mlp_branch };
         Ok((activations, output))
     }
 
@@ -163,7 +171,7 @@ impl Block {
 
     /// Returns the layers that adapters may change.
     fn projections(&self) -> impl Iterator<Item = &Projection> {
-        self.attention.projections().into_iter().chain(self.mlp.projections())
+        self.mixer.projections().into_iter().chain(self.mlp.projections())
     }
 }
 
@@ -187,10 +195,11 @@ impl Decoder {
         let embedding = table(&embedding)?;
         let block = |index| Block::load(&BlockWeights { index, config, weights, storage, kernels });
         let blocks = (0..config.num_hidden_layers).map(block);
+        let final_norm = format!("{}.weight", config.norm_name("model.norm"));
         Ok(Self {
             embedding,
             blocks: blocks.collect::<Result<_>>()?,
-            final_norm: weights.norm("model.norm.weight", config.hidden_size, config.norms_plus_one)?,
+            final_norm: weights.norm(&final_norm, config.hidden_size, config.norms_plus_one)?,
             untied_head,
             ropes: config.ropes.iter().map(|rope| Rope::new(config.head_dim, rope)).collect(),
             embedding_multiplier: config.embedding_multiplier,

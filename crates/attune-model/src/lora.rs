@@ -28,6 +28,9 @@ impl Site {
             Self::Output => (model.hidden_size, queries),
             Self::Gate | Self::Up => (model.intermediate_size, model.hidden_size),
             Self::Down => (model.hidden_size, model.intermediate_size),
+            // Two gates and the value.
+            Self::ConvolutionInput => (3 * model.hidden_size, model.hidden_size),
+            Self::ConvolutionOutput => (model.hidden_size, model.hidden_size),
         }
     }
 }
@@ -45,7 +48,7 @@ pub struct LoraPair {
 
 /// The updates of one decoder block, indexed by [`Site`].
 #[derive(Debug, Clone, Default)]
-pub struct LoraLayer([Option<LoraPair>; 7]);
+pub struct LoraLayer([Option<LoraPair>; Site::ALL.len()]);
 
 impl LoraLayer {
     /// Returns the update at `site`; `None` if the adapter has none there.

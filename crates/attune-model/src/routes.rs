@@ -10,8 +10,14 @@ use crate::kernels::{GpuKernels, Kernels, LoraRows, LoraRun, cpu};
 use crate::lora::{Adapter, Site};
 
 /// Sites of a block that have the same input and are computed together.
-pub const GROUPS: [&[Site]; 4] =
-    [&[Site::Query, Site::Key, Site::Value], &[Site::Output], &[Site::Gate, Site::Up], &[Site::Down]];
+pub const GROUPS: [&[Site]; 6] = [
+    &[Site::Query, Site::Key, Site::Value],
+    &[Site::Output],
+    &[Site::Gate, Site::Up],
+    &[Site::Down],
+    &[Site::ConvolutionInput],
+    &[Site::ConvolutionOutput],
+];
 
 /// Most rows of one task: as many as a core works through while the matrices stay in its cache.
 const TASK_ROWS: usize = 32;

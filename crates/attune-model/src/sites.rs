@@ -3,7 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The seven linear layers of a decoder block that an adapter can change. Written as in PEFT's `target_modules`.
+/// The linear layers of decoder blocks that an adapter can change: those of attention or of a convolution, and those of the
+/// MLP. Written as in PEFT's `target_modules`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Site {
@@ -28,11 +29,40 @@ pub enum Site {
     /// `mlp.down_proj`
     #[serde(rename = "down_proj")]
     Down,
+    /// `conv.in_proj`
+    #[serde(rename = "in_proj")]
+    ConvolutionInput,
+    /// `conv.out_proj`
+    #[serde(rename = "out_proj")]
+    ConvolutionOutput,
 }
 
 impl Site {
-    /// All sites in the order of the forward pass.
-    pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+    /// The sites of a block with attention and one MLP, in the order of the forward pass.
+    pub const USUAL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+
+    /// All sites.
+    pub const ALL: [Self; 9] = [
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::Output,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+        Self::ConvolutionInput,
+        Self::ConvolutionOutput,
+    ];
+
+    /// Returns true for layers of a block's attention.
+    pub const fn is_of_attention(self) -> bool {
+        matches!(self, Self::Query | Self::Key | Self::Value | Self::Output)
+    }
+
+    /// Returns true for layers of a block's convolution.
+    pub const fn is_of_convolution(self) -> bool {
+        matches!(self, Self::ConvolutionInput | Self::ConvolutionOutput)
+    }
 
     /// Returns the name of the layer inside its block in most checkpoints, such as `self_attn.q_proj`; see
     /// [`Module`] for the others.
@@ -45,6 +75,8 @@ impl Site {
             Self::Gate => "mlp.gate_proj",
             Self::Up => "mlp.up_proj",
             Self::Down => "mlp.down_proj",
+            Self::ConvolutionInput => "conv.in_proj",
+            Self::ConvolutionOutput => "conv.out_proj",
         }
     }
 }
@@ -90,8 +122,21 @@ pub(crate) const SHARED_MLP: [Module; 6] = [
     Module::new("shared_mlp.output_linear", &[Site::Down]),
 ];
 
+/// The layers of the blocks of LFM 2, each of which has those of attention or those of a convolution.
+pub(crate) const CONVOLUTION: [Module; 9] = [
+    PLAIN[0],
+    PLAIN[1],
+    PLAIN[2],
+    Module::new("self_attn.out_proj", &[Site::Output]),
+    Module::new("conv.in_proj", &[Site::ConvolutionInput]),
+    Module::new("conv.out_proj", &[Site::ConvolutionOutput]),
+    Module::new("feed_forward.w1", &[Site::Gate]),
+    Module::new("feed_forward.w3", &[Site::Up]),
+    Module::new("feed_forward.w2", &[Site::Down]),
+];
+
 /// The layers of all families, each in one list at least.
-pub const KNOWN: [&[Module]; 3] = [&PLAIN, &FUSED, &SHARED_MLP];
+pub const KNOWN: [&[Module]; 4] = [&PLAIN, &FUSED, &SHARED_MLP, &CONVOLUTION];
 
 impl Module {
     /// Creates the layer at `path`.
@@ -103,6 +148,17 @@ impl Module {
     pub fn name(&self) -> &'static str {
         self.path.rsplit('.').next().unwrap_or_default()
     }
+}
+
+/// Returns the names of `modules` in PEFT's `target_modules`; layers of different places may share one.
+pub fn names<'a>(modules: impl IntoIterator<Item = &'a Module>) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for name in modules.into_iter().map(Module::name) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 /// Returns the first site of the one of `modules` that holds `site`: it stands for all that share the layer's A.

@@ -23,7 +23,7 @@ use crate::adapters::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::lora::MAX_RANK;
 use crate::model::lora::layout::{LANES, PairShape, Stretch};
-use crate::model::lora::modules::Module;
+use crate::model::lora::modules::{self, Module};
 use crate::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 
 /// Bytes of the header of `adapter_model.safetensors` at the most; the largest model's adapter needs a tenth of it.
@@ -238,9 +238,15 @@ impl Update {
     }
 }
 
-/// Every place that an adapter of the model can have: the block, and the index of the layer in it.
+/// Every place that an adapter of the model can have: the block, and the index of the layer among the model's.
 fn all_places(model: &ModelConfig) -> impl Iterator<Item = (usize, usize)> {
-    (0..model.num_hidden_layers).flat_map(|block| (0..model.modules.len()).map(move |index| (block, index)))
+    let all = (0..model.num_hidden_layers).flat_map(|block| (0..model.modules.len()).map(move |index| (block, index)));
+    all.filter(|place| is_there(model, *place))
+}
+
+/// Returns true if the block has the layer: in some models, blocks differ.
+fn is_there(model: &ModelConfig, (block, index): (usize, usize)) -> bool {
+    model.modules_of(block).any(|module| *module == model.modules[index])
 }
 
 fn path(block: usize, name: &str) -> String {
@@ -249,20 +255,25 @@ fn path(block: usize, name: &str) -> String {
 
 /// Returns the names of the layers that can be adapted.
 fn names(model: &ModelConfig) -> String {
-    model.modules.iter().map(Module::name).collect::<Vec<_>>().join(", ")
+    modules::names(model.modules).join(", ")
 }
 
 /// Returns the names of everything in the model that is no linear layer of a block.
 fn other_modules(model: &ModelConfig) -> Vec<String> {
-    let outside = ["model", "model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head"];
-    let is_shared = model.modules.iter().any(|module| module.path.starts_with("shared_mlp."));
-    let mlp = if is_shared { [".shared_mlp", ".shared_mlp.activation"] } else { [".mlp", ".mlp.act_fn"] };
-    let mut inside: Vec<String> = ["", ".self_attn"].into_iter().chain(mlp).map(str::to_owned).collect();
+    let norm = model.norm_name("model.norm");
+    let outside = ["model", "model.embed_tokens", "model.layers", norm, "model.rotary_emb", "lm_head"];
+    let has = |part: &str| model.modules.iter().any(|module| module.path.starts_with(part));
+    let parts: &[&str] = if has("shared_mlp.") {
+        &[".shared_mlp", ".shared_mlp.activation"]
+    } else if has("conv.") {
+        &[".feed_forward", ".conv", ".conv.conv"]
+    } else {
+        &[".mlp", ".mlp.act_fn"]
+    };
+    let mut inside: Vec<String> = ["", ".self_attn"].iter().chain(parts).map(|name| (*name).to_owned()).collect();
     let norms = [true, false].into_iter().flat_map(|of_attention| model.norm_places.names(of_attention)).flatten();
-    inside.extend(norms.map(|norm| format!(".{norm}")));
-    if model.query_key_norm.is_some() {
-        inside.extend([".self_attn.q_norm", ".self_attn.k_norm"].map(str::to_owned));
-    }
+    let heads = ["self_attn.q_norm", "self_attn.k_norm"].into_iter().filter(|_| model.query_key_norm.is_some());
+    inside.extend(norms.chain(heads).map(|norm| format!(".{}", model.norm_name(norm))));
     if model.experts.is_some() {
         inside.extend([".mlp.gate", ".mlp.router", ".mlp.experts", ".mlp.experts.act_fn"].map(str::to_owned));
     }
@@ -288,7 +299,8 @@ fn places(weights: &[u8], model: &ModelConfig) -> Result<Halves> {
     }
     let mut halves = Halves::new();
     for (name, info) in &tensors {
-        let place = parse_name(name, model.modules).filter(|(block, ..)| *block < model.num_hidden_layers);
+        let place = parse_name(name, model.modules)
+            .filter(|(block, module, _)| *block < model.num_hidden_layers && is_there(model, (*block, *module)));
         let (block, module, half) = place.ok_or_else(|| no_place(name, model))?;
         let place = &mut halves.entry((block, module)).or_default()[half];
         if place.replace(Matrix::of(name, info, 8 + header)?).is_some() {

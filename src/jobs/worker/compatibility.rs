@@ -5,6 +5,7 @@ use attune_train::FileFault;
 
 use crate::datasets::{DatasetReport, Purpose};
 use crate::jobs::{Error, Result};
+use crate::model::lora::modules::names;
 use crate::model::lora::{Adapter, Site};
 use crate::train::Trainer;
 use crate::train::hyperparameters::{ALL_LINEAR, Classification, Hyperparameters};
@@ -64,8 +65,8 @@ pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters
     }
     let has = |site: &Site| initial.layers.iter().any(|layer| layer.get(*site).is_some());
     let modules = initial.modules.iter().filter(|module| module.sites.iter().any(has));
-    let modules: Vec<String> = modules.map(|module| module.name().to_owned()).collect();
-    let is_all = modules.len() == initial.modules.len();
+    let modules: Vec<String> = names(modules).into_iter().map(str::to_owned).collect();
+    let is_all = modules == names(initial.modules);
     let is_same = |other: &Vec<String>| *other == modules || (is_all && *other == [ALL_LINEAR]);
     if asked.target_modules.as_ref().is_some_and(|other| !is_same(other)) {
         let names = modules.join(", ");

@@ -3,6 +3,7 @@
 
 mod gemma;
 mod granite;
+mod lfm;
 mod llama;
 mod ministral;
 mod mixtures;
@@ -31,6 +32,7 @@ const ALL: &[&Family] = &[
     &gemma::GEMMA3_TEXT,
     &granite::GRANITE,
     &granite::GRANITE_HYBRID,
+    &lfm::LFM2,
     &olmo::OLMO2,
     &olmo::OLMO3,
     &mixtures::QWEN3_MOE,

@@ -71,7 +71,7 @@ impl Attention {
         let query_key_norm = match config.query_key_norm {
             None => None,
             Some(width) => {
-                let norm = |name: &str, heads: usize| {
+                let norm = |name: &'static str, heads: usize| {
                     let heads = if width == QueryKeyNorm::Row { heads } else { 1 };
                     from.norm(name, heads * config.head_dim)
                 };

@@ -27,9 +27,16 @@ impl BlockWeights<'_> {
         format!("model.layers.{}.{inside}", self.index)
     }
 
-    /// Loads the norm `name` of the block, `[width]`.
-    pub(super) fn norm(&self, name: &str, width: usize) -> Result<Tensor> {
+    /// Loads the norm of the block that Llama calls `usual`, `[width]`.
+    pub(super) fn norm(&self, usual: &'static str, width: usize) -> Result<Tensor> {
+        let name = self.config.norm_name(usual);
         self.weights.norm(&self.name(&format!("{name}.weight")), width, self.config.norms_plus_one)
+    }
+
+    /// Loads the filters `name` of the block, which stand in the file as `[channels, 1, taps]`, `[channels, taps]`.
+    pub(super) fn filters(&self, name: &str, shape: [usize; 2]) -> Result<Tensor> {
+        let [channels, taps] = shape;
+        Ok(self.weights.get(&self.name(name), &[channels, 1, taps])?.reshape(shape.as_slice())?)
     }
 
     /// Loads the tensor `name` of the block, `[width]`.
@@ -40,7 +47,7 @@ impl BlockWeights<'_> {
     /// Loads the norms around attention (`true`) or the MLP.
     pub(super) fn residual(&self, of_attention: bool) -> Result<Residual> {
         let [before, after] = self.config.norm_places.names(of_attention);
-        let norm = |name: Option<&str>| name.map(|name| self.norm(name, self.config.hidden_size)).transpose();
+        let norm = |name: Option<&'static str>| name.map(|name| self.norm(name, self.config.hidden_size)).transpose();
         Ok(Residual {
             before: norm(before)?,
             after: norm(after)?,
@@ -93,6 +100,9 @@ impl BlockWeights<'_> {
             Site::Query | Site::Key | Site::Value => biases.query_key_value,
             Site::Output => biases.output,
             Site::Gate | Site::Up | Site::Down => biases.mlp,
+            Site::ConvolutionInput | Site::ConvolutionOutput => {
+                self.config.convolution.as_ref().is_some_and(|convolution| convolution.bias)
+            }
         };
         let bias = if module.sites.iter().any(has_bias) {
             self.weights.get_optional(&bias_name, &[output])?

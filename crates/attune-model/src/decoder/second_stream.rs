@@ -42,13 +42,13 @@ impl Decoder {
 impl Block {
     /// Maps the block's tensors for `kernels`; `None` if its layers are packed or quantized.
     fn with(&self, kernels: &GpuKernels, change: &impl Fn(&Tensor) -> Result<Tensor>) -> Result<Option<Self>> {
-        let Some(attention) = self.attention.with(kernels, change)? else { return Ok(None) };
+        let Some(mixer) = self.mixer.with(kernels, change)? else { return Ok(None) };
         let Some(mlp) = self.mlp.with(kernels, change)? else { return Ok(None) };
         let residual = |residual: &Residual| residual.with(Kernels::Gpu(kernels.clone()), change);
         Ok(Some(Self {
             index: self.index,
-            attention_residual: residual(&self.attention_residual)?,
-            attention,
+            mixer_residual: residual(&self.mixer_residual)?,
+            mixer,
             mlp_residual: residual(&self.mlp_residual)?,
             mlp,
         }))

@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 
 use super::projection::{Projection, project};
-use super::{Attention, Block, Decoder, DenseMlp, LowRank, Mlp, Residual};
+use super::{Attention, Block, Convolution, Decoder, DenseMlp, LowRank, Mixer, Mlp, Residual};
 use crate::Result;
 use crate::kernels::{CachedStep, Kernels, NewHeads, Norm, SequenceRows};
 use crate::kv_cache::KvCache;
@@ -60,12 +60,30 @@ impl Block {
     /// products and activation in one kernel if that is faster. An adapter whose B is 0 changes no bit of it.
     fn serve(&self, x: Tensor, context: &ServeContext<'_>) -> Result<Tensor> {
         // Attention: middle = x + m · after(W_o · attend(q, k, v)), with q, k, v of before(x)
-        let attended = self.attention.serve(&x, self.attention_residual.norm(), context)?; // [rows, heads · head_dim]
-        let o = &self.attention.o;
-        let middle = self.attention_residual.add_projection_into(x, o, &attended, context)?; // [rows, hidden]
+        let inner = self.mixer.serve(&x, self.mixer_residual.norm(), context)?; // [rows, heads · head_dim]
+        let middle = self.mixer_residual.add_projection_into(x, self.mixer.last(), &inner, context)?; // [rows, hidden]
 
         // MLP: y = middle + m · after(mlp(before(middle)))
         self.mlp.serve(middle, &self.mlp_residual, context) // [rows, hidden]
+    }
+}
+
+impl Mixer {
+    /// Computes the input of the last layer of `x` `[rows, hidden]`, which `norm` norms first, `[rows, in]`.
+    fn serve(&self, x: &Tensor, norm: Option<Norm<'_>>, context: &ServeContext<'_>) -> Result<Tensor> {
+        match self {
+            Self::Attention(attention) => attention.serve(x, norm, context),
+            Self::Convolution(convolution) => convolution.serve(x, norm, context),
+        }
+    }
+}
+
+impl Convolution {
+    /// Computes the convolution of `x` `[rows, hidden]`, which `norm` norms first, `[rows, hidden]`.
+    fn serve(&self, x: &Tensor, norm: Option<Norm<'_>>, context: &ServeContext<'_>) -> Result<Tensor> {
+        let [projected] = project_normed([&self.input], x, norm, &self.kernels, context)?; // [rows, 3 · hidden]
+        let inputs = &context.cache.keys[self.input.block];
+        self.kernels.cached_convolution(&projected, &self.filters, inputs, &context.step)
     }
 }
 

@@ -38,10 +38,12 @@ pub enum Architecture {
     Olmoe,
     /// gpt-oss.
     GptOss,
+    /// LFM 2 and 2.5.
+    Lfm2,
 }
 
 /// All architectures by their names.
-const ALL: [(&str, Architecture); 14] = [
+const ALL: [(&str, Architecture); 15] = [
     ("llama", Architecture::Llama),
     ("mistral3", Architecture::Mistral3),
     ("qwen2", Architecture::Qwen2),
@@ -56,6 +58,7 @@ const ALL: [(&str, Architecture); 14] = [
     ("qwen3moe", Architecture::Qwen3Moe),
     ("olmoe", Architecture::Olmoe),
     ("gpt-oss", Architecture::GptOss),
+    ("lfm2", Architecture::Lfm2),
 ];
 
 impl Architecture {

@@ -34,7 +34,7 @@ pub(crate) fn read(file: &Gguf) -> Result<ModelConfig> {
 pub fn fields(file: &Gguf) -> Result<Map<String, Value>> {
     let architecture = Architecture::of(file.metadata())?;
     let keys = Keys::new(file, architecture);
-    let mut fields = shape(file, &keys)?;
+    let mut fields = shape(file, architecture, &keys)?;
     families::apply(architecture, &keys, &mut fields)?;
     keys.check_all_read()?;
     Ok(fields)
@@ -66,7 +66,7 @@ pub(super) fn settings(architecture: Architecture) -> &'static [&'static str] {
 }
 
 /// Translates what nearly all architectures have.
-fn shape(file: &Gguf, keys: &Keys<'_>) -> Result<Map<String, Value>> {
+fn shape(file: &Gguf, architecture: Architecture, keys: &Keys<'_>) -> Result<Map<String, Value>> {
     let layers = keys.size("block_count")?;
     // Lists are made for all blocks, each of which has tensors.
     if layers > file.tensors().len() {
@@ -74,7 +74,11 @@ fn shape(file: &Gguf, keys: &Keys<'_>) -> Result<Map<String, Value>> {
     }
     let hidden = keys.size("embedding_length")?;
     let heads = keys.size("attention.head_count")?;
-    let kv_heads = keys.optional_size("attention.head_count_kv")?.unwrap_or(heads);
+    let kv_heads = match architecture {
+        Architecture::Lfm2 => keys.size_of_attention("attention.head_count_kv")?,
+        _ => keys.optional_size("attention.head_count_kv")?,
+    };
+    let kv_heads = kv_heads.unwrap_or(heads);
     let head_dim = keys.optional_size("attention.key_length")?.unwrap_or(hidden / heads);
     if keys.optional_size("attention.value_length")?.is_some_and(|width| width != head_dim) {
         return Err(keys.fault("attention.value_length", "differs from that of keys, which is not supported"));

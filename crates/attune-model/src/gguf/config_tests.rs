@@ -81,6 +81,7 @@ fn the_common_shape_is_translated_for_every_architecture() {
         ("qwen3moe", "qwen3_moe", &needs[..]),
         ("olmoe", "olmoe", &needs[..2]),
         ("gpt-oss", "gpt_oss", &[&needs[..], from_ref(&window)].concat()),
+        ("lfm2", "lfm2", &[("shortconv.l_cache", 3_u32.into())]),
     ] {
         let fields = translated(architecture, more, &[]).unwrap();
         let expected = json!({
@@ -152,6 +153,23 @@ fn scales_of_granite_have_the_names_of_transformers() {
     assert_fields(&translated("granite", &[], &[]).unwrap(), &named(1.0, 1.0, 0.25, 1.0));
     let unrotated = translated("granite", &[("rope.scaling.finetuned", false.into())], &[]);
     assert!(unrotated.unwrap_err().to_string().contains("models without rotation"));
+}
+
+#[test]
+fn blocks_of_lfm2_without_key_value_heads_have_convolutions() {
+    let keys: [(&str, Key); 2] =
+        [("shortconv.l_cache", 4_u32.into()), ("attention.head_count_kv", vec![0_u32, 2, 0, 0, 2, 0].into())];
+    let types = ["conv", "full_attention", "conv", "conv", "full_attention", "conv"];
+    let expected = json!({
+        "layer_types": types, "conv_L_cache": 4, "num_key_value_heads": 2, "intermediate_size": 128,
+        "block_auto_adjust_ff_dim": false, "norm_eps": 1e-6,
+    });
+    assert_fields(&translated("lfm2", &keys, &[]).unwrap(), &expected);
+    for other in [vec![0_u32, 2, 0, 0, 4, 0], vec![0, 2]] {
+        let keys = [&keys[..1], &[("attention.head_count_kv", other.into())]].concat();
+        let said = translated("lfm2", &keys, &[]).unwrap_err().to_string();
+        assert!(said.contains("`lfm2.attention.head_count_kv`"), "{said}");
+    }
 }
 
 #[test]

@@ -91,6 +91,18 @@ impl Metadata {
         }
     }
 
+    /// Returns a size that the blocks with attention share; in a list for all blocks the others have 0. `None` if there is no
+    /// such key, or if all are 0.
+    pub fn size_of_attention(&self, key: &str) -> Result<Option<usize>> {
+        let Some(Value::Numbers(_)) = self.get(key) else { return self.size(key) };
+        let mut sizes = self.sizes(key)?.unwrap_or_default().into_iter().filter(|size| *size > 0);
+        let Some(first) = sizes.next() else { return Ok(None) };
+        if sizes.all(|size| size == first) {
+            return Ok(Some(first));
+        }
+        Err(self.fault(&format!("the key `{key}` differs between blocks with attention, which is not supported")))
+    }
+
     /// Returns the id of a token; `None` if there is no such key.
     pub fn token(&self, key: &str) -> Result<Option<u32>> {
         self.read(key, "a token's id", |value| u32::try_from(value.as_number()?.as_size()?).ok())

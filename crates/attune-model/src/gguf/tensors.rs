@@ -74,6 +74,27 @@ const BLOCK: [(&str, &str); 10] = [
     ("mlp.down_proj", "ffn_down"),
 ];
 
+/// Tensors of a block of LFM 2.
+const LFM2: [(&str, &str); 14] = [
+    ("operator_norm", "attn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.out_proj", "attn_output"),
+    ("self_attn.q_layernorm", "attn_q_norm"),
+    ("self_attn.k_layernorm", "attn_k_norm"),
+    ("conv.in_proj", "shortconv.in_proj"),
+    ("conv.conv", "shortconv.conv"),
+    ("conv.out_proj", "shortconv.out_proj"),
+    ("ffn_norm", "ffn_norm"),
+    ("feed_forward.w1", "ffn_gate"),
+    ("feed_forward.w3", "ffn_up"),
+    ("feed_forward.w2", "ffn_down"),
+];
+
+/// The last norm of LFM 2, which is called that of the embedding in both.
+const LFM2_NORM: (&str, &str) = ("model.embedding_norm", "token_embd_norm");
+
 /// Tensors of a block that are fused in the files of Phi 3, and in its checkpoints.
 const FUSED: [(&str, &str); 2] = [("self_attn.qkv_proj", "attn_qkv"), ("mlp.gate_up_proj", "ffn_up")];
 
@@ -92,7 +113,11 @@ impl Names {
         let size = |name: &str| metadata.size_of_blocks(&key(name));
         let required = |name: &str| metadata.require(&key(name), size(name)?);
         let heads = required("attention.head_count")?.max(1);
-        let kv_heads = size("attention.head_count_kv")?.unwrap_or(heads);
+        let kv_heads = match architecture {
+            Architecture::Lfm2 => metadata.size_of_attention(&key("attention.head_count_kv"))?,
+            _ => size("attention.head_count_kv")?,
+        };
+        let kv_heads = kv_heads.unwrap_or(heads);
         let head_dim = match size("attention.key_length")? {
             Some(head_dim) => head_dim,
             None => required("embedding_length")? / heads,
@@ -125,7 +150,7 @@ impl Names {
     pub fn places(&self, name: &str) -> Vec<Place> {
         let (stem, end) = split_end(name);
         let whole = |tensor: String| vec![Place { tensor, part: Part::Whole, heads: None }];
-        if let Some((_, file)) = OUTSIDE.iter().find(|(known, _)| *known == stem) {
+        if let Some((_, file)) = self.outside().find(|(known, _)| *known == stem) {
             return whole(format!("{file}{end}"));
         }
         let Some((block, rest)) = block_of(stem, "model.layers.") else { return Vec::new() };
@@ -158,7 +183,7 @@ impl Names {
     /// tensor that transformers does not have.
     pub fn originals(&self, name: &str) -> Vec<String> {
         let (stem, end) = split_end(name);
-        if let Some((original, _)) = OUTSIDE.iter().find(|(_, known)| *known == stem) {
+        if let Some((original, _)) = self.outside().find(|(_, known)| *known == stem) {
             return vec![format!("{original}{end}")];
         }
         let Some((block, rest)) = block_of(stem, "blk.") else { return Vec::new() };
@@ -186,11 +211,20 @@ impl Names {
         }
     }
 
+    /// Returns the tensors outside the blocks: transformers' names and those of the file.
+    fn outside(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let is_lfm = self.architecture == Architecture::Lfm2;
+        let usual = OUTSIDE.into_iter().filter(move |(_, file)| !is_lfm || *file != "output_norm");
+        usual.chain(is_lfm.then_some(LFM2_NORM))
+    }
+
     /// Returns the tensors of a block: transformers' names and those of the file.
     fn block_names(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let is_phi = self.architecture == Architecture::Phi3;
-        let common = BLOCK
-            .into_iter()
+        let common: &[_] = if self.architecture == Architecture::Lfm2 { &LFM2 } else { &BLOCK };
+        let common = common
+            .iter()
+            .copied()
             .filter(move |(_, file)| !is_phi || !["attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up"].contains(file));
         let fused = FUSED.into_iter().filter(move |_| is_phi);
         let norms = self.norms().iter().copied();
@@ -214,6 +248,8 @@ impl Names {
             Architecture::Olmo2 => {
                 &[("post_attention_layernorm", "post_attention_norm"), ("post_feedforward_layernorm", "post_ffw_norm")]
             }
+            // Among the others already.
+            Architecture::Lfm2 => &[],
             // It stands before the MLP, as in all others; only its name in the file is another.
             Architecture::GptOss => &[("post_attention_layernorm", "post_attention_norm")],
             _ => &[("post_attention_layernorm", "ffn_norm")],

@@ -50,6 +50,15 @@ fn every_architecture_has_its_own_names_for_norms_and_mlps() {
         ("model.layers.0.post_attention_layernorm.weight", "blk.0.post_attention_norm.weight"),
         ("model.layers.0.mlp.router.bias", "blk.0.ffn_gate_inp.bias"),
     ];
+    let lfm = [
+        ("model.layers.0.operator_norm.weight", "blk.0.attn_norm.weight"),
+        ("model.layers.0.ffn_norm.weight", "blk.0.ffn_norm.weight"),
+        ("model.layers.0.self_attn.out_proj.weight", "blk.0.attn_output.weight"),
+        ("model.layers.0.self_attn.k_layernorm.weight", "blk.0.attn_k_norm.weight"),
+        ("model.layers.0.conv.conv.weight", "blk.0.shortconv.conv.weight"),
+        ("model.layers.0.feed_forward.w3.weight", "blk.0.ffn_up.weight"),
+        ("model.embedding_norm.weight", "token_embd_norm.weight"),
+    ];
     let olmo = [("model.layers.0.post_attention_layernorm.weight", "blk.0.post_attention_norm.weight"), around[3]];
     for (architecture, experts, own) in [
         ("llama", 0, &plain[..]),
@@ -67,8 +76,10 @@ fn every_architecture_has_its_own_names_for_norms_and_mlps() {
         ("qwen3moe", 3, &[plain[0], ("model.layers.0.mlp.gate.weight", "blk.0.ffn_gate_inp.weight")]),
         ("olmoe", 3, &plain[..2]),
         ("gpt-oss", 3, &sinks),
+        ("lfm2", 0, &lfm),
     ] {
         let names = names(architecture, experts);
+        let common = if architecture == "lfm2" { &common[..1] } else { &common[..] };
         for (original, file) in common.iter().chain(own) {
             let place = names.places(original).remove(0);
             assert_eq!((place.tensor.as_str(), &place.part), (*file, &Part::Whole), "{architecture}: {original}");

@@ -11,7 +11,7 @@ use crate::Result;
 /// Whole sequences that lie one after the other; attention stays inside each.
 #[derive(Debug)]
 pub struct PackedRows<'a> {
-    sequences: &'a [Range<usize>],
+    pub(super) sequences: &'a [Range<usize>],
     /// Tables for a GPU's kernels; `None` on the CPU.
     tables: Option<RowTables>,
 }
@@ -27,7 +27,7 @@ impl<'a> PackedRows<'a> {
 /// The sequences of a step over the paged cache, in the order of their rows.
 #[derive(Debug)]
 pub struct CachedStep<'a> {
-    sequences: &'a [SequenceRows<'a>],
+    pub(super) sequences: &'a [SequenceRows<'a>],
     /// Tables for a GPU's kernels; `None` on the CPU.
     tables: Option<RowTables>,
 }

@@ -7,6 +7,7 @@
 //! gradient of the input; no gradient of a frozen weight is ever formed.
 
 mod attention;
+mod convolution;
 pub mod cpu;
 pub mod cuda;
 mod experts;
@@ -39,6 +40,15 @@ pub struct Dense<'a> {
     pub bias: Option<&'a Tensor>,
     /// Residual, `[rows, out]`.
     pub residual: Option<&'a Tensor>,
+}
+
+/// Filters of a convolution, one for each channel.
+#[derive(Debug)]
+pub struct Filters {
+    /// Weights, `[channels, taps]`: the last one is that of the current token.
+    pub weight: Tensor,
+    /// Biases, `[channels]`; `None` if there are none.
+    pub bias: Option<Tensor>,
 }
 
 /// An RMS norm, see [`Kernels::rms_norm`].

@@ -42,13 +42,15 @@ impl Adapter {
     pub fn zero(model: &ModelConfig) -> Result<Self> {
         // Matrix units take no odd ranks.
         const RANK: usize = 2;
-        let mut layer = LoraLayer::default();
-        for site in model.sites() {
-            let (output, input) = site.shape(model);
-            let zeros = |shape: (usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu);
-            layer.set(site, LoraPair { a: zeros((RANK, input))?, b: zeros((output, RANK))?, scale: 1.0 });
+        let mut layers = vec![LoraLayer::default(); model.num_hidden_layers];
+        for (block, layer) in layers.iter_mut().enumerate() {
+            for site in model.sites_of(block) {
+                let (output, input) = site.shape(model);
+                let zeros = |shape: (usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu);
+                layer.set(site, LoraPair { a: zeros((RANK, input))?, b: zeros((output, RANK))?, scale: 1.0 });
+            }
         }
-        Ok(Self::of_modules("zero".into(), vec![layer; model.num_hidden_layers], model.modules))
+        Ok(Self::of_modules("zero".into(), layers, model.modules))
     }
 
     /// Returns the same adapter on `device`.

@@ -66,6 +66,10 @@ impl Plan {
                           the base's form alone";
             return Err(checkpoint.fault(advice));
         }
+        if config.convolution.is_some() {
+            let advice = "the convolutions of LFM 2 are written in the base's form alone";
+            return Err(checkpoint.fault(advice));
+        }
         let mut plan = Self { config, items: Vec::new(), tied: false, weights, quantize: quantize.map(str::to_owned) };
         plan.list(changes)?;
         Ok(plan)
@@ -99,13 +103,15 @@ impl Plan {
                 self.add(&name, &[heads * config.head_dim], Kind::Norm, changes);
             }
         }
-        for module in config.modules {
+        for module in config.modules_of(block) {
             let (output, input) = module.shape(config);
             self.add(&name(&format!("{}.weight", module.path)), &[output, input], Kind::Matrix, changes);
             let has_bias = module.sites.iter().any(|site| match site {
                 Site::Query | Site::Key | Site::Value => config.biases.query_key_value,
                 Site::Output => config.biases.output,
                 Site::Gate | Site::Up | Site::Down => config.biases.mlp,
+                // Models with convolutions are not listed, see `of`.
+                Site::ConvolutionInput | Site::ConvolutionOutput => false,
             });
             let bias = name(&format!("{}.bias", module.path));
             if has_bias && self.weights.has(&bias) {

@@ -16,7 +16,7 @@ use crate::train::preference::Preferences;
 use crate::train::recomputation::{Recomputation, SavedActivations};
 use crate::train::yielding::YieldPolicy;
 use crate::{Error, Result};
-use attune_model::decoder::{Attention, Context, Decoder, LowRank};
+use attune_model::decoder::{Attention, Context, Convolution, Decoder, LowRank};
 use attune_model::kernels::{Kernels, PackedRows};
 use attune_model::lora::modules::first_site;
 use attune_model::lora::{Adapter, LoraLayer, LoraPair, Site};
@@ -259,6 +259,10 @@ impl Context for TrainContext<'_> {
         v: &Tensor,
     ) -> attune_model::Result<(Tensor, Tensor)> {
         self.kernels.packed_attention(q, k, v, &self.sequences, attention.form)
+    }
+
+    fn convolve(&self, convolution: &Convolution, projected: &Tensor) -> attune_model::Result<Tensor> {
+        self.kernels.packed_convolution(projected, &convolution.filters, &self.sequences)
     }
 
     fn angles(&self, rope: usize) -> &Angles {

@@ -39,7 +39,7 @@ impl Dropout {
     fn mask(&self, layer: usize, site: Site, rows: usize, width: usize, device: &Device) -> Result<Tensor> {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         // The upper half of the streams: initialisation and data order use the lower one.
-        let place = (layer * Site::ALL.len() + site as usize) as u64;
+        let place = (layer * Site::USUAL.len() + place(site)) as u64;
         random.set_stream(1 << 63 | (self.step as u64) << 32 | (self.batch as u64 & 0xffff) << 16 | place & 0xffff);
         let threshold = (self.probability * f64::from(u32::MAX)) as u32;
         let kept = (1.0 / (1.0 - self.probability)) as f32;
@@ -52,6 +52,15 @@ impl Dropout {
             }
         });
         Ok(Tensor::from_vec(factors, (rows, width), device)?)
+    }
+}
+
+/// Returns the place of a layer in its block. Those of a convolution stand where attention's would.
+fn place(site: Site) -> usize {
+    match site {
+        Site::ConvolutionInput => Site::Query as usize,
+        Site::ConvolutionOutput => Site::Output as usize,
+        site => site as usize,
     }
 }
 

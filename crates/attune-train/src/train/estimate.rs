@@ -207,9 +207,13 @@ impl TrainingMemory {
         let config = &model.config;
         let rows = largest_batch(settings, training) as u64;
         let hidden = config.hidden_size as u64;
-        let ActivationSizes { kept, again, backward } = ActivationSizes::of(config, recomputation);
         let element = model.decoder.activation_dtype().size_in_bytes() as u64;
-        let activations_bytes = element * rows * (config.num_hidden_layers as u64 * kept + again + backward);
+        let blocks: Vec<_> = (0..config.num_hidden_layers)
+            .map(|block| ActivationSizes::of(config, config.convolution_of(block).is_some(), recomputation))
+            .collect();
+        let kept: u64 = blocks.iter().map(|block| block.kept).sum();
+        let at_once = blocks.iter().map(|block| block.again + block.backward).max().unwrap_or(0);
+        let activations_bytes = element * rows * (kept + at_once);
         let loss_bytes = method(settings.method).loss_bytes(&LossShape {
             element,
             rows,
@@ -254,33 +258,55 @@ struct ActivationSizes {
 
 impl ActivationSizes {
     /// Counts them as listed in `decoder::Activations`.
-    fn of(config: &ModelConfig, recomputation: Recomputation) -> Self {
+    fn of(config: &ModelConfig, convolves: bool, recomputation: Recomputation) -> Self {
         let hidden = config.hidden_size as u64;
         let mlp = MlpSizes::of(config);
-        let queries = (config.num_attention_heads * config.head_dim) as u64;
-        let keys = (config.num_key_value_heads * config.head_dim) as u64;
-        let heads = config.num_attention_heads as u64;
-        // Query and key before their norms; both normed inputs; both branches before the norms behind them.
-        let unnormed = if config.query_key_norm.is_some() { queries + keys } else { 0 };
+        let mixer = if convolves { MixerSizes::of_convolution(hidden) } else { MixerSizes::of_attention(config) };
+        // Both normed inputs; both branches before the norms behind them.
         let norms = [true, false].map(|of_attention| config.norm_places.names(of_attention));
         let [normed, branches] =
             [0, 1].map(|place| hidden * norms.iter().filter(|norm| norm[place].is_some()).count() as u64);
-        // input, middle; q, attended; k, v; log_sum_exp; those of the MLP.
-        let attention = 2 * queries + 2 * keys + heads + unnormed;
-        let everything = 2 * hidden + attention + mlp.products + mlp.cheap + normed + branches;
+        // input, middle; those of mixer and MLP.
+        let everything = 2 * hidden + mixer.products + mixer.cheap + mlp.products + mlp.cheap + normed + branches;
         let (kept, again) = match recomputation {
             Recomputation::None => (everything, 0),
-            // Both normed inputs, those of the MLP; if query and key are normed, also both after their norms.
+            // Both normed inputs, those of mixer and MLP.
             Recomputation::Selective => {
-                let cheap = normed + mlp.cheap + unnormed;
+                let cheap = normed + mlp.cheap + mixer.cheap;
                 (everything - cheap, cheap)
             }
             Recomputation::Full => (hidden, everything - hidden),
         };
-        // Gradients of one block: those of the MLP; those of the four residual streams and of the branches; dq, dk, dv
-        // and attention's.
-        let backward = mlp.backward + 4 * hidden + branches + 2 * queries + 2 * keys;
+        // Gradients of one block: those of mixer and MLP; those of the four residual streams and of the branches.
+        let backward = mlp.backward + 4 * hidden + branches + mixer.backward;
         Self { kept, again, backward }
+    }
+}
+
+/// Numbers per row that the activations of a block's mixer take.
+struct MixerSizes {
+    /// Results of products and of attention.
+    products: u64,
+    /// What selective recomputation computes again.
+    cheap: u64,
+    /// Gradients that the backward pass makes.
+    backward: u64,
+}
+
+impl MixerSizes {
+    fn of_attention(config: &ModelConfig) -> Self {
+        let queries = (config.num_attention_heads * config.head_dim) as u64;
+        let keys = (config.num_key_value_heads * config.head_dim) as u64;
+        // If query and key are normed, both are there before and after their norms.
+        let normed = if config.query_key_norm.is_some() { queries + keys } else { 0 };
+        // q, attended; k, v; log_sum_exp. dq, dk, dv and attention's.
+        let (products, backward) = (2 * queries + 2 * keys + config.num_attention_heads as u64, 2 * queries + 2 * keys);
+        Self { products, cheap: normed, backward }
+    }
+
+    fn of_convolution(hidden: u64) -> Self {
+        // B, C and x; convolved. Their gradients.
+        Self { products: 3 * hidden, cheap: hidden, backward: 4 * hidden }
     }
 }
 

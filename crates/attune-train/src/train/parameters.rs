@@ -79,7 +79,7 @@ impl Parameters {
         let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
         let (mut places, mut values) = (Vec::new(), Vec::new());
         for layer in 0..config.num_hidden_layers {
-            for module in config.modules.iter().filter(|module| is_adapted(module, &settings.sites)) {
+            for module in config.modules_of(layer).filter(|module| is_adapted(module, &settings.sites)) {
                 let (output, input) = module.shape(config);
                 let outputs = module.rows(config).map(|(_, rows)| rows.len()).collect();
                 let scale = (alpha / rank as f64) as f32;

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 use attune_model::decoder::{
-    Activations, AttentionActivations, Block, Context, DenseActivations, ExpertActivations, Mlp, MlpActivations,
-    RotatedHeads,
+    Activations, AttentionActivations, Block, Context, ConvolutionActivations, DenseActivations, ExpertActivations,
+    Mixer, MixerActivations, Mlp, MlpActivations, RotatedHeads,
 };
 
 /// Part of the forward pass that the backward pass computes again.
@@ -20,8 +20,8 @@ pub enum Recomputation {
     /// Recomputes nothing: all activations are kept.
     #[default]
     None,
-    /// Recomputes cheap activations: the outputs of norms and activation functions, and rotations behind norms. The
-    /// results of products and of attention are kept.
+    /// Recomputes cheap activations: the outputs of norms and activation functions, rotations behind norms, and
+    /// convolutions. The results of products and of attention are kept.
     Selective,
     /// Recomputes everything: only each block's input is kept.
     Full,
@@ -67,16 +67,56 @@ pub(crate) enum SavedActivations {
 /// Fields of [`Activations`] that are expensive to compute.
 pub(crate) struct Products {
     input: Tensor,
-    /// Query and key: before their norms if they have some, else rotated.
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attended: Tensor,
-    log_sum_exp: Tensor,
-    attention_branch: Option<Tensor>,
+    mixer: MixerProducts,
+    mixer_branch: Option<Tensor>,
     middle: Tensor,
     mlp: MlpProducts,
     mlp_branch: Option<Tensor>,
+}
+
+/// Fields of [`MixerActivations`] that are expensive to compute.
+enum MixerProducts {
+    Attention {
+        /// Query and key: before their norms if they have some, else rotated.
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attended: Tensor,
+        log_sum_exp: Tensor,
+    },
+    Convolution {
+        projected: Tensor,
+    },
+}
+
+impl MixerProducts {
+    fn of(activations: MixerActivations) -> Self {
+        match activations {
+            MixerActivations::Attention(AttentionActivations { unnormed, q, k, v, attended, log_sum_exp }) => {
+                let (q, k) = unnormed.unwrap_or((q, k));
+                Self::Attention { q, k, v, attended, log_sum_exp }
+            }
+            MixerActivations::Convolution(ConvolutionActivations { projected, .. }) => Self::Convolution { projected },
+        }
+    }
+
+    fn activations(self, mixer: &Mixer, context: &impl Context) -> Result<MixerActivations> {
+        match (self, mixer) {
+            (Self::Attention { q, k, v, attended, log_sum_exp }, Mixer::Attention(attention)) => {
+                let RotatedHeads { q, k, unnormed } = match &attention.query_key_norm {
+                    Some(_) => attention.norm_and_rotate(q, k, context)?,
+                    None => RotatedHeads { q, k, unnormed: None },
+                };
+                let activations = AttentionActivations { unnormed, q, k, v, attended, log_sum_exp };
+                Ok(MixerActivations::Attention(activations))
+            }
+            (Self::Convolution { projected }, Mixer::Convolution(convolution)) => {
+                let convolved = context.convolve(convolution, &projected)?;
+                Ok(MixerActivations::Convolution(ConvolutionActivations { projected, convolved }))
+            }
+            _ => Err(Error::Internal("activations of another kind of mixer".into())),
+        }
+    }
 }
 
 /// Fields of [`MlpActivations`] that are expensive to compute.
@@ -115,22 +155,9 @@ impl SavedActivations {
             Recomputation::None => Self::Everything(Box::new(activations)),
             Recomputation::Full => Self::Input(activations.input),
             Recomputation::Selective => {
-                let Activations { input, attention, attention_branch, middle, mlp, mlp_branch, .. } = activations;
-                let AttentionActivations { unnormed, q, k, v, attended, log_sum_exp } = attention;
-                let (q, k) = unnormed.unwrap_or((q, k));
-                let mlp = MlpProducts::of(mlp);
-                Self::Products(Box::new(Products {
-                    input,
-                    q,
-                    k,
-                    v,
-                    attended,
-                    log_sum_exp,
-                    attention_branch,
-                    middle,
-                    mlp,
-                    mlp_branch,
-                }))
+                let Activations { input, mixer, mixer_branch, middle, mlp, mlp_branch, .. } = activations;
+                let (mixer, mlp) = (MixerProducts::of(mixer), MlpProducts::of(mlp));
+                Self::Products(Box::new(Products { input, mixer, mixer_branch, middle, mlp, mlp_branch }))
             }
         }
     }
@@ -142,18 +169,14 @@ impl SavedActivations {
             Self::Input(input) => return Ok(block.activations(input, context)?.0),
             Self::Products(products) => *products,
         };
-        let Products { input, q, k, v, attended, log_sum_exp, attention_branch, middle, mlp, mlp_branch } = products;
-        let RotatedHeads { q, k, unnormed } = match &block.attention.query_key_norm {
-            Some(_) => block.attention.norm_and_rotate(q, k, context)?,
-            None => RotatedHeads { q, k, unnormed: None },
-        };
+        let Products { input, mixer, mixer_branch, middle, mlp, mlp_branch } = products;
         Ok(Activations {
-            attention_input: block.attention_residual.input(&input)?,
-            attention: AttentionActivations { unnormed, q, k, v, attended, log_sum_exp },
+            mixer_input: block.mixer_residual.input(&input)?,
+            mixer: mixer.activations(&block.mixer, context)?,
             mlp_input: block.mlp_residual.input(&middle)?,
             mlp: mlp.activations(&block.mlp)?,
             input,
-            attention_branch,
+            mixer_branch,
             middle,
             mlp_branch,
         })

@@ -14,7 +14,7 @@ use attune_model::ModelConfig;
 use attune_model::kernels::Kernels;
 use attune_model::lora::MAX_RANK;
 use attune_model::lora::Site;
-use attune_model::lora::modules::{KNOWN, Module};
+use attune_model::lora::modules::{KNOWN, Module, names};
 
 /// Most epochs that the current API allows.
 const MAX_EPOCHS: u32 = 50;
@@ -304,11 +304,10 @@ fn checked_prompt_loss_weight(asked: &Hyperparameters, legacy: bool, pairs: bool
 /// Returns the names of the model's layers that the adapter changes, in the order of the forward pass. Refuses names
 /// that the model has no layer of: each family's are those of its checkpoints, as in PEFT.
 pub fn target_modules(asked: &Hyperparameters, config: &ModelConfig) -> Result<Vec<String>> {
-    let known = config.modules.iter().map(Module::name);
+    let known = names(config.modules);
     let Some(named) = asked.target_modules.as_deref().filter(|named| *named != [ALL_LINEAR]) else {
-        return Ok(known.map(str::to_owned).collect());
+        return Ok(known.into_iter().map(str::to_owned).collect());
     };
-    let known: Vec<&str> = known.collect();
     if let Some(other) = named.iter().find(|name| !known.contains(&name.as_str())) {
         let other: String = other.chars().take(MAX_SHOWN).collect();
         let why = if config.experts.is_some() { "; adapters cannot change its experts" } else { "" };

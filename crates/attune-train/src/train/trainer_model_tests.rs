@@ -256,6 +256,7 @@ fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
         "mixtral",
         "olmoe",
         "gpt_oss",
+        "lfm2",
     ] {
         let (config, decoder) = fixture(family);
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(family);
@@ -275,7 +276,7 @@ fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
         let adapter = |prefix: &str| {
             let mut layers = vec![LoraLayer::default(); config.num_hidden_layers];
             for (index, layer) in layers.iter_mut().enumerate() {
-                for module in config.modules {
+                for module in config.modules_of(index) {
                     let name = format!("{prefix}.base_model.model.model.layers.{index}.{}", module.path);
                     let tensor = |half: &str| curve[&format!("{name}.lora_{half}.weight")].clone();
                     let pair = LoraPair { a: tensor("A"), b: tensor("B"), scale: 2.0 };

@@ -60,7 +60,7 @@ impl LossSource for Pull {
         let goal = batch.targets.iter().map(|target| f64::from(target.token)).sum::<f64>() / normalizer;
         let mut gradients = vec![LoraLayer::default(); adapter.layers.len()];
         for (layer, gradient) in adapter.layers.iter().zip(&mut gradients) {
-            for site in Site::ALL {
+            for site in Site::USUAL {
                 let Some(pair) = layer.get(site) else { continue };
                 let a = pair.a.affine(1.0, -goal)?;
                 let b = pair.b.affine(1.0, goal / 3.0)?;
@@ -104,7 +104,7 @@ pub(super) fn settings() -> TrainSettings {
         schedule: Schedule::Linear,
         adam: crate::train::optimizer::AdamSettings::default(),
         clip: 1.0,
-        sites: Site::ALL.to_vec(),
+        sites: Site::USUAL.to_vec(),
         dropout: 0.0,
         patience: 0,
         keep_best: false,

@@ -40,6 +40,7 @@ pub(super) fn apply(architecture: Architecture, keys: &Keys<'_>, fields: &mut Ma
         Architecture::Qwen3Moe => qwen3_moe(keys, fields),
         Architecture::Olmoe => olmoe(keys, fields),
         Architecture::GptOss => gpt_oss(keys, fields),
+        Architecture::Lfm2 => lfm2(keys, fields),
     }
 }
 
@@ -256,6 +257,24 @@ fn gpt_oss(keys: &Keys<'_>, fields: &mut Map<String, Value>) -> Result<()> {
     if let Some(scaling) = fields.get_mut("rope_scaling") {
         scaling["truncate"] = json!(false);
     }
+    Ok(())
+}
+
+fn lfm2(keys: &Keys<'_>, fields: &mut Map<String, Value>) -> Result<()> {
+    const HEADS: &str = "attention.head_count_kv";
+    dense("lfm2", keys, fields)?;
+    let layers = fields["num_hidden_layers"].as_u64().unwrap_or(0) as usize;
+    // A block without key-value heads has a convolution.
+    let heads = keys.sizes(HEADS)?.unwrap_or_else(|| vec![1; layers]);
+    if heads.len() != layers {
+        return Err(keys.fault(HEADS, &format!("must have {layers} values")));
+    }
+    let kind = |heads| if heads == 0 { "conv" } else { "full_attention" };
+    set(fields, "layer_types", heads.into_iter().map(kind).collect());
+    set(fields, "conv_L_cache", json!(keys.size("shortconv.l_cache")?));
+    // A file has the width that the rule gave.
+    set(fields, "block_auto_adjust_ff_dim", json!(false));
+    set(fields, "norm_eps", fields["rms_norm_eps"].clone());
     Ok(())
 }
 

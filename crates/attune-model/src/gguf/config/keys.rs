@@ -50,6 +50,24 @@ impl<'a> Keys<'a> {
         Ok(count)
     }
 
+    /// Returns a size that the blocks with attention share, see [`Metadata::size_of_attention`].
+    pub(super) fn size_of_attention(&self, name: &str) -> Result<Option<usize>> {
+        let size = self.metadata().size_of_attention(&self.read(name))?;
+        if size.is_some_and(|size| size > LARGEST) {
+            return Err(self.fault(name, "is larger than any model's"));
+        }
+        Ok(size.filter(|size| *size > 0))
+    }
+
+    /// Returns a list of whole numbers; `None` if there is no such key, or a number in its place.
+    pub(super) fn sizes(&self, name: &str) -> Result<Option<Vec<usize>>> {
+        let key = self.read(name);
+        match self.metadata().get(&key) {
+            Some(Value::Numbers(_)) => self.metadata().sizes(&key),
+            _ => Ok(None),
+        }
+    }
+
     /// Returns a number; `None` if there is no such key.
     pub(super) fn number(&self, name: &str) -> Result<Option<f64>> {
         self.metadata().number(&self.read(name))

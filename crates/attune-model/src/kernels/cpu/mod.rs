@@ -3,6 +3,7 @@
 
 mod activations;
 pub mod cached_attention;
+pub mod convolution;
 pub mod cross_entropy;
 mod dots;
 pub mod elementwise;

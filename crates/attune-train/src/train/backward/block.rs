@@ -9,8 +9,8 @@ use candle_core::Tensor;
 use super::{TrainContext, experts};
 use crate::{Error, Result};
 use attune_model::decoder::{
-    Activations, Attention, AttentionActivations, Block, DenseActivations, DenseMlp, Mlp, MlpActivations, Projection,
-    Residual,
+    Activations, Attention, AttentionActivations, Block, Convolution, ConvolutionActivations, DenseActivations,
+    DenseMlp, Mixer, MixerActivations, Mlp, MlpActivations, Projection, Residual,
 };
 use attune_model::kernels::AttentionState;
 use attune_model::lora::{LoraLayer, LoraPair};
@@ -31,22 +31,64 @@ impl BlockBackward<'_, '_> {
         let dmiddle = self.of_input(&block.mlp_residual, &saved.middle, &dinput, &dy)?; // [rows, hidden]
         drop(dy);
 
-        // Attention: middle = x + m · after(W_o · attend(q, k, v)), with q, k, v of before(x)
-        let dbranch = self.of_branch(&block.attention_residual, saved.attention_branch.as_ref(), &dmiddle)?;
-        let heads = self.of_attention(&block.attention, &saved.attention, &dbranch)?; // dq, dk, dv
-        let Attention { q, k, v, .. } = &block.attention;
-        let x = &saved.attention_input;
-        let [dq, dk, dv] = heads;
-        if block.index == 0 {
-            for (layer, dy) in [(q, &dq), (k, &dk), (v, &dv)] {
-                self.low_rank(layer, x, dy)?;
-            }
+        // Mixer: middle = x + m · after(mix(before(x)))
+        let dbranch = self.of_branch(&block.mixer_residual, saved.mixer_branch.as_ref(), &dmiddle)?;
+        let is_first = block.index == 0;
+        let Some(dinput) = self.of_mixer(&block.mixer, &saved.mixer, &saved.mixer_input, &dbranch, is_first)? else {
             return Ok(None);
+        };
+        Ok(Some(self.of_input(&block.mixer_residual, &saved.input, &dinput, &dmiddle)?))
+    }
+
+    /// Turns the gradient of the mixer's result into that of its input `x`, `[rows, hidden]` both; `None` for the first
+    /// block.
+    fn of_mixer(
+        &mut self,
+        mixer: &Mixer,
+        saved: &MixerActivations,
+        x: &Tensor,
+        dy: &Tensor,
+        is_first: bool,
+    ) -> Result<Option<Tensor>> {
+        match (mixer, saved) {
+            (Mixer::Attention(attention), MixerActivations::Attention(saved)) => {
+                let [dq, dk, dv] = self.of_attention(attention, saved, dy)?;
+                let Attention { q, k, v, .. } = attention;
+                self.of_layers(&[(q, dq), (k, dk), (v, dv)], x, is_first)
+            }
+            (Mixer::Convolution(convolution), MixerActivations::Convolution(saved)) => {
+                let dprojected = self.of_convolution(convolution, saved, dy)?;
+                self.of_layers(&[(&convolution.input, dprojected)], x, is_first)
+            }
+            _ => Err(Error::Internal("activations of another kind of mixer".into())),
         }
-        let dinput = self.linear(None, q, x, &dq)?;
-        let dinput = self.linear(Some(dinput), k, x, &dk)?;
-        let dinput = self.linear(Some(dinput), v, x, &dv)?;
-        Ok(Some(self.of_input(&block.attention_residual, &saved.input, &dinput, &dmiddle)?))
+    }
+
+    /// Turns the gradients of the outputs of `layers`, `[rows, out]` each, into that of their common input `x`, `[rows,
+    /// in]`; `None` for the first block.
+    fn of_layers(&mut self, layers: &[(&Projection, Tensor)], x: &Tensor, is_first: bool) -> Result<Option<Tensor>> {
+        let mut dx = None;
+        for (layer, dy) in layers {
+            if is_first {
+                self.low_rank(layer, x, dy)?;
+            } else {
+                dx = Some(self.linear(dx, layer, x, dy)?);
+            }
+        }
+        Ok(dx)
+    }
+
+    /// Turns the gradient of a convolution's result, `[rows, hidden]`, into that of the product with its first layer,
+    /// `[rows, 3 · hidden]`.
+    fn of_convolution(
+        &mut self,
+        convolution: &Convolution,
+        saved: &ConvolutionActivations,
+        dbranch: &Tensor,
+    ) -> Result<Tensor> {
+        let dconvolved = self.linear(None, &convolution.output, &saved.convolved, dbranch)?; // [rows, hidden]
+        let (kernels, sequences) = (self.context.kernels, &self.context.sequences);
+        Ok(kernels.packed_convolution_backward(&saved.projected, &convolution.filters, &dconvolved, sequences)?)
     }
 
     /// Turns the gradient `dy` of a branch's output stream into that of the branch's own result, which was `branch`.
