@@ -1,13 +1,13 @@
 //! GGUF files give the model that they were made of: the fixtures, written as llama.cpp's converter writes them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use attune::model::blocks::{BlockMatrix, BlockType};
 use attune::model::checkpoint::Checkpoint;
 use attune::model::decoder::Decoder;
 use attune::model::entry::ModelEntry;
-use attune::model::gguf::tensors::Names;
+use attune::model::gguf::tensors::{Names, Part};
 use attune::model::gguf::writer::{self, TensorToWrite};
 use attune::model::gguf::{Metadata, Value};
 use attune::model::linear::{Dtype, Storage};
@@ -20,14 +20,14 @@ use bytes::Bytes;
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value as Json;
 
-use crate::fixtures::{Reference, device, floats, folder, max_difference, one_sequence};
+use crate::fixtures::{Reference, bears_rounding, device, floats, folder, max_difference, one_sequence};
 
 /// Largest absolute difference of a logit from that of the same weights in safetensors, in f32.
 const TOLERANCE: f32 = 1e-5;
 
 /// Fixtures with the architecture that their files have, and whether a file can say all that the fixture's configuration
 /// says.
-const FAMILIES: [(&str, &str, bool); 19] = [
+const FAMILIES: [(&str, &str, bool); 23] = [
     ("llama", "llama", true),
     // Query and key with biases, and heads that are no power of two wide.
     ("llama_bias_heads", "llama", true),
@@ -49,6 +49,10 @@ const FAMILIES: [(&str, &str, bool); 19] = [
     ("phi3_longrope", "phi3", true),
     ("ministral3", "mistral3", false),
     ("lfm2", "lfm2", true),
+    ("qwen3_moe", "qwen3moe", true),
+    ("mixtral", "llama", false),
+    ("olmoe", "olmoe", true),
+    ("gpt_oss", "gpt-oss", false),
 ];
 
 const ORIGINAL: &str = "original_max_position_embeddings";
@@ -58,7 +62,50 @@ type Tensors = HashMap<String, Tensor>;
 
 fn tensors_of(folder: &Path) -> Tensors {
     let tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
-    tensors.into_iter().map(|(name, tensor)| (name, tensor.to_dtype(DType::F32).unwrap())).collect()
+    let mut tensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.to_dtype(DType::F32).unwrap())).collect();
+    split_stacks(folder, &mut tensors);
+    tensors
+}
+
+/// Gives each layer of an expert of gpt-oss a tensor of its own, as the other families have them.
+fn split_stacks(folder: &Path, tensors: &mut Tensors) {
+    let config = ModelConfig::read(folder).unwrap();
+    let Some(experts) = config.experts.filter(|experts| experts.biases) else { return };
+    let (count, width, hidden) = (experts.count, experts.intermediate_size, config.hidden_size);
+    let weights = Weights::open(folder, &Device::Cpu).unwrap();
+    let stacks = [
+        ("gate_up_proj", [2 * width, hidden], &["gate_proj", "up_proj"][..]),
+        ("down_proj", [hidden, width], &["down_proj"]),
+    ];
+    for layer in 0..config.num_hidden_layers {
+        let block = format!("model.layers.{layer}.mlp.experts");
+        for (stack, [outputs, inputs], parts) in stacks {
+            let name = format!("{block}.{stack}");
+            let dense = tensors.remove(&name); // [experts, inputs, outputs]
+            for end in ["_blocks", "_scales"] {
+                tensors.remove(&format!("{name}{end}"));
+            }
+            let biases = tensors.remove(&format!("{name}_bias")).unwrap();
+            let all: Vec<usize> = (0..outputs).collect();
+            for expert in 0..count {
+                let matrix = match &dense {
+                    Some(dense) => dense.get(expert).unwrap().t().unwrap().contiguous().unwrap(),
+                    None => {
+                        let matrix = weights.mxfp4_expert(&name, expert, [count, outputs, inputs], &all).unwrap();
+                        matrix.dense(&Device::Cpu).unwrap()
+                    }
+                };
+                for (turn, part) in parts.iter().enumerate() {
+                    let rows: Vec<u32> = (turn..outputs).step_by(parts.len()).map(|row| row as u32).collect();
+                    let rows = Tensor::new(rows, &Device::Cpu).unwrap();
+                    for (end, values) in [("weight", &matrix), ("bias", &biases.get(expert).unwrap())] {
+                        let values = values.index_select(&rows, 0).unwrap();
+                        tensors.insert(format!("{block}.{expert}.{part}.{end}"), values);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Returns the tensors with the layers that files hold one by one apart: gate and up of Granite 4.
@@ -132,6 +179,13 @@ fn family_keys(json: &Json, architecture: &str) -> Vec<(&'static str, Value)> {
         }
         let context = rope["original_max_position_embeddings"].as_u64();
         keys.extend(context.map(|context| ("rope.scaling.original_context_length", (context as u32).into())));
+    }
+    let counts = [("expert_count", "num_experts"), ("expert_count", "num_local_experts")]
+        .into_iter()
+        .chain([("expert_used_count", "num_experts_per_tok"), ("expert_feed_forward_length", "moe_intermediate_size")]);
+    keys.extend(counts.filter_map(|(name, field)| Some((name, (json[field].as_u64()? as u32).into()))));
+    if architecture == "gpt-oss" {
+        keys.push(("expert_feed_forward_length", (json["intermediate_size"].as_u64().unwrap() as u32).into()));
     }
     // The converter leaves the windows of Qwen 2 out.
     if let (Some(window), Some(types)) = (json["sliding_window"].as_u64(), json["layer_types"].as_array())
@@ -218,11 +272,31 @@ fn divisors(folder: &Path) -> Option<Tensor> {
     Some(Tensor::new(divisors, &Device::Cpu).unwrap())
 }
 
+/// Returns the rows of a tensor, all dimensions but the last one taken together, and their width.
+fn rows_and_columns(tensor: &Tensor) -> (usize, usize) {
+    let columns = *tensor.dims().last().unwrap();
+    (tensor.elem_count() / columns, columns)
+}
+
+/// Packs values that MXFP4 can hold: a block's scale fits its largest number, and so all.
+fn mxfp4(values: &[f32]) -> Vec<u8> {
+    const NUMBERS: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let largest = values.iter().fold(0_f32, |largest, value| largest.max(value.abs()));
+    let exponent = if largest > 0.0 { largest.log2().floor() as i32 - 2 } else { 0 };
+    let number = |value: f32| {
+        let scaled = value.abs() / (exponent as f32).exp2();
+        let number = NUMBERS.iter().position(|number| (number - scaled).abs() < f32::EPSILON);
+        number.expect("a value of MXFP4") as u8 | u8::from(value < 0.0) << 3
+    };
+    let pairs = (0..16).map(|place| number(values[place]) | number(values[place + 16]) << 4);
+    [(exponent + 127) as u8].into_iter().chain(pairs).collect()
+}
+
 /// Packs rows of `weights` in blocks; rows that are no whole number of blocks stay in F32.
 fn packed(kind: BlockType, tensor: &Tensor) -> (BlockType, Vec<u8>) {
     let values = floats(tensor);
     let (size, _) = kind.size();
-    if tensor.rank() != 2 || !tensor.dim(1).unwrap().is_multiple_of(size) || kind == BlockType::F32 {
+    if tensor.rank() < 2 || !rows_and_columns(tensor).1.is_multiple_of(size) || kind == BlockType::F32 {
         return (BlockType::F32, values.iter().flat_map(|value| value.to_le_bytes()).collect());
     }
     let half = |value: f32| half::f16::from_f32(value);
@@ -231,6 +305,7 @@ fn packed(kind: BlockType, tensor: &Tensor) -> (BlockType, Vec<u8>) {
         let least = values.iter().copied().fold(f32::MAX, f32::min);
         match kind {
             BlockType::F16 => values.iter().flat_map(|value| half(*value).to_le_bytes()).collect::<Vec<u8>>(),
+            BlockType::Mxfp4 => mxfp4(values),
             BlockType::Q8_0 => {
                 let scale = half(largest / 127.0);
                 let quants = values.iter().map(|value| (value / scale.to_f32()).round() as i8 as u8);
@@ -252,6 +327,8 @@ fn packed(kind: BlockType, tensor: &Tensor) -> (BlockType, Vec<u8>) {
 struct Form {
     /// Type of the matrices; `None` for F32.
     kind: Option<BlockType>,
+    /// Type of the experts' matrices; `None` for that of the others.
+    experts: Option<BlockType>,
     /// True to write query, key and value as one tensor.
     fused: bool,
 }
@@ -267,17 +344,23 @@ fn write(source: &Path, architecture: &str, form: Form, more: Vec<(String, Value
     let kind = form.kind.unwrap_or(BlockType::F32);
     let mut stored = Tensors::new();
     let mut parts: Vec<(TensorToWrite, Vec<u8>)> = Vec::new();
-    let mut put = |name: &str, tensor: &Tensor| {
+    let mut put = |name: &str, tensor: &Tensor, kind: BlockType| {
         let (kind, bytes) = packed(kind, tensor);
         parts.push((TensorToWrite { name: name.into(), shape: tensor.dims().to_vec(), kind }, bytes.clone()));
-        let (rows, columns) = tensor.dims2().unwrap_or((1, tensor.elem_count()));
+        let (rows, columns) = rows_and_columns(tensor);
         let values = BlockMatrix::new(kind, rows, columns, bytes.into()).unwrap().dequantize().unwrap();
         Tensor::from_vec(values, tensor.dims(), &Device::Cpu).unwrap()
     };
     let mut tensors: Vec<_> = as_in_files(tensors_of(source)).into_iter().collect();
     tensors.sort_by(|one, other| one.0.cmp(&other.0));
     let mut fusing: HashMap<String, Vec<Tensor>> = HashMap::new();
+    let mut experts: BTreeMap<String, BTreeMap<usize, (&String, &Tensor)>> = BTreeMap::new();
     for (name, tensor) in &tensors {
+        let place = names.places(name).remove(0);
+        if let Part::Expert(expert) = place.part {
+            experts.entry(place.tensor).or_default().insert(expert, (name, tensor));
+            continue;
+        }
         let heads = match name {
             _ if !reorders => None,
             _ if name.contains("q_proj") => Some(config.num_attention_heads),
@@ -295,7 +378,7 @@ fn write(source: &Path, architecture: &str, form: Form, more: Vec<(String, Value
         let ordered = if adds_one && name.ends_with("norm.weight") { (ordered + 1.0).unwrap() } else { ordered };
         // Files hold the filters of convolutions in two dimensions.
         let ordered = if ordered.rank() == 3 { ordered.squeeze(1).unwrap() } else { ordered };
-        let in_file = put(&names.places(name)[0].tensor, &ordered).reshape(tensor.dims()).unwrap();
+        let in_file = put(&place.tensor, &ordered, kind).reshape(tensor.dims()).unwrap();
         // A test of the values that the file has needs them in transformers' order.
         let original = if heads.is_some() { None } else { Some(in_file) };
         let unordered = || packed_values(kind, tensor);
@@ -303,13 +386,21 @@ fn write(source: &Path, architecture: &str, form: Form, more: Vec<(String, Value
     }
     for (name, parts) in fusing {
         // Sorted by name, they came as key, query, value.
-        put(&name, &Tensor::cat(&[&parts[1], &parts[0], &parts[2]], 0).unwrap());
+        put(&name, &Tensor::cat(&[&parts[1], &parts[0], &parts[2]], 0).unwrap(), kind);
+    }
+    for (name, experts) in experts {
+        let stack = Tensor::stack(&experts.values().map(|(_, tensor)| *tensor).collect::<Vec<_>>(), 0).unwrap();
+        let kind = if name.ends_with(".bias") { BlockType::F32 } else { form.experts.unwrap_or(kind) };
+        let in_file = put(&name, &stack, kind);
+        for (expert, (name, _)) in experts {
+            stored.insert(name.clone(), in_file.get(expert).unwrap());
+        }
     }
     if let Some(divisors) = divisors(source) {
-        put("rope_freqs.weight", &divisors);
+        put("rope_freqs.weight", &divisors, kind);
     }
     for (name, divisors) in long_rope(source) {
-        put(name, &divisors);
+        put(name, &divisors, kind);
     }
     let (tensors, data): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
     let mut data = data.into_iter();
@@ -326,7 +417,7 @@ pub(crate) fn write_plain(source: &Path, architecture: &str, target: &Path) {
 /// Returns the values of a matrix after packing.
 fn packed_values(kind: BlockType, tensor: &Tensor) -> Tensor {
     let (kind, bytes) = packed(kind, tensor);
-    let (rows, columns) = tensor.dims2().unwrap_or((1, tensor.elem_count()));
+    let (rows, columns) = rows_and_columns(tensor);
     let values = BlockMatrix::new(kind, rows, columns, bytes.into()).unwrap().dequantize().unwrap();
     Tensor::from_vec(values, tensor.dims(), &Device::Cpu).unwrap()
 }
@@ -357,7 +448,7 @@ fn a_file_gives_the_logits_of_the_safetensors_that_it_was_made_of() {
     for (family, architecture, says_all) in FAMILIES {
         for fused in [false, true] {
             let file = folder_of_files.path().join("m.gguf");
-            let form = Form { kind: None, fused };
+            let form = Form { fused, ..Form::default() };
             write(&folder(family), architecture, form, Vec::new(), &file);
             let checkpoint = Checkpoint::open(&file).unwrap();
             let config = checkpoint.config().unwrap();
@@ -381,8 +472,8 @@ fn a_quantized_file_gives_the_logits_of_its_dequantized_weights() {
     for (family, architecture, _) in FAMILIES {
         for kind in [BlockType::F16, BlockType::Q8_0, BlockType::Q4_1] {
             let file = folder_of_files.path().join("m.gguf");
-            let tensors =
-                write(&folder(family), architecture, Form { kind: Some(kind), fused: false }, Vec::new(), &file);
+            let form = Form { kind: Some(kind), ..Form::default() };
+            let tensors = write(&folder(family), architecture, form, Vec::new(), &file);
             let checkpoint = Checkpoint::open(&file).unwrap();
             let config = checkpoint.config().unwrap();
             let weights = checkpoint.weights(&device()).unwrap();
@@ -398,13 +489,37 @@ fn a_quantized_file_gives_the_logits_of_its_dequantized_weights() {
             let expected = logits(&in_safetensors(&config, &plain), &tokens);
             let largest = expected.iter().fold(0_f32, |largest, logit| largest.max(logit.abs()));
             // Products with a file's own numbers round activations to 16 bits, which such random weights amplify: 5.6e-4 at
-            // the most.
-            for (dtype, tolerance) in [(Some(Dtype::F32), TOLERANCE), (None, 1e-3 * largest)] {
+            // the most. A router's rounding can choose other experts, and so another model.
+            let kept = bears_rounding(&family).then_some((None, 1e-3 * largest));
+            for (dtype, tolerance) in [(Some(Dtype::F32), TOLERANCE)].into_iter().chain(kept) {
                 let found = logits(&decoder(&config, &checkpoint.weights(&device()).unwrap(), dtype), &tokens);
                 let difference = max_difference(&found, &expected);
                 assert!(difference <= tolerance, "{family}, {kind:?}, {dtype:?}: logits differ by {difference:e}");
             }
         }
+    }
+}
+
+#[test]
+fn a_file_of_gpt_oss_with_experts_in_mxfp4_is_its_checkpoint() {
+    let folder_of_files = tempfile::tempdir().unwrap();
+    let (source, file) = (folder("quantized/model_mxfp4"), folder_of_files.path().join("m.gguf"));
+    let form = Form { experts: Some(BlockType::Mxfp4), ..Form::default() };
+    write(&source, "gpt-oss", form, Vec::new(), &file);
+    let checkpoint = Checkpoint::open(&file).unwrap();
+    let config = checkpoint.config().unwrap();
+    let reference = Reference::read("quantized/model_mxfp4", "reference.safetensors");
+    let load = |weights: &Weights, dtype| decoder(&config, weights, dtype);
+    let of_file = || checkpoint.weights(&device()).unwrap();
+    let found = logits(&load(&of_file(), Some(Dtype::F32)), &reference.ids("input_ids"));
+    let difference = max_difference(&found, &reference.floats("logits"));
+    assert!(difference <= 1e-4, "logits differ from transformers' by {difference:e}");
+    // Both forms hold the same bits, and their products are the same.
+    let x = Tensor::rand(-1_f32, 1.0, (7, config.hidden_size), &device()).unwrap();
+    let [file, folder] = [load(&of_file(), None), load(&Weights::open(&source, &device()).unwrap(), None)];
+    for (file, folder) in file.blocks.iter().zip(&folder.blocks) {
+        let [file, folder] = [file, folder].map(|block| floats(&block.experts().unwrap().forward(&x).unwrap()));
+        assert_eq!(file, folder);
     }
 }
 

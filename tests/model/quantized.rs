@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use attune::model::BaseModel;
+use attune::model::blocks::BlockType;
+use attune::model::decoder::Decoder;
 use attune::model::entry::ModelEntry;
+use attune::model::kernels::Kernels;
 use attune::model::linear::{Dtype, Storage};
-use attune::model::lora::Site;
-use attune::model::lora::modules::PLAIN;
 use attune::model::matrix::Matrix;
 use attune::model::weights::Weights;
+use attune::model::{BaseModel, ModelConfig};
 use attune::train::backward::{hidden_states, loss_and_gradients};
 use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng};
@@ -25,8 +26,8 @@ use crate::fixtures::{
 const NAME: &str = "model.layers.0.mlp.up_proj.weight";
 /// Largest absolute difference of a logit, in f32.
 const LOGIT_TOLERANCE: f32 = 1e-4;
-const MODELS: [&str; 4] = ["model_gptq", "model_mlx", "model_fp8", "model_nf4"];
-const TRAINED_MODELS: [&str; 2] = ["model_gptq", "model_mlx"];
+const MODELS: [&str; 5] = ["model_gptq", "model_mlx", "model_fp8", "model_nf4", "model_mxfp4"];
+const TRAINED_MODELS: [&str; 3] = ["model_gptq", "model_mlx", "model_mxfp4"];
 
 struct Case {
     name: String,
@@ -113,14 +114,77 @@ fn experts_in_mxfp4_have_the_values_of_transformers() {
     let weights = Weights::open(folder.path(), &Device::Cpu).unwrap();
     let name = "model.layers.0.mlp.experts.gate_up_proj";
     assert!(weights.has_mxfp4_experts(name) && !weights.has_mxfp4_experts("model.layers.0.mlp.experts.down_proj"));
+    let rows = |first: usize, step: usize| (first..shape[1]).step_by(step).collect::<Vec<_>>();
     for expert in 0..shape[0] {
-        let matrix = weights.mxfp4_expert(name, expert, shape).unwrap();
-        assert!(matches!(matrix, Matrix::Grouped(_)));
         let expected = floats(&expected["experts"].get(expert).unwrap());
-        assert_values(&format!("expert {expert}"), &dense(&matrix), &expected, 0);
+        for rows in [rows(0, 1), rows(0, 2), rows(1, 2)] {
+            let matrix = weights.mxfp4_expert(name, expert, shape, &rows).unwrap();
+            // The file's 4 bits, not what they stand for.
+            assert!(matches!(&matrix, Matrix::Blocks(blocks) if blocks.shape().0 == BlockType::Mxfp4));
+            let expected: Vec<f32> =
+                rows.iter().flat_map(|row| expected[row * shape[2]..][..shape[2]].to_vec()).collect();
+            assert_values(&format!("expert {expert}"), &dense(&matrix), &expected, 0);
+        }
     }
     for (expert, shape) in [(3, shape), (0, [3, 8, 32]), (0, [3, 8, 65]), (0, [3, 4, 64]), (0, [usize::MAX, 8, 64])] {
-        assert!(weights.mxfp4_expert(name, expert, shape).is_err(), "{shape:?}");
+        assert!(weights.mxfp4_expert(name, expert, shape, &[0]).is_err(), "{shape:?}");
+    }
+    assert!(weights.mxfp4_expert(name, 0, shape, &[shape[1]]).is_err());
+}
+
+/// Copies a whole model with a change of its tensors.
+fn changed(name: &str, change: impl FnOnce(&mut HashMap<String, Tensor>)) -> tempfile::TempDir {
+    let (source, target) = (folder(&format!("quantized/{name}")), tempfile::tempdir().unwrap());
+    let mut tensors = candle_core::safetensors::load(source.join("model.safetensors"), &Device::Cpu).unwrap();
+    change(&mut tensors);
+    candle_core::safetensors::save(&tensors, target.path().join("model.safetensors")).unwrap();
+    std::fs::copy(source.join("config.json"), target.path().join("config.json")).unwrap();
+    target
+}
+
+#[test]
+fn stacks_of_experts_that_do_not_fit_are_refused_by_name() {
+    let stack = "model.layers.1.mlp.experts";
+    let said = |change: &dyn Fn(&mut HashMap<String, Tensor>)| {
+        let folder = changed("model_mxfp4", |tensors| change(tensors));
+        let config = ModelConfig::read(folder.path()).unwrap();
+        let weights = Weights::open(folder.path(), &Device::Cpu).unwrap();
+        Decoder::load_on(&config, &weights, &IN_FULL, &Kernels::Cpu).expect_err("refused").to_string()
+    };
+    for part in ["gate_up_proj_scales", "down_proj_blocks", "down_proj_scales", "gate_up_proj_bias", "down_proj_bias"] {
+        let error = said(&|tensors| drop(tensors.remove(&format!("{stack}.{part}")).unwrap()));
+        assert!(error.contains(&format!("{stack}.{part}` is missing")), "{error}");
+    }
+    // 255 stands for no number, and 253 makes numbers beyond f32.
+    for scale in [253_u8, 255] {
+        let error = said(&|tensors| {
+            let scales = tensors.get_mut(&format!("{stack}.down_proj_scales")).unwrap();
+            let (shape, mut values) = (scales.shape().clone(), scales.flatten_all().unwrap().to_vec1::<u8>().unwrap());
+            *values.last_mut().unwrap() = scale;
+            *scales = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+        });
+        assert!(error.contains(&format!("{stack}.down_proj`: expert 3 has the scale {scale}")), "{error}");
+    }
+    let error = said(&|tensors| {
+        let blocks = tensors.get_mut(&format!("{stack}.gate_up_proj_blocks")).unwrap();
+        *blocks = blocks.narrow(0, 0, 3).unwrap().contiguous().unwrap();
+    });
+    assert!(error.contains("blocks are U8 [3, 192, 2, 16], expected U8 [4, 192, 2, 16]"), "{error}");
+}
+
+#[test]
+fn experts_in_mxfp4_keep_their_numbers_on_the_cpu() {
+    let (config, exact) = load_on("quantized/model_mxfp4", &Kernels::Cpu, &IN_FULL);
+    let (_, kept) = load_on("quantized/model_mxfp4", &Kernels::Cpu, &Storage::default());
+    // In f32, values that fit bf16 take two bytes; rows of the tiny experts are filled up to 128 inputs.
+    assert!(kept.weight_bytes() < exact.weight_bytes() * 2 / 3);
+    let values = (0..11 * config.hidden_size).map(|i| ((i * 7919 + 13) as f32 * 0.618).sin() * 1.4).collect::<Vec<_>>();
+    let x = Tensor::from_vec(values, (11, config.hidden_size), &Device::Cpu).unwrap();
+    for (exact, kept) in exact.blocks.iter().zip(&kept.blocks) {
+        let [exact, kept] = [exact, kept].map(|block| floats(&block.experts().unwrap().forward(&x).unwrap()));
+        let difference = relative_difference(&kept, &exact);
+        // Activations are rounded to 16 bits in two layers, and the weights not at all.
+        assert!(difference > 1e-6 && difference < 1e-4, "{difference}");
     }
 }
 
@@ -176,8 +240,8 @@ fn an_adapter_on_a_quantized_model_has_the_logits_and_gradients_of_peft() {
         let (loss, expected) = (report.loss_sum / report.weight_sum, f64::from(reference.scalar("loss")));
         assert!((loss - expected).abs() / expected <= 1e-5, "{name}: loss {loss} instead of {expected}");
         for (index, layer) in gradients.iter().enumerate() {
-            for site in Site::USUAL {
-                let (pair, path) = (layer.get(site).unwrap(), tensor_name(index, &PLAIN[site as usize]));
+            for module in config.modules {
+                let (pair, path) = (layer.whole_gradient(module).unwrap().unwrap(), tensor_name(index, module));
                 for (tensor, part) in [(&pair.a, "lora_A"), (&pair.b, "lora_B")] {
                     let expected = reference.floats(&format!("grad.{path}.{part}.weight"));
                     let difference = relative_difference(&floats(tensor), &expected);

@@ -10,6 +10,7 @@ tests/parity/README.md describes the files.
 
     python tests/parity/make_quantized.py              # rewrites tests/fixtures/quantized
     python tests/parity/make_quantized.py --out DIR    # writes elsewhere
+    python tests/parity/make_quantized.py --only model_mxfp4    # rewrites one of the models
 """
 
 import argparse
@@ -30,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+import expert_families
 import make_fixtures as base
 
 DEFAULT_OUT = base.DEFAULT_OUT / "quantized"
@@ -454,6 +456,17 @@ def nf4_of(weight):
     return tensors, bnb.dequantize_4bit(packed, state)
 
 
+def mxfp4_of(weight):
+    """The nearest numbers of MXFP4 [..., groups, 16], their scales [..., groups], and the values, as `weight` is."""
+    grouped = weight.reshape(*weight.shape[:-1], -1, 32)
+    exponents = grouped.abs().amax(-1).log2().floor() - 2
+    scaled = grouped / torch.exp2(exponents)[..., None]
+    numbers = (scaled.abs()[..., None] - E2M1[:8]).abs().argmin(-1) + 8 * (scaled < 0)
+    values = (E2M1[numbers] * torch.exp2(exponents)[..., None]).reshape(weight.shape)
+    blocks = (numbers[..., ::2] | numbers[..., 1::2] << 4).to(torch.uint8)
+    return blocks, (exponents + 127).to(torch.uint8), values
+
+
 MODELS = {
     "model_gptq": dict(
         type="llama",
@@ -492,26 +505,76 @@ MODELS = {
             "llm_int8_skip_modules": ["lm_head"],
         },
     ),
+    # As gpt-oss is published: the experts alone are quantized, all else is bf16.
+    "model_mxfp4": dict(
+        type="gpt_oss",
+        settings={**expert_families.FAMILIES["gpt_oss"]["config"], "intermediate_size": 96, "swiglu_limit": 7.0},
+        quantize=None,
+        plain=torch.bfloat16,
+        config={
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": [
+                "model.layers.*.self_attn",
+                "model.layers.*.mlp.router",
+                "model.embed_tokens",
+                "lm_head",
+            ],
+        },
+        modules=expert_families.ATTENTION,
+        adapter=True,
+    ),
 }
 
 
-def make_model(folder, model_type, settings, quantize, config, seed, embedding=False, adapter=False):
-    """Write a model whose linear layers are quantized, and what transformers computes with their values."""
+def quantize_layers(model, quantize, skipped, embedding):
+    """Round the linear layers; returns their tensors and the names of the parameters in whose place they stand."""
+    tensors, replaced = {}, set()
+    for name, module in model.named_modules():
+        is_linear = isinstance(module, torch.nn.Linear) and name != "lm_head" and name not in skipped
+        if is_linear or (embedding and isinstance(module, torch.nn.Embedding)):
+            stored, values = quantize(module.weight.detach().clone())
+            module.weight.copy_(values)
+            tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in stored.items()}
+            replaced.add(f"{name}.weight")
+    return tensors, replaced
+
+
+def quantize_experts(model):
+    """Do the same to the stacks of experts, whose matrices [inputs, outputs] are stored the other way round."""
+    tensors, replaced = {}, set()
+    for name, parameter in model.named_parameters():
+        if name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+            blocks, scales, values = mxfp4_of(parameter.detach().transpose(1, 2).contiguous())
+            assert convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).equal(values.transpose(1, 2))
+            parameter.copy_(values.transpose(1, 2))
+            tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            replaced.add(name)
+    return tensors, replaced
+
+
+def make_model(
+    folder,
+    model_type,
+    settings,
+    quantize,
+    config,
+    seed,
+    embedding=False,
+    adapter=False,
+    plain=torch.float16,
+    modules=base.LORA_MODULES,
+):
+    """Write a model whose linear layers or experts are quantized, and what transformers computes with their values."""
     model = base.build_model(model_type, {**SMALL, **settings}, seed)
-    skipped = config.get("modules_to_not_convert", [])
-    tensors = {}
     with torch.no_grad():
-        for name, module in model.named_modules():
-            is_linear = isinstance(module, torch.nn.Linear) and name != "lm_head" and name not in skipped
-            if is_linear or (embedding and isinstance(module, torch.nn.Embedding)):
-                stored, values = quantize(module.weight.detach().clone())
-                module.weight.copy_(values)
-                tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in stored.items()}
+        if quantize:
+            tensors, replaced = quantize_layers(model, quantize, config.get("modules_to_not_convert", []), embedding)
+        else:
+            tensors, replaced = quantize_experts(model)
         for name, parameter in model.named_parameters():
-            module, _, last = name.rpartition(".")
-            if last == "bias" or not any(key.startswith(f"{module}.") for key in tensors):
-                parameter.copy_(parameter.half().float())
-                tensors[name] = parameter.detach().half().clone()
+            if name not in replaced:
+                parameter.copy_(parameter.to(plain).float())
+                tensors[name] = parameter.detach().to(plain).clone()
     ids, tokens, _ = base.choose_sequence(model, 32, seed + 1)
     reference = base.forward(model, ids)
     folder.mkdir(parents=True)
@@ -520,15 +583,29 @@ def make_model(folder, model_type, settings, quantize, config, seed, embedding=F
     (folder / "config.json").write_text(json.dumps(own, indent=2, sort_keys=True) + "\n")
     save_file(tensors, folder / "model.safetensors")
     save_file({"input_ids": ids, "greedy": tokens, **reference}, folder / "reference.safetensors")
+    if not quantize:
+        check_published(folder, ids, reference["logits"])
     if adapter:
-        make_adapter(folder / "peft", model, ids, seed + 2)
+        make_adapter(folder / "peft", model, ids, modules, seed + 2)
 
 
-def make_adapter(folder, model, ids, seed):
+def check_published(folder, ids, logits):
+    """Compare with what transformers makes of the files themselves."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        quantization_config=transformers.Mxfp4Config(dequantize=True),
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+    )
+    assert (base.forward(model.float(), ids)["logits"] - logits).abs().max() < 1e-5
+
+
+def make_adapter(folder, model, ids, modules, seed):
     """Write an adapter and its logits, loss and gradients on the dequantized weights."""
     model = peft.get_peft_model(
         model,
-        peft.LoraConfig(r=2, lora_alpha=4, target_modules=base.LORA_MODULES, task_type="CAUSAL_LM"),
+        peft.LoraConfig(r=2, lora_alpha=4, target_modules=modules, task_type="CAUSAL_LM"),
     ).eval()
     values = base.random_adapter(model, seed, std_of_b=0.1)
     base.set_adapter(model, values)
@@ -549,20 +626,25 @@ def make_adapter(folder, model, ids, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder to write (default: tests/fixtures/quantized)")
-    out = parser.parse_args().out
+    parser.add_argument("--only", choices=MODELS, help="write this model alone")
+    arguments = parser.parse_args()
+    out = arguments.out
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.logging.set_verbosity_error()
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    make_matrices(out)
+    shutil.rmtree(out / arguments.only if arguments.only else out, ignore_errors=True)
+    if not arguments.only:
+        out.mkdir(parents=True)
+        make_matrices(out)
     for number, (name, settings) in enumerate(MODELS.items()):
+        if arguments.only not in (None, name):
+            continue
         model_type = settings.pop("type")
         make_model(out / name, model_type, seed=70_000 + 100 * number, **settings)
         assert load_file(out / name / "reference.safetensors")["logits"].std() > 1
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{size / 1000:.0f} kB")
-    assert size < 1_400_000
+    assert size < 1_500_000
     return 0
 
 

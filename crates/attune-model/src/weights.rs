@@ -208,11 +208,11 @@ impl Weights {
         self.view(&format!("{name}_blocks")).is_some()
     }
 
-    /// Loads the matrix `[outputs, inputs]` of one expert of the MXFP4 stack `name`, which holds `shape`: experts,
-    /// outputs, inputs. Its numbers are whole, those of E2M1 doubled, with a power of two for each 32 inputs.
-    pub fn mxfp4_expert(&self, name: &str, expert: usize, shape: [usize; 3]) -> Result<Matrix> {
-        let matrix = quantized::mxfp4_expert(|name| self.view(name), name, expert, shape);
-        matrix.map_err(|message| self.fault(&message))
+    /// Loads `rows` of the matrix `[outputs, inputs]` of one expert of the MXFP4 stack `name`, which holds `shape`:
+    /// experts, outputs, inputs.
+    pub fn mxfp4_expert(&self, name: &str, expert: usize, shape: [usize; 3], rows: &[usize]) -> Result<Matrix> {
+        let matrix = quantized::mxfp4_expert(|name| self.view(name), name, expert, shape, rows);
+        matrix.map(Matrix::Blocks).map_err(|message| self.fault(&message))
     }
 
     /// Returns the device that tensors are loaded onto.

@@ -1,6 +1,6 @@
 //! Weights of 4-bit floating-point numbers (E2M1), two in a byte, the first in its low half: MXFP4 with a power of two
-//! for each 32 inputs, NVFP4 with an 8-bit scale for each 16 and one for the matrix. Called by `compressed_tensors`,
-//! `modelopt` and `experts`.
+//! for each 32 inputs, NVFP4 with an 8-bit scale for each 16 and one for the matrix. Called by `compressed_tensors` and
+//! `modelopt`; `experts` reads the stacks of gpt-oss.
 //!
 //! Doubled, the numbers are whole: with half the scale they have the same values.
 
@@ -17,7 +17,7 @@ const NVFP4_GROUP: usize = 16;
 pub(super) const MXFP4_GROUP: usize = 32;
 
 /// Computes the values of `bytes` `[outputs, inputs / 2]` with `scales` `[outputs, inputs / group]`.
-pub(super) fn scaled(bytes: &[u8], scales: Vec<f32>, [outputs, inputs]: [usize; 2], group: usize) -> Values {
+fn scaled(bytes: &[u8], scales: Vec<f32>, [outputs, inputs]: [usize; 2], group: usize) -> Values {
     let scales = scales.into_iter().map(|scale| scale * 0.5).collect();
     let scaled = Scaled { outputs, inputs, groups: Groups::Even(group), scales, offsets: None };
     scaled.values(|output, numbers| {

@@ -1,17 +1,22 @@
 //! Loads the experts from the forms that checkpoints have them in: a tensor for each expert and layer, under the names
 //! of Qwen or of Mixtral, or one tensor for the layers of all experts, as transformers 5 holds them in memory and
-//! gpt-oss on disk. Called when the decoder is loaded.
+//! gpt-oss in bf16 on disk, or a stack of MXFP4 blocks, as gpt-oss is published. Called when the decoder is loaded.
 
 use candle_core::Tensor;
 
 use super::super::loading::BlockWeights;
 use super::{Expert, Experts};
+use crate::Result;
 use crate::config::{ExpertsConfig, Glu};
 use crate::kernels::Kernels;
 use crate::linear::{Linear, Storage};
 use crate::matrix::Matrix;
 use crate::weights::Weights;
-use crate::{Error, Result};
+
+/// The layers gate and up of all experts.
+const GATE_UP: &str = "mlp.experts.gate_up_proj";
+/// The layer down of all experts.
+const DOWN: &str = "mlp.experts.down_proj";
 
 /// A layer of an expert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +44,12 @@ impl Part {
             Self::Down => "w2",
         }
     }
+
+    /// Returns the first output of the layer where gate and up take turns: even ones are the gate's, odd ones those of
+    /// up.
+    fn turn(self) -> usize {
+        usize::from(self == Self::Up)
+    }
 }
 
 /// The layers of all experts of a block, as the checkpoint has them.
@@ -50,6 +61,9 @@ enum Form {
     /// `gate_up` `[experts, hidden, 2 · intermediate]`, gate and up in turns, its bias `[experts, 2 · intermediate]`;
     /// `down` `[experts, intermediate, hidden]`, its bias `[experts, hidden]`.
     Interleaved { gate_up: Tensor, gate_up_bias: Tensor, down: Tensor, down_bias: Tensor },
+    /// Stacks of MXFP4 blocks: `gate_up` of matrices `[2 · intermediate, hidden]`, gate and up in turns, and `down` of
+    /// `[hidden, intermediate]`; the biases as above.
+    Blocks { gate_up_bias: Tensor, down_bias: Tensor },
 }
 
 impl Experts {
@@ -111,15 +125,20 @@ impl Source<'_> {
 
     /// Finds out in which form the checkpoint has the experts.
     fn form(&self) -> Result<Form> {
-        if self.has("mlp.experts.gate_up_proj_blocks") {
-            return Err(Error::Setup(
-                "the experts of this checkpoint are in MXFP4 blocks, which are not supported; use a checkpoint in bf16"
-                    .into(),
-            ));
-        }
         let (count, hidden, width) = (self.config.count, self.hidden, self.config.intermediate_size);
         let get = |name: &str, shape: &[usize]| self.weights.get(&self.name(&format!("mlp.experts.{name}")), shape);
-        if !self.has("mlp.experts.gate_up_proj") {
+        if self.weights.has_mxfp4_experts(&self.name(GATE_UP)) {
+            if let Glu::Gated(_) = self.config.glu {
+                let message =
+                    "experts in MXFP4 blocks are read of gpt-oss alone: the order of gate and up is not known";
+                return Err(self.weights.fault(message));
+            }
+            return Ok(Form::Blocks {
+                gate_up_bias: get("gate_up_proj_bias", &[count, 2 * width])?,
+                down_bias: get("down_proj_bias", &[count, hidden])?,
+            });
+        }
+        if !self.has(GATE_UP) {
             let is_mixtral = self.has("block_sparse_moe.experts.0.w1.weight");
             return Ok(Form::Single {
                 names: if is_mixtral {
@@ -166,12 +185,28 @@ impl Source<'_> {
                     let matrix = down.get(expert)?.t()?.contiguous()?;
                     return Ok((Matrix::Dense(matrix), Some(down_bias.get(expert)?.contiguous()?)));
                 }
-                // Even outputs are the gate's, odd ones those of up.
-                let turn = usize::from(part == Part::Up);
+                let turn = part.turn();
                 let matrix = gate_up.get(expert)?.reshape((hidden, width, 2))?.narrow(2, turn, 1)?.squeeze(2)?.t()?;
-                let bias = gate_up_bias.get(expert)?.reshape((width, 2))?.narrow(1, turn, 1)?.squeeze(1)?;
-                Ok((Matrix::Dense(matrix.contiguous()?), Some(bias.contiguous()?)))
+                Ok((Matrix::Dense(matrix.contiguous()?), Some(every_second(&gate_up_bias.get(expert)?, turn)?)))
+            }
+            Form::Blocks { gate_up_bias, down_bias } => {
+                let read = |name: &str, outputs: usize, rows: Vec<usize>| {
+                    self.weights.mxfp4_expert(&self.name(name), expert, [self.config.count, outputs, inputs], &rows)
+                };
+                if part == Part::Down {
+                    let bias = down_bias.get(expert)?.contiguous()?;
+                    return Ok((read(DOWN, hidden, (0..hidden).collect())?, Some(bias)));
+                }
+                let rows = (part.turn()..2 * width).step_by(2).collect();
+                let bias = every_second(&gate_up_bias.get(expert)?, part.turn())?;
+                Ok((read(GATE_UP, 2 * width, rows)?, Some(bias)))
             }
         }
     }
+}
+
+/// Returns the values of `both` `[2 · width]` that are the gate's, or up's for the turn 1: they take turns.
+fn every_second(both: &Tensor, turn: usize) -> Result<Tensor> {
+    let width = both.dim(0)? / 2;
+    Ok(both.reshape((width, 2))?.narrow(1, turn, 1)?.squeeze(1)?.contiguous()?)
 }
