@@ -6,6 +6,7 @@
 //! panic.
 
 pub mod config;
+mod experts;
 pub mod host;
 mod matrix;
 
@@ -53,7 +54,7 @@ fn name(weights: Sha256, config: &[u8]) -> String {
 
 /// Writes `adapter`, trained on the model `base`, as PEFT files. The same adapter gives the same bytes.
 pub fn write(adapter: &Adapter, base: &str) -> Result<PeftFiles> {
-    let pairs = pairs(adapter)?;
+    let pairs = adapter.wholes(|module| vec![*module])?;
     let mut tensors = Vec::new();
     for (path, pair) in &pairs {
         tensors.push((format!("{PREFIX}{path}.lora_A.weight"), pair.a.dims2()?, bytes(&pair.a)?));
@@ -70,20 +71,6 @@ pub fn write(adapter: &Adapter, base: &str) -> Result<PeftFiles> {
     let weights = safetensors::serialize(views, Some(metadata))
         .map_err(|error| Error::Internal(format!("write adapter_model.safetensors: {error}")))?;
     Ok(PeftFiles { config: write_config(adapter, &pairs, base)?, weights })
-}
-
-/// Every pair with the name of its layer, such as `model.layers.0.self_attn.q_proj`; those of a layer that holds
-/// several sites are one.
-fn pairs(adapter: &Adapter) -> Result<Vec<(String, LoraPair)>> {
-    let mut pairs = Vec::new();
-    for (index, layer) in adapter.layers.iter().enumerate() {
-        for module in adapter.modules {
-            if let Some(pair) = layer.whole(module)? {
-                pairs.push((format!("model.layers.{index}.{}", module.path), pair));
-            }
-        }
-    }
-    Ok(pairs)
 }
 
 fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {

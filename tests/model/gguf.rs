@@ -5,7 +5,7 @@ use std::path::Path;
 
 use attune::model::blocks::{BlockMatrix, BlockType};
 use attune::model::checkpoint::Checkpoint;
-use attune::model::decoder::Decoder;
+use attune::model::decoder::{BaseAlone, Decoder};
 use attune::model::entry::ModelEntry;
 use attune::model::gguf::tensors::{Names, Part};
 use attune::model::gguf::writer::{self, TensorToWrite};
@@ -518,7 +518,8 @@ fn a_file_of_gpt_oss_with_experts_in_mxfp4_is_its_checkpoint() {
     let x = Tensor::rand(-1_f32, 1.0, (7, config.hidden_size), &device()).unwrap();
     let [file, folder] = [load(&of_file(), None), load(&Weights::open(&source, &device()).unwrap(), None)];
     for (file, folder) in file.blocks.iter().zip(&folder.blocks) {
-        let [file, folder] = [file, folder].map(|block| floats(&block.experts().unwrap().forward(&x).unwrap()));
+        let [file, folder] =
+            [file, folder].map(|block| floats(&block.experts().unwrap().forward(&x, &BaseAlone).unwrap()));
         assert_eq!(file, folder);
     }
 }

@@ -9,6 +9,7 @@ mod fixtures;
 
 mod checkpoints;
 mod decoder;
+mod expert_adapters;
 mod experts;
 mod export;
 mod export_forms;

@@ -76,11 +76,36 @@ pub struct Block {
     pub mlp: Mlp,
 }
 
-/// Adapters of the rows of a block.
-pub trait LowRank {
+/// Adapters of the rows of a block. Experts ask from several threads at a time.
+pub trait LowRank: Sync {
     /// Adds the low-rank parts of the linear layers at `sites` (one of [`GROUPS`](crate::routes::GROUPS)) to `outputs`
     /// `[rows, out]`, the base's products of `x` `[rows, in]`.
     fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> Result<()>;
+
+    /// Adds the low-rank parts of an expert's layers at `sites`, gate and up or down, to `outputs`
+    /// `[rows of the group, out]`, the base's products of `x` `[rows of the group, in]`.
+    fn add_expert_lora(
+        &self,
+        layer: usize,
+        group: &Group,
+        sites: &[Site],
+        x: &Tensor,
+        outputs: &mut [Tensor],
+    ) -> Result<()>;
+}
+
+/// The context of rows without adapters.
+#[derive(Debug, Clone, Copy)]
+pub struct BaseAlone;
+
+impl LowRank for BaseAlone {
+    fn add_lora(&self, _: usize, _: &[Site], _: &Tensor, _: &mut [Tensor]) -> Result<()> {
+        Ok(())
+    }
+
+    fn add_expert_lora(&self, _: usize, _: &Group, _: &[Site], _: &Tensor, _: &mut [Tensor]) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Rows of a forward pass beside their values: adapters, sequences and positions.

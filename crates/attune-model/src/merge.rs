@@ -27,7 +27,7 @@ use crate::checkpoint::Checkpoint;
 use crate::folder::{self, Form};
 use crate::gguf::Gguf;
 use crate::gguf::tensors::Names;
-use crate::lora::Adapter;
+use crate::lora::{Adapter, LoraPair};
 use crate::sites::Module;
 use crate::{Error, Result, python_json};
 
@@ -142,16 +142,11 @@ pub fn write_gguf(base: &Base, adapter: &Adapter, output: &Path, kind: Option<We
 /// Returns what is added to the tensors, by their names without `model.`. `stored` returns the layers that the base has
 /// in the place of one.
 fn changes(adapter: &Adapter, stored: impl Fn(&Module) -> Vec<Module>) -> Result<BTreeMap<String, Change>> {
-    let modules: Vec<Module> = adapter.modules.iter().flat_map(stored).collect();
-    let mut changes = BTreeMap::new();
-    for (index, layer) in adapter.layers.iter().enumerate() {
-        for module in &modules {
-            if let Some(pair) = layer.whole(module)? {
-                changes.insert(format!("layers.{index}.{}.weight", module.path), Change::of(&pair)?);
-            }
-        }
-    }
-    Ok(changes)
+    let named = |(name, pair): (String, LoraPair)| -> Result<(String, Change)> {
+        let name = name.strip_prefix("model.").unwrap_or(&name);
+        Ok((format!("{name}.weight"), Change::of(&pair)?))
+    };
+    adapter.wholes(stored)?.into_iter().map(named).collect()
 }
 
 /// Refuses changes that no tensor has taken.

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::Result;
 use crate::kernels::{GpuKernels, Kernels, LoraRows, LoraRun, cpu};
@@ -27,6 +27,8 @@ const FEW_ROWS: usize = 8;
 /// The routes of one step.
 #[derive(Debug)]
 pub struct Routes<'a> {
+    /// Adapters with all of their rows, in order.
+    runs: Vec<(Range<usize>, &'a Adapter)>,
     /// True, by layer and group, if an adapter changes some row. Empty if no row has an adapter.
     changes: Vec<bool>,
     products: Products<'a>,
@@ -59,8 +61,10 @@ impl<'a> Routes<'a> {
         };
         let changes = groups.clone().map(has).collect();
         let products = if let Some(kernels) = kernels.gpu() {
-            let runs = runs.into_iter().map(|(rows, adapter)| Ok(LoraRun { rows, pointers: adapter.pointers()? }));
-            Products::Gpu { kernels, runs: runs.collect::<Result<_>>()? }
+            let run = |(rows, adapter): &(Range<usize>, &'a Adapter)| -> Result<LoraRun<'a>> {
+                Ok(LoraRun { rows: rows.clone(), pointers: adapter.pointers()? })
+            };
+            Products::Gpu { kernels, runs: runs.iter().map(run).collect::<Result<_>>()? }
         } else {
             let (mut tasks, mut starts) = (Vec::new(), vec![0]);
             for (layer, sites) in groups {
@@ -69,7 +73,7 @@ impl<'a> Routes<'a> {
             }
             Products::Cpu { tasks, starts }
         };
-        Ok(Self { changes, products })
+        Ok(Self { runs, changes, products })
     }
 
     /// Returns true if something is added at the group of sites that begins with `first`.
@@ -89,11 +93,56 @@ impl<'a> Routes<'a> {
         }
     }
 
+    /// Adds the adapters' parts to `outputs` `[rows of the group, out]`: the base's products of `x`
+    /// `[rows of the group, in]` with the layers at `sites` of an expert, fresh tensors that nothing else holds. The group
+    /// are the rows of the step that go through the expert, in order.
+    pub fn add_of_expert(
+        &self,
+        layer: usize,
+        (expert, group): (usize, &[u32]),
+        sites: &[Site],
+        x: &Tensor,
+        outputs: &mut [Tensor],
+    ) -> Result<()> {
+        let mut tasks: Vec<LoraRows<'_>> = Vec::new();
+        for (rows, adapter) in &self.runs {
+            let Some(updates) = adapter.layers.get(layer) else { continue };
+            // In order, those of one adapter stand next to each other.
+            let place = |row: usize| group.partition_point(|other| (*other as usize) < row);
+            let rows = place(rows.start)..place(rows.end);
+            let pairs = sites.iter().enumerate();
+            let pairs = pairs.filter_map(|(output, site)| Some((output, updates.expert(expert, *site)?)));
+            tasks.extend(pairs.map(|(output, pair)| LoraRows { rows: rows.clone(), output, pair }));
+        }
+        tasks.retain(|task| !task.rows.is_empty());
+        match &self.products {
+            _ if tasks.is_empty() => Ok(()),
+            Products::Cpu { .. } => cpu::lora::add(outputs, x, &tasks),
+            Products::Gpu { .. } => tasks.iter().try_for_each(|task| {
+                outputs[task.output] = added_to_rows(&outputs[task.output], x, task)?;
+                Ok(())
+            }),
+        }
+    }
+
     fn tasks(&self, layer: usize, first: Site) -> &[LoraRows<'a>] {
         let Products::Cpu { tasks, starts } = &self.products else { return &[] };
         let range = index(layer, first).and_then(|index| starts.get(index..index + 2));
         range.map_or(&[], |range| &tasks[range[0]..range[1]])
     }
+}
+
+/// Computes `output` `[rows, out]` with the update of `task` added to its rows, in f32; the others stay as they are.
+fn added_to_rows(output: &Tensor, x: &Tensor, task: &LoraRows<'_>) -> Result<Tensor> {
+    let LoraRows { rows, pair, .. } = task;
+    let wide = |tensor: &Tensor| tensor.to_dtype(DType::F32);
+    let part = |tensor: &Tensor, rows: &Range<usize>| tensor.narrow(0, rows.start, rows.len())?.contiguous();
+    let shrunk = wide(&part(x, rows)?)?.matmul(&wide(&pair.a)?.t()?)?; // [rows, rank]
+    let added = (shrunk * f64::from(pair.scale))?.matmul(&wide(&pair.b)?.t()?)?; // [rows, out]
+    let changed = (wide(&part(output, rows)?)? + added)?.to_dtype(output.dtype())?;
+    let [before, behind] = [0..rows.start, rows.end..output.dim(0)?].map(|rows| part(output, &rows));
+    let parts: Vec<Tensor> = [before?, changed, behind?].into_iter().filter(|part| part.elem_count() > 0).collect();
+    Ok(Tensor::cat(&parts, 0)?)
 }
 
 /// Returns the index, over all layers, of the group of sites that begins with `first`; `None` if no group does.

@@ -20,12 +20,11 @@ const MAX_EXPRESSIONS: usize = 256;
 const AMBIGUOUS: [&str; 3] = ["&&", "--", "~~"];
 
 /// Fields that must be absent, false or empty.
-const UNSUPPORTED: [&str; 13] = [
+const UNSUPPORTED: [&str; 12] = [
     "modules_to_save",
     "lora_bias",
     "layer_replication",
     "trainable_token_indices",
-    "target_parameters",
     "alora_invocation_tokens",
     "megatron_config",
     "arrow_config",
@@ -58,6 +57,10 @@ struct Fields {
     alpha_pattern: Option<Map<String, Value>>,
     #[serde(default)]
     use_rslora: Option<bool>,
+    #[serde(default)]
+    target_parameters: Option<Value>,
+    #[serde(default)]
+    peft_version: Option<Value>,
     /// Everything else, to refuse by name what is not supported.
     #[serde(flatten)]
     rest: Map<String, Value>,
@@ -77,6 +80,10 @@ pub struct PeftConfig {
     blocks: Option<Vec<u64>>,
     /// Each finds the number of a block in a layer's name.
     block_number: Vec<Regex>,
+    /// Parameters that are changed, by their names in full or by their last parts.
+    parameters: Vec<String>,
+    /// First two numbers of the version of PEFT that wrote the file; `None` if it does not say.
+    version: Option<(u32, u32)>,
 }
 
 /// A choice of layers.
@@ -108,8 +115,11 @@ impl PeftConfig {
             return Err(refuse(format_args!("its peft_type is `{}`, only LORA is supported", fields.peft_type)));
         }
         refuse_unsupported(&fields.rest)?;
-        let Some(targets) = modules("target_modules", fields.target_modules)? else {
-            return Err(refuse("adapter_config.json has no target_modules"));
+        let parameters = names("target_parameters", fields.target_parameters)?;
+        let targets = match modules("target_modules", fields.target_modules)? {
+            Some(targets) => targets,
+            None if !parameters.is_empty() => Modules::Names(Vec::new()),
+            None => return Err(refuse("adapter_config.json has no target_modules")),
         };
         let blocks = block_numbers(fields.layers_to_transform)?;
         let block_number = block_patterns(fields.layers_pattern)?;
@@ -126,7 +136,35 @@ impl PeftConfig {
             excluded: modules("exclude_modules", fields.exclude_modules)?.unwrap_or(Modules::Names(Vec::new())),
             blocks,
             block_number,
+            parameters,
+            version: fields.peft_version.as_ref().and_then(Value::as_str).and_then(version),
         })
+    }
+
+    /// Returns the parameters that are changed, as the file names them.
+    pub fn parameters(&self) -> &[String] {
+        &self.parameters
+    }
+
+    /// True if the adapter changes the parameter `path`, such as `model.layers.0.mlp.experts.down_proj`. Exclusions and
+    /// choices of blocks are for modules alone, as in PEFT.
+    pub fn changes_parameter(&self, path: &str) -> bool {
+        self.parameters.iter().any(|name| is_named(name, path))
+    }
+
+    /// Returns the first of `paths` that is among the parameters.
+    pub fn named_parameter<'a>(&self, paths: &'a [String]) -> Option<&'a str> {
+        paths.iter().find(|path| self.changes_parameter(path)).map(String::as_str)
+    }
+
+    /// True if all layers have one rank and one scale, alpha / rank.
+    pub fn is_uniform(&self) -> bool {
+        self.ranks.is_empty() && self.alphas.is_empty() && !self.rank_stabilized
+    }
+
+    /// True unless the file was written by PEFT in this version or a later one.
+    pub fn is_before(&self, version: (u32, u32)) -> bool {
+        self.version.is_none_or(|own| own < version)
     }
 
     /// True if the adapter changes the layer at `path`, such as `model.layers.0.self_attn.q_proj`.
@@ -244,6 +282,29 @@ fn patterns(field: &str, map: Option<Map<String, Value>>) -> Result<Vec<(Pattern
     Ok(patterns)
 }
 
+/// Returns the first two numbers of a version.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let (first, rest) = text.split_once('.')?;
+    let (second, _) = rest.split_once('.')?;
+    Some((first.parse().ok()?, second.parse().ok()?))
+}
+
+/// A field that holds names.
+fn names(field: &str, value: Option<Value>) -> Result<Vec<String>> {
+    match value {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(names)) => names.into_iter().map(|name| one_name(field, name)).collect(),
+        Some(_) => Err(refuse(format_args!("`{field}` must be a list of names"))),
+    }
+}
+
+fn one_name(field: &str, name: Value) -> Result<String> {
+    match name {
+        Value::String(name) => Ok(name),
+        _ => Err(refuse(format_args!("{field} has an entry that is no name"))),
+    }
+}
+
 /// A field that holds names or one expression.
 fn modules(field: &str, value: Option<Value>) -> Result<Option<Modules>> {
     match value {
@@ -252,13 +313,7 @@ fn modules(field: &str, value: Option<Value>) -> Result<Option<Modules>> {
             Ok(Some(Modules::AllLinear))
         }
         Some(Value::String(text)) => Ok(Some(Modules::Expression(expression(field, &text, &format!("^(?:{text})$"))?))),
-        Some(Value::Array(names)) => {
-            let name = |name: Value| match name {
-                Value::String(name) => Ok(name),
-                _ => Err(refuse(format_args!("{field} has an entry that is no name"))),
-            };
-            Ok(Some(Modules::Names(names.into_iter().map(name).collect::<Result<_>>()?)))
-        }
+        list @ Some(Value::Array(_)) => Ok(Some(Modules::Names(names(field, list)?))),
         Some(_) => Err(refuse(format_args!("{field} must be a list of names or an expression"))),
     }
 }

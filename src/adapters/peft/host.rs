@@ -16,7 +16,8 @@ use serde::{Deserializer as _, de};
 use sha2::{Digest as _, Sha256};
 
 use crate::adapters::peft::config::PeftConfig;
-use crate::adapters::peft::matrix::{Matrix, with_values};
+use crate::adapters::peft::experts::ExpertHalves;
+use crate::adapters::peft::matrix::{Matrix, Update, with_values};
 use crate::adapters::peft::{self, PREFIX, refuse};
 use crate::adapters::pieces::{PIECE_BYTES, Pieces, parts};
 use crate::adapters::{Error, Result};
@@ -26,8 +27,9 @@ use crate::model::lora::layout::{LANES, PairShape, Stretch};
 use crate::model::lora::modules::{self, Module};
 use crate::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 
-/// Bytes of the header of `adapter_model.safetensors` at the most; the largest model's adapter needs a tenth of it.
-const MAX_HEADER_BYTES: u64 = 4 << 20;
+/// Bytes of the header of `adapter_model.safetensors` at the most. Tensors of single experts, 40,000 of them, need most of
+/// it; others a twentieth.
+const MAX_HEADER_BYTES: u64 = 8 << 20;
 
 /// The checked files of one generation.
 pub struct HostAdapter {
@@ -38,15 +40,6 @@ pub struct HostAdapter {
     modules: &'static [Module],
     rank: usize,
     updates: Vec<Update>,
-}
-
-/// The update of one site: with others that share its layer it has A, and of B its rows.
-struct Update {
-    block: usize,
-    site: Site,
-    scale: f32,
-    a: Matrix,
-    b: Matrix,
 }
 
 impl fmt::Debug for HostAdapter {
@@ -62,7 +55,7 @@ impl fmt::Debug for HostAdapter {
 
 impl HostAdapter {
     /// Checks the two files of a PEFT folder for a model of shape `model`: the configuration, the header, the shapes,
-    /// then the numbers. Nothing but a small plan is allocated.
+    /// then the numbers. Nothing but a small plan is allocated, and one matrix of experts at a time.
     pub fn check(
         config: &[u8],
         weights: Bytes,
@@ -75,7 +68,7 @@ impl HostAdapter {
             pieces.work(piece.len());
             digest.update(piece);
         }
-        let adapter = Self::planned(peft::name(digest, config), config, weights, model, max_rank)?;
+        let adapter = Self::planned(peft::name(digest, config), config, weights, model, max_rank, pieces)?;
         adapter.check_values(pieces)?;
         Ok(adapter)
     }
@@ -99,7 +92,7 @@ impl HostAdapter {
             // Checked first: a damaged file is our fault (500), not the client's.
             return Err(Error::Internal(format!("the files of adapter {generation} do not match its hash")));
         }
-        let adapter = Self::planned(generation.to_owned(), config, weights.into(), model, MAX_RANK)?;
+        let adapter = Self::planned(generation.to_owned(), config, weights.into(), model, MAX_RANK, pieces)?;
         if !verified {
             adapter.check_values(pieces)?;
         }
@@ -107,9 +100,16 @@ impl HostAdapter {
     }
 
     /// Checks everything but the numbers.
-    fn planned(id: String, config: &[u8], weights: Bytes, model: &ModelConfig, max_rank: usize) -> Result<Self> {
+    fn planned(
+        id: String,
+        config: &[u8],
+        mut weights: Bytes,
+        model: &ModelConfig,
+        max_rank: usize,
+        pieces: &mut Pieces<'_>,
+    ) -> Result<Self> {
         let config = PeftConfig::read(config)?;
-        let halves = places(&weights, model)?;
+        let (halves, experts) = places(&weights, model)?;
         if let Some(other) = config.named_target(&other_modules(model)) {
             return Err(refuse(format_args!(
                 "target_modules names `{other}`, which is none of the layers that can be adapted: {}",
@@ -117,7 +117,9 @@ impl HostAdapter {
             )));
         }
         let (blocks, modules) = (model.num_hidden_layers, model.modules);
-        let mut adapter = Self { id, weights, blocks, modules, rank: 0, updates: Vec::new() };
+        let updates = experts.updates(&config, model, max_rank, &mut weights, pieces)?;
+        let rank = updates.iter().map(|update| update.a.shape.0).max().unwrap_or(0);
+        let mut adapter = Self { id, weights, blocks, modules, rank, updates };
         for (block, index) in all_places(model) {
             let module = &modules[index];
             let path = &path(block, module.path);
@@ -138,7 +140,8 @@ impl HostAdapter {
                     let b = b.checked(&format!("{path}.lora_B"), (out, rank))?;
                     adapter.rank = adapter.rank.max(rank);
                     for (site, rows) in module.rows(model) {
-                        adapter.updates.push(Update { block, site, scale, a: a.clone(), b: b.rows(rows) });
+                        let (a, b) = (a.clone(), b.rows(rows));
+                        adapter.updates.push(Update { block, expert: None, site, scale, a, b });
                     }
                 }
                 (Some(_), true) => {
@@ -173,7 +176,7 @@ impl HostAdapter {
     /// Copies the adapter to `device`, ready to compute, in f32.
     pub fn to_adapter(&self, device: &Device, pieces: &mut Pieces<'_>) -> Result<Adapter> {
         let mut layers = vec![LoraLayer::default(); self.blocks];
-        for Update { block, site, scale, a, b } in &self.updates {
+        for Update { block, expert, site, scale, a, b } in &self.updates {
             let mut tensor = |matrix: &Matrix| {
                 let mut values = Vec::with_capacity(matrix.shape.0 * matrix.shape.1);
                 for piece in matrix.pieces() {
@@ -182,7 +185,7 @@ impl HostAdapter {
                 }
                 Tensor::from_vec(values, matrix.shape, device)
             };
-            layers[*block].set(*site, LoraPair { a: tensor(a)?, b: tensor(b)?, scale: *scale });
+            put(&mut layers[*block], *expert, *site, LoraPair { a: tensor(a)?, b: tensor(b)?, scale: *scale })?;
         }
         Ok(Adapter::of_modules(self.id.clone(), layers, self.modules))
     }
@@ -203,25 +206,29 @@ impl HostAdapter {
             }
         }
         let mut layers = vec![LoraLayer::default(); self.blocks];
-        for (Update { block, site, .. }, pair) in self.updates.iter().zip(stretch.pairs(&shapes)?) {
-            layers[*block].set(*site, pair);
+        for (Update { block, expert, site, .. }, pair) in self.updates.iter().zip(stretch.pairs(&shapes)?) {
+            put(&mut layers[*block], *expert, *site, pair)?;
         }
         Ok(Adapter::of_modules(self.id.clone(), layers, self.modules))
     }
 
-    /// Returns the name inside its block of the layer that holds `site`.
-    fn name(&self, site: Site) -> &'static str {
-        self.modules.iter().find(|module| module.sites.contains(&site)).map_or("", |module| module.path)
+    /// Returns the name of the layer that an update changes.
+    fn name(&self, update: &Update) -> String {
+        let own = self.modules.iter().find(|module| module.sites.contains(&update.site));
+        match (update.expert, own) {
+            (Some(expert), _) => path(update.block, &format!("mlp.experts.{expert}: {:?}", update.site)),
+            (None, own) => path(update.block, own.map_or("", |module| module.path)),
+        }
     }
 
     /// Refuses matrices with infinities or NaN, by their bits alone.
     fn check_values(&self, pieces: &mut Pieces<'_>) -> Result<()> {
-        for Update { block, site, a, b, .. } in &self.updates {
-            for (matrix, half) in [(a, 'A'), (b, 'B')] {
+        for update in &self.updates {
+            for (matrix, half) in [(&update.a, 'A'), (&update.b, 'B')] {
                 for piece in matrix.pieces() {
                     pieces.work(piece.len());
                     if !matrix.are_finite(&self.weights[piece]) {
-                        let path = path(*block, self.name(*site));
+                        let path = self.name(update);
                         return Err(refuse(format_args!("`{path}.lora_{half}` has values that are not finite")));
                     }
                 }
@@ -231,11 +238,13 @@ impl HostAdapter {
     }
 }
 
-impl Update {
-    fn shape(&self) -> PairShape {
-        let ((rank, input), (output, _)) = (self.a.shape, self.b.shape);
-        PairShape { rank, input, output, scale: self.scale }
+/// Puts an update to its place in a block.
+fn put(layer: &mut LoraLayer, expert: Option<usize>, site: Site, pair: LoraPair) -> Result<()> {
+    match expert {
+        Some(expert) => layer.set_expert(expert, site, pair)?,
+        None => layer.set(site, pair),
     }
+    Ok(())
 }
 
 /// Every place that an adapter of the model can have: the block, and the index of the layer among the model's.
@@ -285,7 +294,7 @@ fn other_modules(model: &ModelConfig) -> Vec<String> {
 /// A and B of each place, as the file's header has them.
 type Halves = BTreeMap<(usize, usize), [Option<Matrix>; 2]>;
 
-fn places(weights: &[u8], model: &ModelConfig) -> Result<Halves> {
+fn places(weights: &[u8], model: &ModelConfig) -> Result<(Halves, ExpertHalves)> {
     let damaged = |why: &dyn fmt::Display| refuse(format_args!("adapter_model.safetensors is damaged: {why}"));
     let length = weights.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
     if length.is_none_or(|length| length > MAX_HEADER_BYTES) {
@@ -297,17 +306,20 @@ fn places(weights: &[u8], model: &ModelConfig) -> Result<Halves> {
     if tensors.is_empty() {
         return Err(refuse("adapter_model.safetensors has no tensors"));
     }
-    let mut halves = Halves::new();
+    let (mut halves, mut experts) = (Halves::new(), ExpertHalves::default());
     for (name, info) in &tensors {
-        let place = parse_name(name, model.modules)
-            .filter(|(block, module, _)| *block < model.num_hidden_layers && is_there(model, (*block, *module)));
-        let (block, module, half) = place.ok_or_else(|| no_place(name, model))?;
-        let place = &mut halves.entry((block, module)).or_default()[half];
-        if place.replace(Matrix::of(name, info, 8 + header)?).is_some() {
+        let place = parse_name(name).filter(|(block, ..)| *block < model.num_hidden_layers);
+        let (block, path, half) = place.ok_or_else(|| no_place(name, model))?;
+        let place = match model.modules.iter().position(|module| module.path == path) {
+            Some(module) if is_there(model, (block, module)) => halves.entry((block, module)).or_default(),
+            Some(_) => return Err(no_place(name, model)),
+            None => experts.at(block, path, model).ok_or_else(|| no_place(name, model))?,
+        };
+        if place[half].replace(Matrix::of(name, info, 8 + header)?).is_some() {
             return Err(refuse(format_args!("`{name}` is there twice, with and without the adapter's name")));
         }
     }
-    Ok(halves)
+    Ok((halves, experts))
 }
 
 fn no_place(name: &str, model: &ModelConfig) -> Error {
@@ -324,16 +336,16 @@ fn no_place(name: &str, model: &ModelConfig) -> Error {
         " (DoRA is not supported)"
     } else if name.contains("embed") || name.contains("lm_head") {
         " (the embedding and the output head cannot be changed)"
-    } else if name.contains("experts") || name.contains(".gate.") || name.contains(".router.") {
-        " (experts and their router cannot be changed)"
+    } else if name.contains(".gate.") || name.contains(".router.") {
+        " (the router of experts cannot be changed)"
     } else {
         ""
     };
     refuse(format_args!("the model has no place for the tensor `{name}`{why}"))
 }
 
-/// Block, index in `modules` and half (0 for A, 1 for B) of a tensor's name.
-fn parse_name(name: &str, modules: &[Module]) -> Option<(usize, usize, usize)> {
+/// Block, module in it and half (0 for A, 1 for B) of a tensor's name.
+fn parse_name(name: &str) -> Option<(usize, &str, usize)> {
     let rest = name.strip_prefix(PREFIX)?.strip_prefix("model.layers.")?;
     let (index, rest) = rest.split_once('.')?;
     let block: usize = index.parse().ok()?;
@@ -344,9 +356,8 @@ fn parse_name(name: &str, modules: &[Module]) -> Option<(usize, usize, usize)> {
         Some(path) => (path, 0),
         None => (rest.strip_suffix(".lora_B")?, 1),
     };
-    let module = modules.iter().position(|module| module.path == path)?;
     // `01` is another spelling of 1, which would let two tensors claim one place.
-    (block.to_string() == index).then_some((block, module, half))
+    (block.to_string() == index).then_some((block, path, half))
 }
 
 /// A header that has a name twice means different tensors to different readers.

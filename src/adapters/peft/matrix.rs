@@ -1,4 +1,5 @@
-//! One matrix in the file of an adapter: where it lies, of which type it is, and its values.
+//! One matrix in the file of an adapter: where it lies, of which type it is, and its values; and the update of a layer,
+//! which two of them are.
 
 use std::ops::Range;
 
@@ -7,9 +8,29 @@ use safetensors::tensor::{Dtype, TensorInfo};
 use crate::adapters::Result;
 use crate::adapters::peft::refuse;
 use crate::adapters::pieces::parts;
+use crate::model::lora::Site;
+use crate::model::lora::layout::PairShape;
 
 /// Values that are looked at before one that is not finite ends it: many at a time, without a branch for each.
 const TOGETHER: usize = 1024;
+
+/// The update of one site: with others that share its layer it has A, and of B its rows.
+pub(super) struct Update {
+    pub block: usize,
+    /// The expert whose layer it is; `None` for layers of all rows.
+    pub expert: Option<usize>,
+    pub site: Site,
+    pub scale: f32,
+    pub a: Matrix,
+    pub b: Matrix,
+}
+
+impl Update {
+    pub(super) fn shape(&self) -> PairShape {
+        let ((rank, input), (output, _)) = (self.a.shape, self.b.shape);
+        PairShape { rank, input, output, scale: self.scale }
+    }
+}
 
 /// One matrix in the file.
 #[derive(Debug, Clone)]

@@ -47,6 +47,11 @@ pub(super) fn check_told_apart(trainer: &Trainer, training: &DatasetReport) -> R
 
 /// Copies rank, alpha and layers of a continued adapter into the settings; refuses a request for others.
 pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters, initial: &Adapter) -> Result<()> {
+    if initial.changes_experts() {
+        let message = "the model to continue changes experts, which are served but not trained further: take a base model, or a \
+                       model that changes attention alone";
+        return Err(setting("model", message));
+    }
     let pair = initial.layers.iter().flat_map(|layer| Site::ALL.map(|site| layer.get(site))).flatten().next();
     let pair = pair.ok_or_else(|| Error::Internal("the adapter to continue has no layers".into()))?;
     let rank = pair.a.dim(0)? as u32;

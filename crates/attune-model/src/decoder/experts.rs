@@ -13,14 +13,18 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 pub use self::routing::{Group, Routing};
+use super::LowRank;
 use crate::Result;
 use crate::config::Glu;
 use crate::kernels::{GpuKernels, Kernels};
 use crate::linear::Linear;
+use crate::lora::Site;
 
 /// The experts of one block, with their router.
 #[derive(Debug)]
 pub struct Experts {
+    /// Number of the block, from 0.
+    block: usize,
     /// Logits of the experts, `[experts, hidden]`, in f32.
     router: Linear,
     all: Vec<Expert>,
@@ -72,36 +76,48 @@ impl Experts {
         Routing::of(&logits.flatten_all()?.to_vec1()?, self.all.len(), self.chosen, self.normalized)
     }
 
-    /// Computes `Σ weight · down(glu(gate(x), up(x)))` over each row's experts, `[rows, hidden]`, of `x`
-    /// `[rows, hidden]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// Computes `Σ weight · down(glu(gate(x), up(x)))` over each row's experts, adapters included, `[rows, hidden]`, of
+    /// `x` `[rows, hidden]`.
+    pub fn forward(&self, x: &Tensor, context: &impl LowRank) -> Result<Tensor> {
         let routing = self.route(x)?;
         let outputs = self.each(&routing, |_, expert, group| {
-            let x = group.take(x)?; // [rows of the group, hidden]
-            let [gate, up] = Linear::forward_each([&expert.gate, &expert.up], &x, None)?; // [rows, intermediate] each
-            expert.down.forward(&self.gated(&gate, &up)?)
+            let [gate, up] = self.gate_and_up(expert, group, x, context)?;
+            self.down(expert, group, &self.gated(&gate, &up)?, context)
         })?;
         self.sum(&routing, &outputs, Some(&routing.weights))
     }
 
     /// Computes the intermediate results of [`Experts::forward`].
-    pub fn activations(&self, x: &Tensor) -> Result<ExpertActivations> {
+    pub fn activations(&self, x: &Tensor, context: &impl LowRank) -> Result<ExpertActivations> {
         let routing = self.route(x)?;
-        let halves = self.each(&routing, |_, expert, group| {
-            let x = group.take(x)?; // [rows of the group, hidden]
-            Linear::forward_each([&expert.gate, &expert.up], &x, None) // [rows of the group, intermediate] each
-        })?;
+        let halves = self.each(&routing, |_, expert, group| self.gate_and_up(expert, group, x, context))?;
         let (gate, up) = halves.into_iter().map(|[gate, up]| (gate, up)).unzip();
         Ok(ExpertActivations { routing, gate, up })
     }
 
     /// Computes the result of [`Experts::forward`], `[rows, hidden]`, from its intermediate results.
-    pub fn output(&self, activations: &ExpertActivations) -> Result<Tensor> {
+    pub fn output(&self, activations: &ExpertActivations, context: &impl LowRank) -> Result<Tensor> {
         let ExpertActivations { routing, gate, up } = activations;
-        let outputs = self.each(routing, |index, expert, _| {
-            expert.down.forward(&self.gated(&gate[index], &up[index])?) // [rows of the group, hidden]
+        let outputs = self.each(routing, |index, expert, group| {
+            self.down(expert, group, &self.gated(&gate[index], &up[index])?, context)
         })?;
         self.sum(routing, &outputs, Some(&routing.weights))
+    }
+
+    /// Computes an expert's gate and up, `[rows of the group, intermediate]` each, of `x` `[rows, hidden]`.
+    fn gate_and_up(&self, expert: &Expert, group: &Group, x: &Tensor, context: &impl LowRank) -> Result<[Tensor; 2]> {
+        let x = group.take(x)?; // [rows of the group, hidden]
+        let mut outputs = Linear::forward_each([&expert.gate, &expert.up], &x, None)?;
+        context.add_expert_lora(self.block, group, &[Site::Gate, Site::Up], &x, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    /// Computes an expert's output, `[rows of the group, hidden]`, of `gated` `[rows of the group, intermediate]`.
+    fn down(&self, expert: &Expert, group: &Group, gated: &Tensor, context: &impl LowRank) -> Result<Tensor> {
+        let mut output = [expert.down.forward(gated)?];
+        context.add_expert_lora(self.block, group, &[Site::Down], gated, &mut output)?;
+        let [output] = output;
+        Ok(output)
     }
 
     /// Computes the gated activation of `gate` and `up`, `[rows, intermediate]`.

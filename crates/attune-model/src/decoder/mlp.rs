@@ -65,7 +65,7 @@ impl Mlp {
     pub fn activations(&self, x: &Tensor, context: &impl LowRank) -> Result<MlpActivations> {
         match self {
             Self::Dense(mlp) => mlp.activations(x, context).map(MlpActivations::Dense),
-            Self::Experts(experts) => experts.activations(x).map(MlpActivations::Experts),
+            Self::Experts(experts) => experts.activations(x, context).map(MlpActivations::Experts),
         }
     }
 
@@ -83,7 +83,7 @@ impl Mlp {
                 residual.add_projection(middle, &mlp.down, gated, context)
             }
             (Self::Experts(experts), MlpActivations::Experts(activations)) => {
-                let branch = experts.output(activations)?; // [rows, hidden]
+                let branch = experts.output(activations, context)?; // [rows, hidden]
                 Ok((residual.add(middle, &branch)?, residual.after.is_some().then_some(branch)))
             }
             _ => Err(Error::Internal("activations of another kind of MLP".into())),

@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 
 use super::projection::{Projection, project};
-use super::{Attention, Block, Convolution, Decoder, DenseMlp, LowRank, Mixer, Mlp, Residual};
+use super::{Attention, Block, Convolution, Decoder, DenseMlp, Group, LowRank, Mixer, Mlp, Residual};
 use crate::Result;
 use crate::kernels::{CachedStep, Kernels, NewHeads, Norm, SequenceRows};
 use crate::kv_cache::KvCache;
@@ -52,6 +52,17 @@ struct ServeContext<'a> {
 impl LowRank for ServeContext<'_> {
     fn add_lora(&self, layer: usize, sites: &[Site], x: &Tensor, outputs: &mut [Tensor]) -> Result<()> {
         self.routes.add(layer, sites[0], x, outputs)
+    }
+
+    fn add_expert_lora(
+        &self,
+        layer: usize,
+        group: &Group,
+        sites: &[Site],
+        x: &Tensor,
+        outputs: &mut [Tensor],
+    ) -> Result<()> {
+        self.routes.add_of_expert(layer, (group.expert, &group.rows), sites, x, outputs)
     }
 }
 
@@ -118,7 +129,7 @@ impl Mlp {
             }
             Self::Experts(experts) => {
                 let x = residual.input(&middle)?; // [rows, hidden]
-                residual.add(&middle, &experts.forward(&x)?)
+                residual.add(&middle, &experts.forward(&x, context)?)
             }
         }
     }

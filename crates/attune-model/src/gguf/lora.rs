@@ -46,14 +46,7 @@ pub fn names(path: &Path, config: &ModelConfig) -> Result<Names> {
 /// Returns the file of `adapter` for a base whose files have these names. All of its matrices are in f32, and share one
 /// alpha, as the format wants it: what differs from the first's is multiplied into B.
 pub fn write(adapter: &Adapter, names: &Names) -> Result<Vec<u8>> {
-    let mut pairs = Vec::new();
-    for (index, layer) in adapter.layers.iter().enumerate() {
-        for module in adapter.modules {
-            for module in names.in_file(module) {
-                pairs.extend(layer.whole(&module)?.map(|pair| (format!("model.layers.{index}.{}", module.path), pair)));
-            }
-        }
-    }
+    let pairs = adapter.wholes(|module| names.in_file(module))?;
     // 0 would mean that the change is not scaled at all.
     let alphas: Vec<f64> = pairs.iter().map(|(_, pair)| alpha(pair)).collect::<Result<_>>()?;
     let shared = alphas.iter().copied().find(|alpha| *alpha != 0.0).unwrap_or(1.0) as f32;

@@ -8,8 +8,8 @@ use candle_core::{DType, Device, Tensor};
 use super::layout::lay_out;
 use super::modules::{Module, PLAIN};
 use super::pointers::AdapterPointers;
-use super::{LoraLayer, LoraPair, Site};
-use crate::{ModelConfig, Result};
+use super::{LoraLayer, LoraPair};
+use crate::{Error, ModelConfig, Result};
 
 /// One immutable generation of an adapter, on the device of its base model.
 #[derive(Debug)]
@@ -68,28 +68,45 @@ impl Adapter {
     pub fn for_serving(&self, precision: DType) -> Result<Self> {
         let laid_out = lay_out(&self.pairs().collect::<Vec<_>>(), precision)?;
         let mut layers = self.layers.clone();
-        let pairs = layers.iter_mut().flat_map(|layer| layer.0.iter_mut().flatten());
+        let pairs = layers.iter_mut().flat_map(LoraLayer::pairs_mut);
         pairs.zip(laid_out).for_each(|(pair, laid_out)| *pair = laid_out);
         Ok(Self::of_modules(self.id.clone(), layers, self.modules))
     }
 
     fn map(&self, change: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Self> {
-        let mut layers = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
-            let mut changed = LoraLayer::default();
-            for site in Site::ALL {
-                if let Some(pair) = layer.get(site) {
-                    changed.set(site, LoraPair { a: change(&pair.a)?, b: change(&pair.b)?, scale: pair.scale });
-                }
-            }
-            layers.push(changed);
-        }
+        let layers = self.layers.iter().map(|layer| layer.map(&change)).collect::<Result<_>>()?;
         Ok(Self::of_modules(self.id.clone(), layers, self.modules))
     }
 
     /// Returns all updates, in the order of the forward pass.
     fn pairs(&self) -> impl Iterator<Item = &LoraPair> {
-        self.layers.iter().flat_map(|layer| layer.0.iter().flatten())
+        self.layers.iter().flat_map(LoraLayer::pairs)
+    }
+
+    /// Returns the update of each layer as a whole, with the layer's name, such as `model.layers.0.self_attn.q_proj`.
+    /// `stored` returns the layers that a checkpoint has in the place of one. An error if there are updates of experts,
+    /// which are served alone.
+    pub fn wholes(&self, stored: impl Fn(&Module) -> Vec<Module>) -> Result<Vec<(String, LoraPair)>> {
+        if self.changes_experts() {
+            return Err(Error::Setup(
+                "this adapter changes experts: it is served, but neither written in another form nor added to a model's \
+                 weights; take its files as they were loaded"
+                    .into(),
+            ));
+        }
+        let modules: Vec<Module> = self.modules.iter().flat_map(stored).collect();
+        let mut wholes = Vec::new();
+        for (index, layer) in self.layers.iter().enumerate() {
+            for module in &modules {
+                wholes.extend(layer.whole(module)?.map(|pair| (format!("model.layers.{index}.{}", module.path), pair)));
+            }
+        }
+        Ok(wholes)
+    }
+
+    /// Returns true if it changes experts of a mixture.
+    pub fn changes_experts(&self) -> bool {
+        self.layers.iter().any(LoraLayer::changes_experts)
     }
 
     /// Returns the addresses of the matrices on the GPU, looked up once.

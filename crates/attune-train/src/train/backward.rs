@@ -16,7 +16,7 @@ use crate::train::preference::Preferences;
 use crate::train::recomputation::{Recomputation, SavedActivations};
 use crate::train::yielding::YieldPolicy;
 use crate::{Error, Result};
-use attune_model::decoder::{Attention, Context, Convolution, Decoder, LowRank};
+use attune_model::decoder::{Attention, Context, Convolution, Decoder, Group, LowRank};
 use attune_model::kernels::{Kernels, PackedRows};
 use attune_model::lora::modules::first_site;
 use attune_model::lora::{Adapter, LoraLayer, LoraPair, Site};
@@ -103,6 +103,9 @@ pub(super) fn gradients_from_hidden<T>(
     scale: f64,
     head: impl FnOnce(&Tensor) -> Result<(T, Tensor)>,
 ) -> Result<(T, Gradients)> {
+    if adapter.changes_experts() {
+        return Err(Error::Internal("updates of experts have no gradients".into()));
+    }
     let PassOptions { dropout, recomputation, mut pace } = manner;
     let context = TrainContext { dropout, ..TrainContext::new(decoder, Some(adapter), batch)? };
     let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
@@ -244,6 +247,23 @@ impl LowRank for TrainContext<'_> {
         for (site, output) in sites.iter().zip(outputs) {
             if let Some(pair) = self.pair(layer, *site) {
                 *output = self.kernels.add_lora(output.clone(), &self.drop_out(layer, *site, x)?, pair)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_expert_lora(
+        &self,
+        layer: usize,
+        group: &Group,
+        sites: &[Site],
+        x: &Tensor,
+        outputs: &mut [Tensor],
+    ) -> attune_model::Result<()> {
+        let Some(updates) = self.adapter.map(|adapter| &adapter.layers[layer]) else { return Ok(()) };
+        for (site, output) in sites.iter().zip(outputs) {
+            if let Some(pair) = updates.expert(group.expert, *site) {
+                *output = self.kernels.add_lora(output.clone(), x, pair)?;
             }
         }
         Ok(())

@@ -80,6 +80,7 @@ impl Experts {
             Ok(Expert { gate: linear(Part::Gate)?, up: linear(Part::Up)?, down: linear(Part::Down)? })
         });
         Ok(Self {
+            block: index,
             router: source.router(kernels)?,
             all: experts.collect::<Result<_>>()?,
             chosen: config.chosen,
