@@ -108,7 +108,7 @@ impl BaseModel {
         let end_mark = |template| chat::end_mark(template, &tokenizer, &end_tokens);
         let end_mark = chat_template.as_ref().and_then(end_mark);
         end_tokens.extend(end_mark);
-        let vocabulary = Vocabulary::new(&source, &tokenizer, config.vocab_size, &end_tokens);
+        let vocabulary = Vocabulary::new(&source.origin, &tokenizer, config.vocab_size, &end_tokens);
         Ok(Self {
             id: entry.id.clone(),
             path: entry.path.clone(),

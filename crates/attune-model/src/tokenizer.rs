@@ -2,7 +2,9 @@
 //! file, of which [`gguf::tokenizer`](crate::gguf::tokenizer) makes the same [`TokenizerSource`].
 //!
 //! Called by `api` and `datasets` (text in), by `engine/text.rs` (text out) and by the chat template (names of the
-//! special tokens).
+//! special tokens). `reading.rs` makes the library's tokenizer.
+
+mod reading;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -57,10 +59,7 @@ impl Tokenizer {
     /// Makes the tokenizer of `source`, with truncation and padding switched off.
     pub fn new(source: &TokenizerSource) -> Result<Self> {
         let setup = |error: &dyn std::fmt::Display| Error::Setup(format!("{}: {error}", source.origin));
-        let mut inner = tokenizers::Tokenizer::from_bytes(&source.json).map_err(|error| setup(&error))?;
-        // Both are settings from the tokenizer's training; here they would silently cut or lengthen a prompt.
-        inner.with_truncation(None).map_err(|error| setup(&error))?;
-        inner.with_padding(None);
+        let inner = reading::read(&source.json).map_err(|error| setup(&error))?;
         let added = inner.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
         let end_token = match source.special_tokens.get("eos_token") {
@@ -117,6 +116,11 @@ impl Tokenizer {
         // Added tokens may lie beyond a gap, and the highest id counts for the model's embedding.
         let highest_added = self.inner.get_added_tokens_decoder().keys().max().map_or(0, |id| *id as usize + 1);
         self.inner.get_vocab_size(true).max(highest_added)
+    }
+
+    /// Returns the library's tokenizer.
+    pub(crate) fn library(&self) -> &tokenizers::Tokenizer {
+        &self.inner
     }
 
     /// Returns the id of `tokenizer_config.json`'s `eos_token`; `None` if there is none.

@@ -4,19 +4,18 @@
 //! by byte which tokens may come next (`engine`). Both read this table, loaded once per model. [`covering`] tells by it
 //! how few tokens a text can have.
 
+mod bytes;
 mod covering;
 
-use std::panic::catch_unwind;
-use std::path::Path;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
 use llguidance::ParserFactory;
-use llguidance::toktrie::{TokEnv, TokTrie};
-use toktrie_hf_tokenizers::{ByteTokenizer, ByteTokenizerEnv};
+use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie};
 
+use self::bytes::{Environment, Spelling};
 use self::covering::{Covering, fewest_tokens};
-use super::tokenizer::{Tokenizer, TokenizerSource};
-use crate::Result;
+use super::tokenizer::Tokenizer;
 
 /// Bytes of every token of a model, and the parsers of grammars over them.
 pub struct Vocabulary {
@@ -33,41 +32,33 @@ impl std::fmt::Debug for Vocabulary {
 }
 
 impl Vocabulary {
-    /// Reads the table from `tokenizer.json` in `folder`, as [`Vocabulary::new`] makes it.
-    pub fn read(folder: &Path, tokenizer: &Tokenizer, size: usize, end_tokens: &[u32]) -> Result<Option<Self>> {
-        Ok(Self::new(&TokenizerSource::read(folder)?, tokenizer, size, end_tokens))
-    }
-
-    /// Makes the table of the `tokenizer` of `source`, widened to the `size` of the model's embedding. `None`, with a
-    /// warning, if the tokenizer's tokens have no bytes of their own (neither byte-level nor byte-fallback).
-    pub fn new(source: &TokenizerSource, tokenizer: &Tokenizer, size: usize, end_tokens: &[u32]) -> Option<Self> {
-        let json = source.json.as_slice();
+    /// Makes the table of the `tokenizer` that was read from the file `origin`, widened to the `size` of the model's
+    /// embedding. `None`, with a warning, if the tokenizer's tokens have no bytes of their own (neither byte-level nor
+    /// byte-fallback).
+    pub fn new(origin: &str, tokenizer: &Tokenizer, size: usize, end_tokens: &[u32]) -> Option<Self> {
         let highest = tokenizer.vocabulary_size();
         let ends: Vec<u32> = end_tokens.iter().copied().filter(|id| (*id as usize) < highest).collect();
-        let visible: Vec<bool> = (0..highest).map(|id| tokenizer.is_visible(id as u32)).collect();
-        // The bridge asserts what it expects of a tokenizer; one that differs must not keep the model from being
-        // served.
-        let built = catch_unwind(|| {
-            let mut bytes = ByteTokenizer::from_json_bytes(json)?;
-            if !ends.is_empty() {
-                bytes.set_eos_tokens(&ends);
-            }
-            // A schema may hold the name of a special token as text, which must not become the token.
-            bytes.hf_tokenizer.set_encode_special_tokens(true);
-            let mut environment = ByteTokenizerEnv::new(bytes, Some(size))?;
-            environment.tok_trie = with_visible_tokens_as_text(&environment.tok_trie, &visible);
-            Ok::<TokEnv, anyhow::Error>(Arc::new(environment))
-        });
-        let reason = match built {
-            Ok(Ok(environment)) => {
-                let covering = Covering::read(json, environment.tok_trie());
-                return Some(Self { environment, covering, parsers: OnceLock::new() });
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "its tokens are numbered in an unexpected way".into(),
+        let library = tokenizer.library();
+        let Some(spelling) = Spelling::of(library) else {
+            let reason = "its decoder knows no bytes";
+            tracing::warn!(file = origin, reason, "no structured output with this tokenizer");
+            return None;
         };
-        tracing::warn!(file = source.origin, reason, "no structured output with this tokenizer");
-        None
+        // Its tokens are a tokenizer's, which nobody has checked: one that the trie does not expect must not keep the
+        // model from being served.
+        let built = catch_unwind(AssertUnwindSafe(|| {
+            let words: Vec<Vec<u8>> = (0..size).map(|id| word(tokenizer, spelling, id as u32, id < highest)).collect();
+            let trie = TokTrie::from(&TokRxInfo::new(size as u32, 0), &words);
+            if ends.is_empty() { trie } else { trie.with_eos_tokens(&ends) }
+        }));
+        let Ok(trie) = built else {
+            let reason = "its tokens are numbered in an unexpected way";
+            tracing::warn!(file = origin, reason, "no structured output with this tokenizer");
+            return None;
+        };
+        let covering = Covering::of(library).with_tokens(&trie);
+        let environment: TokEnv = Arc::new(Environment::new(trie, library.clone()));
+        Some(Self { environment, covering, parsers: OnceLock::new() })
     }
 
     /// Returns the number of ids that have an entry.
@@ -108,20 +99,24 @@ impl Vocabulary {
     }
 }
 
-/// Makes the visible ones of the added tokens ordinary text. The bridge takes every added token of the form `<…>` for a
-/// control token, which no text may hold, but `<tool_call>` or `<think>` of many models are text like any other.
-fn with_visible_tokens_as_text(trie: &TokTrie, visible: &[bool]) -> TokTrie {
-    let mut words = trie.all_tokens();
-    for (word, _) in words.iter_mut().zip(visible).filter(|(_, visible)| **visible) {
-        if word.len() > 1 && word[0] == TokTrie::SPECIAL_TOKEN_MARKER {
-            word.remove(0);
-        }
+/// Returns the bytes of the token `id`: its text, or its name behind a mark if it is special, which no text may hold. An
+/// id that only fills the embedding up, which is not `known`, gets a name of its own.
+fn word(tokenizer: &Tokenizer, spelling: Spelling, id: u32, known: bool) -> Vec<u8> {
+    let marked = |name: &str| [[TokTrie::SPECIAL_TOKEN_MARKER].as_slice(), name.as_bytes()].concat();
+    if !known {
+        return marked(&format!("<[{id}]>"));
     }
-    TokTrie::from(trie.info(), &words).with_eos_tokens(trie.eos_tokens())
+    match tokenizer.spelling(id) {
+        Some(name) if tokenizer.is_special(id) => marked(&name),
+        Some(name) => spelling.bytes(&name),
+        None => Vec::new(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn demo() -> (Tokenizer, Vocabulary) {
@@ -129,7 +124,7 @@ mod tests {
         let tokenizer = Tokenizer::read(folder).expect("a tokenizer");
         let size = tokenizer.vocabulary_size() + 5;
         let ends = [tokenizer.end_token().expect("an end")];
-        let vocabulary = Vocabulary::read(folder, &tokenizer, size, &ends).expect("readable").expect("byte-level");
+        let vocabulary = Vocabulary::new("demo", &tokenizer, size, &ends).expect("byte-level");
         (tokenizer, vocabulary)
     }
 

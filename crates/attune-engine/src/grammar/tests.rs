@@ -28,7 +28,7 @@ static DEMO: LazyLock<Demo> = LazyLock::new(|| {
     let end = tokenizer.end_token().unwrap();
     // Wider than the tokenizer, as embeddings often are.
     let size = tokenizer.vocabulary_size() + 7;
-    let vocabulary = Vocabulary::read(folder, &tokenizer, size, &[end]).unwrap().unwrap();
+    let vocabulary = Vocabulary::new("demo", &tokenizer, size, &[end]).unwrap();
     Demo { tokenizer, vocabulary, size, end }
 });
 

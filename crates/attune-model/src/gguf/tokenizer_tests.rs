@@ -90,11 +90,10 @@ fn the_bytes_of_the_tokens_are_those_of_the_text() {
     for family in table["families"].as_array().unwrap() {
         let name = family["name"].as_str().unwrap();
         let metadata = metadata(&family["keys"]);
-        let source = source(&metadata).unwrap();
         let tokenizer = read(&metadata).unwrap();
         let ends = end_tokens(&metadata).unwrap();
         let size = tokenizer.vocabulary_size() + 16;
-        let vocabulary = Vocabulary::new(&source, &tokenizer, size, &ends).unwrap();
+        let vocabulary = Vocabulary::new(name, &tokenizer, size, &ends).unwrap();
         for (index, text) in texts.iter().enumerate() {
             let shown = family["decoded"][index.to_string()].as_str().unwrap_or(text);
             let ids = ids(&family["ids"][index]);

@@ -6,8 +6,8 @@
 //! never get further.
 
 use llguidance::toktrie::{TokTrie, TrieNode};
-use serde::Deserialize;
 use serde_json::Value;
+use tokenizers::{ModelWrapper, Tokenizer};
 
 /// Most bytes of text that NFC makes one byte of. Composing and replacing characters takes at most three.
 const COMPOSED: usize = 4;
@@ -23,47 +23,29 @@ pub(super) enum Covering {
     Loose,
 }
 
-/// The parts of `tokenizer.json` that decide it.
-#[derive(Debug, Deserialize)]
-struct Parts {
-    normalizer: Option<Value>,
-    pre_tokenizer: Option<Value>,
-    #[serde(default)]
-    added_tokens: Vec<AddedToken>,
-    model: Model,
-}
-
-#[derive(Debug, Deserialize)]
-struct AddedToken {
-    #[serde(default)]
-    lstrip: bool,
-    #[serde(default)]
-    rstrip: bool,
-}
-
-#[derive(Debug, Deserialize)]
-struct Model {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    continuing_subword_prefix: Option<String>,
-    end_of_word_suffix: Option<String>,
-}
-
 impl Covering {
-    /// Reads it from the `json` of `tokenizer.json`. What is not known to keep a text is taken for loose.
-    pub(super) fn read(json: &[u8], trie: &TokTrie) -> Self {
-        let Ok(parts) = serde_json::from_slice::<Parts>(json) else { return Self::Loose };
-        let marks = [parts.model.continuing_subword_prefix, parts.model.end_of_word_suffix];
-        let keeps = parts.model.kind.as_deref() == Some("BPE")
-            && marks.into_iter().flatten().all(|mark| mark.is_empty())
-            && parts.added_tokens.iter().all(|token| !token.lstrip && !token.rstrip)
-            // Or a byte without a token would be left out, or be joined with others to one unknown token.
-            && (0..=u8::MAX).filter(|byte| in_utf8(*byte)).all(|byte| trie.token_id(&[byte]).is_some())
-            && keeps_text(parts.pre_tokenizer.as_ref());
-        match parts.normalizer.as_ref().map_or(Self::Exact, normalizer) {
+    /// Finds it out. What is not known to keep a text is taken for loose.
+    pub(super) fn of(tokenizer: &Tokenizer) -> Self {
+        let ModelWrapper::BPE(model) = tokenizer.get_model() else { return Self::Loose };
+        // The library shows what its parts are made of only in the form of `tokenizer.json`.
+        let pre_tokenizer = tokenizer.get_pre_tokenizer().map(serde_json::to_value).transpose();
+        let normalizer_part = tokenizer.get_normalizer().map(serde_json::to_value).transpose();
+        let (Ok(pre_tokenizer), Ok(normalizer_part)) = (pre_tokenizer, normalizer_part) else { return Self::Loose };
+        let marks = [&model.continuing_subword_prefix, &model.end_of_word_suffix];
+        let keeps = marks.into_iter().flatten().all(String::is_empty)
+            && tokenizer.get_added_tokens_decoder().values().all(|token| !token.lstrip && !token.rstrip)
+            && keeps_text(pre_tokenizer.as_ref());
+        match normalizer_part.as_ref().map_or(Self::Exact, normalizer) {
             covering if keeps => covering,
             _ => Self::Loose,
         }
+    }
+
+    /// Returns what holds with the tokens of `trie`: a byte without a token would be left out, or be joined with others
+    /// to one unknown token.
+    pub(super) fn with_tokens(self, trie: &TokTrie) -> Self {
+        let all = (0..=u8::MAX).filter(|byte| in_utf8(*byte)).all(|byte| trie.token_id(&[byte]).is_some());
+        if all { self } else { Self::Loose }
     }
 }
 
@@ -160,6 +142,7 @@ fn longest<'a>(trie: &'a TokTrie, mut node: &'a TrieNode, covering: Covering, te
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use llguidance::toktrie::TokRxInfo;
     use serde_json::json;
@@ -200,14 +183,17 @@ mod tests {
 
     #[test]
     fn tokenizers_that_leave_out_parts_of_a_text_are_known() {
-        let trie = trie(&[]);
         let read = |change: &dyn Fn(&mut Value)| {
-            let mut file = json!({"normalizer": null, "pre_tokenizer": {"type": "ByteLevel"}, "added_tokens": [],
+            let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true});
+            let mut file = json!({"normalizer": null, "pre_tokenizer": bytes, "added_tokens": [],
                                   "model": {"type": "BPE", "vocab": {}, "merges": []}});
             change(&mut file);
-            Covering::read(file.to_string().as_bytes(), &trie)
+            Covering::of(&Tokenizer::from_bytes(file.to_string()).unwrap())
         };
         assert_eq!(read(&|_| ()), Covering::Exact);
+        assert_eq!(Covering::Exact.with_tokens(&trie(&[])), Covering::Exact);
+        let letters = TokTrie::from(&TokRxInfo::new(1, 0), &[b"a".to_vec()]);
+        assert_eq!(Covering::Exact.with_tokens(&letters), Covering::Loose);
         assert_eq!(read(&|file| file["normalizer"] = json!({"type": "NFC"})), Covering::Composed);
         let blanks = json!([{"type": "Prepend", "prepend": "▁"},
                             {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]);
@@ -220,9 +206,15 @@ mod tests {
             &|file| file["normalizer"] = json!({"type": "NFKC"}),
             &|file| file["normalizer"] = json!({"type": "Lowercase"}),
             &|file| file["pre_tokenizer"] = json!({"type": "WhitespaceSplit"}),
-            &|file| file["pre_tokenizer"] = json!({"type": "Split", "pattern": {"String": " "}, "behavior": "Removed"}),
-            &|file| file["added_tokens"] = json!([{"id": 0, "content": "<s>", "rstrip": true}]),
-            &|file| file["model"]["type"] = json!("WordLevel"),
+            &|file| {
+                file["pre_tokenizer"] = json!({"type": "Split", "pattern": {"String": " "}, "behavior": "Removed",
+                                                    "invert": false})
+            },
+            &|file| {
+                file["added_tokens"] = json!([{"id": 0, "content": "<s>", "single_word": false, "lstrip": false,
+                                                     "rstrip": true, "normalized": false, "special": true}])
+            },
+            &|file| file["model"] = json!({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}),
         ];
         for (index, change) in loose.into_iter().enumerate() {
             assert_eq!(read(change), Covering::Loose, "{index}");

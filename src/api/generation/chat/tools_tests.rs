@@ -14,7 +14,7 @@ static DEMO: LazyLock<(Tokenizer, Vocabulary)> = LazyLock::new(|| {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo"));
     let tokenizer = Tokenizer::read(folder).unwrap();
     let ends = [tokenizer.end_token().unwrap()];
-    let vocabulary = Vocabulary::read(folder, &tokenizer, tokenizer.vocabulary_size(), &ends).unwrap().unwrap();
+    let vocabulary = Vocabulary::new("demo", &tokenizer, tokenizer.vocabulary_size(), &ends).unwrap();
     (tokenizer, vocabulary)
 });
 
@@ -125,7 +125,7 @@ fn marks_that_are_one_token_are_found_special_or_not() {
         let tokenizer = Tokenizer::read(folder.path()).unwrap();
         assert_eq!(tokenizer.encode("<tool_call></tool_call>[TOOL_CALLS]", false).unwrap(), [2048, 2049, 2050]);
         let ends = [tokenizer.end_token().unwrap()];
-        let vocabulary = Vocabulary::read(folder.path(), &tokenizer, 2060, &ends).unwrap().unwrap();
+        let vocabulary = Vocabulary::new("demo", &tokenizer, 2060, &ends).unwrap();
         let model = (tokenizer, vocabulary);
         let auto = tools(json!({"tools": two_tools()})).unwrap();
         let required = tools(json!({"tools": two_tools(), "tool_choice": "required"})).unwrap();
