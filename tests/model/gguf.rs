@@ -542,35 +542,51 @@ fn the_divisors_of_a_file_are_the_scaling_of_llama_3_at_every_position() {
     assert!(max_difference(&floats(&angles(&unscaled).cos), &floats(&expected.cos)) > 0.1);
 }
 
-#[test]
-fn a_file_is_a_whole_model_with_tokenizer_template_and_ends() {
+/// Returns the keys of the demo model's tokenizer and template, with special tokens behind the others.
+fn demo_keys(behind: &[&str]) -> Vec<(String, Value)> {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let text = |name: &str| std::fs::read_to_string(demo.join(name)).unwrap();
     let config: Json = serde_json::from_str(&text("tokenizer_config.json")).unwrap();
-    let mut more = vec![
+    let mut keys = vec![
         ("tokenizer.ggml.model".to_owned(), Value::from("gpt2")),
-        ("tokenizer.huggingface.json".to_owned(), text("tokenizer.json").into()),
         ("tokenizer.ggml.eos_token_id".to_owned(), 2_u32.into()),
     ];
-    more.extend(config["chat_template"].as_str().map(|text| ("tokenizer.chat_template".to_owned(), text.into())));
+    keys.extend(config["chat_template"].as_str().map(|text| ("tokenizer.chat_template".to_owned(), text.into())));
     let tokenizer: Json = serde_json::from_str(&text("tokenizer.json")).unwrap();
     let vocabulary = tokenizer["model"]["vocab"].as_object().unwrap();
-    let added = tokenizer["added_tokens"].as_array().unwrap();
     let mut tokens = vec![String::new(); 2048];
     let mut kinds = vec![1_i32; 2048];
     for (token, id) in vocabulary {
         tokens[id.as_u64().unwrap() as usize] = token.clone();
     }
-    for token in added {
+    for token in tokenizer["added_tokens"].as_array().unwrap() {
         let id = token["id"].as_u64().unwrap() as usize;
         tokens[id] = token["content"].as_str().unwrap().to_owned();
         kinds[id] = if token["special"] == true { 3 } else { 4 };
     }
-    more.push(("tokenizer.ggml.token_type".to_owned(), kinds.into()));
-    more.push(("tokenizer.ggml.tokens".to_owned(), tokens.into()));
+    tokens.extend(behind.iter().map(|token| (*token).to_owned()));
+    kinds.resize(tokens.len(), 3);
+    let pair = |pair: &Json| format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap());
+    let merges: Vec<String> = tokenizer["model"]["merges"].as_array().unwrap().iter().map(pair).collect();
+    keys.push(("tokenizer.ggml.pre".to_owned(), "smollm".into()));
+    keys.push(("tokenizer.ggml.merges".to_owned(), merges.into()));
+    keys.push(("tokenizer.ggml.token_type".to_owned(), kinds.into()));
+    keys.push(("tokenizer.ggml.tokens".to_owned(), tokens.into()));
+    keys
+}
+
+/// Writes the demo model to the file `target`, with special tokens that its embedding has no row for.
+pub(crate) fn write_demo(behind: &[&str], target: &Path) {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    write(&demo, "llama", Form::default(), demo_keys(behind), target);
+}
+
+#[test]
+fn a_file_is_a_whole_model_with_tokenizer_template_and_ends() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let folder_of_files = tempfile::tempdir().unwrap();
     let file = folder_of_files.path().join("demo.gguf");
-    write(&demo, "llama", Form::default(), more, &file);
+    write_demo(&[], &file);
 
     let load = |path: &Path| {
         let entry = ModelEntry { dtype: Some(Dtype::F32), ..ModelEntry::new("demo", path) };

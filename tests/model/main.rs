@@ -20,6 +20,7 @@ mod long_rope;
 mod peft;
 mod precision;
 mod quantized;
+mod tokens;
 
 use attune::model::kernels::Kernels;
 

@@ -99,9 +99,9 @@ impl BaseModel {
         weights.check_all_read()?;
         let source = checkpoint.tokenizer()?;
         let tokenizer = Tokenizer::new(&source)?;
-        if tokenizer.vocabulary_size() > config.vocab_size {
-            let (tokens, rows) = (tokenizer.vocabulary_size(), config.vocab_size);
-            return Err(checkpoint.fault(&format!("the tokenizer has {tokens} tokens, the embedding only {rows} rows")));
+        let (tokenizer, left_out) = tokenizer.within(config.vocab_size).map_err(|fault| checkpoint.fault(&fault))?;
+        if !left_out.is_empty() {
+            tracing::info!(model = entry.id, tokens = ?left_out, "the embedding has no rows for these tokens: left out");
         }
         let chat_template = checkpoint.chat_template()?;
         let mut end_tokens = checkpoint.end_tokens(&tokenizer)?;

@@ -48,6 +48,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: HashSet<u32>,
     end_token: Option<u32>,
+    /// Ids from here on are never made.
+    limit: usize,
 }
 
 impl Tokenizer {
@@ -60,8 +62,6 @@ impl Tokenizer {
     pub fn new(source: &TokenizerSource) -> Result<Self> {
         let setup = |error: &dyn std::fmt::Display| Error::Setup(format!("{}: {error}", source.origin));
         let inner = reading::read(&source.json).map_err(|error| setup(&error))?;
-        let added = inner.get_added_tokens_decoder();
-        let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
         let end_token = match source.special_tokens.get("eos_token") {
             Some(text) => {
                 let id = inner.token_to_id(text);
@@ -69,14 +69,71 @@ impl Tokenizer {
             }
             None => None,
         };
-        Ok(Self { inner, special, end_token })
+        Ok(Self::of(inner, end_token, usize::MAX))
+    }
+
+    fn of(inner: tokenizers::Tokenizer, end_token: Option<u32>, limit: usize) -> Self {
+        let added = inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        Self { inner, special, end_token, limit }
+    }
+
+    /// Leaves out the added tokens that an embedding of `rows` rows has no row for, such as the marks of pictures in
+    /// a text model: texts that hold their names are tokenized like any other text. Returns the tokenizer and the names,
+    /// or what is wrong if other tokens have no row either, in words that go on after the name of a file.
+    pub(crate) fn within(self, rows: usize) -> Result<(Self, Vec<String>), String> {
+        let tokens = self.vocabulary_size();
+        if tokens <= rows {
+            return Ok((self, Vec::new()));
+        }
+        let has_row = |id: u32| (id as usize) < rows;
+        let mut added: Vec<_> = self.inner.get_added_tokens_decoder().into_iter().collect();
+        added.sort_by_key(|(id, _)| *id);
+        let (kept, left_out): (Vec<_>, Vec<_>) = added.into_iter().partition(|(id, _)| has_row(*id));
+        let is_left_out = |text: &str| left_out.iter().any(|(_, token)| token.content == text);
+        let vocabulary = self.inner.get_vocab(false);
+        if vocabulary.iter().any(|(text, id)| !has_row(*id) && !is_left_out(text)) {
+            return Err(format!("the tokenizer has {tokens} tokens, the embedding only {rows} rows"));
+        }
+        let mut inner = tokenizers::Tokenizer::new(self.inner.get_model().clone());
+        inner.with_normalizer(self.inner.get_normalizer().cloned());
+        inner.with_pre_tokenizer(self.inner.get_pre_tokenizer().cloned());
+        inner.with_post_processor(self.inner.get_post_processor().cloned());
+        inner.with_decoder(self.inner.get_decoder().cloned());
+        let tokens: Vec<_> = kept.iter().map(|(_, token)| token.clone()).collect();
+        inner.add_tokens(&tokens);
+        let moved = kept.iter().find(|(id, token)| inner.token_to_id(&token.content) != Some(*id));
+        if let Some((id, token)) = moved {
+            return Err(format!(
+                "the token `{}` does not keep its id {id} without those that have no row",
+                token.content
+            ));
+        }
+        let fitted = Self::of(inner, self.end_token, rows);
+        // The end token, and those that stand around each text, cannot be left out.
+        let around = fitted.inner.encode_fast("", true);
+        let around = around.map(|around| around.get_ids().to_vec()).unwrap_or_default();
+        if let Some(id) = around.into_iter().chain(fitted.end_token).find(|id| !has_row(*id)) {
+            let token = left_out.iter().find(|(other, _)| *other == id).map_or("", |(_, token)| token.content.as_str());
+            return Err(format!(
+                "the token {id} `{token}` begins or ends texts, but the embedding has only {rows} rows"
+            ));
+        }
+        Ok((fitted, left_out.into_iter().map(|(_, token)| token.content).collect()))
     }
 
     /// Returns the token ids of `text`; `special` adds the tokens that the tokenizer puts around a text (such as a
     /// begin token).
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, special).map_err(|error| not_encodable(&error))?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = encoding.get_ids();
+        match ids.iter().find(|id| **id as usize >= self.limit) {
+            None => Ok(ids.to_vec()),
+            Some(id) => {
+                let name = self.inner.id_to_token(*id).unwrap_or_default();
+                Err(not_encodable(&format!("the model has no embedding for the token `{name}`")))
+            }
+        }
     }
 
     /// Returns, for each token of `text` and the special ones around it, the number of characters before it.
@@ -108,14 +165,14 @@ impl Tokenizer {
 
     /// Returns the id of the token that the vocabulary spells `text`; `None` if there is none.
     pub fn token(&self, text: &str) -> Option<u32> {
-        self.inner.token_to_id(text)
+        self.inner.token_to_id(text).filter(|id| (*id as usize) < self.limit)
     }
 
     /// Returns the number of ids, added tokens included.
     pub fn vocabulary_size(&self) -> usize {
         // Added tokens may lie beyond a gap, and the highest id counts for the model's embedding.
         let highest_added = self.inner.get_added_tokens_decoder().keys().max().map_or(0, |id| *id as usize + 1);
-        self.inner.get_vocab_size(true).max(highest_added)
+        self.inner.get_vocab_size(true).max(highest_added).min(self.limit)
     }
 
     /// Returns the library's tokenizer.
@@ -154,7 +211,7 @@ impl Tokenizer {
     }
 }
 
-fn not_encodable(error: &tokenizers::Error) -> Error {
+fn not_encodable(error: &dyn std::fmt::Display) -> Error {
     Error::NotEncodable(error.to_string())
 }
 
