@@ -30,7 +30,7 @@ pub fn render(
 ) -> Result<String> {
     let syntax = template.tool_syntax();
     if !syntax.in_template {
-        return template.apply(&plain::messages(messages, tools, syntax), None, options);
+        return template.apply(&plain::messages(messages, tools, syntax, template.writes_system()), None, options);
     }
     let messages: Vec<Value> = messages.iter().map(|message| message.for_template(syntax.short_ids)).collect();
     let tools: Vec<Value> = tools.iter().map(ToolDefinition::for_template).collect();
@@ -58,20 +58,35 @@ pub fn render_unfinished(
     Ok(text)
 }
 
-/// Returns the special token that the template writes behind an answer; `None` if there is none, or if one of
-/// `end_tokens` stands there already. Base models that end their texts with another token learn to end answers with it.
+/// Returns the added token that the template writes behind an answer; `None` if there is none, or if one of `end_tokens`
+/// always stands there too. Not all tokenizers call theirs special. Base models that end their texts with another token
+/// learn to end answers with it.
 pub(crate) fn end_mark(template: &ChatTemplate, tokenizer: &Tokenizer, end_tokens: &[u32]) -> Option<u32> {
     const ANSWER: &str = "An answer.";
+    const NEXT: &str = "And another?";
     let message = |role, content: &str| Message { content: content.into(), ..Message::new(role) };
-    let chat = [message(Role::User, "A question?"), message(Role::Assistant, ANSWER)];
-    let text = render(template, &chat, &[], &TemplateOptions::default()).ok()?;
-    let (_, behind) = text.rsplit_once(ANSWER)?;
-    let tokens = tokenizer.encode(behind.trim_start(), false).ok()?;
-    let mark = *tokens.first()?;
-    let known = tokens.iter().any(|token| end_tokens.contains(token));
-    (!known && tokenizer.is_special(mark)).then_some(mark)
+    let chat = [message(Role::User, "A question?"), message(Role::Assistant, ANSWER), message(Role::User, NEXT)];
+    let behind = |chat: &[Message]| {
+        let text = render(template, chat, &[], &TemplateOptions::default()).ok()?;
+        let (_, behind) = text.rsplit_once(ANSWER)?;
+        let behind = behind.split(NEXT).next().unwrap_or_default();
+        tokenizer.encode(behind.trim_start(), false).ok()
+    };
+    let ends = |tokens: &[u32]| tokens.iter().any(|token| end_tokens.contains(token));
+    let last = behind(&chat[..2])?;
+    let mark = last.first().copied().filter(|mark| tokenizer.is_added(*mark) && !end_tokens.contains(mark))?;
+    if !ends(&last) {
+        return Some(mark);
+    }
+    // Some templates write an end token behind the last answer alone; others end with the mark.
+    let inside = behind(&chat)?;
+    (inside.first() == Some(&mark) && !ends(&inside)).then_some(mark)
 }
 
 #[cfg(test)]
 #[path = "chat_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "chat_rendering_tests.rs"]
+mod rendering_tests;

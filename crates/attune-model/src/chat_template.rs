@@ -22,7 +22,7 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use minijinja::value::Value as JinjaValue;
 use minijinja::{Environment, context};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 pub(crate) use self::sources::Source as TemplateSource;
 use super::tokenizer::special_tokens;
@@ -59,6 +59,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     names: Vec<String>,
     tool_syntax: ToolSyntax,
+    writes_system: bool,
 }
 
 impl ChatTemplate {
@@ -96,7 +97,41 @@ impl ChatTemplate {
             let reads_tools = variables.is_ok_and(|variables| variables.contains("tools"));
             tool_syntax = ToolSyntax::of_template(&source.text, reads_tools);
         }
-        Ok(Some(Self { environment, names: sources.into_keys().collect(), tool_syntax }))
+        let mut template = Self { environment, names: sources.into_keys().collect(), tool_syntax, writes_system: true };
+        template.writes_system = template.finds_system();
+        if tool_syntax.in_template && !template.writes_calls() {
+            template.tool_syntax = ToolSyntax::PLAIN;
+        }
+        Ok(Some(template))
+    }
+
+    /// Returns true if the template writes the calls of earlier turns as its model is asked to write them: else
+    /// answers, histories and training files would have different forms.
+    fn writes_calls(&self) -> bool {
+        let function = json!({"name": "probe", "arguments": {"a": 1}});
+        let call = json!({"id": "call00001", "type": "function", "function": function});
+        let chat = [
+            json!({"role": "user", "content": "A question?"}),
+            json!({"role": "assistant", "content": "", "tool_calls": [call]}),
+        ];
+        let parameters = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+        let function = json!({"name": "probe", "description": "Tries.", "parameters": parameters});
+        let tools = [json!({"type": "function", "function": function})];
+        let text = self.apply(&chat, Some(&tools), &TemplateOptions::default());
+        text.is_ok_and(|text| text.contains(&self.tool_syntax.beginning("probe", "{\"a\": 1}")))
+    }
+
+    /// Returns true if the template writes what a system message before the first of a user says. Some refuse such
+    /// messages, others leave them out.
+    pub fn writes_system(&self) -> bool {
+        self.writes_system
+    }
+
+    fn finds_system(&self) -> bool {
+        const SAID: &str = "Instructions of a system.";
+        let chat = [json!({"role": "system", "content": SAID}), json!({"role": "user", "content": "A question?"})];
+        let options = TemplateOptions { begin_answer: true, ..TemplateOptions::default() };
+        self.apply(&chat, None, &options).is_ok_and(|text| text.contains(SAID))
     }
 
     /// Returns the syntax in which the model writes tool calls.

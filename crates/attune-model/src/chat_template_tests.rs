@@ -122,11 +122,12 @@ fn templates_render_as_jinja2_renders_them() {
 fn a_chat_with_tools_takes_the_template_for_tools_and_any_other_the_default() {
     let named = json!([
         {"name": "default", "template": "plain"},
-        {"name": "tool_use", "template": "{{ tools | length }} tools <tool_call>"},
+        {"name": "tool_use", "template": "{{ tools | length }} tools{% for message in messages if message.tool_calls %}\
+         {{ '<tool_call>\n{\"name\": \"probe\", \"arguments\": {\"a\": 1}}' }}{% endfor %}"},
     ]);
     let template = template(&json!({"chat_template": named}));
     let messages = chat(&[("user", "Hi")]);
-    assert_eq!(template.render(&messages, Some(&[json!({})]), true).unwrap(), "1 tools <tool_call>");
+    assert_eq!(template.render(&messages, Some(&[json!({})]), true).unwrap(), "1 tools");
     for tools in [None, Some([].as_slice())] {
         assert_eq!(template.render(&messages, tools, true).unwrap(), "plain");
     }

@@ -17,7 +17,7 @@ fn in_template(messages: &[Message], short_ids: bool) -> Vec<Value> {
 }
 
 fn in_text(messages: &[Message]) -> Vec<Value> {
-    plain::messages(messages, &[], ToolSyntax::PLAIN)
+    plain::messages(messages, &[], ToolSyntax::PLAIN, true)
 }
 
 fn template(source: &str) -> ChatTemplate {
@@ -132,7 +132,7 @@ fn the_plain_form_describes_tools_in_the_system_message_or_makes_one() {
         (json!([{"role": "system", "content": "s"}, user]), "s\n\nYou can call functions."),
         (json!([{"role": "system", "content": ""}, user]), "You can call functions."),
     ] {
-        let rendered = plain::messages(&messages(written), &tools, ToolSyntax::PLAIN);
+        let rendered = plain::messages(&messages(written), &tools, ToolSyntax::PLAIN, true);
         assert_eq!((rendered.len(), &rendered[0]["role"]), (2, &json!("system")));
         let text = rendered[0]["content"].as_str().unwrap();
         assert!(text.starts_with(begin), "{text}");
@@ -145,6 +145,29 @@ fn the_plain_form_describes_tools_in_the_system_message_or_makes_one() {
             assert!(text.contains(part), "{part} is not in {text}");
         }
     }
+}
+
+#[test]
+fn a_template_that_does_not_write_what_a_system_says_shows_tools_to_the_first_user() {
+    let tools = [ToolDefinition::read(json!({"name": "time"})).unwrap()];
+    let chat = messages(json!([{"role": "user", "content": "Late?"}, {"role": "assistant", "content": "Yes."}]));
+    let turns = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}";
+    let refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}";
+    let leaves_out = turns.replace("in messages", "in messages if message.role != 'system'");
+    for (source, begin, writes) in [
+        (turns.to_owned(), "<system>You can call functions.", true),
+        (format!("{refuses}{turns}"), "<user>You can call functions.", false),
+        (leaves_out, "<user>You can call functions.", false),
+    ] {
+        let template = template(&source);
+        assert_eq!(template.writes_system(), writes, "{source}");
+        let text = render(&template, &chat, &tools, &TemplateOptions::default()).unwrap();
+        assert!(text.starts_with(begin) && text.contains("time"), "{text}");
+        assert!(text.ends_with("Late?<assistant>Yes."), "{text}");
+    }
+    let system = messages(json!([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]));
+    let refused = render(&template(&format!("{refuses}{turns}")), &system, &tools, &TemplateOptions::default());
+    assert_eq!(refused.unwrap_err().to_string(), "No system.", "what the client said is not moved");
 }
 
 #[test]
@@ -194,19 +217,27 @@ fn an_unfinished_message_ends_where_its_text_does() {
 
 #[test]
 fn the_mark_behind_an_answer_is_found_unless_an_end_token_stands_there() {
-    let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo"));
-    let tokenizer = Tokenizer::read(folder).unwrap();
-    let id = |name: &str| tokenizer.special_token(name).unwrap();
+    let demo = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo/tokenizer.json"));
+    let mut json: Value = serde_json::from_str(&std::fs::read_to_string(demo).unwrap()).unwrap();
     let chat = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}MARK\n{% endfor %}";
-    for (mark, expected) in [
-        ("<|im_end|>", Some(id("<|im_end|>"))),
-        (" <|im_end|>", Some(id("<|im_end|>"))),
-        ("<|endoftext|>", None),
-        ("<|im_end|><|endoftext|>", None),
-        ("### End", None),
-        ("", None),
-    ] {
-        let template = template(&chat.replace("MARK", mark));
-        assert_eq!(end_mark(&template, &tokenizer, &[id("<|endoftext|>")]), expected, "{mark:?}");
+    // Not all tokenizers call theirs special.
+    for special in [true, false] {
+        json["added_tokens"][2]["special"] = special.into();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+        let tokenizer = Tokenizer::read(folder.path()).unwrap();
+        let id = |name: &str| tokenizer.token(name).unwrap();
+        for (mark, expected) in [
+            ("<|im_end|>", Some(id("<|im_end|>"))),
+            (" <|im_end|>", Some(id("<|im_end|>"))),
+            ("<|endoftext|>", None),
+            ("<|im_end|><|endoftext|>", None),
+            ("<|im_end|>{% if loop.last %}<|endoftext|>{% endif %}", Some(id("<|im_end|>"))),
+            ("### End", None),
+            ("", None),
+        ] {
+            let template = template(&chat.replace("MARK", mark));
+            assert_eq!(end_mark(&template, &tokenizer, &[id("<|endoftext|>")]), expected, "{mark:?}, {special}");
+        }
     }
 }

@@ -48,6 +48,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: HashSet<u32>,
     end_token: Option<u32>,
+    /// The token before every text, where the tokenizer puts one there.
+    begin_token: Option<u32>,
     /// Ids from here on are never made.
     limit: usize,
 }
@@ -75,7 +77,11 @@ impl Tokenizer {
     fn of(inner: tokenizers::Tokenizer, end_token: Option<u32>, limit: usize) -> Self {
         let added = inner.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
-        Self { inner, special, end_token, limit }
+        let begin_token = inner.encode_fast("a", true).ok().and_then(|letter| {
+            let is_added = letter.get_special_tokens_mask().first() == Some(&1);
+            letter.get_ids().first().copied().filter(|_| is_added)
+        });
+        Self { inner, special, end_token, begin_token, limit }
     }
 
     /// Leaves out the added tokens that an embedding of `rows` rows has no row for, such as the marks of pictures in
@@ -123,10 +129,13 @@ impl Tokenizer {
     }
 
     /// Returns the token ids of `text`; `special` adds the tokens that the tokenizer puts around a text (such as a
-    /// begin token).
+    /// begin token). A begin token that the text itself names, as rendered chats do, is not put there again.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, special).map_err(|error| not_encodable(&error))?;
-        let ids = encoding.get_ids();
+        let mut ids = encoding.get_ids();
+        if special && self.begins_twice(ids) {
+            ids = &ids[1..];
+        }
         match ids.iter().find(|id| **id as usize >= self.limit) {
             None => Ok(ids.to_vec()),
             Some(id) => {
@@ -136,6 +145,10 @@ impl Tokenizer {
         }
     }
 
+    fn begins_twice(&self, ids: &[u32]) -> bool {
+        self.begin_token.is_some_and(|begin| ids.starts_with(&[begin, begin]))
+    }
+
     /// Returns, for each token of `text` and the special ones around it, the number of characters before it.
     pub fn character_offsets(&self, text: &str) -> Result<Vec<usize>> {
         let encoding = self.inner.encode_char_offsets(text, true).map_err(|error| not_encodable(&error))?;
@@ -143,7 +156,8 @@ impl Tokenizer {
         let length = text.chars().count();
         let mut end = 0;
         let special = encoding.get_special_tokens_mask();
-        let offsets = encoding.get_offsets().iter().zip(special).map(|(&(from, to), &added)| {
+        let twice = usize::from(self.begins_twice(encoding.get_ids()));
+        let offsets = encoding.get_offsets().iter().zip(special).skip(twice).map(|(&(from, to), &added)| {
             if added == 1 {
                 return end;
             }
@@ -198,6 +212,11 @@ impl Tokenizer {
         let mut found: Vec<_> = found.collect();
         found.sort_unstable();
         found.into_iter().map(|(_, id, name)| (id, name)).collect()
+    }
+
+    /// Returns true if `id` is a token that is found in a text before it is cut into words, special or not.
+    pub(crate) fn is_added(&self, id: u32) -> bool {
+        self.inner.get_added_tokens_decoder().contains_key(&id)
     }
 
     /// Returns true if `id` is a special token.

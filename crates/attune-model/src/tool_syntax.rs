@@ -64,7 +64,13 @@ impl ToolSyntax {
         short_ids: true,
     };
 
-    /// Returns the syntax that a template with this `source` shows; `reads_tools` if it reads the variable `tools`.
+    /// Returns the beginning of a call of `name` whose `arguments` are written as JSON, up to their end.
+    pub fn beginning(&self, name: &str, arguments: &str) -> String {
+        format!("{}{}{{\"name\": \"{name}\", \"{}\": {arguments}", self.trigger, self.open, self.arguments_key)
+    }
+
+    /// Returns the syntax that a template with this `source` seems to show; `reads_tools` if it reads the variable
+    /// `tools`. Whether it writes calls so is seen when it renders one.
     pub fn of_template(source: &str, reads_tools: bool) -> Self {
         let has = |text: &str| source.contains(text);
         if !reads_tools {

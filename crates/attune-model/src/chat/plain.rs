@@ -1,4 +1,5 @@
-//! Tools, calls and their results as plain text, for templates that know none of them.
+//! Tools, calls and their results as plain text, for templates that know none of them. Tools are described in the system
+//! message, or to the first user where a template refuses or leaves out what a system says.
 
 use serde_json::{Value, json};
 
@@ -7,12 +8,24 @@ use super::message::{Call, Message, Role};
 use super::tools::ToolDefinition;
 use crate::tool_syntax::ToolSyntax;
 
-/// Writes a conversation in texts alone: tools in words in the system message, calls in the form of `syntax` in the
-/// answers, results as messages of the user.
-pub(super) fn messages(messages: &[Message], tools: &[ToolDefinition], syntax: ToolSyntax) -> Vec<Value> {
+/// Writes a conversation in texts alone: tools in words in the system message, or in the first one of a user if the
+/// template does not write the system's; calls in the form of `syntax` in the answers, results as messages of the user.
+pub(super) fn messages(
+    messages: &[Message],
+    tools: &[ToolDefinition],
+    syntax: ToolSyntax,
+    writes_system: bool,
+) -> Vec<Value> {
     let mut written = join_results(messages.iter().map(|message| in_text(message, syntax)).collect());
     if !tools.is_empty() {
-        add_to_system(&mut written, &in_words(tools, syntax));
+        let words = in_words(tools, syntax);
+        let user = written.iter_mut().find(|message| message["role"] == "user");
+        match user.filter(|_| !writes_system) {
+            Some(user) => {
+                user["content"] = format!("{words}\n\n{}", user["content"].as_str().unwrap_or_default()).into()
+            }
+            None => add_to_system(&mut written, &words),
+        }
     }
     written
 }

@@ -155,6 +155,12 @@ fn answers_end_with_the_tokens_that_the_file_names_and_with_well_known_marks() {
     // In gpt-oss `<|end|>` is the end of one of an answer's messages.
     let harmony = ["a", "b", "ab", "Ġ", "<|end|>", "<|call|>", "<|return|>", "<think>", "[PAD8]"];
     assert_eq!(ends(json!({"tokenizer.ggml.tokens": harmony})), [6, 5]);
+    // A mark that is no special token ends answers like one, but not what may as well be a tag of HTML.
+    assert_eq!(ends(json!({"tokenizer.ggml.token_type": [1, 1, 1, 1, 4, 4, 3, 4, 5]})), [6, 4, 5]);
+    assert_eq!(
+        ends(json!({"tokenizer.ggml.token_type": [1, 1, 1, 1, 3, 3, 4, 4, 5], "tokenizer.ggml.eos_token_id": 4})),
+        [4, 5]
+    );
     // A word of the text ends nothing.
     assert_eq!(ends(json!({"tokenizer.ggml.token_type": [1, 1, 1, 1, 1, 3, 3, 4, 5]})), [6, 5]);
 }

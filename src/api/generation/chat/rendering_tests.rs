@@ -22,7 +22,7 @@ use crate::model::tokenizer::Tokenizer;
 const NOW: i64 = 1_700_006_390;
 
 /// Special tokens of the templates; those of `ENDS` end answers.
-const MARKS: [&str; 26] = [
+const MARKS: [&str; 36] = [
     "<|start_header_id|>",
     "<|end_header_id|>",
     "<|start_of_role|>",
@@ -45,12 +45,22 @@ const MARKS: [&str; 26] = [
     "[TOOL_RESULTS]",
     "[/TOOL_RESULTS]",
     "<start_of_turn>",
+    "<|start|>",
+    "<|message|>",
+    "<|channel|>",
+    "<|call|>",
+    "<|im_start|>",
+    "<|im_sep|>",
+    "[ARGS]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+    "<|tool|>",
     "<reserved_106>",
     "<reserved_107>",
     "<sop>",
     "<s>",
 ];
-const ENDS: [&str; 11] = [
+const ENDS: [&str; 12] = [
     "</s>",
     "<|im_end|>",
     "<|endoftext|>",
@@ -62,6 +72,7 @@ const ENDS: [&str; 11] = [
     "<｜end▁of▁sentence｜>",
     "<|end_of_turn|>",
     "<end_of_turn>",
+    "<|return|>",
 ];
 
 /// Kinds of vocabularies, which differ in what they make of the beginning of a text.

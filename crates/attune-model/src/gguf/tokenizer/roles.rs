@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::tokens::{Token, Tokens};
+use super::tokens::{Kind, Token, Tokens};
 use crate::Result;
 use crate::gguf::Metadata;
 
@@ -58,6 +58,12 @@ pub(super) fn key_of(role: &str) -> Option<&'static str> {
     ROLES.iter().find(|(name, _)| *name == role).map(|(_, key)| *key)
 }
 
+/// Returns true for tokens that may end an answer: the special ones, and those that are written like one though a file
+/// takes them for text. `</s>` is a tag of HTML in the models that have it among their text.
+fn is_mark(token: &Token<'_>) -> bool {
+    token.kind.is_special() || (token.kind == Kind::UserDefined && token.text.starts_with("<|"))
+}
+
 /// Returns the token that has a role, such as `bos_token`; `None` if there is none.
 pub(super) fn role<'a>(metadata: &Metadata, tokens: &'a Tokens<'_>, role: &str) -> Result<Option<(u32, &'a str)>> {
     let key = key_of(role);
@@ -79,15 +85,15 @@ pub(crate) fn special_tokens(metadata: &Metadata) -> Result<BTreeMap<&'static st
     Ok(named)
 }
 
-/// Returns the tokens that end an answer, the usual one first: those that the file names, and the well-known marks
-/// among its special tokens.
+/// Returns the tokens that end an answer, the usual one first: those that the file names, and the well-known marks that
+/// it has.
 pub fn end_tokens(metadata: &Metadata) -> Result<Vec<u32>> {
     let tokens = Tokens::read(metadata)?;
     let mut ends: Vec<u32> = role(metadata, &tokens, "eos_token")?.into_iter().map(|(id, _)| id).collect();
     for key in ENDS {
         ends.extend(metadata.token(key)?.filter(|id| tokens.get(*id).is_some()));
     }
-    let marks: Vec<(u32, &Token<'_>)> = tokens.iter().filter(|(_, token)| token.kind.is_special()).collect();
+    let marks: Vec<(u32, &Token<'_>)> = tokens.iter().filter(|(_, token)| is_mark(token)).collect();
     let find = |text: &str| marks.iter().find(|(_, token)| token.text == text).map(|(id, _)| *id);
     ends.extend(END_MARKS.iter().filter_map(|mark| find(mark)));
     let has = |names: &[&str]| names.iter().any(|name| find(name).is_some());
