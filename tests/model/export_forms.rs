@@ -283,7 +283,7 @@ fn quantized_weights_are_merged_as_the_numbers_that_the_adapter_was_trained_on()
             let changed = name.contains("_proj.");
             match before.get(&name) {
                 Ok(tensor) if !changed && tensor.dtype() == view.dtype() => {
-                    assert_eq!(tensor.data(), view.data(), "{name}")
+                    assert_eq!(tensor.data(), view.data(), "{name}");
                 }
                 _ => assert!(changed || view.dtype() == safetensors::Dtype::F16, "{name}: {:?}", view.dtype()),
             }

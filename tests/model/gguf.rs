@@ -88,12 +88,11 @@ fn split_stacks(folder: &Path, tensors: &mut Tensors) {
             let biases = tensors.remove(&format!("{name}_bias")).unwrap();
             let all: Vec<usize> = (0..outputs).collect();
             for expert in 0..count {
-                let matrix = match &dense {
-                    Some(dense) => dense.get(expert).unwrap().t().unwrap().contiguous().unwrap(),
-                    None => {
-                        let matrix = weights.mxfp4_expert(&name, expert, [count, outputs, inputs], &all).unwrap();
-                        matrix.dense(&Device::Cpu).unwrap()
-                    }
+                let matrix = if let Some(dense) = &dense {
+                    dense.get(expert).unwrap().t().unwrap().contiguous().unwrap()
+                } else {
+                    let matrix = weights.mxfp4_expert(&name, expert, [count, outputs, inputs], &all).unwrap();
+                    matrix.dense(&Device::Cpu).unwrap()
                 };
                 for (turn, part) in parts.iter().enumerate() {
                     let rows: Vec<u32> = (turn..outputs).step_by(parts.len()).map(|row| row as u32).collect();
@@ -390,7 +389,8 @@ fn write(source: &Path, architecture: &str, form: Form, more: Vec<(String, Value
     }
     for (name, experts) in experts {
         let stack = Tensor::stack(&experts.values().map(|(_, tensor)| *tensor).collect::<Vec<_>>(), 0).unwrap();
-        let kind = if name.ends_with(".bias") { BlockType::F32 } else { form.experts.unwrap_or(kind) };
+        let is_bias = stack.rank() == 2;
+        let kind = if is_bias { BlockType::F32 } else { form.experts.unwrap_or(kind) };
         let in_file = put(&name, &stack, kind);
         for (expert, (name, _)) in experts {
             stored.insert(name.clone(), in_file.get(expert).unwrap());
@@ -557,11 +557,11 @@ fn demo_keys(behind: &[&str]) -> Vec<(String, Value)> {
     let mut tokens = vec![String::new(); 2048];
     let mut kinds = vec![1_i32; 2048];
     for (token, id) in vocabulary {
-        tokens[id.as_u64().unwrap() as usize] = token.clone();
+        tokens[id.as_u64().unwrap() as usize].clone_from(token);
     }
     for token in tokenizer["added_tokens"].as_array().unwrap() {
         let id = token["id"].as_u64().unwrap() as usize;
-        tokens[id] = token["content"].as_str().unwrap().to_owned();
+        token["content"].as_str().unwrap().clone_into(&mut tokens[id]);
         kinds[id] = if token["special"] == true { 3 } else { 4 };
     }
     tokens.extend(behind.iter().map(|token| (*token).to_owned()));

@@ -3,6 +3,7 @@
 use std::fs::{File, Permissions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -12,6 +13,10 @@ use crate::store::{Error, Result};
 
 /// Holds the state folder's path if the cluster is not inside the data folder.
 const LOCATION_FILE: &str = "postgres.location";
+
+/// How long a lock is tried to get, and the pause between two tries.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// The cluster's folders. The locks last as long as this value.
 #[derive(Debug)]
@@ -65,18 +70,25 @@ impl Drop for DataLayout {
     }
 }
 
-/// Refuses a second server on the folder; the system drops the lock with the process, however that ends.
+/// Refuses a second server on the folder; the system drops the lock with the process, however that ends. A process that is
+/// just being started has a copy of its parent's locks until its program runs, so a lock may outlive its holder a little.
 fn lock(folder: &Path) -> Result<File> {
     let path = folder.join("postgres.lock");
     let file =
         File::options().create(true).append(true).open(&path).map_err(|error| setup_error("open", &path, &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::FolderInUse(format!(
-            "another attune uses {}: stop it, choose another data_dir, or give both the same database_url",
-            folder.display()
-        ))),
-        Err(TryLockError::Error(error)) => Err(setup_error("lock", &path, &error)),
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::FolderInUse(format!(
+                    "another attune uses {}: stop it, choose another data_dir, or give both the same database_url",
+                    folder.display()
+                )));
+            }
+            Err(TryLockError::Error(error)) => return Err(setup_error("lock", &path, &error)),
+        }
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) fn messages(
         let user = written.iter_mut().find(|message| message["role"] == "user");
         match user.filter(|_| !writes_system) {
             Some(user) => {
-                user["content"] = format!("{words}\n\n{}", user["content"].as_str().unwrap_or_default()).into()
+                user["content"] = format!("{words}\n\n{}", user["content"].as_str().unwrap_or_default()).into();
             }
             None => add_to_system(&mut written, &words),
         }

@@ -42,7 +42,9 @@ pub(super) fn write(
         let mut values = plan.merged(item)?;
         if item.kind == Kind::Norm && plan.config.norms_plus_one {
             // Transformers adds 1 itself.
-            values.iter_mut().for_each(|value| *value -= 1.0);
+            for value in &mut values {
+                *value -= 1.0;
+            }
         }
         types[tensor.name.as_str()].encode(&item.name, &values).map(Into::into)
     })?;

@@ -208,11 +208,11 @@ mod tests {
             &|file| file["pre_tokenizer"] = json!({"type": "WhitespaceSplit"}),
             &|file| {
                 file["pre_tokenizer"] = json!({"type": "Split", "pattern": {"String": " "}, "behavior": "Removed",
-                                                    "invert": false})
+                                                    "invert": false});
             },
             &|file| {
                 file["added_tokens"] = json!([{"id": 0, "content": "<s>", "single_word": false, "lstrip": false,
-                                                     "rstrip": true, "normalized": false, "special": true}])
+                                                     "rstrip": true, "normalized": false, "special": true}]);
             },
             &|file| file["model"] = json!({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}),
         ];

@@ -52,6 +52,9 @@ fn tokens_that_end_answers_are_kept_beside_the_usual_one() {
     assert!(said.contains("no key for the token 42"), "{said}");
 }
 
+/// A change of a tokenizer, the rows of the embedding, and what the refusal names.
+type Case<'a> = (&'a dyn Fn(&mut Json), usize, &'a str);
+
 #[test]
 fn what_a_file_cannot_say_is_refused_by_name() {
     let table = table();
@@ -66,7 +69,7 @@ fn what_a_file_cannot_say_is_refused_by_name() {
         };
         written(&source, rows, &[]).unwrap_err().to_string()
     };
-    let cases: [(&dyn Fn(&mut Json), usize, &str); 8] = [
+    let cases: [Case<'_>; 8] = [
         (&|document| document["added_tokens"][0]["lstrip"] = true.into(), rows, "the added token"),
         (&|document| document["normalizer"] = json!({"type": "Lowercase"}), rows, "its normalizer"),
         (&|document| document["pre_tokenizer"] = json!({"type": "Whitespace"}), rows, "its pre_tokenizer"),

@@ -19,7 +19,7 @@ struct Taps<'a> {
     /// `[taps, channels]`
     weight: Vec<f32>,
     bias: Option<Values<'a>>,
-    taps: usize,
+    count: usize,
     channels: usize,
 }
 
@@ -34,12 +34,12 @@ impl<'a> Taps<'a> {
             }
         }
         let bias = filters.bias.as_ref().map(Values::of).transpose()?;
-        Ok(Self { weight, bias, taps, channels })
+        Ok(Self { weight, bias, count: taps, channels })
     }
 
     /// Returns the weights of the tap for rows `back` before the current one.
     fn at(&self, back: usize) -> &[f32] {
-        let tap = self.taps - 1 - back;
+        let tap = self.count - 1 - back;
         &self.weight[tap * self.channels..(tap + 1) * self.channels]
     }
 
@@ -49,7 +49,7 @@ impl<'a> Taps<'a> {
             Some(bias) => z.copy_from_slice(bias),
             None => z.fill(0.0),
         }
-        for back in (0..=earlier.min(self.taps - 1)).rev() {
+        for back in (0..=earlier.min(self.count - 1)).rev() {
             add(z, back, self.at(back));
         }
     }
@@ -119,7 +119,7 @@ pub fn backward(projected: &Tensor, filters: &Filters, dy: &Tensor, sequences: &
         taps.sum(dc, offsets[row], |z, back, weight| values.add_input(z, row - back, weight));
         gate(dc, &dys[row * channels..(row + 1) * channels]);
         // du, in the place of dx
-        for ahead in 0..=behind[row].min(taps.taps - 1) {
+        for ahead in 0..=behind[row].min(taps.count - 1) {
             let (dy, [_, c, _]) = (&dys[(row + ahead) * channels..][..channels], values.row(row + ahead));
             for (((du, weight), dy), c) in dx.iter_mut().zip(taps.at(ahead)).zip(dy).zip(c) {
                 *du += weight * (dy * c);
@@ -157,7 +157,7 @@ pub fn cached(
                 if back <= offset {
                     return values.add_input(z, row - back, weight);
                 }
-                let slot = slot(sequence, sequence.start + offset - back, taps.taps) * channels;
+                let slot = slot(sequence, sequence.start + offset - back, taps.count) * channels;
                 for ((z, weight), u) in z.iter_mut().zip(weight).zip(&inputs[slot..slot + channels]) {
                     *z += weight * u;
                 }
@@ -165,7 +165,7 @@ pub fn cached(
             gate(y, values.row(row)[1]);
         });
     }
-    if taps.taps > 1 {
+    if taps.count > 1 {
         write(inputs, &values, &taps, sequences)?;
     }
     tensor(y, (rows, channels))
@@ -176,7 +176,7 @@ fn write(cache: &Tensor, values: &Projected<'_>, taps: &Taps<'_>, sequences: &[S
     with_values_mut(std::slice::from_ref(cache), &|cache| {
         for sequence in sequences {
             for (row, position) in sequence.rows.clone().zip(sequence.start..) {
-                let slot = slot(sequence, position, taps.taps) * taps.channels;
+                let slot = slot(sequence, position, taps.count) * taps.channels;
                 let [b, _, x] = values.row(row);
                 // SAFETY: no other slice of the cache is in use.
                 let slot = unsafe { cache[0].slice(slot..slot + taps.channels) };
