@@ -44,7 +44,7 @@ def losses_of_workers(client, job):
     return sum("stopped answering" in event.message for event in events(client, job))
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1200)
 def test_twenty_deaths_change_no_bit_of_any_adapter(start_server, tickets):
     chance = random.Random(SEED)
     server = start_server()
