@@ -17,11 +17,8 @@ from pathlib import Path
 import checkpoint
 import loading
 import real_files
-from peers import SLOTS, Attune, LlamaCpp, MistralRs, attunelib
+from peers import NEW_TOKENS, PROMPT_LENGTHS, SLOTS, Attune, LlamaCpp, MistralRs, attunelib
 
-NEW_TOKENS = 64
-# 16 prompts, 1,704 tokens in all.
-PROMPT_LENGTHS = (16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 112, 128, 144, 192, 512)
 # Adapters of rank 16 of which one after the other is loaded, 6 GB on the disk.
 LOADED = 300
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

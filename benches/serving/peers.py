@@ -18,6 +18,10 @@ import attunelib  # noqa: E402
 
 THREADS = os.cpu_count()
 SLOTS = 16
+# Of each answer.
+NEW_TOKENS = 64
+# As many prompts as there are slots, 1,704 tokens in all.
+PROMPT_LENGTHS = (16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 112, 128, 144, 192, 512)
 
 
 class Http:

@@ -16,14 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
-from peers import ROOT, SLOTS, Attune, LlamaCpp, attunelib
+from peers import NEW_TOKENS, PROMPT_LENGTHS, ROOT, Attune, LlamaCpp, attunelib
 
 sys.path.insert(0, str(ROOT / "tools"))
 import real_models  # noqa: E402
 
-NEW_TOKENS = 64
-# As many prompts as there are slots, 1,704 tokens in all.
-LENGTHS = (16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 112, 128, 144, 192, 512)
 TEXT = ROOT / "tests" / "fixtures" / "real_files" / "text.txt"
 
 
@@ -49,7 +46,7 @@ def one_at_a_time(server, vocabulary, seed):
 
 
 def at_once(server, vocabulary, seed):
-    return ask(server, prompts(vocabulary, seed, LENGTHS))
+    return ask(server, prompts(vocabulary, seed, PROMPT_LENGTHS))
 
 
 def process(server):
