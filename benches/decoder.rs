@@ -165,7 +165,7 @@ fn adapter(config: &ModelConfig, rank: usize) -> Result<Adapter, Failure> {
 fn batch(config: &ModelConfig, count: usize) -> PackedBatch {
     let tokens: Vec<u32> = (0..count).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
     let targets = (0..count - 1).map(|row| Target { row, token: tokens[row + 1], weight: 1.0 }).collect();
-    PackedBatch { tokens, sequences: vec![0..count], targets }
+    PackedBatch { tokens, sequences: vec![0..count], targets, ..PackedBatch::default() }
 }
 
 type Step = Box<dyn Fn(&Decoder) -> Result<(), Failure>>;

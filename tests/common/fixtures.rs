@@ -233,7 +233,7 @@ impl Reference {
             .filter(|&row| mask[row] == 1)
             .map(|row| Target { row: row - 1, token: tokens[row], weight: 1.0 })
             .collect();
-        PackedBatch { tokens, sequences, targets }
+        PackedBatch { tokens, sequences, targets, ..PackedBatch::default() }
     }
 }
 
@@ -259,7 +259,7 @@ pub(crate) fn add_to_weight(
 /// Returns a batch of one sequence without targets.
 #[allow(clippy::single_range_in_vec_init, reason = "one sequence is meant")]
 pub(crate) fn one_sequence(tokens: &[u32]) -> PackedBatch {
-    PackedBatch { tokens: tokens.to_vec(), sequences: vec![0..tokens.len()], targets: Vec::new() }
+    PackedBatch { tokens: tokens.to_vec(), sequences: vec![0..tokens.len()], ..PackedBatch::default() }
 }
 
 pub(crate) fn floats(tensor: &Tensor) -> Vec<f32> {

@@ -75,7 +75,7 @@ fn embeddings_are_the_means_of_the_hidden_states_of_transformers() {
         // Attention looks only back, so the beginning of the text has the same hidden states.
         let lengths = [ids.len(), 7, 1];
         let inputs = lengths.iter().map(|length| ids[..*length].to_vec()).collect();
-        let request = EmbedRequest { organization: "org".into(), inputs, adapter: None };
+        let request = EmbedRequest::of_texts("org".into(), inputs, None);
         let vectors = futures::executor::block_on(engine.embed(request)).unwrap();
         for (vector, length) in vectors.iter().zip(lengths) {
             let mut mean = vec![0.0; vector.len()];

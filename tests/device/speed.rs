@@ -294,7 +294,7 @@ fn embeddings_of_many_texts() {
         (0..TEXTS).map(|text| (0..16 + text as u32 * 37 % 225).map(|token| token % 150).collect()).collect();
     let tokens: usize = inputs.iter().map(Vec::len).sum();
     let took = seconds(5, || {
-        let request = EmbedRequest { organization: "org".into(), inputs: inputs.clone(), adapter: None };
+        let request = EmbedRequest::of_texts("org".into(), inputs.clone(), None);
         assert_eq!(futures::executor::block_on(engine.embed(request)).unwrap().len(), TEXTS);
     });
     println!("measured: {:.0} texts/s of {} tokens on average", TEXTS as f64 / took, tokens / TEXTS);

@@ -252,7 +252,7 @@ fn an_adapter_beside_its_base_is_the_base_with_the_adapter_merged_into_it() {
             let inputs = vec![tokens.clone(), tokens[..3].to_vec(), tokens[5..6].to_vec()];
             let embed = |engine: &NativeEngine, adapter: Option<&AdapterLease>| {
                 let (inputs, adapter) = (inputs.clone(), adapter.cloned());
-                block_on(engine.embed(EmbedRequest { organization: "org".into(), inputs, adapter })).unwrap()
+                block_on(engine.embed(EmbedRequest::of_texts("org".into(), inputs, adapter))).unwrap()
             };
             for (beside, inside) in embed(&base, Some(&lease)).iter().zip(embed(&merged, None)) {
                 let cosine: f64 = beside.iter().zip(&inside).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();

@@ -11,6 +11,7 @@ mod random_load;
 mod robustness;
 mod scheduling;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -27,6 +28,7 @@ use attune::model::kernels::{Draw, NO_TOKEN};
 use attune::model::kv_cache::BLOCK_TOKENS;
 use attune::model::lora::{Adapter, AdapterLease};
 use attune::model::tokenizer::Tokenizer;
+use attune::model::vectors::{Pooling, VectorForm};
 use futures::executor::block_on;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;

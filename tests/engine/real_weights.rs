@@ -15,6 +15,7 @@ use attune::engine::{Error, Result};
 use attune::model::decoder::SequenceRows;
 use attune::model::lora::{Adapter, AdapterLease, LoraPair, Site};
 use attune::model::tokenizer::Tokenizer;
+use attune::model::vectors::VectorForm;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// Reads the tokens, and the number of the prompt's tokens found in the cache.
@@ -147,6 +148,10 @@ impl StepModel for SmallCache {
 
     fn tokenizer(&self) -> &Tokenizer {
         self.0.tokenizer()
+    }
+
+    fn vectors(&self) -> &VectorForm {
+        self.0.vectors()
     }
 
     fn vocabulary_size(&self) -> usize {

@@ -83,7 +83,7 @@ fn log_probability(model: &BaseModel, adapter: &Adapter, prompt: &str, class: us
     tokens.pop();
     #[allow(clippy::single_range_in_vec_init, reason = "one sequence is meant")]
     let sequences = vec![0..tokens.len()];
-    let batch = PackedBatch { tokens, sequences, targets };
+    let batch = PackedBatch { tokens, sequences, targets, ..PackedBatch::default() };
     -backward::loss(&model.decoder, Some(adapter), &batch).unwrap().loss_sum
 }
 

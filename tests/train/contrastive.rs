@@ -145,7 +145,7 @@ fn training_has_the_vectors_that_the_server_answers() {
         let adapter = Arc::new(case.adapter);
         let engine = NativeEngine::start(model.clone(), &EngineLimits::default(), Arc::default()).unwrap();
         for adapter in [None, Some(adapter)] {
-            let request = EmbedRequest { organization: "org".into(), inputs: texts.clone(), adapter: adapter.clone() };
+            let request = EmbedRequest::of_texts("org".into(), texts.clone(), adapter.clone());
             let served = runtime.block_on(engine.embed(request)).unwrap();
             for pack in pack_texts(&places, 40) {
                 let trained =

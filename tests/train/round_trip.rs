@@ -121,7 +121,7 @@ fn collect(mut events: tokio::sync::mpsc::UnboundedReceiver<Event>) -> String {
 fn embeddings_are_unit_vectors(engine: &NativeEngine, model: &BaseModel) {
     let encode = |text: &str| model.tokenizer.encode(text, false).unwrap();
     let inputs = vec![encode("A ship sails at dawn."), encode("Bread.")];
-    let request = |inputs: Vec<Vec<u32>>| EmbedRequest { organization: "org".into(), inputs, adapter: None };
+    let request = |inputs: Vec<Vec<u32>>| EmbedRequest::of_texts("org".into(), inputs, None);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let together = runtime.block_on(engine.embed(request(inputs.clone()))).unwrap();
     for (input, vector) in inputs.into_iter().zip(&together) {

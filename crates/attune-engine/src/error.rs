@@ -50,6 +50,10 @@ pub enum Error {
         field: String,
     },
 
+    /// The model has no head that classifies texts.
+    #[error("The model `{0}` has no classification head, so it scores and classifies no texts.")]
+    NoClassifier(String),
+
     /// No base model has this id.
     #[error("The model `{0}` does not exist or you do not have access to it.")]
     UnknownModel(String),

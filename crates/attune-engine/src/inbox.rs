@@ -16,8 +16,8 @@ pub(super) type Arrival = NewSequence<Asked>;
 pub(super) enum Asked {
     /// Tokens of an answer. The request's adapter has moved into the sequence.
     Answer { request: Box<GenerateRequest>, events: UnboundedSender<Event> },
-    /// Vector of one input.
-    Vector { reply: oneshot::Sender<Result<Vec<f32>>> },
+    /// Vector of one input, whose first `prompt` rows are not pooled.
+    Vector { prompt: usize, reply: oneshot::Sender<Result<Vec<f32>>> },
 }
 
 impl Asked {
@@ -26,7 +26,7 @@ impl Asked {
         // Sending fails only if the client has gone; that is fine.
         match self {
             Self::Answer { events, .. } => drop(events.send(Event::Failed(error))),
-            Self::Vector { reply } => drop(reply.send(Err(error))),
+            Self::Vector { reply, .. } => drop(reply.send(Err(error))),
         }
     }
 }

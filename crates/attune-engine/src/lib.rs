@@ -51,7 +51,8 @@ pub trait Backend: Send + Sync {
         requests.into_iter().map(|request| self.generate(request)).collect()
     }
 
-    /// Pools the last hidden states of each input into one unit vector of [`attune_model::ModelConfig::hidden_size`].
+    /// Makes of each input one vector, as [`attune_model::BaseModel::vectors`] says, or the numbers of the labels of
+    /// [`attune_model::BaseModel::classifier`]. Fails with [`Error::NoClassifier`] if the model has none.
     fn embed(&self, request: EmbedRequest) -> Vectors<'_>;
 
     /// Ends all requests with [`Error::Unavailable`] after the step that runs, and refuses new ones.
@@ -173,13 +174,51 @@ pub enum FinishReason {
     Length,
 }
 
-/// Inputs to embed, each one vector.
+/// Inputs, each of which becomes one row of numbers.
 #[derive(Debug, Clone)]
 pub struct EmbedRequest {
     /// Organisation of the client: requests share the engine by organisation.
     pub organization: Arc<str>,
-    /// Token ids of each input; at least one per input.
-    pub inputs: Vec<Vec<u32>>,
+    /// The inputs.
+    pub inputs: Vec<EmbedInput>,
     /// The adapter's generation; `None` runs the base.
     pub adapter: Option<AdapterLease>,
+    /// What is made of each input.
+    pub output: EmbedOutput,
+}
+
+impl EmbedRequest {
+    /// Makes a request for the vectors of texts, given as token ids.
+    pub fn of_texts(organization: Arc<str>, texts: Vec<Vec<u32>>, adapter: Option<AdapterLease>) -> Self {
+        let inputs = texts.into_iter().map(EmbedInput::from).collect();
+        Self { organization, inputs, adapter, output: EmbedOutput::Vector }
+    }
+}
+
+/// One text, or a pair of texts, to be read as a whole.
+#[derive(Debug, Clone, Default)]
+pub struct EmbedInput {
+    /// Token ids, the ones around the text included; at least one.
+    pub tokens: Vec<u32>,
+    /// Index of the second text's first token; `None` if there is one text.
+    pub second: Option<usize>,
+    /// Number of tokens at the begin, those of a prompt, that are read but not pooled.
+    pub unpooled: usize,
+}
+
+impl From<Vec<u32>> for EmbedInput {
+    /// Makes the input of one text.
+    fn from(tokens: Vec<u32>) -> Self {
+        Self { tokens, ..Self::default() }
+    }
+}
+
+/// What is made of an input.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum EmbedOutput {
+    /// Its vector.
+    #[default]
+    Vector,
+    /// The number of each label.
+    Labels,
 }

@@ -15,7 +15,7 @@ use super::priority::Priority;
 use super::runner::Runner;
 use super::scheduler::Scheduler;
 use super::step_model::{BaseStepModel, StepModel};
-use super::{Backend, EmbedRequest, Event, GenerateRequest, Vectors};
+use super::{Backend, EmbedOutput, EmbedRequest, Event, GenerateRequest, Vectors};
 use crate::limits::EngineLimits;
 use crate::{Error, Result};
 use attune_model::BaseModel;
@@ -24,6 +24,8 @@ use attune_model::rope::RopeTable;
 /// A running engine. Dropping it ends its thread; requests in flight then fail with [`Error::Unavailable`].
 #[derive(Debug)]
 pub struct NativeEngine {
+    /// The model's id.
+    id: String,
     admission: Admission,
     vocabulary_size: usize,
     /// Tokens up to which a sequence is rotated by the table of short ones; `None` if the model has one table.
@@ -44,7 +46,7 @@ impl NativeEngine {
         let allocator = BlockAllocator::new(model.blocks());
         let admission = Admission::new(model.context(), model.blocks(), limits.max_waiting);
         let (vocabulary_size, short_context) = (model.vocabulary_size(), model.short_context());
-        let scheduler = Scheduler::new(limits, allocator.clone());
+        let (id, scheduler) = (model.id().to_owned(), Scheduler::new(limits, allocator.clone()));
         let inbox = Arc::new(Inbox::default());
         let limits = limits.clone();
         let stopping = StopOnDrop(inbox.clone());
@@ -52,7 +54,7 @@ impl NativeEngine {
             .name(format!("engine-{}", model.id()))
             .spawn(move || Runner::new(model, scheduler, limits).run(&stopping.0, &priority))
             .map_err(|source| Error::Io { context: "start the engine thread", source: Arc::new(source) })?;
-        Ok(Arc::new(Self { admission, vocabulary_size, short_context, allocator, inbox, thread: Some(thread) }))
+        Ok(Arc::new(Self { id, admission, vocabulary_size, short_context, allocator, inbox, thread: Some(thread) }))
     }
 
     /// Returns the blocks of the engine's cache, to watch their balance.
@@ -80,9 +82,12 @@ impl NativeEngine {
     }
 
     fn submit_inputs(&self, request: EmbedRequest) -> Result<Vec<oneshot::Receiver<Result<Vec<f32>>>>> {
+        if request.output == EmbedOutput::Labels {
+            return Err(Error::NoClassifier(self.id.clone()));
+        }
         for input in &request.inputs {
-            self.admission.check_prompt(input.len())?;
-            self.check_tokens(input)?;
+            self.admission.check_prompt(input.tokens.len())?;
+            self.check_tokens(&input.tokens)?;
         }
         // One place for the whole request: the number of its inputs has a limit of its own.
         let ticket = self.admission.enter(&request.organization)?;
@@ -91,16 +96,16 @@ impl NativeEngine {
         let mut replies = Vec::with_capacity(request.inputs.len());
         for input in request.inputs {
             let (reply, vector) = oneshot::channel();
-            let rope = self.rope_table(input.len(), 0);
+            let rope = self.rope_table(input.tokens.len(), 0);
             arrivals.push(Arrival {
                 organization: request.organization.clone(),
-                prompt: input.into(),
+                prompt: input.tokens.into(),
                 max_tokens: 0,
                 adapter: request.adapter.clone(),
                 rope,
                 submitted,
                 ticket: ticket.clone(),
-                owner: Asked::Vector { reply },
+                owner: Asked::Vector { prompt: input.unpooled, reply },
             });
             replies.push(vector);
         }

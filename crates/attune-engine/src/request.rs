@@ -17,6 +17,7 @@ use super::{Event, FinishReason, GenerateRequest};
 use crate::{Error, Result};
 use attune_model::kernels::Draw;
 use attune_model::tokenizer::Tokenizer;
+use attune_model::vectors::{Pooler, VectorForm};
 
 /// Result that a sequence is computed for.
 #[derive(Debug)]
@@ -62,8 +63,11 @@ struct PromptLogprobs {
 /// An embedding in progress.
 #[derive(Debug)]
 pub(super) struct Embedding {
-    /// Sum of the hidden states so far, in f64: the vector does not depend on how the input was cut into steps.
-    sum: Vec<f64>,
+    pooler: Pooler,
+    /// Rows that are still to be left out.
+    unpooled: usize,
+    /// Rows to be left out at the begin.
+    prompt: usize,
     reply: Option<oneshot::Sender<Result<Vec<f32>>>>,
 }
 
@@ -131,7 +135,7 @@ impl Owner for Work {
                     prompt.tokens.clear();
                 }
             }
-            Self::Embedding(embedding) => embedding.sum.clear(),
+            Self::Embedding(embedding) => embedding.restart(),
         }
     }
 }
@@ -275,30 +279,29 @@ impl Answer {
 }
 
 impl Embedding {
-    /// Begins an input, before its first row.
-    pub(super) fn new(reply: oneshot::Sender<Result<Vec<f32>>>) -> Self {
-        Self { sum: Vec::new(), reply: Some(reply) }
+    /// Begins an input whose first `prompt` rows are not pooled, before its first row.
+    pub(super) fn new(pooler: Pooler, prompt: usize, reply: oneshot::Sender<Result<Vec<f32>>>) -> Self {
+        Self { pooler, unpooled: prompt, prompt, reply: Some(reply) }
     }
 
     /// Adds the hidden state of the next token.
     pub(super) fn add(&mut self, hidden: &[f32]) {
-        self.sum.resize(hidden.len(), 0.0);
-        for (sum, value) in self.sum.iter_mut().zip(hidden) {
-            *sum += f64::from(*value);
+        if self.unpooled > 0 {
+            self.unpooled -= 1;
+        } else {
+            self.pooler.add(hidden);
         }
     }
 
-    /// Sends the vector: the mean of all rows, scaled to length 1. The scaling makes dividing by their number needless.
-    pub(super) fn finish(&mut self) {
-        let norm = self.sum.iter().map(|value| value * value).sum::<f64>().sqrt();
-        let vector = if norm.is_finite() {
-            // All zeros have no direction; they stay zeros.
-            let scale = if norm > 0.0 { norm.recip() } else { 0.0 };
-            Ok(self.sum.iter().map(|value| (value * scale) as f32).collect())
-        } else {
-            Err(Error::Internal("the model's hidden states are not finite".into()))
-        };
-        self.send(vector);
+    /// Forgets all rows, to begin the input again.
+    fn restart(&mut self) {
+        self.pooler.restart();
+        self.unpooled = self.prompt;
+    }
+
+    /// Sends the vector of all rows.
+    pub(super) fn finish(&mut self, form: &VectorForm) {
+        self.send(form.vector(self.pooler.finish()).map_err(Error::from));
     }
 
     fn send(&mut self, result: Result<Vec<f32>>) {

@@ -26,6 +26,7 @@ use super::step_model::{StepModel, StepOutput, WantedRows};
 use crate::limits::EngineLimits;
 use crate::{Error, Result};
 use attune_model::tokenizer::Tokenizer;
+use attune_model::vectors::VectorForm;
 
 /// Time that a client is told to wait if its request was never admitted: the queue is long.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -130,7 +131,9 @@ impl<M: StepModel> Runner<M> {
                     }
                 }
             }
-            Asked::Vector { reply } => Some(Work::Embedding(Embedding::new(reply))),
+            Asked::Vector { prompt, reply } => {
+                Some(Work::Embedding(Embedding::new(self.model.vectors().pooler(), prompt, reply)))
+            }
         });
         if let Some(sequence) = sequence {
             self.scheduler.submit(sequence);
@@ -232,12 +235,13 @@ impl<M: StepModel> Runner<M> {
         for (part, result) in step.parts.iter().zip(results) {
             by_sequence[part.sequence] = result.clone();
         }
-        let (tokenizer, metrics) = (self.model.tokenizer(), &self.metrics);
+        let (tokenizer, vectors) = (self.model.tokenizer(), self.model.vectors());
+        let metrics = &self.metrics;
         (self.scheduler.running().par_iter_mut())
             .zip(by_sequence)
             .enumerate()
             .filter_map(|(index, (sequence, result))| {
-                (deliver(sequence, result, output, tokenizer, metrics) == Drawn::Ended).then_some(index)
+                (deliver(sequence, result, output, (tokenizer, vectors), metrics) == Drawn::Ended).then_some(index)
             })
             .collect()
     }
@@ -278,7 +282,7 @@ fn deliver(
     sequence: &mut Sequence<Work>,
     result: Results,
     output: &StepOutput,
-    tokenizer: &Tokenizer,
+    (tokenizer, vectors): (&Tokenizer, &VectorForm),
     metrics: &EngineMetrics,
 ) -> Drawn {
     let progress = match (&mut sequence.owner, result) {
@@ -307,7 +311,7 @@ fn deliver(
             if !last {
                 return Drawn::Continues;
             }
-            embedding.finish();
+            embedding.finish(vectors);
             Drawn::Ended
         }
         _ => return Drawn::Continues,

@@ -13,6 +13,7 @@ use attune_model::decoder::SequenceRows;
 use attune_model::kernels::Draw;
 use attune_model::kv_cache::{BLOCK_TOKENS, KvCache};
 use attune_model::tokenizer::Tokenizer;
+use attune_model::vectors::VectorForm;
 
 /// A model with its cache, owned by one engine thread.
 pub trait StepModel: Send + 'static {
@@ -21,6 +22,9 @@ pub trait StepModel: Send + 'static {
 
     /// Returns the tokenizer, which turns token ids into text.
     fn tokenizer(&self) -> &Tokenizer;
+
+    /// Returns how vectors are made of hidden states.
+    fn vectors(&self) -> &VectorForm;
 
     /// Returns the size of the vocabulary: a prompt's token ids must be below it.
     fn vocabulary_size(&self) -> usize;
@@ -152,6 +156,10 @@ impl StepModel for BaseStepModel {
 
     fn tokenizer(&self) -> &Tokenizer {
         &self.model.tokenizer
+    }
+
+    fn vectors(&self) -> &VectorForm {
+        &self.model.vectors
     }
 
     fn vocabulary_size(&self) -> usize {

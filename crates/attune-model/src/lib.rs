@@ -6,6 +6,7 @@ pub mod blocks;
 pub mod chat;
 pub mod chat_template;
 pub mod checkpoint;
+pub mod classifier;
 pub mod config;
 pub mod decoder;
 pub mod device;
@@ -32,6 +33,7 @@ pub mod sampling_settings;
 mod sites;
 pub mod tokenizer;
 pub mod tool_syntax;
+pub mod vectors;
 pub mod vocabulary;
 pub mod weights;
 
@@ -45,12 +47,14 @@ pub use error::{Error, Result};
 
 use crate::chat_template::ChatTemplate;
 use crate::checkpoint::Checkpoint;
+use crate::classifier::Classifier;
 use crate::decoder::Decoder;
 use crate::device::DeviceHealth;
 use crate::entry::ModelEntry;
 use crate::generation::GenerationDefaults;
 use crate::kernels::Kernels;
 use crate::tokenizer::Tokenizer;
+use crate::vectors::VectorForm;
 use crate::vocabulary::Vocabulary;
 
 /// Loaded base model: immutable, shared by the engine and the trainer.
@@ -66,6 +70,10 @@ pub struct BaseModel {
     pub decoder: Decoder,
     /// The decoder on training's own stream, made for the first job; `None` if training computes with `decoder`.
     pub second_decoder: OnceLock<Option<Decoder>>,
+    /// How vectors are made of its hidden states.
+    pub vectors: VectorForm,
+    /// Head that classifies texts; `None` if it has none.
+    pub classifier: Option<Classifier>,
     /// Health of the decoder's device.
     pub health: DeviceHealth,
     /// Text to token ids and back.
@@ -97,6 +105,7 @@ impl BaseModel {
         let weights = checkpoint.weights(device)?;
         let decoder = Decoder::load_on(&config, &weights, &entry.storage(device), kernels)?;
         weights.check_all_read()?;
+        let vectors = VectorForm::of_model(&config);
         let source = checkpoint.tokenizer()?;
         let tokenizer = Tokenizer::new(&source)?;
         let (tokenizer, left_out) = tokenizer.within(config.vocab_size).map_err(|fault| checkpoint.fault(&fault))?;
@@ -115,6 +124,8 @@ impl BaseModel {
             config,
             decoder,
             second_decoder: OnceLock::new(),
+            vectors,
+            classifier: None,
             health: DeviceHealth::new(device.clone()),
             tokenizer,
             vocabulary,

@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value;
+use tokenizers::PostProcessor as _;
+use tokenizers::utils::truncation::{TruncationParams, truncate_encodings};
 
 use crate::{Error, Result};
 
@@ -40,6 +42,17 @@ impl TokenizerSource {
         let json = std::fs::read(&file).map_err(Error::io(format!("read {origin}")))?;
         Ok(Self { json, special_tokens: special_tokens(folder)?, origin })
     }
+}
+
+/// A pair of texts as one input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairTokens {
+    /// Token ids of both texts and of the tokens around them.
+    pub ids: Vec<u32>,
+    /// Index of the first token of the second segment; `None` if the tokenizer tells no segments apart.
+    pub second: Option<usize>,
+    /// Tokens of the pair before any were cut off.
+    pub length: usize,
 }
 
 /// The tokenizer of one model.
@@ -136,6 +149,11 @@ impl Tokenizer {
         if special && self.begins_twice(ids) {
             ids = &ids[1..];
         }
+        self.checked(ids)
+    }
+
+    /// Refuses ids that the model has no embedding for.
+    fn checked(&self, ids: &[u32]) -> Result<Vec<u32>> {
         match ids.iter().find(|id| **id as usize >= self.limit) {
             None => Ok(ids.to_vec()),
             Some(id) => {
@@ -143,6 +161,20 @@ impl Tokenizer {
                 Err(not_encodable(&format!("the model has no embedding for the token `{name}`")))
             }
         }
+    }
+
+    /// Returns the token ids of `first` and `second` as one input, with the tokens that the tokenizer puts around a pair. An
+    /// input of more than `limit` tokens loses tokens at the end of the longer text, one by one.
+    pub fn encode_pair(&self, first: &str, second: &str, limit: usize) -> Result<PairTokens> {
+        let encode = |text| self.inner.encode_fast(text, false).map_err(|error| not_encodable(&error));
+        let (first, second) = (encode(first)?, encode(second)?);
+        let around = self.inner.get_post_processor().map_or(0, |processor| processor.added_tokens(true));
+        let length = first.len() + second.len() + around;
+        let room = TruncationParams { max_length: limit.saturating_sub(around), ..TruncationParams::default() };
+        let (first, second) = truncate_encodings(first, Some(second), &room).map_err(|error| not_encodable(&error))?;
+        let whole = self.inner.post_process(first, second, true).map_err(|error| not_encodable(&error))?;
+        let ids = self.checked(whole.get_ids())?;
+        Ok(PairTokens { ids, second: whole.get_type_ids().iter().position(|id| *id == 1), length })
     }
 
     fn begins_twice(&self, ids: &[u32]) -> bool {

@@ -119,7 +119,7 @@ pub(crate) async fn create(
     let mut charge = target.account.charge(tokens)?;
     charge.owe();
     let organization = target.account.organization().clone();
-    let embed = EmbedRequest { organization, inputs, adapter: target.adapter.clone() };
+    let embed = EmbedRequest::of_texts(organization, inputs, target.adapter.clone());
     let vectors = match target.base.backend.embed(embed).await {
         Ok(vectors) => vectors,
         Err(error) => {

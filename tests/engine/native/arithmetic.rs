@@ -67,6 +67,7 @@ pub(super) fn take_one(left: &AtomicUsize) -> bool {
 
 pub(super) struct Fake {
     pub(super) tokenizer: Tokenizer,
+    pub(super) vectors: VectorForm,
     pub(super) cache: Vec<u32>,
     pub(super) poisoned: bool,
     pub(super) gate: Arc<Gate>,
@@ -111,6 +112,10 @@ impl StepModel for Fake {
     fn tokenizer(&self) -> &Tokenizer {
         assert!(!take_one(&self.faults.panics), "a panic in the engine's loop that a test asked for");
         &self.tokenizer
+    }
+
+    fn vectors(&self) -> &VectorForm {
+        &self.vectors
     }
 
     fn vocabulary_size(&self) -> usize {
@@ -211,7 +216,20 @@ pub(super) struct Rig {
 
 pub(super) fn rig_with(limits: &EngineLimits, blocks: usize, gate: &Arc<Gate>, priority: Arc<Priority>) -> Rig {
     let (faults, rows) = (Arc::<Faults>::default(), Arc::<AtomicUsize>::default());
+    let vectors = VectorForm {
+        poolings: vec![Pooling::Mean],
+        pools_prompt: true,
+        layers: Vec::new(),
+        is_normalized: true,
+        prompts: BTreeMap::new(),
+        default_prompt: None,
+        is_lower_cased: false,
+        max_tokens: CONTEXT,
+        shorter_widths: Vec::new(),
+        hidden_size: HIDDEN,
+    };
     let model = Fake {
+        vectors,
         tokenizer: byte_level(&[]),
         cache: vec![u32::MAX; blocks * BLOCK_TOKENS],
         poisoned: false,
@@ -254,7 +272,7 @@ pub(super) fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
 }
 
 pub(super) fn embed_request(inputs: Vec<Vec<u32>>) -> EmbedRequest {
-    EmbedRequest { organization: "org".into(), inputs, adapter: None }
+    EmbedRequest::of_texts("org".into(), inputs, None)
 }
 
 pub(super) fn random_request(random: &mut ChaCha8Rng) -> GenerateRequest {

@@ -9,6 +9,8 @@ pub struct PackedBatch {
     pub tokens: Vec<u32>,
     /// The rows of each sequence; positions restart at each start.
     pub sequences: Vec<Range<usize>>,
+    /// Rows at which the second text of a sequence begins, in rising order; empty if each sequence is one text.
+    pub seconds: Vec<usize>,
     /// Predictions that count.
     pub targets: Vec<Target>,
 }

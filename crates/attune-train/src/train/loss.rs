@@ -156,8 +156,12 @@ mod tests {
     fn predictions(decoder: &Decoder, rows: usize) -> (Tensor, PackedBatch) {
         let tokens: Vec<u32> = (0..rows as u32).map(|i| i * 7 % 150).collect();
         let target = |row: usize| Target { row, token: (row * 31 % 150) as u32, weight: [1.0, 0.25][row % 2] };
-        let batch =
-            PackedBatch { sequences: vec![0..rows], targets: (0..rows).map(target).collect(), tokens: tokens.clone() };
+        let batch = PackedBatch {
+            sequences: vec![0..rows],
+            targets: (0..rows).map(target).collect(),
+            tokens: tokens.clone(),
+            ..PackedBatch::default()
+        };
         (decoder.embed(&tokens).unwrap(), batch)
     }
 
@@ -239,6 +243,7 @@ mod tests {
                 target(6, 0.1),
                 target(8, 1.0),
             ],
+            ..PackedBatch::default()
         };
         let score = |loss, correct| TargetScore { loss, correct };
         let scores = [

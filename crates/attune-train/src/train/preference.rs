@@ -73,6 +73,7 @@ mod tests {
             tokens: vec![0; 9],
             sequences: vec![0..3, 3..5, 5..7, 7..9],
             targets: [1, 2, 4, 5, 6, 8].map(target).to_vec(),
+            ..PackedBatch::default()
         }
     }
 
