@@ -127,9 +127,9 @@ mod tests {
 
     #[test]
     fn the_gradient_through_all_layers_equals_central_differences() {
-        let tensor = |rows: &[[f32; 3]]| Tensor::new(rows, &Device::Cpu).expect("a tensor");
         let dense = |rows: &[[f32; 3]], activation| {
-            HeadLayer::Dense(DenseLayer::new(&tensor(rows), None, activation).expect("a layer"))
+            let weight = Tensor::from_vec(rows.concat(), (rows.len(), 3), &Device::Cpu).expect("a tensor");
+            HeadLayer::Dense(DenseLayer::new(&weight, None, activation).expect("a layer"))
         };
         let classifier = Classifier {
             labels: vec!["yes".into(), "no".into()],

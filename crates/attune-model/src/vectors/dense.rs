@@ -101,7 +101,7 @@ impl DenseActivation {
 
 /// Returns the share of a normal distribution below `x`.
 fn normal_share(x: f64) -> f64 {
-    0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2))
+    0.5 * (1.0 + erf_f64(x / std::f64::consts::SQRT_2))
 }
 
 #[cfg(test)]
