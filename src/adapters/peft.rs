@@ -116,14 +116,17 @@ fn write_config(adapter: &Adapter, pairs: &[(String, LoraPair)], base: &str) -> 
         }
     }
     let has = |site: &Site| adapter.layers.iter().any(|layer| layer.get(*site).is_some());
-    let modules = adapter.modules.iter().filter(|module| module.sites.iter().any(has));
+    let modules = adapter.names.modules.iter().filter(|module| module.sites.iter().any(has));
     let modules = names(modules);
-    let regular = adapter.layers.iter().all(|layer| is_regular(layer, adapter.modules, &modules));
+    // BERT has another layer of this name outside of its blocks.
+    let is_ambiguous = modules.contains(&"dense");
+    let is_whole = |layer| is_regular(layer, adapter.names.modules, &modules);
+    let regular = !is_ambiguous && adapter.layers.iter().all(is_whole);
     let target_modules =
         if regular { json!(modules) } else { scalings.iter().map(|scaling| json!(scaling.0)).collect() };
     let config = json!({
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": if adapter.names.blocks == "model.layers" { json!("CAUSAL_LM") } else { Value::Null },
         "base_model_name_or_path": base,
         "revision": null,
         "inference_mode": true,

@@ -57,6 +57,8 @@ pub(crate) fn gated(activation: Activation, gate: &[f64], up: &[f64]) -> Vec<f64
     let activate = |x: f64| match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::GeluTanh => 0.5 * x * (1.0 + ((2.0 / PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh()),
+        Activation::Gelu => 0.5 * x * (1.0 + candle_core::cpu::erf::erf_f64(x / 2.0_f64.sqrt())),
+        Activation::Relu => x.max(0.0),
     };
     gate.iter().zip(up).map(|(gate, up)| activate(*gate) * up).collect()
 }
@@ -239,7 +241,8 @@ impl Part<'_> {
 
     /// Computes the norm before (0) or behind (1) attention or the MLP, if the family has it.
     fn norm(&self, x: &[f64], place: usize, of_attention: bool) -> Vec<f64> {
-        let name = self.model.config.norm_places.names(of_attention)[place];
+        let names = self.model.config.norm_places.names(of_attention);
+        let name = [names.before, names.after][place];
         name.map_or_else(|| x.to_vec(), |name| self.named_norm(x, name))
     }
 
@@ -301,7 +304,12 @@ impl Part<'_> {
     fn attention(&self, input: &[f64], positions: &[usize], sequences: &[Range<usize>]) -> Vec<f64> {
         let (config, layer) = (&self.model.config, self.layer);
         let (width, window) = (config.head_dim, config.sliding_windows[layer]);
-        let form = AttentionForm { window, scale: config.attention_scale, cap: config.attention_cap };
+        let form = AttentionForm {
+            window,
+            looks_ahead: config.is_encoder,
+            scale: config.attention_scale,
+            cap: config.attention_cap,
+        };
         let heads = Heads { queries: config.num_attention_heads, keys: config.num_key_value_heads, width, form };
         let [mut q, mut k, v] = [Site::Query, Site::Key, Site::Value].map(|site| self.project(input, site));
         if config.query_key_norm.is_some() {

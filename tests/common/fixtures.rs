@@ -215,7 +215,7 @@ impl Reference {
                 layer
             })
             .collect();
-        Adapter::of_modules(prefix.to_owned(), layers, config.modules)
+        Adapter::of_blocks(prefix.to_owned(), layers, config.block_names())
     }
 
     /// Returns the training batch: four sequences of unequal lengths.

@@ -106,14 +106,18 @@ fn attention_forwards_and_backwards() {
     let rows = PackedRows::new(&sequences, &kernels).unwrap();
     let operations = 2.0 * (ROWS * ROWS * HEADS * HEAD_DIM) as f64;
     let took = seconds(|_| {
-        drop(kernels.packed_attention(&q, &k, &v, &rows, AttentionForm::of_heads(HEAD_DIM, None)).unwrap());
+        drop(kernels.packed_attention(&q, &k, &v, &rows, AttentionForm::of_heads(HEAD_DIM, None), None).unwrap());
     });
     say_operations(&format!("attention of {ROWS} rows"), took, operations);
     let (out, log_sum_exp) =
-        kernels.packed_attention(&q, &k, &v, &rows, AttentionForm::of_heads(HEAD_DIM, None)).unwrap();
+        kernels.packed_attention(&q, &k, &v, &rows, AttentionForm::of_heads(HEAD_DIM, None), None).unwrap();
     let state = AttentionState { q: &q, k: &k, v: &v, out: &out, log_sum_exp: &log_sum_exp };
     let took = seconds(|_| {
-        drop(kernels.packed_attention_backward(state, &out, &rows, AttentionForm::of_heads(HEAD_DIM, None)).unwrap());
+        drop(
+            kernels
+                .packed_attention_backward(state, &out, &rows, AttentionForm::of_heads(HEAD_DIM, None), None)
+                .unwrap(),
+        );
     });
     say_operations("backwards", took, 2.5 * operations);
 }

@@ -39,7 +39,7 @@ pub(crate) fn open(folder: &Path) -> MmapedSafetensors {
 /// Returns the pair at the layer that a tensor belongs to; `None` if the adapter leaves it as it is.
 fn pair_of(adapter: &Adapter, name: &str) -> Option<LoraPair> {
     let (block, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let module = adapter.modules.iter().find(|module| rest == format!("{}.weight", module.path))?;
+    let module = adapter.names.modules.iter().find(|module| rest == format!("{}.weight", module.path))?;
     adapter.layers[block.parse::<usize>().ok()?].whole(module).unwrap()
 }
 

@@ -65,7 +65,7 @@ fn adapter_of(config: &ModelConfig) -> Adapter {
         }
         layer
     });
-    Adapter::of_modules("a".into(), layers.collect(), config.modules)
+    Adapter::of_blocks("a".into(), layers.collect(), config.block_names())
 }
 
 /// Writes a tokenizer of letters, with a mark that ends answers, and what stands beside one.

@@ -137,9 +137,9 @@ fn of_attention() {
         let [k, v] = [3, 4].map(|seed| numbers(rows * keys * width, seed));
         let [tq, tdout] = [&q, &dout].map(|numbers| tensor(numbers, (rows, queries, width)));
         let [tk, tv] = [&k, &v].map(|numbers| tensor(numbers, (rows, keys, width)));
-        let (out, sums) = KERNELS.packed_attention(&tq, &tk, &tv, &packed, form).unwrap();
+        let (out, sums) = KERNELS.packed_attention(&tq, &tk, &tv, &packed, form, None).unwrap();
         let state = AttentionState { q: &tq, k: &tk, v: &tv, out: &out, log_sum_exp: &sums };
-        let (dq, dk, dv) = KERNELS.packed_attention_backward(state, &tdout, &packed, form).unwrap();
+        let (dq, dk, dv) = KERNELS.packed_attention_backward(state, &tdout, &packed, form, None).unwrap();
         let score = |q: &[f64], k: &[f64], v: &[f64]| dot(&crate::exact::attention(q, k, v, &SEQUENCES, heads), &dout);
         if form.window == Some(1) {
             // A row that sees only itself: neither query nor key changes anything.
@@ -164,10 +164,10 @@ fn of_attention_with_sinks() {
         let sinks: Vec<f64> = numbers(queries, 5).into_iter().map(|sink| sink * 2.0).collect();
         let [tq, tdout] = [&q, &dout].map(|numbers| tensor(numbers, (rows, queries, width)));
         let [tk, tv] = [&k, &v].map(|numbers| tensor(numbers, (rows, keys, width)));
-        let (out, sums) = KERNELS.packed_attention(&tq, &tk, &tv, &packed, form).unwrap();
+        let (out, sums) = KERNELS.packed_attention(&tq, &tk, &tv, &packed, form, None).unwrap();
         let (out, sums) = KERNELS.add_sinks(&out, &sums, &tensor(&sinks, queries)).unwrap();
         let state = AttentionState { q: &tq, k: &tk, v: &tv, out: &out, log_sum_exp: &sums };
-        let (dq, dk, dv) = KERNELS.packed_attention_backward(state, &tdout, &packed, form).unwrap();
+        let (dq, dk, dv) = KERNELS.packed_attention_backward(state, &tdout, &packed, form, None).unwrap();
         let score = |q: &[f64], k: &[f64], v: &[f64]| {
             dot(&crate::exact::attention_with_sinks(q, k, v, &SEQUENCES, heads, Some(&sinks)), &dout)
         };

@@ -214,13 +214,14 @@ fn packed_attention_agrees_and_its_backward_is_the_gradient() {
     for form in forms(&[None, Some(1), Some(10), Some(70)]) {
         let (q, k, v) = (random((282, 4, 16), 1), random((282, 2, 16), 2), random((282, 2, 16), 3));
         let dout = random((282, 4, 16), 4);
-        let forward = |q: &Tensor, k: &Tensor, v: &Tensor| KERNELS.packed_attention(q, k, v, &packed, form).unwrap();
+        let forward =
+            |q: &Tensor, k: &Tensor, v: &Tensor| KERNELS.packed_attention(q, k, v, &packed, form, None).unwrap();
         let (out, sums) = forward(&q, &k, &v);
         let (plain_out, plain_sums) = reference::packed_attention(&q, &k, &v, &SEQUENCES, form).unwrap();
         assert_close(&out, &plain_out, 1e-5);
         assert_close(&sums, &plain_sums, 1e-4);
         let state = AttentionState { q: &q, k: &k, v: &v, out: &out, log_sum_exp: &sums };
-        let (dq, dk, dv) = KERNELS.packed_attention_backward(state, &dout, &packed, form).unwrap();
+        let (dq, dk, dv) = KERNELS.packed_attention_backward(state, &dout, &packed, form, None).unwrap();
         let plain = reference::packed_attention_backward(state, &dout, &SEQUENCES, form).unwrap();
         assert_close(&dq, &plain.0, 1e-4);
         assert_close(&dk, &plain.1, 1e-4);

@@ -4,6 +4,7 @@
 //! used by the decoder.
 
 mod defaults;
+mod encoders;
 mod experts;
 mod families;
 mod fields;
@@ -12,12 +13,13 @@ mod ropes;
 use std::path::Path;
 
 use self::defaults::Defaults;
+pub use self::encoders::{EncoderConfig, PositionTable};
 pub use self::experts::{ExpertsConfig, Glu, GluLimits};
 use self::families::Family;
 use self::fields::Fields;
 use crate::forms::{Activation, LogitForm};
 use crate::rope_scaling::{QueryScaling, RopeScaling};
-use crate::sites::{self, Module, Site};
+use crate::sites::{self, BlockNames, Module, Site};
 use crate::{Error, Result};
 
 /// The shape of a decoder.
@@ -82,8 +84,18 @@ pub struct ModelConfig {
     pub attention_sinks: bool,
     /// Convolutions in the place of some blocks' attention; `None` if the family has none.
     pub convolution: Option<ConvolutionConfig>,
-    /// Norms whose names differ from Llama's (LFM 2): the usual name, and the checkpoint's.
+    /// Norms whose names differ from Llama's (LFM 2, encoders): the usual name, and the checkpoint's.
     pub norm_names: &'static [(&'static str, &'static str)],
+    /// Name of the embedding in the checkpoint.
+    pub embedding_name: &'static str,
+    /// Name of the list of blocks in the checkpoint.
+    pub blocks_name: &'static str,
+    /// True if the model reads whole texts and generates none: attention looks both ways.
+    pub is_encoder: bool,
+    /// True if a head over the hidden states gives a number for each label.
+    pub has_label_head: bool,
+    /// What encoders of BERT's kind have beside the parts of a decoder; `None` for all others.
+    pub encoder: Option<EncoderConfig>,
 }
 
 /// Gated short convolutions along the sequence, one filter for each channel (LFM 2).
@@ -145,19 +157,43 @@ pub enum NormPlaces {
     Around,
     /// Norms of their results alone (OLMo 2 and 3).
     After,
+    /// Norms of the stream once their results were added (BERT).
+    Behind,
+}
+
+/// Names of the norms around a branch of a block, as Llama and those after it call them; `None` where there is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NormNames {
+    /// Norm of the branch's input.
+    pub before: Option<&'static str>,
+    /// Norm of the branch's result.
+    pub after: Option<&'static str>,
+    /// Norm of the stream behind the branch.
+    pub behind: Option<&'static str>,
 }
 
 impl NormPlaces {
-    /// Returns the checkpoint's names of the norms before and after attention (`true`) or the MLP.
-    pub fn names(self, of_attention: bool) -> [Option<&'static str>; 2] {
-        match (self, of_attention) {
-            (Self::Before, true) => [Some("input_layernorm"), None],
-            (Self::Before, false) => [Some("post_attention_layernorm"), None],
-            (Self::Around, true) => [Some("input_layernorm"), Some("post_attention_layernorm")],
-            (Self::Around, false) => [Some("pre_feedforward_layernorm"), Some("post_feedforward_layernorm")],
-            (Self::After, true) => [None, Some("post_attention_layernorm")],
-            (Self::After, false) => [None, Some("post_feedforward_layernorm")],
-        }
+    /// Returns the names of the norms around attention (`true`) or the MLP.
+    pub fn names(self, of_attention: bool) -> NormNames {
+        let (input, attended) = (Some("input_layernorm"), Some("post_attention_layernorm"));
+        let (middle, computed) = (Some("pre_feedforward_layernorm"), Some("post_feedforward_layernorm"));
+        let (before, after, behind) = match (self, of_attention) {
+            (Self::Before, true) => (input, None, None),
+            (Self::Before, false) => (attended, None, None),
+            (Self::Around, true) => (input, attended, None),
+            (Self::Around, false) => (middle, computed, None),
+            (Self::After, true) => (None, attended, None),
+            (Self::After, false) => (None, computed, None),
+            (Self::Behind, true) => (None, None, attended),
+            (Self::Behind, false) => (None, None, computed),
+        };
+        NormNames { before, after, behind }
+    }
+
+    /// Returns the names of all norms around attention and MLP.
+    pub fn all_names(self) -> impl Iterator<Item = &'static str> {
+        let names = [true, false].map(|of_attention| self.names(of_attention));
+        names.into_iter().flat_map(|names| [names.before, names.after, names.behind]).flatten()
     }
 }
 
@@ -201,7 +237,8 @@ impl ModelConfig {
             Some(model_type) => fields.inside(model_type)?,
             None => fields,
         };
-        check_supported(&fields)?;
+        let fields = fields.with_usual_names();
+        check_supported(&fields, family)?;
         let mut config = Self::of_fields(&fields, family)?;
         (family.apply)(&fields, &mut config)?;
         if config.experts.is_some() {
@@ -219,6 +256,17 @@ impl ModelConfig {
     /// Returns the convolutions of the model if `block` has one in the place of attention.
     pub fn convolution_of(&self, block: usize) -> Option<&ConvolutionConfig> {
         self.convolution.as_ref().filter(|convolution| convolution.blocks.get(block) == Some(&true))
+    }
+
+    /// Returns the layers of the blocks as PEFT's files name them.
+    pub fn block_names(&self) -> BlockNames {
+        let blocks = match &self.encoder {
+            Some(encoder) if self.has_label_head => encoder.blocks_beside_head,
+            // PEFT's names are those of a model without a head.
+            Some(_) => self.blocks_name.strip_prefix("model.").unwrap_or(self.blocks_name),
+            None => self.blocks_name,
+        };
+        BlockNames { blocks, modules: self.modules }
     }
 
     /// Returns the layers of `block` that adapters can change, in the order of the forward pass.
@@ -276,16 +324,29 @@ impl ModelConfig {
             attention_sinks: false,
             convolution: None,
             norm_names: &[],
+            embedding_name: "model.embed_tokens",
+            blocks_name: "model.layers",
+            is_encoder: false,
+            has_label_head: has_label_head(fields)?,
+            encoder: None,
         })
     }
 }
 
 /// Refuses, by name, settings that the decoder would not apply.
-fn check_supported(fields: &Fields) -> Result<(), String> {
-    if fields.flag("use_bidirectional_attention", false)? {
-        return Err("use_bidirectional_attention is not supported: attention looks back only".into());
+fn check_supported(fields: &Fields, family: &Family) -> Result<(), String> {
+    if fields.flag("use_bidirectional_attention", false)? && !family.reads_both_ways {
+        return Err(
+            "use_bidirectional_attention is not supported for this model_type: attention looks back only".into()
+        );
     }
     crate::quantized::check(|name| fields.get(name))
+}
+
+/// Returns true if the file says that the checkpoint classifies sequences.
+fn has_label_head(fields: &Fields) -> Result<bool, String> {
+    let architectures = fields.list("architectures", serde_json::Value::as_str)?.unwrap_or_default();
+    Ok(architectures.iter().any(|name| name.ends_with("ForSequenceClassification")))
 }
 
 /// Returns the number of query heads, that of key-value heads, and their width.

@@ -1,16 +1,21 @@
-//! The decoder of all families: one set of weights, one forward pass, two contexts.
+//! The decoder of all families, encoders included, which are decoders that look both ways: one set of weights, one forward
+//! pass, and contexts for what goes through it.
 //!
 //! Serving ([`Decoder::step`], called by `engine`) attends over a paged cache and applies each row's own adapter.
 //! Training (`train/backward.rs`) attends over packed sequences and keeps the activations that [`Block::forward`]
-//! returns.
+//! returns. Encoders serve whole texts, packed as in training ([`Decoder::encode`]).
 
 mod attention;
 mod convolution;
+mod distance;
+mod embeddings;
+mod encoding;
 mod experts;
 mod head;
 mod loading;
 mod mixer;
 mod mlp;
+mod norm;
 mod projection;
 mod residual;
 mod second_stream;
@@ -21,12 +26,15 @@ use candle_core::{DType, Device, Tensor};
 
 pub use self::attention::{Attention, AttentionActivations, RotatedHeads};
 pub use self::convolution::{Convolution, ConvolutionActivations};
+pub use self::embeddings::{Embeddings, RowPlace};
+pub use self::encoding::TextRows;
 pub use self::experts::{Expert, ExpertActivations, Experts, Group, Routing};
 use self::loading::BlockWeights;
 pub use self::mixer::{Mixer, MixerActivations};
 pub use self::mlp::{DenseActivations, DenseMlp, Mlp, MlpActivations};
+pub use self::norm::{NormForm, NormLayer};
 pub use self::projection::Projection;
-pub use self::residual::Residual;
+pub use self::residual::{Added, Residual};
 use crate::ModelConfig;
 use crate::Result;
 pub use crate::kernels::SequenceRows;
@@ -40,22 +48,20 @@ use crate::weights::Weights;
 /// Weights of a model, and the forward pass over them.
 #[derive(Debug)]
 pub struct Decoder {
-    /// `[vocabulary, hidden]`
-    embedding: Linear,
+    /// Rows of the tokens, and what encoders add to them.
+    pub embeddings: Embeddings,
     /// Decoder blocks, bottom first.
     pub blocks: Vec<Block>,
-    /// `[hidden]`
-    pub final_norm: Tensor,
+    /// Norm behind the last block, `[hidden]`; `None` if the family has none.
+    pub final_norm: Option<NormLayer>,
     /// `[vocabulary, hidden]`; `None` if the embedding is the head, too.
     untied_head: Option<Linear>,
     /// Rotary frequencies, by kind.
     pub ropes: Vec<Rope>,
-    /// Factor on the embeddings.
-    embedding_multiplier: f32,
     /// Makes logits of the head's products.
     pub logit_form: LogitForm,
-    /// Added inside the norms.
-    pub norm_eps: f32,
+    /// True if texts are read as a whole, see [`Decoder::encode`].
+    is_encoder: bool,
     kernels: Kernels,
     activation_dtype: DType,
     adapter_precision: DType,
@@ -131,7 +137,7 @@ pub struct Activations {
     pub mixer_input: Tensor,
     /// Those of the mixer.
     pub mixer: MixerActivations,
-    /// The mixer's result before its norm, `[rows, hidden]`; `None` if the family has no norm there.
+    /// Input of the norm behind the mixer, see [`Added::kept`].
     pub mixer_branch: Option<Tensor>,
     /// Residual stream between mixer and MLP, `[rows, hidden]`.
     pub middle: Tensor,
@@ -139,7 +145,7 @@ pub struct Activations {
     pub mlp_input: Tensor,
     /// Those of the MLP.
     pub mlp: MlpActivations,
-    /// The MLP's result before its norm, `[rows, hidden]`; `None` if the family has no norm there.
+    /// Input of the norm behind the MLP, see [`Added::kept`].
     pub mlp_branch: Option<Tensor>,
 }
 
@@ -159,7 +165,7 @@ impl Block {
         let (activations, output) = self.activations(x, context)?;
         let y = match output {
             Some(y) => y,
-            None => self.mlp.output(&self.mlp_residual, &activations.middle, &activations.mlp, context)?.0,
+            None => self.mlp.output(&self.mlp_residual, &activations.middle, &activations.mlp, context)?.y,
         };
         Ok((y, activations))
     }
@@ -167,19 +173,19 @@ impl Block {
     /// Computes the intermediate results of [`Block::forward`]: all but its last product, unless the backward pass
     /// needs that too; then the output is returned beside them.
     pub fn activations(&self, x: Tensor, context: &impl Context) -> Result<(Activations, Option<Tensor>)> {
-        // Attention: middle = x + m · after(W_o · attend(q, k, v)), with q, k, v of before(x)
+        // Attention: middle = behind(x + m · after(W_o · attend(q, k, v))), with q, k, v of before(x)
         let mixer_input = self.mixer_residual.input(&x)?; // [rows, hidden]
         let mixer = self.mixer.activations(&mixer_input, context)?;
         let (last, inner) = (self.mixer.last(), mixer.inner());
-        let (middle, mixer_branch) = self.mixer_residual.add_projection(&x, last, inner, context)?;
+        let Added { y: middle, kept: mixer_branch } = self.mixer_residual.add_projection(&x, last, inner, context)?;
 
-        // MLP: y = middle + m · after(mlp(before(middle)))
+        // MLP: y = behind(middle + m · after(mlp(before(middle))))
         let mlp_input = self.mlp_residual.input(&middle)?; // [rows, hidden]
         let mlp = self.mlp.activations(&mlp_input, context)?;
         let (mut output, mut mlp_branch) = (None, None);
-        if self.mlp_residual.after.is_some() {
-            let (y, branch) = self.mlp.output(&self.mlp_residual, &middle, &mlp, context)?;
-            (output, mlp_branch) = (Some(y), branch);
+        if self.mlp_residual.keeps() {
+            let added = self.mlp.output(&self.mlp_residual, &middle, &mlp, context)?;
+            (output, mlp_branch) = (Some(added.y), added.kept);
         }
         let activations =
             Activations { input: x, mixer_input, mixer, mixer_branch, middle, mlp_input, mlp, mlp_branch };
@@ -210,26 +216,28 @@ impl Decoder {
     /// Builds the same decoder over `kernels`, whose device `weights` are loaded onto.
     pub fn load_on(config: &ModelConfig, weights: &Weights, storage: &Storage, kernels: &Kernels) -> Result<Self> {
         storage.check_on(kernels)?;
+        if config.is_encoder && !kernels.is_cpu() {
+            return Err(weights.fault("encoders are computed on the CPU alone: serve this model there"));
+        }
         if config.overflows_f16 && storage.activation_dtype(kernels) == DType::F16 {
             return Err(weights.fault("activations of this family overflow in f16: take dtype = \"bf16\" or \"f32\""));
         }
-        let embedding = weights.matrix("model.embed_tokens.weight", [config.vocab_size, config.hidden_size])?;
+        let name = format!("{}.weight", config.embedding_name);
+        let embedding = weights.matrix(&name, [config.vocab_size, config.hidden_size])?;
         let untied_head = head::untied(config, weights, &embedding)?;
         let table = |weight: &Matrix| Linear::table_of(weight, storage, kernels);
         let untied_head = untied_head.as_ref().map(table).transpose()?;
-        let embedding = table(&embedding)?;
+        let embeddings = Embeddings::load(config, weights, table(&embedding)?, kernels)?;
         let block = |index| Block::load(&BlockWeights { index, config, weights, storage, kernels });
         let blocks = (0..config.num_hidden_layers).map(block);
-        let final_norm = format!("{}.weight", config.norm_name("model.norm"));
         Ok(Self {
-            embedding,
+            embeddings,
             blocks: blocks.collect::<Result<_>>()?,
-            final_norm: weights.norm(&final_norm, config.hidden_size, config.norms_plus_one)?,
+            final_norm: norm::final_norm(config, weights, kernels)?,
             untied_head,
             ropes: config.ropes.iter().map(|rope| Rope::new(config.head_dim, rope)).collect(),
-            embedding_multiplier: config.embedding_multiplier,
             logit_form: config.logit_form,
-            norm_eps: config.rms_norm_eps,
+            is_encoder: config.is_encoder,
             kernels: kernels.clone(),
             activation_dtype: storage.activation_dtype(kernels),
             adapter_precision: storage.adapter_precision(kernels),
@@ -271,13 +279,17 @@ impl Decoder {
         &self.kernels
     }
 
-    /// Looks up the embeddings of `tokens`, `[rows, hidden]`.
-    pub fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
-        let rows = self.embedding.rows(tokens)?;
-        if self.embedding_multiplier.to_bits() == 1.0_f32.to_bits() {
-            return Ok(rows);
+    /// Looks up the embeddings of `tokens` at their `places`, `[rows, hidden]`.
+    pub fn embed(&self, tokens: &[u32], places: &[RowPlace]) -> Result<Tensor> {
+        self.embeddings.rows(tokens, places)
+    }
+
+    /// Norms the hidden states `x` `[rows, hidden]` of the last block.
+    pub fn hidden(&self, x: Tensor) -> Result<Tensor> {
+        match &self.final_norm {
+            Some(norm) => norm.forward(&x),
+            None => Ok(x),
         }
-        Ok((rows * f64::from(self.embedding_multiplier))?)
     }
 
     /// Computes logits `[rows, vocabulary]` of hidden states `[rows, hidden]`, in their type.
@@ -295,9 +307,10 @@ impl Decoder {
         RopeTable::of(tokens, self.short_context())
     }
 
-    /// Computes cosines and sines of rows, each with its position and its sequence's table, by kind of rotation.
-    pub fn angles(&self, rows: &[(usize, RopeTable)]) -> Result<Vec<Angles>> {
-        self.ropes.iter().map(|rope| rope.angles(rows.iter().copied(), self.device())).collect()
+    /// Computes cosines and sines of the rows at `places`, by kind of rotation.
+    pub fn angles(&self, places: &[RowPlace]) -> Result<Vec<Angles>> {
+        let rows = || places.iter().map(|place| (place.position, place.table));
+        self.ropes.iter().map(|rope| rope.angles(rows(), self.device())).collect()
     }
 
     /// Counts the bytes of the weight matrices in memory.
@@ -306,12 +319,12 @@ impl Decoder {
         let experts = self.blocks.iter().filter_map(Block::experts).map(Experts::bytes);
         layers.sum::<usize>()
             + experts.sum::<usize>()
-            + self.embedding.bytes()
+            + self.embeddings.bytes()
             + self.untied_head.as_ref().map_or(0, Linear::bytes)
     }
 
     /// Returns the layer from hidden states to logits.
     pub fn head(&self) -> &Linear {
-        self.untied_head.as_ref().unwrap_or(&self.embedding)
+        self.untied_head.as_ref().unwrap_or(&self.embeddings.words)
     }
 }

@@ -4,8 +4,10 @@
 /// How queries score keys.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionForm {
-    /// Tokens that a query looks back, its own included; `None` for all.
+    /// Tokens that a query looks back, its own included, and as many ahead if it does; `None` for all.
     pub window: Option<usize>,
+    /// True if queries look at the tokens behind them, too, as encoders do.
+    pub looks_ahead: bool,
     /// Factor on the products of queries and keys.
     pub scale: f32,
     /// Cap of the scores s, which become cap · tanh(s / cap) (Gemma 2); `None` if they have none.
@@ -15,17 +17,21 @@ pub struct AttentionForm {
 impl AttentionForm {
     /// Returns the usual form for heads of `head_dim` values: products divided by √`head_dim`, without a cap.
     pub fn of_heads(head_dim: usize, window: Option<usize>) -> Self {
-        Self { window, scale: 1.0 / (head_dim as f32).sqrt(), cap: None }
+        Self { window, looks_ahead: false, scale: 1.0 / (head_dim as f32).sqrt(), cap: None }
     }
 }
 
-/// Activation of a gated MLP's gate (Shazeer, "GLU variants improve transformer", 2020).
+/// Activation of an MLP: of its gate, if it is gated (Shazeer, "GLU variants improve transformer", 2020).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// x · σ(x)
     Silu,
     /// x · ½(1 + tanh(√(2/π) (x + 0.044715 x³))) (Gemma).
     GeluTanh,
+    /// x · ½(1 + erf(x / √2)) (Hendrycks and Gimpel, "Gaussian error linear units", 2016): of encoders, on the CPU alone.
+    Gelu,
+    /// max(x, 0): of encoders, on the CPU alone.
+    Relu,
 }
 
 /// Makes logits of the products of hidden states and output head: cap · tanh(scale · x / cap).

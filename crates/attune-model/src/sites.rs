@@ -90,6 +90,22 @@ pub struct Module {
     pub sites: &'static [Site],
 }
 
+/// The layers of a model that adapters can change, as its files name them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockNames {
+    /// Name of the list of blocks, such as `model.layers`.
+    pub blocks: &'static str,
+    /// Layers of a block.
+    pub modules: &'static [Module],
+}
+
+impl BlockNames {
+    /// Returns the name of `inside` a block, such as `model.layers.0.self_attn.q_proj`.
+    pub fn path(&self, block: usize, inside: &str) -> String {
+        format!("{}.{block}.{inside}", self.blocks)
+    }
+}
+
 /// The layers of a block of most families, in the order of the forward pass.
 pub const PLAIN: [Module; 7] = [
     Module::new("self_attn.q_proj", &[Site::Query]),
@@ -135,8 +151,45 @@ pub(crate) const CONVOLUTION: [Module; 9] = [
     Module::new("feed_forward.w2", &[Site::Down]),
 ];
 
+/// The layers of a block of BERT. Its MLP has no gate: the first layer stands in the gate's place.
+pub(crate) const BERT: [Module; 6] = [
+    Module::new("attention.self.query", &[Site::Query]),
+    Module::new("attention.self.key", &[Site::Key]),
+    Module::new("attention.self.value", &[Site::Value]),
+    Module::new("attention.output.dense", &[Site::Output]),
+    Module::new("intermediate.dense", &[Site::Gate]),
+    Module::new("output.dense", &[Site::Down]),
+];
+
+/// The layers of a block of MPNet.
+pub(crate) const MPNET: [Module; 6] = [
+    Module::new("attention.attn.q", &[Site::Query]),
+    Module::new("attention.attn.k", &[Site::Key]),
+    Module::new("attention.attn.v", &[Site::Value]),
+    Module::new("attention.attn.o", &[Site::Output]),
+    BERT[4],
+    BERT[5],
+];
+
+/// The layers of a block of `ModernBERT`.
+pub(crate) const MODERN_BERT: [Module; 4] = [
+    Module::new("attn.Wqkv", &[Site::Query, Site::Key, Site::Value]),
+    Module::new("attn.Wo", &[Site::Output]),
+    Module::new("mlp.Wi", &[Site::Gate, Site::Up]),
+    Module::new("mlp.Wo", &[Site::Down]),
+];
+
+/// The layers of a block of Nomic's BERT.
+pub(crate) const NOMIC_BERT: [Module; 5] = [
+    MODERN_BERT[0],
+    Module::new("attn.out_proj", &[Site::Output]),
+    Module::new("mlp.fc12", &[Site::Gate]),
+    Module::new("mlp.fc11", &[Site::Up]),
+    Module::new("mlp.fc2", &[Site::Down]),
+];
+
 /// The layers of all families, each in one list at least.
-pub const KNOWN: [&[Module]; 4] = [&PLAIN, &FUSED, &SHARED_MLP, &CONVOLUTION];
+pub const KNOWN: [&[Module]; 8] = [&PLAIN, &FUSED, &SHARED_MLP, &CONVOLUTION, &BERT, &MPNET, &MODERN_BERT, &NOMIC_BERT];
 
 impl Module {
     /// Creates the layer at `path`.

@@ -63,7 +63,8 @@ impl Weights {
                  checkpoint in transformers' form",
             ));
         }
-        let is_there = |prefix: &&str| files.get(&format!("{prefix}embed_tokens.weight")).is_ok();
+        let has = |prefix: &str, name: &str| files.get(&format!("{prefix}{name}")).is_ok();
+        let is_there = |prefix: &&str| EMBEDDINGS.into_iter().any(|name| has(prefix, name));
         let prefix = PREFIXES.into_iter().find(is_there).unwrap_or(PREFIXES[0]);
         let names = files.tensors().into_iter().map(|(name, _)| name).collect();
         let quantized = Quantized::read(folder, names)?;
@@ -242,17 +243,38 @@ fn setup(folder: &Path, message: &str) -> Error {
 }
 
 /// What stands before the names of a decoder's tensors: usually; inside a model that sees images too, as transformers
-/// writes it now and as it did before; and in a checkpoint of hidden states alone, such as an embedding model's.
-const PREFIXES: [&str; 4] = ["model.", "model.language_model.", "language_model.model.", ""];
+/// writes it now and as it did before; inside an encoder with a head; and in a checkpoint of hidden states alone, such as an
+/// embedding model's.
+const PREFIXES: [&str; 7] =
+    ["model.", "model.language_model.", "language_model.model.", "bert.", "roberta.", "mpnet.", ""];
+
+/// Names of the embedding of tokens behind these.
+const EMBEDDINGS: [&str; 3] =
+    ["embed_tokens.weight", "embeddings.word_embeddings.weight", "embeddings.tok_embeddings.weight"];
 
 /// Returns the name that the checkpoint has for the tensor `name`.
 fn stored_name(files: &MmapedSafetensors, name: &str, prefix: &str) -> String {
     match (name.strip_prefix("model."), prefix) {
-        (Some(inside), _) => format!("{prefix}{inside}"),
+        (Some(inside), _) => {
+            let name = format!("{prefix}{inside}");
+            if files.get(&name).is_ok() { name } else { as_in_tensorflow(files, name) }
+        }
         // The head stands beside the decoder.
         (None, "language_model.model.") if files.get(name).is_err() => format!("language_model.{name}"),
         (None, _) => name.to_owned(),
     }
+}
+
+/// Returns the name that checkpoints made from TensorFlow's have for a layer norm's tensor `name`; `name` itself if this is
+/// none.
+fn as_in_tensorflow(files: &MmapedSafetensors, name: String) -> String {
+    for (usual, old) in [("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")] {
+        let old = name.strip_suffix(usual).map(|layer| format!("{layer}{old}"));
+        if let Some(old) = old.filter(|old| files.get(old).is_ok()) {
+            return old;
+        }
+    }
+    name
 }
 
 /// Returns the paths of the folder's safetensors files.

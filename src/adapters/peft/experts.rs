@@ -309,7 +309,7 @@ fn other_parameters(model: &ModelConfig) -> Vec<String> {
         .iter()
         .flat_map(|module| ["weight", "bias"].map(|end| format!("{}.{end}", module.path)))
         .collect();
-    let norms = [true, false].into_iter().flat_map(|of_attention| model.norm_places.names(of_attention)).flatten();
+    let norms = model.norm_places.all_names();
     inside.extend(norms.map(|norm| format!("{norm}.weight")));
     inside.extend(
         [

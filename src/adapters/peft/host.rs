@@ -24,7 +24,7 @@ use crate::adapters::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::lora::MAX_RANK;
 use crate::model::lora::layout::{LANES, PairShape, Stretch};
-use crate::model::lora::modules::{self, Module};
+use crate::model::lora::modules::{self, BlockNames};
 use crate::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 
 /// Bytes of the header of `adapter_model.safetensors` at the most. Tensors of single experts, 40,000 of them, need most of
@@ -36,8 +36,8 @@ pub struct HostAdapter {
     id: String,
     weights: Bytes,
     blocks: usize,
-    /// Layers of a block, changed or not.
-    modules: &'static [Module],
+    /// Layers of the blocks, changed or not.
+    names: BlockNames,
     rank: usize,
     updates: Vec<Update>,
 }
@@ -116,13 +116,13 @@ impl HostAdapter {
                 names(model)
             )));
         }
-        let (blocks, modules) = (model.num_hidden_layers, model.modules);
+        let (blocks, names) = (model.num_hidden_layers, model.block_names());
         let updates = experts.updates(&config, model, max_rank, &mut weights, pieces)?;
         let rank = updates.iter().map(|update| update.a.shape.0).max().unwrap_or(0);
-        let mut adapter = Self { id, weights, blocks, modules, rank, updates };
+        let mut adapter = Self { id, weights, blocks, names, rank, updates };
         for (block, index) in all_places(model) {
-            let module = &modules[index];
-            let path = &path(block, module.path);
+            let module = &names.modules[index];
+            let path = &names.path(block, module.path);
             match (halves.get(&(block, index)), config.changes(path)) {
                 (None, false) => {}
                 (None, true) => {
@@ -187,7 +187,7 @@ impl HostAdapter {
             };
             put(&mut layers[*block], *expert, *site, LoraPair { a: tensor(a)?, b: tensor(b)?, scale: *scale })?;
         }
-        Ok(Adapter::of_modules(self.id.clone(), layers, self.modules))
+        Ok(Adapter::of_blocks(self.id.clone(), layers, self.names))
     }
 
     /// Lays the adapter out for a serving step on the CPU: as [`Adapter::for_serving`], without the way over tensors.
@@ -209,15 +209,15 @@ impl HostAdapter {
         for (Update { block, expert, site, .. }, pair) in self.updates.iter().zip(stretch.pairs(&shapes)?) {
             put(&mut layers[*block], *expert, *site, pair)?;
         }
-        Ok(Adapter::of_modules(self.id.clone(), layers, self.modules))
+        Ok(Adapter::of_blocks(self.id.clone(), layers, self.names))
     }
 
     /// Returns the name of the layer that an update changes.
     fn name(&self, update: &Update) -> String {
-        let own = self.modules.iter().find(|module| module.sites.contains(&update.site));
+        let own = self.names.modules.iter().find(|module| module.sites.contains(&update.site));
         match (update.expert, own) {
-            (Some(expert), _) => path(update.block, &format!("mlp.experts.{expert}: {:?}", update.site)),
-            (None, own) => path(update.block, own.map_or("", |module| module.path)),
+            (Some(expert), _) => self.names.path(update.block, &format!("mlp.experts.{expert}: {:?}", update.site)),
+            (None, own) => self.names.path(update.block, own.map_or("", |module| module.path)),
         }
     }
 
@@ -258,10 +258,6 @@ fn is_there(model: &ModelConfig, (block, index): (usize, usize)) -> bool {
     model.modules_of(block).any(|module| *module == model.modules[index])
 }
 
-fn path(block: usize, name: &str) -> String {
-    format!("model.layers.{block}.{name}")
-}
-
 /// Returns the names of the layers that can be adapted.
 fn names(model: &ModelConfig) -> String {
     modules::names(model.modules).join(", ")
@@ -269,6 +265,20 @@ fn names(model: &ModelConfig) -> String {
 
 /// Returns the names of everything in the model that is no linear layer of a block.
 fn other_modules(model: &ModelConfig) -> Vec<String> {
+    if model.encoder.is_some() {
+        return [
+            "embeddings",
+            "encoder",
+            "pooler",
+            "pooler.dense",
+            "classifier",
+            "classifier.dense",
+            "head",
+            "head.dense",
+        ]
+        .map(str::to_owned)
+        .into();
+    }
     let norm = model.norm_name("model.norm");
     let outside = ["model", "model.embed_tokens", "model.layers", norm, "model.rotary_emb", "lm_head"];
     let has = |part: &str| model.modules.iter().any(|module| module.path.starts_with(part));
@@ -280,7 +290,7 @@ fn other_modules(model: &ModelConfig) -> Vec<String> {
         &[".mlp", ".mlp.act_fn"]
     };
     let mut inside: Vec<String> = ["", ".self_attn"].iter().chain(parts).map(|name| (*name).to_owned()).collect();
-    let norms = [true, false].into_iter().flat_map(|of_attention| model.norm_places.names(of_attention)).flatten();
+    let norms = model.norm_places.all_names();
     let heads = ["self_attn.q_norm", "self_attn.k_norm"].into_iter().filter(|_| model.query_key_norm.is_some());
     inside.extend(norms.chain(heads).map(|norm| format!(".{}", model.norm_name(norm))));
     if model.experts.is_some() {
@@ -308,7 +318,7 @@ fn places(weights: &[u8], model: &ModelConfig) -> Result<(Halves, ExpertHalves)>
     }
     let (mut halves, mut experts) = (Halves::new(), ExpertHalves::default());
     for (name, info) in &tensors {
-        let place = parse_name(name).filter(|(block, ..)| *block < model.num_hidden_layers);
+        let place = parse_name(name, &model.block_names()).filter(|(block, ..)| *block < model.num_hidden_layers);
         let (block, path, half) = place.ok_or_else(|| no_place(name, model))?;
         let place = match model.modules.iter().position(|module| module.path == path) {
             Some(module) if is_there(model, (block, module)) => halves.entry((block, module)).or_default(),
@@ -345,8 +355,8 @@ fn no_place(name: &str, model: &ModelConfig) -> Error {
 }
 
 /// Block, module in it and half (0 for A, 1 for B) of a tensor's name.
-fn parse_name(name: &str) -> Option<(usize, &str, usize)> {
-    let rest = name.strip_prefix(PREFIX)?.strip_prefix("model.layers.")?;
+fn parse_name<'a>(name: &'a str, names: &BlockNames) -> Option<(usize, &'a str, usize)> {
+    let rest = name.strip_prefix(PREFIX)?.strip_prefix(names.blocks)?.strip_prefix('.')?;
     let (index, rest) = rest.split_once('.')?;
     let block: usize = index.parse().ok()?;
     // A state that was saved without PEFT's own function keeps the adapter's name.

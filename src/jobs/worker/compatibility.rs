@@ -69,9 +69,9 @@ pub(super) fn take_shape(resolved: &mut Hyperparameters, asked: &Hyperparameters
         return Err(setting("use_rslora", message));
     }
     let has = |site: &Site| initial.layers.iter().any(|layer| layer.get(*site).is_some());
-    let modules = initial.modules.iter().filter(|module| module.sites.iter().any(has));
+    let modules = initial.names.modules.iter().filter(|module| module.sites.iter().any(has));
     let modules: Vec<String> = names(modules).into_iter().map(str::to_owned).collect();
-    let is_all = modules == names(initial.modules);
+    let is_all = modules == names(initial.names.modules);
     let is_same = |other: &Vec<String>| *other == modules || (is_all && *other == [ALL_LINEAR]);
     if asked.target_modules.as_ref().is_some_and(|other| !is_same(other)) {
         let names = modules.join(", ");

@@ -31,7 +31,7 @@ fn an_adapter_of_only_some_layers_of_a_name_is_written_by_their_full_names() {
         }
     }
     layers[2] = without;
-    let part = Adapter::of_modules("part".into(), layers, whole.modules);
+    let part = Adapter::of_blocks("part".into(), layers, whole.names);
     let written = peft::write(&part, FAMILY).unwrap();
     let targets = targets(&written);
     let names: Vec<&str> = targets.as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();

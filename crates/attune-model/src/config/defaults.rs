@@ -33,7 +33,7 @@ pub(super) struct Defaults {
 pub(super) struct ActivationField {
     pub(super) field: &'static str,
     pub(super) default: Activation,
-    /// What `gelu` stands for; `None` for the exact one, which is not supported.
+    /// What `gelu` stands for; `None` for the exact one of decoders, which is not supported.
     pub(super) gelu: Option<Activation>,
 }
 
@@ -46,6 +46,8 @@ impl ActivationField {
             ("silu" | "swish", _) => Ok(Activation::Silu),
             ("gelu_pytorch_tanh" | "gelu_new", _) => Ok(Activation::GeluTanh),
             ("gelu", Some(activation)) => Ok(activation),
+            // Those of encoders.
+            ("relu", Some(Activation::Gelu)) => Ok(Activation::Relu),
             _ => Err(format!("{} `{name}` is not supported; supported are silu and gelu_pytorch_tanh", self.field)),
         }
     }

@@ -1,12 +1,15 @@
 //! The families that the decoder knows: what each takes for fields that are missing, and the flags that it sets. Called
 //! by [`super`]; nothing else asks for a model's family.
 
+mod bert;
 mod gemma;
 mod granite;
 mod lfm;
 mod llama;
 mod ministral;
 mod mixtures;
+mod modernbert;
+mod nomic;
 mod olmo;
 mod phi;
 mod qwen;
@@ -39,6 +42,13 @@ const ALL: &[&Family] = &[
     &mixtures::MIXTRAL,
     &mixtures::OLMOE,
     &mixtures::GPT_OSS,
+    &bert::BERT,
+    &bert::ROBERTA,
+    &bert::XLM_ROBERTA,
+    &bert::CAMEMBERT,
+    &bert::MPNET,
+    &modernbert::MODERNBERT,
+    &nomic::NOMIC_BERT,
 ];
 
 /// Parts of the names of families that make vectors, but no text.
@@ -53,6 +63,8 @@ pub(super) struct Family {
     pub(super) inside: Option<&'static str>,
     /// What it takes for fields that are missing.
     pub(super) defaults: Defaults,
+    /// True if `use_bidirectional_attention` is applied; others refuse it.
+    pub(super) reads_both_ways: bool,
     /// Sets the flags that the family fixes, and reads the fields that not every family has. It is given the shape with
     /// the flags of Llama, without biases and windows.
     pub(super) apply: fn(&Fields, &mut ModelConfig) -> Result<(), String>,

@@ -34,6 +34,26 @@ impl Fields {
         Ok(Self(inner))
     }
 
+    /// Gives the fields that older code named in GPT-2's manner (Nomic) their usual names.
+    pub(super) fn with_usual_names(mut self) -> Self {
+        const NAMES: [(&str, &str); 6] = [
+            ("n_embd", "hidden_size"),
+            ("n_head", "num_attention_heads"),
+            ("n_layer", "num_hidden_layers"),
+            ("n_inner", "intermediate_size"),
+            ("n_positions", "max_position_embeddings"),
+            ("layer_norm_epsilon", "layer_norm_eps"),
+        ];
+        for (old, usual) in NAMES {
+            if !self.has(usual)
+                && let Some(value) = self.0.get(old).cloned()
+            {
+                self.0.insert(usual.to_owned(), value);
+            }
+        }
+        self
+    }
+
     /// Returns the field `name`; `None` if it is missing or `null`.
     pub(super) fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name).filter(|value| !value.is_null())

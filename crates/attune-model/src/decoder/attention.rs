@@ -3,12 +3,12 @@
 
 use candle_core::Tensor;
 
-use super::Context;
 use super::loading::BlockWeights;
 use super::projection::{Projection, project};
+use super::{Context, distance};
 use crate::Result;
 use crate::config::QueryKeyNorm;
-use crate::kernels::{AttentionForm, GpuKernels, Kernels};
+use crate::kernels::{AttentionForm, DistanceBias, GpuKernels, Kernels};
 use crate::lora::Site;
 
 /// Attention of one block.
@@ -26,6 +26,8 @@ pub struct Attention {
     pub query_key_norm: Option<(Tensor, Tensor)>,
     /// `self_attn.sinks`, a logit without a value for each head, `[heads]`; `None` if the family has none.
     pub sinks: Option<Tensor>,
+    /// Terms added by the distance of key and query; `None` if the family has none.
+    pub distance_bias: Option<DistanceBias>,
     /// How queries score keys.
     pub form: AttentionForm,
     /// Kind of the rotation, of the decoder's `ropes`; `None` where positions are not rotated.
@@ -90,8 +92,10 @@ impl Attention {
                 .attention_sinks
                 .then(|| from.tensor("self_attn.sinks", config.num_attention_heads))
                 .transpose()?,
+            distance_bias: distance::load(from)?,
             form: AttentionForm {
                 window: config.sliding_windows[index],
+                looks_ahead: config.is_encoder,
                 scale: config.attention_scale,
                 cap: config.attention_cap,
             },
@@ -161,6 +165,9 @@ impl Attention {
         let norms = self.query_key_norm.as_ref().map(|(q, k)| Ok::<_, crate::Error>((change(q)?, change(k)?)));
         let query_key_norm = norms.transpose()?;
         let sinks = self.sinks.as_ref().map(change).transpose()?;
-        Ok(Some(Self { q, k, v, o, query_key_norm, sinks, kernels: Kernels::Gpu(kernels.clone()), ..*self }))
+        // Only encoders have it, which no GPU computes.
+        let distance_bias = None;
+        let kernels = Kernels::Gpu(kernels.clone());
+        Ok(Some(Self { q, k, v, o, query_key_norm, sinks, distance_bias, kernels, ..*self }))
     }
 }

@@ -8,6 +8,9 @@ use crate::{ModelConfig, Result};
 /// it, as in transformers.
 pub(super) fn untied(config: &ModelConfig, weights: &Weights, embedding: &Matrix) -> Result<Option<Matrix>> {
     const NAME: &str = "lm_head.weight";
+    if config.is_encoder {
+        return Ok(None);
+    }
     let shape = [config.vocab_size, config.hidden_size];
     if !config.tie_word_embeddings {
         return match weights.matrix(NAME, shape) {

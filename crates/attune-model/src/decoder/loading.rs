@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use super::{Projection, Residual};
+use super::{Projection, Residual, norm};
 use crate::kernels::Kernels;
 use crate::linear::{Linear, Storage};
 use crate::lora::Site;
@@ -24,7 +24,7 @@ pub(super) struct BlockWeights<'a> {
 
 impl BlockWeights<'_> {
     fn name(&self, inside: &str) -> String {
-        format!("model.layers.{}.{inside}", self.index)
+        format!("{}.{}.{inside}", self.config.blocks_name, self.index)
     }
 
     /// Loads the norm of the block that Llama calls `usual`, `[width]`.
@@ -46,14 +46,21 @@ impl BlockWeights<'_> {
 
     /// Loads the norms around attention (`true`) or the MLP.
     pub(super) fn residual(&self, of_attention: bool) -> Result<Residual> {
-        let [before, after] = self.config.norm_places.names(of_attention);
-        let norm = |name: Option<&'static str>| name.map(|name| self.norm(name, self.config.hidden_size)).transpose();
+        let names = self.config.norm_places.names(of_attention);
+        let norm = |name: Option<&'static str>| {
+            let load = |name| {
+                let name = self.name(self.config.norm_name(name));
+                norm::load(self.config, self.weights, &name, self.config.hidden_size, self.kernels)
+            };
+            name.map(load).transpose()
+        };
+        let skips_first = self.config.encoder.as_ref().is_some_and(|encoder| encoder.skips_first_norm);
+        let before = names.before.filter(|_| !(skips_first && of_attention && self.index == 0));
         Ok(Residual {
             before: norm(before)?,
-            after: norm(after)?,
+            after: norm(names.after)?,
+            behind: norm(names.behind)?,
             multiplier: self.config.residual_multiplier,
-            norm_eps: self.config.rms_norm_eps,
-            kernels: self.kernels.clone(),
         })
     }
 

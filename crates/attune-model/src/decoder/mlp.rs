@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::loading::BlockWeights;
 use super::projection::{Projection, project};
-use super::{ExpertActivations, Experts, LowRank, Residual};
+use super::{Added, ExpertActivations, Experts, LowRank, Residual};
 use crate::kernels::{Activation, GpuKernels, Kernels};
 use crate::lora::Site;
 use crate::{Error, Result};
@@ -19,16 +19,16 @@ pub enum Mlp {
     Experts(Experts),
 }
 
-/// A gated MLP: `W_down · (activation(W_gate · m) · (W_up · m))`.
+/// An MLP with a gate, `W_down · (activation(W_gate · m) · (W_up · m))`, or without one: `W_down · activation(W_gate · m)`.
 #[derive(Debug)]
 pub struct DenseMlp {
     /// `mlp.gate_proj`
     pub gate: Projection,
-    /// `mlp.up_proj`
-    pub up: Projection,
+    /// `mlp.up_proj`; `None` without a gate.
+    pub up: Option<Projection>,
     /// `mlp.down_proj`
     pub down: Projection,
-    /// Activation of the gate.
+    /// Activation of the first layer.
     pub activation: Activation,
     pub(super) kernels: Kernels,
 }
@@ -47,9 +47,9 @@ pub enum MlpActivations {
 pub struct DenseActivations {
     /// `[rows, intermediate]`
     pub gate: Tensor,
-    /// `[rows, intermediate]`
-    pub up: Tensor,
-    /// activation(gate) · up, `[rows, intermediate]`.
+    /// `[rows, intermediate]`; `None` without a gate.
+    pub up: Option<Tensor>,
+    /// activation(gate) · up, or activation(gate), `[rows, intermediate]`.
     pub gated: Tensor,
 }
 
@@ -69,22 +69,21 @@ impl Mlp {
         }
     }
 
-    /// Computes the stream after the MLP, from the stream `middle` before it, `[rows, hidden]` both. Also returns the
-    /// MLP's result if the backward pass needs it.
+    /// Computes the stream after the MLP, from the stream `middle` before it, `[rows, hidden]` both.
     pub fn output(
         &self,
         residual: &Residual,
         middle: &Tensor,
         activations: &MlpActivations,
         context: &impl LowRank,
-    ) -> Result<(Tensor, Option<Tensor>)> {
+    ) -> Result<Added> {
         match (self, activations) {
             (Self::Dense(mlp), MlpActivations::Dense(DenseActivations { gated, .. })) => {
                 residual.add_projection(middle, &mlp.down, gated, context)
             }
             (Self::Experts(experts), MlpActivations::Experts(activations)) => {
                 let branch = experts.output(activations, context)?; // [rows, hidden]
-                Ok((residual.add(middle, &branch)?, residual.after.is_some().then_some(branch)))
+                residual.add(middle, &branch)
             }
             _ => Err(Error::Internal("activations of another kind of MLP".into())),
         }
@@ -93,7 +92,7 @@ impl Mlp {
     /// Returns the layers that adapters may change.
     pub(super) fn projections(&self) -> Vec<&Projection> {
         match self {
-            Self::Dense(mlp) => vec![&mlp.gate, &mlp.up, &mlp.down],
+            Self::Dense(mlp) => [Some(&mlp.gate), mlp.up.as_ref(), Some(&mlp.down)].into_iter().flatten().collect(),
             Self::Experts(_) => Vec::new(),
         }
     }
@@ -113,7 +112,12 @@ impl Mlp {
 
 impl DenseMlp {
     fn load(from: &BlockWeights<'_>) -> Result<Self> {
-        let [gate, up] = from.projections([Site::Gate, Site::Up])?;
+        let (gate, up) = if from.config.encoder.as_ref().is_none_or(|encoder| encoder.is_gated) {
+            let [gate, up] = from.projections([Site::Gate, Site::Up])?;
+            (gate, Some(up))
+        } else {
+            (from.projection(Site::Gate)?, None)
+        };
         Ok(Self {
             gate,
             up,
@@ -124,21 +128,32 @@ impl DenseMlp {
     }
 
     fn activations(&self, x: &Tensor, context: &impl LowRank) -> Result<DenseActivations> {
-        let [gate, up] = project([&self.gate, &self.up], x, context)?; // [rows, intermediate] each
-        let gated = self.gated(&gate, &up)?; // [rows, intermediate]
+        let (gate, up) = match &self.up {
+            Some(up) => {
+                let [gate, up] = project([&self.gate, up], x, context)?; // [rows, intermediate] each
+                (gate, Some(up))
+            }
+            None => (self.gate.of(x, context)?, None), // [rows, intermediate]
+        };
+        let gated = self.gated(&gate, up.as_ref())?; // [rows, intermediate]
         Ok(DenseActivations { gate, up, gated })
     }
 
-    /// Computes activation(gate) · up, `[rows, intermediate]` all.
-    pub fn gated(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        self.kernels.gated(self.activation, gate, up)
+    /// Computes activation(gate) · up, or activation(gate), `[rows, intermediate]` all.
+    pub fn gated(&self, gate: &Tensor, up: Option<&Tensor>) -> Result<Tensor> {
+        match up {
+            Some(up) => self.kernels.gated(self.activation, gate, up),
+            None => self.kernels.activated(self.activation, gate),
+        }
     }
 
     fn with(&self, kernels: &GpuKernels, change: &impl Fn(&Tensor) -> Result<Tensor>) -> Result<Option<Self>> {
         let layer = |layer: &Projection| layer.with(kernels, change);
-        let (Some(gate), Some(up), Some(down)) = (layer(&self.gate)?, layer(&self.up)?, layer(&self.down)?) else {
+        let (Some(gate), Some(down)) = (layer(&self.gate)?, layer(&self.down)?) else { return Ok(None) };
+        let up = self.up.as_ref().map(layer).transpose()?.flatten();
+        if up.is_none() && self.up.is_some() {
             return Ok(None);
-        };
+        }
         Ok(Some(Self { gate, up, down, activation: self.activation, kernels: Kernels::Gpu(kernels.clone()) }))
     }
 }

@@ -16,22 +16,22 @@ impl Decoder {
         let Some(first) = self.kernels.gpu() else { return Ok(None) };
         let kernels = &first.on_second_stream()?;
         let shared = |tensor: &Tensor| device::shared(tensor, kernels.device());
-        let Some(embedding) = self.embedding.with(kernels, &shared)? else { return Ok(None) };
+        let Some(embeddings) = self.embeddings.with(kernels, &shared)? else { return Ok(None) };
         let head = self.untied_head.as_ref().map(|head| head.with(kernels, &shared)).transpose()?;
+        let final_norm = self.final_norm.as_ref().map(|norm| norm.with(Kernels::Gpu(kernels.clone()), &shared));
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
             let Some(block) = block.with(kernels, &shared)? else { return Ok(None) };
             blocks.push(block);
         }
         Ok(Some(Self {
-            embedding,
+            embeddings,
             blocks,
-            final_norm: shared(&self.final_norm)?,
+            final_norm: final_norm.transpose()?,
             untied_head: head.flatten(),
             ropes: self.ropes.clone(),
-            embedding_multiplier: self.embedding_multiplier,
             logit_form: self.logit_form,
-            norm_eps: self.norm_eps,
+            is_encoder: self.is_encoder,
             kernels: Kernels::Gpu(kernels.clone()),
             activation_dtype: self.activation_dtype,
             adapter_precision: self.adapter_precision,
@@ -44,7 +44,7 @@ impl Block {
     fn with(&self, kernels: &GpuKernels, change: &impl Fn(&Tensor) -> Result<Tensor>) -> Result<Option<Self>> {
         let Some(mixer) = self.mixer.with(kernels, change)? else { return Ok(None) };
         let Some(mlp) = self.mlp.with(kernels, change)? else { return Ok(None) };
-        let residual = |residual: &Residual| residual.with(Kernels::Gpu(kernels.clone()), change);
+        let residual = |residual: &Residual| residual.with(&Kernels::Gpu(kernels.clone()), change);
         Ok(Some(Self {
             index: self.index,
             mixer_residual: residual(&self.mixer_residual)?,

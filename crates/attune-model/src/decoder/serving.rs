@@ -4,24 +4,28 @@
 use candle_core::Tensor;
 
 use super::projection::{Projection, project};
-use super::{Attention, Block, Convolution, Decoder, DenseMlp, Group, LowRank, Mixer, Mlp, Residual};
-use crate::Result;
+use super::{Attention, Block, Convolution, Decoder, DenseMlp, Group, LowRank, Mixer, Mlp, Residual, RowPlace};
 use crate::kernels::{CachedStep, Kernels, NewHeads, Norm, SequenceRows};
 use crate::kv_cache::KvCache;
 use crate::linear::Linear;
 use crate::lora::Site;
 use crate::rope::Angles;
 use crate::routes::Routes;
+use crate::{Error, Result};
 
 impl Decoder {
     /// Computes one step: `tokens` are the new rows of all `sequences`, in order; sequences of one adapter stand next
     /// to each other. Writes their keys and values into `cache`; returns the hidden states after the final norm,
     /// `[rows, hidden]`.
     pub fn step(&self, tokens: &[u32], sequences: &[SequenceRows<'_>], cache: &KvCache) -> Result<Tensor> {
-        let positions = sequences.iter().flat_map(|sequence| {
-            (sequence.start..sequence.start + sequence.rows.len()).map(|position| (position, sequence.rope))
+        if self.is_encoder {
+            return Err(Error::Internal("an encoder reads whole texts, not steps".into()));
+        }
+        let places = sequences.iter().flat_map(|sequence| {
+            let positions = sequence.start..sequence.start + sequence.rows.len();
+            positions.map(|position| RowPlace { position, table: sequence.rope, is_second: false })
         });
-        let positions: Vec<_> = positions.collect();
+        let places: Vec<_> = places.collect();
         let context = ServeContext {
             step: CachedStep::new(sequences, &self.kernels)?,
             routes: Routes::new(
@@ -30,13 +34,13 @@ impl Decoder {
                 sequences.iter().map(|sequence| (sequence.rows.clone(), sequence.adapter)),
             )?,
             cache,
-            angles: self.angles(&positions)?,
+            angles: self.angles(&places)?,
         };
-        let mut x = self.embed(tokens)?; // [rows, hidden]
+        let mut x = self.embed(tokens, &places)?; // [rows, hidden]
         for block in &self.blocks {
             x = block.serve(x, &context)?;
         }
-        self.kernels.rms_norm(&x, &self.final_norm, self.norm_eps)
+        self.hidden(x)
     }
 }
 
@@ -129,7 +133,7 @@ impl Mlp {
             }
             Self::Experts(experts) => {
                 let x = residual.input(&middle)?; // [rows, hidden]
-                residual.add(&middle, &experts.forward(&x, context)?)
+                Ok(residual.add(&middle, &experts.forward(&x, context)?)?.y)
             }
         }
     }
@@ -139,11 +143,12 @@ impl DenseMlp {
     /// Computes `activation(W_gate · m) · (W_up · m)`, `[rows, intermediate]`, of the normed `middle` m `[rows,
     /// hidden]`.
     fn serve(&self, middle: &Tensor, norm: Option<Norm<'_>>, context: &ServeContext<'_>) -> Result<Tensor> {
+        let Some(up) = &self.up else { return Err(Error::Internal("a decoder's MLP has a gate".into())) };
         if !context.routes.change(self.gate.block, self.gate.site) {
-            return Linear::forward_gated([&self.gate.linear, &self.up.linear], middle, norm, self.activation);
+            return Linear::forward_gated([&self.gate.linear, &up.linear], middle, norm, self.activation);
         }
-        let [gate, up] = project_normed([&self.gate, &self.up], middle, norm, &self.kernels, context)?;
-        self.gated(&gate, &up)
+        let [gate, up] = project_normed([&self.gate, up], middle, norm, &self.kernels, context)?;
+        self.gated(&gate, Some(&up))
     }
 }
 

@@ -5,8 +5,8 @@ use std::ops::Range;
 use candle_core::Tensor;
 
 use super::cuda::{self, RowTables};
-use super::{AttentionForm, AttentionState, Kernels, NewHeads, Norm, SequenceRows, cpu};
-use crate::Result;
+use super::{AttentionForm, AttentionState, DistanceBias, Kernels, NewHeads, Norm, SequenceRows, cpu};
+use crate::{Error, Result};
 
 /// Whole sequences that lie one after the other; attention stays inside each.
 #[derive(Debug)]
@@ -41,8 +41,9 @@ impl<'a> CachedStep<'a> {
 }
 
 impl Kernels {
-    /// Computes causal attention inside each sequence of `rows`: `q` `[rows, heads, d]`, `k`, `v` `[rows, kv_heads, d]`
-    /// to the output `[rows, heads, d]` and the logarithm of each softmax's sum `[rows, heads]`, f32.
+    /// Computes attention inside each sequence of `rows`, causal unless `form` looks ahead: `q` `[rows, heads, d]`, `k`, `v`
+    /// `[rows, kv_heads, d]` to the output `[rows, heads, d]` and the logarithm of each softmax's sum `[rows, heads]`, f32.
+    /// A GPU takes neither what looks ahead nor a `bias`.
     pub fn packed_attention(
         &self,
         q: &Tensor,
@@ -50,10 +51,12 @@ impl Kernels {
         v: &Tensor,
         rows: &PackedRows<'_>,
         form: AttentionForm,
+        bias: Option<&DistanceBias>,
     ) -> Result<(Tensor, Tensor)> {
+        self.check_form(form, bias)?;
         match (self, &rows.tables) {
             (Self::Gpu(gpu), Some(tables)) => cuda::attention::packed(gpu.launcher(), q, k, v, tables, form),
-            _ => cpu::packed_attention::forward(q, k, v, rows.sequences, form),
+            _ => cpu::packed_attention::forward(q, k, v, rows.sequences, form, bias),
         }
     }
 
@@ -65,13 +68,23 @@ impl Kernels {
         dout: &Tensor,
         rows: &PackedRows<'_>,
         form: AttentionForm,
+        bias: Option<&DistanceBias>,
     ) -> Result<(Tensor, Tensor, Tensor)> {
+        self.check_form(form, bias)?;
         match (self, &rows.tables) {
             (Self::Gpu(gpu), Some(tables)) => {
                 cuda::attention::packed_backward(gpu.launcher(), state, dout, tables, form)
             }
-            _ => cpu::packed_attention::backward(state, dout, rows.sequences, form),
+            _ => cpu::packed_attention::backward(state, dout, rows.sequences, form, bias),
         }
+    }
+
+    /// Refuses what a GPU's kernels would not apply.
+    fn check_form(&self, form: AttentionForm, bias: Option<&DistanceBias>) -> Result<()> {
+        if !self.is_cpu() && (form.looks_ahead || bias.is_some()) {
+            return Err(Error::Internal("attention of encoders is computed on the CPU alone".into()));
+        }
+        Ok(())
     }
 
     /// Writes the rows `k` and `v` `[rows, kv_heads, d]` of a step into their slots of the cache, `keys` and `values`

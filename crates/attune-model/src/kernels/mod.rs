@@ -10,6 +10,7 @@ mod attention;
 mod convolution;
 pub mod cpu;
 pub mod cuda;
+mod encoders;
 mod experts;
 mod gpu;
 mod operations;
@@ -25,7 +26,7 @@ use candle_core::Tensor;
 pub use cuda::DeviceEvent;
 pub use gpu::GpuKernels;
 pub use operations::Kernels;
-pub use sequences::{AttentionState, NewHeads, SequenceRows};
+pub use sequences::{AttentionState, DistanceBias, NewHeads, SequenceRows};
 
 use crate::Result;
 use crate::lora::LoraPair;

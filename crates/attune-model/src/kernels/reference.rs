@@ -67,32 +67,73 @@ fn sigmoid(x: &Tensor) -> Result<Tensor> {
     Ok((x.neg()?.exp()? + 1.0)?.recip()?)
 }
 
-/// Computes z and its slope of an activation x · σ(z(x)).
-fn sigmoid_input(activation: Activation, x: &Tensor) -> Result<(Tensor, Tensor)> {
+/// Computes an activation and its slope at `x`.
+fn activation_and_slope(activation: Activation, x: &Tensor) -> Result<(Tensor, Tensor)> {
     let slope = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
     match activation {
-        Activation::Silu => Ok((x.clone(), x.ones_like()?)),
+        Activation::Silu => of_sigmoid(x, x, &x.ones_like()?),
         Activation::GeluTanh => {
             let z = ((x + (x.powf(3.0)? * 0.044_715)?)? * slope)?;
-            Ok((z, ((x.sqr()? * (3.0 * 0.044_715))? + 1.0)?.affine(slope, 0.0)?))
+            of_sigmoid(x, &z, &((x.sqr()? * (3.0 * 0.044_715))? + 1.0)?.affine(slope, 0.0)?)
         }
+        Activation::Gelu => {
+            let share = (((x / std::f64::consts::SQRT_2)?.erf()? + 1.0)? / 2.0)?;
+            let density = ((x.sqr()? * -0.5)?.exp()? / (2.0 * std::f64::consts::PI).sqrt())?;
+            Ok(((x * &share)?, (share + (x * density)?)?))
+        }
+        Activation::Relu => Ok((x.relu()?, x.gt(0.0)?.to_dtype(x.dtype())?)),
     }
+}
+
+/// Computes x · σ(z) and its slope σ(1 + x z'(1 − σ)), with σ = σ(z).
+fn of_sigmoid(x: &Tensor, z: &Tensor, slope: &Tensor) -> Result<(Tensor, Tensor)> {
+    let sigma = sigmoid(z)?;
+    let inner = (((x * slope)? * (1.0 - &sigma)?)? + 1.0)?;
+    Ok(((x * &sigma)?, (inner * sigma)?))
 }
 
 /// See [`super::Kernels::gated`].
 pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    let (z, _) = sigmoid_input(activation, gate)?;
-    Ok(((gate * sigmoid(&z)?)? * up)?)
+    Ok((activation_and_slope(activation, gate)?.0 * up)?)
 }
 
-/// Computes d gate = dy · up · σ(1 + g z'(1 − σ)) and d up = dy · g σ, with σ = σ(z(g)).
+/// Computes d gate = dy · up · activation'(gate) and d up = dy · activation(gate).
 pub fn gated_backward(activation: Activation, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
-    let (z, slope) = sigmoid_input(activation, gate)?;
-    let sigma = sigmoid(&z)?;
-    let dup = ((dy * gate)? * &sigma)?;
-    let slope = (((gate * slope)? * (1.0 - &sigma)?)? + 1.0)?;
-    let dgate = (((dy * up)? * sigma)? * slope)?;
-    Ok((dgate, dup))
+    let (value, slope) = activation_and_slope(activation, gate)?;
+    Ok((((dy * up)? * slope)?, (dy * value)?))
+}
+
+/// See [`super::Kernels::activated`].
+pub fn activated(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    Ok(activation_and_slope(activation, x)?.0)
+}
+
+/// See [`super::Kernels::activated_backward`].
+pub fn activated_backward(activation: Activation, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    Ok((activation_and_slope(activation, x)?.1 * dy)?)
+}
+
+/// See [`super::Kernels::layer_norm`].
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f32) -> Result<Tensor> {
+    let (normed, _) = standardized(x, eps)?;
+    let y = normed.broadcast_mul(weight)?;
+    Ok(bias.map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))?)
+}
+
+/// See [`super::Kernels::layer_norm_backward`].
+pub fn layer_norm_backward(x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor) -> Result<Tensor> {
+    let (normed, deviation) = standardized(x, eps)?;
+    let g = dy.broadcast_mul(weight)?;
+    let along = (&g * &normed)?.mean_keepdim(D::Minus1)?;
+    let dx = (g.broadcast_sub(&g.mean_keepdim(D::Minus1)?)? - normed.broadcast_mul(&along)?)?;
+    Ok(dx.broadcast_div(&deviation)?)
+}
+
+/// Computes (x − mean) / deviation, and the deviation, `[…, 1]`.
+fn standardized(x: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    let centered = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let deviation = (centered.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
+    Ok((centered.broadcast_div(&deviation)?, deviation))
 }
 
 /// Repeats each key-value head for its group of query heads: `[keys, kv_heads, d]` to `[heads, keys, d]`.
@@ -103,8 +144,10 @@ fn repeat_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
 }
 
 /// Returns the mask `[queries, keys]`: 0 if the query at `first_query + i` sees key j, else −∞.
-fn mask(queries: usize, first_query: usize, keys: usize, window: Option<usize>, device: &Device) -> Result<Tensor> {
-    let seen = |query: usize, key: usize| key <= query && window.is_none_or(|window| key + window > query);
+fn mask(queries: usize, first_query: usize, keys: usize, form: AttentionForm, device: &Device) -> Result<Tensor> {
+    let AttentionForm { window, looks_ahead, .. } = form;
+    let is_near = |query: usize, key: usize| window.is_none_or(|window| query.abs_diff(key) < window);
+    let seen = |query: usize, key: usize| (looks_ahead || key <= query) && is_near(query, key);
     let values: Vec<f32> = (first_query..first_query + queries)
         .flat_map(|query| (0..keys).map(move |key| if seen(query, key) { 0.0 } else { f32::NEG_INFINITY }))
         .collect();
@@ -155,7 +198,7 @@ pub fn packed_attention(
     for rows in sequences {
         let keys = repeat_heads(&k.narrow(0, rows.start, rows.len())?, heads)?;
         let values = repeat_heads(&v.narrow(0, rows.start, rows.len())?, heads)?;
-        let mask = mask(rows.len(), 0, rows.len(), form.window, q.device())?;
+        let mask = mask(rows.len(), 0, rows.len(), form, q.device())?;
         let (p, log_sum_exp) = softmax(&scores(&by_head(q, rows)?, &keys, form)?, &mask)?;
         outs.push(p.matmul(&values)?.transpose(0, 1)?.contiguous()?); // [rows, heads, d]
         sums.push(log_sum_exp.squeeze(D::Minus1)?.t()?.contiguous()?); // [rows, heads]
@@ -178,7 +221,7 @@ pub fn packed_attention_backward(
         let k = repeat_heads(&state.k.narrow(0, rows.start, rows.len())?, heads)?;
         let v = repeat_heads(&state.v.narrow(0, rows.start, rows.len())?, heads)?;
         let scores = scores(&q, &k, form)?; // [heads, rows, rows]
-        let (p, _) = softmax(&scores, &mask(rows.len(), 0, rows.len(), form.window, q.device())?)?;
+        let (p, _) = softmax(&scores, &mask(rows.len(), 0, rows.len(), form, q.device())?)?;
         let dv = p.t()?.contiguous()?.matmul(&dout)?; // [heads, rows, d]
         let dp = dout.matmul(&v.t()?)?;
         let delta = (&dout * &out)?.sum_keepdim(D::Minus1)?;
@@ -235,7 +278,7 @@ pub fn cached_attention(
         let slots = Tensor::new(slots, q.device())?;
         let k = repeat_heads(&keys.index_select(&slots, 0)?, heads)?;
         let v = repeat_heads(&values.index_select(&slots, 0)?, heads)?;
-        let mask = mask(sequence.rows.len(), sequence.start, length, form.window, q.device())?;
+        let mask = mask(sequence.rows.len(), sequence.start, length, form, q.device())?;
         let (p, _) = softmax(&scores(&by_head(q, &sequence.rows)?, &k, form)?, &mask)?;
         outs.push(p.matmul(&v)?.transpose(0, 1)?.contiguous()?);
     }

@@ -38,6 +38,14 @@ pub struct AttentionState<'a> {
     pub log_sum_exp: &'a Tensor,
 }
 
+/// Terms that are added to attention's scores by the distance of key and query (T5's relative positions, as in MPNet).
+#[derive(Debug, Clone)]
+pub struct DistanceBias {
+    /// Terms, `[heads, 2 · most + 1]`: those of the distances −most to most, key less query. Keys farther away have those
+    /// of the farthest.
+    pub terms: Tensor,
+}
+
 /// Queries, keys and values of new rows, as their layers compute them.
 #[derive(Debug, Clone, Copy)]
 pub struct NewHeads<'a> {

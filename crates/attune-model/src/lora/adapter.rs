@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device, Tensor};
 
 use super::layout::lay_out;
-use super::modules::{Module, PLAIN};
+use super::modules::{BlockNames, Module, PLAIN};
 use super::pointers::AdapterPointers;
 use super::{LoraLayer, LoraPair};
 use crate::{Error, ModelConfig, Result};
@@ -18,8 +18,8 @@ pub struct Adapter {
     pub id: String,
     /// One entry per decoder block.
     pub layers: Vec<LoraLayer>,
-    /// Layers of a block as files name them: updates of one layer that holds several sites have one A.
-    pub modules: &'static [Module],
+    /// Layers of the blocks as files name them: updates of one layer that holds several sites have one A.
+    pub names: BlockNames,
     /// Addresses of the updates for a GPU's kernels, once they were asked for.
     pointers: OnceLock<AdapterPointers>,
 }
@@ -30,12 +30,12 @@ pub type AdapterLease = Arc<Adapter>;
 impl Adapter {
     /// Makes the generation `id` of these updates, one entry per decoder block, of a model with a layer for each site.
     pub fn new(id: String, layers: Vec<LoraLayer>) -> Self {
-        Self::of_modules(id, layers, &PLAIN)
+        Self::of_blocks(id, layers, BlockNames { blocks: "model.layers", modules: &PLAIN })
     }
 
-    /// Makes the same of a model whose blocks have the layers `modules`.
-    pub fn of_modules(id: String, layers: Vec<LoraLayer>, modules: &'static [Module]) -> Self {
-        Self { id, layers, modules, pointers: OnceLock::new() }
+    /// Makes the same of a model whose files name the layers of its blocks so.
+    pub fn of_blocks(id: String, layers: Vec<LoraLayer>, names: BlockNames) -> Self {
+        Self { id, layers, names, pointers: OnceLock::new() }
     }
 
     /// Makes an adapter of all layers of a model of the shape `model` that changes nothing, in main memory.
@@ -50,7 +50,7 @@ impl Adapter {
                 layer.set(site, LoraPair { a: zeros((RANK, input))?, b: zeros((output, RANK))?, scale: 1.0 });
             }
         }
-        Ok(Self::of_modules("zero".into(), layers, model.modules))
+        Ok(Self::of_blocks("zero".into(), layers, model.block_names()))
     }
 
     /// Returns the same adapter on `device`.
@@ -70,12 +70,12 @@ impl Adapter {
         let mut layers = self.layers.clone();
         let pairs = layers.iter_mut().flat_map(LoraLayer::pairs_mut);
         pairs.zip(laid_out).for_each(|(pair, laid_out)| *pair = laid_out);
-        Ok(Self::of_modules(self.id.clone(), layers, self.modules))
+        Ok(Self::of_blocks(self.id.clone(), layers, self.names))
     }
 
     fn map(&self, change: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Self> {
         let layers = self.layers.iter().map(|layer| layer.map(&change)).collect::<Result<_>>()?;
-        Ok(Self::of_modules(self.id.clone(), layers, self.modules))
+        Ok(Self::of_blocks(self.id.clone(), layers, self.names))
     }
 
     /// Returns all updates, in the order of the forward pass.
@@ -94,11 +94,11 @@ impl Adapter {
                     .into(),
             ));
         }
-        let modules: Vec<Module> = self.modules.iter().flat_map(stored).collect();
+        let modules: Vec<Module> = self.names.modules.iter().flat_map(stored).collect();
         let mut wholes = Vec::new();
         for (index, layer) in self.layers.iter().enumerate() {
             for module in &modules {
-                wholes.extend(layer.whole(module)?.map(|pair| (format!("model.layers.{index}.{}", module.path), pair)));
+                wholes.extend(layer.whole(module)?.map(|pair| (self.names.path(index, module.path), pair)));
             }
         }
         Ok(wholes)

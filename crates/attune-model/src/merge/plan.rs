@@ -92,7 +92,7 @@ impl Plan {
 
     fn list_block(&mut self, block: usize, config: &ModelConfig, changes: &mut BTreeMap<String, Change>) -> Result<()> {
         let name = |rest: &str| format!("model.layers.{block}.{rest}");
-        for norm in [true, false].into_iter().flat_map(|part| config.norm_places.names(part)).flatten() {
+        for norm in config.norm_places.all_names() {
             self.add(&name(&format!("{norm}.weight")), &[config.hidden_size], Kind::Norm, changes);
         }
         if let Some(width) = config.query_key_norm {

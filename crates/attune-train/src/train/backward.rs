@@ -16,7 +16,7 @@ use crate::train::preference::Preferences;
 use crate::train::recomputation::{Recomputation, SavedActivations};
 use crate::train::yielding::YieldPolicy;
 use crate::{Error, Result};
-use attune_model::decoder::{Attention, Context, Convolution, Decoder, Group, LowRank};
+use attune_model::decoder::{Attention, Context, Convolution, Decoder, Group, LowRank, RowPlace};
 use attune_model::kernels::{Kernels, PackedRows};
 use attune_model::lora::modules::first_site;
 use attune_model::lora::{Adapter, LoraLayer, LoraPair, Site};
@@ -108,7 +108,7 @@ pub(super) fn gradients_from_hidden<T>(
     }
     let PassOptions { dropout, recomputation, mut pace } = manner;
     let context = TrainContext { dropout, ..TrainContext::new(decoder, Some(adapter), batch)? };
-    let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
+    let mut x = decoder.embed(&batch.tokens, &context.places)?; // [rows, hidden]
     let mut tape = Vec::with_capacity(decoder.blocks.len());
     for block in &decoder.blocks {
         let (y, activations) = block.forward(x, &context)?;
@@ -116,11 +116,14 @@ pub(super) fn gradients_from_hidden<T>(
         x = y;
         pace.next(decoder.kernels())?;
     }
-    let hidden = decoder.kernels().rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?;
+    let hidden = decoder.hidden(x.clone())?;
     let (result, dhidden) = head(&hidden)?;
     let dhidden = dhidden.to_dtype(hidden.dtype())?;
 
-    let mut dx = decoder.kernels().rms_norm_backward(&x, &decoder.final_norm, decoder.norm_eps, &dhidden)?;
+    let mut dx = match &decoder.final_norm {
+        Some(norm) => norm.backward(&x, &dhidden)?,
+        None => dhidden,
+    };
     let mut gradients: Gradients = vec![LoraLayer::default(); decoder.blocks.len()];
     for (block, kept) in decoder.blocks.iter().zip(tape).rev() {
         let activations = kept.activations(block, &context)?;
@@ -195,12 +198,12 @@ pub(super) fn hidden_states_with(
     mut pace: YieldPolicy<'_>,
 ) -> Result<Tensor> {
     let context = TrainContext { dropout, ..TrainContext::new(decoder, adapter, batch)? };
-    let mut x = decoder.embed(&batch.tokens)?; // [rows, hidden]
+    let mut x = decoder.embed(&batch.tokens, &context.places)?; // [rows, hidden]
     for block in &decoder.blocks {
         (x, _) = block.forward(x, &context)?;
         pace.next(decoder.kernels())?;
     }
-    Ok(decoder.kernels().rms_norm(&x, &decoder.final_norm, decoder.norm_eps)?)
+    Ok(decoder.hidden(x)?)
 }
 
 /// Context of training: attention inside each packed sequence, one adapter for all rows.
@@ -209,6 +212,8 @@ struct TrainContext<'a> {
     adapter: Option<&'a Adapter>,
     dropout: Option<&'a Dropout>,
     sequences: PackedRows<'a>,
+    /// Of each row.
+    places: Vec<RowPlace>,
     /// By kind of rotation.
     angles: Vec<Angles>,
 }
@@ -220,14 +225,10 @@ impl<'a> TrainContext<'a> {
         if rows == 0 || covered != Some(rows) || batch.targets.iter().any(|target| target.row >= rows) {
             return Err(Error::Internal("a packed batch must be covered by its sequences in order".into()));
         }
-        let positions = batch.sequences.iter().flat_map(|rows| {
-            let table = decoder.rope_table(rows.len());
-            (0..rows.len()).map(move |position| (position, table))
-        });
-        let positions: Vec<_> = positions.collect();
-        let angles = decoder.angles(&positions)?;
+        let places = places(decoder, batch);
+        let angles = decoder.angles(&places)?;
         let sequences = PackedRows::new(&batch.sequences, decoder.kernels())?;
-        Ok(Self { kernels: decoder.kernels(), adapter, dropout: None, sequences, angles })
+        Ok(Self { kernels: decoder.kernels(), adapter, dropout: None, sequences, places, angles })
     }
 
     fn pair(&self, layer: usize, site: Site) -> Option<&'a LoraPair> {
@@ -237,9 +238,21 @@ impl<'a> TrainContext<'a> {
     /// Applies dropout to `x`, the input of a layer's adapter; the gradient takes the same mask, and so do sites that
     /// share a layer of the checkpoint.
     fn drop_out(&self, layer: usize, site: Site, x: &Tensor) -> attune_model::Result<Tensor> {
-        let site = self.adapter.map_or(site, |adapter| first_site(adapter.modules, site));
+        let site = self.adapter.map_or(site, |adapter| first_site(adapter.names.modules, site));
         self.dropout.map_or_else(|| Ok(x.clone()), |dropout| dropout.apply(layer, site, x))
     }
+}
+
+/// Returns the place of each row of `batch`.
+fn places(decoder: &Decoder, batch: &PackedBatch) -> Vec<RowPlace> {
+    let mut places = Vec::with_capacity(batch.tokens.len());
+    let mut seconds = batch.seconds.iter().copied().peekable();
+    for rows in &batch.sequences {
+        let table = decoder.rope_table(rows.len());
+        let second = seconds.next_if(|second| rows.contains(second)).unwrap_or(rows.end);
+        places.extend(rows.clone().map(|row| RowPlace { position: row - rows.start, table, is_second: row >= second }));
+    }
+    places
 }
 
 impl LowRank for TrainContext<'_> {
@@ -278,7 +291,7 @@ impl Context for TrainContext<'_> {
         k: &Tensor,
         v: &Tensor,
     ) -> attune_model::Result<(Tensor, Tensor)> {
-        self.kernels.packed_attention(q, k, v, &self.sequences, attention.form)
+        self.kernels.packed_attention(q, k, v, &self.sequences, attention.form, attention.distance_bias.as_ref())
     }
 
     fn convolve(&self, convolution: &Convolution, projected: &Tensor) -> attune_model::Result<Tensor> {

@@ -14,6 +14,7 @@ use crate::train::loss::chunk_targets;
 use crate::train::methods::{EVALUATION_SHARE, FLOAT, LossShape, WorkFactors, method};
 pub use crate::train::rate::{Pace, TrainingRate};
 use crate::train::recomputation::Recomputation;
+use attune_model::config::NormNames;
 use attune_model::{BaseModel, ModelConfig};
 
 /// Bytes that the allocator keeps with small models, whose blocks are small and many.
@@ -264,8 +265,9 @@ impl ActivationSizes {
         let mixer = if convolves { MixerSizes::of_convolution(hidden) } else { MixerSizes::of_attention(config) };
         // Both normed inputs; both branches before the norms behind them.
         let norms = [true, false].map(|of_attention| config.norm_places.names(of_attention));
-        let [normed, branches] =
-            [0, 1].map(|place| hidden * norms.iter().filter(|norm| norm[place].is_some()).count() as u64);
+        let count = |has: fn(&NormNames) -> bool| hidden * norms.iter().filter(|names| has(names)).count() as u64;
+        let normed = count(|names| names.before.is_some());
+        let branches = count(|names| names.after.is_some() || names.behind.is_some());
         // input, middle; those of mixer and MLP.
         let everything = 2 * hidden + mixer.products + mixer.cheap + mlp.products + mlp.cheap + normed + branches;
         let (kept, again) = match recomputation {

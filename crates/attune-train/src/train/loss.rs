@@ -142,6 +142,8 @@ pub fn log_likelihoods(batch: &PackedBatch, scores: &[TargetScore]) -> Vec<f64> 
 
 #[cfg(test)]
 mod tests {
+    use attune_model::decoder::RowPlace;
+
     use super::*;
 
     fn decoder() -> Decoder {
@@ -162,7 +164,7 @@ mod tests {
             tokens: tokens.clone(),
             ..PackedBatch::default()
         };
-        (decoder.embed(&tokens).unwrap(), batch)
+        (decoder.embed(&tokens, &vec![RowPlace::default(); rows]).unwrap(), batch)
     }
 
     fn bits(tensor: &Tensor) -> Vec<u32> {

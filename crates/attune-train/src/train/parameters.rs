@@ -11,7 +11,7 @@ use crate::train::backward::Gradients;
 use crate::train::settings::TrainSettings;
 use crate::{Error, Result};
 use attune_model::ModelConfig;
-use attune_model::lora::modules::Module;
+use attune_model::lora::modules::{BlockNames, Module};
 use attune_model::lora::{Adapter, LoraLayer, LoraPair, Site};
 
 /// Position and shape of one adapted layer.
@@ -64,7 +64,7 @@ impl ParameterSpan {
 pub struct Parameters {
     layers: usize,
     /// Layers of a block, adapted or not.
-    modules: &'static [Module],
+    names: BlockNames,
     /// Adapted layers, in the order of the forward pass.
     pub places: Vec<ParameterSpan>,
     /// A and B of each place in turn, row by row.
@@ -89,14 +89,14 @@ impl Parameters {
                 values.push(vec![0.0; output * rank]);
             }
         }
-        Self { layers: config.num_hidden_layers, modules: config.modules, places, values }
+        Self { layers: config.num_hidden_layers, names: config.block_names(), places, values }
     }
 
     /// Copies `adapter`, to continue its training.
     pub fn of(adapter: &Adapter) -> Result<Self> {
         let (mut places, mut values) = (Vec::new(), Vec::new());
         for (layer, pairs) in adapter.layers.iter().enumerate() {
-            for module in adapter.modules {
+            for module in adapter.names.modules {
                 let Some(pair) = pairs.whole(module)? else { continue };
                 let (rank, input) = pair.a.dims2()?;
                 let parts = module.sites.iter().filter_map(|site| pairs.get(*site));
@@ -106,7 +106,7 @@ impl Parameters {
                 values.push(host(&pair.b)?);
             }
         }
-        Ok(Self { layers: adapter.layers.len(), modules: adapter.modules, places, values })
+        Ok(Self { layers: adapter.layers.len(), names: adapter.names, places, values })
     }
 
     /// Makes an adapter on `device`, without a name: it is not a published generation.
@@ -122,7 +122,7 @@ impl Parameters {
             let b = matrix(2 * index + 1, (place.output(), place.rank))?;
             layers[place.layer].set_whole(place.rows(), &LoraPair { a, b, scale: place.scale })?;
         }
-        Ok(Adapter::of_modules(String::new(), layers, self.modules))
+        Ok(Adapter::of_blocks(String::new(), layers, self.names))
     }
 
     /// Brings gradients into the order of `values`.

@@ -123,7 +123,7 @@ impl MixerProducts {
 enum MlpProducts {
     Dense {
         gate: Tensor,
-        up: Tensor,
+        up: Option<Tensor>,
     },
     /// The backward pass computes again what experts do beside their products.
     Experts(ExpertActivations),
@@ -140,7 +140,7 @@ impl MlpProducts {
     fn activations(self, mlp: &Mlp) -> Result<MlpActivations> {
         match (self, mlp) {
             (Self::Dense { gate, up }, Mlp::Dense(mlp)) => {
-                Ok(MlpActivations::Dense(DenseActivations { gated: mlp.gated(&gate, &up)?, gate, up }))
+                Ok(MlpActivations::Dense(DenseActivations { gated: mlp.gated(&gate, up.as_ref())?, gate, up }))
             }
             (Self::Experts(activations), _) => Ok(MlpActivations::Experts(activations)),
             (Self::Dense { .. }, Mlp::Experts(_)) => Err(Error::Internal("activations of another kind of MLP".into())),

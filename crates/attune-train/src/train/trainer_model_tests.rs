@@ -283,7 +283,7 @@ fn twenty_steps_follow_the_run_of_pytorch_and_peft() {
                     layer.set_whole(module.rows(&config), &pair).unwrap();
                 }
             }
-            Parameters::of(&Adapter::of_modules(String::new(), layers, config.modules)).unwrap()
+            Parameters::of(&Adapter::of_blocks(String::new(), layers, config.block_names())).unwrap()
         };
         let adam = crate::train::optimizer::AdamSettings { weight_decay: 0.01, ..Default::default() };
         let settings =

@@ -16,6 +16,7 @@ const TANH: ActivationField =
 pub(super) const GEMMA: Family = Family {
     name: "gemma",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults {
         hidden_size: 3072,
         intermediate_size: 24_576,
@@ -59,6 +60,7 @@ fn embedding_multiplier(fields: &Fields, hidden_size: usize) -> Result<f32, Stri
 pub(super) const GEMMA2: Family = Family {
     name: "gemma2",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults {
         hidden_size: 2304,
         intermediate_size: 9216,
@@ -93,6 +95,7 @@ fn attention_scale(fields: &Fields) -> Result<f32, String> {
 pub(super) const GEMMA3_TEXT: Family = Family {
     name: "gemma3_text",
     inside: None,
+    reads_both_ways: true,
     defaults: Defaults {
         vocab_size: 262_208,
         max_position_embeddings: 131_072,
@@ -127,6 +130,12 @@ fn apply_gemma3(fields: &Fields, config: &mut ModelConfig) -> Result<(), String>
     let local = fields.number("rope_local_base_freq")?.unwrap_or(LOCAL_THETA);
     config.ropes = ropes::read_by_type(fields, [GEMMA3_TEXT.defaults.rope_theta, local], config)?;
     config.rotary = kinds;
+    config.is_encoder = fields.flag("use_bidirectional_attention", false)?;
+    if config.is_encoder {
+        // EmbeddingGemma: the window is that of both sides together.
+        let halved = |window: usize| window / 2 + 1;
+        config.sliding_windows = config.sliding_windows.iter().map(|window| window.map(halved)).collect();
+    }
     Ok(())
 }
 

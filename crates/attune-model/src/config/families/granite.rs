@@ -11,7 +11,7 @@ use crate::sites;
 
 /// Granite 3 and 4.1 (dense): Llama with four factors.
 pub(super) const GRANITE: Family =
-    Family { name: "granite", inside: None, defaults: llama::DEFAULTS, apply: apply_granite };
+    Family { name: "granite", inside: None, reads_both_ways: false, defaults: llama::DEFAULTS, apply: apply_granite };
 
 fn apply_granite(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> {
     apply_factors(fields, config)?;
@@ -24,6 +24,7 @@ fn apply_granite(fields: &Fields, config: &mut ModelConfig) -> Result<(), String
 pub(super) const GRANITE_HYBRID: Family = Family {
     name: "granitemoehybrid",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults { intermediate_size: 1024, ..llama::DEFAULTS },
     apply: apply_hybrid,
 };

@@ -13,6 +13,7 @@ use crate::sites;
 pub(super) const LFM2: Family = Family {
     name: "lfm2",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults {
         hidden_size: 2560,
         intermediate_size: 12_288,

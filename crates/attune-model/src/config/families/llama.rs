@@ -28,7 +28,8 @@ pub(super) const DEFAULTS: Defaults = Defaults {
 };
 
 /// Llama 1 to 3, SmolLM 1 and 2, and every other model of the type `llama`.
-pub(super) const LLAMA: Family = Family { name: "llama", inside: None, defaults: DEFAULTS, apply: apply_llama };
+pub(super) const LLAMA: Family =
+    Family { name: "llama", inside: None, reads_both_ways: false, defaults: DEFAULTS, apply: apply_llama };
 
 fn apply_llama(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> {
     config.biases = biases(fields)?;
@@ -39,6 +40,7 @@ fn apply_llama(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> 
 pub(super) const MISTRAL: Family = Family {
     name: "mistral",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults {
         intermediate_size: 14_336,
         num_key_value_heads: Some(8),
@@ -60,6 +62,7 @@ fn apply_mistral(fields: &Fields, config: &mut ModelConfig) -> Result<(), String
 pub(super) const SMOLLM3: Family = Family {
     name: "smollm3",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults {
         hidden_size: 2048,
         num_hidden_layers: 36,

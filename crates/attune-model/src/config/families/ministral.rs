@@ -12,6 +12,7 @@ use crate::rope_scaling::{QueryScaling, RopeScaling};
 pub(super) const MINISTRAL3: Family = Family {
     name: "ministral3",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults {
         intermediate_size: 14_336,
         num_hidden_layers: 34,
@@ -29,6 +30,7 @@ pub(super) const MINISTRAL3: Family = Family {
 pub(super) const MISTRAL3: Family = Family {
     name: "mistral3",
     inside: Some("ministral3"),
+    reads_both_ways: false,
     defaults: Defaults { tie_word_embeddings: true, ..MINISTRAL3.defaults },
     apply,
 };

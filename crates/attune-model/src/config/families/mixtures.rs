@@ -10,6 +10,7 @@ use crate::config::{Biases, QueryKeyNorm};
 pub(super) const QWEN3_MOE: Family = Family {
     name: "qwen3_moe",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults {
         hidden_size: 2048,
         intermediate_size: 6144,
@@ -46,6 +47,7 @@ fn apply_qwen3_moe(fields: &Fields, config: &mut ModelConfig) -> Result<(), Stri
 pub(super) const MIXTRAL: Family = Family {
     name: "mixtral",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults {
         intermediate_size: 14_336,
         num_key_value_heads: Some(8),
@@ -75,6 +77,7 @@ fn apply_mixtral(fields: &Fields, config: &mut ModelConfig) -> Result<(), String
 pub(super) const OLMOE: Family = Family {
     name: "olmoe",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults {
         hidden_size: 2048,
         intermediate_size: 2048,
@@ -107,6 +110,7 @@ fn apply_olmoe(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> 
 pub(super) const GPT_OSS: Family = Family {
     name: "gpt_oss",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults {
         hidden_size: 2880,
         intermediate_size: 2880,

@@ -9,6 +9,7 @@ use crate::config::{Biases, NormPlaces, QueryKeyNorm, ropes};
 pub(super) const OLMO2: Family = Family {
     name: "olmo2",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults { vocab_size: 50_304, rms_norm_eps: 1e-5, ..llama::DEFAULTS },
     apply: apply_olmo2,
 };
@@ -25,6 +26,7 @@ fn apply_olmo2(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> 
 pub(super) const OLMO3: Family = Family {
     name: "olmo3",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults { sliding_window: Some(4096), rope_theta: 500_000.0, ..OLMO2.defaults },
     apply: apply_olmo3,
 };

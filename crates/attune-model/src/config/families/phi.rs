@@ -12,6 +12,7 @@ use crate::sites;
 pub(super) const PHI3: Family = Family {
     name: "phi3",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults {
         hidden_size: 3072,
         intermediate_size: 8192,

@@ -9,6 +9,7 @@ use crate::config::{Biases, QueryKeyNorm};
 pub(super) const QWEN2: Family = Family {
     name: "qwen2",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults {
         intermediate_size: 22_016,
         num_key_value_heads: Some(32),
@@ -30,6 +31,7 @@ fn apply_qwen2(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> 
 pub(super) const QWEN3: Family = Family {
     name: "qwen3",
     inside: None,
+    reads_both_ways: false,
     defaults: Defaults { head_dim: Some(128), ..QWEN2.defaults },
     apply: apply_qwen3,
 };

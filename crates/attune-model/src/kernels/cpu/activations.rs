@@ -38,11 +38,118 @@ fn tanh(x: f32) -> f32 {
     if size < 0.625 { near } else { far }
 }
 
+/// Computes erf(x), within 4e-7, by the quotient of two polynomials that Eigen and XLA take.
+#[allow(clippy::inline_always, reason = "as above")]
+#[inline(always)]
+fn erf(x: f32) -> f32 {
+    // Beyond, the result is 1 in f32.
+    let x = x.clamp(-4.0, 4.0);
+    let square = x * x;
+    let mut p = -2.726_142_3e-10_f32;
+    p = p * square + 2.770_681_4e-8;
+    p = p * square - 2.101_024e-6;
+    p = p * square - 5.692_506_4e-5;
+    p = p * square - 7.349_906_4e-4;
+    p = p * square - 2.954_599_8e-3;
+    p = p * square - 1.609_603_3e-2;
+    let mut q = -1.456_607_2e-5_f32;
+    q = q * square - 2.133_740_6e-4;
+    q = q * square - 1.682_827e-3;
+    q = q * square - 7.373_329_2e-3;
+    q = q * square - 1.426_473_9e-2;
+    x * p / q
+}
+
+/// Returns the share of a normal distribution below `x`.
+#[allow(clippy::inline_always, reason = "as above")]
+#[inline(always)]
+fn normal_share(x: f32) -> f32 {
+    0.5 + 0.5 * erf(x * std::f32::consts::FRAC_1_SQRT_2)
+}
+
+/// Replaces each value x by activation(x).
+pub(super) fn activate(activation: Activation, values: &mut [f32]) {
+    match activation {
+        Activation::Silu => silu(values),
+        Activation::GeluTanh => gelu_tanh(values),
+        Activation::Gelu => gelu(values),
+        Activation::Relu => values.iter_mut().for_each(|value| *value = value.max(0.0)),
+    }
+}
+
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn silu(values: &mut [f32]) {
+    for value in values {
+        *value *= sigmoid(*value);
+    }
+}
+
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn gelu_tanh(values: &mut [f32]) {
+    for value in values {
+        *value *= gelu_sigmoid(*value);
+    }
+}
+
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn gelu(values: &mut [f32]) {
+    for value in values {
+        *value *= normal_share(*value);
+    }
+}
+
+/// Multiplies each of `gradients` by the activation's slope at its x.
+pub(super) fn multiply_slopes(activation: Activation, gradients: &mut [f32], x: &[f32]) {
+    match activation {
+        Activation::Silu => silu_slopes(gradients, x),
+        Activation::GeluTanh => gelu_tanh_slopes(gradients, x),
+        Activation::Gelu => gelu_slopes(gradients, x),
+        Activation::Relu => {
+            for (gradient, x) in gradients.iter_mut().zip(x) {
+                *gradient = if *x > 0.0 { *gradient } else { 0.0 };
+            }
+        }
+    }
+}
+
+/// The slope of silu is σ(x)(1 + x(1 − σ(x))).
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn silu_slopes(gradients: &mut [f32], x: &[f32]) {
+    for (gradient, &x) in gradients.iter_mut().zip(x) {
+        let sigma = sigmoid(x);
+        *gradient *= sigma * (1.0 + x * (1.0 - sigma));
+    }
+}
+
+/// The slope of x · σ(z(x)) is σ(1 + x z'(1 − σ)), with z' = 2 √(2/π) (1 + 3 · 0.044715 x²).
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn gelu_tanh_slopes(gradients: &mut [f32], x: &[f32]) {
+    for (gradient, &x) in gradients.iter_mut().zip(x) {
+        let sigma = gelu_sigmoid(x);
+        *gradient *= sigma * (1.0 + x * GELU * (1.0 + 3.0 * GELU_CUBE * x * x) * (1.0 - sigma));
+    }
+}
+
+/// The slope of x · Φ(x) is Φ(x) + x · φ(x).
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn gelu_slopes(gradients: &mut [f32], x: &[f32]) {
+    /// 1 / √(2π)
+    const DENSITY: f32 = 0.398_942_28;
+    for (gradient, &x) in gradients.iter_mut().zip(x) {
+        *gradient *= normal_share(x) + x * DENSITY * exp(-0.5 * x * x);
+    }
+}
+
 /// Computes `out = activation(gate) · up`.
 pub(super) fn gated(activation: Activation, out: &mut [f32], gate: &[f32], up: &[f32]) {
     match activation {
         Activation::Silu => silu_gated(out, gate, up),
         Activation::GeluTanh => gelu_gated(out, gate, up),
+        Activation::Gelu | Activation::Relu => {
+            out.copy_from_slice(gate);
+            activate(activation, out);
+            multiply_each(out, up);
+        }
     }
 }
 
@@ -74,6 +181,14 @@ pub(super) fn gated_backward(activation: Activation, dgate: &mut [f32], dup: &mu
     match activation {
         Activation::Silu => silu_backward(dgate, dup, gate, up, dy),
         Activation::GeluTanh => gelu_backward(dgate, dup, gate, up, dy),
+        Activation::Gelu | Activation::Relu => {
+            dup.copy_from_slice(gate);
+            activate(activation, dup);
+            multiply_each(dup, dy);
+            dgate.copy_from_slice(dy);
+            multiply_each(dgate, up);
+            multiply_slopes(activation, dgate, gate);
+        }
     }
 }
 
@@ -127,6 +242,30 @@ pub(super) fn multiply_each(values: &mut [f32], factors: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_exact_gelu_and_its_slope_are_those_of_the_error_function() {
+        use candle_core::cpu::erf::erf_f64;
+        for i in -6000..6000 {
+            let x = i as f32 / 700.0;
+            let wide = f64::from(x);
+            let share = 0.5 * (1.0 + erf_f64(wide / std::f64::consts::SQRT_2));
+            let density = (-0.5 * wide * wide).exp() / (2.0 * std::f64::consts::PI).sqrt();
+            let (mut value, mut slope) = ([x], [1.0]);
+            activate(Activation::Gelu, &mut value);
+            multiply_slopes(Activation::Gelu, &mut slope, &[x]);
+            assert!((f64::from(value[0]) - wide * share).abs() <= 4e-7 * (1.0 + wide.abs()), "{x}: {}", value[0]);
+            assert!((f64::from(slope[0]) - share - wide * density).abs() <= 1e-6, "{x}: {}", slope[0]);
+        }
+        for (x, expected) in [(40.0, 40.0), (-40.0, 0.0), (0.0, 0.0)] {
+            let mut value = [x];
+            activate(Activation::Gelu, &mut value);
+            assert_eq!(value[0].abs().to_bits(), f32::to_bits(expected), "{x}");
+        }
+        let mut broken = [f32::NAN];
+        activate(Activation::Gelu, &mut broken);
+        assert!(broken[0].is_nan());
+    }
 
     #[test]
     fn a_soft_cap_is_exact_near_zero_and_flat_far_away() {

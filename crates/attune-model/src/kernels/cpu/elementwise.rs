@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::activations::{self, Gated};
-use super::product::for_rows;
+use super::product::{for_rows, for_rows_in_place};
 use super::{Values, tensor, vector};
 use crate::Result;
 use crate::kernels::{Activation, LogitForm};
@@ -96,6 +96,31 @@ pub fn gated_backward(activation: Activation, gate: &Tensor, up: &Tensor, dy: &T
         activations::gated_backward(activation, dgate, dup, saved);
     });
     Ok((tensor(dgate, gate.shape())?, tensor(dup, gate.shape())?))
+}
+
+/// See [`crate::kernels::Kernels::activated`].
+pub fn activated(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    let (_, width) = x.dims2()?;
+    let mut y = Values::of(x)?.to_vec();
+    for_rows(&mut y, width, |_, y| activations::activate(activation, y));
+    tensor(y, x.shape())
+}
+
+/// See [`crate::kernels::Kernels::activated_into`].
+pub fn activated_into(activation: Activation, x: Tensor) -> Result<Tensor> {
+    let (_, width) = x.dims2()?;
+    for_rows_in_place(&x, width, |row| activations::activate(activation, row))?;
+    Ok(x)
+}
+
+/// See [`crate::kernels::Kernels::activated_backward`].
+pub fn activated_backward(activation: Activation, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let (_, width) = x.dims2()?;
+    let (values, mut dx) = (Values::of(x)?, Values::of(dy)?.to_vec());
+    for_rows(&mut dx, width, |row, dx| {
+        activations::multiply_slopes(activation, dx, &values[row * width..(row + 1) * width]);
+    });
+    tensor(dx, x.shape())
 }
 
 /// See [`crate::kernels::Kernels::to_logits`].

@@ -9,6 +9,7 @@ mod dots;
 pub mod elementwise;
 pub mod experts;
 mod lanes;
+pub mod layer_norm;
 pub mod logits;
 pub mod lora;
 pub mod packed_attention;

@@ -1,4 +1,4 @@
-//! Attention for training: causal inside each packed sequence, in tiles of queries, so that no T×T matrix is kept. The
+//! Attention inside each packed sequence, causal or both ways: that of training, and of encoders. It goes in tiles of queries, so that no T×T matrix is kept. The
 //! backward pass recomputes the probabilities from the saved logarithms of their sums (FlashAttention, section 3).
 
 use std::ops::Range;
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::product::{View, multiply};
 use super::{SharedSlice, Values, activations, tensor, vector};
 use crate::Result;
-use crate::kernels::{AttentionForm, AttentionState};
+use crate::kernels::{AttentionForm, AttentionState, DistanceBias};
 
 /// Queries per tile.
 const TILE: usize = 64;
@@ -46,16 +46,26 @@ impl HeadShape {
         View::strided(&values[rows.start * stride + head * self.head_dim..], rows.len(), self.head_dim, stride)
     }
 
-    /// Returns the keys that the rows of `tile` see together: from the first row's window to the last row.
+    /// Returns the keys that the rows of `tile` see together: from the first row's window to the last row's.
     fn keys_of(self, sequence: &Range<usize>, tile: &Range<usize>) -> Range<usize> {
-        let first = self.form.window.map_or(sequence.start, |window| (tile.start + 1).saturating_sub(window));
-        first.max(sequence.start)..tile.end
+        self.seen(tile.start, sequence).start..self.seen(tile.end - 1, sequence).end
+    }
+
+    /// Returns the keys of `among` that `row` sees.
+    fn seen(self, row: usize, among: &Range<usize>) -> Range<usize> {
+        let first = self.form.window.map_or(among.start, |window| (row + 1).saturating_sub(window).max(among.start));
+        let end = match (self.form.looks_ahead, self.form.window) {
+            (false, _) => row + 1,
+            (true, None) => among.end,
+            (true, Some(window)) => (row + window).min(among.end),
+        };
+        first..end
     }
 
     /// Returns the keys that `row` sees, as a range within `keys`.
     fn seen_by(self, row: usize, keys: &Range<usize>) -> Range<usize> {
-        let first = self.form.window.map_or(keys.start, |window| (row + 1).saturating_sub(window).max(keys.start));
-        first - keys.start..row + 1 - keys.start
+        let seen = self.seen(row, keys);
+        seen.start - keys.start..seen.end - keys.start
     }
 
     /// Computes the scores of `keys` by the tile's queries, `[tile, keys]`.
@@ -67,6 +77,7 @@ impl HeadShape {
         head: usize,
         tile: &Range<usize>,
         keys: &Range<usize>,
+        bias: Option<BiasValues<'_>>,
     ) {
         scores.resize(tile.len() * keys.len(), 0.0);
         let kv_head = head / (self.heads / self.kv_heads);
@@ -75,6 +86,34 @@ impl HeadShape {
         multiply(scores, keys.len(), None, q, k.transposed(), self.form.scale, false);
         if let Some(cap) = self.form.cap {
             activations::soft_cap(scores, 1.0, cap);
+        }
+        if let Some(bias) = bias {
+            bias.add(scores, head, tile, keys);
+        }
+    }
+}
+
+/// Terms of scores by head and by the distance of key and query; see [`DistanceBias`].
+#[derive(Clone, Copy)]
+struct BiasValues<'a> {
+    values: &'a [f32],
+    /// Largest distance that has terms of its own.
+    most: usize,
+}
+
+impl<'a> BiasValues<'a> {
+    fn of(values: &'a Values<'_>, heads: usize) -> Self {
+        Self { values, most: (values.len() / heads - 1) / 2 }
+    }
+
+    /// Adds the terms of `head` to the scores of `keys` by the tile's queries, `[tile, keys]`.
+    fn add(self, scores: &mut [f32], head: usize, tile: &Range<usize>, keys: &Range<usize>) {
+        let width = 2 * self.most + 1;
+        let terms = &self.values[head * width..(head + 1) * width];
+        for (row, scores) in tile.clone().zip(scores.chunks_exact_mut(keys.len())) {
+            for (key, score) in keys.clone().zip(scores) {
+                *score += terms[(key + self.most).saturating_sub(row).min(2 * self.most)];
+            }
         }
     }
 }
@@ -91,9 +130,12 @@ pub fn forward(
     v: &Tensor,
     sequences: &[Range<usize>],
     form: AttentionForm,
+    bias: Option<&DistanceBias>,
 ) -> Result<(Tensor, Tensor)> {
     let shape = HeadShape::of(q, k, form)?;
     let rows = q.dim(0)?;
+    let bias = bias.map(|bias| Values::of(&bias.terms)).transpose()?;
+    let bias = bias.as_ref().map(|bias| BiasValues::of(bias, shape.heads));
     let (q, k, v) = (Values::of(q)?, Values::of(k)?, Values::of(v)?);
     let mut out = vec![0.0; rows * shape.query_stride()];
     let mut log_sum_exp = vec![0.0; rows * shape.heads];
@@ -108,7 +150,7 @@ pub fn forward(
         || (Vec::new(), vec![0.0; TILE * shape.head_dim]),
         |(scores, attended), (sequence, tile, head)| {
             let keys = shape.keys_of(sequence, &tile);
-            shape.scores(scores, &q, &k, head, &tile, &keys);
+            shape.scores(scores, &q, &k, head, &tile, &keys, bias);
             for (row, scores) in tile.clone().zip(scores.chunks_exact_mut(keys.len())) {
                 let seen = shape.seen_by(row, &keys);
                 scores[..seen.start].fill(0.0);
@@ -142,12 +184,15 @@ pub fn backward(
     dout: &Tensor,
     sequences: &[Range<usize>],
     form: AttentionForm,
+    bias: Option<&DistanceBias>,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let shape = HeadShape::of(state.q, state.k, form)?;
+    let bias = bias.map(|bias| Values::of(&bias.terms)).transpose()?;
     let rows = state.q.dim(0)?;
     let (q, k, v) = (Values::of(state.q)?, Values::of(state.k)?, Values::of(state.v)?);
     let (out, sums, dout) = (Values::of(state.out)?, Values::of(state.log_sum_exp)?, Values::of(dout)?);
-    let inputs = BackwardInputs { shape, q, k, v, out, sums, dout };
+    let bias = bias.as_ref().map(|bias| BiasValues::of(bias, shape.heads));
+    let inputs = BackwardInputs { shape, q, k, v, out, sums, dout, bias };
     let shape = &inputs.shape;
     let mut dq = vec![0.0; rows * shape.query_stride()];
     let mut dk = vec![0.0; rows * shape.key_stride()];
@@ -200,6 +245,7 @@ struct BackwardInputs<'a> {
     out: Values<'a>,
     sums: Values<'a>,
     dout: Values<'a>,
+    bias: Option<BiasValues<'a>>,
 }
 
 impl BackwardInputs<'_> {
@@ -211,11 +257,11 @@ impl BackwardInputs<'_> {
         (head, kv_head): (usize, usize),
         tile: Range<usize>,
     ) {
-        let Self { shape, q, k, v, out, sums, dout } = self;
+        let Self { shape, q, k, v, out, sums, dout, bias } = self;
         let keys = shape.keys_of(sequence, &tile);
         let dout_view = shape.head(dout, shape.heads, head, &tile);
         // P, recomputed from the saved sums
-        shape.scores(&mut buffers.scores, q, k, head, &tile, &keys);
+        shape.scores(&mut buffers.scores, q, k, head, &tile, &keys, *bias);
         if let Some(cap) = shape.form.cap {
             buffers.slopes.resize(buffers.scores.len(), 0.0);
             activations::soft_cap_slopes(&mut buffers.slopes, &buffers.scores, cap);

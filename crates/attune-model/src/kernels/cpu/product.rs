@@ -158,3 +158,14 @@ pub(super) fn for_rows(dst: &mut [f32], width: usize, work: impl Fn(usize, &mut 
         }
     });
 }
+
+/// Runs `work` for each row of `x` (`width` values), which it changes in place; nothing else holds `x`.
+pub(super) fn for_rows_in_place(x: &Tensor, width: usize, work: impl Fn(&mut [f32]) + Sync) -> Result<()> {
+    with_values_mut(std::slice::from_ref(x), &|slices| {
+        let [all] = slices else { return Ok(()) };
+        let length = x.elem_count();
+        // SAFETY: the only slice is this one, and each of its rows is handled once.
+        for_rows(unsafe { all.slice(0..length) }, width, |_, row| work(row));
+        Ok(())
+    })
+}

@@ -30,6 +30,27 @@ pub(super) fn exp(x: f32) -> f32 {
 }
 
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+pub(super) fn sum(values: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; 16];
+    let chunks = values.chunks_exact(16);
+    let tail: f32 = chunks.remainder().iter().sum();
+    for chunk in chunks {
+        for lane in 0..16 {
+            lanes[lane] += chunk[lane];
+        }
+    }
+    lanes.iter().sum::<f32>() + tail
+}
+
+/// Adds `term` to each value.
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+pub(super) fn add_constant(values: &mut [f32], term: f32) {
+    for value in values {
+        *value += term;
+    }
+}
+
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; 16];
     let (a_chunks, b_chunks) = (a.chunks_exact(16), b.chunks_exact(16));

@@ -4,10 +4,10 @@ use bytemuck::{Pod, Zeroable};
 use candle_core::Tensor;
 
 use super::launch::{Kernel, Launcher, Shape, launch, output};
-use crate::Result;
 use crate::address::{VECTOR_BYTES, address};
 use crate::kernels::{Activation, LogitForm};
 use crate::rope::Angles;
+use crate::{Error, Result};
 
 const NORM: &str = include_str!("sources/norm.cu");
 const ELEMENTWISE: &str = include_str!("sources/elementwise.cu");
@@ -144,7 +144,7 @@ pub fn gated(launcher: &dyn Launcher, activation: Activation, gate: &Tensor, up:
         up: address(&up)?,
         y: address(&y)?,
         count: count as u64,
-        activation: number(activation),
+        activation: number(activation)?,
         padding: 0,
     };
     let shape = Shape::over(vectors(count, &gate));
@@ -184,7 +184,7 @@ pub fn gated_backward(
         dgate: address(&dgate)?,
         dup: address(&dup)?,
         count: count as u64,
-        activation: number(activation),
+        activation: number(activation)?,
         padding: 0,
     };
     let shape = Shape::over(vectors(count, &gate));
@@ -220,10 +220,12 @@ pub fn to_logits(launcher: &dyn Launcher, products: &Tensor, form: LogitForm) ->
 }
 
 /// Returns the activation's number in `common.cuh`.
-pub(super) fn number(activation: Activation) -> u32 {
+pub(super) fn number(activation: Activation) -> Result<u32> {
     match activation {
-        Activation::Silu => 0,
-        Activation::GeluTanh => 1,
+        Activation::Silu => Ok(0),
+        Activation::GeluTanh => Ok(1),
+        // Those of encoders, which a GPU refuses when it loads a model.
+        Activation::Gelu | Activation::Relu => Err(Error::Internal("a GPU has no exact gelu and no relu".into())),
     }
 }
 

@@ -25,19 +25,21 @@ impl BlockBackward<'_, '_> {
     /// Turns `dy`, the gradient of the block's output, into that of its input, `[rows, hidden]` both; `None` for the
     /// first block, whose input needs no gradient. Stores the gradients of the block's A and B.
     pub(super) fn run(&mut self, block: &Block, saved: &Activations, dy: Tensor) -> Result<Option<Tensor>> {
-        // MLP: y = middle + m · after(mlp(before(middle)))
-        let dbranch = self.of_branch(&block.mlp_residual, saved.mlp_branch.as_ref(), &dy)?; // [rows, hidden]
+        // MLP: y = behind(middle + m · after(mlp(before(middle))))
+        let dsum = of_sum(&block.mlp_residual, saved.mlp_branch.as_ref(), dy)?; // [rows, hidden]
+        let dbranch = of_branch(&block.mlp_residual, saved.mlp_branch.as_ref(), &dsum)?; // [rows, hidden]
         let dinput = self.of_mlp(&block.mlp, &saved.mlp, &saved.mlp_input, &dbranch)?; // [rows, hidden]
-        let dmiddle = self.of_input(&block.mlp_residual, &saved.middle, &dinput, &dy)?; // [rows, hidden]
-        drop(dy);
+        let dmiddle = of_input(&block.mlp_residual, &saved.middle, &dinput, &dsum)?; // [rows, hidden]
+        drop(dsum);
 
-        // Mixer: middle = x + m · after(mix(before(x)))
-        let dbranch = self.of_branch(&block.mixer_residual, saved.mixer_branch.as_ref(), &dmiddle)?;
+        // Mixer: middle = behind(x + m · after(mix(before(x))))
+        let dsum = of_sum(&block.mixer_residual, saved.mixer_branch.as_ref(), dmiddle)?; // [rows, hidden]
+        let dbranch = of_branch(&block.mixer_residual, saved.mixer_branch.as_ref(), &dsum)?;
         let is_first = block.index == 0;
         let Some(dinput) = self.of_mixer(&block.mixer, &saved.mixer, &saved.mixer_input, &dbranch, is_first)? else {
             return Ok(None);
         };
-        Ok(Some(self.of_input(&block.mixer_residual, &saved.input, &dinput, &dmiddle)?))
+        Ok(Some(of_input(&block.mixer_residual, &saved.input, &dinput, &dsum)?))
     }
 
     /// Turns the gradient of the mixer's result into that of its input `x`, `[rows, hidden]` both; `None` for the first
@@ -91,27 +93,6 @@ impl BlockBackward<'_, '_> {
         Ok(kernels.packed_convolution_backward(&saved.projected, &convolution.filters, &dconvolved, sequences)?)
     }
 
-    /// Turns the gradient `dy` of a branch's output stream into that of the branch's own result, which was `branch`.
-    fn of_branch(&self, residual: &Residual, branch: Option<&Tensor>, dy: &Tensor) -> Result<Tensor> {
-        let scaled = if residual.is_unscaled() { dy.clone() } else { (dy * f64::from(residual.multiplier))? };
-        match (&residual.after, branch) {
-            (None, _) => Ok(scaled),
-            (Some(norm), Some(branch)) => {
-                Ok(self.context.kernels.rms_norm_backward(branch, norm, residual.norm_eps, &scaled)?)
-            }
-            (Some(_), None) => Err(Error::Internal("a branch with a norm behind it keeps its result".into())),
-        }
-    }
-
-    /// Turns the gradient `dinput` of a branch's input into that of the stream `x` before it, to which the gradient `dy`
-    /// of the stream behind it is added.
-    fn of_input(&self, residual: &Residual, x: &Tensor, dinput: &Tensor, dy: &Tensor) -> Result<Tensor> {
-        match &residual.before {
-            Some(norm) => Ok(self.context.kernels.add_rms_norm_backward(dy, x, norm, residual.norm_eps, dinput)?),
-            None => Ok((dy + dinput)?),
-        }
-    }
-
     /// Turns the gradient of the MLP's result into that of its input `x`, `[rows, hidden]` both.
     fn of_mlp(&mut self, mlp: &Mlp, saved: &MlpActivations, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         match (mlp, saved) {
@@ -121,13 +102,23 @@ impl BlockBackward<'_, '_> {
         }
     }
 
-    /// Mirrors `W_down` · (`activation(W_gate` · m) · (`W_up` · m)).
+    /// Mirrors `W_down` · (`activation(W_gate` · m) · (`W_up` · m)), or `W_down` · `activation(W_gate` · m).
     fn of_dense_mlp(&mut self, mlp: &DenseMlp, saved: &DenseActivations, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let DenseActivations { gate, up, gated } = saved;
         let dgated = self.linear(None, &mlp.down, gated, dy)?; // [rows, intermediate]
-        let (dgate, dup) = self.context.kernels.gated_backward(mlp.activation, gate, up, &dgated)?;
-        let dx = self.linear(None, &mlp.gate, x, &dgate)?;
-        self.linear(Some(dx), &mlp.up, x, &dup)
+        let kernels = self.context.kernels;
+        match (&mlp.up, up) {
+            (Some(up_layer), Some(up)) => {
+                let (dgate, dup) = kernels.gated_backward(mlp.activation, gate, up, &dgated)?;
+                let dx = self.linear(None, &mlp.gate, x, &dgate)?;
+                self.linear(Some(dx), up_layer, x, &dup)
+            }
+            (None, None) => {
+                let dgate = kernels.activated_backward(mlp.activation, gate, &dgated)?;
+                self.linear(None, &mlp.gate, x, &dgate)
+            }
+            _ => Err(Error::Internal("activations of another kind of MLP".into())),
+        }
     }
 
     /// Turns the gradient of attention's result, `[rows, hidden]`, into those of the products with query, key and value,
@@ -144,8 +135,14 @@ impl BlockBackward<'_, '_> {
         let attended = saved.attended.reshape(&shape)?;
         let state =
             AttentionState { q: &saved.q, k: &saved.k, v: &saved.v, out: &attended, log_sum_exp: &saved.log_sum_exp };
-        let (mut dq, mut dk, dv) =
-            kernels.packed_attention_backward(state, &dattended, &self.context.sequences, attention.form)?;
+        let sequences = &self.context.sequences;
+        let (mut dq, mut dk, dv) = kernels.packed_attention_backward(
+            state,
+            &dattended,
+            sequences,
+            attention.form,
+            attention.distance_bias.as_ref(),
+        )?;
         if let Some(rope) = attention.rope {
             (dq, dk) = kernels.rope_backward(&dq, &dk, &self.context.angles[rope])?;
         }
@@ -188,5 +185,33 @@ impl BlockBackward<'_, '_> {
         let a = kernels.matmul_transposed(&dshrunk, x)?; // [rank, in]
         self.gradients.set(site, LoraPair { a, b, scale: pair.scale });
         Ok(Some((dshrunk, pair.clone())))
+    }
+}
+
+/// Turns the gradient `dy` of the stream behind a branch into that of the sum of stream and branch, which was `sum`.
+fn of_sum(residual: &Residual, sum: Option<&Tensor>, dy: Tensor) -> Result<Tensor> {
+    match (&residual.behind, sum) {
+        (None, _) => Ok(dy),
+        (Some(norm), Some(sum)) => Ok(norm.backward(sum, &dy)?),
+        (Some(_), None) => Err(Error::Internal("a stream with a norm behind it keeps its sum".into())),
+    }
+}
+
+/// Turns the gradient `dsum` of the sum of stream and branch into that of the branch's own result, which was `branch`.
+fn of_branch(residual: &Residual, branch: Option<&Tensor>, dsum: &Tensor) -> Result<Tensor> {
+    let scaled = if residual.is_unscaled() { dsum.clone() } else { (dsum * f64::from(residual.multiplier))? };
+    match (&residual.after, branch) {
+        (None, _) => Ok(scaled),
+        (Some(norm), Some(branch)) => Ok(norm.backward(branch, &scaled)?),
+        (Some(_), None) => Err(Error::Internal("a branch with a norm behind it keeps its result".into())),
+    }
+}
+
+/// Turns the gradient `dinput` of a branch's input into that of the stream `x` before it, to which the gradient `dsum` of
+/// the sum behind it is added.
+fn of_input(residual: &Residual, x: &Tensor, dinput: &Tensor, dsum: &Tensor) -> Result<Tensor> {
+    match &residual.before {
+        Some(norm) => Ok(norm.add_backward(dsum, x, dinput)?),
+        None => Ok((dsum + dinput)?),
     }
 }

@@ -1,0 +1,33 @@
+//! What encoders of BERT's kind have beside the parts of a decoder. Set by their families, read by the decoder.
+
+/// Parts of an encoder's embeddings and blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncoderConfig {
+    /// True if layer norms have a bias.
+    pub norm_bias: bool,
+    /// Embeddings of positions; `None` if positions are rotated or not told.
+    pub positions: Option<PositionTable>,
+    /// Rows of the embedding of segments, which tells the texts of a pair apart; 0 if there is none.
+    pub segments: usize,
+    /// Name of the norm of the embeddings.
+    pub embedding_norm: &'static str,
+    /// True if a norm follows the last block.
+    pub final_norm: bool,
+    /// True if the first block's attention has no norm before it, since the embeddings have one (`ModernBERT`).
+    pub skips_first_norm: bool,
+    /// True if the MLP has a gate.
+    pub is_gated: bool,
+    /// Buckets of the relative positions that attention adds terms for (MPNet); `None` if it adds none.
+    pub distance_buckets: Option<usize>,
+    /// Name of the list of blocks in a checkpoint with a head, such as `bert.encoder.layer`.
+    pub blocks_beside_head: &'static str,
+}
+
+/// The embedding of positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PositionTable {
+    /// Rows.
+    pub rows: usize,
+    /// Row of a text's first token.
+    pub first: usize,
+}
