@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""Write tiny random encoders, and what transformers, sentence-transformers and PEFT compute with them, to
+tests/fixtures/encoders. tests/parity/README.md describes the files.
+
+    python tests/parity/make_encoders.py                   # rewrites tests/fixtures/encoders
+    python tests/parity/make_encoders.py --only mpnet      # one folder
+
+Everything is computed a second time in float64, and the script stops if the two disagree, or if a reference would not
+notice that what its folder is there for is missing.
+"""
+
+import argparse
+import copy
+import sys
+import tempfile
+from pathlib import Path
+
+import encoder_families as families
+import encoder_numbers as numbers
+import torch
+import transformers
+from encoder_families import FAMILIES
+from encoder_numbers import OUT, base, checked, read_json, write_json
+from encoder_text import HIDDEN_OF, TEXTS
+from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+}
+
+
+def load(folder):
+    return SentenceTransformer(str(folder), device="cpu", local_files_only=True).eval()
+
+
+def save(folder, family, seed):
+    """Writes one folder as sentence-transformers does."""
+    model = numbers.randomize(family["model"](copy.deepcopy(family["config"])), seed)
+    with tempfile.TemporaryDirectory() as plain:
+        model.save_pretrained(plain)
+        family["tokenizer"]().save_pretrained(plain)
+        modules = [Transformer(plain, max_seq_length=family["limit"])]
+        modules.append(Pooling(model.config.hidden_size, family["pooling"]))
+        modules += family["more"](model.config.hidden_size, seed) if "more" in family else []
+        modules += [Normalize()] if family.get("normalize") else []
+        whole = SentenceTransformer(modules=modules, prompts=family.get("prompts"), device="cpu")
+        whole.save(str(numbers.clean(folder)), create_model_card=False)
+    numbers.drop_what_nobody_reads(folder)
+    if family.get("older"):
+        older(folder, family, model.config.hidden_size)
+
+
+def older(folder, family, width):
+    """Writes the settings of a folder again, in the spelling of the published all-MiniLM."""
+    modules = [
+        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for place, (path, kind) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")])
+    ]
+    write_json(folder / "modules.json", modules if family.get("normalize") else modules[:2])
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": family["limit"], "do_lower_case": False})
+    flags = {flag: mode == family["pooling"] for mode, flag in FLAGS.items()}
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags})
+    versions = {"sentence_transformers": "2.0.0", "transformers": "4.6.1", "pytorch": "1.8.1"}
+    prompts = {"prompts": family["prompts"], "default_prompt_name": None} if "prompts" in family else {}
+    write_json(folder / "config_sentence_transformers.json", {"__version__": versions, **prompts})
+    if (folder / "2_Normalize").exists():  # as published, where no such folder is
+        for file in (folder / "2_Normalize").iterdir():
+            file.unlink()
+        (folder / "2_Normalize").rmdir()
+
+
+def cases(prompts, texts=TEXTS):
+    """Every text without a prompt, then with each prompt, by its name."""
+    names = [None, *(name for name, prompt in (prompts or {}).items() if prompt)]
+    return [{"text": text, "prompt_name": name} for name in names for text in texts]
+
+
+def tokens(model, case):
+    """The ids and types that the library gives the model."""
+    prompt = model.prompts[case["prompt_name"]] if case["prompt_name"] else ""
+    features = model.preprocess([prompt + case["text"]])
+    return {name: features[name][0] for name in ("input_ids", "token_type_ids") if name in features}
+
+
+def vectors(model, asked, **settings):
+    """One row for each case, each text run alone."""
+    rows = [
+        model.encode([case["text"]], prompt_name=case["prompt_name"], prompt=None if case["prompt_name"] else "",
+                     batch_size=1, convert_to_tensor=True, show_progress_bar=False, **settings)
+        for case in asked
+    ]
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def hidden(model, case):
+    """The last hidden states of one text."""
+    return model[0](model.preprocess([case["text"]]))["token_embeddings"][0]
+
+
+def compute(asked, truncate):
+    """What the reference holds, of a model."""
+
+    def of(model):
+        values = {"vectors": vectors(model, asked)}
+        values |= {f"truncated.{width}": vectors(model, asked, truncate_dim=width) for width in truncate}
+        values |= {f"hidden.{place}": hidden(model, asked[place]) for place in HIDDEN_OF}
+        return values
+
+    return of
+
+
+def check_tokens(folder, model, asked):
+    """Writes the tokens into the cases. `tokenizer.json` alone must give the same."""
+    for case in asked:
+        found = tokens(model, case)
+        case["input_ids"] = found["input_ids"].tolist()
+        prompt = model.prompts[case["prompt_name"]] if case["prompt_name"] else ""
+        ids, types = numbers.raw_ids(folder, prompt + case["text"], model.max_seq_length)
+        assert ids == case["input_ids"], f"{case['text']!r}: {ids} instead of {case['input_ids']}"
+        assert "token_type_ids" not in found or found["token_type_ids"].tolist() == types
+    lengths = [len(case["input_ids"]) for case in asked]
+    assert max(lengths) == model.max_seq_length and min(lengths) <= 3, lengths
+
+
+def check_changes(folder, family, expected, asked):
+    """Every change that the reference is there to notice must move some vector, well above what rounding does.
+
+    The two forms of GELU differ by 5e-4 at most, so theirs is a small one.
+    """
+    settings = read_json(folder / "config.json")
+    for change in family["without"]:
+        changed = load(folder)
+        config = transformers.AutoConfig.for_model(**{**settings, **change})
+        trunk = family["model"](config).eval()
+        trunk.load_state_dict(changed[0].model.state_dict())
+        changed[0].model = trunk
+        effect = (vectors(changed, asked) - expected).abs().max().item() / expected.abs().max().item()
+        print(f"  vectors move by {effect:.1e} with {change}")
+        assert effect > (1e-4 if "gelu" in str(change) else 1e-3), f"the fixture does not notice {change}"
+
+
+def reference(folder, family):
+    """Writes what the library makes of a folder, and returns the model."""
+    model = load(folder)
+    asked = cases(family.get("prompts"))
+    check_tokens(folder, model, asked)
+    model_type = model[0].model.config.model_type
+    values = checked("vectors and hidden states", model, model_type, compute(asked, family.get("truncate", [])))
+    check_changes(folder, family, values["vectors"], asked)
+    save_file(values, folder / "reference.safetensors")
+    described = {"max_seq_length": model.max_seq_length, "prompts": family.get("prompts", {}), "cases": asked}
+    write_json(folder / "texts.json", described)
+    return model
+
+
+def respell(folder):
+    """Adds the other spelling of a configuration, where the family has two."""
+    config = read_json(folder / "config.json")
+    if config["model_type"] == "nomic_bert":
+        write_json(folder / "config_native.json", config)
+        config = families.published_nomic(transformers.AutoConfig.for_model(**config))
+        write_json(folder / "config.json", config)
+    if config["model_type"] == "modernbert":
+        older = families.older_modernbert(config)
+        again = transformers.AutoConfig.for_model(**older)
+        assert again.layer_types == config["layer_types"] and again.rope_parameters == config["rope_parameters"]
+        write_json(folder / "config_old_style.json", older)
+
+
+def make(name, family, seed):
+    folder = OUT / name
+    save(folder, family, seed)
+    reference(folder, family)
+    respell(folder)
+    total = numbers.size(folder)
+    print(f"  {total / 1000:.0f} kB")
+    assert total < 400_000
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=FAMILIES, action="append", help="a folder to write (default: all)")
+    only = parser.parse_args().only
+    numbers.setup()
+    for number, (name, family) in enumerate(FAMILIES.items()):
+        if only and name not in only:
+            continue
+        print(name)
+        make(name, family, 900_000 + 1000 * number)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
