@@ -1,7 +1,6 @@
 """The tiny encoders of make_encoders.py: their configurations, their modules, and what each of them is there for."""
 
 import encoder_text as text
-import transformers
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, MPNetConfig, MPNetModel
 from transformers import NomicBertConfig, NomicBertModel, RobertaConfig, RobertaModel, XLMRobertaConfig, XLMRobertaModel
 
@@ -39,11 +38,13 @@ BERT_TARGETS = ["query", "key", "value", "attention.output.dense", "intermediate
 
 # Folder: the model, its configuration, its tokenizer, the length at which texts are cut, pooling, and what follows it.
 # `older` folders have their settings in the spelling of the published all-MiniLM. `without` holds changes of the
-# configuration that must move the vectors visibly. `targets` are the layers of the adapter, if there is one.
+# configuration that must move the vectors visibly. `targets` are the layers of the adapter, if there is one, and `curves`
+# the losses of its training runs.
 FAMILIES = {
     "bert": dict(
         model=BertModel,
-        config=BertConfig(vocab_size=len(text.bert()), **{**BERT, "hidden_size": 48}),
+        seed=900_003,  # no unit of an MLP is shut for all texts, which would leave it gradients of mere rounding errors
+        config=BertConfig(vocab_size=len(text.bert()), **{**BERT, "hidden_size": 40}),
         tokenizer=text.bert,
         limit=32,
         pooling="mean",
@@ -51,6 +52,7 @@ FAMILIES = {
         older=True,
         truncate=[16],
         targets=BERT_TARGETS,
+        curves=["contrast", "cosine"],
         without=[dict(hidden_act="gelu_new"), dict(layer_norm_eps=1e-2)],
     ),
     "bert_cls": dict(
@@ -130,6 +132,7 @@ FAMILIES = {
         normalize=True,
         prompts=E5,
         targets=["attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"],
+        curves=["contrast"],
         without=[
             dict(local_attention=8),
             dict(local_attention=12),
@@ -241,5 +244,3 @@ def older_modernbert(config):
         transformers_version="4.48.0",
     )
 
-
-__all__ = ["transformers"]

@@ -10,7 +10,7 @@ import sys
 import make_fixtures as base
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 OUT = base.DEFAULT_OUT / "encoders"
 MODELLING = "transformers.models.{0}.modeling_{0}"
@@ -29,7 +29,7 @@ def randomize(model, seed):
                 center = 1.0 if is_norm(name) and name.endswith("weight") and not plus_one(model) else 0.0
                 parameter.copy_(base.random_tensor(generator, parameter.shape, 0.2, center))
             else:
-                std = 0.6 if "embeddings" in name or "embed_tokens" in name else 1.5 / math.sqrt(parameter.shape[1])
+                std = 0.6 if "embeddings" in name or "embed_tokens" in name else 1.2 / math.sqrt(parameter.shape[1])
                 parameter.copy_(base.random_tensor(generator, parameter.shape, std))
     return model.eval()
 
@@ -89,8 +89,14 @@ def checked(what, model, model_type, compute):
 
 
 def write_json(path, content):
+    """Writes settings, or cases of which each stands on a line of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    if "cases" in content:
+        lines = ",\n".join("  " + json.dumps(case, ensure_ascii=False) for case in content["cases"])
+        rest = json.dumps({**content, "cases": []}, indent=1, ensure_ascii=False)
+        text = rest.replace('"cases": []', f'"cases": [\n{lines}\n ]')
+    path.write_text(text + "\n")
 
 
 def read_json(path):
@@ -114,8 +120,6 @@ def size(folder):
 
 def raw_ids(folder, text, limit, pair=None):
     """The ids that the library `tokenizers` makes of a text by tokenizer.json alone, and their types."""
-    from tokenizers import Tokenizer
-
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(limit, strategy="longest_first")
@@ -129,5 +133,3 @@ def setup():
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
-
-__all__ = ["base", "load_file", "save_file"]
