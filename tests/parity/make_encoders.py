@@ -13,15 +13,15 @@ import argparse
 import copy
 import sys
 import tempfile
-from pathlib import Path
 
 import encoder_adapters
 import encoder_families as families
 import encoder_numbers as numbers
+import encoder_scores
 import torch
 import transformers
 from encoder_families import FAMILIES
-from encoder_numbers import OUT, base, checked, read_json, write_json
+from encoder_numbers import OUT, checked, read_json, write_json
 from encoder_text import HIDDEN_OF, TEXTS
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
@@ -174,8 +174,9 @@ def respell(folder):
         write_json(folder / "config_old_style.json", older)
 
 
-def make(name, family, seed):
-    folder = OUT / name
+def make(name, seed):
+    """Writes one folder of a family with all its references."""
+    family, folder = FAMILIES[name], OUT / name
     save(folder, family, seed)
     model, asked = reference(folder, family)
     if "targets" in family:
@@ -186,16 +187,22 @@ def make(name, family, seed):
     assert total < 420_000
 
 
+# What writes each folder, and from which seed.
+FOLDERS = {
+    name: (make, family.get("seed", 900_000 + 1000 * number)) for number, (name, family) in enumerate(FAMILIES.items())
+}
+FOLDERS |= {name: (encoder_scores.make, 920_000 + 1000 * number) for number, name in enumerate(encoder_scores.FAMILIES)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=FAMILIES, action="append", help="a folder to write (default: all)")
+    parser.add_argument("--only", choices=FOLDERS, action="append", help="a folder to write (default: all)")
     only = parser.parse_args().only
     numbers.setup()
-    for number, (name, family) in enumerate(FAMILIES.items()):
-        if only and name not in only:
-            continue
-        print(name)
-        make(name, family, family.get("seed", 900_000 + 1000 * number))
+    for name, (write, seed) in FOLDERS.items():
+        if only is None or name in only:
+            print(name)
+            write(name, seed)
     return 0
 
 
