@@ -2,7 +2,8 @@
 
 import encoder_text as text
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, MPNetConfig, MPNetModel
-from transformers import NomicBertConfig, NomicBertModel, RobertaConfig, RobertaModel, XLMRobertaConfig, XLMRobertaModel
+from transformers import Gemma3TextConfig, Gemma3TextModel, NomicBertConfig, NomicBertModel, Qwen3Config, Qwen3Model
+from transformers import RobertaConfig, RobertaModel, XLMRobertaConfig, XLMRobertaModel
 
 WIDTH = 32
 COMMON = dict(
@@ -176,6 +177,65 @@ FAMILIES = {
         without=[
             dict(hidden_act="gelu"),
             dict(rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
+        ],
+    ),
+    "qwen3_embedding": dict(
+        model=Qwen3Model,
+        config=Qwen3Config(
+            vocab_size=len(text.qwen3()),
+            **COMMON,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=128,
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=0,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        ),
+        architecture="Qwen3ForCausalLM",
+        tokenizer=text.qwen3,
+        limit=96,
+        pooling="lasttoken",
+        normalize=True,
+        older=True,
+        prompts={"query": "Instruct: Given a question, find the passage that answers it\nQuery:", "document": ""},
+        truncate=[16],
+        without=[dict(rope_parameters={"rope_type": "default", "rope_theta": 500.0})],
+    ),
+    "gemma3_embedding": dict(
+        model=Gemma3TextModel,
+        config=Gemma3TextConfig(
+            vocab_size=len(text.gemma()),
+            **COMMON,
+            num_key_value_heads=1,
+            head_dim=16,
+            query_pre_attn_scalar=24,
+            sliding_window=12,
+            sliding_window_pattern=2,
+            use_bidirectional_attention=True,
+            max_position_embeddings=128,
+            pad_token_id=0,
+            bos_token_id=2,
+            eos_token_id=1,
+            rope_parameters={
+                "full_attention": {"rope_type": "default", "rope_theta": 5000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            },
+        ),
+        tokenizer=text.gemma,
+        limit=96,
+        pooling="mean",
+        normalize=True,
+        dense=[(WIDTH, 48), (48, 24)],
+        prompts={"query": "task: search result | query: ", "document": "title: none | text: "},
+        truncate=[8],
+        without=[
+            dict(sliding_window=10),
+            dict(sliding_window=14),
+            dict(use_bidirectional_attention=False, sliding_window=7),
+            dict(layer_types=["full_attention"] * 3),
+            dict(hidden_activation="silu"),
         ],
     ),
 }

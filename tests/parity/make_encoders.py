@@ -11,6 +11,7 @@ notice that what its folder is there for is missing.
 
 import argparse
 import copy
+import shutil
 import sys
 import tempfile
 
@@ -18,25 +19,22 @@ import encoder_adapters
 import encoder_families as families
 import encoder_numbers as numbers
 import encoder_scores
+import encoder_variants
+import encoder_vectors as vectors
 import torch
 import transformers
 from encoder_families import FAMILIES
-from encoder_numbers import OUT, checked, read_json, write_json
-from encoder_text import HIDDEN_OF, TEXTS
+from encoder_numbers import OUT, base, checked, read_json, write_json
+from encoder_text import HIDDEN_OF
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-
-FLAGS = {
-    "cls": "pooling_mode_cls_token",
-    "mean": "pooling_mode_mean_tokens",
-    "max": "pooling_mode_max_tokens",
-    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
-}
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 
-def load(folder):
-    return SentenceTransformer(str(folder), device="cpu", local_files_only=True).eval()
+def dense(width_in, width_out, seed):
+    """A layer behind the pooling, without bias and activation, as EmbeddingGemma has two."""
+    weight = base.random_tensor(torch.Generator().manual_seed(seed), (width_out, width_in), width_in**-0.5)
+    return Dense(width_in, width_out, bias=False, activation_function=torch.nn.Identity(), init_weight=weight)
 
 
 def save(folder, family, seed):
@@ -47,7 +45,7 @@ def save(folder, family, seed):
         family["tokenizer"]().save_pretrained(plain)
         modules = [Transformer(plain, max_seq_length=family["limit"])]
         modules.append(Pooling(model.config.hidden_size, family["pooling"]))
-        modules += family["more"](model.config.hidden_size, seed) if "more" in family else []
+        modules += [dense(*sizes, seed + place) for place, sizes in enumerate(family.get("dense", []))]
         modules += [Normalize()] if family.get("normalize") else []
         whole = SentenceTransformer(modules=modules, prompts=family.get("prompts"), device="cpu")
         whole.save(str(numbers.clean(folder)), create_model_card=False)
@@ -58,59 +56,30 @@ def save(folder, family, seed):
 
 def older(folder, family, width):
     """Writes the settings of a folder again, in the spelling of the published all-MiniLM."""
-    modules = [
-        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for place, (path, kind) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")])
-    ]
-    write_json(folder / "modules.json", modules if family.get("normalize") else modules[:2])
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": family["limit"], "do_lower_case": False})
-    flags = {flag: mode == family["pooling"] for mode, flag in FLAGS.items()}
-    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags})
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    kinds = kinds if family.get("normalize") else kinds[:2]
+    write_json(folder / "modules.json", encoder_variants.modules(*kinds))
+    if "architecture" in family:  # as Qwen3 publishes its embedding models: without this file, and named as a decoder
+        (folder / "sentence_bert_config.json").unlink()
+        config = read_json(folder / "config.json") | {"architectures": [family["architecture"]]}
+        write_json(folder / "config.json", config)
+    else:
+        write_json(folder / "sentence_bert_config.json", {"max_seq_length": family["limit"], "do_lower_case": False})
+    write_json(folder / "1_Pooling" / "config.json", encoder_variants.flags(width, [family["pooling"]]))
     versions = {"sentence_transformers": "2.0.0", "transformers": "4.6.1", "pytorch": "1.8.1"}
     prompts = {"prompts": family["prompts"], "default_prompt_name": None} if "prompts" in family else {}
     write_json(folder / "config_sentence_transformers.json", {"__version__": versions, **prompts})
     if (folder / "2_Normalize").exists():  # as published, where no such folder is
-        for file in (folder / "2_Normalize").iterdir():
-            file.unlink()
-        (folder / "2_Normalize").rmdir()
-
-
-def cases(prompts, texts=TEXTS):
-    """Every text without a prompt, then with each prompt, by its name."""
-    names = [None, *(name for name, prompt in (prompts or {}).items() if prompt)]
-    return [{"text": text, "prompt_name": name} for name in names for text in texts]
-
-
-def tokens(model, case):
-    """The ids and types that the library gives the model."""
-    prompt = model.prompts[case["prompt_name"]] if case["prompt_name"] else ""
-    features = model.preprocess([prompt + case["text"]])
-    return {name: features[name][0] for name in ("input_ids", "token_type_ids") if name in features}
-
-
-def vectors(model, asked, **settings):
-    """One row for each case, each text run alone."""
-    rows = [
-        model.encode([case["text"]], prompt_name=case["prompt_name"], prompt=None if case["prompt_name"] else "",
-                     batch_size=1, convert_to_tensor=True, show_progress_bar=False, **settings)
-        for case in asked
-    ]
-    return torch.cat(rows)
-
-
-@torch.no_grad()
-def hidden(model, case):
-    """The last hidden states of one text."""
-    return model[0](model.preprocess([case["text"]]))["token_embeddings"][0]
+        shutil.rmtree(folder / "2_Normalize")
 
 
 def compute(asked, truncate):
     """What the reference holds, of a model."""
 
     def of(model):
-        values = {"vectors": vectors(model, asked)}
-        values |= {f"truncated.{width}": vectors(model, asked, truncate_dim=width) for width in truncate}
-        values |= {f"hidden.{place}": hidden(model, asked[place]) for place in HIDDEN_OF}
+        values = {"vectors": vectors.encode(model, asked)}
+        values |= {f"truncated.{width}": vectors.encode(model, asked, truncate_dim=width) for width in truncate}
+        values |= {f"hidden.{place}": vectors.hidden(model, asked[place]) for place in HIDDEN_OF}
         return values
 
     return of
@@ -119,10 +88,10 @@ def compute(asked, truncate):
 def check_tokens(folder, model, asked):
     """Writes the tokens into the cases. `tokenizer.json` alone must give the same."""
     for case in asked:
-        found = tokens(model, case)
+        found = vectors.tokens(model, case)
         case["input_ids"] = found["input_ids"].tolist()
-        prompt = model.prompts[case["prompt_name"]] if case["prompt_name"] else ""
-        ids, types = numbers.raw_ids(folder, prompt + case["text"], model.max_seq_length)
+        whole = vectors.prompt_of(model, case) + case["text"]
+        ids, types = numbers.raw_ids(folder, whole, model.max_seq_length)
         assert ids == case["input_ids"], f"{case['text']!r}: {ids} instead of {case['input_ids']}"
         assert "token_type_ids" not in found or found["token_type_ids"].tolist() == types
     lengths = [len(case["input_ids"]) for case in asked]
@@ -136,20 +105,20 @@ def check_changes(folder, family, expected, asked):
     """
     settings = read_json(folder / "config.json")
     for change in family["without"]:
-        changed = load(folder)
+        changed = vectors.load(folder)
         config = transformers.AutoConfig.for_model(**{**settings, **change})
         trunk = family["model"](config).eval()
         trunk.load_state_dict(changed[0].model.state_dict())
         changed[0].model = trunk
-        effect = (vectors(changed, asked) - expected).abs().max().item() / expected.abs().max().item()
+        effect = (vectors.encode(changed, asked) - expected).abs().max().item() / expected.abs().max().item()
         print(f"  vectors move by {effect:.1e} with {change}")
         assert effect > (1e-4 if "gelu" in str(change) else 1e-3), f"the fixture does not notice {change}"
 
 
 def reference(folder, family):
     """Writes what the library makes of a folder, and returns the model and the cases."""
-    model = load(folder)
-    asked = cases(family.get("prompts"))
+    model = vectors.load(folder)
+    asked = vectors.cases(family.get("prompts"))
     check_tokens(folder, model, asked)
     model_type = model[0].model.config.model_type
     values = checked("vectors and hidden states", model, model_type, compute(asked, family.get("truncate", [])))
@@ -167,6 +136,8 @@ def respell(folder):
         write_json(folder / "config_native.json", config)
         config = families.published_nomic(transformers.AutoConfig.for_model(**config))
         write_json(folder / "config.json", config)
+    if config["model_type"] in ("qwen3", "gemma3_text"):
+        write_json(folder / "config_old_style.json", base.old_style(config))
     if config["model_type"] == "modernbert":
         older = families.older_modernbert(config)
         again = transformers.AutoConfig.for_model(**older)
@@ -180,7 +151,7 @@ def make(name, seed):
     save(folder, family, seed)
     model, asked = reference(folder, family)
     if "targets" in family:
-        encoder_adapters.make(folder / "peft", name, family, model, lambda model: vectors(model, asked), seed + 500)
+        encoder_adapters.make(folder / "peft", name, family, model, lambda model: vectors.encode(model, asked), seed + 500)
     respell(folder)
     total = numbers.size(folder)
     print(f"  {total / 1000:.0f} kB")
@@ -192,6 +163,7 @@ FOLDERS = {
     name: (make, family.get("seed", 900_000 + 1000 * number)) for number, (name, family) in enumerate(FAMILIES.items())
 }
 FOLDERS |= {name: (encoder_scores.make, 920_000 + 1000 * number) for number, name in enumerate(encoder_scores.FAMILIES)}
+FOLDERS |= {name: (encoder_variants.make, 940_000) for name in encoder_variants.VARIANTS}
 
 
 def main():
