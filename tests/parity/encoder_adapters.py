@@ -5,7 +5,7 @@ import json
 
 import peft
 import torch
-from encoder_numbers import base, checked, drop_what_nobody_reads, float64_rerun, write_json
+from encoder_numbers import base, checked, drop_model_card, float64_rerun, write_json
 from encoder_text import PAIRS, SCORES
 from safetensors.torch import load_file, save_file
 from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss, MultipleNegativesRankingLoss
@@ -33,7 +33,7 @@ def save(folder, wrapped, name, adapter):
     """Writes the adapter as PEFT does."""
     wrapped.peft_config["default"].base_model_name_or_path = name
     wrapped.save_pretrained(folder, save_embedding_layers=False)
-    drop_what_nobody_reads(folder)
+    drop_model_card(folder)
     settings = json.loads((folder / "adapter_config.json").read_text())
     settings["target_modules"].sort()  # PEFT keeps a set; its order changes from run to run
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")

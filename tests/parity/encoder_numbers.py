@@ -109,8 +109,7 @@ def clean(folder):
     return folder
 
 
-def drop_what_nobody_reads(folder):
-    """Removes the model card, and what says with which version of a library the folder was written."""
+def drop_model_card(folder):
     (folder / "README.md").unlink(missing_ok=True)
 
 

@@ -6,7 +6,7 @@ import encoder_adapters as adapters
 import encoder_text as text
 import torch
 from encoder_families import BERT, BERT_TARGETS, COMMON, MODERNBERT, NO_DROPOUT, ROBERTA
-from encoder_numbers import OUT, base, checked, clean, drop_what_nobody_reads, randomize, raw_ids, read_json, size
+from encoder_numbers import OUT, base, checked, clean, drop_model_card, randomize, raw_ids, read_json, size
 from encoder_numbers import write_json
 from encoder_text import LABELS, QUESTIONS
 from safetensors.torch import save_file
@@ -106,7 +106,7 @@ def save(folder, family, seed):
         whole = load(folder)
         clean(folder)
         whole.save(str(folder), create_model_card=False)
-        drop_what_nobody_reads(folder)
+        drop_model_card(folder)
     if "extra" in family:
         write_json(folder / "config.json", read_json(folder / "config.json") | family["extra"])
 

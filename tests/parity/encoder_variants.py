@@ -4,10 +4,13 @@ differ from those of another one, and the vectors of both together."""
 import shutil
 import tempfile
 
+import encoder_text as text
 import encoder_vectors as vectors
 import torch
 from encoder_numbers import OUT, base, checked, clean, size, write_json
 from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -125,3 +128,22 @@ def make(name, seed):
     print(f"  {values['vectors'].shape[1]} numbers each, {size(folder) / 1000:.0f} kB")
 
 
+
+
+def make_table(name, seed):
+    """Writes a table of vectors as sentence-transformers saves it, over the vocabulary of mpnet."""
+    folder = clean(OUT / name)
+    tokenizer = text.mpnet().backend_tokenizer
+    table = base.random_tensor(torch.Generator().manual_seed(seed), (tokenizer.get_vocab_size(), 24))
+    layer = StaticEmbedding(tokenizer, embedding_weights=table)
+    SentenceTransformer(modules=[layer], device="cpu").save(str(folder), create_model_card=False)
+    model = vectors.load(folder)
+    asked = vectors.cases({})
+    tokenizer = model[0].tokenizer
+    for case in asked:
+        case["input_ids"] = tokenizer.encode(case["text"], add_special_tokens=False).ids
+    assert any(tokenizer.token_to_id("[UNK]") in case["input_ids"] for case in asked)
+    values = checked("vectors", model, "static", lambda model: {"vectors": vectors.encode(model, asked)})
+    save_file(values, folder / "reference.safetensors")
+    write_json(folder / "texts.json", {"prompts": {}, "cases": asked})
+    print(f"  {size(folder) / 1000:.0f} kB")

@@ -49,7 +49,7 @@ def save(folder, family, seed):
         modules += [Normalize()] if family.get("normalize") else []
         whole = SentenceTransformer(modules=modules, prompts=family.get("prompts"), device="cpu")
         whole.save(str(numbers.clean(folder)), create_model_card=False)
-    numbers.drop_what_nobody_reads(folder)
+    numbers.drop_model_card(folder)
     if family.get("older"):
         older(folder, family, model.config.hidden_size)
 
@@ -164,6 +164,7 @@ FOLDERS = {
 }
 FOLDERS |= {name: (encoder_scores.make, 920_000 + 1000 * number) for number, name in enumerate(encoder_scores.FAMILIES)}
 FOLDERS |= {name: (encoder_variants.make, 940_000) for name in encoder_variants.VARIANTS}
+FOLDERS["static_embedding"] = (encoder_variants.make_table, 941_000)
 
 
 def main():
