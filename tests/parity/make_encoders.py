@@ -17,6 +17,7 @@ import tempfile
 
 import encoder_adapters
 import encoder_families as families
+import encoder_nomic
 import encoder_numbers as numbers
 import encoder_scores
 import encoder_variants
@@ -145,6 +146,20 @@ def respell(folder):
         write_json(folder / "config_old_style.json", older)
 
 
+def make_fused(folder, name, asked, seed):
+    """Writes an adapter with the layers of the published code, which must compute what transformers does."""
+    model = vectors.load(folder)
+    expected = vectors.encode(model, asked)
+    model[0].model = encoder_nomic.Published(folder, model[0].model.config)
+    off = base.relative_difference(vectors.encode(model, asked), expected)
+    print(f"  the published layers are {off:.1e} from transformers")
+    assert off < base.LIMIT
+    family = {"targets": encoder_nomic.TARGETS}
+    encoder_adapters.make(
+        folder / "peft_fused", name, family, model, lambda model: vectors.encode(model, asked), seed
+    )
+
+
 def make(name, seed):
     """Writes one folder of a family with all its references."""
     family, folder = FAMILIES[name], OUT / name
@@ -152,6 +167,8 @@ def make(name, seed):
     model, asked = reference(folder, family)
     if "targets" in family:
         encoder_adapters.make(folder / "peft", name, family, model, lambda model: vectors.encode(model, asked), seed + 500)
+    if name == "nomic_bert":
+        make_fused(folder, name, asked, seed + 700)
     respell(folder)
     total = numbers.size(folder)
     print(f"  {total / 1000:.0f} kB")
