@@ -113,5 +113,5 @@ if __name__ == "__main__":
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(prepare, sys.argv[1:] or names()))
     if not sys.argv[1:]:
-        for model in real_models.ALL:
+        for model in (*real_models.ALL, real_models.MINILM):
             model.fetch()
