@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-rust test-sdk test-hostile hostile bench bench-serving bench-training quality check container-check openapi parity sanitize
+.PHONY: help setup demo serve test test-rust test-sdk test-hostile hostile bench bench-serving bench-training bench-embeddings quality check container-check openapi parity sanitize
 
 PYTHON := .venv/bin/python
 
@@ -46,6 +46,9 @@ bench-serving: setup .venv-bench/.installed ## Measure serving beside llama.cpp 
 
 bench-training: setup .venv-bench-training/.installed ## Measure training beside transformers, PEFT and TRL (downloads torch)
 	@.venv-bench-training/bin/python benches/training
+
+bench-embeddings: setup .venv-bench-embeddings/.installed .venv-bench-infinity/.installed ## Measure embeddings beside sentence-transformers, ONNX Runtime and infinity (downloads torch twice)
+	@.venv-bench-embeddings/bin/python benches/embeddings
 
 quality: setup .venv-quality/.installed ## Fine-tune a real model on real texts, and count right answers beside PEFT (downloads torch)
 	@.venv-quality/bin/python benches/quality
@@ -95,6 +98,17 @@ parity: setup .venv-parity/.installed .venv-bench/.installed ## Compare with tra
 .venv-bench-training/.installed: benches/training/requirements.txt | setup
 	@python3 -m venv .venv-bench-training
 	@.venv-bench-training/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.venv-bench-embeddings/.installed: benches/embeddings/requirements.txt | setup
+	@python3 -m venv .venv-bench-embeddings
+	@.venv-bench-embeddings/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# What infinity needs does not fit beside the newest of the others.
+.venv-bench-infinity/.installed: benches/embeddings/infinity.txt | setup
+	@python3 -m venv .venv-bench-infinity
+	@.venv-bench-infinity/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 .venv-quality/.installed: benches/quality/requirements.txt | setup
