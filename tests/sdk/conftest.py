@@ -18,6 +18,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import attunelib  # noqa: E402
 
+ENCODERS = attunelib.ROOT / "tests" / "fixtures" / "encoders"
 # They run in environments of their own, see `test_clients.py`.
 collect_ignore = ["clients"]
 
@@ -65,7 +66,8 @@ def server(start_server):
 @pytest.fixture(scope="session")
 def aliased(start_server, tmp_path_factory):
     """A server that knows the demo model under the names that clients and their tests expect of OpenAI. `ada` and
-    `gpt-4o-mini` have a longer context, for prompts of 2,000 tokens in tests that come with clients."""
+    `gpt-4o-mini` have a longer context, for prompts of 2,000 tokens in tests that come with clients. Beside it stand two tiny
+    encoders with random weights: `text-embedding-3-large` makes vectors, `reranker` scores."""
     folder = tmp_path_factory.mktemp("aliased")
     long = folder / "long"
     long.mkdir()
@@ -84,9 +86,16 @@ path = "{attunelib.DEMO}"
 [[models]]
 id = "long"
 path = "{long}"
+[[models]]
+id = "encoder"
+path = "{ENCODERS / "mpnet"}"
+[[models]]
+id = "reranker"
+path = "{ENCODERS / "bert_score"}"
 [aliases]
 ada = "long"
 text-embedding-3-small = "demo"
+text-embedding-3-large = "encoder"
 "gpt-3.5-turbo" = "demo"
 gpt-4o-mini = "long"
 """

@@ -39,6 +39,7 @@ def surroundings(aliased):
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "LANGSMITH_TRACING": "false",
         "OPENAI_AGENTS_DISABLE_TRACING": "1",
+        "HAYSTACK_TELEMETRY_ENABLED": "False",
         "HF_HUB_OFFLINE": "1",
     }
 
@@ -62,7 +63,11 @@ def run_pytest(folder, surroundings, *arguments, **others):
 
 
 @pytest.mark.parametrize(
-    "name", ["openai_1_7", "openai_0_28", "llamaindex", "litellm", "openai_agents", "pydantic_ai", "instructor"]
+    "name",
+    [
+        "openai_1_7", "openai_0_28", "llamaindex", "litellm", "openai_agents", "pydantic_ai", "instructor", "cohere",
+        "haystack",
+    ],
 )
 def test_the_checks_of_a_python_client_pass(surroundings, name):
     run_pytest(environments.prepare(name), surroundings, name)

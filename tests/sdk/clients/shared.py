@@ -11,6 +11,8 @@ BASE_URL = URL + "/v1"
 KEY = os.environ["OPENAI_API_KEY"]
 DEMO = Path(os.environ["ATTUNE_DEMO"])
 WIDTH = 256  # of the demo model's vectors
+# A tiny encoder, and the width of its vectors.
+ENCODER, ENCODER_WIDTH = "text-embedding-3-large", 32
 
 
 def tickets(count):

@@ -7,7 +7,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
-from shared import BASE_URL, WIDTH
+from shared import BASE_URL, ENCODER, ENCODER_WIDTH, WIDTH
 
 
 def chat(**settings):
@@ -19,12 +19,13 @@ def cosine(one, other):
     return sum(a * b for a, b in zip(one, other, strict=True)) / (math.hypot(*one) * math.hypot(*other))
 
 
-def test_tokens_of_openai_give_the_same_vectors_as_the_text():
+@pytest.mark.parametrize(("model", "width"), [("text-embedding-3-small", WIDTH), (ENCODER, ENCODER_WIDTH)])
+def test_tokens_of_openai_give_the_same_vectors_as_the_text(model, width):
     texts = ["On Friday the ferry is late.", "naïve 魚 🙂", "x"]
-    tokens = OpenAIEmbeddings(model="text-embedding-3-small", base_url=BASE_URL)
-    plain = OpenAIEmbeddings(model="text-embedding-3-small", base_url=BASE_URL, check_embedding_ctx_length=False)
+    tokens = OpenAIEmbeddings(model=model, base_url=BASE_URL)
+    plain = OpenAIEmbeddings(model=model, base_url=BASE_URL, check_embedding_ctx_length=False)
     for one, other in zip(tokens.embed_documents(texts), plain.embed_documents(texts), strict=True):
-        assert len(one) == WIDTH
+        assert len(one) == width
         assert cosine(one, other) > 0.99999
 
 

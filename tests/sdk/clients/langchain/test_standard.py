@@ -3,7 +3,7 @@
 import pytest
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langchain_tests.integration_tests import ChatModelIntegrationTests, EmbeddingsIntegrationTests
-from shared import BASE_URL, KEY
+from shared import BASE_URL, ENCODER, KEY
 
 
 class TestEmbeddingsOfTokens(EmbeddingsIntegrationTests):
@@ -24,6 +24,14 @@ class TestEmbeddingsOfText(TestEmbeddingsOfTokens):
     @property
     def embedding_model_params(self):
         return {"model": "demo", "base_url": BASE_URL, "api_key": KEY, "check_embedding_ctx_length": False}
+
+
+class TestEmbeddingsOfAnEncoder(TestEmbeddingsOfTokens):
+    """With an encoder, and OpenAI's token ids."""
+
+    @property
+    def embedding_model_params(self):
+        return {"model": ENCODER, "base_url": BASE_URL, "api_key": KEY}
 
 
 UNFIT = "the demo model knows its own small world: what to put into a call is beyond it"

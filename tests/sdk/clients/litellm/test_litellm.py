@@ -5,7 +5,7 @@ import io
 
 import litellm
 import pytest
-from shared import BASE_URL, KEY, WIDTH, jsonl, tickets, wait_for
+from shared import BASE_URL, KEY, URL, WIDTH, jsonl, tickets, wait_for
 
 SERVER = {"api_base": BASE_URL, "api_key": KEY, "num_retries": 0}
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -15,6 +15,15 @@ def test_embeddings():
     answer = litellm.embedding(model="openai/text-embedding-3-small", input=["a", "b"], **SERVER)
     assert [len(item["embedding"]) for item in answer.data] == [WIDTH, WIDTH]
     assert answer.usage.prompt_tokens > 0
+
+
+def test_documents_are_reranked():
+    documents = ["A dog was running.", "The cat sits on the mat.", "boats"]
+    question = {"model": "hosted_vllm/reranker", "query": "Where is the cat?", "documents": documents}
+    answer = litellm.rerank(**question, top_n=2, api_base=URL, api_key=KEY)
+    scores = [result["relevance_score"] for result in answer.results]
+    assert len(scores) == 2 and scores == sorted(scores, reverse=True)
+    assert len({result["index"] for result in answer.results}) == 2
 
 
 def test_a_text_completion_is_the_same_whole_and_streamed():

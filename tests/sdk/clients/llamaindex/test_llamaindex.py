@@ -1,14 +1,16 @@
 """LlamaIndex with its classes for servers that speak OpenAI's API."""
 
 import asyncio
+import math
 
 import pytest
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.llms import ChatMessage
 from llama_index.core.node_parser import SentenceSplitter
+from llama_index.embeddings.openai import OpenAIEmbedding
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
-from shared import BASE_URL, KEY, WIDTH
+from shared import BASE_URL, ENCODER, ENCODER_WIDTH, KEY, WIDTH
 
 
 def model(**settings):
@@ -46,6 +48,16 @@ def test_texts_become_vectors_in_order(embedder):
     assert [len(vector) for vector in vectors] == [WIDTH] * len(texts)
     for at in (0, 99, 100, 119):
         assert vectors[at] == pytest.approx(embedder.get_text_embedding(texts[at]), abs=1e-5)
+
+
+def test_the_class_for_openai_embeds_with_an_encoder():
+    embedder = OpenAIEmbedding(model=ENCODER, api_base=BASE_URL, api_key=KEY, max_retries=0)
+    whole = embedder.get_text_embedding("On Friday the ferry is late.")
+    assert len(whole) == ENCODER_WIDTH
+    short = OpenAIEmbedding(model=ENCODER, dimensions=8, api_base=BASE_URL, api_key=KEY, max_retries=0)
+    length = math.hypot(*whole[:8])
+    wanted = [value / length for value in whole[:8]]
+    assert short.get_text_embedding("On Friday the ferry is late.") == pytest.approx(wanted, abs=1e-6)
 
 
 def test_an_index_finds_the_text_that_was_asked_for(embedder):
