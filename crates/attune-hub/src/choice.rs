@@ -28,6 +28,21 @@ const SMALL: [&str; 12] = [
     "chat_template.json",
     INDEX,
 ];
+/// The list of the modules of sentence-transformers, and what a repository with one has beside a model.
+const MODULES: &str = "modules.json";
+const OF_VECTORS: [&str; 9] = [
+    MODULES,
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+];
+/// Files of a module, in a folder such as `1_Pooling`.
+const OF_MODULE: [&str; 2] = ["config.json", WEIGHTS];
 /// More templates, each with a name of its own.
 const TEMPLATES: &str = "additional_chat_templates/";
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
@@ -104,10 +119,12 @@ impl Choice {
 
 fn folder(repository: &Repository, files: &[RemoteFile]) -> Result<Choice> {
     let whole = files.iter().any(|file| file.path == WEIGHTS);
+    let has_modules = files.iter().any(|file| file.path == MODULES);
     let wanted = |file: &&RemoteFile| {
         let path = file.path.as_str();
         let small = SMALL.contains(&path) && !(whole && path == INDEX);
-        small || path == WEIGHTS || path.strip_prefix(TEMPLATES).is_some_and(|name| !name.contains('/'))
+        let of_vectors = has_modules && (OF_VECTORS.contains(&path) || is_of_module(path));
+        small || of_vectors || path == WEIGHTS || path.strip_prefix(TEMPLATES).is_some_and(|name| !name.contains('/'))
     };
     let chosen: Vec<RemoteFile> = files.iter().filter(wanted).cloned().collect();
     if !chosen.iter().any(|file| file.path == "tokenizer.json") {
@@ -119,6 +136,13 @@ fn folder(repository: &Repository, files: &[RemoteFile]) -> Result<Choice> {
         return Err(Error::Unusable { repository: repository.to_string(), reason: reason.into() });
     }
     Ok(Choice { form: Form::Folder, files: chosen, entry: String::new() })
+}
+
+/// Returns true for a file of a module behind the model, such as `1_Pooling/config.json`.
+fn is_of_module(path: &str) -> bool {
+    let Some((folder, file)) = path.split_once('/') else { return false };
+    let is_numbered = folder.split_once('_').is_some_and(|(number, _)| number.parse::<u8>().is_ok());
+    is_numbered && OF_MODULE.contains(&file)
 }
 
 /// Returns the GGUF files that begin a model of their own: whole ones, and the first of several parts.

@@ -38,6 +38,18 @@ fn of_a_folder_only_what_attune_reads_is_taken() {
 }
 
 #[test]
+fn modules_of_sentence_transformers_are_taken_with_the_list_that_names_them() {
+    let modules =
+        ["sentence_bert_config.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"];
+    let others =
+        ["2_Dense/pytorch_model.bin", "onnx/config.json", "checkpoint/model.safetensors", "1_Pooling/a/config.json"];
+    let without = [&FOLDER[..], &modules, &others].concat();
+    assert_eq!(taken(&without, &Pick::Usual), FOLDER.join(" "));
+    let with = [&FOLDER[..], &["modules.json"], &modules, &others].concat();
+    assert_eq!(taken(&with, &Pick::Usual), [&FOLDER[..], &["modules.json"], &modules].concat().join(" "));
+}
+
+#[test]
 fn the_parts_of_large_weights_are_those_that_the_index_names() {
     let all = files(&["config.json", INDEX, "tokenizer.json", "a.safetensors", "b.safetensors", "c.safetensors"]);
     let repository = Repository::parse("a/b").expect("a name");

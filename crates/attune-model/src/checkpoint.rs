@@ -13,13 +13,14 @@ use crate::folder::{self, Form};
 use crate::generation::GenerationDefaults;
 use crate::gguf::{self, Gguf};
 use crate::tokenizer::{Tokenizer, TokenizerSource};
+use crate::vectors::{self, VectorForm};
 use crate::weights::Weights;
 use crate::{Error, ModelConfig, Result, python_json};
 
 /// The files of one model, looked at from the outside: they can be loaded.
 #[derive(Debug, Clone)]
 pub enum Checkpoint {
-    /// A folder with `config.json`, `*.safetensors` and `tokenizer.json`.
+    /// A folder with `config.json`, `*.safetensors` and `tokenizer.json`; below it or around it may lie what makes vectors.
     Folder(PathBuf),
     /// A GGUF file, or the shards of one.
     Gguf(Arc<Gguf>),
@@ -30,9 +31,10 @@ impl Checkpoint {
     /// files and headers only.
     pub fn open(path: &Path) -> Result<Self> {
         match folder::find(path)? {
-            Form::Folder => {
-                folder::check(path)?;
-                Ok(Self::Folder(path.to_path_buf()))
+            Form::Folder(folder) => {
+                let config = folder::check(&folder)?;
+                vectors::folder::read(path, &config)?;
+                Ok(Self::Folder(folder))
             }
             Form::Gguf(path) => {
                 let file = Gguf::open(&path)?;
@@ -79,6 +81,14 @@ impl Checkpoint {
         match self {
             Self::Folder(_) => GenerationDefaults::read(entry, context),
             Self::Gguf(file) => GenerationDefaults::read_gguf(entry, context, file.metadata()),
+        }
+    }
+
+    /// Reads how the model at `path`, the one that was opened, with the shape `config`, makes vectors.
+    pub fn vectors(&self, path: &Path, config: &ModelConfig) -> Result<VectorForm> {
+        match self {
+            Self::Folder(_) => vectors::folder::read(path, config),
+            Self::Gguf(_) => Ok(VectorForm::of_model(config)),
         }
     }
 

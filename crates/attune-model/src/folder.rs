@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use crate::gguf::later_shard;
-use crate::{Error, ModelConfig, Result, weights};
+use crate::{Error, ModelConfig, Result, vectors, weights};
 
 /// What a model's folder must hold, for messages.
 const NEEDED: &str = "config.json, *.safetensors and tokenizer.json";
@@ -18,8 +18,8 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs";
 /// What stands at a model's path.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// A folder with `config.json`.
-    Folder,
+    /// The folder with the files of a model, the one that was given or one below it.
+    Folder(PathBuf),
     /// A GGUF file, or the first one of several shards.
     Gguf(PathBuf),
 }
@@ -34,8 +34,11 @@ pub(crate) fn find(path: &Path) -> Result<Form> {
         return if is_gguf(path) { checked_file(path.to_path_buf()) } else { Err(not_a_folder(path)) };
     }
     let names = list(path)?;
+    if vectors::folder::has_modules(path) {
+        return Ok(Form::Folder(vectors::folder::of_model(path)?));
+    }
     if names.iter().any(|name| name == "config.json") {
-        return Ok(Form::Folder);
+        return Ok(Form::Folder(path.to_path_buf()));
     }
     let all: Vec<_> = names.iter().filter(|name| name.to_ascii_lowercase().ends_with(".gguf")).collect();
     let is_model = |name: &&&String| !later_shard(name) && !name.contains(PROJECTOR);
@@ -58,10 +61,10 @@ fn checked_file(path: PathBuf) -> Result<Form> {
     Ok(Form::Gguf(path))
 }
 
-/// Refuses a folder that no model can be loaded from.
-pub(crate) fn check(path: &Path) -> Result<()> {
+/// Refuses a folder that no model can be loaded from, and returns the shape of its model.
+pub(crate) fn check(path: &Path) -> Result<ModelConfig> {
     let names = list(path)?;
-    ModelConfig::read(path)?;
+    let config = ModelConfig::read(path)?;
     check_weights(path, &names)?;
     if !names.iter().any(|name| name == "tokenizer.json") {
         let advice = if names.iter().any(|name| name == "tokenizer.model") {
@@ -71,7 +74,7 @@ pub(crate) fn check(path: &Path) -> Result<()> {
         };
         return Err(fault(path, &format!("the folder has no tokenizer.json{advice}")));
     }
-    Ok(())
+    Ok(config)
 }
 
 fn fault(path: &Path, message: &str) -> Error {

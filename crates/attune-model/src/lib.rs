@@ -105,9 +105,10 @@ impl BaseModel {
         let weights = checkpoint.weights(device)?;
         let decoder = Decoder::load_on(&config, &weights, &entry.storage(device), kernels)?;
         weights.check_all_read()?;
-        let vectors = VectorForm::of_model(&config);
+        let vectors = checkpoint.vectors(&entry.path, &config)?;
         let source = checkpoint.tokenizer()?;
         let tokenizer = Tokenizer::new(&source)?;
+        let tokenizer = if vectors.is_lower_cased { tokenizer.lower_cased() } else { tokenizer };
         let (tokenizer, left_out) = tokenizer.within(config.vocab_size).map_err(|fault| checkpoint.fault(&fault))?;
         if !left_out.is_empty() {
             tracing::info!(model = entry.id, tokens = ?left_out, "the embedding has no rows for these tokens: left out");

@@ -29,7 +29,7 @@ use crate::gguf::Gguf;
 use crate::gguf::tensors::Names;
 use crate::lora::{Adapter, LoraPair};
 use crate::sites::Module;
-use crate::{Error, Result, python_json};
+use crate::{Error, Result, python_json, vectors};
 
 /// Files beside the weights that are copied.
 const COPIED: [&str; 10] = [
@@ -66,7 +66,7 @@ impl Base {
 
     fn checkpoint(&self) -> Result<Checkpoint> {
         Ok(match folder::find(&self.path)? {
-            Form::Folder => Checkpoint::Folder(self.path.clone()),
+            Form::Folder(folder) => Checkpoint::Folder(folder),
             Form::Gguf(path) => Checkpoint::Gguf(Arc::new(Gguf::open(&path)?)),
         })
     }
@@ -107,6 +107,9 @@ fn write_parts(
     file_bytes: usize,
 ) -> Result<()> {
     let changes = changes(adapter, |module| vec![*module])?;
+    if let Checkpoint::Folder(_) = checkpoint {
+        vectors::copy::copy(&base.path, part)?;
+    }
     if let (Checkpoint::Folder(folder), None) = (checkpoint, &base.quantize)
         && copied_folder::are_plain(folder, &changes)?
     {

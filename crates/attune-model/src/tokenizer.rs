@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value;
-use tokenizers::PostProcessor as _;
+use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::utils::truncation::{TruncationParams, truncate_encodings};
+use tokenizers::{NormalizerWrapper, PostProcessor as _};
 
 use crate::{Error, Result};
 
@@ -95,6 +96,23 @@ impl Tokenizer {
             letter.get_ids().first().copied().filter(|_| is_added)
         });
         Self { inner, special, end_token, begin_token, limit }
+    }
+
+    /// Makes all texts lower-case before anything else is done with them, as sentence-transformers does: character by
+    /// character, and outside the names of special tokens.
+    pub(crate) fn lower_cased(mut self) -> Self {
+        let normalizer = match self.inner.get_normalizer().cloned() {
+            None => vec![Lowercase.into()],
+            Some(NormalizerWrapper::Lowercase(lowercase)) => vec![lowercase.into()],
+            Some(NormalizerWrapper::Sequence(steps)) => {
+                let has_one = steps.as_ref().iter().any(|step| matches!(step, NormalizerWrapper::Lowercase(_)));
+                let first = (!has_one).then(|| Lowercase.into());
+                first.into_iter().chain(steps).collect()
+            }
+            Some(other) => vec![Lowercase.into(), other],
+        };
+        self.inner.with_normalizer(Some(Sequence::new(normalizer)));
+        self
     }
 
     /// Leaves out the added tokens that an embedding of `rows` rows has no row for, such as the marks of pictures in

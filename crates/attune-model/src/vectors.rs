@@ -2,7 +2,10 @@
 //! sentence-transformers; models without such a folder take the mean, scaled to length 1. Called by `engine` and by
 //! `train`, which takes gradients the same way back.
 
+pub(crate) mod copy;
 mod dense;
+pub(crate) mod folder;
+mod modules;
 mod pooling;
 
 use std::collections::BTreeMap;
@@ -26,7 +29,7 @@ pub struct VectorForm {
     pub prompts: BTreeMap<String, String>,
     /// Name of the prompt that is used where a request names none.
     pub default_prompt: Option<String>,
-    /// True if texts are lower-cased before they are tokenized.
+    /// True if the model's tokenizer makes all texts lower-case, beside what `tokenizer.json` says.
     pub is_lower_cased: bool,
     /// Most tokens of a text, the ones around it included.
     pub max_tokens: usize,
