@@ -3,6 +3,7 @@
 
 mod client;
 mod costs;
+mod embed;
 mod estimate;
 mod export;
 mod health;
@@ -11,6 +12,7 @@ mod keys;
 mod log;
 mod models;
 mod output;
+mod progress;
 mod pull;
 mod table;
 
@@ -19,6 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use self::costs::CostsOptions;
+use self::embed::EmbedOptions;
 use self::estimate::EstimateOptions;
 use self::export::ExportOptions;
 use self::jobs::JobsCommand;
@@ -74,6 +77,8 @@ enum Command {
         #[command(subcommand)]
         command: JobsCommand,
     },
+    /// Make vectors of the texts of a file on a running server. A run that was ended goes on where it was.
+    Embed(EmbedOptions),
     /// Write a fine-tuned model as a model of its own, its adapter added to the weights. The server may run meanwhile.
     Export(ExportOptions),
     /// Compare the cost of your own machine with per-token prices and print the break-even requests per day.
@@ -217,6 +222,7 @@ fn start(cli: Cli) -> Result<ExitCode> {
         Command::Jobs { command } => return block_on(quiet, false, command.run()),
         Command::Costs(options) => options.run(),
         Command::Pull(options) => block_on(quiet, false, options.run()),
+        Command::Embed(options) => block_on(quiet, false, options.run()),
         Command::Models(options) => options.run(),
         Command::Estimate(options) => {
             let config = options.place().load()?;

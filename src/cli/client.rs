@@ -1,11 +1,12 @@
-//! An HTTP client for a running server, used by `attune jobs` and `attune estimate --url`.
+//! An HTTP client for a running server, used by `attune jobs`, `attune embed` and `attune estimate --url`.
 
 use std::time::Duration;
 
 use crate::config::Secret;
 use crate::{Error, Result};
 use clap::Args;
-use reqwest::{Method, RequestBuilder, Url};
+use reqwest::header::RETRY_AFTER;
+use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde_json::Value;
 
 /// The longest that connecting, a plain answer, and an answer that needs computing or an upload may take.
@@ -21,6 +22,22 @@ pub(super) struct AccountArgs {
     api_key: Option<Secret>,
 }
 
+/// Flags that say which server to ask.
+#[derive(Debug, Args)]
+pub(super) struct ServerPlace {
+    /// Ask the server at this address.
+    #[arg(long, env = "ATTUNE_URL", default_value = "http://127.0.0.1:8080")]
+    url: String,
+    #[command(flatten)]
+    account: AccountArgs,
+}
+
+impl ServerPlace {
+    pub(super) fn server(&self) -> Result<Server> {
+        Server::new(&self.url, &self.account)
+    }
+}
+
 /// A server to ask, with the key to ask it with.
 #[derive(Debug, Clone)]
 pub(super) struct Server {
@@ -32,17 +49,27 @@ pub(super) struct Server {
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The server cannot be reached, is starting, stopping or busy: asking again may help.
-    Away(String),
+    /// The server cannot be reached, is starting, stopping or busy: asking again may help, after the time that it names.
+    Away {
+        /// What happened.
+        message: String,
+        /// How long to wait before asking again; `None` if the server does not say.
+        after: Option<Duration>,
+    },
     /// The server says no.
-    Refused(String),
+    Refused {
+        /// What it says.
+        message: String,
+        /// The status of its answer.
+        status: StatusCode,
+    },
 }
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Away(message) => Self::Unavailable(message),
-            Failure::Refused(message) => Self::Setup(message),
+            Failure::Away { message, .. } => Self::Unavailable(message),
+            Failure::Refused { message, .. } => Self::Setup(message),
         }
     }
 }
@@ -101,20 +128,25 @@ impl Server {
     /// Sends `request` and returns the JSON answer.
     pub(super) async fn answer(&self, request: RequestBuilder) -> Result<Value, Failure> {
         let place = self.place();
-        let away = |error: reqwest::Error| Failure::Away(format!("{place} does not answer: {}", innermost(&error)));
+        let away = |error: reqwest::Error| Failure::Away {
+            message: format!("{place} does not answer: {}", innermost(&error)),
+            after: None,
+        };
         let response = request.send().await.map_err(away)?;
         let status = response.status();
+        let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         let text = response.text().await.map_err(away)?;
         let body: Option<Value> = serde_json::from_str(&text).ok();
         if status.is_success() {
-            return body.ok_or_else(|| Failure::Refused(format!("{place} answers no JSON: is it Attune?")));
+            let message = format!("{place} answers no JSON: is it Attune?");
+            return body.ok_or(Failure::Refused { message, status });
         }
         let said = body.as_ref().and_then(|body| body["error"]["message"].as_str()).unwrap_or("no reason was given");
         let message = format!("{place} answers {}: {said}", status.as_u16());
         if status.is_server_error() || status.as_u16() == 429 {
-            return Err(Failure::Away(message));
+            return Err(Failure::Away { message, after: after.map(Duration::from_secs) });
         }
-        Err(Failure::Refused(message))
+        Err(Failure::Refused { message, status })
     }
 }
 

@@ -6,11 +6,11 @@ mod watch;
 use std::process::ExitCode;
 
 use crate::{Error, Result, format};
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::client::{AccountArgs, Server};
+use super::client::{Server, ServerPlace};
 use super::output::note;
 use super::table;
 use watch::WatchOptions;
@@ -31,22 +31,6 @@ pub(super) enum JobsCommand {
     },
     /// Follow a job's progress until it ends. Exit status: 0 succeeded, 3 failed, 4 cancelled, 1 unknown.
     Watch(WatchOptions),
-}
-
-/// Flags that say which server to ask.
-#[derive(Debug, Args)]
-pub(super) struct ServerPlace {
-    /// Ask the server at this address.
-    #[arg(long, env = "ATTUNE_URL", default_value = "http://127.0.0.1:8080")]
-    url: String,
-    #[command(flatten)]
-    account: AccountArgs,
-}
-
-impl ServerPlace {
-    fn server(&self) -> Result<Server> {
-        Server::new(&self.url, &self.account)
-    }
 }
 
 impl JobsCommand {

@@ -11,8 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::ServerPlace;
-use crate::cli::client::{Failure, Server};
+use crate::cli::client::{Failure, Server, ServerPlace};
 use crate::cli::output;
 
 /// Exit statuses beside 0 (the job succeeded) and 1 (its end is not known).
@@ -59,11 +58,11 @@ impl WatchOptions {
                         return end.tell(&job);
                     }
                 }
-                Err(Failure::Refused(message)) => return Err(Error::Setup(message)),
-                Err(Failure::Away(message)) if answered.elapsed() >= Duration::from_secs(self.patience) => {
+                Err(Failure::Refused { message, .. }) => return Err(Error::Setup(message)),
+                Err(Failure::Away { message, .. }) if answered.elapsed() >= Duration::from_secs(self.patience) => {
                     return Err(Error::Unavailable(message));
                 }
-                Err(Failure::Away(message)) => {
+                Err(Failure::Away { message, .. }) => {
                     if !told {
                         display.line(&format!("{message}; asking again"))?;
                         told = true;
