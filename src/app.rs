@@ -34,7 +34,7 @@ use crate::store::Store;
 use crate::store::key_directory::KeyDirectory;
 use crate::store::postgres::PrivatePostgres;
 use crate::store::usage_recorder::UsageRecorder;
-use crate::{Error, Result};
+use crate::{Error, Result, system};
 
 /// Times after a signal, all within the 10 seconds that Docker waits before it kills. Answers that are not complete by
 /// then end with an error.
@@ -64,6 +64,7 @@ impl App {
         for entry in &config.models {
             Checkpoint::open(&entry.path)?.generation(entry, usize::MAX)?;
         }
+        system::give_back_freed_memory();
         let (store, postgres) = open_store(&config).await?;
         config.check_closed(store.has_keys().await?)?;
         let keys = KeyDirectory::open(store.clone(), config.limits.keys_outage()).await?;
@@ -307,7 +308,12 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
 async fn load_model(entry: ModelEntry, device: candle_core::Device) -> Result<Arc<BaseModel>> {
     tracing::info!(model = entry.id, path = %entry.path.display(), "loading");
     let began = std::time::Instant::now();
-    let model = off_thread("load a model", move || Ok::<_, Error>(BaseModel::load(&entry, &device)?)).await?;
+    let load = move || {
+        let model = BaseModel::load(&entry, &device)?;
+        system::give_back_freed_memory();
+        Ok::<_, Error>(model)
+    };
+    let model = off_thread("load a model", load).await?;
     tracing::info!(model = model.id, seconds = began.elapsed().as_secs_f64(), "loaded");
     log_defaults(&model);
     Ok(Arc::new(model))

@@ -1,11 +1,12 @@
 //! Keys and values of running sequences, in blocks of [`BLOCK_TOKENS`] tokens: the storage that attention reads.
-//! `engine/kv.rs` decides which block belongs to which sequence.
+//! `engine/kv.rs` decides which block belongs to which sequence. On the CPU a block takes memory once it is written.
 //!
 //! A convolution has the inputs of its last tokens there, in the place of keys: each block keeps those of its own last
 //! tokens, one less than the filters have taps. Rows of a sequence come in order, so that the ones which the next row
 //! needs are always among them, in its block and the one before; and a full block, which others may share as the
 //! beginning of their own text, keeps what the row behind it needs.
 
+use attune_support::system::untouched_zeros;
 use candle_core::{DType, Device, Tensor};
 
 use crate::config::ConvolutionConfig;
@@ -33,7 +34,7 @@ impl KvCache {
             let rows = block_rows(config, layer);
             for (tensors, rows, shape) in [(&mut keys, rows.keys, rows.shape), (&mut values, rows.values, rows.shape)] {
                 let (heads, width) = shape;
-                tensors.push(Tensor::zeros((blocks * rows, heads, width), dtype, device)?);
+                tensors.push(zeros([blocks * rows, heads, width], dtype, device)?);
             }
         }
         Ok(Self { keys, values, blocks })
@@ -51,6 +52,13 @@ impl KvCache {
     /// Returns the number of blocks.
     pub fn blocks(&self) -> usize {
         self.blocks
+    }
+}
+
+fn zeros(shape: [usize; 3], dtype: DType, device: &Device) -> Result<Tensor> {
+    match (device, dtype) {
+        (Device::Cpu, DType::F32) => Ok(Tensor::from_vec(untouched_zeros(shape.iter().product()), &shape, device)?),
+        _ => Ok(Tensor::zeros(&shape, dtype, device)?),
     }
 }
 

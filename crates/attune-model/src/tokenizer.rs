@@ -2,9 +2,12 @@
 //! file, of which [`gguf::tokenizer`](crate::gguf::tokenizer) makes the same [`TokenizerSource`].
 //!
 //! Called by `api` and `datasets` (text in), by `engine/text.rs` (text out) and by the chat template (names of the
-//! special tokens). `reading.rs` makes the library's tokenizer.
+//! special tokens). `reading.rs` makes the library's tokenizer, over a model that `byte_pairs.rs` holds in little memory.
 
+mod byte_pairs;
+mod library;
 mod reading;
+mod spellings;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -12,8 +15,9 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::utils::truncation::{TruncationParams, truncate_encodings};
-use tokenizers::{NormalizerWrapper, PostProcessor as _};
+use tokenizers::{Model as _, NormalizerWrapper, PostProcessor as _};
 
+pub(crate) use self::library::Library;
 use crate::{Error, Result};
 
 /// Special tokens that `tokenizer_config.json` names and that chat templates may use.
@@ -59,7 +63,7 @@ pub struct PairTokens {
 /// The tokenizer of one model.
 #[derive(Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Library,
     special: HashSet<u32>,
     end_token: Option<u32>,
     /// The token before every text, where the tokenizer puts one there.
@@ -88,8 +92,8 @@ impl Tokenizer {
         Ok(Self::of(inner, end_token, usize::MAX))
     }
 
-    fn of(inner: tokenizers::Tokenizer, end_token: Option<u32>, limit: usize) -> Self {
-        let added = inner.get_added_tokens_decoder();
+    fn of(inner: Library, end_token: Option<u32>, limit: usize) -> Self {
+        let added = inner.get_added_vocabulary().get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
         let begin_token = inner.encode_fast("a", true).ok().and_then(|letter| {
             let is_added = letter.get_special_tokens_mask().first() == Some(&1);
@@ -132,7 +136,7 @@ impl Tokenizer {
         if vocabulary.iter().any(|(text, id)| !has_row(*id) && !is_left_out(text)) {
             return Err(format!("the tokenizer has {tokens} tokens, the embedding only {rows} rows"));
         }
-        let mut inner = tokenizers::Tokenizer::new(self.inner.get_model().clone());
+        let mut inner = Library::new(self.inner.get_model().clone());
         inner.with_normalizer(self.inner.get_normalizer().cloned());
         inner.with_pre_tokenizer(self.inner.get_pre_tokenizer().cloned());
         inner.with_post_processor(self.inner.get_post_processor().cloned());
@@ -235,12 +239,14 @@ impl Tokenizer {
     /// Returns the number of ids, added tokens included.
     pub fn vocabulary_size(&self) -> usize {
         // Added tokens may lie beyond a gap, and the highest id counts for the model's embedding.
-        let highest_added = self.inner.get_added_tokens_decoder().keys().max().map_or(0, |id| *id as usize + 1);
-        self.inner.get_vocab_size(true).max(highest_added).min(self.limit)
+        let (model, added) = (self.inner.get_model(), self.inner.get_added_vocabulary());
+        let highest_added = added.get_added_tokens_decoder().keys().max().map_or(0, |id| *id as usize + 1);
+        let beside = added.get_vocab().keys().filter(|text| model.token_to_id(text).is_none()).count();
+        (model.get_vocab_size() + beside).max(highest_added).min(self.limit)
     }
 
     /// Returns the library's tokenizer.
-    pub(crate) fn library(&self) -> &tokenizers::Tokenizer {
+    pub(crate) fn library(&self) -> &Library {
         &self.inner
     }
 
@@ -266,7 +272,7 @@ impl Tokenizer {
 
     /// Returns true if `id` is a token that is found in a text before it is cut into words, special or not.
     pub(crate) fn is_added(&self, id: u32) -> bool {
-        self.inner.get_added_tokens_decoder().contains_key(&id)
+        self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
     }
 
     /// Returns true if `id` is a special token.

@@ -1,36 +1,21 @@
 //! Describes the machine and this process's memory. The worker uses it to estimate what training takes.
 
+mod allocator;
 pub mod background;
 pub mod cpu;
 mod free;
 
-use std::ffi::c_long;
 use std::fs::read_to_string;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+pub use allocator::{give_back_freed_memory, keep_freed_memory, untouched_zeros};
 pub use free::{FreeMemory, free_memory};
 
 /// Time between measurements of the memory: less than a training batch takes on a model of useful size.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-
-/// Milliseconds after which freed memory goes back to the system. Steps and batches take and free the same tens of MiB
-/// again and again; with the allocator's own 10 ms, clearing fresh memory took a tenth of the time of long prompts.
-const KEEP_FREED_MS: c_long = 1000;
-
-/// Value of `mi_option_purge_delay` of mimalloc.h, for which the crate has no name.
-const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-
-/// Lets mimalloc, if that is the program's allocator, keep freed memory for a while.
-///
-/// # Safety
-/// No other thread may be running yet.
-pub unsafe fn keep_freed_memory() {
-    // SAFETY: the caller promises that no other thread runs.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, KEEP_FREED_MS) };
-}
 
 /// Returns the processor's name and the number of threads that compute, such as `AMD EPYC 7B13, 2 threads`: machines
 /// with the same name are equally fast.

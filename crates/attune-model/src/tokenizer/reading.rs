@@ -1,15 +1,18 @@
 //! Makes the library's tokenizer of a `tokenizer.json`.
 //!
 //! The library itself reads a model through three intermediate forms. Byte pairs, which nearly all models of language
-//! have, are read directly here; whatever looks otherwise is left to the library, and so are its messages about what is
-//! wrong.
+//! have, are read directly here, and held as `byte_pairs.rs` does; whatever looks otherwise is left to the library, and so
+//! are its messages about what is wrong.
 
 use std::fmt;
 
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use tokenizers::models::bpe::{BPE, BpeBuilder, Vocab};
+use tokenizers::models::bpe::{BpeBuilder, Vocab};
 use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer};
+
+use super::byte_pairs::{BytePairs, Rules};
+use super::library::{Library, SharedModel};
 
 /// The file, with a model of byte pairs. Truncation and padding are settings of the tokenizer's training; here they
 /// would silently cut or lengthen a prompt.
@@ -84,23 +87,27 @@ impl<'de> Visitor<'de> for MergeVisitor {
 }
 
 /// Makes the tokenizer of the text of a `tokenizer.json`, without truncation and padding.
-pub(super) fn read(json: &[u8]) -> tokenizers::Result<Tokenizer> {
+pub(super) fn read(json: &[u8]) -> tokenizers::Result<Library> {
     if let Some(tokenizer) = serde_json::from_slice::<Document>(json).ok().and_then(Document::build) {
         return Ok(tokenizer);
     }
-    let mut tokenizer = Tokenizer::from_bytes(json)?;
-    tokenizer.with_truncation(None)?;
-    tokenizer.with_padding(None);
+    let read = Tokenizer::from_bytes(json)?;
+    let mut tokenizer = Library::new(SharedModel::other(read.get_model().clone()));
+    tokenizer.with_normalizer(read.get_normalizer().cloned());
+    tokenizer.with_pre_tokenizer(read.get_pre_tokenizer().cloned());
+    tokenizer.with_post_processor(read.get_post_processor().cloned());
+    tokenizer.with_decoder(read.get_decoder().cloned());
+    tokenizer.with_added_vocabulary(read.get_added_vocabulary().clone());
     Ok(tokenizer)
 }
 
 impl Document {
     /// Puts the parts together; `None` if the library would refuse them.
-    fn build(self) -> Option<Tokenizer> {
+    fn build(self) -> Option<Library> {
         if self.version.is_some_and(|version| version != "1.0") {
             return None;
         }
-        let mut tokenizer = Tokenizer::new(self.model.build()?);
+        let mut tokenizer = Library::new(self.model.build()?);
         tokenizer.with_normalizer(self.normalizer);
         tokenizer.with_pre_tokenizer(self.pre_tokenizer);
         tokenizer.with_post_processor(self.post_processor);
@@ -111,17 +118,29 @@ impl Document {
 }
 
 impl Model {
-    fn build(self) -> Option<BPE> {
+    fn build(self) -> Option<SharedModel> {
         let merges = self.merges.into_iter().map(|Merge(left, right)| (left, right)).collect();
+        let rules = Rules {
+            unk_token: self.unk_token,
+            fuse_unk: self.fuse_unk.unwrap_or(false),
+            byte_fallback: self.byte_fallback.unwrap_or(false),
+            ignore_merges: self.ignore_merges.unwrap_or(false),
+        };
+        let marks = [&self.continuing_subword_prefix, &self.end_of_word_suffix];
+        let is_plain = self.dropout.is_none() && marks.into_iter().flatten().all(String::is_empty);
+        let own = if is_plain { BytePairs::new(&self.vocab, &merges, &rules) } else { None };
+        if let Some(model) = own {
+            return Some(SharedModel::byte_pairs(model));
+        }
         let mut builder = BpeBuilder::new()
             .vocab_and_merges(self.vocab, merges)
-            .fuse_unk(self.fuse_unk.unwrap_or(false))
-            .byte_fallback(self.byte_fallback.unwrap_or(false))
-            .ignore_merges(self.ignore_merges.unwrap_or(false));
+            .fuse_unk(rules.fuse_unk)
+            .byte_fallback(rules.byte_fallback)
+            .ignore_merges(rules.ignore_merges);
         if let Some(dropout) = self.dropout {
             builder = builder.dropout(dropout);
         }
-        if let Some(token) = self.unk_token {
+        if let Some(token) = rules.unk_token {
             builder = builder.unk_token(token);
         }
         if let Some(prefix) = self.continuing_subword_prefix {
@@ -130,6 +149,6 @@ impl Model {
         if let Some(suffix) = self.end_of_word_suffix {
             builder = builder.end_of_word_suffix(suffix);
         }
-        builder.build().ok()
+        builder.build().ok().map(SharedModel::other)
     }
 }

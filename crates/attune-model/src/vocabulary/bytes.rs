@@ -3,7 +3,9 @@
 
 use llguidance::toktrie::{TokTrie, TokenId, TokenizerEnv};
 use serde_json::Value;
-use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, Tokenizer};
+use tokenizers::{NormalizerWrapper, PreTokenizerWrapper};
+
+use crate::tokenizer::Library;
 
 /// What a decoder makes of the name of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +18,7 @@ pub(super) enum Spelling {
 
 impl Spelling {
     /// Finds out how `tokenizer` spells tokens; `None` if its tokens have no bytes of their own.
-    pub(super) fn of(tokenizer: &Tokenizer) -> Option<Self> {
+    pub(super) fn of(tokenizer: &Library) -> Option<Self> {
         let decoder = serde_json::to_value(tokenizer.get_decoder()?).ok()?;
         let mut steps = Vec::new();
         collect(&decoder, "decoders", &mut steps);
@@ -71,13 +73,13 @@ fn single_byte(name: &str) -> Option<u8> {
 /// The tokens of texts, for grammars.
 pub(super) struct Environment {
     trie: TokTrie,
-    tokenizer: Tokenizer,
+    tokenizer: Library,
 }
 
 impl Environment {
     /// Makes the environment of `trie`. A grammar asks for pieces of an answer, so nothing is put before them; names of
     /// special tokens that a schema holds are text.
-    pub(super) fn new(trie: TokTrie, mut tokenizer: Tokenizer) -> Self {
+    pub(super) fn new(trie: TokTrie, mut tokenizer: Library) -> Self {
         // Parts that the library writes it reads again.
         let normalizer = tokenizer.get_normalizer().and_then(|part| serde_json::to_value(part).ok());
         match normalizer.map(without_prefix) {

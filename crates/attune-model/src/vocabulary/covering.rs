@@ -7,7 +7,8 @@
 
 use llguidance::toktrie::{TokTrie, TrieNode};
 use serde_json::Value;
-use tokenizers::{ModelWrapper, Tokenizer};
+
+use crate::tokenizer::Library;
 
 /// Most bytes of text that NFC makes one byte of. Composing and replacing characters takes at most three.
 const COMPOSED: usize = 4;
@@ -25,15 +26,14 @@ pub(super) enum Covering {
 
 impl Covering {
     /// Finds it out. What is not known to keep a text is taken for loose.
-    pub(super) fn of(tokenizer: &Tokenizer) -> Self {
-        let ModelWrapper::BPE(model) = tokenizer.get_model() else { return Self::Loose };
+    pub(super) fn of(tokenizer: &Library) -> Self {
         // The library shows what its parts are made of only in the form of `tokenizer.json`.
         let pre_tokenizer = tokenizer.get_pre_tokenizer().map(serde_json::to_value).transpose();
         let normalizer_part = tokenizer.get_normalizer().map(serde_json::to_value).transpose();
         let (Ok(pre_tokenizer), Ok(normalizer_part)) = (pre_tokenizer, normalizer_part) else { return Self::Loose };
-        let marks = [&model.continuing_subword_prefix, &model.end_of_word_suffix];
-        let keeps = marks.into_iter().flatten().all(String::is_empty)
-            && tokenizer.get_added_tokens_decoder().values().all(|token| !token.lstrip && !token.rstrip)
+        let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+        let keeps = tokenizer.get_model().spells_texts()
+            && added.values().all(|token| !token.lstrip && !token.rstrip)
             && keeps_text(pre_tokenizer.as_ref());
         match normalizer_part.as_ref().map_or(Self::Exact, normalizer) {
             covering if keeps => covering,
@@ -144,10 +144,13 @@ fn longest<'a>(trie: &'a TokTrie, mut node: &'a TrieNode, covering: Covering, te
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::collections::BTreeMap;
+
     use llguidance::toktrie::TokRxInfo;
     use serde_json::json;
 
     use super::*;
+    use crate::tokenizer::{Tokenizer, TokenizerSource};
 
     fn trie(words: &[&str]) -> TokTrie {
         let bytes = (0..=u8::MAX).map(|byte| vec![byte]);
@@ -188,7 +191,9 @@ mod tests {
             let mut file = json!({"normalizer": null, "pre_tokenizer": bytes, "added_tokens": [],
                                   "model": {"type": "BPE", "vocab": {}, "merges": []}});
             change(&mut file);
-            Covering::of(&Tokenizer::from_bytes(file.to_string()).unwrap())
+            let (json, origin) = (file.to_string().into_bytes(), "tokenizer.json".to_owned());
+            let source = TokenizerSource { json, special_tokens: BTreeMap::new(), origin };
+            Covering::of(Tokenizer::new(&source).unwrap().library())
         };
         assert_eq!(read(&|_| ()), Covering::Exact);
         assert_eq!(Covering::Exact.with_tokens(&trie(&[])), Covering::Exact);

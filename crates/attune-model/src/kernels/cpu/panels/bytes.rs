@@ -26,7 +26,7 @@ pub(super) const QUAD: usize = 4;
 pub(super) const QUADS: usize = BLOCK / QUAD;
 
 /// Number that an activation's high byte counts.
-const RADIX: i32 = 255;
+pub(super) const RADIX: i32 = 255;
 
 /// Largest magnitude of a quantized activation: both bytes are 127.
 const LIMIT: f32 = (127 * RADIX + 127) as f32;

@@ -1,6 +1,6 @@
 //! [`Lanes`], [`Floats`] and [`Bytes`] as plain loops, for CPUs without AVX2 and for other architectures.
 
-use super::bytes::{ByteTile, Bytes, Wide, byte_kernel};
+use super::bytes::{ByteTile, Bytes, RADIX, Wide, byte_kernel};
 use super::float::{FloatTile, Floats, Stored, kernel};
 use super::lanes::{Lanes, by_rows};
 
@@ -102,7 +102,7 @@ impl Bytes for Portable {
 
     #[inline(always)]
     unsafe fn raise(sums: Self::Sums, start: i32) -> Self::Sums {
-        sums.map(|sum| 255 * sum + start)
+        sums.map(|sum| RADIX * sum + start)
     }
 
     #[inline(always)]

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
+use super::bytes::RADIX;
 use super::narrow::{Narrow, add_product_for};
 use super::*;
 
@@ -61,7 +62,7 @@ pub(super) fn seen(x: &[f32], inputs: usize, precision: Precision) -> Vec<f32> {
     x.chunks_exact(inputs)
         .flat_map(|row| {
             bytes::quantize_row(row, &mut high, &mut low, &mut scales);
-            let number = |input: usize| 255 * i32::from(high[input]) + i32::from(low[input]);
+            let number = |input: usize| RADIX * i32::from(high[input]) + i32::from(low[input]);
             (0..inputs).map(|input| number(input) as f32 * scales[input / 32]).collect::<Vec<_>>()
         })
         .collect()
