@@ -4,7 +4,7 @@
 //! - [`http`]: bodies, errors, lists, event streams, and what surrounds all routes;
 //! - [`access`]: keys, limits, and the tokens that a request is charged;
 //! - [`operations`]: health, usage, files; [`models`]: models, adapters, permissions;
-//! - [`generation`]: completions, chat, embeddings, tokens; [`fine_tuning`]: jobs and their events, in both forms.
+//! - [`generation`]: completions, chat, embeddings, scores, tokens; [`fine_tuning`]: jobs and their events, in both forms.
 //!
 //! `app` builds the [`ApiState`] and runs the [`router`]; handlers call `engine`, `adapters`, `jobs` and `store`.
 
@@ -30,6 +30,7 @@ use self::access::auth;
 use self::access::auth::Gate;
 use self::access::shares::share_out;
 use self::fine_tuning::{fine_tunes, fine_tuning_jobs};
+use self::generation::ranking::{classify, rerank, score};
 use self::generation::{chat, completions, embeddings, engines, tokenize};
 use self::http::{docs, transport, unread};
 use self::models::{adapter_download, checkpoint_permissions, lora_adapters, model_list, model_resource};
@@ -60,6 +61,10 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(completions::create))
         .routes(routes!(chat::create))
         .routes(routes!(embeddings::create))
+        // Scores and labels.
+        .routes(routes!(rerank::create))
+        .routes(routes!(score::create))
+        .routes(routes!(classify::create))
         // Models.
         .routes(routes!(model_list::list))
         .merge(documented(routes!(model_resource::retrieve, model_resource::delete)))
@@ -107,6 +112,11 @@ fn routes() -> OpenApiRouter<ApiState> {
             "/fine_tuning/checkpoints/{*path}",
             get(checkpoint_permissions::get).post(checkpoint_permissions::post).delete(checkpoint_permissions::remove),
         )
+}
+
+/// Lists the routes of other versions than the first, served under their own prefix only.
+fn later_routes() -> Router<ApiState> {
+    Router::new().route("/v2/rerank", post(rerank::create_in_second_version))
 }
 
 /// Lists the routes that are open without a key, at the root only.
@@ -188,7 +198,7 @@ pub fn worker_router(state: ApiState) -> Router {
 /// Returns all routes, both under `/v1` and at the root; `guard` puts the layers around those that need a key.
 fn assemble(guard: impl FnOnce(Router<ApiState>) -> Router<ApiState>) -> Router<ApiState> {
     let (routes, _) = routes().split_for_parts();
-    let guarded = guard(Router::new().nest("/v1", routes.clone()).merge(routes));
+    let guarded = guard(Router::new().nest("/v1", routes.clone()).merge(routes).merge(later_routes()));
     let (unguarded, _) = open_routes().split_for_parts();
     guarded.merge(unguarded)
 }

@@ -5,7 +5,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 use super::sequence::NewSequence;
-use super::{Event, GenerateRequest};
+use super::{EmbedOutput, Event, GenerateRequest};
 use crate::{Error, Result};
 
 /// A sequence that passed [`Admission`](super::admission::Admission) and is not yet in the schedule.
@@ -17,7 +17,7 @@ pub(super) enum Asked {
     /// Tokens of an answer. The request's adapter has moved into the sequence.
     Answer { request: Box<GenerateRequest>, events: UnboundedSender<Event> },
     /// Vector of one input, whose first `prompt` rows are not pooled.
-    Vector { prompt: usize, reply: oneshot::Sender<Result<Vec<f32>>> },
+    Vector { prompt: usize, output: EmbedOutput, reply: oneshot::Sender<Result<Vec<f32>>> },
 }
 
 impl Asked {

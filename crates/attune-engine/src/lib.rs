@@ -219,6 +219,8 @@ pub enum EmbedOutput {
     /// Its vector.
     #[default]
     Vector,
+    /// Its vector as it is before the model scales it to length 1; the same as `Vector` if the model does not.
+    Unscaled,
     /// The number of each label.
     Labels,
 }

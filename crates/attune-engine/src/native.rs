@@ -105,7 +105,7 @@ impl NativeEngine {
                 rope,
                 submitted,
                 ticket: ticket.clone(),
-                owner: Asked::Vector { prompt: input.unpooled, reply },
+                owner: Asked::Vector { prompt: input.unpooled, output: request.output, reply },
             });
             replies.push(vector);
         }

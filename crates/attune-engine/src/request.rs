@@ -13,7 +13,7 @@ use super::logprobs::TokenLogprobs;
 use super::sampler::Sampler;
 use super::sequence::{Lane, Owner};
 use super::text::TextStream;
-use super::{Event, FinishReason, GenerateRequest};
+use super::{EmbedOutput, Event, FinishReason, GenerateRequest};
 use crate::{Error, Result};
 use attune_model::kernels::Draw;
 use attune_model::tokenizer::Tokenizer;
@@ -68,6 +68,7 @@ pub(super) struct Embedding {
     unpooled: usize,
     /// Rows to be left out at the begin.
     prompt: usize,
+    output: EmbedOutput,
     reply: Option<oneshot::Sender<Result<Vec<f32>>>>,
 }
 
@@ -280,8 +281,13 @@ impl Answer {
 
 impl Embedding {
     /// Begins an input whose first `prompt` rows are not pooled, before its first row.
-    pub(super) fn new(pooler: Pooler, prompt: usize, reply: oneshot::Sender<Result<Vec<f32>>>) -> Self {
-        Self { pooler, unpooled: prompt, prompt, reply: Some(reply) }
+    pub(super) fn new(
+        pooler: Pooler,
+        prompt: usize,
+        output: EmbedOutput,
+        reply: oneshot::Sender<Result<Vec<f32>>>,
+    ) -> Self {
+        Self { pooler, unpooled: prompt, prompt, output, reply: Some(reply) }
     }
 
     /// Adds the hidden state of the next token.
@@ -301,7 +307,9 @@ impl Embedding {
 
     /// Sends the vector of all rows.
     pub(super) fn finish(&mut self, form: &VectorForm) {
-        self.send(form.vector(self.pooler.finish()).map_err(Error::from));
+        let pooled = self.pooler.finish();
+        let vector = if self.output == EmbedOutput::Unscaled { form.unscaled(pooled) } else { form.vector(pooled) };
+        self.send(vector.map_err(Error::from));
     }
 
     fn send(&mut self, result: Result<Vec<f32>>) {

@@ -131,8 +131,8 @@ impl<M: StepModel> Runner<M> {
                     }
                 }
             }
-            Asked::Vector { prompt, reply } => {
-                Some(Work::Embedding(Embedding::new(self.model.vectors().pooler(), prompt, reply)))
+            Asked::Vector { prompt, output, reply } => {
+                Some(Work::Embedding(Embedding::new(self.model.vectors().pooler(), prompt, output, reply)))
             }
         });
         if let Some(sequence) = sequence {

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use tokenizers::normalizers::{Lowercase, Sequence};
-use tokenizers::utils::truncation::{TruncationParams, truncate_encodings};
+use tokenizers::utils::truncation::{TruncationDirection, TruncationParams, truncate_encodings};
 use tokenizers::{Model as _, NormalizerWrapper, PostProcessor as _};
 
 pub(crate) use self::library::Library;
@@ -188,15 +188,40 @@ impl Tokenizer {
     /// Returns the token ids of `first` and `second` as one input, with the tokens that the tokenizer puts around a pair. An
     /// input of more than `limit` tokens loses tokens at the end of the longer text, one by one.
     pub fn encode_pair(&self, first: &str, second: &str, limit: usize) -> Result<PairTokens> {
+        self.encode_pair_within(first, second, limit, usize::MAX)
+    }
+
+    /// Returns the token ids of a pair, as [`Self::encode_pair`] does, of whose second text `second_limit` tokens are read.
+    pub fn encode_pair_within(
+        &self,
+        first: &str,
+        second: &str,
+        limit: usize,
+        second_limit: usize,
+    ) -> Result<PairTokens> {
         let encode = |text| self.inner.encode_fast(text, false).map_err(|error| not_encodable(&error));
-        let (first, second) = (encode(first)?, encode(second)?);
+        let (first, mut second) = (encode(first)?, encode(second)?);
+        second.truncate(second_limit, 0, TruncationDirection::Right);
         let around = self.inner.get_post_processor().map_or(0, |processor| processor.added_tokens(true));
         let length = first.len() + second.len() + around;
         let room = TruncationParams { max_length: limit.saturating_sub(around), ..TruncationParams::default() };
-        let (first, second) = truncate_encodings(first, Some(second), &room).map_err(|error| not_encodable(&error))?;
+        let cut = truncate_encodings(first, Some(second), &room).map_err(|error| not_encodable(&error))?;
+        let (mut first, mut second) = cut;
+        // What was cut off would be paired, too, each piece with each.
+        first.take_overflowing();
+        if let Some(second) = &mut second {
+            second.take_overflowing();
+        }
         let whole = self.inner.post_process(first, second, true).map_err(|error| not_encodable(&error))?;
         let ids = self.checked(whole.get_ids())?;
         Ok(PairTokens { ids, second: whole.get_type_ids().iter().position(|id| *id == 1), length })
+    }
+
+    /// Returns the token ids that the tokenizer puts behind a text, such as an end token.
+    pub fn tokens_behind(&self) -> Vec<u32> {
+        let Ok(letter) = self.inner.encode_fast("a", true) else { return Vec::new() };
+        let added = letter.get_special_tokens_mask().iter().rev().take_while(|added| **added == 1).count();
+        letter.get_ids()[letter.len() - added..].to_vec()
     }
 
     fn begins_twice(&self, ids: &[u32]) -> bool {

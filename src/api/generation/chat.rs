@@ -110,6 +110,7 @@ impl ChatRequest {
         state: &ApiState,
         target: Target,
     ) -> Result<(GenerationPlan, Option<CallFormat>, Option<HeaderValue>)> {
+        target.check_generates()?;
         let model = target.model();
         let vocabulary = model.config.vocab_size;
         let stops = self.stop_fields().check(&model.tokenizer, &model.end_tokens, vocabulary)?;

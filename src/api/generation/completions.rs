@@ -157,6 +157,7 @@ impl CompletionRequest {
 
     /// Returns the sequences to run, and the prompts as the choices show them.
     async fn plan(&mut self, state: &ApiState, target: Target) -> Result<(GenerationPlan, Prompts)> {
+        target.check_generates()?;
         let limits = &state.config.limits;
         let model = target.model();
         let vocabulary = model.config.vocab_size;

@@ -6,7 +6,8 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::handler::Handler as _;
 use axum::http::{Method, header};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
+use futures::future::BoxFuture;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -16,12 +17,26 @@ use crate::api::access::auth::Caller;
 use crate::api::generation::chat;
 use crate::api::generation::completions;
 use crate::api::generation::embeddings;
+use crate::api::generation::ranking::{classify, rerank, score};
 use crate::api::http::error::{ErrorBody, Problem};
 use crate::api::http::extract::{self, Path};
 use crate::api::http::list::{BoundedPageOf, Cursor};
 use crate::api::http::query::Query;
 use crate::api::models::model_list;
 use crate::api::models::model_resource::{self, Model, blame_model};
+
+/// What may be asked of an engine, the longer ends of paths first.
+const REQUESTS: [(&str, Handle); 6] = [
+    ("chat/completions", |request, state| chat::create.call(request, state)),
+    ("completions", |request, state| completions::create.call(request, state)),
+    ("embeddings", |request, state| embeddings::create.call(request, state)),
+    ("rerank", |request, state| rerank::create.call(request, state)),
+    ("score", |request, state| score::create.call(request, state)),
+    ("classify", |request, state| classify::create.call(request, state)),
+];
+
+/// A handler of another route.
+type Handle = fn(Request, ApiState) -> BoxFuture<'static, Response>;
 
 /// A model under its first name.
 #[derive(Debug, Serialize, ToSchema)]
@@ -72,13 +87,16 @@ pub(crate) async fn retrieve(
 
 /// Send a request to an engine
 ///
-/// `{request}` is `completions`, `chat/completions` or `embeddings`. The body is that of the route of this name, without
-/// `model`.
+/// `{request}` is `completions`, `chat/completions`, `embeddings`, `rerank`, `score` or `classify`. The body is that of the
+/// route of this name, without `model`.
 #[utoipa::path(
     post, path = "/engines/{engine}/{request}", operation_id = "requestEngine", tag = "Engines",
     params(
         ("engine" = String, Path, description = "The model's name; slashes may be raw or encoded."),
-        ("request" = String, Path, description = "`completions`, `chat/completions` or `embeddings`."),
+        (
+            "request" = String, Path,
+            description = "`completions`, `chat/completions`, `embeddings`, `rerank`, `score` or `classify`.",
+        ),
     ),
     request_body = Object,
     responses((status = 200, description = "As without the engine."), (status = "4XX", body = ErrorBody)),
@@ -88,22 +106,20 @@ pub(crate) async fn request(
     Path(path): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    // A name may hold slashes, so the end of the path tells the request.
-    if let Some(engine) = path.strip_suffix("/chat/completions") {
-        let request = naming(engine, request, &state).await?;
-        return Ok(chat::create.call(request, state).await);
-    }
-    if let Some(engine) = path.strip_suffix("/completions") {
-        let request = naming(engine, request, &state).await?;
-        return Ok(completions::create.call(request, state).await);
-    }
-    if let Some(engine) = path.strip_suffix("/embeddings") {
-        let request = naming(engine, request, &state).await?;
-        return Ok(embeddings::create.call(request, state).await.into_response());
-    }
-    // A connection whose request is not read to its end is closed, and its client may have sent the next one already.
-    extract::read(request, &state, &[], |_| Ok(())).await?;
-    Err(Problem::unknown_url(Method::POST.as_str(), &format!("/engines/{path}")))
+    let Some((engine, handle)) = split(&path) else {
+        // A connection whose request is not read to its end is closed, and its client may have sent the next one
+        // already.
+        extract::read(request, &state, &[], |_| Ok(())).await?;
+        return Err(Problem::unknown_url(Method::POST.as_str(), &format!("/engines/{path}")));
+    };
+    let request = naming(engine, request, &state).await?;
+    Ok(handle(request, state).await)
+}
+
+/// Splits a path into engine and request. A name may hold slashes, so the end of the path tells the request.
+fn split(path: &str) -> Option<(&str, Handle)> {
+    let engine = |end: &str| path.strip_suffix(end)?.strip_suffix('/');
+    REQUESTS.iter().find_map(|(end, handle)| Some((engine(end)?, *handle)))
 }
 
 /// Returns the same request with the engine as the `model` of its body.
@@ -126,6 +142,15 @@ fn with_model(engine: &str, body: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_the_path_tells_the_request() {
+        let engine = |path| split(path).map(|(engine, _)| engine);
+        assert_eq!(engine("a/b/completions"), Some("a/b"));
+        assert_eq!(engine("a/b/chat/completions"), Some("a/b"));
+        assert_eq!(engine("a/rerank"), Some("a"));
+        assert_eq!([engine("a/search"), engine("score"), engine("a-score")], [None, None, None]);
+    }
 
     #[test]
     fn the_engine_is_the_model_whatever_the_body_names() {

@@ -1,6 +1,6 @@
 //! Fields of other servers' and of OpenAI's APIs that would change an answer and that this server does not have: a
 //! request with one of them is refused by its name, unless the value is the one that changes nothing. Bodies of
-//! completions, chat, tokenize and embeddings are read through [`KnownBody`].
+//! completions, chat, tokenize, embeddings and ranking are read through [`KnownBody`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -36,9 +36,15 @@ pub(crate) enum Route {
     Tokenize,
     /// `/embeddings`
     Embeddings,
+    /// `/rerank`
+    Rerank,
+    /// `/score`
+    Score,
+    /// `/classify`
+    Classify,
 }
 
-use Route::{Chat, Completions, Embeddings, Tokenize};
+use Route::{Chat, Classify, Completions, Embeddings, Rerank, Score, Tokenize};
 
 /// Value of a field with which the answer is the same as without it; `null` and `false` always are.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +67,11 @@ use Neutral::{Absent, Empty, Number, True, Words};
 type Kind = (&'static [Route], Neutral, &'static str, &'static [&'static str]);
 
 const GENERATION: &[Route] = &[Chat, Completions];
+/// Routes of models that read texts as a whole.
+const READING: &[Route] = &[Embeddings, Rerank, Score, Classify];
+/// Those of them that have scores.
+const SCORING: &[Route] = &[Rerank, Score, Classify];
+const TEXTS: &str = "only texts are read here";
 const BY_SCHEMA: &str = "use 'response_format' or 'tools' of /v1/chat/completions, or leave it out";
 const LEAVE_OUT: &str = "leave it out";
 
@@ -124,15 +135,46 @@ const KINDS: &[Kind] = &[
     (&[Chat], Absent, "the model's own template is used: leave it out", &["chat_template"]),
     (&[Chat], Absent, "a chat template writes these tokens itself: leave it out", &["add_special_tokens"]),
     (&[Chat, Tokenize], Empty, LEAVE_OUT, &["documents", "mm_processor_kwargs"]),
-    (&[Completions, Embeddings], True, LEAVE_OUT, &["add_special_tokens"]),
-    (&[Chat, Completions, Tokenize, Embeddings], Absent, LEAVE_OUT, &["truncate_prompt_tokens"]),
+    (&[Completions, Embeddings, Rerank, Score, Classify], True, LEAVE_OUT, &["add_special_tokens"]),
+    (&[Chat, Completions, Tokenize], Absent, LEAVE_OUT, &["truncate_prompt_tokens"]),
+    (READING, Absent, "the model's own form is used: leave it out", &["chat_template", "pooling", "pooling_type"]),
+    (READING, Empty, "the model's own form is used: leave it out", &["chat_template_kwargs"]),
+    (READING, Empty, TEXTS, &["messages", "image", "images", "mm_processor_kwargs"]),
+    (READING, Words(&["text"]), TEXTS, &["modality"]),
+    (READING, Words(&["right", "Right"]), "texts are cut at their end", &["truncation_side", "truncation_direction"]),
+    (&[Embeddings], Empty, "use 'prompt_name', which names a prompt of the model", &["prompt"]),
+    (&[Embeddings], Empty, "use 'prompt_name' or 'input_type'", &["task", "task_type", "instruction", "instruct"]),
+    (SCORING, Empty, LEAVE_OUT, &["prompt", "prompt_name", "input_type", "task", "instruction", "instruct"]),
+    // Lengths of texts.
+    (&[Embeddings], Absent, LEAVE_OUT, &["late_chunking", "chunking", "auto_chunking"]),
+    (&[Rerank], Number(1.0), "documents are not split but cut at their end", &["max_chunks_per_doc"]),
+    (&[Rerank], Absent, "use 'max_tokens_per_doc'", &["max_doc_length"]),
+    (&[Rerank], Absent, LEAVE_OUT, &["max_query_length", "overlap_tokens"]),
+    (&[Rerank], Absent, "its name is 'truncation' here", &["truncate"]),
+    (&[Embeddings, Classify], Absent, "its name is 'truncate' here", &["truncation", "auto_truncate"]),
+    (&[Score], Absent, "use 'truncate_prompt_tokens'", &["truncation", "truncate"]),
+    (&[Rerank], Words(&["text"]), "documents have one text, 'text'", &["rank_fields"]),
     (GENERATION, Absent, "name the fine-tuned model in 'model'", &["lora_path", "adapter_id", "lora"]),
     // What is shown.
     (&[Chat], Empty, LEAVE_OUT, &["echo", "suffix"]),
     (&[Chat], Absent, LEAVE_OUT, &["prompt_logprobs", "web_search_options", "audio"]),
     (&[Chat], Words(&["text"]), LEAVE_OUT, &["modalities"]),
     (GENERATION, True, LEAVE_OUT, &["skip_special_tokens"]),
-    (&[Embeddings], True, "vectors have the length 1", &["normalize"]),
+    (&[Embeddings], Absent, "its name is 'dimensions' here", &["output_dimension", "truncate_dim"]),
+    (
+        &[Embeddings],
+        Words(&["float", "float32"]),
+        "vectors have 32-bit floats; 'encoding_format' says how they are written",
+        &["embedding_type", "embedding_types", "output_dtype", "embed_dtype", "precision"],
+    ),
+    (&[Embeddings], Words(&["little", "native"]), "numbers are little-endian", &["endianness"]),
+    (&[Embeddings], Absent, "its name is 'normalize' here", &["normalized"]),
+    (&[Embeddings], True, "use 'normalize'", &["use_activation", "activation"]),
+    (SCORING, True, "scores are as the model's configuration says", &["use_activation", "activation", "softmax"]),
+    (&[Rerank], Absent, "scores are as the model's configuration says", &["raw_scores"]),
+    (&[Rerank], Absent, "use 'return_documents'", &["return_text"]),
+    (&[Rerank], Absent, "its name is 'top_n' here", &["top_k"]),
+    (&[Classify], Absent, "texts alone are classified", &["text_pair", "inputs"]),
     (&[Completions], Absent, "use 'echo' with 'logprobs'", &["prompt_logprobs"]),
     (GENERATION, Absent, LEAVE_OUT, &["return_tokens_as_token_ids", "return_token_ids", "logprob_token_ids"]),
 ];
@@ -141,7 +183,8 @@ impl<T: RouteBody> FromRequest<ApiState> for KnownBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &ApiState) -> Result<Self, Problem> {
-        let tokens: &[&[u8]] = if matches!(T::ROUTE, Completions | Embeddings) { &TOKEN_FIELDS } else { &[] };
+        let has_ids = matches!(T::ROUTE, Completions | Embeddings | Classify);
+        let tokens: &[&[u8]] = if has_ids { &TOKEN_FIELDS } else { &[] };
         let parse = |bytes: &[u8]| {
             let body = parse(bytes)?;
             refuse(T::ROUTE, bytes)?;
@@ -270,7 +313,18 @@ mod tests {
             (Completions, r#""response_format":{"type":"json_object"}"#, "response_format"),
             (Completions, r#""messages":[{}]"#, "messages"),
             (Completions, r#""max_completion_tokens":5"#, "max_completion_tokens"),
-            (Embeddings, r#""truncate_prompt_tokens":5"#, "truncate_prompt_tokens"),
+            (Tokenize, r#""truncate_prompt_tokens":5"#, "truncate_prompt_tokens"),
+            (Embeddings, r#""task":"retrieval.query""#, "task"),
+            (Embeddings, r#""prompt":"query: ""#, "prompt"),
+            (Embeddings, r#""embedding_types":["float","int8"]"#, "embedding_types"),
+            (Embeddings, r#""late_chunking":true"#, "late_chunking"),
+            (Embeddings, r#""truncation_side":"left""#, "truncation_side"),
+            (Embeddings, r#""messages":[{}]"#, "messages"),
+            (Rerank, r#""rank_fields":["title","text"]"#, "rank_fields"),
+            (Rerank, r#""max_chunks_per_doc":10"#, "max_chunks_per_doc"),
+            (Rerank, r#""top_k":3"#, "top_k"),
+            (Score, r#""use_activation":false"#, "use_activation"),
+            (Classify, r#""softmax":false"#, "softmax"),
         ] {
             assert_eq!(check(route, field).as_deref(), Some(name), "{route:?} {field}");
         }
@@ -291,9 +345,20 @@ mod tests {
             r#""echo":false"#,
             r#""store":true"#,
         ] {
-            for route in [Chat, Completions, Tokenize, Embeddings] {
+            for route in [Chat, Completions, Tokenize, Embeddings, Rerank, Score, Classify] {
                 assert_eq!(check(route, field), None, "{route:?} {field}");
             }
+        }
+        for (route, field) in [
+            (Rerank, r#""rank_fields":["text"]"#),
+            (Rerank, r#""max_chunks_per_doc":1"#),
+            (Rerank, r#""raw_scores":false"#),
+            (Score, r#""use_activation":true"#),
+            (Embeddings, r#""embedding_types":["float"]"#),
+            (Embeddings, r#""truncation_side":"right""#),
+            (Embeddings, r#""late_chunking":false"#),
+        ] {
+            assert_eq!(check(route, field), None, "{route:?} {field}");
         }
     }
 }

@@ -1,10 +1,10 @@
-//! The texts of completions and embeddings, each as text or as token ids. Used by both, by `target`, which turns them
-//! into tokens, and by `foreign_tokens`.
+//! The texts of completions, embeddings and ranking, most of them as text or as token ids. Used by all of these, by
+//! `target`, which turns them into tokens, and by `foreign_tokens`.
 
 use std::fmt;
 
-use serde::Serialize;
-use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::http::error::{Problem, Result};
@@ -29,6 +29,16 @@ pub(crate) enum Input {
     TokenLists(Vec<Vec<u32>>),
 }
 
+/// One text, or many.
+#[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected a string or an array of strings")]
+pub(crate) enum Texts {
+    /// One text.
+    One(String),
+    /// Many texts.
+    Many(Vec<String>),
+}
+
 /// One text of an [`Input`].
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Item {
@@ -36,6 +46,63 @@ pub(crate) enum Item {
     Text(String),
     /// As token ids.
     Tokens(Vec<u32>),
+}
+
+/// Where a text stands in a request, as errors about it say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The field.
+    pub param: &'static str,
+    /// Its place in the field's list, from 0; `None` if it is the only one.
+    pub index: Option<usize>,
+}
+
+impl Place {
+    /// Returns the place of the text number `index` of `count` in the field `param`.
+    pub(crate) fn of(param: &'static str, index: usize, count: usize) -> Self {
+        Self { param, index: (count > 1).then_some(index) }
+    }
+
+    /// Returns the same failure; one of what the client sent names this place.
+    pub(crate) fn blame(self, mut problem: Problem) -> Problem {
+        if problem.is_bad_request() {
+            problem.error.message = format!("'{self}': {}", problem.error.message);
+        }
+        problem.blamed_on(self.param)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.index {
+            Some(index) => write!(formatter, "{}[{index}]", self.param),
+            None => formatter.write_str(self.param),
+        }
+    }
+}
+
+impl Texts {
+    /// Returns the single texts, in order. If there are none or more than `limit`, the error names the field `param`.
+    pub(crate) fn into_texts(self, param: &str, limit: usize) -> Result<Vec<String>> {
+        let texts = match self {
+            Self::One(text) => vec![text],
+            Self::Many(texts) => texts,
+        };
+        check_count(param, texts.len(), limit)?;
+        Ok(texts)
+    }
+}
+
+/// Refuses a list of `count` items in the field `param` if it is empty or has more than `limit`.
+pub(crate) fn check_count(param: &str, count: usize, limit: usize) -> Result<()> {
+    if count == 0 {
+        return Err(Problem::invalid(param, format!("'{param}' must not be an empty array.")));
+    }
+    if count > limit {
+        let message = format!("'{param}' has {count} items; at most {limit} fit into one request.");
+        return Err(Problem::invalid_code(param, "array_above_max_length", message));
+    }
+    Ok(())
 }
 
 impl Input {
@@ -46,13 +113,7 @@ impl Input {
             Self::Texts(texts) => texts.len(),
             Self::TokenLists(lists) => lists.len(),
         };
-        if count == 0 {
-            return Err(Problem::invalid(param, format!("'{param}' must not be an empty array.")));
-        }
-        if count > limit {
-            let message = format!("'{param}' has {count} items; at most {limit} fit into one request.");
-            return Err(Problem::invalid_code(param, "array_above_max_length", message));
-        }
+        check_count(param, count, limit)?;
         Ok(match self {
             Self::Text(text) => vec![Item::Text(text)],
             Self::Texts(texts) => texts.into_iter().map(Item::Text).collect(),

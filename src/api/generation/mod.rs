@@ -1,8 +1,9 @@
-//! Text and vectors from models. The handlers are in [`completions`], [`chat`], [`embeddings`], [`tokenize`], and
-//! [`engines`], which passes requests in an old form on to the first three. All of them resolve the name of the model
-//! with [`target`], which also turns the texts of an [`input`] into tokens if there is [`room`] for them. Completions
-//! and chat queue their sequences and gather the answers with [`generate`], chat compiles grammars with [`grammars`];
-//! embeddings read the token ids of other models with [`foreign_tokens`]. [`foreign_fields`] refuses fields of other
+//! Text, vectors and scores from models. The handlers are in [`completions`], [`chat`], [`embeddings`], [`ranking`],
+//! [`tokenize`], and [`engines`], which passes requests in an old form on to the others. All of them resolve the name of
+//! the model with [`target`], which also turns the texts of an [`input`] into tokens if there is [`room`] for them.
+//! Completions and chat queue their sequences and gather the answers with [`generate`], chat compiles grammars with
+//! [`grammars`]; embeddings and ranking cut or refuse long texts by their [`length`] and have [`rows`] of numbers computed,
+//! and embeddings read the token ids of other models with [`foreign_tokens`]. [`foreign_fields`] refuses fields of other
 //! APIs that would change an answer.
 //!
 //! [`routes`](fn@super::routes) lists the handlers; they call `engine` and `adapters`.
@@ -16,6 +17,9 @@ pub(super) mod foreign_tokens;
 pub(super) mod generate;
 pub(super) mod grammars;
 pub(super) mod input;
+pub(super) mod length;
+pub(super) mod ranking;
 pub(super) mod room;
+pub(super) mod rows;
 pub(super) mod target;
 pub(super) mod tokenize;

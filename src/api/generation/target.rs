@@ -1,5 +1,5 @@
 //! Resolves the model name of a request to the base model and, for a fine-tuned name, the adapter generation that the
-//! request keeps to its end; turns texts into token ids. Used by completions, chat, embeddings and tokenize.
+//! request keeps to its end; turns texts into token ids. Used by completions, chat, embeddings, ranking and tokenize.
 
 use std::sync::Arc;
 
@@ -80,6 +80,26 @@ impl Target {
         self.base.model.config.max_position_embeddings
     }
 
+    /// Returns the number of tokens of a text that the model makes a vector or a score of.
+    pub(crate) fn text_limit(&self) -> usize {
+        self.base.model.vectors.max_tokens.min(self.context())
+    }
+
+    /// Refuses a model that reads texts and writes none.
+    pub(crate) fn check_generates(&self) -> Result<()> {
+        let model = self.model();
+        if !model.config.is_encoder {
+            return Ok(());
+        }
+        let (makes, routes) = match &model.classifier {
+            Some(_) => ("scores and labels", "/v1/rerank, /v1/score and /v1/classify"),
+            None => ("vectors", "/v1/embeddings and /v1/score"),
+        };
+        let message =
+            format!("The model `{}` makes {makes} of texts, and writes no text: use it in {routes}.", model.id);
+        Err(Problem::invalid_code("model", "unsupported_value", message))
+    }
+
     /// Refuses prompts of these `lengths` that do not fit the context with `completion` new tokens.
     pub(crate) fn check_context(&self, mut lengths: impl Iterator<Item = usize>, completion: usize) -> Result<()> {
         let limit = self.context();
@@ -120,29 +140,52 @@ impl Target {
         special: bool,
         room: Room,
     ) -> Result<Vec<Vec<u32>>> {
-        let model = Arc::clone(self.model());
         let bytes = items.iter().map(Item::text_bytes).sum::<usize>();
-        if bytes <= INLINE_BYTES {
-            // Sooner tokenized than measured, and the error has the exact number.
-            return items.into_iter().map(|item| encode(&model, param, item, special)).collect();
+        let most = bytes.min(room.each.saturating_mul(items.len())).min(room.all);
+        let items = self.measure(param, items, room).await?;
+        let encode = move |model: &BaseModel, _, item| encode(model, param, item, special);
+        self.tokenize(items, Item::text_bytes, most, encode).await
+    }
+
+    /// Refuses items that cannot fit into the `room`, but for short ones: they are sooner tokenized than measured, and
+    /// the error that they get then has the exact number.
+    pub(crate) async fn measure(&self, param: &'static str, items: Vec<Item>, room: Room) -> Result<Vec<Item>> {
+        if items.iter().map(Item::text_bytes).sum::<usize>() <= INLINE_BYTES {
+            return Ok(items);
         }
+        let model = Arc::clone(self.model());
         let check = move || {
             room.check(&model, param, &items)?;
-            Ok((model, items))
+            Ok(items)
         };
-        let (model, items) = self.share.run("measure texts", check).await?;
+        self.share.run("measure texts", check).await
+    }
+
+    /// Lets `read` make tokens of each of `texts`, of which it is told the number; all together have at most `tokens`.
+    /// `bytes` tells the size of a text: long ones are read away from the async threads, until the client leaves.
+    pub(crate) async fn tokenize<I: Send + 'static, T: Send + 'static>(
+        &self,
+        texts: Vec<I>,
+        bytes: fn(&I) -> usize,
+        tokens: usize,
+        mut read: impl FnMut(&BaseModel, usize, I) -> Result<T> + Send + 'static,
+    ) -> Result<Vec<T>> {
+        let model = Arc::clone(self.model());
+        if texts.iter().map(bytes).sum::<usize>() <= INLINE_BYTES {
+            return texts.into_iter().enumerate().map(|(index, text)| read(&model, index, text)).collect();
+        }
         // One after the other, so only the longest counts.
-        let longest = items.iter().map(Item::text_bytes).max().unwrap_or(0);
+        let longest = texts.iter().map(bytes).max().unwrap_or(0);
         let held = self.share.hold(TOKENIZING * longest).await?;
-        self.share.keep(TOKEN_BYTES * bytes.min(room.each.saturating_mul(items.len())).min(room.all)).await?;
+        self.share.keep(TOKEN_BYTES * tokens).await?;
         let gone = CancellationToken::new();
         let _leaving = gone.clone().drop_guard();
         let encode = move || {
             let _held = held;
-            let item = |item| {
-                if gone.is_cancelled() { Err(Problem::stopping()) } else { encode(&model, param, item, special) }
+            let one = |(index, text)| {
+                if gone.is_cancelled() { Err(Problem::stopping()) } else { read(&model, index, text) }
             };
-            items.into_iter().map(item).collect()
+            texts.into_iter().enumerate().map(one).collect()
         };
         self.share.run("tokenize", encode).await
     }

@@ -106,6 +106,9 @@ pub(crate) async fn tokenize(
     KnownBody(request): KnownBody<TokenizeRequest>,
 ) -> Result<Json<Tokens>, Problem> {
     let target = resolve(&state, &caller, share, request.model.as_deref()).await?;
+    if request.messages.is_some() {
+        target.check_generates()?;
+    }
     let request = Arc::new(request);
     let reading = Arc::clone(&request);
     let (text, special) = target.read_text(target.share.body_bytes(), move |model| reading.text(model)).await?;

@@ -222,6 +222,17 @@ impl Problem {
         self.error.code == Some("model_not_found")
     }
 
+    /// The same failure; one of what the caller sent is blamed on the field `param`.
+    #[must_use]
+    pub fn blamed_on(self, param: &'static str) -> Self {
+        if self.is_bad_request() { self.param(param) } else { self }
+    }
+
+    /// True if the caller sent something that must change.
+    pub fn is_bad_request(&self) -> bool {
+        self.status == StatusCode::BAD_REQUEST
+    }
+
     /// True if prompt and answer do not fit the model's context.
     pub fn is_context_length(&self) -> bool {
         self.error.code == Some("context_length_exceeded")
