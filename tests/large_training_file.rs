@@ -5,7 +5,7 @@
 
 use std::io::{BufReader, Read};
 
-use attune::datasets::{self, Purpose, RenderSettings, TextCodec, TokenizedExample};
+use attune::datasets::{self, Purpose, RenderSettings, TextCodec, TextPrompts, TokenizedExample};
 use attune::model::Result;
 use attune::model::chat::{Message, ToolDefinition};
 use attune::model::chat_template::TemplateOptions;
@@ -79,7 +79,13 @@ fn peak_memory() -> usize {
 
 #[test]
 fn a_file_is_read_within_a_small_part_of_its_size_in_memory() {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 4096, scratch: std::env::temp_dir(), now: 0 };
+    let settings = RenderSettings {
+        prompt_loss_weight: 0.0,
+        max_tokens: 4096,
+        scratch: std::env::temp_dir(),
+        now: 0,
+        prompts: TextPrompts::default(),
+    };
     let before = peak_memory();
     let lines = BufReader::new(Lines { next: 0, line: Vec::new(), read: 0 });
     let data = datasets::read(lines, Purpose::Training, &Digits, &settings).unwrap();

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use attune::datasets::{self, Dataset, ExampleStore, Purpose, RenderSettings, TokenizedExample};
+use attune::datasets::{self, Dataset, ExampleStore, Purpose, RenderSettings, TextPrompts, TokenizedExample};
 use attune::model::BaseModel;
 use attune::model::entry::ModelEntry;
 use attune::system;
@@ -82,7 +82,13 @@ fn one_run() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let model = Arc::new(BaseModel::load(&ModelEntry::new("demo", &folder), &Device::Cpu).unwrap());
     let text = std::fs::read_to_string(folder.join("tickets/train.jsonl")).unwrap();
-    let render = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 1024, scratch: std::env::temp_dir(), now: 0 };
+    let render = RenderSettings {
+        prompt_loss_weight: 0.0,
+        max_tokens: 1024,
+        scratch: std::env::temp_dir(),
+        now: 0,
+        prompts: TextPrompts::default(),
+    };
     let Dataset { examples: mut store, mut report, .. } =
         datasets::read(Cursor::new(text), Purpose::Training, &*model, &render).unwrap();
     let (mut batch_size, mut steps) = (8, 60);

@@ -20,6 +20,7 @@ mod job_run;
 mod lease;
 mod progress;
 pub mod pulse;
+mod quality;
 mod report;
 mod results;
 mod storage;

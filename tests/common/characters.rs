@@ -106,6 +106,8 @@ pub(crate) struct Rendered {
     pub examples: Vec<TokenizedExample>,
     /// Texts of each pair; empty for any other file.
     pub texts: Vec<Vec<Vec<u32>>>,
+    /// Score or label of each pair; empty for any other file.
+    pub numbers: Vec<f32>,
     pub report: DatasetReport,
 }
 
@@ -113,11 +115,12 @@ impl Rendered {
     pub(crate) fn of(data: Dataset) -> attune_train::Result<Self> {
         let Dataset { examples: store, report, .. } = data;
         let all = 0..store.len();
-        let (examples, texts) = if report.is_of_pairs() {
-            (Vec::new(), all.map(|index| store.texts(index)).collect::<attune_train::Result<_>>()?)
+        let (examples, texts) = if report.is_of_texts() {
+            (Vec::new(), all.clone().map(|index| store.texts(index)).collect::<attune_train::Result<_>>()?)
         } else {
-            (store.range(all)?, Vec::new())
+            (store.range(all.clone())?, Vec::new())
         };
-        Ok(Self { examples, texts, report })
+        let numbers = all.filter(|_| report.is_of_texts()).filter_map(|index| Some(store.scored(index).ok()?.1));
+        Ok(Self { examples, texts, numbers: numbers.collect(), report })
     }
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::training::{Fixture, ORG, catalog, spec, tickets};
-use attune::datasets::{self, Purpose, RenderSettings};
+use attune::datasets::{self, Purpose, RenderSettings, TextPrompts};
 use attune::engine::native::NativeEngine;
 use attune::engine::stops::StopTexts;
 use attune::engine::{Backend, EngineLimits, Event, FinishReason, GenerateRequest, Sampling};
@@ -90,7 +90,13 @@ async fn generated(
 
 /// Reads the prompts of a validation file.
 fn prompts(model: &BaseModel, file: &str) -> Vec<Vec<u32>> {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 1024, scratch: std::env::temp_dir(), now: 0 };
+    let settings = RenderSettings {
+        prompt_loss_weight: 0.0,
+        max_tokens: 1024,
+        scratch: std::env::temp_dir(),
+        now: 0,
+        prompts: TextPrompts::default(),
+    };
     let examples = datasets::read(file.as_bytes(), Purpose::Validation, model, &settings).unwrap().examples;
     let prompt = |index| Question::of(&examples.get(index).unwrap()).unwrap().prompt;
     (0..examples.len()).map(prompt).collect()

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use candle_core::{Device, Tensor};
+
 use crate::fixtures::{
     Reference, TRAINED_FAMILIES, assert_gradient, device, floats, load, relative_difference, tensor_name, whole_model,
 };
@@ -12,13 +14,17 @@ use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
 use attune::engine::{Backend as _, EmbedRequest};
 use attune::model::ModelConfig;
+use attune::model::classifier::{Classifier, HeadLayer, ScoreForm};
 use attune::model::decoder::Decoder;
 use attune::model::lora::{Adapter, LoraLayer, Site};
+use attune::model::vectors::{DenseActivation, DenseLayer, Pooling, VectorForm};
 use attune::train::YieldPolicy;
-use attune::train::backward::LossReport;
+use attune::train::backward::{LossReport, PackedBatch};
 use attune::train::contrastive::{Contrast, embed};
+use attune::train::cross_encoder::{LabelledTexts, ScoredBatch};
 use attune::train::dropout::Dropout;
 use attune::train::packing::pack_texts;
+use attune::train::pair_loss::PairLoss;
 use attune::train::recomputation::Recomputation;
 
 /// Returns the texts of a family's triplets.
@@ -33,6 +39,7 @@ fn pairs(texts: &[Vec<u32>]) -> Vec<Vec<Vec<u32>>> {
 
 struct Case {
     config: ModelConfig,
+    form: VectorForm,
     decoder: Decoder,
     adapter: Adapter,
     reference: Reference,
@@ -41,12 +48,34 @@ struct Case {
 fn case(family: &str) -> Case {
     let (config, decoder) = load(family, &device());
     let adapter = Reference::read(family, "peft/adapter_model.safetensors").adapter("", &config, 2.0, &device());
-    Case { config, decoder, adapter, reference: Reference::read(family, "peft/triplets.safetensors") }
+    Case {
+        form: VectorForm::of_model(&config),
+        config,
+        decoder,
+        adapter,
+        reference: Reference::read(family, "peft/triplets.safetensors"),
+    }
 }
 
 impl Case {
+    fn batch<'a>(&'a self, pairs: &'a [Vec<Vec<u32>>], scale: f64, budget: usize) -> Contrast<'a> {
+        Contrast {
+            form: &self.form,
+            pairs,
+            unpooled: [0; 2],
+            loss: PairLoss::Ranking { scale },
+            budget,
+            dropout: None,
+            recomputation: Recomputation::None,
+        }
+    }
+
+    fn embed(&self, batch: &PackedBatch) -> Vec<Vec<f64>> {
+        embed(&self.decoder, &self.form, Some(&self.adapter), batch, None, YieldPolicy::default()).unwrap()
+    }
+
     fn run(&self, pairs: &[Vec<Vec<u32>>], budget: usize, dropout: Option<Dropout>) -> (LossReport, Vec<LoraLayer>) {
-        let batch = Contrast { pairs, scale: 20.0, budget, dropout, recomputation: Recomputation::None };
+        let batch = Contrast { dropout, ..self.batch(pairs, 20.0, budget) };
         batch.loss_and_gradients(&self.decoder, &self.adapter, &mut || Ok(())).unwrap()
     }
 }
@@ -64,7 +93,7 @@ fn vectors_loss_and_gradients_equal_sentence_transformers_and_peft() {
         let places: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
         let packs = pack_texts(&places, 512);
         assert_eq!(packs.len(), 1);
-        let vectors = embed(&case.decoder, Some(&case.adapter), &packs[0].batch, None, YieldPolicy::default()).unwrap();
+        let vectors = case.embed(&packs[0].batch);
         let expected = case.reference.floats("vectors");
         let width = expected.len() / texts.len();
         for (vector, text) in vectors.iter().zip(&packs[0].units) {
@@ -108,8 +137,7 @@ fn a_batch_in_many_packs_is_the_batch_in_one() {
         let difference = relative_difference(&flat(&in_packs), &flat(&gradients));
         assert!(difference < 1e-5, "{budget}: gradients differ by {difference:e}");
         let mut asked = 0;
-        let alone = Contrast { pairs: &pairs, scale: 20.0, budget, dropout: None, recomputation: Recomputation::None };
-        let loss = alone.loss(&case.decoder, Some(&case.adapter), &mut || {
+        let loss = case.batch(&pairs, 20.0, budget).loss(&case.decoder, Some(&case.adapter), &mut || {
             asked += 1;
             Ok(())
         });
@@ -125,13 +153,86 @@ fn gradients_in_many_packs_are_the_differences_of_the_loss_under_dropout() {
         [(4096, None), (20, None), (20, Some(Dropout { probability: 0.3, seed: 5, step: 2, batch: 0 }))]
     {
         // With a small scale the loss bends less sharply, and differences in f32 are more precise.
-        let batch = Contrast { pairs: &pairs, scale: 3.0, budget, dropout, recomputation: Recomputation::None };
+        let batch = Contrast { dropout, ..case.batch(&pairs, 3.0, budget) };
         let (_, gradients) = batch.loss_and_gradients(&case.decoder, &case.adapter, &mut || Ok(())).unwrap();
         assert_gradient(&case.adapter, &gradients, |adapter| {
             let report = batch.loss(&case.decoder, Some(adapter), &mut || Ok(())).unwrap();
             report.loss_sum / report.weight_sum
         });
     }
+}
+
+#[test]
+fn gradients_of_every_form_of_vectors_are_the_differences_of_both_losses() {
+    let mut case = case("qwen3");
+    let pairs = pairs(&texts(&case.reference));
+    let scores: Vec<f32> = (0..pairs.len()).map(|pair| [0.9, -0.2, 0.3][pair % 3]).collect();
+    let width = case.config.hidden_size;
+    let dense = |output: usize, input: usize, activation| {
+        let values: Vec<f32> = (0..output * input).map(|i| (i as f32 * 1.3).cos() * 0.3).collect();
+        DenseLayer::new(&Tensor::from_vec(values, (output, input), &Device::Cpu).unwrap(), None, activation).unwrap()
+    };
+    let forms = [
+        (vec![Pooling::Last], Vec::new(), [0, 0]),
+        (vec![Pooling::Mean], vec![dense(8, width, DenseActivation::Tanh)], [0, 0]),
+        (vec![Pooling::WeightedMean, Pooling::MeanOfRoot], Vec::new(), [2, 1]),
+    ];
+    for (poolings, layers, unpooled) in forms {
+        case.form = VectorForm { poolings, layers, is_normalized: false, ..case.form };
+        for (loss, budget) in [(PairLoss::Ranking { scale: 3.0 }, 20), (PairLoss::Similarity { scores: &scores }, 4096)]
+        {
+            let batch = Contrast { unpooled, loss, ..case.batch(&pairs, 3.0, budget) };
+            let (_, gradients) = batch.loss_and_gradients(&case.decoder, &case.adapter, &mut || Ok(())).unwrap();
+            assert_gradient(&case.adapter, &gradients, |adapter| {
+                let report = batch.loss(&case.decoder, Some(adapter), &mut || Ok(())).unwrap();
+                report.loss_sum / report.weight_sum
+            });
+        }
+    }
+}
+
+#[test]
+fn gradients_of_a_frozen_head_are_the_differences_of_the_loss() {
+    let case = case("llama");
+    let width = case.config.hidden_size;
+    let dense = |output: usize, input: usize, activation| {
+        let values: Vec<f32> = (0..output * input).map(|i| (i as f32 * 0.7).sin()).collect();
+        let weight = Tensor::from_vec(values, (output, input), &Device::Cpu).unwrap();
+        HeadLayer::Dense(DenseLayer::new(&weight, None, activation).unwrap())
+    };
+    let classifier = Classifier {
+        labels: vec!["LABEL_0".into()],
+        pooling: Pooling::Last,
+        layers: vec![dense(6, width, DenseActivation::Tanh), dense(1, 6, DenseActivation::Identity)],
+        score: ScoreForm::Sigmoid,
+        hidden_size: width,
+    };
+    let examples: Vec<_> = pairs(&texts(&case.reference))
+        .into_iter()
+        .zip([1.0, 0.0, 0.25].into_iter().cycle())
+        .map(|(texts, label)| LabelledTexts { second: Some(texts[0].len()), tokens: texts[..2].concat(), label })
+        .collect();
+    let mut losses = Vec::new();
+    for budget in [4096, 20] {
+        let batch = ScoredBatch {
+            classifier: &classifier,
+            examples: &examples,
+            budget,
+            dropout: None,
+            recomputation: Recomputation::None,
+        };
+        let (report, gradients) = batch.loss_and_gradients(&case.decoder, &case.adapter, &mut || Ok(())).unwrap();
+        let (alone, numbers) = batch.loss(&case.decoder, Some(&case.adapter), &mut || Ok(())).unwrap();
+        assert!((alone.loss_sum - report.loss_sum).abs() < 1e-6 && numbers.len() == examples.len());
+        losses.push((report, flat(&gradients)));
+        assert_gradient(&case.adapter, &gradients, |adapter| {
+            let report = batch.loss(&case.decoder, Some(adapter), &mut || Ok(())).unwrap().0;
+            report.loss_sum / report.weight_sum
+        });
+    }
+    let difference = relative_difference(&losses[0].1, &losses[1].1);
+    assert!(difference < 1e-5, "in one pack and in many, gradients differ by {difference:e}");
+    assert!((losses[0].0.loss_sum - losses[1].0.loss_sum).abs() < 1e-5, "{losses:?}");
 }
 
 #[test]
@@ -148,8 +249,8 @@ fn training_has_the_vectors_that_the_server_answers() {
             let request = EmbedRequest::of_texts("org".into(), texts.clone(), adapter.clone());
             let served = runtime.block_on(engine.embed(request)).unwrap();
             for pack in pack_texts(&places, 40) {
-                let trained =
-                    embed(&model.decoder, adapter.as_deref(), &pack.batch, None, YieldPolicy::default()).unwrap();
+                let (decoder, pace) = (&model.decoder, YieldPolicy::default());
+                let trained = embed(decoder, &model.vectors, adapter.as_deref(), &pack.batch, None, pace).unwrap();
                 for (vector, text) in trained.iter().zip(&pack.units) {
                     let vector: Vec<f32> = vector.iter().map(|value| *value as f32).collect();
                     let difference = relative_difference(&vector, &served[*text]);
@@ -164,7 +265,7 @@ fn training_has_the_vectors_that_the_server_answers() {
 fn a_caller_may_stop_between_packs() {
     let case = case("llama");
     let pairs = pairs(&texts(&case.reference));
-    let batch = Contrast { pairs: &pairs, scale: 20.0, budget: 20, dropout: None, recomputation: Recomputation::None };
+    let batch = case.batch(&pairs, 20.0, 20);
     for last in [0, 1, 9] {
         let mut asked = 0;
         let stopped = batch.loss_and_gradients(&case.decoder, &case.adapter, &mut || {

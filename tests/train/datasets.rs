@@ -5,12 +5,18 @@
 use std::io::Cursor;
 
 use crate::characters::{Characters, END, Rendered, Template, targets};
-use attune::datasets::{self, Purpose, RenderSettings, TextCodec as _};
+use attune::datasets::{self, Purpose, RenderSettings, TextCodec as _, TextPrompts};
 use attune_train::{Error, FileFault, Result};
 use serde_json::{Value, json};
 
 fn read_as(file: &str, template: Template, purpose: Purpose, max_tokens: usize) -> Result<Rendered> {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens, scratch: std::env::temp_dir(), now: 0 };
+    let settings = RenderSettings {
+        prompt_loss_weight: 0.0,
+        max_tokens,
+        scratch: std::env::temp_dir(),
+        now: 0,
+        prompts: TextPrompts::default(),
+    };
     Rendered::of(datasets::read(Cursor::new(file), purpose, &Characters { template }, &settings)?)
 }
 
@@ -48,7 +54,13 @@ fn an_end_token_that_the_completion_has_is_not_doubled() {
 
 #[test]
 fn the_weight_of_prompts_is_never_given_to_the_first_token() {
-    let settings = RenderSettings { prompt_loss_weight: 0.25, max_tokens: 100, scratch: std::env::temp_dir(), now: 0 };
+    let settings = RenderSettings {
+        prompt_loss_weight: 0.25,
+        max_tokens: 100,
+        scratch: std::env::temp_dir(),
+        now: 0,
+        prompts: TextPrompts::default(),
+    };
     let file = Cursor::new(r#"{"prompt":"ab","completion":"c"}"#);
     let codec = Characters { template: Template::None };
     let data = datasets::read(file, Purpose::Validation, &codec, &settings).unwrap();
@@ -286,7 +298,13 @@ fn examples_that_contradict_an_earlier_one_are_noted_with_the_first_such_lines()
 
 #[test]
 fn examples_of_another_file_are_found_again() {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 100, scratch: std::env::temp_dir(), now: 0 };
+    let settings = RenderSettings {
+        prompt_loss_weight: 0.0,
+        max_tokens: 100,
+        scratch: std::env::temp_dir(),
+        now: 0,
+        prompts: TextPrompts::default(),
+    };
     let read = |numbers: &[usize]| {
         let line = |number| json!({"prompt": format!("n{number}"), "completion": "c"}).to_string() + "\n";
         let file = numbers.iter().map(line).collect::<String>();
@@ -300,7 +318,13 @@ fn examples_of_another_file_are_found_again() {
 
 #[test]
 fn text_that_is_not_utf8_is_a_fault_of_its_line() {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 100, scratch: std::env::temp_dir(), now: 0 };
+    let settings = RenderSettings {
+        prompt_loss_weight: 0.0,
+        max_tokens: 100,
+        scratch: std::env::temp_dir(),
+        now: 0,
+        prompts: TextPrompts::default(),
+    };
     let file = Cursor::new(b"{\"prompt\":\"\xff\",\"completion\":\"b\"}".to_vec());
     let codec = Characters { template: Template::None };
     let error = datasets::read(file, Purpose::Training, &codec, &settings).unwrap_err().to_string();

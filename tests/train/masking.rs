@@ -6,7 +6,7 @@ use std::io::Cursor;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use attune::datasets::{self, Purpose, RenderSettings, TokenizedExample};
+use attune::datasets::{self, Purpose, RenderSettings, TextPrompts, TokenizedExample};
 use attune::model::BaseModel;
 use attune::model::entry::ModelEntry;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
@@ -43,7 +43,13 @@ fn adapter() -> Adapter {
 }
 
 fn render(line: &Value, prompt_loss_weight: f32) -> TokenizedExample {
-    let settings = RenderSettings { prompt_loss_weight, max_tokens: 512, scratch: std::env::temp_dir(), now: 0 };
+    let settings = RenderSettings {
+        prompt_loss_weight,
+        max_tokens: 512,
+        scratch: std::env::temp_dir(),
+        now: 0,
+        prompts: TextPrompts::default(),
+    };
     let file = Cursor::new(line.to_string());
     let data = datasets::read(file, Purpose::Validation, &**model(), &settings).unwrap();
     assert_eq!(data.examples.len(), 1);
@@ -155,7 +161,13 @@ fn every_answer_ends_with_the_token_that_ends_answers() {
 fn an_example_that_is_cut_before_its_answer_is_left_out_and_a_file_of_them_refused() {
     let long = json!({"prompt": "order ".repeat(300), "completion": " yes"});
     let good = json!({"prompt": "order", "completion": " yes"});
-    let settings = RenderSettings { prompt_loss_weight: 1.0, max_tokens: 100, scratch: std::env::temp_dir(), now: 0 };
+    let settings = RenderSettings {
+        prompt_loss_weight: 1.0,
+        max_tokens: 100,
+        scratch: std::env::temp_dir(),
+        now: 0,
+        prompts: TextPrompts::default(),
+    };
     let read = |file: String| datasets::read(Cursor::new(file), Purpose::Validation, &**model(), &settings);
     let data = read(format!("{good}\n{long}\n{good}")).unwrap();
     // With weight on prompts the cut example still has targets: its whole prompt.

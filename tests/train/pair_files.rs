@@ -5,12 +5,18 @@
 use std::io::Cursor;
 
 use crate::characters::{Characters, Rendered, Template};
-use attune::datasets::{self, Purpose, RenderSettings};
+use attune::datasets::{self, Purpose, RenderSettings, TextPrompts};
 use attune_train::{Error, FileFault, Result};
 use serde_json::{Value, json};
 
 fn read_as(file: &str, purpose: Purpose, max_tokens: usize) -> Result<Rendered> {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens, scratch: std::env::temp_dir(), now: 0 };
+    let settings = RenderSettings {
+        prompt_loss_weight: 0.0,
+        max_tokens,
+        scratch: std::env::temp_dir(),
+        now: 0,
+        prompts: TextPrompts::default(),
+    };
     let codec = Characters { template: Template::Plain };
     Rendered::of(datasets::read(Cursor::new(file), purpose, &codec, &settings)?)
 }
@@ -96,8 +102,20 @@ fn every_fault_names_its_line_and_what_to_change() {
         (json!({"anchor": "a", "positive": "b", "negative": ["c", "c"]}), "as `negative` and `negative`"),
         (
             json!({"sentence1": "a", "sentence2": "b", "score": 0.5}),
-            "has the unknown key `score`: every pair is learned as",
+            "is a pair of texts with a score, but line 1 is a pair of texts: use one format",
         ),
+        (
+            json!({"query": "a", "document": "b", "label": 1}),
+            "is a pair of texts with a label, but line 1 is a pair of texts: use one format",
+        ),
+        (json!({"sentence1": "a", "sentence2": "b", "score": 4.2}), "divide scores of 0 to 5 by 5 in every line"),
+        (json!({"sentence1": "a", "sentence2": "b", "score": 95}), "divide it by the largest that it could be"),
+        (json!({"sentence1": "a", "sentence2": "b", "score": -1.5}), "has -1.5 as `score`, which goes from -1 to 1"),
+        (json!({"sentence1": "a", "sentence2": "b", "score": "0.5"}), "has a string as `score`: give a number"),
+        (json!({"query": "a", "document": "b", "label": -0.5}), "has -0.5 as `label`, which goes from 0 to 1"),
+        (json!({"query": "a", "document": "b", "label": 1, "score": 1}), "has both `score` and `label`: keep `score`"),
+        (json!({"anchor": "a", "positive": "b", "negative": "c", "score": 1}), "has a `negative` beside a number"),
+        (json!({"anchor": "a", "positive": "b", "similarity": 0.5}), "rename it to `score` if it says how alike"),
         (json!({"sentence1": "a", "sentence2": "b", "id": 5}), "has the unknown key `id`: remove it"),
         (json!({"query": "a", "response": "b"}), "rename `query` to `prompt` and rename `response` to `completion`"),
         (json!({"messages": [{"role": "user", "content": "u"}]}), "has no assistant message"),
@@ -115,6 +133,69 @@ fn every_fault_names_its_line_and_what_to_change() {
         assert!(message.contains("Line 2 ") && message.contains(expected), "{line}: {message}");
         assert_eq!((purpose, fault), (Purpose::Validation, FileFault::Content));
     }
+}
+
+/// Reads lines alone.
+fn read_alone(lines: &[Value], max_tokens: usize) -> Rendered {
+    let file: String = lines.iter().map(|line| line.to_string() + "\n").collect();
+    read_as(&file, Purpose::Validation, max_tokens).unwrap()
+}
+
+#[test]
+fn scores_are_read_with_their_texts() {
+    let data = read_alone(
+        &[
+            json!({"sentence1": "ab", "sentence2": "c", "score": 0.5}),
+            json!({"anchor": "ab", "positive": "d", "score": -1, "negative": null}),
+            json!({"query": "ab", "document": "ab", "score": 1.0}),
+            json!({"query": "ab", "document": "c", "score": 0}),
+        ],
+        4096,
+    );
+    assert_eq!(data.numbers, [0.5, -1.0, 0.0]);
+    assert_eq!((texts(&data, 0), texts(&data, 1)), (vec!["ab".into(), "c".into()], vec!["ab".into(), "d".into()]));
+    let report = &data.report;
+    assert!(report.is_of_texts() && !report.is_of_pairs());
+    assert_eq!(report.dropped.first, [3], "nothing can be learned of a text and itself");
+    assert_eq!((report.duplicates.first.clone(), report.first_contradiction), (vec![4], Some((4, 1))));
+}
+
+#[test]
+fn labels_are_read_with_both_texts_as_one_sequence() {
+    let data = read_alone(
+        &[
+            json!({"query": "ab", "document": "cd", "label": 1}),
+            json!({"sentence1": "a", "sentence2": "b", "label": false}),
+            json!({"query": "ab", "document": "cd", "label": 0.25}),
+        ],
+        4,
+    );
+    assert_eq!(data.numbers, [1.0, 0.0, 0.25]);
+    // One token is put before both texts; the parts begin with each text.
+    assert_eq!(data.texts[0], [vec![999, 'a'.into(), 'b'.into()], vec!['c'.into()]]);
+    let report = &data.report;
+    assert_eq!((report.sequences, report.texts, report.longest, report.tokens), (3, 3, 4, 11));
+    assert_eq!(report.truncated.first, [1, 3]);
+    assert_eq!((report.duplicates.first.clone(), report.first_contradiction), (vec![3], Some((3, 1))));
+}
+
+#[test]
+fn prompts_stand_before_the_texts_that_they_are_for() {
+    let settings = RenderSettings {
+        prompt_loss_weight: 0.0,
+        max_tokens: 6,
+        scratch: std::env::temp_dir(),
+        now: 0,
+        prompts: TextPrompts { anchor: "q:".into(), others: "d:".into() },
+    };
+    let file = format!(
+        "{}\n{}\n",
+        json!({"anchor": "ab", "positive": "c", "negative": "defg"}),
+        json!({"anchor": "x", "positive": "y"})
+    );
+    let codec = Characters { template: Template::Plain };
+    let data = datasets::read(Cursor::new(file), Purpose::Validation, &codec, &settings).unwrap();
+    assert_eq!(texts(&Rendered::of(data).unwrap(), 0), ["q:ab", "d:c", "d:def"]);
 }
 
 #[test]

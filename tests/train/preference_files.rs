@@ -5,12 +5,18 @@
 use std::io::Cursor;
 
 use crate::characters::{Characters, Rendered, Template, targets};
-use attune::datasets::{self, Purpose, RenderSettings};
+use attune::datasets::{self, Purpose, RenderSettings, TextPrompts};
 use attune_train::{Error, FileFault, Result};
 use serde_json::{Value, json};
 
 fn read_as(file: &str, purpose: Purpose, max_tokens: usize) -> Result<Rendered> {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens, scratch: std::env::temp_dir(), now: 0 };
+    let settings = RenderSettings {
+        prompt_loss_weight: 0.0,
+        max_tokens,
+        scratch: std::env::temp_dir(),
+        now: 0,
+        prompts: TextPrompts::default(),
+    };
     let codec = Characters { template: Template::Plain };
     Rendered::of(datasets::read_preferences(Cursor::new(file), purpose, &codec, &settings)?)
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::fixtures::{floats, relative_difference};
-use attune::datasets::{self, Dataset, Purpose, RenderSettings};
+use attune::datasets::{self, Dataset, Purpose, RenderSettings, TextPrompts};
 use attune::model::BaseModel;
 use attune::model::entry::ModelEntry;
 use attune::model::kernels::Kernels;
@@ -68,7 +68,13 @@ fn dequantized_model(format: &str) -> Arc<BaseModel> {
 fn tickets(model: &BaseModel, count: usize) -> Dataset {
     let text = std::fs::read_to_string(demo().join("tickets/train.jsonl")).unwrap();
     let text: String = text.split_inclusive('\n').take(count).collect();
-    let render = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 512, scratch: std::env::temp_dir(), now: 0 };
+    let render = RenderSettings {
+        prompt_loss_weight: 0.0,
+        max_tokens: 512,
+        scratch: std::env::temp_dir(),
+        now: 0,
+        prompts: TextPrompts::default(),
+    };
     datasets::read(Cursor::new(text), Purpose::Training, model, &render).unwrap()
 }
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use attune::adapters::peft;
 
-use attune::datasets::{self, Purpose, RenderSettings};
+use attune::datasets::{self, Purpose, RenderSettings, TextPrompts};
 use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
 use attune::engine::{Backend, EmbedRequest, Event, GenerateRequest};
@@ -35,7 +35,13 @@ fn lines(file: &str) -> Vec<String> {
 }
 
 fn read(model: &BaseModel, lines: &[String]) -> datasets::Dataset {
-    let settings = RenderSettings { prompt_loss_weight: 0.0, max_tokens: 512, scratch: std::env::temp_dir(), now: 0 };
+    let settings = RenderSettings {
+        prompt_loss_weight: 0.0,
+        max_tokens: 512,
+        scratch: std::env::temp_dir(),
+        now: 0,
+        prompts: TextPrompts::default(),
+    };
     datasets::read(Cursor::new(lines.join("\n")), Purpose::Training, model, &settings).unwrap()
 }
 

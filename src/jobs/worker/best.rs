@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::Worker;
 use super::counts::AnswerCounts;
+use super::quality::QualityFigures;
 use crate::jobs::{Job, JobApi};
 use crate::store::files::Page;
 use crate::train::records::StepRecord;
@@ -32,13 +33,21 @@ pub(super) struct Standings {
     pub measured: Vec<Standing>,
     /// Right answers of the resulting adapter; `None` if they are not counted.
     pub result: Option<AnswerCounts>,
+    /// How well the resulting adapter puts the validation file in order; `None` if that is not measured.
+    pub quality: Option<QualityFigures>,
     /// Step that the resulting adapter is from.
     pub result_step: usize,
 }
 
 impl Standings {
-    /// Collects the figures of a run that results in the adapter of `result_step`, which gives the answers `result`.
-    pub(super) fn new(history: &[StepRecord], result_step: usize, result: Option<AnswerCounts>) -> Self {
+    /// Collects the figures of a run that results in the adapter of `result_step`, which gives the answers `result` and puts
+    /// the validation file in order as `quality` says.
+    pub(super) fn new(
+        history: &[StepRecord],
+        result_step: usize,
+        result: Option<AnswerCounts>,
+        quality: Option<QualityFigures>,
+    ) -> Self {
         let mut measured = Vec::new();
         for (record, step) in history.iter().zip(1..) {
             let loss = record.validation.and_then(|validation| Some(validation.full?.loss));
@@ -50,7 +59,7 @@ impl Standings {
                 measured.push(Standing { step, loss: loss.filter(|loss| loss.is_finite()), right });
             }
         }
-        Self { measured, result, result_step }
+        Self { measured, result, quality, result_step }
     }
 
     /// Returns the step of the lowest loss on the whole file, the earliest of equals, with the loss.
@@ -120,6 +129,10 @@ impl Standings {
             data["by_answer"] = counts.by_answer().into();
             let _ = counts.classes_in_words().map(|classes| write!(message, ". By answer: {classes}"));
         }
+        if let Some(quality) = &self.quality {
+            let _ = write!(message, ". The final model: {}", quality.in_words());
+            quality.add_to(&mut data);
+        }
         let risen = self.risen();
         data["overfitting"] = risen.is_some().into();
         let _ = risen.map(|risen| write!(message, ". {risen}"));
@@ -163,7 +176,7 @@ mod tests {
         let answers = |right| RightAnswers { right, of: 40, by_class: Vec::new() };
         let result =
             last.map(|right| AnswerCounts { now: answers(right), before: Some(answers(0)), classes: Vec::new() });
-        Standings { measured: figures.iter().map(standing).collect(), result, result_step }
+        Standings { measured: figures.iter().map(standing).collect(), result, quality: None, result_step }
     }
 
     fn names(steps: &[usize]) -> HashMap<usize, String> {

@@ -26,7 +26,7 @@ pub(super) fn check_alike(
         );
         return Err(unfit(Purpose::Validation, message));
     }
-    if training.is_of_pairs() && classification.is_some_and(|asked| asked.compute == Some(true)) {
+    if training.is_of_texts() && classification.is_some_and(|asked| asked.compute == Some(true)) {
         return Err(Error::ClassesOfPairs);
     }
     Ok(())
@@ -37,7 +37,7 @@ pub(super) fn check_told_apart(trainer: &Trainer, training: &DatasetReport) -> R
     let settings = trainer.settings();
     let negatives = training.texts > 2 * training.sequences;
     let alone = trainer.total_steps() == settings.epochs * training.sequences && settings.batch_size > 1;
-    if settings.method.labels().vectors && alone && !negatives {
+    if training.is_of_pairs() && alone && !negatives {
         let message = "Training file: any two of its pairs share a text, so there is nothing that a pair could be told apart \
                        from: give pairs of different texts, or a `negative` to each";
         return Err(unfit(Purpose::Training, message));

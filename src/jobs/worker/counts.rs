@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Worker;
 use super::answers::printable;
+use super::quality::QualityFigures;
 use crate::jobs::{Job, JobApi};
 use crate::train::answer_sheet::AnswerSheet;
 use crate::train::{Beginning, Evaluation, HeldOut, RightAnswers, TrainingMethod, Validation};
@@ -74,6 +75,7 @@ pub(super) struct Measured {
     pub method: TrainingMethod,
     pub validation: Validation,
     pub counts: Option<AnswerCounts>,
+    pub quality: Option<QualityFigures>,
 }
 
 /// Figures of the model that training begins with.
@@ -143,11 +145,11 @@ fn before_event(measured: &MeasuredBefore) -> (String, Value) {
 }
 
 fn measured_event(measured: &Measured) -> (String, Value) {
-    let Measured { step, method, validation, counts } = measured;
+    let Measured { step, method, validation, counts, quality } = measured;
     let figures = validation.full.unwrap_or(validation.sample);
     let labels = method.labels();
     let mut message = format!("full validation loss={:.3}", figures.loss);
-    if labels.vectors {
+    if labels.of_texts {
         let _ = write!(message, ", accuracy={:.2}", figures.token_accuracy);
     }
     if let Some(rewards) = figures.rewards {
@@ -157,6 +159,7 @@ fn measured_event(measured: &Measured) -> (String, Value) {
         Some(counts) => format!("{}, {message}", counts.in_words()),
         None => message.replacen('f', "F", 1),
     };
+    let _ = quality.as_ref().map(|quality| write!(message, ", {}", quality.in_words()));
     let _ = write!(message, ", after step {step}");
     let mut data = json!({"step": step, "full_valid_loss": figures.loss});
     data[format!("full_valid_{}", labels.accuracy)] = figures.token_accuracy.into();
@@ -164,6 +167,7 @@ fn measured_event(measured: &Measured) -> (String, Value) {
         counts.add_to(&mut data);
         data["by_answer"] = counts.by_answer().into();
     }
+    let _ = quality.as_ref().map(|quality| quality.add_to(&mut data));
     (message, data)
 }
 
@@ -173,7 +177,9 @@ pub(super) fn why_not_counted(held_out: &HeldOut, method: TrainingMethod) -> Opt
         TrainingMethod::Preferences { .. } => {
             Some("a preference says which of two answers is better, not that a third one is wrong")
         }
-        TrainingMethod::TextPairs { .. } => Some("pairs of texts have none; their accuracy is measured instead"),
+        TrainingMethod::TextPairs { .. } | TrainingMethod::ScoredPairs | TrainingMethod::LabelledPairs => {
+            Some("pairs of texts have none; their accuracy is measured instead")
+        }
         TrainingMethod::Answers => held_out
             .answers()
             .is_none()
@@ -199,7 +205,8 @@ mod tests {
         Evaluation { loss: 0.2276, token_accuracy: 0.92, sequence_accuracy: 0.825, rewards: None };
 
     fn measured(method: TrainingMethod, counts: Option<AnswerCounts>) -> Measured {
-        Measured { step: 50, method, validation: Validation { sample: FIGURES, full: Some(FIGURES) }, counts }
+        let validation = Validation { sample: FIGURES, full: Some(FIGURES) };
+        Measured { step: 50, method, validation, counts, quality: None }
     }
 
     #[test]

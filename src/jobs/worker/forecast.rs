@@ -13,7 +13,7 @@ use crate::train::calibration::{Calibration, calibrate};
 use crate::train::estimate::{Estimate, Evaluated, ForwardPasses, Pace, TrainingMemory, TrainingRate};
 use crate::train::hyperparameters::Hyperparameters;
 use crate::train::methods::WorkFactors;
-use crate::train::{BeforeMicroStep, HeldOut, Recomputation, StepReport, Trainer};
+use crate::train::{BeforeMicroStep, Heads, HeldOut, Recomputation, StepReport, Trainer};
 
 /// Expected time and memory of a run.
 #[derive(Debug, Clone)]
@@ -76,6 +76,7 @@ impl Forecast {
             let adapter = trainer.adapter()?;
             let wanted = Calibration {
                 decoder: model.training_decoder(),
+                heads: Heads::of(model),
                 adapter: &adapter,
                 training: trainer.settings().method,
                 step_tokens: training.tokens as f64 / trainer.steps_per_epoch() as f64,
@@ -125,7 +126,7 @@ fn setup(model: &BaseModel, trainer: &Trainer, resolved: &Hyperparameters) -> St
     let (version, bytes) = (env!("CARGO_PKG_VERSION"), model.decoder.weight_bytes());
     let (parameters, rank) = (trainer.parameter_count(), resolved.rank.unwrap_or_default());
     let dropout = if resolved.lora_dropout.unwrap_or_default() > 0.0 { ", dropout" } else { "" };
-    let vectors = if trainer.settings().method.labels().vectors { ", vectors" } else { "" };
+    let vectors = if trainer.settings().method.labels().of_texts { ", vectors" } else { "" };
     let again = match trainer.recomputation() {
         Recomputation::None => String::new(),
         way => format!(", recomputation {}", way.name()),

@@ -15,6 +15,7 @@ use super::compatibility::take_shape;
 use super::lease::Control;
 use super::progress::Progress;
 use crate::datasets::classes::{self, Wanted};
+use crate::datasets::parse::Format;
 use crate::datasets::{self, Dataset, DatasetReport, ExampleStore, Purpose, RenderSettings};
 use crate::engine::priority::Priority;
 use crate::jobs::Result;
@@ -26,7 +27,7 @@ use crate::train::MemoryBounds;
 use crate::train::classification::ClassificationTask;
 use crate::train::estimate::{TrainingMemory, TrainingRate};
 use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
-use crate::train::{TrainSettings, Trainer, settings};
+use crate::train::{TrainSettings, Trainer, settings, text_settings};
 
 /// Inputs of a training thread.
 pub(super) struct Inputs {
@@ -96,6 +97,7 @@ impl Inputs {
             max_tokens: settings::max_sequence_tokens(&self.asked, &self.model.config)?,
             scratch: self.surroundings.scratch.clone(),
             now: self.now,
+            prompts: text_settings::prompts(&self.asked, &self.model.vectors)?,
         })
     }
 
@@ -136,6 +138,17 @@ impl Inputs {
             Some(resolved) => resolved.clone(),
             None => settings::resolve(&self.asked, self.api.defaults(), self.method, report, &self.model.config)?,
         };
+        if report.is_of_texts() {
+            // What is longer is cut there, whatever the request allows.
+            let most = self.model.vectors.max_tokens as u32;
+            resolved.max_seq_length = resolved.max_seq_length.map(|tokens| tokens.min(most));
+        }
+        if report.format.is_some_and(Format::is_of_vectors) {
+            let usual = &self.model.vectors.default_prompt;
+            for prompt in [&mut resolved.query_prompt, &mut resolved.document_prompt] {
+                *prompt = prompt.take().or_else(|| usual.clone());
+            }
+        }
         if let Some(initial) = &self.initial {
             take_shape(&mut resolved, &self.asked, initial)?;
         }

@@ -195,6 +195,7 @@ impl Worker {
                     self.tell_plan(job, base, &plan).await;
                 }
                 Progress::Before(measured) => self.tell_before(job, &measured).await,
+                Progress::OrderedBefore(quality) => self.tell_ordered_before(job, &quality).await,
                 Progress::NotCounted(why) => {
                     self.say(job, "info", &format!("Right answers are not counted: {why}"), None).await;
                 }

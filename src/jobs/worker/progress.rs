@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::best::Standings;
 use super::counts::{AnswerCounts, Measured, MeasuredBefore};
 use super::forecast::{Forecast, RunAccount};
+use super::quality::QualityFigures;
 use crate::adapters::peft::PeftFiles;
 use crate::datasets::{DatasetReport, NotedLines};
 use crate::model::lora::Adapter;
@@ -19,6 +20,8 @@ pub(super) enum Progress {
     Planned(Box<TrainingPlan>),
     /// Right answers and loss of the model that training begins with.
     Before(Box<MeasuredBefore>),
+    /// How well the model that training begins with puts the validation file in order.
+    OrderedBefore(QualityFigures),
     /// Answers are not counted, and why.
     NotCounted(&'static str),
     /// Figures of a step, for an event.
@@ -43,6 +46,8 @@ pub(super) struct StepFigures {
     pub validation: Option<Validation>,
     /// Right answers of the validation file; `None` if they were not counted after this step.
     pub counts: Option<AnswerCounts>,
+    /// How well vectors or scores put the validation file in order; `None` if not measured after this step.
+    pub quality: Option<QualityFigures>,
 }
 
 /// Files, settings and forecast of a run, before its first step.

@@ -219,7 +219,7 @@ fn plan_event(plan: &TrainingPlan) -> (String, Value) {
     let labels = plan.method.labels();
     let what = labels.examples;
     let targets =
-        if labels.vectors { String::new() } else { format!(" ({} of them targets)", plan.training.target_tokens) };
+        if labels.of_texts { String::new() } else { format!(" ({} of them targets)", plan.training.target_tokens) };
     let message = format!(
         "Training on {} {what} with {} tokens{targets}: {epochs} epochs, {} steps of {} {what}, \
          learning rate {learning_rate:.2e}, rank {}",
@@ -250,7 +250,7 @@ fn plan_event(plan: &TrainingPlan) -> (String, Value) {
 
 fn step_message(report: &StepReport, validation: Option<Validation>) -> String {
     let mut message = format!("Step {}/{}: training loss={:.2}", report.step, report.total_steps, report.loss);
-    if report.method.labels().vectors {
+    if report.method.labels().of_texts {
         let _ = write!(message, ", accuracy={:.2}", report.token_accuracy);
     }
     if let Some(Rewards { accuracy, .. }) = report.rewards {
@@ -265,7 +265,7 @@ fn step_message(report: &StepReport, validation: Option<Validation>) -> String {
 
 /// Makes the data of a metrics event.
 fn metrics(figures: &StepFigures, speed: Speed) -> Value {
-    let StepFigures { step: report, validation, counts } = figures;
+    let StepFigures { step: report, validation, counts, quality } = figures;
     let validation = *validation;
     let figures = |evaluation: Option<Evaluation>| {
         (evaluation.map(|figures| figures.loss), evaluation.map(|figures| figures.token_accuracy))
@@ -292,6 +292,9 @@ fn metrics(figures: &StepFigures, speed: Speed) -> Value {
     if let Some(counts) = counts {
         counts.add_to(&mut data);
     }
+    if let Some(quality) = quality {
+        quality.add_to(&mut data);
+    }
     data
 }
 
@@ -307,7 +310,7 @@ fn add_rewards(data: &mut Value, report: &StepReport, validation: Option<Validat
 
 /// Makes the figures of a checkpoint; those of the validation file only if there is one.
 pub(super) fn checkpoint_metrics(figures: &StepFigures) -> Value {
-    let StepFigures { step: report, validation, counts } = figures;
+    let StepFigures { step: report, validation, counts, quality } = figures;
     let validation = *validation;
     let named = report.method.labels().accuracy;
     let mut metrics = json!({
@@ -325,6 +328,9 @@ pub(super) fn checkpoint_metrics(figures: &StepFigures) -> Value {
     add_rewards(&mut metrics, report, validation);
     if let Some(counts) = counts {
         counts.add_to(&mut metrics);
+    }
+    if let Some(quality) = quality {
+        quality.add_to(&mut metrics);
     }
     metrics
 }

@@ -5,7 +5,8 @@
 //! completion or answer with its end token, and the prompt's tokens if `prompt_loss_weight` is above 0. Accuracies
 //! count the tokens of full weight only; a sequence is right if all of its tokens of full weight are. Of pairs of
 //! texts, losses are means over the anchors, and accuracies shares of the anchors to which their own positive was the
-//! nearest. The older resource's validation columns are of the whole file; the current one has those of the sample and,
+//! nearest; the result file of such a job says at the end of each epoch how well the whole file is put in order. The older
+//! resource's validation columns are of the whole file; the current one has those of the sample and,
 //! in `full_…`, of the whole file, with two more if answers are counted: how many were right, of how many.
 
 use crate::jobs::JobApi;
@@ -37,6 +38,10 @@ pub(super) fn csv(
     if counted {
         columns.extend(["valid_right_answers", "valid_counted_answers"]);
     }
+    let ordered = api == JobApi::FineTuningJobs && history.iter().any(|record| !record.quality.is_empty());
+    let quality: Vec<_> = labels.quality.iter().filter(|_| ordered).collect();
+    let quality_names: Vec<_> = quality.iter().map(|figure| format!("valid_{}", figure.name)).collect();
+    columns.extend(quality_names.iter().map(String::as_str));
     if labels.rewards {
         columns.extend([
             "train_reward_margin",
@@ -54,6 +59,8 @@ pub(super) fn csv(
                 |count: fn(&RightAnswers) -> usize| answers.map_or_else(String::new, |of| count(of).to_string());
             cells.extend([count(|answers| answers.right), count(|answers| answers.of)]);
         }
+        let mut figures = record.quality.iter();
+        cells.extend(quality.iter().map(|_| figures.next().copied().map_or_else(String::new, number)));
         if labels.rewards {
             for rewards in [record.rewards, record.validation.and_then(|validation| validation.sample.rewards)] {
                 let figure = |figure: fn(Rewards) -> f64| rewards.map(figure).map_or_else(String::new, number);
@@ -85,7 +92,7 @@ fn header(api: JobApi, validated: bool, labels: Labels) -> Vec<&'static str> {
             columns
         }
         JobApi::FineTuningJobs => {
-            let (sample, full) = if labels.vectors {
+            let (sample, full) = if labels.of_texts {
                 ("valid_accuracy", "full_valid_accuracy")
             } else {
                 ("valid_mean_token_accuracy", "full_valid_mean_token_accuracy")
@@ -153,6 +160,7 @@ mod tests {
             validation: None,
             classification: Vec::new(),
             right_answers: None,
+            quality: Vec::new(),
         };
         let full = Evaluation { loss: 0.5, token_accuracy: 0.75, sequence_accuracy: 0.625, rewards: None };
         let sample = Evaluation { loss: 0.25, ..full };
@@ -227,6 +235,18 @@ mod tests {
         let text = String::from_utf8(csv(JobApi::FineTuningJobs, &history(), true, labels, &[]).unwrap()).unwrap();
         let header = "step,train_loss,train_accuracy,valid_loss,valid_accuracy,full_valid_loss,full_valid_accuracy";
         assert_eq!(text.lines().next(), Some(header));
+    }
+
+    #[test]
+    fn figures_of_order_have_columns_where_they_are_measured() {
+        let mut history = history();
+        history[1].quality = vec![0.75, f64::NAN];
+        let labels = TrainingMethod::TextPairs { scale: 20.0 }.labels();
+        let text = |api| String::from_utf8(csv(api, &history, true, labels, &[]).unwrap()).unwrap();
+        let lines: Vec<_> = text(JobApi::FineTuningJobs).lines().map(str::to_owned).collect();
+        assert!(lines[0].ends_with(",full_valid_accuracy,valid_recall_at_1,valid_recall_at_10"), "{lines:?}");
+        assert!(lines[1].ends_with(",,,,,,") && lines[2].ends_with(",0.75000,0.75000,"), "{lines:?}");
+        assert!(!text(JobApi::FineTunes).contains("recall"), "the older file stays as it was");
     }
 
     #[test]

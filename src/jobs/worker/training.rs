@@ -18,6 +18,7 @@ use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt};
 use super::progress::{Progress, StepFigures, Trained, TrainingPlan};
 use super::pulse::count_step;
+use super::quality::QualityFigures;
 use crate::adapters::peft::{self};
 use crate::datasets::{Dataset, Purpose};
 use crate::engine::priority::{Priority, TrainingTurns};
@@ -157,6 +158,8 @@ impl Run {
             let mut held_out = HeldOut::new(examples, method.width()).between_epochs(read, steps);
             if inputs.api == JobApi::FineTuningJobs && method == TrainingMethod::Answers {
                 held_out = held_out.counting_answers(read, &inputs.model)?;
+            } else if inputs.api == JobApi::FineTuningJobs && !method.labels().quality.is_empty() {
+                held_out = held_out.ordering();
             }
             Ok((held_out, counts))
         };
@@ -220,7 +223,7 @@ impl Run {
             let validation = self.validate_after(&report, &mut before_micro_step)?;
             let classes = self.classify_after(&report, &mut before_micro_step)?;
             let complete = self.trainer.is_complete();
-            let figures = StepFigures { step: report, validation, counts: self.counts() };
+            let figures = StepFigures { step: report, validation, counts: self.counts(), quality: self.quality() };
             if report.step % every == 0 || complete || validation.is_some() {
                 let (tokens_per_second, remaining) = meter.speed(&report);
                 self.report(Progress::Step { figures: figures.clone(), tokens_per_second, remaining })?;
@@ -245,6 +248,11 @@ impl Run {
     fn count_before(&mut self, before_micro_step: BeforeMicroStep<'_>) -> Result<()> {
         let Some(held_out) = &self.validation else { return Ok(()) };
         let (first, reports) = (self.trainer.step_number() == 0, self.api == JobApi::FineTuningJobs);
+        if held_out.orders() {
+            self.trainer.order_before(held_out, before_micro_step)?;
+            let before = self.quality_figures(self.trainer.quality_before());
+            return if first { self.report(Progress::OrderedBefore(before)) } else { Ok(()) };
+        }
         if let Some(why) = why_not_counted(held_out, self.trainer.settings().method).filter(|_| reports) {
             return if first { self.report(Progress::NotCounted(why)) } else { Ok(()) };
         }
@@ -262,11 +270,25 @@ impl Run {
         Some(AnswerCounts::new(sheet, answers, self.trainer.before()))
     }
 
+    /// Returns how well vectors or scores put the validation file in order after the last step; `None` if that was not
+    /// measured there.
+    fn quality(&self) -> Option<QualityFigures> {
+        let figures = &self.trainer.history().last()?.quality;
+        (!figures.is_empty()).then(|| self.quality_figures(figures))
+    }
+
+    /// Puts `figures` beside those of the model that training began with.
+    fn quality_figures(&self, figures: &[f64]) -> QualityFigures {
+        let names = self.trainer.settings().method.labels().quality;
+        QualityFigures { names, now: figures.to_vec(), before: self.trainer.quality_before().to_vec() }
+    }
+
     /// Reports the figures of the whole validation file, if they were measured.
     fn report_measured(&self, figures: &StepFigures) -> Result<()> {
-        let StepFigures { step, validation, counts } = figures;
+        let StepFigures { step, validation, counts, quality } = figures;
         let Some(validation) = validation.filter(|validation| validation.full.is_some()) else { return Ok(()) };
-        let measured = Measured { step: step.step, method: step.method, validation, counts: counts.clone() };
+        let (counts, quality) = (counts.clone(), quality.clone());
+        let measured = Measured { step: step.step, method: step.method, validation, counts, quality };
         self.report(Progress::Measured(Box::new(measured)))
     }
 
@@ -324,6 +346,7 @@ impl Run {
         }
         if whole && validation.is_some() {
             self.trainer.count_right(held_out, &self.model, before_micro_step)?;
+            self.trainer.order_now(held_out, before_micro_step)?;
         }
         Ok(validation)
     }
@@ -340,15 +363,16 @@ impl Run {
     fn result(self, account: RunAccount, before_micro_step: BeforeMicroStep<'_>) -> Result<Trained> {
         let (mut adapter, step) = self.trainer.result()?;
         let counts = self.counts_of(&adapter, step, before_micro_step)?;
+        let quality = self.quality_of(&adapter, step, before_micro_step)?;
         let files = peft::write(&adapter, &self.model.id)?;
         adapter.id = files.id();
         let columns = self.classification.as_ref().map(ClassificationTask::columns).unwrap_or_default();
         let (history, labels) = (self.trainer.history(), self.trainer.settings().method.labels());
         let result_file = results::csv(self.api, history, self.validation.is_some(), labels, &columns)?;
-        let standings = Standings::new(history, step, counts);
+        let standings = Standings::new(history, step, counts, quality);
         let chosen = (step < self.trainer.step_number()).then_some(step);
         let mut questions = Vec::new();
-        for place in 0..if labels.vectors { 0 } else { QUESTIONS } {
+        for place in 0..if labels.of_texts { 0 } else { QUESTIONS } {
             let example = self.validation.as_ref().map(|held_out| held_out.example(place)).transpose()?.flatten();
             questions.extend(example.as_ref().and_then(Question::of));
         }
@@ -374,6 +398,22 @@ impl Run {
         };
         let counts = |(sheet, answers)| AnswerCounts::new(sheet, answers, self.trainer.before());
         Ok(held_out.answers().zip(answers).map(counts))
+    }
+
+    /// Returns how well the resulting `adapter`, which is that of `step`, puts the validation file in order; measures it
+    /// if that step was not measured as a whole.
+    fn quality_of(
+        &self,
+        adapter: &Adapter,
+        step: usize,
+        before_micro_step: BeforeMicroStep<'_>,
+    ) -> Result<Option<QualityFigures>> {
+        let Some(held_out) = self.validation.as_ref().filter(|held_out| held_out.orders()) else { return Ok(None) };
+        let known = self.trainer.history().get(step.saturating_sub(1)).map(|record| record.quality.as_slice());
+        Ok(Some(match known.filter(|known| !known.is_empty()) {
+            Some(known) => self.quality_figures(known),
+            None => self.quality_figures(&self.trainer.order_with(adapter, held_out, before_micro_step)?),
+        }))
     }
 
     fn checkpoint(&self) -> Result<()> {

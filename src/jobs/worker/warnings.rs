@@ -67,6 +67,8 @@ fn contradiction(report: &DatasetReport, method: TrainingMethod) -> String {
     let (line, earlier) = report.first_contradiction.unwrap_or_default();
     let what = match method {
         TrainingMethod::Preferences { .. } => "the preferred answer of the one is the other answer of the other",
+        TrainingMethod::ScoredPairs => "the same two texts have different scores",
+        TrainingMethod::LabelledPairs => "the same two texts have different labels",
         TrainingMethod::Answers | TrainingMethod::TextPairs { .. } => "the same prompt has different answers",
     };
     format!(

@@ -185,13 +185,17 @@ impl Builder {
         }
     }
 
-    /// Adds the texts of a pair. Texts may be equal once cut: a negative that repeats an earlier text is left out; if
-    /// the positive equals the anchor, the whole pair is.
-    pub(crate) fn add_texts(&mut self, texts: Vec<Vec<u32>>) -> Result<()> {
-        self.line.cut |= texts.iter().any(|text| text.len() > self.max_tokens);
+    /// Sets how many tokens at the begin of anchors, and of the other texts, their vectors leave out.
+    pub(crate) fn leave_unpooled(&mut self, unpooled: [usize; 2]) {
+        self.examples.unpooled = unpooled;
+    }
+
+    /// Adds the texts of a pair, of which something was `cut` or not. Texts may be equal once cut: a negative that
+    /// repeats an earlier text is left out; if the positive equals the anchor, the whole pair is.
+    pub(crate) fn add_texts(&mut self, texts: Vec<Vec<u32>>, cut: bool) -> Result<()> {
+        self.line.cut |= cut;
         let mut distinct: Vec<Vec<u32>> = Vec::with_capacity(texts.len());
-        for (index, mut text) in texts.into_iter().enumerate() {
-            text.truncate(self.max_tokens);
+        for (index, text) in texts.into_iter().enumerate() {
             if !distinct.contains(&text) {
                 distinct.push(text);
             } else if index == 1 {
@@ -199,18 +203,53 @@ impl Builder {
                 return Ok(());
             }
         }
+        self.note_texts(&distinct);
+        self.examples.push_texts(&distinct)
+    }
+
+    /// Adds two texts with the cosine that they shall have. Two equal ones always have 1, so that they are left out.
+    pub(crate) fn add_scored(&mut self, texts: Vec<Vec<u32>>, score: f32, cut: bool) -> Result<()> {
+        self.line.cut |= cut;
+        if texts.windows(2).any(|pair| pair[0] == pair[1]) {
+            self.line.cut = true;
+            return Ok(());
+        }
+        self.note_number(&texts, score);
+        self.note_texts(&texts);
+        self.examples.push_scored(&texts, score)
+    }
+
+    /// Adds two texts that are one sequence, the second of which begins at `second`, with their label.
+    pub(crate) fn add_joined(&mut self, ids: &[u32], second: Option<usize>, label: f32, cut: bool) -> Result<()> {
+        self.line.cut |= cut;
+        let parts = match second.filter(|second| *second > 0 && *second < ids.len()) {
+            Some(second) => vec![ids[..second].to_vec(), ids[second..].to_vec()],
+            None => vec![ids.to_vec()],
+        };
+        self.note_number(&parts, label);
+        self.note_texts(&[ids.to_vec()]);
+        self.examples.push_scored(&parts, label)
+    }
+
+    /// Compares the number of texts with that of an earlier line with the same texts.
+    fn note_number(&mut self, texts: &[Vec<u32>], number: f32) {
+        let mut hasher = DefaultHasher::new();
+        texts.hash(&mut hasher);
+        self.note_answer(hasher.finish(), u64::from(number.to_bits()));
+    }
+
+    /// Counts the texts of a line, all of which are learned.
+    fn note_texts(&mut self, texts: &[Vec<u32>]) {
         self.line.kept = true;
         let mut hasher = DefaultHasher::new();
-        distinct.hash(&mut hasher);
+        texts.hash(&mut hasher);
         self.line.repeated |= !self.seen.insert(hasher.finish(), self.line.number);
-        let (report, tokens) = (&mut self.report, distinct.iter().map(Vec::len));
+        let (report, tokens) = (&mut self.report, texts.iter().map(Vec::len));
         report.sequences += 1;
-        report.texts += distinct.len();
+        report.texts += texts.len();
         report.longest = tokens.clone().fold(report.longest, usize::max);
         report.tokens += tokens.clone().sum::<usize>();
-        // Every text counts as learned.
         report.target_tokens += tokens.sum::<usize>();
-        self.examples.push_texts(&distinct)
     }
 
     pub(crate) fn finish(self) -> Result<Dataset> {

@@ -3,8 +3,28 @@
 use attune_model::BaseModel;
 use attune_model::chat::{self, Message, ToolDefinition};
 use attune_model::chat_template::TemplateOptions;
+use attune_model::tokenizer::PairTokens;
 
+use super::parse::Format;
 use crate::Result;
+
+/// Texts that stand before those of a pair; empty for none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TextPrompts {
+    /// Before each anchor.
+    pub anchor: String,
+    /// Before each other text.
+    pub others: String,
+}
+
+/// Tokens of a text whose vector is wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TextTokens {
+    /// Token ids, those around the text included.
+    pub ids: Vec<u32>,
+    /// Tokens before any were cut off.
+    pub length: usize,
+}
 
 /// Functions of a model that rendering needs; outside tests, [`BaseModel`] implements them.
 pub trait TextCodec {
@@ -24,6 +44,35 @@ pub trait TextCodec {
 
     /// Returns the tokens that end an answer, the usual one first.
     fn end_tokens(&self) -> &[u32];
+
+    /// Tokenizes a text with `prompt` before it as `/embeddings` does. A longer one is cut at its end, inside the tokens
+    /// around it, to `limit` tokens or to what the model takes, if that is less.
+    fn encode_text(&self, prompt: &str, text: &str, limit: usize) -> attune_model::Result<TextTokens> {
+        let mut ids = self.encode(&format!("{prompt}{text}"), true)?;
+        let length = ids.len();
+        ids.truncate(limit);
+        Ok(TextTokens { ids, length })
+    }
+
+    /// Returns the number of tokens at the begin of a text with `prompt` before it that its vector leaves out.
+    fn unpooled(&self, _prompt: &str) -> attune_model::Result<usize> {
+        Ok(0)
+    }
+
+    /// Tokenizes a pair of texts as one input of at most `limit` tokens, or of what the model takes, if that is less.
+    fn encode_pair(&self, first: &str, second: &str, limit: usize) -> attune_model::Result<PairTokens> {
+        let mut ids = self.encode(first, true)?;
+        let second_begin = ids.len();
+        ids.extend(self.encode(second, false)?);
+        let length = ids.len();
+        ids.truncate(limit);
+        Ok(PairTokens { second: (second_begin < ids.len()).then_some(second_begin), ids, length })
+    }
+
+    /// Fails if the model cannot learn from lines of `format`, with words that go on after "each of its lines".
+    fn check_learnable(&self, _format: Format) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 impl TextCodec for BaseModel {
@@ -46,6 +95,79 @@ impl TextCodec for BaseModel {
 
     fn end_tokens(&self) -> &[u32] {
         &self.end_tokens
+    }
+
+    fn encode_text(&self, prompt: &str, text: &str, limit: usize) -> attune_model::Result<TextTokens> {
+        let whole = Surrounded::read(self, &format!("{prompt}{text}"))?;
+        let length = whole.ids.len();
+        Ok(TextTokens { ids: whole.within(limit.min(self.vectors.max_tokens)), length })
+    }
+
+    fn unpooled(&self, prompt: &str) -> attune_model::Result<usize> {
+        if self.vectors.pools_prompt || prompt.is_empty() {
+            return Ok(0);
+        }
+        let whole = Surrounded::read(self, prompt)?;
+        Ok(whole.ids.len() - whole.behind)
+    }
+
+    fn encode_pair(&self, first: &str, second: &str, limit: usize) -> attune_model::Result<PairTokens> {
+        self.tokenizer.encode_pair(first, second, limit.min(self.vectors.max_tokens))
+    }
+
+    fn check_learnable(&self, format: Format) -> Result<(), String> {
+        let Self { id, config, classifier, .. } = self;
+        match (format, classifier) {
+            (Format::Completion | Format::Chat, _) if config.is_encoder => Err(format!(
+                "is {format}, but `{id}` is an encoder, which reads texts and writes none: give pairs of texts, such as \
+                 {{\"anchor\": \"…\", \"positive\": \"…\"}}, or train a model that writes"
+            )),
+            (Format::Completion | Format::Chat, Some(_)) => Err(format!(
+                "is {format}, but `{id}` has a classification head in place of words: give lines {{\"query\": \"…\", \
+                 \"document\": \"…\", \"label\": 1}}, or train a model that writes"
+            )),
+            (Format::Pair | Format::ScoredPair, Some(_)) => Err(format!(
+                "is {format}, but `{id}` has a classification head and reads both texts of a pair at once: give lines \
+                 {{\"query\": \"…\", \"document\": \"…\", \"label\": 1}}, or train a model of embeddings"
+            )),
+            (Format::LabelledPair, None) => Err(format!(
+                "is {format}, but `{id}` has no classification head that could score pairs of texts: write the label as \
+                 `score` to train vectors, or train a cross-encoder"
+            )),
+            (Format::LabelledPair, Some(head)) if head.labels.len() != 1 => Err(format!(
+                "is {format}, but the classification head of `{id}` has {} labels, and only heads of one label are \
+                 trained: take a cross-encoder with one",
+                head.labels.len()
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Tokens of a text with the special ones around it.
+struct Surrounded {
+    ids: Vec<u32>,
+    /// Special tokens behind the text.
+    behind: usize,
+}
+
+impl Surrounded {
+    /// Tokenizes `text` as `model` reads texts that become vectors.
+    fn read(model: &BaseModel, text: &str) -> attune_model::Result<Self> {
+        let lower = model.vectors.is_lower_cased.then(|| text.to_lowercase());
+        let text = lower.as_deref().unwrap_or(text);
+        let (ids, alone) = (model.tokenizer.encode(text, true)?, model.tokenizer.encode(text, false)?);
+        let around = ids.len().saturating_sub(alone.len());
+        let before = (0..=around).find(|begin| ids[*begin..].starts_with(&alone)).unwrap_or(around);
+        Ok(Self { ids, behind: around - before })
+    }
+
+    /// Returns the first of the tokens and those behind the text, together at most `limit`.
+    fn within(mut self, limit: usize) -> Vec<u32> {
+        let excess = self.ids.len().saturating_sub(limit);
+        let end = self.ids.len() - self.behind;
+        self.ids.drain(end.saturating_sub(excess)..end);
+        self.ids
     }
 }
 

@@ -1,6 +1,6 @@
 //! Training files: JSONL read line by line ([`lines`], [`json`]) and checked ([`parse`]), then rendered to tokens with
 //! a weight for each one as a target ([`render`], each answer of a chat in [`turn`]) and kept in a file ([`store`]);
-//! [`preference`] checks pairs of answers, [`pairs`] texts that belong together, [`classes`] reads a file as a task of
+//! [`preference`] checks pairs of answers, [`pairs`] texts that are compared, [`classes`] reads a file as a task of
 //! sorting.
 //!
 //! `jobs/worker/training.rs` calls [`read`] or [`read_preferences`] for the training and the validation file. A file
@@ -28,14 +28,16 @@ mod words;
 
 use std::io::BufRead;
 
+use attune_model::tokenizer::PairTokens;
+
 pub use crate::purpose::Purpose;
 use crate::{Error, FileFault, Result};
 use builder::Builder;
 pub use builder::Digests;
-pub use codec::TextCodec;
+pub use codec::{TextCodec, TextPrompts, TextTokens};
 use faults::Faults;
 use lines::Lines;
-use pairs::{TextPair, is_pair};
+use pairs::{Goal, TextLine, is_of_texts};
 use parse::Format;
 pub use render::RenderSettings;
 use render::RenderedExample;
@@ -82,7 +84,8 @@ pub struct Dataset {
     pub digests: Digests,
 }
 
-/// Returns the number of examples that a file must have at least; `pairs` is true for pairs of texts.
+/// Returns the number of examples that a file must have at least; `pairs` is true for texts that are compared with each
+/// other.
 const fn minimum(purpose: Purpose, pairs: bool) -> usize {
     match purpose {
         Purpose::Training => MIN_EXAMPLES,
@@ -99,12 +102,12 @@ pub fn read(
     codec: &impl TextCodec,
     settings: &RenderSettings,
 ) -> Result<Dataset> {
-    read_lines(reader, purpose, settings, |line, format| {
+    read_lines(reader, purpose, codec, settings, |line, format| {
         let object = json::object(line)?;
-        if is_pair(&object) {
-            let pair = TextPair::read(object)?;
-            format(Format::Pair)?;
-            return render_texts(&pair, codec);
+        if is_of_texts(&object) {
+            let line = TextLine::read(object)?;
+            format(line.goal.format())?;
+            return render_texts(&line, codec, settings);
         }
         let example = parse::example_of(object)?;
         format(example.format())?;
@@ -112,12 +115,24 @@ pub fn read(
     })
 }
 
-fn render_texts(pair: &TextPair, codec: &impl TextCodec) -> Result<Rendered, Fault> {
-    let texts = pair.tokens(codec).map_err(Fault::from)?;
+fn render_texts(line: &TextLine, codec: &impl TextCodec, settings: &RenderSettings) -> Result<Rendered, Fault> {
+    let RenderSettings { max_tokens, prompts, .. } = settings;
+    if let (Goal::Label(label), [first, second, ..]) = (line.goal, line.texts.as_slice()) {
+        let PairTokens { ids, second, length } = codec.encode_pair(first, second, *max_tokens)?;
+        let cut = length > ids.len();
+        return Ok(Rendered::Joined { ids, second, label, cut });
+    }
+    let (mut texts, mut cut) = (Vec::with_capacity(line.texts.len()), false);
+    for (index, text) in line.texts.iter().enumerate() {
+        let prompt = if index == 0 { &prompts.anchor } else { &prompts.others };
+        let TextTokens { ids, length } = codec.encode_text(prompt, text, *max_tokens)?;
+        cut |= length > ids.len();
+        texts.push(ids);
+    }
     if texts.iter().any(Vec::is_empty) {
         return Err(Fault::Line("has a text without any token: give another one".into()));
     }
-    Ok(Rendered::Texts(texts))
+    Ok(Rendered::Texts { texts, score: line.goal.number(), cut })
 }
 
 /// Reads a JSONL file of preferences: each line becomes two sequences next to each other, the preferred answer and the
@@ -128,7 +143,7 @@ pub fn read_preferences(
     codec: &impl TextCodec,
     settings: &RenderSettings,
 ) -> Result<Dataset> {
-    read_lines(reader, purpose, settings, |line, format| {
+    read_lines(reader, purpose, codec, settings, |line, format| {
         let pair = preference::preference(line)?;
         format(pair.format())?;
         let (chosen, rejected) =
@@ -143,8 +158,10 @@ enum Rendered {
     Example(RenderedExample),
     /// The preferred answer and the other one, one sequence each.
     Pair([RenderedExample; 2]),
-    /// Texts of a pair.
-    Texts(Vec<Vec<u32>>),
+    /// Texts that are compared, with the cosine that the two shall have, if the line has one.
+    Texts { texts: Vec<Vec<u32>>, score: Option<f32>, cut: bool },
+    /// Two texts as one sequence, the second of which begins at `second`.
+    Joined { ids: Vec<u32>, second: Option<usize>, label: f32, cut: bool },
 }
 
 impl Rendered {
@@ -162,7 +179,9 @@ impl Rendered {
                 let [chosen, rejected] = pair.map(|mut answer| answer.sequences.pop().ok_or_else(one));
                 builder.add([chosen?, rejected?])
             }
-            Self::Texts(texts) => builder.add_texts(texts),
+            Self::Texts { texts, score: None, cut } => builder.add_texts(texts, cut),
+            Self::Texts { texts, score: Some(score), cut } => builder.add_scored(texts, score, cut),
+            Self::Joined { ids, second, label, cut } => builder.add_joined(&ids, second, label, cut),
         }
     }
 }
@@ -204,17 +223,23 @@ type NoteFormat<'a> = &'a mut dyn FnMut(Format) -> Result<(), String>;
 fn read_lines(
     reader: impl BufRead,
     purpose: Purpose,
+    codec: &impl TextCodec,
     settings: &RenderSettings,
     render: impl Fn(&str, NoteFormat<'_>) -> Result<Rendered, Fault>,
 ) -> Result<Dataset> {
     let mut lines = Lines::new(reader);
     let mut faults = Faults::default();
     let mut first_format = None;
+    let mut unlearnable = None;
     let mut builder = Builder::new(settings)?;
+    builder.leave_unpooled([codec.unpooled(&settings.prompts.anchor)?, codec.unpooled(&settings.prompts.others)?]);
     while let Some((number, line)) = lines.next_line()? {
         builder.begin_line(number);
         let mut note_format = |format: Format| {
             let (first_line, first) = *first_format.get_or_insert((number, format));
+            if unlearnable.is_none() {
+                unlearnable = codec.check_learnable(format).err();
+            }
             if format == first {
                 return Ok(());
             }
@@ -228,6 +253,10 @@ fn read_lines(
             Err(Fault::Other(error)) => return Err(error),
         }
         builder.end_line();
+        if let Some(why) = unlearnable {
+            let message = format!("{}: each of its lines {why}", purpose.title());
+            return Err(Error::File { purpose, fault: FileFault::Content, message });
+        }
     }
     if !faults.is_empty() {
         return Err(Error::File { purpose, fault: FileFault::Content, message: faults.describe(purpose.title()) });
@@ -240,8 +269,9 @@ fn read_lines(
 
 /// Refuses a file with too few examples, or with nothing that can be learned in `max_tokens`.
 fn check_size(dataset: &Dataset, purpose: Purpose, max_tokens: usize) -> Result<()> {
-    let pairs = dataset.report.format == Some(Format::Pair);
-    let (found, minimum) = (dataset.report.examples, minimum(purpose, pairs));
+    let pairs = dataset.report.format.is_some_and(Format::is_of_vectors);
+    let compared = dataset.report.format == Some(Format::Pair);
+    let (found, minimum) = (dataset.report.examples, minimum(purpose, compared));
     if found < minimum {
         let message = format!("{} has {found} example(s), but must have at least {minimum} examples", purpose.title());
         return Err(Error::File { purpose, fault: FileFault::TooFewExamples, message });

@@ -1,16 +1,18 @@
-//! Checks one line of a file of text pairs: two texts that belong together, and texts that do not belong to the first
-//! one. Called by [`super::read`]; embeddings are trained on them.
+//! Checks one line of a file of texts: two texts that belong together, with texts that do not belong to the first one, or
+//! two texts with a number. Called by [`super::read`]; embeddings and cross-encoders are trained on them.
 //!
-//! The format is that of sentence-transformers, `{"anchor": …, "positive": …}` with an optional `negative`, a text or a
-//! list of a few; `query` or `sentence1` may replace `anchor`, and `document` or `sentence2` may replace `positive`.
+//! The formats are those of sentence-transformers: `{"anchor": …, "positive": …}` with an optional `negative`, a text or
+//! a list of a few; `{"sentence1": …, "sentence2": …, "score": …}`, where the score is the cosine that the vectors shall
+//! have; `{"query": …, "document": …, "label": …}`, where the label is the probability that the document answers the
+//! query. The two texts have the same names in each: `anchor`, `query` or `sentence1`, and `positive`, `document` or
+//! `sentence2`.
 
 use serde_json::{Map, Value};
 
-use super::codec::TextCodec;
 use super::foreign_keys::has_answer;
+use super::parse::Format;
 use super::spelling::plain;
 use super::words::{kind, shorten};
-use crate::Result;
 
 /// Most negatives in one line.
 const MAX_NEGATIVES: usize = 16;
@@ -18,50 +20,120 @@ const MAX_NEGATIVES: usize = 16;
 const ANCHOR: [&str; 3] = ["anchor", "query", "sentence1"];
 const POSITIVE: [&str; 3] = ["positive", "document", "sentence2"];
 const NEGATIVE: [&str; 2] = ["negative", "negatives"];
+const SCORE: &str = "score";
+const LABEL: &str = "label";
 
-/// Texts of a line, all different: the anchor, its positive, its negatives.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TextPair(Vec<String>);
+/// Texts of a line.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct TextLine {
+    /// The anchor, its positive, its negatives; all different unless there is a number.
+    pub texts: Vec<String>,
+    /// What is learned of them.
+    pub goal: Goal,
+}
 
-/// Returns true if an object is meant as a pair of texts.
-pub(super) fn is_pair(object: &Map<String, Value>) -> bool {
+/// What is learned of the texts of a line.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Goal {
+    /// The anchor belongs to its positive.
+    Pair,
+    /// The cosine of two texts.
+    Score(f32),
+    /// The probability that the second text answers the first one.
+    Label(f32),
+}
+
+impl Goal {
+    pub(super) const fn format(self) -> Format {
+        match self {
+            Self::Pair => Format::Pair,
+            Self::Score(_) => Format::ScoredPair,
+            Self::Label(_) => Format::LabelledPair,
+        }
+    }
+
+    /// Returns the number of a line; `None` if it has none.
+    pub(super) const fn number(self) -> Option<f32> {
+        match self {
+            Self::Pair => None,
+            Self::Score(number) | Self::Label(number) => Some(number),
+        }
+    }
+}
+
+/// Returns true if an object is meant as a line of texts.
+pub(super) fn is_of_texts(object: &Map<String, Value>) -> bool {
     let has = |keys: &[&str]| keys.iter().any(|key| object.contains_key(*key));
     // A query or a document alone, with an answer or a class beside it, is a prompt by another name.
     let meant = (has(&ANCHOR) && has(&POSITIVE)) || ((has(&ANCHOR) || has(&POSITIVE)) && !has_answer(object));
     meant && !has(&["messages", "prompt", "completion"])
 }
 
-impl TextPair {
+impl TextLine {
     /// Checks a line's object.
     pub(super) fn read(mut object: Map<String, Value>) -> Result<Self, String> {
         let mut texts = vec![required(&mut object, &ANCHOR)?, required(&mut object, &POSITIVE)?];
+        let goal = goal(&mut object)?;
         if let Some((key, value)) = take(&mut object, &NEGATIVE)? {
-            texts.extend(negatives(key, value)?.into_iter().map(|text| (key, text)));
+            let negatives = negatives(key, value)?;
+            if goal != Goal::Pair && !negatives.is_empty() {
+                return Err(format!(
+                    "has a `{key}` beside a number: write it with the first text on a line of its own"
+                ));
+            }
+            texts.extend(negatives.into_iter().map(|text| (key, text)));
         }
         if let Some(key) = object.keys().next() {
             return Err(unknown_key(key));
         }
-        for (index, (key, text)) in texts.iter().enumerate() {
+        for (index, (key, text)) in texts.iter().enumerate().filter(|_| goal == Goal::Pair) {
             if let Some((first, _)) = texts[..index].iter().find(|(_, earlier)| earlier == text) {
                 return Err(format!("has the same text as `{first}` and `{key}`: there is nothing to tell apart"));
             }
         }
-        Ok(Self(texts.into_iter().map(|(_, text)| text).collect()))
-    }
-
-    /// Tokenizes each text as `/embeddings` does.
-    pub(super) fn tokens(&self, codec: &impl TextCodec) -> Result<Vec<Vec<u32>>> {
-        self.0.iter().map(|text| Ok(codec.encode(text, true)?)).collect()
+        Ok(Self { texts: texts.into_iter().map(|(_, text)| text).collect(), goal })
     }
 }
 
-/// Words the fault of a key that pairs do not have. Without its score a pair of unlike texts would be learned as alike.
-fn unknown_key(key: &str) -> String {
-    let scores = ["score", "scores", "label", "labels", "similarity", "relevance", "distance"];
-    let remedy = if scores.contains(&plain(key).as_str()) {
-        "every pair is learned as two texts that belong together: leave out the lines whose texts do not, and remove it"
+/// Takes the number of a line.
+fn goal(object: &mut Map<String, Value>) -> Result<Goal, String> {
+    match (object.remove(SCORE), object.remove(LABEL)) {
+        (None, None) => Ok(Goal::Pair),
+        (Some(_), Some(_)) => {
+            Err("has both `score` and `label`: keep `score` to train vectors, `label` for a cross-encoder".into())
+        }
+        (Some(score), None) => number(SCORE, &score, -1.0).map(Goal::Score),
+        (None, Some(label)) => number(LABEL, &label, 0.0).map(Goal::Label),
+    }
+}
+
+/// Checks a number from `least` to 1.
+fn number(key: &str, value: &Value, least: f64) -> Result<f32, String> {
+    let number = match value {
+        // Some tools write labels of two classes as booleans.
+        Value::Bool(label) if key == LABEL => f64::from(u8::from(*label)),
+        value => {
+            value.as_f64().ok_or_else(|| format!("has {} as `{key}`: give a number from {least} to 1", kind(value)))?
+        }
+    };
+    if (least..=1.0).contains(&number) {
+        return Ok(number as f32);
+    }
+    let remedy = if (1.0..=5.0).contains(&number) {
+        "divide scores of 0 to 5 by 5 in every line"
     } else {
-        "remove it"
+        "divide it by the largest that it could be, in every line"
+    };
+    Err(format!("has {value} as `{key}`, which goes from {least} to 1: {remedy}"))
+}
+
+/// Words the fault of a key that lines of texts do not have.
+fn unknown_key(key: &str) -> String {
+    let remedy = match plain(key).as_str() {
+        "scores" | "similarity" => "rename it to `score` if it says how alike the texts are, from -1 to 1",
+        "labels" | "relevance" => "rename it to `label` if it says whether the document answers the query, from 0 to 1",
+        "distance" => "write 1 less the distance as `score`, if it goes from 0 to 1",
+        _ => "remove it",
     };
     format!("has the unknown key `{}`: {remedy}", shorten(key))
 }

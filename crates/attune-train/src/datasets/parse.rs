@@ -18,6 +18,17 @@ pub enum Format {
     Chat,
     /// `{"anchor": …, "positive": …}`
     Pair,
+    /// `{"sentence1": …, "sentence2": …, "score": …}`
+    ScoredPair,
+    /// `{"query": …, "document": …, "label": …}`
+    LabelledPair,
+}
+
+impl Format {
+    /// Returns true if vectors are learned from the texts of each line.
+    pub const fn is_of_vectors(self) -> bool {
+        matches!(self, Self::Pair | Self::ScoredPair)
+    }
 }
 
 impl std::fmt::Display for Format {
@@ -26,6 +37,8 @@ impl std::fmt::Display for Format {
             Self::Completion => "a prompt and completion",
             Self::Chat => "a chat",
             Self::Pair => "a pair of texts",
+            Self::ScoredPair => "a pair of texts with a score",
+            Self::LabelledPair => "a pair of texts with a label",
         })
     }
 }

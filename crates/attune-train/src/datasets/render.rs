@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use super::Fault;
 use super::TokenizedExample;
-use super::codec::{TextCodec, continuation};
+use super::codec::{TextCodec, TextPrompts, continuation};
 use super::parse::Example;
 use super::turn::{Conversation, Turn};
 use crate::Result;
@@ -32,6 +32,8 @@ pub struct RenderSettings {
     /// Unix second that chat templates take for the present: that of the job's creation, so that a job reads the same
     /// examples whenever it goes on.
     pub now: i64,
+    /// Texts that stand before those of pairs.
+    pub prompts: TextPrompts,
 }
 
 /// Sequences of one example, with what its owner should know about its answers.

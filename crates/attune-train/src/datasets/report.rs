@@ -53,7 +53,7 @@ pub struct DatasetReport {
     pub target_tokens: usize,
     /// Tokens of the longest example, pair of answers, or text of a pair, after it was cut.
     pub longest: usize,
-    /// Texts of all pairs; 0 unless the file has pairs of texts.
+    /// Texts of all examples, two that are one sequence counted as one; 0 unless the file has texts.
     pub texts: usize,
     /// Examples cut at the end to fit the model's context, of which something is left to learn.
     pub truncated: NotedLines,
@@ -72,9 +72,14 @@ pub struct DatasetReport {
 }
 
 impl DatasetReport {
-    /// Returns true if the file has pairs of texts.
-    pub const fn is_of_pairs(&self) -> bool {
+    /// Returns true if the file has texts in place of answers.
+    pub const fn is_of_texts(&self) -> bool {
         self.texts > 0
+    }
+
+    /// Returns true if the file has pairs of texts that are compared with the others of their batch.
+    pub fn is_of_pairs(&self) -> bool {
+        self.format == Some(Format::Pair)
     }
 }
 

@@ -3,7 +3,8 @@
 //! order.
 //!
 //! A record is the tokens, then the weights as runs of equal ones (a prompt's zeros, an answer's ones), all in little
-//! endian. The record of a pair of texts has a run for each text, with the number of the text in place of a weight.
+//! endian. The record of texts has a run for each text, with the number of the text in place of a weight, and, if the
+//! line has a score or a label, an empty run with that.
 //! Files of usual size never leave the system's cache.
 
 use std::fs::File;
@@ -29,8 +30,9 @@ pub struct ExampleStore {
     file: File,
     places: Vec<ExampleSpan>,
     digest: [u8; 32],
-    /// Whether the examples are pairs of texts.
+    /// Whether the examples are texts.
     of_texts: bool,
+    unpooled: [usize; 2],
 }
 
 /// Position of an example in the file.
@@ -57,6 +59,8 @@ pub struct ExampleWriter {
     places: Vec<ExampleSpan>,
     digest: Sha256,
     of_texts: bool,
+    /// Tokens at the begin of each anchor, and of each other text, that their vectors leave out.
+    pub(super) unpooled: [usize; 2],
 }
 
 impl ExampleWriter {
@@ -64,7 +68,8 @@ impl ExampleWriter {
     pub fn new(folder: &Path) -> Result<Self> {
         let file = tempfile::tempfile_in(folder);
         let file = file.map_err(Error::io(format!("make a temporary file in {}", folder.display())))?;
-        Ok(Self { file, buffer: Vec::new(), end: 0, places: Vec::new(), digest: Sha256::new(), of_texts: false })
+        let (buffer, places, digest) = (Vec::new(), Vec::new(), Sha256::new());
+        Ok(Self { file, buffer, end: 0, places, digest, of_texts: false, unpooled: [0; 2] })
     }
 
     /// Appends a sequence.
@@ -77,6 +82,13 @@ impl ExampleWriter {
     pub fn push_texts(&mut self, texts: &[Vec<u32>]) -> Result<()> {
         self.of_texts = true;
         self.append(&texts.concat(), texts.iter().enumerate().map(|(number, text)| (text.len(), number as f32)))
+    }
+
+    /// Appends texts with the score or label that is learned of them.
+    pub fn push_scored(&mut self, texts: &[Vec<u32>], number: f32) -> Result<()> {
+        self.of_texts = true;
+        let runs = texts.iter().enumerate().map(|(number, text)| (text.len(), number as f32));
+        self.append(&texts.concat(), runs.chain([(0, number)]))
     }
 
     fn append(&mut self, tokens: &[u32], runs: impl Iterator<Item = (usize, f32)>) -> Result<()> {
@@ -104,8 +116,8 @@ impl ExampleWriter {
     /// Ends the writing and returns the store.
     pub fn finish(mut self) -> Result<ExampleStore> {
         self.flush()?;
-        let Self { file, places, digest, of_texts, .. } = self;
-        Ok(ExampleStore { file, places, digest: digest.finalize().into(), of_texts })
+        let Self { file, places, digest, of_texts, unpooled, .. } = self;
+        Ok(ExampleStore { file, places, digest: digest.finalize().into(), of_texts, unpooled })
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -132,6 +144,20 @@ impl ExampleStore {
             writer.push_texts(&texts)?;
         }
         writer.finish()
+    }
+
+    /// Creates a store of texts with a score or a label in the system's temporary folder.
+    pub fn of_scored(examples: impl IntoIterator<Item = (Vec<Vec<u32>>, f32)>) -> Result<Self> {
+        let mut writer = ExampleWriter::new(&std::env::temp_dir())?;
+        for (texts, number) in examples {
+            writer.push_scored(&texts, number)?;
+        }
+        writer.finish()
+    }
+
+    /// Returns the number of tokens at the begin of each anchor, and of each other text, that their vectors leave out.
+    pub const fn unpooled(&self) -> [usize; 2] {
+        self.unpooled
     }
 
     /// Counts the examples.
@@ -167,14 +193,26 @@ impl ExampleStore {
         Ok(TokenizedExample { tokens, weights })
     }
 
-    /// Reads the texts of the pair at `index`; an error if the store holds sequences.
+    /// Reads the texts at `index`; an error if the store holds sequences.
     pub fn texts(&self, index: usize) -> Result<Vec<Vec<u32>>> {
+        Ok(self.read_texts(index)?.0)
+    }
+
+    /// Reads the texts at `index` with their score or label; an error if they have none.
+    pub fn scored(&self, index: usize) -> Result<(Vec<Vec<u32>>, f32)> {
+        let (texts, number) = self.read_texts(index)?;
+        let number = number.ok_or_else(|| Error::Internal("texts without a number were read with one".into()))?;
+        Ok((texts, number))
+    }
+
+    fn read_texts(&self, index: usize) -> Result<(Vec<Vec<u32>>, Option<f32>)> {
         if !self.of_texts {
             return Err(Error::Internal("sequences were read as pairs of texts".into()));
         }
         let (tokens, runs) = self.read(index)?;
-        let mut rest = tokens.into_iter();
-        Ok(runs.into_iter().map(|(length, _)| rest.by_ref().take(length).collect()).collect())
+        let number = runs.last().filter(|(length, _)| *length == 0).map(|(_, number)| *number);
+        let (mut rest, texts) = (tokens.into_iter(), runs.into_iter().filter(|(length, _)| *length > 0));
+        Ok((texts.map(|(length, _)| rest.by_ref().take(length).collect()).collect(), number))
     }
 
     /// Reads the tokens and the runs of the record at `index`.
@@ -267,6 +305,16 @@ mod tests {
         }
         assert!(store.get(0).is_err());
         assert!(ExampleStore::of(examples(3)).unwrap().texts(0).is_err());
+    }
+
+    #[test]
+    fn scores_come_back_with_their_texts_and_are_part_of_the_digest() {
+        let texts = vec![vec![5, 6, 7], vec![8]];
+        let store = |score| ExampleStore::of_scored([(texts.clone(), score), (texts.clone(), 1.0)]).unwrap();
+        assert_eq!(store(-0.25).scored(0).unwrap(), (texts.clone(), -0.25));
+        assert_eq!(store(0.0).texts(0).unwrap(), texts, "a score of 0 is no text");
+        assert_ne!(store(0.5).digest(), store(0.25).digest());
+        assert!(ExampleStore::of_texts([texts.clone()]).unwrap().scored(0).is_err());
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub struct PackedBatch {
     pub sequences: Vec<Range<usize>>,
     /// Rows at which the second text of a sequence begins, in rising order; empty if each sequence is one text.
     pub seconds: Vec<usize>,
+    /// Rows at the begin of each sequence that pooling leaves out; empty if it leaves out none.
+    pub unpooled: Vec<usize>,
     /// Predictions that count.
     pub targets: Vec<Target>,
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use candle_core::DType;
 
 use crate::datasets::{ExampleStore, TokenizedExample};
+use crate::train::loss_source::Heads;
 use crate::train::methods::{Probe, method};
 use crate::train::optimizer::AdamSettings;
 use crate::train::packing::{batch_rows, rows};
@@ -41,6 +42,8 @@ pub fn samples(training: TrainingMethod, examples: &ExampleStore) -> Result<Vec<
 pub struct Calibration<'a> {
     /// Base model.
     pub decoder: &'a Decoder,
+    /// Parts of the model that make vectors and scores.
+    pub heads: Heads<'a>,
     /// Adapter of the job's shape; it does not change.
     pub adapter: &'a Adapter,
     /// Method of training.
@@ -60,10 +63,10 @@ pub fn calibrate(
     samples: &[TokenizedExample],
     before: BeforeMicroStep<'_>,
 ) -> Result<TrainingRate> {
-    let Calibration { decoder, adapter, training, step_tokens, recomputation, clocks } = *wanted;
+    let Calibration { decoder, heads, adapter, training, step_tokens, recomputation, clocks } = *wanted;
     let update = update_time(adapter, decoder.kernels(), clocks)?;
     let most_rows = batch_rows(decoder.kernels());
-    let (method, probe) = (method(training), Probe { decoder, adapter, rows: most_rows, recomputation, clocks });
+    let (method, probe) = (method(training), Probe { decoder, heads, adapter, rows: most_rows, recomputation, clocks });
     let mut woken = RateSum::default();
     method.calibrate(probe, &fitting(samples, FIRST_ROWS), before, &mut woken)?;
     let woken = woken.rate().ok_or_else(|| Error::Internal("nothing to calibrate with".into()))?;

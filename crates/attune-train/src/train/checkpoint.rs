@@ -26,6 +26,9 @@ const CLASSES: &str = "classification";
 const ANSWERS: &str = "answers";
 /// Tensor with the metrics of the model that training begins with; older blobs have none.
 const BEFORE: &str = "before";
+/// Tensor with the figures of how well vectors or scores put the validation file in order; only blobs of such runs have
+/// one.
+const QUALITY: &str = "quality";
 /// Version of the blob's format; it enters the fingerprint, so a blob of another version is refused like one of another
 /// run.
 const FORM: &[u8] = b"attune checkpoint 3";
@@ -38,12 +41,14 @@ pub(super) struct SavedState {
     pub best: Option<Vec<Vec<f32>>>,
     pub reference: Vec<ReferenceLogProbs>,
     pub before: Option<Beginning>,
+    pub quality_before: Vec<f64>,
 }
 
 /// Records of a run.
 pub(super) struct RunRecords<'a> {
     pub history: &'a [StepRecord],
     pub before: Option<&'a Beginning>,
+    pub quality_before: &'a [f64],
     pub reference: &'a [ReferenceLogProbs],
 }
 
@@ -66,7 +71,7 @@ pub(super) fn write(
     best: Option<&[Vec<f32>]>,
     run: &RunRecords<'_>,
 ) -> Result<Vec<u8>> {
-    let RunRecords { history, before, reference } = *run;
+    let RunRecords { history, before, quality_before, reference } = *run;
     let mut tensors = Vec::with_capacity(4 * values.len() + 2);
     let mut add = |kind: &str, index: usize, numbers: &[f32]| {
         let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
@@ -86,9 +91,14 @@ pub(super) fn write(
         let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         tensors.push((name.to_string(), Dtype::F64, numbers.len(), bytes));
     };
-    let classes: Vec<f64> =
-        history.iter().enumerate().flat_map(|(index, record)| class_numbers(index, record)).collect();
-    add(CLASSES, &classes);
+    let classes = history.iter().enumerate().map(|(index, record)| numbered(index, &record.classification));
+    add(CLASSES, &classes.collect::<Vec<_>>().concat());
+    // The first is the model that training begins with.
+    let quality = std::iter::once(quality_before).chain(history.iter().map(|record| record.quality.as_slice()));
+    let quality = quality.enumerate().map(|(index, figures)| numbered(index, figures)).collect::<Vec<_>>().concat();
+    if !quality.is_empty() {
+        add(QUALITY, &quality);
+    }
     // NaN stands for "not computed yet".
     let known = reference.iter().flat_map(|known| known.unwrap_or([f64::NAN; 2]));
     add(REFERENCE, &known.collect::<Vec<f64>>());
@@ -137,17 +147,8 @@ pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>], pairs: usi
         Ok(view.data().chunks_exact(8).filter_map(|bytes| Some(f64::from_le_bytes(bytes.try_into().ok()?))).collect())
     };
     let mut history: Vec<StepRecord> = doubles("history")?.chunks_exact(RECORD).map(record).collect();
-    let classes = doubles(CLASSES)?;
-    let mut rest = classes.as_slice();
-    while let [index, width, figures @ ..] = rest {
-        let (index, width) = (*index as usize, *width as usize);
-        match (history.get_mut(index), figures.split_at_checked(width)) {
-            (Some(record), Some((figures, others))) => {
-                record.classification = figures.to_vec();
-                rest = others;
-            }
-            _ => return Err(unreadable("its figures of classes are damaged")),
-        }
+    for (index, figures) in read_numbered(&doubles(CLASSES)?)? {
+        history.get_mut(index).ok_or_else(damaged)?.classification = figures;
     }
     let known = |pair: &[f64]| (!pair[0].is_nan() && !pair[1].is_nan()).then(|| [pair[0], pair[1]]);
     let reference: Vec<ReferenceLogProbs> = doubles(REFERENCE)?.chunks_exact(2).map(known).collect();
@@ -157,10 +158,17 @@ pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>], pairs: usi
     let has = |name: &str| file.tensor(name).is_ok();
     let counts = if has(ANSWERS) { doubles(ANSWERS)? } else { Vec::new() };
     let answers = read_answers(&counts, &mut history)?;
+    let mut quality_before = Vec::new();
+    for (index, figures) in read_numbered(&if has(QUALITY) { doubles(QUALITY)? } else { Vec::new() })? {
+        match index.checked_sub(1) {
+            None => quality_before = figures,
+            Some(step) => history.get_mut(step).ok_or_else(damaged)?.quality = figures,
+        }
+    }
     let metrics = if has(BEFORE) { doubles(BEFORE)? } else { Vec::new() };
     let metrics = if metrics.len() == 5 { evaluation(&metrics) } else { None };
     let before = answers.zip(metrics).map(|(answers, evaluation)| Beginning { answers, evaluation });
-    Ok(SavedState { values, moments, history, best, reference, before })
+    Ok(SavedState { values, moments, history, best, reference, before, quality_before })
 }
 
 fn name(kind: &str, index: usize) -> String {
@@ -188,6 +196,7 @@ fn record(numbers: &[f64]) -> StepRecord {
         validation: evaluation(&numbers[7..12]).map(|sample| Validation { sample, full: evaluation(&numbers[12..17]) }),
         classification: Vec::new(),
         right_answers: None,
+        quality: Vec::new(),
     }
 }
 
@@ -215,14 +224,27 @@ fn rewards(numbers: &[f64]) -> Option<Rewards> {
     (!accuracy.is_nan()).then_some(Rewards { margin, accuracy })
 }
 
-/// Returns the index of the record, the number of its classification metrics, and the metrics; nothing if none were
-/// measured.
-fn class_numbers(index: usize, record: &StepRecord) -> Vec<f64> {
-    let figures = &record.classification;
+/// Returns an index, the number of the figures, and the figures; nothing if there are none.
+fn numbered(index: usize, figures: &[f64]) -> Vec<f64> {
     if figures.is_empty() {
         return Vec::new();
     }
     [index as f64, figures.len() as f64].into_iter().chain(figures.iter().copied()).collect()
+}
+
+/// Reads lists of figures with their indices, as [`numbered`] makes them.
+fn read_numbered(numbers: &[f64]) -> Result<Vec<(usize, Vec<f64>)>> {
+    let (mut lists, mut rest) = (Vec::new(), numbers);
+    while let [index, width, figures @ ..] = rest {
+        let (figures, others) = figures.split_at_checked(*width as usize).ok_or_else(damaged)?;
+        lists.push((*index as usize, figures.to_vec()));
+        rest = others;
+    }
+    Ok(lists)
+}
+
+fn damaged() -> Error {
+    unreadable("its figures are damaged")
 }
 
 /// Returns for each count of right answers the number of its step (0 for the model that training begins with), the

@@ -222,6 +222,7 @@ impl TrainingMemory {
             chunk: rows.min(chunk_targets(model.decoder.kernels()) as u64),
             vocabulary: config.vocab_size as u64,
             texts: (settings.batch_size * texts_of(training)) as u64,
+            vector: model.vectors.width().max(config.hidden_size * model.vectors.poolings.len()) as u64,
         });
         let adapter_bytes = (7 + u64::from(settings.keep_best)) * FLOAT * parameters as u64;
         let parts = adapter_bytes + activations_bytes + loss_bytes;

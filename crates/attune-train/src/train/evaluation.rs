@@ -43,6 +43,8 @@ pub struct HeldOut {
     /// Most probable tokens at the targets of each sequence, noted when all of them are measured and answers are
     /// counted.
     pub(super) predicted: Vec<Vec<u32>>,
+    /// Whether it is measured how well vectors or scores put all examples in order.
+    pub(super) orders: bool,
 }
 
 impl HeldOut {
@@ -50,7 +52,7 @@ impl HeldOut {
     pub fn new(examples: ExampleStore, width: usize) -> Self {
         let sample = examples.len();
         let reference = [Vec::new(), Vec::new()];
-        Self { examples, width, sample, every: None, reference, answers: None, predicted: Vec::new() }
+        Self { examples, width, sample, every: None, reference, answers: None, predicted: Vec::new(), orders: false }
     }
 
     /// Adds measurements between the ends of epochs, about ten times in a run of `steps` steps that trains on
@@ -88,13 +90,15 @@ impl HeldOut {
     }
 
     /// Counts the tokens that the evaluations of a run read: the sample each time one is due, all examples at the ends
-    /// of epochs, all of them once more if the method uses a reference, and those whose answers are counted before the
-    /// first step.
+    /// of epochs, all of them once more if the method uses a reference, those whose answers are counted before the first
+    /// step, and all at the ends of epochs and before the first step if they are put in order.
     pub fn tokens_read(&self, run: &Trainer) -> usize {
         let sample: usize = (0..self.sample).map(|index| self.examples.tokens(index)).sum();
         let between =
             (1..=run.total_steps()).filter(|step| self.is_due(*step) && run.epoch_ending_with(*step).is_none());
-        let wholes = run.settings().epochs + usize::from(run.method.asks_reference());
+        let epochs = run.settings().epochs;
+        let ordered = if self.orders { epochs + 1 } else { 0 };
+        let wholes = epochs + usize::from(run.method.asks_reference()) + ordered;
         between.count() * sample + wholes * self.tokens() + self.answers.as_ref().map_or(0, AnswerSheet::tokens)
     }
 

@@ -19,6 +19,29 @@ pub enum Method {
     Dpo,
 }
 
+/// Losses of texts. The training file decides on one: a request that names another is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TextLoss {
+    /// Of pairs: the own positive shall be nearer than the other texts of the batch.
+    Ranking,
+    /// Of pairs with a score: their cosine shall be the score.
+    CosineSimilarity,
+    /// Of pairs with a label: the probability of the model's classification head shall be the label.
+    BinaryCrossEntropy,
+}
+
+impl TextLoss {
+    /// Returns the name that clients use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ranking => "ranking",
+            Self::CosineSimilarity => "cosine_similarity",
+            Self::BinaryCrossEntropy => "binary_cross_entropy",
+        }
+    }
+}
+
 /// Settings of a fine-tune; `None` is `auto`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -35,6 +58,12 @@ pub struct Hyperparameters {
     pub beta: Option<f64>,
     /// Own extension: factor on the similarities, for pairs of texts.
     pub scale: Option<f64>,
+    /// Own extension: loss of texts; `None` for answers.
+    pub loss: Option<TextLoss>,
+    /// Own extension: name of the model's prompt that stands before each anchor; empty for none.
+    pub query_prompt: Option<String>,
+    /// Own extension: name of the model's prompt that stands before each other text of a pair; empty for none.
+    pub document_prompt: Option<String>,
     /// Own extension: rank of the adapter.
     pub rank: Option<u32>,
     /// Own extension: alpha of the adapter.

@@ -4,19 +4,42 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
-use crate::Result;
 use crate::train::backward::{self, Gradients, Objective, PassOptions};
 use crate::train::batch::{LossReport, PackedBatch};
 use crate::train::yielding::YieldPolicy;
+use crate::{Error, Result};
 use attune_model::BaseModel;
+use attune_model::classifier::Classifier;
 use attune_model::decoder::Decoder;
 use attune_model::kernels::Kernels;
 use attune_model::lora::Adapter;
+use attune_model::vectors::VectorForm;
+
+/// Parts of a model that make vectors or scores of hidden states.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads<'a> {
+    /// How vectors are made.
+    pub vectors: &'a VectorForm,
+    /// Head that classifies texts; `None` if there is none.
+    pub classifier: Option<&'a Classifier>,
+}
+
+impl<'a> Heads<'a> {
+    /// Returns those of `model`.
+    pub fn of(model: &'a BaseModel) -> Self {
+        Self { vectors: &model.vectors, classifier: model.classifier.as_ref() }
+    }
+}
 
 /// Computes losses and gradients. A formula in place of a model overrides the functions on sequences.
 pub(crate) trait LossSource: Send + Sync {
     /// Returns the decoder that computes.
     fn decoder(&self) -> &Decoder;
+
+    /// Returns the parts that make vectors and scores; an error if the source has none.
+    fn heads(&self) -> Result<Heads<'_>> {
+        Err(Error::Internal("this source of losses makes no vectors".into()))
+    }
 
     fn device(&self) -> &Device {
         self.decoder().device()
@@ -79,6 +102,10 @@ pub(crate) struct SharedDecoder(pub Arc<BaseModel>);
 impl LossSource for SharedDecoder {
     fn decoder(&self) -> &Decoder {
         self.0.training_decoder()
+    }
+
+    fn heads(&self) -> Result<Heads<'_>> {
+        Ok(Heads::of(&self.0))
     }
 }
 

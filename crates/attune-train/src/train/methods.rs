@@ -2,8 +2,11 @@
 //! cost in time and memory, and names of metrics. Called by the trainer, the estimate and the calibration.
 
 mod answers;
+mod labelled_pairs;
 mod preferences;
+mod scored_pairs;
 mod text_pairs;
+mod texts;
 
 use std::ops::Range;
 
@@ -12,7 +15,7 @@ use crate::train::backward::{self, Gradients, Objective, PassOptions};
 use crate::train::batch::{LossReport, PackedBatch};
 use crate::train::batches::Batches;
 use crate::train::dropout::Dropout;
-use crate::train::loss_source::LossSource;
+use crate::train::loss_source::{Heads, LossSource};
 use crate::train::packing::{Packed, pack};
 use crate::train::parameters::add_gradients;
 use crate::train::rate::{Clocks, RateSum, Watch};
@@ -101,6 +104,17 @@ pub(crate) trait Method: Send + Sync {
         Ok(())
     }
 
+    /// Measures how well vectors or scores under `adapter` put the run's examples in order: one figure for each of
+    /// [`Labels::quality`], NaN if it is not defined.
+    fn quality_of(
+        &self,
+        _run: &RunInputs<'_>,
+        _adapter: Option<&Adapter>,
+        _before: BeforeMicroStep<'_>,
+    ) -> Result<Vec<f64>> {
+        Ok(Vec::new())
+    }
+
     /// Returns the names of the method's examples and metrics.
     fn labels(&self) -> Labels;
 }
@@ -111,6 +125,8 @@ pub(crate) fn method(method: TrainingMethod) -> Box<dyn Method> {
         TrainingMethod::Answers => Box::new(answers::Answers),
         TrainingMethod::Preferences { beta } => Box::new(preferences::AnswerPairs { beta }),
         TrainingMethod::TextPairs { scale } => Box::new(text_pairs::TextPairs { scale }),
+        TrainingMethod::ScoredPairs => Box::new(scored_pairs::ScoredPairs),
+        TrainingMethod::LabelledPairs => Box::new(labelled_pairs::LabelledPairs),
     }
 }
 
@@ -140,14 +156,28 @@ pub struct Labels {
     pub accuracy: &'static str,
     /// Sentence about examples from which nothing can be learned.
     pub left_out: &'static str,
-    /// Whether the adapter learns vectors, not answers, so that there are no targets to count and no questions to ask.
-    pub vectors: bool,
+    /// Whether the adapter learns vectors or scores of texts, not answers, so that there are no targets to count and no
+    /// questions to ask.
+    pub of_texts: bool,
     /// Whether there are rewards.
     pub rewards: bool,
+    /// Figures of how well vectors or scores put the validation file in order; empty for answers.
+    pub quality: &'static [Figure],
+}
+
+/// Name of a figure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Figure {
+    /// Name for programs, behind `valid_`.
+    pub name: &'static str,
+    /// Name for people.
+    pub words: &'static str,
 }
 
 /// Reason why an answer is left out.
 const PROMPT_FILLS_CONTEXT: &str = "were left out, since the prompt fills the model's context";
+/// Reason why two texts are left out.
+const SAME_TEXTS: &str = "were left out, since the two texts are the same as far as they fit the model's context";
 
 /// Work per token, relative to a token that is trained on once; more than 1 if it is read more than once.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -173,12 +203,15 @@ pub(crate) struct LossShape {
     pub vocabulary: u64,
     /// Texts of a step; 0 if the examples have none.
     pub texts: u64,
+    /// Numbers of a text's vector, or of what was pooled for it, if these are more.
+    pub vector: u64,
 }
 
 /// Model and options of a calibration.
 #[derive(Clone, Copy)]
 pub(crate) struct Probe<'a> {
     pub decoder: &'a Decoder,
+    pub heads: Heads<'a>,
     pub adapter: &'a Adapter,
     /// Most rows in a batch.
     pub rows: usize,

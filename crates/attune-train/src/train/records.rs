@@ -143,6 +143,9 @@ pub struct StepRecord {
     pub classification: Vec<f64>,
     /// Right answers of the validation file; `None` if they were not counted after this step.
     pub right_answers: Option<RightAnswers>,
+    /// Figures of how well vectors or scores put the validation file in order, NaN if not defined; empty if not measured
+    /// after this step.
+    pub quality: Vec<f64>,
 }
 
 #[cfg(test)]

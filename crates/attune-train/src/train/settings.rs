@@ -4,10 +4,11 @@
 use serde::Serialize;
 
 use crate::datasets::DatasetReport;
-use crate::train::hyperparameters::{ALL_LINEAR, Hyperparameters, Method};
+use crate::train::hyperparameters::{ALL_LINEAR, Hyperparameters, Method, TextLoss};
 use crate::train::optimizer::AdamSettings;
 use crate::train::packing::{BATCH_ROWS, batch_rows};
 use crate::train::schedule::Schedule;
+use crate::train::text_settings::{check_text_settings, loss_of};
 use crate::train::training_method::TrainingMethod;
 use crate::{Error, Result};
 use attune_model::ModelConfig;
@@ -100,16 +101,21 @@ struct SerializedSettings {
     beta: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     scale: Option<f64>,
+    /// `None` for methods that have a number of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss: Option<TextLoss>,
     #[serde(skip_serializing_if = "is_usual")]
     batch_rows: usize,
 }
 
 impl From<TrainSettings> for SerializedSettings {
     fn from(settings: TrainSettings) -> Self {
-        let (beta, scale) = match settings.method {
-            TrainingMethod::Answers => (None, None),
-            TrainingMethod::Preferences { beta } => (Some(beta), None),
-            TrainingMethod::TextPairs { scale } => (None, Some(scale)),
+        let (beta, scale, loss) = match settings.method {
+            TrainingMethod::Answers => (None, None, None),
+            TrainingMethod::Preferences { beta } => (Some(beta), None, None),
+            TrainingMethod::TextPairs { scale } => (None, Some(scale), None),
+            TrainingMethod::ScoredPairs => (None, None, Some(TextLoss::CosineSimilarity)),
+            TrainingMethod::LabelledPairs => (None, None, Some(TextLoss::BinaryCrossEntropy)),
         };
         Self {
             rank: settings.rank,
@@ -128,6 +134,7 @@ impl From<TrainSettings> for SerializedSettings {
             keep_best: settings.keep_best,
             beta,
             scale,
+            loss,
             batch_rows: settings.batch_rows,
         }
     }
@@ -218,11 +225,8 @@ pub fn resolve(
 ) -> Result<Hyperparameters> {
     let examples = data.examples.max(1);
     let legacy = defaults == Defaults::Legacy;
-    let pairs = data.is_of_pairs();
-    if asked.scale.is_some() && !pairs {
-        let message = "scale is for files of pairs of texts, such as `anchor` and `positive`: leave it out".into();
-        return Err(Error::Setting { name: "scale", message });
-    }
+    let (pairs, loss) = (data.is_of_pairs(), loss_of(data.format));
+    check_text_settings(asked, loss)?;
     let n_epochs = match asked.n_epochs {
         Some(epochs) => bounded("n_epochs", epochs, MAX_EPOCHS)?,
         None if legacy => 4,
@@ -237,7 +241,7 @@ pub fn resolve(
     let (learning_rate, multiplier) = learning_rate(asked, legacy, method, config)?;
     let rank = bounded("rank", asked.rank.unwrap_or(DEFAULT_RANK), MAX_RANK as u32)?;
     let alpha = positive("alpha", asked.alpha)?.unwrap_or(2.0 * f64::from(rank));
-    let prompt_loss_weight = checked_prompt_loss_weight(asked, legacy, pairs)?;
+    let prompt_loss_weight = checked_prompt_loss_weight(asked, legacy, loss.is_some())?;
     let total_steps = n_epochs as usize * data.sequences.div_ceil(batch_size as usize);
     Ok(Hyperparameters {
         n_epochs: Some(n_epochs),
@@ -246,6 +250,9 @@ pub fn resolve(
         prompt_loss_weight: Some(prompt_loss_weight),
         beta: (method == Method::Dpo).then(|| asked.beta.unwrap_or(DEFAULT_BETA)),
         scale: pairs.then(|| asked.scale.unwrap_or(DEFAULT_SCALE)),
+        loss,
+        query_prompt: asked.query_prompt.clone(),
+        document_prompt: asked.document_prompt.clone(),
         rank: Some(rank),
         alpha: Some(alpha),
         learning_rate: Some(learning_rate),
@@ -284,8 +291,8 @@ fn learning_rate(asked: &Hyperparameters, legacy: bool, method: Method, config: 
     Ok((rate, multiplier))
 }
 
-/// Returns the weight of a prompt's tokens in the loss; 0 for pairs of texts, which have no prompt.
-fn checked_prompt_loss_weight(asked: &Hyperparameters, legacy: bool, pairs: bool) -> Result<f64> {
+/// Returns the weight of a prompt's tokens in the loss; 0 for `texts`, which have no prompt.
+fn checked_prompt_loss_weight(asked: &Hyperparameters, legacy: bool, texts: bool) -> Result<f64> {
     let weight = asked.prompt_loss_weight.unwrap_or(if legacy { 0.01 } else { 0.0 });
     if !(0.0..=1.0).contains(&weight) {
         return Err(Error::Setting {
@@ -293,12 +300,12 @@ fn checked_prompt_loss_weight(asked: &Hyperparameters, legacy: bool, pairs: bool
             message: "prompt_loss_weight must be from 0 to 1".into(),
         });
     }
-    if pairs && !legacy && weight > 0.0 {
+    if texts && !legacy && weight > 0.0 {
         let message =
             "prompt_loss_weight is for prompts, but the training file has pairs of texts: leave it out".into();
         return Err(Error::Setting { name: "prompt_loss_weight", message });
     }
-    Ok(if pairs { 0.0 } else { weight })
+    Ok(if texts { 0.0 } else { weight })
 }
 
 /// Returns the names of the model's layers that the adapter changes, in the order of the forward pass. Refuses names

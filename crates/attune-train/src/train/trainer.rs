@@ -41,6 +41,8 @@ pub struct Trainer {
     pub(super) beginning: Option<Adapter>,
     /// Figures of the model that training begins with; `None` if they were not measured.
     pub(super) before: Option<Beginning>,
+    /// How well the model that training begins with puts the validation file in order; empty if not measured.
+    pub(super) quality_before: Vec<f64>,
     /// DPO: the reference model's log-probabilities of each pair's answers, once computed; empty for other methods.
     reference: Vec<ReferenceLogProbs>,
     recomputation: Recomputation,
@@ -87,6 +89,7 @@ impl Trainer {
             history: Vec::new(),
             best: None,
             before: None,
+            quality_before: Vec::new(),
             source,
             settings,
             examples,
@@ -202,6 +205,7 @@ impl Trainer {
             validation: None,
             classification: Vec::new(),
             right_answers: None,
+            quality: Vec::new(),
         });
         tokens
     }
@@ -234,7 +238,8 @@ impl Trainer {
     pub fn save(&self) -> Result<Vec<u8>> {
         let (best, reference) = (self.best.as_deref(), self.reference.as_slice());
         let (values, optimizer) = (self.state.values()?, self.state.optimizer()?);
-        let run = RunRecords { history: &self.history, before: self.before.as_ref(), reference };
+        let (before, quality_before) = (self.before.as_ref(), self.quality_before.as_slice());
+        let run = RunRecords { history: &self.history, before, quality_before, reference };
         checkpoint::write(&self.fingerprint, &values, &optimizer, best, &run)
     }
 
@@ -248,6 +253,7 @@ impl Trainer {
         self.state.restore(state.values, state.moments, state.history.len() as u64)?;
         self.history = state.history;
         self.before = state.before;
+        self.quality_before = state.quality_before;
         self.best = state.best;
         self.reference = state.reference;
         Ok(())

@@ -10,10 +10,14 @@ use super::*;
 use crate::datasets::TokenizedExample;
 use crate::train::calibration::{Calibration, calibrate};
 use crate::train::evaluation::HeldOut;
+use crate::train::loss_source::Heads;
 use crate::train::rate::tests::Fixed;
 use crate::train::recomputation::Recomputation;
 use crate::train::training_method::TrainingMethod;
+use attune_model::classifier::{Classifier, HeadLayer, ScoreForm};
+use attune_model::decoder::Decoder;
 use attune_model::lora::{LoraLayer, LoraPair, Site};
+use attune_model::vectors::{DenseActivation, DenseLayer, Pooling, VectorForm};
 
 fn fixture(family: &str) -> (attune_model::ModelConfig, attune_model::decoder::Decoder) {
     use attune_model::{ModelConfig, decoder::Decoder, linear::Storage, weights::Weights};
@@ -88,6 +92,7 @@ fn a_calibration_on_a_busy_machine_tells_the_time_of_an_idle_one() {
             };
             let wanted = Calibration {
                 decoder: &decoder,
+                heads: Heads { vectors: &VectorForm::of_model(&config), classifier: None },
                 adapter: &adapter,
                 training: method,
                 step_tokens: 40.0,
@@ -185,16 +190,51 @@ fn text_pairs(count: u32) -> ExampleStore {
 }
 
 fn text_trainer(dropout: f64) -> Trainer {
+    trainer_on_texts(TrainingMethod::TextPairs { scale: 20.0 }, dropout, text_pairs(50))
+}
+
+fn trainer_on_texts(method: TrainingMethod, dropout: f64, examples: ExampleStore) -> Trainer {
     let (config, decoder) = fixture("qwen2");
-    let settings = TrainSettings {
-        method: TrainingMethod::TextPairs { scale: 20.0 },
-        batch_size: 8,
-        epochs: 6,
-        dropout,
-        ..settings()
-    };
+    let settings = TrainSettings { method, batch_size: 8, epochs: 6, dropout, ..settings() };
     let parameters = Parameters::fresh(&config, &settings);
-    Trainer::with_source(Box::new(decoder), settings, text_pairs(50), parameters, None).unwrap()
+    let weights: Vec<f32> = (0..config.hidden_size).map(|i| (i as f32 * 1.7).sin()).collect();
+    let weight = candle_core::Tensor::from_vec(weights, (1, config.hidden_size), &Device::Cpu).unwrap();
+    let classifier = Classifier {
+        labels: vec!["LABEL_0".into()],
+        pooling: Pooling::Last,
+        layers: vec![HeadLayer::Dense(DenseLayer::new(&weight, None, DenseActivation::Identity).unwrap())],
+        score: ScoreForm::Sigmoid,
+        hidden_size: config.hidden_size,
+    };
+    let source = TextModel { decoder, vectors: VectorForm::of_model(&config), classifier: Some(classifier) };
+    Trainer::with_source(Box::new(source), settings, examples, parameters, None).unwrap()
+}
+
+/// Returns pairs of texts with a number that their tokens tell: 1 if both have the same first token, else `otherwise`.
+fn scored_pairs(count: u32, otherwise: f32) -> ExampleStore {
+    let pair = |i: u32| {
+        let alike = i.is_multiple_of(2);
+        let second = if alike { 5 + i % 7 } else { 40 + i % 7 };
+        (vec![vec![5 + i % 7, 80 + i % 3], vec![second, 90 + i % 5, 70]], if alike { 1.0 } else { otherwise })
+    };
+    ExampleStore::of_scored((0..count).map(pair)).unwrap()
+}
+
+/// Decoder that makes vectors and scores.
+struct TextModel {
+    decoder: Decoder,
+    vectors: VectorForm,
+    classifier: Option<Classifier>,
+}
+
+impl LossSource for TextModel {
+    fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    fn heads(&self) -> crate::Result<Heads<'_>> {
+        Ok(Heads { vectors: &self.vectors, classifier: self.classifier.as_ref() })
+    }
 }
 
 #[test]
@@ -233,6 +273,67 @@ fn resumed_training_on_pairs_of_texts_is_bit_identical() {
         assert_eq!(after.state.values().unwrap(), whole.state.values().unwrap());
         assert_eq!(after.state.optimizer().unwrap(), whole.state.optimizer().unwrap());
     }
+}
+
+#[test]
+fn scores_and_labels_are_learned_and_their_figures_of_order_rise() {
+    for (method, otherwise) in [(TrainingMethod::ScoredPairs, -0.5), (TrainingMethod::LabelledPairs, 0.0)] {
+        let mut trainer = trainer_on_texts(method, 0.0, scored_pairs(50, otherwise));
+        let mut held_out = HeldOut::new(scored_pairs(30, otherwise), 1).ordering();
+        let before = whole(&trainer, &mut held_out);
+        trainer.order_before(&held_out, &mut || Ok(())).unwrap();
+        let reports = run(&mut trainer);
+        assert_eq!((reports.len(), trainer.total_steps()), (6 * 7, 6 * 7), "{method:?}");
+        let after = whole(&trainer, &mut held_out);
+        assert!(after.loss < 0.7 * before.loss, "{method:?}: {before:?} {after:?}");
+        assert!(after.token_accuracy > before.token_accuracy, "{method:?}: {before:?} {after:?}");
+        trainer.order_now(&held_out, &mut || Ok(())).unwrap();
+        let now = &trainer.history().last().unwrap().quality;
+        assert_eq!((trainer.quality_before().len(), now.len()), (1, 1));
+        assert!(now[0] > trainer.quality_before()[0] && now[0] > 0.7, "{method:?}: {now:?}");
+        // The figures of both models survive a restart.
+        let mut resumed = trainer_on_texts(method, 0.0, scored_pairs(50, otherwise));
+        resumed.restore(&trainer.save().unwrap()).unwrap();
+        assert_eq!((resumed.quality_before(), resumed.history()), (trainer.quality_before(), trainer.history()));
+        resumed.order_before(&HeldOut::new(scored_pairs(4, 0.0), 1).ordering(), &mut || Ok(())).unwrap();
+        assert_eq!(resumed.quality_before(), trainer.quality_before(), "measured once");
+    }
+}
+
+#[test]
+fn resumed_training_on_scores_and_labels_is_bit_identical() {
+    for method in [TrainingMethod::ScoredPairs, TrainingMethod::LabelledPairs] {
+        let new = || trainer_on_texts(method, 0.25, scored_pairs(20, 0.0));
+        let mut whole = new();
+        let reports = run(&mut whole);
+        for stop in [1, 3, 10] {
+            let mut before = new();
+            for _ in 0..stop {
+                before.step(&mut || Ok(())).unwrap();
+            }
+            let mut after = new();
+            after.restore(&before.save().unwrap()).unwrap();
+            assert_eq!(run(&mut after), reports[stop..]);
+            assert_eq!(after.state.values().unwrap(), whole.state.values().unwrap());
+        }
+    }
+}
+
+#[test]
+fn anchors_find_their_own_positives_after_training_on_pairs() {
+    let pairs = |count: u32| {
+        let pair = |i: u32| vec![vec![5 + i, 50 + i % 7], vec![95 + i, 70 + i % 5, 3]];
+        ExampleStore::of_texts((0..count).map(pair)).unwrap()
+    };
+    let mut trainer = trainer_on_texts(TrainingMethod::TextPairs { scale: 20.0 }, 0.0, pairs(40));
+    let held_out = HeldOut::new(pairs(40), 1).ordering();
+    trainer.order_before(&held_out, &mut || Ok(())).unwrap();
+    run(&mut trainer);
+    trainer.order_now(&held_out, &mut || Ok(())).unwrap();
+    let (before, now) = (trainer.quality_before().to_vec(), trainer.history().last().unwrap().quality.clone());
+    assert!(now[0] > before[0] + 0.3 && now[1] >= now[0] && before[1] >= before[0], "{before:?} {now:?}");
+    let adapter = trainer.adapter().unwrap();
+    assert_eq!(trainer.order_with(&adapter, &held_out, &mut || Ok(())).unwrap(), now);
 }
 
 /// Follows the run that `tests/parity/README.md` describes; the tolerances are ten times its own of 1e-5 (float32

@@ -1,6 +1,6 @@
 //! The methods of training, as settings name them. [`super::methods`] implements each of them.
 
-use crate::train::hyperparameters::Hyperparameters;
+use crate::train::hyperparameters::{Hyperparameters, TextLoss};
 
 /// Kind of training, with the numbers that only this kind has.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,15 +17,22 @@ pub enum TrainingMethod {
         /// Factor on the similarities.
         scale: f64,
     },
+    /// Giving the vectors of two texts a given cosine.
+    ScoredPairs,
+    /// Scoring with the model's classification head how well a text answers another.
+    LabelledPairs,
 }
 
 impl TrainingMethod {
     /// Returns the method that resolved hyperparameters ask for.
     pub fn of(resolved: &Hyperparameters) -> Self {
-        match (resolved.scale, resolved.beta) {
-            (Some(scale), _) => Self::TextPairs { scale },
-            (None, Some(beta)) => Self::Preferences { beta },
-            (None, None) => Self::Answers,
+        match resolved {
+            Hyperparameters { loss: Some(TextLoss::CosineSimilarity), .. } => Self::ScoredPairs,
+            Hyperparameters { loss: Some(TextLoss::BinaryCrossEntropy), .. } => Self::LabelledPairs,
+            // Jobs that began before losses had names have a scale alone.
+            Hyperparameters { scale: Some(scale), .. } => Self::TextPairs { scale: *scale },
+            Hyperparameters { beta: Some(beta), .. } => Self::Preferences { beta: *beta },
+            _ => Self::Answers,
         }
     }
 }

@@ -226,6 +226,8 @@ mod tests {
             r#","method":{"type":"dpo","dpo":{"hyperparameters":{"prompt_loss_weight":0.5}}}"#,
             r#","method":{"type":"supervised","supervised":{"hyperparameters":{"beta":0.1}}}"#,
             r#","method":{"type":"dpo","dpo":{"hyperparameters":{"scale":20}}}"#,
+            r#","method":{"type":"dpo","dpo":{"hyperparameters":{"loss":"ranking"}}}"#,
+            r#","method":{"type":"dpo","dpo":{"hyperparameters":{"query_prompt":"query"}}}"#,
             r#","method":{"type":"reinforcement"}"#,
             r#","method":{"type":"supervised","dpo":{"hyperparameters":{"n_epochs":2}}}"#,
             r#","method":{"type":"supervised","reinforcement":{"hyperparameters":{"n_epochs":2}}}"#,

@@ -11,7 +11,7 @@ use crate::api::operations::checks::within;
 use crate::datasets::parse::shorten;
 use crate::jobs::Job;
 use crate::model::lora::modules::{KNOWN, Module};
-use crate::train::hyperparameters::{ALL_LINEAR, Hyperparameters, Method};
+use crate::train::hyperparameters::{ALL_LINEAR, Hyperparameters, Method, TextLoss};
 use crate::train::schedule::Schedule;
 use crate::train::settings::MAX_SEQUENCE_TOKENS;
 
@@ -45,6 +45,18 @@ pub(crate) struct Settings {
     /// Factor on the cosine similarities, where the training file has pairs of texts, above 0 and at most 1000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale: Option<AutoOr<f64>>,
+    /// How texts are learned: `ranking` (pairs), `cosine_similarity` (pairs with a `score`) or `binary_cross_entropy`
+    /// (pairs with a `label`). The training file decides; a request that names another loss than the file's fails.
+    #[schema(value_type = Option<String>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<TextLoss>,
+    /// Name of the model's prompt that stands before each anchor of a pair; `""` for none. Left out, it is the model's
+    /// usual prompt, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query_prompt: Option<String>,
+    /// Name of the model's prompt that stands before each other text of a pair; `""` for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub document_prompt: Option<String>,
     /// Weight of the prompt's tokens in the loss, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_loss_weight: Option<AutoOr<f64>>,
@@ -153,6 +165,16 @@ impl Settings {
             let message = "'scale' is for pairs of texts, which the method 'dpo' does not take: leave it out.";
             return Err(Problem::invalid_code("scale", "invalid_value", message));
         }
+        let of_texts = [
+            ("loss", self.loss.is_some()),
+            ("query_prompt", self.query_prompt.is_some()),
+            ("document_prompt", self.document_prompt.is_some()),
+        ];
+        if let Some((name, _)) = of_texts.into_iter().find(|(_, asked)| *asked && method == Method::Dpo) {
+            let message =
+                format!("'{name}' is for pairs of texts, which the method 'dpo' does not take: leave it out.");
+            return Err(Problem::invalid_code(name, "invalid_value", message));
+        }
         let prompt_loss_weight = number(self.prompt_loss_weight);
         if method == Method::Dpo && prompt_loss_weight.is_some_and(|weight| weight != 0.0) {
             let message =
@@ -166,6 +188,9 @@ impl Settings {
             prompt_loss_weight: within("prompt_loss_weight", prompt_loss_weight, 0.0, 1.0)?,
             beta: within("beta", positive("beta", beta)?, 0.0, MAX_BETA)?,
             scale: within("scale", positive("scale", scale)?, 0.0, MAX_SCALE)?,
+            loss: self.loss,
+            query_prompt: self.query_prompt,
+            document_prompt: self.document_prompt,
             rank: within("rank", number(self.rank), 1, 256)?,
             alpha: positive("alpha", number(self.alpha))?,
             learning_rate: positive("learning_rate", number(self.learning_rate))?,
@@ -201,6 +226,9 @@ impl Settings {
             prompt_loss_weight,
             beta,
             scale,
+            loss,
+            query_prompt,
+            document_prompt,
             rank,
             alpha,
             learning_rate,
@@ -222,6 +250,9 @@ impl Settings {
             prompt_loss_weight: prompt_loss_weight.map(AutoOr::Number),
             beta: beta.map(AutoOr::Number),
             scale: scale.map(AutoOr::Number),
+            loss,
+            query_prompt,
+            document_prompt,
             rank: rank.map(AutoOr::Number),
             alpha: alpha.map(AutoOr::Number),
             learning_rate: learning_rate.map(AutoOr::Number),

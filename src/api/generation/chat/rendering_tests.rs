@@ -13,7 +13,7 @@ use super::request::ChatRequest;
 use super::template_fields::TemplateFields;
 use super::tools::Tools;
 use crate::api::http::error::Result;
-use crate::datasets::{self, DatasetReport, Purpose, RenderSettings, TextCodec, TokenizedExample};
+use crate::datasets::{self, DatasetReport, Purpose, RenderSettings, TextCodec, TextPrompts, TokenizedExample};
 use crate::model::chat::{self, Message, ToolDefinition};
 use crate::model::chat_template::{ChatTemplate, TemplateOptions};
 use crate::model::tokenizer::Tokenizer;
@@ -109,8 +109,13 @@ impl Codec {
     }
 
     fn trained(&self, line: &Value, now: i64) -> attune_train::Result<(Vec<TokenizedExample>, DatasetReport)> {
-        let settings =
-            RenderSettings { prompt_loss_weight: 0.0, max_tokens: 100_000, scratch: std::env::temp_dir(), now };
+        let settings = RenderSettings {
+            prompt_loss_weight: 0.0,
+            max_tokens: 100_000,
+            scratch: std::env::temp_dir(),
+            now,
+            prompts: TextPrompts::default(),
+        };
         let data = datasets::read(Cursor::new(line.to_string()), Purpose::Validation, self, &settings)?;
         Ok((data.examples.range(0..data.examples.len())?, data.report))
     }

@@ -57,8 +57,9 @@ impl Method for Answers {
             examples: "examples",
             accuracy: "mean_token_accuracy",
             left_out: PROMPT_FILLS_CONTEXT,
-            vectors: false,
+            of_texts: false,
             rewards: false,
+            quality: &[],
         }
     }
 }

@@ -91,8 +91,9 @@ impl Method for AnswerPairs {
             examples: "pairs of answers",
             accuracy: "mean_token_accuracy",
             left_out: PROMPT_FILLS_CONTEXT,
-            vectors: false,
+            of_texts: false,
             rewards: true,
+            quality: &[],
         }
     }
 }

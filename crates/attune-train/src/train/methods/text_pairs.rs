@@ -3,19 +3,23 @@
 
 use std::ops::Range;
 
+use super::texts::{self, DistinctTexts, MOST_RANKED};
 use super::{
-    EVALUATION_EXAMPLES, EVALUATION_SHARE, EvaluationNotes, FLOAT, Labels, LossShape, Method, Probe, RunInputs,
-    StepInputs, StepOutcome, WorkFactors,
+    EVALUATION_EXAMPLES, EvaluationNotes, Figure, Labels, LossShape, Method, Probe, RunInputs, SAME_TEXTS, StepInputs,
+    StepOutcome, WorkFactors,
 };
 use crate::Result;
 use crate::datasets::{DatasetReport, ExampleStore, TokenizedExample};
 use crate::train::batch::LossReport;
 use crate::train::batches::{Batches, Texts};
 use crate::train::contrastive::Contrast;
-use crate::train::rate::{RateSum, Watch};
+use crate::train::pair_loss::PairLoss;
+use crate::train::ranking::Ranks;
+use crate::train::rate::RateSum;
 use crate::train::recomputation::Recomputation;
 use crate::train::settings::TrainSettings;
 use crate::train::yielding::BeforeMicroStep;
+use attune_model::lora::Adapter;
 
 pub(super) struct TextPairs {
     /// Factor on the similarities.
@@ -31,8 +35,10 @@ impl Method for TextPairs {
         let run = &step.run;
         let pairs = step.units.iter().map(|unit| run.examples.texts(*unit)).collect::<Result<Vec<_>>>()?;
         let batch = Contrast {
+            form: run.source.heads()?.vectors,
             pairs: &pairs,
-            scale: self.scale,
+            unpooled: run.examples.unpooled(),
+            loss: PairLoss::Ranking { scale: self.scale },
             budget: run.settings.batch_rows,
             dropout: step.dropout(0),
             recomputation: step.recomputation,
@@ -61,8 +67,10 @@ impl Method for TextPairs {
             for batch in texts.batches(&(0..pairs.len()).collect::<Vec<_>>(), even) {
                 let batch: Vec<_> = batch.into_iter().map(|place| pairs[place].clone()).collect();
                 let contrast = Contrast {
+                    form: run.source.heads()?.vectors,
                     pairs: &batch,
-                    scale: self.scale,
+                    unpooled: run.examples.unpooled(),
+                    loss: PairLoss::Ranking { scale: self.scale },
                     budget: run.settings.batch_rows,
                     dropout: None,
                     recomputation: Recomputation::None,
@@ -73,26 +81,18 @@ impl Method for TextPairs {
         Ok(total)
     }
 
-    /// The texts of a step that exceed one pack are read once more, for their vectors.
     fn work(&self, settings: &TrainSettings, training: &DatasetReport) -> WorkFactors {
-        let step = settings.batch_size.min(training.sequences) * training.tokens / training.sequences.max(1);
-        let work = if step > settings.batch_rows { 1.0 + EVALUATION_SHARE } else { 1.0 };
-        WorkFactors { first_epoch: work, later: work }
+        texts::work(settings, training)
     }
 
-    /// In place of logits: the vectors of a step's texts and their gradients, in f64 and twice each.
     fn loss_bytes(&self, shape: &LossShape) -> u64 {
-        let LossShape { rows, hidden, texts, .. } = *shape;
-        FLOAT * (8 * texts * hidden + 3 * rows * hidden)
+        texts::loss_bytes(shape)
     }
 
-    /// Each text is an example of its own, read to its end.
     fn samples(&self, examples: &ExampleStore, index: usize) -> Result<Vec<TokenizedExample>> {
-        let whole = |text: Vec<u32>| TokenizedExample { weights: vec![1.0; text.len()], tokens: text };
-        Ok(examples.texts(index)?.into_iter().map(whole).collect())
+        texts::samples(examples, index)
     }
 
-    /// The time does not depend on which texts are compared. All of them are one pack.
     fn calibrate(
         &self,
         probe: Probe<'_>,
@@ -100,23 +100,39 @@ impl Method for TextPairs {
         before: BeforeMicroStep<'_>,
         sum: &mut RateSum,
     ) -> Result<()> {
-        before()?;
-        let watch = Watch::start(probe.clocks);
-        let pair: [Vec<Vec<u32>>; 1] = [samples.iter().map(|sample| sample.tokens.clone()).collect()];
-        let (scale, recomputation) = (self.scale, probe.recomputation);
-        let batch = Contrast { pairs: &pair, scale, budget: usize::MAX, dropout: None, recomputation };
-        batch.loss_and_gradients(probe.decoder, probe.adapter, &mut || Ok(()))?;
-        sum.add(samples.iter().map(|sample| sample.tokens.len()).sum::<usize>() as f64, watch.stop());
-        Ok(())
+        texts::calibrate(probe, samples, before, sum)
+    }
+
+    /// Compares each anchor with all different positives.
+    fn quality_of(
+        &self,
+        run: &RunInputs<'_>,
+        adapter: Option<&Adapter>,
+        before: BeforeMicroStep<'_>,
+    ) -> Result<Vec<f64>> {
+        let (mut anchors, mut positives, mut pairs) = (DistinctTexts::default(), DistinctTexts::default(), Vec::new());
+        for index in 0..run.examples.len().min(MOST_RANKED) {
+            let mut texts = run.examples.texts(index)?.into_iter();
+            let (anchor, positive) = (texts.next().unwrap_or_default(), texts.next().unwrap_or_default());
+            pairs.push([anchors.number(anchor), positives.number(positive)]);
+        }
+        let [of_anchor, of_others] = run.examples.unpooled();
+        let anchors = anchors.vectors(run, adapter, of_anchor, before)?;
+        let ranks = Ranks::of(&pairs, &anchors, &positives.vectors(run, adapter, of_others, before)?)?;
+        Ok(vec![ranks.recall(1), ranks.recall(10)])
     }
 
     fn labels(&self) -> Labels {
         Labels {
             examples: "pairs of texts",
             accuracy: "accuracy",
-            left_out: "were left out, since the two texts are the same as far as they fit the model's context",
-            vectors: true,
+            left_out: SAME_TEXTS,
+            of_texts: true,
             rewards: false,
+            quality: &[
+                Figure { name: "recall_at_1", words: "recall@1" },
+                Figure { name: "recall_at_10", words: "recall@10" },
+            ],
         }
     }
 }
