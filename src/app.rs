@@ -17,7 +17,9 @@ use crate::api;
 use crate::api::{ApiState, Grammars, Resources};
 use crate::config::Config;
 use crate::descriptors;
+use crate::engine::Backend;
 use crate::engine::catalog::{Catalog, CatalogEntry};
+use crate::engine::encoder::EncoderEngine;
 use crate::engine::native::NativeEngine;
 use crate::engine::priority::Priority;
 use crate::jobs::cost::Pricing;
@@ -299,7 +301,11 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
     }
     let mut entries = Vec::with_capacity(models.len());
     for model in models {
-        let backend = NativeEngine::start(model.clone(), &limits, priority.clone())?;
+        let backend: Arc<dyn Backend> = if model.config.is_encoder {
+            EncoderEngine::start(model.clone(), &limits, priority)?
+        } else {
+            NativeEngine::start(model.clone(), &limits, priority.clone())?
+        };
         entries.push(CatalogEntry { model, backend });
     }
     Ok(Catalog::new(entries).with_aliases(config.aliases.clone()))

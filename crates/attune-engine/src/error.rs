@@ -54,6 +54,10 @@ pub enum Error {
     #[error("The model `{0}` has no classification head, so it scores and classifies no texts.")]
     NoClassifier(String),
 
+    /// The model reads texts and generates none.
+    #[error("The model `{0}` makes vectors of texts, and generates none.")]
+    NotGenerative(String),
+
     /// No base model has this id.
     #[error("The model `{0}` does not exist or you do not have access to it.")]
     UnknownModel(String),

@@ -3,6 +3,7 @@
 
 mod admission;
 pub mod catalog;
+pub mod encoder;
 pub mod error;
 pub mod grammar;
 mod inbox;

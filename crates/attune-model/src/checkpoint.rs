@@ -87,6 +87,9 @@ impl Checkpoint {
     /// Reads how the model at `path`, the one that was opened, with the shape `config`, makes vectors.
     pub fn vectors(&self, path: &Path, config: &ModelConfig) -> Result<VectorForm> {
         match self {
+            Self::Folder(_) if config.encoder.is_some() && config.has_label_head => {
+                vectors::folder::of_classifier(path, config)
+            }
             Self::Folder(_) => vectors::folder::read(path, config),
             Self::Gguf(_) => Ok(VectorForm::of_model(config)),
         }

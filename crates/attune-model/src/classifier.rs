@@ -2,6 +2,8 @@
 //! label. A model with one label scores how well a document answers a query (a cross-encoder; Nogueira and Cho, "Passage
 //! re-ranking with BERT", 2019). Called by `engine` and by `train`.
 
+pub(crate) mod loading;
+
 use crate::vectors::{DenseLayer, Pooler, Pooling};
 use crate::{Error, Result};
 

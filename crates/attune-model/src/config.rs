@@ -66,8 +66,6 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// True if activations overflow in f16 (Gemma).
     pub overflows_f16: bool,
-    /// True if every row of a text sees all others, so that the model reads texts and writes none.
-    pub is_encoder: bool,
     /// Factor on the embeddings.
     pub embedding_multiplier: f32,
     /// Factor on what attention and MLP add to the residual stream.
@@ -316,7 +314,6 @@ impl ModelConfig {
             attention_cap: None,
             activation: defaults.activation.read(fields)?,
             overflows_f16: false,
-            is_encoder: false,
             embedding_multiplier: 1.0,
             residual_multiplier: 1.0,
             logit_form: LogitForm::PLAIN,

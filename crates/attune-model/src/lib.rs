@@ -104,6 +104,10 @@ impl BaseModel {
         let generation = checkpoint.generation(entry, config.max_position_embeddings)?;
         let weights = checkpoint.weights(device)?;
         let decoder = Decoder::load_on(&config, &weights, &entry.storage(device), kernels)?;
+        let classifier = match &checkpoint {
+            Checkpoint::Folder(folder) => classifier::loading::load(folder, &config, &weights)?,
+            Checkpoint::Gguf(_) => None,
+        };
         weights.check_all_read()?;
         let vectors = checkpoint.vectors(&entry.path, &config)?;
         let source = checkpoint.tokenizer()?;
@@ -126,7 +130,7 @@ impl BaseModel {
             decoder,
             second_decoder: OnceLock::new(),
             vectors,
-            classifier: None,
+            classifier,
             health: DeviceHealth::new(device.clone()),
             tokenizer,
             vocabulary,

@@ -101,6 +101,15 @@ pub(crate) fn read(folder: &Path, config: &ModelConfig) -> Result<VectorForm> {
     Ok(form)
 }
 
+/// Reads how the classifier of `folder`, which has the shape `config`, reads texts: its limit. Where it is asked for vectors,
+/// they are the mean, of length 1.
+pub(crate) fn of_classifier(folder: &Path, config: &ModelConfig) -> Result<VectorForm> {
+    let transformer = of_model(folder)?;
+    let settings = transformer_settings(&transformer)?;
+    let max_tokens = max_tokens(&transformer, &settings, config.max_position_embeddings)?;
+    Ok(VectorForm { max_tokens, is_lower_cased: settings.do_lower_case, ..VectorForm::of_model(config) })
+}
+
 /// The settings of the transformer.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,0 +1,119 @@
+//! The engine of encoders: the [`Backend`] over models that read whole texts and generate none. `app` starts one per such
+//! model, `api` hands it requests; its workers take what waits as soon as they are free.
+//!
+//! Texts are packed one after the other, so nothing is padded and texts of all lengths go together; a batch is as large as a
+//! core needs to be at its best, not larger.
+
+mod queue;
+mod worker;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
+
+use self::queue::{Queue, WaitingText};
+use self::worker::Worker;
+use super::admission::Admission;
+use super::limits::EngineLimits;
+use super::priority::Priority;
+use super::{Backend, EmbedOutput, EmbedRequest, Event, GenerateRequest, Vectors};
+use crate::{Error, Result};
+use attune_model::BaseModel;
+use attune_model::kv_cache::BLOCK_TOKENS;
+
+/// A running engine of an encoder. Dropping it ends its threads; requests in flight then fail with [`Error::Unavailable`].
+#[derive(Debug)]
+pub struct EncoderEngine {
+    model: Arc<BaseModel>,
+    admission: Admission,
+    queue: Arc<Queue>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl EncoderEngine {
+    /// Starts the workers of `model`, one for each core. While they compute, `priority` is busy.
+    pub fn start(model: Arc<BaseModel>, limits: &EngineLimits, priority: &Arc<Priority>) -> Result<Arc<Self>> {
+        let context = model.config.max_position_embeddings;
+        // There is no cache: whatever fits the context fits.
+        let admission = Admission::new(context, context.div_ceil(BLOCK_TOKENS), limits.max_waiting);
+        let queue = Arc::new(Queue::new(&model.id, Duration::from_secs(limits.max_queue_seconds)));
+        let mut engine = Self { model, admission, queue, threads: Vec::new() };
+        for index in 0..rayon::current_num_threads().max(1) {
+            let worker = Worker::new(engine.model.clone(), engine.queue.clone(), priority.clone())?;
+            let thread = std::thread::Builder::new()
+                .name(format!("encoder-{index}-{}", engine.model.id))
+                .spawn(move || worker.run())
+                .map_err(|source| Error::Io { context: "start an encoder's thread", source: Arc::new(source) })?;
+            engine.threads.push(thread);
+        }
+        Ok(Arc::new(engine))
+    }
+
+    fn submit(&self, request: EmbedRequest) -> Result<Vec<oneshot::Receiver<Result<Vec<f32>>>>> {
+        if request.output == EmbedOutput::Labels && self.model.classifier.is_none() {
+            return Err(Error::NoClassifier(self.model.id.clone()));
+        }
+        let vocabulary = self.model.config.vocab_size;
+        for input in &request.inputs {
+            self.admission.check_prompt(input.tokens.len())?;
+            if let Some(id) = input.tokens.iter().find(|id| **id as usize >= vocabulary) {
+                return Err(Error::UnknownToken { id: *id, vocabulary });
+            }
+        }
+        // One place for the whole request: the number of its inputs has a limit of its own.
+        let ticket = self.admission.enter(&request.organization)?;
+        let submitted = Instant::now();
+        let mut replies = Vec::with_capacity(request.inputs.len());
+        let texts = request.inputs.into_iter().map(|input| {
+            let (reply, row) = oneshot::channel();
+            replies.push(row);
+            WaitingText {
+                input,
+                adapter: request.adapter.clone(),
+                output: request.output,
+                submitted,
+                ticket: ticket.clone(),
+                reply,
+            }
+        });
+        let texts: Vec<_> = texts.collect();
+        if self.queue.put(&request.organization, texts) { Ok(replies) } else { Err(Error::stopped()) }
+    }
+}
+
+impl Backend for EncoderEngine {
+    fn generate(&self, _: GenerateRequest) -> Result<UnboundedReceiver<Event>> {
+        Err(Error::NotGenerative(self.model.id.clone()))
+    }
+
+    fn embed(&self, request: EmbedRequest) -> Vectors<'_> {
+        let submitted = self.submit(request);
+        Box::pin(async move {
+            // Dropping the future drops the receivers; what still waits is then taken out of the queue.
+            let replies = submitted?;
+            let mut rows = Vec::with_capacity(replies.len());
+            for reply in replies {
+                rows.push(reply.await.map_err(|_| Error::stopped())??);
+            }
+            Ok(rows)
+        })
+    }
+
+    fn stop(&self) {
+        self.queue.stop();
+    }
+}
+
+impl Drop for EncoderEngine {
+    fn drop(&mut self) {
+        self.queue.stop();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("an encoder's thread had panicked");
+            }
+        }
+    }
+}
