@@ -64,10 +64,6 @@ struct PromptLogprobs {
 #[derive(Debug)]
 pub(super) struct Embedding {
     pooler: Pooler,
-    /// Rows that are still to be left out.
-    unpooled: usize,
-    /// Rows to be left out at the begin.
-    prompt: usize,
     output: EmbedOutput,
     reply: Option<oneshot::Sender<Result<Vec<f32>>>>,
 }
@@ -287,22 +283,17 @@ impl Embedding {
         output: EmbedOutput,
         reply: oneshot::Sender<Result<Vec<f32>>>,
     ) -> Self {
-        Self { pooler, unpooled: prompt, prompt, output, reply: Some(reply) }
+        Self { pooler: pooler.without_prompt(prompt), output, reply: Some(reply) }
     }
 
     /// Adds the hidden state of the next token.
     pub(super) fn add(&mut self, hidden: &[f32]) {
-        if self.unpooled > 0 {
-            self.unpooled -= 1;
-        } else {
-            self.pooler.add(hidden);
-        }
+        self.pooler.add(hidden);
     }
 
     /// Forgets all rows, to begin the input again.
     fn restart(&mut self) {
         self.pooler.restart();
-        self.unpooled = self.prompt;
     }
 
     /// Sends the vector of all rows.

@@ -108,19 +108,26 @@ impl Worker {
         let width = hidden.dim(1)?;
         let hidden = hidden.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let rows = texts.par_iter().zip(&rows).map(|(text, place)| {
-            let from = (place.rows.start + text.input.unpooled).min(place.rows.end);
-            self.row(text.output, hidden[from * width..place.rows.end * width].chunks_exact(width))
+            let rows = hidden[place.rows.start * width..place.rows.end * width].chunks_exact(width);
+            self.row(text.output, text.input.unpooled, rows)
         });
         Ok(rows.collect())
     }
 
-    /// Makes the row of numbers of a text with these hidden states.
-    fn row<'a>(&self, output: EmbedOutput, hidden: impl Iterator<Item = &'a [f32]>) -> Result<Vec<f32>> {
+    /// Makes the row of numbers of a text with these hidden states, the first `unpooled` of which are those of a prompt.
+    fn row<'a>(
+        &self,
+        output: EmbedOutput,
+        unpooled: usize,
+        hidden: impl Iterator<Item = &'a [f32]>,
+    ) -> Result<Vec<f32>> {
         match (output, &self.model.classifier) {
-            (EmbedOutput::Vector, _) => {
-                let mut pooler = self.model.vectors.pooler();
+            (EmbedOutput::Vector | EmbedOutput::Unscaled, _) => {
+                let form = &self.model.vectors;
+                let mut pooler = form.pooler().without_prompt(unpooled);
                 hidden.for_each(|row| pooler.add(row));
-                Ok(self.model.vectors.vector(pooler.finish())?)
+                let pooled = pooler.finish();
+                Ok(if output == EmbedOutput::Unscaled { form.unscaled(pooled) } else { form.vector(pooled) }?)
             }
             (EmbedOutput::Labels, Some(classifier)) => {
                 let mut pooler = classifier.pooler();

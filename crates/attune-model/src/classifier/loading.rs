@@ -44,7 +44,8 @@ pub(crate) fn load(folder: &Path, config: &ModelConfig, weights: &Weights) -> Re
         ),
         other => return Err(fault(&format!("the classification head of `{other}` is not supported"))),
     };
-    let score = score_form(&fields).map_err(|message| fault(&message))?;
+    let beside = python_json::read(&folder.join("config_sentence_transformers.json"))?.unwrap_or_default();
+    let score = score_form(&fields, &beside).map_err(|message| fault(&message))?;
     Ok(Some(Classifier { labels, pooling, layers, score, hidden_size: config.hidden_size }))
 }
 
@@ -119,11 +120,16 @@ fn modern_activation(fields: &Value) -> Result<DenseActivation, String> {
 }
 
 /// Returns what turns the number of a single label into a score, as sentence-transformers' cross-encoders do: the logistic
-/// function, unless the file says otherwise.
-fn score_form(fields: &Value) -> Result<ScoreForm, String> {
-    let named = &fields["sentence_transformers"]["activation_fn"];
-    let named = if named.is_null() { &fields["sbert_ce_default_activation_function"] } else { named };
-    match named.as_str().map(|name| name.rsplit('.').next().unwrap_or(name)) {
+/// function, unless one of the files says otherwise: the model's, as older versions and still older ones wrote it, or the one
+/// `beside` it.
+fn score_form(fields: &Value, beside: &Value) -> Result<ScoreForm, String> {
+    let places = [
+        &beside["activation_fn"],
+        &fields["sentence_transformers"]["activation_fn"],
+        &fields["sbert_ce_default_activation_function"],
+    ];
+    let named = places.into_iter().find_map(Value::as_str);
+    match named.map(|name| name.rsplit('.').next().unwrap_or(name)) {
         None | Some("Sigmoid") => Ok(ScoreForm::Sigmoid),
         Some("Identity") => Ok(ScoreForm::Identity),
         Some(other) => {

@@ -173,9 +173,6 @@ pub(super) fn poolings(folder: &Path, hidden_size: usize) -> Result<(Vec<Pooling
     if poolings.is_empty() {
         return Err(fault(&file, "`pooling_mode` names no pooling"));
     }
-    if !config.include_prompt && poolings.contains(&Pooling::WeightedMean) {
-        return Err(fault(&file, "`include_prompt` = false is not supported with the weighted mean"));
-    }
     Ok((poolings, config.include_prompt))
 }
 

@@ -24,7 +24,10 @@ pub enum Pooling {
 #[derive(Debug, Clone)]
 pub struct Pooler {
     parts: Vec<(Pooling, Vec<f64>)>,
-    rows: usize,
+    /// Rows that have come.
+    seen: usize,
+    /// First rows that are left out, those of a prompt; the others keep their places.
+    prompt: usize,
     hidden_size: usize,
 }
 
@@ -32,20 +35,30 @@ impl Pooler {
     /// Begins to pool a text of rows of `hidden_size` values.
     pub fn of(poolings: &[Pooling], hidden_size: usize) -> Self {
         let parts = poolings.iter().map(|pooling| (*pooling, vec![0.0; hidden_size])).collect();
-        Self { parts, rows: 0, hidden_size }
+        Self { parts, seen: 0, prompt: 0, hidden_size }
+    }
+
+    /// Leaves out the first `rows` rows of the text, those of a prompt.
+    #[must_use]
+    pub fn without_prompt(self, rows: usize) -> Self {
+        Self { prompt: rows, ..self }
     }
 
     /// Adds the hidden state of the next row.
     pub fn add(&mut self, hidden: &[f32]) {
-        self.rows += 1;
-        let first = self.rows == 1;
+        self.seen += 1;
+        if self.seen <= self.prompt {
+            return;
+        }
+        let first = self.seen == self.prompt + 1;
+        let place = self.seen as f64;
         for (pooling, values) in &mut self.parts {
             let both = values.iter_mut().zip(hidden);
             match pooling {
                 Pooling::First if !first => {}
                 Pooling::First | Pooling::Last => both.for_each(|(value, new)| *value = f64::from(*new)),
                 Pooling::Mean | Pooling::MeanOfRoot => both.for_each(|(value, new)| *value += f64::from(*new)),
-                Pooling::WeightedMean => both.for_each(|(value, new)| *value += self.rows as f64 * f64::from(*new)),
+                Pooling::WeightedMean => both.for_each(|(value, new)| *value += place * f64::from(*new)),
                 Pooling::Max if first => both.for_each(|(value, new)| *value = f64::from(*new)),
                 // A value that is not a number must not be lost.
                 Pooling::Max => both.for_each(|(value, new)| {
@@ -59,19 +72,20 @@ impl Pooler {
 
     /// Forgets all rows, to begin the text again.
     pub fn restart(&mut self) {
-        self.rows = 0;
+        self.seen = 0;
         self.parts.iter_mut().for_each(|(_, values)| values.fill(0.0));
     }
 
     /// Returns the pooled values, all poolings end to end; zeros for a text without rows.
     pub fn finish(&self) -> Vec<f64> {
-        let rows = self.rows.max(1) as f64;
+        let prompt = self.prompt as f64;
+        let rows = self.seen.saturating_sub(self.prompt).max(1) as f64;
         let mut pooled = Vec::with_capacity(self.parts.len() * self.hidden_size);
         for (pooling, values) in &self.parts {
             let divisor = match pooling {
                 Pooling::Mean => rows,
                 Pooling::MeanOfRoot => rows.sqrt(),
-                Pooling::WeightedMean => rows * (rows + 1.0) / 2.0,
+                Pooling::WeightedMean => rows * (2.0 * prompt + rows + 1.0) / 2.0,
                 Pooling::First | Pooling::Max | Pooling::Last => 1.0,
             };
             pooled.extend(values.iter().map(|value| value / divisor));
@@ -102,6 +116,15 @@ mod tests {
             pooler.restart();
             pooler.add(&[7.0, -8.0]);
             assert!(pooler.finish()[1] == -8.0, "{pooling:?} begins again");
+        }
+    }
+
+    #[test]
+    fn rows_of_a_prompt_are_left_out_and_the_others_keep_their_places() {
+        for (pooling, expected) in [(Pooling::First, 3.0), (Pooling::Mean, 2.5), (Pooling::WeightedMean, 12.0 / 5.0)] {
+            let mut pooler = Pooler::of(&[pooling], 1).without_prompt(1);
+            [9.0, 3.0, 2.0].iter().for_each(|row| pooler.add(&[*row]));
+            assert!((pooler.finish()[0] - expected).abs() < 1e-12, "{pooling:?}");
         }
     }
 

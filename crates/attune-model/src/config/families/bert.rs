@@ -132,8 +132,9 @@ fn apply_mpnet(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> 
     config.norm_names =
         &[("post_attention_layernorm", "attention.LayerNorm"), ("post_feedforward_layernorm", "output.LayerNorm")];
     let buckets = fields.size("relative_attention_num_buckets", 32)?;
-    if !buckets.is_multiple_of(4) {
-        return Err(format!("relative_attention_num_buckets {buckets} must be a multiple of 4"));
+    // transformers computes the buckets with 32, whatever the file says.
+    if buckets != 32 {
+        return Err(format!("relative_attention_num_buckets {buckets} is not supported; supported is 32"));
     }
     if let Some(encoder) = &mut config.encoder {
         encoder.segments = 0;
