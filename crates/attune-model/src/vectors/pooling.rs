@@ -62,7 +62,7 @@ impl Pooler {
                 Pooling::Max if first => both.for_each(|(value, new)| *value = f64::from(*new)),
                 // A value that is not a number must not be lost.
                 Pooling::Max => both.for_each(|(value, new)| {
-                    if !(f64::from(*new) <= *value) {
+                    if !value.is_nan() && !(f64::from(*new) <= *value) {
                         *value = f64::from(*new);
                     }
                 }),
