@@ -367,6 +367,27 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_loses_tokens_at_the_end_of_its_longer_text() {
+        let tokenizer = tokenizer();
+        for (limit, second_limit, ids, second, length) in [
+            (9, 9, vec![1, 2, 3, 2, 1, 3], 2, 6),
+            (9, 3, vec![1, 2, 3, 2, 1], 2, 5),
+            (4, 9, vec![1, 2, 3, 2], 2, 6),
+            (3, 9, vec![1, 3, 2], 1, 6),
+            (4, 1, vec![1, 2, 3], 2, 3),
+        ] {
+            let pair = tokenizer.encode_pair_within("un café", "noir café un noir", limit, second_limit);
+            let expected = PairTokens { ids, second: Some(second), length };
+            assert_eq!(pair.expect("tokens"), expected, "{limit} {second_limit}");
+        }
+    }
+
+    #[test]
+    fn tokens_behind_a_text_are_those_that_the_tokenizer_puts_there() {
+        assert!(tokenizer().tokens_behind().is_empty(), "it puts one before texts only");
+    }
+
+    #[test]
     fn offsets_count_characters_and_belong_to_the_tokens_of_the_text() {
         let tokenizer = tokenizer();
         for (text, ids, offsets) in [

@@ -29,7 +29,7 @@ impl Room {
     pub(crate) fn check(self, model: &BaseModel, param: &'static str, items: &[Item]) -> Result<()> {
         let Some(vocabulary) = &model.vocabulary else { return Ok(()) };
         let mut all = 0_usize;
-        for item in items {
+        for (index, item) in items.iter().enumerate() {
             let fewest = match item {
                 Item::Text(_) if self.each == usize::MAX => continue,
                 Item::Text(text) => vocabulary.fewest_tokens(text, self.each),
@@ -38,7 +38,8 @@ impl Room {
                 Item::Tokens(tokens) => tokens.len(),
             };
             if fewest > self.each {
-                return Err(too_long(self.each, item.text_bytes(), vocabulary.longest_token()));
+                let number = (items.len() > 1).then_some(index);
+                return Err(too_long(self.each, (number, item.text_bytes()), vocabulary.longest_token()));
             }
             all += fewest;
             if all > self.all {
@@ -49,12 +50,13 @@ impl Room {
     }
 }
 
-/// The refusal of a text of `bytes` bytes that does not fit the `limit` tokens of the context, whose longest has
-/// `longest` bytes.
-fn too_long(limit: usize, bytes: usize, longest: usize) -> Problem {
+/// The refusal of a text, by its number if there are several and its bytes, that does not fit the `limit` tokens of the
+/// context, whose longest has `longest` bytes.
+fn too_long(limit: usize, (number, bytes): (Option<usize>, usize), longest: usize) -> Problem {
+    let number = number.map(|number| format!(" number {number} (from 0)")).unwrap_or_default();
     let message = format!(
-        "This model's maximum context length is {limit} tokens. However, you requested more than {limit} tokens: your text \
-         of {bytes} bytes has no fewer, and none of more than {} bytes fits, since the longest token has {longest} bytes. \
+        "This model's maximum context length is {limit} tokens. However, you requested more than {limit} tokens: your \
+         text{number} of {bytes} bytes has no fewer, and none of more than {} bytes fits, since the longest token has {longest} bytes. \
          Please reduce the length of the messages or completion.",
         limit.saturating_mul(longest)
     );
@@ -73,10 +75,12 @@ mod tests {
 
     #[test]
     fn a_text_that_cannot_fit_is_told_the_limits() {
-        let problem = too_long(10, 99, 3);
+        let problem = too_long(10, (None, 99), 3);
         assert!(problem.is_context_length());
-        for part in ["10 tokens", "99 bytes", "30 bytes", "3 bytes"] {
+        for part in ["10 tokens", "text of 99 bytes", "30 bytes", "3 bytes"] {
             assert!(problem.error.message.contains(part), "{part}: {problem}");
         }
+        let problem = too_long(10, (Some(4), 99), 3);
+        assert!(problem.error.message.contains("text number 4 (from 0) of 99 bytes"), "{problem}");
     }
 }

@@ -30,7 +30,8 @@ pub(crate) struct Model {
     /// The base model of a fine-tuned one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
-    /// Extension: what requests get for fields that they leave out; absent if the base model is not served.
+    /// Extension: what requests get for fields that they leave out; absent if the base model is not served, or writes no
+    /// text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub defaults: Option<ModelDefaults>,
 }
@@ -151,7 +152,7 @@ impl Model {
             created: model.created_at,
             owned_by: model.organization,
             root: Some(model.base.clone()),
-            defaults: state.catalog.get(&model.base).ok().map(|entry| (&entry.model.generation).into()),
+            defaults: state.catalog.get(&model.base).ok().and_then(|entry| ModelDefaults::of(&entry.model)),
             parent: Some(model.base),
         }
     }
@@ -160,8 +161,15 @@ impl Model {
 impl From<&BaseModel> for Model {
     fn from(model: &BaseModel) -> Self {
         let (id, created) = (model.id.clone(), model.created);
-        let defaults = Some((&model.generation).into());
+        let defaults = ModelDefaults::of(model);
         Self { id, object: "model", created, owned_by: "attune".into(), root: None, parent: None, defaults }
+    }
+}
+
+impl ModelDefaults {
+    /// Returns the defaults of answers; `None` if the model writes none.
+    fn of(model: &BaseModel) -> Option<Self> {
+        (!model.config.is_encoder).then(|| (&model.generation).into())
     }
 }
 
