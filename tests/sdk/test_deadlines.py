@@ -58,10 +58,11 @@ def requests(endless):
         "many prompts": ("/v1/completions", {**completion, "n": 1, "prompt": [prompt] * 60}),
         "chat": ("/v1/chat/completions", {"messages": messages, "logit_bias": endless, **ANSWERS}),
         "embeddings": ("/v1/embeddings", {"input": ["On Friday " * 100] * 500}),
+        "scores": ("/v1/score", {"text_1": "Where?", "text_2": ["On Friday " * 100] * 500}),
     }
 
 
-KINDS = ["completion", "best_of", "many prompts", "chat", "embeddings"]
+KINDS = ["completion", "best_of", "many prompts", "chat", "embeddings", "scores"]
 STREAMED = ["completion", "many prompts", "chat"]
 
 

@@ -50,6 +50,12 @@ def test_an_engine_answers_as_the_model_does(http):
     assert by_engine["model"] == "demo"
     assert by_engine["data"] == http.post("/v1/embeddings", json={"model": "demo", "input": "Hello!"}).json()["data"]
 
+    body = {"text_1": "Hello!", "text_2": ["Hello!", "On Friday"]}
+    by_engine = http.post("/v1/engines/demo/score", json=body).json()
+    assert by_engine["data"] == http.post("/v1/score", json={**body, "model": "demo"}).json()["data"]
+    assert "no classification head" in http.post("/v1/engines/demo/rerank", json={"query": "a", "documents": ["b"]}).text
+    assert "no classification head" in http.post("/v1/engines/demo/classify", json={"input": "a"}).text
+
     body = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 3}
     assert http.post("/v1/engines/demo/chat/completions", json=body).json()["object"] == "chat.completion"
 
