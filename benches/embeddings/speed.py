@@ -85,7 +85,8 @@ def run(binary, model, work, rounds):
     finally:
         for embedder in started:
             embedder.stop()
-    print(f"\n{texts.COUNT} texts of {texts.MEAN} tokens on average, at most {texts.LONGEST}; ratios are to the first row\n")
+    found = [made.tokens(text) for text in made.mixed(0)]
+    print(f"\n{len(found)} texts of {statistics.mean(found):.1f} tokens on average, at most {max(found)}; ratios are to the first row\n")
     print("| who | tokens/s | ratio | tokens/s, one text a request | CPU s for 1,000 tokens | one short query, ms |\n"
           "|---|---|---|---|---|---|")  # fmt: skip
     first = figures[started[0].name]

@@ -2,6 +2,7 @@
 together, from the machine's lists of Debian's packages."""
 
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -53,18 +54,22 @@ class Texts:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.words = SOURCE.read_text(encoding="utf-8").split()
+        # A tokenizer of this family never joins words, so their tokens add up.
+        self.lengths = [len(encoding.ids) for encoding in self.tokenizer.encode_batch(self.words, add_special_tokens=False)]
+        self.special = self.tokens("")
 
     def tokens(self, text):
         return len(self.tokenizer.encode(text).ids)
 
     def of(self, tokens, draw):
         """Words from somewhere in the source, as many as fit into `tokens`."""
-        start = draw.randrange(len(self.words))
-        turned = self.words[start:] + self.words[:start]
-        count = 1
-        while self.tokens(" ".join(turned[:count + 1])) <= tokens:
-            count += 1
-        return " ".join(turned[:count])
+        places = itertools.count(draw.randrange(len(self.words)))
+        chosen, room = [], tokens - self.special
+        for place in places:
+            room -= self.lengths[place % len(self.words)]
+            if room < 0 and chosen:
+                return " ".join(chosen)
+            chosen.append(self.words[place % len(self.words)])
 
     def mixed(self, seed):
         """Texts of all lengths."""
