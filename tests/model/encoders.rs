@@ -1,0 +1,272 @@
+//! Encoders, embedding decoders and cross-encoders against sentence-transformers and PEFT: the tokens of each text, its hidden
+//! states, its vector, and the numbers of its labels.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::fixtures::{Reference, folder, max_difference};
+use attune::adapters::peft;
+use attune::model::BaseModel;
+use attune::model::decoder::TextRows;
+use attune::model::entry::ModelEntry;
+use attune::model::lora::Adapter;
+use candle_core::{Device, Tensor};
+
+/// Folders of models that look both ways.
+const ENCODERS: [&str; 11] = [
+    "bert",
+    "bert_cls",
+    "bert_tanh",
+    "bert_relu",
+    "xlm_roberta",
+    "roberta",
+    "mpnet",
+    "modernbert",
+    "modernbert_bias",
+    "nomic_bert",
+    "gemma3_embedding",
+];
+/// Folders with another pooling, laid over the folder that their texts name.
+const POOLINGS: [&str; 13] = [
+    "pooling_cls",
+    "pooling_cls_mean",
+    "pooling_cls_without_prompt",
+    "pooling_default_prompt",
+    "pooling_dense",
+    "pooling_lasttoken",
+    "pooling_lower_case",
+    "pooling_max",
+    "pooling_mean_cls",
+    "pooling_mean_sqrt_len",
+    "pooling_weightedmean",
+    "pooling_weightedmean_without_prompt",
+    "pooling_without_prompt",
+];
+const SCORES: [&str; 7] = [
+    "bert_score",
+    "xlm_roberta_score",
+    "mpnet_score",
+    "modernbert_score",
+    "bert_classes",
+    "roberta_classes",
+    "modernbert_classes",
+];
+/// sentence-transformers itself differs by 3e-7 between batches.
+const TOLERANCE: f32 = 1e-5;
+
+fn path(family: &str) -> String {
+    format!("encoders/{family}")
+}
+
+fn json(file: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
+}
+
+fn load(folder: &Path) -> BaseModel {
+    BaseModel::load(&ModelEntry::new("m", folder), &Device::Cpu).unwrap()
+}
+
+/// Copies `overlay` over a copy of its base.
+fn laid_over(overlay: &str) -> tempfile::TempDir {
+    fn copy(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
+            if from.is_dir() { copy(&from, &to) } else { drop(std::fs::copy(&from, &to).unwrap()) }
+        }
+    }
+    let target = tempfile::tempdir().unwrap();
+    let own = folder(&path(overlay));
+    let base = json(&own.join("texts.json"))["base"].as_str().unwrap().to_owned();
+    copy(&folder(&path(&base)), target.path());
+    copy(&own, target.path());
+    target
+}
+
+/// A text of a fixture as the server would read it.
+struct Text {
+    ids: Vec<u32>,
+    second: Option<usize>,
+    /// Tokens of the prompt, where they are not pooled.
+    unpooled: usize,
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// Reads the texts of `folder`, and checks their tokens.
+fn texts(folder: &Path, model: &BaseModel) -> Vec<Text> {
+    let file = json(&folder.join("texts.json"));
+    let form = &model.vectors;
+    assert_eq!(form.max_tokens as u64, file["max_seq_length"].as_u64().unwrap(), "{}", folder.display());
+    let text = |case: &Value| {
+        let name = case["prompt_name"].as_str().or(form.default_prompt.as_deref());
+        let prompt = name.map_or("", |name| form.prompts.get(name).map_or("", String::as_str));
+        let text = format!("{prompt}{}", case["text"].as_str().unwrap());
+        let expected = ids(&case["input_ids"]);
+        let own = model.tokenizer.encode(&text, true).unwrap();
+        if own.len() <= form.max_tokens {
+            assert_eq!(own, expected, "{text:?} of {}", folder.display());
+        }
+        let counted = if form.pools_prompt || prompt.is_empty() { 0 } else { prompt_tokens(model, prompt) };
+        Text { ids: expected, second: None, unpooled: counted }
+    };
+    file["cases"].as_array().unwrap().iter().map(text).collect()
+}
+
+/// Counts the tokens of a prompt, without those that the tokenizer puts behind it.
+fn prompt_tokens(model: &BaseModel, prompt: &str) -> usize {
+    let whole = model.tokenizer.encode(prompt, true).unwrap();
+    whole.len() - model.tokenizer.tokens_behind().len()
+}
+
+/// Computes the hidden states of `texts`, all together.
+fn hidden(model: &BaseModel, texts: &[Text], adapter: Option<&Adapter>) -> Vec<Tensor> {
+    let tokens: Vec<u32> = texts.iter().flat_map(|text| text.ids.clone()).collect();
+    let mut start = 0;
+    let rows = texts.iter().map(|text| {
+        let rows = start..start + text.ids.len();
+        start = rows.end;
+        TextRows { second: text.second.map(|second| rows.start + second), rows, adapter }
+    });
+    let rows: Vec<_> = rows.collect();
+    let hidden = model.decoder.encode(&tokens, &rows).unwrap();
+    rows.iter().map(|text| hidden.narrow(0, text.rows.start, text.rows.len()).unwrap()).collect()
+}
+
+fn vector(model: &BaseModel, text: &Text, hidden: &Tensor) -> Vec<f32> {
+    let mut pooler = model.vectors.pooler().without_prompt(text.unpooled);
+    hidden.to_vec2::<f32>().unwrap().iter().for_each(|row| pooler.add(row));
+    model.vectors.vector(pooler.finish()).unwrap()
+}
+
+/// Compares the vectors of a folder with those of its reference; returns the model and the hidden states.
+fn compare(folder: &Path, reference: &Tensor, adapter: Option<&Adapter>) -> Vec<Tensor> {
+    let model = load(folder);
+    let texts = texts(folder, &model);
+    let hidden = hidden(&model, &texts, adapter);
+    let expected = reference.to_vec2::<f32>().unwrap();
+    assert_eq!(texts.len(), expected.len());
+    for (index, (text, expected)) in texts.iter().zip(&expected).enumerate() {
+        let own = vector(&model, text, &hidden[index]);
+        let difference = max_difference(&own, expected);
+        let largest = expected.iter().fold(1.0_f32, |largest, value| largest.max(value.abs()));
+        assert!(difference <= TOLERANCE * largest, "text {index} of {}: {difference}", folder.display());
+    }
+    hidden
+}
+
+fn reference(folder: &Path) -> Reference {
+    Reference(candle_core::safetensors::load(folder.join("reference.safetensors"), &Device::Cpu).unwrap())
+}
+
+#[test]
+fn vectors_and_hidden_states_equal_those_of_sentence_transformers() {
+    for family in ENCODERS {
+        let folder = folder(&path(family));
+        let reference = reference(&folder);
+        let hidden = compare(&folder, reference.tensor("vectors"), None);
+        for case in [1, 8] {
+            let expected = reference.floats(&format!("hidden.{case}"));
+            let own: Vec<f32> = hidden[case].flatten_all().unwrap().to_vec1().unwrap();
+            let difference = max_difference(&own, &expected);
+            assert!(difference <= 3.0 * TOLERANCE, "{family}, case {case}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn every_pooling_equals_that_of_sentence_transformers() {
+    for overlay in POOLINGS {
+        let folder = laid_over(overlay);
+        compare(folder.path(), reference(folder.path()).tensor("vectors"), None);
+    }
+}
+
+#[test]
+fn a_text_does_not_depend_on_those_beside_it() {
+    for family in ["bert", "mpnet", "modernbert", "xlm_roberta"] {
+        let folder = folder(&path(family));
+        let model = load(&folder);
+        let texts = texts(&folder, &model);
+        let together = hidden(&model, &texts, None);
+        for (text, beside) in texts.iter().zip(&together) {
+            let single = std::slice::from_ref(text);
+            let alone = vector(&model, text, &hidden(&model, single, None)[0]);
+            let difference = max_difference(&alone, &vector(&model, text, beside));
+            assert!(difference <= 1e-6, "{family}: {difference}");
+        }
+    }
+}
+
+fn adapter_of(folder: &Path, model: &BaseModel) -> Adapter {
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    let (config, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
+    peft::read(&config, &weights, &model.config, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn vectors_with_an_adapter_equal_those_of_peft() {
+    let folders = ["bert/peft", "xlm_roberta/peft", "mpnet/peft", "modernbert/peft", "nomic_bert/peft_fused"];
+    for place in folders {
+        let own: PathBuf = folder(&path(place));
+        let base = own.parent().unwrap();
+        let model = load(base);
+        let adapter = model.decoder.served(&adapter_of(&own, &model)).unwrap();
+        compare(base, reference(&own).tensor("vectors"), Some(&adapter));
+        // What is written is read back, and by PEFT's names.
+        let files = peft::write(&adapter_of(&own, &model), "base").unwrap();
+        let read = peft::read(&files.config, &files.weights, &model.config, &Device::Cpu).unwrap();
+        assert_eq!(read.names, adapter.names);
+        let (names, written) = (tensor_names(&own), tensor_names_of(&files.weights));
+        assert_eq!(names, written, "{place}");
+    }
+}
+
+fn tensor_names(folder: &Path) -> Vec<String> {
+    tensor_names_of(&std::fs::read(folder.join("adapter_model.safetensors")).unwrap())
+}
+
+fn tensor_names_of(weights: &[u8]) -> Vec<String> {
+    let tensors = candle_core::safetensors::load_buffer(weights, &Device::Cpu).unwrap();
+    let mut names: Vec<String> = tensors.into_keys().collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn numbers_and_scores_of_labels_equal_those_of_cross_encoders() {
+    for family in SCORES {
+        let folder = folder(&path(family));
+        let model = load(&folder);
+        let classifier = model.classifier.as_ref().unwrap();
+        let file = json(&folder.join("pairs.json"));
+        assert_eq!(model.vectors.max_tokens as u64, file["max_length"].as_u64().unwrap(), "{family}");
+        let pair = |case: &Value| {
+            let [query, document] = ["query", "document"].map(|name| case[name].as_str().unwrap());
+            let pair = model.tokenizer.encode_pair(query, document, model.vectors.max_tokens).unwrap();
+            assert_eq!(pair.ids, ids(&case["input_ids"]), "{family}: {query}");
+            if let Some(types) = case.get("token_type_ids") {
+                let second = ids(types).iter().position(|kind| *kind == 1);
+                assert_eq!(pair.second, second, "{family}: {query}");
+            }
+            Text { ids: pair.ids, second: pair.second, unpooled: 0 }
+        };
+        let pairs: Vec<_> = file["cases"].as_array().unwrap().iter().map(pair).collect();
+        let reference = reference(&folder);
+        let (logits, scores) = (reference.tensor("logits").to_vec2::<f32>().unwrap(), reference.tensor("scores"));
+        for (index, states) in hidden(&model, &pairs, None).iter().enumerate() {
+            let mut pooler = classifier.pooler();
+            states.to_vec2::<f32>().unwrap().iter().for_each(|row| pooler.add(row));
+            let own = classifier.logits(pooler.finish()).unwrap();
+            let difference = max_difference(&own, &logits[index]);
+            assert!(difference <= TOLERANCE, "{family}, pair {index}: {difference}");
+            if let [logit] = own[..] {
+                let score = scores.to_vec1::<f32>().unwrap()[index];
+                assert!((classifier.score.of(logit) - score).abs() <= TOLERANCE, "{family}, pair {index}");
+            }
+        }
+    }
+}
