@@ -85,8 +85,47 @@ def test_checkpoints_and_results_have_figures_of_pairs(client, http, finished):
     assert {"train_accuracy", "valid_accuracy", "full_valid_accuracy"} <= checkpoints[0]["metrics"].keys()
     assert embed(client, checkpoints[-1]["fine_tuned_model_checkpoint"], "hello")
     (result,) = finished.result_files
-    header = client.files.content(result).text.splitlines()[0]
-    assert header == "step,train_loss,train_accuracy,valid_loss,valid_accuracy,full_valid_loss,full_valid_accuracy"
+    header, *_, last = client.files.content(result).text.splitlines()
+    assert header == (
+        "step,train_loss,train_accuracy,valid_loss,valid_accuracy,full_valid_loss,full_valid_accuracy,"
+        "valid_recall_at_1,valid_recall_at_10"
+    )
+    figures = dict(zip(header.split(","), last.split(","), strict=True))
+    assert 0 <= float(figures["valid_recall_at_1"]) <= float(figures["valid_recall_at_10"]) <= 1
+
+
+def test_what_is_found_is_counted_before_training_and_after_it(client, heldout, finished):
+    """Recall of the validation file, computed anew with vectors of `/v1/embeddings`."""
+    lines = pairs(heldout[:24])
+    last = [event.data for event in events(client, finished.id) if event.type == "metrics"][-1]
+    for model, name in (("demo", "valid_recall_at_1_before"), (finished.fine_tuned_model, "valid_recall_at_1")):
+        assert last[name] == pytest.approx(found(scores(client, model, lines)))
+    messages = [event.message for event in events(client, finished.id)]
+    assert any(message.startswith("Before training: recall@1 ") for message in messages), messages
+    assert any("The final model: recall@1 " in message for message in messages), messages
+
+
+def test_scores_are_learned_as_cosines(client, tickets):
+    own = [dict(zip(("sentence1", "sentence2"), texts(ticket), strict=True), score=0.9) for ticket in tickets[:60]]
+    others = [
+        {"sentence1": texts(ticket)[0], "sentence2": texts(other)[1], "score": 0.1}
+        for ticket, other in zip(tickets[:60], tickets[61:121], strict=True)
+    ]
+    file = upload(client, own + others)
+    job = create_job(client, file, SETTINGS | {"loss": "cosine_similarity", "batch_size": 16}, validation_file=file)
+    job = wait_for_end(client, job.id, within=200)
+    assert job.status == "succeeded", job.error
+    last = [event.data for event in events(client, job.id) if event.type == "metrics"][-1]
+    assert last["valid_rank_correlation"] > last["valid_rank_correlation_before"]
+
+    def distance(model):
+        lines = (own[:10]) + others[:10]
+        first = embed(client, model, [line["sentence1"] for line in lines])
+        second = embed(client, model, [line["sentence2"] for line in lines])
+        cosines = map(likeness, first, second)
+        return sum((cosine - line["score"]) ** 2 for cosine, line in zip(cosines, lines, strict=True))
+
+    assert distance(job.fine_tuned_model) < distance("demo")
 
 
 def test_the_job_tells_its_settings_and_what_it_trains_on(client, http, finished):
@@ -141,7 +180,9 @@ def test_the_older_resource_takes_pairs_in_other_spellings(http, client, tickets
     [
         ({"anchor": "a"}, "has no `positive`"),
         ({"anchor": "a", "positive": 3}, "has a number as `positive`"),
-        ({"anchor": "a", "positive": "b", "score": 1}, "has the unknown key `score`"),
+        ({"anchor": "a", "positive": "b", "score": 1}, "is a pair of texts with a score, but line 1 is a pair of texts"),
+        ({"anchor": "a", "positive": "b", "score": 4.5}, "has 4.5 as `score`, which goes from -1 to 1: divide scores of 0 to 5 by 5"),
+        ({"query": "a", "document": "b", "label": 1}, "is a pair of texts with a label, but line 1 is a pair of texts"),
         ({"anchor": "a", "positive": "a"}, "has the same text as `anchor` and `positive`"),
         ({"prompt": "a", "completion": "b"}, "is a prompt and completion, but line 1 is a pair of texts"),
     ],

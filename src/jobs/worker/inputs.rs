@@ -24,9 +24,11 @@ use crate::model::BaseModel;
 use crate::model::lora::Adapter;
 use crate::system::FreeMemory;
 use crate::train::MemoryBounds;
+use crate::train::checkpoint;
 use crate::train::classification::ClassificationTask;
 use crate::train::estimate::{TrainingMemory, TrainingRate};
 use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
+use crate::train::mining::HardNegatives;
 use crate::train::{TrainSettings, Trainer, settings, text_settings};
 
 /// Inputs of a training thread.
@@ -153,6 +155,12 @@ impl Inputs {
             take_shape(&mut resolved, &self.asked, initial)?;
         }
         Ok(resolved)
+    }
+
+    /// Returns the hard negatives of `examples` that an earlier attempt has found; `None` if there are none.
+    pub(super) fn saved_negatives(&self, examples: &ExampleStore) -> Option<HardNegatives> {
+        let saved = checkpoint::hard_negatives(self.checkpoint.as_ref()?).ok()?;
+        saved.filter(|saved| saved.fits(examples))
     }
 
     /// Builds the trainer and restores the checkpoint of an earlier attempt. Returns the reason, too, if it could not

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -195,6 +196,12 @@ impl Worker {
                     self.tell_plan(job, base, &plan).await;
                 }
                 Progress::Before(measured) => self.tell_before(job, &measured).await,
+                Progress::Mined { negatives, pairs, of } => {
+                    let message =
+                        format!("Found {negatives} hard negatives in the training file, for {pairs} of {of} pairs");
+                    let data = json!({"hard_negatives": negatives, "pairs": pairs});
+                    self.say(job, "info", &message, Some(data)).await;
+                }
                 Progress::OrderedBefore(quality) => self.tell_ordered_before(job, &quality).await,
                 Progress::NotCounted(why) => {
                     self.say(job, "info", &format!("Right answers are not counted: {why}"), None).await;

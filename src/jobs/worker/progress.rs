@@ -20,6 +20,8 @@ pub(super) enum Progress {
     Planned(Box<TrainingPlan>),
     /// Right answers and loss of the model that training begins with.
     Before(Box<MeasuredBefore>),
+    /// Hard negatives were found for so many pairs, of so many.
+    Mined { negatives: usize, pairs: usize, of: usize },
     /// How well the model that training begins with puts the validation file in order.
     OrderedBefore(QualityFigures),
     /// Answers are not counted, and why.

@@ -20,7 +20,7 @@ use super::progress::{Progress, StepFigures, Trained, TrainingPlan};
 use super::pulse::count_step;
 use super::quality::QualityFigures;
 use crate::adapters::peft::{self};
-use crate::datasets::{Dataset, Purpose};
+use crate::datasets::{Dataset, ExampleStore, Purpose};
 use crate::engine::priority::{Priority, TrainingTurns};
 use crate::jobs::JobApi;
 use crate::jobs::worker::results;
@@ -31,6 +31,7 @@ use crate::system::MemoryWatch;
 use crate::train::calibration;
 use crate::train::classification::ClassificationTask;
 use crate::train::estimate::ForwardPasses;
+use crate::train::mining::{self, HardNegatives};
 use crate::train::rate::{RateSum, Timing, Watch};
 use crate::train::settings;
 use crate::train::{BeforeMicroStep, HeldOut, Question, StepReport, Trainer, TrainingMethod, Validation};
@@ -49,7 +50,7 @@ const YIELD: Duration = Duration::from_millis(250);
 pub(super) fn train(inputs: Inputs) -> Result<Trained> {
     let control = Arc::clone(&inputs.surroundings.control);
     let health = inputs.model.health.clone();
-    match Run::prepare(inputs).and_then(Run::complete) {
+    match Run::prepare(inputs, true).and_then(Run::complete) {
         // Reading a file ends with an error of its own when interrupted.
         Err(error) if control.raised().is_some() => {
             tracing::debug!("training stopped: {error}");
@@ -65,7 +66,7 @@ pub(super) fn plan(mut inputs: Inputs) -> Result<TrainingPlan> {
     let control = Arc::clone(&inputs.surroundings.control);
     let (progress, mut reports) = tokio::sync::mpsc::channel(1);
     inputs.surroundings.progress = progress;
-    let prepared = Run::prepare(inputs);
+    let prepared = Run::prepare(inputs, false);
     control.check()?;
     drop(prepared?);
     match reports.try_recv() {
@@ -82,6 +83,19 @@ fn before_piece(control: &Arc<Control>, priority: &Arc<Priority>) -> impl FnMut(
         turns.next();
         Ok(())
     }
+}
+
+/// Returns hard negatives of `examples`: those that an earlier attempt has found, or new ones, which are reported.
+fn hard_negatives(inputs: &Inputs, examples: &ExampleStore, count: usize) -> Result<HardNegatives> {
+    if let Some(saved) = inputs.saved_negatives(examples) {
+        return Ok(saved);
+    }
+    let Surroundings { control, priority, progress, .. } = &inputs.surroundings;
+    let mut before = before_piece(control, priority);
+    let found = HardNegatives::search(&inputs.model, inputs.initial.as_deref(), examples, count, &mut before)?;
+    let report = Progress::Mined { negatives: found.len(), pairs: found.pairs(), of: examples.len() };
+    progress.blocking_send(report).map_err(|_| Error::Cancelled)?;
+    Ok(found)
 }
 
 /// Speedometer of an attempt.
@@ -132,11 +146,13 @@ struct Run {
 }
 
 impl Run {
-    fn prepare(mut inputs: Inputs) -> Result<Self> {
+    /// Prepares a run; unless it `begins`, its hard negatives are estimated.
+    fn prepare(mut inputs: Inputs, begins: bool) -> Result<Self> {
         let device = inputs.model.decoder.device();
         let (process_bytes, free) = (device::used_memory(device), device::free_memory(device));
         let render = inputs.render_settings()?;
-        let Dataset { examples, report, digests } = inputs.read(&inputs.training_file, Purpose::Training, &render)?;
+        let Dataset { mut examples, mut report, digests } =
+            inputs.read(&inputs.training_file, Purpose::Training, &render)?;
         let validation = inputs.validation_file.as_ref();
         let validation = validation.map(|file| inputs.read(file, Purpose::Validation, &render)).transpose()?;
         check_alike(&report, validation.as_ref().map(|data| &data.report), inputs.classification.as_ref())?;
@@ -145,9 +161,22 @@ impl Run {
         let classification = inputs.classification_task(render.max_tokens)?;
 
         let resolved = inputs.resolve(&report)?;
+        let count = resolved.hard_negatives.unwrap_or(0) as usize;
+        let (mut negatives, mut searched) = (None, ForwardPasses::default());
+        if count > 0 && begins {
+            let found = hard_negatives(&inputs, &examples, count)?;
+            examples = found.append(&examples, &mut report, &render.scratch)?;
+            negatives = Some(found);
+        } else if count > 0 {
+            searched = ForwardPasses { tokens: report.tokens, times: 1 };
+            mining::expect(&mut report, count)?;
+        }
         let automatic_rate = settings::automatic_rate(inputs.method, &inputs.model.config);
         let samples = calibration::samples(TrainingMethod::of(&resolved), &examples)?;
         let (mut trainer, checkpoint_fault) = inputs.trainer(&resolved, examples)?;
+        if let Some(negatives) = negatives {
+            trainer.keep_negatives(negatives);
+        }
         check_told_apart(&trainer, &report)?;
         let memory = inputs.choose_memory(&trainer, &report, process_bytes, free)?;
         trainer.recompute(memory.recomputation);
@@ -166,7 +195,7 @@ impl Run {
         let (held_out, validation) = validation.map(held_out).transpose()?.unzip();
         let Surroundings { rates, priority, control, progress, .. } = inputs.surroundings;
         let sorted = classification.as_ref().map_or(0, ClassificationTask::tokens);
-        let passes = [ForwardPasses { tokens: sorted, times: trainer.settings().epochs }];
+        let passes = [ForwardPasses { tokens: sorted, times: trainer.settings().epochs }, searched];
         let grounds = ForecastInputs {
             model: &inputs.model,
             trainer: &trainer,

@@ -60,7 +60,7 @@ pub struct ExampleWriter {
     digest: Sha256,
     of_texts: bool,
     /// Tokens at the begin of each anchor, and of each other text, that their vectors leave out.
-    pub(super) unpooled: [usize; 2],
+    pub(crate) unpooled: [usize; 2],
 }
 
 impl ExampleWriter {

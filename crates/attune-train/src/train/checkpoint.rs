@@ -7,6 +7,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest as _, Sha256};
 
 use crate::train::methods::ReferenceLogProbs;
+use crate::train::mining::HardNegatives;
 use crate::train::optimizer::{AdamW, Moments};
 use crate::train::records::{Beginning, Evaluation, Rewards, RightAnswers, StepRecord, Validation};
 use crate::train::settings::TrainSettings;
@@ -29,6 +30,8 @@ const BEFORE: &str = "before";
 /// Tensor with the figures of how well vectors or scores put the validation file in order; only blobs of such runs have
 /// one.
 const QUALITY: &str = "quality";
+/// Tensor with the hard negatives that were found for each pair of texts; only blobs of such runs have one.
+const NEGATIVES: &str = "hard_negatives";
 /// Version of the blob's format; it enters the fingerprint, so a blob of another version is refused like one of another
 /// run.
 const FORM: &[u8] = b"attune checkpoint 3";
@@ -49,6 +52,7 @@ pub(super) struct RunRecords<'a> {
     pub history: &'a [StepRecord],
     pub before: Option<&'a Beginning>,
     pub quality_before: &'a [f64],
+    pub hard_negatives: Option<&'a HardNegatives>,
     pub reference: &'a [ReferenceLogProbs],
 }
 
@@ -71,7 +75,7 @@ pub(super) fn write(
     best: Option<&[Vec<f32>]>,
     run: &RunRecords<'_>,
 ) -> Result<Vec<u8>> {
-    let RunRecords { history, before, quality_before, reference } = *run;
+    let RunRecords { history, before, quality_before, hard_negatives, reference } = *run;
     let mut tensors = Vec::with_capacity(4 * values.len() + 2);
     let mut add = |kind: &str, index: usize, numbers: &[f32]| {
         let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
@@ -102,6 +106,12 @@ pub(super) fn write(
     // NaN stands for "not computed yet".
     let known = reference.iter().flat_map(|known| known.unwrap_or([f64::NAN; 2]));
     add(REFERENCE, &known.collect::<Vec<f64>>());
+    if let Some(negatives) = hard_negatives {
+        let of_pair = |negatives: &Vec<u32>| {
+            std::iter::once(negatives.len() as f64).chain(negatives.iter().map(|pair| f64::from(*pair))).collect()
+        };
+        add(NEGATIVES, &negatives.numbers().iter().map(of_pair).collect::<Vec<Vec<f64>>>().concat());
+    }
     add(ANSWERS, &answer_numbers(history, before));
     if let Some(before) = before {
         add(BEFORE, &evaluation_numbers(Some(before.evaluation)));
@@ -169,6 +179,26 @@ pub(super) fn read(bytes: &[u8], expected: &str, shapes: &[Vec<f32>], pairs: usi
     let metrics = if metrics.len() == 5 { evaluation(&metrics) } else { None };
     let before = answers.zip(metrics).map(|(answers, evaluation)| Beginning { answers, evaluation });
     Ok(SavedState { values, moments, history, best, reference, before, quality_before })
+}
+
+/// Reads the hard negatives that an earlier attempt has found; `None` if the blob has none. The examples of the run
+/// depend on them, so that the blob cannot be read as a whole before.
+pub fn hard_negatives(bytes: &[u8]) -> Result<Option<HardNegatives>> {
+    let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
+    let Ok(view) = file.tensor(NEGATIVES) else { return Ok(None) };
+    if view.dtype() != Dtype::F64 {
+        return Err(damaged());
+    }
+    let number = |bytes: &[u8]| bytes.try_into().ok().map(f64::from_le_bytes).map(|number| number as u32);
+    let numbers: Vec<u32> = view.data().chunks_exact(8).filter_map(number).collect();
+    let (mut negatives, mut rest) = (Vec::new(), numbers.as_slice());
+    while let [count, others @ ..] = rest {
+        let (found, others) = others.split_at_checked(*count as usize).ok_or_else(damaged)?;
+        negatives.push(found.to_vec());
+        rest = others;
+    }
+    let pairs = negatives.len();
+    HardNegatives::of(negatives, pairs).map(Some)
 }
 
 fn name(kind: &str, index: usize) -> String {

@@ -64,6 +64,8 @@ pub struct Hyperparameters {
     pub query_prompt: Option<String>,
     /// Own extension: name of the model's prompt that stands before each other text of a pair; empty for none.
     pub document_prompt: Option<String>,
+    /// Own extension: hard negatives that are searched for each pair of texts.
+    pub hard_negatives: Option<u32>,
     /// Own extension: rank of the adapter.
     pub rank: Option<u32>,
     /// Own extension: alpha of the adapter.

@@ -1,7 +1,8 @@
 //! Fits a LoRA adapter to a dataset. `jobs/worker/training.rs` drives a [`Trainer`] step by step; the base model is the
 //! one that is serving, shared and frozen.
 //!
-//! [`settings`] turns a client's hyperparameters into numbers; [`trainer`] is the loop; [`methods`] holds the code that
+//! [`settings`] turns a client's hyperparameters into numbers, [`text_settings`] those of texts; [`mining`] finds hard
+//! negatives; [`trainer`] is the loop; [`methods`] holds the code that
 //! differs between kinds of training. `batches` and [`packing`] make the loop's batches; [`backward`], [`loss`],
 //! [`preference`], [`contrastive`] with [`pair_loss`], [`cross_encoder`] and [`dropout`] compute its gradients;
 //! `yielding` lets requests in between;
@@ -22,6 +23,7 @@ pub mod classification;
 pub mod classification_metrics;
 pub mod contrastive;
 pub mod cross_encoder;
+mod distinct_texts;
 pub mod dropout;
 pub mod estimate;
 pub mod evaluation;
@@ -30,6 +32,7 @@ pub mod loss;
 mod loss_source;
 pub mod memory_bounds;
 pub mod methods;
+pub mod mining;
 pub mod optimizer;
 pub mod packing;
 pub mod pair_loss;

@@ -253,6 +253,7 @@ pub fn resolve(
         loss,
         query_prompt: asked.query_prompt.clone(),
         document_prompt: asked.document_prompt.clone(),
+        hard_negatives: pairs.then(|| asked.hard_negatives.unwrap_or(0)),
         rank: Some(rank),
         alpha: Some(alpha),
         learning_rate: Some(learning_rate),

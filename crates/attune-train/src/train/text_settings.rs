@@ -27,6 +27,10 @@ pub(super) fn check_text_settings(asked: &Hyperparameters, loss: Option<TextLoss
         let message = "scale is for files of pairs of texts, such as `anchor` and `positive`: leave it out";
         return fault("scale", message.into());
     }
+    if asked.hard_negatives.is_some_and(|count| count > 0) && loss != Some(TextLoss::Ranking) {
+        let message = "hard_negatives is for files of pairs of texts, such as `anchor` and `positive`: leave it out";
+        return fault("hard_negatives", message.into());
+    }
     if let Some(other) = asked.loss.filter(|other| Some(*other) != loss) {
         let lines = match other {
             TextLoss::Ranking => "`anchor` and `positive` alone",
@@ -117,6 +121,9 @@ mod tests {
         assert_eq!(refused(&loss(TextLoss::Ranking), ranking), None);
         assert_eq!(refused(&loss(TextLoss::CosineSimilarity), ranking), Some("loss"));
         assert_eq!(refused(&loss(TextLoss::Ranking), None), Some("loss"));
+        let mined = |count| Hyperparameters { hard_negatives: Some(count), ..Hyperparameters::default() };
+        assert_eq!((refused(&mined(3), ranking), refused(&mined(0), None)), (None, None));
+        assert_eq!(refused(&mined(3), similarity), Some("hard_negatives"));
         let query = asked(Some("query"), None);
         assert_eq!((refused(&query, similarity), refused(&query, None)), (None, Some("query_prompt")));
         assert_eq!(refused(&query, Some(TextLoss::BinaryCrossEntropy)), Some("query_prompt"));

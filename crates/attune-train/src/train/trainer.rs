@@ -11,6 +11,7 @@ use crate::train::batches::Batches;
 use crate::train::checkpoint::{self, RunRecords};
 use crate::train::loss_source::{LossSource, SharedDecoder};
 use crate::train::methods::{Method, ReferenceLogProbs, RunInputs, StepInputs, StepOutcome, method};
+use crate::train::mining::HardNegatives;
 use crate::train::parameters::Parameters;
 use crate::train::recomputation::Recomputation;
 use crate::train::records::{Beginning, Evaluation, StepRecord, StepReport};
@@ -43,6 +44,8 @@ pub struct Trainer {
     pub(super) before: Option<Beginning>,
     /// How well the model that training begins with puts the validation file in order; empty if not measured.
     pub(super) quality_before: Vec<f64>,
+    /// Hard negatives that were found for the examples, and are among them; `None` if none were searched.
+    hard_negatives: Option<HardNegatives>,
     /// DPO: the reference model's log-probabilities of each pair's answers, once computed; empty for other methods.
     reference: Vec<ReferenceLogProbs>,
     recomputation: Recomputation,
@@ -90,6 +93,7 @@ impl Trainer {
             best: None,
             before: None,
             quality_before: Vec::new(),
+            hard_negatives: None,
             source,
             settings,
             examples,
@@ -107,6 +111,11 @@ impl Trainer {
     /// Returns which activations the backward pass recomputes.
     pub fn recomputation(&self) -> Recomputation {
         self.recomputation
+    }
+
+    /// Keeps the hard negatives among the examples, so that checkpoints have them and no attempt searches them again.
+    pub fn keep_negatives(&mut self, negatives: HardNegatives) {
+        self.hard_negatives = Some(negatives);
     }
 
     /// Returns the run's settings.
@@ -239,7 +248,8 @@ impl Trainer {
         let (best, reference) = (self.best.as_deref(), self.reference.as_slice());
         let (values, optimizer) = (self.state.values()?, self.state.optimizer()?);
         let (before, quality_before) = (self.before.as_ref(), self.quality_before.as_slice());
-        let run = RunRecords { history: &self.history, before, quality_before, reference };
+        let (history, hard_negatives) = (self.history.as_slice(), self.hard_negatives.as_ref());
+        let run = RunRecords { history, before, quality_before, hard_negatives, reference };
         checkpoint::write(&self.fingerprint, &values, &optimizer, best, &run)
     }
 

@@ -25,6 +25,8 @@ const MAX_DROPOUT: f64 = 0.9;
 const MAX_BETA: f64 = 2.0;
 /// Largest `scale`, which is a temperature of 1/1000: with a larger one only the nearest text counts.
 const MAX_SCALE: f64 = 1000.0;
+/// Largest `hard_negatives`: as many as a line may have of its own.
+const MAX_NEGATIVES: u32 = 16;
 /// Largest `early_stopping_patience`: no job has more evaluations.
 const MAX_PATIENCE: u32 = 1000;
 
@@ -57,6 +59,10 @@ pub(crate) struct Settings {
     /// Name of the model's prompt that stands before each other text of a pair; `""` for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub document_prompt: Option<String>,
+    /// Hard negatives that are searched in the file itself for each pair of texts, 0 to 16: positives of other pairs that
+    /// the model takes for nearly as good as the own one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hard_negatives: Option<AutoOr<u32>>,
     /// Weight of the prompt's tokens in the loss, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_loss_weight: Option<AutoOr<f64>>,
@@ -165,10 +171,12 @@ impl Settings {
             let message = "'scale' is for pairs of texts, which the method 'dpo' does not take: leave it out.";
             return Err(Problem::invalid_code("scale", "invalid_value", message));
         }
+        let hard_negatives = number(self.hard_negatives);
         let of_texts = [
             ("loss", self.loss.is_some()),
             ("query_prompt", self.query_prompt.is_some()),
             ("document_prompt", self.document_prompt.is_some()),
+            ("hard_negatives", hard_negatives.is_some()),
         ];
         if let Some((name, _)) = of_texts.into_iter().find(|(_, asked)| *asked && method == Method::Dpo) {
             let message =
@@ -191,6 +199,7 @@ impl Settings {
             loss: self.loss,
             query_prompt: self.query_prompt,
             document_prompt: self.document_prompt,
+            hard_negatives: within("hard_negatives", hard_negatives, 0, MAX_NEGATIVES)?,
             rank: within("rank", number(self.rank), 1, 256)?,
             alpha: positive("alpha", number(self.alpha))?,
             learning_rate: positive("learning_rate", number(self.learning_rate))?,
@@ -229,6 +238,7 @@ impl Settings {
             loss,
             query_prompt,
             document_prompt,
+            hard_negatives,
             rank,
             alpha,
             learning_rate,
@@ -253,6 +263,7 @@ impl Settings {
             loss,
             query_prompt,
             document_prompt,
+            hard_negatives: hard_negatives.map(AutoOr::Number),
             rank: rank.map(AutoOr::Number),
             alpha: alpha.map(AutoOr::Number),
             learning_rate: learning_rate.map(AutoOr::Number),
@@ -318,6 +329,7 @@ mod tests {
             ("early_stopping_patience", "1001"),
             ("scale", "0"),
             ("scale", "1001"),
+            ("hard_negatives", "17"),
         ] {
             let Err(problem) = check(&format!("{{\"{name}\":{wrong}}}")) else {
                 panic!("{name} may be {wrong}");

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::texts::{self, DistinctTexts, MOST_RANKED};
+use super::texts::{self, MOST_RANKED};
 use super::{
     EVALUATION_EXAMPLES, EvaluationNotes, Figure, Labels, LossShape, Method, Probe, RunInputs, SAME_TEXTS, StepInputs,
     StepOutcome, WorkFactors,
@@ -12,6 +12,7 @@ use crate::Result;
 use crate::datasets::{DatasetReport, ExampleStore, TokenizedExample};
 use crate::train::batch::LossReport;
 use crate::train::contrastive::Contrast;
+use crate::train::distinct_texts::DistinctTexts;
 use crate::train::pair_loss::PairLoss;
 use crate::train::ranking::rank_correlation;
 use crate::train::rate::RateSum;
@@ -107,8 +108,8 @@ impl Method for ScoredPairs {
             })
             .collect();
         let unpooled = run.examples.unpooled();
-        let (first, second) =
-            (first.vectors(run, adapter, unpooled[0], before)?, second.vectors(run, adapter, unpooled[1], before)?);
+        let maker = texts::maker(run, adapter)?;
+        let (first, second) = (first.vectors(maker, unpooled[0], before)?, second.vectors(maker, unpooled[1], before)?);
         let cosine = |[a, b]: &[usize; 2]| {
             first[*a].iter().zip(&second[*b]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
         };

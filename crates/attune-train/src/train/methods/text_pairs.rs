@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::texts::{self, DistinctTexts, MOST_RANKED};
+use super::texts::{self, MOST_RANKED};
 use super::{
     EVALUATION_EXAMPLES, EvaluationNotes, Figure, Labels, LossShape, Method, Probe, RunInputs, SAME_TEXTS, StepInputs,
     StepOutcome, WorkFactors,
@@ -13,6 +13,7 @@ use crate::datasets::{DatasetReport, ExampleStore, TokenizedExample};
 use crate::train::batch::LossReport;
 use crate::train::batches::{Batches, Texts};
 use crate::train::contrastive::Contrast;
+use crate::train::distinct_texts::DistinctTexts;
 use crate::train::pair_loss::PairLoss;
 use crate::train::ranking::Ranks;
 use crate::train::rate::RateSum;
@@ -117,8 +118,9 @@ impl Method for TextPairs {
             pairs.push([anchors.number(anchor), positives.number(positive)]);
         }
         let [of_anchor, of_others] = run.examples.unpooled();
-        let anchors = anchors.vectors(run, adapter, of_anchor, before)?;
-        let ranks = Ranks::of(&pairs, &anchors, &positives.vectors(run, adapter, of_others, before)?)?;
+        let maker = texts::maker(run, adapter)?;
+        let anchors = anchors.vectors(maker, of_anchor, before)?;
+        let ranks = Ranks::of(&pairs, &anchors, &positives.vectors(maker, of_others, before)?)?;
         Ok(vec![ranks.recall(1), ranks.recall(10)])
     }
 

@@ -1,17 +1,15 @@
 //! What the methods that compare vectors of texts have in common. Called by [`super::text_pairs`] and
 //! [`super::scored_pairs`].
 
-use std::collections::HashMap;
-
-use super::{EVALUATION_EXAMPLES, EVALUATION_SHARE, FLOAT, LossShape, Probe, RunInputs, WorkFactors};
+use super::{EVALUATION_SHARE, FLOAT, LossShape, Probe, RunInputs, WorkFactors};
 use crate::Result;
 use crate::datasets::{DatasetReport, ExampleStore, TokenizedExample};
-use crate::train::contrastive::{Contrast, embed};
-use crate::train::packing::{Packed, pack_texts};
+use crate::train::contrastive::Contrast;
+use crate::train::distinct_texts::VectorMaker;
 use crate::train::pair_loss::PairLoss;
 use crate::train::rate::{RateSum, Watch};
 use crate::train::settings::TrainSettings;
-use crate::train::yielding::{BeforeMicroStep, YieldPolicy};
+use crate::train::yielding::BeforeMicroStep;
 use attune_model::lora::Adapter;
 
 /// Most examples whose vectors are put in order: those that come first. Their comparisons take about a second, and
@@ -62,46 +60,8 @@ pub(super) fn calibrate(
     Ok(())
 }
 
-/// Different texts and their vectors.
-#[derive(Default)]
-pub(super) struct DistinctTexts {
-    numbers: HashMap<Vec<u32>, usize>,
-    texts: Vec<Vec<u32>>,
-}
-
-impl DistinctTexts {
-    /// Returns the number of a text, a new one if need be.
-    pub(super) fn number(&mut self, text: Vec<u32>) -> usize {
-        let next = self.texts.len();
-        *self.numbers.entry(text).or_insert_with_key(|text| {
-            self.texts.push(text.clone());
-            next
-        })
-    }
-
-    /// Computes the vectors of all texts under `adapter`, by number; of each the first `unpooled` tokens are not
-    /// pooled.
-    pub(super) fn vectors(
-        &self,
-        run: &RunInputs<'_>,
-        adapter: Option<&Adapter>,
-        unpooled: usize,
-        before: BeforeMicroStep<'_>,
-    ) -> Result<Vec<Vec<f32>>> {
-        let (decoder, form) = (run.source.decoder(), run.source.heads()?.vectors);
-        let mut vectors = vec![Vec::new(); self.texts.len()];
-        for (round, texts) in self.texts.chunks(EVALUATION_EXAMPLES).enumerate() {
-            let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-            for Packed { mut batch, units } in pack_texts(&texts, run.settings.batch_rows) {
-                before()?;
-                batch.unpooled = vec![unpooled; units.len()];
-                let found = embed(decoder, form, adapter, &batch, None, YieldPolicy::asking(before))?;
-                for (unit, vector) in units.into_iter().zip(found) {
-                    let vector = vector.into_iter().map(|value| value as f32).collect();
-                    vectors[round * EVALUATION_EXAMPLES + unit] = vector;
-                }
-            }
-        }
-        Ok(vectors)
-    }
+/// Returns the model that makes vectors under `adapter`.
+pub(super) fn maker<'a>(run: &RunInputs<'a>, adapter: Option<&'a Adapter>) -> Result<VectorMaker<'a>> {
+    let (decoder, form) = (run.source.decoder(), run.source.heads()?.vectors);
+    Ok(VectorMaker { decoder, form, adapter, budget: run.settings.batch_rows })
 }
