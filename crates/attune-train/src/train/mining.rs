@@ -223,8 +223,8 @@ mod tests {
         // 32° is nearer than a 20th below the first positive, and far enough below the second.
         assert_eq!((&found[0], &found[1]), (&vec![3, 4], &vec![2, 3]));
         assert_eq!(nearest(&pairs, &anchors, &positives, 0).unwrap(), vec![Vec::<u32>::new(); 5]);
-        // The cosine of the own positive is below 0; the margin still lies below it.
-        assert_eq!(found[3], Vec::<u32>::new(), "nothing is farther than 50° from 180°, but for what is nearer");
+        // The own positive of the third anchor is 130° away; negatives are still farther, the nearest of them first.
+        assert_eq!(found[3], [2, 0]);
     }
 
     #[test]
