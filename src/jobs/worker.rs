@@ -18,6 +18,7 @@ mod forecast;
 mod inputs;
 mod job_run;
 mod lease;
+mod meter;
 mod progress;
 pub mod pulse;
 mod quality;

@@ -18,7 +18,7 @@ use crate::datasets::classes::{self, Wanted};
 use crate::datasets::parse::Format;
 use crate::datasets::{self, Dataset, DatasetReport, ExampleStore, Purpose, RenderSettings};
 use crate::engine::priority::Priority;
-use crate::jobs::Result;
+use crate::jobs::{Error, Result};
 use crate::jobs::{JobApi, JobSpec};
 use crate::model::BaseModel;
 use crate::model::lora::Adapter;
@@ -29,7 +29,7 @@ use crate::train::classification::ClassificationTask;
 use crate::train::estimate::{TrainingMemory, TrainingRate};
 use crate::train::hyperparameters::{Classification, Hyperparameters, Method};
 use crate::train::mining::HardNegatives;
-use crate::train::{TrainSettings, Trainer, settings, text_settings};
+use crate::train::{BeforeMicroStep, TrainSettings, Trainer, settings, text_settings};
 
 /// Inputs of a training thread.
 pub(super) struct Inputs {
@@ -157,10 +157,22 @@ impl Inputs {
         Ok(resolved)
     }
 
-    /// Returns the hard negatives of `examples` that an earlier attempt has found; `None` if there are none.
-    pub(super) fn saved_negatives(&self, examples: &ExampleStore) -> Option<HardNegatives> {
-        let saved = checkpoint::hard_negatives(self.checkpoint.as_ref()?).ok()?;
-        saved.filter(|saved| saved.fits(examples))
+    /// Returns hard negatives of `examples`: those that an earlier attempt has found, or new ones, which are reported.
+    /// Calls `before` before each piece of that work.
+    pub(super) fn hard_negatives(
+        &self,
+        examples: &ExampleStore,
+        count: usize,
+        before: BeforeMicroStep<'_>,
+    ) -> Result<HardNegatives> {
+        let saved = self.checkpoint.as_ref().and_then(|state| checkpoint::hard_negatives(state).ok().flatten());
+        if let Some(saved) = saved.filter(|saved| saved.fits(examples)) {
+            return Ok(saved);
+        }
+        let found = HardNegatives::search(&self.model, self.initial.as_deref(), examples, count, before)?;
+        let report = Progress::Mined { negatives: found.len(), pairs: found.pairs(), of: examples.len() };
+        self.surroundings.progress.blocking_send(report).map_err(|_| Error::Cancelled)?;
+        Ok(found)
     }
 
     /// Builds the trainer and restores the checkpoint of an earlier attempt. Returns the reason, too, if it could not

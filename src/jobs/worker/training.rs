@@ -16,11 +16,12 @@ use super::counts::{AnswerCounts, Measured, MeasuredBefore, why_not_counted};
 use super::forecast::{Forecast, ForecastInputs, RunAccount};
 use super::inputs::{Inputs, Surroundings};
 use super::lease::{Control, Interrupt};
+use super::meter::Meter;
 use super::progress::{Progress, StepFigures, Trained, TrainingPlan};
 use super::pulse::count_step;
 use super::quality::QualityFigures;
 use crate::adapters::peft::{self};
-use crate::datasets::{Dataset, ExampleStore, Purpose};
+use crate::datasets::{Dataset, Purpose};
 use crate::engine::priority::{Priority, TrainingTurns};
 use crate::jobs::JobApi;
 use crate::jobs::worker::results;
@@ -31,8 +32,8 @@ use crate::system::MemoryWatch;
 use crate::train::calibration;
 use crate::train::classification::ClassificationTask;
 use crate::train::estimate::ForwardPasses;
-use crate::train::mining::{self, HardNegatives};
-use crate::train::rate::{RateSum, Timing, Watch};
+use crate::train::mining;
+use crate::train::rate::Watch;
 use crate::train::settings;
 use crate::train::{BeforeMicroStep, HeldOut, Question, StepReport, Trainer, TrainingMethod, Validation};
 
@@ -85,54 +86,6 @@ fn before_piece(control: &Arc<Control>, priority: &Arc<Priority>) -> impl FnMut(
     }
 }
 
-/// Returns hard negatives of `examples`: those that an earlier attempt has found, or new ones, which are reported.
-fn hard_negatives(inputs: &Inputs, examples: &ExampleStore, count: usize) -> Result<HardNegatives> {
-    if let Some(saved) = inputs.saved_negatives(examples) {
-        return Ok(saved);
-    }
-    let Surroundings { control, priority, progress, .. } = &inputs.surroundings;
-    let mut before = before_piece(control, priority);
-    let found = HardNegatives::search(&inputs.model, inputs.initial.as_deref(), examples, count, &mut before)?;
-    let report = Progress::Mined { negatives: found.len(), pairs: found.pairs(), of: examples.len() };
-    progress.blocking_send(report).map_err(|_| Error::Cancelled)?;
-    Ok(found)
-}
-
-/// Speedometer of an attempt.
-struct Meter {
-    begin: Instant,
-    /// Steps that earlier attempts have done.
-    resumed_at: usize,
-    /// Tokens read since the last event, and the time of that event.
-    latest: (usize, Instant),
-    /// Tokens read by this attempt.
-    tokens: usize,
-    /// Work done, and the time of the steps alone.
-    work: RateSum,
-}
-
-impl Meter {
-    fn start(resumed_at: usize) -> Self {
-        let begin = Instant::now();
-        Self { begin, resumed_at, latest: (0, begin), tokens: 0, work: RateSum::default() }
-    }
-
-    /// Counts a step that did `work` in `time`.
-    fn add(&mut self, report: &StepReport, work: f64, time: Timing) {
-        self.latest.0 += report.tokens;
-        self.tokens += report.tokens;
-        self.work.add(work, time);
-    }
-
-    /// Returns the tokens per second since the last call, and the time to the last step.
-    fn speed(&mut self, report: &StepReport) -> (f64, Duration) {
-        let (tokens, since) = std::mem::replace(&mut self.latest, (0, Instant::now()));
-        let tokens_per_second = tokens as f64 / since.elapsed().as_secs_f64().max(1e-9);
-        let per_step = self.begin.elapsed() / (report.step - self.resumed_at).max(1) as u32;
-        (tokens_per_second, per_step.saturating_mul((report.total_steps - report.step) as u32))
-    }
-}
-
 struct Run {
     trainer: Trainer,
     forecast: Forecast,
@@ -164,7 +117,8 @@ impl Run {
         let count = resolved.hard_negatives.unwrap_or(0) as usize;
         let (mut negatives, mut searched) = (None, ForwardPasses::default());
         if count > 0 && begins {
-            let found = hard_negatives(&inputs, &examples, count)?;
+            let Surroundings { control, priority, .. } = &inputs.surroundings;
+            let found = inputs.hard_negatives(&examples, count, &mut before_piece(control, priority))?;
             examples = found.append(&examples, &mut report, &render.scratch)?;
             negatives = Some(found);
         } else if count > 0 {

@@ -3,6 +3,8 @@
 //! label: `BinaryCrossEntropyLoss` of sentence-transformers. The head stays as it is. Called by the trainer and its
 //! evaluation.
 
+use std::ops::Range;
+
 use crate::train::backward::{self, Gradients, PassOptions};
 use crate::train::batch::{LossReport, PackedBatch};
 use crate::train::dropout::Dropout;
@@ -132,7 +134,7 @@ impl ScoredBatch<'_> {
 
     /// Returns the rows of `batch` at which second texts begin.
     fn seconds(&self, batch: &PackedBatch, units: &[usize]) -> Vec<usize> {
-        let begin = |(rows, unit): (&std::ops::Range<usize>, &usize)| Some(rows.start + self.examples[*unit].second?);
+        let begin = |(rows, unit): (&Range<usize>, &usize)| Some(rows.start + self.examples[*unit].second?);
         batch.sequences.iter().zip(units).filter_map(begin).collect()
     }
 }
