@@ -12,7 +12,7 @@ use crate::fixtures::{
 };
 use attune::engine::EngineLimits;
 use attune::engine::native::NativeEngine;
-use attune::engine::{Backend as _, EmbedRequest};
+use attune::engine::{Backend as _, EmbedInput, EmbedRequest};
 use attune::model::ModelConfig;
 use attune::model::classifier::{Classifier, HeadLayer, ScoreForm};
 use attune::model::decoder::Decoder;
@@ -257,6 +257,34 @@ fn training_has_the_vectors_that_the_server_answers() {
                     assert!(difference < 1e-5, "{family}: text {text} differs by {difference:e}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn training_has_the_vectors_of_every_form_that_the_server_answers() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let case = case("qwen3");
+    let (texts, width) = (texts(&case.reference), case.config.hidden_size);
+    let places: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+    let values: Vec<f32> = (0..6 * 3 * width).map(|i| (i as f32 * 1.3).cos()).collect();
+    let weight = Tensor::from_vec(values, (6, 3 * width), &Device::Cpu).unwrap();
+    let layer = DenseLayer::new(&weight, None, DenseActivation::Tanh).unwrap();
+    let poolings = vec![Pooling::WeightedMean, Pooling::Max, Pooling::Last];
+    let form = VectorForm { poolings, layers: vec![layer], pools_prompt: false, ..case.form };
+    let mut model = whole_model("qwen3");
+    Arc::get_mut(&mut model).unwrap().vectors = form.clone();
+    let engine = NativeEngine::start(model.clone(), &EngineLimits::default(), Arc::default()).unwrap();
+    let inputs = texts.iter().map(|text| EmbedInput { tokens: text.clone(), unpooled: 1, ..EmbedInput::default() });
+    let request = EmbedRequest { inputs: inputs.collect(), ..EmbedRequest::of_texts("org".into(), Vec::new(), None) };
+    let served = runtime.block_on(engine.embed(request)).unwrap();
+    for mut pack in pack_texts(&places, 40) {
+        pack.batch.unpooled = vec![1; pack.units.len()];
+        let trained = embed(&model.decoder, &form, None, &pack.batch, None, YieldPolicy::default()).unwrap();
+        for (vector, text) in trained.iter().zip(&pack.units) {
+            let vector: Vec<f32> = vector.iter().map(|value| *value as f32).collect();
+            let difference = relative_difference(&vector, &served[*text]);
+            assert!(difference < 1e-5, "text {text} differs by {difference:e}");
         }
     }
 }
