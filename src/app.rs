@@ -22,6 +22,7 @@ use crate::engine::catalog::{Catalog, CatalogEntry};
 use crate::engine::encoder::EncoderEngine;
 use crate::engine::native::NativeEngine;
 use crate::engine::priority::Priority;
+use crate::engine::static_engine::StaticEngine;
 use crate::jobs::cost::Pricing;
 use crate::jobs::queue::Queue;
 use crate::jobs::retention;
@@ -301,7 +302,9 @@ async fn load_models(config: &Config, priority: &Arc<Priority>) -> Result<Catalo
     }
     let mut entries = Vec::with_capacity(models.len());
     for model in models {
-        let backend: Arc<dyn Backend> = if model.config.is_encoder {
+        let backend: Arc<dyn Backend> = if model.is_static() {
+            Arc::new(StaticEngine::new(model.clone()))
+        } else if model.config.is_encoder {
             EncoderEngine::start(model.clone(), &limits, priority)?
         } else {
             NativeEngine::start(model.clone(), &limits, priority.clone())?

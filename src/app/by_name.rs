@@ -9,6 +9,7 @@ use crate::Result;
 use crate::hub::{self, Hub, ModelName, Plan, Progress, Tally};
 use crate::model::ModelConfig;
 use crate::model::entry::ModelEntry;
+use crate::model::static_model::is_model2vec;
 
 /// How often the log says how far a download is.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -33,6 +34,9 @@ pub(crate) async fn resolve(models: &mut [ModelEntry], progress: &dyn Progress) 
 
 /// Returns why the model with this `config.json` cannot be served; `None` if it can.
 pub(crate) fn unsupported(config: &Path) -> Option<String> {
+    if is_model2vec(config) {
+        return None;
+    }
     let said = ModelConfig::read_file(config).err()?.to_string();
     let reason = said.strip_prefix(&format!("{}: ", config.display())).unwrap_or(&said);
     Some(format!("config.json: {reason}"))

@@ -38,8 +38,39 @@ struct Row {
     path: Option<PathBuf>,
     bytes: Option<u64>,
     census: Option<Census>,
+    /// What it makes; `None` if it cannot be read.
+    makes: Option<Makes>,
     /// Why it does not serve and train.
     fault: Option<String>,
+}
+
+/// What a model makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Makes {
+    /// Text, and vectors too.
+    Text,
+    /// Vectors, which is what it was made for.
+    Vectors,
+    /// Vectors of a table, in which nothing can be trained.
+    TableOfVectors,
+}
+
+impl Makes {
+    /// Looks at the model that was opened at `path`.
+    fn of(checkpoint: &Checkpoint, path: &Path) -> Self {
+        match checkpoint {
+            Checkpoint::Static(_) => Self::TableOfVectors,
+            _ if checkpoint.is_for_vectors(path) => Self::Vectors,
+            _ => Self::Text,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Vectors | Self::TableOfVectors => "vectors",
+        }
+    }
 }
 
 impl ModelsOptions {
@@ -49,7 +80,7 @@ impl ModelsOptions {
         let mut rows: Vec<Row> = Vec::new();
         for entry in Config::load(self.config.as_deref())?.models {
             let row = match ModelName::of_path(&entry.path).transpose()? {
-                None => Row { bytes: Census::bytes(&entry.path), ..Row::of(entry.id, &entry.path) },
+                None => Row::of(entry.id, &entry.path),
                 Some(name) => match hub.find(&name) {
                     Some(found) => Row::found(entry.id, &found),
                     None => Row::missing(entry.id, format!("not downloaded: run `{}`", name.command())),
@@ -69,7 +100,20 @@ impl ModelsOptions {
             let cache = hub.cache().display();
             return line(format_args!("no models are in {cache}; `attune pull OWNER/NAME` downloads one"));
         }
-        let head = ["MODEL", "COMMIT", "ON DISK", "PARAMETERS", "F32", "BF16", "Q8_0", "Q4_0", "SERVES", "TRAINS", ""];
+        let head = [
+            "MODEL",
+            "COMMIT",
+            "ON DISK",
+            "PARAMETERS",
+            "F32",
+            "BF16",
+            "Q8_0",
+            "Q4_0",
+            "SERVES",
+            "TRAINS",
+            "MAKES",
+            "",
+        ];
         let mut cells = vec![head.map(str::to_owned).to_vec()];
         cells.extend(rows.iter().map(Row::cells));
         table::print(&cells)
@@ -79,12 +123,15 @@ impl ModelsOptions {
 impl Row {
     /// Looks at the model at `path`.
     fn of(name: String, path: &Path) -> Self {
-        let read = Checkpoint::open(path).and_then(|checkpoint| checkpoint.config());
+        let read = Checkpoint::open(path).and_then(|checkpoint| checkpoint.config().map(|_| checkpoint));
+        let files = read.as_ref().ok().and_then(Checkpoint::folder).unwrap_or(path).to_owned();
+        let makes = read.as_ref().ok().map(|checkpoint| Makes::of(checkpoint, path));
         let fault = read.err().map(|error| {
             let said = error.to_string();
             said.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&said).to_owned()
         });
-        Self { name, commit: None, path: Some(path.to_owned()), bytes: None, census: Census::of(path), fault }
+        let (bytes, census) = (Census::bytes(&files), Census::of(&files));
+        Self { name, commit: None, path: Some(path.to_owned()), bytes, census, makes, fault }
     }
 
     fn found(name: String, found: &Found) -> Self {
@@ -96,14 +143,22 @@ impl Row {
     }
 
     fn missing(name: String, reason: String) -> Self {
-        Self { name, commit: None, path: None, bytes: None, census: None, fault: Some(reason) }
+        Self { name, commit: None, path: None, bytes: None, census: None, makes: None, fault: Some(reason) }
+    }
+
+    fn serves(&self) -> bool {
+        self.fault.is_none()
+    }
+
+    fn trains(&self) -> bool {
+        self.fault.is_none() && self.makes != Some(Makes::TableOfVectors)
     }
 
     fn cells(&self) -> Vec<String> {
         let none = || "-".to_owned();
         let size = |bytes: Option<u64>| bytes.map_or_else(none, format::bytes);
         let memory = |of: fn(&Census) -> Option<u64>| size(self.census.as_ref().and_then(of));
-        let works = if self.fault.is_none() { "yes" } else { "no" }.to_owned();
+        let word = |is: bool| if is { "yes" } else { "no" }.to_owned();
         vec![
             self.name.clone(),
             self.commit.as_ref().map_or_else(none, |commit| commit.chars().take(SHORT_COMMIT).collect()),
@@ -113,8 +168,9 @@ impl Row {
             memory(Census::bf16),
             memory(Census::q8_0),
             memory(Census::q4_0),
-            works.clone(),
-            works,
+            word(self.serves()),
+            word(self.trains()),
+            self.makes.map_or_else(none, |makes| makes.name().to_owned()),
             self.fault.clone().unwrap_or_default(),
         ]
     }
@@ -133,8 +189,9 @@ impl Row {
                 "q8_0": census.and_then(Census::q8_0),
                 "q4_0": census.and_then(Census::q4_0),
             },
-            "serves": self.fault.is_none(),
-            "trains": self.fault.is_none(),
+            "serves": self.serves(),
+            "trains": self.trains(),
+            "makes": self.makes.map(Makes::name),
             "reason": self.fault,
         })
     }

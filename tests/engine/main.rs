@@ -14,4 +14,5 @@ mod long_rope;
 mod native;
 mod prompt_logprobs;
 mod real_weights;
+mod static_models;
 mod text;

@@ -98,7 +98,7 @@ def test_models_lists_what_is_there_what_it_takes_and_whether_it_works(binary, h
     rows = {row["name"]: row for row in json.loads(listed.stdout)}
     assert list(rows) == ["mine", "later", DEMO, "acme/half", "acme/other/x-Q4_0.gguf"]
     model = rows[DEMO]
-    assert model["serves"] and model["trains"] and model["reason"] is None
+    assert model["serves"] and model["trains"] and model["makes"] == "text" and model["reason"] is None
     assert model["commit"] == folder.name and model["path"] == str(folder)
     count = model["parameters"]
     config = json.loads((attunelib.DEMO / "config.json").read_text())
@@ -111,7 +111,7 @@ def test_models_lists_what_is_there_what_it_takes_and_whether_it_works(binary, h
     assert "1 of 5 files are missing, such as tokenizer.json" in rows["acme/half"]["reason"]
     assert not rows["acme/other/x-Q4_0.gguf"]["serves"] and rows["acme/other/x-Q4_0.gguf"]["parameters"] is None
     table = run(binary, hub, home, "models").stdout.splitlines()
-    assert table[0].split() == ["MODEL", "COMMIT", "ON", "DISK", "PARAMETERS", "F32", "BF16", "Q8_0", "Q4_0", "SERVES", "TRAINS"]
+    assert table[0].split() == ["MODEL", "COMMIT", "ON", "DISK", "PARAMETERS", "F32", "BF16", "Q8_0", "Q4_0", "SERVES", "TRAINS", "MAKES"]
     assert any(line.startswith(DEMO) and folder.name[:8] in line and "yes" in line for line in table)
 
 

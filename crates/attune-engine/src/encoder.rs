@@ -86,7 +86,7 @@ impl EncoderEngine {
 
 impl Backend for EncoderEngine {
     fn generate(&self, _: GenerateRequest) -> Result<UnboundedReceiver<Event>> {
-        Err(Error::NotGenerative(self.model.id.clone()))
+        Err(Error::NoText(self.model.id.clone()))
     }
 
     fn embed(&self, request: EmbedRequest) -> Vectors<'_> {

@@ -54,9 +54,9 @@ pub enum Error {
     #[error("The model `{0}` has no classification head, so it scores and classifies no texts.")]
     NoClassifier(String),
 
-    /// The model reads texts and generates none.
-    #[error("The model `{0}` makes vectors of texts, and generates none.")]
-    NotGenerative(String),
+    /// The model makes vectors and no text.
+    #[error("The model `{0}` makes vectors of texts and writes none: use it with /v1/embeddings.")]
+    NoText(String),
 
     /// No base model has this id.
     #[error("The model `{0}` does not exist or you do not have access to it.")]

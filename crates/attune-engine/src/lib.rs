@@ -21,6 +21,7 @@ mod runner;
 mod sampler;
 mod scheduler;
 mod sequence;
+pub mod static_engine;
 pub mod step_model;
 pub mod stops;
 pub mod text;

@@ -12,6 +12,7 @@ use crate::entry::ModelEntry;
 use crate::folder::{self, Form};
 use crate::generation::GenerationDefaults;
 use crate::gguf::{self, Gguf};
+use crate::static_model::StaticModel;
 use crate::tokenizer::{Tokenizer, TokenizerSource};
 use crate::vectors::{self, VectorForm};
 use crate::weights::Weights;
@@ -24,6 +25,8 @@ pub enum Checkpoint {
     Folder(PathBuf),
     /// A GGUF file, or the shards of one.
     Gguf(Arc<Gguf>),
+    /// A table of vectors of tokens.
+    Static(StaticModel),
 }
 
 impl Checkpoint {
@@ -36,6 +39,10 @@ impl Checkpoint {
                 vectors::folder::read(path, &config)?;
                 Ok(Self::Folder(folder))
             }
+            Form::Static(model) => {
+                model.check()?;
+                Ok(Self::Static(model))
+            }
             Form::Gguf(path) => {
                 let file = Gguf::open(&path)?;
                 gguf::config::read(&file)?;
@@ -44,11 +51,30 @@ impl Checkpoint {
         }
     }
 
+    /// Returns the folder with the model's own files, which may lie below the one that was opened; `None` for GGUF files.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Folder(folder) => Some(folder),
+            Self::Gguf(_) => None,
+            Self::Static(model) => Some(model.files()),
+        }
+    }
+
+    /// Returns true if the model at `path`, the one that was opened, says how it makes vectors: that is what it is for.
+    pub fn is_for_vectors(&self, path: &Path) -> bool {
+        match self {
+            Self::Folder(_) => vectors::folder::has_modules(path),
+            Self::Gguf(_) => false,
+            Self::Static(_) => true,
+        }
+    }
+
     /// Reads the shape of the decoder.
     pub fn config(&self) -> Result<ModelConfig> {
         match self {
             Self::Folder(folder) => ModelConfig::read(folder),
             Self::Gguf(file) => gguf::config::read(file),
+            Self::Static(model) => model.config(),
         }
     }
 
@@ -57,6 +83,7 @@ impl Checkpoint {
         match self {
             Self::Folder(folder) => Weights::open(folder, device),
             Self::Gguf(file) => Weights::of_gguf(file.clone(), device),
+            Self::Static(model) => model.weights(device),
         }
     }
 
@@ -65,6 +92,7 @@ impl Checkpoint {
         match self {
             Self::Folder(folder) => TokenizerSource::read(folder),
             Self::Gguf(file) => gguf::tokenizer::source(file.metadata()),
+            Self::Static(model) => model.tokenizer_source(),
         }
     }
 
@@ -73,13 +101,14 @@ impl Checkpoint {
         match self {
             Self::Folder(folder) => ChatTemplate::read(folder),
             Self::Gguf(file) => gguf::template::read(file.metadata()),
+            Self::Static(_) => Ok(None),
         }
     }
 
     /// Reads what requests get for the fields that they leave out, of the model of `entry` with `context` positions.
     pub fn generation(&self, entry: &ModelEntry, context: usize) -> Result<GenerationDefaults> {
         match self {
-            Self::Folder(_) => GenerationDefaults::read(entry, context),
+            Self::Folder(_) | Self::Static(_) => GenerationDefaults::read(entry, context),
             Self::Gguf(file) => GenerationDefaults::read_gguf(entry, context, file.metadata()),
         }
     }
@@ -92,6 +121,7 @@ impl Checkpoint {
             }
             Self::Folder(_) => vectors::folder::read(path, config),
             Self::Gguf(_) => Ok(VectorForm::of_model(config)),
+            Self::Static(model) => model.vectors(config),
         }
     }
 
@@ -100,6 +130,7 @@ impl Checkpoint {
         match self {
             Self::Folder(folder) => end_tokens(folder, tokenizer),
             Self::Gguf(file) => gguf::tokenizer::end_tokens(file.metadata()),
+            Self::Static(_) => Ok(Vec::new()),
         }
     }
 
@@ -108,6 +139,7 @@ impl Checkpoint {
         let modified = match self {
             Self::Folder(folder) => std::fs::metadata(folder.join("config.json")),
             Self::Gguf(file) => std::fs::metadata(file.path()),
+            Self::Static(model) => model.metadata(),
         };
         let modified = modified.and_then(|metadata| metadata.modified()).ok();
         let age = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
@@ -119,6 +151,7 @@ impl Checkpoint {
         match self {
             Self::Folder(folder) => Error::Setup(format!("{}: {message}", folder.display())),
             Self::Gguf(file) => file.fault(message),
+            Self::Static(model) => model.fault(message),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use crate::gguf::later_shard;
+use crate::static_model::StaticModel;
 use crate::{Error, ModelConfig, Result, vectors, weights};
 
 /// What a model's folder must hold, for messages.
@@ -20,6 +21,8 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs";
 pub(crate) enum Form {
     /// The folder with the files of a model, the one that was given or one below it.
     Folder(PathBuf),
+    /// The folder of a table of vectors of tokens.
+    Static(StaticModel),
     /// A GGUF file, or the first one of several shards.
     Gguf(PathBuf),
 }
@@ -34,6 +37,9 @@ pub(crate) fn find(path: &Path) -> Result<Form> {
         return if is_gguf(path) { checked_file(path.to_path_buf()) } else { Err(not_a_folder(path)) };
     }
     let names = list(path)?;
+    if let Some(model) = StaticModel::find(path)? {
+        return Ok(Form::Static(model));
+    }
     if vectors::folder::has_modules(path) {
         return Ok(Form::Folder(vectors::folder::of_model(path)?));
     }

@@ -31,6 +31,7 @@ pub mod rope_scaling;
 pub mod routes;
 pub mod sampling_settings;
 mod sites;
+pub mod static_model;
 pub mod tokenizer;
 pub mod tool_syntax;
 pub mod vectors;
@@ -112,7 +113,11 @@ impl BaseModel {
         let vectors = checkpoint.vectors(&entry.path, &config)?;
         let source = checkpoint.tokenizer()?;
         let tokenizer = Tokenizer::new(&source)?;
-        let tokenizer = if vectors.is_lower_cased { tokenizer.lower_cased() } else { tokenizer };
+        let tokenizer = match &checkpoint {
+            Checkpoint::Static(model) => model.tokenizer(tokenizer, &source),
+            _ if vectors.is_lower_cased => tokenizer.lower_cased(),
+            _ => tokenizer,
+        };
         let (tokenizer, left_out) = tokenizer.within(config.vocab_size).map_err(|fault| checkpoint.fault(&fault))?;
         if !left_out.is_empty() {
             tracing::info!(model = entry.id, tokens = ?left_out, "the embedding has no rows for these tokens: left out");
@@ -122,7 +127,11 @@ impl BaseModel {
         let end_mark = |template| chat::end_mark(template, &tokenizer, &end_tokens);
         let end_mark = chat_template.as_ref().and_then(end_mark);
         end_tokens.extend(end_mark);
-        let vocabulary = Vocabulary::new(&source.origin, &tokenizer, config.vocab_size, &end_tokens);
+        let vocabulary = match &checkpoint {
+            // It writes no text whose bytes could matter.
+            Checkpoint::Static(_) => None,
+            _ => Vocabulary::new(&source.origin, &tokenizer, config.vocab_size, &end_tokens),
+        };
         Ok(Self {
             id: entry.id.clone(),
             path: entry.path.clone(),
@@ -139,6 +148,11 @@ impl BaseModel {
             generation,
             created: checkpoint.created(),
         })
+    }
+
+    /// Returns true if the model is a table of vectors of tokens, without blocks.
+    pub fn is_static(&self) -> bool {
+        self.decoder.blocks.is_empty()
     }
 
     /// Returns the decoder that training computes with: the same weights on another stream of their GPU. On the CPU,

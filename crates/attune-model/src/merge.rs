@@ -44,6 +44,8 @@ const COPIED: [&str; 10] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
+/// Why nothing is added to a static model.
+const NO_LAYERS: &str = "this is a table of vectors of tokens, without layers that an adapter could change";
 /// A folder of further templates.
 const TEMPLATES: &str = "additional_chat_templates";
 /// Bytes of one file of weights at the most, as transformers cuts them.
@@ -68,6 +70,7 @@ impl Base {
         Ok(match folder::find(&self.path)? {
             Form::Folder(folder) => Checkpoint::Folder(folder),
             Form::Gguf(path) => Checkpoint::Gguf(Arc::new(Gguf::open(&path)?)),
+            Form::Static(_) => return Err(fault(&self.path, NO_LAYERS)),
         })
     }
 }
@@ -139,6 +142,7 @@ pub fn write_gguf(base: &Base, adapter: &Adapter, output: &Path, kind: Option<We
             let checkpoint = Checkpoint::Folder(folder.clone());
             new_gguf::write(base, &checkpoint, &folder, changes, output, kind)
         }
+        Checkpoint::Static(_) => Err(fault(&base.path, NO_LAYERS)),
     }
 }
 

@@ -15,7 +15,7 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::utils::truncation::{TruncationDirection, TruncationParams, truncate_encodings};
-use tokenizers::{Model as _, NormalizerWrapper, PostProcessor as _};
+use tokenizers::{Model as _, NormalizerWrapper, PostProcessor as _, PostProcessorWrapper};
 
 pub(crate) use self::library::Library;
 use crate::{Error, Result};
@@ -70,6 +70,8 @@ pub struct Tokenizer {
     begin_token: Option<u32>,
     /// Ids from here on are never made.
     limit: usize,
+    /// The token that is left out of all texts.
+    left_out: Option<u32>,
 }
 
 impl Tokenizer {
@@ -99,7 +101,7 @@ impl Tokenizer {
             let is_added = letter.get_special_tokens_mask().first() == Some(&1);
             letter.get_ids().first().copied().filter(|_| is_added)
         });
-        Self { inner, special, end_token, begin_token, limit }
+        Self { inner, special, end_token, begin_token, limit, left_out: None }
     }
 
     /// Makes all texts lower-case before anything else is done with them, as sentence-transformers does: character by
@@ -117,6 +119,12 @@ impl Tokenizer {
         };
         self.inner.with_normalizer(Some(Sequence::new(normalizer)));
         self
+    }
+
+    /// Makes tokens of texts alone: without any around them, and without `left_out`.
+    pub(crate) fn alone(mut self, left_out: Option<u32>) -> Self {
+        self.inner.with_post_processor(None::<PostProcessorWrapper>);
+        Self { left_out, ..Self::of(self.inner, self.end_token, self.limit) }
     }
 
     /// Leaves out the added tokens that an embedding of `rows` rows has no row for, such as the marks of pictures in
@@ -150,7 +158,7 @@ impl Tokenizer {
                 token.content
             ));
         }
-        let fitted = Self::of(inner, self.end_token, rows);
+        let fitted = Self { left_out: self.left_out, ..Self::of(inner, self.end_token, rows) };
         // The end token, and those that stand around each text, cannot be left out.
         let around = fitted.inner.encode_fast("", true);
         let around = around.map(|around| around.get_ids().to_vec()).unwrap_or_default();
@@ -177,7 +185,7 @@ impl Tokenizer {
     /// Refuses ids that the model has no embedding for.
     fn checked(&self, ids: &[u32]) -> Result<Vec<u32>> {
         match ids.iter().find(|id| **id as usize >= self.limit) {
-            None => Ok(ids.to_vec()),
+            None => Ok(ids.iter().copied().filter(|id| Some(*id) != self.left_out).collect()),
             Some(id) => {
                 let name = self.inner.id_to_token(*id).unwrap_or_default();
                 Err(not_encodable(&format!("the model has no embedding for the token `{name}`")))

@@ -2,7 +2,7 @@
 //! The files are mapped, and each tensor is converted to f32 on its device as it is asked for; matrices of a GGUF file stay
 //! in its blocks. Called by `decoder`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -44,6 +44,8 @@ enum Source {
     },
     /// Tensors of a GGUF file, in their own blocks.
     Gguf(Box<GgufSource>),
+    /// Tensors that were made of the files of `folder`, by their usual names.
+    Tensors { tensors: BTreeMap<String, Tensor>, folder: PathBuf },
     /// Normally distributed numbers with this standard deviation; norms are 1.
     Random { deviation: f32 },
 }
@@ -77,6 +79,11 @@ impl Weights {
         Ok(Self { source: Source::Gguf(Box::new(GgufSource::new(file)?)), device: device.clone() })
     }
 
+    /// Takes `tensors` in f32, which were made of the files of `folder` and are on `device`.
+    pub(crate) fn of_tensors(tensors: BTreeMap<String, Tensor>, folder: &Path, device: &Device) -> Self {
+        Self { source: Source::Tensors { tensors, folder: folder.to_path_buf() }, device: device.clone() }
+    }
+
     /// Makes any tensor that is asked for of random numbers: for measurements, whose speed does not depend on the
     /// values.
     pub fn random(device: &Device) -> Self {
@@ -96,6 +103,10 @@ impl Weights {
         let (files, folder, name) = match &self.source {
             Source::Folder { files, folder, prefix, .. } => (files, folder, stored_name(files, name, prefix)),
             Source::Gguf(source) => return gguf_tensor(source, name, shape, &self.device),
+            Source::Tensors { tensors, .. } => {
+                let tensor = tensors.get(name).filter(|tensor| tensor.dims() == shape).cloned();
+                return tensor.ok_or_else(|| self.fault(&format!("the tensor `{name}` {shape:?} is missing")));
+            }
             Source::Random { .. } if shape.len() == 1 => return Ok(Tensor::ones(shape, DType::F32, &self.device)?),
             Source::Random { deviation } => return Ok(Tensor::randn(0.0_f32, *deviation, shape, &self.device)?),
         };
@@ -135,7 +146,7 @@ impl Weights {
                     return Ok(matrix);
                 }
             }
-            Source::Random { .. } => {}
+            Source::Tensors { .. } | Source::Random { .. } => {}
         }
         self.plain(name, &shape).map(Matrix::Dense)
     }
@@ -143,7 +154,9 @@ impl Weights {
     /// Loads the tensor `name`; `None` if the checkpoint has none.
     pub fn get_optional(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
         match &self.source {
-            Source::Folder { .. } | Source::Gguf(_) if self.has(name) => self.get(name, shape).map(Some),
+            Source::Folder { .. } | Source::Gguf(_) | Source::Tensors { .. } if self.has(name) => {
+                self.get(name, shape).map(Some)
+            }
             _ => Ok(None),
         }
     }
@@ -151,7 +164,7 @@ impl Weights {
     /// Returns an error about the checkpoint, which it names.
     pub(super) fn fault(&self, message: &str) -> Error {
         match &self.source {
-            Source::Folder { folder, .. } => setup(folder, message),
+            Source::Folder { folder, .. } | Source::Tensors { folder, .. } => setup(folder, message),
             Source::Gguf(source) => source.fault(message),
             Source::Random { .. } => Error::Setup(message.into()),
         }
@@ -165,6 +178,7 @@ impl Weights {
                 files.get(&name).is_ok() || quantized.has(&name)
             }
             Source::Gguf(source) => source.has(name),
+            Source::Tensors { tensors, .. } => tensors.contains_key(name),
             Source::Random { .. } => false,
         }
     }
@@ -179,7 +193,7 @@ impl Weights {
     pub(crate) fn view(&self, name: &str) -> Option<TensorView<'_>> {
         match &self.source {
             Source::Folder { files, prefix, .. } => files.get(&stored_name(files, name, prefix)).ok(),
-            Source::Gguf(_) | Source::Random { .. } => None,
+            Source::Gguf(_) | Source::Tensors { .. } | Source::Random { .. } => None,
         }
     }
 
@@ -192,7 +206,7 @@ impl Weights {
                 Some(StoredType::Safetensors(view.dtype()))
             }
             Source::Gguf(source) => source.stored_type(name).map(StoredType::Blocks),
-            Source::Random { .. } => None,
+            Source::Tensors { .. } | Source::Random { .. } => None,
         }
     }
 
@@ -200,7 +214,7 @@ impl Weights {
     pub(crate) fn name_in_files(&self, name: &str) -> String {
         match &self.source {
             Source::Folder { files, prefix, .. } => stored_name(files, name, prefix),
-            Source::Gguf(_) | Source::Random { .. } => name.to_owned(),
+            Source::Gguf(_) | Source::Tensors { .. } | Source::Random { .. } => name.to_owned(),
         }
     }
 

@@ -109,6 +109,12 @@ async fn check_inputs(state: &ApiState, caller: &Caller, spec: &JobSpec) -> Resu
     let base = check_model(state, caller, spec).await.map_err(|problem| problem.param("model"))?;
     // The base of a fine-tuned model may not be served any more; the job reports that.
     if let Ok(entry) = state.catalog.get(&base) {
+        if entry.model.is_static() {
+            let message = format!(
+                "The model `{base}` is a table of vectors of tokens: it has no layers that fine-tuning changes."
+            );
+            return Err(Problem::invalid("model", message));
+        }
         max_sequence_tokens(&spec.hyperparameters, &entry.model.config)?;
         target_modules(&spec.hyperparameters, &entry.model.config)?;
     }

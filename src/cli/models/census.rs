@@ -56,12 +56,16 @@ impl Census {
     }
 
     fn add(&mut self, name: &str, tensor: &Value) -> Option<()> {
+        // Numbers of positions, which some encoders' files hold.
+        if name.ends_with("position_ids") {
+            return Some(());
+        }
         let sizes: Option<Vec<u64>> = tensor["shape"].as_array()?.iter().map(Value::as_u64).collect();
         let sizes = sizes?;
         let count = sizes.iter().try_fold(1_u64, |product, size| product.checked_mul(*size))?;
         let dtype = tensor["dtype"].as_str()?;
         self.is_packed |= !["F32", "F16", "BF16"].contains(&dtype);
-        let is_table = ["embed_tokens", "lm_head"].iter().any(|part| name.contains(part));
+        let is_table = ["embed", "lm_head"].iter().any(|part| name.contains(part));
         let of = match sizes.len() {
             0 | 1 => &mut self.vectors,
             _ if is_table => &mut self.tables,
@@ -190,6 +194,18 @@ mod tests {
         assert_eq!(census.q4_0(), Some(8192 * 18 / 32 + 2 * 6400 + 256));
         let free = folder(&json!({"model_type": "llama"}), &tensors);
         assert_eq!(Census::of(free.path()).and_then(|census| census.parameters()), Some(2 * 6400 + 8192 + 64));
+    }
+
+    #[test]
+    fn embeddings_of_encoders_are_tables_and_numbers_of_positions_are_no_weights() {
+        let tensors = json!({
+            "embeddings.word_embeddings.weight": {"dtype": "F32", "shape": [100, 8]},
+            "embeddings.position_ids": {"dtype": "I64", "shape": [1, 16]},
+            "embeddings.LayerNorm.weight": {"dtype": "F32", "shape": [8]},
+            "encoder.layer.0.output.dense.weight": {"dtype": "F32", "shape": [8, 32]},
+        });
+        let census = Census::of(folder(&json!({"model_type": "bert"}), &tensors).path()).expect("counted");
+        assert_eq!((census.tables, census.linear, census.vectors, census.parameters()), (800, 256, 8, Some(1064)));
     }
 
     #[test]

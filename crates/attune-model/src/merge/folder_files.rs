@@ -42,6 +42,7 @@ pub(super) fn write(checkpoint: &Checkpoint, part: &Path, kind: WeightType, tied
             super::copy_templates(folder, part)
         }
         Checkpoint::Gguf(file) => of_file(file, part, kind, tied),
+        Checkpoint::Static(_) => Err(checkpoint.fault(super::NO_LAYERS)),
     }
 }
 

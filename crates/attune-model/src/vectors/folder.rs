@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::modules::{self, Kind, Module, fault, parsed};
 use super::{DenseLayer, VectorForm};
-use crate::{ModelConfig, Result, python_json};
+use crate::{Error, ModelConfig, Result, python_json};
 
 /// Names that the settings of the transformer have had; the first file with a setting counts.
 pub(super) const TRANSFORMER: [&str; 7] = [
@@ -47,6 +47,12 @@ pub(crate) fn of_model(folder: &Path) -> Result<PathBuf> {
     Ok(first.map_or_else(|| folder.to_path_buf(), |module| module.folder))
 }
 
+/// Returns the folder of a static model's files, if the first of the modules in `folder` is one.
+pub(crate) fn of_static_model(folder: &Path) -> Result<Option<PathBuf>> {
+    let first = modules::read(folder)?.and_then(|modules| modules.into_iter().next());
+    Ok(first.filter(|module| module.kind == Kind::StaticEmbedding).map(|module| module.folder))
+}
+
 /// Returns true if `folder` has a list of modules.
 pub(crate) fn has_modules(folder: &Path) -> bool {
     folder.join(modules::LIST).is_file()
@@ -55,35 +61,17 @@ pub(crate) fn has_modules(folder: &Path) -> bool {
 /// Reads how the model of `folder`, which has the shape `config`, makes vectors. Dense layers are loaded.
 pub(crate) fn read(folder: &Path, config: &ModelConfig) -> Result<VectorForm> {
     let Some(modules) = modules::read(folder)? else { return Ok(VectorForm::of_model(config)) };
-    let order = || {
-        let message = "supported are a Transformer, a Pooling, and behind them Dense, Dropout and a last Normalize";
-        fault(&folder.join(modules::LIST), &format!("the order of the modules is not supported; {message}"))
-    };
     let [
         Module { kind: Kind::Transformer, folder: transformer },
         Module { kind: Kind::Pooling, folder: pooling },
         behind @ ..,
     ] = modules.as_slice()
     else {
-        return Err(order());
+        return Err(unknown_order(folder));
     };
     let settings = transformer_settings(transformer)?;
     let (poolings, pools_prompt) = modules::poolings(pooling, config.hidden_size)?;
-    let (mut layers, mut is_normalized) = (Vec::new(), false);
-    for module in behind {
-        match module.kind {
-            Kind::Dense if !is_normalized => {
-                let width = layers.last().map_or(config.hidden_size * poolings.len(), DenseLayer::output);
-                layers.push(modules::dense(&module.folder, width)?);
-            }
-            Kind::Normalize => {
-                modules::check_normalize(&module.folder)?;
-                is_normalized = true;
-            }
-            Kind::Dropout => {}
-            Kind::Dense | Kind::Transformer | Kind::StaticEmbedding | Kind::Pooling => return Err(order()),
-        }
-    }
+    let (layers, is_normalized) = layers(folder, behind, config.hidden_size * poolings.len())?;
     let whole = whole_settings(folder)?;
     let mut form = VectorForm {
         poolings,
@@ -108,6 +96,54 @@ pub(crate) fn of_classifier(folder: &Path, config: &ModelConfig) -> Result<Vecto
     let settings = transformer_settings(&transformer)?;
     let max_tokens = max_tokens(&transformer, &settings, config.max_position_embeddings)?;
     Ok(VectorForm { max_tokens, is_lower_cased: settings.do_lower_case, ..VectorForm::of_model(config) })
+}
+
+/// What stands behind the mean of a static model's rows.
+pub(crate) struct StaticForm {
+    pub(crate) layers: Vec<DenseLayer>,
+    pub(crate) is_normalized: bool,
+    pub(crate) prompts: BTreeMap<String, String>,
+    pub(crate) default_prompt: Option<String>,
+}
+
+/// Reads how the static model of `folder`, which has rows of `width` values, makes vectors of their mean.
+pub(crate) fn static_form(folder: &Path, width: usize) -> Result<StaticForm> {
+    let modules = modules::read(folder)?.unwrap_or_default();
+    let [Module { kind: Kind::StaticEmbedding, .. }, behind @ ..] = modules.as_slice() else {
+        return Err(unknown_order(folder));
+    };
+    let (layers, is_normalized) = layers(folder, behind, width)?;
+    let whole = whole_settings(folder)?;
+    Ok(StaticForm { layers, is_normalized, prompts: whole.prompts(), default_prompt: whole.default_prompt_name })
+}
+
+/// Reads the modules behind the one that makes a vector of `width` values: the dense layers, and whether the result is scaled
+/// to length 1.
+fn layers(folder: &Path, behind: &[Module], width: usize) -> Result<(Vec<DenseLayer>, bool)> {
+    let (mut layers, mut is_normalized) = (Vec::new(), false);
+    for module in behind {
+        match module.kind {
+            Kind::Dense if !is_normalized => {
+                let width = layers.last().map_or(width, DenseLayer::output);
+                layers.push(modules::dense(&module.folder, width)?);
+            }
+            Kind::Normalize => {
+                modules::check_normalize(&module.folder)?;
+                is_normalized = true;
+            }
+            Kind::Dropout => {}
+            Kind::Dense | Kind::Transformer | Kind::StaticEmbedding | Kind::Pooling => {
+                return Err(unknown_order(folder));
+            }
+        }
+    }
+    Ok((layers, is_normalized))
+}
+
+fn unknown_order(folder: &Path) -> Error {
+    let message = "the order of the modules is not supported; supported are a Transformer and a Pooling, or a StaticEmbedding, \
+                   and behind them Dense, Dropout and a last Normalize";
+    fault(&folder.join(modules::LIST), message)
 }
 
 /// The settings of the transformer.

@@ -42,7 +42,8 @@ impl Folder {
 
     /// Adds the weights of the Dense in `folder`.
     fn with_dense(self, folder: &str, weight: &[[f32; 4]], bias: Option<&[f32]>) -> Self {
-        let mut tensors = vec![("linear.weight", Tensor::new(weight, &Device::Cpu).unwrap())];
+        let mut tensors =
+            vec![("linear.weight", Tensor::new(weight.concat(), &Device::Cpu).unwrap().reshape(((), 4)).unwrap())];
         tensors.extend(bias.map(|bias| ("linear.bias", Tensor::new(bias, &Device::Cpu).unwrap())));
         let file = self.0.path().join(folder).join("model.safetensors");
         candle_core::safetensors::save(&tensors.into_iter().collect(), file).unwrap();
