@@ -88,7 +88,7 @@ impl Target {
     /// Refuses a model that reads texts and writes none.
     pub(crate) fn check_generates(&self) -> Result<()> {
         let model = self.model();
-        if !model.config.is_encoder {
+        if !model.config.is_encoder && !model.is_static() {
             return Ok(());
         }
         let (makes, routes) = match &model.classifier {
