@@ -9,6 +9,7 @@ mod fixtures;
 
 mod contrastive;
 mod datasets;
+mod encoders;
 mod invariants;
 mod masking;
 mod pair_files;

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::{Backend, EmbedInput, EmbedOutput, EmbedRequest, Event, GenerateRequest, Vectors};
 use crate::{Error, Result};
 use attune_model::BaseModel;
+use attune_model::decoder::RowPlace;
 
 /// Makes vectors with a static model.
 #[derive(Debug)]
@@ -80,7 +81,12 @@ fn vector(model: &BaseModel, input: &EmbedInput) -> Result<Vec<f32>> {
     let tokens = input.tokens.get(input.unpooled..).unwrap_or_default();
     let mut pooler = form.pooler();
     if !tokens.is_empty() {
-        let rows = model.decoder.embed(tokens)?.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let rows = model
+            .decoder
+            .embed(tokens, &vec![RowPlace::default(); tokens.len()])?
+            .to_dtype(candle_core::DType::F32)?
+            .flatten_all()?
+            .to_vec1::<f32>()?;
         rows.chunks_exact(form.hidden_size).for_each(|row| pooler.add(row));
     }
     Ok(form.vector(pooler.finish())?)

@@ -107,7 +107,7 @@ impl BaseModel {
         let decoder = Decoder::load_on(&config, &weights, &entry.storage(device), kernels)?;
         let classifier = match &checkpoint {
             Checkpoint::Folder(folder) => classifier::loading::load(folder, &config, &weights)?,
-            Checkpoint::Gguf(_) => None,
+            Checkpoint::Gguf(_) | Checkpoint::Static(_) => None,
         };
         weights.check_all_read()?;
         let vectors = checkpoint.vectors(&entry.path, &config)?;

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use crate::decoder::RowPlace;
 use candle_core::{DType, Device};
 use safetensors::serialize_to_file;
 use tempfile::TempDir;
@@ -60,7 +61,14 @@ fn load(folder: &TempDir) -> Result<BaseModel> {
 
 /// Returns the rows of the model's tokens.
 fn rows(model: &BaseModel) -> Vec<Vec<f32>> {
-    model.decoder.embed(&[0, 1, 2, 3]).unwrap().to_dtype(DType::F32).unwrap().to_vec2().unwrap()
+    model
+        .decoder
+        .embed(&[0, 1, 2, 3], &[RowPlace::default(); 4])
+        .unwrap()
+        .to_dtype(DType::F32)
+        .unwrap()
+        .to_vec2()
+        .unwrap()
 }
 
 const ROWS: [f32; 8] = [9.0, 9.0, 1.0, 1.0, 1.0, -2.0, 3.0, 0.5];
