@@ -60,7 +60,9 @@ impl Makes {
     fn of(checkpoint: &Checkpoint, path: &Path) -> Self {
         match checkpoint {
             Checkpoint::Static(_) => Self::TableOfVectors,
-            _ if checkpoint.is_for_vectors(path) => Self::Vectors,
+            _ if checkpoint.is_for_vectors(path) || checkpoint.config().is_ok_and(|config| config.is_encoder) => {
+                Self::Vectors
+            }
             _ => Self::Text,
         }
     }

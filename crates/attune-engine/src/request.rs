@@ -298,8 +298,7 @@ impl Embedding {
 
     /// Sends the vector of all rows.
     pub(super) fn finish(&mut self, form: &VectorForm) {
-        let pooled = self.pooler.finish();
-        let vector = if self.output == EmbedOutput::Unscaled { form.unscaled(pooled) } else { form.vector(pooled) };
+        let vector = form.row(self.pooler.finish(), self.output == EmbedOutput::Unscaled);
         self.send(vector.map_err(Error::from));
     }
 

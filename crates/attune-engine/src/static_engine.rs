@@ -64,7 +64,7 @@ impl Backend for StaticEngine {
             // Long texts must not hold up the thread that serves other requests.
             rayon::spawn(move || {
                 // The client may have gone.
-                let _ = reply.send(request.inputs.iter().map(|input| vector(&model, input)).collect());
+                let _ = reply.send(request.inputs.iter().map(|input| vector(&model, input, request.output)).collect());
             });
             vectors.await.map_err(|_| Error::Internal("the vectors of a static model were not computed".into()))?
         })
@@ -76,7 +76,7 @@ impl Backend for StaticEngine {
 }
 
 /// Computes the vector of a text; zeros for one without a token that counts.
-fn vector(model: &BaseModel, input: &EmbedInput) -> Result<Vec<f32>> {
+fn vector(model: &BaseModel, input: &EmbedInput, output: EmbedOutput) -> Result<Vec<f32>> {
     let form = &model.vectors;
     let tokens = input.tokens.get(input.unpooled..).unwrap_or_default();
     let mut pooler = form.pooler();
@@ -89,5 +89,5 @@ fn vector(model: &BaseModel, input: &EmbedInput) -> Result<Vec<f32>> {
             .to_vec1::<f32>()?;
         rows.chunks_exact(form.hidden_size).for_each(|row| pooler.add(row));
     }
-    Ok(form.vector(pooler.finish())?)
+    Ok(form.row(pooler.finish(), output == EmbedOutput::Unscaled)?)
 }

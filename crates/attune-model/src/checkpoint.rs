@@ -36,8 +36,9 @@ impl Checkpoint {
         match folder::find(path)? {
             Form::Folder(folder) => {
                 let config = folder::check(&folder)?;
-                vectors::folder::read(path, &config)?;
-                Ok(Self::Folder(folder))
+                let checkpoint = Self::Folder(folder);
+                checkpoint.vectors(path, &config)?;
+                Ok(checkpoint)
             }
             Form::Static(model) => {
                 model.check()?;

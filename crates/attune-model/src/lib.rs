@@ -155,6 +155,11 @@ impl BaseModel {
         self.decoder.blocks.is_empty()
     }
 
+    /// Returns how many tokens of a text with this `prompt` before it are read, but not pooled.
+    pub fn unpooled_tokens(&self, prompt: &str) -> Result<usize> {
+        if self.vectors.pools_prompt || prompt.is_empty() { Ok(0) } else { self.tokenizer.prompt_tokens(prompt) }
+    }
+
     /// Returns the decoder that training computes with: the same weights on another stream of their GPU. On the CPU,
     /// and for quantized blocks, that is [`BaseModel::decoder`] itself.
     pub fn training_decoder(&self) -> &Decoder {

@@ -232,6 +232,14 @@ impl Tokenizer {
         letter.get_ids()[letter.len() - added..].to_vec()
     }
 
+    /// Returns how many tokens of a text belong to the `prompt` before it: as sentence-transformers counts them, all of the
+    /// prompt alone but a special one at its end.
+    pub fn prompt_tokens(&self, prompt: &str) -> Result<usize> {
+        let tokens = self.encode(prompt, true)?;
+        let has_end = tokens.last().is_some_and(|id| self.is_special(*id));
+        Ok(tokens.len() - usize::from(has_end))
+    }
+
     fn begins_twice(&self, ids: &[u32]) -> bool {
         self.begin_token.is_some_and(|begin| ids.starts_with(&[begin, begin]))
     }
@@ -317,6 +325,16 @@ impl Tokenizer {
     pub fn is_visible(&self, id: u32) -> bool {
         !self.special.contains(&id) && self.inner.id_to_token(id).is_some()
     }
+}
+
+/// Cuts `tokens` to `limit`; those that end with `end`, which the tokenizer puts behind a text, still do then.
+pub fn cut(mut tokens: Vec<u32>, limit: usize, end: &[u32]) -> Vec<u32> {
+    if tokens.len() > limit {
+        let end = if tokens.ends_with(end) && end.len() <= limit { end } else { &[] };
+        tokens.truncate(limit - end.len());
+        tokens.extend_from_slice(end);
+    }
+    tokens
 }
 
 fn not_encodable(error: &dyn std::fmt::Display) -> Error {

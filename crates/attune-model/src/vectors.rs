@@ -69,21 +69,17 @@ impl VectorForm {
 
     /// Makes the vector of what was pooled; an error if it is not finite.
     pub fn vector(&self, pooled: Vec<f64>) -> Result<Vec<f32>> {
-        self.made_of(pooled, self.is_normalized)
+        self.row(pooled, false)
     }
 
-    /// Makes the vector of what was pooled as it is before it is scaled to length 1, in models that do that.
-    pub fn unscaled(&self, pooled: Vec<f64>) -> Result<Vec<f32>> {
-        self.made_of(pooled, false)
-    }
-
-    fn made_of(&self, pooled: Vec<f64>, is_scaled: bool) -> Result<Vec<f32>> {
+    /// Makes the same, `unscaled` as it is before it is scaled to length 1 in models that do that.
+    pub fn row(&self, pooled: Vec<f64>, unscaled: bool) -> Result<Vec<f32>> {
         let vector = self.layers.iter().fold(pooled, |values, layer| layer.forward(&values));
         let length = length(&vector);
         if !length.is_finite() {
             return Err(Error::Internal("the model's hidden states are not finite".into()));
         }
-        let scale = if is_scaled { scale_to_one(length) } else { 1.0 };
+        let scale = if self.is_normalized && !unscaled { scale_to_one(length) } else { 1.0 };
         Ok(vector.into_iter().map(|value| (value * scale) as f32).collect())
     }
 }

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use crate::api::generation::input::Place;
 use crate::api::http::error::{Problem, Result};
+use crate::model::tokenizer;
 
 /// Cut texts that are too long: `true` or `END`; `false` and `NONE` refuse them.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -93,17 +94,11 @@ impl Length {
 
     /// Returns the `tokens` of a text, cut if they are too many and may be cut. Those that end with `end`, which the
     /// tokenizer puts behind a text, still do then.
-    pub(crate) fn fit(self, mut tokens: Vec<u32>, end: &[u32], place: Place) -> Result<Vec<u32>> {
-        if tokens.len() <= self.limit {
-            return Ok(tokens);
-        }
-        if !self.is_cut {
+    pub(crate) fn fit(self, tokens: Vec<u32>, end: &[u32], place: Place) -> Result<Vec<u32>> {
+        if tokens.len() > self.limit && !self.is_cut {
             return Err(self.too_long(tokens.len(), place));
         }
-        let end = if tokens.ends_with(end) && end.len() <= self.limit { end } else { &[] };
-        tokens.truncate(self.limit - end.len());
-        tokens.extend_from_slice(end);
-        Ok(tokens)
+        Ok(tokenizer::cut(tokens, self.limit, end))
     }
 
     /// Makes the refusal of a text of so many `tokens`.

@@ -126,8 +126,7 @@ impl Worker {
                 let form = &self.model.vectors;
                 let mut pooler = form.pooler().without_prompt(unpooled);
                 hidden.for_each(|row| pooler.add(row));
-                let pooled = pooler.finish();
-                Ok(if output == EmbedOutput::Unscaled { form.unscaled(pooled) } else { form.vector(pooled) }?)
+                Ok(form.row(pooler.finish(), output == EmbedOutput::Unscaled)?)
             }
             (EmbedOutput::Labels, Some(classifier)) => {
                 let mut pooler = classifier.pooler();

@@ -3,7 +3,7 @@
 use attune_model::BaseModel;
 use attune_model::chat::{self, Message, ToolDefinition};
 use attune_model::chat_template::TemplateOptions;
-use attune_model::tokenizer::PairTokens;
+use attune_model::tokenizer::{self, PairTokens};
 
 use super::parse::Format;
 use crate::Result;
@@ -98,17 +98,15 @@ impl TextCodec for BaseModel {
     }
 
     fn encode_text(&self, prompt: &str, text: &str, limit: usize) -> attune_model::Result<TextTokens> {
-        let whole = Surrounded::read(self, &format!("{prompt}{text}"))?;
-        let length = whole.ids.len();
-        Ok(TextTokens { ids: whole.within(limit.min(self.vectors.max_tokens)), length })
+        let (ids, limit) =
+            (self.tokenizer.encode(&format!("{prompt}{text}"), true)?, limit.min(self.vectors.max_tokens));
+        let length = ids.len();
+        let ids = if length > limit { tokenizer::cut(ids, limit, &self.tokenizer.tokens_behind()) } else { ids };
+        Ok(TextTokens { ids, length })
     }
 
     fn unpooled(&self, prompt: &str) -> attune_model::Result<usize> {
-        if self.vectors.pools_prompt || prompt.is_empty() {
-            return Ok(0);
-        }
-        let whole = Surrounded::read(self, prompt)?;
-        Ok(whole.ids.len() - whole.behind)
+        self.unpooled_tokens(prompt)
     }
 
     fn encode_pair(&self, first: &str, second: &str, limit: usize) -> attune_model::Result<PairTokens> {
@@ -141,33 +139,6 @@ impl TextCodec for BaseModel {
             )),
             _ => Ok(()),
         }
-    }
-}
-
-/// Tokens of a text with the special ones around it.
-struct Surrounded {
-    ids: Vec<u32>,
-    /// Special tokens behind the text.
-    behind: usize,
-}
-
-impl Surrounded {
-    /// Tokenizes `text` as `model` reads texts that become vectors.
-    fn read(model: &BaseModel, text: &str) -> attune_model::Result<Self> {
-        let lower = model.vectors.is_lower_cased.then(|| text.to_lowercase());
-        let text = lower.as_deref().unwrap_or(text);
-        let (ids, alone) = (model.tokenizer.encode(text, true)?, model.tokenizer.encode(text, false)?);
-        let around = ids.len().saturating_sub(alone.len());
-        let before = (0..=around).find(|begin| ids[*begin..].starts_with(&alone)).unwrap_or(around);
-        Ok(Self { ids, behind: around - before })
-    }
-
-    /// Returns the first of the tokens and those behind the text, together at most `limit`.
-    fn within(mut self, limit: usize) -> Vec<u32> {
-        let excess = self.ids.len().saturating_sub(limit);
-        let end = self.ids.len() - self.behind;
-        self.ids.drain(end.saturating_sub(excess)..end);
-        self.ids
     }
 }
 

@@ -9,7 +9,6 @@ use crate::api::generation::target::Target;
 use crate::api::http::error::{Problem, Result};
 use crate::engine::EmbedInput;
 use crate::model::BaseModel;
-use crate::model::tokenizer::Tokenizer;
 
 /// Largest number of tokens of all inputs of one request together.
 const MAX_TOKENS: usize = 300_000;
@@ -26,7 +25,7 @@ pub(crate) async fn read(
     check_not_empty(param, &items)?;
     check_prompt(&prompt, &items)?;
     let model = target.model();
-    let unpooled = prompt_tokens(&model.tokenizer, model.vectors.pools_prompt, &prompt.text)?;
+    let unpooled = model.unpooled_tokens(&prompt.text)?;
     let items = prepare(target, items, prompt.text).await?;
     let count = items.len();
     let bytes = items.iter().map(Item::text_bytes).sum::<usize>();
@@ -73,36 +72,19 @@ fn check_prompt(prompt: &Prompt, items: &[Item]) -> Result<()> {
     }
 }
 
-/// Returns how many tokens at the begin of an input belong to the `prompt` and are not pooled: as sentence-transformers
-/// counts them, all of the prompt alone but a special one at its end.
-fn prompt_tokens(tokenizer: &Tokenizer, pools_prompt: bool, prompt: &str) -> Result<usize> {
-    if pools_prompt || prompt.is_empty() {
-        return Ok(0);
-    }
-    let tokens = tokenizer.encode(prompt, true)?;
-    let has_end = tokens.last().is_some_and(|id| tokenizer.is_special(*id));
-    Ok(tokens.len() - usize::from(has_end))
-}
-
-/// Puts the prompt before the texts, and lower-cases them if the model wants that.
+/// Puts the prompt before the texts.
 async fn prepare(target: &Target, items: Vec<Item>, prompt: String) -> Result<Vec<Item>> {
-    let lowers = target.model().vectors.is_lower_cased;
-    if prompt.is_empty() && !lowers {
+    if prompt.is_empty() {
         return Ok(items);
     }
     let added = prompt.len() * items.len();
     target.share.keep(added).await?;
     let bytes = added + items.iter().map(Item::text_bytes).sum::<usize>();
     let one = move |item| match item {
-        Item::Text(text) => Item::Text(prepared(&prompt, text, lowers)),
+        Item::Text(text) => Item::Text([prompt.as_str(), &text].concat()),
         Item::Tokens(tokens) => Item::Tokens(tokens),
     };
     target.read_text(bytes, move |_| Ok(items.into_iter().map(one).collect())).await
-}
-
-fn prepared(prompt: &str, text: String, lowers: bool) -> String {
-    let text = if prompt.is_empty() { text } else { [prompt, &text].concat() };
-    if lowers { text.to_lowercase() } else { text }
 }
 
 /// Returns the tokens of an item, with those that the tokenizer puts around a text.
@@ -153,13 +135,6 @@ mod tests {
         assert_eq!(problem.error.param.as_deref(), Some("prompt_name"));
         assert!(check_prompt(&of(None), &items).is_ok(), "the model's default stands before texts only");
         assert!(check_prompt(&of(Some("prompt_name")), &items[..1]).is_ok());
-    }
-
-    #[test]
-    fn prompt_and_text_are_one_text() {
-        assert_eq!(prepared("Query: ", "ÄB".into(), false), "Query: ÄB");
-        assert_eq!(prepared("Query: ", "ÄB".into(), true), "query: äb");
-        assert_eq!(prepared("", "ÄB".into(), false), "ÄB");
     }
 
     #[test]

@@ -93,13 +93,11 @@ impl Scorer {
     /// Makes tokens of pairs. Those that are too long lose tokens at the end of their longer text, or are refused.
     async fn read(self, target: &Target, pairs: Vec<Pair>) -> Result<Vec<EmbedInput>> {
         let Self { length, second, second_limit, .. } = self;
-        let lowers = target.model().vectors.is_lower_cased;
         let (count, bytes) = (pairs.len(), pairs.iter().map(Pair::bytes).sum::<usize>());
         let most = bytes.min(length.limit.saturating_mul(count)).min(MAX_TOKENS);
         let mut total = 0;
         let read = move |model: &BaseModel, index, pair: Pair| {
             let place = Place::of(second, index, count);
-            let pair = if lowers { pair.lower_cased() } else { pair };
             let tokens = model.tokenizer.encode_pair_within(&pair.first, &pair.second, length.limit, second_limit);
             let tokens = tokens.map_err(|error| place.blame(error.into()))?;
             if tokens.length > length.limit && !length.is_cut {
@@ -112,12 +110,6 @@ impl Scorer {
             Ok(EmbedInput { tokens: tokens.ids, second: tokens.second, unpooled: 0 })
         };
         target.tokenize(pairs, Pair::bytes, most, read).await
-    }
-}
-
-impl Pair {
-    fn lower_cased(&self) -> Self {
-        Self { first: self.first.to_lowercase().into(), second: self.second.to_lowercase() }
     }
 }
 
