@@ -19,8 +19,8 @@ pub struct PooledRows {
     /// Pooled values of each sequence, all poolings end to end; zeros for one of which no row is pooled.
     pub values: Vec<Vec<f64>>,
     poolings: Vec<Pooling>,
-    /// Rows of each sequence that are pooled.
-    sequences: Vec<Range<usize>>,
+    /// Rows of each sequence that are pooled, and the number of those before them that are not.
+    sequences: Vec<(Range<usize>, usize)>,
     /// Hidden states, `[rows, hidden]`.
     rows: Vec<f32>,
     hidden_size: usize,
@@ -34,12 +34,11 @@ impl PooledRows {
         let (mut values, mut sequences) = (Vec::new(), Vec::new());
         for (index, sequence) in batch.sequences.iter().enumerate() {
             let left_out = batch.unpooled.get(index).copied().unwrap_or(0).min(sequence.len());
-            let pooled = sequence.start + left_out..sequence.end;
-            let mut pooler = Pooler::of(poolings, hidden_size);
-            let of_text = &rows[pooled.start * hidden_size..pooled.end * hidden_size];
+            let mut pooler = Pooler::of(poolings, hidden_size).without_prompt(left_out);
+            let of_text = &rows[sequence.start * hidden_size..sequence.end * hidden_size];
             of_text.chunks_exact(hidden_size).for_each(|row| pooler.add(row));
             values.push(pooler.finish());
-            sequences.push(pooled);
+            sequences.push((sequence.start + left_out..sequence.end, left_out));
         }
         Ok(Self { values, poolings: poolings.to_vec(), sequences, rows, hidden_size })
     }
@@ -47,16 +46,23 @@ impl PooledRows {
     /// Computes the gradient of the hidden states, `[rows, hidden]`, from `slopes`, that of each sequence's values.
     pub fn backward(&self, slopes: &[Vec<f64>], hidden: &Tensor) -> Result<Tensor> {
         let mut gradient = vec![0.0; self.rows.len()];
-        for (rows, slope) in self.sequences.iter().zip(slopes).filter(|(rows, _)| !rows.is_empty()) {
+        for ((rows, before), slope) in self.sequences.iter().zip(slopes).filter(|((rows, _), _)| !rows.is_empty()) {
             for (pooling, slope) in self.poolings.iter().zip(slope.chunks_exact(self.hidden_size)) {
-                self.add_gradient(&mut gradient, *pooling, rows, slope);
+                self.add_gradient(&mut gradient, *pooling, (rows, *before), slope);
             }
         }
         Ok(Tensor::from_vec(gradient, hidden.shape(), hidden.device())?.to_dtype(hidden.dtype())?)
     }
 
-    /// Adds to `gradient` what the `slope` of one pooling gives to each of a sequence's `rows`.
-    fn add_gradient(&self, gradient: &mut [f32], pooling: Pooling, rows: &Range<usize>, slope: &[f64]) {
+    /// Adds to `gradient` what the `slope` of one pooling gives to each of a sequence's `rows`, which stand behind `before`
+    /// others.
+    fn add_gradient(
+        &self,
+        gradient: &mut [f32],
+        pooling: Pooling,
+        (rows, before): (&Range<usize>, usize),
+        slope: &[f64],
+    ) {
         let (width, count) = (self.hidden_size, rows.len() as f64);
         let mut add = |row: usize, share: f64| {
             let of_row = &mut gradient[row * width..(row + 1) * width];
@@ -68,8 +74,8 @@ impl PooledRows {
             Pooling::Mean => rows.clone().for_each(|row| add(row, count.recip())),
             Pooling::MeanOfRoot => rows.clone().for_each(|row| add(row, count.sqrt().recip())),
             Pooling::WeightedMean => {
-                let divisor = count * (count + 1.0) / 2.0;
-                rows.clone().zip(1..).for_each(|(row, place)| add(row, f64::from(place) / divisor));
+                let divisor = count * (2.0 * before as f64 + count + 1.0) / 2.0;
+                rows.clone().zip(before + 1..).for_each(|(row, place)| add(row, place as f64 / divisor));
             }
             Pooling::Max => {
                 for (column, slope) in slope.iter().enumerate() {
