@@ -11,6 +11,7 @@ use attune::model::BaseModel;
 use attune::model::decoder::TextRows;
 use attune::model::entry::ModelEntry;
 use attune::model::lora::Adapter;
+use attune::model::merge::{self, Base};
 use candle_core::{Device, Tensor};
 
 /// Folders of models that look both ways.
@@ -229,6 +230,33 @@ fn vectors_with_an_adapter_equal_those_of_peft() {
     }
 }
 
+#[test]
+fn a_merged_encoder_is_its_base_with_the_adapter() {
+    let merged = |place: &str| {
+        let own = folder(&path(place));
+        let base = own.parent().unwrap().to_owned();
+        let target = tempfile::tempdir().unwrap();
+        let output = target.path().join("merged");
+        let adapter = adapter_of(&own, &load(&base));
+        merge::write_folder(&Base::new(&base), &adapter, &output, None, usize::MAX).unwrap();
+        let refused = merge::write_gguf(&Base::new(&base), &adapter, &target.path().join("merged.gguf"), None);
+        assert!(refused.unwrap_err().to_string().contains("encoders are written in the base's form alone"));
+        (target, base, reference(&own))
+    };
+    for place in ["bert/peft", "modernbert/peft", "nomic_bert/peft_fused"] {
+        let (target, base, reference) = merged(place);
+        let output = target.path().join("merged");
+        std::fs::copy(base.join("texts.json"), output.join("texts.json")).unwrap();
+        compare(&output, reference.tensor("vectors"), None);
+    }
+    let (target, base, reference) = merged("bert_score/peft");
+    let model = load(&target.path().join("merged"));
+    let pairs = pairs(&base, &model);
+    for (own, expected) in logits(&model, &pairs).iter().zip(reference.tensor("logits").to_vec2::<f32>().unwrap()) {
+        assert!(max_difference(own, &expected) <= TOLERANCE, "{own:?} is not {expected:?}");
+    }
+}
+
 fn tensor_names(folder: &Path) -> Vec<String> {
     tensor_names_of(&std::fs::read(folder.join("adapter_model.safetensors")).unwrap())
 }
@@ -240,36 +268,49 @@ fn tensor_names_of(weights: &[u8]) -> Vec<String> {
     names
 }
 
+/// Reads the pairs of a cross-encoder's folder, and checks their tokens.
+fn pairs(folder: &Path, model: &BaseModel) -> Vec<Text> {
+    let file = json(&folder.join("pairs.json"));
+    let family = folder.display();
+    assert_eq!(model.vectors.max_tokens as u64, file["max_length"].as_u64().unwrap(), "{family}");
+    let pair = |case: &Value| {
+        let [query, document] = ["query", "document"].map(|name| case[name].as_str().unwrap());
+        let pair = model.tokenizer.encode_pair(query, document, model.vectors.max_tokens).unwrap();
+        assert_eq!(pair.ids, ids(&case["input_ids"]), "{family}: {query}");
+        if let Some(types) = case.get("token_type_ids") {
+            let second = ids(types).iter().position(|kind| *kind == 1);
+            assert_eq!(pair.second, second, "{family}: {query}");
+        }
+        Text { ids: pair.ids, second: pair.second, unpooled: 0 }
+    };
+    file["cases"].as_array().unwrap().iter().map(pair).collect()
+}
+
+/// Computes the numbers of the labels of each pair, all together.
+fn logits(model: &BaseModel, pairs: &[Text]) -> Vec<Vec<f32>> {
+    let classifier = model.classifier.as_ref().unwrap();
+    let of_pair = |states: &Tensor| {
+        let mut pooler = classifier.pooler();
+        states.to_vec2::<f32>().unwrap().iter().for_each(|row| pooler.add(row));
+        classifier.logits(pooler.finish()).unwrap()
+    };
+    hidden(model, pairs, None).iter().map(of_pair).collect()
+}
+
 #[test]
 fn numbers_and_scores_of_labels_equal_those_of_cross_encoders() {
     for family in SCORES {
         let folder = folder(&path(family));
         let model = load(&folder);
-        let classifier = model.classifier.as_ref().unwrap();
-        let file = json(&folder.join("pairs.json"));
-        assert_eq!(model.vectors.max_tokens as u64, file["max_length"].as_u64().unwrap(), "{family}");
-        let pair = |case: &Value| {
-            let [query, document] = ["query", "document"].map(|name| case[name].as_str().unwrap());
-            let pair = model.tokenizer.encode_pair(query, document, model.vectors.max_tokens).unwrap();
-            assert_eq!(pair.ids, ids(&case["input_ids"]), "{family}: {query}");
-            if let Some(types) = case.get("token_type_ids") {
-                let second = ids(types).iter().position(|kind| *kind == 1);
-                assert_eq!(pair.second, second, "{family}: {query}");
-            }
-            Text { ids: pair.ids, second: pair.second, unpooled: 0 }
-        };
-        let pairs: Vec<_> = file["cases"].as_array().unwrap().iter().map(pair).collect();
+        let pairs = pairs(&folder, &model);
         let reference = reference(&folder);
-        let (logits, scores) = (reference.tensor("logits").to_vec2::<f32>().unwrap(), reference.tensor("scores"));
-        for (index, states) in hidden(&model, &pairs, None).iter().enumerate() {
-            let mut pooler = classifier.pooler();
-            states.to_vec2::<f32>().unwrap().iter().for_each(|row| pooler.add(row));
-            let own = classifier.logits(pooler.finish()).unwrap();
-            let difference = max_difference(&own, &logits[index]);
+        let (expected, scores) = (reference.tensor("logits").to_vec2::<f32>().unwrap(), reference.tensor("scores"));
+        for (index, own) in logits(&model, &pairs).iter().enumerate() {
+            let difference = max_difference(own, &expected[index]);
             assert!(difference <= TOLERANCE, "{family}, pair {index}: {difference}");
             if let [logit] = own[..] {
-                let score = scores.to_vec1::<f32>().unwrap()[index];
-                assert!((classifier.score.of(logit) - score).abs() <= TOLERANCE, "{family}, pair {index}");
+                let (form, score) = (model.classifier.as_ref().unwrap().score, scores.to_vec1::<f32>().unwrap()[index]);
+                assert!((form.of(logit) - score).abs() <= TOLERANCE, "{family}, pair {index}");
             }
         }
     }

@@ -146,11 +146,14 @@ pub fn write_gguf(base: &Base, adapter: &Adapter, output: &Path, kind: Option<We
     }
 }
 
-/// Returns what is added to the tensors, by their names without `model.`. `stored` returns the layers that the base has
+/// What stands before the names of a model's tensors in files of it that have a head, too.
+const PREFIXES: [&str; 4] = ["model.", "bert.", "roberta.", "mpnet."];
+
+/// Returns what is added to the tensors, by their names without `model.` and its like. `stored` returns the layers that the base has
 /// in the place of one.
 fn changes(adapter: &Adapter, stored: impl Fn(&Module) -> Vec<Module>) -> Result<BTreeMap<String, Change>> {
     let named = |(name, pair): (String, LoraPair)| -> Result<(String, Change)> {
-        let name = name.strip_prefix("model.").unwrap_or(&name);
+        let name = PREFIXES.into_iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(&name);
         Ok((format!("{name}.weight"), Change::of(&pair)?))
     };
     adapter.wholes(stored)?.into_iter().map(named).collect()

@@ -70,6 +70,11 @@ impl Plan {
             let advice = "the convolutions of LFM 2 are written in the base's form alone";
             return Err(checkpoint.fault(advice));
         }
+        if config.is_encoder {
+            let advice = "encoders are written in the base's form alone, from weights that are not quantized: GGUF files have \
+                          no place for how they make vectors";
+            return Err(checkpoint.fault(advice));
+        }
         let mut plan = Self { config, items: Vec::new(), tied: false, weights, quantize: quantize.map(str::to_owned) };
         plan.list(changes)?;
         Ok(plan)
