@@ -158,7 +158,7 @@ impl Asker<'_> {
     /// Asks until there is an answer, or patience has an end.
     async fn ask(&self, texts: &[Text]) -> Result<Vec<Vec<f32>>, Failure> {
         let mut body = self.fields.clone();
-        body.insert("input".into(), texts.iter().map(|text| text.text.as_str()).collect());
+        body.insert("input".into(), texts.iter().map(|text| text.content.as_str()).collect());
         let (begin, mut pause) = (Instant::now(), FIRST_PAUSE);
         loop {
             let request = self.server.request(Method::POST, &["embeddings"], &[]).json(&body);

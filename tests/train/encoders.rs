@@ -45,7 +45,7 @@ impl Case {
         // Its other adapter has the names of transformers' own version, which are not those of the published checkpoints.
         let adapter = if name == "nomic_bert" { "peft_fused" } else { "peft" };
         let name = format!("encoders/{name}");
-        let entry = ModelEntry { dtype: Some(Dtype::F32), ..ModelEntry::new(&name, &folder(&name)) };
+        let entry = ModelEntry { dtype: Some(Dtype::F32), ..ModelEntry::new(&name, folder(&name)) };
         let model = BaseModel::load(&entry, &device()).unwrap();
         let pairs = serde_json::from_slice(&std::fs::read(folder(&name).join(pairs)).unwrap()).unwrap();
         Self { name, adapter, model, pairs }

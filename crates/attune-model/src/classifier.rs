@@ -36,7 +36,7 @@ pub struct Classifier {
 pub enum HeadLayer {
     /// A dense layer with its activation.
     Dense(DenseLayer),
-    /// A layer norm of the row (`ModernBERT`).
+    /// A layer norm of the row (ModernBERT).
     Norm {
         /// Weight, `[width]`.
         weight: Vec<f64>,

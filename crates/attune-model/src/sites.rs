@@ -171,7 +171,7 @@ pub(crate) const MPNET: [Module; 6] = [
     BERT[5],
 ];
 
-/// The layers of a block of `ModernBERT`.
+/// The layers of a block of ModernBERT.
 pub(crate) const MODERN_BERT: [Module; 4] = [
     Module::new("attn.Wqkv", &[Site::Query, Site::Key, Site::Value]),
     Module::new("attn.Wo", &[Site::Output]),

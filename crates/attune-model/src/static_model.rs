@@ -95,6 +95,7 @@ impl StaticModel {
 
     /// Reads the rows of all tokens, on `device`, as the tensors of a decoder.
     pub(crate) fn weights(&self, device: &Device) -> Result<Weights> {
+        #[allow(clippy::redundant_closure_for_method_calls, reason = "the method is for one lifetime only")]
         let rows = self.with_rows(|rows| rows.of_tokens())?;
         let width = rows.dim(1)?;
         // Nothing is normed: no hidden state goes through a block.
@@ -203,7 +204,7 @@ fn unknown_token(source: &TokenizerSource, tokenizer: &Tokenizer) -> Option<u32>
 /// The tensors of a file of rows.
 struct Rows<'a> {
     file: &'a Path,
-    rows: TensorView<'a>,
+    table: TensorView<'a>,
     width: usize,
     mapping: Option<TensorView<'a>>,
     weights: Option<TensorView<'a>>,
@@ -232,7 +233,7 @@ impl<'a> Rows<'a> {
         };
         Ok(Self {
             file: Path::new(""),
-            rows,
+            table: rows,
             width,
             mapping: optional(form.mapping)?,
             weights: optional(form.weights)?,
@@ -241,7 +242,7 @@ impl<'a> Rows<'a> {
 
     /// Returns the number of tokens.
     fn tokens(&self) -> Result<usize> {
-        let tokens = self.mapping.as_ref().unwrap_or(&self.rows).shape()[0];
+        let tokens = self.mapping.as_ref().unwrap_or(&self.table).shape()[0];
         match &self.weights {
             Some(weights) if weights.shape() != [tokens] => {
                 let message =
@@ -255,8 +256,8 @@ impl<'a> Rows<'a> {
     /// Returns the row of each token, times the token's weight, `[tokens, width]`.
     fn of_tokens(&self) -> Result<Tensor> {
         let bad = |message: String| fault(self.file, &message);
-        let (tokens, stored) = (self.tokens()?, self.rows.shape()[0]);
-        let values = floats(&self.rows).map_err(bad)?;
+        let (tokens, stored) = (self.tokens()?, self.table.shape()[0]);
+        let values = floats(&self.table).map_err(bad)?;
         let mapping = self.mapping.as_ref().map(integers).transpose().map_err(bad)?;
         let weights = self.weights.as_ref().map(floats).transpose().map_err(bad)?;
         let mut rows = Vec::with_capacity(tokens * self.width);

@@ -88,7 +88,9 @@ impl VectorForm {
 pub fn normalize(vector: &mut [f32]) {
     let square: f64 = vector.iter().map(|value| f64::from(*value).powi(2)).sum();
     let scale = scale_to_one(square.sqrt());
-    vector.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
+    for value in vector {
+        *value = (f64::from(*value) * scale) as f32;
+    }
 }
 
 fn length(vector: &[f64]) -> f64 {

@@ -29,7 +29,7 @@ pub(super) struct Text {
     pub(super) line: usize,
     /// Its `id`, as it stands in the file.
     pub(super) id: Option<Value>,
-    pub(super) text: String,
+    pub(super) content: String,
 }
 
 impl Corpus {
@@ -39,7 +39,7 @@ impl Corpus {
         let mut corpus = Self { file: file.to_path_buf(), field: None, texts: 0, digest: String::new() };
         let first = corpus.open()?.next();
         let is_json = match first.transpose()? {
-            Some(first) => serde_json::from_str::<Map<String, Value>>(&first.text).is_ok(),
+            Some(first) => serde_json::from_str::<Map<String, Value>>(&first.content).is_ok(),
             None => return Err(corpus.fault("the file holds no text")),
         };
         corpus.field = is_json.then(|| field.to_owned());
@@ -47,7 +47,7 @@ impl Corpus {
         for text in corpus.open()? {
             let text = text?;
             let id = text.id.map_or_else(String::new, |id| id.to_string());
-            for part in [id.as_str(), text.text.as_str()] {
+            for part in [id.as_str(), text.content.as_str()] {
                 digest.update(part.len().to_le_bytes());
                 digest.update(part);
             }
@@ -74,12 +74,12 @@ impl Corpus {
         // Some editors begin a file with a mark of the byte order.
         let text = if line == 1 { text.trim_start_matches('\u{feff}').to_owned() } else { text };
         let text = match &self.field {
-            None => Text { line, id: None, text },
+            None => Text { line, id: None, content: text },
             Some(field) => {
                 let object: Result<Map<String, Value>, _> = serde_json::from_str(&text);
                 let mut object = object.map_err(|error| format!("not a JSON object: {error}"))?;
                 match object.remove(field) {
-                    Some(Value::String(text)) => Text { line, id: object.remove("id"), text },
+                    Some(Value::String(content)) => Text { line, id: object.remove("id"), content },
                     Some(_) => return Err(format!("the field `{field}` is not a text")),
                     None => {
                         return Err(format!("there is no field `{field}`: name the one with the text by --text-field"));
@@ -87,7 +87,7 @@ impl Corpus {
                 }
             }
         };
-        if text.text.is_empty() { Err("the text is empty".into()) } else { Ok(text) }
+        if text.content.is_empty() { Err("the text is empty".into()) } else { Ok(text) }
     }
 
     fn fault(&self, message: &str) -> Error {
@@ -109,7 +109,7 @@ mod tests {
 
     fn texts(corpus: &Corpus) -> Vec<(usize, Option<Value>, String)> {
         let texts = corpus.open().expect("opened").map(|text| text.expect("a text"));
-        texts.map(|text| (text.line, text.id, text.text)).collect()
+        texts.map(|text| (text.line, text.id, text.content)).collect()
     }
 
     #[test]

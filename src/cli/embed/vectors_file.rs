@@ -229,7 +229,7 @@ mod tests {
     }
 
     fn text(id: Option<Value>) -> Text {
-        Text { line: 1, id, text: "a".into() }
+        Text { line: 1, id, content: "a".into() }
     }
 
     /// Writes the vectors `from..to` and ends without finishing.

@@ -48,7 +48,7 @@ pub(super) struct Queue {
     changed: Condvar,
     longest_wait: Duration,
     waiting: Gauge,
-    queue_time: Histogram,
+    wait_times: Histogram,
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +70,7 @@ impl Queue {
             changed: Condvar::new(),
             longest_wait,
             waiting: gauge!("attune_queue_waiting", "model" => model.to_owned()),
-            queue_time: histogram!("attune_queue_seconds", "model" => model.to_owned()),
+            wait_times: histogram!("attune_queue_seconds", "model" => model.to_owned()),
         }
     }
 
@@ -150,7 +150,7 @@ impl Queue {
                 continue;
             }
             text.ticket.begin();
-            self.queue_time.record(waited.as_secs_f64());
+            self.wait_times.record(waited.as_secs_f64());
             taken_rows += next;
             taken.push(text);
         }
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn organisations_take_turns_and_none_of_their_texts_is_overtaken() {
-        let (queue, admission) = (Queue::new("m", Duration::from_secs(60)), Admission::new(100, 100, 100));
+        let (queue, admission) = (Queue::new("m", Duration::from_mins(1)), Admission::new(100, 100, 100));
         let mut rows = Vec::new();
         for (organization, lengths) in [("many", vec![10, 11, 12, 13]), ("few", vec![20])] {
             let (texts, replies): (Vec<_>, Vec<_>) = lengths.into_iter().map(|length| text(&admission, length)).unzip();
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_alone_if_nothing_waits_and_nobody_computes() {
-        let (queue, admission) = (Queue::new("m", Duration::from_secs(60)), Admission::new(100, 100, 100));
+        let (queue, admission) = (Queue::new("m", Duration::from_mins(1)), Admission::new(100, 100, 100));
         let (texts, _rows): (Vec<_>, Vec<_>) = [5, 5, 5].into_iter().map(|length| text(&admission, length)).unzip();
         queue.put(&"org".into(), texts);
         assert!(!queue.take(5).expect("a batch").is_alone, "two wait");

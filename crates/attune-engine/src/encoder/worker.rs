@@ -83,7 +83,9 @@ impl Worker {
         self.failed_steps.increment(1);
         tracing::error!(model = self.model.id, %error, texts = texts.len(), "a batch of texts failed");
         if texts.len() == 1 {
-            texts.into_iter().for_each(|text| text.answer(Err(error.clone())));
+            for text in texts {
+                text.answer(Err(error.clone()));
+            }
             return Vec::new();
         }
         let behind = texts.split_off(texts.len() / 2);

@@ -2,6 +2,7 @@
 
 /// Parts of an encoder's embeddings and blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "independent flags of families")]
 pub struct EncoderConfig {
     /// True if layer norms have a bias.
     pub norm_bias: bool,
@@ -13,7 +14,7 @@ pub struct EncoderConfig {
     pub embedding_norm: &'static str,
     /// True if a norm follows the last block.
     pub final_norm: bool,
-    /// True if the first block's attention has no norm before it, since the embeddings have one (`ModernBERT`).
+    /// True if the first block's attention has no norm before it, since the embeddings have one (ModernBERT).
     pub skips_first_norm: bool,
     /// True if the MLP has a gate.
     pub is_gated: bool,

@@ -23,6 +23,7 @@ pub(crate) type Library =
 pub(crate) struct SharedModel(Arc<Held>);
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each model")]
 enum Held {
     BytePairs(BytePairs),
     Other(ModelWrapper),

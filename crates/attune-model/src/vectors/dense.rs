@@ -15,7 +15,7 @@ pub enum DenseActivation {
     Tanh,
     /// max(x, 0)
     Relu,
-    /// x · ½(1 + erf_f64(x / √2))
+    /// x · ½(1 + erf(x / √2))
     Gelu,
 }
 

@@ -69,7 +69,7 @@ pub(crate) fn read(folder: &Path, config: &ModelConfig) -> Result<VectorForm> {
     else {
         return Err(unknown_order(folder));
     };
-    let settings = transformer_settings(transformer)?;
+    let settings = transformer_settings(transformer, Task::VECTORS)?;
     let (poolings, pools_prompt) = modules::poolings(pooling, config.hidden_size)?;
     let (layers, is_normalized) = layers(folder, behind, config.hidden_size * poolings.len())?;
     let whole = whole_settings(folder)?;
@@ -93,7 +93,7 @@ pub(crate) fn read(folder: &Path, config: &ModelConfig) -> Result<VectorForm> {
 /// they are the mean, of length 1.
 pub(crate) fn of_classifier(folder: &Path, config: &ModelConfig) -> Result<VectorForm> {
     let transformer = of_model(folder)?;
-    let settings = transformer_settings(&transformer)?;
+    let settings = transformer_settings(&transformer, Task::LABELS)?;
     let max_tokens = max_tokens(&transformer, &settings, config.max_position_embeddings)?;
     Ok(VectorForm { max_tokens, is_lower_cased: settings.do_lower_case, ..VectorForm::of_model(config) })
 }
@@ -181,15 +181,30 @@ struct TransformerSettings {
     config_kwargs: Map<String, Value>,
 }
 
+/// What a model's first module is to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Task {
+    name: &'static str,
+    /// The part of transformers' result, and its name among the modules.
+    output: [&'static str; 2],
+}
+
+impl Task {
+    /// Hidden states, of which vectors are made.
+    const VECTORS: Self = Self { name: "feature-extraction", output: ["last_hidden_state", "token_embeddings"] };
+    /// The numbers of labels.
+    const LABELS: Self = Self { name: "sequence-classification", output: ["logits", "scores"] };
+}
+
 impl TransformerSettings {
-    /// Returns the name of the first setting that is not applied.
-    fn unsupported(&self) -> Option<String> {
-        let text = json!({"method": "forward", "method_output_name": "last_hidden_state"});
+    /// Returns the name of the first setting that is not applied in a model for `task`.
+    fn unsupported(&self, task: Task) -> Option<String> {
+        let text = json!({"method": "forward", "method_output_name": task.output[0]});
         let other = |value: Option<&str>, usual: &str| value.is_some_and(|value| value != usual);
         let named = [
-            ("transformer_task", other(self.transformer_task.as_deref(), "feature-extraction")),
+            ("transformer_task", other(self.transformer_task.as_deref(), task.name)),
             ("modality_config", self.modality_config.as_ref().is_some_and(|modalities| modalities["text"] != text)),
-            ("module_output_name", other(self.module_output_name.as_deref(), "token_embeddings")),
+            ("module_output_name", other(self.module_output_name.as_deref(), task.output[1])),
             ("processing_kwargs", !self.processing_kwargs.is_empty()),
             ("query_length", self.query_length.is_some()),
             ("document_length", self.document_length.is_some()),
@@ -202,8 +217,8 @@ impl TransformerSettings {
     }
 }
 
-/// Reads the settings of the transformer in `folder`.
-fn transformer_settings(folder: &Path) -> Result<TransformerSettings> {
+/// Reads the settings of the transformer in `folder`, which is for `task`.
+fn transformer_settings(folder: &Path, task: Task) -> Result<TransformerSettings> {
     let adapter = folder.join("adapter_config.json");
     if adapter.is_file() {
         let message =
@@ -216,7 +231,7 @@ fn transformer_settings(folder: &Path) -> Result<TransformerSettings> {
             continue;
         }
         let settings: TransformerSettings = parsed(&file)?.unwrap_or_default();
-        return match settings.unsupported() {
+        return match settings.unsupported(task) {
             Some(name) => Err(fault(&file, &format!("the value of `{name}` is not supported"))),
             None => Ok(settings),
         };

@@ -208,15 +208,15 @@ impl Builder {
     }
 
     /// Adds two texts with the cosine that they shall have. Two equal ones always have 1, so that they are left out.
-    pub(crate) fn add_scored(&mut self, texts: Vec<Vec<u32>>, score: f32, cut: bool) -> Result<()> {
+    pub(crate) fn add_scored(&mut self, texts: &[Vec<u32>], score: f32, cut: bool) -> Result<()> {
         self.line.cut |= cut;
         if texts.windows(2).any(|pair| pair[0] == pair[1]) {
             self.line.cut = true;
             return Ok(());
         }
-        self.note_number(&texts, score);
-        self.note_texts(&texts);
-        self.examples.push_scored(&texts, score)
+        self.note_number(texts, score);
+        self.note_texts(texts);
+        self.examples.push_scored(texts, score)
     }
 
     /// Adds two texts that are one sequence, the second of which begins at `second`, with their label.

@@ -180,7 +180,7 @@ impl Rendered {
                 builder.add([chosen?, rejected?])
             }
             Self::Texts { texts, score: None, cut } => builder.add_texts(texts, cut),
-            Self::Texts { texts, score: Some(score), cut } => builder.add_scored(texts, score, cut),
+            Self::Texts { texts, score: Some(score), cut } => builder.add_scored(&texts, score, cut),
             Self::Joined { ids, second, label, cut } => builder.add_joined(&ids, second, label, cut),
         }
     }

@@ -118,7 +118,9 @@ impl<'a> Pooled<'a> {
             }
             let length = vector.iter().map(|value| value * value).sum::<f64>().sqrt();
             let scale = inverse(length);
-            vector.iter_mut().for_each(|value| *value *= scale);
+            for value in &mut vector {
+                *value *= scale;
+            }
             vectors.push(vector);
             inputs.push(inner);
             lengths.push(length);

@@ -32,7 +32,9 @@ impl Ranks {
                     let text = pairs[pair][1];
                     let is_before = |(other, score): (usize, &f32)| {
                         // A score that is not a number must not look like a good one.
-                        other != text && !(*score < row[text]) && !own.contains(&[anchor, other])
+                        other != text
+                            && (score.is_nan() || row[text].is_nan() || *score >= row[text])
+                            && !own.contains(&[anchor, other])
                     };
                     ranks[pair] = 1 + row.iter().enumerate().filter(|place| is_before(*place)).count();
                 }
@@ -70,7 +72,7 @@ pub fn average_precision(scores: &[f64], answers: &[bool]) -> f64 {
 /// Computes Spearman's rank correlation of two lists; NaN if all numbers of one are equal.
 pub fn rank_correlation(a: &[f64], b: &[f64]) -> f64 {
     let (a, b) = (places(a), places(b));
-    let mean = (a.len() as f64 + 1.0) / 2.0;
+    let mean = f64::midpoint(a.len() as f64, 1.0);
     let product = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>();
     product(&a, &b) / (product(&a, &a) * product(&b, &b)).sqrt()
 }
@@ -81,8 +83,10 @@ fn places(numbers: &[f64]) -> Vec<f64> {
     order.sort_by(|a, b| numbers[*a].total_cmp(&numbers[*b]));
     let (mut places, mut before) = (vec![0.0; numbers.len()], 0);
     for equal in order.chunk_by(|a, b| numbers[*a].total_cmp(&numbers[*b]).is_eq()) {
-        let place = before as f64 + (equal.len() as f64 + 1.0) / 2.0;
-        equal.iter().for_each(|index| places[*index] = place);
+        let place = before as f64 + f64::midpoint(equal.len() as f64, 1.0);
+        for index in equal {
+            places[*index] = place;
+        }
         before += equal.len();
     }
     places
@@ -130,7 +134,7 @@ mod tests {
         let precision = average_precision(&[0.1, 0.4, 0.35, 0.8], &[false, false, true, true]);
         assert!((precision - 0.833_333_333).abs() < 1e-8, "{precision}");
         let equal = average_precision(&[0.5, 0.5, 0.5, 0.1], &[true, false, false, true]);
-        assert!((equal - (1.0 / 3.0 + 0.5) / 2.0).abs() < 1e-12, "{equal}");
+        assert!((equal - f64::midpoint(1.0 / 3.0, 0.5)).abs() < 1e-12, "{equal}");
         assert!(average_precision(&[0.5, 0.2], &[false, false]).is_nan());
     }
 

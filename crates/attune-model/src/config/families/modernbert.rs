@@ -1,4 +1,4 @@
-//! `ModernBERT` (Warner et al., 2024): norms before the branches, rotated positions, gated MLPs, and blocks whose attention
+//! ModernBERT (Warner et al., 2024): norms before the branches, rotated positions, gated MLPs, and blocks whose attention
 //! sees a window on both sides.
 
 use super::{ActivationField, Defaults, Family, bert, windows};
@@ -10,7 +10,7 @@ use crate::sites;
 const GLOBAL_THETA: f64 = 160_000.0;
 const LOCAL_THETA: f64 = 10_000.0;
 
-/// `ModernBERT`: gte-modernbert and others.
+/// ModernBERT: gte-modernbert and others.
 pub(super) const MODERNBERT: Family = Family {
     name: "modernbert",
     inside: None,

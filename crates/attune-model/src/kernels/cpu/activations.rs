@@ -50,7 +50,7 @@ fn erf(x: f32) -> f32 {
     p = p * square - 2.101_024e-6;
     p = p * square - 5.692_506_4e-5;
     p = p * square - 7.349_906_4e-4;
-    p = p * square - 2.954_599_8e-3;
+    p = p * square - 2.954_6e-3;
     p = p * square - 1.609_603_3e-2;
     let mut q = -1.456_607_2e-5_f32;
     q = q * square - 2.133_740_6e-4;
@@ -134,7 +134,7 @@ fn gelu_tanh_slopes(gradients: &mut [f32], x: &[f32]) {
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 fn gelu_slopes(gradients: &mut [f32], x: &[f32]) {
     /// 1 / √(2π)
-    const DENSITY: f32 = 0.398_942_28;
+    const DENSITY: f32 = 0.398_942_3;
     for (gradient, &x) in gradients.iter_mut().zip(x) {
         *gradient *= normal_share(x) + x * DENSITY * exp(-0.5 * x * x);
     }

@@ -72,8 +72,7 @@ impl HeadShape {
     fn scores(
         self,
         scores: &mut Vec<f32>,
-        q: &[f32],
-        k: &[f32],
+        (q, k): (&[f32], &[f32]),
         head: usize,
         tile: &Range<usize>,
         keys: &Range<usize>,
@@ -150,7 +149,7 @@ pub fn forward(
         || (Vec::new(), vec![0.0; TILE * shape.head_dim]),
         |(scores, attended), (sequence, tile, head)| {
             let keys = shape.keys_of(sequence, &tile);
-            shape.scores(scores, &q, &k, head, &tile, &keys, bias);
+            shape.scores(scores, (&q, &k), head, &tile, &keys, bias);
             for (row, scores) in tile.clone().zip(scores.chunks_exact_mut(keys.len())) {
                 let seen = shape.seen_by(row, &keys);
                 scores[..seen.start].fill(0.0);
@@ -261,7 +260,7 @@ impl BackwardInputs<'_> {
         let keys = shape.keys_of(sequence, &tile);
         let dout_view = shape.head(dout, shape.heads, head, &tile);
         // P, recomputed from the saved sums
-        shape.scores(&mut buffers.scores, q, k, head, &tile, &keys, *bias);
+        shape.scores(&mut buffers.scores, (q, k), head, &tile, &keys, *bias);
         if let Some(cap) = shape.form.cap {
             buffers.slopes.resize(buffers.scores.len(), 0.0);
             activations::soft_cap_slopes(&mut buffers.slopes, &buffers.scores, cap);

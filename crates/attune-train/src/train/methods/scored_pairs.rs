@@ -23,8 +23,11 @@ use attune_model::lora::Adapter;
 
 pub(super) struct ScoredPairs;
 
+/// Tokens of the texts of each pair, and the pairs' scores.
+type Scored = (Vec<Vec<Vec<u32>>>, Vec<f32>);
+
 /// Reads the pairs at `indices` and their scores.
-fn read(examples: &ExampleStore, indices: impl Iterator<Item = usize>) -> Result<(Vec<Vec<Vec<u32>>>, Vec<f32>)> {
+fn read(examples: &ExampleStore, indices: impl Iterator<Item = usize>) -> Result<Scored> {
     let read = indices.map(|index| examples.scored(index)).collect::<Result<Vec<_>>>()?;
     Ok(read.into_iter().unzip())
 }
