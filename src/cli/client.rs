@@ -6,7 +6,7 @@ use crate::config::Secret;
 use crate::{Error, Result};
 use clap::Args;
 use reqwest::header::RETRY_AFTER;
-use reqwest::{Method, RequestBuilder, StatusCode, Url};
+use reqwest::{Method, RequestBuilder, Url};
 use serde_json::Value;
 
 /// The longest that connecting, a plain answer, and an answer that needs computing or an upload may take.
@@ -60,8 +60,8 @@ pub(super) enum Failure {
     Refused {
         /// What it says.
         message: String,
-        /// The status of its answer.
-        status: StatusCode,
+        /// True if something in the request is wrong, such as one of many texts.
+        is_at_fault: bool,
     },
 }
 
@@ -139,14 +139,14 @@ impl Server {
         let body: Option<Value> = serde_json::from_str(&text).ok();
         if status.is_success() {
             let message = format!("{place} answers no JSON: is it Attune?");
-            return body.ok_or(Failure::Refused { message, status });
+            return body.ok_or(Failure::Refused { message, is_at_fault: false });
         }
         let said = body.as_ref().and_then(|body| body["error"]["message"].as_str()).unwrap_or("no reason was given");
         let message = format!("{place} answers {}: {said}", status.as_u16());
         if status.is_server_error() || status.as_u16() == 429 {
             return Err(Failure::Away { message, after: after.map(Duration::from_secs) });
         }
-        Err(Failure::Refused { message, status })
+        Err(Failure::Refused { message, is_at_fault: matches!(status.as_u16(), 400 | 413 | 422) })
     }
 }
 

@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use futures::stream::{self, StreamExt as _};
-use reqwest::{Method, StatusCode};
+use reqwest::Method;
 use serde_json::{Map, Value, json};
 
 use self::corpus::{Corpus, Text};
@@ -139,14 +139,14 @@ impl Asker<'_> {
     async fn vectors(&self, batch: Vec<Text>) -> Result<(Vec<Text>, Vec<Vec<f32>>)> {
         match self.ask(&batch).await {
             Ok(vectors) => return Ok((batch, vectors)),
-            Err(Failure::Refused { status, .. }) if is_about_texts(status) => {}
+            Err(Failure::Refused { is_at_fault: true, .. }) => {}
             Err(failure) => return Err(failure.into()),
         }
         let mut vectors = Vec::with_capacity(batch.len());
         for text in &batch {
             let asked = self.ask(std::slice::from_ref(text)).await;
             vectors.extend(asked.map_err(|failure| match failure {
-                Failure::Refused { message, status } if is_about_texts(status) => {
+                Failure::Refused { message, is_at_fault: true } => {
                     Error::Setup(format!("{} line {}: {message}", self.file.display(), text.line))
                 }
                 failure => failure.into(),
@@ -180,11 +180,6 @@ impl Asker<'_> {
     }
 }
 
-/// Returns true for the statuses of requests that hold something wrong.
-fn is_about_texts(status: StatusCode) -> bool {
-    [StatusCode::BAD_REQUEST, StatusCode::PAYLOAD_TOO_LARGE, StatusCode::UNPROCESSABLE_ENTITY].contains(&status)
-}
-
 /// Reads `count` vectors, in the order of the texts.
 fn read(answer: &Value, count: usize) -> Result<Vec<Vec<f32>>, Failure> {
     let vectors = answer["data"].as_array().map(|data| data.iter().map(vector).collect::<Option<Vec<_>>>());
@@ -192,7 +187,7 @@ fn read(answer: &Value, count: usize) -> Result<Vec<Vec<f32>>, Failure> {
         Some(vectors) if vectors.len() == count => Ok(vectors),
         _ => Err(Failure::Refused {
             message: format!("the server's answer does not hold {count} vectors in base64: is it Attune?"),
-            status: StatusCode::OK,
+            is_at_fault: false,
         }),
     }
 }
