@@ -66,8 +66,8 @@ fn parse(family: &str, more: &str) -> Result<ModelConfig, String> {
 
 #[test]
 fn the_family_is_looked_at_before_anything_else() {
-    for text in [r#"{"model_type":"bert"}"#, r#"{"model_type":"bert","hidden_size":"x","quantization_config":{}}"#] {
-        assert!(ModelConfig::parse(text).unwrap_err().contains("model_type `bert` is not supported"), "{text}");
+    for text in [r#"{"model_type":"bart"}"#, r#"{"model_type":"bart","hidden_size":"x","quantization_config":{}}"#] {
+        assert!(ModelConfig::parse(text).unwrap_err().contains("model_type `bart` is not supported"), "{text}");
     }
     assert!(ModelConfig::parse("{}").unwrap_err().contains("`model_type` is missing"));
     assert!(ModelConfig::parse("[1]").unwrap_err().contains("JSON object"));
@@ -369,7 +369,7 @@ fn the_text_model_inside_gemma_3_is_read() {
 #[test]
 fn fields_that_would_not_be_applied_are_refused_by_name() {
     for (family, field, name) in [
-        ("gemma3_text", r#""use_bidirectional_attention":true"#, "use_bidirectional_attention"),
+        ("gemma2", r#""use_bidirectional_attention":true"#, "use_bidirectional_attention"),
         ("gemma3_text", r#""attn_logit_softcapping":50.0"#, "attn_logit_softcapping"),
         ("gemma2", r#""final_logit_softcapping":0.0"#, "final_logit_softcapping"),
         ("gemma2", r#""query_pre_attn_scalar":0"#, "query_pre_attn_scalar"),

@@ -67,7 +67,7 @@ fn a_folder_that_is_no_models_is_told_what_it_is() {
         (&[("snapshots/abc/config.json", CONFIG)], "snapshots/abc"),
         (&[("smol/config.json", CONFIG)], "smol in it has"),
         (&[("readme.md", "")], "has no config.json"),
-        (&[("config.json", r#"{"model_type":"bert"}"#)], "model_type `bert` is not supported (an encoder"),
+        (&[("config.json", r#"{"model_type":"bart"}"#)], "model_type `bart` is not supported"),
         (&[("config.json", CONFIG)], "neither model.safetensors nor its index is there: the download"),
         (&[("config.json", CONFIG), ("pytorch_model.bin", "x")], "pytorch_model.bin is not read"),
         (&[("config.json", CONFIG), ("consolidated.safetensors", "x")], "Mistral's own names"),

@@ -51,9 +51,6 @@ const ALL: &[&Family] = &[
     &nomic::NOMIC_BERT,
 ];
 
-/// Parts of the names of families that make vectors, but no text.
-const ENCODERS: [&str; 5] = ["bert", "mpnet", "electra", "deberta", "clip"];
-
 /// A family: the files with one `model_type`.
 pub(super) struct Family {
     /// The `model_type`.
@@ -76,11 +73,9 @@ impl Family {
         if let Some(family) = ALL.iter().find(|family| family.name == model_type) {
             return Ok(family);
         }
-        let encoder = ENCODERS.iter().any(|name| model_type.contains(name));
-        let kind = if encoder { " (an encoder, which generates no text)" } else { "" };
         let names: Vec<&str> = ALL.iter().map(|family| family.name).collect();
         let (last, others) = names.split_last().unwrap_or((&"", &[]));
-        Err(format!("model_type `{model_type}` is not supported{kind}; supported are {} and {last}", others.join(", ")))
+        Err(format!("model_type `{model_type}` is not supported; supported are {} and {last}", others.join(", ")))
     }
 }
 

@@ -220,13 +220,6 @@ fn what_would_change_vectors_and_is_not_applied_is_refused_by_name() {
         (pooling("pooling_mode", json!("attention")), "`attention`"),
         (pooling("pooling_mode_attention", json!(true)), "pooling_mode_attention"),
         (pooling("pooling_mode", json!([])), "names no pooling"),
-        (
-            plain().with(
-                "1_Pooling/config.json",
-                &json!({"embedding_dimension": 4, "pooling_mode": "weightedmean", "include_prompt": false}),
-            ),
-            "include_prompt",
-        ),
         (settings(json!({"max_seq_length": 0})), "nonzero"),
         (settings(json!({"transformer_task": "fill-mask"})), "transformer_task"),
         (

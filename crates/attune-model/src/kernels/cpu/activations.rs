@@ -42,9 +42,8 @@ fn tanh(x: f32) -> f32 {
 #[allow(clippy::inline_always, reason = "as above")]
 #[inline(always)]
 fn erf(x: f32) -> f32 {
-    // Beyond, the result is 1 in f32.
-    let x = x.clamp(-4.0, 4.0);
-    let square = x * x;
+    let near = x.clamp(-4.0, 4.0);
+    let square = near * near;
     let mut p = -2.726_142_3e-10_f32;
     p = p * square + 2.770_681_4e-8;
     p = p * square - 2.101_024e-6;
@@ -57,7 +56,8 @@ fn erf(x: f32) -> f32 {
     q = q * square - 1.682_827e-3;
     q = q * square - 7.373_329_2e-3;
     q = q * square - 1.426_473_9e-2;
-    x * p / q
+    // Beyond, the result is 1 in f32.
+    if x.abs() < 4.0 || x.is_nan() { near * p / q } else { 1.0_f32.copysign(x) }
 }
 
 /// Returns the share of a normal distribution below `x`.
