@@ -60,8 +60,8 @@ def with_attune(binary, model, file, heldout, work):
             client = attunelib.Client(server.url)
             before = found(embed_of(client, BASE), heldout)
             job, _, took = run_job(server, file, SETTINGS, seed=SEED)
-            tuned = job["fine_tuned_model"]
-            settings = job["method"]["supervised"]["hyperparameters"]
+            tuned = job.state["fine_tuned_model"]
+            settings = job.state["method"]["supervised"]["hyperparameters"]
             settings |= {"seed": SEED, "adapter": unpacked(client, tuned, work / "attune-adapter")}
             return before, found(embed_of(client, tuned), heldout), took, settings
     finally:
