@@ -51,6 +51,7 @@ FAMILIES = {
         pooling="mean",
         normalize=True,
         older=True,
+        traps=True,
         truncate=[16],
         targets=BERT_TARGETS,
         curves=["contrast", "cosine"],

@@ -27,9 +27,10 @@ import transformers
 from encoder_families import FAMILIES
 from encoder_numbers import OUT, base, checked, read_json, write_json
 from encoder_text import HIDDEN_OF
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from tokenizers import Tokenizer
 
 
 def dense(width_in, width_out, seed):
@@ -53,6 +54,8 @@ def save(folder, family, seed):
     numbers.drop_model_card(folder)
     if family.get("older"):
         older(folder, family, model.config.hidden_size)
+    if family.get("traps"):
+        add_traps(folder)
 
 
 def older(folder, family, width):
@@ -72,6 +75,19 @@ def older(folder, family, width):
     write_json(folder / "config_sentence_transformers.json", {"__version__": versions, **prompts})
     if (folder / "2_Normalize").exists():  # as published, where no such folder is
         shutil.rmtree(folder / "2_Normalize")
+
+
+def add_traps(folder):
+    """Adds what the published all-MiniLM holds besides: a tensor of whole numbers, and a length and a padding in
+    tokenizer.json that are not those of the model."""
+    weights = load_file(folder / "model.safetensors")
+    positions = len(weights["embeddings.position_embeddings.weight"])
+    weights["embeddings.position_ids"] = torch.arange(positions)[None]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(16)
+    tokenizer.enable_padding(length=16)
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def compute(asked, truncate):
