@@ -5,17 +5,18 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::fixtures::{Reference, folder, max_difference};
+use crate::fixtures::{Reference, folder, max_difference, one_sequence};
 use attune::adapters::peft;
 use attune::model::BaseModel;
-use attune::model::decoder::TextRows;
+use attune::model::decoder::{RowPlace, TextRows};
 use attune::model::entry::ModelEntry;
 use attune::model::lora::Adapter;
 use attune::model::merge::{self, Base};
-use candle_core::{Device, Tensor};
+use attune::train::backward::hidden_states;
+use candle_core::{DType, Device, Tensor};
 
-/// Folders of models that look both ways.
-const ENCODERS: [&str; 11] = [
+/// Folders of models that make vectors of hidden states.
+const ENCODERS: [&str; 12] = [
     "bert",
     "bert_cls",
     "bert_tanh",
@@ -27,7 +28,11 @@ const ENCODERS: [&str; 11] = [
     "modernbert_bias",
     "nomic_bert",
     "gemma3_embedding",
+    // A decoder, whose vector is its last state.
+    "qwen3_embedding",
 ];
+/// Tables of vectors.
+const TABLES: [&str; 4] = ["static", "static_half", "static_mapped", "static_embedding"];
 /// Folders with another pooling, laid over the folder that their texts name.
 const POOLINGS: [&str; 13] = [
     "pooling_cls",
@@ -127,8 +132,12 @@ fn prompt_tokens(model: &BaseModel, prompt: &str) -> usize {
     whole.len() - model.tokenizer.tokens_behind().len()
 }
 
-/// Computes the hidden states of `texts`, all together.
+/// Computes the hidden states of `texts`, all together; of a decoder one by one.
 fn hidden(model: &BaseModel, texts: &[Text], adapter: Option<&Adapter>) -> Vec<Tensor> {
+    if !model.config.is_encoder {
+        let of_text = |text: &Text| hidden_states(&model.decoder, adapter, &one_sequence(&text.ids)).unwrap();
+        return texts.iter().map(of_text).collect();
+    }
     let tokens: Vec<u32> = texts.iter().flat_map(|text| text.ids.clone()).collect();
     let mut start = 0;
     let rows = texts.iter().map(|text| {
@@ -178,6 +187,34 @@ fn vectors_and_hidden_states_equal_those_of_sentence_transformers() {
             let own: Vec<f32> = hidden[case].flatten_all().unwrap().to_vec1().unwrap();
             let difference = max_difference(&own, &expected);
             assert!(difference <= 3.0 * TOLERANCE, "{family}, case {case}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn tables_of_vectors_give_the_means_of_their_rows() {
+    for family in TABLES {
+        let folder = folder(&path(family));
+        let model = load(&folder);
+        let reference = reference(&folder);
+        let name = if reference.0.contains_key("exact") { "exact" } else { "vectors" };
+        let expected = reference.tensor(name).to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
+        let file = json(&folder.join("texts.json"));
+        for (case, expected) in file["cases"].as_array().unwrap().iter().zip(expected) {
+            let (text, ids) = (case["text"].as_str().unwrap(), ids(&case["input_ids"]));
+            // model2vec cuts texts, by their letters first.
+            let is_cut = file["max_characters"].as_u64().is_some_and(|most| text.chars().count() as u64 > most);
+            if !is_cut {
+                let own = model.tokenizer.encode(text, true).unwrap();
+                assert!(own == ids || file["max_length"] == ids.len(), "{family}: {text:?}");
+            }
+            let mut pooler = model.vectors.pooler();
+            if !ids.is_empty() {
+                let rows = model.decoder.embed(&ids, &vec![RowPlace::default(); ids.len()]).unwrap();
+                rows.to_vec2::<f32>().unwrap().iter().for_each(|row| pooler.add(row));
+            }
+            let difference = max_difference(&model.vectors.vector(pooler.finish()).unwrap(), &expected);
+            assert!(difference <= TOLERANCE, "{family}: {text:?} differs by {difference}");
         }
     }
 }
