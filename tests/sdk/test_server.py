@@ -74,16 +74,16 @@ def test_a_missing_model_folder_is_named(binary, tmp_path):
 def test_a_path_that_is_no_model_is_told_before_a_database_starts(binary, tmp_path):
     gguf = tmp_path / "model-q4_0.gguf"
     gguf.write_bytes(b"GGUF")
-    encoder = tmp_path / "encoder"
-    encoder.mkdir()
-    (encoder / "config.json").write_text('{"model_type": "bert"}')
+    unknown = tmp_path / "unknown"
+    unknown.mkdir()
+    (unknown / "config.json").write_text('{"model_type": "bart"}')
     empty = tmp_path / "empty"
     empty.mkdir()
     for path, says in [
         ("HuggingFaceTB/SmolLM2-135M-Instruct", "attune pull huggingfacetb/smollm2"),
         (gguf, "the file ends at byte 4, within its header"),
         (attunelib.DEMO / "model.safetensors", f"give its folder, {attunelib.DEMO}"),
-        (encoder, "`bert` is not supported (an encoder"),
+        (unknown, "`bart` is not supported; supported are"),
         (empty, "has no config.json"),
     ]:
         data = tmp_path / "data"

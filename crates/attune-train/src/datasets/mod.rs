@@ -236,10 +236,11 @@ fn read_lines(
     while let Some((number, line)) = lines.next_line()? {
         builder.begin_line(number);
         let mut note_format = |format: Format| {
-            let (first_line, first) = *first_format.get_or_insert((number, format));
-            if unlearnable.is_none() {
+            let Some((first_line, first)) = first_format else {
                 unlearnable = codec.check_learnable(format).err();
-            }
+                first_format = Some((number, format));
+                return Ok(());
+            };
             if format == first {
                 return Ok(());
             }
