@@ -129,7 +129,7 @@ def test_watching_goes_on_where_the_server_was_killed_and_started_again(binary, 
                 # The watcher says that it has noticed, so the new server is not too early.
                 seen = until(process.stdout, "asking again")
                 second.start()
-                out, errors = process.communicate(timeout=200)
+                out, errors = process.communicate(timeout=600)
                 assert process.returncode == 0, errors
                 text = seen + out
                 assert text.splitlines()[-1].startswith("succeeded: ft:demo:")
