@@ -19,6 +19,7 @@ use self::worker::Worker;
 use super::admission::Admission;
 use super::limits::EngineLimits;
 use super::priority::Priority;
+use super::rows::{self, Replies, check_tokens};
 use super::{Backend, EmbedOutput, EmbedRequest, Event, GenerateRequest, Vectors};
 use crate::{Error, Result};
 use attune_model::BaseModel;
@@ -52,16 +53,13 @@ impl EncoderEngine {
         Ok(Arc::new(engine))
     }
 
-    fn submit(&self, request: EmbedRequest) -> Result<Vec<oneshot::Receiver<Result<Vec<f32>>>>> {
+    fn submit(&self, request: EmbedRequest) -> Result<Replies> {
         if request.output == EmbedOutput::Labels && self.model.classifier.is_none() {
             return Err(Error::NoClassifier(self.model.id.clone()));
         }
-        let vocabulary = self.model.config.vocab_size;
         for input in &request.inputs {
             self.admission.check_prompt(input.tokens.len())?;
-            if let Some(id) = input.tokens.iter().find(|id| **id as usize >= vocabulary) {
-                return Err(Error::UnknownToken { id: *id, vocabulary });
-            }
+            check_tokens(&input.tokens, self.model.config.vocab_size)?;
         }
         // One place for the whole request: the number of its inputs has a limit of its own.
         let ticket = self.admission.enter(&request.organization)?;
@@ -90,16 +88,7 @@ impl Backend for EncoderEngine {
     }
 
     fn embed(&self, request: EmbedRequest) -> Vectors<'_> {
-        let submitted = self.submit(request);
-        Box::pin(async move {
-            // Dropping the future drops the receivers; what still waits is then taken out of the queue.
-            let replies = submitted?;
-            let mut rows = Vec::with_capacity(replies.len());
-            for reply in replies {
-                rows.push(reply.await.map_err(|_| Error::stopped())??);
-            }
-            Ok(rows)
-        })
+        rows::arriving(self.submit(request))
     }
 
     fn stop(&self) {

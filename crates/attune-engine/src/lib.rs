@@ -17,6 +17,7 @@ mod prefix_cache;
 pub mod priority;
 mod queue;
 mod request;
+mod rows;
 mod runner;
 mod sampler;
 mod scheduler;

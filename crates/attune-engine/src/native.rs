@@ -12,6 +12,7 @@ use super::admission::Admission;
 use super::inbox::{Arrival, Asked, Inbox};
 use super::kv::BlockAllocator;
 use super::priority::Priority;
+use super::rows::{self, Replies, check_tokens};
 use super::runner::Runner;
 use super::scheduler::Scheduler;
 use super::step_model::{BaseStepModel, StepModel};
@@ -62,15 +63,6 @@ impl NativeEngine {
         &self.allocator
     }
 
-    /// Refuses token ids outside the model's embedding: one would fail its whole step. `api` has refused a client's
-    /// before, in the words of the request's field.
-    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
-        match tokens.iter().find(|id| **id as usize >= self.vocabulary_size) {
-            Some(id) => Err(Error::UnknownToken { id: *id, vocabulary: self.vocabulary_size }),
-            None => Ok(()),
-        }
-    }
-
     /// Returns the table of a sequence of `prompt` tokens whose answer may have `completion`: its rows are all of these
     /// but the last token drawn, which is never fed back.
     fn rope_table(&self, prompt: usize, completion: usize) -> RopeTable {
@@ -81,13 +73,13 @@ impl NativeEngine {
         if self.inbox.put(arrivals) { Ok(()) } else { Err(Error::stopped()) }
     }
 
-    fn submit_inputs(&self, request: EmbedRequest) -> Result<Vec<oneshot::Receiver<Result<Vec<f32>>>>> {
+    fn submit_inputs(&self, request: EmbedRequest) -> Result<Replies> {
         if request.output == EmbedOutput::Labels {
             return Err(Error::NoClassifier(self.id.clone()));
         }
         for input in &request.inputs {
             self.admission.check_prompt(input.tokens.len())?;
-            self.check_tokens(&input.tokens)?;
+            check_tokens(&input.tokens, self.vocabulary_size)?;
         }
         // One place for the whole request: the number of its inputs has a limit of its own.
         let ticket = self.admission.enter(&request.organization)?;
@@ -124,7 +116,7 @@ impl Backend for NativeEngine {
         let mut admitted = Vec::with_capacity(requests.len());
         for mut request in requests {
             request.max_tokens = self.admission.answer_tokens(request.prompt.len(), request.max_tokens)?;
-            self.check_tokens(&request.prompt)?;
+            check_tokens(&request.prompt, self.vocabulary_size)?;
             admitted.push(request);
         }
         // All belong to one client.
@@ -151,16 +143,7 @@ impl Backend for NativeEngine {
     }
 
     fn embed(&self, request: EmbedRequest) -> Vectors<'_> {
-        let submitted = self.submit_inputs(request);
-        Box::pin(async move {
-            // Dropping the future drops the receivers, which removes the inputs from the engine.
-            let replies = submitted?;
-            let mut vectors = Vec::with_capacity(replies.len());
-            for reply in replies {
-                vectors.push(reply.await.map_err(|_| Error::stopped())??);
-            }
-            Ok(vectors)
-        })
+        rows::arriving(self.submit_inputs(request))
     }
 
     fn stop(&self) {

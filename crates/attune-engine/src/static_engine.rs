@@ -8,6 +8,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
 use super::{Backend, EmbedInput, EmbedOutput, EmbedRequest, Event, GenerateRequest, Vectors};
+use crate::rows::check_tokens;
 use crate::{Error, Result};
 use attune_model::BaseModel;
 use attune_model::decoder::RowPlace;
@@ -42,9 +43,7 @@ impl StaticEngine {
                 let (limit, prompt) = (config.max_position_embeddings, input.tokens.len());
                 return Err(Error::ContextLength { limit, prompt, completion: 0 });
             }
-            if let Some(id) = input.tokens.iter().find(|id| **id as usize >= config.vocab_size) {
-                return Err(Error::UnknownToken { id: *id, vocabulary: config.vocab_size });
-            }
+            check_tokens(&input.tokens, config.vocab_size)?;
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use crate::priority::Priority;
 use crate::{EmbedOutput, Error, Result};
 use attune_model::BaseModel;
 use attune_model::decoder::TextRows;
+use attune_model::vectors::Pooler;
 
 /// Most rows of a batch, unless a text has more: a core's products gain nothing beyond.
 const BATCH_ROWS: usize = 512;
@@ -123,19 +124,20 @@ impl Worker {
         unpooled: usize,
         hidden: impl Iterator<Item = &'a [f32]>,
     ) -> Result<Vec<f32>> {
-        match (output, &self.model.classifier) {
-            (EmbedOutput::Vector | EmbedOutput::Unscaled, _) => {
-                let form = &self.model.vectors;
-                let mut pooler = form.pooler().without_prompt(unpooled);
-                hidden.for_each(|row| pooler.add(row));
-                Ok(form.row(pooler.finish(), output == EmbedOutput::Unscaled)?)
+        let pooled = |mut pooler: Pooler| {
+            hidden.for_each(|row| pooler.add(row));
+            pooler.finish()
+        };
+        let (form, classifier) = (&self.model.vectors, self.model.classifier.as_ref());
+        match output {
+            EmbedOutput::Vector | EmbedOutput::Unscaled => {
+                let pooled = pooled(form.pooler().without_prompt(unpooled));
+                Ok(form.row(pooled, output == EmbedOutput::Unscaled)?)
             }
-            (EmbedOutput::Labels, Some(classifier)) => {
-                let mut pooler = classifier.pooler();
-                hidden.for_each(|row| pooler.add(row));
-                Ok(classifier.logits(pooler.finish())?)
+            EmbedOutput::Labels => {
+                let classifier = classifier.ok_or_else(|| Error::NoClassifier(self.model.id.clone()))?;
+                Ok(classifier.logits(pooled(classifier.pooler()))?)
             }
-            (EmbedOutput::Labels, None) => Err(Error::NoClassifier(self.model.id.clone())),
         }
     }
 }

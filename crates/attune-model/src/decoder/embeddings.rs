@@ -20,6 +20,14 @@ pub struct RowPlace {
     pub is_second: bool,
 }
 
+impl RowPlace {
+    /// Returns the places of the `rows` of one text, of which those from `second` on are a second text's.
+    pub fn of_text(rows: usize, second: Option<usize>, table: RopeTable) -> impl Iterator<Item = Self> {
+        let second = second.unwrap_or(rows);
+        (0..rows).map(move |position| Self { position, table, is_second: position >= second })
+    }
+}
+
 /// Embeddings of tokens, and what encoders add to them.
 #[derive(Debug)]
 pub struct Embeddings {
@@ -51,11 +59,6 @@ impl Embeddings {
             norm = Some(norm::load(config, weights, encoder.embedding_norm, width, kernels)?);
         }
         Ok(Self { words, multiplier: config.embedding_multiplier, positions, segments, norm })
-    }
-
-    /// Makes embeddings of `words` `[vocabulary, hidden]` alone.
-    pub(crate) fn of_words(words: Linear) -> Self {
-        Self { words, multiplier: 1.0, positions: None, segments: None, norm: None }
     }
 
     /// Computes the rows of `tokens` at their `places`, `[rows, hidden]`.
@@ -98,7 +101,7 @@ impl Embeddings {
             return Ok(None);
         }
         let words = self.words.with(kernels, change)?;
-        let alone = |words| Self { multiplier: self.multiplier, ..Self::of_words(words) };
+        let alone = |words| Self { words, multiplier: self.multiplier, positions: None, segments: None, norm: None };
         Ok(words.map(alone))
     }
 }

@@ -31,10 +31,9 @@ impl Decoder {
         let sequences: Vec<_> = texts.iter().map(|text| text.rows.clone()).collect();
         let mut places = Vec::with_capacity(tokens.len());
         for text in texts {
-            let table = self.rope_table(text.rows.len());
-            let second = text.second.unwrap_or(text.rows.end);
-            let place = |row| RowPlace { position: row - text.rows.start, table, is_second: row >= second };
-            places.extend(text.rows.clone().map(place));
+            let rows = text.rows.len();
+            let second = text.second.map(|second| second - text.rows.start);
+            places.extend(RowPlace::of_text(rows, second, self.rope_table(rows)));
         }
         let context = EncodeContext {
             kernels: &self.kernels,

@@ -248,9 +248,8 @@ fn places(decoder: &Decoder, batch: &PackedBatch) -> Vec<RowPlace> {
     let mut places = Vec::with_capacity(batch.tokens.len());
     let mut seconds = batch.seconds.iter().copied().peekable();
     for rows in &batch.sequences {
-        let table = decoder.rope_table(rows.len());
-        let second = seconds.next_if(|second| rows.contains(second)).unwrap_or(rows.end);
-        places.extend(rows.clone().map(|row| RowPlace { position: row - rows.start, table, is_second: row >= second }));
+        let second = seconds.next_if(|second| rows.contains(second)).map(|second| second - rows.start);
+        places.extend(RowPlace::of_text(rows.len(), second, decoder.rope_table(rows.len())));
     }
     places
 }

@@ -16,7 +16,6 @@ use crate::train::distinct_texts::DistinctTexts;
 use crate::train::pair_loss::PairLoss;
 use crate::train::ranking::rank_correlation;
 use crate::train::rate::RateSum;
-use crate::train::recomputation::Recomputation;
 use crate::train::settings::TrainSettings;
 use crate::train::yielding::BeforeMicroStep;
 use attune_model::lora::Adapter;
@@ -37,13 +36,9 @@ impl Method for ScoredPairs {
         let run = &step.run;
         let (pairs, scores) = read(run.examples, step.units.iter().copied())?;
         let batch = Contrast {
-            form: run.source.heads()?.vectors,
-            pairs: &pairs,
-            unpooled: run.examples.unpooled(),
-            loss: PairLoss::Similarity { scores: &scores },
-            budget: run.settings.batch_rows,
             dropout: step.dropout(0),
             recomputation: step.recomputation,
+            ..texts::contrast(run, &pairs, PairLoss::Similarity { scores: &scores })?
         };
         let (report, gradients) = batch.loss_and_gradients(run.source.decoder(), run.adapter, before)?;
         Ok(StepOutcome { report, gradients, asked: Vec::new() })
@@ -59,15 +54,7 @@ impl Method for ScoredPairs {
         let mut total = LossReport::default();
         for start in places.clone().step_by(EVALUATION_EXAMPLES) {
             let (pairs, scores) = read(run.examples, start..(start + EVALUATION_EXAMPLES).min(places.end))?;
-            let batch = Contrast {
-                form: run.source.heads()?.vectors,
-                pairs: &pairs,
-                unpooled: run.examples.unpooled(),
-                loss: PairLoss::Similarity { scores: &scores },
-                budget: run.settings.batch_rows,
-                dropout: None,
-                recomputation: Recomputation::None,
-            };
+            let batch = texts::contrast(run, &pairs, PairLoss::Similarity { scores: &scores })?;
             total.add(batch.loss(run.source.decoder(), Some(run.adapter), before)?);
         }
         Ok(total)

@@ -17,7 +17,6 @@ use crate::train::distinct_texts::DistinctTexts;
 use crate::train::pair_loss::PairLoss;
 use crate::train::ranking::Ranks;
 use crate::train::rate::RateSum;
-use crate::train::recomputation::Recomputation;
 use crate::train::settings::TrainSettings;
 use crate::train::yielding::BeforeMicroStep;
 use attune_model::lora::Adapter;
@@ -36,13 +35,9 @@ impl Method for TextPairs {
         let run = &step.run;
         let pairs = step.units.iter().map(|unit| run.examples.texts(*unit)).collect::<Result<Vec<_>>>()?;
         let batch = Contrast {
-            form: run.source.heads()?.vectors,
-            pairs: &pairs,
-            unpooled: run.examples.unpooled(),
-            loss: PairLoss::Ranking { scale: self.scale },
-            budget: run.settings.batch_rows,
             dropout: step.dropout(0),
             recomputation: step.recomputation,
+            ..texts::contrast(run, &pairs, PairLoss::Ranking { scale: self.scale })?
         };
         let (report, gradients) = batch.loss_and_gradients(run.source.decoder(), run.adapter, before)?;
         Ok(StepOutcome { report, gradients, asked: Vec::new() })
@@ -67,15 +62,7 @@ impl Method for TextPairs {
             let even = pairs.len().div_ceil(pairs.len().div_ceil(size));
             for batch in texts.batches(&(0..pairs.len()).collect::<Vec<_>>(), even) {
                 let batch: Vec<_> = batch.into_iter().map(|place| pairs[place].clone()).collect();
-                let contrast = Contrast {
-                    form: run.source.heads()?.vectors,
-                    pairs: &batch,
-                    unpooled: run.examples.unpooled(),
-                    loss: PairLoss::Ranking { scale: self.scale },
-                    budget: run.settings.batch_rows,
-                    dropout: None,
-                    recomputation: Recomputation::None,
-                };
+                let contrast = texts::contrast(run, &batch, PairLoss::Ranking { scale: self.scale })?;
                 total.add(contrast.loss(run.source.decoder(), Some(run.adapter), before)?);
             }
         }

@@ -8,6 +8,7 @@ use crate::train::contrastive::Contrast;
 use crate::train::distinct_texts::VectorMaker;
 use crate::train::pair_loss::PairLoss;
 use crate::train::rate::{RateSum, Watch};
+use crate::train::recomputation::Recomputation;
 use crate::train::settings::TrainSettings;
 use crate::train::yielding::BeforeMicroStep;
 use attune_model::lora::Adapter;
@@ -34,6 +35,23 @@ pub(super) fn loss_bytes(shape: &LossShape) -> u64 {
 pub(super) fn samples(examples: &ExampleStore, index: usize) -> Result<Vec<TokenizedExample>> {
     let whole = |text: Vec<u32>| TokenizedExample { weights: vec![1.0; text.len()], tokens: text };
     Ok(examples.texts(index)?.into_iter().map(whole).collect())
+}
+
+/// Returns a batch of `pairs` of the run with this `loss`, as it is evaluated: nothing is dropped out or computed again.
+pub(super) fn contrast<'a>(
+    run: &RunInputs<'a>,
+    pairs: &'a [Vec<Vec<u32>>],
+    loss: PairLoss<'a>,
+) -> Result<Contrast<'a>> {
+    Ok(Contrast {
+        form: run.source.heads()?.vectors,
+        pairs,
+        unpooled: run.examples.unpooled(),
+        loss,
+        budget: run.settings.batch_rows,
+        dropout: None,
+        recomputation: Recomputation::None,
+    })
 }
 
 /// Measures a step on `samples`. The time does not depend on which texts are compared. All of them are one pack.
