@@ -46,6 +46,8 @@ PARTS = ("base", "attune", "peft", "speed")
 WORK = Path.home() / ".cache" / "attune-quality"
 # Steps of a measured training, without validation, and the examples of a step where `--steps` is given.
 SPEED_STEPS, BATCH = 8, 8
+# Seed of both trainings, unless `--seed` gives another one.
+SEED = 1
 # The same adapter in Attune and in transformers: both compute in f32, but they add in different orders, so that a rare tie
 # between two tokens may fall differently.
 AGREE_AT_LEAST = 0.95
@@ -70,7 +72,9 @@ class Bench:
         self.binary = arguments.binary or attunelib.build()
         # What another program measured is not this one's.
         program = hashlib.sha256(self.binary.read_bytes()).hexdigest()[:12]
+        self.seed = arguments.seed
         of = f"-{arguments.file}" if arguments.file else ""
+        of += f"-seed-{self.seed}" if self.seed != SEED else ""
         self.results = self.work / f"results-{program}{of}{f'-{self.steps}-steps' if self.steps else ''}"
         if arguments.fresh:
             shutil.rmtree(self.results, ignore_errors=True)
@@ -116,7 +120,7 @@ class Bench:
             client = attunelib.Client(server.url)
             validation = client.upload("validation.jsonl", self.file("validation").read_bytes())["id"]
             settings = {"n_epochs": 1, "batch_size": BATCH} if self.steps else {}
-            job, events, took = run_job(server, self.training(self.steps), settings, validation_file=validation)
+            job, events, took = run_job(server, self.training(self.steps), settings, self.seed, validation_file=validation)
             for event in events:
                 if event.get("type") != "metrics":
                     print(f"  {event['message']}", flush=True)
@@ -134,7 +138,7 @@ class Bench:
         """The path of the settings that Attune chose, for the loop."""
         chosen = self.result("attune")["hyperparameters"]
         path = self.results / "settings.json"
-        path.write_text(json.dumps({**chosen, "seed": 1, **changed}))
+        path.write_text(json.dumps({**chosen, "seed": self.seed, **changed}))
         return path
 
     def peft(self):
@@ -245,7 +249,7 @@ def report(bench, found):
     days = ", ".join(dict.fromkeys(result["measured"] for result in results))
     data = f"{bench.origin['packages']:,} packages, data {bench.origin['sha256'][:12]}"
     name = f"{bench.served.name}; transformers: dequantized, f32" if bench.served != bench.model else SMOLLM2
-    print(f"\n{name}; {data}; {os.cpu_count()} cores, {platform.machine()}; {days}; "
+    print(f"\n{name}; {data}; seed {bench.seed}; {os.cpu_count()} cores, {platform.machine()}; {days}; "
           f"{commit.stdout.strip()}")  # fmt: skip
     if "attune" in found:
         print(f"settings: {json.dumps(found['attune']['hyperparameters'])}")
@@ -265,6 +269,7 @@ def main():
     parser.add_argument("--file", choices=sorted(real_models.BY_NAME), help="serve and train this GGUF file")
     parser.add_argument("--only", choices=PARTS, action="append", help="one part; may be given again")
     parser.add_argument("--steps", type=int, help=f"for a quick look: train for so few steps of {BATCH} examples (2 or more)")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"seed of both trainings (default {SEED})")
     parser.add_argument("--rounds", type=int, default=2, help="times that the speed is measured (default 2)")
     parser.add_argument("--fresh", action="store_true", help="measure again what an earlier run measured")
     parser.add_argument("--work", type=Path, default=WORK, help=f"the working folder (default {WORK})")
