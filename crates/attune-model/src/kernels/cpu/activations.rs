@@ -77,21 +77,21 @@ pub(super) fn activate(activation: Activation, values: &mut [f32]) {
     }
 }
 
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn silu(values: &mut [f32]) {
     for value in values {
         *value *= sigmoid(*value);
     }
 }
 
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn gelu_tanh(values: &mut [f32]) {
     for value in values {
         *value *= gelu_sigmoid(*value);
     }
 }
 
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn gelu(values: &mut [f32]) {
     for value in values {
         *value *= normal_share(*value);
@@ -113,7 +113,7 @@ pub(super) fn multiply_slopes(activation: Activation, gradients: &mut [f32], x: 
 }
 
 /// The slope of silu is σ(x)(1 + x(1 − σ(x))).
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn silu_slopes(gradients: &mut [f32], x: &[f32]) {
     for (gradient, &x) in gradients.iter_mut().zip(x) {
         let sigma = sigmoid(x);
@@ -122,7 +122,7 @@ fn silu_slopes(gradients: &mut [f32], x: &[f32]) {
 }
 
 /// The slope of x · σ(z(x)) is σ(1 + x z'(1 − σ)), with z' = 2 √(2/π) (1 + 3 · 0.044715 x²).
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn gelu_tanh_slopes(gradients: &mut [f32], x: &[f32]) {
     for (gradient, &x) in gradients.iter_mut().zip(x) {
         let sigma = gelu_sigmoid(x);
@@ -131,7 +131,7 @@ fn gelu_tanh_slopes(gradients: &mut [f32], x: &[f32]) {
 }
 
 /// The slope of x · Φ(x) is Φ(x) + x · φ(x).
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn gelu_slopes(gradients: &mut [f32], x: &[f32]) {
     /// 1 / √(2π)
     const DENSITY: f32 = 0.398_942_3;
@@ -153,14 +153,14 @@ pub(super) fn gated(activation: Activation, out: &mut [f32], gate: &[f32], up: &
     }
 }
 
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn silu_gated(out: &mut [f32], gate: &[f32], up: &[f32]) {
     for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
         *out = gate * sigmoid(gate) * up;
     }
 }
 
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn gelu_gated(out: &mut [f32], gate: &[f32], up: &[f32]) {
     for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
         *out = gate * gelu_sigmoid(gate) * up;
@@ -193,7 +193,7 @@ pub(super) fn gated_backward(activation: Activation, dgate: &mut [f32], dup: &mu
 }
 
 /// The slope of silu is σ(g)(1 + g(1 − σ(g))).
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn silu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
     for ((((dgate, dup), &gate), &up), &dy) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dy) {
         let sigma = sigmoid(gate);
@@ -203,7 +203,7 @@ fn silu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], d
 }
 
 /// The slope of g · σ(z(g)) is σ(1 + g z'(1 − σ)), with z' = 2 √(2/π) (1 + 3 · 0.044715 g²).
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn gelu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
     for ((((dgate, dup), &gate), &up), &dy) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dy) {
         let sigma = gelu_sigmoid(gate);
@@ -214,7 +214,7 @@ fn gelu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], d
 }
 
 /// Replaces each value x by cap · tanh(scale · x / cap).
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn soft_cap(values: &mut [f32], scale: f32, cap: f32) {
     let inner = scale / cap;
     for value in values {
@@ -223,7 +223,7 @@ pub(super) fn soft_cap(values: &mut [f32], scale: f32, cap: f32) {
 }
 
 /// Writes the slope of cap · tanh(x / cap) at each x, from its values y: 1 − (y / cap)².
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn soft_cap_slopes(slopes: &mut [f32], values: &[f32], cap: f32) {
     for (slope, value) in slopes.iter_mut().zip(values) {
         let share = value / cap;
@@ -232,7 +232,7 @@ pub(super) fn soft_cap_slopes(slopes: &mut [f32], values: &[f32], cap: f32) {
 }
 
 /// Multiplies each value by its factor.
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn multiply_each(values: &mut [f32], factors: &[f32]) {
     for (value, factor) in values.iter_mut().zip(factors) {
         *value *= factor;

@@ -69,7 +69,7 @@ fn standardize(row: &mut [f32], eps: f32) -> f32 {
     inverse
 }
 
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn multiply_and_add(row: &mut [f32], weight: &[f32], bias: &[f32]) {
     for ((value, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
         *value = *value * weight + bias;

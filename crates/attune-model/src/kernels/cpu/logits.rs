@@ -8,7 +8,7 @@ use super::vector;
 pub const BLOCK: usize = 64;
 
 /// Returns true if every value is finite.
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn all_finite(values: &[f32]) -> bool {
     const EXPONENT: u32 = 0x7f80_0000;
     let broken = |values: &[f32]| values.iter().fold(false, |any, x| any | (x.to_bits() & EXPONENT == EXPONENT));
@@ -35,7 +35,7 @@ pub fn to_weights(logits: &mut [f32], temperature: f32) {
     to_weights_below(logits, max, temperature);
 }
 
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn to_weights_below(logits: &mut [f32], max: f32, temperature: f32) {
     for logit in logits {
         // A quotient, since the inverse of a tiny temperature is infinite and would turn the largest logit into NaN.
@@ -44,14 +44,14 @@ fn to_weights_below(logits: &mut [f32], max: f32, temperature: f32) {
 }
 
 /// Writes the largest value of each block of [`BLOCK`] values to `maxima`.
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn block_maxima(values: &[f32], maxima: &mut Vec<f32>) {
     maxima.clear();
     maxima.extend(values.chunks(BLOCK).map(vector::max_in_lanes));
 }
 
 /// Writes the sum of each block of [`BLOCK`] values to `sums`.
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn block_sums(values: &[f32], sums: &mut Vec<f64>) {
     sums.clear();
     sums.extend(values.chunks(BLOCK).map(|block| {

@@ -29,7 +29,7 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { e_r * power }
 }
 
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn sum(values: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; 16];
     let chunks = values.chunks_exact(16);
@@ -43,14 +43,14 @@ pub(super) fn sum(values: &[f32]) -> f32 {
 }
 
 /// Adds `term` to each value.
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn add_constant(values: &mut [f32], term: f32) {
     for value in values {
         *value += term;
     }
 }
 
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; 16];
     let (a_chunks, b_chunks) = (a.chunks_exact(16), b.chunks_exact(16));
@@ -63,8 +63,16 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + tail
 }
 
+/// Adds its term to each value.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub(super) fn add_each(values: &mut [f32], terms: &[f32]) {
+    for (value, term) in values.iter_mut().zip(terms) {
+        *value += term;
+    }
+}
+
 /// Computes `y += scale · x`.
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn add_scaled(y: &mut [f32], scale: f32, x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += scale * x;
@@ -72,7 +80,7 @@ pub(super) fn add_scaled(y: &mut [f32], scale: f32, x: &[f32]) {
 }
 
 /// Replaces each value by e^(value − shift); returns their sum.
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn exp_and_sum(values: &mut [f32], shift: f32) -> f32 {
     let mut lanes = [0.0_f32; 16];
     let mut chunks = values.chunks_exact_mut(16);
@@ -90,7 +98,7 @@ pub(super) fn exp_and_sum(values: &mut [f32], shift: f32) -> f32 {
     sum
 }
 
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn max(values: &[f32]) -> f32 {
     max_in_lanes(values)
 }
@@ -110,7 +118,7 @@ pub(super) fn max_in_lanes(values: &[f32]) -> f32 {
     lanes.iter().copied().fold(tail, f32::max)
 }
 
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn scale(values: &mut [f32], factor: f32) {
     for value in values {
         *value *= factor;
