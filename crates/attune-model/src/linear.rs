@@ -196,6 +196,15 @@ impl Linear {
         Ok(Some(Self { weight, bias, kernels: Kernels::Gpu(kernels.clone()) }))
     }
 
+    /// Lets the layer round its input to 8 bits, not 16, if its weights were rounded to 8 bits at load (`q8_0`).
+    #[must_use]
+    pub(super) fn with_byte_activations(self) -> Self {
+        match self.weight {
+            Weight::Packed(panels) => Self { weight: Weight::Packed(panels.with_byte_activations()), ..self },
+            _ => self,
+        }
+    }
+
     /// Returns the bias, `[out]`; `None` if there is none.
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
@@ -261,20 +270,19 @@ impl Linear {
 
     /// Computes `residual + forward(x)`, in one pass if possible.
     pub fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
-        match (&self.weight, &self.bias) {
-            (Weight::Packed(weight), None) => panels::project_onto(residual, x, weight),
-            (Weight::Dense(weight, gpu), _) => {
-                Ok(gpu.project(x, None, &[self.dense(weight, Some(residual))])?.remove(0))
-            }
-            _ => Ok((residual + self.forward(x)?)?),
+        match &self.weight {
+            Weight::Packed(weight) => panels::project_onto(residual, x, weight, self.bias.as_ref()),
+            Weight::Dense(weight, gpu) => Ok(gpu.project(x, None, &[self.dense(weight, Some(residual))])?.remove(0)),
+            Weight::Quantized { .. } => Ok((residual + self.forward(x)?)?),
         }
     }
 
     /// Computes [`Linear::forward_onto`] for a residual that nothing else holds.
     pub fn forward_into(&self, residual: Tensor, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
+            Weight::Packed(weight) => panels::project_into(residual, x, weight, self.bias.as_ref()),
             Weight::Dense(weight, gpu) => gpu.project_into(residual, x, self.dense(weight, None)),
-            _ => self.forward_onto(&residual, x),
+            Weight::Quantized { .. } => self.forward_onto(&residual, x),
         }
     }
 
@@ -308,7 +316,7 @@ impl Linear {
     /// Computes `dx` plus the gradient with respect to `x`; `dx` `[rows, in]` must not be held by anything else.
     pub fn add_input_gradient(&self, dx: Tensor, dy: &Tensor) -> Result<Tensor> {
         match &self.weight {
-            Weight::Packed(weight) => Ok((dx + weight.input_gradient(dy)?)?),
+            Weight::Packed(weight) => weight.add_input_gradient(dx, dy),
             Weight::Dense(weight, _) => self.kernels.add_product(dx, dy, weight),
             Weight::Quantized { blocks, .. } => self.kernels.add_product(dx, dy, &blocks.dequantize(dy.device())?),
         }

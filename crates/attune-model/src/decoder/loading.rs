@@ -121,7 +121,11 @@ impl BlockWeights<'_> {
         };
         let projection = |(site, rows): (Site, Range<usize>)| -> Result<Projection> {
             let bias = bias.as_ref().map(|bias| bias.narrow(0, rows.start, rows.len())?.contiguous()).transpose()?;
-            let linear = Linear::of(&weight.rows(rows)?, bias, self.storage, self.kernels)?;
+            let mut linear = Linear::of(&weight.rows(rows)?, bias, self.storage, self.kernels)?;
+            if self.config.is_encoder {
+                // A vector is made of all rows of a text, so that errors of rounding average out: no token hangs on one.
+                linear = linear.with_byte_activations();
+            }
             Ok(Projection { block: self.index, site, linear })
         };
         module.rows(self.config).map(projection).collect()

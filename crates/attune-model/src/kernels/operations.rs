@@ -73,8 +73,16 @@ impl Kernels {
     /// nothing else holds.
     pub fn add_product(&self, y: Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Cpu => Ok((y + cpu::product::matmul(a, b, false)?)?),
+            Self::Cpu => cpu::product::add_product(y, a, b),
             Self::Gpu(gpu) => cuda::product::add_product(gpu.launcher(), y, a, b),
+        }
+    }
+
+    /// Computes `y + x`, `[rows, width]` both; `y` is a fresh tensor of the same type that nothing else holds.
+    pub fn add_into(&self, y: Tensor, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Cpu => cpu::elementwise::add_into(y, x),
+            Self::Gpu(_) => Ok((y + x)?),
         }
     }
 
@@ -120,7 +128,7 @@ impl Kernels {
         dy: &Tensor,
     ) -> Result<Tensor> {
         match self {
-            Self::Cpu => Ok((residual + cpu::elementwise::rms_norm_backward(x, weight, eps, dy)?)?),
+            Self::Cpu => self.add_into(cpu::elementwise::rms_norm_backward(x, weight, eps, dy)?, residual),
             Self::Gpu(gpu) => cuda::elementwise::rms_norm_backward(gpu.launcher(), x, weight, eps, dy, Some(residual)),
         }
     }

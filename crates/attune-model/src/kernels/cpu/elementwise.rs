@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::activations::{self, Gated};
 use super::product::{for_rows, for_rows_in_place};
-use super::{Values, tensor, vector};
+use super::{Values, tensor, vector, with_values_mut};
 use crate::Result;
 use crate::kernels::{Activation, LogitForm};
 use crate::rope::Angles;
@@ -101,8 +101,12 @@ pub fn gated_backward(activation: Activation, gate: &Tensor, up: &Tensor, dy: &T
 /// See [`crate::kernels::Kernels::activated`].
 pub fn activated(activation: Activation, x: &Tensor) -> Result<Tensor> {
     let (_, width) = x.dims2()?;
-    let mut y = Values::of(x)?.to_vec();
-    for_rows(&mut y, width, |_, y| activations::activate(activation, y));
+    let values = Values::of(x)?;
+    let mut y = vec![0.0; values.len()];
+    for_rows(&mut y, width, |row, y| {
+        y.copy_from_slice(&values[row * width..(row + 1) * width]);
+        activations::activate(activation, y);
+    });
     tensor(y, x.shape())
 }
 
@@ -116,11 +120,27 @@ pub fn activated_into(activation: Activation, x: Tensor) -> Result<Tensor> {
 /// See [`crate::kernels::Kernels::activated_backward`].
 pub fn activated_backward(activation: Activation, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let (_, width) = x.dims2()?;
-    let (values, mut dx) = (Values::of(x)?, Values::of(dy)?.to_vec());
+    let (values, dy) = (Values::of(x)?, Values::of(dy)?);
+    let mut dx = vec![0.0; values.len()];
     for_rows(&mut dx, width, |row, dx| {
-        activations::multiply_slopes(activation, dx, &values[row * width..(row + 1) * width]);
+        let place = row * width..(row + 1) * width;
+        dx.copy_from_slice(&dy[place.clone()]);
+        activations::multiply_slopes(activation, dx, &values[place]);
     });
     tensor(dx, x.shape())
+}
+
+/// See [`crate::kernels::Kernels::add_into`].
+pub fn add_into(y: Tensor, x: &Tensor) -> Result<Tensor> {
+    let (rows, width) = y.dims2()?;
+    let x = Values::of(x)?;
+    with_values_mut(std::slice::from_ref(&y), &|outputs| {
+        // SAFETY: the only slice of the only output, whose rows are each handled once.
+        let y = unsafe { outputs[0].slice(0..rows * width) };
+        for_rows(y, width, |row, y| vector::add_each(y, &x[row * width..(row + 1) * width]));
+        Ok(())
+    })?;
+    Ok(y)
 }
 
 /// See [`crate::kernels::Kernels::to_logits`].

@@ -1,12 +1,14 @@
-//! Attention inside each packed sequence, causal or both ways: that of training, and of encoders. It goes in tiles of queries, so that no T×T matrix is kept. The
-//! backward pass recomputes the probabilities from the saved logarithms of their sums (FlashAttention, section 3).
+//! Attention inside each packed sequence, causal or both ways: that of training, and of encoders. It goes in tiles of
+//! queries, so that no T×T matrix is kept. The backward pass recomputes the probabilities from the saved logarithms of
+//! their sums (FlashAttention, section 3).
 
 use std::ops::Range;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::product::{View, multiply};
+use super::panels::unpacked::{Output, Right, multiply_here};
+use super::product::View;
 use super::{SharedSlice, Values, activations, tensor, vector};
 use crate::Result;
 use crate::kernels::{AttentionForm, AttentionState, DistanceBias};
@@ -82,7 +84,8 @@ impl HeadShape {
         let kv_head = head / (self.heads / self.kv_heads);
         let q = self.head(q, self.heads, head, tile);
         let k = self.head(k, self.kv_heads, kv_head, keys);
-        multiply(scores, keys.len(), None, q, k.transposed(), self.form.scale, false);
+        let right = Right { matrix: k, factor: self.form.scale };
+        multiply_here(Output { values: scores, stride: keys.len(), adds: false }, q, right);
         if let Some(cap) = self.form.cap {
             activations::soft_cap(scores, 1.0, cap);
         }
@@ -165,7 +168,8 @@ pub fn forward(
             let probabilities = View::dense(scores, tile.len(), keys.len());
             let kv_head = head / (shape.heads / shape.kv_heads);
             let v = shape.head(&v, shape.kv_heads, kv_head, &keys);
-            multiply(attended, shape.head_dim, None, probabilities, v, 1.0, false);
+            let output = Output { values: attended, stride: shape.head_dim, adds: false };
+            multiply_here(output, probabilities, Right::plain(v.transposed()));
             for (row, attended) in tile.zip(attended.chunks_exact(shape.head_dim)) {
                 let start = row * shape.query_stride() + head * shape.head_dim;
                 // SAFETY: each row and head is handled once.
@@ -274,12 +278,13 @@ impl BackwardInputs<'_> {
         let probabilities = View::dense(&buffers.scores, tile.len(), keys.len());
         // dV += Pᵀ dO
         let offset = (keys.start - sequence.start) * shape.head_dim;
-        let dv = &mut buffers.dv[offset..];
-        multiply(dv, shape.head_dim, Some(1.0), probabilities.transposed(), dout_view, 1.0, false);
+        let dv = Output { values: &mut buffers.dv[offset..], stride: shape.head_dim, adds: true };
+        multiply_here(dv, probabilities.transposed(), Right::plain(dout_view.transposed()));
         // dP = dO Vᵀ
         buffers.dscores.resize(tile.len() * keys.len(), 0.0);
         let v = shape.head(v, shape.kv_heads, kv_head, &keys);
-        multiply(&mut buffers.dscores, keys.len(), None, dout_view, v.transposed(), 1.0, false);
+        let dscores = Output { values: &mut buffers.dscores, stride: keys.len(), adds: false };
+        multiply_here(dscores, dout_view, Right::plain(v));
         // dS = P · (dP − rowsum(dO · O))
         for (index, row) in tile.clone().enumerate() {
             let start = row * shape.query_stride() + head * shape.head_dim;
@@ -297,12 +302,13 @@ impl BackwardInputs<'_> {
         let dscores = View::dense(&buffers.dscores, tile.len(), keys.len());
         // dK += scale · dSᵀ Q
         let q = shape.head(q, shape.heads, head, &tile);
-        let dk = &mut buffers.dk[offset..];
-        multiply(dk, shape.head_dim, Some(1.0), dscores.transposed(), q, shape.form.scale, false);
+        let dk = Output { values: &mut buffers.dk[offset..], stride: shape.head_dim, adds: true };
+        multiply_here(dk, dscores.transposed(), Right { matrix: q.transposed(), factor: shape.form.scale });
         // dQ = scale · dS K
         buffers.dq.resize(TILE * shape.head_dim, 0.0);
         let k = shape.head(k, shape.kv_heads, kv_head, &keys);
-        multiply(&mut buffers.dq, shape.head_dim, None, dscores, k, shape.form.scale, false);
+        let dq = Output { values: &mut buffers.dq, stride: shape.head_dim, adds: false };
+        multiply_here(dq, dscores, Right { matrix: k.transposed(), factor: shape.form.scale });
     }
 }
 

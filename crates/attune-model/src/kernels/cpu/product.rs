@@ -1,15 +1,12 @@
-//! Matrix products through the `gemm` crate, which chooses its micro-kernels by the CPU's features.
+//! Products with an adapter's matrices in training, and loops over rows.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Values, tensor, with_values_mut};
+use super::panels::unpacked::{Output, Right, multiply};
+use super::{Values, tensor, vector, with_values_mut};
 use crate::Result;
 use crate::lora::LoraPair;
-
-/// Products of up to this many rows are computed as (W · xᵀ)ᵀ: with W on the left, `gemm` does not pack the large
-/// matrix for so little work. Measured about three times faster between 2 and 32 rows.
-const TRANSPOSED_ROWS: usize = 48;
 
 /// A matrix in memory.
 #[derive(Clone, Copy)]
@@ -42,89 +39,44 @@ impl<'a> View<'a> {
         }
     }
 
-    fn check(&self) {
+    /// Refuses a matrix that does not lie inside its slice.
+    pub(super) fn check(&self) {
         let last = self.rows.saturating_sub(1) * self.row_stride + self.columns.saturating_sub(1) * self.column_stride;
         assert!(self.rows == 0 || self.columns == 0 || last < self.values.len(), "matrix lies inside its slice");
     }
 }
 
-/// Computes `dst = keep · dst + scale · a · b`; `dst` is row-major with rows `row_stride` apart.
-pub(super) fn multiply(
-    dst: &mut [f32],
-    row_stride: usize,
-    keep: Option<f32>,
-    a: View<'_>,
-    b: View<'_>,
-    scale: f32,
-    parallel: bool,
-) {
-    let (m, n, k) = (a.rows, b.columns, a.columns);
-    assert_eq!(b.rows, k, "inner sizes of a product agree");
-    if m == 0 || n == 0 {
-        return;
-    }
-    a.check();
-    b.check();
-    assert!((m - 1) * row_stride + n <= dst.len(), "product lies inside its output");
-    let work = m * n * k;
-    let parallelism = if parallel && work > 1 << 15 { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
-    // SAFETY: all three matrices lie inside their slices, as asserted; `dst` is exclusive.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            dst.as_mut_ptr(),
-            1,
-            row_stride as isize,
-            keep.is_some(),
-            a.values.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.values.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            keep.unwrap_or(0.0),
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
-}
-
 /// Computes `x · Wᵀ`: `[rows, in]`, `[out, in]` to `[rows, out]`.
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let (rows, input) = x.dims2()?;
-    let (output, _) = weight.dims2()?;
+    let ((rows, input), (output, _)) = (x.dims2()?, weight.dims2()?);
     let (x, weight) = (Values::of(x)?, Values::of(weight)?);
-    let (x, weight) = (View::dense(&x, rows, input), View::dense(&weight, output, input));
     let mut y = vec![0.0; rows * output];
-    if (2..=TRANSPOSED_ROWS).contains(&rows) {
-        let mut transposed = vec![0.0; rows * output]; // [out, rows]
-        multiply(&mut transposed, rows, None, weight, x.transposed(), 1.0, true);
-        for (row, y) in y.chunks_exact_mut(output).enumerate() {
-            for (y, value) in y.iter_mut().zip(transposed[row..].iter().step_by(rows)) {
-                *y = *value;
-            }
-        }
-    } else {
-        multiply(&mut y, output, None, x, weight.transposed(), 1.0, true);
-    }
+    add_to(&mut y, false, View::dense(&x, rows, input), View::dense(&weight, output, input).transposed());
     tensor(y, (rows, output))
 }
 
 /// Computes `a · b`, or `aᵀ · b` if `transpose`.
 pub fn matmul(a: &Tensor, b: &Tensor, transpose: bool) -> Result<Tensor> {
-    let (a_rows, a_columns) = a.dims2()?;
-    let (b_rows, b_columns) = b.dims2()?;
+    let ((a_rows, a_columns), (b_rows, b_columns)) = (a.dims2()?, b.dims2()?);
     let (a, b) = (Values::of(a)?, Values::of(b)?);
     let a = View::dense(&a, a_rows, a_columns);
     let a = if transpose { a.transposed() } else { a };
     let mut y = vec![0.0; a.rows * b_columns];
-    multiply(&mut y, b_columns, None, a, View::dense(&b, b_rows, b_columns), 1.0, true);
+    add_to(&mut y, false, a, View::dense(&b, b_rows, b_columns));
     tensor(y, (a.rows, b_columns))
+}
+
+/// Adds `a · b` to `y`, in place.
+pub fn add_product(y: Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let ((rows, inner), (b_rows, columns)) = (a.dims2()?, b.dims2()?);
+    let (a, b) = (Values::of(a)?, Values::of(b)?);
+    with_values_mut(std::slice::from_ref(&y), &|outputs| {
+        // SAFETY: the only slice of the only output.
+        let y = unsafe { outputs[0].slice(0..rows * columns) };
+        add_to(y, true, View::dense(&a, rows, inner), View::dense(&b, b_rows, columns));
+        Ok(())
+    })?;
+    Ok(y)
 }
 
 /// Adds `scale · B(A x)` to all rows of `y`, in place.
@@ -132,16 +84,32 @@ pub fn add_lora(y: Tensor, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
     let ((rows, input), (output, rank)) = (x.dims2()?, pair.b.dims2()?);
     let (x, a, b) = (Values::of(x)?, Values::of(&pair.a)?, Values::of(&pair.b)?);
     let mut shrunk = vec![0.0; rows * rank]; // x · Aᵀ, [rows, rank]
-    let shrink = View::dense(&a, rank, input).transposed();
-    multiply(&mut shrunk, rank, None, View::dense(&x, rows, input), shrink, 1.0, true);
+    add_to(&mut shrunk, false, View::dense(&x, rows, input), View::dense(&a, rank, input).transposed());
+    vector::scale(&mut shrunk, pair.scale);
     with_values_mut(std::slice::from_ref(&y), &|outputs| {
         // SAFETY: the only slice of the only output.
         let y = unsafe { outputs[0].slice(0..rows * output) };
         let expand = View::dense(&b, output, rank).transposed(); // [rank, out]
-        multiply(y, output, Some(1.0), View::dense(&shrunk, rows, rank), expand, pair.scale, true);
+        add_to(y, true, View::dense(&shrunk, rows, rank), expand);
         Ok(())
     })?;
     Ok(y)
+}
+
+/// Computes `a · b`, `[m, k]` times `[k, n]`, plus what `y` holds if `adds`. One of the two is packed on the way: `b`, or
+/// `a` if that has the fewest rows of all.
+fn add_to(y: &mut [f32], adds: bool, a: View<'_>, b: View<'_>) {
+    let (m, k, n) = (a.rows, a.columns, b.columns);
+    if adds || m >= n || m > k {
+        return multiply(Output { values: y, stride: n, adds }, a, Right::plain(b.transposed()));
+    }
+    let mut transposed = vec![0.0; m * n]; // bᵀ · aᵀ, [n, m]
+    multiply(Output { values: &mut transposed, stride: m, adds: false }, b.transposed(), Right::plain(a));
+    for (row, y) in y.chunks_exact_mut(n).enumerate() {
+        for (y, value) in y.iter_mut().zip(transposed[row..].iter().step_by(m)) {
+            *y = *value;
+        }
+    }
 }
 
 /// Runs `work` for each row of `dst` (`width` values), in parallel if that pays.

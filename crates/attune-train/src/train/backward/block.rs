@@ -29,7 +29,7 @@ impl BlockBackward<'_, '_> {
         let dsum = of_sum(&block.mlp_residual, saved.mlp_branch.as_ref(), dy)?; // [rows, hidden]
         let dbranch = of_branch(&block.mlp_residual, saved.mlp_branch.as_ref(), &dsum)?; // [rows, hidden]
         let dinput = self.of_mlp(&block.mlp, &saved.mlp, &saved.mlp_input, &dbranch)?; // [rows, hidden]
-        let dmiddle = of_input(&block.mlp_residual, &saved.middle, &dinput, &dsum)?; // [rows, hidden]
+        let dmiddle = self.of_input(&block.mlp_residual, &saved.middle, dinput, &dsum)?; // [rows, hidden]
         drop(dsum);
 
         // Mixer: middle = behind(x + m · after(mix(before(x))))
@@ -39,7 +39,7 @@ impl BlockBackward<'_, '_> {
         let Some(dinput) = self.of_mixer(&block.mixer, &saved.mixer, &saved.mixer_input, &dbranch, is_first)? else {
             return Ok(None);
         };
-        Ok(Some(of_input(&block.mixer_residual, &saved.input, &dinput, &dsum)?))
+        Ok(Some(self.of_input(&block.mixer_residual, &saved.input, dinput, &dsum)?))
     }
 
     /// Turns the gradient of the mixer's result into that of its input `x`, `[rows, hidden]` both; `None` for the first
@@ -186,6 +186,15 @@ impl BlockBackward<'_, '_> {
         self.gradients.set(site, LoraPair { a, b, scale: pair.scale });
         Ok(Some((dshrunk, pair.clone())))
     }
+
+    /// Turns the gradient `dinput` of a branch's input, which nothing else holds, into that of the stream `x` before it, to
+    /// which the gradient `dsum` of the sum behind it is added.
+    fn of_input(&self, residual: &Residual, x: &Tensor, dinput: Tensor, dsum: &Tensor) -> Result<Tensor> {
+        match &residual.before {
+            Some(norm) => Ok(norm.add_backward(dsum, x, &dinput)?),
+            None => Ok(self.context.kernels.add_into(dinput, dsum)?),
+        }
+    }
 }
 
 /// Turns the gradient `dy` of the stream behind a branch into that of the sum of stream and branch, which was `sum`.
@@ -204,14 +213,5 @@ fn of_branch(residual: &Residual, branch: Option<&Tensor>, dsum: &Tensor) -> Res
         (None, _) => Ok(scaled),
         (Some(norm), Some(branch)) => Ok(norm.backward(branch, &scaled)?),
         (Some(_), None) => Err(Error::Internal("a branch with a norm behind it keeps its result".into())),
-    }
-}
-
-/// Turns the gradient `dinput` of a branch's input into that of the stream `x` before it, to which the gradient `dsum` of
-/// the sum behind it is added.
-fn of_input(residual: &Residual, x: &Tensor, dinput: &Tensor, dsum: &Tensor) -> Result<Tensor> {
-    match &residual.before {
-        Some(norm) => Ok(norm.add_backward(dsum, x, dinput)?),
-        None => Ok((dsum + dinput)?),
     }
 }

@@ -1,11 +1,12 @@
-//! The micro-kernel over 8-bit weights and 16-bit activations: integer sums inside a block of 32 inputs, f32 across
-//! blocks.
+//! The micro-kernel over 8-bit weights and activations of 16 or 8 bits: integer sums inside a block of 32 inputs, f32
+//! across blocks.
 //!
 //! A **wide** block of a panel is 8 cache lines of weights, each with 4 inputs of 16 outputs, then lines with the 16
 //! outputs' scales: one for the block, or one for each half of it. Lines with offsets may follow. Weights of `q8_0`
 //! are stored so; those of fewer bits become so on the way ([`super::coded`]). Activations are quantized per row and
 //! block as they come in, each to two signed bytes whose products are summed apart: `255 · high + low`. With a single
-//! byte the most probable token would be another one at three of a hundred places.
+//! byte the most probable token would be another one at three of a hundred places; for vectors of whole texts, which
+//! differ by about what rounding the weights costs them, it is enough, and twice as fast.
 
 use std::array;
 
@@ -28,16 +29,21 @@ pub(super) const QUADS: usize = BLOCK / QUAD;
 /// Number that an activation's high byte counts.
 pub(super) const RADIX: i32 = 255;
 
-/// Largest magnitude of a quantized activation: both bytes are 127.
-const LIMIT: f32 = (127 * RADIX + 127) as f32;
+/// Largest magnitude of a byte.
+const BYTE_LIMIT: i32 = 127;
+
+/// Largest magnitude of an activation of two bytes: both are 127.
+const LIMIT: f32 = (BYTE_LIMIT * RADIX + BYTE_LIMIT) as f32;
 
 /// Quantized rows.
 #[derive(Clone, Copy)]
 pub(super) struct ByteRows {
-    /// High bytes of the first row.
+    /// High bytes of the first row, or its only ones.
     pub(super) high: *const i8,
-    /// Bytes from a high byte to its low one. From one row to the next it is twice as many.
+    /// Bytes from a high byte to its low one.
     pub(super) width: usize,
+    /// Bytes from one row to the next.
+    stride: usize,
     /// Scale of each block.
     pub(super) scales: *const f32,
     /// Start of each block's or half's integer sum.
@@ -61,7 +67,7 @@ impl Input for ByteRows {
         // SAFETY: the place lies inside the activations, as the caller promises.
         unsafe {
             Self {
-                high: self.high.add(row * 2 * self.width + depth),
+                high: self.high.add(row * self.stride + depth),
                 scales: self.scales.add(block),
                 starts: self.starts.add(block * self.halves),
                 sums: self.sums.wrapping_add(block * self.halves),
@@ -100,26 +106,29 @@ pub(super) trait Wide {
     const HALVES: usize;
     /// True if there are offsets, as many as scales.
     const OFFSETS: bool;
+    /// Bytes of an activation that is multiplied with them.
+    const BYTES: usize;
     /// Lines of a block.
     const LINES: usize = QUADS + Self::HALVES * if Self::OFFSETS { 2 } else { 1 };
 }
 
-/// Wide blocks with so many scales, with or without offsets.
-pub(super) struct WideBlocks<const HALVES: usize, const OFFSETS: bool>;
+/// Wide blocks with so many scales, with or without offsets, for activations of so many bytes.
+pub(super) struct WideBlocks<const HALVES: usize, const OFFSETS: bool, const BYTES: usize = 2>;
 
-impl<const HALVES: usize, const OFFSETS: bool> Wide for WideBlocks<HALVES, OFFSETS> {
+impl<const HALVES: usize, const OFFSETS: bool, const BYTES: usize> Wide for WideBlocks<HALVES, OFFSETS, BYTES> {
     const HALVES: usize = HALVES;
     const OFFSETS: bool = OFFSETS;
+    const BYTES: usize = BYTES;
 }
 
-/// Weight format of 8 bits and a scale for each 32 inputs.
-pub(super) type Q8 = WideBlocks<1, false>;
+/// Weight format of 8 bits and a scale for each 32 inputs, for activations of so many bytes.
+pub(super) type Q8<const BYTES: usize> = WideBlocks<1, false, BYTES>;
 
 /// Lines of a block of [`Q8`].
-pub(super) const BLOCK_LINES: usize = Q8::LINES;
+pub(super) const BLOCK_LINES: usize = Q8::<1>::LINES;
 
 #[allow(clippy::inline_always, reason = "part of the kernels")]
-impl<S: Bytes> Format<S> for Q8 {
+impl<S: Bytes, const BYTES: usize> Format<S> for Q8<BYTES> {
     type Input = ByteRows;
     const DEPTH: usize = 1024;
 
@@ -158,7 +167,7 @@ pub(super) unsafe fn byte_kernel<S: Bytes, W: Wide, const ROWS: usize, const PAN
                 }
             }
             ahead = ahead.wrapping_add(W::LINES * 64 / tile.ahead.tiles);
-            let stride = 2 * tile.x.width;
+            let stride = tile.x.stride;
             let high: [*const i8; 6] =
                 array::from_fn(|group| tile.x.high.wrapping_add(block * BLOCK + 3 * group * stride));
             let low = high.map(|high| high.wrapping_add(tile.x.width));
@@ -166,7 +175,12 @@ pub(super) unsafe fn byte_kernel<S: Bytes, W: Wide, const ROWS: usize, const PAN
             for half in 0..W::HALVES {
                 let place = |row: usize| (row * tile.x.blocks + block) * W::HALVES + half;
                 let mut dots = [[S::sums(0); PANELS]; ROWS];
-                for (pass, bytes) in [high, low].into_iter().enumerate() {
+                if W::BYTES == 1 {
+                    each_row!(ROWS, row, {
+                        dots[row] = [S::sums(*tile.x.starts.add(place(row))); PANELS];
+                    });
+                }
+                for (pass, bytes) in [high, low].into_iter().take(W::BYTES).enumerate() {
                     for quad in half * QUADS / W::HALVES..(half + 1) * QUADS / W::HALVES {
                         let first = S::load_quad(weights.add(quad * 64));
                         let second = if PANELS > 1 { S::load_quad(next.add(quad * 64)) } else { first };
@@ -178,7 +192,7 @@ pub(super) unsafe fn byte_kernel<S: Bytes, W: Wide, const ROWS: usize, const PAN
                             }
                         });
                     }
-                    if pass == 0 {
+                    if pass == 0 && W::BYTES == 2 {
                         each_row!(ROWS, row, {
                             let start = *tile.x.starts.add(place(row));
                             dots[row][0] = S::raise(dots[row][0], start);
@@ -222,6 +236,8 @@ pub(super) unsafe fn byte_kernel<S: Bytes, W: Wide, const ROWS: usize, const PAN
 pub(super) struct Wanted {
     /// Width that rows are filled up to with zeros.
     pub(super) width: usize,
+    /// Bytes of an activation: 1 or 2.
+    pub(super) bytes: usize,
     /// Integer sums of a block: 1, or 2 for halves.
     pub(super) halves: usize,
     /// Number added to each stored weight, by which a sum of products is too large for each unit of activation.
@@ -233,7 +249,7 @@ type Row<'a> = ((&'a [f32], &'a mut [i8]), (&'a mut [f32], (&'a mut [i32], &'a m
 
 /// Rows of activations, quantized for one format.
 pub(super) struct Activations {
-    /// The high bytes of each row, then its low ones.
+    /// The high bytes of each row, then its low ones; or its only ones.
     bytes: Vec<i8>,
     scales: Vec<f32>,
     starts: Vec<i32>,
@@ -245,9 +261,9 @@ impl Activations {
     /// Quantizes `x`, `[rows, inputs]`.
     pub(super) fn quantize(x: &[f32], rows: usize, inputs: usize, wanted: Wanted) -> Self {
         let Wanted { width, halves, .. } = wanted;
-        let blocks = width / BLOCK;
+        let (blocks, stride) = (width / BLOCK, wanted.bytes * width);
         let mut activations = Self {
-            bytes: vec![0; rows * 2 * width],
+            bytes: vec![0; rows * stride],
             scales: vec![0.0; rows * blocks],
             starts: vec![0; rows * blocks * halves],
             sums: vec![0.0; rows * blocks * halves],
@@ -258,11 +274,18 @@ impl Activations {
         }
         let quantize = |((x, bytes), (scales, (starts, sums))): Row<'_>| {
             let (high, low) = bytes.split_at_mut(width);
-            quantize_row(x, high, low, scales);
-            let bytes = high.chunks_exact(BLOCK / halves).zip(low.chunks_exact(BLOCK / halves));
+            let radix = if low.is_empty() {
+                quantize_row_to_bytes(x, high, scales);
+                1
+            } else {
+                quantize_row(x, high, low, scales);
+                RADIX
+            };
             let total = |bytes: &[i8]| bytes.iter().map(|byte| i32::from(*byte)).sum::<i32>();
-            for (part, (((high, low), start), sum)) in bytes.zip(starts).zip(sums).enumerate() {
-                let total = RADIX * total(high) + total(low);
+            let mut low = low.chunks_exact(BLOCK / halves).map(total);
+            let high = high.chunks_exact(BLOCK / halves).map(total);
+            for (part, ((high, start), sum)) in high.zip(starts).zip(sums).enumerate() {
+                let total = radix * high + low.next().unwrap_or(0);
                 *start = -wanted.zero * total;
                 *sum = total as f32 * scales[part / halves];
             }
@@ -270,12 +293,12 @@ impl Activations {
         let Self { bytes, scales, starts, sums, .. } = &mut activations;
         if x.len() < 1 << 14 {
             let parts = starts.chunks_exact_mut(blocks * halves).zip(sums.chunks_exact_mut(blocks * halves));
-            (x.chunks_exact(inputs).zip(bytes.chunks_exact_mut(2 * width)))
+            (x.chunks_exact(inputs).zip(bytes.chunks_exact_mut(stride)))
                 .zip(scales.chunks_exact_mut(blocks).zip(parts))
                 .for_each(quantize);
         } else {
             let parts = starts.par_chunks_exact_mut(blocks * halves).zip(sums.par_chunks_exact_mut(blocks * halves));
-            (x.par_chunks_exact(inputs).zip(bytes.par_chunks_exact_mut(2 * width)))
+            (x.par_chunks_exact(inputs).zip(bytes.par_chunks_exact_mut(stride)))
                 .zip(scales.par_chunks_exact_mut(blocks).zip(parts))
                 .with_min_len((1 << 13) / inputs)
                 .for_each(quantize);
@@ -292,6 +315,7 @@ impl Activations {
         ByteRows {
             high: self.bytes.as_ptr(),
             width: self.wanted.width,
+            stride: self.wanted.bytes * self.wanted.width,
             scales: self.scales.as_ptr(),
             starts: self.starts.as_ptr(),
             sums: self.sums.as_ptr(),
@@ -301,8 +325,22 @@ impl Activations {
     }
 }
 
+/// Quantizes `x` in blocks: the largest magnitude of each becomes [`BYTE_LIMIT`].
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub(super) fn quantize_row_to_bytes(x: &[f32], bytes: &mut [i8], scales: &mut [f32]) {
+    for ((x, bytes), scale) in x.chunks(BLOCK).zip(bytes.chunks_exact_mut(BLOCK)).zip(scales) {
+        let largest = largest(x);
+        *scale = largest / BYTE_LIMIT as f32;
+        // A block of (almost) zeros becomes zeros.
+        let inverse = if largest < 1e-30 { 0.0 } else { BYTE_LIMIT as f32 / largest };
+        for (byte, x) in bytes.iter_mut().zip(x) {
+            *byte = rounded(x * inverse) as i8;
+        }
+    }
+}
+
 /// Quantizes `x` in blocks: the largest magnitude of each becomes [`LIMIT`]. Returns each value's two bytes.
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn quantize_row(x: &[f32], high: &mut [i8], low: &mut [i8], scales: &mut [f32]) {
     let bytes = high.chunks_exact_mut(BLOCK).zip(low.chunks_exact_mut(BLOCK));
     for ((x, (high, low)), scale) in x.chunks(BLOCK).zip(bytes).zip(scales) {

@@ -26,7 +26,72 @@ impl Input for FloatRows {
     }
 }
 
-pub(super) type FloatTile = Tile<FloatRows>;
+/// Rows of f32 activations that stand in the columns of a matrix.
+#[derive(Clone, Copy)]
+pub(super) struct FloatColumns {
+    pub(super) values: *const f32,
+    /// Values from one input to the next.
+    pub(super) stride: usize,
+}
+
+// SAFETY: as above.
+unsafe impl Send for FloatColumns {}
+// SAFETY: as above.
+unsafe impl Sync for FloatColumns {}
+
+impl Input for FloatColumns {
+    unsafe fn at(self, row: usize, depth: usize) -> Self {
+        // SAFETY: the place lies inside the activations, as the caller promises.
+        Self { values: unsafe { self.values.add(row + depth * self.stride) }, stride: self.stride }
+    }
+}
+
+/// How the micro-kernel finds its activations.
+#[allow(clippy::inline_always, reason = "part of the kernels")]
+pub(super) trait FloatInput: Input {
+    /// Returns the address of the first row's first value.
+    fn first(self) -> *const f32;
+    /// Returns the values from one row to the next.
+    fn row_stride(self) -> usize;
+    /// Returns the values from one input to the next.
+    fn input_stride(self) -> usize;
+}
+
+#[allow(clippy::inline_always, reason = "part of the kernels")]
+impl FloatInput for FloatRows {
+    #[inline(always)]
+    fn first(self) -> *const f32 {
+        self.values
+    }
+
+    #[inline(always)]
+    fn row_stride(self) -> usize {
+        self.stride
+    }
+
+    #[inline(always)]
+    fn input_stride(self) -> usize {
+        1
+    }
+}
+
+#[allow(clippy::inline_always, reason = "part of the kernels")]
+impl FloatInput for FloatColumns {
+    #[inline(always)]
+    fn first(self) -> *const f32 {
+        self.values
+    }
+
+    #[inline(always)]
+    fn row_stride(self) -> usize {
+        1
+    }
+
+    #[inline(always)]
+    fn input_stride(self) -> usize {
+        self.stride
+    }
+}
 
 /// A storage format of single weights.
 pub(super) trait Stored {
@@ -88,7 +153,7 @@ pub(super) trait Floats: Lanes {
     /// Returns the panels at once and the most rows in one tile, for a product of `rows` rows of floats.
     fn float_shape(rows: usize) -> (usize, usize);
     /// Runs the micro-kernel of `rows` rows and `panels` panels.
-    unsafe fn float_tile<W: Stored>(rows: usize, panels: usize, tile: &FloatTile);
+    unsafe fn float_tile<X: FloatInput, W: Stored>(rows: usize, panels: usize, tile: &Tile<X>);
 }
 
 #[allow(clippy::inline_always, reason = "part of the kernels")]
@@ -107,9 +172,34 @@ impl<S: Floats, W: Stored> Format<S> for W {
     }
 
     #[inline(always)]
-    unsafe fn tile(rows: usize, panels: usize, tile: &FloatTile) {
+    unsafe fn tile(rows: usize, panels: usize, tile: &Tile<FloatRows>) {
         // SAFETY: the caller's promises.
-        unsafe { S::float_tile::<W>(rows, panels, tile) }
+        unsafe { S::float_tile::<FloatRows, W>(rows, panels, tile) }
+    }
+}
+
+/// Weights of 4 bytes for activations that stand in columns.
+pub(super) struct ByColumns;
+
+#[allow(clippy::inline_always, reason = "part of the kernels")]
+impl<S: Floats> Format<S> for ByColumns {
+    type Input = FloatColumns;
+    const DEPTH: usize = <F32 as Stored>::DEPTH;
+
+    #[inline(always)]
+    fn offset(depth: usize) -> usize {
+        <F32 as Format<S>>::offset(depth)
+    }
+
+    #[inline(always)]
+    fn shape(rows: usize) -> (usize, usize) {
+        S::float_shape(rows)
+    }
+
+    #[inline(always)]
+    unsafe fn tile(rows: usize, panels: usize, tile: &Tile<FloatColumns>) {
+        // SAFETY: the caller's promises.
+        unsafe { S::float_tile::<FloatColumns, F32>(rows, panels, tile) }
     }
 }
 
@@ -117,15 +207,17 @@ impl<S: Floats, W: Stored> Format<S> for W {
 /// `ROWS` and `PANELS` are: a row's result does not depend on the rows beside it.
 #[allow(clippy::inline_always, reason = "must be compiled for the instruction set of its caller")]
 #[inline(always)]
-pub(super) unsafe fn kernel<S: Lanes, W: Stored, const ROWS: usize, const PANELS: usize>(tile: &FloatTile) {
+pub(super) unsafe fn kernel<S: Lanes, X: FloatInput, W: Stored, const ROWS: usize, const PANELS: usize>(
+    tile: &Tile<X>,
+) {
     // SAFETY: the caller promises that the tile lies inside its matrices.
     unsafe {
         let mut sums = [[S::zero(); PANELS]; ROWS];
         tile.load_start(&mut sums);
         let mut weights = tile.weights;
         // One pointer for three rows: x86 addresses 0, 1 and 2 strides from it.
-        let stride = tile.x.stride;
-        let mut x: [*const f32; 6] = array::from_fn(|group| tile.x.values.wrapping_add(3 * group * stride));
+        let stride = tile.x.row_stride();
+        let mut x: [*const f32; 6] = array::from_fn(|group| tile.x.first().wrapping_add(3 * group * stride));
         let step = tile.line_bytes / tile.ahead.tiles;
         let mut ahead = tile.ahead.weights;
         for _ in 0..tile.depth {
@@ -145,7 +237,7 @@ pub(super) unsafe fn kernel<S: Lanes, W: Stored, const ROWS: usize, const PANELS
             });
             weights = weights.wrapping_add(tile.line_bytes);
             for x in &mut x {
-                *x = x.wrapping_add(1);
+                *x = x.wrapping_add(tile.x.input_stride());
             }
         }
         tile.store(&sums);

@@ -28,9 +28,21 @@ thread_local! {
 impl Panels {
     /// Computes `dy · W`, `[rows, inputs]`, from `dy` `[rows, outputs]`.
     pub fn gradient(&self, dy: &[f32], rows: usize) -> Vec<f32> {
-        assert_eq!(dy.len(), rows * self.outputs, "the gradient has the weight's height");
         let mut dx = vec![0.0; rows * self.inputs];
-        let shared_dx = SharedSlice::new(&mut dx);
+        self.gradient_into(&mut dx, dy, rows, false);
+        dx
+    }
+
+    /// Adds `dy · W` to `dx`, `[rows, inputs]`.
+    pub fn add_gradient(&self, dx: &mut [f32], dy: &[f32], rows: usize) {
+        self.gradient_into(dx, dy, rows, true);
+    }
+
+    /// Computes `dy · W`, plus what `dx` holds if `adds`.
+    fn gradient_into(&self, dx: &mut [f32], dy: &[f32], rows: usize, adds: bool) {
+        assert_eq!(dy.len(), rows * self.outputs, "the gradient has the weight's height");
+        assert_eq!(dx.len(), rows * self.inputs, "the result has the weight's width");
+        let shared_dx = SharedSlice::new(dx);
         let chunks: Vec<Range<usize>> = pieces(rows, CHUNK).collect();
         let shares = (3 * rayon::current_num_threads()).div_ceil(chunks.len().max(1));
         let panels = self.inputs.div_ceil(LANES).div_ceil(shares).next_multiple_of(UNIT_PANELS).min(MOST_PANELS);
@@ -41,13 +53,12 @@ impl Panels {
             let columns = column..(column + columns_per_unit).min(self.inputs);
             SCRATCH.with_borrow_mut(|scratch| {
                 // SAFETY: each unit is done once, and writes to its own rows and columns.
-                unsafe { self.gradient_unit(dy, chunks[index / units].clone(), columns, shared_dx, scratch) };
+                unsafe { self.gradient_unit(dy, chunks[index / units].clone(), columns, (shared_dx, adds), scratch) };
             });
         });
-        dx
     }
 
-    /// Computes `rows` and `columns` of `dx`.
+    /// Computes `rows` and `columns` of `dx`, in addition to what it holds if `adds`.
     ///
     /// # Safety
     /// No other thread may be at the same rows and columns of `dx`, which must have room for them.
@@ -56,14 +67,14 @@ impl Panels {
         dy: &[f32],
         rows: Range<usize>,
         columns: Range<usize>,
-        dx: SharedSlice<'_>,
+        (dx, adds): (SharedSlice<'_>, bool),
         scratch: &mut Vec<Line>,
     ) {
         for first in (0..self.outputs).step_by(DEPTH) {
             let depth = DEPTH.min(self.outputs - first);
             let panels = self.transpose(first..first + depth, columns.clone(), std::mem::take(scratch));
             let y = dx.start.wrapping_add(columns.start);
-            let start = if first == 0 { std::ptr::null() } else { y.cast_const() };
+            let start = if first == 0 && !adds { std::ptr::null() } else { y.cast_const() };
             let job = Job { panels: &panels, start, start_stride: self.inputs, y, y_stride: self.inputs };
             let x = FloatRows { values: dy[first..].as_ptr(), stride: self.outputs };
             for piece in pieces(rows.len(), PIECE) {

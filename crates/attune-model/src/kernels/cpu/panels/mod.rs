@@ -3,7 +3,8 @@
 //!
 //! A **panel** holds 16 output rows of the weight, the input (the *depth*) outermost, so that a micro-kernel reads one
 //! stream and each load yields one input's weights for 16 outputs. Weights are f32, bf16 or whole numbers of 4 to 8 bits.
-//! Arithmetic is f32; with whole numbers, activations become whole numbers of 16 bits. The last panel is filled up with zeros.
+//! Arithmetic is f32; with whole numbers, activations become whole numbers of 16 bits, or of 8 where that is asked for.
+//! The last panel is filled up with zeros.
 //!
 //! | file | what it does |
 //! |---|---|
@@ -15,6 +16,7 @@
 //! | `coded` | panels with the very values of quantized checkpoints, in 4 to 8 bits |
 //! | `narrow` | products with the small matrices of adapters |
 //! | `gradient` | `dy · W`, from panels of the transposed weight that are made on the way |
+//! | `unpacked` | products of two matrices that are not packed |
 //! | `share` | spreads units of work over the threads |
 //! | `tensors` | the same products on tensors |
 //!
@@ -36,13 +38,14 @@ mod share;
 mod tensors;
 #[cfg(test)]
 mod tests;
+pub(super) mod unpacked;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use coded::Code;
 pub use level::Level;
 pub(super) use share::share;
-pub use tensors::{project, project_onto};
+pub use tensors::{project, project_into, project_onto};
 
 use bytemuck::{Pod, Zeroable};
 use bytes::{Activations, ByteRows, Q8, Wanted};
@@ -62,6 +65,15 @@ pub enum Precision {
     Bf16,
     /// 9 bits a weight: 8 and a scale for each 32 inputs; activations are rounded to 16 bits.
     Q8,
+    /// The same weights; activations are rounded to 8 bits, with a scale for each 32 inputs.
+    Q8WithBytes,
+}
+
+impl Precision {
+    /// Returns true if weights are whole numbers of 8 bits.
+    fn is_bytes(self) -> bool {
+        matches!(self, Self::Q8 | Self::Q8WithBytes)
+    }
 }
 
 /// What panels hold.
@@ -109,6 +121,15 @@ impl Panels {
         self.lines.len() * size_of::<Line>()
     }
 
+    /// Lets activations be rounded to 8 bits if the weights are in [`Precision::Q8`].
+    #[must_use]
+    pub fn with_byte_activations(self) -> Self {
+        match self.held {
+            Held::Rounded(Precision::Q8) => Self { held: Held::Rounded(Precision::Q8WithBytes), ..self },
+            _ => self,
+        }
+    }
+
     fn count(&self) -> usize {
         self.outputs.div_ceil(LANES)
     }
@@ -121,12 +142,16 @@ impl Panels {
     fn wanted(&self) -> Option<Wanted> {
         match self.held {
             Held::Rounded(Precision::F32 | Precision::Bf16) => None,
-            Held::Rounded(Precision::Q8) => {
-                let zero = if self.level.offsets_bytes() { 128 } else { 0 };
-                Some(Wanted { width: self.padded_inputs, halves: 1, zero })
-            }
+            Held::Rounded(Precision::Q8) => Some(self.wanted_bytes(2)),
+            Held::Rounded(Precision::Q8WithBytes) => Some(self.wanted_bytes(1)),
             Held::Coded(code) => Some(code.layout().wanted(self.padded_inputs, self.level)),
         }
+    }
+
+    /// Returns what weights in [`Q8`] ask of activations of so many bytes.
+    fn wanted_bytes(&self, bytes: usize) -> Wanted {
+        let zero = if self.level.offsets_bytes() { 128 } else { 0 };
+        Wanted { width: self.padded_inputs, bytes, halves: 1, zero }
     }
 
     /// Returns the address of a panel's start; beyond the last one, an address that may only be prefetched.
@@ -187,7 +212,17 @@ pub fn products(x: &[f32], rows: usize, products: &[Product<'_>]) -> Vec<Vec<f32
     outputs
 }
 
-/// Returns the activations in 16 bits, once for each form that one of the products asks for.
+/// Adds `x · Wᵀ` to `y`, `[rows, out]`, in place; `x` is `[rows, in]`.
+pub fn add_product(y: &mut [f32], x: &[f32], rows: usize, panels: &Panels) {
+    assert!(x.len() == rows * panels.inputs && y.len() == rows * panels.outputs, "rows have the weight's sizes");
+    let activations = quantized(x, rows, &[Product { panels, start: Start::Zero }]);
+    let y = y.as_mut_ptr();
+    let job = Job { panels, start: y.cast_const(), start_stride: panels.outputs, y, y_stride: panels.outputs };
+    let floats = FloatRows { values: x.as_ptr(), stride: panels.inputs };
+    run(floats, rows, &[(job, activations.first().map(Activations::rows))]);
+}
+
+/// Returns the activations as whole numbers, once for each form that one of the products asks for.
 fn quantized(x: &[f32], rows: usize, products: &[Product<'_>]) -> Vec<Activations> {
     let mut activations: Vec<Activations> = Vec::new();
     for panels in products.iter().map(|product| product.panels) {
@@ -215,7 +250,8 @@ fn run(floats: FloatRows, rows: usize, jobs: &[(Job<'_>, Option<ByteRows>)]) {
             match (job.panels.held, bytes) {
                 (Held::Rounded(Precision::F32), _) => dispatch::run::<_, F32>(job, floats, rows, panel),
                 (Held::Rounded(Precision::Bf16), _) => dispatch::run::<_, Bf16>(job, floats, rows, panel),
-                (Held::Rounded(Precision::Q8), Some(x)) => dispatch::run::<_, Q8>(job, x, rows, panel),
+                (Held::Rounded(Precision::Q8), Some(x)) => dispatch::run::<_, Q8<2>>(job, x, rows, panel),
+                (Held::Rounded(Precision::Q8WithBytes), Some(x)) => dispatch::run::<_, Q8<1>>(job, x, rows, panel),
                 (Held::Coded(code), Some(x)) => with_code!(code, F => dispatch::run::<_, F>(job, x, rows, panel)),
                 (_, None) => unreachable!("activations were quantized for each product that takes bytes"),
             }

@@ -19,11 +19,11 @@ impl Panels {
     pub fn pack_for(level: Level, values: &[f32], outputs: usize, inputs: usize, precision: Precision) -> Self {
         assert_eq!(values.len(), outputs * inputs, "the weight has its shape");
         assert!(Level::available().contains(&level), "the CPU has the instruction set");
-        let padded_inputs = if precision == Precision::Q8 { inputs.next_multiple_of(BLOCK) } else { inputs };
+        let padded_inputs = if precision.is_bytes() { inputs.next_multiple_of(BLOCK) } else { inputs };
         let lines_per_panel = match precision {
             Precision::F32 => inputs,
             Precision::Bf16 => inputs.div_ceil(2),
-            Precision::Q8 => padded_inputs / BLOCK * BLOCK_LINES,
+            Precision::Q8 | Precision::Q8WithBytes => padded_inputs / BLOCK * BLOCK_LINES,
         };
         let mut lines = vec![Line([0; 64]); outputs.div_ceil(LANES) * lines_per_panel];
         if inputs > 0 {
@@ -34,7 +34,7 @@ impl Panels {
                 match precision {
                     Precision::F32 => pack_f32(rows, inputs, lines),
                     Precision::Bf16 => pack_bf16(rows, inputs, level, lines),
-                    Precision::Q8 => pack_bytes(rows, inputs, level, lines),
+                    Precision::Q8 | Precision::Q8WithBytes => pack_bytes(rows, inputs, level, lines),
                 }
             });
         }
@@ -67,7 +67,7 @@ impl Panels {
                     *value = widened(panel[place]);
                 }
             }
-            Held::Rounded(Precision::Q8) => {
+            Held::Rounded(Precision::Q8 | Precision::Q8WithBytes) => {
                 for (depth, value) in row.iter_mut().enumerate() {
                     *value = byte_weight(lines, depth, lane, self.level);
                 }
@@ -97,7 +97,7 @@ impl Panels {
                     };
                 }
             }
-            Held::Rounded(Precision::Q8) => {
+            Held::Rounded(Precision::Q8 | Precision::Q8WithBytes) => {
                 for (offset, values) in tile.iter_mut().enumerate() {
                     let depth = first_depth + offset;
                     *values = std::array::from_fn(|lane| byte_weight(lines, depth, lane, self.level));

@@ -1,8 +1,9 @@
 //! [`Lanes`], [`Floats`] and [`Bytes`] as plain loops, for CPUs without AVX2 and for other architectures.
 
 use super::bytes::{ByteTile, Bytes, RADIX, Wide, byte_kernel};
-use super::float::{FloatTile, Floats, Stored, kernel};
+use super::float::{FloatInput, Floats, Stored, kernel};
 use super::lanes::{Lanes, by_rows};
+use super::product::Tile;
 
 /// Sixteen values in plain loops.
 #[derive(Clone, Copy)]
@@ -56,9 +57,9 @@ impl Floats for Portable {
     }
 
     #[inline(always)]
-    unsafe fn float_tile<W: Stored>(rows: usize, _panels: usize, tile: &FloatTile) {
+    unsafe fn float_tile<X: FloatInput, W: Stored>(rows: usize, _panels: usize, tile: &Tile<X>) {
         // SAFETY: the caller's promises.
-        unsafe { by_rows!(rows, kernel, [Self, W], 1, tile; 1 2 3 4) }
+        unsafe { by_rows!(rows, kernel, [Self, X, W], 1, tile; 1 2 3 4) }
     }
 }
 

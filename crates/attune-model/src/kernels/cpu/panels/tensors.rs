@@ -3,8 +3,9 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::super::{Values, tensor};
-use super::{Panels, Precision, Product, Start, products};
+use super::super::product::{for_rows, for_rows_in_place};
+use super::super::{Values, tensor, vector, with_values_mut};
+use super::{Panels, Precision, Product, Start, add_product, products};
 use crate::blocks::BlockMatrix;
 use crate::matrix::GroupedMatrix;
 use crate::{Error, Result};
@@ -47,6 +48,18 @@ impl Panels {
     pub fn input_gradient(&self, dy: &Tensor) -> Result<Tensor> {
         let rows = rows_of(dy, self.outputs())?;
         tensor(self.gradient(&Values::of(dy)?, rows), (rows, self.inputs()))
+    }
+
+    /// Adds `dy · W` to `dx`, `[rows, in]`, in the memory of `dx`, which nothing else holds.
+    pub fn add_input_gradient(&self, dx: Tensor, dy: &Tensor) -> Result<Tensor> {
+        let rows = rows_of(dy, self.outputs())?;
+        let dy = Values::of(dy)?;
+        with_values_mut(std::slice::from_ref(&dx), &|outputs| {
+            // SAFETY: the only slice of the only output.
+            self.add_gradient(unsafe { outputs[0].slice(0..rows * self.inputs()) }, &dy, rows);
+            Ok(())
+        })?;
+        Ok(dx)
     }
 
     /// Returns the weight's rows `indices`, `[rows, in]`.
@@ -92,15 +105,42 @@ pub fn project(x: &Tensor, layers: &[(&Panels, Option<&Tensor>)]) -> Result<Vec<
     outputs.into_iter().zip(layers).map(|(y, (panels, _))| tensor(y, (rows, panels.outputs()))).collect()
 }
 
-/// Computes `residual + x · Wᵀ`, `[rows, out]`, from `x` `[rows, in]`.
-pub fn project_onto(residual: &Tensor, x: &Tensor, panels: &Panels) -> Result<Tensor> {
-    let rows = rows_of(x, panels.inputs())?;
-    if rows_of(residual, panels.outputs())? != rows {
+/// Computes `residual + bias + x · Wᵀ`, `[rows, out]`, from `x` `[rows, in]`.
+pub fn project_onto(residual: &Tensor, x: &Tensor, panels: &Panels, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (rows, width) = (rows_of(residual, panels.outputs())?, panels.outputs());
+    let (values, bias) = (Values::of(residual)?, bias.map(Values::of).transpose()?);
+    let mut y = vec![0.0; rows * width];
+    for_rows(&mut y, width, |row, y| {
+        y.copy_from_slice(&values[row * width..(row + 1) * width]);
+        if let Some(bias) = &bias {
+            vector::add_each(y, bias);
+        }
+    });
+    if rows_of(x, panels.inputs())? != rows {
         return Err(Error::Internal("a product and what it is added to have the same rows".into()));
     }
-    let start = Values::of(residual)?;
-    let mut outputs = products(&Values::of(x)?, rows, &[Product { panels, start: Start::Rows(&start) }]);
-    tensor(outputs.remove(0), (rows, panels.outputs()))
+    add_product(&mut y, &Values::of(x)?, rows, panels);
+    tensor(y, (rows, width))
+}
+
+/// Computes [`project_onto`] in the memory of `residual`, which nothing else holds.
+pub fn project_into(residual: Tensor, x: &Tensor, panels: &Panels, bias: Option<&Tensor>) -> Result<Tensor> {
+    let rows = rows_of(x, panels.inputs())?;
+    if rows_of(&residual, panels.outputs())? != rows {
+        return Err(Error::Internal("a product and what it is added to have the same rows".into()));
+    }
+    if let Some(bias) = bias {
+        let bias = Values::of(bias)?;
+        for_rows_in_place(&residual, panels.outputs(), |row| vector::add_each(row, &bias))?;
+    }
+    let x = Values::of(x)?;
+    with_values_mut(std::slice::from_ref(&residual), &|outputs| {
+        // SAFETY: the only slice of the only output.
+        let y = unsafe { outputs[0].slice(0..rows * panels.outputs()) };
+        add_product(y, &x, rows, panels);
+        Ok(())
+    })?;
+    Ok(residual)
 }
 
 fn rows_of(x: &Tensor, width: usize) -> Result<usize> {

@@ -50,19 +50,25 @@ pub(super) fn assert_close(ours: &[f32], exact: &[f64], tolerance: f64, what: &s
     }
 }
 
-const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Q8];
+const PRECISIONS: [Precision; 4] = [Precision::F32, Precision::Bf16, Precision::Q8, Precision::Q8WithBytes];
 
 /// Returns the activations as a product sees them.
 pub(super) fn seen(x: &[f32], inputs: usize, precision: Precision) -> Vec<f32> {
-    if precision != Precision::Q8 {
+    if !precision.is_bytes() {
         return x.to_vec();
     }
     let blocks = inputs.div_ceil(32);
     let (mut high, mut low, mut scales) = (vec![0; blocks * 32], vec![0; blocks * 32], vec![0.0; blocks]);
     x.chunks_exact(inputs)
         .flat_map(|row| {
-            bytes::quantize_row(row, &mut high, &mut low, &mut scales);
-            let number = |input: usize| RADIX * i32::from(high[input]) + i32::from(low[input]);
+            let radix = if precision == Precision::Q8 {
+                bytes::quantize_row(row, &mut high, &mut low, &mut scales);
+                RADIX
+            } else {
+                bytes::quantize_row_to_bytes(row, &mut high, &mut scales);
+                1
+            };
+            let number = |input: usize| radix * i32::from(high[input]) + i32::from(low[input]);
             (0..inputs).map(|input| number(input) as f32 * scales[input / 32]).collect::<Vec<_>>()
         })
         .collect()
@@ -299,10 +305,12 @@ fn small_matrices_multiply_in_both_layouts_and_a_row_has_the_same_bits_in_any_co
 }
 
 #[test]
-fn activations_keep_sixteen_bits() {
+fn activations_keep_sixteen_bits_or_eight() {
     let x = [values(95, 3), vec![1.0, -1.0, 0.0, 1e-40]].concat();
-    for (number, (seen, x)) in seen(&x, x.len(), Precision::Q8).iter().zip(&x).enumerate() {
-        // Half a step of 1 / 32512 of the block's largest value, which is 1 at most.
-        assert!((seen - x).abs() <= 0.51 / 32512.0, "{number}: {seen} instead of {x}");
+    for (precision, steps) in [(Precision::Q8, 32512.0), (Precision::Q8WithBytes, 127.0)] {
+        for (number, (seen, x)) in seen(&x, x.len(), precision).iter().zip(&x).enumerate() {
+            // Half a step of the block's largest value, which is 1 at most.
+            assert!((seen - x).abs() <= 0.51 / steps, "{number}: {seen} instead of {x}");
+        }
     }
 }

@@ -13,8 +13,9 @@ use std::arch::x86_64::{
 };
 
 use super::bytes::{ByteTile, Bytes, Wide, byte_kernel};
-use super::float::{FloatTile, Floats, Stored, kernel};
+use super::float::{FloatInput, Floats, Stored, kernel};
 use super::lanes::{Lanes, by_rows};
+use super::product::Tile;
 
 /// Two registers of 8.
 #[derive(Clone, Copy)]
@@ -80,11 +81,11 @@ impl Floats for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn float_tile<W: Stored>(rows: usize, panels: usize, tile: &FloatTile) {
+    unsafe fn float_tile<X: FloatInput, W: Stored>(rows: usize, panels: usize, tile: &Tile<X>) {
         unsafe {
             match panels {
-                1 => by_rows!(rows, kernel, [Self, W], 1, tile; 1 2 3 4 5 6),
-                _ => by_rows!(rows, kernel, [Self, W], 2, tile; 1 2 3),
+                1 => by_rows!(rows, kernel, [Self, X, W], 1, tile; 1 2 3 4 5 6),
+                _ => by_rows!(rows, kernel, [Self, X, W], 2, tile; 1 2 3),
             }
         }
     }
@@ -259,11 +260,11 @@ impl Floats for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn float_tile<W: Stored>(rows: usize, panels: usize, tile: &FloatTile) {
+    unsafe fn float_tile<X: FloatInput, W: Stored>(rows: usize, panels: usize, tile: &Tile<X>) {
         unsafe {
             match panels {
-                1 => by_rows!(rows, kernel, [Self, W], 1, tile; 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16),
-                _ => by_rows!(rows, kernel, [Self, W], 2, tile; 1 2 3 4 5 6 7 8 9 10 11 12),
+                1 => by_rows!(rows, kernel, [Self, X, W], 1, tile; 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16),
+                _ => by_rows!(rows, kernel, [Self, X, W], 2, tile; 1 2 3 4 5 6 7 8 9 10 11 12),
             }
         }
     }

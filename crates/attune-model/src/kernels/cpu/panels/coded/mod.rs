@@ -174,7 +174,7 @@ impl Layout {
 
     /// Returns what a product with `width` inputs, filled up to whole groups, asks of activations.
     pub(super) fn wanted(&self, width: usize, level: Level) -> Wanted {
-        Wanted { width, halves: self.halves, zero: if level.offsets_bytes() { self.zero } else { 0 } }
+        Wanted { width, bytes: 2, halves: self.halves, zero: if level.offsets_bytes() { self.zero } else { 0 } }
     }
 }
 
