@@ -182,7 +182,8 @@ impl Inputs {
         resolved: &Hyperparameters,
         examples: ExampleStore,
     ) -> Result<(Trainer, Option<String>)> {
-        let settings = TrainSettings::new(resolved, self.seed).on(self.model.decoder.kernels());
+        let settings = TrainSettings::new(resolved, self.seed);
+        let settings = settings.on(self.model.decoder.kernels(), self.model.config.hidden_size);
         let mut trainer = Trainer::new(Arc::clone(&self.model), settings, examples, self.initial.as_deref())?;
         let fault = self.checkpoint.take().and_then(|checkpoint| trainer.restore(&checkpoint).err());
         Ok((trainer, fault.map(|error| error.to_string())))

@@ -13,9 +13,19 @@ pub const BATCH_ROWS: usize = 512;
 /// The same on a GPU, whose products are efficient from thousands of rows on.
 const GPU_BATCH_ROWS: usize = 4096;
 
+/// Most rows of a batch of texts whose vectors are compared, and most numbers in a tensor of their hidden states. A step
+/// that exceeds one batch is read twice ([`super::contrastive`]).
+const TEXT_ROWS: usize = 2048;
+const TEXT_NUMBERS: usize = 1 << 21;
+
 /// Returns the rows of a batch on the device of `kernels`.
 pub fn batch_rows(kernels: &Kernels) -> usize {
     if kernels.is_cpu() { BATCH_ROWS } else { GPU_BATCH_ROWS }
+}
+
+/// Returns the rows of a batch of texts whose vectors are compared, of a model with hidden states of `hidden_size`.
+pub fn text_rows(kernels: &Kernels, hidden_size: usize) -> usize {
+    batch_rows(kernels).max((TEXT_NUMBERS / hidden_size.max(1)).min(TEXT_ROWS))
 }
 
 /// Counts the rows that training on `example` needs: all tokens before its last target, which itself is only predicted.

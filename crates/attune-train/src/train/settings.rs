@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::datasets::DatasetReport;
 use crate::train::hyperparameters::{ALL_LINEAR, Hyperparameters, Method, TextLoss};
 use crate::train::optimizer::AdamSettings;
-use crate::train::packing::{BATCH_ROWS, batch_rows};
+use crate::train::packing::{BATCH_ROWS, batch_rows, text_rows};
 use crate::train::schedule::Schedule;
 use crate::train::text_settings::{check_text_settings, loss_of};
 use crate::train::training_method::TrainingMethod;
@@ -171,10 +171,14 @@ impl TrainSettings {
         }
     }
 
-    /// Sets the rows of a batch for the device of `kernels`.
+    /// Sets the rows of a batch for the device of `kernels` and a model with hidden states of `hidden_size`.
     #[must_use]
-    pub fn on(self, kernels: &Kernels) -> Self {
-        Self { batch_rows: batch_rows(kernels), ..self }
+    pub fn on(self, kernels: &Kernels, hidden_size: usize) -> Self {
+        let batch_rows = match self.method {
+            TrainingMethod::TextPairs { .. } | TrainingMethod::ScoredPairs => text_rows(kernels, hidden_size),
+            _ => batch_rows(kernels),
+        };
+        Self { batch_rows, ..self }
     }
 
     /// Counts the warmup steps of a run of `total` steps.
