@@ -89,6 +89,31 @@ fn norms_and_their_gradients() {
     });
 }
 
+/// Rows whose mean is far from zero lose no digits, and a width that is no whole number of vectors counts no zeros.
+#[test]
+fn layer_norms_and_their_gradients() {
+    each(|emulator, dtype, rounding| {
+        for (rows, width) in [(3, 576), (5, 40), (1, 1030), (4, 77), (2, 8192)] {
+            let (x, dy) = ((random((rows, width), 1, dtype) + 8.0).unwrap(), random((rows, width), 2, dtype));
+            let (weight, bias) = (random(width, 3, DType::F32), random(width, 4, DType::F32));
+            let [wide_x, wide_dy, wide_weight] = [&x, &dy, &weight].map(|values| values.to_dtype(DType::F64).unwrap());
+            for bias in [None, Some(&bias)] {
+                let y = cuda::elementwise::layer_norm(emulator, &x, &weight, bias, 1e-5).unwrap();
+                let wide_bias = bias.map(|bias| bias.to_dtype(DType::F64).unwrap());
+                let exact = reference::layer_norm(&wide_x, &wide_weight, wide_bias.as_ref(), 1e-5).unwrap();
+                assert_close(&y, &exact, rounding);
+            }
+            let residual = random((rows, width), 5, dtype);
+            let exact = wide(&reference::layer_norm_backward(&wide_x, &wide_weight, 1e-5, &wide_dy).unwrap());
+            let dx = cuda::elementwise::layer_norm_backward(emulator, &x, &weight, 1e-5, &dy, None).unwrap();
+            assert_close(&dx, &exact, rounding);
+            let sum =
+                cuda::elementwise::layer_norm_backward(emulator, &x, &weight, 1e-5, &dy, Some(&residual)).unwrap();
+            assert_close(&sum, &(wide(&residual) + exact).unwrap(), rounding);
+        }
+    });
+}
+
 #[test]
 fn rotations_forwards_and_backwards() {
     each(|emulator, dtype, rounding| {
@@ -180,10 +205,29 @@ fn a_gated_product_of_a_normed_input() {
             let rounding = 2.0 * rounding;
             for (norm, x_of_products) in [(Some(norm), &normed), (None, &wide(&x))] {
                 let exact = [gate, up].map(|matrix| exact_product(x_of_products, &matrix));
-                for form in [Activation::Silu, Activation::GeluTanh] {
+                for form in ACTIVATIONS {
                     let ours = cuda::product::project_gated(emulator, &x, norm, [gate, up], form).unwrap();
                     assert_close(&ours, &reference::gated(form, &exact[0], &exact[1]).unwrap(), rounding);
                 }
+            }
+        }
+    });
+}
+
+const ACTIVATIONS: [Activation; 4] = [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu];
+
+#[test]
+fn activations_without_a_gate_and_their_gradients() {
+    each(|emulator, dtype, rounding| {
+        for width in [77, 320] {
+            // Also far from zero, where little or all of a value is left.
+            let (x, dy) = ((random((5, width), 1, dtype) * 5.0).unwrap(), random((5, width), 2, dtype));
+            let [wide_x, wide_dy] = [&x, &dy].map(|values| values.to_dtype(DType::F64).unwrap());
+            for form in ACTIVATIONS {
+                let y = cuda::elementwise::activated(emulator, form, &x).unwrap();
+                assert_close(&y, &reference::activated(form, &wide_x).unwrap(), rounding);
+                let dx = cuda::elementwise::activated_backward(emulator, form, &x, &dy).unwrap();
+                assert_close(&dx, &reference::activated_backward(form, &wide_x, &wide_dy).unwrap(), rounding);
             }
         }
     });
@@ -194,7 +238,7 @@ fn gated_activations_and_their_gradients() {
     each(|emulator, dtype, rounding| {
         for width in [77, 320] {
             let [gate, up, dy] = [1, 2, 3].map(|seed| random((5, width), seed, dtype));
-            for form in [Activation::Silu, Activation::GeluTanh] {
+            for form in ACTIVATIONS {
                 let y = cuda::elementwise::gated(emulator, form, &gate, &up).unwrap();
                 assert_close(&y, &reference::gated(form, &wide(&gate), &wide(&up)).unwrap(), rounding);
                 let (dgate, dup) = cuda::elementwise::gated_backward(emulator, form, &gate, &up, &dy).unwrap();

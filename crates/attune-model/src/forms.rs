@@ -28,9 +28,9 @@ pub enum Activation {
     Silu,
     /// x · ½(1 + tanh(√(2/π) (x + 0.044715 x³))) (Gemma).
     GeluTanh,
-    /// x · ½(1 + erf(x / √2)) (Hendrycks and Gimpel, "Gaussian error linear units", 2016): of encoders, on the CPU alone.
+    /// x · ½(1 + erf(x / √2)) (Hendrycks and Gimpel, "Gaussian error linear units", 2016): of encoders.
     Gelu,
-    /// max(x, 0): of encoders, on the CPU alone.
+    /// max(x, 0): of encoders.
     Relu,
 }
 

@@ -56,7 +56,7 @@ impl NormLayer {
     pub fn add_backward(&self, residual: &Tensor, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         match &self.form {
             NormForm::Rms => self.kernels.add_rms_norm_backward(residual, x, &self.weight, self.eps, dy),
-            NormForm::Layer(_) => self.kernels.add_into(self.backward(x, dy)?, residual),
+            NormForm::Layer(_) => self.kernels.add_layer_norm_backward(residual, x, &self.weight, self.eps, dy),
         }
     }
 

@@ -1,13 +1,13 @@
-//! Norms, rotary positions, gated activations and logits on a GPU, with their gradients.
+//! Norms, rotary positions, activations and logits on a GPU, with their gradients.
 
 use bytemuck::{Pod, Zeroable};
 use candle_core::Tensor;
 
 use super::launch::{Kernel, Launcher, Shape, launch, output};
+use crate::Result;
 use crate::address::{VECTOR_BYTES, address};
 use crate::kernels::{Activation, LogitForm};
 use crate::rope::Angles;
-use crate::{Error, Result};
 
 const NORM: &str = include_str!("sources/norm.cu");
 const ELEMENTWISE: &str = include_str!("sources/elementwise.cu");
@@ -36,7 +36,7 @@ pub fn rms_norm(launcher: &dyn Launcher, x: &Tensor, weight: &Tensor, eps: f32) 
 /// Arguments of kernels in `norm.cu`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct RmsNormBackward {
+struct NormBackward {
     x: u64,
     weight: u64,
     dy: u64,
@@ -55,9 +55,21 @@ pub fn rms_norm_backward(
     dy: &Tensor,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
+    norm_backward(launcher, "rms_norm_backward", x, weight, eps, dy, residual)
+}
+
+fn norm_backward(
+    launcher: &dyn Launcher,
+    name: &'static str,
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+    dy: &Tensor,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
     let (x, dy, dx) = (x.contiguous()?, dy.contiguous()?, output(x.shape(), x.dtype(), x)?);
     let width = weight.elem_count();
-    let arguments = RmsNormBackward {
+    let arguments = NormBackward {
         x: address(&x)?,
         weight: address(weight)?,
         dy: address(&dy)?,
@@ -66,9 +78,56 @@ pub fn rms_norm_backward(
         width: width as u32,
         eps,
     };
-    let kernel = Kernel::new("rms_norm_backward", NORM, x.dtype())?;
+    let kernel = Kernel::new(name, NORM, x.dtype())?;
     launch(launcher, kernel, &arguments, Shape::rows(x.elem_count() / width, vectors(width, &x)))?;
     Ok(dx)
+}
+
+/// Arguments of kernels in `norm.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct LayerNorm {
+    x: u64,
+    weight: u64,
+    bias: u64,
+    y: u64,
+    width: u32,
+    eps: f32,
+}
+
+/// See [`layer_norm`](crate::kernels::Kernels::layer_norm); weight and bias are f32.
+pub fn layer_norm(
+    launcher: &dyn Launcher,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    eps: f32,
+) -> Result<Tensor> {
+    let (x, y) = (x.contiguous()?, output(x.shape(), x.dtype(), x)?);
+    let width = weight.elem_count();
+    let arguments = LayerNorm {
+        x: address(&x)?,
+        weight: address(weight)?,
+        bias: bias.map_or(Ok(0), address)?,
+        y: address(&y)?,
+        width: width as u32,
+        eps,
+    };
+    let kernel = Kernel::new("layer_norm", NORM, x.dtype())?;
+    launch(launcher, kernel, &arguments, Shape::rows(x.elem_count() / width, vectors(width, &x)))?;
+    Ok(y)
+}
+
+/// See [`layer_norm_backward`](crate::kernels::Kernels::layer_norm_backward); the weight is f32.
+pub fn layer_norm_backward(
+    launcher: &dyn Launcher,
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+    dy: &Tensor,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    norm_backward(launcher, "layer_norm_backward", x, weight, eps, dy, residual)
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -144,7 +203,7 @@ pub fn gated(launcher: &dyn Launcher, activation: Activation, gate: &Tensor, up:
         up: address(&up)?,
         y: address(&y)?,
         count: count as u64,
-        activation: number(activation)?,
+        activation: number(activation),
         padding: 0,
     };
     let shape = Shape::over(vectors(count, &gate));
@@ -184,12 +243,55 @@ pub fn gated_backward(
         dgate: address(&dgate)?,
         dup: address(&dup)?,
         count: count as u64,
-        activation: number(activation)?,
+        activation: number(activation),
         padding: 0,
     };
     let shape = Shape::over(vectors(count, &gate));
     launch(launcher, Kernel::new("gated_backward", ELEMENTWISE, gate.dtype())?, &arguments, shape)?;
     Ok((dgate, dup))
+}
+
+/// Arguments of kernels in `elementwise.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Activated {
+    x: u64,
+    dy: u64,
+    y: u64,
+    count: u64,
+    activation: u32,
+    padding: u32,
+}
+
+/// See [`activated`](crate::kernels::Kernels::activated).
+pub fn activated(launcher: &dyn Launcher, activation: Activation, x: &Tensor) -> Result<Tensor> {
+    activate(launcher, activation, "activated", x, None)
+}
+
+/// See [`activated_backward`](crate::kernels::Kernels::activated_backward).
+pub fn activated_backward(launcher: &dyn Launcher, activation: Activation, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    activate(launcher, activation, "activated_backward", x, Some(dy))
+}
+
+fn activate(
+    launcher: &dyn Launcher,
+    activation: Activation,
+    name: &'static str,
+    x: &Tensor,
+    dy: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (x, dy) = (x.contiguous()?, dy.map(Tensor::contiguous).transpose()?);
+    let (y, count) = (output(x.shape(), x.dtype(), &x)?, x.elem_count());
+    let arguments = Activated {
+        x: address(&x)?,
+        dy: dy.as_ref().map_or(Ok(0), address)?,
+        y: address(&y)?,
+        count: count as u64,
+        activation: number(activation),
+        padding: 0,
+    };
+    launch(launcher, Kernel::new(name, ELEMENTWISE, x.dtype())?, &arguments, Shape::over(vectors(count, &x)))?;
+    Ok(y)
 }
 
 /// Arguments of kernels in `elementwise.cu`.
@@ -220,12 +322,12 @@ pub fn to_logits(launcher: &dyn Launcher, products: &Tensor, form: LogitForm) ->
 }
 
 /// Returns the activation's number in `common.cuh`.
-pub(super) fn number(activation: Activation) -> Result<u32> {
+pub(super) fn number(activation: Activation) -> u32 {
     match activation {
-        Activation::Silu => Ok(0),
-        Activation::GeluTanh => Ok(1),
-        // Those of encoders, which a GPU refuses when it loads a model.
-        Activation::Gelu | Activation::Relu => Err(Error::Internal("a GPU has no exact gelu and no relu".into())),
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+        Activation::Gelu => 2,
+        Activation::Relu => 3,
     }
 }
 

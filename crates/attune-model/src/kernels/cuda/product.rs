@@ -127,7 +127,7 @@ fn gemv(
         input: input as u32,
         gated: u32::from(gated),
         eps: norm.map_or(0.0, |norm| norm.eps),
-        activation: activation.map_or(Ok(0), elementwise::number)?,
+        activation: activation.map_or(0, elementwise::number),
         padding: 0,
     };
     for (index, (place, matrix)) in arguments.matrices.iter_mut().zip(matrices).enumerate() {

@@ -73,18 +73,30 @@ __device__ inline element narrow(float x) { return Narrow<element>::of(x); }
 
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// Activations of gated MLPs (Shazeer, 2020): silu, 0, is g · σ(g); gelu with a tanh, 1, is g · σ(2 √(2/π) (g +
-// 0.044715 g³)), since ½(1 + tanh u) = σ(2u).
-const u32 GELU_TANH = 1;
-const float GELU = 1.5957691216f, GELU_CUBE = 0.044715f;
+// Activations of MLPs, by their numbers. Silu, 0, is x · σ(x); gelu with a tanh is x · σ(2 √(2/π) (x + 0.044715 x³)), since
+// ½(1 + tanh u) = σ(2u); gelu is x · Φ(x), with Φ the share of a normal distribution below x; relu is max(x, 0).
+const u32 GELU_TANH = 1, GELU = 2, RELU = 3;
+const float TANH_SLOPE = 1.5957691216f, TANH_CUBE = 0.044715f;
 
-__device__ inline float gate_sigmoid(float gate, u32 activation) {
-    return sigmoid(activation == GELU_TANH ? GELU * (gate + GELU_CUBE * gate * gate * gate) : gate);
+// Returns activation(x) / x, the part of `x` that is left.
+__device__ inline float share_of(float x, u32 activation) {
+    if (activation == RELU) return x <= 0.0f ? 0.0f : 1.0f;
+    if (activation == GELU) return 0.5f * erfcf(x * -0.7071067812f);
+    return sigmoid(activation == GELU_TANH ? TANH_SLOPE * (x + TANH_CUBE * x * x * x) : x);
+}
+
+// Returns the slope of the activation at `x`, given its share s there: s + x · s', where s' is σ(1 − σ) z' for σ(z), and for
+// gelu the normal density.
+__device__ inline float slope_of(float x, float share, u32 activation) {
+    if (activation == RELU) return share;
+    if (activation == GELU) return share + x * 0.3989422804f * expf(-0.5f * x * x);
+    const float inner = activation == GELU_TANH ? TANH_SLOPE * (1.0f + 3.0f * TANH_CUBE * x * x) : 1.0f;
+    return share * (1.0f + x * inner * (1.0f - share));
 }
 
 // Returns activation(gate) · up, to the same bit in every kernel.
 __device__ inline element gated_of(element gate, element up, u32 activation) {
-    return narrow(wide(gate) * gate_sigmoid(wide(gate), activation) * wide(up));
+    return narrow(wide(gate) * share_of(wide(gate), activation) * wide(up));
 }
 
 // Returns cap · tanh(x / cap); x without a cap, which is 0.

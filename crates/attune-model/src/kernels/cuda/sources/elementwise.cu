@@ -1,4 +1,5 @@
-// Rotary positions, gated activations with their gradients, and logits: one thread for each pair, or for each vector of elements.
+// Rotary positions, activations with and without a gate and their gradients, and logits: one thread for each pair, or
+// for each vector of elements.
 
 struct Heads {
     const element* x; // [rows, heads, 2 · half_head]
@@ -68,7 +69,7 @@ struct GatedBackward {
     u32 activation;
 };
 
-// With the activation g · σ(z(g)): dgate = dy · up · σ(1 + g z'(1 − σ)), dup = dy · g σ.
+// With the activation a: dgate = dy · up · a'(gate), dup = dy · a(gate).
 KERNEL(gated_backward, GatedBackward) {
     const u64 at = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * VECTOR, count = arguments.count;
     if (at >= count) return;
@@ -77,13 +78,44 @@ KERNEL(gated_backward, GatedBackward) {
     Vector dgate, dup;
     UNROLL for (u32 i = 0; i < VECTOR; i++) {
         const float gate = wide(gates.values[i]), dy = wide(dys.values[i]);
-        const float sigma = gate_sigmoid(gate, arguments.activation);
-        const float slope = arguments.activation == GELU_TANH ? GELU * (1.0f + 3.0f * GELU_CUBE * gate * gate) : 1.0f;
-        dgate.values[i] = narrow(dy * wide(ups.values[i]) * sigma * (1.0f + gate * slope * (1.0f - sigma)));
-        dup.values[i] = narrow(dy * gate * sigma);
+        const float share = share_of(gate, arguments.activation);
+        dgate.values[i] = narrow(dy * wide(ups.values[i]) * slope_of(gate, share, arguments.activation));
+        dup.values[i] = narrow(dy * gate * share);
     }
     store_vector(arguments.dgate, at, count, dgate);
     store_vector(arguments.dup, at, count, dup);
+}
+
+struct Activated {
+    const element* x;
+    const element* dy; // The gradient of the result; null forwards.
+    element* y;        // The result; backwards the gradient of x.
+    u64 count;
+    u32 activation;
+};
+
+KERNEL(activated, Activated) {
+    const u64 at = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * VECTOR, count = arguments.count;
+    if (at >= count) return;
+    const Vector xs = load_vector(arguments.x, at, count);
+    Vector y;
+    UNROLL for (u32 i = 0; i < VECTOR; i++) {
+        const float x = wide(xs.values[i]);
+        y.values[i] = narrow(x * share_of(x, arguments.activation));
+    }
+    store_vector(arguments.y, at, count, y);
+}
+
+KERNEL(activated_backward, Activated) {
+    const u64 at = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * VECTOR, count = arguments.count;
+    if (at >= count) return;
+    const Vector xs = load_vector(arguments.x, at, count), dys = load_vector(arguments.dy, at, count);
+    Vector dx;
+    UNROLL for (u32 i = 0; i < VECTOR; i++) {
+        const float x = wide(xs.values[i]), share = share_of(x, arguments.activation);
+        dx.values[i] = narrow(wide(dys.values[i]) * slope_of(x, share, arguments.activation));
+    }
+    store_vector(arguments.y, at, count, dx);
 }
 
 struct ToLogits {
