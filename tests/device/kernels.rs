@@ -2,6 +2,7 @@
 
 mod adapters;
 mod attention;
+mod both_ways;
 mod draws;
 
 use attune::model::kernels::{Activation, Dense, LogitForm, Norm, cuda, reference};

@@ -29,13 +29,14 @@ fn attention_over_packed_sequences_and_its_gradients() {
                 let [k, v] = [2, 3].map(|seed| random((120, kv_heads, head_dim), seed, dtype));
                 let dout = random(q.shape(), 4, dtype);
                 let tables = RowTables::packed(&SEQUENCES, &CPU).unwrap();
-                let (out, sums) = cuda::attention::packed(emulator, &q, &k, &v, &tables, form).unwrap();
+                let (out, sums) = cuda::attention::packed(emulator, &q, &k, &v, &tables, form, None).unwrap();
                 let [wide_q, wide_k, wide_v, wide_dout] = [&q, &k, &v, &dout].map(wide);
                 let exact = reference::packed_attention(&wide_q, &wide_k, &wide_v, &SEQUENCES, form).unwrap();
                 assert_close(&out, &exact.0, rounding);
                 assert_close(&sums, &exact.1, 1e-5);
                 let state = AttentionState { q: &q, k: &k, v: &v, out: &out, log_sum_exp: &sums };
-                let (dq, dk, dv) = cuda::attention::packed_backward(emulator, state, &dout, &tables, form).unwrap();
+                let (dq, dk, dv) =
+                    cuda::attention::packed_backward(emulator, state, &dout, &tables, form, None).unwrap();
                 let (out, log_sum_exp) = (&exact.0, &exact.1);
                 let state = AttentionState { q: &wide_q, k: &wide_k, v: &wide_v, out, log_sum_exp };
                 let exact = reference::packed_attention_backward(state, &wide_dout, &SEQUENCES, form).unwrap();

@@ -165,8 +165,8 @@ impl Attention {
         let norms = self.query_key_norm.as_ref().map(|(q, k)| Ok::<_, crate::Error>((change(q)?, change(k)?)));
         let query_key_norm = norms.transpose()?;
         let sinks = self.sinks.as_ref().map(change).transpose()?;
-        // Only encoders have it, which no GPU computes.
-        let distance_bias = None;
+        let terms = self.distance_bias.as_ref().map(|bias| change(&bias.terms)).transpose()?;
+        let distance_bias = terms.map(|terms| DistanceBias { terms });
         let kernels = Kernels::Gpu(kernels.clone());
         Ok(Some(Self { q, k, v, o, query_key_norm, sinks, distance_bias, kernels, ..*self }))
     }

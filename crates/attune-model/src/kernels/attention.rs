@@ -43,7 +43,7 @@ impl<'a> CachedStep<'a> {
 impl Kernels {
     /// Computes attention inside each sequence of `rows`, causal unless `form` looks ahead: `q` `[rows, heads, d]`, `k`, `v`
     /// `[rows, kv_heads, d]` to the output `[rows, heads, d]` and the logarithm of each softmax's sum `[rows, heads]`, f32.
-    /// A GPU takes neither what looks ahead nor a `bias`.
+    /// A `bias` is added to the scores.
     pub fn packed_attention(
         &self,
         q: &Tensor,
@@ -53,9 +53,8 @@ impl Kernels {
         form: AttentionForm,
         bias: Option<&DistanceBias>,
     ) -> Result<(Tensor, Tensor)> {
-        self.check_form(form, bias)?;
         match (self, &rows.tables) {
-            (Self::Gpu(gpu), Some(tables)) => cuda::attention::packed(gpu.launcher(), q, k, v, tables, form),
+            (Self::Gpu(gpu), Some(tables)) => cuda::attention::packed(gpu.launcher(), q, k, v, tables, form, bias),
             _ => cpu::packed_attention::forward(q, k, v, rows.sequences, form, bias),
         }
     }
@@ -70,21 +69,12 @@ impl Kernels {
         form: AttentionForm,
         bias: Option<&DistanceBias>,
     ) -> Result<(Tensor, Tensor, Tensor)> {
-        self.check_form(form, bias)?;
         match (self, &rows.tables) {
             (Self::Gpu(gpu), Some(tables)) => {
-                cuda::attention::packed_backward(gpu.launcher(), state, dout, tables, form)
+                cuda::attention::packed_backward(gpu.launcher(), state, dout, tables, form, bias)
             }
             _ => cpu::packed_attention::backward(state, dout, rows.sequences, form, bias),
         }
-    }
-
-    /// Refuses what a GPU's kernels would not apply.
-    fn check_form(&self, form: AttentionForm, bias: Option<&DistanceBias>) -> Result<()> {
-        if !self.is_cpu() && (form.looks_ahead || bias.is_some()) {
-            return Err(Error::Internal("attention of encoders is computed on the CPU alone".into()));
-        }
-        Ok(())
     }
 
     /// Writes the rows `k` and `v` `[rows, kv_heads, d]` of a step into their slots of the cache, `keys` and `values`
@@ -115,12 +105,13 @@ impl Kernels {
         form: AttentionForm,
         sinks: Option<&Tensor>,
     ) -> Result<Tensor> {
+        check_causal(form)?;
         match (self, &step.tables, sinks) {
             (Self::Gpu(gpu), Some(tables), None) => {
                 cuda::attention::cached(gpu.launcher(), q, keys, values, tables, form)
             }
             (Self::Gpu(gpu), Some(tables), Some(sinks)) => {
-                let (out, log_sum_exp) = cuda::attention::packed(gpu.launcher(), q, keys, values, tables, form)?;
+                let (out, log_sum_exp) = cuda::attention::packed(gpu.launcher(), q, keys, values, tables, form, None)?;
                 Ok(self.add_sinks(&out, &log_sum_exp, sinks)?.0)
             }
             _ => cpu::cached_attention::forward(q, keys, values, step.sequences, form, sinks),
@@ -137,6 +128,7 @@ impl Kernels {
         step: &CachedStep<'_>,
         form: AttentionForm,
     ) -> Result<Tensor> {
+        check_causal(form)?;
         // A kernel of its own norms heads, but not whole rows, and knows no sinks.
         let by_head = |norms: [Norm<'_>; 2]| new.q.dim(2).is_ok_and(|width| norms[0].weight.elem_count() == width);
         if let (Self::Gpu(gpu), Some(tables)) = (self, &step.tables)
@@ -157,4 +149,9 @@ impl Kernels {
         self.write_cache(keys, values, &k, new.v, step)?;
         self.cached_attention(&q, keys, values, step, form, new.sinks)
     }
+}
+
+/// Refuses a form that no step over the cache has: rows that come later are not there yet.
+fn check_causal(form: AttentionForm) -> Result<()> {
+    if form.looks_ahead { Err(Error::Internal("attention over the cache looks back alone".into())) } else { Ok(()) }
 }

@@ -70,7 +70,7 @@ impl HeadShape {
         seen.start - keys.start..seen.end - keys.start
     }
 
-    /// Computes the scores of `keys` by the tile's queries, `[tile, keys]`.
+    /// Computes the scores of `keys` by the tile's queries, `[tile, keys]`, before terms by distance.
     fn scores(
         self,
         scores: &mut Vec<f32>,
@@ -78,7 +78,6 @@ impl HeadShape {
         head: usize,
         tile: &Range<usize>,
         keys: &Range<usize>,
-        bias: Option<BiasValues<'_>>,
     ) {
         scores.resize(tile.len() * keys.len(), 0.0);
         let kv_head = head / (self.heads / self.kv_heads);
@@ -88,9 +87,6 @@ impl HeadShape {
         multiply_here(Output { values: scores, stride: keys.len(), adds: false }, q, right);
         if let Some(cap) = self.form.cap {
             activations::soft_cap(scores, 1.0, cap);
-        }
-        if let Some(bias) = bias {
-            bias.add(scores, head, tile, keys);
         }
     }
 }
@@ -152,7 +148,10 @@ pub fn forward(
         || (Vec::new(), vec![0.0; TILE * shape.head_dim]),
         |(scores, attended), (sequence, tile, head)| {
             let keys = shape.keys_of(sequence, &tile);
-            shape.scores(scores, (&q, &k), head, &tile, &keys, bias);
+            shape.scores(scores, (&q, &k), head, &tile, &keys);
+            if let Some(bias) = bias {
+                bias.add(scores, head, &tile, &keys);
+            }
             for (row, scores) in tile.clone().zip(scores.chunks_exact_mut(keys.len())) {
                 let seen = shape.seen_by(row, &keys);
                 scores[..seen.start].fill(0.0);
@@ -264,10 +263,13 @@ impl BackwardInputs<'_> {
         let keys = shape.keys_of(sequence, &tile);
         let dout_view = shape.head(dout, shape.heads, head, &tile);
         // P, recomputed from the saved sums
-        shape.scores(&mut buffers.scores, (q, k), head, &tile, &keys, *bias);
+        shape.scores(&mut buffers.scores, (q, k), head, &tile, &keys);
         if let Some(cap) = shape.form.cap {
             buffers.slopes.resize(buffers.scores.len(), 0.0);
             activations::soft_cap_slopes(&mut buffers.slopes, &buffers.scores, cap);
+        }
+        if let Some(bias) = bias {
+            bias.add(&mut buffers.scores, head, &tile, &keys);
         }
         for (row, scores) in tile.clone().zip(buffers.scores.chunks_exact_mut(keys.len())) {
             let seen = shape.seen_by(row, &keys);

@@ -4,9 +4,9 @@ use bytemuck::{Pod, Zeroable};
 use candle_core::{DType, Tensor};
 
 use super::launch::{Kernel, Launcher, Shape, WARP, is_half, launch, output};
-use super::rows::{RowArguments, RowTables};
+use super::rows::{DistanceArguments, RowArguments, RowTables};
 use crate::address::address;
-use crate::kernels::{AttentionForm, AttentionState};
+use crate::kernels::{AttentionForm, AttentionState, DistanceBias};
 use crate::{Error, Result};
 
 const ATTENTION: &str = include_str!("sources/attention.cu");
@@ -28,6 +28,7 @@ struct Attention {
     log_sums: u64,
     work: u64,
     rows: RowArguments,
+    distances: DistanceArguments,
     heads: u32,
     kv_heads: u32,
     scale: f32,
@@ -45,22 +46,22 @@ struct KeyPart<'a> {
 }
 
 impl KeyPart<'_> {
-    fn kernel(&self, names: [&'static str; 2], q: &Tensor) -> Result<Kernel> {
+    fn kernel(&self, names: [&'static str; 2], q: &Tensor, looks_ahead: bool, has_distances: bool) -> Result<Kernel> {
         let [plain, flash] = names;
         let (name, file) = if self.is_flash { (flash, FLASH) } else { (plain, ATTENTION) };
-        Ok(Kernel::new(name, file, q.dtype())?.of_heads(q.dims()[2]))
+        Ok(Kernel::new(name, file, q.dtype())?.of_heads(q.dims()[2]).of_sight(looks_ahead, has_distances))
     }
 
     fn address(&self) -> Result<u64> {
         self.work.map_or(Ok(0), address)
     }
 
-    fn threads(&self, tables: &RowTables, window: Option<usize>) -> usize {
+    fn threads(&self, tables: &RowTables, form: AttentionForm) -> usize {
         if self.is_flash {
             return FLASH_WARPS * WARP;
         }
         // As many warps as have keys to read.
-        WARP * tables.longest(window).div_ceil(WARP).next_power_of_two().clamp(1, MOST_WARPS)
+        WARP * tables.longest(form).div_ceil(WARP).next_power_of_two().clamp(1, MOST_WARPS)
     }
 }
 
@@ -86,10 +87,11 @@ pub fn packed(
     v: &Tensor,
     tables: &RowTables,
     form: AttentionForm,
+    bias: Option<&DistanceBias>,
 ) -> Result<(Tensor, Tensor)> {
     let (rows, heads, _) = q.dims3()?;
     let log_sums = output((rows, heads), DType::F32, q)?;
-    Ok((attention(launcher, q, k, v, tables, form, Some(&log_sums))?, log_sums))
+    Ok((attention(launcher, [q, k, v], tables, form, bias, Some(&log_sums))?, log_sums))
 }
 
 /// See [`cached_attention`](crate::kernels::Kernels::cached_attention).
@@ -101,18 +103,17 @@ pub fn cached(
     tables: &RowTables,
     form: AttentionForm,
 ) -> Result<Tensor> {
-    attention(launcher, q, keys, values, tables, form, None)
+    attention(launcher, [q, keys, values], tables, form, None, None)
 }
 
-/// Computes causal attention of `q` `[rows, heads, d]` over `keys` and `values` `[rows or slots, kv_heads, d]`,
-/// `[rows, heads, d]`; fills in `log_sums` `[rows, heads]`.
+/// Computes attention of queries `[rows, heads, d]` over keys and values `[rows or slots, kv_heads, d]`, `[rows, heads,
+/// d]`; fills in `log_sums` `[rows, heads]`.
 fn attention(
     launcher: &dyn Launcher,
-    q: &Tensor,
-    keys: &Tensor,
-    values: &Tensor,
+    [q, keys, values]: [&Tensor; 3],
     tables: &RowTables,
     form: AttentionForm,
+    bias: Option<&DistanceBias>,
     log_sums: Option<&Tensor>,
 ) -> Result<Tensor> {
     let ((_, heads, _), kv_heads) = (q.dims3()?, keys.dim(1)?);
@@ -126,6 +127,7 @@ fn attention(
         log_sums: log_sums.map(address).transpose()?.unwrap_or(0),
         work: 0,
         rows: tables.arguments(form.window)?,
+        distances: DistanceArguments::of(bias, heads)?,
         heads: heads as u32,
         kv_heads: kv_heads as u32,
         scale: form.scale,
@@ -133,8 +135,13 @@ fn attention(
     };
     for part in parts(launcher, &q, tables, form) {
         arguments.work = part.address()?;
-        let shape = Shape::new((part.blocks, heads), part.threads(tables, form.window));
-        launch(launcher, part.kernel(["attention", "flash"], &q)?, &arguments, shape)?;
+        let shape = Shape::new((part.blocks, heads), part.threads(tables, form));
+        launch(
+            launcher,
+            part.kernel(["attention", "flash"], &q, form.looks_ahead, bias.is_some())?,
+            &arguments,
+            shape,
+        )?;
     }
     Ok(out)
 }
@@ -155,6 +162,7 @@ struct AttentionBackward {
     dv: u64,
     work: u64,
     rows: RowArguments,
+    distances: DistanceArguments,
     heads: u32,
     kv_heads: u32,
     scale: f32,
@@ -168,6 +176,7 @@ pub fn packed_backward(
     dout: &Tensor,
     tables: &RowTables,
     form: AttentionForm,
+    bias: Option<&DistanceBias>,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let ((_, heads, _), kv_heads) = (state.q.dims3()?, state.k.dim(1)?);
     let (q, k, v) = (state.q.contiguous()?, state.k.contiguous()?, state.v.contiguous()?);
@@ -187,6 +196,7 @@ pub fn packed_backward(
         dv: address(&dv)?,
         work: 0,
         rows: tables.arguments(form.window)?,
+        distances: DistanceArguments::of(bias, heads)?,
         heads: heads as u32,
         kv_heads: kv_heads as u32,
         scale: form.scale,
@@ -199,8 +209,8 @@ pub fn packed_backward(
     ] {
         for part in parts(launcher, &q, tables, form) {
             arguments.work = part.address()?;
-            let shape = Shape::new((part.blocks, heads), part.threads(tables, form.window));
-            launch(launcher, part.kernel(names, &q)?, &arguments, shape)?;
+            let shape = Shape::new((part.blocks, heads), part.threads(tables, form));
+            launch(launcher, part.kernel(names, &q, form.looks_ahead, bias.is_some())?, &arguments, shape)?;
         }
     }
     Ok((dq, dk, dv))

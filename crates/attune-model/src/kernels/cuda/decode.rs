@@ -76,7 +76,7 @@ pub fn attention(
     let (q, k, v) = (new.q.contiguous()?, new.k.contiguous()?, new.v.contiguous()?);
     let out = output(q.shape(), q.dtype(), &q)?;
 
-    let (blocks, longest) = (rows * kv_heads, tables.longest(form.window));
+    let (blocks, longest) = (rows * kv_heads, tables.longest(form));
     let splits = MANY_BLOCKS.div_ceil(blocks).clamp(1, longest.div_ceil(MANY_KEYS).max(1));
     let parts = if splits > 1 { Some(output((rows, heads, splits, head_dim + 2), DType::F32, &q)?) } else { None };
     let optional = |tensor: Option<&Tensor>| tensor.map_or(Ok(0), address);

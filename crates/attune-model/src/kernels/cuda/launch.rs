@@ -27,6 +27,10 @@ pub struct Kernel {
     group: usize,
     /// Tasks that the arguments have room for; 0 if they have none.
     tasks: usize,
+    /// True if rows see those behind them, too.
+    looks_ahead: bool,
+    /// True if there are terms by the distance of key and query.
+    has_distances: bool,
 }
 
 /// Identity of a compiled kernel.
@@ -38,15 +42,25 @@ pub struct KernelKey {
     rows: usize,
     group: usize,
     tasks: usize,
+    looks_ahead: bool,
+    has_distances: bool,
 }
 
 impl Kernel {
     /// Describes the kernel `name` of `file` for elements of `dtype`.
     pub(super) fn new(name: &'static str, file: &'static str, dtype: DType) -> Result<Self> {
         match dtype {
-            DType::F32 | DType::BF16 | DType::F16 => {
-                Ok(Self { name, file, dtype, head_dim: 0, rows: 0, group: 0, tasks: 0 })
-            }
+            DType::F32 | DType::BF16 | DType::F16 => Ok(Self {
+                name,
+                file,
+                dtype,
+                head_dim: 0,
+                rows: 0,
+                group: 0,
+                tasks: 0,
+                looks_ahead: false,
+                has_distances: false,
+            }),
             other => Err(Error::Internal(format!("kernels take f32, bf16 and f16, not {other:?}"))),
         }
     }
@@ -66,6 +80,11 @@ impl Kernel {
         Self { group, ..self }
     }
 
+    /// Compiles the kernel for rows that see those behind them, too, or not, and with or without terms by distance.
+    pub(super) fn of_sight(self, looks_ahead: bool, has_distances: bool) -> Self {
+        Self { looks_ahead, has_distances, ..self }
+    }
+
     /// Compiles the kernel with room for `tasks` tasks in its arguments.
     pub(super) fn of_tasks(self, tasks: usize) -> Self {
         Self { tasks, ..self }
@@ -73,8 +92,8 @@ impl Kernel {
 
     /// Returns the identity of the compiled kernel: names are unique in all files.
     pub fn key(&self) -> KernelKey {
-        let Self { name, dtype, head_dim, rows, group, tasks, .. } = *self;
-        KernelKey { name, dtype, head_dim, rows, group, tasks }
+        let Self { name, dtype, head_dim, rows, group, tasks, looks_ahead, has_distances, file: _ } = *self;
+        KernelKey { name, dtype, head_dim, rows, group, tasks, looks_ahead, has_distances }
     }
 
     /// Returns the source for the compiler: the kernel's file behind those that all files share.
@@ -103,6 +122,8 @@ impl Kernel {
             format!("-DROWS={}", self.rows),
             format!("-DGROUP={}", self.group),
             format!("-DTASKS={}", self.tasks),
+            format!("-DLOOKS_AHEAD={}", u32::from(self.looks_ahead)),
+            format!("-DDISTANCES={}", u32::from(self.has_distances)),
             format!("-DBLOCK_TOKENS={BLOCK_TOKENS}"),
         ]
     }

@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-use crate::Result;
 use crate::address::address;
-use crate::kernels::SequenceRows;
+use crate::kernels::{AttentionForm, DistanceBias, SequenceRows};
 use crate::kv_cache::BLOCK_TOKENS;
+use crate::{Error, Result};
 
 /// Tables of the rows of sequences, as `rows.cuh` describes them.
 #[derive(Debug)]
@@ -46,6 +46,27 @@ pub(super) struct RowArguments {
     places: u64,
     blocks: u32,
     window: u32,
+}
+
+/// The structure `Distances` of `rows.cuh`.
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct DistanceArguments {
+    terms: u64,
+    most: u32,
+    padding: u32,
+}
+
+impl DistanceArguments {
+    /// Returns the terms of as many `heads` as the kernels take them; null if there is no `bias`.
+    pub(super) fn of(bias: Option<&DistanceBias>, heads: usize) -> Result<Self> {
+        let Some(DistanceBias { terms }) = bias else { return Ok(Self::default()) };
+        let (of_heads, distances) = terms.dims2()?;
+        if of_heads != heads || distances.is_multiple_of(2) || terms.dtype() != DType::F32 {
+            return Err(Error::Internal(format!("terms by distance {:?} {:?}", terms.shape(), terms.dtype())));
+        }
+        Ok(Self { terms: address(terms)?, most: (distances / 2) as u32, padding: 0 })
+    }
 }
 
 impl RowTables {
@@ -113,8 +134,9 @@ impl RowTables {
     }
 
     /// Returns the most tokens that any row sees.
-    pub(super) fn longest(&self, window: Option<usize>) -> usize {
-        window.map_or(self.longest, |window| window.min(self.longest))
+    pub(super) fn longest(&self, form: AttentionForm) -> usize {
+        let near = form.window.map(|window| if form.looks_ahead { 2 * window - 1 } else { window });
+        near.map_or(self.longest, |near| near.min(self.longest))
     }
 
     /// Returns true if each sequence has one row.

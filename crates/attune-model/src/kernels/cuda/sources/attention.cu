@@ -1,6 +1,6 @@
-// Causal attention for any precision and head size, over a paged cache or over packed sequences, and its gradient (Dao
-// et al., "FlashAttention", 2022): no matrix of scores is ever in memory. Each lane of a warp takes one key, 32 keys at
-// a time.
+// Attention for any precision and head size, over a paged cache or over packed sequences, and its gradient (Dao et al.,
+// "FlashAttention", 2022): no matrix of scores is ever in memory. It is causal, unless LOOKS_AHEAD says that rows of
+// packed sequences look both ways. Each lane of a warp takes one key, 32 keys at a time.
 
 const u32 WARPS = 8;
 const u32 PER_LANE = (HEAD_DIM + WARP - 1) / WARP;
@@ -59,6 +59,7 @@ struct Attention {
     float* log_sums;       // [rows, heads]: the logarithm of each softmax's sum; or null
     const u32* work;       // The rows to compute; null for all
     Rows rows;
+    Distances distances;
     u32 heads;
     u32 kv_heads;
     float scale;
@@ -73,25 +74,27 @@ KERNEL(attention, Attention) {
     const u32 sequence = rows.sequences[row], position = rows.positions[row];
     const u32 kv_head = blockIdx.y / (arguments.heads / arguments.kv_heads);
     const u64 head = (u64)row * arguments.heads + blockIdx.y;
+    const u32 end = end_seen(rows, length_ahead(rows, sequence), position);
     __shared__ float q[HEAD_DIM], outs[WARPS][HEAD_DIM], factors[WARPS], largests[WARPS], sums[WARPS];
     load_head(q, arguments.q + head * HEAD_DIM);
     __syncthreads();
 
     float largest = -INFINITE, sum = 0.0f, out[PER_LANE] = {0.0f};
-    for (u32 first = first_seen(rows, position) + warp * WARP; first <= position; first += warps * WARP) {
+    for (u32 first = first_seen(rows, position) + warp * WARP; first < end; first += warps * WARP) {
         const u32 key = first + lane;
         u64 place = 0;
         float score = -INFINITE;
-        if (key <= position) {
+        if (key < end) {
             place = (slot_of(rows, sequence, key) * arguments.kv_heads + kv_head) * HEAD_DIM;
             score = capped(head_dot(q, arguments.keys + place) * arguments.scale, arguments.cap);
+            score += distance_term(arguments.distances, blockIdx.y, key, position);
         }
         const float larger = fmaxf(largest, warp_max(score)), kept = expf(largest - larger);
         const float probability = expf(score - larger);
         sum = sum * kept + warp_sum(probability);
         largest = larger;
         UNROLL for (u32 i = 0; i < PER_LANE; i++) out[i] *= kept;
-        const u32 keys = min(WARP, position - first + 1);
+        const u32 keys = min(WARP, end - first);
         for (u32 other = 0; other < keys; other++) {
             const u64 value = __shfl_sync(WHOLE_WARP, place, other);
             add_head(out, __shfl_sync(WHOLE_WARP, probability, other), arguments.values + value);
@@ -127,6 +130,7 @@ struct AttentionBackward {
     element* dv;
     const u32* work; // As in Attention.
     Rows rows;       // Of packed sequences.
+    Distances distances;
     u32 heads;
     u32 kv_heads;
     float scale;
@@ -141,6 +145,7 @@ KERNEL(attention_backward_queries, AttentionBackward) {
     const u32 sequence = rows.sequences[row], position = rows.positions[row];
     const u32 kv_head = blockIdx.y / (arguments.heads / arguments.kv_heads);
     const u64 head = (u64)row * arguments.heads + blockIdx.y;
+    const u32 end = end_seen(rows, length_ahead(rows, sequence), position);
     __shared__ float q[HEAD_DIM], dout[HEAD_DIM], shares[WARPS][HEAD_DIM], factors[WARPS];
     load_head(q, arguments.q + head * HEAD_DIM);
     load_head(dout, arguments.dout + head * HEAD_DIM);
@@ -151,17 +156,18 @@ KERNEL(attention_backward_queries, AttentionBackward) {
     __syncthreads();
 
     float dq[PER_LANE] = {0.0f};
-    for (u32 first = first_seen(rows, position) + warp * WARP; first <= position; first += warps * WARP) {
+    for (u32 first = first_seen(rows, position) + warp * WARP; first < end; first += warps * WARP) {
         const u32 key = first + lane_of_warp();
         u64 place = 0;
         float dscore = 0.0f;
-        if (key <= position) {
+        if (key < end) {
             place = (slot_of(rows, sequence, key) * arguments.kv_heads + kv_head) * HEAD_DIM;
             const float score = capped(head_dot(q, arguments.k + place) * arguments.scale, arguments.cap);
-            const float probability = expf(score - log_sum);
+            const float term = distance_term(arguments.distances, blockIdx.y, key, position);
+            const float probability = expf(score + term - log_sum);
             dscore = probability * (head_dot(dout, arguments.v + place) - delta) * cap_slope(score, arguments.cap);
         }
-        const u32 keys = min(WARP, position - first + 1);
+        const u32 keys = min(WARP, end - first);
         for (u32 other = 0; other < keys; other++) {
             const u64 from = __shfl_sync(WHOLE_WARP, place, other);
             add_head(dq, __shfl_sync(WHOLE_WARP, dscore, other), arguments.k + from);
@@ -181,6 +187,7 @@ KERNEL(attention_backward_keys, AttentionBackward) {
     const u32 warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const u32 sequence = rows.sequences[row], position = rows.positions[row];
     const u32 start = rows.places[sequence], length = rows.places[sequence + 1] - start;
+    const u32 begin = LOOKS_AHEAD ? first_seen(rows, position) : position;
     const u32 end = rows.window != 0 ? min(length, position + rows.window) : length;
     const u32 group = arguments.heads / arguments.kv_heads;
     const u64 key = ((u64)row * arguments.kv_heads + blockIdx.y) * HEAD_DIM;
@@ -196,13 +203,14 @@ KERNEL(attention_backward_keys, AttentionBackward) {
 
     float dk[PER_LANE] = {0.0f}, dv[PER_LANE] = {0.0f};
     for (u32 head = blockIdx.y * group; head < (blockIdx.y + 1) * group; head++) {
-        for (u32 first = position + warp * WARP; first < end; first += warps * WARP) {
+        for (u32 first = begin + warp * WARP; first < end; first += warps * WARP) {
             const u32 query = first + lane_of_warp();
             const u64 at = (u64)(start + query) * arguments.heads + head;
             float probability = 0.0f, dscore = 0.0f;
             if (query < end) {
                 const float score = capped(head_dot(k, arguments.q + at * HEAD_DIM) * arguments.scale, arguments.cap);
-                probability = expf(score - arguments.log_sums[at]);
+                const float term = distance_term(arguments.distances, head, position, query);
+                probability = expf(score + term - arguments.log_sums[at]);
                 dscore = probability * (head_dot(v, arguments.dout + at * HEAD_DIM) - arguments.deltas[at]);
                 dscore *= cap_slope(score, arguments.cap);
             }

@@ -1,7 +1,7 @@
-// Causal attention by matrix units, for bf16 and f16 and head sizes of whole 16s up to 128, over a paged cache or
-// packed sequences, and its gradient (Dao, "FlashAttention-2", 2023). A block has 64 queries or keys, each of its four
-// warps 16 of them; scores live in registers. dk and dv are one kernel and dq another, so that each element is added up
-// by one thread, in one order.
+// Attention by matrix units, for bf16 and f16 and head sizes of whole 16s up to 128, over a paged cache or packed
+// sequences, and its gradient (Dao, "FlashAttention-2", 2023), causal or both ways as in attention.cu. A block has 64
+// queries or keys, each of its four warps 16 of them; scores live in registers. dk and dv are one kernel and dq another,
+// so that each element is added up by one thread, in one order.
 
 const u32 TILE = 64;
 // Rows are a bit longer in shared memory, so that eight of them begin in different banks.
@@ -93,19 +93,34 @@ __device__ inline u32 first_of_warp() { return threadIdx.x / WARP * 16; }
 
 // Returns true if queries at the positions from `first` to `last` see all keys from `from` up to `to`: most tiles need
 // no mask.
-__device__ inline bool sees_all(const Rows& rows, u32 first, u32 last, u32 from, u32 to) {
-    return to <= first && from >= first_seen(rows, last);
+__device__ inline bool sees_all(const Rows& rows, u32 length, u32 first, u32 last, u32 from, u32 to) {
+    return to < end_seen(rows, length, first) && from >= first_seen(rows, last);
+}
+
+// Adds the terms of `head` to the scores `[16, N]` of the warp's queries, the first at `position`, with keys from `from`
+// on. They are added before the scale.
+template <u32 N>
+__device__ inline void add_terms(float (*p)[4], const Distances& distances, u32 head, u32 position, u32 from, float scale) {
+    if (!DISTANCES) return;
+    const u32 lane = lane_of_warp();
+    const float unscaled = 1.0f / scale;
+    UNROLL for (u32 j = 0; j < 4; j++) {
+        const u32 query = position + lane / 4 + j / 2 * 8;
+        UNROLL for (u32 i = 0; i < N / 8; i++)
+            p[i][j] += distance_term(distances, head, from + i * 8 + lane % 4 * 2 + j % 2, query) * unscaled;
+    }
 }
 
 // Masks the scores `[16, N]` of the warp's queries, the first at `position`: keys, from `from` on, that a query does
 // not see.
-template <u32 N> __device__ inline void mask_keys(float (*p)[4], const Rows& rows, u32 position, u32 from) {
+template <u32 N> __device__ inline void mask_keys(float (*p)[4], const Rows& rows, u32 length, u32 position, u32 from) {
     const u32 lane = lane_of_warp();
     UNROLL for (u32 j = 0; j < 4; j++) {
-        const u32 query = position + lane / 4 + j / 2 * 8, seen = first_seen(rows, query);
+        const u32 query = position + lane / 4 + j / 2 * 8;
+        const u32 seen = first_seen(rows, query), end = end_seen(rows, length, query);
         UNROLL for (u32 i = 0; i < N / 8; i++) {
             const u32 key = from + i * 8 + lane % 4 * 2 + j % 2;
-            if (key > query || key < seen) p[i][j] = -INFINITE;
+            if (key >= end || key < seen) p[i][j] = -INFINITE;
         }
     }
 }
@@ -131,6 +146,7 @@ struct Flash {
     float* log_sums;            // [rows, heads], or null
     const u32* work;            // [tiles, 2]: up to 64 rows of one sequence, the first and their number
     Rows rows;
+    Distances distances;
     u32 heads;
     u32 kv_heads;
     float scale;
@@ -143,12 +159,13 @@ KERNEL(flash, Flash, __launch_bounds__(THREADS)) {
     const u32 sequence = rows.sequences[first], start = rows.positions[first], last = start + count - 1;
     const u32 head = blockIdx.y, kv_head = head / (arguments.heads / arguments.kv_heads);
     const u32 lane = lane_of_warp(), mine = first_of_warp() + lane / 4;
+    const u32 length = length_ahead(rows, sequence), end = end_seen(rows, length, last);
     __shared__ Row keys[TILE], values[TILE];
     const auto place = [&](u32 position) {
         return (slot_of(rows, sequence, position) * arguments.kv_heads + kv_head) * HEAD_DIM;
     };
     const auto copy = [&](Row* to, const half_element* heads, u32 from) {
-        copy_tile<TILE>(to, min(TILE, last - from + 1), heads, [&](u32 key) { return place(from + key); });
+        copy_tile<TILE>(to, min(TILE, end - from), heads, [&](u32 key) { return place(from + key); });
         end_group();
     };
     copy_tile<TILE>(values, count, arguments.q, [&](u32 row) { return ((u64)(first + row) * arguments.heads + head) * HEAD_DIM; });
@@ -159,15 +176,17 @@ KERNEL(flash, Flash, __launch_bounds__(THREADS)) {
 
     const float scale = arguments.scale * LOG2_OF_E;
     float out[COLUMNS][4] = {}, largest[2] = {-INFINITE, -INFINITE}, sum[2] = {0.0f, 0.0f};
-    for (u32 from = first_seen(rows, start); from <= last; from += TILE) {
+    for (u32 from = first_seen(rows, start); from < end; from += TILE) {
         wait_for_tiles();
         copy(values, arguments.values, from);
         float p[TILE / 8][4];
         scores<TILE>(p, q, keys);
         const u32 position = start + first_of_warp();
-        if (!sees_all(rows, position, position + 15, from, from + TILE - 1)) mask_keys<TILE>(p, rows, position, from);
+        add_terms<TILE>(p, arguments.distances, head, position, from, arguments.scale);
+        if (!sees_all(rows, length, position, position + 15, from, from + TILE - 1))
+            mask_keys<TILE>(p, rows, length, position, from);
         wait_for_tiles();
-        if (from + TILE <= last) copy(keys, arguments.keys, from + TILE);
+        if (from + TILE < end) copy(keys, arguments.keys, from + TILE);
         UNROLL for (u32 second = 0; second < 2; second++) {
             float larger = largest[second];
             UNROLL for (u32 i = 0; i < TILE / 8; i++) larger = fmaxf(larger, fmaxf(p[i][second * 2], p[i][second * 2 + 1]));
@@ -211,6 +230,7 @@ struct FlashBackward {
     half_element* dv;
     const u32* work; // As in Flash.
     Rows rows;       // Of packed sequences.
+    Distances distances;
     u32 heads;
     u32 kv_heads;
     float scale;
@@ -223,6 +243,7 @@ KERNEL(flash_backward_queries, FlashBackward, __launch_bounds__(THREADS)) {
     const u32 sequence = rows.sequences[first], start = rows.positions[first], last = start + count - 1;
     const u32 head = blockIdx.y, kv_head = head / (arguments.heads / arguments.kv_heads);
     const u32 lane = lane_of_warp(), mine = first_of_warp() + lane / 4;
+    const u32 length = length_ahead(rows, sequence), end = end_seen(rows, length, last);
     __shared__ Row keys[2 * PART], values[2 * PART];
     const auto query = [&](u32 row) { return ((u64)(first + row) * arguments.heads + head) * HEAD_DIM; };
     // Queries and their gradients pass through the memory for keys and values.
@@ -235,7 +256,7 @@ KERNEL(flash_backward_queries, FlashBackward, __launch_bounds__(THREADS)) {
     load_lefts(dout, values);
     __syncthreads();
     const auto copy = [&](u32 half, u32 from) {
-        const u32 here = min(PART, last - from + 1);
+        const u32 here = min(PART, end - from);
         const auto place = [&](u32 key) {
             return (slot_of(rows, sequence, from + key) * arguments.kv_heads + kv_head) * HEAD_DIM;
         };
@@ -261,14 +282,16 @@ KERNEL(flash_backward_queries, FlashBackward, __launch_bounds__(THREADS)) {
 
     const float scale = arguments.scale * LOG2_OF_E;
     float dq[COLUMNS][4] = {};
-    for (u32 half = 0; from <= last; from += PART, half ^= 1) {
+    for (u32 half = 0; from < end; from += PART, half ^= 1) {
         wait_for_tiles();
-        if (from + PART <= last) copy(half ^ 1, from + PART);
+        if (from + PART < end) copy(half ^ 1, from + PART);
         float p[PART / 8][4], dp[PART / 8][4];
         scores<PART>(p, q, keys + half * PART);
         scores<PART>(dp, dout, values + half * PART);
         const u32 position = start + first_of_warp();
-        if (!sees_all(rows, position, position + 15, from, from + PART - 1)) mask_keys<PART>(p, rows, position, from);
+        add_terms<PART>(p, arguments.distances, head, position, from, arguments.scale);
+        if (!sees_all(rows, length, position, position + 15, from, from + PART - 1))
+            mask_keys<PART>(p, rows, length, position, from);
         UNROLL for (u32 i = 0; i < PART / 8; i++)
             UNROLL for (u32 j = 0; j < 4; j++)
                 p[i][j] = power_of_two(p[i][j] * scale - log_sum[j / 2]) * (dp[i][j] - delta[j / 2]);
@@ -288,6 +311,7 @@ KERNEL(flash_backward_keys, FlashBackward, __launch_bounds__(THREADS)) {
     const u32 first = work[0], count = work[1];
     const u32 sequence = rows.sequences[first], start = rows.positions[first], last = start + count - 1;
     const u32 before = rows.places[sequence], length = rows.places[sequence + 1] - before;
+    const u32 begin = LOOKS_AHEAD ? first_seen(rows, start) : start;
     const u32 end = rows.window != 0 ? min(length, last + rows.window) : length;
     const u32 group = arguments.heads / arguments.kv_heads;
     const u32 lane = lane_of_warp();
@@ -317,17 +341,17 @@ KERNEL(flash_backward_keys, FlashBackward, __launch_bounds__(THREADS)) {
         end_group();
     };
 
-    const float scale = arguments.scale * LOG2_OF_E;
+    const float scale = arguments.scale * LOG2_OF_E, unscaled = 1.0f / arguments.scale;
     float dk[COLUMNS][4] = {}, dv[COLUMNS][4] = {};
-    u32 head = blockIdx.y * group, from = start;
+    u32 head = blockIdx.y * group, from = begin;
     const u32 last_head = head + group - 1;
     copy(0, head, from);
     for (u32 half = 0; head <= last_head; half ^= 1) {
         wait_for_tiles();
-        const u32 now = from;
+        const u32 now = from, head_now = head;
         from += PART;
         if (from >= end) {
-            from = start;
+            from = begin;
             head++;
         }
         if (head <= last_head) copy(half ^ 1, head, from);
@@ -339,15 +363,15 @@ KERNEL(flash_backward_keys, FlashBackward, __launch_bounds__(THREADS)) {
             scores<16>(p, k, some_queries);
             scores<16>(ds, v, some_douts);
             const u32 key = start + first_of_warp(), query = now + part;
-            const bool all = query + 16 <= end && sees_all(rows, query, query + 15, key, key + 15);
+            const bool all = query + 16 <= end && sees_all(rows, length, query, query + 15, key, key + 15);
             UNROLL for (u32 i = 0; i < 2; i++)
                 UNROLL for (u32 j = 0; j < 4; j++) {
                     const u32 row = i * 8 + lane % 4 * 2 + j % 2;
+                    const u32 mine = key + lane / 4 + j / 2 * 8, other = query + row;
+                    if (DISTANCES) p[i][j] += distance_term(arguments.distances, head_now, mine, other) * unscaled;
                     p[i][j] = power_of_two(p[i][j] * scale - some_sums[row] * LOG2_OF_E);
-                    if (!all) {
-                        const u32 mine = key + lane / 4 + j / 2 * 8;
-                        if (query + row >= end || mine > query + row || mine < first_seen(rows, query + row)) p[i][j] = 0.0f;
-                    }
+                    if (!all && (other >= end || mine >= end_seen(rows, length, other) || mine < first_seen(rows, other)))
+                        p[i][j] = 0.0f;
                     ds[i][j] = p[i][j] * (ds[i][j] - some_deltas[row]);
                 }
             accumulate<16>(dv, p, some_douts);
