@@ -6,6 +6,8 @@
     reason = "a test fails by panicking; each part is a program of its own, too"
 )]
 
+#[path = "device/encoders.rs"]
+mod encoders;
 #[path = "device/engine.rs"]
 mod engine;
 #[path = "common/fixtures.rs"]
@@ -24,6 +26,10 @@ mod round_trip;
 mod speed;
 #[path = "device/training.rs"]
 mod training;
+#[path = "train/encoders.rs"]
+mod training_of_encoders;
+#[path = "model/encoders.rs"]
+mod vectors;
 
 use attune::model::kernels::Kernels;
 

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod emulator;
+mod encoders;
 mod engine;
 mod experts;
 mod halves;
@@ -21,6 +22,10 @@ mod draws;
 mod fixtures;
 #[path = "../model/decoder.rs"]
 mod model;
+#[path = "../train/encoders.rs"]
+mod training_of_encoders;
+#[path = "../model/encoders.rs"]
+mod vectors;
 
 use attune::model::kernels::Kernels;
 

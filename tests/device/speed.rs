@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use attune::datasets::{ExampleStore, TokenizedExample};
 use attune::engine::EngineLimits;
+use attune::engine::encoder::EncoderEngine;
 use attune::engine::native::NativeEngine;
 use attune::engine::priority::{Priority, TrainingTurns};
-use attune::engine::{Backend as _, EmbedRequest, Event};
+use attune::engine::{Backend, EmbedRequest, Event};
 use attune::model::decoder::{Decoder, SequenceRows};
 use attune::model::device::used_memory;
 use attune::model::kv_cache::{BLOCK_TOKENS, KvCache};
@@ -17,6 +18,7 @@ use attune::model::linear::Dtype;
 use attune::model::linear::Storage;
 use attune::model::lora::{Adapter, LoraLayer, LoraPair, Site};
 use attune::model::rope::RopeTable;
+use attune::model::vectors::VectorForm;
 use attune::model::weights::Weights;
 use attune::model::{BaseModel, ModelConfig};
 use attune::system::MemoryWatch;
@@ -64,6 +66,20 @@ impl Bench {
             "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "tie_word_embeddings": false,
             "hidden_act": "silu",
         });
+        Self::of(&config)
+    }
+
+    /// Makes an encoder of the shape, whose heads all have keys of their own.
+    fn encoder([hidden, intermediate, layers, heads, _, vocabulary]: Shape) -> Self {
+        let config = json!({
+            "model_type": "bert", "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "vocab_size": vocabulary, "max_position_embeddings": 512, "hidden_act": "gelu",
+            "layer_norm_eps": 1e-12, "type_vocab_size": 2, "pad_token_id": 0, "position_embedding_type": "absolute",
+        });
+        Self::of(&config)
+    }
+
+    fn of(config: &serde_json::Value) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         let config = ModelConfig::read(folder.path()).unwrap();
@@ -100,6 +116,7 @@ impl Bench {
     fn model(self) -> Arc<BaseModel> {
         let small = Arc::into_inner(whole_model_on("llama", &kernels())).unwrap();
         Arc::new(BaseModel {
+            vectors: VectorForm::of_model(&self.config),
             config: self.config,
             decoder: self.decoder,
             end_tokens: Vec::new(),
@@ -283,13 +300,17 @@ fn training_while_requests_stream() {
     });
 }
 
-/// Embeds texts of 16 to 240 tokens, 128 on average, with a decoder of the width and depth of the usual encoders.
+/// Embeds texts of 16 to 240 tokens, 128 on average, with an encoder and with a decoder of the same width and depth.
 #[test]
 fn embeddings_of_many_texts() {
-    let model = Bench::new(BASE).model();
     let limits =
         EngineLimits { kv_cache_mib: Some(if ON_GPU { 4096 } else { 64 }), ..EngineLimits::default().on_gpu() };
-    let engine = NativeEngine::start(model, &limits, Arc::default()).unwrap();
+    let encoder = EncoderEngine::start(Bench::encoder(BASE).model(), &limits, &Arc::default()).unwrap();
+    say_texts("an encoder", encoder.as_ref());
+    say_texts("a decoder", NativeEngine::start(Bench::new(BASE).model(), &limits, Arc::default()).unwrap().as_ref());
+}
+
+fn say_texts(what: &str, engine: &impl Backend) {
     let inputs: Vec<Vec<u32>> =
         (0..TEXTS).map(|text| (0..16 + text as u32 * 37 % 225).map(|token| token % 150).collect()).collect();
     let tokens: usize = inputs.iter().map(Vec::len).sum();
@@ -297,5 +318,5 @@ fn embeddings_of_many_texts() {
         let request = EmbedRequest::of_texts("org".into(), inputs.clone(), None);
         assert_eq!(futures::executor::block_on(engine.embed(request)).unwrap().len(), TEXTS);
     });
-    println!("measured: {:.0} texts/s of {} tokens on average", TEXTS as f64 / took, tokens / TEXTS);
+    println!("measured: {what}, {:.0} texts/s of {} tokens on average", TEXTS as f64 / took, tokens / TEXTS);
 }

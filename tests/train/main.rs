@@ -16,3 +16,10 @@ mod pair_files;
 mod preference_files;
 mod quantized_bases;
 mod round_trip;
+
+use attune::model::kernels::Kernels;
+
+/// Returns the kernels under test: those of the device.
+fn kernels() -> Kernels {
+    Kernels::of(&fixtures::device()).unwrap()
+}

@@ -2,7 +2,7 @@
 //! model, `api` hands it requests; its workers take what waits as soon as they are free.
 //!
 //! Texts are packed one after the other, so nothing is padded and texts of all lengths go together; a batch is as large as a
-//! core needs to be at its best, not larger.
+//! core, or a GPU, needs to be at its best, not larger.
 
 mod queue;
 mod worker;
@@ -35,14 +35,17 @@ pub struct EncoderEngine {
 }
 
 impl EncoderEngine {
-    /// Starts the workers of `model`, one for each core. While they compute, `priority` is busy.
+    /// Starts the workers of `model`: one for each core, or one for its GPU, whose work stands in one queue, after a batch of
+    /// each kind. While they compute, `priority` is busy.
     pub fn start(model: Arc<BaseModel>, limits: &EngineLimits, priority: &Arc<Priority>) -> Result<Arc<Self>> {
         let context = model.config.max_position_embeddings;
         // There is no cache: whatever fits the context fits.
         let admission = Admission::new(context, context.div_ceil(BLOCK_TOKENS), limits.max_waiting);
         let queue = Arc::new(Queue::new(&model.id, Duration::from_secs(limits.max_queue_seconds)));
+        model.decoder.warm_up_texts(&model.config)?;
+        let workers = if model.decoder.kernels().is_cpu() { rayon::current_num_threads().max(1) } else { 1 };
         let mut engine = Self { model, admission, queue, threads: Vec::new() };
-        for index in 0..rayon::current_num_threads().max(1) {
+        for index in 0..workers {
             let worker = Worker::new(engine.model.clone(), engine.queue.clone(), priority.clone())?;
             let thread = std::thread::Builder::new()
                 .name(format!("encoder-{index}-{}", engine.model.id))

@@ -216,9 +216,6 @@ impl Decoder {
     /// Builds the same decoder over `kernels`, whose device `weights` are loaded onto.
     pub fn load_on(config: &ModelConfig, weights: &Weights, storage: &Storage, kernels: &Kernels) -> Result<Self> {
         storage.check_on(kernels)?;
-        if config.is_encoder && !kernels.is_cpu() {
-            return Err(weights.fault("encoders are computed on the CPU alone: serve this model there"));
-        }
         if config.overflows_f16 && storage.activation_dtype(kernels) == DType::F16 {
             return Err(weights.fault("activations of this family overflow in f16: take dtype = \"bf16\" or \"f32\""));
         }
@@ -227,7 +224,7 @@ impl Decoder {
         let untied_head = head::untied(config, weights, &embedding)?;
         let table = |weight: &Matrix| Linear::table_of(weight, storage, kernels);
         let untied_head = untied_head.as_ref().map(table).transpose()?;
-        let embeddings = Embeddings::load(config, weights, table(&embedding)?, kernels)?;
+        let embeddings = Embeddings::load(config, weights, table(&embedding)?, storage, kernels)?;
         let block = |index| Block::load(&BlockWeights { index, config, weights, storage, kernels });
         let blocks = (0..config.num_hidden_layers).map(block);
         Ok(Self {

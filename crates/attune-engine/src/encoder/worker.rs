@@ -1,5 +1,6 @@
 //! A worker of an encoder: takes a batch, computes it, and answers its clients. With as many workers as cores, each core has
-//! a batch of its own and forks nothing; a batch that is alone is spread over all cores.
+//! a batch of its own and forks nothing; a batch that is alone is spread over all cores. A GPU has one worker, and batches
+//! that are large enough for it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,14 +19,16 @@ use attune_model::vectors::Pooler;
 
 /// Most rows of a batch, unless a text has more: a core's products gain nothing beyond.
 const BATCH_ROWS: usize = 512;
+/// The same on a GPU, whose products are efficient from thousands of rows on.
+const GPU_BATCH_ROWS: usize = 4096;
 
 /// One worker.
 pub(super) struct Worker {
     model: Arc<BaseModel>,
     queue: Arc<Queue>,
     priority: Arc<Priority>,
-    /// One thread, which computes batches that are not alone.
-    own: rayon::ThreadPool,
+    /// One thread, which computes batches that are not alone; `None` if a GPU computes.
+    own: Option<rayon::ThreadPool>,
     steps: Counter,
     failed_steps: Counter,
     step_rows: Histogram,
@@ -33,11 +36,9 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(model: Arc<BaseModel>, queue: Arc<Queue>, priority: Arc<Priority>) -> Result<Self> {
-        let own = rayon::ThreadPoolBuilder::new()
-            .num_threads(1)
-            .thread_name(|_| "encoder".into())
-            .build()
-            .map_err(|error| Error::Internal(format!("start an encoder's thread: {error}")))?;
+        let own = rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(|_| "encoder".into());
+        let own = model.decoder.kernels().is_cpu().then(|| own.build()).transpose();
+        let own = own.map_err(|error| Error::Internal(format!("start an encoder's thread: {error}")))?;
         let name = || model.id.clone();
         Ok(Self {
             steps: counter!("attune_engine_steps_total", "model" => name()),
@@ -52,7 +53,8 @@ impl Worker {
 
     /// Computes batches until the engine stops.
     pub(super) fn run(self) {
-        while let Some(mut batch) = self.queue.take(BATCH_ROWS) {
+        let rows = if self.own.is_some() { BATCH_ROWS } else { GPU_BATCH_ROWS };
+        while let Some(mut batch) = self.queue.take(rows) {
             let _busy = self.priority.busy();
             // Rows of one adapter stand next to each other.
             batch.texts.sort_by_key(|text| text.adapter.as_ref().map(Arc::as_ptr));
@@ -72,7 +74,11 @@ impl Worker {
             return Vec::new();
         }
         let compute = || catch_unwind(AssertUnwindSafe(|| self.compute(&texts)));
-        let computed = if is_alone { pool::compute(compute) } else { self.own.install(compute) };
+        let computed = match &self.own {
+            None => compute(),
+            Some(_) if is_alone => pool::compute(compute),
+            Some(own) => own.install(compute),
+        };
         let error = match computed {
             Ok(Ok(rows)) => {
                 texts.into_iter().zip(rows).for_each(|(text, row)| text.answer(row));
@@ -81,9 +87,12 @@ impl Worker {
             Ok(Err(error)) => error,
             Err(_) => Error::Internal("a panic while texts were encoded".into()),
         };
+        // Without its GPU the process has to be restarted, which the server's health tells.
+        let is_lost = !self.model.health.check();
+        let error = if is_lost { attune_model::Error::DeviceLost.into() } else { error };
         self.failed_steps.increment(1);
         tracing::error!(model = self.model.id, %error, texts = texts.len(), "a batch of texts failed");
-        if texts.len() == 1 {
+        if texts.len() == 1 || is_lost {
             for text in texts {
                 text.answer(Err(error.clone()));
             }

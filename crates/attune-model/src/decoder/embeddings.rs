@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::{NormLayer, norm};
 use crate::kernels::{GpuKernels, Kernels};
-use crate::linear::Linear;
+use crate::linear::{Linear, Storage};
 use crate::rope::RopeTable;
 use crate::weights::Weights;
 use crate::{Error, ModelConfig, Result};
@@ -44,17 +44,27 @@ pub struct Embeddings {
 }
 
 impl Embeddings {
-    pub(super) fn load(config: &ModelConfig, weights: &Weights, words: Linear, kernels: &Kernels) -> Result<Self> {
+    pub(super) fn load(
+        config: &ModelConfig,
+        weights: &Weights,
+        words: Linear,
+        storage: &Storage,
+        kernels: &Kernels,
+    ) -> Result<Self> {
+        // All rows are added in the type of the words'.
+        let table = |name: &str, shape: [usize; 2]| -> Result<Tensor> {
+            let name = format!("model.embeddings.{name}.weight");
+            Ok(weights.get(&name, &shape)?.to_dtype(storage.activation_dtype(kernels))?)
+        };
         let (mut positions, mut segments, mut norm) = (None, None, None);
         if let Some(encoder) = &config.encoder {
             let width = config.hidden_size;
-            if let Some(table) = encoder.positions {
-                let rows = weights.get("model.embeddings.position_embeddings.weight", &[table.rows, width])?;
-                positions = Some(rows.narrow(0, table.first, table.rows - table.first)?.contiguous()?);
+            if let Some(places) = encoder.positions {
+                let rows = table("position_embeddings", [places.rows, width])?;
+                positions = Some(rows.narrow(0, places.first, places.rows - places.first)?.contiguous()?);
             }
             if encoder.segments > 0 {
-                let shape = [encoder.segments, width];
-                segments = Some(weights.get("model.embeddings.token_type_embeddings.weight", &shape)?);
+                segments = Some(table("token_type_embeddings", [encoder.segments, width])?);
             }
             norm = Some(norm::load(config, weights, encoder.embedding_norm, width, kernels)?);
         }
@@ -91,17 +101,20 @@ impl Embeddings {
         self.words.bytes() + others.map(|table| table.elem_count() * table.dtype().size_in_bytes()).sum::<usize>()
     }
 
-    /// Maps the tensors for `kernels`; `None` if they are packed, and for encoders, which no GPU computes.
+    /// Maps the tensors for `kernels`; `None` if the words' are packed.
     pub(super) fn with(
         &self,
         kernels: &GpuKernels,
         change: &impl Fn(&Tensor) -> Result<Tensor>,
     ) -> Result<Option<Self>> {
-        if self.norm.is_some() {
-            return Ok(None);
-        }
-        let words = self.words.with(kernels, change)?;
-        let alone = |words| Self { words, multiplier: self.multiplier, positions: None, segments: None, norm: None };
-        Ok(words.map(alone))
+        let Some(words) = self.words.with(kernels, change)? else { return Ok(None) };
+        let norm = self.norm.as_ref().map(|norm| norm.with(Kernels::Gpu(kernels.clone()), change));
+        Ok(Some(Self {
+            words,
+            multiplier: self.multiplier,
+            positions: self.positions.as_ref().map(change).transpose()?,
+            segments: self.segments.as_ref().map(change).transpose()?,
+            norm: norm.transpose()?,
+        }))
     }
 }

@@ -1,6 +1,8 @@
 //! Compiles a GPU's kernels before the first request, since each is compiled at its first use. Called by `engine`.
 
-use super::Decoder;
+use candle_core::DType;
+
+use super::{Decoder, TextRows};
 use crate::kernels::cuda::{lora, product};
 use crate::kernels::{Draw, SequenceRows};
 use crate::kv_cache::{BLOCK_TOKENS, KvCache};
@@ -50,5 +52,34 @@ impl Decoder {
         step(&prompt, 0, &adapters)?;
         step(&[1], 0, &adapters)?;
         step(&vec![1; adapters.len()], 0, &adapters)
+    }
+
+    /// Encodes texts of every kind on a GPU: of a few tokens, and so many that matrix units take them, without and with
+    /// adapters, few of them and many. Does nothing on the CPU.
+    pub fn warm_up_texts(&self, config: &ModelConfig) -> Result<()> {
+        if self.kernels.is_cpu() {
+            return Ok(());
+        }
+        let zero = self.served(&Adapter::zero(config)?)?;
+        let adapter = |index: usize| Adapter::new(index.to_string(), zero.layers.clone());
+        let adapters: Vec<Adapter> = (0..MANY_ADAPTERS).map(adapter).collect();
+        let encode = |lengths: &[usize], adapters: &[Adapter]| {
+            let mut end = 0;
+            let text = |(index, length): (usize, &usize)| {
+                end += length;
+                TextRows { rows: end - length..end, second: None, adapter: adapters.get(index) }
+            };
+            let texts: Vec<_> = lengths.iter().enumerate().map(text).collect();
+            // Faults of a kernel show when its results are read.
+            self.encode(&vec![0; end], &texts)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            Ok(())
+        };
+        let long = BLOCK_TOKENS.min(config.max_position_embeddings);
+        for length in 1..=product::FEW_ROWS.min(long) {
+            encode(&[length], &[])?;
+        }
+        encode(&[1, long], &[])?;
+        encode(&[1, long], &adapters[..2])?;
+        encode(&vec![1; adapters.len()], &adapters)
     }
 }
