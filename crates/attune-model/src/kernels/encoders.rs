@@ -41,7 +41,7 @@ impl Kernels {
         dy: &Tensor,
     ) -> Result<Tensor> {
         match self {
-            Self::Cpu => Ok((residual + cpu::layer_norm::backward(x, weight, eps, dy)?)?),
+            Self::Cpu => self.add_into(cpu::layer_norm::backward(x, weight, eps, dy)?, residual),
             Self::Gpu(gpu) => {
                 cuda::elementwise::layer_norm_backward(gpu.launcher(), x, weight, eps, dy, Some(residual))
             }
