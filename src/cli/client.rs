@@ -62,7 +62,21 @@ pub(super) enum Failure {
         message: String,
         /// True if something in the request is wrong, such as one of many texts.
         is_at_fault: bool,
+        /// The field that is wrong; `None` if the server names none.
+        param: Option<String>,
     },
+}
+
+impl Failure {
+    /// Returns true if the server refuses what the field `name` holds, or does not say which field it refuses.
+    pub(super) fn is_of_field(&self, name: &str) -> bool {
+        match self {
+            Self::Refused { is_at_fault, param, .. } => {
+                *is_at_fault && param.as_ref().is_none_or(|param| param.starts_with(name))
+            }
+            Self::Away { .. } => false,
+        }
+    }
 }
 
 impl From<Failure> for Error {
@@ -139,14 +153,16 @@ impl Server {
         let body: Option<Value> = serde_json::from_str(&text).ok();
         if status.is_success() {
             let message = format!("{place} answers no JSON: is it Attune?");
-            return body.ok_or(Failure::Refused { message, is_at_fault: false });
+            return body.ok_or(Failure::Refused { message, is_at_fault: false, param: None });
         }
-        let said = body.as_ref().and_then(|body| body["error"]["message"].as_str()).unwrap_or("no reason was given");
+        let told = |name: &str| body.as_ref().and_then(|body| body["error"][name].as_str());
+        let said = told("message").unwrap_or("no reason was given");
         let message = format!("{place} answers {}: {said}", status.as_u16());
         if status.is_server_error() || status.as_u16() == 429 {
             return Err(Failure::Away { message, after: after.map(Duration::from_secs) });
         }
-        Err(Failure::Refused { message, is_at_fault: matches!(status.as_u16(), 400 | 413 | 422) })
+        let is_at_fault = matches!(status.as_u16(), 400 | 413 | 422);
+        Err(Failure::Refused { message, is_at_fault, param: told("param").map(str::to_owned) })
     }
 }
 

@@ -23,6 +23,8 @@ use super::output::{line, note};
 use super::progress::Progress;
 use crate::{Error, Result, format};
 
+/// The field of a request with its texts.
+const TEXTS: &str = "input";
 /// Requests that wait for their answers at a time: while the server computes one, others are on their way.
 const IN_FLIGHT: usize = 4;
 /// The first and the longest pause before a server that does not say when is asked again.
@@ -134,19 +136,19 @@ struct Asker<'a> {
 }
 
 impl Asker<'_> {
-    /// Returns the texts of a batch with their vectors. Of a batch that is refused each text is asked for alone, so that
-    /// the message names the line that is at fault.
+    /// Returns the texts of a batch with their vectors. Where a text of it is refused, each is asked for alone, so that the
+    /// message names the line that is at fault.
     async fn vectors(&self, batch: Vec<Text>) -> Result<(Vec<Text>, Vec<Vec<f32>>)> {
         match self.ask(&batch).await {
             Ok(vectors) => return Ok((batch, vectors)),
-            Err(Failure::Refused { is_at_fault: true, .. }) => {}
+            Err(failure) if failure.is_of_field(TEXTS) => {}
             Err(failure) => return Err(failure.into()),
         }
         let mut vectors = Vec::with_capacity(batch.len());
         for text in &batch {
             let asked = self.ask(std::slice::from_ref(text)).await;
             vectors.extend(asked.map_err(|failure| match failure {
-                Failure::Refused { message, is_at_fault: true } => {
+                Failure::Refused { ref message, .. } if failure.is_of_field(TEXTS) => {
                     Error::Setup(format!("{} line {}: {message}", self.file.display(), text.line))
                 }
                 failure => failure.into(),
@@ -158,7 +160,7 @@ impl Asker<'_> {
     /// Asks until there is an answer, or patience has an end.
     async fn ask(&self, texts: &[Text]) -> Result<Vec<Vec<f32>>, Failure> {
         let mut body = self.fields.clone();
-        body.insert("input".into(), texts.iter().map(|text| text.content.as_str()).collect());
+        body.insert(TEXTS.into(), texts.iter().map(|text| text.content.as_str()).collect());
         let (begin, mut pause) = (Instant::now(), FIRST_PAUSE);
         loop {
             let request = self.server.request(Method::POST, &["embeddings"], &[]).json(&body);
@@ -188,6 +190,7 @@ fn read(answer: &Value, count: usize) -> Result<Vec<Vec<f32>>, Failure> {
         _ => Err(Failure::Refused {
             message: format!("the server's answer does not hold {count} vectors in base64: is it Attune?"),
             is_at_fault: false,
+            param: None,
         }),
     }
 }

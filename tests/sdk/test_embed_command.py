@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import attunelib
 import pytest
-from conftest import wait_for
+from conftest import ENCODERS, wait_for
 
 WIDTH = 3
 
@@ -174,3 +174,12 @@ def test_a_text_that_the_server_refuses_is_named_by_its_line(binary, server, tmp
     file.write_text('{"text": "a"}\n{"text": ""}\n', encoding="utf-8")
     empty = run(binary, file, server.url, "--output", tmp_path / "other.jsonl")
     assert empty.returncode == 1 and "line 2: the text is empty" in empty.stderr
+
+
+def test_what_is_wrong_with_the_model_is_no_fault_of_a_line(binary, start_server, tmp_path):
+    classifier = start_server("--model", f"demo={ENCODERS / 'bert_score'}")
+    file = tmp_path / "corpus.txt"
+    file.write_text("one\ntwo\n", encoding="utf-8")
+    refused = run(binary, file, classifier.url)
+    assert refused.returncode == 1 and not (tmp_path / "corpus.vectors.jsonl").read_text()
+    assert "makes no vectors" in refused.stderr and "/v1/rerank" in refused.stderr and "line 1" not in refused.stderr

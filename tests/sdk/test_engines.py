@@ -53,7 +53,9 @@ def test_an_engine_answers_as_the_model_does(http):
     body = {"text_1": "Hello!", "text_2": ["Hello!", "On Friday"]}
     by_engine = http.post("/v1/engines/demo/score", json=body).json()
     assert by_engine["data"] == http.post("/v1/score", json={**body, "model": "demo"}).json()["data"]
-    assert "no classification head" in http.post("/v1/engines/demo/rerank", json={"query": "a", "documents": ["b"]}).text
+    body = {"query": "Hello!", "documents": ["Hello!", "On Friday"]}
+    by_engine = http.post("/v1/engines/demo/rerank", json=body).json()
+    assert by_engine["results"] == http.post("/v1/rerank", json={**body, "model": "demo"}).json()["results"]
     assert "no classification head" in http.post("/v1/engines/demo/classify", json={"input": "a"}).text
 
     body = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 3}

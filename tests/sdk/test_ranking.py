@@ -132,10 +132,30 @@ def test_an_encoder_without_a_head_scores_by_the_likeness_of_vectors(ranking):
     assert item["score"] == pytest.approx(likeness, abs=1e-6)
 
 
+def test_an_encoder_without_a_head_ranks_by_the_likeness_of_vectors(ranking):
+    query, documents = "The cat sits on the mat.", ["boats", "A cat sat on a mat.", "A dog was running."]
+    scored = ask(ranking, "/v1/score", model="plain", text_1=query, text_2=documents)["data"]
+    results = ask(ranking, "/v1/rerank", model="plain", query=query, documents=documents)["results"]
+    assert [result["index"] for result in results] == sorted(range(3), key=lambda number: -scored[number]["score"])
+    for result in results:
+        assert result["relevance_score"] == pytest.approx(scored[result["index"]]["score"], abs=1e-6)
+    shorter = ask(ranking, "/v1/rerank", model="plain", query=query, documents=documents, max_tokens_per_doc=3)
+    assert shorter["usage"]["total_tokens"] < sum(len(text) for text in [query, *documents])
+
+
+@pytest.mark.parametrize(("model", "routes"), [("score", ["rerank", "score", "classify"]), ("classes", ["classify"])])
+def test_a_classifier_makes_no_vectors_and_says_what_it_does(ranking, model, routes):
+    error = refusal(ranking, "/v1/embeddings", model=model, input=["cat"])
+    assert (error["param"], error["code"], error["type"]) == ("model", "unsupported_value", "invalid_request_error")
+    assert f"`{model}`" in error["message"]
+    named = [route for route in ("embeddings", "rerank", "score", "classify") if f"/v1/{route}" in error["message"]]
+    assert named == routes, error
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/v1/rerank", {"model": "plain", "query": "cat", "documents": ["boats"]}),
+        ("/v1/rerank", {"model": "plain", "query": "cat", "documents": ["boats", ""]}),
         ("/v1/rerank", {"model": "classes", "query": "cat", "documents": ["boats"]}),
         ("/v1/score", {"model": "classes", "text_1": "cat", "text_2": "boats"}),
         ("/v1/classify", {"model": "plain", "input": "cat"}),

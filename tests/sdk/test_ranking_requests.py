@@ -56,9 +56,20 @@ def test_a_long_text_is_refused_or_cut(http):
     assert cut.status_code == 200, cut.text
 
 
-@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank", "/v1/classify", "/classify"])
-def test_a_model_without_a_head_ranks_and_classifies_nothing(http, path):
-    answer = post(http, path, query=QUESTION, documents=DOCUMENTS, input=DOCUMENTS)
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
+def test_a_model_without_a_head_ranks_by_the_likeness_of_vectors(http, path):
+    scores = [item["score"] for item in post(http, "/v1/score", text_1=QUESTION, text_2=DOCUMENTS).json()["data"]]
+    answer = post(http, path, query=QUESTION, documents=DOCUMENTS)
+    assert answer.status_code == 200, answer.text
+    results = answer.json()["results"]
+    assert sorted(result["index"] for result in results) == list(range(len(DOCUMENTS)))
+    found = [result["relevance_score"] for result in results]
+    assert found == pytest.approx(sorted(scores, reverse=True), abs=1e-5)
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/classify"])
+def test_a_model_without_a_head_classifies_nothing(http, path):
+    answer = post(http, path, input=DOCUMENTS)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == "model"
     assert "no classification head" in answer.json()["error"]["message"]

@@ -57,8 +57,12 @@ impl EncoderEngine {
     }
 
     fn submit(&self, request: EmbedRequest) -> Result<Replies> {
-        if request.output == EmbedOutput::Labels && self.model.classifier.is_none() {
-            return Err(Error::NoClassifier(self.model.id.clone()));
+        match (request.output, &self.model.classifier) {
+            (EmbedOutput::Labels, None) => return Err(Error::NoClassifier(self.model.id.clone())),
+            (EmbedOutput::Vector | EmbedOutput::Unscaled, Some(_)) => {
+                return Err(Error::NoVectors(self.model.id.clone()));
+            }
+            _ => {}
         }
         for input in &request.inputs {
             self.admission.check_prompt(input.tokens.len())?;

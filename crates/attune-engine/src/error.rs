@@ -54,6 +54,12 @@ pub enum Error {
     #[error("The model `{0}` has no classification head, so it scores and classifies no texts.")]
     NoClassifier(String),
 
+    /// The model was trained to make numbers for labels: its hidden states make no vectors that could be compared.
+    #[error(
+        "The model `{0}` has a classification head, so it scores or classifies texts and makes no vectors of them."
+    )]
+    NoVectors(String),
+
     /// The model makes vectors and no text.
     #[error("The model `{0}` makes vectors of texts and writes none: use it with /v1/embeddings.")]
     NoText(String),

@@ -55,7 +55,8 @@ pub trait Backend: Send + Sync {
     }
 
     /// Makes of each input one vector, as [`attune_model::BaseModel::vectors`] says, or the numbers of the labels of
-    /// [`attune_model::BaseModel::classifier`]. Fails with [`Error::NoClassifier`] if the model has none.
+    /// [`attune_model::BaseModel::classifier`]. Fails with [`Error::NoClassifier`] if the model has none, and with
+    /// [`Error::NoVectors`] if vectors are wanted of an encoder that has one.
     fn embed(&self, request: EmbedRequest) -> Vectors<'_>;
 
     /// Ends all requests with [`Error::Unavailable`] after the step that runs, and refuses new ones.

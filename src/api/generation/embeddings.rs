@@ -29,7 +29,7 @@ use crate::api::http::values;
 /// A request for embeddings.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct EmbeddingRequest {
-    /// A base model or a fine-tuned one.
+    /// A base model or a fine-tuned one, without a classification head.
     pub model: String,
     /// One or many inputs, as text or as token ids; under an alias `text-embedding-…` the ids are those of
     /// `cl100k_base`.
@@ -97,6 +97,7 @@ pub(crate) async fn create(
     KnownBody(request): KnownBody<EmbeddingRequest>,
 ) -> Result<Json<EmbeddingList>, Problem> {
     let target = Target::resolve(&state, &caller, share, &request.model).await?;
+    target.check_makes_vectors()?;
     let form = &target.model().vectors;
     let shape = Shape::of(form, request.dimensions, request.normalize)?;
     let prompt = Prompt::of(form, request.prompt_name.as_deref(), request.input_type.as_deref())?;

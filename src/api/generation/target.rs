@@ -17,6 +17,7 @@ use crate::engine::catalog::CatalogEntry;
 use crate::engine::stops::StopTexts;
 use crate::engine::{GenerateRequest, Sampling};
 use crate::model::BaseModel;
+use crate::model::classifier::Classifier;
 use crate::model::lora::AdapterLease;
 
 /// Largest size in bytes of texts that are tokenized on an async thread.
@@ -87,17 +88,35 @@ impl Target {
 
     /// Refuses a model that reads texts and writes none.
     pub(crate) fn check_generates(&self) -> Result<()> {
+        if self.writes() { Ok(()) } else { Err(self.cannot("writes no text")) }
+    }
+
+    fn writes(&self) -> bool {
         let model = self.model();
-        if !model.config.is_encoder && !model.is_static() {
-            return Ok(());
-        }
-        let (makes, routes) = match &model.classifier {
-            Some(_) => ("scores and labels", "/v1/rerank, /v1/score and /v1/classify"),
-            None => ("vectors", "/v1/embeddings and /v1/score"),
+        !model.config.is_encoder && !model.is_static()
+    }
+
+    /// Refuses a model whose hidden states were trained for its labels alone: vectors made of them mean nothing.
+    pub(crate) fn check_makes_vectors(&self) -> Result<()> {
+        if self.model().classifier.is_none() { Ok(()) } else { Err(self.cannot("makes no vectors of them")) }
+    }
+
+    /// Refuses a model without a classification head.
+    pub(crate) fn check_classifies(&self) -> Result<&Classifier> {
+        self.model().classifier.as_ref().ok_or_else(|| self.cannot("has no classification head"))
+    }
+
+    /// Makes the refusal of something that the model `lacks`; names what it does instead, and where.
+    pub(crate) fn cannot(&self, lacks: &str) -> Problem {
+        let model = self.model();
+        let (does, routes) = match &model.classifier {
+            Some(head) if head.labels.len() == 1 => ("scores texts", "/v1/rerank, /v1/score or /v1/classify"),
+            Some(_) => ("classifies texts", "/v1/classify"),
+            None if self.writes() => ("writes texts", "/v1/chat/completions, /v1/completions or /v1/embeddings"),
+            None => ("makes vectors of texts", "/v1/embeddings, /v1/rerank or /v1/score"),
         };
-        let message =
-            format!("The model `{}` makes {makes} of texts, and writes no text: use it in {routes}.", model.id);
-        Err(Problem::invalid_code("model", "unsupported_value", message))
+        let message = format!("The model `{}` {does} and {lacks}: use it in {routes}.", model.id);
+        Problem::invalid_code("model", "unsupported_value", message)
     }
 
     /// Refuses prompts of these `lengths` that do not fit the context with `completion` new tokens.

@@ -40,6 +40,12 @@ impl Prompt {
             (None, None) => Ok(Self { text: default(form).to_owned(), asked_by: None }),
         }
     }
+
+    /// Returns the prompt for texts of the type `kind`, which nobody asked for; the model's default prompt if it has none
+    /// for them.
+    pub(crate) fn for_role(form: &VectorForm, kind: &str) -> Self {
+        Self { text: of_type(form, kind).unwrap_or_else(|_| default(form).to_owned()), asked_by: None }
+    }
 }
 
 fn default(form: &VectorForm) -> &str {

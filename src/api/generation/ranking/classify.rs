@@ -19,7 +19,7 @@ use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::share::Share;
 use crate::api::http::values;
-use crate::engine::{self, EmbedOutput};
+use crate::engine::EmbedOutput;
 use crate::model::classifier::ScoreForm;
 
 /// Texts to find the labels of.
@@ -85,7 +85,7 @@ pub(crate) async fn create(
 ) -> Result<Json<ClassificationList>, Problem> {
     let target = Target::resolve(&state, &caller, share, &request.model).await?;
     let model = target.model();
-    let classifier = model.classifier.as_ref().ok_or_else(|| engine::Error::NoClassifier(model.id.clone()))?;
+    let classifier = target.check_classifies()?;
     let length = Length::of(target.text_limit(), request.truncate.as_ref(), request.truncate_prompt_tokens)?;
     let items = request.input.into_items("input", state.config.limits.max_inputs)?;
     let inputs = inputs::read(&target, "input", items, Prompt::default(), length).await?;

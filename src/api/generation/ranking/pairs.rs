@@ -8,7 +8,7 @@ use crate::api::generation::room::{Room, too_many_tokens};
 use crate::api::generation::rows::{self, EmbeddingUsage};
 use crate::api::generation::target::Target;
 use crate::api::http::error::{Problem, Result};
-use crate::engine::{self, EmbedInput, EmbedOutput};
+use crate::engine::{EmbedInput, EmbedOutput};
 use crate::model::BaseModel;
 use crate::model::classifier::ScoreForm;
 
@@ -43,26 +43,24 @@ impl Pair {
     }
 }
 
-/// Returns what turns the number of the model's only label into a score; an error if the model scores no pairs.
-pub(super) fn score_form(model: &BaseModel) -> Result<ScoreForm> {
-    let Some(classifier) = &model.classifier else {
-        return Err(engine::Error::NoClassifier(model.id.clone()).into());
-    };
-    if let [_] = classifier.labels.as_slice() {
-        return Ok(classifier.score);
+/// Returns what turns the number of the model's only label into a score; `None` if the model makes vectors, whose likeness is
+/// the score ([`super::likeness`]). An error if it tells labels apart.
+pub(super) fn score_form(target: &Target) -> Result<Option<ScoreForm>> {
+    match &target.model().classifier {
+        None => Ok(None),
+        Some(head) if head.labels.len() == 1 => Ok(Some(head.score)),
+        Some(head) => Err(target.cannot(&format!("has {} labels, none of which is a score", head.labels.len()))),
     }
-    let message = format!(
-        "The model `{}` tells {} labels apart, and gives pairs of texts no score: use it in /v1/classify.",
-        model.id,
-        classifier.labels.len()
-    );
-    Err(Problem::invalid("model", message))
 }
 
 impl Scorer {
     /// Returns the score of each pair, in order, and the tokens used.
-    pub(super) async fn scores(self, target: &Target, pairs: Vec<Pair>) -> Result<(Vec<f32>, EmbeddingUsage)> {
-        let form = score_form(target.model())?;
+    pub(super) async fn scores(
+        self,
+        target: &Target,
+        form: ScoreForm,
+        pairs: Vec<Pair>,
+    ) -> Result<(Vec<f32>, EmbeddingUsage)> {
         self.check_shared(target, &pairs).await?;
         let inputs = self.read(target, pairs).await?;
         let (rows, usage) = rows::compute(target, self.second, inputs, EmbedOutput::Labels).await?;

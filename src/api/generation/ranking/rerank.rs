@@ -8,9 +8,11 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::likeness::{self, Side};
 use super::pairs::{Pair, Scorer, score_form};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
+use crate::api::generation::embeddings::prompts::Prompt;
 use crate::api::generation::foreign_fields::{KnownBody, Route, RouteBody};
 use crate::api::generation::generate::body::new_id;
 use crate::api::generation::input::check_count;
@@ -20,6 +22,7 @@ use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::share::Share;
 use crate::api::http::values;
+use crate::model::vectors::VectorForm;
 
 /// Documents of a search unit, as Cohere counts them.
 const UNIT: usize = 100;
@@ -27,7 +30,7 @@ const UNIT: usize = 100;
 /// A question, and documents that may answer it.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct RerankRequest {
-    /// A model with a classification head of one label, or a model fine-tuned on one.
+    /// A model with a classification head of one label, or one that makes vectors, whose likeness is the score.
     pub model: String,
     /// The question.
     pub query: String,
@@ -44,10 +47,12 @@ pub(crate) struct RerankRequest {
     #[schema(minimum = 1)]
     #[serde(default, deserialize_with = "values::optional")]
     pub max_tokens_per_doc: Option<usize>,
-    /// Cut question and document, whichever is longer, where they do not fit the model together; `false` refuses them.
+    /// Cut question and document, whichever is longer, where they do not fit the model together; `false` refuses them. A
+    /// model that makes vectors reads each alone.
     #[schema(default = true)]
     pub truncation: Option<bool>,
-    /// As in vLLM: read so many tokens of question and document together; -1 stands for the most that the model reads.
+    /// As in vLLM: read so many tokens of question and document together, or of each where the model makes vectors; -1
+    /// stands for the most that it reads.
     #[schema(minimum = -1)]
     #[serde(default, deserialize_with = "values::optional")]
     pub truncate_prompt_tokens: Option<i64>,
@@ -156,15 +161,23 @@ async fn rerank(
     version: &'static str,
 ) -> Result<Json<Reranking>, Problem> {
     let target = Target::resolve(state, caller, share, &request.model).await?;
-    score_form(target.model())?;
+    let form = score_form(&target)?;
     request.check(state.config.limits.max_inputs)?;
     let scorer = request.scorer(&target)?;
     let texts: Vec<String> = request.documents.into_iter().map(Document::into_text).collect();
     let units = texts.len().div_ceil(UNIT);
     let returned = if request.return_documents == Some(true) { texts.clone() } else { Vec::new() };
-    let query: Arc<str> = request.query.into();
-    let pairs = texts.into_iter().map(|second| Pair { first: Arc::clone(&query), second });
-    let (scores, usage) = scorer.scores(&target, pairs.collect()).await?;
+    let (scores, usage) = match form {
+        Some(form) => {
+            let query: Arc<str> = request.query.into();
+            let pairs = texts.into_iter().map(|second| Pair { first: Arc::clone(&query), second });
+            scorer.scores(&target, form, pairs.collect()).await?
+        }
+        None => {
+            let [query, documents] = scorer.sides(&target.model().vectors, request.query, texts);
+            likeness::of(&target, query, documents).await?
+        }
+    };
     Ok(Json(Reranking {
         id: new_id("rerank"),
         model: request.model,
@@ -215,6 +228,24 @@ impl RerankRequest {
         let length = Length::of_pairs(target.text_limit(), is_cut, self.truncate_prompt_tokens, advice)?;
         let second_limit = self.max_tokens_per_doc.unwrap_or(usize::MAX);
         Ok(Scorer { first: "query", second: "documents", length, second_limit })
+    }
+}
+
+impl Scorer {
+    /// Returns the question and the documents for a model that makes vectors in this `form`: with its prompts for both.
+    fn sides(self, form: &VectorForm, query: String, documents: Vec<String>) -> [Side; 2] {
+        let of_query = Prompt::for_role(form, "query");
+        let of_documents = Prompt::for_role(form, "document");
+        let shorter = self.second_limit < self.length.limit;
+        let length = Length {
+            limit: self.length.limit.min(self.second_limit),
+            is_cut: self.length.is_cut || shorter,
+            ..self.length
+        };
+        [
+            Side { param: self.first, texts: vec![query], prompt: of_query, length: self.length },
+            Side { param: self.second, texts: documents, prompt: of_documents, length },
+        ]
     }
 }
 

@@ -8,21 +8,20 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::pairs::{Pair, Scorer};
+use super::likeness::{self, Side};
+use super::pairs::{Pair, Scorer, score_form};
 use crate::api::ApiState;
 use crate::api::access::auth::Caller;
-use crate::api::generation::embeddings::inputs;
 use crate::api::generation::embeddings::prompts::Prompt;
 use crate::api::generation::foreign_fields::{KnownBody, Route, RouteBody};
 use crate::api::generation::generate::body::{new_id, now};
-use crate::api::generation::input::{Item, Texts};
+use crate::api::generation::input::Texts;
 use crate::api::generation::length::Length;
-use crate::api::generation::rows::{self, EmbeddingUsage};
+use crate::api::generation::rows::EmbeddingUsage;
 use crate::api::generation::target::Target;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::share::Share;
 use crate::api::http::values;
-use crate::engine::EmbedOutput;
 
 const FIRST: &str = "text_1";
 const SECOND: &str = "text_2";
@@ -96,12 +95,16 @@ pub(crate) async fn create(
     check_counts(first.len(), second.len())?;
     let advice = "set 'truncate_prompt_tokens' to -1";
     let length = Length::of_pairs(target.text_limit(), false, request.truncate_prompt_tokens, advice)?;
-    let (scores, usage) = match &target.model().classifier {
-        Some(_) => {
+    let (scores, usage) = match score_form(&target)? {
+        Some(form) => {
             let scorer = Scorer { first: FIRST, second: SECOND, length, second_limit: usize::MAX };
-            scorer.scores(&target, pairs(first, second)).await?
+            scorer.scores(&target, form, pairs(first, second)).await?
         }
-        None => likenesses(&target, first, second, length).await?,
+        None => {
+            let prompt = Prompt::of(&target.model().vectors, None, None)?;
+            let first = Side { param: FIRST, texts: first, prompt: prompt.clone(), length };
+            likeness::of(&target, first, Side { param: SECOND, texts: second, prompt, length }).await?
+        }
     };
     let data = scores.into_iter().enumerate().map(|(index, score)| Score { index, object: "score", score });
     Ok(Json(ScoreList {
@@ -132,32 +135,6 @@ fn pairs(first: Vec<String>, second: Vec<String>) -> Vec<Pair> {
         first = vec![Arc::clone(one); second.len()];
     }
     first.into_iter().zip(second).map(|(first, second)| Pair { first, second }).collect()
-}
-
-/// Returns the cosine similarity of the vectors of each pair, which are made as `/embeddings` makes them.
-async fn likenesses(
-    target: &Target,
-    first: Vec<String>,
-    second: Vec<String>,
-    length: Length,
-) -> Result<(Vec<f32>, EmbeddingUsage)> {
-    let prompt = Prompt::of(&target.model().vectors, None, None)?;
-    let count = first.len();
-    let items = |texts: Vec<String>| texts.into_iter().map(Item::Text).collect();
-    let mut all = inputs::read(target, FIRST, items(first), prompt.clone(), length).await?;
-    all.extend(inputs::read(target, SECOND, items(second), prompt, length).await?);
-    let (vectors, usage) = rows::compute(target, SECOND, all, EmbedOutput::Vector).await?;
-    let (first, second) = vectors.split_at(count);
-    Ok((second.iter().zip(first.iter().cycle()).map(|(second, first)| cosine(first, second)).collect(), usage))
-}
-
-/// Returns the cosine of the angle between two vectors; 0 if one of them has no direction.
-fn cosine(left: &[f32], right: &[f32]) -> f32 {
-    let product = |left: &[f32], right: &[f32]| -> f64 {
-        left.iter().zip(right).map(|(left, right)| f64::from(*left) * f64::from(*right)).sum()
-    };
-    let lengths = (product(left, left) * product(right, right)).sqrt();
-    if lengths > 0.0 { (product(left, right) / lengths) as f32 } else { 0.0 }
 }
 
 impl RouteBody for ScoreRequest {
@@ -198,12 +175,5 @@ mod tests {
         for (first, second) in [(2, 1), (2, 3)] {
             assert_eq!(check_counts(first, second).expect_err("no pairs").error.param.as_deref(), Some(FIRST));
         }
-    }
-
-    #[test]
-    fn the_cosine_does_not_depend_on_lengths() {
-        assert!((cosine(&[3.0, 0.0], &[0.5, 0.5]) - 0.5_f32.sqrt()).abs() < 1e-7);
-        assert!((cosine(&[1.0, 2.0], &[-2.0, -4.0]) + 1.0).abs() < 1e-7);
-        assert!(cosine(&[0.0, 0.0], &[1.0, 0.0]).abs() < f32::EPSILON);
     }
 }

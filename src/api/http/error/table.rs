@@ -43,7 +43,7 @@ impl From<engine::Error> for Problem {
             Engine::TimedOut { .. } => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER_ERROR, message).code("request_timeout")
             }
-            Engine::NoClassifier(_) | Engine::NoText(_) => Self::invalid("model", message),
+            Engine::NoClassifier(_) | Engine::NoVectors(_) | Engine::NoText(_) => Self::invalid("model", message),
             Engine::Unavailable(_) => Self::unavailable(message),
             Engine::Io { source, .. } => Self::of_disk(StorageFault::of(&*source), message),
             Engine::Setup(_) | Engine::Internal(_) => Self::defect(message),
