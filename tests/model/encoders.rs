@@ -201,6 +201,7 @@ fn vectors_and_hidden_states_equal_those_of_sentence_transformers() {
 
 #[test]
 fn tables_of_vectors_give_the_means_of_their_rows() {
+    let (mut cut_by_characters, mut cut_by_tokens) = (0, 0);
     for family in TABLES {
         let folder = folder(&path(family));
         let model = load(&folder);
@@ -210,12 +211,13 @@ fn tables_of_vectors_give_the_means_of_their_rows() {
         let file = json(&folder.join("texts.json"));
         for (case, expected) in file["cases"].as_array().unwrap().iter().zip(expected) {
             let (text, ids) = (case["text"].as_str().unwrap(), ids(&case["input_ids"]));
-            // model2vec cuts texts, by their letters first.
-            let is_cut = file["max_characters"].as_u64().is_some_and(|most| text.chars().count() as u64 > most);
-            if !is_cut {
-                let own = model.tokenizer.encode(text, true).unwrap();
-                assert!(own == ids || file["max_length"] == ids.len(), "{family}: {text:?}");
-            }
+            let read = model.tokenizer.encode_within(text, model.vectors.max_tokens).unwrap();
+            assert_eq!(read.ids, ids, "{family}: {text:?}");
+            // model2vec cuts texts by their characters first.
+            let most = file["max_characters"].as_u64().filter(|most| text.chars().count() as u64 > *most);
+            assert_eq!(read.characters.map(|[most, _]| most as u64), most, "{family}: {text:?}");
+            cut_by_characters += usize::from(read.characters.is_some());
+            cut_by_tokens += usize::from(read.length > model.vectors.max_tokens);
             let mut pooler = model.vectors.pooler();
             if !ids.is_empty() {
                 let rows = model.decoder.embed(&ids, &vec![RowPlace::default(); ids.len()]).unwrap();
@@ -225,6 +227,7 @@ fn tables_of_vectors_give_the_means_of_their_rows() {
             assert!(difference <= TOLERANCE, "{family}: {text:?} differs by {difference}");
         }
     }
+    assert!(cut_by_characters > 0 && cut_by_tokens > 0, "{cut_by_characters} and {cut_by_tokens} texts are cut");
 }
 
 #[test]

@@ -114,11 +114,13 @@ impl StaticModel {
     /// Makes the tokenizer leave out what has no part in vectors: the tokens around a text, and with model2vec those that
     /// stand for what the vocabulary does not have.
     pub(crate) fn tokenizer(&self, tokenizer: Tokenizer, source: &TokenizerSource) -> Tokenizer {
-        let unknown = match self.kind {
-            Kind::Model2vec => unknown_token(source, &tokenizer),
-            Kind::SentenceTransformers => None,
-        };
-        tokenizer.alone(unknown)
+        match self.kind {
+            Kind::Model2vec => {
+                let unknown = unknown_token(source, &tokenizer);
+                tokenizer.alone().as_in_model2vec(unknown)
+            }
+            Kind::SentenceTransformers => tokenizer.alone(),
+        }
     }
 
     /// Returns how vectors are made of the rows.

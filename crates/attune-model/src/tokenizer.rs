@@ -60,6 +60,17 @@ pub struct PairTokens {
     pub length: usize,
 }
 
+/// A text as a model of vectors reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextTokens {
+    /// Token ids of the text and of those around it, cut to a limit.
+    pub ids: Vec<u32>,
+    /// Tokens before any were cut off.
+    pub length: usize,
+    /// Characters that were read of the text, and those that it has, where it was cut by them.
+    pub characters: Option<[usize; 2]>,
+}
+
 /// The tokenizer of one model.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -70,8 +81,12 @@ pub struct Tokenizer {
     begin_token: Option<u32>,
     /// Ids from here on are never made.
     limit: usize,
-    /// The token that is left out of all texts.
+    /// Tokens that are put behind a text, such as an end token.
+    behind: Vec<u32>,
+    /// The token that is left out of all texts, once they are cut.
     left_out: Option<u32>,
+    /// Characters of a text that are read for each token that may be; `None` for all.
+    characters: Option<usize>,
 }
 
 impl Tokenizer {
@@ -97,11 +112,13 @@ impl Tokenizer {
     fn of(inner: Library, end_token: Option<u32>, limit: usize) -> Self {
         let added = inner.get_added_vocabulary().get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
-        let begin_token = inner.encode_fast("a", true).ok().and_then(|letter| {
-            let is_added = letter.get_special_tokens_mask().first() == Some(&1);
-            letter.get_ids().first().copied().filter(|_| is_added)
+        let (begin_token, behind) = inner.encode_fast("a", true).map_or((None, Vec::new()), |letter| {
+            let (ids, added) = (letter.get_ids(), letter.get_special_tokens_mask());
+            let begins = added.first() == Some(&1);
+            let behind = added.iter().rev().take_while(|added| **added == 1).count();
+            (ids.first().copied().filter(|_| begins), ids[ids.len() - behind..].to_vec())
         });
-        Self { inner, special, end_token, begin_token, limit, left_out: None }
+        Self { inner, special, end_token, begin_token, limit, behind, left_out: None, characters: None }
     }
 
     /// Makes all texts lower-case before anything else is done with them, as sentence-transformers does: character by
@@ -121,10 +138,26 @@ impl Tokenizer {
         self
     }
 
-    /// Makes tokens of texts alone: without any around them, and without `left_out`.
-    pub(crate) fn alone(mut self, left_out: Option<u32>) -> Self {
+    /// Makes tokens of texts alone, without any around them.
+    pub(crate) fn alone(mut self) -> Self {
         self.inner.with_post_processor(None::<PostProcessorWrapper>);
-        Self { left_out, ..Self::of(self.inner, self.end_token, self.limit) }
+        Self::of(self.inner, self.end_token, self.limit)
+    }
+
+    /// Reads texts as model2vec does: cuts them by characters, as many for each token as half of the vocabulary's tokens
+    /// have at the most, then by tokens, and then leaves out `left_out`.
+    pub(crate) fn as_in_model2vec(self, left_out: Option<u32>) -> Self {
+        let mut lengths: Vec<usize> =
+            self.inner.get_vocab(true).into_keys().map(|token| token.chars().count()).collect();
+        lengths.sort_unstable();
+        let middle = lengths.len() / 2;
+        // Of an even number it is the mean of the two in the middle, rounded down.
+        let median = match lengths.len() % 2 {
+            _ if lengths.is_empty() => 0,
+            0 => usize::midpoint(lengths[middle - 1], lengths[middle]),
+            _ => lengths[middle],
+        };
+        Self { left_out, characters: Some(median), ..self }
     }
 
     /// Leaves out the added tokens that an embedding of `rows` rows has no row for, such as the marks of pictures in
@@ -158,7 +191,8 @@ impl Tokenizer {
                 token.content
             ));
         }
-        let fitted = Self { left_out: self.left_out, ..Self::of(inner, self.end_token, rows) };
+        let (left_out_of_texts, characters) = (self.left_out, self.characters);
+        let fitted = Self { left_out: left_out_of_texts, characters, ..Self::of(inner, self.end_token, rows) };
         // The end token, and those that stand around each text, cannot be left out.
         let around = fitted.inner.encode_fast("", true);
         let around = around.map(|around| around.get_ids().to_vec()).unwrap_or_default();
@@ -180,6 +214,22 @@ impl Tokenizer {
             ids = &ids[1..];
         }
         self.checked(ids)
+    }
+
+    /// Returns the token ids of `text` and of those that the tokenizer puts around it. A text of more than `limit` tokens
+    /// is cut at its end, inside those behind it.
+    pub fn encode_within(&self, text: &str, limit: usize) -> Result<TextTokens> {
+        let most = self.characters.map_or(usize::MAX, |of_token| limit.saturating_mul(of_token));
+        let end = if text.len() <= most { None } else { text.char_indices().nth(most).map(|(end, _)| end) };
+        let read = &text[..end.unwrap_or(text.len())];
+        let encoding = self.inner.encode_fast(read, true).map_err(|error| not_encodable(&error))?;
+        let mut ids = encoding.get_ids();
+        if self.begins_twice(ids) {
+            ids = &ids[1..];
+        }
+        let length = ids.len();
+        let ids = self.checked(&cut(ids.to_vec(), limit, &self.behind))?;
+        Ok(TextTokens { ids, length, characters: end.map(|_| [most, text.chars().count()]) })
     }
 
     /// Refuses ids that the model has no embedding for.
@@ -226,10 +276,8 @@ impl Tokenizer {
     }
 
     /// Returns the token ids that the tokenizer puts behind a text, such as an end token.
-    pub fn tokens_behind(&self) -> Vec<u32> {
-        let Ok(letter) = self.inner.encode_fast("a", true) else { return Vec::new() };
-        let added = letter.get_special_tokens_mask().iter().rev().take_while(|added| **added == 1).count();
-        letter.get_ids()[letter.len() - added..].to_vec()
+    pub fn tokens_behind(&self) -> &[u32] {
+        &self.behind
     }
 
     /// Returns how many tokens of a text belong to the `prompt` before it: as sentence-transformers counts them, all of the

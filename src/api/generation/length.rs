@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use crate::api::generation::input::Place;
 use crate::api::http::error::{Problem, Result};
-use crate::model::tokenizer;
+use crate::model::tokenizer::{self, TextTokens};
 
 /// Cut texts that are too long: `true` or `END`; `false` and `NONE` refuse them.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -101,6 +101,23 @@ impl Length {
         Ok(tokenizer::cut(tokens, self.limit, end))
     }
 
+    /// Returns the tokens of a text that was `read` up to this limit, if they are all or may be cut.
+    pub(crate) fn check(self, read: TextTokens, place: Place) -> Result<Vec<u32>> {
+        match read.characters {
+            _ if self.is_cut => Ok(read.ids),
+            _ if read.length > self.limit => Err(self.too_long(read.length, place)),
+            None => Ok(read.ids),
+            Some([most, characters]) => {
+                let message = format!(
+                    "This model reads {most} characters of a text. However, '{place}' has {characters} characters. Please \
+                     shorten it, or {} to have what is too long cut off.",
+                    self.advice
+                );
+                Err(Problem::invalid_code(place.param, "context_length_exceeded", message))
+            }
+        }
+    }
+
     /// Makes the refusal of a text of so many `tokens`.
     pub(crate) fn too_long(self, tokens: usize, place: Place) -> Problem {
         let message = format!(
@@ -166,6 +183,17 @@ mod tests {
         assert_eq!(fit(&[1, 2, 3, 4, 5], &[]), [1, 2, 3, 4]);
         // Ids that the client made without it.
         assert_eq!(fit(&[1, 2, 3, 4, 5], &[9]), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_text_that_is_cut_by_characters_is_refused_unless_the_request_cuts_it() {
+        let read = TextTokens { ids: vec![1, 2], length: 2, characters: Some([12, 20]) };
+        let of = |truncate| Length::of(4, Some(&Truncate::Flag(truncate)), None).expect("a length");
+        assert_eq!(of(true).check(read.clone(), PLACE).expect("cut"), [1, 2]);
+        let problem = of(false).check(read, PLACE).expect_err("20 characters where 12 are read");
+        for part in ["12 characters", "20 characters", "input[3]"] {
+            assert!(problem.error.message.contains(part), "{part}: {problem}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use attune_model::BaseModel;
 use attune_model::chat::{self, Message, ToolDefinition};
 use attune_model::chat_template::TemplateOptions;
-use attune_model::tokenizer::{self, PairTokens};
+use attune_model::tokenizer::PairTokens;
 
 use super::parse::Format;
 use crate::Result;
@@ -98,11 +98,8 @@ impl TextCodec for BaseModel {
     }
 
     fn encode_text(&self, prompt: &str, text: &str, limit: usize) -> attune_model::Result<TextTokens> {
-        let (ids, limit) =
-            (self.tokenizer.encode(&format!("{prompt}{text}"), true)?, limit.min(self.vectors.max_tokens));
-        let length = ids.len();
-        let ids = if length > limit { tokenizer::cut(ids, limit, &self.tokenizer.tokens_behind()) } else { ids };
-        Ok(TextTokens { ids, length })
+        let read = self.tokenizer.encode_within(&format!("{prompt}{text}"), limit.min(self.vectors.max_tokens))?;
+        Ok(TextTokens { ids: read.ids, length: read.length })
     }
 
     fn unpooled(&self, prompt: &str) -> attune_model::Result<usize> {

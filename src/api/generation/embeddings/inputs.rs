@@ -32,11 +32,11 @@ pub(crate) async fn read(
     let room = Room { each: if length.is_cut { usize::MAX } else { length.limit }, all: MAX_TOKENS };
     let items = target.measure(param, items, room).await.map_err(|problem| problem.blamed_on(param))?;
     let most = bytes.min(length.limit.saturating_mul(count)).min(MAX_TOKENS);
-    let (end, mut total) = (model.tokenizer.tokens_behind(), 0);
+    let mut total = 0;
     let read = move |model: &BaseModel, index, item| {
         let place = Place::of(param, index, count);
         let unpooled = if matches!(item, Item::Text(_)) { unpooled } else { 0 };
-        let tokens = length.fit(encode(model, item, place)?, &end, place)?;
+        let tokens = encode(model, item, length, place)?;
         check_rest(tokens.len(), unpooled, place)?;
         total += tokens.len();
         if total > MAX_TOKENS {
@@ -87,14 +87,17 @@ async fn prepare(target: &Target, items: Vec<Item>, prompt: String) -> Result<Ve
     target.read_text(bytes, move |_| Ok(items.into_iter().map(one).collect())).await
 }
 
-/// Returns the tokens of an item, with those that the tokenizer puts around a text.
-fn encode(model: &BaseModel, item: Item, place: Place) -> Result<Vec<u32>> {
+/// Returns the tokens of an item, with those that the tokenizer puts around a text; cut if they are too many and may be cut.
+fn encode(model: &BaseModel, item: Item, length: Length, place: Place) -> Result<Vec<u32>> {
     let tokens = match item {
-        Item::Text(text) => model.tokenizer.encode(&text, true).map_err(|error| place.blame(error.into()))?,
+        Item::Text(text) => {
+            let read = model.tokenizer.encode_within(&text, length.limit);
+            length.check(read.map_err(|error| place.blame(error.into()))?, place)?
+        }
         Item::Tokens(tokens) => {
             let checked = check_ids(&place.to_string(), &tokens, model.config.vocab_size);
             checked.map_err(|problem| problem.blamed_on(place.param))?;
-            tokens
+            length.fit(tokens, model.tokenizer.tokens_behind(), place)?
         }
     };
     if tokens.is_empty() {
