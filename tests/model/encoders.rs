@@ -50,8 +50,9 @@ const POOLINGS: [&str; 13] = [
     "pooling_weightedmean_without_prompt",
     "pooling_without_prompt",
 ];
-const SCORES: [&str; 7] = [
+const SCORES: [&str; 8] = [
     "bert_score",
+    "nomic_bert_score",
     "xlm_roberta_score",
     "mpnet_score",
     "modernbert_score",
@@ -60,18 +61,18 @@ const SCORES: [&str; 7] = [
     "modernbert_classes",
 ];
 /// sentence-transformers itself differs by 3e-7 between batches.
-const TOLERANCE: f32 = 1e-5;
+pub(crate) const TOLERANCE: f32 = 1e-5;
 
 pub(crate) fn path(family: &str) -> String {
     format!("encoders/{family}")
 }
 
-fn json(file: &Path) -> Value {
+pub(crate) fn json(file: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
 }
 
 /// Loads the folder over the kernels under test, in f32.
-fn load(folder: &Path) -> BaseModel {
+pub(crate) fn load(folder: &Path) -> BaseModel {
     load_as(folder, Dtype::F32)
 }
 
@@ -81,19 +82,21 @@ pub(crate) fn load_as(folder: &Path, dtype: Dtype) -> BaseModel {
     BaseModel::load_on(&entry, &crate::kernels()).unwrap()
 }
 
-/// Copies `overlay` over a copy of its base.
-fn laid_over(overlay: &str) -> tempfile::TempDir {
-    fn copy(from: &Path, to: &Path) {
-        std::fs::create_dir_all(to).unwrap();
-        for entry in std::fs::read_dir(from).unwrap() {
-            let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
-            if from.is_dir() {
-                copy(&from, &to);
-            } else {
-                std::fs::copy(&from, &to).unwrap();
-            }
+/// Copies a folder with all that is in it.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
+        if from.is_dir() {
+            copy(&from, &to);
+        } else {
+            std::fs::copy(&from, &to).unwrap();
         }
     }
+}
+
+/// Copies `overlay` over a copy of its base.
+fn laid_over(overlay: &str) -> tempfile::TempDir {
     let target = tempfile::tempdir().unwrap();
     let own = folder(&path(overlay));
     let base = json(&own.join("texts.json"))["base"].as_str().unwrap().to_owned();
@@ -105,9 +108,9 @@ fn laid_over(overlay: &str) -> tempfile::TempDir {
 /// A text of a fixture as the server would read it.
 pub(crate) struct Text {
     pub(crate) ids: Vec<u32>,
-    second: Option<usize>,
+    pub(crate) second: Option<usize>,
     /// Tokens of the prompt, where they are not pooled.
-    unpooled: usize,
+    pub(crate) unpooled: usize,
 }
 
 fn ids(value: &Value) -> Vec<u32> {
@@ -264,7 +267,15 @@ pub(crate) fn adapter_of(folder: &Path, model: &BaseModel) -> Adapter {
 
 #[test]
 fn vectors_with_an_adapter_equal_those_of_peft() {
-    let folders = ["bert/peft", "xlm_roberta/peft", "mpnet/peft", "modernbert/peft", "nomic_bert/peft_fused"];
+    let folders = [
+        "bert/peft",
+        "xlm_roberta/peft",
+        "mpnet/peft",
+        "modernbert/peft",
+        // In the names of transformers, and in those of the checkpoint's own code.
+        "nomic_bert/peft",
+        "nomic_bert/peft_fused",
+    ];
     for place in folders {
         let own: PathBuf = folder(&path(place));
         let base = own.parent().unwrap();
@@ -281,6 +292,31 @@ fn vectors_with_an_adapter_equal_those_of_peft() {
 }
 
 #[test]
+fn an_adapter_with_a_layer_that_the_model_does_not_have_is_refused() {
+    let (native, fused) = (folder(&path("nomic_bert/peft")), folder(&path("nomic_bert/peft_fused")));
+    let model = load(native.parent().unwrap());
+    let read = |folder: &Path| std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
+    let tensors = |folder: &Path| candle_core::safetensors::load_buffer(&read(folder), &Device::Cpu).unwrap();
+    let refused = |tensors: &std::collections::HashMap<String, Tensor>| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        candle_core::safetensors::save(tensors, file.path()).unwrap();
+        let config = std::fs::read(native.join("adapter_config.json")).unwrap();
+        let read = peft::read(&config, &std::fs::read(file.path()).unwrap(), &model.config, &Device::Cpu);
+        read.unwrap_err().to_string()
+    };
+    // One layer by the other program's name: neither set of names knows all.
+    let mut mixed = tensors(&native);
+    let foreign = "base_model.model.encoder.layers.0.attn.out_proj.lora_A.weight";
+    mixed.insert(foreign.into(), tensors(&fused)[foreign].clone());
+    let message = refused(&mixed);
+    assert!(message.contains("no place for the tensor") && message.contains("layers.0."), "{message}");
+    let mut unknown = tensors(&native);
+    let pooler = unknown["base_model.model.layers.0.self_attn.o_proj.lora_A.weight"].clone();
+    unknown.insert("base_model.model.pooler.dense.lora_A.weight".into(), pooler);
+    assert!(refused(&unknown).contains("`base_model.model.pooler.dense.lora_A.weight`"));
+}
+
+#[test]
 fn a_merged_encoder_is_its_base_with_the_adapter() {
     let merged = |place: &str| {
         let own = folder(&path(place));
@@ -293,18 +329,27 @@ fn a_merged_encoder_is_its_base_with_the_adapter() {
         assert!(refused.unwrap_err().to_string().contains("encoders are written in the base's form alone"));
         (target, base, reference(&own))
     };
-    for place in ["bert/peft", "modernbert/peft", "nomic_bert/peft_fused"] {
+    for place in ["bert/peft", "modernbert/peft", "nomic_bert/peft", "nomic_bert/peft_fused"] {
         let (target, base, reference) = merged(place);
         let output = target.path().join("merged");
         std::fs::copy(base.join("texts.json"), output.join("texts.json")).unwrap();
         compare(&output, reference.tensor("vectors"), None);
     }
-    let (target, base, reference) = merged("bert_score/peft");
-    let model = load(&target.path().join("merged"));
-    let pairs = pairs(&base, &model);
-    for (own, expected) in logits(&model, &pairs).iter().zip(reference.tensor("logits").to_vec2::<f32>().unwrap()) {
-        assert!(max_difference(own, &expected) <= TOLERANCE, "{own:?} is not {expected:?}");
+    for place in ["bert_score/peft", "nomic_bert_score/peft"] {
+        let (target, base, reference) = merged(place);
+        let model = load(&target.path().join("merged"));
+        let pairs = pairs(&base, &model);
+        for (own, expected) in logits(&model, &pairs).iter().zip(reference.tensor("logits").to_vec2::<f32>().unwrap()) {
+            assert!(max_difference(own, &expected) <= TOLERANCE, "{place}: {own:?} is not {expected:?}");
+        }
     }
+}
+
+#[test]
+fn both_spellings_of_a_configuration_say_the_same() {
+    let folder = folder(&path("nomic_bert"));
+    let read = |name: &str| attune::model::ModelConfig::read_file(&folder.join(name)).unwrap();
+    assert_eq!(format!("{:?}", read("config.json")), format!("{:?}", read("config_native.json")));
 }
 
 fn tensor_names(folder: &Path) -> Vec<String> {

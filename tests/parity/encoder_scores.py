@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from transformers import BertConfig, BertForSequenceClassification, ModernBertConfig
-from transformers import ModernBertForSequenceClassification, MPNetConfig, MPNetForSequenceClassification, RobertaConfig
-from transformers import RobertaForSequenceClassification, XLMRobertaConfig, XLMRobertaForSequenceClassification
+from transformers import ModernBertForSequenceClassification, MPNetConfig, MPNetForSequenceClassification, NomicBertConfig
+from transformers import NomicBertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
 SHORT = {"num_hidden_layers": 2, "num_labels": 1}
 CLASSES = {"num_hidden_layers": 2, "id2label": {0: "contradiction", 1: "entailment", 2: "neutral"}}
@@ -86,6 +87,19 @@ FAMILIES = {
         config=BertConfig(vocab_size=len(text.bert()), **{**BERT, **CLASSES}),
         tokenizer=text.bert,
         limit=64,
+    ),
+    "nomic_bert_score": dict(
+        model=NomicBertForSequenceClassification,
+        config=NomicBertConfig(
+            vocab_size=len(text.bert()),
+            **{**COMMON, **SHORT},
+            max_position_embeddings=128,
+            pad_token_id=0,
+            rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+        ),
+        tokenizer=text.bert,
+        limit=64,
+        targets=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     ),
 }
 

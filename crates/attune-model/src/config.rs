@@ -13,7 +13,7 @@ mod ropes;
 use std::path::Path;
 
 use self::defaults::Defaults;
-pub use self::encoders::{EncoderConfig, PositionTable};
+pub use self::encoders::{EncoderConfig, PositionTable, RenamedBlocks};
 pub use self::experts::{ExpertsConfig, Glu, GluLimits};
 use self::families::Family;
 use self::fields::Fields;
@@ -269,11 +269,25 @@ impl ModelConfig {
         BlockNames { blocks, modules: self.modules }
     }
 
+    /// Returns the names that PEFT's files may have for the layers of the blocks: the usual ones, and those of code that
+    /// renames them.
+    pub fn adapter_names(&self) -> impl Iterator<Item = BlockNames> {
+        let renamed = self.encoder.as_ref().and_then(|encoder| encoder.renamed).map(|renamed| {
+            let blocks = if self.has_label_head { renamed.blocks_beside_head } else { renamed.blocks };
+            BlockNames { blocks, modules: renamed.modules }
+        });
+        std::iter::once(self.block_names()).chain(renamed)
+    }
+
     /// Returns the layers of `block` that adapters can change, in the order of the forward pass.
     pub fn modules_of(&self, block: usize) -> impl Iterator<Item = &'static Module> + use<> {
         let convolves = self.convolution_of(block).is_some();
-        let is_there = move |site: &Site| if convolves { !site.is_of_attention() } else { !site.is_of_convolution() };
-        self.modules.iter().filter(move |module| module.sites.iter().all(is_there))
+        self.modules.iter().filter(move |module| is_there(module, convolves))
+    }
+
+    /// Returns true if `block` has the layer `module`: in some models, blocks differ.
+    pub fn has_module(&self, block: usize, module: &Module) -> bool {
+        is_there(module, self.convolution_of(block).is_some())
     }
 
     /// Returns the places in `block` that adapters can change, in the order of the forward pass.
@@ -341,6 +355,11 @@ fn check_supported(fields: &Fields, family: &Family) -> Result<(), String> {
         );
     }
     crate::quantized::check(|name| fields.get(name))
+}
+
+/// Returns true if a block has the layer `module`; one that `convolves` has no attention.
+fn is_there(module: &Module, convolves: bool) -> bool {
+    module.sites.iter().all(|site| if convolves { !site.is_of_attention() } else { !site.is_of_convolution() })
 }
 
 /// Returns true if the file says that the checkpoint classifies sequences.

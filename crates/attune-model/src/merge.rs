@@ -109,7 +109,7 @@ fn write_parts(
     kind: Option<WeightType>,
     file_bytes: usize,
 ) -> Result<()> {
-    let changes = changes(adapter, |module| vec![*module])?;
+    let changes = changes(&adapter.in_names_of(&checkpoint.config()?)?, |module| vec![*module])?;
     if let Checkpoint::Folder(_) = checkpoint {
         vectors::copy::copy(&base.path, part)?;
     }
@@ -131,7 +131,9 @@ pub fn write_gguf(base: &Base, adapter: &Adapter, output: &Path, kind: Option<We
     if output.exists() {
         return Err(fault(output, "it exists already; name a file that does not"));
     }
-    match base.checkpoint()? {
+    let checkpoint = base.checkpoint()?;
+    let adapter = &adapter.in_names_of(&checkpoint.config()?)?;
+    match checkpoint {
         Checkpoint::Gguf(file) => {
             let names = Names::of(file.metadata())?;
             let changes = changes(adapter, |module| names.in_file(module))?;
@@ -147,7 +149,7 @@ pub fn write_gguf(base: &Base, adapter: &Adapter, output: &Path, kind: Option<We
 }
 
 /// What stands before the names of a model's tensors in files of it that have a head, too.
-const PREFIXES: [&str; 4] = ["model.", "bert.", "roberta.", "mpnet."];
+const PREFIXES: [&str; 5] = ["model.", "bert.", "nomic_bert.", "roberta.", "mpnet."];
 
 /// Returns what is added to the tensors, by their names without `model.` and its like. `stored` returns the layers that the base has
 /// in the place of one.

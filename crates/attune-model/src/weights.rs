@@ -259,8 +259,8 @@ fn setup(folder: &Path, message: &str) -> Error {
 /// What stands before the names of a decoder's tensors: usually; inside a model that sees images too, as transformers
 /// writes it now and as it did before; inside an encoder with a head; and in a checkpoint of hidden states alone, such as an
 /// embedding model's.
-const PREFIXES: [&str; 7] =
-    ["model.", "model.language_model.", "language_model.model.", "bert.", "roberta.", "mpnet.", ""];
+const PREFIXES: [&str; 8] =
+    ["model.", "model.language_model.", "language_model.model.", "bert.", "nomic_bert.", "roberta.", "mpnet.", ""];
 
 /// Names of the embedding of tokens behind these.
 const EMBEDDINGS: [&str; 3] =

@@ -10,7 +10,7 @@ use std::io::Read;
 
 use bytes::Bytes;
 use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::SafeTensors;
+use safetensors::tensor::{SafeTensors, TensorInfo};
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserializer as _, de};
 use sha2::{Digest as _, Sha256};
@@ -109,18 +109,18 @@ impl HostAdapter {
         pieces: &mut Pieces<'_>,
     ) -> Result<Self> {
         let config = PeftConfig::read(config)?;
-        let (halves, experts) = places(&weights, model)?;
+        let Places { names, halves, experts } = Places::read(&weights, model)?;
         if let Some(other) = config.named_target(&other_modules(model)) {
             return Err(refuse(format_args!(
                 "target_modules names `{other}`, which is none of the layers that can be adapted: {}",
-                names(model)
+                modules::names(names.modules).join(", ")
             )));
         }
-        let (blocks, names) = (model.num_hidden_layers, model.block_names());
+        let blocks = model.num_hidden_layers;
         let updates = experts.updates(&config, model, max_rank, &mut weights, pieces)?;
         let rank = updates.iter().map(|update| update.a.shape.0).max().unwrap_or(0);
         let mut adapter = Self { id, weights, blocks, names, rank, updates };
-        for (block, index) in all_places(model) {
+        for (block, index) in all_places(model, &names) {
             let module = &names.modules[index];
             let path = &names.path(block, module.path);
             match (halves.get(&(block, index)), config.changes(path)) {
@@ -247,20 +247,11 @@ fn put(layer: &mut LoraLayer, expert: Option<usize>, site: Site, pair: LoraPair)
     Ok(())
 }
 
-/// Every place that an adapter of the model can have: the block, and the index of the layer among the model's.
-fn all_places(model: &ModelConfig) -> impl Iterator<Item = (usize, usize)> {
-    let all = (0..model.num_hidden_layers).flat_map(|block| (0..model.modules.len()).map(move |index| (block, index)));
-    all.filter(|place| is_there(model, *place))
-}
-
-/// Returns true if the block has the layer: in some models, blocks differ.
-fn is_there(model: &ModelConfig, (block, index): (usize, usize)) -> bool {
-    model.modules_of(block).any(|module| *module == model.modules[index])
-}
-
-/// Returns the names of the layers that can be adapted.
-fn names(model: &ModelConfig) -> String {
-    modules::names(model.modules).join(", ")
+/// Every place that an adapter of the model can have: the block, and the index of the layer among those of `names`.
+fn all_places(model: &ModelConfig, names: &BlockNames) -> impl Iterator<Item = (usize, usize)> {
+    let modules = names.modules;
+    let all = (0..model.num_hidden_layers).flat_map(move |block| (0..modules.len()).map(move |index| (block, index)));
+    all.filter(|(block, index)| model.has_module(*block, &modules[*index]))
 }
 
 /// Returns the names of everything in the model that is no linear layer of a block.
@@ -304,7 +295,46 @@ fn other_modules(model: &ModelConfig) -> Vec<String> {
 /// A and B of each place, as the file's header has them.
 type Halves = BTreeMap<(usize, usize), [Option<Matrix>; 2]>;
 
-fn places(weights: &[u8], model: &ModelConfig) -> Result<(Halves, ExpertHalves)> {
+/// Where the matrices of a file belong.
+struct Places {
+    /// Names that the file has for the layers.
+    names: BlockNames,
+    halves: Halves,
+    experts: ExpertHalves,
+}
+
+impl Places {
+    /// Finds the place of each tensor of a file; refuses one without.
+    fn read(weights: &[u8], model: &ModelConfig) -> Result<Self> {
+        let (header, tensors) = tensors(weights)?;
+        let layer = |names: &BlockNames, name: &str| {
+            let (_, path, _) = parse_name(name, names)?;
+            names.modules.iter().position(|module| module.path == path)
+        };
+        // A file has the names of one program: where the first of its layers is known, all others must be.
+        let is_known = |names: &BlockNames| tensors.keys().any(|name| layer(names, name).is_some());
+        let names = model.adapter_names().find(is_known).unwrap_or_else(|| model.block_names());
+        let (mut halves, mut experts) = (Halves::new(), ExpertHalves::default());
+        for (name, info) in &tensors {
+            let place = parse_name(name, &names).filter(|(block, ..)| *block < model.num_hidden_layers);
+            let (block, path, half) = place.ok_or_else(|| no_place(name, model))?;
+            let place = match names.modules.iter().position(|module| module.path == path) {
+                Some(index) if model.has_module(block, &names.modules[index]) => {
+                    halves.entry((block, index)).or_default()
+                }
+                Some(_) => return Err(no_place(name, model)),
+                None => experts.at(block, path, model).ok_or_else(|| no_place(name, model))?,
+            };
+            if place[half].replace(Matrix::of(name, info, header)?).is_some() {
+                return Err(refuse(format_args!("`{name}` is there twice, with and without the adapter's name")));
+            }
+        }
+        Ok(Self { names, halves, experts })
+    }
+}
+
+/// Returns where the tensors of a file begin, and what its header says of each.
+fn tensors(weights: &[u8]) -> Result<(usize, BTreeMap<String, TensorInfo>)> {
     let damaged = |why: &dyn fmt::Display| refuse(format_args!("adapter_model.safetensors is damaged: {why}"));
     let length = weights.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
     if length.is_none_or(|length| length > MAX_HEADER_BYTES) {
@@ -316,20 +346,7 @@ fn places(weights: &[u8], model: &ModelConfig) -> Result<(Halves, ExpertHalves)>
     if tensors.is_empty() {
         return Err(refuse("adapter_model.safetensors has no tensors"));
     }
-    let (mut halves, mut experts) = (Halves::new(), ExpertHalves::default());
-    for (name, info) in &tensors {
-        let place = parse_name(name, &model.block_names()).filter(|(block, ..)| *block < model.num_hidden_layers);
-        let (block, path, half) = place.ok_or_else(|| no_place(name, model))?;
-        let place = match model.modules.iter().position(|module| module.path == path) {
-            Some(module) if is_there(model, (block, module)) => halves.entry((block, module)).or_default(),
-            Some(_) => return Err(no_place(name, model)),
-            None => experts.at(block, path, model).ok_or_else(|| no_place(name, model))?,
-        };
-        if place[half].replace(Matrix::of(name, info, 8 + header)?).is_some() {
-            return Err(refuse(format_args!("`{name}` is there twice, with and without the adapter's name")));
-        }
-    }
-    Ok((halves, experts))
+    Ok((8 + header, tensors.into_iter().map(|(name, info)| (name, info.clone())).collect()))
 }
 
 fn no_place(name: &str, model: &ModelConfig) -> Error {

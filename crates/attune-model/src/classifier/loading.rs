@@ -22,7 +22,7 @@ pub(crate) fn load(folder: &Path, config: &ModelConfig, weights: &Weights) -> Re
     let labels = labels(&fields).map_err(|message| fault(&message))?;
     let head = Head { weights, hidden: config.hidden_size, labels: labels.len() };
     let (pooling, layers) = match config.family {
-        "bert" => (
+        "bert" | "nomic_bert" => (
             Pooling::First,
             vec![head.inner("model.pooler.dense", true, DenseActivation::Tanh)?, head.last("classifier")?],
         ),

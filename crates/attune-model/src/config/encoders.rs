@@ -1,5 +1,7 @@
 //! What encoders of BERT's kind have beside the parts of a decoder. Set by their families, read by the decoder.
 
+use crate::sites::Module;
+
 /// Parts of an encoder's embeddings and blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools, reason = "independent flags of families")]
@@ -22,6 +24,20 @@ pub struct EncoderConfig {
     pub distance_buckets: Option<usize>,
     /// Name of the list of blocks in a checkpoint with a head, such as `bert.encoder.layer`.
     pub blocks_beside_head: &'static str,
+    /// Names that transformers' own code has for the layers of the blocks, where they are not those of checkpoints
+    /// (Nomic's BERT).
+    pub renamed: Option<RenamedBlocks>,
+}
+
+/// Names of the layers of the blocks in code that renames them when it loads a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RenamedBlocks {
+    /// Name of the list of blocks, such as `layers`.
+    pub blocks: &'static str,
+    /// The same in a model with a head.
+    pub blocks_beside_head: &'static str,
+    /// Layers of a block.
+    pub modules: &'static [Module],
 }
 
 /// The embedding of positions.

@@ -104,6 +104,22 @@ impl Adapter {
         Ok(wholes)
     }
 
+    /// Returns the same adapter with the layers that checkpoints of `model` have, where it has those of code that takes a
+    /// layer of several sites apart: their updates become one, with all their A and a B that is zero outside its own rows.
+    pub fn in_names_of(&self, model: &ModelConfig) -> Result<Self> {
+        let names = model.block_names();
+        let is_renamed = self.names != names && model.adapter_names().any(|other| other == self.names);
+        let mut layers = self.layers.clone();
+        if is_renamed {
+            for layer in &mut layers {
+                for module in names.modules.iter().filter(|module| module.sites.len() > 1) {
+                    layer.join(module, model)?;
+                }
+            }
+        }
+        Ok(Self::of_blocks(self.id.clone(), layers, if is_renamed { names } else { self.names }))
+    }
+
     /// Returns true if it changes experts of a mixture.
     pub fn changes_experts(&self) -> bool {
         self.layers.iter().any(LoraLayer::changes_experts)

@@ -66,6 +66,30 @@ impl LoraLayer {
         Ok(())
     }
 
+    /// Makes one update of those at the sites of `module`, each of which may have an A of its own or none at all.
+    pub(super) fn join(&mut self, module: &Module, model: &ModelConfig) -> Result<()> {
+        let parts: Vec<(Range<usize>, LoraPair)> =
+            module.rows(model).filter_map(|(site, rows)| Some((rows, self.get(site)?.clone()))).collect();
+        let Some((_, first)) = parts.first() else { return Ok(()) };
+        let device = first.a.device().clone();
+        let rank = parts.iter().map(|(_, pair)| pair.a.dim(0)).sum::<candle_core::Result<usize>>()?;
+        let (output, _) = module.shape(model);
+        let mut b = vec![0.0; output * rank];
+        let mut column = 0;
+        for (rows, pair) in &parts {
+            let own = pair.a.dim(0)?;
+            for (row, factors) in rows.clone().zip(values(&pair.b)?.chunks_exact(own)) {
+                let start = row * rank + column;
+                let scaled = factors.iter().map(|factor| factor * pair.scale);
+                b[start..start + own].iter_mut().zip(scaled).for_each(|(b, factor)| *b = factor);
+            }
+            column += own;
+        }
+        let a = Tensor::cat(&parts.iter().map(|(_, pair)| &pair.a).collect::<Vec<_>>(), 0)?;
+        let b = Tensor::from_vec(b, (output, rank), &device)?;
+        self.set_whole(module.rows(model), &LoraPair { a, b, scale: 1.0 })
+    }
+
     /// Returns the updates at the sites of `module`; `None` if none has one.
     fn parts(&self, module: &Module) -> Result<Option<Vec<&LoraPair>>> {
         let parts: Vec<&LoraPair> = module.sites.iter().filter_map(|site| self.get(*site)).collect();

@@ -95,15 +95,24 @@ fn apply(fields: &Fields, config: &mut ModelConfig, kind: &Kind) -> Result<(), S
     config.encoder = Some(EncoderConfig {
         norm_bias: true,
         positions: Some(PositionTable { rows, first }),
-        segments: fields.size("type_vocab_size", kind.segments)?,
+        segments: segments(fields, kind.segments)?,
         embedding_norm: "model.embeddings.LayerNorm",
         final_norm: false,
         skips_first_norm: false,
         is_gated: false,
         distance_buckets: None,
         blocks_beside_head: kind.blocks_beside_head,
+        renamed: None,
     });
     Ok(())
+}
+
+/// Returns the number of segments, which may be 0: those of DistilBERT's files.
+pub(super) fn segments(fields: &Fields, default: usize) -> Result<usize, String> {
+    match fields.number("type_vocab_size")? {
+        Some(count) if count < 0.0 || count.fract() > 0.0 => Err("`type_vocab_size` must be a whole number".into()),
+        count => Ok(count.map_or(default, |count| count as usize)),
+    }
 }
 
 /// Returns the id of the padding token, which may be 0.

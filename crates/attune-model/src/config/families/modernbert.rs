@@ -59,6 +59,7 @@ fn apply(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> {
         is_gated: true,
         distance_buckets: None,
         blocks_beside_head: "model.layers",
+        renamed: None,
     });
     Ok(())
 }

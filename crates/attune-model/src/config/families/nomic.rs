@@ -3,10 +3,15 @@
 use super::{ActivationField, Defaults, Family, bert};
 use crate::ModelConfig;
 use crate::config::fields::Fields;
-use crate::config::{Biases, EncoderConfig, NormPlaces, RopeParameters};
+use crate::config::{Biases, EncoderConfig, NormPlaces, RenamedBlocks, RopeParameters};
 use crate::forms::Activation;
 use crate::rope_scaling::RopeScaling;
 use crate::sites;
+
+/// Base of the rotation if the file does not say.
+const THETA: f64 = 1000.0;
+/// Fields that the published checkpoints' own code has, and transformers has not.
+const PUBLISHED: [&str; 5] = ["n_embd", "activation_function", "qkv_proj_bias", "rotary_emb_base", "mlp_fc1_bias"];
 
 /// nomic-embed-text and others.
 pub(super) const NOMIC_BERT: Family = Family {
@@ -16,28 +21,54 @@ pub(super) const NOMIC_BERT: Family = Family {
     defaults: Defaults {
         vocab_size: 30_528,
         max_position_embeddings: 2048,
-        activation: ActivationField { field: "hidden_act", default: Activation::Silu, gelu: None },
+        activation: ActivationField { field: "hidden_act", default: Activation::Silu, gelu: Some(Activation::Gelu) },
+        rope_theta: THETA,
         ..bert::DEFAULTS
     },
     apply,
 };
 
 fn apply(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> {
-    refuse(fields)?;
-    config.activation = activation(fields)?;
-    config.rms_norm_eps = fields.number("layer_norm_eps")?.unwrap_or(1e-12) as f32;
-    let attention = fields.flag("qkv_proj_bias", true)?;
-    let mlp = [fields.flag("mlp_fc1_bias", true)?, fields.flag("mlp_fc2_bias", true)?];
-    if attention || mlp[0] || mlp[1] {
-        return Err("biases of linear layers are not supported for nomic_bert: the published models have none".into());
+    // transformers itself saves another configuration, in its usual spelling.
+    if PUBLISHED.iter().any(|name| fields.has(name)) {
+        apply_published(fields, config)?;
     }
+    config.rms_norm_eps = fields.number("layer_norm_eps")?.unwrap_or(1e-12) as f32;
     config.biases = Biases { query_key_value: false, output: false, mlp: false };
     config.norm_places = NormPlaces::Behind;
     config.modules = &sites::NOMIC_BERT;
     config.norm_names = &[("post_attention_layernorm", "norm1"), ("post_feedforward_layernorm", "norm2")];
     config.embedding_name = "model.embeddings.word_embeddings";
     config.blocks_name = "model.encoder.layers";
-    let theta = fields.number("rotary_emb_base")?.unwrap_or(1000.0);
+    config.is_encoder = true;
+    config.encoder = Some(EncoderConfig {
+        norm_bias: true,
+        positions: None,
+        segments: bert::segments(fields, 2)?,
+        embedding_norm: "model.emb_ln",
+        final_norm: false,
+        skips_first_norm: false,
+        is_gated: true,
+        distance_buckets: None,
+        blocks_beside_head: "bert.encoder.layers",
+        renamed: Some(RenamedBlocks {
+            blocks: "layers",
+            blocks_beside_head: "nomic_bert.layers",
+            modules: &sites::PLAIN,
+        }),
+    });
+    Ok(())
+}
+
+/// Reads the configuration of the published checkpoints' own code.
+fn apply_published(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> {
+    refuse(fields)?;
+    config.activation = activation(fields)?;
+    let biases = ["qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"].map(|name| fields.flag(name, true));
+    if biases.into_iter().collect::<Result<Vec<_>, _>>()?.contains(&true) {
+        return Err("biases of linear layers are not supported for nomic_bert: the published models have none".into());
+    }
+    let theta = fields.number("rotary_emb_base")?.unwrap_or(THETA);
     let share = fields.number("rotary_emb_fraction")?.unwrap_or(1.0);
     config.ropes = vec![RopeParameters { share, ..RopeParameters::whole(theta, RopeScaling::None) }];
     if fields.get("rotary_scaling_factor").is_some() {
@@ -45,18 +76,6 @@ fn apply(fields: &Fields, config: &mut ModelConfig) -> Result<(), String> {
         let trained = fields.size("max_trained_positions", 2048)?;
         config.max_position_embeddings = config.max_position_embeddings.min(trained);
     }
-    config.is_encoder = true;
-    config.encoder = Some(EncoderConfig {
-        norm_bias: true,
-        positions: None,
-        segments: fields.size("type_vocab_size", 2)?,
-        embedding_norm: "model.emb_ln",
-        final_norm: false,
-        skips_first_norm: false,
-        is_gated: true,
-        distance_buckets: None,
-        blocks_beside_head: "bert.encoder.layers",
-    });
     Ok(())
 }
 
