@@ -9,6 +9,7 @@ mod fixtures;
 
 mod checkpoints;
 mod decoder;
+mod encoder_gguf;
 mod encoders;
 mod expert_adapters;
 mod experts;

@@ -46,7 +46,7 @@ impl Checkpoint {
             }
             Form::Gguf(path) => {
                 let file = Gguf::open(&path)?;
-                gguf::config::read(&file)?;
+                gguf::vectors::read(&file, &gguf::config::read(&file)?)?;
                 Ok(Self::Gguf(Arc::new(file)))
             }
         }
@@ -65,7 +65,7 @@ impl Checkpoint {
     pub fn is_for_vectors(&self, path: &Path) -> bool {
         match self {
             Self::Folder(_) => vectors::folder::has_modules(path),
-            Self::Gguf(_) => false,
+            Self::Gguf(file) => gguf::vectors::has_pooling(file),
             Self::Static(_) => true,
         }
     }
@@ -121,7 +121,7 @@ impl Checkpoint {
                 vectors::folder::of_classifier(path, config)
             }
             Self::Folder(_) => vectors::folder::read(path, config),
-            Self::Gguf(_) => Ok(VectorForm::of_model(config)),
+            Self::Gguf(file) => gguf::vectors::read(file, config),
             Self::Static(model) => model.vectors(config),
         }
     }

@@ -40,10 +40,18 @@ pub enum Architecture {
     GptOss,
     /// LFM 2 and 2.5.
     Lfm2,
+    /// BERT, and RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT, whose files differ from its own in tokenizers alone.
+    Bert,
+    /// Nomic's BERT.
+    NomicBert,
+    /// ModernBERT.
+    ModernBert,
+    /// EmbeddingGemma.
+    GemmaEmbedding,
 }
 
 /// All architectures by their names.
-const ALL: [(&str, Architecture); 15] = [
+const ALL: [(&str, Architecture); 19] = [
     ("llama", Architecture::Llama),
     ("mistral3", Architecture::Mistral3),
     ("qwen2", Architecture::Qwen2),
@@ -59,6 +67,10 @@ const ALL: [(&str, Architecture); 15] = [
     ("olmoe", Architecture::Olmoe),
     ("gpt-oss", Architecture::GptOss),
     ("lfm2", Architecture::Lfm2),
+    ("bert", Architecture::Bert),
+    ("nomic-bert", Architecture::NomicBert),
+    ("modern-bert", Architecture::ModernBert),
+    ("gemma-embedding", Architecture::GemmaEmbedding),
 ];
 
 impl Architecture {
@@ -72,7 +84,7 @@ impl Architecture {
         })
     }
 
-    /// Returns the architecture of a `model_type` of transformers; `None` if files of it are not read.
+    /// Returns the architecture of decoders of a `model_type` of transformers; `None` if files of it are not written.
     pub fn of_model_type(model_type: &str) -> Option<Self> {
         let name = match model_type {
             "mistral" | "mixtral" => "llama",
@@ -85,7 +97,13 @@ impl Architecture {
             "granitemoehybrid" => "granite",
             same => same,
         };
-        ALL.iter().find(|(known, _)| *known == name).map(|(_, architecture)| *architecture)
+        let found = ALL.iter().find(|(known, _)| *known == name).map(|(_, architecture)| *architecture);
+        found.filter(|architecture| !architecture.is_encoder())
+    }
+
+    /// Returns true if attention looks both ways: the model makes vectors and writes no text.
+    pub fn is_encoder(self) -> bool {
+        matches!(self, Self::Bert | Self::NomicBert | Self::ModernBert | Self::GemmaEmbedding)
     }
 
     /// Returns the name, which the architecture's keys begin with.
@@ -101,6 +119,6 @@ impl Architecture {
 
     /// Returns true if files have the norms' weights with 1 added, which transformers adds when it computes.
     pub fn adds_one_to_norms(self) -> bool {
-        matches!(self, Self::Gemma | Self::Gemma2 | Self::Gemma3)
+        matches!(self, Self::Gemma | Self::Gemma2 | Self::Gemma3 | Self::GemmaEmbedding)
     }
 }

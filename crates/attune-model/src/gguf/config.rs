@@ -5,6 +5,7 @@
 //! them may change what the model computes.
 
 mod comparison;
+mod encoders;
 mod families;
 mod keys;
 mod rope;
@@ -34,7 +35,12 @@ pub(crate) fn read(file: &Gguf) -> Result<ModelConfig> {
 pub fn fields(file: &Gguf) -> Result<Map<String, Value>> {
     let architecture = Architecture::of(file.metadata())?;
     let keys = Keys::new(file, architecture);
-    let mut fields = shape(file, architecture, &keys)?;
+    let mut fields = match architecture {
+        Architecture::Bert | Architecture::NomicBert | Architecture::ModernBert => {
+            encoders::fields(architecture, file, &keys)?
+        }
+        _ => shape(file, architecture, &keys)?,
+    };
     families::apply(architecture, &keys, &mut fields)?;
     keys.check_all_read()?;
     Ok(fields)
@@ -60,6 +66,7 @@ pub(crate) fn fields_for_transformers(file: &Gguf) -> Result<Map<String, Value>>
 pub(super) fn settings(architecture: Architecture) -> &'static [&'static str] {
     match architecture {
         Architecture::Phi3 => &[rope::LONG, rope::SHORT],
+        Architecture::GemmaEmbedding => &super::vectors::DENSE,
         _ if architecture.rotates_neighbours() => &[rope::DIVISORS],
         _ => &[],
     }
@@ -83,12 +90,16 @@ fn shape(file: &Gguf, architecture: Architecture, keys: &Keys<'_>) -> Result<Map
     if keys.optional_size("attention.value_length")?.is_some_and(|width| width != head_dim) {
         return Err(keys.fault("attention.value_length", "differs from that of keys, which is not supported"));
     }
-    if keys.flag("attention.causal")? == Some(false) {
-        return Err(keys.fault("attention.causal", "is false: this is an encoder, which generates no text"));
+    let is_causal = keys.flag("attention.causal")?.unwrap_or(!architecture.is_encoder());
+    if is_causal == architecture.is_encoder() {
+        let message = if is_causal {
+            "is true, but the architecture looks both ways"
+        } else {
+            "is false: this is an encoder of an architecture that is read as one of decoders"
+        };
+        return Err(keys.fault("attention.causal", message));
     }
-    let embedding =
-        file.tensor("token_embd.weight").ok_or_else(|| file.fault("the tensor `token_embd.weight` is missing"))?;
-    let vocabulary = embedding.shape.first().copied().unwrap_or(0);
+    let vocabulary = rows(file, "token_embd.weight")?;
     let eps = keys.required_number("attention.layer_norm_rms_epsilon")?;
     let fields = json!({
         "hidden_size": hidden,
@@ -104,6 +115,12 @@ fn shape(file: &Gguf, architecture: Architecture, keys: &Keys<'_>) -> Result<Map
         "mlp_bias": has_biases(file, layers, &["ffn_gate", "ffn_up", "ffn_down"])?,
     });
     if let Value::Object(fields) = fields { Ok(fields) } else { Ok(Map::new()) }
+}
+
+/// Returns the rows of the matrix `name`.
+fn rows(file: &Gguf, name: &str) -> Result<usize> {
+    let tensor = file.tensor(name).ok_or_else(|| file.fault(&format!("the tensor `{name}` is missing")))?;
+    Ok(tensor.shape.first().copied().unwrap_or(0))
 }
 
 /// Returns true if layers of these names have biases; refuses a file in which some blocks have one and others not.

@@ -27,9 +27,14 @@ pub fn names(path: &Path, config: &ModelConfig) -> Result<Names> {
     let gone = || Error::Setup(format!("{}: the file is not there any more", file.display()));
     let fields = crate::tokenizer::read_json(&file)?.ok_or_else(gone)?;
     let kind = fields["model_type"].as_str().unwrap_or_default();
-    let architecture = Architecture::of_model_type(kind).ok_or_else(|| {
-        Error::Setup(format!("There is no form for adapters of models of the type `{kind}` in GGUF files."))
-    })?;
+    let architecture = match (Architecture::of_model_type(kind), config.is_encoder) {
+        (Some(Architecture::Gemma3), true) => Architecture::GemmaEmbedding,
+        (Some(architecture), false) => architecture,
+        _ => {
+            let message = format!("There is no form for adapters of models of the type `{kind}` in GGUF files.");
+            return Err(Error::Setup(message));
+        }
+    };
     let name = architecture.name();
     let values = [
         ("attention.head_count", config.num_attention_heads),

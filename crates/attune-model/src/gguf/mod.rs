@@ -2,7 +2,7 @@
 //! llama.cpp reads them. The weights stay in the file's own blocks.
 //!
 //! `file.rs` reads the header and maps the tensors, `metadata.rs` holds the keys. `config.rs` translates keys to what
-//! `config.json` says, `tensors.rs` the tensors' names, `source.rs` hands out the tensors. Called by
+//! `config.json` says, `tensors.rs` the tensors' names, `vectors.rs` to how vectors are made; `source.rs` hands out the tensors. Called by
 //! [`Checkpoint`](crate::checkpoint::Checkpoint).
 
 pub mod architecture;
@@ -19,6 +19,7 @@ pub mod template;
 pub mod tensors;
 pub mod tokenizer;
 mod types;
+pub(crate) mod vectors;
 pub mod writer;
 
 pub use architecture::Architecture;

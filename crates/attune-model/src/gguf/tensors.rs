@@ -98,6 +98,74 @@ const LFM2_NORM: (&str, &str) = ("model.embedding_norm", "token_embd_norm");
 /// Tensors of a block that are fused in the files of Phi 3, and in its checkpoints.
 const FUSED: [(&str, &str); 2] = [("self_attn.qkv_proj", "attn_qkv"), ("mlp.gate_up_proj", "ffn_up")];
 
+/// Names of the tensors of an encoder of BERT's kind.
+struct EncoderNames {
+    /// Name of the list of blocks, with a dot behind it.
+    blocks: &'static str,
+    /// Tensors outside the blocks: transformers' names, and names in a file.
+    outside: &'static [(&'static str, &'static str)],
+    /// Tensors of a block.
+    inside: &'static [(&'static str, &'static str)],
+}
+
+/// BERT.
+const BERT: EncoderNames = EncoderNames {
+    blocks: "model.encoder.layer.",
+    outside: &[
+        ("model.embeddings.word_embeddings", "token_embd"),
+        ("model.embeddings.position_embeddings", "position_embd"),
+        ("model.embeddings.token_type_embeddings", "token_types"),
+        ("model.embeddings.LayerNorm", "token_embd_norm"),
+    ],
+    inside: &[
+        ("attention.self.query", "attn_q"),
+        ("attention.self.key", "attn_k"),
+        ("attention.self.value", "attn_v"),
+        ("attention.output.dense", "attn_output"),
+        ("attention.output.LayerNorm", "attn_output_norm"),
+        ("intermediate.dense", "ffn_up"),
+        ("output.dense", "ffn_down"),
+        ("output.LayerNorm", "layer_output_norm"),
+    ],
+};
+
+/// Nomic's BERT.
+const NOMIC_BERT: EncoderNames = EncoderNames {
+    blocks: "model.encoder.layers.",
+    outside: &[
+        ("model.embeddings.word_embeddings", "token_embd"),
+        ("model.embeddings.token_type_embeddings", "token_types"),
+        ("model.emb_ln", "token_embd_norm"),
+    ],
+    inside: &[
+        ("attn.Wqkv", "attn_qkv"),
+        ("attn.out_proj", "attn_output"),
+        ("norm1", "attn_output_norm"),
+        ("mlp.fc11", "ffn_up"),
+        ("mlp.fc12", "ffn_gate"),
+        ("mlp.fc2", "ffn_down"),
+        ("norm2", "layer_output_norm"),
+    ],
+};
+
+/// ModernBERT, whose gate and up are one layer.
+const MODERN_BERT: EncoderNames = EncoderNames {
+    blocks: "model.layers.",
+    outside: &[
+        ("model.embeddings.tok_embeddings", "token_embd"),
+        ("model.embeddings.norm", "token_embd_norm"),
+        ("model.final_norm", "output_norm"),
+    ],
+    inside: &[
+        ("attn_norm", "attn_norm"),
+        ("attn.Wqkv", "attn_qkv"),
+        ("attn.Wo", "attn_output"),
+        ("mlp_norm", "ffn_norm"),
+        ("mlp.Wi", "ffn_up"),
+        ("mlp.Wo", "ffn_down"),
+    ],
+};
+
 /// Layers of an expert: transformers' name, Mixtral's name, name in a file.
 const EXPERT: [(&str, &str, &str); 3] =
     [("gate_proj", "w1", "ffn_gate_exps"), ("up_proj", "w3", "ffn_up_exps"), ("down_proj", "w2", "ffn_down_exps")];
@@ -153,7 +221,7 @@ impl Names {
         if let Some((_, file)) = self.outside().find(|(known, _)| *known == stem) {
             return whole(format!("{file}{end}"));
         }
-        let Some((block, rest)) = block_of(stem, "model.layers.") else { return Vec::new() };
+        let Some((block, rest)) = block_of(stem, self.blocks()) else { return Vec::new() };
         if rest == SINKS.0 && end.is_empty() {
             return whole(format!("blk.{block}.{}.weight", SINKS.1));
         }
@@ -187,8 +255,9 @@ impl Names {
             return vec![format!("{original}{end}")];
         }
         let Some((block, rest)) = block_of(stem, "blk.") else { return Vec::new() };
+        let blocks = self.blocks();
         if rest == SINKS.1 {
-            return vec![format!("model.layers.{block}.{}", SINKS.0)];
+            return vec![format!("{blocks}{block}.{}", SINKS.0)];
         }
         if let Some((part, mixtral, _)) = EXPERT.iter().find(|(_, _, known)| *known == rest) {
             let name = |expert| match self.architecture {
@@ -198,7 +267,7 @@ impl Names {
             return (0..self.experts).map(name).collect();
         }
         let original = self.block_names().find(|(_, known)| *known == rest);
-        original.map(|(original, _)| format!("model.layers.{block}.{original}{end}")).into_iter().collect()
+        original.map(|(original, _)| format!("{blocks}{block}.{original}{end}")).into_iter().collect()
     }
 
     /// Returns the heads whose rows have another order in the file; `None` for tensors without such rows.
@@ -211,17 +280,38 @@ impl Names {
         }
     }
 
+    /// Returns the names of an encoder of BERT's kind; `None` for others.
+    fn encoder(&self) -> Option<&'static EncoderNames> {
+        match self.architecture {
+            Architecture::Bert => Some(&BERT),
+            Architecture::NomicBert => Some(&NOMIC_BERT),
+            Architecture::ModernBert => Some(&MODERN_BERT),
+            _ => None,
+        }
+    }
+
+    /// Returns transformers' name of the list of blocks, with a dot behind it.
+    fn blocks(&self) -> &'static str {
+        self.encoder().map_or("model.layers.", |names| names.blocks)
+    }
+
     /// Returns the tensors outside the blocks: transformers' names and those of the file.
     fn outside(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let of_encoder = self.encoder().map(|names| names.outside);
         let is_lfm = self.architecture == Architecture::Lfm2;
-        let usual = OUTSIDE.into_iter().filter(move |(_, file)| !is_lfm || *file != "output_norm");
-        usual.chain(is_lfm.then_some(LFM2_NORM))
+        let usual = OUTSIDE.iter().copied().filter(move |(_, file)| !is_lfm || *file != "output_norm");
+        let usual = usual.chain(is_lfm.then_some(LFM2_NORM)).filter(move |_| of_encoder.is_none());
+        usual.chain(of_encoder.unwrap_or_default().iter().copied())
     }
 
     /// Returns the tensors of a block: transformers' names and those of the file.
     fn block_names(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let is_phi = self.architecture == Architecture::Phi3;
-        let common: &[_] = if self.architecture == Architecture::Lfm2 { &LFM2 } else { &BLOCK };
+        let common: &[_] = match (self.encoder(), self.architecture) {
+            (Some(names), _) => names.inside,
+            (None, Architecture::Lfm2) => &LFM2,
+            (None, _) => &BLOCK,
+        };
         let common = common
             .iter()
             .copied()
@@ -240,7 +330,8 @@ impl Names {
     /// Returns the norms of a block beside `input_layernorm`.
     fn norms(&self) -> &'static [(&'static str, &'static str)] {
         match self.architecture {
-            Architecture::Gemma2 | Architecture::Gemma3 => &[
+            _ if self.encoder().is_some() => &[],
+            Architecture::Gemma2 | Architecture::Gemma3 | Architecture::GemmaEmbedding => &[
                 ("post_attention_layernorm", "post_attention_norm"),
                 ("pre_feedforward_layernorm", "ffn_norm"),
                 ("post_feedforward_layernorm", "post_ffw_norm"),
@@ -261,9 +352,9 @@ impl Names {
         let [query, key, value] = self.widths;
         let gate_and_up = if self.architecture == Architecture::Phi3 { "ffn_up" } else { "ffn_gate_up" };
         let (file, start, rows) = match rest {
-            "self_attn.q_proj" => ("attn_qkv", 0, query),
-            "self_attn.k_proj" => ("attn_qkv", query, key),
-            "self_attn.v_proj" => ("attn_qkv", query.saturating_add(key), value),
+            "self_attn.q_proj" | "attention.self.query" => ("attn_qkv", 0, query),
+            "self_attn.k_proj" | "attention.self.key" => ("attn_qkv", query, key),
+            "self_attn.v_proj" | "attention.self.value" => ("attn_qkv", query.saturating_add(key), value),
             "mlp.gate_proj" => (gate_and_up, 0, self.intermediate),
             "mlp.up_proj" => (gate_and_up, self.intermediate, self.intermediate),
             _ => return None,

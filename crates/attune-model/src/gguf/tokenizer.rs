@@ -11,6 +11,8 @@ mod roles;
 mod rules;
 mod score_merges;
 mod tokens;
+mod unigram;
+mod word_pieces;
 mod writing;
 
 use self::document::Document;
@@ -50,6 +52,8 @@ fn document(metadata: &Metadata) -> Result<Document> {
         "gpt2" => pair_merges::document(metadata, families::of(metadata)?),
         "gemma4" => pair_merges::document(metadata, families::GEMMA_4),
         "llama" => score_merges::document(metadata),
+        "bert" => word_pieces::document(metadata),
+        "t5" => unigram::document(metadata),
         _ => Err(metadata.fault(&format!(
             "tokenizers of the kind `{kind}` (key tokenizer.ggml.model) are not read from GGUF files: {REMEDY}"
         ))),

@@ -71,8 +71,8 @@ impl Plan {
             return Err(checkpoint.fault(advice));
         }
         if config.is_encoder {
-            let advice = "encoders are written in the base's form alone, from weights that are not quantized: GGUF files have \
-                          no place for how they make vectors";
+            let advice = "encoders are written in the base's form alone, from weights that are not quantized: the forms differ in \
+                          what they can say of how vectors are made";
             return Err(checkpoint.fault(advice));
         }
         let mut plan = Self { config, items: Vec::new(), tied: false, weights, quantize: quantize.map(str::to_owned) };

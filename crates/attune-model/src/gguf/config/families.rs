@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::keys::Keys;
-use super::rope;
+use super::{encoders, rope};
 use crate::Result;
 use crate::gguf::architecture::Architecture;
 
@@ -41,6 +41,17 @@ pub(super) fn apply(architecture: Architecture, keys: &Keys<'_>, fields: &mut Ma
         Architecture::Olmoe => olmoe(keys, fields),
         Architecture::GptOss => gpt_oss(keys, fields),
         Architecture::Lfm2 => lfm2(keys, fields),
+        Architecture::Bert => encoders::bert(keys, fields),
+        Architecture::NomicBert => encoders::nomic(keys, fields),
+        Architecture::ModernBert => encoders::modern(keys, fields),
+        Architecture::GemmaEmbedding => {
+            set(fields, "use_bidirectional_attention", json!(true));
+            // Names of what the tensors' shapes say already.
+            for part in ["dense_2_feat_in", "dense_2_feat_out", "dense_3_feat_in", "dense_3_feat_out"] {
+                keys.optional_size(part)?;
+            }
+            gemma3(keys, fields)
+        }
     }
 }
 

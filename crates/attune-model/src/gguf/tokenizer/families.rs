@@ -191,7 +191,8 @@ pub(super) fn named(name: &str) -> Option<Family> {
         "qwen35" => Family { composes: true, ..words(&[Step::Match(QWEN_35), Step::Bytes]) },
         "smollm" | "starcoder" | "refact" | "codeshell" | "exaone" | "minerva-7b" => digits,
         "command-r" => Family { composes: true, ..digits },
-        "gpt-2" | "phi-2" | "jais" | "exaone4" | "a.x-4.0" | "mellum" | "granite-docling" | "trillion" => PLAIN,
+        "gpt-2" | "roberta-bpe" | "phi-2" | "jais" | "exaone4" | "a.x-4.0" | "mellum" | "granite-docling"
+        | "trillion" => PLAIN,
         // All three have the tokenizer of GPT-NeoX.
         "olmo" | "mpt" | "modern-bert" => Family { composes: true, ..PLAIN },
         "tekken" => Family { ignore_merges: true, begins: true, ..words(&[Step::Match(TEKKEN), Step::Bytes]) },

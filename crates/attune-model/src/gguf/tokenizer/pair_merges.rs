@@ -3,12 +3,12 @@
 
 use serde_json::{Value, json};
 
-use super::document::{Document, Parts, around_texts};
+use super::document::{Document, Model, Pairs, Parts, around_texts};
 use super::families::{Alphabet, Family};
 use super::roles::role;
 use super::tokens::{BLANK, Tokens};
 use crate::Result;
-use crate::gguf::Metadata;
+use crate::gguf::{Architecture, Metadata};
 
 /// Reads the keys of a tokenizer of this family.
 pub(super) fn document(metadata: &Metadata, family: Family) -> Result<Document> {
@@ -17,13 +17,25 @@ pub(super) fn document(metadata: &Metadata, family: Family) -> Result<Document> 
         ("tokenizer.ggml.add_sep_token", "marks between texts"),
         ("tokenizer.ggml.add_space_prefix", "blanks before texts"),
     ];
+    // Those between texts do not matter where each text stands alone.
+    let is_encoder = Architecture::of(metadata).is_ok_and(Architecture::is_encoder);
     for (key, what) in refused {
+        if is_encoder && key == "tokenizer.ggml.add_sep_token" {
+            continue;
+        }
         if metadata.flag(key)? == Some(true) {
             return Err(metadata.fault(&format!("{what} ({key}) are not put into texts of this kind of tokenizer")));
         }
     }
-    let begin = role(metadata, &tokens, "bos_token")?;
-    let end = role(metadata, &tokens, "eos_token")?;
+    let mut begin = role(metadata, &tokens, "bos_token")?;
+    let mut end = role(metadata, &tokens, "eos_token")?;
+    let mut mask = None;
+    if is_encoder {
+        begin = begin.or(role(metadata, &tokens, "cls_token")?);
+        end = end.or(role(metadata, &tokens, "sep_token")?);
+        // As RoBERTa and ModernBERT have it.
+        mask = role(metadata, &tokens, "mask_token")?.map(|(id, _)| id);
+    }
     let begins = family.always_begins || metadata.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(family.begins);
     let ends = metadata.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
     let bytes = family.alphabet == Alphabet::Bytes;
@@ -33,10 +45,13 @@ pub(super) fn document(metadata: &Metadata, family: Family) -> Result<Document> 
         pre_tokenizer: Some(family.pre_tokenizer()),
         post_processor: around_texts(begin.filter(|_| begins), end.filter(|_| ends)),
         decoder: if bytes { byte_decoder() } else { character_decoder(false) },
-        merges: merges(metadata)?,
-        ignore_merges: family.ignore_merges,
-        byte_fallback: !bytes,
-        unk_token: unknown.map(|(_, text)| text.to_owned()),
+        model: Model::Pairs(Pairs {
+            merges: merges(metadata)?,
+            ignore_merges: family.ignore_merges,
+            byte_fallback: !bytes,
+            unk_token: unknown.map(|(_, text)| text.to_owned()),
+        }),
+        swallows_before: mask,
         swallows_blanks: |_| false,
     };
     Ok(Document::new(&tokens, parts))

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::REMEDY;
-use super::document::{Document, Parts, around_texts};
+use super::document::{Document, Model, Pairs, Parts, around_texts};
 use super::pair_merges::character_decoder;
 use super::roles::role;
 use super::tokens::{BLANK, Kind, Token, Tokens};
@@ -54,10 +54,13 @@ pub(super) fn document(metadata: &Metadata) -> Result<Document> {
         pre_tokenizer: None,
         post_processor: around_texts(begin, end),
         decoder: character_decoder(prefixed),
-        merges: merges(&tokens, &scores),
-        ignore_merges: false,
-        byte_fallback: true,
-        unk_token: role(metadata, &tokens, "unk_token")?.map(|(_, text)| text.to_owned()),
+        model: Model::Pairs(Pairs {
+            merges: merges(&tokens, &scores),
+            ignore_merges: false,
+            byte_fallback: true,
+            unk_token: role(metadata, &tokens, "unk_token")?.map(|(_, text)| text.to_owned()),
+        }),
+        swallows_before: None,
         swallows_blanks: if is_phi { phi_swallows_blanks } else { |_| false },
     };
     Ok(Document::new(&tokens, parts))

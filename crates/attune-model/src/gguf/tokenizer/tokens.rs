@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use super::document::INSIDE;
 use crate::Result;
 use crate::gguf::Metadata;
 
@@ -48,17 +49,23 @@ impl<'a> Tokens<'a> {
                 format!("it has {} tokens, but kinds of {} (tokenizer.ggml.token_type)", texts.len(), kinds.len());
             return Err(metadata.fault(&message));
         }
-        let is_sentence_piece = metadata.text("tokenizer.ggml.model")? == Some("llama");
+        let model = metadata.text("tokenizer.ggml.model")?;
+        let (is_sentence_piece, is_word_pieces) = (model == Some("llama"), model == Some("bert"));
         let mut ids = HashMap::with_capacity(texts.len());
         let mut tokens = Vec::with_capacity(texts.len());
         for (id, (text, number)) in texts.iter().zip(kinds).enumerate() {
             let kind = Kind::from_number(number)
                 .ok_or_else(|| metadata.fault(&format!("token {id}, `{text}`, is of the unknown kind {number}")))?;
-            if text.is_empty() || (kind == Kind::Unused && *text == format!("[PAD{id}]")) {
+            let spelled = match text.as_str() {
+                text if is_sentence_piece => spelling(text, kind),
+                text if is_word_pieces => piece(text, kind),
+                text => Cow::Borrowed(text),
+            };
+            if text.is_empty() || (kind == Kind::Unused && spelled == format!("[PAD{id}]")) {
                 tokens.push(None);
                 continue;
             }
-            let text = if is_sentence_piece { spelling(text, kind) } else { Cow::Borrowed(text.as_str()) };
+            let text = spelled;
             if let Some(other) = ids.insert(text.clone(), id) {
                 return Err(metadata.fault(&format!("the tokens {other} and {id} are both `{text}`")));
             }
@@ -97,6 +104,16 @@ impl<'a> Tokens<'a> {
 fn spelling(text: &str, kind: Kind) -> Cow<'_, str> {
     let is_run = text.len() > 1 && text.bytes().all(|byte| byte == b' ');
     if kind == Kind::UserDefined && is_run { BLANK.repeat(text.len()).into() } else { text.into() }
+}
+
+/// Returns the spelling that `tokenizer.json` has for pieces of words: files mark those that begin a word, and there those
+/// are marked that do not.
+fn piece(text: &str, kind: Kind) -> Cow<'_, str> {
+    match text.strip_prefix(BLANK).filter(|rest| !rest.is_empty()) {
+        Some(begin) => begin.into(),
+        None if matches!(kind, Kind::Control | Kind::Unknown) => text.into(),
+        None => format!("{INSIDE}{text}").into(),
+    }
 }
 
 impl Kind {
