@@ -10,6 +10,7 @@ mod fixtures;
 mod checkpoints;
 mod decoder;
 mod encoder_gguf;
+mod encoder_precision;
 mod encoders;
 mod expert_adapters;
 mod experts;
