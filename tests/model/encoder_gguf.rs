@@ -1,5 +1,5 @@
-//! Encoders in GGUF files, as llama.cpp's converter writes them (`tests/parity/make_encoder_gguf.py`), beside the folders that
-//! they were made of: the same tokens and the same vectors.
+//! Encoders in GGUF files, as llama.cpp's converter writes them (`tests/parity/make_encoder_gguf.py`), beside the folders
+//! that they were made of: the same tokens and the same vectors.
 
 use std::path::PathBuf;
 
@@ -31,8 +31,8 @@ fn file(name: &str) -> PathBuf {
     folder(&path("gguf")).join(format!("{name}.gguf"))
 }
 
-/// Loads the folder of a file, as far as a file can say what it says: vectors have the length 1, and Gemma scales attention by
-/// the width of a head.
+/// Loads the folder of a file, as far as a file can say what it says: vectors have the length 1, and Gemma scales
+/// attention by the width of a head.
 fn original(name: &str) -> BaseModel {
     let target = tempfile::tempdir().unwrap();
     copy(&folder(&path(name)), target.path());

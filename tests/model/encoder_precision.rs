@@ -1,4 +1,4 @@
-//! Effect of bf16 and 8-bit weights on the vectors of encoders, and on the scores of a cross-encoder: beside those of f32.
+//! Effect of bf16 and 8-bit weights on the vectors of encoders, beside those of f32.
 
 use attune::model::BaseModel;
 use attune::model::entry::ModelEntry;
@@ -11,8 +11,8 @@ use crate::fixtures::{folder, max_difference};
 /// Fixtures of different blocks: with biases, rotated positions, windows, terms by distance, and an RMS norm.
 const ENCODERS: [&str; 5] = ["bert", "mpnet", "modernbert", "nomic_bert", "gemma3_embedding"];
 
-/// Bounds of one storage of weights: about twice the measurements on the worst family. Random weights amplify rounding more than
-/// trained ones do: those of all-MiniLM-L6-v2 stay below 1e-3 in bf16.
+/// Bounds of one storage of weights: about twice the measurements on the worst family, whose random weights amplify
+/// rounding more than trained ones do.
 struct Bounds {
     name: &'static str,
     dtype: Option<Dtype>,

@@ -1,8 +1,8 @@
 //! How the model of a GGUF file makes vectors: the pooling that its keys name, and the dense layers behind it. Read by
 //! [`Checkpoint`](crate::checkpoint::Checkpoint).
 //!
-//! Files say nothing about prompts, about a limit below the model's context, and about the length of vectors: they are scaled
-//! to length 1, as llama.cpp's server scales them.
+//! Files say nothing about prompts, about a limit below the model's context, and about the length of vectors: they are
+//! scaled to length 1, as llama.cpp's server scales them.
 
 use candle_core::{Device, Tensor};
 
@@ -68,7 +68,8 @@ fn layers(file: &Gguf, config: &ModelConfig) -> Result<Vec<DenseLayer>> {
         layers.push(DenseLayer::new(&weight, None, DenseActivation::Identity)?);
     }
     if layers.is_empty() {
-        let message = "the file has no dense layers, which the original EmbeddingGemma has: its vectors are those of the mean alone";
+        let message = "the file has no dense layers, which the original EmbeddingGemma has: its vectors are those of \
+                       the mean alone";
         tracing::warn!(file = %file.path().display(), "{message}");
     }
     Ok(layers)

@@ -22,8 +22,8 @@ pub(super) struct Side {
     pub length: Length,
 }
 
-/// Returns the likeness of each of the `second` texts to the one at its place in the `first`, or to the only one there, and
-/// the tokens used. Vectors are made as `/embeddings` makes them.
+/// Returns the likeness of each of the `second` texts to the one at its place in the `first`, or to the only one there,
+/// and the tokens used. Vectors are made as `/embeddings` makes them.
 pub(super) async fn of(target: &Target, first: Side, second: Side) -> Result<(Vec<f32>, EmbeddingUsage)> {
     let (count, param) = (first.texts.len(), second.param);
     let mut inputs = first.inputs(target).await?;

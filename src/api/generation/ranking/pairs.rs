@@ -43,8 +43,8 @@ impl Pair {
     }
 }
 
-/// Returns what turns the number of the model's only label into a score; `None` if the model makes vectors, whose likeness is
-/// the score ([`super::likeness`]). An error if it tells labels apart.
+/// Returns what turns the number of the model's only label into a score; `None` if the model makes vectors, whose
+/// likeness is the score ([`super::likeness`]). An error if it tells labels apart.
 pub(super) fn score_form(target: &Target) -> Result<Option<ScoreForm>> {
     match &target.model().classifier {
         None => Ok(None),

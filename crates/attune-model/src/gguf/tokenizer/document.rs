@@ -4,10 +4,8 @@ use serde::Serialize;
 use serde::ser::Serializer;
 use serde_json::{Value, json};
 
-use super::tokens::{Token, Tokens};
+use super::tokens::{INSIDE, Token, Tokens};
 
-/// What pieces inside of words begin with.
-pub(super) const INSIDE: &str = "##";
 /// Characters of a word that is cut into pieces at the most.
 const LONGEST_WORD: usize = 100;
 

@@ -3,12 +3,14 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::document::INSIDE;
 use crate::Result;
 use crate::gguf::Metadata;
 
 /// The mark that stands for a blank in the tokens of SentencePiece.
 pub(super) const BLANK: &str = "▁";
+
+/// What pieces inside of words begin with.
+pub(super) const INSIDE: &str = "##";
 
 /// Kind of a token, in `tokenizer.ggml.token_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,5 @@
-//! Tokenizers of SentencePiece's probable pieces, as XLM-RoBERTa has them: a text becomes the pieces that are most probable
-//! together. Files name this kind by T5, and have the table by which characters are replaced first.
+//! Tokenizers of SentencePiece's probable pieces, as XLM-RoBERTa has them: a text becomes the pieces that are most
+//! probable together. Files name this kind by T5, and have the table by which characters are replaced first.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -1,5 +1,5 @@
-//! Tokenizers of BERT: words are cut into pieces, the longest ones first. Files mark the pieces that begin a word with the
-//! blank of SentencePiece, and leave the rules for texts to the reader: they are those of the original `tokenizer.json`.
+//! Tokenizers of BERT: words are cut into pieces, the longest ones first. Files mark the pieces that begin a word with
+//! the blank of SentencePiece, and leave the rules for texts to the reader: those of the original `tokenizer.json`.
 
 use serde_json::{Value, json};
 use tokenizers::normalizers::BertNormalizer;
@@ -8,7 +8,7 @@ use tokenizers::{NormalizedString, Normalizer as _};
 use super::REMEDY;
 use super::document::{Document, Model, Parts};
 use super::roles::role;
-use super::tokens::{Kind, Tokens};
+use super::tokens::{INSIDE, Kind, Tokens};
 use crate::Result;
 use crate::gguf::Metadata;
 
@@ -40,7 +40,7 @@ pub(super) fn document(metadata: &Metadata) -> Result<Document> {
         normalizer: Some(normalizer(metadata, &tokens)?),
         pre_tokenizer: Some(json!({"type": "BertPreTokenizer"})),
         post_processor: Some(around(&begin, &end)),
-        decoder: json!({"type": "WordPiece", "prefix": "##", "cleanup": true}),
+        decoder: json!({"type": "WordPiece", "prefix": INSIDE, "cleanup": true}),
         model: Model::WordPieces { unknown },
         swallows_before: None,
         swallows_blanks: |_| false,
@@ -48,13 +48,15 @@ pub(super) fn document(metadata: &Metadata) -> Result<Document> {
     Ok(Document::new(&tokens, parts))
 }
 
-/// Returns the part that changes a text before it is cut. Few files say whether letters are made small and accents are taken
-/// off; else the vocabulary tells, which has no piece that a text could not become.
+/// Returns the part that changes a text before it is cut. Few files say whether letters are made small and accents are
+/// taken off; else the words and endings of the vocabulary tell, none of which were learnt of letters that texts lose.
 fn normalizer(metadata: &Metadata, tokens: &Tokens<'_>) -> Result<Value> {
+    // Single letters are there for texts of all kinds; names of marks stand in brackets.
+    let is_word = |text: &str| text.trim_start_matches(INSIDE).chars().nth(1).is_some() && !text.starts_with('[');
     let is_kept = |strips: bool, lowers: bool| {
         let normalizer = BertNormalizer::new(false, false, Some(strips), lowers);
-        let mut texts = tokens.iter().filter(|(_, token)| token.kind == Kind::Normal && !token.text.starts_with('['));
-        texts.all(|(_, token)| {
+        let mut words = tokens.iter().filter(|(_, token)| token.kind == Kind::Normal && is_word(&token.text));
+        words.all(|(_, token)| {
             let mut text = NormalizedString::from(token.text.as_ref());
             normalizer.normalize(&mut text).is_ok() && text.get() == token.text
         })
