@@ -75,6 +75,8 @@ pub struct Config {
     pub device: DeviceChoice,
     /// Run fine-tune jobs inside `serve`.
     pub worker: bool,
+    /// Serve the page for people at `/ui`.
+    pub ui: bool,
     /// Keys that clients must send as `Authorization: Bearer …`, beside those of the database: admin keys of
     /// `organization`. With none at all the server is open, which only a loopback address allows.
     #[serde(deserialize_with = "secrets::keys")]
@@ -186,6 +188,7 @@ impl Default for Config {
             aliases: BTreeMap::new(),
             device: DeviceChoice::Auto,
             worker: true,
+            ui: true,
             api_keys: Vec::new(),
             api_keys_file: None,
             organization: "local".into(),

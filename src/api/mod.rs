@@ -4,7 +4,8 @@
 //! - [`http`]: bodies, errors, lists, event streams, and what surrounds all routes;
 //! - [`access`]: keys, limits, and the tokens that a request is charged;
 //! - [`operations`]: health, usage, files; [`models`]: models, adapters, permissions;
-//! - [`generation`]: completions, chat, embeddings, scores, tokens; [`fine_tuning`]: jobs and their events, in both forms.
+//! - [`generation`]: completions, chat, embeddings, scores, tokens; [`fine_tuning`]: jobs and their events, in both forms;
+//! - [`ui`]: the page for people, which has a list of routes of its own.
 //!
 //! `app` builds the [`ApiState`] and runs the [`router`]; handlers call `engine`, `adapters`, `jobs` and `store`.
 
@@ -14,12 +15,13 @@ mod generation;
 mod http;
 mod models;
 mod operations;
+mod ui;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use tokio_util::sync::CancellationToken;
 use utoipa::openapi::OpenApi;
@@ -174,15 +176,21 @@ pub struct ApiState {
     pub shutdown: CancellationToken,
 }
 
-/// Returns the server's routes with the layers around them: keys, limits, body size, logging, CORS.
+/// Returns the server's routes with the layers around them: keys, limits, body size, logging, CORS; and the page.
 pub fn router(state: ApiState) -> Router {
     let gate = Gate::new(&state.config, state.keys.clone(), state.usage.clone());
     let max_body = DefaultBodyLimit::max(state.config.limits.max_body_bytes);
     let layer = from_fn_with_state(gate.clone(), auth::authenticate);
     let shares = from_fn_with_state(state.resources.clone(), share_out);
     let unread = from_fn_with_state(state.config.limits.unread(), unread::watch);
+    let shared = |guarded: Router<ApiState>| guarded.layer(max_body).layer(shares);
+    let mut routes = assemble(|guarded| shared.clone()(guarded).layer(layer)).with_state(state.clone());
+    if state.config.ui {
+        let inside = assemble(|guarded| shared(guarded).layer(from_fn(auth::admit))).with_state(state.clone());
+        routes = routes.merge(ui::routes(state, gate.clone(), inside));
+    }
     // Outside of the layers that hold places and limits for an answer, so that these are let go with it.
-    let routes = assemble(|guarded| guarded.layer(max_body).layer(shares).layer(layer)).with_state(state).layer(unread);
+    let routes = routes.layer(unread);
     transport::dress(routes.merge(docs::routes(document())), move || gate.was_open())
 }
 

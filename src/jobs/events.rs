@@ -78,6 +78,14 @@ impl Queue {
         Ok(cut_page(events, limit))
     }
 
+    /// Returns the job's newest events but for the figures of steps, newest first, at most `limit`, and whether there
+    /// are more.
+    pub async fn messages(&self, job: &Job, limit: i64) -> Result<(Vec<JobEvent>, bool)> {
+        let limit = limit.clamp(0, MAX_PAGE);
+        let events = sqlx::query_as(sql::MESSAGES);
+        Ok(cut_page(events.bind(job.key).bind(limit + 1).fetch_all(&self.store.pool).await?, limit))
+    }
+
     /// Appends an event, fenced by the job's attempt: nothing is written if another attempt has begun, or if `job` says
     /// that it runs and it does not any more. So a worker adds its events before it calls [`Queue::finish`], or with
     /// the job that this returned.

@@ -7,8 +7,10 @@
 mod changes;
 pub mod checkpoints;
 pub mod cost;
+pub mod curves;
 mod error;
 pub mod events;
+pub mod progress;
 pub mod queue;
 pub mod retention;
 mod rows;

@@ -98,8 +98,12 @@ impl KeyDirectory {
         if !is_key(text) {
             return Ok(None);
         }
+        self.find_hash(hash(text)).await
+    }
+
+    /// Finds the live key with this hash.
+    pub async fn find_hash(&self, hash: KeyHash) -> Result<Option<Arc<ApiKey>>> {
         let inner = &self.inner;
-        let hash = hash(text);
         let entry = (inner.generation(), hash);
         if inner.unknown.contains_key(&entry) {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! All SQL but the job queue's: uploaded files, fine-tuned models, API keys, usage; the private Postgres; blobs on
+//! All SQL but the job queue's: uploaded files, fine-tuned models, API keys, usage, sessions of the page; the private Postgres; blobs on
 //! disk. Called by `api` and `jobs`.
 
 pub mod blobs;
@@ -12,6 +12,7 @@ pub mod models;
 pub mod names;
 pub(crate) mod notifications;
 mod outage;
+pub mod page_sessions;
 pub mod permissions;
 pub mod postgres;
 mod removal;
@@ -125,7 +126,7 @@ pub(crate) fn new_id(prefix: &str) -> String {
 }
 
 /// Makes a text of `prefix` and `count` letters and digits that nobody can guess: the generator is a cryptographic one.
-fn with_random_letters(prefix: &str, count: usize) -> String {
+pub(crate) fn with_random_letters(prefix: &str, count: usize) -> String {
     let letters = rand::rng().sample_iter(Alphanumeric).take(count).map(char::from);
     prefix.chars().chain(letters).collect()
 }

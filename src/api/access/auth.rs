@@ -37,6 +37,15 @@ pub(crate) struct Caller {
     pub limiter: Arc<Limiter>,
 }
 
+/// A key that counts, by the hash of its text.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum KnownKey {
+    /// A key of the database.
+    Stored(KeyHash),
+    /// A key of the configuration.
+    Configured(KeyHash),
+}
+
 /// A caller with an admin key; extracting it answers 403 to any other caller.
 #[derive(Debug, Clone)]
 pub(crate) struct Admin(pub Caller);
@@ -129,6 +138,38 @@ impl Gate {
         })
     }
 
+    /// Returns true if no key is needed now.
+    pub(crate) async fn is_open(&self) -> Result<bool, Problem> {
+        self.is_open_to(None).await
+    }
+
+    /// Returns the caller of a request without a key, or `None` if the server needs one; 403 to web pages of other sites.
+    pub(crate) async fn without_key(&self, uri: &Uri, headers: &HeaderMap) -> Result<Option<Caller>, Problem> {
+        if !self.is_open_to(None).await? {
+            return Ok(None);
+        }
+        check_local(uri, headers).map(|()| Some(self.operator(LOCAL.into())))
+    }
+
+    /// Returns the key with this text, if it counts.
+    pub(crate) async fn known(&self, text: &str) -> Result<Option<KnownKey>, Problem> {
+        if self.configured.find(text).is_some() {
+            return Ok(Some(KnownKey::Configured(hash(text))));
+        }
+        Ok(self.directory.find(text).await?.map(|_| KnownKey::Stored(hash(text))))
+    }
+
+    /// Returns the caller who holds the key of the database with this hash, if it still counts.
+    pub(crate) async fn holder_of_stored(&self, hash: KeyHash) -> Result<Option<Caller>, Problem> {
+        Ok(self.directory.find_hash(hash).await?.map(|key| self.holder(&key)))
+    }
+
+    /// Returns the caller who holds the key of the configuration for whose hash `is_meant` is true.
+    pub(crate) fn holder_of_configured(&self, is_meant: impl Fn(&KeyHash) -> bool) -> Option<Caller> {
+        let number = self.configured.hashes.iter().zip(1_u64..).find(|(hash, _)| is_meant(hash))?.1;
+        Some(self.operator(format!("config-{number}").into()))
+    }
+
     /// Returns the caller who runs the server: an admin with the configured limits.
     fn operator(&self, key: Arc<str>) -> Caller {
         let limiter = self.limiters.of(&key, self.allowance);
@@ -163,6 +204,12 @@ pub(crate) async fn authenticate(
     }
     request.extensions_mut().insert(caller.clone());
     Ok(limits::enforce(&caller.limiter, &caller.organization, request, next).await)
+}
+
+/// Passes a request of the page on to a route of the API, within the limits of the caller's key: `ui` has asked for the
+/// key already.
+pub(crate) async fn admit(caller: Caller, request: Request, next: Next) -> Response {
+    limits::enforce(&caller.limiter, &caller.organization, request, next).await
 }
 
 /// Refuses web pages of other sites on a server without keys. A page that the user of this machine visits could call it

@@ -1,0 +1,103 @@
+//! Several jobs over one another: their losses by epoch, and the settings in which they differ.
+
+use axum::extract::State;
+use maud::{Markup, html};
+
+use super::job::{epochs, find};
+use super::{SECTION, settings};
+use crate::api::http::error::{Problem, Result};
+use crate::api::http::query::QueryPairs;
+use crate::api::ui::Pages;
+use crate::api::ui::fault::Fault;
+use crate::api::ui::layout::{Frame, page};
+use crate::api::ui::visitor::Visitor;
+use crate::api::ui::words::{self, figure};
+use crate::jobs::Job;
+use crate::jobs::curves::Curves;
+
+/// Jobs at a time: more colours nobody tells apart.
+const MOST: usize = 6;
+
+/// Shows the jobs that the query names, `?job=…&job=…`.
+pub(super) async fn show(
+    State(pages): State<Pages>,
+    visitor: Visitor,
+    QueryPairs(pairs): QueryPairs,
+) -> Result<Markup, Fault> {
+    let mut ids: Vec<&String> = pairs.iter().filter(|(name, _)| name == "job").map(|(_, id)| id).collect();
+    let mut seen = std::collections::BTreeSet::new();
+    ids.retain(|id| seen.insert(id.as_str()));
+    if ids.len() > MOST {
+        let message = format!("{MOST} jobs can be compared at a time; {} are marked.", ids.len());
+        return Err(Problem::bad_request(message).into());
+    }
+    let mut jobs = Vec::new();
+    let mut curves = Vec::new();
+    for id in ids {
+        let job = find(&pages, &visitor, id).await?;
+        curves.push(pages.api.queue.curves(&job).await?);
+        jobs.push(job);
+    }
+    let body = html! {
+        p.hint { a href=(SECTION.path) { "All fine-tunes" } }
+        h1 { "Compare" }
+        @if jobs.len() < 2 { p { "Mark two jobs or more in the list." } }
+        @else {
+            section.card id="comparison" aria-labelledby="comparison-title" {
+                h2 id="comparison-title" { "Loss by epoch" }
+                // The script puts a chart and its controls here.
+                div.row.controls id="controls" hidden {}
+                figure.chart {
+                    div.plot id="plot" {}
+                    figcaption.hint { "The lowest and the last losses are in the table." }
+                }
+            }
+            (losses(&jobs, &curves))
+            section { h2 { "Settings" } (settings::differences(&jobs, link)) }
+        }
+    };
+    let frame = visitor.frame("Compare", SECTION.path);
+    Ok(page(&Frame { scripts: &["uplot.js", "compare.js"], styles: &["uplot.css"], ..frame }, body))
+}
+
+fn link(job: &Job) -> Markup {
+    html! { a href={ "/ui/fine-tunes/" (job.id) } { bdi { (words::title(job)) } } div.hint.mono { (job.id) } }
+}
+
+fn losses(jobs: &[Job], curves: &[Curves]) -> Markup {
+    html! {
+        div.scroll tabindex="0" role="region" aria-label="Losses" {
+            table {
+                caption { "Losses" }
+                thead {
+                    tr {
+                        th scope="col" { "Job" } th scope="col" { "State" }
+                        th.number scope="col" { "Epochs" } th.number scope="col" { "Steps" }
+                        th.number scope="col" { "Last training loss" }
+                        th.number scope="col" { "Last validation loss" } th.number scope="col" { "Lowest" }
+                    }
+                }
+                tbody {
+                    @for (job, curves) in jobs.iter().zip(curves) {
+                        @let validation = numbers(curves, "full_valid_loss").or_else(|| numbers(curves, "valid_loss"));
+                        tr data-job=(job.id) data-title=(words::title(job)) {
+                            th scope="row" { (link(job)) }
+                            td { (words::state(job)) }
+                            td.number { @if let Some(epochs) = epochs(job) { (epochs) } }
+                            td.number { @if let Some(steps) = curves.total_steps { (steps) } }
+                            td.number { @if let Some(losses) = numbers(curves, "train_loss") { (figure(losses.0)) } }
+                            td.number { @if let Some(losses) = validation { (figure(losses.0)) } }
+                            td.number { @if let Some(losses) = validation { (figure(losses.1)) } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Returns the last and the lowest number of a column.
+fn numbers(curves: &Curves, name: &str) -> Option<(f64, f64)> {
+    let numbers = || curves.figures.get(name).into_iter().flatten().copied().filter(|number| number.is_finite());
+    Some((numbers().last()?, numbers().min_by(f64::total_cmp)?))
+}

@@ -1,0 +1,94 @@
+//! Every figure and every event of a job as tables, page by page.
+
+use axum::extract::State;
+use maud::{Markup, html};
+use serde::Deserialize;
+
+use super::job::find;
+use super::{SECTION, parts};
+use crate::api::http::error::Result;
+use crate::api::http::extract::Path;
+use crate::api::http::query::Query;
+use crate::api::ui::Pages;
+use crate::api::ui::fault::Fault;
+use crate::api::ui::layout::page;
+use crate::api::ui::visitor::Visitor;
+use crate::api::ui::words::{self, figure};
+
+/// Rows of a page.
+const ROWS: i64 = 100;
+
+/// Which page.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct From {
+    /// Number of the event that the page begins before.
+    before: Option<i64>,
+    /// Step that the page begins after.
+    after: Option<i64>,
+}
+
+/// Shows the figures of all steps.
+pub(super) async fn points(
+    State(pages): State<Pages>,
+    visitor: Visitor,
+    Path(id): Path<String>,
+    Query(from): Query<From>,
+) -> Result<Markup, Fault> {
+    let job = find(&pages, &visitor, &id).await?;
+    let curves = pages.api.queue.curves(&job).await?;
+    let first = from.after.map_or(0, |after| curves.steps.partition_point(|step| *step <= after));
+    let end = curves.steps.len().min(first + ROWS as usize);
+    let path = format!("/ui/fine-tunes/{}", job.id);
+    let body = html! {
+        p.hint { a href=(path) { bdi { (words::title(&job)) } } }
+        h1 { "Figures of every step" }
+        div.scroll tabindex="0" role="region" aria-label="Figures" {
+            table {
+                caption { "A step that was not measured has no figure." }
+                thead {
+                    tr {
+                        th scope="col" { "Step" }
+                        @for name in curves.figures.keys() { th.number scope="col" { (name) } }
+                    }
+                }
+                tbody {
+                    @for place in first..end {
+                        tr {
+                            th scope="row" { (curves.steps[place]) }
+                            @for column in curves.figures.values() {
+                                td.number { @if column[place].is_finite() { (figure(column[place])) } }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        @if end < curves.steps.len() {
+            p { a.button.quiet href={ (path) "/points?after=" (curves.steps[end - 1]) } { "Later steps" } }
+        }
+    };
+    Ok(page(&visitor.frame("Figures", SECTION.path), body))
+}
+
+/// Shows every event, newest first.
+pub(super) async fn events(
+    State(pages): State<Pages>,
+    visitor: Visitor,
+    Path(id): Path<String>,
+    Query(from): Query<From>,
+) -> Result<Markup, Fault> {
+    let job = find(&pages, &visitor, &id).await?;
+    let (events, more) = pages.api.queue.events_page(&job, from.before, ROWS).await?;
+    let path = format!("/ui/fine-tunes/{}", job.id);
+    let body = html! {
+        p.hint { a href=(path) { bdi { (words::title(&job)) } } }
+        h1 { "Every event" }
+        (parts::event_list(&job, &events))
+        @if more {
+            @if let Some(last) = events.last() {
+                p { a.button.quiet href={ (path) "/events?before=" (last.seq) } { "Older events" } }
+            }
+        }
+    };
+    Ok(page(&visitor.frame("Events", SECTION.path), body))
+}

@@ -1,0 +1,150 @@
+//! Tells an open page of a job what happens, as server-sent events: `points` (figures of steps), `changed` (anything
+//! else), `end` (nothing follows, and why). Their ids are numbers of the job's events, from which a browser goes on
+//! after a cut. Ends when the visitor's session does.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse as _, Response};
+use futures::stream::{self, Stream};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+use super::feed::{Batch, read};
+use super::job::find;
+use crate::api::http::error::Result;
+use crate::api::http::extract::Path;
+use crate::api::http::query::Query;
+use crate::api::ui::Pages;
+use crate::api::ui::fault::Fault;
+use crate::api::ui::visitor::Visitor;
+use crate::jobs::Job;
+
+/// Time between comments, which keep a quiet connection open.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Time between checks that the visitor's session still lives.
+const CHECK_EVERY: Duration = Duration::from_secs(30);
+/// Milliseconds after which browsers come back to a server that stops, drawn for each from this range.
+const COME_BACK: std::ops::Range<u64> = 2_000..6_000;
+
+/// Where the page's own figures end.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct From {
+    after: Option<i64>,
+}
+
+/// Streams what happens to a job.
+pub(super) async fn follow(
+    State(pages): State<Pages>,
+    visitor: Visitor,
+    Path(id): Path<String>,
+    Query(from): Query<From>,
+    headers: HeaderMap,
+) -> Result<Response, Fault> {
+    let job = find(&pages, &visitor, &id).await?;
+    let resumed = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    let seen = resumed.or(from.after).unwrap_or_default();
+    let reader = pages.feeds.join(&pages.api.queue, &job, seen);
+    let mut check = interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let follower =
+        Follower { pages, visitor, job, seen, reader, check, ready: VecDeque::new(), state: Reading::Behind };
+    let events = Sse::new(follower.stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+    let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    Ok(([unbuffered], events).into_response())
+}
+
+/// Where a follower stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// It reads the database, up to now.
+    Behind,
+    /// It reads the feed.
+    Live,
+    /// It has said that nothing follows.
+    Over,
+}
+
+struct Follower {
+    pages: Pages,
+    visitor: Visitor,
+    job: Job,
+    /// Number of the last event that was sent.
+    seen: i64,
+    reader: broadcast::Receiver<Arc<Batch>>,
+    check: Interval,
+    ready: VecDeque<Event>,
+    state: Reading,
+}
+
+impl Follower {
+    fn stream(self) -> impl Stream<Item = Result<Event, Infallible>> + Send {
+        stream::unfold(self, |mut follower| async move { Some((Ok(follower.next().await?), follower)) })
+    }
+
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            match self.state {
+                Reading::Behind => match read(&self.pages.api.queue, &mut self.job, self.seen).await {
+                    Ok(batch) => {
+                        if batch.last == self.seen {
+                            self.state = Reading::Live;
+                        }
+                        self.take(&batch);
+                    }
+                    // The browser comes back.
+                    Err(_) => return None,
+                },
+                Reading::Live => self.wait().await,
+                Reading::Over => return None,
+            }
+        }
+    }
+
+    /// Waits for the feed, for the end of the session, or of the server.
+    async fn wait(&mut self) {
+        tokio::select! {
+            batch = self.reader.recv() => match batch {
+                Ok(batch) if batch.last > self.seen || batch.is_last => self.take(&batch),
+                Ok(_) => {}
+                Err(RecvError::Lagged(_)) => self.state = Reading::Behind,
+                Err(RecvError::Closed) => self.state = Reading::Over,
+            },
+            _ = self.check.tick() => {
+                // A database that does not answer ends no session.
+                if matches!(self.visitor.is_still_let_in(&self.pages).await, Ok(false)) {
+                    self.end("signed-out");
+                }
+            }
+            () = self.pages.api.shutdown.cancelled() => {
+                let wait = rand::random_range(COME_BACK);
+                self.ready.push_back(Event::default().retry(Duration::from_millis(wait)).comment("the server stops"));
+                self.state = Reading::Over;
+            }
+        }
+    }
+
+    fn take(&mut self, batch: &Batch) {
+        self.seen = self.seen.max(batch.last);
+        self.ready.extend(batch.frames.iter().cloned());
+        if batch.is_last {
+            self.state = Reading::Over;
+        }
+    }
+
+    fn end(&mut self, why: &str) {
+        self.ready.push_back(Event::default().event("end").data(json!({"why": why}).to_string()));
+        self.state = Reading::Over;
+    }
+}

@@ -1,0 +1,103 @@
+//! The page for people at `/ui`: what models learn, how they answer, what they cost. Made on the server, readable
+//! without JavaScript; `api::router` serves it unless the configuration says `ui = false`.
+//!
+//! - [`layout`]: the frame of every page. [`fault`]: errors as pages. [`assets`]: styles and scripts, in the program.
+//! - [`security`]: headers, and forms of other sites. [`visitor`]: who looks, by the session. [`sign_in`]: its form.
+//! - [`words`]: times, states and figures as every page shows them.
+//! - [`inside`]: a page that does something calls the route of the API that does it, as the visitor.
+//! - One file per page, in the order of [`SECTIONS`].
+//!
+//! How to add a page: write `NAME.rs` (or a folder) with `pub(super) const SECTION: Section`: its path, its word in the
+//! navigation, `admin: true` if only admin keys may see it, and `routes`, which returns all routes below the path. Give
+//! it a `mod` line here and its place in [`SECTIONS`]; navigation, sign-in, headers, the check of forms and the
+//! refusal of keys without the right come with it. A handler takes `State<Pages>` and a [`visitor::Visitor`], reads
+//! what it shows from `store`, `jobs` or `engine` for `visitor.caller.organization`, and returns
+//! `Result<Markup, Fault>` of [`layout::page`]. What it writes, it writes by [`inside::Inside::call`], so that page and
+//! API cannot differ in what they allow. A form is `method="post"` to its own route, which answers with
+//! [`security::see`] (303). Texts of users go into the page as values of maud, which escapes them; never `PreEscaped`,
+//! never `style=`, `onclick=` or a script in the page, which the policy of [`security`] forbids: scripts and styles are
+//! files of `assets/ui`, named in [`layout::Frame::scripts`]. `docs/page.md` gets its row.
+
+mod assets;
+mod fault;
+mod fine_tunes;
+mod inside;
+mod layout;
+mod section;
+mod security;
+mod sign_in;
+mod visitor;
+mod words;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::Uri;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::{any, get, post};
+
+use self::fault::Fault;
+use self::fine_tunes::feed::Feeds;
+use self::inside::Inside;
+use self::section::Section;
+use crate::api::ApiState;
+use crate::api::access::auth::Gate;
+use crate::api::access::sessions::Sessions;
+use crate::api::access::shares::share_out;
+
+/// Largest form in bytes; a route that takes more has a limit of its own.
+const FORM_BYTES: usize = 64 << 10;
+
+/// The pages, in the order of the navigation.
+const SECTIONS: &[Section] = &[fine_tunes::SECTION];
+
+/// The state of all pages. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Pages {
+    /// What the handlers of the API have.
+    pub api: ApiState,
+    /// The keys, for servers that need none.
+    pub gate: Gate,
+    /// Who is signed in.
+    pub sessions: Sessions,
+    /// The routes of the API.
+    pub inside: Inside,
+    /// What happens to jobs that somebody looks at.
+    feeds: Feeds,
+}
+
+/// Returns all pages; `inside` has the API's own routes behind [`auth::admit`](crate::api::access::auth::admit).
+pub(crate) fn routes(api: ApiState, gate: Gate, inside: Router) -> Router {
+    let sessions = Sessions::new(gate.clone(), api.store.clone());
+    let pages = Pages { api, gate, sessions, inside: Inside::new(inside), feeds: Feeds::default() };
+    let shares = from_fn_with_state(pages.api.resources.clone(), share_out);
+    let guarded = SECTIONS.iter().fold(Router::new(), |routes, section| routes.merge(section.guarded()));
+    let guarded = guarded
+        .route("/ui", get(home))
+        .route("/ui/", get(home))
+        .route("/ui/{*rest}", any(unknown))
+        .layer(shares)
+        .layer(from_fn_with_state(pages.clone(), visitor::admit));
+    let open = Router::new()
+        .route("/ui/sign-in", get(sign_in::show).post(sign_in::begin))
+        .route("/ui/sign-out", post(sign_in::end))
+        .route("/ui/assets/{version}/{name}", get(assets::serve));
+    guarded
+        .merge(open)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(FORM_BYTES))
+        .layer(from_fn(security::guard))
+        .with_state(pages)
+}
+
+async fn home() -> Response {
+    security::see(SECTIONS.first().map_or("/ui/sign-in", |section| section.path))
+}
+
+async fn unknown(uri: Uri) -> Fault {
+    Fault::no_page(uri.path())
+}
+
+async fn wrong_method(uri: Uri) -> Fault {
+    Fault::wrong_method(uri.path())
+}
