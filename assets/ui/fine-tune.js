@@ -156,7 +156,7 @@ let over = false;
 let held = false;
 
 function listen() {
-  if (source || over || held || document.hidden) return;
+  if (source || over || held || document.hidden || !("live" in section.dataset)) return;
   const after = curves?.last_event ?? section.dataset.last;
   source = new EventSource(`${base}/stream?after=${after}`);
   source.addEventListener("points", (event) => {

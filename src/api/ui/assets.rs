@@ -2,6 +2,7 @@
 //! of them together, so browsers may keep them for ever, and modules that import each other stay of one version.
 //! `assets/ui/README.md` lists what others wrote.
 
+use std::fmt::Write as _;
 use std::sync::LazyLock;
 
 use axum::extract::Path;
@@ -65,7 +66,10 @@ fn kind(name: &str) -> Option<&'static str> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub(super) const SECTION: Section = Section { path: "/ui/fine-tunes", label: "Fi
 /// Jobs of a page, at first and at the most.
 const DEFAULT_PAGE: i64 = 20;
 const MAX_PAGE: i64 = 100;
+/// Seconds between looks of an open list at jobs that have not ended.
+const REFRESH: u32 = 30;
 /// Losses of a job's line in the list.
 const LOSSES: i32 = 48;
 
@@ -63,11 +65,12 @@ async fn list(State(pages): State<Pages>, visitor: Visitor, Query(cursor): Query
     let (jobs, more) = queue.all_jobs(&visitor.caller.organization, cursor.page(DEFAULT_PAGE, MAX_PAGE)).await?;
     let progress = queue.progress(&jobs, LOSSES).await?;
     let nothing = Progress::default();
+    let refresh = jobs.iter().any(|job| !job.status.is_final()).then_some(REFRESH);
     let body = html! {
         h1 { "Fine-tunes" }
         @if jobs.is_empty() && is_first { (empty()) } @else {
             // The form compares the jobs that are marked.
-            form method="get" action="/ui/fine-tunes/compare" {
+            form id="jobs" method="get" action="/ui/fine-tunes/compare" data-refresh=[refresh] {
                 table.stack {
                     caption.hidden { "Fine-tune jobs, newest first" }
                     thead {

@@ -11,10 +11,8 @@ use crate::jobs::{Job, JobStatus};
 
 /// Returns a time, given in unix seconds; `page.js` puts it into the reader's own words.
 pub(crate) fn moment(seconds: i64) -> Markup {
-    match jiff::Timestamp::from_second(seconds) {
-        Ok(time) => html! { time datetime=(time) { (time.strftime("%Y-%m-%d %H:%M UTC")) } },
-        Err(_) => html! {},
-    }
+    let time = jiff::Timestamp::from_second(seconds).ok();
+    html! { @if let Some(time) = time { time datetime=(time) { (time.strftime("%Y-%m-%d %H:%M UTC")) } } }
 }
 
 /// Returns a name as a part of a path; slashes stay, as routes take them.

@@ -57,7 +57,7 @@ const KINDS: [Kind; 7] = [
 
 /// A job's charts as JSON.
 #[derive(Debug, Serialize)]
-pub(super) struct Charts {
+pub(super) struct JobCharts {
     /// Steps of the whole run, and passes over the file: the axis of epochs is their ratio.
     pub total_steps: Option<i64>,
     pub epochs: Option<u32>,
@@ -105,7 +105,7 @@ pub(super) struct Line {
     high: (i64, f64),
 }
 
-impl Charts {
+impl JobCharts {
     /// Makes the charts of curves; `smoothing` is from 0 to below 1.
     pub(super) fn of(curves: &Curves, epochs: Option<u32>, smoothing: f64) -> Self {
         let mut charts: Vec<Chart> = KINDS
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn figures_stand_in_the_chart_that_they_belong_to() {
-        let charts = Charts::of(&curves(), Some(2), 0.5).charts;
+        let charts = JobCharts::of(&curves(), Some(2), 0.5).charts;
         let shown: Vec<(&str, Vec<&str>)> = charts
             .iter()
             .map(|chart| (chart.id, chart.lines.iter().map(|line| line.name.as_str()).collect()))
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_sentence_says_the_last_and_the_best() {
-        let charts = Charts::of(&curves(), None, 0.0).charts;
+        let charts = JobCharts::of(&curves(), None, 0.0).charts;
         assert_eq!(
             charts[0].sentence(),
             "Training loss: 2.000 at last, lowest 1.000 at step 2. Validation loss: 2.500."

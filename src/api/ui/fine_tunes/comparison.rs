@@ -99,5 +99,5 @@ fn losses(jobs: &[Job], curves: &[Curves]) -> Markup {
 /// Returns the last and the lowest number of a column.
 fn numbers(curves: &Curves, name: &str) -> Option<(f64, f64)> {
     let numbers = || curves.figures.get(name).into_iter().flatten().copied().filter(|number| number.is_finite());
-    Some((numbers().last()?, numbers().min_by(f64::total_cmp)?))
+    Some((numbers().next_back()?, numbers().min_by(f64::total_cmp)?))
 }

@@ -42,8 +42,8 @@ pub(in crate::api::ui) struct Feeds {
 }
 
 impl Feeds {
-    /// Joins the feed of `job`, which begins after the event `seen` if there is none yet. The reader then reads the
-    /// database once, up to now, and nothing is missed: what comes later comes through the feed, some of it twice.
+    /// Joins the feed of `job`, which begins after the event `seen` if there is none yet. A reader then reads the
+    /// database itself, up to now, and nothing is missed: what comes later comes through the feed, some of it twice.
     pub(super) fn join(&self, queue: &Queue, job: &Job, seen: i64) -> broadcast::Receiver<Arc<Batch>> {
         let mut by_job = self.by_job.lock();
         if let Some(feed) = by_job.get(&job.key) {

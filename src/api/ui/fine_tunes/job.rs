@@ -8,7 +8,8 @@ use axum::response::Response;
 use maud::{Markup, html};
 use serde::Deserialize;
 
-use super::charts::Charts;
+use super::charts::JobCharts;
+use super::parts::Standing;
 use super::{SECTION, parts, settings};
 use crate::api::http::error::{Problem, Result};
 use crate::api::http::extract::Path;
@@ -19,10 +20,7 @@ use crate::api::ui::layout::{Frame, page};
 use crate::api::ui::security::see;
 use crate::api::ui::visitor::Visitor;
 use crate::api::ui::words;
-use crate::jobs::checkpoints::ModelCheckpoint;
 use crate::jobs::curves::Curves;
-use crate::jobs::events::JobEvent;
-use crate::jobs::progress::Progress;
 use crate::jobs::{Job, JobApi};
 use crate::store;
 use crate::store::files::Page;
@@ -47,25 +45,14 @@ pub(crate) struct Smoothing {
     smoothing: Option<f64>,
 }
 
-/// A job with everything about it that changes but its curves.
-pub(super) struct Standing {
-    pub job: Job,
-    pub progress: Progress,
-    /// Events other than steps, newest first, and whether there are more.
-    pub messages: Vec<JobEvent>,
-    pub more_messages: bool,
-    pub checkpoints: Vec<ModelCheckpoint>,
-}
-
-impl Standing {
-    async fn read(pages: &Pages, job: Job) -> Result<Self, Problem> {
-        let queue = &pages.api.queue;
-        let progress = queue.progress(std::slice::from_ref(&job), 1).await?.remove(&job.key).unwrap_or_default();
-        let (messages, more_messages) = queue.messages(&job, EVENTS).await?;
-        let newest = Page { after: None, limit: CHECKPOINTS, ascending: false };
-        let (checkpoints, _) = queue.checkpoints(&job, newest).await?;
-        Ok(Self { job, progress, messages, more_messages, checkpoints })
-    }
+/// Reads what the parts show.
+async fn standing(pages: &Pages, job: Job) -> Result<Standing, Problem> {
+    let queue = &pages.api.queue;
+    let progress = queue.progress(std::slice::from_ref(&job), 1).await?.remove(&job.key).unwrap_or_default();
+    let (messages, more_messages) = queue.messages(&job, EVENTS).await?;
+    let newest = Page { after: None, limit: CHECKPOINTS, ascending: false };
+    let (checkpoints, _) = queue.checkpoints(&job, newest).await?;
+    Ok(Standing { job, progress, messages, more_messages, checkpoints })
 }
 
 /// Finds the visitor's job.
@@ -84,7 +71,7 @@ pub(super) async fn show(
     let is_live = view.part.as_deref() == Some("live");
     // The curves come first: what happens after them, the stream tells.
     let curves = if is_live { Curves::default() } else { pages.api.queue.curves(&job).await? };
-    let standing = Standing::read(&pages, job).await?;
+    let standing = standing(&pages, job).await?;
     let Standing { job, .. } = &standing;
     let title = words::title(job);
     let body = html! {
@@ -104,7 +91,7 @@ pub(super) async fn show(
 }
 
 fn charts(job: &Job, curves: &Curves) -> Markup {
-    let charts = Charts::of(curves, epochs(job), 0.0);
+    let charts = JobCharts::of(curves, epochs(job), 0.0);
     let without = curves.steps_without_loss();
     html! {
         section id="curves" aria-labelledby="curves-title" data-job=(job.id) data-last=(curves.last_event)
@@ -148,14 +135,14 @@ pub(super) async fn curves(
     visitor: Visitor,
     Path(id): Path<String>,
     Query(smoothing): Query<Smoothing>,
-) -> Result<Json<Charts>, Fault> {
+) -> Result<Json<JobCharts>, Fault> {
     let job = find(&pages, &visitor, &id).await?;
     let smoothing = smoothing.smoothing.filter(|factor| factor.is_finite()).unwrap_or(SMOOTHING);
     let curves = pages.api.queue.curves(&job).await?;
     let newest = Page { after: None, limit: CHECKPOINTS, ascending: false };
     let (checkpoints, _) = pages.api.queue.checkpoints(&job, newest).await?;
-    let charts = Charts::of(&curves, epochs(&job), smoothing.clamp(0.0, SMOOTHEST));
-    Ok(Json(Charts { checkpoints: checkpoints.iter().map(|checkpoint| checkpoint.step).collect(), ..charts }))
+    let charts = JobCharts::of(&curves, epochs(&job), smoothing.clamp(0.0, SMOOTHEST));
+    Ok(Json(JobCharts { checkpoints: checkpoints.iter().map(|checkpoint| checkpoint.step).collect(), ..charts }))
 }
 
 /// Downloads the adapter of the job's model.

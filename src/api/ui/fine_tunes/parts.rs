@@ -4,13 +4,24 @@
 use maud::{Markup, html};
 use serde_json::Value;
 
-use super::job::Standing;
 use crate::api::fine_tuning::event_text::event_text;
 use crate::api::ui::words::{self, figure, moment};
 use crate::config::Config;
 use crate::format;
+use crate::jobs::checkpoints::ModelCheckpoint;
 use crate::jobs::events::JobEvent;
+use crate::jobs::progress::Progress;
 use crate::jobs::{Job, JobApi, JobStatus};
+
+/// A job with everything about it that changes but its curves.
+pub(super) struct Standing {
+    pub job: Job,
+    pub progress: Progress,
+    /// Events other than steps, newest first, and whether there are more.
+    pub messages: Vec<JobEvent>,
+    pub more_messages: bool,
+    pub checkpoints: Vec<ModelCheckpoint>,
+}
 
 /// Where the job stands, why, what came of it, and what can be done.
 pub(super) fn standing(config: &Config, standing: &Standing) -> Markup {

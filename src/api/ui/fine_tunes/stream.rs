@@ -52,11 +52,10 @@ pub(super) async fn follow(
     let job = find(&pages, &visitor, &id).await?;
     let resumed = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
     let seen = resumed.or(from.after).unwrap_or_default();
-    let reader = pages.feeds.join(&pages.api.queue, &job, seen);
     let mut check = interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let follower =
-        Follower { pages, visitor, job, seen, reader, check, ready: VecDeque::new(), state: Reading::Behind };
+        Follower { pages, visitor, job, seen, reader: None, check, ready: VecDeque::new(), state: Reading::Behind };
     let events = Sse::new(follower.stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     Ok(([unbuffered], events).into_response())
@@ -79,7 +78,8 @@ struct Follower {
     job: Job,
     /// Number of the last event that was sent.
     seen: i64,
-    reader: broadcast::Receiver<Arc<Batch>>,
+    /// The feed, once the events so far are read.
+    reader: Option<broadcast::Receiver<Arc<Batch>>>,
     check: Interval,
     ready: VecDeque<Event>,
     state: Reading,
@@ -99,7 +99,7 @@ impl Follower {
                 Reading::Behind => match read(&self.pages.api.queue, &mut self.job, self.seen).await {
                     Ok(batch) => {
                         if batch.last == self.seen {
-                            self.state = Reading::Live;
+                            self.join();
                         }
                         self.take(&batch);
                     }
@@ -112,10 +112,24 @@ impl Follower {
         }
     }
 
+    /// Joins the feed, and then reads the database once more: what came in between may have gone through the feed
+    /// already.
+    fn join(&mut self) {
+        if self.reader.is_some() {
+            self.state = Reading::Live;
+        } else {
+            self.reader = Some(self.pages.feeds.join(&self.pages.api.queue, &self.job, self.seen));
+        }
+    }
+
     /// Waits for the feed, for the end of the session, or of the server.
     async fn wait(&mut self) {
+        let Some(reader) = &mut self.reader else {
+            self.state = Reading::Behind;
+            return;
+        };
         tokio::select! {
-            batch = self.reader.recv() => match batch {
+            batch = reader.recv() => match batch {
                 Ok(batch) if batch.last > self.seen || batch.is_last => self.take(&batch),
                 Ok(_) => {}
                 Err(RecvError::Lagged(_)) => self.state = Reading::Behind,
