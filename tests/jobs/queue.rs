@@ -9,6 +9,7 @@ mod leases;
 mod life;
 mod lists;
 mod notifications;
+mod progress;
 mod state_machine;
 mod stops;
 

@@ -10,6 +10,7 @@ mod files;
 mod keys_and_usage;
 mod lists;
 mod models;
+mod page_sessions;
 mod pool;
 mod support;
 mod sweeps;

@@ -69,7 +69,7 @@ impl Limiter {
     }
 
     /// Admits a request, or refuses it with 429. A refused request costs nothing.
-    fn admit(self: &Arc<Self>, organization: &str, now: Instant) -> Result<Permit> {
+    pub(crate) fn admit(self: &Arc<Self>, organization: &str, now: Instant) -> Result<Permit> {
         let limit = self.allowance.concurrent_requests;
         // The permit comes first, so that it is given back on every way out.
         let running = self.running.fetch_add(1, Ordering::Relaxed);

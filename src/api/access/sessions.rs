@@ -4,10 +4,12 @@
 //! The key is asked for anew at each request, so a session ends with its key. The database holds only hashes; see
 //! [`crate::store::page_sessions`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use tokio::sync::Semaphore;
 
 use crate::api::access::auth::{Caller, Gate, KnownKey};
 use crate::api::http::error::{Problem, Result};
@@ -19,18 +21,21 @@ use crate::store::{Store, with_random_letters};
 pub(crate) const LIFETIME: Duration = Duration::from_hours(24);
 /// Letters and digits of a token: 238 random bits, as a key has.
 const RANDOM: usize = 40;
+/// Lookups at a time: made-up tokens must leave most of the pool's connections to others.
+const LOOKUPS: usize = 4;
 
 /// The sessions of the page. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Sessions {
     gate: Gate,
     store: Store,
+    lookups: Arc<Semaphore>,
 }
 
 impl Sessions {
     /// Creates the sessions of a server with the keys of `gate`.
     pub(crate) fn new(gate: Gate, store: Store) -> Self {
-        Self { gate, store }
+        Self { gate, store, lookups: Arc::new(Semaphore::new(LOOKUPS)) }
     }
 
     /// Begins a session for the holder of `key` and returns its token; `None` if there is no such key.
@@ -47,7 +52,13 @@ impl Sessions {
 
     /// Returns the caller whom `token` stands for; `None` if the session or its key has ended.
     pub(crate) async fn holder(&self, token: &str) -> Result<Option<Caller>, Problem> {
-        match self.store.session(&hash(token)).await? {
+        if token.len() != RANDOM {
+            return Ok(None);
+        }
+        let turn = self.lookups.acquire().await;
+        let session = self.store.session(&hash(token)).await?;
+        drop(turn);
+        match session {
             None => Ok(None),
             Some(SessionKey::Stored(hash)) => self.gate.holder_of_stored(hash).await,
             Some(SessionKey::Configured(found)) => {

@@ -42,6 +42,7 @@ use self::inside::Inside;
 use self::section::Section;
 use crate::api::ApiState;
 use crate::api::access::auth::Gate;
+use crate::api::access::limits::Limiters;
 use crate::api::access::sessions::Sessions;
 use crate::api::access::shares::share_out;
 
@@ -60,6 +61,8 @@ pub(crate) struct Pages {
     pub gate: Gate,
     /// Who is signed in.
     pub sessions: Sessions,
+    /// How often a key asks for pages.
+    limiters: Limiters,
     /// The routes of the API.
     pub inside: Inside,
     /// What happens to jobs that somebody looks at.
@@ -69,7 +72,8 @@ pub(crate) struct Pages {
 /// Returns all pages; `inside` has the API's own routes behind [`auth::admit`](crate::api::access::auth::admit).
 pub(crate) fn routes(api: ApiState, gate: Gate, inside: Router) -> Router {
     let sessions = Sessions::new(gate.clone(), api.store.clone());
-    let pages = Pages { api, gate, sessions, inside: Inside::new(inside), feeds: Feeds::default() };
+    let (limiters, inside) = (Limiters::default(), Inside::new(inside));
+    let pages = Pages { api, gate, sessions, limiters, inside, feeds: Feeds::default() };
     let shares = from_fn_with_state(pages.api.resources.clone(), share_out);
     let guarded = SECTIONS.iter().fold(Router::new(), |routes, section| routes.merge(section.guarded()));
     let guarded = guarded

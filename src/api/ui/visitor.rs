@@ -2,6 +2,7 @@
 //! runs it. The layer [`admit`] stands before every page but the sign-in; handlers receive the [`Visitor`].
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
@@ -11,8 +12,10 @@ use axum::response::Response;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::api::access::auth::Caller;
+use crate::api::access::limits::Allowance;
 use crate::api::http::connections::Connection;
 use crate::api::http::error::{Problem, Result};
+use crate::api::http::holding_body::holding;
 use crate::api::ui::Pages;
 use crate::api::ui::fault::Fault;
 use crate::api::ui::layout::{Frame, Who};
@@ -21,6 +24,10 @@ use crate::api::ui::security::see;
 /// Name of the cookie, where the page came over TLS and where it did not.
 const SECURE_COOKIE: &str = "__Host-attune-session";
 const COOKIE: &str = "attune-session";
+
+/// What a key may look at: pages are cheap, but not free. It counts apart from the key's requests to the API, which those
+/// that a page makes for its visitor are.
+const LOOKS: Allowance = Allowance { requests_per_minute: 1_200, tokens_per_minute: 1, concurrent_requests: 1_000 };
 
 /// Who looks at a page.
 #[derive(Clone)]
@@ -67,9 +74,12 @@ pub(crate) async fn admit(State(pages): State<Pages>, mut request: Request, next
     if let Some(connection) = request.extensions().get::<Arc<Connection>>() {
         connection.belongs_to(&visitor.caller.key).map_err(Problem::from)?;
     }
-    request.extensions_mut().insert(visitor.caller.clone());
+    let caller = &visitor.caller;
+    let permit = pages.limiters.of(&caller.key, LOOKS).admit(&caller.organization, Instant::now())?;
+    request.extensions_mut().insert(caller.clone());
     request.extensions_mut().insert(visitor);
-    Ok(next.run(request).await)
+    // Held until the last byte has gone, as a stream is looked at.
+    Ok(next.run(request).await.map(|body| holding(body, permit)))
 }
 
 /// Finds who sent a request; `None` if that takes a session and there is none.

@@ -1,0 +1,72 @@
+//! What people see of many jobs at once, and the curves of one.
+
+use super::*;
+
+async fn tell(fixture: &Fixture, job: &Job, kind: &str, data: serde_json::Value) {
+    fixture.add_event(job, "info", kind, "told", Some(data)).await.unwrap();
+}
+
+#[tokio::test]
+async fn jobs_of_both_resources_stand_in_one_list_page_by_page() {
+    let fixture = Fixture::new().await;
+    let mut ids = Vec::new();
+    for number in 0..5 {
+        let api = if number % 2 == 0 { JobApi::FineTunes } else { JobApi::FineTuningJobs };
+        ids.insert(0, fixture.enqueue(ORG, api, spec()).await.unwrap().id);
+        fixture.enqueue("rival", api, spec()).await.unwrap();
+    }
+    let page = |after: Option<&String>, limit| Page { after: after.cloned(), limit, ascending: false };
+    let listed = async |after: Option<&String>, limit| {
+        let (jobs, more) = fixture.all_jobs(ORG, page(after, limit)).await.unwrap();
+        (jobs.into_iter().map(|job| job.id).collect::<Vec<_>>(), more)
+    };
+    assert_eq!(listed(None, 2).await, (ids[..2].to_vec(), true));
+    assert_eq!(listed(Some(&ids[1]), 2).await, (ids[2..4].to_vec(), true));
+    assert_eq!(listed(Some(&ids[3]), 2).await, (ids[4..].to_vec(), false));
+    assert_eq!(listed(Some(&"ftjob-nothing".to_owned()), 2).await, (Vec::new(), false));
+    assert_eq!(fixture.any_job(ORG, &ids[0]).await.unwrap().id, ids[0]);
+    assert!(matches!(fixture.any_job("other", &ids[0]).await, Err(Error::NotFound { .. })));
+    assert!(matches!(fixture.any_job(ORG, "nothing").await, Err(Error::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn progress_is_that_of_the_last_step_with_losses_from_the_first_on() {
+    let fixture = Fixture::new().await;
+    let job = fixture.running().await;
+    let waiting = fixture.enqueued().await;
+    tell(&fixture, &job, "message", json!({"estimate": {"trained_tokens": 9}})).await;
+    for step in 1..=200 {
+        let data = json!({"step": step, "total_steps": 200, "train_loss": 1000 - step, "elapsed_seconds": step,
+                          "remaining_seconds": 200 - step});
+        tell(&fixture, &job, "metrics", data).await;
+    }
+    let progress = fixture.progress(&[job.clone(), waiting.clone()], 20).await.unwrap();
+    let own = &progress[&job.key];
+    assert_eq!((own.step, own.total_steps, own.train_loss), (Some(200), Some(200), Some(800.0)));
+    assert_eq!((own.elapsed_seconds, own.remaining_seconds), (Some(200.0), Some(0.0)));
+    assert_eq!(own.estimate, Some(json!({"estimate": {"trained_tokens": 9}})));
+    assert!(own.account.is_none());
+    assert!((15..=20).contains(&own.losses.len()), "{:?}", own.losses);
+    assert!(own.losses.is_sorted_by(|left, right| left > right), "{:?}", own.losses);
+    assert!(own.losses[0] > 985.0 && own.losses[own.losses.len() - 1] < 820.0, "{:?}", own.losses);
+    let other = &progress[&waiting.key];
+    assert_eq!((other.step, other.losses.len()), (None, 0));
+}
+
+#[tokio::test]
+async fn curves_hold_every_step_and_messages_everything_else() {
+    let fixture = Fixture::new().await;
+    let job = fixture.running().await;
+    for step in 1..=3 {
+        tell(&fixture, &job, "metrics", json!({"step": step, "total_steps": 3, "train_loss": step, "note": "text"}))
+            .await;
+        tell(&fixture, &job, "message", json!({"step": 99})).await;
+    }
+    let curves = fixture.curves(&job).await.unwrap();
+    assert_eq!((curves.steps.as_slice(), curves.total_steps), (&[1, 2, 3][..], Some(3)));
+    assert_eq!(curves.figures.keys().collect::<Vec<_>>(), ["train_loss"]);
+    assert!(curves.last_event > 0);
+    let (messages, more) = fixture.messages(&job, 2).await.unwrap();
+    assert!(more && messages.len() == 2 && messages.iter().all(|event| event.kind == "message"));
+    assert!(messages[0].seq > messages[1].seq);
+}
