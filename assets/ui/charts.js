@@ -7,9 +7,9 @@ const HEIGHT = 240;
 export function number(value) {
   if (value == null || !Number.isFinite(value)) return "–";
   const size = Math.abs(value);
-  if (size === 0) return "0";
-  if (size < 1e-4 || size >= 1e6) return value.toExponential(2);
-  if (size < 0.1) return value.toFixed(4);
+  if (Number.isInteger(value)) return value.toLocaleString("en");
+  if (size < 1e-3 || size >= 1e6) return value.toExponential(2);
+  if (size < 0.1) return value.toPrecision(3);
   if (size < 10) return value.toFixed(3);
   return value.toLocaleString("en", { maximumFractionDigits: 1 });
 }

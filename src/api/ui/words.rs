@@ -21,11 +21,12 @@ pub(crate) fn in_path(name: &str) -> String {
     utf8_percent_encode(name, KEPT).to_string()
 }
 
-/// Returns a loss or another figure in four digits.
+/// Returns a loss or another figure in three or four digits.
 pub(crate) fn figure(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
-        0.000_1..0.1 => format!("{value:.4}"),
+        0.001..0.01 => format!("{value:.5}"),
+        0.01..0.1 => format!("{value:.4}"),
         0.1..10.0 => format!("{value:.3}"),
         10.0..1e6 => format::count(value),
         _ => format!("{value:.2e}"),
@@ -106,10 +107,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_have_four_digits() {
-        for (value, text) in
-            [(0.0, "0"), (1.23456, "1.235"), (0.01234, "0.0123"), (12345.6, "12,346"), (2e-5, "2.00e-5")]
-        {
+    fn figures_have_three_or_four_digits() {
+        for (value, text) in [
+            (0.0, "0"),
+            (1.23456, "1.235"),
+            (0.01234, "0.0123"),
+            (12345.6, "12,346"),
+            (0.002, "0.00200"),
+            (2e-5, "2.00e-5"),
+        ] {
             assert_eq!(figure(value), text);
         }
     }

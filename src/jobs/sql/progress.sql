@@ -1,5 +1,6 @@
 -- Progress: how far the jobs $1 are: the last figures, the first estimate, what a finished one took, and $2 losses from
--- the first to the last. Each is found by a few steps in the index, however many events a job has.
+-- the first to the last. Each is found by a few steps in the index, however many events a job has: the estimate is among
+-- the first events, the account among the last.
 select job.key, last.step, last.total_steps, last.train_loss, last.elapsed_seconds, last.remaining_seconds,
        estimate.data as estimate, account.data as account, coalesce(line.losses, '{}') as losses
   from jobs as job
@@ -10,10 +11,14 @@ select job.key, last.step, last.total_steps, last.train_loss, last.elapsed_secon
            (data->>'remaining_seconds')::double precision as remaining_seconds
       from job_events where job = job.key and kind = 'metrics' order by seq desc limit 1) as last on true
   left join lateral (
-    select data from job_events where job = job.key and data ? 'estimate' order by seq limit 1) as estimate on true
+    select data
+      from (select seq, data from job_events where job = job.key order by seq limit 100) as first
+     where data ? 'estimate' order by seq limit 1) as estimate on true
   left join lateral (
-    select data from job_events where job = job.key and data ? 'actual' order by seq desc limit 1) as account
-    on job.status = 'succeeded'
+    select data
+      from (select seq, data from job_events where job = job.key and job.status = 'succeeded'
+             order by seq desc limit 100) as last
+     where data ? 'actual' order by seq desc limit 1) as account on true
   left join lateral (
     select min(seq) as first, max(seq) as last from job_events where job = job.key) as bounds on true
   left join lateral (
