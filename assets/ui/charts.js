@@ -63,7 +63,7 @@ export class Chart {
       width: this.width(),
       height: HEIGHT,
       scales: { x: { time: false }, y: this.log ? { distr: 3 } : {} },
-      axes: [{ ...axis, label: this.unit, labelSize: 18, size: 36 }, { ...axis, size: 64, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : number(tick))) }],
+      axes: [{ ...axis, label: this.unit, labelSize: 18, size: 36 }, { ...axis, size: 64, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : String(+tick.toPrecision(4)))) }],
       series: [{ label: this.unit, value: (_, value) => number(value) }, ...series],
       cursor: { drag: { x: true, y: false } },
       hooks: { draw: [(plot) => this.drawMarks(plot)] },

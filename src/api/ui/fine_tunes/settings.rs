@@ -118,7 +118,35 @@ fn names<'a>(maps: impl IntoIterator<Item = &'a BTreeMap<String, Value>>) -> Vec
 fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
+        // Six digits, without those that only the machine sees.
+        Value::Number(number) if number.is_f64() => number
+            .as_f64()
+            .and_then(|number| format!("{number:.5e}").parse::<f64>().ok())
+            .unwrap_or_default()
+            .to_string(),
         Value::Array(values) => values.iter().map(text).collect::<Vec<_>>().join(", "),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn values_are_written_as_people_write_them() {
+        for (value, written) in [
+            (json!(0.083_333_333_333), "0.0833333"),
+            (json!(16.0), "16"),
+            (json!(2e-5), "0.00002"),
+            (json!(3), "3"),
+            (json!("linear"), "linear"),
+            (json!(["q_proj", "v_proj"]), "q_proj, v_proj"),
+            (json!(false), "false"),
+        ] {
+            assert_eq!(text(&value), written);
+        }
     }
 }
