@@ -112,7 +112,7 @@ def test_what_a_job_refuses_is_said_in_words(acme, trained):
 
 def test_jobs_are_compared_by_what_differs(acme, tenants, tickets, trained):
     with tenants.client("acme") as client:
-        training = upload(client, tickets[:8])
+        training = upload(client, tickets[:12])
         other = create_job(client, training, {"n_epochs": 1, "batch_size": 4, "learning_rate": 1e-3, "rank": 4})
         wait_for_end(client, other.id)
     page = acme.get(f"/ui/fine-tunes/compare?job={trained.id}&job={other.id}").text
@@ -178,7 +178,7 @@ def test_the_stream_tells_a_job_to_its_end_and_resumes(tenants, acme, tickets):
 
 def test_pause_and_resume_by_forms(tenants, acme, tickets):
     with tenants.client("acme") as client:
-        job = create_job(client, upload(client, tickets), {"n_epochs": 30, "batch_size": 1, "learning_rate": 1e-4})
+        job = create_job(client, upload(client, tickets), {"n_epochs": 10, "batch_size": 1, "learning_rate": 1e-4})
         path = f"/ui/fine-tunes/{job.id}"
         wait_for(lambda: client.fine_tuning.jobs.retrieve(job.id).status == "running", "the job to run")
         page = acme.get(path).text
@@ -196,7 +196,7 @@ def test_pause_and_resume_by_forms(tenants, acme, tickets):
 
 def test_a_job_of_the_older_resource_is_shown_too(tenants, acme, tickets):
     with tenants.client("acme") as client, tenants.http("acme") as plain:
-        file = upload(client, as_prompts(tickets[:8]))
+        file = upload(client, as_prompts(tickets[:12]))
         job = plain.post("/v1/fine-tunes", json={"training_file": file, "model": "demo", "n_epochs": 1}).json()
         page = acme.get("/ui/fine-tunes").text
         assert job["id"] in page
