@@ -66,7 +66,7 @@ async fn curves_hold_every_step_and_messages_everything_else() {
     assert_eq!((curves.steps.as_slice(), curves.total_steps), (&[1, 2, 3][..], Some(3)));
     assert_eq!(curves.figures.keys().collect::<Vec<_>>(), ["train_loss"]);
     assert!(curves.last_event > 0);
-    let (messages, more) = fixture.messages(&job, 2).await.unwrap();
+    let (messages, more) = fixture.queue.messages(&job, 2).await.unwrap();
     assert!(more && messages.len() == 2 && messages.iter().all(|event| event.kind == "message"));
     assert!(messages[0].seq > messages[1].seq);
 }
