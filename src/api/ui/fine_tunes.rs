@@ -116,7 +116,7 @@ fn row(pages: &Pages, job: &Job, progress: &Progress) -> Markup {
     let title = words::title(job);
     html! {
         tr {
-            td { input type="checkbox" name="job" value=(job.id) aria-label={ "Compare " (title) ", " (job.id) }; }
+            td data-label="Compare" { input type="checkbox" name="job" value=(job.id) aria-label={ "Compare " (title) ", " (job.id) }; }
             th scope="row" {
                 a href={ "/ui/fine-tunes/" (job.id) } { bdi { (title) } }
                 div.hint { span.mono { (job.id) } }
