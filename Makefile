@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-rust test-sdk test-hostile hostile bench bench-serving bench-training bench-embeddings quality check container-check openapi parity sanitize
+.PHONY: help setup demo serve test test-rust test-sdk test-hostile test-ui hostile bench bench-serving bench-training bench-embeddings quality check container-check openapi parity sanitize
 
 PYTHON := .venv/bin/python
 
@@ -20,7 +20,7 @@ serve: setup ## Build and run the server on http://127.0.0.1:8080 with its data 
 	@cargo build --locked --release
 	@"$$(tools/target-dir)/release/attune" serve --listen 127.0.0.1:8080 --data-dir data
 
-test: test-rust test-sdk test-hostile ## Run every test: the Rust ones, then many clients against a real server
+test: test-rust test-sdk test-hostile test-ui ## Run every test: the Rust ones, then many clients and a browser against real servers
 
 test-rust: setup
 	@cargo test --workspace --locked
@@ -33,6 +33,11 @@ test-sdk: setup .venv/.installed
 test-hostile: setup .venv/.installed
 	@cargo build --locked
 	@$(PYTHON) -m pytest tests/hostile --binary "$$(tools/target-dir)/debug/attune"
+
+test-ui: .venv/.installed tests/ui/node_modules/.installed
+	@tools/setup --browser
+	@cargo build --locked
+	@$(PYTHON) -m pytest tests/ui --binary "$$(tools/target-dir)/debug/attune"
 
 hostile: setup .venv/.installed ## Send 10,000 hostile requests made by chance, and print the worst
 	@cargo build --locked --release
@@ -89,6 +94,10 @@ parity: setup .venv-parity/.installed .venv-bench/.installed ## Compare with tra
 .venv/.installed: tests/sdk/requirements.txt | setup
 	@python3 -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+tests/ui/node_modules/.installed: tests/ui/package-lock.json | setup
+	@npm ci --prefix tests/ui --no-audit --no-fund --ignore-scripts --loglevel=error
 	@touch $@
 
 .venv-bench/.installed: benches/serving/requirements.txt | setup

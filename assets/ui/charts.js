@@ -102,7 +102,7 @@ export class Chart {
   }
 }
 
-// Controls above charts. `change` is called with {x, smoothing, log} at each change.
+// Controls above charts; returns {x, smoothing, log}, and calls `change` with the new ones at each change.
 export function controls(place, { smoothing, epochs, change, first = "step" }) {
   const state = { x: first, smoothing, log: false };
   const labelled = (text, input) => {
@@ -122,7 +122,7 @@ export function controls(place, { smoothing, epochs, change, first = "step" }) {
   const log = Object.assign(document.createElement("input"), { type: "checkbox" });
   labelled("Logarithmic loss:", log).addEventListener("change", () => change({ ...Object.assign(state, { log: log.checked }) }));
   place.hidden = false;
-  return state;
+  return { ...state };
 }
 
 // The places of a line's points across: by step, epoch, or minutes.

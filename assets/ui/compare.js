@@ -26,7 +26,8 @@ function draw() {
   chart.draw(curves.flatMap((one, colour) => {
     const loss = one?.charts.find((other) => other.id === "loss");
     return (loss?.lines ?? []).filter((line) => line.name !== "valid_loss").map((line) => ({
-      label: `${jobs[colour].title} (${jobs[colour].id.slice(-6)}): ${line.label}`,
+      // The marks keep a title that runs from right to left from turning the rest around.
+      label: `\u2068${jobs[colour].title}\u2069 (${jobs[colour].id.slice(-6)}): ${line.label}`,
       x: across(line, by, one),
       y: line.smooth.length ? line.smooth : line.value,
       colour,

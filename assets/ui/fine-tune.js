@@ -191,6 +191,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => curv
 
 const place_of_controls = document.getElementById("controls");
 load().then(() => {
+  if (!curves?.charts.length && !("live" in section.dataset)) return;
   state = controls(place_of_controls, {
     smoothing: state.smoothing,
     epochs: curves?.epochs,

@@ -102,7 +102,9 @@ fn charts(job: &Job, curves: &Curves) -> Markup {
             }
             // The script shows its controls here.
             div.row.controls id="controls" hidden {}
-            @if charts.charts.is_empty() { p.hint { "They begin with the first step." } }
+            @if charts.charts.is_empty() {
+                p.hint { @if job.status.is_final() { "It took no step." } @else { "They begin with the first step." } }
+            }
             div.grid { @for chart in &charts.charts { (chart.show()) } }
             @if !charts.charts.is_empty() {
                 p { a href={ "/ui/fine-tunes/" (job.id) "/points" } { "All points as a table" } }

@@ -1,0 +1,33 @@
+// Every page. `pages.test.js` looks at each in light, dark, on a phone and without JavaScript; `texts.test.js` with texts
+// that try to be more; `tenants.test.js` as somebody else. A new page gets its line here.
+//
+// `path` is made of the jobs that `conftest.py` describes. `reads` are words that it shows even without JavaScript,
+// `ready` an element that it has once its scripts are done. `who` is the key to look with: acme's if nothing is said,
+// nobody's if null.
+
+export const PAGES = [
+  { name: "sign-in", path: () => "/ui/sign-in", who: null, reads: ["API key"] },
+  { name: "fine-tunes", path: () => "/ui/fine-tunes", reads: ["succeeded", "failed", "Step", "USD"], ready: "svg.spark" },
+  {
+    name: "fine-tune",
+    path: ({ trained }) => `/ui/fine-tunes/${trained}`,
+    reads: ["Loss", "lowest", "Estimate and actual", "Answers to validation prompts", "Checkpoints", "letters.jsonl", "ATT-1"],
+    ready: "[data-chart=loss] canvas",
+  },
+  { name: "fine-tune-failed", path: ({ failed }) => `/ui/fine-tunes/${failed}`, reads: ["failed", "Code:"] },
+  {
+    name: "fine-tune-long",
+    path: ({ long }) => `/ui/fine-tunes/${long}`,
+    reads: ["Step 10000 of 10000"],
+    ready: "[data-chart=loss] canvas",
+  },
+  { name: "points", path: ({ trained }) => `/ui/fine-tunes/${trained}/points`, reads: ["train_loss", "learning_rate"] },
+  { name: "events", path: ({ trained }) => `/ui/fine-tunes/${trained}/events`, reads: ["successfully completed"] },
+  {
+    name: "comparison",
+    path: ({ trained, other }) => `/ui/fine-tunes/compare?job=${trained}&job=${other}`,
+    reads: ["Last training loss", "Settings that differ", "n_epochs", "rank"],
+    ready: "#plot canvas",
+  },
+  { name: "not-found", path: () => "/ui/nowhere", reads: ["Not found"], missing: true },
+];

@@ -1,0 +1,55 @@
+// Every page in light and dark, on a phone and without JavaScript: readable, accessible, and without faults.
+
+import assert from "node:assert/strict";
+import { mkdirSync, readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+
+import { visit, world } from "./browser.js";
+import { PAGES } from "./pages.js";
+
+const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"];
+// For people to look at; git does not keep them.
+const SCREENSHOTS = new URL("screenshots/", import.meta.url).pathname;
+mkdirSync(SCREENSHOTS, { recursive: true });
+
+const LOOKS = {
+  light: {},
+  dark: { dark: true },
+  phone: { width: 320 },
+};
+
+for (const { name, path, who = "acme", reads, ready, missing } of PAGES) {
+  const expected = missing && /404/;
+  for (const [look, options] of Object.entries(LOOKS)) {
+    visit(`${name}, ${look}: reads well, and axe finds nothing serious`, { ...options, who, expected }, async (page) => {
+      await page.goto(path(world.jobs));
+      if (ready) await page.locator(ready).first().waitFor();
+      await page.evaluate(() => document.fonts.ready);
+      await page.screenshot({ path: `${SCREENSHOTS}${name}-${look}.png`, fullPage: true });
+      const widths = await page.evaluate(() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]);
+      assert.ok(widths[0] <= widths[1], `the page is ${widths[0]} wide on ${widths[1]}`);
+      assert.deepEqual(await findings(page), []);
+    });
+  }
+
+  visit(`${name}: reads without JavaScript`, { who, expected, javascript: false }, async (page) => {
+    await page.goto(path(world.jobs));
+    assert.equal(await page.locator("h1").count(), 1);
+    const text = await page.locator("body").innerText();
+    for (const words of reads) assert.ok(text.includes(words), `"${words}" is not in ${text}`);
+    assert.equal(await page.locator("[data-chart] canvas").count(), 0, "no script has run");
+  });
+}
+
+// What axe finds that keeps somebody from reading or using the page.
+async function findings(page) {
+  await page.evaluate(AXE);
+  const { violations, passes } = await page.evaluate(
+    (rules) => window.axe.run(document, { runOnly: rules, resultTypes: ["violations", "passes"] }),
+    RULES,
+  );
+  assert.ok(passes.length > 10, "axe has looked");
+  const serious = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
+  return serious.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`).join("; ")}`);
+}
