@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-rust test-sdk test-hostile test-ui hostile bench bench-serving bench-training bench-embeddings quality check container-check openapi parity sanitize
+.PHONY: help setup demo serve test test-rust test-sdk test-hostile test-ui hostile bench bench-serving bench-training bench-embeddings bench-ui quality check container-check openapi parity sanitize
 
 PYTHON := .venv/bin/python
 
@@ -54,6 +54,9 @@ bench-training: setup .venv-bench-training/.installed ## Measure training beside
 
 bench-embeddings: setup .venv-bench-embeddings/.installed .venv-bench-infinity/.installed ## Measure embeddings beside sentence-transformers, ONNX Runtime and infinity (downloads torch twice)
 	@.venv-bench-embeddings/bin/python benches/embeddings
+
+bench-ui: setup ## Measure the page with 1,000 jobs of 5,000 steps, and what 200 open pages cost the engine
+	@python3 benches/ui
 
 quality: setup .venv-quality/.installed ## Fine-tune a real model on real texts, and count right answers beside PEFT (downloads torch)
 	@.venv-quality/bin/python benches/quality
