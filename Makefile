@@ -13,8 +13,8 @@ help: ## Show this list
 setup: ## Install or name what is missing beside Rust (PostgreSQL, Python, Node.js, compilers of C and C++)
 	@tools/setup
 
-demo: setup ## Fine-tune the demo model, watch it learn, and measure it before and after
-	@tools/demo
+demo: setup ## Fine-tune the demo model and measure it before and after; KEEP=1 leaves the server running, with its page
+	@tools/demo $(if $(KEEP),--keep)
 
 serve: setup ## Build and run the server on http://127.0.0.1:8080 with its data in ./data
 	@cargo build --locked --release

@@ -1,9 +1,9 @@
-"""Measures the page at `/ui`: how long the server takes for each page with 1,000 jobs of 5,000 steps, and what 200 open pages
-cost the engine. `make bench-ui` runs it; it ends with status 1 where a page takes 100 ms or the engine loses 2 %.
+"""Measures the page at `/ui`: how long the server takes for each page with 1,000 jobs of 5,000 steps, and what 200
+open pages cost the engine. `make bench-ui` runs it; it ends with status 1 if a page takes 100 ms or the engine loses 2 %.
 
-A page's time is that of the whole answer, over one connection to a server on the same machine, with a session; each figure is a
-median. For the engine's throughput the pages are opened and closed in turn, again and again: rounds with and without them lie
-side by side, so that what disturbs the machine disturbs both. In all rounds the same jobs make steps.
+A page's time is that of the whole answer, over one connection to a server on the same machine, with a session; each
+figure is a median. For the engine's throughput the pages are opened and closed in turn, again and again: rounds with and
+without them lie side by side, so that what disturbs the machine disturbs both. In all rounds the same jobs make steps.
 """
 
 import argparse
@@ -31,7 +31,7 @@ MOST_MILLISECONDS, MOST_LOST = 100, 0.02
 # Every page, by the jobs that `rows.py` makes; a new one gets its line.
 PAGES = {
     "fine-tunes": lambda jobs: "/ui/fine-tunes",
-    "fine-tunes, 100 on a page, from the middle": lambda jobs: f"/ui/fine-tunes?limit=100&after={jobs.ended[len(jobs.ended) // 2]}",
+    "fine-tunes, 100 on a page, from the middle": lambda jobs: f"/ui/fine-tunes?limit=100&after={jobs.middle}",
     "fine-tune": lambda jobs: f"/ui/fine-tunes/{jobs.ended[0]}",
     "fine-tune, its parts that change": lambda jobs: f"/ui/fine-tunes/{jobs.ended[0]}?part=live",
     "fine-tune, its curves": lambda jobs: f"/ui/fine-tunes/{jobs.ended[0]}/curves",
@@ -142,8 +142,8 @@ def main():
         server.stop()
         shutil.rmtree(data_dir, ignore_errors=True)
 
-    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores\n\n| page | ms, median | 95th percentile | bytes |")
-    print("|---|---|---|---|")
+    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores\n")
+    print("| page | ms, median | 95th percentile | bytes |\n|---|---|---|---|")
     for name, (took, size) in paints.items():
         print(f"| {name} | {statistics.median(took):.1f} | {took[int(0.95 * len(took))]:.1f} | {size:,} |")
     without, with_pages = (statistics.median(throughput[is_open]) for is_open in (False, True))

@@ -1,4 +1,4 @@
-"""What asks a server while it is measured: programs that want answers of the model, and pages that somebody looks at."""
+"""What asks a server while it is measured: programs that want answers of the model, and pages that people look at."""
 
 import concurrent.futures
 import multiprocessing
@@ -32,8 +32,8 @@ def tokens_per_second(url, key, seconds):
 
 
 class Pages:
-    """Open pages: each has loaded itself and its curves as a browser does, and holds its stream. They live in a process of
-    their own, which reads what comes and does nothing with it."""
+    """Open pages: each has loaded itself and its curves as a browser does, and holds its stream. They live in a process
+    of their own, which reads what comes and does nothing with it."""
 
     def __init__(self, url, cookie, paths):
         self.ready = multiprocessing.Event()
@@ -74,7 +74,7 @@ def look(address, cookie, paths, ready, heard):
         return answer
 
     selector = selectors.DefaultSelector()
-    # The page says with which event its stream goes on. One of each job loads all of it: what counts is what comes then.
+    # The page says with which event its stream goes on. One of each job loads all of it: the stream is what counts.
     last = {}
     for path in dict.fromkeys(paths):
         last[path] = re.search(rb'data-last="(\d+)"', whole(path))[1].decode()

@@ -1,5 +1,5 @@
-// A headless Chromium, and pages in it that are watched: whatever a person does in `visit`, a page must not write an error
-// to the console, throw, send a request elsewhere, or break its own Content-Security-Policy.
+// A headless Chromium, and pages in it that are watched: whatever a person does in `visit`, a page must not write an
+// error to the console, throw, send a request elsewhere, or break its own Content-Security-Policy.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -48,7 +48,8 @@ export function visit(name, options, work) {
 function watch(context) {
   const faults = [];
   context.on("console", (message) => {
-    if (["error", "warning"].includes(message.type())) faults.push(`console: ${message.text()} (${message.location().url})`);
+    const { url } = message.location();
+    if (["error", "warning"].includes(message.type())) faults.push(`console: ${message.text()} (${url})`);
   });
   context.on("weberror", (fault) => faults.push(`page: ${fault.error().stack}`));
   context.on("request", (request) => {

@@ -50,7 +50,8 @@ training = 5.0
 def sql(server, statement, **variables):
     """Runs SQL in the server's private database; `:'name'` is a variable's text."""
     (folder,) = {found[1] for line in server.log if (found := re.search(r"socket in ([^)\s]+)", line))}
-    command = [shutil.which("psql") or "psql", "-h", folder, "-U", "attune", "-d", "attune", "-qAt", "-v", "ON_ERROR_STOP=1"]
+    psql = shutil.which("psql") or "psql"
+    command = [psql, "-h", folder, "-U", "attune", "-d", "attune", "-qAt", "-v", "ON_ERROR_STOP=1"]
     for name, value in variables.items():
         command += ["-v", f"{name}={value}"]
     done = subprocess.run(command, input=statement, capture_output=True, text=True, timeout=240, cwd="/")
@@ -139,7 +140,8 @@ def of_mallory(server, keys, tickets):
         update jobs set fine_tuned_model = :'text' where id = :'hostile';
         update jobs set spec = jsonb_set(spec, '{suffix}', to_jsonb(:'text'::text)) where id in (:'hostile', :'failed');
         update jobs set status = 'failed', fine_tuned_model = null,
-               error = jsonb_build_object('code', 'server_error', 'message', :'text', 'param', :'text') where id = :'failed';
+               error = jsonb_build_object('code', 'server_error', 'message', :'text', 'param', :'text')
+         where id = :'failed';
         insert into job_events (job, attempt, level, kind, message, data)
         select key, 1, 'error', 'message', :'text', jsonb_build_object('answers', :'answers'::jsonb)
           from jobs where id in (:'hostile', :'failed');

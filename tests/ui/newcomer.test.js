@@ -15,7 +15,8 @@ async function startJob(examples, hyperparameters) {
   form.set("file", new File([lines], "letters.jsonl"));
   const file = await api("acme", "POST", "/v1/files", form);
   const method = { type: "supervised", supervised: { hyperparameters } };
-  return api("acme", "POST", "/v1/fine_tuning/jobs", { model: "demo", training_file: file.id, method, suffix: "newcomer" });
+  const job = { model: "demo", training_file: file.id, method, suffix: "newcomer" };
+  return api("acme", "POST", "/v1/fine_tuning/jobs", job);
 }
 
 const says = (page, word) => page.locator(`#standing .state.${word}`).waitFor();
@@ -93,7 +94,7 @@ visit("jobs that are marked in the list are compared", { who: "acme" }, async (p
   await page.getByText("Step", { exact: true }).first().waitFor();
 });
 
-visit("a curve of ten thousand points is thinned, smoothed as one likes, and drawn in colours of the scheme", { who: "acme" }, async (page) => {
+visit("a curve of ten thousand points is thinned, and smoothed as one likes", { who: "acme" }, async (page) => {
   const answer = page.waitForResponse((response) => response.url().includes("/curves"));
   await page.goto(`/ui/fine-tunes/${world.jobs.long}`);
   const { charts } = await (await answer).json();

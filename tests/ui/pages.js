@@ -1,5 +1,5 @@
-// Every page. `pages.test.js` looks at each in light, dark, on a phone and without JavaScript; `texts.test.js` with texts
-// that try to be more; `tenants.test.js` as somebody else. A new page gets its line here.
+// Every page. `pages.test.js` looks at each in light, dark, on a phone and without JavaScript; `texts.test.js` with
+// texts that try to be more; `session.test.js` as somebody else. A new page gets its line here.
 //
 // `path` is made of the jobs that `conftest.py` describes. `reads` are words that it shows even without JavaScript,
 // `ready` an element that it has once its scripts are done. `who` is the key to look with: acme's if nothing is said,
@@ -7,11 +7,18 @@
 
 export const PAGES = [
   { name: "sign-in", path: () => "/ui/sign-in", who: null, reads: ["API key"] },
-  { name: "fine-tunes", path: () => "/ui/fine-tunes", reads: ["succeeded", "failed", "Step", "USD"], ready: "svg.spark" },
+  {
+    name: "fine-tunes",
+    path: () => "/ui/fine-tunes",
+    reads: ["succeeded", "failed", "Step", "USD"],
+    ready: "svg.spark",
+  },
   {
     name: "fine-tune",
     path: ({ trained }) => `/ui/fine-tunes/${trained}`,
-    reads: ["Loss", "lowest", "Estimate and actual", "Answers to validation prompts", "Checkpoints", "letters.jsonl", "ATT-1"],
+    reads: [
+      "Loss", "lowest", "Estimate and actual", "Answers to validation prompts", "Checkpoints", "letters.jsonl", "ATT-1",
+    ],
     ready: "[data-chart=loss] canvas",
   },
   { name: "fine-tune-failed", path: ({ failed }) => `/ui/fine-tunes/${failed}`, reads: ["failed", "Code:"] },

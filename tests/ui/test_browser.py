@@ -1,4 +1,4 @@
-"""Runs the tests that stand in `*.test.js`, each file with Node.js's own test runner; a failing one shows its report."""
+"""Runs the tests in `*.test.js`, each file with Node.js's own test runner; a failing one shows its report."""
 
 import json
 import os
