@@ -230,7 +230,7 @@ pub(super) fn events(standing: &Standing) -> Markup {
 /// Lists events.
 pub(super) fn event_list(job: &Job, events: &[JobEvent]) -> Markup {
     html! {
-        table.events {
+        table.events.stack {
             caption.hidden { "Events, newest first" }
             thead { tr { th scope="col" { "Time" } th scope="col" { "What happened" } } }
             tbody {

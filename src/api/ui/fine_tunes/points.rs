@@ -39,6 +39,9 @@ pub(super) async fn points(
     let first = from.after.map_or(0, |after| curves.steps.partition_point(|step| *step <= after));
     let end = curves.steps.len().min(first + ROWS as usize);
     let path = format!("/ui/fine-tunes/{}", job.id);
+    // Those of training first, which every step has.
+    let mut columns: Vec<(&String, &Vec<f64>)> = curves.figures.iter().collect();
+    columns.sort_by_key(|(name, _)| !name.starts_with("train_"));
     let body = html! {
         p.hint { a href=(path) { bdi { (words::title(&job)) } } }
         h1 { "Figures of every step" }
@@ -48,14 +51,14 @@ pub(super) async fn points(
                 thead {
                     tr {
                         th scope="col" { "Step" }
-                        @for name in curves.figures.keys() { th.number scope="col" { (name) } }
+                        @for (name, _) in &columns { th.number scope="col" { (name) } }
                     }
                 }
                 tbody {
                     @for place in first..end {
                         tr {
                             th scope="row" { (curves.steps[place]) }
-                            @for column in curves.figures.values() {
+                            @for (_, column) in &columns {
                                 td.number { @if column[place].is_finite() { (figure(column[place])) } }
                             }
                         }
