@@ -37,10 +37,11 @@ select copy.key, event.attempt, event.at, event.level, event.kind, event.message
    and (event.seq < (select min(seq) from job_events where job = template.key and kind = 'metrics')) = :first
  order by event.seq;
 """
+# One job after the other, as workers train.
 METRICS = """
 insert into job_events (job, attempt, kind, message, data)
 select key, 1, 'metrics', '', """ + STEP + """
-  from generate_series(1, :told) as n cross join jobs where id like 'ftjob-' || :'kind' || '%' order by n;
+  from generate_series(1, :told) as n cross join jobs where id like 'ftjob-' || :'kind' || '%' order by id, n;
 """
 
 
