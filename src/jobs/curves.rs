@@ -78,6 +78,17 @@ impl Queue {
             }
         }
     }
+
+    /// Reads the steps of the job at which its validation file was measured. They are few, and soon read.
+    pub async fn validations(&self, job: &Job) -> Result<Curves> {
+        let rows = sqlx::query_as(sql::VALIDATIONS).bind(job.key).bind(MAX_PAGE);
+        let rows: Vec<Row> = rows.fetch_all(&self.store.pool).await?;
+        let mut curves = Curves::default();
+        for row in rows {
+            curves.add(row.seq, row.attempt, &row.data.0);
+        }
+        Ok(curves)
+    }
 }
 
 impl Curves {

@@ -33,4 +33,5 @@ pub(super) const RESUME: &str = include_str!("sql/resume.sql");
 pub(super) const STOP: &str = include_str!("sql/stop.sql");
 pub(super) const SUCCEED: &str = include_str!("sql/succeed.sql");
 pub(super) const TRAINING_RATES: &str = include_str!("sql/training_rates.sql");
+pub(super) const VALIDATIONS: &str = include_str!("sql/validations.sql");
 pub(super) const WAIT_FOR_STORAGE: &str = include_str!("sql/wait_for_storage.sql");

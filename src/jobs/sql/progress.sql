@@ -20,7 +20,10 @@ select job.key, last.step, last.total_steps, last.train_loss, last.elapsed_secon
              order by seq desc limit 100) as last
      where data ? 'actual' order by seq desc limit 1) as account on true
   left join lateral (
-    select min(seq) as first, max(seq) as last from job_events where job = job.key) as bounds on true
+    -- The first step may be long after the first event: other jobs have taken numbers while this one waited.
+    select (select seq from job_events where job = job.key and kind = 'metrics' order by seq limit 1) as first,
+           (select seq from job_events where job = job.key and kind = 'metrics' order by seq desc limit 1) as last
+  ) as bounds on true
   left join lateral (
     select array_agg(loss order by seq) as losses
       from (

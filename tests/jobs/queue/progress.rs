@@ -33,8 +33,13 @@ async fn jobs_of_both_resources_stand_in_one_list_page_by_page() {
 async fn progress_is_that_of_the_last_step_with_losses_from_the_first_on() {
     let fixture = Fixture::new().await;
     let job = fixture.running().await;
+    let other_job = fixture.running().await;
     let waiting = fixture.enqueued().await;
     tell(&fixture, &job, "message", json!({"estimate": {"trained_tokens": 9}})).await;
+    // Numbers of events that others take meanwhile.
+    for _ in 0..500 {
+        tell(&fixture, &other_job, "message", json!({})).await;
+    }
     for step in 1..=200 {
         let data = json!({"step": step, "total_steps": 200, "train_loss": 1000 - step, "elapsed_seconds": step,
                           "remaining_seconds": 200 - step});
@@ -69,4 +74,24 @@ async fn curves_hold_every_step_and_messages_everything_else() {
     let (messages, more) = fixture.queue.messages(&job, 2).await.unwrap();
     assert!(more && messages.len() == 2 && messages.iter().all(|event| event.kind == "message"));
     assert!(messages[0].seq > messages[1].seq);
+}
+
+#[tokio::test]
+async fn validations_are_the_steps_that_have_a_validation_loss() {
+    let fixture = Fixture::new().await;
+    let job = fixture.running().await;
+    for (step, data) in [
+        (1, json!({"valid_loss": null})),
+        (2, json!({"valid_loss": 2.5})),
+        (3, json!({})),
+        (4, json!({"full_valid_loss": 2.0, "valid_loss": null})),
+    ] {
+        let mut data = data;
+        data["step"] = step.into();
+        tell(&fixture, &job, "metrics", data).await;
+    }
+    let validations = fixture.validations(&job).await.unwrap();
+    assert_eq!(validations.steps, [2, 4]);
+    assert!(validations.figures["valid_loss"][0].total_cmp(&2.5).is_eq());
+    assert!(validations.figures["full_valid_loss"][1].total_cmp(&2.0).is_eq());
 }

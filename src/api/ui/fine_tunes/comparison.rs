@@ -1,7 +1,10 @@
 //! Several jobs over one another: their losses by epoch, and the settings in which they differ.
 
+use std::collections::HashMap;
+
 use axum::extract::State;
 use maud::{Markup, html};
+use uuid::Uuid;
 
 use super::job::{epochs, find};
 use super::{SECTION, settings};
@@ -14,6 +17,7 @@ use crate::api::ui::visitor::Visitor;
 use crate::api::ui::words::{self, figure};
 use crate::jobs::Job;
 use crate::jobs::curves::Curves;
+use crate::jobs::progress::Progress;
 
 /// Jobs at a time: more colours nobody tells apart.
 const MOST: usize = 6;
@@ -31,13 +35,15 @@ pub(super) async fn show(
         let message = format!("{MOST} jobs can be compared at a time; {} are marked.", ids.len());
         return Err(Problem::bad_request(message).into());
     }
+    let queue = &pages.api.queue;
     let mut jobs = Vec::new();
-    let mut curves = Vec::new();
+    let mut validations = Vec::new();
     for id in ids {
         let job = find(&pages, &visitor, id).await?;
-        curves.push(pages.api.queue.curves(&job).await?);
+        validations.push(queue.validations(&job).await?);
         jobs.push(job);
     }
+    let progress = queue.progress(&jobs, 0).await?;
     let body = html! {
         p.hint { a href=(SECTION.path) { "All fine-tunes" } }
         h1 { "Compare" }
@@ -52,7 +58,7 @@ pub(super) async fn show(
                     figcaption.hint { "The lowest and the last losses are in the table." }
                 }
             }
-            (losses(&jobs, &curves))
+            (losses(&jobs, &progress, &validations))
             section { h2 { "Settings" } (settings::differences(&jobs, link)) }
         }
     };
@@ -64,7 +70,8 @@ fn link(job: &Job) -> Markup {
     html! { a href={ "/ui/fine-tunes/" (job.id) } { bdi { (words::title(job)) } } div.hint.mono { (job.id) } }
 }
 
-fn losses(jobs: &[Job], curves: &[Curves]) -> Markup {
+fn losses(jobs: &[Job], progress: &HashMap<Uuid, Progress>, validations: &[Curves]) -> Markup {
+    let nothing = Progress::default();
     html! {
         div.scroll tabindex="0" role="region" aria-label="Losses" {
             table {
@@ -78,14 +85,15 @@ fn losses(jobs: &[Job], curves: &[Curves]) -> Markup {
                     }
                 }
                 tbody {
-                    @for (job, curves) in jobs.iter().zip(curves) {
+                    @for (job, curves) in jobs.iter().zip(validations) {
+                        @let progress = progress.get(&job.key).unwrap_or(&nothing);
                         @let validation = numbers(curves, "full_valid_loss").or_else(|| numbers(curves, "valid_loss"));
                         tr data-job=(job.id) data-title=(words::title(job)) {
                             th scope="row" { (link(job)) }
                             td { (words::state(job)) }
                             td.number { @if let Some(epochs) = epochs(job) { (epochs) } }
-                            td.number { @if let Some(steps) = curves.total_steps { (steps) } }
-                            td.number { @if let Some(losses) = numbers(curves, "train_loss") { (figure(losses.0)) } }
+                            td.number { @if let Some(steps) = progress.total_steps { (steps) } }
+                            td.number { @if let Some(loss) = progress.train_loss { (figure(loss)) } }
                             td.number { @if let Some(losses) = validation { (figure(losses.0)) } }
                             td.number { @if let Some(losses) = validation { (figure(losses.1)) } }
                         }
