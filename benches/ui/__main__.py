@@ -1,9 +1,10 @@
 """Measures the page at `/ui`: how long the server takes for each page with 1,000 jobs of 5,000 steps, and what 200
-open pages cost the engine. `make bench-ui` runs it; it ends with status 1 if a page takes 100 ms or the engine loses 2 %.
+open pages cost the engine. `make bench-ui` runs it; it ends with status 1 if a page takes 100 ms or the engine loses
+2 % of its throughput.
 
 A page's time is that of the whole answer, over one connection to a server on the same machine, with a session; each
-figure is a median. For the engine's throughput the pages are opened and closed in turn, again and again: rounds with and
-without them lie side by side, so that what disturbs the machine disturbs both. In all rounds the same jobs make steps.
+figure is a median. For the engine's throughput the pages are opened and closed in turn, again and again: rounds with
+and without them lie side by side, so that what disturbs the machine disturbs both. In all rounds the same jobs make steps.
 """
 
 import argparse

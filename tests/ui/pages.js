@@ -2,11 +2,11 @@
 // texts that try to be more; `session.test.js` as somebody else. A new page gets its line here.
 //
 // `path` is made of the jobs that `conftest.py` describes. `reads` are words that it shows even without JavaScript,
-// `ready` an element that it has once its scripts are done. `who` is the key to look with: acme's if nothing is said,
-// nobody's if null.
+// `ready` an element that it has once its scripts are done. `open` pages are seen by whoever has not signed in, `admin`
+// pages by admins alone, all others as acme. `missing` is for one that is not there.
 
 export const PAGES = [
-  { name: "sign-in", path: () => "/ui/sign-in", who: null, reads: ["API key"] },
+  { name: "sign-in", path: () => "/ui/sign-in", open: true, reads: ["API key"] },
   {
     name: "fine-tunes",
     path: () => "/ui/fine-tunes",
@@ -38,3 +38,6 @@ export const PAGES = [
   },
   { name: "not-found", path: () => "/ui/nowhere", reads: ["Not found"], missing: true },
 ];
+
+// The key that a page is looked at with.
+export const viewer = ({ open, admin }, usual = "acme") => (open ? undefined : admin ? "operators" : usual);

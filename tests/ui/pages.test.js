@@ -5,7 +5,7 @@ import { mkdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
 import { visit, world } from "./browser.js";
-import { PAGES } from "./pages.js";
+import { PAGES, viewer } from "./pages.js";
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"];
@@ -19,7 +19,8 @@ const LOOKS = {
   phone: { width: 320 },
 };
 
-for (const { name, path, who = "acme", reads, ready, missing } of PAGES) {
+for (const { name, path, reads, ready, missing, ...page } of PAGES) {
+  const who = viewer(page);
   const expected = missing && /404/;
   for (const [look, options] of Object.entries(LOOKS)) {
     const known = { ...options, who, expected };
@@ -52,5 +53,5 @@ async function findings(page) {
   );
   assert.ok(passes.length > 10, "axe has looked");
   const serious = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
-  return serious.flatMap(({ id, nodes }) => nodes.map(({ html, failureSummary }) => `${id}: ${html} ${failureSummary}`));
+  return serious.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.html} ${node.failureSummary}`));
 }

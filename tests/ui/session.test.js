@@ -62,8 +62,15 @@ visit("by keyboard alone one gets to a job", { who: "acme" }, async (page) => {
   assert.match(await page.locator("#told").textContent(), /^Step 1: Training loss /);
 });
 
-for (const { name, path, who } of PAGES.filter((page) => !page.missing && page.who !== null)) {
-  visit(`${name}: others see nothing of acme's`, { who: who ?? "rival", expected: /404/ }, async (page) => {
+for (const { name, path } of PAGES.filter((page) => page.admin)) {
+  visit(`${name}: only admins see it`, { who: "acme", expected: /403/ }, async (page) => {
+    assert.equal((await page.goto(path(world.jobs))).status(), 403);
+    assert.equal(await page.locator(`nav a[href="${path(world.jobs)}"]`).count(), 0);
+  });
+}
+
+for (const { name, path } of PAGES.filter((page) => !page.missing && !page.open && !page.admin)) {
+  visit(`${name}: others see nothing of acme's`, { who: "rival", expected: /404/ }, async (page) => {
     const answer = await page.goto(path(world.jobs));
     const text = await page.locator("body").innerHTML();
     if (answer.status() !== 404) {

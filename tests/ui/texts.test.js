@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 
 import { visit, world } from "./browser.js";
-import { PAGES } from "./pages.js";
+import { PAGES, viewer } from "./pages.js";
 
 const { hostile, hostile_other, hostile_failed } = world.jobs;
 const JOBS = { ...world.jobs, trained: hostile, long: hostile, other: hostile_other, failed: hostile_failed };
@@ -18,8 +18,8 @@ const SHOWN = {
   "comparison": [TEXT],
 };
 
-for (const { name, path, who, ready } of PAGES.filter((page) => !page.missing && page.who !== null)) {
-  visit(`${name}: hostile texts stay texts`, { who: who ?? "mallory" }, async (page) => {
+for (const { name, path, ready, ...known } of PAGES.filter((page) => !page.missing && !page.open)) {
+  visit(`${name}: hostile texts stay texts`, { who: viewer(known, "mallory") }, async (page) => {
     const requests = [];
     page.on("request", (request) => requests.push(new URL(request.url()).pathname));
     await page.goto(path(JOBS));
