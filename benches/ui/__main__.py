@@ -4,7 +4,7 @@ open pages cost the engine. `make bench-ui` runs it; it ends with status 1 if a 
 
 A page's time is that of the whole answer, over one connection to a server on the same machine, with a session; each
 figure is a median. For the engine's throughput the pages are opened and closed in turn, again and again: rounds with
-and without them lie side by side, so that what disturbs the machine disturbs both. In all rounds the same jobs make steps.
+and without them lie side by side, so that what disturbs the machine disturbs both. The same jobs make steps in all.
 """
 
 import argparse

@@ -44,6 +44,13 @@ for (const { name, path, reads, ready, missing, ...page } of PAGES) {
   });
 }
 
+visit("every page of the navigation is looked at", { who: "operators" }, async (page) => {
+  const links = await page.locator("nav a").evaluateAll((links) => links.map((link) => link.getAttribute("href")));
+  const known = PAGES.map(({ path }) => path(world.jobs));
+  assert.ok(links.length > 0);
+  assert.deepEqual(links.filter((link) => !known.includes(link)), [], "these have no line in pages.js");
+});
+
 // What axe finds that keeps somebody from reading or using the page.
 async function findings(page) {
   await page.evaluate(AXE);
