@@ -10,15 +10,16 @@
 //! 4. [`error`]: what ends the program or a command; it wraps the errors of the layers below.
 //! 5. [`jobs`]: the queue of fine-tunes in Postgres, its events, and the worker that runs a job.
 //! 6. [`adapters`]: PEFT files in and out, and the registry from names to immutable generations.
-//! 7. [`config`]: the one typed configuration, checked once.
-//! 8. [`store`]: all other SQL, the private Postgres, and the blobs on disk.
-//! 9. `off_thread`, `descriptors`: work that takes its time, away from the threads that serve requests; how many files
-//!    and connections the process may have.
-//! 10. [`engine`]: token ids to tokens and vectors; rows of many requests and adapters in one step.
-//! 11. [`train`], [`datasets`]: fits an adapter to a dataset; reads training files and renders them to tokens.
-//! 12. [`model`]: weights, tokenizer, chat template, LoRA, and the decoder over the kernels for CPU and GPU.
-//! 13. [`hub`]: models by name, in the cache or downloaded.
-//! 14. [`system`], [`format`]: the machine and the process's memory; figures for people.
+//! 7. [`costs`]: a machine of one's own beside prices per token.
+//! 8. [`config`]: the one typed configuration, checked once.
+//! 9. [`store`]: all other SQL, the private Postgres, and the blobs on disk.
+//! 10. `off_thread`, `descriptors`: work that takes its time, away from the threads that serve requests; how many files
+//!     and connections the process may have.
+//! 11. [`engine`]: token ids to tokens and vectors; rows of many requests and adapters in one step.
+//! 12. [`train`], [`datasets`]: fits an adapter to a dataset; reads training files and renders them to tokens.
+//! 13. [`model`]: weights, tokenizer, chat template, LoRA, and the decoder over the kernels for CPU and GPU.
+//! 14. [`hub`]: models by name, in the cache or downloaded.
+//! 15. [`system`], [`format`]: the machine and the process's memory; figures for people.
 //!
 //! Nothing but `api` knows HTTP, and SQL stands in `store` and `jobs` alone. One request and one job are followed from
 //! end to end in `docs/architecture.md`.
@@ -30,6 +31,7 @@ pub mod api;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod costs;
 mod descriptors;
 pub mod error;
 pub mod jobs;

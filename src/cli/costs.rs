@@ -1,16 +1,13 @@
 //! `attune costs`: compares the cost of answers on your own machine with per-token prices, and finds the number of
-//! requests per day at which both cost the same. The prices are the configuration's; the formula is in `docs/costs.md`.
+//! requests per day at which both cost the same. The prices are the configuration's; [`crate::costs`] computes.
 
 use crate::config::{Config, Price};
+use crate::costs::{Comparison, DAYS_PER_MONTH, Plan};
 use crate::{Error, Result, format};
 use clap::Args;
 
 use super::output;
 use crate::cli::DataDirArgs;
-
-const TOKENS_PER_PRICE: f64 = 1e6;
-const SECONDS_PER_HOUR: f64 = 3600.0;
-const DAYS_PER_MONTH: f64 = 30.0;
 
 /// The flags of `attune costs`.
 #[derive(Debug, Args)]
@@ -60,25 +57,6 @@ fn hours(text: &str) -> Result<f64, String> {
     number(text, |number| number > 0.0 && number <= 24.0, "a number of hours above 0, at most 24")
 }
 
-/// The cost of both ways, in money per day.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Comparison {
-    /// One request, by token prices.
-    request: f64,
-    /// The fine-tunes, by token prices.
-    training: f64,
-    /// All requests and fine-tunes, by token prices.
-    by_token: f64,
-    /// One machine.
-    machine: f64,
-    /// Machines that the requests need.
-    machines: f64,
-    /// Requests per day that one machine answers; `None` if its speed is not known.
-    capacity: Option<f64>,
-    /// Requests per day from which on the machine is cheaper; `None` if it never is.
-    break_even: Option<f64>,
-}
-
 impl CostsOptions {
     /// Prints the comparison.
     pub(super) fn run(&self) -> Result<()> {
@@ -88,7 +66,7 @@ impl CostsOptions {
         let hour = config.training.price_per_hour.ok_or_else(|| {
             Error::Setup("the price of the machine is not known: set price_per_hour in [training]".into())
         })?;
-        for line in self.lines(name, &self.compare(price, hour), hour, &config.currency) {
+        for line in self.lines(name, &self.plan(hour).compare(price), hour, &config.currency) {
             output::line(line)?;
         }
         Ok(())
@@ -112,36 +90,22 @@ impl CostsOptions {
         found.map(|(name, price)| (name.as_str(), price)).ok_or_else(|| Error::Setup(none()))
     }
 
-    fn compare(&self, price: &Price, hour: f64) -> Comparison {
-        let request =
-            (self.prompt_tokens * price.prompt + self.completion_tokens * price.completion) / TOKENS_PER_PRICE;
-        let training =
-            self.training_tokens * self.trainings_per_month * price.training / TOKENS_PER_PRICE / DAYS_PER_MONTH;
-        let machine = self.hours_per_day * hour;
-        let capacity = self
-            .tokens_per_second
-            .filter(|_| self.completion_tokens > 0.0)
-            .map(|rate| rate * SECONDS_PER_HOUR * self.hours_per_day / self.completion_tokens);
-        let machines = capacity.map_or(1.0, |capacity| (self.requests_per_day / capacity).ceil().max(1.0));
-        // Rounded up; the factor keeps an error of the division from adding a whole request.
-        let wanted = ((machine - training) / request * (1.0 - 1e-12)).max(0.0).ceil();
-        // Beyond one machine's capacity a further machine is needed, which costs as much again: no break-even there.
-        let reached = wanted.is_finite() && capacity.is_none_or(|capacity| wanted <= capacity);
-        Comparison {
-            request,
-            training,
-            by_token: self.requests_per_day * request + training,
-            machine,
-            machines,
-            capacity,
-            break_even: reached.then_some(wanted),
+    fn plan(&self, price_per_hour: f64) -> Plan {
+        Plan {
+            requests_per_day: self.requests_per_day,
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.completion_tokens,
+            price_per_hour,
+            hours_per_day: self.hours_per_day,
+            tokens_per_second: self.tokens_per_second,
+            training_tokens_per_month: self.training_tokens * self.trainings_per_month,
         }
     }
 
     fn lines(&self, name: &str, costs: &Comparison, hour: f64, currency: &str) -> Vec<String> {
         let money = |amount| format::money(amount, currency);
-        let Comparison { request, training, by_token, machine, machines, capacity, break_even } = *costs;
-        let own = machine * machines;
+        let Comparison { request, training, by_token, machines, capacity, break_even, .. } = *costs;
+        let own = costs.own();
         let trained = if training > 0.0 { format!(", fine-tunes {}", money(training)) } else { String::new() };
         let mut lines = vec![
             format!(
@@ -202,34 +166,13 @@ mod tests {
         Line::try_parse_from([&all, arguments].concat()).expect("arguments").options
     }
 
-    fn near(left: f64, right: f64) {
-        assert!((left - right).abs() < 1e-9, "{left} is not {right}");
-    }
-
     #[test]
-    fn the_break_even_is_where_both_cost_the_same() {
-        let costs = options(&[]).compare(&PRICE, 0.2);
-        near(costs.request, 0.0008);
-        near(costs.by_token, 8.0);
-        near(costs.machine, 4.8);
-        near(costs.break_even.expect("there is one"), 6000.0);
-        // Fine-tunes are paid for by the token only: 3 USD in 30 days.
-        let trained = options(&["--training-tokens", "1000000"]).compare(&PRICE, 0.2);
-        near(trained.by_token, 8.1);
-        near(trained.break_even.expect("there is one"), 5875.0);
-        let tripled = options(&["--training-tokens", "3000000"]).compare(&PRICE, 0.2);
-        near(tripled.break_even.expect("4.5 / 0.0008 in floats is a little more than 5,625"), 5625.0);
-    }
-
-    #[test]
-    fn a_machine_that_is_too_slow_is_never_cheaper_and_more_are_needed_for_more_requests() {
-        // 5 tokens per second are 4,320 answers a day.
-        let slow = options(&["--tokens-per-second", "5"]).compare(&PRICE, 0.2);
-        assert_eq!((slow.capacity, slow.machines, slow.break_even), (Some(4320.0), 3.0, None));
-        let fast = options(&["--tokens-per-second", "50"]).compare(&PRICE, 0.2);
-        assert_eq!((fast.machines, fast.break_even.map(f64::round)), (1.0, Some(6000.0)));
-        let free = Price { prompt: 0.0, completion: 0.0, ..PRICE };
-        assert_eq!(options(&[]).compare(&free, 0.2).break_even, None);
+    fn the_flags_are_the_plan() {
+        let arguments = ["--tokens-per-second", "5", "--training-tokens", "100", "--trainings-per-month", "3"];
+        let plan = options(&arguments).plan(0.2);
+        assert_eq!((plan.requests_per_day, plan.prompt_tokens, plan.completion_tokens), (10_000.0, 400.0, 100.0));
+        assert_eq!((plan.price_per_hour, plan.hours_per_day, plan.tokens_per_second), (0.2, 24.0, Some(5.0)));
+        assert!((plan.training_tokens_per_month - 300.0).abs() < 1e-9);
     }
 
     #[test]
