@@ -1,13 +1,13 @@
-//! `attune keys`: makes, lists and revokes API keys in the database. Standard output is for scripts: `create` prints
-//! the key alone on a line.
+//! `attune keys`: makes, lists, limits and revokes API keys in the database. Standard output is for scripts: `create`
+//! prints the key alone on a line.
 
+use crate::Result;
 use crate::app::open_store_beside;
 use crate::config::Config;
 use crate::store::Store;
-use crate::store::keys::{ApiKey, NewKey, normal_organization};
-use crate::{Error, Result};
+use crate::store::keys::{ApiKey, NewKey, expiry, normal_organization};
 use clap::{Args, Subcommand};
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::Timestamp;
 
 use super::output::{line, note};
 use crate::cli::DataDirArgs;
@@ -24,6 +24,15 @@ pub(super) enum KeysCommand {
         /// List only the keys of this organisation.
         #[arg(long)]
         org: Option<String>,
+    },
+    /// Change what a key may ask for in a minute, from its next request on.
+    Limit {
+        #[command(flatten)]
+        place: DataDirArgs,
+        /// The key's id, as `list` prints it: `key_…`.
+        id: String,
+        #[command(flatten)]
+        limits: LimitArgs,
     },
     /// Revoke a key: the server refuses it from now on.
     Revoke {
@@ -48,22 +57,32 @@ pub(super) struct CreateOptions {
     /// Allow requests that concern the whole server, such as reading every organisation's usage.
     #[arg(long)]
     admin: bool,
+    #[command(flatten)]
+    limits: LimitArgs,
+    /// Expire the key after a time (30d, 12h, 45m, 10s) or at the start of a UTC day (2027-01-31) [default: never].
+    #[arg(long, value_name = "TIME")]
+    expires: Option<String>,
+}
+
+/// The limits of a key.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct LimitArgs {
     /// Allow this many requests per minute [default: `limits.requests_per_minute`].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     rpm: Option<u64>,
     /// Allow this many tokens per minute [default: `limits.tokens_per_minute`].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     tpm: Option<u64>,
-    /// Expire the key after a time (30d, 12h, 45m, 10s) or at the start of a UTC day (2027-01-31) [default: never].
-    #[arg(long, value_name = "TIME")]
-    expires: Option<String>,
 }
 
 impl KeysCommand {
     /// Returns the flags that say where the database is.
     pub(super) fn place(&self) -> &DataDirArgs {
         match self {
-            Self::Create(CreateOptions { place, .. }) | Self::List { place, .. } | Self::Revoke { place, .. } => place,
+            Self::Create(CreateOptions { place, .. })
+            | Self::List { place, .. }
+            | Self::Limit { place, .. }
+            | Self::Revoke { place, .. } => place,
         }
     }
 
@@ -77,6 +96,11 @@ impl KeysCommand {
         let (store, _postgres) = open_store_beside(&config).await?;
         match (self, new) {
             (Self::List { org, .. }, _) => list(&store, org.as_deref()).await,
+            (Self::Limit { id, limits, .. }, _) => {
+                let key = store.limit_key(&id, limits.rpm, limits.tpm).await?;
+                let [rpm, tpm] = limits_of(&key);
+                line(format_args!("{} of {}: {rpm} requests and {tpm} tokens per minute", key.id, key.organization))
+            }
             (Self::Revoke { id, .. }, _) => {
                 let key = store.revoke_key(&id).await?;
                 line(format_args!("{} of {} is revoked", key.id, key.organization))
@@ -92,8 +116,8 @@ impl CreateOptions {
             organization: normal_organization(&self.org)?,
             name: self.name.clone(),
             admin: self.admin,
-            requests_per_minute: self.rpm,
-            tokens_per_minute: self.tpm,
+            requests_per_minute: self.limits.rpm,
+            tokens_per_minute: self.limits.tpm,
             expires_at: self.expires.as_deref().map(|text| expiry(text, Timestamp::now())).transpose()?,
         })
     }
@@ -133,6 +157,7 @@ async fn list(store: &Store, organization: Option<&str>) -> Result<()> {
 fn row(key: ApiKey) -> [String; 11] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
     // A name is free text: a line break in it must not look like another key.
+    let [rpm, tpm] = limits_of(&key);
     let name = key.name.map(|name| name.replace(char::is_control, " "));
     [
         key.id,
@@ -140,8 +165,8 @@ fn row(key: ApiKey) -> [String; 11] {
         key.masked,
         or_dash(name),
         if key.admin { "yes" } else { "no" }.into(),
-        key.requests_per_minute.map_or_else(|| "default".into(), |limit| limit.to_string()),
-        key.tokens_per_minute.map_or_else(|| "default".into(), |limit| limit.to_string()),
+        rpm,
+        tpm,
         time(key.created_at),
         key.expires_at.map_or_else(|| "never".into(), time),
         or_dash(key.revoked_at.map(time)),
@@ -149,56 +174,13 @@ fn row(key: ApiKey) -> [String; 11] {
     ]
 }
 
+/// Words a key's requests and tokens per minute.
+fn limits_of(key: &ApiKey) -> [String; 2] {
+    let word = |limit: Option<i64>| limit.map_or_else(|| "default".into(), |limit| limit.to_string());
+    [key.requests_per_minute, key.tokens_per_minute].map(word)
+}
+
 /// Formats Unix seconds as UTC time.
 fn time(seconds: i64) -> String {
     Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
-}
-
-/// Parses `30d`, `12h`, `45m` or `10s` from `now`, or a UTC day (its start), to Unix seconds; the past is refused.
-fn expiry(text: &str, now: Timestamp) -> Result<i64> {
-    let fault = || {
-        Error::Setup(format!("--expires {text}: use a time such as 30d, 12h, 45m, 10s, or a day such as 2027-01-31"))
-    };
-    let end = if let Ok(day) = text.parse::<jiff::civil::Date>() {
-        day.to_zoned(TimeZone::UTC).map_err(|_| fault())?.timestamp().as_second()
-    } else {
-        let unit = match text.chars().last() {
-            Some('d') => 86_400,
-            Some('h') => 3_600,
-            Some('m') => 60,
-            Some('s') => 1,
-            _ => return Err(fault()),
-        };
-        let count: i64 = text[..text.len() - 1].parse().map_err(|_| fault())?;
-        let seconds = count.checked_mul(unit).filter(|seconds| *seconds > 0).ok_or_else(fault)?;
-        now.as_second().checked_add(seconds).ok_or_else(fault)?
-    };
-    if Timestamp::from_second(end).is_err() {
-        return Err(fault());
-    }
-    if end <= now.as_second() {
-        return Err(Error::Setup(format!("--expires {text}: that is in the past")));
-    }
-    Ok(end)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_end_is_a_time_from_now_or_a_day() {
-        let now: Timestamp = "2026-11-23T12:00:00Z".parse().expect("a time");
-        let end = |text: &str| expiry(text, now).map(|end| end - now.as_second());
-        assert_eq!(end("30d").expect("days"), 30 * 86_400);
-        assert_eq!(end("12h").expect("hours"), 12 * 3_600);
-        assert_eq!(end("45m").expect("minutes"), 45 * 60);
-        assert_eq!(end("10s").expect("seconds"), 10);
-        assert_eq!(end("2026-11-24").expect("a day"), 12 * 3_600);
-        for text in
-            ["", "d", "0d", "-1d", "1w", "30", "2026-11-23", "2020-01-01", "2026-13-01", "99999999999999d", "3é"]
-        {
-            assert!(end(text).is_err(), "{text:?}");
-        }
-    }
 }

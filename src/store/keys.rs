@@ -1,5 +1,5 @@
-//! API keys: who may call, for which organisation, within which limits. The command line makes, lists and revokes them;
-//! the [directory](super::key_directory) looks them up for the server.
+//! API keys: who may call, for which organisation, within which limits. The command line and the page make, list, limit
+//! and revoke them; the [directory](super::key_directory) looks them up for the server.
 //!
 //! A key's text is shown once, when it is made. Stored are its SHA-256, which finds it again, and a masked form for
 //! people. A plain hash is enough: the text has 238 random bits, so there is nothing to guess.
@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use jiff::{Timestamp, tz::TimeZone};
 use sha2::{Digest as _, Sha256};
 
 use crate::store::files::cut_page;
@@ -123,6 +124,45 @@ pub fn normal_organization(name: &str) -> Result<String> {
     Ok(normal)
 }
 
+/// Parses the end of a key, `30d`, `12h`, `45m` or `10s` from `now`, or a UTC day (its start), to Unix seconds; the
+/// past is refused.
+pub fn expiry(text: &str, now: Timestamp) -> Result<i64> {
+    let fault = || {
+        let message = format!("the end `{text}`: use a time such as 30d, 12h, 45m, 10s, or a day such as 2027-01-31");
+        Error::KeySetting(message)
+    };
+    let end = if let Ok(day) = text.parse::<jiff::civil::Date>() {
+        day.to_zoned(TimeZone::UTC).map_err(|_| fault())?.timestamp().as_second()
+    } else {
+        let unit = match text.chars().last() {
+            Some('d') => 86_400,
+            Some('h') => 3_600,
+            Some('m') => 60,
+            Some('s') => 1,
+            _ => return Err(fault()),
+        };
+        let count: i64 = text[..text.len() - 1].parse().map_err(|_| fault())?;
+        let seconds = count.checked_mul(unit).filter(|seconds| *seconds > 0).ok_or_else(fault)?;
+        now.as_second().checked_add(seconds).ok_or_else(fault)?
+    };
+    if Timestamp::from_second(end).is_err() {
+        return Err(fault());
+    }
+    if end <= now.as_second() {
+        return Err(Error::KeySetting(format!("the end `{text}` is in the past")));
+    }
+    Ok(end)
+}
+
+/// Checks a limit per minute and makes it a value of the database.
+fn limit(name: &str, limit: Option<u64>) -> Result<Option<i64>> {
+    match limit.map(i64::try_from) {
+        None => Ok(None),
+        Some(Ok(limit @ 1..)) => Ok(Some(limit)),
+        Some(_) => Err(Error::KeySetting(format!("{name} must be at least 1, and no more than {}", i64::MAX))),
+    }
+}
+
 impl Store {
     /// Makes a key; also returns its text, which nobody can read again.
     pub async fn create_key(&self, new: NewKey) -> Result<(ApiKey, String)> {
@@ -133,11 +173,6 @@ impl Store {
         if new.name.as_ref().is_some_and(|name| !is_visible(name)) {
             return Err(Error::KeySetting(format!("the name of a key must have {VISIBLE}")));
         }
-        let limit = |name: &str, limit: Option<u64>| match limit.map(i64::try_from) {
-            None => Ok(None),
-            Some(Ok(limit @ 1..)) => Ok(Some(limit)),
-            Some(_) => Err(Error::KeySetting(format!("{name} must be at least 1, and no more than {}", i64::MAX))),
-        };
         let text = with_random_letters(PREFIX, RANDOM);
         let key = sqlx::query_as(key_query!(
             "insert into api_keys (id, organization, name, hash, masked, admin, requests_per_minute, tokens_per_minute,
@@ -162,6 +197,17 @@ impl Store {
     /// Lists a page of all keys, or of those of one organisation, oldest first, and tells whether there are more. It
     /// begins after the key with the id `after`, and is empty if there is no such key.
     pub async fn keys(&self, organization: Option<&str>, after: Option<&str>) -> Result<(Vec<ApiKey>, bool)> {
+        self.some_keys(organization, after, MAX_PAGE).await
+    }
+
+    /// Does as [`Store::keys`], for a page of at most `limit` keys.
+    pub async fn some_keys(
+        &self,
+        organization: Option<&str>,
+        after: Option<&str>,
+        limit: i64,
+    ) -> Result<(Vec<ApiKey>, bool)> {
+        let limit = limit.clamp(0, MAX_PAGE);
         let keys = sqlx::query_as(key_query!(
             "select",
             "from api_keys where ($1::text is null or organization = $1) and (created_at, id) > (
@@ -169,8 +215,28 @@ impl Store {
                  union all select '-infinity', '' where $2::text is null)
               order by api_keys.created_at, id limit $3"
         ));
-        let keys = keys.bind(organization).bind(after).bind(MAX_PAGE + 1).fetch_all(&self.pool).await?;
-        Ok(cut_page(keys, MAX_PAGE))
+        let keys = keys.bind(organization).bind(after).bind(limit + 1).fetch_all(&self.pool).await?;
+        Ok(cut_page(keys, limit))
+    }
+
+    /// Finds those of the keys with these ids that there are, revoked ones included.
+    pub async fn keys_named(&self, ids: &[&str]) -> Result<Vec<ApiKey>> {
+        let keys = sqlx::query_as(key_query!("select", "from api_keys where id = any($1) limit $2"));
+        Ok(keys.bind(ids).bind(MAX_PAGE).fetch_all(&self.pool).await?)
+    }
+
+    /// Sets what a key may ask for in a minute, or [`Error::NotFound`]; `None` takes the configuration's.
+    pub async fn limit_key(&self, id: &str, requests: Option<u64>, tokens: Option<u64>) -> Result<ApiKey> {
+        sqlx::query_as(key_query!(
+            "update api_keys set requests_per_minute = $2, tokens_per_minute = $3 where id = $1 returning",
+            ""
+        ))
+        .bind(id)
+        .bind(limit("requests_per_minute", requests)?)
+        .bind(limit("tokens_per_minute", tokens)?)
+        .fetch_optional(&self.pool)
+        .await?
+        .ok_or_else(|| Error::NotFound { kind: "key", id: id.into() })
     }
 
     /// Ends a key for good, or [`Error::NotFound`]. Revoking it again changes nothing.
@@ -233,6 +299,22 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_end_is_a_time_from_now_or_a_day() {
+        let now: Timestamp = "2026-11-23T12:00:00Z".parse().expect("a time");
+        let end = |text: &str| expiry(text, now).map(|end| end - now.as_second());
+        assert_eq!(end("30d").expect("days"), 30 * 86_400);
+        assert_eq!(end("12h").expect("hours"), 12 * 3_600);
+        assert_eq!(end("45m").expect("minutes"), 45 * 60);
+        assert_eq!(end("10s").expect("seconds"), 10);
+        assert_eq!(end("2026-11-24").expect("a day"), 12 * 3_600);
+        for text in
+            ["", "d", "0d", "-1d", "1w", "30", "2026-11-23", "2020-01-01", "2026-13-01", "99999999999999d", "3é"]
+        {
+            assert!(end(text).is_err(), "{text:?}");
+        }
+    }
 
     #[test]
     fn an_organisation_is_made_fit_for_a_models_name() {

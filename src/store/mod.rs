@@ -15,6 +15,7 @@ mod outage;
 pub mod page_sessions;
 pub mod permissions;
 pub mod postgres;
+pub mod recent_use;
 mod removal;
 mod schema;
 mod sweep;

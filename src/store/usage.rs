@@ -1,6 +1,6 @@
 //! The use of each key, by model and UTC day: the sums that `GET /v1/usage` shows. The
 //! [recorder](super::usage_recorder) writes the use of requests; a job's tokens are written by the statement that
-//! finishes it, in `jobs::queue`.
+//! finishes it, in `jobs::queue`. What [`recent_use`](super::recent_use) shows is written along.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -127,6 +127,21 @@ impl Store {
                  returning batch
              ), forgotten as (
                  delete from usage_writers where written_at < now() - interval '7 days' and id <> $1
+             ), passed as (
+                 delete from usage_recent where ctid in (
+                     select ctid from usage_recent where slot < now() - interval '25 hours'
+                      limit 1000 for update skip locked)
+             ), recent as (
+                 insert into usage_recent (organization, model, slot, requests, prompt_tokens, completion_tokens)
+                 select organization, model, date_bin('5 minutes', now(), '2000-01-01'), sum(requests),
+                        sum(prompt_tokens), sum(completion_tokens)
+                   from turn, unnest($4::text[], $6::text[], $8::bigint[], $9::bigint[], $11::bigint[])
+                     as added (organization, model, requests, prompt_tokens, completion_tokens)
+                  group by organization, model order by organization, model
+                 on conflict (organization, model, slot) do update set
+                     requests = usage_recent.requests + excluded.requests,
+                     prompt_tokens = usage_recent.prompt_tokens + excluded.prompt_tokens,
+                     completion_tokens = usage_recent.completion_tokens + excluded.completion_tokens
              )
              insert into usage_daily (day, organization, key, model, base, requests, prompt_tokens, cached_tokens,
                                       completion_tokens)

@@ -12,6 +12,7 @@ use attune::store::Error;
 use attune::store::Store;
 use attune::store::key_directory::KeyDirectory;
 use attune::store::keys::{ApiKey, NewKey, hash};
+use attune::store::recent_use::{RecentCounts, RecentUse};
 use attune::store::usage::{BasePrice, Counts, UsageEntry, UsageQuery, UsageRow, UsageRows};
 use attune::store::usage_recorder::UsageRecorder;
 use attune::train::hyperparameters::Hyperparameters;
@@ -102,6 +103,28 @@ async fn what_a_key_cannot_have_is_refused() {
         assert!(matches!(error, Error::KeySetting(_)), "{new:?}: {error:?}");
     }
     assert!(!database.store.has_keys().await.unwrap());
+}
+
+#[tokio::test]
+async fn a_key_is_limited_anew_and_running_servers_hear_of_it() {
+    let database = TestDatabase::new().await;
+    let store = &database.store;
+    let (key, text) = key(store).await;
+    let directory = KeyDirectory::open(store.clone(), OUTAGE).await.unwrap();
+    assert_eq!(directory.find(&text).await.unwrap().unwrap().requests_per_minute, None);
+    let limited = store.limit_key(&key.id, Some(7), None).await.unwrap();
+    assert_eq!((limited.requests_per_minute, limited.tokens_per_minute), (Some(7), None));
+    eventually("the new limit", async || directory.find(&text).await.unwrap().unwrap().requests_per_minute == Some(7))
+        .await;
+    let other = store.limit_key(&key.id, None, Some(1 << 40)).await.unwrap();
+    assert_eq!((other.requests_per_minute, other.tokens_per_minute), (None, Some(1 << 40)));
+    assert!(matches!(store.limit_key("key_none", None, None).await, Err(Error::NotFound { kind: "key", .. })));
+    for wrong in [0, u64::MAX] {
+        assert!(matches!(store.limit_key(&key.id, Some(wrong), None).await, Err(Error::KeySetting(_))), "{wrong}");
+    }
+    assert_eq!(store.keys_named(&[&key.id, "key_none"]).await.unwrap(), [other]);
+    let (page, more) = store.some_keys(None, None, 0).await.unwrap();
+    assert!(page.is_empty() && more);
 }
 
 #[tokio::test]
@@ -218,6 +241,35 @@ async fn a_batch_that_is_sent_again_is_not_added_twice() {
         store.add_usage(writer, batch, &rows).await.unwrap();
     }
     assert_eq!(requests(store, query(Some("acme"))).await, [(vec![], 3)]);
+}
+
+#[tokio::test]
+async fn what_was_used_lately_is_known_by_model_for_an_hour_and_a_day() {
+    let database = TestDatabase::new().await;
+    let store = &database.store;
+    let writer = Uuid::new_v4();
+    let entries =
+        [entry("acme", "k1", "ft:a", "demo"), entry("acme", "k2", "ft:a", "demo"), entry("rival", "k3", "ft:a", "x")];
+    let batch_rows: UsageRows = entries.into_iter().map(|entry| (("2026-05-01".into(), entry), COUNTS)).collect();
+    for batch in [1, 2, 2] {
+        store.add_usage(writer, batch, &batch_rows).await.unwrap();
+    }
+    let used = async |organization| store.recent_use(organization, &["ft:a", "demo"]).await.unwrap();
+    let of = |times: i64| RecentCounts { requests: times, tokens: 1050 * times };
+    let four = RecentUse { hour: of(4), day: of(4) };
+    assert_eq!(used("acme").await, [("ft:a".to_owned(), four)].into(), "two keys, two batches, one of them sent twice");
+    assert_eq!(used("rival").await["ft:a"].hour, of(2));
+    assert!(used("nobody").await.is_empty());
+    // What is older than an hour counts for the day, what is older than a day is forgotten with the next batch.
+    database.execute("update usage_recent set slot = slot - interval '2 hours' where organization = 'acme'").await;
+    database.execute("update usage_recent set slot = slot - interval '26 hours' where organization = 'rival'").await;
+    assert_eq!(used("acme").await["ft:a"], RecentUse { hour: of(0), day: of(4) });
+    assert!(used("rival").await.is_empty());
+    let rows = async || database.value::<i64>("select count(*) from usage_recent").await;
+    assert_eq!(rows().await, 2);
+    add(store, &[("2026-05-01", entry("acme", "k1", "demo", "demo"))]).await;
+    assert_eq!(rows().await, 2, "one more, one less");
+    assert_eq!(used("acme").await["demo"].hour, of(1));
 }
 
 #[tokio::test]
