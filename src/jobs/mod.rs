@@ -15,6 +15,7 @@ pub mod queue;
 pub mod retention;
 mod rows;
 mod sql;
+pub mod standing;
 mod training_rates;
 pub mod worker;
 

@@ -30,6 +30,7 @@ pub(super) const PRUNE_USAGE: &str = include_str!("sql/prune_usage.sql");
 pub(super) const REAP: &str = include_str!("sql/reap.sql");
 pub(super) const RECORD_PLAN: &str = include_str!("sql/record_plan.sql");
 pub(super) const RESUME: &str = include_str!("sql/resume.sql");
+pub(super) const STANDING: &str = include_str!("sql/standing.sql");
 pub(super) const STOP: &str = include_str!("sql/stop.sql");
 pub(super) const SUCCEED: &str = include_str!("sql/succeed.sql");
 pub(super) const TRAINING_RATES: &str = include_str!("sql/training_rates.sql");

@@ -12,6 +12,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::ApiState;
+use crate::api::operations::figures::{self, Figures};
 use crate::store::StorageFault;
 use crate::{Error, Result, descriptors};
 
@@ -121,6 +122,16 @@ fn is_stuck(state: &ApiState) -> bool {
     responses((status = 200, description = "Prometheus text format.", content_type = "text/plain", body = String)),
 )]
 pub(crate) async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], render(&state))
+}
+
+/// Returns the metrics as values.
+pub(crate) fn figures(state: &ApiState) -> Figures {
+    Figures::read(&render(state))
+}
+
+/// Returns the metrics as text, those included that are only true at the moment.
+fn render(state: &ApiState) -> String {
     state.registry.status().record();
     record_descriptors();
     if state.config.worker {
@@ -130,7 +141,7 @@ pub(crate) async fn metrics(State(state): State<ApiState>) -> impl IntoResponse 
         metrics.run_upkeep();
         metrics.render()
     });
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text.unwrap_or_default())
+    text.unwrap_or_default()
 }
 
 /// Records the file descriptors under the names that Prometheus' own libraries give them.
@@ -167,6 +178,7 @@ pub fn record_metrics() -> Result<()> {
         loop {
             std::thread::sleep(UPKEEP);
             handle.run_upkeep();
+            figures::sample(|| handle.render());
         }
     };
     std::thread::Builder::new().name("metrics".into()).spawn(upkeep).map_err(Error::io("start the metrics' thread"))?;

@@ -1,11 +1,12 @@
 //! What operators and every client need besides. [`health`] tells whether the server is alive and ready, and its
-//! metrics; [`usage`] sums up what an organisation used; [`files`] holds uploads and results. [`checks`] are rules that
-//! fields of several resources have in common.
+//! metrics, which [`figures`] reads for the page; [`usage`] sums up what an organisation used; [`files`] holds uploads
+//! and results. [`checks`] are rules that fields of several resources have in common.
 //!
 //! [`routes`](fn@super::routes) lists the handlers; they call `store`. `app` starts the metrics, and later rooms use
 //! [`checks`].
 
 pub(super) mod checks;
+pub(super) mod figures;
 pub(super) mod files;
 pub(super) mod health;
 pub(super) mod usage;

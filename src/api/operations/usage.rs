@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::api::ApiState;
-use crate::api::access::auth::{Admin, Caller};
+use crate::api::access::auth::Caller;
 use crate::api::http::error::{ErrorBody, Problem, Result};
 use crate::api::http::query::{Query, QueryPairs};
 use crate::api::operations::checks::within;
@@ -98,16 +98,20 @@ pub(crate) struct UsageSums {
 pub(crate) async fn read(
     State(state): State<ApiState>,
     caller: Caller,
-    admin: Result<Admin, Problem>,
     Query(mut params): Query<UsageParams>,
     QueryPairs(pairs): QueryPairs,
 ) -> Result<Json<UsageReport>, Problem> {
-    if params.organization.as_ref().is_some_and(|asked| **asked != *caller.organization) {
-        admin.map_err(|problem| problem.param("organization"))?;
-    }
     // Empty, it asks for one sum, and is not as if absent.
     if pairs.iter().any(|(name, value)| name == "group_by" && value.is_empty()) {
         params.group_by.get_or_insert_default();
+    }
+    report(&state, &caller, params).await.map(Json)
+}
+
+/// Sums up what `caller` asks for and may see.
+pub(crate) async fn report(state: &ApiState, caller: &Caller, params: UsageParams) -> Result<UsageReport> {
+    if params.organization.as_ref().is_some_and(|asked| **asked != *caller.organization) && !caller.admin {
+        return Err(Problem::not_admin().param("organization"));
     }
     let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
     let query = params.query(&caller.organization, today, prices(&state.config))?;
@@ -118,7 +122,7 @@ pub(crate) async fn read(
     let (rows, has_more) = state.store.usage(&query).await?;
     let next_page = has_more.then(|| (query.offset + query.limit).to_string());
     let own = query.organization.as_deref().unwrap_or_default();
-    Ok(Json(UsageReport {
+    Ok(UsageReport {
         object: "list",
         start_date: query.start.clone(),
         end_date: query.end.clone(),
@@ -126,7 +130,7 @@ pub(crate) async fn read(
         data: rows.into_iter().map(|row| UsageSums::new(row, own)).collect(),
         has_more,
         next_page,
-    }))
+    })
 }
 
 impl UsageParams {
