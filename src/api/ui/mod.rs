@@ -23,9 +23,12 @@ mod fault;
 mod fine_tunes;
 mod inside;
 mod layout;
+mod models;
+mod operations;
 mod section;
 mod security;
 mod sign_in;
+mod usage;
 mod visitor;
 mod words;
 
@@ -50,7 +53,7 @@ use crate::api::access::shares::share_out;
 const FORM_BYTES: usize = 64 << 10;
 
 /// The pages, in the order of the navigation.
-const SECTIONS: &[Section] = &[fine_tunes::SECTION];
+const SECTIONS: &[Section] = &[fine_tunes::SECTION, models::SECTION, usage::SECTION, operations::SECTION];
 
 /// The state of all pages. Cheap to clone.
 #[derive(Clone)]
