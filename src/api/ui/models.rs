@@ -104,9 +104,9 @@ impl Rows<'_> {
             tr {
                 th scope="row" { (link(&base.id)) }
                 td data-label="Kind" { "base model" }
-                td data-label="Made by" {}
+                td {}
                 td data-label="Memory" { "always ready" }
-                td.number data-label="Leases" {}
+                td {}
                 (self.traffic(&base.id))
                 td data-label="Created" { (moment(base.created)) }
             }
@@ -119,10 +119,10 @@ impl Rows<'_> {
                 th scope="row" { bdi { (alias) } }
                 td data-label="Kind" { "alias of " (link(name)) }
                 td data-label="Made by" { "the configuration" }
-                td data-label="Memory" {}
-                td.number data-label="Leases" {}
+                td {}
+                td {}
                 (self.traffic(alias))
-                td data-label="Created" {}
+                td {}
             }
         }
     }

@@ -67,7 +67,7 @@ fn engines(models: &[&str], figures: &Figures, grown: &Figures) -> Markup {
     let steps = |name: &str, model: &str| format::count(hour(name, model));
     let mean = |name: &str, model: &str| {
         let count = hour(&format!("{name}_count"), model);
-        if count > 0.0 { format::duration(hour(&format!("{name}_sum"), model) / count) } else { "–".into() }
+        if count > 0.0 { milliseconds(hour(&format!("{name}_sum"), model) / count) } else { "–".into() }
     };
     html! {
         section aria-labelledby="engines-title" {
@@ -103,6 +103,11 @@ fn engines(models: &[&str], figures: &Figures, grown: &Figures) -> Markup {
             }
         }
     }
+}
+
+/// Words a time of an engine, which is short on most days.
+fn milliseconds(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{} ms", format::count(seconds * 1000.0)) } else { format::duration(seconds) }
 }
 
 /// Shows how full the cache of an engine is; an encoder has none.
@@ -243,7 +248,12 @@ mod tests {
             "attune_queue_waiting{model=\"a\"} 3\nattune_kv_blocks_used{model=\"a\"} 25\n\
              attune_kv_blocks_cached{model=\"a\"} 5\nattune_kv_blocks_free{model=\"a\"} 70\n",
         );
-        let text = engines(&["a", "<b>"], &figures, &Figures::default()).into_string();
+        let grown = Figures::read(
+            "attune_queue_seconds_sum{model=\"a\"} 0.5\nattune_queue_seconds_count{model=\"a\"} 4\n\
+             attune_engine_steps_total{model=\"a\"} 1200\n",
+        );
+        let text = engines(&["a", "<b>"], &figures, &grown).into_string();
+        assert!(text.contains(">125 ms<") && text.contains(">1,200<"), "{text}");
         assert!(text.contains("25 used, 5 kept, of 100") && text.contains("max=\"100\" value=\"25\""), "{text}");
         assert!(text.contains("&lt;b&gt;"), "{text}");
     }

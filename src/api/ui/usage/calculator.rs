@@ -150,14 +150,14 @@ impl Field {
 
     fn input(&self, text: &str, read: &Result<Option<f64>, String>, currency: &str) -> Markup {
         let fault = read.as_ref().err();
-        let fault_id = format!("{}-fault", self.name);
+        let (unit_id, fault_id) = (format!("{}-unit", self.name), format!("{}-fault", self.name));
         html! {
             div {
                 label for=(self.name) { (self.label) }
                 div.row {
                     input id=(self.name) name=(self.name) value=(text) inputmode="decimal" size="10" autocomplete="off"
-                        aria-invalid=[fault.map(|_| "true")] aria-describedby=[fault.map(|_| &fault_id)];
-                    span { @if self.name == "price_per_hour" { (currency) " " } (self.unit) }
+                        aria-invalid=[fault.map(|_| "true")] aria-describedby={ (unit_id) @if fault.is_some() { " " (fault_id) } };
+                    span id=(unit_id) { @if self.name == "price_per_hour" { (currency) " " } (self.unit) }
                 }
                 @if let Some(fault) = fault { p.fault id=(fault_id) { (fault) } }
             }
