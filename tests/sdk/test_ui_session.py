@@ -1,6 +1,7 @@
 """The page's sessions: signing in and out, what ends a session, forms of other sites, headers of every answer."""
 
 import re
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -19,10 +20,11 @@ def sign_in(client, key, **fields):
     return client.post("/ui/sign-in", data={"key": key, **fields})
 
 
+@contextmanager
 def signed_in(server, key):
-    client = browser(server)
-    assert sign_in(client, key).status_code == 303
-    return client
+    with browser(server) as client:
+        assert sign_in(client, key).status_code == 303
+        yield client
 
 
 @pytest.fixture(scope="module")
