@@ -8,6 +8,7 @@ mod byte_pairs;
 mod library;
 mod reading;
 mod spellings;
+mod word_cache;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;

@@ -9,6 +9,7 @@ use tokenizers::Token;
 use tokenizers::models::bpe::{Merges as Pairs, Vocab};
 
 use super::spellings::Spellings;
+use super::word_cache::{Key, WordCache, WordTokens};
 
 /// Settings of a model.
 #[derive(Debug, Default)]
@@ -33,20 +34,23 @@ pub(super) struct BytePairs {
     /// The token of each byte; empty if characters are not written so.
     bytes: Vec<Option<u32>>,
     ignore_merges: bool,
+    /// Of words that were merged.
+    cache: WordCache,
 }
 
 /// Merges, those of the same left token together.
 #[derive(Debug)]
 struct Merges {
-    /// Where those of each left token begin in `sorted`, and the end of the last ones.
+    /// Where those of each left token begin in `rights`, and the end of the last ones.
     starts: Vec<u32>,
-    /// By their left tokens, then by their right ones.
-    sorted: Vec<Merge>,
+    /// The right tokens, by their left ones, then by themselves.
+    rights: Vec<u32>,
+    /// The merges in the same order.
+    merges: Vec<Merge>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Merge {
-    right: u32,
     /// The smallest is merged first.
     rank: u32,
     /// What becomes of the pair.
@@ -58,12 +62,15 @@ struct Merge {
 struct Piece {
     token: u32,
     /// Bytes of the word that it stands for; 0 for one that has become a part of the piece before it.
-    bytes: usize,
-    /// Index of the piece before it.
-    before: Option<usize>,
-    /// Index of the piece behind it.
-    behind: Option<usize>,
+    bytes: u32,
+    /// Index of the piece before it, or [`NONE`].
+    before: u32,
+    /// Index of the piece behind it, or [`NONE`].
+    behind: u32,
 }
+
+/// Where a piece has no neighbour.
+const NONE: u32 = u32::MAX;
 
 impl BytePairs {
     /// Makes the model; `None` if a merge has no token or if the vocabulary is one that is left to the library.
@@ -77,24 +84,43 @@ impl BytePairs {
         let bytes = if rules.byte_fallback { 256 } else { 0 };
         let bytes = (0..bytes).map(|byte| spellings.id(&format!("<0x{byte:02X}>"))).collect();
         let (fuse_unknown, ignore_merges) = (rules.fuse_unk, rules.ignore_merges);
-        Some(Self { spellings, merges, unknown, fuse_unknown, bytes, ignore_merges })
+        Some(Self { spellings, merges, unknown, fuse_unknown, bytes, ignore_merges, cache: WordCache::new() })
     }
 
     /// Returns the tokens of a word, with the bytes that each stands for.
     pub(super) fn tokenize(&self, word: &str) -> Vec<Token> {
+        let key = Key::of(word);
+        if let Some(tokens) = key.and_then(|key| self.cache.get(key)) {
+            return self.spelled(tokens.iter());
+        }
+        let pieces = self.pieces(word);
+        let tokens = || pieces.iter().filter(|piece| piece.bytes > 0).map(|piece| (piece.token, piece.bytes as usize));
+        if let Some((key, tokens)) = key.zip(WordTokens::of(tokens())) {
+            self.cache.put(key, tokens);
+        }
+        self.spelled(tokens())
+    }
+
+    /// Returns tokens as the library has them, of tokens with the bytes that each stands for.
+    fn spelled(&self, tokens: impl Iterator<Item = (u32, usize)>) -> Vec<Token> {
+        let mut end = 0;
+        let tokens = tokens.map(|(token, bytes)| {
+            let start = end;
+            end += bytes;
+            Token::new(token, self.spelling(token).unwrap_or_default().to_owned(), (start, end))
+        });
+        tokens.collect()
+    }
+
+    /// Returns the pieces of a word after all merges.
+    fn pieces(&self, word: &str) -> Vec<Piece> {
         let whole = if self.ignore_merges { self.spellings.id(word) } else { None };
         if let Some(token) = whole {
-            return vec![Token::new(token, word.to_owned(), (0, word.len()))];
+            return vec![Piece { token, bytes: word.len() as u32, before: NONE, behind: NONE }];
         }
         let mut pieces = self.characters(word);
         self.merge(&mut pieces);
-        let mut end = 0;
-        let tokens = pieces.into_iter().filter(|piece| piece.bytes > 0).map(|piece| {
-            let start = end;
-            end += piece.bytes;
-            Token::new(piece.token, self.spelling(piece.token).unwrap_or_default().to_owned(), (start, end))
-        });
-        tokens.collect()
+        pieces
     }
 
     /// Returns the id of the token with this spelling; `None` if there is none.
@@ -122,31 +148,30 @@ impl BytePairs {
     fn characters(&self, word: &str) -> Vec<Piece> {
         let mut pieces = Vec::with_capacity(word.len());
         let mut unknown: Option<(u32, usize)> = None;
+        let mut add = |(token, bytes): (u32, usize)| {
+            let index = pieces.len() as u32;
+            pieces.push(Piece { token, bytes: bytes as u32, before: index.wrapping_sub(1), behind: index + 1 });
+        };
         for (start, character) in word.char_indices() {
             let length = character.len_utf8();
-            let character = &word[start..start + length];
-            if let Some(token) = self.spellings.id(character) {
-                pieces.extend(unknown.take());
-                pieces.push((token, length));
-            } else if let Some(bytes) = self.bytes_of(character) {
+            if let Some(token) = self.spellings.character(character) {
+                unknown.take().into_iter().for_each(&mut add);
+                add((token, length));
+            } else if let Some(bytes) = self.bytes_of(&word[start..start + length]) {
                 // As in the library, what is unknown before them comes behind them.
-                pieces.extend(bytes.into_iter().map(|token| (token, 1)));
+                bytes.into_iter().for_each(|token| add((token, 1)));
             } else if let Some(token) = self.unknown {
                 match &mut unknown {
                     Some((_, before)) if self.fuse_unknown => *before += length,
-                    _ => pieces.extend(unknown.replace((token, length))),
+                    _ => unknown.replace((token, length)).into_iter().for_each(&mut add),
                 }
             }
         }
-        pieces.extend(unknown);
-        let last = pieces.len().saturating_sub(1);
-        let linked = pieces.into_iter().enumerate().map(|(index, (token, bytes))| Piece {
-            token,
-            bytes,
-            before: index.checked_sub(1),
-            behind: (index < last).then_some(index + 1),
-        });
-        linked.collect()
+        unknown.into_iter().for_each(&mut add);
+        if let Some(last) = pieces.last_mut() {
+            last.behind = NONE;
+        }
+        pieces
     }
 
     /// Returns the tokens of the bytes of a character; `None` if one of them has none.
@@ -156,26 +181,30 @@ impl BytePairs {
 
     /// Merges the pair with the smallest rank, the first one if there are several, until there is none.
     fn merge(&self, pieces: &mut [Piece]) {
-        let merge_at = |pieces: &[Piece], index: usize| {
-            let behind = pieces[index].behind?;
-            self.merges.get(pieces[index].token, pieces[behind].token)
+        let entry = |pieces: &[Piece], index: u32| {
+            let left = pieces[index as usize];
+            let right = pieces.get(left.behind as usize)?;
+            let merge = self.merges.get(left.token, right.token)?;
+            Some(Reverse((merge.rank, index, merge.token, left.bytes + right.bytes)))
         };
-        let entry = |pieces: &[Piece], index: usize| {
-            merge_at(pieces, index).map(|Merge { rank, token, .. }| Reverse((rank, index, token)))
-        };
-        let mut queue: BinaryHeap<_> = (0..pieces.len()).filter_map(|index| entry(pieces, index)).collect();
-        while let Some(Reverse((_, left, token))) = queue.pop() {
-            // One of the two may have become a part of another piece since the entry was made.
-            let is_there = pieces[left].bytes > 0 && merge_at(pieces, left).is_some_and(|merge| merge.token == token);
-            let Some(right) = pieces[left].behind.filter(|_| is_there) else { continue };
-            let behind = pieces[right].behind;
-            pieces[left] = Piece { token, bytes: pieces[left].bytes + pieces[right].bytes, behind, ..pieces[left] };
-            pieces[right].bytes = 0;
-            if let Some(behind) = behind {
-                pieces[behind].before = Some(left);
+        let mut queue: BinaryHeap<_> = (0..pieces.len() as u32).filter_map(|index| entry(pieces, index)).collect();
+        while let Some(Reverse((_, index, token, bytes))) = queue.pop() {
+            let left = pieces[index as usize];
+            let right = pieces.get(left.behind as usize).map_or(0, |right| right.bytes);
+            // One of the two may have become a part of another piece since the entry was made, or have grown itself.
+            if left.bytes == 0 || left.bytes + right != bytes {
+                continue;
             }
-            queue.extend(pieces[left].before.and_then(|before| entry(pieces, before)));
-            queue.extend(entry(pieces, left));
+            pieces[left.behind as usize].bytes = 0;
+            let behind = pieces[left.behind as usize].behind;
+            pieces[index as usize] = Piece { token, bytes, behind, ..left };
+            if let Some(behind) = pieces.get_mut(behind as usize) {
+                behind.before = index;
+            }
+            if left.before != NONE {
+                queue.extend(entry(pieces, left.before));
+            }
+            queue.extend(entry(pieces, index));
         }
     }
 }
@@ -190,27 +219,28 @@ impl Merges {
             joined.push_str(left);
             joined.push_str(right);
             let token = spellings.id(&joined)?;
-            Some((spellings.id(left)?, Merge { right: spellings.id(right)?, rank, token }))
+            Some((spellings.id(left)?, spellings.id(right)?, Merge { rank, token }))
         });
-        let mut merges: Vec<(u32, Merge)> = ids.collect::<Option<_>>()?;
-        merges.sort_unstable_by_key(|(left, merge)| (*left, merge.right, Reverse(merge.rank)));
-        merges.dedup_by_key(|(left, merge)| (*left, merge.right));
-        let mut starts = Vec::with_capacity(merges.last().map_or(0, |(left, _)| *left as usize) + 2);
-        for (index, (left, _)) in merges.iter().enumerate() {
+        let mut merges: Vec<(u32, u32, Merge)> = ids.collect::<Option<_>>()?;
+        merges.sort_unstable_by_key(|(left, right, merge)| (*left, *right, Reverse(merge.rank)));
+        merges.dedup_by_key(|(left, right, _)| (*left, *right));
+        let mut starts = Vec::with_capacity(merges.last().map_or(0, |(left, ..)| *left as usize) + 2);
+        for (index, (left, ..)) in merges.iter().enumerate() {
             // Ids without merges begin where the next ones do.
             while starts.len() <= *left as usize {
                 starts.push(index as u32);
             }
         }
         starts.push(merges.len() as u32);
-        Some(Self { starts, sorted: merges.into_iter().map(|(_, merge)| merge).collect() })
+        let rights = merges.iter().map(|(_, right, _)| *right).collect();
+        Some(Self { starts, rights, merges: merges.into_iter().map(|(.., merge)| merge).collect() })
     }
 
     /// Returns the merge of a pair; `None` if it stays two tokens.
     fn get(&self, left: u32, right: u32) -> Option<Merge> {
         let [start, end] = *self.starts.get(left as usize..)?.first_chunk()?;
-        let of_left = &self.sorted[start as usize..end as usize];
-        of_left.binary_search_by_key(&right, |merge| merge.right).ok().map(|index| of_left[index])
+        let index = self.rights[start as usize..end as usize].binary_search(&right).ok()?;
+        Some(self.merges[start as usize + index])
     }
 }
 

@@ -78,6 +78,7 @@ fn words_have_the_tokens_that_the_library_makes() {
         for word in &words {
             let tokens = own.tokenize(word);
             assert_eq!(tokens, reference.tokenize(word).expect("tokens"), "{word:?} with {rules:?}");
+            assert_eq!(own.tokenize(word), tokens, "{word:?} once more, with {rules:?}");
             merged += tokens.iter().filter(|token| token.value.len() > 2 && !token.value.starts_with('<')).count();
         }
         for (token, id) in &vocabulary {

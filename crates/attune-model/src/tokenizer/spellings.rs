@@ -5,6 +5,8 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 /// Place of the table in which no id stands.
 const EMPTY: u32 = u32::MAX;
+/// Characters below this one are found without hashing: nearly all that texts have, GPT-2's for bytes and the mark for blanks.
+const FREQUENT: u32 = 0x2600;
 /// Ids that a vocabulary may leave out: as many as it has, and some more.
 const SOME_GAPS: usize = 1024;
 
@@ -18,6 +20,8 @@ pub(super) struct Spellings {
     starts: Vec<u32>,
     /// The ids as a hash table with open addressing, at most half full.
     table: Vec<u32>,
+    /// The ids of single characters up to [`FREQUENT`].
+    characters: Vec<u32>,
     count: usize,
 }
 
@@ -42,13 +46,16 @@ impl Spellings {
             text.push_str(spelling);
         }
         starts.push(text.len() as u32);
-        let mut spellings = Self { text, starts, table: vec![EMPTY; (2 * count + 1).next_power_of_two()], count };
+        let table = vec![EMPTY; (2 * count).next_power_of_two()];
+        let mut spellings = Self { text, starts, table, characters: Vec::new(), count };
         for (spelling, id) in tokens {
             match spellings.place(spelling) {
                 place if spellings.table[place] == EMPTY => spellings.table[place] = id,
                 _ => return None,
             }
         }
+        let id = |code| char::from_u32(code).and_then(|character| spellings.id(character.encode_utf8(&mut [0; 4])));
+        spellings.characters = (0..FREQUENT).map(|code| id(code).unwrap_or(EMPTY)).collect();
         Some(spellings)
     }
 
@@ -66,6 +73,14 @@ impl Spellings {
     /// Returns the id of the token with this spelling; `None` if there is none.
     pub(super) fn id(&self, spelling: &str) -> Option<u32> {
         Some(self.table[self.place(spelling)]).filter(|id| *id != EMPTY)
+    }
+
+    /// Returns the id of the token that is this character; `None` if there is none.
+    pub(super) fn character(&self, character: char) -> Option<u32> {
+        match self.characters.get(character as usize) {
+            Some(id) => Some(*id).filter(|id| *id != EMPTY),
+            None => self.id(character.encode_utf8(&mut [0; 4])),
+        }
     }
 
     /// Returns all tokens with their ids.
@@ -90,15 +105,17 @@ mod tests {
 
     #[test]
     fn tokens_are_found_by_id_and_by_spelling() {
-        let tokens = [("b", 3), ("a", 0), ("日本", 7), ("ab", 4)];
+        let tokens = [("b", 3), ("a", 0), ("日本", 7), ("ab", 4), ("本", 8)];
         let spellings = Spellings::new(tokens.into_iter()).expect("distinct tokens");
-        assert_eq!(spellings.count(), 4);
+        assert_eq!(spellings.count(), 5);
         for (spelling, id) in tokens {
             assert_eq!((spellings.get(id), spellings.id(spelling)), (Some(spelling), Some(id)));
         }
-        assert_eq!([1, 2, 6, 8, u32::MAX].map(|id| spellings.get(id)), [None; 5]);
-        assert_eq!(["", "c", "aba", "本"].map(|spelling| spellings.id(spelling)), [None; 4]);
-        assert_eq!(spellings.iter().collect::<Vec<_>>(), [("a", 0), ("b", 3), ("ab", 4), ("日本", 7)]);
+        let characters = ['a', 'b', 'c', '本', '語'].map(|character| spellings.character(character));
+        assert_eq!(characters, [Some(0), Some(3), None, Some(8), None]);
+        assert_eq!([1, 2, 6, 9, u32::MAX].map(|id| spellings.get(id)), [None; 5]);
+        assert_eq!(["", "c", "aba", "日"].map(|spelling| spellings.id(spelling)), [None; 4]);
+        assert_eq!(spellings.iter().collect::<Vec<_>>(), [("a", 0), ("b", 3), ("ab", 4), ("日本", 7), ("本", 8)]);
         let nothing = Spellings::new(std::iter::empty()).expect("no tokens");
         assert_eq!((nothing.get(0), nothing.id("a"), nothing.count()), (None, None, 0));
     }
