@@ -16,6 +16,7 @@ from pathlib import Path
 
 import checkpoint
 import loading
+import memory
 import real_files
 from peers import NEW_TOKENS, PROMPT_LENGTHS, SLOTS, Attune, LlamaCpp, MistralRs, attunelib
 
@@ -157,18 +158,29 @@ def only_real_files(binary, work, arguments):
             shutil.rmtree(work, ignore_errors=True)
 
 
+def only_memory(binary, work, arguments):
+    """The part that measures memory alone, and needs no peers."""
+    try:
+        return memory.run(binary, work, arguments.rounds)
+    finally:
+        if arguments.work is None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", help="measure this attune instead of building one")
     parser.add_argument("--rounds", type=int, default=5, help="times that each figure is taken (default 5)")
     parser.add_argument("--adapters", type=int, default=1000, help="registered adapters (default 1000)")
-    parser.add_argument("--only", choices=("peers", "adapters", "loading", "real"), help="one part of the table")
+    parser.add_argument("--only", choices=("peers", "adapters", "loading", "real", "memory"), help="one part of the table")
     parser.add_argument("--work", type=Path, help="keep the made checkpoints here")
     arguments = parser.parse_args()
     work = arguments.work or attunelib.data_folder()
     binary = arguments.binary or attunelib.build()
     if arguments.only == "loading":
         return only_loading(binary, work, arguments)
+    if arguments.only == "memory":
+        return only_memory(binary, work, arguments)
     if arguments.only == "real":
         return only_real_files(binary, work, arguments)
     paths = checkpoint.write_all(work)

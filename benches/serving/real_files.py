@@ -79,6 +79,12 @@ def cache_bytes(server, path):
     return block * sum(int(float(count)) for count in written)
 
 
+def vocabulary_of(client):
+    """The tokens of a text, to draw prompts from."""
+    body = {"model": "bench", "prompt": TEXT.read_text(), "add_special_tokens": False}
+    return client.post("/v1/tokenize", body)["tokens"]
+
+
 def run(binary, work, rounds, program):
     """Measures both files, prints a table, and returns 0."""
     rows = []
@@ -87,9 +93,7 @@ def run(binary, work, rounds, program):
         ours = Attune(binary, path, f"attune {model.name}", work).start()
         theirs = LlamaCpp(path, f"llama.cpp {model.name}", program).start()
         try:
-            client = attunelib.Client(ours.server.url)
-            words = client.post("/v1/tokenize", {"model": "bench", "prompt": TEXT.read_text(), "add_special_tokens": False})
-            vocabulary, seed = words["tokens"], 0
+            vocabulary, seed = vocabulary_of(attunelib.Client(ours.server.url)), 0
             figures = {}
             for _ in range(rounds + 1):
                 for measure in (one_at_a_time, at_once):
