@@ -8,5 +8,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     // SAFETY: no other thread is running yet.
     unsafe { attune::system::keep_freed_memory() };
+    attune::system::only_asked_for_huge_pages();
     attune::cli::run()
 }

@@ -5,10 +5,13 @@
 
 use std::io::{IsTerminal as _, stderr};
 
-use tracing_appender::non_blocking::WorkerGuard;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 use crate::{Error, Result};
+
+/// Lines that wait for whoever reads the log; each has a place of 32 bytes from the beginning.
+const QUEUED_LINES: usize = 16_384;
 
 /// Sends the log to standard error, as JSON if `json`; standard output is for scripts. Lines are written until the
 /// guard is dropped, which waits for those in the queue, a second at most.
@@ -17,7 +20,7 @@ pub(super) fn start(filter: &str, json: bool) -> Result<WorkerGuard> {
     // sqlx, too.
     let filter = EnvFilter::try_new(format!("sqlx=warn,{filter}"))
         .map_err(|error| Error::Setup(format!("--log {filter}: {error}")))?;
-    let (writer, guard) = tracing_appender::non_blocking(stderr());
+    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(QUEUED_LINES).finish(stderr());
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(stderr().is_terminal())

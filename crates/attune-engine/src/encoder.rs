@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use attune_support::system::HugePages;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
@@ -32,6 +33,8 @@ pub struct EncoderEngine {
     admission: Admission,
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
+    /// Batches are large.
+    _huge_pages: HugePages,
 }
 
 impl EncoderEngine {
@@ -44,7 +47,7 @@ impl EncoderEngine {
         let queue = Arc::new(Queue::new(&model.id, Duration::from_secs(limits.max_queue_seconds)));
         model.decoder.warm_up_texts(&model.config)?;
         let workers = if model.decoder.kernels().is_cpu() { rayon::current_num_threads().max(1) } else { 1 };
-        let mut engine = Self { model, admission, queue, threads: Vec::new() };
+        let mut engine = Self { model, admission, queue, threads: Vec::new(), _huge_pages: HugePages::ask() };
         for index in 0..workers {
             let worker = Worker::new(engine.model.clone(), engine.queue.clone(), priority.clone())?;
             let thread = std::thread::Builder::new()

@@ -4,6 +4,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+use super::idle;
 use super::sequence::NewSequence;
 use super::{EmbedOutput, Event, GenerateRequest};
 use crate::{Error, Result};
@@ -59,8 +60,8 @@ impl Inbox {
     /// Takes all arrivals; with `wait` it sleeps until there is one. `None` once the engine is to stop.
     pub(super) fn take(&self, wait: bool) -> Option<Vec<Arrival>> {
         let mut state = self.state.lock();
-        while wait && state.arrivals.is_empty() && !state.stopped {
-            self.changed.wait(&mut state);
+        if wait {
+            idle::wait_while(&self.changed, &mut state, |state| state.arrivals.is_empty() && !state.stopped);
         }
         (!state.stopped).then(|| std::mem::take(&mut state.arrivals))
     }

@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod encoder;
 pub mod error;
 pub mod grammar;
+mod idle;
 mod inbox;
 pub mod kv;
 pub mod limits;

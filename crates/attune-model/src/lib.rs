@@ -41,6 +41,7 @@ pub mod weights;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use attune_support::system::HugePages;
 use candle_core::Device;
 
 pub use config::ModelConfig;
@@ -104,7 +105,9 @@ impl BaseModel {
         let config = checkpoint.config()?;
         let generation = checkpoint.generation(entry, config.max_position_embeddings)?;
         let weights = checkpoint.weights(device)?;
+        let huge_pages = HugePages::ask();
         let decoder = Decoder::load_on(&config, &weights, &entry.storage(device), kernels)?;
+        drop(huge_pages);
         let classifier = match &checkpoint {
             Checkpoint::Folder(folder) => classifier::loading::load(folder, &config, &weights)?,
             Checkpoint::Gguf(_) | Checkpoint::Static(_) => None,

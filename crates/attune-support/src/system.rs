@@ -4,6 +4,8 @@ mod allocator;
 pub mod background;
 pub mod cpu;
 mod free;
+mod huge_pages;
+mod long_lived;
 
 use std::fs::read_to_string;
 use std::sync::Arc;
@@ -11,8 +13,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-pub use allocator::{give_back_freed_memory, keep_freed_memory, untouched_zeros};
+pub use allocator::{give_back_freed_memory, give_back_freed_memory_of_pool, keep_freed_memory, untouched_zeros};
 pub use free::{FreeMemory, free_memory};
+pub use huge_pages::{HugePages, only_asked_for_huge_pages};
+pub use long_lived::LongLived;
 
 /// Time between measurements of the memory: less than a training batch takes on a model of useful size.
 const LOOK_EVERY: Duration = Duration::from_millis(20);

@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use crate::admission::{RETRY_AFTER, Ticket};
+use crate::idle;
 use crate::{EmbedInput, EmbedOutput, Error, Result};
 use attune_model::lora::AdapterLease;
 
@@ -100,9 +101,7 @@ impl Queue {
     pub(super) fn take(&self, rows: usize) -> Option<Batch> {
         let mut state = self.state.lock();
         loop {
-            while state.count == 0 && !state.stopped {
-                self.changed.wait(&mut state);
-            }
+            idle::wait_while(&self.changed, &mut state, |state| state.count == 0 && !state.stopped);
             if state.stopped {
                 return None;
             }

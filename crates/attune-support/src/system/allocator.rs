@@ -27,34 +27,63 @@ pub fn give_back_freed_memory() {
     unsafe { libmimalloc_sys::mi_collect(at_once) };
 }
 
-/// Makes zeros that take no memory until something else is written over them. The allocator's own zeros may lie in memory
-/// that was used before: clearing it makes all of it resident.
+/// Does the same for the threads of the pool as well, each once it is free; waits for none of them.
+pub fn give_back_freed_memory_of_pool() {
+    give_back_freed_memory();
+    rayon::spawn_broadcast(|_| give_back_freed_memory());
+}
+
+/// Makes zeros that take no memory until something else is written over them, and then no more than that, in small pages. The
+/// allocator's own zeros may lie in memory that was used before: clearing it makes all of it resident.
 pub fn untouched_zeros(count: usize) -> Vec<f32> {
     let mut zeros = vec![0.0; count];
     untouch(&mut zeros);
+    advise(&mut zeros, PageSize::Small);
     zeros
 }
 
-/// Gives the pages below `zeros` back to the system, which makes zeros of them where they are touched again.
+/// Pages in which the system is to hold memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum PageSize {
+    Small,
+    Huge,
+}
+
+/// Gives the pages within `data` back to the system, which makes zeros of them where they are touched again. If it refuses,
+/// they stay as they are.
 #[cfg(target_os = "linux")]
-fn untouch(zeros: &mut [f32]) {
+pub(super) fn untouch<T: Copy>(data: &mut [T]) {
+    advise_pages(data, libc::MADV_DONTNEED);
+}
+
+/// Asks the system for pages of a size for the memory of `data`.
+#[cfg(target_os = "linux")]
+pub(super) fn advise<T: Copy>(data: &mut [T], size: PageSize) {
+    advise_pages(data, if let PageSize::Huge = size { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE });
+}
+
+#[cfg(target_os = "linux")]
+fn advise_pages<T: Copy>(data: &mut [T], advice: libc::c_int) {
     // SAFETY: takes a number and touches no memory.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(0);
     if !page.is_power_of_two() {
         return;
     }
-    let start = zeros.as_mut_ptr().cast::<u8>();
+    let start = data.as_mut_ptr().cast::<u8>();
     let before = start.align_offset(page);
-    let pages = size_of_val(zeros).saturating_sub(before) / page * page;
+    let pages = size_of_val(data).saturating_sub(before) / page * page;
     if pages > 0 {
         // SAFETY: the pages lie within the slice, which nobody else sees; they are memory of an allocator, private and of no
-        // file, and such pages read as zeros afterwards, as before. If the system refuses, they stay as they are.
-        unsafe { libc::madvise(start.add(before).cast(), pages, libc::MADV_DONTNEED) };
+        // file, and such pages read as zeros after they were given back. All callers' types can be zeros.
+        unsafe { libc::madvise(start.add(before).cast(), pages, advice) };
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn untouch(_zeros: &mut [f32]) {}
+pub(super) fn untouch<T: Copy>(_data: &mut [T]) {}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn advise<T: Copy>(_data: &mut [T], _size: PageSize) {}
 
 #[cfg(test)]
 mod tests {
@@ -63,7 +92,7 @@ mod tests {
     #[test]
     fn zeros_stay_zeros_without_their_pages() {
         for count in [0, 1, 1000, 1024, 5000, 1 << 20] {
-            let mut zeros = vec![0.0; count];
+            let mut zeros = vec![0.0_f32; count];
             untouch(&mut zeros);
             assert!(zeros.iter().all(|value| value.to_bits() == 0), "{count}");
         }

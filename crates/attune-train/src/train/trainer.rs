@@ -21,9 +21,12 @@ use crate::train::yielding::BeforeMicroStep;
 use crate::{Error, Result};
 use attune_model::BaseModel;
 use attune_model::lora::Adapter;
+use attune_support::system::HugePages;
 
 /// A training run.
 pub struct Trainer {
+    /// The values between layers are large.
+    _huge_pages: HugePages,
     pub(super) source: Box<dyn LossSource>,
     pub(super) settings: TrainSettings,
     /// Implementation of the settings' method.
@@ -80,6 +83,7 @@ impl Trainer {
         let method = method(settings.method);
         let asked = if method.asks_reference() { examples.len() / method.width() } else { 0 };
         Ok(Self {
+            _huge_pages: HugePages::ask(),
             fingerprint: checkpoint::fingerprint(
                 &settings,
                 examples.digest(),

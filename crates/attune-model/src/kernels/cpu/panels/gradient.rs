@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::super::SharedSlice;
 use super::float::{F32, FloatRows};
+use super::lines::Lines;
 use super::pack::floats_mut;
 use super::product::{CHUNK as PIECE, Job, UNIT_PANELS, pieces};
 use super::share::share;
@@ -84,7 +85,7 @@ impl Panels {
                     unsafe { dispatch::run::<FloatRows, F32>(&job, x, rows, panel) };
                 }
             }
-            *scratch = panels.lines;
+            *scratch = panels.lines.into_scratch();
         }
     }
 
@@ -110,7 +111,7 @@ impl Panels {
             }
         }
         Self {
-            lines,
+            lines: Lines::Scratch(lines),
             lines_per_panel: depth,
             outputs: columns.len(),
             inputs: depth,

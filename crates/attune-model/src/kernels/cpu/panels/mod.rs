@@ -9,6 +9,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `level` | the instruction sets, and the best one of the CPU |
+//! | `lines` | the memory of panels |
 //! | `pack` | packs weights into panels, and unpacks rows and tiles of them |
 //! | `product`, `dispatch` | the loops around the micro-kernels, compiled for each instruction set |
 //! | `lanes`, `portable`, `x86` | 16 values at a time, in each instruction set |
@@ -30,6 +31,7 @@ mod float;
 mod gradient;
 mod lanes;
 mod level;
+mod lines;
 pub(super) mod narrow;
 mod pack;
 mod portable;
@@ -51,6 +53,7 @@ use bytemuck::{Pod, Zeroable};
 use bytes::{Activations, ByteRows, Q8, Wanted};
 use coded::with_code;
 use float::{Bf16, F32, FloatRows};
+use lines::Lines;
 use product::{Job, UNIT_PANELS, chunks};
 
 /// Output rows of a panel.
@@ -93,7 +96,7 @@ struct Line([u8; 64]);
 /// A frozen weight `[outputs, inputs]` in panels.
 #[derive(Debug)]
 pub struct Panels {
-    lines: Vec<Line>,
+    lines: Lines,
     lines_per_panel: usize,
     outputs: usize,
     inputs: usize,

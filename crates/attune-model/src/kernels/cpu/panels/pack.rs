@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::bytes::{BLOCK, BLOCK_LINES, QUAD, largest, rounded};
 use super::coded::WideBlock;
 use super::level::Level;
+use super::lines::Lines;
 use super::{Held, LANES, Line, Panels, Precision};
 
 impl Panels {
@@ -25,7 +26,7 @@ impl Panels {
             Precision::Bf16 => inputs.div_ceil(2),
             Precision::Q8 | Precision::Q8WithBytes => padded_inputs / BLOCK * BLOCK_LINES,
         };
-        let mut lines = vec![Line([0; 64]); outputs.div_ceil(LANES) * lines_per_panel];
+        let mut lines = Lines::zeros(outputs.div_ceil(LANES) * lines_per_panel);
         if inputs > 0 {
             lines.par_chunks_exact_mut(lines_per_panel).enumerate().for_each(|(panel, lines)| {
                 let first = panel * LANES;

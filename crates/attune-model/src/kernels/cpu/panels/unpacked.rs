@@ -11,6 +11,7 @@ use std::mem::take;
 use super::super::product::View;
 use super::float::{ByColumns, F32, FloatColumns, FloatRows};
 use super::level::Level;
+use super::lines::Lines;
 use super::pack::floats_mut;
 use super::product::{CHUNK, Job, UNIT_PANELS};
 use super::share::share;
@@ -61,7 +62,7 @@ impl<'a> Right<'a> {
             }
         }
         Panels {
-            lines,
+            lines: Lines::Scratch(lines),
             lines_per_panel: inputs,
             outputs,
             inputs,
@@ -96,7 +97,7 @@ pub(in super::super) fn multiply_here(y: Output<'_>, x: View<'_>, right: Right<'
     SCRATCH.with_borrow_mut(|scratch| {
         let panels = right.pack(Level::best(), take(scratch));
         y.computed(x, &panels, false);
-        *scratch = panels.lines;
+        *scratch = panels.lines.into_scratch();
     });
 }
 

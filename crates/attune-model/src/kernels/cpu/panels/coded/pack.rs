@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::super::level::Level;
+use super::super::lines::Lines;
 use super::super::{Held, LANES, Line, Panels};
 use super::numbers::fifth_bit;
 use super::{BLOCK, Code, Layout, QUADS};
@@ -95,7 +96,7 @@ impl Panels {
         let layout = code.layout();
         let padded_inputs = inputs.next_multiple_of(layout.group_inputs());
         let lines_per_panel = padded_inputs / layout.group_inputs() * layout.group_lines();
-        let mut lines = vec![Line([0; 64]); outputs.div_ceil(LANES) * lines_per_panel];
+        let mut lines = Lines::zeros(outputs.div_ceil(LANES) * lines_per_panel);
         if inputs > 0 {
             let panels = lines.par_chunks_exact_mut(lines_per_panel).enumerate();
             panels.for_each(|(panel, lines)| pack(panel * LANES, lines, &layout));
