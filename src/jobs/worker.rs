@@ -4,7 +4,8 @@
 //! own. [`checkpoints`] stores the states of a running job, [`storage`] waits while a disk is full, [`report`] writes
 //! its events, [`counts`] those of right answers, [`answers`] asks the models at its end, [`best`] names the best of
 //! its adapters, [`lease`] keeps the claim alive and brings requests to stop, [`pulse`] tells whether the worker turns.
-//! [`estimate`] tells the time, memory and cost of a job, with the figures of [`forecast`].
+//! [`estimate`] tells the time, memory and cost of a job, with the figures of [`forecast`]; [`examination`] looks at its
+//! files alone.
 
 mod answers;
 mod best;
@@ -14,6 +15,7 @@ mod clocks;
 mod compatibility;
 mod counts;
 pub mod estimate;
+pub mod examination;
 mod forecast;
 mod inputs;
 mod job_run;

@@ -1,5 +1,5 @@
 //! Fine-tunes. This file holds the section and the list; [`job`] is the page of one job, [`comparison`] several over one
-//! another, [`points`] every figure and event as tables.
+//! another, [`points`] every figure and event as tables, [`new_job`] begins a new one.
 //!
 //! [`charts`] puts a job's figures into charts, [`thinning`] leaves out what no eye sees, [`spark`] draws lines on the
 //! server. [`stream`] tells an open page what happens, from the [`feed`] of the job, which all its readers share.
@@ -8,6 +8,7 @@ mod charts;
 mod comparison;
 pub(super) mod feed;
 mod job;
+mod new_job;
 mod parts;
 mod points;
 mod settings;
@@ -44,6 +45,7 @@ const LOSSES: i32 = 48;
 
 fn routes() -> Router<Pages> {
     Router::new()
+        .merge(new_job::routes())
         .route("/ui/fine-tunes", get(list))
         .route("/ui/fine-tunes/compare", get(comparison::show))
         .route("/ui/fine-tunes/{id}", get(job::show))
@@ -68,6 +70,7 @@ async fn list(State(pages): State<Pages>, visitor: Visitor, Query(cursor): Query
     let refresh = jobs.iter().any(|job| !job.status.is_final()).then_some(REFRESH);
     let body = html! {
         h1 { "Fine-tunes" }
+        p { a.button href=(new_job::PATH) { "New fine-tune" } }
         @if jobs.is_empty() && is_first { (empty()) } @else {
             // The form compares the jobs that are marked.
             form id="jobs" method="get" action="/ui/fine-tunes/compare" data-refresh=[refresh] {
@@ -102,7 +105,7 @@ async fn list(State(pages): State<Pages>, visitor: Visitor, Query(cursor): Query
 fn empty() -> Markup {
     html! {
         div.card.empty {
-            p { "No fine-tune yet. Upload a file of examples, then start a job with it:" }
+            p { "No fine-tune yet. " a href=(new_job::PATH) { "Drop a file of examples here" } ", or start a job by the API:" }
             pre { code {
                 "curl $SERVER/v1/files -F purpose=fine-tune -F file=@examples.jsonl\n"
                 "curl $SERVER/v1/fine_tuning/jobs -H 'Content-Type: application/json' \\\n"

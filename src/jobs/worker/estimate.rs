@@ -29,10 +29,13 @@ use crate::train::hyperparameters::Hyperparameters;
 use crate::train::memory_bounds::MemoryBounds;
 
 /// Longest time that an estimate waits for others before it is refused. Each takes seconds, for large files minutes.
-const LONGEST_WAIT: Duration = Duration::from_mins(1);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// Longest time that an estimate may take: about that of tokenizing half a gigabyte of text.
-const LONGEST: Duration = Duration::from_mins(10);
+pub(super) const LONGEST: Duration = Duration::from_mins(10);
+
+/// Files that are looked at at the same time.
+const LOOKS: usize = 2;
 
 /// Settings, time, memory and cost of a job that would be created.
 #[derive(Debug, Clone)]
@@ -51,17 +54,20 @@ pub struct JobEstimate {
     pub warnings: Vec<String>,
 }
 
-/// Estimator of jobs, one at a time: each takes the whole machine. Cheap to clone.
+/// Estimator of jobs, one at a time: each takes the whole machine. [`examination`](super::examination) looks at their
+/// files alone. Cheap to clone.
 #[derive(Clone)]
 pub struct Estimator {
-    worker: Worker,
+    pub(super) worker: Worker,
     turn: Arc<Semaphore>,
+    /// Turns of those that look at files.
+    pub(super) looks: Arc<Semaphore>,
 }
 
 impl Estimator {
     /// Makes an estimator with the files, models and prices of `worker`.
     pub fn new(worker: Worker) -> Self {
-        Self { worker, turn: Arc::new(Semaphore::new(1)) }
+        Self { worker, turn: Arc::new(Semaphore::new(1)), looks: Arc::new(Semaphore::new(LOOKS)) }
     }
 
     /// Estimates what the organisation's job would take. It stops if the caller goes away, and on `shutdown`.
@@ -103,7 +109,7 @@ impl Estimator {
 }
 
 /// Guard that cancels the thread's work when the caller is gone.
-struct Stopper(Arc<Control>);
+pub(super) struct Stopper(pub(super) Arc<Control>);
 
 impl Drop for Stopper {
     fn drop(&mut self) {

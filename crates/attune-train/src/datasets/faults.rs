@@ -10,6 +10,9 @@ use super::report::NotedLines;
 
 /// Different faults that an error lists before it only counts lines.
 const MAX_LISTED_FAULTS: usize = 20;
+/// Lines that are shown of each different fault, and the most bytes of one.
+const SHOWN_LINES: usize = 3;
+const SHOWN_BYTES: usize = 600;
 
 /// Verbs that faults begin with.
 const VERBS: [(&str, &str); 5] =
@@ -34,18 +37,51 @@ struct Group {
     place: Option<String>,
     /// Whether the fault is at this place of every line.
     same_place: bool,
+    /// The first lines themselves, if they were given.
+    shown: Vec<ShownLine>,
+}
+
+/// A fault for people who look at the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownFault {
+    /// What is wrong, with which lines, and what to change.
+    pub sentence: String,
+    /// The first of these lines.
+    pub lines: Vec<ShownLine>,
+}
+
+/// A line with a fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownLine {
+    /// Number of the line, counted from 1.
+    pub number: usize,
+    /// Text of the line, or of a part of it around the fault; what is no text is shown as `�`.
+    pub text: String,
+    /// Whether something of the line before `text` is left out, and behind it.
+    pub cut: [bool; 2],
 }
 
 impl Faults {
     /// Notes the fault of line `number`; lines come in order, each with one fault.
     pub fn push(&mut self, number: usize, fault: &str) {
+        self.push_shown(number, fault, None);
+    }
+
+    /// Does as [`Faults::push`], and keeps the line itself to show it, if it is one of the first with this fault.
+    pub fn push_shown(&mut self, number: usize, fault: &str, line: Option<&[u8]>) {
         let (place, fault) = split_place(fault.trim_end_matches('.'));
         self.lines += 1;
         let group = match self.listed.iter().position(|group| group.fault == fault) {
             Some(known) => &mut self.listed[known],
             None if self.listed.len() < MAX_LISTED_FAULTS => {
                 let (fault, place) = (fault.to_owned(), place.map(str::to_owned));
-                self.listed.push(Group { fault, lines: NotedLines::default(), place, same_place: true });
+                self.listed.push(Group {
+                    fault,
+                    lines: NotedLines::default(),
+                    place,
+                    same_place: true,
+                    shown: Vec::new(),
+                });
                 let last = self.listed.len() - 1;
                 &mut self.listed[last]
             }
@@ -56,6 +92,19 @@ impl Faults {
         };
         group.same_place &= group.place.as_deref() == place;
         group.lines.note(number);
+        if let Some(line) = line.filter(|_| group.shown.len() < SHOWN_LINES) {
+            group.shown.push(ShownLine::of(number, line, place));
+        }
+    }
+
+    /// Returns the number of lines with a fault, and of those whose fault is not listed.
+    pub const fn counts(&self) -> [usize; 2] {
+        [self.lines, self.others]
+    }
+
+    /// Returns the listed faults with the lines that were kept of them.
+    pub fn shown(&self) -> Vec<ShownFault> {
+        self.listed.iter().map(|group| ShownFault { sentence: group.sentence(), lines: group.shown.clone() }).collect()
     }
 
     /// Returns true if no line has a fault.
@@ -103,6 +152,34 @@ impl Group {
         }
         text + &predicate(&self.fault, self.lines.count > 1) + "."
     }
+}
+
+impl ShownLine {
+    /// Cuts out the part of `line` around `place`, or its beginning.
+    fn of(number: usize, line: &[u8], place: Option<&str>) -> Self {
+        let at = place.and_then(byte_of).unwrap_or(0);
+        // A little more before the place than behind it, as faults are noticed where they end.
+        let start = if at > SHOWN_BYTES { (at - SHOWN_BYTES / 2).min(line.len()) } else { 0 };
+        let end = (start + SHOWN_BYTES).min(line.len());
+        let part = &line[start..end];
+        // Characters are not cut: the bytes that go on with one begin with the bits 10.
+        let is_inside = |byte: &u8| *byte & 0b1100_0000 == 0b1000_0000;
+        let first = if start > 0 { part.iter().take(3).take_while(|byte| is_inside(byte)).count() } else { 0 };
+        let behind = line.get(end).is_some_and(|byte| is_inside(byte));
+        let begun = part.iter().rev().take(3).take_while(|byte| is_inside(byte)).count() + 1;
+        let last = if behind { part.len().saturating_sub(begun).max(first) } else { part.len() };
+        let is_seen = |c: char| !c.is_control() || matches!(c, '\t' | '\n' | '\r');
+        let text = String::from_utf8_lossy(&part[first..last]);
+        let text = text.chars().map(|c| if is_seen(c) { c } else { char::REPLACEMENT_CHARACTER }).collect();
+        Self { number, text, cut: [start > 0, end < line.len()] }
+    }
+}
+
+/// Returns the byte of a line that a place names, if it does.
+fn byte_of(place: &str) -> Option<usize> {
+    let last = place.rsplit(", ").next()?;
+    let number = last.strip_prefix("column ").or_else(|| last.strip_prefix("byte "))?;
+    number.parse::<usize>().ok().map(|number| number.saturating_sub(1))
 }
 
 /// Words a fault of line `number` as a sentence.
@@ -176,5 +253,31 @@ mod tests {
         assert!(message.starts_with("Training file has faults on 50 lines. Line 1 has"), "{message}");
         assert!(message.contains("Line 20 ") && !message.contains("Line 21 "), "{message}");
         assert!(message.ends_with("30 more lines have other faults."), "{message}");
+    }
+
+    #[test]
+    fn lines_are_shown_around_their_fault_and_characters_stay_whole() {
+        let mut all = Faults::default();
+        let line = format!("{{\"a\": \"{}\u{202e}<script>é\", }}", "é".repeat(2000));
+        let at = line.len() - 1;
+        for number in 1..=5 {
+            all.push_shown(number, &format!("column {at}: has a comma too many"), Some(line.as_bytes()));
+        }
+        all.push_shown(6, "byte 3: is not UTF-8", Some(b"{\"\xff\": 1}"));
+        all.push_shown(7, "has no messages", Some(b"{}\0"));
+        let shown = all.shown();
+        assert_eq!(all.counts(), [7, 0]);
+        assert_eq!(shown[0].lines.iter().map(|line| line.number).collect::<Vec<_>>(), [1, 2, 3]);
+        let first = &shown[0].lines[0];
+        assert_eq!(first.cut, [true, false]);
+        assert!(first.text.starts_with('é') && first.text.ends_with("<script>é\", }"), "{}", first.text);
+        assert!(first.text.len() <= SHOWN_BYTES && !first.text.contains('\u{fffd}'), "{}", first.text);
+        assert_eq!(shown[1].lines[0].text, "{\"\u{fffd}\": 1}");
+        assert_eq!((shown[2].lines[0].text.as_str(), shown[2].lines[0].cut), ("{}\u{fffd}", [false, false]));
+        for beginning in 0..4 {
+            let line = format!("{}{}", "a".repeat(beginning), "\u{1f600}".repeat(1000));
+            let shown = ShownLine::of(1, line.as_bytes(), None);
+            assert!(!shown.text.contains('\u{fffd}') && shown.text.len() > SHOWN_BYTES - 4, "{beginning}");
+        }
     }
 }

@@ -61,9 +61,19 @@ impl<R: BufRead> Lines<R> {
         Ok(Some((number, line)))
     }
 
+    /// Returns the line that was returned last as it stands in the file, whether or not it is text; empty for one that is
+    /// blank.
+    pub fn shown(&self) -> &[u8] {
+        self.content()
+    }
+
     /// Ends the reading with a fault.
     fn end(&mut self, number: usize, fault: String) -> (usize, Result<&str, String>) {
         self.ended = true;
+        if number != self.number {
+            // The buffer holds a later line than the one at fault, which is blank.
+            self.buffer.clear();
+        }
         (number, Err(fault))
     }
 

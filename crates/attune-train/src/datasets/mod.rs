@@ -5,7 +5,8 @@
 //!
 //! `jobs/worker/training.rs` calls [`read`] or [`read_preferences`] for the training and the validation file. A file
 //! with faults gives one error that names the lines and says what to change ([`faults`]); `file_kinds` and
-//! `foreign_keys` recognise what other programs write, [`spelling`] what was misspelt.
+//! `foreign_keys` recognise what other programs write, [`spelling`] what was misspelt. The page of a new fine-tune calls
+//! [`examine`], and shows the [`first_examples`] as they are learned.
 
 mod builder;
 pub mod classes;
@@ -20,6 +21,7 @@ pub mod parse;
 pub mod preference;
 pub mod render;
 mod report;
+mod shown;
 pub mod spelling;
 pub mod store;
 mod turn;
@@ -42,6 +44,7 @@ use parse::Format;
 pub use render::RenderSettings;
 use render::RenderedExample;
 pub use report::{DatasetReport, NotedLines};
+pub use shown::{ShownExample, ShownPiece, first_examples};
 pub use store::ExampleStore;
 
 /// Examples that a training file must have at least; the number and the message are `OpenAI`'s.
@@ -102,17 +105,24 @@ pub fn read(
     codec: &impl TextCodec,
     settings: &RenderSettings,
 ) -> Result<Dataset> {
-    read_lines(reader, purpose, codec, settings, |line, format| {
-        let object = json::object(line)?;
-        if is_of_texts(&object) {
-            let line = TextLine::read(object)?;
-            format(line.goal.format())?;
-            return render_texts(&line, codec, settings);
-        }
-        let example = parse::example_of(object)?;
-        format(example.format())?;
-        Ok(Rendered::Example(render::render(&example, codec, settings)?))
-    })
+    read_lines(reader, purpose, codec, settings, render_line)?.into_dataset(purpose)
+}
+
+fn render_line(
+    line: &str,
+    format: NoteFormat<'_>,
+    codec: &impl TextCodec,
+    settings: &RenderSettings,
+) -> Result<Rendered, Fault> {
+    let object = json::object(line)?;
+    if is_of_texts(&object) {
+        let line = TextLine::read(object)?;
+        format(line.goal.format())?;
+        return render_texts(&line, codec, settings);
+    }
+    let example = parse::example_of(object)?;
+    format(example.format())?;
+    Ok(Rendered::Example(render::render(&example, codec, settings)?))
 }
 
 fn render_texts(line: &TextLine, codec: &impl TextCodec, settings: &RenderSettings) -> Result<Rendered, Fault> {
@@ -143,13 +153,57 @@ pub fn read_preferences(
     codec: &impl TextCodec,
     settings: &RenderSettings,
 ) -> Result<Dataset> {
-    read_lines(reader, purpose, codec, settings, |line, format| {
-        let pair = preference::preference(line)?;
-        format(pair.format())?;
-        let (chosen, rejected) =
-            (render::render(&pair.chosen, codec, settings)?, render::render(&pair.rejected, codec, settings)?);
-        Ok(Rendered::Pair([chosen, rejected]))
-    })
+    read_lines(reader, purpose, codec, settings, render_preference)?.into_dataset(purpose)
+}
+
+fn render_preference(
+    line: &str,
+    format: NoteFormat<'_>,
+    codec: &impl TextCodec,
+    settings: &RenderSettings,
+) -> Result<Rendered, Fault> {
+    let pair = preference::preference(line)?;
+    format(pair.format())?;
+    let (chosen, rejected) =
+        (render::render(&pair.chosen, codec, settings)?, render::render(&pair.rejected, codec, settings)?);
+    Ok(Rendered::Pair([chosen, rejected]))
+}
+
+/// Reads a file as [`read`] does, or, if it is `of_preferences`, as [`read_preferences`] does, for people who look at it:
+/// faults come with their lines.
+pub fn examine(
+    reader: impl BufRead,
+    purpose: Purpose,
+    of_preferences: bool,
+    codec: &impl TextCodec,
+    settings: &RenderSettings,
+) -> Result<Examined> {
+    if of_preferences {
+        read_lines(reader, purpose, codec, settings, render_preference)
+    } else {
+        read_lines(reader, purpose, codec, settings, render_line)
+    }
+}
+
+/// What was found in a file.
+#[derive(Debug)]
+pub enum Examined {
+    /// Examples, and no fault.
+    Fine(Box<Dataset>),
+    /// Lines with faults.
+    Faulty(Faults),
+}
+
+impl Examined {
+    fn into_dataset(self, purpose: Purpose) -> Result<Dataset> {
+        match self {
+            Self::Fine(dataset) => Ok(*dataset),
+            Self::Faulty(faults) => {
+                let message = faults.describe(purpose.title());
+                Err(Error::File { purpose, fault: FileFault::Content, message })
+            }
+        }
+    }
 }
 
 /// Units of training on one line.
@@ -220,13 +274,13 @@ impl From<attune_model::Error> for Fault {
 /// Callback that notes the format of a line and fails if other lines have another one.
 type NoteFormat<'a> = &'a mut dyn FnMut(Format) -> Result<(), String>;
 
-fn read_lines(
+fn read_lines<C: TextCodec>(
     reader: impl BufRead,
     purpose: Purpose,
-    codec: &impl TextCodec,
+    codec: &C,
     settings: &RenderSettings,
-    render: impl Fn(&str, NoteFormat<'_>) -> Result<Rendered, Fault>,
-) -> Result<Dataset> {
+    render: impl Fn(&str, NoteFormat<'_>, &C, &RenderSettings) -> Result<Rendered, Fault>,
+) -> Result<Examined> {
     let mut lines = Lines::new(reader);
     let mut faults = Faults::default();
     let mut first_format = None;
@@ -246,11 +300,11 @@ fn read_lines(
             }
             Err(format!("is {format}, but line {first_line} is {first}: use one format"))
         };
-        match line.map_err(Fault::from).and_then(|line| render(line, &mut note_format)) {
+        match line.map_err(Fault::from).and_then(|line| render(line, &mut note_format, codec, settings)) {
             // A file with a fault is refused: of the other lines only the faults matter.
             Ok(_) if !faults.is_empty() => {}
             Ok(rendered) => rendered.add_to(&mut builder)?,
-            Err(Fault::Line(fault)) => faults.push(number, &fault),
+            Err(Fault::Line(fault)) => faults.push_shown(number, &fault, Some(lines.shown())),
             Err(Fault::Other(error)) => return Err(error),
         }
         builder.end_line();
@@ -260,12 +314,12 @@ fn read_lines(
         }
     }
     if !faults.is_empty() {
-        return Err(Error::File { purpose, fault: FileFault::Content, message: faults.describe(purpose.title()) });
+        return Ok(Examined::Faulty(faults));
     }
     builder.report.format = first_format.map(|(_, format)| format);
     let dataset = builder.finish()?;
     check_size(&dataset, purpose, settings.max_tokens)?;
-    Ok(dataset)
+    Ok(Examined::Fine(Box::new(dataset)))
 }
 
 /// Refuses a file with too few examples, or with nothing that can be learned in `max_tokens`.

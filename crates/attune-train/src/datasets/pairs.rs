@@ -62,7 +62,7 @@ impl Goal {
 }
 
 /// Returns true if an object is meant as a line of texts.
-pub(super) fn is_of_texts(object: &Map<String, Value>) -> bool {
+pub fn is_of_texts(object: &Map<String, Value>) -> bool {
     let has = |keys: &[&str]| keys.iter().any(|key| object.contains_key(*key));
     // A query or a document alone, with an answer or a class beside it, is a prompt by another name.
     let meant = (has(&ANCHOR) && has(&POSITIVE)) || ((has(&ANCHOR) || has(&POSITIVE)) && !has_answer(object));

@@ -232,7 +232,7 @@ fn is_text(part: &Value, assistant: bool) -> bool {
 }
 
 /// Returns true if an object is meant as a pair of answers (it has `preferred_output` or `chosen`).
-pub(super) fn is_preference(object: &Map<String, Value>) -> bool {
+pub fn is_preference(object: &Map<String, Value>) -> bool {
     ["preferred_output", "non_preferred_output", "preferred_completion", "chosen", "rejected"]
         .iter()
         .any(|key| object.contains_key(*key))

@@ -31,7 +31,7 @@ pub struct ExampleStore {
     places: Vec<ExampleSpan>,
     digest: [u8; 32],
     /// Whether the examples are texts.
-    of_texts: bool,
+    pub(super) of_texts: bool,
     unpooled: [usize; 2],
 }
 
@@ -205,7 +205,8 @@ impl ExampleStore {
         Ok((texts, number))
     }
 
-    fn read_texts(&self, index: usize) -> Result<(Vec<Vec<u32>>, Option<f32>)> {
+    /// Reads the texts at `index` with their score or label, if they have one.
+    pub(super) fn read_texts(&self, index: usize) -> Result<(Vec<Vec<u32>>, Option<f32>)> {
         if !self.of_texts {
             return Err(Error::Internal("sequences were read as pairs of texts".into()));
         }
