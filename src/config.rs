@@ -115,6 +115,15 @@ pub struct Price {
     pub training: f64,
 }
 
+impl Price {
+    /// Returns the cost of a request: `cached` of its `prompt` tokens were found in the cache.
+    pub(crate) fn of_request(&self, prompt: u64, cached: u64, completion: u64) -> f64 {
+        let computed = prompt.saturating_sub(cached) as f64 * self.prompt;
+        let cached = cached as f64 * self.cached_prompt.unwrap_or(self.prompt);
+        (computed + cached + completion as f64 * self.completion) / 1e6
+    }
+}
+
 /// An operator's settings for training.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

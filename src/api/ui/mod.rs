@@ -25,6 +25,7 @@ mod inside;
 mod layout;
 mod models;
 mod operations;
+mod playground;
 mod section;
 mod security;
 mod sign_in;
@@ -53,7 +54,8 @@ use crate::api::access::shares::share_out;
 const FORM_BYTES: usize = 64 << 10;
 
 /// The pages, in the order of the navigation.
-const SECTIONS: &[Section] = &[fine_tunes::SECTION, models::SECTION, usage::SECTION, operations::SECTION];
+const SECTIONS: &[Section] =
+    &[fine_tunes::SECTION, playground::SECTION, models::SECTION, usage::SECTION, operations::SECTION];
 
 /// The state of all pages. Cheap to clone.
 #[derive(Clone)]

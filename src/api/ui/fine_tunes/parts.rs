@@ -5,6 +5,7 @@ use maud::{Markup, html};
 use serde_json::Value;
 
 use crate::api::fine_tuning::event_text::event_text;
+use crate::api::ui::playground;
 use crate::api::ui::words::{self, figure, moment};
 use crate::config::Config;
 use crate::format;
@@ -12,6 +13,7 @@ use crate::jobs::checkpoints::ModelCheckpoint;
 use crate::jobs::events::JobEvent;
 use crate::jobs::progress::Progress;
 use crate::jobs::{Job, JobApi, JobStatus};
+use crate::train::hyperparameters::TextLoss;
 
 /// A job with everything about it that changes but its curves.
 pub(super) struct Standing {
@@ -68,12 +70,24 @@ fn actions(job: &Job) -> Markup {
             @if can_stop || is_pausing {
                 form method="post" action={ (path) "/cancel" } data-confirm=(question) { button.danger { "Cancel" } }
             }
+            @if let Some(path) = job.fine_tuned_model.as_ref().and_then(|model| trial(job, model)) { a.button href=(path) { "Try it beside its base" } }
             @if job.fine_tuned_model.is_some() { a.button.quiet href={ (path) "/adapter" } download { "Download the adapter" } }
             @if !job.result_files.is_empty() {
                 a.button.quiet href={ (path) "/result" } download={ (job.id) ".csv" } { "Download the result file" }
             }
         }
     }
+}
+
+/// Returns the path of the page that tries `model`, which the job has made, beside the one that it was trained from;
+/// `None` for models that score pairs.
+fn trial(job: &Job, model: &str) -> Option<String> {
+    let page = match job.resolved.as_ref().and_then(|settings| settings.loss) {
+        None => playground::ANSWERS,
+        Some(TextLoss::Ranking | TextLoss::CosineSimilarity) => playground::TEXTS,
+        Some(TextLoss::BinaryCrossEntropy) => return None,
+    };
+    Some(playground::path_with(page, &[job.spec.asked_model(), model]))
 }
 
 /// What was expected beside what it took.
@@ -196,7 +210,10 @@ pub(super) fn checkpoints(standing: &Standing) -> Markup {
                         @for checkpoint in &standing.checkpoints {
                             @let full = number(&checkpoint.metrics, "full_valid_loss");
                             tr {
-                                th scope="row" { span.mono { bdi { (checkpoint.model) } } }
+                                th scope="row" {
+                                    span.mono { bdi { (checkpoint.model) } }
+                                    @if let Some(path) = trial(&standing.job, &checkpoint.model) { " " a href=(path) { "Try it" } }
+                                }
                                 td.number data-label="Step" { (checkpoint.step) }
                                 td.number data-label="Training loss" { (number(&checkpoint.metrics, "train_loss")) }
                                 td.number data-label="Validation loss" {
