@@ -156,7 +156,8 @@ impl Field {
                 label for=(self.name) { (self.label) }
                 div.row {
                     input id=(self.name) name=(self.name) value=(text) inputmode="decimal" size="10" autocomplete="off"
-                        aria-invalid=[fault.map(|_| "true")] aria-describedby={ (unit_id) @if fault.is_some() { " " (fault_id) } };
+                        aria-invalid=[fault.map(|_| "true")]
+                        aria-describedby={ (unit_id) @if fault.is_some() { " " (fault_id) } };
                     span id=(unit_id) { @if self.name == "price_per_hour" { (currency) " " } (self.unit) }
                 }
                 @if let Some(fault) = fault { p.fault id=(fault_id) { (fault) } }
@@ -195,22 +196,17 @@ async fn defaults(pages: &Pages, visitor: &Visitor) -> Result<Defaults, Problem>
         None => "no speed was measured since this server started: empty, one machine serves everything",
     };
     let whose = if visitor.caller.admin { "all organisations" } else { "your organisation" };
-    let (mix, origin) = match first {
-        Some(first) => {
-            let days = days_since(first, today);
-            let mean = |sum: i64, per: i64| round(sum as f64 / per as f64, 1.0);
-            let prompts = used.iter().map(|sums| sums.prompt_tokens).sum();
-            let answers = used.iter().map(|sums| sums.completion_tokens).sum();
-            let origin = format!(
-                "Filled from the {} requests of {whose} since {first}; {speed_words}.",
-                format::count(requests as f64)
-            );
-            ([mean(requests, days).max(1.0), mean(prompts, requests), mean(answers, requests)], origin)
-        }
-        None => {
-            let origin = format!("Nothing was asked in the last {DAYS} days, so this is an example; {speed_words}.");
-            ([10_000.0, 400.0, 100.0], origin)
-        }
+    let (mix, origin) = if let Some(first) = first {
+        let days = days_since(first, today);
+        let mean = |sum: i64, per: i64| round(sum as f64 / per as f64, 1.0);
+        let prompts = used.iter().map(|sums| sums.prompt_tokens).sum();
+        let answers = used.iter().map(|sums| sums.completion_tokens).sum();
+        let number = format::count(requests as f64);
+        let origin = format!("Filled from the {number} requests of {whose} since {first}; {speed_words}.");
+        ([mean(requests, days).max(1.0), mean(prompts, requests), mean(answers, requests)], origin)
+    } else {
+        let origin = format!("Nothing was asked in the last {DAYS} days, so this is an example; {speed_words}.");
+        ([10_000.0, 400.0, 100.0], origin)
     };
     let [requests, prompts, answers] = mix.map(|number| number.to_string());
     let speed = speed.map_or_else(String::new, |speed| speed.to_string());
