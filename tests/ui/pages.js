@@ -36,6 +36,14 @@ export const PAGES = [
     reads: ["Last training loss", "Settings that differ", "n_epochs", "rank"],
     ready: "#plot canvas",
   },
+  { name: "new-fine-tune", path: () => "/ui/fine-tunes/new", reads: ["A new fine-tune", "file"] },
+  { name: "playground", path: () => "/ui/playground", reads: ["Playground", "Temperature"] },
+  { name: "similarity", path: () => "/ui/playground/texts", reads: ["Similarity of texts"] },
+  { name: "models", path: () => "/ui/models", reads: ["Models", "demo"] },
+  { name: "usage", path: () => "/ui/usage", reads: ["Usage and cost"] },
+  { name: "costs", path: () => "/ui/usage/costs", reads: ["What it costs", "Requests"] },
+  { name: "operations", path: () => "/ui/operations", admin: true, reads: ["Operations", "Queue"] },
+  { name: "keys", path: () => "/ui/operations/keys", admin: true, reads: ["API keys", "acme"] },
   { name: "not-found", path: () => "/ui/nowhere", reads: ["Not found"], missing: true },
 ];
 
