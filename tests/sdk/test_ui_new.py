@@ -239,7 +239,8 @@ def test_a_table_becomes_training_lines(acme, sdk, tickets, kind):
         {"role": "user", "content": f"{question}, {separator} \"so\"{end}{HOSTILE}"},
         {"role": "assistant", "content": answer},
     ]}  # fmt: skip
-    assert sdk.files.retrieve(file).filename == HOSTILE.replace("/", "") + ".jsonl"
+    # Forms write a quotation mark in a name so, and the API keeps names as they come.
+    assert sdk.files.retrieve(file).filename == HOSTILE.replace("/", "").replace('"', "%22") + ".jsonl"
     assert acme.get(f"{NEW}/columns", params={"file": raw}).status_code == 404, "the table is gone"
 
 

@@ -8,7 +8,6 @@ import pytest
 from conftest import create_key, keys_command, wait_for
 
 SCRIPTS = re.compile(r"<script(?![^>]*\bsrc=)|\son\w+=|\sstyle=|javascript:", re.IGNORECASE)
-FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 def browser(server, **headers):

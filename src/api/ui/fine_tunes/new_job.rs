@@ -94,7 +94,7 @@ fn first_step(visitor: &Visitor, draft: &Draft, fault: Option<Markup>) -> Markup
 }
 
 /// The form that uploads a file; `draft` has what was chosen before.
-pub(super) fn file_form(label: &str, draft: &Draft) -> Markup {
+fn file_form(label: &str, draft: &Draft) -> Markup {
     html! {
         form.card.drop method="post" enctype="multipart/form-data" action={ (PATH) "?" (draft.query()) } data-drop {
             p { label for="file" { (label) } }

@@ -373,10 +373,10 @@ mod tests {
     fn objects_of_an_array_become_lines_as_they_are_or_by_their_keys() {
         let as_they_are = Conversion { target: None, ..of("", &[], Source::Array) };
         let content =
-            "[\n  {\"prompt\": \"a\",\n \"completion\": 1e400, \"n\": 12345678901234567890123},\n  {\"b\": {}}\n]";
+            "[\n  {\"prompt\": \"a\",\n \"completion\": 1.50e40, \"n\": 12345678901234567890123},\n  {\"b\": {}}\n]";
         let (lines, _) = run(content, &as_they_are).expect("fine");
         assert_eq!(lines.len(), 2);
-        assert!(lines[0].contains("1e400") && lines[0].contains("12345678901234567890123"), "{}", lines[0]);
+        assert!(lines[0].contains("1.50e40") && lines[0].contains("12345678901234567890123"), "{}", lines[0]);
         assert!(run("[{\"a\":1},[2]]", &as_they_are).expect_err("a fault").contains("Line 2 is an array"));
         let by_key = of("completion", &[Some(0), Some(1)], Source::Array);
         let (lines, _) = run("[{\"in\":\"a\",\"out\":\"b\"},{\"out\":true,\"in\":7}]", &by_key).expect("fine");

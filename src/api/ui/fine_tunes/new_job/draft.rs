@@ -230,7 +230,7 @@ impl Draft {
     }
 
     /// Returns the fields that say something.
-    pub(super) fn pairs(&self) -> impl Iterator<Item = (&'static str, &str)> {
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.values.iter().map(|(name, value)| (*name, value.as_str()))
     }
 
