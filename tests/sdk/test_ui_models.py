@@ -119,7 +119,8 @@ def test_what_a_form_may_not_do_is_said_in_words(acme, trained):
 
 def test_a_model_is_deleted_only_if_it_is_meant(acme, tenants, tickets):
     with tenants.client("acme") as client:
-        job = wait_for_end(client, create_job(client, upload(client, tickets[:8]), suffix="gone").id)
+        job = wait_for_end(client, create_job(client, upload(client, tickets[:16]), suffix="gone").id)
+        assert job.status == "succeeded", job.error
         name = job.fine_tuned_model
         assert acme.post(place(name), data={"action": "delete"}).status_code == 400
         assert acme.get(place(name)).status_code == 200

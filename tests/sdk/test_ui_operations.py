@@ -23,7 +23,7 @@ def acme(tenants):
         yield client
 
 
-def make(admin, **fields):
+def make(admin, /, **fields):
     """Makes a key by the form; returns its text and its id."""
     answer = admin.post(KEYS, data=fields)
     assert answer.status_code == 200, answer.text
