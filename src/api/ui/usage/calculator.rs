@@ -323,11 +323,13 @@ fn result(plan: &Plan, prices: &[(&Hosted, Result<Price, &'static str>)], curren
                         }
                     }
                     tbody {
-                        @for (model, _, costs) in &compared {
+                        @for (model, price, costs) in &compared {
                             tr {
                                 th scope="row" { bdi { (model) } }
                                 td.number data-label="A request" { (money(costs.request)) }
-                                td.number data-label="Fine-tunes a day" { (money(costs.training)) }
+                                td.number data-label="Fine-tunes a day" {
+                                    @if price.training > 0.0 { (money(costs.training)) } @else { "–" }
+                                }
                                 td.number data-label="A day" { (money(costs.by_token)) }
                                 td data-label="Break-even" { (break_even(costs)) }
                                 td data-label="Cheaper" { (cheaper(costs, currency)) }
@@ -336,6 +338,9 @@ fn result(plan: &Plan, prices: &[(&Hosted, Result<Price, &'static str>)], curren
                     }
                 }
             }
+        }
+        @if compared.iter().any(|(_, price, _)| price.training <= 0.0) {
+            p.hint { "Where no price of training is given, fine-tunes are left out of what is paid by the token." }
         }
         (curves::show(plan, &compared, currency))
     }
