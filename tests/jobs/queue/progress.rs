@@ -1,5 +1,8 @@
 //! What people see of many jobs at once, and the curves of one.
 
+use attune::jobs::JobStatus;
+use attune::jobs::queue::StopRequest;
+
 use super::*;
 
 async fn tell(fixture: &Fixture, job: &Job, kind: &str, data: serde_json::Value) {
@@ -94,4 +97,22 @@ async fn validations_are_the_steps_that_have_a_validation_loss() {
     assert_eq!(validations.steps, [2, 4]);
     assert!(validations.figures["valid_loss"][0].total_cmp(&2.5).is_eq());
     assert!(validations.figures["full_valid_loss"][1].total_cmp(&2.0).is_eq());
+}
+
+#[tokio::test]
+async fn the_queue_as_a_whole_shows_what_runs_first_and_nothing_that_has_ended() {
+    let fixture = Fixture::new().await;
+    let ended = fixture.enqueued().await;
+    fixture.stop(&ended, StopRequest::Cancel).await.unwrap();
+    let running = fixture.running().await;
+    let queued = fixture.enqueue("rival", JobApi::FineTunes, spec()).await.unwrap();
+    let (jobs, more) = fixture.unfinished(10).await.unwrap();
+    assert!(!more);
+    let shown: Vec<(&str, &str, JobStatus)> =
+        jobs.iter().map(|job| (job.id.as_str(), job.organization.as_str(), job.status)).collect();
+    let first = (running.id.as_str(), running.organization.as_str(), JobStatus::Running);
+    assert_eq!(shown, [first, (queued.id.as_str(), "rival", JobStatus::Queued)]);
+    assert_eq!((jobs[0].worker.as_deref(), jobs[0].attempt, jobs[1].worker.as_deref()), (Some("w"), 1, None));
+    let (jobs, more) = fixture.unfinished(1).await.unwrap();
+    assert!(more && jobs.len() == 1);
 }
