@@ -17,6 +17,7 @@ pub mod panels;
 pub mod product;
 pub mod sinks;
 mod vector;
+mod view;
 
 use std::sync::Arc;
 

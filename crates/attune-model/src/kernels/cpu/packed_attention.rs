@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::panels::unpacked::{Output, Right, multiply_here};
-use super::product::View;
+use super::view::View;
 use super::{SharedSlice, Values, activations, tensor, vector};
 use crate::Result;
 use crate::kernels::{AttentionForm, AttentionState, DistanceBias};

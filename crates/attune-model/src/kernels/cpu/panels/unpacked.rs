@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::mem::take;
 
-use super::super::product::View;
+use super::super::view::View;
 use super::float::{ByColumns, F32, FloatColumns, FloatRows};
 use super::level::Level;
 use super::lines::Lines;
