@@ -5,7 +5,6 @@
 
 import importlib.util
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -49,7 +48,8 @@ training = 5.0
 
 def sql(server, statement, **variables):
     """Runs SQL in the server's private database; `:'name'` is a variable's text."""
-    (folder,) = {found[1] for line in server.log if (found := re.search(r"socket in ([^)\s]+)", line))}
+    # Its fifth line is the folder of the socket.
+    folder = (server.data_dir / "postgres" / "postmaster.pid").read_text().splitlines()[4]
     psql = shutil.which("psql") or "psql"
     command = [psql, "-h", folder, "-U", "attune", "-d", "attune", "-qAt", "-v", "ON_ERROR_STOP=1"]
     for name, value in variables.items():
